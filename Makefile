@@ -1,0 +1,129 @@
+# peertalk: every target makes its own .venv when it is missing, and needs Python 3.11 or later, a C compiler and make. `make help` lists them.
+#
+# Extension modules are built once for each kind into build/native/KIND and copied into peertalk/_core/: "debug" (assertions on) for the tests,
+# "release" for what is measured. The sanitizer kinds live in copies of the tree under build/sanitize and never touch this one.
+
+PYTHON ?= python3
+DEMO_PATH ?=
+TEST_ARGS ?=
+FUZZ_RUNS ?= 10000000
+CLANG ?= clang
+GCC ?= gcc
+
+PY := .venv/bin/python
+SOURCES := $(wildcard csrc/*/*.c csrc/*/*.h) build_ffi.py
+C_FILES := $(wildcard csrc/*/*.c)
+C_WARNINGS := -std=c11 -Wall -Wextra -Wconversion -Wshadow -Wpedantic -Werror
+C_INCLUDES := -Icsrc/core -Icsrc/platform -Icsrc/border
+SANITIZERS := address thread
+
+.PHONY: help demo test bench soak lint lint-python lint-c sanitize sanitize-address sanitize-thread fuzz release debug clean
+.DELETE_ON_ERROR:
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+
+demo: release ## two processes find each other and exchange files; DEMO_PATH=folder chooses which
+	@exec .venv/bin/peertalk demo $(DEMO_PATH)
+
+test: debug ## the whole suite, with assertions on in C; TEST_ARGS="-k words" narrows it
+	$(PY) -m pytest tests $(TEST_ARGS)
+
+bench: release .venv/bench ## C against the reference core, then against other libraries
+	.venv/bin/peertalk bench
+	$(PY) bench/versus.py
+
+soak: debug ## the long form of the tests that have one: millions of messages, minutes
+	PEERTALK_SOAK=1 $(PY) -m pytest tests -m soak $(TEST_ARGS)
+
+lint: lint-python lint-c ## ruff, mypy --strict, and the C with gcc, clang, clang-tidy and cppcheck, warnings as errors
+
+lint-python: .venv/lint
+	.venv/bin/ruff check .
+	.venv/bin/mypy --strict peertalk
+
+lint-c: .venv/made
+	@for tool in $(GCC) $(CLANG) clang-tidy cppcheck; do command -v $$tool >/dev/null \
+	    || { echo "make lint needs $$tool beside the Python tools: on Debian, apt-get install gcc clang clang-tidy cppcheck"; exit 1; }; done
+	@set -e; python=$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("include"))'); \
+	for size in "" -DPT_LOWMEM; do for checks in -DNDEBUG -DPT_ASSERTIONS=1; do \
+	    for compiler in "$(GCC) -O2 -c -o /dev/null" "$(CLANG) -fsyntax-only"; do \
+	        echo "$$compiler $$size $$checks: $(words $(C_FILES)) files"; \
+	        for file in $(C_FILES); do $$compiler $(C_WARNINGS) $$size $$checks $(C_INCLUDES) -isystem $$python -DPy_LIMITED_API=0x030B0000 $$file; done; \
+	    done; done; \
+	    echo "clang-tidy $$size"; \
+	    clang-tidy --quiet $(C_FILES) -- -std=c11 $$size -DPT_ASSERTIONS=1 $(C_INCLUDES) -isystem $$python -DPy_LIMITED_API=0x030B0000 2>/dev/null; \
+	    echo "cppcheck $$size"; \
+	    cppcheck --quiet --std=c11 --enable=warning,portability --inline-suppr --error-exitcode=1 $$size -D__GNUC__=12 -D__x86_64__=1 $(C_INCLUDES) $(C_FILES); \
+	done
+
+# UBSan says nothing about signed overflow under Python's -fwrapv, and its -DNDEBUG takes assertions away: build_ffi.py turns both back.
+# PYTHONMALLOC=malloc lets AddressSanitizer see each object; tests/lsan.supp names what the interpreter itself keeps. Under ThreadSanitizer uvloop stays
+# out: its own code was built without, so each of its locks would be invisible and each report about it false. Reports go to files, because one from a
+# child process counts as much; libubsan knows only standard error, so pytest leaves that alone (--capture=sys).
+sanitize: sanitize-address sanitize-thread ## the suite under Address-, UndefinedBehavior- and LeakSanitizer; threads under ThreadSanitizer
+
+SANITIZED_address = LD_PRELOAD="$$($(GCC) -print-file-name=libasan.so) $$($(GCC) -print-file-name=libubsan.so)" PYTHONMALLOC=malloc \
+    ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1:malloc_context_size=12:log_path=$(CURDIR)/build/sanitize/address.report \
+    UBSAN_OPTIONS=print_stacktrace=1 \
+    LSAN_OPTIONS=suppressions=$(CURDIR)/tests/lsan.supp:print_suppressions=0
+SANITIZED_thread = LD_PRELOAD="$$($(GCC) -print-file-name=libtsan.so)" \
+    TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:log_path=$(CURDIR)/build/sanitize/thread.report
+SUITE_address := -m "not unsanitized and not source"
+SUITE_thread := -m "threads and not unsanitized and not source" -k "not uvloop"
+
+$(SANITIZERS:%=sanitize-%): sanitize-%: build/native/%/made
+	@test -e "$$($(GCC) -print-file-name=libasan.so)" -a -e "$$($(GCC) -print-file-name=libtsan.so)" \
+	    || { echo "make sanitize needs gcc with libasan, libubsan and libtsan: on Debian, apt-get install gcc"; exit 1; }
+	@rm -rf build/sanitize/$* build/sanitize/$*.report.*; mkdir -p build/sanitize/$*
+	@tar -c --exclude=./.git --exclude=./.venv --exclude=./build --exclude=./dist --exclude='*.so' . | tar -x -C build/sanitize/$*
+	@cp build/native/$*/*.so build/sanitize/$*/peertalk/_core/
+	cd build/sanitize/$* && status=0; PYTHONPATH=$(CURDIR)/build/sanitize/$* PEERTALK_SANITIZER=$* $(SANITIZED_$*) \
+	    $(CURDIR)/$(PY) -m pytest tests -p no:cacheprovider --capture=sys $(SUITE_$*) $(TEST_ARGS) || status=$$?; \
+	for report in $(CURDIR)/build/sanitize/$*.report.*; do \
+	    if test -s $$report; then echo "== $$report"; cat $$report; status=1; fi; done; exit $$status
+
+FUZZ_TARGETS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
+
+fuzz: $(FUZZ_TARGETS:%=build/fuzz/%) ## libFuzzer on each decoder; FUZZ_RUNS inputs over all of them; what it finds stays in build/fuzz
+	@test -n "$(FUZZ_TARGETS)" || { echo "no fuzz targets in tests/fuzz"; exit 1; }
+	@set -e; for name in $(FUZZ_TARGETS); do \
+	    runs=$$(( ($(FUZZ_RUNS) + $(words $(FUZZ_TARGETS)) - 1) / $(words $(FUZZ_TARGETS)) )); \
+	    mkdir -p build/fuzz/found/$$name tests/fuzz/corpus/$$name; echo "fuzz $$name: $$runs inputs"; \
+	    build/fuzz/$$name -runs=$$runs -max_len=20000 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 -verbosity=0 \
+	        -artifact_prefix=build/fuzz/$$name- build/fuzz/found/$$name tests/fuzz/corpus/$$name 2>build/fuzz/$$name.log || { tail -40 build/fuzz/$$name.log; exit 1; }; \
+	    grep -E '^stat::(number_of_executed_units|average_exec_per_sec)' build/fuzz/$$name.log; \
+	done
+
+build/fuzz/%: tests/fuzz/fuzz_%.c $(SOURCES) $(wildcard tests/fuzz/*.h)
+	@echo 'int LLVMFuzzerTestOneInput(const unsigned char *d, unsigned long n); int LLVMFuzzerTestOneInput(const unsigned char *d, unsigned long n) { return !d && !n; }' \
+	    | $(CLANG) -fsanitize=fuzzer,address,undefined -x c - -o /dev/null 2>/dev/null \
+	    || { echo "make fuzz needs clang with its sanitizer runtime: on Debian, apt-get install clang libclang-rt-14-dev (the number of your clang)"; exit 1; }
+	@mkdir -p build/fuzz
+	$(CLANG) -std=c11 -g -O1 -fno-omit-frame-pointer -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -DPT_ASSERTIONS=1 \
+	    -Icsrc/core $< $(wildcard csrc/core/*.c) -o $@
+
+release debug: %: build/native/%/made
+	@install -m 755 build/native/$*/*.so peertalk/_core/
+
+build/native/%/made: $(SOURCES) .venv/made
+	@mkdir -p build/native/$*
+	PEERTALK_BUILD=$(filter-out release,$*) PT_LOWMEM= $(if $(filter $(SANITIZERS),$*),CC=$(GCC) LDSHARED="$(GCC) -shared") $(PY) build_ffi.py build/native/$*
+	@touch $@
+
+# The project is installed as a link to this tree, without its extension modules: those are copied in by the kinds above.
+.venv/made: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "peertalk needs Python 3.11 or later and $(PYTHON) is not: say which with make PYTHON=python3.11"; exit 1; }
+	@$(PY) -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+	$(PY) -m pip install --quiet --upgrade "pip>=25.1"
+	PEERTALK_BUILD=none PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --editable ".[cli,uvloop]" --group test
+	@touch $@
+
+.venv/lint .venv/bench .venv/release: .venv/%: .venv/made
+	$(PY) -m pip install --quiet --group $*
+	@touch $@
+
+clean: ## forget everything that was built, .venv included
+	rm -rf .venv build dist wheelhouse *.egg-info peertalk/_core/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,97 @@
+"""Build the C core as two extension modules, standard and lowmem, from the headers in csrc/.
+
+The headers have three readers: the compiler, cffi and people. This file drops their preprocessor lines, turns each integer limit into
+`#define NAME ...` and each array length into `[...]`, and lets the C compiler fill both in. So no declaration is written twice.
+
+Environment:
+    PEERTALK_BUILD=none        build nothing: a pure-Python package (reference core)
+    PEERTALK_BUILD=debug       assertions on, optimisation low
+    PEERTALK_BUILD=address     assertions, AddressSanitizer and UndefinedBehaviorSanitizer
+    PEERTALK_BUILD=thread      assertions and ThreadSanitizer
+    PT_LOWMEM=1                build the lowmem module only
+
+Run as a script it builds in place, into peertalk/_core/ (or into the folder given as its argument).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from cffi import FFI
+
+ROOT = Path(__file__).resolve().parent
+HEADERS = (
+    "core/pt_config.h", "core/pt_assert.h", "core/pt_error.h", "core/pt_crc.h", "core/pt_wire.h", "core/pt_pool.h", "core/pt_wheel.h",
+    "core/pt_ingest.h", "core/pt_pipeline.h", "core/pt_platform.h", "core/pt_loop.h", "platform/pt_posix.h", "border/pt_batch.h",
+)  # in the order of their includes
+FLAGS = {
+    "": ["-O3", "-g0"],
+    "debug": ["-O1", "-g", "-UNDEBUG", "-fno-wrapv", "-DPT_ASSERTIONS=1"],
+    "address": ["-O1", "-g", "-UNDEBUG", "-fno-wrapv", "-DPT_ASSERTIONS=1", "-fno-omit-frame-pointer",
+                "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "thread": ["-O1", "-g", "-UNDEBUG", "-fno-wrapv", "-DPT_ASSERTIONS=1", "-fsanitize=thread"],
+}
+
+
+def declarations(text: str) -> str:
+    """The part of a header that cffi understands: no preprocessor, limits and lengths left to the compiler."""
+    text = re.sub(r"/\*.*?\*/", "", text, flags=re.S)
+    lines = []
+    for line in text.splitlines():
+        define = re.match(r"#\s*define\s+(\w+)\s+\S", line)
+        if define:
+            lines.append(f"#define {define[1]} ...")
+        elif not re.match(r"\s*#", line):
+            lines.append(re.sub(r"\[[A-Z]\w*\]", "[...]", line))
+    return "\n".join(dict.fromkeys(line for line in lines if line.startswith("#"))) + "\n" + "\n".join(
+        line for line in lines if not line.startswith("#"))
+
+
+def make_ffi(name: str, root: Path = Path()) -> FFI:
+    """An FFI that compiles to peertalk._core.<name>; name is "_standard" or "_lowmem". root: where csrc lies for the compiler."""
+    kind = os.environ.get("PEERTALK_BUILD", "")
+    if kind not in FLAGS:
+        raise SystemExit(f"PEERTALK_BUILD={kind!r}: use one of {', '.join(sorted(FLAGS)[1:])}, none, or leave it unset")
+    sanitizers = [flag for flag in FLAGS[kind] if flag.startswith("-fsanitize")]
+    ffi = FFI()
+    csrc = ROOT / "csrc"
+    for header in HEADERS:
+        ffi.cdef(declarations((csrc / header).read_text()))
+    sources = sorted(str(root / path.relative_to(ROOT)) for folder in ("core", "platform", "border") for path in (csrc / folder).glob("*.c"))
+    ffi.set_source(
+        f"peertalk._core.{name}",
+        "".join(f'#include "{Path(header).name}"\n' for header in HEADERS),
+        sources=sources,
+        depends=[str(root / path.relative_to(ROOT)) for path in sorted(csrc.glob("*/*.h"))],  # a changed header builds anew
+        include_dirs=[str(root / "csrc" / folder) for folder in ("core", "platform", "border")],
+        define_macros=[("Py_LIMITED_API", "0x030B0000")] + ([("PT_LOWMEM", "1")] if name == "_lowmem" else []),
+        extra_compile_args=["-std=c11", "-fvisibility=hidden", *FLAGS[kind]],
+        extra_link_args=sanitizers,
+        py_limited_api=True,
+    )
+    return ffi
+
+
+def modules() -> list[str]:
+    """Names of the extension modules that this environment asks for."""
+    if os.environ.get("PEERTALK_BUILD") == "none":
+        return []
+    return ["_lowmem"] if os.environ.get("PT_LOWMEM") == "1" else ["_standard", "_lowmem"]
+
+
+if "_standard" in modules():
+    standard = make_ffi("_standard")
+if "_lowmem" in modules():
+    lowmem = make_ffi("_lowmem")
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "peertalk" / "_core").resolve()
+    for module in modules():
+        with tempfile.TemporaryDirectory() as scratch:
+            built = make_ffi(module, ROOT).compile(tmpdir=scratch)
+            shutil.move(built, target / Path(built).name)

@@ -1,0 +1,429 @@
+#if !defined(PYPY_VERSION)
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#endif
+
+#include "pt_batch.h"
+
+#if defined(PYPY_VERSION) || !defined(Py_PYTHON_H)
+
+int pt_border_attach(void *module)
+{
+    (void)module;
+    return -1;
+}
+
+#else
+
+#include <string.h>
+
+#include "pt_assert.h"
+#include "pt_loop.h"
+
+#define FIRST_PAYLOADS 256
+#define FIRST_ITEMS 32
+
+/* What send and send_many are bound to. */
+typedef struct bound_link {
+    pt_context *context;
+    pt_link *link;
+    PyObject *owner; /* keeps the memory of both */
+} bound_link;
+
+/* One tuple to be: a frame, or consecutive plain DATA frames of one link. */
+typedef struct item {
+    uint64_t a;   /* BATCH: payload bytes; FRAME: type, flags and sequence */
+    size_t first; /* index of its first payload */
+    size_t count; /* of its payloads */
+    uint32_t kind;
+    uint32_t tag;
+} item;
+
+/* What turn is bound to. What a turn brings is first collected here and then told to Python, so that a lack of memory on the way loses nothing: what was
+ * not told stays for the next turn. */
+typedef struct bound_loop {
+    pt_context *context;
+    PyObject *owner;
+    pt_event *events;
+    PyObject **payloads; /* bytes objects, one reference each until they are told */
+    item *items;
+    PyObject *told;      /* list of final length that is being filled; NULL between turns */
+    size_t payload_count;
+    size_t payload_capacity;
+    size_t item_count;
+    size_t item_capacity;
+    size_t told_count; /* items, then events, already in told */
+    int capacity;
+    int event_count;
+    int busy; /* 1: a turn runs; a finalizer that calls it again is refused */
+} bound_loop;
+
+/* ---------------------------------------------------------------------------------------------------------------- sending */
+
+static void free_link(PyObject *capsule)
+{
+    bound_link *bound = PyCapsule_GetPointer(capsule, NULL);
+    if (bound == NULL)
+        return;
+    Py_XDECREF(bound->owner);
+    PyMem_Free(bound);
+}
+
+/* Send one payload. Returns hints or PT_ERR_*; sets *raised when Python refused instead. */
+static int send_one(const bound_link *bound, PyObject *payload, int *raised)
+{
+    if (PyBytes_CheckExact(payload)) {
+        char *data = NULL;
+        Py_ssize_t len = 0;
+        (void)PyBytes_AsStringAndSize(payload, &data, &len);
+        if ((uint64_t)len > UINT32_MAX)
+            return bound->link->state == PT_LINK_OPEN ? PT_ERR_MESSAGE_TOO_LARGE : PT_ERR_NOT_CONNECTED;
+        return pt_link_send(bound->context, bound->link, PT_FRAME_DATA, 0, (const uint8_t *)data, (uint32_t)len);
+    }
+    Py_buffer view;
+    if (PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE) != 0) {
+        if (PyErr_ExceptionMatches(PyExc_BufferError)) {
+            PyErr_Clear();
+            PyErr_SetString(PyExc_TypeError, "payload must be bytes or a contiguous buffer");
+        }
+        *raised = 1;
+        return PT_ERR_INVALID_PARAM;
+    }
+    int code;
+    if ((uint64_t)view.len > UINT32_MAX)
+        code = bound->link->state == PT_LINK_OPEN ? PT_ERR_MESSAGE_TOO_LARGE : PT_ERR_NOT_CONNECTED;
+    else
+        code = pt_link_send(bound->context, bound->link, PT_FRAME_DATA, 0, view.buf, (uint32_t)view.len);
+    PyBuffer_Release(&view);
+    return code;
+}
+
+static PyObject *link_send(PyObject *self, PyObject *payload)
+{
+    const bound_link *bound = PyCapsule_GetPointer(self, NULL);
+    if (bound == NULL)
+        return NULL;
+    int raised = 0;
+    int code = send_one(bound, payload, &raised);
+    return raised ? NULL : PyLong_FromLong(code);
+}
+
+static PyObject *link_send_many(PyObject *self, PyObject *const *arguments, Py_ssize_t argument_count)
+{
+    const bound_link *bound = PyCapsule_GetPointer(self, NULL);
+    if (bound == NULL)
+        return NULL;
+    if (argument_count < 1 || argument_count > 2 || !PyList_Check(arguments[0])) {
+        PyErr_SetString(PyExc_TypeError, "send_many(payloads, start=0): payloads must be a list");
+        return NULL;
+    }
+    PyObject *payloads = arguments[0];
+    Py_ssize_t start = 0;
+    if (argument_count == 2) {
+        start = PyLong_AsSsize_t(arguments[1]);
+        if (start == -1 && PyErr_Occurred())
+            return NULL;
+        if (start < 0) {
+            PyErr_SetString(PyExc_ValueError, "send_many: start must not be negative");
+            return NULL;
+        }
+    }
+
+    /* A buffer's own code may run and change the list, so its length is asked for each time and the payload held. */
+    int code = 0;
+    Py_ssize_t index = start;
+    for (; index < PyList_Size(payloads); index++) {
+        PyObject *payload = PyList_GetItem(payloads, index);
+        int raised = 0;
+        Py_INCREF(payload);
+        int result = send_one(bound, payload, &raised);
+        Py_DECREF(payload);
+        if (raised) {
+            if (index == start)
+                return NULL;
+            PyErr_Clear();
+        }
+        if (result < 0) {
+            code = result;
+            break;
+        }
+        code |= result;
+    }
+    PyObject *accepted = PyLong_FromSsize_t(index > start ? index - start : 0);
+    PyObject *last = PyLong_FromLong(code);
+    PyObject *both = accepted != NULL && last != NULL ? PyTuple_Pack(2, accepted, last) : NULL;
+    Py_XDECREF(accepted);
+    Py_XDECREF(last);
+    return both;
+}
+
+/* -------------------------------------------------------------------------------------------------------------- receiving */
+
+/* A larger array in place of a full one; its capacity is changed too. NULL when there is no memory, and nothing has changed. */
+static void *grow(void *array, size_t *capacity, size_t first, size_t element_size)
+{
+    size_t wanted = *capacity ? *capacity * 2 : first;
+    void *larger = PyMem_Realloc(array, wanted * element_size);
+    if (larger != NULL)
+        *capacity = wanted;
+    return larger;
+}
+
+static int grow_payloads(bound_loop *bound)
+{
+    PyObject **larger = grow(bound->payloads, &bound->payload_capacity, FIRST_PAYLOADS, sizeof *larger);
+    if (larger != NULL)
+        bound->payloads = larger;
+    return larger != NULL;
+}
+
+static int grow_items(bound_loop *bound)
+{
+    item *larger = grow(bound->items, &bound->item_capacity, FIRST_ITEMS, sizeof *larger);
+    if (larger != NULL)
+        bound->items = larger;
+    return larger != NULL;
+}
+
+/* The border's sink: payloads become bytes where they lie, and join the batch of their link. */
+static int collect(void *sink_context, uint32_t tag, const pt_frame *frame)
+{
+    bound_loop *bound = sink_context;
+    if (bound->payload_count == bound->payload_capacity && !grow_payloads(bound))
+        return PT_ERR_NO_MEMORY;
+    int plain = frame->type == PT_FRAME_DATA && (frame->flags & (PT_FLAG_FRAGMENT | PT_FLAG_BATCH)) == 0;
+    item *last = bound->item_count ? &bound->items[bound->item_count - 1] : NULL;
+    int joins = plain && last != NULL && last->kind == PT_EVENT_BATCH && last->tag == tag;
+    if (!joins && bound->item_count == bound->item_capacity) {
+        if (!grow_items(bound))
+            return PT_ERR_NO_MEMORY;
+    }
+    PyObject *payload = PyBytes_FromStringAndSize((const char *)frame->payload, (Py_ssize_t)frame->payload_len);
+    if (payload == NULL) {
+        PyErr_Clear();
+        return PT_ERR_NO_MEMORY;
+    }
+
+    if (joins) {
+        last->a += frame->payload_len;
+        last->count++;
+    } else {
+        item *fresh = &bound->items[bound->item_count++];
+        fresh->kind = plain ? PT_EVENT_BATCH : PT_EVENT_FRAME;
+        fresh->tag = tag;
+        fresh->first = bound->payload_count;
+        fresh->count = 1;
+        fresh->a = plain ? frame->payload_len : frame->type | (uint64_t)frame->flags << 8 | (uint64_t)frame->sequence << 16;
+    }
+    bound->payloads[bound->payload_count++] = payload;
+    return PT_OK;
+}
+
+/* (kind, tag, a, b); the reference to b is taken over, also on failure. NULL: no memory. */
+static PyObject *make_tuple(uint32_t kind, uint32_t tag, long long a, PyObject *b)
+{
+    PyObject *tuple = PyTuple_New(4);
+    PyObject *parts[3] = {PyLong_FromLong((long)kind), PyLong_FromUnsignedLong(tag), PyLong_FromLongLong(a)};
+    if (tuple == NULL || b == NULL || parts[0] == NULL || parts[1] == NULL || parts[2] == NULL) {
+        Py_XDECREF(tuple);
+        Py_XDECREF(b);
+        for (int index = 0; index < 3; index++)
+            Py_XDECREF(parts[index]);
+        return NULL;
+    }
+    for (int index = 0; index < 3; index++)
+        (void)PyTuple_SetItem(tuple, index, parts[index]);
+    (void)PyTuple_SetItem(tuple, 3, b);
+    return tuple;
+}
+
+/* The tuple of an item. Payloads change hands only when nothing can fail any more. */
+static PyObject *tell_item(bound_loop *bound, const item *one)
+{
+    if (one->kind == PT_EVENT_FRAME) {
+        PyObject *payload = bound->payloads[one->first];
+        Py_INCREF(payload);
+        PyObject *tuple = make_tuple(one->kind, one->tag, (long long)one->a, payload);
+        if (tuple != NULL)
+            Py_CLEAR(bound->payloads[one->first]);
+        return tuple;
+    }
+    PyObject *list = PyList_New((Py_ssize_t)one->count);
+    Py_XINCREF(list);
+    PyObject *tuple = make_tuple(one->kind, one->tag, (long long)one->a, list);
+    if (tuple != NULL) {
+        for (size_t index = 0; index < one->count; index++) {
+            (void)PyList_SetItem(list, (Py_ssize_t)index, bound->payloads[one->first + index]);
+            bound->payloads[one->first + index] = NULL;
+        }
+    }
+    Py_XDECREF(list);
+    return tuple;
+}
+
+static PyObject *tell_event(const pt_event *event)
+{
+    long long a = 0;
+    long b = 0;
+    if (event->kind == PT_EVENT_SENT) {
+        a = event->count;
+        b = event->code;
+    } else if (event->kind == PT_EVENT_CLOSED) {
+        a = event->code;
+        b = event->system_error;
+    } else if (event->kind == PT_EVENT_READY) {
+        a = event->count;
+    }
+    return make_tuple(event->kind, event->tag, a, PyLong_FromLong(b));
+}
+
+/* Make the list of what was collected. NULL with MemoryError: what is missing is told by the next call. */
+static PyObject *tell(bound_loop *bound)
+{
+    size_t total = bound->item_count + (size_t)bound->event_count;
+    if (bound->told == NULL) {
+        bound->told_count = 0;
+        bound->told = PyList_New((Py_ssize_t)total);
+        if (bound->told == NULL)
+            return NULL;
+    }
+    while (bound->told_count < total) {
+        size_t index = bound->told_count;
+        PyObject *tuple = index < bound->item_count ? tell_item(bound, &bound->items[index]) : tell_event(&bound->events[index - bound->item_count]);
+        if (tuple == NULL)
+            return NULL;
+        (void)PyList_SetItem(bound->told, (Py_ssize_t)index, tuple);
+        bound->told_count++;
+    }
+    PyObject *told = bound->told;
+    bound->told = NULL;
+    bound->payload_count = 0;
+    bound->item_count = 0;
+    bound->event_count = 0;
+    return told;
+}
+
+static PyObject *loop_turn(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    bound_loop *bound = PyCapsule_GetPointer(self, NULL);
+    if (bound == NULL)
+        return NULL;
+    if (bound->busy)
+        return PyLong_FromLong(PT_ERR_BUSY);
+    bound->busy = 1;
+    if (bound->item_count == 0 && bound->event_count == 0) { /* else memory ran out before all was told */
+        pt_sink sink = {collect, bound, UINT32_MAX};
+        int count = pt_loop_turn(bound->context, 0, bound->events, bound->capacity, &sink);
+        if (count < 0) { /* before anything was read */
+            bound->busy = 0;
+            return PyLong_FromLong(count);
+        }
+        bound->event_count = count;
+    }
+    PyObject *told = tell(bound);
+    bound->busy = 0;
+    return told;
+}
+
+static void free_loop(PyObject *capsule)
+{
+    bound_loop *bound = PyCapsule_GetPointer(capsule, NULL);
+    if (bound == NULL)
+        return;
+    for (size_t index = 0; index < bound->payload_count; index++)
+        Py_XDECREF(bound->payloads[index]);
+    PyMem_Free(bound->payloads);
+    PyMem_Free(bound->items);
+    Py_XDECREF(bound->told);
+    Py_XDECREF(bound->owner);
+    PyMem_Free(bound);
+}
+
+/* --------------------------------------------------------------------------------------------------------------- binding */
+
+static PyMethodDef send_method = {"send", link_send, METH_O, "Send one payload; hints, or a negative code."};
+static PyMethodDef send_many_method = {"send_many", (PyCFunction)(void (*)(void))link_send_many, METH_FASTCALL,
+                                       "Send payloads[start:]; (accepted, code)."};
+static PyMethodDef turn_method = {"turn", loop_turn, METH_NOARGS, "One turn without waiting; a list of events, or a negative code."};
+
+/* An address that came from Python. NULL with an exception set. */
+static void *address(PyObject *number)
+{
+    void *pointer = PyLong_AsVoidPtr(number);
+    if (pointer == NULL && !PyErr_Occurred())
+        PyErr_SetString(PyExc_ValueError, "an address is 0");
+    return pointer;
+}
+
+static PyObject *bind_link(PyObject *self, PyObject *const *arguments, Py_ssize_t argument_count)
+{
+    (void)self;
+    if (argument_count != 3) {
+        PyErr_SetString(PyExc_TypeError, "bind_link(context_addr, link_addr, owner)");
+        return NULL;
+    }
+    bound_link *bound = PyMem_Calloc(1, sizeof *bound);
+    if (bound == NULL)
+        return PyErr_NoMemory();
+    bound->context = address(arguments[0]);
+    bound->link = bound->context != NULL ? address(arguments[1]) : NULL;
+    PyObject *capsule = bound->link != NULL ? PyCapsule_New(bound, NULL, free_link) : NULL;
+    if (capsule == NULL) {
+        PyMem_Free(bound);
+        return NULL;
+    }
+    bound->owner = arguments[2];
+    Py_INCREF(bound->owner);
+    PyObject *send = PyCFunction_New(&send_method, capsule);
+    PyObject *send_many = PyCFunction_New(&send_many_method, capsule);
+    Py_DECREF(capsule);
+    PyObject *both = send != NULL && send_many != NULL ? PyTuple_Pack(2, send, send_many) : NULL;
+    Py_XDECREF(send);
+    Py_XDECREF(send_many);
+    return both;
+}
+
+static PyObject *bind_loop(PyObject *self, PyObject *const *arguments, Py_ssize_t argument_count)
+{
+    (void)self;
+    if (argument_count != 4) {
+        PyErr_SetString(PyExc_TypeError, "bind_loop(context_addr, events_addr, capacity, owner)");
+        return NULL;
+    }
+    bound_loop *bound = PyMem_Calloc(1, sizeof *bound);
+    if (bound == NULL)
+        return PyErr_NoMemory();
+    bound->context = address(arguments[0]);
+    bound->events = bound->context != NULL ? address(arguments[1]) : NULL;
+    if (bound->events != NULL)
+        bound->capacity = (int)PyLong_AsLong(arguments[2]);
+    PyObject *capsule = PyErr_Occurred() ? NULL : PyCapsule_New(bound, NULL, free_loop);
+    if (capsule == NULL) {
+        PyMem_Free(bound);
+        return NULL;
+    }
+    bound->owner = arguments[3];
+    Py_INCREF(bound->owner);
+    PyObject *turn = PyCFunction_New(&turn_method, capsule);
+    Py_DECREF(capsule);
+    return turn;
+}
+
+static PyMethodDef module_methods[] = {
+    {"bind_link", (PyCFunction)(void (*)(void))bind_link, METH_FASTCALL, "Bind send and send_many to a link."},
+    {"bind_loop", (PyCFunction)(void (*)(void))bind_loop, METH_FASTCALL, "Bind turn to a loop."},
+    {NULL, NULL, 0, NULL},
+};
+
+int pt_border_attach(void *module)
+{
+    PyGILState_STATE state = PyGILState_Ensure();
+    int result = PyModule_AddFunctions(module, module_methods);
+    if (result != 0)
+        PyErr_Clear();
+    PyGILState_Release(state);
+    return result;
+}
+
+#endif

@@ -1,0 +1,256 @@
+/* How the receiving machine works.
+ *
+ *      INIT -> WAIT_HEADER <-> WAIT_PAYLOAD -> COMPLETE -> WAIT_HEADER
+ *                  \______________\_______________\-> INIT      (a fault of the frame; cleanup)
+ *
+ *   WAIT_HEADER    staged_len < header_size bytes of a header in ingest->header; frame_len is 0. Whole frames are handed on from here, where they lie
+ *   WAIT_PAYLOAD   header_size <= staged_len < frame_len bytes in ingest->staging, which is borrowed
+ *   COMPLETE       all of frame_len in ingest->staging
+ *
+ * A call finishes the frame that was cut before it, hands on the frames that lie whole in its bytes, and keeps what is left.
+ */
+#include "pt_ingest.h"
+
+#include <string.h>
+
+#include "pt_assert.h"
+#include "pt_crc.h"
+
+static int read_message_header(const uint8_t *header, pt_frame *frame)
+{
+    int size = pt_header_decode(header, PT_HEADER_SIZE, frame);
+    return size < 0 ? size : PT_OK;
+}
+
+static int verify_message(const uint8_t *whole, const pt_frame *frame)
+{
+    size_t covered = PT_HEADER_SIZE + (size_t)frame->payload_len;
+    uint16_t crc = (uint16_t)(whole[covered] << 8 | whole[covered + 1]);
+    return pt_crc16(0, whole, covered) == crc ? PT_OK : PT_ERR_CRC;
+}
+
+static const pt_format message_format = {
+    .read_header = read_message_header,
+    .verify = verify_message,
+    .header_size = PT_HEADER_SIZE,
+    .trailer_size = PT_TRAILER_SIZE,
+};
+
+const pt_format *pt_message_format(void)
+{
+    return &message_format;
+}
+
+static void give_back_staging(pt_ingest *ingest, uint32_t used)
+{
+    uint8_t *buffer = ingest->staging;
+    ingest->staging = NULL;
+    if (buffer != NULL)
+        pt_pool_release(ingest->pool, buffer, used);
+}
+
+/* Between two frames. */
+static void start_over(pt_ingest *ingest)
+{
+    give_back_staging(ingest, ingest->state == PT_INGEST_WAIT_HEADER ? 0 : ingest->staged_len);
+    ingest->staged_len = 0;
+    ingest->frame_len = 0;
+    ingest->state = PT_INGEST_WAIT_HEADER;
+}
+
+/* The stream is of no more use. */
+static int fail(pt_ingest *ingest, int code)
+{
+    pt_ingest_cleanup(ingest);
+    return code;
+}
+
+/* Read a whole header and hold its length against the limit. */
+static int judge_header(const pt_ingest *ingest, const pt_format *format, const uint8_t *header, pt_frame *frame)
+{
+    int code = format->read_header(header, frame);
+    if (code != PT_OK)
+        return code;
+    return frame->payload_len <= ingest->max_payload ? PT_OK : PT_ERR_MESSAGE_TOO_LARGE;
+}
+
+static inline uint32_t whole_len(const pt_format *format, const pt_frame *frame)
+{
+    return (uint32_t)format->header_size + frame->payload_len + format->trailer_size;
+}
+
+/* The header of a cut frame is whole: move it into staging memory. PT_ERR_BACKPRESSURE changes nothing. */
+static int begin_staging(pt_ingest *ingest, const uint8_t *header, const pt_frame *frame)
+{
+    const pt_format *format = ingest->format;
+    uint32_t frame_len = whole_len(format, frame);
+    if (ingest->staging == NULL)
+        ingest->staging = pt_pool_acquire(ingest->pool, frame_len);
+    if (ingest->staging == NULL)
+        return PT_ERR_BACKPRESSURE;
+    PT_ASSERT(pt_pool_buffer_size(ingest->staging) >= frame_len);
+
+    memcpy(ingest->staging, header, format->header_size);
+    ingest->frame = *frame;
+    ingest->frame_len = frame_len;
+    ingest->staged_len = format->header_size;
+    ingest->state = PT_INGEST_WAIT_PAYLOAD;
+    return PT_OK;
+}
+
+/* Up to want bytes of data behind the staged ones. Returns how many there were. */
+static uint32_t stage(pt_ingest *ingest, uint8_t *target, uint32_t want, const uint8_t *data, size_t len)
+{
+    uint32_t taken = len < want ? (uint32_t)len : want;
+    memcpy(target + ingest->staged_len, data, taken);
+    ingest->staged_len += taken;
+    return taken;
+}
+
+static inline int hand_on(pt_ingest *ingest, const pt_sink *sink, const pt_frame *frame)
+{
+    ingest->frames++;
+    ingest->payload_bytes += frame->payload_len;
+    return sink->frame(sink->context, ingest->tag, frame);
+}
+
+/* Go on with a frame that was cut before data. *offset is moved behind its bytes, and stays when the frame is bad or finds no memory. */
+static int finish_cut_frame(pt_ingest *ingest, const uint8_t *data, size_t len, const pt_sink *sink, size_t *offset)
+{
+    const pt_format *format = ingest->format;
+    size_t taken = 0;
+    if (ingest->state == PT_INGEST_WAIT_HEADER) {
+        uint32_t held = ingest->staged_len;
+        taken = stage(ingest, ingest->header, format->header_size - held, data, len);
+        if (ingest->staged_len < format->header_size) {
+            *offset = taken;
+            return PT_OK;
+        }
+        pt_frame frame;
+        int code = judge_header(ingest, format, ingest->header, &frame);
+        if (code != PT_OK)
+            return fail(ingest, code);
+        code = begin_staging(ingest, ingest->header, &frame);
+        if (code != PT_OK) {
+            ingest->staged_len = held;
+            return code;
+        }
+    }
+
+    PT_ASSERT(ingest->state == PT_INGEST_WAIT_PAYLOAD && ingest->staging != NULL);
+    taken += stage(ingest, ingest->staging, ingest->frame_len - ingest->staged_len, data + taken, len - taken);
+    if (ingest->staged_len < ingest->frame_len) {
+        *offset = taken;
+        return PT_OK;
+    }
+    ingest->state = PT_INGEST_COMPLETE;
+    ingest->frame.payload = ingest->staging + format->header_size;
+    int code = format->verify(ingest->staging, &ingest->frame);
+    if (code != PT_OK)
+        return fail(ingest, code);
+    *offset = taken;
+    code = hand_on(ingest, sink, &ingest->frame);
+    start_over(ingest);
+    return code;
+}
+
+/* Hand on the frames that lie whole in data from *offset on; *offset is moved behind the last of them. PT_OK: what is left is no whole frame. */
+static inline int take_whole_frames(pt_ingest *ingest, const pt_format *format, const uint8_t *data, size_t len, const pt_sink *sink, size_t *offset)
+{
+    while (len - *offset >= format->header_size) {
+        const uint8_t *whole = data + *offset;
+        pt_frame frame;
+        int code = judge_header(ingest, format, whole, &frame);
+        if (code != PT_OK)
+            return fail(ingest, code);
+        uint32_t frame_len = whole_len(format, &frame);
+        if (len - *offset < frame_len)
+            break;
+        code = format->verify(whole, &frame);
+        if (code != PT_OK)
+            return fail(ingest, code);
+        frame.payload = whole + format->header_size;
+        *offset += frame_len;
+        code = hand_on(ingest, sink, &frame);
+        if (code != PT_OK)
+            return code;
+    }
+    return PT_OK;
+}
+
+/* Keep the cut frame at the end: len bytes, less than a whole one. Its header, if that is all there, was judged. */
+static int keep_cut_frame(pt_ingest *ingest, const uint8_t *data, size_t len)
+{
+    const pt_format *format = ingest->format;
+    if (len < format->header_size) {
+        stage(ingest, ingest->header, format->header_size, data, len);
+        return PT_OK;
+    }
+    pt_frame frame;
+    int code = format->read_header(data, &frame);
+    PT_ASSERT(code == PT_OK && frame.payload_len <= ingest->max_payload);
+    if (code == PT_OK)
+        code = begin_staging(ingest, data, &frame);
+    if (code == PT_OK)
+        stage(ingest, ingest->staging, ingest->frame_len - ingest->staged_len, data + format->header_size, len - format->header_size);
+    return code;
+}
+
+void pt_ingest_init(pt_ingest *ingest, const pt_format *format, pt_pool *pool, uint32_t max_payload, uint32_t tag)
+{
+    PT_ASSERT(format->header_size >= 1 && format->header_size <= PT_FORMAT_MAX_HEADER);
+
+    memset(ingest, 0, sizeof *ingest);
+    uint32_t largest = UINT32_MAX - format->header_size - format->trailer_size; /* so that a frame's length fits 32 bits */
+    ingest->format = format;
+    ingest->pool = pool;
+    ingest->max_payload = max_payload <= largest ? max_payload : largest;
+    ingest->tag = tag;
+    ingest->state = PT_INGEST_WAIT_HEADER;
+}
+
+void pt_ingest_cleanup(pt_ingest *ingest)
+{
+    start_over(ingest);
+    ingest->state = PT_INGEST_INIT;
+}
+
+int pt_ingest_feed(pt_ingest *ingest, const uint8_t *data, size_t len, const pt_sink *sink, size_t *consumed)
+{
+    *consumed = 0;
+    if (ingest->state == PT_INGEST_INIT)
+        return PT_ERR_INVALID_STATE;
+    PT_ASSERT(ingest->state != PT_INGEST_COMPLETE); /* a sink does not feed its own link */
+
+    size_t offset = 0;
+    int code = PT_OK;
+    if (ingest->staged_len > 0 && len > 0)
+        code = finish_cut_frame(ingest, data, len, sink, &offset);
+    if (code == PT_OK && offset < len) {
+        /* Nearly every byte comes in message frames: they get a loop of their own, without indirect calls. */
+        code = ingest->format == &message_format ? take_whole_frames(ingest, &message_format, data, len, sink, &offset)
+                                                 : take_whole_frames(ingest, ingest->format, data, len, sink, &offset);
+    }
+    if (code == PT_OK && offset < len) {
+        code = keep_cut_frame(ingest, data + offset, len - offset);
+        if (code == PT_OK)
+            offset = len;
+    }
+    if (ingest->state == PT_INGEST_WAIT_HEADER)
+        give_back_staging(ingest, 0); /* it was lent, and not needed */
+    *consumed = offset;
+    return code;
+}
+
+void pt_ingest_lend(pt_ingest *ingest, uint8_t *buffer)
+{
+    PT_ASSERT(ingest->state == PT_INGEST_WAIT_HEADER && ingest->staging == NULL);
+    PT_ASSERT(pt_pool_buffer_size(buffer) >= ingest->format->header_size + ingest->max_payload + ingest->format->trailer_size);
+
+    ingest->staging = buffer;
+}
+
+uint32_t pt_ingest_partial_len(const pt_ingest *ingest)
+{
+    return ingest->staged_len;
+}

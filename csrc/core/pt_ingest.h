@@ -1,0 +1,86 @@
+/* The receiving half of a link: bytes in, cut anywhere, whole frames out. Knows no format: a pt_format tells it headers from payloads.
+ *
+ * A frame that lies whole in the bytes given is checked and handed on where it lies. Only one that is cut by their end borrows a staging
+ * buffer of its exact class; a cut header waits in the struct. So an idle link holds no receive memory.
+ */
+#ifndef PT_INGEST_H
+#define PT_INGEST_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "pt_config.h"
+#include "pt_error.h"
+#include "pt_pool.h"
+#include "pt_wire.h"
+
+#define PT_FORMAT_MAX_HEADER 16
+
+/* Where frames go. frame->payload is valid during the call only (receive buffer or staging buffer). Return PT_OK, or a negative PT_ERR_*
+ * to stop: pt_ingest_feed() returns it and counts the frame as consumed. */
+typedef struct pt_sink {
+    int (*frame)(void *context, uint32_t tag, const pt_frame *frame);
+    void *context;
+    uint32_t room; /* stream bytes that a turn may still read into this sink; the loop counts it down. UINT32_MAX: no bound */
+} pt_sink;
+
+/* A wire format. header: header_size bytes. read_header fills everything of frame but the payload pointer, or returns PT_ERR_*. verify judges
+ * the whole frame, which lies in one piece: header_size bytes, payload, trailer_size bytes. */
+typedef struct pt_format {
+    int (*read_header)(const uint8_t *header, pt_frame *frame);
+    int (*verify)(const uint8_t *whole, const pt_frame *frame);
+    uint8_t header_size; /* 1 .. PT_FORMAT_MAX_HEADER */
+    uint8_t trailer_size;
+} pt_format;
+
+enum pt_ingest_state {
+    PT_INGEST_INIT = 0,         /* not ready, or ended by a fault */
+    PT_INGEST_WAIT_HEADER = 1,  /* between frames, or a header is not yet whole */
+    PT_INGEST_WAIT_PAYLOAD = 2, /* header read; payload or trailer not yet whole */
+    PT_INGEST_COMPLETE = 3      /* a staged frame is being handed on; never seen between calls */
+};
+
+typedef struct pt_ingest {
+    const pt_format *format;
+    pt_pool *pool;
+    uint8_t *staging;      /* borrowed while a frame is cut behind its header, or lent by pt_ingest_lend(); else NULL */
+    uint32_t staged_len;   /* bytes of the current frame held: in header while PT_INGEST_WAIT_HEADER, else in staging */
+    uint32_t frame_len;    /* of the whole current frame; 0 while its header is not whole */
+    uint32_t max_payload;  /* a longer one is PT_ERR_MESSAGE_TOO_LARGE, judged on the header */
+    uint32_t tag;          /* handed to the sink with each frame */
+    pt_frame frame;        /* of the current frame, once its header is whole */
+    uint8_t state;         /* enum pt_ingest_state */
+    uint8_t header[PT_FORMAT_MAX_HEADER];
+    uint64_t frames;       /* handed on */
+    uint64_t payload_bytes;
+} pt_ingest;
+
+/* Full message frames (docs/protocol.md, "Frames"), CRC checked. */
+const pt_format *pt_message_format(void);
+
+/* Make ready. pool lends staging buffers; its largest class must hold header + max_payload + trailer. */
+void pt_ingest_init(pt_ingest *ingest, const pt_format *format, pt_pool *pool, uint32_t max_payload, uint32_t tag);
+
+/* Give staging memory back and return to INIT. May be called at any time, also twice. */
+void pt_ingest_cleanup(pt_ingest *ingest);
+
+/* Take len bytes of the stream. *consumed is always set.
+ *
+ * Returns PT_OK: all bytes taken. Or
+ *   a fault of the frame (PT_ERR_MAGIC, _VERSION, _INVALID_PARAM, _MESSAGE_TOO_LARGE, _CRC): frames before it were handed on; *consumed is the offset
+ *     in data at which the bad frame starts (0 when it began in an earlier call). The machine is in INIT and takes no more;
+ *   PT_ERR_BACKPRESSURE: the pool lent no staging buffer for a cut frame, *consumed is where that frame starts in data (0 when its header was cut by an
+ *     earlier call). Nothing is lost: give the same bytes again from there, after room was made or with pt_ingest_lend();
+ *   what the sink returned: *consumed is behind that frame; give the rest again;
+ *   PT_ERR_INVALID_STATE: in INIT; nothing consumed.
+ */
+int pt_ingest_feed(pt_ingest *ingest, const uint8_t *data, size_t len, const pt_sink *sink, size_t *consumed);
+
+/* Hand over a borrowed buffer that will hold the cut frame for which pt_ingest_feed() just found no memory (its size must be at least header +
+ * max_payload + trailer); the ingest gives it back to the pool, at the end of the next feed if that had no use for it. */
+void pt_ingest_lend(pt_ingest *ingest, uint8_t *buffer);
+
+/* Bytes of an unfinished frame that are held now; 0 between frames. */
+uint32_t pt_ingest_partial_len(const pt_ingest *ingest);
+
+#endif

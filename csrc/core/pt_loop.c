@@ -1,0 +1,763 @@
+#include "pt_loop.h"
+
+#include <string.h>
+
+#include "pt_assert.h"
+
+/* Events that one link may need in a turn: SENT, SENT of a failure, FINISHED, CLOSED. */
+#define LINK_EVENTS 4
+
+/* How long a link waits at most before it asks again for a staging buffer. */
+#define STARVED_RETRY_MS 10
+
+/* ---------------------------------------------------------------------------------------------------------------- time, lists */
+
+static uint32_t ticks_from_ms(const pt_context *context, uint32_t ms)
+{
+    uint32_t per_second = context->ops->ticks_per_second;
+    if (per_second == 1000)
+        return ms;
+    return (uint32_t)(((uint64_t)ms * per_second + 999) / 1000);
+}
+
+/* Rounded up, at most INT32_MAX. */
+static int ms_from_ticks(const pt_context *context, uint32_t ticks)
+{
+    uint64_t per_second = context->ops->ticks_per_second;
+    uint64_t ms = ((uint64_t)ticks * 1000 + per_second - 1) / per_second;
+    return ms > INT32_MAX ? INT32_MAX : (int)ms;
+}
+
+/* The tick that has begun does not count: never early. */
+static void arm(pt_context *context, pt_timer *timer, uint32_t delay_ms)
+{
+    uint32_t ticks = delay_ms != 0 ? ticks_from_ms(context, delay_ms) + 1 : 0;
+    pt_wheel_arm(&context->wheel, timer, context->ops->clock(context) + ticks);
+}
+
+/* At the end, so that links whose events found no room come first in the next turn. */
+static void add_dirty(pt_context *context, pt_link *link)
+{
+    if (link->dirty)
+        return;
+    link->dirty = 1;
+    link->next_dirty = NULL;
+    *context->dirty_end = link;
+    context->dirty_end = &link->next_dirty;
+}
+
+static void remove_dirty(pt_context *context, pt_link *link)
+{
+    if (!link->dirty)
+        return;
+    pt_link **place = &context->dirty;
+    while (*place != link)
+        place = &(*place)->next_dirty;
+    *place = link->next_dirty;
+    if (link->next_dirty == NULL)
+        context->dirty_end = place;
+    link->next_dirty = NULL;
+    link->dirty = 0;
+}
+
+static void add_source(pt_context *context, pt_source *source)
+{
+    source->next = context->sources;
+    if (source->next != NULL)
+        source->next->place = &source->next;
+    source->place = &context->sources;
+    context->sources = source;
+}
+
+static void remove_source(pt_context *context, pt_source *source)
+{
+    for (uint32_t index = 0; source->queued && index < context->ready_count; index++) {
+        if (context->ready[index] == source)
+            context->ready[index] = NULL;
+    }
+    source->queued = 0;
+    source->ready = 0;
+    *source->place = source->next;
+    if (source->next != NULL)
+        source->next->place = source->place;
+    source->next = NULL;
+    source->place = NULL;
+}
+
+void pt_context_ready(pt_context *context, pt_source *source)
+{
+    if (source->queued || context->ready_count >= context->io_budget)
+        return;
+    source->queued = 1;
+    context->ready[context->ready_count++] = source;
+}
+
+/* ------------------------------------------------------------------------------------------------------------------- context */
+
+int pt_context_init(pt_context *context, const pt_platform_ops *ops, void *platform_data, pt_pool *pool, uint8_t *receive_buffer,
+                    uint32_t receive_buffer_size, uint32_t io_budget)
+{
+    if (context == NULL || ops == NULL || pool == NULL || receive_buffer == NULL || io_budget == 0 || io_budget > PT_IO_BUDGET ||
+        receive_buffer_size < PT_FRAME_OVERHEAD + PT_FRAME_MAX_PAYLOAD || receive_buffer_size > INT32_MAX || ops->ticks_per_second == 0)
+        return PT_ERR_INVALID_PARAM;
+
+    memset(context, 0, sizeof *context);
+    context->ops = ops;
+    context->platform_data = platform_data;
+    context->pool = pool;
+    context->receive_buffer = receive_buffer;
+    context->receive_buffer_size = receive_buffer_size;
+    context->io_budget = io_budget;
+    context->dirty_end = &context->dirty;
+    pt_wheel_init(&context->wheel, ops->clock(context));
+    return PT_OK;
+}
+
+/* Receive memory that no link needs any more. */
+static void drop_spare(pt_context *context)
+{
+    if (context->spare != NULL)
+        pt_pool_release(context->pool, context->spare, 0);
+    context->spare = NULL;
+}
+
+int pt_context_cleanup(pt_context *context)
+{
+    if (context->sources != NULL)
+        return PT_ERR_INVALID_STATE;
+    if (context->ops != NULL)
+        drop_spare(context);
+    context->ops = NULL;
+    return PT_OK;
+}
+
+/* 1 when a staging buffer for the largest frame is in hand. A link is read only then, so that what was read always finds a place. */
+static int has_spare(pt_context *context)
+{
+    if (context->spare == NULL)
+        context->spare = pt_pool_acquire(context->pool, context->frame_size);
+    return context->spare != NULL;
+}
+
+/* --------------------------------------------------------------------------------------------------------- the life of a link */
+
+static int is_read(const pt_link *link)
+{
+    return !link->paused && !link->starved && !link->read_ended;
+}
+
+/* Over: no more reading, writing or events but those that are due. */
+static void end_link(pt_context *context, pt_link *link, int code, int32_t system_error)
+{
+    PT_ASSERT(link->state == PT_LINK_OPEN || link->state == PT_LINK_SHUT);
+    link->state = PT_LINK_ENDED;
+    link->end_code = code;
+    link->end_error = system_error;
+    link->close_due = 1;
+    link->finish_due = 0;
+    if (link->starved) {
+        link->starved = 0;
+        context->starved_count--;
+    }
+    context->ops->forget(context, &link->source);
+    pt_wheel_cancel(&context->wheel, &link->frame_timer);
+    pt_ingest_cleanup(&link->ingest);
+    add_dirty(context, link);
+}
+
+/* Tell the platform what we wait for. Without interest in reading a hang-up cannot be masked, so it must be heard at most once. */
+static void update_interest(pt_context *context, pt_link *link)
+{
+    if (link->state != PT_LINK_OPEN && link->state != PT_LINK_SHUT)
+        return;
+    int reads = is_read(link);
+    link->source.interest = (uint8_t)((reads ? PT_WANT_READ : 0) | (link->blocked ? PT_WANT_WRITE : 0));
+    link->source.edge = !reads;
+    int result = context->ops->watch(context, &link->source);
+    if (result != PT_OK)
+        end_link(context, link, result, link->system_error);
+}
+
+/* The partial-frame time-out runs while a frame has begun and we do read. */
+static void update_frame_timer(pt_context *context, pt_link *link, int restart)
+{
+    if (pt_ingest_partial_len(&link->ingest) == 0 || !is_read(link))
+        pt_wheel_cancel(&context->wheel, &link->frame_timer);
+    else if (restart || !pt_timer_is_armed(&link->frame_timer))
+        arm(context, &link->frame_timer, PT_PARTIAL_FRAME_MS);
+}
+
+static void update_reading(pt_context *context, pt_link *link)
+{
+    if (link->state != PT_LINK_OPEN && link->state != PT_LINK_SHUT)
+        return;
+    update_frame_timer(context, link, 0);
+    update_interest(context, link);
+}
+
+/* Writing is over. A broken connection is read to its end before it is reported: what came before the break is the other side's word. */
+static void fail_writing(pt_context *context, pt_link *link, int code)
+{
+    if (code != PT_ERR_CONNECTION_CLOSED || link->read_ended) {
+        end_link(context, link, code, link->system_error);
+        return;
+    }
+    link->state = PT_LINK_SHUT;
+    link->end_code = code;
+    link->end_error = link->system_error;
+    link->blocked = 0;
+    update_interest(context, link);
+}
+
+/* Free the slots that are done, and remember what to report. */
+static void harvest(pt_context *context, pt_link *link)
+{
+    uint32_t count;
+    int result;
+    while (link->failed_code == PT_OK && pt_pipeline_report(&link->pipeline, &count, &result)) {
+        if (result == PT_OK) {
+            link->slot_freed = 1;
+            link->sent_count += count;
+        } else {
+            link->failed_count = count;
+            link->failed_code = result;
+        }
+        add_dirty(context, link);
+    }
+}
+
+/* Hand the oldest FILLING slot to the platform. 0 when the link cannot go on. */
+static int launch(pt_context *context, pt_link *link)
+{
+    int index = pt_pipeline_launch(&link->pipeline);
+    PT_ASSERT(index >= 0);
+    pt_send_slot *slot = &link->pipeline.slots[index];
+    int result;
+    if (context->ops->tcp_send_async != NULL) {
+        result = context->ops->tcp_send_async(context, link, slot->buffer, slot->message_len);
+    } else {
+        result = context->ops->tcp_send(context, link, slot->buffer, slot->message_len);
+        if (result == PT_OK)
+            pt_pipeline_complete(&link->pipeline, (uint8_t)index, PT_OK);
+    }
+    if (result == PT_OK)
+        return 1;
+    fail_writing(context, link, result);
+    return 0;
+}
+
+/* End our half of the stream when all has left, and the link when both halves are ended. */
+static void finish(pt_context *context, pt_link *link)
+{
+    if (link->state != PT_LINK_SHUT || link->end_code != PT_OK || link->pipeline.pending_count != 0)
+        return;
+    if (!link->finished) {
+        int result = context->ops->tcp_finish(context, link);
+        if (result != PT_OK) {
+            end_link(context, link, result, link->system_error);
+            return;
+        }
+        link->finished = 1;
+    }
+    if (link->read_ended)
+        end_link(context, link, PT_OK, 0);
+}
+
+/* Move all frames of a link as far as the platform takes them, and free what is done. */
+static void push(pt_context *context, pt_link *link)
+{
+    if ((link->state != PT_LINK_OPEN && link->state != PT_LINK_SHUT) || link->end_code != PT_OK || link->blocked)
+        return;
+    while (link->pipeline.filling_count != 0) {
+        if (!launch(context, link))
+            return;
+    }
+    if (context->ops->poll_send_completions != NULL && link->pipeline.pending_count != 0) {
+        int result = context->ops->poll_send_completions(context, link);
+        if (result < 0) {
+            harvest(context, link);
+            fail_writing(context, link, result);
+            return;
+        }
+    }
+    harvest(context, link);
+    finish(context, link);
+    if (link->blocked != ((link->source.interest & PT_WANT_WRITE) != 0))
+        update_interest(context, link);
+}
+
+int pt_link_open(pt_context *context, pt_link *link, intptr_t handle, uint32_t tag, pt_send_slot *slots, uint8_t depth, uint16_t slot_size,
+                 int packing, uint32_t max_payload)
+{
+    if (context == NULL || context->ops == NULL || link == NULL || max_payload > PT_FRAME_MAX_PAYLOAD)
+        return PT_ERR_INVALID_PARAM;
+    if (link->state != PT_LINK_NONE || link->source.place != NULL)
+        return PT_ERR_ALREADY_INITIALIZED;
+
+    memset(link, 0, sizeof *link);
+    int result = pt_pipeline_init(&link->pipeline, slots, depth, slot_size, context->pool, 1, packing);
+    if (result != PT_OK)
+        return result;
+    link->source.handle = handle;
+    link->source.tag = tag;
+    link->source.kind = PT_SOURCE_LINK;
+    link->source.interest = PT_WANT_READ;
+    link->source.registered = 0xFF;
+    add_source(context, &link->source);
+    result = context->ops->watch(context, &link->source);
+    if (result != PT_OK) {
+        remove_source(context, &link->source);
+        pt_pipeline_cleanup(&link->pipeline);
+        return result;
+    }
+
+    uint32_t slot_payload = (uint32_t)slot_size - PT_FRAME_OVERHEAD;
+    link->max_message = slot_payload < PT_FRAME_MAX_PAYLOAD ? slot_payload : PT_FRAME_MAX_PAYLOAD;
+    link->frame_timer.kind = PT_TIMER_FRAME;
+    link->frame_timer.tag = tag;
+    pt_ingest_init(&link->ingest, pt_message_format(), context->pool, max_payload, tag);
+    link->state = PT_LINK_OPEN;
+    context->link_count++;
+    if (max_payload + PT_FRAME_OVERHEAD > context->frame_size) {
+        drop_spare(context);
+        context->frame_size = max_payload + PT_FRAME_OVERHEAD;
+    }
+    return PT_OK;
+}
+
+/* Read again the links that waited for a staging buffer. One is enough for all: it is handed on from link to link. */
+static void feed_starved(pt_context *context)
+{
+    if (context->starved_count == 0 || !has_spare(context))
+        return;
+    for (pt_source *source = context->sources; source != NULL && context->starved_count != 0; source = source->next) {
+        pt_link *link = (pt_link *)source;
+        if (source->kind != PT_SOURCE_LINK || !link->starved)
+            continue;
+        link->starved = 0;
+        context->starved_count--;
+        update_reading(context, link);
+    }
+}
+
+/* Room for a frame that was refused: launch and move what is there. 1 when it is worth trying again. */
+static int make_room(pt_context *context, pt_link *link)
+{
+    if (link->blocked)
+        return 0;
+    uint8_t pending_count = link->pipeline.pending_count;
+    push(context, link);
+    if (link->state != PT_LINK_OPEN) {
+        /* The caller heard no hint, and must yet hear of the end. */
+        if (context->ops->wake != NULL)
+            context->ops->wake(context);
+        return 0;
+    }
+    return link->pipeline.pending_count < pending_count;
+}
+
+int pt_link_send(pt_context *context, pt_link *link, uint8_t type, uint8_t flags, const uint8_t *payload, uint32_t payload_len)
+{
+    if (link->state != PT_LINK_OPEN)
+        return PT_ERR_NOT_CONNECTED;
+    if (payload_len > (type == PT_FRAME_DATA ? link->max_message : PT_FRAME_MAX_PAYLOAD))
+        return PT_ERR_MESSAGE_TOO_LARGE;
+
+    pt_send_pipeline *pipeline = &link->pipeline;
+    int result = pt_pipeline_send(pipeline, type, flags, payload, payload_len);
+    if (result != PT_OK) {
+        if (result != PT_ERR_WOULD_BLOCK && result != PT_ERR_NO_MEMORY)
+            return result;
+        if (!make_room(context, link))
+            return link->state == PT_LINK_OPEN ? result : PT_ERR_NOT_CONNECTED;
+        pipeline->refusals--; /* the caller has not been refused yet */
+        result = pt_pipeline_send(pipeline, type, flags, payload, payload_len);
+        if (result != PT_OK)
+            return result;
+    }
+
+    int hints = 0;
+    if (!link->dirty && !link->blocked) { /* a blocked link is pushed when it becomes ready */
+        add_dirty(context, link);
+        hints = PT_SEND_NEEDS_TURN;
+    }
+    context->turn_messages++;
+    context->turn_bytes += payload_len;
+    if (context->turn_messages >= PT_TURN_MAX_MESSAGES || context->turn_bytes >= PT_TURN_MAX_BYTES)
+        hints |= PT_SEND_YIELD;
+    if (flags & PT_FLAG_NO_DELAY) {
+        push(context, link);
+    } else {
+        while (pipeline->filling_count > 1 || pipeline->ripe) {
+            if (!launch(context, link))
+                break;
+        }
+    }
+    return hints;
+}
+
+void pt_link_pause(pt_context *context, pt_link *link)
+{
+    link->paused = 1;
+    update_reading(context, link);
+}
+
+void pt_link_resume(pt_context *context, pt_link *link)
+{
+    link->paused = 0;
+    update_reading(context, link);
+}
+
+void pt_link_shut(pt_context *context, pt_link *link)
+{
+    if (link->state != PT_LINK_OPEN)
+        return;
+    link->state = PT_LINK_SHUT;
+    push(context, link);
+    if (link->state == PT_LINK_SHUT)
+        finish(context, link);
+    if (link->dirty && context->ops->wake != NULL)
+        context->ops->wake(context);
+}
+
+uint64_t pt_link_pending(const pt_link *link)
+{
+    return link->pipeline.accepted - link->pipeline.reported + link->sent_count + link->failed_count;
+}
+
+int pt_link_close(pt_context *context, pt_link *link)
+{
+    if (link->state == PT_LINK_NONE)
+        return link->pipeline.depth ? pt_pipeline_cleanup(&link->pipeline) : 0;
+    if (link->state != PT_LINK_ENDED)
+        end_link(context, link, PT_OK, 0);
+    link->close_due = 0;
+    remove_dirty(context, link);
+    remove_source(context, &link->source);
+    link->state = PT_LINK_NONE;
+    if (--context->link_count == 0) {
+        drop_spare(context);
+        context->frame_size = 0;
+    }
+    return pt_pipeline_cleanup(&link->pipeline);
+}
+
+/* ------------------------------------------------------------------------------------------------------------- watches, timers */
+
+int pt_watch_open(pt_context *context, pt_watch *watch, intptr_t handle, uint32_t tag, uint8_t interest)
+{
+    if (context == NULL || context->ops == NULL || watch == NULL || interest > (PT_WANT_READ | PT_WANT_WRITE))
+        return PT_ERR_INVALID_PARAM;
+    if (watch->source.place != NULL)
+        return PT_ERR_ALREADY_INITIALIZED;
+    memset(watch, 0, sizeof *watch);
+    watch->source.handle = handle;
+    watch->source.tag = tag;
+    watch->source.kind = PT_SOURCE_WATCH;
+    watch->source.registered = 0xFF;
+    add_source(context, &watch->source);
+    int result = pt_watch_set(context, watch, interest);
+    if (result != PT_OK)
+        remove_source(context, &watch->source);
+    return result;
+}
+
+int pt_watch_set(pt_context *context, pt_watch *watch, uint8_t interest)
+{
+    if (interest > (PT_WANT_READ | PT_WANT_WRITE) || watch->source.place == NULL)
+        return PT_ERR_INVALID_PARAM;
+    watch->source.interest = interest;
+    watch->source.edge = interest == 0; /* else its hang-up would spin */
+    return context->ops->watch(context, &watch->source);
+}
+
+void pt_watch_close(pt_context *context, pt_watch *watch)
+{
+    if (watch->source.place == NULL)
+        return;
+    context->ops->forget(context, &watch->source);
+    remove_source(context, &watch->source);
+}
+
+void pt_loop_arm(pt_context *context, pt_timer *timer, uint32_t delay_ms)
+{
+    timer->kind = PT_TIMER_CALLER;
+    arm(context, timer, delay_ms);
+}
+
+void pt_loop_cancel(pt_context *context, pt_timer *timer)
+{
+    pt_wheel_cancel(&context->wheel, timer);
+}
+
+/* ---------------------------------------------------------------------------------------------------------------- one turn */
+
+/* Nothing more comes from the other side. */
+static void end_of_stream(pt_context *context, pt_link *link)
+{
+    if (link->end_code != PT_OK) {
+        end_link(context, link, link->end_code, link->end_error);
+    } else if (pt_ingest_partial_len(&link->ingest) != 0) {
+        end_link(context, link, PT_ERR_TRUNCATED, 0);
+    } else {
+        link->read_ended = 1;
+        update_interest(context, link);
+        if (link->state == PT_LINK_OPEN) {
+            link->finish_due = 1;
+            add_dirty(context, link);
+        } else if (link->state == PT_LINK_SHUT) {
+            finish(context, link);
+        }
+    }
+}
+
+/* Give what was read to the ingest. PT_OK, or what ends the link. */
+static int feed(pt_context *context, pt_link *link, size_t len, const pt_sink *sink)
+{
+    size_t consumed = 0;
+    int result = pt_ingest_feed(&link->ingest, context->receive_buffer, len, sink, &consumed);
+    if (result == PT_ERR_BACKPRESSURE) {
+        PT_ASSERT(context->spare != NULL);
+        pt_ingest_lend(&link->ingest, context->spare);
+        context->spare = NULL;
+        size_t again = 0;
+        result = pt_ingest_feed(&link->ingest, context->receive_buffer + consumed, len - consumed, sink, &again);
+        PT_ASSERT(result != PT_ERR_BACKPRESSURE);
+    }
+    return result;
+}
+
+static void read_link(pt_context *context, pt_link *link, pt_sink *sink)
+{
+    if (sink->room == 0)
+        return; /* still ready: the next turn reads it */
+    if (!has_spare(context)) {
+        link->starved = 1;
+        context->starved_count++;
+        update_reading(context, link);
+        return;
+    }
+    uint32_t size = context->receive_buffer_size < sink->room ? context->receive_buffer_size : sink->room;
+    int count = context->ops->tcp_receive(context, link, context->receive_buffer, size);
+    if (count == PT_ERR_WOULD_BLOCK)
+        return;
+    if (count == PT_ERR_CONNECTION_CLOSED && link->system_error == 0) {
+        end_of_stream(context, link);
+        return;
+    }
+    if (count < 0) {
+        int code = link->end_code != PT_OK ? link->end_code : count;
+        end_link(context, link, code, link->system_error);
+        return;
+    }
+
+    link->received_bytes += (uint64_t)count;
+    if (sink->room != UINT32_MAX)
+        sink->room -= (uint32_t)count;
+    uint64_t frames = link->ingest.frames;
+    int result = feed(context, link, (size_t)count, sink);
+    if (result == PT_OK) {
+        update_frame_timer(context, link, link->ingest.frames != frames);
+        return;
+    }
+    if (link->ingest.state == PT_INGEST_INIT) { /* a fault of the frame; else the sink could not go on */
+        context->bad_frames++;
+        if (result == PT_ERR_CRC)
+            context->crc_errors++;
+    }
+    end_link(context, link, result, 0);
+}
+
+/* Serve one ready source. Returns the number of events made (0 or 1). */
+static int serve(pt_context *context, pt_source *source, pt_event *event, pt_sink *sink)
+{
+    uint8_t ready = source->ready;
+    source->ready = 0;
+    source->queued = 0;
+    if (source->kind == PT_SOURCE_WATCH) {
+        memset(event, 0, sizeof *event);
+        event->kind = PT_EVENT_READY;
+        event->tag = source->tag;
+        event->count = ready;
+        return 1;
+    }
+
+    pt_link *link = (pt_link *)source;
+    if ((link->state == PT_LINK_OPEN || link->state == PT_LINK_SHUT) && (ready & PT_READY_READ) && is_read(link))
+        read_link(context, link, sink);
+    if ((ready & PT_READY_WRITE) && link->blocked) {
+        link->blocked = 0;
+        push(context, link);
+    }
+    return 0;
+}
+
+/* Due timers. Those of links end them; the caller's become events, at most capacity. Returns the number of events. */
+static int expire_timers(pt_context *context, pt_event *events, int capacity)
+{
+    int count = 0;
+    pt_wheel_advance(&context->wheel, context->ops->clock(context));
+    while (count < capacity) {
+        pt_timer *timer = pt_wheel_expire(&context->wheel);
+        if (timer == NULL)
+            break;
+        if (timer->kind == PT_TIMER_FRAME) {
+            pt_link *link = (pt_link *)(void *)((uint8_t *)timer - offsetof(pt_link, frame_timer));
+            end_link(context, link, PT_ERR_TIMEOUT, 0);
+            continue;
+        }
+        pt_event *event = &events[count++];
+        memset(event, 0, sizeof *event);
+        event->kind = PT_EVENT_TIMER;
+        event->tag = timer->tag;
+    }
+    return count;
+}
+
+static pt_event *make_event(const pt_link *link, pt_event *event, uint32_t kind, int32_t code)
+{
+    memset(event, 0, sizeof *event);
+    event->kind = kind;
+    event->tag = link->source.tag;
+    event->code = code;
+    return event;
+}
+
+/* What has become of a link since the last turn: up to LINK_EVENTS events. Returns their number. */
+static int report_link(pt_link *link, pt_event *events)
+{
+    int count = 0;
+    if (link->slot_freed) {
+        make_event(link, &events[count++], PT_EVENT_SENT, PT_OK)->count = link->sent_count;
+        link->slot_freed = 0;
+        link->sent_count = 0;
+    }
+    if (link->failed_code != PT_OK) {
+        make_event(link, &events[count++], PT_EVENT_SENT, link->failed_code)->count = link->failed_count;
+        link->failed_code = PT_OK;
+        link->failed_count = 0;
+    }
+    if (link->finish_due) {
+        make_event(link, &events[count++], PT_EVENT_FINISHED, PT_OK);
+        link->finish_due = 0;
+    }
+    if (link->close_due) {
+        make_event(link, &events[count++], PT_EVENT_CLOSED, link->end_code)->system_error = link->end_error;
+        link->close_due = 0;
+    }
+    return count;
+}
+
+/* Empty the dirty list into events; links that do not fit stay for the next turn. */
+static int report_links(pt_context *context, pt_event *events, int capacity)
+{
+    int count = 0;
+    while (context->dirty != NULL && capacity - count >= LINK_EVENTS) {
+        pt_link *link = context->dirty;
+        remove_dirty(context, link);
+        int failed = link->failed_code != PT_OK;
+        count += report_link(link, &events[count]);
+        if (failed)
+            harvest(context, link); /* what had to wait behind the failure */
+    }
+    return count;
+}
+
+/* How long a turn may wait: not at all while there is work, and not past the next timer. */
+static int wait_limit(pt_context *context, int timeout_ms)
+{
+    int next = pt_loop_next_timeout(context);
+    return next >= 0 && (timeout_ms < 0 || next < timeout_ms) ? next : timeout_ms;
+}
+
+int pt_loop_wait(pt_context *context, int timeout_ms)
+{
+    if (context->ops == NULL)
+        return PT_ERR_INVALID_PARAM;
+    int limit = wait_limit(context, timeout_ms);
+    if (limit == 0 || context->woken) /* a turn without waiting may have met the wake that was meant for this */
+        return PT_OK;
+    context->wait_calls++;
+    int count = context->ops->wait(context, limit);
+    return count < 0 ? count : PT_OK;
+}
+
+int pt_loop_turn(pt_context *context, int timeout_ms, pt_event *events, int capacity, const pt_sink *sink)
+{
+    if (context->ops == NULL || events == NULL || sink == NULL || capacity < ((int)context->io_budget + 1) * LINK_EVENTS)
+        return PT_ERR_INVALID_PARAM;
+    context->turns++;
+    context->woken = 0;
+    context->turn_messages = 0;
+    context->turn_bytes = 0;
+
+    for (pt_link *link = context->dirty; link != NULL; link = link->next_dirty)
+        push(context, link);
+    feed_starved(context);
+
+    if (context->ready_count == 0) { /* else pt_loop_wait() was here */
+        context->wait_calls++;
+        int found = context->ops->wait(context, timeout_ms == 0 ? 0 : wait_limit(context, timeout_ms));
+        if (found < 0)
+            return found;
+    }
+    int count = 0;
+    pt_sink room = *sink;
+    for (uint32_t index = 0; index < context->ready_count; index++) {
+        if (context->ready[index] != NULL)
+            count += serve(context, context->ready[index], &events[count], &room);
+    }
+    context->ready_count = 0;
+
+    /* Timers leave room for links, so that neither starves the other. */
+    count += expire_timers(context, &events[count], (capacity - count - LINK_EVENTS + 1) / 2);
+    return count + report_links(context, &events[count], capacity - count);
+}
+
+int pt_loop_next_timeout(pt_context *context)
+{
+    if (context->dirty != NULL || context->ready_count != 0)
+        return 0;
+    pt_wheel_advance(&context->wheel, context->ops->clock(context));
+    uint32_t ticks = pt_wheel_next(&context->wheel);
+    int timeout_ms = ticks == UINT32_MAX ? -1 : ms_from_ticks(context, ticks);
+    if (context->starved_count != 0 && (timeout_ms < 0 || timeout_ms > STARVED_RETRY_MS))
+        timeout_ms = STARVED_RETRY_MS;
+    return timeout_ms;
+}
+
+void pt_loop_wake(pt_context *context)
+{
+    context->ops->wake(context);
+}
+
+/* --------------------------------------------------------------------------------------------------------------- the plain sink */
+
+static int plain_frame(void *sink_context, uint32_t tag, const pt_frame *frame)
+{
+    pt_plain_sink *plain = sink_context;
+    if (plain->count == plain->capacity || frame->payload_len > plain->buffer_size - plain->buffer_len)
+        return PT_ERR_INTERNAL;
+    pt_event *event = &plain->events[plain->count++];
+    memset(event, 0, sizeof *event);
+    event->kind = PT_EVENT_FRAME;
+    event->tag = tag;
+    event->offset = plain->buffer_len;
+    event->len = frame->payload_len;
+    event->type = frame->type;
+    event->flags = frame->flags;
+    event->sequence = frame->sequence;
+    if (frame->payload_len != 0)
+        memcpy(plain->buffer + plain->buffer_len, frame->payload, frame->payload_len);
+    plain->buffer_len += frame->payload_len;
+    return PT_OK;
+}
+
+void pt_plain_sink_init(pt_plain_sink *plain, pt_sink *sink, uint32_t room)
+{
+    plain->count = 0;
+    plain->buffer_len = 0;
+    sink->frame = plain_frame;
+    sink->context = plain;
+    sink->room = room;
+}

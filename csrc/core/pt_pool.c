@@ -1,0 +1,356 @@
+/* How the pool works.
+ *
+ * Each class has a table of capacity nodes, a node for each buffer that may exist, and two stacks of nodes: free (with a buffer that nobody has
+ * borrowed) and empty (without memory). A node in neither belongs to one thread: its buffer is lent, or is being made or freed. So a
+ * node moves empty -> (made) -> lent <-> free -> (trimmed) -> empty, and only its owner touches what it holds.
+ *
+ * The stacks are Treiber's: push and pop replace the head by compare-and-swap. A head is a link in its low half and a tag in its high half that
+ * counts changes, so that a head that was popped and pushed back meanwhile is not mistaken for an unchanged one. The nodes never go away,
+ * so reading the link of a node that another thread has just popped is harmless.
+ *
+ * A buffer carries a header of 16 bytes in front, which leads back to its node and knows pool and state.
+ */
+#include "pt_pool.h"
+
+#include <string.h>
+
+#include "pt_assert.h"
+
+#if PT_ATOMICS
+#include <stdatomic.h>
+typedef _Atomic uint64_t cell64;
+typedef _Atomic uint32_t cell32;
+#else
+typedef uint64_t cell64;
+typedef uint32_t cell32;
+#endif
+
+#define ALIGNMENT 16u
+#define MAX_CAPACITY 65535u
+#define NO_NODE UINT32_MAX
+
+/* In front of every buffer. */
+typedef struct buffer_header {
+    uint64_t check; /* check_value() of its pool and state: catches foreign, spoilt and twice returned buffers */
+    uint32_t buffer_size;
+    uint16_t node_index;
+    uint8_t class_index;
+    uint8_t unused;
+} buffer_header;
+
+_Static_assert(sizeof(buffer_header) == ALIGNMENT, "the header keeps the buffer behind it aligned");
+
+enum buffer_state { BUFFER_FREE = 0, BUFFER_LENT = 1 };
+
+typedef struct node {
+    buffer_header *memory; /* NULL while in the empty stack */
+    cell32 next;           /* a link: index of the next node + 1, or 0 */
+} node;
+
+typedef struct size_class {
+    cell64 free;  /* stack heads */
+    cell64 empty;
+    node *nodes;
+    uint32_t buffer_size;
+    uint32_t capacity;
+} size_class;
+
+struct pt_pool {
+    pt_memory source;
+    uint64_t budget; /* UINT64_MAX: none */
+    cell64 acquires;
+    cell64 allocations;
+    cell64 refusals;
+    cell64 returns;
+    cell64 bytes; /* never above budget; includes buffers that are being made */
+    cell64 peak_bytes;
+    uint8_t class_count;
+    size_class classes[PT_POOL_MAX_CLASSES];
+};
+
+/* The few operations on shared cells; without PT_ATOMICS plain ones, for one thread. */
+#if PT_ATOMICS
+static inline uint64_t cell_get(const cell64 *cell)
+{
+    return atomic_load_explicit(cell, memory_order_acquire);
+}
+
+static inline void cell_add(cell64 *cell, uint64_t count)
+{
+    atomic_fetch_add_explicit(cell, count, memory_order_relaxed);
+}
+
+/* Replace *expected by value and return 1; else 0, and *expected is what stands there. */
+static inline int cell_swap(cell64 *cell, uint64_t *expected, uint64_t value)
+{
+    return atomic_compare_exchange_weak_explicit(cell, expected, value, memory_order_acq_rel, memory_order_acquire);
+}
+
+static inline uint32_t link_get(const cell32 *link)
+{
+    return atomic_load_explicit(link, memory_order_relaxed);
+}
+
+static inline void link_set(cell32 *link, uint32_t value)
+{
+    atomic_store_explicit(link, value, memory_order_relaxed);
+}
+#else
+static inline uint64_t cell_get(const cell64 *cell)
+{
+    return *cell;
+}
+
+static inline void cell_add(cell64 *cell, uint64_t count)
+{
+    *cell += count;
+}
+
+static inline int cell_swap(cell64 *cell, uint64_t *expected, uint64_t value)
+{
+    PT_ASSERT(*cell == *expected);
+    (void)expected;
+    *cell = value;
+    return 1;
+}
+
+static inline uint32_t link_get(const cell32 *link)
+{
+    return *link;
+}
+
+static inline void link_set(cell32 *link, uint32_t value)
+{
+    *link = value;
+}
+#endif
+
+/* The head that follows seen and leads to link. */
+static inline uint64_t head_after(uint64_t seen, uint32_t link)
+{
+    return (((seen >> 32) + 1) << 32) | link;
+}
+
+static inline uint32_t pop(const size_class *class, cell64 *head)
+{
+    uint64_t seen = cell_get(head);
+    while ((uint32_t)seen != 0) {
+        uint32_t index = (uint32_t)seen - 1;
+        PT_ASSERT(index < class->capacity);
+        if (cell_swap(head, &seen, head_after(seen, link_get(&class->nodes[index].next))))
+            return index;
+    }
+    return NO_NODE;
+}
+
+static inline void push(const size_class *class, cell64 *head, uint32_t index)
+{
+    PT_ASSERT(index < class->capacity);
+    uint64_t seen = cell_get(head);
+    do
+        link_set(&class->nodes[index].next, (uint32_t)seen);
+    while (!cell_swap(head, &seen, head_after(seen, index + 1)));
+}
+
+/* What the header of this pool's buffers holds in that state. */
+static inline uint64_t check_value(const pt_pool *pool, enum buffer_state state)
+{
+    return (uint64_t)(uintptr_t)pool ^ (state == BUFFER_LENT ? 0x6c656e742062756fu : 0x667265652062756fu);
+}
+
+static inline buffer_header *header_of(uint8_t *buffer)
+{
+    return (buffer_header *)(void *)(buffer - sizeof(buffer_header));
+}
+
+/* Bytes that a buffer of this class costs. */
+static inline size_t buffer_cost(const size_class *class)
+{
+    return sizeof(buffer_header) + class->buffer_size;
+}
+
+/* Take cost out of the budget. Returns the bytes then held, or 0 when it does not allow that. */
+static uint64_t reserve_bytes(pt_pool *pool, size_t cost)
+{
+    uint64_t held = cell_get(&pool->bytes);
+    do {
+        if (cost > pool->budget - held)
+            return 0;
+    } while (!cell_swap(&pool->bytes, &held, held + cost));
+    return held + cost;
+}
+
+static void raise_peak(pt_pool *pool, uint64_t held)
+{
+    uint64_t peak = cell_get(&pool->peak_bytes);
+    while (held > peak && !cell_swap(&pool->peak_bytes, &peak, held))
+        ;
+}
+
+/* Make a buffer for a node that the caller owns. Returns NULL, with nothing changed, when the budget or the source refuses. */
+static buffer_header *make_buffer(pt_pool *pool, uint8_t class_index, uint32_t node_index)
+{
+    size_class *class = &pool->classes[class_index];
+    size_t cost = buffer_cost(class);
+    uint64_t held = reserve_bytes(pool, cost);
+    if (held == 0)
+        return NULL;
+    buffer_header *header = pool->source.allocate(pool->source.context, cost);
+    if (header == NULL) {
+        cell_add(&pool->bytes, 0 - (uint64_t)cost);
+        return NULL;
+    }
+    PT_ASSERT((uintptr_t)header % ALIGNMENT == 0);
+
+    memset(header, 0, cost);
+    header->buffer_size = class->buffer_size;
+    header->node_index = (uint16_t)node_index;
+    header->class_index = class_index;
+    class->nodes[node_index].memory = header;
+    raise_peak(pool, held);
+    cell_add(&pool->allocations, 1);
+    return header;
+}
+
+size_t pt_pool_size(const pt_pool_class *classes, uint8_t class_count)
+{
+    if (classes == NULL || class_count < 1 || class_count > PT_POOL_MAX_CLASSES)
+        return 0;
+
+    size_t size = sizeof(pt_pool);
+    uint32_t smaller = 0;
+    for (uint8_t index = 0; index < class_count; index++) {
+        const pt_pool_class *class = &classes[index];
+        if (class->buffer_size <= smaller || class->buffer_size > UINT32_MAX - sizeof(buffer_header))
+            return 0;
+        if (class->capacity < 1 || class->capacity > MAX_CAPACITY)
+            return 0;
+        smaller = class->buffer_size;
+        size += class->capacity * sizeof(node);
+    }
+    return size;
+}
+
+pt_pool *pt_pool_init(void *memory, const pt_pool_class *classes, uint8_t class_count, uint64_t budget, const pt_memory *source)
+{
+    PT_ASSERT(memory != NULL && (uintptr_t)memory % 8 == 0);
+    PT_ASSERT(source != NULL && source->allocate != NULL && source->release != NULL);
+
+    size_t size = pt_pool_size(classes, class_count);
+    if (size == 0)
+        return NULL;
+
+    pt_pool *pool = memory;
+    memset(pool, 0, size);
+    pool->source = *source;
+    pool->budget = budget != 0 ? budget : UINT64_MAX;
+    pool->class_count = class_count;
+    node *nodes = (node *)(void *)((uint8_t *)memory + sizeof(pt_pool));
+    for (uint8_t index = 0; index < class_count; index++) {
+        size_class *class = &pool->classes[index];
+        class->buffer_size = classes[index].buffer_size;
+        class->capacity = classes[index].capacity;
+        class->nodes = nodes;
+        nodes += class->capacity;
+        for (uint32_t rest = class->capacity; rest > 0; rest--)
+            push(class, &class->empty, rest - 1);
+    }
+    return pool;
+}
+
+uint64_t pt_pool_cleanup(pt_pool *pool)
+{
+    pt_pool_statistics statistics;
+    pt_pool_trim(pool);
+    pt_pool_get_statistics(pool, &statistics);
+    return statistics.in_use;
+}
+
+uint8_t *pt_pool_acquire(pt_pool *pool, uint32_t size)
+{
+    PT_ASSERT(pool->class_count >= 1 && pool->class_count <= PT_POOL_MAX_CLASSES);
+
+    uint8_t class_index = 0;
+    while (class_index < pool->class_count && size > pool->classes[class_index].buffer_size)
+        class_index++;
+    if (size == 0 || class_index == pool->class_count)
+        return NULL;
+
+    size_class *class = &pool->classes[class_index];
+    buffer_header *header = NULL;
+    uint32_t index = pop(class, &class->free);
+    if (index == NO_NODE) {
+        index = pop(class, &class->empty);
+        if (index != NO_NODE) {
+            header = make_buffer(pool, class_index, index);
+            if (header == NULL)
+                push(class, &class->empty, index);
+        }
+        if (header == NULL) /* another thread may have returned one since we looked */
+            index = pop(class, &class->free);
+    }
+    if (header == NULL && index == NO_NODE) {
+        cell_add(&pool->refusals, 1);
+        return NULL;
+    }
+
+    header = class->nodes[index].memory;
+    header->check = check_value(pool, BUFFER_LENT);
+    cell_add(&pool->acquires, 1);
+    return (uint8_t *)(header + 1);
+}
+
+uint32_t pt_pool_buffer_size(const uint8_t *buffer)
+{
+    return ((const buffer_header *)(const void *)(buffer - sizeof(buffer_header)))->buffer_size;
+}
+
+void pt_pool_release(pt_pool *pool, uint8_t *buffer, uint32_t used)
+{
+    buffer_header *header = header_of(buffer);
+    PT_ASSERT(header->check == check_value(pool, BUFFER_LENT));
+    PT_ASSERT(header->class_index < pool->class_count);
+    PT_ASSERT(used <= header->buffer_size);
+
+    const size_class *class = &pool->classes[header->class_index];
+    PT_ASSERT(class->nodes[header->node_index].memory == header);
+    memset(buffer, 0, used <= header->buffer_size ? used : header->buffer_size);
+    header->check = check_value(pool, BUFFER_FREE);
+    cell_add(&pool->returns, 1);
+    push(class, &pool->classes[header->class_index].free, header->node_index);
+}
+
+uint64_t pt_pool_trim(pt_pool *pool)
+{
+    uint64_t freed = 0;
+    for (uint8_t class_index = 0; class_index < pool->class_count; class_index++) {
+        size_class *class = &pool->classes[class_index];
+        size_t cost = buffer_cost(class);
+        for (uint32_t round = 0; round < class->capacity; round++) {
+            uint32_t index = pop(class, &class->free);
+            if (index == NO_NODE)
+                break;
+            node *owned = &class->nodes[index];
+            PT_ASSERT(owned->memory->check == check_value(pool, BUFFER_FREE));
+            pool->source.release(pool->source.context, owned->memory, cost);
+            owned->memory = NULL;
+            push(class, &class->empty, index);
+            cell_add(&pool->bytes, 0 - (uint64_t)cost);
+            freed += cost;
+        }
+    }
+    return freed;
+}
+
+void pt_pool_get_statistics(const pt_pool *pool, pt_pool_statistics *out)
+{
+    uint64_t returns = cell_get(&pool->returns); /* before acquires, so that in_use is never negative */
+    uint64_t acquires = cell_get(&pool->acquires);
+    out->acquires = acquires;
+    out->allocations = cell_get(&pool->allocations);
+    out->refusals = cell_get(&pool->refusals);
+    out->returns = returns;
+    out->bytes = cell_get(&pool->bytes);
+    out->peak_bytes = cell_get(&pool->peak_bytes);
+    out->in_use = acquires > returns ? acquires - returns : 0;
+}

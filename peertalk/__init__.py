@@ -1,0 +1,59 @@
+"""Peer-to-peer messaging for Python programs on a local network: no broker, no server, the speed of C, bounded memory."""
+
+from .config import Config, load_config
+from .errors import (
+    AddressInUse,
+    BadCrc,
+    BadMagic,
+    BadVersion,
+    ConnectionClosed,
+    ConnectionRefused,
+    InternalError,
+    InvalidArgument,
+    InvalidState,
+    LocalError,
+    MessageTooLarge,
+    NetworkError,
+    NetworkFailure,
+    NoNetwork,
+    NotConnected,
+    NotSupported,
+    OutOfMemory,
+    PeerNotFound,
+    PeerTalkError,
+    PlatformError,
+    ProtocolError,
+    QueueEmpty,
+    RemoteError,
+    Timeout,
+    Truncated,
+    WouldBlock,
+    WrongType,
+)
+from .node import Node, Peer
+from .protocol.events import (
+    EventsMissed,
+    Failed,
+    LinkFault,
+    LostReason,
+    Outcome,
+    PeerConnected,
+    PeerDisconnected,
+    PeerFound,
+    PeerLost,
+    Sent,
+)
+from .protocol.peer import PeerState
+from .protocol.wire import Batch, Message
+from .runtime.peers import BroadcastResult, Peers
+from .runtime.statistics import NodeStatistics, PeerStatistics, QueueStatus
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AddressInUse", "BadCrc", "BadMagic", "BadVersion", "Batch", "BroadcastResult", "Config", "ConnectionClosed", "ConnectionRefused", "EventsMissed",
+    "Failed", "InternalError", "InvalidArgument", "InvalidState", "LinkFault", "LocalError", "LostReason", "Message", "MessageTooLarge", "NetworkError",
+    "NetworkFailure", "NoNetwork", "Node", "NodeStatistics", "NotConnected", "NotSupported", "OutOfMemory", "Outcome", "Peer", "PeerConnected",
+    "PeerDisconnected", "PeerFound", "PeerLost", "PeerNotFound", "PeerState", "PeerStatistics", "PeerTalkError", "Peers", "PlatformError", "ProtocolError",
+    "QueueEmpty", "QueueStatus", "RemoteError", "Sent", "Timeout", "Truncated", "WouldBlock", "WrongType", "__version__", "load_config",
+]  # fmt: skip

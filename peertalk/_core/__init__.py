@@ -1,0 +1,123 @@
+"""The stair between the two storeys: three cores behind one surface.
+
+"standard" and "lowmem" are the compiled C core with different limits; "reference" is the same in plain Python. What they share is the Core
+class below: pure functions, sans-I/O machines and the loop, with the same names, results and exceptions. values.py has the plain values.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from peertalk import errors
+from peertalk._core.values import Capability, CompactHeader, Datagram, Discovery, FragmentHeader, Frame, Header
+
+__all__ = ["CORES", "Core", "Limits", "load"]
+
+CORES = ("standard", "lowmem", "reference")
+
+
+class Limits(NamedTuple):
+    """Compile-time limits, in bytes but for pipeline_depth (slots) and max_peers.
+
+    message_max_payload, slot_buffer_size and max_peers describe the classic worlds; sockets use slot_size and frame_max_payload.
+    """
+
+    frame_max_payload: int
+    slot_size: int
+    pipeline_depth: int
+    receive_buffer_size: int
+    max_peers: int
+    message_max_payload: int
+    slot_buffer_size: int
+
+
+class Core:
+    """One core. Encoders raise InvalidArgument or MessageTooLarge, decoders a ProtocolError with its code.
+
+    Args:
+        name: of CORES.
+        source: where the attributes come from.
+        limits: of this core.
+    """
+
+    crc_name: str
+    crc16: Callable[..., int]
+    encode_header: Callable[..., bytes]
+    decode_header: Callable[..., Header]
+    encode_frame: Callable[..., bytes]
+    decode_frame: Callable[..., Frame]
+    encode_compact: Callable[..., bytes]
+    decode_compact: Callable[..., CompactHeader]
+    is_compact: Callable[..., bool]
+    encode_discovery: Callable[..., bytes]
+    decode_discovery: Callable[..., Discovery]
+    encode_capability: Callable[..., bytes]
+    decode_capability: Callable[..., Capability]
+    encode_datagram: Callable[..., bytes]
+    decode_datagram: Callable[..., Datagram]
+    encode_fragment: Callable[..., bytes]
+    decode_fragment: Callable[..., FragmentHeader]
+    strerror: Callable[[int], str]
+    error_name: Callable[[int], str]
+    BufferPool: Callable[..., Any]
+    Ingest: Callable[..., Any]
+    SendPipeline: Callable[..., Any]
+    TimerWheel: Callable[..., Any]
+    Loop: Callable[..., Any]
+
+    def __init__(self, name: str, source: Any, limits: Limits) -> None:
+        self.name = name
+        self.limits = limits
+        for attribute in Core.__annotations__:
+            setattr(self, attribute, getattr(source, attribute))
+
+    def __repr__(self) -> str:
+        return f"<peertalk core {self.name!r}, CRC by {self.crc_name}>"
+
+
+_loaded: dict[str, Core] = {}
+
+
+def load(name: str | None = None) -> Core:
+    """A core by name; the same object each time.
+
+    Args:
+        name: of CORES; None: PEERTALK_CORE from the environment, else "standard" if it was built, else "reference".
+
+    Raises:
+        InvalidArgument: no core has that name.
+        NotSupported: it was not built here.
+    """
+    asked = name or os.environ.get("PEERTALK_CORE") or None
+    if asked is None:
+        try:
+            return load("standard")
+        except errors.NotSupported:
+            return load("reference")
+    if asked not in CORES:
+        origin = "" if name else " (from PEERTALK_CORE)"
+        raise errors.InvalidArgument(f"core {asked!r}{origin}: there are {', '.join(map(repr, CORES))}")
+    if asked not in _loaded:
+        _loaded[asked] = _load_reference() if asked == "reference" else _load_compiled(asked)
+    return _loaded[asked]
+
+
+def _load_compiled(name: str) -> Core:
+    try:
+        handles = importlib.import_module("peertalk._core.handles")
+        binding = handles.Binding(name)
+    except ImportError as error:
+        raise errors.NotSupported(f"the {name} core was not built here ({error}): run build_ffi.py, or use core='reference'") from error
+    return Core(name, binding, Limits(*binding.limits))
+
+
+def _load_reference() -> Core:
+    source = importlib.import_module("peertalk._core.reference")
+    limits = Limits(
+        source.FRAME_MAX_PAYLOAD, source.SLOT_SIZE, source.DEPTH, source.RECEIVE_BUFFER_SIZE, source.MAX_PEERS, source.MESSAGE_MAX_PAYLOAD,
+        source.SLOT_BUFFER_SIZE,
+    )  # fmt: skip
+    return Core("reference", source, limits)

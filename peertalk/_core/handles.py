@@ -1,0 +1,1141 @@
+"""One owner class for each noun of the C core, and the only user of ffi and lib.
+
+A handle owns the C memory behind it, keeps what that memory points at alive, and turns result codes into values or exceptions. What is called once a
+message or once a turn comes from the border's native functions where this is CPython, and from plain cffi calls elsewhere (native=False, or PEERTALK_NATIVE=0 in
+the environment); both give the same tuples.
+
+Invariant: C memory is freed after everything that points into it. Never: a callback from C, a pointer made anew on a hot path.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import struct
+import threading
+import types
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+from peertalk import errors
+from peertalk._core.values import (
+    BATCH,
+    BATCHED,
+    CLOSED,
+    DATA,
+    FRAGMENT,
+    FRAME,
+    READ,
+    READY,
+    SENT,
+    WRITE,
+    Capability,
+    CompactHeader,
+    Datagram,
+    Discovery,
+    FragmentHeader,
+    Frame,
+    Header,
+    LinkStatistics,
+    LoopStatistics,
+    PoolStatistics,
+)
+
+Data: TypeAlias = bytes | bytearray | memoryview
+Event: TypeAlias = tuple[int, int, Any, Any]
+
+EVENT_CAPACITY = 256
+"""Events that one turn reports beside its frames; at least 4 for each ready source."""
+PLAIN_ROOM = 65_536
+"""Stream bytes of one turn on the plain cffi way, which copies them once more."""
+POLL_SOURCES = 4_096
+"""Links and watches that poll(2) waits for at most."""
+POOL_CAPACITY = 8_192
+"""Buffers of one class that a loop's pool may hold; the byte budget is the bound that matters."""
+MAX_DELAY_MS = 2**31 - 10_000
+"""The wheel's reach, 24.8 days, less the time since the last turn."""
+SLOT_BYTES_MAX = 65_535
+
+_PLAIN_FLAGS = FRAGMENT | BATCHED
+_EVENT = struct.Struct("=QIIiiIIBBB5x")
+"""pt_event: offset, kind, tag, code, system_error, count, len, type, flags, sequence."""
+
+
+class Binding:
+    """One compiled core: its functions as Python wants them, and what the handles need of it.
+
+    Args:
+        name: "standard" or "lowmem".
+
+    Raises:
+        ImportError: it was not built.
+    """
+
+    def __init__(self, name: str) -> None:
+        module = importlib.import_module(f"peertalk._core._{name}")
+        self.name = name
+        self.ffi = ffi = module.ffi
+        self.lib = lib = module.lib
+        self.crc_name: str = ffi.string(lib.pt_crc16_name()).decode()
+        self.assertions = bool(lib.PT_ASSERTIONS)
+        self.limits = (
+            lib.PT_FRAME_MAX_PAYLOAD, lib.PT_POSIX_SLOT_SIZE, lib.PT_SEND_PIPELINE_DEPTH, lib.PT_RECEIVE_BUFFER_SIZE, lib.PT_MAX_PEERS,
+            lib.PT_MESSAGE_MAX_PAYLOAD, lib.PT_SLOT_BUFFER_SIZE,
+        )  # fmt: skip
+        self.border = types.ModuleType(f"peertalk._core.{name}_border")
+        self.native = lib.pt_border_attach(ffi.cast("void *", id(self.border))) == 0
+        self.BufferPool = partial(BufferPool, self)
+        self.Ingest = partial(Ingest, self)
+        self.SendPipeline = partial(SendPipeline, self)
+        self.TimerWheel = partial(TimerWheel, self)
+        self.Loop = partial(Loop, self)
+        assert ffi.sizeof("pt_event") == _EVENT.size
+        assert ffi.offsetof("pt_event", "sequence") == _EVENT.size - 6
+
+    # Codes
+
+    def strerror(self, code: int) -> str:
+        """A short English text for a result code."""
+        return str(self.ffi.string(self.lib.pt_strerror(code)).decode())
+
+    def error_name(self, code: int) -> str:
+        """The name of a result code in the C headers, "PT_ERR_UNKNOWN" for a number that is none."""
+        return str(self.ffi.string(self.lib.pt_error_name(code)).decode())
+
+    def fault(self, code: int, what: str) -> errors.PeerTalkError:
+        """The exception for a call that returned a code."""
+        return errors.from_code(code, f"{what}: {self.strerror(code)} ({self.error_name(code)})")
+
+    def bad(self, code: int, what: str, data_len: int) -> errors.ProtocolError:
+        """The exception for bytes that a decoder refused."""
+        return errors.from_decoder(code, f"{what} of {data_len:,} bytes: {self.strerror(code)} ({self.error_name(code)})")
+
+    def flat(self, data: Data) -> Any:
+        """A C view of any contiguous buffer; TypeError for anything else. It must be kept while C reads it."""
+        try:
+            return self.ffi.from_buffer("uint8_t[]", data)
+        except (BufferError, ValueError):
+            raise TypeError("a contiguous buffer of bytes is needed") from None
+
+    def limited(self, what: str, value: int, limit: int) -> int:
+        """value if it is 0 to limit.
+
+        Raises:
+            InvalidArgument: it is not; WrongType when it is no number.
+        """
+        if not isinstance(value, int):
+            raise errors.WrongType(f"{what} is a {type(value).__name__}: give a number from 0 to {limit:,}")
+        if not 0 <= value <= limit:
+            raise errors.InvalidArgument(f"{what} is {value:,}: it must be 0 to {limit:,}")
+        return value
+
+    def kind(self, what: str, value: int, largest: int) -> int:
+        """value if it is a type from 1 to largest."""
+        if not isinstance(value, int) or not 1 <= value <= largest:
+            raise errors.InvalidArgument(f"type of a {what} is {value!r}: it must be 1 to {largest}")
+        return value
+
+    # Pure functions. Encoders raise what a wrong call raises, decoders a ProtocolError; see pt_wire.h for the order of judgement.
+
+    def crc16(self, data: Data, start: int = 0) -> int:
+        """CRC-16 of data, continued from start (the CRC of the bytes before; 0 for a new one)."""
+        view = self.flat(data)
+        return int(self.lib.pt_crc16(self.limited("CRC start value", start, 0xFFFF), view, len(view)))
+
+    def _frame(self, type: int, flags: int, sequence: int, payload: Any, payload_len: int) -> Any:
+        frame = self.ffi.new("pt_frame *")
+        frame.type = self.kind("frame", type, 7)
+        frame.flags = self.limited("flags of a frame", flags, 0xFF)
+        frame.sequence = self.limited("sequence of a frame", sequence, 0xFF)
+        frame.payload = payload
+        frame.payload_len = payload_len
+        return frame
+
+    def _encoded(self, what: str, encode: Callable[..., int], value: Any, size: int) -> bytes:
+        """What encode writes into a buffer of size bytes."""
+        out = self.ffi.new("uint8_t[]", size)
+        count = encode(value, out, size)
+        if count < 0:
+            raise self.fault(count, what)
+        return bytes(self.ffi.buffer(out, count))
+
+    def _decoded(self, what: str, decode: Callable[..., int], type_name: str, view: Any) -> tuple[Any, int]:
+        """What decode reads from the view, and its size in bytes."""
+        out = self.ffi.new(type_name)
+        count = decode(view, len(view), out)
+        if count < 0:
+            raise self.bad(count, what, len(view))
+        return out, count
+
+    def encode_header(self, type: int, flags: int, sequence: int, payload_len: int) -> bytes:
+        """A full frame header, 10 bytes. InvalidArgument: type is not 1 to 7, or a field does not fit its 8 or (payload_len) 16 bits."""
+        limit = self.limited("payload_len of a frame", payload_len, 0xFFFF)
+        return self._encoded("frame header", self.lib.pt_header_encode, self._frame(type, flags, sequence, self.ffi.NULL, limit), 10)
+
+    def decode_header(self, data: Data) -> Header:
+        """Read a full header; the payload length is not judged. Truncated, BadMagic, BadVersion, -1 (type), the first that applies."""
+        frame, _ = self._decoded("frame header", self.lib.pt_header_decode, "pt_frame *", self.flat(data))
+        return Header(frame.type, frame.flags, frame.sequence, frame.payload_len)
+
+    def encode_frame(self, type: int, payload: Data, flags: int = 0, sequence: int = 0) -> bytes:
+        """A whole frame: header, payload, CRC over both. InvalidArgument as encode_header; MessageTooLarge: payload over the limit."""
+        view = self.flat(payload)
+        frame = self._frame(type, flags, sequence, view, len(view))
+        limit = self.lib.PT_FRAME_MAX_PAYLOAD
+        if len(view) > limit:
+            raise errors.MessageTooLarge(f"payload of {len(view):,} bytes: the limit is {limit:,} (FRAME_MAX_PAYLOAD)")
+        return self._encoded("frame", self.lib.pt_frame_encode, frame, len(view) + self.lib.PT_FRAME_OVERHEAD)
+
+    def decode_frame(self, data: Data) -> Frame:
+        """Read a whole frame; bytes behind it are left alone. As decode_header; then -16, Truncated, BadCrc, the first that applies."""
+        view = self.flat(data)
+        frame, _ = self._decoded("frame", self.lib.pt_frame_decode, "pt_frame *", view)
+        return Frame(frame.type, frame.flags, frame.sequence, bytes(self.ffi.buffer(frame.payload, frame.payload_len)))
+
+    def encode_compact(self, type: int, flags: int, payload_len: int) -> bytes:
+        """A compact header, 4 bytes; only the low four bits of flags fit. InvalidArgument as encode_header."""
+        limit = self.limited("payload_len of a frame", payload_len, 0xFFFF)
+        return self._encoded("compact header", self.lib.pt_compact_encode, self._frame(type, flags, 0, self.ffi.NULL, limit), 4)
+
+    def decode_compact(self, data: Data) -> CompactHeader:
+        """Read a compact header. Truncated, BadMagic, -1 (type), the first that applies."""
+        frame, _ = self._decoded("compact header", self.lib.pt_compact_decode, "pt_frame *", self.flat(data))
+        return CompactHeader(frame.type, frame.flags, frame.payload_len)
+
+    def is_compact(self, data: Data) -> bool:
+        """Whether the bytes begin like a compact header: 'P', then anything but 'T'. False while there are fewer than two."""
+        view = self.flat(data)
+        return bool(self.lib.pt_is_compact(view, len(view)))
+
+    def encode_discovery(self, type: int, port: int, name: Data, flags: int = 0, transports: int = 3) -> bytes:
+        """A discovery packet, 14 to 45 bytes. InvalidArgument: type is not 1 to 3, name over 31 bytes, or a field out of its bounds."""
+        view = self.flat(name)
+        packet = self.ffi.new("pt_discovery *")
+        packet.type = self.kind("discovery packet", type, 3)
+        if len(view) > self.lib.PT_NAME_MAX:
+            raise errors.InvalidArgument(f"peer name of {len(view):,} bytes: the limit is {self.lib.PT_NAME_MAX} (NAME_MAX); shorten it")
+        packet.flags = self.limited("flags of a discovery packet", flags, 0xFFFF)
+        packet.port = self.limited("port of a discovery packet", port, 0xFFFF)
+        packet.transports = self.limited("transports of a discovery packet", transports, 0xFF)
+        packet.name_len = len(view)
+        self.ffi.memmove(packet.name, view, len(view))
+        return self._encoded("discovery packet", self.lib.pt_discovery_encode, packet, self.lib.PT_DISCOVERY_MAX_SIZE)
+
+    def decode_discovery(self, data: Data) -> Discovery:
+        """Read a discovery packet; what lies behind its CRC is not looked at. Errors in the order of pt_discovery_decode()."""
+        packet, size = self._decoded("discovery packet", self.lib.pt_discovery_decode, "pt_discovery *", self.flat(data))
+        return Discovery(packet.type, packet.flags, packet.port, packet.transports, bytes(self.ffi.buffer(packet.name, packet.name_len)), size)
+
+    def encode_capability(self, max_message: int, preferred_chunk: int, pressure: int, flags: int) -> bytes:
+        """The four TLVs of the original, 15 bytes; values go out as they are. InvalidArgument: one does not fit its 16 or (pressure) 8 bits."""
+        capability = self.ffi.new("pt_capability *")
+        capability.max_message = self.limited("max_message of a capability", max_message, 0xFFFF)
+        capability.preferred_chunk = self.limited("preferred_chunk of a capability", preferred_chunk, 0xFFFF)
+        capability.pressure = self.limited("pressure of a capability", pressure, 0xFF)
+        capability.flags = self.limited("flags of a capability", flags, 0xFFFF)
+        return self._encoded("capability", self.lib.pt_capability_encode, capability, self.lib.PT_CAPABILITY_SIZE)
+
+    def decode_capability(self, data: Data) -> Capability:
+        """Read the payload of a CAPABILITY frame: TLVs in any order, what is missing has its default. Truncated: a length runs past the end."""
+        capability, _ = self._decoded("capability", self.lib.pt_capability_decode, "pt_capability *", self.flat(data))
+        return Capability(capability.max_message, capability.preferred_chunk, capability.pressure, capability.flags)
+
+    def encode_datagram(self, port: int, payload: Data) -> bytes:
+        """A UDP message. InvalidArgument: port is not 0 to 65,535. MessageTooLarge: payload has more than 1,392 bytes."""
+        view = self.flat(payload)
+        datagram = self.ffi.new("pt_datagram *")
+        datagram.port = self.limited("port of a datagram", port, 0xFFFF)
+        limit = self.lib.PT_DATAGRAM_MAX_PAYLOAD
+        if len(view) > limit:
+            raise errors.MessageTooLarge(f"datagram of {len(view):,} bytes: the limit is {limit:,} (DATAGRAM_MAX_PAYLOAD)")
+        datagram.payload = view
+        datagram.payload_len = len(view)
+        return self._encoded("datagram", self.lib.pt_datagram_encode, datagram, len(view) + self.lib.PT_DATAGRAM_HEADER_SIZE)
+
+    def decode_datagram(self, data: Data) -> Datagram:
+        """Read a UDP message; bytes behind its payload are left alone. Truncated, BadMagic, Truncated, the first that applies."""
+        view = self.flat(data)
+        datagram, _ = self._decoded("datagram", self.lib.pt_datagram_decode, "pt_datagram *", view)
+        return Datagram(datagram.port, bytes(self.ffi.buffer(datagram.payload, datagram.payload_len)))
+
+    def encode_fragment(self, message_id: int, total_len: int, offset: int, flags: int) -> bytes:
+        """A fragment header, 8 bytes. InvalidArgument: a field does not fit its 16 or (flags) 8 bits."""
+        fragment = self.ffi.new("pt_fragment *")
+        fragment.message_id = self.limited("message_id of a fragment", message_id, 0xFFFF)
+        fragment.total_len = self.limited("total_len of a fragment", total_len, 0xFFFF)
+        fragment.offset = self.limited("offset of a fragment", offset, 0xFFFF)
+        fragment.flags = self.limited("flags of a fragment", flags, 0xFF)
+        return self._encoded("fragment header", self.lib.pt_fragment_encode, fragment, self.lib.PT_FRAGMENT_HEADER_SIZE)
+
+    def decode_fragment(self, data: Data) -> FragmentHeader:
+        """Read the header at the front of a fragment. Truncated: fewer than 8 bytes. What the fields mean together is not judged here."""
+        fragment, _ = self._decoded("fragment header", self.lib.pt_fragment_decode, "pt_fragment *", self.flat(data))
+        return FragmentHeader(fragment.message_id, fragment.total_len, fragment.offset, fragment.flags)
+
+
+class Buffer:
+    """A lent buffer. view: writable, size bytes, zero at first; it ends with the release."""
+
+    def __init__(self, pool: BufferPool, pointer: Any) -> None:
+        self._pool = pool
+        self._pointer = pointer
+        self.size: int = pool._lib.pt_pool_buffer_size(pointer)
+        self.view = memoryview(pool._ffi.buffer(pointer, self.size))
+
+    def release(self, used: int | None = None) -> None:
+        """Give the buffer back; a second time does nothing. used: bytes from its start that were written and are wiped (None: all)."""
+        pointer, self._pointer = self._pointer, None
+        if pointer is not None:
+            self.view.release()
+            self._pool._take_back(pointer, self.size if used is None else min(used, self.size))
+
+
+class BufferPool:
+    """Lends buffers of a few sizes; may be used from any thread.
+
+    Args:
+        classes: (buffer_size, capacity) pairs, 1 to 8, ascending sizes in bytes; capacity: how many may exist at once, 1 to 65,535.
+        budget: bytes that all buffers together may hold, bookkeeping included; 0: no limit beside the capacities.
+        limit: bytes that the memory behind the pool has; 0: no limit.
+
+    Raises:
+        InvalidArgument: the classes are not as said.
+    """
+
+    def __init__(self, binding: Binding, classes: Sequence[tuple[int, int]], budget: int = 0, limit: int = 0) -> None:
+        self._binding = binding
+        self._ffi = ffi = binding.ffi
+        self._lib = lib = binding.lib
+        self._closed = False
+        wanted = "give 1 to 8 different sizes, ascending, at least 1 byte, capacities 1 to 65,535"
+        if not 1 <= len(classes) <= lib.PT_POOL_MAX_CLASSES or any(not 0 <= number < 2**32 for pair in classes for number in pair):
+            raise errors.InvalidArgument(f"pool classes {list(classes)}: {wanted}")
+        array = ffi.new("pt_pool_class[]", list(classes))
+        size = lib.pt_pool_size(array, len(classes))
+        if size == 0:
+            raise errors.InvalidArgument(f"pool classes {list(classes)}: {wanted}")
+        self.largest = classes[-1][0]
+        self._account = ffi.new("pt_posix_memory *")
+        self._account.limit = limit
+        source = ffi.new("pt_memory *")
+        lib.pt_posix_memory_source(self._account, source)
+        self._memory = ffi.new("uint64_t[]", (size + 7) // 8)
+        self._pool = lib.pt_pool_init(self._memory, array, len(classes), budget, source)
+        if self._pool == ffi.NULL:
+            raise errors.InvalidArgument(f"pool classes {list(classes)}: {wanted}")
+
+    def acquire(self, size: int) -> Buffer:
+        """Borrow a zeroed buffer of at least size bytes, from the smallest class that holds it; a larger one is not tried.
+
+        Raises:
+            OutOfMemory: class, budget or memory are used up (counted), or size is 0 or above the largest class.
+        """
+        pointer = self._lib.pt_pool_acquire(self._pool, size) if 0 < size < 2**32 else self._ffi.NULL
+        if pointer == self._ffi.NULL:
+            raise errors.OutOfMemory(f"a buffer of {size:,} bytes: the pool has none to lend (its largest class has {self.largest:,})")
+        return Buffer(self, pointer)
+
+    def _take_back(self, pointer: Any, used: int) -> None:
+        self._lib.pt_pool_release(self._pool, pointer, used)
+        if self._closed:
+            self._lib.pt_pool_trim(self._pool)
+
+    def statistics(self) -> PoolStatistics:
+        """The counters; see PoolStatistics."""
+        out = self._ffi.new("pt_pool_statistics *")
+        self._lib.pt_pool_get_statistics(self._pool, out)
+        return PoolStatistics(out.acquires, out.allocations, out.refusals, out.returns, out.bytes, out.peak_bytes, out.in_use)
+
+    def trim(self) -> int:
+        """Give the memory of all free buffers back. Returns the bytes freed."""
+        return int(self._lib.pt_pool_trim(self._pool))
+
+    def fail_at(self, n: int) -> None:
+        """Make the n-th allocation from now, and all after it, fail; 0: none."""
+        self._account.fail_at = 0
+        self._account.attempts = 0
+        self._account.fail_at = n
+
+    @property
+    def attempts(self) -> int:
+        """Allocations tried since fail_at() was called."""
+        return int(self._account.attempts)
+
+    def close(self) -> int:
+        """Free every buffer. Returns the number that are still lent; each is freed when it comes back."""
+        self._closed = True
+        return int(self._lib.pt_pool_cleanup(self._pool))
+
+    def __del__(self) -> None:
+        if hasattr(self, "_pool") and not self._closed:
+            self.close()
+
+
+class Ingest:
+    """Reads message frames from a stream, sans-I/O.
+
+    Args:
+        max_payload: longest payload in bytes that is taken; a longer one is a fault, judged on the header. None: the core's limit.
+        pool: lends staging buffers; its largest class must hold a whole frame. None: a pool of one such buffer.
+    """
+
+    def __init__(self, binding: Binding, max_payload: int | None = None, pool: BufferPool | None = None) -> None:
+        self._binding = binding
+        self._ffi = ffi = binding.ffi
+        self._lib = lib = binding.lib
+        size = lib.PT_FRAME_MAX_PAYLOAD if max_payload is None else binding.limited("max_payload", max_payload, 0xFFFF)
+        self._whole = size + lib.PT_FRAME_OVERHEAD
+        self._pool = BufferPool(binding, [(self._whole, 1)]) if pool is None else pool
+        self._ingest = ffi.new("pt_ingest *")
+        self._consumed = ffi.new("size_t *")
+        self._sink = ffi.new("pt_sink *")
+        self._plain = ffi.new("pt_plain_sink *")
+        self._room = -1
+        lib.pt_ingest_init(self._ingest, lib.pt_message_format(), self._pool._pool, size, 0)
+
+    def _make_room(self, data_len: int) -> None:
+        """Memory for all that data_len bytes and a cut frame before them can bring."""
+        if data_len > self._room:
+            self._room = data_len
+            capacity = data_len // self._lib.PT_FRAME_OVERHEAD + 2
+            self._events = self._ffi.new("pt_event[]", capacity)
+            self._buffer = self._ffi.new("uint8_t[]", data_len + self._whole)
+            self._plain.events = self._events
+            self._plain.capacity = capacity
+            self._plain.buffer = self._buffer
+            self._plain.buffer_size = len(self._buffer)
+        self._lib.pt_plain_sink_init(self._plain, self._sink, 2**32 - 1)
+
+    def receive(self, data: Data) -> list[Frame]:
+        """Take bytes of the stream; consumed says how many were taken.
+
+        Returns:
+            The frames that became whole. When the pool has no buffer for a cut frame, consumed is where it starts in data (0 when its header was
+            cut by an earlier call); give the same bytes again from there.
+
+        Raises:
+            ProtocolError: a frame is bad; the whole frames before it are in .frames, consumed is where it starts in data (0 when it began in
+                an earlier call), and the machine takes no more.
+            InvalidState: after a fault, or after close().
+        """
+        view = self._binding.flat(data)
+        self._make_room(len(view))
+        code = self._lib.pt_ingest_feed(self._ingest, view, len(view), self._sink, self._consumed)
+        if code == self._lib.PT_ERR_INVALID_STATE:
+            raise errors.InvalidState("the ingest takes no more bytes: it met a bad frame or was closed")
+        payloads = self._ffi.buffer(self._buffer, self._plain.buffer_len)[:]
+        frames = [
+            Frame(type, flags, sequence, payloads[offset : offset + size])
+            for offset, _, _, _, _, _, size, type, flags, sequence in _events_in(self._ffi, self._plain)
+        ]
+        if code != 0 and code != self._lib.PT_ERR_BACKPRESSURE:
+            fault = self._binding.bad(code, "a frame in a stream", len(view))
+            fault.frames = frames
+            raise fault
+        return frames
+
+    @property
+    def consumed(self) -> int:
+        """Bytes of the last receive() that were taken."""
+        return int(self._consumed[0])
+
+    @property
+    def partial_len(self) -> int:
+        """Bytes of an unfinished frame that are held; 0 between frames."""
+        return int(self._lib.pt_ingest_partial_len(self._ingest))
+
+    @property
+    def state(self) -> int:
+        """0 takes no more, 1 waits for a header, 2 waits for a payload."""
+        return int(self._ingest.state)
+
+    def close(self) -> None:
+        """Give staging memory back; idempotent."""
+        self._lib.pt_ingest_cleanup(self._ingest)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_plain"):
+            self.close()
+
+
+def _events_in(ffi: Any, plain: Any) -> Any:
+    """The frames that a plain sink recorded, as tuples of _EVENT."""
+    return _EVENT.iter_unpack(ffi.buffer(plain.events, plain.count * _EVENT.size))
+
+
+class SendPipeline:
+    """The sending half of a link, sans-I/O.
+
+    Args:
+        depth: slots, 1 to 64; None: the core's number.
+        slot_size: bytes of a slot, 12 to 65,535 and at most the pool's largest class; None: the core's size for sockets.
+        lazy: borrow a slot's buffer at first use and return it when reported; False: borrow all now.
+        packing: small frames share a slot.
+        pool: lends the buffers; None: one of its own.
+
+    Raises:
+        InvalidArgument: depth or slot_size out of its bounds.
+        OutOfMemory: not lazy, and the pool refused a buffer; those borrowed have been given back.
+    """
+
+    def __init__(
+        self, binding: Binding, depth: int | None = None, slot_size: int | None = None, lazy: bool = True, packing: bool = True,
+        pool: BufferPool | None = None,
+    ) -> None:  # fmt: skip
+        self._binding = binding
+        self._ffi = ffi = binding.ffi
+        self._lib = lib = binding.lib
+        depth, slot_size = _slot_shape(lib, depth, slot_size)
+        self._own_pool = pool is None
+        self._pool = BufferPool(binding, [(slot_size, depth)]) if pool is None else pool
+        if slot_size > self._pool.largest:
+            raise errors.InvalidArgument(f"slot_size of {slot_size:,} bytes: the pool's largest class has {self._pool.largest:,}")
+        self._slots = ffi.new("pt_send_slot[]", depth)
+        self._pipeline = ffi.new("pt_send_pipeline *")
+        code = lib.pt_pipeline_init(self._pipeline, self._slots, depth, slot_size, self._pool._pool, lazy, packing)
+        if code != 0:
+            raise binding.fault(code, f"a pipeline of {depth} slots of {slot_size:,} bytes")
+
+    def send(self, type: int, payload: Data, flags: int = 0) -> int:
+        """Put one frame on its way. Returns 0, or with nothing changed -19 (every slot is taken), -2 (no buffer), -16 (the frame does not fit a slot),
+        -1 (type is not 1 to 7, flags no byte), -3 (closed)."""
+        view = self._binding.flat(payload)
+        if not 0 <= type <= 0xFF or not 0 <= flags <= 0xFF:
+            type = flags = 0
+        return int(self._lib.pt_pipeline_send(self._pipeline, type, flags, view, len(view)))
+
+    def launch(self) -> int:
+        """Hand the oldest filling slot to the platform. Returns its index, or -1 when there is none."""
+        return int(self._lib.pt_pipeline_launch(self._pipeline))
+
+    def slot_bytes(self, index: int) -> bytes:
+        """The frames in a slot, as they go on the wire."""
+        slot = self._slots[index]
+        return b"" if slot.buffer == self._ffi.NULL or slot.state == 0 else bytes(self._ffi.buffer(slot.buffer, slot.message_len))
+
+    def slot_state(self, index: int) -> int:
+        """State of a slot: 0 free, 1 filling, 2 in flight, 3 completed, 4 abandoned."""
+        return int(self._slots[index].state)
+
+    def complete(self, index: int, result: int = 0) -> None:
+        """The platform is done with a slot: 0, or why not.
+
+        Raises:
+            InvalidState: the slot is not in flight.
+        """
+        if self._slots[index].state not in (self._lib.PT_SLOT_IN_FLIGHT, self._lib.PT_SLOT_ABANDONED):
+            raise errors.InvalidState(f"slot {index} is not in flight: nothing to complete")
+        self._lib.pt_pipeline_complete(self._pipeline, index, result)
+
+    def report(self) -> tuple[int, int] | None:
+        """Free the oldest slot if it is completed. Returns (messages it carried, its result), or None while it is not done."""
+        count = self._ffi.new("uint32_t *")
+        result = self._ffi.new("int *")
+        if not self._lib.pt_pipeline_report(self._pipeline, count, result):
+            return None
+        return count[0], result[0]
+
+    def is_ripe(self) -> bool:
+        """Whether the newest filling slot should leave now: it is full, carries a no-delay frame, or packing is off."""
+        return bool(self._lib.pt_pipeline_is_ripe(self._pipeline))
+
+    @property
+    def available(self) -> int:
+        """Free slots now."""
+        return int(self._lib.pt_pipeline_available(self._pipeline))
+
+    @property
+    def pending(self) -> int:
+        """Slots that are not free."""
+        return int(self._pipeline.pending_count)
+
+    @property
+    def send_seq(self) -> int:
+        """Sequence of the next DATA frame."""
+        return int(self._pipeline.send_seq)
+
+    @property
+    def accepted(self) -> int:
+        """Messages (DATA frames) put into slots."""
+        return int(self._pipeline.accepted)
+
+    @property
+    def reported(self) -> int:
+        """Messages whose slot was reported."""
+        return int(self._pipeline.reported)
+
+    def close(self) -> int:
+        """Give every buffer back but those in flight, which become abandoned until they are completed. Returns their number; may be called again."""
+        abandoned = int(self._lib.pt_pipeline_cleanup(self._pipeline))
+        if self._own_pool and abandoned == 0:
+            self._pool.close()
+        return abandoned
+
+    def __del__(self) -> None:
+        # Nothing moves these bytes but the owner of this handle, so nobody holds a slot any more.
+        if hasattr(self, "_pipeline") and self.close():
+            for index in range(len(self._slots)):
+                if self._slots[index].state == self._lib.PT_SLOT_ABANDONED:
+                    self._lib.pt_pipeline_complete(self._pipeline, index, 0)
+
+
+def _slot_shape(lib: Any, depth: int | None, slot_size: int | None) -> tuple[int, int]:
+    """Depth and slot size with their defaults, held against their bounds."""
+    depth = lib.PT_SEND_PIPELINE_DEPTH if depth is None else depth
+    slot_size = lib.PT_POSIX_SLOT_SIZE if slot_size is None else slot_size
+    if not 1 <= depth <= lib.PT_PIPELINE_MAX_DEPTH:
+        raise errors.InvalidArgument(f"depth of {depth} slots: a link has 1 to {lib.PT_PIPELINE_MAX_DEPTH}")
+    if not lib.PT_FRAME_OVERHEAD <= slot_size <= SLOT_BYTES_MAX:
+        raise errors.InvalidArgument(f"slot_size of {slot_size} bytes: a slot has {lib.PT_FRAME_OVERHEAD} to {SLOT_BYTES_MAX:,}")
+    return depth, slot_size
+
+
+class TimerWheel:
+    """Deadlines under integer keys. now: the tick at the start; ticks count modulo 2^32."""
+
+    def __init__(self, binding: Binding, now: int = 0) -> None:
+        self._ffi = binding.ffi
+        self._lib = binding.lib
+        self._wheel = self._ffi.new("pt_wheel *")
+        self._timers: dict[int, Any] = {}
+        self._keys: dict[int, int] = {}
+        self._lib.pt_wheel_init(self._wheel, now & 0xFFFFFFFF)
+
+    def arm(self, key: int, deadline: int) -> None:
+        """Expire at deadline, a tick less than 2^31 ahead; one that has passed expires at the next advance(). An armed key is moved."""
+        timer = self._timers.get(key)
+        if timer is None:
+            timer = self._timers[key] = self._ffi.new("pt_timer *")
+            self._keys[int(self._ffi.cast("uintptr_t", timer))] = key
+        self._lib.pt_wheel_arm(self._wheel, timer, deadline & 0xFFFFFFFF)
+
+    def _drop(self, key: int) -> None:
+        del self._keys[int(self._ffi.cast("uintptr_t", self._timers.pop(key)))]
+
+    def cancel(self, key: int) -> None:
+        """Never expire. Nothing happens when the key is not armed."""
+        if key in self._timers:
+            self._lib.pt_wheel_cancel(self._wheel, self._timers[key])
+            self._drop(key)
+
+    def advance(self, now: int) -> None:
+        """Move time forward to now; an earlier now changes nothing."""
+        self._lib.pt_wheel_advance(self._wheel, now & 0xFFFFFFFF)
+
+    def expire(self) -> int | None:
+        """Take one key whose deadline has come, earliest first; None when none is due."""
+        timer = self._lib.pt_wheel_expire(self._wheel)
+        if timer == self._ffi.NULL:
+            return None
+        key = self._keys[int(self._ffi.cast("uintptr_t", timer))]
+        self._drop(key)
+        return key
+
+    def next(self) -> int | None:
+        """Ticks from now until advance() has work: 0 when a key is due; None when none is armed. Never later than the next deadline."""
+        ticks = int(self._lib.pt_wheel_next(self._wheel))
+        return None if ticks == 0xFFFFFFFF else ticks
+
+    @property
+    def armed(self) -> int:
+        """Keys that are armed, due ones included."""
+        return int(self._wheel.armed_count)
+
+
+class Watch:
+    """A foreign descriptor; a turn reports (READY, tag, mask, 0) as long as it is ready for what is wanted."""
+
+    def __init__(self, loop: Loop, fd: int, tag: int, interest: int) -> None:
+        self._loop = loop
+        self._lib = loop._lib
+        self.tag = tag
+        self._watch: Any = loop._ffi.new("pt_watch *")
+        code = self._lib.pt_watch_open(loop._context, self._watch, fd, tag, interest)
+        if code != 0:
+            raise loop._binding.fault(code, f"descriptor {fd} cannot be watched")
+
+    def set(self, interest: int) -> None:
+        """Change what is wanted: a sum of READ and WRITE, or 0.
+
+        Raises:
+            InvalidState: the watch is closed.
+        """
+        if self._watch is None:
+            raise errors.InvalidState("this watch is closed")
+        code = self._lib.pt_watch_set(self._loop._context, self._watch, interest)
+        if code != 0:
+            raise self._loop._binding.fault(code, f"a watch for {interest}")
+
+    def close(self) -> None:
+        """Forget the descriptor, which stays the caller's. Idempotent."""
+        if self._watch is not None:
+            self._lib.pt_watch_close(self._loop._context, self._watch)
+            self._watch = None
+            self._loop._watches.discard(self)
+
+
+class Timer:
+    """Expires once after arm(), as (TIMER, tag, 0, 0)."""
+
+    def __init__(self, loop: Loop, tag: int) -> None:
+        self._loop = loop
+        self._lib = loop._lib
+        self.tag = tag
+        self._timer = loop._ffi.new("pt_timer *")
+        self._timer.tag = tag
+
+    def arm(self, delay: float) -> None:
+        """Expire delay seconds from now, rounded up to milliseconds; 0 or less: at the next turn. Arming again moves it.
+
+        Raises:
+            InvalidState: the loop is closed.
+        """
+        self._loop._check_open()
+        delay_ms = math.ceil(min(max(0.0, delay * 1000), MAX_DELAY_MS))
+        self._lib.pt_loop_arm(self._loop._context, self._timer, delay_ms)
+        self._loop._hold(self)
+
+    def cancel(self) -> None:
+        """Never expire. Nothing happens when it is not armed."""
+        self._lib.pt_loop_cancel(self._loop._context, self._timer)
+        self._loop._armed.discard(self)
+
+    @property
+    def armed(self) -> bool:
+        """Whether it will expire."""
+        return bool(self._lib.pt_timer_is_armed(self._timer))
+
+
+class Link:
+    """One connection: what is sent waits in a pipeline, what arrives is cut into frames. Made by Loop.open_link().
+
+    Attributes:
+        send: send(payload) accepts one DATA frame. A sum of NEEDS_TURN and YIELD (0 or more), or with nothing changed: -19 every slot is taken,
+            -2 no memory, -16 longer than max_message, -18 the link is not open. TypeError: payload is no contiguous buffer of bytes.
+        send_many: send_many(payloads, start=0) accepts payloads[start:], a list, in order until one is refused: (how many were accepted, the refusal or
+            the sum of the hints seen). A wrong type is a TypeError where it comes first, else the refusal -1.
+    """
+
+    send: Callable[[Data], int]
+    send_many: Callable[..., tuple[int, int]]
+
+    def __init__(
+        self, loop: Loop, fd: int, tag: int, depth: int | None, slot_size: int | None, packing: bool, max_payload: int | None
+    ) -> None:
+        self._loop = loop
+        self._binding = loop._binding
+        self._lib = lib = loop._lib
+        ffi = loop._ffi
+        self.tag = tag
+        depth, slot_size = _slot_shape(lib, depth, slot_size)
+        if slot_size > loop._pool.largest:
+            raise errors.InvalidArgument(f"slot_size of {slot_size:,} bytes: the pool's largest class has {loop._pool.largest:,}")
+        limit = lib.PT_FRAME_MAX_PAYLOAD
+        if max_payload is not None and not 0 <= max_payload <= limit:
+            raise errors.InvalidArgument(f"max_payload of {max_payload:,} bytes: a frame carries 0 to {limit:,}")
+        self._slots = ffi.new("pt_send_slot[]", depth)
+        self._link = ffi.new("pt_link *")
+        self._context = loop._context
+        code = lib.pt_link_open(
+            self._context, self._link, fd, tag, self._slots, depth, slot_size, packing, limit if max_payload is None else max_payload
+        )
+        if code != 0:
+            raise self._binding.fault(code, f"descriptor {fd} cannot become a link")
+        if loop.native:
+            # The bound functions outlive this object as long as somebody holds them: they own the memory, not the handle.
+            owner = (loop._memory, self._link, self._slots)
+            cast = partial(ffi.cast, "uintptr_t")
+            self.send, self.send_many = self._binding.border.bind_link(int(cast(self._context)), int(cast(self._link)), owner)
+        else:
+            self.send, self.send_many = self._plain_send, self._plain_send_many
+        if self._binding.assertions:
+            self.send, self.send_many = loop._on_owner(self.send), loop._on_owner(self.send_many)
+
+    def _plain_send(self, payload: Data) -> int:
+        if type(payload) is bytes:
+            return int(self._lib.pt_link_send(self._context, self._link, DATA, 0, payload, len(payload)))
+        view = self._binding.flat(payload)
+        return int(self._lib.pt_link_send(self._context, self._link, DATA, 0, view, len(view)))
+
+    def _plain_send_many(self, payloads: list[Data], start: int = 0) -> tuple[int, int]:
+        if not isinstance(payloads, list):
+            raise TypeError("send_many(payloads, start=0): payloads must be a list")
+        if start < 0:
+            raise ValueError("send_many: start must not be negative")
+        hints = 0
+        for index in range(start, len(payloads)):
+            try:
+                code = self._plain_send(payloads[index])
+            except TypeError:
+                if index == start:
+                    raise
+                code = self._lib.PT_ERR_INVALID_PARAM
+            if code < 0:
+                return index - start, code
+            hints |= code
+        return max(0, len(payloads) - start), hints
+
+    def send_frame(self, type: int, payload: Data = b"", flags: int = 0) -> int:
+        """Accept one frame of any type; NO_DELAY makes it leave at once. Returns what send() returns, or -1 for a type or flags out of range."""
+        view = self._binding.flat(payload)
+        if not 0 <= type <= 0xFF or not 0 <= flags <= 0xFF:
+            type = flags = 0
+        return int(self._lib.pt_link_send(self._context, self._link, type, flags, view, len(view)))
+
+    def pause(self) -> None:
+        """Stop reading. Neither silence nor the partial-frame time-out counts until resume()."""
+        self._lib.pt_link_pause(self._context, self._link)
+
+    def resume(self) -> None:
+        """Go on reading; what waited is read before a hang-up of the other side counts."""
+        self._lib.pt_link_resume(self._context, self._link)
+
+    def shut(self) -> None:
+        """Accept no more, and end our half of the stream when all slots have left."""
+        self._lib.pt_link_shut(self._context, self._link)
+
+    def close(self) -> None:
+        """Leave the loop and give the memory back; the descriptor stays the caller's. Idempotent."""
+        if self in self._loop._links:
+            del self._loop._links[self]
+            self._lib.pt_link_close(self._context, self._link)
+
+    @property
+    def max_message(self) -> int:
+        """Longest payload of a DATA frame that may be sent now, in bytes; set it to what the other side takes."""
+        return int(self._link.max_message)
+
+    @max_message.setter
+    def max_message(self, value: int) -> None:
+        self._link.max_message = self._binding.limited("max_message", value, 0xFFFFFFFF)
+
+    @property
+    def paused(self) -> bool:
+        """Whether the link is not read at the caller's wish."""
+        return bool(self._link.paused)
+
+    @property
+    def pending(self) -> int:
+        """Messages accepted and not yet reported."""
+        return int(self._lib.pt_link_pending(self._link))
+
+    @property
+    def slots_available(self) -> int:
+        """Free slots now."""
+        return int(self._lib.pt_pipeline_available(self._lib_pipeline()))
+
+    @property
+    def slots_pending(self) -> int:
+        """Slots that are filling or in flight."""
+        return int(self._link.pipeline.pending_count)
+
+    def _lib_pipeline(self) -> Any:
+        return self._binding.ffi.addressof(self._link, "pipeline")
+
+    def statistics(self) -> LinkStatistics:
+        """Counters since the link opened."""
+        link = self._link
+        pipeline, ingest = link.pipeline, link.ingest
+        return LinkStatistics(
+            pipeline.accepted, pipeline.accepted - self.pending, pipeline.frames, pipeline.payload_bytes, link.sent_bytes, link.write_calls,
+            pipeline.refusals, pipeline.pending_count, pipeline.high_water, ingest.frames, ingest.payload_bytes, link.received_bytes,
+            link.read_calls, self._lib.pt_ingest_partial_len(self._binding.ffi.addressof(link, "ingest")),
+        )  # fmt: skip
+
+
+class Loop:
+    """The engine: links, watches and timers of one thread, and one turn of waiting and working.
+
+    Args:
+        io_budget: ready sources served in one turn, 1 to 16.
+        receive_buffer_size: bytes, at least one whole frame; None: the core's size.
+        pool_bytes: bytes that slots and staging buffers may hold together.
+        platform: "posix", or "posix_plain" where each slot is written by a blocking send.
+        native: False forces the plain cffi way, as PEERTALK_NATIVE=0 in the environment does.
+        epoll: False takes poll(2) and leaves fd at -1.
+
+    Attributes:
+        fd: to be watched for reading by another loop: readable whenever a turn has something to do; -1 when there is none (see descriptors()).
+        native: whether the border's native functions are used.
+
+    Raises:
+        InvalidArgument: an argument out of its bounds.
+        PlatformError: the system gave no descriptors.
+    """
+
+    def __init__(
+        self, binding: Binding, *, io_budget: int = 16, receive_buffer_size: int | None = None, pool_bytes: int = 64 << 20,
+        platform: str = "posix", native: bool = True, epoll: bool = True,
+    ) -> None:  # fmt: skip
+        self._binding = binding
+        self._ffi = ffi = binding.ffi
+        self._lib = lib = binding.lib
+        self._closed = True  # until all is made
+        self.native = binding.native and native and os.environ.get("PEERTALK_NATIVE") != "0"
+        size = lib.PT_RECEIVE_BUFFER_SIZE if receive_buffer_size is None else receive_buffer_size
+        whole = lib.PT_FRAME_MAX_PAYLOAD + lib.PT_FRAME_OVERHEAD
+        if not 1 <= io_budget <= lib.PT_IO_BUDGET:
+            raise errors.InvalidArgument(f"io_budget of {io_budget} sources: a turn serves 1 to {lib.PT_IO_BUDGET}")
+        if not whole <= size < 2**31:
+            raise errors.InvalidArgument(f"receive_buffer_size of {size} bytes: a whole frame has {whole}")
+        if platform not in ("posix", "posix_plain"):
+            raise errors.InvalidArgument(f"platform {platform!r}: there are 'posix' and 'posix_plain'")
+        if pool_bytes < 1:
+            raise errors.InvalidArgument(f"pool_bytes of {pool_bytes}: slots and staging buffers need some")
+
+        self._pool = BufferPool(binding, _pool_classes(lib, pool_bytes), pool_bytes)
+        self._context = ffi.new("pt_context *")
+        self._make_platform(0 if epoll else POLL_SOURCES, epoll)
+        receive_buffer = ffi.new("uint8_t[]", size)
+        ops = lib.pt_posix_ops() if platform == "posix" else lib.pt_posix_plain_ops()
+        code = lib.pt_context_init(self._context, ops, self._platform, self._pool._pool, receive_buffer, size, io_budget)
+        if code != 0:
+            lib.pt_posix_cleanup(self._platform)
+            raise binding.fault(code, "a loop")
+        self._events = ffi.new("pt_event[]", EVENT_CAPACITY)
+        self._memory = (self._context, self._platform, self._pool._memory, self._pool._account, receive_buffer, self._events, lib)
+        self.fd: int = lib.pt_posix_fd(self._platform)
+        self._links: dict[Link, None] = {}
+        self._watches: set[Watch] = set()
+        self._armed: set[Timer] = set()
+        self._armed_limit = 64
+        self._wake_lock = threading.Lock()
+        self._owner: int | None = None
+        self._turn: Callable[[], Any] = self._bind_turn(size)
+        self._closed = False
+
+    def _make_platform(self, max_sources: int, epoll: bool) -> None:
+        system_error = self._ffi.new("int32_t *")
+        self._platform = self._ffi.new("uint64_t[]", (self._lib.pt_posix_size(max_sources) + 7) // 8)
+        code = self._lib.pt_posix_init(self._platform, max_sources, epoll, system_error)
+        if code != 0:
+            raise errors.PlatformError(f"a loop needs two descriptors: {os.strerror(system_error[0])}", code=code)
+
+    def _bind_turn(self, size: int) -> Callable[[], Any]:
+        """What makes one turn without waiting: a list of events, or a negative code."""
+        ffi, lib = self._ffi, self._lib
+        if self.native:
+            context, events = (int(ffi.cast("uintptr_t", pointer)) for pointer in (self._context, self._events))
+            turn = self._binding.border.bind_loop(context, events, EVENT_CAPACITY, self._memory)
+        else:
+            self._room = min(size, PLAIN_ROOM)
+            capacity = self._room // lib.PT_FRAME_OVERHEAD + lib.PT_IO_BUDGET
+            buffer_size = self._room + lib.PT_IO_BUDGET * (lib.PT_FRAME_OVERHEAD + lib.PT_FRAME_MAX_PAYLOAD)
+            self._sink = ffi.new("pt_sink *")
+            self._plain = ffi.new("pt_plain_sink *")
+            self._frames = ffi.new("pt_event[]", capacity)
+            self._frame_bytes = ffi.new("uint8_t[]", buffer_size)
+            self._plain.events = self._frames
+            self._plain.capacity = capacity
+            self._plain.buffer = self._frame_bytes
+            self._plain.buffer_size = buffer_size
+            turn = self._plain_turn
+        return self._on_owner(turn) if self._binding.assertions else turn
+
+    def _on_owner(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, checked to run on the one thread that uses this loop (assertion builds)."""
+
+        def checked(*arguments: Any) -> Any:
+            if self._owner is None:
+                self._owner = threading.get_ident()
+            assert self._owner == threading.get_ident(), "a loop and its links belong to one thread"
+            return function(*arguments)
+
+        return checked
+
+    # Making things
+
+    def open_link(
+        self, fd: int, tag: int, *, depth: int | None = None, slot_size: int | None = None, packing: bool = True, max_payload: int | None = None
+    ) -> Link:
+        """Take over a connected, non-blocking descriptor, which stays the caller's.
+
+        Args:
+            tag: the caller's number, 0 to 2^32 - 1; comes back in every event of this link.
+            depth: slots, 1 to 64; None: the core's number.
+            slot_size: bytes of a slot; None: the core's size.
+            packing: small frames share a slot.
+            max_payload: longer frames from the other side end the link; None: the core's limit.
+
+        Raises:
+            InvalidArgument, OutOfMemory, PlatformError: nothing has changed.
+        """
+        self._check_open()
+        link = Link(self, fd, tag, depth, slot_size, packing, max_payload)
+        self._links[link] = None
+        return link
+
+    def watch(self, fd: int, tag: int, interest: int) -> Watch:
+        """Report readiness of a foreign descriptor as (READY, tag, mask, 0), level-triggered.
+
+        Raises:
+            InvalidArgument, OutOfMemory, PlatformError: the descriptor cannot be watched.
+        """
+        self._check_open()
+        watch = Watch(self, fd, tag, interest)
+        self._watches.add(watch)
+        return watch
+
+    def timer(self, tag: int) -> Timer:
+        """A timer, not armed."""
+        self._check_open()
+        return Timer(self, tag)
+
+    def _hold(self, timer: Timer) -> None:
+        """Keep an armed timer's memory; let go of expired ones now and then."""
+        self._armed.add(timer)
+        if len(self._armed) > self._armed_limit:
+            self._armed = {each for each in self._armed if each.armed}
+            self._armed_limit = 2 * len(self._armed) + 64
+
+    # Turning
+
+    def turn(self, timeout: float | None = 0.0) -> list[Event]:
+        """One turn, and if it had no events and may wait, a wait and a second turn.
+
+        Args:
+            timeout: seconds; 0: never blocks and keeps the GIL; more: the wait gives it up; None: no end.
+
+        Returns:
+            Tuples (kind, tag, a, b), frames first, those of one link in the order of its stream:
+            (BATCH, tag, payload bytes, payloads), (FRAME, tag, type | flags << 8 | sequence << 16, payload),
+            (SENT, tag, messages, code), (FINISHED, tag, 0, 0), (CLOSED, tag, code, system error),
+            (READY, tag, mask, 0), (TIMER, tag, 0, 0).
+
+        Raises:
+            InvalidState: the loop is closed.
+            PlatformError: the system failed in waiting.
+        """
+        events = self._turn()
+        if not events and timeout != 0:
+            timeout_ms = -1 if timeout is None else min(math.ceil(timeout * 1000), 2**31 - 1)
+            code = self._lib.pt_loop_wait(self._context, timeout_ms)
+            if code != 0:
+                raise self._binding.fault(code, "waiting")
+            events = self._turn()
+        if type(events) is int:
+            raise self._binding.fault(events, "a turn")
+        return events  # type: ignore[no-any-return]
+
+    def _plain_turn(self) -> list[Event] | int:
+        lib, plain = self._lib, self._plain
+        lib.pt_plain_sink_init(plain, self._sink, self._room)
+        count = lib.pt_loop_turn(self._context, 0, self._events, EVENT_CAPACITY, self._sink)
+        if count < 0:
+            return int(count)
+        events: list[Event] = []
+        if plain.count:
+            self._collect(events)
+        for index in range(count):
+            event = self._events[index]
+            kind = event.kind
+            if kind == SENT:
+                events.append((kind, event.tag, event.count, event.code))
+            elif kind == CLOSED:
+                events.append((kind, event.tag, event.code, event.system_error))
+            elif kind == READY:
+                events.append((kind, event.tag, event.count, 0))
+            else:
+                events.append((kind, event.tag, 0, 0))
+        return events
+
+    def _collect(self, events: list[Event]) -> None:
+        """Make BATCHes of consecutive plain DATA frames of one link, and FRAMEs of the others."""
+        stream = self._ffi.buffer(self._frame_bytes, self._plain.buffer_len)[:]
+        batch: list[bytes] = []
+        batch_tag = batch_len = 0
+        for offset, _, tag, _, _, _, size, type, flags, sequence in _events_in(self._ffi, self._plain):
+            payload = stream[offset : offset + size]
+            plain = type == DATA and not flags & _PLAIN_FLAGS
+            if batch and not (plain and tag == batch_tag):
+                events.append((BATCH, batch_tag, batch_len, batch))
+                batch = []
+            if not plain:
+                events.append((FRAME, tag, type | flags << 8 | sequence << 16, payload))
+                continue
+            if not batch:
+                batch_tag, batch_len = tag, 0
+            batch.append(payload)
+            batch_len += size
+        if batch:
+            events.append((BATCH, batch_tag, batch_len, batch))
+
+    def next_timeout(self) -> float | None:
+        """Seconds until a turn is needed though nothing becomes ready; 0.0 when there is work now, None when there is no timer."""
+        timeout_ms = self._lib.pt_loop_next_timeout(self._context)
+        return None if timeout_ms < 0 else timeout_ms / 1000
+
+    def wake(self) -> None:
+        """End a wait that runs, or the next one. Any thread; nothing happens when the loop is closed."""
+        with self._wake_lock:
+            if not self._closed:
+                self._lib.pt_loop_wake(self._context)
+
+    def descriptors(self) -> list[tuple[int, int]]:
+        """(descriptor, READ | WRITE) of all that must be watched to know when a turn has something to do, the wake-up included."""
+        if self._closed:
+            return []
+        sources = [watch._watch.source for watch in self._watches] + [link._link.source for link in self._links]
+        wanted = [(int(source.handle), source.interest & (READ | WRITE)) for source in sources if source.registered != 0xFF]
+        return [(self._lib.pt_posix_wake_fd(self._platform), READ), *((fd, interest) for fd, interest in wanted if interest)]
+
+    # Counting and ending
+
+    @property
+    def core(self) -> Any:
+        """The core that this loop belongs to."""
+        from peertalk._core import load  # here, because that module imports this one
+
+        return load(self._binding.name)
+
+    def statistics(self) -> LoopStatistics:
+        """Counters since the loop opened."""
+        context = self._context
+        return LoopStatistics(context.turns, context.wait_calls, context.crc_errors, context.bad_frames)
+
+    def pool_statistics(self) -> PoolStatistics:
+        """Counters of the pool of slots and staging buffers."""
+        return self._pool.statistics()
+
+    def fail_at(self, attempt: int) -> None:
+        """Inject: the attempt-th allocation from now, from 1, and all after it fail; 0: none."""
+        self._pool.fail_at(attempt)
+
+    @property
+    def attempts(self) -> int:
+        """Allocations tried since fail_at()."""
+        return self._pool.attempts
+
+    def close(self) -> None:
+        """Close links and forget everything. Idempotent."""
+        if self._closed:
+            return
+        with self._wake_lock:
+            self._closed = True
+        self._turn = self._check_open
+        for link in list(self._links):
+            link.close()
+        for watch in list(self._watches):
+            watch.close()
+        for timer in list(self._armed):
+            timer.cancel()
+        self._lib.pt_context_cleanup(self._context)
+        self._lib.pt_posix_cleanup(self._platform)
+        self._pool.close()
+        self.fd = -1
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise errors.InvalidState("this loop is closed")
+
+    def __del__(self) -> None:
+        if not self._closed:
+            self.close()
+
+
+def _pool_classes(lib: Any, pool_bytes: int) -> list[tuple[int, int]]:
+    """Size classes of a loop's pool: staging buffers for frames of any size, and slots. No class has more buffers than the budget pays for."""
+    sizes = {256, 1040, 4112, lib.PT_FRAME_MAX_PAYLOAD + lib.PT_FRAME_OVERHEAD, lib.PT_POSIX_SLOT_SIZE}
+    return [(size, max(1, min(pool_bytes // size, POOL_CAPACITY))) for size in sorted(sizes)]

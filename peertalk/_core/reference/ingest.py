@@ -1,0 +1,164 @@
+"""The receiving half of a link: bytes in, cut anywhere, whole frames out. The yardstick of the C machine.
+
+A frame that lies whole in the bytes of one call is taken where it lies. One that is cut borrows a staging buffer as soon as its header is whole; a
+cut header waits outside the pool. Invariant: between calls either less than a header is held, or a staging buffer with less than its frame.
+"""
+
+from __future__ import annotations
+
+from peertalk._core.reference.crc import crc16
+from peertalk._core.reference.pool import Buffer, BufferPool
+from peertalk._core.reference.wire import decode_header
+from peertalk._core.values import Frame, Header
+from peertalk.errors import InvalidState, OutOfMemory, ProtocolError, from_decoder
+
+INIT = 0
+WAIT_HEADER = 1
+WAIT_PAYLOAD = 2
+
+HEADER_SIZE = 10
+TRAILER_SIZE = 2
+FRAME_MAX_PAYLOAD = 8_192
+
+_ERR_MESSAGE_TOO_LARGE = -16
+_ERR_CRC = -20
+
+
+class Ingest:
+    """Reads message frames from a stream.
+
+    Args:
+        max_payload: longest payload in bytes that is taken; a longer one is a fault, judged on the header. None: 8,192.
+        pool: lends staging buffers; its largest class must hold a whole frame. None: a pool of one such buffer.
+    """
+
+    def __init__(self, max_payload: int | None = None, pool: BufferPool | None = None) -> None:
+        self.consumed = 0
+        self.state = WAIT_HEADER
+        self._max_payload = FRAME_MAX_PAYLOAD if max_payload is None else max_payload
+        self._pool = pool or BufferPool([(HEADER_SIZE + self._max_payload + TRAILER_SIZE, 1)])
+        self._header = b""
+        self._staging: Buffer | None = None
+        self._staged_len = 0
+        self._frame_len = 0
+
+    def receive(self, data: bytes | bytearray | memoryview) -> list[Frame]:
+        """Take bytes of the stream; consumed says how many were taken.
+
+        Returns:
+            The frames that became whole. When the pool has no buffer for a cut frame, consumed is where it starts in data (0 when its header was
+            cut by an earlier call); give the same bytes again from there.
+
+        Raises:
+            ProtocolError: a frame is bad (BadMagic, BadVersion, BadCrc; code -1 for its type, -16 when it is too long). The whole frames before it
+                are in .frames, consumed is where it starts in data (0 when it began in an earlier call), and the machine takes no more.
+            InvalidState: after a fault, or after close().
+        """
+        self.consumed = 0
+        if self.state == INIT:
+            raise InvalidState("the ingest takes no more bytes: it met a bad frame or was closed")
+        frames: list[Frame] = []
+        try:
+            with memoryview(data).cast("B") as view:
+                if self.partial_len and view:
+                    self._finish_cut_frame(view, frames)
+                if self.consumed < len(view):
+                    self._take_whole_frames(view, frames)
+        except OutOfMemory:
+            pass  # not now: the caller sees it in consumed
+        except ProtocolError as fault:
+            self.close()
+            fault.frames = frames
+            raise
+        return frames
+
+    def _finish_cut_frame(self, view: memoryview, frames: list[Frame]) -> None:
+        taken = 0
+        if self._staging is None:
+            taken = HEADER_SIZE - len(self._header)
+            header = self._header + bytes(view[:taken])
+            if len(header) < HEADER_SIZE:
+                self._header = header
+                self.consumed = len(view)
+                return
+            self._begin_staging(header, self._judge_header(header))
+            self._header = b""
+        taken += self._stage(view[taken:])
+        if self._staged_len == self._frame_len:
+            assert self._staging is not None
+            frame = self._verify(self._staging.view[: self._frame_len])
+            self._give_back_staging()
+            frames.append(frame)
+        self.consumed = taken
+
+    def _take_whole_frames(self, view: memoryview, frames: list[Frame]) -> None:
+        """Take what lies whole behind consumed, and keep the cut frame at the end."""
+        end = len(view)
+        while end - self.consumed >= HEADER_SIZE:
+            start = self.consumed
+            header = view[start : start + HEADER_SIZE]
+            decoded = self._judge_header(header)
+            frame_len = HEADER_SIZE + decoded.payload_len + TRAILER_SIZE
+            if end - start < frame_len:
+                self._begin_staging(header, decoded)
+                self._stage(view[start + HEADER_SIZE :])
+                self.consumed = end
+                return
+            frames.append(self._verify(view[start : start + frame_len], decoded))
+            self.consumed = start + frame_len
+        self._header = bytes(view[self.consumed :])
+        self.consumed = end
+
+    def _judge_header(self, header: bytes | memoryview) -> Header:
+        decoded = decode_header(header)
+        if decoded.payload_len > self._max_payload:
+            raise from_decoder(
+                _ERR_MESSAGE_TOO_LARGE,
+                f"a frame announces a payload of {decoded.payload_len:,} bytes: the limit is {self._max_payload:,} (max_payload)",
+            )
+        return decoded
+
+    def _verify(self, whole: memoryview, decoded: Header | None = None) -> Frame:
+        if decoded is None:
+            decoded = decode_header(whole)
+        covered, trailer = whole[:-TRAILER_SIZE], whole[-TRAILER_SIZE:]
+        crc, computed = int.from_bytes(trailer, "big"), crc16(covered)
+        if crc != computed:
+            raise from_decoder(_ERR_CRC, f"a frame's CRC is {crc:#06x}, computed {computed:#06x} over {len(covered):,} bytes")
+        return Frame(decoded.type, decoded.flags, decoded.sequence, bytes(covered[HEADER_SIZE:]))
+
+    def _begin_staging(self, header: bytes | memoryview, decoded: Header) -> None:
+        """Borrow memory for a cut frame whose header is whole. OutOfMemory: nothing has changed."""
+        frame_len = HEADER_SIZE + decoded.payload_len + TRAILER_SIZE
+        self._staging = self._pool.acquire(frame_len)
+        self._frame_len = frame_len
+        self._staged_len = 0
+        self._stage(header)
+        self.state = WAIT_PAYLOAD
+
+    def _stage(self, data: bytes | memoryview) -> int:
+        """Keep what the cut frame still lacks. Returns how many bytes of data that were."""
+        assert self._staging is not None
+        piece = data[: self._frame_len - self._staged_len]
+        end = self._staged_len + len(piece)
+        self._staging.view[self._staged_len : end] = piece
+        self._staged_len = end
+        return len(piece)
+
+    def _give_back_staging(self) -> None:
+        if self._staging is not None:
+            self._staging.release(self._staged_len)
+        self._staging = None
+        self._staged_len = self._frame_len = 0
+        self.state = WAIT_HEADER
+
+    @property
+    def partial_len(self) -> int:
+        """Bytes of an unfinished frame that are held; 0 between frames."""
+        return self._staged_len or len(self._header)
+
+    def close(self) -> None:
+        """Give staging memory back; idempotent."""
+        self._give_back_staging()
+        self._header = b""
+        self.state = INIT

@@ -1,0 +1,863 @@
+"""One turn of waiting and working, on the standard selectors: what the C loop does, said plainly.
+
+A turn pushes what was queued, looks for readiness, serves at most io_budget sources, reports finished sends, and expires timers. A source
+that was not served keeps its place and comes first in the next turn. Everything but Loop.wake() belongs to one thread.
+
+Invariant: a link with frames to push or events to report is in the dirty set, or blocked; it is blocked, and waits for WRITE, only while bytes
+of a launched slot are unsent. Never: calls back, blocks in a turn, or closes a descriptor that the caller opened.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import math
+import os
+import select
+import selectors
+import socket
+import time
+from collections import deque
+from typing import Any
+
+from peertalk import errors
+from peertalk._core.reference.ingest import Ingest
+from peertalk._core.reference.pipeline import SLOT_SIZE, SendPipeline
+from peertalk._core.reference.pool import BufferPool
+from peertalk._core.reference.wheel import TimerWheel
+from peertalk._core.reference.wire import FRAME_MAX_PAYLOAD, FRAME_OVERHEAD
+from peertalk._core.values import (
+    BATCH,
+    BATCHED,
+    CLOSED,
+    DATA,
+    FINISHED,
+    FRAGMENT,
+    FRAME,
+    NEEDS_TURN,
+    READ,
+    READY,
+    SENT,
+    TIMER,
+    WRITE,
+    YIELD,
+    Frame,
+    LinkStatistics,
+    LoopStatistics,
+    PoolStatistics,
+)
+
+RECEIVE_BUFFER_SIZE = 524_288
+IO_BUDGET = 16
+"""Ready sources served in one turn."""
+TURN_MAX_MESSAGES = 256
+"""A sender yields to its loop after so many frames ..."""
+TURN_MAX_BYTES = 65_536
+"""... or so many payload bytes, whichever comes first."""
+PARTIAL_FRAME_MS = 5_000
+"""A frame that has begun must be whole within this time."""
+DRAIN_TIMEOUT_MS = 5_000
+"""How long a blocking send of the plain platform may take."""
+MAX_DELAY_MS = 2**31 - 10_000
+"""The wheel's reach, 24.8 days, less the time since the last turn."""
+POOL_CLASSES = [(256, 65_535), (1_040, 65_535), (4_112, 65_535), (FRAME_MAX_PAYLOAD + FRAME_OVERHEAD, 65_535), (SLOT_SIZE, 65_535)]
+"""Buffer sizes and how many of each may exist; the byte budget is the bound that matters."""
+
+_NO_MEMORY = -2
+_NETWORK = -5
+_TIMEOUT = -6
+_CONNECTION_CLOSED = -8
+_MESSAGE_TOO_LARGE = -16
+_NOT_CONNECTED = -18
+_WOULD_BLOCK = -19
+_CRC = -20
+_TRUNCATED = -22
+
+_OPEN = 1
+_SHUT = 2
+_ENDED = 3
+
+Event = tuple[int, int, Any, Any]
+"""(kind, tag, a, b); see Loop.turn for a and b."""
+
+
+_BROKEN = (errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED, errno.ENOTCONN, errno.ESHUTDOWN, errno.ETIMEDOUT)
+
+
+def _network_fault(error: OSError) -> tuple[int, int]:
+    """Result code and system error of a failed read or write."""
+    return (_CONNECTION_CLOSED if error.errno in _BROKEN else _NETWORK), error.errno or 0
+
+
+class _DrainTimeout(Exception):
+    """A blocking send found no room in time."""
+
+
+class _Source:
+    """Something that can become ready: a link or a watch."""
+
+    def __init__(self, loop: Loop, fd: int, tag: int) -> None:
+        self._loop = loop
+        self._fd = fd
+        self.tag = tag
+        self._interest = 0
+
+    def _want(self, interest: int) -> None:
+        """Make the selector's interest what is said here. READ and WRITE have the selectors' own numbers."""
+        selector = self._loop._selector
+        if interest == self._interest:
+            return
+        if interest == 0:
+            selector.unregister(self._fd)
+        elif self._interest == 0:
+            try:
+                selector.register(self._fd, interest, self)
+            except (KeyError, ValueError) as error:
+                raise errors.InvalidArgument(f"descriptor {self._fd} cannot be watched: {error}") from None
+            except OSError as error:
+                raise errors.PlatformError(f"descriptor {self._fd} cannot be watched: {error}") from None
+        else:
+            selector.modify(self._fd, interest, self)
+        self._interest = interest
+
+
+class Watch(_Source):
+    """A foreign descriptor; a turn reports (READY, tag, mask, 0) as long as it is ready for what is wanted."""
+
+    def __init__(self, loop: Loop, fd: int, tag: int, interest: int) -> None:
+        super().__init__(loop, fd, tag)
+        self._closed = False
+        self._want(interest)
+
+    def set(self, interest: int) -> None:
+        """Change what is wanted: a sum of READ and WRITE, or 0.
+
+        Raises:
+            InvalidState: the watch is closed.
+        """
+        if self._closed:
+            raise errors.InvalidState("this watch is closed")
+        self._want(interest)
+
+    def close(self) -> None:
+        """Forget the descriptor, which stays the caller's. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._want(0)
+            self._loop._forget(self)
+
+
+class Timer:
+    """Expires once after arm(), as (TIMER, tag, 0, 0)."""
+
+    def __init__(self, loop: Loop, tag: int) -> None:
+        self._loop = loop
+        self.tag = tag
+        self._key = loop._next_key()
+
+    def arm(self, delay: float) -> None:
+        """Expire delay seconds from now, rounded up to milliseconds; 0 or less: at the next turn. Arming again moves it.
+
+        Raises:
+            InvalidState: the loop is closed.
+        """
+        self._loop._check_open()
+        self._loop._arm(self._key, self, delay)
+
+    def cancel(self) -> None:
+        """Never expire. Nothing happens when it is not armed."""
+        self._loop._cancel(self._key)
+
+    @property
+    def armed(self) -> bool:
+        """Whether it will expire."""
+        return self._key in self._loop._timers
+
+
+class Link(_Source):
+    """One connection: what is sent waits in a pipeline, what arrives is cut into frames. Made by Loop.open_link()."""
+
+    def __init__(
+        self, loop: Loop, fd: int, tag: int, depth: int | None, slot_size: int | None, packing: bool, max_payload: int | None
+    ) -> None:
+        super().__init__(loop, fd, tag)
+        self._pipeline = SendPipeline(depth, slot_size, True, packing, loop._pool)
+        self._ingest = Ingest(max_payload, loop._pool)
+        self.max_message = min(FRAME_MAX_PAYLOAD, self._pipeline.slot_size - FRAME_OVERHEAD)
+        """Longest payload of a DATA frame that may be sent now, in bytes."""
+        self._state = _OPEN
+        self._paused = False
+        self._closed = False
+        self._unsent: deque[int] = deque()  # slots in flight, the oldest first
+        self._blocked = False  # the system took less than it was given
+        self._read_ended = False
+        self._write_ended = False
+        self._fault: tuple[int, int] | None = None  # why writing is over
+        self._frame_key = loop._next_key()
+        # Due to be reported at the end of the turn
+        self._sent: list[tuple[int, int]] = []
+        self._finish_due = False
+        self._end_cause: tuple[int, int] | None = None
+        # Counters
+        self._frames_received = 0
+        self._payload_bytes_received = 0
+        self._bytes_received = 0
+        self._bytes_sent = 0
+        self._read_calls = 0
+        self._write_calls = 0
+        self._want(READ)
+
+    # What the caller asks for
+
+    def send(self, payload: bytes | bytearray | memoryview) -> int:
+        """Accept one DATA frame.
+
+        Returns:
+            A sum of NEEDS_TURN and YIELD (0 or more), or with nothing changed: -19 every slot is taken, -2 no memory, -16 longer
+            than max_message, -18 the link is not open.
+
+        Raises:
+            TypeError: payload is no contiguous buffer of bytes.
+        """
+        return self._accept(DATA, payload if type(payload) is bytes else _flat(payload), 0)
+
+    def send_many(self, payloads: list[bytes], start: int = 0) -> tuple[int, int]:
+        """Accept payloads[start:] in order until one is refused.
+
+        Returns:
+            (how many were accepted, the refusal or the sum of the hints seen).
+        """
+        hints = 0
+        for index in range(start, len(payloads)):
+            code = self.send(payloads[index])
+            if code < 0:
+                return index - start, code
+            hints |= code
+        return max(0, len(payloads) - start), hints
+
+    def send_frame(self, type: int, payload: bytes | bytearray | memoryview = b"", flags: int = 0) -> int:
+        """Accept one frame of any type; NO_DELAY makes it leave at once. Returns what send() returns, or -1 for a type out of range."""
+        return self._accept(type, _flat(payload), flags)
+
+    def pause(self) -> None:
+        """Stop reading. Neither silence nor the partial-frame time-out counts until resume()."""
+        self._paused = True
+        self._update_reading()
+
+    def resume(self) -> None:
+        """Go on reading; what waited is read before a hang-up of the other side counts."""
+        self._paused = False
+        self._update_reading()
+
+    def shut(self) -> None:
+        """Accept no more, and end our half of the stream when all slots have left."""
+        if self._state != _OPEN:
+            return
+        self._state = _SHUT
+        self._push()
+        if self in self._loop._dirty:
+            self._loop.wake()
+
+    def close(self) -> None:
+        """Leave the loop and give the memory back; the descriptor stays the caller's. Idempotent."""
+        if self._closed:
+            return
+        self._end(0, 0)
+        self._closed = True
+        self._loop._forget(self)
+        for index in self._unsent:
+            self._pipeline.complete(index, _CONNECTION_CLOSED)
+        self._unsent.clear()
+        self._pipeline.close()
+
+    @property
+    def paused(self) -> bool:
+        """Whether the link is not read at the caller's wish."""
+        return self._paused
+
+    @property
+    def pending(self) -> int:
+        """Messages accepted and not yet reported."""
+        return self._pipeline.accepted - self._pipeline.reported + sum(count for count, _ in self._sent)
+
+    @property
+    def slots_available(self) -> int:
+        """Free slots now."""
+        return self._pipeline.available
+
+    @property
+    def slots_pending(self) -> int:
+        """Slots that are filling or in flight."""
+        return self._pipeline.pending
+
+    def statistics(self) -> LinkStatistics:
+        """Counters since the link opened."""
+        pipeline = self._pipeline
+        return LinkStatistics(
+            pipeline.accepted, pipeline.accepted - self.pending, pipeline.frames, pipeline.payload_bytes, self._bytes_sent, self._write_calls,
+            pipeline.refusals, pipeline.pending, pipeline.high_water, self._frames_received, self._payload_bytes_received,
+            self._bytes_received, self._read_calls, self._ingest.partial_len,
+        )  # fmt: skip
+
+    # Sending
+
+    def _accept(self, type: int, payload: bytes | memoryview, flags: int) -> int:
+        if self._state != _OPEN:
+            return _NOT_CONNECTED
+        payload_len = len(payload)
+        if payload_len > (self.max_message if type == DATA else FRAME_MAX_PAYLOAD):
+            return _MESSAGE_TOO_LARGE
+        pipeline = self._pipeline
+        code = pipeline.send(type, payload, flags)
+        if code == _WOULD_BLOCK or code == _NO_MEMORY:
+            if not self._make_room():
+                return code if self._state == _OPEN else _NOT_CONNECTED
+            pipeline.refusals -= 1  # the caller has not been refused yet
+            code = pipeline.send(type, payload, flags)
+        if code < 0:
+            return code
+
+        loop = self._loop
+        hints = 0
+        if self not in loop._dirty and not self._blocked:  # a blocked link is pushed when it becomes ready
+            loop._dirty[self] = None
+            hints = NEEDS_TURN
+        loop._turn_messages += 1
+        loop._turn_bytes += payload_len
+        if loop._turn_messages >= TURN_MAX_MESSAGES or loop._turn_bytes >= TURN_MAX_BYTES:
+            hints |= YIELD
+        if pipeline.is_ripe():
+            self._push()
+        return hints
+
+    def _make_room(self) -> bool:
+        """Move what is there for a frame that was refused. Returns whether it is worth trying again."""
+        if self._blocked:
+            return False
+        before = self._pipeline.pending
+        self._push()
+        if self._state != _OPEN:
+            self._loop.wake()  # the caller heard no hint, and must yet hear of the end
+            return False
+        return self._pipeline.pending < before
+
+    def _push(self) -> None:
+        """Launch every filling slot, write as far as the system takes it, and free what is done."""
+        if self._state == _ENDED or self._fault is not None or self._blocked:
+            return
+        index = self._pipeline.launch()
+        while index >= 0:
+            self._unsent.append(index)
+            index = self._pipeline.launch()
+        try:
+            if self._loop._plain:
+                self._write_blocking()
+            else:
+                self._write()
+        except _DrainTimeout:
+            self._end(_TIMEOUT, 0)
+        except OSError as error:
+            self._break(*_network_fault(error))
+        self._harvest()
+        self._finish()
+        self._update_interest()
+
+    def _write(self) -> None:
+        """One gathered write of all that is in flight; complete the slots whose last byte was taken."""
+        if not self._unsent:
+            return
+        slots = self._pipeline.slots
+        vector = [slots[index].unsent() for index in self._unsent]
+        wanted = sum(len(view) for view in vector)
+        self._write_calls += 1
+        try:
+            # Python ignores SIGPIPE, so that a hang-up comes as an error.
+            taken = os.writev(self._fd, vector)
+        except BlockingIOError:
+            taken = 0
+        finally:
+            for view in vector:
+                view.release()
+        self._blocked = taken < wanted
+        self._bytes_sent += taken
+        while self._unsent:
+            slot = slots[self._unsent[0]]
+            left = slot.message_len - slot.sent_len
+            if taken < left:
+                slot.sent_len += taken
+                return
+            taken -= left
+            slot.sent_len = slot.message_len
+            self._pipeline.complete(self._unsent.popleft())
+
+    def _write_blocking(self) -> None:
+        """The plain platform: one slot after the other, each to its end or to the drain time-out."""
+        while self._unsent:
+            slot = self._pipeline.slots[self._unsent[0]]
+            give_up = time.monotonic() + DRAIN_TIMEOUT_MS / 1000
+            while slot.sent_len < slot.message_len:
+                self._write_calls += 1
+                try:
+                    with slot.unsent() as view:
+                        taken = os.write(self._fd, view)
+                except BlockingIOError:
+                    _wait_writable(self._fd, give_up - time.monotonic())
+                else:
+                    slot.sent_len += taken
+                    self._bytes_sent += taken
+            self._pipeline.complete(self._unsent.popleft())
+
+    def _harvest(self) -> None:
+        """Free the slots that are done, and remember what to report: one SENT for each run of slots with the same result."""
+        told = self._pipeline.report()
+        while told is not None:
+            if self._sent and self._sent[-1][1] == told[1]:
+                told = (self._sent.pop()[0] + told[0], told[1])
+            self._sent.append(told)
+            self._loop._dirty[self] = None
+            told = self._pipeline.report()
+
+    def _finish(self) -> None:
+        """End our half of the stream when all has left, and the link when both halves are ended."""
+        if self._state != _SHUT or self._fault is not None or self._pipeline.pending:
+            return
+        if not self._write_ended:
+            self._write_ended = True
+            _shut_write(self._fd)
+        if self._read_ended:
+            self._end(0, 0)
+
+    def _break(self, code: int, system_error: int) -> None:
+        """Writing is over. What the other side sent before the break is read before the link ends."""
+        if code != _CONNECTION_CLOSED or self._read_ended:
+            self._end(code, system_error)
+            return
+        self._state = _SHUT
+        self._fault = (code, system_error)
+        self._blocked = False
+
+    # Receiving
+
+    def _read(self, events: list[Event]) -> int:
+        """One read and its frames. Returns the bytes read."""
+        loop = self._loop
+        self._read_calls += 1
+        try:
+            count = os.readv(self._fd, [loop._buffer])
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            self._end(*(self._fault or _network_fault(error)))
+            return 0
+        if count == 0:
+            self._end_of_stream()
+            return 0
+        self._bytes_received += count
+        was_partial = self._ingest.partial_len > 0
+        fault = 0
+        frames: list[Frame] = []
+        with loop._buffer[:count] as data:
+            try:
+                frames = self._ingest.receive(data)
+                if self._ingest.consumed < count:
+                    frames += self._receive_starved(data[self._ingest.consumed :])
+            except errors.ProtocolError as error:
+                frames += error.frames
+                fault = error.code
+        if frames:
+            self._hand_on(frames, events)
+        if fault:
+            loop._bad_frames += 1
+            loop._crc_errors += fault == _CRC
+            self._end(fault, 0)
+        else:
+            self._update_frame_timer(bool(frames) or not was_partial)
+        return count
+
+    def _receive_starved(self, data: memoryview) -> list[Frame]:
+        """The pool lent no buffer for a cut frame: the spare one does, so that a link never stands still with half a frame."""
+        self._ingest._pool = self._loop._spare
+        try:
+            return self._ingest.receive(data)
+        finally:
+            self._ingest._pool = self._loop._pool
+
+    def _hand_on(self, frames: list[Frame], events: list[Event]) -> None:
+        """Consecutive plain DATA frames become one BATCH, any other a FRAME in its place."""
+        self._frames_received += len(frames)
+        batch: list[bytes] = []
+        size = 0
+        for type, flags, sequence, payload in frames:
+            self._payload_bytes_received += len(payload)
+            if type == DATA and not flags & (FRAGMENT | BATCHED):
+                batch.append(payload)
+                size += len(payload)
+                continue
+            if batch:
+                events.append((BATCH, self.tag, size, batch))
+                batch, size = [], 0
+            events.append((FRAME, self.tag, type | flags << 8 | sequence << 16, payload))
+        if batch:
+            events.append((BATCH, self.tag, size, batch))
+
+    def _end_of_stream(self) -> None:
+        if self._fault is not None:
+            self._end(*self._fault)
+        elif self._ingest.partial_len:
+            self._end(_TRUNCATED, 0)
+        else:
+            self._read_ended = True
+            self._update_interest()
+            if self._state == _OPEN:
+                self._finish_due = True
+                self._loop._dirty[self] = None
+            else:
+                self._finish()
+
+    # Both
+
+    def _update_reading(self) -> None:
+        if self._state != _ENDED:
+            self._update_frame_timer(False)
+            self._update_interest()
+
+    def _update_frame_timer(self, restart: bool) -> None:
+        """The partial-frame time-out runs while a frame has begun and the link is read."""
+        if self._paused or self._read_ended or not self._ingest.partial_len:
+            self._loop._cancel(self._frame_key)
+        elif restart or self._frame_key not in self._loop._timers:
+            self._loop._arm(self._frame_key, self, PARTIAL_FRAME_MS / 1000)
+
+    def _update_interest(self) -> None:
+        if self._state != _ENDED:
+            self._want((0 if self._paused or self._read_ended else READ) | (WRITE if self._blocked else 0))
+
+    def _end(self, code: int, system_error: int) -> None:
+        """The link is over: no more reading and writing, and CLOSED is due."""
+        if self._state == _ENDED:
+            return
+        self._state = _ENDED
+        self._end_cause = (code, system_error)
+        self._finish_due = False
+        self._blocked = False
+        self._want(0)
+        self._loop._cancel(self._frame_key)
+        self._ingest.close()
+        self._loop._dirty[self] = None
+
+    def _serve(self, mask: int, events: list[Event]) -> int:
+        """Do what readiness allows. Returns the bytes read."""
+        count = 0
+        if mask & READ and self._interest & READ:
+            count = self._read(events)
+        if mask & WRITE and self._blocked:
+            self._blocked = False
+            self._push()
+        return count
+
+    def _report(self, tail: list[Event]) -> None:
+        """What has become of the link since the last turn."""
+        for told in self._sent:
+            tail.append((SENT, self.tag, *told))
+        self._sent.clear()
+        if self._finish_due:
+            self._finish_due = False
+            tail.append((FINISHED, self.tag, 0, 0))
+        if self._end_cause is not None:
+            tail.append((CLOSED, self.tag, *self._end_cause))
+            self._end_cause = None
+
+
+class Loop:
+    """The engine of the reference core; the same surface as the C loop.
+
+    Args:
+        io_budget: ready sources served in one turn, 1 to 16.
+        receive_buffer_size: bytes, at least one whole frame; None: 524,288.
+        pool_bytes: bytes that slots and staging buffers may hold together.
+        platform: "posix", or "posix_plain" where each slot is written by a blocking send.
+        native: ignored here.
+        epoll: False takes poll(2) and leaves fd at -1.
+
+    Raises:
+        InvalidArgument: an argument out of its bounds.
+    """
+
+    def __init__(
+        self, *, io_budget: int = IO_BUDGET, receive_buffer_size: int | None = None, pool_bytes: int = 64 << 20,
+        platform: str = "posix", native: bool = True, epoll: bool = True,
+    ) -> None:  # fmt: skip
+        size = RECEIVE_BUFFER_SIZE if receive_buffer_size is None else receive_buffer_size
+        if not 1 <= io_budget <= IO_BUDGET:
+            raise errors.InvalidArgument(f"io_budget of {io_budget} sources: a turn serves 1 to {IO_BUDGET}")
+        if size < FRAME_MAX_PAYLOAD + FRAME_OVERHEAD:
+            raise errors.InvalidArgument(f"receive_buffer_size of {size} bytes: a whole frame has {FRAME_MAX_PAYLOAD + FRAME_OVERHEAD}")
+        if platform not in ("posix", "posix_plain"):
+            raise errors.InvalidArgument(f"platform {platform!r}: there are 'posix' and 'posix_plain'")
+        self._io_budget = io_budget
+        self._plain = platform == "posix_plain"
+        self._buffer = memoryview(bytearray(size))
+        self._pool = BufferPool(POOL_CLASSES, pool_bytes)
+        self._spare = BufferPool([(FRAME_MAX_PAYLOAD + FRAME_OVERHEAD, 65_535)])
+        self._selector: selectors.BaseSelector = selectors.DefaultSelector() if epoll else _poll_selector()
+        self.fd: int = self._selector.fileno() if epoll and hasattr(self._selector, "fileno") else -1
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._wake_in.setblocking(False)
+        self._wake_out.setblocking(False)
+        self._selector.register(self._wake_in, READ, None)
+        self._ready: dict[_Source, int] = {}
+        self._dirty: dict[Link, None] = {}
+        self._links: dict[Link, None] = {}
+        self._woken = False
+        self._closed = False
+        self._turn_messages = 0
+        self._turn_bytes = 0
+        self._turns = 0
+        self._wait_calls = 0
+        self._crc_errors = 0
+        self._bad_frames = 0
+        self._ticks = _clock()
+        self._wheel = TimerWheel(self._ticks)
+        self._timers: dict[int, Timer | Link] = {}
+        self._keys = itertools.count(1)
+
+    @property
+    def core(self) -> Any:
+        """The core that this loop belongs to."""
+        from peertalk._core import load  # here, because that module imports this one
+
+        return load("reference")
+
+    # Making things
+
+    def open_link(
+        self, fd: int, tag: int, *, depth: int | None = None, slot_size: int | None = None, packing: bool = True, max_payload: int | None = None
+    ) -> Link:
+        """Take over a connected, non-blocking descriptor, which stays the caller's.
+
+        Args:
+            tag: the caller's number; comes back in every event of this link.
+            depth: slots, 1 to 64; None: 4.
+            slot_size: bytes of a slot; None: 65,520.
+            packing: small frames share a slot.
+            max_payload: longer frames from the other side end the link; None: 8,192 bytes.
+
+        Raises:
+            InvalidArgument, OutOfMemory, PlatformError: nothing has changed.
+        """
+        self._check_open()
+        if max_payload is not None and not 0 <= max_payload <= FRAME_MAX_PAYLOAD:
+            raise errors.InvalidArgument(f"max_payload of {max_payload:,} bytes: a frame carries 0 to {FRAME_MAX_PAYLOAD:,}")
+        link = Link(self, fd, tag, depth, slot_size, packing, max_payload)
+        self._links[link] = None
+        return link
+
+    def watch(self, fd: int, tag: int, interest: int) -> Watch:
+        """Report readiness of a foreign descriptor as (READY, tag, mask, 0), level-triggered.
+
+        Raises:
+            InvalidArgument, PlatformError: the descriptor cannot be watched.
+        """
+        self._check_open()
+        return Watch(self, fd, tag, interest)
+
+    def timer(self, tag: int) -> Timer:
+        """A timer, not armed."""
+        self._check_open()
+        return Timer(self, tag)
+
+    # Turning
+
+    def turn(self, timeout: float | None = 0.0) -> list[Event]:
+        """One turn, and if it had no events and may wait, a wait and a second turn.
+
+        Args:
+            timeout: seconds; 0: never blocks; None: no end.
+
+        Returns:
+            Tuples (kind, tag, a, b), frames first, those of one link in the order of its stream:
+            (BATCH, tag, payload bytes, payloads), (FRAME, tag, type | flags << 8 | sequence << 16, payload),
+            (SENT, tag, messages, code), (FINISHED, tag, 0, 0), (CLOSED, tag, code, system error),
+            (READY, tag, mask, 0), (TIMER, tag, 0, 0).
+
+        Raises:
+            InvalidState: the loop is closed.
+        """
+        self._check_open()
+        self._woken = False
+        events = self._turn()
+        if not events and timeout != 0 and not self._woken:
+            self._wait(timeout)
+            events = self._turn()
+        return events
+
+    def _turn(self) -> list[Event]:
+        self._turns += 1
+        self._turn_messages = 0
+        self._turn_bytes = 0
+        events: list[Event] = []
+        tail: list[Event] = []
+        for link in list(self._dirty):
+            link._push()
+        if not self._ready:
+            self._poll(0)
+        room = len(self._buffer)
+        for _ in range(self._io_budget):
+            if not self._ready or room <= 0:
+                break
+            source = next(iter(self._ready))
+            mask = self._ready.pop(source) & source._interest
+            if isinstance(source, Link):
+                room -= source._serve(mask, events)
+            elif mask:
+                tail.append((READY, source.tag, mask, 0))
+        self._expire(tail)
+        reported, self._dirty = self._dirty, {}
+        for link in reported:
+            link._report(tail)
+        events += tail
+        return events
+
+    def _poll(self, timeout: float | None) -> None:
+        """Ask the selector, and remember what is ready; later ones stand behind."""
+        self._wait_calls += 1
+        for key, mask in self._selector.select(timeout):
+            if key.data is not None:
+                self._ready[key.data] = mask
+                continue
+            self._woken = True
+            try:
+                while len(self._wake_in.recv(4_096)) == 4_096:
+                    pass
+            except BlockingIOError:
+                pass
+
+    def _wait(self, timeout: float | None) -> None:
+        due = self.next_timeout()
+        if due is not None:
+            timeout = due if timeout is None else min(timeout, due)
+        # poll() counts milliseconds and rounds in its own way: never wait for less than what is left of one.
+        self._poll(timeout if timeout is None else math.ceil(timeout * 1000) / 1000)
+
+    def next_timeout(self) -> float | None:
+        """Seconds until a turn is needed though nothing becomes ready; 0.0 when there is work now, None when there is no timer."""
+        if self._dirty or self._ready:
+            return 0.0
+        ticks = self._wheel.next()
+        return None if ticks is None else max(0, ticks - (_clock() - self._ticks)) / 1000
+
+    def wake(self) -> None:
+        """End a wait that runs, or the next one. Any thread; nothing happens when the loop is closed."""
+        try:
+            self._wake_out.send(b"\0")
+        except OSError:
+            pass  # full: it is woken already; closed: there is nobody to wake
+
+    def descriptors(self) -> list[tuple[int, int]]:
+        """(descriptor, READ | WRITE) of all that must be watched to know when a turn has something to do, the wake-up included."""
+        return [] if self._closed else [(key.fd, key.events) for key in self._selector.get_map().values()]
+
+    # Counting and ending
+
+    def statistics(self) -> LoopStatistics:
+        """Counters since the loop opened."""
+        return LoopStatistics(self._turns, self._wait_calls, self._crc_errors, self._bad_frames)
+
+    def pool_statistics(self) -> PoolStatistics:
+        """Counters of the pool of slots and staging buffers."""
+        return self._pool.statistics()
+
+    def fail_at(self, attempt: int) -> None:
+        """Inject: the attempt-th allocation from now, from 1, and all after it fail; 0: none."""
+        self._pool.fail_at(attempt)
+
+    @property
+    def attempts(self) -> int:
+        """Allocations tried since fail_at()."""
+        return self._pool.attempts
+
+    def close(self) -> None:
+        """Close links and forget everything. Idempotent."""
+        if self._closed:
+            return
+        for link in list(self._links):
+            link.close()
+        self._closed = True
+        self._selector.close()
+        self._wake_in.close()
+        self._wake_out.close()
+        self._ready.clear()
+        self._pool.close()
+        self.fd = -1
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise errors.InvalidState("this loop is closed")
+
+    def _forget(self, source: _Source) -> None:
+        self._ready.pop(source, None)
+        if isinstance(source, Link):
+            self._dirty.pop(source, None)
+            self._links.pop(source, None)
+
+    # Timers
+
+    def _next_key(self) -> int:
+        return next(self._keys)
+
+    def _arm(self, key: int, owner: Timer | Link, delay: float) -> None:
+        delay_ms = min(max(0.0, delay * 1000), MAX_DELAY_MS)
+        self._timers[key] = owner
+        self._wheel.arm(key, math.ceil(time.monotonic() * 1000 + delay_ms))
+
+    def _cancel(self, key: int) -> None:
+        if self._timers.pop(key, None) is not None:
+            self._wheel.cancel(key)
+
+    def _expire(self, tail: list[Event]) -> None:
+        self._ticks = _clock()
+        self._wheel.advance(self._ticks)
+        key = self._wheel.expire()
+        while key is not None:
+            owner = self._timers.pop(key)
+            if isinstance(owner, Link):
+                owner._end(_TIMEOUT, 0)
+            else:
+                tail.append((TIMER, owner.tag, 0, 0))
+            key = self._wheel.expire()
+
+
+def _clock() -> int:
+    """Milliseconds, monotonic."""
+    return int(time.monotonic() * 1000)
+
+
+def _flat(payload: bytes | bytearray | memoryview) -> memoryview:
+    """The bytes of any contiguous buffer."""
+    view = memoryview(payload)
+    if not view.c_contiguous:
+        raise TypeError("payload: a contiguous buffer of bytes is needed")
+    return view.cast("B") if view.ndim != 1 or view.itemsize != 1 or view.format != "B" else view
+
+
+def _wait_writable(fd: int, timeout: float) -> None:
+    """Wait for room to write; _DrainTimeout when there was none within timeout seconds."""
+    waiter = select.poll()
+    waiter.register(fd, select.POLLOUT)
+    if timeout <= 0 or not waiter.poll(timeout * 1000):
+        raise _DrainTimeout
+
+
+def _shut_write(fd: int) -> None:
+    """End our half of the stream. A failure shows when the other half is read."""
+    borrowed = socket.socket(fileno=fd)
+    try:
+        borrowed.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass
+    finally:
+        borrowed.detach()
+
+
+def _poll_selector() -> selectors.BaseSelector:
+    return selectors.PollSelector() if hasattr(selectors, "PollSelector") else selectors.SelectSelector()

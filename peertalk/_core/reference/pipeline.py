@@ -1,0 +1,269 @@
+"""Messages in flight on one link: a ring of slots, each one write, each carrying one frame or many.
+
+     FREE -> FILLING -> IN_FLIGHT -> COMPLETED -> FREE
+                           \\-> ABANDONED -> FREE        (closed before the platform let go)
+
+Slots are taken round-robin and reported in that order; the platform may complete them in any order. Invariant: the slots that are not
+FREE lie next to each other from the head on, and pending counts them; an accepted message is in exactly one of them until it is reported.
+Never: blocks, moves bytes, reorders, or leaves a gap in the sequence after a refusal.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from peertalk import errors
+from peertalk._core.reference.crc import crc16
+from peertalk._core.reference.pool import Buffer, BufferPool
+from peertalk._core.reference.wire import FRAME_OVERHEAD, VERSION
+from peertalk._core.values import DATA, DISCONNECT, NO_DELAY
+
+FREE = 0
+FILLING = 1
+IN_FLIGHT = 2
+COMPLETED = 3
+ABANDONED = 4
+
+MAX_DEPTH = 64
+"""Slots of one link; bounds the gathered write too."""
+DEPTH = 4
+"""Slots of a link when nothing else is said."""
+SLOT_SIZE = 65_520
+"""Bytes of a slot when nothing else is said; below 65,536 because the C core keeps slot lengths in 16 bits."""
+
+_HEADER = struct.Struct("!4sBBBBH")
+_TRAILER = struct.Struct("!H")
+
+_OK = 0
+_INVALID_PARAM = -1
+_NO_MEMORY = -2
+_NOT_INITIALIZED = -3
+_MESSAGE_TOO_LARGE = -16
+_WOULD_BLOCK = -19
+
+
+class Slot:
+    """One write: its buffer, how much of it is frames, and how much of that the platform has taken."""
+
+    __slots__ = ("buffer", "message_count", "message_len", "no_delay", "result", "sent_len", "state")
+
+    def __init__(self) -> None:
+        self.buffer: Buffer | None = None
+        self.state = FREE
+        self.empty()
+
+    def empty(self) -> None:
+        """Forget the frames; the buffer stays."""
+        self.message_count = 0
+        self.message_len = 0
+        self.sent_len = 0
+        self.result = _OK
+        self.no_delay = False
+
+    def unsent(self) -> memoryview:
+        """The bytes that the platform has not taken yet."""
+        assert self.buffer is not None
+        return self.buffer.view[self.sent_len : self.message_len]
+
+    def give_back(self) -> None:
+        """Return the buffer to its pool, wiped as far as it was used."""
+        if self.buffer is not None:
+            self.buffer.release(self.message_len)
+            self.buffer = None
+
+
+class SendPipeline:
+    """The sending half of a link, sans-I/O.
+
+    Args:
+        depth: slots, 1 to 64; None: 4.
+        slot_size: bytes of a slot, 12 to 65,535 and at most the pool's largest class; None: 65,520.
+        lazy: borrow a slot's buffer at first use and return it when reported; False: borrow all now.
+        packing: small frames share a slot.
+        pool: lends the buffers; None: one of its own.
+
+    Raises:
+        InvalidArgument: depth or slot_size out of its bounds.
+        OutOfMemory: not lazy, and the pool refused a buffer; those borrowed have been given back.
+    """
+
+    def __init__(
+        self, depth: int | None = None, slot_size: int | None = None, lazy: bool = True, packing: bool = True, pool: BufferPool | None = None
+    ) -> None:
+        depth = DEPTH if depth is None else depth
+        slot_size = SLOT_SIZE if slot_size is None else slot_size
+        if not 1 <= depth <= MAX_DEPTH:
+            raise errors.InvalidArgument(f"depth of {depth} slots: a link has 1 to {MAX_DEPTH}")
+        if not FRAME_OVERHEAD <= slot_size <= 65_535:
+            raise errors.InvalidArgument(f"slot_size of {slot_size} bytes: a slot has {FRAME_OVERHEAD} to 65,535")
+        self._own_pool = pool is None
+        self._pool = BufferPool([(slot_size, depth)]) if pool is None else pool
+        largest = self._pool._classes[-1].buffer_size
+        if slot_size > largest:
+            raise errors.InvalidArgument(f"slot_size of {slot_size} bytes: the pool's largest class has {largest}")
+        self.slots = [Slot() for _ in range(depth)]
+        self.slot_size = slot_size
+        self.depth = depth
+        self.lazy = lazy
+        self.packing = packing
+        self.open = True
+        self._head = 0
+        self._next_slot = 0
+        self.pending = 0
+        self.high_water = 0
+        self.send_seq = 0
+        self.accepted = 0
+        self.reported = 0
+        self.frames = 0
+        self.payload_bytes = 0
+        self.refusals = 0
+        if not lazy:
+            try:
+                for slot in self.slots:
+                    slot.buffer = self._pool.acquire(slot_size)
+            except errors.OutOfMemory:
+                for slot in self.slots:
+                    slot.give_back()
+                raise
+
+    @property
+    def available(self) -> int:
+        """Free slots now."""
+        return self.depth - self.pending
+
+    def slot_state(self, index: int) -> int:
+        """State of a slot: 0 free, 1 filling, 2 in flight, 3 completed, 4 abandoned."""
+        return self.slots[index].state
+
+    def slot_bytes(self, index: int) -> bytes:
+        """The frames in a slot, as they go on the wire."""
+        slot = self.slots[index]
+        return b"" if slot.buffer is None else bytes(slot.buffer.view[: slot.message_len])
+
+    def _newest_filling(self) -> Slot | None:
+        slot = self.slots[self._next_slot - 1]
+        return slot if self.pending and slot.state == FILLING else None
+
+    def send(self, type: int, payload: bytes | bytearray | memoryview, flags: int = 0) -> int:
+        """Put one frame on its way: copy the payload into the newest filling slot that has room, else into the next free one.
+
+        DATA and DISCONNECT take the sequence number and count it; other types carry 0. NO_DELAY seals the slot and stays local.
+
+        Returns:
+            0, or with nothing changed -19 (every slot is taken), -2 (the pool lent no buffer), -16 (the frame does not fit a slot),
+            -1 (type is not 1 to 7), -3 (closed).
+        """
+        if not self.open:
+            return _NOT_INITIALIZED
+        if not 1 <= type <= 7 or not 0 <= flags <= 255:
+            return _INVALID_PARAM
+        payload_len = len(payload)
+        frame_len = payload_len + FRAME_OVERHEAD
+        if frame_len > self.slot_size:
+            return _MESSAGE_TOO_LARGE
+
+        slot = self._newest_filling() if self.packing else None
+        if slot is None or slot.no_delay or slot.message_len + frame_len > self.slot_size:
+            if self.pending == self.depth:
+                self.refusals += 1
+                return _WOULD_BLOCK
+            slot = self.slots[self._next_slot]
+            if slot.buffer is None:
+                try:
+                    slot.buffer = self._pool.acquire(self.slot_size)
+                except errors.OutOfMemory:
+                    self.refusals += 1
+                    return _NO_MEMORY
+            slot.empty()
+            slot.state = FILLING
+            self._next_slot = (self._next_slot + 1) % self.depth
+            self.pending += 1
+            self.high_water = max(self.high_water, self.pending)
+
+        assert slot.buffer is not None
+        sequence = 0
+        if type == DATA or type == DISCONNECT:
+            sequence = self.send_seq
+            self.send_seq = (sequence + 1) & 0xFF
+        view = slot.buffer.view
+        start = slot.message_len
+        end = start + frame_len
+        covered = _HEADER.pack(b"PTMG", VERSION, type, flags & ~NO_DELAY, sequence, payload_len) + payload
+        view[start : end - 2] = covered
+        _TRAILER.pack_into(view, end - 2, crc16(covered))
+        slot.message_len = end
+        slot.no_delay = slot.no_delay or flags & NO_DELAY != 0
+        if type == DATA:
+            slot.message_count += 1
+            self.accepted += 1
+        self.frames += 1
+        self.payload_bytes += payload_len
+        return _OK
+
+    def is_ripe(self) -> bool:
+        """Whether the newest filling slot should leave now: it is full, carries a no-delay frame, or packing is off."""
+        slot = self._newest_filling()
+        return slot is not None and (not self.packing or slot.no_delay or slot.message_len + FRAME_OVERHEAD > self.slot_size)
+
+    def launch(self) -> int:
+        """Hand the oldest filling slot to the platform. Returns its index, or -1 when there is none."""
+        for offset in range(self.pending):
+            index = (self._head + offset) % self.depth
+            if self.slots[index].state == FILLING:
+                self.slots[index].state = IN_FLIGHT
+                return index
+        return -1
+
+    def complete(self, index: int, result: int = 0) -> None:
+        """The platform is done with a slot: 0, or why not.
+
+        Raises:
+            InvalidState: the slot is not in flight.
+        """
+        slot = self.slots[index]
+        if slot.state == IN_FLIGHT:
+            slot.result = result
+            slot.state = COMPLETED
+        elif slot.state == ABANDONED:
+            slot.give_back()
+            slot.state = FREE
+            self.pending -= 1
+        else:
+            raise errors.InvalidState(f"slot {index} is not in flight: nothing to complete")
+
+    def report(self) -> tuple[int, int] | None:
+        """Free the oldest slot if it is completed.
+
+        Returns:
+            (messages it carried, its result), or None while it is not done.
+        """
+        slot = self.slots[self._head]
+        if self.pending == 0 or slot.state != COMPLETED:
+            return None
+        told = (slot.message_count, slot.result)
+        self.reported += slot.message_count
+        if self.lazy:
+            slot.give_back()
+        slot.empty()
+        slot.state = FREE
+        self._head = (self._head + 1) % self.depth
+        self.pending -= 1
+        return told
+
+    def close(self) -> int:
+        """Give every buffer back but those in flight, which become abandoned until they are completed.
+
+        Returns:
+            The number of abandoned slots. May be called again.
+        """
+        self.open = False
+        for slot in self.slots:
+            if slot.state == IN_FLIGHT:
+                slot.state = ABANDONED
+            elif slot.state != ABANDONED:
+                slot.give_back()
+                slot.state = FREE
+        self.pending = sum(slot.state == ABANDONED for slot in self.slots)
+        if self._own_pool and self.pending == 0:
+            self._pool.close()
+        return self.pending

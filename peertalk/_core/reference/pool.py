@@ -1,0 +1,159 @@
+"""Buffers in size classes: lent, returned, counted. The yardstick of the C pool.
+
+A class keeps a list of the buffers that nobody has borrowed and a count of those that exist. A buffer costs its size and 16 bytes, as in C, where
+these hold its header, so that budgets and statistics of both mean the same.
+
+Invariant: the bytes are the sum over all buffers that exist, and never above the budget. A refusal changes nothing but its count.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from peertalk._core.values import PoolStatistics
+from peertalk.errors import InvalidArgument, OutOfMemory
+
+BOOKKEEPING = 16
+"""Bytes that each buffer costs beside its size."""
+
+MAX_CLASSES = 8
+MAX_CAPACITY = 65_535
+MAX_BUFFER_SIZE = 2**32 - 1 - BOOKKEEPING
+
+
+@dataclass(slots=True)
+class _SizeClass:
+    buffer_size: int
+    capacity: int
+    existing: int = 0
+    free: list[bytearray] = field(default_factory=list)
+
+    @property
+    def cost(self) -> int:
+        return self.buffer_size + BOOKKEEPING
+
+
+class Buffer:
+    """A lent buffer. view: writable, `size` bytes, zero at first; it ends with the release."""
+
+    def __init__(self, pool: BufferPool, size_class: _SizeClass, memory: bytearray) -> None:
+        self.size = size_class.buffer_size
+        self.view = memoryview(memory)
+        self._pool = pool
+        self._size_class = size_class
+        self._memory: bytearray | None = memory
+
+    def release(self, used: int | None = None) -> None:
+        """Give the buffer back; a second time does nothing. used: bytes from its start that were written and are wiped (None: all)."""
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            self.view.release()
+            self._pool._take_back(self._size_class, memory, self.size if used is None else used)
+
+
+class BufferPool:
+    """Lends buffers of a few sizes; may be used from any thread.
+
+    Args:
+        classes: (buffer_size, capacity) pairs, 1 to 8, ascending sizes in bytes; capacity: how many may exist at once, 1 to 65,535.
+        budget: bytes that all buffers together may hold, 16 for each included; 0: no limit beside the capacities.
+        limit: bytes that the memory behind the pool has; 0: no limit.
+
+    Raises:
+        InvalidArgument: the classes are not as said.
+    """
+
+    def __init__(self, classes: Sequence[tuple[int, int]], budget: int = 0, limit: int = 0) -> None:
+        sizes = [buffer_size for buffer_size, _ in classes]
+        if not 1 <= len(sizes) <= MAX_CLASSES or sizes != sorted(set(sizes)) or sizes[0] < 1 or sizes[-1] > MAX_BUFFER_SIZE:
+            raise InvalidArgument(f"pool classes of {sizes} bytes: give 1 to {MAX_CLASSES} different sizes, ascending, at least 1 byte")
+        for buffer_size, capacity in classes:
+            if not 1 <= capacity <= MAX_CAPACITY:
+                raise InvalidArgument(f"pool class of {buffer_size:,} bytes has capacity {capacity:,}: allowed are 1 to {MAX_CAPACITY:,}")
+        self._classes = [_SizeClass(buffer_size, capacity) for buffer_size, capacity in classes]
+        self._budget = budget
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._acquires = self._allocations = self._refusals = self._returns = 0
+        self._bytes = self._peak_bytes = 0
+        self._attempts = self._fail_at = 0
+
+    def acquire(self, size: int) -> Buffer:
+        """Borrow a zeroed buffer of at least size bytes, from the smallest class that holds it; a larger one is not tried.
+
+        Raises:
+            OutOfMemory: class, budget or memory are used up (counted), or size is 0 or above the largest class.
+        """
+        size_class = next((each for each in self._classes if 0 < size <= each.buffer_size), None)
+        if size_class is None:
+            raise OutOfMemory(f"a buffer of {size:,} bytes: the pool lends 1 to {self._classes[-1].buffer_size:,}")
+        with self._lock:
+            if size_class.free:
+                memory = size_class.free.pop()
+            elif (refusal := self._refusal(size_class)) is None:
+                memory = bytearray(size_class.buffer_size)
+                size_class.existing += 1
+                self._allocations += 1
+                self._bytes += size_class.cost
+                self._peak_bytes = max(self._peak_bytes, self._bytes)
+            else:
+                self._refusals += 1
+                raise OutOfMemory(f"a buffer of {size:,} bytes: {refusal}")
+            self._acquires += 1
+        return Buffer(self, size_class, memory)
+
+    def _refusal(self, size_class: _SizeClass) -> str | None:
+        """Why another buffer of this class cannot be made; None: it can."""
+        if size_class.existing == size_class.capacity:
+            return f"all {size_class.capacity:,} buffers of {size_class.buffer_size:,} bytes are lent (the capacity of their class)"
+        if self._budget and self._bytes + size_class.cost > self._budget:
+            return f"{self._bytes:,} bytes are held, and the budget is {self._budget:,}"
+        self._attempts += 1
+        if self._fail_at and self._attempts >= self._fail_at:
+            return "the memory refused (injected fault)"
+        if self._limit and self._bytes + size_class.cost > self._limit:
+            return f"{self._bytes:,} bytes are held, and the memory has {self._limit:,}"
+        return None
+
+    def _take_back(self, size_class: _SizeClass, memory: bytearray, used: int) -> None:
+        memory[:used] = bytes(min(used, size_class.buffer_size))
+        with self._lock:
+            size_class.free.append(memory)
+            self._returns += 1
+
+    def trim(self) -> int:
+        """Give the memory of all free buffers back. Returns the bytes freed."""
+        freed = 0
+        with self._lock:
+            for size_class in self._classes:
+                count = len(size_class.free)
+                size_class.free.clear()
+                size_class.existing -= count
+                freed += count * size_class.cost
+            self._bytes -= freed
+        return freed
+
+    def statistics(self) -> PoolStatistics:
+        """The counters; see PoolStatistics."""
+        with self._lock:
+            return PoolStatistics(
+                self._acquires, self._allocations, self._refusals, self._returns, self._bytes, self._peak_bytes, self._acquires - self._returns
+            )
+
+    @property
+    def attempts(self) -> int:
+        """Allocations tried since fail_at() was called."""
+        return self._attempts
+
+    def fail_at(self, n: int) -> None:
+        """Make the n-th allocation from now, and all after it, fail; 0: none."""
+        with self._lock:
+            self._attempts = 0
+            self._fail_at = n
+
+    def close(self) -> int:
+        """Free every buffer. Returns the number that are still lent, which are not freed."""
+        self.trim()
+        return self.statistics().in_use

@@ -1,0 +1,151 @@
+"""What crosses the stair: plain values, the same from every core.
+
+Kinds and flags carry the numbers of the C headers; tests/core/test_values.py holds them against the compiled limits.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+# Events of Loop.turn(): tuples (kind, tag, a, b). See Loop.turn for a and b.
+BATCH = 1
+FRAME = 2
+SENT = 3
+CLOSED = 4
+READY = 5
+TIMER = 6
+FINISHED = 7
+
+# Frame types.
+DATA = 1
+PING = 2
+PONG = 3
+DISCONNECT = 4
+ACK = 5
+REJECT = 6
+CAPABILITY = 7
+
+# Frame flags.
+UNRELIABLE = 0x01
+COALESCABLE = 0x02
+NO_DELAY = 0x04
+BATCHED = 0x08
+FRAGMENT = 0x10
+
+# Discovery packet types.
+ANNOUNCE = 1
+QUERY = 2
+GOODBYE = 3
+
+# Interest in, and readiness of, a descriptor.
+READ = 1
+WRITE = 2
+HANGUP = 4
+
+# Hints of Link.send(): see there.
+NEEDS_TURN = 1
+YIELD = 2
+
+
+class Header(NamedTuple):
+    """A full frame header: type 1 to 7, flags 0 to 255, sequence 0 to 255, payload_len 0 to 65,535 bytes."""
+
+    type: int
+    flags: int
+    sequence: int
+    payload_len: int
+
+
+class Frame(NamedTuple):
+    """One message on the wire, its CRC checked."""
+
+    type: int
+    flags: int
+    sequence: int
+    payload: bytes
+
+
+class CompactHeader(NamedTuple):
+    """A compact frame header: type 1 to 7, flags 0 to 15, payload_len in bytes."""
+
+    type: int
+    flags: int
+    payload_len: int
+
+
+class Discovery(NamedTuple):
+    """A discovery packet. port: the sender's TCP listening port; name: 0 to 31 bytes; size: bytes of the packet, so that what lies behind
+    the CRC can be found."""
+
+    type: int
+    flags: int
+    port: int
+    transports: int
+    name: bytes
+    size: int
+
+
+class Capability(NamedTuple):
+    """The four fields of the original's CAPABILITY. max_message and preferred_chunk in bytes, pressure 0 to 100."""
+
+    max_message: int
+    preferred_chunk: int
+    pressure: int
+    flags: int
+
+
+class Datagram(NamedTuple):
+    """A UDP message: the sender's datagram port and the payload, 0 to 1,392 bytes."""
+
+    port: int
+    payload: bytes
+
+
+class FragmentHeader(NamedTuple):
+    """In front of a fragment's data: sizes and offsets in bytes; flags: 1 first, 2 last."""
+
+    message_id: int
+    total_len: int
+    offset: int
+    flags: int
+
+
+class PoolStatistics(NamedTuple):
+    """Counters of a buffer pool since its start; bytes, peak_bytes and in_use are of now."""
+
+    acquires: int
+    allocations: int
+    refusals: int
+    returns: int
+    bytes: int
+    peak_bytes: int
+    in_use: int
+
+
+class LinkStatistics(NamedTuple):
+    """Counters of one link since it opened. Messages are DATA frames; frames are of any type; bytes are of the stream, framing included,
+    but payload_bytes_*; calls are system calls; slots are now (pending) and at most (high_water)."""
+
+    messages_accepted: int
+    messages_reported: int
+    frames_sent: int
+    payload_bytes_sent: int
+    bytes_sent: int
+    write_calls: int
+    refusals: int
+    slots_pending: int
+    slots_high_water: int
+    frames_received: int
+    payload_bytes_received: int
+    bytes_received: int
+    read_calls: int
+    partial_bytes: int
+
+
+class LoopStatistics(NamedTuple):
+    """Counters of one loop since it opened: turns, waits (system calls), links ended by a CRC error, links ended by any fault of a frame."""
+
+    turns: int
+    wait_calls: int
+    crc_errors: int
+    bad_frames: int

@@ -1,0 +1,205 @@
+"""Everything that peertalk raises, in one tree, with the result codes of the C core.
+
+Each class belongs to one family, by who has to act: LocalError (the call was wrong), RemoteError (the peer broke the rules), NetworkError (the world
+failed), WouldBlock (not now), InternalError (we were wrong). Each also derives from the natural built-in, so `except TimeoutError` works. `code` is
+the number of the original C SDK, `peer` the name of the peer concerned, or None.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class PeerTalkError(Exception):
+    """Base of all. code: negative result code; peer: name of the peer concerned, or None."""
+
+    code: int = -99
+    peer: str | None = None
+
+    def __init__(self, message: str = "", *, code: int | None = None, peer: str | None = None) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
+        if peer is not None:
+            self.peer = peer
+
+
+class LocalError(PeerTalkError):
+    """The call was wrong: change the call."""
+
+
+class RemoteError(PeerTalkError):
+    """The peer broke the rules of the protocol; its link was closed and the fault counted."""
+
+
+class NetworkError(PeerTalkError):
+    """The world failed: retry later, or look at the network."""
+
+
+class InvalidArgument(LocalError, ValueError):
+    """An argument or a configuration value is out of its bounds."""
+
+    code = -1
+
+
+class WrongType(InvalidArgument, TypeError):
+    """An argument is of a type that cannot be sent or used here."""
+
+
+class InvalidState(LocalError, RuntimeError):
+    """The object is not in a state that allows this call (closed, not started, already started)."""
+
+    code = -10
+
+
+class NotSupported(LocalError, NotImplementedError):
+    """This build, platform or peer cannot do that."""
+
+    code = -17
+
+
+class PeerNotFound(LocalError, LookupError):
+    """No such peer is known."""
+
+    code = -11
+
+
+class MessageTooLarge(LocalError, ValueError):
+    """The message is longer than the limit that holds towards this peer."""
+
+    code = -16
+
+
+class QueueEmpty(LocalError, LookupError):
+    """Nothing there now (polled mode)."""
+
+    code = -15
+
+
+class OutOfMemory(PeerTalkError, MemoryError):
+    """The memory, or the budget given for it, is used up."""
+
+    code = -2
+
+
+class NetworkFailure(NetworkError, ConnectionError):
+    """A network call failed."""
+
+    code = -5
+
+
+class ConnectionRefused(NetworkFailure, ConnectionRefusedError):
+    """Nobody listens at that address."""
+
+    code = -7
+
+
+class ConnectionClosed(NetworkFailure, ConnectionAbortedError):
+    """The peer closed the connection, or it broke."""
+
+    code = -8
+
+
+class NotConnected(NetworkFailure):
+    """There is no open link to the peer."""
+
+    code = -18
+
+
+class NoNetwork(NetworkFailure):
+    """No network interface can be used."""
+
+    code = -13
+
+
+class AddressInUse(NetworkFailure, OSError):
+    """A port is taken by another program."""
+
+    code = -5
+
+
+class Timeout(NetworkError, TimeoutError):
+    """Not done in the time allowed."""
+
+    code = -6
+
+
+class PlatformError(NetworkError, OSError):
+    """The system refused in a way that is no network failure (out of descriptors, no permission)."""
+
+    code = -14
+
+
+class WouldBlock(PeerTalkError, BlockingIOError):
+    """Not now. reason: "slots", "queue", "pool", "flow" or "memory"."""
+
+    code = -19
+    reason: str
+
+    def __init__(self, message: str = "", *, reason: str = "queue", code: int | None = None, peer: str | None = None) -> None:
+        super().__init__(message, code=code, peer=peer)
+        self.reason = reason
+
+
+class BufferFull(LocalError, ValueError):
+    """An encoder's output buffer is too small."""
+
+    code = -9
+
+
+class ProtocolError(RemoteError, ValueError):
+    """Bytes that the protocol does not allow. frames: whole frames that stood before the fault, where a stream was read."""
+
+    code = -1
+    frames: list[Any] = []  # noqa: RUF012 - replaced, never changed, by the decoder that raises
+
+
+class BadCrc(ProtocolError):
+    """The checksum does not match."""
+
+    code = -20
+
+
+class BadMagic(ProtocolError):
+    """Not the first bytes of this format."""
+
+    code = -21
+
+
+class Truncated(ProtocolError):
+    """Shorter than its own length says."""
+
+    code = -22
+
+
+class BadVersion(ProtocolError):
+    """A protocol version that is not spoken here."""
+
+    code = -23
+
+
+class InternalError(PeerTalkError, RuntimeError):
+    """We were wrong: please report it."""
+
+    code = -99
+
+
+BY_CODE: dict[int, type[PeerTalkError]] = {
+    -1: InvalidArgument, -2: OutOfMemory, -3: InvalidState, -4: InvalidState, -5: NetworkFailure, -6: Timeout, -7: ConnectionRefused,
+    -8: ConnectionClosed, -9: WouldBlock, -10: InvalidState, -11: PeerNotFound, -12: InvalidState, -13: NoNetwork, -14: PlatformError,
+    -15: QueueEmpty, -16: MessageTooLarge, -17: NotSupported, -18: NotConnected, -19: WouldBlock, -20: BadCrc, -21: BadMagic,
+    -22: Truncated, -23: BadVersion, -24: InvalidArgument, -25: WouldBlock, -26: OutOfMemory, -27: WouldBlock, -99: InternalError,
+}  # fmt: skip
+"""Class for each code that a call can return (-28, cancelled, is an outcome and never raised)."""
+
+_DECODER = {-20: BadCrc, -21: BadMagic, -22: Truncated, -23: BadVersion}
+
+
+def from_code(code: int, message: str, peer: str | None = None) -> PeerTalkError:
+    """The exception for a result code of a call, with its code kept."""
+    return BY_CODE.get(code, InternalError)(message, code=code, peer=peer)
+
+
+def from_decoder(code: int, message: str, peer: str | None = None) -> ProtocolError:
+    """The exception for a result code of a decoder: always a ProtocolError, with its code kept."""
+    return _DECODER.get(code, ProtocolError)(message, code=code, peer=peer)

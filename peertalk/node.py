@@ -1,0 +1,639 @@
+"""The front door for asyncio: Node and Peer.
+
+Everything here runs on the loop that the node was started on. Below this module there is no coroutine: the engine (runtime/transport) reports by callbacks, and this
+module makes futures of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import threading
+import warnings
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from . import errors
+from ._core import load
+from .config import Config, load_config, parse_duration
+from .protocol import events
+from .protocol.wire import Batch, Message
+from .runtime.inbox import Inbox
+from .runtime.peers import BroadcastResult, Peers
+from .runtime.remote import Payload, Remote, as_bytes, payload_of
+from .runtime.statistics import NodeStatistics
+from .runtime.transport import Transport
+from .runtime.worker import Worker
+from .runtime.world import Address, World, check_address
+
+log = logging.getLogger("peertalk")
+
+T = TypeVar("T")
+Event = events.Event["Peer"]
+
+_BORDER_CHUNK = 1024
+_EVENTS_MAX = 4096
+
+
+class Peer(Remote):
+    """Someone out there. Made by its Node; hashable, and the same object as long as the node knows it.
+
+    name, id, address, flags, state, connected, capabilities, max_message (bytes) and classic tell about it; accepted is the number of the last message
+    that was accepted for it. Coroutines run on the node's loop only; send_nowait may be called from any thread.
+    """
+
+    __slots__ = ("_waiters",)
+
+    def attach(self, transport: Transport) -> None:
+        """Belong to a node's engine. Called by the node."""
+        super().attach(transport)
+        self._waiters: deque[asyncio.Future[None]] | None = None
+
+    async def send(self, data: Payload, *, no_delay: bool = False, connect: bool = True, timeout: float | str | None = None) -> int:
+        """Accept one message for this peer; waits while there is no room for it, in the order of the calls.
+
+        Args:
+            data: 0 to max_message bytes. It is copied: the buffer is free as soon as send returns.
+            no_delay: leave at once rather than at the end of this tick.
+            connect: connect first if needed; False: raise NotConnected instead.
+            timeout: seconds, or "250ms"; None: no limit.
+
+        Returns:
+            The number of the message: messages to a peer are counted from 1. Sent and Failed events name these numbers.
+
+        Raises:
+            MessageTooLarge, WrongType: nothing was accepted.
+            ConnectionClosed, ConnectionRefused, NotConnected, Timeout: likewise.
+
+        Cancelled, the message was not accepted and never leaves.
+        """
+        transport = self.transport
+        if transport.crowded:
+            await asyncio.sleep(0)
+        quick = self.quick
+        if quick is not None and data.__class__ is bytes and not no_delay:
+            code = quick(data)
+            if code >= 0:
+                if code:
+                    transport.hint(code)
+                self.accepted += 1
+                return self.accepted
+        return await self._send_in_line(payload_of(data), no_delay, connect, timeout)
+
+    def send_nowait(self, data: Payload, *, no_delay: bool = False) -> int:
+        """Accept one message at once or not at all. Any thread.
+
+        Returns:
+            The number of the message; 0 when called from another thread, where numbers are given later.
+
+        Raises:
+            WouldBlock: there is no room; nothing has changed.
+            MessageTooLarge, WrongType: as send().
+        """
+        payload = payload_of(data)
+        if threading.get_ident() != self.transport.thread:
+            self.accept_from_afar(bytes(payload))
+            return 0
+        self.transport.check_open()
+        if self._waiters or not self.accept(payload, no_delay):
+            raise self.no_room()
+        return self.accepted
+
+    async def send_many(self, payloads: Iterable[Payload], *, timeout: float | str | None = None) -> int:
+        """Accept many messages in order, as send() would one by one, at a fraction of the cost.
+
+        Returns:
+            How many were accepted: all of them.
+
+        Raises:
+            As send(). Those before the one that was refused are accepted; cancelled or timed out, those that `accepted` has counted are, the rest are not.
+        """
+        messages = as_bytes(payloads)
+        await _within(self._send_all(messages), timeout, f"no room for all messages to peer {self.name!r}", self.name)
+        return len(messages)
+
+    async def connect(self, *, timeout: float | str | None = None) -> Peer:
+        """Have an open connection; returns this peer.
+
+        Raises:
+            ConnectionRefused, NetworkFailure, Timeout: after every address at which the peer was heard was tried.
+        """
+        self.transport.check_open()
+        if not self.connected or self.connection is None:
+            await _within(self._reach(), timeout, f"no connection to peer {self.name!r}", self.name)
+        return self
+
+    async def disconnect(self, *, timeout: float | str | None = None) -> None:
+        """Leave politely: what was accepted is sent first. The peer stays known."""
+        if self.connection is None:
+            return
+        connection = self.connection
+        self.transport.switchboard.leave(self)
+        gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        connection.on_end.append(lambda: _settle(gone))
+        await _within(gone, timeout, f"peer {self.name!r} did not close its side", self.name)
+
+    async def messages(self) -> AsyncIterator[Message[Peer]]:
+        """Messages of this peer; while this is iterated they come here only. Ends when the node is closed."""
+        if self.inbox is None:
+            self.inbox = Inbox(self.transport.config.receive_queue_bytes, self.transport.resume)
+        inbox = self.inbox
+        try:
+            async for message in _messages(self.transport, inbox):
+                yield message
+        finally:
+            if self.inbox is inbox:
+                self.inbox = None
+                while (left := inbox.take_lot()) is not None:
+                    self.transport.inbox.put(left[0], left[1], sum(map(len, left[1])))
+
+    # How a message is accepted ----------------------------------------------------------------------------------------------------------------------
+
+    async def _send_in_line(self, payload: bytes | bytearray | memoryview, no_delay: bool, connect: bool, timeout: float | str | None) -> int:
+        self.transport.check_open()
+        if self._waiters or not self.connected:
+            payload = bytes(payload)
+        waiting = self._wait_and_accept(payload, no_delay, connect)
+        return await _within(waiting, timeout, f"no room for a message to peer {self.name!r}", self.name)
+
+    async def _wait_and_accept(self, payload: bytes | bytearray | memoryview, no_delay: bool, connect: bool) -> int:
+        async with _Place(self) as place:
+            while True:
+                if not self.connected:
+                    if not connect:
+                        raise errors.NotConnected(f"peer {self.name!r} is not connected", peer=self.name)
+                    await self._reach()
+                if place.first and self.accept(payload, no_delay):
+                    return self.accepted
+                payload = bytes(payload)
+                await place.wait()
+
+    async def _send_all(self, messages: list[bytes]) -> None:
+        done = 0
+        self.transport.check_open()
+        async with _Place(self) as place:
+            while done < len(messages):
+                if self.transport.crowded:
+                    await asyncio.sleep(0)
+                if not self.connected:
+                    await self._reach()
+                if place.first:
+                    taken = self.accept_many(messages, done)
+                    done += taken
+                    if taken:
+                        continue
+                await place.wait()
+
+    async def _reach(self) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def reached(peer: Remote | None, error: errors.PeerTalkError | None) -> None:
+            if not future.done():
+                if error is None:
+                    future.set_result(None)
+                else:
+                    future.set_exception(error)
+
+        self.transport.switchboard.reach(self, reached)
+        await future
+
+    def on_room(self) -> None:
+        """The engine has room. Wakes those who wait, first come first served."""
+        super().on_room()
+        if self._waiters:
+            self.quick = None  # a new message must not overtake them
+            room = 1 if self.outbox is None else max(1, self.outbox.capacity - len(self.outbox))
+            for waiter in list(self._waiters)[:room]:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    def on_lost(self, error: errors.PeerTalkError) -> None:
+        """The link is gone: those who wait hear why."""
+        for waiter in self._waiters or ():
+            if not waiter.done():
+                waiter.set_exception(error)
+
+
+class _Place:
+    """A place in the line of those who wait to send to a peer. Leaving it lets the next one try."""
+
+    __slots__ = ("_mine", "_peer")
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        self._mine: asyncio.Future[None] | None = None
+
+    @property
+    def first(self) -> bool:
+        """Nobody waits before me."""
+        waiters = self._peer._waiters
+        return not waiters or waiters[0] is self._mine
+
+    async def wait(self) -> None:
+        """Until there may be room; raises what the link died of."""
+        waiters = self._peer._waiters
+        if waiters is None:
+            waiters = self._peer._waiters = deque()
+        renewed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._mine is None:
+            waiters.append(renewed)
+        else:
+            waiters[waiters.index(self._mine)] = renewed
+        self._mine = renewed
+        self._peer.quick = None
+        await renewed
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        waiters = self._peer._waiters
+        if self._mine is not None and waiters is not None:
+            with contextlib.suppress(ValueError):
+                waiters.remove(self._mine)
+            if not waiters:
+                self._peer._waiters = None
+            if self._mine.done() and not self._mine.cancelled():
+                self._mine.exception()  # seen: no warning when it raised while nobody awaited it
+            if not self._peer.transport.closed:
+                self._peer.transport.pump(self._peer)
+
+
+class Node:
+    """This program on the network.
+
+    Discovery and listening begin with `async with` (or start()) and end with it (or aclose()).
+
+    Args:
+        name: 1 to 31 bytes of UTF-8; None: PEERTALK_NAME, else the host's name.
+        config: a Config made before; not together with options.
+        options: any field of Config.
+
+    Raises:
+        InvalidArgument: an option is out of its bounds; says which, and where it came from.
+    """
+
+    def __init__(self, name: str | None = None, *, config: Config | None = None, **options: Any) -> None:
+        if config is None:
+            config = load_config(**options) if name is None else load_config(name=name, **options)
+        elif options or name is not None:
+            raise errors.InvalidArgument("give a Config or options, not both")
+        self.config = config
+        self._core = load(config.core or None)
+        self._transport: Transport | None = None
+        self._worker: Worker | None = None
+        self._streams: list[_EventStream] = []
+
+    # Life -------------------------------------------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> Node:
+        """Listen and announce. Returns this node.
+
+        Raises:
+            AddressInUse, NoNetwork, PlatformError: naming the option that changes it.
+            InvalidState: started before.
+        """
+        if self._transport is not None:
+            raise errors.InvalidState(f"node {self.config.name!r} was started before; make a new one")
+        worker = Worker(asyncio.get_running_loop())
+        transport = Transport(self.config, self._core, World(), Peer, worker.schedule)
+        transport.open()
+        self._transport, self._worker = transport, worker
+        worker.start(transport)
+        if self._streams:
+            transport.publish = self._publish
+        return self
+
+    async def __aenter__(self) -> Node:
+        return await self.start()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.aclose()
+
+    async def aclose(self, timeout: float | str = 5.0) -> int:
+        """Send what is queued, say goodbye, close; at most timeout seconds. May be called again. Wakes every waiter.
+
+        Returns:
+            Messages that were accepted and not sent; each was reported as Failed, and their number is logged.
+        """
+        transport = self._transport
+        if transport is None:
+            return 0
+        if not transport.closed:
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            transport.close(parse_duration(timeout), lambda: _settle(done))
+            try:
+                await done
+            except asyncio.CancelledError:
+                transport.close_now()
+                self._closed(transport)
+                raise
+        self._closed(transport)
+        return transport.unsent
+
+    def close_nowait(self) -> int:
+        """Close at once, without sending what is queued; for signal handlers. Returns the messages that were not sent."""
+        transport = self._transport
+        if transport is None:
+            return 0
+        transport.close_now()
+        self._closed(transport)
+        return transport.unsent
+
+    def _closed(self, transport: Transport) -> None:
+        if self._worker is not None:
+            self._worker.stop()
+            self._worker = None
+            if transport.unsent:
+                log.warning("node %r was closed with %d messages not sent", self.config.name, transport.unsent)
+        for peer in list(transport.peers.values()):
+            peer.on_lost(errors.InvalidState(f"node {self.config.name!r} is closed"))
+        transport.wake_arrivals()
+        for stream in self._streams:
+            stream.end()
+
+    def __del__(self) -> None:
+        transport = getattr(self, "_transport", None)
+        if transport is not None and not transport.closed:
+            warnings.warn(f"node {self.config.name!r} was not closed; use `async with` or aclose()", ResourceWarning, source=self, stacklevel=2)
+            with contextlib.suppress(Exception):
+                transport.close_now()
+                if self._worker is not None:
+                    self._worker.stop()
+
+    @property
+    def _engine(self) -> Transport:
+        if self._transport is None:
+            raise errors.InvalidState(f"node {self.config.name!r} is not started; use `async with` or start()")
+        self._transport.check_open()
+        return self._transport
+
+    # Who ---------------------------------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """As announced."""
+        return self.config.name
+
+    @property
+    def id(self) -> str:
+        """Instance id of this start, 16 hexadecimal digits."""
+        return self._engine.instance.hex()
+
+    @property
+    def address(self) -> Address:
+        """(IPv4 address, TCP port) where this node listens; the address is loopback when it listens on all."""
+        return self.config.bind or "127.0.0.1", self._engine.port
+
+    @property
+    def peers(self) -> Peers[Peer]:
+        """Who is known now."""
+        return Peers(self._engine.peers, self._engine)  # type: ignore[arg-type]
+
+    async def wait_for(self, who: str | Callable[[Peer], bool], *, timeout: float | str | None = None) -> Peer:
+        """The peer with this id or name, or the first for which the function is true, as soon as it is known.
+
+        Raises:
+            Timeout: naming who is known instead.
+        """
+        stream = self.events()
+        try:
+            found = self._matching(who)
+            if found is not None:
+                return found
+            waited = self._wait_for(stream, who)
+            return await _within(waited, timeout, lambda: f"no peer {who!r} was heard; known: {self.peers.names()};")
+        finally:
+            await stream.aclose()
+
+    async def _wait_for(self, stream: _EventStream, who: str | Callable[[Peer], bool]) -> Peer:
+        async for _ in stream:
+            found = self._matching(who)
+            if found is not None:
+                return found
+        raise errors.InvalidState(f"node {self.config.name!r} was closed")
+
+    def _matching(self, who: str | Callable[[Peer], bool]) -> Peer | None:
+        return self.peers.matching(who)
+
+    async def connect(self, who: Address | Peer | str, *, timeout: float | str | None = None) -> Peer:
+        """Connect to an address (IPv4 address or host name, TCP port), a peer, or the name or id of a known one.
+
+        Raises:
+            PeerNotFound: no such peer is known.
+            ConnectionRefused, NetworkFailure, Timeout.
+            InvalidArgument: the address is this node itself.
+        """
+        engine = self._engine
+        if isinstance(who, str):
+            who = self.peers[who]
+        if isinstance(who, Peer):
+            return await who.connect(timeout=timeout)
+        address = await _resolve(who)
+        future: asyncio.Future[Peer] = asyncio.get_running_loop().create_future()
+
+        def reached(peer: Remote | None, error: errors.PeerTalkError | None) -> None:
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                assert isinstance(peer, Peer)
+                future.set_result(peer)
+
+        engine.switchboard.dial(address, reached)
+        return await _within(future, timeout, f"no connection to {address[0]}:{address[1]}")
+
+    # Messages ----------------------------------------------------------------------------------------------------------------------------------------
+
+    async def broadcast(self, data: Payload, *, timeout: float | str | None = 5.0) -> BroadcastResult[Peer]:
+        """Send to every connected peer, waiting for room up to timeout seconds in all."""
+        peers = [peer for peer in self.peers.values() if peer.connected]
+        payload = bytes(payload_of(data))
+        results = await asyncio.gather(*(peer.send(payload, connect=False, timeout=timeout) for peer in peers), return_exceptions=True)
+        skipped: dict[Peer, errors.PeerTalkError] = {}
+        for peer, result in zip(peers, results, strict=True):
+            if isinstance(result, errors.PeerTalkError):
+                skipped[peer] = result
+            elif isinstance(result, BaseException):
+                raise result
+        return BroadcastResult([peer for peer in peers if peer not in skipped], skipped)
+
+    async def receive(self, *, timeout: float | str | None = None) -> Message[Peer]:
+        """The next message from anybody. Cancelled or timed out, no message is lost.
+
+        Raises:
+            Timeout, InvalidState (the node is closed).
+        """
+        inbox = self._engine.inbox
+        got = inbox.take()
+        if got is None:
+            got = await _within(_taken(self._engine, inbox, inbox.take), timeout, "no message came")
+        return Message(got[0], got[1])  # type: ignore[arg-type]
+
+    def messages(self) -> AsyncIterator[Message[Peer]]:
+        """Messages from anybody, as they come; ends when the node is closed. Several consumers may iterate: each message goes to one of them."""
+        engine = self._engine
+        return _messages(engine, engine.inbox)
+
+    async def batches(self) -> AsyncIterator[Batch[Peer]]:
+        """Messages in bulk: the payloads that one peer sent and one turn brought. The cheapest way to receive; ends when the node is closed."""
+        engine = self._engine
+        inbox = engine.inbox
+        while True:
+            got = inbox.take_lot()
+            if got is None:
+                if not await _arrival(engine, inbox):
+                    return
+                continue
+            yield Batch(got[0], got[1])  # type: ignore[arg-type]
+
+    def events(self) -> _EventStream:
+        """What happens, from now on: an async iterator of event values. Each stream gets every event; one that is read too slowly gets EventsMissed.
+
+        Close it (aclose, or `async with`) when it is no longer read.
+        """
+        stream = _EventStream(self)
+        self._streams.append(stream)
+        if self._transport is not None:
+            self._transport.publish = self._publish
+        return stream
+
+    def _publish(self, event: Event) -> None:
+        for stream in self._streams:
+            stream.put(event)
+
+    def _drop_stream(self, stream: _EventStream) -> None:
+        if stream in self._streams:
+            self._streams.remove(stream)
+        if not self._streams and self._transport is not None:
+            self._transport.publish = None
+
+    def stats(self) -> NodeStatistics:
+        """Counters, with units in NodeStatistics; of its end, once the node is closed."""
+        if self._transport is None:
+            raise errors.InvalidState(f"node {self.config.name!r} is not started")
+        return self._transport.stats()
+
+    def __repr__(self) -> str:
+        state = "not started" if self._transport is None else "closed" if self._transport.closed else f"port {self._transport.port}"
+        return f"<Node {self.config.name!r} {state}>"
+
+
+class _EventStream:
+    """Events for one consumer, bounded."""
+
+    def __init__(self, node: Node) -> None:
+        self._node: Node | None = node
+        self._events: deque[Event] = deque()
+        self._missed = 0
+        self._waiting: asyncio.Future[None] | None = None
+        self._ended = False
+
+    def put(self, event: Event) -> None:
+        """Add one, or count it as missed."""
+        if len(self._events) >= _EVENTS_MAX:
+            self._missed += 1
+        else:
+            self._events.append(event)
+        self._wake()
+
+    def end(self) -> None:
+        """The node is closed: what is here is the rest."""
+        self._ended = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        while True:
+            if self._events:
+                return self._events.popleft()
+            if self._missed:
+                missed, self._missed = self._missed, 0
+                return events.EventsMissed(missed)
+            if self._ended:
+                raise StopAsyncIteration
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
+
+    async def aclose(self) -> None:
+        """Stop listening."""
+        node, self._node = self._node, None
+        if node is not None:
+            node._drop_stream(self)
+        self.end()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.aclose()
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+async def _messages(engine: Transport, inbox: Inbox) -> AsyncIterator[Message[Peer]]:
+    while True:
+        lot = inbox.current or inbox.advance()
+        if lot is None:
+            if not await _arrival(engine, inbox):
+                return
+            continue
+        peer = lot.peer
+        for payload in lot.left:
+            yield Message(peer, payload)  # type: ignore[arg-type]
+        if inbox.current is lot:
+            inbox.advance()
+
+
+async def _taken(engine: Transport, inbox: Inbox, take: Callable[[], T | None]) -> T:
+    while (got := take()) is None:
+        if not await _arrival(engine, inbox):
+            engine.check_open()
+    return got
+
+
+async def _arrival(engine: Transport, inbox: Inbox) -> bool:
+    """Wait until something has come. False: the engine is closed, nothing will."""
+    if engine.closed:
+        return False
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    engine.arrivals.append(future)
+    inbox.on_arrival = engine.wake_arrivals
+    await future
+    return True
+
+
+async def _within(awaited: Awaitable[T], timeout: float | str | None, what: str | Callable[[], str], peer: str | None = None) -> T:
+    if timeout is None:
+        return await awaited
+    seconds = parse_duration(timeout)
+    try:
+        async with asyncio.timeout(seconds):
+            return await awaited
+    except TimeoutError as error:
+        if isinstance(error, errors.PeerTalkError):
+            raise
+        raise errors.Timeout(f"{what if isinstance(what, str) else what()} within {seconds:g} s", peer=peer) from None
+
+
+async def _resolve(address: object) -> Address:
+    host, port = check_address(address)
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, family=socket.AF_INET, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise errors.NetworkFailure(f"host {host!r} is not known: {error}") from error
+    return str(found[0][4][0]), port

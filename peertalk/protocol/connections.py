@@ -1,0 +1,233 @@
+"""Which link carries which message: open, greet, choose between two, retire, close; whom to dial, and when again.
+
+A connection lives by one table:
+
+    IDLE -> CONNECTING -> GREETING -> OPEN -> RETIRING -> CLOSED
+                 \\            \\         \\-> CLOSING -> CLOSED
+
+GREETING ends with the other side's CAPABILITY, or after GREETING_TIME when we dialled a peer that never sends one (it counts as classic). No DATA leaves
+before. Of two connections between the same two nodes the one dialled by the smaller instance id stays. The other retires: it is shut for writing and read
+to its end, and until then what arrives on the first is held back, so nothing is lost or overtaken. Why that is enough: a side sends DATA on the one that
+loses only before it knows of the one that stays, and so before any DATA on that one.
+
+Invariant: a peer has at most one OPEN connection. Never: opens a socket, sends a byte, reads a clock.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .. import errors
+
+if TYPE_CHECKING:
+    from .peer import Peer
+
+Address = tuple[str, int]
+
+GREETING_TIME = 1.0
+"""Seconds after which a dialled peer that sent no CAPABILITY counts as classic."""
+SILENCE_TIME = 5.0
+"""Seconds after which an accepted connection that sent no whole frame is closed."""
+CLASSIC_DIALS = 4
+"""Dials of classic peers, started because they were found, that may be under way at once."""
+CLASSIC_DIAL_INTERVAL = 1.0
+"""Seconds between two such dials to one address."""
+RETRY_DELAYS = (0.05, 0.1, 0.2, 0.4, 0.8)
+"""Seconds before each further attempt to reach a peer for which messages wait; then they fail."""
+
+
+class State(enum.Enum):
+    """Where a connection is in its life."""
+
+    IDLE = "idle"
+    CONNECTING = "connecting"
+    GREETING = "greeting"
+    OPEN = "open"
+    RETIRING = "retiring"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+class Step(enum.Enum):
+    """What happens to a connection."""
+
+    DIAL = "dial"
+    ESTABLISH = "establish"
+    GREET = "greet"
+    RETIRE = "retire"
+    LEAVE = "leave"
+    END = "end"
+
+
+_NEXT: dict[tuple[State, Step], State] = {
+    (State.IDLE, Step.DIAL): State.CONNECTING,
+    (State.IDLE, Step.ESTABLISH): State.GREETING,  # accepted
+    (State.CONNECTING, Step.ESTABLISH): State.GREETING,
+    (State.GREETING, Step.GREET): State.OPEN,
+    (State.GREETING, Step.RETIRE): State.RETIRING,
+    (State.GREETING, Step.LEAVE): State.CLOSING,
+    (State.OPEN, Step.RETIRE): State.RETIRING,
+    (State.OPEN, Step.LEAVE): State.CLOSING,
+    (State.RETIRING, Step.LEAVE): State.CLOSING,
+    **{(state, Step.END): State.CLOSED for state in State if state is not State.CLOSED},
+}
+
+
+class Connection:
+    """One connection, from dial or accept to its end.
+
+    tag: its number in the loop; address: the remote end; dialled: by us; peer: whose it is, None until known; handed and reported: DATA messages
+    given to its link and heard of again; base: the peer's messages before the first of them; held: events kept back while another connection is read to
+    its end, None when nothing is held; socket and link belong to the runtime.
+    """
+
+    __slots__ = (
+        "address", "base", "dialled", "failure", "handed", "held", "link", "on_end", "peer", "reached", "reported", "since", "socket", "state", "tag", "timer", "waits_for", "watch",
+    )  # fmt: skip
+
+    def __init__(self, tag: int, address: Address, *, dialled: bool, now: float, peer: Peer | None = None) -> None:
+        self.tag = tag
+        self.address = address
+        self.dialled = dialled
+        self.peer = peer
+        self.since = now
+        self.state = State.IDLE
+        self.base = 0
+        self.handed = 0
+        self.reported = 0
+        self.held: deque[Any] | None = None
+        self.waits_for: set[int] | None = None
+        self.failure: errors.PeerTalkError | None = None
+        self.reached: Any = None
+        self.on_end: list[Callable[[], object]] = []
+        self.socket: Any = None
+        self.link: Any = None
+        self.watch: Any = None
+        self.timer: Any = None
+
+    def advance(self, step: Step) -> None:
+        """Take a step of the table.
+
+        Raises:
+            InvalidState: the table has no such arrow.
+        """
+        following = _NEXT.get((self.state, step))
+        if following is None:
+            raise errors.InvalidState(f"connection {self.tag} to {self.address[0]}:{self.address[1]}: {step.value} is not allowed while {self.state.value}")
+        self.state = following
+
+    @property
+    def alive(self) -> bool:
+        """Established, and not yet on its way out."""
+        return self.state in (State.GREETING, State.OPEN)
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.tag} {'to' if self.dialled else 'from'} {self.address[0]}:{self.address[1]} {self.state.value}>"
+
+
+def stays(existing: Connection, newer: Connection, own: bytes, theirs: bytes, connect_timeout: float) -> Connection:
+    """Which of two connections between the instances own and theirs stays.
+
+    Two that crossed: the one dialled by the smaller id. Two of the same dialler, or too far apart in time to have crossed: the newer one, since nobody
+    dials while it has a connection, so its dialler has given up the other.
+    """
+    apart = newer.since - existing.since
+    if existing.dialled == newer.dialled or apart > connect_timeout + 2 * GREETING_TIME:
+        return newer
+    dialled, accepted = (existing, newer) if existing.dialled else (newer, existing)
+    return dialled if own < theirs else accepted
+
+
+class Connections:
+    """All connections of a node, by tag and by peer, with a bound.
+
+    Args:
+        max_connections: connections that exist at once, of any state; more are refused.
+    """
+
+    def __init__(self, max_connections: int) -> None:
+        self.max_connections = max_connections
+        self.by_tag: dict[int, Connection] = {}
+        self.refused = 0
+        self._classic_queue: deque[Peer] = deque()
+        self._classic_dials: set[int] = set()
+        self._classic_last: dict[str, float] = {}
+
+    def __len__(self) -> int:
+        return len(self.by_tag)
+
+    def has_room(self) -> bool:
+        """Whether one more connection may exist; counts a refusal when not."""
+        if len(self.by_tag) < self.max_connections:
+            return True
+        self.refused += 1
+        return False
+
+    def add(self, connection: Connection) -> None:
+        """Know a connection from now on."""
+        self.by_tag[connection.tag] = connection
+
+    def remove(self, connection: Connection) -> None:
+        """Forget it, and let those go on that waited for its end."""
+        self.by_tag.pop(connection.tag, None)
+        self._classic_dials.discard(connection.tag)
+
+    def dialling(self, peer: Peer) -> Connection | None:
+        """The dial to this peer that is under way (connecting or greeting), if any."""
+        for connection in self.by_tag.values():
+            if connection.peer is peer and connection.dialled and connection.state in (State.CONNECTING, State.GREETING):
+                return connection
+        return None
+
+    def unsettled(self, connection: Connection, now: float) -> set[int]:
+        """Tags of connections that may turn out to be a second one between the same two nodes and to carry earlier DATA: those still being greeted
+        with the same remote host. Empty once connection is old enough that no dial can have crossed it."""
+        if now - connection.since > GREETING_TIME + SILENCE_TIME:
+            return set()
+        host = connection.address[0]
+        return {
+            other.tag
+            for other in self.by_tag.values()
+            if other is not connection
+            and other.address[0] == host
+            and other.state is State.GREETING
+            and now - other.since < GREETING_TIME
+            and (other.peer is None or other.peer is connection.peer)
+        }
+
+    def want_classic(self, peer: Peer) -> None:
+        """A classic peer was found: it expects to be dialled."""
+        if len(self._classic_queue) < self.max_connections:
+            self._classic_queue.append(peer)
+
+    def next_classic(self, now: float) -> Peer | None:
+        """The classic peer to dial now, within the limits; None when none may be dialled yet."""
+        for _ in range(len(self._classic_queue)):
+            peer = self._classic_queue.popleft()
+            if peer.connected:
+                continue
+            last = self._classic_last.get(peer.address[0])
+            if len(self._classic_dials) >= CLASSIC_DIALS or (last is not None and now - last < CLASSIC_DIAL_INTERVAL):
+                self._classic_queue.append(peer)
+                continue
+            if len(self._classic_last) > 1024:
+                self._classic_last = {host: at for host, at in self._classic_last.items() if now - at < CLASSIC_DIAL_INTERVAL}
+            self._classic_last[peer.address[0]] = now
+            return peer
+        return None
+
+    def dialled_classic(self, connection: Connection) -> None:
+        """That dial has begun; it counts until its connection is greeted or gone."""
+        self._classic_dials.add(connection.tag)
+
+    def settled_classic(self, connection: Connection) -> None:
+        """It no longer counts as under way."""
+        self._classic_dials.discard(connection.tag)
+
+    @property
+    def classic_waiting(self) -> int:
+        """Classic peers that wait to be dialled."""
+        return len(self._classic_queue)

@@ -1,0 +1,105 @@
+"""What a node reports, as frozen values to `match` on.
+
+Messages to a peer are numbered from 1 in the order in which send() accepted them, across reconnects. Each accepted message ends in exactly
+one Sent or Failed, and those ranges follow each other without a gap.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Generic, TypeVar
+
+import msgspec
+
+from ..errors import PeerTalkError
+from .peer import Peer
+
+P = TypeVar("P", bound=Peer)
+"""The kind of peer that a front door hands out: it can be used in the events of that door without a cast."""
+
+
+class LostReason(enum.Enum):
+    """Why a peer is no longer known."""
+
+    TIMEOUT = "timeout"
+    """Not heard of for Config.peer_timeout seconds."""
+    GOODBYE = "goodbye"
+    """It said that it leaves."""
+    EVICTED = "evicted"
+    """The table of peers was full and this one had been silent the longest."""
+    CLOSED = "closed"
+    """Its connection ended, and it does not announce itself."""
+
+
+class Outcome(enum.Enum):
+    """What became of messages that were accepted and cannot be reported as sent."""
+
+    FAILED = "failed"
+    """Never handed to the system: the peer has not got them."""
+    UNKNOWN = "unknown"
+    """Handed to the system, at least in part, and never confirmed: the peer may have got them."""
+
+
+class PeerFound(msgspec.Struct, Generic[P], frozen=True):
+    """A peer became known: heard for the first time, or connected to us without having been heard."""
+
+    peer: P
+
+
+class PeerLost(msgspec.Struct, Generic[P], frozen=True):
+    """An unconnected peer is no longer known."""
+
+    peer: P
+    reason: LostReason
+
+
+class PeerConnected(msgspec.Struct, Generic[P], frozen=True):
+    """A link to the peer is open and its capabilities are known: what is sent now leaves at once."""
+
+    peer: P
+
+
+class PeerDisconnected(msgspec.Struct, Generic[P], frozen=True):
+    """The last link to the peer ended. error: why; None when one of the two sides ended it in good order."""
+
+    peer: P
+    error: PeerTalkError | None
+
+
+class Sent(msgspec.Struct, Generic[P], frozen=True):
+    """The system took the last byte of the messages numbered first to last, both included."""
+
+    peer: P
+    first: int
+    last: int
+
+
+class Failed(msgspec.Struct, Generic[P], frozen=True):
+    """The messages numbered first to last, both included, will not be sent (again). outcome says whether the peer may have got them."""
+
+    peer: P
+    first: int
+    last: int
+    outcome: Outcome
+    error: PeerTalkError
+
+
+class LinkFault(msgspec.Struct, Generic[P], frozen=True):
+    """A link was ended because the other side broke the rules of the protocol.
+
+    address: (IPv4 address, port) of the other end; peer: None when it had not said who it is.
+    """
+
+    address: tuple[str, int]
+    peer: P | None
+    error: PeerTalkError
+
+
+class EventsMissed(msgspec.Struct, frozen=True):
+    """This consumer was too slow: count events were dropped at this place of its stream. Messages are never dropped."""
+
+    count: int
+
+
+Event = PeerFound[P] | PeerLost[P] | PeerConnected[P] | PeerDisconnected[P] | Sent[P] | Failed[P] | LinkFault[P] | EventsMissed
+"""Any event; Event[Peer] for those of one front door."""

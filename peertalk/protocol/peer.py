@@ -1,0 +1,186 @@
+"""A peer: someone out there, across many links, and its life cycle.
+
+The life cycle is one table: from a state, by what happened, to a state. What is not in the table must not happen, and raises InvalidState.
+
+    DISCOVERED --dialled--> CONNECTING --opened--> CONNECTED --left--> DISCONNECTING --closed--> DISCOVERED
+                                |                      |
+                                refused                lost --> DISCOVERED
+                                v
+                             FAILED --dialled--> CONNECTING, --heard--> DISCOVERED
+
+A peer that dials us is CONNECTED from whatever state it was in. The original keeps a FAILED peer for ever; here it may be dialled again, and
+hearing it makes it DISCOVERED again.
+
+Invariant: state changes in advance() only; accepted >= reported.
+Never: knows a link, a queue's lock or the clock.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+from ..errors import InvalidState
+
+if TYPE_CHECKING:
+    from .outbox import Outbox
+    from .wire import Capabilities
+
+Key = bytes | tuple[str, int]
+"""What a peer is known by: its instance id, or for a classic peer its (IPv4 address, TCP listening port)."""
+
+CLASSIC_MAX_MESSAGE = 512
+"""Bytes that may be sent to a peer whose CAPABILITY is not in, as the original's defaults have it."""
+
+DEFAULT_MAX_MESSAGE = 8192
+
+
+class PeerState(enum.Enum):
+    """Where a peer is in its life."""
+
+    DISCOVERED = "discovered"
+    """Known, not connected."""
+    CONNECTING = "connecting"
+    """Being dialled."""
+    CONNECTED = "connected"
+    """At least one link is open."""
+    DISCONNECTING = "disconnecting"
+    """We are leaving: what was accepted is still being sent, nothing more is taken."""
+    FAILED = "failed"
+    """The last attempt to connect failed."""
+
+
+class PeerEvent(enum.Enum):
+    """What can happen to a peer."""
+
+    HEARD = "heard"
+    """An announcement of it came in."""
+    DIALLED = "dialled"
+    """We began to connect."""
+    OPENED = "opened"
+    """A link, dialled by either side, is open."""
+    REFUSED = "refused"
+    """Our attempt to connect failed."""
+    LOST = "lost"
+    """Its last link ended, and we had not asked for that."""
+    LEFT = "left"
+    """We began to disconnect."""
+    CLOSED = "closed"
+    """Its last link ended, or our attempt was given up, as we had asked."""
+
+
+_S, _E = PeerState, PeerEvent
+
+_NEXT = {
+    (_S.DISCOVERED, _E.HEARD): _S.DISCOVERED,
+    (_S.DISCOVERED, _E.DIALLED): _S.CONNECTING,
+    (_S.DISCOVERED, _E.OPENED): _S.CONNECTED,
+    (_S.CONNECTING, _E.HEARD): _S.CONNECTING,
+    (_S.CONNECTING, _E.OPENED): _S.CONNECTED,
+    (_S.CONNECTING, _E.REFUSED): _S.FAILED,
+    (_S.CONNECTING, _E.LOST): _S.FAILED,
+    (_S.CONNECTING, _E.LEFT): _S.DISCONNECTING,
+    (_S.CONNECTING, _E.CLOSED): _S.DISCOVERED,
+    (_S.CONNECTED, _E.HEARD): _S.CONNECTED,
+    (_S.CONNECTED, _E.OPENED): _S.CONNECTED,  # both sides dialled: a second link, until one of the two is chosen
+    (_S.CONNECTED, _E.REFUSED): _S.CONNECTED,  # our own dial failed after theirs had come in
+    (_S.CONNECTED, _E.LOST): _S.DISCOVERED,
+    (_S.CONNECTED, _E.LEFT): _S.DISCONNECTING,
+    (_S.DISCONNECTING, _E.HEARD): _S.DISCONNECTING,
+    (_S.DISCONNECTING, _E.OPENED): _S.CONNECTED,  # it came back before our leaving was done
+    (_S.DISCONNECTING, _E.REFUSED): _S.DISCONNECTING,
+    (_S.DISCONNECTING, _E.LOST): _S.DISCOVERED,
+    (_S.DISCONNECTING, _E.CLOSED): _S.DISCOVERED,
+    (_S.FAILED, _E.HEARD): _S.DISCOVERED,
+    (_S.FAILED, _E.DIALLED): _S.CONNECTING,
+    (_S.FAILED, _E.OPENED): _S.CONNECTED,
+}
+
+
+class Peer:
+    """Someone out there. The front doors derive their own peers from it, and hand those out.
+
+    Stable while its node lives: hash and equality are those of the object.
+
+    Args:
+        key: see Key.
+        instance: 8 bytes; None for a classic peer.
+        name: as announced; may be empty, need not be unique.
+        address: (IPv4 address, TCP port) to dial, or where it called from.
+        flags: of its announcement.
+        own_max_message: the longest message that our side takes and sends, in bytes.
+        now: seconds, when it was heard.
+    """
+
+    __slots__ = (
+        "accepted", "address", "capabilities", "flags", "instance", "key", "last_seen", "name", "outbox", "own_max_message", "reported", "state",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        key: Key,
+        *,
+        instance: bytes | None = None,
+        name: str = "",
+        address: tuple[str, int] = ("", 0),
+        flags: int = 0,
+        own_max_message: int = DEFAULT_MAX_MESSAGE,
+        now: float = 0.0,
+    ) -> None:
+        self.key: Key = key
+        self.instance = instance
+        self.name = name
+        self.address = address
+        self.flags = flags
+        self.state = PeerState.DISCOVERED
+        self.capabilities: Capabilities | None = None
+        self.outbox: Outbox | None = None
+        """Messages that wait; None until the first one does."""
+        self.last_seen = now
+        """Seconds on the node's clock, when anything was last heard of it."""
+        self.own_max_message = own_max_message
+        self.accepted = 0
+        """Number of the last message that was accepted, 0: none. Also how many were."""
+        self.reported = 0
+        """Number of the last message whose end (Sent or Failed) was reported."""
+
+    @property
+    def id(self) -> str:
+        """Unique while the node lives: the instance id as 16 hexadecimal digits, or "address:port" for a classic peer."""
+        return self.key.hex() if isinstance(self.key, bytes) else f"{self.key[0]}:{self.key[1]}"
+
+    @property
+    def classic(self) -> bool:
+        """It speaks the original protocol only."""
+        return self.instance is None
+
+    @property
+    def connected(self) -> bool:
+        """A link is open and messages are taken."""
+        return self.state is PeerState.CONNECTED
+
+    @property
+    def max_message(self) -> int:
+        """Longest message in bytes that can be sent to it: the smaller limit of the two sides.
+
+        Until its capabilities are in: 512 for a classic peer, else our own limit.
+        """
+        if self.capabilities is not None:
+            return min(self.own_max_message, self.capabilities.max_message)
+        return min(self.own_max_message, CLASSIC_MAX_MESSAGE) if self.instance is None else self.own_max_message
+
+    def advance(self, event: PeerEvent) -> PeerState:
+        """Take the arrow of the table that leaves the present state by this event; the state that it leads to.
+
+        Raises:
+            InvalidState: there is none; nothing has changed.
+        """
+        following = _NEXT.get((self.state, event))
+        if following is None:
+            raise InvalidState(f"peer {self.name!r} is {self.state.value}: {event.value!r} cannot happen to it there", peer=self.name)
+        self.state = following
+        return following
+
+    def __repr__(self) -> str:
+        kind = self.instance.hex()[:8] if self.instance is not None else "classic"
+        return f"<Peer {self.name!r} {kind} {self.state.value} {self.address[0]}:{self.address[1]}>"

@@ -1,0 +1,268 @@
+"""What crosses the wire, as values: messages, announcements, capabilities. The bytes of the original protocol come from a core.
+
+What the original lacks (who a node is, its name and ports on the connection) travels in TLVs (type 1 byte, length 1 byte, value) where the
+original does not look: behind its own four in a CAPABILITY, and behind the CRC of a discovery packet, closed there by a CRC-16 of its own over
+everything before it. A trailer that is absent or damaged means that the sender is classic; it is never an error.
+
+Never: raises anything but ProtocolError while reading, whatever the bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Generic, Protocol, TypeVar
+
+import msgspec
+
+from .._core.values import Capability, Discovery
+from ..errors import InvalidArgument
+from .peer import Peer
+
+INSTANCE_SIZE = 8
+"""Length in bytes of an instance id: random, one for each start of a node, never all zero."""
+
+NAME_MAX = 31
+"""Longest name, in bytes of UTF-8."""
+
+PACKET_MAX = 512
+"""Longest discovery packet in bytes whose trailer is read; ours have at most 65. Bounds the work that a stranger's datagram can cause."""
+
+TLV_INSTANCE = 0x80
+TLV_NAME = 0x81
+TLV_PORT = 0x82
+TLV_DATAGRAM_PORT = 0x83
+
+TRANSPORT_TCP = 0x01
+TRANSPORT_UDP = 0x02
+
+_CRC_SIZE = 2
+
+P = TypeVar("P", bound=Peer)
+
+
+class Codec(Protocol):
+    """The part of a core that this package uses: pure functions of bytes and numbers."""
+
+    @property
+    def crc16(self) -> Callable[..., int]: ...
+    @property
+    def encode_discovery(self) -> Callable[..., bytes]: ...
+    @property
+    def decode_discovery(self) -> Callable[..., Discovery]: ...
+    @property
+    def encode_capability(self) -> Callable[..., bytes]: ...
+    @property
+    def decode_capability(self) -> Callable[..., Capability]: ...
+
+
+class Message(msgspec.Struct, Generic[P], frozen=True, eq=False, gc=False):
+    """One received message: who sent it, and its bytes.
+
+    Not tracked by the garbage collector, which would cost more than the message: an inbox is emptied when its node closes.
+    """
+
+    peer: P
+    data: bytes
+
+    @property
+    def text(self) -> str:
+        """The data as UTF-8. Raises UnicodeDecodeError where it is none."""
+        return self.data.decode()
+
+    @property
+    def view(self) -> memoryview:
+        """The data as a read-only memoryview, without a copy."""
+        return memoryview(self.data)
+
+    def release(self) -> None:
+        """Give back the memory that the message was lent, before the garbage collector does. Data in bytes is the message's own: nothing happens."""
+
+    def __enter__(self) -> Message[P]:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.release()
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __bool__(self) -> bool:
+        return True
+
+
+class Batch(msgspec.Struct, Generic[P], frozen=True, eq=False, gc=False):
+    """Messages of one peer that arrived together, in order: the cheapest way to receive many."""
+
+    peer: P
+    payloads: list[bytes]
+
+    def __len__(self) -> int:
+        return len(self.payloads)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.payloads)
+
+    def messages(self) -> Iterator[Message[P]]:
+        """Each payload as a Message."""
+        peer = self.peer
+        return (Message(peer, payload) for payload in self.payloads)
+
+
+class Announcement(msgspec.Struct, frozen=True):
+    """What a discovery packet says.
+
+    type: ANNOUNCE 1, QUERY 2 or GOODBYE 3. name: 0 to 31 bytes of UTF-8. port: the sender's TCP listening port. flags, transports: as the
+    original defines them. instance: 8 bytes, None for a classic peer. datagram_port: UDP port for fast messages, None when not said.
+    """
+
+    type: int
+    name: str
+    port: int
+    flags: int = 0
+    transports: int = TRANSPORT_TCP | TRANSPORT_UDP
+    instance: bytes | None = None
+    datagram_port: int | None = None
+
+
+class Capabilities(msgspec.Struct, frozen=True):
+    """What a side of a connection says about itself.
+
+    max_message: bytes, 256 to 8,192 as read. preferred_chunk: bytes. pressure: fill of its queues, 0 to 100. flags: as the original defines them.
+    The rest is None for a classic peer: instance 8 bytes, name 1 to 31 bytes of UTF-8, port its TCP listening port, datagram_port its UDP port.
+    """
+
+    max_message: int
+    preferred_chunk: int
+    pressure: int
+    flags: int
+    instance: bytes | None = None
+    name: str | None = None
+    port: int | None = None
+    datagram_port: int | None = None
+
+
+def _name_bytes(name: str) -> bytes:
+    try:
+        encoded = name.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgument("a name has a character that UTF-8 cannot hold") from None
+    if len(encoded) > NAME_MAX:
+        raise InvalidArgument(f"a name of {len(encoded):,} bytes of UTF-8: the limit is {NAME_MAX}")
+    return encoded
+
+
+def _tlv(kind: int, value: bytes) -> bytes:
+    return bytes((kind, len(value))) + value
+
+
+def _instance_tlv(instance: bytes | None) -> bytes:
+    if instance is None:
+        return b""
+    if len(instance) != INSTANCE_SIZE or not any(instance):
+        raise InvalidArgument(f"an instance id of {len(instance):,} bytes: it must be {INSTANCE_SIZE} bytes, not all zero")
+    return _tlv(TLV_INSTANCE, instance)
+
+
+def _port_tlv(kind: int, port: int | None) -> bytes:
+    if port is None:
+        return b""
+    if not 1 <= port <= 65535:
+        raise InvalidArgument(f"port {port:,}: it must be 1 to 65,535")
+    return _tlv(kind, port.to_bytes(2, "big"))
+
+
+def _read_tlvs(data: memoryview) -> dict[int, bytes] | None:
+    """The last value of each type, by type; None when a length runs past the end. A single byte left at the end is ignored."""
+    found: dict[int, bytes] = {}
+    position, end = 0, len(data)
+    while end - position >= 2:
+        value = position + 2
+        position = value + data[position + 1]
+        if position > end:
+            return None
+        found[data[value - 2]] = bytes(data[value:position])
+    return found
+
+
+def _instance_of(found: dict[int, bytes]) -> bytes | None:
+    instance = found.get(TLV_INSTANCE, b"")
+    return instance if len(instance) == INSTANCE_SIZE and any(instance) else None
+
+
+def _port_of(found: dict[int, bytes], kind: int) -> int | None:
+    value = found.get(kind, b"")
+    return (int.from_bytes(value, "big") or None) if len(value) == 2 else None
+
+
+def encode_announcement(core: Codec, announcement: Announcement) -> bytes:
+    """One discovery packet, 14 to 65 bytes. Without instance and datagram port it is, byte for byte, the original's.
+
+    Raises:
+        InvalidArgument: name over 31 bytes, instance not 8 bytes or all zero, a type, port or flags out of range.
+    """
+    a = announcement
+    packet = core.encode_discovery(a.type, a.port, _name_bytes(a.name), a.flags, a.transports)
+    trailer = _instance_tlv(a.instance) + _port_tlv(TLV_DATAGRAM_PORT, a.datagram_port)
+    if not trailer:
+        return packet
+    packet += trailer
+    return packet + core.crc16(packet).to_bytes(_CRC_SIZE, "big")
+
+
+def decode_announcement(core: Codec, data: bytes) -> Announcement:
+    """Read one discovery packet: a whole UDP datagram, whatever stands in it.
+
+    Bytes of the name that are not UTF-8 become U+FFFD. TLVs of the trailer that have a wrong length are ignored, and so is the whole trailer
+    when its CRC does not match, a length in it runs past its end, or the packet is longer than PACKET_MAX.
+
+    Raises:
+        ProtocolError: Truncated, BadMagic, BadVersion, BadCrc or (type, name length) ProtocolError itself, the first that applies.
+    """
+    packet = core.decode_discovery(data)
+    found: dict[int, bytes] | None = None
+    trailer_end = len(data) - _CRC_SIZE
+    if packet.size < trailer_end and len(data) <= PACKET_MAX and core.crc16(data[:trailer_end]) == int.from_bytes(data[trailer_end:], "big"):
+        found = _read_tlvs(memoryview(data)[packet.size : trailer_end])
+    found = found or {}
+    name = packet.name.decode("utf-8", "replace")
+    return Announcement(packet.type, name, packet.port, packet.flags, packet.transports, _instance_of(found), _port_of(found, TLV_DATAGRAM_PORT))
+
+
+def encode_capabilities(core: Codec, capabilities: Capabilities) -> bytes:
+    """Payload of a CAPABILITY frame: the original's four TLVs first, then ours for the fields that are not None. 15 to 66 bytes.
+
+    Raises:
+        InvalidArgument: a field out of its range.
+    """
+    c = capabilities
+    payload = core.encode_capability(c.max_message, c.preferred_chunk, c.pressure, c.flags) + _instance_tlv(c.instance)
+    if c.name is not None:
+        name = _name_bytes(c.name)
+        if not name:
+            raise InvalidArgument("an empty name: it must be 1 to 31 bytes")
+        payload += _tlv(TLV_NAME, name)
+    return payload + _port_tlv(TLV_PORT, c.port) + _port_tlv(TLV_DATAGRAM_PORT, c.datagram_port)
+
+
+def decode_capabilities(core: Codec, payload: bytes) -> Capabilities:
+    """Read the payload of a CAPABILITY frame, the original's or ours.
+
+    The last TLV of a kind wins; unknown kinds, and extension TLVs of a wrong length, are skipped. Bytes of the name that are not UTF-8 become U+FFFD.
+
+    Raises:
+        ProtocolError: a length runs past the end (Truncated); the original ignores the whole message then.
+    """
+    basic = core.decode_capability(payload)
+    found = _read_tlvs(memoryview(payload)) or {}
+    name = found.get(TLV_NAME, b"")
+    return Capabilities(
+        basic.max_message,
+        basic.preferred_chunk,
+        basic.pressure,
+        basic.flags,
+        _instance_of(found),
+        name.decode("utf-8", "replace") if 1 <= len(name) <= NAME_MAX else None,
+        _port_of(found, TLV_PORT),
+        _port_of(found, TLV_DATAGRAM_PORT),
+    )

@@ -1,0 +1,1 @@
+"""Python that owns threads, sockets and the clock."""

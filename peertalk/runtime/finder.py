@@ -1,0 +1,114 @@
+"""Discovery on the network: one datagram socket, the interfaces, and the sans-I/O Discovery between them.
+
+Everything heard goes to Discovery; what it wants sent goes out on every interface; what it finds out goes to the transport. Interfaces are looked up again
+for each packet, since they come and go.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from .. import errors
+from .._core import values
+from ..protocol.discovery import Discovery, Gone
+from ..protocol.peer import Key
+from .world import Interface, same_network
+
+if TYPE_CHECKING:
+    from .transport import Timer, Transport
+
+log = logging.getLogger("peertalk.discovery")
+
+_DATAGRAMS_PER_TURN = 64
+
+
+class Finder:
+    """Announces a node and hears others, from its construction to close().
+
+    Args:
+        transport: the engine whose loop, configuration and peers these are.
+        interfaces: as they are now.
+
+    Raises:
+        AddressInUse, PlatformError: naming the option that changes it.
+    """
+
+    def __init__(self, transport: Transport, interfaces: list[Interface]) -> None:
+        config = transport.config
+        self.transport = transport
+        self.discovery = Discovery(
+            transport.core, instance=transport.instance, name=config.name, port=transport.port, announce_interval=config.announce_interval,
+            peer_timeout=config.peer_timeout, max_peers=config.max_peers,
+        )  # fmt: skip
+        self._interfaces = interfaces
+        self._narrowed = bool(config.bind or config.interfaces)
+        self._timer: Timer | None = None
+        self._deadline = float("inf")
+        self._closed = False
+        self._socket = transport.world.datagram_socket(config.discovery_port)
+        self._watched = transport.watch(self._socket, values.READ, self._hear)
+        self.discovery.start(transport.world.clock())
+        self._serve()
+
+    def release(self, key: Key) -> None:
+        """A peer is no longer connected: from now on its silence counts."""
+        self.discovery.release(key, self.transport.world.clock())
+        self._serve()
+
+    def goodbye(self) -> None:
+        """Tell everybody that we leave."""
+        self.discovery.stop()
+        self._send()
+
+    def close(self) -> None:
+        """Stop listening. Says nothing on the network."""
+        if not self._closed:
+            self._closed = True
+            self.transport.cancel(self._timer)
+            self.transport.unwatch(self._watched)
+            self._socket.close()
+
+    def _hear(self) -> None:
+        world = self.transport.world
+        now = world.clock()
+        for _ in range(_DATAGRAMS_PER_TURN):
+            heard = world.hear(self._socket)
+            if heard is None:
+                break
+            data, address = heard
+            if not self._narrowed or same_network(self._interfaces, address[0]):
+                self.discovery.receive(data, address, now)
+        self._serve()
+
+    def _serve(self) -> None:
+        discovery, transport = self.discovery, self.transport
+        while (event := discovery.next_event()) is not None:
+            if isinstance(event, Gone):
+                transport.gone(event)
+            else:
+                transport.found(event)
+        self._send()
+        deadline = discovery.next_timeout()
+        if deadline is not None and deadline < self._deadline:
+            transport.cancel(self._timer)
+            self._deadline = deadline
+            self._timer = transport.after(max(0.0, deadline - transport.world.clock()), self._due)
+
+    def _due(self) -> None:
+        self._deadline = float("inf")
+        self.discovery.handle_timeout(self.transport.world.clock())
+        self._serve()
+
+    def _send(self) -> None:
+        config, world = self.transport.config, self.transport.world
+        packets = self.discovery.data_to_send(world.clock())
+        if not packets:
+            return
+        try:
+            self._interfaces = world.interfaces(tuple(config.interfaces), config.bind)
+        except errors.NoNetwork as error:
+            log.warning("nothing can be announced now: %s", error)
+            return
+        for packet in packets:
+            world.broadcast(self._socket, packet, config.discovery_port, self._interfaces, self._narrowed, config.bind)

@@ -1,0 +1,64 @@
+"""What both front doors show of the peers of a node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import msgspec
+
+from .. import errors
+from .remote import Remote
+
+if TYPE_CHECKING:
+    from .transport import Transport
+
+P = TypeVar("P", bound=Remote)
+
+
+class Peers(Mapping[str, P]):
+    """The peers that a node knows. Looked up by id, or by name where one peer alone has it; iterated by id."""
+
+    def __init__(self, known: dict[Any, P], transport: Transport) -> None:
+        self._known = known
+        self._transport = transport
+
+    @property
+    def version(self) -> int:
+        """A number that grows with every change."""
+        return self._transport.peers_version
+
+    def __getitem__(self, who: str) -> P:
+        found = self._find(who)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise errors.PeerNotFound(f"{len(found)} peers are named {who!r}: use an id ({', '.join(peer.id for peer in found)})", peer=who)
+        raise errors.PeerNotFound(f"no peer {who!r} is known; known: {self.names()}", peer=str(who))
+
+    def matching(self, who: str | Callable[[P], bool]) -> P | None:
+        """The first peer with this id or name, or for which the function is true."""
+        if isinstance(who, str):
+            return next(iter(self._find(who)), None)
+        return next((peer for peer in list(self._known.values()) if who(peer)), None)
+
+    def names(self) -> str:
+        """The names of all, for messages."""
+        return ", ".join(sorted(repr(peer.name) for peer in list(self._known.values()))) or "nobody"
+
+    def _find(self, who: str) -> list[P]:
+        peers = list(self._known.values())
+        return [peer for peer in peers if peer.id == who] or [peer for peer in peers if peer.name == who]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([peer.id for peer in list(self._known.values())])
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+
+class BroadcastResult(msgspec.Struct, Generic[P], frozen=True):
+    """What became of a broadcast. accepted: peers whose queue took it; skipped: the others, each with the reason."""
+
+    accepted: list[P]
+    skipped: dict[P, errors.PeerTalkError]

@@ -1,0 +1,190 @@
+"""A peer as the engine sees it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from .. import errors
+from .._core import values
+from ..protocol.connections import Connection
+from ..protocol.peer import Peer
+from .inbox import Inbox
+from .statistics import PeerStatistics, QueueStatus
+
+if TYPE_CHECKING:
+    from .transport import Timer, Transport
+
+Payload = bytes | bytearray | memoryview | str
+"""What can be sent: bytes as they are, any contiguous buffer as its bytes, str as UTF-8."""
+
+_BORDER_CHUNK = 1024
+
+Reached = Callable[["Remote | None", errors.PeerTalkError | None], None]
+"""Told once how an attempt to connect ended: with the peer, or with an error."""
+
+
+def payload_of(data: Payload) -> bytes | bytearray | memoryview:
+    """The bytes to send.
+
+    Raises:
+        WrongType: data is nothing that can be sent.
+    """
+    if isinstance(data, bytes | bytearray | memoryview):
+        return data
+    if isinstance(data, str):
+        return data.encode()
+    raise errors.WrongType(f"a message is bytes, a buffer of bytes or str, not {type(data).__name__}")
+
+
+def as_bytes(payloads: Iterable[Payload]) -> list[bytes]:
+    """Several messages as a list of bytes: the very list where it is one already.
+
+    Raises:
+        WrongType: one of them cannot be sent, or payloads is one message rather than several.
+    """
+    if isinstance(payloads, bytes | bytearray | memoryview | str):
+        raise errors.WrongType(f"send_many takes several messages, not one {type(payloads).__name__}; use send")
+    messages: list[Any] = payloads if isinstance(payloads, list) else list(payloads)
+    for message in messages:
+        if message.__class__ is not bytes:
+            return [message if message.__class__ is bytes else bytes(payload_of(message)) for message in messages]
+    return messages
+
+
+class Remote(Peer):
+    """A peer as the engine sees it: its connection, what waits for it, and its counters. The front doors add the calls that users make.
+
+    quick: send function of its open link while nothing waits before a new message, else None. Whoever calls it adds 1 to accepted.
+    """
+
+    __slots__ = ("afar", "attempts", "connection", "failed", "inbox", "quick", "reaching", "received", "received_bytes", "retry", "transport")
+
+    transport: Transport
+    connection: Connection | None
+    quick: Callable[[Any], int] | None
+
+    def attach(self, transport: Transport) -> None:
+        """Belong to a node's engine."""
+        self.transport = transport
+        self.connection = None
+        self.quick = None
+        self.inbox: Inbox | None = None
+        self.reaching: list[Reached] | None = None
+        self.afar: deque[bytes] | None = None
+        self.retry: Timer | None = None
+        self.attempts = 0
+        self.failed = 0
+        self.received = 0
+        self.received_bytes = 0
+
+    def on_room(self) -> None:
+        """The engine has room for more messages to this peer."""
+        if self.afar:
+            self.take_from_afar()
+
+    def on_lost(self, error: errors.PeerTalkError) -> None:
+        """The link is gone: whoever waits for room must hear why."""
+
+    @property
+    def queued(self) -> int:
+        """Messages accepted that no link has taken."""
+        return 0 if self.outbox is None else len(self.outbox)
+
+    @property
+    def handed(self) -> int:
+        """Messages that were given to a link, or will not be."""
+        return self.accepted if self.outbox is None else self.accepted - len(self.outbox)
+
+    @property
+    def queue(self) -> QueueStatus:
+        """How full the way to this peer is."""
+        outbox = self.outbox
+        reason = ""
+        if outbox:
+            reason = "connection" if self.connection is None else "slots"
+        return QueueStatus(
+            pending=self.accepted - self.reported,
+            capacity=self.transport.config.send_queue_size,
+            bytes=0 if outbox is None else outbox.bytes,
+            pressure=0 if outbox is None else outbox.pressure,
+            reason=reason,
+        )
+
+    def stats(self) -> PeerStatistics:
+        """Counters of this peer."""
+        sent = self.reported - self.failed
+        return PeerStatistics(self.accepted, sent, self.failed, self.received, self.received_bytes, self.queue)
+
+    def accept(self, payload: bytes | bytearray | memoryview, no_delay: bool) -> bool:
+        """Into the link if nothing waits before it, else into the outbox. False: no room."""
+        transport, connection = self.transport, self.connection
+        limit, _ = transport.limit_of(self)
+        size = payload.nbytes if isinstance(payload, memoryview) else len(payload)
+        if size > limit:
+            raise transport.too_large(self, size)
+        if connection is not None and not self.outbox and self.connected:
+            code = connection.link.send_frame(values.DATA, payload, values.NO_DELAY) if no_delay else connection.link.send(payload)
+            if code >= 0:
+                transport.hint(code)
+                self.accepted += 1
+                return True
+        return transport.enqueue(self, bytes(payload))
+
+    def accept_many(self, messages: list[bytes], start: int) -> int:
+        """As many as there is room for now."""
+        connection = self.connection
+        if connection is None or self.outbox or not self.connected:
+            taken = 0
+            for index in range(start, min(start + _BORDER_CHUNK, len(messages))):
+                if not self.accept(messages[index], False):
+                    break
+                taken += 1
+            return taken
+        part = messages if start == 0 and len(messages) <= _BORDER_CHUNK else messages[start : start + _BORDER_CHUNK]
+        taken, code = connection.link.send_many(part)
+        self.accepted += taken
+        if code >= 0:
+            self.transport.hint(code)
+        elif code == errors.MessageTooLarge.code and not taken:
+            raise self.transport.too_large(self, len(part[0]))
+        elif not taken:
+            return int(self.accept(part[0], False))
+        else:
+            self.transport.hint(values.NEEDS_TURN)
+        return int(taken)
+
+    def accept_from_afar(self, payload: bytes) -> None:
+        """Accept one message on another thread than the engine's: it waits, within the same bound, until the engine takes it.
+
+        Raises:
+            WouldBlock: as many wait already. MessageTooLarge, InvalidState.
+        """
+        transport = self.transport
+        transport.check_open()
+        limit, _ = transport.limit_of(self)
+        if len(payload) > limit:
+            raise transport.too_large(self, len(payload))
+        with transport.lock:
+            if self.afar is None:
+                self.afar = deque()
+            if len(self.afar) >= transport.config.send_queue_size:
+                raise self.no_room()
+            self.afar.append(payload)
+        transport.post(self.on_room)
+
+    def take_from_afar(self) -> None:
+        """Move on what other threads left, as far as there is room."""
+        while self.afar:
+            try:
+                if not self.accept(self.afar[0], False):
+                    return
+            except errors.PeerTalkError as error:
+                self.transport.fail_unnumbered(self, error)
+            self.afar.popleft()
+
+    def no_room(self) -> errors.WouldBlock:
+        """The error for a message that must not wait and cannot be taken."""
+        text = f"no room for a message to peer {self.name!r}: {self.queued:,} wait (Config.send_queue_size, send_queue_bytes)"
+        return errors.WouldBlock(text, reason="queue", peer=self.name)

@@ -1,0 +1,134 @@
+"""What a node counts, with units, and how the counters of its links become those of the node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from .._core.values import LinkStatistics, LoopStatistics, PoolStatistics
+
+
+class QueueStatus(msgspec.Struct, frozen=True):
+    """How full the way to one peer is.
+
+    pending: messages accepted and not yet taken by the system; capacity: messages that the outbox holds at most; bytes: payload bytes in the outbox;
+    pressure: fill of the outbox, 0 to 100; reason: what holds messages up, "" (nothing), "slots" or "connection".
+    """
+
+    pending: int
+    capacity: int
+    bytes: int
+    pressure: int
+    reason: str
+
+
+class PeerStatistics(msgspec.Struct, frozen=True):
+    """Counters of one peer since it was first heard of.
+
+    messages_accepted, messages_sent, messages_failed: messages to it; messages_received: messages from it; bytes_received: payload bytes from it;
+    queue: see QueueStatus.
+    """
+
+    messages_accepted: int
+    messages_sent: int
+    messages_failed: int
+    messages_received: int
+    bytes_received: int
+    queue: QueueStatus
+
+
+class NodeStatistics(msgspec.Struct, frozen=True):
+    """Counters of a node since it started.
+
+    messages_accepted, messages_sent, messages_failed: messages that users sent, and what became of them; messages_received: messages that arrived;
+    payload_bytes_sent, payload_bytes_received: bytes of those; bytes_sent, bytes_received: stream bytes, framing and control frames included; write_calls,
+    read_calls: system calls on links; messages_per_write: messages given to links per writing system call; slots_high_water: most slots in flight
+    on one link; links_open: connections now; links_opened, links_refused: connections since the start; bad_frames: links ended by a fault of a frame;
+    crc_errors: those of them by their checksum; frames_ignored: frames of a kind that this version does not use; inbox_bytes: cost in bytes of messages not
+    yet taken; pauses: times that a link was paused because the inbox was full; turns: turns of the loop; peers: known now; pool_bytes, pool_peak_bytes:
+    memory of slots and staging buffers in C, bytes.
+    """
+
+    messages_accepted: int
+    messages_sent: int
+    messages_failed: int
+    messages_received: int
+    payload_bytes_sent: int
+    payload_bytes_received: int
+    bytes_sent: int
+    bytes_received: int
+    write_calls: int
+    read_calls: int
+    messages_per_write: float
+    slots_high_water: int
+    links_open: int
+    links_opened: int
+    links_refused: int
+    bad_frames: int
+    crc_errors: int
+    frames_ignored: int
+    inbox_bytes: int
+    pauses: int
+    turns: int
+    peers: int
+    pool_bytes: int
+    pool_peak_bytes: int
+
+
+class LinkTotals:
+    """Sums that outlive the links and peers that they come from. Units as in NodeStatistics."""
+
+    __slots__ = (
+        "accepted", "bytes_received", "bytes_sent", "failed", "high_water", "ignored", "opened", "pauses", "payload_received", "payload_sent", "reads", "received",
+        "sent", "writes",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        for name in self.__slots__:
+            setattr(self, name, 0)
+
+    accepted: int
+    bytes_received: int
+    bytes_sent: int
+    failed: int
+    high_water: int
+    ignored: int
+    opened: int
+    pauses: int
+    payload_received: int
+    payload_sent: int
+    reads: int
+    received: int
+    sent: int
+    writes: int
+
+    def add(self, link: LinkStatistics) -> None:
+        """Take over the counters of a link that ends."""
+        self.accepted += link.messages_accepted
+        self.payload_sent += link.payload_bytes_sent
+        self.payload_received += link.payload_bytes_received
+        self.bytes_sent += link.bytes_sent
+        self.bytes_received += link.bytes_received
+        self.writes += link.write_calls
+        self.reads += link.read_calls
+        self.high_water = max(self.high_water, link.slots_high_water)
+
+    def report(
+        self, open_links: Iterable[LinkStatistics], loop: LoopStatistics, pool: PoolStatistics, *, links_open: int, links_refused: int, inbox_bytes: int, peers: int,
+        queued: int,
+    ) -> NodeStatistics:  # fmt: skip
+        """The node's counters now: these sums and the links that are open. queued: messages that no link has taken."""
+        now = LinkTotals()
+        for name in self.__slots__:
+            setattr(now, name, getattr(self, name))
+        for link in open_links:
+            now.add(link)
+        return NodeStatistics(
+            messages_accepted=now.accepted + queued, messages_sent=now.sent, messages_failed=now.failed, messages_received=now.received,
+            payload_bytes_sent=now.payload_sent, payload_bytes_received=now.payload_received, bytes_sent=now.bytes_sent, bytes_received=now.bytes_received,
+            write_calls=now.writes, read_calls=now.reads, messages_per_write=now.accepted / now.writes if now.writes else 0.0, slots_high_water=now.high_water,
+            links_open=links_open, links_opened=now.opened, links_refused=links_refused, bad_frames=loop.bad_frames, crc_errors=loop.crc_errors,
+            frames_ignored=now.ignored, inbox_bytes=inbox_bytes, pauses=now.pauses, turns=loop.turns, peers=peers, pool_bytes=pool.bytes,
+            pool_peak_bytes=pool.peak_bytes,
+        )  # fmt: skip

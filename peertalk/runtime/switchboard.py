@@ -1,0 +1,613 @@
+"""Opens, greets, chooses between, retires and closes connections: joins peers to links.
+
+What to do is decided in protocol/connections; here it is done, with sockets, links and timers.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from .. import errors
+from .._core import values
+from ..protocol import connections as policy
+from ..protocol import events
+from ..protocol.connections import Connection, Connections, State, Step
+from ..protocol.peer import PeerEvent, PeerState
+from ..protocol.wire import Capabilities, decode_capabilities, encode_capabilities
+from .remote import Reached, Remote
+from .world import Address
+
+if TYPE_CHECKING:
+    from .transport import Timer, Transport, Watched
+
+log = logging.getLogger("peertalk.network")
+
+_ACCEPTS_PER_TURN = 64
+_ACCEPT_PAUSE = 0.1
+_LINGER = 1.0
+"""Seconds that a connection is still read after our last byte left, so that closing cannot destroy it on its way."""
+_CLASSIC_LIMIT = 512
+"""Bytes that a classic peer takes before it has said more (its CAPABILITY)."""
+_FRAME_FAULTS = {-1, -16, -20, -21, -22, -23}
+
+
+class Switchboard:
+    """All connections of one engine. On the engine's thread only."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self.connections = Connections(transport.config.max_peers + 64)
+        self._listener: socket.socket | None = None
+        self._listening: Watched | None = None
+        self._greeting = b""
+        self._classic_timer: Timer | None = None
+
+    # Listening, and leaving altogether ----------------------------------------------------------------------------------------------------------------
+
+    def listen(self) -> int:
+        """Accept connections from now on. Returns the TCP port.
+
+        Raises:
+            AddressInUse, NoNetwork, PlatformError: naming the option that changes it.
+        """
+        transport, config = self.transport, self.transport.config
+        self._listener = transport.world.listen(config.bind, config.port, give_way=config.explain()["port"][1] == "default")
+        port: int = self._listener.getsockname()[1]
+        self._listening = transport.watch(self._listener, values.READ, self._accept)
+        largest = transport.max_message
+        ours = Capabilities(largest, min(1024, largest), 0, 0, transport.instance, config.name, port, None)
+        self._greeting = encode_capabilities(transport.core, ours)
+        transport.after(config.link_timeout / 3, self._look_for_silence)
+        return port
+
+    def stop_listening(self) -> None:
+        """Accept no more."""
+        self.transport.unwatch(self._listening)
+        self._listening = None
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+    def close(self) -> None:
+        """Leave every peer politely."""
+        self.stop_listening()
+        for connection in list(self.connections.by_tag.values()):
+            if connection.held is not None:
+                self._unhold(connection)
+            if connection.state in (State.CONNECTING, State.GREETING):
+                self._end(connection, None)
+            elif connection.state is State.OPEN:
+                self._farewell(connection)
+
+    def close_now(self) -> None:
+        """End every connection."""
+        self.stop_listening()
+        for connection in list(self.connections.by_tag.values()):
+            self._end(connection, errors.ConnectionClosed("the node was closed before this was sent"))
+
+    # What links report --------------------------------------------------------------------------------------------------------------------------------
+
+    def arrived(self, connection: Connection, kind: int, a: int, b: Any) -> None:
+        """Something came in on a connection: events of the loop, in order. Kept back while another connection is to be read first."""
+        if connection.held is not None:
+            connection.held.append((kind, connection.tag, a, b))
+        elif kind == values.BATCH:
+            self._deliver(connection, a, b)
+        elif kind == values.FRAME:
+            self._frame(connection, a & 0xFF, a >> 8 & 0xFF, b)
+        elif kind == values.FINISHED:
+            self._other_half_ended(connection)
+        elif kind == values.CLOSED:
+            self._ended(connection, a, b)
+
+    def slots_came_free(self, connection: Connection) -> None:
+        """A connection on its way out has room again, or nothing more to send."""
+        if connection.state is State.OPEN:
+            self._farewell(connection)
+        elif connection.state is State.CLOSING and not connection.link.pending:
+            self._linger(connection)
+
+    def _deliver(self, connection: Connection, payload_bytes: int, payloads: list[bytes]) -> None:
+        if connection.state is State.GREETING:
+            self._greeted(connection, None)  # DATA before CAPABILITY: a classic peer
+        if connection.waits_for is not None:
+            now = self.transport.world.clock()
+            if before := self.connections.unsettled(connection, now):
+                self._hold(connection, before)
+            elif connection.held is None and now - connection.since > policy.GREETING_TIME + policy.SILENCE_TIME:
+                connection.waits_for = None
+            if connection.held is not None:
+                connection.held.append((values.BATCH, connection.tag, payload_bytes, payloads))
+                return
+        if isinstance(connection.peer, Remote):
+            self.transport.deliver(connection.peer, connection, payload_bytes, payloads)
+
+    def _frame(self, connection: Connection, kind: int, flags: int, payload: bytes) -> None:
+        if kind == values.CAPABILITY:
+            self._capability(connection, payload)
+            return
+        if connection.state is State.GREETING and not connection.dialled:
+            self._greeted(connection, None)
+        if kind == values.PING:
+            if connection.alive:
+                self.transport.hint(connection.link.send_frame(values.PONG, b"", 0))
+        elif kind == values.DISCONNECT:
+            self._end(connection, None, polite=True)
+        elif kind == values.DATA and not flags & values.FRAGMENT:
+            self._deliver(connection, len(payload), [payload])
+        elif kind == values.DATA:
+            self.transport.totals.ignored += 1
+            log.warning("a fragment from %s:%d was ignored: this version takes whole messages only", *connection.address)
+        elif kind not in (values.PONG, values.ACK, values.REJECT):
+            self.transport.totals.ignored += 1
+
+    def _capability(self, connection: Connection, payload: bytes) -> None:
+        try:
+            capabilities = decode_capabilities(self.transport.core, payload)
+        except errors.ProtocolError:
+            self.transport.totals.ignored += 1  # as the original: ignored whole, the connection stays
+            return
+        if connection.state is State.GREETING:
+            self._greeted(connection, capabilities)
+        elif connection.state is State.OPEN and connection.peer is not None:
+            connection.peer.capabilities = capabilities
+            connection.link.max_message = min(self.transport.max_message, capabilities.max_message)
+
+    # Dial, accept, greet ------------------------------------------------------------------------------------------------------------------------------
+
+    def reach(self, peer: Remote, reached: Reached) -> None:
+        """Call reached when the peer has an open connection, or with the error when it cannot be had."""
+        if peer.connection is not None and peer.connected:
+            reached(peer, None)
+            return
+        peer.reaching = [*(peer.reaching or ()), reached]
+        if peer.connection is None and peer.retry is None and self.connections.dialling(peer) is None:
+            self._dial_peer(peer)
+
+    def dial(self, address: Address, reached: Reached | None = None, peer: Remote | None = None) -> Connection | None:
+        """Open a connection to an address. reached is called once: with the peer that was found there, or with an error."""
+        if not self.connections.has_room():
+            _tell(reached, errors.OutOfMemory(f"the limit of {self.transport.config.max_peers} peers (Config.max_peers) is reached"))
+            return None
+        now = self.transport.world.clock()
+        try:
+            dialling = self.transport.world.dial(address, self.transport.config.bind)
+        except errors.PeerTalkError as error:
+            _tell(reached, error)
+            return None
+        connection = Connection(self.transport.tag(), address, dialled=True, now=now, peer=peer)
+        connection.socket = dialling
+        connection.reached = reached
+        connection.advance(Step.DIAL)
+        self.connections.add(connection)
+        connection.watch = self.transport.watch(dialling, values.WRITE, lambda: self._connected(connection))
+        late = errors.Timeout(f"{address[0]}:{address[1]} did not answer within {self.transport.config.connect_timeout:g} s (Config.connect_timeout)")
+        connection.timer = self.transport.after(self.transport.config.connect_timeout, lambda: self._end(connection, late))
+        return connection
+
+    def _dial_peer(self, peer: Remote) -> None:
+        """One attempt: its addresses, one after the other."""
+        if peer.state in (PeerState.DISCOVERED, PeerState.FAILED):
+            peer.advance(PeerEvent.DIALLED)
+        addresses = self.transport.finder.discovery.addresses(peer.key) if self.transport.finder is not None else []
+        untried = deque(addresses or [peer.address])
+
+        def attempt(found: Remote | None, error: errors.PeerTalkError | None) -> None:
+            if peer.connection is not None or (found is not None and error is None):
+                return
+            if untried and not self.transport.closing:
+                self.dial(untried.popleft(), attempt, peer)
+            else:
+                self._gave_up(peer, error or self.transport.closed_error(peer))
+
+        attempt(None, None)
+
+    def _gave_up(self, peer: Remote, error: errors.PeerTalkError) -> None:
+        """One attempt at a peer has failed: try again while messages wait and tries are left."""
+        error.peer = error.peer or peer.name
+        if peer.connection is not None:
+            return
+        if peer.state is PeerState.CONNECTING:
+            peer.advance(PeerEvent.REFUSED)
+        reaching, peer.reaching = peer.reaching, None
+        if peer.queued and peer.attempts < len(policy.RETRY_DELAYS) and not self.transport.closing:
+            delay = policy.RETRY_DELAYS[peer.attempts]
+            peer.attempts += 1
+            peer.retry = self.transport.after(delay, lambda: self._retry(peer))
+        else:
+            peer.attempts = 0
+            self.transport.fail_queued(peer, error)
+        for reached in reaching or ():
+            reached(None, error)
+        peer.on_lost(error)
+
+    def _retry(self, peer: Remote) -> None:
+        peer.retry = None
+        if peer.connection is None and not self.transport.closing:
+            self._dial_peer(peer)
+
+    def _connected(self, connection: Connection) -> None:
+        if connection.state is not State.CONNECTING:
+            return
+        error = self.transport.world.outcome(connection.socket, connection.address)
+        if error is not None:
+            self._end(connection, error)
+            return
+        self.transport.unwatch(connection.watch)
+        connection.watch = None
+        self._establish(connection)
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTS_PER_TURN):
+            if self._listener is None:
+                return
+            try:
+                accepted = self.transport.world.accept(self._listener)
+            except errors.PlatformError as error:
+                log.warning("%s; new connections wait", error)
+                self.transport.unwatch(self._listening)
+                self.transport.after(_ACCEPT_PAUSE, self._accept_again)
+                return
+            if accepted is None:
+                return
+            arrived, address = accepted
+            if not self.connections.has_room():
+                arrived.close()
+                continue
+            connection = Connection(self.transport.tag(), address, dialled=False, now=self.transport.world.clock())
+            connection.socket = arrived
+            self.connections.add(connection)
+            self._establish(connection)
+
+    def _accept_again(self) -> None:
+        if self._listener is not None:
+            self._listening = self.transport.watch(self._listener, values.READ, self._accept)
+
+    def _establish(self, connection: Connection) -> None:
+        """Both sides are there: greet with CAPABILITY at once and wait for theirs."""
+        connection.advance(Step.ESTABLISH)
+        connection.since = self.transport.world.clock()
+        self.transport.cancel(connection.timer)
+        self.transport.world.tune(connection.socket, self.transport.config.link_timeout)
+        try:
+            connection.link = self.transport.loop.open_link(connection.socket.fileno(), connection.tag, depth=self.transport.config.pipeline_depth)
+        except errors.PeerTalkError as error:
+            self._end(connection, error)
+            return
+        self.transport.totals.opened += 1
+        connection.waits_for = set()
+        self.transport.hint(connection.link.send_frame(values.CAPABILITY, self._greeting, values.NO_DELAY))
+        if connection.dialled:
+            connection.timer = self.transport.after(policy.GREETING_TIME, lambda: self._greeted(connection, None))
+        else:
+            silent = errors.Timeout(f"{connection.address[0]}:{connection.address[1]} sent no whole frame within {policy.SILENCE_TIME:g} s")
+            connection.timer = self.transport.after(policy.SILENCE_TIME, lambda: self._end(connection, silent))
+
+    def _greeted(self, connection: Connection, capabilities: Capabilities | None) -> None:
+        """We know who it is, or that it will not say."""
+        if connection.state is not State.GREETING:
+            return
+        self.transport.cancel(connection.timer)
+        connection.timer = None
+        self.connections.settled_classic(connection)
+        instance = None if capabilities is None else capabilities.instance
+        if instance == self.transport.instance:
+            self._end(connection, errors.InvalidArgument(f"{connection.address[0]}:{connection.address[1]} is this node itself"))
+            return
+        peer = self._identify(connection, capabilities)
+        if peer is None:
+            return
+        connection.peer = peer
+        peer.capabilities = capabilities
+        existing = peer.connection
+        if existing is None:
+            self._open(connection, peer)
+        elif instance is not None and self._crossed(existing, connection, instance) is existing:
+            self._retire(connection, existing)
+        else:
+            self._retire(existing, connection)
+            self._open(connection, peer)
+        self._release_waiters(connection)
+
+    def _crossed(self, existing: Connection, newer: Connection, instance: bytes) -> Connection:
+        return policy.stays(existing, newer, self.transport.instance, instance, self.transport.config.connect_timeout)
+
+    def _identify(self, connection: Connection, capabilities: Capabilities | None) -> Remote | None:
+        expected = connection.peer
+        assert expected is None or isinstance(expected, Remote)
+        if capabilities is not None and capabilities.instance is not None:
+            peer = self.transport.peers.get(capabilities.instance)
+            if peer is None and expected is not None and expected.instance == capabilities.instance:
+                peer = self.transport.know(expected)  # forgotten in the meantime, and back
+            if peer is None:
+                address = (connection.address[0], capabilities.port or connection.address[1])
+                peer = self.transport.make_peer(capabilities.instance, capabilities.instance, capabilities.name or "", address)
+            elif capabilities.name:
+                peer.name = capabilities.name
+            if expected is not None and expected is not peer:
+                if expected.classic:
+                    self._replace(expected, peer)
+                else:
+                    self._mistaken(connection, expected)
+            return peer
+        if expected is not None:
+            return expected if expected.key in self.transport.peers else self.transport.know(expected)
+        if connection.dialled:
+            return self.transport.peers.get(connection.address) or self.transport.make_peer(connection.address, None, "", connection.address)
+        same_host = [peer for peer in self.transport.peers.values() if peer.classic and peer.connection is None and peer.address[0] == connection.address[0]]
+        if len(same_host) == 1:
+            return same_host[0]
+        return self.transport.make_peer(connection.address, None, "", connection.address)
+
+    def _replace(self, classic: Remote, peer: Remote) -> None:
+        """What was taken for a classic peer has turned out to be one of ours."""
+        self.transport.forget(classic, None)
+        if classic.reaching:
+            peer.reaching = [*(peer.reaching or ()), *classic.reaching]
+            classic.reaching = None
+        self.transport.fail_queued(classic, errors.NetworkFailure(f"{classic.id} is the peer {peer.name!r}; send to that", peer=peer.name))
+
+    def _mistaken(self, connection: Connection, expected: Remote) -> None:
+        """Another node answers where expected was heard."""
+        reached, connection.reached = connection.reached, None
+        connection.peer = None
+        where = f"{connection.address[0]}:{connection.address[1]}"
+        _tell(reached, errors.NetworkFailure(f"{where} is no longer {expected.name!r}: another node answers there", peer=expected.name))
+
+    def _open(self, connection: Connection, peer: Remote) -> None:
+        connection.advance(Step.GREET)
+        capabilities = peer.capabilities
+        limit = _CLASSIC_LIMIT if capabilities is None else capabilities.max_message
+        connection.link.max_message = min(self.transport.max_message, limit)
+        connection.base = peer.handed
+        peer.connection = connection
+        peer.attempts = 0
+        self.transport.cancel(peer.retry)
+        peer.retry = None
+        if self.transport.finder is not None:
+            self.transport.finder.discovery.hold(peer.key)
+        if peer.state is not PeerState.CONNECTED:
+            peer.advance(PeerEvent.OPENED)
+            self.transport.emit(events.PeerConnected, peer)
+        self.transport.pump(peer)
+        reached, connection.reached = connection.reached, None
+        reaching, peer.reaching = peer.reaching, None
+        for call in [*([] if reached is None else [reached]), *(reaching or ())]:
+            call(peer, None)
+
+    # Two between the same nodes -----------------------------------------------------------------------------------------------------------------------
+
+    def _retire(self, leaving: Connection, staying: Connection) -> None:
+        """Shut the one for writing, read it to its end, and until then hold back what the other brings."""
+        peer = leaving.peer
+        assert isinstance(peer, Remote)
+        if peer.connection is leaving:
+            leaving.handed = peer.handed - leaving.base
+            peer.connection = None
+            peer.quick = None
+        leaving.advance(Step.RETIRE)
+        reached, leaving.reached = leaving.reached, None
+        if reached is not None:
+            reached(peer, None)
+        leaving.link.shut()
+        self.transport.schedule()
+        gone = errors.ConnectionClosed(f"the second connection with {peer.name!r} did not end in time", peer=peer.name)
+        leaving.timer = self.transport.after(self.transport.config.drain_timeout, lambda: self._end(leaving, gone))
+        self._hold(staying, {leaving.tag})
+
+    def _hold(self, connection: Connection, before: set[int]) -> None:
+        connection.waits_for = (connection.waits_for or set()) | before
+        if connection.held is None:
+            connection.held = deque()
+            connection.link.pause()
+
+    def _release_waiters(self, settled: Connection) -> None:
+        """A connection has been greeted or has ended: those that waited only for it go on."""
+        for waiting in list(self.connections.by_tag.values()):
+            if waiting.held is None or waiting.waits_for is None or settled.tag not in waiting.waits_for:
+                continue
+            if settled.state is State.RETIRING and settled.peer is waiting.peer:
+                continue
+            waiting.waits_for.discard(settled.tag)
+            if not waiting.waits_for:
+                self._unhold(waiting)
+
+    def _unhold(self, connection: Connection) -> None:
+        """Go on, with what was kept back first."""
+        held, connection.held = connection.held, None
+        connection.link.resume()
+        self.transport.schedule()
+        for kind, _, a, b in held or ():
+            if connection.tag in self.connections.by_tag:
+                self.arrived(connection, kind, a, b)
+
+    # The end ------------------------------------------------------------------------------------------------------------------------------------------
+
+    def _farewell(self, connection: Connection) -> None:
+        """Closing: when all is handed over, say DISCONNECT and shut."""
+        peer = connection.peer
+        if isinstance(peer, Remote) and peer.queued:
+            self.transport.pump(peer)
+            if peer.queued:
+                return
+        if connection.state is State.OPEN and connection.link.send_frame(values.DISCONNECT, b"", 0) >= 0:
+            connection.advance(Step.LEAVE)
+            connection.link.shut()
+            self.transport.schedule()
+            if not connection.link.pending:
+                self._linger(connection)
+
+    def _linger(self, connection: Connection) -> None:
+        self.transport.cancel(connection.timer)
+        connection.timer = self.transport.after(_LINGER, lambda: self._end(connection, None))
+
+    def leave(self, peer: Remote) -> None:
+        """Disconnect politely: what was accepted is sent first."""
+        connection = peer.connection
+        if connection is None:
+            return
+        if peer.state is PeerState.CONNECTED:
+            peer.advance(PeerEvent.LEFT)
+        peer.quick = None
+        self._farewell(connection)
+        late = self.transport.closed_error(peer)
+        if connection.state is State.OPEN:
+            connection.timer = self.transport.after(self.transport.config.drain_timeout, lambda: self._end(connection, late))
+
+    def _other_half_ended(self, connection: Connection) -> None:
+        """The other side will send no more. What is queued in slots may still arrive: shut, drain, then the end."""
+        if connection.state is State.GREETING:
+            self._end(connection, errors.ConnectionClosed(f"{connection.address[0]}:{connection.address[1]} closed the connection before it said who it is"))
+            return
+        peer = connection.peer
+        connection.failure = self.transport.closed_error(peer)
+        connection.link.shut()
+        self.transport.schedule()
+        if connection.state is State.OPEN:
+            connection.advance(Step.LEAVE)
+            self._detach(connection, connection.failure, polite=False)
+        late = connection.failure
+        self.transport.cancel(connection.timer)
+        connection.timer = self.transport.after(self.transport.config.drain_timeout, lambda: self._end(connection, late))
+
+    def _ended(self, connection: Connection, code: int, system_error: int) -> None:
+        where = f"{connection.address[0]}:{connection.address[1]}"
+        peer = connection.peer
+        name = peer.name if peer is not None else None
+        who = f"peer {name!r}" if name else where
+        if code == 0:
+            self._end(connection, connection.failure)
+        elif code in _FRAME_FAULTS:
+            text = f"{self.transport.core.strerror(code)} in a frame from {who}; the link is closed"
+            self._end(connection, errors.from_decoder(code, text, name), fault=True)
+        elif code == errors.Timeout.code:
+            self._end(connection, errors.Timeout(f"a frame from {who} was not whole within 5 s; the link is closed", peer=name), fault=True)
+        elif code == errors.ConnectionClosed.code:
+            leaving = connection.state in (State.CLOSING, State.RETIRING)
+            self._end(connection, connection.failure if leaving else self.transport.closed_error(peer, where))
+        else:
+            detail = f" (system error {system_error})" if system_error else ""
+            self._end(connection, errors.from_code(code, f"the link to {who} failed: {self.transport.core.strerror(code)}{detail}", name))
+
+    def _end(self, connection: Connection, error: errors.PeerTalkError | None, *, polite: bool = False, fault: bool = False) -> None:
+        """The connection is over, now."""
+        if connection.state is State.CLOSED:
+            return
+        was = connection.state
+        connection.advance(Step.END)
+        self.transport.cancel(connection.timer)
+        self.transport.unwatch(connection.watch)
+        peer = connection.peer
+        attached = isinstance(peer, Remote) and peer.connection is connection
+        if attached:
+            assert isinstance(peer, Remote)
+            connection.handed = peer.handed - connection.base
+        if connection.link is not None:
+            self.transport.totals.add(connection.link.statistics())
+            connection.link.close()
+        if connection.socket is not None:
+            connection.socket.close()
+        self.connections.remove(connection)
+        if connection.held:
+            self._keep_held(connection)
+        if isinstance(peer, Remote) and connection.handed > connection.reported:
+            first, last = connection.base + connection.reported + 1, connection.base + connection.handed
+            self.transport.fail(peer, first, last, events.Outcome.UNKNOWN, error or self.transport.closed_error(peer))
+        if fault:
+            log.warning("%s", error)
+            self.transport.emit(events.LinkFault, connection.address, peer, error)
+        if attached:
+            assert isinstance(peer, Remote)
+            self._detach(connection, error, polite=polite)
+        elif isinstance(peer, Remote) and peer.connection is None and was in (State.CLOSING, State.RETIRING) and peer.state is PeerState.DISCONNECTING:
+            self._disconnected(peer, error)
+        reached, connection.reached = connection.reached, None
+        if reached is not None:
+            reached(None, error or self.transport.closed_error(peer, f"{connection.address[0]}:{connection.address[1]}"))
+        for call in connection.on_end:
+            call()
+        self._release_waiters(connection)
+        if self.connections.classic_waiting:
+            self._dial_classics()
+        if self.transport.closing:
+            self.transport.finish_close()
+
+    def _keep_held(self, connection: Connection) -> None:
+        """What had arrived before the end was received: it is delivered though its connection is gone."""
+        held, connection.held = connection.held, None
+        peer = connection.peer
+        for kind, _, a, b in held or ():
+            if kind == values.BATCH and isinstance(peer, Remote) and not self.transport.closing:
+                (peer.inbox or self.transport.inbox).put(peer, b, a)
+
+    def _detach(self, connection: Connection, error: errors.PeerTalkError | None, *, polite: bool) -> None:
+        """The peer has lost its connection."""
+        peer = connection.peer
+        assert isinstance(peer, Remote)
+        connection.handed = peer.handed - connection.base
+        peer.connection = None
+        peer.quick = None
+        self._disconnected(peer, error)
+        lost = error or self.transport.closed_error(peer)
+        if peer.queued and error is not None and not polite and not self.transport.closing:
+            peer.attempts = 1
+            peer.retry = self.transport.after(policy.RETRY_DELAYS[0], lambda: self._retry(peer))
+        else:
+            self.transport.fail_queued(peer, lost)
+            if peer.reaching and not self.transport.closing:
+                self._dial_peer(peer)
+        peer.on_lost(lost)
+
+    def _disconnected(self, peer: Remote, error: errors.PeerTalkError | None) -> None:
+        if peer.state is PeerState.CONNECTED:
+            peer.advance(PeerEvent.LOST)
+        elif peer.state is PeerState.DISCONNECTING:
+            peer.advance(PeerEvent.CLOSED)
+        else:
+            return
+        self.transport.emit(events.PeerDisconnected, peer, error)
+        if self.transport.finder is not None:
+            self.transport.finder.release(peer.key)
+        if (self.transport.finder is None or peer.key not in self.transport.finder.discovery) and not peer.queued:
+            self.transport.forget(peer, events.LostReason.CLOSED)
+
+    def _look_for_silence(self) -> None:
+        """Half-open links: bytes unacknowledged for link_timeout. Idle ones are found by the system's keepalive."""
+        self.transport.after(self.transport.config.link_timeout / 3, self._look_for_silence)
+        for connection in list(self.connections.by_tag.values()):
+            if connection.link is None or connection.state is State.CLOSED:
+                continue
+            silent = self.transport.world.silent_for(connection.socket)
+            if silent > self.transport.config.link_timeout:
+                name = connection.peer.name if connection.peer is not None else connection.address[0]
+                text = f"peer {name!r} has acknowledged nothing for {silent:.0f} s (Config.link_timeout); the link is closed"
+                self._end(connection, errors.ConnectionClosed(text, peer=name))
+
+    # Classic peers that were found ----------------------------------------------------------------------------------------------------------------------
+
+    def dial_when_found(self, peer: Remote) -> None:
+        """A classic peer expects to be dialled by who hears it."""
+        self.connections.want_classic(peer)
+        self._dial_classics()
+
+    def _dial_classics(self) -> None:
+        while not self.transport.closing and (peer := self.connections.next_classic(self.transport.world.clock())) is not None:
+            if not isinstance(peer, Remote) or self.transport.peers.get(peer.key) is not peer or self.connections.dialling(peer) is not None:
+                continue
+            connection = self.dial(peer.address, None, peer)
+            if connection is not None:
+                self.connections.dialled_classic(connection)
+        if self.connections.classic_waiting and self._classic_timer is None and not self.transport.closing:
+            self._classic_timer = self.transport.after(policy.CLASSIC_DIAL_INTERVAL / 4, self._dial_classics_again)
+
+    def _dial_classics_again(self) -> None:
+        self._classic_timer = None
+        self._dial_classics()
+
+
+def _tell(reached: Reached | None, error: errors.PeerTalkError) -> None:
+    if reached is not None:
+        reached(None, error)

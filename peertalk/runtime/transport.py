@@ -1,0 +1,465 @@
+"""The engine under every front door: turns the loop, keeps the peers, moves messages in and out.
+
+A state machine without coroutines, tasks or futures. One thread calls turn(); each call serves what the loop found, moves queued messages to links that have
+room, and acts on deadlines. Results go to publish() as events and to the callbacks that were left here. Any thread may call post().
+
+The order of one peer's messages is the order of acceptance: straight into its link while nothing waits before it, else into its outbox, from where pump()
+moves them on. Messages to a peer are numbered from 1; those given to one link are a contiguous range, which is how the counts that a link reports
+become the ranges of Sent and Failed.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .. import errors
+from .._core import values
+from ..config import Config
+from ..protocol import events
+from ..protocol.connections import Connection, State
+from ..protocol.discovery import Changed, Found, Gone
+from ..protocol.outbox import Outbox
+from ..protocol.peer import Peer, PeerState
+from ..protocol.wire import INSTANCE_SIZE
+from .finder import Finder
+from .inbox import Inbox
+from .remote import Remote
+from .statistics import LinkTotals, NodeStatistics
+from .switchboard import Switchboard
+from .world import Address, World
+
+log = logging.getLogger("peertalk.network")
+
+_FIRST_TAG = 16
+_PUMP = 256
+_UNBOUNDED = 1 << 62
+
+
+class Timer(NamedTuple):
+    """What after() returns, for cancel()."""
+
+    tag: int
+    timer: Any
+
+
+class Watched(NamedTuple):
+    """What watch() returns, for unwatch()."""
+
+    tag: int
+    watch: Any
+
+
+class Transport:
+    """The engine of one node.
+
+    Args:
+        config: everything that can be chosen.
+        core: which core does the work (peertalk._core.load).
+        world: sockets and the clock.
+        peer_class: what peers are made of; a subclass of Remote.
+        schedule: asks the driver for a turn at the end of this tick; called on the engine's thread only, any number of times.
+    """
+
+    def __init__(self, config: Config, core: Any, world: World, peer_class: type[Remote], schedule: Callable[[], None]) -> None:
+        self.config = config
+        self.core = core
+        self.world = world
+        self.schedule = schedule
+        self.owner: object = None
+        self.publish: Callable[[Any], None] | None = None
+        self.instance = world.identity(INSTANCE_SIZE)
+        self.peers: dict[Any, Remote] = {}
+        self.peers_version = 0
+        self.crowded = False
+        self.thread = threading.get_ident()
+        self.lock = threading.Lock()
+        self.arrivals: list[Any] = []
+        self.port = 0
+        self.closed = False
+        self.closing = False
+        self.unsent = 0
+        self.inbox = Inbox(config.receive_queue_bytes, self.resume)
+        self.max_message: int = core.limits.frame_max_payload
+        self.finder: Finder | None = None
+        self.totals = LinkTotals()
+        self._peer_class = peer_class
+        self._paused: dict[Inbox, list[Connection]] = {}
+        self._timers: dict[int, Callable[[], None]] = {}
+        self._watched: dict[int, Callable[[], None]] = {}
+        self._orders: deque[Callable[[], None]] = deque()
+        self._next_tag = _FIRST_TAG
+        self._on_closed: list[Callable[[], object]] = []
+        self._final: NodeStatistics | None = None
+        self.loop: Any = core.Loop(io_budget=config.io_budget)
+        self.switchboard = Switchboard(self)
+        self.connections = self.switchboard.connections
+
+    # Life ---------------------------------------------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Listen and announce.
+
+        Raises:
+            AddressInUse, NoNetwork, PlatformError: naming the option that changes it; nothing stays open.
+        """
+        config = self.config
+        try:
+            interfaces = self.world.interfaces(tuple(config.interfaces), config.bind)
+            self.port = self.switchboard.listen()
+            if config.discovery:
+                self.finder = Finder(self, interfaces)
+        except BaseException:
+            self._release()
+            raise
+
+    def turn(self, timeout: float | None = 0.0) -> None:
+        """Serve whatever is ready, waiting up to timeout seconds for it (None: until something is)."""
+        self.crowded = False
+        serve = self._serve
+        for event in self.loop.turn(timeout):
+            serve(event)
+        while self._orders:
+            self._orders.popleft()()
+
+    def check_open(self) -> None:
+        """Raises InvalidState when the node is closed or being closed."""
+        if self.closing or self.closed:
+            raise errors.InvalidState(f"node {self.config.name!r} is closed")
+
+    def wake_arrivals(self) -> None:
+        """Something has come: all who wait look again."""
+        arrivals, self.arrivals = self.arrivals, []
+        for waiter in arrivals:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def post(self, order: Callable[[], None]) -> None:
+        """Have order called on the engine's thread, soon. Any thread."""
+        self._orders.append(order)
+        self.loop.wake()
+
+    def after(self, delay: float, action: Callable[[], None]) -> Timer:
+        """Call action once, delay seconds from now, unless cancelled."""
+        tag = self.tag()
+        timer = self.loop.timer(tag)
+        self._timers[tag] = action
+        timer.arm(delay)
+        return Timer(tag, timer)
+
+    def watch(self, watched: socket.socket, interest: int, ready: Callable[[], None]) -> Watched:
+        """Call ready in each turn in which the socket is."""
+        tag = self.tag()
+        self._watched[tag] = ready
+        return Watched(tag, self.loop.watch(watched.fileno(), tag, interest))
+
+    def unwatch(self, watched: Watched | None) -> None:
+        """No longer; before the socket is closed."""
+        if watched is not None and self._watched.pop(watched.tag, None) is not None:
+            watched.watch.close()
+
+    def cancel(self, timer: Timer | None) -> None:
+        """Not call it after all."""
+        if timer is not None and self._timers.pop(timer.tag, None) is not None:
+            timer.timer.cancel()
+
+    def close(self, timeout: float, on_closed: Callable[[], object]) -> None:
+        """Leave politely: send what is queued, DISCONNECT, read to the end, GOODBYE; at most timeout seconds. on_closed is called when all is closed.
+        May be called again; the first call's deadline holds."""
+        if self.closed:
+            on_closed()
+            return
+        self._on_closed.append(on_closed)
+        if self.closing:
+            return
+        self.closing = True
+        self.after(timeout, self.close_now)
+        for peer in self.peers.values():
+            if peer.connection is None:
+                self.fail_queued(peer, errors.ConnectionClosed(f"the node is closed; {peer.name!r} was not connected", peer=peer.name))
+        self.inbox.limit = _UNBOUNDED  # what still arrives is read and dropped, so that our own last bytes are not destroyed
+        for inbox in list(self._paused):
+            self.resume(inbox)
+        self.switchboard.close()
+        self.finish_close()
+
+    def close_now(self) -> None:
+        """End everything at once; what was not sent is counted in unsent and reported as Failed."""
+        if self.closed:
+            return
+        self.closing = True
+        for peer in self.peers.values():
+            self.fail_queued(peer, errors.ConnectionClosed(f"the node was closed before this was sent to {peer.name!r}", peer=peer.name))
+        self.switchboard.close_now()
+        self.finish_close()
+
+    def finish_close(self) -> None:
+        """When the last connection is gone: GOODBYE, and everything is given back."""
+        if self.closed or self.connections.by_tag:
+            return
+        if self.finder is not None:
+            self.finder.goodbye()
+        self._release()
+        for action in self._on_closed:
+            action()
+        self._on_closed.clear()
+
+    def _release(self) -> None:
+        self._final = self.stats()
+        self.closed = True
+        self.closing = True
+        self.switchboard.stop_listening()
+        if self.finder is not None:
+            self.finder.close()
+            self.finder = None
+        self._timers.clear()
+        self.loop.close()
+
+    # One turn's events --------------------------------------------------------------------------------------------------------------------------
+
+    def _serve(self, event: tuple[int, int, Any, Any]) -> None:
+        kind, tag, a, b = event
+        if kind == values.READY:
+            ready = self._watched.get(tag)
+            if ready is not None:
+                ready()
+            return
+        if kind == values.TIMER:
+            action = self._timers.pop(tag, None)
+            if action is not None:
+                action()
+            return
+        connection = self.connections.by_tag.get(tag)
+        if connection is None:
+            return
+        if kind == values.SENT:
+            self._sent(connection, a, b)
+        else:
+            self.switchboard.arrived(connection, kind, a, b)
+
+    def deliver(self, peer: Remote, connection: Connection, payload_bytes: int, payloads: list[bytes]) -> None:
+        """Put what arrived where it is taken from; a full inbox pauses the link."""
+        peer.received += len(payloads)
+        peer.received_bytes += payload_bytes
+        self.totals.received += len(payloads)
+        if self.closing:
+            return
+        inbox = peer.inbox or self.inbox
+        if inbox.put(peer, payloads, payload_bytes) and connection.state is not State.CLOSED:
+            self.totals.pauses += 1
+            connection.link.pause()
+            self._paused.setdefault(inbox, []).append(connection)
+            if len(self._paused[inbox]) == 1:
+                self.after(5.0, lambda: self._warn_if_paused(inbox))
+
+    def resume(self, inbox: Inbox) -> None:
+        """An inbox has room again: read on."""
+        for connection in self._paused.pop(inbox, ()):
+            if connection.tag in self.connections.by_tag and connection.held is None:
+                connection.link.resume()
+        self.schedule()
+
+    def _warn_if_paused(self, inbox: Inbox) -> None:
+        waiting = self._paused.get(inbox)
+        if waiting:
+            names = ", ".join(sorted({repr(connection.peer.name) for connection in waiting if connection.peer is not None}))
+            log.warning("messages from %s are not being taken: %d bytes wait, and the sender is slowed; receive() or iterate messages()", names, inbox.cost)
+
+    def _sent(self, connection: Connection, count: int, code: int) -> None:
+        peer = connection.peer
+        if not isinstance(peer, Remote):
+            return
+        if count:
+            first = connection.base + connection.reported + 1
+            connection.reported += count
+            last = first + count - 1
+            if code == 0:
+                peer.reported += count
+                self.totals.sent += count
+                if self.publish is not None:
+                    self.publish(events.Sent(peer, first, last))
+            else:
+                self.fail(peer, first, last, events.Outcome.UNKNOWN, self.closed_error(peer))
+        if connection.state is State.OPEN and not self.closing and peer.state is PeerState.CONNECTED:
+            self.pump(peer)
+        else:
+            self.switchboard.slots_came_free(connection)
+
+    # Messages out -------------------------------------------------------------------------------------------------------------------------------------
+
+    def pump(self, peer: Remote) -> None:
+        """Move what waits in the outbox to the link, as far as it takes it; then tell those who wait for room."""
+        connection, outbox = peer.connection, peer.outbox
+        if connection is None or connection.state is not State.OPEN:
+            return
+        link = connection.link
+        while outbox:
+            waiting = outbox.peek(_PUMP)
+            accepted, code = link.send_many(waiting)
+            outbox.drop(accepted)
+            self.hint(code)
+            if accepted == len(waiting):
+                continue
+            if code != errors.MessageTooLarge.code or peer.handed - connection.base > connection.reported:
+                break  # no room now; or, before one that can never go, the rest must be reported
+            self._skip_too_large(peer, connection, outbox, len(waiting[accepted]))
+        if not outbox:
+            peer.outbox = None
+            if peer.state is PeerState.CONNECTED and not self.closing:
+                peer.quick = link.send
+        peer.on_room()
+
+    def _skip_too_large(self, peer: Remote, connection: Connection, outbox: Outbox, size: int) -> None:
+        outbox.drop(1)
+        connection.base += 1
+        number = peer.handed
+        self.fail(peer, number, number, events.Outcome.FAILED, self.too_large(peer, size))
+
+    def enqueue(self, peer: Remote, payload: bytes) -> bool:
+        """Put a message behind those that wait, and connect if need be. False: there is no room, and nothing has changed.
+
+        Raises:
+            NotConnected: the peer is being disconnected.
+        """
+        if peer.state is PeerState.DISCONNECTING:
+            raise errors.NotConnected(f"peer {peer.name!r} is being disconnected", peer=peer.name)
+        if peer.outbox is None:
+            peer.outbox = Outbox(self.config.send_queue_size, self.config.send_queue_bytes)
+        peer.quick = None
+        if peer.outbox.put(payload):
+            peer.accepted += 1
+            if peer.connection is None and peer.retry is None and not self.connections.dialling(peer):
+                self.switchboard.reach(peer, lambda *_: None)
+            return True
+        return False
+
+    def too_large(self, peer: Remote, size: int) -> errors.MessageTooLarge:
+        """The error for a message that no link to this peer takes."""
+        limit, whose = self.limit_of(peer)
+        return errors.MessageTooLarge(f"message of {size:,} bytes to peer {peer.name!r}: the limit is {limit:,} ({whose}); send it in parts", peer=peer.name)
+
+    def limit_of(self, peer: Remote) -> tuple[int, str]:
+        """The largest message to this peer, bytes, and whose limit it is."""
+        connection = peer.connection
+        if connection is not None and connection.link is not None and connection.link.max_message < self.max_message:
+            return connection.link.max_message, "its MAX_MESSAGE" if peer.capabilities is not None else "a classic peer that has not said more"
+        return self.max_message, "of this core"
+
+    def hint(self, code: int) -> None:
+        """Act on what a link said beside success; a refusal says nothing."""
+        if code > 0:
+            if code & values.YIELD:
+                self.crowded = True
+            self.schedule()
+
+    def fail(self, peer: Remote, first: int, last: int, outcome: events.Outcome, error: errors.PeerTalkError) -> None:
+        """Messages that will not be sent (again): counted, and reported."""
+        count = last - first + 1
+        peer.failed += count
+        peer.reported += count
+        self.totals.failed += count
+        if self.closing:
+            self.unsent += count
+        if self.publish is not None:
+            self.publish(events.Failed(peer, first, last, outcome, error))
+
+    def fail_unnumbered(self, peer: Remote, error: errors.PeerTalkError) -> None:
+        """A message from another thread, accepted there, can never be sent: reported as Failed with number 0."""
+        self.totals.failed += 1
+        if self.closing:
+            self.unsent += 1
+        if self.publish is not None:
+            self.publish(events.Failed(peer, 0, 0, events.Outcome.FAILED, error))
+
+    def fail_queued(self, peer: Remote, error: errors.PeerTalkError) -> None:
+        """What waited in the outbox will not be sent, nor what other threads left."""
+        while self.closing and peer.afar:
+            peer.afar.popleft()
+            self.fail_unnumbered(peer, error)
+        outbox = peer.outbox
+        if outbox:
+            first = peer.handed + 1
+            outbox.clear()
+            self.fail(peer, first, peer.accepted, events.Outcome.FAILED, error)
+        peer.outbox = None
+
+    def closed_error(self, peer: Peer | None, where: str = "") -> errors.ConnectionClosed:
+        """What waiting senders hear when the connection is gone."""
+        if peer is None:
+            return errors.ConnectionClosed(f"the connection with {where or 'the other side'} is closed")
+        return errors.ConnectionClosed(f"the connection with peer {peer.name!r} is closed; send again to connect anew", peer=peer.name)
+
+    # Peers --------------------------------------------------------------------------------------------------------------------------------------------
+
+    def make_peer(self, key: Any, instance: bytes | None, name: str, address: Address) -> Remote:
+        """A peer that was not known, in the table and reported as found."""
+        peer = self._peer_class(key=key, instance=instance, name=name, address=address, own_max_message=self.max_message, now=self.world.clock())
+        peer.attach(self)
+        self.know(peer)
+        self.emit(events.PeerFound, peer)
+        return peer
+
+    def know(self, peer: Remote) -> Remote:
+        """Have it in the table; returns it."""
+        self.peers[peer.key] = peer
+        self.peers_version += 1
+        return peer
+
+    def forget(self, peer: Remote, reason: events.LostReason | None) -> None:
+        """Take an unconnected peer out of the table. reason: what to report; None: nothing."""
+        if self.peers.get(peer.key) is peer and peer.connection is None:
+            del self.peers[peer.key]
+            self.peers_version += 1
+            if reason is not None:
+                self.emit(events.PeerLost, peer, reason)
+
+    def emit(self, event: Callable[..., object], *fields: Any) -> None:
+        """Report an event, if anybody listens."""
+        if self.publish is not None:
+            self.publish(event(*fields))
+
+    # Peers: what discovery tells --------------------------------------------------------------------------------------------------------------------
+
+    def found(self, event: Found | Changed) -> None:
+        """Discovery has heard a new peer, or something new of one."""
+        peer = self.peers.get(event.key)
+        if peer is None:
+            peer = self.make_peer(event.key, event.announcement.instance, event.announcement.name, event.address)
+            if peer.classic:
+                self.switchboard.dial_when_found(peer)
+        else:
+            peer.name = event.announcement.name
+            if peer.connection is None:
+                peer.address = event.address
+            self.peers_version += 1
+        peer.flags = event.announcement.flags
+
+    def gone(self, event: Gone) -> None:
+        """Discovery has forgotten a peer."""
+        peer = self.peers.get(event.key)
+        if peer is not None and peer.connection is None:
+            self.fail_queued(peer, errors.PeerNotFound(f"peer {peer.name!r} is gone ({event.reason.value})", peer=peer.name))
+            self.forget(peer, event.reason)
+
+    # Small things -------------------------------------------------------------------------------------------------------------------------------------
+
+    def tag(self) -> int:
+        """A fresh number for something in the loop."""
+        self._next_tag += 1
+        if self._next_tag > 0xFFFF_FFF0:
+            self._next_tag = _FIRST_TAG
+        return self._next_tag
+
+    def stats(self) -> NodeStatistics:
+        """Counters of the whole node; of its end, once it is closed."""
+        if self._final is not None:
+            return self._final
+        open_links = [connection.link.statistics() for connection in self.connections.by_tag.values() if connection.link is not None]
+        return self.totals.report(
+            open_links, self.loop.statistics(), self.loop.pool_statistics(), links_open=len(open_links), links_refused=self.connections.refused,
+            inbox_bytes=self.inbox.cost, peers=len(self.peers), queued=sum(peer.queued for peer in self.peers.values()),
+        )  # fmt: skip

@@ -1,0 +1,110 @@
+"""One engine on one asyncio loop: the application's own, without a second thread.
+
+The loop watches the engine's one descriptor (or, where there is no epoll, each of its descriptors), and one timer wakes it for the next deadline. The first
+unsent message of a tick asks for a turn at the end of that tick, so that a burst of sends becomes few writes. Works on asyncio, uvloop, and any loop
+with add_reader, call_soon and call_later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .._core import values
+
+if TYPE_CHECKING:
+    from .transport import Transport
+
+
+class Worker:
+    """Turns an engine until stop(). Belongs to the loop's thread, but for wake_up through the engine's post()."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._transport: Transport | None = None
+        self._scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._fd = -1
+        self._watched: dict[int, int] = {}
+
+    def start(self, transport: Transport) -> None:
+        """Drive this engine, which has just been opened, from now on."""
+        self._transport = transport
+        self._fd = transport.loop.fd
+        if self._fd >= 0:
+            self.loop.add_reader(self._fd, self._turn)
+        self.schedule()
+
+    def schedule(self) -> None:
+        """Have a turn at the end of this tick."""
+        if not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self._scheduled_turn)
+
+    def stop(self) -> None:
+        """Let go of the engine; it may be closed already."""
+        self._transport = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._fd >= 0:
+            self.loop.remove_reader(self._fd)
+            self._fd = -1
+        for fd in list(self._watched):
+            self._unwatch(fd)
+
+    def _scheduled_turn(self) -> None:
+        self._scheduled = False
+        self._turn()
+
+    def _turn(self) -> None:
+        transport = self._transport
+        if transport is None or transport.closed:
+            return
+        transport.turn()
+        if transport.closed:
+            return
+        if self._fd < 0:
+            self._watch_all(transport)
+        delay = transport.loop.next_timeout()
+        if delay is None:
+            return
+        if delay <= 0:
+            self.schedule()
+            return
+        due = self.loop.time() + delay
+        timer = self._timer
+        if timer is None or timer.cancelled() or timer.when() > due or timer.when() < self.loop.time() - 1:
+            if timer is not None:
+                timer.cancel()
+            self._timer = self.loop.call_at(due, self._timed_turn)
+
+    def _timed_turn(self) -> None:
+        self._timer = None
+        self._turn()
+
+    def _watch_all(self, transport: Transport) -> None:
+        wanted = dict(transport.loop.descriptors())
+        for fd in [fd for fd in self._watched if fd not in wanted]:
+            self._unwatch(fd)
+        for fd, interest in wanted.items():
+            before = self._watched.get(fd, 0)
+            if interest == before:
+                continue
+            self._change(fd, interest & values.READ, before & values.READ, self.loop.add_reader, self.loop.remove_reader)
+            self._change(fd, interest & values.WRITE, before & values.WRITE, self.loop.add_writer, self.loop.remove_writer)
+            self._watched[fd] = interest
+
+    def _change(self, fd: int, wanted: int, present: int, add: Callable[..., object], remove: Callable[[int], object]) -> None:
+        if wanted and not present:
+            add(fd, self._turn)
+        elif present and not wanted:
+            remove(fd)
+
+    def _unwatch(self, fd: int) -> None:
+        interest = self._watched.pop(fd)
+        if interest & values.READ:
+            self.loop.remove_reader(fd)
+        if interest & values.WRITE:
+            self.loop.remove_writer(fd)

@@ -1,0 +1,316 @@
+"""Sockets and the clock: the one way out of the house.
+
+Everything above asks this module for time, randomness and descriptors; nothing else in peertalk opens a socket. A simulated network brings a world of
+its own with the same methods. All sockets are non-blocking, IPv4, and closed by whoever asked for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import socket
+import struct
+import sys
+import time
+from typing import NamedTuple
+
+from .. import errors
+
+Address = tuple[str, int]
+
+_LIMITED_BROADCAST = "255.255.255.255"
+_IP_PKTINFO = getattr(socket, "IP_PKTINFO", 8)
+_IFF_UP, _IFF_BROADCAST, _IFF_LOOPBACK = 0x1, 0x2, 0x8
+_ACCEPT_LATER = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_ACCEPT_SKIP = {errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.EPERM}
+_REFUSED = {errno.ECONNREFUSED}
+
+
+class Interface(NamedTuple):
+    """A network interface that is up. address and broadcast are dotted IPv4; number is the system's index."""
+
+    name: str
+    number: int
+    address: str
+    broadcast: str
+
+
+class World:
+    """The machine that we run on. Stateless: sockets belong to the caller."""
+
+    def clock(self) -> float:
+        """Seconds, monotonic."""
+        return time.monotonic()
+
+    def identity(self, size: int) -> bytes:
+        """Fresh random bytes for an instance id."""
+        return secrets.token_bytes(size)
+
+    def interfaces(self, names: tuple[str, ...] = (), bind: str = "") -> list[Interface]:
+        """Interfaces that are up and have an IPv4 address, loopback included; only those named and only the one that owns bind, if given.
+
+        Raises:
+            NoNetwork: a named interface is not there or not up, none owns bind, or there is none at all.
+        """
+        found = _system_interfaces()
+        present = ", ".join(sorted({interface.name for interface in found})) or "none"
+        for name in names:
+            if all(interface.name != name for interface in found):
+                raise errors.NoNetwork(f"interface {name!r} (Config.interfaces) is not up or has no IPv4 address; up: {present}")
+        chosen = [interface for interface in found if not names or interface.name in names]
+        if bind:
+            chosen = [interface for interface in chosen if _owns(interface, bind)]
+            if not chosen:
+                raise errors.NoNetwork(f"no interface that is up has the address {bind} (Config.bind); up: {present}")
+        if not chosen:
+            raise errors.NoNetwork("no network interface is up, not even loopback; bring one up, then start the node again")
+        return chosen
+
+    def listen(self, bind: str, port: int, give_way: bool) -> socket.socket:
+        """A listening socket on bind (empty: all addresses). give_way: take a free port when port is taken.
+
+        Raises:
+            AddressInUse: the port is taken and must not give way.
+            NoNetwork: bind is no address of this machine.
+        """
+        listener = _stream_socket()
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((bind, port))
+                listener.listen(128)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or not give_way:
+                    raise
+                listener.close()
+                return self.listen(bind, 0, give_way=False)
+            return listener
+        except OSError as error:
+            listener.close()
+            raise _bind_error(error, "TCP port", bind, port, "port") from error
+
+    def accept(self, listener: socket.socket) -> tuple[socket.socket, Address] | None:
+        """The next connection that waits, non-blocking; None when there is none.
+
+        Raises:
+            PlatformError: out of descriptors or memory; try again later, the connection still waits.
+        """
+        while True:
+            try:
+                connection, address = listener.accept()
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                if error.errno in _ACCEPT_SKIP:
+                    continue
+                if error.errno in _ACCEPT_LATER:
+                    raise errors.PlatformError(f"cannot accept a connection: {error.strerror}") from error
+                return None
+            connection.setblocking(False)
+            return connection, (address[0], address[1])
+
+    def dial(self, address: Address, bind: str = "") -> socket.socket:
+        """Start to connect; the socket becomes writable when the outcome is known: see outcome().
+
+        Raises:
+            NetworkFailure: the system refused at once (no route, out of descriptors).
+        """
+        connection = _stream_socket()
+        try:
+            if bind:
+                connection.bind((bind, 0))
+            code = connection.connect_ex(address)
+            if code not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK):
+                raise OSError(code, os.strerror(code))
+        except OSError as error:
+            connection.close()
+            raise _dial_error(error.errno or 0, address) from error
+        return connection
+
+    def outcome(self, connection: socket.socket, address: Address) -> errors.PeerTalkError | None:
+        """What became of a dial: None when it is connected."""
+        code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        return _dial_error(code, address) if code else None
+
+    def tune(self, connection: socket.socket, link_timeout: float) -> None:
+        """Options of a connected socket: no Nagle delay, and keepalive that finds a dead peer on an idle link within link_timeout seconds."""
+        idle = max(1, int(link_timeout / 3))
+        wanted = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+        for name, value in (("TCP_KEEPIDLE", idle), ("TCP_KEEPALIVE", idle), ("TCP_KEEPINTVL", idle), ("TCP_KEEPCNT", 2)):
+            if hasattr(socket, name):
+                wanted.append((socket.IPPROTO_TCP, getattr(socket, name), value))
+        if hasattr(socket, "SO_NOSIGPIPE"):
+            wanted.append((socket.SOL_SOCKET, socket.SO_NOSIGPIPE, 1))
+        for level, option, value in wanted:
+            with contextlib.suppress(OSError):
+                connection.setsockopt(level, option, value)
+
+    def silent_for(self, connection: socket.socket) -> float:
+        """Seconds that bytes of ours have been unacknowledged without any sign of life; 0 when none are or the system does not tell.
+
+        Source: struct tcp_info of Linux: tcpi_unacked at byte 24, tcpi_last_ack_recv (ms) at byte 56.
+        """
+        if not hasattr(socket, "TCP_INFO") or not sys.platform.startswith("linux"):
+            return 0.0
+        try:
+            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+        except OSError:
+            return 0.0
+        unacknowledged: int = struct.unpack_from("=I", info, 24)[0]
+        since_ack_ms: int = struct.unpack_from("=I", info, 56)[0]
+        return since_ack_ms / 1000 if unacknowledged else 0.0
+
+    def datagram_socket(self, port: int) -> socket.socket:
+        """A socket that hears broadcasts on port, beside other programs that do.
+
+        Raises:
+            AddressInUse: another program holds the port for itself alone.
+        """
+        listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            listener.setblocking(False)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if hasattr(socket, "SO_REUSEPORT") and not sys.platform.startswith("linux"):
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            listener.bind(("", port))
+        except OSError as error:
+            listener.close()
+            raise _bind_error(error, "UDP port", "", port, "discovery_port") from error
+        return listener
+
+    def broadcast(self, sender: socket.socket, packet: bytes, port: int, interfaces: list[Interface], narrowed: bool, bind: str = "") -> int:
+        """Send a packet to everybody: the subnet broadcast of each interface and, unless narrowed, 255.255.255.255. Returns how many sends the
+        system took; what it refused (no route, cable out) is not an error: the next announcement tries again."""
+        taken = 0
+        for interface in interfaces:
+            taken += _send(sender, packet, (interface.broadcast, port), interface, bind)
+        if not narrowed:
+            taken += _send(sender, packet, (_LIMITED_BROADCAST, port), None, "")
+        return taken
+
+    def hear(self, listener: socket.socket) -> tuple[bytes, Address] | None:
+        """The next datagram, cut to 2,048 bytes; None when there is none."""
+        while True:
+            try:
+                data, address = listener.recvfrom(2048)
+            except BlockingIOError:
+                return None
+            except OSError:
+                continue  # an ICMP error of an earlier broadcast: says nothing about this socket
+            return data, (address[0], address[1])
+
+
+def check_address(address: object) -> Address:
+    """An address as users give it: (host name or IPv4 address, TCP port).
+
+    Raises:
+        WrongType, InvalidArgument: it is none.
+    """
+    if not (isinstance(address, tuple) and len(address) == 2 and isinstance(address[0], str) and isinstance(address[1], int)):
+        raise errors.WrongType(f"connect takes a peer, a name or an address (host, port), not {address!r}")
+    if not 0 < address[1] <= 65_535:
+        raise errors.InvalidArgument(f"port {address[1]}: must be 1 to 65,535")
+    return address[0], address[1]
+
+
+def same_network(interfaces: list[Interface], address: str) -> bool:
+    """Whether address lies in the network of one of the interfaces, judged by its broadcast address."""
+    packed = int.from_bytes(socket.inet_aton(address), "big")
+    for interface in interfaces:
+        own = int.from_bytes(socket.inet_aton(interface.address), "big")
+        host_bits = own ^ int.from_bytes(socket.inet_aton(interface.broadcast), "big")
+        if (packed ^ own) >> host_bits.bit_length() == 0:
+            return True
+    return False
+
+
+def _owns(interface: Interface, address: str) -> bool:
+    """Loopback owns all of 127/8; any other interface its one address."""
+    if interface.address.startswith("127.") and address.startswith("127."):
+        return True
+    return interface.address == address
+
+
+def _stream_socket() -> socket.socket:
+    try:
+        connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    except OSError as error:
+        raise errors.PlatformError(f"cannot open a socket: {error.strerror}") from error
+    connection.setblocking(False)
+    return connection
+
+
+def _send(sender: socket.socket, packet: bytes, address: Address, interface: Interface | None, bind: str) -> int:
+    ancillary = []
+    if interface is not None and sys.platform.startswith("linux"):
+        source = bind or interface.address
+        ancillary = [(socket.IPPROTO_IP, _IP_PKTINFO, struct.pack("=i4s4x", interface.number, socket.inet_aton(source)))]
+    try:
+        sender.sendmsg([packet], ancillary, 0, address)
+    except OSError:
+        return 0
+    return 1
+
+
+def _bind_error(error: OSError, what: str, bind: str, port: int, option: str) -> errors.PeerTalkError:
+    where = f"{what} {port:,}".replace(",", "") + (f" on {bind}" if bind else "")
+    if error.errno == errno.EADDRINUSE:
+        return errors.AddressInUse(
+            f"{where} is taken by another program; choose another with Config.{option} (PEERTALK_{option.upper()}), 0 for any free one"
+            if option == "port"
+            else f"{where} is taken by a program that does not share it; choose another with Config.{option} (PEERTALK_{option.upper()})"
+        )
+    if error.errno == errno.EADDRNOTAVAIL:
+        return errors.NoNetwork(f"{bind} (Config.bind) is no address of this machine; give one of its own, or leave it empty for all")
+    if error.errno == errno.EACCES:
+        return errors.PlatformError(f"{where} is not allowed for this user; choose one above 1023 with Config.{option}")
+    return errors.PlatformError(f"cannot use {where}: {error.strerror}")
+
+
+def _dial_error(code: int, address: Address) -> errors.PeerTalkError:
+    where = f"{address[0]}:{address[1]}"
+    if code in _REFUSED:
+        return errors.ConnectionRefused(f"{where} refused the connection: nobody listens there")
+    if code in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL):
+        return errors.NetworkFailure(f"no way to {where}: {os.strerror(code)}")
+    if code == errno.ETIMEDOUT:
+        return errors.Timeout(f"{where} did not answer in time")
+    return errors.NetworkFailure(f"cannot connect to {where}: {os.strerror(code)}")
+
+
+def _system_interfaces() -> list[Interface]:
+    """Asks the system with the classic ioctl calls, whose numbers differ between Linux and the BSDs; elsewhere only the host's own name is known."""
+    numbers = {"linux": (0x8913, 0x8915, 0x8919), "darwin": (0xC0206911, 0xC0206921, 0xC0206923)}.get(sys.platform)
+    if numbers is None:
+        return _named_interfaces()
+    import fcntl
+
+    found = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+
+        def ask(number: int, name: str) -> bytes:
+            return fcntl.ioctl(asking.fileno(), number, struct.pack("16s16x", name.encode()[:15]))
+
+        for index, name in socket.if_nameindex():
+            try:
+                flags = struct.unpack_from("=H", ask(numbers[0], name), 16)[0]
+                address = socket.inet_ntoa(ask(numbers[1], name)[20:24])
+                if not flags & _IFF_UP:
+                    continue
+                if flags & _IFF_LOOPBACK:
+                    found.append(Interface(name, index, address, "127.255.255.255"))
+                elif flags & _IFF_BROADCAST:
+                    found.append(Interface(name, index, address, socket.inet_ntoa(ask(numbers[2], name)[20:24])))
+            except OSError:
+                continue  # no IPv4 address, or gone in the meantime
+    return found
+
+
+def _named_interfaces() -> list[Interface]:
+    with contextlib.suppress(OSError):
+        addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
+        return [Interface(address, 0, address, _LIMITED_BROADCAST) for address in sorted(addresses | {"127.0.0.1"})]
+    return [Interface("loopback", 0, "127.0.0.1", "127.255.255.255")]

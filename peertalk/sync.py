@@ -1,0 +1,447 @@
+"""The same front door without await: a Node that works while one of its methods runs, on the caller's own thread.
+
+There is no hidden thread and no hidden event loop. A node that is not called is silent: it hears, answers and sends nothing until the next call; a program with
+a loop of its own (a game) calls poll() in it. What send() accepted has been offered to the system when it returns.
+
+A node belongs to the thread that holds its lock, which is each method's for as long as it runs. Other threads may call any method: send_nowait never waits for
+the lock, the others get it when the present turn ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Any, TypeVar
+
+from . import errors
+from ._core import load
+from .config import Config, load_config, parse_duration
+from .protocol import events
+from .protocol.wire import Batch, Message
+from .runtime.peers import BroadcastResult, Peers
+from .runtime.remote import Payload, Remote, as_bytes, payload_of
+from .runtime.statistics import NodeStatistics
+from .runtime.transport import Transport
+from .runtime.world import Address, World, check_address
+
+__all__ = ["Node", "Peer"]
+
+log = logging.getLogger("peertalk")
+
+T = TypeVar("T")
+Event = events.Event["Peer"]
+
+_EVENTS_MAX = 4096
+_HANDOVER = 0.001
+"""Seconds that a waiting method leaves the lock to another thread that asked for it."""
+
+
+class Peer(Remote):
+    """Someone out there. As peertalk.Peer, without await."""
+
+    __slots__ = ("_lost",)
+
+    def attach(self, transport: Transport) -> None:
+        """Belong to a node's engine. Called by the node."""
+        super().attach(transport)
+        self._lost: errors.PeerTalkError | None = None
+
+    @property
+    def _node(self) -> Node:
+        node = self.transport.owner
+        assert isinstance(node, Node)
+        return node
+
+    def send(self, data: Payload, *, no_delay: bool = False, connect: bool = True, timeout: float | str | None = None) -> int:
+        """Accept one message for this peer, turning the node while there is no room. Returns its number.
+
+        Raises:
+            MessageTooLarge, WrongType, ConnectionClosed, ConnectionRefused, NotConnected, Timeout: nothing was accepted.
+        """
+        payload = payload_of(data)
+        with self._node._turning() as turn_until:
+            self._accept_in_time(turn_until, payload, no_delay, connect, timeout)
+            self.transport.turn()
+            return self.accepted
+
+    def send_nowait(self, data: Payload, *, no_delay: bool = False) -> int:
+        """Accept one message at once or not at all. Never waits for another thread: while one is in a method of this node the message is left to it, and 0
+        is returned in place of the number.
+
+        Raises:
+            WouldBlock, MessageTooLarge, WrongType: nothing has changed.
+        """
+        payload = payload_of(data)
+        self.transport.check_open()
+        if not self._node._lock.acquire(blocking=False):
+            self.accept_from_afar(bytes(payload))
+            return 0
+        try:
+            if not self.accept(payload, no_delay):
+                raise self.no_room()
+            self.transport.turn()
+            return self.accepted
+        finally:
+            self._node._lock.release()
+
+    def send_many(self, payloads: Iterable[Payload], *, timeout: float | str | None = None) -> int:
+        """Accept many messages in order, at a fraction of the cost of as many calls of send. Returns how many: all of them.
+
+        Raises:
+            As send(); the messages before the one that was refused are accepted.
+        """
+        messages = as_bytes(payloads)
+        deadline = None if timeout is None else time.monotonic() + parse_duration(timeout)
+        done = 0
+        with self._node._turning() as turn_until:
+            while done < len(messages):
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                self._connect_in_time(turn_until, True, left)
+                taken = self.accept_many(messages, done)
+                done += taken
+                if taken:
+                    self.transport.turn()
+                else:
+                    self._accept_in_time(turn_until, messages[done], False, True, left)
+                    done += 1
+        return done
+
+    def connect(self, *, timeout: float | str | None = None) -> Peer:
+        """Have an open connection; returns this peer.
+
+        Raises:
+            ConnectionRefused, NetworkFailure, Timeout.
+        """
+        with self._node._turning() as turn_until:
+            self._connect_in_time(turn_until, True, timeout)
+        return self
+
+    def disconnect(self, *, timeout: float | str | None = 5.0) -> None:
+        """Leave politely: what was accepted is sent first. The peer stays known."""
+        with self._node._turning() as turn_until:
+            self.transport.switchboard.leave(self)
+            turn_until(lambda: self.connection is None, timeout, f"peer {self.name!r} did not close its side", self.name)
+
+    def on_lost(self, error: errors.PeerTalkError) -> None:
+        """The link is gone: who waits for room hears why."""
+        self._lost = error
+
+    def _connect_in_time(self, turn_until: TurnUntil, connect: bool, timeout: float | str | None) -> None:
+        if self.connected:
+            return
+        if not connect:
+            raise errors.NotConnected(f"peer {self.name!r} is not connected", peer=self.name)
+        outcome: list[errors.PeerTalkError | None] = []
+        self.transport.switchboard.reach(self, lambda peer, error: outcome.append(error))
+        turn_until(lambda: bool(outcome), timeout, f"no connection to peer {self.name!r}", self.name)
+        if outcome[0] is not None:
+            raise outcome[0]
+
+    def _accept_in_time(self, turn_until: TurnUntil, payload: Any, no_delay: bool, connect: bool, timeout: float | str | None) -> None:
+        self._connect_in_time(turn_until, connect, timeout)
+        self._lost = None
+
+        def accepted() -> bool:
+            if self._lost is not None:
+                raise self._lost
+            return self.accept(payload, no_delay)
+
+        turn_until(accepted, timeout, f"no room for a message to peer {self.name!r}", self.name)
+
+
+TurnUntil = Callable[..., None]
+
+
+class Node:
+    """This program on the network. As peertalk.Node, without await; see the module for what that means.
+
+    Args and errors as there.
+    """
+
+    def __init__(self, name: str | None = None, *, config: Config | None = None, **options: Any) -> None:
+        if config is None:
+            config = load_config(**options) if name is None else load_config(name=name, **options)
+        elif options or name is not None:
+            raise errors.InvalidArgument("give a Config or options, not both")
+        self.config = config
+        self._core = load(config.core or None)
+        self._transport: Transport | None = None
+        self._lock = threading.Lock()
+        self._others = 0
+        self._events: deque[Event] | None = None
+        self._missed = 0
+
+    # Life -------------------------------------------------------------------------------------------------------------------------------------------
+
+    def start(self) -> Node:
+        """Listen and announce. Returns this node.
+
+        Raises:
+            AddressInUse, NoNetwork, PlatformError: naming the option that changes it.
+            InvalidState: started before.
+        """
+        if self._transport is not None:
+            raise errors.InvalidState(f"node {self.config.name!r} was started before; make a new one")
+        transport = Transport(self.config, self._core, World(), Peer, lambda: None)
+        transport.owner = self
+        transport.open()
+        self._transport = transport
+        if self._events is not None:
+            transport.publish = self._keep_event
+        return self
+
+    def __enter__(self) -> Node:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self, timeout: float | str = 5.0) -> int:
+        """Send what is queued, say goodbye, close; at most timeout seconds. May be called again. Returns the messages that were accepted and not sent."""
+        transport = self._transport
+        if transport is None:
+            return 0
+        if not transport.closed:
+            with self._held():
+                transport.close(parse_duration(timeout), lambda: None)
+                try:
+                    while not transport.closed:
+                        transport.turn(1.0)
+                finally:
+                    transport.close_now()
+            if transport.unsent:
+                log.warning("node %r was closed with %d messages not sent", self.config.name, transport.unsent)
+        return transport.unsent
+
+    def close_nowait(self) -> int:
+        """Close at once, without sending what is queued. Returns the messages that were not sent."""
+        if self._transport is None:
+            return 0
+        with self._held():
+            self._transport.close_now()
+        return self._transport.unsent
+
+    def __del__(self) -> None:
+        transport = getattr(self, "_transport", None)
+        if transport is not None and not transport.closed:
+            warnings.warn(f"node {self.config.name!r} was not closed; use `with` or close()", ResourceWarning, source=self, stacklevel=2)
+            with contextlib.suppress(Exception):
+                transport.close_now()
+
+    def poll(self, timeout: float | str = 0.0) -> None:
+        """One turn: serve what is ready, waiting up to timeout seconds for it."""
+        seconds = parse_duration(timeout)
+        with self._held():
+            self._engine.turn(seconds)
+
+    @property
+    def _engine(self) -> Transport:
+        if self._transport is None:
+            raise errors.InvalidState(f"node {self.config.name!r} is not started; use `with` or start()")
+        self._transport.check_open()
+        return self._transport
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """Hold the lock, asking whoever waits with it to let go."""
+        if not self._lock.acquire(blocking=False):
+            self._others += 1
+            if self._transport is not None and not self._transport.closed:
+                self._transport.loop.wake()
+            self._lock.acquire()
+            self._others -= 1
+        try:
+            if self._transport is not None:
+                self._transport.thread = threading.get_ident()
+            yield
+        finally:
+            self._lock.release()
+
+    @contextlib.contextmanager
+    def _turning(self) -> Iterator[TurnUntil]:
+        """Hold the lock; gives the function that turns until something is so."""
+        with self._held():
+            yield self._turn_until
+
+    def _turn_until(self, done: Callable[[], bool], timeout: float | str | None, what: str, peer: str | None = None) -> None:
+        engine = self._engine
+        seconds = None if timeout is None else parse_duration(timeout)
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while not done():
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise errors.Timeout(f"{what} within {seconds:g} s", peer=peer)
+            engine.turn(left)
+            if self._others:
+                self._lock.release()
+                time.sleep(_HANDOVER)
+                self._lock.acquire()
+                engine.thread = threading.get_ident()
+            engine.check_open()
+
+    # Who ---------------------------------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """As announced."""
+        return self.config.name
+
+    @property
+    def id(self) -> str:
+        """Instance id of this start, 16 hexadecimal digits."""
+        return self._engine.instance.hex()
+
+    @property
+    def address(self) -> Address:
+        """(IPv4 address, TCP port) where this node listens; the address is loopback when it listens on all."""
+        return self.config.bind or "127.0.0.1", self._engine.port
+
+    @property
+    def peers(self) -> Peers[Peer]:
+        """Who is known now."""
+        return Peers(self._engine.peers, self._engine)  # type: ignore[arg-type]
+
+    def wait_for(self, who: str | Callable[[Peer], bool], *, timeout: float | str | None = None) -> Peer:
+        """The peer with this id or name, or the first for which the function is true, as soon as it is known.
+
+        Raises:
+            Timeout: naming who is known instead.
+        """
+        found: list[Peer] = []
+
+        def known() -> bool:
+            peer = self.peers.matching(who)
+            if peer is not None:
+                found.append(peer)
+            return bool(found)
+
+        with self._turning() as turn_until:
+            try:
+                turn_until(known, timeout, f"no peer {who!r} was heard")
+            except errors.Timeout as error:
+                raise errors.Timeout(f"{error}; known: {self.peers.names()}") from None
+        return found[0]
+
+    def connect(self, who: Address | Peer | str, *, timeout: float | str | None = None) -> Peer:
+        """Connect to an address (IPv4 address or host name, TCP port), a peer, or the name or id of a known one.
+
+        Raises:
+            PeerNotFound, ConnectionRefused, NetworkFailure, Timeout, InvalidArgument (the address is this node itself).
+        """
+        if isinstance(who, str):
+            who = self.peers[who]
+        if isinstance(who, Peer):
+            return who.connect(timeout=timeout)
+        host, port = check_address(who)
+        try:
+            address = (str(socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]), port)
+        except OSError as error:
+            raise errors.NetworkFailure(f"host {host!r} is not known: {error}") from error
+        outcome: list[tuple[Remote | None, errors.PeerTalkError | None]] = []
+        with self._turning() as turn_until:
+            self._engine.switchboard.dial(address, lambda peer, error: outcome.append((peer, error)))
+            turn_until(lambda: bool(outcome), timeout, f"no connection to {host}:{port}")
+        peer, failed = outcome[0]
+        if failed is not None:
+            raise failed
+        assert isinstance(peer, Peer)
+        return peer
+
+    # Messages ----------------------------------------------------------------------------------------------------------------------------------------
+
+    def broadcast(self, data: Payload, *, timeout: float | str | None = 5.0) -> BroadcastResult[Peer]:
+        """Send to every connected peer, waiting for room up to timeout seconds for each."""
+        payload = bytes(payload_of(data))
+        accepted: list[Peer] = []
+        skipped: dict[Peer, errors.PeerTalkError] = {}
+        for peer in [peer for peer in self.peers.values() if peer.connected]:
+            try:
+                peer.send(payload, connect=False, timeout=timeout)
+                accepted.append(peer)
+            except errors.PeerTalkError as error:
+                skipped[peer] = error
+        return BroadcastResult(accepted, skipped)
+
+    def receive(self, *, timeout: float | str | None = None) -> Message[Peer]:
+        """The next message from anybody.
+
+        Raises:
+            Timeout, InvalidState (the node is closed).
+        """
+        peer, payload = self._taken(self._engine.inbox.take, timeout)
+        return Message(peer, payload)  # type: ignore[arg-type]
+
+    def messages(self, *, timeout: float | str | None = None) -> Iterator[Message[Peer]]:
+        """Messages from anybody, until none came for timeout seconds."""
+        with contextlib.suppress(errors.Timeout):
+            while True:
+                yield self.receive(timeout=timeout)
+
+    def batches(self, *, timeout: float | str | None = None) -> Iterator[Batch[Peer]]:
+        """Messages in bulk: the payloads that one peer sent and one turn brought; until none came for timeout seconds."""
+        with contextlib.suppress(errors.Timeout):
+            while True:
+                peer, payloads = self._taken(self._engine.inbox.take_lot, timeout)
+                yield Batch(peer, payloads)  # type: ignore[arg-type]
+
+    def events(self, *, timeout: float | str | None = 0.0) -> Iterator[Event]:
+        """What has happened since the last call (since the first call, for the first), and what happens until nothing did for timeout seconds.
+
+        4,096 events are kept between calls; what is more is one EventsMissed.
+        """
+        kept = self._events
+        if kept is None:
+            kept = self._events = deque()
+            if self._transport is not None:
+                self._transport.publish = self._keep_event
+        return self._each_event(kept, timeout)
+
+    def _each_event(self, kept: deque[Event], timeout: float | str | None) -> Iterator[Event]:
+        with contextlib.suppress(errors.Timeout, errors.InvalidState):
+            while True:
+                while kept:
+                    yield kept.popleft()
+                if self._missed:
+                    missed, self._missed = self._missed, 0
+                    yield events.EventsMissed(missed)
+                with self._turning() as turn_until:
+                    self._engine.turn()
+                    turn_until(lambda: bool(kept), timeout, "no event came")
+
+    def stats(self) -> NodeStatistics:
+        """Counters, with units in NodeStatistics; of its end, once the node is closed."""
+        if self._transport is None:
+            raise errors.InvalidState(f"node {self.config.name!r} is not started")
+        return self._transport.stats()
+
+    def _taken(self, take: Callable[[], T | None], timeout: float | str | None) -> T:
+        got: list[T] = []
+
+        def taken() -> bool:
+            item = take()
+            if item is not None:
+                got.append(item)
+            return bool(got)
+
+        with self._turning() as turn_until:
+            if not taken():
+                self._engine.turn()
+                turn_until(taken, timeout, "no message came")
+        return got[0]
+
+    def _keep_event(self, event: Event) -> None:
+        if self._events is None or len(self._events) >= _EVENTS_MAX:
+            self._missed += 1
+        else:
+            self._events.append(event)
+
+    def __repr__(self) -> str:
+        state = "not started" if self._transport is None else "closed" if self._transport.closed else f"port {self._transport.port}"
+        return f"<Node {self.config.name!r} {state}>"

@@ -1,0 +1,255 @@
+/* What Python cannot ask of the receiving machine: formats of other shapes, a sink that stops, a lent buffer, codes of a sink that look like faults.
+ *
+ * usage: ingest_formats. Exit status 0, or the process stops at what is wrong.
+ */
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "pt_ingest.h"
+
+#define EXPECT(condition) ((condition) ? (void)0 : __builtin_trap())
+
+static int dry; /* 1: the source of memory refuses */
+
+static void *allocate(void *context, size_t size)
+{
+    (void)context;
+    return dry ? NULL : aligned_alloc(16, (size + 15) / 16 * 16);
+}
+
+static void release(void *context, void *memory, size_t size)
+{
+    (void)context;
+    (void)size;
+    free(memory);
+}
+
+/* A format with the smallest header and no trailer: one byte of length, 0xFF is a fault; the last payload byte of a frame must not be '!'. */
+static int read_length(const uint8_t *header, pt_frame *frame)
+{
+    if (header[0] == 0xFF)
+        return PT_ERR_INVALID_PARAM;
+    memset(frame, 0, sizeof *frame);
+    frame->payload_len = header[0];
+    return PT_OK;
+}
+
+static int verify_length(const uint8_t *whole, const pt_frame *frame)
+{
+    EXPECT(frame->payload_len == whole[0]);
+    return whole[frame->payload_len] == '!' ? PT_ERR_CRC : PT_OK;
+}
+
+static const pt_format short_format = {read_length, verify_length, 1, 0};
+
+/* The largest header, length in its last byte, and a trailer of 3 that must repeat it. */
+static int read_long(const uint8_t *header, pt_frame *frame)
+{
+    memset(frame, 0, sizeof *frame);
+    frame->type = header[0];
+    frame->payload_len = header[15];
+    return PT_OK;
+}
+
+static int verify_long(const uint8_t *whole, const pt_frame *frame)
+{
+    const uint8_t *trailer = whole + 16 + frame->payload_len;
+    return trailer[0] == whole[15] && trailer[1] == whole[15] && trailer[2] == whole[15] ? PT_OK : PT_ERR_CRC;
+}
+
+static const pt_format long_format = {read_long, verify_long, PT_FORMAT_MAX_HEADER, 3};
+
+typedef struct record {
+    uint32_t count;
+    uint8_t text[1024]; /* payloads, each with a '|' behind it */
+    uint32_t text_len;
+    int answer;
+} record;
+
+static int note(void *context, uint32_t tag, const pt_frame *frame)
+{
+    record *seen = context;
+    EXPECT(tag == 5);
+    seen->count++;
+    memcpy(seen->text + seen->text_len, frame->payload, frame->payload_len);
+    seen->text_len += frame->payload_len;
+    seen->text[seen->text_len++] = '|';
+    return seen->answer;
+}
+
+static void expect_text(const record *seen, const char *text)
+{
+    EXPECT(seen->text_len == strlen(text) && memcmp(seen->text, text, seen->text_len) == 0);
+}
+
+static uint64_t in_use(const pt_pool *pool)
+{
+    pt_pool_statistics statistics;
+    pt_pool_get_statistics(pool, &statistics);
+    return statistics.in_use;
+}
+
+static void read_every_cut(pt_pool *pool)
+{
+    static const uint8_t stream[] = "\3abc\0\1x\5hello";
+    size_t len = sizeof stream - 1;
+    for (size_t first = 0; first <= len; first++) {
+        for (size_t second = first; second <= len; second++) {
+            record seen = {0};
+            pt_sink sink = {note, &seen, UINT32_MAX};
+            pt_ingest ingest;
+            size_t consumed;
+            pt_ingest_init(&ingest, &short_format, pool, 100, 5);
+            EXPECT(pt_ingest_feed(&ingest, stream, first, &sink, &consumed) == PT_OK && consumed == first);
+            EXPECT(pt_ingest_feed(&ingest, NULL, 0, &sink, &consumed) == PT_OK && consumed == 0);
+            EXPECT(pt_ingest_feed(&ingest, stream + first, second - first, &sink, &consumed) == PT_OK && consumed == second - first);
+            EXPECT(pt_ingest_feed(&ingest, stream + second, len - second, &sink, &consumed) == PT_OK && consumed == len - second);
+            expect_text(&seen, "abc||x|hello|");
+            EXPECT(ingest.frames == 4 && ingest.payload_bytes == 9 && pt_ingest_partial_len(&ingest) == 0 && in_use(pool) == 0);
+            pt_ingest_cleanup(&ingest);
+        }
+    }
+}
+
+static void read_long_headers(pt_pool *pool)
+{
+    uint8_t stream[2 * 22];
+    memset(stream, 0, sizeof stream);
+    for (uint8_t *frame = stream; frame < stream + sizeof stream; frame += 22) {
+        frame[0] = 9;
+        frame[15] = 3;
+        memcpy(frame + 16, "xyz\3\3\3", 6);
+    }
+    for (size_t cut = 1; cut <= sizeof stream; cut++) {
+        record seen = {0};
+        pt_sink sink = {note, &seen, UINT32_MAX};
+        pt_ingest ingest;
+        size_t consumed;
+        pt_ingest_init(&ingest, &long_format, pool, 3, 5);
+        for (size_t at = 0; at < sizeof stream; at += consumed) {
+            size_t piece = sizeof stream - at < cut ? sizeof stream - at : cut;
+            EXPECT(pt_ingest_feed(&ingest, stream + at, piece, &sink, &consumed) == PT_OK && consumed == piece);
+        }
+        expect_text(&seen, "xyz|xyz|");
+        pt_ingest_cleanup(&ingest);
+    }
+}
+
+/* A sink's answer is passed on as it is, ends nothing, and the frame counts as taken, whether it lay whole or was staged. */
+static void stop_at_every_frame(pt_pool *pool, int answer, size_t cut)
+{
+    static const uint8_t stream[] = "\2ab\2cd\2ef";
+    size_t len = sizeof stream - 1;
+    record seen = {.answer = answer};
+    pt_sink sink = {note, &seen, UINT32_MAX};
+    pt_ingest ingest;
+    pt_ingest_init(&ingest, &short_format, pool, 100, 5);
+    size_t at = 0;
+    while (at < len) {
+        size_t consumed;
+        size_t piece = len - at < cut ? len - at : cut;
+        uint32_t before = seen.count;
+        int code = pt_ingest_feed(&ingest, stream + at, piece, &sink, &consumed);
+        at += consumed;
+        EXPECT(seen.count - before <= 1);
+        EXPECT(code == (seen.count > before ? answer : PT_OK));
+        EXPECT(code == PT_OK ? consumed == piece : at == (size_t)3 * seen.count);
+    }
+    expect_text(&seen, "ab|cd|ef|");
+    EXPECT(in_use(pool) == 0 && ingest.state == PT_INGEST_WAIT_HEADER);
+    pt_ingest_cleanup(&ingest);
+}
+
+static void lend_what_the_pool_refused(pt_pool *pool)
+{
+    static const uint8_t stream[] = "\2ab\5hello";
+    record seen = {0};
+    pt_sink sink = {note, &seen, UINT32_MAX};
+    pt_ingest ingest;
+    size_t consumed;
+    uint8_t *spare = pt_pool_acquire(pool, 101);
+    EXPECT(spare != NULL);
+    pt_pool_trim(pool);
+    dry = 1;
+    pt_ingest_init(&ingest, &short_format, pool, 100, 5);
+    EXPECT(pt_ingest_feed(&ingest, stream, 5, &sink, &consumed) == PT_ERR_BACKPRESSURE && consumed == 3);
+    EXPECT(pt_ingest_partial_len(&ingest) == 0 && ingest.state == PT_INGEST_WAIT_HEADER);
+    pt_ingest_lend(&ingest, spare);
+    EXPECT(pt_ingest_feed(&ingest, stream + 3, 2, &sink, &consumed) == PT_OK && consumed == 2);
+    EXPECT(pt_ingest_partial_len(&ingest) == 2 && in_use(pool) == 1);
+    EXPECT(pt_ingest_feed(&ingest, stream + 5, 4, &sink, &consumed) == PT_OK && consumed == 4);
+    expect_text(&seen, "ab|hello|");
+    EXPECT(in_use(pool) == 0);
+
+    /* What was lent and not needed goes back at the end of the feed, and with the machine. */
+    spare = pt_pool_acquire(pool, 101);
+    EXPECT(spare != NULL);
+    pt_ingest_lend(&ingest, spare);
+    EXPECT(pt_ingest_feed(&ingest, stream, 3, &sink, &consumed) == PT_OK && in_use(pool) == 0);
+    pt_ingest_lend(&ingest, pt_pool_acquire(pool, 101));
+    pt_ingest_cleanup(&ingest);
+    EXPECT(in_use(pool) == 0);
+    dry = 0;
+}
+
+static void end_at_every_fault(pt_pool *pool)
+{
+    static const struct {
+        const char *stream;
+        size_t len, bad_at;
+        int code;
+    } cases[] = {
+        {"\1a\377", 3, 2, PT_ERR_INVALID_PARAM},
+        {"\1a\145", 3, 2, PT_ERR_MESSAGE_TOO_LARGE},
+        {"\1a\2b!\1c", 7, 2, PT_ERR_CRC},
+    };
+    for (size_t index = 0; index < sizeof cases / sizeof cases[0]; index++) {
+        for (size_t cut = 0; cut <= cases[index].len; cut++) {
+            const uint8_t *stream = (const uint8_t *)cases[index].stream;
+            record seen = {0};
+            pt_sink sink = {note, &seen, UINT32_MAX};
+            pt_ingest ingest;
+            size_t consumed;
+            pt_ingest_init(&ingest, &short_format, pool, 100, 5);
+            int code = pt_ingest_feed(&ingest, stream, cut, &sink, &consumed);
+            size_t start = 0;
+            if (code == PT_OK) {
+                start = cut;
+                code = pt_ingest_feed(&ingest, stream + cut, cases[index].len - cut, &sink, &consumed);
+            }
+            EXPECT(code == cases[index].code);
+            EXPECT(consumed == (cases[index].bad_at > start ? cases[index].bad_at - start : 0));
+            expect_text(&seen, "a|");
+            EXPECT(ingest.state == PT_INGEST_INIT && in_use(pool) == 0);
+            EXPECT(pt_ingest_feed(&ingest, stream, 1, &sink, &consumed) == PT_ERR_INVALID_STATE && consumed == 0);
+        }
+    }
+}
+
+int main(void)
+{
+    static const pt_pool_class classes[] = {{16, 2}, {128, 2}};
+    static const pt_memory source = {allocate, release, NULL};
+    void *memory = malloc(pt_pool_size(classes, 2));
+    EXPECT(memory != NULL);
+    pt_pool *pool = pt_pool_init(memory, classes, 2, 0, &source);
+
+    read_every_cut(pool);
+    read_long_headers(pool);
+    for (size_t cut = 1; cut <= 9; cut++) {
+        stop_at_every_frame(pool, PT_ERR_WOULD_BLOCK, cut);
+        stop_at_every_frame(pool, PT_ERR_CRC, cut);
+        stop_at_every_frame(pool, PT_ERR_BACKPRESSURE, cut);
+    }
+    lend_what_the_pool_refused(pool);
+    end_at_every_fault(pool);
+
+    pt_ingest untouched;
+    memset(&untouched, 0, sizeof untouched);
+    pt_ingest_cleanup(&untouched);
+
+    EXPECT(pt_pool_cleanup(pool) == 0);
+    free(memory);
+    return 0;
+}

@@ -1,0 +1,42 @@
+/* A buffer that is given back twice, or to a pool that is not its own, stops the process where assertions are on.
+ *
+ * usage: pool_twice once | twice | foreign
+ */
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "pt_pool.h"
+
+static void *allocate(void *context, size_t size)
+{
+    (void)context;
+    return aligned_alloc(16, (size + 15) / 16 * 16);
+}
+
+static void release(void *context, void *memory, size_t size)
+{
+    (void)context;
+    (void)size;
+    free(memory);
+}
+
+int main(int argc, char **argv)
+{
+    static const pt_pool_class classes[] = {{64, 2}};
+    static const pt_memory source = {allocate, release, NULL};
+    static uint64_t memory[2][512];
+    if (argc != 2 || pt_pool_size(classes, 1) > sizeof memory[0])
+        return 2;
+    pt_pool *pool = pt_pool_init(memory[0], classes, 1, 0, &source);
+    pt_pool *other = pt_pool_init(memory[1], classes, 1, 0, &source);
+    uint8_t *buffer = pt_pool_acquire(pool, 64);
+    if (buffer == NULL || pt_pool_buffer_size(buffer) != 64 || (uintptr_t)buffer % 16 != 0)
+        return 3;
+    if (strcmp(argv[1], "foreign") == 0)
+        pt_pool_release(other, buffer, 0);
+    pt_pool_release(pool, buffer, 64);
+    if (strcmp(argv[1], "twice") == 0)
+        pt_pool_release(pool, buffer, 64);
+    return pt_pool_cleanup(pool) == 0 && pt_pool_cleanup(other) == 0 ? 0 : 4;
+}

@@ -1,0 +1,228 @@
+"""What the tests share: the three cores, two event loops, processes, ports, a private network, and how long is long enough.
+
+PEERTALK_SOAK=1 multiplies rounds (see rounds) and examples: the same code as the short form.
+PEERTALK_CORE=<name> leaves the other cores out; without it a core that was not built is a failure, never a silence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import itertools
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+SOAK = os.environ.get("PEERTALK_SOAK") == "1"
+HANG_GUARD = 3_600 if SOAK else 60
+"""Seconds that the body of an async test may take."""
+SOAK_TIMEOUT = 2 * HANG_GUARD
+"""Seconds after which pytest-timeout ends a test of the long form; of the short form: as pyproject.toml says."""
+
+settings.register_profile("ci", deadline=None, max_examples=60, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("soak", parent=settings.get_profile("ci"), max_examples=3_000)
+settings.load_profile("soak" if SOAK else "ci")
+
+
+@pytest.fixture(scope="session")
+def rounds() -> Callable[[int, int], int]:
+    """rounds(short, full): how often to do a thing, full under PEERTALK_SOAK=1."""
+    return lambda short, full: full if SOAK else short
+
+
+# The cores
+
+ONLY = os.environ.get("PEERTALK_CORE")
+C_CORES = ("standard", "lowmem")
+CORES = (*C_CORES, "reference")
+
+
+def load_core(name: str) -> Any:
+    """A core by name; a failure with a sentence when it was not built."""
+    from peertalk import _core, errors
+
+    try:
+        return _core.load(name)
+    except (errors.NotSupported, errors.InvalidArgument) as error:
+        cure = "build it, or set PEERTALK_CORE=reference to test that one alone"
+        return pytest.fail(f"the {name} core cannot be loaded ({error}); {cure}", pytrace=False)
+
+
+@pytest.fixture(scope="session", params=[name for name in CORES if ONLY in (None, "", name)])
+def core(request: pytest.FixtureRequest) -> Any:
+    """Each of the three cores in turn."""
+    return load_core(request.param)
+
+
+@pytest.fixture(scope="session", params=C_CORES)
+def c_core(request: pytest.FixtureRequest) -> Any:
+    """Each of the compiled cores in turn."""
+    if ONLY not in (None, "", request.param):
+        pytest.skip(f"did not run on the {request.param} core: PEERTALK_CORE={ONLY} leaves it out")
+    return load_core(request.param)
+
+
+@pytest.fixture(scope="session")
+def reference_core() -> Any:
+    """The core in plain Python."""
+    return load_core("reference")
+
+
+# Event loops: an `async def` test runs on each
+
+try:
+    import uvloop
+except ImportError:
+    LOOP_KINDS: list[Any] = ["asyncio"]
+else:
+    LOOP_KINDS = ["asyncio", pytest.param("uvloop", marks=pytest.mark.uvloop)]
+
+
+@pytest.fixture(params=LOOP_KINDS)
+def loop_kind(request: pytest.FixtureRequest) -> str:
+    """Which event loop an async test runs on: "asyncio" or "uvloop"."""
+    return str(request.param)
+
+
+def event_loop_factory(kind: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    """What makes an event loop of that kind."""
+    return uvloop.new_event_loop if kind == "uvloop" else asyncio.new_event_loop
+
+
+@pytest.fixture
+def any_loop(loop_kind: str) -> Iterator[asyncio.AbstractEventLoop]:
+    """An event loop of each kind for tests that are not async themselves; closed behind them."""
+    with asyncio.Runner(loop_factory=event_loop_factory(loop_kind)) as runner:
+        yield runner.get_loop()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(collector: Any, name: str, obj: object) -> None:
+    if collector.istestfunction(obj, name) and inspect.iscoroutinefunction(obj):
+        pytest.mark.usefixtures("loop_kind")(obj)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run an async test on its loop, guarded against hanging; cancel and close all that it left."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+
+    async def guarded(test: Awaitable[None]) -> None:
+        async with asyncio.timeout(HANG_GUARD):
+            await test
+
+    with asyncio.Runner(loop_factory=event_loop_factory(pyfuncitem.funcargs["loop_kind"])) as runner:
+        runner.run(guarded(pyfuncitem.obj(**arguments)))
+    return True
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if SOAK and config.pluginmanager.hasplugin("timeout"):
+        for item in items:
+            item.add_marker(pytest.mark.timeout(SOAK_TIMEOUT))
+
+
+# Ports, processes, networks
+
+_FIRST_PORT, _LAST_PORT = 10_000, 32_000  # below the ports that the system hands out by itself
+_ports = itertools.cycle(range(_FIRST_PORT, _LAST_PORT))
+for _ in range(random.randrange(_LAST_PORT - _FIRST_PORT)):
+    next(_ports)
+
+
+def find_free_port() -> int:
+    """A port that nothing uses, TCP or UDP, and that no other test of this run was given."""
+    for port in itertools.islice(_ports, _LAST_PORT - _FIRST_PORT):
+        try:
+            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                with socket.socket(socket.AF_INET, kind) as probe:
+                    probe.bind(("", port))
+        except OSError:
+            continue
+        return port
+    raise RuntimeError(f"no free port from {_FIRST_PORT} to {_LAST_PORT}")
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """free_port(): a port of its own for each call. Nodes of a test use one for discovery, so that they never see those of another test."""
+    return find_free_port
+
+
+@pytest.fixture
+def start_python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """start_python(*arguments, prefix=(), **popen): a Python process with text pipes; killed and reaped when the test is over."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str, prefix: tuple[str, ...] = (), **popen: Any) -> subprocess.Popen[str]:
+        options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **popen}
+        path = os.pathsep.join(folder for folder in sys.path if folder)
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": path, **options.pop("env", {})}
+        process = subprocess.Popen([*prefix, sys.executable, *arguments], env=environment, **options)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+    for process in started:
+        process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+class Namespace:
+    """A private network with nothing but a loopback interface that is down. prefix runs a command in it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.prefix = ("ip", "netns", "exec", name)
+
+    def ip(self, *arguments: str) -> None:
+        """Run ip(8) in the namespace."""
+        subprocess.run(["ip", "-n", self.name, *arguments], check=True, capture_output=True)
+
+    def run(self, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command in the namespace to its end."""
+        return subprocess.run([*self.prefix, *command], text=True, capture_output=True, **options)
+
+
+_namespace_numbers = itertools.count()
+
+
+@pytest.fixture
+def make_netns() -> Iterator[Callable[[], Namespace]]:
+    """make_netns(): a private network for each call, gone when the test is over; skips where the machine allows none."""
+    if shutil.which("ip") is None:
+        pytest.skip("did not run: a network namespace needs ip (package iproute2), which is not installed")
+    made: list[Namespace] = []
+
+    def make() -> Namespace:
+        name = f"pt{os.getpid()}-{next(_namespace_numbers)}"
+        done = subprocess.run(["ip", "netns", "add", name], text=True, capture_output=True)
+        if done.returncode:
+            pytest.skip(f"did not run: this machine allows no network namespace ({done.stderr.strip() or 'no reason given'}); root is needed")
+        made.append(Namespace(name))
+        return made[-1]
+
+    yield make
+    for namespace in made:
+        subprocess.run(["ip", "netns", "del", namespace.name], check=False, capture_output=True)
+
+
+@pytest.fixture
+def netns(make_netns: Callable[[], Namespace]) -> Namespace:
+    """One private network; see make_netns."""
+    return make_netns()

@@ -1,0 +1,274 @@
+"""The receiving machine: frames from any cut of the stream. Truth: what was put in, and the reference core."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from peertalk._core.values import CAPABILITY, DATA, DISCONNECT, PING, Frame
+from peertalk.errors import BadCrc, BadMagic, BadVersion, InvalidState, ProtocolError
+
+WAIT_HEADER, WAIT_PAYLOAD, INIT = 1, 2, 0
+MESSAGE_TOO_LARGE, INVALID_PARAM = -16, -1
+
+payloads = st.one_of(st.binary(max_size=40), st.binary(min_size=1, max_size=900))
+frames = st.builds(Frame, st.integers(1, 7), st.integers(0, 255), st.integers(0, 255), payloads)
+
+
+def encode(core, frame):
+    return core.encode_frame(frame.type, frame.payload, frame.flags, frame.sequence)
+
+
+def pieces_of(stream, cuts):
+    """The stream cut into pieces of these lengths, round and round; no cuts: in one piece."""
+    lengths = cuts or [len(stream)]
+    start = turn = 0
+    while start < len(stream):
+        yield stream[start : start + lengths[turn % len(lengths)]]
+        start += lengths[turn % len(lengths)]
+        turn += 1
+
+
+@given(sent=st.lists(frames, max_size=6), cuts=st.lists(st.integers(1, 64), max_size=5))
+def test_frames_do_not_depend_on_how_the_stream_was_cut(core, sent, cuts):
+    """TCP keeps bytes, not boundaries: one byte at a time must read like one big gulp."""
+    stream = b"".join(encode(core, frame) for frame in sent)
+    pool = core.BufferPool([(64, 1), (1100, 1)])
+    ingest = core.Ingest(900, pool)
+    seen = []
+    for piece in pieces_of(stream, cuts):
+        seen += ingest.receive(piece)
+        assert ingest.consumed == len(piece)
+    assert seen == sent
+    assert ingest.partial_len == 0
+    assert pool.statistics().in_use == 0
+    ingest.close()
+    assert pool.close() == 0
+
+
+@given(sent=st.lists(frames, min_size=1, max_size=4), first=st.integers(0, 2000))
+def test_what_is_held_is_what_was_given_less_the_whole_frames(core, sent, first):
+    """The partial-frame time-out is armed by this number: it must be 0 between frames and nowhere else."""
+    stream = b"".join(encode(core, frame) for frame in sent)[:first]
+    ingest = core.Ingest(900)
+    whole = sum(12 + len(frame.payload) for frame in ingest.receive(stream))
+    assert ingest.partial_len == len(stream) - whole
+    assert ingest.state == (WAIT_PAYLOAD if ingest.partial_len >= 10 else WAIT_HEADER)
+    ingest.close()
+
+
+def judge(ingest, data):
+    """All that a call shows."""
+    try:
+        seen, code = ingest.receive(data), 0
+    except ProtocolError as fault:
+        seen, code = fault.frames, fault.code
+    except InvalidState as refusal:
+        seen, code = [], refusal.code
+    return seen, code, ingest.consumed, ingest.state, ingest.partial_len
+
+
+damages = st.lists(st.tuples(st.sampled_from(["flip", "set", "drop", "insert", "cut"]), st.integers(0, 4000), st.integers(1, 255)), max_size=3)
+
+
+def damage(stream, damages):
+    changed = bytearray(stream)
+    for kind, where, value in damages:
+        if not changed:
+            break
+        at = where % len(changed)
+        if kind == "flip":
+            changed[at] ^= value
+        elif kind == "set":
+            changed[at] = value
+        elif kind == "drop":
+            del changed[at : at + value % 16]
+        elif kind == "insert":
+            changed[at:at] = bytes([value]) * (value % 16)
+        else:
+            del changed[at:]
+    return bytes(changed)
+
+
+@given(
+    sent=st.lists(frames, max_size=5),
+    damages=damages,
+    cuts=st.lists(st.integers(1, 300), max_size=6),
+    dry=st.lists(st.booleans(), max_size=6),
+    max_payload=st.sampled_from([16, 200, 1000]),
+)
+def test_c_and_reference_agree_on_damaged_streams(c_core, reference_core, sent, damages, cuts, dry, max_payload):
+    """Every frame, every error, every byte consumed, also while memory is short: two writings of one machine cannot hide each other's mistakes."""
+    stream = damage(b"".join(encode(reference_core, frame) for frame in sent), damages)
+    classes = [(64, 1), (1100, 1)]
+    pools = [core.BufferPool(classes) for core in (c_core, reference_core)]
+    machines = [core.Ingest(max_payload, pool) for core, pool in zip((c_core, reference_core), pools, strict=True)]
+    rest = b""
+    for turn, piece in enumerate(pieces_of(stream, cuts)):
+        for pool in pools:
+            pool.trim()
+            pool.fail_at(1 if dry and dry[turn % len(dry)] else 0)
+        rest += piece
+        seen, expected = (judge(machine, rest) for machine in machines)
+        assert seen == expected
+        if seen[1]:
+            break
+        rest = rest[seen[2] :]
+    assert pools[0].statistics() == pools[1].statistics()
+    for pool in pools:
+        pool.fail_at(0)
+    assert judge(machines[0], rest) == judge(machines[1], rest)
+    for machine, pool in zip(machines, pools, strict=True):
+        machine.close()
+        assert pool.close() == 0
+
+
+def test_a_zero_length_payload_is_not_incomplete(core):
+    """A frame without payload is whole with its trailer: waiting for more would hold up a DISCONNECT for ever."""
+    stream = core.encode_frame(DISCONNECT, b"")
+    ingest = core.Ingest()
+    assert [frame.type for frame in ingest.receive(stream)] == [DISCONNECT]
+    assert ingest.receive(stream[:10]) == []
+    assert ingest.state == WAIT_PAYLOAD
+    assert ingest.receive(stream[10:11]) == []
+    assert ingest.receive(stream[11:]) == [Frame(DISCONNECT, 0, 0, b"")]
+    assert ingest.partial_len == 0
+    ingest.close()
+
+
+def test_no_bytes_change_nothing(core):
+    """An empty read is not an end of anything."""
+    ingest = core.Ingest()
+    stream = core.encode_frame(PING, b"")
+    for at in range(len(stream)):
+        assert ingest.receive(b"") == []
+        assert (ingest.consumed, ingest.partial_len) == (0, at)
+        seen = ingest.receive(stream[at : at + 1])
+    assert len(seen) == 1
+    ingest.close()
+
+
+@pytest.mark.parametrize("cut", [1, 5, 10])
+def test_an_oversize_payload_is_judged_on_its_header(core, cut):
+    """A liar must not make us wait for, or find memory for, what it will never send."""
+    header = core.encode_header(DATA, 0, 0, 201)
+    pool = core.BufferPool([(400, 1)])
+    ingest = core.Ingest(200, pool)
+    with pytest.raises(ProtocolError) as fault:
+        for piece in pieces_of(header, [cut]):
+            ingest.receive(piece)
+    assert fault.value.code == MESSAGE_TOO_LARGE
+    assert ingest.consumed == 0
+    assert pool.statistics().allocations == 0
+    at_limit = core.Ingest(200, pool)
+    at_limit.receive(core.encode_header(DATA, 0, 0, 200))
+    assert at_limit.state == WAIT_PAYLOAD
+    at_limit.close()
+    assert pool.close() == 0
+
+
+def spoil(stream, at, value):
+    return stream[:at] + bytes([value]) + stream[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "error", "code"),
+    [(0, 0x51, BadMagic, -21), (3, 0, BadMagic, -21), (4, 2, BadVersion, -23),
+     (5, 0, ProtocolError, INVALID_PARAM), (5, 8, ProtocolError, INVALID_PARAM),
+     (6, 1, BadCrc, -20), (7, 9, BadCrc, -20), (12, 0xFF, BadCrc, -20), (14, 0, BadCrc, -20)],
+)  # fmt: skip
+@pytest.mark.parametrize("early", [0, 4, 12], ids=["in one piece", "header cut", "payload cut"])
+def test_a_fault_ends_the_machine_and_spares_the_frames_before_it(core, at, value, error, code, early):
+    """There is no resynchronisation: after a fault nothing may be trusted, and nothing before it may be lost."""
+    good = Frame(CAPABILITY, 0, 0, b"before")
+    bad = spoil(core.encode_frame(DATA, b"\x01\x02\x03\x04", 0, 5), at, value)
+    before = encode(core, good) * 2
+    stream = before + bad + encode(core, good)
+    cut = len(before) + early if early else 0
+    pool = core.BufferPool([(100, 2)])
+    ingest = core.Ingest(80, pool)
+    seen = []
+    with pytest.raises(error) as fault:
+        for start in (0, cut):
+            seen += ingest.receive(stream[start : start + cut] if start < cut else stream[cut:])
+    assert fault.value.code == code
+    assert seen + fault.value.frames == [good, good]
+    assert ingest.consumed == max(0, len(before) - start)
+    assert (ingest.state, ingest.partial_len) == (INIT, 0)
+    with pytest.raises(InvalidState):
+        ingest.receive(encode(core, good))
+    assert ingest.consumed == 0
+    ingest.close()
+    assert pool.close() == 0
+
+
+@pytest.mark.parametrize("header_before", range(10))
+def test_a_refused_staging_buffer_loses_nothing(core, header_before):
+    """Short of memory the link is paused, not dropped: the same bytes, given again, go on as if nothing had been."""
+    sent = [Frame(DATA, 0, number, bytes([number]) * 50) for number in range(3)]
+    stream = b"".join(encode(core, frame) for frame in sent)
+    pool = core.BufferPool([(100, 1)])
+    ingest = core.Ingest(60, pool)
+    ingest.receive(stream[:header_before])
+    pool.fail_at(1)
+
+    rest = stream[header_before : 2 * 62 + 30]
+    seen = ingest.receive(rest)
+    if header_before:
+        assert (seen, ingest.consumed, ingest.partial_len) == ([], 0, header_before)  # its header began earlier: all of it waits
+    else:
+        assert (seen, ingest.consumed, ingest.partial_len) == (sent[:2], 2 * 62, 0)
+    rest = rest[ingest.consumed :]
+    assert ingest.receive(rest) == []
+    assert ingest.consumed == 0
+    pool.fail_at(0)
+    seen += ingest.receive(rest)
+    assert ingest.consumed == len(rest)
+    seen += ingest.receive(stream[2 * 62 + 30 :])
+    assert seen == sent
+    assert pool.statistics().in_use == 0
+    ingest.close()
+
+
+def test_an_idle_machine_holds_no_memory(core):
+    """A thousand idle peers must cost nothing: staging memory is borrowed for a cut frame only, and of its class."""
+    pool = core.BufferPool([(32, 1), (1100, 1)])
+    ingest = core.Ingest(900, pool)
+    whole = core.encode_frame(DATA, b"x" * 600)
+    ingest.receive(whole * 3)
+    ingest.receive(whole[:9])
+    assert pool.statistics().acquires == 0
+    ingest.receive(whole[9:10])
+    assert (pool.statistics().in_use, pool.statistics().bytes) == (1, 1116)
+    ingest.receive(whole[10:] + core.encode_frame(DATA, b"short")[:-1])
+    assert (pool.statistics().in_use, pool.statistics().bytes) == (1, 1116 + 48)
+    ingest.close()
+    ingest.close()
+    assert pool.close() == 0
+
+
+def test_staging_memory_is_wiped_behind_each_frame(core):
+    """One peer's message must not lie in the buffer that the next one gets."""
+    pool = core.BufferPool([(100, 1)])
+    ingest = core.Ingest(80, pool)
+    stream = core.encode_frame(DATA, b"secret" * 10)
+    ingest.receive(stream[:30])
+    assert len(ingest.receive(stream[30:])) == 1
+    ingest.receive(stream[:40])
+    ingest.close()
+    assert bytes(pool.acquire(100).view) == bytes(100)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+@pytest.mark.parametrize("cut", [72, 30])
+def test_payloads_outlive_the_bytes_that_they_were_read_from(core, kind, cut):
+    """The receive buffer is used again at once."""
+    stream = core.encode_frame(DATA, b"keep me!" * 8)
+    data = kind(bytearray(stream)) if kind is memoryview else kind(stream)
+    ingest = core.Ingest()
+    seen = ingest.receive(data[:cut]) + ingest.receive(data[cut:])
+    if kind is not bytes:
+        data[:] = bytes(len(data))
+    assert [frame.payload for frame in seen] == [b"keep me!" * 8]
+    ingest.close()

@@ -1,0 +1,289 @@
+"""The buffer pool: what it lends, what it refuses, what it counts. Truth: plain arithmetic in the tests themselves."""
+
+from __future__ import annotations
+
+import threading
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from peertalk.errors import InvalidArgument, OutOfMemory
+
+BOOKKEEPING = 16
+
+
+def refused(pool, size):
+    """True when the pool lends no such buffer, False when it did (and got it back)."""
+    try:
+        pool.acquire(size).release(0)
+    except OutOfMemory:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("size", "buffer_size"), [(1, 16), (15, 16), (16, 16), (17, 100), (99, 100), (100, 100), (101, 4112), (4111, 4112), (4112, 4112)]
+)
+def test_a_buffer_comes_from_the_smallest_class_that_holds_it(core, size, buffer_size):
+    """A size at the edge of a class must not fall into the next one, or every full slot would cost double."""
+    pool = core.BufferPool([(16, 1), (100, 1), (4112, 1)])
+    buffer = pool.acquire(size)
+    assert (buffer.size, len(buffer.view)) == (buffer_size, buffer_size)
+    assert pool.statistics().bytes == buffer_size + BOOKKEEPING
+    buffer.release()
+    assert pool.close() == 0
+
+
+@pytest.mark.parametrize("size", [0, 101, 2**32 - 1])
+def test_a_size_that_no_class_holds_is_refused_without_a_trace(core, size):
+    """It is the caller's mistake, not a shortage, and must not look like one in the counters."""
+    pool = core.BufferPool([(16, 1), (100, 1)])
+    with pytest.raises(OutOfMemory):
+        pool.acquire(size)
+    assert set(pool.statistics()) == {0}
+
+
+def test_a_larger_class_does_not_stand_in_for_an_exhausted_one(core):
+    """Else small frames would eat the buffers that large ones cannot do without."""
+    pool = core.BufferPool([(16, 2), (64, 1)])
+    lent = [pool.acquire(10), pool.acquire(16)]
+    assert refused(pool, 1)
+    assert not refused(pool, 17)
+    for buffer in lent:
+        buffer.release(0)
+    assert not refused(pool, 1)
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [[], [(0, 1)], [(16, 0)], [(16, 65_536)], [(32, 1), (16, 1)], [(16, 1), (16, 1)], [(size, 1) for size in range(1, 10)]],
+    ids=["none", "no size", "no capacity", "capacity over 16 bits", "descending", "twice", "nine"],
+)
+def test_classes_out_of_bounds_are_refused_at_once(core, classes):
+    """A pool that was made wrongly would fail later, in the middle of traffic."""
+    with pytest.raises(InvalidArgument):
+        core.BufferPool(classes)
+
+
+def test_eight_classes_of_the_largest_capacity_are_accepted(core):
+    """The bounds themselves are inside."""
+    pool = core.BufferPool([(size, 65_535) for size in range(1, 9)])
+    pool.acquire(8).release()
+    assert pool.close() == 0
+
+
+def test_the_budget_counts_free_buffers_too_until_trim(core):
+    """The budget is a promise about memory held, and a free buffer is held."""
+    pool = core.BufferPool([(100, 5), (200, 5)], budget=2 * (100 + BOOKKEEPING) + 100)
+    first, second = pool.acquire(100), pool.acquire(100)
+    first.release()
+    second.release()
+    assert refused(pool, 200)
+    assert not refused(pool, 100)  # a free one costs nothing more
+    assert pool.trim() == 2 * (100 + BOOKKEEPING)
+    assert pool.statistics().bytes == 0
+    assert not refused(pool, 200)
+    assert pool.statistics().peak_bytes == 2 * (100 + BOOKKEEPING)
+
+
+def test_a_budget_is_met_to_the_byte(core):
+    """Off by one here is a refusal that nobody can explain."""
+    assert not refused(core.BufferPool([(100, 1)], budget=116), 100)
+    assert refused(core.BufferPool([(100, 1)], budget=115), 100)
+
+
+def test_each_allocation_may_fail_and_nothing_but_the_refusal_is_seen(core):
+    """Memory runs out at the worst place: every place is tried, and the pool goes on afterwards."""
+    sizes = [16, 16, 100, 100, 4112]
+    for failing in range(1, len(sizes) + 1):
+        pool = core.BufferPool([(16, 2), (100, 2), (4112, 2)])
+        pool.fail_at(failing)
+        lent = []
+        for number, size in enumerate(sizes, 1):
+            before = pool.statistics()
+            if number < failing:
+                lent.append(pool.acquire(size))
+                continue
+            with pytest.raises(OutOfMemory):
+                pool.acquire(size)
+            assert pool.statistics() == before._replace(refusals=before.refusals + 1)
+        assert pool.attempts == len(sizes)
+        pool.fail_at(0)
+        lent += [pool.acquire(size) for size in sizes[failing - 1 :]]
+        assert pool.statistics().bytes == sum(sizes) + len(sizes) * BOOKKEEPING
+        for buffer in lent:
+            buffer.release()
+        assert pool.close() == 0
+        assert pool.statistics().bytes == 0
+
+
+def test_a_memory_limit_refuses_like_any_lack_of_memory(core):
+    """The limit of the source stands in for a machine that is full."""
+    pool = core.BufferPool([(1000, 10)], limit=2 * (1000 + BOOKKEEPING))
+    lent = [pool.acquire(1000), pool.acquire(1000)]
+    assert refused(pool, 1000)
+    assert pool.statistics().bytes == 2 * (1000 + BOOKKEEPING)
+    for buffer in lent:
+        buffer.release()
+
+
+@pytest.mark.parametrize("used", [0, 1, 99, 100, None])
+def test_returned_bytes_are_wiped_up_to_what_was_used(core, used):
+    """What one peer sent must not be readable in the buffer of the next."""
+    pool = core.BufferPool([(100, 1)])
+    buffer = pool.acquire(100)
+    assert bytes(buffer.view) == bytes(100)
+    written = 100 if used is None else used
+    buffer.view[:written] = b"\xaa" * written
+    buffer.release(used)
+    again = pool.acquire(100)
+    assert bytes(again.view) == bytes(100)
+    assert pool.statistics().allocations == 1  # it is the same memory
+    again.release()
+
+
+def test_releasing_twice_returns_a_buffer_once(core):
+    """A buffer in the free list twice would be lent to two borrowers."""
+    pool = core.BufferPool([(16, 4)])
+    buffer = pool.acquire(1)
+    buffer.release()
+    buffer.release()
+    assert (pool.statistics().returns, pool.statistics().in_use) == (1, 0)
+    first, second = pool.acquire(1), pool.acquire(1)
+    first.view[0] = 1
+    assert second.view[0] == 0
+    first.release()
+    second.release()
+
+
+def test_close_says_how_many_buffers_are_still_lent(core):
+    """A leak has a number, at the latest at the end."""
+    pool = core.BufferPool([(16, 4)])
+    lent = [pool.acquire(1) for _ in range(3)]
+    lent.pop().release()
+    assert pool.statistics().in_use == 2
+    for buffer in lent:
+        buffer.release()
+    assert pool.close() == 0
+
+
+CLASSES = [(16, 3), (64, 2), (300, 4)]
+
+
+class PoolModel(RuleBasedStateMachine):
+    """Any order of borrowing and returning against sums that are kept beside it."""
+
+    def __init__(self, core):
+        super().__init__()
+        self.core = core
+        self.lent = []
+        self.free = dict.fromkeys((size for size, _ in CLASSES), 0)
+        self.acquires = self.allocations = self.refusals = self.returns = self.peak = 0
+        self.dry = False
+
+    @initialize(budget=st.sampled_from([0, 0, 400, 700, 1000]))
+    def make(self, budget):
+        self.budget = budget
+        self.pool = self.core.BufferPool(CLASSES, budget=budget)
+
+    def held(self):
+        lent = [buffer.size for buffer, _ in self.lent]
+        return sum(size + BOOKKEEPING for size in lent) + sum((size + BOOKKEEPING) * count for size, count in self.free.items())
+
+    @rule(size=st.integers(1, 300), fill=st.integers(1, 255))
+    def acquire(self, size, fill):
+        buffer_size, capacity = next(each for each in CLASSES if size <= each[0])
+        existing = self.free[buffer_size] + sum(buffer.size == buffer_size for buffer, _ in self.lent)
+        cost = buffer_size + BOOKKEEPING
+        made = not self.free[buffer_size]
+        if made and (existing == capacity or self.dry or (self.budget and self.held() + cost > self.budget)):
+            with pytest.raises(OutOfMemory):
+                self.pool.acquire(size)
+            self.refusals += 1
+            return
+        buffer = self.pool.acquire(size)
+        assert buffer.size == buffer_size
+        assert bytes(buffer.view) == bytes(buffer_size)
+        buffer.view[:] = bytes([fill]) * buffer_size
+        self.lent.append((buffer, fill))
+        self.acquires += 1
+        self.allocations += made
+        self.free[buffer_size] -= not made
+        self.peak = max(self.peak, self.held())
+
+    @precondition(lambda self: self.lent)
+    @rule(data=st.data())
+    def release(self, data):
+        buffer, fill = self.lent.pop(data.draw(st.integers(0, len(self.lent) - 1)))
+        assert bytes(buffer.view) == bytes([fill]) * buffer.size  # nobody else wrote here
+        buffer.release()
+        self.free[buffer.size] += 1
+        self.returns += 1
+
+    @rule()
+    def trim(self):
+        assert self.pool.trim() == sum((size + BOOKKEEPING) * count for size, count in self.free.items())
+        self.free = dict.fromkeys(self.free, 0)
+
+    @rule(dry=st.booleans())
+    def change_memory(self, dry):
+        self.dry = dry
+        self.pool.fail_at(1 if dry else 0)
+
+    @rule()
+    def count(self):
+        expected = (self.acquires, self.allocations, self.refusals, self.returns, self.held(), self.peak, len(self.lent))
+        assert tuple(self.pool.statistics()) == expected
+
+    def teardown(self):
+        if hasattr(self, "pool"):
+            self.count()
+            for buffer, _ in self.lent:
+                buffer.release()
+            assert self.pool.close() == 0
+
+
+def test_every_counter_equals_the_sum_of_what_was_done(core):
+    """Budgets, leaks and idle memory are judged by these numbers; they must be exact, not plausible."""
+    run_state_machine_as_test(lambda: PoolModel(core), settings=settings(max_examples=settings().max_examples, stateful_step_count=40))
+
+
+def test_threads_that_share_a_pool_never_share_a_buffer(core, rounds):
+    """Workers borrow from one pool at the same time, and the C calls run without the interpreter's lock."""
+    pool = core.BufferPool([(16, 5), (64, 6)], budget=500)
+    turns = rounds(1_500, 100_000)
+    faults = []
+    start = threading.Barrier(8)
+
+    def borrow(number):
+        start.wait()
+        mark = bytes([number])
+        for turn in range(turns):
+            try:
+                buffer = pool.acquire(1 + (turn * 7 + number) % 64)
+            except OutOfMemory:
+                continue
+            if bytes(buffer.view) != bytes(buffer.size):
+                faults.append("not wiped")
+            buffer.view[:] = mark * buffer.size
+            if turn % 100 == number:
+                pool.trim()
+            if bytes(buffer.view) != mark * buffer.size:
+                faults.append("two borrowers")
+            buffer.release()
+
+    threads = [threading.Thread(target=borrow, args=(number,)) for number in range(1, 9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    counted = pool.statistics()
+    assert faults == []
+    assert counted.acquires + counted.refusals == 8 * turns
+    assert (counted.returns, counted.in_use) == (counted.acquires, 0)
+    assert counted.peak_bytes <= 500
+    assert pool.trim() == counted.bytes
+    assert pool.close() == 0

@@ -1,0 +1,488 @@
+"""Discovery: everyone is found, nobody is found twice, silence ends, and strangers cannot fill the table. The clock is a number."""
+
+from __future__ import annotations
+
+import itertools
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from peertalk._core.values import ANNOUNCE, GOODBYE, QUERY
+from peertalk.errors import InvalidArgument
+from peertalk.protocol.discovery import ADDRESSES_MAX, ANSWER_SPACING, Changed, Discovery, Found, Gone
+from peertalk.protocol.events import LostReason
+from peertalk.protocol.wire import Announcement, decode_announcement, encode_announcement
+
+OWN = bytes.fromhex("0101010101010101")
+INTERVAL, TIMEOUT, STALE = 5.0, 30.0, 20.0
+
+
+def instance(number: int) -> bytes:
+    return (number + 2).to_bytes(8, "big")
+
+
+def make(core, **options) -> Discovery:
+    """A discovery of ours, started at 0, its first packets sent."""
+    discovery = Discovery(core, **{"instance": OWN, "name": "me", "port": 7354, "announce_interval": INTERVAL, "peer_timeout": TIMEOUT, **options})
+    discovery.start(0.0)
+    discovery.data_to_send(0.0)
+    return discovery
+
+
+def packet(core, kind=ANNOUNCE, who=None, name="ada", port=7354, **rest) -> bytes:
+    """A packet of peer number `who`, or of a classic one."""
+    return encode_announcement(core, Announcement(kind, name, port, instance=None if who is None else instance(who), **rest))
+
+
+def news(discovery: Discovery) -> list[object]:
+    """All events that wait."""
+    return list(iter(discovery.next_event, None))
+
+
+def kinds(core, packets: list[bytes]) -> list[int]:
+    return [decode_announcement(core, data).type for data in packets]
+
+
+class DiscoveryAgainstAModel(RuleBasedStateMachine):
+    """A dictionary of who was heard when, and a clock: what discovery says must follow from them, whatever strangers send."""
+
+    HOSTS = ("10.0.0.2", "10.0.0.3", "10.0.0.4")
+    MAX_PEERS, MAX_PER_ADDRESS = 5, 3
+    core = None
+
+    @initialize()
+    def start(self):
+        self.now = 0.0
+        self.discovery = make(self.core, max_peers=self.MAX_PEERS, max_per_address=self.MAX_PER_ADDRESS)
+        self.known: dict[object, float] = {}  # key -> last heard
+        self.source: dict[object, str] = {}
+        self.held: set[object] = set()
+        self.departed: set[object] = set()
+        self.last_announce = 0.0
+        self.refused = 0
+
+    def forget(self, key):
+        for table in (self.known, self.source):
+            table.pop(key, None)
+        self.departed.discard(key)
+
+    def hear_all_events(self) -> list[object]:
+        """Check each event against what is known; give them back."""
+        events = news(self.discovery)
+        for event in events:
+            match event:
+                case Found(key):
+                    assert key not in self.known
+                    self.known[key] = self.now
+                case Changed(key):
+                    assert key in self.known
+                case Gone(key):
+                    assert key in self.known
+                    assert key not in self.held
+                    self.forget(key)
+        return events
+
+    who = st.integers(0, 6)
+    hosts = st.sampled_from(HOSTS)
+
+    @rule(number=who | st.none(), host=hosts, name=st.sampled_from(["ada", "bob"]), port=st.sampled_from([1, 2]))
+    def announce(self, number, host, name, port):
+        key = (host, port) if number is None else instance(number)
+        before = dict(self.known)
+        crowd = [one for one in before if self.source[one] == host]
+        room_here, room = len(crowd) < self.MAX_PER_ADDRESS, len(before) < self.MAX_PEERS
+        self.discovery.receive(packet(self.core, who=number, name=name, port=port), (host, 7353), self.now)
+        events = self.hear_all_events()
+        if key in before:
+            assert not events or [type(event) for event in events] == [Changed]
+            self.known[key] = self.now
+            self.departed.discard(key)
+            return
+        if room_here and room:
+            assert [type(event) for event in events] == [Found]
+        elif events:
+            gone, found = events
+            assert (gone.reason, found.key) == (LostReason.EVICTED, key)
+            rivals = [one for one in (crowd if not room_here else before) if one not in self.held]
+            assert gone.key in rivals
+            assert before[gone.key] == min(before[one] for one in rivals)
+            assert self.now - before[gone.key] > STALE
+        else:
+            self.refused += 1
+            rivals = [one for one in (crowd if not room_here else before) if one not in self.held]
+            assert all(self.now - before[one] <= STALE for one in rivals)
+        if key in self.known:
+            self.source[key] = host
+
+    @rule(number=who | st.none(), host=hosts, port=st.sampled_from([1, 2]))
+    def say_goodbye(self, number, host, port):
+        key = (host, port) if number is None else instance(number)
+        expected = [Gone(key, LostReason.GOODBYE)] if key in self.known and key not in self.held else []
+        if key in self.known and key in self.held:
+            self.departed.add(key)
+        self.discovery.receive(packet(self.core, GOODBYE, who=number, port=port), (host, 7353), self.now)
+        assert self.hear_all_events() == expected
+
+    @rule(number=who, host=hosts)
+    def ask(self, number, host):
+        self.discovery.receive(packet(self.core, QUERY, who=number), (host, 7353), self.now)
+        assert self.hear_all_events() == []
+
+    @rule(kind=st.sampled_from([ANNOUNCE, QUERY, GOODBYE]), host=hosts)
+    def hear_ourselves(self, kind, host):
+        before = self.discovery.statistics()
+        data = encode_announcement(self.core, Announcement(kind, "me", 7354, instance=OWN))
+        self.discovery.receive(data, (host, 7353), self.now)
+        assert self.hear_all_events() == []
+        assert self.discovery.statistics() == before._replace(own=before.own + 1)
+
+    @rule(number=who, host=hosts, kind=st.sampled_from([ANNOUNCE, GOODBYE]), damage=st.integers(0, 14 * 8 - 1), cut=st.booleans())
+    def hear_noise(self, number, host, kind, damage, cut):
+        before = self.discovery.statistics()
+        data = bytearray(packet(self.core, kind, who=number, name=""))
+        if cut:
+            del data[damage // 8 :]
+        else:
+            data[damage // 8] ^= 1 << damage % 8
+        self.discovery.receive(bytes(data), (host, 7353), self.now)
+        assert self.hear_all_events() == []
+        assert self.discovery.statistics() == before._replace(malformed=before.malformed + 1)
+
+    @rule(number=who)
+    def hold(self, number):
+        self.discovery.hold(instance(number))
+        self.held.add(instance(number))
+
+    @rule(number=who)
+    def release(self, number):
+        key = instance(number)
+        self.discovery.release(key, self.now)
+        if key in self.held and key in self.known:
+            self.known[key] = self.now
+        self.held.discard(key)
+        expected = [Gone(key, LostReason.GOODBYE)] if key in self.departed else []
+        assert self.hear_all_events() == expected
+
+    @rule(quarters=st.integers(0, 150))
+    def wait(self, quarters):
+        """Live through the time as a loop does: from one deadline to the next."""
+        end = self.now + quarters / 4
+        for _ in range(1000):
+            due = self.discovery.next_timeout()
+            if due > end:
+                break
+            self.now = max(self.now, due)
+            self.discovery.handle_timeout(self.now)
+            silent = {key for key, heard in self.known.items() if key not in self.held and heard + TIMEOUT <= self.now}
+            events = self.hear_all_events()
+            assert {event.key for event in events} == silent
+            assert all(event.reason is LostReason.TIMEOUT for event in events)
+            self.send()
+        else:
+            raise AssertionError("next_timeout() does not move on")
+        self.now = end
+
+    @rule()
+    def send(self):
+        for kind in kinds(self.core, self.discovery.data_to_send(self.now)):
+            assert kind == ANNOUNCE
+            self.last_announce = self.now
+
+    @invariant()
+    def table_is_what_was_heard(self):
+        discovery = self.discovery
+        assert set(discovery) == set(self.known)
+        assert len(discovery) == len(self.known) == discovery.statistics().peers <= self.MAX_PEERS
+        for host in self.HOSTS:
+            assert sum(source == host for source in self.source.values()) <= self.MAX_PER_ADDRESS
+        assert discovery.statistics().refused == self.refused
+        assert all(1 <= len(discovery.addresses(key)) <= ADDRESSES_MAX for key in self.known)
+
+    @invariant()
+    def deadlines_are_kept(self):
+        due = self.discovery.next_timeout()
+        assert due <= self.last_announce + INTERVAL
+        assert all(due <= heard + TIMEOUT for key, heard in self.known.items() if key not in self.held)
+        assert self.now <= self.last_announce + INTERVAL
+
+
+def test_discovery_does_what_follows_from_who_was_heard_when(core):
+    """Bounds, expiry, eviction, holding, goodbyes, noise and our own echo, in any order and at any time."""
+    kind = type("Machine", (DiscoveryAgainstAModel,), {"core": core})
+    run_state_machine_as_test(kind)
+
+
+def test_start_announces_and_asks_and_stop_says_goodbye(core):
+    """Others learn of us at once, we of them, and nobody waits for our silence to end."""
+    discovery = Discovery(core, instance=OWN, name="me", port=7354, datagram_port=7355, flags=2)
+    assert discovery.data_to_send(0.0) == []
+    assert discovery.next_timeout() is None
+    discovery.start(3.0)
+    sent = [decode_announcement(core, data) for data in discovery.data_to_send(3.0)]
+    assert sent == [Announcement(kind, "me", 7354, 2, 3, OWN, 7355) for kind in (ANNOUNCE, QUERY)]
+    assert discovery.data_to_send(3.0) == []
+    discovery.stop()
+    discovery.stop()
+    assert kinds(core, discovery.data_to_send(4.0)) == [GOODBYE]
+    assert discovery.data_to_send(100.0) == []
+    assert discovery.next_timeout() is None
+
+
+def test_after_stop_nothing_is_heard_or_answered(core):
+    """An answer after the goodbye would bring us back to life in everybody's table."""
+    discovery = make(core)
+    discovery.receive(packet(core, QUERY, who=1), ("10.0.0.2", 7353), 0.1)
+    discovery.stop()
+    discovery.receive(packet(core, QUERY, who=1), ("10.0.0.2", 7353), 1.0)
+    discovery.receive(packet(core, who=1), ("10.0.0.2", 7353), 1.0)
+    discovery.handle_timeout(50.0)
+    assert kinds(core, discovery.data_to_send(50.0)) == [GOODBYE]
+    assert news(discovery) == []
+    discovery.start(60.0)
+    assert kinds(core, discovery.data_to_send(60.0)) == [ANNOUNCE, QUERY]
+    discovery.start(70.0)
+    discovery.stop()
+    assert kinds(core, discovery.data_to_send(70.0)) == [GOODBYE]
+
+
+@given(asked=st.lists(st.integers(0, 40), max_size=60))
+def test_queries_are_answered_soon_and_never_closer_than_the_spacing(core, asked):
+    """Each asker gets an answer, and a flood of questions does not become a flood of answers."""
+    discovery = make(core, announce_interval=10.0)
+    answers = [0.0]
+    for ask in [*sorted(ask / 20 for ask in asked), 9.0]:
+        while discovery.next_timeout() < ask:
+            now = discovery.next_timeout()
+            answers += [now] * len(discovery.data_to_send(now))
+        discovery.receive(packet(core, QUERY, who=1), ("10.0.0.2", 7353), ask)
+        answers += [ask] * len(discovery.data_to_send(ask))
+        pending = discovery.next_timeout()
+        assert answers[-1] == ask or pending <= ask + ANSWER_SPACING + 1e-9
+    assert all(later - earlier >= ANSWER_SPACING - 1e-9 for earlier, later in itertools.pairwise(answers))
+    assert len(discovery) == 0
+
+
+def test_hearing_a_stranger_makes_nobody_send(core):
+    """Otherwise a hundred peers would answer each other's announcements for ever."""
+    discovery = make(core)
+    for number in range(10):
+        discovery.receive(packet(core, who=number), ("10.0.0.2", 7353), 0.1)
+    assert discovery.data_to_send(0.1) == []
+
+
+def test_two_nodes_find_each_other_whichever_starts_first(core):
+    """The later one asks, and the earlier one answers."""
+    first, second = make(core), Discovery(core, instance=instance(1), name="late", port=7355)
+    second.start(2.0)
+    for data in second.data_to_send(2.0):
+        first.receive(data, ("10.0.0.2", 7353), 2.0)
+    for data in first.data_to_send(2.0):
+        second.receive(data, ("10.0.0.1", 7353), 2.0)
+    assert news(first) == [Found(instance(1), Announcement(ANNOUNCE, "late", 7355, instance=instance(1)), ("10.0.0.2", 7355))]
+    assert [event.key for event in news(second)] == [OWN]
+
+
+def test_a_peer_is_forgotten_exactly_when_its_silence_is_long_enough(core):
+    """Not a moment before: two of its announcements may be lost on the way."""
+    discovery = make(core)
+    discovery.receive(packet(core, who=1), ("10.0.0.2", 7353), 1.0)
+    news(discovery)
+    discovery.handle_timeout(1.0 + TIMEOUT - 0.001)
+    assert news(discovery) == []
+    discovery.receive(packet(core, who=1), ("10.0.0.2", 7353), 2.0 + TIMEOUT)
+    discovery.handle_timeout(1.0 + 2 * TIMEOUT)
+    assert news(discovery) == []
+    discovery.handle_timeout(2.0 + 2 * TIMEOUT)
+    assert news(discovery) == [Gone(instance(1), LostReason.TIMEOUT)]
+    assert discovery.addresses(instance(1)) == []
+
+
+def test_who_is_heard_again_does_not_delay_the_end_of_who_is_not(core):
+    """The line is kept in the order of the last hearing, not of the first."""
+    discovery = make(core)
+    for now, number in ((0.0, 1), (1.0, 2), (10.0, 1)):
+        discovery.receive(packet(core, who=number), ("10.0.0.2", 7353), now)
+    news(discovery)
+    discovery.handle_timeout(1.0 + TIMEOUT)
+    assert news(discovery) == [Gone(instance(2), LostReason.TIMEOUT)]
+
+
+def test_a_host_that_is_full_gives_up_its_own_most_silent_peer_and_never_a_connected_one(core):
+    """Otherwise one host could push out the peers of another, or end what is in use."""
+    discovery = make(core, max_per_address=3)
+    discovery.receive(packet(core, who=1), ("10.0.0.9", 7353), 0.0)
+    for now, number in ((1.0, 2), (2.0, 3), (3.0, 4), (4.0, 3)):
+        discovery.receive(packet(core, who=number), ("10.0.0.2", 7353), now)
+    discovery.hold(instance(2))
+    news(discovery)
+    for now, number in ((23.5, 5), (24.5, 6)):
+        discovery.receive(packet(core, who=number), ("10.0.0.2", 7353), now)
+    assert [event.key for event in news(discovery) if isinstance(event, Gone)] == [instance(4), instance(3)]
+    discovery.receive(packet(core, who=7), ("10.0.0.2", 7353), 24.7)
+    assert set(discovery) == {instance(number) for number in (1, 2, 5, 6)}
+    assert discovery.statistics().refused == 1
+
+
+def test_a_connected_peer_outlives_silence_and_goodbye(core):
+    """Its link knows better, and a forged goodbye must not end a conversation."""
+    discovery = make(core)
+    discovery.receive(packet(core, who=1), ("10.0.0.2", 7353), 0.0)
+    news(discovery)
+    discovery.hold(instance(1))
+    discovery.handle_timeout(1000.0)
+    discovery.receive(packet(core, GOODBYE, who=1), ("10.0.0.2", 7353), 1000.0)
+    discovery.receive(packet(core, who=1), ("10.0.0.2", 7353), 1001.0)
+    discovery.release(instance(1), 1002.0)
+    discovery.handle_timeout(1002.0 + TIMEOUT - 0.001)
+    assert news(discovery) == []
+    discovery.handle_timeout(1002.0 + TIMEOUT)
+    assert news(discovery) == [Gone(instance(1), LostReason.TIMEOUT)]
+
+
+def test_a_goodbye_that_overtook_the_end_of_the_link_counts_when_the_link_ends(core):
+    """A leaving peer closes and says goodbye in one breath; which of the two is read first is chance, and it must not stay listed for 30 s."""
+    discovery = make(core)
+    discovery.receive(packet(core, who=1), ("10.0.0.2", 7353), 0.0)
+    news(discovery)
+    discovery.hold(instance(1))
+    discovery.receive(packet(core, GOODBYE, who=1), ("10.0.0.2", 7353), 1.0)
+    assert news(discovery) == []
+    discovery.release(instance(1), 1.1)
+    assert news(discovery) == [Gone(instance(1), LostReason.GOODBYE)]
+
+
+def test_a_peer_that_was_held_before_it_was_heard_is_held_all_the_same(core):
+    """It dialled us first; its announcement came later."""
+    discovery = make(core)
+    discovery.hold(instance(1))
+    discovery.receive(packet(core, who=1), ("10.0.0.2", 7353), 0.0)
+    discovery.handle_timeout(1000.0)
+    assert [type(event) for event in news(discovery)] == [Found]
+    assert instance(1) in discovery
+    discovery.hold(instance(2))
+    discovery.release(instance(2), 1000.0)
+    discovery.receive(packet(core, who=2), ("10.0.0.2", 7353), 1000.0)
+    discovery.handle_timeout(1000.0 + TIMEOUT)
+    assert instance(2) not in discovery
+
+
+def test_what_a_known_peer_changes_is_reported_once(core):
+    """The original ignores it (quirk Q14), and dials the old port for ever."""
+    discovery = make(core)
+    for now, changed in enumerate([{}, {}, {"name": "bob"}, {"name": "bob"}, {"port": 9}, {"flags": 4}, {"datagram_port": 3}]):
+        discovery.receive(packet(core, who=1, **changed), ("10.0.0.2", 7353), float(now))
+    assert [type(event) for event in news(discovery)] == [Found]
+    discovery.receive(packet(core, who=1, name="bob", port=9), ("10.0.0.2", 7353), 8.0)
+    discovery.receive(packet(core, who=1, name="bob", port=9), ("10.0.0.2", 7353), 9.0)
+    latest = Announcement(ANNOUNCE, "bob", 9, instance=instance(1))
+    assert news(discovery) == [Changed(instance(1), latest, ("10.0.0.2", 9))]
+    assert discovery.addresses(instance(1)) == [("10.0.0.2", 9)]
+    assert discovery.announcement(instance(1)) == latest
+
+
+def test_a_classic_peer_is_known_by_address_and_port(core):
+    """It has nothing else; two of them on one host differ by port, and their names may be the same."""
+    discovery = make(core)
+    for host, port in (("10.0.0.2", 1), ("10.0.0.2", 2), ("10.0.0.3", 1)):
+        for now in (0.0, 1.0):
+            discovery.receive(packet(core, port=port), (host, 7353), now)
+    assert [event.key for event in news(discovery)] == [("10.0.0.2", 1), ("10.0.0.2", 2), ("10.0.0.3", 1)]
+
+
+def test_a_peer_on_two_networks_keeps_the_address_that_it_was_found_at(core):
+    """Flapping between them would open a link on each; when the first falls silent the other takes over, and that is told."""
+    discovery = make(core)
+    for now in range(0, 60, 5):
+        hosts = ("10.0.0.2", "192.168.1.2") if now <= 10 else ("192.168.1.2",)
+        for host in hosts:
+            discovery.receive(packet(core, who=1), (host, 7353), float(now))
+        first = "10.0.0.2" if now <= 10 + STALE else "192.168.1.2"
+        assert discovery.addresses(instance(1))[0] == (first, 7354)
+        assert len(discovery.addresses(instance(1))) == 2
+    found, = [event for event in news(discovery)]
+    assert found.address == ("192.168.1.2", 7354)
+
+
+def test_at_most_four_addresses_are_remembered_and_the_first_is_safe_from_strangers(core):
+    """A forger who knows an instance id can add addresses, but cannot take the place of the one that works."""
+    discovery = make(core)
+    discovery.receive(packet(core, who=1), ("10.0.0.2", 7353), 0.0)
+    for number in range(100):
+        discovery.receive(packet(core, who=1), (f"10.6.6.{number}", 7353), number / 10)
+    addresses = [host for host, _ in discovery.addresses(instance(1))]
+    assert addresses == ["10.0.0.2", "10.6.6.99", "10.6.6.98", "10.6.6.97"]
+
+
+def test_a_peer_that_does_not_listen_has_no_address_to_dial(core):
+    """Port 0 is legal on the wire; dialling it is not."""
+    discovery = make(core)
+    discovery.receive(packet(core, who=1, port=0), ("10.0.0.2", 7353), 0.0)
+    assert instance(1) in discovery
+    assert discovery.addresses(instance(1)) == []
+
+
+def test_a_flood_of_forged_announcements_costs_bounded_memory_even_if_no_event_is_read(core):
+    """Anyone on the network can send them, each from another address, with another id, and take them back."""
+    discovery = make(core, max_peers=64, max_per_address=8)
+    assert len(news(discovery)) == 0
+    forged = [packet(core, kind, who=number) for number in range(200) for kind in (ANNOUNCE, GOODBYE, ANNOUNCE)]
+
+    def flood(start: float) -> None:
+        for number, data in enumerate(forged):
+            discovery.receive(data, (f"10.9.{number % 7}.{number % 250}", 7353), start + number / 10)
+
+    flood(0.0)
+    tracemalloc.start()
+    try:
+        flood(100.0)
+        before, _ = tracemalloc.get_traced_memory()
+        for start in range(200, 600, 100):
+            flood(float(start))
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 20_000
+    assert len(discovery) <= 64
+    assert len(news(discovery)) <= 2 * 64
+    assert discovery.statistics().refused > 0
+
+
+def test_one_host_can_fill_only_its_share_and_is_heard_again_when_the_forged_fall_silent(core):
+    """Others must still be found during the flood, and a real peer on that host soon after it."""
+    discovery = make(core, max_per_address=64)
+    for number in range(1000):
+        discovery.receive(packet(core, who=number), ("10.6.6.6", 7353), 0.0)
+    assert (len(discovery), discovery.statistics().refused) == (64, 936)
+    discovery.receive(packet(core, who=5000), ("10.0.0.2", 7353), 0.0)
+    assert instance(5000) in discovery
+    discovery.receive(packet(core, who=6000), ("10.6.6.6", 7353), STALE)
+    assert instance(6000) not in discovery
+    news(discovery)
+    discovery.receive(packet(core, who=6000), ("10.6.6.6", 7353), STALE + 0.1)
+    assert instance(6000) in discovery
+    assert [getattr(event, "reason", None) for event in news(discovery)] == [LostReason.EVICTED, None]
+    assert discovery.statistics().evicted == 1
+
+
+def test_news_that_nobody_read_in_time_is_replaced_and_not_heaped_up(core):
+    """A peer that came and went in between was never there; one that went and came back is told as both."""
+    discovery = make(core)
+    where = ("10.0.0.2", 7353)
+    discovery.receive(packet(core, who=1), where, 0.0)
+    discovery.receive(packet(core, GOODBYE, who=1), where, 0.0)
+    assert news(discovery) == []
+    discovery.receive(packet(core, who=1), where, 0.0)
+    news(discovery)
+    for kind in (GOODBYE, ANNOUNCE, GOODBYE, ANNOUNCE):
+        discovery.receive(packet(core, kind, who=1, name="back"), where, 1.0)
+    assert [type(event) for event in news(discovery)] == [Gone, Found]
+
+
+@pytest.mark.parametrize("wrong", [{"max_peers": 0}, {"max_per_address": 0}, {"announce_interval": 0.0}, {"peer_timeout": -1.0}, {"name": "x" * 32}])
+def test_a_discovery_that_could_not_work_is_refused(core, wrong):
+    """Config has narrower bounds; this is the last line."""
+    with pytest.raises(InvalidArgument):
+        make(core, **wrong)

@@ -1,0 +1,248 @@
+"""Configuration: precedence, bounds, units, and messages that say where a wrong value came from."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from peertalk.config import Config, Setting, check_name, load_config, parse_duration, parse_size, settings
+from peertalk.errors import InvalidArgument, WrongType
+
+BOUNDED = [setting for setting in settings() if setting.minimum is not None]
+BY_NAME = {setting.name: setting for setting in settings()}
+
+
+@pytest.fixture(autouse=True)
+def _no_variables_of_this_shell(monkeypatch):
+    for setting in settings():
+        monkeypatch.delenv(setting.environment, raising=False)
+
+
+def test_an_argument_beats_the_environment_which_beats_the_default(monkeypatch):
+    """Whoever speaks closest to the code has the last word, and explain() says who it was."""
+    monkeypatch.setenv("PEERTALK_PORT", "5000")
+    monkeypatch.setenv("PEERTALK_MAX_PEERS", "7")
+    config = load_config(port=6000)
+    assert (config.port, config.max_peers, config.io_budget) == (6000, 7, 16)
+    explained = config.explain()
+    assert explained["port"] == (6000, "argument")
+    assert explained["max_peers"] == (7, "environment PEERTALK_MAX_PEERS")
+    assert explained["io_budget"] == (16, "default")
+    assert set(explained) == {setting.name for setting in settings()}
+
+
+def test_a_config_built_directly_guesses_its_sources():
+    """No environment was read, so a value is the default or somebody's argument."""
+    explained = Config(port=1).explain()
+    assert explained["port"] == (1, "argument")
+    assert explained["discovery_port"] == (7353, "default")
+
+
+def test_a_wrong_variable_that_an_argument_overrules_harms_nobody(monkeypatch):
+    """A broken shell profile must not stop a program that says exactly what it wants."""
+    monkeypatch.setenv("PEERTALK_PORT", "many")
+    assert load_config(port=1).port == 1
+
+
+def test_none_and_an_empty_variable_count_as_not_given(monkeypatch):
+    """A command line passes None for what was not typed; shells leave empty variables behind."""
+    monkeypatch.setenv("PEERTALK_PORT", "")
+    assert load_config(port=None, name=None) == Config()
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "expected"),
+    [
+        ("PORT", " 80 ", 80),
+        ("ANNOUNCE_INTERVAL", "250ms", 0.25),
+        ("PEER_TIMEOUT", "1m", 60.0),
+        ("DRAIN_TIMEOUT", "0", 0.0),
+        ("SEND_QUEUE_BYTES", "64KiB", 65536),
+        ("RECEIVE_QUEUE_BYTES", "1MB", 1_000_000),
+        ("DISCOVERY", "Off", False),
+        ("DISCOVERY", "1", True),
+        ("INTERFACES", "eth0, lo,", ("eth0", "lo")),
+        ("NAME", "ada", "ada"),
+        ("BIND", "127.0.0.1", "127.0.0.1"),
+        ("CORE", "lowmem", "lowmem"),
+    ],
+)
+def test_each_kind_of_field_can_be_set_from_the_environment(monkeypatch, variable, text, expected):
+    """The environment knows only text."""
+    monkeypatch.setenv(f"PEERTALK_{variable}", text)
+    assert getattr(load_config(), variable.lower()) == expected
+
+
+@pytest.mark.parametrize("setting", BOUNDED, ids=lambda setting: setting.name)
+def test_bounds_are_inclusive_and_what_lies_beyond_is_refused_with_value_bound_and_source(setting: Setting, monkeypatch):
+    """The reader of the message must see what to change, to what, and where."""
+    step = 1 if setting.kind in ("whole", "bytes") else 0.001
+    for bound in (setting.minimum, setting.maximum):
+        assert getattr(load_config(**{setting.name: bound}), setting.name) == bound
+    for beyond in (setting.minimum - step, setting.maximum + step):
+        with pytest.raises(InvalidArgument) as caught:
+            load_config(**{setting.name: beyond})
+        assert f"argument {setting.name}={beyond!r}: {setting.name} must be " in str(caught.value)
+        monkeypatch.setenv(setting.environment, str(beyond))
+        with pytest.raises(InvalidArgument) as caught:
+            load_config()
+        assert f"{setting.environment}={beyond} in the environment: {setting.name} must be " in str(caught.value)
+        assert f"{setting.maximum:,}".removesuffix(".0") in str(caught.value)
+        monkeypatch.delenv(setting.environment)
+
+
+def test_the_message_about_a_port_reads_as_promised(monkeypatch):
+    """This sentence is in the documentation."""
+    monkeypatch.setenv("PEERTALK_PORT", "70000")
+    with pytest.raises(InvalidArgument, match=r"^PEERTALK_PORT=70000 in the environment: port must be 0 to 65,535$"):
+        load_config()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"port": "7354"}, "whole number"),
+        ({"port": True}, "whole number"),
+        ({"port": 1.0}, "whole number"),
+        ({"discovery": 1}, "True or False"),
+        ({"interfaces": "eth0"}, "list of names"),
+        ({"interfaces": [1]}, "list of names"),
+        ({"name": b"ada"}, "must be text"),
+        ({"announce_interval": [1]}, "text such as '250ms'"),
+        ({"peer_timeout": False}, "text such as '250ms'"),
+        ({"send_queue_bytes": 2048.0}, "text such as '64KiB'"),
+    ],
+)
+def test_a_wrong_type_is_named_with_its_field(arguments, said):
+    """A type error that surfaces three layers later costs an hour."""
+    with pytest.raises(WrongType, match=said) as caught:
+        load_config(**arguments)
+    assert str(caught.value).startswith(f"argument {next(iter(arguments))}=")
+    with pytest.raises(TypeError):
+        Config(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [("PORT", "many"), ("DISCOVERY", "maybe"), ("ANNOUNCE_INTERVAL", "1 day"), ("SEND_QUEUE_BYTES", "-1"), ("BIND", "::1"), ("CORE", "fast")],
+)
+def test_text_that_means_nothing_names_its_variable(monkeypatch, variable, text):
+    """Nobody remembers what stands in their environment."""
+    monkeypatch.setenv(f"PEERTALK_{variable}", text)
+    with pytest.raises(InvalidArgument, match=f"^PEERTALK_{variable}={text} in the environment: {variable.lower()} must be"):
+        load_config()
+
+
+def test_an_unknown_argument_names_the_closest_field():
+    """A typing error should cost seconds."""
+    with pytest.raises(InvalidArgument, match="'anounce_intervall'.*'announce_interval'"):
+        load_config(anounce_intervall=1)
+
+
+@pytest.mark.parametrize(("name", "said"), [("", "0 bytes"), ("\u00e9" * 16, "32 bytes"), ("a\0b", "NUL"), ("\ud800", "UTF-8")])
+def test_a_name_that_no_packet_can_hold_is_refused_with_its_length_and_the_limit(name, said):
+    """The discovery packet has 31 bytes for it, counted in UTF-8, and the original stops at a NUL."""
+    with pytest.raises(InvalidArgument, match=said) as caught:
+        load_config(name=name)
+    if "bytes" in said:
+        assert "1 to 31 bytes" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a", "\u00e9" * 15 + "x", "x" * 31])
+def test_a_name_of_1_to_31_bytes_is_taken_as_it_is(name):
+    """The bound is inclusive."""
+    assert load_config(name=name).name == name
+    assert check_name(name) == name.encode()
+
+
+@given(host=st.text(max_size=80))
+def test_the_default_name_is_always_a_valid_one(host):
+    """Host names may be long, empty or odd; a node without a word of configuration must start anyway."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("socket.gethostname", lambda: host)
+        check_name(Config().name)
+
+
+def test_the_default_name_is_the_first_label_of_the_host_name(monkeypatch):
+    """That is what people call their machine."""
+    monkeypatch.setattr("socket.gethostname", lambda: "ada.example.org")
+    assert load_config().name == "ada"
+    assert load_config().explain()["name"] == ("ada", "default")
+
+
+@given(seconds=st.floats(0, 1e6))
+def test_a_duration_reads_the_same_in_every_unit(seconds):
+    """"250ms" and 0.25 are one value."""
+    for unit, factor in (("us", 1e-6), ("ms", 1e-3), ("s", 1), ("", 1), ("m", 60), ("min", 60), ("h", 3600)):
+        assert parse_duration(f"{seconds / factor:.9f}{unit}") == pytest.approx(seconds, rel=1e-6, abs=1e-6)
+    assert parse_duration(seconds) == seconds
+
+
+@given(size=st.integers(0, 2**40))
+def test_a_size_in_whole_units_is_exact(size):
+    """Sizes are counted, so no rounding is allowed."""
+    for unit, factor in (("", 1), ("B", 1), ("KB", 1000), ("MB", 1000**2), ("KiB", 1024), ("MiB", 1024**2), (" GiB", 1024**3)):
+        assert parse_size(f"{size}{unit}") == size * factor
+        assert parse_size(f"{size}{unit.lower()}") == size * factor
+    assert parse_size(size) == size
+
+
+@pytest.mark.parametrize("text", ["", "s", "1d", "-1", "1e3", "inf", "nan", "0x10", "1 2"])
+def test_text_that_is_no_duration_and_no_size_is_refused(text):
+    """Better refused than guessed."""
+    for parse in (parse_duration, parse_size):
+        with pytest.raises(InvalidArgument):
+            parse(text)
+
+
+@pytest.mark.parametrize("value", [-1, -0.5, float("inf"), float("nan"), 10**400])
+def test_a_number_that_is_no_duration_is_refused(value):
+    """A time-out that is not a number would never end, or always."""
+    with pytest.raises(InvalidArgument):
+        parse_duration(value)
+
+
+@given(st.one_of(st.none(), st.integers(), st.floats(), st.text(), st.binary(), st.booleans(), st.lists(st.text())), st.sampled_from(sorted(BY_NAME)))
+def test_whatever_is_given_becomes_a_config_or_an_invalid_argument(value, name):
+    """No other exception may come out of configuration, and no invalid Config may exist."""
+    try:
+        config = load_config(**{name: value})
+    except InvalidArgument:
+        return
+    assert Config(**{field: getattr(config, field) for field in BY_NAME}) == config
+    setting = BY_NAME[name]
+    if setting.minimum is not None:
+        assert setting.minimum <= getattr(config, name) <= setting.maximum
+
+
+def test_a_config_cannot_be_changed_but_copied_replaced_and_pickled():
+    """Threads share it; the sources of its values are no part of what it is."""
+    config = load_config(port=1)
+    with pytest.raises(AttributeError):
+        config.port = 2
+    assert copy.copy(config) == config == pickle.loads(pickle.dumps(config)) == Config(port=1, name=config.name)
+    assert msgspec.structs.replace(config, port=2).port == 2
+    with pytest.raises(InvalidArgument):
+        msgspec.structs.replace(config, port=-2)
+
+
+def test_durations_and_sizes_given_directly_are_converted_too():
+    """Config and load_config take the same values."""
+    config = Config(peer_timeout="1m", send_queue_bytes="64KiB", interfaces=["lo"])
+    assert (config.peer_timeout, config.send_queue_bytes, config.interfaces) == (60.0, 65536, ("lo",))
+    assert isinstance(Config(peer_timeout=60).peer_timeout, float)
+
+
+@pytest.mark.parametrize("setting", settings(), ids=lambda setting: setting.name)
+def test_each_field_is_described(setting: Setting):
+    """The command line and the documentation show nothing but this."""
+    assert setting.description.endswith(".")
+    assert setting.environment == f"PEERTALK_{setting.name.upper()}"
+    if setting.kind in ("whole", "seconds", "bytes"):
+        assert setting.unit
+        assert setting.minimum <= setting.default <= setting.maximum

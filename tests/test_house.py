@@ -1,0 +1,563 @@
+"""The rules of the house (docs/architecture.md, section 9), checked.
+
+Each rule is a table or one sentence, and each test names every place that breaks it, with the reason. Nothing here runs the code under test
+beyond importing it: the sources themselves are read.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from peertalk import errors
+
+pytestmark = pytest.mark.source
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "peertalk"
+CSRC = ROOT / "csrc"
+
+TOP_LEVEL = {
+    "pyproject.toml", "setup.py", "MANIFEST.in", "build_ffi.py", "Makefile", "README.md", "CHANGELOG.md", "LICENSE", ".gitignore",
+    "csrc", "peertalk", "tests", "bench", "docs", "examples", ".github", ".ci",
+}  # fmt: skip
+BUILT = {".git", ".venv", "build", "dist", "wheelhouse", "__pycache__", ".hypothesis", ".pytest_cache", ".mypy_cache", ".ruff_cache"}
+"""What tools leave behind: no part of the tree."""
+
+
+# --- the tree ------------------------------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def files() -> tuple[Path, ...]:
+    """Every file of the tree: what git has or would take, or all of it where there is no git."""
+    if (ROOT / ".git").exists():
+        try:
+            listed = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True).stdout
+            return tuple(path for name in listed.decode().split("\0") if name and (path := ROOT / name).is_file())
+        except (OSError, subprocess.CalledProcessError):
+            pass  # no git here, or a repository of someone else's
+    return tuple(
+        path for path in sorted(ROOT.rglob("*"))
+        if path.is_file() and not BUILT.intersection(path.relative_to(ROOT).parts) and path.suffix != ".so" and ".egg-info" not in str(path)
+    )  # fmt: skip
+
+
+def below(folder: Path, *suffixes: str) -> list[Path]:
+    return [path for path in files() if path.suffix in suffixes and path.is_relative_to(folder)]
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), name(path))
+
+
+@cache
+def bare(path: Path) -> str:
+    """A C file without its comments, line numbers kept."""
+    return re.sub(r"/\*.*?\*/", lambda match: "\n" * match[0].count("\n"), path.read_text(), flags=re.S)
+
+
+def complain(places: list[str]) -> None:
+    assert not places, "\n" + "\n".join(places)
+
+
+def test_nothing_lies_at_the_top_of_the_tree_that_has_no_place_there():
+    """The layout is the design: whoever lists the files must find what he expects, and no more."""
+    tops = {path.relative_to(ROOT).parts[0] for path in files()}
+    complain([f"{top}: not one of the things that live here" for top in sorted(tops - TOP_LEVEL)])
+
+
+def test_no_text_names_a_package_registry_or_a_path_of_one_machine():
+    """What was true where it was written is false where it is read."""
+    forbidden = {
+        "a package registry": r"(?:pypi\.o" r"rg|pythonhos" r"ted|npmjs\.c" r"om|deb\.deb" r"ian|proxy\.gol" r"ang)",
+        "a path of one machine": r"(?<![\w./$}-])/(?:wo" r"rk|ro" r"ot|ho" r"me|op" r"t)/[\w.]",
+    }
+    found = []
+    for path in files():
+        try:
+            text = path.read_text()
+        except UnicodeDecodeError:
+            continue
+        for what, pattern in forbidden.items():
+            found += [f"{name(path)}:{text.count(chr(10), 0, match.start()) + 1}: {what}: {match[0]}" for match in re.finditer(pattern, text)]
+    complain(found)
+
+
+# --- rule 1: who may know whom -------------------------------------------------------------------------------------------------------------------
+
+STANDARD = frozenset(sys.stdlib_module_names) | {"__future__"}
+MOVERS = frozenset({"socket", "socketserver", "ssl", "threading", "_thread", "asyncio", "select", "selectors", "time", "os", "subprocess", "signal"})
+FRONT = ("__init__", "__main__", "node", "sync", "sim", "bench", "demo", "cli")
+VALUES = ("errors", "config", "contracts")
+
+PARTS: dict[str, tuple[tuple[str, ...], frozenset[str], frozenset[str]]] = {
+    # part            parts of the package that it may import                       third parties                      standard library, less
+    "front": ((*FRONT, "runtime", "protocol", *VALUES), frozenset({"msgspec", "typer", "rich", "uvloop"}), frozenset()),
+    "runtime": (("runtime", "protocol", "_core", *VALUES), frozenset({"msgspec"}), frozenset()),
+    "protocol": (("protocol", "_core", "_core.values", *VALUES), frozenset({"msgspec"}), MOVERS),
+    "values": (VALUES, frozenset({"msgspec"}), frozenset()),
+    "_core": (("_core", "errors"), frozenset({"cffi", "_cffi_backend"}), frozenset()),
+}
+MAY_MEASURE = ("sim", "bench", "demo", "cli")
+"""Front doors that look at a core directly, because they compare cores or build one."""
+EXACT = {"protocol": {"_core": ("", "values")}}
+"""Where only some rooms of a part are open: protocol uses the pure functions and values of a core, never its handles."""
+
+
+def part_of(module: str) -> str:
+    first = module.split(".")[0]
+    if first in ("runtime", "protocol", "_core"):
+        return first
+    return "values" if first in VALUES else "front"
+
+
+def module_name(path: Path) -> str:
+    """peertalk/protocol/peer.py -> protocol.peer; peertalk/_core/__init__.py -> _core; peertalk/__init__.py -> __init__."""
+    parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
+    if len(parts) > 1 and parts[-1] == "__init__":
+        parts.pop()
+    return ".".join(parts)
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Every import with its line, also those inside functions, as absolute names; `from a import b` gives a.b when that is a module, else a."""
+    package = ["peertalk", *path.relative_to(PACKAGE).parent.parts]
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            source = ".".join(filter(None, (base, node.module)))
+            for alias in node.names:
+                inner = ROOT / Path(*source.split("."), alias.name)
+                yield node.lineno, f"{source}.{alias.name}" if inner.is_dir() or inner.with_suffix(".py").is_file() else source
+
+
+def objection(importer: str, imported: str) -> str | None:
+    """Why this module may not import that one; None when it may."""
+    part = part_of(importer)
+    parts, third_parties, refused = PARTS[part]
+    first, _, rest = imported.partition(".")
+    if first != "peertalk":
+        if importer.startswith("contracts.codegen") and first == "yaml":
+            return None
+        if first in refused:
+            return f"{part} thinks and never moves: no {first}"
+        return None if first in STANDARD or first in third_parties else f"{part} has no use for {first}"
+    room = rest.split(".")[0] or "__init__"
+    if room == "_core" and importer.split(".")[0] in MAY_MEASURE:
+        return None
+    if room not in parts:
+        return f"{part} may not know {imported}"
+    inside = rest.partition(".")[2]
+    if room in EXACT.get(part, {}) and inside not in EXACT[part][room]:
+        return f"{part} may know of {room} only {EXACT[part][room]}, not {inside}"
+    return None
+
+
+def test_python_imports_only_what_lies_below_it():
+    """Layers that leak cannot be tested apart: the thinking half must run without a socket, a thread or a clock."""
+    complain([
+        f"{name(path)}:{line}: imports {imported}: {reason}"
+        for path in below(PACKAGE, ".py")
+        for line, imported in imports(path)
+        if (reason := objection(module_name(path), imported))
+    ])  # fmt: skip
+
+
+FREESTANDING = {
+    "float.h", "iso646.h", "limits.h", "stdalign.h", "stdarg.h", "stdbool.h", "stddef.h", "stdint.h", "stdnoreturn.h", "stdatomic.h", "string.h",
+}  # fmt: skip
+VECTORS = {"immintrin.h", "wmmintrin.h", "emmintrin.h", "smmintrin.h", "tmmintrin.h", "cpuid.h", "arm_neon.h", "arm_acle.h", "sys/auxv.h"}
+SHARED_WORLDS = {"pt_mactcp.c": {"pt_sim.h"}, "pt_ot.c": {"pt_sim.h"}}
+
+
+def test_c_includes_only_what_lies_below_it():
+    """The core must go to a machine without a C library, and one platform must not need another."""
+    core = {path.name for path in below(CSRC / "core", ".h")}
+    found = []
+    for path in below(CSRC, ".c", ".h"):
+        folder = path.relative_to(CSRC).parts[0]
+        own = {path.with_suffix(".h").name} | SHARED_WORLDS.get(path.name, set())
+        for match in re.finditer(r"^[ \t]*#[ \t]*include[ \t]*([<\"])([^>\"]+)", bare(path), flags=re.M):
+            quoted, header = match[1] == '"', match[2]
+            allowed = {
+                "core": header in core if quoted else header in FREESTANDING or (path.stem == "pt_crc" and header in VECTORS),
+                "platform": header in core | own if quoted else header != "Python.h",
+                "border": header in core | own if quoted else header in FREESTANDING | {"Python.h"},
+                "generated": header in core if quoted else header in FREESTANDING,
+            }[folder]
+            if not allowed:
+                found.append(f"{name(path)}:{bare(path).count(chr(10), 0, match.start()) + 1}: {folder} may not include {header}")
+    complain(found)
+
+
+def test_only_handles_mentions_ffi_or_lib():
+    """One module knows how C is called, so that one module has to be right about lifetimes."""
+    found = []
+    for path in below(PACKAGE, ".py"):
+        if path == PACKAGE / "_core" / "handles.py":
+            continue
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Name):
+                words = [node.id]
+            elif isinstance(node, ast.Attribute):
+                words = [node.attr]
+            elif isinstance(node, ast.alias):
+                words = node.name.split(".")
+            else:
+                continue
+            found += [f"{name(path)}:{node.lineno}: {word}" for word in words if word in ("ffi", "lib", "cffi", "_cffi_backend")]
+    complain(found)
+
+
+def test_only_the_configuration_header_says_lowmem():
+    """Code tests the limits, never the switch, so both builds are always compiled."""
+    word = "PT_LOWMEM"
+    found = [f"{name(path)}: says {word}" for path in below(CSRC, ".c", ".h") if path.name != "pt_config.h" and word in bare(path)]
+    for path in below(PACKAGE, ".py"):
+        texts = {node.value for node in ast.walk(tree(path)) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        found += [f"{name(path)}: reads {word}" for text in texts if text == word]  # a message to people may name it
+    complain(found)
+
+
+def test_the_core_asks_for_no_memory_of_its_own():
+    """csrc/core uses only memory that it was given: no allocation after warm-up starts with no allocation here."""
+    found = []
+    for path in below(CSRC / "core", ".c", ".h"):
+        for match in re.finditer(r"\b(malloc|calloc|realloc|free|alloca|printf|abort|exit|assert|errno)\b(?=\s*\(|\s*=)", bare(path)):
+            if bare(path)[match.start() - 1] not in ">.":  # a member of a struct may be called what it likes
+                found.append(f"{name(path)}:{bare(path).count(chr(10), 0, match.start()) + 1}: {match[0]}")
+    complain(found)
+
+
+# --- rule 2: what is written twice is equal ------------------------------------------------------------------------------------------------------
+
+
+def compiled(which: str) -> ModuleType:
+    """The extension module itself: the only place that knows every limit as the compiler saw it."""
+    try:
+        return importlib.import_module(f"peertalk._core._{which}")
+    except ModuleNotFoundError:
+        pytest.skip(f"the {which} core was not compiled here")
+
+
+def limit_rows() -> list[tuple[str, int, int]]:
+    """The rows of the table of section 8: (name of the limit, standard, lowmem)."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    section = text.split("\n## 8.")[1].split("\n## ")[0]
+    rows = []
+    for line in section.splitlines():
+        cells = [cell.strip().strip("`") for cell in line.strip("| ").split("|")]
+        if len(cells) == 3 and re.fullmatch(r"[\d,]+", cells[1]):
+            limit = re.match(r"`?(PT_\w+)", cells[0])
+            named = limit[1] if limit else {"slot buffer:": "PT_SLOT_BUFFER_SIZE", "slot buffers": "all slot buffers"}[" ".join(cells[0].split()[:2])]
+            rows.append((named, int(cells[1].replace(",", "")), int(cells[2].replace(",", ""))))
+    return rows
+
+
+def test_the_table_of_limits_in_the_architecture_is_what_was_compiled():
+    """A limit in a document that the build does not have is worse than none."""
+    rows = limit_rows()
+    assert len(rows) >= 7, "docs/architecture.md, section 8: the table is gone, or is written in another way"
+    found = []
+    for column, which in enumerate(("standard", "lowmem")):
+        lib = compiled(which).lib
+        for row in rows:
+            sums = {"all slot buffers": lib.PT_SLOT_BUFFER_SIZE * lib.PT_SEND_PIPELINE_DEPTH * lib.PT_MAX_PEERS}
+            has = sums[row[0]] if row[0] in sums else getattr(lib, row[0])
+            if has != row[1 + column]:
+                found.append(f"{row[0]}, {which}: the table says {row[1 + column]:,}, the build has {has:,}")
+    complain(found)
+
+
+@pytest.mark.parametrize("which", ["standard", "lowmem"])
+def test_a_slot_buffer_is_a_whole_frame_rounded_up_to_sixteen(which):
+    """The number stands in pt_config.h as a plain integer, because cffi reads it; the rule behind it is kept here."""
+    lib = compiled(which).lib
+    assert (lib.PT_MESSAGE_MAX_PAYLOAD + lib.PT_FRAME_OVERHEAD + 15) // 16 * 16 == lib.PT_SLOT_BUFFER_SIZE
+    assert lib.PT_FRAME_OVERHEAD == lib.PT_HEADER_SIZE + lib.PT_TRAILER_SIZE
+    assert lib.PT_WHEEL_SLOTS == lib.PT_WHEEL_LEVELS * lib.PT_WHEEL_LEVEL_SLOTS
+
+
+def test_the_version_is_said_once():
+    """Two version numbers disagree sooner or later."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    said = [
+        f"{name(path)}: __version__ is written out; read it from the installed metadata"
+        for path in below(PACKAGE, ".py")
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Constant) and node.value == declared and declared != "0.0.0"
+    ]
+    complain(said)
+
+
+# --- rule 3: result codes ------------------------------------------------------------------------------------------------------------------------
+
+
+def codes() -> dict[str, int]:
+    """Every PT_* of the header's enum with its number."""
+    text = bare(CSRC / "core" / "pt_error.h")
+    return {match[1]: int(match[2]) for match in re.finditer(r"^\s*(PT_(?:OK|ERR_\w+))\s*=\s*(-?\d+)", text, flags=re.M)}
+
+
+CANCELLED = -28
+"""An outcome, and never raised."""
+
+
+@pytest.mark.parametrize("which", ["standard", "lowmem", "reference"])
+def test_each_result_code_has_a_name_and_a_text(which):
+    """Nobody should meet a bare number."""
+    from peertalk._core import load
+
+    if which != "reference":
+        compiled(which)
+    core = load(which)
+    assert len(codes()) >= 29
+    found = [f"{code}: {core.error_name(number)!r}, not its name" for code, number in codes().items() if core.error_name(number) != code]
+    texts = {code: core.strerror(number) for code, number in codes().items()}
+    found += [f"{code}: text {text!r}" for code, text in texts.items() if not text or text == "unknown error" or "PT_" in text]
+    assert core.error_name(-77) == "PT_ERR_UNKNOWN"
+    assert core.strerror(-77) == "unknown error"
+    assert texts == {code: load("reference").strerror(number) for code, number in codes().items()}, "two cores call the same thing by two names"
+    complain(found)
+
+
+def test_each_error_code_has_an_exception_class_that_names_it():
+    """A code without a class reaches the user as InternalError, which says that we were wrong."""
+    wanted = {number for code, number in codes().items() if number not in (0, CANCELLED)}
+    found = [f"{number}: no class" for number in sorted(wanted - set(errors.BY_CODE))]
+    found += [f"{number}: a class for a code that is none" for number in sorted(set(errors.BY_CODE) - wanted)]
+    for cls in set(errors.BY_CODE.values()):
+        mapped = {number for number, target in errors.BY_CODE.items() if target is cls}
+        if cls.code not in mapped:
+            found.append(f"{cls.__name__}: code {cls.code} is not one of those that raise it, {sorted(mapped)}")
+    complain(found)
+
+
+def test_each_exception_class_carries_a_code_of_the_header_and_one_family():
+    """`except RemoteError` must catch what the peer did, and nothing else."""
+    families = {errors.LocalError, errors.RemoteError, errors.NetworkError, errors.WouldBlock, errors.InternalError, errors.OutOfMemory}
+    found = []
+    for cls in vars(errors).values():
+        if isinstance(cls, type) and issubclass(cls, errors.PeerTalkError) and cls is not errors.PeerTalkError:
+            if len(families.intersection(cls.__mro__)) != 1:
+                found.append(f"{cls.__name__}: of {sorted(f.__name__ for f in families.intersection(cls.__mro__))}")
+            if cls.code not in codes().values():
+                found.append(f"{cls.__name__}: code {cls.code} is not in pt_error.h")
+    complain(found)
+
+
+# --- rule 4: tests mirror the tree ---------------------------------------------------------------------------------------------------------------
+
+ELSEWHERE = {
+    # What has its tests in a place that the mirror would not give, and why.
+    "__init__": "tests/test_house.py",  # public names, nothing else: rule 5
+    "__main__": "tests/cli/test_main.py",  # the same command line by another door
+    "_core": "tests/core/test_load.py",  # load() itself
+    "_core.reference": "tests/core/test_load.py",
+}
+C_ELSEWHERE = {"pt_error": "tests/test_house.py"}  # a table of texts: rule 3
+NO_TESTS = {"runtime", "protocol", "cli", "contracts"}
+"""Packages whose __init__ only says what they are for (checked: it holds no code but imports)."""
+
+
+def mirror(module: str) -> str:
+    """protocol.peer -> tests/protocol/test_peer.py; the nouns of the reference core share their tests with the C ones: tests/core/test_crc.py."""
+    parts = module.split(".")
+    if parts[0] == "_core":
+        parts = ["core", parts[-1]]
+    return "/".join(["tests", *parts[:-1], f"test_{parts[-1]}.py"])
+
+
+def test_each_python_module_has_a_test_module_at_the_mirrored_path():
+    """Whoever changes a module must find its tests without a search."""
+    found = []
+    for path in below(PACKAGE, ".py"):
+        module = module_name(path)
+        if path.name == "__init__.py" and module in NO_TESTS:
+            if any(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) for node in ast.walk(tree(path))):
+                if not (ROOT / mirror(module)).is_file() and not (ROOT / "tests" / module / f"test_{module}.py").is_file():
+                    found.append(f"{name(path)}: holds code, and neither {mirror(module)} nor tests/{module}/test_{module}.py is there")
+            continue
+        wanted = ELSEWHERE.get(module, mirror(module))
+        if not (ROOT / wanted).is_file():
+            found.append(f"{name(path)}: {wanted} is missing")
+    complain(found)
+
+
+def test_each_c_file_has_a_test_module_at_the_mirrored_path():
+    """csrc/core/pt_pool.c -> tests/core/test_pool.py, and so for each platform and the border."""
+    found = []
+    for path in below(CSRC, ".c"):
+        folder = {"border": "core"}.get(path.parent.name, path.parent.name)
+        wanted = f"tests/{folder}/test_{path.stem.removeprefix('pt_')}.py"
+        wanted = C_ELSEWHERE.get(path.stem, wanted)
+        if path.parent.name != "generated" and not (ROOT / wanted).is_file():
+            found.append(f"{name(path)}: {wanted} is missing")
+    complain(found)
+
+
+def test_each_wire_format_has_vectors():
+    """Truth about bytes comes from outside: no format without cases that were not made by this code."""
+    kinds: set[str] = set()
+    for path in below(ROOT / "tests" / "vectors", ".json"):
+        content = json.loads(path.read_text())
+        cases = content.get("cases", content.get("vectors", content)) if isinstance(content, dict) else content
+        groups = cases.items() if isinstance(cases, dict) else [(case.get("kind"), case) for case in cases]
+        kinds.update(str(kind) for kind, _ in groups)
+    assert {"crc16", "discovery", "header", "frame", "compact", "capability", "udp", "fragment_header", "live"} <= kinds
+
+
+def test_each_test_that_sanitizers_leave_out_says_why():
+    """A test that cannot run under a sanitizer hides what the sanitizer would have seen."""
+    found = []
+    for path in below(ROOT / "tests", ".py"):
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Attribute) and node.attr == "unsanitized":
+                calls = [call for call in ast.walk(tree(path)) if isinstance(call, ast.Call) and call.func is node]
+                if not any(call.args or call.keywords for call in calls):
+                    found.append(f"{name(path)}:{node.lineno}: unsanitized without a reason")
+    complain(found)
+
+
+# --- rule 5: what is public is explained ---------------------------------------------------------------------------------------------------------
+
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def public(path: Path) -> Iterator[tuple[str, Documented]]:
+    """A module with its public classes, functions and methods. Inside _core a method is documented once, in the reference core or the handles."""
+    yield "the module", tree(path)
+    inner = module_name(path).startswith("_core")
+
+    def walk(node: ast.AST, prefix: str, depth: int) -> Iterator[tuple[str, Documented]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not child.name.startswith("_"):
+                decorators = {ast.unparse(decorator) for decorator in child.decorator_list}
+                if any(decorator.endswith((".setter", "overload")) for decorator in decorators) or (inner and depth):
+                    continue
+                yield prefix + child.name, child
+                if isinstance(child, ast.ClassDef):
+                    yield from walk(child, f"{prefix}{child.name}.", depth + 1)
+
+    yield from walk(tree(path), "", 0)
+
+
+def test_each_public_name_has_a_docstring():
+    """help() is the manual that everybody has."""
+    complain([
+        f"{name(path)}:{getattr(node, 'lineno', 1)}: {label} has no docstring"
+        for path in below(PACKAGE, ".py")
+        for label, node in public(path)
+        if not ast.get_docstring(node) and not overrides(path, label)
+    ])  # fmt: skip
+
+
+def overrides(path: Path, label: str) -> bool:
+    """Is this a method that a base class of the same module, or a protocol of the standard library, documents already?"""
+    owner, _, method = label.rpartition(".")
+    classes = {node.name: node for node in ast.walk(tree(path)) if isinstance(node, ast.ClassDef)}
+    if owner not in classes:
+        return False
+    names = {ast.unparse(base).split("[")[0].split(".")[-1] for base in classes[owner].bases}
+    if names & {"DatagramProtocol", "Protocol", "BufferedProtocol"}:
+        return True
+    return any(base in classes and any(isinstance(n, Documented) and getattr(n, "name", "") == method for n in classes[base].body) for base in names)
+
+
+def test_each_public_name_of_the_package_is_there():
+    """__all__ is the contract of the front door: what it lists exists and is explained, and nothing public is left out of it."""
+    package = importlib.import_module("peertalk")
+    listed = getattr(package, "__all__", None)
+    assert listed, "peertalk.__all__ is missing"
+    found = [f"{entry}: listed and not there" for entry in listed if not hasattr(package, entry)]
+    for entry in listed:
+        thing = getattr(package, entry, None)
+        if isinstance(thing, type) or callable(thing):
+            found += [] if (getattr(thing, "__doc__", None) or "").strip() else [f"{entry}: no docstring"]
+    complain(found)
+
+
+def test_each_c_declaration_has_a_comment():
+    """The headers are the reference manual of the core: a prototype stands under a comment, alone or with its pair."""
+    found = []
+    for path in below(CSRC, ".h"):
+        lines = path.read_text().splitlines()
+        kept = bare(path).splitlines()
+        for index, line in enumerate(kept):
+            match = re.match(r"[a-z][\w ]*[ *](pt_\w+)\(", line)
+            if not match:
+                continue
+            above = index - 1
+            while above >= 0 and re.match(r"(?:[a-z][\w ]*[ *]pt_\w+\(| +\S)", kept[above]):
+                above -= 1
+            if above < 0 or not lines[above].rstrip().endswith("*/"):
+                found.append(f"{name(path)}:{index + 1}: {match[1]} has no comment")
+    complain(found)
+
+
+UNITS = {
+    "bytes", "messages", "frames", "calls", "slots", "buffers", "links", "peers", "turns", "packets", "datagrams", "events", "connections",
+    "seconds", "ms", "us", "ns", "ticks", "errors", "times", "count", "counts", "counter", "counters", "number",
+}  # fmt: skip
+
+
+def test_each_statistics_field_has_its_unit():
+    """A number without a unit is a rumour: the docstring of the class names the field, or the unit that its name carries, or says what all are."""
+    found = []
+    for path in below(PACKAGE, ".py"):
+        for node in ast.walk(tree(path)):
+            if not isinstance(node, ast.ClassDef) or not node.name.endswith("Statistics"):
+                continue
+            text = (ast.get_docstring(node) or "").lower()
+            words = set(re.findall(r"[a-z_]+", text))
+            everything_counts = words & {"counter", "counters", "counts"}
+            body = list(node.body)
+            for index, field in enumerate(body):
+                if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
+                    continue
+                behind = body[index + 1] if index + 1 < len(body) else None
+                if isinstance(behind, ast.Expr) and isinstance(behind.value, ast.Constant) and isinstance(behind.value.value, str):
+                    if UNITS.intersection(re.findall(r"[a-z]+", behind.value.value.lower())):
+                        continue
+                own = field.target.id
+                if own in words or UNITS.intersection(own.split("_")) & words or everything_counts:
+                    continue
+                found.append(f"{name(path)}:{field.lineno}: {node.name}.{own}: no unit in the docstring")
+    complain(found)
+
+
+REFUSED_WORDS = {"manager", "handler", "helper", "helpers", "util", "utils", "misc"}
+
+
+def test_no_name_hides_its_job():
+    """manager, handler, helper, util, misc: what has such a name has no job, or two."""
+    found = []
+    for path in below(PACKAGE, ".py") + below(CSRC, ".c", ".h") + below(ROOT / "tests", ".py") + below(ROOT / "bench", ".py"):
+        if REFUSED_WORDS.intersection(re.split(r"[_\W]", path.stem.lower())):
+            found.append(f"{name(path)}: the file's name")
+        if path.suffix == ".py":
+            for node in ast.walk(tree(path)):
+                if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", node.name).lower().split("_")
+                    if REFUSED_WORDS.intersection(words):
+                        found.append(f"{name(path)}:{node.lineno}: {node.name}")
+    complain(found)
