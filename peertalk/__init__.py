@@ -48,12 +48,20 @@ from .protocol.wire import Batch, Message
 from .runtime.peers import BroadcastResult, Peers
 from .runtime.statistics import NodeStatistics, PeerStatistics, QueueStatus
 
-__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("peertalk")
+    raise AttributeError(f"module 'peertalk' has no attribute {name!r}")
+
 
 __all__ = [
     "AddressInUse", "BadCrc", "BadMagic", "BadVersion", "Batch", "BroadcastResult", "Config", "ConnectionClosed", "ConnectionRefused", "EventsMissed",
     "Failed", "InternalError", "InvalidArgument", "InvalidState", "LinkFault", "LocalError", "LostReason", "Message", "MessageTooLarge", "NetworkError",
     "NetworkFailure", "NoNetwork", "Node", "NodeStatistics", "NotConnected", "NotSupported", "OutOfMemory", "Outcome", "Peer", "PeerConnected",
     "PeerDisconnected", "PeerFound", "PeerLost", "PeerNotFound", "PeerState", "PeerStatistics", "PeerTalkError", "Peers", "PlatformError", "ProtocolError",
-    "QueueEmpty", "QueueStatus", "RemoteError", "Sent", "Timeout", "Truncated", "WouldBlock", "WrongType", "__version__", "load_config",
+    "QueueEmpty", "QueueStatus", "RemoteError", "Sent", "Timeout", "Truncated", "WouldBlock", "WrongType", "load_config",
 ]  # fmt: skip

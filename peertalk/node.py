@@ -18,7 +18,6 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from . import errors
-from ._core import load
 from .config import Config, load_config, parse_duration
 from .protocol import events
 from .protocol.wire import Batch, Message
@@ -35,7 +34,6 @@ log = logging.getLogger("peertalk")
 T = TypeVar("T")
 Event = events.Event["Peer"]
 
-_BORDER_CHUNK = 1024
 _EVENTS_MAX = 4096
 
 
@@ -283,7 +281,6 @@ class Node:
         elif options or name is not None:
             raise errors.InvalidArgument("give a Config or options, not both")
         self.config = config
-        self._core = load(config.core or None)
         self._transport: Transport | None = None
         self._worker: Worker | None = None
         self._streams: list[_EventStream] = []
@@ -300,7 +297,7 @@ class Node:
         if self._transport is not None:
             raise errors.InvalidState(f"node {self.config.name!r} was started before; make a new one")
         worker = Worker(asyncio.get_running_loop())
-        transport = Transport(self.config, self._core, World(), Peer, worker.schedule)
+        transport = Transport(self.config, World(), Peer, worker.schedule)
         transport.open()
         self._transport, self._worker = transport, worker
         worker.start(transport)

@@ -21,7 +21,6 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from . import errors
-from ._core import load
 from .config import Config, load_config, parse_duration
 from .protocol import events
 from .protocol.wire import Batch, Message
@@ -171,7 +170,6 @@ class Node:
         elif options or name is not None:
             raise errors.InvalidArgument("give a Config or options, not both")
         self.config = config
-        self._core = load(config.core or None)
         self._transport: Transport | None = None
         self._lock = threading.Lock()
         self._others = 0
@@ -189,7 +187,7 @@ class Node:
         """
         if self._transport is not None:
             raise errors.InvalidState(f"node {self.config.name!r} was started before; make a new one")
-        transport = Transport(self.config, self._core, World(), Peer, lambda: None)
+        transport = Transport(self.config, World(), Peer, lambda: None)
         transport.owner = self
         transport.open()
         self._transport = transport

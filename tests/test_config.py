@@ -140,7 +140,7 @@ def test_text_that_means_nothing_names_its_variable(monkeypatch, variable, text)
 
 def test_an_unknown_argument_names_the_closest_field():
     """A typing error should cost seconds."""
-    with pytest.raises(InvalidArgument, match="'anounce_intervall'.*'announce_interval'"):
+    with pytest.raises(InvalidArgument, match=r"'anounce_intervall'.*'announce_interval'"):
         load_config(anounce_intervall=1)
 
 
@@ -177,9 +177,9 @@ def test_the_default_name_is_the_first_label_of_the_host_name(monkeypatch):
 
 @given(seconds=st.floats(0, 1e6))
 def test_a_duration_reads_the_same_in_every_unit(seconds):
-    """"250ms" and 0.25 are one value."""
+    """A quarter of a second is 250ms, and both are one value."""
     for unit, factor in (("us", 1e-6), ("ms", 1e-3), ("s", 1), ("", 1), ("m", 60), ("min", 60), ("h", 3600)):
-        assert parse_duration(f"{seconds / factor:.9f}{unit}") == pytest.approx(seconds, rel=1e-6, abs=1e-6)
+        assert parse_duration(f"{seconds / factor:.18f}{unit}") == pytest.approx(seconds, rel=1e-6, abs=1e-6)
     assert parse_duration(seconds) == seconds
 
 

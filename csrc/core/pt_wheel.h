@@ -33,6 +33,7 @@ typedef struct pt_wheel {
     uint32_t armed_count; /* due ones included */
 } pt_wheel;
 
+/* Make an empty wheel in the caller's memory; now: the tick at the start. */
 void pt_wheel_init(pt_wheel *wheel, uint32_t now);
 
 /* Expire at deadline (a tick count; one that has passed expires at the next advance). Re-arming moves the timer. O(1). */

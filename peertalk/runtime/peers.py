@@ -37,9 +37,10 @@ class Peers(Mapping[str, P]):
         raise errors.PeerNotFound(f"no peer {who!r} is known; known: {self.names()}", peer=str(who))
 
     def matching(self, who: str | Callable[[P], bool]) -> P | None:
-        """The first peer with this id or name, or for which the function is true."""
+        """The peer with this id or name, or the first for which the function is true. Of several with one name the one known last: a program that was
+        started again is known twice until its former life is forgotten."""
         if isinstance(who, str):
-            return next(iter(self._find(who)), None)
+            return next(reversed(self._find(who)), None)
         return next((peer for peer in list(self._known.values()) if who(peer)), None)
 
     def names(self) -> str:

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 Payload = bytes | bytearray | memoryview | str
 """What can be sent: bytes as they are, any contiguous buffer as its bytes, str as UTF-8."""
 
-_BORDER_CHUNK = 1024
+FRAME_OVERHEAD = 12
+"""Bytes of header and CRC around a payload."""
+_MANY_MESSAGES = 1024
+_MANY_BYTES = 256 * 1024
 
 Reached = Callable[["Remote | None", errors.PeerTalkError | None], None]
 """Told once how an attempt to connect ended: with the peer, or with an error."""
@@ -130,29 +133,25 @@ class Remote(Peer):
                 transport.hint(code)
                 self.accepted += 1
                 return True
+            transport.refused(self, code)
         return transport.enqueue(self, bytes(payload))
 
     def accept_many(self, messages: list[bytes], start: int) -> int:
-        """As many as there is room for now."""
-        connection = self.connection
+        """As many as there is room for now, at most about one round of slots, so that the loop turns in between. 0: wait for room."""
+        transport, connection = self.transport, self.connection
         if connection is None or self.outbox or not self.connected:
-            taken = 0
-            for index in range(start, min(start + _BORDER_CHUNK, len(messages))):
-                if not self.accept(messages[index], False):
-                    break
-                taken += 1
-            return taken
-        part = messages if start == 0 and len(messages) <= _BORDER_CHUNK else messages[start : start + _BORDER_CHUNK]
+            return int(self.accept(messages[start], False))
+        stop = start + max(1, min(_MANY_MESSAGES, _MANY_BYTES // (len(messages[start]) + FRAME_OVERHEAD)))
+        part = messages if start == 0 and len(messages) <= stop else messages[start:stop]
         taken, code = connection.link.send_many(part)
         self.accepted += taken
-        if code >= 0:
-            self.transport.hint(code)
-        elif code == errors.MessageTooLarge.code and not taken:
-            raise self.transport.too_large(self, len(part[0]))
-        elif not taken:
-            return int(self.accept(part[0], False))
+        if taken:
+            transport.hint(values.NEEDS_TURN | (code if code > 0 else 0))
+        elif code == errors.MessageTooLarge.code:
+            raise transport.too_large(self, len(part[0]))
         else:
-            self.transport.hint(values.NEEDS_TURN)
+            self.quick = None
+            transport.refused(self, code)
         return int(taken)
 
     def accept_from_afar(self, payload: bytes) -> None:

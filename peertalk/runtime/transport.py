@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .. import errors
-from .._core import values
+from .._core import load, values
 from ..config import Config
 from ..protocol import events
 from ..protocol.connections import Connection, State
@@ -38,6 +38,7 @@ log = logging.getLogger("peertalk.network")
 _FIRST_TAG = 16
 _PUMP = 256
 _UNBOUNDED = 1 << 62
+_STARVED_RETRY = 0.01
 
 
 class Timer(NamedTuple):
@@ -59,15 +60,14 @@ class Transport:
 
     Args:
         config: everything that can be chosen.
-        core: which core does the work (peertalk._core.load).
         world: sockets and the clock.
         peer_class: what peers are made of; a subclass of Remote.
         schedule: asks the driver for a turn at the end of this tick; called on the engine's thread only, any number of times.
     """
 
-    def __init__(self, config: Config, core: Any, world: World, peer_class: type[Remote], schedule: Callable[[], None]) -> None:
+    def __init__(self, config: Config, world: World, peer_class: type[Remote], schedule: Callable[[], None]) -> None:
         self.config = config
-        self.core = core
+        self.core = core = load(config.core or None)
         self.world = world
         self.schedule = schedule
         self.owner: object = None
@@ -86,6 +86,7 @@ class Transport:
         self.inbox = Inbox(config.receive_queue_bytes, self.resume)
         self.max_message: int = core.limits.frame_max_payload
         self.finder: Finder | None = None
+        self._starved: set[Remote] = set()
         self.totals = LinkTotals()
         self._peer_class = peer_class
         self._paused: dict[Inbox, list[Connection]] = {}
@@ -304,6 +305,7 @@ class Transport:
             self.hint(code)
             if accepted == len(waiting):
                 continue
+            self.refused(peer, code)
             if code != errors.MessageTooLarge.code or peer.handed - connection.base > connection.reported:
                 break  # no room now; or, before one that can never go, the rest must be reported
             self._skip_too_large(peer, connection, outbox, len(waiting[accepted]))
@@ -336,6 +338,17 @@ class Transport:
                 self.switchboard.reach(peer, lambda *_: None)
             return True
         return False
+
+    def refused(self, peer: Remote, code: int) -> None:
+        """A link took no more. Slots come free with an event; memory that other links hold does not, so ask again soon."""
+        if code == errors.OutOfMemory.code and peer not in self._starved:
+            self._starved.add(peer)
+            self.after(_STARVED_RETRY, lambda: self._ask_again(peer))
+
+    def _ask_again(self, peer: Remote) -> None:
+        self._starved.discard(peer)
+        if not self.closed:
+            self.pump(peer)
 
     def too_large(self, peer: Remote, size: int) -> errors.MessageTooLarge:
         """The error for a message that no link to this peer takes."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 
 from peertalk._core.values import CAPABILITY, DATA, DISCONNECT, PING, Frame
-from peertalk.errors import BadCrc, BadMagic, BadVersion, InvalidState, ProtocolError
+from peertalk.errors import BadCrc, BadMagic, BadVersion, InvalidArgument, InvalidState, ProtocolError
 
 WAIT_HEADER, WAIT_PAYLOAD, INIT = 1, 2, 0
 MESSAGE_TOO_LARGE, INVALID_PARAM = -16, -1
@@ -166,6 +166,13 @@ def test_an_oversize_payload_is_judged_on_its_header(core, cut):
     assert at_limit.state == WAIT_PAYLOAD
     at_limit.close()
     assert pool.close() == 0
+
+
+@pytest.mark.parametrize("max_payload", [-1, 65_536])
+def test_a_limit_that_no_header_can_reach_is_refused(core, max_payload):
+    """A limit out of bounds is a mistake of ours that would otherwise show as a fault of the peer."""
+    with pytest.raises(InvalidArgument):
+        core.Ingest(max_payload)
 
 
 def spoil(stream, at, value):

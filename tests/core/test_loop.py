@@ -6,6 +6,8 @@ from csrc/core/pt_loop.h, the kernel, and frames encoded one by one.
 
 from __future__ import annotations
 
+import array
+import contextlib
 import errno
 import os
 import random
@@ -19,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from peertalk import errors
+from peertalk import _core, errors
 from peertalk._core.values import (
     BATCH,
     BATCHED,
@@ -500,8 +502,24 @@ def test_only_buffers_can_be_sent(bench, wrong):
     with pytest.raises(TypeError):
         link.send_frame(DATA, wrong)
     with pytest.raises(TypeError):
-        link.send_many([b"fine", wrong])
-    assert bench.settle() is not None
+        link.send_many([wrong])
+    assert bench.settle() == []
+    assert link.send_many([b"fine", wrong, b"never"]) == (1, INVALID_PARAM)
+    assert sent(bench.settle(), 1) == 1
+
+
+def test_what_is_not_contiguous_cannot_be_sent(bench):
+    """Every second byte of something is no message; an array of numbers is its bytes."""
+    link, raw = bench.link()
+    with pytest.raises(TypeError):
+        link.send(memoryview(b"abcdef")[::2])
+    with pytest.raises(TypeError):
+        link.send_many((b"a tuple",))
+    with pytest.raises(ValueError):
+        link.send_many([b"x"], -1)
+    link.send(array.array("H", [1, 2, 3]))
+    bench.settle()
+    assert frames_in(bench.core, read_all(raw))[0].payload == array.array("H", [1, 2, 3]).tobytes()
 
 
 @pytest.mark.parametrize("type", [0, 8, 255])
@@ -757,34 +775,30 @@ def test_a_frame_longer_than_max_payload_ends_the_link(bench):
     assert of(events, CLOSED) == [(CLOSED, 1, MESSAGE_TOO_LARGE, 0)]
 
 
-def test_a_frame_that_never_completes_ends_its_link_unless_it_is_paused(request):
-    """Five seconds for a frame that has begun, not for a link that is silent, and not for one that we do not read."""
-    names = [item for item in ("standard", "lowmem", "reference") if os.environ.get("PEERTALK_CORE") in (None, "", item)]
-    from peertalk._core import load
-
-    benches = [Bench(load(name), "epoll") for name in names]
-    started = time.monotonic()
-    paused = []
-    for bench in benches:
-        for tag in (1, 2, 3):
-            link, raw = bench.link(tag=tag)
-            if tag != 3:
-                raw.sendall(stream(bench.core, bytes(50))[: 5 if tag == 1 else 30])
+def test_a_frame_that_never_completes_ends_its_link_unless_it_is_paused():
+    """Five seconds for a frame that has begun, not for a link that is silent, and not for one that we do not read. All cores wait at once."""
+    names = [name for name in _core.CORES if os.environ.get("PEERTALK_CORE") in (None, "", name)]
+    with contextlib.ExitStack() as stack:
+        benches = [stack.enter_context(contextlib.closing(Bench(_core.load(name), "epoll"))) for name in names]
+        started = time.monotonic()
+        paused = []
+        for bench in benches:
+            data = stream(bench.core, bytes(50))
+            (_, early), (link, late), _ = (bench.link(tag=tag) for tag in (1, 2, 3))
+            early.sendall(data[:5])
+            late.sendall(data[:30])
             bench.settle()
-            if tag == 2:
-                link.pause()
-                paused.append((bench, link, raw))
-    for bench in benches:
-        assert bench.loop.next_timeout() is not None
-        events = bench.until(lambda events: events)
-        assert events == [(CLOSED, 1, TIMEOUT, 0)]
-        assert time.monotonic() - started >= 4.99
-    for bench, link, raw in paused:
-        assert bench.settle() == []
-        link.resume()
-        raw.sendall(stream(bench.core, bytes(50))[30:])
-        assert payloads(bench.until(lambda events: events), 2) == [bytes(50)]
-        bench.close()
+            link.pause()
+            paused.append((bench, link, late))
+        for bench in benches:
+            assert bench.loop.next_timeout() is not None
+            assert bench.until(lambda events: events) == [(CLOSED, 1, TIMEOUT, 0)]
+            assert time.monotonic() - started >= 4.99
+        for bench, link, late in paused:
+            assert bench.settle() == []
+            link.resume()
+            late.sendall(stream(bench.core, bytes(50))[30:])
+            assert payloads(bench.until(lambda events: events), 2) == [bytes(50)]
 
 
 def test_after_close_a_link_says_nothing_and_refuses(bench):

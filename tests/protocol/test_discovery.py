@@ -402,7 +402,7 @@ def test_a_peer_on_two_networks_keeps_the_address_that_it_was_found_at(core):
         first = "10.0.0.2" if now <= 10 + STALE else "192.168.1.2"
         assert discovery.addresses(instance(1))[0] == (first, 7354)
         assert len(discovery.addresses(instance(1))) == 2
-    found, = [event for event in news(discovery)]
+    (found,) = news(discovery)
     assert found.address == ("192.168.1.2", 7354)
 
 

@@ -33,7 +33,9 @@ instances = st.none() | st.binary(min_size=INSTANCE_SIZE, max_size=INSTANCE_SIZE
 ports = st.none() | st.integers(1, 65535)
 words = st.integers(0, 65535)
 announcements = st.builds(Announcement, st.integers(1, 3), names, words, words, st.integers(0, 255), instances, ports)
-capabilities = st.builds(Capabilities, st.integers(256, 8192), words, st.integers(0, 100), words, instances, st.none() | names.filter(bool), ports, ports)
+capabilities = st.builds(
+    Capabilities, st.integers(256, 8192), words, st.integers(0, 100), words, instances, st.none() | names.filter(bool), ports, ports
+)
 # A value of any type byte and any length, and one that is nearly right.
 tlvs = st.tuples(st.integers(0x80, 0x85) | st.integers(0, 255), st.binary(max_size=10)).map(lambda tlv: bytes((tlv[0], len(tlv[1]))) + tlv[1])
 trailers = st.lists(tlvs, max_size=6).map(b"".join)

@@ -10,7 +10,7 @@ from peertalk._core.reference.crc import crc16
 from peertalk._core.reference.pool import Buffer, BufferPool
 from peertalk._core.reference.wire import decode_header
 from peertalk._core.values import Frame, Header
-from peertalk.errors import InvalidState, OutOfMemory, ProtocolError, from_decoder
+from peertalk.errors import InvalidArgument, InvalidState, OutOfMemory, ProtocolError, from_decoder
 
 INIT = 0
 WAIT_HEADER = 1
@@ -19,6 +19,7 @@ WAIT_PAYLOAD = 2
 HEADER_SIZE = 10
 TRAILER_SIZE = 2
 FRAME_MAX_PAYLOAD = 8_192
+HEADER_MAX_PAYLOAD = 65_535
 
 _ERR_MESSAGE_TOO_LARGE = -16
 _ERR_CRC = -20
@@ -30,12 +31,17 @@ class Ingest:
     Args:
         max_payload: longest payload in bytes that is taken; a longer one is a fault, judged on the header. None: 8,192.
         pool: lends staging buffers; its largest class must hold a whole frame. None: a pool of one such buffer.
+
+    Raises:
+        InvalidArgument: max_payload is not 0 to 65,535, what a header can say.
     """
 
     def __init__(self, max_payload: int | None = None, pool: BufferPool | None = None) -> None:
         self.consumed = 0
         self.state = WAIT_HEADER
         self._max_payload = FRAME_MAX_PAYLOAD if max_payload is None else max_payload
+        if not 0 <= self._max_payload <= HEADER_MAX_PAYLOAD:
+            raise InvalidArgument(f"max_payload is {self._max_payload:,}: it must be 0 to {HEADER_MAX_PAYLOAD:,}")
         self._pool = pool or BufferPool([(HEADER_SIZE + self._max_payload + TRAILER_SIZE, 1)])
         self._header = b""
         self._staging: Buffer | None = None

@@ -63,6 +63,7 @@ MAX_DELAY_MS = 2**31 - 10_000
 POOL_CLASSES = [(256, 65_535), (1_040, 65_535), (4_112, 65_535), (FRAME_MAX_PAYLOAD + FRAME_OVERHEAD, 65_535), (SLOT_SIZE, 65_535)]
 """Buffer sizes and how many of each may exist; the byte budget is the bound that matters."""
 
+_INVALID_PARAM = -1
 _NO_MEMORY = -2
 _NETWORK = -5
 _TIMEOUT = -6
@@ -222,14 +223,27 @@ class Link(_Source):
         return self._accept(DATA, payload if type(payload) is bytes else _flat(payload), 0)
 
     def send_many(self, payloads: list[bytes], start: int = 0) -> tuple[int, int]:
-        """Accept payloads[start:] in order until one is refused.
+        """Accept payloads[start:], a list, in order until one is refused.
 
         Returns:
-            (how many were accepted, the refusal or the sum of the hints seen).
+            (how many were accepted, the refusal or the sum of the hints seen). A wrong type behind the first is refused with -1.
+
+        Raises:
+            TypeError: payloads is no list, or its first payload no contiguous buffer of bytes.
+            ValueError: start is negative.
         """
+        if not isinstance(payloads, list):
+            raise TypeError("send_many(payloads, start=0): payloads must be a list")
+        if start < 0:
+            raise ValueError("send_many: start must not be negative")
         hints = 0
         for index in range(start, len(payloads)):
-            code = self.send(payloads[index])
+            try:
+                code = self.send(payloads[index])
+            except TypeError:
+                if index == start:
+                    raise
+                code = _INVALID_PARAM
             if code < 0:
                 return index - start, code
             hints |= code

@@ -79,6 +79,7 @@ class BufferPool:
         self._acquires = self._allocations = self._refusals = self._returns = 0
         self._bytes = self._peak_bytes = 0
         self._attempts = self._fail_at = 0
+        self._closed = False
 
     def acquire(self, size: int) -> Buffer:
         """Borrow a zeroed buffer of at least size bytes, from the smallest class that holds it; a larger one is not tried.
@@ -122,6 +123,8 @@ class BufferPool:
         with self._lock:
             size_class.free.append(memory)
             self._returns += 1
+        if self._closed:
+            self.trim()
 
     def trim(self) -> int:
         """Give the memory of all free buffers back. Returns the bytes freed."""
@@ -154,6 +157,7 @@ class BufferPool:
             self._fail_at = n
 
     def close(self) -> int:
-        """Free every buffer. Returns the number that are still lent, which are not freed."""
+        """Free every buffer. Returns the number that are still lent; each is freed when it comes back."""
+        self._closed = True
         self.trim()
         return self.statistics().in_use

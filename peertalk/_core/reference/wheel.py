@@ -25,7 +25,7 @@ class TimerWheel:
     """
 
     def __init__(self, now: int = 0) -> None:
-        self._now = now
+        self._now = now % 2**32
         self._order = count()
         self._armed: dict[int, _Entry] = {}
         self._waiting: list[_Entry] = []
