@@ -2,12 +2,13 @@
 
     python bench/versus.py [--json] [--rounds 5] [--sizes 64 1024 4096] [--seconds 0.5] [--uvloop] [--round-trip] [--no-pin]
 
-Only ratios from one interleaved run count: each round runs every party once at every size, the figures are medians over rounds, and the ratio is the median of the
-rounds' own ratios. Each message carries its number; the receiver checks length and number of each one, in the same words for every party. What is timed lies on
-the receiver's clock, after a warm-up of a tenth. The receiver is pinned to one core and the sender to another, for every party alike.
+Only ratios from one interleaved run count: each round runs every party once at every size, the figures are medians over rounds, and the ratio is
+the median of the rounds' own ratios. Each message carries its number; the receiver checks length and number of each one, in the same words for
+every party. What is timed lies on the receiver's clock, after a warm-up of a tenth. The receiver is pinned to one core and the sender to another,
+for every party alike.
 
-Parties: batch (send_many and batches()), message (`await peer.send(...)` for each, `async for` over messages()), sync (peertalk.sync, message by message; --sync), pyzmq
-(PUSH/PULL, blocking send and recv for each message, its defaults).
+Parties: batch (send_many and batches()), message (`await peer.send(...)` for each, `async for` over messages()), sync (peertalk.sync, message by
+message; --sync), pyzmq (PUSH/PULL, blocking send and recv for each message, its defaults).
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Stopwatch:
         return {"rate": seen / took, "receiver_cpu_ns": (time.process_time() - self.cpu) / seen * 1e9}
 
 
-# Receivers: each prints its address, then what it measured ---------------------------------------------------------------------------------------------
+# Receivers: each prints its address, then what it measured ----------------------------------------------------------------------------------------
 
 
 def say(**values: Any) -> None:
@@ -155,7 +156,7 @@ def receive_zmq(size: int, count: int) -> None:
         say(**watch.report(number - warm), total=number)
 
 
-# Senders -----------------------------------------------------------------------------------------------------------------------------------------------
+# Senders ------------------------------------------------------------------------------------------------------------------------------------------
 
 
 async def send_batches(size: int, count: int, port: int) -> None:
@@ -215,7 +216,7 @@ def send_zmq(size: int, count: int, port: int) -> None:
     say(sender_cpu_ns=(time.process_time() - cpu) / count * 1e9, seconds=time.perf_counter() - began)
 
 
-# Round trips: one message out, one back, many times ------------------------------------------------------------------------------------------------------
+# Round trips: one message out, one back, many times -----------------------------------------------------------------------------------------------
 
 
 async def echo_message(size: int, count: int) -> None:
@@ -302,13 +303,23 @@ def ask_zmq(size: int, count: int, port: int) -> None:
 
 
 RECEIVERS: dict[str, Callable[..., Any]] = {
-    "batch": receive_batches, "message": receive_messages, "sync": receive_sync, "pyzmq": receive_zmq,
-    "trip-message": echo_message, "trip-sync": echo_sync, "trip-pyzmq": echo_zmq,
-}  # fmt: skip
+    "batch": receive_batches,
+    "message": receive_messages,
+    "sync": receive_sync,
+    "pyzmq": receive_zmq,
+    "trip-message": echo_message,
+    "trip-sync": echo_sync,
+    "trip-pyzmq": echo_zmq,
+}
 SENDERS: dict[str, Callable[..., Any]] = {
-    "batch": send_batches, "message": send_messages, "sync": send_sync, "pyzmq": send_zmq,
-    "trip-message": ask_message, "trip-sync": ask_sync, "trip-pyzmq": ask_zmq,
-}  # fmt: skip
+    "batch": send_batches,
+    "message": send_messages,
+    "sync": send_sync,
+    "pyzmq": send_zmq,
+    "trip-message": ask_message,
+    "trip-sync": ask_sync,
+    "trip-pyzmq": ask_zmq,
+}
 
 
 def child(arguments: argparse.Namespace) -> None:
@@ -371,13 +382,19 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     for (party, size), done in runs.items():
         yardstick = runs.get(("pyzmq", size), [])
         cpu = [one["receiver_cpu_ns"] + one["sender_cpu_ns"] for one in done]
-        rows.append({
-            "party": party, "bytes": size, "messages_per_second": round(statistics.median(one["rate"] for one in done)),
-            "ratio_to_pyzmq": round(statistics.median(ours["rate"] / theirs["rate"] for ours, theirs in zip(done, yardstick, strict=True)), 2) if yardstick else None,
-            "cpu_ns_per_message": round(statistics.median(cpu)),
-            "sender_cpu_ns": round(statistics.median(one["sender_cpu_ns"] for one in done)),
-            "receiver_cpu_ns": round(statistics.median(one["receiver_cpu_ns"] for one in done)),
-        })  # fmt: skip
+        rows.append(
+            {
+                "party": party,
+                "bytes": size,
+                "messages_per_second": round(statistics.median(one["rate"] for one in done)),
+                "ratio_to_pyzmq": round(statistics.median(ours["rate"] / theirs["rate"] for ours, theirs in zip(done, yardstick, strict=True)), 2)
+                if yardstick
+                else None,
+                "cpu_ns_per_message": round(statistics.median(cpu)),
+                "sender_cpu_ns": round(statistics.median(one["sender_cpu_ns"] for one in done)),
+                "receiver_cpu_ns": round(statistics.median(one["receiver_cpu_ns"] for one in done)),
+            }
+        )
     return rows
 
 
@@ -430,7 +447,8 @@ def main() -> int:
     for row in rows:
         ratio = "" if row["ratio_to_pyzmq"] is None else f"{row['ratio_to_pyzmq']:.2f}x"
         print(
-            f"{row['party']:8} {row['bytes']:6,} {row['messages_per_second'] / 1e3:9,.0f} {row['messages_per_second'] * row['bytes'] / 1e6:7,.0f} {ratio:>9}"
+            f"{row['party']:8} {row['bytes']:6,} {row['messages_per_second'] / 1e3:9,.0f}"
+            f" {row['messages_per_second'] * row['bytes'] / 1e6:7,.0f} {ratio:>9}"
             f" {row['cpu_ns_per_message']:15,} {row['sender_cpu_ns']:8,} {row['receiver_cpu_ns']:9,}"
         )
     for row in trips:

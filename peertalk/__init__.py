@@ -49,7 +49,6 @@ from .runtime.peers import BroadcastResult, Peers
 from .runtime.statistics import NodeStatistics, PeerStatistics, QueueStatus
 
 
-
 def __getattr__(name: str) -> str:
     if name == "__version__":
         from importlib.metadata import version
@@ -59,9 +58,10 @@ def __getattr__(name: str) -> str:
 
 
 __all__ = [
-    "AddressInUse", "BadCrc", "BadMagic", "BadVersion", "Batch", "BroadcastResult", "Config", "ConnectionClosed", "ConnectionRefused", "EventsMissed",
-    "Failed", "InternalError", "InvalidArgument", "InvalidState", "LinkFault", "LocalError", "LostReason", "Message", "MessageTooLarge", "NetworkError",
-    "NetworkFailure", "NoNetwork", "Node", "NodeStatistics", "NotConnected", "NotSupported", "OutOfMemory", "Outcome", "Peer", "PeerConnected",
-    "PeerDisconnected", "PeerFound", "PeerLost", "PeerNotFound", "PeerState", "PeerStatistics", "PeerTalkError", "Peers", "PlatformError", "ProtocolError",
-    "QueueEmpty", "QueueStatus", "RemoteError", "Sent", "Timeout", "Truncated", "WouldBlock", "WrongType", "load_config",
+    "AddressInUse", "BadCrc", "BadMagic", "BadVersion", "Batch", "BroadcastResult", "Config", "ConnectionClosed", "ConnectionRefused",
+    "EventsMissed", "Failed", "InternalError", "InvalidArgument", "InvalidState", "LinkFault", "LocalError", "LostReason", "Message",
+    "MessageTooLarge", "NetworkError", "NetworkFailure", "NoNetwork", "Node", "NodeStatistics", "NotConnected", "NotSupported",
+    "OutOfMemory", "Outcome", "Peer", "PeerConnected", "PeerDisconnected", "PeerFound", "PeerLost", "PeerNotFound", "PeerState",
+    "PeerStatistics", "PeerTalkError", "Peers", "PlatformError", "ProtocolError", "QueueEmpty", "QueueStatus", "RemoteError", "Sent",
+    "Timeout", "Truncated", "WouldBlock", "WrongType", "load_config",
 ]  # fmt: skip

@@ -1,6 +1,7 @@
 """The front door for asyncio: Node and Peer.
 
-Everything here runs on the loop that the node was started on. Below this module there is no coroutine: the engine (runtime/transport) reports by callbacks, and this
+Everything here runs on the loop that the node was started on. Below this module there is no coroutine: the engine (runtime/transport) reports by
+callbacks, and this
 module makes futures of them.
 """
 
@@ -40,7 +41,8 @@ _EVENTS_MAX = 4096
 class Peer(Remote):
     """Someone out there. Made by its Node; hashable, and the same object as long as the node knows it.
 
-    name, id, address, flags, state, connected, capabilities, max_message (bytes) and classic tell about it; accepted is the number of the last message
+    name, id, address, flags, state, connected, capabilities, max_message (bytes) and classic tell about it; accepted is the number of the last
+    message
     that was accepted for it. Coroutines run on the node's loop only; send_nowait may be called from any thread.
     """
 
@@ -108,7 +110,8 @@ class Peer(Remote):
             How many were accepted: all of them.
 
         Raises:
-            As send(). Those before the one that was refused are accepted; cancelled or timed out, those that `accepted` has counted are, the rest are not.
+            As send(). Those before the one that was refused are accepted; cancelled or timed out, those that `accepted` has counted are, the rest
+            are not.
         """
         messages = as_bytes(payloads)
         await _within(self._send_all(messages), timeout, f"no room for all messages to peer {self.name!r}", self.name)
@@ -140,11 +143,13 @@ class Peer(Remote):
         if self.inbox is None:
             self.inbox = Inbox(self.transport.config.receive_queue_bytes, self.transport.resume)
         inbox = self.inbox
+        inbox.consumers += 1
         try:
             async for message in _messages(self.transport, inbox):
                 yield message
         finally:
-            if self.inbox is inbox:
+            inbox.consumers -= 1
+            if not inbox.consumers:
                 self.inbox = None
                 while (left := inbox.take_lot()) is not None:
                     self.transport.inbox.put(left[0], left[1], sum(map(len, left[1])))
@@ -164,7 +169,9 @@ class Peer(Remote):
                 if not self.connected:
                     if not connect:
                         raise errors.NotConnected(f"peer {self.name!r} is not connected", peer=self.name)
+                    place.take()
                     await self._reach()
+                self.transport.check_open()
                 if place.first and self.accept(payload, no_delay):
                     return self.accepted
                 payload = bytes(payload)
@@ -178,7 +185,9 @@ class Peer(Remote):
                 if self.transport.crowded:
                     await asyncio.sleep(0)
                 if not self.connected:
+                    place.take()
                     await self._reach()
+                self.transport.check_open()
                 if place.first:
                     taken = self.accept_many(messages, done)
                     done += taken
@@ -231,8 +240,16 @@ class _Place:
         waiters = self._peer._waiters
         return not waiters or waiters[0] is self._mine
 
+    def take(self) -> None:
+        """Stand in line, so that nobody who comes later is served before."""
+        if self._mine is None:
+            self._renew()
+
     async def wait(self) -> None:
         """Until there may be room; raises what the link died of."""
+        await self._renew()
+
+    def _renew(self) -> asyncio.Future[None]:
         waiters = self._peer._waiters
         if waiters is None:
             waiters = self._peer._waiters = deque()
@@ -240,10 +257,11 @@ class _Place:
         if self._mine is None:
             waiters.append(renewed)
         else:
+            _seen(self._mine)
             waiters[waiters.index(self._mine)] = renewed
         self._mine = renewed
         self._peer.quick = None
-        await renewed
+        return renewed
 
     async def __aenter__(self) -> Self:
         return self
@@ -255,8 +273,7 @@ class _Place:
                 waiters.remove(self._mine)
             if not waiters:
                 self._peer._waiters = None
-            if self._mine.done() and not self._mine.cancelled():
-                self._mine.exception()  # seen: no warning when it raised while nobody awaited it
+            _seen(self._mine)
             if not self._peer.transport.closed:
                 self._peer.transport.pump(self._peer)
 
@@ -369,7 +386,7 @@ class Node:
         self._transport.check_open()
         return self._transport
 
-    # Who ---------------------------------------------------------------------------------------------------------------------------------------------
+    # Who ----------------------------------------------------------------------------------------------------------------------------------
 
     @property
     def name(self) -> str:
@@ -445,7 +462,7 @@ class Node:
         engine.switchboard.dial(address, reached)
         return await _within(future, timeout, f"no connection to {address[0]}:{address[1]}")
 
-    # Messages ----------------------------------------------------------------------------------------------------------------------------------------
+    # Messages -----------------------------------------------------------------------------------------------------------------------------
 
     async def broadcast(self, data: Payload, *, timeout: float | str | None = 5.0) -> BroadcastResult[Peer]:
         """Send to every connected peer, waiting for room up to timeout seconds in all."""
@@ -495,6 +512,9 @@ class Node:
         Close it (aclose, or `async with`) when it is no longer read.
         """
         stream = _EventStream(self)
+        if self._transport is not None and self._transport.closed:
+            stream.end()
+            return stream
         self._streams.append(stream)
         if self._transport is not None:
             self._transport.publish = self._publish
@@ -533,7 +553,7 @@ class _EventStream:
 
     def put(self, event: Event) -> None:
         """Add one, or count it as missed."""
-        if len(self._events) >= _EVENTS_MAX:
+        if self._missed or len(self._events) >= _EVENTS_MAX:  # once some are missed, all are until that is told: it has a place among the others
             self._missed += 1
         else:
             self._events.append(event)
@@ -577,6 +597,12 @@ class _EventStream:
         await self.aclose()
 
 
+def _seen(future: asyncio.Future[None]) -> None:
+    """No warning when it raised while nobody awaited it."""
+    if future.done() and not future.cancelled():
+        future.exception()
+
+
 def _settle(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
@@ -610,7 +636,12 @@ async def _arrival(engine: Transport, inbox: Inbox) -> bool:
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     engine.arrivals.append(future)
     inbox.on_arrival = engine.wake_arrivals
-    await future
+    try:
+        await future
+    finally:
+        if future.cancelled():
+            with contextlib.suppress(ValueError):
+                engine.arrivals.remove(future)
     return True
 
 

@@ -1,9 +1,11 @@
 """The same front door without await: a Node that works while one of its methods runs, on the caller's own thread.
 
-There is no hidden thread and no hidden event loop. A node that is not called is silent: it hears, answers and sends nothing until the next call; a program with
+There is no hidden thread and no hidden event loop. A node that is not called is silent: it hears, answers and sends nothing until the next call;
+a program with
 a loop of its own (a game) calls poll() in it. What send() accepted has been offered to the system when it returns.
 
-A node belongs to the thread that holds its lock, which is each method's for as long as it runs. Other threads may call any method: send_nowait never waits for
+A node belongs to the thread that holds its lock, which is each method's for as long as it runs. Other threads may call any method: send_nowait
+never waits for
 the lock, the others get it when the present turn ends.
 """
 
@@ -67,11 +69,13 @@ class Peer(Remote):
         payload = payload_of(data)
         with self._node._turning() as turn_until:
             self._accept_in_time(turn_until, payload, no_delay, connect, timeout)
+            number = self.accepted
             self.transport.turn()
-            return self.accepted
+            return number
 
     def send_nowait(self, data: Payload, *, no_delay: bool = False) -> int:
-        """Accept one message at once or not at all. Never waits for another thread: while one is in a method of this node the message is left to it, and 0
+        """Accept one message at once or not at all. Never waits for another thread: while one is in a method of this node the message is left to
+        it, and 0
         is returned in place of the number.
 
         Raises:
@@ -85,8 +89,9 @@ class Peer(Remote):
         try:
             if not self.accept(payload, no_delay):
                 raise self.no_room()
+            number = self.accepted
             self.transport.turn()
-            return self.accepted
+            return number
         finally:
             self._node._lock.release()
 
@@ -202,7 +207,8 @@ class Node:
         self.close()
 
     def close(self, timeout: float | str = 5.0) -> int:
-        """Send what is queued, say goodbye, close; at most timeout seconds. May be called again. Returns the messages that were accepted and not sent."""
+        """Send what is queued, say goodbye, close; at most timeout seconds. May be called again. Returns the messages that were accepted and not
+        sent."""
         transport = self._transport
         if transport is None:
             return 0
@@ -284,7 +290,7 @@ class Node:
                 engine.thread = threading.get_ident()
             engine.check_open()
 
-    # Who ---------------------------------------------------------------------------------------------------------------------------------------------
+    # Who ----------------------------------------------------------------------------------------------------------------------------------
 
     @property
     def name(self) -> str:
@@ -352,7 +358,7 @@ class Node:
         assert isinstance(peer, Peer)
         return peer
 
-    # Messages ----------------------------------------------------------------------------------------------------------------------------------------
+    # Messages -----------------------------------------------------------------------------------------------------------------------------
 
     def broadcast(self, data: Payload, *, timeout: float | str | None = 5.0) -> BroadcastResult[Peer]:
         """Send to every connected peer, waiting for room up to timeout seconds for each."""
@@ -435,7 +441,7 @@ class Node:
         return got[0]
 
     def _keep_event(self, event: Event) -> None:
-        if self._events is None or len(self._events) >= _EVENTS_MAX:
+        if self._events is None or self._missed or len(self._events) >= _EVENTS_MAX:
             self._missed += 1
         else:
             self._events.append(event)

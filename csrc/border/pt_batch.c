@@ -198,6 +198,7 @@ static int collect(void *sink_context, uint32_t tag, const pt_frame *frame)
         if (!grow_items(bound))
             return PT_ERR_NO_MEMORY;
     }
+    PT_ASSERT(bound->payloads != NULL && bound->items != NULL);
     PyObject *payload = PyBytes_FromStringAndSize((const char *)frame->payload, (Py_ssize_t)frame->payload_len);
     if (payload == NULL) {
         PyErr_Clear();

@@ -85,7 +85,7 @@ def load(name: str | None = None) -> Core:
     """A core by name; the same object each time.
 
     Args:
-        name: of CORES; None: PEERTALK_CORE from the environment, else "standard" if it was built, else "reference".
+        name: of CORES; None: PEERTALK_CORE from the environment, else the first of CORES that was built.
 
     Raises:
         InvalidArgument: no core has that name.
@@ -93,10 +93,12 @@ def load(name: str | None = None) -> Core:
     """
     asked = name or os.environ.get("PEERTALK_CORE") or None
     if asked is None:
-        try:
-            return load("standard")
-        except errors.NotSupported:
-            return load("reference")
+        for built in CORES[:2]:
+            try:
+                return load(built)
+            except errors.NotSupported:
+                continue  # a build with PT_LOWMEM=1 has lowmem alone, a pure package neither
+        return load("reference")
     if asked not in CORES:
         origin = "" if name else " (from PEERTALK_CORE)"
         raise errors.InvalidArgument(f"core {asked!r}{origin}: there are {', '.join(map(repr, CORES))}")

@@ -1,8 +1,8 @@
 """One owner class for each noun of the C core, and the only user of ffi and lib.
 
-A handle owns the C memory behind it, keeps what that memory points at alive, and turns result codes into values or exceptions. What is called once a
-message or once a turn comes from the border's native functions where this is CPython, and from plain cffi calls elsewhere (native=False, or PEERTALK_NATIVE=0 in
-the environment); both give the same tuples.
+A handle owns the C memory behind it, keeps what that memory points at alive, and turns result codes into values or exceptions. What is
+called once a message or once a turn comes from the border's native functions where this is CPython, and from plain cffi calls elsewhere
+(native=False, or PEERTALK_NATIVE=0 in the environment); both give the same tuples.
 
 Invariant: C memory is freed after everything that points into it. Never: a callback from C, a pointer made anew on a hot path.
 """
@@ -16,7 +16,7 @@ import struct
 import threading
 import types
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, wraps
 from typing import Any, TypeAlias
 
 from peertalk import errors
@@ -499,8 +499,8 @@ class SendPipeline:
             raise binding.fault(code, f"a pipeline of {depth} slots of {slot_size:,} bytes")
 
     def send(self, type: int, payload: Data, flags: int = 0) -> int:
-        """Put one frame on its way. Returns 0, or with nothing changed -19 (every slot is taken), -2 (no buffer), -16 (the frame does not fit a slot),
-        -1 (type is not 1 to 7, flags no byte), -3 (closed)."""
+        """Put one frame on its way. Returns 0, or with nothing changed -19 (every slot is taken), -2 (no buffer), -16 (the frame does not
+        fit a slot), -1 (type is not 1 to 7, flags no byte), -3 (closed)."""
         view = self._binding.flat(payload)
         if not 0 <= type <= 0xFF or not 0 <= flags <= 0xFF:
             type = flags = 0
@@ -652,8 +652,10 @@ class Watch:
         self._lib = loop._lib
         self.tag = tag
         self._watch: Any = loop._ffi.new("pt_watch *")
+        loop._watches.add(self)
         code = self._lib.pt_watch_open(loop._context, self._watch, fd, tag, interest)
         if code != 0:
+            loop._watches.discard(self)
             raise loop._binding.fault(code, f"descriptor {fd} cannot be watched")
 
     def set(self, interest: int) -> None:
@@ -714,8 +716,8 @@ class Link:
     Attributes:
         send: send(payload) accepts one DATA frame. A sum of NEEDS_TURN and YIELD (0 or more), or with nothing changed: -19 every slot is taken,
             -2 no memory, -16 longer than max_message, -18 the link is not open. TypeError: payload is no contiguous buffer of bytes.
-        send_many: send_many(payloads, start=0) accepts payloads[start:], a list, in order until one is refused: (how many were accepted, the refusal or
-            the sum of the hints seen). A wrong type is a TypeError where it comes first, else the refusal -1.
+        send_many: send_many(payloads, start=0) accepts payloads[start:], a list, in order until one is refused: (how many were accepted,
+            the refusal or the sum of the hints seen). A wrong type is a TypeError where it comes first, else the refusal -1.
     """
 
     send: Callable[[Data], int]
@@ -743,15 +745,25 @@ class Link:
         )
         if code != 0:
             raise self._binding.fault(code, f"descriptor {fd} cannot become a link")
+        try:
+            self.send, self.send_many = self._bind_send()
+            loop._links[self] = None
+        except MemoryError:
+            lib.pt_link_close(self._context, self._link)
+            raise
+
+    def _bind_send(self) -> tuple[Callable[[Data], int], Callable[..., tuple[int, int]]]:
+        loop = self._loop
         if loop.native:
             # The bound functions outlive this object as long as somebody holds them: they own the memory, not the handle.
             owner = (loop._memory, self._link, self._slots)
-            cast = partial(ffi.cast, "uintptr_t")
-            self.send, self.send_many = self._binding.border.bind_link(int(cast(self._context)), int(cast(self._link)), owner)
+            cast = partial(self._binding.ffi.cast, "uintptr_t")
+            send, send_many = self._binding.border.bind_link(int(cast(self._context)), int(cast(self._link)), owner)
         else:
-            self.send, self.send_many = self._plain_send, self._plain_send_many
+            send, send_many = self._plain_send, self._plain_send_many
         if self._binding.assertions:
-            self.send, self.send_many = loop._on_owner(self.send), loop._on_owner(self.send_many)
+            send, send_many = loop._on_owner(send), loop._on_owner(send_many)
+        return send, send_many
 
     def _plain_send(self, payload: Data) -> int:
         if type(payload) is bytes:
@@ -887,16 +899,10 @@ class Loop:
 
         self._pool = BufferPool(binding, _pool_classes(lib, pool_bytes), pool_bytes)
         self._context = ffi.new("pt_context *")
-        self._make_platform(0 if epoll else POLL_SOURCES, epoll)
-        receive_buffer = ffi.new("uint8_t[]", size)
-        ops = lib.pt_posix_ops() if platform == "posix" else lib.pt_posix_plain_ops()
-        code = lib.pt_context_init(self._context, ops, self._platform, self._pool._pool, receive_buffer, size, io_budget)
-        if code != 0:
-            lib.pt_posix_cleanup(self._platform)
-            raise binding.fault(code, "a loop")
         self._events = ffi.new("pt_event[]", EVENT_CAPACITY)
+        receive_buffer = ffi.new("uint8_t[]", size)
+        self._platform: Any = ffi.new("uint64_t[]", (lib.pt_posix_size(0 if epoll else POLL_SOURCES) + 7) // 8)
         self._memory = (self._context, self._platform, self._pool._memory, self._pool._account, receive_buffer, self._events, lib)
-        self.fd: int = lib.pt_posix_fd(self._platform)
         self._links: dict[Link, None] = {}
         self._watches: set[Watch] = set()
         self._armed: set[Timer] = set()
@@ -904,14 +910,22 @@ class Loop:
         self._wake_lock = threading.Lock()
         self._owner: int | None = None
         self._turn: Callable[[], Any] = self._bind_turn(size)
+        ops = lib.pt_posix_ops() if platform == "posix" else lib.pt_posix_plain_ops()
+        self._open(ops, epoll, receive_buffer, io_budget)
         self._closed = False
+        self.fd: int = lib.pt_posix_fd(self._platform)
 
-    def _make_platform(self, max_sources: int, epoll: bool) -> None:
+    def _open(self, ops: Any, epoll: bool, receive_buffer: Any, io_budget: int) -> None:
+        """What may fail and must be undone: the descriptors of the platform, then the context on top of them."""
+        lib = self._lib
         system_error = self._ffi.new("int32_t *")
-        self._platform = self._ffi.new("uint64_t[]", (self._lib.pt_posix_size(max_sources) + 7) // 8)
-        code = self._lib.pt_posix_init(self._platform, max_sources, epoll, system_error)
+        code = lib.pt_posix_init(self._platform, 0 if epoll else POLL_SOURCES, epoll, system_error)
         if code != 0:
             raise errors.PlatformError(f"a loop needs two descriptors: {os.strerror(system_error[0])}", code=code)
+        code = lib.pt_context_init(self._context, ops, self._platform, self._pool._pool, receive_buffer, len(receive_buffer), io_budget)
+        if code != 0:
+            lib.pt_posix_cleanup(self._platform)
+            raise self._binding.fault(code, "a loop")
 
     def _bind_turn(self, size: int) -> Callable[[], Any]:
         """What makes one turn without waiting: a list of events, or a negative code."""
@@ -937,6 +951,7 @@ class Loop:
     def _on_owner(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, checked to run on the one thread that uses this loop (assertion builds)."""
 
+        @wraps(function)
         def checked(*arguments: Any) -> Any:
             if self._owner is None:
                 self._owner = threading.get_ident()
@@ -963,9 +978,7 @@ class Loop:
             InvalidArgument, OutOfMemory, PlatformError: nothing has changed.
         """
         self._check_open()
-        link = Link(self, fd, tag, depth, slot_size, packing, max_payload)
-        self._links[link] = None
-        return link
+        return Link(self, fd, tag, depth, slot_size, packing, max_payload)
 
     def watch(self, fd: int, tag: int, interest: int) -> Watch:
         """Report readiness of a foreign descriptor as (READY, tag, mask, 0), level-triggered.
@@ -974,9 +987,7 @@ class Loop:
             InvalidArgument, OutOfMemory, PlatformError: the descriptor cannot be watched.
         """
         self._check_open()
-        watch = Watch(self, fd, tag, interest)
-        self._watches.add(watch)
-        return watch
+        return Watch(self, fd, tag, interest)
 
     def timer(self, tag: int) -> Timer:
         """A timer, not armed."""

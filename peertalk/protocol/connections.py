@@ -5,9 +5,12 @@ A connection lives by one table:
     IDLE -> CONNECTING -> GREETING -> OPEN -> RETIRING -> CLOSED
                  \\            \\         \\-> CLOSING -> CLOSED
 
-GREETING ends with the other side's CAPABILITY, or after GREETING_TIME when we dialled a peer that never sends one (it counts as classic). No DATA leaves
-before. Of two connections between the same two nodes the one dialled by the smaller instance id stays. The other retires: it is shut for writing and read
-to its end, and until then what arrives on the first is held back, so nothing is lost or overtaken. Why that is enough: a side sends DATA on the one that
+GREETING ends with the other side's CAPABILITY, or after GREETING_TIME when we dialled a peer that never sends one (it counts as classic). No DATA
+leaves
+before. Of two connections between the same two nodes the one dialled by the smaller instance id stays. The other retires: it is shut for writing
+and read
+to its end, and until then what arrives on the first is held back, so nothing is lost or overtaken. Why that is enough: a side sends DATA on the
+one that
 loses only before it knows of the one that stays, and so before any DATA on that one.
 
 Invariant: a peer has at most one OPEN connection. Never: opens a socket, sends a byte, reads a clock.
@@ -80,12 +83,14 @@ class Connection:
     """One connection, from dial or accept to its end.
 
     tag: its number in the loop; address: the remote end; dialled: by us; peer: whose it is, None until known; handed and reported: DATA messages
-    given to its link and heard of again; base: the peer's messages before the first of them; held: events kept back while another connection is read to
+    given to its link and heard of again; base: the peer's messages before the first of them; held: events kept back while another connection is
+    read to
     its end, None when nothing is held; socket and link belong to the runtime.
     """
 
     __slots__ = (
-        "address", "base", "dialled", "failure", "handed", "held", "link", "on_end", "peer", "reached", "reported", "since", "socket", "state", "tag", "timer", "waits_for", "watch",
+        "address", "base", "dialled", "failure", "handed", "held", "link", "on_end", "peer", "reached", "reported", "since", "socket",
+        "state", "tag", "timer", "waits_for", "watch",
     )  # fmt: skip
 
     def __init__(self, tag: int, address: Address, *, dialled: bool, now: float, peer: Peer | None = None) -> None:
@@ -116,7 +121,8 @@ class Connection:
         """
         following = _NEXT.get((self.state, step))
         if following is None:
-            raise errors.InvalidState(f"connection {self.tag} to {self.address[0]}:{self.address[1]}: {step.value} is not allowed while {self.state.value}")
+            where = f"{self.address[0]}:{self.address[1]}"
+            raise errors.InvalidState(f"connection {self.tag} to {where}: {step.value} is not allowed while {self.state.value}")
         self.state = following
 
     @property
@@ -131,7 +137,8 @@ class Connection:
 def stays(existing: Connection, newer: Connection, own: bytes, theirs: bytes, connect_timeout: float) -> Connection:
     """Which of two connections between the instances own and theirs stays.
 
-    Two that crossed: the one dialled by the smaller id. Two of the same dialler, or too far apart in time to have crossed: the newer one, since nobody
+    Two that crossed: the one dialled by the smaller id. Two of the same dialler, or too far apart in time to have crossed: the newer one, since
+    nobody
     dials while it has a connection, so its dialler has given up the other.
     """
     apart = newer.since - existing.since
@@ -179,6 +186,13 @@ class Connections:
         """The dial to this peer that is under way (connecting or greeting), if any."""
         for connection in self.by_tag.values():
             if connection.peer is peer and connection.dialled and connection.state in (State.CONNECTING, State.GREETING):
+                return connection
+        return None
+
+    def dialling_to(self, address: Address) -> Connection | None:
+        """The dial to this address that is under way, if any."""
+        for connection in self.by_tag.values():
+            if connection.address == address and connection.dialled and connection.state in (State.CONNECTING, State.GREETING):
                 return connection
         return None
 

@@ -1,6 +1,7 @@
 """Discovery on the network: one datagram socket, the interfaces, and the sans-I/O Discovery between them.
 
-Everything heard goes to Discovery; what it wants sent goes out on every interface; what it finds out goes to the transport. Interfaces are looked up again
+Everything heard goes to Discovery; what it wants sent goes out on every interface; what it finds out goes to the transport. Interfaces are looked
+up again
 for each packet, since they come and go.
 """
 
@@ -67,7 +68,7 @@ class Finder:
             self._closed = True
             self.transport.cancel(self._timer)
             self.transport.unwatch(self._watched)
-            self._socket.close()
+            self.transport.close_socket(self._socket)
 
     def _hear(self) -> None:
         world = self.transport.world
@@ -107,7 +108,7 @@ class Finder:
             return
         try:
             self._interfaces = world.interfaces(tuple(config.interfaces), config.bind)
-        except errors.NoNetwork as error:
+        except (errors.NoNetwork, OSError) as error:  # OSError: out of descriptors, which asking for interfaces takes
             log.warning("nothing can be announced now: %s", error)
             return
         for packet in packets:

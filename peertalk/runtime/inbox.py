@@ -1,9 +1,11 @@
 """Messages that have arrived and wait to be taken, in order, in bounded memory.
 
-What the loop delivers is kept as it came: one list of payloads for each link and turn. Taking works on the oldest list in place, so that several consumers share
+What the loop delivers is kept as it came: one list of payloads for each link and turn. Taking works on the oldest list in place, so that several
+consumers share
 it and none can run off with messages that it does not use.
 
-Invariant: cost is the sum over all lists that were put and not used up. A list counts in full until its last message is taken, so the bound is soft by
+Invariant: cost is the sum over all lists that were put and not used up. A list counts in full until its last message is taken, so the bound is
+    soft by
 one turn's reading of one link. Never: drops, reorders, blocks.
 """
 
@@ -35,14 +37,17 @@ class Inbox:
     """Args:
     limit: cost in bytes above which full is true.
     on_room: called when the cost has fallen to half of the limit after it was full.
+
+    consumers is for those who share it: how many there are.
     """
 
-    __slots__ = ("_lots", "_overflowed", "cost", "current", "limit", "on_arrival", "on_room")
+    __slots__ = ("_lots", "_overflowed", "consumers", "cost", "current", "limit", "on_arrival", "on_room")
 
     def __init__(self, limit: int, on_room: Callable[[Inbox], None]) -> None:
         self.limit = limit
         self.on_room = on_room
         self.on_arrival: Callable[[], None] | None = None
+        self.consumers = 0
         self.cost = 0
         self.current: Lot | None = None
         self._lots: deque[Lot] = deque()
@@ -60,7 +65,8 @@ class Inbox:
         return self._overflowed
 
     def advance(self) -> Lot | None:
-        """The lot to take from now: the current one's successor when that is used up. None when there is nothing; the caller has found the current one's
+        """The lot to take from now: the current one's successor when that is used up. None when there is nothing; the caller has found the
+        current one's
         iterator exhausted before it calls again."""
         current = self.current
         if current is not None:

@@ -34,7 +34,11 @@ def payload_of(data: Payload) -> bytes | bytearray | memoryview:
     Raises:
         WrongType: data is nothing that can be sent.
     """
-    if isinstance(data, bytes | bytearray | memoryview):
+    if isinstance(data, bytes | bytearray):
+        return data
+    if isinstance(data, memoryview):
+        if not data.c_contiguous:
+            raise errors.WrongType("a message is contiguous: this memoryview has gaps; send bytes() of it")
         return data
     if isinstance(data, str):
         return data.encode()
@@ -81,6 +85,12 @@ class Remote(Peer):
         self.failed = 0
         self.received = 0
         self.received_bytes = 0
+
+    def tell_reaching(self, error: errors.PeerTalkError | None) -> None:
+        """Those who wait for a connection hear that it is there (None), or why it is not."""
+        reaching, self.reaching = self.reaching, None
+        for reached in reaching or ():
+            reached(self if error is None else None, error)
 
     def on_room(self) -> None:
         """The engine has room for more messages to this peer."""
@@ -161,11 +171,11 @@ class Remote(Peer):
             WouldBlock: as many wait already. MessageTooLarge, InvalidState.
         """
         transport = self.transport
-        transport.check_open()
         limit, _ = transport.limit_of(self)
         if len(payload) > limit:
             raise transport.too_large(self, len(payload))
         with transport.lock:
+            transport.check_open()
             if self.afar is None:
                 self.afar = deque()
             if len(self.afar) >= transport.config.send_queue_size:

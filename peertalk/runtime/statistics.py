@@ -42,11 +42,14 @@ class NodeStatistics(msgspec.Struct, frozen=True):
     """Counters of a node since it started.
 
     messages_accepted, messages_sent, messages_failed: messages that users sent, and what became of them; messages_received: messages that arrived;
-    payload_bytes_sent, payload_bytes_received: bytes of those; bytes_sent, bytes_received: stream bytes, framing and control frames included; write_calls,
+    payload_bytes_sent, payload_bytes_received: bytes of those; bytes_sent, bytes_received: stream bytes, framing and control frames included;
+    write_calls,
     read_calls: system calls on links; messages_per_write: messages given to links per writing system call; slots_high_water: most slots in flight
     on one link; links_open: connections now; links_opened, links_refused: connections since the start; bad_frames: links ended by a fault of a frame;
-    crc_errors: those of them by their checksum; frames_ignored: frames of a kind that this version does not use; inbox_bytes: cost in bytes of messages not
-    yet taken; pauses: times that a link was paused because the inbox was full; turns: turns of the loop; peers: known now; pool_bytes, pool_peak_bytes:
+    crc_errors: those of them by their checksum; frames_ignored: frames of a kind that this version does not use; inbox_bytes: cost in bytes of
+        messages not
+    yet taken; pauses: times that a link was paused because the inbox was full; turns: turns of the loop; peers: known now; pool_bytes,
+    pool_peak_bytes:
     memory of slots and staging buffers in C, bytes.
     """
 
@@ -80,7 +83,8 @@ class LinkTotals:
     """Sums that outlive the links and peers that they come from. Units as in NodeStatistics."""
 
     __slots__ = (
-        "accepted", "bytes_received", "bytes_sent", "failed", "high_water", "ignored", "opened", "pauses", "payload_received", "payload_sent", "reads", "received",
+        "abandoned", "accepted", "bytes_received", "bytes_sent", "failed", "high_water", "ignored", "opened", "pauses",
+        "payload_received", "payload_sent", "reads", "received",
         "sent", "writes",
     )  # fmt: skip
 
@@ -88,6 +92,8 @@ class LinkTotals:
         for name in self.__slots__:
             setattr(self, name, 0)
 
+    abandoned: int
+    """Messages that were accepted and never given to a link; `accepted` counts those that were."""
     accepted: int
     bytes_received: int
     bytes_sent: int
@@ -115,7 +121,8 @@ class LinkTotals:
         self.high_water = max(self.high_water, link.slots_high_water)
 
     def report(
-        self, open_links: Iterable[LinkStatistics], loop: LoopStatistics, pool: PoolStatistics, *, links_open: int, links_refused: int, inbox_bytes: int, peers: int,
+        self, open_links: Iterable[LinkStatistics], loop: LoopStatistics, pool: PoolStatistics, *, links_open: int, links_refused: int,
+        inbox_bytes: int, peers: int,
         queued: int,
     ) -> NodeStatistics:  # fmt: skip
         """The node's counters now: these sums and the links that are open. queued: messages that no link has taken."""
@@ -125,9 +132,10 @@ class LinkTotals:
         for link in open_links:
             now.add(link)
         return NodeStatistics(
-            messages_accepted=now.accepted + queued, messages_sent=now.sent, messages_failed=now.failed, messages_received=now.received,
-            payload_bytes_sent=now.payload_sent, payload_bytes_received=now.payload_received, bytes_sent=now.bytes_sent, bytes_received=now.bytes_received,
-            write_calls=now.writes, read_calls=now.reads, messages_per_write=now.accepted / now.writes if now.writes else 0.0, slots_high_water=now.high_water,
+            messages_accepted=now.accepted + now.abandoned + queued, messages_sent=now.sent, messages_failed=now.failed,
+            messages_received=now.received, payload_bytes_sent=now.payload_sent, payload_bytes_received=now.payload_received,
+            bytes_sent=now.bytes_sent, bytes_received=now.bytes_received, write_calls=now.writes, read_calls=now.reads,
+            messages_per_write=now.accepted / now.writes if now.writes else 0.0, slots_high_water=now.high_water,
             links_open=links_open, links_opened=now.opened, links_refused=links_refused, bad_frames=loop.bad_frames, crc_errors=loop.crc_errors,
             frames_ignored=now.ignored, inbox_bytes=inbox_bytes, pauses=now.pauses, turns=loop.turns, peers=peers, pool_bytes=pool.bytes,
             pool_peak_bytes=pool.peak_bytes,

@@ -31,7 +31,7 @@ _LINGER = 1.0
 """Seconds that a connection is still read after our last byte left, so that closing cannot destroy it on its way."""
 _CLASSIC_LIMIT = 512
 """Bytes that a classic peer takes before it has said more (its CAPABILITY)."""
-_FRAME_FAULTS = {-1, -16, -20, -21, -22, -23}
+_FRAME_FAULTS = {-1, -16, -20, -21, -23}
 
 
 class Switchboard:
@@ -45,7 +45,7 @@ class Switchboard:
         self._greeting = b""
         self._classic_timer: Timer | None = None
 
-    # Listening, and leaving altogether ----------------------------------------------------------------------------------------------------------------
+    # Listening, and leaving altogether ----------------------------------------------------------------------------------------------------
 
     def listen(self) -> int:
         """Accept connections from now on. Returns the TCP port.
@@ -68,7 +68,7 @@ class Switchboard:
         self.transport.unwatch(self._listening)
         self._listening = None
         if self._listener is not None:
-            self._listener.close()
+            self.transport.close_socket(self._listener)
             self._listener = None
 
     def close(self) -> None:
@@ -88,7 +88,7 @@ class Switchboard:
         for connection in list(self.connections.by_tag.values()):
             self._end(connection, errors.ConnectionClosed("the node was closed before this was sent"))
 
-    # What links report --------------------------------------------------------------------------------------------------------------------------------
+    # What links report --------------------------------------------------------------------------------------------------------------------
 
     def arrived(self, connection: Connection, kind: int, a: int, b: Any) -> None:
         """Something came in on a connection: events of the loop, in order. Kept back while another connection is to be read first."""
@@ -117,6 +117,7 @@ class Switchboard:
             now = self.transport.world.clock()
             if before := self.connections.unsettled(connection, now):
                 self._hold(connection, before)
+                self.transport.after(policy.GREETING_TIME, lambda: self._waited_enough(connection, before))
             elif connection.held is None and now - connection.since > policy.GREETING_TIME + policy.SILENCE_TIME:
                 connection.waits_for = None
             if connection.held is not None:
@@ -156,7 +157,7 @@ class Switchboard:
             connection.peer.capabilities = capabilities
             connection.link.max_message = min(self.transport.max_message, capabilities.max_message)
 
-    # Dial, accept, greet ------------------------------------------------------------------------------------------------------------------------------
+    # Dial, accept, greet ------------------------------------------------------------------------------------------------------------------
 
     def reach(self, peer: Remote, reached: Reached) -> None:
         """Call reached when the peer has an open connection, or with the error when it cannot be had."""
@@ -168,7 +169,18 @@ class Switchboard:
             self._dial_peer(peer)
 
     def dial(self, address: Address, reached: Reached | None = None, peer: Remote | None = None) -> Connection | None:
-        """Open a connection to an address. reached is called once: with the peer that was found there, or with an error."""
+        """Open a connection to an address, or wait for the one that is being opened. reached is called once: with the peer that was found there,
+        or with
+        an error."""
+        there = next((known for known in self.transport.peers.values() if known.address == address and known.connected), None)
+        if there is not None and peer is None:
+            _tell(reached, None, there)
+            return None
+        under_way = self.connections.dialling_to(address)
+        if under_way is not None and (peer is None or under_way.peer is None or under_way.peer is peer):
+            under_way.peer = under_way.peer or peer
+            under_way.reached = _both(under_way.reached, reached)
+            return under_way
         if not self.connections.has_room():
             _tell(reached, errors.OutOfMemory(f"the limit of {self.transport.config.max_peers} peers (Config.max_peers) is reached"))
             return None
@@ -212,7 +224,6 @@ class Switchboard:
             return
         if peer.state is PeerState.CONNECTING:
             peer.advance(PeerEvent.REFUSED)
-        reaching, peer.reaching = peer.reaching, None
         if peer.queued and peer.attempts < len(policy.RETRY_DELAYS) and not self.transport.closing:
             delay = policy.RETRY_DELAYS[peer.attempts]
             peer.attempts += 1
@@ -220,8 +231,7 @@ class Switchboard:
         else:
             peer.attempts = 0
             self.transport.fail_queued(peer, error)
-        for reached in reaching or ():
-            reached(None, error)
+        peer.tell_reaching(error)
         peer.on_lost(error)
 
     def _retry(self, peer: Remote) -> None:
@@ -279,12 +289,22 @@ class Switchboard:
             return
         self.transport.totals.opened += 1
         connection.waits_for = set()
-        self.transport.hint(connection.link.send_frame(values.CAPABILITY, self._greeting, values.NO_DELAY))
-        if connection.dialled:
+        code = connection.link.send_frame(values.CAPABILITY, self._greeting, values.NO_DELAY)
+        self.transport.hint(code)
+        if code < 0:
+            where = f"{connection.address[0]}:{connection.address[1]}"
+            self._end(connection, errors.from_code(code, f"cannot greet {where}: {self.transport.core.strerror(code)}"))
+        if connection.state is State.CLOSED:
+            return
+        if connection.dialled and connection.peer is not None and not connection.peer.classic:
+            wait = self.transport.config.connect_timeout  # one of ours always says who it is: it is only slow
+            mute = errors.Timeout(f"peer {connection.peer.name!r} took the connection and said nothing for {wait:g} s (Config.connect_timeout)")
+            connection.timer = self.transport.after(wait, lambda: self._end(connection, mute))
+        elif connection.dialled:
             connection.timer = self.transport.after(policy.GREETING_TIME, lambda: self._greeted(connection, None))
         else:
             silent = errors.Timeout(f"{connection.address[0]}:{connection.address[1]} sent no whole frame within {policy.SILENCE_TIME:g} s")
-            connection.timer = self.transport.after(policy.SILENCE_TIME, lambda: self._end(connection, silent))
+            connection.timer = self.transport.after(policy.SILENCE_TIME, lambda: self._end(connection, silent, fault=True))
 
     def _greeted(self, connection: Connection, capabilities: Capabilities | None) -> None:
         """We know who it is, or that it will not say."""
@@ -307,6 +327,7 @@ class Switchboard:
             self._open(connection, peer)
         elif instance is not None and self._crossed(existing, connection, instance) is existing:
             self._retire(connection, existing)
+            peer.tell_reaching(None)
         else:
             self._retire(existing, connection)
             self._open(connection, peer)
@@ -337,18 +358,18 @@ class Switchboard:
             return expected if expected.key in self.transport.peers else self.transport.know(expected)
         if connection.dialled:
             return self.transport.peers.get(connection.address) or self.transport.make_peer(connection.address, None, "", connection.address)
-        same_host = [peer for peer in self.transport.peers.values() if peer.classic and peer.connection is None and peer.address[0] == connection.address[0]]
+        host, known = connection.address[0], self.transport.peers.values()
+        same_host = [peer for peer in known if peer.classic and peer.connection is None and peer.address[0] == host]
         if len(same_host) == 1:
             return same_host[0]
         return self.transport.make_peer(connection.address, None, "", connection.address)
 
     def _replace(self, classic: Remote, peer: Remote) -> None:
         """What was taken for a classic peer has turned out to be one of ours."""
-        self.transport.forget(classic, None)
-        if classic.reaching:
-            peer.reaching = [*(peer.reaching or ()), *classic.reaching]
-            classic.reaching = None
-        self.transport.fail_queued(classic, errors.NetworkFailure(f"{classic.id} is the peer {peer.name!r}; send to that", peer=peer.name))
+        self.transport.forget(classic, events.LostReason.CLOSED)
+        replaced = errors.NetworkFailure(f"{classic.id} is now the peer {peer.name!r}; send to that", peer=peer.name)
+        classic.tell_reaching(replaced)
+        self.transport.fail_queued(classic, replaced)
 
     def _mistaken(self, connection: Connection, expected: Remote) -> None:
         """Another node answers where expected was heard."""
@@ -374,11 +395,11 @@ class Switchboard:
             self.transport.emit(events.PeerConnected, peer)
         self.transport.pump(peer)
         reached, connection.reached = connection.reached, None
-        reaching, peer.reaching = peer.reaching, None
-        for call in [*([] if reached is None else [reached]), *(reaching or ())]:
-            call(peer, None)
+        if reached is not None:
+            reached(peer, None)
+        peer.tell_reaching(None)
 
-    # Two between the same nodes -----------------------------------------------------------------------------------------------------------------------
+    # Two between the same nodes -----------------------------------------------------------------------------------------------------------
 
     def _retire(self, leaving: Connection, staying: Connection) -> None:
         """Shut the one for writing, read it to its end, and until then hold back what the other brings."""
@@ -415,6 +436,17 @@ class Switchboard:
             if not waiting.waits_for:
                 self._unhold(waiting)
 
+    def _waited_enough(self, connection: Connection, before: set[int]) -> None:
+        """Connections that have not said who they are by now had no earlier DATA: silent ones must not hold up others."""
+        if connection.held is None or connection.waits_for is None or connection.state is State.CLOSED:
+            return
+        for tag in before:
+            other = self.connections.by_tag.get(tag)
+            if other is None or other.state is State.GREETING:
+                connection.waits_for.discard(tag)
+        if not connection.waits_for:
+            self._unhold(connection)
+
     def _unhold(self, connection: Connection) -> None:
         """Go on, with what was kept back first."""
         held, connection.held = connection.held, None
@@ -424,14 +456,14 @@ class Switchboard:
             if connection.tag in self.connections.by_tag:
                 self.arrived(connection, kind, a, b)
 
-    # The end ------------------------------------------------------------------------------------------------------------------------------------------
+    # The end ------------------------------------------------------------------------------------------------------------------------------
 
     def _farewell(self, connection: Connection) -> None:
         """Closing: when all is handed over, say DISCONNECT and shut."""
         peer = connection.peer
-        if isinstance(peer, Remote) and peer.queued:
+        if isinstance(peer, Remote) and (peer.queued or peer.afar):
             self.transport.pump(peer)
-            if peer.queued:
+            if peer.queued or peer.afar:
                 return
         if connection.state is State.OPEN and connection.link.send_frame(values.DISCONNECT, b"", 0) >= 0:
             connection.advance(Step.LEAVE)
@@ -460,7 +492,8 @@ class Switchboard:
     def _other_half_ended(self, connection: Connection) -> None:
         """The other side will send no more. What is queued in slots may still arrive: shut, drain, then the end."""
         if connection.state is State.GREETING:
-            self._end(connection, errors.ConnectionClosed(f"{connection.address[0]}:{connection.address[1]} closed the connection before it said who it is"))
+            where = f"{connection.address[0]}:{connection.address[1]}"
+            self._end(connection, errors.ConnectionClosed(f"{where} closed the connection before it said who it is"))
             return
         peer = connection.peer
         connection.failure = self.transport.closed_error(peer)
@@ -485,7 +518,7 @@ class Switchboard:
             self._end(connection, errors.from_decoder(code, text, name), fault=True)
         elif code == errors.Timeout.code:
             self._end(connection, errors.Timeout(f"a frame from {who} was not whole within 5 s; the link is closed", peer=name), fault=True)
-        elif code == errors.ConnectionClosed.code:
+        elif code in (errors.ConnectionClosed.code, errors.Truncated.code):  # truncated: it ended inside a frame, as a killed program does
             leaving = connection.state in (State.CLOSING, State.RETIRING)
             self._end(connection, connection.failure if leaving else self.transport.closed_error(peer, where))
         else:
@@ -509,7 +542,7 @@ class Switchboard:
             self.transport.totals.add(connection.link.statistics())
             connection.link.close()
         if connection.socket is not None:
-            connection.socket.close()
+            self.transport.close_socket(connection.socket)
         self.connections.remove(connection)
         if connection.held:
             self._keep_held(connection)
@@ -522,7 +555,7 @@ class Switchboard:
         if attached:
             assert isinstance(peer, Remote)
             self._detach(connection, error, polite=polite)
-        elif isinstance(peer, Remote) and peer.connection is None and was in (State.CLOSING, State.RETIRING) and peer.state is PeerState.DISCONNECTING:
+        elif isinstance(peer, Remote) and peer.connection is None and was is not State.OPEN and peer.state is PeerState.DISCONNECTING:
             self._disconnected(peer, error)
         reached, connection.reached = connection.reached, None
         if reached is not None:
@@ -540,8 +573,8 @@ class Switchboard:
         held, connection.held = connection.held, None
         peer = connection.peer
         for kind, _, a, b in held or ():
-            if kind == values.BATCH and isinstance(peer, Remote) and not self.transport.closing:
-                (peer.inbox or self.transport.inbox).put(peer, b, a)
+            if kind == values.BATCH and isinstance(peer, Remote):
+                self.transport.deliver(peer, connection, a, b)
 
     def _detach(self, connection: Connection, error: errors.PeerTalkError | None, *, polite: bool) -> None:
         """The peer has lost its connection."""
@@ -551,13 +584,17 @@ class Switchboard:
         peer.connection = None
         peer.quick = None
         self._disconnected(peer, error)
-        lost = error or self.transport.closed_error(peer)
+        lost = error if isinstance(error, errors.ConnectionClosed) else self.transport.closed_error(peer)
+        if lost is not error:
+            lost.__cause__ = error
         if peer.queued and error is not None and not polite and not self.transport.closing:
             peer.attempts = 1
             peer.retry = self.transport.after(policy.RETRY_DELAYS[0], lambda: self._retry(peer))
         else:
             self.transport.fail_queued(peer, lost)
-            if peer.reaching and not self.transport.closing:
+            if self.transport.closing:
+                peer.tell_reaching(lost)
+            elif peer.reaching:
                 self._dial_peer(peer)
         peer.on_lost(lost)
 
@@ -586,7 +623,7 @@ class Switchboard:
                 text = f"peer {name!r} has acknowledged nothing for {silent:.0f} s (Config.link_timeout); the link is closed"
                 self._end(connection, errors.ConnectionClosed(text, peer=name))
 
-    # Classic peers that were found ----------------------------------------------------------------------------------------------------------------------
+    # Classic peers that were found --------------------------------------------------------------------------------------------------------
 
     def dial_when_found(self, peer: Remote) -> None:
         """A classic peer expects to be dialled by who hears it."""
@@ -597,17 +634,37 @@ class Switchboard:
         while not self.transport.closing and (peer := self.connections.next_classic(self.transport.world.clock())) is not None:
             if not isinstance(peer, Remote) or self.transport.peers.get(peer.key) is not peer or self.connections.dialling(peer) is not None:
                 continue
-            connection = self.dial(peer.address, None, peer)
+            connection = self.dial(peer.address, self._classic_dial_ended(peer), peer)
             if connection is not None:
                 self.connections.dialled_classic(connection)
         if self.connections.classic_waiting and self._classic_timer is None and not self.transport.closing:
             self._classic_timer = self.transport.after(policy.CLASSIC_DIAL_INTERVAL / 4, self._dial_classics_again)
+
+    def _classic_dial_ended(self, peer: Remote) -> Reached:
+        """Those who came to wait for this dial hear of its failure."""
+
+        def reached(found: Remote | None, error: errors.PeerTalkError | None) -> None:
+            if error is not None:
+                self._gave_up(peer, error)
+
+        return reached
 
     def _dial_classics_again(self) -> None:
         self._classic_timer = None
         self._dial_classics()
 
 
-def _tell(reached: Reached | None, error: errors.PeerTalkError) -> None:
+def _both(first: Reached | None, second: Reached | None) -> Reached | None:
+    if first is None or second is None:
+        return first or second
+
+    def reached(peer: Remote | None, error: errors.PeerTalkError | None) -> None:
+        first(peer, error)
+        second(peer, error)
+
+    return reached
+
+
+def _tell(reached: Reached | None, error: errors.PeerTalkError | None, peer: Remote | None = None) -> None:
     if reached is not None:
-        reached(None, error)
+        reached(peer, error)

@@ -1,9 +1,11 @@
 """The engine under every front door: turns the loop, keeps the peers, moves messages in and out.
 
-A state machine without coroutines, tasks or futures. One thread calls turn(); each call serves what the loop found, moves queued messages to links that have
+A state machine without coroutines, tasks or futures. One thread calls turn(); each call serves what the loop found, moves queued messages to
+links that have
 room, and acts on deadlines. Results go to publish() as events and to the callbacks that were left here. Any thread may call post().
 
-The order of one peer's messages is the order of acceptance: straight into its link while nothing waits before it, else into its outbox, from where pump()
+The order of one peer's messages is the order of acceptance: straight into its link while nothing waits before it, else into its outbox, from
+where pump()
 moves them on. Messages to a peer are numbered from 1; those given to one link are a contiguous range, which is how the counts that a link reports
 become the ranges of Sent and Failed.
 """
@@ -38,6 +40,8 @@ log = logging.getLogger("peertalk.network")
 _FIRST_TAG = 16
 _PUMP = 256
 _UNBOUNDED = 1 << 62
+_UNTAKEN_TIME = 5.0
+"""Seconds that a full inbox may stay untouched before a warning is logged."""
 _STARVED_RETRY = 0.01
 
 
@@ -89,11 +93,17 @@ class Transport:
         self._starved: set[Remote] = set()
         self.totals = LinkTotals()
         self._peer_class = peer_class
+        self.before_closing: Callable[[int], None] | None = None
+        """Told each descriptor before it is closed, for a driver that watches them itself."""
+        self.before_release: Callable[[], None] | None = None
+        """Told before the loop is closed, so that its driver lets go first."""
         self._paused: dict[Inbox, list[Connection]] = {}
+        self._warnings: dict[Inbox, Timer] = {}
         self._timers: dict[int, Callable[[], None]] = {}
         self._watched: dict[int, Callable[[], None]] = {}
         self._orders: deque[Callable[[], None]] = deque()
         self._next_tag = _FIRST_TAG
+        self._turning = False
         self._on_closed: list[Callable[[], object]] = []
         self._final: NodeStatistics | None = None
         self.loop: Any = core.Loop(io_budget=config.io_budget)
@@ -122,10 +132,14 @@ class Transport:
         """Serve whatever is ready, waiting up to timeout seconds for it (None: until something is)."""
         self.crowded = False
         serve = self._serve
-        for event in self.loop.turn(timeout):
-            serve(event)
-        while self._orders:
-            self._orders.popleft()()
+        self._turning = True
+        try:
+            for event in self.loop.turn(timeout):
+                serve(event)
+            while self._orders:
+                self._orders.popleft()()
+        finally:
+            self._turning = False
 
     def check_open(self) -> None:
         """Raises InvalidState when the node is closed or being closed."""
@@ -150,6 +164,8 @@ class Transport:
         timer = self.loop.timer(tag)
         self._timers[tag] = action
         timer.arm(delay)
+        if not self._turning:
+            self.schedule()  # the driver knows the deadlines of its last turn only
         return Timer(tag, timer)
 
     def watch(self, watched: socket.socket, interest: int, ready: Callable[[], None]) -> Watched:
@@ -162,6 +178,12 @@ class Transport:
         """No longer; before the socket is closed."""
         if watched is not None and self._watched.pop(watched.tag, None) is not None:
             watched.watch.close()
+
+    def close_socket(self, closing: socket.socket) -> None:
+        """Close a socket of the engine."""
+        if self.before_closing is not None:
+            self.before_closing(closing.fileno())
+        closing.close()
 
     def cancel(self, timer: Timer | None) -> None:
         """Not call it after all."""
@@ -177,9 +199,13 @@ class Transport:
         self._on_closed.append(on_closed)
         if self.closing:
             return
-        self.closing = True
+        with self.lock:
+            self.closing = True
         self.after(timeout, self.close_now)
+        closed = errors.InvalidState(f"node {self.config.name!r} is closed")
         for peer in self.peers.values():
+            peer.quick = None
+            peer.on_lost(closed)
             if peer.connection is None:
                 self.fail_queued(peer, errors.ConnectionClosed(f"the node is closed; {peer.name!r} was not connected", peer=peer.name))
         self.inbox.limit = _UNBOUNDED  # what still arrives is read and dropped, so that our own last bytes are not destroyed
@@ -192,8 +218,12 @@ class Transport:
         """End everything at once; what was not sent is counted in unsent and reported as Failed."""
         if self.closed:
             return
-        self.closing = True
+        with self.lock:
+            self.closing = True
         for peer in self.peers.values():
+            peer.quick = None
+            if peer.connection is not None:
+                continue  # the end of its connection reports what that has taken first
             self.fail_queued(peer, errors.ConnectionClosed(f"the node was closed before this was sent to {peer.name!r}", peer=peer.name))
         self.switchboard.close_now()
         self.finish_close()
@@ -210,14 +240,20 @@ class Transport:
         self._on_closed.clear()
 
     def _release(self) -> None:
-        self._final = self.stats()
-        self.closed = True
-        self.closing = True
+        with self.lock:
+            self._final = self.stats()
+            self.closed = True
+            self.closing = True
+        for peer in self.peers.values():
+            peer.tell_reaching(errors.InvalidState(f"node {self.config.name!r} is closed"))
         self.switchboard.stop_listening()
         if self.finder is not None:
             self.finder.close()
             self.finder = None
         self._timers.clear()
+        self._warnings.clear()
+        if self.before_release is not None:
+            self.before_release()
         self.loop.close()
 
     # One turn's events --------------------------------------------------------------------------------------------------------------------------
@@ -249,16 +285,17 @@ class Transport:
         self.totals.received += len(payloads)
         if self.closing:
             return
-        inbox = peer.inbox or self.inbox
+        inbox = self.inbox if peer.inbox is None else peer.inbox
         if inbox.put(peer, payloads, payload_bytes) and connection.state is not State.CLOSED:
             self.totals.pauses += 1
             connection.link.pause()
             self._paused.setdefault(inbox, []).append(connection)
-            if len(self._paused[inbox]) == 1:
-                self.after(5.0, lambda: self._warn_if_paused(inbox))
+            if inbox not in self._warnings:
+                self._warnings[inbox] = self.after(_UNTAKEN_TIME, lambda: self._warn_if_paused(inbox))
 
     def resume(self, inbox: Inbox) -> None:
         """An inbox has room again: read on."""
+        self.cancel(self._warnings.pop(inbox, None))
         for connection in self._paused.pop(inbox, ()):
             if connection.tag in self.connections.by_tag and connection.held is None:
                 connection.link.resume()
@@ -268,7 +305,8 @@ class Transport:
         waiting = self._paused.get(inbox)
         if waiting:
             names = ", ".join(sorted({repr(connection.peer.name) for connection in waiting if connection.peer is not None}))
-            log.warning("messages from %s are not being taken: %d bytes wait, and the sender is slowed; receive() or iterate messages()", names, inbox.cost)
+            text = "messages from %s are not being taken: %d bytes wait, and the sender is slowed; receive() or iterate messages()"
+            log.warning(text, names, inbox.cost)
 
     def _sent(self, connection: Connection, count: int, code: int) -> None:
         peer = connection.peer
@@ -290,7 +328,7 @@ class Transport:
         else:
             self.switchboard.slots_came_free(connection)
 
-    # Messages out -------------------------------------------------------------------------------------------------------------------------------------
+    # Messages out -------------------------------------------------------------------------------------------------------------------------
 
     def pump(self, peer: Remote) -> None:
         """Move what waits in the outbox to the link, as far as it takes it; then tell those who wait for room."""
@@ -319,6 +357,7 @@ class Transport:
         outbox.drop(1)
         connection.base += 1
         number = peer.handed
+        self.totals.abandoned += 1
         self.fail(peer, number, number, events.Outcome.FAILED, self.too_large(peer, size))
 
     def enqueue(self, peer: Remote, payload: bytes) -> bool:
@@ -353,7 +392,8 @@ class Transport:
     def too_large(self, peer: Remote, size: int) -> errors.MessageTooLarge:
         """The error for a message that no link to this peer takes."""
         limit, whose = self.limit_of(peer)
-        return errors.MessageTooLarge(f"message of {size:,} bytes to peer {peer.name!r}: the limit is {limit:,} ({whose}); send it in parts", peer=peer.name)
+        text = f"message of {size:,} bytes to peer {peer.name!r}: the limit is {limit:,} ({whose}); send it in parts"
+        return errors.MessageTooLarge(text, peer=peer.name)
 
     def limit_of(self, peer: Remote) -> tuple[int, str]:
         """The largest message to this peer, bytes, and whose limit it is."""
@@ -382,6 +422,7 @@ class Transport:
 
     def fail_unnumbered(self, peer: Remote, error: errors.PeerTalkError) -> None:
         """A message from another thread, accepted there, can never be sent: reported as Failed with number 0."""
+        self.totals.abandoned += 1
         self.totals.failed += 1
         if self.closing:
             self.unsent += 1
@@ -390,15 +431,17 @@ class Transport:
 
     def fail_queued(self, peer: Remote, error: errors.PeerTalkError) -> None:
         """What waited in the outbox will not be sent, nor what other threads left."""
-        while self.closing and peer.afar:
-            peer.afar.popleft()
-            self.fail_unnumbered(peer, error)
         outbox = peer.outbox
         if outbox:
             first = peer.handed + 1
-            outbox.clear()
+            self.totals.abandoned += outbox.clear()
             self.fail(peer, first, peer.accepted, events.Outcome.FAILED, error)
         peer.outbox = None
+        while self.closing and peer.afar:
+            peer.afar.popleft()
+            self.fail_unnumbered(peer, error)
+        if peer.afar:
+            self.post(peer.on_room)
 
     def closed_error(self, peer: Peer | None, where: str = "") -> errors.ConnectionClosed:
         """What waiting senders hear when the connection is gone."""
@@ -406,20 +449,19 @@ class Transport:
             return errors.ConnectionClosed(f"the connection with {where or 'the other side'} is closed")
         return errors.ConnectionClosed(f"the connection with peer {peer.name!r} is closed; send again to connect anew", peer=peer.name)
 
-    # Peers --------------------------------------------------------------------------------------------------------------------------------------------
+    # Peers --------------------------------------------------------------------------------------------------------------------------------
 
     def make_peer(self, key: Any, instance: bytes | None, name: str, address: Address) -> Remote:
-        """A peer that was not known, in the table and reported as found."""
+        """A peer that was not known; see know()."""
         peer = self._peer_class(key=key, instance=instance, name=name, address=address, own_max_message=self.max_message, now=self.world.clock())
         peer.attach(self)
-        self.know(peer)
-        self.emit(events.PeerFound, peer)
-        return peer
+        return self.know(peer)
 
     def know(self, peer: Remote) -> Remote:
-        """Have it in the table; returns it."""
+        """Have it in the table, which it was not in, and report it as found; returns it."""
         self.peers[peer.key] = peer
         self.peers_version += 1
+        self.emit(events.PeerFound, peer)
         return peer
 
     def forget(self, peer: Remote, reason: events.LostReason | None) -> None:
@@ -458,7 +500,7 @@ class Transport:
             self.fail_queued(peer, errors.PeerNotFound(f"peer {peer.name!r} is gone ({event.reason.value})", peer=peer.name))
             self.forget(peer, event.reason)
 
-    # Small things -------------------------------------------------------------------------------------------------------------------------------------
+    # Small things -------------------------------------------------------------------------------------------------------------------------
 
     def tag(self) -> int:
         """A fresh number for something in the loop."""

@@ -1,6 +1,7 @@
 """One engine on one asyncio loop: the application's own, without a second thread.
 
-The loop watches the engine's one descriptor (or, where there is no epoll, each of its descriptors), and one timer wakes it for the next deadline. The first
+The loop watches the engine's one descriptor (or, where there is no epoll, each of its descriptors), and one timer wakes it for the next deadline.
+The first
 unsent message of a tick asks for a turn at the end of that tick, so that a burst of sends becomes few writes. Works on asyncio, uvloop, and any loop
 with add_reader, call_soon and call_later.
 """
@@ -32,8 +33,11 @@ class Worker:
         """Drive this engine, which has just been opened, from now on."""
         self._transport = transport
         self._fd = transport.loop.fd
+        transport.before_release = self.stop
         if self._fd >= 0:
             self.loop.add_reader(self._fd, self._turn)
+        else:
+            transport.before_closing = self._unwatch
         self.schedule()
 
     def schedule(self) -> None:
@@ -43,13 +47,14 @@ class Worker:
             self.loop.call_soon(self._scheduled_turn)
 
     def stop(self) -> None:
-        """Let go of the engine; it may be closed already."""
+        """Let go of the engine, before its descriptors are closed. May be called again."""
         self._transport = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._fd >= 0:
-            self.loop.remove_reader(self._fd)
+            if not self.loop.is_closed():
+                self.loop.remove_reader(self._fd)
             self._fd = -1
         for fd in list(self._watched):
             self._unwatch(fd)
@@ -103,7 +108,8 @@ class Worker:
             remove(fd)
 
     def _unwatch(self, fd: int) -> None:
-        interest = self._watched.pop(fd)
+        interest = 0 if self.loop.is_closed() else self._watched.get(fd, 0)
+        self._watched.pop(fd, None)
         if interest & values.READ:
             self.loop.remove_reader(fd)
         if interest & values.WRITE:

@@ -26,6 +26,7 @@ _IFF_UP, _IFF_BROADCAST, _IFF_LOOPBACK = 0x1, 0x2, 0x8
 _ACCEPT_LATER = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _ACCEPT_SKIP = {errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.EPERM}
 _REFUSED = {errno.ECONNREFUSED}
+_HEAR_TRIES = 8
 
 
 class Interface(NamedTuple):
@@ -193,7 +194,7 @@ class World:
 
     def hear(self, listener: socket.socket) -> tuple[bytes, Address] | None:
         """The next datagram, cut to 2,048 bytes; None when there is none."""
-        while True:
+        for _ in range(_HEAR_TRIES):
             try:
                 data, address = listener.recvfrom(2048)
             except BlockingIOError:
@@ -201,6 +202,7 @@ class World:
             except OSError:
                 continue  # an ICMP error of an earlier broadcast: says nothing about this socket
             return data, (address[0], address[1])
+        return None
 
 
 def check_address(address: object) -> Address:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
@@ -122,6 +124,35 @@ def test_c_and_reference_agree_on_damaged_streams(c_core, reference_core, sent, 
     for machine, pool in zip(machines, pools, strict=True):
         machine.close()
         assert pool.close() == 0
+
+
+def test_c_and_reference_agree_on_long_streams(c_core, reference_core, rounds):
+    """The same law by the million, in streams long enough that staging, pool and stream positions are used over and over."""
+    left, seed = rounds(4_000, 1_000_000), 20_000
+    while left > 0:
+        seed += 1
+        chance = random.Random(seed)
+        sent = [
+            Frame(chance.randint(1, 7), chance.randrange(256), chance.randrange(256), chance.randbytes(chance.choice((0, 1, 20, 64, 300, 900))))
+            for _ in range(chance.randrange(1, 300))
+        ]
+        stream = b"".join(encode(reference_core, frame) for frame in sent)
+        damaged = chance.random() < 0.5
+        if damaged:
+            stream = damage(stream, [(chance.choice(("flip", "set", "drop", "insert", "cut")), chance.randrange(2**20), chance.randint(1, 255))])
+        cuts = [chance.choice((1, 9, 10, 11, 12, 100, 1448, 65_536)) + chance.randrange(4) for _ in range(7)]
+        machines = [core.Ingest(900) for core in (c_core, reference_core)]
+        taken = []
+        for piece in pieces_of(stream, cuts):
+            seen, expected = (judge(machine, piece) for machine in machines)
+            assert seen == expected, f"seed {seed}"
+            taken += seen[0]
+            if seen[1]:
+                break
+        assert damaged or taken == sent, f"seed {seed}"
+        for machine in machines:
+            machine.close()
+        left -= len(taken)
 
 
 def test_a_zero_length_payload_is_not_incomplete(core):

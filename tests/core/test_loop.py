@@ -379,6 +379,7 @@ def test_tags_come_back_as_they_were_given(bench, tag):
     assert {event[1] for event in events} == {tag}
 
 
+@pytest.mark.soak
 def test_a_million_small_steps_keep_order(bench, rounds):
     """Random sizes both ways at once, pauses in between, over TCP: each message once and in its place."""
     if bench.way == "plain":
@@ -475,6 +476,16 @@ def test_a_full_pipeline_refuses_and_leaves_no_gap(bench):
     assert [struct.unpack_from(">I", frame.payload)[0] for frame in frames[:accepted]] == list(range(accepted))
     assert frames[-1].payload == b"accepted again"
     assert link.statistics().refusals > 0
+
+
+def test_a_sender_is_refused_only_when_the_system_is_full(bench):
+    """Slots that can leave do so within the tick: two small ones carry forty messages without a turn."""
+    link, raw = bench.link(depth=2, slot_size=1_000)
+    assert [link.send(bytes(900)) >= 0 for _ in range(40)] == [True] * 40
+    assert link.statistics().refusals == 0
+    events = bench.settle()
+    assert sent(events, 1) == 40
+    assert len(frames_in(bench.core, read_all(raw))) == 40
 
 
 def test_a_message_longer_than_max_message_is_refused(bench):
@@ -674,6 +685,7 @@ def test_a_shut_link_with_a_full_socket_drains_as_the_other_side_reads(bench):
     if bench.way == "plain":
         pytest.skip("did not run: blocking sends of both ends in one thread wait for each other")
     link, raw = bench.link()
+    bench.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8_192)  # so that every write takes a part
     accepted = 0
     while link.send(bytes(bench.limit)) >= 0:
         accepted += 1

@@ -1,0 +1,143 @@
+"""Memory of an idle connected peer: private bytes of the listening process, for each connection, Python objects included. At most 8 KiB must do.
+
+    python bench/idle.py [--json] [--peers 1500] [--core standard]
+
+A node in a process of its own is connected to by so many peers (links of one loop here, which greet as peertalk nodes do), each of which sends it
+one message and gets one back, so that every link has had its buffers. Then all are left idle, and the private memory of the process (smaps_rollup:
+private clean and dirty pages) is compared with what it was after a first 500 had come. Buffers of sockets lie in the kernel and are not counted.
+Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import os
+import resource
+import secrets
+import socket
+import subprocess
+import sys
+from typing import Any
+
+os.environ["PEERTALK_BIND"] = "127.0.0.1"
+
+import peertalk
+from peertalk._core import load
+from peertalk._core.values import BATCH, CAPABILITY
+from peertalk.protocol.wire import Capabilities, encode_capabilities
+
+WARM_UP = 500
+"""Peers before the first reading: what they fill is memory that the start of the process had left free."""
+
+
+def private_bytes() -> int:
+    """Private memory of this process."""
+    with open("/proc/self/smaps_rollup") as file:
+        return sum(int(line.split()[1]) * 1024 for line in file if line.startswith(("Private_Clean", "Private_Dirty")))
+
+
+async def listen(core: str) -> None:
+    """The process that is measured: answers each message; tells its memory whenever a line comes in."""
+    async with peertalk.Node("idle", port=0, discovery=False, core=core, max_peers=65_535) as node:
+        print(node.address[1], flush=True)
+
+        async def answer() -> None:
+            async for message in node.messages():
+                await message.peer.send(message.data)
+
+        answering = asyncio.create_task(answer())
+        while await asyncio.to_thread(sys.stdin.readline):
+            gc.collect()
+            stats = node.stats()
+            print(json.dumps({"private": private_bytes(), "links": stats.links_open, "pool_bytes": stats.pool_bytes}), flush=True)
+        answering.cancel()
+
+
+class Crowd:
+    """Many peers on one loop."""
+
+    def __init__(self, core: str, port: int) -> None:
+        self.core = load(core)
+        self.loop = self.core.Loop()
+        self.port = port
+        self.sockets: list[socket.socket] = []
+        self.links: list[Any] = []
+        self.answered = 0
+
+    def grow(self, count: int) -> None:
+        """Connect so many more; each sends a message and has its answer before the next one comes."""
+        for _ in range(count):
+            number = len(self.links)
+            connection = socket.create_connection(("127.0.0.1", self.port))
+            connection.setblocking(False)
+            link = self.loop.open_link(connection.fileno(), number)
+            self.sockets.append(connection)
+            self.links.append(link)
+            greeting = Capabilities(self.core.limits.frame_max_payload, 1024, 0, 0, secrets.token_bytes(8), f"idle-{number}", 1 + number)
+            link.send_frame(CAPABILITY, encode_capabilities(self.core, greeting))
+            link.send(b"hello")
+            while self.answered <= number:
+                self.answered += sum(len(b) for kind, _, _, b in self.loop.turn(5.0) if kind == BATCH)
+
+    def close(self) -> None:
+        """All go."""
+        self.loop.close()
+        for connection in self.sockets:
+            connection.close()
+
+
+def measure(core: str, peers: int) -> dict[str, Any]:
+    """Private bytes for each idle peer."""
+    with subprocess.Popen(
+        [sys.executable, __file__, "--listen", "--core", core], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as listener:
+        assert listener.stdin is not None and listener.stdout is not None
+
+        def ask() -> dict[str, Any]:
+            assert listener.stdin is not None and listener.stdout is not None
+            listener.stdin.write("\n")
+            listener.stdin.flush()
+            return json.loads(listener.stdout.readline())  # type: ignore[no-any-return]
+
+        crowd = Crowd(core, int(listener.stdout.readline()))
+        try:
+            crowd.grow(WARM_UP)
+            before = ask()
+            crowd.grow(peers)
+            after = ask()
+        finally:
+            crowd.close()
+            listener.stdin.close()
+    assert after["links"] - before["links"] == peers
+    return {"peers": peers, "bytes_per_peer": round((after["private"] - before["private"]) / peers), "core": core, "pool_bytes": after["pool_bytes"]}
+
+
+def main() -> int:
+    """Print the figure; 1 when it is over 8 KiB."""
+    parser = argparse.ArgumentParser(description="memory of an idle connected peer")
+    parser.add_argument("--json", action="store_true", help="the figures as JSON")
+    parser.add_argument("--peers", type=int, default=1500, help="idle connections measured")
+    parser.add_argument("--core", default="standard", choices=("standard", "lowmem"))
+    parser.add_argument("--listen", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    if options.listen:
+        asyncio.run(listen(options.core))
+        return 0
+    if not os.path.exists("/proc/self/smaps_rollup"):
+        print("bench/idle.py reads /proc/self/smaps_rollup, which only Linux has", file=sys.stderr)
+        return 2
+    figures = measure(options.core, options.peers)
+    print(
+        json.dumps(figures)
+        if options.json
+        else f"{figures['bytes_per_peer']:,} bytes for each idle peer, over {figures['peers']:,} peers ({options.core} core)"
+    )
+    return int(figures["bytes_per_peer"] > 8192)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""The command line: one file a command. It needs the extra `cli` (typer, rich), which is imported here and not before.
+
+Exit codes: 0 fine, 1 the thing asked for failed, 2 wrong usage, 3 nobody found in time, 130 interrupted. An error is one line on standard error,
+never a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from .. import errors
+
+FINE, FAILED, WRONG_USAGE, NOBODY, INTERRUPTED = 0, 1, 2, 3, 130
+
+_EXTRA = ("typer", "rich", "click", "shellingham", "typing_extensions")
+_MISSING = "the command line needs the extra 'cli'; install it with: pip install 'peertalk[cli]'"
+
+
+class CommandFailed(Exception):
+    """What was asked for failed, and has been explained. code: the exit code."""
+
+    def __init__(self, message: str, code: int = FAILED) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and end the program with its exit code.
+
+    Args:
+        arguments: without the program's name; None: those that the program was started with.
+    """
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; its exit code."""
+    try:
+        application = _application()
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in _EXTRA:
+            raise
+        return _complain(_MISSING, WRONG_USAGE)
+    try:
+        code = application(args=None if arguments is None else list(arguments), prog_name="peertalk", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else FINE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read us has gone: nothing more to say, nor at interpreter exit
+        return FAILED
+    except (CommandFailed, errors.PeerTalkError, OSError) as error:
+        return _complain(str(error), exit_code(error))
+    except Exception as error:
+        if type(error).__name__ == "Abort":
+            return INTERRUPTED
+        if not hasattr(error, "format_message"):
+            raise
+        hint = getattr(error, "ctx", None)
+        where = hint.command_path if hint is not None else "peertalk"
+        code = int(getattr(error, "exit_code", WRONG_USAGE))
+        text = error.format_message()
+        return _complain(f"{text}  (see: {where} --help)", code) if text else code  # no text: the list of commands was printed
+
+
+def exit_code(error: BaseException) -> int:
+    """Which exit code says what this error means."""
+    if isinstance(error, CommandFailed):
+        return error.code
+    return WRONG_USAGE if isinstance(error, errors.InvalidArgument) else FAILED
+
+
+def _complain(text: str, code: int) -> int:
+    sys.stdout.flush()
+    print(f"peertalk: {' '.join(text.split())}", file=sys.stderr)
+    return code
+
+
+def _application() -> Any:
+    import typer
+
+    from . import bench, demo, info, listen, peers, send
+
+    colour = not os.environ.get("NO_COLOR")
+    application = typer.Typer(
+        name="peertalk", help="Messages between peers on one local network, without a broker.", no_args_is_help=True, add_completion=False,
+        pretty_exceptions_enable=False, rich_markup_mode="rich" if colour else None, context_settings={"help_option_names": ["-h", "--help"]},
+    )  # fmt: skip
+    for module in (demo, peers, send, listen, bench, info):
+        application.command(module.__name__.rpartition(".")[2])(module.command)
+    return application

@@ -1,0 +1,77 @@
+"""`peertalk info`: version, build, limits and settings."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+from typing import Any
+
+from rich.table import Table
+
+from .. import errors
+from .._core import CORES, load
+from ..config import settings
+from .options import Json, config_of, console, node_options, print_json
+
+
+@node_options(*(setting.name for setting in settings()))
+def command(json: Json = False, *, options: dict[str, Any]) -> None:
+    """Version, build, cores, limits, and each setting with where its value came from."""
+    gathered = gather(options)
+    if json:
+        print_json(gathered, indent=1)
+        return
+    screen = console()
+    screen.print(f"peertalk {gathered['version']} on Python {gathered['python']}, {gathered['platform']}", style="bold")
+    screen.print(", ".join(f"{name} {version}" for name, version in gathered["packages"].items()))
+    screen.print("traffic is neither encrypted nor authenticated")
+    for name, core in gathered["cores"].items():
+        screen.print()
+        if "missing" in core:
+            screen.print(f"core {name}: {core['missing']}")
+            continue
+        screen.print(f"core {name}{', in use' if core['in_use'] else ''}: CRC-16 by {core['crc']}", style="bold")
+        screen.print("  " + ", ".join(f"{key} {value:,}" for key, value in core["limits"].items()))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("setting", "value", "from"):
+        table.add_column(heading, no_wrap=True, overflow="ignore")
+    for name, one in gathered["settings"].items():
+        value = one["value"]
+        table.add_row(name, ",".join(value) if isinstance(value, list) else f"{value}", one["from"])
+    screen.print()
+    screen.print(table)
+
+
+def gather(options: dict[str, Any]) -> dict[str, Any]:
+    """Everything that the command prints, as JSON has it."""
+    config = config_of(options)
+    in_use = load(config.core or None).name
+    cores: dict[str, Any] = {}
+    for name in CORES:
+        try:
+            core = load(name)
+        except errors.NotSupported as error:
+            cores[name] = {"missing": str(error)}
+        else:
+            cores[name] = {"in_use": name == in_use, "crc": core.crc_name, "limits": core.limits._asdict()}
+    explained = {
+        name: {"value": list(value) if isinstance(value, tuple) else value, "from": source} for name, (value, source) in config.explain().items()
+    }
+    return {
+        "version": _version("peertalk"),
+        "python": platform.python_version(),
+        "implementation": platform.python_implementation(),
+        "platform": f"{sys.platform} {platform.machine()}",
+        "encrypted": False,
+        "packages": {name: _version(name) for name in ("cffi", "msgspec", "uvloop", "typer", "rich")},
+        "cores": cores,
+        "settings": explained,
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,90 @@
+"""What the commands share: options made from the settings of Config, and how results are printed."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ..config import Config, Setting, load_config, settings
+
+NODE_SETTINGS = ("name", "port", "discovery_port", "bind", "interfaces", "core")
+"""Settings that are options of every command with a node; all others are set in the environment."""
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+"""The option that every command has."""
+
+_KINDS: dict[str, type] = {"whole": int, "boolean": bool}
+
+
+def node_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for each of these settings; it gets them as `options`, by name, None where not given.
+
+    Bounds are checked by Config, which says where a value came from.
+    """
+    chosen = [setting for setting in settings() if setting.name in names]
+
+    def give(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def with_options(**given: Any) -> None:
+            options = {setting.name: _value(setting, given.pop(setting.name)) for setting in chosen}
+            command(**given, options=options)
+
+        own = [one for one in inspect.signature(command, eval_str=True).parameters.values() if one.name != "options"]
+        added = [inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(setting)) for setting in chosen]
+        parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own] + added
+        with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        with_options.__annotations__ = {one.name: one.annotation for one in parameters}
+        return with_options
+
+    return give
+
+
+def _annotation(setting: Setting) -> Any:
+    flag = "--" + setting.name.replace("_", "-")
+    more = " Several: separated by commas." if setting.kind == "list" else ""
+    option = typer.Option(flag, help=f"{setting.description}{more} ({setting.environment})", show_default=False)
+    kind: Any = _KINDS.get(setting.kind, str)
+    return Annotated[kind | None, option]
+
+
+def _value(setting: Setting, given: Any) -> Any:
+    if setting.kind == "list" and given is not None:
+        return tuple(part.strip() for part in given.split(",") if part.strip())
+    return given
+
+
+def config_of(options: dict[str, Any]) -> Config:
+    """The settings of this command's node: options, then the environment, then defaults.
+
+    Raises:
+        InvalidArgument: naming the value, its bound and its source.
+    """
+    return load_config(**options)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where results for people go. NO_COLOR, or no terminal: plain text."""
+    return Console(stderr=stderr, highlight=False, markup=False, soft_wrap=True, color_system=None if os.environ.get("NO_COLOR") else "auto")
+
+
+def print_json(value: object, *, indent: int | None = None) -> None:
+    """One value as JSON on standard output; a line of its own unless indented, written at once."""
+    print(json.dumps(value, indent=indent, ensure_ascii=False), flush=True)
+
+
+def say(text: str) -> None:
+    """One line about what is going on, for people, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def readable(text: str) -> str:
+    """Text from the network for a terminal: control characters are shown, never obeyed."""
+    return "".join(one if one.isprintable() or one == "\t" else one.encode("unicode_escape").decode("ascii", "replace") for one in text)

@@ -1,0 +1,159 @@
+"""The command line as a whole: exit codes, one line for an error, and what happens without its extra."""
+
+from __future__ import annotations
+
+import inspect
+import runpy
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from peertalk import cli, errors
+from peertalk.cli.options import NODE_SETTINGS, console, node_options, readable
+from peertalk.config import settings
+
+COMMANDS = ("demo", "peers", "send", "listen", "bench", "info")
+
+
+def peertalk(start_python, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command run to its end."""
+    process = start_python("-m", "peertalk", *arguments, env={"PEERTALK_BIND": "127.0.0.1", **environment})
+    output, complaint = process.communicate(timeout=30)
+    return subprocess.CompletedProcess(arguments, process.returncode, output, complaint)
+
+
+def test_help_lists_every_command(start_python):
+    """A command that help does not name is not there for anybody."""
+    done = peertalk(start_python, "--help", COLUMNS="200")
+    assert done.returncode == 0
+    assert all(command in done.stdout for command in COMMANDS)
+
+
+def test_each_command_has_json(capsys):
+    """Programs read what people read."""
+    for command in COMMANDS:
+        assert cli.run([command, "--help"]) == 0
+        assert "--json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["peers", "--bogus"],
+        ["peers", "--port", "99999"],
+        ["peers", "--timeout", "soon"],
+        ["send", "alone"],
+        ["listen", "--count", "0"],
+        ["send", "--to-address", "nowhere", "text"],
+        ["demo", "there/is/no/such/path"],
+        ["info", "--core", "fast"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_with_2_and_at_most_one_line(arguments, capsys, monkeypatch):
+    """Scripts tell a typing error from a failure by the code; a traceback would tell the user nothing."""
+    monkeypatch.setenv("PEERTALK_BIND", "127.0.0.1")
+    assert cli.run(arguments) == cli.WRONG_USAGE
+    complaint = capsys.readouterr().err
+    assert complaint.count("\n") <= 1
+    assert "Traceback" not in complaint
+
+
+def test_an_error_names_the_option_that_was_wrong(capsys):
+    """One line has to be enough to put it right."""
+    assert cli.run(["peers", "--port", "99999"]) == 2
+    assert "port=99999" in capsys.readouterr().err
+
+
+def test_a_wrong_value_in_the_environment_is_named_with_its_variable(capsys, monkeypatch):
+    """Nobody remembers what their shell profile exports."""
+    monkeypatch.setenv("PEERTALK_PORT", "many")
+    assert cli.run(["info"]) == 2
+    assert "PEERTALK_PORT=many" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_without_its_extra_the_command_line_says_how_to_install_it(missing, start_python):
+    """The library works without typer and rich; whoever calls the command then must not meet a traceback."""
+    process = start_python("-c", f"import sys; sys.modules[{missing!r}] = None; from peertalk.cli import main; main(['info'])")
+    complaint = process.communicate(timeout=30)[1]
+    assert process.returncode == 2
+    assert complaint == "peertalk: the command line needs the extra 'cli'; install it with: pip install 'peertalk[cli]'\n"
+
+
+def test_importing_the_command_line_imports_neither_typer_nor_rich(start_python):
+    """The extra is imported late, so that the library and the demonstration's processes start without it."""
+    process = start_python(
+        "-c", "import sys, peertalk.cli, peertalk.cli.transfer; print([m for m in ('typer', 'rich', 'click') if m in sys.modules])"
+    )
+    assert process.communicate(timeout=30)[0] == "[]\n"
+
+
+def test_errors_have_the_exit_code_of_their_kind():
+    """2 is for whoever typed, 1 for the network, 3 when nobody was there."""
+    assert cli.exit_code(errors.InvalidArgument("x")) == 2
+    assert cli.exit_code(errors.ConnectionRefused("x")) == 1
+    assert cli.exit_code(cli.CommandFailed("x", cli.NOBODY)) == 3
+
+
+def test_a_reader_that_goes_away_is_no_traceback(start_python):
+    """`peertalk info | head -1` is how people look."""
+    process = start_python("-m", "peertalk", "info")
+    process.stdout.close()
+    process.stdout = None
+    assert "Traceback" not in process.communicate(timeout=30)[1]
+
+
+def test_python_m_peertalk_is_the_command_line(capsys, monkeypatch):
+    """Where the script is not on PATH, this is the way in."""
+    monkeypatch.setattr(sys, "argv", ["peertalk", "info", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("peertalk", run_name="__main__")
+    assert ended.value.code == 0
+    assert "peertalk info" in capsys.readouterr().out
+
+
+def test_every_chosen_setting_becomes_an_option_with_its_variable(capsys, monkeypatch):
+    """The settings are described once; the command line must not know others, nor fewer."""
+    monkeypatch.setenv("COLUMNS", "300")
+    assert cli.run(["peers", "--help"]) == 0
+    text = capsys.readouterr().out
+    for name in NODE_SETTINGS:
+        assert "--" + name.replace("_", "-") in text
+        assert f"PEERTALK_{name.upper()}" in text
+    assert set(NODE_SETTINGS) <= {setting.name for setting in settings()}
+
+
+def test_an_option_that_is_not_given_is_none():
+    """Only then do the environment and the default have their turn."""
+    seen = []
+
+    @node_options("port", "interfaces")
+    def command(word: str, *, options: dict) -> None:
+        seen.append((word, options))
+
+    command(word="a", port=None, interfaces=None)
+    command(word="b", port=7, interfaces="lo, eth0")
+    assert seen == [("a", {"port": None, "interfaces": None}), ("b", {"port": 7, "interfaces": ("lo", "eth0")})]
+    assert list(inspect.signature(command).parameters) == ["word", "port", "interfaces"]
+
+
+@given(st.text())
+def test_text_from_the_network_cannot_command_the_terminal(text):
+    """A peer's name could otherwise clear the screen, or worse."""
+    assert all(one.isprintable() or one == "\t" for one in readable(text))
+
+
+def test_no_color_means_no_escape_sequences(monkeypatch):
+    """NO_COLOR is how people ask for plain text everywhere."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    screen = console()
+    with screen.capture() as captured:
+        screen.print("plain", style="bold red")
+    assert captured.get() == "plain\n"

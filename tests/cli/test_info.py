@@ -1,0 +1,34 @@
+"""`peertalk info`."""
+
+from __future__ import annotations
+
+import json
+
+from peertalk import cli
+from peertalk._core import CORES
+
+
+def test_info_says_where_each_value_came_from(capsys, monkeypatch):
+    """ "Why does it listen there?" is answered by the source, not by the value."""
+    monkeypatch.setenv("PEERTALK_DISCOVERY_PORT", "7999")
+    assert cli.run(["info", "--json", "--name", "ada"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["settings"]["name"] == {"value": "ada", "from": "argument"}
+    assert told["settings"]["discovery_port"] == {"value": 7999, "from": "environment PEERTALK_DISCOVERY_PORT"}
+    assert told["settings"]["io_budget"]["from"] == "default"
+
+
+def test_info_tells_of_every_core_with_its_crc_and_limits(capsys):
+    """Whoever reports a problem should be able to say what was running."""
+    assert cli.run(["info", "--json", "--core", "reference"]) == 0
+    cores = json.loads(capsys.readouterr().out)["cores"]
+    assert tuple(cores) == CORES
+    assert cores["reference"]["in_use"] and cores["reference"]["crc"] == "crc_hqx"
+    assert all("missing" in core or core["limits"]["frame_max_payload"] >= 1024 for core in cores.values())
+
+
+def test_info_for_people_has_the_same_settings(capsys):
+    """The table is the same data."""
+    assert cli.run(["info", "--bind", "127.0.0.1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split()[:3] == ["bind", "127.0.0.1", "argument"] for line in lines)

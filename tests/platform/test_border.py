@@ -1,0 +1,511 @@
+"""The border: native functions and the plain cffi way must be the same but for speed, and neither may crash, leak or lose.
+
+Truth: the other way of the two, reference counts, and what was put in.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import random
+import socket
+import sys
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from peertalk import errors
+from peertalk._core.values import BATCH, BATCHED, CLOSED, DATA, FINISHED, FRAGMENT, FRAME, NEEDS_TURN, PING, SENT, YIELD
+
+INVALID_PARAM, NO_MEMORY, MESSAGE_TOO_LARGE, NOT_CONNECTED, WOULD_BLOCK, BUSY = -1, -2, -16, -18, -19, -27
+
+try:
+    import _testcapi
+except ImportError:  # not in every build of Python
+    _testcapi = None
+
+needs_faults = pytest.mark.skipif(_testcapi is None, reason="did not run: this Python has no _testcapi to make allocations fail with")
+
+
+class Box:
+    """One loop of one way, with sockets that are closed behind the test."""
+
+    def __init__(self, core: Any, native: bool) -> None:
+        self.core = core
+        self.loop = core.Loop(native=native)
+        self.sockets: list[socket.socket] = []
+
+    def pair(self) -> tuple[socket.socket, socket.socket]:
+        ends = socket.socketpair()
+        for end in ends:
+            end.setblocking(False)
+            self.sockets.append(end)
+        return ends
+
+    def link(self, tag: int = 1, **arguments: Any) -> tuple[Any, socket.socket]:
+        ours, theirs = self.pair()
+        return self.loop.open_link(ours.fileno(), tag, **arguments), theirs
+
+    def close(self) -> None:
+        self.loop.close()
+        for each in self.sockets:
+            each.close()
+
+
+@pytest.fixture
+def native_core(c_core: Any) -> Any:
+    """A compiled core that has its native functions."""
+    if sys.implementation.name != "cpython":
+        pytest.skip("did not run: the native functions are CPython's alone")
+    return c_core
+
+
+@pytest.fixture(params=[True, False], ids=["native", "cffi"])
+def box(request: pytest.FixtureRequest, c_core: Any) -> Iterator[Box]:
+    if request.param and sys.implementation.name != "cpython":
+        pytest.skip("did not run: the native functions are CPython's alone")
+    made = Box(c_core, request.param)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def native_box(native_core: Any) -> Iterator[Box]:
+    made = Box(native_core, True)
+    yield made
+    made.close()
+
+
+# The two ways are one
+
+
+def test_the_native_way_is_used_where_it_can_be(native_box, monkeypatch):
+    """A fallback that nobody notices is a fivefold loss of speed."""
+    assert native_box.loop.native
+    monkeypatch.setenv("PEERTALK_NATIVE", "0")
+    loop = native_box.core.Loop()
+    assert not loop.native
+    loop.close()
+
+
+def bare(function: Any) -> Any:
+    """The native function itself: assertion builds put a check of the thread around it."""
+    return getattr(function, "__wrapped__", function)
+
+
+def run_script(core: Any, native: bool, seed: int) -> list[Any]:
+    """A random conversation, written down as what each call said and each turn told."""
+    rng = random.Random(seed)
+    box = Box(core, native)
+    told: list[Any] = []
+    try:
+        links = []
+        ends = []
+        for tag in range(3):
+            link, theirs = box.link(tag * 100, slot_size=rng.choice((300, 1_100, 4_000)), depth=2)
+            links.append(link)
+            ends.append(theirs)
+        for _ in range(60):
+            which = rng.randrange(3)
+            link, theirs = links[which], ends[which]
+            size = rng.choice((0, 1, 20, 280, 290, 1_000))
+            step = rng.randrange(9)
+            if step == 0:
+                told.append(link.send(rng.randbytes(size)))
+            elif step == 1:
+                told.append(link.send(bytearray(size)))
+            elif step == 2:
+                told.append(link.send_many([rng.randbytes(size) for _ in range(5)], rng.randrange(4)))
+            elif step == 3:
+                told.append(link.send_frame(rng.randrange(0, 9), bytes(size), rng.choice((0, 4, 0x10))))
+            elif step < 7:
+                for _ in range(rng.randrange(1, 6)):
+                    type, flags = rng.choice(((DATA, 0), (DATA, 0), (DATA, 1), (DATA, FRAGMENT), (DATA, BATCHED), (PING, 0)))
+                    theirs.sendall(core.encode_frame(type, rng.randbytes(size), flags, rng.randrange(256)))
+            elif step == 7 and rng.random() < 0.1:
+                theirs.sendall(b"garbage beyond doubt")
+            told.append(box.loop.turn())
+            for end in ends:
+                try:
+                    told.append(end.recv(1 << 16))
+                except BlockingIOError:
+                    pass
+        told.append([tuple(link.statistics()) for link in links])
+    finally:
+        box.close()
+    return told
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_both_ways_say_and_tell_the_same(native_core, seed):
+    """The plain way is what other interpreters run, and what the native one is measured against."""
+    assert run_script(native_core, True, seed) == run_script(native_core, False, seed)
+
+
+def test_batches_are_cut_where_plain_messages_end(box):
+    """Consecutive DATA frames of one link share a tuple; any other frame keeps its place between them."""
+    _link, theirs = box.link(7)
+    encode = box.core.encode_frame
+    frames = [(DATA, b"a", 0), (DATA, b"bc", 1), (PING, b"", 0), (DATA, b"d", 0), (DATA, b"e", FRAGMENT), (DATA, b"f", 0), (DATA, b"g", BATCHED)]
+    theirs.sendall(b"".join(encode(type, payload, flags, 3) for type, payload, flags in frames))
+    assert box.loop.turn(1.0) == [
+        (BATCH, 7, 3, [b"a", b"bc"]),
+        (FRAME, 7, PING | 3 << 16, b""),
+        (BATCH, 7, 1, [b"d"]),
+        (FRAME, 7, DATA | FRAGMENT << 8 | 3 << 16, b"e"),
+        (BATCH, 7, 1, [b"f"]),
+        (FRAME, 7, DATA | BATCHED << 8 | 3 << 16, b"g"),
+    ]
+
+
+# Arguments
+
+
+class Letters(bytes):
+    pass
+
+
+@pytest.mark.parametrize("payload", [b"xyz", Letters(b"xyz"), bytearray(b"xyz"), memoryview(b"xyz"), memoryview(b"_xyz_")[1:4]], ids=repr)
+def test_any_buffer_can_be_sent(box, payload):
+    """The caller's bytes need not become a bytes object first."""
+    link, theirs = box.link()
+    assert link.send(payload) >= 0
+    assert link.send_many([payload, payload])[0] == 2
+    box.loop.turn()
+    data = theirs.recv(1_000)
+    assert data.count(b"xyz") == 3
+    assert len(data) == 3 * 15
+
+
+@pytest.mark.parametrize("wrong", ["text", 5, None, memoryview(b"abcdef")[::2], [b"x"]], ids=["text", "number", "None", "strided", "list"])
+def test_a_wrong_type_is_refused_without_a_trace(box, wrong):
+    """It must not consume a sequence number, and no message of a list may be lost from the count."""
+    link, _theirs = box.link()
+    with pytest.raises(TypeError):
+        link.send(wrong)
+    with pytest.raises(TypeError):
+        link.send_many([wrong, b"x"])
+    assert link.pending == 0
+    assert link.send_many([b"x", b"y", wrong, b"z"]) == (2, INVALID_PARAM)
+    assert link.pending == 2
+    with pytest.raises(TypeError):
+        link.send_many([b"x", b"y", wrong, b"z"], 2)
+
+
+def test_send_many_takes_lists_alone(box):
+    """A tuple or an iterator would have to be copied first, once for each call."""
+    link, _theirs = box.link()
+    for wrong in ((b"x",), b"x", None, iter([b"x"])):
+        with pytest.raises(TypeError):
+            link.send_many(wrong)
+    with pytest.raises(ValueError, match="negative"):
+        link.send_many([b"x"], -1)
+    assert link.send_many([]) == (0, 0)
+    assert link.send_many([b"x"], 5) == (0, 0)
+
+
+def test_send_many_says_where_it_stopped_and_goes_on_from_there(box):
+    """What is refused is offered again: no message twice, none left out."""
+    link, theirs = box.link(depth=2, slot_size=100)
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    messages = [number.to_bytes(4, "big") * 10 for number in range(20_000)]
+    done = 0
+    data = bytearray()
+    refused = 0
+    while len(data) < len(messages) * 52:
+        accepted, code = link.send_many(messages, done)
+        done += accepted
+        assert code >= 0 if done == len(messages) else code == WOULD_BLOCK
+        refused += code == WOULD_BLOCK
+        while True:
+            try:
+                data += theirs.recv(1 << 20)
+            except BlockingIOError:
+                break
+        box.loop.turn()
+    assert refused
+    assert [bytes(data[at + 10 : at + 50]) for at in range(0, len(data), 52)] == messages
+
+
+def test_hints_of_many_are_the_sum_of_all(box):
+    """A driver looks at one number for the whole list."""
+    link, _theirs = box.link()
+    assert link.send_many([b"x"] * 255) == (255, NEEDS_TURN)
+    assert link.send_many([b"x"]) == (1, YIELD)
+
+
+def test_a_message_above_the_limit_is_refused_by_its_code(box):
+    """Both ways judge by max_message, which the other side may have lowered."""
+    link, _theirs = box.link()
+    assert link.send(bytes(1 << 20)) == MESSAGE_TOO_LARGE
+    link.max_message = 10
+    assert link.send(bytes(10)) >= 0
+    assert link.send(bytes(11)) == MESSAGE_TOO_LARGE
+    assert link.send_many([b"", bytes(11), b""]) == (1, MESSAGE_TOO_LARGE)
+    with pytest.raises(errors.InvalidArgument):
+        link.max_message = -1
+
+
+# Life and death
+
+
+def test_sending_on_a_closed_link_is_refused_even_when_all_else_is_gone(c_core):
+    """A bound send that somebody kept must never touch memory that was freed."""
+    for native in (True, False):
+        box = Box(c_core, native)
+        link, _theirs = box.link()
+        send, send_many = link.send, link.send_many
+        link.close()
+        assert send(b"x") == NOT_CONNECTED
+        box.close()
+        del link, box
+        gc.collect()
+        assert send(b"x") == NOT_CONNECTED
+        assert send_many([b"x"]) == (0, NOT_CONNECTED)
+        assert send(bytearray(1 << 20)) == NOT_CONNECTED
+
+
+def test_a_closed_loop_turns_no_more(box):
+    """The context is gone: a late turn is the caller's mistake, said so."""
+    turn = box.loop.turn
+    box.loop.close()
+    with pytest.raises(errors.InvalidState):
+        turn()
+    with pytest.raises(errors.InvalidState):
+        box.loop.timer(1)
+
+
+def test_a_loop_that_is_dropped_frees_itself_and_its_links(c_core):
+    """No cycle may keep loops alive that nobody can reach: a bound function owns memory, never the handle."""
+    for native in (True, False):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            loop = c_core.Loop(native=native)
+            link = loop.open_link(ours.fileno(), 1)
+            link.send(b"x")
+            timer = loop.timer(1)
+            timer.arm(100)
+            seen = weakref.ref(loop), weakref.ref(link), weakref.ref(timer)
+            del loop, link, timer
+            gc.collect()
+            assert [each() for each in seen] == [None, None, None]
+
+
+def test_payloads_are_held_once(native_box):
+    """One reference too many leaks every message, one too few crashes later."""
+    link, theirs = native_box.link()
+    payload = b"a payload that nobody else holds"
+    before = sys.getrefcount(payload)
+    messages = [payload] * 10
+    link.send(payload)
+    link.send_many(messages)
+    messages.clear()
+    assert sys.getrefcount(payload) == before
+    theirs.sendall(native_box.core.encode_frame(DATA, b"another payload") * 2)
+    events = [event for event in native_box.loop.turn(1.0) if event[0] == BATCH]
+    payloads = events[0][3]
+    del events
+    counts = sys.getrefcount(payloads), sys.getrefcount(payloads[0])
+    assert counts == (2, 2)  # the one here, and the argument of the call; the list's own, and again the argument
+
+
+def test_turns_leave_no_objects_behind(native_box):
+    """A loop turns for weeks."""
+    link, theirs = native_box.link()
+    stream = native_box.core.encode_frame(DATA, b"m" * 50) * 20 + native_box.core.encode_frame(PING, b"p" * 50)
+
+    def work() -> None:
+        for _ in range(50):
+            theirs.sendall(stream)
+            link.send_many([b"x" * 40] * 10)
+            while not any(event[0] == FRAME for event in native_box.loop.turn(1.0)):
+                pass
+            theirs.recv(1 << 20)
+
+    work()
+    gc.collect()
+    before = sys.getallocatedblocks()
+    work()
+    gc.collect()
+    assert abs(sys.getallocatedblocks() - before) < 100
+
+
+@needs_faults
+def test_no_memory_in_a_turn_loses_nothing_but_says_so(native_core):
+    """Each allocation of a turn fails once: its link may end with NO_MEMORY, the turn may raise, but nothing that arrived is dropped."""
+    encode = native_core.encode_frame
+    payloads = [bytes([number]) * 40 for number in range(30)]
+    outcomes = set()
+    for attempt in range(1, 200):
+        box = Box(native_core, True)
+        link, theirs = box.link(300)
+        link.send(b"x")
+        theirs.sendall(b"".join(encode(DATA, payload) for payload in payloads[:20]) + encode(PING, b"p" * 40))
+        theirs.sendall(b"".join(encode(DATA, payload) for payload in payloads[20:]))
+        turn = bare(box.loop._turn)
+        events: list[Any] = []
+        raised = False
+        _testcapi.set_nomemory(attempt, attempt + 1)
+        try:
+            events = turn()
+        except MemoryError:
+            raised = True
+        finally:
+            _testcapi.remove_mem_hooks()
+        for _ in range(3):
+            events += turn()
+        seen = [payload for event in events if event[0] == BATCH for payload in event[3]]
+        assert seen == payloads[: len(seen)]
+        ended = [event for event in events if event[0] == CLOSED]
+        assert ended in ([], [(CLOSED, 300, NO_MEMORY, 0)])
+        assert (len(seen) == 30) is not bool(ended)
+        assert (SENT, 300, 1, 0) in events
+        outcomes.add((raised, bool(ended)))
+        box.close()
+        if not raised and not ended:
+            break
+    else:
+        pytest.fail("every attempt failed: the fault was not injected where it was meant")
+    assert outcomes == {(True, False), (False, True), (False, False)}
+
+
+@needs_faults
+def test_no_memory_in_a_send_is_an_exception_or_a_success(native_core):
+    """A failed result must not be a crash; what was accepted is counted all the same."""
+    box = Box(native_core, True)
+    link, _theirs = box.link()
+    link.send(b"warm")
+    send_many = bare(link.send_many)
+    messages = [b"x"] * 300
+    accepted = link.pending
+    for attempt in range(1, 10):
+        raised = False
+        result = None
+        _testcapi.set_nomemory(attempt, attempt + 1)
+        try:
+            result = send_many(messages)
+        except MemoryError:
+            raised = True
+        finally:
+            _testcapi.remove_mem_hooks()
+        assert raised or result == (300, YIELD)
+        assert link.pending == accepted + 300
+        accepted += 300
+        box.loop.turn()
+        accepted = link.pending
+        if not raised:
+            break
+    else:
+        pytest.fail("every attempt failed")
+    box.close()
+
+
+@needs_faults
+def test_no_memory_while_binding_leaves_nothing(native_core):
+    """A link that could not be bound must be closed again, or its loop never closes."""
+    box = Box(native_core, True)
+    ours, _theirs = box.pair()
+    for attempt in range(1, 200):
+        _testcapi.set_nomemory(attempt, attempt + 1)
+        try:
+            link = box.loop.open_link(ours.fileno(), 1)
+        except (MemoryError, errors.OutOfMemory):
+            continue
+        finally:
+            _testcapi.remove_mem_hooks()
+        assert link.send(b"x") >= 0
+        break
+    else:
+        pytest.fail("every attempt failed")
+    box.close()
+    assert box.loop.fd == -1
+
+
+def test_a_list_that_shrinks_while_it_is_sent_is_no_danger(native_box):
+    """A buffer's own code may run in the middle of send_many; from Python 3.12 on a class can have one."""
+    link, _theirs = native_box.link()
+    messages: list[Any] = []
+
+    class Mean:
+        def __buffer__(self, flags: int) -> memoryview:
+            messages.clear()
+            return memoryview(b"mean")
+
+    messages += [b"first", Mean(), *[b"rest"] * 50]
+    accepted, code = link.send_many(messages)
+    if sys.version_info >= (3, 12):
+        assert (accepted, code) == (2, NEEDS_TURN)
+    else:
+        assert (accepted, code) == (1, INVALID_PARAM)
+
+
+def test_a_buffer_that_closes_its_link_is_no_danger(native_box):
+    """Likewise, with the link itself."""
+    if sys.version_info < (3, 12):
+        pytest.skip("did not run: before Python 3.12 no class written in Python has a buffer")
+    link, _theirs = native_box.link()
+
+    class Mean:
+        def __buffer__(self, flags: int) -> memoryview:
+            link.close()
+            return memoryview(b"mean")
+
+    assert link.send_many([b"first", Mean(), b"last"]) == (1, NOT_CONNECTED)
+
+
+def test_a_turn_inside_a_turn_is_refused(native_box):
+    """Telling makes Python objects, and the collector may run anybody's code then: a turn within a turn would tell the same things twice."""
+    loop = native_box.loop
+    _link, theirs = native_box.link()
+    refused: list[Any] = []
+
+    class Meddler:
+        def __del__(self) -> None:
+            try:
+                loop.turn()
+            except errors.PeerTalkError as error:
+                refused.append(error.code)
+
+    theirs.sendall((native_box.core.encode_frame(DATA, b"data") + native_box.core.encode_frame(PING, b"")) * 10)
+    gc.disable()
+    try:
+        for _ in range(1_000):
+            meddler = Meddler()
+            meddler.myself = meddler  # type: ignore[attr-defined]
+        del meddler
+    finally:
+        gc.enable()
+    events = loop.turn()  # its first tuple makes the collector run
+    gc.collect()
+    assert [event[0] for event in events] == [BATCH, FRAME] * 10
+    assert set(refused) <= {BUSY}
+    assert refused or sys.version_info >= (3, 12)  # later collectors run between bytecodes only
+
+
+def test_the_border_refuses_addresses_that_are_none(native_core):
+    """It is called with numbers from Python, so the obvious mistakes must not crash."""
+    border = native_core.Loop.args[0].border
+    with pytest.raises(ValueError, match="address"):
+        border.bind_link(0, 1, None)
+    with pytest.raises(TypeError):
+        border.bind_link(1, 2)
+    with pytest.raises(TypeError):
+        border.bind_loop("text", 1, 2, None)
+
+
+def test_nothing_is_read_past_the_end_of_a_stream(box):
+    """FINISHED comes once, after the last batch, in the same order both ways."""
+    _link, theirs = box.link(4)
+    theirs.sendall(box.core.encode_frame(DATA, b"end"))
+    theirs.shutdown(socket.SHUT_WR)
+    events: list[Any] = []
+    while FINISHED not in [event[0] for event in events]:
+        events += box.loop.turn(1.0)
+    assert events == [(BATCH, 4, 3, [b"end"]), (FINISHED, 4, 0, 0)]
+
+
+def test_addresses_fit_a_pointer():
+    """Addresses cross the border as plain numbers."""
+    assert ctypes.sizeof(ctypes.c_void_p) == ctypes.sizeof(ctypes.c_size_t)

@@ -1,0 +1,434 @@
+"""Connections as they happen: two that cross, peers of the original kind, peers that are not who they were.
+
+ClassicPeer is written from the description of the original protocol alone and shares no code with peertalk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import struct
+
+import pytest
+
+import peertalk as pt
+from peertalk._core import load
+from peertalk.protocol import connections as policy
+from peertalk.protocol.wire import Announcement, Capabilities, encode_announcement, encode_capabilities
+
+GUARD = 20.0
+DATA, PING, PONG, DISCONNECT, ACK, REJECT, CAPABILITY = range(1, 8)
+
+
+@pytest.fixture(autouse=True)
+def short_linger(monkeypatch):
+    """ClassicPeer does not always answer a farewell."""
+    monkeypatch.setattr("peertalk.runtime.switchboard._LINGER", 0.05)
+
+
+def loopback(**more):
+    return {"bind": "127.0.0.1", "port": 0, "discovery": False, **more}
+
+
+def announcing(discovery_port, **more):
+    return {"bind": "127.0.0.1", "port": 0, "discovery_port": discovery_port, **more}
+
+
+def crc16(data):
+    """Polynomial 0x1021 reflected, from 0."""
+    crc = 0
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x8408 if crc & 1 else 0)
+    return crc
+
+
+def frame(kind, payload=b"", sequence=0, flags=0):
+    body = struct.pack(">4sBBBBH", b"PTMG", 1, kind, flags, sequence, len(payload)) + payload
+    return body + struct.pack(">H", crc16(body))
+
+
+def capability(max_message=8192):
+    return frame(CAPABILITY, struct.pack(">BBHBBHBBBBBH", 1, 2, max_message, 2, 2, 1024, 3, 1, 0, 4, 2, 5))
+
+
+class ClassicPeer:
+    """A peer of the original kind, one connection at a time. Reads frame by frame and sends what it is told."""
+
+    def __init__(self):
+        self.reader = self.writer = None
+        self.accepted = asyncio.Queue()
+        self.accept_count = 0
+
+    async def __aenter__(self):
+        self.server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=1 << 20)
+        self.address = self.server.sockets[0].getsockname()
+        return self
+
+    async def __aexit__(self, *_):
+        self.server.close()
+        self.hang_up()
+        while not self.accepted.empty():
+            self.accepted.get_nowait()[1].close()
+        await self.server.wait_closed()
+
+    def _accept(self, reader, writer):
+        self.accept_count += 1
+        self.accepted.put_nowait((reader, writer))
+
+    async def meet(self):
+        """Take the next connection that somebody made to us."""
+        async with asyncio.timeout(GUARD):
+            self.reader, self.writer = await self.accepted.get()
+
+    async def dial(self, node):
+        self.reader, self.writer = await asyncio.open_connection(*node.address, limit=1 << 20)
+
+    def hang_up(self):
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None
+
+    def say(self, *frames):
+        self.writer.write(b"".join(frames))
+
+    async def hear(self):
+        """(type, flags, sequence, payload) of the next frame; None at the end of the stream."""
+        async with asyncio.timeout(GUARD):
+            try:
+                head = await self.reader.readexactly(10)
+            except (asyncio.IncompleteReadError, ConnectionResetError):
+                return None
+            magic, version, kind, flags, sequence, length = struct.unpack(">4sBBBBH", head)
+            assert magic == b"PTMG" and version == 1
+            payload = await self.reader.readexactly(length)
+            assert struct.unpack(">H", await self.reader.readexactly(2))[0] == crc16(head + payload)
+            return kind, flags, sequence, payload
+
+    def announce(self, discovery_port, kind=1, name=b"CREF"):
+        """As the original: no trailer behind the CRC."""
+        body = struct.pack(">4sBBHHBB", b"PTLK", 1, kind, 0, self.address[1], 3, len(name)) + name
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(body + struct.pack(">H", crc16(body)), ("127.0.0.1", discovery_port))
+
+
+async def next_event(stream, kind):
+    async with asyncio.timeout(GUARD):
+        async for event in stream:
+            if isinstance(event, kind):
+                return event
+    raise AssertionError(f"the stream ended without {kind.__name__}")
+
+
+async def until(condition):
+    """Turn the event loop until something is so."""
+    async with asyncio.timeout(GUARD):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+# Two that dial each other
+
+
+@pytest.mark.soak
+async def test_of_two_that_dial_each_other_one_link_stays_and_nothing_is_lost_doubled_or_reordered(core, free_port, rounds):
+    """Both begin to send in the same moment, each over its own dial, and go on while one of the two links is given up."""
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    port = free_port()
+    crossed = 0
+    for _ in range(rounds(2, 100)):  # new ids: sometimes the one is smaller, sometimes the other
+        async with pt.Node("ada", **announcing(port, core=core.name)) as ada, pt.Node("bob", **announcing(port, core=core.name)) as bob:
+            sides = [(ada, await ada.wait_for("bob", timeout=GUARD)), (bob, await bob.wait_for("ada", timeout=GUARD))]
+            streams = [node.events() for node, _ in sides]
+            for round_number in range(10):
+                opened = ada.stats().links_opened
+
+                async def talk(peer, delay, pauses):
+                    for _ in range(delay):
+                        await asyncio.sleep(0)
+                    for number in range(60):
+                        await peer.send(number.to_bytes(4, "big") + bytes(pauses[number] * 100))
+                        for _ in range(pauses[number]):
+                            await asyncio.sleep(0)
+
+                async def listen(node):
+                    return [int.from_bytes((await node.receive()).data[:4], "big") for _ in range(60)]
+
+                talks = [talk(peer, dice.randrange(4), [dice.randrange(3) for _ in range(60)]) for _, peer in sides]
+                async with asyncio.timeout(GUARD):
+                    *_, at_ada, at_bob = await asyncio.gather(*talks, listen(ada), listen(bob))
+                assert at_ada == at_bob == list(range(60)), f"round {round_number}"
+                await until(lambda: ada.stats().links_open == bob.stats().links_open == 1)
+                assert all(peer.connected for _, peer in sides)
+                crossed += ada.stats().links_opened - opened > 1
+                await sides[dice.randrange(2)][1].disconnect(timeout=GUARD)
+                await until(lambda: ada.stats().links_open == bob.stats().links_open == 0)
+            for node, peer in sides:
+                assert peer.stats().messages_sent == 600 and peer.stats().messages_received == 600 and len(node.peers) == 1
+        for stream in streams:
+            for event in [event async for event in stream]:
+                assert not isinstance(event, pt.Failed | pt.LinkFault)
+                if isinstance(event, pt.PeerDisconnected):
+                    assert event.error is None
+    assert crossed, "no two dials crossed: the test tested nothing"
+
+
+async def test_a_peer_of_ours_that_is_slow_to_greet_is_not_taken_for_a_classic_one(free_port, monkeypatch):
+    """A program that is busy for a second must not make its peers cut their messages to 512 bytes."""
+    monkeypatch.setattr(policy, "GREETING_TIME", 0.02)
+    port, core, instance = free_port(), load(), b"slowpeer"
+    async with ClassicPeer() as slow, pt.Node("ada", **announcing(port)) as ada:
+        packet = encode_announcement(core, Announcement(1, "slow", slow.address[1], instance=instance))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(packet, ("127.0.0.1", port))
+        peer = await ada.wait_for("slow", timeout=GUARD)
+        sending = asyncio.create_task(peer.send(bytes(5000)))
+        await slow.meet()
+        await asyncio.wait({sending}, timeout=0.1)
+        assert not sending.done() and not peer.connected
+        greeting = encode_capabilities(core, Capabilities(8192, 1024, 0, 0, instance, "slow", slow.address[1]))
+        slow.say(frame(CAPABILITY, greeting))
+        await asyncio.wait_for(sending, GUARD)
+        assert (await slow.hear())[0] == CAPABILITY and (await slow.hear())[3] == bytes(5000)
+
+
+async def test_a_peer_that_never_greets_is_given_up(free_port, monkeypatch):
+    """Waiting has an end, and a sentence."""
+    port, core = free_port(), load()
+    async with ClassicPeer() as mute, pt.Node("ada", **announcing(port, connect_timeout=0.05)) as ada:
+        packet = encode_announcement(core, Announcement(1, "mute", mute.address[1], instance=b"mutepeer"))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(packet, ("127.0.0.1", port))
+        peer = await ada.wait_for("mute", timeout=GUARD)
+        with pytest.raises(pt.Timeout, match=r"'mute'.*said nothing for 0\.05 s \(Config.connect_timeout\)"):
+            await peer.send(b"x")
+
+
+# Peers of the original kind
+
+
+async def test_a_classic_peer_is_dialled_when_it_is_found_and_only_once(free_port):
+    """The original expects to be dialled by whoever hears it, and drops whom it does not know (Q1); twice would be two peers to it."""
+    port = free_port()
+    async with ClassicPeer() as classic, pt.Node("ada", **announcing(port)) as ada:
+        events = ada.events()
+        classic.announce(port)
+        found = (await next_event(events, pt.PeerFound)).peer
+        assert found.classic and found.name == "CREF" and found.id == f"127.0.0.1:{classic.address[1]}" and found.max_message == 512
+        await classic.meet()
+        kind, flags, sequence, payload = await classic.hear()
+        assert (kind, flags, sequence) == (CAPABILITY, 0, 0) and payload[:4] == bytes((1, 2, 0x20, 0))
+        classic.say(capability(2000))
+        assert (await next_event(events, pt.PeerConnected)).peer is found
+        assert found.max_message == 2000
+        await found.send(b"to the old world")
+        await found.send(b"at once", no_delay=True)
+        assert [await classic.hear() for _ in range(2)] == [(DATA, 0, 0, b"to the old world"), (DATA, 0, 1, b"at once")]
+        classic.say(frame(DATA, b"", 0), frame(DATA, b"from it", 77))
+        assert [(await ada.receive(timeout=GUARD)).data for _ in range(2)] == [b"", b"from it"]
+        classic.announce(port)
+        classic.say(frame(DISCONNECT, sequence=78))
+        assert (await next_event(events, pt.PeerDisconnected)).error is None
+        assert await classic.hear() is None
+        classic.announce(port)
+        classic.hang_up()
+        await found.send(b"again")  # connects anew
+        await classic.meet()
+        classic.say(capability())
+        assert [(await classic.hear())[0] for _ in range(2)] == [CAPABILITY, DATA]
+        assert classic.accept_count == 2
+
+
+async def test_no_data_leaves_before_the_other_sides_capability():
+    """What leaves earlier could be on the one of two links that is given up, and a classic peer takes 512 bytes until it has said more."""
+    async with ClassicPeer() as classic, pt.Node("ada", **loopback()) as ada:
+        connecting = asyncio.create_task(ada.connect(classic.address, timeout=GUARD))
+        await classic.meet()
+        classic.say(frame(PING, b"ignored"))
+        assert [(await classic.hear())[0] for _ in range(2)] == [CAPABILITY, PONG]
+        assert not connecting.done()
+        classic.say(capability(300))
+        peer = await connecting
+        assert peer.max_message == 300
+        with pytest.raises(pt.MessageTooLarge, match=r"301 bytes.*limit is 300 \(its MAX_MESSAGE\)"):
+            await peer.send(bytes(301))
+        await peer.send(bytes(300))
+        assert await classic.hear() == (DATA, 0, 0, bytes(300))
+
+
+async def test_a_peer_that_says_nothing_counts_as_classic_with_small_messages(monkeypatch):
+    """After a second, or we would wait for ever for peers that only listen."""
+    monkeypatch.setattr(policy, "GREETING_TIME", 0.05)
+    async with ClassicPeer() as classic, pt.Node("ada", **loopback()) as ada:
+        peer = await ada.connect(classic.address, timeout=GUARD)
+        await classic.meet()
+        assert peer.classic and peer.max_message == 512
+        with pytest.raises(pt.MessageTooLarge, match=r"513 bytes.*limit is 512 \(a classic peer"):
+            await peer.send(bytes(513))
+        await peer.send(bytes(512))
+        assert [len((await classic.hear())[3]) > 0 for _ in range(2)] == [True, True]
+        classic.say(capability(1000), frame(PING))
+        assert (await classic.hear())[0] == PONG
+        await peer.send(bytes(1000))
+        assert len((await classic.hear())[3]) == 1000
+
+
+async def test_a_classic_peer_that_dials_us_may_send_at_once_and_all_that_its_protocol_allows():
+    """Rule 5: any sequence, unused flags, repeated CAPABILITY, PING at any time, ACK, REJECT and PONG unasked; faults of a CAPABILITY are ignored."""
+    async with ClassicPeer() as classic, pt.Node("ada", **loopback()) as ada:
+        events = ada.events()
+        await classic.dial(ada)
+        classic.say(frame(DATA, b"first", sequence=9), capability(700), frame(ACK), frame(REJECT, b"\0"), frame(PONG), frame(DATA, b"second", 3, 0x07))
+        classic.say(frame(CAPABILITY, b"\x01\x09\x00"), frame(DATA, b"third", 0, 0x08), frame(DATA, bytes(9), 0, 0x10), frame(PING))
+        assert [(await ada.receive(timeout=GUARD)).data for _ in range(3)] == [b"first", b"second", b"third"]
+        assert await classic.hear() is not None
+        assert await classic.hear() == (PONG, 0, 0, b"")
+        peer = (await next_event(events, pt.PeerConnected)).peer
+        assert peer.classic and peer.max_message == 700 and ada.stats().frames_ignored >= 2
+        await peer.send(bytes(700))
+        assert len((await classic.hear())[3]) == 700
+        classic.say(capability(400), frame(PING))
+        assert (await classic.hear())[0] == PONG
+        with pytest.raises(pt.MessageTooLarge):
+            await peer.send(bytes(401))
+        await ada.aclose()
+        assert await classic.hear() == (DISCONNECT, 0, 1, b"")
+        assert await classic.hear() is None
+        assert [type(event) for event in [event async for event in events]][-2:] == [pt.PeerDisconnected, pt.PeerLost]
+
+
+async def test_a_message_that_is_refused_leaves_no_gap_in_the_sequence_numbers():
+    """A receiver that counts must not think that it lost something."""
+    async with ClassicPeer() as classic, pt.Node("ada", **loopback(send_queue_size=4)) as ada:
+        connecting = asyncio.create_task(ada.connect(classic.address, timeout=GUARD))
+        await classic.meet()
+        classic.say(capability())
+        peer = await connecting
+        classic.writer.transport.pause_reading()
+        accepted = refused = 0
+        while refused < 20:
+            try:
+                peer.send_nowait(accepted.to_bytes(4, "big") + bytes(4000))
+                accepted += 1
+            except pt.WouldBlock:
+                refused += 1
+                await asyncio.sleep(0)
+        sequence = asyncio.create_task(ada.aclose(timeout=GUARD))
+        classic.writer.transport.resume_reading()
+        assert (await classic.hear())[0] == CAPABILITY
+        for number in range(accepted):
+            async with asyncio.timeout(GUARD):
+                head = await classic.reader.readexactly(10)
+                payload = await classic.reader.readexactly(struct.unpack_from(">H", head, 8)[0] + 2)
+            assert (head[5], head[7], int.from_bytes(payload[:4], "big")) == (DATA, number % 256, number)
+        assert (await classic.hear())[:3] == (DISCONNECT, 0, accepted % 256)
+        classic.hang_up()
+        assert await sequence == 0
+
+
+async def test_a_peer_whose_limit_shrinks_gets_what_fits_and_the_rest_is_reported():
+    """What was accepted under another limit must not block the line, nor vanish."""
+    async with ClassicPeer() as classic, pt.Node("ada", **loopback()) as ada:
+        connecting = asyncio.create_task(ada.connect(classic.address, timeout=GUARD))
+        await classic.meet()
+        classic.say(capability(8000))
+        peer = await connecting
+        events = ada.events()
+        await peer.disconnect()
+        classic.hang_up()
+        sizes = [100, 5000, 200, 6000, 300]
+        peer.capabilities = None  # as a peer that was only heard of
+        peer.own_max_message = 8192
+        for size in sizes:
+            ada._transport.enqueue(peer, bytes(size))
+        await classic.meet()
+        classic.say(capability(1000))
+        got = [await classic.hear() for _ in range(4)]
+        assert [(len(data), sequence) for kind, _, sequence, data in got if kind == DATA] == [(100, 0), (200, 1), (300, 2)]
+        failed = [await next_event(events, pt.Failed) for _ in range(2)]
+        assert [(event.first, event.last, event.outcome) for event in failed] == [(2, 2, pt.Outcome.FAILED), (4, 4, pt.Outcome.FAILED)]
+        assert all(isinstance(event.error, pt.MessageTooLarge) for event in failed)
+        await until(lambda: peer.reported == 5)
+        assert peer.stats().messages_sent == 3 and peer.stats().messages_failed == 2
+        classic.say(frame(DISCONNECT))
+
+
+# Peers that are not who they were
+
+
+async def test_where_a_classic_peer_was_heard_and_one_of_ours_answers_the_caller_is_told(free_port):
+    """Ports are used again: messages meant for one program must not go to the next one on its port."""
+    port = free_port()
+    async with pt.Node("ada", **announcing(port)) as ada, pt.Node("new", **loopback()) as new:
+        events = ada.events()
+        heard = ClassicPeer()
+        heard.address = new.address
+        heard.announce(port)
+        old = (await next_event(events, pt.PeerFound)).peer
+        with contextlib.suppress(pt.NetworkFailure):
+            await old.connect(timeout=GUARD)
+        peer = await ada.wait_for("new", timeout=GUARD)
+        assert peer.id == new.id and peer is not old and not old.connected
+        with pytest.raises(pt.NetworkFailure, match="is now the peer 'new'"):
+            await old.send(b"not for you", timeout=GUARD)
+        await peer.send(b"for you")
+        assert (await new.receive(timeout=GUARD)).data == b"for you"
+
+
+async def test_where_another_node_answers_than_was_heard_the_caller_is_told(free_port):
+    """Likewise between our own: the instance id decides."""
+    port, core = free_port(), load()
+    async with pt.Node("ada", **announcing(port)) as ada, pt.Node("new", **loopback()) as new:
+        packet = encode_announcement(core, Announcement(1, "old", new.address[1], instance=b"goneaway"))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(packet, ("127.0.0.1", port))
+        old = await ada.wait_for("old", timeout=GUARD)
+        with pytest.raises(pt.NetworkFailure, match="no longer 'old'"):
+            await old.send(b"not for you", timeout=GUARD)
+        assert ada.peers["new"].id == new.id
+
+
+async def test_what_was_queued_for_a_peer_that_cannot_be_reached_fails_after_the_last_try(free_port, monkeypatch):
+    """Queued messages survive a short absence, not a long one; and their end is told."""
+    monkeypatch.setattr(policy, "RETRY_DELAYS", (0.01, 0.02))
+    port, core = free_port(), load()
+    nobody = free_port()
+    async with pt.Node("ada", **announcing(port)) as ada:
+        packet = encode_announcement(core, Announcement(1, "away", nobody, instance=b"awayaway"))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(packet, ("127.0.0.1", port))
+        peer = await ada.wait_for("away", timeout=GUARD)
+        events = ada.events()
+        assert [peer.send_nowait(bytes(10)) for _ in range(3)] == [1, 2, 3]
+        assert peer.queue.reason == "connection" and peer.queue.pending == 3 and peer.queue.bytes == 30
+        failed = await next_event(events, pt.Failed)
+        assert (failed.first, failed.last, failed.outcome) == (1, 3, pt.Outcome.FAILED)
+        assert isinstance(failed.error, pt.ConnectionRefused) and failed.error.peer == "away"
+        with pytest.raises(pt.ConnectionRefused):
+            await peer.send(b"x", timeout=GUARD)
+        assert peer.send_nowait(b"later") == 4
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", nobody))
+        stats = ada.stats()
+        assert stats.messages_accepted == 4 and stats.messages_failed == 3
+
+
+async def test_more_connections_than_the_bound_are_refused_and_counted():
+    """Descriptors are finite; the honest ones that are there stay."""
+    async with pt.Node("ada", **loopback(max_peers=1)) as ada, pt.Node("bob", **loopback()) as bob, contextlib.AsyncExitStack() as stack:
+        peer = await bob.connect(ada.address, timeout=GUARD)
+        bound = ada._transport.connections.max_connections
+        writers = []
+        for _ in range(bound + 5):
+            _, writer = await asyncio.open_connection(*ada.address)
+            stack.callback(writer.close)
+            writers.append(writer)
+        await until(lambda: ada.stats().links_refused == 6)
+        assert ada.stats().links_open <= bound
+        await peer.send(b"still here")
+        assert (await ada.receive(timeout=GUARD)).data == b"still here"

@@ -1,0 +1,79 @@
+"""What the benchmarks run, not how fast: a figure of work that was not done would be a lie."""
+
+from __future__ import annotations
+
+import json
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from peertalk import bench, errors
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "bench"
+ONCE = bench.Effort(rounds=1, seconds=1e-6)
+
+
+def test_there_is_a_row_for_each_stage_and_size():
+    """The list that `peertalk bench --json` prints is complete, and its ratio is that of its two figures."""
+    rows = [row.as_json() for row in bench.measure(ONCE)]
+    assert [(row["stage"], row["bytes"]) for row in rows] == [(stage, size) for stage in bench.STAGES for size in (16, 64, 1024, 4096)]
+    for row in rows:
+        assert row["c_ns"] > 0 and row["ratio"] == pytest.approx(row["reference_ns"] / row["c_ns"], rel=0.02)
+
+
+@pytest.mark.parametrize("stage", bench.STAGES)
+def test_each_stage_can_be_run_again_and_again(core, stage):
+    """A stage that leaves something behind would measure itself fuller and fuller."""
+    size = min(4096, core.limits.frame_max_payload)
+    with ExitStack() as stack:
+        work = bench._MAKERS[stage](core, size, stack)
+        for _ in range(3):
+            work(bench._BURST)
+
+
+def test_the_whole_stage_moves_every_message(core, monkeypatch):
+    """Its receiving side has to see as many as were sent, or ns a message means nothing."""
+    seen = []
+    real = socket.socketpair
+    monkeypatch.setattr(bench.socket, "socketpair", lambda: seen.append(real()) or seen[-1])
+    with ExitStack() as stack:
+        work = bench._whole(core, 16, stack)
+        work(2 * bench._BURST)
+        assert not _readable(seen[0][1])
+
+
+def _readable(end: socket.socket) -> bool:
+    try:
+        return bool(end.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK))
+    except BlockingIOError:
+        return False
+
+
+def test_a_core_that_was_not_built_is_said_in_one_sentence(monkeypatch):
+    """A pure wheel has nothing to compare."""
+    monkeypatch.setattr(bench, "load", lambda name: (_ for _ in ()).throw(errors.NotSupported(f"the {name} core was not built here")))
+    with pytest.raises(errors.NotSupported, match="not built"):
+        list(bench.measure(ONCE))
+
+
+@pytest.mark.source
+def test_the_c_side_asks_for_no_memory_after_warm_up(start_python):
+    """A figure of the performance notes that is exact, so that it can be a test: 0 calls."""
+    process = start_python(str(SCRIPTS / "allocations.py"), "--json", "--messages", "5000")
+    output, complaint = process.communicate(timeout=50)
+    assert process.returncode == 0, complaint + output
+    assert [row["calls"] for row in json.loads(output)] == [0] * 15
+
+
+@pytest.mark.source
+@pytest.mark.unsanitized("a sanitizer's shadow memory and red zones are counted too")
+def test_an_idle_peer_costs_at_most_eight_kibibytes(start_python):
+    """A node for a thousand peers must not need a server's memory."""
+    if not Path("/proc/self/smaps_rollup").exists():
+        pytest.skip("did not run: memory is read from /proc/self/smaps_rollup, which this system has not")
+    process = start_python(str(SCRIPTS / "idle.py"), "--json", "--peers", "300")
+    output, complaint = process.communicate(timeout=50)
+    assert process.returncode == 0, complaint
+    assert json.loads(output)["bytes_per_peer"] <= 8192

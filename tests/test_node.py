@@ -1,0 +1,894 @@
+"""The front door for asyncio: who is found, what is accepted arrives once and in order, and whoever waits is told.
+
+Nodes live on loopback, each test on a discovery port of its own. Times given as `timeout` are guards against hanging, never measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import random
+import socket
+import threading
+import tracemalloc
+
+import pytest
+
+import peertalk as pt
+from peertalk._core import load
+from peertalk._core.values import ANNOUNCE, QUERY
+from peertalk.protocol.wire import Announcement, decode_announcement, encode_announcement
+
+GUARD = 20.0
+
+
+def loopback(**more):
+    """Options of a node that connects by address only."""
+    return {"bind": "127.0.0.1", "port": 0, "discovery": False, **more}
+
+
+def announcing(discovery_port, **more):
+    """Options of a node that announces itself on this port of loopback."""
+    return {"bind": "127.0.0.1", "port": 0, "discovery_port": discovery_port, **more}
+
+
+@contextlib.asynccontextmanager
+async def pair(**options):
+    """Two nodes and, of the first, the peer that the second is to it; connected."""
+    async with pt.Node("ada", **loopback(**options)) as ada, pt.Node("bob", **loopback(**options)) as bob:
+        yield ada, bob, await ada.connect(bob.address, timeout=GUARD)
+
+
+async def received(node, count):
+    """The data of the next so many messages."""
+    return [(await node.receive(timeout=GUARD)).data for _ in range(count)]
+
+
+def numbered(number, size=4):
+    """Message `number`, of that size or a little more: its number, then bytes that follow from it."""
+    return number.to_bytes(4, "big") + bytes([number % 251]) * max(0, size - 4)
+
+
+async def next_event(stream, kind):
+    """The next event of that kind; others are passed over."""
+    async with asyncio.timeout(GUARD):
+        async for event in stream:
+            if isinstance(event, kind):
+                return event
+    raise AssertionError(f"the stream ended without {kind.__name__}")
+
+
+# Who is there
+
+
+async def test_two_nodes_with_nothing_preset_but_their_names_find_each_other(core, free_port):
+    """The first promise of the README: no address, no server."""
+    port = free_port()
+    async with pt.Node("ada", **announcing(port, core=core.name)) as ada, pt.Node("bob", **announcing(port, core=core.name)) as bob:
+        seen = await ada.wait_for("bob", timeout=GUARD)
+        assert (seen.name, seen.id, seen.address, seen.classic) == ("bob", bob.id, bob.address, False)
+        assert (await bob.wait_for(ada.id, timeout=GUARD)).name == "ada"
+        await seen.send(b"hello")
+        message = await bob.receive(timeout=GUARD)
+        assert message.data == b"hello" and message.peer is bob.peers["ada"]
+
+
+async def test_several_nodes_on_one_host_find_all_others_and_never_themselves(free_port):
+    """The original cannot do this; tests and demos of users need it. A node in its own table would talk to itself."""
+    port = free_port()
+    async with contextlib.AsyncExitStack() as stack:
+        nodes = [await stack.enter_async_context(pt.Node(f"n{number}", **announcing(port))) for number in range(4)]
+        for node in nodes:
+            for other in nodes:
+                if other is not node:
+                    await node.wait_for(other.id, timeout=GUARD)
+        for node in nodes:
+            assert set(node.peers) == {other.id for other in nodes} - {node.id}
+
+
+async def test_a_node_that_closes_is_lost_by_its_goodbye(free_port):
+    """Nobody should wait half a minute to hear that somebody left in good order."""
+    port = free_port()
+    async with pt.Node("ada", **announcing(port)) as ada:
+        events = ada.events()
+        async with pt.Node("bob", **announcing(port)) as bob:
+            peer = await ada.wait_for("bob", timeout=GUARD)
+            assert (await next_event(events, pt.PeerFound)).peer is peer
+            assert bob.name == "bob"
+        lost = await next_event(events, pt.PeerLost)
+        assert lost == pt.PeerLost(peer, pt.LostReason.GOODBYE)
+        assert len(ada.peers) == 0
+
+
+async def test_a_node_that_falls_silent_is_lost(free_port):
+    """Power cuts say no goodbye."""
+    port = free_port()
+    async with pt.Node("ada", **announcing(port, peer_timeout=0.2)) as ada:
+        events = ada.events()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+            packet = encode_announcement(load(), Announcement(ANNOUNCE, "ghost", 9, instance=b"ghost123"))
+            stranger.sendto(packet, ("127.0.0.1", port))
+        found = await next_event(events, pt.PeerFound)
+        assert await next_event(events, pt.PeerLost) == pt.PeerLost(found.peer, pt.LostReason.TIMEOUT)
+
+
+async def test_a_query_is_answered_before_the_next_announcement_is_due(free_port):
+    """A newcomer that asks must not wait an interval."""
+    port = free_port()
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        asking.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        asking.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        asking.bind(("", port))
+        asking.setblocking(False)
+        async with pt.Node("ada", **announcing(port, announce_interval=10)) as ada, asyncio.timeout(GUARD / 3):
+            core = load()
+
+            async def announcement():
+                while (heard := decode_announcement(core, await loop.sock_recv(asking, 2048))).type != ANNOUNCE:
+                    pass
+                return heard
+
+            assert (await announcement()).name == "ada"
+            asking.sendto(encode_announcement(core, Announcement(QUERY, "", 1)), ("127.255.255.255", port))
+            assert (await announcement()).instance == bytes.fromhex(ada.id)
+
+
+async def test_peers_are_looked_up_by_id_and_by_a_name_that_is_unique(free_port):
+    """A name is no identity: two printers called "printer" must not get each other's pages."""
+    port = free_port()
+    async with (
+        pt.Node("ada", **announcing(port)) as ada,
+        pt.Node("twin", **announcing(port)) as first,
+        pt.Node("twin", **announcing(port)) as second,
+    ):
+        one, two = await ada.wait_for(first.id, timeout=GUARD), await ada.wait_for(second.id, timeout=GUARD)
+        assert one is not two and ada.peers[first.id] is one and ada.peers.get(second.id) is two
+        assert len(ada.peers) == 2 and set(ada.peers.values()) == {one, two} and first.id in ada.peers
+        with pytest.raises(pt.PeerNotFound, match="2 peers are named 'twin'") as raised:
+            ada.peers["twin"]
+        assert first.id in str(raised.value)
+        with pytest.raises(pt.PeerNotFound, match=r"no peer 'eve' is known; known: 'twin', 'twin'"):
+            ada.peers["eve"]
+        version = ada.peers.version
+        events = ada.events()
+        await second.aclose()
+        await next_event(events, pt.PeerLost)
+        assert ada.peers.version > version and ada.peers["twin"] is one
+
+
+async def test_wait_for_takes_a_function_and_says_who_is_known_when_time_is_up(free_port):
+    """"Nobody came" is no help; who came instead is."""
+    port = free_port()
+    async with pt.Node("ada", **announcing(port)) as ada, pt.Node("bob", **announcing(port)) as bob:
+        assert (await ada.wait_for(lambda peer: peer.address == bob.address, timeout=GUARD)).name == "bob"
+        with pytest.raises(pt.Timeout, match=r"'eve'.*known: 'bob'.*0\.05 s") as raised:
+            await ada.wait_for("eve", timeout="50ms")
+        assert isinstance(raised.value, TimeoutError)
+
+
+# Connecting
+
+
+async def test_the_same_peer_is_reached_by_address_by_id_by_name_and_by_itself(free_port):
+    """One someone is one object, or counters and order fall apart."""
+    port = free_port()
+    async with pt.Node("ada", **announcing(port)) as ada, pt.Node("bob", **announcing(port)) as bob:
+        events = ada.events()
+        peer = await ada.connect(bob.address, timeout=GUARD)
+        assert peer.connected and peer.name == "bob" and peer.id == bob.id
+        for who in (bob.id, "bob", peer, bob.address):
+            assert await ada.connect(who, timeout=GUARD) is peer
+        await peer.send(b"x")
+        message = await bob.receive(timeout=GUARD)
+        assert (message.peer.id, message.peer.name, message.peer.address) == (ada.id, "ada", ada.address)
+        await events.aclose()
+        assert sum(isinstance(event, pt.PeerConnected) for event in [event async for event in events]) == 1
+
+
+async def test_dialling_one_address_many_times_at_once_gives_one_link():
+    """Two links to one peer would break the order of its messages."""
+    async with pt.Node("ada", **loopback()) as ada, pt.Node("bob", **loopback()) as bob:
+        peers = await asyncio.gather(*(ada.connect(bob.address, timeout=GUARD) for _ in range(5)))
+        assert len(set(peers)) == 1
+        await peers[0].send(b"x")
+        await received(bob, 1)
+        assert ada.stats().links_opened == bob.stats().links_opened == 1
+
+
+async def test_connecting_to_oneself_is_refused():
+    """A node that takes itself for a peer deadlocks politely."""
+    async with pt.Node("ada", **loopback()) as ada:
+        with pytest.raises(pt.InvalidArgument, match="this node itself"):
+            await ada.connect(ada.address, timeout=GUARD)
+        assert len(ada.peers) == 0 and ada.stats().links_open == 0
+
+
+async def test_a_connection_that_cannot_be_had_says_why(free_port):
+    """Each failure has its class and names the address or the peer."""
+    async with pt.Node("ada", **loopback()) as ada:
+        nobody = free_port()
+        with pytest.raises(pt.ConnectionRefused, match=f"127.0.0.1:{nobody}"):
+            await ada.connect(("127.0.0.1", nobody), timeout=GUARD)
+        with pytest.raises(pt.PeerNotFound, match="'eve'"):
+            await ada.connect("eve")
+        with pytest.raises(pt.WrongType, match="address"):
+            await ada.connect(7354)
+        with pytest.raises(pt.InvalidArgument, match="70000"):
+            await ada.connect(("127.0.0.1", 70000))
+        with pytest.raises(pt.NetworkFailure, match="no.such.host.invalid"):
+            await ada.connect(("no.such.host.invalid", 1), timeout=GUARD)
+        with socket.create_server(("127.0.0.1", 0), backlog=1) as deaf, contextlib.ExitStack() as fillers:
+            for _ in range(4):  # a full backlog: the next connection is never completed
+                filler = fillers.enter_context(socket.socket())
+                filler.setblocking(False)
+                filler.connect_ex(deaf.getsockname())
+            with pytest.raises(pt.Timeout, match=r"0\.1 s"):
+                await ada.connect(deaf.getsockname(), timeout=0.1)
+
+
+async def test_a_peer_that_was_left_is_still_known_and_is_reached_again_by_sending(free_port):
+    """disconnect() ends a link, not an acquaintance; what was accepted before it is still sent."""
+    port = free_port()
+    async with pt.Node("ada", **announcing(port)) as ada, pt.Node("bob", **announcing(port)) as bob:
+        events = ada.events()
+        peer = await ada.wait_for("bob", timeout=GUARD)
+        for number in range(3):
+            for part in range(50):
+                await peer.send(numbered(number * 50 + part, 2000))
+            await peer.disconnect(timeout=GUARD)
+            assert (await next_event(events, pt.PeerDisconnected)).error is None
+            assert not peer.connected and ada.peers["bob"] is peer
+        assert await received(bob, 150) == [numbered(number, 2000) for number in range(150)]
+        assert peer.stats().messages_sent == 150
+
+
+async def test_whoever_waits_for_the_connection_is_served_before_those_who_come_when_it_is_there():
+    """Order is the order of the calls, also while the link is being made."""
+    async with pt.Node("ada", **loopback()) as ada, pt.Node("bob", **loopback()) as bob:
+        peer = await ada.connect(bob.address, timeout=GUARD)
+        await peer.disconnect(timeout=GUARD)
+        events = ada.events()
+        while bob.stats().links_open:
+            await asyncio.sleep(0)
+        early = [asyncio.create_task(peer.send(numbered(number))) for number in range(3)]
+
+        async def late():
+            await next_event(events, pt.PeerConnected)
+            await peer.send(numbered(3))
+
+        await asyncio.wait_for(asyncio.gather(*early, late()), GUARD)
+        assert await received(bob, 4) == [numbered(number) for number in range(4)]
+
+
+# Sending and receiving
+
+
+@pytest.mark.soak
+async def test_each_accepted_message_arrives_once_and_in_order_whatever_is_cancelled(core, rounds, seed_printed):
+    """The heart of the matter: sizes 0 to the limit, sends and receives cancelled at random, a reader slower than the sender.
+
+    A cancelled send was not accepted and never arrives; each Sent is true, and they follow each other without a gap.
+    """
+    total = rounds(3_000, 1_000_000)
+    dice = seed_printed
+    async with pair(core=core.name, send_queue_size=8, receive_queue_bytes=64 * 1024) as (ada, bob, peer):
+        events = ada.events()
+        accepted, arrived, sent = [], [], [0]
+        done = asyncio.Event()
+
+        async def sender():
+            for number in range(total):
+                size = dice.choice((4, 5, 64, dice.randrange(4, peer.max_message + 1)))
+                task = asyncio.ensure_future(peer.send(numbered(number, size)))
+                if dice.random() < 0.2:
+                    for _ in range(dice.randrange(4)):
+                        await asyncio.sleep(0)
+                    task.cancel()
+                try:
+                    position = await task
+                except asyncio.CancelledError:
+                    continue
+                accepted.append((number, size))
+                assert position == len(accepted)
+            done.set()
+
+        async def reader():
+            while not done.is_set() or len(arrived) < len(accepted):
+                task = asyncio.ensure_future(bob.receive())
+                if dice.random() < 0.2:
+                    for _ in range(dice.randrange(3)):
+                        await asyncio.sleep(0)
+                    task.cancel()
+                else:
+                    await asyncio.wait({task, finished}, return_when=asyncio.FIRST_COMPLETED)
+                    if not task.done():
+                        task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    arrived.append((await task).data)
+
+        async def judge():
+            async for event in events:
+                if isinstance(event, pt.Sent):
+                    assert event.first == sent[0] + 1 and event.last >= event.first
+                    sent[0] = event.last
+                    assert sent[0] <= peer.accepted
+                assert not isinstance(event, pt.Failed | pt.EventsMissed)
+
+        judging = asyncio.create_task(judge())
+        sending = asyncio.create_task(sender())
+        finished = asyncio.ensure_future(done.wait())
+        await reader()
+        await sending
+        expected = [numbered(number, size) for number, size in accepted]
+        assert len(arrived) == len(expected) and arrived == expected
+        await ada.aclose()
+        await judging
+        assert sent[0] == len(accepted)
+        assert len(accepted) < total, "no send was cancelled: the test tested nothing"
+
+
+@pytest.fixture
+def seed_printed():
+    """A random generator whose seed a failure shows."""
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    return random.Random(seed)
+
+
+async def test_empty_and_largest_messages_of_every_kind_arrive_as_they_were(core):
+    """bytes, bytearray, memoryview and str; nothing at all and exactly the limit."""
+    async with pair(core=core.name) as (_, bob, peer):
+        limit = core.limits.frame_max_payload
+        assert peer.max_message == limit
+        sent = [b"", bytearray(b"abc"), memoryview(b"abcdef")[1:4], "caf\u00e9", bytes(range(256)) * (limit // 256), memoryview(b"12345678").cast("I"), b""]
+        for data in sent:
+            await peer.send(data)
+        await peer.send(b"urgent", no_delay=True)
+        await peer.send(bytearray(b"urgent too"), no_delay=True)
+        expected = [data.encode() if isinstance(data, str) else bytes(data) for data in sent] + [b"urgent", b"urgent too"]
+        got = [await bob.receive(timeout=GUARD) for _ in expected]
+        assert [message.data for message in got] == expected
+        assert got[3].text == "caf\u00e9" and bytes(got[3].view) == got[3].data and len(got[0]) == 0 and got[0]
+
+
+async def test_a_message_over_the_limit_is_refused_and_takes_no_place(core):
+    """The numbers and the limit are in the message; the next send gets the next number."""
+    async with pair(core=core.name) as (_, bob, peer):
+        limit = peer.max_message
+        for send in (peer.send, peer.send_nowait):
+            with pytest.raises(pt.MessageTooLarge, match=rf"{limit + 1:,} bytes to peer 'bob'.*limit is {limit:,}") as raised:
+                if asyncio.iscoroutine(result := send(bytes(limit + 1))):
+                    await result
+            assert isinstance(raised.value, ValueError) and raised.value.peer == "bob"
+        with pytest.raises(pt.MessageTooLarge):
+            await peer.send_many([b"first", bytes(limit + 1), b"never"])
+        assert await peer.send(b"second") == 2
+        assert await received(bob, 2) == [b"first", b"second"]
+
+
+async def test_what_cannot_be_sent_is_refused_by_its_type():
+    """A list of numbers becomes no bytes by accident."""
+    async with pair() as (_, bob, peer):
+        for wrong in (None, 7, [1, 2], object()):
+            with pytest.raises(pt.WrongType, match="bytes"):
+                await peer.send(wrong)
+            with pytest.raises(TypeError):
+                peer.send_nowait(wrong)
+        with pytest.raises(pt.WrongType, match="send_many takes several"):
+            await peer.send_many(b"one")
+        with pytest.raises(pt.WrongType, match="contiguous"):
+            await peer.send(memoryview(b"abcdef")[::2])
+        assert await peer.send(b"fine") == 1
+        assert await received(bob, 1) == [b"fine"]
+
+
+async def test_a_buffer_is_free_for_reuse_as_soon_as_send_returns(core):
+    """Senders keep one buffer and fill it again: what was accepted must be a copy, in a slot or in the line."""
+    async with pair(core=core.name, send_queue_size=64, receive_queue_bytes=16 * 1024) as (ada, bob, peer):
+        buffer = bytearray(1000)
+        for number in range(300):
+            buffer[:4] = number.to_bytes(4, "big")
+            if number % 3 == 0:
+                await peer.send(buffer)
+            elif number % 3 == 1:
+                await peer.send(memoryview(buffer), no_delay=True)
+            else:
+                try:
+                    peer.send_nowait(buffer)
+                except pt.WouldBlock:
+                    await peer.send(buffer)
+            buffer[:] = b"\xff" * 1000
+            if number >= 100:
+                assert (await bob.receive(timeout=GUARD)).data[:4] == (number - 100).to_bytes(4, "big")
+        assert [data[:4] for data in await received(bob, 100)] == [number.to_bytes(4, "big") for number in range(200, 300)]
+        assert ada.stats().messages_accepted == 300
+
+
+async def test_send_nowait_refuses_when_there_is_no_room_and_nothing_is_lost(core):
+    """WouldBlock is the one honest way to not wait; it has a reason, and the numbers go on without a gap."""
+    async with pair(core=core.name, send_queue_size=4, receive_queue_bytes=4096) as (_, bob, peer):
+        data = bytes(peer.max_message)
+        accepted = refusals = 0
+        while refusals < 5:
+            try:
+                accepted += 1
+                assert peer.send_nowait(data[:-4] + accepted.to_bytes(4, "big")) == accepted
+            except pt.WouldBlock as error:
+                accepted -= 1
+                refusals += 1
+                assert error.reason == "queue" and error.peer == "bob" and isinstance(error, BlockingIOError)
+                assert peer.queue.pressure == 100 and peer.queue.pending > 0
+                await asyncio.sleep(0)
+        assert [int.from_bytes(got[-4:], "big") for got in await received(bob, accepted)] == list(range(1, accepted + 1))
+        assert await peer.send(b"next") == accepted + 1
+
+
+async def test_a_slow_reader_slows_the_sender_and_memory_stays_flat(core):
+    """Nothing is dropped and nothing grows: the chain of bounds reaches from the inbox to the sender."""
+    inbox_limit, outbox_limit = 64 * 1024, 32 * 1024
+    async with pair(core=core.name, send_queue_size=64, send_queue_bytes=outbox_limit, receive_queue_bytes=inbox_limit) as (ada, bob, peer):
+        size = 1000
+        count = 12_000
+        data = bytes(size - 4)
+        one_turn = core.limits.receive_buffer_size * 1.2  # what one turn may bring beside the limit, with the cost of each message
+        worst_inbox = worst_outbox = 0
+
+        async def sender():
+            for number in range(count):
+                await peer.send(number.to_bytes(4, "big") + data)
+
+        async with asyncio.timeout(GUARD):
+            task = asyncio.create_task(sender())
+            while bob.stats().pauses == 0 or peer.queue.pressure < 90:  # until the reader has been paused and the sender feels it
+                await asyncio.sleep(0)
+            assert not task.done()
+            tracemalloc.start()
+            for number in range(count):
+                assert int.from_bytes((await bob.receive()).data[:4], "big") == number
+                if number % 10 == 0:
+                    worst_inbox = max(worst_inbox, bob.stats().inbox_bytes)
+                    worst_outbox = max(worst_outbox, peer.queue.bytes)
+            _, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            await task
+        assert worst_inbox <= inbox_limit + one_turn and worst_outbox <= outbox_limit
+        assert peak < 2 * (inbox_limit + one_turn + outbox_limit) + 1_000_000, f"{peak:,} bytes for {count * size:,} bytes in all"
+
+
+async def test_messages_of_another_thread_arrive_in_its_order():
+    """send_nowait may be called from anywhere; the number is given later."""
+    async with pair(send_queue_size=16) as (_, bob, peer):
+        total = 500
+        faults = []
+
+        def elsewhere():
+            try:
+                for number in range(total):
+                    while True:
+                        try:
+                            assert peer.send_nowait(numbered(number)) == 0
+                            break
+                        except pt.WouldBlock:
+                            turn.wait(0.001)
+                with contextlib.suppress(pt.MessageTooLarge):
+                    peer.send_nowait(bytes(peer.max_message + 1))
+                    raise AssertionError("a message over the limit was taken")
+            except BaseException as error:
+                faults.append(error)
+
+        turn = threading.Event()
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        try:
+            assert await received(bob, total) == [numbered(number) for number in range(total)]
+        finally:
+            await asyncio.to_thread(thread.join)
+        assert not faults and peer.accepted == total
+
+
+async def test_send_many_accepts_all_in_order_between_other_sends(core):
+    """One crossing of the border for many; the order holds beside single sends, also when the line is full."""
+    async with pair(core=core.name, send_queue_size=32, receive_queue_bytes=32 * 1024) as (_, bob, peer):
+        async def sender():
+            assert await peer.send_many([numbered(number, 100) for number in range(3000)]) == 3000
+            await peer.send(numbered(3000, 100))
+            assert await peer.send_many(bytearray(numbered(number, 100)) for number in range(3001, 4000)) == 999
+            assert await peer.send_many([]) == 0
+
+        sending = asyncio.create_task(sender())
+        assert await received(bob, 4000) == [numbered(number, 100) for number in range(4000)]
+        await sending
+        assert peer.accepted == 4000
+
+
+async def test_a_send_that_timed_out_was_not_accepted():
+    """A time-out that may or may not have sent is worse than none."""
+    async with pair(send_queue_size=2, receive_queue_bytes=1024) as (_, bob, peer):
+        data = bytes(8000)
+        accepted = 0
+        with pytest.raises(pt.Timeout, match=r"no room for a message to peer 'bob' within 0\.05 s"):
+            while True:
+                await peer.send(data, timeout="50ms")
+                accepted += 1
+        with pytest.raises(pt.Timeout, match="no room for all"):
+            await peer.send_many([data] * 10_000, timeout=0.05)
+        accepted = peer.accepted
+        reading = asyncio.create_task(received(bob, accepted + 1))
+        assert await peer.send(b"last", timeout=GUARD) == accepted + 1
+        assert (await reading)[accepted] == b"last"
+
+
+async def test_those_who_wait_to_send_are_served_in_the_order_in_which_they_came():
+    """Fairness, and order across tasks: a line, not a crowd. A cancelled one leaves no hole."""
+    async with pair(send_queue_size=2, receive_queue_bytes=1024) as (_, bob, peer):
+        data = bytes(8000)
+        full = 0
+        while full < 3:
+            try:
+                peer.send_nowait(data)
+            except pt.WouldBlock:
+                full += 1
+                await asyncio.sleep(0)
+        before = peer.accepted
+        tasks = [asyncio.create_task(peer.send(numbered(number))) for number in range(100)]
+        await asyncio.sleep(0)
+        with pytest.raises(pt.WouldBlock):
+            peer.send_nowait(b"must not overtake")
+        for task in tasks[::7]:
+            task.cancel()
+        left = [number for number in range(100) if number % 7]
+        assert (await received(bob, before + len(left)))[before:] == [numbered(number) for number in left]
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [number for number in results if isinstance(number, int)] == list(range(before + 1, before + 1 + len(left)))
+
+
+async def test_a_broadcast_goes_to_the_connected_and_names_the_skipped():
+    """Those who are too slow are named, so that the caller can decide."""
+    async with (
+        pt.Node("ada", **loopback(send_queue_size=1)) as ada,
+        pt.Node("bob", **loopback()) as bob,
+        pt.Node("cid", **loopback(receive_queue_bytes=1024)) as cid,
+    ):
+        await ada.connect(bob.address, timeout=GUARD)
+        slow = await ada.connect(cid.address, timeout=GUARD)
+        assert set((await ada.broadcast("hi")).accepted) == {ada.peers["bob"], slow}
+        with pytest.raises(pt.Timeout):
+            while True:
+                await slow.send(bytes(8000), timeout=0.05)
+        result = await ada.broadcast(b"round starts", timeout=0.05)
+        assert result.accepted == [ada.peers["bob"]] and isinstance(result.skipped[slow], pt.Timeout)
+        assert await received(bob, 2) == [b"hi", b"round starts"]
+
+
+# Receiving
+
+
+async def test_receive_times_out_and_leaves_nothing_behind():
+    """A program that polls with a time-out must not grow."""
+    async with pair() as (_, bob, peer):
+        for _ in range(20):
+            with pytest.raises(pt.Timeout, match="no message came within 0 s"):
+                await bob.receive(timeout=0)
+        assert not bob._transport.arrivals
+        await peer.send(b"x")
+        assert await received(bob, 1) == [b"x"]
+
+
+async def test_several_consumers_share_the_messages_each_going_to_one_in_order(core):
+    """Workers of one program divide the work: nothing twice, nothing lost."""
+    async with pair(core=core.name) as (_, bob, peer):
+        total = 2000
+        taken = [[], [], []]
+        complete = asyncio.Event()
+
+        async def consumer(mine, slow):
+            async for message in bob.messages():
+                mine.append(message.data)
+                if sum(map(len, taken)) == total:
+                    complete.set()
+                for _ in range(slow):
+                    await asyncio.sleep(0)
+
+        tasks = [asyncio.create_task(consumer(mine, slow)) for slow, mine in enumerate(taken, 1)]
+        await peer.send_many([numbered(number) for number in range(total)])
+        await asyncio.wait_for(complete.wait(), GUARD)
+        assert all(mine == sorted(mine) for mine in taken) and all(taken)
+        assert sorted(data for mine in taken for data in mine) == [numbered(number) for number in range(total)]
+        await bob.aclose()
+        await asyncio.gather(*tasks)
+
+
+async def test_batches_bring_what_one_peer_sent_in_order_and_never_empty():
+    """The cheapest way to receive, and the one that messages() is measured against."""
+    async with pair() as (ada, bob, peer):
+        total = 5000
+        sending = asyncio.create_task(peer.send_many([numbered(number) for number in range(total)]))
+        got = []
+        assert (await bob.receive(timeout=GUARD)).data == numbered(0)
+        async with asyncio.timeout(GUARD):
+            async for batch in bob.batches():
+                assert batch.peer is bob.peers["ada"] and len(batch) > 0
+                got += batch
+                if len(got) == total - 1:
+                    break
+        assert got == [numbered(number) for number in range(1, total)]
+        await sending
+        assert ada.stats().messages_sent == total or ada.stats().messages_accepted == total
+
+
+async def test_while_a_peers_messages_are_iterated_they_come_there_alone():
+    """A conversation with one peer must not be torn by the loop that serves the others."""
+    async with pair() as (ada, bob, to_bob), pt.Node("cid", **loopback()) as cid:
+        to_bob_from_cid = await cid.connect(bob.address, timeout=GUARD)
+        await to_bob.send(b"before")
+        assert await received(bob, 1) == [b"before"]
+        adas = bob.peers["ada"].messages()
+        taking = asyncio.ensure_future(anext(adas))
+        await asyncio.sleep(0)
+        await to_bob.send_many([b"one", b"two", b"three"])
+        await to_bob_from_cid.send(b"from cid")
+        assert await received(bob, 1) == [b"from cid"]
+        assert (await asyncio.wait_for(taking, GUARD)).data == b"one"
+        await adas.aclose()
+        await to_bob.send(b"after")
+        assert await received(bob, 3) == [b"two", b"three", b"after"]
+        assert ada.stats().messages_accepted == 5
+
+
+async def test_a_second_iterator_over_a_peers_messages_goes_on_when_the_first_ends():
+    """The first to leave must not take the inbox with it."""
+    async with pair() as (_, bob, to_bob):
+        peer = await bob.wait_for("ada", timeout=GUARD)
+        first, second = peer.messages(), peer.messages()
+        one, two = asyncio.ensure_future(anext(first)), asyncio.ensure_future(anext(second))
+        await asyncio.sleep(0)
+        await to_bob.send_many([b"a", b"b"])
+        assert {(await asyncio.wait_for(task, GUARD)).data for task in (one, two)} == {b"a", b"b"}
+        await first.aclose()
+        await to_bob.send(b"c")
+        assert (await asyncio.wait_for(anext(second), GUARD)).data == b"c"
+        await second.aclose()
+
+
+async def test_a_full_inbox_is_warned_about_only_when_nothing_is_taken(caplog, monkeypatch):
+    """A reader that is slow but reads needs no warning; one that forgot to read does, once."""
+    monkeypatch.setattr("peertalk.runtime.transport._UNTAKEN_TIME", 0.05)
+    async with pair(receive_queue_bytes=1024) as (_, bob, peer):
+        sending = asyncio.create_task(peer.send_many([bytes(1000)] * 2000))
+        while not bob.stats().pauses:
+            await asyncio.sleep(0)
+        while "not being taken" not in caplog.text:
+            await asyncio.sleep(0.01)
+        assert "'ada'" in caplog.text
+        await received(bob, 2000)
+        await sending
+        assert caplog.text.count("not being taken") == 1
+
+
+# Events and statistics
+
+
+async def test_each_stream_gets_every_event_and_one_that_is_not_read_gets_a_count_in_its_place(monkeypatch):
+    """A consumer that sleeps costs bounded memory, learns how much it missed, and where."""
+    monkeypatch.setattr("peertalk.node._EVENTS_MAX", 5)
+    async with pair() as (ada, bob, peer):
+        quick, slow = ada.events(), ada.events()
+        seen = []
+
+        async def read():
+            async for event in quick:
+                seen.append(event)
+
+        reading = asyncio.create_task(read())
+        for number in range(10):
+            await peer.send(numbered(number))
+            await received(bob, 1)
+        while sum(isinstance(event, pt.Sent) for event in seen) < 10:
+            await asyncio.sleep(0)
+        got = [await anext(slow) for _ in range(3)]
+        for number in range(10, 12):
+            await peer.send(numbered(number))
+            await received(bob, 1)
+        while sum(isinstance(event, pt.Sent) for event in seen) < 12:
+            await asyncio.sleep(0)
+        got += [await anext(slow) for _ in range(3)]
+        await ada.aclose()
+        await reading
+        got += [event async for event in slow]
+        place = next(index for index, event in enumerate(got) if isinstance(event, pt.EventsMissed))
+        assert place == 5 and got[:5] == seen[:5]
+        assert got[place + 1 :] == seen[5 + got[place].count :]
+        assert not [event for event in seen if isinstance(event, pt.EventsMissed)]
+
+
+async def test_events_can_be_matched_and_a_closed_stream_ends():
+    """The documented way to read them, and the way out."""
+    async with pt.Node("ada", **loopback()) as ada, pt.Node("bob", **loopback()) as bob:
+        async with ada.events() as events:
+            peer = await ada.connect(bob.address, timeout=GUARD)
+            names = []
+            for _ in range(2):
+                match await asyncio.wait_for(anext(events), GUARD):
+                    case pt.PeerFound(found):
+                        names.append(("found", found.name))
+                    case pt.PeerConnected(connected):
+                        names.append(("connected", connected.name))
+            assert names == [("found", "bob"), ("connected", "bob")]
+        assert [event async for event in events] == []
+        assert ada._transport.publish is None
+        await peer.send(b"x")
+    assert [event async for event in ada.events()] == []
+
+
+async def test_statistics_of_both_sides_add_up(core):
+    """Counters that disagree are worse than none: whoever debugs with them is misled."""
+    async with pair(core=core.name) as (ada, bob, peer):
+        sizes = [number % 700 for number in range(1000)]
+        await peer.send_many([bytes(size) for size in sizes])
+        await received(bob, 1000)
+        while peer.stats().messages_sent < 1000:
+            await asyncio.sleep(0)
+        here, there = ada.stats(), bob.stats()
+        assert (here.messages_accepted, here.messages_sent, here.messages_failed) == (1000, 1000, 0)
+        assert there.messages_received == 1000
+        assert here.payload_bytes_sent >= sum(sizes) and there.payload_bytes_received == here.payload_bytes_sent
+        assert there.bytes_received == here.bytes_sent == here.payload_bytes_sent + 12 * 1001  # one CAPABILITY
+        assert 0 < here.write_calls <= 1001 and here.messages_per_write == 1000 / here.write_calls
+        assert here.links_open == there.links_open == here.links_opened == 1 and here.peers == there.peers == 1
+        assert here.bad_frames == there.bad_frames == here.crc_errors == here.links_refused == here.frames_ignored == 0
+        assert there.inbox_bytes >= 0 and here.turns > 0 and 1 <= here.slots_high_water <= 4
+        stats = bob.peers["ada"].stats()
+        assert (stats.messages_received, stats.bytes_received) == (1000, sum(sizes))
+        assert peer.stats().messages_accepted == 1000 and peer.queue.pending == 0
+    assert ada.stats().messages_sent == 1000
+
+
+# Life
+
+
+async def test_closing_sends_what_was_accepted_and_wakes_everybody_who_waits():
+    """The last message of a program is often the important one; and no task may hang on a node that is gone."""
+    async with pair() as (ada, bob, peer):
+        taking = asyncio.create_task(received(bob, 1500))
+        waiting = [
+            asyncio.create_task(ada.receive()),
+            asyncio.create_task(ada.wait_for("nobody")),
+            asyncio.create_task(anext(peer.messages(), None)),
+            asyncio.create_task(anext(ada.messages(), None)),
+            asyncio.create_task(anext(ada.batches(), None)),
+        ]
+        await peer.send_many([numbered(number, 500) for number in range(1500)])
+        assert await ada.aclose() == 0
+        assert await taking == [numbered(number, 500) for number in range(1500)]
+        results = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), GUARD)
+        assert [type(result) for result in results] == [pt.InvalidState, pt.InvalidState, type(None), type(None), type(None)]
+        assert await ada.aclose() == 0 and ada.close_nowait() == 0
+
+
+async def test_closing_wakes_senders_that_wait_for_room_or_for_a_connection():
+    """Each hears that the node is closed, and what was not accepted is not sent."""
+    async with pt.Node("ada", **loopback(send_queue_size=1, drain_timeout=1)) as ada, pt.Node("bob", **loopback(receive_queue_bytes=1024)) as bob:
+        peer = await ada.connect(bob.address, timeout=GUARD)
+        with pytest.raises(pt.Timeout):
+            while True:
+                await peer.send(bytes(8000), timeout=0.05)
+        for_room = asyncio.create_task(peer.send(bytes(8000)))
+        leaving = asyncio.create_task(peer.disconnect())
+        await asyncio.sleep(0)
+        for_link = asyncio.create_task(peer.send(b"after the disconnect"))
+        await asyncio.sleep(0)
+        unsent = await ada.aclose(timeout=0.1)
+        results = await asyncio.wait_for(asyncio.gather(for_room, for_link, leaving, return_exceptions=True), GUARD)
+        assert isinstance(results[0], pt.PeerTalkError) and isinstance(results[1], pt.PeerTalkError) and results[2] is None
+        assert unsent >= 1 and ada.stats().messages_failed == unsent
+        stats = ada.stats()
+        assert stats.messages_accepted == stats.messages_sent + stats.messages_failed == peer.accepted
+
+
+async def test_a_node_is_used_once_and_only_while_it_is_open():
+    """Each wrong moment has a sentence."""
+    node = pt.Node("ada", **loopback())
+    for use in (lambda: node.peers, lambda: node.id, node.messages, node.stats, lambda: node.address):
+        with pytest.raises(pt.InvalidState, match="not started"):
+            use()
+    assert await node.aclose() == 0 and node.close_nowait() == 0
+    assert "not started" in repr(node)
+    async with node, pt.Node("bob", **loopback()) as bob:
+        peer = await node.connect(bob.address, timeout=GUARD)
+        with pytest.raises(pt.InvalidState, match="was started before"):
+            await node.start()
+    for use in (lambda: peer.send(b"x"), node.receive, lambda: node.broadcast(b"x"), lambda: peer.connect(), lambda: node.connect(("127.0.0.1", 1)),
+                lambda: peer.send_many([b"x"]), lambda: node.wait_for("x")):  # fmt: skip
+        with pytest.raises(pt.InvalidState, match="closed"):
+            await use()
+    with pytest.raises(pt.InvalidState, match="closed"):
+        peer.send_nowait(b"x")
+    with pytest.raises(pt.InvalidState, match="was started before"):
+        await node.start()
+    assert "closed" in repr(node)
+
+
+async def test_a_cancelled_close_still_closes():
+    """Ctrl-C during a polite goodbye ends the goodbye, not the cleaning up."""
+    async with pair(send_queue_size=10) as (ada, bob, peer):
+        bob._transport.inbox.limit = 1
+        with contextlib.suppress(pt.Timeout):
+            while True:
+                await peer.send(bytes(8000), timeout=0.05)
+        closing = asyncio.create_task(ada.aclose(timeout=GUARD))
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert ada._transport.closed and ada.stats().messages_failed > 0
+
+
+async def test_a_node_that_was_forgotten_warns_and_lets_go(free_port):
+    """A leak must be heard of, and must not hold its port."""
+    port = free_port()
+    node = await pt.Node("ada", **loopback(port=port)).start()
+    with pytest.warns(ResourceWarning, match="'ada' was not closed"):
+        del node
+        gc.collect()
+    async with pt.Node("bob", **loopback(port=port)) as bob:
+        assert bob.address == ("127.0.0.1", port)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"name": ""}, r"name is empty.*1 to 31 bytes"),
+        ({"name": "\u00e9" * 16}, r"32 bytes of UTF-8.*1 to 31"),
+        ({"port": 70000}, r"argument port=70000.*0 to 65,535"),
+        ({"max_peers": 0}, r"argument max_peers=0.*1 to 65,535"),
+        ({"link_timeout": "1 fortnight"}, r"link_timeout='1 fortnight'"),
+        ({"bind": "localhost"}, r"bind='localhost'.*IPv4"),
+        ({"colour": "red"}, r"no setting 'colour'"),
+        ({"core": "fast"}, r"core='fast'.*standard, lowmem or reference"),
+    ],
+)
+def test_an_option_out_of_its_bounds_is_refused_with_value_bound_and_source(options, said):
+    """Before anything is opened."""
+    with pytest.raises(pt.InvalidArgument, match=said):
+        pt.Node(**options)
+
+
+def test_a_value_of_the_environment_is_blamed_on_the_environment(monkeypatch):
+    """Whoever set it there must find it there."""
+    monkeypatch.setenv("PEERTALK_MAX_PEERS", "-4")
+    with pytest.raises(pt.InvalidArgument, match=r"PEERTALK_MAX_PEERS=-4 in the environment.*1 to 65,535"):
+        pt.Node("ada")
+
+
+def test_a_config_and_options_exclude_each_other():
+    """Which one would win?"""
+    with pytest.raises(pt.InvalidArgument, match="not both"):
+        pt.Node("ada", config=pt.Config())
+
+
+async def test_a_port_that_is_taken_is_an_error_when_it_was_asked_for_and_gives_way_when_it_was_not(free_port, monkeypatch):
+    """Two programs with default settings must both start; a port in a firewall rule must not silently change."""
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
+        with pytest.raises(pt.AddressInUse, match=rf"TCP port {port} on 127.0.0.1.*Config.port \(PEERTALK_PORT\)") as raised:
+            await pt.Node("ada", **loopback(port=port)).start()
+        assert isinstance(raised.value, OSError) and isinstance(raised.value, ConnectionError)
+        from peertalk import config
+
+        default = next(setting for setting in config.settings() if setting.name == "port").default
+        with contextlib.ExitStack() as taken:
+            with contextlib.suppress(OSError):
+                taken.enter_context(socket.create_server(("127.0.0.1", default)))
+            async with pt.Node("ada", bind="127.0.0.1", discovery=False) as node:
+                assert node.address[1] != default
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as alone:
+        alone.bind(("", port))
+        with pytest.raises(pt.AddressInUse, match=rf"UDP port {port}.*Config.discovery_port"):
+            await pt.Node("ada", **announcing(port)).start()
+    async with pt.Node("ada", **announcing(port)):
+        pass  # nothing stayed open
