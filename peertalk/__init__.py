@@ -1,5 +1,7 @@
 """Peer-to-peer messaging for Python programs on a local network: no broker, no server, the speed of C, bounded memory."""
 
+from typing import TYPE_CHECKING
+
 from .config import Config, load_config
 from .errors import (
     AddressInUse,
@@ -48,13 +50,16 @@ from .protocol.wire import Batch, Message
 from .runtime.peers import BroadcastResult, Peers
 from .runtime.statistics import NodeStatistics, PeerStatistics, QueueStatus
 
+__version__: str
 
-def __getattr__(name: str) -> str:
-    if name == "__version__":
-        from importlib.metadata import version
+if not TYPE_CHECKING:  # a type checker that sees this takes every misspelt name for a str
 
-        return version("peertalk")
-    raise AttributeError(f"module 'peertalk' has no attribute {name!r}")
+    def __getattr__(name: str) -> str:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("peertalk")
+        raise AttributeError(f"module 'peertalk' has no attribute {name!r}")
 
 
 __all__ = [

@@ -58,10 +58,11 @@ class NotSupported(LocalError, NotImplementedError):
     code = -17
 
 
-class PeerNotFound(LocalError, LookupError):
+class PeerNotFound(LocalError, KeyError):
     """No such peer is known."""
 
     code = -11
+    __str__ = Exception.__str__  # KeyError would quote the text
 
 
 class MessageTooLarge(LocalError, ValueError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import socket
 import threading
@@ -660,6 +661,8 @@ async def _within(awaited: Awaitable[T], timeout: float | str | None, what: str 
 
 async def _resolve(address: object) -> Address:
     host, port = check_address(address)
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.IPv4Address(host)), port  # no thread for what needs no name server
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, family=socket.AF_INET, type=socket.SOCK_STREAM)
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,8 +14,12 @@ from peertalk import bench, errors
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "bench"
 ONCE = bench.Effort(rounds=1, seconds=1e-6)
+compiled = pytest.mark.skipif(
+    os.environ.get("PEERTALK_CORE", "standard") not in ("", "standard"), reason="did not run: PEERTALK_CORE leaves the C core out"
+)
 
 
+@compiled
 def test_there_is_a_row_for_each_stage_and_size():
     """The list that `peertalk bench --json` prints is complete, and its ratio is that of its two figures."""
     rows = [row.as_json() for row in bench.measure(ONCE)]
@@ -58,6 +63,7 @@ def test_a_core_that_was_not_built_is_said_in_one_sentence(monkeypatch):
         list(bench.measure(ONCE))
 
 
+@compiled
 @pytest.mark.source
 def test_the_c_side_asks_for_no_memory_after_warm_up(start_python):
     """A figure of the performance notes that is exact, so that it can be a test: 0 calls."""
@@ -67,6 +73,7 @@ def test_the_c_side_asks_for_no_memory_after_warm_up(start_python):
     assert [row["calls"] for row in json.loads(output)] == [0] * 15
 
 
+@compiled
 @pytest.mark.source
 @pytest.mark.unsanitized("a sanitizer's shadow memory and red zones are counted too")
 def test_an_idle_peer_costs_at_most_eight_kibibytes(start_python):

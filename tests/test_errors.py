@@ -15,7 +15,7 @@ NATURAL = {
     errors.WrongType: TypeError,
     errors.InvalidState: RuntimeError,
     errors.NotSupported: NotImplementedError,
-    errors.PeerNotFound: LookupError,
+    errors.PeerNotFound: KeyError,
     errors.MessageTooLarge: ValueError,
     errors.QueueEmpty: LookupError,
     errors.OutOfMemory: MemoryError,

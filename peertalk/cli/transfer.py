@@ -41,6 +41,8 @@ _FILLING = bytes(range(65, 65 + 26)) * 2 + b"abc"
 _END = struct.Struct(">cQ32s")
 _BURST = 1024
 _READ = 256 * 1024
+_IN_MEMORY = 64 << 20
+"""Bytes of files that are read ahead on one side, and kept back from the disk on the other, so that messages are what is timed."""
 _REPORT_EVERY = 0.1
 _ERRORS_KEPT = 10
 
@@ -129,6 +131,7 @@ class Sender:
         self.chunk_size = min(MESSAGE_SIZE, peer.max_message) - 1
         self.skipped: list[list[str]] = []
         self._gathered: list[bytes] = []
+        self._sent = 0
 
     async def work(self) -> dict[str, Any]:
         """All phases; the sender's figures."""
@@ -175,12 +178,16 @@ class Sender:
 
     async def _put(self, *messages: bytes) -> None:
         self._gathered += messages
-        if len(self._gathered) >= _BURST:
+        if len(self._gathered) >= _IN_MEMORY // MESSAGE_SIZE:
             await self._flush()
 
     async def _flush(self) -> None:
         gathered, self._gathered = self._gathered, []
-        await self.peer.send_many(gathered)
+        for start in range(0, len(gathered), _BURST):
+            burst = gathered[start : start + _BURST]
+            await self.peer.send_many(burst)
+            self._sent += sum(len(message) - 1 for message in burst if message[:1] == CHUNK)
+            self.report.progress("files", self._sent)
 
     async def _files(self) -> dict[str, int]:
         count = total = 0
@@ -195,13 +202,13 @@ class Sender:
                 if len(encoded) > self.chunk_size:
                     self.skipped.append([path, f"its path of {len(encoded):,} bytes does not fit a message"])
                     continue
-                total += await self._file(encoded, file, total)
+                total += await self._file(encoded, file)
                 count += 1
         await self._flush()
         await self._close_phase("files", total)
         return {"count": count, "bytes": total}
 
-    async def _file(self, path: bytes, file: BinaryIO, before: int) -> int:
+    async def _file(self, path: bytes, file: BinaryIO) -> int:
         size, left, digest = self.chunk_size, os.fstat(file.fileno()).st_size, hashlib.sha256()
         done = 0
         await self._put(FILE + path)
@@ -210,7 +217,6 @@ class Sender:
             await self._put(*[CHUNK + some[start : start + size] for start in range(0, len(some), size)])
             left -= len(some)
             done += len(some)
-            self.report.progress("files", before + done)
         await self._put(_END.pack(END, done, digest.digest()))
         return done
 
@@ -280,8 +286,11 @@ class Receiver:
         self.file_messages = 0
         self.seconds: dict[str, float] = {}
         self._files: dict[bytes, tuple[int, bytes]] = {}
-        self._writing: BinaryIO | None = None
+        self._unwritten: dict[bytes, list[bytes]] = {}
+        self._kept = 0
+        self._begun: set[bytes] = set()
         self._path: bytes | None = None
+        self._refused = False
         self._began: float | None = None
 
     def complain(self, text: str) -> None:
@@ -331,24 +340,28 @@ class Receiver:
 
     def _begin(self, payload: bytes) -> None:
         self.file_messages += 1
-        self._finish_writing("began before the one before it had ended")
+        self._expect_no_file()
         path = payload[1:]
-        if path in self._files:
+        if path in self._files or path in self._unwritten:
             self.complain(f"{os.fsdecode(path)!r} came twice")
-        try:
-            place = safe_path(self.target, path)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            self._writing = open(place, "xb", buffering=_READ)
-        except (ValueError, OSError) as error:
-            self.complain(f"{os.fsdecode(path)!r} cannot be written: {error}")
         self._path = path
+        try:
+            safe_path(self.target, path)
+            self._unwritten[path] = []
+        except ValueError as error:
+            self.complain(f"a file cannot be written: {error}")
+            self._refused = True
 
     def _chunk(self, payload: bytes) -> None:
         self.file_messages += 1
-        if self._writing is not None:
-            self._writing.write(memoryview(payload)[1:])
-        elif self._path is None:
+        if self._path is None:
             self.complain("bytes of a file came outside a file")
+            return
+        if not self._refused:
+            self._unwritten[self._path].append(payload)
+            self._kept += len(payload)
+            if self._kept > _IN_MEMORY:
+                self._write_out()
 
     def _end(self, payload: bytes) -> None:
         self.file_messages += 1
@@ -356,31 +369,51 @@ class Receiver:
             self.complain("the end of a file came outside a file")
             return
         _, size, digest = _END.unpack(payload)
-        if self._writing is not None:
+        if not self._refused:
             self._files[self._path] = size, digest
-            self._writing.close()
-        self._writing = self._path = None
+        self._path, self._refused = None, False
 
-    def _finish_writing(self, why: str) -> None:
-        if self._writing is not None:
-            self._writing.close()
-            self._writing = None
-            self.complain(f"{os.fsdecode(self._path or b'')!r} has no end: another {why}")
+    def _expect_no_file(self) -> None:
+        if self._path is not None:
+            self.complain(f"{os.fsdecode(self._path)!r} has no end")
+            self._path, self._refused = None, False
+
+    def _write_out(self) -> None:
+        """Put what is kept on the disk; a file that is still coming will be written on."""
+        for path, payloads in self._unwritten.items():
+            try:
+                place = safe_path(self.target, path)
+                if path not in self._begun:
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                with open(place, "ab" if path in self._begun else "xb") as file:
+                    file.writelines(memoryview(payload)[1:] for payload in payloads)
+                self._begun.add(path)
+            except (ValueError, OSError) as error:
+                self.complain(f"{os.fsdecode(path)!r} cannot be written: {error}")
+        self._unwritten.clear()
+        self._kept = 0
+        if self._path is not None and not self._refused:
+            self._unwritten[self._path] = []
 
     def _close_phase(self, phase: str) -> None:
         assert self._began is not None
         self.seconds[phase] = time.perf_counter() - self._began
         self._began = None
         if phase == "files":
-            self._finish_writing("phase began")
+            self._expect_no_file()
+            self._write_out()
             self._verify()
 
     def _verify(self) -> None:
         """Read every file back from the disk and compare."""
         for path, (size, digest) in self._files.items():
-            with open(safe_path(self.target, path), "rb") as file:
-                found = hashlib.file_digest(file, "sha256").digest()
-                length = file.tell()
+            try:
+                with open(safe_path(self.target, path), "rb") as file:
+                    found = hashlib.file_digest(file, "sha256").digest()
+                    length = file.tell()
+            except OSError as error:
+                self.complain(f"{os.fsdecode(path)!r} cannot be read back: {error.strerror}")
+                continue
             if found != digest or length != size:
                 self.complain(
                     f"{os.fsdecode(path)!r} differs: {length:,} bytes with SHA-256 {found.hex()[:16]}, sent were {size:,} with {digest.hex()[:16]}"

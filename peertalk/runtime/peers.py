@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import contextlib
+from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
@@ -48,8 +49,20 @@ class Peers(Mapping[str, P]):
         return ", ".join(sorted(repr(peer.name) for peer in list(self._known.values()))) or "nobody"
 
     def _find(self, who: str) -> list[P]:
+        with contextlib.suppress(ValueError, TypeError):  # no instance id
+            peer = self._known.get(bytes.fromhex(who))
+            if peer is not None and peer.id == who:
+                return [peer]
         peers = list(self._known.values())
         return [peer for peer in peers if peer.id == who] or [peer for peer in peers if peer.name == who]
+
+    def values(self) -> ValuesView[P]:
+        """The peers as they are now: who comes or goes while they are iterated does not disturb."""
+        return dict(self._known).values()
+
+    def items(self) -> ItemsView[str, P]:
+        """Likewise, with their ids."""
+        return {peer.id: peer for peer in self.values()}.items()
 
     def __iter__(self) -> Iterator[str]:
         return iter([peer.id for peer in list(self._known.values())])

@@ -30,12 +30,13 @@ _HEAR_TRIES = 8
 
 
 class Interface(NamedTuple):
-    """A network interface that is up. address and broadcast are dotted IPv4; number is the system's index."""
+    """A network interface that is up. address, broadcast and netmask are dotted IPv4; number is the system's index."""
 
     name: str
     number: int
     address: str
     broadcast: str
+    netmask: str
 
 
 class World:
@@ -219,12 +220,11 @@ def check_address(address: object) -> Address:
 
 
 def same_network(interfaces: list[Interface], address: str) -> bool:
-    """Whether address lies in the network of one of the interfaces, judged by its broadcast address."""
+    """Whether address lies in the network of one of the interfaces."""
     packed = int.from_bytes(socket.inet_aton(address), "big")
     for interface in interfaces:
-        own = int.from_bytes(socket.inet_aton(interface.address), "big")
-        host_bits = own ^ int.from_bytes(socket.inet_aton(interface.broadcast), "big")
-        if (packed ^ own) >> host_bits.bit_length() == 0:
+        own, netmask = (int.from_bytes(socket.inet_aton(each), "big") for each in (interface.address, interface.netmask))
+        if (packed ^ own) & netmask == 0:
             return True
     return False
 
@@ -285,7 +285,7 @@ def _dial_error(code: int, address: Address) -> errors.PeerTalkError:
 
 def _system_interfaces() -> list[Interface]:
     """Asks the system with the classic ioctl calls, whose numbers differ between Linux and the BSDs; elsewhere only the host's own name is known."""
-    numbers = {"linux": (0x8913, 0x8915, 0x8919), "darwin": (0xC0206911, 0xC0206921, 0xC0206923)}.get(sys.platform)
+    numbers = {"linux": (0x8913, 0x8915, 0x8919, 0x891B), "darwin": (0xC0206911, 0xC0206921, 0xC0206923, 0xC0206925)}.get(sys.platform)
     if numbers is None:
         return _named_interfaces()
     import fcntl
@@ -303,9 +303,10 @@ def _system_interfaces() -> list[Interface]:
                 if not flags & _IFF_UP:
                     continue
                 if flags & _IFF_LOOPBACK:
-                    found.append(Interface(name, index, address, "127.255.255.255"))
+                    found.append(Interface(name, index, address, "127.255.255.255", "255.0.0.0"))
                 elif flags & _IFF_BROADCAST:
-                    found.append(Interface(name, index, address, socket.inet_ntoa(ask(numbers[2], name)[20:24])))
+                    broadcast, netmask = (socket.inet_ntoa(ask(number, name)[20:24]) for number in numbers[2:])
+                    found.append(Interface(name, index, address, broadcast, netmask))
             except OSError:
                 continue  # no IPv4 address, or gone in the meantime
     return found
@@ -314,5 +315,5 @@ def _system_interfaces() -> list[Interface]:
 def _named_interfaces() -> list[Interface]:
     with contextlib.suppress(OSError):
         addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
-        return [Interface(address, 0, address, _LIMITED_BROADCAST) for address in sorted(addresses | {"127.0.0.1"})]
-    return [Interface("loopback", 0, "127.0.0.1", "127.255.255.255")]
+        return [Interface(address, 0, address, _LIMITED_BROADCAST, "0.0.0.0") for address in sorted(addresses | {"127.0.0.1"})]
+    return [Interface("loopback", 0, "127.0.0.1", "127.255.255.255", "255.0.0.0")]

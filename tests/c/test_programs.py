@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.unsanitized("it compiles programs, and a preloaded sanitizer reports what the compiler leaks")
+
 ROOT = Path(__file__).resolve().parents[2]
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 FLAGS = ["-std=c11", "-D_POSIX_C_SOURCE=200809L", "-O2", "-g", "-DPT_ASSERTIONS=1", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror"]

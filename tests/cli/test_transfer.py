@@ -84,6 +84,26 @@ def test_a_file_that_did_not_arrive_in_order_once_is_found_out(tmp_path, how):
     assert receiver.wrong == 1 and "'f'" in receiver.errors[0]
 
 
+def test_a_file_larger_than_what_is_kept_in_memory_is_written_in_parts(tmp_path, monkeypatch):
+    """A film must not need a film's memory."""
+    monkeypatch.setattr(transfer, "_IN_MEMORY", 10_000)
+    receiver = Receiver(tmp_path)
+    content = bytes(range(256)) * 300
+    receiver.take([*file_messages(b"small", b"x"), *file_messages(b"film", content), *file_messages(b"last", b"")])
+    assert receiver._kept <= 10_000 + 4096
+    receiver.take([PHASE + b"files"])
+    assert (receiver.verified, receiver.wrong) == (3, 0)
+    assert (tmp_path / "film").read_bytes() == content
+
+
+def test_a_file_that_cannot_be_written_is_a_fault_and_not_the_end(tmp_path):
+    """A full disk, or a name that is a folder already."""
+    receiver = Receiver(tmp_path)
+    (tmp_path / "taken").mkdir()
+    receiver.take([*file_messages(b"taken", b"x"), *file_messages(b"fine", b"y"), PHASE + b"files"])
+    assert receiver.verified == 1 and "'taken' cannot be written" in receiver.errors[0]
+
+
 def test_an_unsafe_path_is_reported_and_nothing_is_written(tmp_path):
     """The refusal must not end the receiver."""
     receiver = Receiver(tmp_path / "target")

@@ -295,7 +295,9 @@ def test_staging_memory_is_wiped_behind_each_frame(core):
     assert len(ingest.receive(stream[30:])) == 1
     ingest.receive(stream[:40])
     ingest.close()
-    assert bytes(pool.acquire(100).view) == bytes(100)
+    again = pool.acquire(100)
+    assert bytes(again.view) == bytes(100)
+    again.release()
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])

@@ -178,6 +178,48 @@ async def test_of_two_that_dial_each_other_one_link_stays_and_nothing_is_lost_do
     assert crossed, "no two dials crossed: the test tested nothing"
 
 
+@pytest.mark.parametrize("known_first", ["both in greeting", "theirs", "ours"])
+@pytest.mark.parametrize("ours_stays", [True, False])
+async def test_data_of_the_link_that_is_given_up_comes_before_that_of_the_one_that_stays(known_first, ours_stays):
+    """The other side wrote it earlier, and two connections arrive in any order: here the later data always arrives first."""
+    core, instance = load(), b"\xff" * 8 if ours_stays else b"\x00" * 7 + b"\x01"
+    async with ClassicPeer() as other, pt.Node("ada", **loopback()) as ada:
+        greeting = frame(CAPABILITY, encode_capabilities(core, Capabilities(8192, 1024, 0, 0, instance, "other", other.address[1])))
+        connecting = asyncio.create_task(ada.connect(other.address, timeout=GUARD))
+        ours = (await asyncio.wait_for(other.accepted.get(), GUARD))[1]
+        theirs = (await asyncio.open_connection(*ada.address))[1]
+        await until(lambda: ada.stats().links_open == 2)
+        staying, leaving = (ours, theirs) if ours_stays else (theirs, ours)
+
+        async def said(writer, *frames):
+            """Send, and wait until it was read: a frame that ends with it is counted."""
+            before = ada.stats().bytes_received
+            writer.write(b"".join(frames))
+            await until(lambda: ada.stats().bytes_received >= before + len(b"".join(frames)) or ada._transport.loop.next_timeout() != 0.0)
+
+        if known_first == "both in greeting":
+            await said(staying, greeting, frame(DATA, b"late", 0))
+            await said(leaving, greeting, frame(DATA, b"early 1", 0), frame(DATA, b"early 2", 1))
+        elif known_first == "theirs":
+            await said(theirs, greeting)
+            await said(ours, greeting)
+            await said(staying, frame(DATA, b"late", 0))
+            await said(leaving, frame(DATA, b"early 1", 0), frame(DATA, b"early 2", 1))
+        else:
+            await said(leaving, greeting, frame(DATA, b"early 1", 0))
+            await said(staying, greeting, frame(DATA, b"late", 0))
+            await said(leaving, frame(DATA, b"early 2", 1))
+        leaving.write_eof()
+        assert [(await ada.receive(timeout=GUARD)).data for _ in range(3)] == [b"early 1", b"early 2", b"late"]
+        peer = await connecting
+        await until(lambda: ada.stats().links_open == 1)
+        assert peer.connected and peer.id == instance.hex() and len(ada.peers) == 1
+        staying.write(frame(DATA, b"and on"))
+        assert (await ada.receive(timeout=GUARD)).data == b"and on"
+        for writer in (ours, theirs):
+            writer.close()
+
+
 async def test_a_peer_of_ours_that_is_slow_to_greet_is_not_taken_for_a_classic_one(free_port, monkeypatch):
     """A program that is busy for a second must not make its peers cut their messages to 512 bytes."""
     monkeypatch.setattr(policy, "GREETING_TIME", 0.02)

@@ -1,0 +1,337 @@
+"""Owners of C memory: it is freed after everything that points into it, and a handle that was closed refuses, whatever is still held of it.
+
+Runs on the compiled cores, both ways: with the native functions of the border and with plain cffi calls. What crashes here crashes the test run,
+which is the point; sanitizers see the rest.
+"""
+
+from __future__ import annotations
+
+import gc
+import socket
+import threading
+import types
+import weakref
+
+import pytest
+
+from peertalk import errors
+from peertalk._core import handles
+from peertalk._core.values import DATA, PING, READ, SENT, WRITE
+
+NOT_CONNECTED = errors.NotConnected.code
+
+
+@pytest.fixture(params=[True, False], ids=["native", "cffi"])
+def native(request):
+    """Which way a loop calls C."""
+    return request.param
+
+
+@pytest.fixture
+def pair():
+    """Two ends of a connection, closed behind the test."""
+    ends = socket.socketpair()
+    for end in ends:
+        end.setblocking(False)
+    yield ends
+    for end in ends:
+        end.close()
+
+
+@pytest.fixture
+def loop(c_core, native):
+    made = c_core.Loop(native=native)
+    yield made
+    made.close()
+
+
+def is_gone(*things):
+    """A function that says whether they are gone. Nothing may hold them but cycles of their own."""
+    seen = [weakref.ref(thing) for thing in things]
+
+    def gone():
+        gc.collect()
+        return all(each() is None for each in seen)
+
+    return gone
+
+
+# Closed handles refuse
+
+
+def test_a_closed_link_sends_nothing_and_answers_everything_else(loop, pair):
+    """Somebody always calls once more; that must be an answer, never a crash and never a byte."""
+    link = loop.open_link(pair[0].fileno(), 1)
+    assert link.send(b"x") >= 0
+    loop.turn()
+    pair[1].recv(100)
+    send, send_many, send_frame = link.send, link.send_many, link.send_frame
+    link.close()
+    link.close()
+    assert send(b"x") == NOT_CONNECTED and send_many([b"x", b"y"]) == (0, NOT_CONNECTED)
+    assert send_frame(PING) == NOT_CONNECTED and link.send_frame(DATA, b"x") == NOT_CONNECTED
+    assert link.slots_pending == 0 and link.statistics().messages_accepted == 1
+    link.pause()
+    link.resume()
+    link.shut()
+    assert loop.turn() == []
+    with pytest.raises(BlockingIOError):
+        pair[1].recv(1)
+
+
+def test_a_closed_loop_refuses_and_has_closed_what_it_made(loop, pair):
+    """Its context is gone: whoever goes on has a mistake to be told of."""
+    link, watch, timer = loop.open_link(pair[0].fileno(), 1), loop.watch(pair[1].fileno(), 2, WRITE), loop.timer(3)
+    timer.arm(100.0)
+    loop.close()
+    loop.close()
+    assert link.send(b"x") == NOT_CONNECTED
+    for call in (
+        loop.turn, lambda: loop.turn(1.0), lambda: loop.timer(1), lambda: timer.arm(1.0),
+        lambda: loop.open_link(pair[0].fileno(), 1), lambda: loop.watch(pair[0].fileno(), 1, READ),
+    ):  # fmt: skip
+        with pytest.raises(errors.InvalidState):
+            call()
+    with pytest.raises(errors.InvalidState):
+        watch.set(READ)
+    assert not timer.armed and loop.descriptors() == [] and loop.fd == -1
+    loop.wake()
+    link.close()
+    watch.close()
+    timer.cancel()
+    assert loop.statistics().turns == 0 and loop.pool_statistics().in_use == 0
+
+
+def test_a_descriptor_stays_its_owners(loop, pair):
+    """A handle that closes a descriptor it was lent closes somebody else's a moment later."""
+    link = loop.open_link(pair[0].fileno(), 1)
+    watch = loop.watch(pair[1].fileno(), 2, READ)
+    watch.close()
+    link.close()
+    loop.close()
+    pair[0].send(b"still open")
+    assert pair[1].recv(100) == b"still open"
+
+
+def test_a_closed_ingest_and_a_closed_pipeline_take_nothing(c_core):
+    """The sans-I/O machines end in the same way."""
+    ingest, pipeline = c_core.Ingest(), c_core.SendPipeline()
+    frame = c_core.encode_frame(DATA, b"x")
+    assert ingest.receive(frame[:5]) == []
+    for _ in range(2):
+        ingest.close()
+        assert pipeline.close() == 0
+    with pytest.raises(errors.InvalidState):
+        ingest.receive(frame[5:])
+    assert pipeline.send(DATA, b"x") < 0
+
+
+# Memory outlives what points at it
+
+
+def test_a_bound_send_owns_the_memory_and_not_the_handles(c_core, native, pair):
+    """Link and loop must go when nobody has them, and the function that is left must still have something to read."""
+    loop = c_core.Loop(native=native)
+    link = loop.open_link(pair[0].fileno(), 1)
+    send, send_many = link.send, link.send_many
+    link.close()
+    loop.close()
+    gone, freed = is_gone(link, loop), is_gone(link._link, link._slots, loop._context)
+    held = [weakref.ref(memory) for memory in (link._link, link._slots, loop._context)]
+    del link, loop
+    if native and not c_core.Loop.args[0].assertions:
+        assert gone()
+    gc.collect()
+    assert None not in [each() for each in held]
+    assert send(b"x" * 4_000) == NOT_CONNECTED and send_many([b"x"]) == (0, NOT_CONNECTED)
+    del send
+    assert not freed() and send_many([b"x"]) == (0, NOT_CONNECTED)
+    del send_many
+    assert freed()
+
+
+def test_a_loop_that_nobody_has_closes_itself_with_all_that_it_made(c_core, native, pair):
+    """No cycle keeps it, and nothing is freed under what is still used."""
+    loop = c_core.Loop(native=native)
+    link, watch, timer = loop.open_link(pair[0].fileno(), 1), loop.watch(pair[1].fileno(), 2, READ), loop.timer(3)
+    timer.arm(0.0)
+    link.send(b"in flight")
+    gone = is_gone(loop, link, watch, timer)
+    del loop, link, watch, timer
+    assert gone()
+
+
+def test_an_armed_timer_that_nobody_holds_still_expires(loop):
+    """The wheel points into its memory: forgetting the handle must not free it."""
+    for tag in range(200):
+        loop.timer(tag).arm(0.0)
+    gc.collect()
+    told = []
+    while len(told) < 200:
+        told += loop.turn(1.0)
+    assert sorted(event[1] for event in told) == list(range(200))
+
+
+def test_a_link_or_watch_that_nobody_holds_still_works(loop, pair, c_core):
+    """The loop keeps what it serves."""
+    loop.open_link(pair[0].fileno(), 7)
+    gc.collect()
+    pair[1].send(c_core.encode_frame(PING, b"there?"))
+    assert loop.turn(5.0)[0][1] == 7
+
+
+def test_a_buffer_outlives_its_pool(c_core):
+    """What is lent is written to until it comes back."""
+    pool = c_core.BufferPool([(64, 4)])
+    buffer, other = pool.acquire(64), pool.acquire(64)
+    assert pool.close() == 2
+    gone = is_gone(pool)
+    del pool
+    gc.collect()
+    buffer.view[:] = bytes(range(64))
+    assert bytes(buffer.view) == bytes(range(64))
+    buffer.release()
+    other.release(1)
+    with pytest.raises(ValueError, match="released"):
+        buffer.view[0]
+    del buffer, other
+    assert gone()
+
+
+def test_a_buffer_that_comes_back_to_a_closed_pool_is_freed(c_core):
+    """Nobody will ask for it again."""
+    pool = c_core.BufferPool([(64, 4)])
+    buffers = [pool.acquire(64) for _ in range(3)]
+    assert pool.close() == 3
+    for buffer in buffers:
+        buffer.release()
+    assert pool.statistics().in_use == pool.statistics().bytes == 0
+
+
+def test_machines_keep_the_pool_that_they_borrow_from(c_core):
+    """A pool is often made in the call."""
+    ingest = c_core.Ingest(pool=c_core.BufferPool([(16_384, 1)]))
+    pipeline = c_core.SendPipeline(depth=2, slot_size=128, pool=c_core.BufferPool([(128, 2)]))
+    gc.collect()
+    frame = c_core.encode_frame(DATA, b"x" * 100)
+    assert ingest.receive(frame[:50]) == [] and [got.payload for got in ingest.receive(frame[50:])] == [b"x" * 100]
+    assert pipeline.send(DATA, b"y" * 100) == 0
+    index = pipeline.launch()
+    gc.collect()
+    assert c_core.decode_frame(pipeline.slot_bytes(index)).payload == b"y" * 100
+
+
+def test_a_pipeline_that_is_dropped_in_flight_leaves_no_buffer_lent(c_core):
+    """Nobody will complete what nobody has."""
+    pool = c_core.BufferPool([(128, 4)])
+    pipeline = c_core.SendPipeline(depth=4, slot_size=128, pool=pool)
+    for _ in range(4):
+        pipeline.send(DATA, b"z" * 100)
+    assert pipeline.launch() >= 0 and pool.statistics().in_use == 4
+    del pipeline
+    gc.collect()
+    assert pool.statistics().in_use == 0 and pool.close() == 0
+
+
+def test_events_hold_nothing_of_the_loop(c_core, native, pair):
+    """Payloads are Python's own: they may be kept for years."""
+    loop = c_core.Loop(native=native)
+    loop.open_link(pair[0].fileno(), 1)
+    pair[1].send(c_core.encode_frame(DATA, b"kept") + c_core.encode_frame(PING, b"too"))
+    events = loop.turn(5.0)
+    loop.close()
+    gone = is_gone(loop)
+    del loop
+    assert gone() and events[0][3] == [b"kept"] and events[1][3] == b"too"
+
+
+def test_what_failed_while_it_was_made_leaves_nothing_behind(loop, pair):
+    """A half-made link in the loop's list would be closed twice."""
+    with pytest.raises(errors.PeerTalkError):
+        loop.open_link(-1, 1)
+    with pytest.raises(errors.PeerTalkError):
+        loop.watch(-1, 1, READ)
+    for wrong in ({"depth": 0}, {"depth": 65}, {"slot_size": 11}, {"slot_size": 65_536}, {"max_payload": -1}):
+        with pytest.raises(errors.InvalidArgument):
+            loop.open_link(pair[0].fileno(), 1, **wrong)
+    loop.open_link(pair[0].fileno(), 1).send(b"after all that")
+    assert loop.turn()[-1][:3] == (SENT, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"io_budget": 0}, {"io_budget": 17}, {"receive_buffer_size": 10}, {"platform": "mactcp"}, {"pool_bytes": 0}],
+    ids=lambda wrong: next(iter(wrong)),
+)  # fmt: skip
+def test_a_loop_out_of_bounds_is_refused_without_a_trace(c_core, native, wrong):
+    """The collector finishes what was half made: that must not touch C memory that never was."""
+    with pytest.raises(errors.InvalidArgument, match=next(iter(wrong))):
+        c_core.Loop(native=native, **wrong)
+    gc.collect()
+
+
+# One thread
+
+
+def elsewhere(function):
+    """What function raises on another thread; None: nothing."""
+    raised = []
+
+    def run():
+        try:
+            function()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return raised[0] if raised else None
+
+
+@pytest.fixture
+def asserting(c_core, monkeypatch):
+    """A core whose handles believe that its C code asserts."""
+    binding = c_core.Loop.args[0]
+    monkeypatch.setattr(binding, "assertions", True)
+    return c_core
+
+
+def test_assertion_builds_notice_a_second_thread(asserting, native, pair):
+    """A loop without locks is quick; a second thread in it corrupts memory, so test builds look."""
+    loop = asserting.Loop(native=native)
+    try:
+        link = loop.open_link(pair[0].fileno(), 1)
+        assert link.send(b"mine") >= 0
+        for call in (lambda: link.send(b"x"), lambda: link.send_many([b"x"]), loop.turn):
+            raised = elsewhere(call)
+            assert isinstance(raised, AssertionError) and "one thread" in str(raised)
+        assert elsewhere(loop.wake) is None, "waking is for any thread"
+        assert loop.turn()[-1][:3] == (SENT, 1, 1)
+    finally:
+        loop.close()
+
+
+def test_a_loop_may_be_made_on_one_thread_and_used_on_another(asserting, native):
+    """The first turn decides, not the construction."""
+    loop = asserting.Loop(native=native)
+    assert elsewhere(loop.turn) is None
+    with pytest.raises(AssertionError):
+        loop.turn()
+    loop.close()
+
+
+def test_a_core_that_was_not_built_is_an_import_error():
+    """load() turns it into a sentence; here it must not be half a binding."""
+    with pytest.raises(ImportError):
+        handles.Binding("nosuch")
+
+
+def test_the_binding_of_a_core_has_no_state_but_its_module(c_core):
+    """Two loops of one core share nothing that one of them could break."""
+    binding = c_core.Loop.args[0]
+    assert isinstance(binding.border, types.ModuleType) and binding.name == c_core.name
+    first, second = c_core.Loop(), c_core.Loop()
+    first.close()
+    assert second.turn() == []
+    second.close()

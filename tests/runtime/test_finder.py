@@ -1,0 +1,238 @@
+"""Discovery between a socket and the sans-I/O half: what is heard goes in, what is due goes out, and no network is no disaster.
+
+World and engine are made up: time passes when the test says so, and packets lie in lists.
+"""
+
+from __future__ import annotations
+
+import logging
+import types
+
+import pytest
+
+from peertalk import errors
+from peertalk._core import load
+from peertalk._core.values import ANNOUNCE, GOODBYE, QUERY, READ
+from peertalk.config import Config
+from peertalk.protocol.discovery import Changed, Found, Gone
+from peertalk.protocol.events import LostReason
+from peertalk.protocol.wire import Announcement, decode_announcement, encode_announcement
+from peertalk.runtime.finder import Finder
+from peertalk.runtime.world import Interface
+
+CORE = load("reference")
+LAN = Interface("lan", 2, "10.0.0.200", "10.0.0.255", "255.255.255.0")
+OURS, THEIRS = b"\x0a" * 8, b"\x0b" * 8
+
+
+class MadeUpWorld:
+    """A clock that stands still, and packets in lists."""
+
+    def __init__(self):
+        self.now = 100.0
+        self.sent = []
+        self.coming = []
+        self.networks = [LAN]
+        self.asked = []
+
+    def clock(self):
+        return self.now
+
+    def datagram_socket(self, port):
+        return types.SimpleNamespace(port=port, closed=False)
+
+    def interfaces(self, names=(), bind=""):
+        self.asked.append((names, bind))
+        if isinstance(self.networks, Exception):
+            raise self.networks
+        return self.networks
+
+    def broadcast(self, sender, packet, port, interfaces, narrowed, bind=""):
+        assert not sender.closed and port == sender.port
+        self.sent.append((decode_announcement(CORE, packet).type, list(interfaces), narrowed, bind))
+        return 1
+
+    def hear(self, listener):
+        assert not listener.closed
+        return self.coming.pop(0) if self.coming else None
+
+
+class MadeUpEngine:
+    """What a Finder needs of a Transport: timers that the test lets expire, and a list of what was told."""
+
+    def __init__(self, **options):
+        self.config = Config(name="ada", discovery_port=7000, **options)
+        self.core, self.instance, self.port = CORE, OURS, 7354
+        self.world = MadeUpWorld()
+        self.timers = []
+        self.watched = []
+        self.told = []
+        self.found = self.gone = self.told.append
+
+    def watch(self, watched, interest, ready):
+        assert interest == READ
+        self.watched.append((watched, ready))
+        return self.watched[-1]
+
+    def unwatch(self, watched):
+        assert not watched[0].closed, "a descriptor is closed after nobody watches it any more"
+        self.watched.remove(watched)
+
+    def after(self, delay, action):
+        assert delay >= 0
+        self.timers.append((self.world.now + delay, action))
+        return self.timers[-1]
+
+    def cancel(self, timer):
+        if timer in self.timers:
+            self.timers.remove(timer)
+
+    def close_socket(self, closing):
+        closing.closed = True
+
+    def pass_time(self, seconds):
+        end = self.world.now + seconds
+        while due := [timer for timer in self.timers if timer[0] <= end]:
+            first = min(due, key=lambda timer: timer[0])
+            self.timers.remove(first)
+            self.world.now = max(self.world.now, first[0])
+            first[1]()
+        self.world.now = end
+
+    def hear(self, *packets):
+        self.world.coming += packets
+        self.watched[0][1]()
+
+
+def packet(kind=ANNOUNCE, instance=THEIRS, name="bob", host="10.0.0.5", port=7354):
+    return encode_announcement(CORE, Announcement(kind, name, port, instance=instance)), (host, 7000)
+
+
+def kinds(world):
+    sent, world.sent = world.sent, []
+    return [kind for kind, *_ in sent]
+
+
+def start(**options):
+    engine = MadeUpEngine(**options)
+    return engine, Finder(engine, engine.world.networks)
+
+
+def test_it_announces_itself_asks_who_is_there_and_goes_on_announcing():
+    """Others know a node from its first second, and it them; later packets are for those who come later or missed one."""
+    engine, _finder = start(announce_interval=5.0)
+    assert kinds(engine.world) == [ANNOUNCE, QUERY]
+    engine.pass_time(4.9)
+    assert kinds(engine.world) == []
+    engine.pass_time(10.2)
+    assert kinds(engine.world) == [ANNOUNCE] * 3
+    assert len(engine.timers) == 1, "one deadline, one timer"
+
+
+def test_what_is_heard_is_told_once_and_its_end_too():
+    """The engine makes a peer of each Found: a second one would be a second peer."""
+    engine, _finder = start(peer_timeout=30.0)
+    engine.hear(packet(), packet())
+    engine.hear(packet(name="robert"))
+    assert [type(told) for told in engine.told] == [Found, Changed] and engine.told[0].address == ("10.0.0.5", 7354)
+    engine.pass_time(29.9)
+    assert len(engine.told) == 2
+    engine.pass_time(0.2)
+    assert engine.told[2] == Gone(THEIRS, LostReason.TIMEOUT)
+    engine.hear(packet(), packet(GOODBYE))
+    assert len(engine.told) == 3, "came and went within one turn: nobody needs to hear of it"
+
+
+def test_a_question_is_answered_soon_and_not_with_the_next_announcement():
+    """A node that starts should see its peers at once."""
+    engine, _finder = start(announce_interval=5.0)
+    engine.world.sent.clear()
+    engine.hear(packet(QUERY), packet(QUERY))
+    engine.pass_time(0.3)
+    assert kinds(engine.world) == [ANNOUNCE]
+    engine.pass_time(2)
+    engine.hear(packet(QUERY))
+    assert kinds(engine.world) == [ANNOUNCE]
+    assert len(engine.timers) == 1
+
+
+@pytest.mark.parametrize(("options", "heard"), [({}, True), ({"bind": "10.0.0.200"}, False), ({"interfaces": ("lan",)}, False)])
+def test_other_networks_are_heard_unless_it_was_narrowed(options, heard):
+    """Whoever binds a node to one network does not want it to dial into another."""
+    engine, _finder = start(**options)
+    engine.hear(packet(host="10.0.1.5"))
+    assert bool(engine.told) is heard
+    engine.hear(packet(host="10.0.0.5"))
+    assert engine.told, "its own network is always heard, whatever bits its own address has"
+
+
+def test_packets_go_out_as_the_configuration_says():
+    """Names and address of Config reach the socket."""
+    engine, _finder = start(bind="10.0.0.200", interfaces=("lan",))
+    assert engine.world.sent[0] == (ANNOUNCE, [LAN], True, "10.0.0.200")
+    assert engine.world.asked[-1] == (("lan",), "10.0.0.200")
+    engine, _finder = start()
+    assert engine.world.sent[0] == (ANNOUNCE, [LAN], False, "")
+
+
+@pytest.mark.parametrize("failure", [errors.NoNetwork("cable out"), OSError(24, "Too many open files")])
+def test_no_network_is_a_warning_and_the_next_announcement_tries_again(failure, caplog):
+    """A laptop that sleeps must not kill the node, nor keep it from announcing when it wakes up."""
+    engine, finder = start(announce_interval=5.0)
+    kinds(engine.world)
+    engine.world.networks = failure
+    with caplog.at_level(logging.WARNING, "peertalk.discovery"):
+        engine.pass_time(5.1)
+    assert kinds(engine.world) == [] and "nothing can be announced" in caplog.text
+    elsewhere = Interface("wlan", 3, "192.168.1.7", "192.168.1.255", "255.255.255.0")
+    engine.world.networks = [elsewhere]
+    engine.pass_time(5.1)
+    assert engine.world.sent[0][:2] == (ANNOUNCE, [elsewhere]), "interfaces are looked up anew"
+    finder.close()
+
+
+def test_a_flood_of_packets_is_taken_in_parts():
+    """Whoever floods the port must not keep the loop from its links."""
+    engine, _finder = start()
+    engine.hear(*[packet(instance=number.to_bytes(8, "big"), host=f"10.0.0.{number % 50}") for number in range(1, 201)])
+    first = len(engine.told)
+    assert first == 64 and len(engine.world.coming) == 136
+    while engine.world.coming:
+        engine.hear()
+    assert len(engine.told) == 200
+
+
+def test_a_packet_that_brings_no_earlier_deadline_arms_no_timer():
+    """A flood would otherwise be one timer armed for each turn."""
+    engine, _finder = start(announce_interval=5.0)
+    armed = engine.timers[0]
+    engine.hear(packet())
+    engine.pass_time(1)
+    engine.hear(packet())
+    assert engine.timers == [armed]
+
+
+def test_a_released_peer_is_forgotten_from_then_on():
+    """While it is connected its link counts; afterwards its silence does."""
+    engine, finder = start(peer_timeout=30.0)
+    engine.hear(packet())
+    finder.discovery.hold(THEIRS)
+    engine.pass_time(100)
+    assert len(engine.told) == 1
+    finder.release(THEIRS)
+    engine.pass_time(29.9)
+    assert len(engine.told) == 1
+    engine.pass_time(0.2)
+    assert engine.told[1] == Gone(THEIRS, LostReason.TIMEOUT)
+
+
+def test_it_says_goodbye_once_and_lets_go_of_everything():
+    """A timer or a watch that is left would call into a closed engine."""
+    engine, finder = start()
+    kinds(engine.world)
+    finder.goodbye()
+    assert kinds(engine.world) == [GOODBYE]
+    socket = engine.watched[0][0]
+    finder.close()
+    finder.close()
+    assert not engine.watched and not engine.timers and socket.closed and kinds(engine.world) == []

@@ -1,0 +1,101 @@
+"""The mapping of peers that users see: found by id and by name, and a mapping like any other."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+
+from peertalk import errors
+from peertalk.protocol.peer import Peer
+from peertalk.runtime.peers import BroadcastResult, Peers
+
+ADA, BOB, TWIN, CLASSIC = (
+    Peer(b"\x0a" * 8, instance=b"\x0a" * 8, name="ada"),
+    Peer(b"\x0b" * 8, instance=b"\x0b" * 8, name="bob"),
+    Peer(b"\x0c" * 8, instance=b"\x0c" * 8, name="bob"),
+    Peer(("192.0.2.7", 7354), name="mac"),
+)
+
+
+def peers_of(*peers):
+    known = {peer.key: peer for peer in peers}
+    return Peers(known, types.SimpleNamespace(peers_version=7)), known
+
+
+def test_it_is_a_mapping_by_id():
+    """What works with a dict works with it."""
+    peers, _ = peers_of(ADA, BOB, CLASSIC)
+    assert list(peers) == [ADA.id, BOB.id, "192.0.2.7:7354"] and len(peers) == 3 and peers.version == 7
+    assert list(peers.values()) == [ADA, BOB, CLASSIC]
+    assert list(peers.items()) == [(ADA.id, ADA), (BOB.id, BOB), (CLASSIC.id, CLASSIC)] == [(peer.id, peers[peer.id]) for peer in peers.values()]
+    assert dict(peers) == {ADA.id: ADA, BOB.id: BOB, CLASSIC.id: CLASSIC}
+
+
+def test_it_is_looked_up_by_name_where_one_peer_alone_has_it():
+    """A name is what people know; an id is what is certain."""
+    peers, _ = peers_of(ADA, BOB, CLASSIC)
+    assert peers["ada"] is ADA and peers[BOB.id] is BOB and peers["mac"] is peers["192.0.2.7:7354"] is CLASSIC
+    peers, _ = peers_of(ADA, BOB, TWIN)
+    with pytest.raises(errors.PeerNotFound) as raised:
+        peers["bob"]
+    assert BOB.id in str(raised.value) and TWIN.id in str(raised.value) and raised.value.peer == "bob"
+
+
+def test_asking_for_somebody_who_is_not_there_is_no_error():
+    """`in` and get() are there to ask; only [] insists."""
+    peers, _ = peers_of(BOB, TWIN)
+    assert "eve" not in peers and peers.get("eve") is None and peers.get("eve", ADA) is ADA
+    assert "bob" not in peers and peers.get("bob") is None, "two have that name: neither is found by it"
+    assert BOB.id in peers and peers.get(TWIN.id) is TWIN
+    assert 5 not in peers and "" not in peers and "zz" not in peers
+    with pytest.raises(KeyError, match="no peer 'eve' is known; known: 'bob', 'bob'"):
+        peers["eve"]
+    with pytest.raises(errors.PeerNotFound, match="known: nobody"):
+        peers_of()[0]["eve"]
+
+
+def test_an_id_goes_before_a_name():
+    """Whoever calls himself by another's id must not get his mail."""
+    impostor = Peer(b"\x0d" * 8, instance=b"\x0d" * 8, name=ADA.id)
+    peers, known = peers_of(impostor, ADA)
+    assert peers[ADA.id] is ADA
+    del known[ADA.key]
+    assert peers[ADA.id] is impostor, "with nobody of that id it is a name like any other"
+
+
+def test_an_id_is_written_in_one_way():
+    """bytes.fromhex() takes spaces and capitals; an id is text that is compared."""
+    peers, _ = peers_of(ADA)
+    assert ADA.id == "0a" * 8
+    assert ADA.id.upper() not in peers and " ".join(["0a"] * 8) not in peers
+
+
+def test_of_several_of_one_name_the_latest_matches():
+    """A program that was started again is known twice until its former life is forgotten."""
+    peers, _ = peers_of(BOB, ADA, TWIN)
+    assert peers.matching("bob") is TWIN and peers.matching(BOB.id) is BOB and peers.matching("eve") is None
+    assert peers.matching(lambda peer: peer.name == "bob") is BOB
+    assert peers.matching(lambda peer: False) is None
+
+
+def test_peers_may_come_and_go_while_they_are_iterated():
+    """`for peer in node.peers.values(): await ...` lets the node work in between."""
+    peers, known = peers_of(ADA, BOB, CLASSIC)
+    for view in (peers.values(), peers.items(), peers):
+        seen = 0
+        for _ in view:
+            known.pop(BOB.key, None)
+            known[TWIN.key] = TWIN
+            seen += 1
+        assert seen == 3
+        del known[TWIN.key]
+        known[BOB.key] = BOB
+
+
+def test_a_broadcast_result_is_a_value():
+    """Both lists by name, and nothing to change by accident."""
+    result = BroadcastResult([ADA], {BOB: errors.Timeout("late")})
+    assert result.accepted == [ADA] and list(result.skipped) == [BOB]
+    with pytest.raises(AttributeError):
+        result.accepted = []

@@ -1,0 +1,174 @@
+"""The engine: deadlines that are kept whoever sets them, orders from other threads, and the driver that has no epoll."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import socket
+import threading
+
+import pytest
+
+import peertalk as pt
+from peertalk._core import values
+
+GUARD = 20.0
+
+
+def loopback(**more):
+    return {"bind": "127.0.0.1", "port": 0, "discovery": False, **more}
+
+
+async def until(condition):
+    async with asyncio.timeout(GUARD):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+def no_epoll(core, monkeypatch):
+    """The same core with loops that have no descriptor of their own, as where the system has no epoll."""
+    monkeypatch.setattr(core, "Loop", functools.partial(core.Loop, epoll=False))
+    return core
+
+
+async def test_without_epoll_each_descriptor_is_watched_also_when_its_number_is_used_again(no_epoll):
+    """A closed descriptor's number goes to the next connection at once: a watch that was not taken back would leave it deaf."""
+    async with pt.Node("ada", **loopback(core=no_epoll.name)) as ada, pt.Node("bob", **loopback(core=no_epoll.name)) as bob:
+        assert ada._transport.loop.fd == -1
+        for number in range(10):
+            peer = await ada.connect(bob.address, timeout=GUARD)
+            await peer.send_many([bytes([number]) * 500] * 300)
+            for _ in range(300):
+                assert (await bob.receive(timeout=GUARD)).data == bytes([number]) * 500
+            await bob.peers["ada"].send(b"back")
+            assert (await ada.receive(timeout=GUARD)).data == b"back"
+            await (peer if number % 2 else bob.peers["ada"]).disconnect(timeout=GUARD)
+            await until(lambda: ada.stats().links_open == bob.stats().links_open == 0)
+
+
+async def test_without_epoll_a_link_that_gets_the_number_of_one_that_ended_in_the_same_turn_is_heard(no_epoll):
+    """The narrowest case: the driver had no chance to look in between."""
+    disconnect, data = no_epoll.encode_frame(values.DISCONNECT, b""), no_epoll.encode_frame(values.DATA, b"hello")
+    async with pt.Node("ada", **loopback(core=no_epoll.name)) as ada:
+        with socket.create_connection(ada.address) as first:
+            first.send(data)
+            assert (await ada.receive(timeout=GUARD)).data == b"hello"
+            number = next(iter(ada._transport.connections.by_tag.values())).socket.fileno()
+            first.send(disconnect)
+            with socket.create_connection(ada.address) as second:
+                await until(lambda: ada.stats().links_opened == 2)
+                assert next(iter(ada._transport.connections.by_tag.values())).socket.fileno() == number
+                for _ in range(5):
+                    await asyncio.sleep(0)
+                second.send(data)
+                assert (await ada.receive(timeout=GUARD)).data == b"hello"
+
+
+async def test_without_epoll_nodes_find_each_other_and_slow_each_other_down(no_epoll, free_port):
+    """Discovery's socket and blocked writers are watched like everything else."""
+    port = free_port()
+    options = {"bind": "127.0.0.1", "port": 0, "discovery_port": port, "core": no_epoll.name, "receive_queue_bytes": 4096, "send_queue_size": 8}
+    async with pt.Node("ada", **options) as ada, pt.Node("bob", **options) as bob:
+        peer = await ada.wait_for("bob", timeout=GUARD)
+        sending = asyncio.create_task(peer.send_many([number.to_bytes(4, "big") * 250 for number in range(8000)]))
+        await until(lambda: bob.stats().pauses)
+        for number in range(8000):
+            assert (await bob.receive(timeout=GUARD)).data[:4] == number.to_bytes(4, "big")
+        await sending
+
+
+async def test_a_deadline_that_is_set_between_two_turns_is_kept():
+    """The driver sleeps until the deadline that it knows of; one that a user's call sets in the meantime may be nearer (aclose(timeout=0.1) is one)."""
+    async with pt.Node("ada", **loopback(link_timeout=3600)) as ada:
+        engine = ada._transport
+        await asyncio.sleep(0.01)  # the driver has gone to sleep
+        reached, cancelled = asyncio.Event(), asyncio.Event()
+        timer = engine.after(0.01, cancelled.set)
+        engine.after(0.02, reached.set)
+        engine.cancel(timer)
+        await asyncio.wait_for(reached.wait(), GUARD)
+        assert not cancelled.is_set()
+
+
+async def test_a_watched_socket_is_reported_until_it_is_not_watched_any_more():
+    """Level-triggered: what was not read is told again."""
+    async with pt.Node("ada", **loopback()) as ada:
+        engine = ada._transport
+        here, there = socket.socketpair()
+        with here, there:
+            told = 0
+
+            def ready():
+                nonlocal told
+                told += 1
+
+            watched = engine.watch(here, values.READ, ready)
+            there.send(b"x")
+            await until(lambda: told >= 3)
+            engine.unwatch(watched)
+            engine.unwatch(watched)
+            so_far = told
+            for _ in range(10):
+                engine.schedule()
+                await asyncio.sleep(0)
+            assert told == so_far
+
+
+async def test_orders_of_other_threads_are_done_in_their_order_on_the_engines_thread():
+    """The one door into the engine for other threads."""
+    async with pt.Node("ada", **loopback()) as ada:
+        done = []
+
+        def give():
+            for number in range(100):
+                ada._transport.post(lambda number=number: done.append((number, threading.get_ident())))
+
+        await asyncio.to_thread(give)
+        await until(lambda: len(done) == 100)
+        assert done == [(number, threading.get_ident()) for number in range(100)]
+
+
+async def test_messages_that_another_thread_has_left_are_sent_before_the_node_closes():
+    """They were accepted there: closing politely includes them, and what is then not sent is reported."""
+    async with pt.Node("ada", **loopback(send_queue_size=200)) as ada, pt.Node("bob", **loopback()) as bob:
+        peer = await ada.connect(bob.address, timeout=GUARD)
+        thread = threading.Thread(target=lambda: [peer.send_nowait(bytes([number])) for number in range(100)])
+        thread.start()
+        thread.join()  # this thread has not turned the engine since
+        assert await ada.aclose() == 0
+        assert [(await bob.receive(timeout=GUARD)).data for _ in range(100)] == [bytes([number]) for number in range(100)]
+
+
+async def test_messages_of_another_thread_for_a_peer_that_is_gone_are_reported(monkeypatch):
+    """Number 0, because it never had one; but not silence."""
+    monkeypatch.setattr("peertalk.protocol.connections.RETRY_DELAYS", (0.01,))
+    async with pt.Node("ada", **loopback()) as ada:
+        async with pt.Node("bob", **loopback()) as bob:
+            peer = await ada.connect(bob.address, timeout=GUARD)
+        await until(lambda: not peer.connected)
+        events = ada.events()
+        thread = threading.Thread(target=lambda: [peer.send_nowait(b"x") for _ in range(3)])
+        thread.start()
+        thread.join()
+        failed = 0
+        async with asyncio.timeout(GUARD):
+            async for event in events:
+                if isinstance(event, pt.Failed):
+                    assert isinstance(event.error, pt.ConnectionRefused)
+                    failed += event.last - event.first + 1
+                    if failed == 3:
+                        break
+        assert ada.stats().messages_failed == ada.stats().messages_accepted == 3
+
+
+async def test_an_engine_that_cannot_open_leaves_nothing_open(free_port):
+    """A failed start must not hold the port that it got."""
+    port, taken = free_port(), free_port()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as alone:
+        alone.bind(("", taken))
+        with pytest.raises(pt.AddressInUse, match="discovery_port"):
+            await pt.Node("ada", bind="127.0.0.1", port=port, discovery_port=taken).start()
+    with contextlib.closing(socket.create_server(("127.0.0.1", port))):
+        pass

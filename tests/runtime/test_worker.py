@@ -1,0 +1,208 @@
+"""The engine on somebody else's loop: turned when there is something to do, not otherwise, and let go before its descriptors close.
+
+The engine is a stub that counts its turns; descriptors and event loops are those of the system.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import types
+
+import pytest
+
+from peertalk._core.values import READ, WRITE
+from peertalk.runtime.worker import Worker
+
+
+class CountedEngine:
+    """Counts turns, and says what the worker asks for."""
+
+    def __init__(self, fd=-1):
+        self.turns = 0
+        self.closed = False
+        self.timeout = None
+        self.wanted = []
+        self.before_release = self.before_closing = None
+        self.loop = types.SimpleNamespace(fd=fd, next_timeout=lambda: self.timeout, descriptors=lambda: self.wanted)
+        self.on_turn = lambda: None
+        self._waiting = []
+
+    def turn(self):
+        self.turns += 1
+        self.on_turn()
+        for number, waiting in list(self._waiting):
+            if self.turns >= number and not waiting.done():
+                waiting.set_result(None)
+
+    async def turned(self, number):
+        """When so many turns have been made."""
+        if self.turns < number:
+            waiting = asyncio.get_running_loop().create_future()
+            self._waiting.append((number, waiting))
+            await waiting
+
+
+@pytest.fixture
+def pipe():
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+async def tick(count=3):
+    """Let everything happen that was asked for by now."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_a_burst_of_requests_is_one_turn():
+    """This is why a thousand sends in one tick are a few writes."""
+    engine, worker = CountedEngine(), Worker(asyncio.get_running_loop())
+    worker.start(engine)
+    for _ in range(1_000):
+        worker.schedule()
+    await tick()
+    assert engine.turns == 1
+    worker.schedule()
+    await tick()
+    assert engine.turns == 2
+    await tick(20)
+    assert engine.turns == 2, "an idle engine costs nothing"
+    worker.stop()
+
+
+async def test_a_turn_that_asks_for_another_does_not_starve_the_others():
+    """Turns follow each other, but the loop serves everybody else in between."""
+    engine, worker = CountedEngine(), Worker(asyncio.get_running_loop())
+    engine.timeout = 0.0
+    worker.start(engine)
+    before = 0
+    for _ in range(10):
+        await tick()
+        assert before < engine.turns <= before + 5
+        before = engine.turns
+    worker.stop()
+
+
+async def test_its_one_descriptor_wakes_it(pipe):
+    """epoll inside epoll: whatever the engine waits for, the loop sees one descriptor."""
+    reading, writing = pipe
+    engine, worker = CountedEngine(reading), Worker(asyncio.get_running_loop())
+    engine.on_turn = lambda: os.read(reading, 1) if engine.turns == 2 else None
+    worker.start(engine)
+    await engine.turned(1)
+    os.write(writing, b"x")
+    await engine.turned(2)
+    worker.stop()
+    os.write(writing, b"x")
+    await tick(10)
+    assert engine.turns == 2
+
+
+async def test_the_next_deadline_wakes_it_also_when_it_comes_nearer():
+    """A timer of an hour that hides one of a millisecond is a message that leaves in an hour."""
+    engine, worker = CountedEngine(), Worker(asyncio.get_running_loop())
+    engine.timeout = 3_600.0
+    worker.start(engine)
+    await engine.turned(1)
+
+    def far_again():
+        engine.timeout = 3_600.0 if engine.turns > 2 else 0.001
+
+    engine.on_turn = far_again
+    worker.schedule()
+    await engine.turned(3)
+    worker.stop()
+    await tick()
+    assert engine.turns == 3
+
+
+async def test_without_a_descriptor_of_its_own_each_of_its_descriptors_is_watched(pipe):
+    """Where there is no epoll the set of descriptors changes with every turn."""
+    reading, writing = pipe
+    engine, worker = CountedEngine(), Worker(asyncio.get_running_loop())
+    engine.wanted = [(reading, READ)]
+    worker.start(engine)
+    await engine.turned(1)
+    os.write(writing, b"x")
+    engine.on_turn = lambda: setattr(engine, "wanted", [])
+    await engine.turned(2)
+    await tick(10)
+    settled = engine.turns
+    assert settled <= 3, "no longer wanted, though still readable"
+    engine.on_turn = lambda: setattr(engine, "wanted", [(reading, READ), (writing, WRITE)] if engine.turns < settled + 4 else [])
+    worker.schedule()
+    await engine.turned(settled + 4)
+    worker.stop()
+    left = engine.turns
+    await tick(10)
+    assert engine.turns == left
+
+
+async def test_a_descriptor_is_let_go_before_it_is_closed():
+    """Loops misbehave when a watched descriptor is closed, and worse when its number is used again."""
+    reading, writing = os.pipe()
+    engine, worker = CountedEngine(), Worker(asyncio.get_running_loop())
+    engine.wanted = [(reading, READ)]
+    worker.start(engine)
+    await engine.turned(1)
+    assert engine.before_closing is not None
+    engine.wanted = []
+    engine.before_closing(reading)
+    engine.before_closing(reading)
+    assert not asyncio.get_running_loop().remove_reader(reading)
+    os.close(reading)
+    os.close(writing)
+    worker.stop()
+
+
+async def test_a_stopped_worker_makes_no_turn_and_may_be_stopped_again(pipe):
+    """What was asked for in the same tick must not reach a closed engine."""
+    engine, worker = CountedEngine(pipe[0]), Worker(asyncio.get_running_loop())
+    engine.timeout = 0.0
+    worker.start(engine)
+    assert engine.before_release is not None
+    engine.before_release()
+    worker.stop()
+    worker.schedule()
+    await tick(10)
+    assert engine.turns == 0
+    assert not asyncio.get_running_loop().remove_reader(pipe[0])
+
+
+async def test_an_engine_that_closes_in_its_turn_is_not_asked_again():
+    """Its loop is gone: next_timeout() would touch what is freed."""
+    engine, worker = CountedEngine(), Worker(asyncio.get_running_loop())
+
+    def close():
+        engine.closed = True
+        engine.loop = None
+
+    engine.on_turn = close
+    raised = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: raised.append(context))
+    worker.start(engine)
+    await tick()
+    worker.schedule()
+    await tick()
+    assert engine.turns == 1 and not raised
+    worker.stop()
+
+
+@pytest.mark.parametrize("own_descriptor", [True, False])
+def test_it_can_be_stopped_after_its_loop_was_closed(loop_kind, pipe, own_descriptor):
+    """A node that was forgotten is cleaned up by the collector, when asyncio.run() is over."""
+    loop = pytest.importorskip("uvloop").new_event_loop() if loop_kind == "uvloop" else asyncio.new_event_loop()
+    engine, worker = CountedEngine(pipe[0] if own_descriptor else -1), Worker(loop)
+    engine.wanted, engine.timeout = [(pipe[0], READ)], 3_600.0
+
+    async def run():
+        worker.start(engine)
+        await engine.turned(1)
+
+    loop.run_until_complete(run())
+    loop.close()
+    worker.stop()
+    worker.stop()

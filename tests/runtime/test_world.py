@@ -1,0 +1,392 @@
+"""Sockets and the clock, on loopback: what the system refuses becomes an error that names the option or the address.
+
+Truth: the system itself, the ipaddress module, and the header of the kernel.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import select
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import types
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from peertalk import errors
+from peertalk.runtime.world import Interface, World, check_address, same_network
+
+HOME = "127.0.0.1"
+WAIT_MS = 20_000
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="did not run: this is about Linux")
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+@pytest.fixture
+def keep():
+    """keep(socket): the same socket, closed behind the test."""
+    kept = []
+
+    def keep_one(each):
+        kept.append(each)
+        return each
+
+    yield keep_one
+    for each in kept:
+        each.close()
+
+
+def ready(watched, what=select.POLLIN):
+    """Wait until the socket is ready."""
+    poll = select.poll()
+    poll.register(watched, what)
+    assert poll.poll(WAIT_MS), "nothing came"
+
+
+def loopback_of(world):
+    return next(interface for interface in world.interfaces() if interface.address == HOME)
+
+
+# Interfaces
+
+
+def test_loopback_is_an_interface_with_its_network(world):
+    """Two programs on one machine are a network too."""
+    found = loopback_of(world)
+    assert (found.broadcast, found.netmask) == ("127.255.255.255", "255.0.0.0")
+    assert found.number == socket.if_nametoindex(found.name)
+    assert world.interfaces((found.name,)) == [found]
+
+
+def test_every_interface_has_addresses_that_belong_together(world):
+    """Broadcast address and mask come from separate questions to the system."""
+    for interface in world.interfaces():
+        network = ipaddress.ip_interface(f"{interface.address}/{interface.netmask}").network
+        assert ipaddress.ip_address(interface.broadcast) in (network.broadcast_address, ipaddress.ip_address("255.255.255.255"))
+
+
+@pytest.mark.parametrize("bind", [HOME, "127.0.0.5"])
+def test_an_address_of_loopback_chooses_loopback(world, bind):
+    """All of 127/8 is ours: several nodes can have an address each."""
+    assert world.interfaces((), bind) == [loopback_of(world)]
+
+
+def test_what_is_not_there_is_named_with_what_is(world):
+    """The list of interfaces that are up is the half of the answer that helps."""
+    name = loopback_of(world).name
+    with pytest.raises(errors.NoNetwork, match=rf"'nosuch0' \(Config\.interfaces\).*{name}"):
+        world.interfaces((name, "nosuch0"))
+    with pytest.raises(errors.NoNetwork, match=rf"198\.51\.100\.77 \(Config\.bind\).*{name}"):
+        world.interfaces((), "198.51.100.77")
+    with pytest.raises(errors.NoNetwork, match=r"Config\.bind"):
+        others = tuple(interface.name for interface in world.interfaces() if interface.address != HOME)[:1]
+        world.interfaces(others or (name,), HOME if others else "198.51.100.77")
+
+
+@given(own=st.ip_addresses(v=4), other=st.ip_addresses(v=4), bits=st.integers(1, 30), near=st.booleans())
+def test_addresses_are_of_one_network_exactly_when_the_mask_says_so(own, other, bits, near):
+    """10.0.0.200 and 10.0.0.5 are neighbours, whatever their bits."""
+    network = ipaddress.ip_network(f"{own}/{bits}", strict=False)
+    if near:
+        other = network.network_address + int(other) % network.num_addresses
+    interface = Interface("lan", 1, str(own), str(network.broadcast_address), str(network.netmask))
+    assert same_network([interface], str(other)) == (other in network)
+    elsewhere = Interface("other", 2, "127.0.0.1", "127.255.255.255", "255.0.0.0")
+    assert same_network([elsewhere, interface], str(other)) == (other in network or other.is_loopback)
+    assert not same_network([], str(other))
+
+
+# Listening and accepting
+
+
+def test_a_taken_port_gives_way_or_names_the_option(world, keep, free_port):
+    """Two copies of one program must both start; a port that was asked for must not move in silence."""
+    port = free_port()
+    first = keep(world.listen(HOME, port, give_way=False))
+    assert first.getsockname() == (HOME, port) and not first.getblocking()
+    second = keep(world.listen(HOME, port, give_way=True))
+    assert second.getsockname()[1] not in (0, port)
+    with pytest.raises(errors.AddressInUse, match=rf"TCP port {port} on 127\.0\.0\.1 .*Config\.port \(PEERTALK_PORT\)"):
+        world.listen(HOME, port, give_way=False)
+
+
+def test_an_address_that_is_not_ours_cannot_be_listened_on(world):
+    """It is named with the option that says it."""
+    for give_way in (True, False):
+        with pytest.raises(errors.NoNetwork, match=r"198\.51\.100\.77 \(Config\.bind\)"):
+            world.listen("198.51.100.77", 0, give_way)
+
+
+def test_a_port_that_was_closed_can_be_listened_on_again_at_once(world, free_port):
+    """A program that is restarted must not wait for TIME_WAIT."""
+    port = free_port()
+    listener = world.listen(HOME, port, give_way=False)
+    caller = socket.create_connection((HOME, port))
+    ready(listener)
+    accepted, _ = world.accept(listener)
+    for each in (accepted, caller, listener):  # our side closes first, so TIME_WAIT is ours
+        each.close()
+    world.listen(HOME, port, give_way=False).close()
+
+
+def test_connections_are_accepted_one_by_one_until_none_waits(world, keep):
+    """None is "later", and an accepted socket never blocks the loop."""
+    listener = keep(world.listen(HOME, 0, give_way=False))
+    assert world.accept(listener) is None
+    callers = [keep(socket.create_connection(listener.getsockname())) for _ in range(3)]
+    ready(listener)
+    accepted = []
+    while (one := world.accept(listener)) is not None:
+        accepted.append(one)
+        keep(one[0])
+        assert not one[0].getblocking()
+    assert [address for _, address in accepted] == [caller.getsockname() for caller in callers]
+
+
+class Refusing:
+    """A socket whose every call fails as told, in turn; then there is nothing."""
+
+    def __init__(self, *codes):
+        self.codes = list(codes)
+
+    def fail(self, *_):
+        if not self.codes:
+            raise BlockingIOError(errno.EAGAIN, "nothing")
+        code = self.codes.pop(0)
+        raise OSError(code, os.strerror(code))
+
+    accept = recvfrom = sendmsg = getsockopt = fail
+
+
+def test_a_caller_that_gave_up_does_not_stop_the_accepting(world):
+    """ECONNABORTED is about that caller; behind him others wait."""
+    refusing = Refusing(errno.ECONNABORTED, errno.EPROTO)
+    assert world.accept(refusing) is None and not refusing.codes
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+def test_running_out_is_said_and_not_mistaken_for_an_empty_queue(world, code):
+    """The connection still waits: the listener must rest a while, or it spins."""
+    with pytest.raises(errors.PlatformError, match="cannot accept"):
+        world.accept(Refusing(code))
+
+
+# Dialling
+
+
+def test_a_dial_that_succeeds_has_no_error_and_comes_from_the_address_we_live_on(world, keep):
+    """With `bind` the other side sees that address and no other."""
+    listener = keep(world.listen(HOME, 0, give_way=False))
+    address = listener.getsockname()
+    dialled = keep(world.dial(address, "127.0.0.5"))
+    ready(dialled, select.POLLOUT)
+    assert world.outcome(dialled, address) is None and not dialled.getblocking()
+    ready(listener)
+    accepted, caller = world.accept(listener)
+    keep(accepted)
+    assert caller == dialled.getsockname() and caller[0] == "127.0.0.5"
+
+
+def test_a_dial_to_nobody_is_refused_by_address(world, keep, free_port):
+    """Which of many addresses it was is the first question."""
+    address = (HOME, free_port())
+    try:
+        dialled = keep(world.dial(address))
+    except errors.ConnectionRefused as error:
+        refused = error  # some systems know at once
+    else:
+        ready(dialled, select.POLLOUT)
+        refused = world.outcome(dialled, address)
+    assert isinstance(refused, errors.ConnectionRefused) and f"{HOME}:{address[1]}" in str(refused)
+
+
+def test_a_dial_from_an_address_that_is_not_ours_fails_and_leaves_no_descriptor(world):
+    """warnings are errors here: a socket that is left open would be one."""
+    with pytest.raises(errors.NetworkFailure, match=r"no way to 127\.0\.0\.1:9"):
+        world.dial((HOME, 9), "198.51.100.77")
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "said"),
+    [
+        (0, type(None), ""), (errno.ECONNREFUSED, errors.ConnectionRefused, "nobody listens"), (errno.EHOSTUNREACH, errors.NetworkFailure, "no way"),
+        (errno.ENETUNREACH, errors.NetworkFailure, "no way"), (errno.ETIMEDOUT, errors.Timeout, "did not answer"),
+        (errno.EACCES, errors.NetworkFailure, "cannot"),
+    ],
+)  # fmt: skip
+def test_the_outcome_of_a_dial_says_why(world, code, kind, said):
+    """Refused means retry, unreachable means look at the cable, silence means neither."""
+    outcome = world.outcome(types.SimpleNamespace(getsockopt=lambda *_: code), ("10.0.0.7", 7354))
+    assert type(outcome) is kind
+    assert outcome is None or (said in str(outcome) and "10.0.0.7:7354" in str(outcome))
+
+
+@linux
+def test_a_connection_is_tuned_to_be_quick_and_to_notice_the_dead(world, keep):
+    """Nagle would add 40 ms to a round trip, and a dead peer on an idle link would stay for hours."""
+    listener = keep(world.listen(HOME, 0, give_way=False))
+    dialled = keep(world.dial(listener.getsockname()))
+    ready(dialled, select.POLLOUT)
+    world.tune(dialled, 15.0)
+    names = (socket.TCP_NODELAY, socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    no_delay, idle, interval, count = (dialled.getsockopt(socket.IPPROTO_TCP, name) for name in names)
+    assert no_delay and dialled.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    assert idle + interval * count <= 15
+    world.tune(dialled, 0.1)
+    assert dialled.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 1, "0 would be refused by the system"
+    unix, _other = map(keep, socket.socketpair())
+    world.tune(unix, 15.0)  # no TCP at all: options that do not exist are no error
+
+
+@linux
+def test_silence_counts_only_while_bytes_of_ours_are_unacknowledged(world):
+    """A link on which nobody speaks is not broken."""
+
+    def telling(unacknowledged, since_ack_ms):
+        info = bytearray(104)
+        struct.pack_into("=I", info, 24, unacknowledged)
+        struct.pack_into("=I", info, 56, since_ack_ms)
+        return types.SimpleNamespace(getsockopt=lambda *_: bytes(info))
+
+    assert world.silent_for(telling(0, 60_000)) == 0.0
+    assert world.silent_for(telling(1, 2_500)) == 2.5
+    assert world.silent_for(Refusing(errno.ENOTCONN)) == 0.0
+
+
+@linux
+def test_a_live_connection_is_not_silent(world, keep):
+    """The kernel acknowledges for a reader that sleeps: slow is not dead."""
+    listener = keep(world.listen(HOME, 0, give_way=False))
+    dialled = keep(world.dial(listener.getsockname()))
+    ready(dialled, select.POLLOUT)
+    accepted, _ = world.accept(listener)
+    keep(accepted)
+    dialled.send(b"x" * 1_000)
+    ready(accepted)
+    assert world.silent_for(dialled) < 1.0
+    assert len(dialled.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)) >= 60
+
+
+@linux
+@pytest.mark.skipif(shutil.which("cc") is None, reason="did not run: no C compiler to read the kernel's header")
+def test_the_offsets_in_tcp_info_are_those_of_the_header(tmp_path):
+    """A wrong offset reads another counter, and links die or never do."""
+    (tmp_path / "t.c").write_text(
+        "#include <stddef.h>\n#include <linux/tcp.h>\n"
+        "_Static_assert(offsetof(struct tcp_info, tcpi_unacked) == 24, \"\");\n"
+        "_Static_assert(offsetof(struct tcp_info, tcpi_last_ack_recv) == 56, \"\");\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}  # a sanitizer of ours is none of the compiler's
+    done = subprocess.run(["cc", "-fsyntax-only", str(tmp_path / "t.c")], env=environment, capture_output=True, text=True)
+    if "No such file" in done.stderr:
+        pytest.skip("did not run: the headers of the kernel are not installed")
+    assert done.returncode == 0, done.stderr
+
+
+# Datagrams
+
+
+def test_a_broadcast_is_heard_by_every_program_on_the_port(world, keep, free_port):
+    """Several nodes on one machine share the port of discovery."""
+    port = free_port()
+    listeners = [keep(world.datagram_socket(port)) for _ in range(3)]
+    assert [world.hear(listener) for listener in listeners] == [None] * 3
+    sender = listeners[0]
+    assert world.broadcast(sender, b"who is there", port, [loopback_of(world)], True, "127.0.0.5") == 1
+    for listener in listeners:
+        ready(listener)
+        data, address = world.hear(listener)
+        assert data == b"who is there"
+        if sys.platform.startswith("linux"):
+            assert address == ("127.0.0.5", port), "it comes from the address we live on"
+        assert world.hear(listener) is None
+
+
+def test_a_long_datagram_is_cut_and_the_next_is_whole(world, keep, free_port):
+    """No stranger decides how much memory we use."""
+    port = free_port()
+    listener = keep(world.datagram_socket(port))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        stranger.sendto(bytes(9_000), (HOME, port))
+        stranger.sendto(b"next", (HOME, port))
+        own = stranger.getsockname()[1]
+    ready(listener)
+    assert world.hear(listener) == (bytes(2_048), (HOME, own))
+    ready(listener)
+    assert world.hear(listener) == (b"next", (HOME, own))
+
+
+def test_a_port_that_somebody_does_not_share_names_the_option(world, keep, free_port):
+    """Discovery cannot give way: all peers of a network use the same port."""
+    port = free_port()
+    selfish = keep(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    selfish.bind(("", port))
+    with pytest.raises(errors.AddressInUse, match=rf"UDP port {port} .*PEERTALK_DISCOVERY_PORT"):
+        world.datagram_socket(port)
+
+
+def test_errors_of_earlier_broadcasts_are_not_news(world):
+    """ICMP comes back to the socket that has long gone on; but not for ever in one call."""
+    assert world.hear(Refusing(errno.ECONNREFUSED, errno.EHOSTUNREACH)) is None
+    endless = Refusing(*[errno.ECONNREFUSED] * 100)
+    assert world.hear(endless) is None and endless.codes
+
+
+class Recording:
+    """Where packets would have gone."""
+
+    def __init__(self):
+        self.sent = []
+
+    def sendmsg(self, data, ancillary, flags, address):
+        self.sent.append((b"".join(data), address))
+
+
+def test_a_packet_goes_to_each_network_and_everywhere_unless_narrowed(world):
+    """Nothing leaves on an interface that was not meant."""
+    lan = Interface("lan", 2, "10.0.0.200", "10.0.0.255", "255.255.255.0")
+    home = Interface("lo", 1, HOME, "127.255.255.255", "255.0.0.0")
+    sender = Recording()
+    assert world.broadcast(sender, b"hi", 7353, [lan, home], True) == 2
+    assert [address for _, address in sender.sent] == [("10.0.0.255", 7353), ("127.255.255.255", 7353)]
+    sender = Recording()
+    assert world.broadcast(sender, b"hi", 7353, [home], False) == 2
+    assert [address for _, address in sender.sent] == [("127.255.255.255", 7353), ("255.255.255.255", 7353)]
+    assert world.broadcast(Refusing(errno.ENETUNREACH), b"hi", 7353, [lan], True) == 0, "no route is no error"
+
+
+# Small things
+
+
+def test_clock_and_identity_are_fit_for_their_use(world):
+    """Deadlines must not follow the wall clock, and two starts must not be one instance."""
+    first = world.clock()
+    assert world.clock() >= first
+    assert len(world.identity(8)) == 8 and len({world.identity(8) for _ in range(100)}) == 100
+
+
+@pytest.mark.parametrize("address", ["host", ("host",), ("host", 1, 2), (b"host", 1), ("host", "1"), None, ["host", 1]])
+def test_what_is_no_address_is_refused_by_type(address):
+    """connect("host", 7354) and its kin are everybody's first mistake."""
+    with pytest.raises(errors.WrongType, match="host, port"):
+        check_address(address)
+
+
+def test_ports_have_bounds():
+    """0 and 65,536 reach the system as something else."""
+    for port in (0, -1, 65_536):
+        with pytest.raises(errors.InvalidArgument, match="1 to 65,535"):
+            check_address(("host", port))
+    assert check_address(("host", 65_535)) == ("host", 65_535)

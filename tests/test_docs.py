@@ -1,0 +1,231 @@
+"""What README and guide show exists, compiles, and runs.
+
+Truth: the package itself. A document that names what is not there costs a reader more than no document.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import re
+import socket
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import peertalk as pt
+import peertalk.sync
+from peertalk import config, errors
+
+pytestmark = pytest.mark.source
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").glob("*.md"))]
+GUIDE = (ROOT / "docs" / "guide.md").read_text()
+
+
+def blocks(path):
+    """(line, source) of each Python block."""
+    text = path.read_text()
+    for match in re.finditer(r"^```python\n(.*?)^```", text, flags=re.M | re.S):
+        yield text.count("\n", 0, match.start()) + 2, match[1]
+
+
+ALL = [pytest.param(path, line, source, id=f"{path.name}:{line}") for path in TEXTS for line, source in blocks(path)]
+SHOWS = {
+    "node": (pt.Node, peertalk.sync.Node),
+    "peer": (pt.Peer, peertalk.sync.Peer),
+    "bob": (pt.Peer, peertalk.sync.Peer),
+    "host": (pt.Peer,),
+    "message": (pt.Message,),
+    "batch": (pt.Batch,),
+}
+"""What a variable of this name holds, in the documents."""
+
+
+def has(kind, name):
+    """Whether objects of this class have it: a member, an annotation of a base, or what a node is given when it is made."""
+    annotated = any(name in vars(base).get("__annotations__", {}) for base in kind.__mro__)
+    return hasattr(kind, name) or annotated or (kind in SHOWS["node"] and name in vars(kind("any")))
+
+
+def compiled(source):
+    """The block as a module; a block that awaits is the body of a coroutine."""
+    try:
+        return ast.parse(source)
+    except SyntaxError:
+        return ast.parse("async def shown():\n" + textwrap.indent(source, "    "))
+
+
+def test_there_is_something_to_check():
+    """A change of the documents' form must not make the tests below empty."""
+    assert len(ALL) >= 4
+
+
+@pytest.mark.parametrize(("path", "line", "source"), ALL)
+def test_a_block_compiles_and_names_only_what_exists(path, line, source):
+    """Code that is copied from a document must not fail by its names."""
+    missing = []
+    wrapped = "async def shown():\n" + textwrap.indent(source, "    ")
+    compile(wrapped, f"{path.name}:{line}", "exec")
+    for node in ast.walk(ast.parse(wrapped)):
+        if isinstance(node, ast.ImportFrom):
+            module = __import__(node.module, fromlist=["names"])
+            missing += [f"{node.module}.{alias.name}" for alias in node.names if not hasattr(module, alias.name)]
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            holder = node.value.id
+            if holder == "pt" and node.attr not in pt.__all__:
+                missing.append(f"pt.{node.attr}")
+            elif holder in SHOWS and not any(has(kind, node.attr) for kind in SHOWS[holder]):
+                missing.append(f"{holder}.{node.attr}")
+    assert not missing
+
+
+def test_options_that_the_documents_give_are_options():
+    """A keyword that does not exist is found by the reader otherwise."""
+    wrong = []
+    for parameter in ALL:
+        path, line, source = parameter.values
+        for node in ast.walk(compiled(source)):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            found = [getattr(kind, node.func.attr, None) for kind in (*SHOWS["node"], *SHOWS["peer"])]
+            methods = [inspect.signature(method).parameters for method in found if inspect.isfunction(method)]
+            wrong += [
+                f"{path.name}:{line}: {node.func.attr}({each.arg}=)"
+                for each in node.keywords
+                if methods and not any(each.arg in known for known in methods)
+            ]  # fmt: skip
+    assert not wrong
+
+
+def spans(text):
+    """What stands in single backquotes, outside of blocks."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+
+
+def test_calls_and_names_in_the_text_of_the_guide_exist():
+    """The tables of calls are read more often than the code."""
+    missing = []
+    for span in spans(GUIDE):
+        for holder, name in re.findall(r"\b(node|peer|Node|Peer)\.(\w+)", span):
+            if not any(has(kind, name) for kind in SHOWS[holder.lower()]):
+                missing.append(span)
+    assert not missing
+
+
+def test_error_families_of_the_guide_are_the_families():
+    """Whoever writes `except` from the guide must catch what it says."""
+    rows = re.findall(r"^\| `(\w+Error)`: [^|]*\| ([^|]*)\|", GUIDE, flags=re.M)
+    assert [family for family, _ in rows] == ["LocalError", "RemoteError", "NetworkError", "InternalError"]
+    for family, examples in rows:
+        for name in re.findall(r"`(\w+)`", examples):
+            assert issubclass(getattr(pt, name), getattr(pt, family)), f"{name} is no {family}"
+    shown = set(re.findall(r"`([A-Z]\w+)`", GUIDE.split("## Errors")[1].split("\n## ")[0]))
+    assert {name for name in shown if not hasattr(errors, name)} == set()
+    assert issubclass(pt.Timeout, TimeoutError)
+
+
+def test_every_event_is_matched_in_the_guide_with_its_fields_in_order():
+    """Patterns are positional: a field that moved would bind the wrong name without a word."""
+    matched = {
+        match[1]: [part.strip() for part in match[2].split(",") if part.strip()]
+        for match in re.finditer(r"case pt\.(\w+)\(([^)]*)\):", GUIDE)
+    }  # fmt: skip
+    kinds = (pt.PeerFound, pt.PeerLost, pt.PeerConnected, pt.PeerDisconnected, pt.Sent, pt.Failed, pt.LinkFault, pt.EventsMissed)
+    assert matched == {kind.__name__: list(kind.__match_args__) for kind in kinds}
+
+
+NUMBER = {"KiB": 1024, "MiB": 1024**2, "s": 1.0}
+
+
+def read_default(cell):
+    """What a cell of the column of defaults means."""
+    special = {"host name": socket.gethostname().split(".")[0], "on": True, "off": False, "all": None, "standard": None}
+    if cell in special:
+        return special[cell]
+    number, _, unit = cell.replace(",", "").partition(" ")
+    return int(number) * NUMBER[unit] if unit else int(number)
+
+
+def test_the_table_of_settings_is_the_settings():
+    """Every setting is in the guide, in one row, with the default that it has."""
+    section = GUIDE.split("## Configuration")[1].split("\n## ")[0]
+    table = re.findall(r"^\| (`[^|]*`) \| ([^|]*) \| ([^|]*) \|$", section, flags=re.M)
+    shown = {}
+    for names, defaults, _ in table:
+        each = re.findall(r"`(\w+)`", names)
+        cells = re.split(r", (?=\d)(?!\d{3}(?:\D|$))|, (?=[a-z])", defaults)
+        cells = cells * len(each) if len(cells) == 1 else cells
+        assert len(cells) == len(each), f"{names}: {defaults}"
+        shown |= dict(zip(each, cells, strict=True))
+    real = {setting.name: setting.default for setting in config.settings()}
+    assert list(shown) == sorted(shown, key=list(real).index), "not in the order of Config"
+    assert set(shown) == set(real)
+    for name, cell in shown.items():
+        meant = read_default(cell)
+        assert (real[name] in ("", ()) if meant is None else real[name] == meant), f"{name}: the guide says {cell}, it is {real[name]!r}"
+
+
+def test_the_bounds_that_the_guide_gives_are_those_of_the_package():
+    """Numbers in prose are the first to be forgotten."""
+    from peertalk._core import load
+
+    assert f"up to {load('reference').limits.frame_max_payload:,} bytes" in GUIDE
+    assert f"1 to {config.NAME_MAX_BYTES} bytes of UTF-8" in GUIDE
+
+
+def test_links_between_the_documents_lead_somewhere():
+    """A dead link in a README is the first impression."""
+    dead = [
+        f"{path.name}: {target}"
+        for path in TEXTS
+        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text())
+        if not (path.parent / target).exists()
+    ]  # fmt: skip
+    assert not dead
+
+
+async def test_the_first_message_of_the_readme_is_sent_and_answered(free_port, monkeypatch, capsys):
+    """The first ten lines of the package, as they stand: node alice of the README, and a bob that answers and leaves."""
+    monkeypatch.setenv("PEERTALK_BIND", "127.0.0.1")
+    monkeypatch.setenv("PEERTALK_DISCOVERY_PORT", str(free_port()))
+    _, source = next(blocks(ROOT / "README.md"))
+    assert source.rstrip().endswith("asyncio.run(main())")
+    scope = {}
+    exec(compile(source.replace("asyncio.run(main())", ""), "README.md", "exec"), scope)
+    alice = asyncio.create_task(scope["main"]())
+    try:
+        async with pt.Node("bob") as bob:
+            message = await bob.receive(timeout=20)
+            assert (message.peer.name, message.data) == ("alice", b"hello")
+            await message.peer.send(b"hello yourself")
+            await message.peer.disconnect(timeout=20)
+            async with asyncio.timeout(20):
+                while "bob" not in capsys.readouterr().out:
+                    await asyncio.sleep(0)
+    finally:
+        alice.cancel()
+        await asyncio.gather(alice, return_exceptions=True)
+    assert alice.cancelled()
+
+
+def test_the_script_of_the_guide_runs_as_it_stands(free_port, monkeypatch, capsys):
+    """The block of "Without asyncio", against a bob that answers. Its time-outs are the guide's own: it ends by itself."""
+    monkeypatch.setenv("PEERTALK_BIND", "127.0.0.1")
+    monkeypatch.setenv("PEERTALK_DISCOVERY_PORT", str(free_port()))
+    source = next(source for _, source in blocks(ROOT / "docs" / "guide.md") if "peertalk.sync" in source)
+    assert "node.messages(timeout=5)" in source
+    asyncio.run(_with_a_bob(source.replace("node.messages(timeout=5)", "node.messages(timeout=0.2)")))
+    assert capsys.readouterr().out == "hi yourself\n"
+
+
+async def _with_a_bob(source):
+    async with pt.Node("bob") as bob:
+        script = asyncio.create_task(asyncio.to_thread(exec, compile(source, "guide.md", "exec"), {}))
+        message = await bob.receive(timeout=20)
+        assert (message.peer.name, message.data) == ("script", b"hi")
+        await message.peer.send("hi yourself")
+        await script

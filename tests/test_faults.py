@@ -1,0 +1,415 @@
+"""What the world does to a node: peers that die, cables that are cut, memory and descriptors that run out. Waiters are told, and the node goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import socket
+import struct
+import textwrap
+import tracemalloc
+
+import pytest
+
+import peertalk as pt
+from peertalk.protocol import connections as policy
+
+GUARD = 20.0
+OPTIONS = 'bind="127.0.0.1", port=0, discovery=False'
+
+
+def loopback(**more):
+    return {"bind": "127.0.0.1", "port": 0, "discovery": False, **more}
+
+
+async def until(condition):
+    async with asyncio.timeout(GUARD):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+def line_now(process):
+    """The next line that a process prints."""
+    line = process.stdout.readline()
+    assert line, process.stderr.read()
+    return line.strip()
+
+
+async def line_of(process):
+    """Likewise, while the event loop goes on."""
+    return await asyncio.wait_for(asyncio.to_thread(line_now, process), GUARD)
+
+
+async def flood(peer):
+    """Send until there is room no more; a task that waits for it."""
+    with contextlib.suppress(pt.Timeout):
+        while True:
+            await peer.send(bytes(8000), timeout=0.05)
+    waiting = asyncio.create_task(peer.send(b"waits"))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    return waiting
+
+
+async def still_works(node):
+    """A node that goes on can be talked to."""
+    async with pt.Node("witness", **loopback()) as witness:
+        peer = await witness.connect(node.address, timeout=GUARD)
+        await peer.send(b"are you there")
+        message = await node.receive(timeout=GUARD)
+        assert message.data == b"are you there"
+        await message.peer.send(b"yes")
+        assert (await witness.receive(timeout=GUARD)).data == b"yes"
+
+
+def check_account(node, peer, events, others=0):
+    """Each accepted message has ended in one Sent or Failed, without gap or overlap. others: messages that the node sent to somebody else."""
+    ranges = sorted((event.first, event.last) for event in events if isinstance(event, pt.Sent | pt.Failed))
+    assert ranges[0][0] == 1 and ranges[-1][1] == peer.accepted
+    assert all(after[0] == before[1] + 1 for before, after in zip(ranges, ranges[1:], strict=False)), ranges
+    stats = node.stats()
+    assert stats.messages_accepted == stats.messages_sent + stats.messages_failed
+    assert stats.messages_accepted - others == peer.accepted == peer.reported
+
+
+# Peers that die
+
+VICTIM = f"""
+import asyncio, peertalk as pt
+async def main():
+    async with pt.Node("victim", receive_queue_bytes=1024, {OPTIONS}) as node:
+        print(node.address[1], flush=True)
+        await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+async def test_when_a_peer_is_killed_waiting_senders_hear_it_by_name_and_the_node_goes_on(start_python, monkeypatch):
+    """A crash at the other end must be an exception here, not a hang; what was accepted is accounted for to the last message."""
+    monkeypatch.setattr(policy, "RETRY_DELAYS", (0.01, 0.01))
+    victim = start_python("-c", VICTIM)
+    async with pt.Node("ada", **loopback(send_queue_size=4)) as ada:
+        events = ada.events()
+        peer = await ada.connect(("127.0.0.1", int(await line_of(victim))), timeout=GUARD)
+        waiting = await flood(peer)
+        victim.send_signal(signal.SIGKILL)
+        with pytest.raises(pt.ConnectionClosed, match="'victim'") as raised:
+            await asyncio.wait_for(waiting, GUARD)
+        assert raised.value.peer == "victim" and isinstance(raised.value, ConnectionError)
+        await until(lambda: peer.reported == peer.accepted)
+        await still_works(ada)
+        seen = []
+        await ada.aclose()
+        async for event in events:
+            seen.append(event)
+        check_account(ada, peer, [event for event in seen if getattr(event, "peer", None) is peer], others=1)
+        failed = [event for event in seen if isinstance(event, pt.Failed)]
+        assert {event.outcome for event in failed} == {pt.Outcome.UNKNOWN, pt.Outcome.FAILED}
+        lost = [event for event in seen if isinstance(event, pt.PeerDisconnected) and event.peer is peer]
+        assert len(lost) == 1 and isinstance(lost[0].error, pt.ConnectionClosed)
+
+
+@pytest.mark.parametrize("how", ["reset", "disconnect", "end of stream"])
+async def test_when_the_other_side_ends_the_link_with_sends_pending_they_are_told(core, how, monkeypatch):
+    """Three ways to go, one thing to hear; nothing stays in flight for ever."""
+    monkeypatch.setattr(policy, "RETRY_DELAYS", (0.01, 0.01))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        loop = asyncio.get_running_loop()
+        async with pt.Node("ada", **loopback(core=core.name, send_queue_size=4, drain_timeout=0.1)) as ada:
+            events = ada.events()
+            connecting = asyncio.create_task(ada.connect(listener.getsockname(), timeout=GUARD))
+            remote, _ = await loop.sock_accept(listener)
+            listener.close()
+            await loop.sock_sendall(remote, core.encode_frame(7, core.encode_capability(1000, 256, 0, 0)))
+            peer = await connecting
+            with contextlib.suppress(pt.Timeout):
+                while True:
+                    await peer.send(bytes(1000), timeout=0.05)
+            waiting = asyncio.create_task(peer.send(b"waits"))
+            await asyncio.sleep(0)
+            if how == "reset":
+                remote.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                remote.close()
+            elif how == "disconnect":
+                await loop.sock_sendall(remote, core.encode_frame(4, b""))
+            else:
+                remote.shutdown(socket.SHUT_WR)
+            with pytest.raises(pt.ConnectionClosed) as raised:
+                await asyncio.wait_for(waiting, GUARD)
+            assert raised.value.peer == peer.name
+            await until(lambda: peer.reported == peer.accepted)
+            assert ada._transport.loop.pool_statistics().in_use == 0
+            remote.close()
+            await still_works(ada)
+            await ada.aclose()
+            check_account(ada, peer, [event for event in [event async for event in events] if getattr(event, "peer", None) is peer], others=1)
+
+
+async def test_what_still_waited_when_the_link_broke_is_sent_after_the_reconnect(core, monkeypatch):
+    """At most once across the loss of a link: what was in flight is `unknown`, what waited arrives, and nothing comes twice or overtakes."""
+    monkeypatch.setattr("peertalk.runtime.switchboard._LINGER", 0.05)
+    async with pt.Node("ada", **loopback(core=core.name, send_queue_size=50)) as ada, pt.Node("bob", **loopback(receive_queue_bytes=1024)) as bob:
+        peer = await ada.connect(bob.address, timeout=GUARD)
+        events = ada.events()
+        size = peer.max_message - 4
+        waiting = 0
+        while waiting < 10:  # until some wait here, behind a link that takes no more
+            with contextlib.suppress(pt.WouldBlock):
+                peer.send_nowait((peer.accepted + 1).to_bytes(4, "big") + bytes(size))
+            if peer.queue.pressure == 100:
+                waiting += 1
+                await asyncio.sleep(0)
+            elif peer.accepted % 16 == 0:
+                await asyncio.sleep(0)
+        (broken,) = bob._transport.connections.by_tag.values()
+        last_in_flight = peer.handed
+        broken.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        bob._transport.switchboard._end(broken, pt.ConnectionClosed("cut by the test"))
+        total = peer.accepted
+        arrived = []
+        while not arrived or arrived[-1] != total:
+            arrived.append(int.from_bytes((await bob.receive(timeout=GUARD)).data[:4], "big"))
+        assert arrived == sorted(set(arrived))
+        assert set(range(last_in_flight + 1, total + 1)) <= set(arrived)
+        await until(lambda: peer.reported == total)
+        await ada.aclose()
+        seen = [event async for event in events]
+        check_account(ada, peer, [event for event in seen if getattr(event, "peer", None) is peer])
+        failed = [event for event in seen if isinstance(event, pt.Failed)]
+        assert failed and all(event.outcome is pt.Outcome.UNKNOWN and event.last <= last_in_flight for event in failed)
+
+
+HALF_OPEN = """
+import asyncio, sys, peertalk as pt
+async def main():
+    options = dict(bind="10.97.0.1", port=0, discovery=False, link_timeout=1.0)
+    async with pt.Node("sender", **options) as sender, pt.Node("idler", **options) as idler:
+        streams = sender.events(), idler.events()
+        peers = [await node.connect(("10.97.0.2", 9000), timeout=10) for node in (sender, idler)]
+        print("connected", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+        await peers[0].send(b"into the void")
+        for stream in streams:
+            async for event in stream:
+                if isinstance(event, pt.PeerDisconnected):
+                    print(type(event.error).__name__, event.error, flush=True)
+                    break
+        sender.close_nowait(); idler.close_nowait()
+asyncio.run(main())
+"""
+FAR_END = """
+import asyncio, peertalk as pt
+async def main():
+    async with pt.Node("far", bind="10.97.0.2", port=9000, discovery=False) as node:
+        print("ready", flush=True)
+        await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+def test_a_cut_cable_is_noticed_on_a_busy_and_on_an_idle_link(make_netns, start_python):
+    """Half-open: no FIN, no RST, only silence. With bytes unacknowledged the kernel is asked, on an idle link its keepalive answers."""
+    here, there = make_netns(), make_netns()
+    here.ip("link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", there.name)
+    for place, address in ((here, "10.97.0.1/24"), (there, "10.97.0.2/24")):
+        place.ip("link", "set", "lo", "up")
+        place.ip("addr", "add", address, "dev", "eth0")
+        place.ip("link", "set", "eth0", "up")
+    far = start_python("-c", FAR_END, prefix=there.prefix)
+    assert line_now(far) == "ready"
+    near = start_python("-c", HALF_OPEN, prefix=here.prefix)
+    assert line_now(near) == "connected"
+    there.ip("link", "set", "eth0", "down")
+    near.stdin.write("go\n")
+    near.stdin.flush()
+    busy, idle = line_now(near), line_now(near)
+    assert busy.startswith("ConnectionClosed") and "'far'" in busy and "Config.link_timeout" in busy
+    assert idle.startswith("ConnectionClosed") and "'far'" in idle
+    assert near.wait(GUARD) == 0
+
+
+# Closing
+
+CLOSING = f"""
+import asyncio, peertalk as pt
+async def main():
+    bob = await pt.Node("bob", receive_queue_bytes=1024, {OPTIONS}).start()
+    ada = await pt.Node("ada", send_queue_size=2000, send_queue_bytes="32MiB", {OPTIONS}).start()
+    peer = await ada.connect(bob.address, timeout=10)
+    try:
+        while peer.queue.pressure < 50:
+            peer.send_nowait(bytes(8000))
+            if peer.accepted % 32 == 0:
+                await asyncio.sleep(0)
+    except pt.WouldBlock:
+        pass
+    waiting = peer.queue.pending
+    failed = ada.events()
+    unsent = await ada.aclose(timeout=0.3)
+    reported = sum(event.last - event.first + 1 for event in [event async for event in failed] if isinstance(event, pt.Failed))
+    print(waiting, unsent, reported, flush=True)
+asyncio.run(main())
+"""
+
+
+def test_closing_with_a_thousand_messages_queued_ends_in_time_and_reports_what_was_not_sent(start_python):
+    """A reader that never reads must not keep a program from ending, nor the interpreter from leaving."""
+    process = start_python("-W", "ignore::ResourceWarning", "-c", CLOSING)
+    waiting, unsent, reported = map(int, (line_now(process)).split())
+    assert waiting >= 1000 and unsent >= 1000 and unsent == reported
+    assert process.wait(GUARD) == 0
+
+
+FORGOTTEN = f"""
+import asyncio, threading, peertalk as pt
+async def main():
+    global node, peer
+    node = await pt.Node("ada", {OPTIONS}).start()
+    other = await pt.Node("bob", {OPTIONS}).start()
+    peer = await node.connect(other.address, timeout=10)
+    peer.send_nowait(bytes(100))
+    events = node.events()
+    assert threading.active_count() == 1
+asyncio.run(main())
+print("end", flush=True)
+"""
+
+
+def test_a_node_that_was_never_closed_warns_and_does_not_hang_at_exit(start_python):
+    """No thread, no atexit hook: the interpreter leaves as if it were not there."""
+    process = start_python("-W", "always::ResourceWarning", "-c", FORGOTTEN)
+    out, err = process.communicate(timeout=GUARD)
+    assert process.returncode == 0 and out.strip() == "end"
+    assert "was not closed; use `async with` or aclose()" in err and "Traceback" not in err
+
+
+# Resources
+
+
+@pytest.mark.soak
+async def test_cycles_of_connecting_leave_no_descriptor_and_no_byte(core, rounds):
+    """A node that runs for weeks sees its peers come and go."""
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("did not run: this system does not list descriptors in /proc/self/fd")
+    async with pt.Node("ada", **loopback(core=core.name)) as ada, pt.Node("bob", **loopback(core=core.name)) as bob:
+
+        async def cycle(number):
+            peer = await ada.connect(bob.address, timeout=GUARD)
+            await peer.send(bytes(number % 900))
+            message = await bob.receive(timeout=GUARD)
+            await message.peer.send(b"back")
+            await ada.receive(timeout=GUARD)
+            await (peer if number % 2 else message.peer).disconnect(timeout=GUARD)
+            await until(lambda: ada.stats().links_open == bob.stats().links_open == 0)
+
+        for number in range(20):
+            await cycle(number)
+        gc.collect()
+        descriptors = len(os.listdir("/proc/self/fd"))
+        tracemalloc.start()
+        count = rounds(60, 1_000)
+        for number in range(count // 2):
+            await cycle(number)
+        gc.collect()
+        halfway, _ = tracemalloc.get_traced_memory()
+        for number in range(count // 2):
+            await cycle(number)
+        gc.collect()
+        now, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(os.listdir("/proc/self/fd")) == descriptors
+        assert now - halfway < 20_000, f"{now - halfway:,} bytes more after {count // 2} more cycles"
+        for node in (ada, bob):
+            assert node._transport.loop.pool_statistics().in_use == 0
+            assert not node._transport.connections.by_tag and len(node._transport._timers) <= 2 and not node._transport._watched.keys() - {17}
+
+
+async def test_memory_that_runs_out_at_any_allocation_is_an_error_and_not_a_crash(core):
+    """Each allocation of the C side fails in turn: while connecting, sending and receiving. Afterwards the same node works."""
+    async with pt.Node("ada", **loopback(core=core.name)) as ada, pt.Node("bob", **loopback(core=core.name)) as bob:
+        loop = ada._transport.loop
+        payloads = [bytes(size) for size in (0, 100, 900, 1000)] * 30
+        outcomes = set()
+        for attempt in range(1, 60):
+            loop.fail_at(attempt)
+            try:
+                peer = await ada.connect(bob.address, timeout=0.5)
+                await peer.send_many(payloads, timeout=0.05)
+                outcomes.add("sent")
+            except pt.PeerTalkError as error:
+                assert str(error)
+                outcomes.add(type(error))
+            enough = loop.attempts < attempt
+            loop.fail_at(0)
+            peer = await ada.connect(bob.address, timeout=GUARD)
+            await peer.send(b"end")
+            while (message := await bob.receive(timeout=GUARD)).data != b"end":
+                assert message.data in payloads
+            await message.peer.send(bytes(1000))
+            assert (await ada.receive(timeout=GUARD)).data == bytes(1000)
+            await peer.disconnect(timeout=GUARD)
+            await until(lambda: ada.stats().links_open == bob.stats().links_open == 0)
+            assert loop.pool_statistics().in_use == 0
+            if enough:
+                break
+        assert enough and "sent" in outcomes and len(outcomes) > 1, outcomes
+
+
+FEW_DESCRIPTORS = """
+import asyncio, os, resource, sys, peertalk as pt
+async def main():
+    async with pt.Node("poor", bind="127.0.0.1", port=0, discovery_port=int(sys.argv[1]), announce_interval=0.1) as node:
+        limit = len(os.listdir("/proc/self/fd")) + 8
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+        print(node.address[1], flush=True)
+        async for message in node.messages():
+            await message.peer.send(message.data)
+asyncio.run(main())
+"""
+
+
+async def test_without_descriptors_a_node_waits_and_goes_on_when_there_are_some_again(start_python, free_port):
+    """EMFILE ends neither the node nor its announcements."""
+    port = free_port()
+    poor = start_python("-c", FEW_DESCRIPTORS, str(port))
+    address = ("127.0.0.1", int(await line_of(poor)))
+    async with pt.Node("ada", bind="127.0.0.1", port=0, discovery_port=port) as ada:
+        peer = await ada.wait_for("poor", timeout=GUARD)
+        await peer.connect(timeout=GUARD)
+        greedy = [socket.create_connection(address) for _ in range(30)]
+        stderr = []
+        while not any("cannot accept a connection" in line for line in stderr):
+            stderr.append(await asyncio.wait_for(asyncio.to_thread(poor.stderr.readline), GUARD))
+        await peer.send(b"still there?")
+        assert (await ada.receive(timeout=GUARD)).data == b"still there?"
+        for connection in greedy:
+            connection.close()
+        async with pt.Node("bob", **loopback()) as bob:
+            late = await bob.connect(address, timeout=GUARD)
+            await late.send(b"and for me?")
+            assert (await bob.receive(timeout=GUARD)).data == b"and for me?"
+        async with pt.Node("cid", bind="127.0.0.1", port=0, discovery_port=port) as cid:
+            await cid.wait_for("poor", timeout=GUARD)  # it still announces and answers
+    assert poor.poll() is None
+
+
+NO_NETWORK = """
+import asyncio, peertalk as pt
+async def main():
+    try:
+        await pt.Node("lonely").start()
+    except pt.NoNetwork as error:
+        print(error, flush=True)
+asyncio.run(main())
+"""
+
+
+def test_without_any_network_interface_the_error_says_so(netns, start_python):
+    """In a namespace whose loopback is down there is nothing to live on."""
+    process = start_python("-c", NO_NETWORK, prefix=netns.prefix)
+    out, err = process.communicate(timeout=GUARD)
+    assert "no network interface is up, not even loopback" in out, textwrap.indent(err, "  ")

@@ -1,0 +1,253 @@
+"""The front door without await: everything happens inside a call, on the caller's thread, and in no other.
+
+Nodes live on loopback. Two nodes that talk need two threads: `beside` runs the other one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import peertalk as pt
+from peertalk.sync import Node
+
+GUARD = 20.0
+
+
+def loopback(**more):
+    return {"bind": "127.0.0.1", "port": 0, "discovery": False, **more}
+
+
+def announcing(discovery_port, **more):
+    return {"bind": "127.0.0.1", "port": 0, "discovery_port": discovery_port, **more}
+
+
+@contextlib.contextmanager
+def beside(work):
+    """Run work() on another thread meanwhile; its result, or what it raised, when the block is over."""
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(work)
+        yield running
+        running.result(GUARD)
+
+
+@contextlib.contextmanager
+def echo(**options):
+    """A node on another thread that sends back what comes; gives its address."""
+    stop = threading.Event()
+    node = Node("echo", **options)
+
+    def work():
+        with contextlib.closing(node):
+            while not stop.is_set():
+                for message in node.messages(timeout=0.02):
+                    message.peer.send(message.data, timeout=GUARD)
+
+    node.start()
+    address = node.address
+    with beside(work):
+        try:
+            yield address
+        finally:
+            stop.set()
+
+
+def numbered(number):
+    return number.to_bytes(4, "big")
+
+
+def test_two_nodes_find_each_other_and_talk_without_a_hidden_thread(core, free_port):
+    """The promise of this door: nothing behind the caller's back."""
+    port = free_port()
+    with echo(**announcing(port, core=core.name)):
+        threads = threading.active_count()
+        with Node("script", **announcing(port, core=core.name)) as node:
+            peer = node.wait_for("echo", timeout=GUARD)
+            assert [peer.send(data, timeout=GUARD) for data in (b"one", bytearray(b"two"), "three", memoryview(b"four"), b"")] == [1, 2, 3, 4, 5]
+            assert [node.receive(timeout=GUARD).data for _ in range(5)] == [b"one", b"two", b"three", b"four", b""]
+            assert node.peers["echo"] is peer and peer.connected and node.wait_for(lambda known: known.connected) is peer
+            assert threading.active_count() == threads
+            peer.disconnect(timeout=GUARD)
+            assert not peer.connected
+            peer.send(b"again", no_delay=True, timeout=GUARD)
+            assert node.receive(timeout=GUARD).text == "again"
+        assert node.stats().messages_sent == 6 and node.stats().messages_received == 6
+
+
+def test_many_messages_arrive_in_order_through_full_queues(core):
+    """send() turns the node while there is no room; both directions at once must not lock up."""
+    with echo(**loopback(core=core.name, send_queue_size=16, receive_queue_bytes=64 * 1024)) as address:
+        with Node("script", **loopback(core=core.name, send_queue_size=16)) as node:
+            peer = node.connect(address, timeout=GUARD)
+            assert peer.send_many([numbered(number) + bytes(900) for number in range(1000)], timeout=GUARD) == 1000
+            assert peer.send(numbered(1000), timeout=GUARD) == 1001
+            got = [message.data[:4] for _, message in zip(range(1001), node.messages(timeout=GUARD), strict=False)]
+            assert got == [numbered(number) for number in range(1001)]
+            peer.send_many([numbered(number) for number in range(500)], timeout=GUARD)
+            taken = []
+            for batch in node.batches(timeout=GUARD):
+                assert batch.peer is peer and len(batch)
+                taken += batch
+                if len(taken) == 500:
+                    break
+            assert taken == [numbered(number) for number in range(500)]
+
+
+def test_send_nowait_refuses_and_a_send_in_time_gives_up_where_nobody_reads():
+    """Nothing was accepted by either."""
+    with Node("mute", **loopback(receive_queue_bytes=1024)) as mute, Node("script", **loopback(send_queue_size=4)) as node:
+        with beside(lambda: mute.wait_for("script", timeout=GUARD)):
+            peer = node.connect(mute.address, timeout=GUARD)
+        with pytest.raises(pt.WouldBlock) as raised:
+            while True:
+                peer.send_nowait(bytes(8000))
+        accepted = peer.accepted
+        assert raised.value.reason == "queue" and raised.value.peer == "mute"
+        with pytest.raises(pt.Timeout, match="no room for a message to peer 'mute'"):
+            peer.send(bytes(8000), timeout=0.05)
+        with pytest.raises(pt.Timeout):
+            peer.send_many([bytes(8000)] * 5, timeout=0.05)
+        assert accepted <= peer.accepted <= accepted + 5
+        result = node.broadcast(b"x", timeout=0.05)
+        assert not result.accepted and isinstance(result.skipped[peer], pt.Timeout)
+        assert node.close(timeout=0.05) > 0
+
+
+def test_what_does_not_come_in_time_is_a_timeout_that_says_what():
+    """And each iteration with a time-out ends quietly instead."""
+    with Node("script", **loopback()) as node:
+        with pytest.raises(pt.Timeout, match=r"no message came within 0\.01 s"):
+            node.receive(timeout="10ms")
+        with pytest.raises(pt.Timeout, match=r"no peer 'bob' was heard.*known: nobody"):
+            node.wait_for("bob", timeout=0.01)
+        assert list(node.messages(timeout=0.01)) == list(node.batches(timeout=0)) == []
+        for wrong, error in (("eve", pt.PeerNotFound), (5, pt.WrongType), (("127.0.0.1", 0), pt.InvalidArgument), (node.address, pt.InvalidArgument)):
+            with pytest.raises(error):
+                node.connect(wrong, timeout=GUARD)
+
+
+def test_a_node_that_is_not_called_is_silent_and_poll_is_enough():
+    """A game turns its own loop: what came meanwhile is there after poll(), and not before."""
+    with Node("game", **loopback()) as game:
+        with beside(lambda: play(game.address)) as running:
+            while not running.done():
+                game.poll("1ms")
+        assert game.receive(timeout=GUARD).data == b"move"
+        turns = game.stats().turns
+        assert game.stats().turns == turns
+        game.poll()
+        assert game.stats().turns == turns + 1
+
+
+def play(address):
+    with Node("player", **loopback()) as player:
+        player.connect(address, timeout=GUARD).send(b"move", timeout=GUARD)
+
+
+def test_threads_that_share_a_node_each_get_their_part():
+    """Several wait, several send: no message twice, none lost, and send_nowait never waits for the lock."""
+    with echo(**loopback()) as address, Node("script", **loopback()) as node:
+        peer = node.connect(address, timeout=GUARD)
+        total, taken, lock = 100, [], threading.Lock()
+
+        def take():
+            for message in node.messages(timeout=GUARD):
+                if message.data == b"stop":
+                    return
+                with lock:
+                    taken.append(message.data)
+
+        def give(first):
+            for number in range(first, total, 2):
+                while True:
+                    try:
+                        peer.send_nowait(numbered(number))
+                        break
+                    except pt.WouldBlock:
+                        node.poll(0.001)
+
+        with ThreadPoolExecutor(4) as pool:
+            running = [pool.submit(take), pool.submit(take), pool.submit(give, 0), pool.submit(give, 1)]
+            for each in running[2:]:
+                each.result(GUARD)
+            for _ in range(2):
+                peer.send(b"stop", timeout=GUARD)
+            for each in running[:2]:
+                each.result(GUARD)
+        assert sorted(taken) == [numbered(number) for number in range(total)]
+
+
+def test_closing_wakes_a_thread_that_waits_and_everything_after_it_is_refused():
+    """A thread blocked in receive() must not outlive its node."""
+    node = Node("script", **loopback()).start()
+    waits = threading.Event()
+
+    def wait():
+        waits.set()
+        with pytest.raises(pt.InvalidState, match="closed"):
+            node.receive(timeout=GUARD)
+
+    with beside(wait):
+        waits.wait()
+        assert node.close() == 0
+    assert node.close() == 0 and node.close_nowait() == 0
+    for use in (node.receive, node.poll, lambda: node.wait_for("x"), lambda: node.connect(("127.0.0.1", 1)), lambda: node.peers, node.start):
+        with pytest.raises(pt.InvalidState):
+            use()
+    assert "closed" in repr(node)
+
+
+def test_events_are_kept_between_calls_within_a_bound(monkeypatch):
+    """A script looks at them now and then."""
+    monkeypatch.setattr("peertalk.sync._EVENTS_MAX", 3)
+    with echo(**loopback()) as address, Node("script", **loopback()) as node:
+        assert list(node.events()) == []
+        peer = node.connect(address, timeout=GUARD)
+        assert [type(event) for event in node.events()] == [pt.PeerFound, pt.PeerConnected]
+        for number in range(10):
+            peer.send(numbered(number), timeout=GUARD)
+            node.receive(timeout=GUARD)
+        seen = list(node.events())
+        assert [type(event) for event in seen[:4]] == [pt.Sent, pt.Sent, pt.Sent, pt.EventsMissed]
+        assert [event.first for event in seen[:3]] == [1, 2, 3]
+        assert seen[3].count == 7 and seen[4:] == []
+        peer.send(b"x", timeout=GUARD)
+        assert next(node.events(timeout=GUARD)) == pt.Sent(peer, 11, 11)
+
+
+def test_a_node_that_was_forgotten_warns():
+    """As at the other door."""
+    node = Node("script", **loopback()).start()
+    with pytest.warns(ResourceWarning, match="'script' was not closed"):
+        del node
+        gc.collect()
+    with pytest.raises(pt.InvalidState, match="not started"):
+        Node("script").receive()
+    with pytest.raises(pt.InvalidArgument, match="not both"):
+        Node("script", config=pt.Config())
+
+
+WAITING = """
+import sys
+from peertalk.sync import Node
+try:
+    with Node("script", bind="127.0.0.1", port=0, discovery=False, core=sys.argv[1]) as node:
+        print("waiting", flush=True)
+        node.receive()
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+def test_ctrl_c_ends_a_call_that_waits_without_end(core, start_python):
+    """The wait is in C with the GIL given up: it must come back for signals."""
+    process = start_python("-c", WAITING, core.name)
+    assert process.stdout.readline() == "waiting\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=GUARD)
+    assert (out, process.returncode) == ("interrupted\n", 0), err
