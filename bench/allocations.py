@@ -29,10 +29,11 @@ from peertalk._core.values import BATCH
 
 SIZES = (0, 64, 1024, 4096, 8192)
 _BURST = 500
+_WARM_UP = 20 * _BURST
 
 
 def over_links(core_name: str, size: int, messages: int) -> tuple[int, int]:
-    """(allocator calls on both sides, Python blocks that stayed) for so many messages after a tenth of warm-up."""
+    """(allocator calls on both sides, Python blocks that stayed) for so many messages after a warm-up."""
     core = load(core_name)
     ends = socket.socketpair()
     loops, links = [], []
@@ -51,7 +52,7 @@ def over_links(core_name: str, size: int, messages: int) -> tuple[int, int]:
                 loops[0].turn(0.0)
                 received += sum(len(b) for kind, _, _, b in loops[1].turn(0.0) if kind == BATCH)
 
-    move(max(_BURST, messages // 10))
+    move(_WARM_UP)
     before, blocks = sum(loop.attempts for loop in loops), sys.getallocatedblocks()
     move(messages)
     after, blocks = sum(loop.attempts for loop in loops), sys.getallocatedblocks() - blocks
@@ -92,7 +93,7 @@ async def over_nodes(core_name: str, size: int, messages: int, batches: bool) ->
             await asyncio.gather(send(count), receive(count))
 
         attempts: Callable[[], int] = lambda: sum(node._transport.loop.attempts for node in (a, b))  # noqa: E731
-        await move(max(_BURST, messages // 10))
+        await move(_WARM_UP)
         before, blocks = attempts(), sys.getallocatedblocks()
         await move(messages)
         return attempts() - before, sys.getallocatedblocks() - blocks

@@ -4,8 +4,8 @@
 
 Only ratios from one interleaved run count: each round runs every party once at every size, the figures are medians over rounds, and the ratio is
 the median of the rounds' own ratios. Each message carries its number, and the receiver holds each one against the one that is due, in the same manner
-for every party: up to 256 bytes in full, longer ones by length and number (comparing every byte of those would measure memory). What is timed lies on the receiver's clock, after a warm-up of a tenth. The receiver is
-pinned to one core and the sender to another, for every party alike.
+for every party: up to 256 bytes in full, longer ones by length and number (comparing every byte of those would measure memory). What is timed lies
+on the receiver's clock, after a warm-up of a tenth. The receiver is pinned to one core and the sender to another, for every party alike.
 
 Parties: batch (send_many and batches()), message (`await peer.send(...)` for each, `async for` over messages()), sync (peertalk.sync, message by
 message; --sync), pyzmq (PUSH/PULL, blocking send and recv for each message, its defaults).

@@ -665,6 +665,6 @@ async def _resolve(address: object) -> Address:
         return str(ipaddress.IPv4Address(host)), port  # no thread for what needs no name server
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, family=socket.AF_INET, type=socket.SOCK_STREAM)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: no host can have that name
         raise errors.NetworkFailure(f"host {host!r} is not known: {error}") from error
     return str(found[0][4][0]), port

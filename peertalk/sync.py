@@ -346,7 +346,7 @@ class Node:
         host, port = check_address(who)
         try:
             address = (str(socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]), port)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: no host can have that name
             raise errors.NetworkFailure(f"host {host!r} is not known: {error}") from error
         outcome: list[tuple[Remote | None, errors.PeerTalkError | None]] = []
         with self._turning() as turn_until:

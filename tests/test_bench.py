@@ -25,7 +25,7 @@ def test_there_is_a_row_for_each_stage_and_size():
     rows = [row.as_json() for row in bench.measure(ONCE)]
     assert [(row["stage"], row["bytes"]) for row in rows] == [(stage, size) for stage in bench.STAGES for size in (16, 64, 1024, 4096)]
     for row in rows:
-        assert row["c_ns"] > 0 and row["ratio"] == pytest.approx(row["reference_ns"] / row["c_ns"], rel=0.02)
+        assert row["c_ns"] > 0 and row["ratio"] == pytest.approx(row["reference_ns"] / row["c_ns"], rel=0.02, abs=0.006)
 
 
 @pytest.mark.parametrize("stage", bench.STAGES)

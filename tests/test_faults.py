@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 import os
 import signal
 import socket
@@ -69,7 +70,7 @@ def check_account(node, peer, events, others=0):
     """Each accepted message has ended in one Sent or Failed, without gap or overlap. others: messages that the node sent to somebody else."""
     ranges = sorted((event.first, event.last) for event in events if isinstance(event, pt.Sent | pt.Failed))
     assert ranges[0][0] == 1 and ranges[-1][1] == peer.accepted
-    assert all(after[0] == before[1] + 1 for before, after in zip(ranges, ranges[1:], strict=False)), ranges
+    assert all(after[0] == before[1] + 1 for before, after in itertools.pairwise(ranges)), ranges
     stats = node.stats()
     assert stats.messages_accepted == stats.messages_sent + stats.messages_failed
     assert stats.messages_accepted - others == peer.accepted == peer.reported
@@ -401,7 +402,7 @@ NO_NETWORK = """
 import asyncio, peertalk as pt
 async def main():
     try:
-        await pt.Node("lonely").start()
+        await pt.Node("lonely", bind="", interfaces=()).start()
     except pt.NoNetwork as error:
         print(error, flush=True)
 asyncio.run(main())

@@ -102,7 +102,7 @@ async def test_a_bad_frame_ends_its_link_is_counted_and_reported(core, kind):
         writer.write(GOOD + bad)
         raised = await fault(events)
         assert (raised.address, type(raised.error)) == (own, error) and isinstance(raised.error, pt.RemoteError)
-        assert raised.peer is not None and "127.0.0.1" in str(raised.error) or raised.peer.name in str(raised.error)
+        assert raised.peer is not None and "127.0.0.1" in str(raised.error)
         assert (await ada.receive(timeout=GUARD)).data == b"good"
         async with asyncio.timeout(GUARD):
             with contextlib.suppress(ConnectionError):
@@ -203,7 +203,8 @@ async def test_forged_announcements_fill_a_bounded_table_and_cause_few_dials(fre
             for number in range(count):
                 kind = dice.choice((1, 1, 1, 2, 3))
                 instance = dice.randbytes(8) if number % 2 else None
-                packet = encode_announcement(core, Announcement(kind, f"x{number}", victim_port if number % 5 else dice.randrange(1, 65536), instance=instance))
+                at = victim_port if number % 5 else dice.randrange(1, 65536)
+                packet = encode_announcement(core, Announcement(kind, f"x{number}", at, instance=instance))
                 if dice.random() < 0.1:
                     packet = dice.randbytes(dice.randrange(100))
                 forger.sendto(packet, ("127.0.0.1", port))
@@ -235,4 +236,4 @@ async def test_a_flood_of_control_frames_costs_no_memory(core):
                 with contextlib.suppress(BlockingIOError):
                     left = left[asking.send(left) :]
                 await asyncio.sleep(0)
-            assert target.stats().pool_peak_bytes <= pool + 6 * core.limits.slot_size + 100_000
+            assert target.stats().pool_peak_bytes <= pool + (core.limits.pipeline_depth + 2) * core.limits.slot_size + 100_000

@@ -217,8 +217,8 @@ async def test_a_connection_that_cannot_be_had_says_why(free_port):
             await ada.connect(7354)
         with pytest.raises(pt.InvalidArgument, match="70000"):
             await ada.connect(("127.0.0.1", 70000))
-        with pytest.raises(pt.NetworkFailure, match="no.such.host.invalid"):
-            await ada.connect(("no.such.host.invalid", 1), timeout=GUARD)
+        with pytest.raises(pt.NetworkFailure, match=r"host 'xxx.*is not known"):
+            await ada.connect(("x" * 70, 1), timeout=GUARD)  # too long for any name server to be asked
         with socket.create_server(("127.0.0.1", 0), backlog=1) as deaf, contextlib.ExitStack() as fillers:
             for _ in range(4):  # a full backlog: the next connection is never completed
                 filler = fillers.enter_context(socket.socket())
@@ -335,7 +335,8 @@ async def test_empty_and_largest_messages_of_every_kind_arrive_as_they_were(core
     async with pair(core=core.name) as (_, bob, peer):
         limit = core.limits.frame_max_payload
         assert peer.max_message == limit
-        sent = [b"", bytearray(b"abc"), memoryview(b"abcdef")[1:4], "caf\u00e9", bytes(range(256)) * (limit // 256), memoryview(b"12345678").cast("I"), b""]
+        largest = bytes(range(256)) * (limit // 256)
+        sent = [b"", bytearray(b"abc"), memoryview(b"abcdef")[1:4], "caf\u00e9", largest, memoryview(b"12345678").cast("I"), b""]
         for data in sent:
             await peer.send(data)
         await peer.send(b"urgent", no_delay=True)
@@ -421,7 +422,7 @@ async def test_send_nowait_refuses_when_there_is_no_room_and_nothing_is_lost(cor
 async def test_a_slow_reader_slows_the_sender_and_memory_stays_flat(core):
     """Nothing is dropped and nothing grows: the chain of bounds reaches from the inbox to the sender."""
     inbox_limit, outbox_limit = 64 * 1024, 32 * 1024
-    async with pair(core=core.name, send_queue_size=64, send_queue_bytes=outbox_limit, receive_queue_bytes=inbox_limit) as (ada, bob, peer):
+    async with pair(core=core.name, send_queue_size=64, send_queue_bytes=outbox_limit, receive_queue_bytes=inbox_limit) as (_, bob, peer):
         size = 1000
         count = 12_000
         data = bytes(size - 4)
@@ -731,7 +732,7 @@ async def test_statistics_of_both_sides_add_up(core):
         assert 0 < here.write_calls <= 1001 and here.messages_per_write == 1000 / here.write_calls
         assert here.links_open == there.links_open == here.links_opened == 1 and here.peers == there.peers == 1
         assert here.bad_frames == there.bad_frames == here.crc_errors == here.links_refused == here.frames_ignored == 0
-        assert there.inbox_bytes >= 0 and here.turns > 0 and 1 <= here.slots_high_water <= 4
+        assert there.inbox_bytes >= 0 and here.turns > 0 and 1 <= here.slots_high_water <= ada.config.pipeline_depth
         stats = bob.peers["ada"].stats()
         assert (stats.messages_received, stats.bytes_received) == (1000, sum(sizes))
         assert peer.stats().messages_accepted == 1000 and peer.queue.pending == 0

@@ -12,6 +12,9 @@
  *   bind_loop(context_addr, events_addr, capacity, owner) -> turn
  *       turn() -> list of events        pt_loop_turn() without waiting; tuples (kind, tag, a, b) as the loop documents them
  *
+ *   crc16(data, start), encode_frame(type, payload, flags, sequence), decode_frame(data), put_frame(pipeline_addr, type, payload, flags)
+ *                                       the pure functions for bytes and numbers in range; None for everything else and for every fault
+ *
  * Wrong types raise TypeError; send_many that has accepted some returns PT_ERR_INVALID_PARAM as code instead, so that the count is not lost. Lack of memory
  * for a payload ends its link with PT_ERR_NO_MEMORY; for the list or what is in it MemoryError is raised, and the next turn() returns what could not be told.
  * After the link was closed send and send_many say PT_ERR_NOT_CONNECTED. The owner must not lead back to the bound functions: no cycle is found here.

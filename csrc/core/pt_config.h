@@ -39,6 +39,7 @@
 #define PT_FRAME_MAX_PAYLOAD 1024 /* largest payload that is sent or received */
 #define PT_PIPELINE_LAZY 1
 #define PT_POSIX_SLOT_SIZE 4096
+#define PT_POSIX_PIPELINE_DEPTH 2
 #define PT_RECEIVE_BUFFER_SIZE 8192
 #else
 #define PT_IS_LOWMEM 0
@@ -49,12 +50,14 @@
 #define PT_FRAME_MAX_PAYLOAD 8192
 #define PT_PIPELINE_LAZY 0
 #define PT_POSIX_SLOT_SIZE 65520
+#define PT_POSIX_PIPELINE_DEPTH 8 /* gathered into one write of half a megabyte: see docs/performance.md */
 #define PT_RECEIVE_BUFFER_SIZE 524288
 #endif
 
 #define PT_PIPELINE_MAX_DEPTH 64 /* slots of one link; bounds the gathered write too */
 #define PT_SLOT_PACKING 1        /* several small frames share a slot */
 #define PT_IO_BUDGET 16          /* ready links served in one turn */
+#define PT_REST_MS 50            /* a link that sent nothing for so long gives its slot buffers back */
 #define PT_TURN_MAX_MESSAGES 256 /* a sender yields to its loop after so many messages ... */
 #define PT_TURN_MAX_BYTES 65536  /* ... or so many payload bytes, whichever comes first */
 #define PT_PARTIAL_FRAME_MS 5000 /* a frame that has begun must be whole within this time */

@@ -161,6 +161,7 @@ static void end_link(pt_context *context, pt_link *link, int code, int32_t syste
     }
     context->ops->forget(context, &link->source);
     pt_wheel_cancel(&context->wheel, &link->frame_timer);
+    pt_wheel_cancel(&context->wheel, &link->rest_timer);
     pt_ingest_cleanup(&link->ingest);
     add_dirty(context, link);
 }
@@ -209,6 +210,15 @@ static void fail_writing(pt_context *context, pt_link *link, int code)
     update_interest(context, link);
 }
 
+/* While slots keep their buffers, look in a while whether the link has become idle. */
+static void watch_rest(pt_context *context, pt_link *link)
+{
+    if (pt_timer_is_armed(&link->rest_timer) || !pt_pipeline_keeps(&link->pipeline))
+        return;
+    link->rest_frames = link->pipeline.frames;
+    arm(context, &link->rest_timer, PT_REST_MS);
+}
+
 /* Free the slots that are done, and remember what to report. */
 static void harvest(pt_context *context, pt_link *link)
 {
@@ -223,6 +233,7 @@ static void harvest(pt_context *context, pt_link *link)
             link->failed_code = result;
         }
         add_dirty(context, link);
+        watch_rest(context, link);
     }
 }
 
@@ -315,6 +326,8 @@ int pt_link_open(pt_context *context, pt_link *link, intptr_t handle, uint32_t t
     link->max_message = slot_payload < PT_FRAME_MAX_PAYLOAD ? slot_payload : PT_FRAME_MAX_PAYLOAD;
     link->frame_timer.kind = PT_TIMER_FRAME;
     link->frame_timer.tag = tag;
+    link->rest_timer.kind = PT_TIMER_REST;
+    link->pipeline.keep = 1;
     pt_ingest_init(&link->ingest, pt_message_format(), context->pool, max_payload, tag);
     link->state = PT_LINK_OPEN;
     context->link_count++;
@@ -604,6 +617,14 @@ static int expire_timers(pt_context *context, pt_event *events, int capacity)
         if (timer->kind == PT_TIMER_FRAME) {
             pt_link *link = (pt_link *)(void *)((uint8_t *)timer - offsetof(pt_link, frame_timer));
             end_link(context, link, PT_ERR_TIMEOUT, 0);
+            continue;
+        }
+        if (timer->kind == PT_TIMER_REST) {
+            pt_link *link = (pt_link *)(void *)((uint8_t *)timer - offsetof(pt_link, rest_timer));
+            if (link->pipeline.frames != link->rest_frames || link->pipeline.pending_count != 0)
+                watch_rest(context, link);
+            else
+                pt_pipeline_rest(&link->pipeline);
             continue;
         }
         pt_event *event = &events[count++];

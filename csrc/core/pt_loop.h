@@ -10,7 +10,11 @@
 #include "pt_platform.h"
 
 /* What a timer's kind means here. */
-enum pt_timer_kind { PT_TIMER_CALLER = 0, PT_TIMER_FRAME = 1 /* a link's partial frame */ };
+enum pt_timer_kind {
+    PT_TIMER_CALLER = 0,
+    PT_TIMER_FRAME = 1, /* a link's partial frame */
+    PT_TIMER_REST = 2   /* a link's slot buffers, to be given back when it has become idle */
+};
 
 enum pt_event_kind {
     PT_EVENT_BATCH = 1,  /* made by the border's sink only: payloads of DATA frames of one link, in order */

@@ -41,13 +41,32 @@ static uint8_t after(const pt_send_pipeline *pipeline, uint8_t index)
     return (uint8_t)(index + 1 == pipeline->depth ? 0 : index + 1);
 }
 
-/* Give a slot's buffer back to the pool. One that was kept over many uses may hold more than its last. */
+/* Give a slot's buffer back to the pool, which wipes what was used of it. */
 static void drop_buffer(pt_send_pipeline *pipeline, pt_send_slot *slot)
 {
+    if (slot->message_len > slot->used_len)
+        slot->used_len = slot->message_len;
     if (slot->buffer != NULL)
-        pt_pool_release(pipeline->pool, slot->buffer, pipeline->lazy ? slot->message_len : slot->buffer_size);
+        pt_pool_release(pipeline->pool, slot->buffer, slot->used_len);
     slot->buffer = NULL;
     slot->buffer_size = 0;
+    slot->used_len = 0;
+}
+
+/* Keep a slot's buffer for the next write: with the slot that will be used next, so that one write at a time needs one buffer. */
+static void hand_on_buffer(pt_send_pipeline *pipeline, pt_send_slot *slot)
+{
+    pt_send_slot *next = &pipeline->slots[pipeline->next_slot];
+    if (next == slot || next->state != PT_SLOT_FREE || next->buffer != NULL)
+        return;
+    next->buffer = slot->buffer;
+    next->buffer_size = slot->buffer_size;
+    next->used_len = slot->used_len > slot->message_len ? slot->used_len : slot->message_len;
+    next->message_len = 0;
+    slot->buffer = NULL;
+    slot->buffer_size = 0;
+    slot->used_len = 0;
+    slot->message_len = 0;
 }
 
 /* Make sure that a slot has a buffer. */
@@ -60,6 +79,7 @@ static int lend_buffer(pt_send_pipeline *pipeline, pt_send_slot *slot)
         return PT_ERR_NO_MEMORY;
     slot->buffer_size = pipeline->slot_size;
     slot->message_len = 0;
+    slot->used_len = 0;
     return PT_OK;
 }
 
@@ -130,6 +150,8 @@ int pt_pipeline_reserve(pt_send_pipeline *pipeline, uint8_t *slot_index)
     }
 
     slot->state = PT_SLOT_FILLING;
+    if (slot->message_len > slot->used_len)
+        slot->used_len = slot->message_len;
     slot->message_count = 0;
     slot->message_len = 0;
     slot->sent_len = 0;
@@ -246,12 +268,33 @@ int pt_pipeline_report(pt_send_pipeline *pipeline, uint32_t *message_count, int 
     *message_count = slot->message_count;
     *result = slot->result;
     pipeline->reported += slot->message_count;
-    if (pipeline->lazy)
-        drop_buffer(pipeline, slot);
     slot->state = PT_SLOT_FREE;
+    if (pipeline->keep && slot->message_len > pipeline->slot_size / 2)
+        hand_on_buffer(pipeline, slot);
+    else if (pipeline->lazy)
+        drop_buffer(pipeline, slot);
     pipeline->pending_count--;
     pipeline->head = after(pipeline, pipeline->head);
     return 1;
+}
+
+void pt_pipeline_rest(pt_send_pipeline *pipeline)
+{
+    if (!pipeline->lazy)
+        return;
+    for (uint8_t index = 0; index < pipeline->depth; index++) {
+        if (pipeline->slots[index].state == PT_SLOT_FREE)
+            drop_buffer(pipeline, &pipeline->slots[index]);
+    }
+}
+
+int pt_pipeline_keeps(const pt_send_pipeline *pipeline)
+{
+    for (uint8_t index = 0; pipeline->lazy && index < pipeline->depth; index++) {
+        if (pipeline->slots[index].state == PT_SLOT_FREE && pipeline->slots[index].buffer != NULL)
+            return 1;
+    }
+    return 0;
 }
 
 uint8_t pt_pipeline_available(const pt_send_pipeline *pipeline)

@@ -32,6 +32,7 @@ typedef struct pt_send_slot {
     uint32_t message_count; /* DATA frames carried */
     uint16_t buffer_size;   /* bytes, 0 while nothing is borrowed */
     uint16_t message_len;   /* bytes of frames in the buffer */
+    uint16_t used_len;      /* highest byte of the buffer that was ever written, for wiping it */
     uint16_t sent_len;      /* of these, bytes that the platform has taken; the platform's to keep */
     int16_t result;         /* completion code: PT_OK or PT_ERR_* */
     uint8_t state;          /* enum pt_slot_state */
@@ -54,6 +55,7 @@ typedef struct pt_send_pipeline {
     uint8_t high_water;  /* largest pending_count seen */
     uint8_t send_seq;    /* sequence of the next DATA frame, wraps at 256 */
     uint8_t lazy;        /* 1: buffers are borrowed at first use and go back when reported */
+    uint8_t keep;        /* the caller's; 1: lazy buffers that left more than half full stay until pt_pipeline_rest() */
     uint8_t packing;     /* 1: small frames share a slot */
     uint8_t filling_count; /* FILLING slots; they are the newest, so the oldest of them is next_slot - filling_count, round-robin */
     uint8_t ripe;        /* 1: what pt_pipeline_is_ripe() says */
@@ -98,6 +100,13 @@ void pt_pipeline_complete(pt_send_pipeline *pipeline, uint8_t slot_index, int re
 
 /* Free the oldest slot if it is COMPLETED. Returns 1 and sets *message_count and *result; 0 when the oldest slot is not done. Call until 0. */
 int pt_pipeline_report(pt_send_pipeline *pipeline, uint32_t *message_count, int *result);
+
+/* Give back the buffers of all FREE slots (lazy only). A link in bulk transfer keeps them from one use to the next, which saves wiping them each time; an
+ * idle one should hold none. */
+void pt_pipeline_rest(pt_send_pipeline *pipeline);
+
+/* 1 when a FREE slot still holds a buffer, so that pt_pipeline_rest() has work (lazy only). */
+int pt_pipeline_keeps(const pt_send_pipeline *pipeline);
 
 /* Free slots now: depth - pending_count. */
 uint8_t pt_pipeline_available(const pt_send_pipeline *pipeline);

@@ -57,6 +57,8 @@ struct pt_link {
     pt_source source;
     pt_link *next_dirty;      /* links with frames to push or results to report */
     pt_timer frame_timer;     /* armed while a frame is cut and the link is not paused */
+    pt_timer rest_timer;      /* armed while slots keep buffers */
+    uint64_t rest_frames;     /* pipeline.frames when rest_timer was armed */
     pt_send_pipeline pipeline;
     pt_ingest ingest;
     uint64_t received_bytes;

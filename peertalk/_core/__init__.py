@@ -22,7 +22,7 @@ CORES = ("standard", "lowmem", "reference")
 class Limits(NamedTuple):
     """Compile-time limits, in bytes but for pipeline_depth (slots) and max_peers.
 
-    message_max_payload, slot_buffer_size and max_peers describe the classic worlds; sockets use slot_size and frame_max_payload.
+    message_max_payload, slot_buffer_size and max_peers describe the classic worlds; sockets use slot_size, pipeline_depth and frame_max_payload.
     """
 
     frame_max_payload: int

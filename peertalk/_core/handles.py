@@ -17,7 +17,7 @@ import threading
 import types
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from peertalk import errors
 from peertalk._core.values import (
@@ -63,6 +63,10 @@ _EVENT = struct.Struct("=QIIiiIIBBB5x")
 """pt_event: offset, kind, tag, code, system_error, count, len, type, flags, sequence."""
 
 
+def _no_answer(*_: object) -> None:
+    """In place of a native function that is not there."""
+
+
 class Binding:
     """One compiled core: its functions as Python wants them, and what the handles need of it.
 
@@ -81,11 +85,16 @@ class Binding:
         self.crc_name: str = ffi.string(lib.pt_crc16_name()).decode()
         self.assertions = bool(lib.PT_ASSERTIONS)
         self.limits = (
-            lib.PT_FRAME_MAX_PAYLOAD, lib.PT_POSIX_SLOT_SIZE, lib.PT_SEND_PIPELINE_DEPTH, lib.PT_RECEIVE_BUFFER_SIZE, lib.PT_MAX_PEERS,
+            lib.PT_FRAME_MAX_PAYLOAD, lib.PT_POSIX_SLOT_SIZE, lib.PT_POSIX_PIPELINE_DEPTH, lib.PT_RECEIVE_BUFFER_SIZE, lib.PT_MAX_PEERS,
             lib.PT_MESSAGE_MAX_PAYLOAD, lib.PT_SLOT_BUFFER_SIZE,
         )  # fmt: skip
         self.border = types.ModuleType(f"peertalk._core.{name}_border")
         self.native = lib.pt_border_attach(ffi.cast("void *", id(self.border))) == 0
+        quick = self.border if self.native and os.environ.get("PEERTALK_NATIVE") != "0" else None
+        self._crc16 = getattr(quick, "crc16", _no_answer)
+        self._encode_frame = getattr(quick, "encode_frame", _no_answer)
+        self._decode_frame = getattr(quick, "decode_frame", _no_answer)
+        self.put_frame = getattr(quick, "put_frame", _no_answer)
         self.BufferPool = partial(BufferPool, self)
         self.Ingest = partial(Ingest, self)
         self.SendPipeline = partial(SendPipeline, self)
@@ -141,6 +150,9 @@ class Binding:
 
     def crc16(self, data: Data, start: int = 0) -> int:
         """CRC-16 of data, continued from start (the CRC of the bytes before; 0 for a new one)."""
+        crc = self._crc16(data, start)
+        if crc is not None:
+            return cast(int, crc)
         view = self.flat(data)
         return int(self.lib.pt_crc16(self.limited("CRC start value", start, 0xFFFF), view, len(view)))
 
@@ -181,6 +193,9 @@ class Binding:
 
     def encode_frame(self, type: int, payload: Data, flags: int = 0, sequence: int = 0) -> bytes:
         """A whole frame: header, payload, CRC over both. InvalidArgument as encode_header; MessageTooLarge: payload over the limit."""
+        whole = self._encode_frame(type, payload, flags, sequence)
+        if whole is not None:
+            return cast(bytes, whole)
         view = self.flat(payload)
         frame = self._frame(type, flags, sequence, view, len(view))
         limit = self.lib.PT_FRAME_MAX_PAYLOAD
@@ -190,6 +205,9 @@ class Binding:
 
     def decode_frame(self, data: Data) -> Frame:
         """Read a whole frame; bytes behind it are left alone. As decode_header; then -16, Truncated, BadCrc, the first that applies."""
+        parts = self._decode_frame(data)
+        if parts is not None:
+            return Frame._make(parts)
         view = self.flat(data)
         frame, _ = self._decoded("frame", self.lib.pt_frame_decode, "pt_frame *", view)
         return Frame(frame.type, frame.flags, frame.sequence, bytes(self.ffi.buffer(frame.payload, frame.payload_len)))
@@ -494,6 +512,9 @@ class SendPipeline:
             raise errors.InvalidArgument(f"slot_size of {slot_size:,} bytes: the pool's largest class has {self._pool.largest:,}")
         self._slots = ffi.new("pt_send_slot[]", depth)
         self._pipeline = ffi.new("pt_send_pipeline *")
+        self._address = int(ffi.cast("uintptr_t", self._pipeline))
+        self._count = ffi.new("uint32_t *")
+        self._result = ffi.new("int *")
         code = lib.pt_pipeline_init(self._pipeline, self._slots, depth, slot_size, self._pool._pool, lazy, packing)
         if code != 0:
             raise binding.fault(code, f"a pipeline of {depth} slots of {slot_size:,} bytes")
@@ -501,6 +522,9 @@ class SendPipeline:
     def send(self, type: int, payload: Data, flags: int = 0) -> int:
         """Put one frame on its way. Returns 0, or with nothing changed -19 (every slot is taken), -2 (no buffer), -16 (the frame does not
         fit a slot), -1 (type is not 1 to 7, flags no byte), -3 (closed)."""
+        code = self._binding.put_frame(self._address, type, payload, flags)
+        if code is not None:
+            return cast(int, code)
         view = self._binding.flat(payload)
         if not 0 <= type <= 0xFF or not 0 <= flags <= 0xFF:
             type = flags = 0
@@ -531,11 +555,9 @@ class SendPipeline:
 
     def report(self) -> tuple[int, int] | None:
         """Free the oldest slot if it is completed. Returns (messages it carried, its result), or None while it is not done."""
-        count = self._ffi.new("uint32_t *")
-        result = self._ffi.new("int *")
-        if not self._lib.pt_pipeline_report(self._pipeline, count, result):
+        if not self._lib.pt_pipeline_report(self._pipeline, self._count, self._result):
             return None
-        return count[0], result[0]
+        return self._count[0], self._result[0]
 
     def is_ripe(self) -> bool:
         """Whether the newest filling slot should leave now: it is full, carries a no-delay frame, or packing is off."""
@@ -583,7 +605,7 @@ class SendPipeline:
 
 def _slot_shape(lib: Any, depth: int | None, slot_size: int | None) -> tuple[int, int]:
     """Depth and slot size with their defaults, held against their bounds."""
-    depth = lib.PT_SEND_PIPELINE_DEPTH if depth is None else depth
+    depth = lib.PT_POSIX_PIPELINE_DEPTH if depth is None else depth
     slot_size = lib.PT_POSIX_SLOT_SIZE if slot_size is None else slot_size
     if not 1 <= depth <= lib.PT_PIPELINE_MAX_DEPTH:
         raise errors.InvalidArgument(f"depth of {depth} slots: a link has 1 to {lib.PT_PIPELINE_MAX_DEPTH}")

@@ -21,8 +21,8 @@ Payload = bytes | bytearray | memoryview | str
 
 FRAME_OVERHEAD = 12
 """Bytes of header and CRC around a payload."""
-_MANY_MESSAGES = 1024
-_MANY_BYTES = 256 * 1024
+_MANY_MESSAGES = 4096
+"""Messages that cross the border in one call at most, so that other tasks and links come to their turn."""
 
 Reached = Callable[["Remote | None", errors.PeerTalkError | None], None]
 """Told once how an attempt to connect ended: with the peer, or with an error."""
@@ -147,11 +147,12 @@ class Remote(Peer):
         return transport.enqueue(self, bytes(payload))
 
     def accept_many(self, messages: list[bytes], start: int) -> int:
-        """As many as there is room for now, at most about one round of slots, so that the loop turns in between. 0: wait for room."""
+        """As many as there is room for now, at most what all slots hold, which is one write. 0: wait for room."""
         transport, connection = self.transport, self.connection
         if connection is None or self.outbox or not self.connected:
             return int(self.accept(messages[start], False))
-        stop = start + max(1, min(_MANY_MESSAGES, _MANY_BYTES // (len(messages[start]) + FRAME_OVERHEAD)))
+        slots_hold = transport.pipeline_depth * (transport.core.limits.slot_size // (len(messages[start]) + FRAME_OVERHEAD))
+        stop = start + max(1, min(_MANY_MESSAGES, slots_hold))
         part = messages if start == 0 and len(messages) <= stop else messages[start:stop]
         taken, code = connection.link.send_many(part)
         self.accepted += taken

@@ -283,7 +283,7 @@ class Switchboard:
         self.transport.cancel(connection.timer)
         self.transport.world.tune(connection.socket, self.transport.config.link_timeout)
         try:
-            connection.link = self.transport.loop.open_link(connection.socket.fileno(), connection.tag, depth=self.transport.config.pipeline_depth)
+            connection.link = self.transport.loop.open_link(connection.socket.fileno(), connection.tag, depth=self.transport.pipeline_depth)
         except errors.PeerTalkError as error:
             self._end(connection, error)
             return

@@ -89,6 +89,8 @@ class Transport:
         self.unsent = 0
         self.inbox = Inbox(config.receive_queue_bytes, self.resume)
         self.max_message: int = core.limits.frame_max_payload
+        depth_is_default = config.explain()["pipeline_depth"][1] == "default"
+        self.pipeline_depth: int = core.limits.pipeline_depth if depth_is_default else config.pipeline_depth
         self.finder: Finder | None = None
         self._starved: set[Remote] = set()
         self.totals = LinkTotals()

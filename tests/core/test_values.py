@@ -19,7 +19,7 @@ SAME = {
     "NEEDS_TURN": "PT_SEND_NEEDS_TURN", "YIELD": "PT_SEND_YIELD",
 }  # fmt: skip
 LIMITS = {
-    "frame_max_payload": "PT_FRAME_MAX_PAYLOAD", "slot_size": "PT_POSIX_SLOT_SIZE", "pipeline_depth": "PT_SEND_PIPELINE_DEPTH",
+    "frame_max_payload": "PT_FRAME_MAX_PAYLOAD", "slot_size": "PT_POSIX_SLOT_SIZE", "pipeline_depth": "PT_POSIX_PIPELINE_DEPTH",
     "receive_buffer_size": "PT_RECEIVE_BUFFER_SIZE", "max_peers": "PT_MAX_PEERS", "message_max_payload": "PT_MESSAGE_MAX_PAYLOAD",
     "slot_buffer_size": "PT_SLOT_BUFFER_SIZE",
 }  # fmt: skip

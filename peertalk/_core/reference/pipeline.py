@@ -26,7 +26,7 @@ ABANDONED = 4
 
 MAX_DEPTH = 64
 """Slots of one link; bounds the gathered write too."""
-DEPTH = 4
+DEPTH = 8
 """Slots of a link when nothing else is said."""
 SLOT_SIZE = 65_520
 """Bytes of a slot when nothing else is said; below 65,536 because the C core keeps slot lengths in 16 bits."""
