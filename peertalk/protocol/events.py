@@ -1,7 +1,7 @@
 """What a node reports, as frozen values to `match` on.
 
 Messages to a peer are numbered from 1 in the order in which send() accepted them, across reconnects. Each accepted message ends in exactly
-one Sent or Failed, and those ranges follow each other without a gap.
+one Sent or Failed. Those of one connection come in order and without a gap; while a connection is being replaced those of the old one may come late.
 """
 
 from __future__ import annotations

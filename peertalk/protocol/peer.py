@@ -109,11 +109,10 @@ class Peer:
         address: (IPv4 address, TCP port) to dial, or where it called from.
         flags: of its announcement.
         own_max_message: the longest message that our side takes and sends, in bytes.
-        now: seconds, when it was heard.
     """
 
     __slots__ = (
-        "accepted", "address", "capabilities", "flags", "instance", "key", "last_seen", "name", "outbox", "own_max_message", "reported", "state",
+        "accepted", "address", "capabilities", "flags", "instance", "key", "name", "outbox", "own_max_message", "reported", "state",
     )  # fmt: skip
 
     def __init__(
@@ -125,7 +124,6 @@ class Peer:
         address: tuple[str, int] = ("", 0),
         flags: int = 0,
         own_max_message: int = DEFAULT_MAX_MESSAGE,
-        now: float = 0.0,
     ) -> None:
         self.key: Key = key
         self.instance = instance
@@ -136,13 +134,11 @@ class Peer:
         self.capabilities: Capabilities | None = None
         self.outbox: Outbox | None = None
         """Messages that wait; None until the first one does."""
-        self.last_seen = now
-        """Seconds on the node's clock, when anything was last heard of it."""
         self.own_max_message = own_max_message
         self.accepted = 0
         """Number of the last message that was accepted, 0: none. Also how many were."""
         self.reported = 0
-        """Number of the last message whose end (Sent or Failed) was reported."""
+        """Messages whose end (Sent or Failed) was reported."""
 
     @property
     def id(self) -> str:

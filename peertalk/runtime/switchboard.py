@@ -141,7 +141,7 @@ class Switchboard:
             self._deliver(connection, len(payload), [payload])
         elif kind == values.DATA:
             self.transport.totals.ignored += 1
-            log.warning("a fragment from %s:%d was ignored: this version takes whole messages only", *connection.address)
+            log.info("a fragment from %s:%d was ignored: this version takes whole messages only", *connection.address)
         elif kind not in (values.PONG, values.ACK, values.REJECT):
             self.transport.totals.ignored += 1
 
@@ -550,7 +550,7 @@ class Switchboard:
             first, last = connection.base + connection.reported + 1, connection.base + connection.handed
             self.transport.fail(peer, first, last, events.Outcome.UNKNOWN, error or self.transport.closed_error(peer))
         if fault:
-            log.warning("%s", error)
+            log.info("%s", error)  # an event and a counter tell of it; a line for each would let strangers fill the log
             self.transport.emit(events.LinkFault, connection.address, peer, error)
         if attached:
             assert isinstance(peer, Remote)

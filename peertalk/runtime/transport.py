@@ -455,7 +455,7 @@ class Transport:
 
     def make_peer(self, key: Any, instance: bytes | None, name: str, address: Address) -> Remote:
         """A peer that was not known; see know()."""
-        peer = self._peer_class(key=key, instance=instance, name=name, address=address, own_max_message=self.max_message, now=self.world.clock())
+        peer = self._peer_class(key=key, instance=instance, name=name, address=address, own_max_message=self.max_message)
         peer.attach(self)
         return self.know(peer)
 
