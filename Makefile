@@ -17,7 +17,7 @@ C_WARNINGS := -std=c11 -Wall -Wextra -Wconversion -Wshadow -Wpedantic -Werror
 C_INCLUDES := -Icsrc/core -Icsrc/platform -Icsrc/border
 SANITIZERS := address thread
 
-.PHONY: help demo test bench soak lint lint-python lint-c sanitize sanitize-address sanitize-thread fuzz release debug clean
+.PHONY: help demo test bench soak vintage lint lint-python lint-c sanitize sanitize-address sanitize-thread fuzz release debug clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -35,6 +35,10 @@ bench: release .venv/bench ## C against the reference core, then against other l
 
 soak: debug ## the long form of the tests that have one: millions of messages, minutes
 	PEERTALK_SOAK=1 $(PY) -m pytest tests -m soak -o faulthandler_timeout=15000 $(TEST_ARGS)
+
+# The parts are named in tests/vintage/run.py; what it measures and the output of the far Python stay in build/vintage.
+vintage: .venv/made ## the core on other machines: big-endian ones, a true 68000, Windows, musl, macOS; VINTAGE="m68k 68000" narrows it
+	$(PY) tests/vintage/run.py $(VINTAGE)
 
 lint: lint-python lint-c ## ruff, mypy --strict, and the C with gcc, clang, clang-tidy and cppcheck, warnings as errors
 

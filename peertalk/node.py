@@ -1,8 +1,7 @@
 """The front door for asyncio: Node and Peer.
 
 Everything here runs on the loop that the node was started on. Below this module there is no coroutine: the engine (runtime/transport) reports by
-callbacks, and this
-module makes futures of them.
+callbacks, and this module makes futures of them.
 """
 
 from __future__ import annotations
@@ -43,8 +42,7 @@ class Peer(Remote):
     """Someone out there. Made by its Node; hashable, and the same object as long as the node knows it.
 
     name, id, address, flags, state, connected, capabilities, max_message (bytes) and classic tell about it; accepted is the number of the last
-    message
-    that was accepted for it. Coroutines run on the node's loop only; send_nowait may be called from any thread.
+    message that was accepted for it. Coroutines run on the node's loop only; send_nowait may be called from any thread.
     """
 
     __slots__ = ("_waiters",)

@@ -1,12 +1,10 @@
 """The same front door without await: a Node that works while one of its methods runs, on the caller's own thread.
 
-There is no hidden thread and no hidden event loop. A node that is not called is silent: it hears, answers and sends nothing until the next call;
-a program with
-a loop of its own (a game) calls poll() in it. What send() accepted has been offered to the system when it returns.
+There is no hidden thread and no hidden event loop. A node that is not called is silent: it hears, answers and sends nothing until the next call; a
+program with a loop of its own (a game) calls poll() in it. What send() accepted has been offered to the system when it returns.
 
 A node belongs to the thread that holds its lock, which is each method's for as long as it runs. Other threads may call any method: send_nowait
-never waits for
-the lock, the others get it when the present turn ends.
+never waits for the lock, the others get it when the present turn ends.
 """
 
 from __future__ import annotations
@@ -75,8 +73,7 @@ class Peer(Remote):
 
     def send_nowait(self, data: Payload, *, no_delay: bool = False) -> int:
         """Accept one message at once or not at all. Never waits for another thread: while one is in a method of this node the message is left to
-        it, and 0
-        is returned in place of the number.
+        it, and 0 is returned in place of the number.
 
         Raises:
             WouldBlock, MessageTooLarge, WrongType: nothing has changed.
@@ -86,6 +83,7 @@ class Peer(Remote):
         if not self._node._lock.acquire(blocking=False):
             self.accept_from_afar(bytes(payload))
             return 0
+        self.transport.move_here()
         try:
             if not self.accept(payload, no_delay):
                 raise self.no_room()
@@ -263,7 +261,7 @@ class Node:
             self._others -= 1
         try:
             if self._transport is not None:
-                self._transport.thread = threading.get_ident()
+                self._transport.move_here()
             yield
         finally:
             self._lock.release()
@@ -287,7 +285,7 @@ class Node:
                 self._lock.release()
                 time.sleep(_HANDOVER)
                 self._lock.acquire()
-                engine.thread = threading.get_ident()
+                engine.move_here()
             engine.check_open()
 
     # Who ----------------------------------------------------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@
 #define PT_POSIX_SLOT_SIZE 4096
 #define PT_POSIX_PIPELINE_DEPTH 2
 #define PT_RECEIVE_BUFFER_SIZE 8192
+#define PT_CRC_SLICES 1 /* bytes that the table way of the CRC takes at a time, 1 or 16; each has a table of 512 bytes */
 #else
 #define PT_IS_LOWMEM 0
 #define PT_SEND_PIPELINE_DEPTH 4
@@ -52,6 +53,7 @@
 #define PT_POSIX_SLOT_SIZE 65520
 #define PT_POSIX_PIPELINE_DEPTH 8 /* gathered into one write of half a megabyte: see docs/performance.md */
 #define PT_RECEIVE_BUFFER_SIZE 524288
+#define PT_CRC_SLICES 16
 #endif
 
 #define PT_PIPELINE_MAX_DEPTH 64 /* slots of one link; bounds the gathered write too */

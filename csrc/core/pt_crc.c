@@ -38,7 +38,7 @@
 #define CRC_PMULL 1
 #endif
 
-/* ---- Tables: sixteen bytes at a time. TABLE[k][b] is byte b followed by k zero bytes. A row is linear in the bits of b, so it is written as
+/* ---- Tables: PT_CRC_SLICES bytes at a time. TABLE[k][b] is byte b followed by k zero bytes. A row is linear in the bits of b, so it is written as
  * its eight basis entries, b = 1, 2, 4 .. 128: the powers x^(8 k + 23) down to x^(8 k + 16), mod P, reflected. The compiler adds them up. */
 
 #define ENTRY(b, p0, p1, p2, p3, p4, p5, p6, p7)                                                             \
@@ -49,8 +49,9 @@
 #define ENTRIES_64(b, ...) ENTRIES_16(b, __VA_ARGS__), ENTRIES_16(b + 16, __VA_ARGS__), ENTRIES_16(b + 32, __VA_ARGS__), ENTRIES_16(b + 48, __VA_ARGS__)
 #define ROW(...) {ENTRIES_64(0, __VA_ARGS__), ENTRIES_64(64, __VA_ARGS__), ENTRIES_64(128, __VA_ARGS__), ENTRIES_64(192, __VA_ARGS__)}
 
-static const uint16_t TABLE[16][256] = {
+static const uint16_t TABLE[PT_CRC_SLICES][256] = {
     ROW(0x1189, 0x2312, 0x4624, 0x8c48, 0x1081, 0x2102, 0x4204, 0x8408),
+#if PT_CRC_SLICES > 1
     ROW(0x19d8, 0x33b0, 0x6760, 0xcec0, 0x9591, 0x2333, 0x4666, 0x8ccc),
     ROW(0x5adc, 0xb5b8, 0x6361, 0xc6c2, 0x8595, 0x033b, 0x0676, 0x0cec),
     ROW(0x1cbb, 0x3976, 0x72ec, 0xe5d8, 0xc3a1, 0x8f53, 0x16b7, 0x2d6e),
@@ -66,23 +67,30 @@ static const uint16_t TABLE[16][256] = {
     ROW(0x7eea, 0xfdd4, 0xf3b9, 0xef63, 0xd6d7, 0xa5bf, 0x436f, 0x86de),
     ROW(0x482a, 0x9054, 0x28b9, 0x5172, 0xa2e4, 0x4dd9, 0x9bb2, 0x3f75),
     ROW(0x8e10, 0x1431, 0x2862, 0x50c4, 0xa188, 0x4b01, 0x9602, 0x2415),
+#endif
 };
+
+_Static_assert(PT_CRC_SLICES == 1 || PT_CRC_SLICES == 16, "TABLE has a row for each byte taken at a time");
 
 uint16_t pt_crc16_table(uint16_t start, const uint8_t *data, size_t len)
 {
     PT_ASSERT(data != NULL || len == 0);
 
-    unsigned crc = start;
-    for (size_t odd = len % 16; odd > 0; odd--)
-        crc = (crc >> 8) ^ TABLE[0][(crc ^ *data++) & 0xFF];
+    uint16_t crc = start; /* 16 bits wide, which is what a 68000 is quick with */
+    for (size_t odd = PT_CRC_SLICES > 1 ? len % 16 : len; odd > 0; odd--)
+        crc = (uint16_t)(crc >> 8 ^ TABLE[0][(uint8_t)(crc ^ *data++)]);
 
+#if PT_CRC_SLICES > 1
+    unsigned whole = crc;
     for (size_t left = len / 16; left > 0; left--, data += 16) {
-        unsigned next = (unsigned)TABLE[15][(crc ^ data[0]) & 0xFF] ^ TABLE[14][(crc >> 8) ^ data[1]];
+        unsigned next = (unsigned)TABLE[15][(whole ^ data[0]) & 0xFF] ^ TABLE[14][(whole >> 8) ^ data[1]];
         for (unsigned i = 2; i < 16; i++)
             next ^= TABLE[15 - i][data[i]];
-        crc = next;
+        whole = next;
     }
-    return (uint16_t)crc;
+    crc = (uint16_t)whole;
+#endif
+    return crc;
 }
 
 #if CRC_PCLMUL || CRC_PMULL

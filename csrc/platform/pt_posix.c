@@ -275,7 +275,7 @@ static int posix_poll_completions(pt_context *context, pt_link *link)
     struct msghdr message;
     memset(&message, 0, sizeof message);
     message.msg_iov = pieces;
-    message.msg_iovlen = (size_t)count;
+    message.msg_iovlen = (__typeof__(message.msg_iovlen))count; /* size_t in some systems, int in others */
     ssize_t sent;
     do {
         sent = sendmsg((int)link->source.handle, &message, MSG_NOSIGNAL | MSG_DONTWAIT);

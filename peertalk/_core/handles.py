@@ -982,6 +982,10 @@ class Loop:
 
         return checked
 
+    def hand_over(self) -> None:
+        """The thread that calls next owns this loop and its links: for owners that take turns under a lock."""
+        self._owner = None
+
     # Making things
 
     def open_link(

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import signal
 import stat
@@ -485,6 +486,7 @@ async def _until_told_otherwise(work: Any) -> None:
 
 def main() -> int:
     """One process of the demonstration, from its task on standard input to its exit code."""
+    logging.disable(logging.WARNING)  # what matters is reported to the parent; an interrupted one has messages left, which is no news
     try:
         return _perform(Report())
     except BrokenPipeError:

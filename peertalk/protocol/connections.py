@@ -6,12 +6,9 @@ A connection lives by one table:
                  \\            \\         \\-> CLOSING -> CLOSED
 
 GREETING ends with the other side's CAPABILITY, or after GREETING_TIME when we dialled a peer that never sends one (it counts as classic). No DATA
-leaves
-before. Of two connections between the same two nodes the one dialled by the smaller instance id stays. The other retires: it is shut for writing
-and read
-to its end, and until then what arrives on the first is held back, so nothing is lost or overtaken. Why that is enough: a side sends DATA on the
-one that
-loses only before it knows of the one that stays, and so before any DATA on that one.
+leaves before. Of two connections between the same two nodes the one dialled by the smaller instance id stays. The other retires: it is shut for
+writing and read to its end, and until then what arrives on the first is held back, so nothing is lost or overtaken. Why that is enough: a side
+sends DATA on the one that loses only before it knows of the one that stays, and so before any DATA on that one.
 
 Invariant: a peer has at most one OPEN connection. Never: opens a socket, sends a byte, reads a clock.
 """
@@ -84,8 +81,7 @@ class Connection:
 
     tag: its number in the loop; address: the remote end; dialled: by us; peer: whose it is, None until known; handed and reported: DATA messages
     given to its link and heard of again; base: the peer's messages before the first of them; held: events kept back while another connection is
-    read to
-    its end, None when nothing is held; socket and link belong to the runtime.
+    read to its end, None when nothing is held; socket and link belong to the runtime.
     """
 
     __slots__ = (
@@ -138,8 +134,7 @@ def stays(existing: Connection, newer: Connection, own: bytes, theirs: bytes, co
     """Which of two connections between the instances own and theirs stays.
 
     Two that crossed: the one dialled by the smaller id. Two of the same dialler, or too far apart in time to have crossed: the newer one, since
-    nobody
-    dials while it has a connection, so its dialler has given up the other.
+    nobody dials while it has a connection, so its dialler has given up the other.
     """
     apart = newer.since - existing.since
     if existing.dialled == newer.dialled or apart > connect_timeout + 2 * GREETING_TIME:

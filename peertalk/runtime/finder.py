@@ -1,8 +1,7 @@
 """Discovery on the network: one datagram socket, the interfaces, and the sans-I/O Discovery between them.
 
 Everything heard goes to Discovery; what it wants sent goes out on every interface; what it finds out goes to the transport. Interfaces are looked
-up again
-for each packet, since they come and go.
+up again for each packet, since they come and go.
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
 """Messages that have arrived and wait to be taken, in order, in bounded memory.
 
 What the loop delivers is kept as it came: one list of payloads for each link and turn. Taking works on the oldest list in place, so that several
-consumers share
-it and none can run off with messages that it does not use.
+consumers share it and none can run off with messages that it does not use.
 
 Invariant: cost is the sum over all lists that were put and not used up. A list counts in full until its last message is taken, so the bound is
-    soft by
-one turn's reading of one link. Never: drops, reorders, blocks.
+soft by one turn's reading of one link. Never: drops, reorders, blocks.
 """
 
 from __future__ import annotations
@@ -65,9 +63,8 @@ class Inbox:
         return self._overflowed
 
     def advance(self) -> Lot | None:
-        """The lot to take from now: the current one's successor when that is used up. None when there is nothing; the caller has found the
-        current one's
-        iterator exhausted before it calls again."""
+        """The lot to take from now: the current one's successor when that is used up. None when there is nothing; the caller has found the current
+        one's iterator exhausted before it calls again."""
         current = self.current
         if current is not None:
             self.current = None

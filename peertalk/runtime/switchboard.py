@@ -170,8 +170,7 @@ class Switchboard:
 
     def dial(self, address: Address, reached: Reached | None = None, peer: Remote | None = None) -> Connection | None:
         """Open a connection to an address, or wait for the one that is being opened. reached is called once: with the peer that was found there,
-        or with
-        an error."""
+        or with an error."""
         there = next((known for known in self.transport.peers.values() if known.address == address and known.connected), None)
         if there is not None and peer is None:
             _tell(reached, None, there)

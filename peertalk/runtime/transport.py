@@ -1,13 +1,11 @@
 """The engine under every front door: turns the loop, keeps the peers, moves messages in and out.
 
-A state machine without coroutines, tasks or futures. One thread calls turn(); each call serves what the loop found, moves queued messages to
-links that have
-room, and acts on deadlines. Results go to publish() as events and to the callbacks that were left here. Any thread may call post().
+A state machine without coroutines, tasks or futures. One thread calls turn(); each call serves what the loop found, moves queued messages to links
+that have room, and acts on deadlines. Results go to publish() as events and to the callbacks that were left here. Any thread may call post().
 
-The order of one peer's messages is the order of acceptance: straight into its link while nothing waits before it, else into its outbox, from
-where pump()
-moves them on. Messages to a peer are numbered from 1; those given to one link are a contiguous range, which is how the counts that a link reports
-become the ranges of Sent and Failed.
+The order of one peer's messages is the order of acceptance: straight into its link while nothing waits before it, else into its outbox, from where
+pump() moves them on. Messages to a peer are numbered from 1; those given to one link are a contiguous range, which is how the counts that a link
+reports become the ranges of Sent and Failed.
 """
 
 from __future__ import annotations
@@ -136,12 +134,25 @@ class Transport:
         serve = self._serve
         self._turning = True
         try:
-            for event in self.loop.turn(timeout):
-                serve(event)
+            came = self.loop.turn(timeout)
+            for event in came:  # first: what left had left before anything that came in could end its link
+                if event[0] == values.SENT:
+                    serve(event)
+            for event in came:
+                if event[0] != values.SENT:
+                    serve(event)
             while self._orders:
                 self._orders.popleft()()
         finally:
             self._turning = False
+
+    def move_here(self) -> None:
+        """Belong to the calling thread from now on; whoever calls holds the lock that orders the threads."""
+        here = threading.get_ident()
+        if self.thread != here:
+            self.thread = here
+            if not self.closed:
+                self.loop.hand_over()
 
     def check_open(self) -> None:
         """Raises InvalidState when the node is closed or being closed."""
@@ -193,8 +204,8 @@ class Transport:
             timer.timer.cancel()
 
     def close(self, timeout: float, on_closed: Callable[[], object]) -> None:
-        """Leave politely: send what is queued, DISCONNECT, read to the end, GOODBYE; at most timeout seconds. on_closed is called when all is closed.
-        May be called again; the first call's deadline holds."""
+        """Leave politely: send what is queued, DISCONNECT, read to the end, GOODBYE; at most timeout seconds. on_closed is called when all is
+        closed. May be called again; the first call's deadline holds."""
         if self.closed:
             on_closed()
             return

@@ -1,9 +1,8 @@
 """One engine on one asyncio loop: the application's own, without a second thread.
 
 The loop watches the engine's one descriptor (or, where there is no epoll, each of its descriptors), and one timer wakes it for the next deadline.
-The first
-unsent message of a tick asks for a turn at the end of that tick, so that a burst of sends becomes few writes. Works on asyncio, uvloop, and any loop
-with add_reader, call_soon and call_later.
+The first unsent message of a tick asks for a turn at the end of that tick, so that a burst of sends becomes few writes. Works on asyncio, uvloop,
+and any loop with add_reader, call_soon and call_later.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ int main(int argc, char **argv)
 {
     static const pt_pool_class classes[] = {{64, 2}};
     static const pt_memory source = {allocate, release, NULL};
-    static uint64_t memory[2][512];
+    static _Alignas(8) uint64_t memory[2][512];
     if (argc != 2 || pt_pool_size(classes, 1) > sizeof memory[0])
         return 2;
     pt_pool *pool = pt_pool_init(memory[0], classes, 1, 0, &source);

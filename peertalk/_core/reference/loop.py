@@ -760,6 +760,9 @@ class Loop:
         ticks = self._wheel.next()
         return None if ticks is None else max(0, ticks - (_clock() - self._ticks)) / 1000
 
+    def hand_over(self) -> None:
+        """The thread that calls next owns this loop and its links: nothing to note here."""
+
     def wake(self) -> None:
         """End a wait that runs, or the next one. Any thread; nothing happens when the loop is closed."""
         try:

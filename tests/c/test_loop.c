@@ -1,0 +1,778 @@
+/* One turn of waiting and working, on a world in memory: byte pipes between the two links of a pair, and a clock that moves only when the loop waits.
+ * The world can be slow, cut reads and writes anywhere, hold completions back, send synchronously, break, and have no memory. */
+#include "pt_loop.h"
+
+#include "check.h"
+#include "memory.h"
+
+#define PAIRS 8
+#define ENDS (2 * PAIRS)
+#define DEPTH 4
+#define SLOT_SIZE 1040
+#define PIPE_SIZE 4096
+#define EVENTS (4 * PT_IO_BUDGET + 4)
+#define FRAME_SIZE (PT_FRAME_OVERHEAD + 1024)
+#define FIRST_TICK 0xFFFFFF00u /* the clock wraps within each test that waits */
+#define LATE_MS 15             /* of a tick of 16.7 ms have passed when the world begins */
+
+/* ------------------------------------------------------------------------------------------------------- the world in memory */
+
+typedef struct pipe {
+    uint8_t bytes[PIPE_SIZE];
+    size_t len;
+    int ended; /* nothing more will be written */
+} pipe;
+
+typedef struct world {
+    pipe pipes[ENDS]; /* link number n reads its own, and writes that of its partner */
+    uint64_t now_ms;  /* since the world began, late within a tick */
+    size_t read_limit, write_limit, room; /* bytes of one read, of one write, and that a pipe holds */
+    int broken;       /* the end that is broken, or -1 */
+    int held;         /* 1: the platform lets go of no slot */
+    int backward;     /* 1: of the slots that are done the newest is completed first */
+    int ready_watch;  /* the handle of a watch that is ready, or -1 */
+    unsigned woken, finished;
+} world;
+
+static world here;
+
+static size_t least(size_t a, size_t b) { return a < b ? a : b; }
+
+static size_t pipe_room(const pipe *into) { return into->len < here.room ? here.room - into->len : 0; }
+
+static size_t pipe_write(pipe *into, const uint8_t *data, size_t len)
+{
+    len = least(least(len, here.write_limit), pipe_room(into));
+    memcpy(into->bytes + into->len, data, len);
+    into->len += len;
+    return len;
+}
+
+static int world_send(pt_context *context, pt_link *link, const uint8_t *data, uint16_t len)
+{
+    (void)context;
+    pipe *into = &here.pipes[link->source.handle ^ 1];
+    if (here.broken == link->source.handle)
+        return PT_ERR_CONNECTION_CLOSED;
+    if (PIPE_SIZE - into->len < len)
+        return PT_ERR_TIMEOUT;
+    memcpy(into->bytes + into->len, data, len);
+    into->len += len;
+    return PT_OK;
+}
+
+static int world_send_async(pt_context *context, pt_link *link, const uint8_t *data, uint16_t len)
+{
+    (void)context;
+    const pt_send_pipeline *pipeline = &link->pipeline;
+    int found = 0;
+    for (uint8_t index = 0; index < pipeline->depth; index++)
+        found += pipeline->slots[index].state == PT_SLOT_IN_FLIGHT && pipeline->slots[index].buffer == data && pipeline->slots[index].message_len == len;
+    CHECK_EQUAL(found, 1);
+    return PT_OK;
+}
+
+static int world_poll(pt_context *context, pt_link *link)
+{
+    (void)context;
+    pt_send_pipeline *pipeline = &link->pipeline;
+    uint8_t done[DEPTH];
+    int count = 0;
+    if (here.broken == link->source.handle) {
+        link->system_error = 104;
+        return PT_ERR_CONNECTION_CLOSED;
+    }
+    for (uint8_t step = 0, index = pipeline->head; step < pipeline->depth; step++, index = (uint8_t)((index + 1) % pipeline->depth)) {
+        pt_send_slot *slot = &pipeline->slots[index];
+        if (slot->state != PT_SLOT_IN_FLIGHT)
+            continue;
+        slot->sent_len = (uint16_t)(slot->sent_len + pipe_write(&here.pipes[link->source.handle ^ 1], slot->buffer + slot->sent_len,
+                                                               (size_t)slot->message_len - slot->sent_len));
+        if (slot->sent_len < slot->message_len) {
+            link->blocked = 1;
+            break;
+        }
+        if (!here.held)
+            done[count++] = index;
+    }
+    for (int index = 0; index < count; index++)
+        pt_pipeline_complete(pipeline, done[here.backward ? count - 1 - index : index], PT_OK);
+    return count;
+}
+
+static int world_receive(pt_context *context, pt_link *link, uint8_t *buffer, uint32_t size)
+{
+    (void)context;
+    pipe *from = &here.pipes[link->source.handle];
+    size_t len = least(least(size, here.read_limit), from->len);
+    link->system_error = 0;
+    if (len == 0)
+        return from->ended ? PT_ERR_CONNECTION_CLOSED : PT_ERR_WOULD_BLOCK;
+    memcpy(buffer, from->bytes, len);
+    memmove(from->bytes, from->bytes + len, from->len - len);
+    from->len -= len;
+    return (int)len;
+}
+
+static int world_finish(pt_context *context, pt_link *link)
+{
+    (void)context;
+    here.pipes[link->source.handle ^ 1].ended = 1;
+    here.finished++;
+    return PT_OK;
+}
+
+static int world_watch(pt_context *context, pt_source *source)
+{
+    (void)context;
+    source->registered = source->interest;
+    return PT_OK;
+}
+
+static void world_forget(pt_context *context, pt_source *source)
+{
+    (void)context;
+    source->registered = 0xFF;
+    if (source->kind != PT_SOURCE_LINK || here.held)
+        return;
+    pt_send_pipeline *pipeline = &((pt_link *)source)->pipeline;
+    for (uint8_t index = 0; index < pipeline->depth; index++) {
+        if (pipeline->slots[index].state == PT_SLOT_IN_FLIGHT)
+            pt_pipeline_complete(pipeline, index, PT_ERR_CONNECTION_CLOSED);
+    }
+}
+
+static int world_wait(pt_context *context, int timeout_ms)
+{
+    for (pt_source *source = context->sources; source != NULL; source = source->next) {
+        int ready = 0;
+        if (source->registered == 0xFF)
+            continue;
+        if (source->kind == PT_SOURCE_WATCH) {
+            ready = here.ready_watch == source->handle ? source->registered : 0;
+        } else {
+            const pipe *from = &here.pipes[source->handle];
+            if ((source->registered & PT_WANT_READ) && (from->len > 0 || from->ended))
+                ready |= PT_READY_READ;
+            if ((source->registered & PT_WANT_WRITE) && pipe_room(&here.pipes[source->handle ^ 1]) > 0)
+                ready |= PT_READY_WRITE;
+        }
+        if (ready != 0) {
+            source->ready = (uint8_t)(source->ready | ready);
+            pt_context_ready(context, source);
+        }
+    }
+    if (context->ready_count == 0 && timeout_ms > 0)
+        here.now_ms += (uint64_t)timeout_ms;
+    return (int)context->ready_count;
+}
+
+static void world_wake(pt_context *context)
+{
+    context->woken = 1;
+    here.woken++;
+}
+
+static uint32_t world_clock(pt_context *context)
+{
+    (void)context;
+    return FIRST_TICK + (uint32_t)((here.now_ms + LATE_MS) * PT_TICKS_PER_SECOND / 1000);
+}
+
+static const pt_platform_ops async_ops = {
+    .name = "memory",
+    .tcp_send_async = world_send_async,
+    .poll_send_completions = world_poll,
+    .tcp_receive = world_receive,
+    .tcp_finish = world_finish,
+    .watch = world_watch,
+    .forget = world_forget,
+    .wait = world_wait,
+    .wake = world_wake,
+    .clock = world_clock,
+    .ticks_per_second = PT_TICKS_PER_SECOND,
+};
+
+static const pt_platform_ops sync_ops = {
+    .name = "memory, synchronous",
+    .tcp_send = world_send,
+    .tcp_receive = world_receive,
+    .tcp_finish = world_finish,
+    .watch = world_watch,
+    .forget = world_forget,
+    .wait = world_wait,
+    .wake = world_wake,
+    .clock = world_clock,
+    .ticks_per_second = PT_TICKS_PER_SECOND,
+};
+
+/* ------------------------------------------------------------------------------------------------------------ what tests share */
+
+static const pt_pool_class classes[] = {{64, 64}, {FRAME_SIZE, 32}, {SLOT_SIZE, 64}};
+static memory_account account;
+static pt_pool *pool;
+static pt_context context;
+static pt_link links[ENDS];
+static pt_send_slot slots[ENDS][DEPTH];
+static uint8_t *receive_buffer;
+static uint32_t receive_buffer_size;
+
+/* What a turn brought, added up: events by kind of each link, payload bytes and frames of each. */
+typedef struct heard {
+    uint32_t sent, failed, freed, finished, closed, ready, timers;
+    int32_t closed_code, failed_code;
+    uint32_t frames;
+    uint64_t bytes;
+    uint16_t next_number; /* of the numbered messages, which must come in order */
+} heard;
+
+static heard heard_of[ENDS];
+static uint32_t timer_tags[64], timer_count;
+
+static int hear_frame(void *unused, uint32_t tag, const pt_frame *frame)
+{
+    (void)unused;
+    REQUIRE(tag < ENDS);
+    heard *ear = &heard_of[tag];
+    ear->frames++;
+    ear->bytes += frame->payload_len;
+    if (frame->type == PT_FRAME_DATA && frame->payload_len >= 2) {
+        CHECK_EQUAL(frame->payload[0] << 8 | frame->payload[1], ear->next_number);
+        for (uint32_t at = 2; at < frame->payload_len; at++) {
+            if (frame->payload[at] != (uint8_t)(frame->payload[1] + at)) {
+                FAIL("a payload is not what was sent");
+                break;
+            }
+        }
+        ear->next_number++;
+    }
+    return PT_OK;
+}
+
+static uint32_t room = UINT32_MAX;
+
+/* One turn; its events are added to heard_of. Returns their number. */
+static int turn(int timeout_ms)
+{
+    static pt_event events[EVENTS];
+    const pt_sink sink = {hear_frame, NULL, room};
+    int count = pt_loop_turn(&context, timeout_ms, events, EVENTS, &sink);
+    for (int index = 0; index < count; index++) {
+        const pt_event *event = &events[index];
+        if (event->kind == PT_EVENT_TIMER) {
+            REQUIRE(timer_count < 64);
+            timer_tags[timer_count++] = event->tag;
+            continue;
+        }
+        REQUIRE(event->tag < ENDS);
+        heard *ear = &heard_of[event->tag];
+        switch (event->kind) {
+        case PT_EVENT_SENT:
+            if (event->code == PT_OK) {
+                ear->sent += event->count;
+                ear->freed++;
+            } else {
+                ear->failed += event->count;
+                ear->failed_code = event->code;
+            }
+            break;
+        case PT_EVENT_FINISHED:
+            ear->finished++;
+            break;
+        case PT_EVENT_CLOSED:
+            ear->closed++;
+            ear->closed_code = event->code;
+            break;
+        case PT_EVENT_READY:
+            ear->ready += event->count;
+            break;
+        default:
+            FAIL("an event of a kind that is none");
+        }
+    }
+    return count;
+}
+
+static void turns(int count)
+{
+    while (count-- > 0)
+        turn(0);
+}
+
+static void open_world(const pt_platform_ops *ops, int pairs)
+{
+    memset(&here, 0, sizeof here);
+    here.read_limit = here.write_limit = SIZE_MAX;
+    here.room = PIPE_SIZE;
+    here.broken = here.ready_watch = -1;
+    memset(heard_of, 0, sizeof heard_of);
+    memset(links, 0, sizeof links);
+    timer_count = 0;
+    room = UINT32_MAX;
+    pool = memory_open_pool(&account, classes, 3, 0);
+    receive_buffer_size = PT_FRAME_OVERHEAD + PT_FRAME_MAX_PAYLOAD;
+    receive_buffer = malloc(receive_buffer_size);
+    REQUIRE(receive_buffer != NULL);
+    REQUIRE(pt_context_init(&context, ops, &here, pool, receive_buffer, receive_buffer_size, PT_IO_BUDGET) == PT_OK);
+    for (int end = 0; end < 2 * pairs; end++)
+        REQUIRE(pt_link_open(&context, &links[end], end, (uint32_t)end, slots[end], DEPTH, SLOT_SIZE, 1, 1024) == PT_OK);
+}
+
+static void close_world(void)
+{
+    here.held = 0;
+    for (int end = 0; end < ENDS; end++)
+        CHECK_EQUAL(pt_link_close(&context, &links[end]), 0);
+    CHECK_EQUAL(pt_context_cleanup(&context), PT_OK);
+    CHECK_EQUAL(context.wheel.armed_count, 0);
+    CHECK_EQUAL(memory_lent(pool), 0);
+    memory_close_pool(pool, &account);
+    free(receive_buffer);
+}
+
+/* Send message number n of a link: its number, then bytes that follow from it. */
+static int send_number(int end, uint16_t number, uint32_t len)
+{
+    uint8_t payload[1024];
+    payload[0] = (uint8_t)(number >> 8);
+    payload[1] = (uint8_t)number;
+    for (uint32_t at = 2; at < len; at++)
+        payload[at] = (uint8_t)(payload[1] + at);
+    return pt_link_send(&context, &links[end], PT_FRAME_DATA, 0, payload, len);
+}
+
+/* --------------------------------------------------------------------------------------------------------------------- tests */
+
+static void messages_arrive_once_whole_and_in_order(void)
+{
+    static const struct {
+        size_t read, write, room;
+    } worlds[] = {{SIZE_MAX, SIZE_MAX, PIPE_SIZE}, {1, SIZE_MAX, PIPE_SIZE}, {7, 5, 100}, {13, 1, 1}, {1000, 333, 1500}};
+    for (int kind = 0; kind < 4; kind++) {
+        for (size_t shape = 0; shape < sizeof worlds / sizeof worlds[0]; shape++) {
+            open_world(kind < 3 ? &async_ops : &sync_ops, 1);
+            here.read_limit = worlds[shape].read;
+            here.write_limit = worlds[shape].write;
+            here.room = worlds[shape].room;
+            here.backward = kind == 1;
+            uint16_t next[2] = {0, 0};
+            uint64_t bytes[2] = {0, 0};
+            unsigned refused = 0;
+            for (int round = 0; round < 20000 && (next[0] < 60 || next[1] < 60 || pt_link_pending(&links[0]) || pt_link_pending(&links[1]) ||
+                                                  heard_of[0].frames < 60 || heard_of[1].frames < 60); round++) {
+                for (int end = 0; end < 2; end++) {
+                    uint32_t len = 2 + (next[end] % 9 == 0 ? 1022 : draw(60));
+                    /* A synchronous world must find room in the pipe. */
+                    if (next[end] == 60 || (kind == 3 && here.pipes[end ^ 1].len > 1000))
+                        continue;
+                    int result = send_number(end, next[end], len);
+                    if (result >= 0) {
+                        next[end]++;
+                        bytes[end] += len;
+                    } else {
+                        CHECK_EQUAL(result, PT_ERR_WOULD_BLOCK);
+                        refused++;
+                    }
+                }
+                turn(kind == 2 ? 100 : 0);
+            }
+            for (int end = 0; end < 2; end++) {
+                CHECK_EQUAL(heard_of[end].sent, 60);
+                CHECK_EQUAL(heard_of[end].frames, 60);
+                CHECK_EQUAL(heard_of[end].bytes, bytes[end ^ 1]);
+                CHECK_EQUAL(heard_of[end].failed + heard_of[end].closed, 0);
+                CHECK_EQUAL(links[end].received_bytes, bytes[end ^ 1] + 60 * PT_FRAME_OVERHEAD);
+            }
+            CHECK(kind == 3 || shape != 3 || refused > 0);
+            close_world();
+        }
+    }
+}
+
+static void an_idle_pair_soon_holds_no_buffer_and_waits_without_end(void)
+{
+    open_world(&async_ops, 1);
+    CHECK_EQUAL(pt_loop_next_timeout(&context), -1);
+    CHECK_EQUAL(account.bytes, 0);
+    send_number(0, 0, 500);
+    CHECK_EQUAL(pt_loop_next_timeout(&context), 0);
+    turns(3);
+    CHECK_EQUAL(heard_of[1].frames, 1);
+    CHECK_EQUAL(heard_of[0].sent, 1);
+    for (int round = 0; round < 20 && pt_loop_next_timeout(&context) != -1; round++)
+        turn(-1); /* a link may keep its buffers for a while */
+    CHECK_EQUAL(pt_loop_next_timeout(&context), -1);
+    CHECK(here.now_ms <= 1000);
+    CHECK_EQUAL(memory_lent(pool), context.spare != NULL);
+    close_world();
+}
+
+static void small_messages_of_a_turn_leave_together(void)
+{
+    open_world(&async_ops, 1);
+    for (uint16_t number = 0; number < 10; number++)
+        CHECK_EQUAL(send_number(0, number, 50), number == 0 ? PT_SEND_NEEDS_TURN : 0);
+    CHECK_EQUAL(here.pipes[1].len, 0);
+    turn(0);
+    CHECK_EQUAL(links[0].pipeline.high_water, 1);
+    CHECK_EQUAL(heard_of[0].sent, 10);
+    turn(0);
+    CHECK_EQUAL(heard_of[1].frames, 10);
+    uint8_t byte = 1;
+    CHECK_EQUAL(pt_link_send(&context, &links[0], PT_FRAME_PING, PT_FLAG_NO_DELAY, &byte, 1), PT_SEND_NEEDS_TURN);
+    CHECK_EQUAL(here.pipes[1].len, 1 + PT_FRAME_OVERHEAD); /* no delay: before the turn */
+    turns(2);
+    CHECK_EQUAL(heard_of[1].frames, 11);
+    close_world();
+}
+
+static void a_sender_is_told_to_yield(void)
+{
+    open_world(&async_ops, 1);
+    int result = 0;
+    uint16_t number = 0;
+    while (!(result & PT_SEND_YIELD) && number < 2 * PT_TURN_MAX_MESSAGES) {
+        here.pipes[1].len = 0; /* a reader that is quick */
+        result = send_number(0, number++, 2);
+        REQUIRE(result >= 0);
+    }
+    CHECK_EQUAL(number, PT_TURN_MAX_MESSAGES);
+    here.pipes[1].len = 0;
+    close_world();
+}
+
+static void a_message_that_is_too_long_is_refused(void)
+{
+    static uint8_t payload[2000];
+    open_world(&async_ops, 1);
+    uint32_t limit = SLOT_SIZE - PT_FRAME_OVERHEAD < PT_FRAME_MAX_PAYLOAD ? SLOT_SIZE - PT_FRAME_OVERHEAD : PT_FRAME_MAX_PAYLOAD;
+    CHECK_EQUAL(links[0].max_message, limit);
+    CHECK_EQUAL(pt_link_send(&context, &links[0], PT_FRAME_DATA, 0, payload, limit + 1), PT_ERR_MESSAGE_TOO_LARGE);
+    links[0].max_message = 100;
+    CHECK_EQUAL(pt_link_send(&context, &links[0], PT_FRAME_DATA, 0, payload, 101), PT_ERR_MESSAGE_TOO_LARGE);
+    CHECK_EQUAL(pt_link_send(&context, &links[0], 0, 0, payload, 1), PT_ERR_INVALID_PARAM);
+    CHECK_EQUAL(pt_link_pending(&links[0]), 0);
+    CHECK_EQUAL(pt_link_send(&context, &links[2], PT_FRAME_DATA, 0, payload, 1), PT_ERR_NOT_CONNECTED);
+    close_world();
+}
+
+static void the_sink_bounds_what_a_turn_reads(void)
+{
+    open_world(&async_ops, 2);
+    for (uint16_t number = 0; number < 3; number++) {
+        send_number(0, number, 500);
+        send_number(2, number, 500);
+    }
+    room = 0;
+    turns(4);
+    CHECK_EQUAL(heard_of[1].frames + heard_of[3].frames, 0);
+    room = 600;
+    turn(0);
+    CHECK_EQUAL(heard_of[1].frames + heard_of[3].frames, 1);
+    room = UINT32_MAX;
+    turns(3);
+    CHECK_EQUAL(heard_of[1].frames, 3);
+    CHECK_EQUAL(heard_of[3].frames, 3);
+    close_world();
+}
+
+static void a_paused_link_is_not_read_and_loses_nothing(void)
+{
+    open_world(&async_ops, 1);
+    pt_link_pause(&context, &links[1]);
+    send_number(0, 0, 300);
+    turns(3);
+    CHECK_EQUAL(heard_of[1].frames, 0);
+    CHECK_EQUAL(here.pipes[1].len, 300 + PT_FRAME_OVERHEAD);
+    pt_link_resume(&context, &links[1]);
+    turns(1);
+    CHECK_EQUAL(heard_of[1].frames, 1);
+    close_world();
+}
+
+static void a_frame_that_stays_cut_ends_its_link_in_time(void)
+{
+    open_world(&async_ops, 2);
+    memcpy(here.pipes[1].bytes, "PTMG\1\1\0\0\0\144abc", 13);
+    here.pipes[1].len = 13;
+    turn(0);
+    int limit = pt_loop_next_timeout(&context);
+    CHECK(limit > 0 && limit <= PT_PARTIAL_FRAME_MS + 2000 / PT_TICKS_PER_SECOND);
+    for (int round = 0; round < 200 && heard_of[1].closed == 0; round++)
+        turn(-1);
+    CHECK_EQUAL(heard_of[1].closed, 1);
+    CHECK_EQUAL(heard_of[1].closed_code, PT_ERR_TIMEOUT);
+    CHECK(here.now_ms >= PT_PARTIAL_FRAME_MS);
+    CHECK(here.now_ms <= PT_PARTIAL_FRAME_MS + 3 * 1000 / PT_TICKS_PER_SECOND);
+    CHECK_EQUAL(heard_of[3].closed, 0);
+    close_world();
+}
+
+static void a_bad_frame_ends_its_link_alone(void)
+{
+    static const struct {
+        const char *bytes;
+        size_t len;
+        int code;
+    } cases[] = {
+        {"XTMG\1\1\0\0\0\0\0\0", 12, PT_ERR_MAGIC},
+        {"PTMG\2\1\0\0\0\0\0\0", 12, PT_ERR_VERSION},
+        {"PTMG\1\11\0\0\0\0\0\0", 12, PT_ERR_INVALID_PARAM},
+        {"PTMG\1\1\0\0\4\1\0\0", 12, PT_ERR_MESSAGE_TOO_LARGE},
+        {"PTMG\1\1\0\0\0\0\0\0", 12, PT_ERR_CRC},
+    };
+    for (size_t index = 0; index < sizeof cases / sizeof cases[0]; index++) {
+        open_world(&async_ops, 2);
+        send_number(0, 0, 40);
+        send_number(2, 0, 40);
+        turns(1);
+        memcpy(here.pipes[1].bytes + here.pipes[1].len, cases[index].bytes, cases[index].len);
+        here.pipes[1].len += cases[index].len;
+        turns(2);
+        CHECK_EQUAL(heard_of[1].frames, 1); /* what came before it counts */
+        CHECK_EQUAL(heard_of[1].closed, 1);
+        CHECK_EQUAL(heard_of[1].closed_code, cases[index].code);
+        CHECK_EQUAL(heard_of[3].frames, 1);
+        CHECK_EQUAL(heard_of[3].closed, 0);
+        CHECK_EQUAL(context.bad_frames, 1);
+        CHECK_EQUAL(context.crc_errors, cases[index].code == PT_ERR_CRC);
+        CHECK_EQUAL(pt_link_send(&context, &links[1], PT_FRAME_DATA, 0, NULL, 0), PT_ERR_NOT_CONNECTED);
+        close_world();
+    }
+}
+
+static void both_sides_end_in_order(void)
+{
+    open_world(&async_ops, 1);
+    here.write_limit = 100;
+    here.room = 150;
+    for (uint16_t number = 0; number < 3; number++)
+        CHECK(send_number(0, number, 400) >= 0);
+    pt_link_shut(&context, &links[0]);
+    CHECK_EQUAL(send_number(0, 3, 10), PT_ERR_NOT_CONNECTED);
+    turns(60);
+    CHECK_EQUAL(heard_of[1].frames, 3); /* shut is not before what was accepted has left */
+    CHECK_EQUAL(heard_of[0].sent, 3);
+    CHECK_EQUAL(heard_of[1].finished, 1);
+    CHECK_EQUAL(heard_of[0].closed, 0);
+    CHECK(send_number(1, 0, 20) >= 0); /* the other half is still open */
+    pt_link_shut(&context, &links[1]);
+    turns(6);
+    CHECK_EQUAL(heard_of[0].frames, 1);
+    CHECK_EQUAL(heard_of[0].closed, 1);
+    CHECK_EQUAL(heard_of[1].closed, 1);
+    CHECK_EQUAL(heard_of[0].closed_code, PT_OK);
+    CHECK_EQUAL(heard_of[1].closed_code, PT_OK);
+    CHECK_EQUAL(here.finished, 2);
+    close_world();
+}
+
+static void an_end_within_a_frame_is_a_fault(void)
+{
+    open_world(&async_ops, 1);
+    memcpy(here.pipes[1].bytes, "PTMG", 4);
+    here.pipes[1].len = 4;
+    here.pipes[1].ended = 1;
+    turns(3);
+    CHECK_EQUAL(heard_of[1].closed, 1);
+    CHECK_EQUAL(heard_of[1].closed_code, PT_ERR_TRUNCATED);
+    CHECK_EQUAL(heard_of[1].finished, 0);
+    close_world();
+}
+
+static void a_broken_connection_accounts_for_every_message(void)
+{
+    for (int kind = 0; kind < 2; kind++) {
+        open_world(kind ? &sync_ops : &async_ops, 1);
+        CHECK(send_number(1, 0, 30) >= 0); /* the other side's last word */
+        turns(1);
+        here.broken = 0;
+        uint32_t accepted = 0;
+        for (uint16_t number = 0; number < 3; number++)
+            accepted += send_number(0, number, 1000) >= 0;
+        here.pipes[0].ended = 1;
+        turns(5);
+        CHECK_EQUAL(heard_of[0].frames, 1);
+        CHECK_EQUAL(heard_of[0].closed, 1);
+        CHECK_EQUAL(heard_of[0].closed_code, PT_ERR_CONNECTION_CLOSED);
+        CHECK(accepted > 0);
+        CHECK_EQUAL(heard_of[0].sent + heard_of[0].failed + pt_link_pending(&links[0]), accepted);
+        close_world();
+    }
+}
+
+static void without_memory_a_link_waits_and_then_goes_on(void)
+{
+    open_world(&async_ops, 1);
+    send_number(0, 0, 100);
+    turns(2);
+    REQUIRE(context.spare != NULL);
+    pt_pool_release(pool, context.spare, 0);
+    context.spare = NULL;
+    pt_pool_trim(pool);
+    account.dry = 1;
+    CHECK_EQUAL(send_number(0, 1, 100), PT_ERR_NO_MEMORY);
+
+    /* Bytes that come now stay where they are: reading them could need a staging buffer. */
+    const pt_frame frame = {.payload = (const uint8_t *)"\0\1", .payload_len = 2, .type = PT_FRAME_DATA};
+    here.pipes[1].len = (size_t)pt_frame_encode(&frame, here.pipes[1].bytes, PIPE_SIZE);
+    turns(3);
+    CHECK_EQUAL(heard_of[1].frames, 1);
+    CHECK_EQUAL(context.starved_count, 1);
+    int limit = pt_loop_next_timeout(&context);
+    CHECK(limit >= 0 && limit <= 10);
+    account.dry = 0;
+    turns(2);
+    CHECK_EQUAL(heard_of[1].frames, 2);
+    CHECK_EQUAL(context.starved_count, 0);
+    close_world();
+}
+
+static void a_slot_that_the_platform_holds_outlives_its_link(void)
+{
+    open_world(&async_ops, 1);
+    here.held = 1;
+    for (uint16_t number = 0; number < 3; number++)
+        CHECK(send_number(0, number, 1000) >= 0);
+    turn(0);
+    CHECK_EQUAL(pt_link_close(&context, &links[0]), 3);
+    CHECK_EQUAL(pt_link_pending(&links[0]), 3);
+    CHECK(memory_lent(pool) >= 3);
+    for (uint8_t index = 0; index < DEPTH; index++) {
+        if (slots[0][index].state == PT_SLOT_ABANDONED)
+            pt_pipeline_complete(&links[0].pipeline, index, PT_OK);
+    }
+    CHECK_EQUAL(pt_link_close(&context, &links[0]), 0);
+    close_world();
+}
+
+static void no_ready_link_starves(void)
+{
+    open_world(&async_ops, PAIRS);
+    for (int pair = 0; pair < PAIRS; pair++) {
+        send_number(2 * pair, 0, 20);
+        send_number(2 * pair + 1, 0, 20);
+    }
+    turns(3);
+    for (int end = 0; end < ENDS; end++) {
+        CHECK_EQUAL(heard_of[end].frames, 1);
+        CHECK_EQUAL(heard_of[end].sent, 1);
+    }
+    close_world();
+}
+
+static void timers_are_never_early_and_come_in_order(void)
+{
+    static pt_timer timers[10];
+    static const uint32_t delays[10] = {900, 0, 17, 16, 100, 5000, 1, 901, 40000, 250};
+    open_world(&async_ops, 0);
+    memset(timers, 0, sizeof timers);
+    for (uint32_t index = 0; index < 10; index++) {
+        timers[index].tag = index;
+        pt_loop_arm(&context, &timers[index], delays[index]);
+    }
+    pt_loop_cancel(&context, &timers[9]);
+    uint32_t seen = 0;
+    for (int round = 0; round < 3000 && timer_count < 9; round++) {
+        turn(-1);
+        for (; seen < timer_count; seen++) {
+            uint32_t delay = delays[timer_tags[seen]];
+            CHECK(here.now_ms >= delay);
+            CHECK(here.now_ms <= delay + 3 * 1000 / PT_TICKS_PER_SECOND);
+            CHECK(seen == 0 || delays[timer_tags[seen - 1]] <= delay + 1000 / PT_TICKS_PER_SECOND); /* of one tick: as armed */
+        }
+    }
+    CHECK_EQUAL(timer_count, 9);
+    CHECK_EQUAL(pt_loop_next_timeout(&context), -1);
+    close_world();
+}
+
+static void a_watch_reports_what_it_wants(void)
+{
+    static pt_watch watch;
+    memset(&watch, 0, sizeof watch);
+    open_world(&async_ops, 1);
+    CHECK_EQUAL(pt_watch_open(&context, &watch, 1000, 5, PT_WANT_READ), PT_OK);
+    CHECK_EQUAL(pt_watch_open(&context, &watch, 1000, 5, PT_WANT_READ), PT_ERR_ALREADY_INITIALIZED);
+    turn(0);
+    CHECK_EQUAL(heard_of[5].ready, 0);
+    here.ready_watch = 1000;
+    turn(0);
+    CHECK_EQUAL(heard_of[5].ready, PT_READY_READ);
+    CHECK_EQUAL(pt_watch_set(&context, &watch, 0), PT_OK);
+    turn(0);
+    CHECK_EQUAL(heard_of[5].ready, PT_READY_READ);
+    CHECK_EQUAL(pt_watch_set(&context, &watch, 8), PT_ERR_INVALID_PARAM);
+    CHECK_EQUAL(pt_context_cleanup(&context), PT_ERR_INVALID_STATE);
+    pt_watch_close(&context, &watch);
+    pt_watch_close(&context, &watch);
+    close_world();
+}
+
+static void a_context_refuses_what_it_cannot_work_with(void)
+{
+    open_world(&async_ops, 0);
+    pt_context other;
+    pt_event events[EVENTS];
+    const pt_sink sink = {hear_frame, NULL, UINT32_MAX};
+    CHECK_EQUAL(pt_context_init(&other, &async_ops, NULL, pool, receive_buffer, receive_buffer_size - 1, 1), PT_ERR_INVALID_PARAM);
+    CHECK_EQUAL(pt_context_init(&other, &async_ops, NULL, pool, receive_buffer, receive_buffer_size, 0), PT_ERR_INVALID_PARAM);
+    CHECK_EQUAL(pt_context_init(&other, &async_ops, NULL, pool, receive_buffer, receive_buffer_size, PT_IO_BUDGET + 1), PT_ERR_INVALID_PARAM);
+    CHECK_EQUAL(pt_context_init(&other, &async_ops, NULL, NULL, receive_buffer, receive_buffer_size, 1), PT_ERR_INVALID_PARAM);
+    CHECK_EQUAL(pt_loop_turn(&context, 0, events, EVENTS - 1, &sink), PT_ERR_INVALID_PARAM);
+    CHECK_EQUAL(pt_link_open(&context, &links[0], 0, 0, slots[0], 0, SLOT_SIZE, 1, 1024), PT_ERR_INVALID_PARAM);
+    CHECK_EQUAL(pt_link_open(&context, &links[0], 0, 0, slots[0], DEPTH, SLOT_SIZE, 1, PT_FRAME_MAX_PAYLOAD + 1), PT_ERR_INVALID_PARAM);
+    CHECK_EQUAL(pt_link_open(&context, &links[0], 0, 0, slots[0], DEPTH, SLOT_SIZE, 1, 1024), PT_OK);
+    CHECK_EQUAL(pt_link_open(&context, &links[0], 0, 0, slots[0], DEPTH, SLOT_SIZE, 1, 1024), PT_ERR_ALREADY_INITIALIZED);
+    close_world();
+}
+
+static void the_plain_sink_keeps_every_frame(void)
+{
+    static pt_event events[EVENTS], frames[64];
+    static uint8_t payloads[4096];
+    pt_plain_sink plain = {.events = frames, .buffer = payloads, .capacity = 64, .buffer_size = sizeof payloads};
+    pt_sink sink;
+    open_world(&async_ops, 1);
+    for (uint16_t number = 0; number < 5; number++)
+        send_number(0, number, 100u + number);
+    pt_link_pause(&context, &links[1]);
+    turn(0);
+    CHECK_EQUAL(heard_of[1].frames, 0);
+    pt_link_resume(&context, &links[1]);
+    pt_plain_sink_init(&plain, &sink, 4096 - FRAME_SIZE);
+    CHECK(pt_loop_turn(&context, 0, events, EVENTS, &sink) >= 0);
+    CHECK_EQUAL(plain.count, 5);
+    for (uint32_t number = 0; number < plain.count; number++) {
+        CHECK_EQUAL(frames[number].kind, PT_EVENT_FRAME);
+        CHECK_EQUAL(frames[number].tag, 1);
+        CHECK_EQUAL(frames[number].len, 100 + number);
+        CHECK_EQUAL(frames[number].sequence, number);
+        CHECK_EQUAL(payloads[frames[number].offset + 1], number);
+    }
+    close_world();
+}
+
+int main(void)
+{
+    RUN(messages_arrive_once_whole_and_in_order);
+    RUN(an_idle_pair_soon_holds_no_buffer_and_waits_without_end);
+    RUN(small_messages_of_a_turn_leave_together);
+    RUN(a_sender_is_told_to_yield);
+    RUN(a_message_that_is_too_long_is_refused);
+    RUN(the_sink_bounds_what_a_turn_reads);
+    RUN(a_paused_link_is_not_read_and_loses_nothing);
+    RUN(a_frame_that_stays_cut_ends_its_link_in_time);
+    RUN(a_bad_frame_ends_its_link_alone);
+    RUN(both_sides_end_in_order);
+    RUN(an_end_within_a_frame_is_a_fault);
+    RUN(a_broken_connection_accounts_for_every_message);
+    RUN(without_memory_a_link_waits_and_then_goes_on);
+    RUN(a_slot_that_the_platform_holds_outlives_its_link);
+    RUN(no_ready_link_starves);
+    RUN(timers_are_never_early_and_come_in_order);
+    RUN(a_watch_reports_what_it_wants);
+    RUN(a_context_refuses_what_it_cannot_work_with);
+    RUN(the_plain_sink_keeps_every_frame);
+    return check_end();
+}

@@ -1,0 +1,306 @@
+/* Messages in flight: the ring of slots, its order, its bytes, its refusals, and what is left when a link ends. */
+#include "pt_pipeline.h"
+
+#include "check.h"
+#include "memory.h"
+
+#define MAX_DEPTH 8
+#define SLOT_SIZE 1040
+
+static const pt_pool_class classes[] = {{SLOT_SIZE, 2 * MAX_DEPTH}};
+static memory_account account;
+static pt_send_pipeline pipeline;
+static pt_send_slot slots[MAX_DEPTH];
+
+static void open_pipeline(pt_pool *pool, uint8_t depth, int lazy, int packing)
+{
+    memset(&pipeline, 0, sizeof pipeline);
+    REQUIRE(pt_pipeline_init(&pipeline, slots, depth, SLOT_SIZE, pool, lazy, packing) == PT_OK);
+}
+
+static void check_frame_in(const uint8_t *bytes, size_t len, uint8_t type, uint8_t flags, uint8_t sequence, const uint8_t *payload, uint32_t payload_len)
+{
+    pt_frame frame;
+    if (!CHECK_EQUAL(pt_frame_decode(bytes, len, &frame), PT_FRAME_OVERHEAD + payload_len))
+        return;
+    CHECK_EQUAL(frame.type, type);
+    CHECK_EQUAL(frame.flags, flags);
+    CHECK_EQUAL(frame.sequence, sequence);
+    CHECK_BYTES(frame.payload, payload, payload_len);
+}
+
+static void what_a_slot_holds_is_the_frame_of_the_encoder(void)
+{
+    pt_pool *pool = memory_open_pool(&account, classes, 1, 0);
+    uint8_t payload[SLOT_SIZE - PT_FRAME_OVERHEAD], frame_bytes[SLOT_SIZE];
+    draw_bytes(payload, sizeof payload);
+    open_pipeline(pool, 2, 1, 0);
+    uint8_t sequence = 0;
+    for (uint32_t len = 0; len <= sizeof payload; len += len < 20 ? 1 : 97) {
+        for (uint8_t type = PT_FRAME_DATA; type <= PT_FRAME_CAPABILITY; type++) {
+            uint32_t count;
+            int result;
+            uint8_t flags = (uint8_t)draw(256);
+            int counted = type == PT_FRAME_DATA || type == PT_FRAME_DISCONNECT;
+            pt_frame frame = {.payload = payload, .payload_len = len, .type = type, .sequence = counted ? sequence : 0};
+            frame.flags = flags & (uint8_t)~PT_FLAG_NO_DELAY;
+            sequence = (uint8_t)(sequence + counted);
+            int whole = pt_frame_encode(&frame, frame_bytes, sizeof frame_bytes);
+            CHECK_EQUAL(pt_pipeline_send(&pipeline, type, flags, payload, len), PT_OK);
+            int index = pt_pipeline_launch(&pipeline);
+            REQUIRE(index >= 0);
+            if (CHECK_EQUAL(slots[index].message_len, whole))
+                CHECK_BYTES(slots[index].buffer, frame_bytes, (size_t)whole);
+            pt_pipeline_complete(&pipeline, (uint8_t)index, PT_OK);
+            CHECK_EQUAL(pt_pipeline_report(&pipeline, &count, &result), 1);
+            CHECK_EQUAL(count, type == PT_FRAME_DATA);
+        }
+    }
+    CHECK_EQUAL(pt_pipeline_cleanup(&pipeline), 0);
+    memory_close_pool(pool, &account);
+}
+
+static void a_full_pipeline_refuses_and_leaves_no_gap_in_the_sequence(void)
+{
+    pt_pool *pool = memory_open_pool(&account, classes, 1, 0);
+    for (uint8_t depth = 1; depth <= MAX_DEPTH; depth++) {
+        uint8_t payload[8] = {1, 2, 3, 4, 5, 6, 7, 8};
+        uint32_t count;
+        int result;
+        open_pipeline(pool, depth, 0, 0);
+        for (uint8_t index = 0; index < depth; index++) {
+            CHECK_EQUAL(pt_pipeline_available(&pipeline), depth - index);
+            CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, payload, 8), PT_OK);
+            CHECK_EQUAL(pt_pipeline_launch(&pipeline), index);
+        }
+        CHECK_EQUAL(pt_pipeline_launch(&pipeline), -1);
+        for (int round = 0; round < 3; round++)
+            CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, payload, 8), PT_ERR_WOULD_BLOCK);
+        CHECK_EQUAL(pipeline.refusals, 3);
+        CHECK_EQUAL(pipeline.high_water, depth);
+        CHECK_EQUAL(pt_pipeline_report(&pipeline, &count, &result), 0);
+        pt_pipeline_complete(&pipeline, 0, PT_OK);
+        CHECK_EQUAL(pt_pipeline_report(&pipeline, &count, &result), 1);
+        CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, payload, 8), PT_OK);
+        int index = pt_pipeline_launch(&pipeline);
+        CHECK_EQUAL(index, 0);
+        check_frame_in(slots[0].buffer, slots[0].message_len, PT_FRAME_DATA, 0, depth, payload, 8);
+        for (uint8_t left = 0; left < depth; left++)
+            pt_pipeline_complete(&pipeline, left, PT_OK);
+        while (pt_pipeline_report(&pipeline, &count, &result))
+            CHECK_EQUAL(count, 1);
+        CHECK_EQUAL(pipeline.reported, pipeline.accepted);
+        CHECK_EQUAL(pt_pipeline_cleanup(&pipeline), 0);
+    }
+    memory_close_pool(pool, &account);
+}
+
+static void completions_in_any_order_are_reported_in_the_order_of_sending(void)
+{
+    pt_pool *pool = memory_open_pool(&account, classes, 1, 0);
+    open_pipeline(pool, 4, 1, 0);
+    static const uint8_t order[] = {2, 0, 3, 1};
+    static const unsigned reports[] = {0, 1, 0, 3};
+    for (uint8_t index = 0; index < 4; index++) {
+        CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, &index, 1), PT_OK);
+        CHECK_EQUAL(pt_pipeline_launch(&pipeline), index);
+    }
+    int next = 0;
+    for (int step = 0; step < 4; step++) {
+        uint32_t count;
+        int result;
+        pt_pipeline_complete(&pipeline, order[step], -order[step]);
+        unsigned reported = 0;
+        while (pt_pipeline_report(&pipeline, &count, &result)) {
+            CHECK_EQUAL(result, -next);
+            next++;
+            reported++;
+        }
+        CHECK_EQUAL(reported, reports[step]);
+    }
+    CHECK_EQUAL(memory_lent(pool), 0);
+    CHECK_EQUAL(pt_pipeline_cleanup(&pipeline), 0);
+    memory_close_pool(pool, &account);
+}
+
+static void small_frames_share_a_slot_until_it_is_full(void)
+{
+    pt_pool *pool = memory_open_pool(&account, classes, 1, 0);
+    uint8_t payload[64];
+    draw_bytes(payload, sizeof payload);
+    open_pipeline(pool, 2, 1, 1);
+    uint32_t per_slot = SLOT_SIZE / (64 + PT_FRAME_OVERHEAD);
+    for (uint32_t number = 0; number < per_slot; number++)
+        CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, payload, 64), PT_OK);
+    CHECK_EQUAL(pipeline.pending_count, 1);
+    CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, payload, 64), PT_OK);
+    CHECK_EQUAL(pipeline.pending_count, 2);
+    CHECK_EQUAL(pt_pipeline_launch(&pipeline), 0);
+    CHECK_EQUAL(slots[0].message_count, per_slot);
+    for (uint32_t number = 0; number < per_slot; number++) {
+        const uint8_t *bytes = slots[0].buffer + number * (64 + PT_FRAME_OVERHEAD);
+        check_frame_in(bytes, 64 + PT_FRAME_OVERHEAD, PT_FRAME_DATA, 0, (uint8_t)number, payload, 64);
+    }
+
+    /* No delay: the slot leaves at once and takes nothing more; the flag stays at home. */
+    CHECK_EQUAL(pt_pipeline_is_ripe(&pipeline), 0);
+    CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, PT_FLAG_NO_DELAY | PT_FLAG_BATCH, payload, 1), PT_OK);
+    CHECK_EQUAL(pt_pipeline_is_ripe(&pipeline), 1);
+    CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, payload, 1), PT_ERR_WOULD_BLOCK);
+    const uint8_t *second = slots[1].buffer + 64 + PT_FRAME_OVERHEAD;
+    check_frame_in(second, 1 + PT_FRAME_OVERHEAD, PT_FRAME_DATA, PT_FLAG_BATCH, (uint8_t)(per_slot + 1), payload, 1);
+    CHECK_EQUAL(pt_pipeline_launch(&pipeline), 1);
+    pt_pipeline_complete(&pipeline, 0, PT_OK);
+    pt_pipeline_complete(&pipeline, 1, PT_OK);
+    CHECK_EQUAL(pt_pipeline_cleanup(&pipeline), 0);
+    memory_close_pool(pool, &account);
+}
+
+static void lazy_slots_cost_nothing_before_the_first_send(void)
+{
+    pt_pool *pool = memory_open_pool(&account, classes, 1, 0);
+    uint32_t count;
+    int result;
+    open_pipeline(pool, 4, 1, 0);
+    CHECK_EQUAL(memory_lent(pool), 0);
+    CHECK_EQUAL(account.bytes, 0);
+    account.dry = 1;
+    CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, (const uint8_t *)"x", 1), PT_ERR_NO_MEMORY);
+    CHECK_EQUAL(pipeline.send_seq, 0);
+    CHECK_EQUAL(pipeline.pending_count, 0);
+    account.dry = 0;
+    CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, (const uint8_t *)"x", 1), PT_OK);
+    CHECK_EQUAL(memory_lent(pool), 1);
+    pt_pipeline_complete(&pipeline, (uint8_t)pt_pipeline_launch(&pipeline), PT_OK);
+    CHECK_EQUAL(pt_pipeline_report(&pipeline, &count, &result), 1);
+    CHECK_EQUAL(memory_lent(pool), 0);
+    CHECK_EQUAL(pt_pipeline_cleanup(&pipeline), 0);
+
+    /* Not lazy: all or none, and what was borrowed goes back. */
+    static const pt_pool_class three[] = {{SLOT_SIZE, 3}};
+    memory_close_pool(pool, &account);
+    pool = memory_open_pool(&account, three, 1, 0);
+    memset(&pipeline, 0, sizeof pipeline);
+    CHECK_EQUAL(pt_pipeline_init(&pipeline, slots, 4, SLOT_SIZE, pool, 0, 0), PT_ERR_NO_MEMORY);
+    CHECK_EQUAL(memory_lent(pool), 0);
+    CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, NULL, 0), PT_ERR_NOT_INITIALIZED);
+    CHECK_EQUAL(pt_pipeline_init(&pipeline, slots, 3, SLOT_SIZE, pool, 0, 0), PT_OK);
+    CHECK_EQUAL(memory_lent(pool), 3);
+    CHECK_EQUAL(pt_pipeline_init(&pipeline, slots, 3, SLOT_SIZE, pool, 0, 0), PT_ERR_ALREADY_INITIALIZED);
+    CHECK_EQUAL(pt_pipeline_cleanup(&pipeline), 0);
+    memory_close_pool(pool, &account);
+}
+
+static void what_does_not_fit_is_refused_with_nothing_changed(void)
+{
+    static uint8_t payload[SLOT_SIZE];
+    pt_pool *pool = memory_open_pool(&account, classes, 1, 0);
+    open_pipeline(pool, 2, 1, 1);
+    CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, payload, SLOT_SIZE - PT_FRAME_OVERHEAD + 1), PT_ERR_MESSAGE_TOO_LARGE);
+    CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, payload, UINT32_MAX), PT_ERR_MESSAGE_TOO_LARGE);
+    CHECK_EQUAL(pt_pipeline_send(&pipeline, 0, 0, payload, 1), PT_ERR_INVALID_PARAM);
+    CHECK_EQUAL(pt_pipeline_send(&pipeline, 8, 0, payload, 1), PT_ERR_INVALID_PARAM);
+    CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, NULL, 1), PT_ERR_INVALID_PARAM);
+    CHECK_EQUAL(pipeline.frames, 0);
+    CHECK_EQUAL(memory_lent(pool), 0);
+    CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, payload, SLOT_SIZE - PT_FRAME_OVERHEAD), PT_OK);
+    CHECK_EQUAL(pt_pipeline_is_ripe(&pipeline), 1);
+    CHECK_EQUAL(pt_pipeline_cleanup(&pipeline), 0);
+
+    pt_send_pipeline other;
+    memset(&other, 0, sizeof other);
+    CHECK_EQUAL(pt_pipeline_init(&other, slots, 0, SLOT_SIZE, pool, 1, 0), PT_ERR_INVALID_PARAM);
+    CHECK_EQUAL(pt_pipeline_init(&other, slots, 1, PT_FRAME_OVERHEAD - 1, pool, 1, 0), PT_ERR_INVALID_PARAM);
+    CHECK_EQUAL(pt_pipeline_init(&other, NULL, 1, SLOT_SIZE, pool, 1, 0), PT_ERR_INVALID_PARAM);
+    CHECK_EQUAL(pt_pipeline_init(&other, slots, 1, SLOT_SIZE, NULL, 1, 0), PT_ERR_INVALID_PARAM);
+    memory_close_pool(pool, &account);
+}
+
+static void a_buffer_in_flight_stays_until_the_platform_lets_go(void)
+{
+    pt_pool *pool = memory_open_pool(&account, classes, 1, 0);
+    open_pipeline(pool, 4, 1, 0);
+    for (uint8_t index = 0; index < 4; index++) {
+        CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, &index, 1), PT_OK);
+        if (index < 3)
+            CHECK_EQUAL(pt_pipeline_launch(&pipeline), index);
+    }
+    pt_pipeline_complete(&pipeline, 1, PT_OK);
+    CHECK_EQUAL(pt_pipeline_cleanup(&pipeline), 2);
+    CHECK_EQUAL(memory_lent(pool), 2);
+    CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, NULL, 0), PT_ERR_NOT_INITIALIZED);
+    pt_pipeline_complete(&pipeline, 2, PT_ERR_CONNECTION_CLOSED);
+    CHECK_EQUAL(pt_pipeline_cleanup(&pipeline), 1);
+    pt_pipeline_complete(&pipeline, 0, PT_OK);
+    CHECK_EQUAL(pt_pipeline_cleanup(&pipeline), 0);
+    CHECK_EQUAL(pipeline.accepted - pipeline.reported, 4);
+    memory_close_pool(pool, &account);
+}
+
+static void ten_thousand_random_steps_keep_every_message(void)
+{
+    static uint8_t wire[MAX_DEPTH];
+    uint8_t payload[300];
+    draw_bytes(payload, sizeof payload);
+    pt_pool *pool = memory_open_pool(&account, classes, 1, 0);
+    for (int packing = 0; packing <= 1; packing++) {
+        uint64_t accepted = 0, reported = 0;
+        unsigned in_flight = 0;
+        uint32_t count;
+        int result;
+        open_pipeline(pool, 5, packing, packing);
+        for (unsigned step = 0; step < 5000; step++) {
+            switch (draw(4)) {
+            case 0:
+            case 1: {
+                int code = pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, payload, draw(300));
+                CHECK(code == PT_OK || (code == PT_ERR_WOULD_BLOCK && pt_pipeline_available(&pipeline) == 0));
+                accepted += code == PT_OK;
+                break;
+            }
+            case 2: {
+                int index = pt_pipeline_launch(&pipeline);
+                if (index >= 0)
+                    wire[in_flight++] = (uint8_t)index;
+                break;
+            }
+            default:
+                if (in_flight > 0) {
+                    unsigned place = draw(in_flight);
+                    pt_pipeline_complete(&pipeline, wire[place], PT_OK);
+                    wire[place] = wire[--in_flight];
+                }
+                while (pt_pipeline_report(&pipeline, &count, &result))
+                    reported += count;
+            }
+            CHECK(pipeline.accepted == accepted && pipeline.reported == reported);
+            CHECK(pipeline.pending_count >= in_flight && pipeline.pending_count <= 5);
+        }
+        CHECK(accepted > 500 && reported > 500);
+        for (; in_flight > 0; in_flight--)
+            pt_pipeline_complete(&pipeline, wire[in_flight - 1], PT_OK);
+        while (pt_pipeline_report(&pipeline, &count, &result))
+            reported += count;
+        for (int index = pt_pipeline_launch(&pipeline); index >= 0; index = pt_pipeline_launch(&pipeline))
+            pt_pipeline_complete(&pipeline, (uint8_t)index, PT_OK);
+        while (pt_pipeline_report(&pipeline, &count, &result))
+            reported += count;
+        CHECK_EQUAL(reported, accepted);
+        CHECK_EQUAL(pt_pipeline_cleanup(&pipeline), 0);
+        CHECK_EQUAL(memory_lent(pool), 0);
+    }
+    memory_close_pool(pool, &account);
+}
+
+int main(void)
+{
+    RUN(what_a_slot_holds_is_the_frame_of_the_encoder);
+    RUN(a_full_pipeline_refuses_and_leaves_no_gap_in_the_sequence);
+    RUN(completions_in_any_order_are_reported_in_the_order_of_sending);
+    RUN(small_frames_share_a_slot_until_it_is_full);
+    RUN(lazy_slots_cost_nothing_before_the_first_send);
+    RUN(what_does_not_fit_is_refused_with_nothing_changed);
+    RUN(a_buffer_in_flight_stays_until_the_platform_lets_go);
+    RUN(ten_thousand_random_steps_keep_every_message);
+    return check_end();
+}

@@ -1,0 +1,235 @@
+"""The C core on machines that are not this one: make vintage.
+
+    m68k, ppc, s390x   big-endian: the C tests under emulators; on s390x also the Python suite's core and protocol tests
+    68000              without a C library: size, deepest stack, instructions for one message
+    host               the same C tests with gcc and clang under Address- and UndefinedBehaviorSanitizer
+    windows, musl, macos, aarch64
+                       compiled and linked without warnings; and run where something here runs them (wine, this machine, an emulator)
+
+usage: run.py [PART ...]; all parts without one. Ends with a line for each; status 1 when one failed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import bare68000
+import far_python
+from shell import BUILD, C_TESTS, CORE, ROOT, WARNINGS, Failed, fresh, run, stems
+
+# What each tool comes with, on Debian.
+TOOLS = {
+    "gcc": "gcc", "clang": "clang", "qemu-m68k-static": "qemu-user-static",
+    "m68k-linux-gnu-gcc": "gcc-m68k-linux-gnu libc6-dev-m68k-cross", "powerpc-linux-gnu-gcc": "gcc-powerpc-linux-gnu libc6-dev-powerpc-cross",
+    "s390x-linux-gnu-gcc": "gcc-s390x-linux-gnu libc6-dev-s390x-cross", "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
+    "x86_64-w64-mingw32-gcc": "gcc-mingw-w64-x86-64", "wine": "wine wine64", "musl-gcc": "musl-tools",
+}
+
+STANDARD = ("-DPT_ASSERTIONS=1",)
+LOWMEM = ("-DPT_ASSERTIONS=1", "-DPT_LOWMEM", "-DPT_ATOMICS=0")
+SYSTEM = {"pt_posix"}
+"""Files of csrc/platform that call the system; the others are as portable as the core."""
+POSIX = "-D_POSIX_C_SOURCE=200809L"
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+ALONE = {"crc_ways": "pt_crc"}
+"""Programs that include a source of the core, which must then not be linked beside it."""
+EXTRA = {"crc_ways": (), "ingest_formats": (), "pool_twice": ("once",), "pool_threads": ("2000", "4")}
+"""Programs of tests/c that are no test_*.c, and their arguments."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One compiler and what runs its programs: nothing for this machine's own, None when nothing does."""
+
+    name: str
+    compiler: tuple[str, ...]
+    runner: tuple[str, ...] | None = ()
+    flags: tuple[str, ...] = ("-O2",)
+    link: tuple[str, ...] = ("-static", "-latomic")
+    posix: bool = True
+    define: tuple[str, ...] = (POSIX,)
+    env: tuple[tuple[str, str], ...] = ()
+
+
+def portable_sources() -> list[Path]:
+    return sorted(CORE.glob("*.c")) + sorted(path for path in (ROOT / "csrc" / "platform").glob("*.c") if path.stem not in SYSTEM)
+
+
+def programs() -> dict[str, tuple[str, ...]]:
+    """Each C test program with its arguments."""
+    return {path.stem: () for path in sorted(C_TESTS.glob("test_*.c"))} | EXTRA
+
+
+def try_build(target: Target, build: str, defines: tuple[str, ...]) -> int:
+    """Compile all without warnings, link every program, run it where that is possible. Returns the conditions that were checked."""
+    folder = fresh(target.name, build)
+    includes = [f"-I{path}" for path in (CORE, ROOT / "csrc" / "platform", C_TESTS, BUILD / "vectors")]
+    compiler = (*target.compiler, *WARNINGS, *target.flags, *defines, *includes)
+    sources = portable_sources()
+    for source in (*sources, *([ROOT / "csrc" / "platform" / "pt_posix.c"] if target.posix else [])):
+        run(*compiler, "-c", source, cwd=folder)
+    conditions = 0
+    for program, arguments in programs().items():
+        objects = [name for name in stems(sources) if name != f"{ALONE.get(program)}.o"]
+        run(*compiler, *target.define, C_TESTS / f"{program}.c", *objects, *target.link, "-pthread", "-o", f"{program}.exe", cwd=folder)
+        if target.runner is None:
+            continue
+        if program == "pool_threads" and "-DPT_ATOMICS=0" in defines:
+            arguments = (arguments[0], "1")
+        output = run(*target.runner, folder / f"{program}.exe", *arguments, env=dict(target.env))
+        counted = re.search(r"(\d+) conditions, 0 failed", output)
+        conditions += int(counted[1]) if counted else 0
+    return conditions
+
+
+def check_target(target: Target, prefix: str = "") -> str:
+    counts = [try_build(target, name, defines) for name, defines in (("standard", STANDARD), ("lowmem", LOWMEM))]
+    built = f"{prefix}{len(programs())} C programs, standard and lowmem, built without warnings"
+    return f"{built}: links only" if target.runner is None else f"{built}, passed: {sum(counts):,} conditions"
+
+
+def big_endian(name: str, triplet: str) -> Callable[[], str]:
+    """A big-endian machine under an emulator, which must say so itself."""
+    target = Target(name, (f"{triplet}-gcc",), (f"qemu-{name}-static",))
+
+    def check() -> str:
+        macros = subprocess.run([*target.compiler, "-dM", "-E", "-x", "c", os.devnull], capture_output=True, text=True, check=True).stdout
+        if "#define __BYTE_ORDER__ __ORDER_BIG_ENDIAN__" not in macros:
+            raise Failed(f"{target.compiler[0]} does not compile for a big-endian machine")
+        return check_target(target, "big-endian: ")
+
+    return check
+
+
+def check_s390x() -> str:
+    return f"{big_endian('s390x', 's390x-linux-gnu')()}; {far_python.check()}"
+
+
+def check_host() -> str:
+    sanitized = ("-O1", "-g", *SANITIZERS)
+    lines = [check_target(Target(f"host-{compiler}", (compiler,), (), sanitized, SANITIZERS)) for compiler in ("gcc", "clang")]
+    return f"gcc and clang, Address- and UndefinedBehaviorSanitizer: {lines[0]}"
+
+
+def check_windows() -> str:
+    home = fresh("wine")
+    environment = (("WINEPREFIX", str(home)), ("WINEDEBUG", "-all"))
+    # Its malloc is 16-aligned, and aligned_alloc it has not.
+    aligned = (POSIX, "-Daligned_alloc(alignment,size)=malloc(size)")
+    target = Target("windows", ("x86_64-w64-mingw32-gcc",), ("wine",), link=("-static",), posix=False, define=aligned, env=environment)
+    try:
+        return f"{check_target(target)} under wine (the core; there is no Windows platform file)"
+    finally:
+        subprocess.run(["wineserver", "-k"], env={**os.environ, **dict(environment)}, capture_output=True)
+
+
+def check_musl() -> str:
+    return check_target(Target("musl", ("musl-gcc",), (), link=("-static",)))
+
+
+def check_aarch64() -> str:
+    return check_target(Target("aarch64", ("aarch64-linux-gnu-gcc",), ("qemu-aarch64-static",)))
+
+
+def find_zig() -> tuple[str, ...] | None:
+    """The one compiler that brings the system headers of macOS along: zig, as a program or as a package of this Python."""
+    for command in ((shutil.which("zig") or "zig",), (sys.executable, "-m", "ziglang")):
+        try:
+            if subprocess.run([*command, "version"], capture_output=True).returncode == 0:
+                return command
+        except OSError:
+            pass
+    return None
+
+
+def check_macos() -> str:
+    zig = find_zig()
+    if zig is not None:
+        os.environ.update({f"ZIG_{kind}_CACHE_DIR": str(BUILD / "zig") for kind in ("GLOBAL", "LOCAL")})
+        for processor in ("x86_64", "aarch64"):
+            line = check_target(Target(f"macos-{processor}", (*zig, "cc", "-target", f"{processor}-macos"), None, link=(), define=()))
+        return f"x86_64 and arm64, zig: {line}, nothing was run"
+    folder = fresh("macos")
+    own = Path(run("clang", "-print-resource-dir").strip()) / "include"
+    for processor in ("x86_64", "arm64"):
+        for defines in (STANDARD, LOWMEM):
+            headers = ("-ffreestanding", "-nostdinc", "-isystem", own, "-isystem", C_TESTS / "bare", "-I", CORE, "-I", ROOT / "csrc" / "platform")
+            run("clang", "-target", f"{processor}-apple-macos11", *WARNINGS, "-O2", *defines, *headers, "-c", *portable_sources(), cwd=folder)
+    return "x86_64 and arm64, clang: the core compiles without warnings, nothing was linked or run; with zig pt_posix.c is compiled and linked too"
+
+
+PARTS: dict[str, tuple[Callable[[], str], tuple[str, ...]]] = {  # with the tools that each needs; the longest first
+    "s390x": (check_s390x, ("qemu-m68k-static", "s390x-linux-gnu-gcc")),
+    "host": (check_host, ("gcc", "clang")),
+    "m68k": (big_endian("m68k", "m68k-linux-gnu"), ("qemu-m68k-static", "m68k-linux-gnu-gcc")),
+    "ppc": (big_endian("ppc", "powerpc-linux-gnu"), ("qemu-m68k-static", "powerpc-linux-gnu-gcc")),
+    "68000": (bare68000.check, ("qemu-m68k-static", "m68k-linux-gnu-gcc")),
+    "windows": (check_windows, ("x86_64-w64-mingw32-gcc", "wine")),
+    "musl": (check_musl, ("musl-gcc",)),
+    "macos": (check_macos, ("clang",)),
+    "aarch64": (check_aarch64, ("qemu-m68k-static", "aarch64-linux-gnu-gcc")),
+}
+ORDER = ("m68k", "ppc", "s390x", "68000", "host", "windows", "musl", "macos", "aarch64")
+
+
+def find_tools(parts: list[str]) -> None:
+    """Install what is missing, as root on a Debian; else say what is."""
+    wanted = {tool for part in parts for tool in PARTS[part][1]}
+    packages = sorted({package for tool in wanted if shutil.which(tool) is None for package in TOOLS[tool].split()})
+    if not packages:
+        return
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        print(f"installing {' '.join(packages)}", flush=True)
+        quiet = {"DEBIAN_FRONTEND": "noninteractive"}
+        run("apt-get", "-qq", "update", env=quiet)
+        run("apt-get", "-qq", "install", "-y", "--no-install-recommends", *packages, env=quiet, timeout=900)
+    else:
+        raise Failed(f"make vintage needs other compilers and emulators: on Debian, as root, apt-get install {' '.join(packages)}")
+
+
+def attempt(part: str) -> tuple[bool, str]:
+    start = time.monotonic()
+    try:
+        held, text = True, PARTS[part][0]()
+    except Failed as failure:
+        held, text = False, str(failure)
+        print(f"== {part}\n{text}", flush=True)
+        text = next((line for line in text.splitlines() if "error" in line.lower() or " failed" in line), text.splitlines()[0])[:200]
+    except Exception as error:  # one part must not silence the others
+        held, text = False, f"{type(error).__name__}: {error}"
+    print(f"{part}: {time.monotonic() - start:.0f} s", flush=True)
+    return held, text
+
+
+def main(parts: list[str]) -> int:
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        print(f"no such part: {' '.join(unknown)}; there are {' '.join(ORDER)}")
+        return 2
+    parts = parts or list(PARTS)
+    try:
+        find_tools(parts)
+        BUILD.mkdir(parents=True, exist_ok=True)
+        run(sys.executable, C_TESTS / "make_vectors.py", BUILD / "vectors")
+    except Failed as failure:
+        print(failure)
+        return 1
+    with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
+        results = dict(zip(parts, pool.map(attempt, parts), strict=True))
+    for part in (part for part in ORDER if part in results):
+        held, text = results[part]
+        print(f"{part:8} {'ok    ' if held else 'FAILED'} {text}")
+    return 0 if all(held for held, _ in results.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
