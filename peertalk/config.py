@@ -134,6 +134,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     core: Annotated[str, _plain("Core to run on: standard, lowmem or reference; empty: standard if it was built, else reference.")] = ""
     max_peers: Annotated[int, _count(1, 65535, "peers", "Peers known at the same time, connected or not.")] = 1024
     pipeline_depth: Annotated[int, _count(1, 64, "writes", "Slots of each connection, up to 64 KiB each. Lowmem core by default: 2 of 4 KiB.")] = 8
+    async_send: Annotated[bool, _plain("Several writes in flight for each connection; off: each write ends before the next begins.")] = True
     send_queue_size: Annotated[int, _count(1, 1_000_000, "messages", "Messages that may wait for one peer before send() waits.")] = 1024
     send_queue_bytes: Annotated[int, _bytes(1024, 1024**3, "Payload that may wait for one peer before send() waits.")] = 1024**2
     receive_queue_bytes: Annotated[int, _bytes(1024, 1024**3, "Payload that may wait for the application before senders are slowed.")] = 4 * 1024**2

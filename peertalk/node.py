@@ -25,7 +25,7 @@ from .protocol.wire import Batch, Message
 from .runtime.inbox import Inbox
 from .runtime.peers import BroadcastResult, Peers
 from .runtime.remote import Payload, Remote, as_bytes, payload_of
-from .runtime.statistics import NodeStatistics
+from .runtime.statistics import MemoryReport, NodeStatistics
 from .runtime.transport import Transport
 from .runtime.worker import Worker
 from .runtime.world import Address, World, check_address
@@ -285,18 +285,20 @@ class Node:
     Args:
         name: 1 to 31 bytes of UTF-8; None: PEERTALK_NAME, else the host's name.
         config: a Config made before; not together with options.
+        world: where it lives; None: on this machine. A simulated network brings its own.
         options: any field of Config.
 
     Raises:
         InvalidArgument: an option is out of its bounds; says which, and where it came from.
     """
 
-    def __init__(self, name: str | None = None, *, config: Config | None = None, **options: Any) -> None:
+    def __init__(self, name: str | None = None, *, config: Config | None = None, world: World | None = None, **options: Any) -> None:
         if config is None:
             config = load_config(**options) if name is None else load_config(name=name, **options)
         elif options or name is not None:
             raise errors.InvalidArgument("give a Config or options, not both")
         self.config = config
+        self._world = World() if world is None else world
         self._transport: Transport | None = None
         self._worker: Worker | None = None
         self._streams: list[_EventStream] = []
@@ -312,8 +314,8 @@ class Node:
         """
         if self._transport is not None:
             raise errors.InvalidState(f"node {self.config.name!r} was started before; make a new one")
-        worker = Worker(asyncio.get_running_loop())
-        transport = Transport(self.config, World(), Peer, worker.schedule)
+        worker = self._world.make_worker(asyncio.get_running_loop())
+        transport = Transport(self.config, self._world, Peer, worker.schedule)
         transport.open()
         self._transport, self._worker = transport, worker
         worker.start(transport)
@@ -534,6 +536,13 @@ class Node:
         if self._transport is None:
             raise errors.InvalidState(f"node {self.config.name!r} is not started")
         return self._transport.stats()
+
+    @property
+    def memory(self) -> MemoryReport:
+        """Bytes of the C side, part by part, with peaks; of its end, once the node is closed. print() shows a table."""
+        if self._transport is None:
+            raise errors.InvalidState(f"node {self.config.name!r} is not started")
+        return self._transport.memory()
 
     def __repr__(self) -> str:
         state = "not started" if self._transport is None else "closed" if self._transport.closed else f"port {self._transport.port}"

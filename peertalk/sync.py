@@ -26,7 +26,7 @@ from .protocol import events
 from .protocol.wire import Batch, Message
 from .runtime.peers import BroadcastResult, Peers
 from .runtime.remote import Payload, Remote, as_bytes, payload_of
-from .runtime.statistics import NodeStatistics
+from .runtime.statistics import MemoryReport, NodeStatistics
 from .runtime.transport import Transport
 from .runtime.world import Address, World, check_address
 
@@ -422,6 +422,13 @@ class Node:
         if self._transport is None:
             raise errors.InvalidState(f"node {self.config.name!r} is not started")
         return self._transport.stats()
+
+    @property
+    def memory(self) -> MemoryReport:
+        """Bytes of the C side, part by part, with peaks; of its end, once the node is closed. print() shows a table."""
+        if self._transport is None:
+            raise errors.InvalidState(f"node {self.config.name!r} is not started")
+        return self._transport.memory()
 
     def _taken(self, take: Callable[[], T | None], timeout: float | str | None) -> T:
         got: list[T] = []

@@ -104,12 +104,12 @@ def test_no_text_names_a_package_registry_or_a_path_of_one_machine():
 
 STANDARD = frozenset(sys.stdlib_module_names) | {"__future__"}
 MOVERS = frozenset({"socket", "socketserver", "ssl", "threading", "_thread", "asyncio", "select", "selectors", "time", "os", "subprocess", "signal"})
-FRONT = ("__init__", "__main__", "node", "sync", "sim", "bench", "demo", "cli")
+FRONT = ("__init__", "__main__", "node", "sync", "sim", "scenarios", "throughput", "testing", "bench", "demo", "cli")
 VALUES = ("errors", "config", "contracts")
 
 PARTS: dict[str, tuple[tuple[str, ...], frozenset[str], frozenset[str]]] = {
     # part            parts of the package that it may import                       third parties                      standard library, less
-    "front": ((*FRONT, "runtime", "protocol", *VALUES), frozenset({"msgspec", "typer", "rich", "uvloop"}), frozenset()),
+    "front": ((*FRONT, "runtime", "protocol", *VALUES), frozenset({"msgspec", "typer", "rich", "uvloop", "pytest"}), frozenset()),
     "runtime": (("runtime", "protocol", "_core", *VALUES), frozenset({"msgspec"}), frozenset()),
     "protocol": (("protocol", "_core", "_core.values", *VALUES), frozenset({"msgspec"}), MOVERS),
     "values": (VALUES, frozenset({"msgspec"}), frozenset()),
@@ -186,7 +186,10 @@ FREESTANDING = {
     "float.h", "iso646.h", "limits.h", "stdalign.h", "stdarg.h", "stdbool.h", "stddef.h", "stdint.h", "stdnoreturn.h", "stdatomic.h", "string.h",
 }  # fmt: skip
 VECTORS = {"immintrin.h", "wmmintrin.h", "emmintrin.h", "smmintrin.h", "tmmintrin.h", "cpuid.h", "arm_neon.h", "arm_acle.h", "sys/auxv.h"}
-SHARED_WORLDS = {"pt_mactcp.c": {"pt_sim.h"}, "pt_ot.c": {"pt_sim.h"}}
+SHARED_WORLDS = {
+    **{name: {"pt_sim.h"} for name in ("pt_mactcp.c", "pt_mactcp.h", "pt_ot.c", "pt_ot.h", "pt_sim_world.c", "pt_sim_inside.h")},
+    **{name: {"pt_sim.h", "pt_sim_inside.h"} for name in ("pt_sim.c", "pt_sim_stream.c")},
+}
 
 
 def test_c_includes_only_what_lies_below_it():
@@ -376,7 +379,12 @@ ELSEWHERE = {
     "_core.reference": "tests/core/test_load.py",
     "_core.handles": "tests/platform/test_border.py",  # what is its own; what every core does alike is in tests/core
 }
-C_ELSEWHERE = {"pt_error": "tests/test_house.py", "pt_batch": "tests/platform/test_border.py"}  # a table of texts: rule 3; the border is one thing
+C_ELSEWHERE = {
+    "pt_error": "tests/test_house.py",  # a table of texts: rule 3
+    "pt_batch": "tests/platform/test_border.py",  # the border is one thing
+    "pt_sim_stream": "tests/platform/test_sim.py",  # half of the box
+    "pt_sim_world": "tests/platform/test_mactcp.py",  # seen through the two worlds that share it
+}
 NO_TESTS = {"runtime", "protocol", "cli", "contracts"}
 """Packages whose __init__ only says what they are for, or has tests inside the mirrored folder."""
 

@@ -306,7 +306,8 @@ int pt_link_open(pt_context *context, pt_link *link, intptr_t handle, uint32_t t
         return PT_ERR_ALREADY_INITIALIZED;
 
     memset(link, 0, sizeof *link);
-    int result = pt_pipeline_init(&link->pipeline, slots, depth, slot_size, context->pool, 1, packing);
+    int lazy = !context->ops->classic || PT_PIPELINE_LAZY;
+    int result = pt_pipeline_init(&link->pipeline, slots, depth, slot_size, context->pool, lazy, packing);
     if (result != PT_OK)
         return result;
     link->source.handle = handle;
@@ -598,7 +599,7 @@ static int serve(pt_context *context, pt_source *source, pt_event *event, pt_sin
     pt_link *link = (pt_link *)source;
     if ((link->state == PT_LINK_OPEN || link->state == PT_LINK_SHUT) && (ready & PT_READY_READ) && is_read(link))
         read_link(context, link, sink);
-    if ((ready & PT_READY_WRITE) && link->blocked) {
+    if ((ready & PT_READY_WRITE) && (link->blocked || link->pipeline.pending_count != 0)) { /* room, or slots that are done */
         link->blocked = 0;
         push(context, link);
     }

@@ -129,6 +129,9 @@ typedef struct pt_platform_ops {
     uint32_t (*clock)(pt_context *context);
 
     uint32_t ticks_per_second;
+
+    /* 1: the buffers of a link's slots are borrowed when it opens, unless PT_PIPELINE_LAZY; 0: at first use. */
+    uint8_t classic;
 } pt_platform_ops;
 
 /* A worker's world: one loop, its timers, its links. Memory is the caller's. */

@@ -67,6 +67,8 @@ class Core:
     SendPipeline: Callable[..., Any]
     TimerWheel: Callable[..., Any]
     Loop: Callable[..., Any]
+    Simulator: Callable[..., Any]
+    platforms: Callable[[], dict[str, dict[str, int]]]
 
     def __init__(self, name: str, source: Any, limits: Limits) -> None:
         self.name = name

@@ -38,9 +38,11 @@ from peertalk._core.values import (
     FragmentHeader,
     Frame,
     Header,
+    LinkCounts,
     LinkStatistics,
     LoopStatistics,
     PoolStatistics,
+    TraceRecord,
 )
 
 Data: TypeAlias = bytes | bytearray | memoryview
@@ -57,6 +59,15 @@ POOL_CAPACITY = 8_192
 MAX_DELAY_MS = 2**31 - 10_000
 """The wheel's reach, 24.8 days, less the time since the last turn."""
 SLOT_BYTES_MAX = 65_535
+CLASSIC = ("mactcp", "opentransport", "mactcp_sync", "opentransport_sync")
+"""Platforms that live on a simulated network."""
+PLATFORMS = ("posix", "posix_plain", *CLASSIC)
+PRESETS = ("none", "lan", "classic")
+TRACE_KINDS = (
+    "", "send", "arrive", "deliver", "ack", "lost", "cut", "duplicate", "reorder", "damage", "retransmit", "give_up", "reset", "open",
+    "accept", "refuse", "close", "datagram", "overflow", "window", "note",
+)  # fmt: skip
+"""Presets of a simulated network, and the kinds of its decisions, by their numbers in pt_sim.h."""
 
 _PLAIN_FLAGS = FRAGMENT | BATCHED
 _EVENT = struct.Struct("=QIIiiIIBBB5x")
@@ -100,8 +111,26 @@ class Binding:
         self.SendPipeline = partial(SendPipeline, self)
         self.TimerWheel = partial(TimerWheel, self)
         self.Loop = partial(Loop, self)
+        self.Simulator = partial(Simulator, self)
         assert ffi.sizeof("pt_event") == _EVENT.size
         assert ffi.offsetof("pt_event", "sequence") == _EVENT.size - 6
+
+    def platform(self, name: str) -> Any:
+        """The table of a platform."""
+        tables = dict(zip(CLASSIC, ("pt_mactcp_ops", "pt_ot_ops", "pt_mactcp_sync_ops", "pt_ot_sync_ops"), strict=True))
+        return getattr(self.lib, tables.get(name, f"pt_{name}_ops"))()
+
+    def platforms(self) -> dict[str, dict[str, int]]:
+        """What each world has: 1 for each entry that is filled in, ticks_per_second, and whether it is simulated."""
+        entries = ("tcp_send", "tcp_send_async", "poll_send_completions", "send_slots_available")
+        worlds = {name: self.platform(name) for name in PLATFORMS}
+        return {
+            name: {
+                **{entry: int(getattr(ops, entry) != self.ffi.NULL) for entry in entries},
+                "ticks_per_second": ops.ticks_per_second, "simulated": int(name in CLASSIC),
+            }
+            for name, ops in worlds.items()
+        }  # fmt: skip
 
     # Codes
 
@@ -753,6 +782,10 @@ class Link:
         self._lib = lib = loop._lib
         ffi = loop._ffi
         self.tag = tag
+        classic = loop.simulator is not None
+        if classic:
+            depth = lib.PT_SEND_PIPELINE_DEPTH if depth is None else depth
+            slot_size = lib.PT_SLOT_BUFFER_SIZE if slot_size is None else slot_size
         depth, slot_size = _slot_shape(lib, depth, slot_size)
         if slot_size > loop._pool.largest:
             raise errors.InvalidArgument(f"slot_size of {slot_size:,} bytes: the pool's largest class has {loop._pool.largest:,}")
@@ -767,6 +800,8 @@ class Link:
         )
         if code != 0:
             raise self._binding.fault(code, f"descriptor {fd} cannot become a link")
+        if classic:
+            self._link.max_message = min(self._link.max_message, lib.PT_MESSAGE_MAX_PAYLOAD)
         try:
             self.send, self.send_many = self._bind_send()
             loop._links[self] = None
@@ -834,7 +869,8 @@ class Link:
         """Leave the loop and give the memory back; the descriptor stays the caller's. Idempotent."""
         if self in self._loop._links:
             del self._loop._links[self]
-            self._lib.pt_link_close(self._context, self._link)
+            if self._lib.pt_link_close(self._context, self._link):
+                self._loop._abandoned.append((self._link, self._slots))
 
     @property
     def max_message(self) -> int:
@@ -886,7 +922,12 @@ class Loop:
         io_budget: ready sources served in one turn, 1 to 16.
         receive_buffer_size: bytes, at least one whole frame; None: the core's size.
         pool_bytes: bytes that slots and staging buffers may hold together.
-        platform: "posix", or "posix_plain" where each slot is written by a blocking send.
+        platform: "posix", or "posix_plain" where each slot is written by a blocking send; "mactcp", "opentransport", and the same with "_sync", on a
+            simulator, whose handles then take the place of descriptors.
+        simulator: the network of a classic platform; of any compiled core.
+        host: of that network, where this loop lives.
+        push: classic platforms: small writes are not merged on the wire.
+        send_limit: opentransport: bytes of one link that wait for acknowledgement before the flow is stopped; 0: the platform's.
         native: False forces the plain cffi way, as PEERTALK_NATIVE=0 in the environment does.
         epoll: False takes poll(2) and leaves fd at -1.
 
@@ -901,7 +942,8 @@ class Loop:
 
     def __init__(
         self, binding: Binding, *, io_budget: int = 16, receive_buffer_size: int | None = None, pool_bytes: int = 64 << 20,
-        platform: str = "posix", native: bool = True, epoll: bool = True,
+        platform: str = "posix", native: bool = True, epoll: bool = True, simulator: Simulator | None = None, host: Host | None = None,
+        push: bool = False, send_limit: int = 0,
     ) -> None:  # fmt: skip
         self._binding = binding
         self._ffi = ffi = binding.ffi
@@ -914,8 +956,16 @@ class Loop:
             raise errors.InvalidArgument(f"io_budget of {io_budget} sources: a turn serves 1 to {lib.PT_IO_BUDGET}")
         if not whole <= size < 2**31:
             raise errors.InvalidArgument(f"receive_buffer_size of {size} bytes: a whole frame has {whole}")
-        if platform not in ("posix", "posix_plain"):
-            raise errors.InvalidArgument(f"platform {platform!r}: there are 'posix' and 'posix_plain'")
+        if platform not in PLATFORMS:
+            raise errors.InvalidArgument(f"platform {platform!r}: there are {', '.join(map(repr, PLATFORMS))}")
+        if (platform in CLASSIC) != (simulator is not None and host is not None):
+            raise errors.InvalidArgument(f"platform {platform!r}: a simulator and a host belong to {', '.join(map(repr, CLASSIC))} alone")
+        if simulator is not None and (simulator.closed or host not in simulator.hosts):
+            raise errors.InvalidArgument("the host is none of this simulator, or the simulator is closed")
+        self.platform = platform
+        self.simulator = simulator
+        self.host = host
+        self._abandoned: list[Any] = []
         if pool_bytes < 1:
             raise errors.InvalidArgument(f"pool_bytes of {pool_bytes}: slots and staging buffers need some")
 
@@ -923,31 +973,67 @@ class Loop:
         self._context = ffi.new("pt_context *")
         self._events = ffi.new("pt_event[]", EVENT_CAPACITY)
         receive_buffer = ffi.new("uint8_t[]", size)
-        self._platform: Any = ffi.new("uint64_t[]", (lib.pt_posix_size(0 if epoll else POLL_SOURCES) + 7) // 8)
+        self._platform: Any = ffi.new("uint64_t[]", (self._platform_size(epoll) + 7) // 8)
         self._memory = (self._context, self._platform, self._pool._memory, self._pool._account, receive_buffer, self._events, lib)
         self._links: dict[Link, None] = {}
+        self._peaks: dict[str, int] = {}
         self._watches: set[Watch] = set()
         self._armed: set[Timer] = set()
         self._armed_limit = 64
         self._wake_lock = threading.Lock()
         self._owner: int | None = None
         self._turn: Callable[[], Any] = self._bind_turn(size)
-        ops = lib.pt_posix_ops() if platform == "posix" else lib.pt_posix_plain_ops()
-        self._open(ops, epoll, receive_buffer, io_budget)
+        self._open(binding.platform(platform), epoll, receive_buffer, io_budget, int(push), send_limit)
         self._closed = False
-        self.fd: int = lib.pt_posix_fd(self._platform)
+        self.fd: int = -1 if simulator is not None else lib.pt_posix_fd(self._platform)
 
-    def _open(self, ops: Any, epoll: bool, receive_buffer: Any, io_budget: int) -> None:
-        """What may fail and must be undone: the descriptors of the platform, then the context on top of them."""
+    def _platform_size(self, epoll: bool) -> int:
         lib = self._lib
-        system_error = self._ffi.new("int32_t *")
-        code = lib.pt_posix_init(self._platform, 0 if epoll else POLL_SOURCES, epoll, system_error)
-        if code != 0:
-            raise errors.PlatformError(f"a loop needs two descriptors: {os.strerror(system_error[0])}", code=code)
+        if self.simulator is None:
+            return int(lib.pt_posix_size(0 if epoll else POLL_SOURCES))
+        return int(lib.pt_mactcp_size() if self.platform.startswith("mactcp") else lib.pt_ot_size())
+
+    def _open(self, ops: Any, epoll: bool, receive_buffer: Any, io_budget: int, push: int, send_limit: int) -> None:
+        """What may fail and must be undone: the descriptors of the platform, or its place on a network, then the context on top of them."""
+        lib = self._lib
+        if self.simulator is not None:
+            self._join(self.simulator, push, send_limit)
+        else:
+            system_error = self._ffi.new("int32_t *")
+            code = lib.pt_posix_init(self._platform, 0 if epoll else POLL_SOURCES, epoll, system_error)
+            if code != 0:
+                raise errors.PlatformError(f"a loop needs two descriptors: {os.strerror(system_error[0])}", code=code)
         code = lib.pt_context_init(self._context, ops, self._platform, self._pool._pool, receive_buffer, len(receive_buffer), io_budget)
         if code != 0:
-            lib.pt_posix_cleanup(self._platform)
+            self._end_platform()
             raise self._binding.fault(code, "a loop")
+
+    def _join(self, simulator: Simulator, push: int, send_limit: int) -> None:
+        """Make platform data on a simulated network, which may live in another extension module: it is reached through its table."""
+        ffi, lib = self._ffi, self._lib
+        sim = ffi.cast("pt_sim *", simulator.address)
+        table = ffi.cast("pt_sim_table *", simulator.table)
+        source = ffi.new("pt_memory *")
+        lib.pt_posix_memory_source(self._pool._account, source)
+        assert self.host is not None
+        if self.platform.startswith("mactcp"):
+            lib.pt_mactcp_init(self._platform, sim, table, self.host.number, source, push)
+        else:
+            lib.pt_ot_init(self._platform, sim, table, self.host.number, source, push, self._binding.limited("send_limit", send_limit, 2**31))
+        self._world = ffi.cast("pt_sim_world *", self._platform)
+        simulator._loops[self] = None
+
+    def _end_platform(self) -> None:
+        """Give back what the platform holds; on a simulated network its driver lets go of every slot."""
+        if self.simulator is None:
+            self._lib.pt_posix_cleanup(self._platform)
+        elif self.platform.startswith("mactcp"):
+            self._lib.pt_mactcp_cleanup(self._platform)
+        else:
+            self._lib.pt_ot_cleanup(self._platform)
+        if self.simulator is not None:
+            self.simulator._loops.pop(self, None)
+        self._abandoned.clear()
 
     def _bind_turn(self, size: int) -> Callable[[], Any]:
         """What makes one turn without waiting: a list of events, or a negative code."""
@@ -1054,6 +1140,8 @@ class Loop:
             events = self._turn()
         if type(events) is int:
             raise self._binding.fault(events, "a turn")
+        if self._abandoned:
+            self._let_go()
         return events  # type: ignore[no-any-return]
 
     def _plain_turn(self) -> list[Event] | int:
@@ -1104,6 +1192,62 @@ class Loop:
         timeout_ms = self._lib.pt_loop_next_timeout(self._context)
         return None if timeout_ms < 0 else timeout_ms / 1000
 
+    # On a simulated network
+
+    def _let_go(self) -> None:
+        """Free the memory of closed links whose slots the driver has let go of."""
+        self._abandoned = [kept for kept in self._abandoned if kept[0].pipeline.pending_count]
+
+    def has_work(self) -> bool:
+        """Whether a turn now would find something, on a simulated network: what a driver on virtual time asks after each step."""
+        return not self._closed and (
+            self._lib.pt_loop_next_timeout(self._context) == 0 or bool(self._lib.pt_sim_world_is_ready(self._context))
+        )
+
+    def next_deadline_ns(self) -> int | None:
+        """Virtual time at which a turn is needed though nothing becomes ready; None when there is no timer."""
+        timeout_ms = self._lib.pt_loop_next_timeout(self._context)
+        assert self.simulator is not None
+        now_ns = self.simulator.now_ns
+        if timeout_ms <= 0:
+            return None if timeout_ms < 0 else now_ns
+        ticks = self._lib.pt_wheel_next(self._ffi.addressof(self._context, "wheel"))
+        rate = self._lib.PT_SIM_TICKS
+        due_ns = -(-(now_ns * rate // 10**9 + ticks) * 10**9 // rate)
+        return int(due_ns) if ticks != 2**32 - 1 and due_ns < now_ns + 2 * timeout_ms * 10**6 else now_ns + timeout_ms * 10**6
+
+    def violations(self) -> list[str]:
+        """Rules of the platform's maker that were broken here, the first 32: empty in a healthy run."""
+        if self.simulator is None:
+            return []
+        size = self._lib.PT_SIM_VIOLATION_SIZE
+        kept = min(self._world.violation_count, self._lib.PT_SIM_VIOLATIONS)
+        return [self._ffi.string(self._world.violations + index * size).decode() for index in range(kept)]
+
+    def platform_sizes(self) -> dict[str, int]:
+        """Bytes of what a link needs of its platform and core, for each slot or (link, platform_link) once.
+
+        parameter_block is what the maker's header has, parameter_block_documented what the source of the pipeline has.
+        """
+        ffi, lib = self._ffi, self._lib
+        depth = lib.PT_SEND_PIPELINE_DEPTH
+        mactcp = self.platform.startswith("mactcp")
+        return {
+            "parameter_block": lib.PT_MACTCP_BLOCK_SIZE, "parameter_block_documented": lib.PT_MACTCP_BLOCK_DOCUMENTED,
+            "parameter_block_simulated": ffi.sizeof("pt_mactcp_block"), "slot": ffi.sizeof("pt_send_slot"), "slot_buffer": lib.PT_SLOT_BUFFER_SIZE,
+            "pipeline": ffi.sizeof("pt_send_pipeline"), "link": ffi.sizeof("pt_link"), "context": ffi.sizeof("pt_context"),
+            "platform": lib.pt_mactcp_size() if mactcp else lib.pt_ot_size(),
+            "platform_link": lib.pt_mactcp_stream_size(depth) if mactcp else lib.pt_ot_port_size(depth),
+        }  # fmt: skip
+
+    @property
+    def abandoned(self) -> int:
+        """Slots of closed links that the driver has not let go of."""
+        if self.simulator is None or self._closed:
+            return 0
+        count = self._lib.pt_mactcp_abandoned if self.platform.startswith("mactcp") else self._lib.pt_ot_abandoned
+        return int(count(self._platform))
+
     def wake(self) -> None:
         """End a wait that runs, or the next one. Any thread; nothing happens when the loop is closed."""
         with self._wake_lock:
@@ -1112,13 +1256,43 @@ class Loop:
 
     def descriptors(self) -> list[tuple[int, int]]:
         """(descriptor, READ | WRITE) of all that must be watched to know when a turn has something to do, the wake-up included."""
-        if self._closed:
+        if self._closed or self.simulator is not None:
             return []
         sources = [watch._watch.source for watch in self._watches] + [link._link.source for link in self._links]
         wanted = [(int(source.handle), source.interest & (READ | WRITE)) for source in sources if source.registered != 0xFF]
         return [(self._lib.pt_posix_wake_fd(self._platform), READ), *((fd, interest) for fd, interest in wanted if interest)]
 
     # Counting and ending
+
+    def memory(self) -> dict[str, tuple[int, int]]:
+        """Bytes of the C side now and at most so far, part by part: what each struct has, and what the pool holds.
+
+        The buffers of slots come out of the pool and are counted with the pipelines; at most means as many as were ever in flight on each link. total
+        is exact: it takes the pool's own peak.
+        """
+        ffi = self._ffi
+        wheel, slot, link = ffi.sizeof("pt_wheel"), ffi.sizeof("pt_send_slot"), ffi.sizeof("pt_link")
+        fixed = {
+            "context": ffi.sizeof("pt_context") - wheel, "loop": ffi.sizeof(self._events) + ffi.sizeof(self._platform), "wheel": wheel,
+            "receive buffer": self._context.receive_buffer_size,
+        }  # fmt: skip
+        links = [each._link for each in self._links]
+        held = [each.pipeline for each in links] + [kept[0].pipeline for kept in self._abandoned]
+        tables = sum(each.depth for each in held) * slot
+        lent = sum(each.slots[index].buffer_size for each in held for index in range(each.depth))
+        high = sum(each.high_water * each.slot_size for each in held)
+        for name, now in (("links", len(held) * link), ("tables", tables), ("slots", max(lent, high))):
+            self._peaks[name] = max(self._peaks.get(name, 0), now)
+        pool, table = self._pool.statistics(), ffi.sizeof(self._pool._memory)
+        peaks = self._peaks
+        parts = {name: (size, size) for name, size in fixed.items()}
+        parts["links"] = (len(held) * link, peaks["links"])
+        parts["pipelines"] = (tables + lent, peaks["tables"] + peaks["slots"])
+        parts["pools"] = (table + max(0, pool.bytes - lent), table + max(pool.peak_bytes - peaks["slots"], pool.bytes - lent, 0))
+        fixed_sum = sum(fixed.values()) + table
+        peak = fixed_sum + peaks["links"] + peaks["tables"] + max(pool.peak_bytes, pool.bytes)
+        parts["total"] = (fixed_sum + len(held) * link + tables + pool.bytes, peak)
+        return parts
 
     @property
     def core(self) -> Any:
@@ -1158,8 +1332,8 @@ class Loop:
             watch.close()
         for timer in list(self._armed):
             timer.cancel()
+        self._end_platform()
         self._lib.pt_context_cleanup(self._context)
-        self._lib.pt_posix_cleanup(self._platform)
         self._pool.close()
         self.fd = -1
 
@@ -1169,6 +1343,470 @@ class Loop:
 
     def __del__(self) -> None:
         if not self._closed:
+            self.close()
+
+
+def _quad(address: int) -> str:
+    return ".".join(str(address >> shift & 0xFF) for shift in (24, 16, 8, 0))
+
+
+def _number(address: str) -> int:
+    """A dotted IPv4 address as a number.
+
+    Raises:
+        InvalidArgument: it is none.
+    """
+    parts = address.split(".")
+    if len(parts) != 4 or not all(part.isdecimal() and int(part) <= 255 for part in parts):
+        raise errors.InvalidArgument(f"address {address!r}: give a dotted one, such as 10.0.0.1")
+    return sum(int(part) << shift for part, shift in zip(parts, (24, 16, 8, 0), strict=True))
+
+
+class Socket:
+    """A socket of a simulated network: a listener, a stream or a datagram socket. Made by a Host; its fileno() is the handle that loops take."""
+
+    def __init__(self, host: Host, handle: int) -> None:
+        self._host = host
+        self._simulator = host._simulator
+        self._handle = handle
+
+    def fileno(self) -> int:
+        """The handle; -1 when it is closed."""
+        return self._handle
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        return getattr(self._simulator._lib, name)(self._simulator._open_sim(), self._handle, *arguments)
+
+    def _name(self, remote: int) -> tuple[str, int]:
+        address, port = self._simulator._ffi.new("uint32_t *"), self._simulator._ffi.new("uint16_t *")
+        code = self._call("pt_sim_get_name", remote, address, port)
+        if code != 0:
+            raise self._simulator._binding.fault(code, "the name of a simulated socket")
+        return _quad(address[0]), int(port[0])
+
+    def getsockname(self) -> tuple[str, int]:
+        """Its address and port."""
+        return self._name(0)
+
+    def getpeername(self) -> tuple[str, int]:
+        """Address and port of the other end of a stream."""
+        return self._name(1)
+
+    def close(self) -> None:
+        """Forget it; a stream sends what it owes, then ends its half. Idempotent."""
+        if self._handle > 0 and not self._simulator.closed:
+            self._call("pt_sim_release")
+        self._handle = -1
+
+    @property
+    def ready(self) -> int:
+        """What is ready now: a sum of READ, WRITE and HANGUP."""
+        return int(self._call("pt_sim_ready"))
+
+    def accept(self) -> Socket | None:
+        """Listener: the next connection that waits; None when there is none."""
+        handle = self._call("pt_sim_accept")
+        if handle == self._simulator._lib.PT_ERR_WOULD_BLOCK:
+            return None
+        return Socket(self._host, self._simulator._made(handle, "accepting a connection"))
+
+    def outcome(self) -> int:
+        """Stream: -19 while connecting, 0 when open, else why not: -7 refused, -6 no answer, -8 reset since."""
+        return int(self._call("pt_sim_get_outcome"))
+
+    def silent_for(self) -> float:
+        """Stream: seconds that something of ours has waited for a sign of life; 0.0: nothing waits."""
+        return int(self._call("pt_sim_get_silence")) / 1e9
+
+    @property
+    def unacknowledged(self) -> int:
+        """Stream: bytes taken and not acknowledged."""
+        return int(self._call("pt_sim_get_unacknowledged"))
+
+    def send(self, data: Data) -> int:
+        """Stream: copy bytes and send them; how many were taken, 0 when there is no room.
+
+        Raises:
+            ConnectionClosed, NotConnected: it cannot be written.
+        """
+        view = self._simulator._binding.flat(data)
+        return self._simulator._made(self._call("pt_sim_send", view, len(view)), "sending on a simulated stream")
+
+    def recv(self, size: int = 65_536) -> bytes | None:
+        """Stream: bytes that have come; None when there are none yet, b"" when the other side has ended its half.
+
+        Raises:
+            ConnectionClosed: the connection was broken; Timeout: it was given up.
+        """
+        ffi, lib = self._simulator._ffi, self._simulator._lib
+        buffer, broken = ffi.new("uint8_t[]", size), ffi.new("int *")
+        count = self._call("pt_sim_receive", buffer, size, broken)
+        if count == lib.PT_ERR_WOULD_BLOCK:
+            return None
+        if count == lib.PT_ERR_CONNECTION_CLOSED and not broken[0]:
+            return b""
+        return bytes(ffi.buffer(buffer, self._simulator._made(count, "receiving on a simulated stream")))
+
+    def shut(self) -> None:
+        """Stream: end our half when all is sent."""
+        self._simulator._made(self._call("pt_sim_finish"), "ending a simulated stream")
+
+    def abort(self) -> None:
+        """Stream: break the connection, at once."""
+        self._simulator._made(self._call("pt_sim_reset"), "breaking a simulated stream")
+
+    def sendto(self, data: Data, address: tuple[str, int]) -> bool:
+        """Datagram socket: send to one host or, at a broadcast address, to all. False: no host has that address."""
+        view = self._simulator._binding.flat(data)
+        code = self._call("pt_sim_send_to", view, len(view), _number(address[0]), address[1])
+        if code == self._simulator._lib.PT_ERR_NETWORK:
+            return False
+        self._simulator._made(code, "sending a simulated datagram")
+        return True
+
+    def recvfrom(self) -> tuple[bytes, tuple[str, int]] | None:
+        """Datagram socket: the next datagram with its sender; None when there is none."""
+        ffi, lib = self._simulator._ffi, self._simulator._lib
+        buffer = ffi.new("uint8_t[]", lib.PT_SIM_DATAGRAM_MAX)
+        address, port = ffi.new("uint32_t *"), ffi.new("uint16_t *")
+        count = self._call("pt_sim_receive_from", buffer, len(buffer), address, port)
+        if count == lib.PT_ERR_WOULD_BLOCK:
+            return None
+        self._simulator._made(count, "receiving a simulated datagram")
+        return bytes(ffi.buffer(buffer, count)), (_quad(address[0]), int(port[0]))
+
+
+class Host:
+    """A machine of a simulated network. Made by Simulator.add_host().
+
+    Attributes:
+        name, address: what it was given; number: its place in the network, from 0.
+    """
+
+    def __init__(self, simulator: Simulator, name: str, address: str, number: int) -> None:
+        self._simulator = simulator
+        self.name = name
+        self.address = address
+        self.number = number
+
+    def __repr__(self) -> str:
+        return f"<host {self.name!r} at {self.address}>"
+
+    def _socket(self, call: str, *arguments: Any, what: str) -> Socket:
+        handle = getattr(self._simulator._lib, call)(self._simulator._open_sim(), self.number, *arguments)
+        if handle == self._simulator._lib.PT_ERR_BUSY:
+            raise errors.AddressInUse(f"{what}: host {self.name!r} has the port in use")
+        return Socket(self, self._simulator._made(handle, what))
+
+    def listen(self, port: int) -> Socket:
+        """Wait for connections; port 0: a free one.
+
+        Raises:
+            AddressInUse: the port is taken.
+        """
+        return self._socket("pt_sim_listen", port, what=f"listening on port {port}")
+
+    def dial(self, address: str, port: int) -> Socket:
+        """Begin to connect; the socket becomes ready to write when its outcome() is known.
+
+        Raises:
+            NetworkFailure: no host of this network has the address.
+        """
+        return self._socket("pt_sim_dial", _number(address), port, what=f"dialling {address}:{port}")
+
+    def datagram(self, port: int) -> Socket:
+        """A socket that hears datagrams and broadcasts on a port, which others may share; port 0: a free one."""
+        return self._socket("pt_sim_datagram", port, what=f"hearing datagrams on port {port}")
+
+    def interfaces(self) -> list[tuple[str, int, str, str]]:
+        """(name, number, address, broadcast address) of its network and of loopback."""
+        return [("sim0", 1, self.address, "10.255.255.255"), ("lo", 2, "127.0.0.1", "127.255.255.255")]
+
+    def set_costs(self, **costs: int) -> None:
+        """Change what its processor takes, in ns: send_fixed_ns, send_byte_ns, receive_fixed_ns, receive_byte_ns; what is not given becomes 0."""
+        self._set("pt_sim_set_costs", self._simulator._struct("pt_sim_costs", costs))
+
+    def set_window(self, window: int) -> None:
+        """Receive window in bytes of the streams it opens from now on."""
+        self._set("pt_sim_set_window", self._simulator._binding.limited("window", window, 2**31))
+
+    def set_completion_jitter(self, jitter_ns: int) -> None:
+        """Its driver reports each write as done up to so much later, by chance: so they may be reported out of order."""
+        self._set("pt_sim_set_completion_jitter", jitter_ns)
+
+    def vanish(self) -> None:
+        """Power off: silent and deaf from now on, without a word."""
+        self._set("pt_sim_set_vanished", 1)
+
+    def return_(self) -> None:
+        """Power on again; the streams of before are broken."""
+        self._set("pt_sim_set_vanished", 0)
+
+    def _set(self, call: str, value: Any) -> None:
+        self._simulator._made(getattr(self._simulator._lib, call)(self._simulator._open_sim(), self.number, value), f"host {self.name!r}")
+
+
+_CHANCES = ("loss", "duplicate", "reorder", "damage")
+
+
+class Simulator:
+    """A network in a box, on a clock of its own: hosts, links and sockets, driven by one seed. Time moves when somebody advances it. One thread.
+
+    Args:
+        seed: 0 to 2^64 - 1.
+        preset: what links and hosts start with: "none" (instant), "lan", "classic" (two old Macs).
+        memory_limit: bytes that the network may hold; a packet that finds none is lost.
+        trace_records: decisions kept until trace() takes them.
+
+    Attributes:
+        hosts: in the order in which they were added.
+        address, table: numbers by which a loop of another core reaches this network.
+
+    Raises:
+        InvalidArgument: an argument out of its bounds. OutOfMemory: not even an empty network fits the limit.
+    """
+
+    def __init__(
+        self, binding: Binding, seed: int = 0, *, preset: str = "none", memory_limit: int = 256 << 20, trace_records: int = 16_384
+    ) -> None:
+        self._binding = binding
+        self._ffi = ffi = binding.ffi
+        self._lib = lib = binding.lib
+        self._sim: Any = None
+        if not 0 <= seed < 2**64:
+            raise errors.InvalidArgument(f"seed {seed}: it must be 0 to 2^64 - 1")
+        self._account = ffi.new("pt_posix_memory *")
+        source = ffi.new("pt_memory *")
+        lib.pt_posix_memory_source(self._account, source)
+        path, costs = self._preset(preset)
+        sim = lib.pt_sim_open(source, seed, memory_limit, binding.limited("trace_records", trace_records, 2**24))
+        if sim == ffi.NULL:
+            raise errors.OutOfMemory(f"memory_limit of {memory_limit:,} bytes: an empty network with {trace_records:,} trace records does not fit")
+        self._sim = sim
+        lib.pt_sim_set_defaults(sim, path, costs)
+        self.seed = seed
+        self.hosts: list[Host] = []
+        self.address = int(ffi.cast("uintptr_t", sim))
+        self.table = int(ffi.cast("uintptr_t", lib.pt_sim_functions()))
+        self._loops: dict[Loop, None] = {}  # in order: closing is part of what happens
+
+    def _preset(self, name: str) -> tuple[Any, Any]:
+        if name not in PRESETS:
+            raise errors.InvalidArgument(f"preset {name!r}: there are {', '.join(map(repr, PRESETS))}")
+        path, costs = self._ffi.new("pt_sim_path *"), self._ffi.new("pt_sim_costs *")
+        self._lib.pt_sim_get_preset(PRESETS.index(name), path, costs)
+        return path, costs
+
+    def _open_sim(self) -> Any:
+        if self._sim is None:
+            raise errors.InvalidState("this simulator is closed")
+        return self._sim
+
+    def _made(self, code: int, what: str) -> int:
+        """A result that is no failure.
+
+        Raises:
+            PeerTalkError: of the code's class.
+        """
+        if code < 0:
+            raise self._binding.fault(code, what)
+        return code
+
+    def _struct(self, name: str, values: dict[str, int]) -> Any:
+        made = self._ffi.new(f"{name} *")
+        for key, value in values.items():
+            if not hasattr(made, key):
+                raise errors.InvalidArgument(f"{key}: there is {', '.join(dir(made))}")
+            setattr(made, key, value)
+        return made
+
+    # Hosts and links
+
+    def add_host(self, name: str, address: str | None = None, *, window: int | None = None, **costs: int) -> Host:
+        """Add a machine.
+
+        Args:
+            name: for the trace, and for link() and its kin.
+            address: dotted IPv4; None: 10.0.0.1 and up.
+            window: bytes of receive window of its streams.
+            costs: in ns: send_fixed_ns, send_byte_ns, receive_fixed_ns, receive_byte_ns; none given: those of the preset.
+
+        Raises:
+            InvalidArgument: the name is taken or the address is none; AddressInUse: it is taken.
+        """
+        if any(host.name == name for host in self.hosts):
+            raise errors.InvalidArgument(f"host {name!r}: there is one already")
+        place = len(self.hosts) + 1
+        dotted = f"10.0.{place >> 8}.{place & 0xFF}" if address is None else address
+        number = self._lib.pt_sim_add_host(self._open_sim(), _number(dotted))
+        if number == self._lib.PT_ERR_BUSY:
+            raise errors.AddressInUse(f"host {name!r}: another has the address {dotted}")
+        host = Host(self, name, dotted, self._made(number, f"host {name!r}"))
+        self.hosts.append(host)
+        if costs:
+            host.set_costs(**costs)
+        if window is not None:
+            host.set_window(window)
+        return host
+
+    def _host(self, host: Host | str) -> Host:
+        for known in self.hosts:
+            if known is host or known.name == host:
+                return known
+        raise errors.InvalidArgument(f"host {host!r}: there are {', '.join(repr(known.name) for known in self.hosts) or 'none'}")
+
+    def _ways(self, a: Host | str, b: Host | str, both: bool) -> list[tuple[int, int]]:
+        one, other = self._host(a).number, self._host(b).number
+        return [(one, other), (other, one)] if both and one != other else [(one, other)]
+
+    def link(self, a: Host | str, b: Host | str, *, both: bool = True, preset: str | None = None, **values: float) -> None:
+        """Change the way from a to b, and back.
+
+        Args:
+            preset: its values first; None: those that are there.
+            values: latency_ns, jitter_ns, byte_ns, reorder_ns; loss, duplicate, reorder, damage: 0 to 1, kept in parts per million.
+
+        Raises:
+            InvalidArgument: a value that there is not, or out of its bounds.
+        """
+        sim = self._open_sim()
+        for source, target in self._ways(a, b, both):
+            path = self._ffi.new("pt_sim_path *") if preset is None else self._preset(preset)[0]
+            if preset is None:
+                self._made(self._lib.pt_sim_get_path(sim, source, target, path), "a link")
+            for key, value in values.items():
+                if not hasattr(path, key) or value < 0:
+                    raise errors.InvalidArgument(f"{key} of {value}: give {', '.join(dir(path))}, not negative")
+                setattr(path, key, round(value * self._lib.PT_SIM_MILLION) if key in _CHANCES else int(value))
+            self._made(self._lib.pt_sim_set_path(sim, source, target, path), "a link")
+
+    def link_values(self, a: Host | str, b: Host | str) -> dict[str, float]:
+        """What link() set, of the way from a to b."""
+        path = self._ffi.new("pt_sim_path *")
+        self._made(self._lib.pt_sim_get_path(self._open_sim(), *self._ways(a, b, False)[0], path), "a link")
+        return {key: getattr(path, key) / self._lib.PT_SIM_MILLION if key in _CHANCES else getattr(path, key) for key in dir(path)}
+
+    def link_statistics(self, a: Host | str, b: Host | str) -> LinkCounts:
+        """Packets that went from a to b so far."""
+        counts = self._ffi.new("pt_sim_counts *")
+        self._made(self._lib.pt_sim_get_counts(self._open_sim(), *self._ways(a, b, False)[0], counts), "a link")
+        return LinkCounts(*(int(getattr(counts, field)) for field in LinkCounts._fields))
+
+    def cut(self, a: Host | str, b: Host | str, *, both: bool = False) -> None:
+        """Drop everything on the way from a to b, silently."""
+        for source, target in self._ways(a, b, both):
+            self._made(self._lib.pt_sim_set_cut(self._open_sim(), source, target, 1), "a cut")
+
+    def heal(self, a: Host | str | None = None, b: Host | str | None = None) -> None:
+        """End the cuts between two hosts, of one host with all others, or all."""
+        for one in self.hosts if a is None else [self._host(a)]:
+            for other in self.hosts if b is None else [self._host(b)]:
+                for source, target in self._ways(one, other, True):
+                    self._made(self._lib.pt_sim_set_cut(self._open_sim(), source, target, 0), "a cut")
+
+    def partition(self, *groups: Sequence[Host | str]) -> None:
+        """Cut all ways between hosts of different groups."""
+        for place, group in enumerate(groups):
+            for other in groups[place + 1 :]:
+                for a in group:
+                    for b in other:
+                        self.cut(a, b, both=True)
+
+    # Time
+
+    @property
+    def now_ns(self) -> int:
+        """Nanoseconds since the beginning."""
+        return int(self._lib.pt_sim_now(self._open_sim()))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the beginning."""
+        return self.now_ns / 1e9
+
+    @property
+    def ticks(self) -> int:
+        """Ticks of 1/60 s since the beginning, modulo 2^32."""
+        return int(self._lib.pt_sim_ticks(self._open_sim()))
+
+    def next_event_ns(self) -> int | None:
+        """When the network's next event is due; None: there is none."""
+        time_ns = int(self._lib.pt_sim_next_event(self._open_sim()))
+        return None if time_ns == 2**64 - 1 else time_ns
+
+    def advance(self, to_ns: int) -> int:
+        """Serve all events up to to_ns; then that is the time. Returns how many.
+
+        Raises:
+            OutOfMemory: a packet was lost to the memory limit; call again to go on. InvalidState: called from a notification.
+        """
+        served = self._ffi.new("uint64_t *")
+        self._made(self._lib.pt_sim_advance(self._open_sim(), to_ns, served), "advancing the clock")
+        return int(served[0])
+
+    def step(self) -> bool:
+        """Advance to the time of the next event, and serve all events of that time; False: there is none."""
+        time_ns = self.next_event_ns()
+        if time_ns is None:
+            return False
+        self.advance(time_ns)
+        return True
+
+    # What happened
+
+    @property
+    def trace_hash(self) -> int:
+        """FNV-1a 64 over every decision so far: with the same seed and calls the same on every machine."""
+        return int(self._lib.pt_sim_trace_hash(self._open_sim()))
+
+    @property
+    def trace_dropped(self) -> int:
+        """Decisions that were overwritten before trace() took them."""
+        return int(self._lib.pt_sim_trace_dropped(self._open_sim()))
+
+    def trace(self) -> list[TraceRecord]:
+        """Decisions since the last call, oldest first."""
+        names = [host.name for host in self.hosts] + [""]
+        records = self._ffi.new("pt_sim_record[]", 1_024)
+        taken: list[TraceRecord] = []
+        while count := self._lib.pt_sim_trace_read(self._open_sim(), records, len(records)):
+            taken += [
+                TraceRecord(each.time_ns, TRACE_KINDS[each.kind], names[each.source], names[each.target], each.a, each.b)
+                for each in self._ffi.unpack(records, count)
+            ]
+        return taken
+
+    def note(self, a: int, b: int = 0) -> None:
+        """Put two numbers of the caller, 0 to 2^32 - 1, into trace and hash."""
+        self._lib.pt_sim_note(self._open_sim(), a, b)
+
+    def random(self, size: int) -> bytes:
+        """Bytes from the seed."""
+        out = self._ffi.new("uint8_t[]", size)
+        self._lib.pt_sim_random(self._open_sim(), out, size)
+        return bytes(self._ffi.buffer(out, size))
+
+    @property
+    def memory(self) -> tuple[int, int]:
+        """Bytes held now, and at most so far."""
+        sim = self._open_sim()
+        return int(self._lib.pt_sim_bytes(sim, 0)), int(self._lib.pt_sim_bytes(sim, 1))
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._sim is None
+
+    def close(self) -> None:
+        """Close the loops that live here, and end the network. Idempotent."""
+        if self._sim is not None:
+            for loop in list(self._loops):
+                loop.close()
+            sim, self._sim = self._sim, None
+            self._lib.pt_sim_close(sim)
+
+    def __del__(self) -> None:
+        if getattr(self, "_sim", None) is not None:
             self.close()
 
 

@@ -47,6 +47,31 @@ NEEDS_TURN = 1
 YIELD = 2
 
 
+class TraceRecord(NamedTuple):
+    """A decision of a simulated network: time_ns since its beginning, what happened ("send", "lost" and so on: the kinds of pt_sim.h), names of
+    the hosts ("" for none), and two numbers whose meaning pt_sim.h gives with the kind."""
+
+    time_ns: int
+    kind: str
+    source: str
+    target: str
+    a: int
+    b: int
+
+
+class LinkCounts(NamedTuple):
+    """Counters of one direction of a simulated link, in packets (control packets included) but for bytes."""
+
+    packets: int
+    bytes: int
+    lost: int
+    cut: int
+    duplicated: int
+    reordered: int
+    damaged: int
+    delivered: int
+
+
 class Header(NamedTuple):
     """A full frame header: type 1 to 7, flags 0 to 255, sequence 0 to 255, payload_len 0 to 65,535 bytes."""
 

@@ -83,13 +83,13 @@ def _complain(text: str, code: int) -> int:
 def _application() -> Any:
     import typer
 
-    from . import bench, demo, info, listen, peers, send
+    from . import bench, demo, info, listen, peers, send, sim
 
     colour = not os.environ.get("NO_COLOR")
     application = typer.Typer(
         name="peertalk", help="Messages between peers on one local network, without a broker.", no_args_is_help=True, add_completion=False,
         pretty_exceptions_enable=False, rich_markup_mode="rich" if colour else None, context_settings={"help_option_names": ["-h", "--help"]},
     )  # fmt: skip
-    for module in (demo, peers, send, listen, bench, info):
+    for module in (demo, peers, send, listen, bench, sim, info):
         application.command(module.__name__.rpartition(".")[2])(module.command)
     return application

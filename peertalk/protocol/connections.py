@@ -18,7 +18,7 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import errors
 
@@ -72,6 +72,7 @@ _NEXT: dict[tuple[State, Step], State] = {
     (State.OPEN, Step.RETIRE): State.RETIRING,
     (State.OPEN, Step.LEAVE): State.CLOSING,
     (State.RETIRING, Step.LEAVE): State.CLOSING,
+    (State.CLOSING, Step.RETIRE): State.CLOSING,  # the other side came back before our leaving was done
     **{(state, Step.END): State.CLOSED for state in State if state is not State.CLOSED},
 }
 
@@ -130,14 +131,24 @@ class Connection:
         return f"<Connection {self.tag} {'to' if self.dialled else 'from'} {self.address[0]}:{self.address[1]} {self.state.value}>"
 
 
-def stays(existing: Connection, newer: Connection, own: bytes, theirs: bytes, connect_timeout: float) -> Connection:
+class Former(NamedTuple):
+    """An open connection that has ended: who dialled it, and from when to when it was open, seconds."""
+
+    dialled: bool
+    since: float
+    until: float
+
+
+def stays(existing: Connection | Former, newer: Connection, own: bytes, theirs: bytes, connect_timeout: float) -> Connection | Former:
     """Which of two connections between the instances own and theirs stays.
 
     Two that crossed: the one dialled by the smaller id. Two of the same dialler, or too far apart in time to have crossed: the newer one, since
     nobody dials while it has a connection, so its dialler has given up the other.
     """
     apart = newer.since - existing.since
-    if existing.dialled == newer.dialled or apart > connect_timeout + 2 * GREETING_TIME:
+    if existing.dialled == newer.dialled:
+        return newer if apart >= 0 else existing  # a greeting may be late
+    if apart > connect_timeout + 2 * GREETING_TIME:
         return newer
     dialled, accepted = (existing, newer) if existing.dialled else (newer, existing)
     return dialled if own < theirs else accepted
@@ -193,9 +204,10 @@ class Connections:
 
     def unsettled(self, connection: Connection, now: float) -> set[int]:
         """Tags of connections that may turn out to be a second one between the same two nodes and to carry earlier DATA: those still being greeted
-        with the same remote host. Empty once connection is old enough that no dial can have crossed it."""
-        if now - connection.since > GREETING_TIME + SILENCE_TIME:
-            return set()
+        with the same remote host, until they have been silent for so long that they are closed. Empty once connection is old enough that no dial can
+        have crossed it: so a silent stranger on a peer's host can hold up what that peer sends in its first seconds, and nothing else."""
+        if connection.state is not State.OPEN or now - connection.since > GREETING_TIME + SILENCE_TIME:
+            return set()  # one that is being left carries what came before any other
         host = connection.address[0]
         return {
             other.tag
@@ -203,7 +215,8 @@ class Connections:
             if other is not connection
             and other.address[0] == host
             and other.state is State.GREETING
-            and now - other.since < GREETING_TIME
+            and now - other.since < SILENCE_TIME
+            and (other.dialled != connection.dialled or other.since < connection.since)  # a later one of the same dialler carries later DATA
             and (other.peer is None or other.peer is connection.peer)
         }
 

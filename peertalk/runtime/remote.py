@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from .._core import values
-from ..protocol.connections import Connection
+from ..protocol.connections import Connection, Former
 from ..protocol.peer import Peer
 from .inbox import Inbox
 from .statistics import PeerStatistics, QueueStatus
@@ -66,7 +66,10 @@ class Remote(Peer):
     quick: send function of its open link while nothing waits before a new message, else None. Whoever calls it adds 1 to accepted.
     """
 
-    __slots__ = ("afar", "attempts", "connection", "failed", "inbox", "quick", "reaching", "received", "received_bytes", "retry", "transport")
+    __slots__ = (
+        "afar", "attempts", "connection", "early", "failed", "former", "inbox", "quick", "reaching", "received", "received_bytes",
+        "retry", "transport",
+    )  # fmt: skip
 
     transport: Transport
     connection: Connection | None
@@ -81,7 +84,10 @@ class Remote(Peer):
         self.reaching: list[Reached] | None = None
         self.afar: deque[bytes] | None = None
         self.retry: Timer | None = None
+        self.former: Former | None = None
         self.attempts = 0
+        self.early: list[tuple[int, int, Any]] | None = None
+        """Outcomes that came before those of earlier messages: (first, last, event), in order."""
         self.failed = 0
         self.received = 0
         self.received_bytes = 0

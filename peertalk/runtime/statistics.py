@@ -77,6 +77,21 @@ class NodeStatistics(msgspec.Struct, frozen=True):
     pool_peak_bytes: int
 
 
+class MemoryUse(msgspec.Struct, frozen=True):
+    """Memory of one part, in bytes: now, and at most so far."""
+
+    bytes: int
+    peak: int
+
+
+class MemoryReport(dict[str, MemoryUse]):
+    """Memory of a node's C side, part by part; the last part, "total", is the sum. Printed as a table."""
+
+    def __str__(self) -> str:
+        lines = [f"{'part':<16}{'bytes':>12}{'peak':>12}"]
+        return "\n".join(lines + [f"{part:<16}{use.bytes:>12,}{use.peak:>12,}" for part, use in self.items()])
+
+
 class LinkTotals:
     """Sums that outlive the links and peers that they come from. Units as in NodeStatistics."""
 

@@ -14,7 +14,7 @@ from .. import errors
 from .._core import values
 from ..protocol import connections as policy
 from ..protocol import events
-from ..protocol.connections import Connection, Connections, State, Step
+from ..protocol.connections import Connection, Connections, Former, State, Step
 from ..protocol.peer import PeerEvent, PeerState
 from ..protocol.wire import Capabilities, decode_capabilities, encode_capabilities
 from .remote import Reached, Remote
@@ -39,7 +39,7 @@ class Switchboard:
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
-        self.connections = Connections(transport.config.max_peers + 64)
+        self.connections = Connections(transport.world.max_connections(transport.config))
         self._listener: socket.socket | None = None
         self._listening: Watched | None = None
         self._greeting = b""
@@ -117,7 +117,7 @@ class Switchboard:
             now = self.transport.world.clock()
             if before := self.connections.unsettled(connection, now):
                 self._hold(connection, before)
-                self.transport.after(policy.GREETING_TIME, lambda: self._waited_enough(connection, before))
+                self.transport.after(policy.SILENCE_TIME, lambda: self._waited_enough(connection, before))
             elif connection.held is None and now - connection.since > policy.GREETING_TIME + policy.SILENCE_TIME:
                 connection.waits_for = None
             if connection.held is not None:
@@ -282,7 +282,7 @@ class Switchboard:
         self.transport.cancel(connection.timer)
         self.transport.world.tune(connection.socket, self.transport.config.link_timeout)
         try:
-            connection.link = self.transport.loop.open_link(connection.socket.fileno(), connection.tag, depth=self.transport.pipeline_depth)
+            connection.link = self.transport.world.open_link(self.transport.loop, connection.socket, connection.tag, self.transport.pipeline_depth)
         except errors.PeerTalkError as error:
             self._end(connection, error)
             return
@@ -322,6 +322,10 @@ class Switchboard:
         connection.peer = peer
         peer.capabilities = capabilities
         existing = peer.connection
+        if existing is None and instance is not None and peer.former is not None and self._given_up(connection, peer.former, instance):
+            text = f"a connection with peer {peer.name!r} crossed one that has ended; the other side has given both up"
+            self._end(connection, errors.ConnectionClosed(text, peer=peer.name))
+            return
         if existing is None:
             self._open(connection, peer)
         elif instance is not None and self._crossed(existing, connection, instance) is existing:
@@ -332,7 +336,12 @@ class Switchboard:
             self._open(connection, peer)
         self._release_waiters(connection)
 
-    def _crossed(self, existing: Connection, newer: Connection, instance: bytes) -> Connection:
+    def _given_up(self, connection: Connection, former: Former, instance: bytes) -> bool:
+        """Whether it was there before a connection that should have stayed had ended here. The other side may not know of that end, and has retired
+        this one: what we sent on it would come before what we sent on the other."""
+        return connection.since <= former.until and self._crossed(former, connection, instance) is former
+
+    def _crossed(self, existing: Connection | Former, newer: Connection, instance: bytes) -> Connection | Former:
         return policy.stays(existing, newer, self.transport.instance, instance, self.transport.config.connect_timeout)
 
     def _identify(self, connection: Connection, capabilities: Capabilities | None) -> Remote | None:
@@ -515,6 +524,9 @@ class Switchboard:
         elif code in _FRAME_FAULTS:
             text = f"{self.transport.core.strerror(code)} in a frame from {who}; the link is closed"
             self._end(connection, errors.from_decoder(code, text, name), fault=True)
+        elif code == errors.Timeout.code and connection.link.slots_pending and self.transport.world.sends_time_out(self.transport.config):
+            text = f"{who} did not take what was sent within the platform's time; the link is closed"
+            self._end(connection, errors.Timeout(text, peer=name))
         elif code == errors.Timeout.code:
             self._end(connection, errors.Timeout(f"a frame from {who} was not whole within 5 s; the link is closed", peer=name), fault=True)
         elif code in (errors.ConnectionClosed.code, errors.Truncated.code):  # truncated: it ended inside a frame, as a killed program does
@@ -582,6 +594,7 @@ class Switchboard:
         connection.handed = peer.handed - connection.base
         peer.connection = None
         peer.quick = None
+        peer.former = Former(connection.dialled, connection.since, self.transport.world.clock())
         self._disconnected(peer, error)
         lost = error if isinstance(error, errors.ConnectionClosed) else self.transport.closed_error(peer)
         if lost is not error:

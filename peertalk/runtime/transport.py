@@ -29,7 +29,7 @@ from ..protocol.wire import INSTANCE_SIZE
 from .finder import Finder
 from .inbox import Inbox
 from .remote import Remote
-from .statistics import LinkTotals, NodeStatistics
+from .statistics import LinkTotals, MemoryReport, MemoryUse, NodeStatistics
 from .switchboard import Switchboard
 from .world import Address, World
 
@@ -86,7 +86,7 @@ class Transport:
         self.closing = False
         self.unsent = 0
         self.inbox = Inbox(config.receive_queue_bytes, self.resume)
-        self.max_message: int = core.limits.frame_max_payload
+        self.max_message: int = world.max_message(core)
         depth_is_default = config.explain()["pipeline_depth"][1] == "default"
         self.pipeline_depth: int = core.limits.pipeline_depth if depth_is_default else config.pipeline_depth
         self.finder: Finder | None = None
@@ -106,7 +106,8 @@ class Transport:
         self._turning = False
         self._on_closed: list[Callable[[], object]] = []
         self._final: NodeStatistics | None = None
-        self.loop: Any = core.Loop(io_budget=config.io_budget)
+        self._memory = MemoryReport()
+        self.loop: Any = world.make_loop(core, config)
         self.switchboard = Switchboard(self)
         self.connections = self.switchboard.connections
 
@@ -255,6 +256,7 @@ class Transport:
     def _release(self) -> None:
         with self.lock:
             self._final = self.stats()
+            self.memory()
             self.closed = True
             self.closing = True
         for peer in self.peers.values():
@@ -330,10 +332,13 @@ class Transport:
             connection.reported += count
             last = first + count - 1
             if code == 0:
-                peer.reported += count
                 self.totals.sent += count
-                if self.publish is not None:
-                    self.publish(events.Sent(peer, first, last))
+                if first == peer.reported + 1 and not peer.early:
+                    peer.reported = last
+                    if self.publish is not None:
+                        self.publish(events.Sent(peer, first, last))
+                else:
+                    self._report(peer, first, last, events.Sent(peer, first, last))
             else:
                 self.fail(peer, first, last, events.Outcome.UNKNOWN, self.closed_error(peer))
         if connection.state is State.OPEN and not self.closing and peer.state is PeerState.CONNECTED:
@@ -426,12 +431,20 @@ class Transport:
         """Messages that will not be sent (again): counted, and reported."""
         count = last - first + 1
         peer.failed += count
-        peer.reported += count
         self.totals.failed += count
         if self.closing:
             self.unsent += count
-        if self.publish is not None:
-            self.publish(events.Failed(peer, first, last, outcome, error))
+        self._report(peer, first, last, events.Failed(peer, first, last, outcome, error))
+
+    def _report(self, peer: Remote, first: int, last: int, event: events.Sent[Remote] | events.Failed[Remote]) -> None:
+        """Tell an outcome in its place: those of the messages before it may still be out, on a connection that retires."""
+        early = peer.early = sorted([*(peer.early or ()), (first, last, event)], key=lambda each: each[0])
+        while early and early[0][0] == peer.reported + 1:
+            _, peer.reported, told = early.pop(0)
+            if self.publish is not None:
+                self.publish(told)
+        if not early:
+            peer.early = None
 
     def fail_unnumbered(self, peer: Remote, error: errors.PeerTalkError) -> None:
         """A message from another thread, accepted there, can never be sent: reported as Failed with number 0."""
@@ -521,6 +534,12 @@ class Transport:
         if self._next_tag > 0xFFFF_FFF0:
             self._next_tag = _FIRST_TAG
         return self._next_tag
+
+    def memory(self) -> MemoryReport:
+        """Bytes that the C side holds, part by part; of its end, once the node is closed."""
+        if not self.closed:
+            self._memory = MemoryReport({part: MemoryUse(*use) for part, use in self.loop.memory().items()})
+        return self._memory
 
     def stats(self) -> NodeStatistics:
         """Counters of the whole node; of its end, once it is closed."""

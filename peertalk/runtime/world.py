@@ -14,9 +14,16 @@ import socket
 import struct
 import sys
 import time
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import errors
+from .worker import Worker
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from .._core import Core
+    from ..config import Config
 
 Address = tuple[str, int]
 
@@ -49,6 +56,34 @@ class World:
     def identity(self, size: int) -> bytes:
         """Fresh random bytes for an instance id."""
         return secrets.token_bytes(size)
+
+    def max_message(self, core: Core) -> int:
+        """Bytes that one message may have here."""
+        return core.limits.frame_max_payload
+
+    def max_connections(self, config: Config) -> int:
+        """Connections that may exist at a time: some more than peers, for those that have not said who they are."""
+        return config.max_peers + 64
+
+    def make_loop(self, core: Core, config: Config) -> Any:
+        """The loop that turns an engine here."""
+        return core.Loop(io_budget=config.io_budget, platform="posix" if config.async_send else "posix_plain")
+
+    def open_link(self, loop: Any, connection: Any, tag: int, depth: int) -> Any:
+        """Hand a connected socket to the loop; the socket stays the caller's.
+
+        Raises:
+            OutOfMemory, PlatformError: nothing has changed.
+        """
+        return loop.open_link(connection.fileno(), tag, depth=depth)
+
+    def sends_time_out(self, config: Config) -> bool:
+        """Whether a link may end because a send was not done in time (blocking sends), and not only because a frame was not."""
+        return not config.async_send
+
+    def make_worker(self, loop: asyncio.AbstractEventLoop) -> Worker:
+        """What drives an engine on an asyncio loop here."""
+        return Worker(loop)
 
     def interfaces(self, names: tuple[str, ...] = (), bind: str = "") -> list[Interface]:
         """Interfaces that are up and have an IPv4 address, loopback included; only those named and only the one that owns bind, if given.

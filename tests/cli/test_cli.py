@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import runpy
 import subprocess
-import sys
 
 import pytest
 from hypothesis import given
@@ -109,13 +107,10 @@ def test_a_reader_that_goes_away_is_no_traceback(start_python):
     assert "Traceback" not in process.communicate(timeout=30)[1]
 
 
-def test_python_m_peertalk_is_the_command_line(capsys, monkeypatch):
+def test_python_m_peertalk_is_the_command_line(start_python):
     """Where the script is not on PATH, this is the way in."""
-    monkeypatch.setattr(sys, "argv", ["peertalk", "info", "--help"])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_module("peertalk", run_name="__main__")
-    assert ended.value.code == 0
-    assert "peertalk info" in capsys.readouterr().out
+    out, err = (process := start_python("-m", "peertalk", "info", "--help")).communicate(timeout=60)
+    assert process.returncode == 0 and "peertalk info" in out, err
 
 
 def test_every_chosen_setting_becomes_an_option_with_its_variable(capsys, monkeypatch):

@@ -112,7 +112,7 @@ def test_only_connections_that_may_carry_earlier_data_are_waited_for():
         connection(3, dialled=False, host="10.0.0.9", steps=[Step.ESTABLISH]),  # another host
         connection(4, dialled=True, peer=other, steps=GREETING_DIALLED),  # known to be somebody else
         connection(5, dialled=False, steps=[Step.ESTABLISH, Step.GREET]),  # has said who it is
-        connection(6, dialled=False, now=-2 * policy.GREETING_TIME, steps=[Step.ESTABLISH]),  # silent for long
+        connection(6, dialled=False, now=-2 * policy.SILENCE_TIME, steps=[Step.ESTABLISH]),  # silent for long
     ):  # fmt: skip
         known.add(made)
     assert known.unsettled(mine, 0.1) == {2}

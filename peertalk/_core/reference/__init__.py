@@ -5,6 +5,9 @@ Its names are those of every core; see peertalk._core.load().
 
 from __future__ import annotations
 
+from typing import NoReturn
+
+from peertalk import errors
 from peertalk._core.reference.crc import NAME as crc_name
 from peertalk._core.reference.crc import crc16
 from peertalk._core.reference.ingest import Ingest
@@ -38,9 +41,26 @@ MESSAGE_MAX_PAYLOAD = 4_096
 SLOT_BUFFER_SIZE = 4_112
 """Limits of the classic worlds, which this core does not serve; the same numbers as in the standard build."""
 
+
+def Simulator(*_: object, **__: object) -> NoReturn:
+    """The simulated network is C.
+
+    Raises:
+        NotSupported: always.
+    """
+    raise errors.NotSupported("the reference core has no simulated network: use core='standard' or 'lowmem'")
+
+
+def platforms() -> dict[str, dict[str, int]]:
+    """What the loop's worlds have; see the compiled cores."""
+    plain = {"tcp_send": 1, "tcp_send_async": 0, "poll_send_completions": 0, "send_slots_available": 0, "ticks_per_second": 1_000, "simulated": 0}
+    return {"posix": {**plain, "tcp_send_async": 1, "poll_send_completions": 1, "send_slots_available": 1}, "posix_plain": plain}
+
+
 __all__ = [
     "Buffer", "BufferPool", "DEPTH", "FRAME_MAX_PAYLOAD", "Ingest", "Link", "Loop", "MAX_PEERS", "MESSAGE_MAX_PAYLOAD", "RECEIVE_BUFFER_SIZE",
-    "SLOT_BUFFER_SIZE", "SLOT_SIZE", "SendPipeline", "Timer", "TimerWheel", "Watch", "crc16", "crc_name", "decode_capability", "decode_compact",
-    "decode_datagram", "decode_discovery", "decode_fragment", "decode_frame", "decode_header", "encode_capability", "encode_compact",
-    "encode_datagram", "encode_discovery", "encode_fragment", "encode_frame", "encode_header", "error_name", "is_compact", "strerror",
+    "SLOT_BUFFER_SIZE", "SLOT_SIZE", "SendPipeline", "Simulator", "Timer", "TimerWheel", "Watch", "crc16", "crc_name", "decode_capability",
+    "decode_compact", "decode_datagram", "decode_discovery", "decode_fragment", "decode_frame", "decode_header", "encode_capability",
+    "encode_compact", "encode_datagram", "encode_discovery", "encode_fragment", "encode_frame", "encode_header", "error_name", "is_compact",
+    "platforms", "strerror",
 ]  # fmt: skip

@@ -780,6 +780,12 @@ class Loop:
         """Counters since the loop opened."""
         return LoopStatistics(self._turns, self._wait_calls, self._crc_errors, self._bad_frames)
 
+    def memory(self) -> dict[str, tuple[int, int]]:
+        """Bytes of buffers now and at most so far; Python's own objects are not counted."""
+        pool, size = self._pool.statistics(), len(self._buffer)
+        parts = {"pools": (pool.bytes, pool.peak_bytes), "receive buffer": (size, size)}
+        return {**parts, "total": (pool.bytes + size, pool.peak_bytes + size)}
+
     def pool_statistics(self) -> PoolStatistics:
         """Counters of the pool of slots and staging buffers."""
         return self._pool.statistics()

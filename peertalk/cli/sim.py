@@ -1,0 +1,82 @@
+"""`peertalk sim`: scripted incidents on a simulated network."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.table import Table
+
+from .. import scenarios, throughput
+from . import CommandFailed
+from .options import Json, console, print_json, say
+
+THROUGHPUT = "throughput"
+
+
+def command(
+    scenario: Annotated[str | None, typer.Argument(help="Name of a scenario, or throughput. None: list them.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of every random decision; the same seed gives the same run.")] = 0,
+    trace: Annotated[bool, typer.Option("--trace", help="Print the last decisions of the network too.")] = False,
+    minutes: Annotated[float, typer.Option("--minutes", min=0.05, max=600, help="throughput: simulated minutes of each row.")] = 10.0,
+    json: Json = False,
+) -> None:
+    """Play a scripted incident on a simulated network: what happened, its figures, and the hash of its trace."""
+    if scenario is None:
+        _list(json)
+    elif scenario == THROUGHPUT:
+        _throughput(minutes, seed, json)
+    else:
+        _play(scenario, seed, trace, json)
+
+
+def _list(json: bool) -> None:
+    summaries = {name: each.summary for name, each in scenarios.SCENARIOS.items()}
+    summaries[THROUGHPUT] = "kilobytes a second on the classic link, by platform, core, depth and size"
+    if json:
+        print_json(summaries, indent=1)
+        return
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, summary in summaries.items():
+        table.add_row(name, summary)
+    console().print(table)
+
+
+def _play(name: str, seed: int, trace: bool, json: bool) -> None:
+    records: list[Any] = []
+    result = scenarios.play(name, seed, trace=records if trace else None)
+    if json:
+        printed = msgspec.to_builtins(result)
+        if trace:
+            printed["trace"] = [record._asdict() for record in records]
+        print_json(printed, indent=1)
+    else:
+        screen = console()
+        for record in records:
+            screen.print(f"{record.time_ns / 1e9:14.9f}  {record.kind:<10}  {record.source} > {record.target}  {record.a} {record.b}")
+        for label, value in result.figures.items():
+            screen.print(f"{label.replace('_', ' ')}: {value:,}")
+        for problem in result.problems:
+            screen.print(f"problem: {problem}")
+        verdict = "failed" if result.problems else "passed"
+        screen.print(f"{name}, seed {seed}: {verdict} after {result.seconds:,.3f} s of network; trace {result.trace_hash}")
+    if result.problems:
+        raise CommandFailed(f"{name}, seed {seed}: {len(result.problems)} problems; the first: {result.problems[0]}")
+
+
+def _throughput(minutes: float, seed: int, json: bool) -> None:
+    def told(row: throughput.Rate) -> None:
+        say(f"{row.platform}, {row.core}, depth {row.depth}, {row.message_bytes} bytes{', packed' if row.packing else ''}: {row.kb_per_s} KB/s")
+
+    rows = throughput.throughput(minutes * 60, seed, None if json else told)
+    if json:
+        print_json([msgspec.to_builtins(row) for row in rows], indent=1)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("platform", "core", "depth", "packing", "message bytes", "KB/s", "ratio to sync"):
+        table.add_column(heading, justify="right" if heading not in ("platform", "core") else "left")
+    for row in rows:
+        packing = "yes" if row.packing else "no"
+        table.add_row(row.platform, row.core, str(row.depth), packing, f"{row.message_bytes:,}", f"{row.kb_per_s:.1f}", f"{row.ratio_to_sync:.2f}")
+    console().print(table)

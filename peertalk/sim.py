@@ -1,0 +1,520 @@
+"""Networks in a box: whole nodes on a simulated wire, asyncio on virtual time, everything from one seed.
+
+`run(main, seed=7)` makes a Network and runs `main(net)` on an event loop whose clock is the network's. Nothing ever sleeps: when nobody can go on,
+the clock jumps to the next thing that happens (an event of the network, a timer of a node, a timer of asyncio), so a minute of network takes
+milliseconds. Nodes are the ones that applications use; only their world differs: sockets, clock, instance ids and names come from the network.
+
+Invariant: the same seed, program and C core give the same trace hash on every machine and Python. Time is integer nanoseconds; nothing asks the wall
+clock, the system's randomness, its resolver or its environment, and nothing is iterated whose order is not that of the calls. Never: opens a real
+socket, starts a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import zlib
+from asyncio.base_events import BaseEventLoop
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from . import errors
+from ._core import load
+from .config import Config, parse_duration, parse_size
+from .node import Node as _Node
+from .runtime.simworld import Box, SimulatedWorld
+
+__all__ = ["Clock", "Deadlock", "Network", "Node", "Trace", "run"]
+
+T = TypeVar("T")
+
+PLATFORMS = ("mactcp", "opentransport")
+"""Worlds that a node may live in."""
+PRESETS = ("none", "lan", "classic")
+PROFILES = {"lowmem": "lowmem"}
+"""Which core a profile means."""
+DEPTHS = {"standard": 4, "lowmem": 2}
+"""Writes in flight for each connection of the classic worlds, by core (PT_SEND_PIPELINE_DEPTH)."""
+
+_SECOND = 1_000_000_000
+_TURNS_AT_ONE_TIME = 200_000
+"""So many rounds without the clock moving: something asks for turns without end."""
+_GRACE_NS = 120 * _SECOND
+"""Virtual time beyond its limit that a program has to clean up."""
+_WAITERS_SHOWN = 12
+
+
+class Deadlock(RuntimeError):
+    """Nothing is left to happen, or nothing has been achieved within the limit, and somebody still waits. The message names who, and where."""
+
+
+# The clock and the event loop -----------------------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Virtual time, read only. ns: integer nanoseconds since the beginning; seconds; ticks: of 1/60 s, as a classic Mac counts them."""
+
+    def __init__(self, simulator: Any) -> None:
+        self._simulator = simulator
+
+    @property
+    def ns(self) -> int:
+        """Nanoseconds since the beginning."""
+        return int(self._simulator.now_ns)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the beginning."""
+        return float(self._simulator.now_ns) / _SECOND
+
+    @property
+    def ticks(self) -> int:
+        """Ticks of 1/60 s since the beginning, modulo 2^32."""
+        return int(self._simulator.ticks)
+
+    def __repr__(self) -> str:
+        return f"<Clock {self.seconds:.9f} s>"
+
+
+class _Loop(BaseEventLoop):
+    """An asyncio loop whose clock is the network's. It is its own selector: where another loop would wait for descriptors, this one moves the
+    clock."""
+
+    def __init__(self, network: Network, limit: float) -> None:
+        super().__init__()
+        self.network = network
+        self.main: asyncio.Task[Any] | None = None
+        self.deadlock: Deadlock | None = None
+        self.troubles: list[dict[str, Any]] = []
+        self._limit_ns = round(limit * _SECOND)
+        self._rounds = 0
+        self._last_ns = -1
+        self._selector = self
+        self._clock_resolution = 1e-9
+        self.set_exception_handler(lambda _, context: self.troubles.append(context))
+
+    def time(self) -> float:
+        """The network's clock, seconds."""
+        return float(self.network._simulator.now_ns) / _SECOND
+
+    def select(self, timeout: float | None) -> list[Any]:
+        """Let nodes that have work ask for their turn; when nobody can go on, move the clock until somebody can."""
+        network = self.network
+        self._check_progress(network)
+        if network._box.serve() or timeout == 0:
+            return []
+        simulator = network._simulator
+        deadline = None if timeout is None else simulator.now_ns + max(1, round(timeout * _SECOND + 0.499))
+        while True:
+            due = network._box.next_ns()
+            mine = deadline is not None and (due is None or deadline <= due)
+            target = deadline if mine else due
+            if target is None or target > self._limit_ns:
+                self._stand_still(target)
+                return []
+            self._check_progress(network)
+            simulator.advance(max(target, simulator.now_ns))
+            if network._box.serve() or mine:
+                return []
+
+    def _check_progress(self, network: Network) -> None:
+        now = network._simulator.now_ns
+        if now != self._last_ns:
+            self._last_ns, self._rounds = now, 0
+        self._rounds += 1
+        if self._rounds > _TURNS_AT_ONE_TIME:
+            what = f"the clock stands at {self.time():.6f} s and {self._rounds:,} rounds have passed"
+            raise Deadlock(f"{what}: something asks for turns without end;{self._waiting()}")
+
+    def _stand_still(self, target: int | None) -> None:
+        what = "nothing is left to happen" if target is None else f"{self._limit_ns / _SECOND:g} s of network time have passed (limit)"
+        found = Deadlock(f"{what} at {self.time():.6f} s, and somebody still waits:{self._waiting()}")
+        if self.deadlock is not None or self.main is None or self.main.done():
+            raise found
+        self.deadlock = found
+        self._limit_ns = max(self._limit_ns, self.network._simulator.now_ns) + _GRACE_NS
+        self.main.cancel()
+
+    def _waiting(self) -> str:
+        tasks = sorted(asyncio.all_tasks(self), key=_task_number)
+        lines = [f"\n  {task.get_name()}: {place_of(task)}" for task in tasks[:_WAITERS_SHOWN]]
+        if len(tasks) > _WAITERS_SHOWN:
+            lines.append(f"\n  and {len(tasks) - _WAITERS_SHOWN} more")
+        return "".join(lines) or " nobody: no task is there"
+
+    async def getaddrinfo(self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0) -> list[Any]:
+        """Names of hosts of this network and dotted addresses, without a resolver."""
+        address = self.network._box.resolve(host.decode() if isinstance(host, bytes) else str(host))
+        return [(socket.AF_INET, type or socket.SOCK_STREAM, proto, "", (address, int(port or 0)))]
+
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
+        """Call the function at once, here: a simulated program has no threads, whose order nobody could repeat."""
+        future = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def _process_events(self, event_list: list[Any]) -> None:
+        """Nothing: select() has asked for the turns already."""
+
+    def _write_to_self(self) -> None:
+        """Nothing: select() never blocks."""
+
+
+def _task_number(task: asyncio.Task[Any]) -> tuple[int, str]:
+    name = task.get_name()
+    number = name.rpartition("-")[2]
+    return (int(number) if number.isdigit() else 0, name)
+
+
+def place_of(task: asyncio.Task[Any]) -> str:
+    """Where a task waits: each function of its own with its line, from the one that it began with to the innermost, but for those of asyncio and of
+    this module."""
+    begun: Any = task.get_coro()
+    at: Any = begun
+    places = []
+    while at is not None:
+        frame = getattr(at, "cr_frame", None) or getattr(at, "ag_frame", None) or getattr(at, "gi_frame", None)
+        if frame is not None:
+            name = frame.f_code.co_filename
+            if name != __file__ and "asyncio" not in name.replace("\\", "/").split("/"):
+                places.append(f"{frame.f_code.co_name} ({name}:{frame.f_lineno})")
+        at = getattr(at, "cr_await", None) or getattr(at, "ag_await", None) or getattr(at, "gi_yieldfrom", None)
+    return " > ".join(places) or f"{getattr(begun, '__qualname__', begun)} has not begun"
+
+
+# Nodes and what has happened ----------------------------------------------------------------------------------------------------------------------
+
+
+class Node(_Node):
+    """A node on a simulated network; made by Network.node(). In all else it is a peertalk.Node.
+
+    host: its machine there, of _core; platform: "mactcp" or "opentransport".
+    """
+
+    _world: SimulatedWorld
+
+    @property
+    def host(self) -> Any:
+        """The machine that it runs on."""
+        return self._world.host
+
+    @property
+    def platform(self) -> str:
+        """Which world it lives in."""
+        return self._world.platform
+
+    @property
+    def violations(self) -> tuple[str, ...]:
+        """Rules of the platform's maker that were broken so far; empty in a healthy run."""
+        transport = self._transport
+        if transport is None or transport.closed:
+            return self._world.violations
+        return tuple(transport.loop.violations())
+
+    def fail_memory(self, attempt: int) -> None:
+        """Make the attempt-th allocation of slots and staging buffers from now, and all after it, fail; 0: none any more."""
+        self._engine.loop.fail_at(attempt)
+
+    def record(self) -> list[bytes]:
+        """Every payload that arrives from now on, in order, in a list that grows; what receive() gives is not touched. has_sent() works from now
+        on."""
+        if self._world.log is None:
+            self._world.log = []
+            self._world.accepted = {}
+        return self._world.log
+
+    def has_sent(self, payload: bytes) -> bool:
+        """Whether a link has accepted this message since record() was called."""
+        return self._world.accepted is not None and zlib.crc32(payload) in self._world.accepted
+
+
+# The network ----------------------------------------------------------------------------------------------------------------------------------------
+
+
+class Trace:
+    """What has happened in a network.
+
+    hash: 16 hexadecimal digits over every decision so far; the same for the same seed, program and C core. records: decisions that are still kept
+    (the last 16,384): (time_ns, kind, source, target, a, b).
+    """
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._records: deque[Any] = deque(maxlen=16_384)
+
+    @property
+    def hash(self) -> str:
+        """16 hexadecimal digits."""
+        return f"{self._network._simulator.trace_hash:016x}"
+
+    @property
+    def records(self) -> list[Any]:
+        """The decisions that are kept, oldest first."""
+        self._records.extend(self._network._simulator.trace())
+        return list(self._records)
+
+    def in_order(self) -> bool:
+        """Whether on each connection what arrived is what was accepted, whole, in order and once."""
+        return not self._network._box.order_faults
+
+    @property
+    def order_faults(self) -> list[str]:
+        """Where that was not so, at most 100 of them."""
+        return list(self._network._box.order_faults)
+
+
+class Network:
+    """Hosts, links and a clock; nodes are added by node(). Used through run(), which gives it to the program.
+
+    Args:
+        seed: of every random decision.
+        preset: of links and hosts: "none" (instant, no loss), "lan" or "classic" (the machines and wires of 1990).
+
+    clock: virtual time. trace: what has happened.
+    """
+
+    def __init__(self, seed: int = 0, *, preset: str = "none") -> None:
+        if preset not in PRESETS:
+            raise errors.InvalidArgument(f"preset {preset!r}: there are {', '.join(map(repr, PRESETS))}")
+        core = load()
+        self.seed = seed
+        self._simulator: Any = core.Simulator(seed, preset=preset)
+        self.clock = Clock(self._simulator)
+        self.trace = Trace(self)
+        self.nodes: list[Node] = []
+        self._box = Box(self._simulator)
+        self._vanished: list[Any] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close every node, in the order in which they were made."""
+        for node in self.nodes:
+            if node.host in self._vanished:
+                node.close_nowait()
+            else:
+                await node.aclose()
+
+    def close(self) -> None:
+        """Give the network's memory back; its nodes must be closed."""
+        self.trace.records  # noqa: B018 - what is kept stays readable
+        self._simulator.close()
+
+    # Nodes and hosts --------------------------------------------------------------------------------------------------------------------------------
+
+    def host(self, name: str, *, window: int | None = None, **costs: int) -> Any:
+        """The machine of that name, made if it is not there.
+
+        Args:
+            window: bytes that its connections buffer for a slow reader.
+            costs: send_fixed_ns, send_byte_ns, receive_fixed_ns, receive_byte_ns of its processor; those of the preset where not given.
+        """
+        host = self._box.hosts.get(name)
+        if host is None:
+            host = self._box.hosts[name] = self._simulator.add_host(name, window=window, **costs)
+        return host
+
+    async def node(
+        self, name: str, *, platform: str = "mactcp", core: str | None = None, profile: str | None = None, push: bool = False, packing: bool = True,
+        window: int | None = None, pool_bytes: int | None = None, **config: Any,
+    ) -> Node:  # fmt: skip
+        """Start a node on a machine of its own (or on the machine of that name, when its last node there is closed).
+
+        Args:
+            platform: "mactcp" or "opentransport".
+            core: "standard" or "lowmem"; None: what profile says, else the one that load() gives.
+            profile: "lowmem": that core and its limits.
+            push: writes leave at once, even small ones (MacTCP's push flag).
+            packing: small messages share a slot; False: one message in each.
+            window: bytes that its connections buffer while it does not read.
+            pool_bytes: memory for slots and staging buffers; None: what max_peers and pipeline_depth can use.
+            config: fields of Config; the environment is not asked. max_peers and pipeline_depth default to those of the core.
+        """
+        if platform not in PLATFORMS:
+            raise errors.InvalidArgument(f"platform {platform!r}: there are {', '.join(map(repr, PLATFORMS))}")
+        if profile is not None and profile not in PROFILES:
+            raise errors.InvalidArgument(f"profile {profile!r}: there is {', '.join(map(repr, PROFILES))}")
+        chosen = load(core or (PROFILES[profile] if profile else None))
+        host = self.host(name, window=window)
+        limits = {"max_peers": chosen.limits.max_peers, "pipeline_depth": DEPTHS.get(chosen.name, 4)}
+        settings = Config(**{**limits, **config, "name": name, "core": chosen.name, "bind": host.address})
+        node = Node(config=settings, world=SimulatedWorld(self._box, host, platform, push, packing, pool_bytes))
+        await node.start()
+        self.nodes.append(node)
+        return node
+
+    def vanish(self, node: Node | str) -> None:
+        """Power off: no reset, no good-bye. What it had sent and was not on the wire is gone too."""
+        host = self._host_of(node)
+        if host not in self._vanished:
+            self._vanished.append(host)
+        host.vanish()
+
+    def come_back(self, node: Node | str) -> None:
+        """Power on again; connections of before are gone."""
+        host = self._host_of(node)
+        if host in self._vanished:
+            self._vanished.remove(host)
+        host.return_()
+
+    # Links ----------------------------------------------------------------------------------------------------------------------------------------
+
+    def link(
+        self, a: Node | str, b: Node | str, *, latency: float | str | None = None, jitter: float | str | None = None,
+        bandwidth: int | str | None = None, loss: float | None = None, duplicate: float | None = None, reorder: float | None = None,
+        reorder_by: float | str | None = None,
+        damage: float | None = None, preset: str | None = None, both: bool = True,
+    ) -> None:  # fmt: skip
+        """Change the path from a to b, and back unless both is False. What is not given stays as it is.
+
+        Args:
+            latency, jitter: seconds, or "50ms"; jitter: up to so much more, evenly.
+            bandwidth: bytes a second, or "90KB/s".
+            loss, duplicate, reorder, damage: chance for each packet, 0 to 1. damage flips one bit, which no checksum below peertalk tells.
+            reorder_by: how long a reordered packet is held back.
+            preset: first set everything as "none", "lan" or "classic" has it.
+        """
+        given: dict[str, Any] = {"loss": loss, "duplicate": duplicate, "reorder": reorder, "damage": damage}
+        for name, chance in given.items():
+            if chance is not None and not 0 <= chance <= 1:
+                raise errors.InvalidArgument(f"{name} of {chance}: a chance is 0 to 1")
+        for name, duration in (("latency_ns", latency), ("jitter_ns", jitter), ("reorder_ns", reorder_by)):
+            given[name] = None if duration is None else round(parse_duration(duration) * _SECOND)
+        if bandwidth is not None:
+            rate = parse_size(bandwidth.removesuffix("/s") if isinstance(bandwidth, str) else bandwidth)
+            if rate < 1:
+                raise errors.InvalidArgument(f"bandwidth of {bandwidth!r}: at least one byte a second")
+            given["byte_ns"] = (_SECOND + rate // 2) // rate
+        chosen = {name: value for name, value in given.items() if value is not None}
+        self._simulator.link(self._host_of(a), self._host_of(b), both=both, preset=preset, **chosen)
+
+    def cut(self, a: Node | str, b: Node | str, *, both: bool = True) -> None:
+        """Drop everything on the path from a to b, and back unless both is False. Silent: nobody is told."""
+        self._simulator.cut(self._host_of(a), self._host_of(b), both=both)
+
+    def heal(self, a: Node | str | None = None, b: Node | str | None = None) -> None:
+        """Undo cut() between two, or all cuts and partitions."""
+        if a is None or b is None:
+            self._simulator.heal()
+        else:
+            self._simulator.heal(self._host_of(a), self._host_of(b))
+
+    def partition(self, *groups: Iterable[Node | str]) -> None:
+        """Cut every path between hosts of different groups."""
+        self._simulator.partition(*([self._host_of(each) for each in group] for group in groups))
+
+    def counts(self, a: Node | str, b: Node | str) -> Any:
+        """What took the path from a to b: packets, bytes, lost, cut, duplicated, reordered, damaged, delivered."""
+        return self._simulator.link_statistics(self._host_of(a), self._host_of(b))
+
+    def faults(self) -> list[str]:
+        """What must not have happened: broken order, rules of a platform's maker broken, buffers that were not given back. Complete once the nodes
+        are closed."""
+        found = self._box.faults + self._box.order_faults
+        for node in self.nodes:
+            if node._transport is not None and not node._transport.closed:
+                found += [f"{node.host.name}: {text}" for text in node.violations]
+        return found
+
+    def random(self, size: int) -> bytes:
+        """Bytes from the seed, for programs that want choices of their own."""
+        return bytes(self._simulator.random(size))
+
+    @property
+    def memory(self) -> tuple[int, int]:
+        """Bytes that the network itself holds, now and at most so far. Those of nodes are in node.memory."""
+        held, peak = self._simulator.memory
+        return int(held), int(peak)
+
+    def _host_of(self, node: Node | str) -> Any:
+        if isinstance(node, str):
+            if node not in self._box.hosts:
+                known = ", ".join(map(repr, self._box.hosts)) or "none"
+                raise errors.InvalidArgument(f"no host of this network is called {node!r}; there are {known}")
+            return self._box.hosts[node]
+        return node.host
+
+    def __repr__(self) -> str:
+        return f"<Network seed {self.seed}, {len(self._box.hosts)} hosts, {self.clock.seconds:.6f} s>"
+
+
+def run(main: Callable[[Network], Coroutine[Any, Any, T]], *, seed: int = 0, preset: str = "none", limit: float | str = "2h") -> T:
+    """Run `async def main(net)` in a network of its own, on virtual time, and return what it returns. Nodes that it left open are closed.
+
+    Args:
+        seed: of every random decision; the same seed gives the same run.
+        preset: see Network.
+        limit: virtual time that it may take.
+
+    Raises:
+        Deadlock: nothing is left to happen, or limit has passed, and main still waits; names who waits where.
+        Whatever main raises, or a callback of it.
+    """
+    network = Network(seed, preset=preset)
+    try:
+        return run_in(network, main, limit=limit)
+    finally:
+        network.close()
+
+
+def run_in(network: Network, main: Callable[[Network], Coroutine[Any, Any, T]], *, limit: float | str = "2h") -> T:
+    """As run(), in a network that stays there, so that its trace and faults can be read afterwards. Close it then."""
+    loop = _Loop(network, parse_duration(limit))
+
+    async def whole() -> T:
+        try:
+            return await main(network)
+        finally:
+            await _cancel_others(loop)
+            await network.aclose()
+
+    try:
+        asyncio.set_event_loop(loop)
+        loop.main = loop.create_task(whole(), name="main")
+        try:
+            result: T = loop.run_until_complete(loop.main)
+        except asyncio.CancelledError:
+            if loop.deadlock is None:
+                raise
+            raise loop.deadlock from None
+        if loop.deadlock is not None:
+            raise loop.deadlock
+        for context in loop.troubles:
+            raise context.get("exception") or RuntimeError(context.get("message"))
+        return result
+    finally:
+        asyncio.set_event_loop(None)
+        _close(loop, network)
+
+
+async def _cancel_others(loop: _Loop) -> None:
+    """End what the program left running, in the order in which it was begun."""
+    left = sorted((task for task in asyncio.all_tasks(loop) if task is not asyncio.current_task()), key=_task_number)
+    for task in left:
+        task.cancel()
+    for task in left:
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await task
+
+
+def _close(loop: _Loop, network: Network) -> None:
+    for node in network.nodes:
+        node.close_nowait()
+    if loop.main is not None and not loop.main.done():
+        loop.main.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            loop.run_until_complete(loop.main)
+    with contextlib.suppress(Exception):
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
+

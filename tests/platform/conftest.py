@@ -1,0 +1,160 @@
+"""What the tests of the simulated worlds share: C programs of tests/c built with the platforms, and two nodes on a network."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peertalk._core.values import BATCH, CLOSED, FINISHED, SENT
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+FLAGS = ["-std=c11", "-O2", "-g", "-DPT_ASSERTIONS=1", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror"]
+FLAGS += [f"-I{ROOT}/csrc/core", f"-I{ROOT}/csrc/platform"]
+
+
+@pytest.fixture(scope="session")
+def run_c(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """run_c(program, *arguments, flags=()): what a program of tests/c prints, built with the core and the simulated platforms; it must return 0."""
+    if COMPILER is None:
+        pytest.skip("did not run: there is no C compiler on PATH")
+    folder = tmp_path_factory.mktemp("c")
+    built: dict[tuple[str, ...], Path] = {}
+    objects: dict[tuple[str, ...], list[str]] = {}
+
+    def compile_with(*arguments: str, cwd: Path = ROOT) -> None:
+        done = subprocess.run([COMPILER, *arguments], cwd=cwd, text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr
+
+    def sources(flags: tuple[str, ...]) -> list[str]:
+        """The objects of the core and the simulated platforms, built once for each set of flags."""
+        if flags not in objects:
+            place = folder / f"objects-{len(objects)}"
+            place.mkdir()
+            files = [*sorted(ROOT.glob("csrc/core/*.c")), *sorted(ROOT.glob("csrc/platform/pt_sim*.c"))]
+            files += [ROOT / "csrc/platform/pt_mactcp.c", ROOT / "csrc/platform/pt_ot.c"]
+            compile_with(*FLAGS, *flags, "-c", *map(str, files), cwd=place)
+            objects[flags] = sorted(map(str, place.glob("*.o")))
+        return objects[flags]
+
+    def run(program: str, *arguments: str, flags: tuple[str, ...] | list[str] = ()) -> str:
+        key = (program, *flags)
+        if key not in built:
+            if any(flag.startswith("-fsanitize") for flag in flags):
+                (folder / "probe.c").write_text("int main(void) { return 0; }\n")
+                probe = subprocess.run([COMPILER, *flags, str(folder / "probe.c"), "-o", str(folder / "probe")], capture_output=True)
+                if probe.returncode or subprocess.run([folder / "probe"], capture_output=True).returncode:
+                    pytest.skip(f"did not run: {COMPILER} has no {' '.join(flags)} here")
+            target = folder / f"{program}-{len(built)}"
+            compile_with(*FLAGS, *flags, str(ROOT / f"tests/c/{program}.c"), *sources(tuple(flags)), "-o", str(target))
+            built[key] = target
+        done = subprocess.run([built[key], *arguments], text=True, capture_output=True, timeout=600)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
+class Pair:
+    """Two nodes with one connection: what a sends, b takes in.
+
+    Args:
+        cores: of a and of b; the network belongs to the first.
+        platforms: of a and of b.
+        values: of the links between them.
+    """
+
+    def __init__(
+        self, cores: tuple[Any, Any], platforms: tuple[str, str] = ("mactcp", "mactcp"), *, seed: int = 1, preset: str = "classic",
+        depth: int | None = None, packing: bool = True, native: bool = True, window: int | None = None,
+        loop: dict[str, Any] | None = None, **values: float,
+    ) -> None:  # fmt: skip
+        self.sim = cores[0].Simulator(seed, preset=preset)
+        self.a = self.sim.add_host("a")
+        self.b = self.sim.add_host("b", window=window)
+        self.sim.link("a", "b", **values)
+        self.loop_a = cores[0].Loop(platform=platforms[0], simulator=self.sim, host=self.a, native=native, **(loop or {}))
+        self.loop_b = cores[1].Loop(platform=platforms[1], simulator=self.sim, host=self.b, native=native)
+        self.listener = self.b.listen(7_354)
+        self.socket_a = self.a.dial(self.b.address, 7_354)
+        while self.socket_a.outcome() == -19 or not self.listener.ready:
+            assert self.sim.step()
+        accepted = self.listener.accept()
+        assert accepted is not None
+        self.socket_b = accepted
+        self.link_a = self.loop_a.open_link(self.socket_a.fileno(), 1, depth=depth, packing=packing)
+        self.link_b = self.loop_b.open_link(self.socket_b.fileno(), 2, depth=depth, packing=packing)
+        self.received: list[bytes] = []
+        self.sent = self.failed = 0
+        self.closed: dict[str, tuple[int, int]] = {}
+        self.finished: set[str] = set()
+
+    def serve(self) -> bool:
+        """Turn each loop as long as it has work. Returns whether there was any."""
+        worked = False
+        for name, loop in (("a", self.loop_a), ("b", self.loop_b)):
+            while loop.has_work():
+                worked = True
+                for kind, _, first, second in loop.turn(0.0):
+                    if kind == SENT and second == 0:
+                        self.sent += first
+                    elif kind == SENT:
+                        self.failed += first
+                    elif kind == BATCH:
+                        self.received += second
+                    elif kind == FINISHED:
+                        self.finished.add(name)
+                    elif kind == CLOSED:
+                        self.closed[name] = (first, second)
+        return worked
+
+    def run(self, until: Callable[[], Any] = lambda: False, seconds: float = 3_600.0) -> bool:
+        """Let time pass until something holds, nothing more happens, or so many seconds are over. Returns whether it holds."""
+        end = self.sim.now_ns + round(seconds * 1e9)
+        while True:
+            self.serve()
+            if until():
+                return True
+            times = [time for time in (self.sim.next_event_ns(), self.loop_a.next_deadline_ns(), self.loop_b.next_deadline_ns()) if time is not None]
+            if not times or min(times) > end:
+                return bool(until())
+            self.sim.advance(min(times))
+
+    def send_all(self, messages: list[bytes]) -> None:
+        """Send, waiting for room; then wait until all is reported."""
+        for message in messages:
+            while (code := self.link_a.send(message)) < 0:
+                assert code == -19, code
+                assert self.run(lambda: self.link_a.slots_available), "no slot became free"
+        assert self.run(lambda: self.sent == len(messages) and len(self.received) == len(messages)), (self.sent, len(self.received), self.closed)
+
+    def violations(self) -> list[str]:
+        return [*self.loop_a.violations(), *self.loop_b.violations()]
+
+
+@pytest.fixture
+def pair() -> Iterator[Callable[..., Pair]]:
+    """pair(cores, platforms, **arguments): a Pair; closed behind the test, with nothing left and no rule broken unless the test took them."""
+    made: list[Pair] = []
+
+    def make(*arguments: Any, **named: Any) -> Pair:
+        made.append(Pair(*arguments, **named))
+        return made[-1]
+
+    yield make
+    for each in made:
+        assert each.violations() == []
+        each.sim.close()
+        accounts = [each.sim._account.bytes, each.loop_a._pool._account.bytes, each.loop_b._pool._account.bytes]
+        assert accounts == [0, 0, 0], f"bytes held after the end by the network and by the two loops: {accounts}"
+
+
+@pytest.fixture(scope="session")
+def pair_class() -> type[Pair]:
+    """What pair() makes, for tests that make many and close each."""
+    return Pair

@@ -1,0 +1,270 @@
+"""The MacTCP world: parameter blocks, polled results, and how fast the pipeline makes it.
+
+The driver's rules are tested in C (tests/c/mactcp_rules.c), where they can be broken; here the platform is what the loop sees of it. Truth
+comes from the model of the link, which gives each figure.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from peertalk import _core, errors
+
+WORLDS = ("mactcp", "opentransport")
+MS = 1_000_000
+SANITIZED = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+
+
+@pytest.fixture
+def standard():
+    return _core.load("standard")
+
+
+def test_the_driver_refuses_what_the_real_one_refuses_and_says_which_rule_was_broken(run_c):
+    """A missing sentinel, a block not cleared, bytes changed in flight, a completion routine, calls at notification time; and what is right:
+    the blocks themselves, 10,000 sends through two slots completing out of order, 30 s and then failure, abandoned slots,
+    synchronous sends that overtake nothing."""
+    run_c("mactcp_rules", flags=SANITIZED)
+
+
+@pytest.mark.parametrize(("build", "flags", "rows"), [("standard", [], 18), ("lowmem", ["-DPT_LOWMEM"], 6)])
+def test_throughput_is_that_of_the_model_over_ten_simulated_minutes(run_c, build, flags, rows):
+    """Within 1 % on both platforms, flat in rate and memory, nothing lost; one message takes as long with the pipeline as without. The program
+    checks each row."""
+    told = run_c("sim_throughput", "600", flags=flags)
+    found = {(world, int(size), int(depth), packed): float(rate) for world, size, depth, packed, rate in re.findall(
+        r"^(\w+) +(\d+) bytes, depth (\d+)(, packed)?: ([\d.]+) KB/s$", told, flags=re.M)}  # fmt: skip
+    assert len(found) == rows
+    for world in WORLDS:
+        assert found[world, 1_024, 2, ""] >= 1.95 * found[f"{world}_sync", 1_024, 1, ""]
+        if build == "standard":
+            assert found[world, 4_096, 4, ""] >= 3.9 * found[f"{world}_sync", 4_096, 1, ""]
+            assert found[world, 1_024, 4, ", packed"] >= 290
+
+
+def test_the_tables_have_what_the_source_says(c_core):
+    """Asynchronous entries: set on the classic worlds, NULL on plain sockets and in the synchronous twins that are the baseline."""
+    asynchronous = ("tcp_send_async", "poll_send_completions", "send_slots_available")
+    for name, world in c_core.platforms().items():
+        wanted = int(name in ("posix", *WORLDS))
+        assert world["tcp_send"] == 1 and [world[entry] for entry in asynchronous] == [wanted] * 3, name
+        assert (world["simulated"], world["ticks_per_second"]) == ((0, 1_000) if name.startswith("posix") else (1, 60))
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_sizes_are_those_of_the_maker_and_ours(pair, standard, world):
+    """108 bytes for a block in the source, 92 in the maker's header: both are reported, and neither is passed off as the other."""
+    sizes = pair((standard, standard), (world, world)).loop_a.platform_sizes()
+    assert (sizes["parameter_block"], sizes["parameter_block_documented"], sizes["slot_buffer"]) == (92, 108, 4_112)
+    assert 0 < sizes["slot"] <= 64 and 0 < sizes["platform_link"] < 2_048
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("native", [True, False], ids=["native", "cffi"])
+def test_messages_arrive_in_order_and_whole_on_every_core(pair, c_core, world, native):
+    """The same loop, pipeline and frames as on sockets; only the world is another."""
+    both = pair((c_core, c_core), (world, world), native=native)
+    limit = c_core.limits.message_max_payload
+    assert both.link_a.max_message == limit and both.link_a.send(bytes(limit + 1)) == -16
+    messages = [bytes([number % 251]) * (1 + number * 61 % limit) for number in range(150)]
+    both.send_all(messages)
+    assert both.received == messages and both.failed == 0
+    assert both.link_a.slots_pending == 0
+    both.run(seconds=1)
+    assert both.loop_a.next_timeout() is None, "an idle link needs no turns"
+
+
+@settings(max_examples=30, deadline=None)
+@given(world=st.sampled_from(WORLDS), depth=st.integers(1, 6), packing=st.booleans(), sizes=st.lists(st.integers(0, 1_024), min_size=1, max_size=40))
+def test_slots_available_is_depth_less_pending_at_all_times(pair_class, world, depth, packing, sizes):
+    """The number that decides between asynchronous and synchronous sends must never be stale."""
+    core = _core.load("lowmem")
+    both = pair_class((core, core), (world, world), depth=depth, packing=packing)
+    waiting = [bytes(size) for size in sizes]
+    for _ in range(10_000):
+        while waiting:
+            code = both.link_a.send(waiting[0])
+            assert both.link_a.slots_available == depth - both.link_a.slots_pending
+            assert (code == -19) <= (both.link_a.slots_available == 0)
+            if code < 0:
+                break
+            del waiting[0]
+        both.serve()
+        assert both.link_a.slots_available == depth - both.link_a.slots_pending
+        if not both.sim.step():
+            break
+    assert both.received == [bytes(size) for size in sizes] and both.sent == len(sizes)
+    assert both.violations() == []
+    both.sim.close()
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_four_messages_are_on_the_wire_before_the_first_acknowledgement(pair, standard, world):
+    """That is the whole idea."""
+    both = pair((standard, standard), (world, world), depth=4, packing=False)
+    both.sim.trace()
+    for _ in range(4):
+        assert both.link_a.send(bytes(1_024)) >= 0
+    assert both.link_a.send(b"x") == -19
+    assert both.run(lambda: both.sent == 4)
+    kinds = [record.kind for record in both.sim.trace() if record.kind in ("send", "ack")]
+    assert kinds == ["send"] * 3 + ["ack", "send"] + ["ack"] * 3 or kinds == ["send"] * 4 + ["ack"] * 4
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_connection_that_ends_in_order_ends_with_code_0_on_both_sides(pair, standard, world):
+    """What was queued leaves first; each side hears that the other has finished."""
+    both = pair((standard, standard), (world, world))
+    for _ in range(3):
+        both.link_a.send(b"bye")
+    both.link_a.shut()
+    assert both.run(lambda: "b" in both.finished)
+    assert both.received == [b"bye"] * 3
+    both.link_b.send(b"bye, too")
+    both.link_b.shut()
+    assert both.run(lambda: len(both.closed) == 2)
+    assert both.closed == {"a": (0, 0), "b": (0, 0)} and both.received[3:] == [b"bye, too"]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_paused_link_stops_the_other_side_and_loses_nothing(pair, standard, world):
+    """Backpressure over the window, as with sockets."""
+    both = pair((standard, standard), (world, world), window=8_000)
+    both.link_b.pause()
+    count = 0
+    while True:
+        while both.link_a.send(bytes(900)) >= 0:
+            count += 1
+        if not both.run(lambda: both.link_a.slots_available, seconds=20):
+            break
+    assert count < 40 and both.received == [] and not both.closed
+    both.link_b.resume()
+    assert both.run(lambda: both.sent == count and len(both.received) == count)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_every_send_has_an_outcome_when_the_peer_vanishes(pair, standard, world):
+    """Thirty simulated seconds without a sign of life; then what was not reported as sent is counted as pending, and the link is closed."""
+    both = pair((standard, standard), (world, world))
+    both.b.vanish()
+    start = both.sim.now_ns
+    for _ in range(4):
+        both.link_a.send(bytes(4_000))
+    assert both.run(lambda: "a" in both.closed)
+    assert 30_000 * MS <= both.sim.now_ns - start < 31_000 * MS
+    assert both.closed["a"][0] == -8 and both.sent == 0 and both.failed + both.link_a.pending == 4
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_link_closed_in_flight_keeps_its_memory_until_the_driver_lets_go(pair, standard, world):
+    """Freed earlier, the driver would send from memory that is somebody else's by then."""
+    both = pair((standard, standard), (world, world))
+    for _ in range(3):
+        both.link_a.send(bytes(4_000))
+    both.serve()
+    both.link_a.close()
+    both.socket_a.close()
+    assert both.loop_a.abandoned == 3 and both.loop_a.pool_statistics().in_use >= 3
+    assert both.run(lambda: both.loop_a.abandoned == 0, seconds=1)
+    both.loop_a.turn(0.0)
+    assert both.loop_a.pool_statistics().in_use == 0
+    assert both.run(lambda: len(both.received) == 3), "what the driver had was still sent"
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_slot_buffers_are_borrowed_when_a_link_opens_but_with_low_memory_at_first_use(pair, world):
+    """The Mac SE has no 16 KB to spare for a peer that says nothing."""
+    for name, before in (("standard", 4 * 4_112), ("lowmem", 0)):
+        core = _core.load(name)
+        both = pair((core, core), (world, world))
+        assert before <= both.loop_a.pool_statistics().bytes <= before + 4 * 16
+        both.send_all([b"x" * 100])
+        assert both.loop_a.pool_statistics().in_use == (4 if before else 0)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_link_without_memory_is_refused_and_changes_nothing(pair, standard, world):
+    """Each allocation in turn fails: the platform's own blocks are counted with the pool's."""
+    both = pair((standard, standard), (world, world))
+    both.link_a.close()
+    both.loop_a.turn(0.0)
+    held = both.loop_a._pool._account.bytes
+    for attempt in range(1, 8):
+        both.loop_a._pool.trim()
+        both.loop_a.fail_at(attempt)
+        try:
+            link = both.loop_a.open_link(both.socket_a.fileno(), 9)
+        except errors.OutOfMemory:
+            both.loop_a.fail_at(0)
+            both.loop_a._pool.trim()
+            assert both.loop_a._pool._account.bytes <= held
+        else:
+            both.loop_a.fail_at(0)
+            assert attempt > 5
+            link.close()
+            break
+    else:
+        pytest.fail("a link needs fewer allocations than that")
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_turn_waits_on_the_virtual_clock_and_wakes_for_timers_and_wakes(pair, standard, world):
+    """Nothing blocks in the kernel: with a timeout the clock moves, by no more than that."""
+    both = pair((standard, standard), (world, world))
+    loop = both.loop_a
+    start = both.sim.now_ns
+    assert loop.turn(0.0) == [] and both.sim.now_ns == start
+    assert loop.turn(0.25) == [] and both.sim.now_ns == start + 250 * MS
+    loop.wake()
+    assert loop.has_work() and loop.turn(10.0) == [] and both.sim.now_ns == start + 250 * MS
+    timer = loop.timer(77)
+    timer.arm(0.1)
+    due = loop.next_deadline_ns()
+    assert due is not None and start + 350 * MS <= due <= start + 400 * MS
+    assert loop.turn(10.0) == [(6, 77, 0, 0)] and due <= both.sim.now_ns < due + 20 * MS
+    assert loop.turn(None) == [], "no timer, no event: a wait without end ends at once"
+    assert both.link_b.send(b"hello") >= 0
+    both.loop_b.turn(0.0)
+    assert loop.turn(None) == [(1, 1, 5, [b"hello"])]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_watches_report_listeners_dials_and_datagrams(pair, standard, world):
+    """Python opens connections; the loop only says when to look."""
+    both = pair((standard, standard), (world, world))
+    listener, ear = both.a.listen(99), both.a.datagram(98)
+    watches = [both.loop_a.watch(listener.fileno(), 5, 1), both.loop_a.watch(ear.fileno(), 6, 1)]
+    dialled = both.b.dial(both.a.address, 99)
+    watch = both.loop_b.watch(dialled.fileno(), 7, 2)
+    assert both.loop_a.turn(1.0) == [(5, 5, 1, 0)]
+    assert listener.accept() is not None and not both.loop_a.has_work()
+    assert both.loop_b.turn(1.0) == [(5, 7, 2, 0)] and dialled.outcome() == 0
+    both.b.datagram(0).sendto(b"x", (both.a.address, 98))
+    assert both.loop_a.turn(1.0) == [(5, 6, 1, 0)]
+    watches[1].set(0)
+    assert not both.loop_a.has_work()
+    for each in (*watches, watch):
+        each.close()
+
+
+def test_a_loop_needs_a_host_of_its_own_simulator(standard):
+    """A handle of one network means nothing in another."""
+    sim, other = standard.Simulator(1), standard.Simulator(2)
+    host = sim.add_host("a")
+    for wrong in ({"simulator": sim}, {"simulator": other, "host": host}, {}):
+        with pytest.raises(errors.InvalidArgument):
+            standard.Loop(platform="mactcp", **wrong)
+    with pytest.raises(errors.InvalidArgument):
+        standard.Loop(platform="posix", simulator=sim, host=host)
+    loop = standard.Loop(platform="mactcp", simulator=sim, host=host)
+    assert (loop.fd, loop.descriptors()) == (-1, [])
+    with pytest.raises(errors.InvalidArgument):
+        loop.open_link(12_345, 1)
+    sim.close()
+    other.close()
+    with pytest.raises(errors.InvalidState):
+        loop.turn()

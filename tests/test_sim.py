@@ -1,0 +1,351 @@
+"""Networks in a box: virtual time, one seed, whole nodes, and the net that catches what arrives wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+import peertalk as pt
+from peertalk import errors, sim
+
+PLATFORMS = sim.PLATFORMS
+
+
+@pytest.fixture(autouse=True)
+def needs_the_compiled_core(c_core: Any) -> None:
+    """The simulator is C: with the reference core alone there is nothing to test. Runs everything on both builds."""
+
+
+@pytest.fixture
+def core(c_core: Any) -> str:
+    """Name of the build under test."""
+    return str(c_core.name)
+
+
+async def pair(net: sim.Network, core: str, platform: str = "mactcp", **config: Any) -> tuple[sim.Node, sim.Node, pt.Peer]:
+    """Two nodes, connected; and the second as the first sees it."""
+    a = await net.node("a", platform=platform, core=core, discovery=False, **config)
+    b = await net.node("b", platform=platform, core=core, discovery=False, **config)
+    return a, b, await a.connect(b.address)
+
+
+# --- time -------------------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_hour_of_sleep_moves_the_clock_by_exactly_an_hour():
+    """Virtual time is integer nanoseconds: no drift, and nobody waits for it."""
+
+    async def main(net: sim.Network) -> int:
+        for _ in range(60):
+            await asyncio.sleep(60)
+        return net.clock.ns
+
+    assert sim.run(main) == 3_600_000_000_000
+
+
+def test_a_message_takes_the_latency_of_its_link_and_its_bytes_the_bandwidth(core):
+    """A figure from the simulator is worth what its arithmetic is worth."""
+
+    async def main(net: sim.Network) -> tuple[int, int]:
+        _, b, peer = await pair(net, core)
+        await asyncio.sleep(1)
+        net.link("a", "b", latency="50ms")
+        start = net.clock.ns
+        await peer.send(bytes(500))
+        await b.receive()
+        first = net.clock.ns - start
+        await asyncio.sleep(1)
+        net.link("a", "b", bandwidth="100KB/s")
+        start = net.clock.ns
+        await peer.send(bytes(500))
+        await b.receive()
+        return first, net.clock.ns - start
+
+    latency, both = sim.run(main)
+    assert latency == 50_000_000
+    assert both == 50_000_000 + (500 + 12) * 10_000
+
+
+def test_a_program_that_waits_for_nothing_is_told_who_waits_and_where():
+    """The worst thing that a test can do is to hang without a word."""
+
+    async def waits_for_godot() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async def main(net: sim.Network) -> None:
+        await asyncio.gather(waits_for_godot())
+
+    with pytest.raises(sim.Deadlock, match=r"nothing is left to happen[\s\S]*waits_for_godot[\s\S]*test_sim\.py:\d+"):
+        sim.run(main)
+
+
+def test_nodes_that_only_announce_themselves_do_not_keep_a_forgotten_program_alive_for_ever(core):
+    """Discovery goes on for ever; a receive() that nobody answers must end all the same, at the limit."""
+
+    async def main(net: sim.Network) -> None:
+        node = await net.node("lonely", core=core)
+        await node.receive()
+
+    with pytest.raises(sim.Deadlock, match=r"600 s of network time have passed \(limit\)[\s\S]*main: main .*test_sim\.py:\d+\) > receive \("):
+        sim.run(main, limit="10m")
+
+
+def test_a_callback_that_fails_fails_the_run():
+    """An exception that only a log has seen is a lie of omission."""
+
+    async def main(net: sim.Network) -> None:
+        asyncio.get_running_loop().call_soon(lambda: 1 // 0)
+        await asyncio.sleep(1)
+
+    with pytest.raises(ZeroDivisionError):
+        sim.run(main)
+
+
+def test_work_for_a_thread_is_done_at_once_and_here():
+    """A thread would bring an order that no seed repeats."""
+
+    async def main(net: sim.Network) -> int:
+        return await asyncio.to_thread(threading.get_ident)
+
+    assert sim.run(main) == threading.get_ident()
+
+
+# --- one seed ---------------------------------------------------------------------------------------------------------------------------------------
+
+STORY = """
+import asyncio, sys
+from peertalk import sim
+
+async def main(net):
+    se = await net.node("Mac SE", platform="mactcp", profile="lowmem")
+    ppc = await net.node("PowerMac", platform="opentransport", core="lowmem")
+    net.link(se, ppc, latency="50ms", jitter="5ms", loss=0.05, duplicate=0.02, reorder=0.05, bandwidth="90KB/s")
+    peer = await se.wait_for("PowerMac", timeout=60)
+    await asyncio.gather(*(peer.send(bytes(700)) for _ in range(60)))
+    for _ in range(60):
+        await ppc.receive(timeout=600)
+    return net.trace.hash, se.id, net.clock.ns
+
+if __name__ == "__main__":
+    print(*sim.run(main, seed=int(sys.argv[1])))
+"""
+
+
+def test_the_same_seed_gives_the_same_trace_in_every_process(start_python, tmp_path):
+    """A failure that cannot be repeated cannot be repaired: neither hash seeds nor addresses in memory may decide anything."""
+    (tmp_path / "story.py").write_text(STORY)
+    told = []
+    for seed, hash_seed in ((7, "0"), (7, "1"), (7, "4242"), (8, "0")):
+        process = start_python(str(tmp_path / "story.py"), str(seed), env={"PYTHONHASHSEED": hash_seed})
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+        told.append(out)
+    assert told[0] == told[1] == told[2]
+    assert told[3] != told[0]
+
+
+def test_the_environment_of_the_machine_is_not_asked(core, monkeypatch):
+    """PEERTALK_PORT of whoever runs the test must not change what it does."""
+    monkeypatch.setenv("PEERTALK_PORT", "4711")
+    monkeypatch.setenv("PEERTALK_PIPELINE_DEPTH", "9")
+
+    async def main(net: sim.Network) -> tuple[int, int]:
+        node = await net.node("a", core=core)
+        return node.address[1], node.config.pipeline_depth
+
+    assert sim.run(main) == (7354, 2 if core == "lowmem" else 4)
+
+
+# --- whole nodes ------------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("other", PLATFORMS)
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_nodes_of_any_two_worlds_find_each_other_and_talk(core, platform, other):
+    """Standard and lowmem, MacTCP and Open Transport: one protocol."""
+
+    async def main(net: sim.Network) -> list[bytes]:
+        a = await net.node("a", platform=platform, core=core)
+        b = await net.node("b", platform=other, core="standard")
+        net.link(a, b, latency="3ms", jitter="1ms")
+        there, back = await a.wait_for("b", timeout=20), await b.wait_for("a", timeout=20)
+        await asyncio.gather(there.send(b"ping"), back.send(b"pong"))
+        return [(await b.receive(timeout=5)).data, (await a.receive(timeout=5)).data]
+
+    network = sim.Network(3)
+    try:
+        assert sim.run_in(network, main) == [b"ping", b"pong"]
+        assert network.faults() == []
+    finally:
+        network.close()
+
+
+def test_a_message_longer_than_a_slot_is_refused_whole_with_the_limit_in_its_error(core):
+    """Never truncated, never accepted and dropped later."""
+    limit = 1024 if core == "lowmem" else 4096
+
+    async def main(net: sim.Network) -> tuple[int, int]:
+        _, b, peer = await pair(net, core)
+        with pytest.raises(errors.MessageTooLarge, match=f"the limit is {limit:,}"):
+            await peer.send(bytes(limit + 1))
+        await peer.send(bytes(limit))
+        return len((await b.receive(timeout=5)).data), peer.accepted
+
+    assert sim.run(main) == (limit, 1)
+
+
+def test_one_peer_more_than_the_core_has_room_for_is_refused_with_the_limit_in_its_error(core):
+    """PT_MAX_PEERS is a promise about memory."""
+    limit = 4 if core == "lowmem" else 8
+
+    async def main(net: sim.Network) -> int:
+        hub = await net.node("hub", core=core, discovery=False)
+        others = [await net.node(f"n{number}", core=core, discovery=False) for number in range(limit + 1)]
+        for other in others[:limit]:
+            await hub.connect(other.address, timeout=5)
+        with pytest.raises(errors.OutOfMemory, match=f"limit of {limit} peers"):
+            await hub.connect(others[limit].address, timeout=5)
+        return sum(peer.connected for peer in hub.peers.values())
+
+    assert sim.run(main) == limit
+
+
+def test_a_host_is_found_by_its_name_without_a_resolver(core):
+    """Names of the network are its own; one that it does not have is an error that lists those it has."""
+
+    async def main(net: sim.Network) -> str:
+        a = await net.node("ada", core=core, discovery=False)
+        b = await net.node("bob", core=core, discovery=False)
+        with pytest.raises(errors.NetworkFailure, match=r"'nobody'.*'ada', 'bob'"):
+            await a.connect(("nobody", 7354))
+        return (await a.connect(("bob", b.address[1]), timeout=5)).name
+
+    assert sim.run(main) == "bob"
+
+
+def test_a_cut_is_silent_and_one_way_if_asked_and_heals(core):
+    """TCP must survive it: what was sent into a cut arrives when the wire is whole."""
+
+    async def main(net: sim.Network) -> list[bytes]:
+        a, b, peer = await pair(net, core, link_timeout=3600.0)
+        back = await b.connect(a.address)
+        net.cut(a, b, both=False)
+        await peer.send(b"into the cut")
+        await back.send(b"the other way")
+        first = await a.receive(timeout=5)
+        with pytest.raises(errors.Timeout):
+            await b.receive(timeout=3)
+        net.heal()
+        return [first.data, (await b.receive(timeout=60)).data]
+
+    assert sim.run(main) == [b"the other way", b"into the cut"]
+
+
+def test_a_peer_that_vanished_is_noticed_and_its_messages_get_an_outcome(core):
+    """No reset, no goodbye: only time tells."""
+
+    async def main(net: sim.Network) -> list[str]:
+        _, b, peer = await pair(net, core)
+        events: list[str] = []
+        net.vanish(b)
+        for _ in range(3):
+            peer.send_nowait(b"anybody?")
+        while peer.reported < peer.accepted:
+            await asyncio.sleep(1)
+            assert net.clock.seconds < 60
+        return [*events, f"{peer.failed} failed"]
+
+    assert sim.run(main) == ["3 failed"]
+
+
+def test_a_node_can_come_back_on_its_machine(core):
+    """A restart is the same host with another instance id."""
+
+    async def main(net: sim.Network) -> tuple[bool, bytes]:
+        a, b, peer = await pair(net, core)
+        first = b.id
+        await b.aclose()
+        again = await net.node("b", core=core, discovery=False)
+        peer = await a.connect(again.address, timeout=10)
+        await peer.send(b"again")
+        return first != again.id, (await again.receive(timeout=5)).data
+
+    assert sim.run(main) == (True, b"again")
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_memory_of_all_pipelines_is_within_its_budget(c_core):
+    """136 KiB for the eight peers of a standard node, 10 KiB for the four of a lowmem one, all slots in flight."""
+    budget = {"standard": 136 * 1024, "lowmem": 10 * 1024}[c_core.name]
+
+    async def main(net: sim.Network) -> tuple[int, int]:
+        hub = await net.node("hub", core=c_core.name, discovery=False)
+        before = hub.memory["pipelines"].bytes
+        peers = []
+        for number in range(c_core.limits.max_peers):
+            other = await net.node(f"n{number}", core=c_core.name, discovery=False)
+            net.link(hub, other, latency="10ms")
+            peers.append(await hub.connect(other.address, timeout=5))
+        for peer in peers:
+            for _ in range(20):
+                peer.send_nowait(bytes(c_core.limits.message_max_payload))
+        await asyncio.sleep(5)
+        assert hub.stats().slots_high_water == sim.DEPTHS[c_core.name]
+        return before, hub.memory["pipelines"].peak
+
+    before, peak = sim.run(main)
+    assert before == 0
+    assert c_core.limits.max_peers * sim.DEPTHS[c_core.name] * c_core.limits.slot_buffer_size <= peak < budget
+
+
+def test_the_c_side_of_a_lowmem_node_is_under_200_kib_and_is_printed_part_by_part():
+    """A Mac SE leaves 200 KB to the network: whoever asks is told where they go."""
+
+    async def main(net: sim.Network) -> Any:
+        _, b, peer = await pair(net, "lowmem")
+        for _ in range(50):
+            await peer.send(bytes(1024))
+        await asyncio.sleep(1)
+        return b.memory
+
+    report = sim.run(main)
+    assert 0 < report["total"].peak < 200 * 1024
+    for part in ("context", "loop", "wheel", "links", "pipelines", "pools", "receive buffer"):
+        assert part in report
+        assert part in str(report)
+
+
+# --- what must not have happened --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{"platform": "beos"}, {"profile": "huge"}])
+def test_a_world_that_is_none_is_refused(options):
+    """A typing error must not become a default."""
+
+    async def main(net: sim.Network) -> None:
+        with pytest.raises(errors.InvalidArgument):
+            await net.node("a", **options)
+
+    sim.run(main)
+
+
+def test_links_refuse_what_is_no_chance_no_rate_and_no_host():
+    """Numbers out of their bounds are errors that say the bound."""
+
+    async def main(net: sim.Network) -> None:
+        net.host("a"), net.host("b")
+        with pytest.raises(errors.InvalidArgument, match="0 to 1"):
+            net.link("a", "b", loss=1.5)
+        with pytest.raises(errors.InvalidArgument, match="at least one byte"):
+            net.link("a", "b", bandwidth=0)
+        with pytest.raises(errors.InvalidArgument, match="'c'"):
+            net.cut("a", "c")
+
+    sim.run(main)
+    with pytest.raises(errors.InvalidArgument, match="preset"):
+        sim.Network(preset="atm")
