@@ -596,14 +596,12 @@ void sim_stream_arrived(pt_sim *sim, sim_packet *packet)
                (packet->kind != SIM_RST && stream->open && packet->source != stream->peer)) {
         if (packet->kind != SIM_RST)
             refuse(sim, packet);
-    } else if (packet->kind == SIM_RST && are_both_ended(stream)) {
-        /* it answers something old */
+    } else if (packet->kind == SIM_RST ? are_both_ended(stream) : !stream->open && packet->kind != SIM_SYN_ACK) {
+        /* a reset that answers something old, or a packet that overtook the answer to our call: that one will be sent again */
     } else if (packet->kind == SIM_RST) {
         sim_trace(sim, PT_SIM_RESET, packet->source_host, packet->target_host, 0, stream->received);
         sim_stream_terminate(sim, stream, stream->open ? PT_ERR_CONNECTION_CLOSED : PT_ERR_CONNECTION_REFUSED, 1);
         settle(sim, stream);
-    } else if (!stream->open && packet->kind != SIM_SYN_ACK) {
-        /* it overtook the answer to our call, which is still on its way: it will be sent again */
     } else if (packet->kind == SIM_SYN_ACK) {
         take_answer(sim, stream, packet);
         pump(sim, stream);
