@@ -213,7 +213,8 @@ static void fail_writing(pt_context *context, pt_link *link, int code)
 /* While slots keep their buffers, look in a while whether the link has become idle. */
 static void watch_rest(pt_context *context, pt_link *link)
 {
-    if (pt_timer_is_armed(&link->rest_timer) || !pt_pipeline_keeps(&link->pipeline))
+    if ((link->state != PT_LINK_OPEN && link->state != PT_LINK_SHUT) || pt_timer_is_armed(&link->rest_timer) ||
+        !pt_pipeline_keeps(&link->pipeline))
         return;
     link->rest_frames = link->pipeline.frames;
     arm(context, &link->rest_timer, PT_REST_MS);
@@ -446,6 +447,8 @@ int pt_link_close(pt_context *context, pt_link *link)
     if (link->state != PT_LINK_ENDED)
         end_link(context, link, PT_OK, 0);
     link->close_due = 0;
+    pt_wheel_cancel(&context->wheel, &link->frame_timer);
+    pt_wheel_cancel(&context->wheel, &link->rest_timer);
     remove_dirty(context, link);
     remove_source(context, &link->source);
     link->state = PT_LINK_NONE;

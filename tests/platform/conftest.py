@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -18,6 +19,11 @@ FLAGS = ["-std=c11", "-O2", "-g", "-DPT_ASSERTIONS=1", "-Wall", "-Wextra", "-Wco
 FLAGS += [f"-I{ROOT}/csrc/core", f"-I{ROOT}/csrc/platform"]
 
 
+def plain() -> dict[str, str]:
+    """The environment without a preloaded sanitizer, which would report what the compiler leaks; the programs bring their own."""
+    return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+
+
 @pytest.fixture(scope="session")
 def run_c(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """run_c(program, *arguments, flags=()): what a program of tests/c prints, built with the core and the simulated platforms; it must return 0."""
@@ -28,7 +34,7 @@ def run_c(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     objects: dict[tuple[str, ...], list[str]] = {}
 
     def compile_with(*arguments: str, cwd: Path = ROOT) -> None:
-        done = subprocess.run([COMPILER, *arguments], cwd=cwd, text=True, capture_output=True)
+        done = subprocess.run([COMPILER, *arguments], cwd=cwd, text=True, capture_output=True, env=plain())
         assert done.returncode == 0, done.stderr
 
     def sources(flags: tuple[str, ...]) -> list[str]:
@@ -47,13 +53,13 @@ def run_c(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
         if key not in built:
             if any(flag.startswith("-fsanitize") for flag in flags):
                 (folder / "probe.c").write_text("int main(void) { return 0; }\n")
-                probe = subprocess.run([COMPILER, *flags, str(folder / "probe.c"), "-o", str(folder / "probe")], capture_output=True)
-                if probe.returncode or subprocess.run([folder / "probe"], capture_output=True).returncode:
+                probe = subprocess.run([COMPILER, *flags, str(folder / "probe.c"), "-o", str(folder / "probe")], capture_output=True, env=plain())
+                if probe.returncode or subprocess.run([folder / "probe"], capture_output=True, env=plain()).returncode:
                     pytest.skip(f"did not run: {COMPILER} has no {' '.join(flags)} here")
             target = folder / f"{program}-{len(built)}"
             compile_with(*FLAGS, *flags, str(ROOT / f"tests/c/{program}.c"), *sources(tuple(flags)), "-o", str(target))
             built[key] = target
-        done = subprocess.run([built[key], *arguments], text=True, capture_output=True, timeout=600)
+        done = subprocess.run([built[key], *arguments], text=True, capture_output=True, timeout=600, env=plain())
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
