@@ -17,7 +17,7 @@ import zipfile
 from importlib import metadata
 from pathlib import Path
 
-from shell import BUILD, ROOT, Failed, fresh, run
+from shell import APT_RETRIES, BUILD, ROOT, Failed, fresh, run
 
 ARCHITECTURE = "s390x"
 COMPILER = f"{ARCHITECTURE}-linux-gnu-gcc"
@@ -41,7 +41,7 @@ def unpack_python(home: Path) -> Path:
     for folder in ("lists/partial", "cache/archives/partial", "debs", "root"):
         (home / folder).mkdir(parents=True)
     options = [f"-oAPT::Architecture={ARCHITECTURE}", f"-oAPT::Architectures={ARCHITECTURE}", f"-oDir::State::Lists={home}/lists",
-               f"-oDir::Cache={home}/cache", "-oDir::State::status=/dev/null", "-oAPT::Sandbox::User=root"]
+               f"-oDir::Cache={home}/cache", "-oDir::State::status=/dev/null", "-oAPT::Sandbox::User=root", *APT_RETRIES]
     run("apt-get", *options, "-qq", "update")
     run("apt-get", *options, "-qq", "download", *PACKAGES, cwd=home / "debs")
     for package in (home / "debs").glob("*.deb"):

@@ -1,4 +1,4 @@
-"""The C core on machines that are not this one: make vintage.
+"""The C core and the simulator on machines that are not this one: make vintage.
 
     m68k, ppc, s390x   big-endian: the C tests under emulators; on s390x also the Python suite's core and protocol tests
     68000              without a C library: size, deepest stack, instructions for one message
@@ -6,11 +6,14 @@
     windows, musl, macos, aarch64
                        compiled and linked without warnings; and run where something here runs them (wine, this machine, an emulator)
 
+The programs of the simulator print a hash over all that the network decided. It must be the one that this machine's own compiler gives.
+
 usage: run.py [PART ...]; all parts without one. Ends with a line for each; status 1 when one failed.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -24,7 +27,7 @@ from pathlib import Path
 
 import bare68000
 import far_python
-from shell import BUILD, C_TESTS, CORE, ROOT, WARNINGS, Failed, fresh, run, stems
+from shell import APT_RETRIES, BUILD, C_TESTS, CORE, ROOT, WARNINGS, Failed, fresh, run, stems
 
 # What each tool comes with, on Debian.
 TOOLS = {
@@ -34,16 +37,17 @@ TOOLS = {
     "x86_64-w64-mingw32-gcc": "gcc-mingw-w64-x86-64", "wine": "wine wine64", "musl-gcc": "musl-tools",
 }
 
-STANDARD = ("-DPT_ASSERTIONS=1",)
-LOWMEM = ("-DPT_ASSERTIONS=1", "-DPT_LOWMEM", "-DPT_ATOMICS=0")
+BUILDS = {"standard": ("-DPT_ASSERTIONS=1",), "lowmem": ("-DPT_ASSERTIONS=1", "-DPT_LOWMEM", "-DPT_ATOMICS=0")}
 SYSTEM = {"pt_posix"}
 """Files of csrc/platform that call the system; the others are as portable as the core."""
 POSIX = "-D_POSIX_C_SOURCE=200809L"
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 ALONE = {"crc_ways": "pt_crc"}
 """Programs that include a source of the core, which must then not be linked beside it."""
-EXTRA = {"crc_ways": (), "ingest_formats": (), "pool_twice": ("once",), "pool_threads": ("2000", "4")}
+EXTRA = {"crc_ways": (), "ingest_formats": (), "pool_twice": ("once",), "pool_threads": ("2000", "4"), "mactcp_rules": (), "ot_rules": ()}
 """Programs of tests/c that are no test_*.c, and their arguments."""
+SIMULATIONS = {"sim_network": ("50",), "sim_throughput": ("60",)}
+"""Programs that print a hash: bad networks, so many seeds; the classic link at every depth and platform, so many simulated seconds."""
 
 
 @dataclass(frozen=True)
@@ -66,19 +70,20 @@ def portable_sources() -> list[Path]:
 
 def programs() -> dict[str, tuple[str, ...]]:
     """Each C test program with its arguments."""
-    return {path.stem: () for path in sorted(C_TESTS.glob("test_*.c"))} | EXTRA
+    return {path.stem: () for path in sorted(C_TESTS.glob("test_*.c"))} | EXTRA | SIMULATIONS
 
 
-def try_build(target: Target, build: str, defines: tuple[str, ...]) -> int:
-    """Compile all without warnings, link every program, run it where that is possible. Returns the conditions that were checked."""
-    folder = fresh(target.name, build)
+def try_build(target: Target, build: str, wanted: dict[str, tuple[str, ...]]) -> tuple[int, dict[str, str]]:
+    """Compile all without warnings, link the wanted programs, run them where that is possible. Returns the conditions that were checked, and
+    what each simulation printed as its hash."""
+    folder, defines = fresh(target.name, build), BUILDS[build]
     includes = [f"-I{path}" for path in (CORE, ROOT / "csrc" / "platform", C_TESTS, BUILD / "vectors")]
     compiler = (*target.compiler, *WARNINGS, *target.flags, *defines, *includes)
     sources = portable_sources()
     for source in (*sources, *([ROOT / "csrc" / "platform" / "pt_posix.c"] if target.posix else [])):
         run(*compiler, "-c", source, cwd=folder)
-    conditions = 0
-    for program, arguments in programs().items():
+    conditions, hashes = 0, {}
+    for program, arguments in wanted.items():
         objects = [name for name in stems(sources) if name != f"{ALONE.get(program)}.o"]
         run(*compiler, *target.define, C_TESTS / f"{program}.c", *objects, *target.link, "-pthread", "-o", f"{program}.exe", cwd=folder)
         if target.runner is None:
@@ -88,13 +93,33 @@ def try_build(target: Target, build: str, defines: tuple[str, ...]) -> int:
         output = run(*target.runner, folder / f"{program}.exe", *arguments, env=dict(target.env))
         counted = re.search(r"(\d+) conditions, 0 failed", output)
         conditions += int(counted[1]) if counted else 0
-    return conditions
+        if program in SIMULATIONS:
+            printed = re.search(r"^hash ([0-9a-f]{16})$", output, re.M)
+            if printed is None:
+                raise Failed(f"{target.name}: {program} of the {build} build printed no hash:\n{output}")
+            hashes[program] = printed[1]
+    return conditions, hashes
+
+
+@functools.cache
+def hashes_here(build: str) -> dict[str, str]:
+    """What the simulations print when this machine's own compiler builds them."""
+    return try_build(Target("here", ("gcc",), link=()), build, SIMULATIONS)[1]
 
 
 def check_target(target: Target, prefix: str = "") -> str:
-    counts = [try_build(target, name, defines) for name, defines in (("standard", STANDARD), ("lowmem", LOWMEM))]
+    checked = 0
+    for build in BUILDS:
+        conditions, hashes = try_build(target, build, programs())
+        checked += conditions
+        for program, found in hashes.items():
+            expected = hashes_here(build)[program]
+            if found != expected:
+                raise Failed(f"{target.name}: {program} of the {build} build failed: its network decided {found}, on this machine {expected}")
     built = f"{prefix}{len(programs())} C programs, standard and lowmem, built without warnings"
-    return f"{built}: links only" if target.runner is None else f"{built}, passed: {sum(counts):,} conditions"
+    if target.runner is None:
+        return f"{built}: links only"
+    return f"{built}, passed: {checked:,} conditions, {len(SIMULATIONS) * len(BUILDS)} simulations decided as here"
 
 
 def big_endian(name: str, triplet: str) -> Callable[[], str]:
@@ -115,6 +140,11 @@ def check_s390x() -> str:
 
 
 def check_host() -> str:
+    (fresh("probe") / "probe.c").write_text("int main(void) { return 0; }\n")
+    try:
+        run("clang", *SANITIZERS, "probe.c", "-o", "probe", cwd=BUILD / "probe")
+    except Failed as failure:
+        raise Failed(f"clang failed to link its sanitizers: on Debian, apt-get install libclang-rt-14-dev (or as your clang is)\n{failure}") from None
     sanitized = ("-O1", "-g", *SANITIZERS)
     lines = [check_target(Target(f"host-{compiler}", (compiler,), (), sanitized, SANITIZERS)) for compiler in ("gcc", "clang")]
     return f"gcc and clang, Address- and UndefinedBehaviorSanitizer: {lines[0]}"
@@ -161,7 +191,7 @@ def check_macos() -> str:
     folder = fresh("macos")
     own = Path(run("clang", "-print-resource-dir").strip()) / "include"
     for processor in ("x86_64", "arm64"):
-        for defines in (STANDARD, LOWMEM):
+        for defines in BUILDS.values():
             headers = ("-ffreestanding", "-nostdinc", "-isystem", own, "-isystem", C_TESTS / "bare", "-I", CORE, "-I", ROOT / "csrc" / "platform")
             run("clang", "-target", f"{processor}-apple-macos11", *WARNINGS, "-O2", *defines, *headers, "-c", *portable_sources(), cwd=folder)
     return "x86_64 and arm64, clang: the core compiles without warnings, nothing was linked or run; with zig pt_posix.c is compiled and linked too"
@@ -183,15 +213,15 @@ ORDER = ("m68k", "ppc", "s390x", "68000", "host", "windows", "musl", "macos", "a
 
 def find_tools(parts: list[str]) -> None:
     """Install what is missing, as root on a Debian; else say what is."""
-    wanted = {tool for part in parts for tool in PARTS[part][1]}
+    wanted = {"gcc"} | {tool for part in parts for tool in PARTS[part][1]}
     packages = sorted({package for tool in wanted if shutil.which(tool) is None for package in TOOLS[tool].split()})
     if not packages:
         return
     if os.geteuid() == 0 and shutil.which("apt-get"):
         print(f"installing {' '.join(packages)}", flush=True)
         quiet = {"DEBIAN_FRONTEND": "noninteractive"}
-        run("apt-get", "-qq", "update", env=quiet)
-        run("apt-get", "-qq", "install", "-y", "--no-install-recommends", *packages, env=quiet, timeout=900)
+        run("apt-get", "-qq", *APT_RETRIES, "update", env=quiet)
+        run("apt-get", "-qq", *APT_RETRIES, "install", "-y", "--no-install-recommends", *packages, env=quiet, timeout=900)
     else:
         raise Failed(f"make vintage needs other compilers and emulators: on Debian, as root, apt-get install {' '.join(packages)}")
 
@@ -220,6 +250,8 @@ def main(parts: list[str]) -> int:
         find_tools(parts)
         BUILD.mkdir(parents=True, exist_ok=True)
         run(sys.executable, C_TESTS / "make_vectors.py", BUILD / "vectors")
+        for build in BUILDS:  # before there are threads
+            hashes_here(build)
     except Failed as failure:
         print(failure)
         return 1

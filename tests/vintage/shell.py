@@ -15,6 +15,9 @@ WARNINGS = ("-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wpedan
 TIMEOUT = 180
 """Seconds for one command: a program that hangs under an emulator must not hang the run."""
 
+APT_RETRIES = ("-oAcquire::Retries=3",)
+"""Mirrors hiccup."""
+
 
 class Failed(Exception):
     """A check that did not hold; the text says what was run and what it said."""
