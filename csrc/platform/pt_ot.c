@@ -20,6 +20,7 @@ struct pt_ot_endpoint {
     pt_ot_notifier notifier;
     void *user;
     taken *sends;        /* oldest first */
+    taken own;           /* a record that costs no memory; data NULL: free */
     uint32_t queued_len; /* bytes of these */
     uint32_t pending;    /* enum pt_ot_event: to be taken */
     int32_t handle;      /* 0: none */
@@ -101,6 +102,26 @@ static void happen(pt_ot_endpoint *endpoint, uint32_t event)
     notify(endpoint, event, 0, NULL);
 }
 
+/* A record for one more send. The endpoint's own comes first: so where there is no memory for another, a send is out whose T_MEMORYRELEASED tells
+ * when to try again. NULL: no memory. */
+static taken *make_record(pt_ot_endpoint *endpoint)
+{
+    const pt_memory *memory = &endpoint->provider->memory;
+    taken *made = endpoint->own.piece.data == NULL ? &endpoint->own : memory->allocate(memory->context, sizeof *made);
+    if (made != NULL)
+        memset(made, 0, sizeof *made);
+    return made;
+}
+
+static void end_record(pt_ot_endpoint *endpoint, taken *ended)
+{
+    const pt_memory *memory = &endpoint->provider->memory;
+    if (ended == &endpoint->own)
+        ended->piece.data = NULL;
+    else
+        memory->release(memory->context, ended, sizeof *ended);
+}
+
 /* Give back what has been acknowledged, or never will be. */
 static void release_sends(pt_ot_endpoint *endpoint)
 {
@@ -118,7 +139,7 @@ static void release_sends(pt_ot_endpoint *endpoint)
             violated(provider, "opentransport: OTSnd", PT_OT_ACCESS, "the buffer was changed before T_MEMORYRELEASED gave it back");
         int32_t len = (int32_t)send->piece.len;
         notify(endpoint, PT_OT_MEMORYRELEASED, send->piece.result == PT_OK ? len : -len, send->piece.data);
-        provider->memory.release(provider->memory.context, send, sizeof *send);
+        end_record(endpoint, send);
     }
     if (endpoint->stopped && endpoint->queued_len <= provider->send_limit / 2) {
         endpoint->stopped = 0;
@@ -386,17 +407,16 @@ int32_t pt_ot_send(pt_ot_endpoint *endpoint, const uint8_t *data, uint32_t len)
     }
     if (len == 0)
         return 0;
-    taken *send = provider->memory.allocate(provider->memory.context, sizeof *send);
+    taken *send = make_record(endpoint);
     if (send == NULL)
         return PT_OT_OUT_OF_MEMORY;
-    memset(send, 0, sizeof *send);
     send->piece.data = data;
     send->piece.len = len < room ? len : room;
     send->piece.push = provider->push;
     send->sum = sum_of(&send->piece);
     int32_t taken_len = (int32_t)send->piece.len;
     if (provider->world.net->send_piece(provider->world.sim, endpoint->handle, &send->piece) != PT_OK) {
-        provider->memory.release(provider->memory.context, send, sizeof *send);
+        end_record(endpoint, send);
         return PT_OT_OUT_STATE;
     }
     taken **link = &endpoint->sends;
@@ -575,13 +595,12 @@ int pt_ot_code(int32_t result)
     case PT_OT_NO_ERROR:
         return PT_OK;
     case PT_OT_FLOW:
+    case PT_OT_OUT_OF_MEMORY:
     case PT_OT_NO_DATA:
         return PT_ERR_WOULD_BLOCK;
     case PT_OT_LOOK:
     case PT_OT_OUT_STATE:
         return PT_ERR_CONNECTION_CLOSED;
-    case PT_OT_OUT_OF_MEMORY:
-        return PT_ERR_NO_MEMORY;
     default:
         return PT_ERR_NETWORK;
     }
@@ -780,7 +799,7 @@ static int send_alone(pt_ot *ot, ot_port *from, pt_link *link, const uint8_t *da
         if (count > 0) {
             sent_len += (uint32_t)count;
             link->write_calls++;
-        } else if (count != PT_OT_FLOW) {
+        } else if (pt_ot_code(count) != PT_ERR_WOULD_BLOCK) {
             link->system_error = count;
             break;
         } else if (!pass_time(ot, end_ns)) {

@@ -1,9 +1,10 @@
 /* The Open Transport world, simulated: endpoints that tell of events through a notifier.
  *
  * An endpoint is opened, gets its notifier, becomes non-blocking and then asynchronous, in this order: an event that comes before the notifier is lost. The
- * notifier runs at interrupt time and only sets flags. A send is taken in part when there is not room for all, and refused with PT_OT_FLOW until T_GODATA. Sends
- * are acknowledged ones: the bytes stay the caller's memory and are the provider's until T_MEMORYRELEASED names them. The simulated provider refuses what the
- * real one refuses, also where the real one would just go wrong, and remembers which rule was broken (pt_sim_world.violations).
+ * notifier runs at interrupt time and only sets flags. A send is taken in part when there is not room for all, and refused with PT_OT_FLOW until T_GODATA, or with
+ * PT_OT_OUT_OF_MEMORY until T_MEMORYRELEASED. Sends are acknowledged ones: the bytes stay the caller's memory and are the provider's until T_MEMORYRELEASED
+ * names them. The simulated provider refuses what the real one refuses, also where the real one would just go wrong, and remembers which rule was broken
+ * (pt_sim_world.violations).
  */
 #ifndef PT_OT_H
 #define PT_OT_H
@@ -52,7 +53,7 @@ enum pt_ot_result {
     PT_OT_NO_UDERR = -3164,
     PT_OT_NO_RELEASE = -3166,
     PT_OT_BAD_SYNC = -3179,  /* not in this mode, or not now */
-    PT_OT_OUT_OF_MEMORY = -3211,
+    PT_OT_OUT_OF_MEMORY = -3211, /* of a send: T_MEMORYRELEASED will tell */
     PT_OT_BAD_ADDRESS = -3150
 };
 
@@ -83,7 +84,7 @@ void pt_ot_cleanup(void *platform_data);
 /* Slots of closed links that the provider has not let go of. */
 uint32_t pt_ot_abandoned(const void *platform_data);
 
-/* What a result means to the core: PT_OT_FLOW and PT_OT_NO_DATA are PT_ERR_WOULD_BLOCK. */
+/* What a result means to the core: PT_OT_FLOW, PT_OT_OUT_OF_MEMORY (of a send) and PT_OT_NO_DATA are PT_ERR_WOULD_BLOCK. */
 int pt_ot_code(int32_t result);
 
 /* An endpoint, unbound. NULL: no memory. Close it: a connection is broken, sends are released. */
@@ -113,7 +114,8 @@ int32_t pt_ot_accept(pt_ot_endpoint *listener, pt_ot_endpoint *endpoint, const p
 /* Take over a connection that the network has already opened, as accept does. */
 int32_t pt_ot_adopt(pt_ot_endpoint *endpoint, int32_t handle);
 
-/* Send: the number of bytes that were taken, or PT_OT_FLOW, PT_OT_LOOK, PT_OT_OUT_STATE, PT_OT_OUT_OF_MEMORY. Receive: their number, or PT_OT_NO_DATA (only then
+/* Send: the number of bytes that were taken, or PT_OT_FLOW, PT_OT_LOOK, PT_OT_OUT_STATE, PT_OT_OUT_OF_MEMORY (try again at T_MEMORYRELEASED: an endpoint is
+ * refused memory only while an earlier send of its own is out). Receive: their number, or PT_OT_NO_DATA (only then
  * comes another T_DATA), PT_OT_LOOK, PT_OT_OUT_STATE. */
 int32_t pt_ot_send(pt_ot_endpoint *endpoint, const uint8_t *data, uint32_t len);
 int32_t pt_ot_receive(pt_ot_endpoint *endpoint, uint8_t *buffer, uint32_t size);

@@ -237,6 +237,7 @@ static void bytes_may_not_change_before_they_are_released(void)
 static void flow_control_takes_slots_in_part_and_goes_on_in_order(void)
 {
     CHECK(pt_ot_code(PT_OT_FLOW) == PT_ERR_WOULD_BLOCK && pt_ot_code(PT_OT_NO_DATA) == PT_ERR_WOULD_BLOCK && pt_ot_code(PT_OT_LOOK) == PT_ERR_CONNECTION_CLOSED);
+    CHECK(pt_ot_code(PT_OT_OUT_OF_MEMORY) == PT_ERR_WOULD_BLOCK);
     begin(pt_ot_ops(), PT_SIM_CLASSIC, 600); /* less than a message */
     uint32_t number = 0, blocked = 0, parts = 0;
     while (one.sent < 200) {
@@ -249,6 +250,58 @@ static void flow_control_takes_slots_in_part_and_goes_on_in_order(void)
         CHECK(go_on(sim, &one, &other, UINT64_MAX) || one.sent == 200);
     }
     CHECK(blocked > 100 && parts > 100 && other.received == 200 && other.wrong == 0 && one.failed == 0);
+    CHECK(world_of(&one)->violation_count == 0);
+    end();
+}
+
+static void a_send_without_memory_is_told_when_to_try_again(void)
+{
+    begin(pt_ot_ops(), PT_SIM_CLASSIC, 0);
+    heard by;
+    uint8_t data[30] = {0};
+    pt_ot_endpoint *sends = make_ready(one.platform, &by, write_down);
+    int32_t listener = pt_sim_listen(sim, other.host, 95);
+    CHECK(pt_ot_bind(sends, 0, 0, 0) == PT_OT_NO_ERROR && pt_ot_connect(sends, 0x0A000002, 95) == PT_OT_NO_DATA);
+    run_for(SECOND);
+    int32_t answers = pt_sim_accept(sim, listener);
+    CHECK(answers > 0 && pt_ot_receive_connect(sends) == PT_OT_NO_ERROR);
+
+    uint8_t got[100];
+    int broken;
+    uint32_t taken_len = 0;
+    for (int round = 0; round < 10; round++) {
+        int32_t count;
+        uint32_t before = taken_len;
+        allocations_left = round == 5 ? 1 : 0; /* once there is some, for a while */
+        while ((count = pt_ot_send(sends, data, sizeof data)) > 0)
+            taken_len += (uint32_t)count;
+        CHECK(count == PT_OT_OUT_OF_MEMORY && pt_ot_look(sends) == 0);
+        CHECK(taken_len - before == (round == 5 ? 2 : 1) * sizeof data); /* with nothing out there is always memory for one */
+        by.count = 0;
+        run_for(SECOND);
+        CHECK(has_heard(&by, PT_OT_MEMORYRELEASED) && (uint32_t)by.released == taken_len);
+        CHECK(pt_sim_receive(sim, answers, got, sizeof got, &broken) > 0);
+    }
+    allocations_left = UINT32_MAX;
+    CHECK(world_of(&one)->violation_count == 0);
+    pt_ot_close(sends);
+    end();
+}
+
+static void memory_that_runs_out_delays_slots_and_never_reorders(void)
+{
+    begin(pt_ot_ops(), PT_SIM_CLASSIC, 0);
+    uint32_t number = 0, blocked = 0;
+    allocations_left = 0;
+    while (one.sent < 200) {
+        while (number < 200 && send_number(&one, number, 1000) >= 0)
+            number++;
+        blocked += one.link.blocked;
+        CHECK(go_on(sim, &one, &other, UINT64_MAX) || one.sent == 200);
+        if (number == 150)
+            allocations_left = UINT32_MAX;
+    }
+    CHECK(blocked > 100 && other.received == 200 && other.wrong == 0 && one.failed == 0 && !one.closed);
     CHECK(world_of(&one)->violation_count == 0);
     end();
 }
@@ -299,6 +352,8 @@ int main(void)
     work_at_notifier_time_is_refused_and_told();
     bytes_may_not_change_before_they_are_released();
     flow_control_takes_slots_in_part_and_goes_on_in_order();
+    a_send_without_memory_is_told_when_to_try_again();
+    memory_that_runs_out_delays_slots_and_never_reorders();
     abandoned_slots_stay_until_the_provider_lets_go(1);
     abandoned_slots_stay_until_the_provider_lets_go(0);
     a_synchronous_send_waits_for_its_release_and_at_most_five_seconds();

@@ -42,6 +42,19 @@ static void counted_release(void *context, void *memory, size_t size)
 
 static const pt_memory counted = {counted_allocate, counted_release, NULL};
 
+/* The same for drivers and providers, where it can run out. */
+static uint32_t allocations_left = UINT32_MAX;
+
+static void *scarce_allocate(void *context, size_t size)
+{
+    if (allocations_left == 0)
+        return NULL;
+    allocations_left--;
+    return counted_allocate(context, size);
+}
+
+static const pt_memory scarce = {scarce_allocate, counted_release, NULL};
+
 /* A node: one loop on one host, with one link. */
 typedef struct node {
     pt_context context;
@@ -72,9 +85,9 @@ static void make_node(node *made, pt_sim *sim, const pt_platform_ops *ops, uint3
     made->pool = pt_pool_init(made->pool_memory, classes, 4, 0, &counted);
     made->platform = malloc(made->mactcp ? pt_mactcp_size() : pt_ot_size());
     if (made->mactcp)
-        pt_mactcp_init(made->platform, sim, pt_sim_functions(), made->host, &counted, push);
+        pt_mactcp_init(made->platform, sim, pt_sim_functions(), made->host, &scarce, push);
     else
-        pt_ot_init(made->platform, sim, pt_sim_functions(), made->host, &counted, push, send_limit);
+        pt_ot_init(made->platform, sim, pt_sim_functions(), made->host, &scarce, push, send_limit);
     made->receive_buffer = malloc(PT_RECEIVE_BUFFER_SIZE);
     made->frames = malloc(1 << 19);
     CHECK(pt_context_init(&made->context, ops, made->platform, made->pool, made->receive_buffer, PT_RECEIVE_BUFFER_SIZE, PT_IO_BUDGET) == PT_OK);
@@ -160,7 +173,7 @@ static int go_on(pt_sim *sim, node *one, node *other, uint64_t limit_ns)
     int worked;
     do {
         worked = 0;
-        if (has_work(one))
+        if (one != NULL && has_work(one))
             worked += 1 + turn(one, 0);
         if (other != NULL && has_work(other))
             worked += 1 + turn(other, 0);

@@ -5,6 +5,8 @@ The provider's rules are tested in C (tests/c/ot_rules.c), where they can be bro
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from peertalk import _core
@@ -14,7 +16,7 @@ SANITIZED = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undef
 
 def test_the_provider_refuses_what_the_real_one_refuses_and_says_which_rule_was_broken(run_c):
     """The order of the modes, every event from T_LISTEN to T_UDERR, work at notifier time, bytes changed before they come back; flow control
-    in part; abandoned slots; synchronous sends."""
+    in part; memory that runs out; abandoned slots; synchronous sends."""
     run_c("ot_rules", flags=SANITIZED)
 
 
@@ -26,6 +28,28 @@ def test_a_stopped_flow_delays_and_never_reorders(pair, c_core, limit):
     both.send_all(messages)
     assert both.received == messages
     assert both.sim.link_statistics("a", "b").packets > (60 if limit <= 100 else 5)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_provider_without_memory_delays_and_never_loses_doubles_or_reorders(pair, c_core, seed):
+    """kOTOutOfMemoryErr is not the end of a connection: T_MEMORYRELEASED says when to go on. A send that is refused between two that are taken is
+    where a message could be lost, doubled or overtaken."""
+    both = pair((c_core, c_core), ("opentransport", "opentransport"), seed=seed, preset="lan", loop={"send_limit": (0, 700)[seed % 2]}, loss=0.02)
+    dice = random.Random(seed)
+    messages = [bytes([number % 251]) * (1 + number * 7 % 900) for number in range(150)]
+    fails = refused = 0
+    for message in messages:
+        if dice.random() < 0.2:
+            refused += fails != 0 and both.loop_a.attempts >= fails
+            fails = dice.randrange(4)  # 0: memory is back
+            both.loop_a.fail_at(fails)
+        while (code := both.link_a.send(message)) < 0:
+            if code == -2:  # it is the slot's buffer that is not to be had
+                both.loop_a.fail_at(fails := 0)
+            else:
+                assert code == -19 and both.run(lambda: both.link_a.slots_available), (code, both.closed)
+    assert both.run(lambda: both.sent == len(messages) and len(both.received) == len(messages)), (both.sent, len(both.received), both.closed)
+    assert refused and both.received == messages and not both.closed and not both.failed
 
 
 def test_both_worlds_take_the_same_time(pair):
