@@ -1,8 +1,8 @@
 """How a node is set up: one frozen struct, with unit, default, bounds and meaning of each field beside the field.
 
 The command line, the environment variables and the documentation are made from `settings()`, so nothing about a field is written twice.
-Precedence: argument, then environment PEERTALK_<FIELD>, then default. A value out of its bounds is an InvalidArgument that says the value,
-the bound and where the value came from.
+Precedence: argument, then environment PEERTALK_<FIELD>, then profile, then default. A value out of its bounds is an InvalidArgument that says
+the value, the bound and where the value came from.
 
 Invariant: every Config that exists is within its bounds and holds plain values (durations in float seconds, sizes in int bytes).
 Never: reads anything but the environment and the host name.
@@ -29,6 +29,10 @@ NAME_MAX_BYTES = 31
 """Longest peer name that the discovery packet has room for, in bytes of UTF-8."""
 
 CORES = ("standard", "lowmem", "reference")
+
+_EMBEDDED: Mapping[str, object] = {"core": "lowmem", "max_peers": 4, "pipeline_depth": 2}
+PROFILES: Mapping[str, Mapping[str, object]] = {"embedded": _EMBEDDED, "lowmem": _EMBEDDED}
+"""What a profile sets. embedded, which is also called lowmem: the core for little memory, and its limits."""
 
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
 _BYTES = {"b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1024, "mib": 1024**2, "gib": 1024**3}
@@ -118,6 +122,9 @@ def _plain(description: str) -> Meta:
 class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """Settings of one node. Durations are in seconds, sizes in bytes; both may be given as text ("250ms", "64KiB").
 
+    A profile (embedded, or lowmem: the same) sets core, max_peers and pipeline_depth where they equal their default, as if they were not given;
+    load_config(), which Node uses, knows which were.
+
     Raises:
         InvalidArgument: a value out of its bounds.
         WrongType: a value of a type that the field cannot take.
@@ -132,6 +139,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     bind: Annotated[str, _plain("IPv4 address to live on; empty: all.")] = ""
     interfaces: Annotated[tuple[str, ...], _plain("Names of the network interfaces that discovery uses; none given: all.")] = ()
     core: Annotated[str, _plain("Core to run on: standard, lowmem or reference; empty: standard if it was built, else reference.")] = ""
+    profile: Annotated[str, _plain("Set of defaults: embedded (or lowmem): the lowmem core, its 4 peers and 2 slots; empty: none.")] = ""
     max_peers: Annotated[int, _count(1, 65535, "peers", "Peers known at the same time, connected or not.")] = 1024
     pipeline_depth: Annotated[int, _count(1, 64, "writes", "Slots of each connection, up to 64 KiB each. Lowmem core by default: 2 of 4 KiB.")] = 8
     async_send: Annotated[bool, _plain("Several writes in flight for each connection; off: each write ends before the next begins.")] = True
@@ -151,9 +159,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             checked = _checked(setting, value, f"argument {setting.name}={_shown(value)}")
             if checked is not value:
                 msgspec.structs.force_setattr(self, setting.name, checked)
+        preset = PROFILES.get(self.profile, {})
+        for setting in settings():
+            if setting.name in preset and getattr(self, setting.name) == setting.default:
+                msgspec.structs.force_setattr(self, setting.name, preset[setting.name])
 
     def explain(self) -> dict[str, tuple[object, str]]:
-        """Value and source of each field: "argument", "environment PEERTALK_<FIELD>" or "default".
+        """Value and source of each field: "argument", "environment PEERTALK_<FIELD>", "profile" or "default".
 
         A Config that did not come from load_config() knows no environment: a field that equals its default counts as "default".
         """
@@ -162,6 +174,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         for setting in settings():
             value = getattr(self, setting.name)
             guess = "default" if value == setting.default else "argument"
+            if PROFILES.get(self.profile, {}).get(setting.name) == value:
+                guess = "profile"
             explained[setting.name] = (value, sources.get(setting.name, guess))
         return explained
 
@@ -262,6 +276,8 @@ def _check_text(setting: Setting, value: str, origin: str) -> None:
         check_name(value, origin)
     elif setting.name == "core" and value not in ("", *CORES):
         raise InvalidArgument(f"{origin}: core must be {', '.join(CORES[:-1])} or {CORES[-1]}, or empty for the best that was built")
+    elif setting.name == "profile" and value not in ("", *PROFILES):
+        raise InvalidArgument(f"{origin}: profile must be {' or '.join(PROFILES)}, or empty for none")
     elif setting.name == "bind" and value:
         try:
             ipaddress.IPv4Address(value)
@@ -307,7 +323,7 @@ def _from_text(setting: Setting, text: str, origin: str) -> object:
 
 
 def load_config(**arguments: object) -> Config:
-    """A Config from arguments, the environment and the defaults, in this order of precedence.
+    """A Config from arguments, the environment, the profile that these choose and the defaults, in this order of precedence.
 
     Args:
         arguments: fields of Config by name. None counts as not given. Durations may be text ("250ms"), sizes too ("64KiB").
@@ -336,8 +352,12 @@ def load_config(**arguments: object) -> Config:
             origin = f"{setting.environment}={text if len(text) <= 60 else text[:57] + '...'} in the environment"
             values[setting.name] = _checked(setting, _from_text(setting, text, origin), origin)
             sources[setting.name] = f"environment {setting.environment}"
-        else:
-            sources[setting.name] = "default"
     config = Config(**values)  # type: ignore[arg-type]
+    preset = PROFILES.get(config.profile, {})
+    for name in names:
+        if name not in values:
+            sources[name] = "profile" if name in preset else "default"
+        elif name in preset:  # given, though it may equal the default
+            msgspec.structs.force_setattr(config, name, values[name])
     config.__dict__["_sources"] = sources
     return config

@@ -23,7 +23,7 @@ from typing import Any, Self, TypeVar
 
 from . import errors
 from ._core import load
-from .config import Config, parse_duration, parse_size
+from .config import PROFILES, Config, parse_duration, parse_size
 from .node import Node as _Node
 from .runtime.simworld import Box, SimulatedWorld
 
@@ -34,8 +34,6 @@ T = TypeVar("T")
 PLATFORMS = ("mactcp", "opentransport")
 """Worlds that a node may live in."""
 PRESETS = ("none", "lan", "classic")
-PROFILES = {"lowmem": "lowmem"}
-"""Which core a profile means."""
 DEPTHS = {"standard": 4, "lowmem": 2}
 """Writes in flight for each connection of the classic worlds, by core (PT_SEND_PIPELINE_DEPTH)."""
 
@@ -333,7 +331,7 @@ class Network:
         Args:
             platform: "mactcp" or "opentransport".
             core: "standard" or "lowmem"; None: what profile says, else the one that load() gives.
-            profile: "lowmem": that core and its limits.
+            profile: as of Config: "embedded" or "lowmem": the lowmem core and its limits.
             push: writes leave at once, even small ones (MacTCP's push flag).
             packing: small messages share a slot; False: one message in each.
             window: bytes that its connections buffer while it does not read.
@@ -343,11 +341,11 @@ class Network:
         if platform not in PLATFORMS:
             raise errors.InvalidArgument(f"platform {platform!r}: there are {', '.join(map(repr, PLATFORMS))}")
         if profile is not None and profile not in PROFILES:
-            raise errors.InvalidArgument(f"profile {profile!r}: there is {', '.join(map(repr, PROFILES))}")
-        chosen = load(core or (PROFILES[profile] if profile else None))
+            raise errors.InvalidArgument(f"profile {profile!r}: there are {', '.join(map(repr, PROFILES))}")
+        chosen = load(core or (str(PROFILES[profile]["core"]) if profile else None))
         host = self.host(name, window=window)
         limits = {"max_peers": chosen.limits.max_peers, "pipeline_depth": DEPTHS.get(chosen.name, 4)}
-        settings = Config(**{**limits, **config, "name": name, "core": chosen.name, "bind": host.address})
+        settings = Config(**{**limits, **config, "name": name, "core": chosen.name, "profile": profile or "", "bind": host.address})
         node = Node(config=settings, world=SimulatedWorld(self._box, host, platform, push, packing, pool_bytes))
         await node.start()
         self.nodes.append(node)

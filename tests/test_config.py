@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peertalk.config import Config, Setting, check_name, load_config, parse_duration, parse_size, settings
+from peertalk._core import load
+from peertalk.config import PROFILES, Config, Setting, check_name, load_config, parse_duration, parse_size, settings
 from peertalk.errors import InvalidArgument, WrongType
 
 BOUNDED = [setting for setting in settings() if setting.minimum is not None]
@@ -34,6 +35,34 @@ def test_an_argument_beats_the_environment_which_beats_the_default(monkeypatch):
     assert explained["max_peers"] == (7, "environment PEERTALK_MAX_PEERS")
     assert explained["io_budget"] == (16, "default")
     assert set(explained) == {setting.name for setting in settings()}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_profile_beats_the_default_and_yields_to_argument_and_environment(profile, monkeypatch):
+    """A profile is a better default, not an order: whoever says a value outright gets it, even when it is the plain default."""
+    monkeypatch.setenv("PEERTALK_MAX_PEERS", "1024")
+    config = load_config(profile=profile, pipeline_depth=8)
+    assert (config.profile, config.core, config.max_peers, config.pipeline_depth, config.port) == (profile, "lowmem", 1024, 8, 7354)
+    explained = config.explain()
+    assert {name: explained[name][1] for name in ("profile", "core", "max_peers", "pipeline_depth", "port")} == {
+        "profile": "argument", "core": "profile", "max_peers": "environment PEERTALK_MAX_PEERS", "pipeline_depth": "argument", "port": "default",
+    }  # fmt: skip
+    monkeypatch.delenv("PEERTALK_MAX_PEERS")
+    monkeypatch.setenv("PEERTALK_PROFILE", profile)
+    for small in (load_config(), Config(profile=profile)):
+        assert (small.core, small.max_peers, small.pipeline_depth) == ("lowmem", 4, 2)
+        assert [small.explain()[name][1] for name in PROFILES[profile]] == ["profile"] * 3
+    assert load_config(core="standard").explain()["core"] == ("standard", "argument")
+    with pytest.raises(InvalidArgument, match="argument profile='huge': profile must be embedded or lowmem, or empty for none"):
+        load_config(profile="huge")
+
+
+def test_the_embedded_profile_is_the_lowmem_core_and_its_limits():
+    """The numbers stand in two places: what was compiled is right."""
+    assert set(PROFILES) == {"embedded", "lowmem"}
+    core = load("lowmem")
+    limits = {"core": core.name, "max_peers": core.limits.max_peers, "pipeline_depth": core.limits.pipeline_depth}
+    assert all(preset == limits for preset in PROFILES.values())
 
 
 def test_a_config_built_directly_guesses_its_sources():
@@ -129,7 +158,10 @@ def test_a_wrong_type_is_named_with_its_field(arguments, said):
 
 @pytest.mark.parametrize(
     ("variable", "text"),
-    [("PORT", "many"), ("DISCOVERY", "maybe"), ("ANNOUNCE_INTERVAL", "1 day"), ("SEND_QUEUE_BYTES", "-1"), ("BIND", "::1"), ("CORE", "fast")],
+    [
+        ("PORT", "many"), ("DISCOVERY", "maybe"), ("ANNOUNCE_INTERVAL", "1 day"), ("SEND_QUEUE_BYTES", "-1"), ("BIND", "::1"), ("CORE", "fast"),
+        ("PROFILE", "huge"),
+    ],
 )
 def test_text_that_means_nothing_names_its_variable(monkeypatch, variable, text):
     """Nobody remembers what stands in their environment."""

@@ -852,6 +852,26 @@ def test_an_option_out_of_its_bounds_is_refused_with_value_bound_and_source(opti
         pt.Node(**options)
 
 
+@pytest.mark.parametrize("profile", ["embedded", "lowmem"])
+async def test_a_node_of_the_embedded_profile_lives_on_the_lowmem_core_in_200_kib(profile):
+    """What the profile promises on a true machine: small limits, little memory in C, and full service to a peer of any size."""
+    if load().name == "reference":
+        pytest.skip("did not run: the compiled cores are not there")
+    messages = [bytes([number]) * 1024 for number in range(200)]
+    async with pt.Node("probe", profile=profile, **loopback()) as probe, pt.Node("big", **loopback()) as big:
+        assert (probe.config.core, probe.config.max_peers) == ("lowmem", 4) and probe.config.explain()["core"][1] == "profile"
+        there = await probe.connect(big.address, timeout=GUARD)
+        await there.send_many(messages)
+        assert [(await big.receive(timeout=GUARD)).data for _ in messages] == messages
+        back = await big.connect(probe.address, timeout=GUARD)
+        await back.send_many(messages)
+        assert [(await probe.receive(timeout=GUARD)).data for _ in messages] == messages
+        with pytest.raises(pt.MessageTooLarge, match="1,024"):
+            await there.send(bytes(1025))
+        total = probe.memory["total"]
+        assert 0 < total.bytes <= total.peak < 200 * 1024
+
+
 def test_a_value_of_the_environment_is_blamed_on_the_environment(monkeypatch):
     """Whoever set it there must find it there."""
     monkeypatch.setenv("PEERTALK_MAX_PEERS", "-4")

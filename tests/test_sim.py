@@ -303,20 +303,33 @@ def test_the_memory_of_all_pipelines_is_within_its_budget(c_core):
     assert c_core.limits.max_peers * sim.DEPTHS[c_core.name] * c_core.limits.slot_buffer_size <= peak < budget
 
 
-def test_the_c_side_of_a_lowmem_node_is_under_200_kib_and_is_printed_part_by_part():
-    """A Mac SE leaves 200 KB to the network: whoever asks is told where they go."""
+@pytest.mark.parametrize(("profile", "platform"), [("lowmem", "mactcp"), ("embedded", "opentransport")])
+def test_the_c_side_of_a_lowmem_node_is_under_200_kib_and_is_printed_part_by_part(profile, platform):
+    """A Mac SE leaves 200 KB to the network: whoever asks is told where they go. All four peers, all slots in flight, both ways."""
 
     async def main(net: sim.Network) -> Any:
-        _, b, peer = await pair(net, "lowmem")
-        for _ in range(50):
-            await peer.send(bytes(1024))
-        await asyncio.sleep(1)
-        return b.memory
+        hub = await net.node("hub", profile=profile, platform=platform, discovery=False)
+        others = [await net.node(f"n{number}", profile=profile, platform=platform, discovery=False) for number in range(4)]
+        peers = [await hub.connect(other.address, timeout=5) for other in others]
+        for other in others:
+            net.link(hub, other, latency="10ms")
+            back = await other.connect(hub.address, timeout=5)
+            for _ in range(20):
+                back.send_nowait(bytes(1024))
+        at_rest = hub.memory["streams"].bytes, 4 * hub._engine.loop.platform_sizes()["platform_link"]
+        for peer in peers:
+            for _ in range(20):
+                peer.send_nowait(bytes(1024))
+        for _ in range(80):
+            await hub.receive(timeout=5)
+        assert hub.stats().slots_high_water == 2 and hub.config.profile == profile
+        return hub.memory, at_rest
 
-    report = sim.run(main)
+    report, (streams, expected) = sim.run(main)
+    assert streams == expected > 0
     assert 0 < report["total"].peak < 200 * 1024
-    for part in ("context", "loop", "wheel", "links", "pipelines", "pools", "receive buffer"):
-        assert part in report
+    for part in ("context", "loop", "wheel", "links", "pipelines", "streams", "pools", "receive buffer"):
+        assert 0 < report[part].peak < report["total"].peak
         assert part in str(report)
 
 

@@ -1267,8 +1267,9 @@ class Loop:
     def memory(self) -> dict[str, tuple[int, int]]:
         """Bytes of the C side now and at most so far, part by part: what each struct has, and what the pool holds.
 
-        The buffers of slots come out of the pool and are counted with the pipelines; at most means as many as were ever in flight on each link. total
-        is exact: it takes the pool's own peak.
+        The buffers of slots come out of the pool and are counted with the pipelines; at most means as many as were ever in flight on each link.
+        streams is what a classic platform keeps for its links: parameter blocks and write lists, or endpoints and the records of their sends. total
+        is exact: it takes the peak of the one source that streams and pool are allocated from.
         """
         ffi = self._ffi
         wheel, slot, link = ffi.sizeof("pt_wheel"), ffi.sizeof("pt_send_slot"), ffi.sizeof("pt_link")
@@ -1281,17 +1282,20 @@ class Loop:
         tables = sum(each.depth for each in held) * slot
         lent = sum(each.slots[index].buffer_size for each in held for index in range(each.depth))
         high = sum(each.high_water * each.slot_size for each in held)
-        for name, now in (("links", len(held) * link), ("tables", tables), ("slots", max(lent, high))):
-            self._peaks[name] = max(self._peaks.get(name, 0), now)
         pool, table = self._pool.statistics(), ffi.sizeof(self._pool._memory)
+        streams = int(self._pool._account.bytes) - pool.bytes
+        for name, now in (("links", len(held) * link), ("tables", tables), ("slots", max(lent, high)), ("streams", streams)):
+            self._peaks[name] = max(self._peaks.get(name, 0), now)
         peaks = self._peaks
         parts = {name: (size, size) for name, size in fixed.items()}
         parts["links"] = (len(held) * link, peaks["links"])
         parts["pipelines"] = (tables + lent, peaks["tables"] + peaks["slots"])
+        if self.simulator is not None:
+            parts["streams"] = (streams, peaks["streams"])
         parts["pools"] = (table + max(0, pool.bytes - lent), table + max(pool.peak_bytes - peaks["slots"], pool.bytes - lent, 0))
         fixed_sum = sum(fixed.values()) + table
-        peak = fixed_sum + peaks["links"] + peaks["tables"] + max(pool.peak_bytes, pool.bytes)
-        parts["total"] = (fixed_sum + len(held) * link + tables + pool.bytes, peak)
+        peak = fixed_sum + peaks["links"] + peaks["tables"] + max(self._pool._account.peak_bytes, pool.bytes + streams)
+        parts["total"] = (fixed_sum + len(held) * link + tables + pool.bytes + streams, peak)
         return parts
 
     @property

@@ -34,6 +34,8 @@ _ACCEPT_LATER = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _ACCEPT_SKIP = {errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.EPERM}
 _REFUSED = {errno.ECONNREFUSED}
 _HEAR_TRIES = 8
+_POOL_BYTES = 64 << 20
+"""Most that slots and staging buffers of one loop may hold."""
 
 
 class Interface(NamedTuple):
@@ -67,7 +69,11 @@ class World:
 
     def make_loop(self, core: Core, config: Config) -> Any:
         """The loop that turns an engine here."""
-        return core.Loop(io_budget=config.io_budget, platform="posix" if config.async_send else "posix_plain")
+        limits, pool_bytes = core.limits, _POOL_BYTES
+        if core.name == "lowmem":  # every slot of every peer, and a frame that is cut for each; else the pool's own table is most of the node
+            room = (config.max_peers + 1) * (config.pipeline_depth * (limits.slot_size + 64) + limits.frame_max_payload + 128)
+            pool_bytes = min(room, pool_bytes)
+        return core.Loop(io_budget=config.io_budget, platform="posix" if config.async_send else "posix_plain", pool_bytes=pool_bytes)
 
     def open_link(self, loop: Any, connection: Any, tag: int, depth: int) -> Any:
         """Hand a connected socket to the loop; the socket stays the caller's.
