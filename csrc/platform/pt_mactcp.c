@@ -25,24 +25,17 @@ typedef struct write_block {
     pt_mactcp_wds wds[2];
 } write_block;
 
-/* A link's side of a stream. Lives on when the link is closed and blocks are in progress. */
+/* A link's side of a stream. */
 typedef struct port port;
 struct port {
-    port *next;
-    pt_link *link;              /* NULL: closed */
-    pt_send_pipeline *pipeline; /* of that link: its memory stays while slots are abandoned */
-    int32_t handle;
-    volatile uint8_t events;    /* enum pt_mactcp_event; set by the notification routine, and by it alone */
-    uint8_t depth;
+    pt_sim_port base;           /* events: enum pt_mactcp_event */
     write_block alone;          /* for synchronous sends */
     write_block writes[1];      /* depth of them */
 };
 
 struct pt_mactcp {
     pt_sim_world world;
-    pt_memory memory;
     stream *streams;
-    port *ports;
     uint8_t push;
 };
 
@@ -131,7 +124,7 @@ int pt_mactcp_adopt(pt_mactcp *driver, int32_t handle, pt_mactcp_routine routine
 {
     if (find_stream(driver, handle) != NULL)
         return PT_ERR_INVALID_PARAM;
-    stream *adopted = driver->memory.allocate(driver->memory.context, sizeof *adopted);
+    stream *adopted = driver->world.memory.allocate(driver->world.memory.context, sizeof *adopted);
     if (adopted == NULL)
         return PT_ERR_NO_MEMORY;
     memset(adopted, 0, sizeof *adopted);
@@ -140,7 +133,7 @@ int pt_mactcp_adopt(pt_mactcp *driver, int32_t handle, pt_mactcp_routine routine
     adopted->user = user;
     adopted->driver = driver;
     if (driver->world.net->attach(driver->world.sim, handle, interrupted, adopted) != PT_OK) {
-        driver->memory.release(driver->memory.context, adopted, sizeof *adopted);
+        driver->world.memory.release(driver->world.memory.context, adopted, sizeof *adopted);
         return PT_ERR_INVALID_PARAM;
     }
     adopted->next = driver->streams;
@@ -156,7 +149,7 @@ static void release_stream(pt_mactcp *driver, stream *released)
     while (*link != released)
         link = &(*link)->next;
     *link = released->next;
-    driver->memory.release(driver->memory.context, released, sizeof *released);
+    driver->world.memory.release(driver->world.memory.context, released, sizeof *released);
 }
 
 /* What is wrong with a block for a send, before any of it is believed. 0: nothing. */
@@ -290,16 +283,12 @@ size_t pt_mactcp_stream_size(uint8_t depth)
 static void note_event(void *user, int event)
 {
     port *noted = user;
-    noted->events = (uint8_t)(noted->events | event);
+    noted->base.events |= (uint32_t)event;
 }
 
-/* The port of a link. NULL: it has none (any more). */
-static port *port_of(const pt_mactcp *mactcp, const pt_link *link)
+static port *port_of(const pt_context *context, const pt_link *link)
 {
-    port *found = mactcp->ports;
-    while (found != NULL && found->link != link)
-        found = found->next;
-    return found;
+    return (port *)pt_sim_world_port(context, link);
 }
 
 /* A block made ready for a call that needs no more than a stream. */
@@ -313,39 +302,24 @@ static int16_t simple_call(pt_mactcp *mactcp, int32_t handle, int16_t call)
     return pt_mactcp_control(mactcp, &block);
 }
 
-static int open_port(pt_mactcp *mactcp, pt_link *link)
+static int open_port(pt_sim_world *world, pt_sim_port *opened)
 {
-    uint8_t depth = link->pipeline.depth;
-    port *opened = mactcp->memory.allocate(mactcp->memory.context, port_size(depth));
-    if (opened == NULL)
-        return PT_ERR_NO_MEMORY;
-    memset(opened, 0, port_size(depth));
-    opened->link = link;
-    opened->pipeline = &link->pipeline;
-    opened->handle = (int32_t)link->source.handle;
-    opened->depth = depth;
-    int result = pt_mactcp_adopt(mactcp, opened->handle, note_event, opened);
-    if (result != PT_OK) {
-        mactcp->memory.release(mactcp->memory.context, opened, port_size(depth));
-        return result;
-    }
-    if (mactcp->world.net->ready(mactcp->world.sim, opened->handle) & PT_READY_READ)
+    int result = pt_mactcp_adopt((pt_mactcp *)world, opened->handle, note_event, opened);
+    if (result == PT_OK && (world->net->ready(world->sim, opened->handle) & PT_READY_READ))
         opened->events = PT_MACTCP_DATA_ARRIVAL; /* it came before us */
-    opened->next = mactcp->ports;
-    mactcp->ports = opened;
-    return PT_OK;
+    return result;
 }
 
-static void close_port(pt_mactcp *mactcp, port *closed)
+static void close_port(pt_sim_world *world, pt_sim_port *closed)
 {
-    stream *adopted = find_stream(mactcp, closed->handle);
+    stream *adopted = find_stream((pt_mactcp *)world, closed->handle);
     PT_ASSERT(adopted != NULL);
-    release_stream(mactcp, adopted);
-    port **link = &mactcp->ports;
-    while (*link != closed)
-        link = &(*link)->next;
-    *link = closed->next;
-    mactcp->memory.release(mactcp->memory.context, closed, port_size(closed->depth));
+    release_stream((pt_mactcp *)world, adopted);
+}
+
+static void reset_port(pt_sim_world *world, pt_sim_port *of)
+{
+    (void)simple_call((pt_mactcp *)world, of->handle, PT_MACTCP_ABORT);
 }
 
 static int code_of(int16_t result)
@@ -366,24 +340,30 @@ static int code_of(int16_t result)
 static int complete_slots(port *of, int16_t *failed)
 {
     int count = 0;
-    for (uint8_t index = 0; index < of->depth; index++) {
-        uint8_t state = of->pipeline->slots[index].state;
+    for (uint8_t index = 0; index < of->base.depth; index++) {
+        uint8_t state = of->base.pipeline->slots[index].state;
         int16_t result = of->writes[index].block.io_result;
         if ((state != PT_SLOT_IN_FLIGHT && state != PT_SLOT_ABANDONED) || result == PT_MACTCP_IN_PROGRESS)
             continue;
         if (result != PT_MACTCP_NO_ERROR)
             *failed = result;
-        pt_pipeline_complete(of->pipeline, index, code_of(result));
+        pt_pipeline_complete(of->base.pipeline, index, code_of(result));
         count++;
     }
     return count;
 }
 
-static uint32_t in_progress(const port *of)
+static void complete_port(pt_sim_port *of)
+{
+    int16_t unused;
+    (void)complete_slots((port *)of, &unused);
+}
+
+static uint32_t in_progress(const pt_sim_port *of)
 {
     uint32_t count = 0;
     for (uint8_t index = 0; index < of->depth; index++)
-        count += of->writes[index].block.io_result == PT_MACTCP_IN_PROGRESS;
+        count += ((const port *)of)->writes[index].block.io_result == PT_MACTCP_IN_PROGRESS;
     return count;
 }
 
@@ -397,7 +377,7 @@ static int16_t issue(pt_mactcp *mactcp, const port *from, write_block *write, co
     pt_mactcp_block *block = &write->block;
     block->io_c_ref_num = REF_NUM;
     block->cs_code = PT_MACTCP_SEND;
-    block->tcp_stream = from->handle;
+    block->tcp_stream = from->base.handle;
     block->ulp_timeout_value = PT_MACTCP_ULP_TIMEOUT;
     block->ulp_timeout_action = PT_MACTCP_ULP_ABORT;
     block->validity_flags = PT_MACTCP_VALID_TIMEOUT | PT_MACTCP_VALID_ACTION;
@@ -419,7 +399,7 @@ static int slot_of(const pt_send_pipeline *pipeline, const uint8_t *data)
 static int mactcp_send_async(pt_context *context, pt_link *link, const uint8_t *data, uint16_t len)
 {
     pt_mactcp *mactcp = mactcp_of(context);
-    port *from = port_of(mactcp, link);
+    port *from = port_of(context, link);
     int index = slot_of(&link->pipeline, data);
     if (from == NULL || index < 0)
         return PT_ERR_INVALID_PARAM;
@@ -436,10 +416,10 @@ static int mactcp_send_async(pt_context *context, pt_link *link, const uint8_t *
 
 static int mactcp_poll_send_completions(pt_context *context, pt_link *link)
 {
-    port *of = port_of(mactcp_of(context), link);
+    port *of = port_of(context, link);
     if (of == NULL || link->pipeline.pending_count == 0)
         return 0;
-    of->events = (uint8_t)(of->events & ~PT_MACTCP_SENT);
+    of->base.events &= ~(uint32_t)PT_MACTCP_SENT;
     int16_t failed = 0;
     int count = complete_slots(of, &failed);
     if (failed == 0)
@@ -448,17 +428,11 @@ static int mactcp_poll_send_completions(pt_context *context, pt_link *link)
     return code_of(failed);
 }
 
-static int mactcp_send_slots_available(pt_context *context, pt_link *link)
-{
-    (void)context;
-    return pt_pipeline_available(&link->pipeline);
-}
-
 /* Serve the network until nothing of this port is in progress, or the time has come. 1: nothing is. */
 static int wait_for_sends(pt_mactcp *mactcp, port *of, uint64_t end_ns)
 {
     pt_sim_world *world = &mactcp->world;
-    while (in_progress(of) != 0 || of->alone.block.io_result == PT_MACTCP_IN_PROGRESS) {
+    while (in_progress(&of->base) != 0 || of->alone.block.io_result == PT_MACTCP_IN_PROGRESS) {
         int served = world->net->step(world->sim, end_ns);
         if (served != 1 && served != PT_ERR_NO_MEMORY) {
             uint64_t unused;
@@ -474,7 +448,7 @@ static int mactcp_send(pt_context *context, pt_link *link, const uint8_t *data, 
 {
     pt_mactcp *mactcp = mactcp_of(context);
     pt_sim_world *world = &mactcp->world;
-    port *from = port_of(mactcp, link);
+    port *from = port_of(context, link);
     if (from == NULL)
         return PT_ERR_NOT_CONNECTED;
     if (world->net->is_notifying(world->sim)) {
@@ -495,7 +469,7 @@ static int mactcp_send(pt_context *context, pt_link *link, const uint8_t *data, 
     int16_t result = from->alone.block.io_result;
     if (!in_time) {
         /* The driver must let go of the bytes before their owner hears of it. */
-        (void)simple_call(mactcp, from->handle, PT_MACTCP_ABORT);
+        (void)simple_call(mactcp, from->base.handle, PT_MACTCP_ABORT);
         result = PT_MACTCP_COMMAND_TIMEOUT;
     }
     if (result == PT_MACTCP_NO_ERROR) {
@@ -514,28 +488,28 @@ static int mactcp_send(pt_context *context, pt_link *link, const uint8_t *data, 
 static int mactcp_receive(pt_context *context, pt_link *link, uint8_t *buffer, uint32_t size)
 {
     pt_mactcp *mactcp = mactcp_of(context);
-    port *to = port_of(mactcp, link);
+    port *to = port_of(context, link);
     if (to == NULL)
         return PT_ERR_NETWORK;
     pt_mactcp_block block;
     memset(&block, 0, sizeof block);
     block.io_c_ref_num = REF_NUM;
     block.cs_code = PT_MACTCP_RECEIVE;
-    block.tcp_stream = to->handle;
+    block.tcp_stream = to->base.handle;
     block.receive_buffer = buffer;
     block.receive_length = size;
     int16_t result = pt_mactcp_control(mactcp, &block);
     link->read_calls++;
     if (result == PT_MACTCP_NO_ERROR) {
         if (block.receive_length < size)
-            to->events = (uint8_t)(to->events & ~PT_MACTCP_DATA_ARRIVAL);
-        if (simple_call(mactcp, to->handle, PT_MACTCP_STATUS) == PT_MACTCP_NO_ERROR &&
-            (mactcp->world.net->ready(mactcp->world.sim, to->handle) & PT_READY_READ))
-            to->events |= PT_MACTCP_DATA_ARRIVAL;
+            to->base.events &= ~(uint32_t)PT_MACTCP_DATA_ARRIVAL;
+        if (simple_call(mactcp, to->base.handle, PT_MACTCP_STATUS) == PT_MACTCP_NO_ERROR &&
+            (mactcp->world.net->ready(mactcp->world.sim, to->base.handle) & PT_READY_READ))
+            to->base.events |= PT_MACTCP_DATA_ARRIVAL;
         return (int)block.receive_length;
     }
     if (result == PT_MACTCP_COMMAND_TIMEOUT) {
-        to->events = (uint8_t)(to->events & ~PT_MACTCP_DATA_ARRIVAL);
+        to->base.events &= ~(uint32_t)PT_MACTCP_DATA_ARRIVAL;
         return PT_ERR_WOULD_BLOCK;
     }
     link->system_error = result == PT_MACTCP_CONNECTION_CLOSING ? 0 : result;
@@ -554,114 +528,35 @@ static int mactcp_finish(pt_context *context, pt_link *link)
 
 /* ---------------------------------------------------------------------------------------------------------------- the loop's side */
 
-static uint32_t look(pt_context *context, pt_source *source)
-{
-    const pt_link *link = (const pt_link *)source;
-    const port *of = port_of(mactcp_of(context), link);
-    if (of == NULL)
-        return 0;
-    uint32_t ready = 0;
-    if ((source->interest & PT_WANT_READ) && (of->events & (PT_MACTCP_DATA_ARRIVAL | PT_MACTCP_CLOSING | PT_MACTCP_TERMINATE)))
-        ready |= PT_READY_READ;
-    if ((of->events & PT_MACTCP_SENT) && link->end_code == PT_OK && link->pipeline.pending_count != 0)
-        ready |= PT_READY_WRITE;
-    return ready;
-}
-
-/* Slots of closed links that the driver has let go of since. */
-static int reap(pt_context *context)
-{
-    pt_mactcp *mactcp = mactcp_of(context);
-    int left = 0;
-    port *next;
-    for (port *each = mactcp->ports; each != NULL; each = next) {
-        next = each->next;
-        if (each->link != NULL)
-            continue;
-        int16_t unused;
-        if (each->events & PT_MACTCP_SENT) {
-            each->events = 0;
-            (void)complete_slots(each, &unused);
-        }
-        if (in_progress(each) == 0)
-            close_port(mactcp, each);
-        else
-            left = 1;
-    }
-    return left;
-}
-
-static int mactcp_watch(pt_context *context, pt_source *source)
-{
-    pt_mactcp *mactcp = mactcp_of(context);
-    if (source->registered == 0xFF) {
-        if (source->handle <= 0 || source->handle > INT32_MAX)
-            return PT_ERR_INVALID_PARAM;
-        if (source->kind == PT_SOURCE_LINK) {
-            int result = open_port(mactcp, (pt_link *)source);
-            if (result != PT_OK)
-                return result;
-        }
-    }
-    source->registered = source->interest;
-    return PT_OK;
-}
-
-static void mactcp_forget(pt_context *context, pt_source *source)
-{
-    pt_mactcp *mactcp = mactcp_of(context);
-    if (source->registered == 0xFF)
-        return;
-    source->registered = 0xFF;
-    if (source->kind != PT_SOURCE_LINK)
-        return;
-    port *of = port_of(mactcp, (const pt_link *)source);
-    if (of == NULL)
-        return;
-    int16_t unused;
-    (void)complete_slots(of, &unused);
-    of->link = NULL;
-    of->events = 0;
-    if (in_progress(of) == 0)
-        close_port(mactcp, of);
-    else /* the buffers are the driver's: it gets the drain time-out, then the connection is broken */
-        (void)mactcp->world.net->set_linger(mactcp->world.sim, of->handle, DRAIN_NS);
-}
-
 void pt_mactcp_init(void *platform_data, pt_sim *sim, const pt_sim_table *net, int host, const pt_memory *source, int push)
 {
     pt_mactcp *mactcp = platform_data;
+    static const pt_sim_port_ops ops = {
+        .size = port_size,
+        .open = open_port,
+        .close = close_port,
+        .reset = reset_port,
+        .held = in_progress,
+        .complete = complete_port,
+        .read_events = PT_MACTCP_DATA_ARRIVAL | PT_MACTCP_CLOSING | PT_MACTCP_TERMINATE,
+        .write_events = PT_MACTCP_SENT,
+    };
     memset(mactcp, 0, sizeof *mactcp);
-    pt_sim_world_init(&mactcp->world, sim, net, host);
-    mactcp->world.look = look;
-    mactcp->world.reap = reap;
-    mactcp->memory = *source;
+    pt_sim_world_init(&mactcp->world, sim, net, host, source, &ops);
     mactcp->push = push != 0;
 }
 
 void pt_mactcp_cleanup(void *platform_data)
 {
     pt_mactcp *mactcp = platform_data;
-    while (mactcp->ports != NULL) {
-        port *of = mactcp->ports;
-        PT_ASSERT(of->link == NULL); /* links are closed first */
-        (void)simple_call(mactcp, of->handle, PT_MACTCP_ABORT);
-        int16_t unused;
-        (void)complete_slots(of, &unused);
-        close_port(mactcp, of);
-    }
+    pt_sim_world_cleanup(&mactcp->world);
     while (mactcp->streams != NULL)
         release_stream(mactcp, mactcp->streams);
 }
 
 uint32_t pt_mactcp_abandoned(const void *platform_data)
 {
-    uint32_t count = 0;
-    for (const port *each = ((const pt_mactcp *)platform_data)->ports; each != NULL; each = each->next) {
-        if (each->link == NULL)
-            count += in_progress(each);
-    }
-    return count;
+    return pt_sim_world_abandoned(&((const pt_mactcp *)platform_data)->world);
 }
 
 /* ---------------------------------------------------------------------------------------------------------------- tables */
@@ -673,11 +568,11 @@ const pt_platform_ops *pt_mactcp_ops(void)
         .tcp_send = mactcp_send,
         .tcp_send_async = mactcp_send_async,
         .poll_send_completions = mactcp_poll_send_completions,
-        .send_slots_available = mactcp_send_slots_available,
+        .send_slots_available = pt_sim_world_slots_available,
         .tcp_receive = mactcp_receive,
         .tcp_finish = mactcp_finish,
-        .watch = mactcp_watch,
-        .forget = mactcp_forget,
+        .watch = pt_sim_world_watch,
+        .forget = pt_sim_world_forget,
         .wait = pt_sim_world_wait,
         .wake = pt_sim_world_wake,
         .clock = pt_sim_world_clock,
@@ -694,8 +589,8 @@ const pt_platform_ops *pt_mactcp_sync_ops(void)
         .tcp_send = mactcp_send,
         .tcp_receive = mactcp_receive,
         .tcp_finish = mactcp_finish,
-        .watch = mactcp_watch,
-        .forget = mactcp_forget,
+        .watch = pt_sim_world_watch,
+        .forget = pt_sim_world_forget,
         .wait = pt_sim_world_wait,
         .wake = pt_sim_world_wake,
         .clock = pt_sim_world_clock,

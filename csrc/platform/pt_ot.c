@@ -33,26 +33,19 @@ struct pt_ot_endpoint {
     uint8_t data_told;   /* no other T_DATA before PT_OT_NO_DATA was heard */
 };
 
-/* A link's side of an endpoint. Lives on when the link is closed and the provider has bytes of its slots. */
-typedef struct ot_port ot_port;
-struct ot_port {
-    ot_port *next;
-    pt_link *link;              /* NULL: closed */
-    pt_send_pipeline *pipeline; /* of that link: its memory stays while slots are abandoned */
+/* A link's side of an endpoint. */
+typedef struct ot_port {
+    pt_sim_port base;           /* events: enum pt_ot_event */
     pt_ot_endpoint *endpoint;
-    volatile uint32_t events;   /* enum pt_ot_event; set by the notifier, and by it alone */
-    uint8_t depth;
     uint8_t synchronous;        /* the bytes being sent are of no slot */
     volatile uint8_t undelivered; /* bytes came back that were not delivered */
     volatile uint32_t alone_len; /* of such bytes, how many were released */
     volatile uint32_t released_len[1]; /* of each slot */
-};
+} ot_port;
 
 struct pt_ot {
     pt_sim_world world;
-    pt_memory memory;
     pt_ot_endpoint *endpoints;
-    ot_port *ports;
     uint32_t send_limit;
     uint8_t push;
     uint8_t notifying;
@@ -106,7 +99,7 @@ static void happen(pt_ot_endpoint *endpoint, uint32_t event)
  * when to try again. NULL: no memory. */
 static taken *make_record(pt_ot_endpoint *endpoint)
 {
-    const pt_memory *memory = &endpoint->provider->memory;
+    const pt_memory *memory = &endpoint->provider->world.memory;
     taken *made = endpoint->own.piece.data == NULL ? &endpoint->own : memory->allocate(memory->context, sizeof *made);
     if (made != NULL)
         memset(made, 0, sizeof *made);
@@ -115,7 +108,7 @@ static taken *make_record(pt_ot_endpoint *endpoint)
 
 static void end_record(pt_ot_endpoint *endpoint, taken *ended)
 {
-    const pt_memory *memory = &endpoint->provider->memory;
+    const pt_memory *memory = &endpoint->provider->world.memory;
     if (ended == &endpoint->own)
         ended->piece.data = NULL;
     else
@@ -189,7 +182,7 @@ pt_ot_endpoint *pt_ot_open(pt_ot *provider)
         violated(provider, "opentransport: OTOpenEndpoint", PT_OT_BAD_SYNC, "called at notifier time; the notifier may only set flags");
         return NULL;
     }
-    pt_ot_endpoint *endpoint = provider->memory.allocate(provider->memory.context, sizeof *endpoint);
+    pt_ot_endpoint *endpoint = provider->world.memory.allocate(provider->world.memory.context, sizeof *endpoint);
     if (endpoint == NULL)
         return NULL;
     memset(endpoint, 0, sizeof *endpoint);
@@ -563,7 +556,7 @@ static void close_endpoint(pt_ot_endpoint *endpoint, int owns)
     while (*link != endpoint)
         link = &(*link)->next;
     *link = endpoint->next;
-    provider->memory.release(provider->memory.context, endpoint, sizeof *endpoint);
+    provider->world.memory.release(provider->world.memory.context, endpoint, sizeof *endpoint);
 }
 
 void pt_ot_close(pt_ot_endpoint *endpoint)
@@ -611,10 +604,10 @@ static void note_event(void *user, uint32_t event, int32_t result, const void *c
 {
     ot_port *noted = user;
     if (event != PT_OT_MEMORYRELEASED) {
-        noted->events |= event & 0xFFFFU;
+        noted->base.events |= event & 0xFFFFU;
         return;
     }
-    noted->events |= PT_OT_GODATA; /* either way sending can go on */
+    noted->base.events |= PT_OT_GODATA; /* either way sending can go on */
     if (result < 0)
         noted->undelivered = 1;
     uint32_t len = (uint32_t)(result < 0 ? -result : result);
@@ -623,59 +616,46 @@ static void note_event(void *user, uint32_t event, int32_t result, const void *c
         return;
     }
     uintptr_t place = (uintptr_t)cookie;
-    for (uint8_t index = 0; index < noted->depth; index++) {
-        const pt_send_slot *slot = &noted->pipeline->slots[index];
+    for (uint8_t index = 0; index < noted->base.depth; index++) {
+        const pt_send_slot *slot = &noted->base.pipeline->slots[index];
         if (slot->buffer != NULL && place >= (uintptr_t)slot->buffer && place < (uintptr_t)slot->buffer + slot->message_len)
             noted->released_len[index] += len;
     }
 }
 
-static ot_port *port_of(const pt_ot *ot, const pt_link *link)
+static ot_port *port_of(const pt_context *context, const pt_link *link)
 {
-    ot_port *found = ot->ports;
-    while (found != NULL && found->link != link)
-        found = found->next;
-    return found;
+    return (ot_port *)pt_sim_world_port(context, link);
 }
 
-static int open_port(pt_ot *ot, pt_link *link)
+static int open_port(pt_sim_world *world, pt_sim_port *opened)
 {
-    uint8_t depth = link->pipeline.depth;
-    ot_port *opened = ot->memory.allocate(ot->memory.context, port_size(depth));
-    if (opened == NULL)
-        return PT_ERR_NO_MEMORY;
-    memset(opened, 0, port_size(depth));
-    opened->link = link;
-    opened->pipeline = &link->pipeline;
-    opened->depth = depth;
-    pt_ot_endpoint *endpoint = pt_ot_open(ot);
-    opened->endpoint = endpoint;
+    pt_ot_endpoint *endpoint = pt_ot_open((pt_ot *)world);
     int32_t code = endpoint != NULL ? pt_ot_install_notifier(endpoint, note_event, opened) : PT_OT_OUT_OF_MEMORY;
     if (code == 0)
         code = pt_ot_set_non_blocking(endpoint);
     if (code == 0)
         code = pt_ot_set_asynchronous(endpoint);
     if (code == 0)
-        code = pt_ot_adopt(endpoint, (int32_t)link->source.handle);
-    if (code != 0) {
-        if (endpoint != NULL)
-            close_endpoint(endpoint, 0);
-        ot->memory.release(ot->memory.context, opened, port_size(depth));
-        return code == PT_OT_OUT_OF_MEMORY ? PT_ERR_NO_MEMORY : PT_ERR_INVALID_PARAM;
-    }
-    opened->next = ot->ports;
-    ot->ports = opened;
-    return PT_OK;
+        code = pt_ot_adopt(endpoint, opened->handle);
+    ((ot_port *)opened)->endpoint = endpoint;
+    if (code == 0)
+        return PT_OK;
+    if (endpoint != NULL)
+        close_endpoint(endpoint, 0);
+    return code == PT_OT_OUT_OF_MEMORY ? PT_ERR_NO_MEMORY : PT_ERR_INVALID_PARAM;
 }
 
-static void close_port(pt_ot *ot, ot_port *closed)
+static void close_port(pt_sim_world *world, pt_sim_port *closed)
 {
-    close_endpoint(closed->endpoint, 0);
-    ot_port **link = &ot->ports;
-    while (*link != closed)
-        link = &(*link)->next;
-    *link = closed->next;
-    ot->memory.release(ot->memory.context, closed, port_size(closed->depth));
+    (void)world;
+    close_endpoint(((ot_port *)closed)->endpoint, 0);
+}
+
+static void reset_port(pt_sim_world *world, pt_sim_port *of)
+{
+    (void)world->net->reset(world->sim, of->handle);
+    release_sends(((ot_port *)of)->endpoint);
 }
 
 static int is_taken(const pt_send_slot *slot)
@@ -684,11 +664,11 @@ static int is_taken(const pt_send_slot *slot)
 }
 
 /* Slots of which the provider holds bytes. */
-static uint32_t held_slots(const ot_port *of)
+static uint32_t held_slots(const pt_sim_port *of)
 {
     uint32_t count = 0;
     for (uint8_t index = 0; index < of->depth; index++)
-        count += is_taken(&of->pipeline->slots[index]) && of->released_len[index] < of->pipeline->slots[index].sent_len;
+        count += is_taken(&of->pipeline->slots[index]) && ((const ot_port *)of)->released_len[index] < of->pipeline->slots[index].sent_len;
     return count;
 }
 
@@ -696,17 +676,22 @@ static uint32_t held_slots(const ot_port *of)
 static int complete_slots(ot_port *of, int over)
 {
     int count = 0;
-    for (uint8_t index = 0; index < of->depth; index++) {
-        const pt_send_slot *slot = &of->pipeline->slots[index];
+    for (uint8_t index = 0; index < of->base.depth; index++) {
+        const pt_send_slot *slot = &of->base.pipeline->slots[index];
         if (!is_taken(slot) || of->released_len[index] < slot->sent_len)
             continue;
         if (slot->sent_len < slot->message_len && !over)
             continue;
         int delivered = slot->sent_len == slot->message_len && !of->undelivered;
-        pt_pipeline_complete(of->pipeline, index, delivered ? PT_OK : PT_ERR_CONNECTION_CLOSED);
+        pt_pipeline_complete(of->base.pipeline, index, delivered ? PT_OK : PT_ERR_CONNECTION_CLOSED);
         count++;
     }
     return count;
+}
+
+static void complete_port(pt_sim_port *of)
+{
+    (void)complete_slots((ot_port *)of, 1);
 }
 
 /* ---------------------------------------------------------------------------------------------------------------- sending */
@@ -742,7 +727,7 @@ static int offer_slots(ot_port *from, pt_link *link)
 static int ot_send_async(pt_context *context, pt_link *link, const uint8_t *data, uint16_t len)
 {
     (void)len;
-    ot_port *from = port_of(ot_of(context), link);
+    ot_port *from = port_of(context, link);
     if (from == NULL)
         return PT_ERR_NOT_CONNECTED;
     for (uint8_t index = 0; index < link->pipeline.depth; index++) {
@@ -757,10 +742,10 @@ static int ot_send_async(pt_context *context, pt_link *link, const uint8_t *data
 
 static int ot_poll_send_completions(pt_context *context, pt_link *link)
 {
-    ot_port *of = port_of(ot_of(context), link);
+    ot_port *of = port_of(context, link);
     if (of == NULL || link->pipeline.pending_count == 0)
         return 0;
-    of->events &= ~(uint32_t)PT_OT_GODATA;
+    of->base.events &= ~(uint32_t)PT_OT_GODATA;
     int over = (of->endpoint->pending & PT_OT_DISCONNECT) != 0;
     int count = complete_slots(of, over);
     if (over) {
@@ -769,12 +754,6 @@ static int ot_poll_send_completions(pt_context *context, pt_link *link)
     }
     int code = offer_slots(of, link);
     return code == PT_OK ? count : code;
-}
-
-static int ot_send_slots_available(pt_context *context, pt_link *link)
-{
-    (void)context;
-    return pt_pipeline_available(&link->pipeline);
 }
 
 /* Serve one event of the network. 0: none before the end, and time is there. */
@@ -810,7 +789,7 @@ static int send_alone(pt_ot *ot, ot_port *from, pt_link *link, const uint8_t *da
     }
     if (from->alone_len < sent_len || (sent_len < len && link->system_error == 0)) {
         (void)pt_ot_send_disconnect(from->endpoint); /* the provider must let go of the bytes before their owner hears of it */
-        from->events |= PT_OT_DISCONNECT;
+        from->base.events |= PT_OT_DISCONNECT;
         from->endpoint->pending |= PT_OT_DISCONNECT;
         link->system_error = PT_OT_FLOW;
     }
@@ -825,7 +804,7 @@ static int send_alone(pt_ot *ot, ot_port *from, pt_link *link, const uint8_t *da
 static int ot_send(pt_context *context, pt_link *link, const uint8_t *data, uint16_t len)
 {
     pt_ot *ot = ot_of(context);
-    ot_port *from = port_of(ot, link);
+    ot_port *from = port_of(context, link);
     if (from == NULL)
         return PT_ERR_NOT_CONNECTED;
     if (is_notifying(ot)) {
@@ -834,10 +813,10 @@ static int ot_send(pt_context *context, pt_link *link, const uint8_t *data, uint
     }
     /* Nothing overtakes: what is in flight goes first, all within the drain time-out. */
     uint64_t end_ns = ot->world.net->now(ot->world.sim) + DRAIN_NS;
-    while (held_slots(from) != 0) {
+    while (held_slots(&from->base) != 0) {
         if (!pass_time(ot, end_ns)) {
             (void)pt_ot_send_disconnect(from->endpoint);
-            from->events |= PT_OT_DISCONNECT;
+            from->base.events |= PT_OT_DISCONNECT;
             from->endpoint->pending |= PT_OT_DISCONNECT;
             link->system_error = PT_OT_FLOW;
             return PT_ERR_TIMEOUT;
@@ -855,7 +834,7 @@ static int ot_send(pt_context *context, pt_link *link, const uint8_t *data, uint
 /* Read until there is no more: only then comes another T_DATA. */
 static int ot_receive(pt_context *context, pt_link *link, uint8_t *buffer, uint32_t size)
 {
-    ot_port *to = port_of(ot_of(context), link);
+    ot_port *to = port_of(context, link);
     if (to == NULL)
         return PT_ERR_NETWORK;
     uint32_t len = 0;
@@ -865,9 +844,9 @@ static int ot_receive(pt_context *context, pt_link *link, uint8_t *buffer, uint3
         link->read_calls++;
     }
     if (count == PT_OT_NO_DATA)
-        to->events &= ~(uint32_t)PT_OT_DATA;
+        to->base.events &= ~(uint32_t)PT_OT_DATA;
     else if (count == PT_OT_LOOK)
-        to->events |= PT_OT_ORDREL; /* or worse: the next read finds out */
+        to->base.events |= PT_OT_ORDREL; /* or worse: the next read finds out */
     if (len != 0)
         return (int)len;
     if (count == PT_OT_NO_DATA)
@@ -883,7 +862,7 @@ static int ot_receive(pt_context *context, pt_link *link, uint8_t *buffer, uint3
 
 static int ot_finish(pt_context *context, pt_link *link)
 {
-    ot_port *of = port_of(ot_of(context), link);
+    ot_port *of = port_of(context, link);
     if (of == NULL)
         return PT_ERR_NETWORK;
     int32_t result = pt_ot_send_release(of->endpoint);
@@ -895,85 +874,21 @@ static int ot_finish(pt_context *context, pt_link *link)
 
 /* ---------------------------------------------------------------------------------------------------------------- the loop's side */
 
-static uint32_t look(pt_context *context, pt_source *source)
-{
-    const pt_link *link = (const pt_link *)source;
-    const ot_port *of = port_of(ot_of(context), link);
-    if (of == NULL)
-        return 0;
-    uint32_t ready = 0;
-    if ((source->interest & PT_WANT_READ) && (of->events & (PT_OT_DATA | PT_OT_ORDREL | PT_OT_DISCONNECT)))
-        ready |= PT_READY_READ;
-    if ((of->events & (PT_OT_GODATA | PT_OT_DISCONNECT)) && link->end_code == PT_OK && link->pipeline.pending_count != 0)
-        ready |= PT_READY_WRITE;
-    return ready;
-}
-
-/* Slots of closed links that the provider has let go of since. */
-static int reap(pt_context *context)
-{
-    pt_ot *ot = ot_of(context);
-    int left = 0;
-    ot_port *next;
-    for (ot_port *each = ot->ports; each != NULL; each = next) {
-        next = each->next;
-        if (each->link != NULL)
-            continue;
-        if (each->events & PT_OT_GODATA) {
-            each->events = 0;
-            (void)complete_slots(each, 1);
-        }
-        if (held_slots(each) == 0)
-            close_port(ot, each);
-        else
-            left = 1;
-    }
-    return left;
-}
-
-static int ot_watch(pt_context *context, pt_source *source)
-{
-    if (source->registered == 0xFF) {
-        if (source->handle <= 0 || source->handle > INT32_MAX)
-            return PT_ERR_INVALID_PARAM;
-        if (source->kind == PT_SOURCE_LINK) {
-            int result = open_port(ot_of(context), (pt_link *)source);
-            if (result != PT_OK)
-                return result;
-        }
-    }
-    source->registered = source->interest;
-    return PT_OK;
-}
-
-static void ot_forget(pt_context *context, pt_source *source)
-{
-    pt_ot *ot = ot_of(context);
-    if (source->registered == 0xFF)
-        return;
-    source->registered = 0xFF;
-    if (source->kind != PT_SOURCE_LINK)
-        return;
-    ot_port *of = port_of(ot, (const pt_link *)source);
-    if (of == NULL)
-        return;
-    (void)complete_slots(of, 1);
-    of->link = NULL;
-    of->events = 0;
-    if (held_slots(of) == 0)
-        close_port(ot, of);
-    else /* the buffers are the provider's: it gets the drain time-out, then the connection is broken */
-        (void)ot->world.net->set_linger(ot->world.sim, of->endpoint->handle, DRAIN_NS);
-}
-
 void pt_ot_init(void *platform_data, pt_sim *sim, const pt_sim_table *net, int host, const pt_memory *source, int push, uint32_t send_limit)
 {
     pt_ot *ot = platform_data;
+    static const pt_sim_port_ops ops = {
+        .size = port_size,
+        .open = open_port,
+        .close = close_port,
+        .reset = reset_port,
+        .held = held_slots,
+        .complete = complete_port,
+        .read_events = PT_OT_DATA | PT_OT_ORDREL | PT_OT_DISCONNECT,
+        .write_events = PT_OT_GODATA | PT_OT_DISCONNECT,
+    };
     memset(ot, 0, sizeof *ot);
-    pt_sim_world_init(&ot->world, sim, net, host);
-    ot->world.look = look;
-    ot->world.reap = reap;
-    ot->memory = *source;
+    pt_sim_world_init(&ot->world, sim, net, host, source, &ops);
     ot->push = push != 0;
     ot->send_limit = send_limit ? send_limit : PT_OT_SEND_LIMIT;
 }
@@ -981,26 +896,14 @@ void pt_ot_init(void *platform_data, pt_sim *sim, const pt_sim_table *net, int h
 void pt_ot_cleanup(void *platform_data)
 {
     pt_ot *ot = platform_data;
-    while (ot->ports != NULL) {
-        ot_port *of = ot->ports;
-        PT_ASSERT(of->link == NULL); /* links are closed first */
-        (void)ot->world.net->reset(ot->world.sim, of->endpoint->handle);
-        release_sends(of->endpoint);
-        (void)complete_slots(of, 1);
-        close_port(ot, of);
-    }
+    pt_sim_world_cleanup(&ot->world);
     while (ot->endpoints != NULL)
         close_endpoint(ot->endpoints, 1);
 }
 
 uint32_t pt_ot_abandoned(const void *platform_data)
 {
-    uint32_t count = 0;
-    for (const ot_port *each = ((const pt_ot *)platform_data)->ports; each != NULL; each = each->next) {
-        if (each->link == NULL)
-            count += held_slots(each);
-    }
-    return count;
+    return pt_sim_world_abandoned(&((const pt_ot *)platform_data)->world);
 }
 
 /* ---------------------------------------------------------------------------------------------------------------- tables */
@@ -1012,11 +915,11 @@ const pt_platform_ops *pt_ot_ops(void)
         .tcp_send = ot_send,
         .tcp_send_async = ot_send_async,
         .poll_send_completions = ot_poll_send_completions,
-        .send_slots_available = ot_send_slots_available,
+        .send_slots_available = pt_sim_world_slots_available,
         .tcp_receive = ot_receive,
         .tcp_finish = ot_finish,
-        .watch = ot_watch,
-        .forget = ot_forget,
+        .watch = pt_sim_world_watch,
+        .forget = pt_sim_world_forget,
         .wait = pt_sim_world_wait,
         .wake = pt_sim_world_wake,
         .clock = pt_sim_world_clock,
@@ -1033,8 +936,8 @@ const pt_platform_ops *pt_ot_sync_ops(void)
         .tcp_send = ot_send,
         .tcp_receive = ot_receive,
         .tcp_finish = ot_finish,
-        .watch = ot_watch,
-        .forget = ot_forget,
+        .watch = pt_sim_world_watch,
+        .forget = pt_sim_world_forget,
         .wait = pt_sim_world_wait,
         .wake = pt_sim_world_wake,
         .clock = pt_sim_world_clock,

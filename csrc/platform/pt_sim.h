@@ -307,21 +307,56 @@ const pt_sim_table *pt_sim_functions(void);
 #define PT_SIM_VIOLATION_SIZE 128
 #define PT_SIM_VIOLATION_BYTES 4096 /* of all of them */
 
+typedef struct pt_sim_world pt_sim_world;
+
+/* A link's side of its connection: the first member of what a classic world keeps for a link. Lives on when the link is closed and the driver has its slots. */
+typedef struct pt_sim_port pt_sim_port;
+struct pt_sim_port {
+    pt_sim_port *next;
+    pt_link *link;              /* NULL: closed */
+    pt_send_pipeline *pipeline; /* of that link: its memory stays while slots are abandoned */
+    volatile uint32_t events;   /* the maker's; set at interrupt time, where nothing else is done */
+    int32_t handle;
+    uint8_t depth;
+};
+
+/* What a classic world does with its ports, and which events make a link ready. */
+typedef struct pt_sim_port_ops {
+    size_t (*size)(uint8_t depth);                       /* bytes of a port with so many slots */
+    int (*open)(pt_sim_world *world, pt_sim_port *port); /* PT_OK, PT_ERR_NO_MEMORY or PT_ERR_INVALID_PARAM */
+    void (*close)(pt_sim_world *world, pt_sim_port *port);
+    void (*reset)(pt_sim_world *world, pt_sim_port *port); /* break the connection: the driver lets go of every slot */
+    uint32_t (*held)(const pt_sim_port *port);           /* slots that the driver has */
+    void (*complete)(pt_sim_port *port);                 /* complete the others */
+    uint32_t read_events;
+    uint32_t write_events;
+} pt_sim_port_ops;
+
 /* The first member of the platform data of a classic world. */
-typedef struct pt_sim_world {
+struct pt_sim_world {
     pt_sim *sim;
     const pt_sim_table *net;
-    uint32_t (*look)(pt_context *context, pt_source *source); /* enum pt_ready of a link */
-    int (*reap)(pt_context *context);                         /* let go of what closed links left; 1: some are left */
+    const pt_sim_port_ops *ops;
+    pt_sim_port *ports;
+    pt_memory memory;
     uint32_t place;           /* where the next look begins, so that all sources get their turn */
     int32_t host;
     uint8_t woken;            /* written by any thread, a byte at a time */
     uint32_t violation_count;
     char violations[PT_SIM_VIOLATION_BYTES]; /* each in PT_SIM_VIOLATION_SIZE bytes, ended by 0 */
-} pt_sim_world;
+};
 
 /* Make ready; the rest of the platform data is its platform's. */
-void pt_sim_world_init(pt_sim_world *world, pt_sim *sim, const pt_sim_table *net, int host);
+void pt_sim_world_init(pt_sim_world *world, pt_sim *sim, const pt_sim_table *net, int host, const pt_memory *source, const pt_sim_port_ops *ops);
+
+/* Let go of everything: links are closed already, their connections are broken, their slots completed. */
+void pt_sim_world_cleanup(pt_sim_world *world);
+
+/* Slots of closed links that the driver has not let go of. */
+uint32_t pt_sim_world_abandoned(const pt_sim_world *world);
+
+/* The port of a link. NULL: it has none (any more). */
+pt_sim_port *pt_sim_world_port(const pt_context *context, const pt_link *link);
 
 /* Remember that a rule of the maker was broken: "call code: rule". */
 void pt_sim_world_violated(pt_sim_world *world, const char *call, int code, const char *rule);
@@ -329,7 +364,10 @@ void pt_sim_world_violated(pt_sim_world *world, const char *call, int code, cons
 /* 1 when a source is ready, or a wake has come; else 0. Neither waits nor moves the clock; slots of closed links are let go of where that can be done. */
 int pt_sim_world_is_ready(pt_context *context);
 
-/* pt_platform_ops.wait, wake and clock of a classic world. The wait serves events of the network until something is ready, at most to its end. */
+/* pt_platform_ops.send_slots_available, watch, forget, wait, wake and clock of a classic world. The wait serves events of the network until something is ready, at most to its end. */
+int pt_sim_world_slots_available(pt_context *context, pt_link *link);
+int pt_sim_world_watch(pt_context *context, pt_source *source);
+void pt_sim_world_forget(pt_context *context, pt_source *source);
 int pt_sim_world_wait(pt_context *context, int timeout_ms);
 void pt_sim_world_wake(pt_context *context);
 uint32_t pt_sim_world_clock(pt_context *context);

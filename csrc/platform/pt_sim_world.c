@@ -1,22 +1,147 @@
-/* What the classic worlds share: waiting on the virtual clock, and the memory of broken rules. */
+/* What the classic worlds share: ports of links, waiting on the virtual clock, and the memory of broken rules. */
 #include "pt_sim.h"
 
 #include <string.h>
 
+#include "pt_assert.h"
+
 #define NANOSECONDS UINT64_C(1000000000)
+#define DRAIN_NS (NANOSECONDS * PT_DRAIN_TIMEOUT_TICKS / PT_TICKS_PER_SECOND)
 
 static pt_sim_world *world_of(const pt_context *context)
 {
     return context->platform_data;
 }
 
-void pt_sim_world_init(pt_sim_world *world, pt_sim *sim, const pt_sim_table *net, int host)
+void pt_sim_world_init(pt_sim_world *world, pt_sim *sim, const pt_sim_table *net, int host, const pt_memory *source, const pt_sim_port_ops *ops)
 {
     memset(world, 0, sizeof *world);
     world->sim = sim;
     world->net = net;
     world->host = host;
+    world->memory = *source;
+    world->ops = ops;
 }
+
+/* ---------------------------------------------------------------------------------------------------------------- ports */
+
+pt_sim_port *pt_sim_world_port(const pt_context *context, const pt_link *link)
+{
+    pt_sim_port *found = world_of(context)->ports;
+    while (found != NULL && found->link != link)
+        found = found->next;
+    return found;
+}
+
+static int open_port(pt_sim_world *world, pt_link *link)
+{
+    size_t size = world->ops->size(link->pipeline.depth);
+    pt_sim_port *opened = world->memory.allocate(world->memory.context, size);
+    if (opened == NULL)
+        return PT_ERR_NO_MEMORY;
+    memset(opened, 0, size);
+    opened->link = link;
+    opened->pipeline = &link->pipeline;
+    opened->handle = (int32_t)link->source.handle;
+    opened->depth = link->pipeline.depth;
+    int result = world->ops->open(world, opened);
+    if (result != PT_OK) {
+        world->memory.release(world->memory.context, opened, size);
+        return result;
+    }
+    opened->next = world->ports;
+    world->ports = opened;
+    return PT_OK;
+}
+
+static void close_port(pt_sim_world *world, pt_sim_port *closed)
+{
+    world->ops->close(world, closed);
+    pt_sim_port **place = &world->ports;
+    while (*place != closed)
+        place = &(*place)->next;
+    *place = closed->next;
+    world->memory.release(world->memory.context, closed, world->ops->size(closed->depth));
+}
+
+int pt_sim_world_watch(pt_context *context, pt_source *source)
+{
+    if (source->registered == 0xFF) {
+        if (source->handle <= 0 || source->handle > INT32_MAX)
+            return PT_ERR_INVALID_PARAM;
+        if (source->kind == PT_SOURCE_LINK) {
+            int result = open_port(world_of(context), (pt_link *)source);
+            if (result != PT_OK)
+                return result;
+        }
+    }
+    source->registered = source->interest;
+    return PT_OK;
+}
+
+void pt_sim_world_forget(pt_context *context, pt_source *source)
+{
+    if (source->registered == 0xFF)
+        return;
+    source->registered = 0xFF;
+    pt_sim_world *world = world_of(context);
+    pt_sim_port *of = source->kind == PT_SOURCE_LINK ? pt_sim_world_port(context, (const pt_link *)source) : NULL;
+    if (of == NULL)
+        return;
+    world->ops->complete(of);
+    of->link = NULL;
+    of->events = 0;
+    if (world->ops->held(of) == 0)
+        close_port(world, of);
+    else /* the buffers are the driver's: it gets the drain time-out, then the connection is broken */
+        (void)world->net->set_linger(world->sim, of->handle, DRAIN_NS);
+}
+
+/* Close ports of closed links whose slots the driver has let go of since. */
+static void reap(pt_sim_world *world)
+{
+    pt_sim_port *next;
+    for (pt_sim_port *each = world->ports; each != NULL; each = next) {
+        next = each->next;
+        if (each->link != NULL)
+            continue;
+        if (each->events & world->ops->write_events) {
+            each->events = 0;
+            world->ops->complete(each);
+        }
+        if (world->ops->held(each) == 0)
+            close_port(world, each);
+    }
+}
+
+void pt_sim_world_cleanup(pt_sim_world *world)
+{
+    while (world->ports != NULL) {
+        pt_sim_port *of = world->ports;
+        PT_ASSERT(of->link == NULL); /* links are closed first */
+        world->ops->reset(world, of);
+        world->ops->complete(of);
+        close_port(world, of);
+    }
+}
+
+uint32_t pt_sim_world_abandoned(const pt_sim_world *world)
+{
+    uint32_t count = 0;
+    for (const pt_sim_port *each = world->ports; each != NULL; each = each->next) {
+        if (each->link == NULL)
+            count += world->ops->held(each);
+    }
+    return count;
+}
+
+int pt_sim_world_slots_available(pt_context *context, pt_link *link)
+{
+    (void)context;
+    return pt_pipeline_available(&link->pipeline);
+}
+
+/* ---------------------------------------------------------------------------------------------------------------- rules */
 
 /* Put text behind what is there; *len grows to at most size - 1. */
 static void put_text(char *out, size_t size, size_t *len, const char *text)
@@ -50,6 +175,23 @@ void pt_sim_world_violated(pt_sim_world *world, const char *call, int code, cons
     put_text(out, PT_SIM_VIOLATION_SIZE, &len, rule);
 }
 
+/* ---------------------------------------------------------------------------------------------------------------- waiting */
+
+/* What a link is ready for: its port has noted it. */
+static uint32_t look(const pt_context *context, const pt_link *link)
+{
+    const pt_sim_port_ops *ops = world_of(context)->ops;
+    const pt_sim_port *of = pt_sim_world_port(context, link);
+    if (of == NULL)
+        return 0;
+    uint32_t ready = 0;
+    if ((link->source.interest & PT_WANT_READ) && (of->events & ops->read_events))
+        ready |= PT_READY_READ;
+    if ((of->events & ops->write_events) && link->end_code == PT_OK && link->pipeline.pending_count != 0)
+        ready |= PT_READY_WRITE;
+    return ready;
+}
+
 /* What a source is ready for, of what is wanted. A watch sees the socket itself; a link what its platform has noted. */
 static uint32_t readiness(pt_context *context, pt_source *source)
 {
@@ -57,7 +199,7 @@ static uint32_t readiness(pt_context *context, pt_source *source)
     if (source->registered == 0xFF)
         return 0;
     if (source->kind == PT_SOURCE_LINK)
-        return world->look(context, source);
+        return look(context, (const pt_link *)source);
     uint32_t ready = (uint32_t)world->net->ready(world->sim, (int32_t)source->handle);
     uint32_t wanted = ((source->interest & PT_WANT_READ) ? PT_READY_READ : 0U) | ((source->interest & PT_WANT_WRITE) ? PT_READY_WRITE : 0U);
     return wanted == 0 ? 0 : ready & (wanted | ((ready & wanted) ? PT_READY_HANGUP : 0U));
@@ -66,7 +208,7 @@ static uint32_t readiness(pt_context *context, pt_source *source)
 int pt_sim_world_is_ready(pt_context *context)
 {
     pt_sim_world *world = world_of(context);
-    (void)world->reap(context);
+    reap(world);
     if (world->woken)
         return 1;
     for (pt_source *source = context->sources; source != NULL; source = source->next) {
@@ -122,7 +264,7 @@ int pt_sim_world_wait(pt_context *context, int timeout_ms)
     uint64_t now_ns = net->now(world->sim);
     uint64_t end_ns = timeout_ms < 0 ? UINT64_MAX : now_ns + (uint64_t)timeout_ms * (NANOSECONDS / 1000);
     for (;;) {
-        (void)world->reap(context);
+        reap(world);
         if (collect(context) != 0 || take_wake(context))
             break;
         int served = net->step(world->sim, end_ns);
