@@ -3,11 +3,14 @@
  *      INIT -> WAIT_HEADER <-> WAIT_PAYLOAD -> COMPLETE -> WAIT_HEADER
  *                  \______________\_______________\-> INIT      (a fault of the frame; cleanup)
  *
- *   WAIT_HEADER    staged_len < header_size bytes of a header in ingest->header; frame_len is 0. Whole frames are handed on from here, where they lie
+ *   WAIT_HEADER    staged_len bytes of a header, less than its size, in ingest->header; frame_len is 0. Whole frames are handed on from here, where
+ *                  they lie
  *   WAIT_PAYLOAD   header_size <= staged_len < frame_len bytes in ingest->staging, which is borrowed
  *   COMPLETE       all of frame_len in ingest->staging
  *
  * A call finishes the frame that was cut before it, hands on the frames that lie whole in its bytes, and keeps what is left.
+ *
+ * Nearly every frame has the format's first form: each is read as one, and only where that fails, or nothing whole is left, the other is thought of.
  */
 #include "pt_ingest.h"
 
@@ -15,6 +18,8 @@
 
 #include "pt_assert.h"
 #include "pt_crc.h"
+
+#define COMPACT_START 2 /* bytes that tell a compact header from a full one */
 
 static int read_message_header(const uint8_t *header, pt_frame *frame)
 {
@@ -29,11 +34,37 @@ static int verify_message(const uint8_t *whole, const pt_frame *frame)
     return pt_crc16(0, whole, covered) == crc ? PT_OK : PT_ERR_CRC;
 }
 
+static int read_compact_header(const uint8_t *header, pt_frame *frame)
+{
+    if (!pt_is_compact(header, PT_COMPACT_HEADER_SIZE))
+        return PT_ERR_MAGIC;
+    int size = pt_compact_decode(header, PT_COMPACT_HEADER_SIZE, frame);
+    return size < 0 ? size : PT_OK;
+}
+
+static int verify_nothing(const uint8_t *whole, const pt_frame *frame)
+{
+    (void)whole;
+    (void)frame;
+    return PT_OK;
+}
+
+static int is_compact(const uint8_t *start) { return pt_is_compact(start, COMPACT_START); }
+
+static const pt_format compact_format = {
+    .read_header = read_compact_header,
+    .verify = verify_nothing,
+    .header_size = PT_COMPACT_HEADER_SIZE,
+};
+
 static const pt_format message_format = {
     .read_header = read_message_header,
     .verify = verify_message,
     .header_size = PT_HEADER_SIZE,
     .trailer_size = PT_TRAILER_SIZE,
+    .start_size = COMPACT_START,
+    .has_other_form = is_compact,
+    .other_form = &compact_format,
 };
 
 const pt_format *pt_message_format(void)
@@ -79,21 +110,27 @@ static inline uint32_t whole_len(const pt_format *format, const pt_frame *frame)
     return (uint32_t)format->header_size + frame->payload_len + format->trailer_size;
 }
 
-/* The header of a cut frame is whole: move it into staging memory. PT_ERR_BACKPRESSURE changes nothing. */
-static int begin_staging(pt_ingest *ingest, const uint8_t *header, const pt_frame *frame)
+/* The form of the frame that starts with these bytes; the first form while they are too few to tell. */
+static const pt_format *form_of(const pt_format *format, const uint8_t *start, size_t len)
 {
-    const pt_format *format = ingest->format;
-    uint32_t frame_len = whole_len(format, frame);
+    return format->start_size != 0 && len >= format->start_size && format->has_other_form(start) ? format->other_form : format;
+}
+
+/* The header of a cut frame is whole: move it into staging memory. PT_ERR_BACKPRESSURE changes nothing. */
+static int begin_staging(pt_ingest *ingest, const pt_format *form, const uint8_t *header, const pt_frame *frame)
+{
+    uint32_t frame_len = whole_len(form, frame);
     if (ingest->staging == NULL)
         ingest->staging = pt_pool_acquire(ingest->pool, frame_len);
     if (ingest->staging == NULL)
         return PT_ERR_BACKPRESSURE;
     PT_ASSERT(pt_pool_buffer_size(ingest->staging) >= frame_len);
 
-    memcpy(ingest->staging, header, format->header_size);
+    memcpy(ingest->staging, header, form->header_size);
+    ingest->form = form;
     ingest->frame = *frame;
     ingest->frame_len = frame_len;
-    ingest->staged_len = format->header_size;
+    ingest->staged_len = form->header_size;
     ingest->state = PT_INGEST_WAIT_PAYLOAD;
     return PT_OK;
 }
@@ -114,23 +151,37 @@ static inline int hand_on(pt_ingest *ingest, const pt_sink *sink, const pt_frame
     return sink->frame(sink->context, ingest->tag, frame);
 }
 
-/* Go on with a frame that was cut before data. *offset is moved behind its bytes, and stays when the frame is bad or finds no memory. */
-static int finish_cut_frame(pt_ingest *ingest, const uint8_t *data, size_t len, const pt_sink *sink, size_t *offset)
+/* Fill up a cut header from data as far as it goes: at first the bytes that tell its form, then the rest of it. Returns how many were taken. */
+static size_t stage_header(pt_ingest *ingest, const uint8_t *data, size_t len)
 {
     const pt_format *format = ingest->format;
     size_t taken = 0;
+    if (ingest->staged_len < format->start_size)
+        taken = stage(ingest, ingest->header, format->start_size - ingest->staged_len, data, len);
+    if (ingest->staged_len >= format->start_size) {
+        const pt_format *form = form_of(format, ingest->header, ingest->staged_len);
+        taken += stage(ingest, ingest->header, form->header_size - ingest->staged_len, data + taken, len - taken);
+    }
+    return taken;
+}
+
+/* Go on with a frame that was cut before data. *offset is moved behind its bytes, and stays when the frame is bad or finds no memory. */
+static int finish_cut_frame(pt_ingest *ingest, const uint8_t *data, size_t len, const pt_sink *sink, size_t *offset)
+{
+    size_t taken = 0;
     if (ingest->state == PT_INGEST_WAIT_HEADER) {
         uint32_t held = ingest->staged_len;
-        taken = stage(ingest, ingest->header, format->header_size - held, data, len);
-        if (ingest->staged_len < format->header_size) {
+        taken = stage_header(ingest, data, len);
+        const pt_format *form = form_of(ingest->format, ingest->header, ingest->staged_len);
+        if (ingest->staged_len < form->header_size) {
             *offset = taken;
             return PT_OK;
         }
         pt_frame frame;
-        int code = judge_header(ingest, format, ingest->header, &frame);
+        int code = judge_header(ingest, form, ingest->header, &frame);
         if (code != PT_OK)
             return fail(ingest, code);
-        code = begin_staging(ingest, ingest->header, &frame);
+        code = begin_staging(ingest, form, ingest->header, &frame);
         if (code != PT_OK) {
             ingest->staged_len = held;
             return code;
@@ -143,9 +194,10 @@ static int finish_cut_frame(pt_ingest *ingest, const uint8_t *data, size_t len, 
         *offset = taken;
         return PT_OK;
     }
+    const pt_format *form = ingest->form;
     ingest->state = PT_INGEST_COMPLETE;
-    ingest->frame.payload = ingest->staging + format->header_size;
-    int code = format->verify(ingest->staging, &ingest->frame);
+    ingest->frame.payload = ingest->staging + form->header_size;
+    int code = form->verify(ingest->staging, &ingest->frame);
     if (code != PT_OK)
         return fail(ingest, code);
     *offset = taken;
@@ -154,22 +206,25 @@ static int finish_cut_frame(pt_ingest *ingest, const uint8_t *data, size_t len, 
     return code;
 }
 
-/* Hand on the frames that lie whole in data from *offset on; *offset is moved behind the last of them. PT_OK: what is left is no whole frame. */
-static inline int take_whole_frames(pt_ingest *ingest, const pt_format *format, const uint8_t *data, size_t len, const pt_sink *sink, size_t *offset)
+/* Hand on the frames of one form that lie whole in data from *offset on; *offset is moved behind the last of them. PT_OK: what is left begins with a
+ * frame that is not whole, or has another form. */
+static inline int take_whole_frames(pt_ingest *ingest, const pt_format *form, const uint8_t *data, size_t len, const pt_sink *sink, size_t *offset)
 {
-    while (len - *offset >= format->header_size) {
+    while (len - *offset >= form->header_size) {
         const uint8_t *whole = data + *offset;
         pt_frame frame;
-        int code = judge_header(ingest, format, whole, &frame);
+        int code = judge_header(ingest, form, whole, &frame);
+        if (code == PT_ERR_MAGIC && form_of(ingest->format, whole, form->header_size) != form)
+            return PT_OK;
         if (code != PT_OK)
             return fail(ingest, code);
-        uint32_t frame_len = whole_len(format, &frame);
+        uint32_t frame_len = whole_len(form, &frame);
         if (len - *offset < frame_len)
             break;
-        code = format->verify(whole, &frame);
+        code = form->verify(whole, &frame);
         if (code != PT_OK)
             return fail(ingest, code);
-        frame.payload = whole + format->header_size;
+        frame.payload = whole + form->header_size;
         *offset += frame_len;
         code = hand_on(ingest, sink, &frame);
         if (code != PT_OK)
@@ -179,26 +234,48 @@ static inline int take_whole_frames(pt_ingest *ingest, const pt_format *format, 
 }
 
 /* Keep the cut frame at the end: len bytes, less than a whole one. Its header, if that is all there, was judged. */
-static int keep_cut_frame(pt_ingest *ingest, const uint8_t *data, size_t len)
+static int keep_cut_frame(pt_ingest *ingest, const pt_format *form, const uint8_t *data, size_t len)
 {
-    const pt_format *format = ingest->format;
-    if (len < format->header_size) {
-        stage(ingest, ingest->header, format->header_size, data, len);
+    if (len < form->header_size) {
+        stage(ingest, ingest->header, form->header_size, data, len);
         return PT_OK;
     }
     pt_frame frame;
-    int code = format->read_header(data, &frame);
+    int code = form->read_header(data, &frame);
     PT_ASSERT(code == PT_OK && frame.payload_len <= ingest->max_payload);
     if (code == PT_OK)
-        code = begin_staging(ingest, data, &frame);
+        code = begin_staging(ingest, form, data, &frame);
     if (code == PT_OK)
-        stage(ingest, ingest->staging, ingest->frame_len - ingest->staged_len, data + format->header_size, len - format->header_size);
+        stage(ingest, ingest->staging, ingest->frame_len - ingest->staged_len, data + form->header_size, len - form->header_size);
     return code;
+}
+
+/* What is left begins with no whole frame of the first form: go on with frames of the other form and the first in turn, and keep the cut one. */
+static int take_rest(pt_ingest *ingest, const uint8_t *data, size_t len, const pt_sink *sink, size_t *offset)
+{
+    for (const pt_format *last = ingest->format;;) {
+        const pt_format *form = form_of(ingest->format, data + *offset, len - *offset);
+        if (form == last) {
+            int code = keep_cut_frame(ingest, form, data + *offset, len - *offset);
+            if (code == PT_OK)
+                *offset = len;
+            return code;
+        }
+        int code = take_whole_frames(ingest, form, data, len, sink, offset);
+        if (code != PT_OK || *offset == len)
+            return code;
+        last = form;
+    }
 }
 
 void pt_ingest_init(pt_ingest *ingest, const pt_format *format, pt_pool *pool, uint32_t max_payload, uint32_t tag)
 {
     PT_ASSERT(format->header_size >= 1 && format->header_size <= PT_FORMAT_MAX_HEADER);
+    const pt_format *other = format->other_form;
+    (void)other; /* asserted alone */
+    PT_ASSERT((format->start_size != 0) == (other != NULL) && format->start_size <= format->header_size);
+    PT_ASSERT(other == NULL || (other->start_size == 0 && format->start_size <= other->header_size));
+    PT_ASSERT(other == NULL || (other->header_size <= format->header_size && other->trailer_size <= format->trailer_size));
 
     memset(ingest, 0, sizeof *ingest);
     uint32_t largest = UINT32_MAX - format->header_size - format->trailer_size; /* so that a frame's length fits 32 bits */
@@ -227,15 +304,12 @@ int pt_ingest_feed(pt_ingest *ingest, const uint8_t *data, size_t len, const pt_
     if (ingest->staged_len > 0 && len > 0)
         code = finish_cut_frame(ingest, data, len, sink, &offset);
     if (code == PT_OK && offset < len) {
-        /* Nearly every byte comes in message frames: they get a loop of their own, without indirect calls. */
+        /* Full message frames get a loop of their own, without indirect calls. */
         code = ingest->format == &message_format ? take_whole_frames(ingest, &message_format, data, len, sink, &offset)
                                                  : take_whole_frames(ingest, ingest->format, data, len, sink, &offset);
     }
-    if (code == PT_OK && offset < len) {
-        code = keep_cut_frame(ingest, data + offset, len - offset);
-        if (code == PT_OK)
-            offset = len;
-    }
+    if (code == PT_OK && offset < len)
+        code = take_rest(ingest, data, len, sink, &offset);
     if (ingest->state == PT_INGEST_WAIT_HEADER)
         give_back_staging(ingest, 0); /* it was lent, and not needed */
     *consumed = offset;

@@ -25,12 +25,18 @@ typedef struct pt_sink {
 } pt_sink;
 
 /* A wire format. header: header_size bytes. read_header fills everything of frame but the payload pointer, or returns PT_ERR_*. verify judges
- * the whole frame, which lies in one piece: header_size bytes, payload, trailer_size bytes. */
+ * the whole frame, which lies in one piece: header_size bytes, payload, trailer_size bytes.
+ *
+ * Frames of a second form may stand between those of the first: has_other_form tells them by start_size bytes, at most what either header has.
+ * read_header of both then answers PT_ERR_MAGIC to a header of the other form. The second form names no third, and has no larger framing. */
 typedef struct pt_format {
     int (*read_header)(const uint8_t *header, pt_frame *frame);
     int (*verify)(const uint8_t *whole, const pt_frame *frame);
     uint8_t header_size; /* 1 .. PT_FORMAT_MAX_HEADER */
     uint8_t trailer_size;
+    uint8_t start_size;                          /* 0: all frames have one form */
+    int (*has_other_form)(const uint8_t *start); /* NULL with start_size 0 */
+    const struct pt_format *other_form;          /* NULL with start_size 0 */
 } pt_format;
 
 enum pt_ingest_state {
@@ -42,6 +48,7 @@ enum pt_ingest_state {
 
 typedef struct pt_ingest {
     const pt_format *format;
+    const pt_format *form; /* that of the current frame, once its header is whole: format or its other form */
     pt_pool *pool;
     uint8_t *staging;      /* borrowed while a frame is cut behind its header, or lent by pt_ingest_lend(); else NULL */
     uint32_t staged_len;   /* bytes of the current frame held: in header while PT_INGEST_WAIT_HEADER, else in staging */
@@ -55,7 +62,7 @@ typedef struct pt_ingest {
     uint64_t payload_bytes;
 } pt_ingest;
 
-/* Full message frames (docs/protocol.md, "Frames"), CRC checked. */
+/* Message frames (docs/protocol.md, "Frames"): full ones, CRC checked, and compact ones between them, which have no CRC. */
 const pt_format *pt_message_format(void);
 
 /* Make ready. pool lends staging buffers; its largest class must hold header + max_payload + trailer. */

@@ -109,7 +109,7 @@ void pt_loop_wake(pt_context *context);
 
 /* The plain sink, for callers without the border: records every frame as PT_EVENT_FRAME in its own array; payloads are copied into buffer, one behind
  * the other, and offset says where. It is never full when buffer_size >= room + PT_IO_BUDGET whole frames and
- * capacity >= room / PT_FRAME_OVERHEAD + PT_IO_BUDGET; PT_ERR_INTERNAL, which ends the link, if it is all the same. */
+ * capacity >= room / PT_COMPACT_HEADER_SIZE (the smallest frame) + PT_IO_BUDGET; PT_ERR_INTERNAL, which ends the link, if it is all the same. */
 typedef struct pt_plain_sink {
     pt_event *events;
     uint8_t *buffer;

@@ -421,7 +421,7 @@ class BufferPool:
 
 
 class Ingest:
-    """Reads message frames from a stream, sans-I/O.
+    """Reads message frames from a stream, sans-I/O: full ones, and compact ones between them, whose sequence reads 0.
 
     Args:
         max_payload: longest payload in bytes that is taken; a longer one is a fault, judged on the header. None: the core's limit.
@@ -446,7 +446,7 @@ class Ingest:
         """Memory for all that data_len bytes and a cut frame before them can bring."""
         if data_len > self._room:
             self._room = data_len
-            capacity = data_len // self._lib.PT_FRAME_OVERHEAD + 2
+            capacity = data_len // self._lib.PT_COMPACT_HEADER_SIZE + 2
             self._events = self._ffi.new("pt_event[]", capacity)
             self._buffer = self._ffi.new("uint8_t[]", data_len + self._whole)
             self._plain.events = self._events
@@ -1043,7 +1043,7 @@ class Loop:
             turn = self._binding.border.bind_loop(context, events, EVENT_CAPACITY, self._memory)
         else:
             self._room = min(size, PLAIN_ROOM)
-            capacity = self._room // lib.PT_FRAME_OVERHEAD + lib.PT_IO_BUDGET
+            capacity = self._room // lib.PT_COMPACT_HEADER_SIZE + lib.PT_IO_BUDGET
             buffer_size = self._room + lib.PT_IO_BUDGET * (lib.PT_FRAME_OVERHEAD + lib.PT_FRAME_MAX_PAYLOAD)
             self._sink = ffi.new("pt_sink *")
             self._plain = ffi.new("pt_plain_sink *")

@@ -41,7 +41,7 @@ static int verify_length(const uint8_t *whole, const pt_frame *frame)
     return whole[frame->payload_len] == '!' ? PT_ERR_CRC : PT_OK;
 }
 
-static const pt_format short_format = {read_length, verify_length, 1, 0};
+static const pt_format short_format = {.read_header = read_length, .verify = verify_length, .header_size = 1};
 
 /* The largest header, length in its last byte, and a trailer of 3 that must repeat it. */
 static int read_long(const uint8_t *header, pt_frame *frame)
@@ -58,7 +58,35 @@ static int verify_long(const uint8_t *whole, const pt_frame *frame)
     return trailer[0] == whole[15] && trailer[1] == whole[15] && trailer[2] == whole[15] ? PT_OK : PT_ERR_CRC;
 }
 
-static const pt_format long_format = {read_long, verify_long, PT_FORMAT_MAX_HEADER, 3};
+static const pt_format long_format = {.read_header = read_long, .verify = verify_long, .header_size = PT_FORMAT_MAX_HEADER, .trailer_size = 3};
+
+/* Two forms, told by one byte: 'L' begins a header of 3 bytes, the last of which is the length, and the trailer is '.'; anything else is the length. */
+static int is_short(const uint8_t *start) { return start[0] != 'L'; }
+
+static int read_mixed(const uint8_t *header, pt_frame *frame)
+{
+    memset(frame, 0, sizeof *frame);
+    frame->payload_len = header[2];
+    return header[0] == 'L' ? PT_OK : PT_ERR_MAGIC;
+}
+
+static int read_mixed_short(const uint8_t *header, pt_frame *frame)
+{
+    return header[0] == 'L' ? PT_ERR_MAGIC : read_length(header, frame);
+}
+
+static int verify_mixed(const uint8_t *whole, const pt_frame *frame) { return whole[3 + frame->payload_len] == '.' ? PT_OK : PT_ERR_CRC; }
+
+static const pt_format mixed_short_form = {.read_header = read_mixed_short, .verify = verify_length, .header_size = 1};
+static const pt_format mixed_format = {
+    .read_header = read_mixed,
+    .verify = verify_mixed,
+    .header_size = 3,
+    .trailer_size = 1,
+    .start_size = 1,
+    .has_other_form = is_short,
+    .other_form = &mixed_short_form,
+};
 
 typedef struct record {
     uint32_t count;
@@ -107,6 +135,27 @@ static void read_every_cut(pt_pool *pool)
             EXPECT(pt_ingest_feed(&ingest, stream + second, len - second, &sink, &consumed) == PT_OK && consumed == len - second);
             expect_text(&seen, "abc||x|hello|");
             EXPECT(ingest.frames == 4 && ingest.payload_bytes == 9 && pt_ingest_partial_len(&ingest) == 0 && in_use(pool) == 0);
+            pt_ingest_cleanup(&ingest);
+        }
+    }
+}
+
+static void read_two_forms_at_every_cut(pt_pool *pool)
+{
+    static const uint8_t stream[] = "\3abcL-\2de.\0\0L-\0.L-\1f.\1g\1h";
+    size_t len = sizeof stream - 1;
+    for (size_t first = 0; first <= len; first++) {
+        for (size_t second = first; second <= len; second++) {
+            record seen = {0};
+            pt_sink sink = {note, &seen, UINT32_MAX};
+            pt_ingest ingest;
+            size_t consumed;
+            pt_ingest_init(&ingest, &mixed_format, pool, 100, 5);
+            EXPECT(pt_ingest_feed(&ingest, stream, first, &sink, &consumed) == PT_OK && consumed == first);
+            EXPECT(pt_ingest_feed(&ingest, stream + first, second - first, &sink, &consumed) == PT_OK && consumed == second - first);
+            EXPECT(pt_ingest_feed(&ingest, stream + second, len - second, &sink, &consumed) == PT_OK && consumed == len - second);
+            expect_text(&seen, "abc|de||||f|g|h|");
+            EXPECT(pt_ingest_partial_len(&ingest) == 0 && in_use(pool) == 0);
             pt_ingest_cleanup(&ingest);
         }
     }
@@ -236,6 +285,7 @@ int main(void)
     pt_pool *pool = pt_pool_init(memory, classes, 2, 0, &source);
 
     read_every_cut(pool);
+    read_two_forms_at_every_cut(pool);
     read_long_headers(pool);
     for (size_t cut = 1; cut <= 9; cut++) {
         stop_at_every_frame(pool, PT_ERR_WOULD_BLOCK, cut);

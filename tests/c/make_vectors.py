@@ -94,27 +94,45 @@ def crc_by_bits(data: bytes) -> int:
 
 
 def tcp_stream(case: Case) -> str:
-    """Read the stream as the protocol says: frames until one is bad or not whole."""
+    """Read the stream as the protocol says: frames until one is bad or not whole; here compact ones are understood."""
     data = bytes.fromhex(case["sent"])
     code, count, largest = "PT_OK", 0, 0
-    while len(data) >= 10 and code == "PT_OK":
-        payload_len = int.from_bytes(data[8:10], "big")
-        whole = payload_len + 12
-        if data[:4] != b"PTMG":
+    while code == "PT_OK":
+        compact = data[:1] == b"P" and data[1:2] not in (b"", b"T")
+        header_size, trailer_size = (4, 0) if compact else (10, 2)
+        if len(data) < header_size:
+            break
+        type = data[1] >> 4 if compact else data[5]
+        payload_len = int.from_bytes(data[header_size - 2 : header_size], "big")
+        whole = header_size + payload_len + trailer_size
+        if not compact and data[:4] != b"PTMG":
             code = "PT_ERR_MAGIC"
-        elif data[4] != 1:
+        elif not compact and data[4] != 1:
             code = "PT_ERR_VERSION"
-        elif not 1 <= data[5] <= 7:
+        elif not 1 <= type <= 7:
             code = "PT_ERR_INVALID_PARAM"
         elif payload_len > 8192:
             code = "PT_ERR_MESSAGE_TOO_LARGE"
         elif len(data) < whole:
             break
-        elif crc_by_bits(data[:whole - 2]) != int.from_bytes(data[whole - 2:whole], "big"):
+        elif not compact and crc_by_bits(data[: whole - 2]) != int.from_bytes(data[whole - 2 : whole], "big"):
             code = "PT_ERR_CRC"
         else:
             count, largest, data = count + 1, max(largest, payload_len), data[whole:]
     return row(id=json.dumps(case["id"]), sent=c_bytes(case["sent"]), code=code, frame_count=count, largest_payload=largest)
+
+
+def reassembly(case: Case) -> str:
+    """Steps in a table of their own rows: code, payload, message."""
+    steps = ", ".join(f"{{{step['code']}, {c_bytes(step['payload'])}, {c_bytes(step.get('message', ''))}}}" for step in case["steps"])
+    count = len(case["steps"])
+    return row(id=json.dumps(case["id"]), capacity=case["capacity"], step_count=count, steps=f"(const vector_step[]){{{steps}}}")
+
+
+def batch(case: Case) -> str:
+    kept = [message for index, message in enumerate(case["messages"]) if index not in case["refused"]]
+    messages = ", ".join(map(c_bytes, kept))
+    return row(id=json.dumps(case["id"]), payload=c_bytes(case["payload"]), count=len(kept), messages=f"(const vector_bytes[]){{{messages}}}")
 
 
 FORMATS: dict[str, tuple[str, Callable[[Case], str]]] = {
@@ -127,6 +145,8 @@ FORMATS: dict[str, tuple[str, Callable[[Case], str]]] = {
     "udp": ("vector_udp", udp),
     "fragment_header": ("vector_fragment_header", fragment_header),
     "tcp_stream": ("vector_stream", tcp_stream),
+    "reassembly": ("vector_reassembly", reassembly),
+    "batch": ("vector_batch", batch),
 }
 
 

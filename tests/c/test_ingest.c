@@ -92,7 +92,7 @@ static void golden_streams_end_as_they_must_wherever_they_are_cut(void)
     memory_close_pool(pool, &account);
 }
 
-/* Frames of every kind of length, drawn; returns the bytes of the stream and leaves in expected what must come of it. */
+/* Frames of both forms and every kind of length, drawn; returns the bytes of the stream and leaves in expected what must come of it. */
 static size_t make_stream(uint8_t *stream, size_t size)
 {
     static uint8_t payload[PT_FRAME_MAX_PAYLOAD];
@@ -102,9 +102,18 @@ static size_t make_stream(uint8_t *stream, size_t size)
         pt_frame frame = {.payload = payload, .type = (uint8_t)(1 + draw(7)), .flags = (uint8_t)draw(256), .sequence = (uint8_t)number};
         frame.payload_len = number == 5 ? PT_FRAME_MAX_PAYLOAD : draw(draw(2) ? 4 : 200);
         draw_bytes(payload, frame.payload_len);
-        int whole = pt_frame_encode(&frame, stream + len, size - len);
-        REQUIRE(whole > 0);
-        len += (size_t)whole;
+        if (draw(3) == 0 && !(frame.type == PT_FRAME_ACK && (frame.flags & 0x0F) == 4)) {
+            frame.flags &= 0x0F;
+            frame.sequence = 0;
+            REQUIRE(pt_compact_encode(&frame, stream + len, size - len) == PT_COMPACT_HEADER_SIZE);
+            REQUIRE(size - len - PT_COMPACT_HEADER_SIZE >= frame.payload_len);
+            memcpy(stream + len + PT_COMPACT_HEADER_SIZE, payload, frame.payload_len);
+            len += PT_COMPACT_HEADER_SIZE + frame.payload_len;
+        } else {
+            int whole = pt_frame_encode(&frame, stream + len, size - len);
+            REQUIRE(whole > 0);
+            len += (size_t)whole;
+        }
         note(&expected, 7, &frame);
     }
     return len;
@@ -179,6 +188,31 @@ static void a_longer_payload_than_agreed_is_refused_on_its_header(void)
     memory_close_pool(pool, &account);
 }
 
+static void a_compact_frame_is_judged_on_its_four_bytes(void)
+{
+    static const struct {
+        uint8_t header[4];
+        int code;
+    } cases[] = {
+        {{'P', 0x10, 0, 101}, PT_ERR_MESSAGE_TOO_LARGE}, {{'P', 0x05, 0, 0}, PT_ERR_INVALID_PARAM}, {{'P', 0x8F, 0, 0}, PT_ERR_INVALID_PARAM},
+        {{'P', 0x10, 0, 100}, PT_OK},                    {{'P', 'T', 0, 0}, PT_OK}, /* taken for the start of a full header, of which more must come */
+    };
+    pt_pool *pool = memory_open_pool(&account, classes, 2, 0);
+    for (size_t index = 0; index < sizeof cases / sizeof cases[0]; index++) {
+        for (size_t cut = 1; cut <= 4; cut++) {
+            pt_ingest ingest;
+            size_t taken;
+            clear(&seen);
+            pt_ingest_init(&ingest, pt_message_format(), pool, 100, 7);
+            CHECK_EQUAL(feed_in_pieces(&ingest, cases[index].header, 4, cut, &seen, &taken), cases[index].code);
+            CHECK_EQUAL(seen.count, 0);
+            CHECK_EQUAL(pt_ingest_partial_len(&ingest), cases[index].code == PT_OK ? 4 : 0);
+            pt_ingest_cleanup(&ingest);
+        }
+    }
+    memory_close_pool(pool, &account);
+}
+
 static void a_machine_that_failed_takes_no_more(void)
 {
     static const uint8_t good[] = {0x50, 0x54, 0x4d, 0x47, 1, 1, 0, 0, 0, 5, 'h', 'e', 'l', 'l', 'o', 0x41, 0x74};
@@ -231,6 +265,7 @@ int main(void)
     RUN(frames_do_not_depend_on_how_the_stream_was_cut);
     RUN(a_pool_without_memory_loses_nothing);
     RUN(a_longer_payload_than_agreed_is_refused_on_its_header);
+    RUN(a_compact_frame_is_judged_on_its_four_bytes);
     RUN(a_machine_that_failed_takes_no_more);
     RUN(a_sink_that_stops_is_given_each_frame_once);
     return check_end();

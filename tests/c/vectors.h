@@ -81,4 +81,25 @@ typedef struct vector_stream {
     uint32_t largest_payload; /* of the frames in it; a build whose limit is lower refuses it */
 } vector_stream;
 
+/* Fragments fed in order to a receiver of that capacity: PT_OK for more, 1 for the whole message, or an error. */
+typedef struct vector_step {
+    int code;
+    vector_bytes payload;
+    vector_bytes message;
+} vector_step;
+
+typedef struct vector_reassembly {
+    const char *id;
+    const vector_step *steps;
+    uint32_t step_count;
+    uint16_t capacity;
+} vector_reassembly;
+
+typedef struct vector_batch {
+    const char *id;
+    vector_bytes payload;
+    const vector_bytes *messages;
+    int count;
+} vector_batch;
+
 #endif

@@ -20,17 +20,22 @@ from peertalk._core.values import BATCH, CLOSED, FINISHED, FRAME, SENT
 pytestmark = pytest.mark.soak
 
 OVERHEAD = 12
+COMPACT_HEADER = 4
 SIZES = (0, 0, 1, 2, 10, 12, 52, 64, 100, 255, 256, 500, 1_000)
 
 
 def make_stream(core: Any, rng: random.Random, frames: int, limit: int) -> bytearray:
-    """Frames of every type and flag; sizes up to the limit, most of them small."""
+    """Frames of both forms, every type and flag; sizes up to the limit, most of them small."""
     stream = bytearray()
     for number in range(frames):
         size = rng.choice(SIZES) if rng.random() < 0.97 else rng.randrange(limit + 1)
         type = rng.choice((1, 1, 1, 1, rng.randrange(1, 8)))
         flags = rng.choice((0, 0, rng.randrange(256)))
-        stream += core.encode_frame(type, rng.randbytes(min(size, limit)), flags, number & 255)
+        payload = rng.randbytes(min(size, limit))
+        if rng.random() < 0.2 and (type, flags & 15) != (5, 4):
+            stream += core.encode_compact(type, flags, len(payload)) + payload
+        else:
+            stream += core.encode_frame(type, payload, flags, number & 255)
     return stream
 
 
@@ -39,7 +44,9 @@ def boundaries(stream: bytes) -> list[int]:
     found, place = [], 0
     while place < len(stream):
         found.append(place)
-        place += int.from_bytes(stream[place + 8 : place + 10], "big") + OVERHEAD
+        compact = stream[place + 1 : place + 2] != b"T"
+        length = place + (2 if compact else 8)
+        place += int.from_bytes(stream[length : length + 2], "big") + (COMPACT_HEADER if compact else OVERHEAD)
     return found
 
 
@@ -49,16 +56,18 @@ def spoil(stream: bytearray, rng: random.Random) -> str:
     start = rng.choice(starts[len(starts) // 2 :])  # so that frames stand before it
     kind = rng.choice(("none", "none", "bit", "bit", "byte", "version", "type", "length", "lost", "twice", "garbage", "swap"))
     place = rng.randrange(start, len(stream))
+    compact = stream[start + 1] != ord("T")
     if kind == "bit":
         stream[place] ^= 1 << rng.randrange(8)
     elif kind == "byte":
         stream[place] = rng.randrange(256)
-    elif kind == "version":
+    elif kind == "version" and not compact:
         stream[start + 4] = rng.choice((0, 2, 255))
-    elif kind == "type":
-        stream[start + 5] = rng.choice((0, 8, 255))
+    elif kind in ("version", "type"):
+        stream[start + (1 if compact else 5)] = rng.choice((0, 8, 255))
     elif kind == "length":
-        stream[start + 8 : start + 10] = rng.randrange(65_536).to_bytes(2, "big")
+        at = start + (2 if compact else 8)
+        stream[at : at + 2] = rng.randrange(65_536).to_bytes(2, "big")
     elif kind == "lost":
         del stream[place : place + rng.randrange(1, 30)]
     elif kind == "twice":
@@ -151,14 +160,19 @@ def test_any_bytes_at_all_read_the_same(c_core, reference_core, data, pieces):
 
 
 @given(
-    frames=st.lists(st.tuples(st.integers(1, 7), st.integers(0, 255), st.integers(0, 255), st.binary(max_size=60)), min_size=1, max_size=8),
+    frames=st.lists(
+        st.tuples(st.integers(1, 7), st.integers(0, 255), st.one_of(st.none(), st.integers(0, 255)), st.binary(max_size=60)), min_size=1, max_size=8
+    ),
     place=st.integers(0, 10_000),
     value=st.integers(0, 255),
     pieces=st.lists(st.integers(1, 80), max_size=30),
 )
 def test_one_wrong_byte_is_found_at_the_same_place(c_core, reference_core, frames, place, value, pieces):
     """Frames before it count, the fault has one code, and consumed says where it begins."""
-    stream = bytearray(b"".join(reference_core.encode_frame(type, payload, flags, sequence) for type, flags, sequence, payload in frames))
+    stream = bytearray()
+    for type, flags, sequence, payload in frames:  # those without a sequence are compact
+        header = reference_core.encode_compact(type, flags, len(payload)) if sequence is None else b""
+        stream += header + payload if header else reference_core.encode_frame(type, payload, flags, sequence)
     stream[place % len(stream)] = value
     compare([c_core, reference_core], stream, [*pieces, max(0, len(stream) - sum(pieces))], 300, "as given")
 

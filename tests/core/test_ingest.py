@@ -14,12 +14,24 @@ from peertalk.errors import BadCrc, BadMagic, BadVersion, InvalidArgument, Inval
 WAIT_HEADER, WAIT_PAYLOAD, INIT = 1, 2, 0
 MESSAGE_TOO_LARGE, INVALID_PARAM = -16, -1
 
+COMPACT = None
+"""Sequence of frames that go out compact: there they have none."""
+
 payloads = st.one_of(st.binary(max_size=40), st.binary(min_size=1, max_size=900))
-frames = st.builds(Frame, st.integers(1, 7), st.integers(0, 255), st.integers(0, 255), payloads)
+full_frames = st.builds(Frame, st.integers(1, 7), st.integers(0, 255), st.integers(0, 255), payloads)
+compact_frames = st.builds(Frame, st.integers(1, 7), st.integers(0, 15), st.just(COMPACT), payloads).filter(lambda frame: frame[:2] != (5, 4))
+frames = st.one_of(full_frames, full_frames, compact_frames)
 
 
 def encode(core, frame):
+    if frame.sequence is COMPACT:
+        return core.encode_compact(frame.type, frame.flags, len(frame.payload)) + frame.payload
     return core.encode_frame(frame.type, frame.payload, frame.flags, frame.sequence)
+
+
+def received(frame):
+    """The frame as it must come out."""
+    return frame._replace(sequence=frame.sequence or 0)
 
 
 def pieces_of(stream, cuts):
@@ -42,14 +54,14 @@ def test_frames_do_not_depend_on_how_the_stream_was_cut(core, sent, cuts):
     for piece in pieces_of(stream, cuts):
         seen += ingest.receive(piece)
         assert ingest.consumed == len(piece)
-    assert seen == sent
+    assert seen == [received(frame) for frame in sent]
     assert ingest.partial_len == 0
     assert pool.statistics().in_use == 0
     ingest.close()
     assert pool.close() == 0
 
 
-@given(sent=st.lists(frames, min_size=1, max_size=4), first=st.integers(0, 2000))
+@given(sent=st.lists(full_frames, min_size=1, max_size=4), first=st.integers(0, 2000))
 def test_what_is_held_is_what_was_given_less_the_whole_frames(core, sent, first):
     """The partial-frame time-out is armed by this number: it must be 0 between frames and nowhere else."""
     stream = b"".join(encode(core, frame) for frame in sent)[:first]
@@ -133,8 +145,8 @@ def test_c_and_reference_agree_on_long_streams(c_core, reference_core, rounds):
         seed += 1
         chance = random.Random(seed)
         sent = [
-            Frame(chance.randint(1, 7), chance.randrange(256), chance.randrange(256), chance.randbytes(chance.choice((0, 1, 20, 64, 300, 900))))
-            for _ in range(chance.randrange(1, 300))
+            Frame(chance.randint(1, 7), flags, chance.randrange(256) if flags else COMPACT, chance.randbytes(chance.choice((0, 1, 20, 64, 300, 900))))
+            for flags in chance.choices((0, 1, 16, 255), k=chance.randrange(1, 300))
         ]
         stream = b"".join(encode(reference_core, frame) for frame in sent)
         damaged = chance.random() < 0.5
@@ -149,7 +161,7 @@ def test_c_and_reference_agree_on_long_streams(c_core, reference_core, rounds):
             taken += seen[0]
             if seen[1]:
                 break
-        assert damaged or taken == sent, f"seed {seed}"
+        assert damaged or taken == [received(frame) for frame in sent], f"seed {seed}"
         for machine in machines:
             machine.close()
         left -= len(taken)
@@ -197,6 +209,62 @@ def test_an_oversize_payload_is_judged_on_its_header(core, cut):
     assert at_limit.state == WAIT_PAYLOAD
     at_limit.close()
     assert pool.close() == 0
+
+
+def test_a_compact_frame_does_not_wait_for_the_size_of_a_full_header(core):
+    """Four bytes can be a whole frame: a receiver that wants ten would sit on it until the next one comes."""
+    ingest = core.Ingest()
+    for stream, frame in ((b"P\x40\0\0", Frame(DISCONNECT, 0, 0, b"")), (b"P\x18\0\2ab", Frame(DATA, 8, 0, b"ab"))):
+        for cut in range(1, len(stream) + 1):
+            seen = [frame for piece in pieces_of(stream, [cut]) for frame in ingest.receive(piece)]
+            assert (seen, ingest.partial_len) == ([frame], 0)
+    ingest.close()
+
+
+@pytest.mark.parametrize("header_before", range(4))
+def test_a_compact_frame_without_memory_waits_and_is_not_lost(core, header_before):
+    """As a full one: short of memory the link is paused, not dropped."""
+    pool = core.BufferPool([(100, 1)])
+    ingest = core.Ingest(60, pool)
+    stream = b"P\x10\0\5hello"
+    ingest.receive(stream[:header_before])
+    pool.fail_at(1)
+    assert ingest.receive(stream[header_before:6]) == []
+    assert (ingest.consumed, ingest.partial_len) == (0, header_before)
+    pool.fail_at(0)
+    assert ingest.receive(stream[header_before:]) == [Frame(DATA, 0, 0, b"hello")]
+    ingest.close()
+    assert pool.close() == 0
+
+
+COMPACT_FAULTS = {
+    "type 0": (b"P\x05\0\0", INVALID_PARAM),
+    "type 8": (b"P\x80\0\0", INVALID_PARAM),
+    "too long": (b"P\x10\0\xc9", MESSAGE_TOO_LARGE),
+    "longest of all": (b"P\x10\xff\xff", MESSAGE_TOO_LARGE),
+}
+
+
+@pytest.mark.parametrize("cut", [1, 3, 4])
+@pytest.mark.parametrize("kind", COMPACT_FAULTS)
+def test_a_bad_compact_header_ends_the_machine(core, kind, cut):
+    """It has no checksum: what little can be judged is judged as soon as it is there, and before memory is found for it."""
+    header, code = COMPACT_FAULTS[kind]
+    pool = core.BufferPool([(400, 1)])
+    ingest = core.Ingest(200, pool)
+    with pytest.raises(ProtocolError) as fault:
+        for piece in pieces_of(header, [cut]):
+            ingest.receive(piece)
+    assert (fault.value.code, ingest.state, pool.statistics().allocations) == (code, INIT, 0)
+
+
+def test_an_ack_with_flag_4_reads_like_a_full_header(core):
+    """Its second byte is T. By rule such a frame is a full one, so it can only be waited for, or be a fault."""
+    ingest = core.Ingest()
+    assert ingest.receive(core.encode_compact(5, 4, 0)) == []
+    assert ingest.partial_len == 4
+    with pytest.raises(BadMagic):
+        ingest.receive(bytes(6))
 
 
 @pytest.mark.parametrize("max_payload", [-1, 65_536])

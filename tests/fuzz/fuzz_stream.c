@@ -3,7 +3,7 @@
  *
  * Input: a byte n, n bytes of script, then the stream. Each script byte says how the next piece is fed: its low five bits give the length (see
  * cut_len), 0x20 makes the pool refuse, 0x40 makes the sink stop after the next frame, 0x80 lends a buffer when a cut frame found none. The script is
- * gone through twice; then everything is granted, so that the end is reached. Frames whose CRC field reads 0xBEEF get a true one before they are
+ * gone through twice; then everything is granted, so that the end is reached. Full frames whose CRC field reads 0xBEEF get a true one before they are
  * fed, so that the fuzzer need not guess checksums.
  */
 #include <stdint.h>
@@ -15,7 +15,7 @@
 
 #define MAX_PAYLOAD 600u
 #define MAX_STREAM 4096u
-#define MAX_FRAMES (MAX_STREAM / PT_FRAME_OVERHEAD + 1)
+#define MAX_FRAMES (MAX_STREAM / PT_COMPACT_HEADER_SIZE + 1)
 
 #define EXPECT(condition) ((condition) ? (void)0 : __builtin_trap())
 
@@ -91,7 +91,16 @@ static int feed(pt_ingest *ingest, record *seen, const uint8_t *data, size_t len
 
 static void mend_checksums(uint8_t *stream, size_t len)
 {
-    for (size_t at = 0; len - at >= PT_FRAME_OVERHEAD;) {
+    for (size_t at = 0; len - at >= PT_COMPACT_HEADER_SIZE;) {
+        if (pt_is_compact(stream + at, len - at)) {
+            size_t whole = PT_COMPACT_HEADER_SIZE + (size_t)(stream[at + 2] << 8 | stream[at + 3]);
+            if (len - at < whole)
+                return;
+            at += whole;
+            continue;
+        }
+        if (len - at < PT_FRAME_OVERHEAD)
+            return;
         size_t covered = PT_HEADER_SIZE + (size_t)(stream[at + 8] << 8 | stream[at + 9]);
         if (len - at < covered + PT_TRAILER_SIZE)
             return;

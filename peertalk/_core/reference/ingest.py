@@ -1,4 +1,4 @@
-"""The receiving half of a link: bytes in, cut anywhere, whole frames out. The yardstick of the C machine.
+"""The receiving half of a link: bytes in, cut anywhere, whole frames out, full and compact ones. The yardstick of the C machine.
 
 A frame that lies whole in the bytes of one call is taken where it lies. One that is cut borrows a staging buffer as soon as its header is whole; a
 cut header waits outside the pool. Invariant: between calls either less than a header is held, or a staging buffer with less than its frame.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from peertalk._core.reference.crc import crc16
 from peertalk._core.reference.pool import Buffer, BufferPool
-from peertalk._core.reference.wire import decode_header
+from peertalk._core.reference.wire import decode_compact, decode_header, is_compact
 from peertalk._core.values import Frame, Header
 from peertalk.errors import InvalidArgument, InvalidState, OutOfMemory, ProtocolError, from_decoder
 
@@ -18,15 +18,20 @@ WAIT_PAYLOAD = 2
 
 HEADER_SIZE = 10
 TRAILER_SIZE = 2
+COMPACT_HEADER_SIZE = 4
+COMPACT_START = 2
+"""Bytes that tell a compact header from a full one."""
 FRAME_MAX_PAYLOAD = 8_192
 HEADER_MAX_PAYLOAD = 65_535
 
+_P, _T = b"PT"
+_TRAILER_SIZES = {HEADER_SIZE: TRAILER_SIZE, COMPACT_HEADER_SIZE: 0}
 _ERR_MESSAGE_TOO_LARGE = -16
 _ERR_CRC = -20
 
 
 class Ingest:
-    """Reads message frames from a stream.
+    """Reads message frames from a stream: full ones, and compact ones between them, whose sequence reads 0.
 
     Args:
         max_payload: longest payload in bytes that is taken; a longer one is a fault, judged on the header. None: 8,192.
@@ -81,9 +86,12 @@ class Ingest:
     def _finish_cut_frame(self, view: memoryview, frames: list[Frame]) -> None:
         taken = 0
         if self._staging is None:
-            taken = HEADER_SIZE - len(self._header)
-            header = self._header + bytes(view[:taken])
-            if len(header) < HEADER_SIZE:
+            header = self._header + bytes(view[: max(0, COMPACT_START - len(self._header))])
+            if len(header) >= COMPACT_START:
+                at = len(header) - len(self._header)
+                header += bytes(view[at : at + _header_size(header) - len(header)])
+            taken = len(header) - len(self._header)
+            if len(header) < _header_size(header):
                 self._header = header
                 self.consumed = len(view)
                 return
@@ -100,14 +108,16 @@ class Ingest:
     def _take_whole_frames(self, view: memoryview, frames: list[Frame]) -> None:
         """Take what lies whole behind consumed, and keep the cut frame at the end."""
         end = len(view)
-        while end - self.consumed >= HEADER_SIZE:
-            start = self.consumed
-            header = view[start : start + HEADER_SIZE]
+        while (left := end - (start := self.consumed)) >= COMPACT_START:
+            size = HEADER_SIZE if view[start + 1] == _T or view[start] != _P else COMPACT_HEADER_SIZE
+            if left < size:
+                break
+            header = view[start : start + size]
             decoded = self._judge_header(header)
-            frame_len = HEADER_SIZE + decoded.payload_len + TRAILER_SIZE
-            if end - start < frame_len:
+            frame_len = size + decoded.payload_len + _TRAILER_SIZES[size]
+            if left < frame_len:
                 self._begin_staging(header, decoded)
-                self._stage(view[start + HEADER_SIZE :])
+                self._stage(view[start + size :])
                 self.consumed = end
                 return
             frames.append(self._verify(view[start : start + frame_len], decoded))
@@ -116,7 +126,11 @@ class Ingest:
         self.consumed = end
 
     def _judge_header(self, header: bytes | memoryview) -> Header:
-        decoded = decode_header(header)
+        if len(header) == COMPACT_HEADER_SIZE:
+            type, flags, payload_len = decode_compact(header)
+            decoded = Header(type, flags, 0, payload_len)
+        else:
+            decoded = decode_header(header)
         if decoded.payload_len > self._max_payload:
             raise from_decoder(
                 _ERR_MESSAGE_TOO_LARGE,
@@ -126,7 +140,9 @@ class Ingest:
 
     def _verify(self, whole: memoryview, decoded: Header | None = None) -> Frame:
         if decoded is None:
-            decoded = decode_header(whole)
+            decoded = self._judge_header(whole[: _header_size(whole)])
+        if whole[1] != _T:  # compact: nothing vouches for it
+            return Frame(decoded.type, decoded.flags, decoded.sequence, bytes(whole[COMPACT_HEADER_SIZE:]))
         covered, trailer = whole[:-TRAILER_SIZE], whole[-TRAILER_SIZE:]
         crc, computed = int.from_bytes(trailer, "big"), crc16(covered)
         if crc != computed:
@@ -135,7 +151,7 @@ class Ingest:
 
     def _begin_staging(self, header: bytes | memoryview, decoded: Header) -> None:
         """Borrow memory for a cut frame whose header is whole. OutOfMemory: nothing has changed."""
-        frame_len = HEADER_SIZE + decoded.payload_len + TRAILER_SIZE
+        frame_len = len(header) + decoded.payload_len + _TRAILER_SIZES[len(header)]
         self._staging = self._pool.acquire(frame_len)
         self._frame_len = frame_len
         self._staged_len = 0
@@ -168,3 +184,8 @@ class Ingest:
         self._give_back_staging()
         self._header = b""
         self.state = INIT
+
+
+def _header_size(start: bytes | memoryview) -> int:
+    """Bytes of the header that starts so; a full one's while that cannot be told."""
+    return COMPACT_HEADER_SIZE if is_compact(start[:COMPACT_START]) else HEADER_SIZE
