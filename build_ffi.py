@@ -27,8 +27,8 @@ from cffi import FFI
 ROOT = Path(__file__).resolve().parent
 HEADERS = (
     "core/pt_config.h", "core/pt_assert.h", "core/pt_error.h", "core/pt_crc.h", "core/pt_wire.h", "core/pt_pool.h", "core/pt_wheel.h",
-    "core/pt_ingest.h", "core/pt_pipeline.h", "core/pt_platform.h", "core/pt_loop.h", "platform/pt_posix.h", "platform/pt_sim.h",
-    "platform/pt_mactcp.h", "platform/pt_ot.h", "border/pt_batch.h",
+    "core/pt_reassembly.h", "core/pt_ingest.h", "core/pt_pipeline.h", "core/pt_platform.h", "core/pt_loop.h", "platform/pt_posix.h",
+    "platform/pt_sim.h", "platform/pt_mactcp.h", "platform/pt_ot.h", "border/pt_batch.h",
 )  # in the order of their includes
 FLAGS = {
     "": ["-O3", "-g0"],

@@ -108,6 +108,7 @@ class Binding:
         self.put_frame = getattr(quick, "put_frame", _no_answer)
         self.BufferPool = partial(BufferPool, self)
         self.Ingest = partial(Ingest, self)
+        self.Reassembly = partial(Reassembly, self)
         self.SendPipeline = partial(SendPipeline, self)
         self.TimerWheel = partial(TimerWheel, self)
         self.Loop = partial(Loop, self)
@@ -321,6 +322,23 @@ class Binding:
         fragment, _ = self._decoded("fragment header", self.lib.pt_fragment_decode, "pt_fragment *", self.flat(data))
         return FragmentHeader(fragment.message_id, fragment.total_len, fragment.offset, fragment.flags)
 
+    def split_batch(self, payload: Data) -> list[bytes]:
+        """The entries of a DATA frame with the batch flag, in order. All of it is judged before any of it is believed.
+
+        Raises:
+            ProtocolError: Truncated: an entry does not end within the payload.
+        """
+        view = self.flat(payload)
+        count = self.lib.pt_batch_count(view, len(view))
+        if count < 0:
+            raise self.bad(count, "a batch", len(view))
+        offset, entry_len = self.ffi.new("size_t *"), self.ffi.new("uint16_t *")
+        entries = []
+        for _ in range(count):
+            entry = self.lib.pt_batch_next(view, len(view), offset, entry_len)
+            entries.append(bytes(self.ffi.buffer(entry, entry_len[0])))
+        return entries
+
 
 class Buffer:
     """A lent buffer. view: writable, size bytes, zero at first; it ends with the release."""
@@ -504,6 +522,73 @@ class Ingest:
 
     def __del__(self) -> None:
         if hasattr(self, "_plain"):
+            self.close()
+
+
+class Reassembly:
+    """Puts the fragments of one link together, sans-I/O: one message at a time, pieces strictly in order.
+
+    Args:
+        limit: longest message in bytes that is taken, 0 to 65,535.
+        pool: lends the memory of a message. None: a pool of one buffer of that size.
+
+    Raises:
+        InvalidArgument: limit is not within these.
+    """
+
+    def __init__(self, binding: Binding, limit: int, pool: BufferPool | None = None) -> None:
+        self._binding = binding
+        self._lib = binding.lib
+        size = binding.limited("limit of a reassembly", limit, 0xFFFF)
+        self._pool = BufferPool(binding, [(max(size, 1), 1)]) if pool is None else pool
+        self._message = binding.ffi.new("uint8_t **")
+        self._message_len = binding.ffi.new("uint16_t *")
+        self._reassembly = binding.ffi.new("pt_reassembly *")
+        self._lib.pt_reassembly_init(self._reassembly, self._pool._pool, size)
+
+    def receive(self, payload: Data) -> bytes | None:
+        """Take the payload of one DATA frame with the fragment flag.
+
+        Returns:
+            The message that it completes, or None.
+
+        Raises:
+            ProtocolError: the fragment is not as it must be; its code says how: -22 too short, or the last one of a message that is not whole; -1
+                out of order, of another message, or beyond its total; -16 of a message above the limit; -10 no message has begun.
+            OutOfMemory: the pool has no memory for the message that begins, which is lost.
+        """
+        binding, lib = self._binding, self._lib
+        view = binding.flat(payload)
+        code = lib.pt_reassembly_feed(self._reassembly, view, len(view), self._message, self._message_len)
+        if code == lib.PT_REASSEMBLY_COMPLETE:
+            size = self._message_len[0]
+            whole = bytes(binding.ffi.buffer(self._message[0], size)) if size else b""
+            lib.pt_reassembly_cleanup(self._reassembly)
+            return whole
+        if code == lib.PT_ERR_NO_MEMORY:
+            raise errors.OutOfMemory("a message in fragments: the pool has no memory for it")
+        if code < 0:
+            raise binding.bad(code, "a fragment", len(view))
+        return None
+
+    @property
+    def state(self) -> int:
+        """0 idle, 1 a message has begun."""
+        return int(self._reassembly.state)
+
+    @property
+    def partial_len(self) -> int:
+        """Bytes of an unfinished message that are held; 0 when none has begun."""
+        return int(self._reassembly.received_len)
+
+    def close(self) -> None:
+        """Give memory back and forget an unfinished message; idempotent."""
+        self._lib.pt_reassembly_cleanup(self._reassembly)
+        if self._pool._closed:
+            self._pool.trim()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_reassembly"):
             self.close()
 
 
@@ -1091,6 +1176,11 @@ class Loop:
         """
         self._check_open()
         return Link(self, fd, tag, depth, slot_size, packing, max_payload)
+
+    def reassembly(self, limit: int) -> Reassembly:
+        """A reassembly of messages of up to limit bytes, whose memory is that of this loop's pool."""
+        self._check_open()
+        return Reassembly(self._binding, limit, self._pool)
 
     def watch(self, fd: int, tag: int, interest: int) -> Watch:
         """Report readiness of a foreign descriptor as (READY, tag, mask, 0), level-triggered.

@@ -14,6 +14,7 @@ from peertalk._core.reference.ingest import Ingest
 from peertalk._core.reference.loop import RECEIVE_BUFFER_SIZE, Link, Loop, Timer, Watch
 from peertalk._core.reference.pipeline import DEPTH, SLOT_SIZE, SendPipeline
 from peertalk._core.reference.pool import Buffer, BufferPool
+from peertalk._core.reference.reassembly import Reassembly, split_batch
 from peertalk._core.reference.wheel import TimerWheel
 from peertalk._core.reference.wire import (
     FRAME_MAX_PAYLOAD,
@@ -59,8 +60,8 @@ def platforms() -> dict[str, dict[str, int]]:
 
 __all__ = [
     "Buffer", "BufferPool", "DEPTH", "FRAME_MAX_PAYLOAD", "Ingest", "Link", "Loop", "MAX_PEERS", "MESSAGE_MAX_PAYLOAD", "RECEIVE_BUFFER_SIZE",
-    "SLOT_BUFFER_SIZE", "SLOT_SIZE", "SendPipeline", "Simulator", "Timer", "TimerWheel", "Watch", "crc16", "crc_name", "decode_capability",
-    "decode_compact", "decode_datagram", "decode_discovery", "decode_fragment", "decode_frame", "decode_header", "encode_capability",
-    "encode_compact", "encode_datagram", "encode_discovery", "encode_fragment", "encode_frame", "encode_header", "error_name", "is_compact",
-    "platforms", "strerror",
+    "Reassembly", "SLOT_BUFFER_SIZE", "SLOT_SIZE", "SendPipeline", "Simulator", "Timer", "TimerWheel", "Watch", "crc16", "crc_name",
+    "decode_capability", "decode_compact", "decode_datagram", "decode_discovery", "decode_fragment", "decode_frame", "decode_header",
+    "encode_capability", "encode_compact", "encode_datagram", "encode_discovery", "encode_fragment", "encode_frame", "encode_header", "error_name",
+    "is_compact", "platforms", "split_batch", "strerror",
 ]  # fmt: skip

@@ -24,6 +24,7 @@ from peertalk import errors
 from peertalk._core.reference.ingest import Ingest
 from peertalk._core.reference.pipeline import SLOT_SIZE, SendPipeline
 from peertalk._core.reference.pool import BufferPool
+from peertalk._core.reference.reassembly import Reassembly
 from peertalk._core.reference.wheel import TimerWheel
 from peertalk._core.reference.wire import FRAME_MAX_PAYLOAD, FRAME_OVERHEAD
 from peertalk._core.values import (
@@ -665,6 +666,11 @@ class Loop:
         link = Link(self, fd, tag, depth, slot_size, packing, max_payload)
         self._links[link] = None
         return link
+
+    def reassembly(self, limit: int) -> Reassembly:
+        """A reassembly of messages of up to limit bytes, whose memory is that of this loop's pool."""
+        self._check_open()
+        return Reassembly(limit, self._pool)
 
     def watch(self, fd: int, tag: int, interest: int) -> Watch:
         """Report readiness of a foreign descriptor as (READY, tag, mask, 0), level-triggered.

@@ -1,0 +1,201 @@
+"""Messages that come in parts, or several in one frame: the yardstick of pt_reassembly.
+
+Each fragment becomes an event, or START and one more, and TABLE says what comes of it. The first fragment of a message says how long it is; so much
+is borrowed from the pool and given back with the message's end, whichever it is.
+
+Invariant: the bytes received are at most the total, and the total at most the limit; in IDLE nothing is held.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+
+from peertalk._core.reference.pool import Buffer, BufferPool
+from peertalk._core.reference.wire import decode_fragment, strerror
+from peertalk._core.values import FragmentHeader
+from peertalk.errors import InvalidArgument, OutOfMemory, ProtocolError, Truncated, from_decoder
+
+FIRST = 1
+LAST_FLAG = 2
+LIMIT_MAX = 65_535
+
+COMPLETE = 1
+_OK, _INVALID_PARAM, _NO_MEMORY, _INVALID_STATE, _TOO_LARGE, _TRUNCATED = 0, -1, -2, -10, -16, -22
+
+_ENTRY = struct.Struct(">HH")  # length, reserved
+
+
+class State(enum.IntEnum):
+    """Of one link's reassembly; numbers as in pt_reassembly.h."""
+
+    IDLE = 0
+    RUNNING = 1
+
+
+class Event(enum.IntEnum):
+    """What a fragment means: the first that applies, and behind START one more; numbers and meanings as in pt_reassembly.h."""
+
+    SHORT = 0
+    OVERRUN = 1
+    TOO_LARGE = 2
+    NO_MEMORY = 3
+    START = 4
+    OTHER_ID = 5
+    MISPLACED = 6
+    NEXT = 7
+    LAST_EARLY = 8
+    LAST = 9
+
+
+TABLE = {
+    (State.IDLE, Event.SHORT): (_TRUNCATED, State.IDLE),
+    (State.IDLE, Event.OVERRUN): (_INVALID_PARAM, State.IDLE),
+    (State.IDLE, Event.TOO_LARGE): (_TOO_LARGE, State.IDLE),
+    (State.IDLE, Event.NO_MEMORY): (_NO_MEMORY, State.IDLE),
+    (State.IDLE, Event.START): (_OK, State.RUNNING),
+    (State.IDLE, Event.OTHER_ID): (_INVALID_STATE, State.IDLE),
+    (State.IDLE, Event.MISPLACED): (_INVALID_STATE, State.IDLE),
+    (State.IDLE, Event.NEXT): (_INVALID_STATE, State.IDLE),
+    (State.IDLE, Event.LAST_EARLY): (_INVALID_STATE, State.IDLE),
+    (State.IDLE, Event.LAST): (_INVALID_STATE, State.IDLE),
+    (State.RUNNING, Event.SHORT): (_TRUNCATED, State.RUNNING),
+    (State.RUNNING, Event.OVERRUN): (_INVALID_PARAM, State.IDLE),
+    (State.RUNNING, Event.TOO_LARGE): (_TOO_LARGE, State.RUNNING),
+    (State.RUNNING, Event.NO_MEMORY): (_NO_MEMORY, State.IDLE),
+    (State.RUNNING, Event.START): (_OK, State.RUNNING),
+    (State.RUNNING, Event.OTHER_ID): (_INVALID_PARAM, State.RUNNING),
+    (State.RUNNING, Event.MISPLACED): (_INVALID_PARAM, State.IDLE),
+    (State.RUNNING, Event.NEXT): (_OK, State.RUNNING),
+    (State.RUNNING, Event.LAST_EARLY): (_TRUNCATED, State.IDLE),
+    (State.RUNNING, Event.LAST): (COMPLETE, State.IDLE),
+}
+"""(state, event) -> (result code, state afterwards)."""
+
+
+class Reassembly:
+    """Puts the fragments of one link together: one message at a time, pieces strictly in order.
+
+    Args:
+        limit: longest message in bytes that is taken, 0 to 65,535.
+        pool: lends the memory of a message. None: a pool of one buffer of that size.
+
+    Raises:
+        InvalidArgument: limit is not within these.
+    """
+
+    def __init__(self, limit: int, pool: BufferPool | None = None) -> None:
+        if not 0 <= limit <= LIMIT_MAX:
+            raise InvalidArgument(f"limit of a reassembly is {limit:,}: it must be 0 to {LIMIT_MAX:,}")
+        self.state: int = State.IDLE
+        self._limit = limit
+        self._pool = pool or BufferPool([(max(limit, 1), 1)])
+        self._buffer: Buffer | None = None
+        self._id = self._total = self._received = 0
+
+    def receive(self, payload: bytes | bytearray | memoryview) -> bytes | None:
+        """Take the payload of one DATA frame with the fragment flag.
+
+        Returns:
+            The message that it completes, or None.
+
+        Raises:
+            ProtocolError: the fragment is not as it must be; its code says how: -22 too short, or the last one of a message that is not whole; -1
+                out of order, of another message, or beyond its total; -16 of a message above the limit; -10 no message has begun.
+            OutOfMemory: the pool has no memory for the message that begins, which is lost.
+        """
+        try:
+            fragment = decode_fragment(payload)
+        except Truncated:
+            self._apply(Event.SHORT, payload)
+            raise AssertionError("a short fragment was taken") from None
+        piece = bytes(payload)[8:]
+        event = self._judge(fragment, len(piece))
+        if event is Event.START:
+            self._forget()
+            try:
+                self._buffer = self._pool.acquire(fragment.total_len) if fragment.total_len else None
+            except OutOfMemory:
+                event = Event.NO_MEMORY
+            else:
+                self._apply(event, payload)
+                self._id, self._total = fragment.message_id, fragment.total_len
+                event = self._judge_piece(fragment, len(piece))
+        running = self.state == State.RUNNING
+        if running and event in (Event.NEXT, Event.LAST) and piece:
+            assert self._buffer is not None
+            self._buffer.view[self._received : self._received + len(piece)] = piece
+            self._received += len(piece)
+        whole = b"" if self._buffer is None else bytes(self._buffer.view[: self._received])
+        return whole if self._apply(event, payload) == COMPLETE else None
+
+    def _judge(self, fragment: FragmentHeader, piece_len: int) -> Event:
+        first = fragment.flags & FIRST
+        belongs = self.state == State.RUNNING and not first and fragment.message_id == self._id
+        total = self._total if belongs else fragment.total_len
+        if fragment.offset + piece_len > total:
+            return Event.OVERRUN
+        if first:
+            return Event.TOO_LARGE if total > self._limit else Event.START
+        return self._judge_piece(fragment, piece_len)
+
+    def _judge_piece(self, fragment: FragmentHeader, piece_len: int) -> Event:
+        if fragment.message_id != self._id:
+            return Event.OTHER_ID
+        if fragment.offset != self._received:
+            return Event.MISPLACED
+        if not fragment.flags & LAST_FLAG:
+            return Event.NEXT
+        return Event.LAST if self._received + piece_len == self._total else Event.LAST_EARLY
+
+    def _apply(self, event: Event, payload: bytes | bytearray | memoryview) -> int:
+        """What the table says, and the memory that follows from it. Raises what a negative code means."""
+        code, self.state = TABLE[State(self.state), event]
+        if self.state == State.IDLE:
+            self._forget()
+        if code == _NO_MEMORY:
+            raise OutOfMemory("a message in fragments: the pool has no memory for it")
+        if code < 0:
+            raise from_decoder(code, f"a fragment of {len(payload):,} bytes: {strerror(code)}")
+        return code
+
+    def _forget(self) -> None:
+        buffer, self._buffer = self._buffer, None
+        if buffer is not None:
+            buffer.release(self._received)
+        self._id = self._total = self._received = 0
+
+    @property
+    def partial_len(self) -> int:
+        """Bytes of an unfinished message that are held; 0 when none has begun."""
+        return self._received
+
+    def close(self) -> None:
+        """Give memory back and forget an unfinished message; idempotent."""
+        self._forget()
+        self.state = State.IDLE
+
+
+def split_batch(payload: bytes | bytearray | memoryview) -> list[bytes]:
+    """The entries of a DATA frame with the batch flag, in order. All of it is judged before any of it is believed.
+
+    Raises:
+        ProtocolError: Truncated: an entry does not end within the payload.
+    """
+    data = bytes(payload)
+    entries = []
+    at = 0
+    while at < len(data):
+        if len(data) - at < _ENTRY.size:
+            raise _cut_short(data, at)
+        length, _ = _ENTRY.unpack_from(data, at)
+        at += _ENTRY.size
+        if len(data) - at < length:
+            raise _cut_short(data, at)
+        entries.append(data[at : at + length])
+        at += length
+    return entries
+
+
+def _cut_short(data: bytes, at: int) -> ProtocolError:
+    return from_decoder(_TRUNCATED, f"a batch of {len(data):,} bytes: its entry at byte {at:,} does not end within it")
