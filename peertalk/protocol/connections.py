@@ -82,12 +82,12 @@ class Connection:
 
     tag: its number in the loop; address: the remote end; dialled: by us; peer: whose it is, None until known; handed and reported: DATA messages
     given to its link and heard of again; base: the peer's messages before the first of them; held: events kept back while another connection is
-    read to its end, None when nothing is held; socket and link belong to the runtime.
+    read to its end, None when nothing is held; reassembly: of fragments, None until one came; socket and link belong to the runtime.
     """
 
     __slots__ = (
-        "address", "base", "dialled", "failure", "handed", "held", "link", "on_end", "peer", "reached", "reported", "since", "socket",
-        "state", "tag", "timer", "waits_for", "watch",
+        "address", "base", "dialled", "failure", "handed", "held", "link", "on_end", "peer", "reached", "reassembly", "reported", "since",
+        "socket", "state", "tag", "timer", "waits_for", "watch",
     )  # fmt: skip
 
     def __init__(self, tag: int, address: Address, *, dialled: bool, now: float, peer: Peer | None = None) -> None:
@@ -107,6 +107,7 @@ class Connection:
         self.on_end: list[Callable[[], object]] = []
         self.socket: Any = None
         self.link: Any = None
+        self.reassembly: Any = None
         self.watch: Any = None
         self.timer: Any = None
 

@@ -46,7 +46,8 @@ class NodeStatistics(msgspec.Struct, frozen=True):
     write_calls, read_calls: system calls on links; messages_per_write: messages given to links per writing system call; slots_high_water: most
     slots in flight on one link; links_open: connections now; links_opened, links_refused: connections since the start; bad_frames: links ended by
     a fault of a frame;
-    crc_errors: those of them by their checksum; frames_ignored: frames of a kind that this version does not use; inbox_bytes: cost in bytes of
+    crc_errors: those of them by their checksum; frames_ignored: frames that brought nothing: of a kind that this version
+    does not use, or a CAPABILITY, fragment or batch that is not as it must be; inbox_bytes: cost in bytes of
     messages not yet taken; pauses: times that a link was paused because the inbox was full; turns: turns of the loop; peers: known now;
     pool_bytes, pool_peak_bytes: memory of slots and staging buffers in C, bytes.
     """

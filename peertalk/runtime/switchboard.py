@@ -137,13 +137,25 @@ class Switchboard:
                 self.transport.hint(connection.link.send_frame(values.PONG, b"", 0))
         elif kind == values.DISCONNECT:
             self._end(connection, None, polite=True)
-        elif kind == values.DATA and not flags & values.FRAGMENT:
-            self._deliver(connection, len(payload), [payload])
-        elif kind == values.DATA:
-            self.transport.totals.ignored += 1
-            log.info("a fragment from %s:%d was ignored: this version takes whole messages only", *connection.address)
+        elif kind == values.DATA and connection.state is not State.CLOSED:
+            if messages := self._messages(connection, flags, payload):
+                self._deliver(connection, sum(map(len, messages)), messages)
         elif kind not in (values.PONG, values.ACK, values.REJECT):
             self.transport.totals.ignored += 1
+
+    def _messages(self, connection: Connection, flags: int, payload: bytes) -> list[bytes]:
+        """The messages that a DATA frame brings: of a batch any number, of a fragment one at the most. A fault costs these alone."""
+        try:
+            if flags & values.FRAGMENT:
+                if connection.reassembly is None:
+                    connection.reassembly = self.transport.loop.reassembly(self.transport.max_message)
+                message = connection.reassembly.receive(payload)
+                return [] if message is None else [message]
+            return self.transport.core.split_batch(payload) if flags & values.BATCHED else [payload]
+        except (errors.ProtocolError, errors.OutOfMemory) as error:
+            self.transport.totals.ignored += 1
+            log.info("DATA from %s:%d was ignored: %s", *connection.address, error)
+            return []
 
     def _capability(self, connection: Connection, payload: bytes) -> None:
         try:
@@ -557,6 +569,8 @@ class Switchboard:
         self.connections.remove(connection)
         if connection.held:
             self._keep_held(connection)
+        if connection.reassembly is not None:
+            connection.reassembly.close()
         if isinstance(peer, Remote) and connection.handed > connection.reported:
             first, last = connection.base + connection.reported + 1, connection.base + connection.handed
             self.transport.fail(peer, first, last, events.Outcome.UNKNOWN, error or self.transport.closed_error(peer))
@@ -584,8 +598,15 @@ class Switchboard:
         held, connection.held = connection.held, None
         peer = connection.peer
         for kind, _, a, b in held or ():
-            if kind == values.BATCH and isinstance(peer, Remote):
-                self.transport.deliver(peer, connection, a, b)
+            if kind == values.BATCH:
+                size, messages = a, b
+            elif kind == values.FRAME and a & 0xFF == values.DATA:
+                messages = self._messages(connection, a >> 8 & 0xFF, b)
+                size = sum(map(len, messages))
+            else:
+                continue
+            if messages and isinstance(peer, Remote):
+                self.transport.deliver(peer, connection, size, messages)
 
     def _detach(self, connection: Connection, error: errors.PeerTalkError | None, *, polite: bool) -> None:
         """The peer has lost its connection."""

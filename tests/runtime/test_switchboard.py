@@ -328,7 +328,7 @@ async def test_a_classic_peer_that_dials_us_may_send_at_once_and_all_that_its_pr
         await classic.dial(ada)
         classic.say(frame(DATA, b"first", sequence=9), capability(700), frame(ACK), frame(REJECT, b"\0"), frame(PONG))
         classic.say(frame(DATA, b"second", 3, 0x07))
-        classic.say(frame(CAPABILITY, b"\x01\x09\x00"), frame(DATA, b"third", 0, 0x08), frame(DATA, bytes(9), 0, 0x10), frame(PING))
+        classic.say(frame(CAPABILITY, b"\x01\x09\x00"), frame(DATA, b"\0\5\0\0third", 0, 0x08), frame(DATA, bytes(9), 0, 0x10), frame(PING))
         assert [(await ada.receive(timeout=GUARD)).data for _ in range(3)] == [b"first", b"second", b"third"]
         assert await classic.hear() is not None
         assert await classic.hear() == (PONG, 0, 0, b"")
@@ -344,6 +344,129 @@ async def test_a_classic_peer_that_dials_us_may_send_at_once_and_all_that_its_pr
         assert await classic.hear() == (DISCONNECT, 0, 1, b"")
         assert await classic.hear() is None
         assert [type(event) for event in [event async for event in events]][-2:] == [pt.PeerDisconnected, pt.PeerLost]
+
+
+def fragment(message_id, total, offset, flags, piece):
+    """A DATA frame with a piece of a message; flags: 1 first, 2 last."""
+    return frame(DATA, struct.pack(">HHHBB", message_id, total, offset, flags, 0) + piece, 0, 0x10)
+
+
+def fragments(message_id, message, size=248):
+    """A message in pieces of that size, in order."""
+    places = [(at, (at == 0) | (at + size >= len(message)) << 1) for at in range(0, len(message), size)]
+    return [fragment(message_id, len(message), at, flags, message[at : at + size]) for at, flags in places]
+
+
+def compact(kind, payload=b"", flags=0):
+    return struct.pack(">BBH", 0x50, kind << 4 | flags, len(payload)) + payload
+
+
+async def test_messages_in_fragments_arrive_whole_and_in_the_order_in_which_they_were_finished(core):
+    """Plain messages may stand between the pieces: each is delivered when its last byte is there."""
+    limit = core.limits.frame_max_payload
+    long = bytes(i * 7 % 251 for i in range(limit))
+    async with ClassicPeer() as classic, pt.Node("ada", **loopback(core=core.name)) as ada:
+        await classic.dial(ada)
+        pieces = fragments(1, long)
+        classic.say(capability(), *pieces[:2], frame(DATA, b"between", 2), *pieces[2:], frame(DATA, b"behind"), *fragments(2, b"short"))
+        assert [(await ada.receive(timeout=GUARD)).data for _ in range(4)] == [b"between", long, b"behind", b"short"]
+        stats = ada.stats()
+        assert (stats.messages_received, stats.frames_ignored) == (4, 0)
+        assert ada._transport.loop.pool_statistics().in_use <= 1  # the slot of our greeting
+
+
+async def test_batches_and_compact_frames_are_understood(core):
+    """Nobody sends them today; who does must not be cut off, and the application must not see their framing."""
+    async with ClassicPeer() as classic, pt.Node("ada", **loopback(core=core.name)) as ada:
+        await classic.dial(ada)
+        batch = b"\0\3\0\0one\0\0\0\0\0\3\0\0two"
+        classic.say(capability(), compact(DATA, b"small"), frame(DATA, batch, 0, 0x08), compact(DATA, batch, 0x08), compact(DATA), compact(PING))
+        assert [(await ada.receive(timeout=GUARD)).data for _ in range(8)] == [b"small", *[b"one", b"", b"two"] * 2, b""]
+        assert await classic.hear() is not None
+        assert await classic.hear() == (PONG, 0, 0, b"")
+        assert ada.stats().messages_received == 8 and ada.stats().frames_ignored == 0
+
+
+FAULTS = {
+    "header": frame(DATA, bytes(7), 0, 0x10),
+    "without first": fragment(3, 10, 5, 2, b"world"),
+    "gap": fragment(1, 10, 6, 2, b"orld"),
+    "forged total": fragment(1, 65_535, 5, 0, bytes(300)),
+    "too large": fragment(1, 9_000, 0, 1, b"x"),
+    "ends too early": fragment(1, 10, 5, 2, b"wor"),
+    "batch": frame(DATA, b"\0\1\0\0a\0\1\0\0", 0, 0x08),
+    "compact batch": compact(DATA, b"\0\1", 0x08),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+async def test_a_fragment_or_batch_that_is_wrong_costs_itself_and_is_counted(core, kind):
+    """As the original: ignored, and the connection stays."""
+    async with ClassicPeer() as classic, pt.Node("ada", **loopback(core=core.name)) as ada:
+        await classic.dial(ada)
+        classic.say(capability(), fragment(1, 10, 0, 1, b"hello"), FAULTS[kind], frame(DATA, b"after"), *fragments(2, b"whole"))
+        assert [(await ada.receive(timeout=GUARD)).data for _ in range(2)] == [b"after", b"whole"]
+        stats = ada.stats()
+        assert (stats.frames_ignored, stats.messages_received, stats.bad_frames, stats.links_open) == (1, 2, 0, 1)
+
+
+async def test_an_unfinished_message_ends_with_its_connection_and_counts_for_nothing(core):
+    """The original sends up to sixteen pieces of what it then calls an error: their memory must not stay for ever."""
+    async with ClassicPeer() as classic, pt.Node("ada", **loopback(core=core.name)) as ada:
+        for _ in range(3):
+            await classic.dial(ada)
+            classic.say(capability(), *fragments(7, bytes(1_000))[:2], frame(DATA, b"and"))
+            assert (await ada.receive(timeout=GUARD)).data == b"and"
+            assert ada._transport.loop.pool_statistics().in_use >= 1
+            classic.hang_up()
+            await until(lambda: ada.stats().links_open == 0)
+            assert ada._transport.loop.pool_statistics().in_use == 0
+        assert (ada.stats().messages_received, ada.stats().frames_ignored) == (3, 0)
+
+
+async def test_a_message_for_which_there_is_no_memory_is_lost_alone(core):
+    """The pool is shared with the slots of others: a stranger's announcement must not be what breaks them."""
+    async with ClassicPeer() as classic, pt.Node("ada", **loopback(core=core.name)) as ada:
+        await classic.dial(ada)
+        classic.say(capability(), frame(DATA, b"before"))
+        assert (await ada.receive(timeout=GUARD)).data == b"before"
+        assert await classic.hear() is not None
+        ada._transport.loop.fail_at(1)
+        classic.say(*fragments(1, bytes(1_000)))
+        await until(lambda: ada.stats().frames_ignored == 5)
+        ada._transport.loop.fail_at(0)
+        classic.say(*fragments(2, bytes(1_000)))
+        assert (await ada.receive(timeout=GUARD)).data == bytes(1_000)
+        assert ada.stats().links_open == 1
+
+
+@pytest.mark.parametrize("ends_first", ["the other", "its own"])
+async def test_pieces_that_are_held_back_are_put_together_when_their_connection_or_the_other_ends(ends_first):
+    """What waits for another connection waits in its order, fragments and batches too, and had arrived even if its own connection ends meanwhile."""
+    core, instance = load(), b"\xff" * 8
+    async with ClassicPeer() as other, pt.Node("ada", **loopback()) as ada:
+        greeting = frame(CAPABILITY, encode_capabilities(core, Capabilities(8192, 1024, 0, 0, instance, "other", other.address[1])))
+        connecting = asyncio.create_task(ada.connect(other.address, timeout=GUARD))
+        ours = (await asyncio.wait_for(other.accepted.get(), GUARD))[1]
+        theirs = (await asyncio.open_connection(*ada.address))[1]
+        await until(lambda: ada.stats().links_open == 2)
+        links = list(ada._transport.connections.by_tag.values())
+        late = [*fragments(1, b"late" * 100), frame(DATA, b"\0\4\0\0last", 0, 0x08)]
+        ours.write(greeting + b"".join(late))
+        await until(lambda: any(link.held for link in links))
+        await connecting
+        expected = [b"late" * 100, b"last"]
+        if ends_first == "its own":
+            held = next(link for link in links if link.held)
+            ada._transport.switchboard._end(held, pt.ConnectionClosed("ended"))
+            assert held.reassembly.state == 0
+        else:
+            theirs.write(greeting + frame(DATA, b"early"))
+            theirs.write_eof()
+            expected.insert(0, b"early")
+        assert [(await ada.receive(timeout=GUARD)).data for _ in expected] == expected
+        for writer in (ours, theirs):
+            writer.close()
 
 
 async def test_a_message_that_is_refused_leaves_no_gap_in_the_sequence_numbers():
