@@ -9,6 +9,7 @@
 #include "pt_pipeline.h"
 #include "pt_platform.h"
 #include "pt_pool.h"
+#include "pt_reassembly.h"
 #include "pt_wheel.h"
 #include "pt_wire.h"
 
@@ -110,8 +111,31 @@ static int check_pool(void)
     return pt_pool_cleanup(pool) != 0 ? 9 : 0;
 }
 
+static int check_reassembly(void)
+{
+    static const pt_pool_class classes[] = {{256, 1}};
+    const pt_memory source = {allocate, release, NULL};
+    static _Alignas(8) uint8_t memory[4096];
+    static const uint8_t first[] = {0, 1, 0, 4, 0, 0, PT_FRAGMENT_FIRST, 0, 'a', 'b'}, last[] = {0, 1, 0, 4, 0, 2, PT_FRAGMENT_LAST, 0, 'c', 'd'};
+    const uint8_t *message;
+    uint16_t message_len;
+    pt_reassembly reassembly;
+    pt_pool *pool = pt_pool_init(memory, classes, 1, 0, &source);
+    if (pool == NULL)
+        return 10;
+    pt_reassembly_init(&reassembly, pool, 4);
+    if (pt_reassembly_feed(&reassembly, first, sizeof first, &message, &message_len) != PT_OK)
+        return 11;
+    if (pt_reassembly_feed(&reassembly, last, sizeof last, &message, &message_len) != PT_REASSEMBLY_COMPLETE || memcmp(message, "abcd", 4) != 0)
+        return 12;
+    pt_reassembly_cleanup(&reassembly);
+    return pt_pool_cleanup(pool) != 0 ? 13 : 0;
+}
+
 int main(void)
 {
     int failed = check_wire();
-    return failed != 0 ? failed : check_pool();
+    if (failed == 0)
+        failed = check_pool();
+    return failed != 0 ? failed : check_reassembly();
 }

@@ -20,7 +20,7 @@ SIZE_LIMIT = 20 * 1024
 RETURN_ADDRESS = 4
 POINTED = {
     "pt_crc.c": ("crc_first", "pt_crc16_table"),
-    "pt_ingest.c": ("read_message_header", "verify_message", "plain_frame"),
+    "pt_ingest.c": ("read_message_header", "verify_message", "read_compact_header", "verify_nothing", "is_compact", "plain_frame"),
     "pt_pool.c": ("allocate", "release"),
     "pt_loop.c": ("take", "let_go", "receive", "watch", "forget", "wait", "clock"),
 }
