@@ -225,6 +225,21 @@ def test_messages_of_one_turn_come_as_one_batch(bench):
     assert link.statistics().frames_received == 3
 
 
+def test_a_turn_has_room_for_the_smallest_frames_that_it_can_read(bench):
+    """Four bytes are a whole compact frame: counted in full ones, a stranger's empty messages would be three times too many, and end the link."""
+    link, raw = bench.link()
+    count = 20_000
+    rest = memoryview(bench.core.encode_compact(DATA, 0, 0) * count)
+    seen = []
+    while rest:
+        with contextlib.suppress(BlockingIOError):
+            rest = rest[raw.send(rest) :]
+        seen += bench.loop.turn(0.1)
+    seen += bench.until(lambda events: len(payloads(seen + events)) == count)
+    assert payloads(seen) == [b""] * count and not of(seen, CLOSED)
+    assert link.statistics().frames_received == count
+
+
 def test_payloads_outlive_the_turn_that_brought_them(bench):
     """The receive buffer is used again at once: what was handed out must be a copy."""
     _, raw = bench.link()
