@@ -46,7 +46,7 @@ from .protocol.events import (
     Sent,
 )
 from .protocol.peer import PeerState
-from .protocol.wire import Batch, Message
+from .protocol.wire import Batch, Datagram, Message
 from .runtime.peers import BroadcastResult, Peers
 from .runtime.statistics import NodeStatistics, PeerStatistics, QueueStatus
 
@@ -63,7 +63,7 @@ if not TYPE_CHECKING:  # a type checker that sees this takes every misspelt name
 
 
 __all__ = [
-    "AddressInUse", "BadCrc", "BadMagic", "BadVersion", "Batch", "BroadcastResult", "Config", "ConnectionClosed", "ConnectionRefused",
+    "AddressInUse", "BadCrc", "BadMagic", "BadVersion", "Batch", "BroadcastResult", "Config", "ConnectionClosed", "ConnectionRefused", "Datagram",
     "EventsMissed", "Failed", "InternalError", "InvalidArgument", "InvalidState", "LinkFault", "LocalError", "LostReason", "Message",
     "MessageTooLarge", "NetworkError", "NetworkFailure", "NoNetwork", "Node", "NodeStatistics", "NotConnected", "NotSupported",
     "OutOfMemory", "Outcome", "Peer", "PeerConnected", "PeerDisconnected", "PeerFound", "PeerLost", "PeerNotFound", "PeerState",

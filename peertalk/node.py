@@ -21,7 +21,8 @@ from typing import Any, Self, TypeVar
 from . import errors
 from .config import Config, load_config, parse_duration
 from .protocol import events
-from .protocol.wire import Batch, Message
+from .protocol.wire import Batch, Datagram, Message
+from .runtime.datagrams import Datagrams
 from .runtime.inbox import Inbox
 from .runtime.peers import BroadcastResult, Peers
 from .runtime.remote import Payload, Remote, as_bytes, payload_of
@@ -507,6 +508,42 @@ class Node:
                 continue
             yield Batch(got[0], got[1])  # type: ignore[arg-type]
 
+    def send_datagram(self, peer: Peer, data: Payload) -> bool:
+        """Send one datagram to a known peer, connected or not. It may be lost, come twice or overtake others; nobody is told. Never waits. On the
+        node's loop only.
+
+        Args:
+            data: 0 to 1,392 bytes.
+
+        Returns:
+            Whether the system took it; if not it is gone. stats() counts both.
+
+        Raises:
+            MessageTooLarge, WrongType: it cannot be a datagram.
+            NotSupported: the peer hears none. PeerNotFound: it is not known any more.
+        """
+        return self._engine.datagrams.send(peer, data)
+
+    async def receive_datagram(self, *, timeout: float | str | None = None) -> Datagram[Peer]:
+        """The next datagram from anybody known. 256 wait at most, then the oldest give way. Cancelled or timed out, none is lost.
+
+        Raises:
+            Timeout, InvalidState (the node is closed).
+        """
+        datagrams = self._engine.datagrams
+        peer, data = await _within(_taken(self._engine, datagrams, datagrams.take), timeout, "no datagram came")
+        return Datagram(peer, data)  # type: ignore[arg-type]
+
+    async def datagrams(self) -> AsyncIterator[Datagram[Peer]]:
+        """Datagrams from anybody known, as they come; ends when the node is closed. Several consumers may iterate: each goes to one of them."""
+        engine = self._engine
+        while True:
+            got = engine.datagrams.take()
+            if got is not None:
+                yield Datagram(got[0], got[1])  # type: ignore[arg-type]
+            elif not await _arrival(engine, engine.datagrams):
+                return
+
     def events(self) -> _EventStream:
         """What happens, from now on: an async iterator of event values. Each stream gets every event; one that is read too slowly gets EventsMissed.
 
@@ -630,14 +667,14 @@ async def _messages(engine: Transport, inbox: Inbox) -> AsyncIterator[Message[Pe
             inbox.advance()
 
 
-async def _taken(engine: Transport, inbox: Inbox, take: Callable[[], T | None]) -> T:
+async def _taken(engine: Transport, inbox: Inbox | Datagrams, take: Callable[[], T | None]) -> T:
     while (got := take()) is None:
         if not await _arrival(engine, inbox):
             engine.check_open()
     return got
 
 
-async def _arrival(engine: Transport, inbox: Inbox) -> bool:
+async def _arrival(engine: Transport, inbox: Inbox | Datagrams) -> bool:
     """Wait until something has come. False: the engine is closed, nothing will."""
     if engine.closed:
         return False

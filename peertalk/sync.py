@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from . import errors
 from .config import Config, load_config, parse_duration
 from .protocol import events
-from .protocol.wire import Batch, Message
+from .protocol.wire import Batch, Datagram, Message
 from .runtime.peers import BroadcastResult, Peers
 from .runtime.remote import Payload, Remote, as_bytes, payload_of
 from .runtime.statistics import MemoryReport, NodeStatistics
@@ -393,6 +393,30 @@ class Node:
                 peer, payloads = self._taken(self._engine.inbox.take_lot, timeout)
                 yield Batch(peer, payloads)  # type: ignore[arg-type]
 
+    def send_datagram(self, peer: Peer, data: Payload) -> bool:
+        """Send one datagram to a known peer, connected or not: 0 to 1,392 bytes that may be lost. False: the system did not take it.
+
+        Raises:
+            MessageTooLarge, WrongType, NotSupported, PeerNotFound: nothing was sent.
+        """
+        with self._held():
+            return self._engine.datagrams.send(peer, data)
+
+    def receive_datagram(self, *, timeout: float | str | None = None) -> Datagram[Peer]:
+        """The next datagram from anybody known. 256 wait at most between calls, then the oldest give way.
+
+        Raises:
+            Timeout, InvalidState (the node is closed).
+        """
+        peer, data = self._taken(self._engine.datagrams.take, timeout, "no datagram came")
+        return Datagram(peer, data)  # type: ignore[arg-type]
+
+    def datagrams(self, *, timeout: float | str | None = None) -> Iterator[Datagram[Peer]]:
+        """Datagrams from anybody known, until none came for timeout seconds."""
+        with contextlib.suppress(errors.Timeout):
+            while True:
+                yield self.receive_datagram(timeout=timeout)
+
     def events(self, *, timeout: float | str | None = 0.0) -> Iterator[Event]:
         """What has happened since the last call (since the first call, for the first), and what happens until nothing did for timeout seconds.
 
@@ -430,7 +454,7 @@ class Node:
             raise errors.InvalidState(f"node {self.config.name!r} is not started")
         return self._transport.memory()
 
-    def _taken(self, take: Callable[[], T | None], timeout: float | str | None) -> T:
+    def _taken(self, take: Callable[[], T | None], timeout: float | str | None, what: str = "no message came") -> T:
         got: list[T] = []
 
         def taken() -> bool:
@@ -442,7 +466,7 @@ class Node:
         with self._turning() as turn_until:
             if not taken():
                 self._engine.turn()
-                turn_until(taken, timeout, "no message came")
+                turn_until(taken, timeout, what)
         return got[0]
 
     def _keep_event(self, event: Event) -> None:
