@@ -32,7 +32,7 @@ from .errors import (
     WouldBlock,
     WrongType,
 )
-from .node import Node, Peer
+from .node import Node, Peer, StreamOut
 from .protocol.events import (
     EventsMissed,
     Failed,
@@ -46,6 +46,7 @@ from .protocol.events import (
     Sent,
 )
 from .protocol.peer import PeerState
+from .protocol.stream import StreamState
 from .protocol.wire import Batch, Datagram, Message
 from .runtime.peers import BroadcastResult, Peers
 from .runtime.statistics import NodeStatistics, PeerStatistics, QueueStatus
@@ -68,5 +69,5 @@ __all__ = [
     "MessageTooLarge", "NetworkError", "NetworkFailure", "NoNetwork", "Node", "NodeStatistics", "NotConnected", "NotSupported",
     "OutOfMemory", "Outcome", "Peer", "PeerConnected", "PeerDisconnected", "PeerFound", "PeerLost", "PeerNotFound", "PeerState",
     "PeerStatistics", "PeerTalkError", "Peers", "PlatformError", "ProtocolError", "QueueEmpty", "QueueStatus", "RemoteError", "Sent",
-    "Timeout", "Truncated", "WouldBlock", "WrongType", "load_config",
+    "StreamOut", "StreamState", "Timeout", "Truncated", "WouldBlock", "WrongType", "load_config",
 ]  # fmt: skip

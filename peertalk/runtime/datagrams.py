@@ -1,13 +1,13 @@
 """Datagrams: small messages that may be lost, doubled or overtaken, on a UDP socket of the node's own.
 
-A peertalk peer says its datagram port beside its instance id, so several nodes on one host reach each other. A classic peer says none: it is taken to use
-the same number as we do, as everybody of the original does.
+A peertalk peer says its datagram port beside its instance id, so several nodes on one host reach each other. A classic peer says none: it is taken to
+use the same number as we do, as everybody of the original does.
 
 Who sent a datagram is told by where it came from: a peertalk peer by its address and port, else a classic peer by its address, where that is the only
 one known there. Anybody can forge that. The sender's port inside the datagram is not looked at.
 
-Invariant: a peer is in the lists of exactly its own places. Never: blocks, waits, or keeps more than WAITING_MAX datagrams; at most PER_TURN are read in
-a turn, each looked up in O(1) and only then decoded.
+Invariant: a peer is in the lists of exactly its own places. Never: blocks, waits, or keeps more than WAITING_MAX datagrams; at most PER_TURN are
+read in a turn, each looked up by its source and only then decoded.
 """
 
 from __future__ import annotations

@@ -49,8 +49,8 @@ class NodeStatistics(msgspec.Struct, frozen=True):
     crc_errors: those of them by their checksum; frames_ignored: frames of a kind that this version does not use; inbox_bytes: cost in bytes of
     messages not yet taken; pauses: times that a link was paused because the inbox was full; turns: turns of the loop; peers: known now;
     pool_bytes, pool_peak_bytes: memory of slots and staging buffers in C, bytes; datagrams_sent: datagrams that the system took;
-    datagrams_refused: those that it did not take, which are gone; datagrams_received: those of known peers; datagrams_ignored: those that were malformed,
-    too long or of nobody known; datagrams_overflowed: those received that were not taken in time and gave way to newer ones.
+    datagrams_refused: those that it did not take, which are gone; datagrams_received: those of known peers; datagrams_ignored: those that were
+    malformed, too long or of nobody known; datagrams_overflowed: those received that were not taken in time and gave way to newer ones.
     """
 
     messages_accepted: int

@@ -339,6 +339,8 @@ class Transport:
                 self.totals.sent += count
                 if first == peer.reported + 1 and not peer.early:
                     peer.reported = last
+                    if peer.stream is not None:
+                        peer.stream.told(first, last, None)
                     if self.publish is not None:
                         self.publish(events.Sent(peer, first, last))
                 else:
@@ -444,7 +446,9 @@ class Transport:
         """Tell an outcome in its place: those of the messages before it may still be out, on a connection that retires."""
         early = peer.early = sorted([*(peer.early or ()), (first, last, event)], key=lambda each: each[0])
         while early and early[0][0] == peer.reported + 1:
-            _, peer.reported, told = early.pop(0)
+            first, peer.reported, told = early.pop(0)
+            if peer.stream is not None:
+                peer.stream.told(first, peer.reported, told.error if isinstance(told, events.Failed) else None)
             if self.publish is not None:
                 self.publish(told)
         if not early:
