@@ -135,7 +135,8 @@ class Peer(Remote):
 
     def stream_out(self, data: Payload, progress: Progress | None = None) -> StreamOut:
         """A stream of 1 to 65,536 bytes in parts, which the peer receives as ordinary messages: `with peer.stream_out(data) as out: out.finished()`.
-        Leaving the block early cancels it. progress is called as progress(bytes sent, all bytes) inside a method of the node.
+        Leaving the block early cancels it. progress is called as progress(bytes sent, all bytes) inside a method of the node: it may cancel the
+        stream, but call nothing else of the node.
 
         Raises:
             InvalidArgument, MessageTooLarge, WrongType: data cannot be a stream.
