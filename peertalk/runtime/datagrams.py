@@ -91,8 +91,9 @@ class Datagrams:
         port = self.port if peer.classic else self._port_of(peer)
         if port is None:
             raise errors.NotSupported(f"peer {peer.name!r} has announced no datagram port; use send()", peer=peer.name)
+        host = (peer.connection or peer).address[0]  # where it is connected it was reached; what it announced may be another network
         packet = transport.core.encode_datagram(self.port, payload)
-        if transport.world.send_to(self._socket, packet, (peer.address[0], port)):
+        if transport.world.send_to(self._socket, packet, (host, port)):
             transport.totals.datagrams_sent += 1
             return True
         transport.totals.datagrams_refused += 1

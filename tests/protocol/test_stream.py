@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -41,10 +42,23 @@ def test_each_state_takes_its_events_and_refuses_all_others_unchanged(state, eve
     assert stream.ended == (stream.state in ENDED)
 
 
+@pytest.mark.source
+def test_the_document_draws_the_same_arrows():
+    """A table in a document is believed."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "protocol.md").read_text()
+    lines = text[text.index("| stream | accepted |") :].split("\n\n")[0].splitlines()
+    (_, *events), _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    drawn = {(S(state), E(event)): S(following) for state, *cells in rows for event, following in zip(events, cells, strict=True) if following}
+    assert drawn == ARROWS and set(events) == {event.value for event in E}
+
+
 @pytest.mark.parametrize(
     ("rtt", "chunk", "depth"),
-    [(None, 1024, 2), (0.0, 4096, 4), (0.0499, 4096, 4), (0.05, 2048, 3), (0.0999, 2048, 3), (0.1, 1024, 2), (0.1999, 1024, 2), (0.2, 512, 1), (9, 512, 1)],
-)
+    [
+        (None, 1024, 2), (0.0, 4096, 4), (0.0499, 4096, 4), (0.05, 2048, 3), (0.0999, 2048, 3), (0.1, 1024, 2), (0.1999, 1024, 2),
+        (0.2, 512, 1), (9.0, 512, 1),
+    ],
+)  # fmt: skip
 def test_chunk_and_depth_follow_the_round_trip_time_as_in_the_original(rtt, chunk, depth):
     """The table of the protocol, at each of its bounds."""
     assert pace(rtt) == (chunk, depth)

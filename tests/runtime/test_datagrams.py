@@ -68,7 +68,7 @@ async def test_datagrams_of_0_to_1392_bytes_arrive_whole_with_their_sender(core)
 
 async def test_what_cannot_be_a_datagram_is_refused_with_the_limit_and_the_peer(core):
     """Nothing is cut silently."""
-    async with pair(core=core.name) as (ada, bob, at_ada, at_bob):
+    async with pair(core=core.name) as (ada, _bob, at_ada, at_bob):
         with pytest.raises(pt.MessageTooLarge, match=r"1,393 bytes to peer 'bob': the limit is 1,392") as caught:
             ada.send_datagram(at_ada, bytes(PAYLOAD_MAX + 1))
         assert caught.value.peer == "bob" and caught.value.code == -16
@@ -109,7 +109,7 @@ async def test_a_peer_that_announced_no_port_is_refused_before_a_byte_is_sent(fr
 
 async def test_waiting_for_a_datagram_ends_with_its_time_and_with_the_node(core):
     """Every waiter is woken."""
-    async with pair(core=core.name) as (ada, bob, at_ada, at_bob):
+    async with pair(core=core.name) as (_ada, bob, _at_ada, _at_bob):
         with pytest.raises(pt.Timeout, match="no datagram came within"):
             await bob.receive_datagram(timeout=0.01)
         waiting = asyncio.ensure_future(bob.receive_datagram())
@@ -124,7 +124,7 @@ async def test_waiting_for_a_datagram_ends_with_its_time_and_with_the_node(core)
 async def test_what_is_not_taken_gives_way_to_what_is_newer_and_is_counted(core):
     """The newest say most about now, and memory has a bound."""
     more = 10
-    async with pair(core=core.name) as (ada, bob, at_ada, at_bob):
+    async with pair(core=core.name) as (ada, bob, at_ada, _at_bob):
         for number in range(WAITING_MAX + more):
             ada.send_datagram(at_ada, number.to_bytes(2, "big"))
             await until(lambda number=number: bob.stats().datagrams_received == number + 1)
@@ -196,10 +196,11 @@ async def test_two_classic_peers_at_one_address_are_not_guessed_between(free_por
 
 async def test_what_is_malformed_or_too_long_or_of_nobody_is_counted_and_harms_nobody(core):
     """Anybody on the network can write to the port."""
-    async with pair(core=core.name) as (ada, bob, at_ada, at_bob):
+    async with pair(core=core.name) as (ada, bob, at_ada, _at_bob):
         target = ("127.0.0.1", udp_port(bob))
         good = CORE.encode_datagram(1, b"good")
-        bad = [b"", b"P", b"PTUD\0\0\0", b"PTUX" + good[4:], good[:-1], b"PTUD\0\0\xff\xff" + bytes(1392), good + bytes(1400), bytes(2048), bytes(60_000)]
+        long = [b"PTUD\0\0\xff\xff" + bytes(1392), good + bytes(1400), bytes(2048), bytes(60_000)]
+        bad = [b"", b"P", b"PTUD\0\0\0", b"PTUX" + good[4:], good[:-1], *long]
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
             stranger.bind(("127.0.0.1", 0))
             stranger.sendto(good, target)
@@ -218,8 +219,17 @@ class MadeUp:
         self.world = self
         self.core = CORE
         self.finder = None
-        self.totals = types.SimpleNamespace(datagrams_received=0, datagrams_ignored=0, datagrams_overflowed=0)
+        self.totals = types.SimpleNamespace(datagrams_received=0, datagrams_ignored=0, datagrams_overflowed=0, datagrams_sent=0)
         self.coming = []
+        self.went = []
+        self.peers = {}
+
+    def check_open(self):
+        """Open."""
+
+    def send_to(self, sender, packet, address):
+        self.went.append(address)
+        return True
 
     def hear(self, listener):
         return self.coming.pop(0) if self.coming else None
@@ -229,6 +239,7 @@ class Known:
     """A peer as Datagrams looks at it."""
 
     def __init__(self, address, port=None):
+        self.key = self.name = (address, port)
         self.address = (address, 1)
         self.classic = port is None
         self.connected = False
@@ -243,6 +254,20 @@ def test_one_turn_reads_so_many_and_leaves_the_rest():
     engine.coming = [(b"junk", ("10.0.0.9", 9))] * 1000
     fast._hear()
     assert engine.totals.datagrams_ignored == datagrams.PER_TURN and len(engine.coming) == 1000 - datagrams.PER_TURN
+
+
+def test_a_connected_peer_is_written_to_where_it_is_connected():
+    """A host on two networks announces itself on both; only the address of the connection is known to work."""
+    engine = MadeUp()
+    fast = Datagrams(engine)
+    fast.port = 7000
+    bob, mac = Known("10.0.0.1", 7356), Known("10.0.0.2")
+    engine.peers = {each.key: each for each in (bob, mac)}
+    for each in (bob, mac):
+        assert fast.send(each, b"x")
+        each.connection = types.SimpleNamespace(address=("10.9.9.9", 12345))
+        assert fast.send(each, b"x")
+    assert engine.went == [("10.0.0.1", 7356), ("10.9.9.9", 7356), ("10.0.0.2", 7000), ("10.9.9.9", 7000)]
 
 
 def test_a_sender_is_found_by_address_and_port_then_by_a_lone_classic_address():
@@ -271,7 +296,7 @@ def test_a_sender_is_found_by_address_and_port_then_by_a_lone_classic_address():
 
 async def test_what_the_system_does_not_take_is_told_and_counted(core, monkeypatch):
     """A full socket or a missing route is no exception, and no silence either."""
-    async with pair(core=core.name) as (ada, bob, at_ada, at_bob):
+    async with pair(core=core.name) as (ada, _bob, at_ada, _at_bob):
         monkeypatch.setattr(World, "send_to", lambda self, sender, packet, address, real=World.send_to: real(self, sender, packet, ("127.0.0.1", 0)))
         assert ada.send_datagram(at_ada, b"nowhere") is False
         assert (ada.stats().datagrams_sent, ada.stats().datagrams_refused) == (0, 1)

@@ -12,6 +12,7 @@ import pytest
 
 import peertalk as pt
 from peertalk import sim
+from peertalk._core.values import CAPABILITY, DATA
 from peertalk.protocol.connections import State
 from peertalk.runtime.streaming import Outgoing
 
@@ -173,6 +174,36 @@ def test_one_at_a_time_to_a_connected_peer_and_each_once():
 
 
 # Whole nodes
+
+
+async def test_a_classic_peer_gets_plain_data_frames_of_the_chunk_size_and_nothing_else(core):
+    """What the original does not know would end the connection."""
+    frames: list[tuple[bytes, bytes]] = []
+    done = asyncio.Event()
+
+    async def classic(reader, writer):
+        writer.write(core.encode_frame(CAPABILITY, core.encode_capability(8192, 1024, 0, 0)))
+        while sum(len(payload) for header, payload in frames if header[5] == DATA) < 5000:
+            header = await reader.readexactly(10)
+            length = int.from_bytes(header[8:], "big")
+            body = await reader.readexactly(length + 2)
+            assert core.crc16(header + body[:-2]) == int.from_bytes(body[-2:], "big")
+            frames.append((header, body[:-2]))
+        done.set()
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(classic, "127.0.0.1", 0) as server:
+        async with pt.Node("ada", bind="127.0.0.1", port=0, udp_port=0, discovery=False, core=core.name) as ada:
+            peer = await ada.connect(server.sockets[0].getsockname(), timeout=20)
+            async with peer.stream_out(CONTENT[:5000]) as out:
+                assert await out.finished(timeout=20) is pt.StreamState.COMPLETED
+            await done.wait()
+    data = [(header, payload) for header, payload in frames if header[5] != CAPABILITY]
+    assert [(header[:7], header[7], len(payload)) for header, payload in data] == [
+        (b"PTMG\x01\x01\x00", number, size) for number, size in enumerate([1024, 1024, 1024, 1024, 904])
+    ]
+    assert b"".join(payload for _, payload in data) == CONTENT[:5000]
 
 
 def simulated(main, **options):
