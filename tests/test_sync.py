@@ -277,3 +277,6 @@ def test_datagrams_and_streams_have_the_same_names_without_await(core):
         with peer.stream_out(content) as left:
             pass
         assert left.state is pt.StreamState.CANCELLED and left.finished() is pt.StreamState.CANCELLED
+        with peer.stream_out(content * 6, lambda sent, total: bob.close_nowait()) as lost, pytest.raises(pt.NetworkError):
+            lost.finished(timeout=GUARD)
+        assert lost.state is pt.StreamState.FAILED and isinstance(lost.error, pt.NetworkError)

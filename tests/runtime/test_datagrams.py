@@ -15,7 +15,7 @@ import pytest
 import peertalk as pt
 from peertalk import sim
 from peertalk._core import load
-from peertalk._core.values import ANNOUNCE
+from peertalk._core.values import ANNOUNCE, GOODBYE
 from peertalk.protocol.wire import Announcement, encode_announcement
 from peertalk.runtime import datagrams
 from peertalk.runtime.datagrams import PAYLOAD_MAX, WAITING_MAX, Datagrams
@@ -93,6 +93,23 @@ async def test_a_peer_that_was_only_heard_can_be_sent_to_without_a_connection(fr
         assert ada.send_datagram(at_ada, b"hello")
         got = await bob.receive_datagram(timeout=GUARD)
         assert got.peer is at_bob and got.data == b"hello" and not at_bob.connected and not at_ada.connected
+
+
+async def test_a_peer_is_known_at_each_address_at_which_it_was_heard(free_port):
+    """A host on two networks answers from whichever is nearer."""
+    port = free_port()
+    async with pt.Node("ada", bind="127.0.0.1", port=0, udp_port=0, discovery_port=port) as ada:
+        fast = free_port()
+        announcement = encode_announcement(CORE, Announcement(ANNOUNCE, "bob", 9, instance=b"bob's id", datagram_port=fast))
+        for host in ("127.0.0.2", "127.0.0.3"):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bob:
+                bob.bind((host, fast))
+                bob.sendto(announcement, ("127.0.0.1", port))
+                peer = await ada.wait_for("bob", timeout=GUARD)
+                await until(lambda peer=peer, host=host: host in [each for each, _ in ada._engine.finder.discovery.addresses(peer.key)])
+                bob.sendto(CORE.encode_datagram(0, host.encode()), ("127.0.0.1", udp_port(ada)))
+                got = await ada.receive_datagram(timeout=GUARD)
+                assert got.peer is peer and got.text == host
 
 
 async def test_a_peer_that_announced_no_port_is_refused_before_a_byte_is_sent(free_port):
@@ -189,6 +206,19 @@ async def test_two_classic_peers_at_one_address_are_not_guessed_between(free_por
         classic.sendto(CORE.encode_datagram(fast, b"whose?"), ("127.0.0.1", fast))
         await until(lambda: ada.stats().datagrams_ignored == 1)
         assert ada.stats().datagrams_received == 0
+
+
+async def test_a_peer_that_left_is_a_stranger_again(free_port):
+    """What is kept of peers ends with them."""
+    async with with_classic(free_port, "mac") as (ada, classic, fast):
+        mac, port = ada.peers["mac"], ada.config.discovery_port
+        classic.sendto(encode_announcement(CORE, Announcement(GOODBYE, "mac", 9)), ("127.0.0.1", port))
+        await until(lambda: not ada.peers)
+        classic.sendto(CORE.encode_datagram(fast, b"still me"), ("127.0.0.1", fast))
+        await until(lambda: ada.stats().datagrams_ignored == 1)
+        with pytest.raises(pt.PeerNotFound):
+            ada.send_datagram(mac, b"x")
+        assert not ada._engine.datagrams._senders and not ada._engine.datagrams._places
 
 
 # Strangers and hostile ones

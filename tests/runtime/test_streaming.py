@@ -302,3 +302,44 @@ def test_a_node_that_closes_fails_its_streams_and_counts_no_message_twice(c_core
         return net.trace.hash
 
     simulated(main, seed=8)
+
+
+def test_a_stream_that_finds_the_queue_full_goes_on_when_there_is_room(c_core):
+    """It begins when others have filled the way, and nothing of its own is out that could wake it."""
+
+    async def main(net):
+        a, b = [await net.node(name, core=c_core.name, send_queue_size=1, packing=False) for name in ("a", "b")]
+        net.link(a, b, latency="5ms", bandwidth="20KB/s")
+        peer = await a.connect(b.address)
+        before = 0
+        with pytest.raises(pt.WouldBlock):
+            while True:
+                peer.send_nowait(bytes(500))
+                before += 1
+        async with peer.stream_out(CONTENT[:3000]) as out:
+            assert out.state is pt.StreamState.READY
+            assert await out.finished() is pt.StreamState.COMPLETED
+        assert [len((await b.receive()).data) for _ in range(before + 3)] == [500] * before + [1024, 1024, 952]
+        return net.trace.hash
+
+    simulated(main, seed=9)
+
+
+def test_a_chunk_that_can_never_go_fails_the_stream_and_not_the_connection(c_core):
+    """The peer has lowered its limit while the chunk waited: the rest would be data with a hole."""
+
+    async def main(net):
+        a, b = [await net.node(name, core=c_core.name, packing=False) for name in ("a", "b")]
+        net.link(a, b, latency="5ms", bandwidth="20KB/s")
+        peer = await a.connect(b.address)
+        while peer.queue.bytes == 0:
+            peer.send_nowait(bytes(300))
+        async with peer.stream_out(CONTENT[:3000]) as out:
+            assert out.state is pt.StreamState.SENDING
+            peer.connection.link.max_message = 400
+            with pytest.raises(pt.MessageTooLarge, match="1,024 bytes to peer 'b'"):
+                await out.finished()
+            assert out.state is pt.StreamState.FAILED and peer.connected and peer.stream is None
+        return net.trace.hash
+
+    simulated(main, seed=10)
