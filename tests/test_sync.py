@@ -280,3 +280,16 @@ def test_datagrams_and_streams_have_the_same_names_without_await(core):
         with peer.stream_out(content * 6, lambda sent, total: bob.close_nowait()) as lost, pytest.raises(pt.NetworkError):
             lost.finished(timeout=GUARD)
         assert lost.state is pt.StreamState.FAILED and isinstance(lost.error, pt.NetworkError)
+
+
+def test_a_stream_hears_that_its_node_was_closed():
+    """Whoever asks for it later must not be told that it is on its way."""
+    with Node("ada", **loopback(udp_port=0)) as ada, Node("bob", **loopback(udp_port=0)) as bob:
+        with beside(lambda: bob.receive(timeout=GUARD)):
+            peer = ada.connect(bob.address, timeout=GUARD)
+            peer.send(b"first", timeout=GUARD)
+        with peer.stream_out(bytes(5000)) as out:
+            ada.close(timeout=0.01)
+            assert out.state is pt.StreamState.FAILED and isinstance(out.error, pt.InvalidState)
+            with pytest.raises(pt.InvalidState):
+                out.finished()
