@@ -32,7 +32,7 @@ from .errors import (
     WouldBlock,
     WrongType,
 )
-from .node import Node, Peer
+from .node import Node, Peer, StreamOut
 from .protocol.events import (
     EventsMissed,
     Failed,
@@ -46,7 +46,8 @@ from .protocol.events import (
     Sent,
 )
 from .protocol.peer import PeerState
-from .protocol.wire import Batch, Message
+from .protocol.stream import StreamState
+from .protocol.wire import Batch, Datagram, Message
 from .runtime.peers import BroadcastResult, Peers
 from .runtime.statistics import NodeStatistics, PeerStatistics, QueueStatus
 
@@ -63,10 +64,10 @@ if not TYPE_CHECKING:  # a type checker that sees this takes every misspelt name
 
 
 __all__ = [
-    "AddressInUse", "BadCrc", "BadMagic", "BadVersion", "Batch", "BroadcastResult", "Config", "ConnectionClosed", "ConnectionRefused",
+    "AddressInUse", "BadCrc", "BadMagic", "BadVersion", "Batch", "BroadcastResult", "Config", "ConnectionClosed", "ConnectionRefused", "Datagram",
     "EventsMissed", "Failed", "InternalError", "InvalidArgument", "InvalidState", "LinkFault", "LocalError", "LostReason", "Message",
     "MessageTooLarge", "NetworkError", "NetworkFailure", "NoNetwork", "Node", "NodeStatistics", "NotConnected", "NotSupported",
     "OutOfMemory", "Outcome", "Peer", "PeerConnected", "PeerDisconnected", "PeerFound", "PeerLost", "PeerNotFound", "PeerState",
     "PeerStatistics", "PeerTalkError", "Peers", "PlatformError", "ProtocolError", "QueueEmpty", "QueueStatus", "RemoteError", "Sent",
-    "Timeout", "Truncated", "WouldBlock", "WrongType", "load_config",
+    "StreamOut", "StreamState", "Timeout", "Truncated", "WouldBlock", "WrongType", "load_config",
 ]  # fmt: skip

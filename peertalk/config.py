@@ -135,6 +135,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     )
     port: Annotated[int, _port("TCP port to listen on; 0: any free one.")] = 7354
     discovery_port: Annotated[int, _port("UDP port of discovery; the same for all peers of a network.")] = 7353
+    udp_port: Annotated[int, _port("UDP port of datagrams, one of its own for each node; 0: any free one. To classic peers: also theirs.")] = 7355
     discovery: Annotated[bool, _plain("Announce this node and look for others; off: connect by address only.")] = True
     bind: Annotated[str, _plain("IPv4 address to live on; empty: all.")] = ""
     interfaces: Annotated[tuple[str, ...], _plain("Names of the network interfaces that discovery uses; none given: all.")] = ()

@@ -21,11 +21,14 @@ from typing import Any, Self, TypeVar
 from . import errors
 from .config import Config, load_config, parse_duration
 from .protocol import events
-from .protocol.wire import Batch, Message
+from .protocol.stream import ENDED, StreamState
+from .protocol.wire import Batch, Datagram, Message
+from .runtime.datagrams import Datagrams
 from .runtime.inbox import Inbox
 from .runtime.peers import BroadcastResult, Peers
 from .runtime.remote import Payload, Remote, as_bytes, payload_of
 from .runtime.statistics import MemoryReport, NodeStatistics
+from .runtime.streaming import Outgoing, Progress
 from .runtime.transport import Transport
 from .runtime.worker import Worker
 from .runtime.world import Address, World, check_address
@@ -153,6 +156,23 @@ class Peer(Remote):
                 while (left := inbox.take_lot()) is not None:
                     self.transport.inbox.put(left[0], left[1], sum(map(len, left[1])))
 
+    def stream_out(self, data: Payload, progress: Progress | None = None) -> StreamOut:
+        """A stream: much data in parts, with progress, that can be given up. The peer receives the parts as ordinary messages, in order, with
+        nothing to mark them; other messages may come between.
+
+        Args:
+            data: 1 to 65,536 bytes. It is copied.
+            progress: called on the node's loop as progress(bytes sent, all bytes). What it raises ends the stream.
+
+        Returns:
+            A context manager: `async with peer.stream_out(data) as out: await out.finished()`. Leaving the block early cancels it.
+
+        Raises:
+            InvalidArgument, MessageTooLarge, WrongType: data cannot be a stream.
+            On entering: NotConnected; WouldBlock, reason "busy": one at a time for each peer.
+        """
+        return StreamOut(self, data, progress)
+
     # How a message is accepted ----------------------------------------------------------------------------------------------------------------------
 
     async def _send_in_line(self, payload: bytes | bytearray | memoryview, no_delay: bool, connect: bool, timeout: float | str | None) -> int:
@@ -219,6 +239,7 @@ class Peer(Remote):
 
     def on_lost(self, error: errors.PeerTalkError) -> None:
         """The link is gone: those who wait hear why."""
+        super().on_lost(error)
         for waiter in self._waiters or ():
             if not waiter.done():
                 waiter.set_exception(error)
@@ -275,6 +296,49 @@ class _Place:
             _seen(self._mine)
             if not self._peer.transport.closed:
                 self._peer.transport.pump(self._peer)
+
+
+class StreamOut(Outgoing):
+    """A stream to a peer, on its way inside its `async with` block; made by Peer.stream_out(). On the node's loop only.
+
+    peer; state: a StreamState; sent and total: bytes; error: what it failed of.
+    """
+
+    def __init__(self, peer: Peer, data: Payload, progress: Progress | None) -> None:
+        super().__init__(peer, data, progress)
+        self._waiting: list[asyncio.Future[None]] = []
+
+    async def finished(self, *, timeout: float | str | None = None) -> StreamState:
+        """Wait until the stream has ended: COMPLETED (the system took its last byte) or CANCELLED. When this call is cancelled or its time is up
+        the stream goes on; leaving the block cancels it.
+
+        Raises:
+            Timeout. InvalidState: it was not started.
+            ConnectionClosed, or whatever else it failed of.
+        """
+        if self.state not in ENDED:
+            self.check_begun()
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(done)
+            try:
+                await _within(done, timeout, f"the stream to peer {self.peer.name!r} did not end", self.peer.name)
+            finally:
+                self._waiting.remove(done)
+        if self.error is not None:
+            raise self.error
+        return self.state
+
+    def on_end(self) -> None:
+        """Wakes those who wait for the end."""
+        for done in self._waiting:
+            _settle(done)
+
+    async def __aenter__(self) -> Self:
+        self.begin()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.cancel()
 
 
 class Node:
@@ -507,6 +571,42 @@ class Node:
                 continue
             yield Batch(got[0], got[1])  # type: ignore[arg-type]
 
+    def send_datagram(self, peer: Peer, data: Payload) -> bool:
+        """Send one datagram to a known peer, connected or not. It may be lost, come twice or overtake others; nobody is told. Never waits. On the
+        node's loop only.
+
+        Args:
+            data: 0 to 1,392 bytes.
+
+        Returns:
+            Whether the system took it; if not it is gone. stats() counts both.
+
+        Raises:
+            MessageTooLarge, WrongType: it cannot be a datagram.
+            NotSupported: the peer hears none. PeerNotFound: it is not known any more.
+        """
+        return self._engine.datagrams.send(peer, data)
+
+    async def receive_datagram(self, *, timeout: float | str | None = None) -> Datagram[Peer]:
+        """The next datagram from anybody known. 256 wait at most, then the oldest give way. Cancelled or timed out, none is lost.
+
+        Raises:
+            Timeout, InvalidState (the node is closed).
+        """
+        datagrams = self._engine.datagrams
+        peer, data = await _within(_taken(self._engine, datagrams, datagrams.take), timeout, "no datagram came")
+        return Datagram(peer, data)  # type: ignore[arg-type]
+
+    async def datagrams(self) -> AsyncIterator[Datagram[Peer]]:
+        """Datagrams from anybody known, as they come; ends when the node is closed. Several consumers may iterate: each goes to one of them."""
+        engine = self._engine
+        while True:
+            got = engine.datagrams.take()
+            if got is not None:
+                yield Datagram(got[0], got[1])  # type: ignore[arg-type]
+            elif not await _arrival(engine, engine.datagrams):
+                return
+
     def events(self) -> _EventStream:
         """What happens, from now on: an async iterator of event values. Each stream gets every event; one that is read too slowly gets EventsMissed.
 
@@ -630,14 +730,14 @@ async def _messages(engine: Transport, inbox: Inbox) -> AsyncIterator[Message[Pe
             inbox.advance()
 
 
-async def _taken(engine: Transport, inbox: Inbox, take: Callable[[], T | None]) -> T:
+async def _taken(engine: Transport, inbox: Inbox | Datagrams, take: Callable[[], T | None]) -> T:
     while (got := take()) is None:
         if not await _arrival(engine, inbox):
             engine.check_open()
     return got
 
 
-async def _arrival(engine: Transport, inbox: Inbox) -> bool:
+async def _arrival(engine: Transport, inbox: Inbox | Datagrams) -> bool:
     """Wait until something has come. False: the engine is closed, nothing will."""
     if engine.closed:
         return False

@@ -23,10 +23,12 @@ from typing import Any, TypeVar
 from . import errors
 from .config import Config, load_config, parse_duration
 from .protocol import events
-from .protocol.wire import Batch, Message
+from .protocol.stream import ENDED, StreamState
+from .protocol.wire import Batch, Datagram, Message
 from .runtime.peers import BroadcastResult, Peers
 from .runtime.remote import Payload, Remote, as_bytes, payload_of
 from .runtime.statistics import MemoryReport, NodeStatistics
+from .runtime.streaming import Outgoing, Progress
 from .runtime.transport import Transport
 from .runtime.world import Address, World, check_address
 
@@ -131,8 +133,20 @@ class Peer(Remote):
             self.transport.switchboard.leave(self)
             turn_until(lambda: self.connection is None, timeout, f"peer {self.name!r} did not close its side", self.name)
 
+    def stream_out(self, data: Payload, progress: Progress | None = None) -> StreamOut:
+        """A stream of 1 to 65,536 bytes in parts, which the peer receives as ordinary messages: `with peer.stream_out(data) as out: out.finished()`.
+        Leaving the block early cancels it. progress is called as progress(bytes sent, all bytes) inside a method of the node: it may cancel the
+        stream, but call nothing else of the node.
+
+        Raises:
+            InvalidArgument, MessageTooLarge, WrongType: data cannot be a stream.
+            On entering: NotConnected; WouldBlock, reason "busy": one at a time for each peer.
+        """
+        return StreamOut(self, data, progress)
+
     def on_lost(self, error: errors.PeerTalkError) -> None:
         """The link is gone: who waits for room hears why."""
+        super().on_lost(error)
         self._lost = error
 
     def _connect_in_time(self, turn_until: TurnUntil, connect: bool, timeout: float | str | None) -> None:
@@ -159,6 +173,46 @@ class Peer(Remote):
 
 
 TurnUntil = Callable[..., None]
+
+
+class StreamOut(Outgoing):
+    """A stream to a peer, on its way inside its `with` block while the node is turned; made by Peer.stream_out().
+
+    peer; state: a StreamState; sent and total: bytes; error: what it failed of.
+    """
+
+    _peer: Peer
+
+    def finished(self, *, timeout: float | str | None = None) -> StreamState:
+        """Turn the node until the stream has ended: COMPLETED (the system took its last byte) or CANCELLED.
+
+        Raises:
+            Timeout: it goes on; leaving the block cancels it. InvalidState: it was not started, or the node is closed.
+            ConnectionClosed, or whatever else it failed of.
+        """
+        self.check_begun()
+        if self.state not in ENDED:
+            with self._peer._node._turning() as turn_until:
+                turn_until(lambda: self.state in ENDED, timeout, f"the stream to peer {self._peer.name!r} did not end", self._peer.name)
+        if self.error is not None:
+            raise self.error
+        return self.state
+
+    def cancel(self) -> None:
+        """Send no more of it. What was accepted before (at most 4 chunks) still leaves. Does nothing to one that has ended."""
+        if self._telling:  # inside progress: this thread holds the lock
+            super().cancel()
+        else:
+            with self._peer._node._held():
+                super().cancel()
+
+    def __enter__(self) -> StreamOut:
+        with self._peer._node._held():
+            self.begin()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.cancel()
 
 
 class Node:
@@ -393,6 +447,30 @@ class Node:
                 peer, payloads = self._taken(self._engine.inbox.take_lot, timeout)
                 yield Batch(peer, payloads)  # type: ignore[arg-type]
 
+    def send_datagram(self, peer: Peer, data: Payload) -> bool:
+        """Send one datagram to a known peer, connected or not: 0 to 1,392 bytes that may be lost. False: the system did not take it.
+
+        Raises:
+            MessageTooLarge, WrongType, NotSupported, PeerNotFound: nothing was sent.
+        """
+        with self._held():
+            return self._engine.datagrams.send(peer, data)
+
+    def receive_datagram(self, *, timeout: float | str | None = None) -> Datagram[Peer]:
+        """The next datagram from anybody known. 256 wait at most between calls, then the oldest give way.
+
+        Raises:
+            Timeout, InvalidState (the node is closed).
+        """
+        peer, data = self._taken(self._engine.datagrams.take, timeout, "no datagram came")
+        return Datagram(peer, data)  # type: ignore[arg-type]
+
+    def datagrams(self, *, timeout: float | str | None = None) -> Iterator[Datagram[Peer]]:
+        """Datagrams from anybody known, until none came for timeout seconds."""
+        with contextlib.suppress(errors.Timeout):
+            while True:
+                yield self.receive_datagram(timeout=timeout)
+
     def events(self, *, timeout: float | str | None = 0.0) -> Iterator[Event]:
         """What has happened since the last call (since the first call, for the first), and what happens until nothing did for timeout seconds.
 
@@ -430,7 +508,7 @@ class Node:
             raise errors.InvalidState(f"node {self.config.name!r} is not started")
         return self._transport.memory()
 
-    def _taken(self, take: Callable[[], T | None], timeout: float | str | None) -> T:
+    def _taken(self, take: Callable[[], T | None], timeout: float | str | None, what: str = "no message came") -> T:
         got: list[T] = []
 
         def taken() -> bool:
@@ -442,7 +520,7 @@ class Node:
         with self._turning() as turn_until:
             if not taken():
                 self._engine.turn()
-                turn_until(taken, timeout, "no message came")
+                turn_until(taken, timeout, what)
         return got[0]
 
     def _keep_event(self, event: Event) -> None:

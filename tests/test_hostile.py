@@ -237,3 +237,21 @@ async def test_a_flood_of_control_frames_costs_no_memory(core):
                     left = left[asking.send(left) :]
                 await asyncio.sleep(0)
             assert target.stats().pool_peak_bytes <= pool + (core.limits.pipeline_depth + 2) * core.limits.slot_size + 100_000
+
+
+async def test_a_flood_of_datagrams_costs_bounded_memory_and_messages_still_pass(core, rounds):
+    """The port is open to all: strangers are not even decoded, and who is known fills one short queue."""
+    async with pt.Node("bob", bind="127.0.0.1", port=0, udp_port=0, discovery=False, core=core.name) as bob:
+        async with pt.Node("ada", bind="127.0.0.1", port=0, udp_port=0, discovery=False, core=core.name) as ada:
+            peer = await ada.connect(bob.address, timeout=GUARD)
+            target = ("127.0.0.1", bob._engine.datagrams.port)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+                for number in range(rounds(3_000, 100_000)):
+                    stranger.sendto(random.randbytes(random.randrange(1, 1500)), target)
+                    ada.send_datagram(peer, bytes(1392))
+                    if number % 300 == 0:
+                        await peer.send(b"through")
+                        assert (await bob.receive(timeout=GUARD)).data == b"through"
+            counted = bob.stats()
+            assert counted.datagrams_ignored > 0 and counted.datagrams_received - counted.datagrams_overflowed <= 256
+            assert counted.bad_frames == 0 and counted.links_open == 1

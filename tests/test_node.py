@@ -906,3 +906,56 @@ async def test_a_port_that_is_taken_is_an_error_when_it_was_asked_for_and_gives_
             await pt.Node("ada", **announcing(port)).start()
     async with pt.Node("ada", **announcing(port)):
         pass  # nothing stayed open
+
+
+# Datagrams and streams: what the front door adds to tests/runtime/test_datagrams.py and test_streaming.py
+
+
+async def test_a_stream_between_two_nodes_arrives_whole_and_tells_of_its_progress(core):
+    """The receiver needs no other call than for messages."""
+    content = bytes(range(256)) * 256
+    async with pair(core=core.name) as (_, bob, peer):
+        steps = []
+        async with peer.stream_out(content, lambda sent, total: steps.append((sent, total))) as out:
+            assert await out.finished(timeout=GUARD) is pt.StreamState.COMPLETED
+            assert await out.finished() is pt.StreamState.COMPLETED and (out.peer, out.sent, out.error) == (peer, 65_536, None)
+        data = b""
+        while len(data) < len(content):
+            data += (await bob.receive(timeout=GUARD)).data
+        assert data == content and steps[-1] == (65_536, 65_536) and len(steps) > 8
+        assert peer.stats().messages_sent == 64
+
+
+async def test_a_stream_that_cannot_be_is_refused_before_anything_is_sent(core):
+    """Each refusal says what to do."""
+    async with pair(core=core.name) as (_, _, peer):
+        with pytest.raises(pt.InvalidArgument, match="0 bytes"):
+            peer.stream_out(b"")
+        with pytest.raises(pt.MessageTooLarge, match="65,536"):
+            peer.stream_out(bytes(65_537))
+        with pytest.raises(pt.WrongType):
+            peer.stream_out(3)
+        with pytest.raises(pt.InvalidState, match="enter its block"):
+            await peer.stream_out(b"x").finished()
+        async with peer.stream_out(bytes(65_536)) as out:
+            with pytest.raises(pt.WouldBlock, match="one at a time"):
+                async with peer.stream_out(b"x"):
+                    pass
+            out.cancel()
+            async with peer.stream_out(b"x") as following:
+                assert await following.finished(timeout=GUARD) is pt.StreamState.COMPLETED
+        await peer.disconnect(timeout=GUARD)
+        with pytest.raises(pt.NotConnected):
+            async with peer.stream_out(b"x"):
+                pass
+
+
+async def test_a_cancelled_wait_for_a_datagram_loses_none(core):
+    """As with messages: a time-out is no thief."""
+    async with pair(core=core.name, udp_port=0) as (ada, bob, peer):
+        waiting = asyncio.ensure_future(bob.receive_datagram())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert ada.send_datagram(peer, b"still there")
+        assert (await bob.receive_datagram(timeout=GUARD)).data == b"still there"

@@ -252,3 +252,44 @@ def test_ctrl_c_ends_a_call_that_waits_without_end(core, start_python):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=GUARD)
     assert (out, process.returncode) == ("interrupted\n", 0), err
+
+
+def test_datagrams_and_streams_have_the_same_names_without_await(core):
+    """Two nodes on one thread: each is turned by its own calls."""
+    content = bytes(range(256)) * 40
+    with Node("ada", **loopback(core=core.name, udp_port=0)) as ada, Node("bob", **loopback(core=core.name, udp_port=0)) as bob, beside(
+        lambda: bob.receive(timeout=GUARD)
+    ) as first:
+        peer = ada.connect(bob.address, timeout=GUARD)
+        peer.send(b"first", timeout=GUARD)
+        back = first.result(GUARD).peer
+        assert ada.send_datagram(peer, b"fast") and bob.receive_datagram(timeout=GUARD).text == "fast"
+        assert bob.send_datagram(back, b"back") and [each.data for each in ada.datagrams(timeout=0.05)] == [b"back"]
+        with pytest.raises(pt.Timeout, match="no datagram came"):
+            bob.receive_datagram(timeout=0.001)
+        steps = []
+        with beside(lambda: b"".join(message.data for message in bob.messages(timeout=0.5))) as data:
+            with peer.stream_out(content, lambda sent, total: steps.append(sent)) as out:
+                assert out.finished(timeout=GUARD) is pt.StreamState.COMPLETED
+        assert data.result(GUARD) == content and steps[-1] == out.sent == out.total == 10_240
+        with peer.stream_out(content, lambda sent, total: stopping.cancel()) as stopping:
+            assert stopping.finished(timeout=GUARD) is pt.StreamState.CANCELLED
+        with peer.stream_out(content) as left:
+            pass
+        assert left.state is pt.StreamState.CANCELLED and left.finished() is pt.StreamState.CANCELLED
+        with peer.stream_out(content * 6, lambda sent, total: bob.close_nowait()) as lost, pytest.raises(pt.NetworkError):
+            lost.finished(timeout=GUARD)
+        assert lost.state is pt.StreamState.FAILED and isinstance(lost.error, pt.NetworkError)
+
+
+def test_a_stream_hears_that_its_node_was_closed():
+    """Whoever asks for it later must not be told that it is on its way."""
+    with Node("ada", **loopback(udp_port=0)) as ada, Node("bob", **loopback(udp_port=0)) as bob:
+        with beside(lambda: bob.receive(timeout=GUARD)):
+            peer = ada.connect(bob.address, timeout=GUARD)
+            peer.send(b"first", timeout=GUARD)
+        with peer.stream_out(bytes(5000)) as out:
+            ada.close(timeout=0.01)
+            assert out.state is pt.StreamState.FAILED and isinstance(out.error, pt.InvalidState)
+            with pytest.raises(pt.InvalidState):
+                out.finished()

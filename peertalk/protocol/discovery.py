@@ -45,7 +45,7 @@ class Found(msgspec.Struct, frozen=True):
 
 
 class Changed(msgspec.Struct, frozen=True):
-    """A known peer announced something else than before, or is now best reached at another address."""
+    """A known peer announced something else than before, is now best reached at another address, or was heard at one more."""
 
     key: Key
     announcement: Announcement
@@ -87,6 +87,11 @@ class _Entry:
         self.held = False
         self.departed = False  # said goodbye while held, and was not heard since
         self.addresses: list[tuple[str, float]] = []
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """Where it was heard."""
+        return frozenset(host for host, _ in self.addresses)
 
 
 class _Source:
@@ -314,13 +319,13 @@ class Discovery:
         entry.departed = False
         if not entry.held:
             self._move_to_end(entry)
-        before = entry.announcement, self._preferred(entry)
+        before = entry.announcement, self._preferred(entry), entry.hosts
         entry.announcement = announcement
         self._place(entry, host, now)
-        after = announcement, self._preferred(entry)
-        if after != before:
+        preferred = self._preferred(entry)
+        if (announcement, preferred, entry.hosts) != before:
             kind = Found if isinstance(self._news.get(key), Found) else Changed
-            self._news[key] = kind(key, *after)
+            self._news[key] = kind(key, announcement, preferred)
 
     def _make_room(self, host: str, now: float) -> _Source | None:
         """The source that a new entry from this address will belong to, once there is a place for it; None: there is none."""

@@ -109,6 +109,24 @@ class Batch(msgspec.Struct, Generic[P], frozen=True, eq=False, gc=False):
         return (Message(peer, payload) for payload in self.payloads)
 
 
+class Datagram(msgspec.Struct, Generic[P], frozen=True, eq=False, gc=False):
+    """One received datagram: who sent it, as far as its address tells, and its 0 to 1,392 bytes. It may have overtaken others, or come twice."""
+
+    peer: P
+    data: bytes
+
+    @property
+    def text(self) -> str:
+        """The data as UTF-8. Raises UnicodeDecodeError where it is none."""
+        return self.data.decode()
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __bool__(self) -> bool:
+        return True
+
+
 class Announcement(msgspec.Struct, frozen=True):
     """What a discovery packet says.
 

@@ -38,8 +38,8 @@ class Finder:
         config = transport.config
         self.transport = transport
         self.discovery = Discovery(
-            transport.core, instance=transport.instance, name=config.name, port=transport.port, announce_interval=config.announce_interval,
-            peer_timeout=config.peer_timeout, max_peers=config.max_peers,
+            transport.core, instance=transport.instance, name=config.name, port=transport.port, datagram_port=transport.datagrams.port,
+            announce_interval=config.announce_interval, peer_timeout=config.peer_timeout, max_peers=config.max_peers,
         )  # fmt: skip
         self._interfaces = interfaces
         self._narrowed = bool(config.bind or config.interfaces)

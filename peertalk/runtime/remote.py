@@ -14,6 +14,7 @@ from .inbox import Inbox
 from .statistics import PeerStatistics, QueueStatus
 
 if TYPE_CHECKING:
+    from .streaming import Outgoing
     from .transport import Timer, Transport
 
 Payload = bytes | bytearray | memoryview | str
@@ -68,7 +69,7 @@ class Remote(Peer):
 
     __slots__ = (
         "afar", "attempts", "connection", "early", "failed", "former", "inbox", "quick", "reaching", "received", "received_bytes",
-        "retry", "transport",
+        "retry", "stream", "transport",
     )  # fmt: skip
 
     transport: Transport
@@ -88,6 +89,8 @@ class Remote(Peer):
         self.attempts = 0
         self.early: list[tuple[int, int, Any]] | None = None
         """Outcomes that came before those of earlier messages: (first, last, event), in order."""
+        self.stream: Outgoing | None = None
+        """The stream to it that is on its way."""
         self.failed = 0
         self.received = 0
         self.received_bytes = 0
@@ -102,9 +105,13 @@ class Remote(Peer):
         """The engine has room for more messages to this peer."""
         if self.afar:
             self.take_from_afar()
+        if self.stream is not None:
+            self.stream.go_on()
 
     def on_lost(self, error: errors.PeerTalkError) -> None:
         """The link is gone: whoever waits for room must hear why."""
+        if self.stream is not None:
+            self.stream.lost(error)
 
     @property
     def queued(self) -> int:

@@ -385,6 +385,14 @@ class SimulatedWorld(World):
         """As World.datagram_socket()."""
         return self.host.datagram(port)
 
+    def unicast_socket(self, bind: str, port: int, give_way: bool) -> Any:
+        """As World.unicast_socket(); each node has a machine of its own here."""
+        return self.host.datagram(port)
+
+    def send_to(self, sender: Any, packet: bytes, address: Address) -> bool:
+        """As World.send_to()."""
+        return bool(sender.sendto(packet, address))
+
     def broadcast(self, sender: Any, packet: bytes, port: int, interfaces: list[Interface], narrowed: bool, bind: str = "") -> int:
         """As World.broadcast()."""
         return sum(bool(sender.sendto(packet, (interface.broadcast, port))) for interface in interfaces if not interface.address.startswith("127."))

@@ -49,7 +49,9 @@ class NodeStatistics(msgspec.Struct, frozen=True):
     crc_errors: those of them by their checksum; frames_ignored: frames that brought nothing: of a kind that this version
     does not use, or a CAPABILITY, fragment or batch that is not as it must be; inbox_bytes: cost in bytes of
     messages not yet taken; pauses: times that a link was paused because the inbox was full; turns: turns of the loop; peers: known now;
-    pool_bytes, pool_peak_bytes: memory of slots and staging buffers in C, bytes.
+    pool_bytes, pool_peak_bytes: memory of slots and staging buffers in C, bytes; datagrams_sent: datagrams that the system took;
+    datagrams_refused: those that it did not take, which are gone; datagrams_received: those of known peers; datagrams_ignored: those that were
+    malformed, too long or of nobody known; datagrams_overflowed: those received that were not taken in time and gave way to newer ones.
     """
 
     messages_accepted: int
@@ -76,6 +78,11 @@ class NodeStatistics(msgspec.Struct, frozen=True):
     peers: int
     pool_bytes: int
     pool_peak_bytes: int
+    datagrams_sent: int
+    datagrams_refused: int
+    datagrams_received: int
+    datagrams_ignored: int
+    datagrams_overflowed: int
 
 
 class MemoryUse(msgspec.Struct, frozen=True):
@@ -97,7 +104,8 @@ class LinkTotals:
     """Sums that outlive the links and peers that they come from. Units as in NodeStatistics."""
 
     __slots__ = (
-        "abandoned", "accepted", "bytes_received", "bytes_sent", "failed", "high_water", "ignored", "opened", "pauses",
+        "abandoned", "accepted", "bytes_received", "bytes_sent", "datagrams_ignored", "datagrams_overflowed", "datagrams_received",
+        "datagrams_refused", "datagrams_sent", "failed", "high_water", "ignored", "opened", "pauses",
         "payload_received", "payload_sent", "reads", "received",
         "sent", "writes",
     )  # fmt: skip
@@ -111,6 +119,11 @@ class LinkTotals:
     accepted: int
     bytes_received: int
     bytes_sent: int
+    datagrams_ignored: int
+    datagrams_overflowed: int
+    datagrams_received: int
+    datagrams_refused: int
+    datagrams_sent: int
     failed: int
     high_water: int
     ignored: int
@@ -152,5 +165,6 @@ class LinkTotals:
             messages_per_write=now.accepted / now.writes if now.writes else 0.0, slots_high_water=now.high_water,
             links_open=links_open, links_opened=now.opened, links_refused=links_refused, bad_frames=loop.bad_frames, crc_errors=loop.crc_errors,
             frames_ignored=now.ignored, inbox_bytes=inbox_bytes, pauses=now.pauses, turns=loop.turns, peers=peers, pool_bytes=pool.bytes,
-            pool_peak_bytes=pool.peak_bytes,
+            pool_peak_bytes=pool.peak_bytes, datagrams_sent=now.datagrams_sent, datagrams_refused=now.datagrams_refused,
+            datagrams_received=now.datagrams_received, datagrams_ignored=now.datagrams_ignored, datagrams_overflowed=now.datagrams_overflowed,
         )  # fmt: skip

@@ -58,7 +58,7 @@ class Switchboard:
         port: int = self._listener.getsockname()[1]
         self._listening = transport.watch(self._listener, values.READ, self._accept)
         largest = transport.max_message
-        ours = Capabilities(largest, min(1024, largest), 0, 0, transport.instance, config.name, port, None)
+        ours = Capabilities(largest, min(1024, largest), 0, 0, transport.instance, config.name, port, transport.datagrams.port)
         self._greeting = encode_capabilities(transport.core, ours)
         transport.after(config.link_timeout / 3, self._look_for_silence)
         return port
@@ -405,6 +405,7 @@ class Switchboard:
         connection.link.max_message = min(self.transport.max_message, limit)
         connection.base = peer.handed
         peer.connection = connection
+        self.transport.datagrams.place(peer)
         peer.attempts = 0
         self.transport.cancel(peer.retry)
         peer.retry = None

@@ -26,6 +26,7 @@ from ..protocol.discovery import Changed, Found, Gone
 from ..protocol.outbox import Outbox
 from ..protocol.peer import Peer, PeerState
 from ..protocol.wire import INSTANCE_SIZE
+from .datagrams import Datagrams
 from .finder import Finder
 from .inbox import Inbox
 from .remote import Remote
@@ -110,6 +111,7 @@ class Transport:
         self.loop: Any = world.make_loop(core, config)
         self.switchboard = Switchboard(self)
         self.connections = self.switchboard.connections
+        self.datagrams = Datagrams(self)
 
     # Life ---------------------------------------------------------------------------------------------------------------------------------------
 
@@ -122,6 +124,7 @@ class Transport:
         config = self.config
         try:
             interfaces = self.world.interfaces(tuple(config.interfaces), config.bind)
+            self.datagrams.open()
             self.port = self.switchboard.listen()
             if config.discovery:
                 self.finder = Finder(self, interfaces)
@@ -262,6 +265,7 @@ class Transport:
         for peer in self.peers.values():
             peer.tell_reaching(errors.InvalidState(f"node {self.config.name!r} is closed"))
         self.switchboard.stop_listening()
+        self.datagrams.close()
         if self.finder is not None:
             self.finder.close()
             self.finder = None
@@ -335,6 +339,8 @@ class Transport:
                 self.totals.sent += count
                 if first == peer.reported + 1 and not peer.early:
                     peer.reported = last
+                    if peer.stream is not None:
+                        peer.stream.told(first, last, None)
                     if self.publish is not None:
                         self.publish(events.Sent(peer, first, last))
                 else:
@@ -440,7 +446,9 @@ class Transport:
         """Tell an outcome in its place: those of the messages before it may still be out, on a connection that retires."""
         early = peer.early = sorted([*(peer.early or ()), (first, last, event)], key=lambda each: each[0])
         while early and early[0][0] == peer.reported + 1:
-            _, peer.reported, told = early.pop(0)
+            first, peer.reported, told = early.pop(0)
+            if peer.stream is not None:
+                peer.stream.told(first, peer.reported, told.error if isinstance(told, events.Failed) else None)
             if self.publish is not None:
                 self.publish(told)
         if not early:
@@ -487,6 +495,7 @@ class Transport:
         """Have it in the table, which it was not in, and report it as found; returns it."""
         self.peers[peer.key] = peer
         self.peers_version += 1
+        self.datagrams.place(peer)
         self.emit(events.PeerFound, peer)
         return peer
 
@@ -495,6 +504,7 @@ class Transport:
         if self.peers.get(peer.key) is peer and peer.connection is None:
             del self.peers[peer.key]
             self.peers_version += 1
+            self.datagrams.displace(peer)
             if reason is not None:
                 self.emit(events.PeerLost, peer, reason)
 
@@ -518,6 +528,7 @@ class Transport:
                 peer.address = event.address
             self.peers_version += 1
         peer.flags = event.announcement.flags
+        self.datagrams.place(peer)
 
     def gone(self, event: Gone) -> None:
         """Discovery has forgotten a peer."""

@@ -118,7 +118,7 @@ class World:
             AddressInUse: the port is taken and must not give way.
             NoNetwork: bind is no address of this machine.
         """
-        listener = _stream_socket()
+        listener = _open_socket(socket.SOCK_STREAM)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -160,7 +160,7 @@ class World:
         Raises:
             NetworkFailure: the system refused at once (no route, out of descriptors).
         """
-        connection = _stream_socket()
+        connection = _open_socket(socket.SOCK_STREAM)
         try:
             if bind:
                 connection.bind((bind, 0))
@@ -224,6 +224,34 @@ class World:
             raise _bind_error(error, "UDP port", "", port, "discovery_port") from error
         return listener
 
+    def unicast_socket(self, bind: str, port: int, give_way: bool) -> socket.socket:
+        """A socket that alone has a UDP port of bind (empty: all addresses). give_way: take a free port when port is taken.
+
+        Raises:
+            AddressInUse: the port is taken and must not give way.
+            NoNetwork: bind is no address of this machine.
+        """
+        listener = _open_socket(socket.SOCK_DGRAM)
+        try:
+            try:
+                listener.bind((bind, port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or not give_way:
+                    raise
+                listener.bind((bind, 0))
+            return listener
+        except OSError as error:
+            listener.close()
+            raise _bind_error(error, "UDP port", bind, port, "udp_port") from error
+
+    def send_to(self, sender: socket.socket, packet: bytes, address: Address) -> bool:
+        """Send one datagram. False: the system did not take it (no room, no route); it is gone."""
+        try:
+            sender.sendto(packet, address)
+        except OSError:
+            return False
+        return True
+
     def broadcast(self, sender: socket.socket, packet: bytes, port: int, interfaces: list[Interface], narrowed: bool, bind: str = "") -> int:
         """Send a packet to everybody: the subnet broadcast of each interface and, unless narrowed, 255.255.255.255. Returns how many sends the
         system took; what it refused (no route, cable out) is not an error: the next announcement tries again."""
@@ -277,13 +305,13 @@ def _owns(interface: Interface, address: str) -> bool:
     return interface.address == address
 
 
-def _stream_socket() -> socket.socket:
+def _open_socket(kind: int) -> socket.socket:
     try:
-        connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        opened = socket.socket(socket.AF_INET, kind)
     except OSError as error:
         raise errors.PlatformError(f"cannot open a socket: {error.strerror}") from error
-    connection.setblocking(False)
-    return connection
+    opened.setblocking(False)
+    return opened
 
 
 def _send(sender: socket.socket, packet: bytes, address: Address, interface: Interface | None, bind: str) -> int:
@@ -303,7 +331,7 @@ def _bind_error(error: OSError, what: str, bind: str, port: int, option: str) ->
     if error.errno == errno.EADDRINUSE:
         return errors.AddressInUse(
             f"{where} is taken by another program; choose another with Config.{option} (PEERTALK_{option.upper()}), 0 for any free one"
-            if option == "port"
+            if option in ("port", "udp_port")
             else f"{where} is taken by a program that does not share it; choose another with Config.{option} (PEERTALK_{option.upper()})"
         )
     if error.errno == errno.EADDRNOTAVAIL:

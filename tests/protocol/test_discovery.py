@@ -383,6 +383,17 @@ def test_what_a_known_peer_changes_is_reported_once(core):
     assert discovery.announcement(instance(1)) == latest
 
 
+def test_one_more_address_of_a_peer_is_told_once_and_moves_nothing(core):
+    """Its datagrams may come from there; where it is dialled stays the same."""
+    discovery = make(core)
+    for now in range(6):
+        for host in ("10.0.0.2", "192.168.1.2", "172.16.0.2")[: 1 + now // 2]:
+            discovery.receive(packet(core, who=1), (host, 7353), float(now))
+        told = [(type(event), event.address[0]) for event in news(discovery)]
+        assert told == ([(Found if now == 0 else Changed, "10.0.0.2")] if now % 2 == 0 else [])
+    assert {host for host, _ in discovery.addresses(instance(1))} == {"10.0.0.2", "192.168.1.2", "172.16.0.2"}
+
+
 def test_a_classic_peer_is_known_by_address_and_port(core):
     """It has nothing else; two of them on one host differ by port, and their names may be the same."""
     discovery = make(core)

@@ -63,6 +63,7 @@ class MadeUpEngine:
     def __init__(self, **options):
         self.config = Config(name="ada", discovery_port=7000, **options)
         self.core, self.instance, self.port = CORE, OURS, 7354
+        self.datagrams = types.SimpleNamespace(port=7355)
         self.world = MadeUpWorld()
         self.timers = []
         self.watched = []
