@@ -29,6 +29,8 @@ NAME_MAX_BYTES = 31
 """Longest peer name that the discovery packet has room for, in bytes of UTF-8."""
 
 CORES = ("standard", "lowmem", "reference")
+FULL = ("wait", "sync")
+"""What send() does when every slot is taken."""
 
 _EMBEDDED: Mapping[str, object] = {"core": "lowmem", "max_peers": 4, "pipeline_depth": 2}
 PROFILES: Mapping[str, Mapping[str, object]] = {"embedded": _EMBEDDED, "lowmem": _EMBEDDED}
@@ -144,6 +146,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     max_peers: Annotated[int, _count(1, 65535, "peers", "Peers known at the same time, connected or not.")] = 1024
     pipeline_depth: Annotated[int, _count(1, 64, "writes", "Slots of each connection, up to 64 KiB each. Lowmem core by default: 2 of 4 KiB.")] = 8
     async_send: Annotated[bool, _plain("Several writes in flight for each connection; off: each write ends before the next begins.")] = True
+    when_full: Annotated[str, _plain("Every slot taken: wait (in the outbox), or sync (block; peertalk.sync and simulated nodes).")] = "wait"
     send_queue_size: Annotated[int, _count(1, 1_000_000, "messages", "Messages that may wait for one peer before send() waits.")] = 1024
     send_queue_bytes: Annotated[int, _bytes(1024, 1024**3, "Payload that may wait for one peer before send() waits.")] = 1024**2
     receive_queue_bytes: Annotated[int, _bytes(1024, 1024**3, "Payload that may wait for the application before senders are slowed.")] = 4 * 1024**2
@@ -279,6 +282,8 @@ def _check_text(setting: Setting, value: str, origin: str) -> None:
         raise InvalidArgument(f"{origin}: core must be {', '.join(CORES[:-1])} or {CORES[-1]}, or empty for the best that was built")
     elif setting.name == "profile" and value not in ("", *PROFILES):
         raise InvalidArgument(f"{origin}: profile must be {' or '.join(PROFILES)}, or empty for none")
+    elif setting.name == "when_full" and value not in FULL:
+        raise InvalidArgument(f"{origin}: when_full must be wait (messages wait in the outbox) or sync (send() blocks until the slots have drained)")
     elif setting.name == "bind" and value:
         try:
             ipaddress.IPv4Address(value)

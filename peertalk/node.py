@@ -353,7 +353,7 @@ class Node:
         options: any field of Config.
 
     Raises:
-        InvalidArgument: an option is out of its bounds; says which, and where it came from.
+        InvalidArgument: an option is out of its bounds, or would stop the asyncio loop (when_full "sync"); says which, and where it came from.
     """
 
     def __init__(self, name: str | None = None, *, config: Config | None = None, world: World | None = None, **options: Any) -> None:
@@ -361,6 +361,9 @@ class Node:
             config = load_config(**options) if name is None else load_config(name=name, **options)
         elif options or name is not None:
             raise errors.InvalidArgument("give a Config or options, not both")
+        if config.when_full == "sync" and world is None:
+            text = f"when_full='sync' ({config.explain()['when_full'][1]}): a blocking send would stop the whole asyncio loop"
+            raise errors.InvalidArgument(f"{text}; leave it at 'wait', or use peertalk.sync.Node, which blocks only whoever called it")
         self.config = config
         self._world = World() if world is None else world
         self._transport: Transport | None = None

@@ -500,6 +500,30 @@ async def full_pipeline(stage: Stage) -> None:
     stage.expect_all(a, peer, b)
 
 
+@scenario("every slot is taken, and sends block until they have drained")
+async def blocking_sends(stage: Stage) -> None:
+    """Config.when_full "sync": what is sent past full slots waits for what is in them, and overtakes nothing; nobody hears that there is no room."""
+    dice = stage.dice
+    a = await stage.actor("a", **stage.anywhere(), packing=bool(dice.below(2)), when_full="sync", pipeline_depth=dice.one_of(2, 4, 16))
+    b = await stage.actor("b", **stage.anywhere(), window=1_000_000)  # while a blocks nobody reads: its machine buffers all
+    stage.net.link("a", "b", latency=dice.between(0.001, 0.03), bandwidth=dice.one_of(30_000, 1_000_000))
+    a.node.host.set_completion_jitter(dice.one_of(0, 20_000_000))
+    peer = await a.meet(b)
+    sizes = (10, 700, peer.max_message, peer.max_message)
+    refused = 0
+    for _ in range(12):
+        for _ in range(dice.below(40)):
+            refused += not a.send_nowait(peer, dice.one_of(*sizes))
+        refused += not await a.send(peer, dice.one_of(*sizes))
+        await asyncio.sleep(dice.between(0, 0.05))
+    assert peer.connection is not None
+    stage.figures["blocked"] = peer.connection.link.statistics().sync_sends
+    stage.expect(refused == 0, f"{refused} messages were refused though their senders may block")
+    stage.expect(await a.settled(120), "all slots drained, and some messages have no outcome")
+    await asyncio.sleep(1)
+    stage.expect_all(a, peer, b)
+
+
 @scenario("packets are lost, doubled, delayed and reordered")
 async def rough_wire(stage: Stage) -> None:
     """A bad wire may cost time, never a message or its place."""

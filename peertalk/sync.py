@@ -61,7 +61,8 @@ class Peer(Remote):
         return node
 
     def send(self, data: Payload, *, no_delay: bool = False, connect: bool = True, timeout: float | str | None = None) -> int:
-        """Accept one message for this peer, turning the node while there is no room. Returns its number.
+        """Accept one message for this peer, turning the node while there is no room (Config.when_full "sync": blocking until the slots have
+        drained, at most 5 s, whatever the timeout). Returns its number.
 
         Raises:
             MessageTooLarge, WrongType, ConnectionClosed, ConnectionRefused, NotConnected, Timeout: nothing was accepted.
@@ -74,11 +75,11 @@ class Peer(Remote):
             return number
 
     def send_nowait(self, data: Payload, *, no_delay: bool = False) -> int:
-        """Accept one message at once or not at all. Never waits for another thread: while one is in a method of this node the message is left to
-        it, and 0 is returned in place of the number.
+        """Accept one message at once or not at all (Config.when_full "sync": as send()). Never waits for another thread: while one is in a method of
+        this node the message is left to it, and 0 is returned in place of the number.
 
         Raises:
-            WouldBlock, MessageTooLarge, WrongType: nothing has changed.
+            WouldBlock, MessageTooLarge, WrongType, and with when_full "sync" Timeout: nothing has changed.
         """
         payload = payload_of(data)
         self.transport.check_open()

@@ -99,6 +99,7 @@ def test_none_and_an_empty_variable_count_as_not_given(monkeypatch):
         ("NAME", "ada", "ada"),
         ("BIND", "127.0.0.1", "127.0.0.1"),
         ("CORE", "lowmem", "lowmem"),
+        ("WHEN_FULL", "sync", "sync"),
     ],
 )
 def test_each_kind_of_field_can_be_set_from_the_environment(monkeypatch, variable, text, expected):
@@ -160,7 +161,7 @@ def test_a_wrong_type_is_named_with_its_field(arguments, said):
     ("variable", "text"),
     [
         ("PORT", "many"), ("DISCOVERY", "maybe"), ("ANNOUNCE_INTERVAL", "1 day"), ("SEND_QUEUE_BYTES", "-1"), ("BIND", "::1"), ("CORE", "fast"),
-        ("PROFILE", "huge"),
+        ("PROFILE", "huge"), ("WHEN_FULL", "drop"),
     ],
 )
 def test_text_that_means_nothing_names_its_variable(monkeypatch, variable, text):

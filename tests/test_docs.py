@@ -143,7 +143,7 @@ NUMBER = {"KiB": 1024, "MiB": 1024**2, "s": 1.0}
 
 def read_default(cell):
     """What a cell of the column of defaults means."""
-    special = {"host name": socket.gethostname().split(".")[0], "on": True, "off": False, "all": None, "standard": None, "none": ""}
+    special = {"host name": socket.gethostname().split(".")[0], "on": True, "off": False, "all": None, "standard": None, "none": "", "wait": "wait"}
     if cell in special:
         return special[cell]
     number, _, unit = cell.replace(",", "").partition(" ")

@@ -844,6 +844,8 @@ async def test_a_node_that_was_forgotten_warns_and_lets_go(free_port):
         ({"bind": "localhost"}, r"bind='localhost'.*IPv4"),
         ({"colour": "red"}, r"no setting 'colour'"),
         ({"core": "fast"}, r"core='fast'.*standard, lowmem or reference"),
+        ({"when_full": "drop"}, r"when_full='drop'.*wait .* or sync"),
+        ({"when_full": "sync"}, r"when_full='sync' \(argument\): .* stop the whole asyncio loop; leave it at 'wait', or use peertalk\.sync\.Node"),
     ],
 )
 def test_an_option_out_of_its_bounds_is_refused_with_value_bound_and_source(options, said):
@@ -876,6 +878,10 @@ def test_a_value_of_the_environment_is_blamed_on_the_environment(monkeypatch):
     """Whoever set it there must find it there."""
     monkeypatch.setenv("PEERTALK_MAX_PEERS", "-4")
     with pytest.raises(pt.InvalidArgument, match=r"PEERTALK_MAX_PEERS=-4 in the environment.*1 to 65,535"):
+        pt.Node("ada")
+    monkeypatch.delenv("PEERTALK_MAX_PEERS")
+    monkeypatch.setenv("PEERTALK_WHEN_FULL", "sync")
+    with pytest.raises(pt.InvalidArgument, match=r"when_full='sync' \(environment PEERTALK_WHEN_FULL\): .*asyncio"):
         pt.Node("ada")
 
 

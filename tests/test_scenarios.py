@@ -15,7 +15,7 @@ from peertalk import scenarios
 from peertalk._core import load
 
 ROOT = Path(__file__).resolve().parent.parent
-EDGE_CASES = ("connect_disconnect", "disconnect_pending", "black_hole", "memory_pressure", "full_pipeline")
+EDGE_CASES = ("connect_disconnect", "disconnect_pending", "black_hole", "memory_pressure", "full_pipeline", "blocking_sends")
 INCIDENTS = ("waiting_sends", "slow_reader", "vanishing_peer")
 
 
@@ -59,28 +59,27 @@ def test_a_seed_repeats_its_run_to_the_last_decision(name):
 
 # --- planted bugs -----------------------------------------------------------------------------------------------------------------------------------
 
-OVERTAKES = """        if (result == PT_ERR_WOULD_BLOCK && type == PT_FRAME_DATA) { /* planted: the slots are full, so send at once, past what still
-waits in them */
-            uint8_t frame_bytes[PT_SLOT_BUFFER_SIZE];
-            pt_frame frame = {.type = type, .sequence = pipeline->send_seq, .payload = payload, .payload_len = payload_len};
-            int32_t size = (int32_t)pt_frame_encode(&frame, frame_bytes, sizeof frame_bytes);
-            if (size > 0 && context->ops->tcp_send(context, link, frame_bytes, (uint16_t)size) == PT_OK) {
-                pipeline->send_seq++;
-                pipeline->accepted++;
-                pipeline->reported++;
-                link->sent_count++;
-                add_dirty(context, link);
-                return PT_SEND_NEEDS_TURN;
-            }
+DRAINS = "    if (result == PT_OK)\n        result = pt_link_drain(context, link);\n    if (result != PT_OK)\n        return result;\n"
+OVERTAKES = """    if (result == PT_OK && link->pipeline.pending_count != 0) { /* planted: send at once, past what still waits in the slots */
+        uint8_t frame_bytes[PT_SLOT_BUFFER_SIZE];
+        pt_frame frame = {.type = type, .sequence = link->pipeline.send_seq, .payload = payload, .payload_len = payload_len};
+        int32_t size = (int32_t)pt_frame_encode(&frame, frame_bytes, sizeof frame_bytes);
+        if (size > 0 && context->ops->tcp_send(context, link, frame_bytes, (uint16_t)size) == PT_OK) {
+            link->pipeline.send_seq++;
+            link->pipeline.accepted++;
+            link->pipeline.reported++;
+            link->sent_count++;
+            add_dirty(context, link);
+            return PT_SEND_NEEDS_TURN;
         }
+    }
 """
-ROOM = "        if (!make_room(context, link))\n            return link->state"
 HELD = "if (slot->state == PT_SLOT_IN_FLIGHT || slot->state == PT_SLOT_ABANDONED) {\n            slot->state = PT_SLOT_ABANDONED;"
 DONE = "        pt_pipeline_complete(of->pipeline, index, code_of(result));\n        count++;"
 SKIPS = "        if (result == PT_MACTCP_NO_ERROR && index == 1)\n            continue; /* planted */\n"
 
 PLANTED = {
-    "overtaking fallback": ("csrc/core/pt_loop.c", ROOM, OVERTAKES + ROOM),
+    "overtaking fallback": ("csrc/core/pt_loop.c", DRAINS, OVERTAKES + DRAINS),
     "slot freed in flight": ("csrc/core/pt_pipeline.c", HELD, HELD.replace("slot->state == PT_SLOT_IN_FLIGHT || ", "")),
     "lost completion": ("csrc/platform/pt_mactcp.c", DONE, SKIPS + DONE),
 }
@@ -116,7 +115,7 @@ def test_the_scenarios_catch_a_planted_bug(bug, tmp_path):
         "        found = scenarios.play(name, seed).problems\n"
         "        if found: print(json.dumps([name, seed, found])); sys.exit(9)\n"
     )
-    names = ",".join(["disconnect_pending", "full_pipeline", "black_hole", "rough_wire"])
+    names = ",".join(["disconnect_pending", "full_pipeline", "blocking_sends", "black_hole", "rough_wire"])
     done = subprocess.run([sys.executable, "-c", program, names], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     told = done.stdout + done.stderr[-2000:]
     if bug is None:

@@ -362,3 +362,66 @@ def test_links_refuse_what_is_no_chance_no_rate_and_no_host():
     sim.run(main)
     with pytest.raises(errors.InvalidArgument, match="preset"):
         sim.Network(preset="atm")
+
+
+# --- blocking sends ---------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_a_node_that_may_block_sends_what_waits_before_what_it_is_given(core, platform):
+    """Config.when_full "sync": what waited for a connection is in the outbox, more of it than all slots hold, when the next message comes."""
+
+    async def main(net: sim.Network) -> list[bytes]:
+        _, b, peer = await pair(net, core, platform, when_full="sync")
+        net.link("a", "b", latency="20ms", bandwidth="100KB/s")
+        await peer.disconnect()
+        messages = [number.to_bytes(4, "big") + bytes(900) for number in range(60)]
+        for message in messages[:40]:
+            peer.send_nowait(message)
+        assert peer.queued == 40
+        while not peer.connected:
+            await asyncio.sleep(0.001)
+        assert peer.queued > 0
+        for message in messages[40:]:
+            peer.send_nowait(message)
+            assert peer.queued == 0
+        blocked = peer.connection.link.statistics().sync_sends
+        bulk = [number.to_bytes(4, "big") + bytes(900) for number in range(60, 90)]
+        start = net.clock.ns
+        assert await peer.send_many(bulk) == 30 and peer.queued == 0
+        assert net.clock.ns > start and peer.connection.link.statistics().sync_sends > blocked > 0
+        messages += bulk
+        got = [(await b.receive(timeout=60)).data for _ in messages]
+        assert got == messages and net.trace.in_order()
+        return got
+
+    sim.run(main)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_a_blocking_send_of_a_node_gives_up_after_five_seconds_with_nothing_lost_or_doubled(core, platform):
+    """While it blocks no other node turns, so that a window smaller than the slots cannot drain; the sender hears that nothing was accepted."""
+
+    async def main(net: sim.Network) -> None:
+        a = await net.node("a", platform=platform, core=core, discovery=False, when_full="sync", pipeline_depth=4, packing=False)
+        b = await net.node("b", platform=platform, core=core, discovery=False, window=2048)
+        peer = await a.connect(b.address)
+        messages = [bytes([number]) * 1000 for number in range(12)]
+        start, refused = net.clock.seconds, 0
+        for message in messages:
+            while True:
+                before = net.clock.seconds
+                try:
+                    assert peer.send_nowait(message) == peer.accepted
+                    break
+                except errors.Timeout as error:
+                    assert error.peer == "b" and 4.98 <= net.clock.seconds - before <= 5
+                    refused += 1
+                    await asyncio.sleep(0.5)  # b reads
+        assert 0 < refused and net.clock.seconds - start < 6 * refused + 5
+        assert [(await b.receive(timeout=60)).data for _ in messages] == messages
+        assert peer.connected and peer.accepted == len(messages) and not net.faults()
+        with pytest.raises(errors.Timeout):
+            await b.receive(timeout=60)
+
+    sim.run(main)

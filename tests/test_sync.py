@@ -119,6 +119,85 @@ def test_send_nowait_refuses_and_a_send_in_time_gives_up_where_nobody_reads():
         assert node.close(timeout=0.05) > 0
 
 
+@contextlib.contextmanager
+def late_reader(node, **options):
+    """A peer of the node that reads only from when go is set, on another thread; gives (peer, go, what it took); ends when that is b"end"."""
+    go, failed, taken = threading.Event(), threading.Event(), []
+
+    def work():
+        assert go.wait(GUARD)
+        while not failed.is_set() and taken[-1:] != [b"end"]:
+            for message in reader.messages(timeout=0.02):
+                taken.append(message.data)
+
+    with Node("reader", **loopback(receive_queue_bytes=1024, **options)) as reader:
+        with beside(lambda: reader.wait_for(node.name, timeout=GUARD)):
+            peer = node.connect(reader.address, timeout=GUARD)
+        with beside(work):
+            try:
+                yield peer, go, taken
+            except BaseException:
+                failed.set()
+                raise
+            finally:
+                go.set()
+
+
+def test_a_node_that_may_block_drains_full_slots_and_is_never_refused(core, monkeypatch):
+    """Config.when_full "sync": send_nowait() past full slots waits for the pipeline instead of the outbox, and overtakes nothing."""
+    with Node("script", **loopback(core=core.name, when_full="sync", send_queue_size=1)) as node:
+        with late_reader(node, core=core.name) as (peer, go, taken):
+            blocking = peer.transport.send_sync
+
+            def send_sync(*arguments):
+                go.set()  # only now does the reader begin: the slots are full, and stay so until they are drained
+                return blocking(*arguments)
+
+            monkeypatch.setattr(peer.transport, "send_sync", send_sync)
+            size = core.limits.frame_max_payload - 4
+            sent = []
+            while len(sent) < 2000 or not go.is_set():
+                sent.append(numbered(len(sent)) + bytes(size))
+                assert peer.send_nowait(sent[-1]) == len(sent)
+            assert peer.connection.link.statistics().sync_sends > 0 and peer.queued == 0
+            peer.send(b"end", timeout=GUARD)
+    assert taken == [*sent, b"end"]
+    assert node.stats().messages_sent == len(sent) + 1 and node.stats().messages_failed == 0
+
+
+def test_a_blocking_send_that_gives_up_says_so_and_may_be_repeated(reference_core, monkeypatch):
+    """The slots did not come free in time: nothing was accepted, nothing is lost, and the same message comes once."""
+    from peertalk._core.reference import loop
+
+    with Node("script", **loopback(core="reference", when_full="sync")) as node:
+        with late_reader(node) as (peer, go, taken):
+            sent = []
+            drain = loop.Link.drain
+            monkeypatch.setattr(loop.Link, "drain", lambda link: -6)  # five seconds have passed
+            with pytest.raises(pt.Timeout, match=r"peer 'reader' has not taken in 5 s .*when_full='sync'.*nothing was accepted") as raised:
+                while True:
+                    message = numbered(len(sent)) + bytes(8000)
+                    peer.send_nowait(message)
+                    sent.append(message)
+            assert raised.value.peer == "reader" and peer.accepted == len(sent) and peer.queued == 0 and peer.connected
+            go.set()
+            monkeypatch.setattr(loop.Link, "drain", drain)
+            assert peer.send(message, timeout=GUARD) == len(sent) + 1
+            peer.send(b"end", timeout=GUARD)
+    assert taken == [*sent, message, b"end"]
+
+
+@pytest.mark.parametrize("when_full", ["wait", "sync"])
+def test_what_another_thread_sent_before_goes_before(when_full):
+    """It was left to the node while its lock was held; whoever sends next knows of it and must not overtake it."""
+    with echo(**loopback()) as address, Node("script", **loopback(when_full=when_full)) as node:
+        peer = node.connect(address, timeout=GUARD)
+        with node._lock, beside(lambda: peer.send_nowait(b"first")) as other:
+            assert other.result(GUARD) == 0
+        peer.send_nowait(b"second")
+        assert [node.receive(timeout=GUARD).data for _ in range(2)] == [b"first", b"second"]
+
+
 def test_what_does_not_come_in_time_is_a_timeout_that_says_what():
     """And each iteration with a time-out ends quietly instead."""
     with Node("script", **loopback()) as node:

@@ -238,14 +238,14 @@ static void harvest(pt_context *context, pt_link *link)
     }
 }
 
-/* Hand the oldest FILLING slot to the platform. 0 when the link cannot go on. */
-static int launch(pt_context *context, pt_link *link)
+/* Hand the oldest FILLING slot to the platform; blocking: and wait until it has left, as worlds without tcp_send_async always do. 0 when the link cannot go on. */
+static int launch(pt_context *context, pt_link *link, int blocking)
 {
     int index = pt_pipeline_launch(&link->pipeline);
     PT_ASSERT(index >= 0);
     pt_send_slot *slot = &link->pipeline.slots[index];
     int result;
-    if (context->ops->tcp_send_async != NULL) {
+    if (context->ops->tcp_send_async != NULL && !blocking) {
         result = context->ops->tcp_send_async(context, link, slot->buffer, slot->message_len);
     } else {
         result = context->ops->tcp_send(context, link, slot->buffer, slot->message_len);
@@ -281,7 +281,7 @@ static void push(pt_context *context, pt_link *link)
     if ((link->state != PT_LINK_OPEN && link->state != PT_LINK_SHUT) || link->end_code != PT_OK || link->blocked)
         return;
     while (link->pipeline.filling_count != 0) {
-        if (!launch(context, link))
+        if (!launch(context, link, 0))
             return;
     }
     if (context->ops->poll_send_completions != NULL && link->pipeline.pending_count != 0) {
@@ -371,12 +371,29 @@ static int make_room(pt_context *context, pt_link *link)
     return link->pipeline.pending_count < pending_count;
 }
 
-int pt_link_send(pt_context *context, pt_link *link, uint8_t type, uint8_t flags, const uint8_t *payload, uint32_t payload_len)
+/* PT_OK, or why no frame of this size can be sent on the link. */
+static int check_frame(const pt_link *link, uint8_t type, uint32_t payload_len)
 {
     if (link->state != PT_LINK_OPEN)
         return PT_ERR_NOT_CONNECTED;
     if (payload_len > (type == PT_FRAME_DATA ? link->max_message : PT_FRAME_MAX_PAYLOAD))
         return PT_ERR_MESSAGE_TOO_LARGE;
+    return PT_OK;
+}
+
+/* Count a frame that was accepted. Returns PT_SEND_YIELD, or 0. */
+static int count_frame(pt_context *context, uint32_t payload_len)
+{
+    context->turn_messages++;
+    context->turn_bytes += payload_len;
+    return context->turn_messages >= PT_TURN_MAX_MESSAGES || context->turn_bytes >= PT_TURN_MAX_BYTES ? PT_SEND_YIELD : 0;
+}
+
+int pt_link_send(pt_context *context, pt_link *link, uint8_t type, uint8_t flags, const uint8_t *payload, uint32_t payload_len)
+{
+    int refused = check_frame(link, type, payload_len);
+    if (refused != PT_OK)
+        return refused;
 
     pt_send_pipeline *pipeline = &link->pipeline;
     int result = pt_pipeline_send(pipeline, type, flags, payload, payload_len);
@@ -396,18 +413,68 @@ int pt_link_send(pt_context *context, pt_link *link, uint8_t type, uint8_t flags
         add_dirty(context, link);
         hints = PT_SEND_NEEDS_TURN;
     }
-    context->turn_messages++;
-    context->turn_bytes += payload_len;
-    if (context->turn_messages >= PT_TURN_MAX_MESSAGES || context->turn_bytes >= PT_TURN_MAX_BYTES)
-        hints |= PT_SEND_YIELD;
+    hints |= count_frame(context, payload_len);
     if (flags & PT_FLAG_NO_DELAY) {
         push(context, link);
     } else {
         while (pipeline->filling_count > 1 || pipeline->ripe) {
-            if (!launch(context, link))
+            if (!launch(context, link, 0))
                 break;
         }
     }
+    return hints;
+}
+
+int pt_link_drain(pt_context *context, pt_link *link)
+{
+    const pt_platform_ops *ops = context->ops;
+    uint32_t limit = (uint32_t)((uint64_t)PT_DRAIN_TIMEOUT_TICKS * ops->ticks_per_second / PT_TICKS_PER_SECOND);
+    uint32_t start = ops->clock(context);
+    uint32_t passed = 0;
+    int waited = 0;
+    int result = PT_OK;
+    push(context, link);
+    while (link->state == PT_LINK_OPEN && link->pipeline.pending_count != 0 && result == PT_OK) {
+        if (link->failed_code != PT_OK || ops->wait_send_completions == NULL) {
+            result = PT_ERR_WOULD_BLOCK;
+        } else if (passed >= limit) {
+            result = PT_ERR_TIMEOUT;
+        } else {
+            result = ops->wait_send_completions(context, link, ms_from_ticks(context, limit - passed));
+            passed = ops->clock(context) - start;
+            waited = 1;
+            link->blocked = 0; /* pushing finds out anew */
+            push(context, link);
+        }
+    }
+    if (link->state != PT_LINK_OPEN)
+        result = PT_ERR_NOT_CONNECTED;
+    if ((waited || result != PT_OK) && ops->wake != NULL)
+        ops->wake(context); /* what came of it is to be reported, though the caller may hear no hint */
+    return result;
+}
+
+int pt_link_send_sync(pt_context *context, pt_link *link, uint8_t type, uint8_t flags, const uint8_t *payload, uint32_t payload_len)
+{
+    if (context->ops->tcp_send_async != NULL) {
+        int result = pt_link_send(context, link, type, flags, payload, payload_len);
+        if (result != PT_ERR_WOULD_BLOCK || context->ops->tcp_send == NULL)
+            return result;
+    }
+    int result = check_frame(link, type, payload_len);
+    if (result == PT_OK)
+        result = pt_link_drain(context, link);
+    if (result != PT_OK)
+        return result;
+
+    PT_ASSERT(link->pipeline.pending_count == 0); /* nothing can be overtaken */
+    result = pt_pipeline_send(&link->pipeline, type, flags, payload, payload_len);
+    if (result != PT_OK)
+        return result;
+    link->sync_sends++;
+    int hints = count_frame(context, payload_len) | PT_SEND_NEEDS_TURN;
+    if (launch(context, link, 1))
+        harvest(context, link);
     return hints;
 }
 

@@ -66,6 +66,18 @@ enum pt_send_hint {
  * is reported by the next turn as PT_EVENT_CLOSED. */
 int pt_link_send(pt_context *context, pt_link *link, uint8_t type, uint8_t flags, const uint8_t *payload, uint32_t payload_len);
 
+/* As pt_link_send(), but where that says PT_ERR_WOULD_BLOCK, and always in a world without tcp_send_async, it blocks: it waits until every slot of this link is
+ * free, at most PT_DRAIN_TIMEOUT_TICKS (of 1/60 s), and then gives this frame alone to tcp_send, which has a drain time-out of its own. So it cannot overtake.
+ * Its outcome is reported by the next turn, like every other; while it waits nothing is read, and no event is lost or delivered.
+ * Beside what pt_link_send() returns, with nothing changed (the sequence included) but what the slots held meanwhile having moved on: PT_ERR_TIMEOUT the
+ * slots did not come free in time, the caller may try again; PT_ERR_PLATFORM. PT_ERR_WOULD_BLOCK remains where the world cannot wait, and while a send that
+ * failed is still to be reported. Never from a notification. */
+int pt_link_send_sync(pt_context *context, pt_link *link, uint8_t type, uint8_t flags, const uint8_t *payload, uint32_t payload_len);
+
+/* Wait, at most PT_DRAIN_TIMEOUT_TICKS (of 1/60 s), until every slot of this link is free. PT_OK, PT_ERR_NOT_CONNECTED (the link is not OPEN any more: the next
+ * turn says why), or as pt_link_send_sync(). */
+int pt_link_drain(pt_context *context, pt_link *link);
+
 /* Stop or go on reading. Paused, neither silence nor the partial-frame time-out counts. The other side's hang-up is seen only after resume, when
  * what it sent has been read. */
 void pt_link_pause(pt_context *context, pt_link *link);

@@ -65,6 +65,7 @@ struct pt_link {
     uint64_t sent_bytes;
     uint64_t read_calls;      /* system calls that read */
     uint64_t write_calls;     /* system calls that wrote */
+    uint64_t sync_sends;      /* frames that pt_link_send_sync() gave to tcp_send */
     uint32_t max_message;     /* longest DATA payload that may be sent now; raised or lowered by the caller */
     int32_t system_error;     /* the system's number beside the last network failure; 0 after an end of stream in order */
     uint32_t sent_count;      /* messages whose slots are free again and whose PT_EVENT_SENT is still to come */
@@ -87,8 +88,8 @@ struct pt_link {
 typedef struct pt_platform_ops {
     const char *name;
 
-    /* Send all of data before returning: blocks up to the drain time-out. Used where tcp_send_async is NULL. PT_OK, PT_ERR_TIMEOUT,
-     * PT_ERR_CONNECTION_CLOSED, PT_ERR_NETWORK. */
+    /* Send all of data before returning: blocks up to the drain time-out. Used where tcp_send_async is NULL, and by pt_link_send_sync(). PT_OK, or, and the
+     * link is over: PT_ERR_TIMEOUT, PT_ERR_CONNECTION_CLOSED, PT_ERR_NETWORK. */
     int (*tcp_send)(pt_context *context, pt_link *link, const uint8_t *data, uint16_t len);
 
     /* Take over one IN_FLIGHT slot, whose bytes these are; never blocks. PT_OK, or PT_ERR_* that ends the link. Completion comes through
@@ -98,6 +99,10 @@ typedef struct pt_platform_ops {
     /* Move what can be moved and call pt_pipeline_complete() for what is done. Sets link->blocked when the system takes no more now. Returns the number of
      * slots completed, or PT_ERR_*: PT_ERR_CONNECTION_CLOSED when the connection is broken (what it received may still be read). */
     int (*poll_send_completions)(pt_context *context, pt_link *link);
+
+    /* Wait up to timeout_ms until poll_send_completions of this link may find something. Serves nobody and hears no wake: what other sources have become stays
+     * for the next turn. PT_OK, also when nothing came or the wait was interrupted; PT_ERR_PLATFORM. NULL: this world cannot wait for one link. */
+    int (*wait_send_completions)(pt_context *context, pt_link *link, int timeout_ms);
 
     /* Slots that could take a send now. NULL: pt_pipeline_available() answers. */
     int (*send_slots_available)(pt_context *context, pt_link *link);

@@ -568,6 +568,7 @@ const pt_platform_ops *pt_mactcp_ops(void)
         .tcp_send = mactcp_send,
         .tcp_send_async = mactcp_send_async,
         .poll_send_completions = mactcp_poll_send_completions,
+        .wait_send_completions = pt_sim_world_wait_completions,
         .send_slots_available = pt_sim_world_slots_available,
         .tcp_receive = mactcp_receive,
         .tcp_finish = mactcp_finish,

@@ -915,6 +915,7 @@ const pt_platform_ops *pt_ot_ops(void)
         .tcp_send = ot_send,
         .tcp_send_async = ot_send_async,
         .poll_send_completions = ot_poll_send_completions,
+        .wait_send_completions = pt_sim_world_wait_completions,
         .send_slots_available = pt_sim_world_slots_available,
         .tcp_receive = ot_receive,
         .tcp_finish = ot_finish,

@@ -292,6 +292,14 @@ static int posix_poll_completions(pt_context *context, pt_link *link)
     return account(&link->pipeline, (size_t)sent);
 }
 
+/* Bytes that the system did not take are all that can keep a slot, so room to write is what is waited for. */
+static int posix_wait_completions(pt_context *context, pt_link *link, int timeout_ms)
+{
+    (void)context;
+    struct pollfd entry = {.fd = (int)link->source.handle, .events = POLLOUT};
+    return poll(&entry, 1, timeout_ms) >= 0 || errno == EINTR ? PT_OK : PT_ERR_PLATFORM;
+}
+
 static int posix_slots_available(pt_context *context, pt_link *link)
 {
     (void)context;
@@ -525,6 +533,7 @@ const pt_platform_ops *pt_posix_ops(void)
         .tcp_send = posix_send,
         .tcp_send_async = posix_send_async,
         .poll_send_completions = posix_poll_completions,
+        .wait_send_completions = posix_wait_completions,
         .send_slots_available = posix_slots_available,
         .tcp_receive = posix_receive,
         .tcp_finish = posix_finish,

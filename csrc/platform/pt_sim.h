@@ -370,6 +370,9 @@ int pt_sim_world_watch(pt_context *context, pt_source *source);
 void pt_sim_world_forget(pt_context *context, pt_source *source);
 int pt_sim_world_wait(pt_context *context, int timeout_ms);
 void pt_sim_world_wake(pt_context *context);
+
+/* pt_platform_ops.wait_send_completions of a classic world: serves events of the network until this link may go on sending, at most to the end of the wait. */
+int pt_sim_world_wait_completions(pt_context *context, pt_link *link, int timeout_ms);
 uint32_t pt_sim_world_clock(pt_context *context);
 
 #endif

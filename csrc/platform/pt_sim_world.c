@@ -282,6 +282,28 @@ int pt_sim_world_wait(pt_context *context, int timeout_ms)
     return (int)context->ready_count;
 }
 
+int pt_sim_world_wait_completions(pt_context *context, pt_link *link, int timeout_ms)
+{
+    pt_sim_world *world = world_of(context);
+    const pt_sim_table *net = world->net;
+    if (net->is_notifying(world->sim)) {
+        pt_sim_world_violated(world, "send", PT_ERR_INVALID_STATE, "a synchronous call at notification time");
+        return PT_ERR_PLATFORM;
+    }
+    uint64_t end_ns = net->now(world->sim) + (uint64_t)timeout_ms * (NANOSECONDS / 1000);
+    do {
+        int served = net->step(world->sim, end_ns);
+        if (served < 0 && served != PT_ERR_NO_MEMORY)
+            return PT_ERR_PLATFORM;
+        if (served == 0) {
+            uint64_t unused;
+            (void)net->advance(world->sim, end_ns, &unused);
+            break;
+        }
+    } while (!(look(context, link) & PT_READY_WRITE));
+    return PT_OK;
+}
+
 void pt_sim_world_wake(pt_context *context)
 {
     volatile uint8_t *woken = &world_of(context)->woken;

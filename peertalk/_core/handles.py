@@ -123,7 +123,7 @@ class Binding:
 
     def platforms(self) -> dict[str, dict[str, int]]:
         """What each world has: 1 for each entry that is filled in, ticks_per_second, and whether it is simulated."""
-        entries = ("tcp_send", "tcp_send_async", "poll_send_completions", "send_slots_available")
+        entries = ("tcp_send", "tcp_send_async", "poll_send_completions", "wait_send_completions", "send_slots_available")
         worlds = {name: self.platform(name) for name in PLATFORMS}
         return {
             name: {
@@ -938,6 +938,23 @@ class Link:
             type = flags = 0
         return int(self._lib.pt_link_send(self._context, self._link, type, flags, view, len(view)))
 
+    def send_sync(self, payload: Data, flags: int = 0) -> int:
+        """As send(), but where that says that every slot is taken, and always where the platform writes each slot by itself, wait until all are
+        free, at most 5 s, and then send this one alone, with 5 s of its own: nothing is overtaken. Other threads may run meanwhile; the loop is not
+        theirs.
+
+        Returns:
+            What send() returns; -6: the slots did not come free in time, with nothing changed.
+        """
+        view = self._binding.flat(payload)
+        if not 0 <= flags <= 0xFF:
+            return int(self._lib.PT_ERR_INVALID_PARAM)
+        return int(self._lib.pt_link_send_sync(self._context, self._link, DATA, flags, view, len(view)))
+
+    def drain(self) -> int:
+        """Wait until every slot is free, at most 5 s. Serves nobody else. Returns 0, -6: not in time, -18: the link is not open (any more)."""
+        return int(self._lib.pt_link_drain(self._context, self._link))
+
     def pause(self) -> None:
         """Stop reading. Neither silence nor the partial-frame time-out counts until resume()."""
         self._lib.pt_link_pause(self._context, self._link)
@@ -996,7 +1013,7 @@ class Link:
         return LinkStatistics(
             pipeline.accepted, pipeline.accepted - self.pending, pipeline.frames, pipeline.payload_bytes, link.sent_bytes, link.write_calls,
             pipeline.refusals, pipeline.pending_count, pipeline.high_water, ingest.frames, ingest.payload_bytes, link.received_bytes,
-            link.read_calls, self._lib.pt_ingest_partial_len(self._binding.ffi.addressof(link, "ingest")),
+            link.read_calls, self._lib.pt_ingest_partial_len(self._binding.ffi.addressof(link, "ingest")), link.sync_sends,
         )  # fmt: skip
 
 

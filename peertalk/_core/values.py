@@ -149,7 +149,8 @@ class PoolStatistics(NamedTuple):
 
 class LinkStatistics(NamedTuple):
     """Counters of one link since it opened. Messages are DATA frames; frames are of any type; bytes are of the stream, framing included,
-    but payload_bytes_*; calls are system calls; slots are now (pending) and at most (high_water)."""
+    but payload_bytes_*; calls are system calls; slots are now (pending) and at most (high_water); sync_sends are the messages
+    that send_sync() sent by a blocking call."""
 
     messages_accepted: int
     messages_reported: int
@@ -165,6 +166,7 @@ class LinkStatistics(NamedTuple):
     bytes_received: int
     read_calls: int
     partial_bytes: int
+    sync_sends: int
 
 
 class LoopStatistics(NamedTuple):

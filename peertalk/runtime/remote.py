@@ -143,9 +143,16 @@ class Remote(Peer):
         sent = self.reported - self.failed
         return PeerStatistics(self.accepted, sent, self.failed, self.received, self.received_bytes, self.queue)
 
-    def accept(self, payload: bytes | bytearray | memoryview, no_delay: bool) -> bool:
-        """Into the link if nothing waits before it, else into the outbox. False: no room."""
+    def accept(self, payload: bytes | bytearray | memoryview, no_delay: bool, may_block: bool = True) -> bool:
+        """Into the link if nothing waits before it, else into the outbox; with Config.when_full "sync", and if it may, it blocks instead until
+        what waits has gone. False: no room.
+
+        Raises:
+            Timeout: the blocking send could not begin in time; nothing was accepted.
+        """
         transport, connection = self.transport, self.connection
+        if may_block and self.afar:
+            self.take_from_afar()  # another thread may have told this one that it had sent
         limit, _ = transport.limit_of(self)
         size = payload.nbytes if isinstance(payload, memoryview) else len(payload)
         if size > limit:
@@ -157,6 +164,10 @@ class Remote(Peer):
                 self.accepted += 1
                 return True
             transport.refused(self, code)
+        if may_block and connection is not None and self.connected and transport.config.when_full == "sync":
+            code = transport.send_sync(self, payload, values.NO_DELAY if no_delay else 0)
+            if code >= 0:
+                return True
         return transport.enqueue(self, bytes(payload))
 
     def accept_many(self, messages: list[bytes], start: int) -> int:
@@ -176,6 +187,8 @@ class Remote(Peer):
         else:
             self.quick = None
             transport.refused(self, code)
+            if transport.config.when_full == "sync":
+                return int(self.accept(messages[start], False))
         return int(taken)
 
     def accept_from_afar(self, payload: bytes) -> None:
@@ -201,7 +214,7 @@ class Remote(Peer):
         """Move on what other threads left, as far as there is room."""
         while self.afar:
             try:
-                if not self.accept(self.afar[0], False):
+                if not self.accept(self.afar[0], False, may_block=False):
                     return
             except errors.PeerTalkError as error:
                 self.transport.fail_unnumbered(self, error)

@@ -176,6 +176,13 @@ class TappedLink:
             self._note(payload)
         return code
 
+    def send_sync(self, payload: Any, flags: int = 0) -> int:
+        """As the link."""
+        code: int = self._link.send_sync(payload, flags)
+        if code >= 0:
+            self._note(payload)
+        return code
+
     @property
     def max_message(self) -> int:
         """Longest payload of a message, bytes."""

@@ -402,6 +402,30 @@ class Transport:
             return True
         return False
 
+    def send_sync(self, peer: Remote, payload: bytes | bytearray | memoryview, flags: int) -> int:
+        """Block until a connected peer's link has taken what waits and then this message. Returns hints, or why it did not: let it wait then.
+
+        Raises:
+            Timeout: the slots did not come free within 5 s; the message was not accepted, what waited before it waits on.
+        """
+        connection = peer.connection
+        assert connection is not None
+        link, code = connection.link, 0
+        while peer.outbox and code == 0:
+            handed, code = peer.handed, link.drain()
+            self.pump(peer)
+            if code == 0 and peer.handed == handed:
+                return errors.WouldBlock.code  # not for want of slots: memory comes free by and by
+        if code == 0:
+            code = link.send_sync(payload, flags)
+        if code == errors.Timeout.code:
+            text = f"peer {peer.name!r} has not taken in 5 s what is on its way to it (Config.when_full='sync'); nothing was accepted: send again"
+            raise errors.Timeout(text, peer=peer.name)
+        if code >= 0:
+            self.hint(code)
+            peer.accepted += 1
+        return int(code)
+
     def refused(self, peer: Remote, code: int) -> None:
         """A link took no more. Slots come free with an event; memory that other links hold does not, so ask again soon."""
         if code == errors.OutOfMemory.code and peer not in self._starved:

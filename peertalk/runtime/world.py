@@ -85,7 +85,7 @@ class World:
 
     def sends_time_out(self, config: Config) -> bool:
         """Whether a link may end because a send was not done in time (blocking sends), and not only because a frame was not."""
-        return not config.async_send
+        return not config.async_send or config.when_full == "sync"
 
     def make_worker(self, loop: asyncio.AbstractEventLoop) -> Worker:
         """What drives an engine on an asyncio loop here."""

@@ -31,7 +31,9 @@ typedef struct world {
     int held;         /* 1: the platform lets go of no slot */
     int backward;     /* 1: of the slots that are done the newest is completed first */
     int ready_watch;  /* the handle of a watch that is ready, or -1 */
-    unsigned woken, finished;
+    size_t flow;      /* bytes of room that come with each wait for one link; 0: the other side takes nothing */
+    int breaks;       /* 1: such a wait ends with link 0 broken */
+    unsigned woken, finished, sent_async, sent_sync, waits;
 } world;
 
 static world here;
@@ -52,6 +54,7 @@ static int world_send(pt_context *context, pt_link *link, const uint8_t *data, u
 {
     (void)context;
     pipe *into = &here.pipes[link->source.handle ^ 1];
+    here.sent_sync++;
     if (here.broken == link->source.handle)
         return PT_ERR_CONNECTION_CLOSED;
     if (PIPE_SIZE - into->len < len)
@@ -69,6 +72,19 @@ static int world_send_async(pt_context *context, pt_link *link, const uint8_t *d
     for (uint8_t index = 0; index < pipeline->depth; index++)
         found += pipeline->slots[index].state == PT_SLOT_IN_FLIGHT && pipeline->slots[index].buffer == data && pipeline->slots[index].message_len == len;
     CHECK_EQUAL(found, 1);
+    here.sent_async++;
+    return PT_OK;
+}
+
+static int world_wait_completions(pt_context *context, pt_link *link, int timeout_ms)
+{
+    (void)context;
+    CHECK(timeout_ms > 0 && link->pipeline.pending_count != 0);
+    here.waits++;
+    here.now_ms += here.flow != 0 || here.breaks ? 1 : (uint64_t)timeout_ms;
+    here.room = least(here.room + here.flow, PIPE_SIZE);
+    if (here.breaks)
+        here.broken = 0;
     return PT_OK;
 }
 
@@ -142,6 +158,15 @@ static void world_forget(pt_context *context, pt_source *source)
     }
 }
 
+/* 1: a slot is done, which a notification tells. */
+static int is_done(const pt_send_pipeline *pipeline)
+{
+    int done = 0;
+    for (uint8_t index = 0; index < pipeline->depth && !here.held; index++)
+        done |= pipeline->slots[index].state == PT_SLOT_IN_FLIGHT && pipeline->slots[index].sent_len == pipeline->slots[index].message_len;
+    return done;
+}
+
 static int world_wait(pt_context *context, int timeout_ms)
 {
     for (pt_source *source = context->sources; source != NULL; source = source->next) {
@@ -154,7 +179,7 @@ static int world_wait(pt_context *context, int timeout_ms)
             const pipe *from = &here.pipes[source->handle];
             if ((source->registered & PT_WANT_READ) && (from->len > 0 || from->ended))
                 ready |= PT_READY_READ;
-            if ((source->registered & PT_WANT_WRITE) && pipe_room(&here.pipes[source->handle ^ 1]) > 0)
+            if (((source->registered & PT_WANT_WRITE) && pipe_room(&here.pipes[source->handle ^ 1]) > 0) || is_done(&((pt_link *)source)->pipeline))
                 ready |= PT_READY_WRITE;
         }
         if (ready != 0) {
@@ -179,8 +204,48 @@ static uint32_t world_clock(pt_context *context)
     return FIRST_TICK + (uint32_t)((here.now_ms + LATE_MS) * PT_TICKS_PER_SECOND / 1000);
 }
 
+static uint32_t world_clock_ms(pt_context *context)
+{
+    (void)context;
+    return FIRST_TICK + (uint32_t)here.now_ms;
+}
+
 static const pt_platform_ops async_ops = {
     .name = "memory",
+    .tcp_send = world_send,
+    .tcp_send_async = world_send_async,
+    .poll_send_completions = world_poll,
+    .wait_send_completions = world_wait_completions,
+    .tcp_receive = world_receive,
+    .tcp_finish = world_finish,
+    .watch = world_watch,
+    .forget = world_forget,
+    .wait = world_wait,
+    .wake = world_wake,
+    .clock = world_clock,
+    .ticks_per_second = PT_TICKS_PER_SECOND,
+};
+
+/* The same on a clock of milliseconds, as POSIX has. */
+static const pt_platform_ops async_ms_ops = {
+    .name = "memory, in milliseconds",
+    .tcp_send = world_send,
+    .tcp_send_async = world_send_async,
+    .poll_send_completions = world_poll,
+    .wait_send_completions = world_wait_completions,
+    .tcp_receive = world_receive,
+    .tcp_finish = world_finish,
+    .watch = world_watch,
+    .forget = world_forget,
+    .wait = world_wait,
+    .wake = world_wake,
+    .clock = world_clock_ms,
+    .ticks_per_second = 1000,
+};
+
+/* There is nothing to fall back to. */
+static const pt_platform_ops async_only_ops = {
+    .name = "memory, asynchronous alone",
     .tcp_send_async = world_send_async,
     .poll_send_completions = world_poll,
     .tcp_receive = world_receive,
@@ -238,6 +303,7 @@ static int hear_frame(void *unused, uint32_t tag, const pt_frame *frame)
     ear->bytes += frame->payload_len;
     if (frame->type == PT_FRAME_DATA && frame->payload_len >= 2) {
         CHECK_EQUAL(frame->payload[0] << 8 | frame->payload[1], ear->next_number);
+        CHECK_EQUAL(frame->sequence, ear->next_number & 0xFF);
         for (uint32_t at = 2; at < frame->payload_len; at++) {
             if (frame->payload[at] != (uint8_t)(frame->payload[1] + at)) {
                 FAIL("a payload is not what was sent");
@@ -330,15 +396,31 @@ static void close_world(void)
     free(receive_buffer);
 }
 
+typedef int send_function(pt_context *, pt_link *, uint8_t, uint8_t, const uint8_t *, uint32_t);
+
 /* Send message number n of a link: its number, then bytes that follow from it. */
-static int send_number(int end, uint16_t number, uint32_t len)
+static int send_number_by(send_function *send, int end, uint16_t number, uint32_t len)
 {
     uint8_t payload[1024];
     payload[0] = (uint8_t)(number >> 8);
     payload[1] = (uint8_t)number;
     for (uint32_t at = 2; at < len; at++)
         payload[at] = (uint8_t)(payload[1] + at);
-    return pt_link_send(&context, &links[end], PT_FRAME_DATA, 0, payload, len);
+    return send(&context, &links[end], PT_FRAME_DATA, 0, payload, len);
+}
+
+static int send_number(int end, uint16_t number, uint32_t len)
+{
+    return send_number_by(pt_link_send, end, number, len);
+}
+
+/* Take all slots of link 0 with messages 0 to DEPTH - 1, of which the other side has taken nothing. */
+static void fill_slots(void)
+{
+    here.room = 0;
+    for (uint16_t number = 0; number < DEPTH; number++)
+        CHECK(send_number(0, number, 950) >= 0);
+    CHECK_EQUAL(pt_pipeline_available(&links[0].pipeline), 0);
 }
 
 /* --------------------------------------------------------------------------------------------------------------------- tests */
@@ -614,7 +696,7 @@ static void without_memory_a_link_waits_and_then_goes_on(void)
     CHECK_EQUAL(send_number(0, 1, 100), PT_ERR_NO_MEMORY);
 
     /* Bytes that come now stay where they are: reading them could need a staging buffer. */
-    const pt_frame frame = {.payload = (const uint8_t *)"\0\1", .payload_len = 2, .type = PT_FRAME_DATA};
+    const pt_frame frame = {.payload = (const uint8_t *)"\0\1", .payload_len = 2, .type = PT_FRAME_DATA, .sequence = 1};
     here.pipes[1].len = (size_t)pt_frame_encode(&frame, here.pipes[1].bytes, PIPE_SIZE);
     turns(3);
     CHECK_EQUAL(heard_of[1].frames, 1);
@@ -643,6 +725,226 @@ static void a_slot_that_the_platform_holds_outlives_its_link(void)
             pt_pipeline_complete(&links[0].pipeline, index, PT_OK);
     }
     CHECK_EQUAL(pt_link_close(&context, &links[0]), 0);
+    close_world();
+}
+
+/* What an ended link reports afterwards must arm nothing: its memory goes, and a timer in it would stay in the wheel. */
+static void a_link_that_ended_leaves_no_timer_behind(void)
+{
+    open_world(&async_ops, 1);
+    here.held = 1;
+    here.room = 1500;
+    for (uint16_t number = 0; number < 3; number++)
+        CHECK(send_number(0, number, 1000) >= 0);
+    turn(0);
+    CHECK(links[0].blocked);
+    for (uint8_t index = 0; index < 3; index++)
+        pt_pipeline_complete(&links[0].pipeline, index, index == 1 ? PT_ERR_CONNECTION_CLOSED : PT_OK);
+    here.broken = 0;
+    here.pipes[0].ended = 1;
+    here.room = PIPE_SIZE;
+    turn(0);
+    CHECK_EQUAL(heard_of[0].closed, 1);
+    CHECK_EQUAL(heard_of[0].sent, 2); /* the third, which waited behind the failure, was freed after the end */
+    CHECK_EQUAL(heard_of[0].failed, 1);
+    CHECK(pt_pipeline_keeps(&links[0].pipeline));
+    CHECK(!pt_timer_is_armed(&links[0].rest_timer));
+    CHECK(!pt_timer_is_armed(&links[0].frame_timer));
+    CHECK_EQUAL(pt_link_close(&context, &links[0]), 0);
+    CHECK_EQUAL(context.wheel.armed_count, 1); /* the other side's, which waits for the rest of a frame */
+    CHECK(pt_timer_is_armed(&links[1].frame_timer));
+    memset(&links[0], 0xA5, sizeof links[0]);
+    memset(slots[0], 0xA5, sizeof slots[0]);
+    for (int round = 0; round < 10; round++)
+        turn(PT_REST_MS);
+    CHECK(here.now_ms > 2 * PT_REST_MS);
+    const uint8_t *memory = (const uint8_t *)&links[0];
+    for (size_t at = 0; at < sizeof links[0]; at++)
+        REQUIRE(memory[at] == 0xA5);
+    memset(&links[0], 0, sizeof links[0]);
+    memset(slots[0], 0, sizeof slots[0]);
+    close_world();
+}
+
+/* S0.93 and S0.94 of the pipeline's source, row by row: {asynchronous world, slots taken, blocking allowed} -> {result, slots handed over, blocking sends}. */
+static void the_blocking_way_is_taken_only_when_every_slot_is_taken(void)
+{
+    static const struct {
+        const char *name;
+        const pt_platform_ops *ops;
+        send_function *send;
+        int taken;
+        int result;
+        unsigned sent_async, sent_sync, waits; /* by this send */
+    } rows[] = {
+        {"async, free, wait", &async_ops, pt_link_send, 0, PT_SEND_NEEDS_TURN, 0, 0, 0},
+        {"async, free, sync", &async_ops, pt_link_send_sync, 0, PT_SEND_NEEDS_TURN, 0, 0, 0},
+        {"async, taken, wait", &async_ops, pt_link_send, 1, PT_ERR_WOULD_BLOCK, 0, 0, 0},
+        {"async, taken, sync", &async_ops, pt_link_send_sync, 1, PT_SEND_NEEDS_TURN, 0, 1, 4},
+        {"async alone, taken, sync", &async_only_ops, pt_link_send_sync, 1, PT_ERR_WOULD_BLOCK, 0, 0, 0},
+        {"sync, free, wait", &sync_ops, pt_link_send, 0, PT_SEND_NEEDS_TURN, 0, 0, 0},
+        {"sync, free, sync", &sync_ops, pt_link_send_sync, 0, PT_SEND_NEEDS_TURN, 0, 1, 0},
+    };
+    for (size_t row = 0; row < sizeof rows / sizeof rows[0]; row++) {
+        check_case = rows[row].name;
+        open_world(rows[row].ops, 1);
+        uint16_t number = 0;
+        if (rows[row].taken) {
+            fill_slots();
+            CHECK_EQUAL(send_number(0, DEPTH, 100), PT_ERR_WOULD_BLOCK); /* all is with the platform now */
+            number = DEPTH;
+        }
+        here.flow = 1000;
+        here.sent_async = 0;
+        uint8_t sequence = links[0].pipeline.send_seq;
+        CHECK_EQUAL(send_number_by(rows[row].send, 0, number, 100), rows[row].result);
+        CHECK_EQUAL(here.sent_async, rows[row].sent_async);
+        CHECK_EQUAL(here.sent_sync, rows[row].sent_sync);
+        CHECK_EQUAL(here.waits, rows[row].waits);
+        CHECK_EQUAL(links[0].sync_sends, rows[row].send == pt_link_send_sync ? rows[row].sent_sync : 0);
+        uint32_t accepted = number + (rows[row].result >= 0 ? 1u : 0u);
+        CHECK_EQUAL(links[0].pipeline.send_seq, sequence + (rows[row].result >= 0));
+        CHECK_EQUAL(pt_link_pending(&links[0]), accepted);
+        here.room = PIPE_SIZE;
+        turns(10);
+        CHECK_EQUAL(heard_of[0].sent, accepted);
+        CHECK_EQUAL(heard_of[1].frames, accepted);
+        close_world();
+    }
+    check_case = "";
+
+    /* Any other refusal is told as it is, and at once. */
+    static const pt_platform_ops *const worlds[] = {&async_ops, &sync_ops};
+    for (size_t kind = 0; kind < 2; kind++) {
+        open_world(worlds[kind], 1);
+        CHECK_EQUAL(send_number_by(pt_link_send_sync, 0, 0, 1024), PT_SEND_NEEDS_TURN);
+        links[0].max_message = 500;
+        CHECK_EQUAL(send_number_by(pt_link_send_sync, 0, 1, 501), PT_ERR_MESSAGE_TOO_LARGE);
+        CHECK_EQUAL(pt_link_send_sync(&context, &links[0], 99, 0, NULL, 0), PT_ERR_INVALID_PARAM);
+        CHECK_EQUAL(links[0].pipeline.send_seq, 1);
+        turns(2);
+        pt_link_shut(&context, &links[0]);
+        CHECK_EQUAL(send_number_by(pt_link_send_sync, 0, 1, 20), PT_ERR_NOT_CONNECTED);
+        CHECK_EQUAL(here.waits, 0);
+        close_world();
+    }
+}
+
+/* T.3: whatever mixture of both ways, nothing is overtaken, lost or doubled, and the sequence has no gap (hear_frame checks number and sequence). */
+static void a_blocking_send_overtakes_nothing(void)
+{
+    unsigned blocked = 0;
+    for (int kind = 0; kind < 60; kind++) {
+        open_world(kind % 3 ? &async_ops : &async_ms_ops, 1);
+        here.backward = kind % 2;
+        here.read_limit = 1 + draw(2000);
+        uint16_t next = 0;
+        for (int round = 0; round < 30000 && (next < 300 || heard_of[1].frames < 300 || heard_of[0].sent < 300); round++) {
+            here.write_limit = 1 + draw(3000);
+            here.room = draw(2) ? draw(PIPE_SIZE) : draw(100);
+            here.flow = 1 + draw(500);
+            here.held = draw(4) == 0;
+            if (next < 300) {
+                size_t owed = here.pipes[1].len;
+                for (uint8_t index = 0; index < DEPTH; index++)
+                    owed += slots[0][index].state != PT_SLOT_FREE ? slots[0][index].message_len : 0u;
+                int blocks = draw(3) == 0 && owed + SLOT_SIZE <= PIPE_SIZE; /* else the pipe is full before the blocking send */
+                here.held &= !blocks;
+                int result = send_number_by(blocks ? pt_link_send_sync : pt_link_send, 0, next, 2 + draw(draw(3) ? 60 : 700));
+                next = (uint16_t)(next + (result >= 0));
+                CHECK(result >= 0 || (result == PT_ERR_WOULD_BLOCK && !blocks));
+            }
+            if (draw(3) == 0)
+                turn(0);
+        }
+        CHECK_EQUAL(heard_of[0].sent, 300);
+        CHECK_EQUAL(heard_of[1].frames, 300);
+        CHECK_EQUAL(heard_of[0].failed + heard_of[0].closed, 0);
+        CHECK_EQUAL(links[0].pipeline.send_seq, 300 & 0xFF);
+        blocked += here.waits;
+        here.held = 0;
+        close_world();
+    }
+    CHECK(blocked > 100);
+}
+
+static void a_blocking_send_gives_up_in_time_and_changes_nothing(void)
+{
+    static const pt_platform_ops *const worlds[] = {&async_ops, &async_ms_ops}; /* 60 ticks a second, and 1,000 */
+    for (size_t kind = 0; kind < 2; kind++) {
+        open_world(worlds[kind], 1);
+        fill_slots();
+        uint64_t frames = links[0].pipeline.frames;
+        for (int again = 1; again <= 2; again++) {
+            CHECK_EQUAL(send_number_by(pt_link_send_sync, 0, DEPTH, 100), PT_ERR_TIMEOUT);
+            CHECK(here.now_ms >= 5000u * (unsigned)again - 20u * (unsigned)again && here.now_ms <= 5000u * (unsigned)again);
+            CHECK_EQUAL(links[0].pipeline.send_seq, DEPTH);
+            CHECK_EQUAL(links[0].pipeline.frames, frames);
+            CHECK_EQUAL(pt_link_pending(&links[0]), DEPTH);
+            CHECK_EQUAL(links[0].state, PT_LINK_OPEN);
+        }
+        CHECK_EQUAL(here.sent_sync, 0);
+        here.flow = 100; /* the other side goes on */
+        CHECK(send_number_by(pt_link_send_sync, 0, DEPTH, 100) >= 0);
+        turns(10);
+        CHECK_EQUAL(heard_of[0].sent, DEPTH + 1);
+        CHECK_EQUAL(heard_of[1].frames, DEPTH + 1);
+        close_world();
+    }
+}
+
+static void a_blocking_send_ends_when_the_connection_breaks(void)
+{
+    open_world(&async_ops, 1);
+    fill_slots();
+    here.breaks = 1;
+    CHECK_EQUAL(send_number_by(pt_link_send_sync, 0, DEPTH, 100), PT_ERR_NOT_CONNECTED);
+    CHECK_EQUAL(here.waits, 1);
+    CHECK_EQUAL(pt_link_pending(&links[0]), DEPTH);
+    here.pipes[0].ended = 1;
+    turns(2);
+    CHECK_EQUAL(heard_of[0].closed, 1);
+    CHECK_EQUAL(heard_of[0].closed_code, PT_ERR_CONNECTION_CLOSED);
+    CHECK_EQUAL(heard_of[0].sent + heard_of[0].failed + pt_link_pending(&links[0]), DEPTH);
+    close_world();
+
+    /* And when it breaks under the blocking send itself, the message was accepted and has its outcome with the others. */
+    open_world(&sync_ops, 1);
+    here.broken = 0;
+    CHECK(send_number_by(pt_link_send_sync, 0, 0, 100) >= 0);
+    here.pipes[0].ended = 1;
+    turns(2);
+    CHECK_EQUAL(heard_of[0].closed, 1);
+    CHECK_EQUAL(heard_of[0].sent + heard_of[0].failed + pt_link_pending(&links[0]), 1);
+    close_world();
+}
+
+/* Waiting inside a call must not cost others their turn: no event is delivered, and what was ready is ready. */
+static void a_blocking_send_leaves_others_to_the_next_turn(void)
+{
+    static pt_watch watch;
+    open_world(&async_ops, 2);
+    fill_slots();
+    turn(0);
+    const pt_frame frame = {.payload = (const uint8_t *)"\0\0", .payload_len = 2, .type = PT_FRAME_DATA};
+    here.pipes[2].len = (size_t)pt_frame_encode(&frame, here.pipes[2].bytes, PIPE_SIZE);
+    CHECK_EQUAL(pt_watch_open(&context, &watch, 77, 5, PT_WANT_READ), PT_OK);
+    here.ready_watch = 77;
+    CHECK_EQUAL(heard_of[2].frames, 0);
+    CHECK_EQUAL(pt_loop_wait(&context, 1000), PT_OK); /* some are in the ready list already */
+    uint32_t ready_count = context.ready_count;
+    CHECK(ready_count > 0);
+    uint64_t wait_calls = context.wait_calls;
+    here.flow = 1000;
+    CHECK(send_number_by(pt_link_send_sync, 0, DEPTH, 100) >= 0);
+    CHECK_EQUAL(context.ready_count, ready_count);
+    CHECK_EQUAL(context.wait_calls, wait_calls);
+    CHECK_EQUAL(heard_of[2].frames + heard_of[5].ready + heard_of[0].sent, 0);
+    turn(0);
+    CHECK_EQUAL(heard_of[2].frames, 1);
+    CHECK_EQUAL(heard_of[5].ready, PT_READY_READ);
+    CHECK_EQUAL(heard_of[0].sent, DEPTH + 1);
+    pt_watch_close(&context, &watch);
     close_world();
 }
 
@@ -769,6 +1071,12 @@ int main(void)
     RUN(a_broken_connection_accounts_for_every_message);
     RUN(without_memory_a_link_waits_and_then_goes_on);
     RUN(a_slot_that_the_platform_holds_outlives_its_link);
+    RUN(a_link_that_ended_leaves_no_timer_behind);
+    RUN(the_blocking_way_is_taken_only_when_every_slot_is_taken);
+    RUN(a_blocking_send_overtakes_nothing);
+    RUN(a_blocking_send_gives_up_in_time_and_changes_nothing);
+    RUN(a_blocking_send_ends_when_the_connection_breaks);
+    RUN(a_blocking_send_leaves_others_to_the_next_turn);
     RUN(no_ready_link_starves);
     RUN(timers_are_never_early_and_come_in_order);
     RUN(a_watch_reports_what_it_wants);

@@ -493,6 +493,91 @@ def test_a_full_pipeline_refuses_and_leaves_no_gap(bench):
     assert link.statistics().refusals > 0
 
 
+@pytest.mark.parametrize("blocking", [False, True], ids=["wait", "sync"])
+@pytest.mark.parametrize("taken", [False, True], ids=["free", "taken"])
+def test_a_send_blocks_only_when_every_slot_is_taken(bench, taken, blocking):
+    """The table of S0.93 and S0.94 on sockets, where "taken" means that the kernel takes no more. What blocked has overtaken nothing."""
+    if taken and bench.way == "plain":
+        pytest.skip("did not run: a blocking send does not refuse, it waits")
+    link, raw = bench.link(depth=2, packing=False)
+    size = min(3_000, bench.limit - 4)
+    messages: list[bytes] = []
+    while taken and link.send(message := struct.pack(">I", len(messages)) + bytes(size)) >= 0:
+        messages.append(message)
+    if not blocking:
+        assert (link.send(bytes(size)) == WOULD_BLOCK) == taken
+        messages += [bytes(size)] * (not taken)
+        assert link.statistics().sync_sends == 0
+        data = b""
+    else:
+        data, code = while_read(raw, lambda: link.send_sync(b"last"))
+        assert code >= 0
+        messages.append(b"last")
+        blocked = taken or bench.way == "plain"
+        assert link.statistics().sync_sends == blocked
+        assert not blocked or link.slots_pending == 0, "a blocking send returns when all has left"
+    assert link.pending == len(messages), "no event is delivered within a call"
+    data, _ = while_read(raw, lambda: bench.until(lambda seen: sent(seen, 1) == len(messages)), data)
+    frames = frames_in(bench.core, data + read_all(raw))
+    assert [frame.payload for frame in frames] == messages
+    assert [frame.sequence for frame in frames] == [number % 256 for number in range(len(messages))]
+
+
+def while_read(raw: socket.socket, work: Callable[[], Any], data: bytes = b"") -> tuple[bytes, Any]:
+    """Do the work while another thread reads; data and what came meanwhile, and what the work returned."""
+    parts, done = [data], threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            if select.select([raw], [], [], 0.01)[0]:
+                parts.append(read_all(raw))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        result = work()
+    finally:
+        done.set()
+        reader.join()
+    return b"".join(parts), result
+
+
+def test_a_blocking_send_serves_nobody_else_and_hears_no_wake(bench):
+    """Another link's message, a wake and a due timer come while one waits: they are for the next turn."""
+    if bench.way == "plain":
+        pytest.skip("did not run: a blocking send does not refuse, it waits")
+    link, raw = bench.link(depth=2, packing=False)
+    other, theirs = bench.link(tag=2)
+    count = 0
+    while link.send(bytes(bench.limit)) >= 0:
+        count += 1
+    theirs.send(bench.core.encode_frame(DATA, b"hello"))
+    timer = bench.loop.timer(9)
+    timer.arm(0)
+    waits = bench.loop.statistics().wait_calls
+
+    def send() -> int:
+        bench.loop.wake()
+        return link.send_sync(b"last")
+
+    data, code = while_read(raw, send)
+    assert code >= 0 and link.statistics().sync_sends == 1
+    assert bench.loop.statistics().wait_calls == waits and other.statistics().read_calls == 0
+    data, events = while_read(raw, lambda: bench.until(lambda seen: sent(seen, 1) == count + 1 and of(seen, BATCH, 2) and of(seen, TIMER, 9)), data)
+    assert of(events, BATCH, 2)[0][3] == [b"hello"]
+
+
+def test_a_blocking_send_refuses_what_can_never_be_sent_at_once(bench):
+    """Too long, and to a link that is over: waiting would not help."""
+    link, _ = bench.link()
+    assert link.send_sync(bytes(bench.limit + 1)) == MESSAGE_TOO_LARGE
+    with pytest.raises(TypeError):
+        link.send_sync("text")
+    link.shut()
+    assert link.send_sync(b"x") == NOT_CONNECTED and link.drain() == NOT_CONNECTED
+    assert link.statistics().messages_accepted == 0
+
+
 def test_a_sender_is_refused_only_when_the_system_is_full(bench):
     """Slots that can leave do so within the tick: two small ones carry forty messages without a turn."""
     link, raw = bench.link(depth=2, slot_size=1_000)

@@ -48,10 +48,10 @@ def test_throughput_is_that_of_the_model_over_ten_simulated_minutes(run_c, build
 
 def test_the_tables_have_what_the_source_says(c_core):
     """Asynchronous entries: set on the classic worlds, NULL on plain sockets and in the synchronous twins that are the baseline."""
-    asynchronous = ("tcp_send_async", "poll_send_completions", "send_slots_available")
+    asynchronous = ("tcp_send_async", "poll_send_completions", "wait_send_completions", "send_slots_available")
     for name, world in c_core.platforms().items():
         wanted = int(name in ("posix", *WORLDS))
-        assert world["tcp_send"] == 1 and [world[entry] for entry in asynchronous] == [wanted] * 3, name
+        assert world["tcp_send"] == 1 and [world[entry] for entry in asynchronous] == [wanted] * 4, name
         assert (world["simulated"], world["ticks_per_second"]) == ((0, 1_000) if name.startswith("posix") else (1, 60))
 
 
@@ -100,6 +100,98 @@ def test_slots_available_is_depth_less_pending_at_all_times(pair_class, world, d
     assert both.received == [bytes(size) for size in sizes] and both.sent == len(sizes)
     assert both.violations() == []
     both.sim.close()
+
+
+@pytest.mark.parametrize("blocking", [False, True], ids=["wait", "sync"])
+@pytest.mark.parametrize("taken", [False, True], ids=["free", "taken"])
+@pytest.mark.parametrize("world", [*WORLDS, *(f"{world}_sync" for world in WORLDS)])
+def test_a_send_blocks_only_when_every_slot_is_taken_or_the_world_knows_no_other_way(pair, c_core, world, taken, blocking):
+    """The table of S0.93 and S0.94: free slots go the asynchronous way; full ones refuse, or, where the sender may block, drain first."""
+    asynchronous = not world.endswith("_sync")
+    both = pair((c_core, c_core), (world, world.removesuffix("_sync")), depth=2, packing=False)
+    link, messages = both.link_a, [b"first", b"second"] * taken
+    for message in messages:
+        assert link.send(message) >= 0
+    start = both.sim.now_ns
+    code = (link.send_sync if blocking else link.send)(b"last")
+    passed_ns, drained = both.sim.now_ns - start, link.slots_available == 2
+    blocks = blocking and (taken or not asynchronous)
+    if taken and asynchronous and not blocking:
+        assert code == -19 and link.slots_available == 0
+    else:
+        assert code >= 0
+        messages.append(b"last")
+    assert link.statistics().sync_sends == blocks
+    assert drained or not blocks, "a blocking send returns when all has left"
+    assert (passed_ns > 0) == (blocks or not asynchronous), "it is virtual time that passes"
+    assert both.received == [] and both.sent == 0 and link.pending == len(messages), "no event is delivered within a call"
+    assert both.run(lambda: both.sent == len(messages) == len(both.received))
+    assert both.received == messages
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    world=st.sampled_from(WORLDS), depth=st.integers(1, 6), packing=st.booleans(), jitter_ms=st.sampled_from([0, 40]),
+    limit=st.sampled_from([0, 700]),
+    sends=st.lists(st.tuples(st.integers(4, 1_024), st.booleans(), st.booleans()), min_size=1, max_size=40),
+)  # fmt: skip
+def test_a_blocking_send_overtakes_nothing_and_leaves_no_gap(pair_class, world, depth, packing, jitter_ms, limit, sends):
+    """T.3 and T.4: whatever mixture of both ways, with writes completing out of order and taken in parts, each message arrives once and in order,
+    and a refusal takes no number of the sequence, which the receiving end would see as a gap."""
+    core = _core.load("lowmem")
+    both = pair_class((core, core), (world, world), depth=depth, packing=packing, loop={"send_limit": limit})
+    both.a.set_completion_jitter(jitter_ms * MS)
+    accepted = []
+    for number, (size, blocking, serving) in enumerate(sends):
+        message = number.to_bytes(4, "big") + bytes(size - 4)
+        code = (both.link_a.send_sync if blocking else both.link_a.send)(message)
+        assert code >= 0 or (code == -19 and not blocking)
+        if code >= 0:
+            accepted.append(message)
+        assert both.link_a.pending + both.sent == len(accepted)
+        assert both.link_a._link.pipeline.send_seq == len(accepted) % 256
+        if serving:
+            both.serve()
+    assert both.run(lambda: both.sent == len(accepted) == len(both.received))
+    assert both.received == accepted and both.failed == 0 and not both.closed and both.violations() == []
+    both.sim.close()
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_blocking_send_gives_up_after_five_seconds_and_has_changed_nothing(pair, c_core, world):
+    """Nobody reads: the slots cannot drain. The same message may be sent again, and comes once."""
+    both = pair((c_core, c_core), (world, world), depth=3, packing=False, window=500)
+    both.link_b.pause()
+    messages = [bytes([number]) * 1_000 for number in range(3)]
+    for message in messages:
+        assert both.link_a.send(message) >= 0
+    for _ in range(2):
+        start = both.sim.now_ns
+        assert both.link_a.send_sync(b"last") == -6
+        assert 4_980 * MS <= both.sim.now_ns - start <= 5_000 * MS
+        both.serve()
+        assert both.link_a.pending + both.sent == 3 and both.link_a.statistics().messages_accepted == 3
+        assert both.link_a._link.pipeline.send_seq == 3 and not both.closed
+    both.link_b.resume()
+    assert both.run(lambda: both.sent == 3)
+    assert both.link_a.send_sync(b"last") >= 0
+    assert both.run(lambda: len(both.received) == 4) and both.received == [*messages, b"last"] and both.failed == 0
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_blocking_send_ends_with_its_connection(pair, standard, world):
+    """Who waits for slots hears within the wait that they will never come free; what was in them has its outcome."""
+    both = pair((standard, standard), (world, world), depth=2, packing=False, window=500)
+    both.link_b.pause()
+    for _ in range(2):
+        assert both.link_a.send(bytes(1_000)) >= 0
+    both.run(seconds=1)
+    both.socket_b.abort()
+    start = both.sim.now_ns
+    assert both.link_a.send_sync(b"never") == -18
+    assert both.sim.now_ns - start < 1_000 * MS
+    assert both.run(lambda: "a" in both.closed)
+    assert both.closed["a"][0] == -8 and both.sent + both.failed + both.link_a.pending == 2
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -54,8 +54,9 @@ def Simulator(*_: object, **__: object) -> NoReturn:
 
 def platforms() -> dict[str, dict[str, int]]:
     """What the loop's worlds have; see the compiled cores."""
-    plain = {"tcp_send": 1, "tcp_send_async": 0, "poll_send_completions": 0, "send_slots_available": 0, "ticks_per_second": 1_000, "simulated": 0}
-    return {"posix": {**plain, "tcp_send_async": 1, "poll_send_completions": 1, "send_slots_available": 1}, "posix_plain": plain}
+    asynchronous = ("tcp_send_async", "poll_send_completions", "wait_send_completions", "send_slots_available")
+    both = {"tcp_send": 1, "ticks_per_second": 1_000, "simulated": 0}
+    return {name: {**both, **dict.fromkeys(asynchronous, int(name == "posix"))} for name in ("posix", "posix_plain")}
 
 
 __all__ = [

@@ -18,6 +18,7 @@ import selectors
 import socket
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from peertalk import errors
@@ -207,6 +208,7 @@ class Link(_Source):
         self._bytes_sent = 0
         self._read_calls = 0
         self._write_calls = 0
+        self._sync_sends = 0
         self._want(READ)
 
     # What the caller asks for
@@ -253,6 +255,43 @@ class Link(_Source):
     def send_frame(self, type: int, payload: bytes | bytearray | memoryview = b"", flags: int = 0) -> int:
         """Accept one frame of any type; NO_DELAY makes it leave at once. Returns what send() returns, or -1 for a type out of range."""
         return self._accept(type, _flat(payload), flags)
+
+    def send_sync(self, payload: bytes | bytearray | memoryview, flags: int = 0) -> int:
+        """As send(), but where that says that every slot is taken, and always on the plain platform, wait until all are free, at most 5 s, and
+        then write this one alone, with 5 s of its own: nothing is overtaken.
+
+        Returns:
+            What send() returns; -6: the slots did not come free in time, with nothing changed.
+        """
+        view = _flat(payload)
+        if not self._loop._plain:
+            code = self._accept(DATA, view, flags)
+            if code != _WOULD_BLOCK:
+                return code
+        code = _MESSAGE_TOO_LARGE if len(view) > self.max_message and self._state == _OPEN else self.drain()
+        if code == 0:
+            code = self._pipeline.send(DATA, view, flags)
+        if code < 0:
+            return code
+        self._sync_sends += 1
+        self._unsent.append(self._pipeline.launch())
+        self._move(self._write_blocking)
+        return NEEDS_TURN | self._loop._count(len(view))
+
+    def drain(self) -> int:
+        """Wait until every slot is free, at most 5 s. Serves nobody else. Returns 0, -6: not in time, -18: the link is not open (any more)."""
+        give_up = time.monotonic() + DRAIN_TIMEOUT_MS / 1000
+        code = 0
+        self._push()
+        while self._state == _OPEN and self._pipeline.pending and code == 0:
+            try:
+                _wait_writable(self._fd, give_up - time.monotonic())
+            except _DrainTimeout:
+                code = _TIMEOUT
+            self._blocked = False
+            self._push()
+        self._loop.wake()  # what came of it is to be reported, though the caller may hear no hint
+        return code if self._state == _OPEN else _NOT_CONNECTED
 
     def pause(self) -> None:
         """Stop reading. Neither silence nor the partial-frame time-out counts until resume()."""
@@ -311,7 +350,7 @@ class Link(_Source):
         return LinkStatistics(
             pipeline.accepted, pipeline.accepted - self.pending, pipeline.frames, pipeline.payload_bytes, self._bytes_sent, self._write_calls,
             pipeline.refusals, pipeline.pending, pipeline.high_water, self._frames_received, self._payload_bytes_received,
-            self._bytes_received, self._read_calls, self._ingest.partial_len,
+            self._bytes_received, self._read_calls, self._ingest.partial_len, self._sync_sends,
         )  # fmt: skip
 
     # Sending
@@ -337,10 +376,7 @@ class Link(_Source):
         if self not in loop._dirty and not self._blocked:  # a blocked link is pushed when it becomes ready
             loop._dirty[self] = None
             hints = NEEDS_TURN
-        loop._turn_messages += 1
-        loop._turn_bytes += payload_len
-        if loop._turn_messages >= TURN_MAX_MESSAGES or loop._turn_bytes >= TURN_MAX_BYTES:
-            hints |= YIELD
+        hints |= loop._count(payload_len)
         if pipeline.is_ripe():
             self._push()
         return hints
@@ -364,11 +400,12 @@ class Link(_Source):
         while index >= 0:
             self._unsent.append(index)
             index = self._pipeline.launch()
+        self._move(self._write_blocking if self._loop._plain else self._write)
+
+    def _move(self, write: Callable[[], None]) -> None:
+        """Write what is in flight, and see to what comes of it."""
         try:
-            if self._loop._plain:
-                self._write_blocking()
-            else:
-                self._write()
+            write()
         except _DrainTimeout:
             self._end(_TIMEOUT, 0)
         except OSError as error:
@@ -406,7 +443,7 @@ class Link(_Source):
             self._pipeline.complete(self._unsent.popleft())
 
     def _write_blocking(self) -> None:
-        """The plain platform: one slot after the other, each to its end or to the drain time-out."""
+        """One slot after the other, each to its end or to the drain time-out."""
         while self._unsent:
             slot = self._pipeline.slots[self._unsent[0]]
             give_up = time.monotonic() + DRAIN_TIMEOUT_MS / 1000
@@ -818,6 +855,12 @@ class Loop:
         self._ready.clear()
         self._pool.close()
         self.fd = -1
+
+    def _count(self, payload_len: int) -> int:
+        """Note a frame that was accepted. Returns YIELD, or 0."""
+        self._turn_messages += 1
+        self._turn_bytes += payload_len
+        return YIELD if self._turn_messages >= TURN_MAX_MESSAGES or self._turn_bytes >= TURN_MAX_BYTES else 0
 
     def _check_open(self) -> None:
         if self._closed:
