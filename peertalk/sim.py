@@ -234,6 +234,8 @@ class Node(_Node):
 
     def fail_memory(self, attempt: int) -> None:
         """Make the attempt-th allocation of slots and staging buffers from now, and all after it, fail; 0: none any more."""
+        if attempt < 0:
+            raise errors.InvalidArgument(f"attempt {attempt}: 1 is the next allocation, 0 lets all of them succeed again")
         self._engine.loop.fail_at(attempt)
 
     def record(self) -> list[bytes]:

@@ -168,8 +168,8 @@ async def test_theirs():
     ("mark", "word"),
     [
         ("(2, 7, 9)", "3 arguments without a name"), ("(nodes=0)", "nodes=0"), ("(nodes='x')", "nodes='x'"),
-        ("(names=['a', 'a'])", "each of them once"), ("(platform=[])", "platform"), ("(platform='beos')", "'beos'"), ("(seed='x')", "seed 'x'"), ("(loss=3)", "0 to 1"), ("(nodez=3)", "nodez"),
-        ("(limit='soon')", "'soon'"),
+        ("(names=['a', 'a'])", "each of them once"), ("(platform=[])", "platform"), ("(platform='beos')", "'beos'"),
+        ("(seed='x')", "seed 'x'"), ("(loss=3)", "0 to 1"), ("(nodez=3)", "nodez"), ("(limit='soon')", "'soon'"),
     ],
 )  # fmt: skip
 def test_a_mark_that_is_wrong_is_an_error_that_says_what(run, mark, word):
