@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import socket
 import zlib
 from asyncio.base_events import BaseEventLoop
@@ -34,6 +35,8 @@ T = TypeVar("T")
 PLATFORMS = ("mactcp", "opentransport")
 """Worlds that a node may live in."""
 PRESETS = ("none", "lan", "classic")
+HOSTS = 4_096
+"""Machines in one network, at most."""
 DEPTHS = {"standard": 4, "lowmem": 2}
 """Writes in flight for each connection of the classic worlds, by core (PT_SEND_PIPELINE_DEPTH)."""
 
@@ -43,6 +46,8 @@ _TURNS_AT_ONE_TIME = 200_000
 _GRACE_NS = 120 * _SECOND
 """Virtual time beyond its limit that a program has to clean up."""
 _WAITERS_SHOWN = 12
+_LONGEST_NS = 366 * 86_400 * _SECOND
+"""A year: no packet is late by more."""
 
 
 class Deadlock(RuntimeError):
@@ -157,6 +162,15 @@ class _Loop(BaseEventLoop):
             future.set_exception(error)
         return future
 
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        """There is nothing of the system in a simulated network: neither sockets nor processes nor signals."""
+        raise errors.NotSupported("a simulated network has no sockets, pipes, processes or signals of the system: talk through nodes")
+
+    create_connection = create_server = create_datagram_endpoint = create_unix_connection = create_unix_server = _refuse
+    subprocess_exec = subprocess_shell = connect_read_pipe = connect_write_pipe = _refuse
+    add_reader = add_writer = add_signal_handler = getnameinfo = _refuse  # type: ignore[assignment]
+    sock_recv = sock_recv_into = sock_recvfrom = sock_recvfrom_into = sock_sendall = sock_sendto = sock_connect = sock_accept = _refuse
+
     def _process_events(self, event_list: list[Any]) -> None:
         """Nothing: select() has asked for the turns already."""
 
@@ -183,7 +197,10 @@ def place_of(task: asyncio.Task[Any]) -> str:
             if name != __file__ and "asyncio" not in name.replace("\\", "/").split("/"):
                 places.append(f"{frame.f_code.co_name} ({name}:{frame.f_lineno})")
         at = getattr(at, "cr_await", None) or getattr(at, "ag_await", None) or getattr(at, "gi_yieldfrom", None)
-    return " > ".join(places) or f"{getattr(begun, '__qualname__', begun)} has not begun"
+    if places:
+        return " > ".join(places)
+    fresh = inspect.iscoroutine(begun) and inspect.getcoroutinestate(begun) == inspect.CORO_CREATED
+    return getattr(begun, "__qualname__", str(begun)) + (" has not begun" if fresh else "")
 
 
 # Nodes and what has happened ----------------------------------------------------------------------------------------------------------------------
@@ -217,6 +234,8 @@ class Node(_Node):
 
     def fail_memory(self, attempt: int) -> None:
         """Make the attempt-th allocation of slots and staging buffers from now, and all after it, fail; 0: none any more."""
+        if attempt < 0:
+            raise errors.InvalidArgument(f"attempt {attempt}: 1 is the next allocation, 0 lets all of them succeed again")
         self._engine.loop.fail_at(attempt)
 
     def record(self) -> list[bytes]:
@@ -280,6 +299,8 @@ class Network:
     def __init__(self, seed: int = 0, *, preset: str = "none") -> None:
         if preset not in PRESETS:
             raise errors.InvalidArgument(f"preset {preset!r}: there are {', '.join(map(repr, PRESETS))}")
+        if type(seed) is not int:
+            raise errors.WrongType(f"seed {seed!r}: use a whole number, 0 to 2^64 - 1")
         core = load()
         self.seed = seed
         self._simulator: Any = core.Simulator(seed, preset=preset)
@@ -314,19 +335,32 @@ class Network:
         """The machine of that name, made if it is not there.
 
         Args:
-            window: bytes that its connections buffer for a slow reader.
-            costs: send_fixed_ns, send_byte_ns, receive_fixed_ns, receive_byte_ns of its processor; those of the preset where not given.
+            window: bytes that connections which it opens from now on buffer for a slow reader, at least 1.
+            costs: send_fixed_ns, send_byte_ns, receive_fixed_ns, receive_byte_ns of its processor. None given: those of the preset; else what is
+                not given is 0.
         """
+        if window is not None and window < 1:
+            raise errors.InvalidArgument(f"window of {window}: at least one byte")
+        for cost, value in costs.items():
+            if not 0 <= value <= _LONGEST_NS:
+                raise errors.InvalidArgument(f"{cost} of {value}: 0 to {_LONGEST_NS:,} ns")
         host = self._box.hosts.get(name)
         if host is None:
+            if len(self._box.hosts) >= HOSTS:
+                raise errors.OutOfMemory(f"host {name!r}: a network has at most {HOSTS:,} hosts")
             host = self._box.hosts[name] = self._simulator.add_host(name, window=window, **costs)
+            return host
+        if costs:
+            host.set_costs(**costs)
+        if window is not None:
+            host.set_window(window)
         return host
 
     async def node(
         self, name: str, *, platform: str = "mactcp", core: str | None = None, profile: str | None = None, push: bool = False, packing: bool = True,
         window: int | None = None, pool_bytes: int | None = None, **config: Any,
     ) -> Node:  # fmt: skip
-        """Start a node on a machine of its own (or on the machine of that name, when its last node there is closed).
+        """Start a node on the machine of that name, which is made if it is not there. Two nodes at once on one machine need ports of their own.
 
         Args:
             platform: "mactcp" or "opentransport".
@@ -340,6 +374,8 @@ class Network:
         """
         if platform not in PLATFORMS:
             raise errors.InvalidArgument(f"platform {platform!r}: there are {', '.join(map(repr, PLATFORMS))}")
+        if core not in (None, *DEPTHS):
+            raise errors.InvalidArgument(f"core {core!r}: on a simulated network there are {', '.join(map(repr, DEPTHS))}")
         if profile is not None and profile not in PROFILES:
             raise errors.InvalidArgument(f"profile {profile!r}: there are {', '.join(map(repr, PROFILES))}")
         chosen = load(core or (str(PROFILES[profile]["core"]) if profile else None))
@@ -376,22 +412,24 @@ class Network:
         """Change the path from a to b, and back unless both is False. What is not given stays as it is.
 
         Args:
-            latency, jitter: seconds, or "50ms"; jitter: up to so much more, evenly.
-            bandwidth: bytes a second, or "90KB/s".
+            latency, jitter: seconds, or "50ms", at most a year; jitter: up to so much more, evenly.
+            bandwidth: bytes a second, or "90KB/s". Kept as whole nanoseconds for each byte, so it is coarse above 10 MB/s; 1 GB/s at most.
             loss, duplicate, reorder, damage: chance for each packet, 0 to 1. damage flips one bit, which no checksum below peertalk tells.
             reorder_by: how long a reordered packet is held back.
             preset: first set everything as "none", "lan" or "classic" has it.
         """
         given: dict[str, Any] = {"loss": loss, "duplicate": duplicate, "reorder": reorder, "damage": damage}
         for name, chance in given.items():
-            if chance is not None and not 0 <= chance <= 1:
-                raise errors.InvalidArgument(f"{name} of {chance}: a chance is 0 to 1")
+            if chance is not None and not (isinstance(chance, int | float) and 0 <= chance <= 1):
+                raise errors.InvalidArgument(f"{name} of {chance!r}: a chance is 0 to 1")
         for name, duration in (("latency_ns", latency), ("jitter_ns", jitter), ("reorder_ns", reorder_by)):
             given[name] = None if duration is None else round(parse_duration(duration) * _SECOND)
+            if given[name] is not None and given[name] > _LONGEST_NS:
+                raise errors.InvalidArgument(f"{name.removesuffix('_ns')} of {duration!r}: at most a year")
         if bandwidth is not None:
             rate = parse_size(bandwidth.removesuffix("/s") if isinstance(bandwidth, str) else bandwidth)
-            if rate < 1:
-                raise errors.InvalidArgument(f"bandwidth of {bandwidth!r}: at least one byte a second")
+            if not 1 <= rate <= _SECOND:
+                raise errors.InvalidArgument(f"bandwidth of {bandwidth!r}: at least one byte a second, at most 1GB/s")
             given["byte_ns"] = (_SECOND + rate // 2) // rate
         chosen = {name: value for name, value in given.items() if value is not None}
         self._simulator.link(self._host_of(a), self._host_of(b), both=both, preset=preset, **chosen)
@@ -426,6 +464,8 @@ class Network:
 
     def random(self, size: int) -> bytes:
         """Bytes from the seed, for programs that want choices of their own."""
+        if size < 0:
+            raise errors.InvalidArgument(f"{size} random bytes: at least none")
         return bytes(self._simulator.random(size))
 
     @property
@@ -440,6 +480,10 @@ class Network:
                 known = ", ".join(map(repr, self._box.hosts)) or "none"
                 raise errors.InvalidArgument(f"no host of this network is called {node!r}; there are {known}")
             return self._box.hosts[node]
+        if not isinstance(node, Node):
+            raise errors.WrongType(f"{node!r} is no place on this network: use a node, or the name of a host")
+        if node.host not in self._box.hosts.values():
+            raise errors.InvalidArgument(f"node {node.name!r} lives on another network")
         return node.host
 
     def __repr__(self) -> str:
@@ -467,6 +511,8 @@ def run(main: Callable[[Network], Coroutine[Any, Any, T]], *, seed: int = 0, pre
 
 def run_in(network: Network, main: Callable[[Network], Coroutine[Any, Any, T]], *, limit: float | str = "2h") -> T:
     """As run(), in a network that stays there, so that its trace and faults can be read afterwards. Close it then."""
+    if asyncio._get_running_loop() is not None:
+        raise errors.InvalidState("a simulated network brings its own event loop: call run() where none runs, not from a coroutine")
     loop = _Loop(network, parse_duration(limit))
 
     async def whole() -> T:
@@ -477,7 +523,6 @@ def run_in(network: Network, main: Callable[[Network], Coroutine[Any, Any, T]], 
             await network.aclose()
 
     try:
-        asyncio.set_event_loop(loop)
         loop.main = loop.create_task(whole(), name="main")
         try:
             result: T = loop.run_until_complete(loop.main)
@@ -491,7 +536,6 @@ def run_in(network: Network, main: Callable[[Network], Coroutine[Any, Any, T]], 
             raise context.get("exception") or RuntimeError(context.get("message"))
         return result
     finally:
-        asyncio.set_event_loop(None)
         _close(loop, network)
 
 
@@ -515,4 +559,3 @@ def _close(loop: _Loop, network: Network) -> None:
     with contextlib.suppress(Exception):
         loop.run_until_complete(loop.shutdown_asyncgens())
     loop.close()
-

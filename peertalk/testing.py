@@ -6,13 +6,17 @@
         assert await mesh.all_received(b"start", within="2s")
 
 The plugin runs the coroutine itself: no other plugin, no socket, no waiting. When the test is over it closes the nodes and fails the test if
-something leaked, if messages changed their order, if a rule of a platform was broken, or if some task still waits. pytest loads it with peertalk;
-nothing else of peertalk is imported before a test asks for it.
+something leaked, if messages changed their order, if a rule of a platform was broken, or if some task still waits. pytest loads it, and with it
+the package; neither the simulator nor a compiled core is loaded before a test asks for it.
+
+Such a test is run here from the start, not in the hook where plugins that run coroutines compete: so it does not matter which of them are installed,
+and in which mode.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
@@ -39,7 +43,7 @@ class Mesh(Sequence["sim.Node"]):
     def __init__(self, options: dict[str, Any]) -> None:
         from . import sim
 
-        self.seed = int(options.get("seed", 0))
+        self.seed = options.get("seed", 0)
         self.net: sim.Network = sim.Network(self.seed, preset=options.get("preset", "lan"))
         self.limit: float | str = options.get("limit", "1h")
         self._options = options
@@ -83,9 +87,11 @@ class Mesh(Sequence["sim.Node"]):
 
     async def start(self) -> None:
         """Make the nodes and connect them."""
+        from . import errors
+
         options = dict(self._options)
-        count = options.pop("nodes", 2)
-        names = options.pop("names", None) or [f"node{number}" for number in range(count)]
+        count = options.pop("nodes", None)
+        names = options.pop("names", None)
         platforms = options.pop("platform", "mactcp")
         connect = options.pop("connect", True)
         link = {name: options.pop(name) for name in _LINK if name in options}
@@ -93,6 +99,9 @@ class Mesh(Sequence["sim.Node"]):
             options.pop(name, None)
         if isinstance(platforms, str):
             platforms = [platforms]
+        names = _names_of(count, names)
+        if not platforms:
+            raise errors.InvalidArgument("platform of no element: the mark deals out what is in it")
         if connect:
             options.setdefault("discovery", False)
         for number, name in enumerate(names):
@@ -138,6 +147,21 @@ class Mesh(Sequence["sim.Node"]):
         return f"<Mesh of {len(self._nodes)} nodes, seed {self.seed}>"
 
 
+def _names_of(count: Any, names: Any) -> list[str]:
+    """What the nodes of a mesh are called."""
+    from . import errors
+
+    if names is None:
+        count = 2 if count is None else count
+        if type(count) is not int or count < 1:
+            raise errors.InvalidArgument(f"nodes={count!r} in the mark: a whole number, at least 1")
+        names = [f"node{number}" for number in range(count)]
+    called = [str(name) for name in names]
+    if not called or len(set(called)) < len(called) or count not in (None, len(called)):
+        raise errors.InvalidArgument(f"names={called!r} in the mark: one for each node, each of them once")
+    return called
+
+
 def _options_of(item: pytest.Item) -> dict[str, Any] | None:
     """Arguments of the mark, those nearest to the test first; None: not ours."""
     marks = list(item.iter_markers("peertalk"))
@@ -145,6 +169,8 @@ def _options_of(item: pytest.Item) -> dict[str, Any] | None:
         return None
     options: dict[str, Any] = {}
     for mark in reversed(marks):
+        if len(mark.args) > 2:
+            pytest.fail(f"the mark peertalk has {len(mark.args)} arguments without a name: it takes nodes and seed", pytrace=False)
         options.update(zip(("nodes", "seed"), mark.args, strict=False))
         options.update(mark.kwargs)
     return options
@@ -165,22 +191,25 @@ def mesh(request: pytest.FixtureRequest) -> Iterator[Mesh]:
     made.net.close()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Take what is marked or uses mesh."""
+    if isinstance(item, pytest.Function) and (any(item.iter_markers("peertalk")) or "mesh" in item.fixturenames):
+        item.runtest = functools.partial(_run, item)  # type: ignore[method-assign]
+
+
+def _run(item: pytest.Function) -> None:
     """Run a marked coroutine, or one that uses mesh, on a network of its own."""
-    options = _options_of(pyfuncitem)
-    if options is None or not inspect.iscoroutinefunction(pyfuncitem.obj):
-        return None
+    if not inspect.iscoroutinefunction(item.obj):
+        pytest.fail("the mark peertalk runs coroutines: the test must be an `async def`", pytrace=False)
     from . import sim
 
-    given = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    given = {name: item.funcargs[name] for name in item._fixtureinfo.argnames}
     given_mesh: Any = given.get("mesh")
-    played = Mesh({"nodes": 0, **options}) if given_mesh is None else given_mesh
-    pyfuncitem.add_report_section("call", "peertalk", f"seed {played.seed}")
+    played = Mesh(_options_of(item) or {}) if given_mesh is None else given_mesh
+    item.add_report_section("call", "peertalk", f"seed {played.seed}")
     try:
-        sim.run_in(played.net, lambda _: played.run(pyfuncitem.obj(**given)), limit=played.limit)
+        sim.run_in(played.net, lambda _: played.run(item.obj(**given)), limit=played.limit)
         played.check()
     finally:
-        if "mesh" not in given:
+        if given_mesh is None:
             played.net.close()
-    return True

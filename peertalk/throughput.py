@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from . import sim
+from . import errors, sim
 
 _MODEL_FIXED = 0.027
 _MODEL_BYTE = 1 / 204_800
@@ -82,6 +82,8 @@ def throughput(seconds: float = 600.0, seed: int = 0, report: Callable[[Rate], N
 
 def measure(platform: str, core: str, depth: int, packing: bool, size: int, seconds: float, seed: int = 0, *, asynchronous: bool = True) -> Flow:
     """Send messages of one size over the classic link for so long, as fast as they are taken."""
+    if not seconds > 0 or size < 1:
+        raise errors.InvalidArgument(f"{size} bytes for {seconds} s: at least one byte, and longer than no time")
     network = sim.Network(seed, preset="classic")
     problems: list[str] = []
     taken, times, memory, lost = [0], [0], [0], 0

@@ -100,6 +100,8 @@ def test_none_and_an_empty_variable_count_as_not_given(monkeypatch):
         ("BIND", "127.0.0.1", "127.0.0.1"),
         ("CORE", "lowmem", "lowmem"),
         ("WHEN_FULL", "sync", "sync"),
+        ("ASYNC_SEND", "no", False),
+        ("PIPELINE_DEPTH", "7", 7),
     ],
 )
 def test_each_kind_of_field_can_be_set_from_the_environment(monkeypatch, variable, text, expected):

@@ -72,7 +72,7 @@ def test_a_block_compiles_and_names_only_what_exists(path, line, source):
     compile(wrapped, f"{path.name}:{line}", "exec")
     for node in ast.walk(ast.parse(wrapped)):
         if isinstance(node, ast.ImportFrom):
-            module = __import__(node.module, fromlist=["names"])
+            module = __import__(node.module, fromlist=[alias.name for alias in node.names])
             missing += [f"{node.module}.{alias.name}" for alias in node.names if not hasattr(module, alias.name)]
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             holder = node.value.id

@@ -156,6 +156,7 @@ async def test_peers_are_looked_up_by_id_and_by_a_name_that_is_unique(free_port)
         await second.aclose()
         await next_event(events, pt.PeerLost)
         assert ada.peers.version > version and ada.peers["twin"] is one
+        assert two.id not in ada.peers and ada.peers.get(two.id) is None
 
 
 async def test_wait_for_takes_a_function_and_says_who_is_known_when_time_is_up(free_port):

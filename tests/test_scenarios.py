@@ -75,7 +75,7 @@ OVERTAKES = """    if (result == PT_OK && link->pipeline.pending_count != 0) { /
     }
 """
 HELD = "if (slot->state == PT_SLOT_IN_FLIGHT || slot->state == PT_SLOT_ABANDONED) {\n            slot->state = PT_SLOT_ABANDONED;"
-DONE = "        pt_pipeline_complete(of->pipeline, index, code_of(result));\n        count++;"
+DONE = "        pt_pipeline_complete(of->base.pipeline, index, code_of(result));\n        count++;"
 SKIPS = "        if (result == PT_MACTCP_NO_ERROR && index == 1)\n            continue; /* planted */\n"
 
 PLANTED = {

@@ -113,6 +113,28 @@ def test_work_for_a_thread_is_done_at_once_and_here():
     assert sim.run(main) == threading.get_ident()
 
 
+def test_one_message_takes_as_long_with_the_pipeline_as_without():
+    """Latency is not the price of throughput: to the nanosecond of the network, on both platforms and in both builds."""
+
+    def arrival(platform: str, core: str, asynchronous: bool) -> list[int]:
+        async def main(net: sim.Network) -> list[int]:
+            _, b, peer = await pair(net, core, platform, async_send=asynchronous)
+            await asyncio.sleep(1)
+            start = net.clock.ns
+            await peer.send(bytes(1000))
+            await b.receive(timeout=5)
+            await asyncio.sleep(1)
+            return [record.time_ns - start for record in net.trace.records if record.time_ns >= start and record.kind in ("send", "deliver", "ack")]
+
+        return sim.run(main, preset="classic")
+
+    for platform in PLATFORMS:
+        for core in ("standard", "lowmem"):
+            pipelined, synchronous = arrival(platform, core, True), arrival(platform, core, False)
+            assert len(pipelined) >= 3
+            assert pipelined == synchronous, f"{platform}, {core}"
+
+
 # --- one seed ---------------------------------------------------------------------------------------------------------------------------------------
 
 STORY = """
@@ -333,6 +355,39 @@ def test_the_c_side_of_a_lowmem_node_is_under_200_kib_and_is_printed_part_by_par
         assert part in str(report)
 
 
+def test_a_lowmem_node_with_four_busy_peers_stays_under_200_kib():
+    """The budget is one of the worst honest hour, not of a quiet one: every peer at its limit, both ways, and nobody takes what arrives."""
+
+    async def main(net: sim.Network) -> tuple[Any, int]:
+        small: dict[str, Any] = {"window": 4096, "receive_queue_bytes": 1024, "discovery": False}
+        hub = await net.node("hub", platform="opentransport", profile="lowmem", **small)
+        others = [await net.node(f"n{number}", core="standard", **small) for number in range(4)]
+        for other in others:
+            net.link(hub, other, latency="20ms", bandwidth="50KB/s")
+        peers = [await hub.connect(other.address, timeout=5) for other in others]
+        await asyncio.sleep(1)  # those who were dialled know it too
+        backs = [other.peers["hub"] for other in others]
+
+        async def flood(peer: pt.Peer) -> None:
+            for _ in range(60):
+                await peer.send(bytes(1000))
+
+        sending = asyncio.gather(*map(flood, [*peers, *backs]))
+        await asyncio.sleep(3)
+        stuck = hub.memory
+        for node in (hub, *others):
+            count = 60 * (4 if node is hub else 1)
+            for _ in range(count):
+                await node.receive(timeout=600)
+        await sending
+        return stuck, hub.memory["total"].peak
+
+    stuck, peak = sim.run(main)
+    assert stuck["pipelines"].bytes >= 4 * 2 * 1040, "the test must fill every slot"
+    assert stuck["pipelines"].peak < 10 * 1024
+    assert peak < 200 * 1024
+
+
 # --- what must not have happened --------------------------------------------------------------------------------------------------------------------
 
 
@@ -358,6 +413,15 @@ def test_links_refuse_what_is_no_chance_no_rate_and_no_host():
             net.link("a", "b", bandwidth=0)
         with pytest.raises(errors.InvalidArgument, match="'c'"):
             net.cut("a", "c")
+        wrongs: list[dict[str, Any]] = [{"loss": "x"}, {"loss": float("nan")}, {"latency": "5 parsecs"}, {"latency": 1e12}]
+        for wrong in (*wrongs, {"bandwidth": "fast"}, {"bandwidth": "10GB/s"}):
+            with pytest.raises(errors.InvalidArgument):
+                net.link("a", "b", **wrong)
+        with pytest.raises(errors.WrongType, match="3 is no place"):
+            net.link("a", 3)
+        for costs in ({"window": 0}, {"send_fixed_ns": -1}, {"sleep_ns": 1}):
+            with pytest.raises(errors.InvalidArgument):
+                net.host("d", **costs)
 
     sim.run(main)
     with pytest.raises(errors.InvalidArgument, match="preset"):
@@ -425,3 +489,73 @@ def test_a_blocking_send_of_a_node_gives_up_after_five_seconds_with_nothing_lost
             await b.receive(timeout=60)
 
     sim.run(main)
+
+
+    for seed in ("x", 1.5, -1, 2**64):
+        with pytest.raises(errors.InvalidArgument, match="seed"):
+            sim.Network(seed)
+
+
+def test_a_run_inside_a_running_loop_is_refused_and_costs_that_loop_nothing():
+    """A notebook has a loop that runs; two clocks on one thread cannot be."""
+
+    async def main(net: sim.Network) -> int:
+        return 1
+
+    async def outer() -> None:
+        with pytest.raises(errors.InvalidState, match="brings its own event loop"):
+            sim.run(main)
+        await asyncio.sleep(0)
+
+    asyncio.run(outer())
+
+
+def test_what_belongs_to_the_system_is_refused_with_a_word():
+    """A real socket would bring real time: the program is told, not left with an empty NotImplementedError."""
+
+    async def main(net: sim.Network) -> None:
+        with pytest.raises(errors.NotSupported, match="no sockets"):
+            await asyncio.open_connection("127.0.0.1", 9)
+        with pytest.raises(NotImplementedError, match="talk through nodes"):
+            await asyncio.create_subprocess_exec("true")
+
+    sim.run(main)
+
+
+def test_a_machine_can_be_changed_before_its_next_node(core):
+    """A second word on a host must not be dropped because the host is there."""
+
+    async def main(net: sim.Network) -> bool:
+        net.host("b")
+        net.host("b", window=600)
+        a = await net.node("a", core=core, discovery=False, send_queue_size=1)
+        b = await net.node("b", core=core, discovery=False, receive_queue_bytes=1024)
+        peer = await a.connect(b.address)
+        accepted = 0
+        with pytest.raises(errors.Timeout):
+            while True:
+                await peer.send(bytes(500), timeout=2)
+                accepted += 1
+        assert accepted < 40
+        return True
+
+    assert sim.run(main)
+
+
+def test_a_send_that_fails_is_a_warning_in_the_category_of_the_network(core, caplog):
+    """Whoever reads only the log must see that messages may be lost, to whom, and why; a link that ends in order is no news."""
+
+    async def main(net: sim.Network) -> None:
+        a, b, peer = await pair(net, core, link_timeout=3600.0)
+        c = await net.node("c", core=core, discovery=False)
+        await (await a.connect(c.address)).disconnect()
+        assert not [record for record in caplog.records if record.name == "peertalk.network"]
+        net.vanish(b)
+        peer.send_nowait(b"anybody?")
+        while peer.reported < peer.accepted:
+            await asyncio.sleep(1)
+
+    sim.run(main)
+    told = [record for record in caplog.records if record.name == "peertalk.network" and record.levelname == "WARNING"]
+    assert len(told) == 1
+    assert "'b'" in told[0].getMessage()

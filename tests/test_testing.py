@@ -104,6 +104,102 @@ async def test_breaks_a_rule(mesh):
     result.stdout.fnmatch_lines(["*1 buffers were not given back*"])
 
 
+def test_a_buffer_that_is_really_lost_fails_its_test(run):
+    """The check is of the pool itself: whoever borrows and does not give back is named."""
+    result = run(
+        """
+@pytest.mark.peertalk
+async def test_loses_one(mesh):
+    mesh[1]._engine.loop._pool.acquire(100)
+
+@pytest.mark.peertalk
+async def test_loses_none(mesh):
+    await mesh.peer(0, 1).send(b"x")
+"""
+    )
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines(["*node1: 1 buffers were not given back*"])
+
+
+def test_a_background_task_that_fails_fails_the_test(run):
+    """An exception that nobody awaits is an error of the program under test."""
+    result = run(
+        """
+async def breaks():
+    raise ValueError("in the background")
+
+@pytest.mark.peertalk
+async def test_starts_it(mesh):
+    asyncio.create_task(breaks())
+    await asyncio.sleep(1)
+"""
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*ValueError: in the background*"])
+
+
+def test_other_plugins_that_run_coroutines_do_not_get_ours(run, pytester):
+    """Projects use pytest-asyncio or anyio, often in a mode that takes every coroutine: on a loop of theirs time would be real and mesh empty."""
+    pytester.makeconftest(
+        """
+import asyncio, inspect, pytest
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    if inspect.iscoroutinefunction(pyfuncitem.obj):
+        asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}))
+        return True
+"""
+    )
+    run(
+        """
+@pytest.mark.peertalk
+async def test_ours(mesh):
+    await asyncio.sleep(3_000)
+    assert len(mesh) == 2
+
+async def test_theirs():
+    assert not type(asyncio.get_running_loop()).__module__.startswith("peertalk")
+"""
+    ).assert_outcomes(passed=2)
+
+
+@pytest.mark.parametrize(
+    ("mark", "word"),
+    [
+        ("(2, 7, 9)", "3 arguments without a name"), ("(nodes=0)", "nodes=0"), ("(nodes='x')", "nodes='x'"),
+        ("(names=['a', 'a'])", "each of them once"), ("(platform=[])", "platform"), ("(platform='beos')", "'beos'"),
+        ("(seed='x')", "seed 'x'"), ("(loss=3)", "0 to 1"), ("(nodez=3)", "nodez"), ("(limit='soon')", "'soon'"),
+    ],
+)  # fmt: skip
+def test_a_mark_that_is_wrong_is_an_error_that_says_what(run, mark, word):
+    """What is dropped in silence is a test of something else."""
+    result = run(f"@pytest.mark.peertalk{mark}\nasync def test_it(mesh):\n    pass\n")
+    outcomes = result.parseoutcomes()
+    assert outcomes.get("failed", 0) + outcomes.get("errors", 0) == 1
+    result.stdout.fnmatch_lines([f"*{word.replace('[', '[[]')}*"])
+
+
+def test_a_marked_function_that_is_no_coroutine_is_an_error(run):
+    """It would run without a network, and pass."""
+    result = run("@pytest.mark.peertalk(nodes=3)\ndef test_it():\n    pass\n")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*must be an `async def`*"])
+
+
+def test_the_plugin_loads_no_core_and_no_simulator_for_tests_that_need_none(run, pytester):
+    """pytest loads it everywhere that peertalk is installed: it must not cost the others."""
+    pytester.makepyfile(test_plain="def test_plain():\n    pass\n")
+    program = (
+        "import sys, pytest\n"
+        "assert pytest.main(['-q', '-p', 'peertalk.testing', '-p', 'no:cacheprovider', 'test_plain.py']) == 0\n"
+        "print('loaded', sorted(name for name in sys.modules if name in ('_cffi_backend', 'peertalk.sim', 'peertalk.runtime.simworld')\n"
+        "      or name.startswith('peertalk._core._')))\n"
+    )
+    pytester.makepyfile(program=program)
+    pytester.runpython("program.py").stdout.fnmatch_lines(["loaded []"])
+
+
 def test_a_test_that_hangs_ends_at_its_limit_and_says_who_waits(run):
     """An hour of waiting takes no time here."""
     result = run(

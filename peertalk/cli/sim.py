@@ -8,7 +8,7 @@ import msgspec
 import typer
 from rich.table import Table
 
-from .. import scenarios, throughput
+from .. import errors, scenarios, throughput
 from . import CommandFailed
 from .options import Json, console, print_json, say
 
@@ -19,14 +19,22 @@ def command(
     scenario: Annotated[str | None, typer.Argument(help="Name of a scenario, or throughput. None: list them.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of every random decision; the same seed gives the same run.")] = 0,
     trace: Annotated[bool, typer.Option("--trace", help="Print the last decisions of the network too.")] = False,
-    minutes: Annotated[float, typer.Option("--minutes", min=0.05, max=600, help="throughput: simulated minutes of each row.")] = 10.0,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", min=0.05, max=600, help="throughput: simulated minutes of each row; 10 if not given.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Play a scripted incident on a simulated network: what happened, its figures, and the hash of its trace."""
+    if minutes is not None and scenario != THROUGHPUT:
+        raise errors.InvalidArgument("--minutes goes with throughput; a scenario takes the time that it takes")
+    if trace and scenario in (None, THROUGHPUT):
+        raise errors.InvalidArgument("--trace goes with a scenario")
     if scenario is None:
         _list(json)
     elif scenario == THROUGHPUT:
-        _throughput(minutes, seed, json)
+        _throughput(10.0 if minutes is None else minutes, seed, json)
+    elif scenario not in scenarios.SCENARIOS:
+        raise errors.InvalidArgument(f"there is no scenario {scenario!r}; there are {', '.join([*scenarios.SCENARIOS, THROUGHPUT])}")
     else:
         _play(scenario, seed, trace, json)
 

@@ -578,6 +578,8 @@ class Switchboard:
         if fault:
             log.info("%s", error)  # an event and a counter tell of it; a line for each would let strangers fill the log
             self.transport.emit(events.LinkFault, connection.address, peer, error)
+        elif attached and error is not None and not polite and not self.transport.closing:
+            log.warning("%s", error)  # of a peer that we talked with: what was on its way to it may be lost
         if attached:
             assert isinstance(peer, Remote)
             self._detach(connection, error, polite=polite)

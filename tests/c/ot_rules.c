@@ -149,6 +149,28 @@ static void a_connection_lives_through_all_its_events(void)
     end();
 }
 
+static void a_flow_that_was_stopped_is_told_when_it_may_go_on(void)
+{
+    begin(pt_ot_ops(), PT_SIM_CLASSIC, 600);
+    heard by;
+    uint8_t data[1000] = {0};
+    pt_ot_endpoint *sends = make_ready(one.platform, &by, write_down);
+    int32_t listener = pt_sim_listen(sim, one.host, 96);
+    CHECK(pt_sim_dial(sim, other.host, 0x0A000001, 96) > 0);
+    run_for(SECOND);
+    CHECK(pt_ot_adopt(sends, pt_sim_accept(sim, listener)) == PT_OT_NO_ERROR);
+    CHECK(pt_ot_send(sends, data, 500) == 500);
+    run_for(SECOND);
+    CHECK(!has_heard(&by, PT_OT_GODATA)); /* nobody was stopped */
+    CHECK(pt_ot_send(sends, data, 1000) == 600 && pt_ot_send(sends, data + 600, 400) == PT_OT_FLOW && !has_heard(&by, PT_OT_GODATA));
+    run_for(SECOND);
+    CHECK(has_heard(&by, PT_OT_GODATA) && pt_ot_send(sends, data + 600, 400) == 400);
+    run_for(SECOND);
+    CHECK(by.released == 1500 && world_of(&one)->violation_count == 0);
+    pt_ot_close(sends);
+    end();
+}
+
 static void a_refusal_and_a_break_are_disconnects(void)
 {
     begin(pt_ot_ops(), PT_SIM_CLASSIC, 0);
@@ -347,6 +369,7 @@ int main(void)
 {
     the_modes_are_set_in_one_order_only();
     a_connection_lives_through_all_its_events();
+    a_flow_that_was_stopped_is_told_when_it_may_go_on();
     a_refusal_and_a_break_are_disconnects();
     an_unreachable_datagram_wedges_the_endpoint_until_it_is_taken();
     work_at_notifier_time_is_refused_and_told();

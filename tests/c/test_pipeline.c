@@ -1,4 +1,5 @@
 /* Messages in flight: the ring of slots, its order, its bytes, its refusals, and what is left when a link ends. */
+#include "pt_mactcp.h"
 #include "pt_pipeline.h"
 
 #include "check.h"
@@ -191,6 +192,40 @@ static void lazy_slots_cost_nothing_before_the_first_send(void)
     memory_close_pool(pool, &account);
 }
 
+/* The budgets of a whole node, by sizeof and by the account, with the sizes of pointers that this machine has: the pipelines of eight peers, in lowmem
+ * of four, each slot with its buffer and with the parameter block of a classic platform. */
+static void the_pipelines_of_all_peers_are_within_their_budget(void)
+{
+    static const pt_pool_class own[] = {{PT_SLOT_BUFFER_SIZE, PT_MAX_PEERS * PT_SEND_PIPELINE_DEPTH}};
+    static pt_send_pipeline pipelines[PT_MAX_PEERS];
+    static pt_send_slot all[PT_MAX_PEERS][PT_SEND_PIPELINE_DEPTH];
+    static uint8_t payload[PT_MESSAGE_MAX_PAYLOAD];
+    const size_t budget = PT_IS_LOWMEM ? 10 * 1024 : 136 * 1024;
+    const size_t tables = sizeof pipelines + sizeof all + PT_MAX_PEERS * PT_SEND_PIPELINE_DEPTH * (size_t)PT_MACTCP_BLOCK_DOCUMENTED;
+    pt_pool *pool = memory_open_pool(&account, own, 1, 0);
+    for (int peer = 0; peer < PT_MAX_PEERS; peer++)
+        REQUIRE(pt_pipeline_init(&pipelines[peer], all[peer], PT_SEND_PIPELINE_DEPTH, PT_SLOT_BUFFER_SIZE, pool, PT_IS_LOWMEM, 0) == PT_OK);
+    CHECK_EQUAL(memory_lent(pool), PT_IS_LOWMEM ? 0 : PT_MAX_PEERS * PT_SEND_PIPELINE_DEPTH);
+    if (PT_IS_LOWMEM)
+        CHECK_EQUAL(account.bytes, 0); /* not a byte before the first send */
+    for (int peer = 0; peer < PT_MAX_PEERS; peer++) {
+        for (int slot = 0; slot < PT_SEND_PIPELINE_DEPTH; slot++) {
+            CHECK_EQUAL(pt_pipeline_send(&pipelines[peer], PT_FRAME_DATA, 0, payload, sizeof payload), PT_OK);
+            CHECK_EQUAL(pt_pipeline_launch(&pipelines[peer]), slot);
+        }
+    }
+    CHECK(account.bytes >= PT_MAX_PEERS * PT_SEND_PIPELINE_DEPTH * (size_t)PT_SLOT_BUFFER_SIZE);
+    CHECK(account.bytes + tables < budget);
+    printf("pipelines of %d peers: %lu bytes of buffers and %lu of slots and blocks, of %lu; a slot has %lu\n", PT_MAX_PEERS,
+           (unsigned long)account.bytes, (unsigned long)tables, (unsigned long)budget, (unsigned long)sizeof(pt_send_slot));
+    for (int peer = 0; peer < PT_MAX_PEERS; peer++) {
+        for (uint8_t slot = 0; slot < PT_SEND_PIPELINE_DEPTH; slot++)
+            pt_pipeline_complete(&pipelines[peer], slot, PT_OK);
+        CHECK_EQUAL(pt_pipeline_cleanup(&pipelines[peer]), 0);
+    }
+    memory_close_pool(pool, &account);
+}
+
 static void what_does_not_fit_is_refused_with_nothing_changed(void)
 {
     static uint8_t payload[SLOT_SIZE];
@@ -299,6 +334,7 @@ int main(void)
     RUN(completions_in_any_order_are_reported_in_the_order_of_sending);
     RUN(small_frames_share_a_slot_until_it_is_full);
     RUN(lazy_slots_cost_nothing_before_the_first_send);
+    RUN(the_pipelines_of_all_peers_are_within_their_budget);
     RUN(what_does_not_fit_is_refused_with_nothing_changed);
     RUN(a_buffer_in_flight_stays_until_the_platform_lets_go);
     RUN(ten_thousand_random_steps_keep_every_message);

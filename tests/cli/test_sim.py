@@ -60,7 +60,16 @@ def test_problems_are_told_and_end_with_exit_code_1(capsys, monkeypatch):
 def test_a_name_that_is_none_is_wrong_usage_with_the_names(capsys):
     """A typing error must not pass for a scenario."""
     assert run(["sim", "full_pipelin"]) == WRONG_USAGE
-    assert "full_pipeline" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "full_pipeline" in told
+    assert "throughput" in told
+
+
+@pytest.mark.parametrize("arguments", [["full_pipeline", "--minutes", "3"], ["throughput", "--trace"], ["--trace"]])
+def test_an_option_that_means_nothing_here_is_wrong_usage(capsys, arguments):
+    """An option that is dropped in silence is a wrong answer to somebody's question."""
+    assert run(["sim", *arguments]) == WRONG_USAGE
+    assert capsys.readouterr().out == ""
 
 
 def test_throughput_prints_the_matrix(capsys):
