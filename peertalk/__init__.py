@@ -26,6 +26,7 @@ from .errors import (
     PlatformError,
     ProtocolError,
     QueueEmpty,
+    RejectReason,
     RemoteError,
     Timeout,
     Truncated,
@@ -34,18 +35,20 @@ from .errors import (
 )
 from .node import Node, Peer, StreamOut
 from .protocol.events import (
+    ConnectionRequested,
     EventsMissed,
     Failed,
     LinkFault,
     LostReason,
     Outcome,
+    PeerChanged,
     PeerConnected,
     PeerDisconnected,
     PeerFound,
     PeerLost,
     Sent,
 )
-from .protocol.peer import PeerState
+from .protocol.peer import Latency, PeerFlag, PeerState
 from .protocol.stream import StreamState
 from .protocol.wire import Batch, Datagram, Message
 from .runtime.peers import BroadcastResult, Peers
@@ -64,10 +67,11 @@ if not TYPE_CHECKING:  # a type checker that sees this takes every misspelt name
 
 
 __all__ = [
-    "AddressInUse", "BadCrc", "BadMagic", "BadVersion", "Batch", "BroadcastResult", "Config", "ConnectionClosed", "ConnectionRefused", "Datagram",
-    "EventsMissed", "Failed", "InternalError", "InvalidArgument", "InvalidState", "LinkFault", "LocalError", "LostReason", "Message",
-    "MessageTooLarge", "NetworkError", "NetworkFailure", "NoNetwork", "Node", "NodeStatistics", "NotConnected", "NotSupported",
-    "OutOfMemory", "Outcome", "Peer", "PeerConnected", "PeerDisconnected", "PeerFound", "PeerLost", "PeerNotFound", "PeerState",
-    "PeerStatistics", "PeerTalkError", "Peers", "PlatformError", "ProtocolError", "QueueEmpty", "QueueStatus", "RemoteError", "Sent",
-    "StreamOut", "StreamState", "Timeout", "Truncated", "WouldBlock", "WrongType", "load_config",
+    "AddressInUse", "BadCrc", "BadMagic", "BadVersion", "Batch", "BroadcastResult", "Config", "ConnectionClosed", "ConnectionRefused",
+    "ConnectionRequested", "Datagram", "EventsMissed", "Failed", "InternalError", "InvalidArgument", "InvalidState", "Latency", "LinkFault",
+    "LocalError", "LostReason", "Message", "MessageTooLarge", "NetworkError", "NetworkFailure", "NoNetwork", "Node", "NodeStatistics",
+    "NotConnected", "NotSupported", "OutOfMemory", "Outcome", "Peer", "PeerChanged", "PeerConnected", "PeerDisconnected", "PeerFlag",
+    "PeerFound", "PeerLost", "PeerNotFound", "PeerState", "PeerStatistics", "PeerTalkError", "Peers", "PlatformError", "ProtocolError",
+    "QueueEmpty", "QueueStatus", "RejectReason", "RemoteError", "Sent", "StreamOut", "StreamState", "Timeout", "Truncated", "WouldBlock",
+    "WrongType", "load_config",
 ]  # fmt: skip

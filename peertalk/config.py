@@ -150,8 +150,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     send_queue_size: Annotated[int, _count(1, 1_000_000, "messages", "Messages that may wait for one peer before send() waits.")] = 1024
     send_queue_bytes: Annotated[int, _bytes(1024, 1024**3, "Payload that may wait for one peer before send() waits.")] = 1024**2
     receive_queue_bytes: Annotated[int, _bytes(1024, 1024**3, "Payload that may wait for the application before senders are slowed.")] = 4 * 1024**2
+    flags: Annotated[int, _count(0, 0xFFFF, "bits", "What this node announces of itself at first: a sum of PeerFlag.")] = 0
     announce_interval: Annotated[float, _seconds(0.1, 10.0, "Longest time between two announcements of this node.")] = 5.0
     peer_timeout: Annotated[float, _seconds(0.1, 86_400.0, "Silence after which an unconnected peer counts as lost.")] = 30.0
+    ping_interval: Annotated[float, _seconds(0.0, 86_400.0, "Time between two measurements of the way to each connected peer; 0: none.")] = 10.0
     connect_timeout: Annotated[float, _seconds(0.01, 3600.0, "Longest wait for a connection to open.")] = 5.0
     link_timeout: Annotated[float, _seconds(0.1, 3600.0, "Time without the answer that a peer owes, after which its link counts as broken.")] = 15.0
     drain_timeout: Annotated[float, _seconds(0.0, 3600.0, "Longest wait for unsent messages when a link or the node closes.")] = 5.0

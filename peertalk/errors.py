@@ -7,7 +7,23 @@ the number of the original C SDK, `peer` the name of the peer concerned, or None
 
 from __future__ import annotations
 
+import enum
 from typing import Any
+
+
+class RejectReason(enum.IntEnum):
+    """Why a peer refused a connection: the one byte of a REJECT frame."""
+
+    UNSPECIFIED = 0
+    """It did not say."""
+    FULL = 1
+    """It has as many connections as it can have."""
+    BANNED = 2
+    """It does not want this peer."""
+    WRONG_VERSION = 3
+    """It speaks another version."""
+    IN_PROGRESS = 4
+    """What it does has begun, and it takes nobody now."""
 
 
 class PeerTalkError(Exception):
@@ -90,9 +106,13 @@ class NetworkFailure(NetworkError, ConnectionError):
 
 
 class ConnectionRefused(NetworkFailure, ConnectionRefusedError):
-    """Nobody listens at that address."""
+    """Nobody listens at that address; or, where reason is not None, the peer there does not want the connection (RejectReason)."""
 
     code = -7
+
+    def __init__(self, message: str = "", *, reason: RejectReason | None = None, code: int | None = None, peer: str | None = None) -> None:
+        super().__init__(message, code=code, peer=peer)
+        self.reason = reason
 
 
 class ConnectionClosed(NetworkFailure, ConnectionAbortedError):

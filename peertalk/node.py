@@ -21,6 +21,7 @@ from typing import Any, Self, TypeVar
 from . import errors
 from .config import Config, load_config, parse_duration
 from .protocol import events
+from .protocol.peer import PeerFlag
 from .protocol.stream import ENDED, StreamState
 from .protocol.wire import Batch, Datagram, Message
 from .runtime.datagrams import Datagrams
@@ -137,8 +138,32 @@ class Peer(Remote):
         connection = self.connection
         self.transport.switchboard.leave(self)
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        connection.on_end.append(lambda: _settle(gone))
+        connection.on_end = (*connection.on_end, lambda: _settle(gone))
         await _within(gone, timeout, f"peer {self.name!r} did not close its side", self.name)
+
+    async def ping(self, *, timeout: float | str | None = 5.0) -> float:
+        """Measure the way to this peer and back, in seconds. `latency` has the smoothed value, which the node keeps up by itself.
+
+        Raises:
+            NotConnected, ConnectionClosed.
+            Timeout: it did not answer. The original answers; a peer that never does is not worse off for it.
+        """
+        self.transport.check_open()
+        future: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+
+        def measured(seconds: float | None, error: errors.PeerTalkError | None) -> None:
+            if future.done():
+                return
+            if seconds is None:
+                future.set_exception(error or errors.InternalError("no measurement and no error"))
+            else:
+                future.set_result(seconds)
+
+        self.transport.switchboard.pulse.ping(self, measured)
+        try:
+            return await _within(future, timeout, f"no answer to a PING from peer {self.name!r}", self.name)
+        finally:
+            self.stop_pinging(measured)
 
     async def messages(self) -> AsyncIterator[Message[Peer]]:
         """Messages of this peer; while this is iterated they come here only. Ends when the node is closed."""
@@ -199,11 +224,13 @@ class Peer(Remote):
     async def _send_all(self, messages: list[bytes]) -> None:
         done = 0
         self.transport.check_open()
+        refusal = self.refusal
         async with _Place(self) as place:
             while done < len(messages):
                 if self.transport.crowded:
                     await asyncio.sleep(0)
                 if not self.connected:
+                    self.check_refusal(refusal)
                     place.take()
                     await self._reach()
                 self.transport.check_open()
@@ -470,6 +497,20 @@ class Node:
     def address(self) -> Address:
         """(IPv4 address, TCP port) where this node listens; the address is loopback when it listens on all."""
         return self.config.bind or "127.0.0.1", self._engine.port
+
+    @property
+    def flags(self) -> PeerFlag:
+        """What is announced of this node: Config.flags, until set. Setting it announces at once (five times a second at most), and connected peers
+        hear of it too. The original's POSIX build does not look at flags again after the first announcement of a node.
+
+        Raises:
+            InvalidArgument: more than 16 bits. InvalidState: not started, or closed.
+        """
+        return PeerFlag(self.config.flags) if self._transport is None else self._transport.flags
+
+    @flags.setter
+    def flags(self, flags: int) -> None:
+        self._engine.set_flags(flags)
 
     @property
     def peers(self) -> Peers[Peer]:

@@ -434,7 +434,8 @@ async def black_hole(stage: Stage) -> None:
     took = stage.net.clock.seconds - cut_at
     stage.figures["time_out_s"] = round(took, 3)
     stage.expect(done, "two minutes after the cut some messages had no outcome")
-    stage.expect(took <= (30 if patient else 20) + 30, f"the last result came {took:.1f} s after the cut")
+    # the five attempts to reach it again take 27 s; and what the other side had to say of its pressure is a sign of life for some seconds more
+    stage.expect(took <= (30 if patient else 20) + 40, f"the last result came {took:.1f} s after the cut")
     stage.net.heal()
     await asyncio.sleep(1)
 

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from . import errors
 from .config import Config, load_config, parse_duration
 from .protocol import events
+from .protocol.peer import PeerFlag
 from .protocol.stream import ENDED, StreamState
 from .protocol.wire import Batch, Datagram, Message
 from .runtime.peers import BroadcastResult, Peers
@@ -105,8 +106,10 @@ class Peer(Remote):
         messages = as_bytes(payloads)
         deadline = None if timeout is None else time.monotonic() + parse_duration(timeout)
         done = 0
+        refusal = self.refusal
         with self._node._turning() as turn_until:
             while done < len(messages):
+                self.check_refusal(refusal)
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
                 self._connect_in_time(turn_until, True, left)
                 taken = self.accept_many(messages, done)
@@ -144,6 +147,33 @@ class Peer(Remote):
             On entering: NotConnected; WouldBlock, reason "busy": one at a time for each peer.
         """
         return StreamOut(self, data, progress)
+    def ping(self, *, timeout: float | str | None = 5.0) -> float:
+        """Measure the way to this peer and back, in seconds. `latency` has the smoothed value, which counts the time that this node was not called.
+
+        Raises:
+            NotConnected, ConnectionClosed, Timeout.
+        """
+        outcome: list[tuple[float | None, errors.PeerTalkError | None]] = []
+
+        def measured(seconds: float | None, error: errors.PeerTalkError | None) -> None:
+            outcome.append((seconds, error))
+
+        with self._node._turning() as turn_until:
+            self.transport.switchboard.pulse.ping(self, measured)
+            try:
+                turn_until(lambda: bool(outcome), timeout, f"no answer to a PING from peer {self.name!r}", self.name)
+            finally:
+                self.stop_pinging(measured)
+        seconds, error = outcome[0]
+        if seconds is None:
+            raise error or errors.InternalError("no measurement and no error")
+        return seconds
+
+    def reject(self, reason: errors.RejectReason = errors.RejectReason.UNSPECIFIED) -> None:
+        """Send the peer away: see ConnectionRequested.reject()."""
+        with self._node._turning():
+            super().reject(reason)
+            self.transport.turn()
 
     def on_lost(self, error: errors.PeerTalkError) -> None:
         """The link is gone: who waits for room hears why."""
@@ -359,6 +389,20 @@ class Node:
     def address(self) -> Address:
         """(IPv4 address, TCP port) where this node listens; the address is loopback when it listens on all."""
         return self.config.bind or "127.0.0.1", self._engine.port
+
+    @property
+    def flags(self) -> PeerFlag:
+        """What is announced of this node: Config.flags, until set. Setting it announces at once (five times a second at most).
+
+        Raises:
+            InvalidArgument: more than 16 bits. InvalidState: not started, or closed.
+        """
+        return PeerFlag(self.config.flags) if self._transport is None else self._transport.flags
+
+    @flags.setter
+    def flags(self, flags: int) -> None:
+        with self._held():
+            self._engine.set_flags(flags)
 
     @property
     def peers(self) -> Peers[Peer]:

@@ -134,7 +134,10 @@ def test_every_event_is_matched_in_the_guide_with_its_fields_in_order():
         match[1]: [part.strip() for part in match[2].split(",") if part.strip()]
         for match in re.finditer(r"case pt\.(\w+)\(([^)]*)\):", GUIDE)
     }  # fmt: skip
-    kinds = (pt.PeerFound, pt.PeerLost, pt.PeerConnected, pt.PeerDisconnected, pt.Sent, pt.Failed, pt.LinkFault, pt.EventsMissed)
+    kinds = (
+        pt.PeerFound, pt.PeerLost, pt.PeerChanged, pt.ConnectionRequested, pt.PeerConnected, pt.PeerDisconnected, pt.Sent, pt.Failed, pt.LinkFault,
+        pt.EventsMissed,
+    )  # fmt: skip
     assert matched == {kind.__name__: list(kind.__match_args__) for kind in kinds}
 
 

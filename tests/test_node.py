@@ -135,6 +135,24 @@ async def test_a_query_is_answered_before_the_next_announcement_is_due(free_port
             assert (await announcement()).instance == bytes.fromhex(ada.id)
 
 
+async def test_flags_travel_from_one_node_to_the_other_when_they_are_set(free_port):
+    """Who hosts, who is ready: a lobby is made of that."""
+    port = free_port()
+    async with pt.Node("ada", **announcing(port, flags=pt.PeerFlag.HOST)) as ada, pt.Node("bob", **announcing(port)) as bob:
+        seen = await bob.wait_for(lambda peer: pt.PeerFlag.HOST in peer.flags, timeout=GUARD)
+        assert seen.name == "ada" and ada.flags is pt.PeerFlag.HOST and isinstance(seen.flags, pt.PeerFlag)
+        version = bob.peers.version
+        ada.flags |= pt.PeerFlag.READY | 0x0200
+        await bob.wait_for(lambda peer: peer.flags == 0x0209, timeout=GUARD)
+        assert pt.PeerFlag.READY in seen.flags and bob.peers.version > version
+        with pytest.raises(pt.InvalidArgument, match="0x10000"):
+            ada.flags = 0x10000
+        assert ada.flags == 0x0209
+    assert pt.Node("eve", flags=3).flags == pt.PeerFlag.HOST | pt.PeerFlag.ACCEPTING
+    with pytest.raises(pt.InvalidState):
+        pt.Node("eve").flags = 1
+
+
 async def test_peers_are_looked_up_by_id_and_by_a_name_that_is_unique(free_port):
     """A name is no identity: two printers called "printer" must not get each other's pages."""
     port = free_port()
@@ -719,7 +737,7 @@ async def test_events_can_be_matched_and_a_closed_stream_ends():
 
 async def test_statistics_of_both_sides_add_up(core):
     """Counters that disagree are worse than none: whoever debugs with them is misled."""
-    async with pair(core=core.name) as (ada, bob, peer):
+    async with pair(core=core.name, ping_interval=0) as (ada, bob, peer):
         sizes = [number % 700 for number in range(1000)]
         await peer.send_many([bytes(size) for size in sizes])
         await received(bob, 1000)

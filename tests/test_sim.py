@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from typing import Any
 
@@ -330,8 +331,9 @@ def test_the_c_side_of_a_lowmem_node_is_under_200_kib_and_is_printed_part_by_par
     """A Mac SE leaves 200 KB to the network: whoever asks is told where they go. All four peers, all slots in flight, both ways."""
 
     async def main(net: sim.Network) -> Any:
-        hub = await net.node("hub", profile=profile, platform=platform, discovery=False)
-        others = [await net.node(f"n{number}", profile=profile, platform=platform, discovery=False) for number in range(4)]
+        quiet = {"discovery": False, "ping_interval": 0}  # so that there is a moment without anything under way
+        hub = await net.node("hub", profile=profile, platform=platform, **quiet)
+        others = [await net.node(f"n{number}", profile=profile, platform=platform, **quiet) for number in range(4)]
         peers = [await hub.connect(other.address, timeout=5) for other in others]
         for other in others:
             net.link(hub, other, latency="10ms")
@@ -559,3 +561,48 @@ def test_a_send_that_fails_is_a_warning_in_the_category_of_the_network(core, cap
     told = [record for record in caplog.records if record.name == "peertalk.network" and record.levelname == "WARNING"]
     assert len(told) == 1
     assert "'b'" in told[0].getMessage()
+# --- round-trip times -----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_a_ping_measures_the_latency_of_the_link_and_the_average_follows_it(core, platform):
+    """Virtual time has no noise: twice the latency, and the time of the bytes. Sampled once in each ping_interval, without being asked."""
+
+    async def main(net: sim.Network) -> list[pt.Latency]:
+        a, _, peer = await pair(net, core, platform, ping_interval=10.0)
+        net.link("a", "b", latency="20ms")
+        await asyncio.sleep(1)
+        measured = await peer.ping()
+        assert 0.04 <= measured < 0.0401
+        seen = []
+        for _ in range(30):
+            await asyncio.sleep(10)
+            seen.append(peer.latency)
+        assert a.stats().pongs_dropped == 0
+        return seen
+
+    seen = sim.run(main)
+    assert [later.samples - sooner.samples for sooner, later in itertools.pairwise(seen)] == [1] * 29
+    assert seen[-1].rtt == pytest.approx(0.04, rel=0.01) and seen[-1].deviation < 0.001 and seen[-1].quality == 50
+
+
+def test_the_pings_of_many_peers_are_spread_over_the_interval(core):
+    """Each PING borrows a slot: all at once, many peers would be a peak of memory."""
+
+    async def main(net: sim.Network) -> tuple[int, int]:
+        hub = await net.node("hub", core=core, discovery=False, ping_interval=10.0, max_peers=40)
+        peers = []
+        for number in range(30):
+            node = await net.node(f"n{number}", core=core, discovery=False, ping_interval=0)
+            peers.append(await node.connect(hub.address))
+        await asyncio.sleep(15)
+        before = [peer.latency.samples for peer in hub.peers.values()]
+        at = []
+        for _ in range(100):
+            await asyncio.sleep(0.1)
+            at.append(sum(peer.latency.samples for peer in hub.peers.values()))
+        steps = [later - sooner for sooner, later in itertools.pairwise([sum(before), *at])]
+        return max(steps), at[-1] - sum(before)
+
+    most, total = sim.run(main)
+    assert most <= 8 and 24 <= total <= 36

@@ -5,6 +5,7 @@ Nodes live on loopback. Two nodes that talk need two threads: `beside` runs the 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import signal
@@ -280,6 +281,37 @@ def test_closing_wakes_a_thread_that_waits_and_everything_after_it_is_refused():
         with pytest.raises(pt.InvalidState):
             use()
     assert "closed" in repr(node)
+
+
+def test_ping_flags_and_reject_are_there_without_await_too():
+    """The same door: what one has and the other lacks would be found missing at the worst moment."""
+    with echo(**loopback()) as address, Node("ada", **loopback(flags=1)) as ada:
+        peer = ada.connect(address, timeout=GUARD)
+        assert 0 < peer.ping(timeout=GUARD) < GUARD and peer.latency.samples >= 1
+        assert ada.flags is pt.PeerFlag.HOST
+        ada.flags = pt.PeerFlag.READY
+        assert ada.flags is pt.PeerFlag.READY
+        peer.disconnect(timeout=GUARD)
+        with pytest.raises(pt.NotConnected):
+            peer.ping()
+    with Node("bob", **loopback()) as bob:
+        bob.events()  # kept from here on
+
+        async def visit():
+            async with pt.Node("eve", **loopback()) as eve:
+                events = eve.events()
+                await eve.connect(bob.address, timeout=GUARD)
+                async for event in events:
+                    if isinstance(event, pt.PeerDisconnected):
+                        return event.error
+
+        with beside(lambda: asyncio.run(visit())) as visiting:
+            for event in bob.events(timeout=GUARD):
+                if isinstance(event, pt.ConnectionRequested):
+                    event.reject(pt.RejectReason.FULL)
+                if isinstance(event, pt.PeerDisconnected):
+                    break
+        assert visiting.result().reason is pt.RejectReason.FULL
 
 
 def test_events_are_kept_between_calls_within_a_bound(monkeypatch):

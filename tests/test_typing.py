@@ -53,6 +53,10 @@ async def converse(node: pt.Node) -> None:
     assert_type(result.skipped, dict[pt.Peer, pt.PeerTalkError])
     assert_type(node.peers["bob"], pt.Peer)
     assert_type(node.peers.version, int)
+    assert_type(await bob.ping(timeout="1s"), float)
+    assert_type(bob.latency, pt.Latency | None)
+    assert_type(bob.flags, pt.PeerFlag)
+    node.flags |= pt.PeerFlag.HOST
     assert_type(bob.queue.pressure, int)
     assert_type(bob.stats(), pt.PeerStatistics)
     assert_type(node.stats(), pt.NodeStatistics)
@@ -63,13 +67,17 @@ async def converse(node: pt.Node) -> None:
 async def report(node: pt.Node) -> None:
     async for event in node.events():
         match event:
-            case pt.PeerFound(peer) | pt.PeerConnected(peer):
+            case pt.PeerFound(peer) | pt.PeerChanged(peer) | pt.PeerConnected(peer):
                 assert_type(peer, pt.Peer)
                 await peer.send("welcome")
             case pt.PeerLost(peer, reason):
                 assert_type(reason, pt.LostReason)
+            case pt.ConnectionRequested(peer):
+                event.reject(pt.RejectReason.BANNED)
             case pt.PeerDisconnected(peer, error):
                 assert_type(error, pt.PeerTalkError | None)
+                if isinstance(error, pt.ConnectionRefused):
+                    assert_type(error.reason, pt.RejectReason | None)
             case pt.Sent(peer, first, last):
                 assert_type((peer, first, last), tuple[pt.Peer, int, int])
             case pt.Failed(peer, first, last, outcome, error):

@@ -18,6 +18,7 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import errors
@@ -37,6 +38,15 @@ CLASSIC_DIAL_INTERVAL = 1.0
 """Seconds between two such dials to one address."""
 RETRY_DELAYS = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Seconds before each further attempt to reach a peer for which messages wait; then they fail."""
+PINGS_PER_TURN = 8
+"""PINGs that leave together: each borrows a slot buffer for as long as it takes, and a node may have many peers."""
+PING_SPACING_MIN = 0.01
+"""Seconds between two such groups, at least."""
+
+OWES_PRESSURE = 1
+"""A CAPABILITY with our pressure found no room and leaves when there is some."""
+OWES_PING = 2
+"""Likewise a PING that somebody waits for."""
 
 
 class State(enum.Enum):
@@ -82,12 +92,14 @@ class Connection:
 
     tag: its number in the loop; address: the remote end; dialled: by us; peer: whose it is, None until known; handed and reported: DATA messages
     given to its link and heard of again; base: the peer's messages before the first of them; held: events kept back while another connection is
-    read to its end, None when nothing is held; reassembly: of fragments, None until one came; socket and link belong to the runtime.
+    read to its end, None when nothing is held; reassembly: of fragments, None until one came; pinged: when the PING left that awaits its PONG, None
+    when none does; spoilt: that PONG will measure nothing; pressure: the level of ours that the other side was told last, 0 to 3; owed: what waits
+    for room, a sum of OWES_*; rejection: why we send the peer away; socket and link belong to the runtime.
     """
 
     __slots__ = (
-        "address", "base", "dialled", "failure", "handed", "held", "link", "on_end", "peer", "reached", "reassembly", "reported", "since",
-        "socket", "state", "tag", "timer", "waits_for", "watch",
+        "address", "base", "dialled", "failure", "handed", "held", "link", "on_end", "owed", "peer", "pinged", "pressure", "reached",
+        "reassembly", "rejection", "reported", "since", "socket", "spoilt", "state", "tag", "timer", "waits_for", "watch",
     )  # fmt: skip
 
     def __init__(self, tag: int, address: Address, *, dialled: bool, now: float, peer: Peer | None = None) -> None:
@@ -101,10 +113,15 @@ class Connection:
         self.handed = 0
         self.reported = 0
         self.held: deque[Any] | None = None
-        self.waits_for: set[int] | None = None
+        self.waits_for: AbstractSet[int] | None = None
         self.failure: errors.PeerTalkError | None = None
         self.reached: Any = None
-        self.on_end: list[Callable[[], object]] = []
+        self.on_end: tuple[Callable[[], object], ...] = ()
+        self.pinged: float | None = None
+        self.spoilt = False
+        self.pressure = 0
+        self.owed = 0
+        self.rejection: errors.RejectReason | None = None
         self.socket: Any = None
         self.link: Any = None
         self.reassembly: Any = None
@@ -122,6 +139,20 @@ class Connection:
             where = f"{self.address[0]}:{self.address[1]}"
             raise errors.InvalidState(f"connection {self.tag} to {where}: {step.value} is not allowed while {self.state.value}")
         self.state = following
+
+    def may_ping(self, now: float, patience: float) -> bool:
+        """Whether a PING may leave: one at a time, and one without an answer for patience seconds is given up."""
+        return self.pinged is None or now - self.pinged >= patience
+
+    def ping_left(self, now: float, *, paused: bool) -> None:
+        """A PING is on its way. paused: the link is not read now, so that the answer will lie unread."""
+        self.spoilt = paused or self.pinged is not None  # the next PONG may be a late one to the PING that was given up
+        self.pinged = now
+
+    def pong(self, now: float) -> float | None:
+        """A PONG has come. The round-trip time in seconds; None when nothing had asked for it, or it measures nothing."""
+        pinged, self.pinged = self.pinged, None
+        return None if pinged is None or self.spoilt else now - pinged
 
     @property
     def alive(self) -> bool:
@@ -153,6 +184,19 @@ def stays(existing: Connection | Former, newer: Connection, own: bytes, theirs: 
         return newer
     dialled, accepted = (existing, newer) if existing.dialled else (newer, existing)
     return dialled if own < theirs else accepted
+
+
+def ping_spacing(count: int, interval: float) -> float:
+    """Seconds between two groups of PINGs so that each of count connections has its turn once in interval seconds."""
+    return max(PING_SPACING_MIN, interval * PINGS_PER_TURN / max(count, PINGS_PER_TURN))
+
+
+def reject_reason(payload: bytes) -> errors.RejectReason:
+    """The reason in a REJECT; what is none of ours is UNSPECIFIED."""
+    try:
+        return errors.RejectReason(payload[0])
+    except (IndexError, ValueError):
+        return errors.RejectReason.UNSPECIFIED
 
 
 class Connections:

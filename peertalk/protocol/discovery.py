@@ -138,10 +138,8 @@ class Discovery:
             )
         self._core = core
         self._instance = instance
-        self._packets = {
-            kind: encode_announcement(core, Announcement(kind, name, port, flags, TRANSPORT_TCP | TRANSPORT_UDP, instance, datagram_port))
-            for kind in (ANNOUNCE, QUERY, GOODBYE)
-        }
+        self._ours = Announcement(ANNOUNCE, name, port, flags, TRANSPORT_TCP | TRANSPORT_UDP, instance, datagram_port)
+        self._packets = self._encoded()
         self._announce_interval = announce_interval
         self._peer_timeout = peer_timeout
         self._stale_after = max(2 * announce_interval, _STALE_AFTER)
@@ -200,6 +198,21 @@ class Discovery:
             self._hear(key, announcement, host, now)
         else:
             self._depart(key)
+
+    def set_flags(self, flags: int, now: float) -> None:
+        """Say these of ourselves from now on, and announce it: at once, or ANSWER_SPACING after the last announcement.
+
+        Raises:
+            InvalidArgument: they do not fit 16 bits; nothing has changed.
+        """
+        before, self._ours = self._ours, msgspec.structs.replace(self._ours, flags=flags)
+        try:
+            self._packets = self._encoded()
+        except InvalidArgument:
+            self._ours = before
+            raise
+        if self._running and flags != before.flags:
+            self._answer_at = max(self._last_announce + ANSWER_SPACING, now)
 
     def next_event(self) -> Found | Changed | Gone | None:
         """The next news, or None. For each peer at most one Gone and then one Found or Changed wait: later news replaces earlier."""
@@ -286,6 +299,9 @@ class Discovery:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def _encoded(self) -> dict[int, bytes]:
+        return {kind: encode_announcement(self._core, msgspec.structs.replace(self._ours, type=kind)) for kind in (ANNOUNCE, QUERY, GOODBYE)}
 
     # -- sending -------------------------------------------------------------------------------------------------------------------------------
 

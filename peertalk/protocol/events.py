@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from ..errors import PeerTalkError
+from ..errors import PeerTalkError, RejectReason
 from .peer import Peer
 
 P = TypeVar("P", bound=Peer)
@@ -53,6 +53,26 @@ class PeerLost(msgspec.Struct, Generic[P], frozen=True):
     reason: LostReason
 
 
+class ConnectionRequested(msgspec.Struct, Generic[P], frozen=True):
+    """A peer that was not connected has dialled us and said who it is. It is accepted unless reject() is called."""
+
+    peer: P
+
+    def reject(self, reason: RejectReason = RejectReason.UNSPECIFIED) -> None:
+        """Send the peer away: the reason goes out, then the connection is closed. What waits for it here fails; what came from it is delivered.
+
+        On the node's loop only (peertalk.sync: any thread). A peer that is no longer connected is left alone. The original closes without
+        looking at the reason.
+        """
+        self.peer.reject(reason)
+
+
+class PeerChanged(msgspec.Struct, Generic[P], frozen=True):
+    """A known peer announces another name or other flags."""
+
+    peer: P
+
+
 class PeerConnected(msgspec.Struct, Generic[P], frozen=True):
     """A link to the peer is open and its capabilities are known: what is sent now leaves at once."""
 
@@ -60,7 +80,8 @@ class PeerConnected(msgspec.Struct, Generic[P], frozen=True):
 
 
 class PeerDisconnected(msgspec.Struct, Generic[P], frozen=True):
-    """The last link to the peer ended. error: why; None when one of the two sides ended it in good order."""
+    """The last link to the peer ended. error: why (ConnectionRefused with its reason: the peer rejected us); None when one of the two sides ended it
+    in good order."""
 
     peer: P
     error: PeerTalkError | None
@@ -101,5 +122,8 @@ class EventsMissed(msgspec.Struct, frozen=True):
     count: int
 
 
-Event = PeerFound[P] | PeerLost[P] | PeerConnected[P] | PeerDisconnected[P] | Sent[P] | Failed[P] | LinkFault[P] | EventsMissed
+Event = (
+    PeerFound[P] | PeerLost[P] | PeerChanged[P] | ConnectionRequested[P] | PeerConnected[P] | PeerDisconnected[P] | Sent[P] | Failed[P] | LinkFault[P]
+    | EventsMissed
+)
 """Any event; Event[Peer] for those of one front door."""

@@ -20,7 +20,9 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
-from ..errors import InvalidState
+import msgspec
+
+from ..errors import InvalidState, RejectReason
 
 if TYPE_CHECKING:
     from .outbox import Outbox
@@ -33,6 +35,61 @@ CLASSIC_MAX_MESSAGE = 512
 """Bytes that may be sent to a peer whose CAPABILITY is not in, as the original's defaults have it."""
 
 DEFAULT_MAX_MESSAGE = 8192
+
+
+class PeerFlag(enum.IntFlag, boundary=enum.KEEP):
+    """What a peer announces of itself. The bits 0x0100 to 0x8000 are the application's: PeerFlag(0x0100)."""
+
+    HOST = 0x0001
+    """It hosts a session."""
+    ACCEPTING = 0x0002
+    """It takes connections."""
+    SPECTATOR = 0x0004
+    """It only watches."""
+    READY = 0x0008
+    """It is ready to begin."""
+    HAS_CAPS = 0x0010
+    """It exchanges capabilities. Never needed: all do."""
+
+    @classmethod
+    def heard(cls, flags: int) -> PeerFlag:
+        """The flags of an announcement, without the three bits that mean nothing."""
+        return cls(flags & _MEANT)
+
+
+_MEANT = 0xFF1F
+
+
+class Latency(msgspec.Struct, frozen=True, gc=False):
+    """Smoothed round-trip time of a connection, from PING to PONG.
+
+    rtt: seconds; deviation: mean deviation of the samples from it, seconds; quality: 100 (best), 90, 75, 50 or 25; samples: how many went in.
+    """
+
+    rtt: float
+    deviation: float
+    quality: int
+    samples: int
+
+    @classmethod
+    def of(cls, before: Latency | None, sample: float) -> Latency:
+        """With one more sample (seconds). The first is taken as it is, with half of it as deviation; each later one counts a quarter."""
+        if before is None:
+            return cls(sample, sample / 2, quality_of(sample), 1)
+        rtt = (3 * before.rtt + sample) / 4
+        deviation = (3 * before.deviation + abs(sample - before.rtt)) / 4
+        return cls(rtt, deviation, quality_of(rtt), before.samples + 1)
+
+
+def quality_of(rtt: float) -> int:
+    """The original's grade of a round-trip time in seconds, 25 to 100."""
+    for below, quality in _QUALITIES:
+        if rtt < below:
+            return quality
+    return 25
+
+
+_QUALITIES = ((0.005, 100), (0.010, 90), (0.020, 75), (0.050, 50))
 
 
 class PeerState(enum.Enum):
@@ -112,7 +169,7 @@ class Peer:
     """
 
     __slots__ = (
-        "accepted", "address", "capabilities", "flags", "instance", "key", "name", "outbox", "own_max_message", "reported", "state",
+        "accepted", "address", "capabilities", "flags", "instance", "key", "latency", "name", "outbox", "own_max_message", "reported", "state",
     )  # fmt: skip
 
     def __init__(
@@ -129,8 +186,10 @@ class Peer:
         self.instance = instance
         self.name = name
         self.address = address
-        self.flags = flags
+        self.flags = PeerFlag.heard(flags)
         self.state = PeerState.DISCOVERED
+        self.latency: Latency | None = None
+        """Of the present connection, or of the last one; None before the first answer to a PING."""
         self.capabilities: Capabilities | None = None
         self.outbox: Outbox | None = None
         """Messages that wait; None until the first one does."""
@@ -164,6 +223,10 @@ class Peer:
         if self.capabilities is not None:
             return min(self.own_max_message, self.capabilities.max_message)
         return min(self.own_max_message, CLASSIC_MAX_MESSAGE) if self.instance is None else self.own_max_message
+
+    def reject(self, reason: RejectReason = RejectReason.UNSPECIFIED) -> None:
+        """Send it away: see ConnectionRequested. The peers that a node makes can; one without a node has no connection."""
+        raise InvalidState(f"peer {self.name!r} belongs to no node", peer=self.name)
 
     def advance(self, event: PeerEvent) -> PeerState:
         """Take the arrow of the table that leaves the present state by this event; the state that it leads to.

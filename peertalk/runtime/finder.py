@@ -40,6 +40,7 @@ class Finder:
         self.discovery = Discovery(
             transport.core, instance=transport.instance, name=config.name, port=transport.port, datagram_port=transport.datagrams.port,
             announce_interval=config.announce_interval, peer_timeout=config.peer_timeout, max_peers=config.max_peers,
+            flags=config.flags,
         )  # fmt: skip
         self._interfaces = interfaces
         self._narrowed = bool(config.bind or config.interfaces)
@@ -49,6 +50,11 @@ class Finder:
         self._socket = transport.world.datagram_socket(config.discovery_port)
         self._watched = transport.watch(self._socket, values.READ, self._hear)
         self.discovery.start(transport.world.clock())
+        self._serve()
+
+    def set_flags(self, flags: int) -> None:
+        """Announce these from now on, and at once."""
+        self.discovery.set_flags(flags, self.transport.world.clock())
         self._serve()
 
     def release(self, key: Key) -> None:

@@ -27,6 +27,8 @@ _MANY_MESSAGES = 4096
 
 Reached = Callable[["Remote | None", errors.PeerTalkError | None], None]
 """Told once how an attempt to connect ended: with the peer, or with an error."""
+Measured = Callable[[float | None, errors.PeerTalkError | None], None]
+"""Told once what a PING measured, in seconds, or with an error why it cannot."""
 
 
 def payload_of(data: Payload) -> bytes | bytearray | memoryview:
@@ -68,8 +70,8 @@ class Remote(Peer):
     """
 
     __slots__ = (
-        "afar", "attempts", "connection", "early", "failed", "former", "inbox", "quick", "reaching", "received", "received_bytes",
-        "retry", "stream", "transport",
+        "afar", "attempts", "connection", "early", "failed", "former", "inbox", "pinging", "quick", "reaching", "received", "received_bytes",
+        "refusal", "retry", "stream", "transport",
     )  # fmt: skip
 
     transport: Transport
@@ -83,10 +85,13 @@ class Remote(Peer):
         self.quick = None
         self.inbox: Inbox | None = None
         self.reaching: list[Reached] | None = None
+        self.pinging: list[Measured] | None = None
         self.afar: deque[bytes] | None = None
         self.retry: Timer | None = None
         self.former: Former | None = None
         self.attempts = 0
+        self.refusal: errors.PeerTalkError | None = None
+        """How it rejected us, the last time that it did."""
         self.early: list[tuple[int, int, Any]] | None = None
         """Outcomes that came before those of earlier messages: (first, last, event), in order."""
         self.stream: Outgoing | None = None
@@ -100,6 +105,26 @@ class Remote(Peer):
         reaching, self.reaching = self.reaching, None
         for reached in reaching or ():
             reached(self if error is None else None, error)
+
+    def tell_pinging(self, seconds: float | None, error: errors.PeerTalkError | None) -> None:
+        """Those who wait for a measurement hear of it, or why there is none."""
+        pinging, self.pinging = self.pinging, None
+        for measured in pinging or ():
+            measured(seconds, error)
+
+    def stop_pinging(self, measured: Measured) -> None:
+        """It waits no longer."""
+        if self.pinging is not None and measured in self.pinging:
+            self.pinging.remove(measured)
+
+    def check_refusal(self, before: errors.PeerTalkError | None) -> None:
+        """Raise the rejection that came since refusal was `before`: what is being sent meanwhile must not dial again by itself."""
+        if self.refusal is not before and self.refusal is not None:
+            raise self.refusal
+
+    def reject(self, reason: errors.RejectReason = errors.RejectReason.UNSPECIFIED) -> None:
+        """Send the peer away: see ConnectionRequested.reject()."""
+        self.transport.switchboard.reject(self, errors.RejectReason(reason))
 
     def on_room(self) -> None:
         """The engine has room for more messages to this peer."""

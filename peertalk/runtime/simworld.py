@@ -10,6 +10,7 @@ Invariant: what is delivered on a connection is the beginning of what was accept
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import zlib
 from collections import deque
@@ -364,6 +365,13 @@ class SimulatedWorld(World):
         """As World.accept()."""
         connection = listener.accept()
         return None if connection is None else (connection, connection.getpeername())
+
+    def turn_away(self, connection: Any, farewell: bytes) -> None:
+        """As World.turn_away()."""
+        with contextlib.suppress(errors.PeerTalkError):
+            connection.send(farewell)
+            connection.shut()
+        connection.close()
 
     def dial(self, address: Address, bind: str = "") -> Any:
         """As World.dial()."""

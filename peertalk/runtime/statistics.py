@@ -48,8 +48,9 @@ class NodeStatistics(msgspec.Struct, frozen=True):
     a fault of a frame;
     crc_errors: those of them by their checksum; frames_ignored: frames that brought nothing: of a kind that this version
     does not use, or a CAPABILITY, fragment or batch that is not as it must be; inbox_bytes: cost in bytes of
-    messages not yet taken; pauses: times that a link was paused because the inbox was full; turns: turns of the loop; peers: known now;
-    pool_bytes, pool_peak_bytes: memory of slots and staging buffers in C, bytes; datagrams_sent: datagrams that the system took;
+    messages not yet taken; pauses: times that a link was paused because the inbox was full; pressure_reports: CAPABILITY frames that
+    told a peer of another level of our pressure; pongs_dropped: PINGs not answered for want of room on their link; turns: turns of the loop;
+    peers: known now; pool_bytes, pool_peak_bytes: memory of slots and staging buffers in C, bytes; datagrams_sent: datagrams that the system took;
     datagrams_refused: those that it did not take, which are gone; datagrams_received: those of known peers; datagrams_ignored: those that were
     malformed, too long or of nobody known; datagrams_overflowed: those received that were not taken in time and gave way to newer ones.
     """
@@ -74,6 +75,8 @@ class NodeStatistics(msgspec.Struct, frozen=True):
     frames_ignored: int
     inbox_bytes: int
     pauses: int
+    pressure_reports: int
+    pongs_dropped: int
     turns: int
     peers: int
     pool_bytes: int
@@ -106,7 +109,7 @@ class LinkTotals:
     __slots__ = (
         "abandoned", "accepted", "bytes_received", "bytes_sent", "datagrams_ignored", "datagrams_overflowed", "datagrams_received",
         "datagrams_refused", "datagrams_sent", "failed", "high_water", "ignored", "opened", "pauses",
-        "payload_received", "payload_sent", "reads", "received",
+        "payload_received", "payload_sent", "pongs_dropped", "pressure_reports", "reads", "received",
         "sent", "writes",
     )  # fmt: skip
 
@@ -131,6 +134,8 @@ class LinkTotals:
     pauses: int
     payload_received: int
     payload_sent: int
+    pongs_dropped: int
+    pressure_reports: int
     reads: int
     received: int
     sent: int
@@ -164,7 +169,8 @@ class LinkTotals:
             bytes_sent=now.bytes_sent, bytes_received=now.bytes_received, write_calls=now.writes, read_calls=now.reads,
             messages_per_write=now.accepted / now.writes if now.writes else 0.0, slots_high_water=now.high_water,
             links_open=links_open, links_opened=now.opened, links_refused=links_refused, bad_frames=loop.bad_frames, crc_errors=loop.crc_errors,
-            frames_ignored=now.ignored, inbox_bytes=inbox_bytes, pauses=now.pauses, turns=loop.turns, peers=peers, pool_bytes=pool.bytes,
+            frames_ignored=now.ignored, inbox_bytes=inbox_bytes, pauses=now.pauses, pressure_reports=now.pressure_reports,
+            pongs_dropped=now.pongs_dropped, turns=loop.turns, peers=peers, pool_bytes=pool.bytes,
             pool_peak_bytes=pool.peak_bytes, datagrams_sent=now.datagrams_sent, datagrams_refused=now.datagrams_refused,
             datagrams_received=now.datagrams_received, datagrams_ignored=now.datagrams_ignored, datagrams_overflowed=now.datagrams_overflowed,
         )  # fmt: skip

@@ -10,13 +10,16 @@ import socket
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from .. import errors
 from .._core import values
 from ..protocol import connections as policy
 from ..protocol import events
 from ..protocol.connections import Connection, Connections, Former, State, Step
 from ..protocol.peer import PeerEvent, PeerState
-from ..protocol.wire import Capabilities, decode_capabilities, encode_capabilities
+from ..protocol.wire import Capabilities, decode_capabilities
+from .pulse import Pulse
 from .remote import Reached, Remote
 from .world import Address
 
@@ -31,6 +34,7 @@ _LINGER = 1.0
 """Seconds that a connection is still read after our last byte left, so that closing cannot destroy it on its way."""
 _CLASSIC_LIMIT = 512
 """Bytes that a classic peer takes before it has said more (its CAPABILITY)."""
+_NOBODY: frozenset[int] = frozenset()  # one for all connections: an empty set has 216 bytes
 _FRAME_FAULTS = {-1, -16, -20, -21, -23}
 
 
@@ -42,8 +46,8 @@ class Switchboard:
         self.connections = Connections(transport.world.max_connections(transport.config))
         self._listener: socket.socket | None = None
         self._listening: Watched | None = None
-        self._greeting = b""
         self._classic_timer: Timer | None = None
+        self.pulse = Pulse(transport)
 
     # Listening, and leaving altogether ----------------------------------------------------------------------------------------------------
 
@@ -59,7 +63,7 @@ class Switchboard:
         self._listening = transport.watch(self._listener, values.READ, self._accept)
         largest = transport.max_message
         ours = Capabilities(largest, min(1024, largest), 0, 0, transport.instance, config.name, port, transport.datagrams.port)
-        self._greeting = encode_capabilities(transport.core, ours)
+        self.pulse.introduce(ours)
         transport.after(config.link_timeout / 3, self._look_for_silence)
         return port
 
@@ -134,13 +138,17 @@ class Switchboard:
             self._greeted(connection, None)
         if kind == values.PING:
             if connection.alive:
-                self.transport.hint(connection.link.send_frame(values.PONG, b"", 0))
+                self.pulse.answer(connection)
+        elif kind == values.PONG:
+            self.pulse.pong(connection)
+        elif kind == values.REJECT:
+            self._rejected(connection, payload)
         elif kind == values.DISCONNECT:
             self._end(connection, None, polite=True)
         elif kind == values.DATA and connection.state is not State.CLOSED:
             if messages := self._messages(connection, flags, payload):
                 self._deliver(connection, sum(map(len, messages)), messages)
-        elif kind not in (values.PONG, values.ACK, values.REJECT):
+        elif kind != values.ACK:
             self.transport.totals.ignored += 1
 
     def _messages(self, connection: Connection, flags: int, payload: bytes) -> list[bytes]:
@@ -165,9 +173,48 @@ class Switchboard:
             return
         if connection.state is State.GREETING:
             self._greeted(connection, capabilities)
-        elif connection.state is State.OPEN and connection.peer is not None:
-            connection.peer.capabilities = capabilities
-            connection.link.max_message = min(self.transport.max_message, capabilities.max_message)
+        elif connection.state is State.OPEN and isinstance(connection.peer, Remote):
+            self._told_again(connection, connection.peer, capabilities)
+
+    def _told_again(self, connection: Connection, peer: Remote, capabilities: Capabilities) -> None:
+        """A later CAPABILITY replaces the one before, but for who it is, which no connection can change: left out, it is as it was."""
+        instance, known = capabilities.instance, peer.capabilities
+        if instance is not None and instance != peer.instance:
+            if peer.instance is not None or not connection.dialled:
+                self.transport.totals.ignored += 1
+                return
+            if not self._greeted_late(connection, peer, instance, capabilities):
+                return
+        elif known is not None and known.instance is not None:
+            capabilities = msgspec.structs.replace(
+                capabilities, instance=known.instance, name=capabilities.name or known.name, port=capabilities.port or known.port,
+                datagram_port=capabilities.datagram_port or known.datagram_port,
+            )  # fmt: skip
+        peer.capabilities = capabilities
+        if known is None or capabilities.datagram_port != known.datagram_port:
+            self.transport.datagrams.place(peer)
+        connection.link.max_message = min(self.transport.max_message, capabilities.max_message)
+
+    def _greeted_late(self, connection: Connection, peer: Remote, instance: bytes, capabilities: Capabilities) -> bool:
+        """Whom we dialled and took for classic, because its CAPABILITY did not come in time, is one of ours: its peer becomes that. False: it cannot,
+        and the connection has ended."""
+        transport = self.transport
+        where = f"{connection.address[0]}:{connection.address[1]}"
+        if instance == transport.instance:
+            self._end(connection, errors.InvalidArgument(f"{where} is this node itself"), polite=True)
+            return False
+        known = transport.peers.get(instance)
+        if known is not None:
+            replaced = errors.NetworkFailure(f"{peer.id} turned out to be the peer {known.name!r}; send to that", peer=known.name)
+            self._end(connection, replaced, polite=True)
+            return False
+        if transport.finder is not None:
+            transport.finder.release(peer.key)
+            transport.finder.discovery.hold(instance)
+        transport.renew(peer, instance, instance)
+        peer.name = capabilities.name or peer.name
+        peer.address = (connection.address[0], capabilities.port or connection.address[1])
+        return True
 
     # Dial, accept, greet ------------------------------------------------------------------------------------------------------------------
 
@@ -221,7 +268,7 @@ class Switchboard:
         def attempt(found: Remote | None, error: errors.PeerTalkError | None) -> None:
             if peer.connection is not None or (found is not None and error is None):
                 return
-            if untried and not self.transport.closing:
+            if untried and not self.transport.closing and not _is_rejection(error):
                 self.dial(untried.popleft(), attempt, peer)
             else:
                 self._gave_up(peer, error or self.transport.closed_error(peer))
@@ -235,7 +282,7 @@ class Switchboard:
             return
         if peer.state is PeerState.CONNECTING:
             peer.advance(PeerEvent.REFUSED)
-        if peer.queued and peer.attempts < len(policy.RETRY_DELAYS) and not self.transport.closing:
+        if peer.queued and peer.attempts < len(policy.RETRY_DELAYS) and not self.transport.closing and not _is_rejection(error):
             delay = policy.RETRY_DELAYS[peer.attempts]
             peer.attempts += 1
             peer.retry = self.transport.after(delay, lambda: self._retry(peer))
@@ -276,7 +323,7 @@ class Switchboard:
                 return
             arrived, address = accepted
             if not self.connections.has_room():
-                arrived.close()
+                self.transport.world.turn_away(arrived, self.transport.core.encode_frame(values.REJECT, bytes((errors.RejectReason.FULL,))))
                 continue
             connection = Connection(self.transport.tag(), address, dialled=False, now=self.transport.world.clock())
             connection.socket = arrived
@@ -299,8 +346,8 @@ class Switchboard:
             self._end(connection, error)
             return
         self.transport.totals.opened += 1
-        connection.waits_for = set()
-        code = connection.link.send_frame(values.CAPABILITY, self._greeting, values.NO_DELAY)
+        connection.waits_for = _NOBODY
+        code = connection.link.send_frame(values.CAPABILITY, self.pulse.greeting, values.NO_DELAY)
         self.transport.hint(code)
         if code < 0:
             where = f"{connection.address[0]}:{connection.address[1]}"
@@ -342,6 +389,9 @@ class Switchboard:
             self._open(connection, peer)
         elif instance is not None and self._crossed(existing, connection, instance) is existing:
             self._retire(connection, existing)
+            peer.tell_reaching(None)
+        elif instance is None and connection.dialled and not existing.dialled:
+            self._retire(connection, existing)  # a classic peer has a name for us on the one that it dialled, and none on ours
             peer.tell_reaching(None)
         else:
             self._retire(existing, connection)
@@ -413,7 +463,11 @@ class Switchboard:
             self.transport.finder.discovery.hold(peer.key)
         if peer.state is not PeerState.CONNECTED:
             peer.advance(PeerEvent.OPENED)
+            peer.latency = None
+            if not connection.dialled:
+                self.transport.emit(events.ConnectionRequested, peer)
             self.transport.emit(events.PeerConnected, peer)
+        self.pulse.opened(connection, peer)
         self.transport.pump(peer)
         reached, connection.reached = connection.reached, None
         if reached is not None:
@@ -441,10 +495,11 @@ class Switchboard:
         self._hold(staying, {leaving.tag})
 
     def _hold(self, connection: Connection, before: set[int]) -> None:
-        connection.waits_for = (connection.waits_for or set()) | before
+        connection.waits_for = frozenset(connection.waits_for or ()) | before
         if connection.held is None:
             connection.held = deque()
             connection.link.pause()
+            connection.spoilt = True
 
     def _release_waiters(self, settled: Connection) -> None:
         """A connection has been greeted or has ended: those that waited only for it go on."""
@@ -453,7 +508,7 @@ class Switchboard:
                 continue
             if settled.state is State.RETIRING and settled.peer is waiting.peer:
                 continue
-            waiting.waits_for.discard(settled.tag)
+            waiting.waits_for -= {settled.tag}
             if not waiting.waits_for:
                 self._unhold(waiting)
 
@@ -464,7 +519,7 @@ class Switchboard:
         for tag in before:
             other = self.connections.by_tag.get(tag)
             if other is None or other.state is State.GREETING:
-                connection.waits_for.discard(tag)
+                connection.waits_for -= {tag}
         if not connection.waits_for:
             self._unhold(connection)
 
@@ -486,7 +541,9 @@ class Switchboard:
             self.transport.pump(peer)
             if peer.queued or peer.afar:
                 return
-        if connection.state is State.OPEN and connection.link.send_frame(values.DISCONNECT, b"", 0) >= 0:
+        reason = connection.rejection
+        kind, payload = (values.DISCONNECT, b"") if reason is None else (values.REJECT, bytes((reason,)))
+        if connection.state is State.OPEN and connection.link.send_frame(kind, payload, 0) >= 0:
             connection.advance(Step.LEAVE)
             connection.link.shut()
             self.transport.schedule()
@@ -496,6 +553,34 @@ class Switchboard:
     def _linger(self, connection: Connection) -> None:
         self.transport.cancel(connection.timer)
         connection.timer = self.transport.after(_LINGER, lambda: self._end(connection, None))
+
+    def reject(self, peer: Remote, reason: errors.RejectReason) -> None:
+        """Send a peer away: REJECT, then the end. What waits for it here fails."""
+        connection = peer.connection
+        if connection is None or connection.state is not State.OPEN or connection.rejection is not None:
+            return
+        connection.rejection = reason
+        if peer.state is PeerState.CONNECTED:
+            peer.advance(PeerEvent.LEFT)
+        peer.quick = None
+        gone = errors.ConnectionClosed(f"peer {peer.name!r} was rejected here ({reason.name})", peer=peer.name)
+        self.transport.fail_queued(peer, gone)
+        peer.on_lost(gone)
+        self.leave(peer)
+
+    def _rejected(self, connection: Connection, payload: bytes) -> None:
+        """The other side does not want us. The original never says so, and ignores it, as we do from a peer of its kind; but a connection of ours
+        that is answered by a REJECT before any CAPABILITY has nobody behind it."""
+        peer = connection.peer
+        if connection.state is not State.GREETING and (connection.state is not State.OPEN or peer is None or peer.classic):
+            return
+        reason = policy.reject_reason(payload)
+        name = peer.name if peer is not None else None
+        who = f"peer {name!r}" if name else f"{connection.address[0]}:{connection.address[1]}"
+        refused = errors.ConnectionRefused(f"{who} rejected the connection ({reason.name})", reason=reason, peer=name)
+        if isinstance(peer, Remote):
+            peer.refusal = refused
+        self._end(connection, refused, polite=True)
 
     def leave(self, peer: Remote) -> None:
         """Disconnect politely: what was accepted is sent first."""
@@ -568,6 +653,7 @@ class Switchboard:
         if connection.socket is not None:
             self.transport.close_socket(connection.socket)
         self.connections.remove(connection)
+        self.pulse.ended(connection)
         if connection.held:
             self._keep_held(connection)
         if connection.reassembly is not None:
@@ -620,7 +706,7 @@ class Switchboard:
         peer.quick = None
         peer.former = Former(connection.dialled, connection.since, self.transport.world.clock())
         self._disconnected(peer, error)
-        lost = error if isinstance(error, errors.ConnectionClosed) else self.transport.closed_error(peer)
+        lost = error if isinstance(error, errors.ConnectionClosed | errors.ConnectionRefused) else self.transport.closed_error(peer)
         if lost is not error:
             lost.__cause__ = error
         if peer.queued and error is not None and not polite and not self.transport.closing:
@@ -632,6 +718,7 @@ class Switchboard:
                 peer.tell_reaching(lost)
             elif peer.reaching:
                 self._dial_peer(peer)
+        peer.tell_pinging(None, lost)
         peer.on_lost(lost)
 
     def _disconnected(self, peer: Remote, error: errors.PeerTalkError | None) -> None:
@@ -688,6 +775,11 @@ class Switchboard:
     def _dial_classics_again(self) -> None:
         self._classic_timer = None
         self._dial_classics()
+
+
+def _is_rejection(error: errors.PeerTalkError | None) -> bool:
+    """It was the other side's will: dialling again at once would only ask again."""
+    return isinstance(error, errors.ConnectionRefused) and error.reason is not None
 
 
 def _both(first: Reached | None, second: Reached | None) -> Reached | None:

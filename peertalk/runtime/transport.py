@@ -24,7 +24,7 @@ from ..protocol import events
 from ..protocol.connections import Connection, State
 from ..protocol.discovery import Changed, Found, Gone
 from ..protocol.outbox import Outbox
-from ..protocol.peer import Peer, PeerState
+from ..protocol.peer import Peer, PeerFlag, PeerState
 from ..protocol.wire import INSTANCE_SIZE
 from .datagrams import Datagrams
 from .finder import Finder
@@ -76,6 +76,7 @@ class Transport:
         self.owner: object = None
         self.publish: Callable[[Any], None] | None = None
         self.instance = world.identity(INSTANCE_SIZE)
+        self.flags = PeerFlag(config.flags)
         self.peers: dict[Any, Remote] = {}
         self.peers_version = 0
         self.crowded = False
@@ -162,6 +163,18 @@ class Transport:
         """Raises InvalidState when the node is closed or being closed."""
         if self.closing or self.closed:
             raise errors.InvalidState(f"node {self.config.name!r} is closed")
+
+    def set_flags(self, flags: int) -> None:
+        """Announce these flags from now on.
+
+        Raises:
+            InvalidArgument: they are more than 16 bits.
+        """
+        if not 0 <= flags <= 0xFFFF:
+            raise errors.InvalidArgument(f"flags {flags:#x}: they have 16 bits, 0 to 0xffff")
+        self.flags = PeerFlag(flags)
+        if self.finder is not None:
+            self.finder.set_flags(flags)
 
     def wake_arrivals(self) -> None:
         """Something has come: all who wait look again."""
@@ -305,9 +318,13 @@ class Transport:
         if self.closing:
             return
         inbox = self.inbox if peer.inbox is None else peer.inbox
-        if inbox.put(peer, payloads, payload_bytes) and connection.state is not State.CLOSED:
+        full = inbox.put(peer, payloads, payload_bytes)
+        if connection.pressure or inbox.cost * 4 >= inbox.limit:
+            self.switchboard.pulse.press(connection, inbox)
+        if full and connection.state is not State.CLOSED:
             self.totals.pauses += 1
             connection.link.pause()
+            connection.spoilt = True
             self._paused.setdefault(inbox, []).append(connection)
             if inbox not in self._warnings:
                 self._warnings[inbox] = self.after(_UNTAKEN_TIME, lambda: self._warn_if_paused(inbox))
@@ -359,6 +376,8 @@ class Transport:
         connection, outbox = peer.connection, peer.outbox
         if connection is None or connection.state is not State.OPEN:
             return
+        if connection.owed:
+            self.switchboard.pulse.pay(connection)
         link = connection.link
         while outbox:
             waiting = outbox.peek(_PUMP)
@@ -523,6 +542,13 @@ class Transport:
         self.emit(events.PeerFound, peer)
         return peer
 
+    def renew(self, peer: Remote, key: Any, instance: bytes) -> None:
+        """A peer that was taken for a classic one has an instance id, which nobody else has."""
+        del self.peers[peer.key]
+        peer.key, peer.instance = key, instance
+        self.peers[key] = peer
+        self.peers_version += 1
+
     def forget(self, peer: Remote, reason: events.LostReason | None) -> None:
         """Take an unconnected peer out of the table. reason: what to report; None: nothing."""
         if self.peers.get(peer.key) is peer and peer.connection is None:
@@ -542,17 +568,22 @@ class Transport:
     def found(self, event: Found | Changed) -> None:
         """Discovery has heard a new peer, or something new of one."""
         peer = self.peers.get(event.key)
+        flags = PeerFlag.heard(event.announcement.flags)
         if peer is None:
             peer = self.make_peer(event.key, event.announcement.instance, event.announcement.name, event.address)
-            if peer.classic:
+            peer.flags = flags
+            if peer.classic and event.address[1]:  # port 0: it does not listen
                 self.switchboard.dial_when_found(peer)
-        else:
-            peer.name = event.announcement.name
-            if peer.connection is None:
-                peer.address = event.address
-            self.peers_version += 1
-        peer.flags = event.announcement.flags
+            self.datagrams.place(peer)
+            return
+        before = peer.name, peer.flags
+        peer.name, peer.flags = event.announcement.name, flags
+        if peer.connection is None:
+            peer.address = event.address
+        self.peers_version += 1
         self.datagrams.place(peer)
+        if before != (peer.name, flags):
+            self.emit(events.PeerChanged, peer)
 
     def gone(self, event: Gone) -> None:
         """Discovery has forgotten a peer."""

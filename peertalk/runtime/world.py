@@ -154,6 +154,13 @@ class World:
             connection.setblocking(False)
             return connection, (address[0], address[1])
 
+    def turn_away(self, connection: socket.socket, farewell: bytes) -> None:
+        """Close an accepted connection, with these last bytes if they can leave at once."""
+        with contextlib.suppress(OSError):
+            connection.send(farewell)
+            connection.shutdown(socket.SHUT_WR)
+        connection.close()
+
     def dial(self, address: Address, bind: str = "") -> socket.socket:
         """Start to connect; the socket becomes writable when the outcome is known: see outcome().
 

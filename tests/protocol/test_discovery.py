@@ -497,3 +497,43 @@ def test_a_discovery_that_could_not_work_is_refused(core, wrong):
     """Config has narrower bounds; this is the last line."""
     with pytest.raises(InvalidArgument):
         make(core, **wrong)
+
+
+def test_flags_change_what_is_announced_at_once_but_not_more_than_five_times_a_second(core):
+    """An application may set them with each move of a mouse; the network hears the last."""
+    discovery = make(core, flags=1)
+    discovery.set_flags(1, 1.0)
+    assert discovery.data_to_send(1.0) == [], "nothing new"
+    discovery.set_flags(0x0102, 1.0)
+    (packet_sent,) = discovery.data_to_send(1.0)
+    assert decode_announcement(core, packet_sent).flags == 0x0102
+    for number in range(50):
+        discovery.set_flags(number << 8, 1.0 + number / 1000)
+        assert discovery.data_to_send(1.0 + number / 1000) == []
+    assert discovery.next_timeout() == pytest.approx(1.0 + ANSWER_SPACING)
+    (packet_sent,) = discovery.data_to_send(1.0 + ANSWER_SPACING)
+    assert decode_announcement(core, packet_sent).flags == 49 << 8
+    with pytest.raises(InvalidArgument):
+        discovery.set_flags(0x10000, 2.0)
+    discovery.stop()
+    discovery.set_flags(8, 3.0)
+    assert [decode_announcement(core, data).flags for data in discovery.data_to_send(3.0)] == [49 << 8], "the queued GOODBYE alone"
+
+
+def test_a_classic_peer_that_announces_another_name_or_flags_is_heard(core):
+    """The MacTCP build repeats both in each packet and changes them; its key stays (address, port)."""
+    discovery = make(core)
+    discovery.receive(packet(core, name="Mac", flags=2), ("10.0.0.9", 7353), 1.0)
+    discovery.receive(packet(core, name="Mac SE", flags=3), ("10.0.0.9", 7353), 16.0)
+    discovery.receive(packet(core, name="Mac SE", flags=3), ("10.0.0.9", 7353), 31.0)
+    assert [(type(event), event.announcement.name, event.announcement.flags) for event in news(discovery)] == [(Found, "Mac SE", 3)]
+    discovery.receive(packet(core, name="Mac SE", flags=2), ("10.0.0.9", 7353), 46.0)
+    assert [(type(event), event.announcement.flags) for event in news(discovery)] == [(Changed, 2)]
+
+
+def test_who_asks_is_not_taken_for_somebody_who_is_there(core):
+    """The original records nobody by a QUERY either: it may come from a program that only looks."""
+    discovery = make(core)
+    discovery.receive(packet(core, kind=QUERY, name="looker"), ("10.0.0.9", 7353), 1.0)
+    assert len(discovery) == 0 and news(discovery) == []
+    assert kinds(core, discovery.data_to_send(1.0)) == [ANNOUNCE]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peertalk.errors import InvalidState
-from peertalk.protocol.peer import _NEXT, Peer, PeerEvent, PeerState
+from peertalk.protocol.peer import _NEXT, Latency, Peer, PeerEvent, PeerFlag, PeerState
 from peertalk.protocol.wire import Capabilities
 
 S, E = PeerState, PeerEvent
@@ -17,13 +17,16 @@ INSTANCE = bytes.fromhex("1a2b3c4d5e6f7081")
 
 # Section 14 of the protocol, with FAILED -> CONNECTING (we dial again) and "forgotten" (UNUSED) read as DISCOVERED: the table of peers, not
 # the peer, forgets.
-ALLOWED = {
-    S.DISCOVERED: {S.DISCOVERED, S.CONNECTING, S.CONNECTED},
-    S.CONNECTING: {S.CONNECTING, S.CONNECTED, S.FAILED, S.DISCONNECTING, S.DISCOVERED},
-    S.CONNECTED: {S.CONNECTED, S.DISCONNECTING, S.DISCOVERED},
-    S.DISCONNECTING: {S.DISCONNECTING, S.DISCOVERED, S.CONNECTED},
-    S.FAILED: {S.DISCOVERED, S.CONNECTING, S.CONNECTED},
-}
+TABLE = """
+               heard          dialled     opened     refused        lost        left           closed
+discovered     discovered     connecting  connected  -              -           -              -
+connecting     connecting     -           connected  failed         failed      disconnecting  discovered
+connected      connected      -           connected  connected      discovered  disconnecting  -
+disconnecting  disconnecting  -           connected  disconnecting  discovered  -              discovered
+failed         discovered     connecting  connected  -              -           -              -
+"""
+EVENTS, *ROWS = [line.split() for line in TABLE.strip().splitlines()]
+ALLOWED = {(S(row[0]), E(event)): S(cell) for row in ROWS for event, cell in zip(EVENTS, row[1:], strict=True) if cell != "-"}
 
 
 @pytest.mark.parametrize(
@@ -53,12 +56,12 @@ def test_a_peer_lives_as_the_protocol_says(story):
 
 @pytest.mark.parametrize("state", S)
 @pytest.mark.parametrize("event", E)
-def test_an_arrow_that_is_not_in_the_table_is_an_error_that_changes_nothing(state, event):
+def test_each_arrow_leads_where_the_table_says_and_all_else_is_an_error_that_changes_nothing(state, event):
     """An impossible event is a bug somewhere: it must show, with the peer's name, and not bend the state."""
     peer = Peer(INSTANCE, name="ada")
     peer.state = state
-    if (state, event) in _NEXT:
-        assert peer.advance(event) in ALLOWED[state]
+    if (state, event) in ALLOWED:
+        assert peer.advance(event) is peer.state is ALLOWED[state, event]
     else:
         with pytest.raises(InvalidState, match=rf"'ada' is {state.value}: '{event.value}'") as caught:
             peer.advance(event)
@@ -80,6 +83,41 @@ def test_a_peer_can_be_heard_whatever_happened_before(events):
         if (peer.state, event) in _NEXT:
             peer.advance(event)
     peer.advance(E.HEARD)
+
+
+def test_a_round_trip_time_is_smoothed_as_the_original_does_it_with_its_deviation_beside():
+    """Section 11: the first sample as it is, then three quarters of the old. One late answer must not look like a bad network."""
+    latency = Latency.of(None, 0.008)
+    assert latency == Latency(0.008, 0.004, 90, 1)
+    latency = Latency.of(latency, 0.048)
+    assert latency == Latency(pytest.approx(0.018), pytest.approx(0.013), 75, 2)
+    for _ in range(60):
+        latency = Latency.of(latency, 0.001)
+    assert latency.rtt == pytest.approx(0.001, rel=1e-3) and latency.deviation < 1e-5 and latency.quality == 100 and latency.samples == 62
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=40))
+def test_a_smoothed_time_lies_between_the_samples_and_its_quality_in_the_table(samples):
+    """A mean outside of what was measured would be invented."""
+    latency = None
+    for sample in samples:
+        latency = Latency.of(latency, sample)
+    assert min(samples) * 0.999 <= latency.rtt <= max(samples) * 1.001 and 0 <= latency.deviation <= max(samples) * 1.001
+    assert latency.quality == next((grade for below, grade in ((0.005, 100), (0.01, 90), (0.02, 75), (0.05, 50)) if latency.rtt < below), 25)
+
+
+def test_flags_have_the_numbers_of_the_original_and_room_for_the_application():
+    """They are compared with what other programs announce; the three bits that mean nothing are not passed on."""
+    assert [(flag.name, flag.value) for flag in PeerFlag] == [("HOST", 1), ("ACCEPTING", 2), ("SPECTATOR", 4), ("READY", 8), ("HAS_CAPS", 16)]
+    peer = Peer(INSTANCE, flags=0xFFFF)
+    assert peer.flags == 0xFF1F and PeerFlag.HOST in peer.flags and PeerFlag(0x8000) in peer.flags and isinstance(peer.flags, PeerFlag)
+    assert Peer(INSTANCE).flags == 0 and PeerFlag.HOST not in Peer(INSTANCE).flags
+
+
+def test_a_peer_without_a_node_cannot_be_rejected():
+    """There is nobody to tell."""
+    with pytest.raises(InvalidState, match="'ada' belongs to no node"):
+        Peer(INSTANCE, name="ada").reject()
 
 
 def test_who_a_peer_is():

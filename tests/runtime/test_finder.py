@@ -237,3 +237,16 @@ def test_it_says_goodbye_once_and_lets_go_of_everything():
     finder.close()
     finder.close()
     assert not engine.watched and not engine.timers and socket.closed and kinds(engine.world) == []
+
+
+def test_flags_that_are_set_are_announced_at_once_and_from_then_on():
+    """A host that opens its session should be seen as one in this second and not in the next five."""
+    engine, finder = start(announce_interval=5.0, flags=1)
+    heard = []
+    engine.world.broadcast = lambda _sender, packet, *_: heard.append(decode_announcement(CORE, packet))
+    engine.pass_time(1.0)
+    finder.set_flags(0x0109)
+    assert [(packet.type, packet.flags) for packet in heard] == [(ANNOUNCE, 0x0109)]
+    engine.pass_time(5.1)
+    finder.goodbye()
+    assert [(packet.type, packet.flags) for packet in heard[1:]] == [(ANNOUNCE, 0x0109), (GOODBYE, 0x0109)]

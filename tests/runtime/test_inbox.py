@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -132,3 +133,38 @@ def test_consumers_that_iterate_a_lot_share_it():
     assert inbox.take_lot() == (PEERS[0], [b"4"])
     with pytest.raises(StopIteration):
         next(first.left)
+
+
+@given(costs=st.lists(st.integers(0, 3 * LIMIT), max_size=60))
+def test_pressure_rises_at_each_quarter_and_falls_an_eighth_below_it(costs):
+    """The level is what the cost says, give or take an eighth downwards; so a cost that wavers about a quarter is told once."""
+    inbox, level = Inbox(LIMIT, lambda _: None), 0
+    for cost in costs:
+        inbox.cost = cost
+        following = inbox.level(level)
+        plain = min(3, cost * 4 // LIMIT)
+        assert plain <= following <= min(3, (cost + LIMIT // 8) * 4 // LIMIT)
+        assert following == plain or following <= level, "never up before its quarter is full"
+        assert following >= level or cost * 8 < (2 * level - 1) * LIMIT, "never down before an eighth has gone"
+        assert inbox.level(following) == following
+        level = following
+    inbox.cost = 0
+    assert inbox.level(level) == 0
+
+
+def test_those_who_were_told_are_remembered_until_their_level_is_another():
+    """A report that is never taken back would slow a peer for ever."""
+    eased = []
+    inbox = Inbox(8000, lambda _: None)
+    inbox.on_ease = lambda one: eased.append((one.cost, set(one.watched())))
+    for _ in range(8):
+        inbox.put(PEERS[0], [bytes(1000 - MESSAGE_COST)], 1000 - MESSAGE_COST)
+    assert inbox.level(0) == 3
+    inbox.watch("connection", 3)
+    for _ in range(5):  # the fifth gives back the fourth: from five eighths to four
+        inbox.take()
+    assert eased == [(4000, {"connection"})] and inbox.told is None and inbox.level(3) == 2
+    inbox.watch("connection", 2)
+    while inbox.take() is not None:
+        pass
+    assert eased[1:] == [(2000, {"connection"})], "at two eighths; then nobody watches any more"

@@ -194,7 +194,7 @@ async def test_a_classic_peer_gets_plain_data_frames_of_the_chunk_size_and_nothi
         writer.close()
 
     async with await asyncio.start_server(classic, "127.0.0.1", 0) as server:
-        async with pt.Node("ada", bind="127.0.0.1", port=0, udp_port=0, discovery=False, core=core.name) as ada:
+        async with pt.Node("ada", bind="127.0.0.1", port=0, udp_port=0, discovery=False, ping_interval=0, core=core.name) as ada:
             peer = await ada.connect(server.sockets[0].getsockname(), timeout=20)
             async with peer.stream_out(CONTENT[:5000]) as out:
                 assert await out.finished(timeout=20) is pt.StreamState.COMPLETED

@@ -17,6 +17,7 @@ import peertalk as pt
 from peertalk._core import load
 from peertalk.protocol import connections as policy
 from peertalk.protocol.wire import Announcement, Capabilities, encode_announcement, encode_capabilities
+from peertalk.runtime.world import World
 
 GUARD = 20.0
 DATA, PING, PONG, DISCONNECT, ACK, REJECT, CAPABILITY = range(1, 8)
@@ -29,11 +30,12 @@ def short_linger(monkeypatch):
 
 
 def loopback(**more):
-    return {"bind": "127.0.0.1", "port": 0, "discovery": False, **more}
+    """Without the PINGs that a node sends by itself: what a test hears is what it caused."""
+    return {"bind": "127.0.0.1", "port": 0, "discovery": False, "ping_interval": 0, **more}
 
 
 def announcing(discovery_port, **more):
-    return {"bind": "127.0.0.1", "port": 0, "discovery_port": discovery_port, **more}
+    return {"bind": "127.0.0.1", "port": 0, "discovery_port": discovery_port, "ping_interval": 0, **more}
 
 
 def crc16(data):
@@ -599,3 +601,465 @@ async def test_more_connections_than_the_bound_are_refused_and_counted():
         assert ada.stats().links_open <= bound
         await peer.send(b"still here")
         assert (await ada.receive(timeout=GUARD)).data == b"still here"
+
+
+async def test_who_finds_no_room_is_told_so_by_the_reason():
+    """Silence would look like a broken network; the original does not look at what comes before the end."""
+    async with pt.Node("ada", **loopback(max_peers=1)) as ada, contextlib.AsyncExitStack() as stack:
+        for _ in range(ada._transport.connections.max_connections):
+            _, writer = await asyncio.open_connection(*ada.address)
+            stack.callback(writer.close)
+        async with ClassicPeer() as classic:
+            await classic.dial(ada)
+            assert await classic.hear() == (REJECT, 0, 0, b"\x01")
+            assert await classic.hear() is None
+        async with pt.Node("bob", **loopback()) as bob:
+            with pytest.raises(pt.ConnectionRefused, match=r"127\.0\.0\.1:\d+ rejected the connection \(FULL\)") as refused:
+                await bob.connect(ada.address, timeout=GUARD)
+            assert refused.value.reason is pt.RejectReason.FULL
+        assert ada.stats().links_refused == 2
+
+
+# Round-trip times
+
+
+async def test_the_way_to_a_peer_is_measured_when_it_connects_and_whenever_it_is_asked_for():
+    """Both sides measure; nobody has to ask."""
+    async with pt.Node("ada", **loopback(ping_interval=10)) as ada, pt.Node("bob", **loopback(ping_interval=10)) as bob:
+        peer = await ada.connect(bob.address, timeout=GUARD)
+        await until(lambda: peer.latency is not None and all(other.latency is not None for other in bob.peers.values()))
+        assert peer.latency.samples == 1 and peer.latency.deviation == peer.latency.rtt / 2
+        seconds = [await peer.ping(timeout=GUARD) for _ in range(3)]
+        assert all(0 < each < GUARD for each in seconds) and peer.latency.samples == 4
+        await peer.disconnect(timeout=GUARD)
+        assert peer.latency.samples == 4, "of the last connection"
+        with pytest.raises(pt.NotConnected, match="'bob' is not connected"):
+            await peer.ping()
+        await peer.connect(timeout=GUARD)
+        await until(lambda: peer.latency is not None and peer.latency.samples == 1)
+
+
+async def test_a_peer_that_never_answers_a_ping_is_not_worse_off_and_gets_no_second_one_meanwhile():
+    """The original answers, but nothing says that everybody must."""
+    async with ClassicPeer() as classic, pt.Node("ada", **loopback(ping_interval=0.02)) as ada:
+        connecting = asyncio.create_task(ada.connect(classic.address, timeout=GUARD))
+        await classic.meet()
+        classic.say(capability())
+        peer = await connecting
+        assert await classic.hear() != (PING, 0, 0, b"") == await classic.hear()
+        with pytest.raises(pt.Timeout, match=r"no answer to a PING from peer .* within 0\.1 s"):
+            await peer.ping(timeout=0.1)
+        assert peer.connected and peer.latency is None and not peer.pinging
+        await peer.send(b"still there")
+        assert await classic.hear() == (DATA, 0, 0, b"still there"), "one PING is out, and no more leave before its answer"
+        asking = asyncio.create_task(peer.ping(timeout=GUARD))
+        await until(lambda: peer.pinging)
+        classic.say(frame(PONG, b"with a payload"), frame(PONG), frame(PONG))
+        assert await asking > 0.1 and peer.latency.samples == 1 and peer.latency.quality == 25
+        asking = asyncio.create_task(peer.ping(timeout=GUARD))
+        classic.hang_up()
+        with pytest.raises(pt.ConnectionClosed):
+            await asking
+
+
+async def test_a_ping_whose_answer_lay_unread_while_the_link_was_paused_measures_nothing():
+    """A slow application is not a slow network."""
+    async with ClassicPeer() as classic, pt.Node("ada", **loopback(receive_queue_bytes=1024)) as ada:
+        await classic.dial(ada)
+        classic.say(capability())
+        await until(lambda: ada.peers)
+        (peer,) = ada.peers.values()
+        asking = asyncio.create_task(peer.ping(timeout=GUARD))
+        while (await classic.hear())[0] != PING:
+            pass
+        classic.say(frame(DATA, bytes(2000)))
+        await until(lambda: ada.stats().pauses == 1)
+        classic.say(frame(PONG))
+        await ada.receive(timeout=GUARD)
+        with pytest.raises(pt.Timeout):
+            await ada.receive(timeout=0)
+        while (await classic.hear())[0] != PING:
+            pass
+        assert not asking.done() and peer.latency is None
+        classic.say(frame(PONG))
+        assert await asking > 0 and peer.latency.samples == 1
+
+
+async def test_a_flood_of_pings_whose_answers_nobody_reads_costs_the_slots_of_its_link_and_no_more():
+    """The answer that finds no room is dropped and counted: a queue of answers would be memory that a stranger fills."""
+    async with ClassicPeer() as classic, pt.Node("ada", **loopback(pipeline_depth=1)) as ada:
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(deaf, ada.address)
+            await asyncio.get_running_loop().sock_sendall(deaf, capability())
+            flood = frame(PING) * 5000
+            async with asyncio.timeout(GUARD):
+                while ada.stats().pongs_dropped < 1000:
+                    await asyncio.get_running_loop().sock_sendall(deaf, flood)
+            (peer,) = ada.peers.values()
+            assert peer.connected and peer.queued == 0 and ada.stats().pool_bytes < 1 << 20
+            await classic.dial(ada)
+            classic.say(frame(PING))
+            assert [(await classic.hear())[0] for _ in range(2)] == [CAPABILITY, PONG], "only its own link is full"
+
+
+# REJECT
+
+
+async def test_a_peer_that_is_not_wanted_is_told_why_and_hears_nothing_that_waited_for_it():
+    """The original closes; one of ours reads the reason."""
+    async with ClassicPeer() as classic, pt.Node("ada", **loopback(pipeline_depth=1)) as ada:
+        events = ada.events()
+        await classic.dial(ada)
+        classic.say(frame(DATA, b"let me in"), capability())
+        request = await next_event(events, pt.ConnectionRequested)
+        peer = (await next_event(events, pt.PeerConnected)).peer
+        assert request.peer is peer and (await ada.receive(timeout=GUARD)).data == b"let me in"
+        classic.writer.transport.pause_reading()
+        await until(lambda: peer.max_message == 8192)
+        while peer.queued < 10:
+            peer.send_nowait(bytes(8192))
+            await asyncio.sleep(0)
+        waiting = peer.queued
+        request.reject(pt.RejectReason.BANNED)
+        request.reject(pt.RejectReason.FULL)  # too late: one reason is enough
+        with pytest.raises(pt.NotConnected):
+            peer.send_nowait(b"no more")
+        failed = await next_event(events, pt.Failed) if waiting == peer.accepted else None
+        classic.writer.transport.resume_reading()
+        heard = []
+        while (each := await classic.hear()) is not None:
+            heard.append(each)
+        assert heard[0][0] == CAPABILITY and heard[-1] == (REJECT, 0, 0, b"\x02")
+        assert [each[0] for each in heard[1:-1]] == [DATA] * (peer.accepted - waiting)
+        classic.hang_up()
+        failed = failed or await next_event(events, pt.Failed)
+        assert (failed.first, failed.last, failed.outcome) == (peer.accepted - waiting + 1, peer.accepted, pt.Outcome.FAILED)
+        assert "was rejected here (BANNED)" in str(failed.error)
+        assert (await next_event(events, pt.PeerDisconnected)).error is None
+        request.reject()  # gone: nothing is left to reject
+
+
+async def test_whoever_is_rejected_hears_by_whom_and_why_and_does_not_dial_again():
+    """A redial would be rejected again, as fast as both sides can."""
+    async with pt.Node("ada", **loopback()) as ada, pt.Node("bob", **loopback(receive_queue_bytes=1024)) as bob:
+        heard, requests = ada.events(), bob.events()
+        peer = await ada.connect(bob.address, timeout=GUARD)
+        request = await next_event(requests, pt.ConnectionRequested)
+        filling = asyncio.create_task(peer.send_many([bytes(8000)] * 4000))
+        await until(lambda: bob.stats().pauses)
+        request.reject(pt.RejectReason.BANNED)
+        with pytest.raises(pt.ConnectionRefused, match=r"peer 'bob' rejected the connection \(BANNED\)") as refused:
+            await filling
+        assert refused.value.reason is pt.RejectReason.BANNED and refused.value.peer == "bob"
+        gone = await next_event(heard, pt.PeerDisconnected)
+        assert isinstance(gone.error, pt.ConnectionRefused) and gone.error.reason is pt.RejectReason.BANNED
+        assert peer.queued == 0 and peer.reported == peer.accepted and not peer.connected
+        assert bob.stats().links_opened == ada.stats().links_opened == 1
+        await peer.connect(timeout=GUARD)
+        assert (await next_event(requests, pt.ConnectionRequested)).peer is request.peer, "asked anew"
+
+
+async def test_a_reject_before_any_greeting_ends_the_dial_and_what_waited_for_it(monkeypatch):
+    """It is what a full node says. To try five times more would not make room."""
+    async with ClassicPeer() as classic, pt.Node("ada", **loopback()) as ada:
+        events = ada.events()
+        peer = ada._transport.make_peer(classic.address, None, "CREF", classic.address)
+        assert peer.send_nowait(b"waits") == 1
+        await classic.meet()
+        classic.say(frame(REJECT, b"\x04"))
+        failed = await next_event(events, pt.Failed)
+        assert (failed.first, failed.last, failed.outcome) == (1, 1, pt.Outcome.FAILED)
+        assert isinstance(failed.error, pt.ConnectionRefused) and failed.error.reason is pt.RejectReason.IN_PROGRESS and failed.error.peer == "CREF"
+        assert peer.retry is None and peer.state is pt.PeerState.FAILED and classic.accept_count == 1
+
+
+async def test_nobody_asks_for_a_connection_that_we_have_asked_for():
+    """Requests are for those who come by themselves; where nobody answers them they are granted."""
+    async with pt.Node("ada", **loopback()) as ada, pt.Node("bob", **loopback()) as bob:
+        asked, came = ada.events(), bob.events()
+        peer = await ada.connect(bob.address, timeout=GUARD)
+        assert (await next_event(came, pt.ConnectionRequested)).peer.name == "ada"
+        await peer.send(b"granted")
+        assert (await bob.receive(timeout=GUARD)).data == b"granted"
+        await ada.aclose()
+        assert not any(isinstance(event, pt.ConnectionRequested) for event in [event async for event in asked])
+
+
+# Capabilities that come again
+
+
+async def test_a_later_capability_replaces_all_but_who_it_is():
+    """Missing entries fall back to the original's defaults; identity belongs to the connection and not to a frame."""
+    core, instance = load(), b"replaced"
+    async with ClassicPeer() as other, pt.Node("ada", **loopback()) as ada:
+        connecting = asyncio.create_task(ada.connect(other.address, timeout=GUARD))
+        await other.meet()
+        other.say(frame(CAPABILITY, encode_capabilities(core, Capabilities(8000, 2048, 0, 1, instance, "other", other.address[1]))))
+        peer = await connecting
+        assert peer.max_message == 8000
+
+        async def told(*frames):
+            other.say(*frames, frame(PING))
+            while (await other.hear())[0] != PONG:
+                pass
+
+        await told(frame(CAPABILITY, b"\x03\x01\x4b"))
+        assert peer.capabilities == Capabilities(512, 256, 75, 0, instance, "other", other.address[1]) and peer.max_message == 512
+        before = ada.stats().frames_ignored
+        await told(frame(CAPABILITY, encode_capabilities(core, Capabilities(4000, 1, 0, 0, b"somebody", "else"))))
+        assert peer.max_message == 512 and peer.id == instance.hex() and ada.stats().frames_ignored == before + 1
+        await told(frame(CAPABILITY, b"\x03\x09"))
+        assert peer.capabilities.pressure == 75 and ada.stats().frames_ignored == before + 2
+        await told(frame(CAPABILITY, encode_capabilities(core, Capabilities(9000, 1, 0, 0, instance, "other"))))
+        assert peer.max_message == 8192 and peer.capabilities.port == other.address[1]
+        await told(frame(CAPABILITY, b"\x01\x02\x00\x01"))
+        assert peer.max_message == 256
+
+
+async def test_one_of_ours_that_greets_late_is_no_classic_peer_for_ever(monkeypatch):
+    """A program that was busy for a second must not count as a machine of 1990 for as long as it runs."""
+    monkeypatch.setattr(policy, "GREETING_TIME", 0.02)
+    core, instance = load(), b"latecome"
+    async with ClassicPeer() as late, pt.Node("ada", **loopback()) as ada:
+        peer = await ada.connect(late.address, timeout=GUARD)
+        await late.meet()
+        assert peer.classic and peer.max_message == 512
+        await peer.send(b"to a classic peer")
+        greeting = encode_capabilities(core, Capabilities(8192, 1024, 0, 0, instance, "late", late.address[1]))
+        late.say(frame(CAPABILITY, greeting), frame(DATA, b"here"))
+        assert (await ada.receive(timeout=GUARD)).peer is peer
+        assert (peer.classic, peer.id, peer.name, peer.max_message) == (False, instance.hex(), "late", 8192)
+        assert list(ada.peers) == [peer.id] and ada.peers["late"] is peer and peer.connected
+        await peer.send(bytes(8000))
+        assert [(await late.hear())[0] for _ in range(3)] == [CAPABILITY, DATA, DATA]
+        stats = peer.stats()
+        late.say(frame(DISCONNECT))
+        await until(lambda: not peer.connected)
+        assert stats.messages_accepted == 2 and peer.reported == 2
+
+
+async def test_one_of_ours_that_greets_late_and_is_known_already_is_sent_to_under_its_name(monkeypatch):
+    """Two objects for one peer would be two queues and two orders."""
+    monkeypatch.setattr(policy, "GREETING_TIME", 0.02)
+    core, instance = load(), b"latecome"
+    async with ClassicPeer() as late, pt.Node("ada", **loopback()) as ada:
+        greeting = frame(CAPABILITY, encode_capabilities(core, Capabilities(8192, 1024, 0, 0, instance, "late", late.address[1])))
+        events = ada.events()
+        classic = await ada.connect(late.address, timeout=GUARD)
+        await late.meet()
+        first = late.writer
+        await late.dial(ada)
+        late.say(greeting)
+        assert (await ada.wait_for("late", timeout=GUARD)).connected
+        first.write(greeting)
+        gone = await next_event(events, pt.PeerDisconnected)
+        assert gone.peer is classic and "turned out to be the peer 'late'" in str(gone.error)
+        assert list(ada.peers.values()) == [ada.peers["late"]] and ada.peers["late"].connected
+        first.close()
+
+
+async def test_whom_a_classic_peer_dialled_it_knows_so_of_two_that_crossed_its_own_connection_stays(free_port):
+    """On the connection that we dialled the original has no name for us: its application would lose the peer that it chose."""
+    port = free_port()
+    async with ClassicPeer() as classic, pt.Node("ada", **announcing(port)) as ada:
+        classic.announce(port)
+        found = await ada.wait_for("CREF", timeout=GUARD)
+        await classic.meet()  # our dial, which it does not greet yet
+        ours = classic.reader, classic.writer
+        await classic.dial(ada)
+        theirs = classic.reader, classic.writer
+        classic.say(capability(), frame(DATA, b"on mine"))
+        await until(lambda: found.connected)
+        classic.reader, classic.writer = ours
+        classic.say(capability(), frame(DATA, b"on yours"))
+        assert [(await classic.hear()), (await classic.hear())][1] is None, "shut by us"
+        classic.hang_up()
+        assert {(await ada.receive(timeout=GUARD)).data for _ in range(2)} == {b"on mine", b"on yours"}
+        classic.reader, classic.writer = theirs
+        await found.send(b"answer")
+        assert [(await classic.hear())[0], await classic.hear()] == [CAPABILITY, (DATA, 0, 0, b"answer")]
+        assert len(ada.peers) == 1 and ada.stats().links_open == 1
+
+
+# Our pressure
+
+
+def pressure_of(payload):
+    """Of a CAPABILITY of ours, by the description of the original."""
+    assert payload[:2] == b"\x01\x02" and payload[8:10] == b"\x03\x01" and len(payload) > 15, "complete"
+    return payload[10]
+
+
+async def test_pressure_is_told_when_its_level_changes_and_only_then():
+    """A quarter of the inbox at a time, up at once, down with an eighth to spare; a full CAPABILITY each time."""
+    async with ClassicPeer() as classic, pt.Node("ada", **loopback(receive_queue_bytes=8000)) as ada:
+        await classic.dial(ada)
+        heard = []
+
+        async def told(messages=0):
+            """What was said after so many more messages of an eighth each."""
+            classic.say(*[frame(DATA, bytes(1000 - 64))] * messages, frame(PING))
+            new = []
+            while (each := await classic.hear())[0] != PONG:
+                assert each[:3] == (CAPABILITY, 0, 0)
+                new.append(pressure_of(each[3]))
+            heard.extend(new)
+            return new
+
+        classic.say(capability())
+        assert await told() == [0]
+        for messages, expected in ((1, []), (1, [25]), (1, []), (1, [50]), (1, []), (1, [75]), (1, [])):
+            assert await told(messages) == expected
+        for _ in range(7):  # each receive() gives back the message before
+            await ada.receive(timeout=GUARD)
+        with pytest.raises(pt.Timeout):
+            await ada.receive(timeout=0)
+        assert await told() == [50, 25, 0]
+        assert ada.stats().pressure_reports == 6 and not ada._transport.inbox.told
+
+
+async def test_pressure_that_finds_no_room_is_told_once_when_there_is_some_and_as_it_is_then():
+    """Lost, the peer would flood on, or wait for ever; queued twice, a slow link would fill with old news."""
+    async with ClassicPeer() as classic, pt.Node("ada", **loopback(receive_queue_bytes=1 << 20, pipeline_depth=1)) as ada:
+        await classic.dial(ada)
+        classic.say(capability())
+        peer = (await next_event(ada.events(), pt.PeerConnected)).peer if not ada.peers else next(iter(ada.peers.values()))
+        await until(lambda: peer.connected)
+        classic.writer.transport.pause_reading()
+        while peer.queued < 10:
+            peer.send_nowait(bytes(8192))
+            await asyncio.sleep(0)
+        for _ in range(9):  # in as many turns, so that they are given back bit by bit
+            enough = peer.received + 11
+            classic.say(*[frame(DATA, bytes(8192 - 64))] * 11)
+            while peer.received < enough:
+                await asyncio.sleep(0)
+        (connection,) = ada._transport.connections.by_tag.values()
+        assert (connection.pressure, connection.owed, ada.stats().pressure_reports) == (3, policy.OWES_PRESSURE, 0)
+        while connection.pressure == 3:
+            await ada.receive(timeout=GUARD)
+        assert connection.pressure == 2 and ada.stats().pressure_reports == 0
+        classic.writer.transport.resume_reading()
+        told = [pressure_of(payload) for kind, _, _, payload in [await classic.hear() for _ in range(peer.accepted + 2)] if kind == CAPABILITY]
+        assert told == [0, 50]
+
+
+async def test_a_peer_that_feeds_an_inbox_of_its_own_is_told_of_that_one_and_of_the_end():
+    """Whoever iterates peer.messages() slowly slows that peer; when he stops, the peer is not slowed for ever."""
+    async with ClassicPeer() as classic, pt.Node("ada", **loopback(receive_queue_bytes=8000)) as ada:
+        await classic.dial(ada)
+        classic.say(capability())
+        await until(lambda: len(ada.peers) == 1)
+        (peer,) = ada.peers.values()
+        iterating = peer.messages()
+        first = asyncio.create_task(anext(iterating))
+        await asyncio.sleep(0)
+        classic.say(frame(DATA, b"first"))
+        assert (await first).data == b"first"
+        classic.say(*[frame(DATA, bytes(1000 - 64))] * 6)
+        assert [pressure_of((await classic.hear())[3]) for _ in range(2)][1] in (25, 50, 75)
+        await iterating.aclose()
+        for _ in range(6):
+            await ada.receive(timeout=GUARD)
+        with pytest.raises(pt.Timeout):
+            await ada.receive(timeout=0)
+        classic.say(frame(PING))
+        told = []
+        while (each := await classic.hear())[0] != PONG:
+            told.append(pressure_of(each[3]))
+        assert told[-1] == 0
+
+
+async def test_a_flood_into_a_slow_reader_says_little_of_its_pressure():
+    """Chatter would cost more than the pressure saves: between two reports an eighth of the inbox has moved."""
+    limit = 64 * 1024
+    async with pt.Node("ada", **loopback(receive_queue_bytes=limit)) as ada, pt.Node("bob", **loopback()) as bob:
+        peer = await bob.connect(ada.address, timeout=GUARD)
+        count, size = 4000, 200
+        sending = asyncio.create_task(peer.send_many([bytes(size)] * count))
+        for _ in range(count):
+            await ada.receive(timeout=GUARD)
+        await sending
+        moved = count * (size + 64)
+        assert ada.stats().pressure_reports <= 2 * (moved // (limit // 8) + 3)
+
+
+# Leaving
+
+
+async def test_each_connection_is_closed_before_the_goodbye(free_port):
+    """Q4: the original reads a connection no more whose peer said goodbye, and spins on it."""
+    port = free_port()
+    left = []
+
+    class Watching(World):
+        def broadcast(self, sender, packet, *rest):
+            if packet[5] == 3:
+                left.append(len(ada._transport.connections))
+            return super().broadcast(sender, packet, *rest)
+
+    async with ClassicPeer() as classic, pt.Node("ada", world=Watching(), **announcing(port)) as ada:
+        await classic.dial(ada)
+        classic.say(capability())
+        assert (await classic.hear())[0] == CAPABILITY
+        await until(lambda: len(ada.peers) == 1)
+        leaving = asyncio.create_task(ada.aclose(timeout=GUARD))
+        assert (await classic.hear())[0] == DISCONNECT and await classic.hear() is None and not left
+        classic.hang_up()
+        await leaving
+        assert left and not any(left)
+
+
+# Whose connection it is
+
+
+def announce_as(discovery_port, name, port):
+    """A packet of the original kind, of somebody who listens on port."""
+    body = struct.pack(">4sBBHHBB", b"PTLK", 1, 1, 0, port, 3, len(name)) + name
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.sendto(body + struct.pack(">H", crc16(body)), ("127.0.0.1", discovery_port))
+
+
+async def test_a_connection_of_a_classic_peer_is_tied_to_the_only_one_heard_at_its_address(free_port):
+    """Rule 10: it does not say who it is. With two candidates a guess would send messages to the wrong one."""
+    port, dialled = free_port(), []
+
+    class Watching(World):
+        def dial(self, address, bind=""):
+            dialled.append(address)
+            return super().dial(address, bind)
+
+    async with ClassicPeer() as first, ClassicPeer() as second, pt.Node("ada", world=Watching(), **announcing(port)) as ada:
+        announce_as(port, b"one", 0)
+        one = await ada.wait_for("one", timeout=GUARD)
+        assert not dialled, "it does not listen"
+        await first.dial(ada)
+        first.say(capability(), frame(DATA, b"mine"))
+        message = await ada.receive(timeout=GUARD)
+        assert message.peer is one and one.address == ("127.0.0.1", 0) and ada.stats().links_opened == 1
+        await second.dial(ada)
+        second.say(capability(), frame(DATA, b"whose?"))
+        other = (await ada.receive(timeout=GUARD)).peer
+        assert other is not one and other.name == "" and len(ada.peers) == 2, "the one that was heard is connected"
+        for classic in (first, second):
+            classic.say(frame(DISCONNECT))
+        await until(lambda: ada.stats().links_open == 0)
+        announce_as(port, b"two", 1)
+        await ada.wait_for("two", timeout=GUARD)
+        first.hang_up()
+        await first.dial(ada)
+        first.say(capability(), frame(DATA, b"one of two"))
+        assert (await ada.receive(timeout=GUARD)).peer.name == "", "two were heard there"
+
+
+async def test_who_began_as_a_classic_peer_cannot_take_over_a_name_later():
+    """One of ours says who it is in its first frame; a stranger could claim to be anybody after he has looked around."""
+    core = load()
+    async with ClassicPeer() as classic, pt.Node("ada", **loopback()) as ada:
+        await classic.dial(ada)
+        classic.say(frame(DATA, b"hello"), frame(CAPABILITY, encode_capabilities(core, Capabilities(8192, 1, 0, 0, b"pretends", "bob"))), frame(PING))
+        peer = (await ada.receive(timeout=GUARD)).peer
+        assert [(await classic.hear())[0] for _ in range(2)] == [CAPABILITY, PONG]
+        assert peer.classic and peer.max_message == 512 and peer.name == "" and ada.stats().frames_ignored == 1

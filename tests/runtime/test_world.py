@@ -176,6 +176,19 @@ def test_a_caller_that_gave_up_does_not_stop_the_accepting(world):
     assert world.accept(refusing) is None and not refusing.codes
 
 
+def test_who_is_turned_away_hears_why_and_one_that_is_gone_already_raises_nothing(world, keep):
+    """The last words are for free: they must never cost an error."""
+    listener = keep(world.listen(HOME, 0, give_way=False))
+    caller = keep(socket.create_connection(listener.getsockname()))
+    ready(listener)
+    world.turn_away(world.accept(listener)[0], b"no room")
+    assert caller.recv(100) == b"no room" and caller.recv(100) == b""
+    gone = socket.socketpair()
+    gone[1].close()
+    world.turn_away(gone[0], b"no room")
+    assert gone[0].fileno() == -1
+
+
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
 def test_running_out_is_said_and_not_mistaken_for_an_empty_queue(world, code):
     """The connection still waits: the listener must rest a while, or it spins."""

@@ -1,0 +1,167 @@
+"""What a connection says beside messages: PING and PONG, and how full the inbox is that it feeds.
+
+All of it goes through the slots of its link like everything else, and none of it waits in a queue: an answer to a PING without room is dropped, a
+report of pressure is one mark on its connection, which leaves with the level of that moment. The connections are pinged in turn, a few at a
+time: a link that sends borrows a slot buffer.
+
+Invariant: while a connection's level of pressure is above 0, the inbox that it feeds knows it, and so will tell when that is over.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from .. import errors
+from .._core import values
+from ..protocol import connections as policy
+from ..protocol.connections import Connection, State
+from ..protocol.peer import Latency
+from ..protocol.wire import Capabilities, encode_capabilities
+from .inbox import Inbox
+from .remote import Measured, Remote
+
+if TYPE_CHECKING:
+    from .transport import Timer, Transport
+
+
+class Pulse:
+    """The small talk of all connections of one engine. On the engine's thread only."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self._greetings = [b""] * 4
+        self._timer: Timer | None = None
+        self._to_ping: list[Connection] = []
+        self._spacing = 0.0
+
+    def introduce(self, ours: Capabilities) -> None:
+        """What our CAPABILITY says, but for the pressure."""
+        self._greetings = [encode_capabilities(self.transport.core, msgspec.structs.replace(ours, pressure=25 * level)) for level in range(4)]
+
+    @property
+    def greeting(self) -> bytes:
+        """Payload of the CAPABILITY that opens a connection: without pressure, since it has fed nothing yet."""
+        return self._greetings[0]
+
+    def opened(self, connection: Connection, peer: Remote) -> None:
+        """A connection is open: it is measured now, and from now on in turn."""
+        if interval := self.transport.config.ping_interval:
+            self._ping(connection)
+            if self._timer is None and not self.transport.closing:
+                self._timer = self.transport.after(interval, self._ping_in_turn)
+        elif peer.pinging:
+            self._ping(connection, owe=True)
+
+    def ended(self, connection: Connection) -> None:
+        """A connection is over: nobody is to be told."""
+        if connection.pressure and self.transport.inbox.told:
+            self.transport.inbox.told.discard(connection)
+
+    def answer(self, connection: Connection) -> None:
+        """A PING has come."""
+        code = connection.link.send_frame(values.PONG, b"", 0)
+        self.transport.totals.pongs_dropped += code < 0  # never queued: a flood of PINGs must not cost more than the slots of its link
+        self.transport.hint(code)
+
+    # Round-trip times ---------------------------------------------------------------------------------------------------------------------
+
+    def ping(self, peer: Remote, measured: Measured) -> None:
+        """Call measured with the round-trip time of a PING that is answered from now on, in seconds, or with what is in the way."""
+        if peer.connection is None or not peer.connected:
+            measured(None, errors.NotConnected(f"peer {peer.name!r} is not connected", peer=peer.name))
+            return
+        peer.pinging = [*(peer.pinging or ()), measured]
+        self._ping(peer.connection, owe=True)
+
+    def _ping(self, connection: Connection, *, owe: bool = False) -> None:
+        """Send a PING unless one is out. owe: when there is no room, later."""
+        if connection.state is not State.OPEN:
+            return
+        now = self.transport.world.clock()
+        if not connection.may_ping(now, self.transport.config.link_timeout):
+            return
+        code = connection.link.send_frame(values.PING, b"", values.NO_DELAY)
+        self.transport.hint(code)
+        if code >= 0:
+            connection.ping_left(now, paused=connection.link.paused)
+        elif owe:
+            self._owe(connection, policy.OWES_PING, code)
+
+    def pong(self, connection: Connection) -> None:
+        """An answer has come."""
+        peer = connection.peer
+        if connection.pinged is None or not isinstance(peer, Remote):
+            return
+        sample = connection.pong(self.transport.world.clock())
+        if sample is not None:
+            peer.latency = Latency.of(peer.latency, sample)
+            peer.tell_pinging(sample, None)
+        elif peer.pinging:
+            self._ping(connection, owe=True)
+
+    def _ping_in_turn(self) -> None:
+        """Some of the connections at a time, until each has had its turn; then anew. Rests while there is none."""
+        self._timer = None
+        if self.transport.closing:
+            return
+        if not self._to_ping:
+            self._to_ping = [connection for connection in self.transport.connections.by_tag.values() if connection.state is State.OPEN]
+            self._spacing = policy.ping_spacing(len(self._to_ping), self.transport.config.ping_interval)
+        for _ in range(min(policy.PINGS_PER_TURN, len(self._to_ping))):
+            self._ping(self._to_ping.pop())
+        if self.transport.connections.by_tag:
+            self._timer = self.transport.after(self._spacing, self._ping_in_turn)
+
+    # Our pressure, and what waits for room ------------------------------------------------------------------------------------------------
+
+    def press(self, connection: Connection, inbox: Inbox) -> None:
+        """A connection has brought something into a well filled inbox: its other side hears when the level is another than it was told."""
+        level = inbox.level(connection.pressure)
+        if level == connection.pressure or connection.state is not State.OPEN or self.transport.closing:
+            return
+        if level:
+            inbox.on_ease = self._ease
+            inbox.watch(connection, level)
+        self._tell_pressure(connection, level)
+
+    def _ease(self, inbox: Inbox) -> None:
+        """An inbox has emptied so far that those who were told of its level must hear of a lower one."""
+        for connection in inbox.watched():
+            peer = connection.peer
+            if connection.state is not State.OPEN or not isinstance(peer, Remote):
+                continue
+            feeds = self.transport.inbox if peer.inbox is None else peer.inbox
+            level = feeds.level(connection.pressure)
+            if level:
+                feeds.on_ease = self._ease
+                feeds.watch(connection, level)
+            if level != connection.pressure:
+                self._tell_pressure(connection, level)
+
+    def _tell_pressure(self, connection: Connection, level: int) -> None:
+        connection.pressure = level
+        if not connection.owed & policy.OWES_PRESSURE:
+            self._report_pressure(connection)
+
+    def _report_pressure(self, connection: Connection) -> None:
+        code = connection.link.send_frame(values.CAPABILITY, self._greetings[connection.pressure], 0)
+        self.transport.hint(code)
+        if code >= 0:
+            self.transport.totals.pressure_reports += 1
+        else:
+            self._owe(connection, policy.OWES_PRESSURE, code)
+
+    def _owe(self, connection: Connection, what: int, code: int) -> None:
+        connection.owed |= what
+        if isinstance(connection.peer, Remote):
+            self.transport.refused(connection.peer, code)
+
+    def pay(self, connection: Connection) -> None:
+        """There may be room: what is owed goes before messages that wait."""
+        owed, connection.owed = connection.owed, 0
+        if owed & policy.OWES_PRESSURE:
+            self._report_pressure(connection)
+        if owed & policy.OWES_PING:
+            self._ping(connection, owe=True)
