@@ -9,6 +9,7 @@ import ast
 import asyncio
 import inspect
 import re
+import runpy
 import socket
 import textwrap
 from pathlib import Path
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.source
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").glob("*.md"))]
+MACHINES = runpy.run_path(str(ROOT / "tests" / "machines.py"))
 GUIDE = (ROOT / "docs" / "guide.md").read_text()
 
 
@@ -178,6 +180,14 @@ def test_the_bounds_that_the_guide_gives_are_those_of_the_package():
 
     assert f"up to {load('reference').limits.frame_max_payload:,} bytes" in GUIDE
     assert f"1 to {config.NAME_MAX_BYTES} bytes of UTF-8" in GUIDE
+
+
+@pytest.mark.parametrize("name", MACHINES["MACHINES"])
+def test_the_drawing_of_a_state_machine_is_its_table(name):
+    """A diagram that was drawn by hand is wrong after the first change of the table. `python tests/machines.py` draws it anew."""
+    machine = MACHINES["MACHINES"][name]
+    found = MACHINES["shown"](name, (ROOT / "docs" / machine.document).read_text())
+    assert found is not None and found[1] == MACHINES["drawing"](machine)
 
 
 def test_links_between_the_documents_lead_somewhere():
