@@ -762,7 +762,7 @@ class ClassicPeer:
         link.stream, link.streaming = b"", False
         self.events.append(("stream", link.known, result))
 
-    # What is too much --------------------------------------------------------------------------------------------------------------------------------
+    # What is too much ---------------------------------------------------------------------------------------------------------------------------
 
     def _complain(self, what: str) -> None:
         if self.strict:
