@@ -21,6 +21,7 @@ import selectors
 import socket
 import struct
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -1262,7 +1263,7 @@ class SimulatedSockets(Driver):
 
 
 def main(arguments: list[str]) -> None:
-    """Be a classic peer and tell what happens, one line of JSON for each event."""
+    """Be a classic peer until the input ends, and tell what happens, one line of JSON for each event and each packet that was heard."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--name", default="classic")
     parser.add_argument("--host", required=True, help="its own address: packets from there are its own")
@@ -1277,10 +1278,12 @@ def main(arguments: list[str]) -> None:
         options.name, host=options.host, tcp_port=options.tcp_port, discovery_port=options.discovery_port, udp_port=options.udp_port,
         dials=options.dial,
     )  # fmt: skip
-    told = 0
+    told = heard = 0
     with Sockets(peer, broadcast=options.broadcast) as sockets:
         print(json.dumps(["ready", options.host, peer.tcp_port]), flush=True)
-        while True:
+        over = threading.Event()
+        threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
+        while not over.is_set():
             sockets.turn(0.01)
             for kind, known, detail in peer.events[told:]:
                 text = detail.decode("utf-8", "replace") if isinstance(detail, bytes) else None
@@ -1288,6 +1291,9 @@ def main(arguments: list[str]) -> None:
                 if kind == "connected" and options.say:
                     peer.send(detail, options.say.encode(), CRITICAL)
             told = len(peer.events)
+            for packet, source in peer.packets[heard:]:
+                print(json.dumps([("announce", "query", "goodbye")[packet.kind - 1], source[0], packet.name.decode("utf-8", "replace")]), flush=True)
+            heard = len(peer.packets)
 
 
 if __name__ == "__main__":

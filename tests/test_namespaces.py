@@ -1,0 +1,171 @@
+"""Nodes on networks with real addresses: network namespaces, joined by cables, each with the default ports.
+
+Where the machine allows no namespaces these tests say that they did not run.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CLASSIC = str(Path(__file__).parent / "classic.py")
+GUARD = 30.0
+
+NODE = """
+import asyncio, json, sys
+import peertalk as pt
+
+async def main(name, *expected):
+    async with pt.Node(name, bind="", interfaces=()) as node, node.events() as events:
+        for other in expected:
+            peer = await node.wait_for(other, timeout=20)
+            await peer.send("hello from " + name, timeout=20)
+        heard = {}
+        while len(heard) < len(expected):
+            message = await node.receive(timeout=20)
+            heard[message.text] = message.peer.address[0]
+        print(json.dumps({"heard": heard, "peers": {p.name: [p.address[0], p.classic] for p in node.peers.values()}}), flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+        found = []
+        while events._events:
+            event = await anext(events)
+            if isinstance(event, pt.PeerFound):
+                found.append(event.peer.name)
+    print(json.dumps(sorted(found)), flush=True)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+class Host:
+    """A namespace with interfaces, and the programs that run in it."""
+
+    def __init__(self, namespace: Any, start_python: Callable[..., subprocess.Popen[str]]) -> None:
+        self.namespace = namespace
+        self._start = start_python
+        namespace.ip("link", "set", "lo", "up")
+
+    def cable(self, other: Host, name: str, address: str, there: str, their_address: str) -> None:
+        """Join an interface of this host with one of another; addresses with their prefix length."""
+        self.namespace.ip("link", "add", name, "type", "veth", "peer", "name", there, "netns", other.namespace.name)
+        for host, interface, own in ((self, name, address), (other, there, their_address)):
+            host.namespace.ip("addr", "add", own, "brd", "+", "dev", interface)
+            host.namespace.ip("link", "set", interface, "up")
+
+    def route(self, *arguments: str) -> None:
+        self.namespace.ip("route", "add", *arguments)
+
+    def node(self, name: str, *expected: str) -> subprocess.Popen[str]:
+        """A node that greets all of these and waits to be greeted by as many."""
+        return self._start("-c", NODE, name, *expected, prefix=self.namespace.prefix)
+
+    def classic(self, *arguments: str) -> subprocess.Popen[str]:
+        """A classic peer that announces itself to 255.255.255.255, as the original does."""
+        return self._start(CLASSIC, *arguments, prefix=self.namespace.prefix)
+
+
+@pytest.fixture
+def make_host(make_netns: Any, start_python: Any) -> Callable[[], Host]:
+    """make_host(): a host without a cable."""
+    return lambda: Host(make_netns(), start_python)
+
+
+def told(process: subprocess.Popen[str]) -> Any:
+    """The next line of JSON that a process prints."""
+    assert process.stdout is not None and process.stderr is not None
+    line = process.stdout.readline()
+    assert line, process.stderr.read()
+    return json.loads(line)
+
+
+def found_by(process: subprocess.Popen[str]) -> list[str]:
+    """End a node; whom it had found, each as often as it was reported."""
+    out, err = process.communicate(timeout=GUARD)
+    assert process.returncode == 0, err
+    names: list[str] = json.loads(out.splitlines()[-1])
+    return names
+
+
+def event(process: subprocess.Popen[str], kind: str, text: str | None = None) -> list[Any]:
+    """The next event of that kind (and text) that a classic peer tells."""
+    while True:
+        line: list[Any] = told(process)
+        if line[0] == kind and text in (None, line[2]):
+            return line
+
+
+@pytest.mark.parametrize("default_route", [False, True], ids=["no default route", "default route"])
+def test_two_nodes_in_two_namespaces_find_each_other_and_talk(make_host, default_route):
+    """A room without a router has no default route: then 255.255.255.255 cannot be sent to, and discovery must not depend on it."""
+    a, b = make_host(), make_host()
+    a.cable(b, "eth0", "10.77.0.1/24", "eth0", "10.77.0.2/24")
+    if default_route:
+        for host in (a, b):
+            host.route("default", "dev", "eth0")
+    ada, bob = a.node("ada", "bob"), b.node("bob", "ada")
+    assert told(ada) == {"heard": {"hello from bob": "10.77.0.2"}, "peers": {"bob": ["10.77.0.2", False]}}
+    assert told(bob) == {"heard": {"hello from ada": "10.77.0.1"}, "peers": {"ada": ["10.77.0.1", False]}}
+    assert found_by(ada) == ["bob"] and found_by(bob) == ["ada"]
+
+
+def test_a_host_with_three_interfaces_finds_who_is_on_each(make_host):
+    """One node on each of three networks, of which one node sits on two: everybody is found once, whichever way it was heard."""
+    hub, left, both = make_host(), make_host(), make_host()
+    hub.cable(left, "eth0", "10.77.1.1/24", "eth0", "10.77.1.2/24")
+    hub.cable(both, "eth1", "10.77.2.1/24", "eth0", "10.77.2.2/24")
+    hub.cable(both, "eth2", "10.77.3.1/24", "eth1", "10.77.3.2/24")
+    ada = hub.node("ada", "bob", "eve")
+    bob, eve = left.node("bob", "ada"), both.node("eve", "ada")
+    told_ada = told(ada)
+    assert set(told_ada["heard"]) == {"hello from bob", "hello from eve"} and set(told_ada["peers"]) == {"bob", "eve"}
+    assert told_ada["peers"]["bob"] == ["10.77.1.2", False] and told_ada["peers"]["eve"][0] in ("10.77.2.2", "10.77.3.2")
+    assert told(bob)["peers"] == {"ada": ["10.77.1.1", False]}
+    assert told(eve)["peers"]["ada"][0] in ("10.77.2.1", "10.77.3.1")
+    assert found_by(ada) == ["bob", "eve"]
+    assert found_by(bob) == ["ada"] and found_by(eve) == ["ada"]
+
+
+@pytest.mark.parametrize("dials", [False, True], ids=["dialled", "dialling"])
+@pytest.mark.parametrize("default_route", [False, True], ids=["no default route", "default route"])
+def test_a_node_and_a_classic_peer_find_each_other_through_plain_limited_broadcast(make_host, default_route, dials):
+    """The original announces itself to 255.255.255.255 only, and hears whatever comes to its port."""
+    a, b = make_host(), make_host()
+    a.cable(b, "eth0", "10.77.0.1/24", "eth0", "10.77.0.2/24")
+    b.route("255.255.255.255/32", "dev", "eth0")
+    if default_route:
+        a.route("default", "dev", "eth0")
+    old = b.classic("--name", "mac", "--host", "10.77.0.2", "--say", "hello from mac", *["--dial"] * dials)
+    event(old, "ready")
+    ada = a.node("ada", "mac")
+    assert event(old, "discovered")[1:] == ["10.77.0.1", "ada"]
+    assert event(old, "message")[1:] == ["10.77.0.1", "hello from ada"]
+    answer = told(ada)
+    assert answer["heard"] == {"hello from mac": "10.77.0.2"} and answer["peers"]["mac"] == ["10.77.0.2", True]
+    assert "mac" in found_by(ada)
+    event(old, "disconnected")
+    event(old, "goodbye")
+    old.stdin.close()
+    assert old.wait(GUARD) == 0, old.stderr.read()
+
+
+def test_a_node_with_three_interfaces_and_a_classic_peer_on_the_last_find_each_other(make_host):
+    """The classic peer hears the broadcast of its own network only; the node must send on each."""
+    hub, one, two, last = make_host(), make_host(), make_host(), make_host()
+    hub.cable(one, "eth0", "10.77.1.1/24", "eth0", "10.77.1.2/24")
+    hub.cable(two, "eth1", "10.77.2.1/24", "eth0", "10.77.2.2/24")
+    hub.cable(last, "eth2", "10.77.3.1/24", "eth0", "10.77.3.2/24")
+    last.route("255.255.255.255/32", "dev", "eth0")
+    old = last.classic("--name", "mac", "--host", "10.77.3.2", "--say", "hello from mac")
+    event(old, "ready")
+    ada = hub.node("ada", "mac")
+    assert event(old, "discovered")[1:] == ["10.77.3.1", "ada"]
+    assert told(ada) == {"heard": {"hello from mac": "10.77.3.2"}, "peers": {"mac": ["10.77.3.2", True]}}
+    assert found_by(ada) == ["mac"]
+    event(old, "goodbye")
+    old.stdin.close()
+    assert old.wait(GUARD) == 0, old.stderr.read()
