@@ -515,7 +515,7 @@ class ClassicPeer:
         link.offers.append(min(max(said.max_message, 256), FRAME_MAX))
         self.write(link, encode_frame(CAPABILITY, encode_capabilities(said)))
 
-    def frame(self, link: Link, payload: bytes, flags: int = 0, kind: int = DATA) -> None:
+    def frame(self, link: Link, payload: bytes = b"", flags: int = 0, kind: int = DATA) -> None:
         """Send a frame at once, past all queues; DATA takes the next sequence number."""
         sequence = link.sequence if kind == DATA else 0
         if kind == DATA:
@@ -1152,6 +1152,8 @@ class SimulatedSockets(Driver):
         host: a machine of the network: listen, dial and datagram give sockets with accept, recv, send, sendto and recvfrom.
         clock: the network's, in seconds.
     """
+
+    GUARD = 600.0
 
     def __init__(self, peer: ClassicPeer, host: Any, clock: Callable[[], float], *, discovery: bool = True) -> None:
         super().__init__(peer)

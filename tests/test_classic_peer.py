@@ -446,3 +446,63 @@ def test_packets_and_datagrams_of_no_original_are_complained_about():
     peer.accepted(("10.0.0.2", 1), 0.0)
     with pytest.raises(Misbehaved, match="Q4"):
         peer.heard(classic.encode_discovery(Packet(classic.GOODBYE, 7354, b"ada")), ("10.0.0.2", 7353), 1.0)
+
+
+# --- on real sockets -----------------------------------------------------------------------------------------------------------------------------
+
+
+async def test_two_of_them_find_each_other_talk_and_leave(free_port):
+    """The script can stand in for both sides, and a strict one finds nothing to complain about in what its like sends."""
+    port, udp_port = free_port(), free_port()
+    options = {"tcp_port": 0, "udp_port": udp_port, "discovery_port": port}
+    one, other = ClassicPeer("one", dials=True, **options), ClassicPeer("other", host="127.0.0.3", **options)
+    with classic.Sockets(one) as here, classic.Sockets(other, dribble=5) as there:
+        async with classic.serving(here, there):
+            link, back = await here.link(), await there.link()
+            for size in (1, 256, 257, 4096):
+                message = bytes([size & 0xFF]) * size
+                one.send(link, message)
+                assert await there.message() == message
+                other.send(back, message)
+                assert await here.message() == message
+            one.send_stream(link, bytes(5000))
+            await there.until(lambda: sum(map(len, other.messages)) == 5000)
+            one.send_datagram("127.0.0.3", b"unheard")
+            await there.until(lambda: other.datagrams)
+            other.frame(back, kind=classic.PING)
+            await there.until(lambda: back.frames[-1].kind == classic.PONG)
+            there.leave()
+            await here.until(lambda: link.closed and one.packets[-1][0].kind == classic.GOODBYE)
+
+
+async def test_a_complaint_reaches_the_test():
+    """A driver that swallowed it would make a suite that cannot fail."""
+    strict, careless = ClassicPeer(tcp_port=0, udp_port=0), ClassicPeer(host="127.0.0.3", tcp_port=0, udp_port=0, strict=False)
+    with classic.Sockets(strict, discovery=False) as here, classic.Sockets(careless, discovery=False) as there:
+        with pytest.raises(Misbehaved, match="flags 0x08"):
+            async with classic.serving(here, there):
+                link = careless.call(here.address, 0.0)
+                await here.link()
+                careless.frame(link, b"x", classic.BATCH)
+                with pytest.raises(Misbehaved):
+                    await here.message()
+
+
+def test_in_a_simulated_network_too(c_core):
+    """Ten seconds of its clock cost nothing: announcements, expiry and all."""
+    from peertalk import sim
+
+    async def main(net):
+        one, other = ClassicPeer("one", dials=True), ClassicPeer("other")
+        there = classic.SimulatedSockets(other, net.host("plus"), lambda: net.clock.seconds)
+        here = classic.SimulatedSockets(one, net.host("se"), lambda: net.clock.seconds)
+        async with classic.serving(here, there):
+            link = await here.link()
+            one.send(link, b"hello")
+            assert await there.message() == b"hello"
+            one.disconnect(link)
+            one._running = False
+            await there.until(lambda: other.events[-1][0] == "lost")
+            return [event[0] for event in other.events], len(other.packets), int(net.clock.seconds)
+
+    assert sim.run(main) == (["discovered", "connected", "message", "disconnected", "lost"], 2, 40)

@@ -58,6 +58,11 @@ async def until(condition: Any) -> None:
             await asyncio.sleep(0.001)
 
 
+def told(link: classic.Link) -> list[tuple[int, int]]:
+    """(type, sequence) of what a node said on a link, but for PINGs, which it may send at any time."""
+    return [(frame.kind, frame.sequence) for frame in link.frames if frame.kind != PING]
+
+
 async def take(node: Any, count: int) -> list[bytes]:
     return [(await node.receive(timeout=GUARD)).data for _ in range(count)]
 
@@ -122,7 +127,7 @@ async def test_a_node_leaves_politely_disconnect_then_goodbye(free_port):
             await peer.send(b"last words")
             link = await old.link()
         await old.until(lambda: old.peer.packets[-1][0].kind == classic.GOODBYE)
-        assert link.closed and [frame.kind for frame in link.frames] == [CAPABILITY, DATA, DISCONNECT] and old.peer.messages == [b"last words"]
+        assert link.closed and told(link) == [(CAPABILITY, 0), (DATA, 0), (DISCONNECT, 1)] and old.peer.messages == [b"last words"]
         assert old.peer.packets[-1][0].port == ada._transport.port
 
 
@@ -239,7 +244,7 @@ async def test_a_classic_peer_disconnects_with_whatever_number(sequence):
         old.peer.write(link, encode_frame(DISCONNECT, sequence=sequence))
         assert await take(ada, 1) == [b"bye"]
         await old.until(lambda: link.closed)
-        assert [frame.kind for frame in link.frames] == [CAPABILITY]
+        assert told(link) == [(CAPABILITY, 0)]
         async with asyncio.timeout(GUARD):
             ended = [event async for event in _until(events, pt.PeerDisconnected)][-1]
         assert ended.error is None and not peer.connected and ada.stats().bad_frames == 0
@@ -260,7 +265,7 @@ async def test_a_node_disconnects_with_the_next_number_and_closes():
             await peer.send(b"%d" % number)
         await peer.disconnect(timeout=GUARD)
         await old.until(lambda: link.closed)
-        assert [(frame.kind, frame.sequence) for frame in link.frames] == [(CAPABILITY, 0), (DATA, 0), (DATA, 1), (DATA, 2), (DISCONNECT, 3)]
+        assert told(link) == [(CAPABILITY, 0), (DATA, 0), (DATA, 1), (DATA, 2), (DISCONNECT, 3)]
 
 
 async def test_a_classic_peer_that_just_closes_is_a_lost_connection():
@@ -295,10 +300,11 @@ BODIES = {
 async def test_what_a_classic_peer_announces_is_the_limit_towards_it(said):
     """Defaults, clamps, order, unknown, short and long entries."""
     body, limit = BODIES[said]
-    async with dialled(body=body) as (old, _link, _ada, peer):
-        assert peer.max_message == limit
+    async with dialled(body=body) as (old, link, _ada, peer):
+        assert peer.capabilities.max_message == limit
         await peer.send(bytes(limit))
         assert len(await old.message()) == limit
+        assert [(frame.flags, len(frame.payload)) for frame in link.messages] == [(0, limit)]
 
 
 async def test_before_any_capability_the_limit_is_512_and_a_late_one_raises_it(monkeypatch):
@@ -307,13 +313,14 @@ async def test_before_any_capability_the_limit_is_512_and_a_late_one_raises_it(m
     async with original(greets=False) as old, pt.Node("ada", **loopback()) as ada:
         peer = await ada.connect(old.address, timeout=GUARD)
         link = await old.link()
-        assert peer.max_message == 512 and peer.capabilities is None
+        assert peer.capabilities is None
         await peer.send(bytes(512))
         assert len(await old.message()) == 512
         old.peer.report(link, max_message=4096)
-        await until(lambda: peer.max_message == 4096)
+        await until(lambda: peer.capabilities is not None)
         await peer.send(bytes(4096))
         assert len(await old.message()) == 4096
+        assert [(frame.flags, len(frame.payload)) for frame in link.messages] == [(0, 512), (0, 4096)]
 
 
 async def test_each_capability_replaces_the_one_before_wholly():
@@ -323,7 +330,7 @@ async def test_each_capability_replaces_the_one_before_wholly():
             old.peer.frame(link, body, kind=CAPABILITY)
             old.peer.frame(link, b"after it")
             assert await take(ada, 1) == [b"after it"]
-            assert peer.max_message == limit
+            assert peer.capabilities.max_message == limit
             assert vars(classic.decode_capabilities(body)) == {
                 "max_message": peer.capabilities.max_message, "preferred_chunk": peer.capabilities.preferred_chunk,
                 "buffer_pressure": peer.capabilities.pressure, "flags": peer.capabilities.flags,
@@ -337,7 +344,7 @@ async def test_a_capability_that_runs_past_its_end_is_ignored_whole():
             before = ada.stats().frames_ignored
             old.peer.frame(link, bad, kind=CAPABILITY)
             await until(lambda before=before: ada.stats().frames_ignored == before + 1)
-        assert peer.max_message == 8192
+        assert peer.capabilities.max_message == 8192
         await still_talks(old, link, ada, peer)
 
 
@@ -389,11 +396,11 @@ async def test_messages_of_every_size_go_whole_once_8192_are_agreed():
             assert await old.message() == message
             old.peer.frame(link, message)
             assert await take(ada, 1) == [message]
-        frames = len(link.frames)
+        frames = len(link.messages)
         with pytest.raises(pt.MessageTooLarge, match=r"8,193 bytes .*the limit is 8,192"):
             await peer.send(bytes(8193))
         await still_talks(old, link, ada, peer)
-        assert len(link.frames) == frames + 1 and not any(frame.flags for frame in link.frames)
+        assert len(link.messages) == frames + 1 and not any(frame.flags for frame in link.frames)
 
 
 # --- faults --------------------------------------------------------------------------------------------------------------------------------------
@@ -424,7 +431,7 @@ async def test_a_frame_fault_closes_the_link_at_once_and_nothing_else(core, kind
             fault = [event async for event in _until(events, pt.LinkFault)][-1]
         assert isinstance(fault.error, error) and fault.peer is peer
         await old.until(lambda: link.closed)
-        assert [frame.kind for frame in link.frames] == [CAPABILITY]
+        assert told(link) == [(CAPABILITY, 0)]
         assert ada.stats().bad_frames == 1
         await still_talks(bystander, beside, ada, witness)
         await events.aclose()
