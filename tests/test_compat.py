@@ -8,72 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import random
 import socket
-import zlib
-from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import Any
 
 import classic
 import pytest
-from classic import CAPABILITY, DATA, DISCONNECT, PING, PONG, Capabilities, ClassicPeer, Sockets, encode_frame, serving
+from classic import CAPABILITY, DATA, DISCONNECT, PONG, Capabilities, encode_frame
+from meeting import (
+    GUARD,
+    LIVE,
+    announcing,
+    dialled,
+    events_until,
+    every_type,
+    loopback,
+    original,
+    replay,
+    still_talks,
+    take,
+    told,
+    until,
+)  # fmt: skip
 
 import peertalk as pt
 from peertalk.protocol import connections as policy
-
-GUARD = 20.0
-VECTORS = Path(__file__).parent / "vectors"
-
-
-def loopback(**more: Any) -> dict[str, Any]:
-    return {"bind": "127.0.0.1", "port": 0, "discovery": False, **more}
-
-
-def announcing(port: int, **more: Any) -> dict[str, Any]:
-    return {"bind": "127.0.0.1", "port": 0, "discovery_port": port, **more}
-
-
-@contextlib.asynccontextmanager
-async def original(*, discovery: bool = False, dribble: int = 0, **options: Any) -> AsyncIterator[Sockets]:
-    """A classic peer that runs beside the test; what it complains about fails the test."""
-    peer = ClassicPeer(**{"tcp_port": 0, "udp_port": 0, **options})
-    with Sockets(peer, discovery=discovery, dribble=dribble) as sockets:
-        async with serving(sockets):
-            yield sockets
-
-
-@contextlib.asynccontextmanager
-async def dialled(core: str = "standard", dribble: int = 0, node: dict[str, Any] | None = None, **options: Any) -> AsyncIterator[Any]:
-    """(classic peer, its link, node, the classic peer as the node knows it): the node has dialled."""
-    async with original(dribble=dribble, **options) as old, pt.Node("ada", **loopback(core=core, **(node or {}))) as ada:
-        peer = await ada.connect(old.address, timeout=GUARD)
-        yield old, await old.link(), ada, peer
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(GUARD):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
-def told(link: classic.Link) -> list[tuple[int, int]]:
-    """(type, sequence) of what a node said on a link, but for PINGs, which it may send at any time."""
-    return [(frame.kind, frame.sequence) for frame in link.frames if frame.kind != PING]
-
-
-async def take(node: Any, count: int) -> list[bytes]:
-    return [(await node.receive(timeout=GUARD)).data for _ in range(count)]
-
-
-async def still_talks(old: Sockets, link: classic.Link, node: Any, peer: Any) -> None:
-    """The link lives in both directions, and nothing lies before what is sent now."""
-    old.peer.frame(link, b"still there?")
-    assert await take(node, 1) == [b"still there?"]
-    await peer.send(b"still here")
-    assert await old.message() == b"still here"
-
 
 # --- discovery -----------------------------------------------------------------------------------------------------------------------------------
 
@@ -246,16 +204,9 @@ async def test_a_classic_peer_disconnects_with_whatever_number(sequence):
         await old.until(lambda: link.closed)
         assert told(link) == [(CAPABILITY, 0)]
         async with asyncio.timeout(GUARD):
-            ended = [event async for event in _until(events, pt.PeerDisconnected)][-1]
+            ended = [event async for event in events_until(events, pt.PeerDisconnected)][-1]
         assert ended.error is None and not peer.connected and ada.stats().bad_frames == 0
         await events.aclose()
-
-
-async def _until(events: Any, kind: type) -> AsyncIterator[Any]:
-    async for event in events:
-        yield event
-        if isinstance(event, kind):
-            return
 
 
 async def test_a_node_disconnects_with_the_next_number_and_closes():
@@ -351,22 +302,6 @@ async def test_a_capability_that_runs_past_its_end_is_ignored_whole():
 # --- frames --------------------------------------------------------------------------------------------------------------------------------------
 
 
-def every_type(link: classic.Link) -> tuple[bytes, list[bytes]]:
-    """All that may come over a link, in one piece, and the messages in it: any sequence, any flag that nobody uses."""
-    messages = [b"", b"one", bytes(8192), b"unreliable", b"coalescable", b"no delay", b"all three", b"last"]
-    stream = encode_frame(DATA, messages[0], 0, 200) + encode_frame(PING, b"") + encode_frame(DATA, messages[1], 0, 3)
-    stream += encode_frame(PONG, b"", 0, 9) + encode_frame(DATA, messages[2], 0, 3) + encode_frame(classic.ACK) + encode_frame(classic.ACK, b"what")
-    for reason in (b"", b"\0", b"\2", b"\x63", bytes(100)):
-        stream += encode_frame(classic.REJECT, reason)
-    stream += encode_frame(CAPABILITY, classic.encode_capabilities(Capabilities(8192, 1024, 0, 5)), 0, 77)
-    for message, flags in zip(messages[3:7], (1, 2, 4, 7), strict=True):
-        stream += encode_frame(DATA, message, flags, 0)
-    stream += (
-        encode_frame(PING, b"with a payload") + encode_frame(PING, b"", 0x1F, 4) + encode_frame(PONG, b"unasked") + encode_frame(DATA, messages[7])
-    )
-    return stream, messages
-
-
 @pytest.mark.parametrize("dribble", [0, 1, 7, 1000])
 async def test_frames_of_all_types_come_however_the_stream_is_cut(dribble):
     """Byte by byte, and many in one segment."""
@@ -428,7 +363,7 @@ async def test_a_frame_fault_closes_the_link_at_once_and_nothing_else(core, kind
         old.peer.write(link, GOOD + bad + GOOD)
         assert await take(ada, 1) == [b"good"]
         async with asyncio.timeout(GUARD):
-            fault = [event async for event in _until(events, pt.LinkFault)][-1]
+            fault = [event async for event in events_until(events, pt.LinkFault)][-1]
         assert isinstance(fault.error, error) and fault.peer is peer
         await old.until(lambda: link.closed)
         assert told(link) == [(CAPABILITY, 0)]
@@ -463,28 +398,9 @@ async def test_a_cut_frame_in_the_middle_of_a_stream_is_a_lost_connection():
 
 # --- live streams --------------------------------------------------------------------------------------------------------------------------------
 
-LIVE = {case["id"]: case for case in json.loads((VECTORS / "tcp_stream.json").read_text())["cases"]}
 UNDERSTOOD = {"rx-compact", "rx-batch", "rx-frag-8000", "rx-partial"}
 """Those that end otherwise here than at the original, by intent: two are understood, one fits, one is not waited for without limit."""
 AS_RECORDED = sorted(set(LIVE) - UNDERSTOOD)
-
-
-async def replay(case: dict[str, Any], core: str) -> None:
-    async with pt.Node("ada", **loopback(core=core)) as ada, original() as old:
-        link = old.peer.call(ada.address, old.now())
-        await old.link()
-        expect = case["expect"]
-        old.peer.write(link, bytes.fromhex(case["sent"]))
-        delivered = await take(ada, len(expect["delivered"]))
-        assert [{"len": len(data), "crc32": f"{zlib.crc32(data):08x}"} for data in delivered] == expect["delivered"]
-        if expect["connection"] == "closed":
-            await old.until(lambda: link.closed)
-        else:
-            peer = next(iter(ada.peers.values()))
-            await still_talks(old, link, ada, peer)
-        replies = b"".join(encode_frame(frame.kind, frame.payload, frame.flags, frame.sequence) for frame in link.frames if frame.kind == PONG)
-        assert replies.hex() == "".join(expect["replies"])
-        assert ada.stats().messages_received == len(delivered) + (expect["connection"] == "open")
 
 
 @pytest.mark.parametrize("name", [name for name in AS_RECORDED if "frag" not in name])
