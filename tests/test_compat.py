@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import socket
+import zlib
+from typing import Any
 
 import classic
 import pytest
-from classic import CAPABILITY, DATA, DISCONNECT, PONG, Capabilities, encode_frame
+from classic import CAPABILITY, DATA, DISCONNECT, PONG, Capabilities, ClassicPeer, SimulatedSockets, encode_frame, serving
 from meeting import (
     GUARD,
     LIVE,
@@ -31,6 +34,7 @@ from meeting import (
 )  # fmt: skip
 
 import peertalk as pt
+from peertalk import sim
 from peertalk.protocol import connections as policy
 
 # --- discovery -----------------------------------------------------------------------------------------------------------------------------------
@@ -412,6 +416,102 @@ async def test_live_streams_end_as_they_did_at_the_original(name, core):
 def test_no_live_stream_is_left_out():
     """A new recording has to be put into one of the two groups."""
     assert UNDERSTOOD <= set(LIVE) and len(AS_RECORDED) >= 10
+
+
+# --- what takes time: on a simulated network, where it costs none --------------------------------------------------------------------------------
+
+
+async def simulated(net: sim.Network, **options: Any) -> SimulatedSockets:
+    return SimulatedSockets(ClassicPeer(**options), net.host("se"), lambda: net.clock.seconds)
+
+
+def test_a_frame_that_stays_incomplete_is_waited_for_five_seconds(c_core):
+    """The original waits without limit. Here it costs the link: what came before is delivered, and the rest of the node does not notice."""
+
+    async def main(net: sim.Network) -> tuple[bytes, float]:
+        old = await simulated(net)
+        async with serving(old):
+            ada = await net.node("ada", core=c_core.name, discovery=False)
+            link = old.peer.call(ada.address, old.now())
+            await old.link()
+            old.peer.write(link, bytes.fromhex(LIVE["rx-partial"]["sent"]))
+            message = await ada.receive(timeout=1)
+            began = net.clock.seconds
+            await old.until(lambda: link.closed)
+            took = net.clock.seconds - began
+            again = old.peer.call(ada.address, old.now())
+            await old.link()
+            old.peer.frame(again, b"once more")
+            assert (await ada.receive(timeout=1)).data == b"once more"
+            return message.data, took
+
+    data, took = sim.run(main)
+    assert {"len": len(data), "crc32": f"{zlib.crc32(data):08x}"} == LIVE["rx-partial"]["expect"]["delivered"][0]
+    assert 4.9 < took < 5.2
+
+
+@pytest.mark.parametrize("interval", [5.0, 10.0])
+def test_a_node_announces_itself_at_least_every_ten_seconds(c_core, interval):
+    """Classic peers forget who was silent for thirty."""
+
+    async def main(net: sim.Network) -> list[float]:
+        old = await simulated(net)
+        heard: list[float] = []
+        async with serving(old):
+            await net.node("ada", core=c_core.name, announce_interval=interval)
+            while net.clock.seconds < 100:
+                await old.until(lambda: len(old.peer.packets) > len(heard))
+                heard.append(net.clock.seconds)
+        return heard
+
+    heard = sim.run(main)
+    assert max(later - earlier for earlier, later in itertools.pairwise(heard)) <= 10.02
+
+
+def test_a_classic_peer_is_forgotten_after_thirty_silent_seconds_but_never_while_it_is_connected(c_core):
+    """While a link is open it is believed, and packets are not; afterwards silence counts."""
+
+    async def main(net: sim.Network) -> tuple[bool, float]:
+        old = await simulated(net)
+        async with serving(old):
+            ada = await net.node("ada", core=c_core.name)
+            peer = await ada.wait_for("classic", timeout=30)
+            link = await old.link()
+            old.peer._running = False  # no further announcement
+            await asyncio.sleep(120)
+            connected = peer.connected
+            old.peer.disconnect(link)
+            began = net.clock.seconds
+            async with ada.events() as events:
+                async for event in events_until(events, pt.PeerLost):
+                    last = event
+            assert last.peer is peer and last.reason is pt.LostReason.TIMEOUT
+            return connected, net.clock.seconds - began
+
+    connected, took = sim.run(main)
+    assert connected and 29.9 < took < 30.2
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.2])
+def test_a_bad_network_changes_nothing_of_what_arrives(c_core, loss):
+    """Latency, loss, order: TCP repairs them below, and both sides must live with when it does."""
+
+    async def main(net: sim.Network) -> tuple[list[bytes], list[bytes]]:
+        old = await simulated(net)
+        async with serving(old):
+            ada = await net.node("ada", core=c_core.name, discovery=False)
+            net.link("ada", "se", latency="80ms", jitter="40ms", loss=loss, duplicate=loss / 2, reorder=loss / 2, bandwidth="30KB/s")
+            peer = await ada.connect(old.address, timeout=60)
+            link = await old.link()
+            for number in range(100):
+                old.peer.frame(link, b"%d" % number + bytes(number * 3))
+            for number in range(100):
+                await peer.send(b"%d" % number + bytes(number * 3), timeout=600)
+            await old.until(lambda: len(old.peer.messages) == 100)
+            return old.peer.messages, [(await ada.receive(timeout=600)).data for _ in range(100)]
+
+    expected = [b"%d" % number + bytes(number * 3) for number in range(100)]
+    assert sim.run(main, seed=3) == (expected, expected)
 
 
 # --- quirks --------------------------------------------------------------------------------------------------------------------------------------
