@@ -633,10 +633,10 @@ class ClassicPeer:
                 self._judge(link, frame, first)
             self._take(link, frame, now)
 
-    def ended(self, link: Link) -> None:
-        """The other side closed, or the connection broke."""
+    def ended(self, link: Link, *, torn: bool = False) -> None:
+        """The other side closed its half; torn: the connection broke."""
         if not link.closed:
-            if link.received:
+            if link.received and not torn:
                 self._complain(f"a connection that ends inside a frame, after {bytes(link.received[:20]).hex()}")
             self._close(link)
 
@@ -924,11 +924,12 @@ class Sockets(Driver):
         broadcast: where packets go. 127.255.255.255: on loopback only, where several peers share a host by addresses of their own.
         dribble: write at most so many bytes at a time; 0: all that there are.
         discovery: False: no discovery socket.
+        window: bytes that the system may hold for it when it does not read; 0: as the system likes.
 
     quiet: links that are not read, by choice of the test.
     """
 
-    def __init__(self, peer: ClassicPeer, *, broadcast: str = "127.255.255.255", dribble: int = 0, discovery: bool = True) -> None:
+    def __init__(self, peer: ClassicPeer, *, broadcast: str = "127.255.255.255", dribble: int = 0, discovery: bool = True, window: int = 0) -> None:
         super().__init__(peer)
         self.broadcast_address, self.dribble = broadcast, dribble
         self.quiet: set[Link] = set()
@@ -938,6 +939,8 @@ class Sockets(Driver):
         on_loopback = broadcast.startswith("127.")
         own = peer.host if on_loopback else ""
         self._listener = self._open(socket.SOCK_STREAM, own, peer.tcp_port)
+        if window:
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
         self._listener.listen(8)
         peer.tcp_port = self._listener.getsockname()[1]
         self._udp = self._open(socket.SOCK_DGRAM, own, peer.udp_port)
@@ -1064,16 +1067,17 @@ class Sockets(Driver):
 
     def _read(self, link: Link, connection: socket.socket) -> None:
         while not link.closed:
+            torn = False
             try:
                 data = connection.recv(65_536)
             except BlockingIOError:
                 return
             except OSError:
-                data = b""
+                data, torn = b"", True
             if data:
                 self.peer.received(link, data, self.now())
             else:
-                self.peer.ended(link)
+                self.peer.ended(link, torn=torn)
             self.perform()
 
     def _heard(self, data: bytes, source: Address) -> None:
@@ -1218,18 +1222,17 @@ class SimulatedSockets(Driver):
 
     def _read(self, link: Link, connection: Any) -> None:
         while not link.closed:
+            torn = False
             try:
                 data = connection.recv()
-            except Exception as error:  # of the simulator: broken, or given up
-                if not isinstance(error, OSError):
-                    raise
-                data = b""
+            except OSError:  # broken, or given up
+                data, torn = b"", True
             if data is None:
                 return
             if data:
                 self.peer.received(link, data, self.now())
             else:
-                self.peer.ended(link)
+                self.peer.ended(link, torn=torn)
             self.perform()
 
     def _broadcast(self, data: bytes) -> None:
