@@ -492,6 +492,33 @@ def test_a_classic_peer_is_forgotten_after_thirty_silent_seconds_but_never_while
     assert connected and 29.9 < took < 30.2
 
 
+def test_what_a_connection_still_owed_when_it_was_given_up_does_not_arrive_behind_what_was_sent_later(c_core):
+    """A cable that is out for longer than link_timeout ends the connection; when it is back, the system must not go on with the old one beside the new:
+    the receiver has no means to tell which came first."""
+
+    async def main(net: sim.Network) -> list[bytes]:
+        old = await simulated(net)
+        async with serving(old):
+            ada = await net.node("ada", core=c_core.name, discovery=False)
+            peer = await ada.connect(old.address, timeout=10)
+            await old.link()
+            net.cut("ada", "se")
+            await peer.send(b"into the cut")
+            await until_virtual(lambda: not peer.connected)
+            net.heal()
+            await (await ada.connect(old.address, timeout=10)).send(b"later")
+            await old.until(lambda: b"later" in old.peer.messages)
+            await asyncio.sleep(120)
+            return old.peer.messages
+
+    assert sim.run(main) == [b"later"]
+
+
+async def until_virtual(condition: Any) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
 @pytest.mark.parametrize("loss", [0.0, 0.2])
 def test_a_bad_network_changes_nothing_of_what_arrives(c_core, loss):
     """Latency, loss, order: TCP repairs them below, and both sides must live with when it does."""

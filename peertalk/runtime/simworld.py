@@ -392,6 +392,11 @@ class SimulatedWorld(World):
     def tune(self, connection: Any, link_timeout: float) -> None:
         """As World.tune(): a simulated stream has no options."""
 
+    def abandon(self, connection: Any) -> None:
+        """As World.abandon()."""
+        with contextlib.suppress(errors.PeerTalkError):
+            connection.abort()
+
     def silent_for(self, connection: Any) -> float:
         """As World.silent_for()."""
         return float(connection.silent_for())

@@ -744,6 +744,7 @@ class Switchboard:
             if silent > self.transport.config.link_timeout:
                 name = connection.peer.name if connection.peer is not None else connection.address[0]
                 text = f"peer {name!r} has acknowledged nothing for {silent:.0f} s (Config.link_timeout); the link is closed"
+                self.transport.world.abandon(connection.socket)
                 self._end(connection, errors.ConnectionClosed(text, peer=name))
 
     # Classic peers that were found --------------------------------------------------------------------------------------------------------

@@ -197,6 +197,11 @@ class World:
             with contextlib.suppress(OSError):
                 connection.setsockopt(level, option, value)
 
+    def abandon(self, connection: socket.socket) -> None:
+        """Give a connection up before it is closed: what it still owes must not arrive later, behind what the next one brings."""
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
     def silent_for(self, connection: socket.socket) -> float:
         """Seconds that bytes of ours have been unacknowledged without any sign of life; 0 when none are or the system does not tell.
 

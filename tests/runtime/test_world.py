@@ -292,6 +292,21 @@ def test_a_live_connection_is_not_silent(world, keep):
     assert len(dialled.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)) >= 60
 
 
+def test_an_abandoned_connection_ends_with_a_reset_and_owes_nothing(world, keep):
+    """The system would go on to deliver what it holds, long after the next connection has brought what was sent later."""
+    listener = keep(world.listen(HOME, 0, give_way=False))
+    dialled = keep(world.dial(listener.getsockname()))
+    ready(dialled, select.POLLOUT)
+    accepted, _ = world.accept(listener)
+    keep(accepted)
+    world.abandon(dialled)
+    dialled.close()
+    ready(accepted)
+    with pytest.raises(ConnectionResetError):
+        accepted.recv(1)
+    world.abandon(dialled)  # closed already: no error
+
+
 @linux
 @pytest.mark.skipif(shutil.which("cc") is None, reason="did not run: no C compiler to read the kernel's header")
 def test_the_offsets_in_tcp_info_are_those_of_the_header(tmp_path):
