@@ -134,7 +134,8 @@ class Outgoing:
             self._telling = False
 
     def _rtt(self) -> float | None:
-        return None  # marked place: the measured round-trip time of the peer, seconds
+        latency = self._peer.latency
+        return None if latency is None else latency.rtt
 
     def _conclude(self) -> None:
         self._stream.settle(stop=self._stop)

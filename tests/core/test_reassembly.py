@@ -161,6 +161,7 @@ def test_the_compiled_table_is_that_of_the_reference(name):
 WORDS = {0: "taken", COMPLETE: "the message"}
 
 
+@pytest.mark.source
 def test_the_documents_draw_the_table_as_it_is(reference_core):
     """A picture that was true once is worse than none."""
     document = (ROOT / "docs" / "protocol.md").read_text()

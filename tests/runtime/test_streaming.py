@@ -14,6 +14,7 @@ import peertalk as pt
 from peertalk import sim
 from peertalk._core.values import CAPABILITY, DATA
 from peertalk.protocol.connections import State
+from peertalk.protocol.peer import Latency
 from peertalk.runtime.streaming import Outgoing
 
 CONTENT = bytes(index * 7 % 251 for index in range(20_000))
@@ -28,6 +29,7 @@ class MadeUpPeer:
         self.transport = types.SimpleNamespace(check_open=lambda: None, closing=False)
         self.connection = types.SimpleNamespace(state=State.OPEN, link=types.SimpleNamespace(max_message=max_message))
         self.connected = True
+        self.latency = None
         self.stream = None
         self.room = room
         self.accepted = 0
@@ -152,6 +154,15 @@ def test_progress_that_raises_ends_the_stream_with_what_it_raised():
     assert stream.state is pt.StreamState.FAILED and isinstance(stream.error, ZeroDivisionError) and stream.ends == 1 and len(peer.got) == 2
 
 
+@pytest.mark.parametrize(("rtt", "size", "depth"), [(0.049, 4096, 4), (0.05, 2048, 3), (0.1, 1024, 2), (0.2, 512, 1), (None, 1024, 2)])
+def test_the_measured_way_to_the_peer_sets_the_pace(rtt, size, depth):
+    """The original's table: a near peer gets more at a time than one behind a slow link."""
+    peer = MadeUpPeer()
+    peer.latency = None if rtt is None else Latency(rtt, 0.0, 50, 3)
+    started(peer, 30_000)
+    assert [len(chunk) for chunk in peer.got] == [size] * depth
+
+
 def test_one_at_a_time_to_a_connected_peer_and_each_once():
     """The original's refusals, with its codes."""
     peer = MadeUpPeer()
@@ -218,7 +229,7 @@ def test_64_kib_arrive_in_order_as_ordinary_messages_with_others_between(c_core,
     content = (CONTENT * 4)[:65_536]
 
     async def main(net):
-        a, b = [await net.node(name, platform=platform, core=c_core.name) for name in ("a", "b")]
+        a, b = [await net.node(name, platform=platform, core=c_core.name, ping_interval=0) for name in ("a", "b")]
         net.link(a, b, latency="5ms", bandwidth="90KB/s")
         peer = await a.connect(b.address if b.address[0] != "0.0.0.0" else ("b", b.address[1]))
         steps = []
@@ -245,7 +256,7 @@ def test_leaving_the_block_cancels_and_no_more_than_was_accepted_arrives(c_core)
     """Prompt: the rest of a stream that nobody wants must not hold up what comes next."""
 
     async def main(net):
-        a, b = [await net.node(name, core=c_core.name) for name in ("a", "b")]
+        a, b = [await net.node(name, core=c_core.name, ping_interval=0) for name in ("a", "b")]
         net.link(a, b, latency="5ms", bandwidth="20KB/s")
         peer = await a.connect(b.address)
         waited = asyncio.Event()
