@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
 import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -53,6 +54,16 @@ async def until(condition: Any) -> None:
 def told(link: classic.Link) -> list[tuple[int, int]]:
     """(type, sequence) of what a node said on a link, but for PINGs, which it may send at any time."""
     return [(frame.kind, frame.sequence) for frame in link.frames if frame.kind != PING]
+
+
+def noise(size: int) -> bytes:
+    """Bytes that look like nothing else, the same for the same size."""
+    return random.Random(size).randbytes(size)
+
+
+def fragments_of(link: classic.Link) -> list[tuple[classic.Piece, bytes]]:
+    """Header and data of each fragment that came over a link."""
+    return [classic.decode_piece(frame.payload) for frame in link.messages if frame.flags]
 
 
 async def take(node: Any, count: int) -> list[bytes]:

@@ -493,8 +493,8 @@ def test_a_classic_peer_is_forgotten_after_thirty_silent_seconds_but_never_while
 
 
 def test_what_a_connection_still_owed_when_it_was_given_up_does_not_arrive_behind_what_was_sent_later(c_core):
-    """A cable that is out for longer than link_timeout ends the connection; when it is back, the system must not go on with the old one beside the new:
-    the receiver has no means to tell which came first."""
+    """A cable that is out for longer than link_timeout ends the connection; when it is back, the system must not go on with the old one beside the
+    new: the receiver has no means to tell which came first."""
 
     async def main(net: sim.Network) -> list[bytes]:
         old = await simulated(net)
