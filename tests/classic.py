@@ -382,7 +382,7 @@ class ClassicPeer:
 
     actions: what a driver has to do: ("broadcast", bytes), ("datagram", bytes, address), ("dial", link, address), ("write", link, bytes),
     ("close", link). events: (kind, peer, detail): discovered, lost, connected, disconnected, message, stream. Messages and datagrams are also in
-    lists of their own.
+    lists of their own. quiet: links that are not read, by choice of the test.
     """
 
     def __init__(
@@ -403,6 +403,7 @@ class ClassicPeer:
         self.messages: list[bytes] = []
         self.datagrams: list[tuple[bytes, Address, int]] = []
         self.packets: list[tuple[Packet, Address]] = []
+        self.quiet: set[Link] = set()
         self.dropped = 0
         self.sent_messages = self.received_frames = 0
         self._running = False
@@ -555,7 +556,7 @@ class ClassicPeer:
             return
         known = self.known(source[0], packet.port)
         if packet.kind == GOODBYE:
-            if self.strict and any(link.up and not link.closed and link.known.host == source[0] for link in self.links):
+            if self.strict and any(self._is_from(link, packet, source) for link in self.links if link.up and link not in self.quiet):
                 self._complain("a GOODBYE while its connection is open: the original would never read from that again (Q4)")
             if known is not None:
                 self._lose(known)
@@ -569,6 +570,14 @@ class ClassicPeer:
                     self.connect(found, now)
                 elif self.forgets_at_once:
                     self._fresh.append(found)
+
+    def _is_from(self, link: Link, packet: Packet, source: Address) -> bool:
+        """Whether a connection is that of the sender of a packet: by its port where we dialled, else if nobody else was heard from there."""
+        if link.known.host != source[0]:
+            return False
+        return (
+            link.known.port == packet.port if link.dialled else {each.port for each, heard in self.packets if heard[0] == source[0]} == {packet.port}
+        )
 
     def heard_datagram(self, data: bytes, source: Address) -> None:
         """A datagram on the message port. Delivered only if a peer with port 0 is known there (Q3)."""
@@ -848,6 +857,7 @@ class Driver:
     def __init__(self, peer: ClassicPeer) -> None:
         self.peer = peer
         self.failure: BaseException | None = None
+        self.quiet = peer.quiet
         self._changed = asyncio.Event()
 
     def now(self) -> float:
@@ -855,7 +865,7 @@ class Driver:
         raise NotImplementedError
 
     def turn(self) -> None:
-        """One poll that does not wait."""
+        """One poll that does not wait. As in the original, discovery comes first: a GOODBYE is judged by what was read of the connection before."""
         raise NotImplementedError
 
     def perform(self) -> None:
@@ -925,14 +935,11 @@ class Sockets(Driver):
         dribble: write at most so many bytes at a time; 0: all that there are.
         discovery: False: no discovery socket.
         window: bytes that the system may hold for it when it does not read; 0: as the system likes.
-
-    quiet: links that are not read, by choice of the test.
     """
 
     def __init__(self, peer: ClassicPeer, *, broadcast: str = "127.255.255.255", dribble: int = 0, discovery: bool = True, window: int = 0) -> None:
         super().__init__(peer)
         self.broadcast_address, self.dribble = broadcast, dribble
-        self.quiet: set[Link] = set()
         self._selector = selectors.DefaultSelector()
         self._sockets: dict[Link, socket.socket] = {}
         self._unsent: dict[Link, bytearray] = {}
@@ -987,9 +994,13 @@ class Sockets(Driver):
             loop.remove_reader(self._selector.fileno())  # type: ignore[attr-defined]
 
     def turn(self, timeout: float = 0.0) -> None:
-        """As Driver.turn(). Connections are read before discovery, so that a GOODBYE is judged by what came before it."""
+        """As Driver.turn()."""
         self._watch()
         ready = {key.fileobj: mask for key, mask in self._selector.select(timeout)}
+        for heard, take in ((self._hearing, self._heard), (self._udp, self._heard_datagram)):
+            if heard in ready:
+                for data, source in _datagrams(heard):
+                    take(data, source)
         if self._listener in ready:
             self._accept()
         for link, connection in list(self._sockets.items()):
@@ -1000,10 +1011,6 @@ class Sockets(Driver):
                     self._forget(link)
             elif mask & selectors.EVENT_READ or (link.up and link not in self.quiet):
                 self._read(link, connection)
-        for heard, take in ((self._hearing, self._heard), (self._udp, self._heard_datagram)):
-            if heard in ready:
-                for data, source in _datagrams(heard):
-                    take(data, source)
         self.peer.poll(self.now())
         self.perform()
         for link in list(self._unsent):
@@ -1081,9 +1088,6 @@ class Sockets(Driver):
             self.perform()
 
     def _heard(self, data: bytes, source: Address) -> None:
-        for link, connection in list(self._sockets.items()):
-            if link.up and link not in self.quiet:
-                self._read(link, connection)
         self.peer.heard(data, source, self.now())
 
     def _heard_datagram(self, data: bytes, source: Address) -> None:
@@ -1161,7 +1165,6 @@ class SimulatedSockets(Driver):
 
     def __init__(self, peer: ClassicPeer, host: Any, clock: Callable[[], float], *, discovery: bool = True) -> None:
         super().__init__(peer)
-        self.quiet: set[Link] = set()
         self._host, self._clock = host, clock
         peer.host = host.address
         self._listener = host.listen(peer.tcp_port)
@@ -1190,6 +1193,10 @@ class SimulatedSockets(Driver):
 
     def turn(self) -> None:
         """As Driver.turn()."""
+        while self._discovery is not None and (heard := self._discovery.recvfrom()) is not None:
+            self.peer.heard(*heard, self.now())
+        while (heard := self._udp.recvfrom()) is not None:
+            self.peer.heard_datagram(*heard)
         while (connection := self._listener.accept()) is not None:
             link = self.peer.accepted(connection.getpeername(), self.now())
             if link is None:
@@ -1204,10 +1211,6 @@ class SimulatedSockets(Driver):
                     self._close(link)
             if link.up and link not in self.quiet:
                 self._read(link, connection)
-        while self._discovery is not None and (heard := self._discovery.recvfrom()) is not None:
-            self.peer.heard(*heard, self.now())
-        while (heard := self._udp.recvfrom()) is not None:
-            self.peer.heard_datagram(*heard)
         self.peer.poll(self.now())
         self.perform()
         for link in list(self._unsent):

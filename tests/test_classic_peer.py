@@ -439,7 +439,7 @@ def test_packets_and_datagrams_of_no_original_are_complained_about():
         Packet(1, 7354, b"ada", 0, 0x81),
     ):
         with pytest.raises(Misbehaved):
-            peer.heard(bad if isinstance(bad, bytes) else classic.encode_discovery(bad), ("10.0.0.2", 7353), 0.0)
+            peer.heard(bad if isinstance(bad, bytes) else classic.encode_discovery(bad), ("10.0.0.3", 7353), 0.0)
     for bad in (b"PTUD", classic.encode_datagram(b"x", 7355) + b"y", classic.encode_datagram(b"x", 7000), classic.encode_datagram(bytes(1393), 7355)):
         with pytest.raises(Misbehaved):
             peer.heard_datagram(bad, ("10.0.0.2", 7355))
@@ -471,8 +471,10 @@ async def test_two_of_them_find_each_other_talk_and_leave(free_port):
             await there.until(lambda: other.datagrams)
             other.frame(back, kind=classic.PING)
             await there.until(lambda: back.frames[-1].kind == classic.PONG)
-            there.leave()
-            await here.until(lambda: link.closed and one.packets[-1][0].kind == classic.GOODBYE)
+            other.disconnect(back)
+            await here.until(lambda: link.closed)
+            other.stop()
+            await here.until(lambda: one.packets[-1][0].kind == classic.GOODBYE)
 
 
 async def test_a_complaint_reaches_the_test():
