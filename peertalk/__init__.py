@@ -48,6 +48,7 @@ from .protocol.events import (
     PeerLost,
     Sent,
 )
+from .protocol.outbox import Priority
 from .protocol.peer import Latency, PeerFlag, PeerState
 from .protocol.stream import StreamState
 from .protocol.wire import Batch, Datagram, Message
@@ -71,7 +72,7 @@ __all__ = [
     "ConnectionRequested", "Datagram", "EventsMissed", "Failed", "InternalError", "InvalidArgument", "InvalidState", "Latency", "LinkFault",
     "LocalError", "LostReason", "Message", "MessageTooLarge", "NetworkError", "NetworkFailure", "NoNetwork", "Node", "NodeStatistics",
     "NotConnected", "NotSupported", "OutOfMemory", "Outcome", "Peer", "PeerChanged", "PeerConnected", "PeerDisconnected", "PeerFlag",
-    "PeerFound", "PeerLost", "PeerNotFound", "PeerState", "PeerStatistics", "PeerTalkError", "Peers", "PlatformError", "ProtocolError",
-    "QueueEmpty", "QueueStatus", "RejectReason", "RemoteError", "Sent", "StreamOut", "StreamState", "Timeout", "Truncated", "WouldBlock",
-    "WrongType", "load_config",
+    "PeerFound", "PeerLost", "PeerNotFound", "PeerState", "PeerStatistics", "PeerTalkError", "Peers", "PlatformError", "Priority",
+    "ProtocolError", "QueueEmpty", "QueueStatus", "RejectReason", "RemoteError", "Sent", "StreamOut", "StreamState", "Timeout", "Truncated",
+    "WouldBlock", "WrongType", "load_config",
 ]  # fmt: skip

@@ -152,7 +152,7 @@ class PlatformError(NetworkError, OSError):
 
 
 class WouldBlock(PeerTalkError, BlockingIOError):
-    """Not now. reason: "slots", "queue", "pool", "flow" or "memory"."""
+    """Not now. reason: "slots", "queue", "pressure", "pool", "flow" or "memory"."""
 
     code = -19
     reason: str

@@ -15,19 +15,21 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from itertools import islice
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 from . import errors
 from .config import Config, load_config, parse_duration
 from .protocol import events
+from .protocol.outbox import HIGHEST_FIRST, NORMAL, Key, Priority
 from .protocol.peer import PeerFlag
 from .protocol.stream import ENDED, StreamState
 from .protocol.wire import Batch, Datagram, Message
 from .runtime.datagrams import Datagrams
 from .runtime.inbox import Inbox
 from .runtime.peers import BroadcastResult, Peers
-from .runtime.remote import Payload, Remote, as_bytes, payload_of
+from .runtime.remote import Payload, Remote, SendOptions, as_bytes, check_choices, payload_of
 from .runtime.statistics import MemoryReport, NodeStatistics
 from .runtime.streaming import Outgoing, Progress
 from .runtime.transport import Transport
@@ -54,14 +56,21 @@ class Peer(Remote):
     def attach(self, transport: Transport) -> None:
         """Belong to a node's engine. Called by the node."""
         super().attach(transport)
-        self._waiters: deque[asyncio.Future[None]] | None = None
+        self._waiters: list[deque[asyncio.Future[None]] | None] | None = None
+        """Who waits to send, a line for each class; None: nobody."""
 
-    async def send(self, data: Payload, *, no_delay: bool = False, connect: bool = True, timeout: float | str | None = None) -> int:
-        """Accept one message for this peer; waits while there is no room for it, in the order of the calls.
+    async def send(self, data: Payload, **options: Unpack[SendOptions]) -> int:
+        """Accept one message for this peer; waits while there is no room for it, in the order of the calls of its class.
+
+        send(data, *, priority=Priority.NORMAL, key=None, no_delay=False, connect=True, timeout=None)
 
         Args:
             data: 0 to max_message bytes. It is copied: the buffer is free as soon as send returns.
-            no_delay: leave at once rather than at the end of this tick.
+            priority: its class. Higher ones overtake what waits of lower ones, without starving them; order is kept within a class. The peer's
+                pressure refuses lower ones first: send then waits until it falls.
+            key: str or int. A message that still waits with the same key is replaced in its place, class included, and ends as Failed with
+                Outcome.REPLACED: only the newest is sent. What has left the queue is not replaced.
+            no_delay: leave at once rather than at the end of this tick, unless it has to wait.
             connect: connect first if needed; False: raise NotConnected instead.
             timeout: seconds, or "250ms"; None: no limit.
 
@@ -69,7 +78,7 @@ class Peer(Remote):
             The number of the message: messages to a peer are counted from 1. Sent and Failed events name these numbers.
 
         Raises:
-            MessageTooLarge, WrongType: nothing was accepted.
+            MessageTooLarge, WrongType, InvalidArgument: nothing was accepted.
             ConnectionClosed, ConnectionRefused, NotConnected, Timeout: likewise.
 
         Cancelled, the message was not accepted and never leaves.
@@ -78,36 +87,38 @@ class Peer(Remote):
         if transport.crowded:
             await asyncio.sleep(0)
         quick = self.quick
-        if quick is not None and data.__class__ is bytes and not no_delay:
+        if quick is not None and data.__class__ is bytes and not options:  # one look at the options: five defaults would cost a tenth
             code = quick(data)
             if code >= 0:
                 if code:
                     transport.hint(code)
                 self.accepted += 1
                 return self.accepted
-        return await self._send_in_line(payload_of(data), no_delay, connect, timeout)
+        return await self._send_in_line(payload_of(data), **options)
 
-    def send_nowait(self, data: Payload, *, no_delay: bool = False) -> int:
-        """Accept one message at once or not at all. Any thread.
+    def send_nowait(self, data: Payload, *, priority: Priority = NORMAL, key: Key | None = None, no_delay: bool = False) -> int:
+        """Accept one message at once or not at all; arguments as send(). Any thread.
 
         Returns:
             The number of the message; 0 when called from another thread, where numbers are given later.
 
         Raises:
-            WouldBlock: there is no room; nothing has changed.
-            MessageTooLarge, WrongType: as send().
+            WouldBlock: there is no room (reason "queue"), or the peer's pressure refuses its class ("pressure"); nothing has changed.
+            MessageTooLarge, WrongType, InvalidArgument: as send().
         """
         payload = payload_of(data)
+        if priority is not NORMAL or key is not None:
+            priority = check_choices(priority, key)
         if threading.get_ident() != self.transport.thread:
-            self.accept_from_afar(bytes(payload))
+            self.accept_from_afar(bytes(payload), no_delay, priority, key)
             return 0
         self.transport.check_open()
-        if self._waiters or not self.accept(payload, no_delay):
-            raise self.no_room()
+        if (self._waiters is not None and self._waiters[priority]) or not self.accept(payload, no_delay, priority, key):
+            raise self.no_room(priority)
         return self.accepted
 
-    async def send_many(self, payloads: Iterable[Payload], *, timeout: float | str | None = None) -> int:
-        """Accept many messages in order, as send() would one by one, at a fraction of the cost.
+    async def send_many(self, payloads: Iterable[Payload], *, priority: Priority = NORMAL, timeout: float | str | None = None) -> int:
+        """Accept many messages of one class in order, as send() would one by one, at a fraction of the cost.
 
         Returns:
             How many were accepted: all of them.
@@ -117,7 +128,7 @@ class Peer(Remote):
             are not.
         """
         messages = as_bytes(payloads)
-        await _within(self._send_all(messages), timeout, f"no room for all messages to peer {self.name!r}", self.name)
+        await _within(self._send_all(messages, check_choices(priority, None)), timeout, f"no room for all messages to peer {self.name!r}", self.name)
         return len(messages)
 
     async def connect(self, *, timeout: float | str | None = None) -> Peer:
@@ -200,15 +211,28 @@ class Peer(Remote):
 
     # How a message is accepted ----------------------------------------------------------------------------------------------------------------------
 
-    async def _send_in_line(self, payload: bytes | bytearray | memoryview, no_delay: bool, connect: bool, timeout: float | str | None) -> int:
+    async def _send_in_line(
+        self,
+        payload: bytes | bytearray | memoryview,
+        *,
+        priority: Priority = NORMAL,
+        key: Key | None = None,
+        no_delay: bool = False,
+        connect: bool = True,
+        timeout: float | str | None = None,
+    ) -> int:
+        if priority is not NORMAL or key is not None:
+            priority = check_choices(priority, key)
         self.transport.check_open()
         if self._waiters or not self.connected:
             payload = bytes(payload)
-        waiting = self._wait_and_accept(payload, no_delay, connect)
+        waiting = self._wait_and_accept(payload, priority, key, no_delay, connect)
         return await _within(waiting, timeout, f"no room for a message to peer {self.name!r}", self.name)
 
-    async def _wait_and_accept(self, payload: bytes | bytearray | memoryview, no_delay: bool, connect: bool) -> int:
-        async with _Place(self) as place:
+    async def _wait_and_accept(
+        self, payload: bytes | bytearray | memoryview, priority: Priority, key: Key | None, no_delay: bool, connect: bool
+    ) -> int:
+        async with _Place(self, priority) as place:
             while True:
                 if not self.connected:
                     if not connect:
@@ -216,16 +240,16 @@ class Peer(Remote):
                     place.take()
                     await self._reach()
                 self.transport.check_open()
-                if place.first and self.accept(payload, no_delay):
+                if place.first and self.accept(payload, no_delay, priority, key):
                     return self.accepted
                 payload = bytes(payload)
                 await place.wait()
 
-    async def _send_all(self, messages: list[bytes]) -> None:
+    async def _send_all(self, messages: list[bytes], priority: Priority) -> None:
         done = 0
         self.transport.check_open()
         refusal = self.refusal
-        async with _Place(self) as place:
+        async with _Place(self, priority) as place:
             while done < len(messages):
                 if self.transport.crowded:
                     await asyncio.sleep(0)
@@ -235,7 +259,7 @@ class Peer(Remote):
                     await self._reach()
                 self.transport.check_open()
                 if place.first:
-                    taken = self.accept_many(messages, done)
+                    taken = self.accept_many(messages, done, priority)
                     done += taken
                     if taken:
                         continue
@@ -255,37 +279,44 @@ class Peer(Remote):
         await future
 
     def on_room(self) -> None:
-        """The engine has room. Wakes those who wait, first come first served."""
+        """The engine has room. Wakes those who wait, the highest class first, first come first served within it."""
         super().on_room()
-        if self._waiters:
+        if self._waiters is None:
+            return
+        if self._waiters[NORMAL]:
             self.quick = None  # a new message must not overtake them
-            room = 1 if self.outbox is None else max(1, self.outbox.capacity - len(self.outbox))
-            for waiter in list(self._waiters)[:room]:
-                if not waiter.done():
-                    waiter.set_result(None)
+        for priority in HIGHEST_FIRST:
+            waiters = self._waiters[priority]
+            if waiters and not self.is_refused(priority):
+                room = 1 if self.outbox is None else self.outbox.room(priority)
+                for waiter in islice(waiters, max(1, room)):
+                    if not waiter.done():
+                        waiter.set_result(None)
 
     def on_lost(self, error: errors.PeerTalkError) -> None:
         """The link is gone: those who wait hear why."""
         super().on_lost(error)
-        for waiter in self._waiters or ():
-            if not waiter.done():
-                waiter.set_exception(error)
+        for waiters in self._waiters or ():
+            for waiter in waiters or ():
+                if not waiter.done():
+                    waiter.set_exception(error)
 
 
 class _Place:
-    """A place in the line of those who wait to send to a peer. Leaving it lets the next one try."""
+    """A place in the line of those who wait to send messages of one class to a peer. Leaving it lets the next one try."""
 
-    __slots__ = ("_mine", "_peer")
+    __slots__ = ("_mine", "_peer", "_priority")
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: Peer, priority: Priority) -> None:
         self._peer = peer
+        self._priority = priority
         self._mine: asyncio.Future[None] | None = None
 
     @property
     def first(self) -> bool:
         """Nobody waits before me."""
-        waiters = self._peer._waiters
-        return not waiters or waiters[0] is self._mine
+        lines = self._peer._waiters
+        return lines is None or not (line := lines[self._priority]) or line[0] is self._mine
 
     def take(self) -> None:
         """Stand in line, so that nobody who comes later is served before."""
@@ -297,28 +328,33 @@ class _Place:
         await self._renew()
 
     def _renew(self) -> asyncio.Future[None]:
-        waiters = self._peer._waiters
-        if waiters is None:
-            waiters = self._peer._waiters = deque()
+        lines = self._peer._waiters
+        if lines is None:
+            lines = self._peer._waiters = [None] * len(Priority)
+        line = lines[self._priority]
+        if line is None:
+            line = lines[self._priority] = deque()
         renewed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._mine is None:
-            waiters.append(renewed)
+            line.append(renewed)
         else:
             _seen(self._mine)
-            waiters[waiters.index(self._mine)] = renewed
+            line[line.index(self._mine)] = renewed
         self._mine = renewed
-        self._peer.quick = None
+        if self._priority is NORMAL:
+            self._peer.quick = None
         return renewed
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        waiters = self._peer._waiters
-        if self._mine is not None and waiters is not None:
-            with contextlib.suppress(ValueError):
-                waiters.remove(self._mine)
-            if not waiters:
+        lines = self._peer._waiters
+        if self._mine is not None and lines is not None:
+            line = lines[self._priority]
+            if line is not None and self._mine in line:
+                line.remove(self._mine)
+            if not any(lines):
                 self._peer._waiters = None
             _seen(self._mine)
             if not self._peer.transport.closed:
@@ -573,11 +609,26 @@ class Node:
 
     # Messages -----------------------------------------------------------------------------------------------------------------------------
 
-    async def broadcast(self, data: Payload, *, timeout: float | str | None = 5.0) -> BroadcastResult[Peer]:
-        """Send to every connected peer, waiting for room up to timeout seconds in all."""
+    async def broadcast(
+        self,
+        data: Payload,
+        *,
+        priority: Priority = NORMAL,
+        key: Key | None = None,
+        no_delay: bool = False,
+        timeout: float | str | None = 5.0,
+    ) -> BroadcastResult[Peer]:
+        """Send to every connected peer, waiting for room up to timeout seconds in all. priority, key, no_delay: as Peer.send(). Who cannot take it
+        is skipped, with the reason: MessageTooLarge for a peer whose limit it exceeds, Timeout where no room came.
+
+        Raises:
+            WrongType, InvalidArgument: it was sent to nobody.
+        """
         peers = [peer for peer in self.peers.values() if peer.connected]
         payload = bytes(payload_of(data))
-        results = await asyncio.gather(*(peer.send(payload, connect=False, timeout=timeout) for peer in peers), return_exceptions=True)
+        priority = check_choices(priority, key)
+        sends = [peer.send(payload, priority=priority, key=key, no_delay=no_delay, connect=False, timeout=timeout) for peer in peers]
+        results = await asyncio.gather(*sends, return_exceptions=True)
         skipped: dict[Peer, errors.PeerTalkError] = {}
         for peer, result in zip(peers, results, strict=True):
             if isinstance(result, errors.PeerTalkError):

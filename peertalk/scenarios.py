@@ -283,14 +283,13 @@ class Actor:
 
     def _outcomes_of(self, peer: Peer, problems: list[str]) -> dict[int, events.Outcome | None]:
         outcome: dict[int, events.Outcome | None] = {}
-        expected = 1
         for first, last, what, _ in self.outcomes.get(peer, ()):
-            if first != expected:
-                problems.append(f"{self.name}: outcomes for {peer.name} go from {expected - 1} to {first}")
-            expected = last + 1
-            outcome.update(dict.fromkeys(range(first, last + 1), what))
-        if expected - 1 != peer.accepted:
-            problems.append(f"{self.name}: {peer.accepted} messages to {peer.name} were accepted, and {expected - 1} have an outcome")
+            for number in range(first, last + 1):
+                if number in outcome:
+                    problems.append(f"{self.name}: message {number} to {peer.name} has two outcomes")
+                outcome[number] = what
+        if set(outcome) != set(range(1, peer.accepted + 1)):
+            problems.append(f"{self.name}: {peer.accepted} messages to {peer.name} were accepted, and {len(outcome)} have an outcome")
         return outcome
 
     def sent_to(self, peer: Peer) -> set[int]:

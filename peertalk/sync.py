@@ -23,11 +23,12 @@ from typing import Any, TypeVar
 from . import errors
 from .config import Config, load_config, parse_duration
 from .protocol import events
+from .protocol.outbox import NORMAL, Key, Priority
 from .protocol.peer import PeerFlag
 from .protocol.stream import ENDED, StreamState
 from .protocol.wire import Batch, Datagram, Message
 from .runtime.peers import BroadcastResult, Peers
-from .runtime.remote import Payload, Remote, as_bytes, payload_of
+from .runtime.remote import Payload, Remote, as_bytes, check_choices, payload_of
 from .runtime.statistics import MemoryReport, NodeStatistics
 from .runtime.streaming import Outgoing, Progress
 from .runtime.transport import Transport
@@ -61,49 +62,64 @@ class Peer(Remote):
         assert isinstance(node, Node)
         return node
 
-    def send(self, data: Payload, *, no_delay: bool = False, connect: bool = True, timeout: float | str | None = None) -> int:
+    def send(
+        self,
+        data: Payload,
+        *,
+        priority: Priority = NORMAL,
+        key: Key | None = None,
+        no_delay: bool = False,
+        connect: bool = True,
+        timeout: float | str | None = None,
+    ) -> int:
         """Accept one message for this peer, turning the node while there is no room (Config.when_full "sync": blocking until the slots have
-        drained, at most 5 s, whatever the timeout). Returns its number.
+        drained, at most 5 s, whatever the timeout). Returns its number. Arguments as peertalk.Peer.send.
 
         Raises:
-            MessageTooLarge, WrongType, ConnectionClosed, ConnectionRefused, NotConnected, Timeout: nothing was accepted.
+            MessageTooLarge, WrongType, InvalidArgument, ConnectionClosed, ConnectionRefused, NotConnected, Timeout: nothing was accepted.
         """
         payload = payload_of(data)
+        if priority is not NORMAL or key is not None:
+            priority = check_choices(priority, key)
         with self._node._turning() as turn_until:
-            self._accept_in_time(turn_until, payload, no_delay, connect, timeout)
+            self._accept_in_time(turn_until, payload, priority, key, no_delay, connect, timeout)
             number = self.accepted
             self.transport.turn()
             return number
 
-    def send_nowait(self, data: Payload, *, no_delay: bool = False) -> int:
+    def send_nowait(self, data: Payload, *, priority: Priority = NORMAL, key: Key | None = None, no_delay: bool = False) -> int:
         """Accept one message at once or not at all (Config.when_full "sync": as send()). Never waits for another thread: while one is in a method of
-        this node the message is left to it, and 0 is returned in place of the number.
+        this node the message is left to it, and 0 is returned in place of the number. Arguments as peertalk.Peer.send.
 
         Raises:
-            WouldBlock, MessageTooLarge, WrongType, and with when_full "sync" Timeout: nothing has changed.
+            WouldBlock (reason "queue" or "pressure"), MessageTooLarge, WrongType, InvalidArgument, and with when_full "sync" Timeout: nothing has
+            changed.
         """
         payload = payload_of(data)
+        if priority is not NORMAL or key is not None:
+            priority = check_choices(priority, key)
         self.transport.check_open()
         if not self._node._lock.acquire(blocking=False):
-            self.accept_from_afar(bytes(payload))
+            self.accept_from_afar(bytes(payload), no_delay, priority, key)
             return 0
         self.transport.move_here()
         try:
-            if not self.accept(payload, no_delay):
-                raise self.no_room()
+            if not self.accept(payload, no_delay, priority, key):
+                raise self.no_room(priority)
             number = self.accepted
             self.transport.turn()
             return number
         finally:
             self._node._lock.release()
 
-    def send_many(self, payloads: Iterable[Payload], *, timeout: float | str | None = None) -> int:
-        """Accept many messages in order, at a fraction of the cost of as many calls of send. Returns how many: all of them.
+    def send_many(self, payloads: Iterable[Payload], *, priority: Priority = NORMAL, timeout: float | str | None = None) -> int:
+        """Accept many messages of one class in order, at a fraction of the cost of as many calls of send. Returns how many: all of them.
 
         Raises:
             As send(); the messages before the one that was refused are accepted.
         """
         messages = as_bytes(payloads)
+        priority = check_choices(priority, None)
         deadline = None if timeout is None else time.monotonic() + parse_duration(timeout)
         done = 0
         refusal = self.refusal
@@ -112,12 +128,12 @@ class Peer(Remote):
                 self.check_refusal(refusal)
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
                 self._connect_in_time(turn_until, True, left)
-                taken = self.accept_many(messages, done)
+                taken = self.accept_many(messages, done, priority)
                 done += taken
                 if taken:
                     self.transport.turn()
                 else:
-                    self._accept_in_time(turn_until, messages[done], False, True, left)
+                    self._accept_in_time(turn_until, messages[done], priority, None, False, True, left)
                     done += 1
         return done
 
@@ -191,14 +207,16 @@ class Peer(Remote):
         if outcome[0] is not None:
             raise outcome[0]
 
-    def _accept_in_time(self, turn_until: TurnUntil, payload: Any, no_delay: bool, connect: bool, timeout: float | str | None) -> None:
+    def _accept_in_time(
+        self, turn_until: TurnUntil, payload: Any, priority: Priority, key: Key | None, no_delay: bool, connect: bool, timeout: float | str | None
+    ) -> None:
         self._connect_in_time(turn_until, connect, timeout)
         self._lost = None
 
         def accepted() -> bool:
             if self._lost is not None:
                 raise self._lost
-            return self.accept(payload, no_delay)
+            return self.accept(payload, no_delay, priority, key)
 
         turn_until(accepted, timeout, f"no room for a message to peer {self.name!r}", self.name)
 
@@ -457,14 +475,24 @@ class Node:
 
     # Messages -----------------------------------------------------------------------------------------------------------------------------
 
-    def broadcast(self, data: Payload, *, timeout: float | str | None = 5.0) -> BroadcastResult[Peer]:
-        """Send to every connected peer, waiting for room up to timeout seconds for each."""
+    def broadcast(
+        self,
+        data: Payload,
+        *,
+        priority: Priority = NORMAL,
+        key: Key | None = None,
+        no_delay: bool = False,
+        timeout: float | str | None = 5.0,
+    ) -> BroadcastResult[Peer]:
+        """Send to every connected peer, waiting for room up to timeout seconds for each. priority, key, no_delay, and who is skipped: as
+        peertalk.Node.broadcast."""
         payload = bytes(payload_of(data))
+        priority = check_choices(priority, key)
         accepted: list[Peer] = []
         skipped: dict[Peer, errors.PeerTalkError] = {}
         for peer in [peer for peer in self.peers.values() if peer.connected]:
             try:
-                peer.send(payload, connect=False, timeout=timeout)
+                peer.send(payload, priority=priority, key=key, no_delay=no_delay, connect=False, timeout=timeout)
                 accepted.append(peer)
             except errors.PeerTalkError as error:
                 skipped[peer] = error

@@ -242,7 +242,7 @@ async def main():
     ada = await pt.Node("ada", send_queue_size=2000, send_queue_bytes="32MiB", {OPTIONS}).start()
     peer = await ada.connect(bob.address, timeout=10)
     try:
-        while peer.queue.pressure < 50:
+        while peer.queued < 1000:
             peer.send_nowait(bytes(8000))
             if peer.accepted % 32 == 0:
                 await asyncio.sleep(0)

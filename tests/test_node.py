@@ -557,6 +557,86 @@ async def test_those_who_wait_to_send_are_served_in_the_order_in_which_they_came
         assert [number for number in results if isinstance(number, int)] == list(range(before + 1, before + 1 + len(left)))
 
 
+async def test_a_critical_message_overtakes_those_that_wait_and_order_holds_within_each_class(core):
+    """What waits in the outbox or in line of lower classes goes behind it; no class is disordered by that, and none is left over."""
+    async with pair(core=core.name, send_queue_size=64, receive_queue_bytes=16 * 1024) as (_, bob, peer):
+        await peer.send(b"first", priority=pt.Priority.CRITICAL)  # from here on the system takes little
+        normal = asyncio.gather(*(peer.send(b"n" + numbered(number, 1000)) for number in range(3000)))
+        async with asyncio.timeout(GUARD):
+            while not peer.queued or not bob.stats().pauses:
+                await asyncio.sleep(0)
+        high = asyncio.create_task(peer.send_many([b"h" + numbered(number, 1000) for number in range(500)], priority=pt.Priority.HIGH))
+        await asyncio.sleep(0)
+        for number in range(3):
+            assert await peer.send(b"C" + numbered(number), priority=pt.Priority.CRITICAL, timeout=GUARD)
+        got = (await received(bob, 3504))[1:]
+        await asyncio.gather(normal, high)
+        for kind, count in ((b"n", 3000), (b"h", 500), (b"C", 3)):
+            assert [int.from_bytes(data[1:5], "big") for data in got if data[:1] == kind] == list(range(count))
+        assert got[-1][:1] == b"n", "it waited for its whole backlog"
+
+
+async def test_bulk_of_a_lower_class_goes_on_beside_an_endless_stream_of_a_higher_one(core):
+    """No starvation at the door either: what does not get into the queue has no turn there."""
+    async with pair(core=core.name, send_queue_size=64, receive_queue_bytes=64 * 1024) as (_, bob, peer):
+        ended, low = False, 0
+
+        async def stream():
+            while not ended:
+                await peer.send_many([b"N" * 1000] * 500, priority=pt.Priority.HIGH)
+
+        async def reader():
+            nonlocal low
+            async for message in bob.messages():
+                low += message.data[:1] == b"L"
+
+        streaming, reading = asyncio.gather(stream(), stream(), stream()), asyncio.create_task(reader())
+        async with asyncio.timeout(GUARD):
+            await peer.send_many([b"L" * 1000] * 60)
+            while low < 60:
+                await asyncio.sleep(0)
+            ended = True
+            await streaming
+        reading.cancel()
+
+
+async def test_only_the_newest_of_a_key_is_sent_of_those_that_waited(core):
+    """A position of a moment ago is worth nothing; each that was replaced says so."""
+    async with pair(core=core.name, send_queue_size=64, receive_queue_bytes=16 * 1024) as (ada, bob, peer):
+        events = ada.events()
+        async with asyncio.timeout(GUARD):
+            while not bob.stats().pauses or not peer.queued:
+                with contextlib.suppress(pt.WouldBlock):
+                    peer.send_nowait(bytes(1000))
+                if peer.accepted % 16 == 0 or peer.queued:
+                    await asyncio.sleep(0)
+        numbers = [peer.send_nowait(b"at %d" % place, key="pos") for place in range(10)]
+        peer.send_nowait(b"end")
+        total = peer.accepted
+        got = await received(bob, total - 9)
+        assert [data for data in got if data.startswith(b"at ")] == [b"at 9"] and got[-1] == b"end"
+        await ada.aclose()
+        told = [event async for event in events if isinstance(event, pt.Failed)]
+        assert [number for event in told for number in range(event.first, event.last + 1)] == numbers[:-1]
+        assert {event.outcome for event in told} == {pt.Outcome.REPLACED}
+        assert ada.stats().messages_accepted == total == ada.stats().messages_sent + 9
+
+
+async def test_a_class_or_a_key_that_is_none_is_refused_before_anything_is_sent():
+    """On the path that waits, on the one that does not, in bulk, and to all."""
+    async with pair() as (ada, _, peer):
+        for refused in (
+            peer.send(b"x", priority=4), peer.send(b"x", key=1.5), peer.send_many([b"x"], priority=-1), ada.broadcast(b"x", priority=9),
+        ):  # fmt: skip
+            with pytest.raises(pt.InvalidArgument):
+                await refused
+        with pytest.raises(pt.WrongType):
+            peer.send_nowait(b"x", key=b"bytes")
+        with pytest.raises(TypeError):
+            await peer.send(b"x", urgent=True)
+        assert peer.accepted == 0
+
+
 async def test_a_broadcast_goes_to_the_connected_and_names_the_skipped():
     """Those who are too slow are named, so that the caller can decide."""
     async with (

@@ -199,6 +199,33 @@ def test_what_another_thread_sent_before_goes_before(when_full):
         assert [node.receive(timeout=GUARD).data for _ in range(2)] == [b"first", b"second"]
 
 
+def test_classes_and_keys_mean_the_same_without_await():
+    """What waits is overtaken by class and replaced by key; with a full queue of low messages a critical one is still taken."""
+    with Node("slow", **loopback(receive_queue_bytes=1024)) as slow, Node("script", **loopback(send_queue_size=16)) as node:
+        with beside(lambda: slow.wait_for("script", timeout=GUARD)):
+            peer = node.connect(slow.address, timeout=GUARD)
+        with pytest.raises(pt.WouldBlock):
+            while True:
+                peer.send_nowait(b"low" + bytes(8000), priority=pt.Priority.LOW)
+        low = peer.accepted
+        for place in range(3):
+            peer.send_nowait(b"at %d" % place, key=1)
+        assert peer.send(b"critical", priority=pt.Priority.CRITICAL) == low + 4
+        for refused in ({"priority": 9}, {"key": 1.5}):
+            with pytest.raises(pt.InvalidArgument):
+                peer.send(b"x", **refused)
+            with pytest.raises(pt.InvalidArgument):
+                node.broadcast(b"x", **refused)
+        with pytest.raises(pt.InvalidArgument):
+            peer.send_many([b"x"], priority=7)
+        with beside(lambda: [slow.receive(timeout=GUARD).data[:8] for _ in range(low + 2)]) as reading:
+            while not reading.done():
+                node.poll(0.01)
+        got = reading.result()
+        assert got.count(b"at 2") == 1 and not {b"at 0", b"at 1"} & set(got)
+        assert got.index(b"critical") < got.index(b"at 2") and got[-1][:3] == b"low"
+
+
 def test_what_does_not_come_in_time_is_a_timeout_that_says_what():
     """And each iteration with a time-out ends quietly instead."""
     with Node("script", **loopback()) as node:

@@ -69,7 +69,7 @@ async def report(node: pt.Node) -> None:
         match event:
             case pt.PeerFound(peer) | pt.PeerChanged(peer) | pt.PeerConnected(peer):
                 assert_type(peer, pt.Peer)
-                await peer.send("welcome")
+                await peer.send("welcome", priority=pt.Priority.HIGH, key="hello", no_delay=True, connect=False, timeout="1s")
             case pt.PeerLost(peer, reason):
                 assert_type(reason, pt.LostReason)
             case pt.ConnectionRequested(peer):

@@ -22,6 +22,7 @@ from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import errors
+from .outbox import Handed, Pieces
 
 if TYPE_CHECKING:
     from .peer import Peer
@@ -90,16 +91,17 @@ _NEXT: dict[tuple[State, Step], State] = {
 class Connection:
     """One connection, from dial or accept to its end.
 
-    tag: its number in the loop; address: the remote end; dialled: by us; peer: whose it is, None until known; handed and reported: DATA messages
-    given to its link and heard of again; base: the peer's messages before the first of them; held: events kept back while another connection is
-    read to its end, None when nothing is held; reassembly: of fragments, None until one came; pinged: when the PING left that awaits its PONG, None
-    when none does; spoilt: that PONG will measure nothing; pressure: the level of ours that the other side was told last, 0 to 3; owed: what waits
-    for room, a sum of OWES_*; rejection: why we send the peer away; socket and link belong to the runtime.
+    tag: its number in the loop; address: the remote end; dialled: by us; peer: whose it is, None until known; classes: it carried messages of other
+    classes than NORMAL; handed: the messages that its link was given and has not reported; pieces: the rest of a message of which it was given a
+    part, None when there is none; held: events kept back while another connection is read to its end, None when nothing is held; reassembly: of
+    fragments, None until one came; pinged: when the PING left that awaits its PONG, None when none does; spoilt: that PONG will measure nothing;
+    pressure: the level of ours that the other side was told last, 0 to 3; owed: what waits for room, a sum of OWES_*; rejection: why we send the
+    peer away; socket and link belong to the runtime.
     """
 
     __slots__ = (
-        "address", "base", "dialled", "failure", "handed", "held", "link", "on_end", "owed", "peer", "pinged", "pressure", "reached",
-        "reassembly", "rejection", "reported", "since", "socket", "spoilt", "state", "tag", "timer", "waits_for", "watch",
+        "address", "classes", "dialled", "failure", "handed", "held", "link", "on_end", "owed", "peer", "pieces", "pinged", "pressure",
+        "reached", "reassembly", "rejection", "since", "socket", "spoilt", "state", "tag", "timer", "waits_for", "watch",
     )  # fmt: skip
 
     def __init__(self, tag: int, address: Address, *, dialled: bool, now: float, peer: Peer | None = None) -> None:
@@ -109,9 +111,9 @@ class Connection:
         self.peer = peer
         self.since = now
         self.state = State.IDLE
-        self.base = 0
-        self.handed = 0
-        self.reported = 0
+        self.classes = False
+        self.handed = Handed()
+        self.pieces: Pieces | None = None
         self.held: deque[Any] | None = None
         self.waits_for: AbstractSet[int] | None = None
         self.failure: errors.PeerTalkError | None = None

@@ -1,7 +1,8 @@
 """What a node reports, as frozen values to `match` on.
 
 Messages to a peer are numbered from 1 in the order in which send() accepted them, across reconnects. Each accepted message ends in exactly
-one Sent or Failed. Those of one connection come in order and without a gap; while a connection is being replaced those of the old one may come late.
+one Sent or Failed. The Sent of one connection come in the order in which messages were handed to it, which is the order of their numbers where all
+are of one class; a Failed may come at any time, and what a connection that is being replaced still has to say may come after what the next one says.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class Outcome(enum.Enum):
     """Never handed to the system: the peer has not got them."""
     UNKNOWN = "unknown"
     """Handed to the system, at least in part, and never confirmed: the peer may have got them."""
+    REPLACED = "replaced"
+    """Never handed to the system: a later message with the same key took their place."""
 
 
 class PeerFound(msgspec.Struct, Generic[P], frozen=True):

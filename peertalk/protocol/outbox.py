@@ -1,77 +1,267 @@
-"""Messages that wait for a slot, in order, for one peer.
+"""Messages on their way to one peer: those that wait for a slot, class by class, and the numbers of those that a link was given.
 
-Invariant: bytes is the sum of the lengths of all waiting messages, and at most max_bytes unless a single message, longer than that, waits alone;
-len() is at most max_messages.
-Never: drops, blocks, copies or reorders. A refusal changes nothing.
+Of the classes that wait the highest goes first; after STREAK messages that went before lower ones, one of each waiting lower class goes. So a
+message at the head of its class waits for at most STREAK + 2 of higher classes, and within a class nothing overtakes, whatever its size.
+
+Invariant: bytes is the sum of the lengths of all waiting messages. A class is accepted while all that waits is below its part of the bounds
+(_EIGHTHS), so lower classes leave room for higher ones; besides, the first message of a class is always accepted, so none is shut out.
+Never: drops, blocks or copies. A refusal changes nothing.
 """
 
 from __future__ import annotations
 
+import enum
 from collections import deque
+from collections.abc import Iterable
 from itertools import islice
 
+from .._core.values import FragmentHeader
 from ..errors import InvalidArgument
 
 Payload = bytes
+Key = str | int
+
+
+class Priority(enum.IntEnum):
+    """The class of a message. Order is kept within a class; a higher one overtakes what waits of lower ones."""
+
+    LOW = 0
+    """Gives way first: refused from three quarters of the queue on, and by a peer that reports a pressure of 50."""
+    NORMAL = 1
+    """What is sent without saying more; refused by a classic peer that reports a pressure of 75."""
+    HIGH = 2
+    """An eighth more of the queue is kept for it; refused by a classic peer that reports a pressure of 90."""
+    CRITICAL = 3
+    """A quarter more of the queue is kept for it; no pressure refuses it."""
+
+
+NORMAL = Priority.NORMAL
+HIGHEST_FIRST = tuple(reversed(Priority))
+
+STREAK = 16
+"""Messages that may go before waiting ones of a lower class, until one of each such class goes."""
+_EIGHTHS = (6, 8, 9, 10)
+"""Part of the bounds up to which each class is accepted, LOW first, in eighths."""
+
+PIECE_MAX = 248
+"""Bytes of a message in one fragment, at most: the original's queue slots hold 256 with the header."""
+PIECE_MIN = 64
+"""A maximum that leaves less for a piece does not carry fragments, as in the original."""
+_FIRST, _LAST = 1, 2
+
+
+def lowest_admitted(pressure: int) -> Priority:
+    """The lowest class that a peer of this pressure (0 to 100) still takes: the original's thresholds."""
+    if pressure < 50:
+        return Priority.LOW
+    return Priority.NORMAL if pressure < 75 else Priority.HIGH if pressure < 90 else Priority.CRITICAL
+
+
+class _Lane:
+    """One class: payloads and their numbers, in order. gone: how many have left it, so that a place has a lasting name: gone + index."""
+
+    __slots__ = ("first", "gone", "keyed", "numbers", "payloads")
+
+    def __init__(self) -> None:
+        self.payloads: deque[Payload] = deque()
+        self.first = 0
+        """Number of the first one, while the numbers have no gap."""
+        self.numbers: deque[int] | None = None
+        """All numbers, once they have one."""
+        self.gone = 0
+        self.keyed: deque[tuple[int, Key]] | None = None
+        """Places that have a key, in order."""
+
+    def all_numbers(self) -> deque[int]:
+        """The numbers one by one, from now on."""
+        if self.numbers is None:
+            self.numbers = deque(range(self.first, self.first + len(self.payloads)))
+        return self.numbers
 
 
 class Outbox:
-    """Bounded first-in first-out queue of payloads. Not thread-safe: runtime holds the lock.
+    """Bounded queue of payloads with four classes. Not thread-safe: it is the engine's.
 
     Args:
-        max_messages: messages that may wait, 1 or more.
-        max_bytes: sum of their lengths in bytes, 1 or more. A single longer message is accepted when the outbox is empty, so that every
+        max_messages: messages that may wait, 1 or more; up to a quarter more where HIGH and CRITICAL ones wait.
+        max_bytes: sum of their lengths in bytes, 1 or more, and likewise. The first message of a class is accepted whatever waits, so that every
             message that a peer can take can pass.
 
     Raises:
         InvalidArgument: a limit below 1.
     """
 
-    __slots__ = ("_bytes", "_pending", "max_bytes", "max_messages")
+    __slots__ = ("_bytes", "_count", "_due", "_keys", "_lanes", "_streak", "max_bytes", "max_messages")
 
     def __init__(self, max_messages: int, max_bytes: int) -> None:
         if max_messages < 1 or max_bytes < 1:
             raise InvalidArgument(f"an outbox of {max_messages:,} messages and {max_bytes:,} bytes: both must be 1 or more")
         self.max_messages = max_messages
         self.max_bytes = max_bytes
-        self._pending: deque[Payload] = deque()
+        self._lanes: list[_Lane | None] = [None, None, None, None]
+        self._count = 0
         self._bytes = 0
+        self._streak = 0
+        """Messages that went before waiting ones of a lower class since those had their turn."""
+        self._due = 0
+        """Classes below this one have yet to hand on one message each; 0: none has."""
+        self._keys: dict[Key, tuple[_Lane, int]] | None = None
 
-    def put(self, data: Payload) -> bool:
-        """Append one message. False: there is no room, and nothing has changed. O(1)."""
-        pending = self._pending
+    def put(self, data: Payload, number: int, priority: int = NORMAL, key: Key | None = None) -> int | None:
+        """Append one message to its class. With a key that a waiting message has: take the place, and the class, of that one.
+
+        Returns:
+            0; or the number of the message that was replaced; or None: there is no room, and nothing has changed. O(1); to replace, O(messages / 64).
+        """
+        if key is not None and self._keys is not None and key in self._keys:
+            return self._replace(data, number, key)
+        lane = self._lanes[priority]
         total = self._bytes + len(data)
-        if pending and (total > self.max_bytes or len(pending) >= self.max_messages):
-            return False
-        pending.append(data)
+        if lane is None:
+            lane = self._lanes[priority] = _Lane()
+        payloads = lane.payloads
+        if not payloads:
+            lane.first = number
+        else:
+            if (total > self.max_bytes or self._count >= self.max_messages or not priority) and not self._fits(total, priority):
+                return None
+            if lane.numbers is not None:
+                lane.numbers.append(number)
+            elif number != lane.first + len(payloads):
+                lane.all_numbers().append(number)
+        payloads.append(data)
+        self._count += 1
         self._bytes = total
-        return True
+        if key is not None:
+            self._remember(lane, key)
+        return 0
+
+    def _fits(self, total: int, priority: int) -> bool:
+        part = _EIGHTHS[priority]
+        return total * 8 <= self.max_bytes * part and self._count * 8 < self.max_messages * part
+
+    def _remember(self, lane: _Lane, key: Key) -> None:
+        if self._keys is None:
+            self._keys = {}
+        if lane.keyed is None:
+            lane.keyed = deque()
+        place = lane.gone + len(lane.payloads) - 1
+        lane.keyed.append((place, key))
+        self._keys[key] = lane, place
+
+    def _replace(self, data: Payload, number: int, key: Key) -> int | None:
+        assert self._keys is not None
+        lane, place = self._keys[key]
+        index = place - lane.gone
+        grown = len(data) - len(lane.payloads[index])
+        if grown > 0 and self._bytes + grown > self.max_bytes and self._count > 1:
+            return None
+        numbers = lane.all_numbers()
+        replaced = numbers[index]
+        lane.payloads[index] = data
+        numbers[index] = number
+        self._bytes += grown
+        return replaced
 
     def peek(self, count: int) -> list[Payload]:
-        """The first `count` messages, or all if there are fewer; they stay."""
-        return list(islice(self._pending, count))
+        """The messages to hand on next, all of one class, at most `count`; they stay."""
+        priority = self._next()
+        lane = self._lanes[priority]
+        if lane is None:
+            return []
+        if self._due:
+            count = min(count, 1)
+        elif self._waits_below(priority):
+            count = min(count, STREAK - self._streak)
+        return list(islice(lane.payloads, count))
 
-    def drop(self, count: int) -> None:
-        """Take away the first `count` messages: they have been handed on.
+    def drop(self, count: int) -> list[tuple[int, int]]:
+        """Take away the first `count` of the messages that peek() gives: they have been handed on.
+
+        Returns:
+            Their numbers, in their order, as ranges: (first, last), both included.
 
         Raises:
             InvalidArgument: fewer than that are waiting; nothing has changed.
         """
-        pending = self._pending
-        if not 0 <= count <= len(pending):
-            raise InvalidArgument(f"{count:,} messages to drop: {len(pending):,} are waiting")
-        for _ in range(count):
-            self._bytes -= len(pending.popleft())
+        priority = self._next()
+        lane = self._lanes[priority]
+        waiting = 0 if lane is None else len(lane.payloads)
+        if not 0 <= count <= waiting:
+            raise InvalidArgument(f"{count:,} messages to drop: {waiting:,} are waiting")
+        if lane is None or not count:
+            return []
+        ranges = self._take(lane, count)
+        if self._due:
+            self._due = priority
+        elif self._waits_below(priority):
+            self._streak += count
+            if self._streak >= STREAK:
+                self._due, self._streak = priority, 0
+        else:
+            self._streak = 0
+        return ranges
 
-    def clear(self) -> int:
-        """Take away all messages; their number."""
-        count = len(self._pending)
-        self._pending.clear()
-        self._bytes = 0
-        return count
+    def _take(self, lane: _Lane, count: int) -> list[tuple[int, int]]:
+        payloads, numbers = lane.payloads, lane.numbers
+        self._bytes -= sum(map(len, islice(payloads, count)))
+        self._count -= count
+        if numbers is None:
+            ranges = [(lane.first, lane.first + count - 1)]
+            lane.first += count
+        else:
+            ranges = ranges_of(islice(numbers, count))
+            for _ in range(count):
+                numbers.popleft()
+        if count == len(payloads):
+            payloads.clear()
+            lane.numbers = None
+        else:
+            for _ in range(count):
+                payloads.popleft()
+        lane.gone += count
+        while lane.keyed and lane.keyed[0][0] < lane.gone:
+            assert self._keys is not None
+            del self._keys[lane.keyed.popleft()[1]]
+        return ranges
+
+    def _next(self) -> int:
+        """The class whose turn it is; LOW when nothing waits."""
+        lanes = self._lanes
+        while self._due:
+            lane = lanes[self._due - 1]
+            if lane is not None and lane.payloads:
+                return self._due - 1
+            self._due -= 1
+        for priority in (3, 2, 1):
+            lane = lanes[priority]
+            if lane is not None and lane.payloads:
+                return priority
+        return 0
+
+    def _waits_below(self, priority: int) -> bool:
+        return any(lane is not None and lane.payloads for lane in self._lanes[:priority])
+
+    def clear(self) -> list[tuple[int, int]]:
+        """Take away all messages; their numbers as ranges, from the lowest on."""
+        numbers = sorted(number for lane in self._lanes if lane is not None for number in lane.all_numbers())
+        self._lanes = [None, None, None, None]
+        self._keys = None
+        self._count = self._bytes = self._streak = self._due = 0
+        return ranges_of(numbers)
 
     def __len__(self) -> int:
-        return len(self._pending)
+        return self._count
+
+    def __contains__(self, key: Key) -> bool:
+        """Whether a message of this key waits."""
+        return self._keys is not None and key in self._keys
+
+    def room(self, priority: int) -> int:
+        """Messages of this class that may still come by number, 1 or more if none of it waits."""
+        lane = self._lanes[priority]
+        left = -(-(self.max_messages * _EIGHTHS[priority] - self._count * 8) // 8)
+        return max(left, 0 if lane is not None and lane.payloads else 1)
 
     @property
     def bytes(self) -> int:
@@ -80,11 +270,157 @@ class Outbox:
 
     @property
     def capacity(self) -> int:
-        """Messages that may wait at most."""
+        """Messages that may wait at most, without what is kept for the higher classes."""
         return self.max_messages
 
     @property
     def pressure(self) -> int:
         """Fill level, 0 (empty) to 100 (full): the larger one of messages and bytes, in per cent rounded down."""
-        fill = max(len(self._pending) * 100 // self.max_messages, self._bytes * 100 // self.max_bytes)
+        fill = max(self._count * 100 // self.max_messages, self._bytes * 100 // self.max_bytes)
         return min(fill, 100)
+
+
+def ranges_of(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Numbers as ranges (first, last), both included, in their order."""
+    ranges: list[tuple[int, int]] = []
+    first = last = -1
+    for number in numbers:
+        if number != last + 1:
+            if last >= 0:
+                ranges.append((first, last))
+            first = number
+        last = number
+    if last >= 0:
+        ranges.append((first, last))
+    return ranges
+
+
+class _Run:
+    """Messages that a link was given one after the other. frames: what each of them is cut into, less what was reported of the first."""
+
+    __slots__ = ("first", "frames", "last", "whole")
+
+    def __init__(self, first: int, last: int, frames: int) -> None:
+        self.first = first
+        self.last = last
+        self.frames = frames
+        self.whole = True
+        """No frame of the first message was reported as not sent."""
+
+    def leads_to(self, number: int) -> bool:
+        """Whether a whole message of this number can join it."""
+        return self.last == number - 1 and self.frames == 1 and self.whole
+
+
+class Handed:
+    """The numbers of the messages that one link was given and has not reported, in the order in which it was given them.
+
+    While nothing waits, messages go straight to the link in the order of their numbers: then the last run is open, and has no end yet.
+
+    first: of the open run, the lowest number that is not reported; 0: no run is open. runs: all before it.
+    """
+
+    __slots__ = ("first", "runs")
+
+    def __init__(self) -> None:
+        self.first = 0
+        self.runs: deque[_Run] = deque()
+
+    def open(self, number: int) -> None:
+        """All messages from this number on go straight to the link, until seal()."""
+        assert not self.first, "a run is open"
+        runs = self.runs
+        self.first = runs.pop().first if runs and runs[-1].leads_to(number) else number
+
+    def seal(self, last: int) -> None:
+        """No longer: `last` was the last one. May be called again."""
+        first, self.first = self.first, 0
+        if first and first <= last:
+            self.add(first, last)
+
+    def add(self, first: int, last: int, frames: int = 1) -> None:
+        """The link was given these messages, each of them as so many frames."""
+        assert not self.first, "a run is open"
+        runs = self.runs
+        if frames == 1 and runs and runs[-1].leads_to(first):
+            runs[-1].last = last
+        else:
+            runs.append(_Run(first, last, frames))
+
+    def report(self, frames: int, *, sent: bool) -> list[tuple[int, int, bool]]:
+        """The link is done with so many frames: they were sent, or not.
+
+        Returns:
+            The messages that are decided by it, in order, as (first, last, all of it was sent). A message is decided with its last frame.
+        """
+        told: list[tuple[int, int, bool]] = []
+        runs = self.runs
+        while frames and runs:
+            run = runs[0]
+            if run.frames > 1 or not run.whole:
+                taken = min(frames, run.frames)
+                frames -= taken
+                run.frames -= taken
+                run.whole = run.whole and sent
+                if run.frames:
+                    break
+                told.append((run.first, run.first, run.whole))
+                runs.popleft()
+                continue
+            taken = min(frames, run.last - run.first + 1)
+            frames -= taken
+            told.append((run.first, run.first + taken - 1, sent))
+            run.first += taken
+            if run.first > run.last:
+                runs.popleft()
+        if frames:
+            assert self.first, "a link reports what it was not given"
+            told.append((self.first, self.first + frames - 1, sent))
+            self.first += frames
+        return told
+
+    def rest(self) -> list[tuple[int, int]]:
+        """What is not reported, as ranges, once it is sealed; it is forgotten."""
+        assert not self.first, "a run is open"
+        left = [(run.first, run.last) for run in self.runs]
+        self.runs.clear()
+        return left
+
+
+class Pieces:
+    """A message that is handed to a link as fragments, in the original's form: pieces in strict order, each a frame of its own.
+
+    Args:
+        data: the message, longer than one piece.
+        message_id: 0 to 65,535.
+        maximum: payload of a frame that the peer takes, in bytes, 8 more than PIECE_MIN at least.
+    """
+
+    __slots__ = ("_data", "_id", "_size", "count", "offset")
+
+    def __init__(self, data: Payload, message_id: int, maximum: int) -> None:
+        self._data = data
+        self._id = message_id
+        self.offset = 0
+        """Bytes that were handed on."""
+        self._size = piece_size(maximum)
+        self.count = -(-len(data) // self._size)
+        """Pieces in all."""
+
+    def peek(self) -> tuple[FragmentHeader, Payload]:
+        """The next piece, and what stands before it; it stays."""
+        offset, total = self.offset, len(self._data)
+        piece = self._data[offset : offset + self._size]
+        flags = (_FIRST if offset == 0 else 0) | (_LAST if offset + len(piece) == total else 0)
+        return FragmentHeader(self._id, total, offset, flags), piece
+
+    def drop(self) -> bool:
+        """The next piece has been handed on. True: it was the last one."""
+        self.offset += self._size
+        return self.offset >= len(self._data)
+
+
+def piece_size(maximum: int) -> int:
+    """Bytes of a message in each fragment for a peer of this maximum; 0 when it is too small for fragments."""
+    size = min(maximum - 8, PIECE_MAX)
+    return size if size >= PIECE_MIN else 0

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 Key = bytes | tuple[str, int]
 """What a peer is known by: its instance id, or for a classic peer its (IPv4 address, TCP listening port)."""
 
-CLASSIC_MAX_MESSAGE = 512
-"""Bytes that may be sent to a peer whose CAPABILITY is not in, as the original's defaults have it."""
+FRAGMENTED_MAX = 4096
+"""Bytes of the longest message that is sent to a classic peer in fragments: the original puts together so many, unless it is told otherwise."""
 
 DEFAULT_MAX_MESSAGE = 8192
 
@@ -218,11 +218,13 @@ class Peer:
     def max_message(self) -> int:
         """Longest message in bytes that can be sent to it: the smaller limit of the two sides.
 
-        Until its capabilities are in: 512 for a classic peer, else our own limit.
+        A classic peer takes up to 4,096 bytes (our own limit, if that is smaller) in fragments where its own limit is below that, and before its
+        capabilities are in. Of any other peer whose capabilities are not in: our own limit.
         """
-        if self.capabilities is not None:
-            return min(self.own_max_message, self.capabilities.max_message)
-        return min(self.own_max_message, CLASSIC_MAX_MESSAGE) if self.instance is None else self.own_max_message
+        theirs = self.own_max_message if self.capabilities is None else self.capabilities.max_message
+        if self.instance is None:
+            theirs = FRAGMENTED_MAX if self.capabilities is None else max(theirs, FRAGMENTED_MAX)
+        return min(self.own_max_message, theirs)
 
     def reject(self, reason: RejectReason = RejectReason.UNSPECIFIED) -> None:
         """Send it away: see ConnectionRequested. The peers that a node makes can; one without a node has no connection."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from .. import errors
 from .._core import values
 from ..protocol.connections import Connection, Former
+from ..protocol.outbox import HIGHEST_FIRST, NORMAL, Key, Priority, lowest_admitted
 from ..protocol.peer import Peer
 from .inbox import Inbox
 from .statistics import PeerStatistics, QueueStatus
@@ -24,6 +25,20 @@ FRAME_OVERHEAD = 12
 """Bytes of header and CRC around a payload."""
 _MANY_MESSAGES = 4096
 """Messages that cross the border in one call at most, so that other tasks and links come to their turn."""
+
+
+class SendOptions(TypedDict, total=False):
+    """What can be said about a message that is sent, beside its bytes. See Peer.send."""
+
+    priority: Priority
+    key: Key | None
+    no_delay: bool
+    connect: bool
+    timeout: float | str | None
+
+
+_Left = tuple[bytes, bool, Key | None]
+"""What another thread has left: payload, no_delay, key."""
 
 Reached = Callable[["Remote | None", errors.PeerTalkError | None], None]
 """Told once how an attempt to connect ended: with the peer, or with an error."""
@@ -63,15 +78,30 @@ def as_bytes(payloads: Iterable[Payload]) -> list[bytes]:
     return messages
 
 
+def check_choices(priority: int, key: Key | None) -> Priority:
+    """The class of a message, checked with its key.
+
+    Raises:
+        InvalidArgument: priority is none of the four. WrongType: key is no str and no int.
+    """
+    if key is not None and not isinstance(key, str | int):
+        raise errors.WrongType(f"a key is a str or an int, not {type(key).__name__}")
+    try:
+        return Priority(priority)
+    except ValueError:
+        raise errors.InvalidArgument(f"priority {priority!r}: it is one of peertalk.Priority, LOW 0 to CRITICAL 3") from None
+
+
 class Remote(Peer):
     """A peer as the engine sees it: its connection, what waits for it, and its counters. The front doors add the calls that users make.
 
-    quick: send function of its open link while nothing waits before a new message, else None. Whoever calls it adds 1 to accepted.
+    quick: send function of its open link while nothing waits before a NORMAL message, else None. Whoever calls it adds 1 to accepted. lowest: the
+    lowest class that the peer takes, by the pressure that it reported on its connection.
     """
 
     __slots__ = (
-        "afar", "attempts", "connection", "early", "failed", "former", "inbox", "pinging", "quick", "reaching", "received", "received_bytes",
-        "refusal", "retry", "stream", "transport",
+        "_afar", "attempts", "connection", "failed", "former", "inbox", "lowest", "pinging", "quick", "reaching", "received",
+        "received_bytes", "refusal", "retry", "stream", "transport",
     )  # fmt: skip
 
     transport: Transport
@@ -86,14 +116,13 @@ class Remote(Peer):
         self.inbox: Inbox | None = None
         self.reaching: list[Reached] | None = None
         self.pinging: list[Measured] | None = None
-        self.afar: deque[bytes] | None = None
+        self.lowest = Priority.LOW
+        self._afar: tuple[deque[_Left], ...] | None = None
         self.retry: Timer | None = None
         self.former: Former | None = None
         self.attempts = 0
         self.refusal: errors.PeerTalkError | None = None
         """How it rejected us, the last time that it did."""
-        self.early: list[tuple[int, int, Any]] | None = None
-        """Outcomes that came before those of earlier messages: (first, last, event), in order."""
         self.stream: Outgoing | None = None
         """The stream to it that is on its way."""
         self.failed = 0
@@ -133,6 +162,16 @@ class Remote(Peer):
         if self.stream is not None:
             self.stream.go_on()
 
+    def on_pressure(self) -> None:
+        """The peer's capabilities are in, or in again: what its pressure refuses waits from now on, what it refuses no longer goes on. One of ours
+        refuses LOW only: its connection is paused while its inbox is full, which holds the rest back without a word."""
+        capabilities = self.capabilities
+        lowest = lowest_admitted(0 if capabilities is None else capabilities.pressure)
+        self.lowest = lowest if self.classic else min(lowest, NORMAL)
+        if self.lowest > NORMAL:
+            self.quick = None
+        self.transport.pump(self)
+
     def on_lost(self, error: errors.PeerTalkError) -> None:
         """The link is gone: whoever waits for room must hear why."""
         if self.stream is not None:
@@ -145,21 +184,24 @@ class Remote(Peer):
 
     @property
     def handed(self) -> int:
-        """Messages that were given to a link, or will not be."""
+        """Messages that were given to a link, at least in part, or will not be."""
         return self.accepted if self.outbox is None else self.accepted - len(self.outbox)
 
     @property
     def queue(self) -> QueueStatus:
         """How full the way to this peer is."""
-        outbox = self.outbox
-        reason = ""
-        if outbox:
+        outbox, reason, pressure = self.outbox, "", 0
+        if self.connection is not None and self.capabilities is not None:
+            pressure = self.capabilities.pressure
+        if self.connection is not None and self.lowest > Priority.LOW:
+            reason = "pressure"
+        elif outbox is not None:
             reason = "connection" if self.connection is None else "slots"
         return QueueStatus(
             pending=self.accepted - self.reported,
             capacity=self.transport.config.send_queue_size,
             bytes=0 if outbox is None else outbox.bytes,
-            pressure=0 if outbox is None else outbox.pressure,
+            pressure=pressure if outbox is None else max(pressure, outbox.pressure),
             reason=reason,
         )
 
@@ -168,9 +210,11 @@ class Remote(Peer):
         sent = self.reported - self.failed
         return PeerStatistics(self.accepted, sent, self.failed, self.received, self.received_bytes, self.queue)
 
-    def accept(self, payload: bytes | bytearray | memoryview, no_delay: bool, may_block: bool = True) -> bool:
+    def accept(
+        self, payload: bytes | bytearray | memoryview, no_delay: bool, priority: int = NORMAL, key: Key | None = None, *, may_block: bool = True
+    ) -> bool:
         """Into the link if nothing waits before it, else into the outbox; with Config.when_full "sync", and if it may, it blocks instead until
-        what waits has gone. False: no room.
+        what waits has gone. False: no room, or the peer's pressure refuses its class.
 
         Raises:
             Timeout: the blocking send could not begin in time; nothing was accepted.
@@ -182,24 +226,46 @@ class Remote(Peer):
         size = payload.nbytes if isinstance(payload, memoryview) else len(payload)
         if size > limit:
             raise transport.too_large(self, size)
-        if connection is not None and not self.outbox and self.connected:
-            code = connection.link.send_frame(values.DATA, payload, values.NO_DELAY) if no_delay else connection.link.send(payload)
-            if code >= 0:
-                transport.hint(code)
-                self.accepted += 1
-                return True
-            transport.refused(self, code)
-        if may_block and connection is not None and self.connected and transport.config.when_full == "sync":
-            code = transport.send_sync(self, payload, values.NO_DELAY if no_delay else 0)
-            if code >= 0:
-                return True
-        return transport.enqueue(self, bytes(payload))
+        if self.lowest and priority < self.lowest and connection is not None and (key is None or self.outbox is None or key not in self.outbox):
+            return False
+        in_pieces = False
+        if connection is not None and self.connected:
+            if priority is not NORMAL and not connection.classes:
+                self._use_classes(connection)
+            in_pieces = self.instance is None and size > connection.link.max_message
+            if self.outbox is None and not in_pieces:
+                code = connection.link.send_frame(values.DATA, payload, values.NO_DELAY) if no_delay else connection.link.send(payload)
+                if code >= 0:
+                    transport.hint(code)
+                    self.accepted += 1
+                    return True
+                transport.refused(self, code)
+            if may_block and not in_pieces and transport.config.when_full == "sync":
+                code = transport.send_sync(self, payload, values.NO_DELAY if no_delay else 0)
+                if code >= 0:
+                    return True
+        taken = transport.enqueue(self, bytes(payload), priority, key)
+        if in_pieces:
+            transport.move(self)
+        return taken
 
-    def accept_many(self, messages: list[bytes], start: int) -> int:
+    def _use_classes(self, connection: Connection) -> None:
+        """From the first message of another class on the system holds little that has not left: nothing overtakes what it holds. While all are of one
+        class that would only cost throughput."""
+        connection.classes = True
+        self.transport.world.bound_unsent(connection.socket)
+
+    def is_refused(self, priority: int) -> bool:
+        """Whether the pressure that the peer reported refuses this class now."""
+        return priority < self.lowest and self.connection is not None
+
+    def accept_many(self, messages: list[bytes], start: int, priority: int = NORMAL) -> int:
         """As many as there is room for now, at most what all slots hold, which is one write. 0: wait for room."""
         transport, connection = self.transport, self.connection
-        if connection is None or self.outbox or not self.connected:
-            return int(self.accept(messages[start], False))
+        if connection is None or self.outbox is not None or not self.connected or priority < self.lowest:
+            return int(self.accept(messages[start], False, priority))
+        if priority is not NORMAL and not connection.classes:
+            self._use_classes(connection)
         slots_hold = transport.pipeline_depth * (transport.core.limits.slot_size // (len(messages[start]) + FRAME_OVERHEAD))
         stop = start + max(1, min(_MANY_MESSAGES, slots_hold))
         part = messages if start == 0 and len(messages) <= stop else messages[start:stop]
@@ -208,7 +274,9 @@ class Remote(Peer):
         if taken:
             transport.hint(values.NEEDS_TURN | (code if code > 0 else 0))
         elif code == errors.MessageTooLarge.code:
-            raise transport.too_large(self, len(part[0]))
+            return int(self.accept(part[0], False, priority))  # in pieces, or not at all
+        elif priority != NORMAL:
+            return int(self.accept(part[0], False, priority))  # at the link the quicker sender wins; in the outbox each class has its turn
         else:
             self.quick = None
             transport.refused(self, code)
@@ -216,11 +284,18 @@ class Remote(Peer):
                 return int(self.accept(messages[start], False))
         return int(taken)
 
-    def accept_from_afar(self, payload: bytes) -> None:
+    # From other threads ---------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def afar(self) -> bool:
+        """Whether other threads have left messages that the engine has not taken."""
+        return self._afar is not None and any(self._afar)
+
+    def accept_from_afar(self, payload: bytes, no_delay: bool = False, priority: int = NORMAL, key: Key | None = None) -> None:
         """Accept one message on another thread than the engine's: it waits, within the same bound, until the engine takes it.
 
         Raises:
-            WouldBlock: as many wait already. MessageTooLarge, InvalidState.
+            WouldBlock: as many wait already, or the peer's pressure refuses the class. MessageTooLarge, InvalidState.
         """
         transport = self.transport
         limit, _ = transport.limit_of(self)
@@ -228,24 +303,37 @@ class Remote(Peer):
             raise transport.too_large(self, len(payload))
         with transport.lock:
             transport.check_open()
-            if self.afar is None:
-                self.afar = deque()
-            if len(self.afar) >= transport.config.send_queue_size:
-                raise self.no_room()
-            self.afar.append(payload)
+            if self._afar is None:
+                self._afar = tuple(deque() for _ in Priority)
+            if self.is_refused(priority) or len(self._afar[priority]) >= transport.config.send_queue_size:
+                raise self.no_room(priority)
+            self._afar[priority].append((payload, no_delay, key))
         transport.post(self.on_room)
 
     def take_from_afar(self) -> None:
-        """Move on what other threads left, as far as there is room."""
-        while self.afar:
-            try:
-                if not self.accept(self.afar[0], False, may_block=False):
-                    return
-            except errors.PeerTalkError as error:
-                self.transport.fail_unnumbered(self, error)
-            self.afar.popleft()
+        """Move on what other threads left, as far as there is room: of each class in order, the highest first."""
+        for priority in HIGHEST_FIRST:
+            left = self._afar[priority] if self._afar is not None else ()
+            while left:
+                payload, no_delay, key = left[0]
+                try:
+                    if not self.accept(payload, no_delay, priority, key, may_block=False):
+                        break
+                except errors.PeerTalkError as error:
+                    self.transport.fail_unnumbered(self, error)
+                left.popleft()
 
-    def no_room(self) -> errors.WouldBlock:
+    def drop_from_afar(self) -> int:
+        """Take away what other threads left; how many."""
+        count = sum(map(len, self._afar or ()))
+        self._afar = None
+        return count
+
+    def no_room(self, priority: int = NORMAL) -> errors.WouldBlock:
         """The error for a message that must not wait and cannot be taken."""
+        if self.is_refused(priority) and self.capabilities is not None:
+            text = f"peer {self.name!r} reports a pressure of {self.capabilities.pressure}: it takes {Priority(self.lowest).name} messages"
+            text += " only" if self.lowest is Priority.CRITICAL else " and above only"
+            return errors.WouldBlock(f"{text} until that falls; wait with send, or raise the priority", reason="pressure", peer=self.name)
         text = f"no room for a message to peer {self.name!r}: {self.queued:,} wait (Config.send_queue_size, send_queue_bytes)"
         return errors.WouldBlock(text, reason="queue", peer=self.name)

@@ -397,6 +397,9 @@ class SimulatedWorld(World):
         with contextlib.suppress(errors.PeerTalkError):
             connection.abort()
 
+    def bound_unsent(self, connection: Any) -> None:
+        """As World.bound_unsent(): a simulated stream holds what it holds."""
+
     def silent_for(self, connection: Any) -> float:
         """As World.silent_for()."""
         return float(connection.silent_for())

@@ -12,8 +12,10 @@ from .._core.values import LinkStatistics, LoopStatistics, PoolStatistics
 class QueueStatus(msgspec.Struct, frozen=True):
     """How full the way to one peer is.
 
-    pending: messages accepted and not yet taken by the system; capacity: messages that the outbox holds at most; bytes: payload bytes in the outbox;
-    pressure: fill of the outbox, 0 to 100; reason: what holds messages up, "" (nothing), "slots" or "connection".
+    pending: messages accepted and not yet taken by the system; capacity: messages that the outbox holds at most (HIGH ones an eighth more, CRITICAL
+    ones a quarter more); bytes: payload bytes in the outbox; pressure: fill of the outbox or what the peer has reported of itself, the larger one, 0
+    to 100; reason: what holds messages up, "" (nothing), "slots", "connection", or "pressure" (the peer refuses LOW messages, a classic one from 75
+    on NORMAL, from 90 on HIGH ones).
     """
 
     pending: int

@@ -194,6 +194,7 @@ class Switchboard:
         if known is None or capabilities.datagram_port != known.datagram_port:
             self.transport.datagrams.place(peer)
         connection.link.max_message = min(self.transport.max_message, capabilities.max_message)
+        peer.on_pressure()
 
     def _greeted_late(self, connection: Connection, peer: Remote, instance: bytes, capabilities: Capabilities) -> bool:
         """Whom we dialled and took for classic, because its CAPABILITY did not come in time, is one of ours: its peer becomes that. False: it cannot,
@@ -453,7 +454,6 @@ class Switchboard:
         capabilities = peer.capabilities
         limit = _CLASSIC_LIMIT if capabilities is None else capabilities.max_message
         connection.link.max_message = min(self.transport.max_message, limit)
-        connection.base = peer.handed
         peer.connection = connection
         self.transport.datagrams.place(peer)
         peer.attempts = 0
@@ -468,7 +468,7 @@ class Switchboard:
                 self.transport.emit(events.ConnectionRequested, peer)
             self.transport.emit(events.PeerConnected, peer)
         self.pulse.opened(connection, peer)
-        self.transport.pump(peer)
+        peer.on_pressure()
         reached, connection.reached = connection.reached, None
         if reached is not None:
             reached(peer, None)
@@ -481,7 +481,7 @@ class Switchboard:
         peer = leaving.peer
         assert isinstance(peer, Remote)
         if peer.connection is leaving:
-            leaving.handed = peer.handed - leaving.base
+            leaving.handed.seal(peer.accepted)
             peer.connection = None
             peer.quick = None
         leaving.advance(Step.RETIRE)
@@ -537,9 +537,9 @@ class Switchboard:
     def _farewell(self, connection: Connection) -> None:
         """Closing: when all is handed over, say DISCONNECT and shut."""
         peer = connection.peer
-        if isinstance(peer, Remote) and (peer.queued or peer.afar):
+        if isinstance(peer, Remote) and (peer.outbox is not None or peer.afar):
             self.transport.pump(peer)
-            if peer.queued or peer.afar:
+            if peer.outbox is not None or peer.afar:
                 return
         reason = connection.rejection
         kind, payload = (values.DISCONNECT, b"") if reason is None else (values.REJECT, bytes((reason,)))
@@ -646,7 +646,7 @@ class Switchboard:
         attached = isinstance(peer, Remote) and peer.connection is connection
         if attached:
             assert isinstance(peer, Remote)
-            connection.handed = peer.handed - connection.base
+            connection.handed.seal(peer.accepted)
         if connection.link is not None:
             self.transport.totals.add(connection.link.statistics())
             connection.link.close()
@@ -658,9 +658,9 @@ class Switchboard:
             self._keep_held(connection)
         if connection.reassembly is not None:
             connection.reassembly.close()
-        if isinstance(peer, Remote) and connection.handed > connection.reported:
-            first, last = connection.base + connection.reported + 1, connection.base + connection.handed
-            self.transport.fail(peer, first, last, events.Outcome.UNKNOWN, error or self.transport.closed_error(peer))
+        if isinstance(peer, Remote):
+            for first, last in connection.handed.rest():
+                self.transport.fail(peer, first, last, events.Outcome.UNKNOWN, error or self.transport.closed_error(peer))
         if fault:
             log.info("%s", error)  # an event and a counter tell of it; a line for each would let strangers fill the log
             self.transport.emit(events.LinkFault, connection.address, peer, error)
@@ -701,7 +701,7 @@ class Switchboard:
         """The peer has lost its connection."""
         peer = connection.peer
         assert isinstance(peer, Remote)
-        connection.handed = peer.handed - connection.base
+        connection.handed.seal(peer.accepted)
         peer.connection = None
         peer.quick = None
         peer.former = Former(connection.dialled, connection.since, self.transport.world.clock())

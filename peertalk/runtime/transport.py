@@ -3,9 +3,9 @@
 A state machine without coroutines, tasks or futures. One thread calls turn(); each call serves what the loop found, moves queued messages to links
 that have room, and acts on deadlines. Results go to publish() as events and to the callbacks that were left here. Any thread may call post().
 
-The order of one peer's messages is the order of acceptance: straight into its link while nothing waits before it, else into its outbox, from where
-pump() moves them on. Messages to a peer are numbered from 1; those given to one link are a contiguous range, which is how the counts that a link
-reports become the ranges of Sent and Failed.
+The order of one peer's messages of one class is the order of acceptance: straight into its link while nothing waits before it, else into its outbox,
+from where pump() moves them on, higher classes first. Messages to a peer are numbered from 1; its connection keeps which of them its link was given,
+in that order, which is how the counts that a link reports become the ranges of Sent and Failed.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ..config import Config
 from ..protocol import events
 from ..protocol.connections import Connection, State
 from ..protocol.discovery import Changed, Found, Gone
-from ..protocol.outbox import Outbox
-from ..protocol.peer import Peer, PeerFlag, PeerState
+from ..protocol.outbox import NORMAL, Key, Outbox, Pieces, piece_size
+from ..protocol.peer import FRAGMENTED_MAX, Peer, PeerFlag, PeerState
 from ..protocol.wire import INSTANCE_SIZE
 from .datagrams import Datagrams
 from .finder import Finder
@@ -42,6 +42,8 @@ _UNBOUNDED = 1 << 62
 _UNTAKEN_TIME = 5.0
 """Seconds that a full inbox may stay untouched before a warning is logged."""
 _STARVED_RETRY = 0.01
+_CANCELLED = -28
+"""PT_ERR_CANCELLED: what a message that was replaced ended with."""
 
 
 class Timer(NamedTuple):
@@ -93,6 +95,8 @@ class Transport:
         self.pipeline_depth: int = core.limits.pipeline_depth if depth_is_default else config.pipeline_depth
         self.finder: Finder | None = None
         self._starved: set[Remote] = set()
+        self._fragmented = 0
+        """Message id of the next message that is sent in fragments, of the whole node as in the original."""
         self.totals = LinkTotals()
         self._peer_class = peer_class
         self.before_closing: Callable[[int], None] | None = None
@@ -349,62 +353,111 @@ class Transport:
         if not isinstance(peer, Remote):
             return
         if count:
-            first = connection.base + connection.reported + 1
-            connection.reported += count
-            last = first + count - 1
-            if code == 0:
-                self.totals.sent += count
-                if first == peer.reported + 1 and not peer.early:
-                    peer.reported = last
-                    if peer.stream is not None:
-                        peer.stream.told(first, last, None)
-                    if self.publish is not None:
-                        self.publish(events.Sent(peer, first, last))
-                else:
-                    self._report(peer, first, last, events.Sent(peer, first, last))
+            handed = connection.handed
+            if code == 0 and not handed.runs:
+                first = handed.first
+                handed.first = first + count
+                self._tell_sent(peer, first, first + count - 1)
             else:
-                self.fail(peer, first, last, events.Outcome.UNKNOWN, self.closed_error(peer))
+                for first, last, sent in handed.report(count, sent=code == 0):
+                    if sent:
+                        self._tell_sent(peer, first, last)
+                    else:
+                        self.fail(peer, first, last, events.Outcome.UNKNOWN, self.closed_error(peer))
         if connection.state is State.OPEN and not self.closing and peer.state is PeerState.CONNECTED:
             self.pump(peer)
         else:
             self.switchboard.slots_came_free(connection)
 
+    def _tell_sent(self, peer: Remote, first: int, last: int) -> None:
+        count = last - first + 1
+        self.totals.sent += count
+        peer.reported += count
+        if peer.stream is not None:
+            peer.stream.told(first, last, None)
+        if self.publish is not None:
+            self.publish(events.Sent(peer, first, last))
+
     # Messages out -------------------------------------------------------------------------------------------------------------------------
 
     def pump(self, peer: Remote) -> None:
         """Move what waits in the outbox to the link, as far as it takes it; then tell those who wait for room."""
-        connection, outbox = peer.connection, peer.outbox
+        if self.move(peer):
+            peer.on_room()
+
+    def move(self, peer: Remote) -> bool:
+        """Move what waits in the outbox to the link, as far as it takes it. False: there is no link."""
+        connection = peer.connection
         if connection is None or connection.state is not State.OPEN:
-            return
+            return False
         if connection.owed:
             self.switchboard.pulse.pay(connection)
+        outbox = peer.outbox
+        if outbox is None or self._hand_over(peer, connection, outbox):
+            peer.outbox = None
+            if not connection.handed.first:
+                connection.handed.open(peer.accepted + 1)
+            if peer.state is PeerState.CONNECTED and not self.closing and peer.lowest <= NORMAL:
+                peer.quick = connection.link.send
+        return True
+
+    def _hand_over(self, peer: Remote, connection: Connection, outbox: Outbox) -> bool:
+        """Give the link what waits, in its order. False: it took no more."""
         link = connection.link
-        while outbox:
+        while outbox or connection.pieces is not None:
+            if connection.pieces is not None:  # before anything else of any class: the other side puts together one message at a time
+                code = self._hand_piece(connection, connection.pieces)
+                if code < 0:
+                    self.refused(peer, code)
+                    return False
+                continue
             waiting = outbox.peek(_PUMP)
             accepted, code = link.send_many(waiting)
-            outbox.drop(accepted)
+            for first, last in outbox.drop(accepted):
+                connection.handed.add(first, last)
             self.hint(code)
             if accepted == len(waiting):
                 continue
-            self.refused(peer, code)
-            if code != errors.MessageTooLarge.code or peer.handed - connection.base > connection.reported:
-                break  # no room now; or, before one that can never go, the rest must be reported
-            self._skip_too_large(peer, connection, outbox, len(waiting[accepted]))
-        if not outbox:
-            peer.outbox = None
-            if peer.state is PeerState.CONNECTED and not self.closing:
-                peer.quick = link.send
-        peer.on_room()
+            if code == errors.MessageTooLarge.code:
+                code = self._hand_too_large(peer, connection, outbox)
+            if code < 0:
+                self.refused(peer, code)
+                return False
+        return True
 
-    def _skip_too_large(self, peer: Remote, connection: Connection, outbox: Outbox, size: int) -> None:
-        outbox.drop(1)
-        connection.base += 1
-        number = peer.handed
-        self.totals.abandoned += 1
-        self.fail(peer, number, number, events.Outcome.FAILED, self.too_large(peer, size))
+    def _hand_too_large(self, peer: Remote, connection: Connection, outbox: Outbox) -> int:
+        """The next message is longer than a frame may be: begin to hand it in pieces, or skip it where it can never go."""
+        data = outbox.peek(1)[0]
+        limit, _ = self.limit_of(peer)
+        if len(data) > limit:
+            [(number, _)] = outbox.drop(1)
+            self.totals.abandoned += 1
+            self.fail(peer, number, number, events.Outcome.FAILED, self.too_large(peer, len(data)))
+            return 0
+        pieces = Pieces(data, self._fragmented, connection.link.max_message)
+        code = self._hand_piece(connection, pieces)
+        if code >= 0:
+            self._fragmented = self._fragmented + 1 & 0xFFFF
+            [(number, _)] = outbox.drop(1)
+            connection.handed.add(number, number, pieces.count)
+            self.totals.accepted += 1
+        return code
 
-    def enqueue(self, peer: Remote, payload: bytes) -> bool:
-        """Put a message behind those that wait, and connect if need be. False: there is no room, and nothing has changed.
+    def _hand_piece(self, connection: Connection, pieces: Pieces) -> int:
+        """Give the link one fragment. It counts each as a message and its header as payload, which is put right here."""
+        header, piece = pieces.peek()
+        fragment = self.core.encode_fragment(*header) + piece
+        code: int = connection.link.send_frame(values.DATA, fragment, values.FRAGMENT)
+        if code >= 0:
+            connection.pieces = None if pieces.drop() else pieces
+            self.totals.accepted -= 1
+            self.totals.payload_sent -= len(fragment) - len(piece)
+            self.hint(code)
+        return code
+
+    def enqueue(self, peer: Remote, payload: bytes, priority: int = NORMAL, key: Key | None = None) -> bool:
+        """Put a message behind those of its class that wait, or in the place of the one with its key, and connect if need be. False: there is no
+        room, and nothing has changed.
 
         Raises:
             NotConnected: the peer is being disconnected.
@@ -413,13 +466,21 @@ class Transport:
             raise errors.NotConnected(f"peer {peer.name!r} is being disconnected", peer=peer.name)
         if peer.outbox is None:
             peer.outbox = Outbox(self.config.send_queue_size, self.config.send_queue_bytes)
+            if peer.connection is not None:
+                peer.connection.handed.seal(peer.accepted)
         peer.quick = None
-        if peer.outbox.put(payload):
-            peer.accepted += 1
-            if peer.connection is None and peer.retry is None and not self.connections.dialling(peer):
-                self.switchboard.reach(peer, lambda *_: None)
-            return True
-        return False
+        number = peer.accepted + 1
+        replaced = peer.outbox.put(payload, number, priority, key)
+        if replaced is None:
+            return False
+        peer.accepted = number
+        if replaced:
+            self.totals.abandoned += 1
+            text = f"message {replaced:,} to peer {peer.name!r} was replaced by message {number:,} with the same key, {key!r}"
+            self.fail(peer, replaced, replaced, events.Outcome.REPLACED, errors.PeerTalkError(text, code=_CANCELLED, peer=peer.name))
+        if peer.connection is None and peer.retry is None and not self.connections.dialling(peer):
+            self.switchboard.reach(peer, lambda *_: None)
+        return True
 
     def send_sync(self, peer: Remote, payload: bytes | bytearray | memoryview, flags: int) -> int:
         """Block until a connected peer's link has taken what waits and then this message. Returns hints, or why it did not: let it wait then.
@@ -430,10 +491,10 @@ class Transport:
         connection = peer.connection
         assert connection is not None
         link, code = connection.link, 0
-        while peer.outbox and code == 0:
-            handed, code = peer.handed, link.drain()
+        while peer.outbox is not None and code == 0:
+            before, code = (peer.handed, connection.pieces and connection.pieces.offset), link.drain()
             self.pump(peer)
-            if code == 0 and peer.handed == handed:
+            if code == 0 and (peer.handed, connection.pieces and connection.pieces.offset) == before:
                 return errors.WouldBlock.code  # not for want of slots: memory comes free by and by
         if code == 0:
             code = link.send_sync(payload, flags)
@@ -465,9 +526,15 @@ class Transport:
     def limit_of(self, peer: Remote) -> tuple[int, str]:
         """The largest message to this peer, bytes, and whose limit it is."""
         connection = peer.connection
-        if connection is not None and connection.link is not None and connection.link.max_message < self.max_message:
-            return connection.link.max_message, "its MAX_MESSAGE" if peer.capabilities is not None else "a classic peer that has not said more"
-        return self.max_message, "of this core"
+        if connection is None or connection.link is None or connection.link.max_message >= self.max_message:
+            return self.max_message, "of this core"
+        limit: int = connection.link.max_message
+        whose = "its MAX_MESSAGE" if peer.capabilities is not None else "a classic peer that has not said more"
+        if not peer.classic or limit >= FRAGMENTED_MAX or not piece_size(limit):
+            return limit, whose
+        if self.max_message <= FRAGMENTED_MAX:
+            return self.max_message, "of this core"
+        return FRAGMENTED_MAX, f"what a classic peer puts together of fragments; in one frame it takes {limit:,}, {whose}"
 
     def hint(self, code: int) -> None:
         """Act on what a link said beside success; a refusal says nothing."""
@@ -483,19 +550,11 @@ class Transport:
         self.totals.failed += count
         if self.closing:
             self.unsent += count
-        self._report(peer, first, last, events.Failed(peer, first, last, outcome, error))
-
-    def _report(self, peer: Remote, first: int, last: int, event: events.Sent[Remote] | events.Failed[Remote]) -> None:
-        """Tell an outcome in its place: those of the messages before it may still be out, on a connection that retires."""
-        early = peer.early = sorted([*(peer.early or ()), (first, last, event)], key=lambda each: each[0])
-        while early and early[0][0] == peer.reported + 1:
-            first, peer.reported, told = early.pop(0)
-            if peer.stream is not None:
-                peer.stream.told(first, peer.reported, told.error if isinstance(told, events.Failed) else None)
-            if self.publish is not None:
-                self.publish(told)
-        if not early:
-            peer.early = None
+        peer.reported += count
+        if peer.stream is not None:
+            peer.stream.told(first, last, error)
+        if self.publish is not None:
+            self.publish(events.Failed(peer, first, last, outcome, error))
 
     def fail_unnumbered(self, peer: Remote, error: errors.PeerTalkError) -> None:
         """A message from another thread, accepted there, can never be sent: reported as Failed with number 0."""
@@ -509,13 +568,11 @@ class Transport:
     def fail_queued(self, peer: Remote, error: errors.PeerTalkError) -> None:
         """What waited in the outbox will not be sent, nor what other threads left."""
         outbox = peer.outbox
-        if outbox:
-            first = peer.handed + 1
-            self.totals.abandoned += outbox.clear()
-            self.fail(peer, first, peer.accepted, events.Outcome.FAILED, error)
         peer.outbox = None
-        while self.closing and peer.afar:
-            peer.afar.popleft()
+        for first, last in outbox.clear() if outbox is not None else ():
+            self.totals.abandoned += last - first + 1
+            self.fail(peer, first, last, events.Outcome.FAILED, error)
+        for _ in range(peer.drop_from_afar() if self.closing else 0):
             self.fail_unnumbered(peer, error)
         if peer.afar:
             self.post(peer.on_room)

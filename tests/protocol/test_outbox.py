@@ -1,98 +1,212 @@
-"""The outbox: first in, first out, bounded twice, nothing lost."""
+"""The outbox: in order within each class, bounded, fair, the newest of a key; and the numbers of what has left it."""
 
 from __future__ import annotations
 
+from collections import deque
+
 import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from peertalk.errors import InvalidArgument
-from peertalk.protocol.outbox import Outbox
+from peertalk.protocol.outbox import STREAK, Handed, Outbox, Pieces, Priority, lowest_admitted, piece_size
 
-MAX_MESSAGES, MAX_BYTES = 5, 40
+MAX_MESSAGES, MAX_BYTES = 8, 64
+PARTS = {Priority.LOW: 3 / 4, Priority.NORMAL: 1, Priority.HIGH: 9 / 8, Priority.CRITICAL: 5 / 4}
+classes = st.sampled_from(Priority)
 
 
-class OutboxAgainstAList(RuleBasedStateMachine):
-    """A list has no bounds and no cleverness: whatever the outbox does must be what a list does, or a refusal."""
+class OutboxAgainstLists(RuleBasedStateMachine):
+    """Four lists have no cleverness: whatever the outbox does must be what they do, or a refusal."""
 
     def __init__(self):
         super().__init__()
         self.outbox = Outbox(MAX_MESSAGES, MAX_BYTES)
-        self.model: list[bytes] = []
+        self.model = {priority: [] for priority in Priority}  # of [number, data, key]
+        self.number = 0
 
-    @rule(data=st.binary(max_size=60))
-    def put(self, data):
-        total = sum(map(len, self.model)) + len(data)
-        fits = not self.model or (len(self.model) < MAX_MESSAGES and total <= MAX_BYTES)
-        assert self.outbox.put(data) == fits
-        if fits:
-            self.model.append(data)
+    def waiting(self):
+        return [item for lane in self.model.values() for item in lane]
 
-    @rule(count=st.integers(0, 8))
-    def peek(self, count):
-        assert self.outbox.peek(count) == self.model[:count]
-
-    @rule(count=st.integers(-1, 8))
-    def drop(self, count):
-        if 0 <= count <= len(self.model):
-            self.outbox.drop(count)
-            del self.model[:count]
+    @rule(data=st.binary(max_size=90), priority=classes, key=st.sampled_from([None, None, "a", 1]))
+    def put(self, data, priority, key):
+        self.number += 1
+        total = sum(len(item[1]) for item in self.waiting())
+        there = next((item for item in self.waiting() if key is not None and item[2] == key), None)
+        got = self.outbox.put(data, self.number, priority, key)
+        if there is not None:
+            after = total + len(data) - len(there[1])
+            if after > max(MAX_BYTES, total) and len(self.waiting()) > 1:
+                assert got is None
+            else:
+                assert got == there[0]
+                there[:2] = self.number, data
+            return
+        part = PARTS[priority]
+        room = total + len(data) <= MAX_BYTES * part and len(self.waiting()) < MAX_MESSAGES * part
+        if room or not self.model[priority]:
+            assert got == 0
+            self.model[priority].append([self.number, data, key])
         else:
-            with pytest.raises(InvalidArgument):
-                self.outbox.drop(count)
+            assert got is None
 
-    @precondition(lambda self: self.model)
+    @rule(count=st.integers(0, 20))
+    def hand_on(self, count):
+        chunk = self.outbox.peek(count)
+        assert self.outbox.peek(count) == chunk, "looking changes nothing"
+        if not chunk:
+            assert not count or not self.waiting()
+            return
+        left = len(chunk) - len(chunk) // 3
+        numbers = [number for first, last in self.outbox.drop(left) for number in range(first, last + 1)]
+        lane = next(lane for lane in self.model.values() if lane and lane[0][0] == numbers[0])
+        assert [item[1] for item in lane[: len(chunk)]] == chunk
+        assert [item[0] for item in lane[:left]] == numbers
+        del lane[:left]
+
+    @rule(count=st.sampled_from([-1, 100]))
+    def drop_too_many(self, count):
+        with pytest.raises(InvalidArgument):
+            self.outbox.drop(count)
+
+    @precondition(lambda self: self.waiting())
     @rule()
     def clear(self):
-        assert self.outbox.clear() == len(self.model)
-        self.model.clear()
+        numbers = [number for first, last in self.outbox.clear() for number in range(first, last + 1)]
+        assert numbers == sorted(item[0] for item in self.waiting())
+        self.model = {priority: [] for priority in Priority}
 
     @invariant()
     def counts_agree(self):
-        assert len(self.outbox) == len(self.model) <= MAX_MESSAGES == self.outbox.capacity
-        assert self.outbox.bytes == sum(map(len, self.model))
-        assert self.outbox.bytes <= MAX_BYTES or len(self.model) == 1
-        assert self.outbox.peek(MAX_MESSAGES) == self.model
-        assert 0 <= self.outbox.pressure <= 100
-        if not self.model:
-            assert self.outbox.pressure == 0
-        if len(self.model) == MAX_MESSAGES or self.outbox.bytes >= MAX_BYTES:
-            assert self.outbox.pressure == 100
+        outbox, waiting = self.outbox, self.waiting()
+        assert len(outbox) == len(waiting) and outbox.bytes == sum(len(item[1]) for item in waiting)
+        assert outbox.capacity == MAX_MESSAGES and len(outbox) <= MAX_MESSAGES * 5 / 4 + 3
+        assert all((key in outbox) == any(item[2] == key for item in waiting) for key in ("a", 1))
+        fill = max(len(waiting) / MAX_MESSAGES, outbox.bytes / MAX_BYTES)
+        assert outbox.pressure == min(100, int(fill * 100 + 1e-9))
+        for priority, lane in self.model.items():
+            room = outbox.room(priority)
+            assert room >= (not lane) and (room > 0) == (not lane or len(waiting) < MAX_MESSAGES * PARTS[priority])
 
 
-TestOutboxAgainstAList = OutboxAgainstAList.TestCase
+TestOutboxAgainstLists = OutboxAgainstLists.TestCase
+
+
+def numbered(outbox, priority, count, start=1):
+    for number in range(start, start + count):
+        assert outbox.put(b"", number, priority) == 0
+
+
+@given(
+    steps=st.lists(st.tuples(classes, st.integers(0, 40)), max_size=12),
+    takes=st.lists(st.integers(1, 300), min_size=1, max_size=30),
+)
+def test_no_class_starves_and_none_is_disordered_whatever_waits(steps, takes):
+    """A message at the head of its class sees at most 16 + 2 of higher classes go; and while fairness allows it the highest class goes first."""
+    outbox = Outbox(100_000, 1_000_000)
+    lanes = {priority: deque() for priority in Priority}
+    passed = dict.fromkeys(Priority, 0)
+    number = 0
+    order = []
+    steps, takes = deque(steps), deque(takes)
+    while steps or outbox:
+        if steps:
+            priority, count = steps.popleft()
+            for _ in range(count):
+                number += 1
+                lanes[priority].append(number)
+                assert outbox.put(b"", number, priority) == 0
+        takes.rotate()
+        for first, last in outbox.drop(len(outbox.peek(takes[0]))):
+            for going in range(first, last + 1):
+                [priority] = [one for one, lane in lanes.items() if lane and lane[0] == going]
+                lanes[priority].popleft()
+                order.append((priority, going))
+                for lower in Priority:
+                    waits_below = lower < priority and bool(lanes[lower])
+                    passed[lower] = passed[lower] + 1 if waits_below else 0 if lower == priority or not lanes[lower] else passed[lower]
+                    assert passed[lower] <= STREAK + 2
+    assert len(order) == number
+
+
+def test_after_sixteen_of_a_higher_class_one_of_each_lower_one_goes():
+    """The pattern itself, which a property does not show."""
+    outbox = Outbox(1000, 1000)
+    for priority in Priority:
+        numbered(outbox, priority, 40, 100 * priority)
+    order = []
+    while outbox:
+        order += [first // 100 for first, last in outbox.drop(len(outbox.peek(64))) for _ in range(first, last + 1)]
+    assert order[:38] == [3] * 16 + [2, 1, 0] + [3] * 16 + [2, 1, 0]
+    assert order[38 : 38 + 8] == [3] * 8
+    assert order[-1] == 0 and all(order.count(priority) == 40 for priority in range(4))
+
+
+def test_the_highest_class_goes_first_when_it_comes_while_others_wait():
+    """A critical message behind a thousand low ones is the next to go."""
+    outbox = Outbox(1000, 1000)
+    numbered(outbox, Priority.LOW, 700)
+    assert outbox.drop(len(outbox.peek(100))) == [(1, 100)]
+    outbox.put(b"now", 701, Priority.CRITICAL)
+    assert outbox.peek(256) == [b"now"]
+    assert outbox.drop(1) == [(701, 701)]
+    assert outbox.drop(len(outbox.peek(256))) == [(101, 356)]
+
+
+def test_lower_classes_leave_room_for_higher_ones():
+    """A queue full of low messages must not shut a critical one out, and normal ones alone have the whole of it."""
+    outbox, taken = Outbox(16, 10_000), []
+    for priority in Priority:
+        count = 0
+        while outbox.put(b"", 1, priority) is not None:
+            count += 1
+        taken.append(count)
+    assert taken == [12, 4, 2, 2] and outbox.pressure == 100
+    alone = Outbox(16, 10_000)
+    numbered(alone, Priority.NORMAL, 16)
+    assert alone.put(b"", 17) is None
+
+
+def test_the_first_message_of_a_class_is_accepted_whatever_waits():
+    """Else one producer of high messages could keep the low ones out for ever, and a message longer than the whole outbox could never be sent."""
+    outbox = Outbox(2, 10)
+    for number, priority in enumerate((Priority.CRITICAL, Priority.NORMAL, Priority.LOW), 1):
+        assert outbox.put(bytes(50), number, priority) == 0
+        assert outbox.put(b"", 9, priority) is None
+    assert outbox.pressure == 100
 
 
 def test_messages_without_bytes_are_bounded_by_their_number():
     """A million empty messages weigh nothing and still fill memory."""
     outbox = Outbox(3, 10)
-    assert [outbox.put(b"") for _ in range(4)] == [True, True, True, False]
+    assert [outbox.put(b"", number) for number in range(1, 5)] == [0, 0, 0, None]
     assert outbox.pressure == 100
 
 
 def test_an_outbox_can_be_filled_to_its_last_byte():
     """The bound is inclusive."""
     outbox = Outbox(3, 10)
-    assert [outbox.put(bytes(size)) for size in (4, 7, 6, 1)] == [True, False, True, False]
+    assert [outbox.put(bytes(size), 1) for size in (4, 7, 6, 1)] == [0, None, 0, None]
     assert (len(outbox), outbox.bytes, outbox.pressure) == (2, 10, 100)
-
-
-def test_a_message_longer_than_the_whole_outbox_passes_alone():
-    """Otherwise a message that the peer can take could never be sent with a small outbox."""
-    outbox = Outbox(3, 10)
-    assert outbox.put(bytes(50))
-    assert not outbox.put(b"")
-    assert outbox.pressure == 100
-    outbox.drop(1)
-    assert outbox.put(b"x")
-    assert not outbox.put(bytes(50))
 
 
 def test_the_bytes_that_were_put_come_out_themselves():
     """No copy: the outbox holds a reference, and the caller's bytes cannot change."""
     outbox, data = Outbox(1, 1), b"payload"
-    outbox.put(data)
+    outbox.put(data, 1)
     assert outbox.peek(1)[0] is data
+
+
+def test_a_key_means_the_newest_in_the_place_and_class_of_the_oldest():
+    """A position that nobody has sent yet is worth nothing once there is a newer one; moving it back each time would keep it from ever being sent."""
+    outbox = Outbox(4, 100)
+    assert [outbox.put(data, number, 1, key) for number, (data, key) in enumerate([(b"a", None), (b"old", "pos"), (b"c", None)], 1)] == [0] * 3
+    assert outbox.put(b"newer", 4, Priority.CRITICAL, "pos") == 2
+    assert outbox.put(b"newest", 5, Priority.LOW, "pos") == 4
+    assert outbox.peek(9) == [b"a", b"newest", b"c"] and outbox.bytes == 8
+    assert outbox.drop(3) == [(1, 1), (5, 5), (3, 3)]
+    assert outbox.put(b"again", 6, 1, "pos") == 0, "what has left is not replaced"
 
 
 @pytest.mark.parametrize("limits", [(0, 1), (1, 0), (-1, 5)])
@@ -100,3 +214,114 @@ def test_an_outbox_without_room_cannot_be_made(limits):
     """It would make every send wait for ever."""
     with pytest.raises(InvalidArgument, match="1 or more"):
         Outbox(*limits)
+
+
+def test_the_classes_carry_the_numbers_of_the_original():
+    """They are compared with what the original refuses at a pressure, number by number."""
+    assert [(one.name, one.value) for one in Priority] == [("LOW", 0), ("NORMAL", 1), ("HIGH", 2), ("CRITICAL", 3)]
+    lowest = [lowest_admitted(pressure) for pressure in (0, 49, 50, 74, 75, 89, 90, 100)]
+    assert lowest == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+# What a link was given
+
+
+class HandedAgainstFrames(RuleBasedStateMachine):
+    """One entry for each frame is the truth; runs must say the same of each message, once, with its last frame."""
+
+    def __init__(self):
+        super().__init__()
+        self.handed = Handed()
+        self.accepted = 0
+        self.frames = deque()  # of (number, is its last frame)
+        self.open = False
+        self.broken = set()
+        self.waiting = []
+
+    @rule(count=st.integers(1, 5))
+    def straight(self, count):
+        if not self.open:
+            self.handed.open(self.accepted + 1)
+            self.open = True
+        for _ in range(count):
+            self.accepted += 1
+            self.frames.append((self.accepted, True))
+
+    @rule(count=st.integers(1, 4))
+    def into_the_outbox(self, count):
+        if self.open:
+            self.handed.seal(self.accepted)
+            self.open = False
+        self.waiting += range(self.accepted + 1, self.accepted + count + 1)
+        self.accepted += count
+
+    @precondition(lambda self: self.waiting and not self.open)
+    @rule(data=st.data(), frames=st.sampled_from([1, 1, 2, 3]))
+    def from_the_outbox(self, data, frames):
+        number = self.waiting.pop(data.draw(st.integers(0, len(self.waiting) - 1)))
+        self.handed.add(number, number, frames)
+        self.frames += [(number, index == frames - 1) for index in range(frames)]
+
+    @precondition(lambda self: self.frames)
+    @rule(data=st.data(), sent=st.booleans())
+    def report(self, data, sent):
+        count = data.draw(st.integers(1, len(self.frames)))
+        expected = []
+        for _ in range(count):
+            number, last = self.frames.popleft()
+            if not sent:
+                self.broken.add(number)
+            if last:
+                expected.append((number, number not in self.broken))
+        told = self.handed.report(count, sent=sent)
+        assert [(number, whole) for first, last, whole in told for number in range(first, last + 1)] == expected
+
+    @rule()
+    def end(self):
+        self.handed.seal(self.accepted)
+        self.open = False
+        left = [number for first, last in self.handed.rest() for number in range(first, last + 1)]
+        assert left == list(dict.fromkeys(number for number, _ in self.frames))
+        assert self.handed.rest() == []
+        self.frames.clear()
+
+
+TestHandedAgainstFrames = HandedAgainstFrames.TestCase
+
+
+def test_what_is_handed_in_order_is_one_range_whichever_way_it_went():
+    """A report that a million messages were sent is one event, also where some of them waited."""
+    handed = Handed()
+    handed.open(1)
+    handed.seal(10)
+    handed.add(11, 20)
+    handed.open(21)
+    assert not handed.runs and handed.first == 1
+    assert handed.report(30, sent=True) == [(1, 30, True)]
+
+
+# Fragments
+
+
+@given(size=st.integers(249, 4096), maximum=st.sampled_from([72, 100, 255, 256, 257, 512, 4000]))
+def test_pieces_join_to_the_message_in_the_form_that_the_original_expects(size, maximum):
+    """First and last are marked, offsets have no gap, no piece is longer than the original's slots, and nothing but the last is shorter."""
+    data = bytes(index * 7 % 251 for index in range(size))
+    pieces = Pieces(data, 513, maximum)
+    joined, done, count = b"", False, 0
+    while not done:
+        header, piece = pieces.peek()
+        assert pieces.peek() == (header, piece)
+        count += 1
+        assert header[:3] == (513, size, len(joined))
+        joined += piece
+        done = pieces.drop()
+        assert header.flags == (1 if count == 1 else 0) | (2 if done else 0)
+        assert len(piece) == min(maximum - 8, 248) or done
+    assert joined == data and count == pieces.count
+
+
+@pytest.mark.parametrize(("maximum", "size"), [(71, 0), (72, 64), (255, 247), (256, 248), (512, 248), (8192, 248)])
+def test_a_piece_is_248_bytes_or_what_the_peer_takes(maximum, size):
+    """Its queue slots hold 256; less than 64 it does not send either."""
+    assert piece_size(maximum) == size

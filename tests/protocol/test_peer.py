@@ -137,13 +137,14 @@ def test_a_name_from_the_network_cannot_write_to_the_terminal():
 
 
 def test_the_longest_message_is_the_smaller_limit_of_the_two_sides():
-    """Section 6 of the protocol; 512 until a classic peer has said more."""
+    """Section 6 of the protocol; what a classic peer takes in no single frame goes in fragments, of which it puts together 4,096 bytes."""
     classic = Peer(("10.0.0.3", 1), own_max_message=8192)
-    assert classic.max_message == 512
+    assert classic.max_message == 4096
     assert Peer(("10.0.0.3", 1), own_max_message=256).max_message == 256
     assert Peer(INSTANCE, instance=INSTANCE, own_max_message=1024).max_message == 1024
-    classic.capabilities = Capabilities(4096, 1024, 0, 0)
-    assert classic.max_message == 4096
+    for announced, takes in ((256, 4096), (4096, 4096), (4097, 4097), (8192, 8192)):
+        classic.capabilities = Capabilities(announced, 1024, 0, 0)
+        assert classic.max_message == takes
     classic.own_max_message = 1024
     assert classic.max_message == 1024
 

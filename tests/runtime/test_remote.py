@@ -6,28 +6,42 @@ The link here is one that takes as many as it is told to; the engine is real but
 from __future__ import annotations
 
 import array
+import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from peertalk import errors
 from peertalk._core import values
 from peertalk.config import Config
+from peertalk.protocol import events
 from peertalk.protocol.connections import Connection, Step
+from peertalk.protocol.outbox import Priority
 from peertalk.protocol.peer import PeerEvent
-from peertalk.runtime.remote import FRAME_OVERHEAD, Remote, as_bytes, payload_of
+from peertalk.protocol.wire import Capabilities
+from peertalk.runtime.remote import FRAME_OVERHEAD, Remote, as_bytes, check_choices, payload_of
 from peertalk.runtime.transport import Transport
 from peertalk.runtime.world import World
 
 WOULD_BLOCK, TOO_LARGE = errors.WouldBlock.code, errors.MessageTooLarge.code
 
 
+class NoSockets(World):
+    """Counts the connections whose unsent bytes were bounded; those of this module have no socket."""
+
+    bounded = 0
+
+    def bound_unsent(self, connection):
+        self.bounded += 1
+
+
 @pytest.fixture(scope="module")
 def engine():
     """An engine that was never opened: it has peers and a loop, no socket, and speaks to nobody."""
     config = Config(name="ada", core="reference", discovery=False, send_queue_size=4, send_queue_bytes=64 * 1024)
-    made = Transport(config, World(), Remote, lambda: None)
+    made = Transport(config, NoSockets(), Remote, lambda: None)
     yield made
     made.close_now()
 
@@ -59,9 +73,10 @@ class GivenLink:
 _numbers = iter(range(1, 1 << 30))
 
 
-def peer_of(engine, link=None):
+def peer_of(engine, link=None, *, classic=False):
     number = next(_numbers)
-    peer = Remote(number.to_bytes(8, "big"), name="bob", address=("127.0.0.1", 1))
+    instance = None if classic else number.to_bytes(8, "big")
+    peer = Remote(instance or ("127.0.0.1", number), instance=instance, name="bob", address=("127.0.0.1", 1))
     peer.attach(engine)
     if link is not None:
         connection = Connection(number, ("127.0.0.1", 1), dialled=True, now=0.0, peer=peer)
@@ -70,6 +85,7 @@ def peer_of(engine, link=None):
         connection.link = link
         peer.connection = connection
         peer.advance(PeerEvent.OPENED)
+        peer.on_pressure()
     return peer
 
 
@@ -206,3 +222,390 @@ def test_those_who_wait_for_a_connection_are_told_once(engine):
     peer.tell_reaching(error)
     peer.tell_reaching(None)
     assert told == [(None, error)] * 2
+
+
+# Classes, keys, pressure, pieces
+
+
+class PartLink:
+    """A link of the engine that takes as many frames as it is told to, and remembers them: (flags, payload)."""
+
+    def __init__(self, room=1 << 30, max_message=8192):
+        self.room = room
+        self.max_message = max_message
+        self.frames = []
+        self.pending = 0
+        self.paused = False
+
+    def send_frame(self, type, payload=b"", flags=0):
+        if type != values.DATA:
+            return 0  # it has its own room, and is not reported
+        if len(payload) > self.max_message:
+            return TOO_LARGE
+        if not self.room:
+            return WOULD_BLOCK
+        self.room -= 1
+        self.frames.append((flags, bytes(payload)))
+        return 0
+
+    def send(self, payload):
+        return self.send_frame(values.DATA, payload)
+
+    def send_many(self, payloads, start=0):
+        for index in range(start, len(payloads)):
+            if (code := self.send(payloads[index])) < 0:
+                return index - start, code
+        return len(payloads) - start, 0
+
+    def shut(self):
+        self.room = 0
+
+    def close(self):
+        self.room = 0
+
+    def statistics(self):
+        return values.LinkStatistics(*[0] * len(values.LinkStatistics._fields))
+
+    @property
+    def plain(self):
+        return [payload for flags, payload in self.frames if not flags & values.FRAGMENT]
+
+    def joined(self):
+        """Whole messages in order: fragments as the original joins them, which allows nothing in between."""
+        whole, running = [], None
+        for flags, payload in self.frames:
+            if not flags & values.FRAGMENT:
+                assert running is None, "a message in between pieces"
+                whole.append(payload)
+                continue
+            message, total, offset, marks = struct.unpack_from(">HHHB", payload)
+            assert len(payload) <= 256 and payload[7] == 0
+            if marks & 1:
+                assert running is None and offset == 0
+                running = [message, total, b""]
+            assert running is not None and running[:2] == [message, total] and offset == len(running[2])
+            running[2] += payload[8:]
+            if marks & 2:
+                assert len(running[2]) == total
+                whole.append(running[2])
+                running = None
+        return whole
+
+
+def capabilities(pressure=0, max_message=8192):
+    return Capabilities(max_message, 1024, pressure, 5)
+
+
+class AnyTraffic(RuleBasedStateMachine):
+    """Any mix of calls, of what the link takes and reports, and of ends: each accepted message has one outcome, and a truthful one."""
+
+    def __init__(self):
+        super().__init__()
+        config = Config(name="ada", core="reference", discovery=False, send_queue_size=8, send_queue_bytes=20_000)
+        self.engine = Transport(config, NoSockets(), Remote, lambda: None)
+        self.told = []
+        self.engine.publish = self.told.append
+        self.peer = Remote(("127.0.0.1", 1), name="classic", address=("127.0.0.1", 1))
+        self.peer.attach(self.engine)
+        self.engine.peers[self.peer.key] = self.peer
+        self.accepted = {}  # number: (payload, priority, key)
+        self.links = []
+        self.confirmed = []  # frames of each link that were reported, with (count, sent)
+        self.serial = 0
+        self.connection = None
+
+    @rule(max_message=st.sampled_from([256, 512, 8192]), room=st.integers(0, 30), pressure=st.sampled_from([None, 0, 50, 75, 90]))
+    @precondition(lambda self: self.connection is None)
+    def connect(self, max_message, room, pressure):
+        self.engine.cancel(self.peer.retry)
+        self.peer.retry = None
+        self.connection = connection = Connection(self.engine.tag(), ("127.0.0.1", 1), dialled=True, now=0.0, peer=self.peer)
+        for step in (Step.DIAL, Step.ESTABLISH):
+            connection.advance(step)
+        connection.link = PartLink(room)
+        self.links.append(connection.link)
+        self.confirmed.append([])
+        self.engine.connections.add(connection)
+        self.peer.capabilities = None if pressure is None else capabilities(pressure, max_message)
+        self.engine.switchboard._open(connection, self.peer)
+
+    def teach(self, payload, number, priority, key):
+        assert number not in self.accepted
+        self.accepted[number] = payload, priority, key
+
+    @rule(priority=st.sampled_from(Priority), size=st.sampled_from([6, 100, 300, 600, 4096]), key=st.sampled_from([None, None, "pos", 3]))
+    def send(self, priority, size, key):
+        if self.connection is None:
+            return
+        self.serial += 1
+        payload = self.serial.to_bytes(4, "big") + bytes(size - 4)
+        before = self.peer.accepted
+        if self.peer.accept(payload, False, priority, key):
+            assert self.peer.accepted == before + 1
+            self.teach(payload, before + 1, priority, key)
+        else:
+            assert self.peer.accepted == before
+
+    @rule(count=st.integers(1, 20), size=st.sampled_from([6, 600]), priority=st.sampled_from([Priority.NORMAL, Priority.LOW]))
+    def send_many(self, count, size, priority):
+        if self.connection is None:
+            return
+        payloads = [(self.serial + number).to_bytes(4, "big") + bytes(size - 4) for number in range(1, count + 1)]
+        self.serial += count
+        first = self.peer.accepted + 1
+        for payload in payloads[: self.peer.accept_many(payloads, 0, priority)]:
+            self.teach(payload, first, priority, None)
+            first += 1
+
+    @rule()
+    def send_quickly(self):
+        if self.peer.quick is None:
+            return
+        self.serial += 1
+        payload = self.serial.to_bytes(4, "big")
+        assert self.peer.outbox is None
+        if self.peer.quick(payload) >= 0:
+            self.peer.accepted += 1
+            self.teach(payload, self.peer.accepted, Priority.NORMAL, None)
+
+    @rule(data=st.data(), room=st.integers(0, 20), sent=st.sampled_from([True, True, True, False]))
+    def report(self, data, room, sent):
+        if self.connection is None:
+            return
+        link, confirmed = self.links[-1], self.confirmed[-1]
+        open_frames = len(link.frames) - sum(count for count, _ in confirmed)
+        count = data.draw(st.integers(0, open_frames))
+        confirmed.append((count, sent))
+        link.room = room
+        self.engine._sent(self.connection, count, 0 if sent else errors.ConnectionClosed.code)
+
+    @rule(pressure=st.sampled_from([0, 49, 50, 75, 90]), max_message=st.sampled_from([256, 700, 8192]))
+    def hear_capability(self, pressure, max_message):
+        if self.connection is None:
+            return
+        self.peer.capabilities = capabilities(pressure, max_message)
+        self.connection.link.max_message = max_message
+        self.peer.on_pressure()
+
+    @rule(error=st.booleans())
+    def lose(self, error):
+        if self.connection is None:
+            return
+        self.engine.switchboard._end(self.connection, errors.ConnectionClosed("lost") if error else None)
+        self.connection = None
+
+    @invariant()
+    def counted(self):
+        assert self.peer.accepted == len(self.accepted) >= self.peer.reported
+        outcomes = self.outcomes()
+        assert self.peer.reported == len(outcomes)
+        stats_failed = sum(what is not None for what in outcomes.values())
+        assert (self.engine.totals.sent, self.engine.totals.failed) == (len(outcomes) - stats_failed, stats_failed)
+        if self.peer.quick is not None:
+            assert self.peer.outbox is None and self.peer.lowest <= Priority.NORMAL
+
+    def outcomes(self):
+        outcomes = {}
+        for event in self.told:
+            if isinstance(event, events.Sent | events.Failed):
+                for number in range(event.first, event.last + 1):
+                    assert number not in outcomes, f"two outcomes of {number}"
+                    outcomes[number] = None if isinstance(event, events.Sent) else event.outcome
+        return outcomes
+
+    def teardown(self):
+        self.lose(True)
+        self.engine.fail_queued(self.peer, errors.ConnectionClosed("over"))
+        outcomes = self.outcomes()
+        assert sorted(outcomes) == sorted(self.accepted)
+        number_of = {payload: number for number, (payload, _, _) in self.accepted.items()}
+        handed, whole_on_wire, last_of_class = set(), set(), dict.fromkeys(Priority, 0)
+        for link, confirmed in zip(self.links, self.confirmed, strict=True):
+            good = [sent for count, sent in confirmed for _ in range(count)]
+            good += [False] * (len(link.frames) - len(good))
+            state = {}
+            for (flags, payload), sent in zip(link.frames, good, strict=True):
+                start = payload[8:] if flags & values.FRAGMENT else payload
+                if not flags & values.FRAGMENT or payload[6] & 1:
+                    number = next(number_of[each] for each in number_of if each[:4] == start[:4])
+                    assert number not in handed, "handed twice"
+                    handed.add(number)
+                    _, priority, key = self.accepted[number]
+                    if key is None and all(other is None for _, _, other in self.accepted.values()):
+                        assert number > last_of_class[priority], "overtaken within its class"
+                        last_of_class[priority] = number
+                state[number] = state.get(number, True) and sent
+            joined = link.joined() if link.frames and not self.cut_at_the_end(link) else []
+            whole_on_wire |= {number_of[payload] for payload in joined}
+            for number, sent in state.items():
+                if outcomes[number] is None:
+                    assert sent, f"{number} was falsely confirmed"
+                else:
+                    assert outcomes[number] is events.Outcome.UNKNOWN and not (sent and number in whole_on_wire)
+        for number, what in outcomes.items():
+            if number not in handed:
+                assert what in (events.Outcome.FAILED, events.Outcome.REPLACED)
+                assert what is not events.Outcome.REPLACED or self.accepted[number][2] is not None
+        self.engine.close_now()
+
+    @staticmethod
+    def cut_at_the_end(link):
+        flags, payload = link.frames[-1]
+        return bool(flags & values.FRAGMENT) and not payload[6] & 2
+
+
+AnyTraffic.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestAnyTraffic = AnyTraffic.TestCase
+
+
+def test_a_higher_class_overtakes_what_waits_and_the_outcomes_name_the_right_numbers(engine):
+    """The number that send returned is the one that its outcome carries, though it left out of turn."""
+    link = PartLink(room=1)
+    peer = peer_of(engine, link)
+    told = []
+    engine.publish = told.append
+    for number, priority in enumerate((Priority.NORMAL, Priority.LOW, Priority.NORMAL, Priority.CRITICAL), 1):
+        assert peer.accept(b"%d" % number, False, priority) and peer.accepted == number
+    link.room = 9
+    engine._sent(peer.connection, 1, 0)
+    assert link.plain == [b"1", b"4", b"3", b"2"] and peer.quick is not None
+    assert peer.quick(b"5") == 0
+    peer.accepted += 1
+    engine._sent(peer.connection, 4, 0)
+    assert [(event.first, event.last) for event in told] == [(1, 1), (4, 4), (3, 3), (2, 2), (5, 5)]
+    engine.publish = None
+
+
+def test_what_lies_unsent_in_the_system_is_bounded_once_there_are_classes(engine):
+    """Nothing overtakes what the system holds. While all are of one class a bound would only cost throughput."""
+    peer = peer_of(engine, PartLink())
+    before = engine.world.bounded
+    assert peer.accept(b"x", False) and peer.accept_many([b"x"], 0) and engine.world.bounded == before
+    for _ in range(2):
+        assert peer.accept(b"x", False, Priority.HIGH) and peer.accept_many([b"x"], 0, Priority.LOW) and engine.world.bounded == before + 1
+
+
+def test_the_newest_of_a_key_is_sent_and_the_others_end_as_replaced(engine):
+    """Truthful: the peer has not got them, and they did not fail for any fault."""
+    link = PartLink(room=0)
+    peer = peer_of(engine, link)
+    told = []
+    engine.publish = told.append
+    before = engine.totals.abandoned
+    for data, key in ((b"1", "pos"), (b"2", None), (b"3", "pos"), (b"4", 7), (b"5", "pos")):
+        assert peer.accept(data, False, key=key)
+    link.room = 9
+    engine.pump(peer)
+    assert link.plain == [b"5", b"2", b"4"] and peer.accepted == 5 and engine.totals.abandoned - before == 2
+    assert [(event.first, event.outcome, event.error.code) for event in told] == [
+        (1, events.Outcome.REPLACED, -28),
+        (3, events.Outcome.REPLACED, -28),
+    ]
+    assert "message 3 to peer 'bob' was replaced by message 5 with the same key, 'pos'" in str(told[1].error)
+    assert peer.accept(b"6", False, key="pos") and link.plain[-1] == b"6", "what has left is not replaced"
+    engine.publish = None
+
+
+@pytest.mark.parametrize(("pressure", "refused"), [(0, 0), (49, 0), (50, 1), (74, 1), (75, 2), (89, 2), (90, 3), (100, 3)])
+def test_the_peers_pressure_refuses_the_lower_classes_at_the_originals_thresholds(engine, pressure, refused):
+    """LOW, then NORMAL, then HIGH; CRITICAL always goes. Nothing is accepted of what is refused."""
+    link = PartLink()
+    peer = peer_of(engine, link, classic=True)
+    peer.capabilities = capabilities(pressure)
+    peer.on_pressure()
+    assert (peer.quick is None) == (refused > Priority.NORMAL)
+    assert [peer.accept(b"x", False, priority) for priority in Priority] == [priority >= refused for priority in Priority]
+    assert [peer.accept_many([b"x"], 0, priority) for priority in Priority] == [int(priority >= refused) for priority in Priority]
+    assert peer.accepted == len(link.plain) == 2 * (4 - refused)
+    assert peer.queue.pressure == pressure and peer.queue.reason == ("pressure" if refused else "")
+    if refused:
+        refusal = peer.no_room(Priority(refused - 1))
+        assert refusal.reason == "pressure" and f"'bob' reports a pressure of {pressure}: it takes {Priority(refused).name}" in str(refusal)
+        with pytest.raises(errors.WouldBlock):
+            peer.accept_from_afar(b"x", False, Priority(refused - 1))
+    peer.capabilities = capabilities(0)
+    peer.on_pressure()
+    assert peer.quick is not None and peer.accept(b"x", False, Priority.LOW)
+
+
+def test_the_pressure_of_one_of_ours_refuses_low_messages_only(engine):
+    """Its connection is paused while its inbox is full: that holds NORMAL ones back, and lets them go on without a round trip."""
+    peer = peer_of(engine, PartLink())
+    peer.capabilities = capabilities(100)
+    peer.on_pressure()
+    assert peer.quick is not None and [peer.accept(b"x", False, priority) for priority in Priority] == [False, True, True, True]
+
+
+def test_a_message_that_waits_can_be_renewed_whatever_the_pressure(engine):
+    """It leaves anyway; refusing the newer one would only make it an old one."""
+    link = PartLink(room=0)
+    peer = peer_of(engine, link)
+    assert peer.accept(b"old", False, Priority.LOW, "pos")
+    peer.capabilities = capabilities(100)
+    peer.on_pressure()
+    assert peer.accept(b"new", False, Priority.LOW, "pos") and not peer.accept(b"other", False, Priority.LOW, "other")
+    link.room = 5
+    engine.pump(peer)
+    assert link.plain == [b"new"]
+
+
+@pytest.mark.parametrize("size", [513, 3_968, 4_096])
+def test_a_long_message_goes_to_a_classic_peer_in_pieces_whatever_room_there_is(engine, size):
+    """Cut where the link refuses, finished before anything else, of any class, goes; and it is sent when its last piece is."""
+    link = PartLink(room=3, max_message=512)
+    peer = peer_of(engine, link, classic=True)
+    told = []
+    engine.publish = told.append
+    data = bytes(index % 251 for index in range(size))
+    assert peer.accept(b"before", False) and peer.accept(data, True, Priority.LOW) and peer.accept(b"after", False, Priority.CRITICAL)
+    reported = 0
+    while peer.reported < 3:
+        assert len(link.frames) > reported, "it stopped"
+        count, reported, link.room = len(link.frames) - reported, len(link.frames), 2
+        engine._sent(peer.connection, count, 0)
+    assert link.joined() == [b"before", data, b"after"] and peer.quick is not None
+    assert [number for event in told for number in range(event.first, event.last + 1)] == [1, 2, 3]
+    engine.publish = None
+
+
+def test_message_ids_of_fragments_count_for_the_whole_node_and_wrap(engine):
+    """As the original: one 16-bit counter."""
+    engine._fragmented = 0xFFFF
+    links = [PartLink(max_message=512) for _ in range(2)]
+    for link in links:
+        assert peer_of(engine, link, classic=True).accept(bytes(600), False)
+    assert [struct.unpack_from(">H", link.frames[0][1])[0] for link in links] == [0xFFFF, 0]
+
+
+def test_what_no_fragments_can_carry_is_refused_before_a_byte_is_sent(engine):
+    """The original would put 16 pieces of it on the wire and then fail; to one of ours a limit is a limit."""
+    classic, ours, tight = PartLink(max_message=512), PartLink(max_message=512), PartLink(max_message=71)
+    for link, is_classic, limit, said in (
+        (classic, True, 4096, "fragments; in one frame it takes 512"),
+        (ours, False, 512, ""),
+        (tight, True, 71, ""),
+    ):
+        peer = peer_of(engine, link, classic=is_classic)
+        with pytest.raises(errors.MessageTooLarge, match=rf"peer 'bob': the limit is {limit:,} \(.*{said}"):
+            peer.accept(bytes(limit + 1), False)
+        with pytest.raises(errors.MessageTooLarge):
+            peer.accept_many([bytes(limit + 1)], 0)
+        assert not link.frames and peer.accepted == 0
+
+
+def test_messages_of_another_thread_do_not_wait_behind_a_lower_class(engine):
+    """A low one that has no room must not hold up a critical one."""
+    peer = peer_of(engine, PartLink(room=0))
+    while peer.accept(b"low", False, Priority.LOW):
+        pass
+    for data, priority in ((b"more", Priority.LOW), (b"now", Priority.CRITICAL)):
+        peer.accept_from_afar(data, False, priority)
+    peer.take_from_afar()
+    assert peer.outbox.peek(9) == [b"now"] and peer.afar and peer.drop_from_afar() == 1 and not peer.afar
+
+
+@pytest.mark.parametrize(("priority", "key", "error"), [(4, None, "priority 4"), (-1, None, "priority -1"), (1, b"k", "bytes"), (1, 1.5, "float")])
+def test_what_is_no_class_or_no_key_is_refused(priority, key, error):
+    """A key of bytes would never match the str of the same look."""
+    with pytest.raises(errors.InvalidArgument, match=error):
+        check_choices(priority, key)

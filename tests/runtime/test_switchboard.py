@@ -53,8 +53,8 @@ def frame(kind, payload=b"", sequence=0, flags=0):
     return body + struct.pack(">H", crc16(body))
 
 
-def capability(max_message=8192):
-    return frame(CAPABILITY, struct.pack(">BBHBBHBBBBBH", 1, 2, max_message, 2, 2, 1024, 3, 1, 0, 4, 2, 5))
+def capability(max_message=8192, pressure=0):
+    return frame(CAPABILITY, struct.pack(">BBHBBHBBBBBH", 1, 2, max_message, 2, 2, 1024, 3, 1, pressure, 4, 2, 5))
 
 
 class ClassicPeer:
@@ -264,13 +264,13 @@ async def test_a_classic_peer_is_dialled_when_it_is_found_and_only_once(free_por
         events = ada.events()
         classic.announce(port)
         found = (await next_event(events, pt.PeerFound)).peer
-        assert found.classic and found.name == "CREF" and found.id == f"127.0.0.1:{classic.address[1]}" and found.max_message == 512
+        assert found.classic and found.name == "CREF" and found.id == f"127.0.0.1:{classic.address[1]}" and found.max_message == 4096
         await classic.meet()
         kind, flags, sequence, payload = await classic.hear()
         assert (kind, flags, sequence) == (CAPABILITY, 0, 0) and payload[:4] == bytes((1, 2, 0x20, 0))
         classic.say(capability(2000))
         assert (await next_event(events, pt.PeerConnected)).peer is found
-        assert found.max_message == 2000
+        assert found.max_message == 4096
         await found.send(b"to the old world")
         await found.send(b"at once", no_delay=True)
         assert [await classic.hear() for _ in range(2)] == [(DATA, 0, 0, b"to the old world"), (DATA, 0, 1, b"at once")]
@@ -299,9 +299,9 @@ async def test_no_data_leaves_before_the_other_sides_capability():
         assert not connecting.done()
         classic.say(capability(300))
         peer = await connecting
-        assert peer.max_message == 300
-        with pytest.raises(pt.MessageTooLarge, match=r"301 bytes.*limit is 300 \(its MAX_MESSAGE\)"):
-            await peer.send(bytes(301))
+        assert peer.max_message == 4096
+        with pytest.raises(pt.MessageTooLarge, match=r"4,097 bytes.*limit is 4,096 \(.*fragments; in one frame it takes 300, its MAX_MESSAGE\)"):
+            await peer.send(bytes(4097))
         await peer.send(bytes(300))
         assert await classic.hear() == (DATA, 0, 0, bytes(300))
 
@@ -312,9 +312,9 @@ async def test_a_peer_that_says_nothing_counts_as_classic_with_small_messages(mo
     async with ClassicPeer() as classic, pt.Node("ada", **loopback()) as ada:
         peer = await ada.connect(classic.address, timeout=GUARD)
         await classic.meet()
-        assert peer.classic and peer.max_message == 512
-        with pytest.raises(pt.MessageTooLarge, match=r"513 bytes.*limit is 512 \(a classic peer"):
-            await peer.send(bytes(513))
+        assert peer.classic and peer.max_message == 4096
+        with pytest.raises(pt.MessageTooLarge, match=r"4,097 bytes.*limit is 4,096 \(.*it takes 512, a classic peer"):
+            await peer.send(bytes(4097))
         await peer.send(bytes(512))
         assert [len((await classic.hear())[3]) > 0 for _ in range(2)] == [True, True]
         classic.say(capability(1000), frame(PING))
@@ -335,13 +335,13 @@ async def test_a_classic_peer_that_dials_us_may_send_at_once_and_all_that_its_pr
         assert await classic.hear() is not None
         assert await classic.hear() == (PONG, 0, 0, b"")
         peer = (await next_event(events, pt.PeerConnected)).peer
-        assert peer.classic and peer.max_message == 700 and ada.stats().frames_ignored >= 2
+        assert peer.classic and peer.max_message == 4096 and ada.stats().frames_ignored >= 2
         await peer.send(bytes(700))
         assert len((await classic.hear())[3]) == 700
         classic.say(capability(400), frame(PING))
         assert (await classic.hear())[0] == PONG
         with pytest.raises(pt.MessageTooLarge):
-            await peer.send(bytes(401))
+            await peer.send(bytes(4097))
         await ada.aclose()
         assert await classic.hear() == (DISCONNECT, 0, 1, b"")
         assert await classic.hear() is None
@@ -469,6 +469,107 @@ async def test_pieces_that_are_held_back_are_put_together_when_their_connection_
         assert [(await ada.receive(timeout=GUARD)).data for _ in expected] == expected
         for writer in (ours, theirs):
             writer.close()
+
+
+async def joined(classic):
+    """The next message, put together as the original does; the message id, None for a plain one; and the sequence numbers of its frames."""
+    whole, ids, sequences = b"", None, []
+    while True:
+        kind, flags, sequence, payload = await classic.hear()
+        assert kind == DATA
+        sequences.append(sequence)
+        if not flags:
+            assert not whole, "a message in between pieces"
+            return payload, None, sequences
+        assert flags == 0x10 and 8 <= len(payload) <= 256
+        number, total, offset, marks, reserved = struct.unpack_from(">HHHBB", payload)
+        assert ids in (None, (number, total)) and offset == len(whole) and reserved == 0 and bool(marks & 1) == (offset == 0)
+        ids = (number, total)
+        whole += payload[8:]
+        if marks & 2:
+            assert len(whole) == total
+            return whole, number, sequences
+
+
+async def test_a_classic_peer_gets_long_messages_in_fragments_in_their_place():
+    """Section 9: pieces of 248 bytes, one message at a time, ids of the whole node from 0, each a frame of the sequence; nothing before its turn."""
+    async with ClassicPeer() as classic, pt.Node("ada", **loopback()) as ada:
+        connecting = asyncio.create_task(ada.connect(classic.address, timeout=GUARD))
+        await classic.meet()
+        classic.say(capability(512))
+        peer = await connecting
+        events = ada.events()
+        assert (await classic.hear())[0] == CAPABILITY
+        sizes = [512, 513, 0, 3_968, 4_096, 1]
+        before = ada.stats().payload_bytes_sent
+        messages = [bytes((index * 31 + size) % 256 for index in range(size)) for size in sizes]
+        await peer.send_many(messages[:3])
+        for message in messages[3:]:
+            await peer.send(message, no_delay=True)
+        got = [await joined(classic) for _ in sizes]
+        assert [data for data, _, _ in got] == messages
+        assert [number for _, number, _ in got] == [None, 0, None, 1, 2, None]
+        sequences = [sequence for _, _, each in got for sequence in each]
+        assert sequences == list(range(len(sequences))) and len(sequences) == 1 + 3 + 1 + 16 + 17 + 1
+        with pytest.raises(pt.MessageTooLarge):
+            await peer.send(bytes(4_097))
+        told = []
+        while len(told) < len(sizes):
+            sent = await next_event(events, pt.Sent)
+            told += range(sent.first, sent.last + 1)
+        assert told == [1, 2, 3, 4, 5, 6]
+        stats = ada.stats()
+        assert (stats.messages_accepted, stats.messages_sent, stats.payload_bytes_sent - before) == (6, 6, sum(sizes))
+
+
+async def test_a_classic_peers_pressure_makes_senders_wait_until_it_falls():
+    """A peer that says that it is full is left alone, by class; who waits goes on when it says that it has room, in order."""
+    async with ClassicPeer() as classic, pt.Node("ada", **loopback()) as ada:
+        connecting = asyncio.create_task(ada.connect(classic.address, timeout=GUARD))
+        await classic.meet()
+        classic.say(capability(pressure=80))
+        peer = await connecting
+        assert (await classic.hear())[0] == CAPABILITY
+        assert peer.queue.pressure == 80 and peer.queue.reason == "pressure"
+        with pytest.raises(pt.WouldBlock, match="reports a pressure of 80: it takes HIGH messages and above only") as raised:
+            peer.send_nowait(b"refused")
+        assert raised.value.reason == "pressure"
+        waiting = [asyncio.create_task(peer.send(data)) for data in (b"first", b"second")]
+        waiting.append(asyncio.create_task(peer.send(b"low", priority=pt.Priority.LOW)))
+        assert await peer.send(b"high", priority=pt.Priority.HIGH) == 1
+        assert (await classic.hear())[3] == b"high" and not any(task.done() for task in waiting)
+        classic.say(capability(pressure=60))
+        assert [(await classic.hear())[3] for _ in range(2)] == [b"first", b"second"]
+        assert [await task for task in waiting[:2]] == [2, 3] and not waiting[2].done() and peer.send_nowait(b"normal") == 4
+        assert (await classic.hear())[3] == b"normal"
+        classic.say(capability())
+        assert (await classic.hear())[3] == b"low" and await waiting[2] == 5
+
+
+async def test_a_message_cut_short_by_the_end_of_its_link_is_unknown():
+    """A part of it left: nobody can say that the peer has not got it, and it has not been sent."""
+    async with ClassicPeer() as classic, pt.Node("ada", **loopback(send_queue_size=10_000, send_queue_bytes=2**26)) as ada:
+        connecting = asyncio.create_task(ada.connect(classic.address, timeout=GUARD))
+        await classic.meet()
+        classic.say(capability(512))
+        peer = await connecting
+        events = ada.events()
+        classic.writer.transport.pause_reading()
+        (connection,) = ada._transport.connections.by_tag.values()
+        while connection.pieces is None:
+            peer.send_nowait(bytes(4_000))
+            if peer.accepted % 64 == 0:
+                await asyncio.sleep(0)
+        cut = peer.handed
+        ada._transport.switchboard._end(connection, None)
+        outcomes = {}
+        while len(outcomes) < peer.accepted:
+            event = await asyncio.wait_for(anext(events), GUARD)
+            if isinstance(event, pt.Sent | pt.Failed):
+                outcomes |= dict.fromkeys(range(event.first, event.last + 1), getattr(event, "outcome", None))
+        assert outcomes[cut] is pt.Outcome.UNKNOWN
+        assert all(outcomes[number] is not pt.Outcome.FAILED for number in range(1, cut + 1))
+        assert all(outcomes[number] is pt.Outcome.FAILED for number in range(cut + 1, peer.accepted + 1))
 
 
 async def test_a_message_that_is_refused_leaves_no_gap_in_the_sequence_numbers():
@@ -825,7 +926,7 @@ async def test_one_of_ours_that_greets_late_is_no_classic_peer_for_ever(monkeypa
     async with ClassicPeer() as late, pt.Node("ada", **loopback()) as ada:
         peer = await ada.connect(late.address, timeout=GUARD)
         await late.meet()
-        assert peer.classic and peer.max_message == 512
+        assert peer.classic and peer.max_message == 4096
         await peer.send(b"to a classic peer")
         greeting = encode_capabilities(core, Capabilities(8192, 1024, 0, 0, instance, "late", late.address[1]))
         late.say(frame(CAPABILITY, greeting), frame(DATA, b"here"))
@@ -1062,4 +1163,4 @@ async def test_who_began_as_a_classic_peer_cannot_take_over_a_name_later():
         classic.say(frame(DATA, b"hello"), frame(CAPABILITY, encode_capabilities(core, Capabilities(8192, 1, 0, 0, b"pretends", "bob"))), frame(PING))
         peer = (await ada.receive(timeout=GUARD)).peer
         assert [(await classic.hear())[0] for _ in range(2)] == [CAPABILITY, PONG]
-        assert peer.classic and peer.max_message == 512 and peer.name == "" and ada.stats().frames_ignored == 1
+        assert peer.classic and peer.max_message == 4096 and peer.name == "" and ada.stats().frames_ignored == 1

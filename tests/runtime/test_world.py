@@ -261,6 +261,10 @@ def test_a_connection_is_tuned_to_be_quick_and_to_notice_the_dead(world, keep):
     assert dialled.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 1, "0 would be refused by the system"
     unix, _other = map(keep, socket.socketpair())
     world.tune(unix, 15.0)  # no TCP at all: options that do not exist are no error
+    assert dialled.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == 0
+    world.bound_unsent(dialled)
+    assert 0 < dialled.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) <= 128 * 1024
+    world.bound_unsent(unix)
 
 
 @linux
