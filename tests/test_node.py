@@ -1019,7 +1019,7 @@ async def test_a_port_that_is_taken_is_an_error_when_it_was_asked_for_and_gives_
 async def test_a_stream_between_two_nodes_arrives_whole_and_tells_of_its_progress(core):
     """The receiver needs no other call than for messages."""
     content = bytes(range(256)) * 256
-    async with pair(core=core.name) as (_, bob, peer):
+    async with pair(core=core.name, ping_interval=0) as (_, bob, peer):
         steps = []
         async with peer.stream_out(content, lambda sent, total: steps.append((sent, total))) as out:
             assert await out.finished(timeout=GUARD) is pt.StreamState.COMPLETED

@@ -395,9 +395,8 @@ def test_ctrl_c_ends_a_call_that_waits_without_end(core, start_python):
 def test_datagrams_and_streams_have_the_same_names_without_await(core):
     """Two nodes on one thread: each is turned by its own calls."""
     content = bytes(range(256)) * 40
-    with Node("ada", **loopback(core=core.name, udp_port=0)) as ada, Node("bob", **loopback(core=core.name, udp_port=0)) as bob, beside(
-        lambda: bob.receive(timeout=GUARD)
-    ) as first:
+    options = loopback(core=core.name, udp_port=0, ping_interval=0)
+    with Node("ada", **options) as ada, Node("bob", **options) as bob, beside(lambda: bob.receive(timeout=GUARD)) as first:
         peer = ada.connect(bob.address, timeout=GUARD)
         peer.send(b"first", timeout=GUARD)
         back = first.result(GUARD).peer

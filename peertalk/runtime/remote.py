@@ -211,10 +211,11 @@ class Remote(Peer):
         return PeerStatistics(self.accepted, sent, self.failed, self.received, self.received_bytes, self.queue)
 
     def accept(
-        self, payload: bytes | bytearray | memoryview, no_delay: bool, priority: int = NORMAL, key: Key | None = None, *, may_block: bool = True
+        self, payload: bytes | bytearray | memoryview, no_delay: bool, priority: int = NORMAL, key: Key | None = None, *, may_block: bool = True,
+        refusable: bool = True,
     ) -> bool:
         """Into the link if nothing waits before it, else into the outbox; with Config.when_full "sync", and if it may, it blocks instead until
-        what waits has gone. False: no room, or the peer's pressure refuses its class.
+        what waits has gone. False: no room, or the peer's pressure refuses its class (if it is refusable: part of a stream is not).
 
         Raises:
             Timeout: the blocking send could not begin in time; nothing was accepted.
@@ -226,8 +227,9 @@ class Remote(Peer):
         size = payload.nbytes if isinstance(payload, memoryview) else len(payload)
         if size > limit:
             raise transport.too_large(self, size)
-        if self.lowest and priority < self.lowest and connection is not None and (key is None or self.outbox is None or key not in self.outbox):
-            return False
+        if self.lowest and refusable and priority < self.lowest and connection is not None:
+            if key is None or self.outbox is None or key not in self.outbox:
+                return False
         in_pieces = False
         if connection is not None and self.connected:
             if priority is not NORMAL and not connection.classes:

@@ -104,7 +104,7 @@ class Outgoing:
             return
         while not self._stop:
             chunk = stream.next_chunk(self._rtt(), connection.link.max_message)
-            if not chunk or not peer.accept(chunk, False):
+            if not chunk or not peer.accept(chunk, False, refusable=False):
                 return
             stream.accept(peer.accepted, len(chunk))
 

@@ -35,8 +35,8 @@ class MadeUpPeer:
         self.accepted = 0
         self.got = []
 
-    def accept(self, payload, no_delay):
-        assert not no_delay and self.connection.state is State.OPEN
+    def accept(self, payload, no_delay, *, refusable):
+        assert not no_delay and not refusable and self.connection.state is State.OPEN
         if len(self.got) >= self.room:
             return False
         self.got.append(payload)
