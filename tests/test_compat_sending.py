@@ -222,6 +222,16 @@ async def test_who_waits_for_pressure_to_fall_goes_on_when_it_has():
         assert [await old.message() for _ in range(5)] == [b"%d" % number for number in range(5)]
 
 
+async def test_a_stream_is_held_back_by_no_pressure():
+    """The original throttles messages by class, and streams not at all."""
+    async with dialled() as (old, link, _ada, peer):
+        old.peer.report(link, buffer_pressure=100)
+        await until(lambda: peer.capabilities.pressure == 100)
+        async with peer.stream_out(noise(5000)) as out:
+            assert await out.finished(timeout=GUARD) is pt.StreamState.COMPLETED
+        await old.until(lambda: b"".join(old.peer.messages) == noise(5000))
+
+
 async def test_a_capability_without_pressure_counts_as_fifty():
     """The default of the protocol: LOW is refused then. Before any CAPABILITY it is 0."""
     async with dialled(body=classic.encode_entries((1, b"\x20\0"))) as (_old, _link, _ada, peer):
