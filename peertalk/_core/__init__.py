@@ -113,11 +113,10 @@ def load(name: str | None = None) -> Core:
 
 def _load_compiled(name: str) -> Core:
     try:
-        handles = importlib.import_module("peertalk._core.handles")
-        binding = handles.Binding(name)
+        source = importlib.import_module("peertalk._core.compiled").Compiled(name)
     except ImportError as error:
         raise errors.NotSupported(f"the {name} core was not built here ({error}): run build_ffi.py, or use core='reference'") from error
-    return Core(name, binding, Limits(*binding.limits))
+    return Core(name, source, Limits(*source.limits))
 
 
 def _load_reference() -> Core:

@@ -15,7 +15,7 @@ import weakref
 import pytest
 
 from peertalk import errors
-from peertalk._core import handles
+from peertalk._core.compiled import Compiled
 from peertalk._core.values import DATA, PING, READ, SENT, WRITE
 
 NOT_CONNECTED = errors.NotConnected.code
@@ -324,7 +324,7 @@ def test_a_loop_may_be_made_on_one_thread_and_used_on_another(asserting, native)
 def test_a_core_that_was_not_built_is_an_import_error():
     """load() turns it into a sentence; here it must not be half a binding."""
     with pytest.raises(ImportError):
-        handles.Binding("nosuch")
+        Compiled("nosuch")
 
 
 def test_the_binding_of_a_core_has_no_state_but_its_module(c_core):

@@ -51,7 +51,7 @@ def read_all(socket):
 
 def test_kinds_of_decisions_have_the_numbers_of_the_header(c_core):
     """A trace that calls a loss a delivery is worse than none."""
-    kinds, lib = sys.modules["peertalk._core.handles"].TRACE_KINDS, sys.modules[f"peertalk._core._{c_core.name}"].lib
+    kinds, lib = sys.modules["peertalk._core.simulator"].TRACE_KINDS, sys.modules[f"peertalk._core._{c_core.name}"].lib
     assert [getattr(lib, f"PT_SIM_{kind.upper()}") for kind in kinds[1:]] == list(range(1, lib.PT_SIM_KINDS))
     assert [getattr(lib, f"PT_SIM_{preset.upper()}") for preset in ("none", "lan", "classic")] == [0, 1, 2]
 

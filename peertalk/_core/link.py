@@ -1,0 +1,254 @@
+"""What a loop of a compiled core serves: links, watches and timers. Their C memory is their own; the loop keeps it alive while C points into it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from peertalk import errors
+from peertalk._core.binding import Data
+from peertalk._core.handles import slot_shape
+from peertalk._core.values import DATA, LinkStatistics
+
+if TYPE_CHECKING:
+    from peertalk._core.loop import Loop
+
+MAX_DELAY_MS = 2**31 - 10_000
+"""The wheel's reach, 24.8 days, less the time since the last turn."""
+
+
+class Watch:
+    """A foreign descriptor; a turn reports (READY, tag, mask, 0) as long as it is ready for what is wanted."""
+
+    def __init__(self, loop: Loop, fd: int, tag: int, interest: int) -> None:
+        self._loop = loop
+        self._lib = loop._lib
+        self.tag = tag
+        self._watch: Any = loop._ffi.new("pt_watch *")
+        loop._watches.add(self)
+        code = self._lib.pt_watch_open(loop._context, self._watch, fd, tag, interest)
+        if code != 0:
+            loop._watches.discard(self)
+            raise loop._binding.fault(code, f"descriptor {fd} cannot be watched")
+
+    def set(self, interest: int) -> None:
+        """Change what is wanted: a sum of READ and WRITE, or 0.
+
+        Raises:
+            InvalidState: the watch is closed.
+        """
+        if self._watch is None:
+            raise errors.InvalidState("this watch is closed")
+        code = self._lib.pt_watch_set(self._loop._context, self._watch, interest)
+        if code != 0:
+            raise self._loop._binding.fault(code, f"a watch for {interest}")
+
+    def close(self) -> None:
+        """Forget the descriptor, which stays the caller's. Idempotent."""
+        if self._watch is not None:
+            self._lib.pt_watch_close(self._loop._context, self._watch)
+            self._watch = None
+            self._loop._watches.discard(self)
+
+
+class Timer:
+    """Expires once after arm(), as (TIMER, tag, 0, 0)."""
+
+    def __init__(self, loop: Loop, tag: int) -> None:
+        self._loop = loop
+        self._lib = loop._lib
+        self.tag = tag
+        self._timer = loop._ffi.new("pt_timer *")
+        self._timer.tag = tag
+
+    def arm(self, delay: float) -> None:
+        """Expire delay seconds from now, rounded up to milliseconds; 0 or less: at the next turn. Arming again moves it.
+
+        Raises:
+            InvalidState: the loop is closed.
+        """
+        self._loop._check_open()
+        delay_ms = math.ceil(min(max(0.0, delay * 1000), MAX_DELAY_MS))
+        self._lib.pt_loop_arm(self._loop._context, self._timer, delay_ms)
+        self._loop._hold(self)
+
+    def cancel(self) -> None:
+        """Never expire. Nothing happens when it is not armed."""
+        self._lib.pt_loop_cancel(self._loop._context, self._timer)
+        self._loop._armed.discard(self)
+
+    @property
+    def armed(self) -> bool:
+        """Whether it will expire."""
+        return bool(self._lib.pt_timer_is_armed(self._timer))
+
+
+class Link:
+    """One connection: what is sent waits in a pipeline, what arrives is cut into frames. Made by Loop.open_link().
+
+    Attributes:
+        send: send(payload) accepts one DATA frame. A sum of NEEDS_TURN and YIELD (0 or more), or with nothing changed: -19 every slot is taken,
+            -2 no memory, -16 longer than max_message, -18 the link is not open. TypeError: payload is no contiguous buffer of bytes.
+        send_many: send_many(payloads, start=0) accepts payloads[start:], a list, in order until one is refused: (how many were accepted,
+            the refusal or the sum of the hints seen). A wrong type is a TypeError where it comes first, else the refusal -1.
+    """
+
+    send: Callable[[Data], int]
+    send_many: Callable[..., tuple[int, int]]
+
+    def __init__(self, loop: Loop, fd: int, tag: int, depth: int | None, slot_size: int | None, packing: bool, max_payload: int | None) -> None:
+        self._loop = loop
+        self._binding = loop._binding
+        self._lib = lib = loop._lib
+        ffi = loop._ffi
+        self.tag = tag
+        classic = loop.simulator is not None
+        if classic:
+            depth = lib.PT_SEND_PIPELINE_DEPTH if depth is None else depth
+            slot_size = lib.PT_SLOT_BUFFER_SIZE if slot_size is None else slot_size
+        depth, slot_size = slot_shape(lib, depth, slot_size)
+        if slot_size > loop._pool.largest:
+            raise errors.InvalidArgument(f"slot_size of {slot_size:,} bytes: the pool's largest class has {loop._pool.largest:,}")
+        limit = lib.PT_FRAME_MAX_PAYLOAD
+        if max_payload is not None and not 0 <= max_payload <= limit:
+            raise errors.InvalidArgument(f"max_payload of {max_payload:,} bytes: a frame carries 0 to {limit:,}")
+        self._slots = ffi.new("pt_send_slot[]", depth)
+        self._link = ffi.new("pt_link *")
+        self._context = loop._context
+        code = lib.pt_link_open(
+            self._context, self._link, fd, tag, self._slots, depth, slot_size, packing, limit if max_payload is None else max_payload
+        )
+        if code != 0:
+            raise self._binding.fault(code, f"descriptor {fd} cannot become a link")
+        if classic:
+            self._link.max_message = min(self._link.max_message, lib.PT_MESSAGE_MAX_PAYLOAD)
+        try:
+            self.send, self.send_many = self._bind_send()
+            loop._links[self] = None
+        except MemoryError:
+            lib.pt_link_close(self._context, self._link)
+            raise
+
+    def _bind_send(self) -> tuple[Callable[[Data], int], Callable[..., tuple[int, int]]]:
+        loop = self._loop
+        if loop.native:
+            # The bound functions outlive this object as long as somebody holds them: they own the memory, not the handle.
+            owner = (loop._memory, self._link, self._slots)
+            cast = partial(self._binding.ffi.cast, "uintptr_t")
+            send, send_many = self._binding.border.bind_link(int(cast(self._context)), int(cast(self._link)), owner)
+        else:
+            send, send_many = self._plain_send, self._plain_send_many
+        if self._binding.assertions:
+            send, send_many = loop._on_owner(send), loop._on_owner(send_many)
+        return send, send_many
+
+    def _plain_send(self, payload: Data) -> int:
+        if type(payload) is bytes:
+            return int(self._lib.pt_link_send(self._context, self._link, DATA, 0, payload, len(payload)))
+        view = self._binding.flat(payload)
+        return int(self._lib.pt_link_send(self._context, self._link, DATA, 0, view, len(view)))
+
+    def _plain_send_many(self, payloads: list[Data], start: int = 0) -> tuple[int, int]:
+        if not isinstance(payloads, list):
+            raise TypeError("send_many(payloads, start=0): payloads must be a list")
+        if start < 0:
+            raise ValueError("send_many: start must not be negative")
+        hints = 0
+        for index in range(start, len(payloads)):
+            try:
+                code = self._plain_send(payloads[index])
+            except TypeError:
+                if index == start:
+                    raise
+                code = self._lib.PT_ERR_INVALID_PARAM
+            if code < 0:
+                return index - start, code
+            hints |= code
+        return max(0, len(payloads) - start), hints
+
+    def send_frame(self, type: int, payload: Data = b"", flags: int = 0) -> int:
+        """Accept one frame of any type; NO_DELAY makes it leave at once. Returns what send() returns, or -1 for a type or flags out of range."""
+        view = self._binding.flat(payload)
+        if not 0 <= type <= 0xFF or not 0 <= flags <= 0xFF:
+            type = flags = 0
+        return int(self._lib.pt_link_send(self._context, self._link, type, flags, view, len(view)))
+
+    def send_sync(self, payload: Data, flags: int = 0) -> int:
+        """As send(), but where that says that every slot is taken, and always where the platform writes each slot by itself, wait until all are
+        free, at most 5 s, and then send this one alone, with 5 s of its own: nothing is overtaken. Other threads may run meanwhile; the loop is not
+        theirs.
+
+        Returns:
+            What send() returns; -6: the slots did not come free in time, with nothing changed.
+        """
+        view = self._binding.flat(payload)
+        if not 0 <= flags <= 0xFF:
+            return int(self._lib.PT_ERR_INVALID_PARAM)
+        return int(self._lib.pt_link_send_sync(self._context, self._link, DATA, flags, view, len(view)))
+
+    def drain(self) -> int:
+        """Wait until every slot is free, at most 5 s. Serves nobody else. Returns 0, -6: not in time, -18: the link is not open (any more)."""
+        return int(self._lib.pt_link_drain(self._context, self._link))
+
+    def pause(self) -> None:
+        """Stop reading. Neither silence nor the partial-frame time-out counts until resume()."""
+        self._lib.pt_link_pause(self._context, self._link)
+
+    def resume(self) -> None:
+        """Go on reading; what waited is read before a hang-up of the other side counts."""
+        self._lib.pt_link_resume(self._context, self._link)
+
+    def shut(self) -> None:
+        """Accept no more, and end our half of the stream when all slots have left."""
+        self._lib.pt_link_shut(self._context, self._link)
+
+    def close(self) -> None:
+        """Leave the loop and give the memory back; the descriptor stays the caller's. Idempotent."""
+        if self in self._loop._links:
+            del self._loop._links[self]
+            if self._lib.pt_link_close(self._context, self._link):
+                self._loop._abandoned.append((self._link, self._slots))
+
+    @property
+    def max_message(self) -> int:
+        """Longest payload of a DATA frame that may be sent now, in bytes; set it to what the other side takes."""
+        return int(self._link.max_message)
+
+    @max_message.setter
+    def max_message(self, value: int) -> None:
+        self._link.max_message = self._binding.limited("max_message", value, 0xFFFFFFFF)
+
+    @property
+    def paused(self) -> bool:
+        """Whether the link is not read at the caller's wish."""
+        return bool(self._link.paused)
+
+    @property
+    def pending(self) -> int:
+        """Messages accepted and not yet reported."""
+        return int(self._lib.pt_link_pending(self._link))
+
+    @property
+    def slots_available(self) -> int:
+        """Free slots now."""
+        return int(self._lib.pt_pipeline_available(self._lib_pipeline()))
+
+    @property
+    def slots_pending(self) -> int:
+        """Slots that are filling or in flight."""
+        return int(self._link.pipeline.pending_count)
+
+    def _lib_pipeline(self) -> Any:
+        return self._binding.ffi.addressof(self._link, "pipeline")
+
+    def statistics(self) -> LinkStatistics:
+        """Counters since the link opened."""
+        link = self._link
+        pipeline, ingest = link.pipeline, link.ingest
+        return LinkStatistics(
+            pipeline.accepted, pipeline.accepted - self.pending, pipeline.frames, pipeline.payload_bytes, link.sent_bytes, link.write_calls,
+            pipeline.refusals, pipeline.pending_count, pipeline.high_water, ingest.frames, ingest.payload_bytes, link.received_bytes,
+            link.read_calls, self._lib.pt_ingest_partial_len(self._binding.ffi.addressof(link, "ingest")), link.sync_sends,
+        )  # fmt: skip
