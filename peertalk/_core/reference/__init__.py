@@ -11,7 +11,8 @@ from peertalk import errors
 from peertalk._core.reference.crc import NAME as crc_name
 from peertalk._core.reference.crc import crc16
 from peertalk._core.reference.ingest import Ingest
-from peertalk._core.reference.loop import RECEIVE_BUFFER_SIZE, Link, Loop, Timer, Watch
+from peertalk._core.reference.link import Link, Timer, Watch
+from peertalk._core.reference.loop import RECEIVE_BUFFER_SIZE, Loop
 from peertalk._core.reference.pipeline import DEPTH, SLOT_SIZE, SendPipeline
 from peertalk._core.reference.pool import Buffer, BufferPool
 from peertalk._core.reference.reassembly import Reassembly, split_batch

@@ -1,0 +1,608 @@
+"""One connection of the reference core, and what else a loop serves: watches and timers.
+
+Invariant: a link with frames to push or events to report is in its loop's dirty set, or blocked; it is blocked, and waits for WRITE, only while
+bytes of a launched slot are unsent. Never: calls back, blocks in a turn, or closes a descriptor that the caller opened.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from peertalk import errors
+from peertalk._core.reference.ingest import Ingest
+from peertalk._core.reference.pipeline import SendPipeline
+from peertalk._core.reference.wire import FRAME_MAX_PAYLOAD, FRAME_OVERHEAD
+from peertalk._core.values import BATCH, BATCHED, CLOSED, DATA, FINISHED, FRAGMENT, FRAME, NEEDS_TURN, READ, SENT, WRITE, Frame, LinkStatistics
+
+if TYPE_CHECKING:
+    from peertalk._core.reference.loop import Loop
+
+PARTIAL_FRAME_MS = 5_000
+"""A frame that has begun must be whole within this time."""
+DRAIN_TIMEOUT_MS = 5_000
+"""How long a blocking send of the plain platform may take."""
+
+_INVALID_PARAM = -1
+_NO_MEMORY = -2
+_NETWORK = -5
+_TIMEOUT = -6
+_CONNECTION_CLOSED = -8
+_MESSAGE_TOO_LARGE = -16
+_NOT_CONNECTED = -18
+_WOULD_BLOCK = -19
+_CRC = -20
+_TRUNCATED = -22
+
+_OPEN = 1
+_SHUT = 2
+_ENDED = 3
+
+Event: TypeAlias = tuple[int, int, Any, Any]
+"""(kind, tag, a, b); see Loop.turn for a and b."""
+
+_BROKEN = (errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED, errno.ENOTCONN, errno.ESHUTDOWN, errno.ETIMEDOUT)
+
+
+def _network_fault(error: OSError) -> tuple[int, int]:
+    """Result code and system error of a failed read or write."""
+    return (_CONNECTION_CLOSED if error.errno in _BROKEN else _NETWORK), error.errno or 0
+
+
+class _DrainTimeout(Exception):
+    """A blocking send found no room in time."""
+
+
+class Source:
+    """Something that can become ready: a link or a watch."""
+
+    def __init__(self, loop: Loop, fd: int, tag: int) -> None:
+        self._loop = loop
+        self._fd = fd
+        self.tag = tag
+        self._interest = 0
+
+    def _want(self, interest: int) -> None:
+        """Make the selector's interest what is said here. READ and WRITE have the selectors' own numbers."""
+        selector = self._loop._selector
+        if interest == self._interest:
+            return
+        if interest == 0:
+            selector.unregister(self._fd)
+        elif self._interest == 0:
+            try:
+                selector.register(self._fd, interest, self)
+            except (KeyError, ValueError) as error:
+                raise errors.InvalidArgument(f"descriptor {self._fd} cannot be watched: {error}") from None
+            except OSError as error:
+                raise errors.PlatformError(f"descriptor {self._fd} cannot be watched: {error}") from None
+        else:
+            selector.modify(self._fd, interest, self)
+        self._interest = interest
+
+
+class Watch(Source):
+    """A foreign descriptor; a turn reports (READY, tag, mask, 0) as long as it is ready for what is wanted."""
+
+    def __init__(self, loop: Loop, fd: int, tag: int, interest: int) -> None:
+        super().__init__(loop, fd, tag)
+        self._closed = False
+        self._want(interest)
+
+    def set(self, interest: int) -> None:
+        """Change what is wanted: a sum of READ and WRITE, or 0.
+
+        Raises:
+            InvalidState: the watch is closed.
+        """
+        if self._closed:
+            raise errors.InvalidState("this watch is closed")
+        self._want(interest)
+
+    def close(self) -> None:
+        """Forget the descriptor, which stays the caller's. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._want(0)
+            self._loop._forget(self)
+
+
+class Timer:
+    """Expires once after arm(), as (TIMER, tag, 0, 0)."""
+
+    def __init__(self, loop: Loop, tag: int) -> None:
+        self._loop = loop
+        self.tag = tag
+        self._key = loop._next_key()
+
+    def arm(self, delay: float) -> None:
+        """Expire delay seconds from now, rounded up to milliseconds; 0 or less: at the next turn. Arming again moves it.
+
+        Raises:
+            InvalidState: the loop is closed.
+        """
+        self._loop._check_open()
+        self._loop._arm(self._key, self, delay)
+
+    def cancel(self) -> None:
+        """Never expire. Nothing happens when it is not armed."""
+        self._loop._cancel(self._key)
+
+    @property
+    def armed(self) -> bool:
+        """Whether it will expire."""
+        return self._key in self._loop._timers
+
+
+class Link(Source):
+    """One connection: what is sent waits in a pipeline, what arrives is cut into frames. Made by Loop.open_link()."""
+
+    def __init__(self, loop: Loop, fd: int, tag: int, depth: int | None, slot_size: int | None, packing: bool, max_payload: int | None) -> None:
+        super().__init__(loop, fd, tag)
+        self._pipeline = SendPipeline(depth, slot_size, True, packing, loop._pool)
+        self._ingest = Ingest(max_payload, loop._pool)
+        self.max_message = min(FRAME_MAX_PAYLOAD, self._pipeline.slot_size - FRAME_OVERHEAD)
+        """Longest payload of a DATA frame that may be sent now, in bytes."""
+        self._state = _OPEN
+        self._paused = False
+        self._closed = False
+        self._unsent: deque[int] = deque()  # slots in flight, the oldest first
+        self._blocked = False  # the system took less than it was given
+        self._read_ended = False
+        self._write_ended = False
+        self._fault: tuple[int, int] | None = None  # why writing is over
+        self._frame_key = loop._next_key()
+        # Due to be reported at the end of the turn
+        self._sent: list[tuple[int, int]] = []
+        self._finish_due = False
+        self._end_cause: tuple[int, int] | None = None
+        # Counters
+        self._frames_received = 0
+        self._payload_bytes_received = 0
+        self._bytes_received = 0
+        self._bytes_sent = 0
+        self._read_calls = 0
+        self._write_calls = 0
+        self._sync_sends = 0
+        self._want(READ)
+
+    # What the caller asks for
+
+    def send(self, payload: bytes | bytearray | memoryview) -> int:
+        """Accept one DATA frame.
+
+        Returns:
+            A sum of NEEDS_TURN and YIELD (0 or more), or with nothing changed: -19 every slot is taken, -2 no memory, -16 longer
+            than max_message, -18 the link is not open.
+
+        Raises:
+            TypeError: payload is no contiguous buffer of bytes.
+        """
+        return self._accept(DATA, payload if type(payload) is bytes else _flat(payload), 0)
+
+    def send_many(self, payloads: list[bytes], start: int = 0) -> tuple[int, int]:
+        """Accept payloads[start:], a list, in order until one is refused.
+
+        Returns:
+            (how many were accepted, the refusal or the sum of the hints seen). A wrong type behind the first is refused with -1.
+
+        Raises:
+            TypeError: payloads is no list, or its first payload no contiguous buffer of bytes.
+            ValueError: start is negative.
+        """
+        if not isinstance(payloads, list):
+            raise TypeError("send_many(payloads, start=0): payloads must be a list")
+        if start < 0:
+            raise ValueError("send_many: start must not be negative")
+        hints = 0
+        for index in range(start, len(payloads)):
+            try:
+                code = self.send(payloads[index])
+            except TypeError:
+                if index == start:
+                    raise
+                code = _INVALID_PARAM
+            if code < 0:
+                return index - start, code
+            hints |= code
+        return max(0, len(payloads) - start), hints
+
+    def send_frame(self, type: int, payload: bytes | bytearray | memoryview = b"", flags: int = 0) -> int:
+        """Accept one frame of any type; NO_DELAY makes it leave at once. Returns what send() returns, or -1 for a type out of range."""
+        return self._accept(type, _flat(payload), flags)
+
+    def send_sync(self, payload: bytes | bytearray | memoryview, flags: int = 0) -> int:
+        """As send(), but where that says that every slot is taken, and always on the plain platform, wait until all are free, at most 5 s, and
+        then write this one alone, with 5 s of its own: nothing is overtaken.
+
+        Returns:
+            What send() returns; -6: the slots did not come free in time, with nothing changed.
+        """
+        view = _flat(payload)
+        if not self._loop._plain:
+            code = self._accept(DATA, view, flags)
+            if code != _WOULD_BLOCK:
+                return code
+        code = _MESSAGE_TOO_LARGE if len(view) > self.max_message and self._state == _OPEN else self.drain()
+        if code == 0:
+            code = self._pipeline.send(DATA, view, flags)
+        if code < 0:
+            return code
+        self._sync_sends += 1
+        self._unsent.append(self._pipeline.launch())
+        self._move(self._write_blocking)
+        return NEEDS_TURN | self._loop._count(len(view))
+
+    def drain(self) -> int:
+        """Wait until every slot is free, at most 5 s. Serves nobody else. Returns 0, -6: not in time, -18: the link is not open (any more)."""
+        give_up = time.monotonic() + DRAIN_TIMEOUT_MS / 1000
+        code = 0
+        self._push()
+        while self._state == _OPEN and self._pipeline.pending and code == 0:
+            try:
+                _wait_writable(self._fd, give_up - time.monotonic())
+            except _DrainTimeout:
+                code = _TIMEOUT
+            self._blocked = False
+            self._push()
+        self._loop.wake()  # what came of it is to be reported, though the caller may hear no hint
+        return code if self._state == _OPEN else _NOT_CONNECTED
+
+    def pause(self) -> None:
+        """Stop reading. Neither silence nor the partial-frame time-out counts until resume()."""
+        self._paused = True
+        self._update_reading()
+
+    def resume(self) -> None:
+        """Go on reading; what waited is read before a hang-up of the other side counts."""
+        self._paused = False
+        self._update_reading()
+
+    def shut(self) -> None:
+        """Accept no more, and end our half of the stream when all slots have left."""
+        if self._state != _OPEN:
+            return
+        self._state = _SHUT
+        self._push()
+        if self in self._loop._dirty:
+            self._loop.wake()
+
+    def close(self) -> None:
+        """Leave the loop and give the memory back; the descriptor stays the caller's. Idempotent."""
+        if self._closed:
+            return
+        self._end(0, 0)
+        self._closed = True
+        self._loop._forget(self)
+        for index in self._unsent:
+            self._pipeline.complete(index, _CONNECTION_CLOSED)
+        self._unsent.clear()
+        self._pipeline.close()
+
+    @property
+    def paused(self) -> bool:
+        """Whether the link is not read at the caller's wish."""
+        return self._paused
+
+    @property
+    def pending(self) -> int:
+        """Messages accepted and not yet reported."""
+        return self._pipeline.accepted - self._pipeline.reported + sum(count for count, _ in self._sent)
+
+    @property
+    def slots_available(self) -> int:
+        """Free slots now."""
+        return self._pipeline.available
+
+    @property
+    def slots_pending(self) -> int:
+        """Slots that are filling or in flight."""
+        return self._pipeline.pending
+
+    def statistics(self) -> LinkStatistics:
+        """Counters since the link opened."""
+        pipeline = self._pipeline
+        return LinkStatistics(
+            pipeline.accepted, pipeline.accepted - self.pending, pipeline.frames, pipeline.payload_bytes, self._bytes_sent, self._write_calls,
+            pipeline.refusals, pipeline.pending, pipeline.high_water, self._frames_received, self._payload_bytes_received,
+            self._bytes_received, self._read_calls, self._ingest.partial_len, self._sync_sends,
+        )  # fmt: skip
+
+    # Sending
+
+    def _accept(self, type: int, payload: bytes | memoryview, flags: int) -> int:
+        if self._state != _OPEN:
+            return _NOT_CONNECTED
+        payload_len = len(payload)
+        if payload_len > (self.max_message if type == DATA else FRAME_MAX_PAYLOAD):
+            return _MESSAGE_TOO_LARGE
+        pipeline = self._pipeline
+        code = pipeline.send(type, payload, flags)
+        if code == _WOULD_BLOCK or code == _NO_MEMORY:
+            if not self._make_room():
+                return code if self._state == _OPEN else _NOT_CONNECTED
+            pipeline.refusals -= 1  # the caller has not been refused yet
+            code = pipeline.send(type, payload, flags)
+        if code < 0:
+            return code
+
+        loop = self._loop
+        hints = 0
+        if self not in loop._dirty and not self._blocked:  # a blocked link is pushed when it becomes ready
+            loop._dirty[self] = None
+            hints = NEEDS_TURN
+        hints |= loop._count(payload_len)
+        if pipeline.is_ripe():
+            self._push()
+        return hints
+
+    def _make_room(self) -> bool:
+        """Move what is there for a frame that was refused. Returns whether it is worth trying again."""
+        if self._blocked:
+            return False
+        before = self._pipeline.pending
+        self._push()
+        if self._state != _OPEN:
+            self._loop.wake()  # the caller heard no hint, and must yet hear of the end
+            return False
+        return self._pipeline.pending < before
+
+    def _push(self) -> None:
+        """Launch every filling slot, write as far as the system takes it, and free what is done."""
+        if self._state == _ENDED or self._fault is not None or self._blocked:
+            return
+        index = self._pipeline.launch()
+        while index >= 0:
+            self._unsent.append(index)
+            index = self._pipeline.launch()
+        self._move(self._write_blocking if self._loop._plain else self._write)
+
+    def _move(self, write: Callable[[], None]) -> None:
+        """Write what is in flight, and see to what comes of it."""
+        try:
+            write()
+        except _DrainTimeout:
+            self._end(_TIMEOUT, 0)
+        except OSError as error:
+            self._break(*_network_fault(error))
+        self._harvest()
+        self._finish()
+        self._update_interest()
+
+    def _write(self) -> None:
+        """One gathered write of all that is in flight; complete the slots whose last byte was taken."""
+        if not self._unsent:
+            return
+        slots = self._pipeline.slots
+        vector = [slots[index].unsent() for index in self._unsent]
+        wanted = sum(len(view) for view in vector)
+        self._write_calls += 1
+        try:
+            # Python ignores SIGPIPE, so that a hang-up comes as an error.
+            taken = os.writev(self._fd, vector)
+        except BlockingIOError:
+            taken = 0
+        finally:
+            for view in vector:
+                view.release()
+        self._blocked = taken < wanted
+        self._bytes_sent += taken
+        while self._unsent:
+            slot = slots[self._unsent[0]]
+            left = slot.message_len - slot.sent_len
+            if taken < left:
+                slot.sent_len += taken
+                return
+            taken -= left
+            slot.sent_len = slot.message_len
+            self._pipeline.complete(self._unsent.popleft())
+
+    def _write_blocking(self) -> None:
+        """One slot after the other, each to its end or to the drain time-out."""
+        while self._unsent:
+            slot = self._pipeline.slots[self._unsent[0]]
+            give_up = time.monotonic() + DRAIN_TIMEOUT_MS / 1000
+            while slot.sent_len < slot.message_len:
+                self._write_calls += 1
+                try:
+                    with slot.unsent() as view:
+                        taken = os.write(self._fd, view)
+                except BlockingIOError:
+                    _wait_writable(self._fd, give_up - time.monotonic())
+                else:
+                    slot.sent_len += taken
+                    self._bytes_sent += taken
+            self._pipeline.complete(self._unsent.popleft())
+
+    def _harvest(self) -> None:
+        """Free the slots that are done, and remember what to report: one SENT for each run of slots with the same result."""
+        told = self._pipeline.report()
+        while told is not None:
+            if self._sent and self._sent[-1][1] == told[1]:
+                told = (self._sent.pop()[0] + told[0], told[1])
+            self._sent.append(told)
+            self._loop._dirty[self] = None
+            told = self._pipeline.report()
+
+    def _finish(self) -> None:
+        """End our half of the stream when all has left, and the link when both halves are ended."""
+        if self._state != _SHUT or self._fault is not None or self._pipeline.pending:
+            return
+        if not self._write_ended:
+            self._write_ended = True
+            _shut_write(self._fd)
+        if self._read_ended:
+            self._end(0, 0)
+
+    def _break(self, code: int, system_error: int) -> None:
+        """Writing is over. What the other side sent before the break is read before the link ends."""
+        if code != _CONNECTION_CLOSED or self._read_ended:
+            self._end(code, system_error)
+            return
+        self._state = _SHUT
+        self._fault = (code, system_error)
+        self._blocked = False
+
+    # Receiving
+
+    def _read(self, events: list[Event]) -> int:
+        """One read and its frames. Returns the bytes read."""
+        loop = self._loop
+        self._read_calls += 1
+        try:
+            count = os.readv(self._fd, [loop._buffer])
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            self._end(*(self._fault or _network_fault(error)))
+            return 0
+        if count == 0:
+            self._end_of_stream()
+            return 0
+        self._bytes_received += count
+        was_partial = self._ingest.partial_len > 0
+        fault = 0
+        frames: list[Frame] = []
+        with loop._buffer[:count] as data:
+            try:
+                frames = self._ingest.receive(data)
+                if self._ingest.consumed < count:
+                    frames += self._receive_starved(data[self._ingest.consumed :])
+            except errors.ProtocolError as error:
+                frames += error.frames
+                fault = error.code
+        if frames:
+            self._hand_on(frames, events)
+        if fault:
+            loop._bad_frames += 1
+            loop._crc_errors += fault == _CRC
+            self._end(fault, 0)
+        else:
+            self._update_frame_timer(bool(frames) or not was_partial)
+        return count
+
+    def _receive_starved(self, data: memoryview) -> list[Frame]:
+        """The pool lent no buffer for a cut frame: the spare one does, so that a link never stands still with half a frame."""
+        self._ingest._pool = self._loop._spare
+        try:
+            return self._ingest.receive(data)
+        finally:
+            self._ingest._pool = self._loop._pool
+
+    def _hand_on(self, frames: list[Frame], events: list[Event]) -> None:
+        """Consecutive plain DATA frames become one BATCH, any other a FRAME in its place."""
+        self._frames_received += len(frames)
+        batch: list[bytes] = []
+        size = 0
+        for type, flags, sequence, payload in frames:
+            self._payload_bytes_received += len(payload)
+            if type == DATA and not flags & (FRAGMENT | BATCHED):
+                batch.append(payload)
+                size += len(payload)
+                continue
+            if batch:
+                events.append((BATCH, self.tag, size, batch))
+                batch, size = [], 0
+            events.append((FRAME, self.tag, type | flags << 8 | sequence << 16, payload))
+        if batch:
+            events.append((BATCH, self.tag, size, batch))
+
+    def _end_of_stream(self) -> None:
+        if self._fault is not None:
+            self._end(*self._fault)
+        elif self._ingest.partial_len:
+            self._end(_TRUNCATED, 0)
+        else:
+            self._read_ended = True
+            self._update_interest()
+            if self._state == _OPEN:
+                self._finish_due = True
+                self._loop._dirty[self] = None
+            else:
+                self._finish()
+
+    # Both
+
+    def _update_reading(self) -> None:
+        if self._state != _ENDED:
+            self._update_frame_timer(False)
+            self._update_interest()
+
+    def _update_frame_timer(self, restart: bool) -> None:
+        """The partial-frame time-out runs while a frame has begun and the link is read."""
+        if self._paused or self._read_ended or not self._ingest.partial_len:
+            self._loop._cancel(self._frame_key)
+        elif restart or self._frame_key not in self._loop._timers:
+            self._loop._arm(self._frame_key, self, PARTIAL_FRAME_MS / 1000)
+
+    def _update_interest(self) -> None:
+        if self._state != _ENDED:
+            self._want((0 if self._paused or self._read_ended else READ) | (WRITE if self._blocked else 0))
+
+    def _end(self, code: int, system_error: int) -> None:
+        """The link is over: no more reading and writing, and CLOSED is due."""
+        if self._state == _ENDED:
+            return
+        self._state = _ENDED
+        self._end_cause = (code, system_error)
+        self._finish_due = False
+        self._blocked = False
+        self._want(0)
+        self._loop._cancel(self._frame_key)
+        self._ingest.close()
+        self._loop._dirty[self] = None
+
+    def _serve(self, mask: int, events: list[Event]) -> int:
+        """Do what readiness allows. Returns the bytes read."""
+        count = 0
+        if mask & READ and self._interest & READ:
+            count = self._read(events)
+        if mask & WRITE and self._blocked:
+            self._blocked = False
+            self._push()
+        return count
+
+    def _report(self, tail: list[Event]) -> None:
+        """What has become of the link since the last turn."""
+        for told in self._sent:
+            tail.append((SENT, self.tag, *told))
+        self._sent.clear()
+        if self._finish_due:
+            self._finish_due = False
+            tail.append((FINISHED, self.tag, 0, 0))
+        if self._end_cause is not None:
+            tail.append((CLOSED, self.tag, *self._end_cause))
+            self._end_cause = None
+
+
+def _flat(payload: bytes | bytearray | memoryview) -> memoryview:
+    """The bytes of any contiguous buffer."""
+    view = memoryview(payload)
+    if not view.c_contiguous:
+        raise TypeError("payload: a contiguous buffer of bytes is needed")
+    return view.cast("B") if view.ndim != 1 or view.itemsize != 1 or view.format != "B" else view
+
+
+def _wait_writable(fd: int, timeout: float) -> None:
+    """Wait for room to write; _DrainTimeout when there was none within timeout seconds."""
+    waiter = select.poll()
+    waiter.register(fd, select.POLLOUT)
+    if timeout <= 0 or not waiter.poll(timeout * 1000):
+        raise _DrainTimeout
+
+
+def _shut_write(fd: int) -> None:
+    """End our half of the stream. A failure shows when the other half is read."""
+    borrowed = socket.socket(fileno=fd)
+    try:
+        borrowed.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass
+    finally:
+        borrowed.detach()
