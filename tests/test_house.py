@@ -192,7 +192,7 @@ FREESTANDING = {
 VECTORS = {"immintrin.h", "wmmintrin.h", "emmintrin.h", "smmintrin.h", "tmmintrin.h", "cpuid.h", "arm_neon.h", "arm_acle.h", "sys/auxv.h"}
 SHARED_WORLDS = {
     **{name: {"pt_sim.h"} for name in ("pt_mactcp.c", "pt_mactcp.h", "pt_ot.c", "pt_ot.h", "pt_sim_world.c", "pt_sim_inside.h")},
-    **{name: {"pt_sim.h", "pt_sim_inside.h"} for name in ("pt_sim.c", "pt_sim_stream.c")},
+    **{name: {"pt_sim.h", "pt_sim_inside.h"} for name in ("pt_sim.c", "pt_sim_socket.c", "pt_sim_stream.c")},
 }
 
 
@@ -391,7 +391,8 @@ ELSEWHERE = {
 C_ELSEWHERE = {
     "pt_error": "tests/test_house.py",  # a table of texts: rule 3
     "pt_batch": "tests/platform/test_border.py",  # the border is one thing
-    "pt_sim_stream": "tests/platform/test_sim.py",  # half of the box
+    "pt_sim_socket": "tests/platform/test_sim.py",  # the box is one thing
+    "pt_sim_stream": "tests/platform/test_sim.py",
     "pt_sim_world": "tests/platform/test_mactcp.py",  # seen through the two worlds that share it
 }
 NO_TESTS = {"runtime", "protocol", "cli", "contracts"}

@@ -6,9 +6,6 @@
 #include "pt_sim_inside.h"
 
 #define NANOSECONDS 1000000000U
-#define FIRST_FREE_PORT 49152U
-#define HANDLE_PLACES 0xFFFFU
-#define GENERATIONS 0x3FFFU
 
 /* ---------------------------------------------------------------------------------------------------------------- memory, chance */
 
@@ -40,7 +37,7 @@ void sim_give(pt_sim *sim, void *memory, size_t size)
 }
 
 /* Make an array of count items at least wanted long. 0 when there is no memory. */
-static int widen(pt_sim *sim, void **array, uint32_t *count, uint32_t wanted, size_t item_size)
+int sim_widen(pt_sim *sim, void **array, uint32_t *count, uint32_t wanted, size_t item_size)
 {
     if (wanted <= *count)
         return 1;
@@ -198,7 +195,7 @@ sim_event *sim_plan(pt_sim *sim, int kind, uint64_t time_ns)
             return NULL;
     }
     void *heap = sim->heap;
-    if (!widen(sim, &heap, &sim->heap_size, sim->heap_count + 1, sizeof *sim->heap)) {
+    if (!sim_widen(sim, &heap, &sim->heap_size, sim->heap_count + 1, sizeof *sim->heap)) {
         event->next = sim->unused_events;
         sim->unused_events = event;
         return NULL;
@@ -351,7 +348,7 @@ int pt_sim_add_host(pt_sim *sim, uint32_t address)
     if (sim->host_count == PT_SIM_HOSTS_MAX)
         return PT_ERR_RESOURCE;
     void *hosts = sim->hosts;
-    if (!widen(sim, &hosts, &sim->host_size, sim->host_count + 1, sizeof *sim->hosts))
+    if (!sim_widen(sim, &hosts, &sim->host_size, sim->host_count + 1, sizeof *sim->hosts))
         return PT_ERR_NO_MEMORY;
     sim->hosts = hosts;
     sim_host *host = sim_take(sim, sizeof *host);
@@ -361,12 +358,12 @@ int pt_sim_add_host(pt_sim *sim, uint32_t address)
     host->number = (int32_t)sim->host_count;
     host->costs = sim->default_costs;
     host->window = PT_SIM_WINDOW_SIZE;
-    host->next_port = FIRST_FREE_PORT;
+    host->next_port = SIM_FIRST_FREE_PORT;
     sim->hosts[sim->host_count++] = host;
     return host->number;
 }
 
-static sim_host *host_of(const pt_sim *sim, int host)
+sim_host *sim_host_of(const pt_sim *sim, int host)
 {
     return host >= 0 && (uint32_t)host < sim->host_count ? sim->hosts[host] : NULL;
 }
@@ -374,11 +371,11 @@ static sim_host *host_of(const pt_sim *sim, int host)
 /* The way from a host to another, made at first use; NULL: no such hosts, or no memory. */
 static sim_way *way_of(pt_sim *sim, int source, int target)
 {
-    sim_host *host = host_of(sim, source);
-    if (host == NULL || host_of(sim, target) == NULL)
+    sim_host *host = sim_host_of(sim, source);
+    if (host == NULL || sim_host_of(sim, target) == NULL)
         return NULL;
     void *ways = host->ways;
-    if (!widen(sim, &ways, &host->way_count, (uint32_t)target + 1, sizeof *host->ways))
+    if (!sim_widen(sim, &ways, &host->way_count, (uint32_t)target + 1, sizeof *host->ways))
         return NULL;
     host->ways = ways;
     if (host->ways[target] == NULL) {
@@ -396,12 +393,12 @@ static sim_way *way_of(pt_sim *sim, int source, int target)
 /* What pt_sim_* of a way returns when there is none. */
 static int no_way(const pt_sim *sim, int source, int target)
 {
-    return host_of(sim, source) == NULL || host_of(sim, target) == NULL ? PT_ERR_INVALID_PARAM : PT_ERR_NO_MEMORY;
+    return sim_host_of(sim, source) == NULL || sim_host_of(sim, target) == NULL ? PT_ERR_INVALID_PARAM : PT_ERR_NO_MEMORY;
 }
 
 int pt_sim_set_costs(pt_sim *sim, int host, const pt_sim_costs *costs)
 {
-    if (host_of(sim, host) == NULL)
+    if (sim_host_of(sim, host) == NULL)
         return PT_ERR_INVALID_PARAM;
     sim->hosts[host]->costs = *costs;
     return PT_OK;
@@ -409,7 +406,7 @@ int pt_sim_set_costs(pt_sim *sim, int host, const pt_sim_costs *costs)
 
 int pt_sim_set_window(pt_sim *sim, int host, uint32_t window)
 {
-    if (host_of(sim, host) == NULL || window == 0)
+    if (sim_host_of(sim, host) == NULL || window == 0)
         return PT_ERR_INVALID_PARAM;
     sim->hosts[host]->window = window;
     return PT_OK;
@@ -417,7 +414,7 @@ int pt_sim_set_window(pt_sim *sim, int host, uint32_t window)
 
 int pt_sim_set_completion_jitter(pt_sim *sim, int host, uint64_t jitter_ns)
 {
-    if (host_of(sim, host) == NULL)
+    if (sim_host_of(sim, host) == NULL)
         return PT_ERR_INVALID_PARAM;
     sim->hosts[host]->completion_jitter_ns = jitter_ns;
     return PT_OK;
@@ -425,7 +422,7 @@ int pt_sim_set_completion_jitter(pt_sim *sim, int host, uint64_t jitter_ns)
 
 int pt_sim_set_vanished(pt_sim *sim, int host, int vanished)
 {
-    sim_host *gone = host_of(sim, host);
+    sim_host *gone = sim_host_of(sim, host);
     if (gone == NULL)
         return PT_ERR_INVALID_PARAM;
     if (gone->vanished && !vanished) {
@@ -498,7 +495,7 @@ void sim_drop_packet(pt_sim *sim, sim_packet *packet)
 }
 
 /* When the processor is done with work that takes so long. */
-static uint64_t occupy(const pt_sim *sim, sim_host *host, uint64_t cost_ns)
+uint64_t sim_occupy(const pt_sim *sim, sim_host *host, uint64_t cost_ns)
 {
     if (host->processor_free_ns < sim->now_ns)
         host->processor_free_ns = sim->now_ns;
@@ -507,7 +504,7 @@ static uint64_t occupy(const pt_sim *sim, sim_host *host, uint64_t cost_ns)
 }
 
 /* Plan what becomes of a packet; without memory for that it is lost. */
-static void plan_packet(pt_sim *sim, int kind, uint64_t time_ns, sim_packet *packet)
+void sim_plan_packet(pt_sim *sim, int kind, uint64_t time_ns, sim_packet *packet)
 {
     sim_event *event = sim_plan(sim, kind, time_ns);
     if (event == NULL)
@@ -519,8 +516,8 @@ static void plan_packet(pt_sim *sim, int kind, uint64_t time_ns, sim_packet *pac
 void sim_process_packet(pt_sim *sim, sim_packet *packet)
 {
     sim_host *host = sim->hosts[packet->source_host];
-    uint64_t done_ns = occupy(sim, host, host->costs.send_fixed_ns + host->costs.send_byte_ns * packet->len);
-    plan_packet(sim, SIM_LEAVE, done_ns, packet);
+    uint64_t done_ns = sim_occupy(sim, host, host->costs.send_fixed_ns + host->costs.send_byte_ns * packet->len);
+    sim_plan_packet(sim, SIM_LEAVE, done_ns, packet);
 }
 
 static int is_work(const sim_packet *packet)
@@ -563,7 +560,7 @@ static void duplicate(pt_sim *sim, sim_way *way, const sim_packet *packet, uint6
     memcpy(copy, packet, offsetof(sim_packet, data) + packet->len);
     way->counts.duplicated++;
     sim_trace(sim, PT_SIM_DUPLICATE, packet->source_host, packet->target_host, packet->len, packet->position);
-    plan_packet(sim, SIM_ARRIVE, arrival(sim, way, copy, left_ns), copy);
+    sim_plan_packet(sim, SIM_ARRIVE, arrival(sim, way, copy, left_ns), copy);
 }
 
 void sim_transmit(pt_sim *sim, sim_packet *packet)
@@ -598,311 +595,7 @@ void sim_transmit(pt_sim *sim, sim_packet *packet)
     }
     damage(sim, way, packet);
     duplicate(sim, way, packet, left_ns);
-    plan_packet(sim, SIM_ARRIVE, arrival(sim, way, packet, left_ns), packet);
-}
-
-/* ---------------------------------------------------------------------------------------------------------------- sockets */
-
-sim_socket *sim_find(const pt_sim *sim, int32_t handle)
-{
-    if (handle <= 0)
-        return NULL;
-    uint32_t place = ((uint32_t)handle & HANDLE_PLACES) - 1;
-    if (place >= sim->socket_size || sim->sockets[place] == NULL || sim->sockets[place]->handle != handle)
-        return NULL;
-    return sim->sockets[place];
-}
-
-/* A socket that its owner still holds. */
-static sim_socket *held(const pt_sim *sim, int32_t handle)
-{
-    sim_socket *socket = sim_find(sim, handle);
-    return socket != NULL && !socket->released ? socket : NULL;
-}
-
-/* Places for sockets; each array keeps its own size, so that one may grow though memory ends before the other. */
-static int widen_sockets(pt_sim *sim, uint32_t wanted)
-{
-    void *sockets = sim->sockets, *generations = sim->generations;
-    int wide = widen(sim, &generations, &sim->generation_size, wanted, sizeof *sim->generations);
-    sim->generations = generations;
-    wide = wide && widen(sim, &sockets, &sim->socket_size, wanted, sizeof *sim->sockets);
-    sim->sockets = sockets;
-    return wide;
-}
-
-sim_socket *sim_make_socket(pt_sim *sim, sim_host *host, int kind, uint16_t port, int *code)
-{
-    uint32_t place = sim->first_unused;
-    while (place < sim->socket_size && sim->sockets[place] != NULL)
-        place++;
-    if (place >= PT_SIM_SOCKETS_MAX) {
-        *code = PT_ERR_RESOURCE;
-        return NULL;
-    }
-    *code = PT_ERR_NO_MEMORY;
-    if (!widen_sockets(sim, place + 1))
-        return NULL;
-    sim_socket *socket = sim_take(sim, sizeof *socket);
-    if (socket == NULL)
-        return NULL;
-    sim->first_unused = place + 1;
-    sim->sockets[place] = socket;
-    sim->generations[place] = (uint16_t)((sim->generations[place] + 1U) & GENERATIONS);
-    socket->handle = (int32_t)((uint32_t)sim->generations[place] << 16 | (place + 1));
-    socket->kind = (uint8_t)kind;
-    socket->host = host;
-    socket->port = port;
-    socket->queue_end = &socket->queue;
-    socket->next = host->sockets;
-    host->sockets = socket;
-    *code = PT_OK;
-    return socket;
-}
-
-static void drop_packets(pt_sim *sim, sim_packet *first)
-{
-    while (first != NULL) {
-        sim_packet *next = first->next;
-        sim_drop_packet(sim, first);
-        first = next;
-    }
-}
-
-void sim_destroy_socket(pt_sim *sim, sim_socket *socket)
-{
-    PT_ASSERT(socket->pieces == NULL && socket->done == NULL && socket->timer == NULL && socket->first_waiting == NULL);
-    drop_packets(sim, socket->queue);
-    drop_packets(sim, socket->early);
-    sim_socket **link = &socket->host->sockets;
-    while (*link != socket)
-        link = &(*link)->next;
-    *link = socket->next;
-    uint32_t place = ((uint32_t)socket->handle & HANDLE_PLACES) - 1;
-    sim->sockets[place] = NULL;
-    if (place < sim->first_unused)
-        sim->first_unused = place;
-    sim_give(sim, socket, sizeof *socket);
-}
-
-/* Listeners and datagram sockets by port; a stream that was dialled occupies its port too. */
-sim_socket *sim_find_port(sim_host *host, int kind, uint16_t port)
-{
-    for (sim_socket *socket = host->sockets; socket != NULL; socket = socket->next) {
-        if (socket->port == port && socket->kind == kind && !socket->released)
-            return socket;
-    }
-    return NULL;
-}
-
-uint16_t sim_free_port(sim_host *host, int kind)
-{
-    for (uint32_t tries = 0; tries < 65536U - FIRST_FREE_PORT; tries++) {
-        uint16_t port = host->next_port;
-        host->next_port = (uint16_t)(port == 65535U ? FIRST_FREE_PORT : port + 1U);
-        if (sim_find_port(host, kind, port) == NULL && (kind == SIM_PORT || sim_find_port(host, SIM_LISTENER, port) == NULL))
-            return port;
-    }
-    return 0;
-}
-
-void sim_tell(pt_sim *sim, sim_socket *socket, int news)
-{
-    if (socket->notify == NULL)
-        return;
-    PT_ASSERT(!sim->notifying);
-    sim->notifying = 1;
-    socket->notify(socket->owner, socket->handle, news);
-    sim->notifying = 0;
-}
-
-int pt_sim_is_notifying(const pt_sim *sim)
-{
-    return sim->notifying;
-}
-
-int pt_sim_attach(pt_sim *sim, int32_t handle, pt_sim_notify notify, void *owner)
-{
-    if (sim->notifying)
-        return PT_ERR_INVALID_STATE;
-    sim_socket *socket = sim_find(sim, handle); /* a released stream too: its pieces may still be somebody's */
-    if (socket == NULL)
-        return PT_ERR_INVALID_PARAM;
-    socket->notify = notify;
-    socket->owner = owner;
-    return PT_OK;
-}
-
-int pt_sim_ready(const pt_sim *sim, int32_t handle)
-{
-    const sim_socket *socket = held(sim, handle);
-    if (socket == NULL)
-        return 0;
-    if (socket->kind == SIM_LISTENER)
-        return socket->first_waiting != NULL ? PT_READY_READ : 0;
-    if (socket->kind == SIM_PORT)
-        return PT_READY_WRITE | (socket->queue != NULL ? PT_READY_READ : 0);
-    return sim_stream_ready(socket);
-}
-
-int pt_sim_get_name(const pt_sim *sim, int32_t handle, int remote, uint32_t *address, uint16_t *port)
-{
-    const sim_socket *socket = sim_find(sim, handle);
-    if (socket == NULL)
-        return PT_ERR_INVALID_PARAM;
-    if (remote && socket->kind != SIM_STREAM)
-        return PT_ERR_NOT_CONNECTED;
-    *address = remote ? sim->hosts[socket->peer_host]->address : socket->host->address;
-    *port = remote ? socket->peer_port : socket->port;
-    return PT_OK;
-}
-
-int32_t pt_sim_listen(pt_sim *sim, int host, uint16_t port)
-{
-    sim_host *here = host_of(sim, host);
-    if (here == NULL)
-        return PT_ERR_INVALID_PARAM;
-    if (sim->notifying)
-        return PT_ERR_INVALID_STATE;
-    if (port == 0)
-        port = sim_free_port(here, SIM_LISTENER);
-    if (port == 0 || sim_find_port(here, SIM_LISTENER, port) != NULL)
-        return PT_ERR_BUSY;
-    int code;
-    sim_socket *socket = sim_make_socket(sim, here, SIM_LISTENER, port, &code);
-    if (socket == NULL)
-        return code;
-    sim_trace(sim, PT_SIM_OPEN, host, -1, (uint32_t)socket->handle, port);
-    return socket->handle;
-}
-
-/* ---------------------------------------------------------------------------------------------------------------- datagrams */
-
-int32_t pt_sim_datagram(pt_sim *sim, int host, uint16_t port)
-{
-    sim_host *here = host_of(sim, host);
-    if (here == NULL)
-        return PT_ERR_INVALID_PARAM;
-    if (sim->notifying)
-        return PT_ERR_INVALID_STATE;
-    if (port == 0)
-        port = sim_free_port(here, SIM_PORT);
-    if (port == 0)
-        return PT_ERR_BUSY;
-    int code;
-    sim_socket *socket = sim_make_socket(sim, here, SIM_PORT, port, &code);
-    return socket != NULL ? socket->handle : code;
-}
-
-static sim_packet *make_datagram(pt_sim *sim, const sim_socket *socket, const uint8_t *data, uint32_t len, int32_t target, uint16_t port)
-{
-    sim_packet *packet = sim_make_packet(sim, SIM_DATAGRAM, len);
-    if (packet == NULL)
-        return NULL;
-    if (len != 0)
-        memcpy(packet->data, data, len);
-    packet->source = socket->handle;
-    packet->source_host = socket->host->number;
-    packet->target_host = target;
-    packet->address = socket->host->address;
-    packet->source_port = socket->port;
-    packet->port = port;
-    return packet;
-}
-
-static int is_broadcast(uint32_t own, uint32_t address)
-{
-    return address == 0xFFFFFFFFU || address == (own | 0xFFFFFFU) || address == (own | 0xFFU);
-}
-
-int pt_sim_send_to(pt_sim *sim, int32_t handle, const uint8_t *data, uint32_t len, uint32_t address, uint16_t port)
-{
-    sim_socket *socket = held(sim, handle);
-    if (socket == NULL || socket->kind != SIM_PORT || port == 0)
-        return PT_ERR_INVALID_PARAM;
-    if (sim->notifying)
-        return PT_ERR_INVALID_STATE;
-    if (len > PT_SIM_DATAGRAM_MAX)
-        return PT_ERR_MESSAGE_TOO_LARGE;
-    sim_host *host = socket->host;
-    int all = is_broadcast(host->address, address);
-    int only = address >> 24 == 127 ? host->number : pt_sim_find_host(sim, address);
-    if (!all && only < 0)
-        return PT_ERR_NETWORK;
-    /* The processor works once; a broadcast is one packet on the wire, and here one for each host. */
-    uint64_t left_ns = occupy(sim, host, host->costs.send_fixed_ns + host->costs.send_byte_ns * len);
-    for (uint32_t target = 0; target < sim->host_count; target++) {
-        if (!all && target != (uint32_t)only)
-            continue;
-        sim_packet *packet = make_datagram(sim, socket, data, len, (int32_t)target, port);
-        if (packet == NULL)
-            return PT_ERR_NO_MEMORY;
-        packet->target = all;
-        plan_packet(sim, SIM_LEAVE, left_ns, packet);
-    }
-    return PT_OK;
-}
-
-int pt_sim_receive_from(pt_sim *sim, int32_t handle, uint8_t *buffer, uint32_t size, uint32_t *address, uint16_t *port)
-{
-    sim_socket *socket = held(sim, handle);
-    if (socket == NULL || socket->kind != SIM_PORT)
-        return PT_ERR_INVALID_PARAM;
-    if (sim->notifying)
-        return PT_ERR_INVALID_STATE;
-    sim_packet *packet = socket->queue;
-    if (packet == NULL)
-        return PT_ERR_WOULD_BLOCK;
-    uint32_t len = packet->len < size ? packet->len : size;
-    if (len != 0)
-        memcpy(buffer, packet->data, len);
-    *address = packet->address;
-    *port = packet->source_port;
-    socket->queue = packet->next;
-    if (socket->queue == NULL)
-        socket->queue_end = &socket->queue;
-    socket->queue_len -= packet->len;
-    sim_drop_packet(sim, packet);
-    return (int)len;
-}
-
-static void hear(pt_sim *sim, sim_socket *socket, const sim_packet *heard)
-{
-    if (socket->queue_len + heard->len > PT_SIM_DATAGRAM_QUEUE) {
-        sim_trace(sim, PT_SIM_OVERFLOW, heard->source_host, heard->target_host, heard->len, heard->port);
-        return;
-    }
-    sim_packet *copy = sim_make_packet(sim, SIM_DATAGRAM, heard->len);
-    if (copy == NULL)
-        return;
-    memcpy(copy, heard, offsetof(sim_packet, data) + heard->len);
-    copy->next = NULL;
-    *socket->queue_end = copy;
-    socket->queue_end = &copy->next;
-    socket->queue_len += copy->len;
-    sim_tell(sim, socket, PT_SIM_NEWS_DATA);
-}
-
-static void deliver_datagram(pt_sim *sim, sim_packet *packet)
-{
-    int heard = 0;
-    sim_trace(sim, PT_SIM_DATAGRAM, packet->source_host, packet->target_host, packet->len, packet->port);
-    for (sim_socket *socket = sim->hosts[packet->target_host]->sockets; socket != NULL; socket = socket->next) {
-        if (socket->kind == SIM_PORT && socket->port == packet->port && socket->handle != packet->source) {
-            hear(sim, socket, packet);
-            heard = 1;
-        }
-    }
-    if (!heard && !packet->target) {
-        sim_packet *answer = sim_make_packet(sim, SIM_UNREACHABLE, 0);
-        if (answer != NULL) {
-            answer->source_host = packet->target_host;
-            answer->target_host = packet->source_host;
-            answer->target = packet->source;
-            sim_transmit(sim, answer);
-        }
-    }
-    sim_drop_packet(sim, packet);
+    sim_plan_packet(sim, SIM_ARRIVE, arrival(sim, way, packet, left_ns), packet);
 }
 
 /* ---------------------------------------------------------------------------------------------------------------- one event */
@@ -920,9 +613,9 @@ static void deliver(pt_sim *sim, sim_packet *packet)
     }
     way->counts.delivered++;
     if (packet->kind == SIM_DATAGRAM) {
-        deliver_datagram(sim, packet);
+        sim_datagram_arrived(sim, packet);
     } else if (packet->kind == SIM_UNREACHABLE) {
-        sim_socket *socket = held(sim, packet->target);
+        sim_socket *socket = sim_held(sim, packet->target);
         sim_drop_packet(sim, packet);
         if (socket != NULL && socket->kind == SIM_PORT)
             sim_tell(sim, socket, PT_SIM_NEWS_UNREACHABLE);
@@ -943,7 +636,7 @@ static void arrive(pt_sim *sim, sim_packet *packet)
     if (cost_ns == 0)
         deliver(sim, packet);
     else
-        plan_packet(sim, SIM_DELIVER, occupy(sim, host, cost_ns), packet);
+        sim_plan_packet(sim, SIM_DELIVER, sim_occupy(sim, host, cost_ns), packet);
 }
 
 int pt_sim_step(pt_sim *sim, uint64_t limit_ns)

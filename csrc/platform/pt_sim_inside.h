@@ -1,4 +1,5 @@
-/* What the two halves of the simulated network share: the box (pt_sim.c) and its streams (pt_sim_stream.c). For nobody else. */
+/* What the parts of the simulated network share: the box (pt_sim.c), its sockets (pt_sim_socket.c) and its streams (pt_sim_stream.c). For nobody
+ * else. */
 #ifndef PT_SIM_INSIDE_H
 #define PT_SIM_INSIDE_H
 
@@ -8,6 +9,8 @@ typedef struct sim_host sim_host;
 typedef struct sim_socket sim_socket;
 typedef struct sim_packet sim_packet;
 typedef struct sim_event sim_event;
+
+#define SIM_FIRST_FREE_PORT 49152U
 
 enum sim_packet_kind { SIM_DATA = 1, SIM_ACK, SIM_SYN, SIM_SYN_ACK, SIM_FIN, SIM_RST, SIM_PROBE, SIM_DATAGRAM, SIM_UNREACHABLE };
 enum sim_event_kind { SIM_LEAVE = 1, SIM_ARRIVE, SIM_DELIVER, SIM_TIMER, SIM_DONE };
@@ -162,6 +165,9 @@ struct pt_sim {
 void *sim_take(pt_sim *sim, size_t size);
 void sim_give(pt_sim *sim, void *memory, size_t size);
 
+/* Make an array of count items at least wanted long. 0 when there is no memory. */
+int sim_widen(pt_sim *sim, void **array, uint32_t *count, uint32_t wanted, size_t item_size);
+
 /* Note a decision. */
 void sim_trace(pt_sim *sim, int kind, int32_t source, int32_t target, uint32_t a, uint64_t b);
 
@@ -172,8 +178,12 @@ void sim_unplan(pt_sim *sim, sim_event *event);
 /* A random number from 0 to bound - 1. */
 uint64_t sim_choose(uint64_t *random, uint64_t bound);
 
-/* A live socket, or NULL. */
+/* A host by its number, or NULL. */
+sim_host *sim_host_of(const pt_sim *sim, int host);
+
+/* A live socket, or NULL; one that its owner still holds, or NULL. */
 sim_socket *sim_find(const pt_sim *sim, int32_t handle);
+sim_socket *sim_held(const pt_sim *sim, int32_t handle);
 
 /* A socket on a host; NULL: too many, or no memory. *code says which. Destroy it for good, its packets with it. */
 sim_socket *sim_make_socket(pt_sim *sim, sim_host *host, int kind, uint16_t port, int *code);
@@ -187,12 +197,19 @@ sim_socket *sim_find_port(sim_host *host, int kind, uint16_t port);
 sim_packet *sim_make_packet(pt_sim *sim, int kind, uint32_t len);
 void sim_drop_packet(pt_sim *sim, sim_packet *packet);
 
+/* Keep a host's processor busy; returns when it is done. Plan what becomes of a packet then; takes it over. */
+uint64_t sim_occupy(const pt_sim *sim, sim_host *host, uint64_t cost_ns);
+void sim_plan_packet(pt_sim *sim, int kind, uint64_t time_ns, sim_packet *packet);
+
 /* Put a packet on its way: through the processor (planned as SIM_LEAVE), or at once. Both take it over. */
 void sim_process_packet(pt_sim *sim, sim_packet *packet);
 void sim_transmit(pt_sim *sim, sim_packet *packet);
 
 /* Tell the owner. */
 void sim_tell(pt_sim *sim, sim_socket *socket, int news);
+
+/* A datagram is there; takes it over. */
+void sim_datagram_arrived(pt_sim *sim, sim_packet *packet);
 
 /* Streams: a packet is there; a packet of ours has left the processor; the timer is due; a piece is to be reported; end with a reason. */
 void sim_stream_arrived(pt_sim *sim, sim_packet *packet);
