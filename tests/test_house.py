@@ -383,8 +383,6 @@ ELSEWHERE = {
     "_core.reference": "tests/core/test_load.py",
     "_core.binding": "tests/platform/test_border.py",  # what is its own; what every core does alike is in tests/core
     "_core.codec": "tests/core/test_wire.py",  # the same encodings as those of the reference core
-    "_core.link": "tests/core/test_loop.py",  # a link does nothing without its loop
-    "_core.reference.link": "tests/core/test_loop.py",
     "_core.compiled": "tests/core/test_load.py",  # gathers what load() gives out
     "_core.simulator": "tests/platform/test_sim.py",
 }
