@@ -100,6 +100,21 @@ def test_no_text_names_a_package_registry_or_a_path_of_one_machine():
     complain(found)
 
 
+WHOLE_FOLDERS = ("_core/reference", "protocol", "cli")
+"""Rooms of the map that are a folder: their files are not named one by one."""
+
+
+def test_the_map_names_each_room():
+    """Whoever reads the map must not come upon a file that it does not know, nor look for one that is gone."""
+    table = (ROOT / "docs" / "architecture.md").read_text().partition("## 2. The rooms")[2].partition("## 3.")[0]
+    cells = " ".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))
+    named = {re.split(r"[./]", word.rstrip("/").removesuffix(".py").removesuffix(".h"))[-1] for word in re.findall(r"`([^`]+)`", cells)}
+    modules = {path.relative_to(PACKAGE) for path in below(PACKAGE, ".py") if not path.stem.startswith("__") and path.parent.name != "contracts"}
+    rooms = {path.stem for path in modules if not path.as_posix().startswith(WHOLE_FOLDERS)} | {folder.split("/")[-1] for folder in WHOLE_FOLDERS}
+    rooms |= {path.stem for path in below(CSRC, ".c")} | {"pt_config", "pt_assert", "pt_platform"}
+    complain([f"{room}: not on the map" for room in sorted(rooms - named)] + [f"{room}: on the map, and not there" for room in sorted(named - rooms)])
+
+
 # --- rule 1: who may know whom -------------------------------------------------------------------------------------------------------------------
 
 STANDARD = frozenset(sys.stdlib_module_names) | {"__future__"}
