@@ -1,12 +1,12 @@
-/* libFuzzer: what one link brings, all the way: a stream that is made of frames with true lengths and checksums, and of lies about them, goes through the
- * ingest in pieces, and what comes out is used as a node does: fragments are put together, batches split, capabilities read. All borrow from one pool
- * that is too small for them together.
+/* libFuzzer: what one link brings, all the way: a stream made of frames with true lengths and checksums, and of lies about them, goes through the
+ * ingest in pieces, and what comes out is used as a node does: fragments are put together, batches split, capabilities read. All borrow from one
+ * pool that is too small for them together.
  *
- * Input: records: a byte for the kind (see say()) and how the stream is cut before it, a byte for the flags, two for a length, then as many bytes, at
- * most what is left.
+ * Input: records: a byte for the kind (see say()) and for how the stream is cut before it, a byte for the flags, two for a number, then as many bytes
+ * as the number says, at most what is left.
  *
- * Whatever comes: no message is longer than allowed, the pool lends no more than a frame, a message and one that was just delivered need, what is in its
- * hands is untouched by what another borrower does, and all comes back.
+ * Whatever comes: no message is longer than allowed, the pool lends no more than a frame, a message and one that was just delivered need, a stream
+ * that was given up brings nothing more, and all memory comes back.
  */
 #include <stdint.h>
 #include <stdlib.h>
