@@ -72,8 +72,8 @@ class World:
     def make_loop(self, core: Core, config: Config) -> Any:
         """The loop that turns an engine here."""
         limits, pool_bytes = core.limits, _POOL_BYTES
-        if core.name == "lowmem":  # every slot of every peer, and a frame that is cut for each; else the pool's own table is most of the node
-            room = (config.max_peers + 1) * (config.pipeline_depth * (limits.slot_size + 64) + limits.frame_max_payload + 128)
+        if core.name == "lowmem":  # slots of each peer, a frame that is cut, a message in pieces; else the pool's own table is most of the node
+            room = (config.max_peers + 1) * (config.pipeline_depth * (limits.slot_size + 64) + 2 * (limits.frame_max_payload + 128))
             pool_bytes = min(room, pool_bytes)
         return core.Loop(io_budget=config.io_budget, platform="posix" if config.async_send else "posix_plain", pool_bytes=pool_bytes)
 
