@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -40,16 +39,6 @@ def test_each_state_takes_its_events_and_refuses_all_others_unchanged(state, eve
             stream.advance(event)
         assert stream.state is state
     assert stream.ended == (stream.state in ENDED)
-
-
-@pytest.mark.source
-def test_the_document_draws_the_same_arrows():
-    """A table in a document is believed."""
-    text = (Path(__file__).resolve().parents[2] / "docs" / "protocol.md").read_text()
-    lines = text[text.index("| stream | accepted |") :].split("\n\n")[0].splitlines()
-    (_, *events), _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    drawn = {(S(state), E(event)): S(following) for state, *cells in rows for event, following in zip(events, cells, strict=True) if following}
-    assert drawn == ARROWS and set(events) == {event.value for event in E}
 
 
 @pytest.mark.parametrize(
