@@ -642,7 +642,7 @@ def test_forged_tlvs_read_as_their_list_says_or_not_at_all(core, rounds):
     print(f"seed {seed}")
     dice = random.Random(seed)
     kinds, sizes = (1, 2, 3, 4, 0x80, 0x81, 0x82, 0x83, 0x90, 0xFF), (0, 1, 2, 3, 8, 8, 31, 32)
-    for _ in range(rounds(2_000, 1_000_000)):
+    for _ in range(rounds(2_000, 200_000)):
         tlvs = [(dice.choice(kinds), dice.randbytes(dice.choice(sizes))) for _ in range(6)]
         body = b"".join(extension(kind, value) for kind, value in tlvs)
         instance = dict(tlvs).get(0x80, b"")
