@@ -12,10 +12,10 @@ import pytest
 pytestmark = pytest.mark.source
 
 ROOT = Path(__file__).resolve().parent.parent
-ITEMS = {"S0": 148}
+ITEMS = {"S0": 148, "W": 17}
 """System -> number of its items."""
 
-ROW = re.compile(r"\| (S\d)\.(\d+) \| (.+?) \| (.+) \|")
+ROW = re.compile(r"\| (S\d|W)\.(\d+) \| (.+?) \| (.+) \|")
 
 
 def rows() -> list[tuple[str, int, str, list[str]]]:
