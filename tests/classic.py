@@ -1297,7 +1297,8 @@ def main(arguments: list[str]) -> None:
                 text = detail.decode("utf-8", "replace") if isinstance(detail, bytes) else None
                 print(json.dumps([kind, known.host if known else "", text or (known.name.decode("utf-8", "replace") if known else "")]), flush=True)
                 if kind == "connected" and options.say:
-                    peer.send(detail, options.say.encode(), CRITICAL)
+                    with contextlib.suppress(Refused):  # of two that crossed one may be over by now: it is said on the other
+                        peer.send(detail, options.say.encode(), CRITICAL)
             told = len(peer.events)
             for packet, source in peer.packets[heard:]:
                 print(json.dumps([("announce", "query", "goodbye")[packet.kind - 1], source[0], packet.name.decode("utf-8", "replace")]), flush=True)
