@@ -17,6 +17,7 @@ SAYS = {
     "bulk.py": "20000 messages in",
     "chat.py": "bob: I am",
     "events.py": "guest is gone: goodbye",
+    "game.py": "the alarm overtook",
     "hello.py": "alice says hello",
     "sync_script.py": "clerk answers: LOUD AND CLEAR?",
 }
