@@ -167,7 +167,10 @@ class Letters(bytes):
     pass
 
 
-@pytest.mark.parametrize("payload", [b"xyz", Letters(b"xyz"), bytearray(b"xyz"), memoryview(b"xyz"), memoryview(b"_xyz_")[1:4]], ids=repr)
+BUFFERS = {"bytes": b"xyz", "subclass": Letters(b"xyz"), "bytearray": bytearray(b"xyz"), "view": memoryview(b"xyz"), "part": memoryview(b"_xyz_")[1:4]}
+
+
+@pytest.mark.parametrize("payload", BUFFERS.values(), ids=BUFFERS)
 def test_any_buffer_can_be_sent(box, payload):
     """The caller's bytes need not become a bytes object first."""
     link, theirs = box.link()
