@@ -167,7 +167,8 @@ class Letters(bytes):
     pass
 
 
-BUFFERS = {"bytes": b"xyz", "subclass": Letters(b"xyz"), "bytearray": bytearray(b"xyz"), "view": memoryview(b"xyz"), "part": memoryview(b"_xyz_")[1:4]}
+VIEW = memoryview(b"_xyz_")[1:4]
+BUFFERS = {"bytes": b"xyz", "subclass": Letters(b"xyz"), "bytearray": bytearray(b"xyz"), "view": memoryview(b"xyz"), "part": VIEW}
 
 
 @pytest.mark.parametrize("payload", BUFFERS.values(), ids=BUFFERS)
