@@ -104,6 +104,7 @@ async def test_breaks_a_rule(mesh):
     result.stdout.fnmatch_lines(["*1 buffers were not given back*"])
 
 
+@pytest.mark.unsanitized("loses a buffer on purpose")
 def test_a_buffer_that_is_really_lost_fails_its_test(run):
     """The check is of the pool itself: whoever borrows and does not give back is named."""
     result = run(

@@ -93,14 +93,14 @@ class Connection:
 
     tag: its number in the loop; address: the remote end; dialled: by us; peer: whose it is, None until known; classes: it carried messages of other
     classes than NORMAL; handed: the messages that its link was given and has not reported; pieces: the rest of a message of which it was given a
-    part, None when there is none; held: events kept back while another connection is read to its end, None when nothing is held; reassembly: of
-    fragments, None until one came; pinged: when the PING left that awaits its PONG, None when none does; spoilt: that PONG will measure nothing;
-    pressure: the level of ours that the other side was told last, 0 to 3; owed: what waits for room, a sum of OWES_*; rejection: why we send the
-    peer away; socket and link belong to the runtime.
+    part, None when there is none; held: events kept back while another connection is read to its end, None when nothing is held; left: when we said
+    that we leave, None before; reassembly: of fragments, None until one came; pinged: when the PING left that awaits its PONG, None when none does;
+    spoilt: that PONG will measure nothing; pressure: the level of ours that the other side was told last, 0 to 3; owed: what waits for room, a
+    sum of OWES_*; rejection: why we send the peer away; socket and link belong to the runtime.
     """
 
     __slots__ = (
-        "address", "classes", "dialled", "failure", "handed", "held", "link", "on_end", "owed", "peer", "pieces", "pinged", "pressure",
+        "address", "classes", "dialled", "failure", "handed", "held", "left", "link", "on_end", "owed", "peer", "pieces", "pinged", "pressure",
         "reached", "reassembly", "rejection", "since", "socket", "spoilt", "state", "tag", "timer", "waits_for", "watch",
     )  # fmt: skip
 
@@ -115,6 +115,7 @@ class Connection:
         self.handed = Handed()
         self.pieces: Pieces | None = None
         self.held: deque[Any] | None = None
+        self.left: float | None = None
         self.waits_for: AbstractSet[int] | None = None
         self.failure: errors.PeerTalkError | None = None
         self.reached: Any = None
@@ -166,7 +167,7 @@ class Connection:
 
 
 class Former(NamedTuple):
-    """An open connection that has ended: who dialled it, and from when to when it was open, seconds."""
+    """An open connection that has ended: who dialled it, and from when until when it was open and not being left by us, seconds."""
 
     dialled: bool
     since: float

@@ -172,9 +172,23 @@ class Switchboard:
             self.transport.totals.ignored += 1  # as the original: ignored whole, the connection stays
             return
         if connection.state is State.GREETING:
-            self._greeted(connection, capabilities)
+            if not self._comes_back(connection, capabilities, payload):
+                self._greeted(connection, capabilities)
         elif connection.state is State.OPEN and isinstance(connection.peer, Remote):
             self._told_again(connection, connection.peer, capabilities)
+
+    def _comes_back(self, connection: Connection, capabilities: Capabilities, payload: bytes) -> bool:
+        """A peer that we are leaving has heard that, and is here anew: it waits until the connection that we leave is read to its end."""
+        peer = self.transport.peers.get(capabilities.instance)
+        left = peer.connection if peer is not None else None
+        if left is None or connection.dialled or left.state is not State.CLOSING:
+            return False
+        self.transport.cancel(connection.timer)  # the one that is left ends within its own time
+        connection.timer = None
+        self._hold(connection, {left.tag})
+        assert connection.held is not None
+        connection.held.append((values.FRAME, connection.tag, values.CAPABILITY, payload))
+        return True
 
     def _told_again(self, connection: Connection, peer: Remote, capabilities: Capabilities) -> None:
         """A later CAPABILITY replaces the one before, but for who it is, which no connection can change: left out, it is as it was."""
@@ -545,6 +559,7 @@ class Switchboard:
         kind, payload = (values.DISCONNECT, b"") if reason is None else (values.REJECT, bytes((reason,)))
         if connection.state is State.OPEN and connection.link.send_frame(kind, payload, 0) >= 0:
             connection.advance(Step.LEAVE)
+            connection.left = self.transport.world.clock()
             connection.link.shut()
             self.transport.schedule()
             if not connection.link.pending:
@@ -704,7 +719,8 @@ class Switchboard:
         connection.handed.seal(peer.accepted)
         peer.connection = None
         peer.quick = None
-        peer.former = Former(connection.dialled, connection.since, self.transport.world.clock())
+        until = self.transport.world.clock() if connection.left is None else connection.left
+        peer.former = Former(connection.dialled, connection.since, until)
         self._disconnected(peer, error)
         lost = error if isinstance(error, errors.ConnectionClosed | errors.ConnectionRefused) else self.transport.closed_error(peer)
         if lost is not error:

@@ -14,6 +14,7 @@ import struct
 import pytest
 
 import peertalk as pt
+from peertalk import scenarios
 from peertalk._core import load
 from peertalk.protocol import connections as policy
 from peertalk.protocol.wire import Announcement, Capabilities, encode_announcement, encode_capabilities
@@ -1164,3 +1165,9 @@ async def test_who_began_as_a_classic_peer_cannot_take_over_a_name_later():
         peer = (await ada.receive(timeout=GUARD)).peer
         assert [(await classic.hear())[0] for _ in range(2)] == [CAPABILITY, PONG]
         assert peer.classic and peer.max_message == 4096 and peer.name == "" and ada.stats().frames_ignored == 1
+
+
+def test_a_peer_that_comes_back_while_it_is_left_waits_until_what_it_sent_before_is_read():
+    """Its first bytes on the new connection must not be delivered before the last ones on the old, which a bad network still holds."""
+    for seed in (495, 542, 769):
+        assert not scenarios.play("connect_disconnect", seed).problems
