@@ -185,6 +185,7 @@ class Switchboard:
             return False
         self.transport.cancel(connection.timer)  # the one that is left ends within its own time
         connection.timer = None
+        connection.peer = peer  # the same one, though it may be forgotten by then
         self._hold(connection, {left.tag})
         assert connection.held is not None
         connection.held.append((values.FRAME, connection.tag, values.CAPABILITY, payload))
