@@ -317,20 +317,23 @@ class Handed:
 
     While nothing waits, messages go straight to the link in the order of their numbers: then the last run is open, and has no end yet.
 
-    first: of the open run, the lowest number that is not reported; 0: no run is open. runs: all before it.
+    first: of the open run, the lowest number that is not reported; 0: no run is open. runs: all before it, None when there are none: an idle link
+    holds no queue.
     """
 
     __slots__ = ("first", "runs")
 
     def __init__(self) -> None:
         self.first = 0
-        self.runs: deque[_Run] = deque()
+        self.runs: deque[_Run] | None = None
 
     def open(self, number: int) -> None:
         """All messages from this number on go straight to the link, until seal()."""
         assert not self.first, "a run is open"
         runs = self.runs
         self.first = runs.pop().first if runs and runs[-1].leads_to(number) else number
+        if not runs:
+            self.runs = None
 
     def seal(self, last: int) -> None:
         """No longer: `last` was the last one. May be called again."""
@@ -341,6 +344,8 @@ class Handed:
     def add(self, first: int, last: int, frames: int = 1) -> None:
         """The link was given these messages, each of them as so many frames."""
         assert not self.first, "a run is open"
+        if self.runs is None:
+            self.runs = deque()
         runs = self.runs
         if frames == 1 and runs and runs[-1].leads_to(first):
             runs[-1].last = last
@@ -382,8 +387,8 @@ class Handed:
     def rest(self) -> list[tuple[int, int]]:
         """What is not reported, as ranges, once it is sealed; it is forgotten."""
         assert not self.first, "a run is open"
-        left = [(run.first, run.last) for run in self.runs]
-        self.runs.clear()
+        left = [(run.first, run.last) for run in self.runs or ()]
+        self.runs = None
         return left
 
 
