@@ -160,6 +160,7 @@ def check_windows() -> str:
         return f"{check_target(target)} under wine (the core; there is no Windows platform file)"
     finally:
         subprocess.run(["wineserver", "-k"], env={**os.environ, **dict(environment)}, capture_output=True)
+        shutil.rmtree(home, ignore_errors=True)  # one of its drives is a link to /: whatever walks this tree would walk the machine
 
 
 def check_musl() -> str:
