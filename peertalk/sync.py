@@ -163,6 +163,7 @@ class Peer(Remote):
             On entering: NotConnected; WouldBlock, reason "busy": one at a time for each peer.
         """
         return StreamOut(self, data, progress)
+
     def ping(self, *, timeout: float | str | None = 5.0) -> float:
         """Measure the way to this peer and back, in seconds. `latency` has the smoothed value, which counts the time that this node was not called.
 

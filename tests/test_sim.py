@@ -606,3 +606,22 @@ def test_the_pings_of_many_peers_are_spread_over_the_interval(core):
 
     most, total = sim.run(main)
     assert most <= 8 and 24 <= total <= 36
+
+
+@pytest.mark.parametrize("messages", [1, 3, 4, 5, 6, 8])
+def test_leaving_a_peer_that_does_not_read_ends_with_the_drain_time(core, messages):
+    """Whether what it does not take lies in slots or waits for one: whoever leaves, and whoever comes back meanwhile, must not wait for ever."""
+
+    async def main(net: sim.Network) -> None:
+        a = await net.node("a", core=core, discovery=False, drain_timeout=2.0)
+        b = await net.node("b", core=core, discovery=False, window=2048, receive_queue_bytes=1024)
+        peer = await a.connect(b.address)
+        for _ in range(messages):
+            peer.send_nowait(bytes(1000))
+        await asyncio.sleep(1)
+        start = net.clock.seconds
+        await peer.disconnect(timeout=600)
+        assert net.clock.seconds - start < 2.1
+        assert peer.accepted == peer.reported == messages
+
+    sim.run(main)

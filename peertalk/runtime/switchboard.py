@@ -608,7 +608,7 @@ class Switchboard:
         peer.quick = None
         self._farewell(connection)
         late = self.transport.closed_error(peer)
-        if connection.state is State.OPEN:
+        if connection.state is not State.CLOSED and connection.link.pending:
             connection.timer = self.transport.after(self.transport.config.drain_timeout, lambda: self._end(connection, late))
 
     def _other_half_ended(self, connection: Connection) -> None:
@@ -722,11 +722,12 @@ class Switchboard:
         peer.quick = None
         until = self.transport.world.clock() if connection.left is None else connection.left
         peer.former = Former(connection.dialled, connection.since, until)
+        leaving = peer.state is PeerState.DISCONNECTING
         self._disconnected(peer, error)
         lost = error if isinstance(error, errors.ConnectionClosed | errors.ConnectionRefused) else self.transport.closed_error(peer)
         if lost is not error:
             lost.__cause__ = error
-        if peer.queued and error is not None and not polite and not self.transport.closing:
+        if peer.queued and error is not None and not polite and not leaving and not self.transport.closing:
             peer.attempts = 1
             peer.retry = self.transport.after(policy.RETRY_DELAYS[0], lambda: self._retry(peer))
         else:
