@@ -13,11 +13,12 @@ GCC ?= gcc
 PY := .venv/bin/python
 SOURCES := $(wildcard csrc/*/*.c csrc/*/*.h) build_ffi.py
 C_FILES := $(wildcard csrc/*/*.c)
+FORMATTED_C := $(wildcard csrc/*/*.[ch] tests/c/*.[ch] tests/c/*/*.[ch] tests/fuzz/*.[ch])
 C_WARNINGS := -std=c11 -Wall -Wextra -Wconversion -Wshadow -Wpedantic -Werror
 C_INCLUDES := -Icsrc/core -Icsrc/platform -Icsrc/border
 SANITIZERS := address thread
 
-.PHONY: help demo test bench soak vintage lint lint-python lint-c sanitize sanitize-address sanitize-thread fuzz release debug clean
+.PHONY: help demo test bench soak vintage format lint lint-python lint-c sanitize sanitize-address sanitize-thread fuzz release debug clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -40,9 +41,16 @@ soak: debug ## the long form of the tests that have one: millions of messages, m
 vintage: .venv/made ## the core on other machines: big-endian ones, a true 68000, Windows, musl, macOS; VINTAGE="m68k 68000" narrows it
 	$(PY) tests/vintage/run.py $(VINTAGE)
 
-lint: lint-python lint-c ## ruff, mypy --strict, and the C with gcc, clang, clang-tidy and cppcheck, warnings as errors
+format: .venv/lint ## lay out Python and C as make lint wants it
+	.venv/bin/ruff format .
+	.venv/bin/clang-format -i $(FORMATTED_C)
+
+lint: lint-python lint-c ## layout, ruff, mypy --strict, and the C with gcc, clang, clang-tidy and cppcheck, warnings as errors
 
 lint-python: .venv/lint
+	.venv/bin/ruff format --check .
+	.venv/bin/clang-format --dry-run --Werror $(FORMATTED_C)
+	@! grep -nE '^.{160}' README.md CHANGELOG.md docs/*.md bench/*.md || { echo "a line of Markdown has 160 characters or more"; exit 1; }
 	.venv/bin/ruff check .
 	.venv/bin/mypy --strict peertalk
 

@@ -1,7 +1,8 @@
 """Build the C core as two extension modules, standard and lowmem, from the headers in csrc/.
 
-The headers have three readers: the compiler, cffi and people. This file drops their preprocessor lines, turns each integer limit into
-`#define NAME ...` and each array length into `[...]`, and lets the C compiler fill both in. So no declaration is written twice.
+The headers have three readers: the compiler, cffi and people. This file drops their preprocessor
+lines, turns each integer limit into `#define NAME ...` and each array length into `[...]`, and lets
+the C compiler fill both in. So no declaration is written twice.
 
 Environment:
     PEERTALK_BUILD=none        build nothing: a pure-Python package (reference core)
@@ -26,21 +27,44 @@ from cffi import FFI
 
 ROOT = Path(__file__).resolve().parent
 HEADERS = (
-    "core/pt_config.h", "core/pt_assert.h", "core/pt_error.h", "core/pt_crc.h", "core/pt_wire.h", "core/pt_pool.h", "core/pt_wheel.h",
-    "core/pt_reassembly.h", "core/pt_ingest.h", "core/pt_pipeline.h", "core/pt_platform.h", "core/pt_loop.h", "platform/pt_posix.h",
-    "platform/pt_sim.h", "platform/pt_mactcp.h", "platform/pt_ot.h", "border/pt_batch.h",
+    "core/pt_config.h",
+    "core/pt_assert.h",
+    "core/pt_error.h",
+    "core/pt_crc.h",
+    "core/pt_wire.h",
+    "core/pt_pool.h",
+    "core/pt_wheel.h",
+    "core/pt_reassembly.h",
+    "core/pt_ingest.h",
+    "core/pt_pipeline.h",
+    "core/pt_platform.h",
+    "core/pt_loop.h",
+    "platform/pt_posix.h",
+    "platform/pt_sim.h",
+    "platform/pt_mactcp.h",
+    "platform/pt_ot.h",
+    "border/pt_batch.h",
 )  # in the order of their includes
 FLAGS = {
     "": ["-O3", "-g0"],
     "debug": ["-O1", "-g", "-UNDEBUG", "-fno-wrapv", "-DPT_ASSERTIONS=1"],
-    "address": ["-O1", "-g", "-UNDEBUG", "-fno-wrapv", "-DPT_ASSERTIONS=1", "-fno-omit-frame-pointer",
-                "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "address": [
+        "-O1",
+        "-g",
+        "-UNDEBUG",
+        "-fno-wrapv",
+        "-DPT_ASSERTIONS=1",
+        "-fno-omit-frame-pointer",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=undefined",
+    ],
     "thread": ["-O1", "-g", "-UNDEBUG", "-fno-wrapv", "-DPT_ASSERTIONS=1", "-fsanitize=thread"],
 }
 
 
 def declarations(text: str) -> str:
-    """The part of a header that cffi understands: no preprocessor, limits and lengths left to the compiler."""
+    """The part of a header that cffi understands: no preprocessor, limits and lengths left to the
+    compiler."""
     text = re.sub(r"/\*.*?\*/", "", text, flags=re.S)
     lines = []
     for line in text.splitlines():
@@ -49,28 +73,41 @@ def declarations(text: str) -> str:
             lines.append(f"#define {define[1]} ...")
         elif not re.match(r"\s*#", line):
             lines.append(re.sub(r"\[[A-Z]\w*\]", "[...]", line))
-    return "\n".join(dict.fromkeys(line for line in lines if line.startswith("#"))) + "\n" + "\n".join(
-        line for line in lines if not line.startswith("#"))
+    return (
+        "\n".join(dict.fromkeys(line for line in lines if line.startswith("#")))
+        + "\n"
+        + "\n".join(line for line in lines if not line.startswith("#"))
+    )
 
 
 def make_ffi(name: str, root: Path = Path()) -> FFI:
-    """An FFI that compiles to peertalk._core.<name>; name is "_standard" or "_lowmem". root: where csrc lies for the compiler."""
+    """An FFI that compiles to peertalk._core.<name>; name is "_standard" or "_lowmem". root: where
+    csrc lies for the compiler."""
     kind = os.environ.get("PEERTALK_BUILD", "")
     if kind not in FLAGS:
-        raise SystemExit(f"PEERTALK_BUILD={kind!r}: use one of {', '.join(sorted(FLAGS)[1:])}, none, or leave it unset")
+        raise SystemExit(
+            f"PEERTALK_BUILD={kind!r}: use one of {', '.join(sorted(FLAGS)[1:])}, none, or "
+            "leave it unset"
+        )
     sanitizers = [flag for flag in FLAGS[kind] if flag.startswith("-fsanitize")]
     ffi = FFI()
     csrc = ROOT / "csrc"
     for header in HEADERS:
         ffi.cdef(declarations((csrc / header).read_text()))
-    sources = sorted(str(root / path.relative_to(ROOT)) for folder in ("core", "platform", "border") for path in (csrc / folder).glob("*.c"))
+    sources = sorted(
+        str(root / path.relative_to(ROOT))
+        for folder in ("core", "platform", "border")
+        for path in (csrc / folder).glob("*.c")
+    )
     ffi.set_source(
         f"peertalk._core.{name}",
         "".join(f'#include "{Path(header).name}"\n' for header in HEADERS),
         sources=sources,
-        depends=[str(root / path.relative_to(ROOT)) for path in sorted(csrc.glob("*/*.h"))],  # a changed header builds anew
+        # a changed header builds anew
+        depends=[str(root / path.relative_to(ROOT)) for path in sorted(csrc.glob("*/*.h"))],
         include_dirs=[str(root / "csrc" / folder) for folder in ("core", "platform", "border")],
-        define_macros=[("Py_LIMITED_API", "0x030B0000")] + ([("PT_LOWMEM", "1")] if name == "_lowmem" else []),
+        define_macros=[("Py_LIMITED_API", "0x030B0000")]
+        + ([("PT_LOWMEM", "1")] if name == "_lowmem" else []),
         extra_compile_args=["-std=c11", "-fvisibility=hidden", *FLAGS[kind]],
         extra_link_args=sanitizers,
         py_limited_api=True,

@@ -2,12 +2,13 @@
 
     python bench/allocations.py [--json] [--messages 100000] [--core standard]
 
-Everything that a loop and its links own comes from one allocator, which counts its calls (Loop.attempts); the difference between the end of the
-warm-up and the end is the figure. CPython's own allocator is not the C side: a payload has to become a bytes object, and those are counted by
+Everything that a loop and its links own comes from one allocator, which counts its calls
+(Loop.attempts); the difference between the end of the warm-up and the end is the figure. CPython's
+own allocator is not the C side: a payload has to become a bytes object, and those are counted by
 sys.getallocatedblocks only to show that none stays.
 
-Settings: links (two loops joined by a pair of sockets, from send_many to the lists of payloads) and nodes (the public API over loopback, message by
-message and in batches).
+Settings: links (two loops joined by a pair of sockets, from send_many to the lists of payloads) and
+nodes (the public API over loopback, message by message and in batches).
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ _WARM_UP = 20 * _BURST
 
 
 def over_links(core_name: str, size: int, messages: int) -> tuple[int, int]:
-    """(allocator calls on both sides, Python blocks that stayed) for so many messages after a warm-up."""
+    """(allocator calls on both sides, Python blocks that stayed) for so many messages after a
+    warm-up."""
     core = load(core_name)
     ends = socket.socketpair()
     loops, links = [], []
@@ -65,7 +67,10 @@ def over_links(core_name: str, size: int, messages: int) -> tuple[int, int]:
 
 async def over_nodes(core_name: str, size: int, messages: int, batches: bool) -> tuple[int, int]:
     """The same between two nodes of this process, through the public API."""
-    async with peertalk.Node("a", port=0, discovery=False, core=core_name) as a, peertalk.Node("b", port=0, discovery=False, core=core_name) as b:
+    async with (
+        peertalk.Node("a", port=0, discovery=False, core=core_name) as a,
+        peertalk.Node("b", port=0, discovery=False, core=core_name) as b,
+    ):
         peer = await a.connect(b.address)
         payload = bytes(size)
 
@@ -104,9 +109,10 @@ def measure(core: str, messages: int) -> list[dict[str, Any]]:
     rows = []
     for size in (size for size in SIZES if size <= load(core).limits.frame_max_payload):
         for setting, calls in (
-            ("links", over_links(core, size, messages)), ("nodes, batches", asyncio.run(over_nodes(core, size, messages, True))),
+            ("links", over_links(core, size, messages)),
+            ("nodes, batches", asyncio.run(over_nodes(core, size, messages, True))),
             ("nodes, messages", asyncio.run(over_nodes(core, size, messages, False))),
-        ):  # fmt: skip
+        ):
             rows.append(
                 {
                     "setting": setting,
@@ -122,9 +128,13 @@ def measure(core: str, messages: int) -> list[dict[str, Any]]:
 
 def main() -> int:
     """Print the figures; 1 when the C side asked for memory."""
-    parser = argparse.ArgumentParser(description="allocator calls on the C side per 10,000 messages after warm-up")
+    parser = argparse.ArgumentParser(
+        description="allocator calls on the C side per 10,000 messages after warm-up"
+    )
     parser.add_argument("--json", action="store_true", help="the figures as JSON")
-    parser.add_argument("--messages", type=int, default=100_000, help="messages counted, a multiple of 500")
+    parser.add_argument(
+        "--messages", type=int, default=100_000, help="messages counted, a multiple of 500"
+    )
     parser.add_argument("--core", default="standard", choices=("standard", "lowmem"))
     options = parser.parse_args()
     rows = measure(options.core, max(_BURST, options.messages // _BURST * _BURST))
@@ -133,7 +143,10 @@ def main() -> int:
     else:
         for row in rows:
             per = f"{row['per_10000']:.2f} per 10,000"
-            print(f"{row['setting']:16} {row['bytes']:6,} B: {row['calls']} allocator calls for {row['messages']:,} messages, {per}")
+            print(
+                f"{row['setting']:16} {row['bytes']:6,} B: {row['calls']} allocator calls for "
+                f"{row['messages']:,} messages, {per}"
+            )
     return int(any(row["calls"] for row in rows))
 
 

@@ -1,11 +1,13 @@
-"""Memory of an idle connected peer: private bytes of the listening process, for each connection, Python objects included. At most 8 KiB must do.
+"""Memory of an idle connected peer: private bytes of the listening process, for each connection,
+Python objects included. At most 8 KiB must do.
 
     python bench/idle.py [--json] [--peers 1500] [--core standard]
 
-A node in a process of its own is connected to by so many peers (links of one loop here, which greet as peertalk nodes do), each of which sends it
-one message and gets one back, so that every link has had its buffers. Then all are left idle, and the private memory of the process (smaps_rollup:
-private clean and dirty pages) is compared with what it was after a first 500 had come. Buffers of sockets lie in the kernel and are not counted.
-Linux only.
+A node in a process of its own is connected to by so many peers (links of one loop here, which greet
+as peertalk nodes do), each of which sends it one message and gets one back, so that every link has
+had its buffers. Then all are left idle, and the private memory of the process (smaps_rollup:
+private clean and dirty pages) is compared with what it was after a first 500 had come. Buffers of
+sockets lie in the kernel and are not counted. Linux only.
 """
 
 from __future__ import annotations
@@ -30,17 +32,23 @@ from peertalk._core.values import BATCH, CAPABILITY
 from peertalk.protocol.wire import Capabilities, encode_capabilities
 
 WARM_UP = 500
-"""Peers before the first reading: what they fill is memory that the start of the process had left free."""
+"""Peers before the first reading: what they fill is memory that the start of the process had left
+free."""
 
 
 def private_bytes() -> int:
     """Private memory of this process."""
     with open("/proc/self/smaps_rollup") as file:
-        return sum(int(line.split()[1]) * 1024 for line in file if line.startswith(("Private_Clean", "Private_Dirty")))
+        return sum(
+            int(line.split()[1]) * 1024
+            for line in file
+            if line.startswith(("Private_Clean", "Private_Dirty"))
+        )
 
 
 async def listen(core: str) -> None:
-    """The process that is measured: answers each message; tells its memory whenever a line comes in."""
+    """The process that is measured: answers each message; tells its memory whenever a line comes
+    in."""
     async with peertalk.Node("idle", port=0, discovery=False, core=core, max_peers=65_535) as node:
         print(node.address[1], flush=True)
 
@@ -52,7 +60,16 @@ async def listen(core: str) -> None:
         while await asyncio.to_thread(sys.stdin.readline):
             gc.collect()
             stats = node.stats()
-            print(json.dumps({"private": private_bytes(), "links": stats.links_open, "pool_bytes": stats.pool_bytes}), flush=True)
+            print(
+                json.dumps(
+                    {
+                        "private": private_bytes(),
+                        "links": stats.links_open,
+                        "pool_bytes": stats.pool_bytes,
+                    }
+                ),
+                flush=True,
+            )
         answering.cancel()
 
 
@@ -68,7 +85,8 @@ class Crowd:
         self.answered = 0
 
     def grow(self, count: int) -> None:
-        """Connect so many more; each sends a message and has its answer before the next one comes."""
+        """Connect so many more; each sends a message and has its answer before the next one
+        comes."""
         for _ in range(count):
             number = len(self.links)
             connection = socket.create_connection(("127.0.0.1", self.port))
@@ -76,11 +94,21 @@ class Crowd:
             link = self.loop.open_link(connection.fileno(), number)
             self.sockets.append(connection)
             self.links.append(link)
-            greeting = Capabilities(self.core.limits.frame_max_payload, 1024, 0, 0, secrets.token_bytes(8), f"idle-{number}", 1 + number)
+            greeting = Capabilities(
+                self.core.limits.frame_max_payload,
+                1024,
+                0,
+                0,
+                secrets.token_bytes(8),
+                f"idle-{number}",
+                1 + number,
+            )
             link.send_frame(CAPABILITY, encode_capabilities(self.core, greeting))
             link.send(b"hello")
             while self.answered <= number:
-                self.answered += sum(len(b) for kind, _, _, b in self.loop.turn(5.0) if kind == BATCH)
+                self.answered += sum(
+                    len(b) for kind, _, _, b in self.loop.turn(5.0) if kind == BATCH
+                )
 
     def close(self) -> None:
         """All go."""
@@ -92,7 +120,10 @@ class Crowd:
 def measure(core: str, peers: int) -> dict[str, Any]:
     """Private bytes for each idle peer."""
     with subprocess.Popen(
-        [sys.executable, __file__, "--listen", "--core", core], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, __file__, "--listen", "--core", core],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as listener:
         assert listener.stdin is not None and listener.stdout is not None
 
@@ -112,7 +143,12 @@ def measure(core: str, peers: int) -> dict[str, Any]:
             crowd.close()
             listener.stdin.close()
     assert after["links"] - before["links"] == peers
-    return {"peers": peers, "bytes_per_peer": round((after["private"] - before["private"]) / peers), "core": core, "pool_bytes": after["pool_bytes"]}
+    return {
+        "peers": peers,
+        "bytes_per_peer": round((after["private"] - before["private"]) / peers),
+        "core": core,
+        "pool_bytes": after["pool_bytes"],
+    }
 
 
 def main() -> int:
@@ -134,7 +170,10 @@ def main() -> int:
     print(
         json.dumps(figures)
         if options.json
-        else f"{figures['bytes_per_peer']:,} bytes for each idle peer, over {figures['peers']:,} peers ({options.core} core)"
+        else (
+            f"{figures['bytes_per_peer']:,} bytes for each idle peer, over {figures['peers']:,} "
+            f"peers ({options.core} core)"
+        )
     )
     return int(figures["bytes_per_peer"] > 8192)
 

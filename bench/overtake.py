@@ -2,9 +2,10 @@
 
     python bench/overtake.py [--json] [--rounds 50] [--backlog 1000] [--size 4096]
 
-In each round LOW messages are sent, faster than they leave, until the backlog waits in the outbox behind full slots and a full kernel; then a
-CRITICAL message is sent at once. What is timed lies on one clock (CLOCK_MONOTONIC is the same for both processes): from the call of send to the
-moment at which the receiver's program holds the message. Exit status 1 when the median is 2 ms or more.
+In each round LOW messages are sent, faster than they leave, until the backlog waits in the outbox
+behind full slots and a full kernel; then a CRITICAL message is sent at once. What is timed lies on
+one clock (CLOCK_MONOTONIC is the same for both processes): from the call of send to the moment at
+which the receiver's program holds the message. Exit status 1 when the median is 2 ms or more.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ OPTIONS = {"bind": "127.0.0.1", "port": 0, "discovery": False}
 
 
 async def receive(rounds: int) -> None:
-    """The receiver: says its port, then for each round the moment at which the critical message was there, and how many came before and after it."""
+    """The receiver: says its port, then for each round the moment at which the critical message was
+    there, and how many came before and after it."""
     async with pt.Node("receiver", receive_queue_bytes="64MiB", **OPTIONS) as node:
         print(node.address[1], flush=True)
         batches = node.batches()
@@ -49,11 +51,14 @@ async def measure(backlog: int, size: int, rounds: int) -> list[tuple[float, int
         port = int(receiver.stdout.readline())
         took: list[tuple[float, int, int]] = []
         room = 2 * backlog * (size + 1)
-        async with pt.Node("sender", send_queue_size=2 * backlog, send_queue_bytes=room, **OPTIONS) as node:
+        async with pt.Node(
+            "sender", send_queue_size=2 * backlog, send_queue_bytes=room, **OPTIONS
+        ) as node:
             peer = await node.connect(("127.0.0.1", port))
             payload = bytes(size)
             for _ in range(rounds):
-                while peer.queued < backlog:  # without a turn in between: what slots and kernel do not take waits
+                # without a turn in between: what slots and kernel do not take waits
+                while peer.queued < backlog:
                     peer.send_nowait(payload, priority=pt.Priority.LOW)
                 began = time.monotonic()
                 await peer.send(b"now", priority=pt.Priority.CRITICAL, no_delay=True)
@@ -66,7 +71,9 @@ async def measure(backlog: int, size: int, rounds: int) -> list[tuple[float, int
 
 def main() -> int:
     """Run it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--backlog", type=int, default=1000)
@@ -93,7 +100,10 @@ def main() -> int:
     if options.json:
         print(json.dumps(figures))
     else:
-        print(f"a critical message past {options.backlog:,} low ones of {options.size:,} bytes: median {median:.3f} ms of {len(took)} rounds,")
+        print(
+            f"a critical message past {options.backlog:,} low ones of {options.size:,} bytes: "
+            f"median {median:.3f} ms of {len(took)} rounds,"
+        )
         print(f"nine of ten within {figures['p90_ms']} ms, longest {figures['longest_ms']} ms;")
         print(f"{before:,.0f} low ones came before it, {after:,.0f} after")
     return 0 if median < LIMIT_MS else 1

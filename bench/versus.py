@@ -1,14 +1,19 @@
-"""peertalk against pyzmq PUSH/PULL: one way over loopback TCP, two processes, every message handed to Python and checked there.
+"""peertalk against pyzmq PUSH/PULL: one way over loopback TCP, two processes, every message handed
+to Python and checked there.
 
-    python bench/versus.py [--json] [--rounds 5] [--sizes 64 1024 4096] [--seconds 0.5] [--uvloop] [--round-trip] [--no-pin]
+    python bench/versus.py [--json] [--rounds 5] [--sizes 64 1024 4096] [--seconds 0.5] [--uvloop]
+    [--round-trip] [--no-pin]
 
-Only ratios from one interleaved run count: each round runs every party once at every size, the figures are medians over rounds, and the ratio is
-the median of the rounds' own ratios. Each message carries its number, and the receiver holds each one against the one that is due, in the same manner
-for every party: up to 256 bytes in full, longer ones by length and number (comparing every byte of those would measure memory). What is timed lies
-on the receiver's clock, after a warm-up of a tenth. The receiver is pinned to one core and the sender to another, for every party alike.
+Only ratios from one interleaved run count: each round runs every party once at every size, the
+figures are medians over rounds, and the ratio is the median of the rounds' own ratios. Each message
+carries its number, and the receiver holds each one against the one that is due, in the same manner
+for every party: up to 256 bytes in full, longer ones by length and number (comparing every byte of
+those would measure memory). What is timed lies on the receiver's clock, after a warm-up of a tenth.
+The receiver is pinned to one core and the sender to another, for every party alike.
 
-Parties: batch (send_many and batches()), message (`await peer.send(...)` for each, `async for` over messages()), sync (peertalk.sync, message by
-message; --sync), pyzmq (PUSH/PULL, blocking send and recv for each message, its defaults).
+Parties: batch (send_many and batches()), message (`await peer.send(...)` for each, `async for` over
+messages()), sync (peertalk.sync, message by message; --sync), pyzmq (PUSH/PULL, blocking send and
+recv for each message, its defaults).
 """
 
 from __future__ import annotations
@@ -27,10 +32,12 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 PERIOD = 1024
-"""Messages are numbered modulo this; the count of all of them closes the gap. Longer ones modulo what makes a mebibyte: the senders' messages
-stay in the cache, as fresh ones would be, and main memory is not what is measured."""
+"""Messages are numbered modulo this; the count of all of them closes the gap. Longer ones modulo
+what makes a mebibyte: the senders' messages stay in the cache, as fresh ones would be, and main
+memory is not what is measured."""
 COMPARED_IN_FULL = 256
-"""Bytes up to which the receiver compares the whole message with the one that is due; of a longer one the length and the number."""
+"""Bytes up to which the receiver compares the whole message with the one that is due; of a longer
+one the length and the number."""
 NUMBER = struct.Struct("<I")
 PARTIES = ("batch", "message", "sync", "pyzmq")
 START_RATE = {"batch": 2_000_000, "message": 900_000, "sync": 300_000, "pyzmq": 500_000}
@@ -52,9 +59,12 @@ def period(size: int) -> int:
 
 
 def line(size: int) -> tuple[bool, Iterator[bytes]]:
-    """What the receiver compares: whether messages are compared in full, and without end what each is or begins with."""
+    """What the receiver compares: whether messages are compared in full, and without end what each
+    is or begins with."""
     in_full = size <= COMPARED_IN_FULL
-    return in_full, itertools.cycle(ring(size) if in_full else [message[: NUMBER.size] for message in ring(size)])
+    return in_full, itertools.cycle(
+        ring(size) if in_full else [message[: NUMBER.size] for message in ring(size)]
+    )
 
 
 def pin(core: int, wanted: bool) -> None:
@@ -80,10 +90,13 @@ class Stopwatch:
     def report(self, seen: int) -> dict[str, float]:
         """What was measured; seen: messages after the warm-up."""
         took = time.perf_counter() - self.began
-        return {"rate": seen / took, "receiver_cpu_ns": (time.process_time() - self.cpu) / seen * 1e9}
+        return {
+            "rate": seen / took,
+            "receiver_cpu_ns": (time.process_time() - self.cpu) / seen * 1e9,
+        }
 
 
-# Receivers: each prints its address, then what it measured ----------------------------------------------------------------------------------------
+# Receivers: each prints its address, then what it measured ----------------------------------------
 
 
 def say(**values: Any) -> None:
@@ -100,7 +113,11 @@ async def receive_batches(size: int, count: int) -> None:
         base = -1
         async for batch in node.batches():
             for data, expected in zip(batch.payloads, due):  # noqa: B905 - as many of an endless line as there are payloads
-                if data != expected if in_full else len(data) != size or not data.startswith(expected):
+                if (
+                    data != expected
+                    if in_full
+                    else len(data) != size or not data.startswith(expected)
+                ):
                     raise Wrong(data[:8])
             number += len(batch.payloads)
             if base >= 0:
@@ -121,7 +138,11 @@ async def receive_messages(size: int, count: int) -> None:
         warm = watch.warm
         async for message in node.messages():
             data = message.data
-            if data != next(due) if in_full else len(data) != size or not data.startswith(next(due)):
+            if (
+                data != next(due)
+                if in_full
+                else len(data) != size or not data.startswith(next(due))
+            ):
                 raise Wrong(data[:8])
             number += 1
             if number == warm:
@@ -140,7 +161,11 @@ def receive_sync(size: int, count: int) -> None:
         warm = watch.warm
         for message in node.messages():
             data = message.data
-            if data != next(due) if in_full else len(data) != size or not data.startswith(next(due)):
+            if (
+                data != next(due)
+                if in_full
+                else len(data) != size or not data.startswith(next(due))
+            ):
                 raise Wrong(data[:8])
             number += 1
             if number == warm:
@@ -159,7 +184,11 @@ def receive_zmq(size: int, count: int) -> None:
         warm, receive = watch.warm, socket.recv
         while True:
             data = receive()
-            if data != next(due) if in_full else len(data) != size or not data.startswith(next(due)):
+            if (
+                data != next(due)
+                if in_full
+                else len(data) != size or not data.startswith(next(due))
+            ):
                 raise Wrong(data[:8])
             number += 1
             if number == warm:
@@ -169,7 +198,7 @@ def receive_zmq(size: int, count: int) -> None:
         say(**watch.report(number - warm), total=number)
 
 
-# Senders ------------------------------------------------------------------------------------------------------------------------------------------
+# Senders ------------------------------------------------------------------------------------------
 
 
 async def send_batches(size: int, count: int, port: int) -> None:
@@ -182,7 +211,10 @@ async def send_batches(size: int, count: int, port: int) -> None:
         for _ in range(count // period(size)):
             await peer.send_many(messages)
         await node.aclose(60)
-        say(sender_cpu_ns=(time.process_time() - cpu) / count * 1e9, seconds=time.perf_counter() - began)
+        say(
+            sender_cpu_ns=(time.process_time() - cpu) / count * 1e9,
+            seconds=time.perf_counter() - began,
+        )
 
 
 async def send_messages(size: int, count: int, port: int) -> None:
@@ -196,7 +228,10 @@ async def send_messages(size: int, count: int, port: int) -> None:
             for message in messages:
                 await send(message)
         await node.aclose(60)
-        say(sender_cpu_ns=(time.process_time() - cpu) / count * 1e9, seconds=time.perf_counter() - began)
+        say(
+            sender_cpu_ns=(time.process_time() - cpu) / count * 1e9,
+            seconds=time.perf_counter() - began,
+        )
 
 
 def send_sync(size: int, count: int, port: int) -> None:
@@ -210,7 +245,10 @@ def send_sync(size: int, count: int, port: int) -> None:
             for message in messages:
                 send(message)
         node.close(60)
-        say(sender_cpu_ns=(time.process_time() - cpu) / count * 1e9, seconds=time.perf_counter() - began)
+        say(
+            sender_cpu_ns=(time.process_time() - cpu) / count * 1e9,
+            seconds=time.perf_counter() - began,
+        )
 
 
 def send_zmq(size: int, count: int, port: int) -> None:
@@ -226,10 +264,12 @@ def send_zmq(size: int, count: int, port: int) -> None:
             send(message)
     socket.close(linger=60_000)
     context.term()
-    say(sender_cpu_ns=(time.process_time() - cpu) / count * 1e9, seconds=time.perf_counter() - began)
+    say(
+        sender_cpu_ns=(time.process_time() - cpu) / count * 1e9, seconds=time.perf_counter() - began
+    )
 
 
-# Round trips: one message out, one back, many times -----------------------------------------------------------------------------------------------
+# Round trips: one message out, one back, many times -----------------------------------------------
 
 
 async def echo_message(size: int, count: int) -> None:
@@ -352,7 +392,9 @@ def child(arguments: argparse.Namespace) -> None:
             runner.run(work)
 
 
-def run(party: str, size: int, count: int, options: argparse.Namespace, cores: tuple[int, int] = (0, 1)) -> dict[str, float]:
+def run(
+    party: str, size: int, count: int, options: argparse.Namespace, cores: tuple[int, int] = (0, 1)
+) -> dict[str, float]:
     """One run of one party; the figures of both sides. Raises RuntimeError when a side fails."""
     environment = {"PEERTALK_BIND": "127.0.0.1", **os.environ}
     common = ["--party", party, "--size", str(size), "--count", str(count)]
@@ -384,13 +426,26 @@ def run(party: str, size: int, count: int, options: argparse.Namespace, cores: t
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every party at every size, interleaved; one row for each pair."""
-    runs: dict[tuple[str, int], list[dict[str, float]]] = {(party, size): [] for size in options.sizes for party in options.parties}
-    for turn, (party, size) in itertools.product(range(options.rounds), [(party, size) for size in options.sizes for party in options.parties]):
+    runs: dict[tuple[str, int], list[dict[str, float]]] = {
+        (party, size): [] for size in options.sizes for party in options.parties
+    }
+    for turn, (party, size) in itertools.product(
+        range(options.rounds),
+        [(party, size) for size in options.sizes for party in options.parties],
+    ):
         done = runs[party, size]
-        rate = statistics.median(one["rate"] for one in done) if done else START_RATE[party] * min(1.0, 200 / size)
+        rate = (
+            statistics.median(one["rate"] for one in done)
+            if done
+            else START_RATE[party] * min(1.0, 200 / size)
+        )
         count = max(20, round(rate * options.seconds / period(size))) * period(size)
         done.append(run(party, size, count, options))
-        print(f"round {turn + 1}/{options.rounds} {party:8} {size:6,} B {done[-1]['rate'] / 1e3:9,.0f} k/s", file=sys.stderr)
+        print(
+            f"round {turn + 1}/{options.rounds} {party:8} {size:6,} B "
+            f"{done[-1]['rate'] / 1e3:9,.0f} k/s",
+            file=sys.stderr,
+        )
     rows = []
     for (party, size), done in runs.items():
         yardstick = runs.get(("pyzmq", size), [])
@@ -400,7 +455,13 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "party": party,
                 "bytes": size,
                 "messages_per_second": round(statistics.median(one["rate"] for one in done)),
-                "ratio_to_pyzmq": round(statistics.median(ours["rate"] / theirs["rate"] for ours, theirs in zip(done, yardstick, strict=True)), 2)
+                "ratio_to_pyzmq": round(
+                    statistics.median(
+                        ours["rate"] / theirs["rate"]
+                        for ours, theirs in zip(done, yardstick, strict=True)
+                    ),
+                    2,
+                )
                 if yardstick
                 else None,
                 "cpu_ns_per_message": round(statistics.median(cpu)),
@@ -412,32 +473,61 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def measure_round_trips(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Round trips of 64 bytes, p50 in microseconds, with both processes on one core and on one core each."""
+    """Round trips of 64 bytes, p50 in microseconds, with both processes on one core and on one core
+    each."""
     rows = []
     for cores in ((0, 0), (0, 1)):
         took: dict[str, list[float]] = {party: [] for party in ("message", "sync", "pyzmq")}
         for _, party in itertools.product(range(options.rounds), took):
             took[party].append(run(f"trip-{party}", 64, 5_000, options, cores)["p50_us"])
         for party, times in took.items():
-            ratio = statistics.median(ours / theirs for ours, theirs in zip(times, took["pyzmq"], strict=True))
+            ratio = statistics.median(
+                ours / theirs for ours, theirs in zip(times, took["pyzmq"], strict=True)
+            )
             where = "one core" if cores[0] == cores[1] else "one core each"
-            rows.append({"party": party, "cores": where, "p50_us": round(statistics.median(times), 1), "ratio_to_pyzmq": round(ratio, 2)})
+            rows.append(
+                {
+                    "party": party,
+                    "cores": where,
+                    "p50_us": round(statistics.median(times), 1),
+                    "ratio_to_pyzmq": round(ratio, 2),
+                }
+            )
     return rows
 
 
 def main() -> int:
     """Run what was asked for; 0 when every message of every run arrived and was right."""
-    parser = argparse.ArgumentParser(description="peertalk against pyzmq PUSH/PULL, one way over loopback TCP")
+    parser = argparse.ArgumentParser(
+        description="peertalk against pyzmq PUSH/PULL, one way over loopback TCP"
+    )
     parser.add_argument("--json", action="store_true", help="the figures as one JSON object")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each party at each size")
     parser.add_argument("--seconds", type=float, default=0.5, help="length of one run")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 1024, 4096], help="bytes of a message, 4 or more")
-    parser.add_argument("--parties", nargs="+", choices=PARTIES, default=["batch", "message", "pyzmq"])
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        nargs="+",
+        default=[64, 1024, 4096],
+        help="bytes of a message, 4 or more",
+    )
+    parser.add_argument(
+        "--parties", nargs="+", choices=PARTIES, default=["batch", "message", "pyzmq"]
+    )
     parser.add_argument("--sync", action="store_true", help="peertalk.sync as well")
     parser.add_argument("--uvloop", action="store_true", help="the asyncio parties on uvloop")
     parser.add_argument("--round-trip", action="store_true", help="round trips of 64 bytes as well")
-    parser.add_argument("--no-pin", dest="pin", action="store_false", help="let the system choose cores")
-    for hidden, kind in (("--role", str), ("--party", str), ("--size", int), ("--count", int), ("--port", int), ("--core", int)):
+    parser.add_argument(
+        "--no-pin", dest="pin", action="store_false", help="let the system choose cores"
+    )
+    for hidden, kind in (
+        ("--role", str),
+        ("--party", str),
+        ("--size", int),
+        ("--count", int),
+        ("--port", int),
+        ("--core", int),
+    ):
         parser.add_argument(hidden, type=kind, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.role:
@@ -448,7 +538,11 @@ def main() -> int:
     try:
         import zmq  # noqa: F401
     except ImportError:
-        print("bench/versus.py compares with pyzmq, which is not installed: pip install pyzmq (or --parties batch message)", file=sys.stderr)
+        print(
+            "bench/versus.py compares with pyzmq, which is not installed: pip install pyzmq "
+            "(or --parties batch message)",
+            file=sys.stderr,
+        )
         if "pyzmq" in options.parties:
             return 2
     rows = measure(options)
@@ -456,16 +550,23 @@ def main() -> int:
     if options.json:
         print(json.dumps({"one_way": rows, "round_trips": trips}, indent=1))
         return 0
-    print(f"{'':8} {'bytes':>6} {'k msg/s':>9} {'MB/s':>7} {'to pyzmq':>9} {'CPU ns/message':>15} {'(sender':>8} {'receiver)':>9}")
+    print(
+        f"{'':8} {'bytes':>6} {'k msg/s':>9} {'MB/s':>7} {'to pyzmq':>9} "
+        f"{'CPU ns/message':>15} {'(sender':>8} {'receiver)':>9}"
+    )
     for row in rows:
         ratio = "" if row["ratio_to_pyzmq"] is None else f"{row['ratio_to_pyzmq']:.2f}x"
         print(
             f"{row['party']:8} {row['bytes']:6,} {row['messages_per_second'] / 1e3:9,.0f}"
             f" {row['messages_per_second'] * row['bytes'] / 1e6:7,.0f} {ratio:>9}"
-            f" {row['cpu_ns_per_message']:15,} {row['sender_cpu_ns']:8,} {row['receiver_cpu_ns']:9,}"
+            f" {row['cpu_ns_per_message']:15,}"
+            f" {row['sender_cpu_ns']:8,} {row['receiver_cpu_ns']:9,}"
         )
     for row in trips:
-        print(f"round trip of 64 B, {row['cores']:13}: {row['party']:8} p50 {row['p50_us']:7.1f} us, {row['ratio_to_pyzmq']:.2f} of pyzmq")
+        print(
+            f"round trip of 64 B, {row['cores']:13}: {row['party']:8} "
+            f"p50 {row['p50_us']:7.1f} us, {row['ratio_to_pyzmq']:.2f} of pyzmq"
+        )
     return 0
 
 

@@ -1,4 +1,5 @@
-"""A line chat for everybody on the network: chat.py NAME. End it with an empty line. With --demo two nodes chat by themselves."""
+"""A line chat for everybody on the network: chat.py NAME. End it with an empty line. With --demo
+two nodes chat by themselves."""
 
 import asyncio
 import contextlib
@@ -33,7 +34,9 @@ async def chat(name: str) -> None:
 
 async def demo() -> None:
     async with pt.Node("alice") as alice, pt.Node("bob") as bob:
-        await asyncio.gather(alice.wait_for("bob", timeout="5s"), bob.wait_for("alice", timeout="5s"))
+        await asyncio.gather(
+            alice.wait_for("bob", timeout="5s"), bob.wait_for("alice", timeout="5s")
+        )
         await say(alice, "is anybody here?")
         show(await bob.receive(timeout="5s"))
         await say(bob, "I am")

@@ -1,6 +1,7 @@
-"""What matters most goes first: an alarm past a long transfer, only the newest position, and datagrams for what may be lost.
+"""What matters most goes first: an alarm past a long transfer, only the newest position, and
+datagrams for what may be lost.
 
-    python examples/game.py
+python examples/game.py
 """
 
 import asyncio
@@ -27,7 +28,13 @@ async def main() -> None:
                 positions.append(data)
             else:
                 print("the alarm overtook", 250 - len(before), "parts of the map")
-        print(len(before), "parts of the map,", len(positions), "of 100 positions, the last one", positions[-1].decode())
+        print(
+            len(before),
+            "parts of the map,",
+            len(positions),
+            "of 100 positions, the last one",
+            positions[-1].decode(),
+        )
 
         player.send_datagram(peer, b"tick")
         print("a datagram says", (await server.receive_datagram(timeout=10)).data)

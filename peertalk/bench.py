@@ -1,10 +1,12 @@
 """The C core against the reference core, on the user's own machine.
 
-Stages: crc, encode and decode (the pure functions of a core, one call a message), pipeline (a SendPipeline: messages accepted, packed, handed out,
-completed and reported), whole (two loops joined by a pair of sockets: from send_many on one side to the list of payloads on the other).
+Stages: crc, encode and decode (the pure functions of a core, one call a message), pipeline (a
+SendPipeline: messages accepted, packed, handed out, completed and reported), whole (two loops
+joined by a pair of sockets: from send_many on one side to the list of payloads on the other).
 
-The reference core computes its CRC with the strong way that plain Python has, `binascii.crc_hqx` over translated bytes, not with the textbook loop
-over a table, which is some fifty times slower: a ratio against that would flatter.
+The reference core computes its CRC with the strong way that plain Python has, `binascii.crc_hqx`
+over translated bytes, not with the textbook loop over a table, which is some fifty times slower: a
+ratio against that would flatter.
 
 Figures are nanoseconds a message: medians of runs in which both cores take turns.
 """
@@ -34,7 +36,8 @@ _BURST = 1024
 
 
 class Effort(NamedTuple):
-    """How long to measure. rounds: of which the median is taken; seconds: of one run of one core."""
+    """How long to measure. rounds: of which the median is taken; seconds: of one run of one
+    core."""
 
     rounds: int
     seconds: float
@@ -72,7 +75,12 @@ Work = Callable[[int], None]
 """Does the stage for so many messages, a multiple of _BURST."""
 
 
-def measure(effort: Effort = THOROUGH, stages: tuple[str, ...] = STAGES, sizes: tuple[int, ...] = SIZES, core: str = "standard") -> Iterator[Row]:
+def measure(
+    effort: Effort = THOROUGH,
+    stages: tuple[str, ...] = STAGES,
+    sizes: tuple[int, ...] = SIZES,
+    core: str = "standard",
+) -> Iterator[Row]:
     """Measure stage by stage, each at each size.
 
     Raises:
@@ -110,7 +118,7 @@ def _count_for(work: Work, seconds: float) -> int:
         count *= 4
 
 
-# Stages -------------------------------------------------------------------------------------------------------------------------------------------
+# Stages -------------------------------------------------------------------------------------------
 
 
 def _payload(size: int) -> bytes:
@@ -150,7 +158,12 @@ def _decode(core: Any, size: int, stack: ExitStack) -> Work:
 def _pipeline(core: Any, size: int, stack: ExitStack) -> Work:
     payload, pipeline = _payload(size), core.SendPipeline()
     stack.callback(pipeline.close)
-    send, launch, complete, report = pipeline.send, pipeline.launch, pipeline.complete, pipeline.report
+    send, launch, complete, report = (
+        pipeline.send,
+        pipeline.launch,
+        pipeline.complete,
+        pipeline.report,
+    )
 
     def drain() -> None:
         while (index := launch()) >= 0:

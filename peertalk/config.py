@@ -1,11 +1,13 @@
-"""How a node is set up: one frozen struct, with unit, default, bounds and meaning of each field beside the field.
+"""How a node is set up: one frozen struct, with unit, default, bounds and meaning of each field
+beside the field.
 
-The command line, the environment variables and the documentation are made from `settings()`, so nothing about a field is written twice.
-Precedence: argument, then environment PEERTALK_<FIELD>, then profile, then default. A value out of its bounds is an InvalidArgument that says
-the value, the bound and where the value came from.
+The command line, the environment variables and the documentation are made from `settings()`, so
+nothing about a field is written twice. Precedence: argument, then environment PEERTALK_<FIELD>,
+then profile, then default. A value out of its bounds is an InvalidArgument that says the value, the
+bound and where the value came from.
 
-Invariant: every Config that exists is within its bounds and holds plain values (durations in float seconds, sizes in int bytes).
-Never: reads anything but the environment and the host name.
+Invariant: every Config that exists is within its bounds and holds plain values (durations in float
+seconds, sizes in int bytes). Never: reads anything but the environment and the host name.
 """
 
 from __future__ import annotations
@@ -34,11 +36,29 @@ FULL = ("wait", "sync")
 
 _EMBEDDED: Mapping[str, object] = {"core": "lowmem", "max_peers": 4, "pipeline_depth": 2}
 PROFILES: Mapping[str, Mapping[str, object]] = {"embedded": _EMBEDDED, "lowmem": _EMBEDDED}
-"""What a profile sets. embedded, which is also called lowmem: the core for little memory, and its limits."""
+"""What a profile sets. embedded, which is also called lowmem: the core for little memory, and its
+limits."""
 
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
-_BYTES = {"b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1024, "mib": 1024**2, "gib": 1024**3}
-_BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+_BYTES = {
+    "b": 1,
+    "kb": 1000,
+    "mb": 1000**2,
+    "gb": 1000**3,
+    "kib": 1024,
+    "mib": 1024**2,
+    "gib": 1024**3,
+}
+_BOOLEANS = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+}
 _QUANTITY = re.compile(r"\s*(\d+(?:_\d+)*(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)\s*")
 
 
@@ -52,13 +72,17 @@ def parse_duration(value: object) -> float:
     """Seconds from a number of seconds or from text such as "250ms", "2s", "1.5m", "1h".
 
     Raises:
-        InvalidArgument: text that is no duration, or a value that is negative, infinite or not a number.
+        InvalidArgument: text that is no duration, or a value that is negative, infinite or not a
+            number.
         WrongType: neither a number nor text.
     """
     if isinstance(value, str):
         match = _QUANTITY.fullmatch(value)
         if match is None or match[2].lower() not in ("", *_SECONDS):
-            raise InvalidArgument(f"{_shown(value)} is no duration: write seconds, or a number with us, ms, s, m or h (250ms, 2s)")
+            raise InvalidArgument(
+                f"{_shown(value)} is no duration: write seconds, or a number with us, ms, s, "
+                "m or h (250ms, 2s)"
+            )
         seconds = float(match[1]) * _SECONDS[match[2].lower() or "s"]
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         try:
@@ -66,14 +90,17 @@ def parse_duration(value: object) -> float:
         except OverflowError:
             seconds = math.inf
     else:
-        raise WrongType(f"{_shown(value)} is no duration: use seconds (a number) or text such as '250ms'")
+        raise WrongType(
+            f"{_shown(value)} is no duration: use seconds (a number) or text such as '250ms'"
+        )
     if not math.isfinite(seconds) or seconds < 0:
         raise InvalidArgument(f"{_shown(value)} is no duration: it must be finite and not negative")
     return seconds
 
 
 def parse_size(value: object) -> int:
-    """Bytes from a whole number of bytes or from text such as "64KiB" (65,536), "1MB" (1,000,000), "512".
+    """Bytes from a whole number of bytes or from text such as "64KiB" (65,536), "1MB" (1,000,000),
+    "512".
 
     Raises:
         InvalidArgument: text that is no size, a negative number, or a fraction of a byte.
@@ -82,7 +109,10 @@ def parse_size(value: object) -> int:
     if isinstance(value, str):
         match = _QUANTITY.fullmatch(value)
         if match is None or match[2].lower() not in ("", *_BYTES):
-            raise InvalidArgument(f"{_shown(value)} is no size: write bytes, or a number with KB, MB, GB, KiB, MiB or GiB (64KiB)")
+            raise InvalidArgument(
+                f"{_shown(value)} is no size: write bytes, or a number with KB, MB, GB, KiB, "
+                "MiB or GiB (64KiB)"
+            )
         unit = _BYTES[match[2].lower() or "b"]
         size = float(match[1]) * unit if "." in match[1] else int(match[1]) * unit
         if size != int(size):
@@ -92,11 +122,14 @@ def parse_size(value: object) -> int:
         if value < 0:
             raise InvalidArgument(f"{value:,} is no size: it must not be negative")
         return value
-    raise WrongType(f"{_shown(value)} is no size: use bytes (a whole number) or text such as '64KiB'")
+    raise WrongType(
+        f"{_shown(value)} is no size: use bytes (a whole number) or text such as '64KiB'"
+    )
 
 
 def _host_name() -> str:
-    """First label of the host name, cut to what a peer name may hold; "peertalk" when there is none."""
+    """First label of the host name, cut to what a peer name may hold; "peertalk" when there is
+    none."""
     label = socket.gethostname().split(".")[0].replace("\0", "")
     return label.encode("utf-8", "ignore")[:NAME_MAX_BYTES].decode("utf-8", "ignore") or "peertalk"
 
@@ -122,42 +155,133 @@ def _plain(description: str) -> Meta:
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """Settings of one node. Durations are in seconds, sizes in bytes; both may be given as text ("250ms", "64KiB").
+    """Settings of one node. Durations are in seconds, sizes in bytes; both may be given as text
+    ("250ms", "64KiB").
 
-    A profile (embedded, or lowmem: the same) sets core, max_peers and pipeline_depth where they equal their default, as if they were not given;
-    load_config(), which Node uses, knows which were.
+    A profile (embedded, or lowmem: the same) sets core, max_peers and pipeline_depth where they
+    equal their default, as if they were not given; load_config(), which Node uses, knows which
+    were.
 
     Raises:
         InvalidArgument: a value out of its bounds.
         WrongType: a value of a type that the field cannot take.
     """
 
-    name: Annotated[str, _plain("Name that other peers see: 1 to 31 bytes of UTF-8. Default: the host name.")] = msgspec.field(
-        default_factory=_host_name
-    )
+    name: Annotated[
+        str, _plain("Name that other peers see: 1 to 31 bytes of UTF-8. Default: the host name.")
+    ] = msgspec.field(default_factory=_host_name)
     port: Annotated[int, _port("TCP port to listen on; 0: any free one.")] = 7354
-    discovery_port: Annotated[int, _port("UDP port of discovery; the same for all peers of a network.")] = 7353
-    udp_port: Annotated[int, _port("UDP port of datagrams, one of its own for each node; 0: any free one. To classic peers: also theirs.")] = 7355
-    discovery: Annotated[bool, _plain("Announce this node and look for others; off: connect by address only.")] = True
+    discovery_port: Annotated[
+        int, _port("UDP port of discovery; the same for all peers of a network.")
+    ] = 7353
+    udp_port: Annotated[
+        int,
+        _port(
+            "UDP port of datagrams, one of its own for each node; 0: any free one. To classic "
+            "peers: also theirs."
+        ),
+    ] = 7355
+    discovery: Annotated[
+        bool, _plain("Announce this node and look for others; off: connect by address only.")
+    ] = True
     bind: Annotated[str, _plain("IPv4 address to live on; empty: all.")] = ""
-    interfaces: Annotated[tuple[str, ...], _plain("Names of the network interfaces that discovery uses; none given: all.")] = ()
-    core: Annotated[str, _plain("Core to run on: standard, lowmem or reference; empty: standard if it was built, else reference.")] = ""
-    profile: Annotated[str, _plain("Set of defaults: embedded (or lowmem): the lowmem core, its 4 peers and 2 slots; empty: none.")] = ""
-    max_peers: Annotated[int, _count(1, 65535, "peers", "Peers known at the same time, connected or not.")] = 1024
-    pipeline_depth: Annotated[int, _count(1, 64, "writes", "Slots of each connection, up to 64 KiB each. Lowmem core by default: 2 of 4 KiB.")] = 8
-    async_send: Annotated[bool, _plain("Several writes in flight for each connection; off: each write ends before the next begins.")] = True
-    when_full: Annotated[str, _plain("Every slot taken: wait (in the outbox), or sync (block; peertalk.sync and simulated nodes).")] = "wait"
-    send_queue_size: Annotated[int, _count(1, 1_000_000, "messages", "Messages that may wait for one peer before send() waits.")] = 1024
-    send_queue_bytes: Annotated[int, _bytes(1024, 1024**3, "Payload that may wait for one peer before send() waits.")] = 1024**2
-    receive_queue_bytes: Annotated[int, _bytes(1024, 1024**3, "Payload that may wait for the application before senders are slowed.")] = 4 * 1024**2
-    flags: Annotated[int, _count(0, 0xFFFF, "bits", "What this node announces of itself at first: a sum of PeerFlag.")] = 0
-    announce_interval: Annotated[float, _seconds(0.1, 10.0, "Longest time between two announcements of this node.")] = 5.0
-    peer_timeout: Annotated[float, _seconds(0.1, 86_400.0, "Silence after which an unconnected peer counts as lost.")] = 30.0
-    ping_interval: Annotated[float, _seconds(0.0, 86_400.0, "Time between two measurements of the way to each connected peer; 0: none.")] = 10.0
-    connect_timeout: Annotated[float, _seconds(0.01, 3600.0, "Longest wait for a connection to open.")] = 5.0
-    link_timeout: Annotated[float, _seconds(0.1, 3600.0, "Time without the answer that a peer owes, after which its link counts as broken.")] = 15.0
-    drain_timeout: Annotated[float, _seconds(0.0, 3600.0, "Longest wait for unsent messages when a link or the node closes.")] = 5.0
-    io_budget: Annotated[int, _count(1, 16, "links", "Ready links served in one turn of the loop.")] = 16
+    interfaces: Annotated[
+        tuple[str, ...],
+        _plain("Names of the network interfaces that discovery uses; none given: all."),
+    ] = ()
+    core: Annotated[
+        str,
+        _plain(
+            "Core to run on: standard, lowmem or reference; empty: standard if it was built, "
+            "else reference."
+        ),
+    ] = ""
+    profile: Annotated[
+        str,
+        _plain(
+            "Set of defaults: embedded (or lowmem): the lowmem core, its 4 peers and 2 slots; "
+            "empty: none."
+        ),
+    ] = ""
+    max_peers: Annotated[
+        int, _count(1, 65535, "peers", "Peers known at the same time, connected or not.")
+    ] = 1024
+    pipeline_depth: Annotated[
+        int,
+        _count(
+            1,
+            64,
+            "writes",
+            "Slots of each connection, up to 64 KiB each. Lowmem core by default: 2 of 4 KiB.",
+        ),
+    ] = 8
+    async_send: Annotated[
+        bool,
+        _plain(
+            "Several writes in flight for each connection; off: each write ends before the "
+            "next begins."
+        ),
+    ] = True
+    when_full: Annotated[
+        str,
+        _plain(
+            "Every slot taken: wait (in the outbox), or sync (block; peertalk.sync and "
+            "simulated nodes)."
+        ),
+    ] = "wait"
+    send_queue_size: Annotated[
+        int,
+        _count(
+            1, 1_000_000, "messages", "Messages that may wait for one peer before send() waits."
+        ),
+    ] = 1024
+    send_queue_bytes: Annotated[
+        int, _bytes(1024, 1024**3, "Payload that may wait for one peer before send() waits.")
+    ] = 1024**2
+    receive_queue_bytes: Annotated[
+        int,
+        _bytes(
+            1024, 1024**3, "Payload that may wait for the application before senders are slowed."
+        ),
+    ] = 4 * 1024**2
+    flags: Annotated[
+        int,
+        _count(
+            0, 0xFFFF, "bits", "What this node announces of itself at first: a sum of PeerFlag."
+        ),
+    ] = 0
+    announce_interval: Annotated[
+        float, _seconds(0.1, 10.0, "Longest time between two announcements of this node.")
+    ] = 5.0
+    peer_timeout: Annotated[
+        float, _seconds(0.1, 86_400.0, "Silence after which an unconnected peer counts as lost.")
+    ] = 30.0
+    ping_interval: Annotated[
+        float,
+        _seconds(
+            0.0,
+            86_400.0,
+            "Time between two measurements of the way to each connected peer; 0: none.",
+        ),
+    ] = 10.0
+    connect_timeout: Annotated[
+        float, _seconds(0.01, 3600.0, "Longest wait for a connection to open.")
+    ] = 5.0
+    link_timeout: Annotated[
+        float,
+        _seconds(
+            0.1,
+            3600.0,
+            "Time without the answer that a peer owes, after which its link counts as broken.",
+        ),
+    ] = 15.0
+    drain_timeout: Annotated[
+        float,
+        _seconds(0.0, 3600.0, "Longest wait for unsent messages when a link or the node closes."),
+    ] = 5.0
+    io_budget: Annotated[
+        int, _count(1, 16, "links", "Ready links served in one turn of the loop.")
+    ] = 16
 
     def __post_init__(self) -> None:
         for setting in settings():
@@ -171,9 +295,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
                 msgspec.structs.force_setattr(self, setting.name, preset[setting.name])
 
     def explain(self) -> dict[str, tuple[object, str]]:
-        """Value and source of each field: "argument", "environment PEERTALK_<FIELD>", "profile" or "default".
+        """Value and source of each field: "argument", "environment PEERTALK_<FIELD>", "profile" or
+        "default".
 
-        A Config that did not come from load_config() knows no environment: a field that equals its default counts as "default".
+        A Config that did not come from load_config() knows no environment: a field that equals its
+        default counts as "default".
         """
         sources: Mapping[str, str] = self.__dict__.get("_sources", {})
         explained: dict[str, tuple[object, str]] = {}
@@ -189,8 +315,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 class Setting(NamedTuple):
     """One field of Config, described: what the command line and the documentation are made from.
 
-    kind: text, whole (number), seconds, bytes, boolean or list. minimum and maximum: in the field's unit, None where there is none.
-    unit: "" where there is none. environment: name of its variable.
+    kind: text, whole (number), seconds, bytes, boolean or list. minimum and maximum: in the field's
+    unit, None where there is none. unit: "" where there is none. environment: name of its variable.
     """
 
     name: str
@@ -211,10 +337,26 @@ def settings() -> tuple[Setting, ...]:
     for field in msgspec.structs.fields(Config):
         kind, meta = get_args(annotations[field.name])
         unit = (meta.extra or {}).get("unit", "")
-        default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
-        kinds = {str: "text", bool: "boolean", float: "seconds", int: "bytes" if unit == "bytes" else "whole"}
+        default = (
+            field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
+        )
+        kinds = {
+            str: "text",
+            bool: "boolean",
+            float: "seconds",
+            int: "bytes" if unit == "bytes" else "whole",
+        }
         described.append(
-            Setting(field.name, kinds.get(kind, "list"), default, meta.ge, meta.le, unit, meta.description, f"PEERTALK_{field.name.upper()}")
+            Setting(
+                field.name,
+                kinds.get(kind, "list"),
+                default,
+                meta.ge,
+                meta.le,
+                unit,
+                meta.description,
+                f"PEERTALK_{field.name.upper()}",
+            )
         )
     return tuple(described)
 
@@ -236,7 +378,9 @@ def _checked(setting: Setting, value: object, origin: str) -> object:
             return _checked_quantity(setting, value, origin)
         case "whole":
             if isinstance(value, bool) or not isinstance(value, int):
-                raise WrongType(f"{origin}: {setting.name} must be a whole number, {_bounds(setting)}")
+                raise WrongType(
+                    f"{origin}: {setting.name} must be a whole number, {_bounds(setting)}"
+                )
             return _within(setting, value, origin)
         case "boolean":
             if not isinstance(value, bool):
@@ -271,7 +415,9 @@ def _checked_list(setting: Setting, value: object, origin: str) -> tuple[str, ..
     names = tuple(value)
     for name in names:
         if not isinstance(name, str):
-            raise WrongType(f"{origin}: {setting.name} must be a list of names, and {_shown(name)} is none")
+            raise WrongType(
+                f"{origin}: {setting.name} must be a list of names, and {_shown(name)} is none"
+            )
         if not name:
             raise InvalidArgument(f"{origin}: {setting.name} holds an empty name")
     return names
@@ -281,23 +427,35 @@ def _check_text(setting: Setting, value: str, origin: str) -> None:
     if setting.name == "name":
         check_name(value, origin)
     elif setting.name == "core" and value not in ("", *CORES):
-        raise InvalidArgument(f"{origin}: core must be {', '.join(CORES[:-1])} or {CORES[-1]}, or empty for the best that was built")
+        raise InvalidArgument(
+            f"{origin}: core must be {', '.join(CORES[:-1])} or {CORES[-1]}, or empty for the "
+            "best that was built"
+        )
     elif setting.name == "profile" and value not in ("", *PROFILES):
-        raise InvalidArgument(f"{origin}: profile must be {' or '.join(PROFILES)}, or empty for none")
+        raise InvalidArgument(
+            f"{origin}: profile must be {' or '.join(PROFILES)}, or empty for none"
+        )
     elif setting.name == "when_full" and value not in FULL:
-        raise InvalidArgument(f"{origin}: when_full must be wait (messages wait in the outbox) or sync (send() blocks until the slots have drained)")
+        raise InvalidArgument(
+            f"{origin}: when_full must be wait (messages wait in the outbox) or sync (send() "
+            "blocks until the slots have drained)"
+        )
     elif setting.name == "bind" and value:
         try:
             ipaddress.IPv4Address(value)
         except ValueError:
-            raise InvalidArgument(f"{origin}: bind must be an IPv4 address of this machine such as 192.168.1.5, or empty for all") from None
+            raise InvalidArgument(
+                f"{origin}: bind must be an IPv4 address of this machine such as 192.168.1.5, "
+                "or empty for all"
+            ) from None
 
 
 def check_name(name: str, origin: str = "name") -> bytes:
     """The name as bytes of UTF-8, 1 to 31 of them.
 
     Raises:
-        InvalidArgument: empty, too long, holding a NUL (the original stops reading there) or not encodable. origin begins its message.
+        InvalidArgument: empty, too long, holding a NUL (the original stops reading there) or not
+            encodable. origin begins its message.
     """
     try:
         encoded = name.encode()
@@ -307,7 +465,10 @@ def check_name(name: str, origin: str = "name") -> bytes:
         empty = "empty, 0 bytes" if not encoded else f"{len(encoded):,} bytes of UTF-8"
         raise InvalidArgument(f"{origin}: name is {empty}; it must be 1 to {NAME_MAX_BYTES} bytes")
     if b"\0" in encoded:
-        raise InvalidArgument(f"{origin}: name holds a NUL character; other peers would read only what stands before it")
+        raise InvalidArgument(
+            f"{origin}: name holds a NUL character; other peers would read only what stands "
+            "before it"
+        )
     return encoded
 
 
@@ -318,11 +479,15 @@ def _from_text(setting: Setting, text: str, origin: str) -> object:
             try:
                 return int(text.strip(), 10)
             except ValueError:
-                raise InvalidArgument(f"{origin}: {setting.name} must be a whole number, {_bounds(setting)}") from None
+                raise InvalidArgument(
+                    f"{origin}: {setting.name} must be a whole number, {_bounds(setting)}"
+                ) from None
         case "boolean":
             value = _BOOLEANS.get(text.strip().lower())
             if value is None:
-                raise InvalidArgument(f"{origin}: {setting.name} must be one of {', '.join(_BOOLEANS)}")
+                raise InvalidArgument(
+                    f"{origin}: {setting.name} must be one of {', '.join(_BOOLEANS)}"
+                )
             return value
         case "list":
             return tuple(name.strip() for name in text.split(",") if name.strip())
@@ -331,16 +496,20 @@ def _from_text(setting: Setting, text: str, origin: str) -> object:
 
 
 def load_config(**arguments: object) -> Config:
-    """A Config from arguments, the environment, the profile that these choose and the defaults, in this order of precedence.
+    """A Config from arguments, the environment, the profile that these choose and the defaults, in
+    this order of precedence.
 
     Args:
-        arguments: fields of Config by name. None counts as not given. Durations may be text ("250ms"), sizes too ("64KiB").
+        arguments: fields of Config by name. None counts as not given. Durations may be text
+            ("250ms"), sizes too ("64KiB").
 
-    An environment variable that is empty counts as not set. In the environment a boolean is one of 1, 0, true, false, yes, no, on, off, and
-    a list is separated by commas. A variable that an argument overrules is not looked at.
+    An environment variable that is empty counts as not set. In the environment a boolean is one of
+    1, 0, true, false, yes, no, on, off, and a list is separated by commas. A variable that an
+    argument overrules is not looked at.
 
     Raises:
-        InvalidArgument: a value out of its bounds (the message says value, bound and source), or an argument that is no field.
+        InvalidArgument: a value out of its bounds (the message says value, bound and source), or an
+            argument that is no field.
         WrongType: an argument of a type that its field cannot take.
     """
     names = [setting.name for setting in settings()]
@@ -354,10 +523,15 @@ def load_config(**arguments: object) -> Config:
         given = arguments.get(setting.name)
         text = os.environ.get(setting.environment, "")
         if given is not None:
-            values[setting.name] = _checked(setting, given, f"argument {setting.name}={_shown(given)}")
+            values[setting.name] = _checked(
+                setting, given, f"argument {setting.name}={_shown(given)}"
+            )
             sources[setting.name] = "argument"
         elif text:
-            origin = f"{setting.environment}={text if len(text) <= 60 else text[:57] + '...'} in the environment"
+            origin = (
+                f"{setting.environment}={text if len(text) <= 60 else text[:57] + '...'} in the "
+                "environment"
+            )
             values[setting.name] = _checked(setting, _from_text(setting, text, origin), origin)
             sources[setting.name] = f"environment {setting.environment}"
     config = Config(**values)  # type: ignore[arg-type]

@@ -1,7 +1,8 @@
 """Everything that peertalk raises, in one tree, with the result codes of the C core.
 
-Each class belongs to one family, by who has to act: LocalError (the call was wrong), RemoteError (the peer broke the rules), NetworkError (the world
-failed), WouldBlock (not now), InternalError (we were wrong). Each also derives from the natural built-in, so `except TimeoutError` works. `code` is
+Each class belongs to one family, by who has to act: LocalError (the call was wrong), RemoteError
+(the peer broke the rules), NetworkError (the world failed), WouldBlock (not now), InternalError (we
+were wrong). Each also derives from the natural built-in, so `except TimeoutError` works. `code` is
 the number of the original C SDK, `peer` the name of the peer concerned, or None.
 """
 
@@ -32,7 +33,9 @@ class PeerTalkError(Exception):
     code: int = -99
     peer: str | None = None
 
-    def __init__(self, message: str = "", *, code: int | None = None, peer: str | None = None) -> None:
+    def __init__(
+        self, message: str = "", *, code: int | None = None, peer: str | None = None
+    ) -> None:
         super().__init__(message)
         if code is not None:
             self.code = code
@@ -106,11 +109,19 @@ class NetworkFailure(NetworkError, ConnectionError):
 
 
 class ConnectionRefused(NetworkFailure, ConnectionRefusedError):
-    """Nobody listens at that address; or, where reason is not None, the peer there does not want the connection (RejectReason)."""
+    """Nobody listens at that address; or, where reason is not None, the peer there does not want
+    the connection (RejectReason)."""
 
     code = -7
 
-    def __init__(self, message: str = "", *, reason: RejectReason | None = None, code: int | None = None, peer: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        reason: RejectReason | None = None,
+        code: int | None = None,
+        peer: str | None = None,
+    ) -> None:
         super().__init__(message, code=code, peer=peer)
         self.reason = reason
 
@@ -146,7 +157,8 @@ class Timeout(NetworkError, TimeoutError):
 
 
 class PlatformError(NetworkError, OSError):
-    """The system refused in a way that is no network failure (out of descriptors, no permission)."""
+    """The system refused in a way that is no network failure (out of descriptors, no
+    permission)."""
 
     code = -14
 
@@ -157,7 +169,14 @@ class WouldBlock(PeerTalkError, BlockingIOError):
     code = -19
     reason: str
 
-    def __init__(self, message: str = "", *, reason: str = "queue", code: int | None = None, peer: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        reason: str = "queue",
+        code: int | None = None,
+        peer: str | None = None,
+    ) -> None:
         super().__init__(message, code=code, peer=peer)
         self.reason = reason
 
@@ -169,7 +188,8 @@ class BufferFull(LocalError, ValueError):
 
 
 class ProtocolError(RemoteError, ValueError):
-    """Bytes that the protocol does not allow. frames: whole frames that stood before the fault, where a stream was read."""
+    """Bytes that the protocol does not allow. frames: whole frames that stood before the fault,
+    where a stream was read."""
 
     code = -1
     frames: list[Any] = []  # noqa: RUF012 - replaced, never changed, by the decoder that raises
@@ -206,11 +226,35 @@ class InternalError(PeerTalkError, RuntimeError):
 
 
 BY_CODE: dict[int, type[PeerTalkError]] = {
-    -1: InvalidArgument, -2: OutOfMemory, -3: InvalidState, -4: InvalidState, -5: NetworkFailure, -6: Timeout, -7: ConnectionRefused,
-    -8: ConnectionClosed, -9: WouldBlock, -10: InvalidState, -11: PeerNotFound, -12: InvalidState, -13: NoNetwork, -14: PlatformError,
-    -15: QueueEmpty, -16: MessageTooLarge, -17: NotSupported, -18: NotConnected, -19: WouldBlock, -20: BadCrc, -21: BadMagic,
-    -22: Truncated, -23: BadVersion, -24: InvalidArgument, -25: WouldBlock, -26: OutOfMemory, -27: WouldBlock, -99: InternalError,
-}  # fmt: skip
+    -1: InvalidArgument,
+    -2: OutOfMemory,
+    -3: InvalidState,
+    -4: InvalidState,
+    -5: NetworkFailure,
+    -6: Timeout,
+    -7: ConnectionRefused,
+    -8: ConnectionClosed,
+    -9: WouldBlock,
+    -10: InvalidState,
+    -11: PeerNotFound,
+    -12: InvalidState,
+    -13: NoNetwork,
+    -14: PlatformError,
+    -15: QueueEmpty,
+    -16: MessageTooLarge,
+    -17: NotSupported,
+    -18: NotConnected,
+    -19: WouldBlock,
+    -20: BadCrc,
+    -21: BadMagic,
+    -22: Truncated,
+    -23: BadVersion,
+    -24: InvalidArgument,
+    -25: WouldBlock,
+    -26: OutOfMemory,
+    -27: WouldBlock,
+    -99: InternalError,
+}
 """Class for each code that a call can return (-28, cancelled, is an outcome and never raised)."""
 
 _DECODER = {-20: BadCrc, -21: BadMagic, -22: Truncated, -23: BadVersion}

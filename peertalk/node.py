@@ -1,7 +1,8 @@
 """The front door for asyncio: Node and Peer.
 
-Everything here runs on the loop that the node was started on. Below this module there is no coroutine: the engine (runtime/transport) reports by
-callbacks, and this module makes futures of them.
+Everything here runs on the loop that the node was started on. Below this module there is no
+coroutine: the engine (runtime/transport) reports by callbacks, and this module makes futures of
+them.
 """
 
 from __future__ import annotations
@@ -45,10 +46,12 @@ _EVENTS_MAX = 4096
 
 
 class Peer(Remote):
-    """Someone out there. Made by its Node; hashable, and the same object as long as the node knows it.
+    """Someone out there. Made by its Node; hashable, and the same object as long as the node knows
+    it.
 
-    name, id, address, flags, state, connected, capabilities, max_message (bytes) and classic tell about it; accepted is the number of the last
-    message that was accepted for it. Coroutines run on the node's loop only; send_nowait may be called from any thread.
+    name, id, address, flags, state, connected, capabilities, max_message (bytes) and classic tell
+    about it; accepted is the number of the last message that was accepted for it. Coroutines run on
+    the node's loop only; send_nowait may be called from any thread.
     """
 
     __slots__ = ("_waiters",)
@@ -60,22 +63,27 @@ class Peer(Remote):
         """Who waits to send, a line for each class; None: nobody."""
 
     async def send(self, data: Payload, **options: Unpack[SendOptions]) -> int:
-        """Accept one message for this peer; waits while there is no room for it, in the order of the calls of its class.
+        """Accept one message for this peer; waits while there is no room for it, in the order of
+        the calls of its class.
 
-        send(data, *, priority=Priority.NORMAL, key=None, no_delay=False, connect=True, timeout=None)
+        send(data, *, priority=Priority.NORMAL, key=None, no_delay=False, connect=True,
+        timeout=None)
 
         Args:
             data: 0 to max_message bytes. It is copied: the buffer is free as soon as send returns.
-            priority: its class. Higher ones overtake what waits of lower ones, without starving them; order is kept within a class. The peer's
-                pressure refuses lower ones first: send then waits until it falls.
-            key: str or int. A message that still waits with the same key is replaced in its place, class included, and ends as Failed with
-                Outcome.REPLACED: only the newest is sent. What has left the queue is not replaced.
+            priority: its class. Higher ones overtake what waits of lower ones, without starving
+                them; order is kept within a class. The peer's pressure refuses lower ones first:
+                send then waits until it falls.
+            key: str or int. A message that still waits with the same key is replaced in its place,
+                class included, and ends as Failed with Outcome.REPLACED: only the newest is sent.
+                    What has left the queue is not replaced.
             no_delay: leave at once rather than at the end of this tick, unless it has to wait.
             connect: connect first if needed; False: raise NotConnected instead.
             timeout: seconds, or "250ms"; None: no limit.
 
         Returns:
-            The number of the message: messages to a peer are counted from 1. Sent and Failed events name these numbers.
+            The number of the message: messages to a peer are counted from 1. Sent and Failed events
+                name these numbers.
 
         Raises:
             MessageTooLarge, WrongType, InvalidArgument: nothing was accepted.
@@ -87,7 +95,8 @@ class Peer(Remote):
         if transport.crowded:
             await asyncio.sleep(0)
         quick = self.quick
-        if quick is not None and data.__class__ is bytes and not options:  # one look at the options: five defaults would cost a tenth
+        # one look at the options: five defaults would cost a tenth
+        if quick is not None and data.__class__ is bytes and not options:
             code = quick(data)
             if code >= 0:
                 if code:
@@ -96,14 +105,23 @@ class Peer(Remote):
                 return self.accepted
         return await self._send_in_line(payload_of(data), **options)
 
-    def send_nowait(self, data: Payload, *, priority: Priority = NORMAL, key: Key | None = None, no_delay: bool = False) -> int:
+    def send_nowait(
+        self,
+        data: Payload,
+        *,
+        priority: Priority = NORMAL,
+        key: Key | None = None,
+        no_delay: bool = False,
+    ) -> int:
         """Accept one message at once or not at all; arguments as send(). Any thread.
 
         Returns:
-            The number of the message; 0 when called from another thread, where numbers are given later.
+            The number of the message; 0 when called from another thread, where numbers are given
+            later.
 
         Raises:
-            WouldBlock: there is no room (reason "queue"), or the peer's pressure refuses its class ("pressure"); nothing has changed.
+            WouldBlock: there is no room (reason "queue"), or the peer's pressure refuses its class
+                ("pressure"); nothing has changed.
             MessageTooLarge, WrongType, InvalidArgument: as send().
         """
         payload = payload_of(data)
@@ -113,29 +131,44 @@ class Peer(Remote):
             self.accept_from_afar(bytes(payload), no_delay, priority, key)
             return 0
         self.transport.check_open()
-        if (self._waiters is not None and self._waiters[priority]) or not self.accept(payload, no_delay, priority, key):
+        if (self._waiters is not None and self._waiters[priority]) or not self.accept(
+            payload, no_delay, priority, key
+        ):
             raise self.no_room(priority)
         return self.accepted
 
-    async def send_many(self, payloads: Iterable[Payload], *, priority: Priority = NORMAL, timeout: float | str | None = None) -> int:
-        """Accept many messages of one class in order, as send() would one by one, at a fraction of the cost.
+    async def send_many(
+        self,
+        payloads: Iterable[Payload],
+        *,
+        priority: Priority = NORMAL,
+        timeout: float | str | None = None,
+    ) -> int:
+        """Accept many messages of one class in order, as send() would one by one, at a fraction of
+        the cost.
 
         Returns:
             How many were accepted: all of them.
 
         Raises:
-            As send(). Those before the one that was refused are accepted; cancelled or timed out, those that `accepted` has counted are, the rest
-            are not.
+            As send(). Those before the one that was refused are accepted; cancelled or timed out,
+            those that `accepted` has counted are, the rest are not.
         """
         messages = as_bytes(payloads)
-        await _within(self._send_all(messages, check_choices(priority, None)), timeout, f"no room for all messages to peer {self.name!r}", self.name)
+        await _within(
+            self._send_all(messages, check_choices(priority, None)),
+            timeout,
+            f"no room for all messages to peer {self.name!r}",
+            self.name,
+        )
         return len(messages)
 
     async def connect(self, *, timeout: float | str | None = None) -> Peer:
         """Have an open connection; returns this peer.
 
         Raises:
-            ConnectionRefused, NetworkFailure, Timeout: after every address at which the peer was heard was tried.
+            ConnectionRefused, NetworkFailure, Timeout: after every address at which the peer was
+                heard was tried.
         """
         self.transport.check_open()
         if not self.connected or self.connection is None:
@@ -153,11 +186,13 @@ class Peer(Remote):
         await _within(gone, timeout, f"peer {self.name!r} did not close its side", self.name)
 
     async def ping(self, *, timeout: float | str | None = 5.0) -> float:
-        """Measure the way to this peer and back, in seconds. `latency` has the smoothed value, which the node keeps up by itself.
+        """Measure the way to this peer and back, in seconds. `latency` has the smoothed value,
+        which the node keeps up by itself.
 
         Raises:
             NotConnected, ConnectionClosed.
-            Timeout: it did not answer. The original answers; a peer that never does is not worse off for it.
+            Timeout: it did not answer. The original answers; a peer that never does is not worse
+                off for it.
         """
         self.transport.check_open()
         future: asyncio.Future[float] = asyncio.get_running_loop().create_future()
@@ -172,12 +207,15 @@ class Peer(Remote):
 
         self.transport.switchboard.pulse.ping(self, measured)
         try:
-            return await _within(future, timeout, f"no answer to a PING from peer {self.name!r}", self.name)
+            return await _within(
+                future, timeout, f"no answer to a PING from peer {self.name!r}", self.name
+            )
         finally:
             self.stop_pinging(measured)
 
     async def messages(self) -> AsyncIterator[Message[Peer]]:
-        """Messages of this peer; while this is iterated they come here only. Ends when the node is closed."""
+        """Messages of this peer; while this is iterated they come here only. Ends when the node is
+        closed."""
         if self.inbox is None:
             self.inbox = Inbox(self.transport.config.receive_queue_bytes, self.transport.resume)
         inbox = self.inbox
@@ -193,15 +231,18 @@ class Peer(Remote):
                     self.transport.inbox.put(left[0], left[1], sum(map(len, left[1])))
 
     def stream_out(self, data: Payload, progress: Progress | None = None) -> StreamOut:
-        """A stream: much data in parts, with progress, that can be given up. The peer receives the parts as ordinary messages, in order, with
-        nothing to mark them; other messages may come between.
+        """A stream: much data in parts, with progress, that can be given up. The peer receives the
+        parts as ordinary messages, in order, with nothing to mark them; other messages may come
+        between.
 
         Args:
             data: 1 to 65,536 bytes. It is copied.
-            progress: called on the node's loop as progress(bytes sent, all bytes). What it raises ends the stream.
+            progress: called on the node's loop as progress(bytes sent, all bytes). What it raises
+                ends the stream.
 
         Returns:
-            A context manager: `async with peer.stream_out(data) as out: await out.finished()`. Leaving the block early cancels it.
+            A context manager: `async with peer.stream_out(data) as out: await out.finished()`.
+                Leaving the block early cancels it.
 
         Raises:
             InvalidArgument, MessageTooLarge, WrongType: data cannot be a stream.
@@ -209,7 +250,7 @@ class Peer(Remote):
         """
         return StreamOut(self, data, progress)
 
-    # How a message is accepted ----------------------------------------------------------------------------------------------------------------------
+    # How a message is accepted --------------------------------------------------------------------
 
     async def _send_in_line(
         self,
@@ -227,16 +268,25 @@ class Peer(Remote):
         if self._waiters or not self.connected:
             payload = bytes(payload)
         waiting = self._wait_and_accept(payload, priority, key, no_delay, connect)
-        return await _within(waiting, timeout, f"no room for a message to peer {self.name!r}", self.name)
+        return await _within(
+            waiting, timeout, f"no room for a message to peer {self.name!r}", self.name
+        )
 
     async def _wait_and_accept(
-        self, payload: bytes | bytearray | memoryview, priority: Priority, key: Key | None, no_delay: bool, connect: bool
+        self,
+        payload: bytes | bytearray | memoryview,
+        priority: Priority,
+        key: Key | None,
+        no_delay: bool,
+        connect: bool,
     ) -> int:
         async with _Place(self, priority) as place:
             while True:
                 if not self.connected:
                     if not connect:
-                        raise errors.NotConnected(f"peer {self.name!r} is not connected", peer=self.name)
+                        raise errors.NotConnected(
+                            f"peer {self.name!r} is not connected", peer=self.name
+                        )
                     place.take()
                     await self._reach()
                 self.transport.check_open()
@@ -279,7 +329,8 @@ class Peer(Remote):
         await future
 
     def on_room(self) -> None:
-        """The engine has room. Wakes those who wait, the highest class first, first come first served within it."""
+        """The engine has room. Wakes those who wait, the highest class first, first come first
+        served within it."""
         super().on_room()
         if self._waiters is None:
             return
@@ -303,7 +354,8 @@ class Peer(Remote):
 
 
 class _Place:
-    """A place in the line of those who wait to send messages of one class to a peer. Leaving it lets the next one try."""
+    """A place in the line of those who wait to send messages of one class to a peer. Leaving it
+    lets the next one try."""
 
     __slots__ = ("_mine", "_peer", "_priority")
 
@@ -348,7 +400,12 @@ class _Place:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         lines = self._peer._waiters
         if self._mine is not None and lines is not None:
             line = lines[self._priority]
@@ -362,7 +419,8 @@ class _Place:
 
 
 class StreamOut(Outgoing):
-    """A stream to a peer, on its way inside its `async with` block; made by Peer.stream_out(). On the node's loop only.
+    """A stream to a peer, on its way inside its `async with` block; made by Peer.stream_out(). On
+    the node's loop only.
 
     peer; state: a StreamState; sent and total: bytes; error: what it failed of.
     """
@@ -372,8 +430,9 @@ class StreamOut(Outgoing):
         self._waiting: list[asyncio.Future[None]] = []
 
     async def finished(self, *, timeout: float | str | None = None) -> StreamState:
-        """Wait until the stream has ended: COMPLETED (the system took its last byte) or CANCELLED. When this call is cancelled or its time is up
-        the stream goes on; leaving the block cancels it.
+        """Wait until the stream has ended: COMPLETED (the system took its last byte) or CANCELLED.
+        When this call is cancelled or its time is up the stream goes on; leaving the block cancels
+        it.
 
         Raises:
             Timeout. InvalidState: it was not started.
@@ -384,7 +443,12 @@ class StreamOut(Outgoing):
             done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(done)
             try:
-                await _within(done, timeout, f"the stream to peer {self.peer.name!r} did not end", self.peer.name)
+                await _within(
+                    done,
+                    timeout,
+                    f"the stream to peer {self.peer.name!r} did not end",
+                    self.peer.name,
+                )
             finally:
                 self._waiting.remove(done)
         if self.error is not None:
@@ -400,7 +464,12 @@ class StreamOut(Outgoing):
         self.begin()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.cancel()
 
 
@@ -416,24 +485,38 @@ class Node:
         options: any field of Config.
 
     Raises:
-        InvalidArgument: an option is out of its bounds, or would stop the asyncio loop (when_full "sync"); says which, and where it came from.
+        InvalidArgument: an option is out of its bounds, or would stop the asyncio loop (when_full
+            "sync"); says which, and where it came from.
     """
 
-    def __init__(self, name: str | None = None, *, config: Config | None = None, world: World | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        config: Config | None = None,
+        world: World | None = None,
+        **options: Any,
+    ) -> None:
         if config is None:
             config = load_config(**options) if name is None else load_config(name=name, **options)
         elif options or name is not None:
             raise errors.InvalidArgument("give a Config or options, not both")
         if config.when_full == "sync" and world is None:
-            text = f"when_full='sync' ({config.explain()['when_full'][1]}): a blocking send would stop the whole asyncio loop"
-            raise errors.InvalidArgument(f"{text}; leave it at 'wait', or use peertalk.sync.Node, which blocks only whoever called it")
+            text = (
+                f"when_full='sync' ({config.explain()['when_full'][1]}): a blocking send would "
+                "stop the whole asyncio loop"
+            )
+            raise errors.InvalidArgument(
+                f"{text}; leave it at 'wait', or use peertalk.sync.Node, which blocks only "
+                "whoever called it"
+            )
         self.config = config
         self._world = World() if world is None else world
         self._transport: Transport | None = None
         self._worker: Worker | None = None
         self._streams: list[_EventStream] = []
 
-    # Life -------------------------------------------------------------------------------------------------------------------------------------------
+    # Life -----------------------------------------------------------------------------------------
 
     async def start(self) -> Node:
         """Listen and announce. Returns this node.
@@ -443,7 +526,9 @@ class Node:
             InvalidState: started before.
         """
         if self._transport is not None:
-            raise errors.InvalidState(f"node {self.config.name!r} was started before; make a new one")
+            raise errors.InvalidState(
+                f"node {self.config.name!r} was started before; make a new one"
+            )
         worker = self._world.make_worker(asyncio.get_running_loop())
         transport = Transport(self.config, self._world, Peer, worker.schedule)
         transport.open()
@@ -456,14 +541,21 @@ class Node:
     async def __aenter__(self) -> Node:
         return await self.start()
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         await self.aclose()
 
     async def aclose(self, timeout: float | str = 5.0) -> int:
-        """Send what is queued, say goodbye, close; at most timeout seconds. May be called again. Wakes every waiter.
+        """Send what is queued, say goodbye, close; at most timeout seconds. May be called again.
+        Wakes every waiter.
 
         Returns:
-            Messages that were accepted and not sent; each was reported as Failed, and their number is logged.
+            Messages that were accepted and not sent; each was reported as Failed, and their number
+            is logged.
         """
         transport = self._transport
         if transport is None:
@@ -481,7 +573,8 @@ class Node:
         return transport.unsent
 
     def close_nowait(self) -> int:
-        """Close at once, without sending what is queued; for signal handlers. Returns the messages that were not sent."""
+        """Close at once, without sending what is queued; for signal handlers. Returns the messages
+        that were not sent."""
         transport = self._transport
         if transport is None:
             return 0
@@ -494,7 +587,11 @@ class Node:
             self._worker.stop()
             self._worker = None
             if transport.unsent:
-                log.warning("node %r was closed with %d messages not sent", self.config.name, transport.unsent)
+                log.warning(
+                    "node %r was closed with %d messages not sent",
+                    self.config.name,
+                    transport.unsent,
+                )
         for peer in list(transport.peers.values()):
             peer.on_lost(errors.InvalidState(f"node {self.config.name!r} is closed"))
         transport.wake_arrivals()
@@ -504,7 +601,12 @@ class Node:
     def __del__(self) -> None:
         transport = getattr(self, "_transport", None)
         if transport is not None and not transport.closed:
-            warnings.warn(f"node {self.config.name!r} was not closed; use `async with` or aclose()", ResourceWarning, source=self, stacklevel=2)
+            warnings.warn(
+                f"node {self.config.name!r} was not closed; use `async with` or aclose()",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
             with contextlib.suppress(Exception):
                 transport.close_now()
                 if self._worker is not None:
@@ -513,11 +615,13 @@ class Node:
     @property
     def _engine(self) -> Transport:
         if self._transport is None:
-            raise errors.InvalidState(f"node {self.config.name!r} is not started; use `async with` or start()")
+            raise errors.InvalidState(
+                f"node {self.config.name!r} is not started; use `async with` or start()"
+            )
         self._transport.check_open()
         return self._transport
 
-    # Who ----------------------------------------------------------------------------------------------------------------------------------
+    # Who ------------------------------------------------------------------------------------------
 
     @property
     def name(self) -> str:
@@ -531,13 +635,15 @@ class Node:
 
     @property
     def address(self) -> Address:
-        """(IPv4 address, TCP port) where this node listens; the address is loopback when it listens on all."""
+        """(IPv4 address, TCP port) where this node listens; the address is loopback when it listens
+        on all."""
         return self.config.bind or "127.0.0.1", self._engine.port
 
     @property
     def flags(self) -> PeerFlag:
-        """What is announced of this node: Config.flags, until set. Setting it announces at once (five times a second at most), and connected peers
-        hear of it too. The original's POSIX build does not look at flags again after the first announcement of a node.
+        """What is announced of this node: Config.flags, until set. Setting it announces at once
+        (five times a second at most), and connected peers hear of it too. The original's POSIX
+        build does not look at flags again after the first announcement of a node.
 
         Raises:
             InvalidArgument: more than 16 bits. InvalidState: not started, or closed.
@@ -553,8 +659,11 @@ class Node:
         """Who is known now."""
         return Peers(self._engine.peers, self._engine)  # type: ignore[arg-type]
 
-    async def wait_for(self, who: str | Callable[[Peer], bool], *, timeout: float | str | None = None) -> Peer:
-        """The peer with this id or name, or the first for which the function is true, as soon as it is known.
+    async def wait_for(
+        self, who: str | Callable[[Peer], bool], *, timeout: float | str | None = None
+    ) -> Peer:
+        """The peer with this id or name, or the first for which the function is true, as soon as it
+        is known.
 
         Raises:
             Timeout: naming who is known instead.
@@ -565,7 +674,9 @@ class Node:
             if found is not None:
                 return found
             waited = self._wait_for(stream, who)
-            return await _within(waited, timeout, lambda: f"no peer {who!r} was heard; known: {self.peers.names()};")
+            return await _within(
+                waited, timeout, lambda: f"no peer {who!r} was heard; known: {self.peers.names()};"
+            )
         finally:
             await stream.aclose()
 
@@ -579,8 +690,11 @@ class Node:
     def _matching(self, who: str | Callable[[Peer], bool]) -> Peer | None:
         return self.peers.matching(who)
 
-    async def connect(self, who: Address | Peer | str, *, timeout: float | str | None = None) -> Peer:
-        """Connect to an address (IPv4 address or host name, TCP port), a peer, or the name or id of a known one.
+    async def connect(
+        self, who: Address | Peer | str, *, timeout: float | str | None = None
+    ) -> Peer:
+        """Connect to an address (IPv4 address or host name, TCP port), a peer, or the name or id of
+        a known one.
 
         Raises:
             PeerNotFound: no such peer is known.
@@ -607,7 +721,7 @@ class Node:
         engine.switchboard.dial(address, reached)
         return await _within(future, timeout, f"no connection to {address[0]}:{address[1]}")
 
-    # Messages -----------------------------------------------------------------------------------------------------------------------------
+    # Messages -------------------------------------------------------------------------------------
 
     async def broadcast(
         self,
@@ -618,8 +732,9 @@ class Node:
         no_delay: bool = False,
         timeout: float | str | None = 5.0,
     ) -> BroadcastResult[Peer]:
-        """Send to every connected peer, waiting for room up to timeout seconds in all. priority, key, no_delay: as Peer.send(). Who cannot take it
-        is skipped, with the reason: MessageTooLarge for a peer whose limit it exceeds, Timeout where no room came.
+        """Send to every connected peer, waiting for room up to timeout seconds in all. priority,
+        key, no_delay: as Peer.send(). Who cannot take it is skipped, with the reason:
+        MessageTooLarge for a peer whose limit it exceeds, Timeout where no room came.
 
         Raises:
             WrongType, InvalidArgument: it was sent to nobody.
@@ -627,7 +742,17 @@ class Node:
         peers = [peer for peer in self.peers.values() if peer.connected]
         payload = bytes(payload_of(data))
         priority = check_choices(priority, key)
-        sends = [peer.send(payload, priority=priority, key=key, no_delay=no_delay, connect=False, timeout=timeout) for peer in peers]
+        sends = [
+            peer.send(
+                payload,
+                priority=priority,
+                key=key,
+                no_delay=no_delay,
+                connect=False,
+                timeout=timeout,
+            )
+            for peer in peers
+        ]
         results = await asyncio.gather(*sends, return_exceptions=True)
         skipped: dict[Peer, errors.PeerTalkError] = {}
         for peer, result in zip(peers, results, strict=True):
@@ -650,12 +775,14 @@ class Node:
         return Message(got[0], got[1])  # type: ignore[arg-type]
 
     def messages(self) -> AsyncIterator[Message[Peer]]:
-        """Messages from anybody, as they come; ends when the node is closed. Several consumers may iterate: each message goes to one of them."""
+        """Messages from anybody, as they come; ends when the node is closed. Several consumers may
+        iterate: each message goes to one of them."""
         engine = self._engine
         return _messages(engine, engine.inbox)
 
     async def batches(self) -> AsyncIterator[Batch[Peer]]:
-        """Messages in bulk: the payloads that one peer sent and one turn brought. The cheapest way to receive; ends when the node is closed."""
+        """Messages in bulk: the payloads that one peer sent and one turn brought. The cheapest way
+        to receive; ends when the node is closed."""
         engine = self._engine
         inbox = engine.inbox
         while True:
@@ -667,8 +794,8 @@ class Node:
             yield Batch(got[0], got[1])  # type: ignore[arg-type]
 
     def send_datagram(self, peer: Peer, data: Payload) -> bool:
-        """Send one datagram to a known peer, connected or not. It may be lost, come twice or overtake others; nobody is told. Never waits. On the
-        node's loop only.
+        """Send one datagram to a known peer, connected or not. It may be lost, come twice or
+        overtake others; nobody is told. Never waits. On the node's loop only.
 
         Args:
             data: 0 to 1,392 bytes.
@@ -683,17 +810,21 @@ class Node:
         return self._engine.datagrams.send(peer, data)
 
     async def receive_datagram(self, *, timeout: float | str | None = None) -> Datagram[Peer]:
-        """The next datagram from anybody known. 256 wait at most, then the oldest give way. Cancelled or timed out, none is lost.
+        """The next datagram from anybody known. 256 wait at most, then the oldest give way.
+        Cancelled or timed out, none is lost.
 
         Raises:
             Timeout, InvalidState (the node is closed).
         """
         datagrams = self._engine.datagrams
-        peer, data = await _within(_taken(self._engine, datagrams, datagrams.take), timeout, "no datagram came")
+        peer, data = await _within(
+            _taken(self._engine, datagrams, datagrams.take), timeout, "no datagram came"
+        )
         return Datagram(peer, data)  # type: ignore[arg-type]
 
     async def datagrams(self) -> AsyncIterator[Datagram[Peer]]:
-        """Datagrams from anybody known, as they come; ends when the node is closed. Several consumers may iterate: each goes to one of them."""
+        """Datagrams from anybody known, as they come; ends when the node is closed. Several
+        consumers may iterate: each goes to one of them."""
         engine = self._engine
         while True:
             got = engine.datagrams.take()
@@ -703,7 +834,8 @@ class Node:
                 return
 
     def events(self) -> _EventStream:
-        """What happens, from now on: an async iterator of event values. Each stream gets every event; one that is read too slowly gets EventsMissed.
+        """What happens, from now on: an async iterator of event values. Each stream gets every
+        event; one that is read too slowly gets EventsMissed.
 
         Close it (aclose, or `async with`) when it is no longer read.
         """
@@ -734,13 +866,20 @@ class Node:
 
     @property
     def memory(self) -> MemoryReport:
-        """Bytes of the C side, part by part, with peaks; of its end, once the node is closed. print() shows a table."""
+        """Bytes of the C side, part by part, with peaks; of its end, once the node is closed.
+        print() shows a table."""
         if self._transport is None:
             raise errors.InvalidState(f"node {self.config.name!r} is not started")
         return self._transport.memory()
 
     def __repr__(self) -> str:
-        state = "not started" if self._transport is None else "closed" if self._transport.closed else f"port {self._transport.port}"
+        state = (
+            "not started"
+            if self._transport is None
+            else "closed"
+            if self._transport.closed
+            else f"port {self._transport.port}"
+        )
         return f"<Node {self.config.name!r} {state}>"
 
 
@@ -756,7 +895,8 @@ class _EventStream:
 
     def put(self, event: Event) -> None:
         """Add one, or count it as missed."""
-        if self._missed or len(self._events) >= _EVENTS_MAX:  # once some are missed, all are until that is told: it has a place among the others
+        # once some are missed, all are until that is told: it has a place among the others
+        if self._missed or len(self._events) >= _EVENTS_MAX:
             self._missed += 1
         else:
             self._events.append(event)
@@ -796,7 +936,12 @@ class _EventStream:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         await self.aclose()
 
 
@@ -848,7 +993,12 @@ async def _arrival(engine: Transport, inbox: Inbox | Datagrams) -> bool:
     return True
 
 
-async def _within(awaited: Awaitable[T], timeout: float | str | None, what: str | Callable[[], str], peer: str | None = None) -> T:
+async def _within(
+    awaited: Awaitable[T],
+    timeout: float | str | None,
+    what: str | Callable[[], str],
+    peer: str | None = None,
+) -> T:
     if timeout is None:
         return await awaited
     seconds = parse_duration(timeout)
@@ -858,7 +1008,9 @@ async def _within(awaited: Awaitable[T], timeout: float | str | None, what: str 
     except TimeoutError as error:
         if isinstance(error, errors.PeerTalkError):
             raise
-        raise errors.Timeout(f"{what if isinstance(what, str) else what()} within {seconds:g} s", peer=peer) from None
+        raise errors.Timeout(
+            f"{what if isinstance(what, str) else what()} within {seconds:g} s", peer=peer
+        ) from None
 
 
 async def _resolve(address: object) -> Address:
@@ -866,7 +1018,9 @@ async def _resolve(address: object) -> Address:
     with contextlib.suppress(ValueError):
         return str(ipaddress.IPv4Address(host)), port  # no thread for what needs no name server
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, family=socket.AF_INET, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().getaddrinfo(
+            host, port, family=socket.AF_INET, type=socket.SOCK_STREAM
+        )
     except (OSError, UnicodeError) as error:  # UnicodeError: no host can have that name
         raise errors.NetworkFailure(f"host {host!r} is not known: {error}") from error
     return str(found[0][4][0]), port

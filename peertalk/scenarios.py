@@ -1,11 +1,14 @@
-"""Scripted networks: what goes wrong in the field, played on the simulator, with checks of what must hold all the same.
+"""Scripted networks: what goes wrong in the field, played on the simulator, with checks of what
+must hold all the same.
 
-Each scenario is a function of a seed. It plays, then closes every node, and checks the promises that hold everywhere: each accepted message ended as
-Sent or Failed, nothing arrived twice, changed or out of order, nothing that was reported as never sent arrived, all memory came back, and no rule of
-a platform's maker was broken. What it must show beside that it says itself. Problems are sentences; a run without any is a pass.
+Each scenario is a function of a seed. It plays, then closes every node, and checks the promises
+that hold everywhere: each accepted message ended as Sent or Failed, nothing arrived twice, changed
+or out of order, nothing that was reported as never sent arrived, all memory came back, and no rule
+of a platform's maker was broken. What it must show beside that it says itself. Problems are
+sentences; a run without any is a pass.
 
-The incidents show a thing before and after: before is a node whose writes end one by one (Config.async_send off), as the pipeline's source describes
-its past.
+The incidents show a thing before and after: before is a node whose writes end one by one
+(Config.async_send off), as the pipeline's source describes its past.
 """
 
 from __future__ import annotations
@@ -29,8 +32,9 @@ _HEAD = 6
 class Result(msgspec.Struct, frozen=True):
     """How one run of a scenario ended.
 
-    seconds: network time that it took; trace_hash: 16 hexadecimal digits; figures: what was measured, by name, with the unit in the name; problems:
-    what must not have happened, as sentences; empty: it passed.
+    seconds: network time that it took; trace_hash: 16 hexadecimal digits; figures: what was
+    measured, by name, with the unit in the name; problems: what must not have happened, as
+    sentences; empty: it passed.
     """
 
     scenario: str
@@ -54,7 +58,9 @@ SCENARIOS: dict[str, Scenario] = {}
 """All scenarios, by name."""
 
 
-def scenario(summary: str, preset: str = "none") -> Callable[[Callable[[Stage], Awaitable[None]]], Callable[[Stage], Awaitable[None]]]:
+def scenario(
+    summary: str, preset: str = "none"
+) -> Callable[[Callable[[Stage], Awaitable[None]]], Callable[[Stage], Awaitable[None]]]:
     """Have a coroutine in SCENARIOS under its own name."""
 
     def take(play: Callable[[Stage], Awaitable[None]]) -> Callable[[Stage], Awaitable[None]]:
@@ -76,7 +82,9 @@ def play(name: str, seed: int = 0, *, trace: list[Any] | None = None) -> Result:
         InvalidArgument: no scenario has that name.
     """
     if name not in SCENARIOS:
-        raise errors.InvalidArgument(f"there is no scenario {name!r}; there are {', '.join(SCENARIOS)}")
+        raise errors.InvalidArgument(
+            f"there is no scenario {name!r}; there are {', '.join(SCENARIOS)}"
+        )
     chosen = SCENARIOS[name]
     network = sim.Network(seed, preset=chosen.preset)
     stage = Stage(network)
@@ -94,12 +102,14 @@ def play(name: str, seed: int = 0, *, trace: list[Any] | None = None) -> Result:
         problems = stage.problems + network.faults()
         if trace is not None:
             trace.extend(network.trace.records)
-        return Result(name, seed, round(network.clock.seconds, 9), network.trace.hash, stage.figures, problems)
+        return Result(
+            name, seed, round(network.clock.seconds, 9), network.trace.hash, stage.figures, problems
+        )
     finally:
         network.close()
 
 
-# What the scenarios are made of ---------------------------------------------------------------------------------------------------------------------
+# What the scenarios are made of -------------------------------------------------------------------
 
 
 class Dice:
@@ -122,7 +132,8 @@ class Dice:
 
 
 class Actor:
-    """A node that plays: it numbers what it sends, writes down what it gets, and what it is told of each message.
+    """A node that plays: it numbers what it sends, writes down what it gets, and what it is told of
+    each message.
 
     taking: whether messages are taken out of its inbox.
     """
@@ -141,7 +152,9 @@ class Actor:
         self.disconnects = 0
         self._next = 0
         self._taking: asyncio.Task[None] | None = None
-        self._listening = asyncio.create_task(self._listen(node.events()), name=f"{node.name} listening")
+        self._listening = asyncio.create_task(
+            self._listen(node.events()), name=f"{node.name} listening"
+        )
 
     @property
     def name(self) -> str:
@@ -164,8 +177,18 @@ class Actor:
         return await self.node.connect(other.node.address, timeout=60)
 
     async def met_by(self, other: Actor) -> Peer:
-        """The peer that another actor is, which has connected to us: as soon as its connection is known here."""
-        while (found := next((peer for peer in self.node.peers.values() if peer.name == other.name and peer.connected), None)) is None:
+        """The peer that another actor is, which has connected to us: as soon as its connection is
+        known here."""
+        while (
+            found := next(
+                (
+                    peer
+                    for peer in self.node.peers.values()
+                    if peer.name == other.name and peer.connected
+                ),
+                None,
+            )
+        ) is None:
             await asyncio.sleep(0.01)
         return found
 
@@ -204,7 +227,8 @@ class Actor:
         return accepted
 
     async def settled(self, within: float) -> bool:
-        """Wait until every message that was accepted so far has its outcome; whether that was so in time."""
+        """Wait until every message that was accepted so far has its outcome; whether that was so in
+        time."""
         clock = self.stage.net.clock
         end = clock.seconds + within
         while any(peer.reported < peer.accepted for peer in self.sent):
@@ -257,7 +281,7 @@ class Actor:
             if task is not None:
                 await asyncio.gather(task, return_exceptions=True)
 
-    # Checks --------------------------------------------------------------------------------------------------------------------------------------
+    # Checks ---------------------------------------------------------------------------------------
 
     def check(self, actors: dict[int, Actor], problems: list[str]) -> None:
         """What holds for every actor in every scenario."""
@@ -265,37 +289,59 @@ class Actor:
             problems.append(f"{self.name} missed {self.missed} events")
         for peer, sent in self.sent.items():
             outcome = self._outcomes_of(peer, problems)
-            arrived = {index for actor in actors.values() for index in actor.got.get(self.number, ())}
+            arrived = {
+                index for actor in actors.values() for index in actor.got.get(self.number, ())
+            }
             for number, index in sent:
                 if number not in outcome:
-                    problems.append(f"{self.name}: message {number} to {peer.name} ended neither as Sent nor as Failed")
+                    problems.append(
+                        f"{self.name}: message {number} to {peer.name} ended neither as Sent "
+                        "nor as Failed"
+                    )
                 elif outcome[number] is events.Outcome.FAILED and index in arrived:
-                    problems.append(f"{self.name}: message {number} to {peer.name} was reported as never sent, and arrived")
+                    problems.append(
+                        f"{self.name}: message {number} to {peer.name} was reported as never "
+                        "sent, and arrived"
+                    )
         for origin, indexes in self.got.items():
             for before, after in itertools.pairwise(indexes):
                 if after <= before:
                     how = "twice" if after == before else f"behind {before}"
-                    problems.append(f"{self.name}: message {after} of {actors[origin].name} came {how}")
+                    problems.append(
+                        f"{self.name}: message {after} of {actors[origin].name} came {how}"
+                    )
             accepted = {index for pairs in actors[origin].sent.values() for _, index in pairs}
             strangers = [index for index in indexes if index not in accepted]
             if strangers:
-                problems.append(f"{self.name}: message {strangers[0]} of {actors[origin].name} came though it was not accepted")
+                problems.append(
+                    f"{self.name}: message {strangers[0]} of {actors[origin].name} came "
+                    "though it was not accepted"
+                )
 
     def _outcomes_of(self, peer: Peer, problems: list[str]) -> dict[int, events.Outcome | None]:
         outcome: dict[int, events.Outcome | None] = {}
         for first, last, what, _ in self.outcomes.get(peer, ()):
             for number in range(first, last + 1):
                 if number in outcome:
-                    problems.append(f"{self.name}: message {number} to {peer.name} has two outcomes")
+                    problems.append(
+                        f"{self.name}: message {number} to {peer.name} has two outcomes"
+                    )
                 outcome[number] = what
         if set(outcome) != set(range(1, peer.accepted + 1)):
-            problems.append(f"{self.name}: {peer.accepted} messages to {peer.name} were accepted, and {len(outcome)} have an outcome")
+            problems.append(
+                f"{self.name}: {peer.accepted} messages to {peer.name} were accepted, and "
+                f"{len(outcome)} have an outcome"
+            )
         return outcome
 
     def sent_to(self, peer: Peer) -> set[int]:
         """Indexes of the messages to this peer that were reported as Sent."""
         outcome = self._outcomes_of(peer, [])
-        return {index for number, index in self.sent.get(peer, ()) if number in outcome and outcome[number] is None}
+        return {
+            index
+            for number, index in self.sent.get(peer, ())
+            if number in outcome and outcome[number] is None
+        }
 
 
 class Stage:
@@ -310,7 +356,8 @@ class Stage:
         self.vanished: list[Any] = []
 
     async def actor(self, name: str, *, taking: bool = True, **node: Any) -> Actor:
-        """A node that plays. node: see sim.Network.node(); without discovery unless it says otherwise."""
+        """A node that plays. node: see sim.Network.node(); without discovery unless it says
+        otherwise."""
         made = await self.net.node(name, **{"discovery": False, **node})
         actor = Actor(self, len(self.actors) + 1, made)
         self.actors[actor.number] = actor
@@ -320,7 +367,10 @@ class Stage:
 
     def anywhere(self) -> dict[str, Any]:
         """A world by chance: platform and core."""
-        return {"platform": self.dice.one_of(*sim.PLATFORMS), "core": self.dice.one_of("standard", "lowmem")}
+        return {
+            "platform": self.dice.one_of(*sim.PLATFORMS),
+            "core": self.dice.one_of("standard", "lowmem"),
+        }
 
     def expect(self, holds: bool, otherwise: str) -> None:
         """A check of the scenario's own."""
@@ -332,7 +382,13 @@ class Stage:
         accepted = {index for _, index in sender.sent.get(peer, ())}
         lost = sorted(accepted - set(receiver.got.get(sender.number, ())))
         way = f"messages from {sender.name} to {receiver.name}"
-        self.expect(not lost, f"{len(lost)} of {len(accepted)} {way} were accepted and never came, {lost[:3]} among them")
+        self.expect(
+            not lost,
+            (
+                f"{len(lost)} of {len(accepted)} {way} were accepted and never came, {lost[:3]} "
+                "among them"
+            ),
+        )
         unsent = len(accepted) - len(sender.sent_to(peer) & accepted)
         self.expect(not unsent, f"{unsent} of {len(accepted)} {way} were not reported as Sent")
 
@@ -360,16 +416,24 @@ def _payload(origin: int, index: int, size: int) -> bytes:
     return head + bytes([index * 7 & 0xFF]) * (max(size, _HEAD) - _HEAD)
 
 
-# Edge cases -----------------------------------------------------------------------------------------------------------------------------------------
+# Edge cases ---------------------------------------------------------------------------------------
 
 
 @scenario("connections open and close all the time while messages are sent")
 async def connect_disconnect(stage: Stage) -> None:
-    """Rapid connect and disconnect during sends: polite, abrupt, from either side, in the middle of a burst."""
+    """Rapid connect and disconnect during sends: polite, abrupt, from either side, in the middle of
+    a burst."""
     dice, net = stage.dice, stage.net
     a, b = await stage.actor("a", **stage.anywhere()), await stage.actor("b", **stage.anywhere())
     bandwidth, loss = 50_000 + dice.below(500_000), dice.one_of(0, 0, 0.02)
-    net.link("a", "b", latency=dice.between(0, 0.03), jitter=dice.between(0, 0.01), bandwidth=bandwidth, loss=loss)
+    net.link(
+        "a",
+        "b",
+        latency=dice.between(0, 0.03),
+        jitter=dice.between(0, 0.01),
+        bandwidth=bandwidth,
+        loss=loss,
+    )
     for _ in range(10):
         sender, other = dice.one_of((a, b), (b, a))
         try:
@@ -378,7 +442,9 @@ async def connect_disconnect(stage: Stage) -> None:
             await asyncio.sleep(0.1)
             continue
         size, count = dice.one_of(6, 64, 1000), 1 + dice.below(30)
-        sending = asyncio.create_task(sender.send_all(peer, count, size), name=f"{sender.name} sending")
+        sending = asyncio.create_task(
+            sender.send_all(peer, count, size), name=f"{sender.name} sending"
+        )
         await asyncio.sleep(dice.between(0, 0.15))
         leaving = dice.one_of(sender, other)
         target = peer if leaving is sender else next(iter(leaving.node.peers.values()), None)
@@ -387,16 +453,20 @@ async def connect_disconnect(stage: Stage) -> None:
                 await target.disconnect(timeout=dice.one_of(0.05, 30))
         await sending
     for actor in (a, b):
-        stage.expect(await actor.settled(60), f"{actor.name}: a minute later some messages have no outcome")
+        stage.expect(
+            await actor.settled(60), f"{actor.name}: a minute later some messages have no outcome"
+        )
 
 
 @scenario("the other side ends its program while sends are pending")
 async def disconnect_pending(stage: Stage) -> None:
-    """A peer disconnects, politely or by a crash, with every slot of ours in flight and more waiting: each send gets an outcome, and the memory
-    comes back."""
+    """A peer disconnects, politely or by a crash, with every slot of ours in flight and more
+    waiting: each send gets an outcome, and the memory comes back."""
     dice = stage.dice
     a, b = await stage.actor("a", **stage.anywhere()), await stage.actor("b", **stage.anywhere())
-    stage.net.link("a", "b", latency=dice.between(0.01, 0.1), bandwidth=20_000 + dice.below(200_000))
+    stage.net.link(
+        "a", "b", latency=dice.between(0.01, 0.1), bandwidth=20_000 + dice.below(200_000)
+    )
     peer = await a.meet(b)
     sending = asyncio.create_task(a.send_all(peer, 40, 1 + dice.below(1000)), name="a sending")
     await asyncio.sleep(dice.between(0, 0.4))
@@ -405,22 +475,30 @@ async def disconnect_pending(stage: Stage) -> None:
     else:
         await b.node.aclose(timeout=dice.one_of(0.0, 0.01, 5.0))
     await sending
-    stage.expect(await a.settled(90), "90 s after the other side had gone some messages had no outcome")
+    stage.expect(
+        await a.settled(90), "90 s after the other side had gone some messages had no outcome"
+    )
     for _ in range(40):  # MacTCP keeps what it was given for 30 s
         await asyncio.sleep(1)
         if not a.node.memory["pipelines"].bytes:
             break
-    stage.expect(a.node.memory["pipelines"].bytes == 0, f"pipelines of links that are gone hold {a.node.memory['pipelines'].bytes:,} bytes")
+    stage.expect(
+        a.node.memory["pipelines"].bytes == 0,
+        f"pipelines of links that are gone hold {a.node.memory['pipelines'].bytes:,} bytes",
+    )
 
 
 @scenario("the network swallows everything from one moment on")
 async def black_hole(stage: Stage) -> None:
-    """Time-out of an asynchronous send: the platform gives up after 30 s (or the node sooner, by its link_timeout), and each send ends with a
-    result."""
+    """Time-out of an asynchronous send: the platform gives up after 30 s (or the node sooner, by
+    its link_timeout), and each send ends with a result."""
     dice = stage.dice
     patient = bool(dice.below(2))
     options: dict[str, Any] = {"link_timeout": 3600.0 if patient else 15.0, "drain_timeout": 1.0}
-    a, b = await stage.actor("a", **stage.anywhere(), **options), await stage.actor("b", **stage.anywhere())
+    a, b = (
+        await stage.actor("a", **stage.anywhere(), **options),
+        await stage.actor("b", **stage.anywhere()),
+    )
     stage.net.link("a", "b", latency=dice.between(0.005, 0.05))
     peer = await a.meet(b)
     await a.send_all(peer, 20, 500)
@@ -433,17 +511,26 @@ async def black_hole(stage: Stage) -> None:
     took = stage.net.clock.seconds - cut_at
     stage.figures["time_out_s"] = round(took, 3)
     stage.expect(done, "two minutes after the cut some messages had no outcome")
-    # the five attempts to reach it again take 27 s; and what the other side had to say of its pressure is a sign of life for some seconds more
-    stage.expect(took <= (30 if patient else 20) + 50, f"the last result came {took:.1f} s after the cut")
+    # the five attempts to reach it again take 27 s; and what the other side had to say of its
+    # pressure is a sign of life for some seconds more
+    stage.expect(
+        took <= (30 if patient else 20) + 50, f"the last result came {took:.1f} s after the cut"
+    )
     stage.net.heal()
     await asyncio.sleep(1)
 
 
 @scenario("a node on a tiny machine runs out of memory again and again")
 async def memory_pressure(stage: Stage) -> None:
-    """Allocations fail at any moment: sends wait or are refused, links wait, nothing is lost, and all goes on when there is memory again."""
+    """Allocations fail at any moment: sends wait or are refused, links wait, nothing is lost, and
+    all goes on when there is memory again."""
     dice = stage.dice
-    a = await stage.actor("a", platform=dice.one_of(*sim.PLATFORMS), profile="lowmem", pool_bytes=dice.one_of(None, 6_000, 9_000))
+    a = await stage.actor(
+        "a",
+        platform=dice.one_of(*sim.PLATFORMS),
+        profile="lowmem",
+        pool_bytes=dice.one_of(None, 6_000, 9_000),
+    )
     b = await stage.actor("b", platform=dice.one_of(*sim.PLATFORMS), profile="lowmem")
     stage.net.link("a", "b", latency=dice.between(0.001, 0.05), jitter=0.002)
     there = await a.meet(b)
@@ -460,20 +547,35 @@ async def memory_pressure(stage: Stage) -> None:
         victim.node.fail_memory(0)
     await asyncio.gather(*sending)
     for sender in (a, b):
-        stage.expect(await sender.settled(120), f"{sender.name}: two minutes later some messages have no outcome")
+        stage.expect(
+            await sender.settled(120),
+            f"{sender.name}: two minutes later some messages have no outcome",
+        )
     await asyncio.sleep(1)
-    stage.expect(not a.disconnects and not b.disconnects, f"{a.disconnects + b.disconnects} links ended for want of memory")
+    stage.expect(
+        not a.disconnects and not b.disconnects,
+        f"{a.disconnects + b.disconnects} links ended for want of memory",
+    )
     stage.expect_all(a, there, b)
     stage.expect_all(b, back, a)
 
 
 @scenario("a reader does not take its messages: the pipeline is full")
 async def full_pipeline(stage: Stage) -> None:
-    """Back-pressure: slots fill, then the outbox, then send() waits and send_nowait() says no; when the reader reads, everything comes, in order."""
+    """Back-pressure: slots fill, then the outbox, then send() waits and send_nowait() says no; when
+    the reader reads, everything comes, in order."""
     dice = stage.dice
     a = await stage.actor("a", **stage.anywhere(), packing=bool(dice.below(2)), send_queue_size=8)
-    b = await stage.actor("b", **stage.anywhere(), taking=False, window=dice.one_of(2048, 8192), receive_queue_bytes=1024)
-    stage.net.link("a", "b", latency=dice.between(0.001, 0.03), bandwidth=dice.one_of(30_000, 1_000_000))
+    b = await stage.actor(
+        "b",
+        **stage.anywhere(),
+        taking=False,
+        window=dice.one_of(2048, 8192),
+        receive_queue_bytes=1024,
+    )
+    stage.net.link(
+        "a", "b", latency=dice.between(0.001, 0.03), bandwidth=dice.one_of(30_000, 1_000_000)
+    )
     peer = await a.meet(b)
     size = dice.one_of(200, 1000)
     accepted = refused = 0
@@ -491,7 +593,9 @@ async def full_pipeline(stage: Stage) -> None:
     cancelled = asyncio.create_task(a.send(peer, size), name="a giving up")
     await asyncio.sleep(0.1)
     cancelled.cancel()
-    stage.expect(not await a.send(peer, size, timeout=0.5), "send() found room though the reader had stopped")
+    stage.expect(
+        not await a.send(peer, size, timeout=0.5), "send() found room though the reader had stopped"
+    )
     b.take()
     stage.expect(await waiting, "the send that waited was refused")
     await a.send_all(peer, 30, size)
@@ -502,11 +606,21 @@ async def full_pipeline(stage: Stage) -> None:
 
 @scenario("every slot is taken, and sends block until they have drained")
 async def blocking_sends(stage: Stage) -> None:
-    """Config.when_full "sync": what is sent past full slots waits for what is in them, and overtakes nothing; nobody hears that there is no room."""
+    """Config.when_full "sync": what is sent past full slots waits for what is in them, and
+    overtakes nothing; nobody hears that there is no room."""
     dice = stage.dice
-    a = await stage.actor("a", **stage.anywhere(), packing=bool(dice.below(2)), when_full="sync", pipeline_depth=dice.one_of(2, 4, 16))
-    b = await stage.actor("b", **stage.anywhere(), window=1_000_000)  # while a blocks nobody reads: its machine buffers all
-    stage.net.link("a", "b", latency=dice.between(0.001, 0.03), bandwidth=dice.one_of(30_000, 1_000_000))
+    a = await stage.actor(
+        "a",
+        **stage.anywhere(),
+        packing=bool(dice.below(2)),
+        when_full="sync",
+        pipeline_depth=dice.one_of(2, 4, 16),
+    )
+    # while a blocks nobody reads: its machine buffers all
+    b = await stage.actor("b", **stage.anywhere(), window=1_000_000)
+    stage.net.link(
+        "a", "b", latency=dice.between(0.001, 0.03), bandwidth=dice.one_of(30_000, 1_000_000)
+    )
     a.node.host.set_completion_jitter(dice.one_of(0, 20_000_000))
     peer = await a.meet(b)
     sizes = (10, 700, peer.max_message, peer.max_message)
@@ -532,13 +646,22 @@ async def rough_wire(stage: Stage) -> None:
     there = await a.meet(b)
     back = await b.met_by(a)
     stage.net.link(
-        "a", "b", latency=dice.between(0.001, 0.05), jitter=dice.between(0, 0.05), loss=dice.between(0, 0.15), duplicate=dice.between(0, 0.1),
-        reorder=dice.between(0, 0.2), reorder_by=dice.between(0.001, 0.1),
-    )  # fmt: skip
+        "a",
+        "b",
+        latency=dice.between(0.001, 0.05),
+        jitter=dice.between(0, 0.05),
+        loss=dice.between(0, 0.15),
+        duplicate=dice.between(0, 0.1),
+        reorder=dice.between(0, 0.2),
+        reorder_by=dice.between(0.001, 0.1),
+    )
     size = dice.one_of(10, 300, 1024)
     await asyncio.gather(a.send_all(there, 60, size), b.send_all(back, 60, size, pause=0.01))
     for sender, peer, receiver in ((a, there, b), (b, back, a)):
-        stage.expect(await sender.settled(600), f"{sender.name}: ten minutes later some messages have no outcome")
+        stage.expect(
+            await sender.settled(600),
+            f"{sender.name}: ten minutes later some messages have no outcome",
+        )
         await asyncio.sleep(5)
         stage.expect_all(sender, peer, receiver)
 
@@ -552,7 +675,10 @@ async def damage(stage: Stage) -> None:
     peer = await a.meet(b)
     stage.net.link("a", "b", damage=dice.between(0.05, 0.3), both=False)
     for _ in range(12):
-        await asyncio.wait([asyncio.create_task(a.send_all(peer, 10, 1 + dice.below(900)), name="a sending")], timeout=60)
+        await asyncio.wait(
+            [asyncio.create_task(a.send_all(peer, 10, 1 + dice.below(900)), name="a sending")],
+            timeout=60,
+        )
         await asyncio.sleep(0.2)
     stage.net.link("a", "b", damage=0)
     stage.expect(await a.settled(120), "two minutes later some messages have no outcome")
@@ -562,7 +688,8 @@ async def damage(stage: Stage) -> None:
 
 @scenario("both dial each other at once, again and again")
 async def crossing_dials(stage: Stage) -> None:
-    """Two connections between the same two nodes become one, and what was sent on either arrives in order."""
+    """Two connections between the same two nodes become one, and what was sent on either arrives in
+    order."""
     dice = stage.dice
     a, b = await stage.actor("a", **stage.anywhere()), await stage.actor("b", **stage.anywhere())
     stage.net.link("a", "b", latency=dice.between(0.001, 0.05), jitter=dice.between(0, 0.02))
@@ -578,15 +705,21 @@ async def crossing_dials(stage: Stage) -> None:
                 await peer.disconnect(timeout=30)
         await asyncio.sleep(dice.between(0, 3))
     for actor in (a, b):
-        stage.expect(await actor.settled(60), f"{actor.name}: a minute later some messages have no outcome")
+        stage.expect(
+            await actor.settled(60), f"{actor.name}: a minute later some messages have no outcome"
+        )
 
 
 @scenario("a network of four falls apart and comes together", preset="lan")
 async def partition(stage: Stage) -> None:
-    """Nodes that find each other by discovery are parted for a while; when the wire is whole they find each other again and talk."""
+    """Nodes that find each other by discovery are parted for a while; when the wire is whole they
+    find each other again and talk."""
     dice = stage.dice
     names = ["ada", "bob", "cyd", "dee"]
-    actors = [await stage.actor(name, **stage.anywhere(), discovery=True, peer_timeout=30.0) for name in names]
+    actors = [
+        await stage.actor(name, **stage.anywhere(), discovery=True, peer_timeout=30.0)
+        for name in names
+    ]
     for actor in actors:
         for name in names:
             if name != actor.name:
@@ -602,53 +735,74 @@ async def partition(stage: Stage) -> None:
             first.send_nowait(peer, 200)
     await asyncio.sleep(dice.between(1, 60))
     stage.net.heal()
-    stage.expect(await first.settled(120), "two minutes after the wire was whole some messages had no outcome")
+    stage.expect(
+        await first.settled(120),
+        "two minutes after the wire was whole some messages had no outcome",
+    )
     for name in names[1:]:
         try:
             found = await first.node.wait_for(name, timeout=60)
-            stage.expect(await first.send(found, 100), f"{name} was found again, and a message to it was refused")
+            stage.expect(
+                await first.send(found, 100),
+                f"{name} was found again, and a message to it was refused",
+            )
         except errors.Timeout:
             stage.problems.append(f"{name} was not found again a minute after the wire was whole")
     stage.expect(await first.settled(60), "a minute later some messages have no outcome")
 
 
-# Incidents, before and after ------------------------------------------------------------------------------------------------------------------------
+# Incidents, before and after ----------------------------------------------------------------------
 
 
 @scenario("incident: each send waits for its acknowledgement", preset="classic")
 async def waiting_sends(stage: Stage) -> None:
-    """Thirty messages of 1,024 bytes over the classic link, before and after; and one alone, which must not take longer than before."""
+    """Thirty messages of 1,024 bytes over the classic link, before and after; and one alone, which
+    must not take longer than before."""
     platform = stage.dice.one_of(*sim.PLATFORMS)
     core = stage.dice.one_of("standard", "lowmem")
     for when, asynchronous in (("before", False), ("after", True)):
-        sender = await stage.actor(f"sender {when}", platform=platform, core=core, packing=False, async_send=asynchronous)
+        sender = await stage.actor(
+            f"sender {when}", platform=platform, core=core, packing=False, async_send=asynchronous
+        )
         reader = await stage.actor(f"reader {when}", platform=platform, core=core)
         peer = await sender.meet(reader)
         await asyncio.sleep(1)
         start = stage.net.clock.seconds
         await sender.send(peer, 1024)
         await sender.settled(10)
-        stage.figures[f"{when}_one_message_ms"] = round((reader.arrivals[sender.number][-1] - start) * 1000, 3)
+        stage.figures[f"{when}_one_message_ms"] = round(
+            (reader.arrivals[sender.number][-1] - start) * 1000, 3
+        )
         start = stage.net.clock.seconds
         await sender.send_all(peer, 30, 1024)
         await sender.settled(60)
         await asyncio.sleep(0.1)
-        stage.figures[f"{when}_thirty_messages_s"] = round(reader.arrivals[sender.number][-1] - start, 3)
+        stage.figures[f"{when}_thirty_messages_s"] = round(
+            reader.arrivals[sender.number][-1] - start, 3
+        )
         stage.expect_all(sender, peer, reader)
     gain = stage.figures["before_thirty_messages_s"] / stage.figures["after_thirty_messages_s"]
     stage.figures["gain"] = round(gain, 2)
-    stage.expect(gain > (1.8 if core == "lowmem" else 3), f"thirty messages are only {gain:.2f} times faster than before")
+    stage.expect(
+        gain > (1.8 if core == "lowmem" else 3),
+        f"thirty messages are only {gain:.2f} times faster than before",
+    )
     before, after = stage.figures["before_one_message_ms"], stage.figures["after_one_message_ms"]
     stage.expect(after <= before, f"one message took {before} ms before, and takes {after} ms now")
 
 
 @scenario("incident: one slow reader, and a message for somebody else", preset="classic")
 async def slow_reader(stage: Stage) -> None:
-    """A full pipeline to one peer: before, the whole node waits in its send; after, others hear from it at once."""
+    """A full pipeline to one peer: before, the whole node waits in its send; after, others hear
+    from it at once."""
     platform = stage.dice.one_of(*sim.PLATFORMS)
     for when, asynchronous in (("before", False), ("after", True)):
-        sender = await stage.actor(f"sender {when}", platform=platform, packing=False, async_send=asynchronous)
-        slow = await stage.actor(f"slow {when}", platform=platform, taking=False, window=2048, receive_queue_bytes=1024)
+        sender = await stage.actor(
+            f"sender {when}", platform=platform, packing=False, async_send=asynchronous
+        )
+        slow = await stage.actor(
+            f"slow {when}", platform=platform, taking=False, window=2048, receive_queue_bytes=1024
+        )
         other = await stage.actor(f"other {when}", platform=platform)
         to_slow, to_other = await sender.meet(slow), await sender.meet(other)
         await asyncio.sleep(1)
@@ -661,21 +815,31 @@ async def slow_reader(stage: Stage) -> None:
         await sender.settled(90)
         waking.cancel()
         await asyncio.sleep(0.1)
-        stage.figures[f"{when}_message_to_other_s"] = round(other.arrivals[sender.number][-1] - start, 3)
+        stage.figures[f"{when}_message_to_other_s"] = round(
+            other.arrivals[sender.number][-1] - start, 3
+        )
         if asynchronous:
             stage.expect_all(sender, to_slow, slow)
-    before, after = stage.figures["before_message_to_other_s"], stage.figures["after_message_to_other_s"]
+    before, after = (
+        stage.figures["before_message_to_other_s"],
+        stage.figures["after_message_to_other_s"],
+    )
     stage.expect(after < 0.5, f"a message to a peer that is not slow took {after} s")
-    stage.expect(after * 3 < before, f"the slow reader held others up for {before} s before, and for {after} s now")
+    stage.expect(
+        after * 3 < before,
+        f"the slow reader held others up for {before} s before, and for {after} s now",
+    )
 
 
 @scenario("incident: a peer vanishes in the middle of a send", preset="classic")
 async def vanishing_peer(stage: Stage) -> None:
-    """One peer is switched off while it is sent to; another is told the time every 100 ms. Before, the node is mute until the send times out; after,
-    nobody notices."""
+    """One peer is switched off while it is sent to; another is told the time every 100 ms. Before,
+    the node is mute until the send times out; after, nobody notices."""
     platform = stage.dice.one_of(*sim.PLATFORMS)
     for when, asynchronous in (("before", False), ("after", True)):
-        sender = await stage.actor(f"sender {when}", platform=platform, packing=False, async_send=asynchronous)
+        sender = await stage.actor(
+            f"sender {when}", platform=platform, packing=False, async_send=asynchronous
+        )
         leaving = await stage.actor(f"leaving {when}", platform=platform)
         other = await stage.actor(f"other {when}", platform=platform)
         to_leaving, to_other = await sender.meet(leaving), await sender.meet(other)
@@ -685,12 +849,22 @@ async def vanishing_peer(stage: Stage) -> None:
         for _ in range(10):
             sender.send_nowait(to_leaving, 1024)
         await sender.send_all(to_other, 400, 20, pause=0.1)
-        stage.expect(await sender.settled(60), f"{when}: messages to the peer that vanished have no outcome")
+        stage.expect(
+            await sender.settled(60), f"{when}: messages to the peer that vanished have no outcome"
+        )
         times = other.arrivals[sender.number]
         gaps = [after - before for before, after in itertools.pairwise(times)]
         stage.figures[f"{when}_longest_silence_s"] = round(max(gaps), 3)
-        stage.expect(not sender.sent_to(to_leaving), f"{when}: messages to a machine that was off were reported as Sent")
+        stage.expect(
+            not sender.sent_to(to_leaving),
+            f"{when}: messages to a machine that was off were reported as Sent",
+        )
         stage.expect_all(sender, to_other, other)
-    before, after = stage.figures["before_longest_silence_s"], stage.figures["after_longest_silence_s"]
+    before, after = (
+        stage.figures["before_longest_silence_s"],
+        stage.figures["after_longest_silence_s"],
+    )
     stage.expect(after < 0.5, f"the others heard nothing for {after} s")
-    stage.expect(before > 5 * after, f"the longest silence was {before} s before, and is {after} s now")
+    stage.expect(
+        before > 5 * after, f"the longest silence was {before} s before, and is {after} s now"
+    )

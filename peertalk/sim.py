@@ -1,11 +1,15 @@
-"""Networks in a box: whole nodes on a simulated wire, asyncio on virtual time, everything from one seed.
+"""Networks in a box: whole nodes on a simulated wire, asyncio on virtual time, everything from one
+seed.
 
-`run(main, seed=7)` makes a Network and runs `main(net)` on an event loop whose clock is the network's. Nothing ever sleeps: when nobody can go on,
-the clock jumps to the next thing that happens (an event of the network, a timer of a node, a timer of asyncio), so a minute of network takes
-milliseconds. Nodes are the ones that applications use; only their world differs: sockets, clock, instance ids and names come from the network.
+`run(main, seed=7)` makes a Network and runs `main(net)` on an event loop whose clock is the
+network's. Nothing ever sleeps: when nobody can go on, the clock jumps to the next thing that
+happens (an event of the network, a timer of a node, a timer of asyncio), so a minute of network
+takes milliseconds. Nodes are the ones that applications use; only their world differs: sockets,
+clock, instance ids and names come from the network.
 
-Invariant: the same seed, program and C core give the same trace hash on every machine and Python. Time is integer nanoseconds; nothing asks the wall
-clock, the system's randomness, its resolver or its environment, and nothing is iterated whose order is not that of the calls. Never: opens a real
+Invariant: the same seed, program and C core give the same trace hash on every machine and Python.
+Time is integer nanoseconds; nothing asks the wall clock, the system's randomness, its resolver or
+its environment, and nothing is iterated whose order is not that of the calls. Never: opens a real
 socket, starts a thread.
 """
 
@@ -51,14 +55,16 @@ _LONGEST_NS = 366 * 86_400 * _SECOND
 
 
 class Deadlock(RuntimeError):
-    """Nothing is left to happen, or nothing has been achieved within the limit, and somebody still waits. The message names who, and where."""
+    """Nothing is left to happen, or nothing has been achieved within the limit, and somebody still
+    waits. The message names who, and where."""
 
 
-# The clock and the event loop -----------------------------------------------------------------------------------------------------------------------
+# The clock and the event loop ---------------------------------------------------------------------
 
 
 class Clock:
-    """Virtual time, read only. ns: integer nanoseconds since the beginning; seconds; ticks: of 1/60 s, as a classic Mac counts them."""
+    """Virtual time, read only. ns: integer nanoseconds since the beginning; seconds; ticks: of 1/60
+    s, as a classic Mac counts them."""
 
     def __init__(self, simulator: Any) -> None:
         self._simulator = simulator
@@ -83,8 +89,8 @@ class Clock:
 
 
 class _Loop(BaseEventLoop):
-    """An asyncio loop whose clock is the network's. It is its own selector: where another loop would wait for descriptors, this one moves the
-    clock."""
+    """An asyncio loop whose clock is the network's. It is its own selector: where another loop
+    would wait for descriptors, this one moves the clock."""
 
     def __init__(self, network: Network, limit: float) -> None:
         super().__init__()
@@ -104,13 +110,16 @@ class _Loop(BaseEventLoop):
         return float(self.network._simulator.now_ns) / _SECOND
 
     def select(self, timeout: float | None) -> list[Any]:
-        """Let nodes that have work ask for their turn; when nobody can go on, move the clock until somebody can."""
+        """Let nodes that have work ask for their turn; when nobody can go on, move the clock until
+        somebody can."""
         network = self.network
         self._check_progress(network)
         if network._box.serve() or timeout == 0:
             return []
         simulator = network._simulator
-        deadline = None if timeout is None else simulator.now_ns + max(1, round(timeout * _SECOND + 0.499))
+        deadline = (
+            None if timeout is None else simulator.now_ns + max(1, round(timeout * _SECOND + 0.499))
+        )
         while True:
             due = network._box.next_ns()
             mine = deadline is not None and (due is None or deadline <= due)
@@ -129,12 +138,20 @@ class _Loop(BaseEventLoop):
             self._last_ns, self._rounds = now, 0
         self._rounds += 1
         if self._rounds > _TURNS_AT_ONE_TIME:
-            what = f"the clock stands at {self.time():.6f} s and {self._rounds:,} rounds have passed"
+            what = (
+                f"the clock stands at {self.time():.6f} s and {self._rounds:,} rounds have passed"
+            )
             raise Deadlock(f"{what}: something asks for turns without end;{self._waiting()}")
 
     def _stand_still(self, target: int | None) -> None:
-        what = "nothing is left to happen" if target is None else f"{self._limit_ns / _SECOND:g} s of network time have passed (limit)"
-        found = Deadlock(f"{what} at {self.time():.6f} s, and somebody still waits:{self._waiting()}")
+        what = (
+            "nothing is left to happen"
+            if target is None
+            else f"{self._limit_ns / _SECOND:g} s of network time have passed (limit)"
+        )
+        found = Deadlock(
+            f"{what} at {self.time():.6f} s, and somebody still waits:{self._waiting()}"
+        )
         if self.deadlock is not None or self.main is None or self.main.done():
             raise found
         self.deadlock = found
@@ -148,13 +165,23 @@ class _Loop(BaseEventLoop):
             lines.append(f"\n  and {len(tasks) - _WAITERS_SHOWN} more")
         return "".join(lines) or " nobody: no task is there"
 
-    async def getaddrinfo(self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0) -> list[Any]:
+    async def getaddrinfo(
+        self,
+        host: Any,
+        port: Any,
+        *,
+        family: int = 0,
+        type: int = 0,
+        proto: int = 0,
+        flags: int = 0,
+    ) -> list[Any]:
         """Names of hosts of this network and dotted addresses, without a resolver."""
         address = self.network._box.resolve(host.decode() if isinstance(host, bytes) else str(host))
         return [(socket.AF_INET, type or socket.SOCK_STREAM, proto, "", (address, int(port or 0)))]
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
-        """Call the function at once, here: a simulated program has no threads, whose order nobody could repeat."""
+        """Call the function at once, here: a simulated program has no threads, whose order nobody
+        could repeat."""
         future = self.create_future()
         try:
             future.set_result(func(*args))
@@ -163,13 +190,21 @@ class _Loop(BaseEventLoop):
         return future
 
     def _refuse(self, *_: Any, **__: Any) -> Any:
-        """There is nothing of the system in a simulated network: neither sockets nor processes nor signals."""
-        raise errors.NotSupported("a simulated network has no sockets, pipes, processes or signals of the system: talk through nodes")
+        """There is nothing of the system in a simulated network: neither sockets nor processes nor
+        signals."""
+        raise errors.NotSupported(
+            "a simulated network has no sockets, pipes, processes or signals of the system: "
+            "talk through nodes"
+        )
 
-    create_connection = create_server = create_datagram_endpoint = create_unix_connection = create_unix_server = _refuse
+    create_connection = create_server = create_datagram_endpoint = create_unix_connection = (
+        create_unix_server
+    ) = _refuse
     subprocess_exec = subprocess_shell = connect_read_pipe = connect_write_pipe = _refuse
     add_reader = add_writer = add_signal_handler = getnameinfo = _refuse  # type: ignore[assignment]
-    sock_recv = sock_recv_into = sock_recvfrom = sock_recvfrom_into = sock_sendall = sock_sendto = sock_connect = sock_accept = _refuse
+    sock_recv = sock_recv_into = sock_recvfrom = sock_recvfrom_into = sock_sendall = sock_sendto = (
+        sock_connect
+    ) = sock_accept = _refuse
 
     def _process_events(self, event_list: list[Any]) -> None:
         """Nothing: select() has asked for the turns already."""
@@ -185,25 +220,33 @@ def _task_number(task: asyncio.Task[Any]) -> tuple[int, str]:
 
 
 def place_of(task: asyncio.Task[Any]) -> str:
-    """Where a task waits: each function of its own with its line, from the one that it began with to the innermost, but for those of asyncio and of
-    this module."""
+    """Where a task waits: each function of its own with its line, from the one that it began with
+    to the innermost, but for those of asyncio and of this module."""
     begun: Any = task.get_coro()
     at: Any = begun
     places = []
     while at is not None:
-        frame = getattr(at, "cr_frame", None) or getattr(at, "ag_frame", None) or getattr(at, "gi_frame", None)
+        frame = (
+            getattr(at, "cr_frame", None)
+            or getattr(at, "ag_frame", None)
+            or getattr(at, "gi_frame", None)
+        )
         if frame is not None:
             name = frame.f_code.co_filename
             if name != __file__ and "asyncio" not in name.replace("\\", "/").split("/"):
                 places.append(f"{frame.f_code.co_name} ({name}:{frame.f_lineno})")
-        at = getattr(at, "cr_await", None) or getattr(at, "ag_await", None) or getattr(at, "gi_yieldfrom", None)
+        at = (
+            getattr(at, "cr_await", None)
+            or getattr(at, "ag_await", None)
+            or getattr(at, "gi_yieldfrom", None)
+        )
     if places:
         return " > ".join(places)
     fresh = inspect.iscoroutine(begun) and inspect.getcoroutinestate(begun) == inspect.CORO_CREATED
     return getattr(begun, "__qualname__", str(begun)) + (" has not begun" if fresh else "")
 
 
-# Nodes and what has happened ----------------------------------------------------------------------------------------------------------------------
+# Nodes and what has happened ----------------------------------------------------------------------
 
 
 class Node(_Node):
@@ -233,14 +276,17 @@ class Node(_Node):
         return tuple(transport.loop.violations())
 
     def fail_memory(self, attempt: int) -> None:
-        """Make the attempt-th allocation of slots and staging buffers from now, and all after it, fail; 0: none any more."""
+        """Make the attempt-th allocation of slots and staging buffers from now, and all after it,
+        fail; 0: none any more."""
         if attempt < 0:
-            raise errors.InvalidArgument(f"attempt {attempt}: 1 is the next allocation, 0 lets all of them succeed again")
+            raise errors.InvalidArgument(
+                f"attempt {attempt}: 1 is the next allocation, 0 lets all of them succeed again"
+            )
         self._engine.loop.fail_at(attempt)
 
     def record(self) -> list[bytes]:
-        """Every payload that arrives from now on, in order, in a list that grows; what receive() gives is not touched. has_sent() works from now
-        on."""
+        """Every payload that arrives from now on, in order, in a list that grows; what receive()
+        gives is not touched. has_sent() works from now on."""
         if self._world.log is None:
             self._world.log = []
             self._world.accepted = {}
@@ -251,14 +297,15 @@ class Node(_Node):
         return self._world.accepted is not None and zlib.crc32(payload) in self._world.accepted
 
 
-# The network ----------------------------------------------------------------------------------------------------------------------------------------
+# The network --------------------------------------------------------------------------------------
 
 
 class Trace:
     """What has happened in a network.
 
-    hash: 16 hexadecimal digits over every decision so far; the same for the same seed, program and C core. records: decisions that are still kept
-    (the last 16,384): (time_ns, kind, source, target, a, b).
+    hash: 16 hexadecimal digits over every decision so far; the same for the same seed, program and
+    C core. records: decisions that are still kept (the last 16,384): (time_ns, kind, source,
+    target, a, b).
     """
 
     def __init__(self, network: Network) -> None:
@@ -277,7 +324,8 @@ class Trace:
         return list(self._records)
 
     def in_order(self) -> bool:
-        """Whether on each connection what arrived is what was accepted, whole, in order and once."""
+        """Whether on each connection what arrived is what was accepted, whole, in order and
+        once."""
         return not self._network._box.order_faults
 
     @property
@@ -287,18 +335,22 @@ class Trace:
 
 
 class Network:
-    """Hosts, links and a clock; nodes are added by node(). Used through run(), which gives it to the program.
+    """Hosts, links and a clock; nodes are added by node(). Used through run(), which gives it to
+    the program.
 
     Args:
         seed: of every random decision.
-        preset: of links and hosts: "none" (instant, no loss), "lan" or "classic" (the machines and wires of 1990).
+        preset: of links and hosts: "none" (instant, no loss), "lan" or "classic" (the machines and
+            wires of 1990).
 
     clock: virtual time. trace: what has happened.
     """
 
     def __init__(self, seed: int = 0, *, preset: str = "none") -> None:
         if preset not in PRESETS:
-            raise errors.InvalidArgument(f"preset {preset!r}: there are {', '.join(map(repr, PRESETS))}")
+            raise errors.InvalidArgument(
+                f"preset {preset!r}: there are {', '.join(map(repr, PRESETS))}"
+            )
         if type(seed) is not int:
             raise errors.WrongType(f"seed {seed!r}: use a whole number, 0 to 2^64 - 1")
         core = load()
@@ -313,7 +365,12 @@ class Network:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -329,15 +386,16 @@ class Network:
         self.trace.records  # noqa: B018 - what is kept stays readable
         self._simulator.close()
 
-    # Nodes and hosts --------------------------------------------------------------------------------------------------------------------------------
+    # Nodes and hosts ------------------------------------------------------------------------------
 
     def host(self, name: str, *, window: int | None = None, **costs: int) -> Any:
         """The machine of that name, made if it is not there.
 
         Args:
-            window: bytes that connections which it opens from now on buffer for a slow reader, at least 1.
-            costs: send_fixed_ns, send_byte_ns, receive_fixed_ns, receive_byte_ns of its processor. None given: those of the preset; else what is
-                not given is 0.
+            window: bytes that connections which it opens from now on buffer for a slow reader, at
+                least 1.
+            costs: send_fixed_ns, send_byte_ns, receive_fixed_ns, receive_byte_ns of its processor.
+                None given: those of the preset; else what is not given is 0.
         """
         if window is not None and window < 1:
             raise errors.InvalidArgument(f"window of {window}: at least one byte")
@@ -357,10 +415,20 @@ class Network:
         return host
 
     async def node(
-        self, name: str, *, platform: str = "mactcp", core: str | None = None, profile: str | None = None, push: bool = False, packing: bool = True,
-        window: int | None = None, pool_bytes: int | None = None, **config: Any,
-    ) -> Node:  # fmt: skip
-        """Start a node on the machine of that name, which is made if it is not there. Two nodes at once on one machine need ports of their own.
+        self,
+        name: str,
+        *,
+        platform: str = "mactcp",
+        core: str | None = None,
+        profile: str | None = None,
+        push: bool = False,
+        packing: bool = True,
+        window: int | None = None,
+        pool_bytes: int | None = None,
+        **config: Any,
+    ) -> Node:
+        """Start a node on the machine of that name, which is made if it is not there. Two nodes at
+        once on one machine need ports of their own.
 
         Args:
             platform: "mactcp" or "opentransport".
@@ -369,26 +437,50 @@ class Network:
             push: writes leave at once, even small ones (MacTCP's push flag).
             packing: small messages share a slot; False: one message in each.
             window: bytes that its connections buffer while it does not read.
-            pool_bytes: memory for slots and staging buffers; None: what max_peers and pipeline_depth can use.
-            config: fields of Config; the environment is not asked. max_peers and pipeline_depth default to those of the core.
+            pool_bytes: memory for slots and staging buffers; None: what max_peers and
+                pipeline_depth can use.
+            config: fields of Config; the environment is not asked. max_peers and pipeline_depth
+                default to those of the core.
         """
         if platform not in PLATFORMS:
-            raise errors.InvalidArgument(f"platform {platform!r}: there are {', '.join(map(repr, PLATFORMS))}")
+            raise errors.InvalidArgument(
+                f"platform {platform!r}: there are {', '.join(map(repr, PLATFORMS))}"
+            )
         if core not in (None, *DEPTHS):
-            raise errors.InvalidArgument(f"core {core!r}: on a simulated network there are {', '.join(map(repr, DEPTHS))}")
+            raise errors.InvalidArgument(
+                f"core {core!r}: on a simulated network there are {', '.join(map(repr, DEPTHS))}"
+            )
         if profile is not None and profile not in PROFILES:
-            raise errors.InvalidArgument(f"profile {profile!r}: there are {', '.join(map(repr, PROFILES))}")
+            raise errors.InvalidArgument(
+                f"profile {profile!r}: there are {', '.join(map(repr, PROFILES))}"
+            )
         chosen = load(core or (str(PROFILES[profile]["core"]) if profile else None))
         host = self.host(name, window=window)
-        limits = {"max_peers": chosen.limits.max_peers, "pipeline_depth": DEPTHS.get(chosen.name, 4)}
-        settings = Config(**{**limits, **config, "name": name, "core": chosen.name, "profile": profile or "", "bind": host.address})
-        node = Node(config=settings, world=SimulatedWorld(self._box, host, platform, push, packing, pool_bytes))
+        limits = {
+            "max_peers": chosen.limits.max_peers,
+            "pipeline_depth": DEPTHS.get(chosen.name, 4),
+        }
+        settings = Config(
+            **{
+                **limits,
+                **config,
+                "name": name,
+                "core": chosen.name,
+                "profile": profile or "",
+                "bind": host.address,
+            }
+        )
+        node = Node(
+            config=settings,
+            world=SimulatedWorld(self._box, host, platform, push, packing, pool_bytes),
+        )
         await node.start()
         self.nodes.append(node)
         return node
 
     def vanish(self, node: Node | str) -> None:
-        """Power off: no reset, no good-bye. What it had sent and was not on the wire is gone too."""
+        """Power off: no reset, no good-bye. What it had sent and was not on the wire is gone
+        too."""
         host = self._host_of(node)
         if host not in self._vanished:
             self._vanished.append(host)
@@ -401,41 +493,70 @@ class Network:
             self._vanished.remove(host)
         host.return_()
 
-    # Links ----------------------------------------------------------------------------------------------------------------------------------------
+    # Links ----------------------------------------------------------------------------------------
 
     def link(
-        self, a: Node | str, b: Node | str, *, latency: float | str | None = None, jitter: float | str | None = None,
-        bandwidth: int | str | None = None, loss: float | None = None, duplicate: float | None = None, reorder: float | None = None,
+        self,
+        a: Node | str,
+        b: Node | str,
+        *,
+        latency: float | str | None = None,
+        jitter: float | str | None = None,
+        bandwidth: int | str | None = None,
+        loss: float | None = None,
+        duplicate: float | None = None,
+        reorder: float | None = None,
         reorder_by: float | str | None = None,
-        damage: float | None = None, preset: str | None = None, both: bool = True,
-    ) -> None:  # fmt: skip
-        """Change the path from a to b, and back unless both is False. What is not given stays as it is.
+        damage: float | None = None,
+        preset: str | None = None,
+        both: bool = True,
+    ) -> None:
+        """Change the path from a to b, and back unless both is False. What is not given stays as it
+        is.
 
         Args:
             latency, jitter: seconds, or "50ms", at most a year; jitter: up to so much more, evenly.
-            bandwidth: bytes a second, or "90KB/s". Kept as whole nanoseconds for each byte, so it is coarse above 10 MB/s; 1 GB/s at most.
-            loss, duplicate, reorder, damage: chance for each packet, 0 to 1. damage flips one bit, which no checksum below peertalk tells.
+            bandwidth: bytes a second, or "90KB/s". Kept as whole nanoseconds for each byte, so it
+                is coarse above 10 MB/s; 1 GB/s at most.
+            loss, duplicate, reorder, damage: chance for each packet, 0 to 1. damage flips one bit,
+                which no checksum below peertalk tells.
             reorder_by: how long a reordered packet is held back.
             preset: first set everything as "none", "lan" or "classic" has it.
         """
-        given: dict[str, Any] = {"loss": loss, "duplicate": duplicate, "reorder": reorder, "damage": damage}
+        given: dict[str, Any] = {
+            "loss": loss,
+            "duplicate": duplicate,
+            "reorder": reorder,
+            "damage": damage,
+        }
         for name, chance in given.items():
             if chance is not None and not (isinstance(chance, int | float) and 0 <= chance <= 1):
                 raise errors.InvalidArgument(f"{name} of {chance!r}: a chance is 0 to 1")
-        for name, duration in (("latency_ns", latency), ("jitter_ns", jitter), ("reorder_ns", reorder_by)):
+        for name, duration in (
+            ("latency_ns", latency),
+            ("jitter_ns", jitter),
+            ("reorder_ns", reorder_by),
+        ):
             given[name] = None if duration is None else round(parse_duration(duration) * _SECOND)
             if given[name] is not None and given[name] > _LONGEST_NS:
-                raise errors.InvalidArgument(f"{name.removesuffix('_ns')} of {duration!r}: at most a year")
+                raise errors.InvalidArgument(
+                    f"{name.removesuffix('_ns')} of {duration!r}: at most a year"
+                )
         if bandwidth is not None:
-            rate = parse_size(bandwidth.removesuffix("/s") if isinstance(bandwidth, str) else bandwidth)
+            rate = parse_size(
+                bandwidth.removesuffix("/s") if isinstance(bandwidth, str) else bandwidth
+            )
             if not 1 <= rate <= _SECOND:
-                raise errors.InvalidArgument(f"bandwidth of {bandwidth!r}: at least one byte a second, at most 1GB/s")
+                raise errors.InvalidArgument(
+                    f"bandwidth of {bandwidth!r}: at least one byte a second, at most 1GB/s"
+                )
             given["byte_ns"] = (_SECOND + rate // 2) // rate
         chosen = {name: value for name, value in given.items() if value is not None}
         self._simulator.link(self._host_of(a), self._host_of(b), both=both, preset=preset, **chosen)
 
     def cut(self, a: Node | str, b: Node | str, *, both: bool = True) -> None:
-        """Drop everything on the path from a to b, and back unless both is False. Silent: nobody is told."""
+        """Drop everything on the path from a to b, and back unless both is False. Silent: nobody is
+        told."""
         self._simulator.cut(self._host_of(a), self._host_of(b), both=both)
 
     def heal(self, a: Node | str | None = None, b: Node | str | None = None) -> None:
@@ -450,12 +571,13 @@ class Network:
         self._simulator.partition(*([self._host_of(each) for each in group] for group in groups))
 
     def counts(self, a: Node | str, b: Node | str) -> Any:
-        """What took the path from a to b: packets, bytes, lost, cut, duplicated, reordered, damaged, delivered."""
+        """What took the path from a to b: packets, bytes, lost, cut, duplicated, reordered,
+        damaged, delivered."""
         return self._simulator.link_statistics(self._host_of(a), self._host_of(b))
 
     def faults(self) -> list[str]:
-        """What must not have happened: broken order, rules of a platform's maker broken, buffers that were not given back. Complete once the nodes
-        are closed."""
+        """What must not have happened: broken order, rules of a platform's maker broken, buffers
+        that were not given back. Complete once the nodes are closed."""
         found = self._box.faults + self._box.order_faults
         for node in self.nodes:
             if node._transport is not None and not node._transport.closed:
@@ -470,7 +592,8 @@ class Network:
 
     @property
     def memory(self) -> tuple[int, int]:
-        """Bytes that the network itself holds, now and at most so far. Those of nodes are in node.memory."""
+        """Bytes that the network itself holds, now and at most so far. Those of nodes are in
+        node.memory."""
         held, peak = self._simulator.memory
         return int(held), int(peak)
 
@@ -478,20 +601,33 @@ class Network:
         if isinstance(node, str):
             if node not in self._box.hosts:
                 known = ", ".join(map(repr, self._box.hosts)) or "none"
-                raise errors.InvalidArgument(f"no host of this network is called {node!r}; there are {known}")
+                raise errors.InvalidArgument(
+                    f"no host of this network is called {node!r}; there are {known}"
+                )
             return self._box.hosts[node]
         if not isinstance(node, Node):
-            raise errors.WrongType(f"{node!r} is no place on this network: use a node, or the name of a host")
+            raise errors.WrongType(
+                f"{node!r} is no place on this network: use a node, or the name of a host"
+            )
         if node.host not in self._box.hosts.values():
             raise errors.InvalidArgument(f"node {node.name!r} lives on another network")
         return node.host
 
     def __repr__(self) -> str:
-        return f"<Network seed {self.seed}, {len(self._box.hosts)} hosts, {self.clock.seconds:.6f} s>"
+        return (
+            f"<Network seed {self.seed}, {len(self._box.hosts)} hosts, {self.clock.seconds:.6f} s>"
+        )
 
 
-def run(main: Callable[[Network], Coroutine[Any, Any, T]], *, seed: int = 0, preset: str = "none", limit: float | str = "2h") -> T:
-    """Run `async def main(net)` in a network of its own, on virtual time, and return what it returns. Nodes that it left open are closed.
+def run(
+    main: Callable[[Network], Coroutine[Any, Any, T]],
+    *,
+    seed: int = 0,
+    preset: str = "none",
+    limit: float | str = "2h",
+) -> T:
+    """Run `async def main(net)` in a network of its own, on virtual time, and return what it
+    returns. Nodes that it left open are closed.
 
     Args:
         seed: of every random decision; the same seed gives the same run.
@@ -499,7 +635,8 @@ def run(main: Callable[[Network], Coroutine[Any, Any, T]], *, seed: int = 0, pre
         limit: virtual time that it may take.
 
     Raises:
-        Deadlock: nothing is left to happen, or limit has passed, and main still waits; names who waits where.
+        Deadlock: nothing is left to happen, or limit has passed, and main still waits; names who
+            waits where.
         Whatever main raises, or a callback of it.
     """
     network = Network(seed, preset=preset)
@@ -509,10 +646,19 @@ def run(main: Callable[[Network], Coroutine[Any, Any, T]], *, seed: int = 0, pre
         network.close()
 
 
-def run_in(network: Network, main: Callable[[Network], Coroutine[Any, Any, T]], *, limit: float | str = "2h") -> T:
-    """As run(), in a network that stays there, so that its trace and faults can be read afterwards. Close it then."""
+def run_in(
+    network: Network,
+    main: Callable[[Network], Coroutine[Any, Any, T]],
+    *,
+    limit: float | str = "2h",
+) -> T:
+    """As run(), in a network that stays there, so that its trace and faults can be read afterwards.
+    Close it then."""
     if asyncio._get_running_loop() is not None:
-        raise errors.InvalidState("a simulated network brings its own event loop: call run() where none runs, not from a coroutine")
+        raise errors.InvalidState(
+            "a simulated network brings its own event loop: call run() where none runs, not "
+            "from a coroutine"
+        )
     loop = _Loop(network, parse_duration(limit))
 
     async def whole() -> T:
@@ -541,7 +687,10 @@ def run_in(network: Network, main: Callable[[Network], Coroutine[Any, Any, T]], 
 
 async def _cancel_others(loop: _Loop) -> None:
     """End what the program left running, in the order in which it was begun."""
-    left = sorted((task for task in asyncio.all_tasks(loop) if task is not asyncio.current_task()), key=_task_number)
+    left = sorted(
+        (task for task in asyncio.all_tasks(loop) if task is not asyncio.current_task()),
+        key=_task_number,
+    )
     for task in left:
         task.cancel()
     for task in left:

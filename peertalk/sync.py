@@ -1,10 +1,13 @@
-"""The same front door without await: a Node that works while one of its methods runs, on the caller's own thread.
+"""The same front door without await: a Node that works while one of its methods runs, on the
+caller's own thread.
 
-There is no hidden thread and no hidden event loop. A node that is not called is silent: it hears, answers and sends nothing until the next call; a
-program with a loop of its own (a game) calls poll() in it. What send() accepted has been offered to the system when it returns.
+There is no hidden thread and no hidden event loop. A node that is not called is silent: it hears,
+answers and sends nothing until the next call; a program with a loop of its own (a game) calls
+poll() in it. What send() accepted has been offered to the system when it returns.
 
-A node belongs to the thread that holds its lock, which is each method's for as long as it runs. Other threads may call any method: send_nowait
-never waits for the lock, the others get it when the present turn ends.
+A node belongs to the thread that holds its lock, which is each method's for as long as it runs.
+Other threads may call any method: send_nowait never waits for the lock, the others get it when the
+present turn ends.
 """
 
 from __future__ import annotations
@@ -72,11 +75,13 @@ class Peer(Remote):
         connect: bool = True,
         timeout: float | str | None = None,
     ) -> int:
-        """Accept one message for this peer, turning the node while there is no room (Config.when_full "sync": blocking until the slots have
-        drained, at most 5 s, whatever the timeout). Returns its number. Arguments as peertalk.Peer.send.
+        """Accept one message for this peer, turning the node while there is no room
+        (Config.when_full "sync": blocking until the slots have drained, at most 5 s, whatever the
+        timeout). Returns its number. Arguments as peertalk.Peer.send.
 
         Raises:
-            MessageTooLarge, WrongType, InvalidArgument, ConnectionClosed, ConnectionRefused, NotConnected, Timeout: nothing was accepted.
+            MessageTooLarge, WrongType, InvalidArgument, ConnectionClosed, ConnectionRefused,
+            NotConnected, Timeout: nothing was accepted.
         """
         payload = payload_of(data)
         if priority is not NORMAL or key is not None:
@@ -87,13 +92,21 @@ class Peer(Remote):
             self.transport.turn()
             return number
 
-    def send_nowait(self, data: Payload, *, priority: Priority = NORMAL, key: Key | None = None, no_delay: bool = False) -> int:
-        """Accept one message at once or not at all (Config.when_full "sync": as send()). Never waits for another thread: while one is in a method of
-        this node the message is left to it, and 0 is returned in place of the number. Arguments as peertalk.Peer.send.
+    def send_nowait(
+        self,
+        data: Payload,
+        *,
+        priority: Priority = NORMAL,
+        key: Key | None = None,
+        no_delay: bool = False,
+    ) -> int:
+        """Accept one message at once or not at all (Config.when_full "sync": as send()). Never
+        waits for another thread: while one is in a method of this node the message is left to it,
+        and 0 is returned in place of the number. Arguments as peertalk.Peer.send.
 
         Raises:
-            WouldBlock (reason "queue" or "pressure"), MessageTooLarge, WrongType, InvalidArgument, and with when_full "sync" Timeout: nothing has
-            changed.
+            WouldBlock (reason "queue" or "pressure"), MessageTooLarge, WrongType, InvalidArgument,
+            and with when_full "sync" Timeout: nothing has changed.
         """
         payload = payload_of(data)
         if priority is not NORMAL or key is not None:
@@ -112,8 +125,15 @@ class Peer(Remote):
         finally:
             self._node._lock.release()
 
-    def send_many(self, payloads: Iterable[Payload], *, priority: Priority = NORMAL, timeout: float | str | None = None) -> int:
-        """Accept many messages of one class in order, at a fraction of the cost of as many calls of send. Returns how many: all of them.
+    def send_many(
+        self,
+        payloads: Iterable[Payload],
+        *,
+        priority: Priority = NORMAL,
+        timeout: float | str | None = None,
+    ) -> int:
+        """Accept many messages of one class in order, at a fraction of the cost of as many calls of
+        send. Returns how many: all of them.
 
         Raises:
             As send(); the messages before the one that was refused are accepted.
@@ -133,7 +153,9 @@ class Peer(Remote):
                 if taken:
                     self.transport.turn()
                 else:
-                    self._accept_in_time(turn_until, messages[done], priority, None, False, True, left)
+                    self._accept_in_time(
+                        turn_until, messages[done], priority, None, False, True, left
+                    )
                     done += 1
         return done
 
@@ -151,12 +173,18 @@ class Peer(Remote):
         """Leave politely: what was accepted is sent first. The peer stays known."""
         with self._node._turning() as turn_until:
             self.transport.switchboard.leave(self)
-            turn_until(lambda: self.connection is None, timeout, f"peer {self.name!r} did not close its side", self.name)
+            turn_until(
+                lambda: self.connection is None,
+                timeout,
+                f"peer {self.name!r} did not close its side",
+                self.name,
+            )
 
     def stream_out(self, data: Payload, progress: Progress | None = None) -> StreamOut:
-        """A stream of 1 to 65,536 bytes in parts, which the peer receives as ordinary messages: `with peer.stream_out(data) as out: out.finished()`.
-        Leaving the block early cancels it. progress is called as progress(bytes sent, all bytes) inside a method of the node: it may cancel the
-        stream, but call nothing else of the node.
+        """A stream of 1 to 65,536 bytes in parts, which the peer receives as ordinary messages:
+        `with peer.stream_out(data) as out: out.finished()`. Leaving the block early cancels it.
+        progress is called as progress(bytes sent, all bytes) inside a method of the node: it may
+        cancel the stream, but call nothing else of the node.
 
         Raises:
             InvalidArgument, MessageTooLarge, WrongType: data cannot be a stream.
@@ -165,7 +193,8 @@ class Peer(Remote):
         return StreamOut(self, data, progress)
 
     def ping(self, *, timeout: float | str | None = 5.0) -> float:
-        """Measure the way to this peer and back, in seconds. `latency` has the smoothed value, which counts the time that this node was not called.
+        """Measure the way to this peer and back, in seconds. `latency` has the smoothed value,
+        which counts the time that this node was not called.
 
         Raises:
             NotConnected, ConnectionClosed, Timeout.
@@ -178,7 +207,12 @@ class Peer(Remote):
         with self._node._turning() as turn_until:
             self.transport.switchboard.pulse.ping(self, measured)
             try:
-                turn_until(lambda: bool(outcome), timeout, f"no answer to a PING from peer {self.name!r}", self.name)
+                turn_until(
+                    lambda: bool(outcome),
+                    timeout,
+                    f"no answer to a PING from peer {self.name!r}",
+                    self.name,
+                )
             finally:
                 self.stop_pinging(measured)
         seconds, error = outcome[0]
@@ -197,19 +231,30 @@ class Peer(Remote):
         super().on_lost(error)
         self._lost = error
 
-    def _connect_in_time(self, turn_until: TurnUntil, connect: bool, timeout: float | str | None) -> None:
+    def _connect_in_time(
+        self, turn_until: TurnUntil, connect: bool, timeout: float | str | None
+    ) -> None:
         if self.connected:
             return
         if not connect:
             raise errors.NotConnected(f"peer {self.name!r} is not connected", peer=self.name)
         outcome: list[errors.PeerTalkError | None] = []
         self.transport.switchboard.reach(self, lambda peer, error: outcome.append(error))
-        turn_until(lambda: bool(outcome), timeout, f"no connection to peer {self.name!r}", self.name)
+        turn_until(
+            lambda: bool(outcome), timeout, f"no connection to peer {self.name!r}", self.name
+        )
         if outcome[0] is not None:
             raise outcome[0]
 
     def _accept_in_time(
-        self, turn_until: TurnUntil, payload: Any, priority: Priority, key: Key | None, no_delay: bool, connect: bool, timeout: float | str | None
+        self,
+        turn_until: TurnUntil,
+        payload: Any,
+        priority: Priority,
+        key: Key | None,
+        no_delay: bool,
+        connect: bool,
+        timeout: float | str | None,
     ) -> None:
         self._connect_in_time(turn_until, connect, timeout)
         self._lost = None
@@ -226,7 +271,8 @@ TurnUntil = Callable[..., None]
 
 
 class StreamOut(Outgoing):
-    """A stream to a peer, on its way inside its `with` block while the node is turned; made by Peer.stream_out().
+    """A stream to a peer, on its way inside its `with` block while the node is turned; made by
+    Peer.stream_out().
 
     peer; state: a StreamState; sent and total: bytes; error: what it failed of.
     """
@@ -234,22 +280,30 @@ class StreamOut(Outgoing):
     _peer: Peer
 
     def finished(self, *, timeout: float | str | None = None) -> StreamState:
-        """Turn the node until the stream has ended: COMPLETED (the system took its last byte) or CANCELLED.
+        """Turn the node until the stream has ended: COMPLETED (the system took its last byte) or
+        CANCELLED.
 
         Raises:
-            Timeout: it goes on; leaving the block cancels it. InvalidState: it was not started, or the node is closed.
+            Timeout: it goes on; leaving the block cancels it. InvalidState: it was not started, or
+                the node is closed.
             ConnectionClosed, or whatever else it failed of.
         """
         self.check_begun()
         if self.state not in ENDED:
             with self._peer._node._turning() as turn_until:
-                turn_until(lambda: self.state in ENDED, timeout, f"the stream to peer {self._peer.name!r} did not end", self._peer.name)
+                turn_until(
+                    lambda: self.state in ENDED,
+                    timeout,
+                    f"the stream to peer {self._peer.name!r} did not end",
+                    self._peer.name,
+                )
         if self.error is not None:
             raise self.error
         return self.state
 
     def cancel(self) -> None:
-        """Send no more of it. What was accepted before (at most 4 chunks) still leaves. Does nothing to one that has ended."""
+        """Send no more of it. What was accepted before (at most 4 chunks) still leaves. Does
+        nothing to one that has ended."""
         if self._telling:  # inside progress: this thread holds the lock
             super().cancel()
         else:
@@ -261,17 +315,25 @@ class StreamOut(Outgoing):
             self.begin()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.cancel()
 
 
 class Node:
-    """This program on the network. As peertalk.Node, without await; see the module for what that means.
+    """This program on the network. As peertalk.Node, without await; see the module for what that
+    means.
 
     Args and errors as there.
     """
 
-    def __init__(self, name: str | None = None, *, config: Config | None = None, **options: Any) -> None:
+    def __init__(
+        self, name: str | None = None, *, config: Config | None = None, **options: Any
+    ) -> None:
         if config is None:
             config = load_config(**options) if name is None else load_config(name=name, **options)
         elif options or name is not None:
@@ -283,7 +345,7 @@ class Node:
         self._events: deque[Event] | None = None
         self._missed = 0
 
-    # Life -------------------------------------------------------------------------------------------------------------------------------------------
+    # Life -----------------------------------------------------------------------------------------
 
     def start(self) -> Node:
         """Listen and announce. Returns this node.
@@ -293,7 +355,9 @@ class Node:
             InvalidState: started before.
         """
         if self._transport is not None:
-            raise errors.InvalidState(f"node {self.config.name!r} was started before; make a new one")
+            raise errors.InvalidState(
+                f"node {self.config.name!r} was started before; make a new one"
+            )
         transport = Transport(self.config, World(), Peer, lambda: None)
         transport.owner = self
         transport.open()
@@ -305,12 +369,17 @@ class Node:
     def __enter__(self) -> Node:
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def close(self, timeout: float | str = 5.0) -> int:
-        """Send what is queued, say goodbye, close; at most timeout seconds. May be called again. Returns the messages that were accepted and not
-        sent."""
+        """Send what is queued, say goodbye, close; at most timeout seconds. May be called again.
+        Returns the messages that were accepted and not sent."""
         transport = self._transport
         if transport is None:
             return 0
@@ -323,11 +392,16 @@ class Node:
                 finally:
                     transport.close_now()
             if transport.unsent:
-                log.warning("node %r was closed with %d messages not sent", self.config.name, transport.unsent)
+                log.warning(
+                    "node %r was closed with %d messages not sent",
+                    self.config.name,
+                    transport.unsent,
+                )
         return transport.unsent
 
     def close_nowait(self) -> int:
-        """Close at once, without sending what is queued. Returns the messages that were not sent."""
+        """Close at once, without sending what is queued. Returns the messages that were not
+        sent."""
         if self._transport is None:
             return 0
         with self._held():
@@ -337,7 +411,12 @@ class Node:
     def __del__(self) -> None:
         transport = getattr(self, "_transport", None)
         if transport is not None and not transport.closed:
-            warnings.warn(f"node {self.config.name!r} was not closed; use `with` or close()", ResourceWarning, source=self, stacklevel=2)
+            warnings.warn(
+                f"node {self.config.name!r} was not closed; use `with` or close()",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
             with contextlib.suppress(Exception):
                 transport.close_now()
 
@@ -350,7 +429,9 @@ class Node:
     @property
     def _engine(self) -> Transport:
         if self._transport is None:
-            raise errors.InvalidState(f"node {self.config.name!r} is not started; use `with` or start()")
+            raise errors.InvalidState(
+                f"node {self.config.name!r} is not started; use `with` or start()"
+            )
         self._transport.check_open()
         return self._transport
 
@@ -376,7 +457,13 @@ class Node:
         with self._held():
             yield self._turn_until
 
-    def _turn_until(self, done: Callable[[], bool], timeout: float | str | None, what: str, peer: str | None = None) -> None:
+    def _turn_until(
+        self,
+        done: Callable[[], bool],
+        timeout: float | str | None,
+        what: str,
+        peer: str | None = None,
+    ) -> None:
         engine = self._engine
         seconds = None if timeout is None else parse_duration(timeout)
         deadline = None if seconds is None else time.monotonic() + seconds
@@ -392,7 +479,7 @@ class Node:
                 engine.move_here()
             engine.check_open()
 
-    # Who ----------------------------------------------------------------------------------------------------------------------------------
+    # Who ------------------------------------------------------------------------------------------
 
     @property
     def name(self) -> str:
@@ -406,12 +493,14 @@ class Node:
 
     @property
     def address(self) -> Address:
-        """(IPv4 address, TCP port) where this node listens; the address is loopback when it listens on all."""
+        """(IPv4 address, TCP port) where this node listens; the address is loopback when it listens
+        on all."""
         return self.config.bind or "127.0.0.1", self._engine.port
 
     @property
     def flags(self) -> PeerFlag:
-        """What is announced of this node: Config.flags, until set. Setting it announces at once (five times a second at most).
+        """What is announced of this node: Config.flags, until set. Setting it announces at once
+        (five times a second at most).
 
         Raises:
             InvalidArgument: more than 16 bits. InvalidState: not started, or closed.
@@ -428,8 +517,11 @@ class Node:
         """Who is known now."""
         return Peers(self._engine.peers, self._engine)  # type: ignore[arg-type]
 
-    def wait_for(self, who: str | Callable[[Peer], bool], *, timeout: float | str | None = None) -> Peer:
-        """The peer with this id or name, or the first for which the function is true, as soon as it is known.
+    def wait_for(
+        self, who: str | Callable[[Peer], bool], *, timeout: float | str | None = None
+    ) -> Peer:
+        """The peer with this id or name, or the first for which the function is true, as soon as it
+        is known.
 
         Raises:
             Timeout: naming who is known instead.
@@ -450,10 +542,12 @@ class Node:
         return found[0]
 
     def connect(self, who: Address | Peer | str, *, timeout: float | str | None = None) -> Peer:
-        """Connect to an address (IPv4 address or host name, TCP port), a peer, or the name or id of a known one.
+        """Connect to an address (IPv4 address or host name, TCP port), a peer, or the name or id of
+        a known one.
 
         Raises:
-            PeerNotFound, ConnectionRefused, NetworkFailure, Timeout, InvalidArgument (the address is this node itself).
+            PeerNotFound, ConnectionRefused, NetworkFailure, Timeout, InvalidArgument (the address
+            is this node itself).
         """
         if isinstance(who, str):
             who = self.peers[who]
@@ -461,12 +555,17 @@ class Node:
             return who.connect(timeout=timeout)
         host, port = check_address(who)
         try:
-            address = (str(socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]), port)
+            address = (
+                str(socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]),
+                port,
+            )
         except (OSError, UnicodeError) as error:  # UnicodeError: no host can have that name
             raise errors.NetworkFailure(f"host {host!r} is not known: {error}") from error
         outcome: list[tuple[Remote | None, errors.PeerTalkError | None]] = []
         with self._turning() as turn_until:
-            self._engine.switchboard.dial(address, lambda peer, error: outcome.append((peer, error)))
+            self._engine.switchboard.dial(
+                address, lambda peer, error: outcome.append((peer, error))
+            )
             turn_until(lambda: bool(outcome), timeout, f"no connection to {host}:{port}")
         peer, failed = outcome[0]
         if failed is not None:
@@ -474,7 +573,7 @@ class Node:
         assert isinstance(peer, Peer)
         return peer
 
-    # Messages -----------------------------------------------------------------------------------------------------------------------------
+    # Messages -------------------------------------------------------------------------------------
 
     def broadcast(
         self,
@@ -485,15 +584,22 @@ class Node:
         no_delay: bool = False,
         timeout: float | str | None = 5.0,
     ) -> BroadcastResult[Peer]:
-        """Send to every connected peer, waiting for room up to timeout seconds for each. priority, key, no_delay, and who is skipped: as
-        peertalk.Node.broadcast."""
+        """Send to every connected peer, waiting for room up to timeout seconds for each. priority,
+        key, no_delay, and who is skipped: as peertalk.Node.broadcast."""
         payload = bytes(payload_of(data))
         priority = check_choices(priority, key)
         accepted: list[Peer] = []
         skipped: dict[Peer, errors.PeerTalkError] = {}
         for peer in [peer for peer in self.peers.values() if peer.connected]:
             try:
-                peer.send(payload, priority=priority, key=key, no_delay=no_delay, connect=False, timeout=timeout)
+                peer.send(
+                    payload,
+                    priority=priority,
+                    key=key,
+                    no_delay=no_delay,
+                    connect=False,
+                    timeout=timeout,
+                )
                 accepted.append(peer)
             except errors.PeerTalkError as error:
                 skipped[peer] = error
@@ -515,14 +621,16 @@ class Node:
                 yield self.receive(timeout=timeout)
 
     def batches(self, *, timeout: float | str | None = None) -> Iterator[Batch[Peer]]:
-        """Messages in bulk: the payloads that one peer sent and one turn brought; until none came for timeout seconds."""
+        """Messages in bulk: the payloads that one peer sent and one turn brought; until none came
+        for timeout seconds."""
         with contextlib.suppress(errors.Timeout):
             while True:
                 peer, payloads = self._taken(self._engine.inbox.take_lot, timeout)
                 yield Batch(peer, payloads)  # type: ignore[arg-type]
 
     def send_datagram(self, peer: Peer, data: Payload) -> bool:
-        """Send one datagram to a known peer, connected or not: 0 to 1,392 bytes that may be lost. False: the system did not take it.
+        """Send one datagram to a known peer, connected or not: 0 to 1,392 bytes that may be lost.
+        False: the system did not take it.
 
         Raises:
             MessageTooLarge, WrongType, NotSupported, PeerNotFound: nothing was sent.
@@ -531,7 +639,8 @@ class Node:
             return self._engine.datagrams.send(peer, data)
 
     def receive_datagram(self, *, timeout: float | str | None = None) -> Datagram[Peer]:
-        """The next datagram from anybody known. 256 wait at most between calls, then the oldest give way.
+        """The next datagram from anybody known. 256 wait at most between calls, then the oldest
+        give way.
 
         Raises:
             Timeout, InvalidState (the node is closed).
@@ -546,7 +655,8 @@ class Node:
                 yield self.receive_datagram(timeout=timeout)
 
     def events(self, *, timeout: float | str | None = 0.0) -> Iterator[Event]:
-        """What has happened since the last call (since the first call, for the first), and what happens until nothing did for timeout seconds.
+        """What has happened since the last call (since the first call, for the first), and what
+        happens until nothing did for timeout seconds.
 
         4,096 events are kept between calls; what is more is one EventsMissed.
         """
@@ -577,12 +687,18 @@ class Node:
 
     @property
     def memory(self) -> MemoryReport:
-        """Bytes of the C side, part by part, with peaks; of its end, once the node is closed. print() shows a table."""
+        """Bytes of the C side, part by part, with peaks; of its end, once the node is closed.
+        print() shows a table."""
         if self._transport is None:
             raise errors.InvalidState(f"node {self.config.name!r} is not started")
         return self._transport.memory()
 
-    def _taken(self, take: Callable[[], T | None], timeout: float | str | None, what: str = "no message came") -> T:
+    def _taken(
+        self,
+        take: Callable[[], T | None],
+        timeout: float | str | None,
+        what: str = "no message came",
+    ) -> T:
         got: list[T] = []
 
         def taken() -> bool:
@@ -604,5 +720,11 @@ class Node:
             self._events.append(event)
 
     def __repr__(self) -> str:
-        state = "not started" if self._transport is None else "closed" if self._transport.closed else f"port {self._transport.port}"
+        state = (
+            "not started"
+            if self._transport is None
+            else "closed"
+            if self._transport.closed
+            else f"port {self._transport.port}"
+        )
         return f"<Node {self.config.name!r} {state}>"

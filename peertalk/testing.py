@@ -5,12 +5,13 @@
         await mesh[0].broadcast(b"start")
         assert await mesh.all_received(b"start", within="2s")
 
-The plugin runs the coroutine itself: no other plugin, no socket, no waiting. When the test is over it closes the nodes and fails the test if
-something leaked, if messages changed their order, if a rule of a platform was broken, or if some task still waits. pytest loads it, and with it
-the package; neither the simulator nor a compiled core is loaded before a test asks for it.
+The plugin runs the coroutine itself: no other plugin, no socket, no waiting. When the test is over
+it closes the nodes and fails the test if something leaked, if messages changed their order, if a
+rule of a platform was broken, or if some task still waits. pytest loads it, and with it the
+package; neither the simulator nor a compiled core is loaded before a test asks for it.
 
-Such a test is run here from the start, not in the hook where plugins that run coroutines compete: so it does not matter which of them are installed,
-and in which mode.
+Such a test is run here from the start, not in the hook where plugins that run coroutines compete:
+so it does not matter which of them are installed, and in which mode.
 """
 
 from __future__ import annotations
@@ -29,15 +30,19 @@ if TYPE_CHECKING:
 
 _LINK = ("latency", "jitter", "bandwidth", "loss", "duplicate", "reorder", "reorder_by", "damage")
 _MARK = (
-    "peertalk(nodes=2, seed=0, *, preset='lan', platform='mactcp', connect=True, limit='1h', names=None, loss=0, latency=None, ...): "
-    "run this coroutine on a simulated network, in virtual time; further arguments are those of Network.link() and Network.node()"
+    "peertalk(nodes=2, seed=0, *, preset='lan', platform='mactcp', "
+    "connect=True, limit='1h', names=None, loss=0, latency=None, ...): "
+    "run this coroutine on a simulated network, in virtual time; "
+    "further arguments are those of Network.link() and Network.node()"
 )
 
 
 class Mesh(Sequence["sim.Node"]):
-    """The nodes of one test: a sequence. net: their network (sim.Network), where links can be changed and cut.
+    """The nodes of one test: a sequence. net: their network (sim.Network), where links can be
+    changed and cut.
 
-    Every two of them are connected when the test begins (unless its mark says connect=False), and the links then get what the mark says.
+    Every two of them are connected when the test begins (unless its mark says connect=False), and
+    the links then get what the mark says.
     """
 
     def __init__(self, options: dict[str, Any]) -> None:
@@ -65,21 +70,31 @@ class Mesh(Sequence["sim.Node"]):
         return self._nodes[source].peers[self._nodes[target].name]
 
     def received(self, index: int) -> list[bytes]:
-        """Every payload that came to a node, in order; receive() and messages() are not disturbed."""
+        """Every payload that came to a node, in order; receive() and messages() are not
+        disturbed."""
         return list(self._logs[index])
 
-    async def all_received(self, data: bytes | str, *, within: float | str = 5.0, but: Sequence[sim.Node] | None = None) -> bool:
-        """Wait until the message has come to every node but those that sent it (or those in but); whether it has in time."""
+    async def all_received(
+        self, data: bytes | str, *, within: float | str = 5.0, but: Sequence[sim.Node] | None = None
+    ) -> bool:
+        """Wait until the message has come to every node but those that sent it (or those in but);
+        whether it has in time."""
         from .config import parse_duration
 
         payload = data.encode() if isinstance(data, str) else bytes(data)
         clock = self.net.clock
         end = clock.ns + round(parse_duration(within) * 1e9)
         while True:
-            excused = [node for node in self._nodes if node.has_sent(payload)] if but is None else but
+            excused = (
+                [node for node in self._nodes if node.has_sent(payload)] if but is None else but
+            )
             if len(excused) == len(self._nodes):
                 excused = []
-            if all(payload in log for node, log in zip(self._nodes, self._logs, strict=True) if node not in excused):
+            if all(
+                payload in log
+                for node, log in zip(self._nodes, self._logs, strict=True)
+                if node not in excused
+            ):
                 return True
             if clock.ns >= end:
                 return False
@@ -128,7 +143,9 @@ class Mesh(Sequence["sim.Node"]):
         left = sorted(self._left_tasks())
         await self.net.aclose()
         if left:
-            raise AssertionError("the test is over, and somebody still waits:\n  " + "\n  ".join(left))
+            raise AssertionError(
+                "the test is over, and somebody still waits:\n  " + "\n  ".join(left)
+            )
 
     def _left_tasks(self) -> Iterator[str]:
         from . import sim
@@ -138,10 +155,13 @@ class Mesh(Sequence["sim.Node"]):
                 yield f"{task.get_name()}: {sim.place_of(task)}"
 
     def check(self) -> None:
-        """After the nodes were closed: raises AssertionError when something leaked or broke a rule."""
+        """After the nodes were closed: raises AssertionError when something leaked or broke a
+        rule."""
         faults = self.net.faults()
         if faults:
-            raise AssertionError("the network was not left as it should be:\n  " + "\n  ".join(faults))
+            raise AssertionError(
+                "the network was not left as it should be:\n  " + "\n  ".join(faults)
+            )
 
     def __repr__(self) -> str:
         return f"<Mesh of {len(self._nodes)} nodes, seed {self.seed}>"
@@ -158,7 +178,9 @@ def _names_of(count: Any, names: Any) -> list[str]:
         names = [f"node{number}" for number in range(count)]
     called = [str(name) for name in names]
     if not called or len(set(called)) < len(called) or count not in (None, len(called)):
-        raise errors.InvalidArgument(f"names={called!r} in the mark: one for each node, each of them once")
+        raise errors.InvalidArgument(
+            f"names={called!r} in the mark: one for each node, each of them once"
+        )
     return called
 
 
@@ -170,7 +192,11 @@ def _options_of(item: pytest.Item) -> dict[str, Any] | None:
     options: dict[str, Any] = {}
     for mark in reversed(marks):
         if len(mark.args) > 2:
-            pytest.fail(f"the mark peertalk has {len(mark.args)} arguments without a name: it takes nodes and seed", pytrace=False)
+            pytest.fail(
+                f"the mark peertalk has {len(mark.args)} arguments without a name: "
+                f"it takes nodes and seed",
+                pytrace=False,
+            )
         options.update(zip(("nodes", "seed"), mark.args, strict=False))
         options.update(mark.kwargs)
     return options
@@ -185,7 +211,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def mesh(request: pytest.FixtureRequest) -> Iterator[Mesh]:
     """Connected nodes on a simulated network, as the test's peertalk mark says; see Mesh."""
     if not inspect.iscoroutinefunction(getattr(request.function, "__wrapped__", request.function)):
-        pytest.fail("mesh lives on virtual time: the test that uses it must be an `async def`", pytrace=False)
+        pytest.fail(
+            "mesh lives on virtual time: the test that uses it must be an `async def`",
+            pytrace=False,
+        )
     made = Mesh(_options_of(request.node) or {})
     yield made
     made.net.close()
@@ -193,14 +222,18 @@ def mesh(request: pytest.FixtureRequest) -> Iterator[Mesh]:
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Take what is marked or uses mesh."""
-    if isinstance(item, pytest.Function) and (any(item.iter_markers("peertalk")) or "mesh" in item.fixturenames):
+    if isinstance(item, pytest.Function) and (
+        any(item.iter_markers("peertalk")) or "mesh" in item.fixturenames
+    ):
         item.runtest = functools.partial(_run, item)  # type: ignore[method-assign]
 
 
 def _run(item: pytest.Function) -> None:
     """Run a marked coroutine, or one that uses mesh, on a network of its own."""
     if not inspect.iscoroutinefunction(item.obj):
-        pytest.fail("the mark peertalk runs coroutines: the test must be an `async def`", pytrace=False)
+        pytest.fail(
+            "the mark peertalk runs coroutines: the test must be an `async def`", pytrace=False
+        )
     from . import sim
 
     given = {name: item.funcargs[name] for name in item._fixtureinfo.argnames}

@@ -1,4 +1,5 @@
-"""Kilobytes a second on the classic link: the matrix of platforms, cores, depths and sizes, and what arithmetic says it must be.
+"""Kilobytes a second on the classic link: the matrix of platforms, cores, depths and sizes, and
+what arithmetic says it must be.
 
 KB are 1,000 message bytes; time is network time, so that the figures are the same on every machine.
 """
@@ -20,8 +21,8 @@ _MODEL_BYTE = 1 / 204_800
 
 
 class Rate(msgspec.Struct, frozen=True):
-    """One row of the throughput matrix. message_bytes; kb_per_s: message bytes, in thousands, each second; ratio_to_sync: over the unpacked depth-1
-    row of the same platform, core and size."""
+    """One row of the throughput matrix. message_bytes; kb_per_s: message bytes, in thousands, each
+    second; ratio_to_sync: over the unpacked depth-1 row of the same platform, core and size."""
 
     platform: str
     core: str
@@ -33,8 +34,8 @@ class Rate(msgspec.Struct, frozen=True):
 
 
 class Flow(msgspec.Struct, frozen=True):
-    """One row in more detail. rates: kb_per_s of each tenth of the time; memory: bytes of the sender's C side after each tenth; lost: packets;
-    problems: as in Result."""
+    """One row in more detail. rates: kb_per_s of each tenth of the time; memory: bytes of the
+    sender's C side after each tenth; lost: packets; problems: as in Result."""
 
     kb_per_s: float
     rates: list[float]
@@ -45,7 +46,8 @@ class Flow(msgspec.Struct, frozen=True):
 
 
 def matrix() -> Iterator[tuple[str, str, int, bool, int]]:
-    """Platform, core, depth, packing and message size of each row, the baselines before what is compared with them."""
+    """Platform, core, depth, packing and message size of each row, the baselines before what is
+    compared with them."""
     for platform in sim.PLATFORMS:
         for size in (4096, 1024):
             for depth in (1, 2, 4):
@@ -55,7 +57,9 @@ def matrix() -> Iterator[tuple[str, str, int, bool, int]]:
             yield platform, "lowmem", depth, False, 1024
 
 
-def throughput(seconds: float = 600.0, seed: int = 0, report: Callable[[Rate], None] | None = None) -> list[Rate]:
+def throughput(
+    seconds: float = 600.0, seed: int = 0, report: Callable[[Rate], None] | None = None
+) -> list[Rate]:
     """The matrix on the classic link.
 
     Args:
@@ -70,28 +74,56 @@ def throughput(seconds: float = 600.0, seed: int = 0, report: Callable[[Rate], N
     for platform, core, depth, packing, size in matrix():
         flow = measure(platform, core, depth, packing, size, seconds, seed)
         if flow.problems:
-            raise AssertionError(f"{platform}, {core}, depth {depth}, {size} bytes: {'; '.join(flow.problems)}")
+            raise AssertionError(
+                f"{platform}, {core}, depth {depth}, {size} bytes: {'; '.join(flow.problems)}"
+            )
         if depth == 1 and not packing:
             baselines[platform, core, size] = flow.kb_per_s
         ratio = flow.kb_per_s / baselines[platform, core, size]
-        rows.append(Rate(platform, core, depth, packing, size, round(flow.kb_per_s, 2), round(ratio, 3)))
+        rows.append(
+            Rate(platform, core, depth, packing, size, round(flow.kb_per_s, 2), round(ratio, 3))
+        )
         if report is not None:
             report(rows[-1])
     return rows
 
 
-def measure(platform: str, core: str, depth: int, packing: bool, size: int, seconds: float, seed: int = 0, *, asynchronous: bool = True) -> Flow:
+def measure(
+    platform: str,
+    core: str,
+    depth: int,
+    packing: bool,
+    size: int,
+    seconds: float,
+    seed: int = 0,
+    *,
+    asynchronous: bool = True,
+) -> Flow:
     """Send messages of one size over the classic link for so long, as fast as they are taken."""
     if not seconds > 0 or size < 1:
-        raise errors.InvalidArgument(f"{size} bytes for {seconds} s: at least one byte, and longer than no time")
+        raise errors.InvalidArgument(
+            f"{size} bytes for {seconds} s: at least one byte, and longer than no time"
+        )
     network = sim.Network(seed, preset="classic")
     problems: list[str] = []
     taken, times, memory, lost = [0], [0], [0], 0
 
     async def main(net: sim.Network) -> None:
         nonlocal lost
-        options: dict[str, Any] = {"platform": platform, "core": core, "discovery": False, "link_timeout": 3600.0}
-        sender = await net.node("sender", **options, pipeline_depth=depth, packing=packing, async_send=asynchronous, send_queue_size=8)
+        options: dict[str, Any] = {
+            "platform": platform,
+            "core": core,
+            "discovery": False,
+            "link_timeout": 3600.0,
+        }
+        sender = await net.node(
+            "sender",
+            **options,
+            pipeline_depth=depth,
+            packing=packing,
+            async_send=asynchronous,
+            send_queue_size=8,
+        )
         reader = await net.node("reader", **options)
         peer = await sender.connect(reader.address)
         total = 0
@@ -107,7 +139,8 @@ def measure(platform: str, core: str, depth: int, packing: bool, size: int, seco
             while running:
                 await peer.send(payload)
                 if not asynchronous:
-                    await asyncio.sleep(0)  # a send that blocks keeps the reader from its turn, too: all live on one thread
+                    # a send that blocks keeps the reader from its turn, too: all live on one thread
+                    await asyncio.sleep(0)
 
         taking = asyncio.create_task(take(), name="taking")
         sending = asyncio.create_task(send(), name="sending")
@@ -134,14 +167,25 @@ def measure(platform: str, core: str, depth: int, packing: bool, size: int, seco
         sim.run_in(network, main, limit="24h")
         problems += network.faults()
         parts = zip(itertools.pairwise(taken), itertools.pairwise(times), strict=True)
-        rates = [round((after - before) * 1e6 / (end - start), 2) for (before, after), (start, end) in parts]
-        return Flow((taken[-1] - taken[0]) * 1e6 / (times[-1] - times[0]), rates, memory, lost, network.trace.hash, problems)
+        rates = [
+            round((after - before) * 1e6 / (end - start), 2)
+            for (before, after), (start, end) in parts
+        ]
+        return Flow(
+            (taken[-1] - taken[0]) * 1e6 / (times[-1] - times[0]),
+            rates,
+            memory,
+            lost,
+            network.trace.hash,
+            problems,
+        )
     finally:
         network.close()
 
 
 def model(depth: int, size: int, frames: int = 1) -> float:
-    """KB/s of the classic link by arithmetic: depth writes of so many frames in flight, until a processor is busy all the time."""
+    """KB/s of the classic link by arithmetic: depth writes of so many frames in flight, until a
+    processor is busy all the time."""
     write = frames * (size + 12)
     cycle = _MODEL_FIXED + write * _MODEL_BYTE
     busiest = 0.002 + write * 2.083e-6

@@ -1,14 +1,18 @@
-"""A peer of the original, scripted: what a classic peer sends, understands and refuses, told again from the description of its protocol.
+"""A peer of the original, scripted: what a classic peer sends, understands and refuses, told again
+from the description of its protocol.
 
-It shares no code with peertalk: a mistake that were made twice would be agreed upon and never seen. It uses the standard library only, and has two
-halves. ClassicPeer thinks: bytes, the clock and calls go in, actions and events come out. Sockets and SimulatedSockets move: they carry the
-actions out on a real or on a simulated network. As a program (`python tests/classic.py --help`) it prints one line of JSON for each event.
+It shares no code with peertalk: a mistake that were made twice would be agreed upon and never seen.
+It uses the standard library only, and has two halves. ClassicPeer thinks: bytes, the clock and
+calls go in, actions and events come out. Sockets and SimulatedSockets move: they carry the actions
+out on a real or on a simulated network. As a program (`python tests/classic.py --help`) it prints
+one line of JSON for each event.
 
-It is strict. The original forgives much by not looking; a peer that is compatible sends nothing that the original would have to forgive. So
-whatever a reference sender would never send raises Misbehaved: other flags than 0x00 and 0x10, a payload on a PING, a frame above what was agreed,
-fragments out of order, a GOODBYE before the connection is closed. Two things are free, because the original skips them by design: CAPABILITY
-entries of unknown type, and bytes behind the CRC of a discovery packet. With strict=False it behaves as the original does, and closes or
-ignores.
+It is strict. The original forgives much by not looking; a peer that is compatible sends nothing
+that the original would have to forgive. So whatever a reference sender would never send raises
+Misbehaved: other flags than 0x00 and 0x10, a payload on a PING, a frame above what was agreed,
+fragments out of order, a GOODBYE before the connection is closed. Two things are free, because the
+original skips them by design: CAPABILITY entries of unknown type, and bytes behind the CRC of a
+discovery packet. With strict=False it behaves as the original does, and closes or ignores.
 """
 
 from __future__ import annotations
@@ -54,7 +58,7 @@ class Misbehaved(AssertionError):
     """The other side sent what the original would not have sent."""
 
 
-# --- the formats ---------------------------------------------------------------------------------------------------------------------------------
+# --- the formats ----------------------------------------------------------------------------------
 
 
 def crc16(data: bytes, start: int = 0) -> int:
@@ -89,7 +93,8 @@ def encode_frame(kind: int, payload: bytes = b"", flags: int = 0, sequence: int 
 
 
 def decode_header(data: bytes) -> tuple[int, int, int, int]:
-    """(type, flags, sequence, payload length). Refused, in this order: TRUNCATED, MAGIC, VERSION, INVALID_PARAM (type)."""
+    """(type, flags, sequence, payload length). Refused, in this order: TRUNCATED, MAGIC, VERSION,
+    INVALID_PARAM (type)."""
     if len(data) < 10:
         raise Refused("PT_ERR_TRUNCATED")
     magic, version, kind, flags, sequence, length = struct.unpack_from(">4s4BH", data)
@@ -103,7 +108,8 @@ def decode_header(data: bytes) -> tuple[int, int, int, int]:
 
 
 def decode_frame(data: bytes) -> Frame:
-    """The frame at the beginning of data. Refused as decode_header(), then MESSAGE_TOO_LARGE, TRUNCATED, CRC."""
+    """The frame at the beginning of data. Refused as decode_header(), then MESSAGE_TOO_LARGE,
+    TRUNCATED, CRC."""
     kind, flags, sequence, length = decode_header(data)
     if length > FRAME_MAX:
         raise Refused("PT_ERR_MESSAGE_TOO_LARGE")
@@ -136,17 +142,31 @@ class Packet:
 
 
 def encode_discovery(packet: Packet, room: int = 64) -> bytes:
-    """A discovery packet of 14 to 45 bytes. Refused: INVALID_PARAM, BUFFER_FULL (more than room bytes)."""
+    """A discovery packet of 14 to 45 bytes. Refused: INVALID_PARAM, BUFFER_FULL (more than room
+    bytes)."""
     if not 1 <= packet.kind <= 3 or len(packet.name) > NAME_MAX:
         raise Refused("PT_ERR_INVALID_PARAM")
     if 14 + len(packet.name) > room:
         raise Refused("PT_ERR_BUFFER_FULL")
-    body = struct.pack(">4sBBHHBB", b"PTLK", 1, packet.kind, packet.flags, packet.port, packet.transports, len(packet.name)) + packet.name
+    body = (
+        struct.pack(
+            ">4sBBHHBB",
+            b"PTLK",
+            1,
+            packet.kind,
+            packet.flags,
+            packet.port,
+            packet.transports,
+            len(packet.name),
+        )
+        + packet.name
+    )
     return body + _checksum(body)
 
 
 def decode_discovery(data: bytes) -> Packet:
-    """What a packet says. Refused, in this order: TRUNCATED, MAGIC, VERSION, INVALID_PARAM (type, name length), TRUNCATED, CRC."""
+    """What a packet says. Refused, in this order: TRUNCATED, MAGIC, VERSION, INVALID_PARAM (type,
+    name length), TRUNCATED, CRC."""
     if len(data) < 14:
         raise Refused("PT_ERR_TRUNCATED")
     magic, version, kind, flags, port, transports, size = struct.unpack_from(">4sBBHHBB", data)
@@ -165,7 +185,8 @@ def decode_discovery(data: bytes) -> Packet:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a side can take. The values that stand here are those of a side that has said nothing."""
+    """What a side can take. The values that stand here are those of a side that has said
+    nothing."""
 
     max_message: int = 512
     preferred_chunk: int = 256
@@ -181,13 +202,16 @@ def encode_entries(*entries: tuple[int, bytes]) -> bytes:
 def encode_capabilities(said: Capabilities) -> bytes:
     """The four entries that the original sends, in its order: 15 bytes."""
     return encode_entries(
-        (1, said.max_message.to_bytes(2, "big")), (2, said.preferred_chunk.to_bytes(2, "big")), (3, bytes([said.buffer_pressure])),
+        (1, said.max_message.to_bytes(2, "big")),
+        (2, said.preferred_chunk.to_bytes(2, "big")),
+        (3, bytes([said.buffer_pressure])),
         (4, said.flags.to_bytes(2, "big")),
-    )  # fmt: skip
+    )
 
 
 def decode_entries(body: bytes) -> list[tuple[int, bytes]]:
-    """The entries of a CAPABILITY; a single byte at the end is ignored. Refused: TRUNCATED, a length runs past the end."""
+    """The entries of a CAPABILITY; a single byte at the end is ignored. Refused: TRUNCATED, a
+    length runs past the end."""
     entries, at = [], 0
     while len(body) - at >= 2:
         kind, size = body[at], body[at + 1]
@@ -199,7 +223,8 @@ def decode_entries(body: bytes) -> list[tuple[int, bytes]]:
 
 
 def decode_capabilities(body: bytes) -> Capabilities:
-    """What a CAPABILITY says, from the defaults on; the last entry of a kind wins, one that is too short counts for nothing."""
+    """What a CAPABILITY says, from the defaults on; the last entry of a kind wins, one that is too
+    short counts for nothing."""
     values = dict(zip((1, 2, 3, 4), (512, 256, 50, 0), strict=True))
     for kind, value in decode_entries(body):
         size = {1: 2, 2: 2, 3: 1, 4: 2}.get(kind)
@@ -235,7 +260,11 @@ def fragments(message: bytes, number: int, size: int = PIECE) -> list[bytes]:
     found = []
     for offset in range(0, len(message), size):
         flags = (FIRST if offset == 0 else 0) | (LAST if offset + size >= len(message) else 0)
-        found.append(encode_piece(Piece(number & 0xFFFF, len(message), offset, flags), message[offset : offset + size]))
+        found.append(
+            encode_piece(
+                Piece(number & 0xFFFF, len(message), offset, flags), message[offset : offset + size]
+            )
+        )
     return found
 
 
@@ -249,7 +278,8 @@ class Reassembly:
         self.data = bytearray()
 
     def add(self, payload: bytes) -> bytes | None:
-        """Take a fragment: the message that it completes, None when more is to come. Refused: as the original has it."""
+        """Take a fragment: the message that it completes, None when more is to come. Refused: as
+        the original has it."""
         piece, data = decode_piece(payload)
         if piece.offset + len(data) > piece.total:
             self.message = None
@@ -262,7 +292,8 @@ class Reassembly:
             raise Refused("PT_ERR_INVALID_STATE")
         if piece.message != self.message:
             raise Refused("PT_ERR_INVALID_PARAM")
-        if piece.offset != len(self.data) or piece.offset + len(data) > self.capacity:  # the second is where the original overruns its buffer
+        # the second is where the original overruns its buffer
+        if piece.offset != len(self.data) or piece.offset + len(data) > self.capacity:
             self.message = None
             raise Refused("PT_ERR_INVALID_PARAM")
         self.data += data
@@ -307,7 +338,7 @@ def encode_compact(kind: int, length: int, flags: int = 0) -> bytes:
     return struct.pack(">BBH", 0x50, (kind << 4 | flags & 0x0F) & 0xFF, length)
 
 
-# --- one connection ------------------------------------------------------------------------------------------------------------------------------
+# --- one connection -------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
@@ -325,7 +356,8 @@ class Known:
 
 @dataclass(eq=False)
 class Link:
-    """One TCP connection and what came over it. offers: the largest messages that were announced here."""
+    """One TCP connection and what came over it. offers: the largest messages that were announced
+    here."""
 
     known: Known
     dialled: bool
@@ -361,7 +393,7 @@ class Link:
         return sum(map(len, self.queued))
 
 
-# --- the peer ------------------------------------------------------------------------------------------------------------------------------------
+# --- the peer -------------------------------------------------------------------------------------
 
 
 class ClassicPeer:
@@ -371,27 +403,51 @@ class ClassicPeer:
         name: what it is called, at most 30 bytes of which are announced.
         host: its own IPv4 address: packets from there are its own.
         tcp_port, discovery_port, udp_port: its ports.
-        offer: what its CAPABILITY says; body: that CAPABILITY's very bytes instead; greets: False: it never sends one.
+        offer: what its CAPABILITY says; body: that CAPABILITY's very bytes instead; greets: False:
+            it never sends one.
         direct_buffer: bytes of its direct buffer, which is also its capacity for fragments.
         fragmentation: False: long messages go out whole.
         slots: peers in its table.
         dials: dial each peer when it is discovered, as a program of the original has to.
-        forgets_at_once: quirk Q1: a peer that it does not dial is lost in the poll that discovered it.
-        pongs: False: it leaves PINGs unanswered (no original does; a node must live with it all the same).
+        forgets_at_once: quirk Q1: a peer that it does not dial is lost in the poll that discovered
+            it.
+        pongs: False: it leaves PINGs unanswered (no original does; a node must live with it all the
+            same).
         strict: raise Misbehaved; False: only do what the original does.
 
-    actions: what a driver has to do: ("broadcast", bytes), ("datagram", bytes, address), ("dial", link, address), ("write", link, bytes),
-    ("close", link). events: (kind, peer, detail): discovered, lost, connected, disconnected, message, stream. Messages and datagrams are also in
+    actions: what a driver has to do: ("broadcast", bytes), ("datagram", bytes, address), ("dial",
+        link, address), ("write", link, bytes),
+    ("close", link). events: (kind, peer, detail): discovered, lost, connected, disconnected,
+        message, stream. Messages and datagrams are also in
     lists of their own. quiet: links that are not read, by choice of the test.
     """
 
     def __init__(
-        self, name: str | bytes = "classic", *, host: str = "127.0.0.2", tcp_port: int = TCP_PORT, discovery_port: int = DISCOVERY_PORT,
-        udp_port: int = UDP_PORT, offer: Capabilities | None = None, body: bytes | None = None, greets: bool = True, direct_buffer: int = 4096,
-        fragmentation: bool = True, slots: int = 16, dials: bool = False, forgets_at_once: bool = False, pongs: bool = True, strict: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        name: str | bytes = "classic",
+        *,
+        host: str = "127.0.0.2",
+        tcp_port: int = TCP_PORT,
+        discovery_port: int = DISCOVERY_PORT,
+        udp_port: int = UDP_PORT,
+        offer: Capabilities | None = None,
+        body: bytes | None = None,
+        greets: bool = True,
+        direct_buffer: int = 4096,
+        fragmentation: bool = True,
+        slots: int = 16,
+        dials: bool = False,
+        forgets_at_once: bool = False,
+        pongs: bool = True,
+        strict: bool = True,
+    ) -> None:
         self.name = (name.encode() if isinstance(name, str) else name)[:30]
-        self.host, self.tcp_port, self.discovery_port, self.udp_port = host, tcp_port, discovery_port, udp_port
+        self.host, self.tcp_port, self.discovery_port, self.udp_port = (
+            host,
+            tcp_port,
+            discovery_port,
+            udp_port,
+        )
         self.offer = offer or Capabilities(8192, 1024, 0, 5)
         self.body, self.greets, self.pongs = body, greets, pongs
         self.direct_buffer, self.fragmentation = direct_buffer, fragmentation
@@ -411,7 +467,7 @@ class ClassicPeer:
         self._message_number = 0
         self._fresh: list[Known] = []
 
-    # What a program of it calls ------------------------------------------------------------------------------------------------------------------
+    # What a program of it calls -------------------------------------------------------------------
 
     def start(self, now: float) -> None:
         """Start discovery: one ANNOUNCE at once."""
@@ -426,27 +482,38 @@ class ClassicPeer:
 
     def known(self, host: str, port: int) -> Known | None:
         """The peer with that key."""
-        return next((each for each in self.slots if each is not None and (each.host, each.port) == (host, port)), None)
+        return next(
+            (
+                each
+                for each in self.slots
+                if each is not None and (each.host, each.port) == (host, port)
+            ),
+            None,
+        )
 
     def connect(self, known: Known, now: float) -> Link:
         """Dial a discovered peer. Refused: INVALID_STATE, it is not just discovered."""
         if known.state != "discovered":
             raise Refused("PT_ERR_INVALID_STATE")
         known.state = "connecting"
-        link = known.link = Link(known, dialled=True, stamp=now, reassembly=Reassembly(self.direct_buffer))
+        link = known.link = Link(
+            known, dialled=True, stamp=now, reassembly=Reassembly(self.direct_buffer)
+        )
         self.links.append(link)
         self.actions.append(("dial", link, (known.host, known.port)))
         return link
 
     def call(self, address: Address, now: float) -> Link:
-        """Dial an address that was not discovered: what the original can do only after an ANNOUNCE from there."""
+        """Dial an address that was not discovered: what the original can do only after an ANNOUNCE
+        from there."""
         known = self.known(*address) or self._admit(b"", *address, now)
         if known is None:
             raise Refused("PT_ERR_PEER_NOT_FOUND")
         return self.connect(known, now)
 
     def send(self, link: Link, message: bytes, priority: int = NORMAL, *, key: int = 0) -> None:
-        """Send as the original does: queue, direct buffer or fragments. Refused: WOULD_BLOCK, BUFFER_FULL, MESSAGE_TOO_LARGE, INVALID_PARAM."""
+        """Send as the original does: queue, direct buffer or fragments. Refused: WOULD_BLOCK,
+        BUFFER_FULL, MESSAGE_TOO_LARGE, INVALID_PARAM."""
         if not 1 <= len(message) <= FRAME_MAX or not LOW <= priority <= CRITICAL:
             raise Refused("PT_ERR_INVALID_PARAM")
         if not link.up or link.closed:
@@ -479,7 +546,8 @@ class ClassicPeer:
             link.queued[priority].append([message, 0, key])
 
     def send_stream(self, link: Link, data: bytes) -> None:
-        """Send a stream: plain DATA of the chunk size, one for each poll. Refused: as the original has it."""
+        """Send a stream: plain DATA of the chunk size, one for each poll. Refused: as the original
+        has it."""
         if not link.up or link.closed:
             raise Refused("PT_ERR_NOT_CONNECTED")
         if not data:
@@ -500,7 +568,9 @@ class ClassicPeer:
         """Send to a peer's address at our own port number, which all have to share."""
         if len(payload) > DATAGRAM_MAX:
             raise Refused("PT_ERR_MESSAGE_TOO_LARGE")
-        self.actions.append(("datagram", encode_datagram(payload, self.udp_port), (host, self.udp_port)))
+        self.actions.append(
+            ("datagram", encode_datagram(payload, self.udp_port), (host, self.udp_port))
+        )
 
     def disconnect(self, link: Link) -> None:
         """DISCONNECT, and close."""
@@ -532,7 +602,7 @@ class ClassicPeer:
         """The longest message that may be sent whole: 512 before the other side's CAPABILITY."""
         return min(self.offer.max_message, (link.theirs or Capabilities()).max_message)
 
-    # What a driver reports -----------------------------------------------------------------------------------------------------------------------
+    # What a driver reports ------------------------------------------------------------------------
 
     def heard(self, data: bytes, source: Address, now: float) -> None:
         """A datagram on the discovery port."""
@@ -556,8 +626,15 @@ class ClassicPeer:
             return
         known = self.known(source[0], packet.port)
         if packet.kind == GOODBYE:
-            if self.strict and any(self._is_from(link, packet, source) for link in self.links if link.up and link not in self.quiet):
-                self._complain("a GOODBYE while its connection is open: the original would never read from that again (Q4)")
+            if self.strict and any(
+                self._is_from(link, packet, source)
+                for link in self.links
+                if link.up and link not in self.quiet
+            ):
+                self._complain(
+                    "a GOODBYE while its connection is open: the original would never read "
+                    "from that again (Q4)"
+                )
             if known is not None:
                 self._lose(known)
         elif known is not None:
@@ -572,15 +649,20 @@ class ClassicPeer:
                     self._fresh.append(found)
 
     def _is_from(self, link: Link, packet: Packet, source: Address) -> bool:
-        """Whether a connection is that of the sender of a packet: by its port where we dialled, else if nobody else was heard from there."""
+        """Whether a connection is that of the sender of a packet: by its port where we dialled,
+        else if nobody else was heard from there."""
         if link.known.host != source[0]:
             return False
         return (
-            link.known.port == packet.port if link.dialled else {each.port for each, heard in self.packets if heard[0] == source[0]} == {packet.port}
+            link.known.port == packet.port
+            if link.dialled
+            else {each.port for each, heard in self.packets if heard[0] == source[0]}
+            == {packet.port}
         )
 
     def heard_datagram(self, data: bytes, source: Address) -> None:
-        """A datagram on the message port. Delivered only if a peer with port 0 is known there (Q3)."""
+        """A datagram on the message port. Delivered only if a peer with port 0 is known there
+        (Q3)."""
         if len(data) > 1400:
             self._complain(f"a datagram of {len(data):,} bytes")
         try:
@@ -590,7 +672,9 @@ class ClassicPeer:
             self._complain(f"a datagram that is refused ({refused.name}): {data[:20].hex()}")
             return
         if len(payload) + 8 != len(data):
-            self._complain(f"a datagram with {len(data) - 8 - len(payload)} bytes behind its payload")
+            self._complain(
+                f"a datagram with {len(data) - 8 - len(payload)} bytes behind its payload"
+            )
         if port != source[1]:
             self._complain(f"a datagram from port {source[1]} that says {port}")
         self.datagrams.append((payload, source, port))
@@ -630,7 +714,9 @@ class ClassicPeer:
                 frame = self._next_frame(link)
             except Refused as refused:
                 self._close(link)
-                self._complain(f"a frame that is refused ({refused.name}): {bytes(link.received[:20]).hex()}")
+                self._complain(
+                    f"a frame that is refused ({refused.name}): {bytes(link.received[:20]).hex()}"
+                )
                 return
             if frame is None:
                 return
@@ -646,22 +732,28 @@ class ClassicPeer:
         """The other side closed its half; torn: the connection broke."""
         if not link.closed:
             if link.received and not torn:
-                self._complain(f"a connection that ends inside a frame, after {bytes(link.received[:20]).hex()}")
+                self._complain(
+                    "a connection that ends inside a frame, after "
+                    f"{bytes(link.received[:20]).hex()}"
+                )
             self._close(link)
 
     def poll(self, now: float) -> None:
-        """What is due: for each connection one large message, up to 16 small ones, one chunk; announce; forget."""
+        """What is due: for each connection one large message, up to 16 small ones, one chunk;
+        announce; forget."""
         for link in list(self.links):
             if link.up and not link.closed:
                 self._send_due(link)
         if self._running and now - self._last_announce >= ANNOUNCE_EVERY:
             self._announce(now)
-        for known in [each for each in self.slots if each is not None and each.state == "discovered"]:
+        for known in [
+            each for each in self.slots if each is not None and each.state == "discovered"
+        ]:
             if known in self._fresh or now - known.last_seen >= FORGET_AFTER:
                 self._lose(known)
         self._fresh.clear()
 
-    # Inside --------------------------------------------------------------------------------------------------------------------------------------
+    # Inside ---------------------------------------------------------------------------------------
 
     def _say(self, kind: int) -> None:
         self.actions.append(("broadcast", encode_discovery(Packet(kind, self.tcp_port, self.name))))
@@ -758,7 +850,17 @@ class ClassicPeer:
         if link.streaming and link.cancelled:
             self._stream_over(link, "cancelled")
         elif link.streaming and link.writable:
-            chunk = 1024 if not link.latency else 4096 if link.latency < 0.05 else 2048 if link.latency < 0.1 else 1024 if link.latency < 0.2 else 512
+            chunk = (
+                1024
+                if not link.latency
+                else 4096
+                if link.latency < 0.05
+                else 2048
+                if link.latency < 0.1
+                else 1024
+                if link.latency < 0.2
+                else 512
+            )
             part, link.stream = link.stream[:chunk], link.stream[chunk:]
             self.frame(link, part)
             if not link.stream:
@@ -772,7 +874,7 @@ class ClassicPeer:
         link.stream, link.streaming = b"", False
         self.events.append(("stream", link.known, result))
 
-    # What is too much ---------------------------------------------------------------------------------------------------------------------------
+    # What is too much -----------------------------------------------------------------------------
 
     def _complain(self, what: str) -> None:
         if self.strict:
@@ -806,7 +908,9 @@ class ClassicPeer:
             if link.theirs is not None:
                 allowed = min(allowed, link.theirs.max_message)
             if len(payload) > allowed:
-                self._complain(f"a frame of {len(payload):,} bytes where at most {allowed:,} were agreed")
+                self._complain(
+                    f"a frame of {len(payload):,} bytes where at most {allowed:,} were agreed"
+                )
             if flags & FRAGMENT:
                 self._judge_fragment(link, payload)
 
@@ -816,13 +920,25 @@ class ClassicPeer:
         except Refused as refused:
             self._complain(f"a CAPABILITY that is refused ({refused.name}): {body.hex()}")
             return
-        if [(kind, len(value)) for kind, value in entries[:4]] != [(1, 2), (2, 2), (3, 1), (4, 2)] or any(kind <= 4 for kind, _ in entries[4:]):
-            self._complain(f"a CAPABILITY that does not begin with the four known entries, each once: {body.hex()}")
+        if [(kind, len(value)) for kind, value in entries[:4]] != [
+            (1, 2),
+            (2, 2),
+            (3, 1),
+            (4, 2),
+        ] or any(kind <= 4 for kind, _ in entries[4:]):
+            self._complain(
+                "a CAPABILITY that does not begin with the four known entries, each once: "
+                f"{body.hex()}"
+            )
         if body[len(encode_entries(*entries)) :]:
             self._complain(f"a CAPABILITY with a byte behind its last entry: {body.hex()}")
-        largest, _chunk, pressure, flags = (int.from_bytes(value, "big") for _, value in entries[:4])
+        largest, _chunk, pressure, flags = (
+            int.from_bytes(value, "big") for _, value in entries[:4]
+        )
         if not 256 <= largest <= FRAME_MAX or pressure > 100 or flags & ~7:
-            self._complain(f"a CAPABILITY of {largest} bytes, pressure {pressure}, flags 0x{flags:04x}")
+            self._complain(
+                f"a CAPABILITY of {largest} bytes, pressure {pressure}, flags 0x{flags:04x}"
+            )
 
     def _judge_fragment(self, link: Link, payload: bytes) -> None:
         try:
@@ -831,22 +947,29 @@ class ClassicPeer:
             self._complain(f"a fragment that is refused ({refused.name})")
             return
         if piece.flags & ~(FIRST | LAST) or payload[7]:
-            self._complain(f"a fragment with flags 0x{piece.flags:02x} and {payload[7]} in the reserved byte")
+            self._complain(
+                f"a fragment with flags 0x{piece.flags:02x} and {payload[7]} in the reserved byte"
+            )
         if not data:
             self._complain("a fragment without data")
         if piece.total > self.direct_buffer:
-            self._complain(f"fragments of {piece.total:,} bytes, and there is room for {self.direct_buffer:,}")
+            self._complain(
+                f"fragments of {piece.total:,} bytes, and there is room for {self.direct_buffer:,}"
+            )
         if piece.total <= min(512, *link.offers, 512):
             self._complain(f"fragments of {piece.total:,} bytes, which fit into one frame")
         before = link.piece
         if piece.flags & FIRST and before is not None:
             self._complain("the first fragment of a message within another message")
         if before is not None and (before.message, before.total) != (piece.message, piece.total):
-            self._complain(f"a fragment of message {piece.message} of {piece.total:,} bytes within message {before.message} of {before.total:,}")
+            self._complain(
+                f"a fragment of message {piece.message} of {piece.total:,} bytes within "
+                f"message {before.message} of {before.total:,}"
+            )
         link.piece = None if piece.flags & LAST else piece
 
 
-# --- on a network --------------------------------------------------------------------------------------------------------------------------------
+# --- on a network ---------------------------------------------------------------------------------
 
 
 class Driver:
@@ -865,7 +988,8 @@ class Driver:
         raise NotImplementedError
 
     def turn(self) -> None:
-        """One poll that does not wait. As in the original, discovery comes first: a GOODBYE is judged by what was read of the connection before."""
+        """One poll that does not wait. As in the original, discovery comes first: a GOODBYE is
+        judged by what was read of the connection before."""
         raise NotImplementedError
 
     def perform(self) -> None:
@@ -890,7 +1014,8 @@ class Driver:
             self._changed.set()
 
     async def until(self, condition: Callable[[], Any]) -> Any:
-        """Wait until the condition holds, which is asked after each poll; what it gave. Raises what the peer has complained about."""
+        """Wait until the condition holds, which is asked after each poll; what it gave. Raises what
+        the peer has complained about."""
         async with asyncio.timeout(self.GUARD):
             while True:
                 if self.failure is not None:
@@ -907,7 +1032,11 @@ class Driver:
 
     async def link(self) -> Link:
         """The latest connection, as soon as one is up and the other side has greeted."""
-        found: Link = await self.until(lambda: next((link for link in reversed(self.peer.links) if link.theirs is not None), None))
+        found: Link = await self.until(
+            lambda: next(
+                (link for link in reversed(self.peer.links) if link.theirs is not None), None
+            )
+        )
         return found
 
 
@@ -931,13 +1060,22 @@ class Sockets(Driver):
 
     Args:
         peer: tcp_port 0 becomes a free one.
-        broadcast: where packets go. 127.255.255.255: on loopback only, where several peers share a host by addresses of their own.
+        broadcast: where packets go. 127.255.255.255: on loopback only, where several peers share a
+            host by addresses of their own.
         dribble: write at most so many bytes at a time; 0: all that there are.
         discovery: False: no discovery socket.
         window: bytes that the system may hold for it when it does not read; 0: as the system likes.
     """
 
-    def __init__(self, peer: ClassicPeer, *, broadcast: str = "127.255.255.255", dribble: int = 0, discovery: bool = True, window: int = 0) -> None:
+    def __init__(
+        self,
+        peer: ClassicPeer,
+        *,
+        broadcast: str = "127.255.255.255",
+        dribble: int = 0,
+        discovery: bool = True,
+        window: int = 0,
+    ) -> None:
         super().__init__(peer)
         self.broadcast_address, self.dribble = broadcast, dribble
         self._selector = selectors.DefaultSelector()
@@ -954,7 +1092,9 @@ class Sockets(Driver):
         peer.udp_port = self._udp.getsockname()[1]
         self._discovery = self._hearing = None
         if discovery:
-            self._discovery = self._hearing = self._open(socket.SOCK_DGRAM, own, peer.discovery_port)
+            self._discovery = self._hearing = self._open(
+                socket.SOCK_DGRAM, own, peer.discovery_port
+            )
             if on_loopback:
                 self._hearing = self._open(socket.SOCK_DGRAM, broadcast, peer.discovery_port)
         for each in filter(None, {self._listener, self._udp, self._hearing}):
@@ -1006,7 +1146,9 @@ class Sockets(Driver):
         for link, connection in list(self._sockets.items()):
             mask = ready.get(connection, 0)
             if not link.up and mask:
-                self.peer.dialled(link, connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0)
+                self.peer.dialled(
+                    link, connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+                )
                 if link.closed:
                     self._forget(link)
             elif mask & selectors.EVENT_READ or (link.up and link not in self.quiet):
@@ -1043,7 +1185,8 @@ class Sockets(Driver):
         self.close()
 
     def socket_of(self, link: Link) -> socket.socket:
-        """The socket of a connection, for a test that wants to do with it what no program should."""
+        """The socket of a connection, for a test that wants to do with it what no program
+        should."""
         return self._sockets[link]
 
     def _watch(self) -> None:
@@ -1157,13 +1300,16 @@ class SimulatedSockets(Driver):
 
     Args:
         peer: host and ports; host is set to the address that the machine has there.
-        host: a machine of the network: listen, dial and datagram give sockets with accept, recv, send, sendto and recvfrom.
+        host: a machine of the network: listen, dial and datagram give sockets with accept, recv,
+            send, sendto and recvfrom.
         clock: the network's, in seconds.
     """
 
     GUARD = 600.0
 
-    def __init__(self, peer: ClassicPeer, host: Any, clock: Callable[[], float], *, discovery: bool = True) -> None:
+    def __init__(
+        self, peer: ClassicPeer, host: Any, clock: Callable[[], float], *, discovery: bool = True
+    ) -> None:
         super().__init__(peer)
         self._host, self._clock = host, clock
         peer.host = host.address
@@ -1171,7 +1317,9 @@ class SimulatedSockets(Driver):
         peer.tcp_port = self._listener.getsockname()[1]
         self._udp = host.datagram(peer.udp_port)
         self._discovery = host.datagram(peer.discovery_port) if discovery else None
-        self._broadcast_address = next(broadcast for _, _, address, broadcast in host.interfaces() if address == host.address)
+        self._broadcast_address = next(
+            broadcast for _, _, address, broadcast in host.interfaces() if address == host.address
+        )
         self._sockets: dict[Link, Any] = {}
         self._unsent: dict[Link, bytearray] = {}
         if discovery:
@@ -1267,14 +1415,17 @@ class SimulatedSockets(Driver):
             connection.close()
 
 
-# --- as a program ---------------------------------------------------------------------------------------------------------------------------------
+# --- as a program ---------------------------------------------------------------------------------
 
 
 def main(arguments: list[str]) -> None:
-    """Be a classic peer until the input ends, and tell what happens, one line of JSON for each event and each packet that was heard."""
+    """Be a classic peer until the input ends, and tell what happens, one line of JSON for each
+    event and each packet that was heard."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--name", default="classic")
-    parser.add_argument("--host", required=True, help="its own address: packets from there are its own")
+    parser.add_argument(
+        "--host", required=True, help="its own address: packets from there are its own"
+    )
     parser.add_argument("--broadcast", default="255.255.255.255")
     parser.add_argument("--discovery-port", type=int, default=DISCOVERY_PORT)
     parser.add_argument("--tcp-port", type=int, default=TCP_PORT)
@@ -1283,9 +1434,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--say", help="say this on each connection")
     options = parser.parse_args(arguments)
     peer = ClassicPeer(
-        options.name, host=options.host, tcp_port=options.tcp_port, discovery_port=options.discovery_port, udp_port=options.udp_port,
+        options.name,
+        host=options.host,
+        tcp_port=options.tcp_port,
+        discovery_port=options.discovery_port,
+        udp_port=options.udp_port,
         dials=options.dial,
-    )  # fmt: skip
+    )
     told = heard = 0
     with Sockets(peer, broadcast=options.broadcast) as sockets:
         print(json.dumps(["ready", options.host, peer.tcp_port]), flush=True)
@@ -1295,13 +1450,32 @@ def main(arguments: list[str]) -> None:
             sockets.turn(0.01)
             for kind, known, detail in peer.events[told:]:
                 text = detail.decode("utf-8", "replace") if isinstance(detail, bytes) else None
-                print(json.dumps([kind, known.host if known else "", text or (known.name.decode("utf-8", "replace") if known else "")]), flush=True)
+                print(
+                    json.dumps(
+                        [
+                            kind,
+                            known.host if known else "",
+                            text or (known.name.decode("utf-8", "replace") if known else ""),
+                        ]
+                    ),
+                    flush=True,
+                )
                 if kind == "connected" and options.say:
-                    with contextlib.suppress(Refused):  # of two that crossed one may be over by now: it is said on the other
+                    # of two that crossed one may be over by now: it is said on the other
+                    with contextlib.suppress(Refused):
                         peer.send(detail, options.say.encode(), CRITICAL)
             told = len(peer.events)
             for packet, source in peer.packets[heard:]:
-                print(json.dumps([("announce", "query", "goodbye")[packet.kind - 1], source[0], packet.name.decode("utf-8", "replace")]), flush=True)
+                print(
+                    json.dumps(
+                        [
+                            ("announce", "query", "goodbye")[packet.kind - 1],
+                            source[0],
+                            packet.name.decode("utf-8", "replace"),
+                        ]
+                    ),
+                    flush=True,
+                )
             heard = len(peer.packets)
 
 

@@ -1,7 +1,9 @@
-"""What the tests share: the three cores, two event loops, processes, ports, a private network, and how long is long enough.
+"""What the tests share: the three cores, two event loops, processes, ports, a private network, and
+how long is long enough.
 
 PEERTALK_SOAK=1 multiplies rounds (see rounds) and examples: the same code as the short form.
-PEERTALK_CORE=<name> leaves the other cores out; without it a core that was not built is a failure, never a silence.
+PEERTALK_CORE=<name> leaves the other cores out; without it a core that was not built is a failure,
+never a silence.
 """
 
 from __future__ import annotations
@@ -25,9 +27,16 @@ SOAK = os.environ.get("PEERTALK_SOAK") == "1"
 HANG_GUARD = 3_600 if SOAK else 60
 """Seconds that the body of an async test may take."""
 SOAK_TIMEOUT = 2 * HANG_GUARD
-"""Seconds after which pytest-timeout ends a test of the long form; of the short form: as pyproject.toml says."""
+"""Seconds after which pytest-timeout ends a test of the long form; of the short form: as
+pyproject.toml says."""
 
-settings.register_profile("ci", deadline=None, max_examples=60, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "ci",
+    deadline=None,
+    max_examples=60,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.register_profile("soak", parent=settings.get_profile("ci"), max_examples=3_000)
 settings.load_profile("soak" if SOAK else "ci")
 
@@ -121,7 +130,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         async with asyncio.timeout(HANG_GUARD):
             await test
 
-    with asyncio.Runner(loop_factory=event_loop_factory(pyfuncitem.funcargs["loop_kind"])) as runner:
+    with asyncio.Runner(
+        loop_factory=event_loop_factory(pyfuncitem.funcargs["loop_kind"])
+    ) as runner:
         runner.run(guarded(pyfuncitem.obj(**arguments)))
     return True
 
@@ -155,20 +166,35 @@ def find_free_port() -> int:
 
 @pytest.fixture
 def free_port() -> Callable[[], int]:
-    """free_port(): a port of its own for each call. Nodes of a test use one for discovery, so that they never see those of another test."""
+    """free_port(): a port of its own for each call. Nodes of a test use one for discovery, so that
+    they never see those of another test."""
     return find_free_port
 
 
 @pytest.fixture
 def start_python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """start_python(*arguments, prefix=(), **popen): a Python process with text pipes; killed and reaped when the test is over."""
+    """start_python(*arguments, prefix=(), **popen): a Python process with text pipes; killed and
+    reaped when the test is over."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str, prefix: tuple[str, ...] = (), **popen: Any) -> subprocess.Popen[str]:
-        options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **popen}
+        options: dict[str, Any] = {
+            "stdin": subprocess.PIPE,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "text": True,
+            **popen,
+        }
         path = os.pathsep.join(folder for folder in sys.path if folder)
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": path, **options.pop("env", {})}
-        process = subprocess.Popen([*prefix, sys.executable, *arguments], env=environment, **options)
+        environment = {
+            **os.environ,
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONPATH": path,
+            **options.pop("env", {}),
+        }
+        process = subprocess.Popen(
+            [*prefix, sys.executable, *arguments], env=environment, **options
+        )
         started.append(process)
         return process
 
@@ -184,7 +210,8 @@ def start_python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 class Namespace:
-    """A private network with nothing but a loopback interface that is down. prefix runs a command in it."""
+    """A private network with nothing but a loopback interface that is down. prefix runs a command
+    in it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -204,16 +231,22 @@ _namespace_numbers = itertools.count()
 
 @pytest.fixture
 def make_netns() -> Iterator[Callable[[], Namespace]]:
-    """make_netns(): a private network for each call, gone when the test is over; skips where the machine allows none."""
+    """make_netns(): a private network for each call, gone when the test is over; skips where the
+    machine allows none."""
     if shutil.which("ip") is None:
-        pytest.skip("did not run: a network namespace needs ip (package iproute2), which is not installed")
+        pytest.skip(
+            "did not run: a network namespace needs ip (package iproute2), which is not installed"
+        )
     made: list[Namespace] = []
 
     def make() -> Namespace:
         name = f"pt{os.getpid()}-{next(_namespace_numbers)}"
         done = subprocess.run(["ip", "netns", "add", name], text=True, capture_output=True)
         if done.returncode:
-            pytest.skip(f"did not run: this machine allows no network namespace ({done.stderr.strip() or 'no reason given'}); root is needed")
+            pytest.skip(
+                "did not run: this machine allows no network namespace "
+                f"({done.stderr.strip() or 'no reason given'}); root is needed"
+            )
         made.append(Namespace(name))
         return made[-1]
 

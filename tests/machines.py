@@ -1,8 +1,10 @@
 """Draws the state machines of the documentation from the tables in the code.
 
-A machine is a table {(state, event): following state}, its keys and values members of enums. MACHINES names the document that shows it, the state in
-which it begins and its table. The drawing stands between two comments, `<!-- machine: NAME -->` and `<!-- /machine -->`, as a Mermaid diagram.
-tests/test_docs.py holds the documents against the tables; `python tests/machines.py` writes them anew.
+A machine is a table {(state, event): following state}, its keys and values members of enums.
+MACHINES names the document that shows it, the state in which it begins and its table. The drawing
+stands between two comments, `<!-- machine: NAME -->` and `<!-- /machine -->`, as a Mermaid diagram.
+tests/test_docs.py holds the documents against the tables; `python tests/machines.py` writes them
+anew.
 """
 
 from __future__ import annotations
@@ -34,14 +36,24 @@ MACHINES = {
 
 
 def drawing(machine: Machine) -> str:
-    """A Mermaid state diagram: one arrow for each pair of states, with all events that lead along it."""
+    """A Mermaid state diagram: one arrow for each pair of states, with all events that lead along
+    it."""
     arrows: dict[tuple[str, str], list[str]] = {}
     for (state, event), following in machine.table.items():
         arrows.setdefault((state.name, following.name), []).append(event.value)
-    lines = [f"    {state} --> {following}: {', '.join(events)}" for (state, following), events in arrows.items()]
+    lines = [
+        f"    {state} --> {following}: {', '.join(events)}"
+        for (state, following), events in arrows.items()
+    ]
     left = {state for state, _ in arrows}
-    lines += [f"    {following} --> [*]" for following in dict.fromkeys(following for _, following in arrows) if following not in left]
-    return "\n".join(["```mermaid", "stateDiagram-v2", f"    [*] --> {machine.start.name}", *lines, "```", ""])
+    lines += [
+        f"    {following} --> [*]"
+        for following in dict.fromkeys(following for _, following in arrows)
+        if following not in left
+    ]
+    return "\n".join(
+        ["```mermaid", "stateDiagram-v2", f"    [*] --> {machine.start.name}", *lines, "```", ""]
+    )
 
 
 def shown(name: str, text: str) -> re.Match[str] | None:
@@ -56,7 +68,10 @@ def redraw() -> None:
         text = path.read_text()
         found = shown(name, text)
         if found is None:
-            raise SystemExit(f"{path} has no place for the machine {name!r}: put <!-- machine: {name} --> and <!-- /machine --> on lines of it")
+            raise SystemExit(
+                f"{path} has no place for the machine {name!r}: put <!-- machine: {name} --> "
+                "and <!-- /machine --> on lines of it"
+            )
         path.write_text(text[: found.start(1)] + drawing(machine) + text[found.end(1) :])
 
 

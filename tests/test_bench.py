@@ -15,17 +15,23 @@ from peertalk import bench, errors
 SCRIPTS = Path(__file__).resolve().parent.parent / "bench"
 ONCE = bench.Effort(rounds=1, seconds=1e-6)
 compiled = pytest.mark.skipif(
-    os.environ.get("PEERTALK_CORE", "standard") not in ("", "standard"), reason="did not run: PEERTALK_CORE leaves the C core out"
+    os.environ.get("PEERTALK_CORE", "standard") not in ("", "standard"),
+    reason="did not run: PEERTALK_CORE leaves the C core out",
 )
 
 
 @compiled
 def test_there_is_a_row_for_each_stage_and_size():
-    """The list that `peertalk bench --json` prints is complete, and its ratio is that of its two figures."""
+    """The list that `peertalk bench --json` prints is complete, and its ratio is that of its two
+    figures."""
     rows = [row.as_json() for row in bench.measure(ONCE)]
-    assert [(row["stage"], row["bytes"]) for row in rows] == [(stage, size) for stage in bench.STAGES for size in (16, 64, 1024, 4096)]
+    assert [(row["stage"], row["bytes"]) for row in rows] == [
+        (stage, size) for stage in bench.STAGES for size in (16, 64, 1024, 4096)
+    ]
     for row in rows:
-        assert row["c_ns"] > 0 and row["ratio"] == pytest.approx(row["reference_ns"] / row["c_ns"], rel=0.02, abs=0.006)
+        assert row["c_ns"] > 0 and row["ratio"] == pytest.approx(
+            row["reference_ns"] / row["c_ns"], rel=0.02, abs=0.006
+        )
 
 
 @pytest.mark.parametrize("stage", bench.STAGES)
@@ -58,7 +64,13 @@ def _readable(end: socket.socket) -> bool:
 
 def test_a_core_that_was_not_built_is_said_in_one_sentence(monkeypatch):
     """A pure wheel has nothing to compare."""
-    monkeypatch.setattr(bench, "load", lambda name: (_ for _ in ()).throw(errors.NotSupported(f"the {name} core was not built here")))
+    monkeypatch.setattr(
+        bench,
+        "load",
+        lambda name: (_ for _ in ()).throw(
+            errors.NotSupported(f"the {name} core was not built here")
+        ),
+    )
     with pytest.raises(errors.NotSupported, match="not built"):
         list(bench.measure(ONCE))
 
@@ -79,7 +91,9 @@ def test_the_c_side_asks_for_no_memory_after_warm_up(start_python):
 def test_an_idle_peer_costs_at_most_eight_kibibytes(start_python):
     """A node for a thousand peers must not need a server's memory."""
     if not Path("/proc/self/smaps_rollup").exists():
-        pytest.skip("did not run: memory is read from /proc/self/smaps_rollup, which this system has not")
+        pytest.skip(
+            "did not run: memory is read from /proc/self/smaps_rollup, which this system has not"
+        )
     process = start_python(str(SCRIPTS / "idle.py"), "--json", "--peers", "300")
     output, complaint = process.communicate(timeout=50)
     assert process.returncode == 0, complaint

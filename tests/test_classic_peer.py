@@ -1,5 +1,5 @@
-"""The scripted classic peer against the golden vectors and against what is known of the original: whoever fails the suite of compatibility must be
-at fault, not the script."""
+"""The scripted classic peer against the golden vectors and against what is known of the original:
+whoever fails the suite of compatibility must be at fault, not the script."""
 
 from __future__ import annotations
 
@@ -11,7 +11,19 @@ from pathlib import Path
 
 import classic
 import pytest
-from classic import DATA, FIRST, FRAGMENT, LAST, Capabilities, ClassicPeer, Misbehaved, Packet, Piece, Refused, encode_frame
+from classic import (
+    DATA,
+    FIRST,
+    FRAGMENT,
+    LAST,
+    Capabilities,
+    ClassicPeer,
+    Misbehaved,
+    Packet,
+    Piece,
+    Refused,
+    encode_frame,
+)
 
 VECTORS = Path(__file__).parent / "vectors"
 
@@ -34,12 +46,17 @@ def outcome(call, *arguments):
 def test_it_imports_nothing_but_the_standard_library():
     """Code that is shared with what it tests would agree with it about everything."""
     tree = ast.parse(Path(classic.__file__).read_text())
-    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names
 
 
-# --- the formats ---------------------------------------------------------------------------------------------------------------------------------
+# --- the formats ----------------------------------------------------------------------------------
 
 
 @cases("crc16")
@@ -57,9 +74,19 @@ def test_headers(case):
     assert error == case["error"]
     if error == "PT_OK":
         fields = case["fields"]
-        assert result == (fields["type"], fields["flags"], fields["sequence"], fields["payload_len"])
+        assert result == (
+            fields["type"],
+            fields["flags"],
+            fields["sequence"],
+            fields["payload_len"],
+        )
         if case["op"] == "encode+decode":
-            assert classic.encode_header(fields["type"], fields["payload_len"], fields["flags"], fields["sequence"]).hex() == case["hex"]
+            assert (
+                classic.encode_header(
+                    fields["type"], fields["payload_len"], fields["flags"], fields["sequence"]
+                ).hex()
+                == case["hex"]
+            )
 
 
 @cases("frame", "encode+decode", "decode")
@@ -72,7 +99,10 @@ def test_frames(case):
         assert (result.kind, result.flags, result.sequence, result.payload.hex()) == tuple(
             fields[name] for name in ("type", "flags", "sequence", "payload")
         )
-        assert encode_frame(result.kind, result.payload, result.flags, result.sequence).hex() == case["hex"]
+        assert (
+            encode_frame(result.kind, result.payload, result.flags, result.sequence).hex()
+            == case["hex"]
+        )
 
 
 @cases("discovery", "encode+decode", "decode")
@@ -82,7 +112,13 @@ def test_discovery_packets_are_read(case):
     assert error == case["error"]
     if error == "PT_OK":
         fields = case["fields"]
-        expected = Packet(fields["type"], fields["sender_port"], bytes.fromhex(fields["name_hex"]), fields["flags"], fields["transports"])
+        expected = Packet(
+            fields["type"],
+            fields["sender_port"],
+            bytes.fromhex(fields["name_hex"]),
+            fields["flags"],
+            fields["transports"],
+        )
         assert result == expected
         if case["op"] == "encode+decode":
             assert classic.encode_discovery(expected).hex() == case["hex"]
@@ -92,7 +128,13 @@ def test_discovery_packets_are_read(case):
 def test_discovery_packets_that_cannot_be_written(case):
     """A name or type that does not fit is refused before a byte is written."""
     fields = case["fields"]
-    packet = Packet(fields["type"], fields["sender_port"], b"n" * fields["name_len"], fields["flags"], fields["transports"])
+    packet = Packet(
+        fields["type"],
+        fields["sender_port"],
+        b"n" * fields["name_len"],
+        fields["flags"],
+        fields["transports"],
+    )
     assert outcome(classic.encode_discovery, packet, case["buffer_size"]) == (None, case["error"])
 
 
@@ -114,7 +156,10 @@ def test_fragment_headers(case):
     assert error == case["error"]
     if error == "PT_OK":
         fields = case["fields"]
-        assert result == (Piece(fields["message_id"], fields["total_length"], fields["offset"], fields["flags"]), b"")
+        assert result == (
+            Piece(fields["message_id"], fields["total_length"], fields["offset"], fields["flags"]),
+            b"",
+        )
         if case["op"] == "encode+decode":
             assert classic.encode_piece(result[0], b"").hex() == case["hex"]
 
@@ -136,7 +181,10 @@ def test_batches(case):
     """An entry that does not fit starts the next batch."""
     messages = [bytes.fromhex(message) for message in (*case["messages"], *case["refused"])]
     payload, refused = classic.encode_batch(messages)
-    assert (payload.hex(), refused) == (case["payload"], list(range(len(case["messages"]), len(messages))))
+    assert (payload.hex(), refused) == (
+        case["payload"],
+        list(range(len(case["messages"]), len(messages))),
+    )
     assert encode_frame(DATA, payload, classic.BATCH, case["sequence"]).hex() == case["frame"]
 
 
@@ -144,14 +192,23 @@ def test_batches(case):
 def test_compact_headers(case):
     """The flag of fragments is lost in them."""
     given = case["input"]
-    assert classic.encode_compact(given["type"], given["payload_len"], given["flags"]).hex() == case["hex"]
+    assert (
+        classic.encode_compact(given["type"], given["payload_len"], given["flags"]).hex()
+        == case["hex"]
+    )
 
 
 def numbered(cases_of):
     return pytest.mark.parametrize("case", cases_of, ids=[case["id"] for case in cases_of])
 
 
-@numbered([case for kind in ("fragmented_message", "live_fragments") for case in json.loads((VECTORS / f"{kind}.json").read_text())["cases"]])
+@numbered(
+    [
+        case
+        for kind in ("fragmented_message", "live_fragments")
+        for case in json.loads((VECTORS / f"{kind}.json").read_text())["cases"]
+    ]
+)
 def test_messages_in_fragments(case):
     """Taken apart as the original does it, and put together again."""
     message = bytes.fromhex(case["message"])
@@ -161,7 +218,9 @@ def test_messages_in_fragments(case):
     assert [frame.payload for frame in frames] == classic.fragments(message, number, size)
     assert all(frame.flags == FRAGMENT for frame in frames)
     together = classic.Reassembly(8192)
-    assert [together.add(frame.payload) for frame in frames] == [None] * (len(frames) - 1) + [message]
+    assert [together.add(frame.payload) for frame in frames] == [None] * (len(frames) - 1) + [
+        message
+    ]
 
 
 @cases("reassembly")
@@ -178,7 +237,7 @@ def test_reassembly(case):
             assert error == step["result"]
 
 
-# --- behaviour -----------------------------------------------------------------------------------------------------------------------------------
+# --- behaviour ------------------------------------------------------------------------------------
 
 
 def written(peer):
@@ -197,7 +256,8 @@ def connected(**options):
 
 @cases("tcp_stream")
 def test_live_streams_end_as_they_did_when_they_were_recorded(case):
-    """The script must behave as the original did with the very same bytes, all at once and one by one."""
+    """The script must behave as the original did with the very same bytes, all at once and one by
+    one."""
     for cut in (1 << 20, 1):
         peer, link, _ = connected(direct_buffer=case.get("receiver_direct_buffer", 4096))
         sent, expect = bytes.fromhex(case["sent"]), case["expect"]
@@ -215,7 +275,9 @@ def test_live_streams_end_as_they_did_when_they_were_recorded(case):
 
 def test_what_it_sends_first_is_what_was_seen_on_the_network():
     """Greeting, first DATA, PONG, DISCONNECT, ANNOUNCE and GOODBYE, byte for byte."""
-    seen = {case["id"]: case["hex"] for case in json.loads((VECTORS / "live.json").read_text())["cases"]}
+    seen = {
+        case["id"]: case["hex"] for case in json.loads((VECTORS / "live.json").read_text())["cases"]
+    }
     peer, link, greeting = connected()
     assert greeting.hex() == seen["live-capability"]
     peer.send(link, b"hello")
@@ -228,11 +290,15 @@ def test_what_it_sends_first_is_what_was_seen_on_the_network():
     peer = ClassicPeer("GoldenPeer", tcp_port=17354)
     peer.start(0.0)
     peer.stop()
-    assert [action[1].hex() for action in peer.actions] == [seen["live-announce"], seen["live-goodbye"]]
+    assert [action[1].hex() for action in peer.actions] == [
+        seen["live-announce"],
+        seen["live-goodbye"],
+    ]
 
 
 def test_discovery_keeps_the_times_of_the_original():
-    """ANNOUNCE every 10 s and at a QUERY, silence of 30 s, 16 slots, its own address is not heard, names do not change."""
+    """ANNOUNCE every 10 s and at a QUERY, silence of 30 s, 16 slots, its own address is not heard,
+    names do not change."""
     peer = ClassicPeer(host="10.0.0.1")
     peer.start(0.0)
     for second in range(31):
@@ -246,7 +312,9 @@ def test_discovery_keeps_the_times_of_the_original():
     for number in range(20):
         peer.heard(announce + b"more", (f"10.0.1.{number}", 7353), 32.0)
     assert len(peer.events) == 16
-    peer.heard(classic.encode_discovery(Packet(classic.ANNOUNCE, 7354, b"bob")), ("10.0.1.0", 7353), 61.9)
+    peer.heard(
+        classic.encode_discovery(Packet(classic.ANNOUNCE, 7354, b"bob")), ("10.0.1.0", 7353), 61.9
+    )
     assert len(peer.events) == 16 and peer.known("10.0.1.0", 7354).name == b"ada"
     peer.poll(62.0)
     assert [event[0] for event in peer.events[16:]] == ["lost"] * 15
@@ -258,7 +326,9 @@ def test_it_loses_at_once_whom_it_does_not_dial_where_the_original_does():
     """Quirk Q1."""
     peer = ClassicPeer(host="10.0.0.1", forgets_at_once=True)
     peer.start(0.0)
-    peer.heard(classic.encode_discovery(Packet(classic.ANNOUNCE, 7354, b"ada")), ("10.0.0.2", 7353), 1.0)
+    peer.heard(
+        classic.encode_discovery(Packet(classic.ANNOUNCE, 7354, b"ada")), ("10.0.0.2", 7353), 1.0
+    )
     peer.poll(1.0)
     assert [event[0] for event in peer.events] == ["discovered", "lost"]
 
@@ -271,9 +341,16 @@ def test_a_full_table_closes_who_calls():
 
 
 def test_it_sends_as_the_original_does():
-    """Queue, direct buffer, fragments, admission (Q2), priorities, newest-wins and pressure: the errors are the original's."""
+    """Queue, direct buffer, fragments, admission (Q2), priorities, newest-wins and pressure: the
+    errors are the original's."""
     peer, link, _ = connected()
-    peer.received(link, encode_frame(classic.CAPABILITY, classic.encode_capabilities(Capabilities(8192, 1024, 0, 5))), 0.0)
+    peer.received(
+        link,
+        encode_frame(
+            classic.CAPABILITY, classic.encode_capabilities(Capabilities(8192, 1024, 0, 5))
+        ),
+        0.0,
+    )
     peer.send(link, b"normal")
     assert outcome(peer.send, link, b"second") == (None, "PT_ERR_BUFFER_FULL")
     peer.send(link, b"old", classic.HIGH, key=7)
@@ -287,7 +364,9 @@ def test_it_sends_as_the_original_does():
     assert sizes == [4096, 8, 3, 6] and b"new" in peer.actions[2][2]
     peer.actions.clear()
     for pressure, refused in ((49, ()), (50, (0,)), (75, (0, 1)), (90, (0, 1, 2))):
-        said = encode_frame(classic.CAPABILITY, classic.encode_capabilities(Capabilities(300, 1024, pressure, 5)))
+        said = encode_frame(
+            classic.CAPABILITY, classic.encode_capabilities(Capabilities(300, 1024, pressure, 5))
+        )
         peer.received(link, said, 0.0)
         for priority in range(4):
             error = outcome(peer.send, link, b"x", priority)[1]
@@ -298,7 +377,9 @@ def test_it_sends_as_the_original_does():
     peer.poll(0.0)
     frames = [classic.decode_frame(action[2]) for action in peer.actions]
     assert [len(frame.payload) for frame in frames] == [256] * 16
-    assert not any(classic.decode_piece(frame.payload)[0].flags & LAST for frame in frames), "quirk Q7"
+    assert not any(classic.decode_piece(frame.payload)[0].flags & LAST for frame in frames), (
+        "quirk Q7"
+    )
 
 
 def test_a_full_queue_is_reported_as_pressure_and_its_end_too():
@@ -311,8 +392,14 @@ def test_a_full_queue_is_reported_as_pressure_and_its_end_too():
     link.writable = True
     peer.poll(0.0)
     kinds = [classic.decode_frame(action[2]) for action in peer.actions]
-    reports = [classic.decode_capabilities(frame.payload) for frame in kinds if frame.kind == classic.CAPABILITY]
-    assert [report.buffer_pressure for report in reports] == [75, 0] and all(report.max_message == 8192 for report in reports)
+    reports = [
+        classic.decode_capabilities(frame.payload)
+        for frame in kinds
+        if frame.kind == classic.CAPABILITY
+    ]
+    assert [report.buffer_pressure for report in reports] == [75, 0] and all(
+        report.max_message == 8192 for report in reports
+    )
 
 
 def test_a_stream_is_plain_data_a_chunk_for_each_poll():
@@ -324,8 +411,15 @@ def test_a_stream_is_plain_data_a_chunk_for_each_poll():
     for _ in range(3):
         peer.poll(0.0)
     frames = [classic.decode_frame(action[2]) for action in peer.actions]
-    assert [(frame.kind, frame.flags, len(frame.payload)) for frame in frames] == [(1, 0, 1024), (1, 0, 1024), (1, 0, 512)]
-    assert b"".join(frame.payload for frame in frames) == data and peer.events[-1][::2] == ("stream", "done")
+    assert [(frame.kind, frame.flags, len(frame.payload)) for frame in frames] == [
+        (1, 0, 1024),
+        (1, 0, 1024),
+        (1, 0, 512),
+    ]
+    assert b"".join(frame.payload for frame in frames) == data and peer.events[-1][::2] == (
+        "stream",
+        "done",
+    )
     peer.send_stream(link, data)
     peer.cancel_stream(link)
     peer.poll(0.0)
@@ -342,9 +436,11 @@ def test_datagrams_are_dropped_unless_a_peer_without_a_port_is_known():
     assert peer.messages == [b"heard"]
 
 
-# --- strictness ----------------------------------------------------------------------------------------------------------------------------------
+# --- strictness -----------------------------------------------------------------------------------
 
-GREETING = encode_frame(classic.CAPABILITY, classic.encode_capabilities(Capabilities(8192, 1024, 0, 5)))
+GREETING = encode_frame(
+    classic.CAPABILITY, classic.encode_capabilities(Capabilities(8192, 1024, 0, 5))
+)
 
 
 def piece(number, total, offset, flags, size, sequence=0, reserved=0):
@@ -354,7 +450,12 @@ def piece(number, total, offset, flags, size, sequence=0, reserved=0):
 
 
 def said(**changes):
-    return encode_frame(classic.CAPABILITY, classic.encode_capabilities(Capabilities(**{"max_message": 8192, "buffer_pressure": 0, **changes})))
+    return encode_frame(
+        classic.CAPABILITY,
+        classic.encode_capabilities(
+            Capabilities(**{"max_message": 8192, "buffer_pressure": 0, **changes})
+        ),
+    )
 
 
 FOREIGN = {
@@ -374,15 +475,23 @@ FOREIGN = {
     "sequence on a PONG": GREETING + encode_frame(classic.PONG, b"", 0, 1),
     "sequence on a CAPABILITY": encode_frame(classic.CAPABILITY, GREETING[10:-2], 0, 1),
     "a sequence that repeats": GREETING + encode_frame(DATA, b"x") * 2,
-    "a sequence on DISCONNECT that is not the next": GREETING + encode_frame(DATA, b"x") + encode_frame(classic.DISCONNECT),
+    "a sequence on DISCONNECT that is not the next": GREETING
+    + encode_frame(DATA, b"x")
+    + encode_frame(classic.DISCONNECT),
     "payload on a PING": GREETING + encode_frame(classic.PING, b"x"),
     "payload on a PONG": GREETING + encode_frame(classic.PONG, b"x"),
     "payload on a DISCONNECT": GREETING + encode_frame(classic.DISCONNECT, b"x"),
     "an ACK": GREETING + encode_frame(classic.ACK),
     "a REJECT without a known reason": GREETING + encode_frame(classic.REJECT, b"\5"),
-    "CAPABILITY without pressure": encode_frame(classic.CAPABILITY, GREETING[10:18] + GREETING[21:-2]),
-    "CAPABILITY twice the same": encode_frame(classic.CAPABILITY, GREETING[10:-2] + b"\x03\x01\x00"),
-    "CAPABILITY that runs past its end": encode_frame(classic.CAPABILITY, GREETING[10:-2] + b"\x80\x05x"),
+    "CAPABILITY without pressure": encode_frame(
+        classic.CAPABILITY, GREETING[10:18] + GREETING[21:-2]
+    ),
+    "CAPABILITY twice the same": encode_frame(
+        classic.CAPABILITY, GREETING[10:-2] + b"\x03\x01\x00"
+    ),
+    "CAPABILITY that runs past its end": encode_frame(
+        classic.CAPABILITY, GREETING[10:-2] + b"\x80\x05x"
+    ),
     "CAPABILITY below 256": said(max_message=255),
     "CAPABILITY above 8,192": said(max_message=8193),
     "pressure above 100": said(buffer_pressure=101),
@@ -392,13 +501,17 @@ FOREIGN = {
     "more than 4,096 bytes in fragments": GREETING + piece(1, 4097, 0, FIRST, 248),
     "fragment without its first": GREETING + piece(1, 1000, 248, 0, 248),
     "a gap": GREETING + piece(1, 1000, 0, FIRST, 248) + piece(1, 1000, 300, 0, 248, 1),
-    "another message within": GREETING + piece(1, 1000, 0, FIRST, 248) + piece(2, 1000, 0, FIRST, 248, 1),
+    "another message within": GREETING
+    + piece(1, 1000, 0, FIRST, 248)
+    + piece(2, 1000, 0, FIRST, 248, 1),
     "another total": GREETING + piece(1, 1000, 0, FIRST, 248) + piece(1, 1001, 248, 0, 248, 1),
     "an empty piece": GREETING + piece(1, 1000, 0, FIRST, 0),
     "the reserved byte": GREETING + piece(1, 1000, 0, FIRST, 248, 0, 1),
     "unknown fragment flags": GREETING + piece(1, 1000, 0, FIRST | 4, 248),
     "LAST too early": GREETING + piece(1, 1000, 0, FIRST | LAST, 248),
-    "a DISCONNECT within a message": GREETING + piece(1, 1000, 0, FIRST, 248) + encode_frame(classic.DISCONNECT, sequence=1),
+    "a DISCONNECT within a message": GREETING
+    + piece(1, 1000, 0, FIRST, 248)
+    + encode_frame(classic.DISCONNECT, sequence=1),
 }
 
 
@@ -412,14 +525,25 @@ def test_what_no_original_sends_is_complained_about(kind):
 
 
 def test_what_the_original_skips_or_sends_itself_is_not_complained_about():
-    """Entries of unknown type, fragments in order with DATA between them, PING, PONG, a REJECT with its reason, repeated CAPABILITY."""
+    """Entries of unknown type, fragments in order with DATA between them, PING, PONG, a REJECT with
+    its reason, repeated CAPABILITY."""
     peer = ClassicPeer()
     link = peer.accepted(("10.0.0.2", 1), 0.0)
     more = classic.encode_entries((0x80, bytes(8)), (0x81, b"ada"), (0xFF, b""))
     first = piece(9, 1000, 0, FIRST, 496, 0)
     last = piece(9, 1000, 496, LAST, 504, 2)
-    stream = encode_frame(classic.CAPABILITY, GREETING[10:-2] + more) + first + encode_frame(DATA, b"between", 0, 1) + last
-    stream += encode_frame(classic.PING) + encode_frame(classic.PONG) + encode_frame(classic.REJECT, b"\2") + GREETING
+    stream = (
+        encode_frame(classic.CAPABILITY, GREETING[10:-2] + more)
+        + first
+        + encode_frame(DATA, b"between", 0, 1)
+        + last
+    )
+    stream += (
+        encode_frame(classic.PING)
+        + encode_frame(classic.PONG)
+        + encode_frame(classic.REJECT, b"\2")
+        + GREETING
+    )
     stream += encode_frame(classic.DISCONNECT, sequence=3)
     peer.received(link, stream, 0.0)
     assert peer.messages == [b"between", bytes(1000)] and link.closed
@@ -439,23 +563,38 @@ def test_packets_and_datagrams_of_no_original_are_complained_about():
         Packet(1, 7354, b"ada", 0, 0x81),
     ):
         with pytest.raises(Misbehaved):
-            peer.heard(bad if isinstance(bad, bytes) else classic.encode_discovery(bad), ("10.0.0.3", 7353), 0.0)
-    for bad in (b"PTUD", classic.encode_datagram(b"x", 7355) + b"y", classic.encode_datagram(b"x", 7000), classic.encode_datagram(bytes(1393), 7355)):
+            peer.heard(
+                bad if isinstance(bad, bytes) else classic.encode_discovery(bad),
+                ("10.0.0.3", 7353),
+                0.0,
+            )
+    for bad in (
+        b"PTUD",
+        classic.encode_datagram(b"x", 7355) + b"y",
+        classic.encode_datagram(b"x", 7000),
+        classic.encode_datagram(bytes(1393), 7355),
+    ):
         with pytest.raises(Misbehaved):
             peer.heard_datagram(bad, ("10.0.0.2", 7355))
     peer.accepted(("10.0.0.2", 1), 0.0)
     with pytest.raises(Misbehaved, match="Q4"):
-        peer.heard(classic.encode_discovery(Packet(classic.GOODBYE, 7354, b"ada")), ("10.0.0.2", 7353), 1.0)
+        peer.heard(
+            classic.encode_discovery(Packet(classic.GOODBYE, 7354, b"ada")), ("10.0.0.2", 7353), 1.0
+        )
 
 
-# --- on real sockets -----------------------------------------------------------------------------------------------------------------------------
+# --- on real sockets ------------------------------------------------------------------------------
 
 
 async def test_two_of_them_find_each_other_talk_and_leave(free_port):
-    """The script can stand in for both sides, and a strict one finds nothing to complain about in what its like sends."""
+    """The script can stand in for both sides, and a strict one finds nothing to complain about in
+    what its like sends."""
     port, udp_port = free_port(), free_port()
     options = {"tcp_port": 0, "udp_port": udp_port, "discovery_port": port}
-    one, other = ClassicPeer("one", dials=True, **options), ClassicPeer("other", host="127.0.0.3", **options)
+    one, other = (
+        ClassicPeer("one", dials=True, **options),
+        ClassicPeer("other", host="127.0.0.3", **options),
+    )
     with classic.Sockets(one) as here, classic.Sockets(other, dribble=5) as there:
         async with classic.serving(here, there):
             link, back = await here.link(), await there.link()
@@ -479,8 +618,14 @@ async def test_two_of_them_find_each_other_talk_and_leave(free_port):
 
 async def test_a_complaint_reaches_the_test():
     """A driver that swallowed it would make a suite that cannot fail."""
-    strict, careless = ClassicPeer(tcp_port=0, udp_port=0), ClassicPeer(host="127.0.0.3", tcp_port=0, udp_port=0, strict=False)
-    with classic.Sockets(strict, discovery=False) as here, classic.Sockets(careless, discovery=False) as there:
+    strict, careless = (
+        ClassicPeer(tcp_port=0, udp_port=0),
+        ClassicPeer(host="127.0.0.3", tcp_port=0, udp_port=0, strict=False),
+    )
+    with (
+        classic.Sockets(strict, discovery=False) as here,
+        classic.Sockets(careless, discovery=False) as there,
+    ):
         with pytest.raises(Misbehaved, match="flags 0x08"):
             async with classic.serving(here, there):
                 link = careless.call(here.address, 0.0)

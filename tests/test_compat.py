@@ -1,7 +1,9 @@
-"""Compatibility with the original, over real sockets: a node and the scripted classic peer (classic.py) on loopback.
+"""Compatibility with the original, over real sockets: a node and the scripted classic peer
+(classic.py) on loopback.
 
-The script is strict: each byte that a node sends here is one that the original knows, or the test fails. Sections follow the description of the
-protocol: discovery, connections, capabilities, frames, fragments, faults, quirks.
+The script is strict: each byte that a node sends here is one that the original knows, or the test
+fails. Sections follow the description of the protocol: discovery, connections, capabilities,
+frames, fragments, faults, quirks.
 """
 
 from __future__ import annotations
@@ -16,7 +18,17 @@ from typing import Any
 
 import classic
 import pytest
-from classic import CAPABILITY, DATA, DISCONNECT, PONG, Capabilities, ClassicPeer, SimulatedSockets, encode_frame, serving
+from classic import (
+    CAPABILITY,
+    DATA,
+    DISCONNECT,
+    PONG,
+    Capabilities,
+    ClassicPeer,
+    SimulatedSockets,
+    encode_frame,
+    serving,
+)
 from meeting import (
     GUARD,
     LIVE,
@@ -31,24 +43,37 @@ from meeting import (
     take,
     told,
     until,
-)  # fmt: skip
+)
 
 import peertalk as pt
 from peertalk import sim
 from peertalk.protocol import connections as policy
 
-# --- discovery -----------------------------------------------------------------------------------------------------------------------------------
+# --- discovery ------------------------------------------------------------------------------------
 
 
 async def test_each_discovers_the_other_and_the_node_dials(free_port):
-    """A classic peer never dials who is not dialled from its callback, and forgets it at once (quirk Q1): the node must do it."""
+    """A classic peer never dials who is not dialled from its callback, and forgets it at once
+    (quirk Q1): the node must do it."""
     port = free_port()
-    async with original(discovery=True, discovery_port=port, forgets_at_once=True) as old, pt.Node("ada", **announcing(port)) as ada:
+    async with (
+        original(discovery=True, discovery_port=port, forgets_at_once=True) as old,
+        pt.Node("ada", **announcing(port)) as ada,
+    ):
         peer = await ada.wait_for("classic", timeout=GUARD)
-        assert peer.classic and peer.address == old.address and peer.id == f"127.0.0.2:{old.peer.tcp_port}"
+        assert (
+            peer.classic
+            and peer.address == old.address
+            and peer.id == f"127.0.0.2:{old.peer.tcp_port}"
+        )
         link = await old.link()
         found = next(event for event in old.peer.events if event[0] == "discovered")
-        assert (found[2].name, found[2].port, found[2].flags, found[2].transports & 1) == (b"ada", ada.address[1], 0, 1)
+        assert (found[2].name, found[2].port, found[2].flags, found[2].transports & 1) == (
+            b"ada",
+            ada.address[1],
+            0,
+            1,
+        )
         assert not link.dialled
         await until(lambda: peer.connected)
         await still_talks(old, link, ada, peer)
@@ -56,9 +81,13 @@ async def test_each_discovers_the_other_and_the_node_dials(free_port):
 
 
 async def test_a_classic_peer_that_dials_when_it_hears_the_first_announcement_is_let_in(free_port):
-    """A dial that fails is never tried again (quirk Q5): a node has to listen before it announces itself."""
+    """A dial that fails is never tried again (quirk Q5): a node has to listen before it announces
+    itself."""
     port = free_port()
-    async with original(discovery=True, discovery_port=port, dials=True) as old, pt.Node("ada", **announcing(port)) as ada:
+    async with (
+        original(discovery=True, discovery_port=port, dials=True) as old,
+        pt.Node("ada", **announcing(port)) as ada,
+    ):
         await old.until(lambda: any(link.up and link.dialled for link in old.peer.links))
         assert not any(known is not None and known.state == "failed" for known in old.peer.slots)
         link = next(link for link in old.peer.links if link.dialled)
@@ -69,19 +98,25 @@ async def test_a_classic_peer_that_dials_when_it_hears_the_first_announcement_is
 async def test_a_question_is_answered_with_an_announcement(free_port):
     """No original asks, but each one answers."""
     port = free_port()
-    async with original(discovery=True, discovery_port=port, dials=False) as old, pt.Node("ada", **announcing(port, announce_interval=10.0)):
+    async with (
+        original(discovery=True, discovery_port=port, dials=False) as old,
+        pt.Node("ada", **announcing(port, announce_interval=10.0)),
+    ):
 
         def heard() -> int:
             return sum(packet.kind == classic.ANNOUNCE for packet, source in old.peer.packets)
 
         await old.until(heard)
         before = heard()
-        old._broadcast(classic.encode_discovery(classic.Packet(classic.QUERY, old.peer.tcp_port, b"classic")))
+        old._broadcast(
+            classic.encode_discovery(classic.Packet(classic.QUERY, old.peer.tcp_port, b"classic"))
+        )
         await old.until(lambda: heard() > before)
 
 
 async def test_a_node_leaves_politely_disconnect_then_goodbye(free_port):
-    """A GOODBYE before the connection is closed leaves a classic peer spinning on it (quirk Q4); the script complains about it."""
+    """A GOODBYE before the connection is closed leaves a classic peer spinning on it (quirk Q4);
+    the script complains about it."""
     port = free_port()
     async with original(discovery=True, discovery_port=port) as old:
         async with pt.Node("ada", **announcing(port)) as ada:
@@ -89,13 +124,18 @@ async def test_a_node_leaves_politely_disconnect_then_goodbye(free_port):
             await peer.send(b"last words")
             link = await old.link()
         await old.until(lambda: old.peer.packets[-1][0].kind == classic.GOODBYE)
-        assert link.closed and told(link) == [(CAPABILITY, 0), (DATA, 0), (DISCONNECT, 1)] and old.peer.messages == [b"last words"]
+        assert (
+            link.closed
+            and told(link) == [(CAPABILITY, 0), (DATA, 0), (DISCONNECT, 1)]
+            and old.peer.messages == [b"last words"]
+        )
         assert old.peer.packets[-1][0].port == ada._transport.port
 
 
 @pytest.mark.parametrize("polite", [True, False])
 async def test_a_classic_peer_that_leaves_is_lost_in_whatever_order_it_says_so(free_port, polite):
-    """GOODBYE after DISCONNECT as it should be, or GOODBYE alone from a program that forgot its connection: the link is believed, not the packet."""
+    """GOODBYE after DISCONNECT as it should be, or GOODBYE alone from a program that forgot its
+    connection: the link is believed, not the packet."""
     port = free_port()
     async with pt.Node("ada", **announcing(port)) as ada:
         events = ada.events()
@@ -119,27 +159,34 @@ async def test_a_classic_peer_that_leaves_is_lost_in_whatever_order_it_says_so(f
 
 
 async def test_bytes_of_ours_behind_the_crc_do_not_reach_what_a_classic_peer_reads(free_port):
-    """Its buffer has 48 bytes: a name of 31 and our trailer are more, and the packet must still be whole for it."""
+    """Its buffer has 48 bytes: a name of 31 and our trailer are more, and the packet must still be
+    whole for it."""
     port = free_port()
     name = "a name that has 31 bytes in all"
     assert len(name) == 31
-    async with original(discovery=True, discovery_port=port) as old, pt.Node(name, **announcing(port)):
+    async with (
+        original(discovery=True, discovery_port=port) as old,
+        pt.Node(name, **announcing(port)),
+    ):
         await old.until(lambda: old.peer.packets)
         assert old.peer.packets[0][0].name == name.encode()
 
 
-# --- connections ---------------------------------------------------------------------------------------------------------------------------------
+# --- connections ----------------------------------------------------------------------------------
 
 
 async def test_a_node_dials_a_classic_peer_and_both_talk(core):
-    """One CAPABILITY from each side at once, and no other handshake; sequence numbers of DATA count from 0."""
+    """One CAPABILITY from each side at once, and no other handshake; sequence numbers of DATA count
+    from 0."""
     async with dialled(core.name) as (old, link, ada, peer):
         assert peer.classic and peer.connected
         for number in range(300):
             await peer.send(number.to_bytes(2, "big"))
         await old.until(lambda: len(old.peer.messages) == 300)
         assert old.peer.messages == [number.to_bytes(2, "big") for number in range(300)]
-        assert [frame.sequence for frame in link.messages] == [number & 0xFF for number in range(300)]
+        assert [frame.sequence for frame in link.messages] == [
+            number & 0xFF for number in range(300)
+        ]
         assert link.frames[0].kind == CAPABILITY and link.frames[0].sequence == 0
         for number in range(300):
             old.peer.frame(link, number.to_bytes(2, "big"))
@@ -153,7 +200,11 @@ async def test_a_classic_peer_dials_a_node_and_both_talk(core):
         await old.link()
         old.peer.send(link, b"who are you?")
         message = await ada.receive(timeout=GUARD)
-        assert message.data == b"who are you?" and message.peer.classic and message.peer.address[0] == "127.0.0.2"
+        assert (
+            message.data == b"who are you?"
+            and message.peer.classic
+            and message.peer.address[0] == "127.0.0.2"
+        )
         await message.peer.send(b"ada")
         assert await old.message() == b"ada"
 
@@ -170,9 +221,13 @@ async def test_data_may_come_before_any_capability():
 
 
 async def test_both_dial_at_once_and_nothing_is_lost_on_either_connection(free_port):
-    """The original resolves nothing: two connections stay, and it may send on both; the node sends each message once."""
+    """The original resolves nothing: two connections stay, and it may send on both; the node sends
+    each message once."""
     port = free_port()
-    async with pt.Node("ada", **announcing(port)) as ada, original(discovery=True, discovery_port=port, dials=True) as old:
+    async with (
+        pt.Node("ada", **announcing(port)) as ada,
+        original(discovery=True, discovery_port=port, dials=True) as old,
+    ):
         await old.until(lambda: sum(link.theirs is not None for link in old.peer.links) >= 1)
         peer = await ada.wait_for("classic", timeout=GUARD)
         await peer.connect(timeout=GUARD)
@@ -182,7 +237,9 @@ async def test_both_dial_at_once_and_nothing_is_lost_on_either_connection(free_p
                 old.peer.frame(link, f"{links.index(link)}:{number}".encode())
         came = await take(ada, 20 * len(links))
         for index in range(len(links)):
-            assert [data for data in came if data.startswith(b"%d:" % index)] == [f"{index}:{number}".encode() for number in range(20)]
+            assert [data for data in came if data.startswith(b"%d:" % index)] == [
+                f"{index}:{number}".encode() for number in range(20)
+            ]
         for number in range(20):
             await peer.send(b"%d" % number)
         await old.until(lambda: len(old.peer.messages) >= 20)
@@ -190,8 +247,13 @@ async def test_both_dial_at_once_and_nothing_is_lost_on_either_connection(free_p
 
 
 async def test_a_full_table_closes_the_connection_and_the_node_says_so():
-    """16 slots taken: the original accepts and closes without a byte. The caller must hear it, and not wait."""
-    async with original(slots=1) as old, pt.Node("ada", **loopback()) as ada, pt.Node("bob", **loopback()) as bob:
+    """16 slots taken: the original accepts and closes without a byte. The caller must hear it, and
+    not wait."""
+    async with (
+        original(slots=1) as old,
+        pt.Node("ada", **loopback()) as ada,
+        pt.Node("bob", **loopback()) as bob,
+    ):
         await ada.connect(old.address, timeout=GUARD)
         with pytest.raises(pt.ConnectionClosed, match=r"127\.0\.0\.2:"):
             await bob.connect(old.address, timeout=GUARD)
@@ -199,7 +261,8 @@ async def test_a_full_table_closes_the_connection_and_the_node_says_so():
 
 @pytest.mark.parametrize("sequence", [0, 7, 255])
 async def test_a_classic_peer_disconnects_with_whatever_number(sequence):
-    """DISCONNECT carries the next number of DATA, on a classic Mac 0 (quirk Q16). It is closed without an answer, and is no fault."""
+    """DISCONNECT carries the next number of DATA, on a classic Mac 0 (quirk Q16). It is closed
+    without an answer, and is no fault."""
     async with dialled() as (old, link, ada, peer):
         events = ada.events()
         old.peer.frame(link, b"bye")
@@ -231,7 +294,7 @@ async def test_a_classic_peer_that_just_closes_is_a_lost_connection():
         assert ada.stats().bad_frames == 0
 
 
-# --- capabilities --------------------------------------------------------------------------------------------------------------------------------
+# --- capabilities ---------------------------------------------------------------------------------
 
 entry = classic.encode_entries
 BODIES = {
@@ -275,7 +338,10 @@ async def test_before_any_capability_the_limit_is_512_and_a_late_one_raises_it(m
         await until(lambda: peer.capabilities is not None)
         await peer.send(bytes(4096))
         assert len(await old.message()) == 4096
-        assert [(frame.flags, len(frame.payload)) for frame in link.messages] == [(0, 512), (0, 4096)]
+        assert [(frame.flags, len(frame.payload)) for frame in link.messages] == [
+            (0, 512),
+            (0, 4096),
+        ]
 
 
 async def test_each_capability_replaces_the_one_before_wholly():
@@ -287,15 +353,21 @@ async def test_each_capability_replaces_the_one_before_wholly():
             assert await take(ada, 1) == [b"after it"]
             assert peer.capabilities.max_message == limit
             assert vars(classic.decode_capabilities(body)) == {
-                "max_message": peer.capabilities.max_message, "preferred_chunk": peer.capabilities.preferred_chunk,
-                "buffer_pressure": peer.capabilities.pressure, "flags": peer.capabilities.flags,
-            }  # fmt: skip
+                "max_message": peer.capabilities.max_message,
+                "preferred_chunk": peer.capabilities.preferred_chunk,
+                "buffer_pressure": peer.capabilities.pressure,
+                "flags": peer.capabilities.flags,
+            }
 
 
 async def test_a_capability_that_runs_past_its_end_is_ignored_whole():
     """No part of it counts, and the link lives."""
     async with dialled() as (old, link, ada, peer):
-        for bad in (entry((1, b"\x04\0")) + b"\x02\x05\x00", entry((1, b"\x04\0")) + b"\x80\xff", b"\x01\x02\x04"):
+        for bad in (
+            entry((1, b"\x04\0")) + b"\x02\x05\x00",
+            entry((1, b"\x04\0")) + b"\x80\xff",
+            b"\x01\x02\x04",
+        ):
             before = ada.stats().frames_ignored
             old.peer.frame(link, bad, kind=CAPABILITY)
             await until(lambda before=before: ada.stats().frames_ignored == before + 1)
@@ -303,7 +375,7 @@ async def test_a_capability_that_runs_past_its_end_is_ignored_whole():
         await still_talks(old, link, ada, peer)
 
 
-# --- frames --------------------------------------------------------------------------------------------------------------------------------------
+# --- frames ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dribble", [0, 1, 7, 1000])
@@ -327,7 +399,8 @@ SIZES = [0, 1, 511, 512, 513, 3968, 4096, 8000, 8192]
 
 
 async def test_messages_of_every_size_go_whole_once_8192_are_agreed():
-    """Between two that offer 8,192 nothing is fragmented; one byte more is refused before anything is sent."""
+    """Between two that offer 8,192 nothing is fragmented; one byte more is refused before anything
+    is sent."""
     async with dialled() as (old, link, ada, peer):
         for size in SIZES:
             message = random.Random(size).randbytes(size)
@@ -342,7 +415,7 @@ async def test_messages_of_every_size_go_whole_once_8192_are_agreed():
         assert len(link.messages) == frames + 1 and not any(frame.flags for frame in link.frames)
 
 
-# --- faults --------------------------------------------------------------------------------------------------------------------------------------
+# --- faults ---------------------------------------------------------------------------------------
 
 GOOD = encode_frame(DATA, b"good")
 FAULTS = {
@@ -358,9 +431,13 @@ FAULTS = {
 
 @pytest.mark.parametrize("kind", FAULTS)
 async def test_a_frame_fault_closes_the_link_at_once_and_nothing_else(core, kind):
-    """What came before it is delivered, nothing is answered, it is counted and reported, and another classic peer does not notice."""
+    """What came before it is delivered, nothing is answered, it is counted and reported, and
+    another classic peer does not notice."""
     bad, error = FAULTS[kind]
-    async with dialled(core.name) as (old, link, ada, peer), original(host="127.0.0.3") as bystander:
+    async with (
+        dialled(core.name) as (old, link, ada, peer),
+        original(host="127.0.0.3") as bystander,
+    ):
         witness = await ada.connect(bystander.address, timeout=GUARD)
         beside = await bystander.link()
         events = ada.events()
@@ -380,7 +457,8 @@ async def test_a_frame_fault_closes_the_link_at_once_and_nothing_else(core, kind
 
 @pytest.mark.parametrize("cut", [1, 9, 10, 13, 15])
 async def test_an_end_within_a_frame_is_a_lost_connection(cut):
-    """A frame can be cut by a short write of the original (quirks Q11, Q13): lost, not delivered, and no reason to stop."""
+    """A frame can be cut by a short write of the original (quirks Q11, Q13): lost, not delivered,
+    and no reason to stop."""
     async with dialled() as (old, link, ada, peer):
         old.peer.write(link, GOOD + GOOD[:cut])
         assert await take(ada, 1) == [b"good"]
@@ -392,24 +470,31 @@ async def test_an_end_within_a_frame_is_a_lost_connection(cut):
 
 
 async def test_a_cut_frame_in_the_middle_of_a_stream_is_a_lost_connection():
-    """The rest is read as payload of the cut frame until its checksum is wrong: what came before is delivered, what follows is not invented."""
+    """The rest is read as payload of the cut frame until its checksum is wrong: what came before is
+    delivered, what follows is not invented."""
     async with dialled() as (old, link, ada, peer):
         old.peer.write(link, GOOD + encode_frame(DATA, bytes(100))[:60] + GOOD * 10)
         assert await take(ada, 1) == [b"good"]
         await old.until(lambda: link.closed)
-        assert ada.stats().bad_frames == 1 and ada.stats().messages_received == 1 and not peer.connected
+        assert (
+            ada.stats().bad_frames == 1
+            and ada.stats().messages_received == 1
+            and not peer.connected
+        )
 
 
-# --- live streams --------------------------------------------------------------------------------------------------------------------------------
+# --- live streams ---------------------------------------------------------------------------------
 
 UNDERSTOOD = {"rx-compact", "rx-batch", "rx-frag-8000", "rx-partial"}
-"""Those that end otherwise here than at the original, by intent: two are understood, one fits, one is not waited for without limit."""
+"""Those that end otherwise here than at the original, by intent: two are understood, one fits, one
+is not waited for without limit."""
 AS_RECORDED = sorted(set(LIVE) - UNDERSTOOD)
 
 
 @pytest.mark.parametrize("name", [name for name in AS_RECORDED if "frag" not in name])
 async def test_live_streams_end_as_they_did_at_the_original(name, core):
-    """Recorded at the running original: the same bytes, the same messages, the same replies, the same end."""
+    """Recorded at the running original: the same bytes, the same messages, the same replies, the
+    same end."""
     await replay(LIVE[name], core.name)
 
 
@@ -418,7 +503,7 @@ def test_no_live_stream_is_left_out():
     assert UNDERSTOOD <= set(LIVE) and len(AS_RECORDED) >= 10
 
 
-# --- what takes time: on a simulated network, where it costs none --------------------------------------------------------------------------------
+# --- what takes time: on a simulated network, where it costs none ---------------------------------
 
 
 async def simulated(net: sim.Network, **options: Any) -> SimulatedSockets:
@@ -426,7 +511,8 @@ async def simulated(net: sim.Network, **options: Any) -> SimulatedSockets:
 
 
 def test_a_frame_that_stays_incomplete_is_waited_for_five_seconds(c_core):
-    """The original waits without limit. Here it costs the link: what came before is delivered, and the rest of the node does not notice."""
+    """The original waits without limit. Here it costs the link: what came before is delivered, and
+    the rest of the node does not notice."""
 
     async def main(net: sim.Network) -> tuple[bytes, float]:
         old = await simulated(net, pongs=False)  # an answer would be read as the rest of the frame
@@ -446,7 +532,9 @@ def test_a_frame_that_stays_incomplete_is_waited_for_five_seconds(c_core):
             return message.data, took
 
     data, took = sim.run(main)
-    assert {"len": len(data), "crc32": f"{zlib.crc32(data):08x}"} == LIVE["rx-partial"]["expect"]["delivered"][0]
+    assert {"len": len(data), "crc32": f"{zlib.crc32(data):08x}"} == LIVE["rx-partial"]["expect"][
+        "delivered"
+    ][0]
     assert 4.9 < took < 5.2
 
 
@@ -468,7 +556,9 @@ def test_a_node_announces_itself_at_least_every_ten_seconds(c_core, interval):
     assert max(later - earlier for earlier, later in itertools.pairwise(heard)) <= 10.02
 
 
-def test_a_classic_peer_is_forgotten_after_thirty_silent_seconds_but_never_while_it_is_connected(c_core):
+def test_a_classic_peer_is_forgotten_after_thirty_silent_seconds_but_never_while_it_is_connected(
+    c_core,
+):
     """While a link is open it is believed, and packets are not; afterwards silence counts."""
 
     async def main(net: sim.Network) -> tuple[bool, float]:
@@ -492,9 +582,12 @@ def test_a_classic_peer_is_forgotten_after_thirty_silent_seconds_but_never_while
     assert connected and 29.9 < took < 30.2
 
 
-def test_what_a_connection_still_owed_when_it_was_given_up_does_not_arrive_behind_what_was_sent_later(c_core):
-    """A cable that is out for longer than link_timeout ends the connection; when it is back, the system must not go on with the old one beside the
-    new: the receiver has no means to tell which came first."""
+def test_what_a_connection_owed_when_it_was_given_up_does_not_arrive_behind_later_ones(
+    c_core,
+):
+    """A cable that is out for longer than link_timeout ends the connection; when it is back, the
+    system must not go on with the old one beside the new: the receiver has no means to tell which
+    came first."""
 
     async def main(net: sim.Network) -> list[bytes]:
         old = await simulated(net)
@@ -527,7 +620,16 @@ def test_a_bad_network_changes_nothing_of_what_arrives(c_core, loss):
         old = await simulated(net)
         async with serving(old):
             ada = await net.node("ada", core=c_core.name, discovery=False)
-            net.link("ada", "se", latency="80ms", jitter="40ms", loss=loss, duplicate=loss / 2, reorder=loss / 2, bandwidth="30KB/s")
+            net.link(
+                "ada",
+                "se",
+                latency="80ms",
+                jitter="40ms",
+                loss=loss,
+                duplicate=loss / 2,
+                reorder=loss / 2,
+                bandwidth="30KB/s",
+            )
             peer = await ada.connect(old.address, timeout=60)
             link = await old.link()
             for number in range(100):
@@ -541,11 +643,12 @@ def test_a_bad_network_changes_nothing_of_what_arrives(c_core, loss):
     assert sim.run(main, seed=3) == (expected, expected)
 
 
-# --- quirks --------------------------------------------------------------------------------------------------------------------------------------
+# --- quirks ---------------------------------------------------------------------------------------
 
 
 async def test_a_reader_that_stops_loses_nothing_of_what_was_accepted():
-    """The original drops what its own full socket does not take (quirk Q6); towards it, nothing is dropped and memory is bounded."""
+    """The original drops what its own full socket does not take (quirk Q6); towards it, nothing is
+    dropped and memory is bounded."""
     async with dialled(node={"send_queue_size": 8}) as (old, link, _ada, peer):
         old.quiet.add(link)
         sent = 0
@@ -557,11 +660,14 @@ async def test_a_reader_that_stops_loses_nothing_of_what_was_accepted():
             peer.send_nowait(bytes(8000))
         old.quiet.clear()
         await old.until(lambda: len(old.peer.messages) == sent)
-        assert [int.from_bytes(message[:4], "big") for message in old.peer.messages] == list(range(sent))
+        assert [int.from_bytes(message[:4], "big") for message in old.peer.messages] == list(
+            range(sent)
+        )
 
 
 async def test_compact_mode_is_offered_by_it_and_used_by_nobody():
-    """Both sides of the original agree on compact frames, and would not understand one (quirk Q10)."""
+    """Both sides of the original agree on compact frames, and would not understand one (quirk
+    Q10)."""
     async with dialled(offer=Capabilities(8192, 1024, 0, 7)) as (old, link, ada, peer):
         for number in range(100):
             await peer.send(b"%d" % number, no_delay=number % 7 == 0)
@@ -575,9 +681,10 @@ async def test_two_classic_peers_of_one_name_are_two_peers(free_port):
     port = free_port()
     name = "a name that is too long for it!"
     async with (
-        pt.Node("ada", **announcing(port)) as ada, original(name=name, discovery=True, discovery_port=port) as one,
+        pt.Node("ada", **announcing(port)) as ada,
+        original(name=name, discovery=True, discovery_port=port) as one,
         original(name=name, host="127.0.0.3", discovery=True, discovery_port=port) as other,
-    ):  # fmt: skip
+    ):
         await until(lambda: sum(peer.connected for peer in ada.peers.values()) == 2)
         assert {peer.name for peer in ada.peers.values()} == {name[:30]}
         for old in (one, other):
@@ -586,7 +693,8 @@ async def test_two_classic_peers_of_one_name_are_two_peers(free_port):
 
 
 async def test_a_peer_that_comes_back_under_another_port_is_a_peer_of_its_own(free_port):
-    """Known (address, port) pairs keep the name that they had (quirk Q14): whoever changes it must change the port, and is somebody else then."""
+    """Known (address, port) pairs keep the name that they had (quirk Q14): whoever changes it must
+    change the port, and is somebody else then."""
     port = free_port()
     async with pt.Node("ada", **announcing(port)) as ada:
         async with original(name="before", discovery=True, discovery_port=port) as old:

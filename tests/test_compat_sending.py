@@ -1,5 +1,6 @@
-"""Compatibility with the original, how a node sends: fragments, what is refused before a byte leaves, priorities, newest-wins, and the pressure of
-the other side. Real sockets and the strict script, as in test_compat.py."""
+"""Compatibility with the original, how a node sends: fragments, what is refused before a byte
+leaves, priorities, newest-wins, and the pressure of the other side. Real sockets and the strict
+script, as in test_compat.py."""
 
 from __future__ import annotations
 
@@ -10,7 +11,19 @@ from typing import Any
 import classic
 import pytest
 from classic import CAPABILITY, DATA, FIRST, FRAGMENT, Capabilities, encode_frame
-from meeting import GUARD, dialled, every_type, fragments_of, loopback, noise, original, still_talks, take, told, until
+from meeting import (
+    GUARD,
+    dialled,
+    every_type,
+    fragments_of,
+    loopback,
+    noise,
+    original,
+    still_talks,
+    take,
+    told,
+    until,
+)
 
 import peertalk as pt
 from peertalk.protocol import connections as policy
@@ -18,13 +31,14 @@ from peertalk.protocol import connections as policy
 SMALL = Capabilities(512, 256, 0, 5)
 
 
-# --- fragments that leave ------------------------------------------------------------------------------------------------------------------------
+# --- fragments that leave -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [511, 512, 513, 760, 3968, 4096])
 @pytest.mark.parametrize("limit", [256, 512, 1024])
 async def test_longer_messages_leave_in_fragments_and_arrive_whole(limit, size, core):
-    """Above what the classic peer takes whole, and up to its 4,096. The script checks each piece; sequence numbers go on through them."""
+    """Above what the classic peer takes whole, and up to its 4,096. The script checks each piece;
+    sequence numbers go on through them."""
     async with dialled(core.name, offer=Capabilities(limit, 256, 0, 5)) as (old, link, ada, peer):
         if size > ada._transport.max_message:
             with pytest.raises(pt.MessageTooLarge):
@@ -53,11 +67,14 @@ async def test_before_any_capability_longer_messages_leave_in_fragments(monkeypa
 
 
 async def test_messages_in_fragments_get_one_outcome_each_and_numbers_of_their_own():
-    """Each fragmented message is a message: one Sent, and a message id that the one before did not have."""
+    """Each fragmented message is a message: one Sent, and a message id that the one before did not
+    have."""
     async with dialled(offer=SMALL) as (old, link, ada, peer):
         events = ada.events()
         numbers = [await peer.send(noise(size)) for size in (2000, 100, 600, 2000)]
-        assert [await old.message() for _ in numbers] == [noise(size) for size in (2000, 100, 600, 2000)]
+        assert [await old.message() for _ in numbers] == [
+            noise(size) for size in (2000, 100, 600, 2000)
+        ]
         sent: list[int] = []
         async with asyncio.timeout(GUARD):
             while sorted(sent) != numbers:
@@ -70,7 +87,8 @@ async def test_messages_in_fragments_get_one_outcome_each_and_numbers_of_their_o
 
 
 async def test_a_limit_that_changes_in_the_middle_of_a_backlog_is_kept():
-    """A repeated CAPABILITY may lower it: what has not left goes in smaller pieces, in order, and each message once."""
+    """A repeated CAPABILITY may lower it: what has not left goes in smaller pieces, in order, and
+    each message once."""
     async with dialled() as (old, link, _ada, peer):
         old.quiet.add(link)
         sent = []
@@ -88,7 +106,7 @@ async def test_a_limit_that_changes_in_the_middle_of_a_backlog_is_kept():
         assert fragments_of(link)[-5][1] == noise(1000)[:248] or len(fragments_of(link)) >= 5
 
 
-# --- what is refused, before a byte is sent --------------------------------------------------------------------------------------------------------
+# --- what is refused, before a byte is sent -------------------------------------------------------
 
 
 REFUSED = {
@@ -128,7 +146,7 @@ async def test_before_any_capability_more_than_4096_bytes_are_refused(monkeypatc
         assert await old.message() == b"short" and len(link.messages) == 1
 
 
-# --- priorities ----------------------------------------------------------------------------------------------------------------------------------
+# --- priorities -----------------------------------------------------------------------------------
 
 P = pt.Priority
 
@@ -147,25 +165,37 @@ async def fill(old: Any, link: classic.Link, peer: Any) -> int:
 
 
 async def test_higher_classes_overtake_a_backlog_and_each_keeps_its_order():
-    """The original serves the highest class that waits. None starves, and order within a class is kept whatever the size."""
+    """The original serves the highest class that waits. None starves, and order within a class is
+    kept whatever the size."""
     async with dialled() as (old, link, _ada, peer):
         backlog = await fill(old, link, peer)
         sending = [
-            asyncio.create_task(peer.send(b"%s %d" % (cls.name.encode(), number) + bytes(5000 * (number % 2)), priority=cls))
-            for number in range(20) for cls in (P.NORMAL, P.HIGH, P.CRITICAL)
-        ]  # fmt: skip
+            asyncio.create_task(
+                peer.send(
+                    b"%s %d" % (cls.name.encode(), number) + bytes(5000 * (number % 2)),
+                    priority=cls,
+                )
+            )
+            for number in range(20)
+            for cls in (P.NORMAL, P.HIGH, P.CRITICAL)
+        ]
         await asyncio.sleep(0.01)
         old.quiet.clear()
         await old.until(lambda: len(old.peer.messages) == backlog + 60)
         await asyncio.gather(*sending)
         names = [message.rstrip(b"\0").decode() for message in old.peer.messages]
         for cls, count in (("low", backlog), ("NORMAL", 20), ("HIGH", 20), ("CRITICAL", 20)):
-            assert [name for name in names if name.split()[0] == cls] == [f"{cls} {number}" for number in range(count)]
-        assert names.index("CRITICAL 19") < names.index(f"low {backlog - 1}"), "it overtook what waited"
+            assert [name for name in names if name.split()[0] == cls] == [
+                f"{cls} {number}" for number in range(count)
+            ]
+        assert names.index("CRITICAL 19") < names.index(f"low {backlog - 1}"), (
+            "it overtook what waited"
+        )
 
 
 async def test_the_newest_value_of_a_key_replaces_the_one_that_waits():
-    """What is unsent of a key is outdated by the next; its place and the order of the others stay, and each accepted message has an outcome."""
+    """What is unsent of a key is outdated by the next; its place and the order of the others stay,
+    and each accepted message has an outcome."""
     async with dialled() as (old, link, ada, peer):
         events = ada.events()
         await fill(old, link, peer)
@@ -173,7 +203,9 @@ async def test_the_newest_value_of_a_key_replaces_the_one_that_waits():
             peer.send_nowait(b"position %d" % number, priority=P.HIGH, key="position")
         accepted = peer.accepted
         old.quiet.clear()
-        await old.until(lambda: any(message.startswith(b"position 99") for message in old.peer.messages))
+        await old.until(
+            lambda: any(message.startswith(b"position 99") for message in old.peer.messages)
+        )
         positions = [message for message in old.peer.messages if message.startswith(b"position")]
         assert positions[-1] == b"position 99" and len(positions) <= 2
         outcomes: list[int] = []
@@ -186,14 +218,23 @@ async def test_the_newest_value_of_a_key_replaces_the_one_that_waits():
         await events.aclose()
 
 
-# --- pressure ------------------------------------------------------------------------------------------------------------------------------------
+# --- pressure -------------------------------------------------------------------------------------
 
-LEVELS = {0: (), 49: (), 50: (P.LOW,), 74: (P.LOW,), 75: (P.LOW, P.NORMAL), 89: (P.LOW, P.NORMAL), 90: (P.LOW, P.NORMAL, P.HIGH)}
+LEVELS = {
+    0: (),
+    49: (),
+    50: (P.LOW,),
+    74: (P.LOW,),
+    75: (P.LOW, P.NORMAL),
+    89: (P.LOW, P.NORMAL),
+    90: (P.LOW, P.NORMAL, P.HIGH),
+}
 LEVELS[100] = LEVELS[90]
 
 
 async def test_the_pressure_of_a_classic_peer_is_obeyed_as_the_original_obeys_it():
-    """What would be WOULD_BLOCK there is WouldBlock here, with its reason; nothing is queued, and critical messages always go."""
+    """What would be WOULD_BLOCK there is WouldBlock here, with its reason; nothing is queued, and
+    critical messages always go."""
     async with dialled() as (old, link, _ada, peer):
         for pressure, refused in LEVELS.items():
             old.peer.report(link, buffer_pressure=pressure)
@@ -241,10 +282,15 @@ async def test_a_capability_without_pressure_counts_as_fifty():
 
 
 async def test_everything_at_once_over_one_link():
-    """All types of frames, fragments both ways, a stream, datagrams and PINGs beside each other: each arrives, in its order, and the link lives."""
+    """All types of frames, fragments both ways, a stream, datagrams and PINGs beside each other:
+    each arrives, in its order, and the link lives."""
     async with dialled(offer=Capabilities(600, 256, 0, 5)) as (old, link, ada, peer):
         stream, messages = every_type(link)
-        at = stream.index(encode_frame(CAPABILITY, classic.encode_capabilities(Capabilities(8192, 1024, 0, 5)), 0, 77))
+        at = stream.index(
+            encode_frame(
+                CAPABILITY, classic.encode_capabilities(Capabilities(8192, 1024, 0, 5)), 0, 77
+            )
+        )
         stream = stream[:at] + stream[at + 27 :]
         old.peer.write(link, stream)
         for payload in classic.fragments(noise(5000), 7):
@@ -255,7 +301,11 @@ async def test_everything_at_once_over_one_link():
         assert await take(ada, len(messages) + 1) == [*messages, noise(5000)]
         await asyncio.gather(*sending)
         await old.until(lambda: sum(map(len, old.peer.messages)) == 10 + 601 + 4000 + 599 + 3000)
-        whole = [message for message in old.peer.messages if message in {noise(size) for size in (10, 601, 4000, 599)}]
+        whole = [
+            message
+            for message in old.peer.messages
+            if message in {noise(size) for size in (10, 601, 4000, 599)}
+        ]
         assert whole == [noise(size) for size in (10, 601, 4000, 599)]
         old.peer.messages.clear()
         await still_talks(old, link, ada, peer)

@@ -1,5 +1,6 @@
-"""Compatibility with the original, what goes over a link once it is open: fragments that come, pressure that is reported, datagrams, streams, PING
-and REJECT. Real sockets and the strict script, as in test_compat.py."""
+"""Compatibility with the original, what goes over a link once it is open: fragments that come,
+pressure that is reported, datagrams, streams, PING and REJECT. Real sockets and the strict script,
+as in test_compat.py."""
 
 from __future__ import annotations
 
@@ -9,8 +10,35 @@ from pathlib import Path
 
 import classic
 import pytest
-from classic import CAPABILITY, CRITICAL, DATA, FIRST, FRAGMENT, HIGH, LAST, LOW, NORMAL, PING, REJECT, Capabilities, Piece, Refused, encode_frame
-from meeting import GUARD, LIVE, dialled, fragments_of, loopback, noise, original, replay, still_talks, take
+from classic import (
+    CAPABILITY,
+    CRITICAL,
+    DATA,
+    FIRST,
+    FRAGMENT,
+    HIGH,
+    LAST,
+    LOW,
+    NORMAL,
+    PING,
+    REJECT,
+    Capabilities,
+    Piece,
+    Refused,
+    encode_frame,
+)
+from meeting import (
+    GUARD,
+    LIVE,
+    dialled,
+    fragments_of,
+    loopback,
+    noise,
+    original,
+    replay,
+    still_talks,
+    take,
+)
 
 import peertalk as pt
 
@@ -18,15 +46,18 @@ VECTORS = Path(__file__).parent / "vectors"
 SMALL = Capabilities(512, 256, 0, 5)
 
 
-# --- fragments that come -------------------------------------------------------------------------------------------------------------------------
+# --- fragments that come --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [0, 1, 247, 248, 249, 511, 512, 513, 3968, 4096, 8000, 8192])
 async def test_a_message_in_fragments_is_put_together(size):
-    """Our capacity is what we announce: 8,192, more than an original's. Whole messages may stand between the pieces."""
+    """Our capacity is what we announce: 8,192, more than an original's. Whole messages may stand
+    between the pieces."""
     async with dialled() as (old, link, ada, peer):
         message = noise(size)
-        pieces = classic.fragments(message, 0xFFFF) or [classic.encode_piece(Piece(0xFFFF, 0, 0, FIRST | LAST), b"")]
+        pieces = classic.fragments(message, 0xFFFF) or [
+            classic.encode_piece(Piece(0xFFFF, 0, 0, FIRST | LAST), b"")
+        ]
         for number, payload in enumerate(pieces):
             if number == 1:
                 old.peer.frame(link, b"between")
@@ -47,13 +78,21 @@ async def test_a_message_that_is_too_long_for_anybody_is_ignored_and_the_link_li
         assert ada.stats().frames_ignored == len(pieces) and ada.stats().messages_received == 1
 
 
-@pytest.mark.parametrize("case", json.loads((VECTORS / "reassembly.json").read_text())["cases"], ids=lambda case: case["id"])
+@pytest.mark.parametrize(
+    "case",
+    json.loads((VECTORS / "reassembly.json").read_text())["cases"],
+    ids=lambda case: case["id"],
+)
 async def test_each_fault_of_a_fragment_costs_that_message_and_not_the_link(case, core):
-    """The same cases that the cores are held to, over a socket: what is completed is delivered, and then the link still talks."""
+    """The same cases that the cores are held to, over a socket: what is completed is delivered, and
+    then the link still talks."""
     async with dialled(core.name) as (old, link, ada, peer):
         capacity = link.theirs.max_message
         if any(len(step["payload"]) // 2 > capacity for step in case["steps"]):
-            pytest.skip(f"did not run: one of its frames is longer than the {capacity:,} bytes that this core announces")
+            pytest.skip(
+                f"did not run: one of its frames is longer than the {capacity:,} bytes that "
+                "this core announces"
+            )
         delivered, refused = [], 0
         expected = classic.Reassembly(capacity)
         for step in case["steps"]:
@@ -70,7 +109,8 @@ async def test_each_fault_of_a_fragment_costs_that_message_and_not_the_link(case
 
 
 async def test_an_unfinished_message_gives_way_to_the_next():
-    """The original sends 16 pieces without a last one when a message was too long for its queue (quirk Q7), and then goes on."""
+    """The original sends 16 pieces without a last one when a message was too long for its queue
+    (quirk Q7), and then goes on."""
     async with dialled() as (old, link, ada, peer):
         with pytest.raises(Refused, match="BUFFER_FULL"):
             old.peer.offer = SMALL  # what it takes for the limit towards us
@@ -82,7 +122,8 @@ async def test_an_unfinished_message_gives_way_to_the_next():
 
 
 async def test_the_fragments_of_an_original_sender_arrive_as_one_message():
-    """Sent by the script as the original sends them: through its queue, 248 bytes each, any priority."""
+    """Sent by the script as the original sends them: through its queue, 248 bytes each, any
+    priority."""
     async with dialled() as (old, link, ada, _peer):
         old.peer.offer = SMALL
         for size in (513, 1000, 3968):
@@ -93,12 +134,14 @@ async def test_the_fragments_of_an_original_sender_arrive_as_one_message():
 
 @pytest.mark.parametrize("name", sorted(name for name in LIVE if "dbuf8192" in name))
 async def test_the_live_stream_of_fragments_ends_as_it_did_at_an_original_with_room(name):
-    """8,000 bytes in 33 pieces: delivered by an original that was given a buffer of 8,192, and by us."""
+    """8,000 bytes in 33 pieces: delivered by an original that was given a buffer of 8,192, and by
+    us."""
     await replay(LIVE[name], "standard")
 
 
 async def test_live_streams_that_end_better_here():
-    """Compact frames and batches, at which the original fails, are understood; 8,000 bytes in fragments fit."""
+    """Compact frames and batches, at which the original fails, are understood; 8,000 bytes in
+    fragments fit."""
     async with dialled() as (old, link, ada, peer):
         old.peer.write(link, bytes.fromhex(LIVE["rx-compact"]["sent"]))
         assert await take(ada, 1) == [b"0123456789"]
@@ -120,24 +163,35 @@ async def test_compact_frames_may_stand_between_full_ones(core):
     async with dialled(core.name, dribble=3) as (old, link, ada, peer):
         stream = b""
         for number in range(5):
-            stream += classic.encode_compact(DATA, 9, number) + b"compact %d" % number + encode_frame(DATA, b"full %d" % number)
+            stream += (
+                classic.encode_compact(DATA, 9, number)
+                + b"compact %d" % number
+                + encode_frame(DATA, b"full %d" % number)
+            )
             stream += classic.encode_compact(PING, 0)
         old.peer.write(link, stream)
-        assert await take(ada, 10) == [text % number for number in range(5) for text in (b"compact %d", b"full %d")]
+        assert await take(ada, 10) == [
+            text % number for number in range(5) for text in (b"compact %d", b"full %d")
+        ]
         await old.until(lambda: sum(frame.kind == classic.PONG for frame in link.frames) == 5)
         await still_talks(old, link, ada, peer)
 
 
-# --- pressure ------------------------------------------------------------------------------------------------------------------------------------
+# --- pressure -------------------------------------------------------------------------------------
 
 
 async def test_a_node_that_is_not_read_from_reports_its_pressure_and_its_end():
-    """The application takes nothing: a whole CAPABILITY says so at each level, and says so again when it has."""
+    """The application takes nothing: a whole CAPABILITY says so at each level, and says so again
+    when it has."""
     async with dialled(node={"receive_queue_bytes": 64_000}) as (old, link, ada, _peer):
         sent = 0
 
         def pressures() -> list[int]:
-            return [classic.decode_capabilities(frame.payload).buffer_pressure for frame in link.frames if frame.kind == CAPABILITY]
+            return [
+                classic.decode_capabilities(frame.payload).buffer_pressure
+                for frame in link.frames
+                if frame.kind == CAPABILITY
+            ]
 
         while sent < 200 and max(pressures()) < 75:
             old.peer.frame(link, sent.to_bytes(4, "big") + bytes(1000))
@@ -153,11 +207,12 @@ async def test_a_node_that_is_not_read_from_reports_its_pressure_and_its_end():
         assert await take(ada, 1) == [b"now"]
 
 
-# --- datagrams -----------------------------------------------------------------------------------------------------------------------------------
+# --- datagrams ------------------------------------------------------------------------------------
 
 
 async def test_datagrams_go_to_a_classic_peer_on_the_port_that_all_share(free_port):
-    """Sizes up to 1,392; the script judges port and length of each. The original itself drops nearly all of them (quirk Q3)."""
+    """Sizes up to 1,392; the script judges port and length of each. The original itself drops
+    nearly all of them (quirk Q3)."""
     port = free_port()
     async with dialled(node={"udp_port": port}, udp_port=port) as (old, _link, ada, peer):
         for size in (0, 1, 1392):
@@ -170,7 +225,8 @@ async def test_datagrams_go_to_a_classic_peer_on_the_port_that_all_share(free_po
 
 
 async def test_datagrams_of_a_classic_peer_arrive(free_port):
-    """Whoever is known by its address is heard, whether connected or not; what is malformed is dropped."""
+    """Whoever is known by its address is heard, whether connected or not; what is malformed is
+    dropped."""
     port = free_port()
     async with dialled(node={"udp_port": port}, udp_port=port) as (old, _link, ada, peer):
         old.peer.actions.append(("datagram", b"PTUD\0\0\0\x05", ("127.0.0.1", port)))
@@ -181,15 +237,18 @@ async def test_datagrams_of_a_classic_peer_arrive(free_port):
             assert (heard.peer, heard.data) == (peer, noise(size))
 
 
-# --- streams -------------------------------------------------------------------------------------------------------------------------------------
+# --- streams --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [1, 1024, 1025, 65_536])
 async def test_a_stream_of_a_node_is_plain_data_to_a_classic_peer(size):
-    """In order, nothing marks it, each part within what was agreed; other messages may stand between."""
+    """In order, nothing marks it, each part within what was agreed; other messages may stand
+    between."""
     async with dialled() as (old, link, _ada, peer):
         shown: list[tuple[int, int]] = []
-        async with peer.stream_out(noise(size), progress=lambda done, total: shown.append((done, total))) as out:
+        async with peer.stream_out(
+            noise(size), progress=lambda done, total: shown.append((done, total))
+        ) as out:
             assert (await out.finished(timeout=GUARD)).value == "completed"
         await old.until(lambda: sum(map(len, old.peer.messages)) == size)
         assert b"".join(old.peer.messages) == noise(size) and shown[-1] == (size, size)
@@ -224,7 +283,7 @@ async def test_a_stream_of_a_classic_peer_is_ordinary_messages():
         assert old.peer.events[-1][::2] == ("stream", "done")
 
 
-# --- PING, REJECT --------------------------------------------------------------------------------------------------------------------------------
+# --- PING, REJECT ---------------------------------------------------------------------------------
 
 
 async def test_a_ping_measures_the_way_to_a_classic_peer_and_back():
@@ -245,7 +304,8 @@ async def test_a_classic_peer_that_never_answers_a_ping_is_not_worse_off():
 
 @pytest.mark.parametrize("reason", list(pt.RejectReason))
 async def test_a_classic_peer_that_is_rejected_is_told_why_and_closed(reason):
-    """The original ignores the reason and sees its connection closed; it must not be left waiting."""
+    """The original ignores the reason and sees its connection closed; it must not be left
+    waiting."""
     async with pt.Node("ada", **loopback()) as ada, original() as old:
         events = ada.events()
         link = old.peer.call(ada.address, old.now())

@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peertalk._core import load
-from peertalk.config import PROFILES, Config, Setting, check_name, load_config, parse_duration, parse_size, settings
+from peertalk.config import (
+    PROFILES,
+    Config,
+    Setting,
+    check_name,
+    load_config,
+    parse_duration,
+    parse_size,
+    settings,
+)
 from peertalk.errors import InvalidArgument, WrongType
 
 BOUNDED = [setting for setting in settings() if setting.minimum is not None]
@@ -39,21 +48,38 @@ def test_an_argument_beats_the_environment_which_beats_the_default(monkeypatch):
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_a_profile_beats_the_default_and_yields_to_argument_and_environment(profile, monkeypatch):
-    """A profile is a better default, not an order: whoever says a value outright gets it, even when it is the plain default."""
+    """A profile is a better default, not an order: whoever says a value outright gets it, even when
+    it is the plain default."""
     monkeypatch.setenv("PEERTALK_MAX_PEERS", "1024")
     config = load_config(profile=profile, pipeline_depth=8)
-    assert (config.profile, config.core, config.max_peers, config.pipeline_depth, config.port) == (profile, "lowmem", 1024, 8, 7354)
+    assert (config.profile, config.core, config.max_peers, config.pipeline_depth, config.port) == (
+        profile,
+        "lowmem",
+        1024,
+        8,
+        7354,
+    )
     explained = config.explain()
-    assert {name: explained[name][1] for name in ("profile", "core", "max_peers", "pipeline_depth", "port")} == {
-        "profile": "argument", "core": "profile", "max_peers": "environment PEERTALK_MAX_PEERS", "pipeline_depth": "argument", "port": "default",
-    }  # fmt: skip
+    assert {
+        name: explained[name][1]
+        for name in ("profile", "core", "max_peers", "pipeline_depth", "port")
+    } == {
+        "profile": "argument",
+        "core": "profile",
+        "max_peers": "environment PEERTALK_MAX_PEERS",
+        "pipeline_depth": "argument",
+        "port": "default",
+    }
     monkeypatch.delenv("PEERTALK_MAX_PEERS")
     monkeypatch.setenv("PEERTALK_PROFILE", profile)
     for small in (load_config(), Config(profile=profile)):
         assert (small.core, small.max_peers, small.pipeline_depth) == ("lowmem", 4, 2)
         assert [small.explain()[name][1] for name in PROFILES[profile]] == ["profile"] * 3
     assert load_config(core="standard").explain()["core"] == ("standard", "argument")
-    with pytest.raises(InvalidArgument, match="argument profile='huge': profile must be embedded or lowmem, or empty for none"):
+    with pytest.raises(
+        InvalidArgument,
+        match="argument profile='huge': profile must be embedded or lowmem, or empty for none",
+    ):
         load_config(profile="huge")
 
 
@@ -61,7 +87,11 @@ def test_the_embedded_profile_is_the_lowmem_core_and_its_limits():
     """The numbers stand in two places: what was compiled is right."""
     assert set(PROFILES) == {"embedded", "lowmem"}
     core = load("lowmem")
-    limits = {"core": core.name, "max_peers": core.limits.max_peers, "pipeline_depth": core.limits.pipeline_depth}
+    limits = {
+        "core": core.name,
+        "max_peers": core.limits.max_peers,
+        "pipeline_depth": core.limits.pipeline_depth,
+    }
     assert all(preset == limits for preset in PROFILES.values())
 
 
@@ -111,7 +141,9 @@ def test_each_kind_of_field_can_be_set_from_the_environment(monkeypatch, variabl
 
 
 @pytest.mark.parametrize("setting", BOUNDED, ids=lambda setting: setting.name)
-def test_bounds_are_inclusive_and_what_lies_beyond_is_refused_with_value_bound_and_source(setting: Setting, monkeypatch):
+def test_bounds_are_inclusive_and_what_lies_beyond_is_refused_with_value_bound_and_source(
+    setting: Setting, monkeypatch
+):
     """The reader of the message must see what to change, to what, and where."""
     step = 1 if setting.kind in ("whole", "bytes") else 0.001
     for bound in (setting.minimum, setting.maximum):
@@ -123,7 +155,9 @@ def test_bounds_are_inclusive_and_what_lies_beyond_is_refused_with_value_bound_a
         monkeypatch.setenv(setting.environment, str(beyond))
         with pytest.raises(InvalidArgument) as caught:
             load_config()
-        assert f"{setting.environment}={beyond} in the environment: {setting.name} must be " in str(caught.value)
+        assert f"{setting.environment}={beyond} in the environment: {setting.name} must be " in str(
+            caught.value
+        )
         assert f"{setting.maximum:,}".removesuffix(".0") in str(caught.value)
         monkeypatch.delenv(setting.environment)
 
@@ -131,7 +165,9 @@ def test_bounds_are_inclusive_and_what_lies_beyond_is_refused_with_value_bound_a
 def test_the_message_about_a_port_reads_as_promised(monkeypatch):
     """This sentence is in the documentation."""
     monkeypatch.setenv("PEERTALK_PORT", "70000")
-    with pytest.raises(InvalidArgument, match=r"^PEERTALK_PORT=70000 in the environment: port must be 0 to 65,535$"):
+    with pytest.raises(
+        InvalidArgument, match=r"^PEERTALK_PORT=70000 in the environment: port must be 0 to 65,535$"
+    ):
         load_config()
 
 
@@ -162,14 +198,23 @@ def test_a_wrong_type_is_named_with_its_field(arguments, said):
 @pytest.mark.parametrize(
     ("variable", "text"),
     [
-        ("PORT", "many"), ("DISCOVERY", "maybe"), ("ANNOUNCE_INTERVAL", "1 day"), ("SEND_QUEUE_BYTES", "-1"), ("BIND", "::1"), ("CORE", "fast"),
-        ("PROFILE", "huge"), ("WHEN_FULL", "drop"),
+        ("PORT", "many"),
+        ("DISCOVERY", "maybe"),
+        ("ANNOUNCE_INTERVAL", "1 day"),
+        ("SEND_QUEUE_BYTES", "-1"),
+        ("BIND", "::1"),
+        ("CORE", "fast"),
+        ("PROFILE", "huge"),
+        ("WHEN_FULL", "drop"),
     ],
 )
 def test_text_that_means_nothing_names_its_variable(monkeypatch, variable, text):
     """Nobody remembers what stands in their environment."""
     monkeypatch.setenv(f"PEERTALK_{variable}", text)
-    with pytest.raises(InvalidArgument, match=f"^PEERTALK_{variable}={text} in the environment: {variable.lower()} must be"):
+    with pytest.raises(
+        InvalidArgument,
+        match=f"^PEERTALK_{variable}={text} in the environment: {variable.lower()} must be",
+    ):
         load_config()
 
 
@@ -179,9 +224,13 @@ def test_an_unknown_argument_names_the_closest_field():
         load_config(anounce_intervall=1)
 
 
-@pytest.mark.parametrize(("name", "said"), [("", "0 bytes"), ("\u00e9" * 16, "32 bytes"), ("a\0b", "NUL"), ("\ud800", "UTF-8")])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("", "0 bytes"), ("\u00e9" * 16, "32 bytes"), ("a\0b", "NUL"), ("\ud800", "UTF-8")],
+)
 def test_a_name_that_no_packet_can_hold_is_refused_with_its_length_and_the_limit(name, said):
-    """The discovery packet has 31 bytes for it, counted in UTF-8, and the original stops at a NUL."""
+    """The discovery packet has 31 bytes for it, counted in UTF-8, and the original stops at a
+    NUL."""
     with pytest.raises(InvalidArgument, match=said) as caught:
         load_config(name=name)
     if "bytes" in said:
@@ -197,7 +246,8 @@ def test_a_name_of_1_to_31_bytes_is_taken_as_it_is(name):
 
 @given(host=st.text(max_size=80))
 def test_the_default_name_is_always_a_valid_one(host):
-    """Host names may be long, empty or odd; a node without a word of configuration must start anyway."""
+    """Host names may be long, empty or odd; a node without a word of configuration must start
+    anyway."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("socket.gethostname", lambda: host)
         check_name(Config().name)
@@ -213,15 +263,33 @@ def test_the_default_name_is_the_first_label_of_the_host_name(monkeypatch):
 @given(seconds=st.floats(0, 1e6))
 def test_a_duration_reads_the_same_in_every_unit(seconds):
     """A quarter of a second is 250ms, and both are one value."""
-    for unit, factor in (("us", 1e-6), ("ms", 1e-3), ("s", 1), ("", 1), ("m", 60), ("min", 60), ("h", 3600)):
-        assert parse_duration(f"{seconds / factor:.18f}{unit}") == pytest.approx(seconds, rel=1e-6, abs=1e-6)
+    for unit, factor in (
+        ("us", 1e-6),
+        ("ms", 1e-3),
+        ("s", 1),
+        ("", 1),
+        ("m", 60),
+        ("min", 60),
+        ("h", 3600),
+    ):
+        assert parse_duration(f"{seconds / factor:.18f}{unit}") == pytest.approx(
+            seconds, rel=1e-6, abs=1e-6
+        )
     assert parse_duration(seconds) == seconds
 
 
 @given(size=st.integers(0, 2**40))
 def test_a_size_in_whole_units_is_exact(size):
     """Sizes are counted, so no rounding is allowed."""
-    for unit, factor in (("", 1), ("B", 1), ("KB", 1000), ("MB", 1000**2), ("KiB", 1024), ("MiB", 1024**2), (" GiB", 1024**3)):
+    for unit, factor in (
+        ("", 1),
+        ("B", 1),
+        ("KB", 1000),
+        ("MB", 1000**2),
+        ("KiB", 1024),
+        ("MiB", 1024**2),
+        (" GiB", 1024**3),
+    ):
         assert parse_size(f"{size}{unit}") == size * factor
         assert parse_size(f"{size}{unit.lower()}") == size * factor
     assert parse_size(size) == size
@@ -242,7 +310,18 @@ def test_a_number_that_is_no_duration_is_refused(value):
         parse_duration(value)
 
 
-@given(st.one_of(st.none(), st.integers(), st.floats(), st.text(), st.binary(), st.booleans(), st.lists(st.text())), st.sampled_from(sorted(BY_NAME)))
+@given(
+    st.one_of(
+        st.none(),
+        st.integers(),
+        st.floats(),
+        st.text(),
+        st.binary(),
+        st.booleans(),
+        st.lists(st.text()),
+    ),
+    st.sampled_from(sorted(BY_NAME)),
+)
 def test_whatever_is_given_becomes_a_config_or_an_invalid_argument(value, name):
     """No other exception may come out of configuration, and no invalid Config may exist."""
     try:
@@ -260,7 +339,12 @@ def test_a_config_cannot_be_changed_but_copied_replaced_and_pickled():
     config = load_config(port=1)
     with pytest.raises(AttributeError):
         config.port = 2
-    assert copy.copy(config) == config == pickle.loads(pickle.dumps(config)) == Config(port=1, name=config.name)
+    assert (
+        copy.copy(config)
+        == config
+        == pickle.loads(pickle.dumps(config))
+        == Config(port=1, name=config.name)
+    )
     assert msgspec.structs.replace(config, port=2).port == 2
     with pytest.raises(InvalidArgument):
         msgspec.structs.replace(config, port=-2)
@@ -269,7 +353,11 @@ def test_a_config_cannot_be_changed_but_copied_replaced_and_pickled():
 def test_durations_and_sizes_given_directly_are_converted_too():
     """Config and load_config take the same values."""
     config = Config(peer_timeout="1m", send_queue_bytes="64KiB", interfaces=["lo"])
-    assert (config.peer_timeout, config.send_queue_bytes, config.interfaces) == (60.0, 65536, ("lo",))
+    assert (config.peer_timeout, config.send_queue_bytes, config.interfaces) == (
+        60.0,
+        65536,
+        ("lo",),
+    )
     assert isinstance(Config(peer_timeout=60).peer_timeout, float)
 
 

@@ -1,6 +1,7 @@
 """What README and guide show exists, compiles, and runs.
 
-Truth: the package itself. A document that names what is not there costs a reader more than no document.
+Truth: the package itself. A document that names what is not there costs a reader more than no
+document.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ from peertalk import config, errors
 pytestmark = pytest.mark.source
 
 ROOT = Path(__file__).resolve().parent.parent
-TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").glob("*.md"))]
+TEXTS = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "examples").glob("*.md")),
+]
 MACHINES = runpy.run_path(str(ROOT / "tests" / "machines.py"))
 GUIDE = (ROOT / "docs" / "guide.md").read_text()
 
@@ -35,7 +40,11 @@ def blocks(path):
         yield text.count("\n", 0, match.start()) + 2, match[1]
 
 
-ALL = [pytest.param(path, line, source, id=f"{path.name}:{line}") for path in TEXTS for line, source in blocks(path)]
+ALL = [
+    pytest.param(path, line, source, id=f"{path.name}:{line}")
+    for path in TEXTS
+    for line, source in blocks(path)
+]
 SHOWS = {
     "node": (pt.Node, peertalk.sync.Node),
     "peer": (pt.Peer, peertalk.sync.Peer),
@@ -48,7 +57,8 @@ SHOWS = {
 
 
 def has(kind, name):
-    """Whether objects of this class have it: a member, an annotation of a base, or what a node is given when it is made."""
+    """Whether objects of this class have it: a member, an annotation of a base, or what a node is
+    given when it is made."""
     annotated = any(name in vars(base).get("__annotations__", {}) for base in kind.__mro__)
     return hasattr(kind, name) or annotated or (kind in SHOWS["node"] and name in vars(kind("any")))
 
@@ -75,7 +85,11 @@ def test_a_block_compiles_and_names_only_what_exists(path, line, source):
     for node in ast.walk(ast.parse(wrapped)):
         if isinstance(node, ast.ImportFrom):
             module = __import__(node.module, fromlist=[alias.name for alias in node.names])
-            missing += [f"{node.module}.{alias.name}" for alias in node.names if not hasattr(module, alias.name)]
+            missing += [
+                f"{node.module}.{alias.name}"
+                for alias in node.names
+                if not hasattr(module, alias.name)
+            ]
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             holder = node.value.id
             if holder == "pt" and node.attr not in pt.__all__:
@@ -93,13 +107,19 @@ def test_options_that_the_documents_give_are_options():
         for node in ast.walk(compiled(source)):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue
-            found = [getattr(kind, node.func.attr, None) for kind in (*SHOWS["node"], *SHOWS["peer"])]
-            methods = [inspect.signature(method).parameters for method in found if inspect.isfunction(method)]
+            found = [
+                getattr(kind, node.func.attr, None) for kind in (*SHOWS["node"], *SHOWS["peer"])
+            ]
+            methods = [
+                inspect.signature(method).parameters
+                for method in found
+                if inspect.isfunction(method)
+            ]
             wrong += [
                 f"{path.name}:{line}: {node.func.attr}({each.arg}=)"
                 for each in node.keywords
                 if methods and not any(each.arg in known for known in methods)
-            ]  # fmt: skip
+            ]
     assert not wrong
 
 
@@ -121,7 +141,12 @@ def test_calls_and_names_in_the_text_of_the_guide_exist():
 def test_error_families_of_the_guide_are_the_families():
     """Whoever writes `except` from the guide must catch what it says."""
     rows = re.findall(r"^\| `(\w+Error)`: [^|]*\| ([^|]*)\|", GUIDE, flags=re.M)
-    assert [family for family, _ in rows] == ["LocalError", "RemoteError", "NetworkError", "InternalError"]
+    assert [family for family, _ in rows] == [
+        "LocalError",
+        "RemoteError",
+        "NetworkError",
+        "InternalError",
+    ]
     for family, examples in rows:
         for name in re.findall(r"`(\w+)`", examples):
             assert issubclass(getattr(pt, name), getattr(pt, family)), f"{name} is no {family}"
@@ -135,11 +160,19 @@ def test_every_event_is_matched_in_the_guide_with_its_fields_in_order():
     matched = {
         match[1]: [part.strip() for part in match[2].split(",") if part.strip()]
         for match in re.finditer(r"case pt\.(\w+)\(([^)]*)\):", GUIDE)
-    }  # fmt: skip
+    }
     kinds = (
-        pt.PeerFound, pt.PeerLost, pt.PeerChanged, pt.ConnectionRequested, pt.PeerConnected, pt.PeerDisconnected, pt.Sent, pt.Failed, pt.LinkFault,
+        pt.PeerFound,
+        pt.PeerLost,
+        pt.PeerChanged,
+        pt.ConnectionRequested,
+        pt.PeerConnected,
+        pt.PeerDisconnected,
+        pt.Sent,
+        pt.Failed,
+        pt.LinkFault,
         pt.EventsMissed,
-    )  # fmt: skip
+    )
     assert matched == {kind.__name__: list(kind.__match_args__) for kind in kinds}
 
 
@@ -148,7 +181,15 @@ NUMBER = {"KiB": 1024, "MiB": 1024**2, "s": 1.0}
 
 def read_default(cell):
     """What a cell of the column of defaults means."""
-    special = {"host name": socket.gethostname().split(".")[0], "on": True, "off": False, "all": None, "standard": None, "none": "", "wait": "wait"}
+    special = {
+        "host name": socket.gethostname().split(".")[0],
+        "on": True,
+        "off": False,
+        "all": None,
+        "standard": None,
+        "none": "",
+        "wait": "wait",
+    }
     if cell in special:
         return special[cell]
     number, _, unit = cell.replace(",", "").partition(" ")
@@ -171,7 +212,9 @@ def test_the_table_of_settings_is_the_settings():
     assert set(shown) == set(real)
     for name, cell in shown.items():
         meant = read_default(cell)
-        assert (real[name] in ("", ()) if meant is None else real[name] == meant), f"{name}: the guide says {cell}, it is {real[name]!r}"
+        assert real[name] in ("", ()) if meant is None else real[name] == meant, (
+            f"{name}: the guide says {cell}, it is {real[name]!r}"
+        )
 
 
 def test_the_bounds_that_the_guide_gives_are_those_of_the_package():
@@ -184,7 +227,8 @@ def test_the_bounds_that_the_guide_gives_are_those_of_the_package():
 
 @pytest.mark.parametrize("name", MACHINES["MACHINES"])
 def test_the_drawing_of_a_state_machine_is_its_table(name):
-    """A diagram that was drawn by hand is wrong after the first change of the table. `python tests/machines.py` draws it anew."""
+    """A diagram that was drawn by hand is wrong after the first change of the table. `python
+    tests/machines.py` draws it anew."""
     machine = MACHINES["MACHINES"][name]
     found = MACHINES["shown"](name, (ROOT / "docs" / machine.document).read_text())
     assert found is not None and found[1] == MACHINES["drawing"](machine)
@@ -197,12 +241,13 @@ def test_links_between_the_documents_lead_somewhere():
         for path in TEXTS
         for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text())
         if not (path.parent / target).exists()
-    ]  # fmt: skip
+    ]
     assert not dead
 
 
 async def test_the_first_message_of_the_readme_is_sent_and_answered(free_port, monkeypatch, capsys):
-    """The first ten lines of the package, as they stand: node alice of the README, and a bob that answers and leaves."""
+    """The first ten lines of the package, as they stand: node alice of the README, and a bob that
+    answers and leaves."""
     monkeypatch.setenv("PEERTALK_BIND", "127.0.0.1")
     monkeypatch.setenv("PEERTALK_DISCOVERY_PORT", str(free_port()))
     _, source = next(blocks(ROOT / "README.md"))
@@ -226,18 +271,25 @@ async def test_the_first_message_of_the_readme_is_sent_and_answered(free_port, m
 
 
 def test_the_script_of_the_guide_runs_as_it_stands(free_port, monkeypatch, capsys):
-    """The block of "Without asyncio", against a bob that answers. Its time-outs are the guide's own: it ends by itself."""
+    """The block of "Without asyncio", against a bob that answers. Its time-outs are the guide's
+    own: it ends by itself."""
     monkeypatch.setenv("PEERTALK_BIND", "127.0.0.1")
     monkeypatch.setenv("PEERTALK_DISCOVERY_PORT", str(free_port()))
-    source = next(source for _, source in blocks(ROOT / "docs" / "guide.md") if "peertalk.sync" in source)
+    source = next(
+        source for _, source in blocks(ROOT / "docs" / "guide.md") if "peertalk.sync" in source
+    )
     assert "node.messages(timeout=5)" in source
-    asyncio.run(_with_a_bob(source.replace("node.messages(timeout=5)", "node.messages(timeout=0.2)")))
+    asyncio.run(
+        _with_a_bob(source.replace("node.messages(timeout=5)", "node.messages(timeout=0.2)"))
+    )
     assert capsys.readouterr().out == "hi yourself\n"
 
 
 async def _with_a_bob(source):
     async with pt.Node("bob") as bob:
-        script = asyncio.create_task(asyncio.to_thread(exec, compile(source, "guide.md", "exec"), {}))
+        script = asyncio.create_task(
+            asyncio.to_thread(exec, compile(source, "guide.md", "exec"), {})
+        )
         message = await bob.receive(timeout=20)
         assert (message.peer.name, message.data) == ("script", b"hi")
         await message.peer.send("hi yourself")

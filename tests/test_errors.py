@@ -8,8 +8,19 @@ import pytest
 
 from peertalk import errors
 
-EVERY_CLASS = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, errors.PeerTalkError)]
-FAMILIES = (errors.LocalError, errors.RemoteError, errors.NetworkError, errors.WouldBlock, errors.InternalError, errors.OutOfMemory)
+EVERY_CLASS = [
+    value
+    for value in vars(errors).values()
+    if isinstance(value, type) and issubclass(value, errors.PeerTalkError)
+]
+FAMILIES = (
+    errors.LocalError,
+    errors.RemoteError,
+    errors.NetworkError,
+    errors.WouldBlock,
+    errors.InternalError,
+    errors.OutOfMemory,
+)
 NATURAL = {
     errors.InvalidArgument: ValueError,
     errors.WrongType: TypeError,
@@ -45,7 +56,8 @@ def test_every_class_but_the_base_belongs_to_exactly_one_family(kind):
 
 @pytest.mark.parametrize(("kind", "parent"), NATURAL.items())
 def test_each_class_is_caught_by_its_natural_built_in(kind, parent):
-    """A program that already handles ConnectionError or TimeoutError needs no word about peertalk."""
+    """A program that already handles ConnectionError or TimeoutError needs no word about
+    peertalk."""
     with pytest.raises(parent):
         raise kind("text")
 
@@ -86,5 +98,6 @@ def test_a_code_that_nobody_knows_is_our_fault():
 
 
 def test_every_code_up_to_27_has_a_class():
-    """A code without a class would surface as InternalError and blame us for the world's failures."""
+    """A code without a class would surface as InternalError and blame us for the world's
+    failures."""
     assert set(errors.BY_CODE) == {*range(-27, 0), -99}

@@ -1,4 +1,5 @@
-"""The examples do what they say, unattended: an example that fails is the first thing a newcomer sees."""
+"""The examples do what they say, unattended: an example that fails is the first thing a newcomer
+sees."""
 
 from __future__ import annotations
 
@@ -30,7 +31,11 @@ LONGEST = 50
 
 
 def run(start_python, free_port, name, *arguments, **environment):
-    private = {"PEERTALK_BIND": "127.0.0.1", "PEERTALK_DISCOVERY_PORT": str(free_port()), **environment}
+    private = {
+        "PEERTALK_BIND": "127.0.0.1",
+        "PEERTALK_DISCOVERY_PORT": str(free_port()),
+        **environment,
+    }
     process = start_python("-W", "error", str(EXAMPLES / name), *arguments, env=private)
     out, err = process.communicate(timeout=ENOUGH)
     return process.returncode, out, err
@@ -63,7 +68,9 @@ def test_two_chats_find_each_other_and_an_empty_line_ends_one(start_python, free
     listening = start_python(str(EXAMPLES / "chat.py"), "listener", env=private)
     from peertalk.sync import Node
 
-    with Node("speaker", bind="127.0.0.1", port=0, discovery_port=int(private["PEERTALK_DISCOVERY_PORT"])) as node:
+    with Node(
+        "speaker", bind="127.0.0.1", port=0, discovery_port=int(private["PEERTALK_DISCOVERY_PORT"])
+    ) as node:
         node.wait_for("listener", timeout=ENOUGH).send("a line", timeout=ENOUGH)
         assert listening.stdout.readline() == "speaker: a line\n"
         listening.stdin.write("an answer\n")

@@ -1,4 +1,5 @@
-"""What the world does to a node: peers that die, cables that are cut, memory and descriptors that run out. Waiters are told, and the node goes on."""
+"""What the world does to a node: peers that die, cables that are cut, memory and descriptors that
+run out. Waiters are told, and the node goes on."""
 
 from __future__ import annotations
 
@@ -67,8 +68,11 @@ async def still_works(node):
 
 
 def check_account(node, peer, events, others=0):
-    """Each accepted message has ended in one Sent or Failed, without gap or overlap. others: messages that the node sent to somebody else."""
-    ranges = sorted((event.first, event.last) for event in events if isinstance(event, pt.Sent | pt.Failed))
+    """Each accepted message has ended in one Sent or Failed, without gap or overlap. others:
+    messages that the node sent to somebody else."""
+    ranges = sorted(
+        (event.first, event.last) for event in events if isinstance(event, pt.Sent | pt.Failed)
+    )
     assert ranges[0][0] == 1 and ranges[-1][1] == peer.accepted
     assert all(after[0] == before[1] + 1 for before, after in itertools.pairwise(ranges)), ranges
     stats = node.stats()
@@ -88,8 +92,11 @@ asyncio.run(main())
 """
 
 
-async def test_when_a_peer_is_killed_waiting_senders_hear_it_by_name_and_the_node_goes_on(start_python, monkeypatch):
-    """A crash at the other end must be an exception here, not a hang; what was accepted is accounted for to the last message."""
+async def test_when_a_peer_is_killed_waiting_senders_hear_it_by_name_and_the_node_goes_on(
+    start_python, monkeypatch
+):
+    """A crash at the other end must be an exception here, not a hang; what was accepted is
+    accounted for to the last message."""
     monkeypatch.setattr(policy, "RETRY_DELAYS", (0.01, 0.01))
     victim = start_python("-c", VICTIM)
     async with pt.Node("ada", **loopback(send_queue_size=4)) as ada:
@@ -106,26 +113,36 @@ async def test_when_a_peer_is_killed_waiting_senders_hear_it_by_name_and_the_nod
         await ada.aclose()
         async for event in events:
             seen.append(event)
-        check_account(ada, peer, [event for event in seen if getattr(event, "peer", None) is peer], others=1)
+        check_account(
+            ada, peer, [event for event in seen if getattr(event, "peer", None) is peer], others=1
+        )
         failed = [event for event in seen if isinstance(event, pt.Failed)]
         assert {event.outcome for event in failed} == {pt.Outcome.UNKNOWN, pt.Outcome.FAILED}
-        lost = [event for event in seen if isinstance(event, pt.PeerDisconnected) and event.peer is peer]
+        lost = [
+            event for event in seen if isinstance(event, pt.PeerDisconnected) and event.peer is peer
+        ]
         assert len(lost) == 1 and isinstance(lost[0].error, pt.ConnectionClosed)
 
 
 @pytest.mark.parametrize("how", ["reset", "disconnect", "end of stream"])
-async def test_when_the_other_side_ends_the_link_with_sends_pending_they_are_told(core, how, monkeypatch):
+async def test_when_the_other_side_ends_the_link_with_sends_pending_they_are_told(
+    core, how, monkeypatch
+):
     """Three ways to go, one thing to hear; nothing stays in flight for ever."""
     monkeypatch.setattr(policy, "RETRY_DELAYS", (0.01, 0.01))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         loop = asyncio.get_running_loop()
-        async with pt.Node("ada", **loopback(core=core.name, send_queue_size=4, drain_timeout=0.1)) as ada:
+        async with pt.Node(
+            "ada", **loopback(core=core.name, send_queue_size=4, drain_timeout=0.1)
+        ) as ada:
             events = ada.events()
             connecting = asyncio.create_task(ada.connect(listener.getsockname(), timeout=GUARD))
             remote, _ = await loop.sock_accept(listener)
             listener.close()
-            await loop.sock_sendall(remote, core.encode_frame(7, core.encode_capability(1000, 256, 0, 0)))
+            await loop.sock_sendall(
+                remote, core.encode_frame(7, core.encode_capability(1000, 256, 0, 0))
+            )
             peer = await connecting
             with contextlib.suppress(pt.Timeout):
                 while True:
@@ -147,13 +164,26 @@ async def test_when_the_other_side_ends_the_link_with_sends_pending_they_are_tol
             remote.close()
             await still_works(ada)
             await ada.aclose()
-            check_account(ada, peer, [event for event in [event async for event in events] if getattr(event, "peer", None) is peer], others=1)
+            check_account(
+                ada,
+                peer,
+                [
+                    event
+                    for event in [event async for event in events]
+                    if getattr(event, "peer", None) is peer
+                ],
+                others=1,
+            )
 
 
 async def test_what_still_waited_when_the_link_broke_is_sent_after_the_reconnect(core, monkeypatch):
-    """At most once across the loss of a link: what was in flight is `unknown`, what waited arrives, and nothing comes twice or overtakes."""
+    """At most once across the loss of a link: what was in flight is `unknown`, what waited arrives,
+    and nothing comes twice or overtakes."""
     monkeypatch.setattr("peertalk.runtime.switchboard._LINGER", 0.05)
-    async with pt.Node("ada", **loopback(core=core.name, send_queue_size=50)) as ada, pt.Node("bob", **loopback(receive_queue_bytes=1024)) as bob:
+    async with (
+        pt.Node("ada", **loopback(core=core.name, send_queue_size=50)) as ada,
+        pt.Node("bob", **loopback(receive_queue_bytes=1024)) as bob,
+    ):
         peer = await ada.connect(bob.address, timeout=GUARD)
         events = ada.events()
         size = peer.max_message - 4
@@ -181,7 +211,9 @@ async def test_what_still_waited_when_the_link_broke_is_sent_after_the_reconnect
         seen = [event async for event in events]
         check_account(ada, peer, [event for event in seen if getattr(event, "peer", None) is peer])
         failed = [event for event in seen if isinstance(event, pt.Failed)]
-        assert failed and all(event.outcome is pt.Outcome.UNKNOWN and event.last <= last_in_flight for event in failed)
+        assert failed and all(
+            event.outcome is pt.Outcome.UNKNOWN and event.last <= last_in_flight for event in failed
+        )
 
 
 HALF_OPEN = """
@@ -213,7 +245,8 @@ asyncio.run(main())
 
 
 def test_a_cut_cable_is_noticed_on_a_busy_and_on_an_idle_link(make_netns, start_python):
-    """Half-open: no FIN, no RST, only silence. With bytes unacknowledged the kernel is asked, on an idle link its keepalive answers."""
+    """Half-open: no FIN, no RST, only silence. With bytes unacknowledged the kernel is asked, on an
+    idle link its keepalive answers."""
     here, there = make_netns(), make_netns()
     here.ip("link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", there.name)
     for place, address in ((here, "10.97.0.1/24"), (there, "10.97.0.2/24")):
@@ -251,14 +284,18 @@ async def main():
     waiting = peer.queue.pending
     failed = ada.events()
     unsent = await ada.aclose(timeout=0.3)
-    reported = sum(event.last - event.first + 1 for event in [event async for event in failed] if isinstance(event, pt.Failed))
+    told = [event async for event in failed if isinstance(event, pt.Failed)]
+    reported = sum(event.last - event.first + 1 for event in told)
     print(waiting, unsent, reported, flush=True)
 asyncio.run(main())
 """
 
 
-def test_closing_with_a_thousand_messages_queued_ends_in_time_and_reports_what_was_not_sent(start_python):
-    """A reader that never reads must not keep a program from ending, nor the interpreter from leaving."""
+def test_closing_with_a_thousand_messages_queued_ends_in_time_and_reports_what_was_not_sent(
+    start_python,
+):
+    """A reader that never reads must not keep a program from ending, nor the interpreter from
+    leaving."""
     process = start_python("-W", "ignore::ResourceWarning", "-c", CLOSING)
     waiting, unsent, reported = map(int, (line_now(process)).split())
     assert waiting >= 1000 and unsent >= 1000 and unsent == reported
@@ -296,7 +333,10 @@ async def test_cycles_of_connecting_leave_no_descriptor_and_no_byte(core, rounds
     """A node that runs for weeks sees its peers come and go."""
     if not os.path.isdir("/proc/self/fd"):
         pytest.skip("did not run: this system does not list descriptors in /proc/self/fd")
-    async with pt.Node("ada", **loopback(core=core.name)) as ada, pt.Node("bob", **loopback(core=core.name)) as bob:
+    async with (
+        pt.Node("ada", **loopback(core=core.name)) as ada,
+        pt.Node("bob", **loopback(core=core.name)) as bob,
+    ):
 
         async def cycle(number):
             peer = await ada.connect(bob.address, timeout=GUARD)
@@ -323,15 +363,25 @@ async def test_cycles_of_connecting_leave_no_descriptor_and_no_byte(core, rounds
         now, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert len(os.listdir("/proc/self/fd")) == descriptors
-        assert now - halfway < 20_000, f"{now - halfway:,} bytes more after {count // 2} more cycles"
+        assert now - halfway < 20_000, (
+            f"{now - halfway:,} bytes more after {count // 2} more cycles"
+        )
         for node in (ada, bob):
             assert node._transport.loop.pool_statistics().in_use == 0
-            assert not node._transport.connections.by_tag and len(node._transport._timers) <= 2 and len(node._transport._watched) == 2
+            assert (
+                not node._transport.connections.by_tag
+                and len(node._transport._timers) <= 2
+                and len(node._transport._watched) == 2
+            )
 
 
 async def test_memory_that_runs_out_at_any_allocation_is_an_error_and_not_a_crash(core):
-    """Each allocation of the C side fails in turn: while connecting, sending and receiving. Afterwards the same node works."""
-    async with pt.Node("ada", **loopback(core=core.name)) as ada, pt.Node("bob", **loopback(core=core.name)) as bob:
+    """Each allocation of the C side fails in turn: while connecting, sending and receiving.
+    Afterwards the same node works."""
+    async with (
+        pt.Node("ada", **loopback(core=core.name)) as ada,
+        pt.Node("bob", **loopback(core=core.name)) as bob,
+    ):
         loop = ada._transport.loop
         payloads = [bytes(size) for size in (0, 100, 900, 1000)] * 30
         outcomes = set()
@@ -363,7 +413,8 @@ async def test_memory_that_runs_out_at_any_allocation_is_an_error_and_not_a_cras
 FEW_DESCRIPTORS = """
 import asyncio, os, resource, sys, peertalk as pt
 async def main():
-    async with pt.Node("poor", bind="127.0.0.1", port=0, discovery_port=int(sys.argv[1]), announce_interval=0.1) as node:
+    options = dict(bind="127.0.0.1", port=0, announce_interval=0.1)
+    async with pt.Node("poor", discovery_port=int(sys.argv[1]), **options) as node:
         limit = len(os.listdir("/proc/self/fd")) + 8
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
         print(node.address[1], flush=True)
@@ -373,7 +424,9 @@ asyncio.run(main())
 """
 
 
-async def test_without_descriptors_a_node_waits_and_goes_on_when_there_are_some_again(start_python, free_port):
+async def test_without_descriptors_a_node_waits_and_goes_on_when_there_are_some_again(
+    start_python, free_port
+):
     """EMFILE ends neither the node nor its announcements."""
     port = free_port()
     poor = start_python("-c", FEW_DESCRIPTORS, str(port))

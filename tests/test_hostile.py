@@ -1,6 +1,8 @@
-"""Strangers that break the rules: each ends its own link only, is counted and reported, and honest peers go on meanwhile.
+"""Strangers that break the rules: each ends its own link only, is counted and reported, and honest
+peers go on meanwhile.
 
-Everything is sent through raw sockets on loopback; nothing here trusts the encoders under test but for the frames that are meant to be right.
+Everything is sent through raw sockets on loopback; nothing here trusts the encoders under test but
+for the frames that are meant to be right.
 """
 
 from __future__ import annotations
@@ -19,7 +21,12 @@ from hypothesis import strategies as st
 import peertalk as pt
 from peertalk._core import load
 from peertalk.protocol import connections as policy
-from peertalk.protocol.wire import Announcement, decode_announcement, decode_capabilities, encode_announcement
+from peertalk.protocol.wire import (
+    Announcement,
+    decode_announcement,
+    decode_capabilities,
+    encode_announcement,
+)
 
 GUARD = 10.0
 GOOD = load("reference").encode_frame(1, b"good", 0, 0)
@@ -31,8 +38,12 @@ def loopback(**more):
 
 @contextlib.asynccontextmanager
 async def beside_honest_traffic(**options):
-    """A node under attack and its events, while an honest peer sends it numbered messages all the time; at the end all of them must have arrived."""
-    async with pt.Node("honest", **loopback()) as honest, pt.Node("target", **loopback(**options)) as target:
+    """A node under attack and its events, while an honest peer sends it numbered messages all the
+    time; at the end all of them must have arrived."""
+    async with (
+        pt.Node("honest", **loopback()) as honest,
+        pt.Node("target", **loopback(**options)) as target,
+    ):
         peer = await honest.connect(target.address, timeout=GUARD)
         sent, arrived, stop = 0, [], False
 
@@ -104,7 +115,9 @@ async def test_a_bad_frame_ends_its_link_is_counted_and_reported(core, kind):
         own = writer.get_extra_info("sockname")
         writer.write(GOOD + bad)
         raised = await fault(events)
-        assert (raised.address, type(raised.error)) == (own, error) and isinstance(raised.error, pt.RemoteError)
+        assert (raised.address, type(raised.error)) == (own, error) and isinstance(
+            raised.error, pt.RemoteError
+        )
         assert raised.peer is not None and "127.0.0.1" in str(raised.error)
         assert (await ada.receive(timeout=GUARD)).data == b"good"
         async with asyncio.timeout(GUARD):
@@ -112,7 +125,11 @@ async def test_a_bad_frame_ends_its_link_is_counted_and_reported(core, kind):
                 while await reader.read(1000):
                     pass
         stats = ada.stats()
-        assert stats.bad_frames == 1 and stats.crc_errors == (kind in ("crc", "payload")) and stats.links_open == 0
+        assert (
+            stats.bad_frames == 1
+            and stats.crc_errors == (kind in ("crc", "payload"))
+            and stats.links_open == 0
+        )
         writer.close()
 
 
@@ -125,29 +142,44 @@ async def test_bad_frames_do_not_disturb_an_honest_peer(core):
             writer.write(bad)
             writers.append(writer)
         faults = [await fault(events) for _ in BAD_FRAMES]
-        assert all(event.peer is None for event in faults) and target.stats().bad_frames == len(BAD_FRAMES)
+        assert all(event.peer is None for event in faults) and target.stats().bad_frames == len(
+            BAD_FRAMES
+        )
         for writer in writers:
             writer.close()
 
 
 @pytest.mark.soak
 async def test_garbage_connections_cost_nothing_that_stays(core, rounds):
-    """Port scanners, browsers, broken programs: each is dropped, and neither descriptors nor peers are left of them."""
+    """Port scanners, browsers, broken programs: each is dropped, and neither descriptors nor peers
+    are left of them."""
     count = rounds(150, 10_000)
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     dice = random.Random(seed)
-    garbage = [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"PTMG", b"SSH-2.0-OpenSSH_9.2\r\n", b""]
+    garbage = [
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"PTMG",
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"",
+    ]
     async with beside_honest_traffic(core=core.name) as (target, _):
         for start in range(0, count, 50):
             opened = target.stats().links_opened
-            together = [stranger(target, dice.choice((*garbage, dice.randbytes(dice.randrange(1, 200))))) for _ in range(min(50, count - start))]
+            together = [
+                stranger(target, dice.choice((*garbage, dice.randbytes(dice.randrange(1, 200)))))
+                for _ in range(min(50, count - start))
+            ]
             async with asyncio.timeout(GUARD):
                 while target.stats().links_opened < opened + len(together):
                     await asyncio.sleep(0)
                 for connection in together:
                     if dice.random() < 0.5:
-                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+                        # a reset
+                        connection.setsockopt(
+                            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                        )
                     connection.close()
                 while target.stats().links_open > 1:
                     await asyncio.sleep(0)
@@ -156,20 +188,27 @@ async def test_garbage_connections_cost_nothing_that_stays(core, rounds):
 
 
 def test_a_frame_that_never_completes_ends_its_link_and_a_silent_stranger_too(monkeypatch):
-    """Half a frame, or nothing at all, must not hold a descriptor for ever: 5 s for each, run here beside each other."""
+    """Half a frame, or nothing at all, must not hold a descriptor for ever: 5 s for each, run here
+    beside each other."""
     monkeypatch.setattr(policy, "SILENCE_TIME", 0.2)
 
     async def attack():
         async with beside_honest_traffic() as (target, events):
             silent_reader, silent = await asyncio.open_connection(*target.address)
             raised = await fault(events)
-            assert isinstance(raised.error, pt.Timeout) and "sent no whole frame within 0.2 s" in str(raised.error)
+            assert isinstance(
+                raised.error, pt.Timeout
+            ) and "sent no whole frame within 0.2 s" in str(raised.error)
             while await silent_reader.read(100):
                 pass
             partial_reader, partial = await asyncio.open_connection(*target.address)
             partial.write(GOOD + GOOD[:12])
             raised = await fault(events)
-            assert isinstance(raised.error, pt.Timeout) and "not whole within 5 s" in str(raised.error) and raised.peer is not None
+            assert (
+                isinstance(raised.error, pt.Timeout)
+                and "not whole within 5 s" in str(raised.error)
+                and raised.peer is not None
+            )
             while await partial_reader.read(100):
                 pass
             silent.close()
@@ -179,8 +218,13 @@ def test_a_frame_that_never_completes_ends_its_link_and_a_silent_stranger_too(mo
 
 
 async def test_silent_strangers_do_not_hold_up_an_honest_peer_from_the_same_host():
-    """Data waits until it is sure that no second connection carries earlier data; strangers can draw that out, but only until they are closed."""
-    async with pt.Node("ada", **loopback()) as ada, pt.Node("bob", **loopback()) as bob, contextlib.AsyncExitStack() as stack:
+    """Data waits until it is sure that no second connection carries earlier data; strangers can
+    draw that out, but only until they are closed."""
+    async with (
+        pt.Node("ada", **loopback()) as ada,
+        pt.Node("bob", **loopback()) as bob,
+        contextlib.AsyncExitStack() as stack,
+    ):
         for _ in range(5):
             _, writer = await asyncio.open_connection(*ada.address)
             stack.callback(writer.close)
@@ -190,14 +234,18 @@ async def test_silent_strangers_do_not_hold_up_an_honest_peer_from_the_same_host
 
 
 async def test_forged_announcements_fill_a_bounded_table_and_cause_few_dials(free_port, rounds):
-    """Anyone can forge packets: memory and connections to third parties stay bounded, and a peer that is connected is never put out."""
+    """Anyone can forge packets: memory and connections to third parties stay bounded, and a peer
+    that is connected is never put out."""
     port, core = free_port(), load()
     count = rounds(2_000, 100_000)
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     dice = random.Random(seed)
     options = {"bind": "127.0.0.1", "port": 0, "discovery_port": port}
-    with socket.create_server(("127.0.0.1", 0)) as victim, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as forger:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as victim,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as forger,
+    ):
         victim_port = victim.getsockname()[1]
         async with pt.Node("bob", **options) as bob, pt.Node("ada", **options) as ada:
             peer = await ada.wait_for("bob", timeout=GUARD)
@@ -207,17 +255,29 @@ async def test_forged_announcements_fill_a_bounded_table_and_cause_few_dials(fre
                 kind = dice.choice((1, 1, 1, 2, 3))
                 instance = dice.randbytes(8) if number % 2 else None
                 at = victim_port if number % 5 else dice.randrange(1, 65536)
-                packet = encode_announcement(core, Announcement(kind, f"x{number}", at, instance=instance))
+                packet = encode_announcement(
+                    core, Announcement(kind, f"x{number}", at, instance=instance)
+                )
                 if dice.random() < 0.1:
                     packet = dice.randbytes(dice.randrange(100))
                 forger.sendto(packet, ("127.0.0.1", port))
                 if number % 50 == 0:
                     await asyncio.sleep(0)
-            forger.sendto(encode_announcement(core, Announcement(3, "bob", bob.address[1], instance=bytes.fromhex(bob.id))), ("127.0.0.1", port))
+            forger.sendto(
+                encode_announcement(
+                    core, Announcement(3, "bob", bob.address[1], instance=bytes.fromhex(bob.id))
+                ),
+                ("127.0.0.1", port),
+            )
             discovery = ada._transport.finder.discovery
             async with asyncio.timeout(GUARD):
                 while discovery.statistics().heard < 100 or not discovery.statistics().refused:
-                    forger.sendto(encode_announcement(core, Announcement(1, "more", 1, instance=dice.randbytes(8))), ("127.0.0.1", port))
+                    forger.sendto(
+                        encode_announcement(
+                            core, Announcement(1, "more", 1, instance=dice.randbytes(8))
+                        ),
+                        ("127.0.0.1", port),
+                    )
                     await asyncio.sleep(0)
             assert before <= set(ada.peers) and len(ada.peers) <= 64 + 2 and len(discovery) <= 64
             assert discovery.statistics().malformed > 0
@@ -227,7 +287,8 @@ async def test_forged_announcements_fill_a_bounded_table_and_cause_few_dials(fre
 
 
 async def test_a_flood_of_control_frames_costs_no_memory(core):
-    """Each PING is answered by a PONG that must find room: who asks without reading fills the slots of its link."""
+    """Each PING is answered by a PONG that must find room: who asks without reading fills the slots
+    of its link."""
     async with beside_honest_traffic(core=core.name) as (target, _):
         pool = target.stats().pool_peak_bytes
         with socket.socket() as asking:
@@ -242,13 +303,20 @@ async def test_a_flood_of_control_frames_costs_no_memory(core):
                         left = left[asking.send(left) :]
                     await asyncio.sleep(0)
             slots = (target._engine.pipeline_depth + 2) * (core.limits.slot_size + 64)
-            assert target.stats().pool_peak_bytes <= pool + slots + 2 * (core.limits.frame_max_payload + 128)
+            assert target.stats().pool_peak_bytes <= pool + slots + 2 * (
+                core.limits.frame_max_payload + 128
+            )
 
 
 async def test_a_flood_of_datagrams_costs_bounded_memory_and_messages_still_pass(core, rounds):
-    """The port is open to all: strangers are not even decoded, and who is known fills one short queue."""
-    async with pt.Node("bob", bind="127.0.0.1", port=0, udp_port=0, discovery=False, core=core.name) as bob:
-        async with pt.Node("ada", bind="127.0.0.1", port=0, udp_port=0, discovery=False, core=core.name) as ada:
+    """The port is open to all: strangers are not even decoded, and who is known fills one short
+    queue."""
+    async with pt.Node(
+        "bob", bind="127.0.0.1", port=0, udp_port=0, discovery=False, core=core.name
+    ) as bob:
+        async with pt.Node(
+            "ada", bind="127.0.0.1", port=0, udp_port=0, discovery=False, core=core.name
+        ) as ada:
             peer = await ada.connect(bob.address, timeout=GUARD)
             target = ("127.0.0.1", bob._engine.datagrams.port)
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
@@ -259,7 +327,10 @@ async def test_a_flood_of_datagrams_costs_bounded_memory_and_messages_still_pass
                         await peer.send(b"through")
                         assert (await bob.receive(timeout=GUARD)).data == b"through"
             counted = bob.stats()
-            assert counted.datagrams_ignored > 0 and counted.datagrams_received - counted.datagrams_overflowed <= 256
+            assert (
+                counted.datagrams_ignored > 0
+                and counted.datagrams_received - counted.datagrams_overflowed <= 256
+            )
             assert counted.bad_frames == 0 and counted.links_open == 1
 
 
@@ -276,7 +347,10 @@ def frame(kind, payload=b"", flags=0):
 
 
 def compact(kind, payload=b"", flags=0, length=None):
-    return struct.pack(">BBH", 0x50, kind << 4 | flags, len(payload) if length is None else length) + payload
+    return (
+        struct.pack(">BBH", 0x50, kind << 4 | flags, len(payload) if length is None else length)
+        + payload
+    )
 
 
 def piece(total, offset, flags, data=b"", number=1):
@@ -285,7 +359,10 @@ def piece(total, offset, flags, data=b"", number=1):
 
 
 def capability(max_message=8192, pressure=0, more=b""):
-    return frame(CAPABILITY, struct.pack(">BBHBBHBBBBBH", 1, 2, max_message, 2, 2, 1024, 3, 1, pressure, 4, 2, 5) + more)
+    return frame(
+        CAPABILITY,
+        struct.pack(">BBHBBHBBBBBH", 1, 2, max_message, 2, 2, 1024, 3, 1, pressure, 4, 2, 5) + more,
+    )
 
 
 def extension(kind, value, length=None):
@@ -320,10 +397,21 @@ def lent(node):
 COSTS_ITSELF = {
     "total 0 and data": [piece(0, 0, FIRST | LAST, b"x")],
     "total 65,535 in the first fragment": [piece(65_535, 0, FIRST, bytes(200))],
-    "total 65,535 in a later fragment": [piece(10, 0, FIRST, b"hello"), piece(65_535, 5, LAST, bytes(600))],
-    "total that shrinks below what is there": [piece(10, 0, FIRST, b"hello"), piece(0, 5, LAST, b"worldly")],
-    "offset at the end of the numbers": [piece(10, 0, FIRST, b"hello"), piece(10, 65_535, LAST, b"world")],
-    "offset and piece that sum up to more than 16 bits": [piece(65_535, 65_530, FIRST | LAST, bytes(100))],
+    "total 65,535 in a later fragment": [
+        piece(10, 0, FIRST, b"hello"),
+        piece(65_535, 5, LAST, bytes(600)),
+    ],
+    "total that shrinks below what is there": [
+        piece(10, 0, FIRST, b"hello"),
+        piece(0, 5, LAST, b"worldly"),
+    ],
+    "offset at the end of the numbers": [
+        piece(10, 0, FIRST, b"hello"),
+        piece(10, 65_535, LAST, b"world"),
+    ],
+    "offset and piece that sum up to more than 16 bits": [
+        piece(65_535, 65_530, FIRST | LAST, bytes(100))
+    ],
     "fragment shorter than its header": [frame(DATA, bytes(7), FRAGMENT)],
     "later fragment without a first": [piece(10, 5, LAST, b"world")],
     "last one too early": [piece(10, 0, FIRST | LAST, b"hello")],
@@ -338,13 +426,27 @@ COSTS_ITSELF = {
 
 @pytest.mark.parametrize("kind", COSTS_ITSELF)
 async def test_a_lie_inside_a_true_frame_costs_that_frame_and_is_counted(core, kind):
-    """As the original, which ignores it: the connection goes on, nothing of the lie is delivered, and no memory stays."""
+    """As the original, which ignores it: the connection goes on, nothing of the lie is delivered,
+    and no memory stays."""
     async with pt.Node("ada", **loopback(core=core.name, ping_interval=0)) as ada:
         with stranger(ada, capability()) as liar:
-            liar.send(b"".join(COSTS_ITSELF[kind]) + frame(DATA, b"after") + piece(7, 0, FIRST, b"who") + piece(7, 3, LAST, b"le()"))
-            assert [(await ada.receive(timeout=GUARD)).data for _ in range(2)] == [b"after", b"whole()"]
+            liar.send(
+                b"".join(COSTS_ITSELF[kind])
+                + frame(DATA, b"after")
+                + piece(7, 0, FIRST, b"who")
+                + piece(7, 3, LAST, b"le()")
+            )
+            assert [(await ada.receive(timeout=GUARD)).data for _ in range(2)] == [
+                b"after",
+                b"whole()",
+            ]
             stats, (peer,) = ada.stats(), ada.peers.values()
-            assert (stats.frames_ignored, stats.bad_frames, stats.links_open, stats.messages_received) == (1, 0, 1, 2)
+            assert (
+                stats.frames_ignored,
+                stats.bad_frames,
+                stats.links_open,
+                stats.messages_received,
+            ) == (1, 0, 1, 2)
             assert peer.classic and peer.capabilities.max_message == 8192
         await until(lambda: ada.stats().links_open == 0)
         assert lent(ada) == 0
@@ -356,7 +458,10 @@ ENDS_ITS_LINK = {
     "compact of type 0": (compact(0) + bytes(12), pt.ProtocolError),
     "compact of type 8": (compact(8) + bytes(12), pt.ProtocolError),
     "compact whose length lies": (compact(DATA, b"abc", length=8193), pt.ProtocolError),
-    "full header whose length lies": (GOOD[:8] + struct.pack(">H", 1) + GOOD[10:] + bytes(12), pt.ProtocolError),
+    "full header whose length lies": (
+        GOOD[:8] + struct.pack(">H", 1) + GOOD[10:] + bytes(12),
+        pt.ProtocolError,
+    ),
 }
 
 
@@ -371,35 +476,60 @@ async def test_a_header_that_reads_like_another_ends_its_link_alone(core, kind):
             assert isinstance(raised.error, error)
             assert (await ada.receive(timeout=GUARD)).data == b"flags like a header"
             stats = ada.stats()
-            assert (stats.messages_received, stats.bad_frames, stats.links_open, lent(ada)) == (1, 1, 0, 0)
+            assert (stats.messages_received, stats.bad_frames, stats.links_open, lent(ada)) == (
+                1,
+                1,
+                0,
+                0,
+            )
 
 
-NAMES = {b"a\0b": "a\0b", b"\xff\xfe\x80": "\ufffd" * 3, b"\x1b[2J": "\x1b[2J", b"\xc3": "\ufffd", b"x" * 32: "", b"": "", bytes(31): "\0" * 31}
+NAMES = {
+    b"a\0b": "a\0b",
+    b"\xff\xfe\x80": "\ufffd" * 3,
+    b"\x1b[2J": "\x1b[2J",
+    b"\xc3": "\ufffd",
+    b"x" * 32: "",
+    b"": "",
+    bytes(31): "\0" * 31,
+}
 
 
 async def test_names_of_any_bytes_are_names(core):
-    """They are shown, compared and logged: what is no UTF-8 is replaced, what is too long is none, and an honest peer is still found by its own."""
+    """They are shown, compared and logged: what is no UTF-8 is replaced, what is too long is none,
+    and an honest peer is still found by its own."""
     async with beside_honest_traffic(core=core.name) as (target, _):
         with contextlib.ExitStack() as stack:
             for number, name in enumerate(NAMES):
-                stack.enter_context(stranger(target, capability(more=identity(bytes([number + 1] * 8), name))))
+                stack.enter_context(
+                    stranger(target, capability(more=identity(bytes([number + 1] * 8), name)))
+                )
             await until(lambda: len(target.peers) == 1 + len(NAMES))
-            found = {peer.instance[0]: peer for peer in target.peers.values() if peer.name != "honest"}
+            found = {
+                peer.instance[0]: peer for peer in target.peers.values() if peer.name != "honest"
+            }
             for number, name in enumerate(NAMES.values()):
                 peer = found[number + 1]
-                assert peer.name == name and peer.connected and "\x1b" not in repr(peer) and "\0" not in repr(peer)
+                assert (
+                    peer.name == name
+                    and peer.connected
+                    and "\x1b" not in repr(peer)
+                    and "\0" not in repr(peer)
+                )
 
 
 # Floods
 
 
 async def test_first_fragments_without_end_hold_one_message_for_each_link(core):
-    """Each announces all that is allowed and none is ever completed: the one before gives way, and with the link the last goes too."""
+    """Each announces all that is allowed and none is ever completed: the one before gives way, and
+    with the link the last goes too."""
     limit = core.limits.frame_max_payload
     async with beside_honest_traffic(core=core.name) as (target, _):
         flood = b"".join(piece(limit, 0, FIRST, b"x", number) for number in range(1000))
         endless = piece(limit, 0, FIRST, b"") + piece(limit, 0, 0, b"") * 1000
-        whole = piece(5, 0, FIRST, b"whole") + piece(5, 5, 0, b"") * 1000  # complete, but nobody says so
+        # complete, but nobody says so
+        whole = piece(5, 0, FIRST, b"whole") + piece(5, 5, 0, b"") * 1000
         before = target.memory["total"].bytes
         liars = [stranger(target, capability()) for _ in range(4)]
         await until(lambda: target.stats().links_open == 5)
@@ -423,16 +553,29 @@ async def test_first_fragments_without_end_hold_one_message_for_each_link(core):
 
 
 async def test_strangers_that_hold_all_they_can_leave_an_honest_peer_its_memory(core):
-    """Half a frame, an unfinished message and unread answers on every link that there is: the pool has room for the one that is left."""
+    """Half a frame, an unfinished message and unread answers on every link that there is: the pool
+    has room for the one that is left."""
     limit, count = core.limits.frame_max_payload, 16
-    async with pt.Node("ada", **loopback(core=core.name, max_peers=count)) as ada, pt.Node("bob", **loopback()) as bob:
+    async with (
+        pt.Node("ada", **loopback(core=core.name, max_peers=count)) as ada,
+        pt.Node("bob", **loopback()) as bob,
+    ):
         to_ada = await bob.connect(ada.address, timeout=GUARD)
         to_bob = await ada.wait_for("bob", timeout=GUARD)
         half = struct.pack(">4sBBBBH", b"PTMG", 1, DATA, 0, 0, limit) + b"x"
         with contextlib.ExitStack() as stack:
             for _ in range(count - 1):
-                stack.enter_context(stranger(ada, capability() + piece(limit, 0, FIRST, b"x") + frame(PING) * 5000 + half))
-            await until(lambda: ada.stats().links_open == count and ada.stats().bytes_received > 5000 * 12 * (count - 1))
+                stack.enter_context(
+                    stranger(
+                        ada, capability() + piece(limit, 0, FIRST, b"x") + frame(PING) * 5000 + half
+                    )
+                )
+            await until(
+                lambda: (
+                    ada.stats().links_open == count
+                    and ada.stats().bytes_received > 5000 * 12 * (count - 1)
+                )
+            )
             for number in range(20):
                 message = bytes([number]) * limit
                 await to_bob.send(message, timeout=GUARD)
@@ -443,7 +586,8 @@ async def test_strangers_that_hold_all_they_can_leave_an_honest_peer_its_memory(
 
 
 async def test_a_flood_of_capabilities_costs_its_own_link_and_nobody_is_stuck_for_ever(core):
-    """Each may change what we may send, and how much: whoever sends to such a peer hears of each message, and goes on when it calms down."""
+    """Each may change what we may send, and how much: whoever sends to such a peer hears of each
+    message, and goes on when it calms down."""
     largest = core.limits.frame_max_payload
     async with beside_honest_traffic(core=core.name) as (target, _):
         with stranger(target, capability(more=identity(b"\1" * 8))) as liar:
@@ -465,7 +609,13 @@ async def test_a_flood_of_capabilities_costs_its_own_link_and_nobody_is_stuck_fo
 
             listening, sending = asyncio.create_task(listen()), asyncio.create_task(send())
             await asyncio.sleep(0)
-            changes = [capability(256, 100), capability(8192, 0), capability(256, 0), capability(8192, 100), capability(more=identity(b"\2" * 8))]
+            changes = [
+                capability(256, 100),
+                capability(8192, 0),
+                capability(256, 0),
+                capability(8192, 100),
+                capability(more=identity(b"\2" * 8)),
+            ]
             left, heard = b"".join(changes) * 1000, b""
             async with asyncio.timeout(GUARD):
                 while left or not sending.done():
@@ -485,19 +635,30 @@ async def test_a_flood_of_capabilities_costs_its_own_link_and_nobody_is_stuck_fo
                     heard += drain(liar)
                     await asyncio.sleep(0)
             await until(lambda: len(outcomes) == peer.stats().messages_accepted)
-            assert outcomes == list(range(1, len(outcomes) + 1)) and peer.stats().messages_accepted >= sent + 1
-            await until(lambda: peer.max_message == largest and target.stats().frames_ignored == 1000)
+            assert (
+                outcomes == list(range(1, len(outcomes) + 1))
+                and peer.stats().messages_accepted >= sent + 1
+            )
+            await until(
+                lambda: peer.max_message == largest and target.stats().frames_ignored == 1000
+            )
             assert peer.instance == b"\1" * 8 and target.stats().bad_frames == 0
             listening.cancel()
 
 
 @pytest.mark.parametrize("kind", ["full", "compact"])
 async def test_rejects_goodbyes_and_half_frames_at_any_moment_end_their_own_link(core, kind):
-    """Before and behind CAPABILITY, between fragments, within a frame, twice: who leaves is gone, what does not count is ignored, and that is all."""
+    """Before and behind CAPABILITY, between fragments, within a frame, twice: who leaves is gone,
+    what does not count is ignored, and that is all."""
     make = frame if kind == "full" else compact
     greetings = [b"", capability(), capability(more=identity(b"\3" * 8))]
     moments = [b"", piece(10, 0, FIRST, b"hello"), frame(PING), GOOD]
-    rejects = [make(REJECT), make(REJECT, b"\1"), make(REJECT, b"\xff" * 100), make(REJECT) * 2 + make(DISCONNECT)]
+    rejects = [
+        make(REJECT),
+        make(REJECT, b"\1"),
+        make(REJECT, b"\xff" * 100),
+        make(REJECT) * 2 + make(DISCONNECT),
+    ]
     lasts = [*rejects, make(DISCONNECT) + GOOD, make(DISCONNECT) + GOOD[:12], GOOD[:12]]
     async with beside_honest_traffic(core=core.name) as (target, _):
         opened = target.stats().links_opened
@@ -512,10 +673,14 @@ async def test_rejects_goodbyes_and_half_frames_at_any_moment_end_their_own_link
 
 
 async def test_datagrams_that_lie_are_counted_and_never_taken_for_a_honest_peers(core):
-    """From a source that is known, so that each is read: lengths that lie, and a sender's port that is another's."""
+    """From a source that is known, so that each is read: lengths that lie, and a sender's port that
+    is another's."""
 
     def datagram(payload, length=None, port=1):
-        return struct.pack(">4sHH", b"PTUD", port, len(payload) if length is None else length) + payload
+        return (
+            struct.pack(">4sHH", b"PTUD", port, len(payload) if length is None else length)
+            + payload
+        )
 
     options = {"bind": "127.0.0.1", "port": 0, "udp_port": 0, "discovery": False}
     async with pt.Node("ada", core=core.name, **options) as ada, pt.Node("bob", **options) as bob:
@@ -529,19 +694,37 @@ async def test_datagrams_that_lie_are_counted_and_never_taken_for_a_honest_peers
             await until(lambda: len(ada.peers) == 2)
             target = ("127.0.0.1", ada._engine.datagrams.port)
             cut = [b"", b"PTUD", datagram(b"")[:7]]
-            lies = [*cut, datagram(b"abc", 4), datagram(b"abc", 65_535), b"PTUC" + datagram(b"x")[4:], datagram(bytes(1393))]
+            lies = [
+                *cut,
+                datagram(b"abc", 4),
+                datagram(b"abc", 65_535),
+                b"PTUC" + datagram(b"x")[4:],
+                datagram(bytes(1393)),
+            ]
             for number in range(300):
                 liar.sendto(lies[number % len(lies)], target)
                 if number % 10 == 0:
                     await asyncio.sleep(0)
-            truths = [datagram(b"as bob", port=bob._engine.datagrams.port), datagram(b"longer than said", 6)]
+            truths = [
+                datagram(b"as bob", port=bob._engine.datagrams.port),
+                datagram(b"longer than said", 6),
+            ]
             for truth in truths:
                 liar.sendto(truth, target)
             assert bob.send_datagram(to_ada, b"from bob")
             heard = [await ada.receive_datagram(timeout=GUARD) for _ in range(3)]
-            assert [(each.data, each.peer.name) for each in heard] == [(b"as bob", ""), (b"longer", ""), (b"from bob", "bob")]
+            assert [(each.data, each.peer.name) for each in heard] == [
+                (b"as bob", ""),
+                (b"longer", ""),
+                (b"from bob", "bob"),
+            ]
             stats = ada.stats()
-            assert (stats.datagrams_ignored, stats.datagrams_received, stats.bad_frames, stats.links_open) == (300, 3, 0, 2)
+            assert (
+                stats.datagrams_ignored,
+                stats.datagrams_received,
+                stats.bad_frames,
+                stats.links_open,
+            ) == (300, 3, 0, 2)
 
 
 # All at once
@@ -549,26 +732,56 @@ async def test_datagrams_that_lie_are_counted_and_never_taken_for_a_honest_peers
 INSTANCES = [bytes([number] * 8) for number in (1, 2, 3)]
 EXTENSIONS = st.lists(
     st.one_of(
-        st.builds(extension, st.just(0x80), st.sampled_from([*INSTANCES, b"own", bytes(8), b"short"])),
+        st.builds(
+            extension, st.just(0x80), st.sampled_from([*INSTANCES, b"own", bytes(8), b"short"])
+        ),
         st.builds(extension, st.integers(0x81, 0x84), st.binary(max_size=4)),
         st.builds(extension, st.integers(0, 255), st.binary(max_size=3), st.integers(0, 255)),
     ),
     max_size=3,
 ).map(b"".join)
 SAYINGS = st.one_of(
-    st.builds(capability, st.sampled_from([0, 256, 1000, 8192, 65_535]), st.integers(0, 255), EXTENSIONS),
     st.builds(
-        piece, st.sampled_from([0, 5, 900, 65_535]), st.sampled_from([0, 5, 65_535]), st.integers(0, 3), st.sampled_from([b"", b"hello", bytes(500)])
+        capability, st.sampled_from([0, 256, 1000, 8192, 65_535]), st.integers(0, 255), EXTENSIONS
     ),
-    st.builds(frame, st.integers(1, 7), st.binary(max_size=9), st.sampled_from([0, BATCH, FRAGMENT, 0x47, 0xFF])),
+    st.builds(
+        piece,
+        st.sampled_from([0, 5, 900, 65_535]),
+        st.sampled_from([0, 5, 65_535]),
+        st.integers(0, 3),
+        st.sampled_from([b"", b"hello", bytes(500)]),
+    ),
+    st.builds(
+        frame,
+        st.integers(1, 7),
+        st.binary(max_size=9),
+        st.sampled_from([0, BATCH, FRAGMENT, 0x47, 0xFF]),
+    ),
     st.builds(compact, st.integers(1, 7), st.binary(max_size=9), st.integers(0, 15)),
-    st.sampled_from([frame(PING) * 100, frame(DATA, bytes(900)) * 5, compact(DATA) * 200, GOOD[:11], b"PT"]),
+    st.sampled_from(
+        [frame(PING) * 100, frame(DATA, bytes(900)) * 5, compact(DATA) * 200, GOOD[:11], b"PT"]
+    ),
 )
 ACTIONS = st.one_of(
     st.tuples(st.just("dial"), st.lists(SAYINGS, max_size=3)),
     st.tuples(st.just("say"), st.lists(SAYINGS, min_size=1, max_size=4)),
     st.tuples(st.just("say"), st.lists(SAYINGS, min_size=1, max_size=4)),
-    st.tuples(st.sampled_from(["hear", "half-close", "close", "reset", "send", "send much", "ping", "disconnect", "reject"]), st.just([])),
+    st.tuples(
+        st.sampled_from(
+            [
+                "hear",
+                "half-close",
+                "close",
+                "reset",
+                "send",
+                "send much",
+                "ping",
+                "disconnect",
+                "reject",
+            ]
+        ),
+        st.just([]),
+    ),
 )
 
 
@@ -614,7 +827,8 @@ def act(kind, saying, node, connections, number):
 
 @given(actions=st.lists(st.tuples(ACTIONS, st.integers(0, 11)), min_size=5, max_size=40))
 def test_no_order_of_hostile_acts_reaches_beyond_their_own_links(core, actions):
-    """What each does alone is tested above. Together, in any order: no turn raises, an honest peer is heard in order, nothing stays."""
+    """What each does alone is tested above. Together, in any order: no turn raises, an honest peer
+    is heard in order, nothing stays."""
     raised = []
 
     async def attack():
@@ -637,7 +851,8 @@ def test_no_order_of_hostile_acts_reaches_beyond_their_own_links(core, actions):
 
 @pytest.mark.soak
 def test_forged_tlvs_read_as_their_list_says_or_not_at_all(core, rounds):
-    """The walk over TLVs is the first that a stranger's bytes meet in Python: only ProtocolError comes out, and no byte is read as another's."""
+    """The walk over TLVs is the first that a stranger's bytes meet in Python: only ProtocolError
+    comes out, and no byte is read as another's."""
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     dice = random.Random(seed)
@@ -653,13 +868,17 @@ def test_forged_tlvs_read_as_their_list_says_or_not_at_all(core, rounds):
         assert told.port == ((int.from_bytes(port, "big") or None) if len(port) == 2 else None)
         assert told.name == (name.decode("utf-8", "replace") if 1 <= len(name) <= 31 else None)
         with pytest.raises(pt.ProtocolError):
-            decode_capabilities(core, body + extension(dice.randrange(256), b"abc", dice.randrange(4, 256)))
+            decode_capabilities(
+                core, body + extension(dice.randrange(256), b"abc", dice.randrange(4, 256))
+            )
         forged = bytearray(body)
         for _ in range(dice.randrange(4)):
             forged[dice.randrange(len(forged))] ^= 1 << dice.randrange(8)
         packet = core.encode_discovery(1, 7354, b"mallory", 0, 3) + bytes(forged)
         for data in (packet, packet + core.crc16(packet).to_bytes(2, "big")):
             heard = decode_announcement(core, data)
-            assert (heard.name, heard.port) == ("mallory", 7354) and (heard.instance is None or len(heard.instance) == 8)
+            assert (heard.name, heard.port) == ("mallory", 7354) and (
+                heard.instance is None or len(heard.instance) == 8
+            )
         with contextlib.suppress(pt.ProtocolError):
             decode_capabilities(core, bytes(forged))

@@ -1,7 +1,7 @@
 """The rules of the house (docs/architecture.md, section 9), checked.
 
-Each rule is a table or one sentence, and each test names every place that breaks it, with the reason. Nothing here runs the code under test
-beyond importing it: the sources themselves are read.
+Each rule is a table or one sentence, and each test names every place that breaks it, with the
+reason. Nothing here runs the code under test beyond importing it: the sources themselves are read.
 """
 
 from __future__ import annotations
@@ -29,14 +29,42 @@ PACKAGE = ROOT / "peertalk"
 CSRC = ROOT / "csrc"
 
 TOP_LEVEL = {
-    "pyproject.toml", "setup.py", "MANIFEST.in", "build_ffi.py", "Makefile", "README.md", "CHANGELOG.md", "LICENSE", ".gitignore",
-    "csrc", "peertalk", "tests", "bench", "docs", "examples", ".github", ".ci",
-}  # fmt: skip
-BUILT = {".git", ".venv", "build", "dist", "wheelhouse", "__pycache__", ".hypothesis", ".pytest_cache", ".mypy_cache", ".ruff_cache"}
+    "pyproject.toml",
+    "setup.py",
+    "MANIFEST.in",
+    "build_ffi.py",
+    "Makefile",
+    ".clang-format",
+    ".git-blame-ignore-revs",
+    "README.md",
+    "CHANGELOG.md",
+    "LICENSE",
+    ".gitignore",
+    "csrc",
+    "peertalk",
+    "tests",
+    "bench",
+    "docs",
+    "examples",
+    ".github",
+    ".ci",
+}
+BUILT = {
+    ".git",
+    ".venv",
+    "build",
+    "dist",
+    "wheelhouse",
+    "__pycache__",
+    ".hypothesis",
+    ".pytest_cache",
+    ".mypy_cache",
+    ".ruff_cache",
+}
 """What tools leave behind: no part of the tree."""
 
 
-# --- the tree ------------------------------------------------------------------------------------------------------------------------------------
+# --- the tree -------------------------------------------------------------------------------------
 
 
 @cache
@@ -44,14 +72,27 @@ def files() -> tuple[Path, ...]:
     """Every file of the tree: what git has or would take, or all of it where there is no git."""
     if (ROOT / ".git").exists():
         try:
-            listed = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True).stdout
-            return tuple(path for name in listed.decode().split("\0") if name and (path := ROOT / name).is_file())
+            listed = subprocess.run(
+                ["git", "ls-files", "-z", "-co", "--exclude-standard"],
+                cwd=ROOT,
+                capture_output=True,
+                check=True,
+            ).stdout
+            return tuple(
+                path
+                for name in listed.decode().split("\0")
+                if name and (path := ROOT / name).is_file()
+            )
         except (OSError, subprocess.CalledProcessError):
             pass  # no git here, or a repository of someone else's
     return tuple(
-        path for path in sorted(ROOT.rglob("*"))
-        if path.is_file() and not BUILT.intersection(path.relative_to(ROOT).parts) and path.suffix != ".so" and ".egg-info" not in str(path)
-    )  # fmt: skip
+        path
+        for path in sorted(ROOT.rglob("*"))
+        if path.is_file()
+        and not BUILT.intersection(path.relative_to(ROOT).parts)
+        and path.suffix != ".so"
+        and ".egg-info" not in str(path)
+    )
 
 
 def below(folder: Path, *suffixes: str) -> list[Path]:
@@ -70,7 +111,9 @@ def tree(path: Path) -> ast.Module:
 @cache
 def bare(path: Path) -> str:
     """A C file without its comments, line numbers kept."""
-    return re.sub(r"/\*.*?\*/", lambda match: "\n" * match[0].count("\n"), path.read_text(), flags=re.S)
+    return re.sub(
+        r"/\*.*?\*/", lambda match: "\n" * match[0].count("\n"), path.read_text(), flags=re.S
+    )
 
 
 def complain(places: list[str]) -> None:
@@ -86,7 +129,12 @@ def test_nothing_lies_at_the_top_of_the_tree_that_has_no_place_there():
 def test_no_text_names_a_package_registry_or_a_path_of_one_machine():
     """What was true where it was written is false where it is read."""
     forbidden = {
-        "a package registry": r"(?:pypi\.o" r"rg|pythonhos" r"ted|npmjs\.c" r"om|deb\.deb" r"ian|proxy\.gol" r"ang)",
+        "a package registry": r"(?:pypi\.o"
+        r"rg|pythonhos"
+        r"ted|npmjs\.c"
+        r"om|deb\.deb"
+        r"ian|proxy\.gol"
+        r"ang)",
         "a path of one machine": r"(?<![\w./$}-])/(?:wo" r"rk|ro" r"ot|ho" r"me|op" r"t)/[\w.]",
     }
     found = []
@@ -96,7 +144,10 @@ def test_no_text_names_a_package_registry_or_a_path_of_one_machine():
         except UnicodeDecodeError:
             continue
         for what, pattern in forbidden.items():
-            found += [f"{name(path)}:{text.count(chr(10), 0, match.start()) + 1}: {what}: {match[0]}" for match in re.finditer(pattern, text)]
+            found += [
+                f"{name(path)}:{text.count(chr(10), 0, match.start()) + 1}: {what}: {match[0]}"
+                for match in re.finditer(pattern, text)
+            ]
     complain(found)
 
 
@@ -105,26 +156,76 @@ WHOLE_FOLDERS = ("_core/reference", "protocol", "cli")
 
 
 def test_the_map_names_each_room():
-    """Whoever reads the map must not come upon a file that it does not know, nor look for one that is gone."""
-    table = (ROOT / "docs" / "architecture.md").read_text().partition("## 2. The rooms")[2].partition("## 3.")[0]
+    """Whoever reads the map must not come upon a file that it does not know, nor look for one that
+    is gone."""
+    table = (
+        (ROOT / "docs" / "architecture.md")
+        .read_text()
+        .partition("## 2. The rooms")[2]
+        .partition("## 3.")[0]
+    )
     cells = " ".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))
-    named = {re.split(r"[./]", word.rstrip("/").removesuffix(".py").removesuffix(".h"))[-1] for word in re.findall(r"`([^`]+)`", cells)}
-    modules = {path.relative_to(PACKAGE) for path in below(PACKAGE, ".py") if not path.stem.startswith("__") and path.parent.name != "contracts"}
-    rooms = {path.stem for path in modules if not path.as_posix().startswith(WHOLE_FOLDERS)} | {folder.split("/")[-1] for folder in WHOLE_FOLDERS}
+    named = {
+        re.split(r"[./]", word.rstrip("/").removesuffix(".py").removesuffix(".h"))[-1]
+        for word in re.findall(r"`([^`]+)`", cells)
+    }
+    modules = {
+        path.relative_to(PACKAGE)
+        for path in below(PACKAGE, ".py")
+        if not path.stem.startswith("__") and path.parent.name != "contracts"
+    }
+    rooms = {path.stem for path in modules if not path.as_posix().startswith(WHOLE_FOLDERS)} | {
+        folder.split("/")[-1] for folder in WHOLE_FOLDERS
+    }
     rooms |= {path.stem for path in below(CSRC, ".c")} | {"pt_config", "pt_assert", "pt_platform"}
-    complain([f"{room}: not on the map" for room in sorted(rooms - named)] + [f"{room}: on the map, and not there" for room in sorted(named - rooms)])
+    complain(
+        [f"{room}: not on the map" for room in sorted(rooms - named)]
+        + [f"{room}: on the map, and not there" for room in sorted(named - rooms)]
+    )
 
 
-# --- rule 1: who may know whom -------------------------------------------------------------------------------------------------------------------
+# --- rule 1: who may know whom --------------------------------------------------------------------
 
 STANDARD = frozenset(sys.stdlib_module_names) | {"__future__"}
-MOVERS = frozenset({"socket", "socketserver", "ssl", "threading", "_thread", "asyncio", "select", "selectors", "time", "os", "subprocess", "signal"})
-FRONT = ("__init__", "__main__", "node", "sync", "sim", "scenarios", "throughput", "testing", "bench", "demo", "cli")
+MOVERS = frozenset(
+    {
+        "socket",
+        "socketserver",
+        "ssl",
+        "threading",
+        "_thread",
+        "asyncio",
+        "select",
+        "selectors",
+        "time",
+        "os",
+        "subprocess",
+        "signal",
+    }
+)
+FRONT = (
+    "__init__",
+    "__main__",
+    "node",
+    "sync",
+    "sim",
+    "scenarios",
+    "throughput",
+    "testing",
+    "bench",
+    "demo",
+    "cli",
+)
 VALUES = ("errors", "config", "contracts")
 
 PARTS: dict[str, tuple[tuple[str, ...], frozenset[str], frozenset[str]]] = {
-    # part            parts of the package that it may import                       third parties                      standard library, less
-    "front": ((*FRONT, "runtime", "protocol", *VALUES), frozenset({"msgspec", "typer", "rich", "uvloop", "pytest"}), frozenset()),
+    # part            parts of the package that it may import                       third parties
+    # standard library, less
+    "front": (
+        (*FRONT, "runtime", "protocol", *VALUES),
+        frozenset({"msgspec", "typer", "rich", "uvloop", "pytest"}),
+        frozenset(),
+    ),
     "runtime": (("runtime", "protocol", "_core", *VALUES), frozenset({"msgspec"}), frozenset()),
     "protocol": (("protocol", "_core", "_core.values", *VALUES), frozenset({"msgspec"}), MOVERS),
     "values": (VALUES, frozenset({"msgspec"}), frozenset()),
@@ -133,11 +234,13 @@ PARTS: dict[str, tuple[tuple[str, ...], frozenset[str], frozenset[str]]] = {
 MAY_MEASURE = ("sim", "bench", "demo", "cli")
 """Front doors that look at a core directly, because they compare cores or build one."""
 EXACT = {"protocol": {"_core": ("", "values")}}
-"""Where only some rooms of a part are open: protocol uses the pure functions and values of a core, never its handles."""
+"""Where only some rooms of a part are open: protocol uses the pure functions and values of a core,
+never its handles."""
 
 
 COMPILED = {"binding", "codec", "handles", "link", "loop", "simulator"}
-"""The rooms of _core that a compiled core is reached through. The others have a core in Python, or what all share."""
+"""The rooms of _core that a compiled core is reached through. The others have a core in Python, or
+what all share."""
 
 
 def part_of(module: str) -> str:
@@ -148,7 +251,8 @@ def part_of(module: str) -> str:
 
 
 def module_name(path: Path) -> str:
-    """peertalk/protocol/peer.py -> protocol.peer; peertalk/_core/__init__.py -> _core; peertalk/__init__.py -> __init__."""
+    """peertalk/protocol/peer.py -> protocol.peer; peertalk/_core/__init__.py -> _core;
+    peertalk/__init__.py -> __init__."""
     parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
     if len(parts) > 1 and parts[-1] == "__init__":
         parts.pop()
@@ -156,7 +260,8 @@ def module_name(path: Path) -> str:
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """Every import with its line, also those inside functions, as absolute names; `from a import b` gives a.b when that is a module, else a."""
+    """Every import with its line, also those inside functions, as absolute names; `from a import b`
+    gives a.b when that is a module, else a."""
     package = ["peertalk", *path.relative_to(PACKAGE).parent.parts]
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
@@ -166,7 +271,12 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
             source = ".".join(filter(None, (base, node.module)))
             for alias in node.names:
                 inner = ROOT / Path(*source.split("."), alias.name)
-                yield node.lineno, f"{source}.{alias.name}" if inner.is_dir() or inner.with_suffix(".py").is_file() else source
+                yield (
+                    node.lineno,
+                    f"{source}.{alias.name}"
+                    if inner.is_dir() or inner.with_suffix(".py").is_file()
+                    else source,
+                )
 
 
 def objection(importer: str, imported: str) -> str | None:
@@ -179,7 +289,11 @@ def objection(importer: str, imported: str) -> str | None:
             return None
         if first in refused:
             return f"{part} thinks and never moves: no {first}"
-        return None if first in STANDARD or first in third_parties else f"{part} has no use for {first}"
+        return (
+            None
+            if first in STANDARD or first in third_parties
+            else f"{part} has no use for {first}"
+        )
     room = rest.split(".")[0] or "__init__"
     if room == "_core" and importer.split(".")[0] in MAY_MEASURE:
         return None
@@ -192,22 +306,58 @@ def objection(importer: str, imported: str) -> str | None:
 
 
 def test_python_imports_only_what_lies_below_it():
-    """Layers that leak cannot be tested apart: the thinking half must run without a socket, a thread or a clock."""
-    complain([
-        f"{name(path)}:{line}: imports {imported}: {reason}"
-        for path in below(PACKAGE, ".py")
-        for line, imported in imports(path)
-        if (reason := objection(module_name(path), imported))
-    ])  # fmt: skip
+    """Layers that leak cannot be tested apart: the thinking half must run without a socket, a
+    thread or a clock."""
+    complain(
+        [
+            f"{name(path)}:{line}: imports {imported}: {reason}"
+            for path in below(PACKAGE, ".py")
+            for line, imported in imports(path)
+            if (reason := objection(module_name(path), imported))
+        ]
+    )
 
 
 FREESTANDING = {
-    "float.h", "iso646.h", "limits.h", "stdalign.h", "stdarg.h", "stdbool.h", "stddef.h", "stdint.h", "stdnoreturn.h", "stdatomic.h", "string.h",
-}  # fmt: skip
-VECTORS = {"immintrin.h", "wmmintrin.h", "emmintrin.h", "smmintrin.h", "tmmintrin.h", "cpuid.h", "arm_neon.h", "arm_acle.h", "sys/auxv.h"}
+    "float.h",
+    "iso646.h",
+    "limits.h",
+    "stdalign.h",
+    "stdarg.h",
+    "stdbool.h",
+    "stddef.h",
+    "stdint.h",
+    "stdnoreturn.h",
+    "stdatomic.h",
+    "string.h",
+}
+VECTORS = {
+    "immintrin.h",
+    "wmmintrin.h",
+    "emmintrin.h",
+    "smmintrin.h",
+    "tmmintrin.h",
+    "cpuid.h",
+    "arm_neon.h",
+    "arm_acle.h",
+    "sys/auxv.h",
+}
 SHARED_WORLDS = {
-    **{name: {"pt_sim.h"} for name in ("pt_mactcp.c", "pt_mactcp.h", "pt_ot.c", "pt_ot.h", "pt_sim_world.c", "pt_sim_inside.h")},
-    **{name: {"pt_sim.h", "pt_sim_inside.h"} for name in ("pt_sim.c", "pt_sim_socket.c", "pt_sim_stream.c")},
+    **{
+        name: {"pt_sim.h"}
+        for name in (
+            "pt_mactcp.c",
+            "pt_mactcp.h",
+            "pt_ot.c",
+            "pt_ot.h",
+            "pt_sim_world.c",
+            "pt_sim_inside.h",
+        )
+    },
+    **{
+        name: {"pt_sim.h", "pt_sim_inside.h"}
+        for name in ("pt_sim.c", "pt_sim_socket.c", "pt_sim_stream.c")
+    },
 }
 
 
@@ -218,21 +368,29 @@ def test_c_includes_only_what_lies_below_it():
     for path in below(CSRC, ".c", ".h"):
         folder = path.relative_to(CSRC).parts[0]
         own = {path.with_suffix(".h").name} | SHARED_WORLDS.get(path.name, set())
-        for match in re.finditer(r"^[ \t]*#[ \t]*include[ \t]*([<\"])([^>\"]+)", bare(path), flags=re.M):
+        for match in re.finditer(
+            r"^[ \t]*#[ \t]*include[ \t]*([<\"])([^>\"]+)", bare(path), flags=re.M
+        ):
             quoted, header = match[1] == '"', match[2]
             allowed = {
-                "core": header in core if quoted else header in FREESTANDING or (path.stem == "pt_crc" and header in VECTORS),
+                "core": header in core
+                if quoted
+                else header in FREESTANDING or (path.stem == "pt_crc" and header in VECTORS),
                 "platform": header in core | own if quoted else header != "Python.h",
                 "border": header in core | own if quoted else header in FREESTANDING | {"Python.h"},
                 "generated": header in core if quoted else header in FREESTANDING,
             }[folder]
             if not allowed:
-                found.append(f"{name(path)}:{bare(path).count(chr(10), 0, match.start()) + 1}: {folder} may not include {header}")
+                found.append(
+                    f"{name(path)}:{bare(path).count(chr(10), 0, match.start()) + 1}: "
+                    f"{folder} may not include {header}"
+                )
     complain(found)
 
 
 def test_only_the_stair_mentions_ffi_or_lib():
-    """A few modules know how C is called, so that few have to be right about lifetimes; the rest of the package cannot tell which core it has."""
+    """A few modules know how C is called, so that few have to be right about lifetimes; the rest of
+    the package cannot tell which core it has."""
     found = []
     for path in below(PACKAGE, ".py"):
         if path.parent == PACKAGE / "_core" and path.stem in COMPILED:
@@ -246,31 +404,51 @@ def test_only_the_stair_mentions_ffi_or_lib():
                 words = node.name.split(".")
             else:
                 continue
-            found += [f"{name(path)}:{node.lineno}: {word}" for word in words if word in ("ffi", "lib", "cffi", "_cffi_backend")]
+            found += [
+                f"{name(path)}:{node.lineno}: {word}"
+                for word in words
+                if word in ("ffi", "lib", "cffi", "_cffi_backend")
+            ]
     complain(found)
 
 
 def test_only_the_configuration_header_says_lowmem():
     """Code tests the limits, never the switch, so both builds are always compiled."""
     word = "PT_LOWMEM"
-    found = [f"{name(path)}: says {word}" for path in below(CSRC, ".c", ".h") if path.name != "pt_config.h" and word in bare(path)]
+    found = [
+        f"{name(path)}: says {word}"
+        for path in below(CSRC, ".c", ".h")
+        if path.name != "pt_config.h" and word in bare(path)
+    ]
     for path in below(PACKAGE, ".py"):
-        texts = {node.value for node in ast.walk(tree(path)) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-        found += [f"{name(path)}: reads {word}" for text in texts if text == word]  # a message to people may name it
+        texts = {
+            node.value
+            for node in ast.walk(tree(path))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        # a message to people may name it
+        found += [f"{name(path)}: reads {word}" for text in texts if text == word]
     complain(found)
 
 
 def test_the_core_asks_for_no_memory_of_its_own():
-    """csrc/core uses only memory that it was given: no allocation after warm-up starts with no allocation here."""
+    """csrc/core uses only memory that it was given: no allocation after warm-up starts with no
+    allocation here."""
     found = []
     for path in below(CSRC / "core", ".c", ".h"):
-        for match in re.finditer(r"\b(malloc|calloc|realloc|free|alloca|printf|abort|exit|assert|errno)\b(?=\s*\(|\s*=)", bare(path)):
-            if bare(path)[match.start() - 1] not in ">.":  # a member of a struct may be called what it likes
-                found.append(f"{name(path)}:{bare(path).count(chr(10), 0, match.start()) + 1}: {match[0]}")
+        for match in re.finditer(
+            r"\b(malloc|calloc|realloc|free|alloca|printf|abort|exit|assert|errno)\b(?=\s*\(|\s*=)",
+            bare(path),
+        ):
+            # a member of a struct may be called what it likes
+            if bare(path)[match.start() - 1] not in ">.":
+                found.append(
+                    f"{name(path)}:{bare(path).count(chr(10), 0, match.start()) + 1}: {match[0]}"
+                )
     complain(found)
 
 
-# --- rule 2: what is written twice is equal ------------------------------------------------------------------------------------------------------
+# --- rule 2: what is written twice is equal -------------------------------------------------------
 
 
 def compiled(which: str) -> ModuleType:
@@ -290,7 +468,13 @@ def limit_rows() -> list[tuple[str, int, int]]:
         cells = [cell.strip().strip("`") for cell in line.strip("| ").split("|")]
         if len(cells) == 3 and re.fullmatch(r"[\d,]+", cells[1]):
             limit = re.match(r"`?(PT_\w+)", cells[0])
-            named = limit[1] if limit else {"slot buffer:": "PT_SLOT_BUFFER_SIZE", "slot buffers": "all slot buffers"}[" ".join(cells[0].split()[:2])]
+            named = (
+                limit[1]
+                if limit
+                else {"slot buffer:": "PT_SLOT_BUFFER_SIZE", "slot buffers": "all slot buffers"}[
+                    " ".join(cells[0].split()[:2])
+                ]
+            )
             rows.append((named, int(cells[1].replace(",", "")), int(cells[2].replace(",", ""))))
     return rows
 
@@ -298,23 +482,34 @@ def limit_rows() -> list[tuple[str, int, int]]:
 def test_the_table_of_limits_in_the_architecture_is_what_was_compiled():
     """A limit in a document that the build does not have is worse than none."""
     rows = limit_rows()
-    assert len(rows) >= 7, "docs/architecture.md, section 8: the table is gone, or is written in another way"
+    assert len(rows) >= 7, (
+        "docs/architecture.md, section 8: the table is gone, or is written in another way"
+    )
     found = []
     for column, which in enumerate(("standard", "lowmem")):
         lib = compiled(which).lib
         for row in rows:
-            sums = {"all slot buffers": lib.PT_SLOT_BUFFER_SIZE * lib.PT_SEND_PIPELINE_DEPTH * lib.PT_MAX_PEERS}
+            sums = {
+                "all slot buffers": lib.PT_SLOT_BUFFER_SIZE
+                * lib.PT_SEND_PIPELINE_DEPTH
+                * lib.PT_MAX_PEERS
+            }
             has = sums[row[0]] if row[0] in sums else getattr(lib, row[0])
             if has != row[1 + column]:
-                found.append(f"{row[0]}, {which}: the table says {row[1 + column]:,}, the build has {has:,}")
+                found.append(
+                    f"{row[0]}, {which}: the table says {row[1 + column]:,}, the build has {has:,}"
+                )
     complain(found)
 
 
 @pytest.mark.parametrize("which", ["standard", "lowmem"])
 def test_a_slot_buffer_is_a_whole_frame_rounded_up_to_sixteen(which):
-    """The number stands in pt_config.h as a plain integer, because cffi reads it; the rule behind it is kept here."""
+    """The number stands in pt_config.h as a plain integer, because cffi reads it; the rule behind
+    it is kept here."""
     lib = compiled(which).lib
-    assert (lib.PT_MESSAGE_MAX_PAYLOAD + lib.PT_FRAME_OVERHEAD + 15) // 16 * 16 == lib.PT_SLOT_BUFFER_SIZE
+    assert (
+        lib.PT_MESSAGE_MAX_PAYLOAD + lib.PT_FRAME_OVERHEAD + 15
+    ) // 16 * 16 == lib.PT_SLOT_BUFFER_SIZE
     assert lib.PT_FRAME_OVERHEAD == lib.PT_HEADER_SIZE + lib.PT_TRAILER_SIZE
     assert lib.PT_WHEEL_SLOTS == lib.PT_WHEEL_LEVELS * lib.PT_WHEEL_LEVEL_SLOTS
 
@@ -331,13 +526,16 @@ def test_the_version_is_said_once():
     complain(said)
 
 
-# --- rule 3: result codes ------------------------------------------------------------------------------------------------------------------------
+# --- rule 3: result codes -------------------------------------------------------------------------
 
 
 def codes() -> dict[str, int]:
     """Every PT_* of the header's enum with its number."""
     text = bare(CSRC / "core" / "pt_error.h")
-    return {match[1]: int(match[2]) for match in re.finditer(r"^\s*(PT_(?:OK|ERR_\w+))\s*=\s*(-?\d+)", text, flags=re.M)}
+    return {
+        match[1]: int(match[2])
+        for match in re.finditer(r"^\s*(PT_(?:OK|ERR_\w+))\s*=\s*(-?\d+)", text, flags=re.M)
+    }
 
 
 CANCELLED = -28
@@ -353,12 +551,22 @@ def test_each_result_code_has_a_name_and_a_text(which):
         compiled(which)
     core = load(which)
     assert len(codes()) >= 29
-    found = [f"{code}: {core.error_name(number)!r}, not its name" for code, number in codes().items() if core.error_name(number) != code]
+    found = [
+        f"{code}: {core.error_name(number)!r}, not its name"
+        for code, number in codes().items()
+        if core.error_name(number) != code
+    ]
     texts = {code: core.strerror(number) for code, number in codes().items()}
-    found += [f"{code}: text {text!r}" for code, text in texts.items() if not text or text == "unknown error" or "PT_" in text]
+    found += [
+        f"{code}: text {text!r}"
+        for code, text in texts.items()
+        if not text or text == "unknown error" or "PT_" in text
+    ]
     assert core.error_name(-77) == "PT_ERR_UNKNOWN"
     assert core.strerror(-77) == "unknown error"
-    assert texts == {code: load("reference").strerror(number) for code, number in codes().items()}, "two cores call the same thing by two names"
+    assert texts == {
+        code: load("reference").strerror(number) for code, number in codes().items()
+    }, "two cores call the same thing by two names"
     complain(found)
 
 
@@ -366,28 +574,48 @@ def test_each_error_code_has_an_exception_class_that_names_it():
     """A code without a class reaches the user as InternalError, which says that we were wrong."""
     wanted = {number for code, number in codes().items() if number not in (0, CANCELLED)}
     found = [f"{number}: no class" for number in sorted(wanted - set(errors.BY_CODE))]
-    found += [f"{number}: a class for a code that is none" for number in sorted(set(errors.BY_CODE) - wanted)]
+    found += [
+        f"{number}: a class for a code that is none"
+        for number in sorted(set(errors.BY_CODE) - wanted)
+    ]
     for cls in set(errors.BY_CODE.values()):
         mapped = {number for number, target in errors.BY_CODE.items() if target is cls}
         if cls.code not in mapped:
-            found.append(f"{cls.__name__}: code {cls.code} is not one of those that raise it, {sorted(mapped)}")
+            found.append(
+                f"{cls.__name__}: code {cls.code} is not one of those that raise it, "
+                f"{sorted(mapped)}"
+            )
     complain(found)
 
 
 def test_each_exception_class_carries_a_code_of_the_header_and_one_family():
     """`except RemoteError` must catch what the peer did, and nothing else."""
-    families = {errors.LocalError, errors.RemoteError, errors.NetworkError, errors.WouldBlock, errors.InternalError, errors.OutOfMemory}
+    families = {
+        errors.LocalError,
+        errors.RemoteError,
+        errors.NetworkError,
+        errors.WouldBlock,
+        errors.InternalError,
+        errors.OutOfMemory,
+    }
     found = []
     for cls in vars(errors).values():
-        if isinstance(cls, type) and issubclass(cls, errors.PeerTalkError) and cls is not errors.PeerTalkError:
+        if (
+            isinstance(cls, type)
+            and issubclass(cls, errors.PeerTalkError)
+            and cls is not errors.PeerTalkError
+        ):
             if len(families.intersection(cls.__mro__)) != 1:
-                found.append(f"{cls.__name__}: of {sorted(f.__name__ for f in families.intersection(cls.__mro__))}")
+                found.append(
+                    f"{cls.__name__}: of "
+                    f"{sorted(f.__name__ for f in families.intersection(cls.__mro__))}"
+                )
             if cls.code not in codes().values():
                 found.append(f"{cls.__name__}: code {cls.code} is not in pt_error.h")
     complain(found)
 
 
-# --- rule 4: tests mirror the tree ---------------------------------------------------------------------------------------------------------------
+# --- rule 4: tests mirror the tree ----------------------------------------------------------------
 
 ELSEWHERE = {
     # What has its tests in a place that the mirror would not give, and why.
@@ -396,7 +624,8 @@ ELSEWHERE = {
     "cli.options": "tests/cli/test_cli.py",  # what the commands share
     "_core": "tests/core/test_load.py",  # load() itself
     "_core.reference": "tests/core/test_load.py",
-    "_core.binding": "tests/platform/test_border.py",  # what is its own; what every core does alike is in tests/core
+    # what is its own; what every core does alike is in tests/core
+    "_core.binding": "tests/platform/test_border.py",
     "_core.codec": "tests/core/test_wire.py",  # the same encodings as those of the reference core
     "_core.compiled": "tests/core/test_load.py",  # gathers what load() gives out
     "_core.simulator": "tests/platform/test_sim.py",
@@ -413,7 +642,8 @@ NO_TESTS = {"runtime", "protocol", "cli", "contracts"}
 
 
 def mirror(module: str) -> str:
-    """protocol.peer -> tests/protocol/test_peer.py; the nouns of the reference core share their tests with the C ones: tests/core/test_crc.py."""
+    """protocol.peer -> tests/protocol/test_peer.py; the nouns of the reference core share their
+    tests with the C ones: tests/core/test_crc.py."""
     parts = module.split(".")
     if parts[0] == "_core":
         parts = ["core", parts[-1]]
@@ -426,7 +656,10 @@ def test_each_python_module_has_a_test_module_at_the_mirrored_path():
     for path in below(PACKAGE, ".py"):
         module = module_name(path)
         if path.name == "__init__.py" and module in NO_TESTS:
-            if not any(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) for node in ast.walk(tree(path))):
+            if not any(
+                isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+                for node in ast.walk(tree(path))
+            ):
                 continue
             module = f"{module}.{module}"  # holds code after all: tests/cli/test_cli.py
         wanted = ELSEWHERE.get(module, mirror(module))
@@ -448,14 +681,33 @@ def test_each_c_file_has_a_test_module_at_the_mirrored_path():
 
 
 def test_each_wire_format_has_vectors():
-    """Truth about bytes comes from outside: no format without cases that were not made by this code."""
+    """Truth about bytes comes from outside: no format without cases that were not made by this
+    code."""
     kinds: set[str] = set()
     for path in below(ROOT / "tests" / "vectors", ".json"):
         content = json.loads(path.read_text())
-        cases = content.get("cases", content.get("vectors", content)) if isinstance(content, dict) else content
-        groups = cases.items() if isinstance(cases, dict) else [(case.get("kind"), case) for case in cases]
+        cases = (
+            content.get("cases", content.get("vectors", content))
+            if isinstance(content, dict)
+            else content
+        )
+        groups = (
+            cases.items()
+            if isinstance(cases, dict)
+            else [(case.get("kind"), case) for case in cases]
+        )
         kinds.update(str(kind) for kind, _ in groups)
-    assert {"crc16", "discovery", "header", "frame", "compact", "capability", "udp", "fragment_header", "live"} <= kinds
+    assert {
+        "crc16",
+        "discovery",
+        "header",
+        "frame",
+        "compact",
+        "capability",
+        "udp",
+        "fragment_header",
+        "live",
+    } <= kinds
 
 
 def test_each_test_that_sanitizers_leave_out_says_why():
@@ -464,27 +716,36 @@ def test_each_test_that_sanitizers_leave_out_says_why():
     for path in below(ROOT / "tests", ".py"):
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.Attribute) and node.attr == "unsanitized":
-                calls = [call for call in ast.walk(tree(path)) if isinstance(call, ast.Call) and call.func is node]
+                calls = [
+                    call
+                    for call in ast.walk(tree(path))
+                    if isinstance(call, ast.Call) and call.func is node
+                ]
                 if not any(call.args or call.keywords for call in calls):
                     found.append(f"{name(path)}:{node.lineno}: unsanitized without a reason")
     complain(found)
 
 
-# --- rule 5: what is public is explained ---------------------------------------------------------------------------------------------------------
+# --- rule 5: what is public is explained ----------------------------------------------------------
 
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def public(path: Path) -> Iterator[tuple[str, Documented]]:
-    """A module with its public classes, functions and methods. Inside _core a method is documented once, in the reference core or the handles."""
+    """A module with its public classes, functions and methods. Inside _core a method is documented
+    once, in the reference core or the handles."""
     yield "the module", tree(path)
     inner = module_name(path).startswith("_core")
 
     def walk(node: ast.AST, prefix: str, depth: int) -> Iterator[tuple[str, Documented]]:
         for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not child.name.startswith("_"):
+            if isinstance(
+                child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+            ) and not child.name.startswith("_"):
                 decorators = {ast.unparse(decorator) for decorator in child.decorator_list}
-                if any(decorator.endswith((".setter", "overload")) for decorator in decorators) or (inner and depth):
+                if any(decorator.endswith((".setter", "overload")) for decorator in decorators) or (
+                    inner and depth
+                ):
                     continue
                 yield prefix + child.name, child
                 if isinstance(child, ast.ClassDef):
@@ -495,16 +756,19 @@ def public(path: Path) -> Iterator[tuple[str, Documented]]:
 
 def test_each_public_name_has_a_docstring():
     """help() is the manual that everybody has."""
-    complain([
-        f"{name(path)}:{getattr(node, 'lineno', 1)}: {label} has no docstring"
-        for path in below(PACKAGE, ".py")
-        for label, node in public(path)
-        if not ast.get_docstring(node) and not overrides(path, label)
-    ])  # fmt: skip
+    complain(
+        [
+            f"{name(path)}:{getattr(node, 'lineno', 1)}: {label} has no docstring"
+            for path in below(PACKAGE, ".py")
+            for label, node in public(path)
+            if not ast.get_docstring(node) and not overrides(path, label)
+        ]
+    )
 
 
 def overrides(path: Path, label: str) -> bool:
-    """Is this a method that a base class of the same module, or a protocol of the standard library, documents already?"""
+    """Is this a method that a base class of the same module, or a protocol of the standard library,
+    documents already?"""
     owner, _, method = label.rpartition(".")
     classes = {node.name: node for node in ast.walk(tree(path)) if isinstance(node, ast.ClassDef)}
     if owner not in classes:
@@ -512,11 +776,19 @@ def overrides(path: Path, label: str) -> bool:
     names = {ast.unparse(base).split("[")[0].split(".")[-1] for base in classes[owner].bases}
     if names & {"DatagramProtocol", "Protocol", "BufferedProtocol"}:
         return True
-    return any(base in classes and any(isinstance(n, Documented) and getattr(n, "name", "") == method for n in classes[base].body) for base in names)
+    return any(
+        base in classes
+        and any(
+            isinstance(n, Documented) and getattr(n, "name", "") == method
+            for n in classes[base].body
+        )
+        for base in names
+    )
 
 
 def test_each_public_name_of_the_package_is_there():
-    """__all__ is the contract of the front door: what it lists exists and is explained, and nothing public is left out of it."""
+    """__all__ is the contract of the front door: what it lists exists and is explained, and nothing
+    public is left out of it."""
     package = importlib.import_module("peertalk")
     listed = getattr(package, "__all__", None)
     assert listed, "peertalk.__all__ is missing"
@@ -524,12 +796,17 @@ def test_each_public_name_of_the_package_is_there():
     for entry in listed:
         thing = getattr(package, entry, None)
         if isinstance(thing, type) or callable(thing):
-            found += [] if (getattr(thing, "__doc__", None) or "").strip() else [f"{entry}: no docstring"]
+            found += (
+                []
+                if (getattr(thing, "__doc__", None) or "").strip()
+                else [f"{entry}: no docstring"]
+            )
     complain(found)
 
 
 def test_each_c_declaration_has_a_comment():
-    """The headers are the reference manual of the core: a prototype stands under a comment, alone or with its pair."""
+    """The headers are the reference manual of the core: a prototype stands under a comment, alone
+    or with its pair."""
     found = []
     for path in below(CSRC, ".h"):
         lines = path.read_text().splitlines()
@@ -547,13 +824,37 @@ def test_each_c_declaration_has_a_comment():
 
 
 UNITS = {
-    "bytes", "messages", "frames", "calls", "slots", "buffers", "links", "peers", "turns", "packets", "datagrams", "events", "connections",
-    "seconds", "ms", "us", "ns", "ticks", "errors", "times", "count", "counts", "counter", "counters", "number",
-}  # fmt: skip
+    "bytes",
+    "messages",
+    "frames",
+    "calls",
+    "slots",
+    "buffers",
+    "links",
+    "peers",
+    "turns",
+    "packets",
+    "datagrams",
+    "events",
+    "connections",
+    "seconds",
+    "ms",
+    "us",
+    "ns",
+    "ticks",
+    "errors",
+    "times",
+    "count",
+    "counts",
+    "counter",
+    "counters",
+    "number",
+}
 
 
 def test_each_statistics_field_has_its_unit():
-    """A number without a unit is a rumour: the docstring of the class names the field, or the unit that its name carries, or says what all are."""
+    """A number without a unit is a rumour: the docstring of the class names the field, or the unit
+    that its name carries, or says what all are."""
     found = []
     for path in below(PACKAGE, ".py"):
         for node in ast.walk(tree(path)):
@@ -567,13 +868,19 @@ def test_each_statistics_field_has_its_unit():
                 if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
                     continue
                 behind = body[index + 1] if index + 1 < len(body) else None
-                if isinstance(behind, ast.Expr) and isinstance(behind.value, ast.Constant) and isinstance(behind.value.value, str):
+                if (
+                    isinstance(behind, ast.Expr)
+                    and isinstance(behind.value, ast.Constant)
+                    and isinstance(behind.value.value, str)
+                ):
                     if UNITS.intersection(re.findall(r"[a-z]+", behind.value.value.lower())):
                         continue
                 own = field.target.id
                 if own in words or UNITS.intersection(own.split("_")) & words or everything_counts:
                     continue
-                found.append(f"{name(path)}:{field.lineno}: {node.name}.{own}: no unit in the docstring")
+                found.append(
+                    f"{name(path)}:{field.lineno}: {node.name}.{own}: no unit in the docstring"
+                )
     complain(found)
 
 
@@ -583,7 +890,12 @@ REFUSED_WORDS = {"manager", "handler", "helper", "helpers", "util", "utils", "mi
 def test_no_name_hides_its_job():
     """manager, handler, helper, util, misc: what has such a name has no job, or two."""
     found = []
-    for path in below(PACKAGE, ".py") + below(CSRC, ".c", ".h") + below(ROOT / "tests", ".py") + below(ROOT / "bench", ".py"):
+    for path in (
+        below(PACKAGE, ".py")
+        + below(CSRC, ".c", ".h")
+        + below(ROOT / "tests", ".py")
+        + below(ROOT / "bench", ".py")
+    ):
         if REFUSED_WORDS.intersection(re.split(r"[_\W]", path.stem.lower())):
             found.append(f"{name(path)}: the file's name")
         if path.suffix == ".py":

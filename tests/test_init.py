@@ -35,21 +35,32 @@ def test_a_public_method_says_what_it_does(kind):
     silent = [
         name
         for name, member in inspect.getmembers(kind)
-        if not name.startswith("_") and (callable(member) or isinstance(member, property)) and not inspect.getdoc(member)
-    ]  # fmt: skip
+        if not name.startswith("_")
+        and (callable(member) or isinstance(member, property))
+        and not inspect.getdoc(member)
+    ]
     assert not silent
 
 
 def test_nothing_else_is_public():
-    """What can be imported will be: a name that is not meant must begin with an underscore or live in a module."""
-    public = {name for name, value in vars(peertalk).items() if not name.startswith("_") and not isinstance(value, types.ModuleType)}
+    """What can be imported will be: a name that is not meant must begin with an underscore or live
+    in a module."""
+    public = {
+        name
+        for name, value in vars(peertalk).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
     assert public - {"TYPE_CHECKING"} == set(peertalk.__all__)
     assert len(peertalk.__all__) == len(set(peertalk.__all__))
 
 
 def test_every_error_is_at_the_front_door():
     """Whoever can meet an exception must be able to name it."""
-    kinds = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, errors.PeerTalkError)}
+    kinds = {
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.PeerTalkError)
+    }
     below_the_door = {"BufferFull"}  # of encoders, which get their buffers from the package itself
     assert kinds - below_the_door <= set(peertalk.__all__)
 
@@ -60,7 +71,11 @@ def test_both_doors_have_the_same_calls():
     blocking_only = {"close", "poll"}
 
     def calls(kind):
-        return {name for name, member in inspect.getmembers(kind) if not name.startswith("_") and (callable(member) or isinstance(member, property))}
+        return {
+            name
+            for name, member in inspect.getmembers(kind)
+            if not name.startswith("_") and (callable(member) or isinstance(member, property))
+        }
 
     assert calls(peertalk.Node) - awaited_only == calls(peertalk.sync.Node) - blocking_only
     assert calls(peertalk.Peer) - {"messages"} == calls(peertalk.sync.Peer)
@@ -82,14 +97,21 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
 
 
 def test_importing_opens_nothing_and_loads_no_tool():
-    """A program that imports us and never starts a node pays for a few modules: no thread, no socket, no typer, no compiled core."""
+    """A program that imports us and never starts a node pays for a few modules: no thread, no
+    socket, no typer, no compiled core."""
     program = """
 import sys, threading
 import peertalk
 assert threading.active_count() == 1
-heavy = {"typer", "rich", "uvloop", "cffi", "pycparser", "zmq", "peertalk.cli", "peertalk.bench"} & set(sys.modules)
+heavy = {"typer", "rich", "uvloop", "cffi", "pycparser", "zmq", "peertalk.cli", "peertalk.bench"}
+heavy &= set(sys.modules)
 assert not heavy, heavy
 """
     home = str(Path(peertalk.__file__).resolve().parent.parent)
-    done = subprocess.run([sys.executable, "-W", "error", "-c", program], env={**os.environ, "PYTHONPATH": home}, text=True, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        env={**os.environ, "PYTHONPATH": home},
+        text=True,
+        capture_output=True,
+    )
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,5 @@
-"""Nodes on networks with real addresses: network namespaces, joined by cables, each with the default ports.
+"""Nodes on networks with real addresses: network namespaces, joined by cables, each with the
+default ports.
 
 Where the machine allows no namespaces these tests say that they did not run.
 """
@@ -29,7 +30,8 @@ async def main(name, *expected):
         while len(heard) < len(expected):
             message = await node.receive(timeout=20)
             heard[message.text] = message.peer.address[0]
-        print(json.dumps({"heard": heard, "peers": {p.name: [p.address[0], p.classic] for p in node.peers.values()}}), flush=True)
+        peers = {p.name: [p.address[0], p.classic] for p in node.peers.values()}
+        print(json.dumps({"heard": heard, "peers": peers}), flush=True)
         await asyncio.to_thread(sys.stdin.read)
         found = []
         while events._events:
@@ -51,8 +53,20 @@ class Host:
         namespace.ip("link", "set", "lo", "up")
 
     def cable(self, other: Host, name: str, address: str, there: str, their_address: str) -> None:
-        """Join an interface of this host with one of another; addresses with their prefix length."""
-        self.namespace.ip("link", "add", name, "type", "veth", "peer", "name", there, "netns", other.namespace.name)
+        """Join an interface of this host with one of another; addresses with their prefix
+        length."""
+        self.namespace.ip(
+            "link",
+            "add",
+            name,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            there,
+            "netns",
+            other.namespace.name,
+        )
         for host, interface, own in ((self, name, address), (other, there, their_address)):
             host.namespace.ip("addr", "add", own, "brd", "+", "dev", interface)
             host.namespace.ip("link", "set", interface, "up")
@@ -101,20 +115,28 @@ def event(process: subprocess.Popen[str], kind: str, text: str | None = None) ->
 
 @pytest.mark.parametrize("default_route", [False, True], ids=["no default route", "default route"])
 def test_two_nodes_in_two_namespaces_find_each_other_and_talk(make_host, default_route):
-    """A room without a router has no default route: then 255.255.255.255 cannot be sent to, and discovery must not depend on it."""
+    """A room without a router has no default route: then 255.255.255.255 cannot be sent to, and
+    discovery must not depend on it."""
     a, b = make_host(), make_host()
     a.cable(b, "eth0", "10.77.0.1/24", "eth0", "10.77.0.2/24")
     if default_route:
         for host in (a, b):
             host.route("default", "dev", "eth0")
     ada, bob = a.node("ada", "bob"), b.node("bob", "ada")
-    assert told(ada) == {"heard": {"hello from bob": "10.77.0.2"}, "peers": {"bob": ["10.77.0.2", False]}}
-    assert told(bob) == {"heard": {"hello from ada": "10.77.0.1"}, "peers": {"ada": ["10.77.0.1", False]}}
+    assert told(ada) == {
+        "heard": {"hello from bob": "10.77.0.2"},
+        "peers": {"bob": ["10.77.0.2", False]},
+    }
+    assert told(bob) == {
+        "heard": {"hello from ada": "10.77.0.1"},
+        "peers": {"ada": ["10.77.0.1", False]},
+    }
     assert found_by(ada) == ["bob"] and found_by(bob) == ["ada"]
 
 
 def test_a_host_with_three_interfaces_finds_who_is_on_each(make_host):
-    """One node on each of three networks, of which one node sits on two: everybody is found once, whichever way it was heard."""
+    """One node on each of three networks, of which one node sits on two: everybody is found once,
+    whichever way it was heard."""
     hub, left, both = make_host(), make_host(), make_host()
     hub.cable(left, "eth0", "10.77.1.1/24", "eth0", "10.77.1.2/24")
     hub.cable(both, "eth1", "10.77.2.1/24", "eth0", "10.77.2.2/24")
@@ -122,8 +144,13 @@ def test_a_host_with_three_interfaces_finds_who_is_on_each(make_host):
     ada = hub.node("ada", "bob", "eve")
     bob, eve = left.node("bob", "ada"), both.node("eve", "ada")
     told_ada = told(ada)
-    assert set(told_ada["heard"]) == {"hello from bob", "hello from eve"} and set(told_ada["peers"]) == {"bob", "eve"}
-    assert told_ada["peers"]["bob"] == ["10.77.1.2", False] and told_ada["peers"]["eve"][0] in ("10.77.2.2", "10.77.3.2")
+    assert set(told_ada["heard"]) == {"hello from bob", "hello from eve"} and set(
+        told_ada["peers"]
+    ) == {"bob", "eve"}
+    assert told_ada["peers"]["bob"] == ["10.77.1.2", False] and told_ada["peers"]["eve"][0] in (
+        "10.77.2.2",
+        "10.77.3.2",
+    )
     assert told(bob)["peers"] == {"ada": ["10.77.1.1", False]}
     assert told(eve)["peers"]["ada"][0] in ("10.77.2.1", "10.77.3.1")
     assert found_by(ada) == ["bob", "eve"]
@@ -132,20 +159,28 @@ def test_a_host_with_three_interfaces_finds_who_is_on_each(make_host):
 
 @pytest.mark.parametrize("dials", [False, True], ids=["dialled", "dialling"])
 @pytest.mark.parametrize("default_route", [False, True], ids=["no default route", "default route"])
-def test_a_node_and_a_classic_peer_find_each_other_through_plain_limited_broadcast(make_host, default_route, dials):
-    """The original announces itself to 255.255.255.255 only, and hears whatever comes to its port."""
+def test_a_node_and_a_classic_peer_find_each_other_through_plain_limited_broadcast(
+    make_host, default_route, dials
+):
+    """The original announces itself to 255.255.255.255 only, and hears whatever comes to its
+    port."""
     a, b = make_host(), make_host()
     a.cable(b, "eth0", "10.77.0.1/24", "eth0", "10.77.0.2/24")
     b.route("255.255.255.255/32", "dev", "eth0")
     if default_route:
         a.route("default", "dev", "eth0")
-    old = b.classic("--name", "mac", "--host", "10.77.0.2", "--say", "hello from mac", *["--dial"] * dials)
+    old = b.classic(
+        "--name", "mac", "--host", "10.77.0.2", "--say", "hello from mac", *["--dial"] * dials
+    )
     event(old, "ready")
     ada = a.node("ada", "mac")
     assert event(old, "discovered")[1:] == ["10.77.0.1", "ada"]
     assert event(old, "message")[1:] == ["10.77.0.1", "hello from ada"]
     answer = told(ada)
-    assert answer["heard"] == {"hello from mac": "10.77.0.2"} and answer["peers"]["mac"] == ["10.77.0.2", True]
+    assert answer["heard"] == {"hello from mac": "10.77.0.2"} and answer["peers"]["mac"] == [
+        "10.77.0.2",
+        True,
+    ]
     assert "mac" in found_by(ada)
     event(old, "disconnected")
     event(old, "goodbye")
@@ -164,7 +199,10 @@ def test_a_node_with_three_interfaces_and_a_classic_peer_on_the_last_find_each_o
     event(old, "ready")
     ada = hub.node("ada", "mac")
     assert event(old, "discovered")[1:] == ["10.77.3.1", "ada"]
-    assert told(ada) == {"heard": {"hello from mac": "10.77.3.2"}, "peers": {"mac": ["10.77.3.2", True]}}
+    assert told(ada) == {
+        "heard": {"hello from mac": "10.77.3.2"},
+        "peers": {"mac": ["10.77.3.2", True]},
+    }
     assert found_by(ada) == ["mac"]
     event(old, "goodbye")
     old.stdin.close()

@@ -1,6 +1,8 @@
-"""The front door for asyncio: who is found, what is accepted arrives once and in order, and whoever waits is told.
+"""The front door for asyncio: who is found, what is accepted arrives once and in order, and whoever
+waits is told.
 
-Nodes live on loopback, each test on a discovery port of its own. Times given as `timeout` are guards against hanging, never measured.
+Nodes live on loopback, each test on a discovery port of its own. Times given as `timeout` are
+guards against hanging, never measured.
 """
 
 from __future__ import annotations
@@ -36,7 +38,10 @@ def announcing(discovery_port, **more):
 @contextlib.asynccontextmanager
 async def pair(**options):
     """Two nodes and, of the first, the peer that the second is to it; connected."""
-    async with pt.Node("ada", **loopback(**options)) as ada, pt.Node("bob", **loopback(**options)) as bob:
+    async with (
+        pt.Node("ada", **loopback(**options)) as ada,
+        pt.Node("bob", **loopback(**options)) as bob,
+    ):
         yield ada, bob, await ada.connect(bob.address, timeout=GUARD)
 
 
@@ -46,7 +51,8 @@ async def received(node, count):
 
 
 def numbered(number, size=4):
-    """Message `number`, of that size or a little more: its number, then bytes that follow from it."""
+    """Message `number`, of that size or a little more: its number, then bytes that follow from
+    it."""
     return number.to_bytes(4, "big") + bytes([number % 251]) * max(0, size - 4)
 
 
@@ -65,9 +71,17 @@ async def next_event(stream, kind):
 async def test_two_nodes_with_nothing_preset_but_their_names_find_each_other(core, free_port):
     """The first promise of the README: no address, no server."""
     port = free_port()
-    async with pt.Node("ada", **announcing(port, core=core.name)) as ada, pt.Node("bob", **announcing(port, core=core.name)) as bob:
+    async with (
+        pt.Node("ada", **announcing(port, core=core.name)) as ada,
+        pt.Node("bob", **announcing(port, core=core.name)) as bob,
+    ):
         seen = await ada.wait_for("bob", timeout=GUARD)
-        assert (seen.name, seen.id, seen.address, seen.classic) == ("bob", bob.id, bob.address, False)
+        assert (seen.name, seen.id, seen.address, seen.classic) == (
+            "bob",
+            bob.id,
+            bob.address,
+            False,
+        )
         assert (await bob.wait_for(ada.id, timeout=GUARD)).name == "ada"
         await seen.send(b"hello")
         message = await bob.receive(timeout=GUARD)
@@ -75,10 +89,14 @@ async def test_two_nodes_with_nothing_preset_but_their_names_find_each_other(cor
 
 
 async def test_several_nodes_on_one_host_find_all_others_and_never_themselves(free_port):
-    """The original cannot do this; tests and demos of users need it. A node in its own table would talk to itself."""
+    """The original cannot do this; tests and demos of users need it. A node in its own table would
+    talk to itself."""
     port = free_port()
     async with contextlib.AsyncExitStack() as stack:
-        nodes = [await stack.enter_async_context(pt.Node(f"n{number}", **announcing(port))) for number in range(4)]
+        nodes = [
+            await stack.enter_async_context(pt.Node(f"n{number}", **announcing(port)))
+            for number in range(4)
+        ]
         for node in nodes:
             for other in nodes:
                 if other is not node:
@@ -107,10 +125,14 @@ async def test_a_node_that_falls_silent_is_lost(free_port):
     async with pt.Node("ada", **announcing(port, peer_timeout=0.2)) as ada:
         events = ada.events()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
-            packet = encode_announcement(load(), Announcement(ANNOUNCE, "ghost", 9, instance=b"ghost123"))
+            packet = encode_announcement(
+                load(), Announcement(ANNOUNCE, "ghost", 9, instance=b"ghost123")
+            )
             stranger.sendto(packet, ("127.0.0.1", port))
         found = await next_event(events, pt.PeerFound)
-        assert await next_event(events, pt.PeerLost) == pt.PeerLost(found.peer, pt.LostReason.TIMEOUT)
+        assert await next_event(events, pt.PeerLost) == pt.PeerLost(
+            found.peer, pt.LostReason.TIMEOUT
+        )
 
 
 async def test_a_query_is_answered_before_the_next_announcement_is_due(free_port):
@@ -122,25 +144,39 @@ async def test_a_query_is_answered_before_the_next_announcement_is_due(free_port
         asking.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         asking.bind(("", port))
         asking.setblocking(False)
-        async with pt.Node("ada", **announcing(port, announce_interval=10)) as ada, asyncio.timeout(GUARD / 3):
+        async with (
+            pt.Node("ada", **announcing(port, announce_interval=10)) as ada,
+            asyncio.timeout(GUARD / 3),
+        ):
             core = load()
 
             async def announcement():
-                while (heard := decode_announcement(core, await loop.sock_recv(asking, 2048))).type != ANNOUNCE:
+                while (
+                    heard := decode_announcement(core, await loop.sock_recv(asking, 2048))
+                ).type != ANNOUNCE:
                     pass
                 return heard
 
             assert (await announcement()).name == "ada"
-            asking.sendto(encode_announcement(core, Announcement(QUERY, "", 1)), ("127.255.255.255", port))
+            asking.sendto(
+                encode_announcement(core, Announcement(QUERY, "", 1)), ("127.255.255.255", port)
+            )
             assert (await announcement()).instance == bytes.fromhex(ada.id)
 
 
 async def test_flags_travel_from_one_node_to_the_other_when_they_are_set(free_port):
     """Who hosts, who is ready: a lobby is made of that."""
     port = free_port()
-    async with pt.Node("ada", **announcing(port, flags=pt.PeerFlag.HOST)) as ada, pt.Node("bob", **announcing(port)) as bob:
+    async with (
+        pt.Node("ada", **announcing(port, flags=pt.PeerFlag.HOST)) as ada,
+        pt.Node("bob", **announcing(port)) as bob,
+    ):
         seen = await bob.wait_for(lambda peer: pt.PeerFlag.HOST in peer.flags, timeout=GUARD)
-        assert seen.name == "ada" and ada.flags is pt.PeerFlag.HOST and isinstance(seen.flags, pt.PeerFlag)
+        assert (
+            seen.name == "ada"
+            and ada.flags is pt.PeerFlag.HOST
+            and isinstance(seen.flags, pt.PeerFlag)
+        )
         version = bob.peers.version
         ada.flags |= pt.PeerFlag.READY | 0x0200
         await bob.wait_for(lambda peer: peer.flags == 0x0209, timeout=GUARD)
@@ -161,9 +197,14 @@ async def test_peers_are_looked_up_by_id_and_by_a_name_that_is_unique(free_port)
         pt.Node("twin", **announcing(port)) as first,
         pt.Node("twin", **announcing(port)) as second,
     ):
-        one, two = await ada.wait_for(first.id, timeout=GUARD), await ada.wait_for(second.id, timeout=GUARD)
+        one, two = (
+            await ada.wait_for(first.id, timeout=GUARD),
+            await ada.wait_for(second.id, timeout=GUARD),
+        )
         assert one is not two and ada.peers[first.id] is one and ada.peers.get(second.id) is two
-        assert len(ada.peers) == 2 and set(ada.peers.values()) == {one, two} and first.id in ada.peers
+        assert (
+            len(ada.peers) == 2 and set(ada.peers.values()) == {one, two} and first.id in ada.peers
+        )
         with pytest.raises(pt.PeerNotFound, match="2 peers are named 'twin'") as raised:
             ada.peers["twin"]
         assert first.id in str(raised.value)
@@ -178,10 +219,12 @@ async def test_peers_are_looked_up_by_id_and_by_a_name_that_is_unique(free_port)
 
 
 async def test_wait_for_takes_a_function_and_says_who_is_known_when_time_is_up(free_port):
-    """"Nobody came" is no help; who came instead is."""
+    """ "Nobody came" is no help; who came instead is."""
     port = free_port()
     async with pt.Node("ada", **announcing(port)) as ada, pt.Node("bob", **announcing(port)) as bob:
-        assert (await ada.wait_for(lambda peer: peer.address == bob.address, timeout=GUARD)).name == "bob"
+        assert (
+            await ada.wait_for(lambda peer: peer.address == bob.address, timeout=GUARD)
+        ).name == "bob"
         with pytest.raises(pt.Timeout, match=r"'eve'.*known: 'bob'.*0\.05 s") as raised:
             await ada.wait_for("eve", timeout="50ms")
         assert isinstance(raised.value, TimeoutError)
@@ -201,9 +244,16 @@ async def test_the_same_peer_is_reached_by_address_by_id_by_name_and_by_itself(f
             assert await ada.connect(who, timeout=GUARD) is peer
         await peer.send(b"x")
         message = await bob.receive(timeout=GUARD)
-        assert (message.peer.id, message.peer.name, message.peer.address) == (ada.id, "ada", ada.address)
+        assert (message.peer.id, message.peer.name, message.peer.address) == (
+            ada.id,
+            "ada",
+            ada.address,
+        )
         await events.aclose()
-        assert sum(isinstance(event, pt.PeerConnected) for event in [event async for event in events]) == 1
+        assert (
+            sum(isinstance(event, pt.PeerConnected) for event in [event async for event in events])
+            == 1
+        )
 
 
 async def test_dialling_one_address_many_times_at_once_gives_one_link():
@@ -237,8 +287,12 @@ async def test_a_connection_that_cannot_be_had_says_why(free_port):
         with pytest.raises(pt.InvalidArgument, match="70000"):
             await ada.connect(("127.0.0.1", 70000))
         with pytest.raises(pt.NetworkFailure, match=r"host 'xxx.*is not known"):
-            await ada.connect(("x" * 70, 1), timeout=GUARD)  # too long for any name server to be asked
-        with socket.create_server(("127.0.0.1", 0), backlog=1) as deaf, contextlib.ExitStack() as fillers:
+            # too long for any name server to be asked
+            await ada.connect(("x" * 70, 1), timeout=GUARD)
+        with (
+            socket.create_server(("127.0.0.1", 0), backlog=1) as deaf,
+            contextlib.ExitStack() as fillers,
+        ):
             for _ in range(4):  # a full backlog: the next connection is never completed
                 filler = fillers.enter_context(socket.socket())
                 filler.setblocking(False)
@@ -285,14 +339,22 @@ async def test_whoever_waits_for_the_connection_is_served_before_those_who_come_
 
 
 @pytest.mark.soak
-async def test_each_accepted_message_arrives_once_and_in_order_whatever_is_cancelled(core, rounds, seed_printed):
-    """The heart of the matter: sizes 0 to the limit, sends and receives cancelled at random, a reader slower than the sender.
+async def test_each_accepted_message_arrives_once_and_in_order_whatever_is_cancelled(
+    core, rounds, seed_printed
+):
+    """The heart of the matter: sizes 0 to the limit, sends and receives cancelled at random, a
+    reader slower than the sender.
 
-    A cancelled send was not accepted and never arrives; each Sent is true, and they follow each other without a gap.
+    A cancelled send was not accepted and never arrives; each Sent is true, and they follow each
+    other without a gap.
     """
     total = rounds(5_000, 1_000_000)
     dice = seed_printed
-    async with pair(core=core.name, send_queue_size=8, receive_queue_bytes=64 * 1024) as (ada, bob, peer):
+    async with pair(core=core.name, send_queue_size=8, receive_queue_bytes=64 * 1024) as (
+        ada,
+        bob,
+        peer,
+    ):
         events = ada.events()
         accepted, arrived, sent = [], [], [0]
         last = b"last"
@@ -310,7 +372,9 @@ async def test_each_accepted_message_arrives_once_and_in_order_whatever_is_cance
             for number in range(total):
                 size = dice.choice((4, 5, 64, dice.randrange(4, peer.max_message + 1)))
                 sending = peer.send(numbered(number, size))
-                position = await (cancelled_soon(sending, dice.randrange(4)) if dice.random() < 0.1 else sending)
+                position = await (
+                    cancelled_soon(sending, dice.randrange(4)) if dice.random() < 0.1 else sending
+                )
                 if position is not None:
                     accepted.append((number, size))
                     assert position == len(accepted)
@@ -319,7 +383,11 @@ async def test_each_accepted_message_arrives_once_and_in_order_whatever_is_cance
         async def reader():
             while not arrived or arrived[-1] != last:
                 receiving = bob.receive()
-                message = await (cancelled_soon(receiving, dice.randrange(3)) if dice.random() < 0.1 else receiving)
+                message = await (
+                    cancelled_soon(receiving, dice.randrange(3))
+                    if dice.random() < 0.1
+                    else receiving
+                )
                 if message is not None:
                     arrived.append(message.data)
 
@@ -334,7 +402,10 @@ async def test_each_accepted_message_arrives_once_and_in_order_whatever_is_cance
         judging = asyncio.create_task(judge())
         await asyncio.gather(sender(), reader())
         assert len(arrived) == len(accepted) + 1
-        assert all(data == numbered(number, size) for data, (number, size) in zip(arrived, accepted, strict=False))
+        assert all(
+            data == numbered(number, size)
+            for data, (number, size) in zip(arrived, accepted, strict=False)
+        )
         await ada.aclose()
         await judging
         assert sent[0] == len(accepted) + 1
@@ -355,15 +426,31 @@ async def test_empty_and_largest_messages_of_every_kind_arrive_as_they_were(core
         limit = core.limits.frame_max_payload
         assert peer.max_message == limit
         largest = bytes(range(256)) * (limit // 256)
-        sent = [b"", bytearray(b"abc"), memoryview(b"abcdef")[1:4], "caf\u00e9", largest, memoryview(b"12345678").cast("I"), b""]
+        sent = [
+            b"",
+            bytearray(b"abc"),
+            memoryview(b"abcdef")[1:4],
+            "caf\u00e9",
+            largest,
+            memoryview(b"12345678").cast("I"),
+            b"",
+        ]
         for data in sent:
             await peer.send(data)
         await peer.send(b"urgent", no_delay=True)
         await peer.send(bytearray(b"urgent too"), no_delay=True)
-        expected = [data.encode() if isinstance(data, str) else bytes(data) for data in sent] + [b"urgent", b"urgent too"]
+        expected = [data.encode() if isinstance(data, str) else bytes(data) for data in sent] + [
+            b"urgent",
+            b"urgent too",
+        ]
         got = [await bob.receive(timeout=GUARD) for _ in expected]
         assert [message.data for message in got] == expected
-        assert got[3].text == "caf\u00e9" and bytes(got[3].view) == got[3].data and len(got[0]) == 0 and got[0]
+        assert (
+            got[3].text == "caf\u00e9"
+            and bytes(got[3].view) == got[3].data
+            and len(got[0]) == 0
+            and got[0]
+        )
 
 
 async def test_a_message_over_the_limit_is_refused_and_takes_no_place(core):
@@ -371,7 +458,9 @@ async def test_a_message_over_the_limit_is_refused_and_takes_no_place(core):
     async with pair(core=core.name) as (_, bob, peer):
         limit = peer.max_message
         for send in (peer.send, peer.send_nowait):
-            with pytest.raises(pt.MessageTooLarge, match=rf"{limit + 1:,} bytes to peer 'bob'.*limit is {limit:,}") as raised:
+            with pytest.raises(
+                pt.MessageTooLarge, match=rf"{limit + 1:,} bytes to peer 'bob'.*limit is {limit:,}"
+            ) as raised:
                 if asyncio.iscoroutine(result := send(bytes(limit + 1))):
                     await result
             assert isinstance(raised.value, ValueError) and raised.value.peer == "bob"
@@ -398,8 +487,13 @@ async def test_what_cannot_be_sent_is_refused_by_its_type():
 
 
 async def test_a_buffer_is_free_for_reuse_as_soon_as_send_returns(core):
-    """Senders keep one buffer and fill it again: what was accepted must be a copy, in a slot or in the line."""
-    async with pair(core=core.name, send_queue_size=64, receive_queue_bytes=16 * 1024) as (ada, bob, peer):
+    """Senders keep one buffer and fill it again: what was accepted must be a copy, in a slot or in
+    the line."""
+    async with pair(core=core.name, send_queue_size=64, receive_queue_bytes=16 * 1024) as (
+        ada,
+        bob,
+        peer,
+    ):
         buffer = bytearray(1000)
         for number in range(300):
             buffer[:4] = number.to_bytes(4, "big")
@@ -414,13 +508,18 @@ async def test_a_buffer_is_free_for_reuse_as_soon_as_send_returns(core):
                     await peer.send(buffer)
             buffer[:] = b"\xff" * 1000
             if number >= 100:
-                assert (await bob.receive(timeout=GUARD)).data[:4] == (number - 100).to_bytes(4, "big")
-        assert [data[:4] for data in await received(bob, 100)] == [number.to_bytes(4, "big") for number in range(200, 300)]
+                assert (await bob.receive(timeout=GUARD)).data[:4] == (number - 100).to_bytes(
+                    4, "big"
+                )
+        assert [data[:4] for data in await received(bob, 100)] == [
+            number.to_bytes(4, "big") for number in range(200, 300)
+        ]
         assert ada.stats().messages_accepted == 300
 
 
 async def test_send_nowait_refuses_when_there_is_no_room_and_nothing_is_lost(core):
-    """WouldBlock is the one honest way to not wait; it has a reason, and the numbers go on without a gap."""
+    """WouldBlock is the one honest way to not wait; it has a reason, and the numbers go on without
+    a gap."""
     async with pair(core=core.name, send_queue_size=4, receive_queue_bytes=4096) as (_, bob, peer):
         data = bytes(peer.max_message)
         accepted = refusals = 0
@@ -431,21 +530,34 @@ async def test_send_nowait_refuses_when_there_is_no_room_and_nothing_is_lost(cor
             except pt.WouldBlock as error:
                 accepted -= 1
                 refusals += 1
-                assert error.reason == "queue" and error.peer == "bob" and isinstance(error, BlockingIOError)
+                assert (
+                    error.reason == "queue"
+                    and error.peer == "bob"
+                    and isinstance(error, BlockingIOError)
+                )
                 assert peer.queue.pressure == 100 and peer.queue.pending > 0
                 await asyncio.sleep(0)
-        assert [int.from_bytes(got[-4:], "big") for got in await received(bob, accepted)] == list(range(1, accepted + 1))
+        assert [int.from_bytes(got[-4:], "big") for got in await received(bob, accepted)] == list(
+            range(1, accepted + 1)
+        )
         assert await peer.send(b"next") == accepted + 1
 
 
 async def test_a_slow_reader_slows_the_sender_and_memory_stays_flat(core):
-    """Nothing is dropped and nothing grows: the chain of bounds reaches from the inbox to the sender."""
+    """Nothing is dropped and nothing grows: the chain of bounds reaches from the inbox to the
+    sender."""
     inbox_limit, outbox_limit = 64 * 1024, 32 * 1024
-    async with pair(core=core.name, send_queue_size=64, send_queue_bytes=outbox_limit, receive_queue_bytes=inbox_limit) as (_, bob, peer):
+    async with pair(
+        core=core.name,
+        send_queue_size=64,
+        send_queue_bytes=outbox_limit,
+        receive_queue_bytes=inbox_limit,
+    ) as (_, bob, peer):
         size = 1000
         count = 12_000
         data = bytes(size - 4)
-        one_turn = core.limits.receive_buffer_size * 1.2  # what one turn may bring beside the limit, with the cost of each message
+        # what one turn may bring beside the limit, with the cost of each message
+        one_turn = core.limits.receive_buffer_size * 1.2
         worst_inbox = worst_outbox = 0
 
         async def sender():
@@ -454,7 +566,8 @@ async def test_a_slow_reader_slows_the_sender_and_memory_stays_flat(core):
 
         async with asyncio.timeout(GUARD):
             task = asyncio.create_task(sender())
-            while bob.stats().pauses == 0 or peer.queue.pressure < 90:  # until the reader has been paused and the sender feels it
+            # until the reader has been paused and the sender feels it
+            while bob.stats().pauses == 0 or peer.queue.pressure < 90:
                 await asyncio.sleep(0)
             assert not task.done()
             tracemalloc.start()
@@ -467,7 +580,9 @@ async def test_a_slow_reader_slows_the_sender_and_memory_stays_flat(core):
             tracemalloc.stop()
             await task
         assert worst_inbox <= inbox_limit + one_turn and worst_outbox <= outbox_limit
-        assert peak < 2 * (inbox_limit + one_turn + outbox_limit) + 1_000_000, f"{peak:,} bytes for {count * size:,} bytes in all"
+        assert peak < 2 * (inbox_limit + one_turn + outbox_limit) + 1_000_000, (
+            f"{peak:,} bytes for {count * size:,} bytes in all"
+        )
 
 
 async def test_messages_of_another_thread_arrive_in_its_order():
@@ -502,12 +617,23 @@ async def test_messages_of_another_thread_arrive_in_its_order():
 
 
 async def test_send_many_accepts_all_in_order_between_other_sends(core):
-    """One crossing of the border for many; the order holds beside single sends, also when the line is full."""
-    async with pair(core=core.name, send_queue_size=32, receive_queue_bytes=32 * 1024) as (_, bob, peer):
+    """One crossing of the border for many; the order holds beside single sends, also when the line
+    is full."""
+    async with pair(core=core.name, send_queue_size=32, receive_queue_bytes=32 * 1024) as (
+        _,
+        bob,
+        peer,
+    ):
+
         async def sender():
             assert await peer.send_many([numbered(number, 100) for number in range(3000)]) == 3000
             await peer.send(numbered(3000, 100))
-            assert await peer.send_many(bytearray(numbered(number, 100)) for number in range(3001, 4000)) == 999
+            assert (
+                await peer.send_many(
+                    bytearray(numbered(number, 100)) for number in range(3001, 4000)
+                )
+                == 999
+            )
             assert await peer.send_many([]) == 0
 
         sending = asyncio.create_task(sender())
@@ -552,33 +678,57 @@ async def test_those_who_wait_to_send_are_served_in_the_order_in_which_they_came
         for task in tasks[::7]:
             task.cancel()
         left = [number for number in range(100) if number % 7]
-        assert (await received(bob, before + len(left)))[before:] == [numbered(number) for number in left]
+        assert (await received(bob, before + len(left)))[before:] == [
+            numbered(number) for number in left
+        ]
         results = await asyncio.gather(*tasks, return_exceptions=True)
-        assert [number for number in results if isinstance(number, int)] == list(range(before + 1, before + 1 + len(left)))
+        assert [number for number in results if isinstance(number, int)] == list(
+            range(before + 1, before + 1 + len(left))
+        )
 
 
 async def test_a_critical_message_overtakes_those_that_wait_and_order_holds_within_each_class(core):
-    """What waits in the outbox or in line of lower classes goes behind it; no class is disordered by that, and none is left over."""
-    async with pair(core=core.name, send_queue_size=64, receive_queue_bytes=16 * 1024) as (_, bob, peer):
-        await peer.send(b"first", priority=pt.Priority.CRITICAL)  # from here on the system takes little
-        normal = asyncio.gather(*(peer.send(b"n" + numbered(number, 1000)) for number in range(3000)))
+    """What waits in the outbox or in line of lower classes goes behind it; no class is disordered
+    by that, and none is left over."""
+    async with pair(core=core.name, send_queue_size=64, receive_queue_bytes=16 * 1024) as (
+        _,
+        bob,
+        peer,
+    ):
+        # from here on the system takes little
+        await peer.send(b"first", priority=pt.Priority.CRITICAL)
+        normal = asyncio.gather(
+            *(peer.send(b"n" + numbered(number, 1000)) for number in range(3000))
+        )
         async with asyncio.timeout(GUARD):
             while not peer.queued or not bob.stats().pauses:
                 await asyncio.sleep(0)
-        high = asyncio.create_task(peer.send_many([b"h" + numbered(number, 1000) for number in range(500)], priority=pt.Priority.HIGH))
+        high = asyncio.create_task(
+            peer.send_many(
+                [b"h" + numbered(number, 1000) for number in range(500)], priority=pt.Priority.HIGH
+            )
+        )
         await asyncio.sleep(0)
         for number in range(3):
-            assert await peer.send(b"C" + numbered(number), priority=pt.Priority.CRITICAL, timeout=GUARD)
+            assert await peer.send(
+                b"C" + numbered(number), priority=pt.Priority.CRITICAL, timeout=GUARD
+            )
         got = (await received(bob, 3504))[1:]
         await asyncio.gather(normal, high)
         for kind, count in ((b"n", 3000), (b"h", 500), (b"C", 3)):
-            assert [int.from_bytes(data[1:5], "big") for data in got if data[:1] == kind] == list(range(count))
+            assert [int.from_bytes(data[1:5], "big") for data in got if data[:1] == kind] == list(
+                range(count)
+            )
         assert got[-1][:1] == b"n", "it waited for its whole backlog"
 
 
 async def test_bulk_of_a_lower_class_goes_on_beside_an_endless_stream_of_a_higher_one(core):
     """No starvation at the door either: what does not get into the queue has no turn there."""
-    async with pair(core=core.name, send_queue_size=64, receive_queue_bytes=64 * 1024) as (_, bob, peer):
+    async with pair(core=core.name, send_queue_size=64, receive_queue_bytes=64 * 1024) as (
+        _,
+        bob,
+        peer,
+    ):
         ended, low = False, 0
 
         async def stream():
@@ -590,7 +740,10 @@ async def test_bulk_of_a_lower_class_goes_on_beside_an_endless_stream_of_a_highe
             async for message in bob.messages():
                 low += message.data[:1] == b"L"
 
-        streaming, reading = asyncio.gather(stream(), stream(), stream()), asyncio.create_task(reader())
+        streaming, reading = (
+            asyncio.gather(stream(), stream(), stream()),
+            asyncio.create_task(reader()),
+        )
         async with asyncio.timeout(GUARD):
             await peer.send_many([b"L" * 1000] * 60)
             while low < 60:
@@ -602,7 +755,11 @@ async def test_bulk_of_a_lower_class_goes_on_beside_an_endless_stream_of_a_highe
 
 async def test_only_the_newest_of_a_key_is_sent_of_those_that_waited(core):
     """A position of a moment ago is worth nothing; each that was replaced says so."""
-    async with pair(core=core.name, send_queue_size=64, receive_queue_bytes=16 * 1024) as (ada, bob, peer):
+    async with pair(core=core.name, send_queue_size=64, receive_queue_bytes=16 * 1024) as (
+        ada,
+        bob,
+        peer,
+    ):
         events = ada.events()
         async with asyncio.timeout(GUARD):
             while not bob.stats().pauses or not peer.queued:
@@ -617,7 +774,9 @@ async def test_only_the_newest_of_a_key_is_sent_of_those_that_waited(core):
         assert [data for data in got if data.startswith(b"at ")] == [b"at 9"] and got[-1] == b"end"
         await ada.aclose()
         told = [event async for event in events if isinstance(event, pt.Failed)]
-        assert [number for event in told for number in range(event.first, event.last + 1)] == numbers[:-1]
+        assert [
+            number for event in told for number in range(event.first, event.last + 1)
+        ] == numbers[:-1]
         assert {event.outcome for event in told} == {pt.Outcome.REPLACED}
         assert ada.stats().messages_accepted == total == ada.stats().messages_sent + 9
 
@@ -626,8 +785,11 @@ async def test_a_class_or_a_key_that_is_none_is_refused_before_anything_is_sent(
     """On the path that waits, on the one that does not, in bulk, and to all."""
     async with pair() as (ada, _, peer):
         for refused in (
-            peer.send(b"x", priority=4), peer.send(b"x", key=1.5), peer.send_many([b"x"], priority=-1), ada.broadcast(b"x", priority=9),
-        ):  # fmt: skip
+            peer.send(b"x", priority=4),
+            peer.send(b"x", key=1.5),
+            peer.send_many([b"x"], priority=-1),
+            ada.broadcast(b"x", priority=9),
+        ):
             with pytest.raises(pt.InvalidArgument):
                 await refused
         with pytest.raises(pt.WrongType):
@@ -651,7 +813,9 @@ async def test_a_broadcast_goes_to_the_connected_and_names_the_skipped():
             while True:
                 await slow.send(bytes(8000), timeout=0.05)
         result = await ada.broadcast(b"round starts", timeout=0.05)
-        assert result.accepted == [ada.peers["bob"]] and isinstance(result.skipped[slow], pt.Timeout)
+        assert result.accepted == [ada.peers["bob"]] and isinstance(
+            result.skipped[slow], pt.Timeout
+        )
         assert await received(bob, 2) == [b"hi", b"round starts"]
 
 
@@ -688,7 +852,9 @@ async def test_several_consumers_share_the_messages_each_going_to_one_in_order(c
         await peer.send_many([numbered(number) for number in range(total)])
         await asyncio.wait_for(complete.wait(), GUARD)
         assert all(mine == sorted(mine) for mine in taken) and all(taken)
-        assert sorted(data for mine in taken for data in mine) == [numbered(number) for number in range(total)]
+        assert sorted(data for mine in taken for data in mine) == [
+            numbered(number) for number in range(total)
+        ]
         await bob.aclose()
         await asyncio.gather(*tasks)
 
@@ -755,7 +921,8 @@ async def test_a_full_inbox_is_warned_about_only_when_nothing_is_taken(caplog, m
         while "not being taken" not in caplog.text:
             await asyncio.sleep(0.01)
         assert "'ada'" in caplog.text
-        monkeypatch.setattr("peertalk.runtime.transport._UNTAKEN_TIME", 3600)  # who reads now may be slow: this machine decides
+        # who reads now may be slow: this machine decides
+        monkeypatch.setattr("peertalk.runtime.transport._UNTAKEN_TIME", 3600)
         await received(bob, 2000)
         await sending
         assert caplog.text.count("not being taken") == 1
@@ -764,7 +931,9 @@ async def test_a_full_inbox_is_warned_about_only_when_nothing_is_taken(caplog, m
 # Events and statistics
 
 
-async def test_each_stream_gets_every_event_and_one_that_is_not_read_gets_a_count_in_its_place(monkeypatch):
+async def test_each_stream_gets_every_event_and_one_that_is_not_read_gets_a_count_in_its_place(
+    monkeypatch,
+):
     """A consumer that sleeps costs bounded memory, learns how much it missed, and where."""
     monkeypatch.setattr("peertalk.node._EVENTS_MAX", 5)
     async with pair() as (ada, bob, peer):
@@ -827,12 +996,30 @@ async def test_statistics_of_both_sides_add_up(core):
         here, there = ada.stats(), bob.stats()
         assert (here.messages_accepted, here.messages_sent, here.messages_failed) == (1000, 1000, 0)
         assert there.messages_received == 1000
-        assert here.payload_bytes_sent >= sum(sizes) and there.payload_bytes_received == here.payload_bytes_sent
-        assert there.bytes_received == here.bytes_sent == here.payload_bytes_sent + 12 * 1001  # one CAPABILITY
+        assert (
+            here.payload_bytes_sent >= sum(sizes)
+            and there.payload_bytes_received == here.payload_bytes_sent
+        )
+        # one CAPABILITY
+        assert there.bytes_received == here.bytes_sent == here.payload_bytes_sent + 12 * 1001
         assert 0 < here.write_calls <= 1001 and here.messages_per_write == 1000 / here.write_calls
-        assert here.links_open == there.links_open == here.links_opened == 1 and here.peers == there.peers == 1
-        assert here.bad_frames == there.bad_frames == here.crc_errors == here.links_refused == here.frames_ignored == 0
-        assert there.inbox_bytes >= 0 and here.turns > 0 and 1 <= here.slots_high_water <= ada.config.pipeline_depth
+        assert (
+            here.links_open == there.links_open == here.links_opened == 1
+            and here.peers == there.peers == 1
+        )
+        assert (
+            here.bad_frames
+            == there.bad_frames
+            == here.crc_errors
+            == here.links_refused
+            == here.frames_ignored
+            == 0
+        )
+        assert (
+            there.inbox_bytes >= 0
+            and here.turns > 0
+            and 1 <= here.slots_high_water <= ada.config.pipeline_depth
+        )
         stats = bob.peers["ada"].stats()
         assert (stats.messages_received, stats.bytes_received) == (1000, sum(sizes))
         assert peer.stats().messages_accepted == 1000 and peer.queue.pending == 0
@@ -843,7 +1030,8 @@ async def test_statistics_of_both_sides_add_up(core):
 
 
 async def test_closing_sends_what_was_accepted_and_wakes_everybody_who_waits():
-    """The last message of a program is often the important one; and no task may hang on a node that is gone."""
+    """The last message of a program is often the important one; and no task may hang on a node that
+    is gone."""
     async with pair() as (ada, bob, peer):
         taking = asyncio.create_task(received(bob, 1500))
         waiting = [
@@ -857,13 +1045,22 @@ async def test_closing_sends_what_was_accepted_and_wakes_everybody_who_waits():
         assert await ada.aclose() == 0
         assert await taking == [numbered(number, 500) for number in range(1500)]
         results = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), GUARD)
-        assert [type(result) for result in results] == [pt.InvalidState, pt.InvalidState, type(None), type(None), type(None)]
+        assert [type(result) for result in results] == [
+            pt.InvalidState,
+            pt.InvalidState,
+            type(None),
+            type(None),
+            type(None),
+        ]
         assert await ada.aclose() == 0 and ada.close_nowait() == 0
 
 
 async def test_closing_wakes_senders_that_wait_for_room_or_for_a_connection():
     """Each hears that the node is closed, and what was not accepted is not sent."""
-    async with pt.Node("ada", **loopback(send_queue_size=1, drain_timeout=1)) as ada, pt.Node("bob", **loopback(receive_queue_bytes=1024)) as bob:
+    async with (
+        pt.Node("ada", **loopback(send_queue_size=1, drain_timeout=1)) as ada,
+        pt.Node("bob", **loopback(receive_queue_bytes=1024)) as bob,
+    ):
         peer = await ada.connect(bob.address, timeout=GUARD)
         with pytest.raises(pt.Timeout):
             while True:
@@ -874,17 +1071,31 @@ async def test_closing_wakes_senders_that_wait_for_room_or_for_a_connection():
         for_link = asyncio.create_task(peer.send(b"after the disconnect"))
         await asyncio.sleep(0)
         unsent = await ada.aclose(timeout=0.1)
-        results = await asyncio.wait_for(asyncio.gather(for_room, for_link, leaving, return_exceptions=True), GUARD)
-        assert isinstance(results[0], pt.PeerTalkError) and isinstance(results[1], pt.PeerTalkError) and results[2] is None
+        results = await asyncio.wait_for(
+            asyncio.gather(for_room, for_link, leaving, return_exceptions=True), GUARD
+        )
+        assert (
+            isinstance(results[0], pt.PeerTalkError)
+            and isinstance(results[1], pt.PeerTalkError)
+            and results[2] is None
+        )
         assert unsent >= 1 and ada.stats().messages_failed == unsent
         stats = ada.stats()
-        assert stats.messages_accepted == stats.messages_sent + stats.messages_failed == peer.accepted
+        assert (
+            stats.messages_accepted == stats.messages_sent + stats.messages_failed == peer.accepted
+        )
 
 
 async def test_a_node_is_used_once_and_only_while_it_is_open():
     """Each wrong moment has a sentence."""
     node = pt.Node("ada", **loopback())
-    for use in (lambda: node.peers, lambda: node.id, node.messages, node.stats, lambda: node.address):
+    for use in (
+        lambda: node.peers,
+        lambda: node.id,
+        node.messages,
+        node.stats,
+        lambda: node.address,
+    ):
         with pytest.raises(pt.InvalidState, match="not started"):
             use()
     assert await node.aclose() == 0 and node.close_nowait() == 0
@@ -893,8 +1104,15 @@ async def test_a_node_is_used_once_and_only_while_it_is_open():
         peer = await node.connect(bob.address, timeout=GUARD)
         with pytest.raises(pt.InvalidState, match="was started before"):
             await node.start()
-    for use in (lambda: peer.send(b"x"), node.receive, lambda: node.broadcast(b"x"), lambda: peer.connect(), lambda: node.connect(("127.0.0.1", 1)),
-                lambda: peer.send_many([b"x"]), lambda: node.wait_for("x")):  # fmt: skip
+    for use in (
+        lambda: peer.send(b"x"),
+        node.receive,
+        lambda: node.broadcast(b"x"),
+        lambda: peer.connect(),
+        lambda: node.connect(("127.0.0.1", 1)),
+        lambda: peer.send_many([b"x"]),
+        lambda: node.wait_for("x"),
+    ):
         with pytest.raises(pt.InvalidState, match="closed"):
             await use()
     with pytest.raises(pt.InvalidState, match="closed"):
@@ -945,7 +1163,11 @@ async def test_a_node_that_was_forgotten_warns_and_lets_go(free_port):
         ({"colour": "red"}, r"no setting 'colour'"),
         ({"core": "fast"}, r"core='fast'.*standard, lowmem or reference"),
         ({"when_full": "drop"}, r"when_full='drop'.*wait .* or sync"),
-        ({"when_full": "sync"}, r"when_full='sync' \(argument\): .* stop the whole asyncio loop; leave it at 'wait', or use peertalk\.sync\.Node"),
+        (
+            {"when_full": "sync"},
+            r"when_full='sync' \(argument\): .* stop the whole asyncio loop; "
+            r"leave it at 'wait', or use peertalk\.sync\.Node",
+        ),
     ],
 )
 def test_an_option_out_of_its_bounds_is_refused_with_value_bound_and_source(options, said):
@@ -956,12 +1178,19 @@ def test_an_option_out_of_its_bounds_is_refused_with_value_bound_and_source(opti
 
 @pytest.mark.parametrize("profile", ["embedded", "lowmem"])
 async def test_a_node_of_the_embedded_profile_lives_on_the_lowmem_core_in_200_kib(profile):
-    """What the profile promises on a true machine: small limits, little memory in C, and full service to a peer of any size."""
+    """What the profile promises on a true machine: small limits, little memory in C, and full
+    service to a peer of any size."""
     if load().name == "reference":
         pytest.skip("did not run: the compiled cores are not there")
     messages = [bytes([number]) * 1024 for number in range(200)]
-    async with pt.Node("probe", profile=profile, **loopback()) as probe, pt.Node("big", **loopback()) as big:
-        assert (probe.config.core, probe.config.max_peers) == ("lowmem", 4) and probe.config.explain()["core"][1] == "profile"
+    async with (
+        pt.Node("probe", profile=profile, **loopback()) as probe,
+        pt.Node("big", **loopback()) as big,
+    ):
+        assert (probe.config.core, probe.config.max_peers) == (
+            "lowmem",
+            4,
+        ) and probe.config.explain()["core"][1] == "profile"
         there = await probe.connect(big.address, timeout=GUARD)
         await there.send_many(messages)
         assert [(await big.receive(timeout=GUARD)).data for _ in messages] == messages
@@ -977,11 +1206,15 @@ async def test_a_node_of_the_embedded_profile_lives_on_the_lowmem_core_in_200_ki
 def test_a_value_of_the_environment_is_blamed_on_the_environment(monkeypatch):
     """Whoever set it there must find it there."""
     monkeypatch.setenv("PEERTALK_MAX_PEERS", "-4")
-    with pytest.raises(pt.InvalidArgument, match=r"PEERTALK_MAX_PEERS=-4 in the environment.*1 to 65,535"):
+    with pytest.raises(
+        pt.InvalidArgument, match=r"PEERTALK_MAX_PEERS=-4 in the environment.*1 to 65,535"
+    ):
         pt.Node("ada")
     monkeypatch.delenv("PEERTALK_MAX_PEERS")
     monkeypatch.setenv("PEERTALK_WHEN_FULL", "sync")
-    with pytest.raises(pt.InvalidArgument, match=r"when_full='sync' \(environment PEERTALK_WHEN_FULL\): .*asyncio"):
+    with pytest.raises(
+        pt.InvalidArgument, match=r"when_full='sync' \(environment PEERTALK_WHEN_FULL\): .*asyncio"
+    ):
         pt.Node("ada")
 
 
@@ -991,11 +1224,16 @@ def test_a_config_and_options_exclude_each_other():
         pt.Node("ada", config=pt.Config())
 
 
-async def test_a_port_that_is_taken_is_an_error_when_it_was_asked_for_and_gives_way_when_it_was_not(free_port, monkeypatch):
-    """Two programs with default settings must both start; a port in a firewall rule must not silently change."""
+async def test_a_port_that_is_taken_is_an_error_when_it_was_asked_for_and_gives_way_when_it_was_not(
+    free_port, monkeypatch
+):
+    """Two programs with default settings must both start; a port in a firewall rule must not
+    silently change."""
     port = free_port()
     with socket.create_server(("127.0.0.1", port)):
-        with pytest.raises(pt.AddressInUse, match=rf"TCP port {port} on 127.0.0.1.*Config.port \(PEERTALK_PORT\)") as raised:
+        with pytest.raises(
+            pt.AddressInUse, match=rf"TCP port {port} on 127.0.0.1.*Config.port \(PEERTALK_PORT\)"
+        ) as raised:
             await pt.Node("ada", **loopback(port=port)).start()
         assert isinstance(raised.value, OSError) and isinstance(raised.value, ConnectionError)
         from peertalk import config
@@ -1014,7 +1252,8 @@ async def test_a_port_that_is_taken_is_an_error_when_it_was_asked_for_and_gives_
         pass  # nothing stayed open
 
 
-# Datagrams and streams: what the front door adds to tests/runtime/test_datagrams.py and test_streaming.py
+# Datagrams and streams: what the front door adds to tests/runtime/test_datagrams.py and
+# test_streaming.py
 
 
 async def test_a_stream_between_two_nodes_arrives_whole_and_tells_of_its_progress(core):
@@ -1024,7 +1263,11 @@ async def test_a_stream_between_two_nodes_arrives_whole_and_tells_of_its_progres
         steps = []
         async with peer.stream_out(content, lambda sent, total: steps.append((sent, total))) as out:
             assert await out.finished(timeout=GUARD) is pt.StreamState.COMPLETED
-            assert await out.finished() is pt.StreamState.COMPLETED and (out.peer, out.sent, out.error) == (peer, 65_536, None)
+            assert await out.finished() is pt.StreamState.COMPLETED and (
+                out.peer,
+                out.sent,
+                out.error,
+            ) == (peer, 65_536, None)
         data = b""
         while len(data) < len(content):
             data += (await bob.receive(timeout=GUARD)).data

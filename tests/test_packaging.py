@@ -1,6 +1,8 @@
-"""What somebody else gets: the sdist alone builds, the wheel is one for all Pythons from 3.11, and without a compiler there is a pure one.
+"""What somebody else gets: the sdist alone builds, the wheel is one for all Pythons from 3.11, and
+without a compiler there is a pure one.
 
-No network: builds use the setuptools and cffi that run here, and a fresh environment borrows cffi and msgspec from here too.
+No network: builds use the setuptools and cffi that run here, and a fresh environment borrows cffi
+and msgspec from here too.
 """
 
 from __future__ import annotations
@@ -20,8 +22,18 @@ pytestmark = [pytest.mark.source, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).resolve().parent.parent
 LEFT_BEHIND = shutil.ignore_patterns(
-    ".git", ".venv", "build", "dist", "wheelhouse", "__pycache__", "*.egg-info", "*.so", ".hypothesis", ".*_cache", "corpus",
-)  # fmt: skip
+    ".git",
+    ".venv",
+    "build",
+    "dist",
+    "wheelhouse",
+    "__pycache__",
+    "*.egg-info",
+    "*.so",
+    ".hypothesis",
+    ".*_cache",
+    "corpus",
+)
 
 ONE_FRAME = """
 import sys
@@ -37,28 +49,60 @@ print(core.name)
 
 
 def run(*command: object, **options: object) -> str:
-    """Run a command without the switches of this session; its output, or a failure that shows it."""
+    """Run a command without the switches of this session; its output, or a failure that shows
+    it."""
     extra = options.pop("env", {})
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PEERTALK_", "PT_", "PYTHONPATH"))}
-    done = subprocess.run([str(part) for part in command], env={**kept, **extra}, text=True, capture_output=True, **options)  # type: ignore[call-overload]
-    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("PEERTALK_", "PT_", "PYTHONPATH"))
+    }
+    done = subprocess.run(
+        [str(part) for part in command],
+        env={**kept, **extra},
+        text=True,
+        capture_output=True,
+        **options,
+    )  # type: ignore[call-overload]
+    assert done.returncode == 0, (
+        f"{' '.join(map(str, command))}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    )
     return done.stdout
 
 
 def build(kind: str, source: Path, target: Path, **switches: str) -> Path:
-    """build_sdist or build_wheel as a front end calls it, in this interpreter; the file that came out."""
-    program = f"import sys; from setuptools import build_meta; print(build_meta.build_{kind}(sys.argv[1]))"
+    """build_sdist or build_wheel as a front end calls it, in this interpreter; the file that came
+    out."""
+    program = (
+        "import sys; from setuptools import build_meta; "
+        f"print(build_meta.build_{kind}(sys.argv[1]))"
+    )
     target.mkdir(exist_ok=True)
-    return target / run(sys.executable, "-c", program, target, cwd=source, env=switches).splitlines()[-1]
+    return (
+        target
+        / run(sys.executable, "-c", program, target, cwd=source, env=switches).splitlines()[-1]
+    )
 
 
 def install(wheel: Path, room: Path) -> Path:
     """A fresh environment with the wheel in it, and this one's site-packages behind; its Python."""
     run(sys.executable, "-m", "venv", "--without-pip", room)
     python = room / "bin" / "python"
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-index", "--no-deps", wheel)
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--quiet",
+        "--no-index",
+        "--no-deps",
+        wheel,
+    )
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('platlib'))").strip())
-    (site / "borrowed.pth").write_text(sysconfig.get_path("platlib") + "\n")  # a path in a .pth brings packages, not the links beside them
+    # a path in a .pth brings packages, not the links beside them
+    (site / "borrowed.pth").write_text(sysconfig.get_path("platlib") + "\n")
     return python
 
 
@@ -83,10 +127,22 @@ def test_the_sdist_holds_every_source_of_the_build_and_nothing_built(sdist):
     """A missing header shows only on somebody else's machine."""
     with tarfile.open(sdist) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
-    sources = [path for folder in ("csrc", "peertalk") for path in (ROOT / folder).rglob("*") if path.suffix in (".c", ".h", ".py")]
+    sources = [
+        path
+        for folder in ("csrc", "peertalk")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".c", ".h", ".py")
+    ]
     wanted = {path.relative_to(ROOT).as_posix() for path in sources}
     assert not wanted - held
-    assert {"build_ffi.py", "setup.py", "pyproject.toml", "LICENSE", "README.md", "peertalk/py.typed"} <= held
+    assert {
+        "build_ffi.py",
+        "setup.py",
+        "pyproject.toml",
+        "LICENSE",
+        "README.md",
+        "peertalk/py.typed",
+    } <= held
     assert not [name for name in held if name.endswith((".so", ".o", ".pyc"))]
 
 
@@ -96,12 +152,19 @@ def test_the_sdist_alone_builds_a_stable_abi_wheel_that_encodes_a_frame(unpacked
     assert "-cp311-abi3-" in wheel.name
     with zipfile.ZipFile(wheel) as archive:
         held = archive.namelist()
-    assert {"peertalk/_core/_standard.abi3.so", "peertalk/_core/_lowmem.abi3.so", "peertalk/py.typed"} <= set(held)
+    assert {
+        "peertalk/_core/_standard.abi3.so",
+        "peertalk/_core/_lowmem.abi3.so",
+        "peertalk/py.typed",
+    } <= set(held)
     assert {name.split("/")[0] for name in held if ".dist-info" not in name} == {"peertalk"}
     assert not [name for name in held if name.endswith((".c", ".h"))]
     python = install(wheel, tmp_path / "room")
     assert run(python, "-P", "-c", ONE_FRAME, cwd=tmp_path).strip() == "standard"
-    assert run(python, "-P", "-c", ONE_FRAME, cwd=tmp_path, env={"PEERTALK_CORE": "lowmem"}).strip() == "lowmem"
+    assert (
+        run(python, "-P", "-c", ONE_FRAME, cwd=tmp_path, env={"PEERTALK_CORE": "lowmem"}).strip()
+        == "lowmem"
+    )
 
 
 def test_without_a_compiler_there_is_a_pure_wheel_that_encodes_a_frame(unpacked, tmp_path):
@@ -115,21 +178,45 @@ def test_without_a_compiler_there_is_a_pure_wheel_that_encodes_a_frame(unpacked,
 @pytest.mark.parametrize(
     ("platform", "meant"),
     [
-        ("linux", {"cp311-manylinux_x86_64", "cp311-manylinux_aarch64", "cp311-musllinux_x86_64", "cp311-musllinux_aarch64"}),
+        (
+            "linux",
+            {
+                "cp311-manylinux_x86_64",
+                "cp311-manylinux_aarch64",
+                "cp311-musllinux_x86_64",
+                "cp311-musllinux_aarch64",
+            },
+        ),
         ("macos", {"cp311-macosx_x86_64", "cp311-macosx_arm64"}),
     ],
 )
 def test_wheels_are_configured_for_the_platforms_that_are_meant(platform, meant):
     """A platform that drops out of the configuration is noticed by its users otherwise."""
-    pytest.importorskip("cibuildwheel", reason="did not run: cibuildwheel is not installed here (dependency group release)")
-    listed = run(sys.executable, "-m", "cibuildwheel", "--print-build-identifiers", "--platform", platform, ROOT)
+    pytest.importorskip(
+        "cibuildwheel",
+        reason="did not run: cibuildwheel is not installed here (dependency group release)",
+    )
+    listed = run(
+        sys.executable,
+        "-m",
+        "cibuildwheel",
+        "--print-build-identifiers",
+        "--platform",
+        platform,
+        ROOT,
+    )
     assert set(listed.split()) == meant
 
 
 def test_an_unknown_kind_of_build_is_refused_by_name():
-    """A misspelt sanitizer build that silently becomes a plain one would report that all is well."""
+    """A misspelt sanitizer build that silently becomes a plain one would report that all is
+    well."""
     done = subprocess.run(
-        [sys.executable, "build_ffi.py", os.devnull], cwd=ROOT, env={**os.environ, "PEERTALK_BUILD": "adress"}, text=True, capture_output=True,
-    )  # fmt: skip
+        [sys.executable, "build_ffi.py", os.devnull],
+        cwd=ROOT,
+        env={**os.environ, "PEERTALK_BUILD": "adress"},
+        text=True,
+        capture_output=True,
+    )
     assert done.returncode != 0
     assert "adress" in done.stderr and "address" in done.stderr

@@ -15,34 +15,44 @@ ROOT = Path(__file__).resolve().parent.parent
 ITEMS = {"S0": 148, "W": 17}
 """System -> number of its items."""
 
-ROW = re.compile(r"\| (S\d|W)\.(\d+) \| (.+?) \| (.+) \|")
+ROW = re.compile(r"^- \*\*(S\d|W)\.(\d+)\*\* (.+(?:\n  [^- ].*)*)\n((?:  - .+\n?)+)", re.M)
 
 
 def rows() -> list[tuple[str, int, str, list[str]]]:
     """System, number, text and proofs of each row."""
-    found = []
-    for line in (ROOT / "docs" / "requirements.md").read_text().splitlines():
-        if match := ROW.fullmatch(line):
-            found.append((match[1], int(match[2]), match[3], re.findall(r"`([^`]+)`", match[4])))
-    return found
+    text = (ROOT / "docs" / "requirements.md").read_text()
+    return [
+        (match[1], int(match[2]), match[3], re.findall(r"`([^`]+)`", match[4]))
+        for match in ROW.finditer(text)
+    ]
 
 
 @cache
 def named_tests(path: Path) -> frozenset[str]:
     """Names of the test functions in a file."""
-    return frozenset(node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    return frozenset(
+        node.name
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
 
 
 @cache
 def sections_of(path: Path) -> frozenset[str]:
     """Anchors of a document's headings, as they are made by the usual viewers."""
     headings = re.findall(r"^#+ (.+)$", path.read_text(), flags=re.M)
-    return frozenset(re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings)
+    return frozenset(
+        re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings
+    )
 
 
 def missing(proof: str) -> str:
     """Why a proof is none; "" when it is one."""
-    name, test, section = proof.split("::")[0].split("#")[0], proof.partition("::")[2], proof.partition("#")[2]
+    name, test, section = (
+        proof.split("::")[0].split("#")[0],
+        proof.partition("::")[2],
+        proof.partition("#")[2],
+    )
     path = ROOT / name
     if not path.is_file():
         return f"{name} is not there"

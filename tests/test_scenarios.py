@@ -1,4 +1,5 @@
-"""The scripted incidents: every one passes under many seeds, is repeatable, and catches the bugs that it is there for."""
+"""The scripted incidents: every one passes under many seeds, is repeatable, and catches the bugs
+that it is there for."""
 
 from __future__ import annotations
 
@@ -15,7 +16,14 @@ from peertalk import scenarios
 from peertalk._core import load
 
 ROOT = Path(__file__).resolve().parent.parent
-EDGE_CASES = ("connect_disconnect", "disconnect_pending", "black_hole", "memory_pressure", "full_pipeline", "blocking_sends")
+EDGE_CASES = (
+    "connect_disconnect",
+    "disconnect_pending",
+    "black_hole",
+    "memory_pressure",
+    "full_pipeline",
+    "blocking_sends",
+)
 INCIDENTS = ("waiting_sends", "slow_reader", "vanishing_peer")
 
 
@@ -23,14 +31,16 @@ INCIDENTS = ("waiting_sends", "slow_reader", "vanishing_peer")
 def needs_the_compiled_core() -> None:
     """The simulator is C: with the reference core alone there is nothing to test."""
     if load().name == "reference":
-        pytest.skip("did not run: the simulator is in the compiled cores, and PEERTALK_CORE leaves them out")
+        pytest.skip(
+            "did not run: the simulator is in the compiled cores, and PEERTALK_CORE leaves them out"
+        )
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("name", EDGE_CASES)
 def test_nothing_is_lost_silently_in_an_edge_case(name, rounds):
-    """Rapid connect and disconnect, pending sends, time-outs, no memory, a full pipeline: no crash, every send has a result, order holds, all memory
-    is back."""
+    """Rapid connect and disconnect, pending sends, time-outs, no memory, a full pipeline: no crash,
+    every send has a result, order holds, all memory is back."""
     failed = []
     for seed in range(rounds(50, 1000)):
         result = scenarios.play(name, seed)
@@ -41,7 +51,8 @@ def test_nothing_is_lost_silently_in_an_edge_case(name, rounds):
 @pytest.mark.soak
 @pytest.mark.parametrize("name", [name for name in scenarios.SCENARIOS if name not in EDGE_CASES])
 def test_a_scenario_passes(name, rounds):
-    """Bad wires, damage, crossing dials, partitions; and the incidents, which are better after than before."""
+    """Bad wires, damage, crossing dials, partitions; and the incidents, which are better after than
+    before."""
     failed = []
     for seed in range(rounds(4 if name in INCIDENTS else 10, 100)):
         result = scenarios.play(name, seed)
@@ -52,19 +63,29 @@ def test_a_scenario_passes(name, rounds):
 @pytest.mark.parametrize("name", [*EDGE_CASES, "rough_wire"])
 def test_a_seed_repeats_its_run_to_the_last_decision(name):
     """A problem that is found once is found whenever its seed is played."""
-    first, second, other = scenarios.play(name, 11), scenarios.play(name, 11), scenarios.play(name, 12)
+    first, second, other = (
+        scenarios.play(name, 11),
+        scenarios.play(name, 11),
+        scenarios.play(name, 12),
+    )
     assert first == second
     assert first.trace_hash != other.trace_hash
 
 
-# --- planted bugs -----------------------------------------------------------------------------------------------------------------------------------
+# --- planted bugs ---------------------------------------------------------------------------------
 
-DRAINS = "    if (result == PT_OK)\n        result = pt_link_drain(context, link);\n    if (result != PT_OK)\n        return result;\n"
-OVERTAKES = """    if (result == PT_OK && link->pipeline.pending_count != 0) { /* planted: send at once, past what still waits in the slots */
+DRAINS = (
+    "    if (result == PT_OK)\n        result = pt_link_drain(context, link);\n    if (result != "
+    "PT_OK)\n        return result;\n"
+)
+OVERTAKES = """    if (result == PT_OK && link->pipeline.pending_count != 0) {
+        /* planted: send at once, past what still waits in the slots */
         uint8_t frame_bytes[PT_SLOT_BUFFER_SIZE];
-        pt_frame frame = {.type = type, .sequence = link->pipeline.send_seq, .payload = payload, .payload_len = payload_len};
+        pt_frame frame = {.type = type, .sequence = link->pipeline.send_seq,
+                          .payload = payload, .payload_len = payload_len};
         int32_t size = (int32_t)pt_frame_encode(&frame, frame_bytes, sizeof frame_bytes);
-        if (size > 0 && context->ops->tcp_send(context, link, frame_bytes, (uint16_t)size) == PT_OK) {
+        if (size > 0 &&
+            context->ops->tcp_send(context, link, frame_bytes, (uint16_t)size) == PT_OK) {
             link->pipeline.send_seq++;
             link->pipeline.accepted++;
             link->pipeline.reported++;
@@ -74,38 +95,60 @@ OVERTAKES = """    if (result == PT_OK && link->pipeline.pending_count != 0) { /
         }
     }
 """
-HELD = "if (slot->state == PT_SLOT_IN_FLIGHT || slot->state == PT_SLOT_ABANDONED) {\n            slot->state = PT_SLOT_ABANDONED;"
+HELD = (
+    "if (slot->state == PT_SLOT_IN_FLIGHT || slot->state == PT_SLOT_ABANDONED) {\n            "
+    "slot->state = PT_SLOT_ABANDONED;"
+)
 DONE = "        pt_pipeline_complete(of->base.pipeline, index, code_of(result));\n        count++;"
-SKIPS = "        if (result == PT_MACTCP_NO_ERROR && index == 1)\n            continue; /* planted */\n"
+SKIPS = (
+    "        if (result == PT_MACTCP_NO_ERROR && index == 1)\n            continue; /* planted */\n"
+)
 
 PLANTED = {
     "overtaking fallback": ("csrc/core/pt_loop.c", DRAINS, OVERTAKES + DRAINS),
-    "slot freed in flight": ("csrc/core/pt_pipeline.c", HELD, HELD.replace("slot->state == PT_SLOT_IN_FLIGHT || ", "")),
+    "slot freed in flight": (
+        "csrc/core/pt_pipeline.c",
+        HELD,
+        HELD.replace("slot->state == PT_SLOT_IN_FLIGHT || ", ""),
+    ),
     "lost completion": ("csrc/platform/pt_mactcp.c", DONE, SKIPS + DONE),
 }
-"""Bug -> (file, what stands there, what is planted): the three that a pipeline like this one is known for."""
+"""Bug -> (file, what stands there, what is planted): the three that a pipeline like this one is
+known for."""
 
 
 @pytest.mark.source
 @pytest.mark.unsanitized("builds and runs a core of its own, without the sanitizer")
 @pytest.mark.parametrize("bug", [None, *PLANTED])
 def test_the_scenarios_catch_a_planted_bug(bug, tmp_path):
-    """A simulator that finds nothing proves nothing: a copy of the sources with one bug must fail where the sources as they are (None) pass."""
+    """A simulator that finds nothing proves nothing: a copy of the sources with one bug must fail
+    where the sources as they are (None) pass."""
     if shutil.which(os.environ.get("CC", "cc")) is None:
         pytest.skip("did not run: planting a bug takes a C compiler")
     for folder in ("csrc", "peertalk"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+        shutil.copytree(
+            ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__")
+        )
     fast = (ROOT / "build_ffi.py").read_text()
     assert '"-O3"' in fast
     (tmp_path / "build_ffi.py").write_text(fast.replace('"-O3"', '"-O0"'))
     if bug is not None:
         name, stands, planted = PLANTED[bug]
         text = (tmp_path / name).read_text()
-        assert text.count(stands) == 1, f"{name}: {stands!r} is no longer there once: plant the bug anew"
+        assert text.count(stands) == 1, (
+            f"{name}: {stands!r} is no longer there once: plant the bug anew"
+        )
         (tmp_path / name).write_text(text.replace(stands, planted))
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PEERTALK_BUILD": "", "PT_LOWMEM": ""}
     environment.pop("PEERTALK_CORE", None)
-    built = subprocess.run([sys.executable, "build_ffi.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    built = subprocess.run(
+        [sys.executable, "build_ffi.py"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert built.returncode == 0, built.stderr[-2000:]
     program = (
         "import json, sys\n"
@@ -115,12 +158,22 @@ def test_the_scenarios_catch_a_planted_bug(bug, tmp_path):
         "        found = scenarios.play(name, seed).problems\n"
         "        if found: print(json.dumps([name, seed, found])); sys.exit(9)\n"
     )
-    names = ",".join(["disconnect_pending", "full_pipeline", "blocking_sends", "black_hole", "rough_wire"])
-    done = subprocess.run([sys.executable, "-c", program, names], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    names = ",".join(
+        ["disconnect_pending", "full_pipeline", "blocking_sends", "black_hole", "rough_wire"]
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, names],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     told = done.stdout + done.stderr[-2000:]
     if bug is None:
         assert done.returncode == 0, told
     else:
-        assert done.returncode == 9 or done.returncode < 0, f"{bug}: not noticed\n{told}"  # a crash is noticed too
+        # a crash is noticed too
+        assert done.returncode == 9 or done.returncode < 0, f"{bug}: not noticed\n{told}"
         if done.returncode == 9:
             assert json.loads(done.stdout.splitlines()[-1])[2]

@@ -1,4 +1,5 @@
-"""Networks in a box: virtual time, one seed, whole nodes, and the net that catches what arrives wrong."""
+"""Networks in a box: virtual time, one seed, whole nodes, and the net that catches what arrives
+wrong."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ PLATFORMS = sim.PLATFORMS
 
 @pytest.fixture(autouse=True)
 def needs_the_compiled_core(c_core: Any) -> None:
-    """The simulator is C: with the reference core alone there is nothing to test. Runs everything on both builds."""
+    """The simulator is C: with the reference core alone there is nothing to test. Runs everything
+    on both builds."""
 
 
 @pytest.fixture
@@ -26,14 +28,16 @@ def core(c_core: Any) -> str:
     return str(c_core.name)
 
 
-async def pair(net: sim.Network, core: str, platform: str = "mactcp", **config: Any) -> tuple[sim.Node, sim.Node, pt.Peer]:
+async def pair(
+    net: sim.Network, core: str, platform: str = "mactcp", **config: Any
+) -> tuple[sim.Node, sim.Node, pt.Peer]:
     """Two nodes, connected; and the second as the first sees it."""
     a = await net.node("a", platform=platform, core=core, discovery=False, **config)
     b = await net.node("b", platform=platform, core=core, discovery=False, **config)
     return a, b, await a.connect(b.address)
 
 
-# --- time -------------------------------------------------------------------------------------------------------------------------------------------
+# --- time -----------------------------------------------------------------------------------------
 
 
 def test_an_hour_of_sleep_moves_the_clock_by_exactly_an_hour():
@@ -79,18 +83,26 @@ def test_a_program_that_waits_for_nothing_is_told_who_waits_and_where():
     async def main(net: sim.Network) -> None:
         await asyncio.gather(waits_for_godot())
 
-    with pytest.raises(sim.Deadlock, match=r"nothing is left to happen[\s\S]*waits_for_godot[\s\S]*test_sim\.py:\d+"):
+    with pytest.raises(
+        sim.Deadlock,
+        match=r"nothing is left to happen[\s\S]*waits_for_godot[\s\S]*test_sim\.py:\d+",
+    ):
         sim.run(main)
 
 
 def test_nodes_that_only_announce_themselves_do_not_keep_a_forgotten_program_alive_for_ever(core):
-    """Discovery goes on for ever; a receive() that nobody answers must end all the same, at the limit."""
+    """Discovery goes on for ever; a receive() that nobody answers must end all the same, at the
+    limit."""
 
     async def main(net: sim.Network) -> None:
         node = await net.node("lonely", core=core)
         await node.receive()
 
-    with pytest.raises(sim.Deadlock, match=r"600 s of network time have passed \(limit\)[\s\S]*main: main .*test_sim\.py:\d+\) > receive \("):
+    with pytest.raises(
+        sim.Deadlock,
+        match=r"600 s of network time have passed \(limit\)"
+        r"[\s\S]*main: main .*test_sim\.py:\d+\) > receive \(",
+    ):
         sim.run(main, limit="10m")
 
 
@@ -115,7 +127,8 @@ def test_work_for_a_thread_is_done_at_once_and_here():
 
 
 def test_one_message_takes_as_long_with_the_pipeline_as_without():
-    """Latency is not the price of throughput: to the nanosecond of the network, on both platforms and in both builds."""
+    """Latency is not the price of throughput: to the nanosecond of the network, on both platforms
+    and in both builds."""
 
     def arrival(platform: str, core: str, asynchronous: bool) -> list[int]:
         async def main(net: sim.Network) -> list[int]:
@@ -125,7 +138,11 @@ def test_one_message_takes_as_long_with_the_pipeline_as_without():
             await peer.send(bytes(1000))
             await b.receive(timeout=5)
             await asyncio.sleep(1)
-            return [record.time_ns - start for record in net.trace.records if record.time_ns >= start and record.kind in ("send", "deliver", "ack")]
+            return [
+                record.time_ns - start
+                for record in net.trace.records
+                if record.time_ns >= start and record.kind in ("send", "deliver", "ack")
+            ]
 
         return sim.run(main, preset="classic")
 
@@ -136,7 +153,7 @@ def test_one_message_takes_as_long_with_the_pipeline_as_without():
             assert pipelined == synchronous, f"{platform}, {core}"
 
 
-# --- one seed ---------------------------------------------------------------------------------------------------------------------------------------
+# --- one seed -------------------------------------------------------------------------------------
 
 STORY = """
 import asyncio, sys
@@ -145,7 +162,8 @@ from peertalk import sim
 async def main(net):
     se = await net.node("Mac SE", platform="mactcp", profile="lowmem")
     ppc = await net.node("PowerMac", platform="opentransport", core="lowmem")
-    net.link(se, ppc, latency="50ms", jitter="5ms", loss=0.05, duplicate=0.02, reorder=0.05, bandwidth="90KB/s")
+    rough = dict(loss=0.05, duplicate=0.02, reorder=0.05)
+    net.link(se, ppc, latency="50ms", jitter="5ms", bandwidth="90KB/s", **rough)
     peer = await se.wait_for("PowerMac", timeout=60)
     await asyncio.gather(*(peer.send(bytes(700)) for _ in range(60)))
     for _ in range(60):
@@ -158,11 +176,14 @@ if __name__ == "__main__":
 
 
 def test_the_same_seed_gives_the_same_trace_in_every_process(start_python, tmp_path):
-    """A failure that cannot be repeated cannot be repaired: neither hash seeds nor addresses in memory may decide anything."""
+    """A failure that cannot be repeated cannot be repaired: neither hash seeds nor addresses in
+    memory may decide anything."""
     (tmp_path / "story.py").write_text(STORY)
     told = []
     for seed, hash_seed in ((7, "0"), (7, "1"), (7, "4242"), (8, "0")):
-        process = start_python(str(tmp_path / "story.py"), str(seed), env={"PYTHONHASHSEED": hash_seed})
+        process = start_python(
+            str(tmp_path / "story.py"), str(seed), env={"PYTHONHASHSEED": hash_seed}
+        )
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0, err
         told.append(out)
@@ -182,7 +203,7 @@ def test_the_environment_of_the_machine_is_not_asked(core, monkeypatch):
     assert sim.run(main) == (7354, 2 if core == "lowmem" else 4)
 
 
-# --- whole nodes ------------------------------------------------------------------------------------------------------------------------------------
+# --- whole nodes ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("other", PLATFORMS)
@@ -226,7 +247,9 @@ def test_one_peer_more_than_the_core_has_room_for_is_refused_with_the_limit_in_i
 
     async def main(net: sim.Network) -> int:
         hub = await net.node("hub", core=core, discovery=False)
-        others = [await net.node(f"n{number}", core=core, discovery=False) for number in range(limit + 1)]
+        others = [
+            await net.node(f"n{number}", core=core, discovery=False) for number in range(limit + 1)
+        ]
         for other in others[:limit]:
             await hub.connect(other.address, timeout=5)
         with pytest.raises(errors.OutOfMemory, match=f"limit of {limit} peers"):
@@ -237,7 +260,8 @@ def test_one_peer_more_than_the_core_has_room_for_is_refused_with_the_limit_in_i
 
 
 def test_a_host_is_found_by_its_name_without_a_resolver(core):
-    """Names of the network are its own; one that it does not have is an error that lists those it has."""
+    """Names of the network are its own; one that it does not have is an error that lists those it
+    has."""
 
     async def main(net: sim.Network) -> str:
         a = await net.node("ada", core=core, discovery=False)
@@ -299,11 +323,12 @@ def test_a_node_can_come_back_on_its_machine(core):
     assert sim.run(main) == (True, b"again")
 
 
-# --- memory -----------------------------------------------------------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
 def test_the_memory_of_all_pipelines_is_within_its_budget(c_core):
-    """136 KiB for the eight peers of a standard node, 10 KiB for the four of a lowmem one, all slots in flight."""
+    """136 KiB for the eight peers of a standard node, 10 KiB for the four of a lowmem one, all
+    slots in flight."""
     budget = {"standard": 136 * 1024, "lowmem": 10 * 1024}[c_core.name]
 
     async def main(net: sim.Network) -> tuple[int, int]:
@@ -323,24 +348,40 @@ def test_the_memory_of_all_pipelines_is_within_its_budget(c_core):
 
     before, peak = sim.run(main)
     assert before == 0
-    assert c_core.limits.max_peers * sim.DEPTHS[c_core.name] * c_core.limits.slot_buffer_size <= peak < budget
+    assert (
+        c_core.limits.max_peers * sim.DEPTHS[c_core.name] * c_core.limits.slot_buffer_size
+        <= peak
+        < budget
+    )
 
 
-@pytest.mark.parametrize(("profile", "platform"), [("lowmem", "mactcp"), ("embedded", "opentransport")])
-def test_the_c_side_of_a_lowmem_node_is_under_200_kib_and_is_printed_part_by_part(profile, platform):
-    """A Mac SE leaves 200 KB to the network: whoever asks is told where they go. All four peers, all slots in flight, both ways."""
+@pytest.mark.parametrize(
+    ("profile", "platform"), [("lowmem", "mactcp"), ("embedded", "opentransport")]
+)
+def test_the_c_side_of_a_lowmem_node_is_under_200_kib_and_is_printed_part_by_part(
+    profile, platform
+):
+    """A Mac SE leaves 200 KB to the network: whoever asks is told where they go. All four peers,
+    all slots in flight, both ways."""
 
     async def main(net: sim.Network) -> Any:
-        quiet = {"discovery": False, "ping_interval": 0}  # so that there is a moment without anything under way
+        # so that there is a moment without anything under way
+        quiet = {"discovery": False, "ping_interval": 0}
         hub = await net.node("hub", profile=profile, platform=platform, **quiet)
-        others = [await net.node(f"n{number}", profile=profile, platform=platform, **quiet) for number in range(4)]
+        others = [
+            await net.node(f"n{number}", profile=profile, platform=platform, **quiet)
+            for number in range(4)
+        ]
         peers = [await hub.connect(other.address, timeout=5) for other in others]
         for other in others:
             net.link(hub, other, latency="10ms")
             back = await other.connect(hub.address, timeout=5)
             for _ in range(20):
                 back.send_nowait(bytes(1024))
-        at_rest = hub.memory["streams"].bytes, 4 * hub._engine.loop.platform_sizes()["platform_link"]
+        at_rest = (
+            hub.memory["streams"].bytes,
+            4 * hub._engine.loop.platform_sizes()["platform_link"],
+        )
         for peer in peers:
             for _ in range(20):
                 peer.send_nowait(bytes(1024))
@@ -352,13 +393,23 @@ def test_the_c_side_of_a_lowmem_node_is_under_200_kib_and_is_printed_part_by_par
     report, (streams, expected) = sim.run(main)
     assert streams == expected > 0
     assert 0 < report["total"].peak < 200 * 1024
-    for part in ("context", "loop", "wheel", "links", "pipelines", "streams", "pools", "receive buffer"):
+    for part in (
+        "context",
+        "loop",
+        "wheel",
+        "links",
+        "pipelines",
+        "streams",
+        "pools",
+        "receive buffer",
+    ):
         assert 0 < report[part].peak < report["total"].peak
         assert part in str(report)
 
 
 def test_a_lowmem_node_with_four_busy_peers_stays_under_200_kib():
-    """The budget is one of the worst honest hour, not of a quiet one: every peer at its limit, both ways, and nobody takes what arrives."""
+    """The budget is one of the worst honest hour, not of a quiet one: every peer at its limit, both
+    ways, and nobody takes what arrives."""
 
     async def main(net: sim.Network) -> tuple[Any, int]:
         small: dict[str, Any] = {"window": 4096, "receive_queue_bytes": 1024, "discovery": False}
@@ -390,7 +441,7 @@ def test_a_lowmem_node_with_four_busy_peers_stays_under_200_kib():
     assert peak < 200 * 1024
 
 
-# --- what must not have happened --------------------------------------------------------------------------------------------------------------------
+# --- what must not have happened ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", [{"platform": "beos"}, {"profile": "huge"}])
@@ -415,7 +466,12 @@ def test_links_refuse_what_is_no_chance_no_rate_and_no_host():
             net.link("a", "b", bandwidth=0)
         with pytest.raises(errors.InvalidArgument, match="'c'"):
             net.cut("a", "c")
-        wrongs: list[dict[str, Any]] = [{"loss": "x"}, {"loss": float("nan")}, {"latency": "5 parsecs"}, {"latency": 1e12}]
+        wrongs: list[dict[str, Any]] = [
+            {"loss": "x"},
+            {"loss": float("nan")},
+            {"latency": "5 parsecs"},
+            {"latency": 1e12},
+        ]
         for wrong in (*wrongs, {"bandwidth": "fast"}, {"bandwidth": "10GB/s"}):
             with pytest.raises(errors.InvalidArgument):
                 net.link("a", "b", **wrong)
@@ -430,12 +486,13 @@ def test_links_refuse_what_is_no_chance_no_rate_and_no_host():
         sim.Network(preset="atm")
 
 
-# --- blocking sends ---------------------------------------------------------------------------------------------------------------------------------
+# --- blocking sends -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_a_node_that_may_block_sends_what_waits_before_what_it_is_given(core, platform):
-    """Config.when_full "sync": what waited for a connection is in the outbox, more of it than all slots hold, when the next message comes."""
+    """Config.when_full "sync": what waited for a connection is in the outbox, more of it than all
+    slots hold, when the next message comes."""
 
     async def main(net: sim.Network) -> list[bytes]:
         _, b, peer = await pair(net, core, platform, when_full="sync")
@@ -465,11 +522,22 @@ def test_a_node_that_may_block_sends_what_waits_before_what_it_is_given(core, pl
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_a_blocking_send_of_a_node_gives_up_after_five_seconds_with_nothing_lost_or_doubled(core, platform):
-    """While it blocks no other node turns, so that a window smaller than the slots cannot drain; the sender hears that nothing was accepted."""
+def test_a_blocking_send_of_a_node_gives_up_after_five_seconds_with_nothing_lost_or_doubled(
+    core, platform
+):
+    """While it blocks no other node turns, so that a window smaller than the slots cannot drain;
+    the sender hears that nothing was accepted."""
 
     async def main(net: sim.Network) -> None:
-        a = await net.node("a", platform=platform, core=core, discovery=False, when_full="sync", pipeline_depth=4, packing=False)
+        a = await net.node(
+            "a",
+            platform=platform,
+            core=core,
+            discovery=False,
+            when_full="sync",
+            pipeline_depth=4,
+            packing=False,
+        )
         b = await net.node("b", platform=platform, core=core, discovery=False, window=2048)
         peer = await a.connect(b.address)
         messages = [bytes([number]) * 1000 for number in range(12)]
@@ -492,7 +560,6 @@ def test_a_blocking_send_of_a_node_gives_up_after_five_seconds_with_nothing_lost
 
     sim.run(main)
 
-
     for seed in ("x", 1.5, -1, 2**64):
         with pytest.raises(errors.InvalidArgument, match="seed"):
             sim.Network(seed)
@@ -513,7 +580,8 @@ def test_a_run_inside_a_running_loop_is_refused_and_costs_that_loop_nothing():
 
 
 def test_what_belongs_to_the_system_is_refused_with_a_word():
-    """A real socket would bring real time: the program is told, not left with an empty NotImplementedError."""
+    """A real socket would bring real time: the program is told, not left with an empty
+    NotImplementedError."""
 
     async def main(net: sim.Network) -> None:
         with pytest.raises(errors.NotSupported, match="no sockets"):
@@ -545,7 +613,8 @@ def test_a_machine_can_be_changed_before_its_next_node(core):
 
 
 def test_a_send_that_fails_is_a_warning_in_the_category_of_the_network(core, caplog):
-    """Whoever reads only the log must see that messages may be lost, to whom, and why; a link that ends in order is no news."""
+    """Whoever reads only the log must see that messages may be lost, to whom, and why; a link that
+    ends in order is no news."""
 
     async def main(net: sim.Network) -> None:
         a, b, peer = await pair(net, core, link_timeout=3600.0)
@@ -558,15 +627,22 @@ def test_a_send_that_fails_is_a_warning_in_the_category_of_the_network(core, cap
             await asyncio.sleep(1)
 
     sim.run(main)
-    told = [record for record in caplog.records if record.name == "peertalk.network" and record.levelname == "WARNING"]
+    told = [
+        record
+        for record in caplog.records
+        if record.name == "peertalk.network" and record.levelname == "WARNING"
+    ]
     assert len(told) == 1
     assert "'b'" in told[0].getMessage()
-# --- round-trip times -----------------------------------------------------------------------------------------------------------------------------
+
+
+# --- round-trip times -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_a_ping_measures_the_latency_of_the_link_and_the_average_follows_it(core, platform):
-    """Virtual time has no noise: twice the latency, and the time of the bytes. Sampled once in each ping_interval, without being asked."""
+    """Virtual time has no noise: twice the latency, and the time of the bytes. Sampled once in each
+    ping_interval, without being asked."""
 
     async def main(net: sim.Network) -> list[pt.Latency]:
         a, _, peer = await pair(net, core, platform, ping_interval=10.0)
@@ -582,8 +658,14 @@ def test_a_ping_measures_the_latency_of_the_link_and_the_average_follows_it(core
         return seen
 
     seen = sim.run(main)
-    assert [later.samples - sooner.samples for sooner, later in itertools.pairwise(seen)] == [1] * 29
-    assert seen[-1].rtt == pytest.approx(0.04, rel=0.01) and seen[-1].deviation < 0.001 and seen[-1].quality == 50
+    assert [later.samples - sooner.samples for sooner, later in itertools.pairwise(seen)] == [
+        1
+    ] * 29
+    assert (
+        seen[-1].rtt == pytest.approx(0.04, rel=0.01)
+        and seen[-1].deviation < 0.001
+        and seen[-1].quality == 50
+    )
 
 
 def test_the_pings_of_many_peers_are_spread_over_the_interval(core):
@@ -610,7 +692,8 @@ def test_the_pings_of_many_peers_are_spread_over_the_interval(core):
 
 @pytest.mark.parametrize("messages", [1, 3, 4, 5, 6, 8])
 def test_leaving_a_peer_that_does_not_read_ends_with_the_drain_time(core, messages):
-    """Whether what it does not take lies in slots or waits for one: whoever leaves, and whoever comes back meanwhile, must not wait for ever."""
+    """Whether what it does not take lies in slots or waits for one: whoever leaves, and whoever
+    comes back meanwhile, must not wait for ever."""
 
     async def main(net: sim.Network) -> None:
         a = await net.node("a", core=core, discovery=False, drain_timeout=2.0)

@@ -1,8 +1,10 @@
 """A node and the scripted classic peer, driven through any mix of calls, frames, cuts and time.
 
-Hypothesis chooses what happens next; after each step, and once all is healed and read to its end, this must hold: the strict script has nothing to
-complain about; nothing is doubled, invented or reordered within its class; what was reported as never sent has not arrived; what was reported as sent
-on a connection that still lives has; each accepted message has exactly one outcome; everybody who waited is woken; the counters add up.
+Hypothesis chooses what happens next; after each step, and once all is healed and read to its end,
+this must hold: the strict script has nothing to complain about; nothing is doubled, invented or
+reordered within its class; what was reported as never sent has not arrived; what was reported as
+sent on a connection that still lives has; each accepted message has exactly one outcome; everybody
+who waited is woken; the counters add up.
 """
 
 from __future__ import annotations
@@ -17,7 +19,19 @@ from typing import Any
 
 import classic
 import pytest
-from classic import CAPABILITY, DATA, FRAGMENT, PING, PONG, Capabilities, ClassicPeer, Refused, SimulatedSockets, Sockets, encode_frame
+from classic import (
+    CAPABILITY,
+    DATA,
+    FRAGMENT,
+    PING,
+    PONG,
+    Capabilities,
+    ClassicPeer,
+    Refused,
+    SimulatedSockets,
+    Sockets,
+    encode_frame,
+)
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -29,17 +43,25 @@ from peertalk.protocol import connections as policy
 ONLY = os.environ.get("PEERTALK_CORE")
 SOAK = os.environ.get("PEERTALK_SOAK") == "1"
 C_CORES = ("standard", "lowmem")
-SIZES = st.sampled_from([6, 100, 256, 257, 511, 512, 513, 760, 1024, 3000, 3968, 4096, 4097, 8192, 8193])
+SIZES = st.sampled_from(
+    [6, 100, 256, 257, 511, 512, 513, 760, 1024, 3000, 3968, 4096, 4097, 8192, 8193]
+)
 LOTS = st.lists(SIZES, min_size=1, max_size=30)
 CLASSES = st.sampled_from([0, 1, 1, 2, 3])
 KEYS = st.sampled_from([None, None, None, "position", 7])
 LIMITS = st.sampled_from([256, 300, 512, 1024, 4096, 8192])
 PRESSURES = st.sampled_from([0, 0, 0, 49, 50, 75, 90, 100])
-FAULTS = [b"XTMG" + bytes(20), encode_frame(DATA, b"x")[:-1] + b"\xff", classic.encode_header(9, 0), classic.encode_header(DATA, 9000)]
+FAULTS = [
+    b"XTMG" + bytes(20),
+    encode_frame(DATA, b"x")[:-1] + b"\xff",
+    classic.encode_header(9, 0),
+    classic.encode_header(DATA, 9000),
+]
 
 
 class Sending:
-    """One message that the application gave to the node: what it is, and what has become of the call."""
+    """One message that the application gave to the node: what it is, and what has become of the
+    call."""
 
     def __init__(self, serial: int, priority: int, key: Any, peer: Any) -> None:
         self.serial, self.priority, self.key, self.peer = serial, priority, key, peer
@@ -48,8 +70,9 @@ class Sending:
 
 
 class Recorded(ClassicPeer):
-    """Notes each whole message when it leaves: what it only queued may be lost in its own house (quirk Q6). And what came over which connection:
-    a script that does not read one of two cannot blame the sender for the order in which it reads them later."""
+    """Notes each whole message when it leaves: what it only queued may be lost in its own house
+    (quirk Q6). And what came over which connection: a script that does not read one of two cannot
+    blame the sender for the order in which it reads them later."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -61,14 +84,17 @@ class Recorded(ClassicPeer):
         self.read[link].append(message)
 
     def ended(self, link: classic.Link, *, torn: bool = False) -> None:
-        super().ended(link, torn=True)  # who closes at once, because of a fault, may do so in the middle of a frame of its own
+        # who closes at once, because of a fault, may do so in the middle of a frame of its own
+        super().ended(link, torn=True)
 
     def _up(self, link: classic.Link) -> None:
         self.read[link] = []
         super()._up(link)
         link.offers.append(512)  # what a sender goes by that has not got our CAPABILITY in time
 
-    def frame(self, link: classic.Link, payload: bytes = b"", flags: int = 0, kind: int = DATA) -> None:
+    def frame(
+        self, link: classic.Link, payload: bytes = b"", flags: int = 0, kind: int = DATA
+    ) -> None:
         if kind == DATA and not flags & FRAGMENT:
             self.written[link].append(payload)
         super().frame(link, payload, flags, kind)
@@ -88,7 +114,7 @@ class Meeting(RuleBasedStateMachine):
         self.taken: list[bytes] = []
         self.started = False
 
-    # What the place of the meeting has to say --------------------------------------------------------------------------------------------------
+    # What the place of the meeting has to say -----------------------------------------------------
 
     def run(self, step: Coroutine[Any, Any, Any]) -> Any:
         raise NotImplementedError
@@ -102,12 +128,18 @@ class Meeting(RuleBasedStateMachine):
     def heal(self) -> None:
         """Undo what keeps the two apart."""
 
-    # Beginning -----------------------------------------------------------------------------------------------------------------------------------
+    # Beginning ------------------------------------------------------------------------------------
 
-    @initialize(core=st.sampled_from([ONLY] if ONLY in C_CORES else C_CORES), limit=LIMITS, greets=st.sampled_from([True, True, True, False]))
+    @initialize(
+        core=st.sampled_from([ONLY] if ONLY in C_CORES else C_CORES),
+        limit=LIMITS,
+        greets=st.sampled_from([True, True, True, False]),
+    )
     def begin(self, core: str, limit: int, greets: bool) -> None:
         async def step() -> None:
-            peer = Recorded(tcp_port=0, udp_port=0, offer=Capabilities(limit, 1024, 0, 5), greets=greets)
+            peer = Recorded(
+                tcp_port=0, udp_port=0, offer=Capabilities(limit, 1024, 0, 5), greets=greets
+            )
             self.old, self.node = await self.meet(core, peer)
             self.written = peer.written
             self.serving = asyncio.ensure_future(self.old.serve())
@@ -132,14 +164,16 @@ class Meeting(RuleBasedStateMachine):
         self.serial += 1
         return (self.serial.to_bytes(4, "big") + bytes([priority])).ljust(size, b"\xa5")
 
-    # The node ------------------------------------------------------------------------------------------------------------------------------------
+    # The node -------------------------------------------------------------------------------------
 
     @rule(sizes=LOTS, priority=CLASSES, key=KEYS)
     def send(self, sizes: list[int], priority: int, key: Any) -> None:
         """Calls that may wait."""
 
         async def one(sending: Sending, message: bytes) -> int:
-            sending.number = await sending.peer.send(message, priority=pt.Priority(priority), key=key)
+            sending.number = await sending.peer.send(
+                message, priority=pt.Priority(priority), key=key
+            )
             return sending.number
 
         async def step() -> None:
@@ -164,7 +198,9 @@ class Meeting(RuleBasedStateMachine):
                 message = self.message(size, priority)
                 sending = Sending(self.serial, priority, key, self.peer)
                 with contextlib.suppress(pt.WouldBlock, pt.MessageTooLarge, pt.NotConnected):
-                    sending.number = self.peer.send_nowait(message, priority=pt.Priority(priority), key=key)
+                    sending.number = self.peer.send_nowait(
+                        message, priority=pt.Priority(priority), key=key
+                    )
                     self.sendings.append(sending)
             await self.settle()
 
@@ -173,7 +209,11 @@ class Meeting(RuleBasedStateMachine):
     @rule(index=st.integers(0, 1 << 16))
     def cancel(self, index: int) -> None:
         """A call that still waits is given up: its message must never leave."""
-        waiting = [sending for sending in self.sendings if sending.task is not None and not sending.task.done()]
+        waiting = [
+            sending
+            for sending in self.sendings
+            if sending.task is not None and not sending.task.done()
+        ]
         if waiting:
             waiting[index % len(waiting)].task.cancel()
             self.run(self.settle())
@@ -217,7 +257,7 @@ class Meeting(RuleBasedStateMachine):
 
         self.run(step())
 
-    # The classic peer ----------------------------------------------------------------------------------------------------------------------------
+    # The classic peer -----------------------------------------------------------------------------
 
     @property
     def links(self) -> list[classic.Link]:
@@ -247,9 +287,15 @@ class Meeting(RuleBasedStateMachine):
         if not self.old.peer.actions:
             self.on_link(index, act)
 
-    @rule(index=st.integers(0, 7), size=st.sampled_from([6, 500, 1000]), count=st.sampled_from([1, 5, 60]), pieces=st.booleans())
+    @rule(
+        index=st.integers(0, 7),
+        size=st.sampled_from([6, 500, 1000]),
+        count=st.sampled_from([1, 5, 60]),
+        pieces=st.booleans(),
+    )
     def original_writes(self, index: int, size: int, count: int, pieces: bool) -> None:
-        """Frames at once, whole or in fragments, with an unfinished message before them now and then."""
+        """Frames at once, whole or in fragments, with an unfinished message before them now and
+        then."""
 
         def act(link: classic.Link) -> None:
             for _ in range(count):
@@ -270,7 +316,10 @@ class Meeting(RuleBasedStateMachine):
 
     @rule(index=st.integers(0, 7), limit=LIMITS, pressure=PRESSURES)
     def original_reports(self, index: int, limit: int, pressure: int) -> None:
-        self.on_link(index, lambda link: self.old.peer.report(link, max_message=limit, buffer_pressure=pressure))
+        self.on_link(
+            index,
+            lambda link: self.old.peer.report(link, max_message=limit, buffer_pressure=pressure),
+        )
 
     @rule(index=st.integers(0, 7), body=st.sampled_from([b"\x01\x02\x04", b"\x80\xff"]))
     def original_garbles_a_capability(self, index: int, body: bytes) -> None:
@@ -282,7 +331,9 @@ class Meeting(RuleBasedStateMachine):
         if isinstance(how, bytes):
             self.on_link(index, lambda link: self.old.peer.write(link, how))
         else:
-            self.on_link(index, self.old.peer.disconnect if how == "disconnect" else self.old.peer._close)
+            self.on_link(
+                index, self.old.peer.disconnect if how == "disconnect" else self.old.peer._close
+            )
 
     @rule(index=st.integers(0, 7))
     def original_stops_reading(self, index: int) -> None:
@@ -307,7 +358,7 @@ class Meeting(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.run(self.pass_time(seconds))
 
-    # What must hold ------------------------------------------------------------------------------------------------------------------------------
+    # What must hold -------------------------------------------------------------------------------
 
     @invariant()
     def the_script_has_no_complaint(self) -> None:
@@ -321,7 +372,11 @@ class Meeting(RuleBasedStateMachine):
 
     def check_arrivals(self) -> None:
         by_serial = {sending.serial: sending for sending in self.sendings}
-        arrived = [int.from_bytes(message[:4], "big") for messages in self.old.peer.read.values() for message in messages]
+        arrived = [
+            int.from_bytes(message[:4], "big")
+            for messages in self.old.peer.read.values()
+            for message in messages
+        ]
         assert len(arrived) == len(self.old.peer.messages)
         doubled = [serial for serial, count in Counter(arrived).items() if count > 1]
         assert not doubled, f"came twice: {doubled}"
@@ -329,19 +384,29 @@ class Meeting(RuleBasedStateMachine):
         for serial in arrived:
             assert serial in by_serial, f"message {serial} was never accepted"
             sending = by_serial[serial]
-            assert sending.task is None or not sending.task.done() or not sending.task.cancelled(), f"message {serial} had been cancelled"
+            assert (
+                sending.task is None or not sending.task.done() or not sending.task.cancelled()
+            ), f"message {serial} had been cancelled"
             if sending.key is not None or not sending.number:
                 continue
             line = sending.peer, sending.priority
-            assert sending.number > last.get(line, 0), f"message {sending.number} of class {sending.priority} came behind {last[line]}"
+            assert sending.number > last.get(line, 0), (
+                f"message {sending.number} of class {sending.priority} came behind {last[line]}"
+            )
             last[line] = sending.number
-        places = {message[:4]: (link, at) for link, messages in self.written.items() for at, message in enumerate(messages)}
+        places = {
+            message[:4]: (link, at)
+            for link, messages in self.written.items()
+            for at, message in enumerate(messages)
+        }
         so_far: dict[classic.Link, int] = {}
         for message in self.taken:
             assert message[:4] in places, f"{message[:20]!r} came from nowhere"
             link, at = places[message[:4]]
             assert message == self.written[link][at], "a message was changed on its way"
-            assert at == so_far.get(link, -1) + 1, f"message {at} of a link came behind {so_far.get(link, -1)}"
+            assert at == so_far.get(link, -1) + 1, (
+                f"message {at} of a link came behind {so_far.get(link, -1)}"
+            )
             so_far[link] = at
         self.so_far = so_far
 
@@ -371,9 +436,13 @@ class Meeting(RuleBasedStateMachine):
             self.old.peer.frame(link, markers[link])
 
         def is_done() -> bool:
-            if not all(task.done() for task in self.tasks) or any(sending.task and not sending.task.done() for sending in self.sendings):
+            if not all(task.done() for task in self.tasks) or any(
+                sending.task and not sending.task.done() for sending in self.sendings
+            ):
                 return False
-            if any(link in self.links and marker not in self.taken for link, marker in markers.items()):
+            if any(
+                link in self.links and marker not in self.taken for link, marker in markers.items()
+            ):
                 return False
             return len(self.outcomes()) == sum(bool(sending.number) for sending in self.sendings)
 
@@ -382,7 +451,12 @@ class Meeting(RuleBasedStateMachine):
             assert self.old.now() - began < self.PATIENCE, self.why_not(markers)
             self.the_script_has_no_complaint()
             for link in self.links:  # new ones, whose pressure counts as 50 where it does not greet
-                if link not in markers and self.written[link] == [] and not self.old.peer.greets and len(link.offers) == 0:
+                if (
+                    link not in markers
+                    and self.written[link] == []
+                    and not self.old.peer.greets
+                    and len(link.offers) == 0
+                ):
                     self.old.peer.report(link)
             await self.take_all()
             await self.pass_time(0.1)
@@ -390,10 +464,20 @@ class Meeting(RuleBasedStateMachine):
         await self.take_all()
 
     def why_not(self, markers: dict[classic.Link, bytes]) -> str:
-        waiting = [sending.serial for sending in self.sendings if sending.task and not sending.task.done()]
-        unread = [link.known.port for link, marker in markers.items() if link in self.links and marker not in self.taken]
+        waiting = [
+            sending.serial for sending in self.sendings if sending.task and not sending.task.done()
+        ]
+        unread = [
+            link.known.port
+            for link, marker in markers.items()
+            if link in self.links and marker not in self.taken
+        ]
         missing = len(self.outcomes()), sum(bool(sending.number) for sending in self.sendings)
-        return f"calls that never end: {waiting} and {[task for task in self.tasks if not task.done()]}; outcomes {missing}; unread links {unread}"
+        return (
+            f"calls that never end: {waiting} and "
+            f"{[task for task in self.tasks if not task.done()]}; outcomes {missing}; unread "
+            f"links {unread}"
+        )
 
     def teardown(self) -> None:
         if not self.started:
@@ -410,17 +494,31 @@ class Meeting(RuleBasedStateMachine):
 
     def check_outcomes(self) -> None:
         outcomes = self.outcomes()
-        accepted = {(sending.peer, sending.number): sending for sending in self.sendings if sending.number}
+        accepted = {
+            (sending.peer, sending.number): sending for sending in self.sendings if sending.number
+        }
         assert set(outcomes) == set(accepted)
         arrived = {int.from_bytes(message[:4], "big") for message in self.old.peer.messages}
-        since = max((at for at, event in enumerate(self.events) if isinstance(event, pt.PeerConnected | pt.PeerDisconnected)), default=0)
+        since = max(
+            (
+                at
+                for at, event in enumerate(self.events)
+                if isinstance(event, pt.PeerConnected | pt.PeerDisconnected)
+            ),
+            default=0,
+        )
         recent = set(map(id, self.events[since:]))
         for which, sending in accepted.items():
             event = outcomes[which]
             if isinstance(event, pt.Failed) and event.outcome is not pt.Outcome.UNKNOWN:
-                assert sending.serial not in arrived, f"message {sending.number} was reported as {event.outcome} and has arrived"
+                assert sending.serial not in arrived, (
+                    f"message {sending.number} was reported as {event.outcome} and has arrived"
+                )
             elif isinstance(event, pt.Sent) and id(event) in recent:
-                assert sending.serial in arrived, f"message {sending.number} was reported as sent on a connection that lives, and is lost"
+                assert sending.serial in arrived, (
+                    f"message {sending.number} was reported as sent on a connection that "
+                    "lives, and is lost"
+                )
 
         for task in (*self.tasks, *(sending.task for sending in self.sendings if sending.task)):
             error = None if task.cancelled() else task.exception()
@@ -443,8 +541,11 @@ class Meeting(RuleBasedStateMachine):
             await asyncio.wait_for(self.listening, 5)
         self.serving.cancel()
         await asyncio.gather(
-            self.serving, *self.tasks, *(sending.task for sending in self.sendings if sending.task), return_exceptions=True,
-        )  # fmt: skip
+            self.serving,
+            *self.tasks,
+            *(sending.task for sending in self.sendings if sending.task),
+            return_exceptions=True,
+        )
 
     def close(self) -> None:
         raise NotImplementedError
@@ -470,8 +571,12 @@ class SimulatedMeeting(Meeting):
         return result
 
     async def meet(self, core: str, peer: ClassicPeer) -> tuple[classic.Driver, Any]:
-        old = SimulatedSockets(peer, self.net.host("se", window=6_000), lambda: self.net.clock.seconds, discovery=False)
-        node = await self.net.node("ada", core=core, discovery=False, send_queue_size=16, receive_queue_bytes=20_000)
+        old = SimulatedSockets(
+            peer, self.net.host("se", window=6_000), lambda: self.net.clock.seconds, discovery=False
+        )
+        node = await self.net.node(
+            "ada", core=core, discovery=False, send_queue_size=16, receive_queue_bytes=20_000
+        )
         self.net.link("ada", "se", latency="2ms")
         return old, node
 
@@ -494,7 +599,15 @@ class SimulatedMeeting(Meeting):
 
     @rule(chance=st.sampled_from([0.0, 0.1, 0.3]))
     def the_network_gets_worse(self, chance: float) -> None:
-        self.net.link("ada", "se", latency="20ms", jitter="20ms", loss=chance, duplicate=chance, reorder=chance)
+        self.net.link(
+            "ada",
+            "se",
+            latency="20ms",
+            jitter="20ms",
+            loss=chance,
+            duplicate=chance,
+            reorder=chance,
+        )
 
     def close(self) -> None:
         if self.loop.is_closed():
@@ -529,11 +642,18 @@ class LoopbackMeeting(Meeting):
         return self.runner.run(step)
 
     async def meet(self, core: str, peer: ClassicPeer) -> tuple[classic.Driver, Any]:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # both sides use the same port, each at its own address
+        # both sides use the same port, each at its own address
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.bind(("", 0))
             peer.udp_port = probe.getsockname()[1]
         self.sockets = Sockets(peer, discovery=False, window=6_000)
-        options = {"bind": "127.0.0.1", "port": 0, "udp_port": peer.udp_port, "send_queue_size": 16, "receive_queue_bytes": 20_000}
+        options = {
+            "bind": "127.0.0.1",
+            "port": 0,
+            "udp_port": peer.udp_port,
+            "send_queue_size": 16,
+            "receive_queue_bytes": 20_000,
+        }
         node = await pt.Node("ada", core=core, discovery=False, **options).start()
         return self.sockets, node
 
@@ -557,14 +677,22 @@ class LoopbackMeeting(Meeting):
             self.close()
 
 
-PHASES = [Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink]  # to explain a failure would trace every line of it
-STEPS: dict[str, Any] = {"stateful_step_count": 60 if SOAK else 30, "phases": PHASES, "report_multiple_bugs": False}
+# to explain a failure would trace every line of it
+PHASES = [Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink]
+STEPS: dict[str, Any] = {
+    "stateful_step_count": 60 if SOAK else 30,
+    "phases": PHASES,
+    "report_multiple_bugs": False,
+}
 SimulatedMeeting.TestCase.settings = settings(max_examples=300 if SOAK else 25, **STEPS)
 LoopbackMeeting.TestCase.settings = settings(max_examples=300 if SOAK else 15, **STEPS)
 
 
 @pytest.mark.soak
-@pytest.mark.skipif(ONLY not in (None, "", *C_CORES), reason="did not run: the simulator is C, and PEERTALK_CORE leaves that out")
+@pytest.mark.skipif(
+    ONLY not in (None, "", *C_CORES),
+    reason="did not run: the simulator is C, and PEERTALK_CORE leaves that out",
+)
 class TestInTheSimulator(SimulatedMeeting.TestCase):
     """Virtual time, cuts, loss."""
 

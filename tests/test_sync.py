@@ -1,4 +1,5 @@
-"""The front door without await: everything happens inside a call, on the caller's thread, and in no other.
+"""The front door without await: everything happens inside a call, on the caller's thread, and in no
+other.
 
 Nodes live on loopback. Two nodes that talk need two threads: `beside` runs the other one.
 """
@@ -30,7 +31,8 @@ def announcing(discovery_port, **more):
 
 @contextlib.contextmanager
 def beside(work):
-    """Run work() on another thread meanwhile; its result, or what it raised, when the block is over."""
+    """Run work() on another thread meanwhile; its result, or what it raised, when the block is
+    over."""
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(work)
         yield running
@@ -47,7 +49,8 @@ def echo(**options):
         with contextlib.closing(node):
             while not stop.is_set():
                 for message in node.messages(timeout=0.02):
-                    with contextlib.suppress(pt.NetworkError):  # who asked may have left without waiting for its answer
+                    # who asked may have left without waiting for its answer
+                    with contextlib.suppress(pt.NetworkError):
                         message.peer.send(message.data, timeout=GUARD)
 
     node.start()
@@ -70,9 +73,22 @@ def test_two_nodes_find_each_other_and_talk_without_a_hidden_thread(core, free_p
         threads = threading.active_count()
         with Node("script", **announcing(port, core=core.name)) as node:
             peer = node.wait_for("echo", timeout=GUARD)
-            assert [peer.send(data, timeout=GUARD) for data in (b"one", bytearray(b"two"), "three", memoryview(b"four"), b"")] == [1, 2, 3, 4, 5]
-            assert [node.receive(timeout=GUARD).data for _ in range(5)] == [b"one", b"two", b"three", b"four", b""]
-            assert node.peers["echo"] is peer and peer.connected and node.wait_for(lambda known: known.connected) is peer
+            assert [
+                peer.send(data, timeout=GUARD)
+                for data in (b"one", bytearray(b"two"), "three", memoryview(b"four"), b"")
+            ] == [1, 2, 3, 4, 5]
+            assert [node.receive(timeout=GUARD).data for _ in range(5)] == [
+                b"one",
+                b"two",
+                b"three",
+                b"four",
+                b"",
+            ]
+            assert (
+                node.peers["echo"] is peer
+                and peer.connected
+                and node.wait_for(lambda known: known.connected) is peer
+            )
             assert threading.active_count() == threads
             peer.disconnect(timeout=GUARD)
             assert not peer.connected
@@ -83,12 +99,22 @@ def test_two_nodes_find_each_other_and_talk_without_a_hidden_thread(core, free_p
 
 def test_many_messages_arrive_in_order_through_full_queues(core):
     """send() turns the node while there is no room; both directions at once must not lock up."""
-    with echo(**loopback(core=core.name, send_queue_size=16, receive_queue_bytes=64 * 1024)) as address:
+    with echo(
+        **loopback(core=core.name, send_queue_size=16, receive_queue_bytes=64 * 1024)
+    ) as address:
         with Node("script", **loopback(core=core.name, send_queue_size=16)) as node:
             peer = node.connect(address, timeout=GUARD)
-            assert peer.send_many([numbered(number) + bytes(900) for number in range(1000)], timeout=GUARD) == 1000
+            assert (
+                peer.send_many(
+                    [numbered(number) + bytes(900) for number in range(1000)], timeout=GUARD
+                )
+                == 1000
+            )
             assert peer.send(numbered(1000), timeout=GUARD) == 1001
-            got = [message.data[:4] for _, message in zip(range(1001), node.messages(timeout=GUARD), strict=False)]
+            got = [
+                message.data[:4]
+                for _, message in zip(range(1001), node.messages(timeout=GUARD), strict=False)
+            ]
             assert got == [numbered(number) for number in range(1001)]
             peer.send_many([numbered(number) for number in range(500)], timeout=GUARD)
             taken = []
@@ -102,7 +128,10 @@ def test_many_messages_arrive_in_order_through_full_queues(core):
 
 def test_send_nowait_refuses_and_a_send_in_time_gives_up_where_nobody_reads():
     """Nothing was accepted by either."""
-    with Node("mute", **loopback(receive_queue_bytes=1024)) as mute, Node("script", **loopback(send_queue_size=4)) as node:
+    with (
+        Node("mute", **loopback(receive_queue_bytes=1024)) as mute,
+        Node("script", **loopback(send_queue_size=4)) as node,
+    ):
         with beside(lambda: mute.wait_for("script", timeout=GUARD)):
             peer = node.connect(mute.address, timeout=GUARD)
         with pytest.raises(pt.WouldBlock) as raised:
@@ -122,7 +151,8 @@ def test_send_nowait_refuses_and_a_send_in_time_gives_up_where_nobody_reads():
 
 @contextlib.contextmanager
 def late_reader(node, **options):
-    """A peer of the node that reads only from when go is set, on another thread; gives (peer, go, what it took); ends when that is b"end"."""
+    """A peer of the node that reads only from when go is set, on another thread; gives (peer, go,
+    what it took); ends when that is b"end"."""
     go, failed, taken = threading.Event(), threading.Event(), []
 
     def work():
@@ -151,13 +181,16 @@ def poll_until_sent(node, peer):
 
 
 def test_a_node_that_may_block_drains_full_slots_and_is_never_refused(core, monkeypatch):
-    """Config.when_full "sync": send_nowait() past full slots waits for the pipeline instead of the outbox, and overtakes nothing."""
+    """Config.when_full "sync": send_nowait() past full slots waits for the pipeline instead of the
+    outbox, and overtakes nothing."""
     with Node("script", **loopback(core=core.name, when_full="sync", send_queue_size=1)) as node:
         with late_reader(node, core=core.name) as (peer, go, taken):
             blocking = peer.transport.send_sync
 
             def send_sync(*arguments):
-                go.set()  # only now does the reader begin: the slots are full, and stay so until they are drained
+                # only now does the reader begin: the slots are full, and stay so until they are
+                # drained
+                go.set()
                 return blocking(*arguments)
 
             monkeypatch.setattr(peer.transport, "send_sync", send_sync)
@@ -174,7 +207,8 @@ def test_a_node_that_may_block_drains_full_slots_and_is_never_refused(core, monk
 
 
 def test_a_blocking_send_that_gives_up_says_so_and_may_be_repeated(reference_core, monkeypatch):
-    """The slots did not come free in time: nothing was accepted, nothing is lost, and the same message comes once."""
+    """The slots did not come free in time: nothing was accepted, nothing is lost, and the same
+    message comes once."""
     from peertalk._core.reference import loop
 
     with Node("script", **loopback(core="reference", when_full="sync")) as node:
@@ -182,12 +216,21 @@ def test_a_blocking_send_that_gives_up_says_so_and_may_be_repeated(reference_cor
             sent = []
             drain = loop.Link.drain
             monkeypatch.setattr(loop.Link, "drain", lambda link: -6)  # five seconds have passed
-            with pytest.raises(pt.Timeout, match=r"peer 'reader' has not taken in 5 s .*when_full='sync'.*nothing was accepted") as raised:
+            with pytest.raises(
+                pt.Timeout,
+                match=r"peer 'reader' has not taken in 5 s .*when_full='sync'.*"
+                r"nothing was accepted",
+            ) as raised:
                 while True:
                     message = numbered(len(sent)) + bytes(8000)
                     peer.send_nowait(message)
                     sent.append(message)
-            assert raised.value.peer == "reader" and peer.accepted == len(sent) and peer.queued == 0 and peer.connected
+            assert (
+                raised.value.peer == "reader"
+                and peer.accepted == len(sent)
+                and peer.queued == 0
+                and peer.connected
+            )
             go.set()
             monkeypatch.setattr(loop.Link, "drain", drain)
             assert peer.send(message, timeout=GUARD) == len(sent) + 1
@@ -198,7 +241,8 @@ def test_a_blocking_send_that_gives_up_says_so_and_may_be_repeated(reference_cor
 
 @pytest.mark.parametrize("when_full", ["wait", "sync"])
 def test_what_another_thread_sent_before_goes_before(when_full):
-    """It was left to the node while its lock was held; whoever sends next knows of it and must not overtake it."""
+    """It was left to the node while its lock was held; whoever sends next knows of it and must not
+    overtake it."""
     with echo(**loopback()) as address, Node("script", **loopback(when_full=when_full)) as node:
         peer = node.connect(address, timeout=GUARD)
         with node._lock, beside(lambda: peer.send_nowait(b"first")) as other:
@@ -208,8 +252,12 @@ def test_what_another_thread_sent_before_goes_before(when_full):
 
 
 def test_classes_and_keys_mean_the_same_without_await():
-    """What waits is overtaken by class and replaced by key; with a full queue of low messages a critical one is still taken."""
-    with Node("slow", **loopback(receive_queue_bytes=1024)) as slow, Node("script", **loopback(send_queue_size=16)) as node:
+    """What waits is overtaken by class and replaced by key; with a full queue of low messages a
+    critical one is still taken."""
+    with (
+        Node("slow", **loopback(receive_queue_bytes=1024)) as slow,
+        Node("script", **loopback(send_queue_size=16)) as node,
+    ):
         with beside(lambda: slow.wait_for("script", timeout=GUARD)):
             peer = node.connect(slow.address, timeout=GUARD)
         with pytest.raises(pt.WouldBlock):
@@ -226,7 +274,9 @@ def test_classes_and_keys_mean_the_same_without_await():
                 node.broadcast(b"x", **refused)
         with pytest.raises(pt.InvalidArgument):
             peer.send_many([b"x"], priority=7)
-        with beside(lambda: [slow.receive(timeout=GUARD).data[:8] for _ in range(low + 2)]) as reading:
+        with beside(
+            lambda: [slow.receive(timeout=GUARD).data[:8] for _ in range(low + 2)]
+        ) as reading:
             while not reading.done():
                 node.poll(0.01)
         got = reading.result()
@@ -242,7 +292,12 @@ def test_what_does_not_come_in_time_is_a_timeout_that_says_what():
         with pytest.raises(pt.Timeout, match=r"no peer 'bob' was heard.*known: nobody"):
             node.wait_for("bob", timeout=0.01)
         assert list(node.messages(timeout=0.01)) == list(node.batches(timeout=0)) == []
-        for wrong, error in (("eve", pt.PeerNotFound), (5, pt.WrongType), (("x" * 70, 1), pt.NetworkFailure), (node.address, pt.InvalidArgument)):
+        for wrong, error in (
+            ("eve", pt.PeerNotFound),
+            (5, pt.WrongType),
+            (("x" * 70, 1), pt.NetworkFailure),
+            (node.address, pt.InvalidArgument),
+        ):
             with pytest.raises(error):
                 node.connect(wrong, timeout=GUARD)
 
@@ -266,7 +321,8 @@ def play(address):
 
 
 def test_threads_that_share_a_node_each_get_their_part():
-    """Several wait, several send: no message twice, none lost, and send_nowait never waits for the lock."""
+    """Several wait, several send: no message twice, none lost, and send_nowait never waits for the
+    lock."""
     with echo(**loopback()) as address, Node("script", **loopback()) as node:
         peer = node.connect(address, timeout=GUARD)
         total, taken, lock = 100, [], threading.Lock()
@@ -288,7 +344,12 @@ def test_threads_that_share_a_node_each_get_their_part():
                         node.poll(0.001)
 
         with ThreadPoolExecutor(4) as pool:
-            running = [pool.submit(take), pool.submit(take), pool.submit(give, 0), pool.submit(give, 1)]
+            running = [
+                pool.submit(take),
+                pool.submit(take),
+                pool.submit(give, 0),
+                pool.submit(give, 1),
+            ]
             for each in running[2:]:
                 each.result(GUARD)
             for _ in range(2):
@@ -312,14 +373,22 @@ def test_closing_wakes_a_thread_that_waits_and_everything_after_it_is_refused():
         waits.wait()
         assert node.close() == 0
     assert node.close() == 0 and node.close_nowait() == 0
-    for use in (node.receive, node.poll, lambda: node.wait_for("x"), lambda: node.connect(("127.0.0.1", 1)), lambda: node.peers, node.start):
+    for use in (
+        node.receive,
+        node.poll,
+        lambda: node.wait_for("x"),
+        lambda: node.connect(("127.0.0.1", 1)),
+        lambda: node.peers,
+        node.start,
+    ):
         with pytest.raises(pt.InvalidState):
             use()
     assert "closed" in repr(node)
 
 
 def test_ping_flags_and_reject_are_there_without_await_too():
-    """The same door: what one has and the other lacks would be found missing at the worst moment."""
+    """The same door: what one has and the other lacks would be found missing at the worst
+    moment."""
     with echo(**loopback()) as address, Node("ada", **loopback(flags=1)) as ada:
         peer = ada.connect(address, timeout=GUARD)
         assert 0 < peer.ping(timeout=GUARD) < GUARD and peer.latency.samples >= 1
@@ -404,16 +473,26 @@ def test_datagrams_and_streams_have_the_same_names_without_await(core):
     """Two nodes on one thread: each is turned by its own calls."""
     content = bytes(range(256)) * 40
     options = loopback(core=core.name, udp_port=0, ping_interval=0)
-    with Node("ada", **options) as ada, Node("bob", **options) as bob, beside(lambda: bob.receive(timeout=GUARD)) as first:
+    with (
+        Node("ada", **options) as ada,
+        Node("bob", **options) as bob,
+        beside(lambda: bob.receive(timeout=GUARD)) as first,
+    ):
         peer = ada.connect(bob.address, timeout=GUARD)
         peer.send(b"first", timeout=GUARD)
         back = first.result(GUARD).peer
-        assert ada.send_datagram(peer, b"fast") and bob.receive_datagram(timeout=GUARD).text == "fast"
-        assert bob.send_datagram(back, b"back") and [each.data for each in ada.datagrams(timeout=0.05)] == [b"back"]
+        assert (
+            ada.send_datagram(peer, b"fast") and bob.receive_datagram(timeout=GUARD).text == "fast"
+        )
+        assert bob.send_datagram(back, b"back") and [
+            each.data for each in ada.datagrams(timeout=0.05)
+        ] == [b"back"]
         with pytest.raises(pt.Timeout, match="no datagram came"):
             bob.receive_datagram(timeout=0.001)
         steps = []
-        with beside(lambda: b"".join(message.data for message in bob.messages(timeout=0.5))) as data:
+        with beside(
+            lambda: b"".join(message.data for message in bob.messages(timeout=0.5))
+        ) as data:
             with peer.stream_out(content, lambda sent, total: steps.append(sent)) as out:
                 assert out.finished(timeout=GUARD) is pt.StreamState.COMPLETED
         assert data.result(GUARD) == content and steps[-1] == out.sent == out.total == 10_240
@@ -421,8 +500,13 @@ def test_datagrams_and_streams_have_the_same_names_without_await(core):
             assert stopping.finished(timeout=GUARD) is pt.StreamState.CANCELLED
         with peer.stream_out(content) as left:
             pass
-        assert left.state is pt.StreamState.CANCELLED and left.finished() is pt.StreamState.CANCELLED
-        with peer.stream_out(content * 6, lambda sent, total: bob.close_nowait()) as lost, pytest.raises(pt.NetworkError):
+        assert (
+            left.state is pt.StreamState.CANCELLED and left.finished() is pt.StreamState.CANCELLED
+        )
+        with (
+            peer.stream_out(content * 6, lambda sent, total: bob.close_nowait()) as lost,
+            pytest.raises(pt.NetworkError),
+        ):
             lost.finished(timeout=GUARD)
         assert lost.state is pt.StreamState.FAILED and isinstance(lost.error, pt.NetworkError)
 

@@ -15,7 +15,9 @@ pytest_plugins = "pytester"
 def needs_the_compiled_core() -> None:
     """The simulator is C: with the reference core alone there is nothing to test."""
     if load().name == "reference":
-        pytest.skip("did not run: the simulator is in the compiled cores, and PEERTALK_CORE leaves them out")
+        pytest.skip(
+            "did not run: the simulator is in the compiled cores, and PEERTALK_CORE leaves them out"
+        )
 
 
 @pytest.fixture
@@ -24,7 +26,9 @@ def run(pytester: pytest.Pytester) -> Any:
 
     def runs(source: str, *arguments: str) -> pytest.RunResult:
         pytester.makepyfile("import asyncio, time, pytest\n" + source)
-        return pytester.runpytest("-p", "peertalk.testing", "-p", "no:cacheprovider", "--strict-markers", *arguments)
+        return pytester.runpytest(
+            "-p", "peertalk.testing", "-p", "no:cacheprovider", "--strict-markers", *arguments
+        )
 
     return runs
 
@@ -140,7 +144,8 @@ async def test_starts_it(mesh):
 
 
 def test_other_plugins_that_run_coroutines_do_not_get_ours(run, pytester):
-    """Projects use pytest-asyncio or anyio, often in a mode that takes every coroutine: on a loop of theirs time would be real and mesh empty."""
+    """Projects use pytest-asyncio or anyio, often in a mode that takes every coroutine: on a loop
+    of theirs time would be real and mesh empty."""
     pytester.makeconftest(
         """
 import asyncio, inspect, pytest
@@ -148,7 +153,8 @@ import asyncio, inspect, pytest
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem):
     if inspect.iscoroutinefunction(pyfuncitem.obj):
-        asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}))
+        names = pyfuncitem._fixtureinfo.argnames
+        asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
         return True
 """
     )
@@ -168,11 +174,18 @@ async def test_theirs():
 @pytest.mark.parametrize(
     ("mark", "word"),
     [
-        ("(2, 7, 9)", "3 arguments without a name"), ("(nodes=0)", "nodes=0"), ("(nodes='x')", "nodes='x'"),
-        ("(names=['a', 'a'])", "each of them once"), ("(platform=[])", "platform"), ("(platform='beos')", "'beos'"),
-        ("(seed='x')", "seed 'x'"), ("(loss=3)", "0 to 1"), ("(nodez=3)", "nodez"), ("(limit='soon')", "'soon'"),
+        ("(2, 7, 9)", "3 arguments without a name"),
+        ("(nodes=0)", "nodes=0"),
+        ("(nodes='x')", "nodes='x'"),
+        ("(names=['a', 'a'])", "each of them once"),
+        ("(platform=[])", "platform"),
+        ("(platform='beos')", "'beos'"),
+        ("(seed='x')", "seed 'x'"),
+        ("(loss=3)", "0 to 1"),
+        ("(nodez=3)", "nodez"),
+        ("(limit='soon')", "'soon'"),
     ],
-)  # fmt: skip
+)
 def test_a_mark_that_is_wrong_is_an_error_that_says_what(run, mark, word):
     """What is dropped in silence is a test of something else."""
     result = run(f"@pytest.mark.peertalk{mark}\nasync def test_it(mesh):\n    pass\n")
@@ -193,8 +206,10 @@ def test_the_plugin_loads_no_core_and_no_simulator_for_tests_that_need_none(run,
     pytester.makepyfile(test_plain="def test_plain():\n    pass\n")
     program = (
         "import sys, pytest\n"
-        "assert pytest.main(['-q', '-p', 'peertalk.testing', '-p', 'no:cacheprovider', 'test_plain.py']) == 0\n"
-        "print('loaded', sorted(name for name in sys.modules if name in ('_cffi_backend', 'peertalk.sim', 'peertalk.runtime.simworld')\n"
+        "assert pytest.main(['-q', '-p', 'peertalk.testing', '-p', 'no:cacheprovider', "
+        "'test_plain.py']) == 0\n"
+        "print('loaded', sorted(name for name in sys.modules if name in "
+        "('_cffi_backend', 'peertalk.sim', 'peertalk.runtime.simworld')\n"
         "      or name.startswith('peertalk._core._')))\n"
     )
     pytester.makepyfile(program=program)
@@ -215,12 +230,15 @@ async def test_hangs(mesh):
 
 
 def test_platforms_links_and_nodes_are_what_the_mark_says(run):
-    """The arguments of the mark are those of Network.link() and Network.node(); marks of a class and of a test add up."""
+    """The arguments of the mark are those of Network.link() and Network.node(); marks of a class
+    and of a test add up."""
     run(
         """
 @pytest.mark.peertalk(platform=["mactcp", "opentransport"], core="lowmem")
 class TestOld:
-    @pytest.mark.peertalk(nodes=3, latency="50ms", connect=False, discovery=True, names=["ada", "bob", "cyd"])
+    @pytest.mark.peertalk(
+        nodes=3, latency="50ms", connect=False, discovery=True, names=["ada", "bob", "cyd"]
+    )
     async def test_worlds(self, mesh):
         assert [node.platform for node in mesh] == ["mactcp", "opentransport", "mactcp"]
         assert mesh.net._simulator.link_values("ada", "bob")["latency_ns"] == 50_000_000

@@ -1,6 +1,8 @@
-"""What a user's type checker sees: a right program passes mypy --strict, and each wrong line of a wrong one is found.
+"""What a user's type checker sees: a right program passes mypy --strict, and each wrong line of a
+wrong one is found.
 
-The package is looked up as an installed one, so py.typed counts. mypy runs once, over both programs.
+The package is looked up as an installed one, so py.typed counts. mypy runs once, over both
+programs.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import peertalk
 
 pytest.importorskip("mypy", reason="did not run: mypy is not installed")
 
-RIGHT = '''
+RIGHT = """
 import asyncio
 from typing import assert_never, assert_type
 
@@ -69,7 +71,8 @@ async def report(node: pt.Node) -> None:
         match event:
             case pt.PeerFound(peer) | pt.PeerChanged(peer) | pt.PeerConnected(peer):
                 assert_type(peer, pt.Peer)
-                await peer.send("welcome", priority=pt.Priority.HIGH, key="hello", no_delay=True, connect=False, timeout="1s")
+                await peer.send("welcome", priority=pt.Priority.HIGH, key="hello",
+                                no_delay=True, connect=False, timeout="1s")
             case pt.PeerLost(peer, reason):
                 assert_type(reason, pt.LostReason)
             case pt.ConnectionRequested(peer):
@@ -122,9 +125,9 @@ async def main() -> None:
 
 
 asyncio.run(main())
-'''
+"""
 
-WRONG = '''
+WRONG = """
 import peertalk as pt
 import peertalk.sync as blocking
 
@@ -155,7 +158,7 @@ def script(node: blocking.Node, peer: pt.Peer) -> int:
     with pt.Node("x"):  # attr-defined
         pass
     return node.receive().text  # return-value
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -167,15 +170,27 @@ def found(tmp_path_factory):
     home = str(Path(peertalk.__file__).resolve().parent.parent)
     environment = {**os.environ, "PYTHONPATH": home}
     environment.pop("LD_PRELOAD", None)  # a sanitizer of ours is none of mypy's
-    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(room / "cache"), "right.py", "wrong.py"]
-    done = subprocess.run(command, cwd=room, env=environment, text=True, capture_output=True, timeout=110)
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--cache-dir",
+        str(room / "cache"),
+        "right.py",
+        "wrong.py",
+    ]
+    done = subprocess.run(
+        command, cwd=room, env=environment, text=True, capture_output=True, timeout=110
+    )
     assert done.returncode in (0, 1), done.stdout + done.stderr
     errors = re.findall(r"^(.*?):(\d+): error: .*\[([\w-]+)\]$", done.stdout, flags=re.M)
     return {(file, int(line), code) for file, line, code in errors}, done.stdout
 
 
 def test_a_program_that_uses_all_of_it_passes_strict_mypy(found):
-    """Types that are right inside the package and useless outside are half the work: nobody writes casts to use a message."""
+    """Types that are right inside the package and useless outside are half the work: nobody writes
+    casts to use a message."""
     errors, text = found
     assert not [each for each in errors if each[0] != "wrong.py"], text
 
@@ -183,6 +198,12 @@ def test_a_program_that_uses_all_of_it_passes_strict_mypy(found):
 def test_each_mistake_is_found_on_its_line(found):
     """A package that types everything as Any passes the test above."""
     errors, text = found
-    meant = {("wrong.py", number, match[1]) for number, line in enumerate(WRONG.splitlines(), 1) if (match := re.search(r"  # ([\w-]+)$", line))}
+    meant = {
+        ("wrong.py", number, match[1])
+        for number, line in enumerate(WRONG.splitlines(), 1)
+        if (match := re.search(r"  # ([\w-]+)$", line))
+    }
     assert not meant - errors, text
-    assert {line for _, line, _ in meant} >= {line for file, line, _ in errors if file == "wrong.py"}, text
+    assert {line for _, line, _ in meant} >= {
+        line for file, line, _ in errors if file == "wrong.py"
+    }, text

@@ -23,7 +23,7 @@ int pt_border_attach(void *module)
 #include "pt_wire.h"
 
 #define FIRST_PAYLOADS 256
-#define FIRST_ITEMS 32
+#define FIRST_ITEMS    32
 
 /* What send and send_many are bound to. */
 typedef struct bound_link {
@@ -41,15 +41,15 @@ typedef struct item {
     uint32_t tag;
 } item;
 
-/* What turn is bound to. What a turn brings is first collected here and then told to Python, so that a lack of memory on the way loses nothing: what was
- * not told stays for the next turn. */
+/* What turn is bound to. What a turn brings is first collected here and then told to Python, so
+ * that a lack of memory on the way loses nothing: what was not told stays for the next turn. */
 typedef struct bound_loop {
     pt_context *context;
     PyObject *owner;
     pt_event *events;
     PyObject **payloads; /* bytes objects, one reference each until they are told */
     item *items;
-    PyObject *told;      /* list of final length that is being filled; NULL between turns */
+    PyObject *told; /* list of final length that is being filled; NULL between turns */
     size_t payload_count;
     size_t payload_capacity;
     size_t item_count;
@@ -60,7 +60,7 @@ typedef struct bound_loop {
     int busy; /* 1: a turn runs; a finalizer that calls it again is refused */
 } bound_loop;
 
-/* ---------------------------------------------------------------------------------------------------------------- sending */
+/* -------------------------------------------------------------------------------------- sending */
 
 static void free_link(PyObject *capsule)
 {
@@ -79,8 +79,10 @@ static int send_one(const bound_link *bound, PyObject *payload, int *raised)
         Py_ssize_t len = 0;
         (void)PyBytes_AsStringAndSize(payload, &data, &len);
         if ((uint64_t)len > UINT32_MAX)
-            return bound->link->state == PT_LINK_OPEN ? PT_ERR_MESSAGE_TOO_LARGE : PT_ERR_NOT_CONNECTED;
-        return pt_link_send(bound->context, bound->link, PT_FRAME_DATA, 0, (const uint8_t *)data, (uint32_t)len);
+            return bound->link->state == PT_LINK_OPEN ? PT_ERR_MESSAGE_TOO_LARGE
+                                                      : PT_ERR_NOT_CONNECTED;
+        return pt_link_send(bound->context, bound->link, PT_FRAME_DATA, 0, (const uint8_t *)data,
+                            (uint32_t)len);
     }
     Py_buffer view;
     if (PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE) != 0) {
@@ -95,7 +97,8 @@ static int send_one(const bound_link *bound, PyObject *payload, int *raised)
     if ((uint64_t)view.len > UINT32_MAX)
         code = bound->link->state == PT_LINK_OPEN ? PT_ERR_MESSAGE_TOO_LARGE : PT_ERR_NOT_CONNECTED;
     else
-        code = pt_link_send(bound->context, bound->link, PT_FRAME_DATA, 0, view.buf, (uint32_t)view.len);
+        code = pt_link_send(bound->context, bound->link, PT_FRAME_DATA, 0, view.buf,
+                            (uint32_t)view.len);
     PyBuffer_Release(&view);
     return code;
 }
@@ -110,7 +113,8 @@ static PyObject *link_send(PyObject *self, PyObject *payload)
     return raised ? NULL : PyLong_FromLong(code);
 }
 
-static PyObject *link_send_many(PyObject *self, PyObject *const *arguments, Py_ssize_t argument_count)
+static PyObject *link_send_many(PyObject *self, PyObject *const *arguments,
+                                Py_ssize_t argument_count)
 {
     const bound_link *bound = PyCapsule_GetPointer(self, NULL);
     if (bound == NULL)
@@ -131,7 +135,8 @@ static PyObject *link_send_many(PyObject *self, PyObject *const *arguments, Py_s
         }
     }
 
-    /* A buffer's own code may run and change the list, so its length is asked for each time and the payload held. */
+    /* A buffer's own code may run and change the list, so its length is asked for each time and the
+     * payload held. */
     int code = 0;
     Py_ssize_t index = start;
     for (; index < PyList_Size(payloads); index++) {
@@ -159,9 +164,10 @@ static PyObject *link_send_many(PyObject *self, PyObject *const *arguments, Py_s
     return both;
 }
 
-/* -------------------------------------------------------------------------------------------------------------- receiving */
+/* ------------------------------------------------------------------------------------ receiving */
 
-/* A larger array in place of a full one; its capacity is changed too. NULL when there is no memory, and nothing has changed. */
+/* A larger array in place of a full one; its capacity is changed too. NULL when there is no memory,
+ * and nothing has changed. */
 static void *grow(void *array, size_t *capacity, size_t first, size_t element_size)
 {
     size_t wanted = *capacity ? *capacity * 2 : first;
@@ -173,7 +179,8 @@ static void *grow(void *array, size_t *capacity, size_t first, size_t element_si
 
 static int grow_payloads(bound_loop *bound)
 {
-    PyObject **larger = grow(bound->payloads, &bound->payload_capacity, FIRST_PAYLOADS, sizeof *larger);
+    PyObject **larger =
+        grow(bound->payloads, &bound->payload_capacity, FIRST_PAYLOADS, sizeof *larger);
     if (larger != NULL)
         bound->payloads = larger;
     return larger != NULL;
@@ -193,7 +200,8 @@ static int collect(void *sink_context, uint32_t tag, const pt_frame *frame)
     bound_loop *bound = sink_context;
     if (bound->payload_count == bound->payload_capacity && !grow_payloads(bound))
         return PT_ERR_NO_MEMORY;
-    int plain = frame->type == PT_FRAME_DATA && (frame->flags & (PT_FLAG_FRAGMENT | PT_FLAG_BATCH)) == 0;
+    int plain =
+        frame->type == PT_FRAME_DATA && (frame->flags & (PT_FLAG_FRAGMENT | PT_FLAG_BATCH)) == 0;
     item *last = bound->item_count ? &bound->items[bound->item_count - 1] : NULL;
     int joins = plain && last != NULL && last->kind == PT_EVENT_BATCH && last->tag == tag;
     if (!joins && bound->item_count == bound->item_capacity) {
@@ -201,7 +209,8 @@ static int collect(void *sink_context, uint32_t tag, const pt_frame *frame)
             return PT_ERR_NO_MEMORY;
     }
     PT_ASSERT(bound->payloads != NULL && bound->items != NULL);
-    PyObject *payload = PyBytes_FromStringAndSize((const char *)frame->payload, (Py_ssize_t)frame->payload_len);
+    PyObject *payload =
+        PyBytes_FromStringAndSize((const char *)frame->payload, (Py_ssize_t)frame->payload_len);
     if (payload == NULL) {
         PyErr_Clear();
         return PT_ERR_NO_MEMORY;
@@ -216,7 +225,9 @@ static int collect(void *sink_context, uint32_t tag, const pt_frame *frame)
         fresh->tag = tag;
         fresh->first = bound->payload_count;
         fresh->count = 1;
-        fresh->a = plain ? frame->payload_len : frame->type | (uint64_t)frame->flags << 8 | (uint64_t)frame->sequence << 16;
+        fresh->a =
+            plain ? frame->payload_len
+                  : frame->type | (uint64_t)frame->flags << 8 | (uint64_t)frame->sequence << 16;
     }
     bound->payloads[bound->payload_count++] = payload;
     return PT_OK;
@@ -226,7 +237,8 @@ static int collect(void *sink_context, uint32_t tag, const pt_frame *frame)
 static PyObject *make_tuple(uint32_t kind, uint32_t tag, long long a, PyObject *b)
 {
     PyObject *tuple = PyTuple_New(4);
-    PyObject *parts[3] = {PyLong_FromLong((long)kind), PyLong_FromUnsignedLong(tag), PyLong_FromLongLong(a)};
+    PyObject *parts[3] = {PyLong_FromLong((long)kind), PyLong_FromUnsignedLong(tag),
+                          PyLong_FromLongLong(a)};
     if (tuple == NULL || b == NULL || parts[0] == NULL || parts[1] == NULL || parts[2] == NULL) {
         Py_XDECREF(tuple);
         Py_XDECREF(b);
@@ -280,7 +292,8 @@ static PyObject *tell_event(const pt_event *event)
     return make_tuple(event->kind, event->tag, a, PyLong_FromLong(b));
 }
 
-/* Make the list of what was collected. NULL with MemoryError: what is missing is told by the next call. */
+/* Make the list of what was collected. NULL with MemoryError: what is missing is told by the next
+ * call. */
 static PyObject *tell(bound_loop *bound)
 {
     size_t total = bound->item_count + (size_t)bound->event_count;
@@ -292,7 +305,9 @@ static PyObject *tell(bound_loop *bound)
     }
     while (bound->told_count < total) {
         size_t index = bound->told_count;
-        PyObject *tuple = index < bound->item_count ? tell_item(bound, &bound->items[index]) : tell_event(&bound->events[index - bound->item_count]);
+        PyObject *tuple = index < bound->item_count
+                              ? tell_item(bound, &bound->items[index])
+                              : tell_event(&bound->events[index - bound->item_count]);
         if (tuple == NULL)
             return NULL;
         (void)PyList_SetItem(bound->told, (Py_ssize_t)index, tuple);
@@ -315,7 +330,8 @@ static PyObject *loop_turn(PyObject *self, PyObject *unused)
     if (bound->busy)
         return PyLong_FromLong(PT_ERR_BUSY);
     bound->busy = 1;
-    if (bound->item_count == 0 && bound->event_count == 0) { /* else memory ran out before all was told */
+    if (bound->item_count == 0 &&
+        bound->event_count == 0) { /* else memory ran out before all was told */
         pt_sink sink = {collect, bound, UINT32_MAX};
         int count = pt_loop_turn(bound->context, 0, bound->events, bound->capacity, &sink);
         if (count < 0) { /* before anything was read */
@@ -343,12 +359,15 @@ static void free_loop(PyObject *capsule)
     PyMem_Free(bound);
 }
 
-/* --------------------------------------------------------------------------------------------------------------- binding */
+/* -------------------------------------------------------------------------------------- binding */
 
-static PyMethodDef send_method = {"send", link_send, METH_O, "Send one payload; hints, or a negative code."};
-static PyMethodDef send_many_method = {"send_many", (PyCFunction)(void (*)(void))link_send_many, METH_FASTCALL,
-                                       "Send payloads[start:]; (accepted, code)."};
-static PyMethodDef turn_method = {"turn", loop_turn, METH_NOARGS, "One turn without waiting; a list of events, or a negative code."};
+static PyMethodDef send_method = {"send", link_send, METH_O,
+                                  "Send one payload; hints, or a negative code."};
+static PyMethodDef send_many_method = {"send_many", (PyCFunction)(void (*)(void))link_send_many,
+                                       METH_FASTCALL, "Send payloads[start:]; (accepted, code)."};
+static PyMethodDef turn_method = {
+    "turn", loop_turn, METH_NOARGS,
+    "One turn without waiting; a list of events, or a negative code."};
 
 /* An address that came from Python. NULL with an exception set. */
 static void *address(PyObject *number)
@@ -413,9 +432,10 @@ static PyObject *bind_loop(PyObject *self, PyObject *const *arguments, Py_ssize_
     return turn;
 }
 
-/* --------------------------------------------------------------------------------------------------------- pure functions */
+/* ------------------------------------------------------------------------------- pure functions */
 
-/* These know bytes and small numbers only, and answer None to everything else and to every fault: the plain way then says what is wrong. */
+/* These know bytes and small numbers only, and answer None to everything else and to every fault:
+ * the plain way then says what is wrong. */
 
 static PyObject *none(void)
 {
@@ -457,13 +477,15 @@ static PyObject *encode_frame(PyObject *self, PyObject *const *arguments, Py_ssi
         return none();
     Py_ssize_t len = 0;
     const uint8_t *payload = plain_bytes(arguments[1], &len);
-    long type = small(arguments[0], UINT8_MAX), flags = small(arguments[2], UINT8_MAX), sequence = small(arguments[3], UINT8_MAX);
+    long type = small(arguments[0], UINT8_MAX), flags = small(arguments[2], UINT8_MAX),
+         sequence = small(arguments[3], UINT8_MAX);
     if (payload == NULL || len > PT_FRAME_MAX_PAYLOAD || type < 0 || flags < 0 || sequence < 0)
         return none();
     pt_frame frame = {payload, (uint32_t)len, (uint8_t)type, (uint8_t)flags, (uint8_t)sequence};
     PyObject *whole = PyBytes_FromStringAndSize(NULL, len + PT_FRAME_OVERHEAD);
     char *out = whole != NULL ? PyBytes_AsString(whole) : NULL;
-    if (out == NULL || pt_frame_encode(&frame, (uint8_t *)out, (size_t)len + PT_FRAME_OVERHEAD) < 0) {
+    if (out == NULL ||
+        pt_frame_encode(&frame, (uint8_t *)out, (size_t)len + PT_FRAME_OVERHEAD) < 0) {
         Py_XDECREF(whole);
         return none();
     }
@@ -479,8 +501,9 @@ static PyObject *decode_frame(PyObject *self, PyObject *data)
     pt_frame frame;
     if (bytes == NULL || pt_frame_decode(bytes, (size_t)len, &frame) < 0)
         return none();
-    PyObject *parts[4] = {PyLong_FromLong(frame.type), PyLong_FromLong(frame.flags), PyLong_FromLong(frame.sequence),
-                          PyBytes_FromStringAndSize((const char *)frame.payload, (Py_ssize_t)frame.payload_len)};
+    PyObject *parts[4] = {
+        PyLong_FromLong(frame.type), PyLong_FromLong(frame.flags), PyLong_FromLong(frame.sequence),
+        PyBytes_FromStringAndSize((const char *)frame.payload, (Py_ssize_t)frame.payload_len)};
     PyObject *tuple = PyTuple_New(4);
     int complete = tuple != NULL;
     for (int index = 0; index < 4; index++)
@@ -510,15 +533,19 @@ static PyObject *put_frame(PyObject *self, PyObject *const *arguments, Py_ssize_
     long type = small(arguments[1], UINT8_MAX), flags = small(arguments[3], UINT8_MAX);
     if (pipeline == NULL || payload == NULL || len > UINT16_MAX || type < 0 || flags < 0)
         return none();
-    return PyLong_FromLong(pt_pipeline_send(pipeline, (uint8_t)type, (uint8_t)flags, payload, (uint32_t)len));
+    return PyLong_FromLong(
+        pt_pipeline_send(pipeline, (uint8_t)type, (uint8_t)flags, payload, (uint32_t)len));
 }
 
 static PyMethodDef module_methods[] = {
     {"crc16", (PyCFunction)(void (*)(void))crc16, METH_FASTCALL, "crc16(data, start)"},
-    {"encode_frame", (PyCFunction)(void (*)(void))encode_frame, METH_FASTCALL, "encode_frame(type, payload, flags, sequence)"},
+    {"encode_frame", (PyCFunction)(void (*)(void))encode_frame, METH_FASTCALL,
+     "encode_frame(type, payload, flags, sequence)"},
     {"decode_frame", decode_frame, METH_O, "decode_frame(data)"},
-    {"put_frame", (PyCFunction)(void (*)(void))put_frame, METH_FASTCALL, "put_frame(pipeline_addr, type, payload, flags)"},
-    {"bind_link", (PyCFunction)(void (*)(void))bind_link, METH_FASTCALL, "Bind send and send_many to a link."},
+    {"put_frame", (PyCFunction)(void (*)(void))put_frame, METH_FASTCALL,
+     "put_frame(pipeline_addr, type, payload, flags)"},
+    {"bind_link", (PyCFunction)(void (*)(void))bind_link, METH_FASTCALL,
+     "Bind send and send_many to a link."},
     {"bind_loop", (PyCFunction)(void (*)(void))bind_loop, METH_FASTCALL, "Bind turn to a loop."},
     {NULL, NULL, 0, NULL},
 };

@@ -1,5 +1,6 @@
-/* PT_ASSERT: what must hold if we made no mistake. Python's own build flags define NDEBUG, so the standard assert would vanish
- * from every extension; this one is on wherever PT_ASSERTIONS is 1, which every test build sets. */
+/* PT_ASSERT: what must hold if we made no mistake. Python's own build flags define NDEBUG, so the
+ * standard assert would vanish from every extension; this one is on wherever PT_ASSERTIONS is 1,
+ * which every test build sets. */
 #ifndef PT_ASSERT_H
 #define PT_ASSERT_H
 

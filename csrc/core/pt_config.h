@@ -1,74 +1,77 @@
 /* Every compile-time limit of peertalk, in one place.
  *
- * PT_LOWMEM picks the numbers of a small machine (a Mac SE with 4 MB of memory). It is said here and nowhere else: code
- * tests the limits, never the switch, so both ways are always compiled. Sizes are bytes unless the name says otherwise.
+ * PT_LOWMEM picks the numbers of a small machine (a Mac SE with 4 MB of memory). It is said here
+ * and nowhere else: code tests the limits, never the switch, so both ways are always compiled.
+ * Sizes are bytes unless the name says otherwise.
  */
 #ifndef PT_CONFIG_H
 #define PT_CONFIG_H
 
 /* The shape of the wire (docs/protocol.md): the same in every build. */
-#define PT_PROTOCOL_VERSION 1
-#define PT_HEADER_SIZE 10         /* full frame header */
-#define PT_TRAILER_SIZE 2         /* CRC-16 behind the payload */
-#define PT_FRAME_OVERHEAD 12      /* header and trailer */
-#define PT_COMPACT_HEADER_SIZE 4  /* compact header; no trailer */
-#define PT_FRAGMENT_HEADER_SIZE 8 /* in front of a fragment's data */
+#define PT_PROTOCOL_VERSION     1
+#define PT_HEADER_SIZE          10 /* full frame header */
+#define PT_TRAILER_SIZE         2  /* CRC-16 behind the payload */
+#define PT_FRAME_OVERHEAD       12 /* header and trailer */
+#define PT_COMPACT_HEADER_SIZE  4  /* compact header; no trailer */
+#define PT_FRAGMENT_HEADER_SIZE 8  /* in front of a fragment's data */
 #define PT_DATAGRAM_HEADER_SIZE 8
 #define PT_DATAGRAM_MAX_PAYLOAD 1392 /* 1,400-byte datagram less its header */
-#define PT_DISCOVERY_MIN_SIZE 14     /* discovery packet without a name */
-#define PT_DISCOVERY_MAX_SIZE 45     /* with the longest name */
-#define PT_NAME_MAX 31               /* peer name, no terminator on the wire */
-#define PT_CAPABILITY_SIZE 15        /* the four TLVs of the original */
-#define PT_MESSAGE_LIMIT_MIN 256     /* what a peer may announce as its MAX_MESSAGE: */
-#define PT_MESSAGE_LIMIT_MAX 8192    /* ... values outside are clamped */
+#define PT_DISCOVERY_MIN_SIZE   14   /* discovery packet without a name */
+#define PT_DISCOVERY_MAX_SIZE   45   /* with the longest name */
+#define PT_NAME_MAX             31   /* peer name, no terminator on the wire */
+#define PT_CAPABILITY_SIZE      15   /* the four TLVs of the original */
+#define PT_MESSAGE_LIMIT_MIN    256  /* what a peer may announce as its MAX_MESSAGE: */
+#define PT_MESSAGE_LIMIT_MAX    8192 /* ... values outside are clamped */
 
 /* Default ports: discovery (UDP), messages (TCP), datagrams (UDP). */
 #define PT_PORT_DISCOVERY 7353
-#define PT_PORT_MESSAGES 7354
+#define PT_PORT_MESSAGES  7354
 #define PT_PORT_DATAGRAMS 7355
 
-/* A slot is one write in flight. The classic worlds use a slot for one message of PT_MESSAGE_MAX_PAYLOAD; its buffer is
- * payload + 10 header + 2 CRC, rounded up to 16. POSIX packs many frames into a larger one, borrowed while the link is busy;
- * it stays under 65,536 because slot lengths are 16-bit. */
+/* A slot is one write in flight. The classic worlds use a slot for one message of
+ * PT_MESSAGE_MAX_PAYLOAD; its buffer is payload + 10 header + 2 CRC, rounded up to 16. POSIX packs
+ * many frames into a larger one, borrowed while the link is busy; it stays under 65,536 because
+ * slot lengths are 16-bit. */
 #ifdef PT_LOWMEM
-#define PT_IS_LOWMEM 1
-#define PT_SEND_PIPELINE_DEPTH 2
-#define PT_MAX_PEERS 4
-#define PT_MESSAGE_MAX_PAYLOAD 1024
-#define PT_SLOT_BUFFER_SIZE 1040
-#define PT_FRAME_MAX_PAYLOAD 1024 /* largest payload that is sent or received */
-#define PT_PIPELINE_LAZY 1
-#define PT_POSIX_SLOT_SIZE 4096
+#define PT_IS_LOWMEM            1
+#define PT_SEND_PIPELINE_DEPTH  2
+#define PT_MAX_PEERS            4
+#define PT_MESSAGE_MAX_PAYLOAD  1024
+#define PT_SLOT_BUFFER_SIZE     1040
+#define PT_FRAME_MAX_PAYLOAD    1024 /* largest payload that is sent or received */
+#define PT_PIPELINE_LAZY        1
+#define PT_POSIX_SLOT_SIZE      4096
 #define PT_POSIX_PIPELINE_DEPTH 2
-#define PT_RECEIVE_BUFFER_SIZE 8192
-#define PT_CRC_SLICES 1 /* bytes that the table way of the CRC takes at a time, 1 or 16; each has a table of 512 bytes */
+#define PT_RECEIVE_BUFFER_SIZE  8192
+/* Bytes that the table way of the CRC takes at a time, 1 or 16; each has a table of 512 bytes. */
+#define PT_CRC_SLICES 1
 #else
-#define PT_IS_LOWMEM 0
-#define PT_SEND_PIPELINE_DEPTH 4
-#define PT_MAX_PEERS 8
-#define PT_MESSAGE_MAX_PAYLOAD 4096
-#define PT_SLOT_BUFFER_SIZE 4112
-#define PT_FRAME_MAX_PAYLOAD 8192
-#define PT_PIPELINE_LAZY 0
-#define PT_POSIX_SLOT_SIZE 65520
-#define PT_POSIX_PIPELINE_DEPTH 8 /* gathered into one write of half a megabyte: see docs/performance.md */
-#define PT_RECEIVE_BUFFER_SIZE 524288
-#define PT_CRC_SLICES 16
+#define PT_IS_LOWMEM            0
+#define PT_SEND_PIPELINE_DEPTH  4
+#define PT_MAX_PEERS            8
+#define PT_MESSAGE_MAX_PAYLOAD  4096
+#define PT_SLOT_BUFFER_SIZE     4112
+#define PT_FRAME_MAX_PAYLOAD    8192
+#define PT_PIPELINE_LAZY        0
+#define PT_POSIX_SLOT_SIZE      65520
+#define PT_POSIX_PIPELINE_DEPTH 8 /* one write of half a megabyte: see docs/performance.md */
+#define PT_RECEIVE_BUFFER_SIZE  524288
+#define PT_CRC_SLICES           16
 #endif
 
 #define PT_PIPELINE_MAX_DEPTH 64 /* slots of one link; bounds the gathered write too */
-#define PT_SLOT_PACKING 1        /* several small frames share a slot */
-#define PT_IO_BUDGET 16          /* ready links served in one turn */
-#define PT_REST_MS 50            /* a link that sent nothing for so long gives its slot buffers back */
-#define PT_TURN_MAX_MESSAGES 256 /* a sender yields to its loop after so many messages ... */
-#define PT_TURN_MAX_BYTES 65536  /* ... or so many payload bytes, whichever comes first */
-#define PT_PARTIAL_FRAME_MS 5000 /* a frame that has begun must be whole within this time */
-#define PT_DRAIN_TIMEOUT_TICKS 300 /* 5 s at PT_TICKS_PER_SECOND: how long a close waits for slots in flight */
-#define PT_TICKS_PER_SECOND 60     /* the classic Mac's clock; POSIX counts milliseconds */
-#define PT_POOL_MAX_CLASSES 8
-#define PT_WHEEL_LEVELS 4
-#define PT_WHEEL_LEVEL_SLOTS 64
-#define PT_WHEEL_SLOTS 256 /* PT_WHEEL_LEVELS x PT_WHEEL_LEVEL_SLOTS */
+#define PT_SLOT_PACKING       1  /* several small frames share a slot */
+#define PT_IO_BUDGET          16 /* ready links served in one turn */
+#define PT_REST_MS 50 /* a link that sent nothing for so long gives its slot buffers back */
+#define PT_TURN_MAX_MESSAGES   256   /* a sender yields to its loop after so many messages ... */
+#define PT_TURN_MAX_BYTES      65536 /* ... or so many payload bytes, whichever comes first */
+#define PT_PARTIAL_FRAME_MS    5000  /* a frame that has begun must be whole within this time */
+#define PT_DRAIN_TIMEOUT_TICKS 300   /* 5 s: how long a close waits for slots in flight */
+#define PT_TICKS_PER_SECOND    60    /* the classic Mac's clock; POSIX counts milliseconds */
+#define PT_POOL_MAX_CLASSES    8
+#define PT_WHEEL_LEVELS        4
+#define PT_WHEEL_LEVEL_SLOTS   64
+#define PT_WHEEL_SLOTS         256 /* PT_WHEEL_LEVELS x PT_WHEEL_LEVEL_SLOTS */
 
 /* 0 builds the core single-threaded, for processors without compare-and-swap (a 68000). */
 #ifndef PT_ATOMICS

@@ -1,24 +1,32 @@
-/* CRC-16, reflected polynomial 0x8408, from 0: tables everywhere, carry-less multiplication where the processor has it.
+/* CRC-16, reflected polynomial 0x8408, from 0: tables everywhere, carry-less multiplication where
+ * the processor has it.
  *
- * Theory. A message is a polynomial over GF(2), its first bit the highest power; its CRC is message * x^16 mod P, P = x^16 + x^12 + x^5 + 1.
- * "Reflected": bit 0 of a byte is its highest power, so a 64-bit word read little-endian holds x^63 in bit 0 and x^0 in bit 63, and no byte
- * needs to be turned round, only our constants are. A start value is added (XOR) to the first 16 bits.
+ * Theory. A message is a polynomial over GF(2), its first bit the highest power; its CRC is message
+ * * x^16 mod P, P = x^16 + x^12 + x^5 + 1. "Reflected": bit 0 of a byte is its highest power, so a
+ * 64-bit word read little-endian holds x^63 in bit 0 and x^0 in bit 63, and no byte needs to be
+ * turned round, only our constants are. A start value is added (XOR) to the first 16 bits.
  *
- * Multiplication is linear, so the CRC is a dot product. With word j counted from the end of the message,
+ * Multiplication is linear, so the CRC is a dot product. With word j counted from the end of the
+ * message,
  *
  *     CRC = sum over j of word_j * (x^(64 j + 16) mod P), mod P
  *
- * and no product waits for another. The constants have 16 bits, so the sum has 79, and one Barrett reduction at the end brings it to 16.
- * Words must be whole: leading zeros do not change a CRC that starts from 0, so the odd bytes stand at the front, behind imagined zeros, and
- * there is no tail. A long message would need a constant for each word; it is folded first: four independent lanes are carried over the D bits of
- * one round by x^D mod P, until fewer than BLOCKS blocks of 16 bytes are left.
+ * and no product waits for another. The constants have 16 bits, so the sum has 79, and one Barrett
+ * reduction at the end brings it to 16. Words must be whole: leading zeros do not change a CRC that
+ * starts from 0, so the odd bytes stand at the front, behind imagined zeros, and there is no tail.
+ * A long message would need a constant for each word; it is folded first: four independent lanes
+ * are carried over the D bits of one round by x^D mod P, until fewer than BLOCKS blocks of 16 bytes
+ * are left.
  *
- * Where bits lie. The product of two words fills bits 0 .. 126. KEYS hold their reflected 16 bits in bits 1 .. 16, which puts x^0 of the product
- * at bit 79: bits 64 .. 79 are then a reflected 16-bit value, and the low word is all that lies above x^15, in place for the reduction. FOLDS
- * hold them in bits 48 .. 63, one power less: x^0 comes to lie at bit 127, where x^0 of a block of 16 bytes lies.
+ * Where bits lie. The product of two words fills bits 0 .. 126. KEYS hold their reflected 16 bits
+ * in bits 1 .. 16, which puts x^0 of the product at bit 79: bits 64 .. 79 are then a reflected
+ * 16-bit value, and the low word is all that lies above x^15, in place for the reduction. FOLDS
+ * hold them in bits 48 .. 63, one power less: x^0 comes to lie at bit 127, where x^0 of a block of
+ * 16 bytes lies.
  *
- * Ideas: V. Gopal et al., "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ" (2009); for the tables M. Kounavis, F. Berry, "A
- * Systematic Approach to Building High Performance Software-based CRC Generators" (2005). */
+ * Ideas: V. Gopal et al., "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ" (2009);
+ * for the tables M. Kounavis, F. Berry, "A Systematic Approach to Building High Performance
+ * Software-based CRC Generators" (2005). */
 #include "pt_crc.h"
 
 #include <string.h>
@@ -38,16 +46,25 @@
 #define CRC_PMULL 1
 #endif
 
-/* ---- Tables: PT_CRC_SLICES bytes at a time. TABLE[k][b] is byte b followed by k zero bytes. A row is linear in the bits of b, so it is written as
- * its eight basis entries, b = 1, 2, 4 .. 128: the powers x^(8 k + 23) down to x^(8 k + 16), mod P, reflected. The compiler adds them up. */
+/* ---- Tables: PT_CRC_SLICES bytes at a time. TABLE[k][b] is byte b followed by k zero bytes. A row
+ * is linear in the bits of b, so it is written as its eight basis entries, b = 1, 2, 4 .. 128: the
+ * powers x^(8 k + 23) down to x^(8 k + 16), mod P, reflected. The compiler adds them up. */
 
-#define ENTRY(b, p0, p1, p2, p3, p4, p5, p6, p7)                                                             \
-    (((b) & 1 ? p0 : 0) ^ ((b) & 2 ? p1 : 0) ^ ((b) & 4 ? p2 : 0) ^ ((b) & 8 ? p3 : 0) ^ ((b) & 16 ? p4 : 0) ^ \
-     ((b) & 32 ? p5 : 0) ^ ((b) & 64 ? p6 : 0) ^ ((b) & 128 ? p7 : 0))
-#define ENTRIES_4(b, ...) ENTRY(b, __VA_ARGS__), ENTRY(b + 1, __VA_ARGS__), ENTRY(b + 2, __VA_ARGS__), ENTRY(b + 3, __VA_ARGS__)
-#define ENTRIES_16(b, ...) ENTRIES_4(b, __VA_ARGS__), ENTRIES_4(b + 4, __VA_ARGS__), ENTRIES_4(b + 8, __VA_ARGS__), ENTRIES_4(b + 12, __VA_ARGS__)
-#define ENTRIES_64(b, ...) ENTRIES_16(b, __VA_ARGS__), ENTRIES_16(b + 16, __VA_ARGS__), ENTRIES_16(b + 32, __VA_ARGS__), ENTRIES_16(b + 48, __VA_ARGS__)
-#define ROW(...) {ENTRIES_64(0, __VA_ARGS__), ENTRIES_64(64, __VA_ARGS__), ENTRIES_64(128, __VA_ARGS__), ENTRIES_64(192, __VA_ARGS__)}
+#define ENTRY(b, p0, p1, p2, p3, p4, p5, p6, p7)                                                   \
+    (((b) & 1 ? p0 : 0) ^ ((b) & 2 ? p1 : 0) ^ ((b) & 4 ? p2 : 0) ^ ((b) & 8 ? p3 : 0) ^           \
+     ((b) & 16 ? p4 : 0) ^ ((b) & 32 ? p5 : 0) ^ ((b) & 64 ? p6 : 0) ^ ((b) & 128 ? p7 : 0))
+#define ENTRIES_4(b, ...)                                                                          \
+    ENTRY(b, __VA_ARGS__), ENTRY(b + 1, __VA_ARGS__), ENTRY(b + 2, __VA_ARGS__),                   \
+        ENTRY(b + 3, __VA_ARGS__)
+#define ENTRIES_16(b, ...)                                                                         \
+    ENTRIES_4(b, __VA_ARGS__), ENTRIES_4(b + 4, __VA_ARGS__), ENTRIES_4(b + 8, __VA_ARGS__),       \
+        ENTRIES_4(b + 12, __VA_ARGS__)
+#define ENTRIES_64(b, ...)                                                                         \
+    ENTRIES_16(b, __VA_ARGS__), ENTRIES_16(b + 16, __VA_ARGS__), ENTRIES_16(b + 32, __VA_ARGS__),  \
+        ENTRIES_16(b + 48, __VA_ARGS__)
+#define ROW(...)                                                                                   \
+    {ENTRIES_64(0, __VA_ARGS__), ENTRIES_64(64, __VA_ARGS__), ENTRIES_64(128, __VA_ARGS__),        \
+     ENTRIES_64(192, __VA_ARGS__)}
 
 static const uint16_t TABLE[PT_CRC_SLICES][256] = {
     ROW(0x1189, 0x2312, 0x4624, 0x8c48, 0x1081, 0x2102, 0x4204, 0x8408),
@@ -70,7 +87,8 @@ static const uint16_t TABLE[PT_CRC_SLICES][256] = {
 #endif
 };
 
-_Static_assert(PT_CRC_SLICES == 1 || PT_CRC_SLICES == 16, "TABLE has a row for each byte taken at a time");
+_Static_assert(PT_CRC_SLICES == 1 || PT_CRC_SLICES == 16,
+               "TABLE has a row for each byte taken at a time");
 
 uint16_t pt_crc16_table(uint16_t start, const uint8_t *data, size_t len)
 {
@@ -83,7 +101,8 @@ uint16_t pt_crc16_table(uint16_t start, const uint8_t *data, size_t len)
 #if PT_CRC_SLICES > 1
     unsigned whole = crc;
     for (size_t left = len / 16; left > 0; left--, data += 16) {
-        unsigned next = (unsigned)TABLE[15][(whole ^ data[0]) & 0xFF] ^ TABLE[14][(whole >> 8) ^ data[1]];
+        unsigned next =
+            (unsigned)TABLE[15][(whole ^ data[0]) & 0xFF] ^ TABLE[14][(whole >> 8) ^ data[1]];
         for (unsigned i = 2; i < 16; i++)
             next ^= TABLE[15 - i][data[i]];
         whole = next;
@@ -101,24 +120,49 @@ typedef uint64_t block __attribute__((vector_size(16)));
 #if CRC_PCLMUL
 #define CRC_TARGET __attribute__((target("ssse3,pclmul")))
 #define CRC_INLINE static inline __attribute__((always_inline, target("ssse3,pclmul")))
-#define CRC_NAME "pclmul"
-CRC_INLINE block load(const void *data) { return (block)_mm_loadu_si128((const __m128i *)data); }
-CRC_INLINE block shuffle(block a, const uint8_t *order) { return (block)_mm_shuffle_epi8((__m128i)a, (__m128i)load(order)); }
-CRC_INLINE block multiply_first(block a, block b) { return (block)_mm_clmulepi64_si128((__m128i)a, (__m128i)b, 0x00); }
-CRC_INLINE block multiply_second(block a, block b) { return (block)_mm_clmulepi64_si128((__m128i)a, (__m128i)b, 0x11); }
+#define CRC_NAME   "pclmul"
+CRC_INLINE block load(const void *data)
+{
+    return (block)_mm_loadu_si128((const __m128i *)data);
+}
+CRC_INLINE block shuffle(block a, const uint8_t *order)
+{
+    return (block)_mm_shuffle_epi8((__m128i)a, (__m128i)load(order));
+}
+CRC_INLINE block multiply_first(block a, block b)
+{
+    return (block)_mm_clmulepi64_si128((__m128i)a, (__m128i)b, 0x00);
+}
+CRC_INLINE block multiply_second(block a, block b)
+{
+    return (block)_mm_clmulepi64_si128((__m128i)a, (__m128i)b, 0x11);
+}
 #else
 #define CRC_TARGET
 #define CRC_INLINE static inline __attribute__((always_inline))
-#define CRC_NAME "pmull"
-CRC_INLINE block load(const void *data) { return (block)vld1q_u8((const uint8_t *)data); }
-CRC_INLINE block shuffle(block a, const uint8_t *order) { return (block)vqtbl1q_u8((uint8x16_t)a, vld1q_u8(order)); }
-CRC_INLINE block multiply_first(block a, block b) { return (block)vmull_p64((poly64_t)a[0], (poly64_t)b[0]); }
-CRC_INLINE block multiply_second(block a, block b) { return (block)vmull_high_p64((poly64x2_t)a, (poly64x2_t)b); }
+#define CRC_NAME   "pmull"
+CRC_INLINE block load(const void *data)
+{
+    return (block)vld1q_u8((const uint8_t *)data);
+}
+CRC_INLINE block shuffle(block a, const uint8_t *order)
+{
+    return (block)vqtbl1q_u8((uint8x16_t)a, vld1q_u8(order));
+}
+CRC_INLINE block multiply_first(block a, block b)
+{
+    return (block)vmull_p64((poly64_t)a[0], (poly64_t)b[0]);
+}
+CRC_INLINE block multiply_second(block a, block b)
+{
+    return (block)vmull_high_p64((poly64x2_t)a, (poly64x2_t)b);
+}
 #endif
 
 #define BLOCKS 16 /* longest dot product, in blocks of 16 bytes */
 
-/* For the two words of a block with 15, 14 .. 0 blocks behind it: x^(64 j + 16) mod P in bits 1 .. 16. */
+/* For the two words of a block with 15, 14 .. 0 blocks behind it: x^(64 j + 16) mod P in bits 1
+ * .. 16. */
 static const uint64_t KEYS[BLOCKS][2] = {
     {0x19208, 0x126c2}, {0x0b33c, 0x127e2}, {0x1334e, 0x04280}, {0x17904, 0x1959a}, /**/
     {0x156c6, 0x1924c}, {0x0b4c2, 0x1c1f8}, {0x0a1c6, 0x00466}, {0x00a8a, 0x1bed8}, /**/
@@ -133,13 +177,16 @@ static const uint64_t FOLD_64[2] = {0x9822000000000000, 0x7f90000000000000};
 static const uint64_t FOLD_128[2] = {0x471c000000000000, 0x46d8000000000000};
 #endif
 
-/* Barrett: floor(x^79 / P), 64 bits reflected, and P less its x^16, in bits 1 .. 16 like the keys. */
+/* Barrett: floor(x^79 / P), 64 bits reflected, and P less its x^16, in bits 1 .. 16 like the keys.
+ */
 static const uint64_t REDUCE_QUOTIENT = 0x859b040b1c581911;
 static const uint64_t REDUCE_POLYNOMIAL = 0x10810;
 
-/* Bytes SLIDE[n] .. SLIDE[n + 15] are a shuffle that moves a block up by 16 - n bytes (n <= 16) or down by n - 16. 0x80 makes a zero. */
+/* Bytes SLIDE[n] .. SLIDE[n + 15] are a shuffle that moves a block up by 16 - n bytes (n <= 16) or
+ * down by n - 16. 0x80 makes a zero. */
 #define Z8 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80
-static const uint8_t SLIDE[48] = {Z8, Z8, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, Z8, Z8};
+static const uint8_t SLIDE[48] = {Z8, Z8, 0,  1,  2,  3,  4,  5,  6,  7,
+                                  8,  9,  10, 11, 12, 13, 14, 15, Z8, Z8};
 
 CRC_INLINE block multiply(block a, const uint64_t *constants)
 {
@@ -150,7 +197,8 @@ CRC_INLINE block multiply(block a, const uint64_t *constants)
 CRC_INLINE uint16_t reduce(block sum)
 {
     block quotient = multiply_first(sum, (block){REDUCE_QUOTIENT, 0});
-    return (uint16_t)(sum ^ multiply_first(quotient, (block){REDUCE_POLYNOMIAL, 0}))[1]; /* bits 64 .. 79 */
+    return (uint16_t)(sum ^ multiply_first(quotient,
+                                           (block){REDUCE_POLYNOMIAL, 0}))[1]; /* bits 64 .. 79 */
 }
 
 /* Fewer than 16 bytes: one block, the bytes at its end. Two loads that may overlap fetch them. */
@@ -172,7 +220,8 @@ CRC_INLINE uint16_t crc_short(uint16_t start, const uint8_t *data, size_t len)
             memcpy(&high, data + len - 4, 4);
             second = low | (uint64_t)high << (8 * (len - 4));
         } else {
-            second = data[0] | (uint64_t)data[len / 2] << (8 * (len / 2)) | (uint64_t)data[len - 1] << (8 * (len - 1));
+            second = data[0] | (uint64_t)data[len / 2] << (8 * (len / 2)) |
+                     (uint64_t)data[len - 1] << (8 * (len - 1));
             beyond = len == 1 ? start >> 8 : 0;
         }
         second = (second ^ start) << (8 * (8 - len));
@@ -180,11 +229,14 @@ CRC_INLINE uint16_t crc_short(uint16_t start, const uint8_t *data, size_t len)
     return (uint16_t)(reduce(multiply((block){first, second}, KEYS[BLOCKS - 1])) ^ beyond);
 }
 
-/* What must be added to the first whole block: the start value, and the odd bytes in front of it, carried over it. len >= 16. */
+/* What must be added to the first whole block: the start value, and the odd bytes in front of it,
+ * carried over it. len >= 16. */
 CRC_INLINE block crc_front(uint16_t start, const uint8_t *data, size_t odd)
 {
     block value = {start, 0};
-    return odd == 0 ? value : multiply(shuffle(load(data) ^ value, SLIDE + odd), FOLD_16) ^ shuffle(value, SLIDE + 16 + odd);
+    return odd == 0 ? value
+                    : multiply(shuffle(load(data) ^ value, SLIDE + odd), FOLD_16) ^
+                          shuffle(value, SLIDE + 16 + odd);
 }
 
 /* Lanes have names, and are no array, so that the compiler keeps them in registers. */
@@ -196,7 +248,7 @@ CRC_TARGET static uint16_t crc_blocks(uint16_t start, const uint8_t *data, size_
 
     size_t left = len / 16;
     block front = crc_front(start, data, len % 16), sum;
-    const uint64_t(*key)[2];
+    const uint64_t (*key)[2];
     data += len % 16;
     if (left < BLOCKS) {
         key = KEYS + BLOCKS - left;
@@ -211,7 +263,8 @@ CRC_TARGET static uint16_t crc_blocks(uint16_t start, const uint8_t *data, size_
             d = multiply(d, FOLD_64) ^ load(data + 48);
         }
         key = KEYS + BLOCKS - left;
-        sum = multiply(a, key[-4]) ^ multiply(b, key[-3]) ^ multiply(c, key[-2]) ^ multiply(d, key[-1]);
+        sum = multiply(a, key[-4]) ^ multiply(b, key[-3]) ^ multiply(c, key[-2]) ^
+              multiply(d, key[-1]);
     }
     for (; key < KEYS + BLOCKS; key++, data += 16)
         sum ^= multiply(load(data), *key);
@@ -223,13 +276,21 @@ CRC_TARGET static uint16_t crc_blocks(uint16_t start, const uint8_t *data, size_
 /* ---- The same, two blocks at a time. */
 
 #define WIDE_TARGET __attribute__((target("ssse3,pclmul,avx2,vpclmulqdq")))
-#define WIDE_INLINE static inline __attribute__((always_inline, target("ssse3,pclmul,avx2,vpclmulqdq")))
+#define WIDE_INLINE                                                                                \
+    static inline __attribute__((always_inline, target("ssse3,pclmul,avx2,vpclmulqdq")))
 
-WIDE_INLINE __m256i wide_load(const void *data) { return _mm256_loadu_si256((const __m256i *)data); }
-WIDE_INLINE __m256i wide_of(block low) { return _mm256_zextsi128_si256((__m128i)low); }
+WIDE_INLINE __m256i wide_load(const void *data)
+{
+    return _mm256_loadu_si256((const __m256i *)data);
+}
+WIDE_INLINE __m256i wide_of(block low)
+{
+    return _mm256_zextsi128_si256((__m128i)low);
+}
 WIDE_INLINE __m256i wide_multiply(__m256i a, __m256i constants)
 {
-    return _mm256_clmulepi64_epi128(a, constants, 0x00) ^ _mm256_clmulepi64_epi128(a, constants, 0x11);
+    return _mm256_clmulepi64_epi128(a, constants, 0x00) ^
+           _mm256_clmulepi64_epi128(a, constants, 0x11);
 }
 
 WIDE_TARGET static uint16_t crc_wide(uint16_t start, const uint8_t *data, size_t len)
@@ -240,7 +301,7 @@ WIDE_TARGET static uint16_t crc_wide(uint16_t start, const uint8_t *data, size_t
 
     size_t left = len / 16;
     block front = crc_front(start, data, len % 16);
-    const uint64_t(*key)[2];
+    const uint64_t (*key)[2];
     __m256i sums;
     data += len % 16;
     if (left == 1)
@@ -251,7 +312,8 @@ WIDE_TARGET static uint16_t crc_wide(uint16_t start, const uint8_t *data, size_t
         data += 32;
     } else {
         const __m256i fold = _mm256_broadcastsi128_si256((__m128i)load(FOLD_128));
-        __m256i a = wide_load(data) ^ wide_of(front), b = wide_load(data + 32), c = wide_load(data + 64), d = wide_load(data + 96);
+        __m256i a = wide_load(data) ^ wide_of(front), b = wide_load(data + 32),
+                c = wide_load(data + 64), d = wide_load(data + 96);
         for (left -= 8, data += 128; left >= 8; left -= 8, data += 128) {
             a = wide_multiply(a, fold) ^ wide_load(data);
             b = wide_multiply(b, fold) ^ wide_load(data + 32);
@@ -259,8 +321,8 @@ WIDE_TARGET static uint16_t crc_wide(uint16_t start, const uint8_t *data, size_t
             d = wide_multiply(d, fold) ^ wide_load(data + 96);
         }
         key = KEYS + BLOCKS - left;
-        sums = wide_multiply(a, wide_load(key - 8)) ^ wide_multiply(b, wide_load(key - 6)) ^ wide_multiply(c, wide_load(key - 4)) ^
-               wide_multiply(d, wide_load(key - 2));
+        sums = wide_multiply(a, wide_load(key - 8)) ^ wide_multiply(b, wide_load(key - 6)) ^
+               wide_multiply(c, wide_load(key - 4)) ^ wide_multiply(d, wide_load(key - 2));
     }
     for (; key < KEYS + BLOCKS - 1; key += 2, data += 32)
         sums ^= wide_multiply(wide_load(data), wide_load(key));
@@ -268,16 +330,19 @@ WIDE_TARGET static uint16_t crc_wide(uint16_t start, const uint8_t *data, size_t
     return reduce(key == KEYS + BLOCKS ? sum : sum ^ multiply(load(data), *key));
 }
 
-/* features: ECX of CPUID leaf 1. The system must save the wide registers too (XCR0 bits 1 and 2). */
+/* features: ECX of CPUID leaf 1. The system must save the wide registers too (XCR0 bits 1 and 2).
+ */
 __attribute__((target("xsave"))) static int has_wide(unsigned features)
 {
     unsigned a, b = 0, c = 0, d;
     return (features & bit_OSXSAVE) != 0 && (features & bit_AVX) != 0 && (_xgetbv(0) & 6) == 6 &&
-           __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (b & bit_AVX2) != 0 && (c & bit_VPCLMULQDQ) != 0;
+           __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (b & bit_AVX2) != 0 &&
+           (c & bit_VPCLMULQDQ) != 0;
 }
 #endif
 
-/* ---- Which way: decided at the first call. Every thread that comes first decides alike, so a relaxed store will do. */
+/* ---- Which way: decided at the first call. Every thread that comes first decides alike, so a
+ * relaxed store will do. */
 
 typedef uint16_t crc_way(uint16_t start, const uint8_t *data, size_t len);
 
@@ -287,7 +352,7 @@ static uint16_t crc_first(uint16_t start, const uint8_t *data, size_t len);
 static _Atomic(crc_way *) crc_chosen = crc_first;
 #else
 static crc_way *crc_chosen = crc_first;
-#define atomic_load_explicit(place, order) (*(place))
+#define atomic_load_explicit(place, order)         (*(place))
 #define atomic_store_explicit(place, value, order) ((void)(*(place) = (value)))
 #endif
 

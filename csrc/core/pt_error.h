@@ -1,4 +1,5 @@
-/* Result codes: 0 or a count is success, negative is one of these. The numbers are those of the original PeerTalk C SDK. */
+/* Result codes: 0 or a count is success, negative is one of these. The numbers are those of the
+ * original PeerTalk C SDK. */
 #ifndef PT_ERROR_H
 #define PT_ERROR_H
 
@@ -35,10 +36,12 @@ enum pt_error {
     PT_ERR_INTERNAL = -99            /* we were wrong */
 };
 
-/* A short English text for a code, without the code's name; "unknown error" for a number that is none. Static memory. */
+/* A short English text for a code, without the code's name; "unknown error" for a number that is
+ * none. Static memory. */
 const char *pt_strerror(int code);
 
-/* The name of a code as it stands above ("PT_ERR_CRC", "PT_OK"); "PT_ERR_UNKNOWN" for a number that is none. Static memory. */
+/* The name of a code as it stands above ("PT_ERR_CRC", "PT_OK"); "PT_ERR_UNKNOWN" for a number that
+ * is none. Static memory. */
 const char *pt_error_name(int code);
 
 #endif

@@ -3,14 +3,16 @@
  *      INIT -> WAIT_HEADER <-> WAIT_PAYLOAD -> COMPLETE -> WAIT_HEADER
  *                  \______________\_______________\-> INIT      (a fault of the frame; cleanup)
  *
- *   WAIT_HEADER    staged_len bytes of a header, less than its size, in ingest->header; frame_len is 0. Whole frames are handed on from here, where
- *                  they lie
- *   WAIT_PAYLOAD   header_size <= staged_len < frame_len bytes in ingest->staging, which is borrowed
- *   COMPLETE       all of frame_len in ingest->staging
+ *   WAIT_HEADER    staged_len bytes of a header, less than its size, in ingest->header; frame_len
+ * is 0. Whole frames are handed on from here, where they lie WAIT_PAYLOAD   header_size <=
+ * staged_len < frame_len bytes in ingest->staging, which is borrowed COMPLETE       all of
+ * frame_len in ingest->staging
  *
- * A call finishes the frame that was cut before it, hands on the frames that lie whole in its bytes, and keeps what is left.
+ * A call finishes the frame that was cut before it, hands on the frames that lie whole in its
+ * bytes, and keeps what is left.
  *
- * Nearly every frame has the format's first form: each is read as one, and only where that fails, or nothing whole is left, the other is thought of.
+ * Nearly every frame has the format's first form: each is read as one, and only where that fails,
+ * or nothing whole is left, the other is thought of.
  */
 #include "pt_ingest.h"
 
@@ -49,7 +51,10 @@ static int verify_nothing(const uint8_t *whole, const pt_frame *frame)
     return PT_OK;
 }
 
-static int is_compact(const uint8_t *start) { return pt_is_compact(start, COMPACT_START); }
+static int is_compact(const uint8_t *start)
+{
+    return pt_is_compact(start, COMPACT_START);
+}
 
 static const pt_format compact_format = {
     .read_header = read_compact_header,
@@ -97,7 +102,8 @@ static int fail(pt_ingest *ingest, int code)
 }
 
 /* Read a whole header and hold its length against the limit. */
-static int judge_header(const pt_ingest *ingest, const pt_format *format, const uint8_t *header, pt_frame *frame)
+static int judge_header(const pt_ingest *ingest, const pt_format *format, const uint8_t *header,
+                        pt_frame *frame)
 {
     int code = format->read_header(header, frame);
     if (code != PT_OK)
@@ -110,14 +116,19 @@ static inline uint32_t whole_len(const pt_format *format, const pt_frame *frame)
     return (uint32_t)format->header_size + frame->payload_len + format->trailer_size;
 }
 
-/* The form of the frame that starts with these bytes; the first form while they are too few to tell. */
+/* The form of the frame that starts with these bytes; the first form while they are too few to
+ * tell. */
 static const pt_format *form_of(const pt_format *format, const uint8_t *start, size_t len)
 {
-    return format->start_size != 0 && len >= format->start_size && format->has_other_form(start) ? format->other_form : format;
+    return format->start_size != 0 && len >= format->start_size && format->has_other_form(start)
+               ? format->other_form
+               : format;
 }
 
-/* The header of a cut frame is whole: move it into staging memory. PT_ERR_BACKPRESSURE changes nothing. */
-static int begin_staging(pt_ingest *ingest, const pt_format *form, const uint8_t *header, const pt_frame *frame)
+/* The header of a cut frame is whole: move it into staging memory. PT_ERR_BACKPRESSURE changes
+ * nothing. */
+static int begin_staging(pt_ingest *ingest, const pt_format *form, const uint8_t *header,
+                         const pt_frame *frame)
 {
     uint32_t frame_len = whole_len(form, frame);
     if (ingest->staging == NULL)
@@ -136,7 +147,8 @@ static int begin_staging(pt_ingest *ingest, const pt_format *form, const uint8_t
 }
 
 /* Up to want bytes of data behind the staged ones. Returns how many there were. */
-static uint32_t stage(pt_ingest *ingest, uint8_t *target, uint32_t want, const uint8_t *data, size_t len)
+static uint32_t stage(pt_ingest *ingest, uint8_t *target, uint32_t want, const uint8_t *data,
+                      size_t len)
 {
     uint32_t taken = len < want ? (uint32_t)len : want;
     memcpy(target + ingest->staged_len, data, taken);
@@ -151,7 +163,8 @@ static inline int hand_on(pt_ingest *ingest, const pt_sink *sink, const pt_frame
     return sink->frame(sink->context, ingest->tag, frame);
 }
 
-/* Fill up a cut header from data as far as it goes: at first the bytes that tell its form, then the rest of it. Returns how many were taken. */
+/* Fill up a cut header from data as far as it goes: at first the bytes that tell its form, then the
+ * rest of it. Returns how many were taken. */
 static size_t stage_header(pt_ingest *ingest, const uint8_t *data, size_t len)
 {
     const pt_format *format = ingest->format;
@@ -160,13 +173,16 @@ static size_t stage_header(pt_ingest *ingest, const uint8_t *data, size_t len)
         taken = stage(ingest, ingest->header, format->start_size - ingest->staged_len, data, len);
     if (ingest->staged_len >= format->start_size) {
         const pt_format *form = form_of(format, ingest->header, ingest->staged_len);
-        taken += stage(ingest, ingest->header, form->header_size - ingest->staged_len, data + taken, len - taken);
+        taken += stage(ingest, ingest->header, form->header_size - ingest->staged_len, data + taken,
+                       len - taken);
     }
     return taken;
 }
 
-/* Go on with a frame that was cut before data. *offset is moved behind its bytes, and stays when the frame is bad or finds no memory. */
-static int finish_cut_frame(pt_ingest *ingest, const uint8_t *data, size_t len, const pt_sink *sink, size_t *offset)
+/* Go on with a frame that was cut before data. *offset is moved behind its bytes, and stays when
+ * the frame is bad or finds no memory. */
+static int finish_cut_frame(pt_ingest *ingest, const uint8_t *data, size_t len, const pt_sink *sink,
+                            size_t *offset)
 {
     size_t taken = 0;
     if (ingest->state == PT_INGEST_WAIT_HEADER) {
@@ -189,7 +205,8 @@ static int finish_cut_frame(pt_ingest *ingest, const uint8_t *data, size_t len, 
     }
 
     PT_ASSERT(ingest->state == PT_INGEST_WAIT_PAYLOAD && ingest->staging != NULL);
-    taken += stage(ingest, ingest->staging, ingest->frame_len - ingest->staged_len, data + taken, len - taken);
+    taken += stage(ingest, ingest->staging, ingest->frame_len - ingest->staged_len, data + taken,
+                   len - taken);
     if (ingest->staged_len < ingest->frame_len) {
         *offset = taken;
         return PT_OK;
@@ -206,9 +223,11 @@ static int finish_cut_frame(pt_ingest *ingest, const uint8_t *data, size_t len, 
     return code;
 }
 
-/* Hand on the frames of one form that lie whole in data from *offset on; *offset is moved behind the last of them. PT_OK: what is left begins with a
- * frame that is not whole, or has another form. */
-static inline int take_whole_frames(pt_ingest *ingest, const pt_format *form, const uint8_t *data, size_t len, const pt_sink *sink, size_t *offset)
+/* Hand on the frames of one form that lie whole in data from *offset on; *offset is moved behind
+ * the last of them. PT_OK: what is left begins with a frame that is not whole, or has another form.
+ */
+static inline int take_whole_frames(pt_ingest *ingest, const pt_format *form, const uint8_t *data,
+                                    size_t len, const pt_sink *sink, size_t *offset)
 {
     while (len - *offset >= form->header_size) {
         const uint8_t *whole = data + *offset;
@@ -233,7 +252,8 @@ static inline int take_whole_frames(pt_ingest *ingest, const pt_format *form, co
     return PT_OK;
 }
 
-/* Keep the cut frame at the end: len bytes, less than a whole one. Its header, if that is all there, was judged. */
+/* Keep the cut frame at the end: len bytes, less than a whole one. Its header, if that is all
+ * there, was judged. */
 static int keep_cut_frame(pt_ingest *ingest, const pt_format *form, const uint8_t *data, size_t len)
 {
     if (len < form->header_size) {
@@ -246,12 +266,15 @@ static int keep_cut_frame(pt_ingest *ingest, const pt_format *form, const uint8_
     if (code == PT_OK)
         code = begin_staging(ingest, form, data, &frame);
     if (code == PT_OK)
-        stage(ingest, ingest->staging, ingest->frame_len - ingest->staged_len, data + form->header_size, len - form->header_size);
+        stage(ingest, ingest->staging, ingest->frame_len - ingest->staged_len,
+              data + form->header_size, len - form->header_size);
     return code;
 }
 
-/* What is left begins with no whole frame of the first form: go on with frames of the other form and the first in turn, and keep the cut one. */
-static int take_rest(pt_ingest *ingest, const uint8_t *data, size_t len, const pt_sink *sink, size_t *offset)
+/* What is left begins with no whole frame of the first form: go on with frames of the other form
+ * and the first in turn, and keep the cut one. */
+static int take_rest(pt_ingest *ingest, const uint8_t *data, size_t len, const pt_sink *sink,
+                     size_t *offset)
 {
     for (const pt_format *last = ingest->format;;) {
         const pt_format *form = form_of(ingest->format, data + *offset, len - *offset);
@@ -268,17 +291,22 @@ static int take_rest(pt_ingest *ingest, const uint8_t *data, size_t len, const p
     }
 }
 
-void pt_ingest_init(pt_ingest *ingest, const pt_format *format, pt_pool *pool, uint32_t max_payload, uint32_t tag)
+void pt_ingest_init(pt_ingest *ingest, const pt_format *format, pt_pool *pool, uint32_t max_payload,
+                    uint32_t tag)
 {
     PT_ASSERT(format->header_size >= 1 && format->header_size <= PT_FORMAT_MAX_HEADER);
     const pt_format *other = format->other_form;
     (void)other; /* asserted alone */
-    PT_ASSERT((format->start_size != 0) == (other != NULL) && format->start_size <= format->header_size);
-    PT_ASSERT(other == NULL || (other->start_size == 0 && format->start_size <= other->header_size));
-    PT_ASSERT(other == NULL || (other->header_size <= format->header_size && other->trailer_size <= format->trailer_size));
+    PT_ASSERT((format->start_size != 0) == (other != NULL) &&
+              format->start_size <= format->header_size);
+    PT_ASSERT(other == NULL ||
+              (other->start_size == 0 && format->start_size <= other->header_size));
+    PT_ASSERT(other == NULL || (other->header_size <= format->header_size &&
+                                other->trailer_size <= format->trailer_size));
 
     memset(ingest, 0, sizeof *ingest);
-    uint32_t largest = UINT32_MAX - format->header_size - format->trailer_size; /* so that a frame's length fits 32 bits */
+    uint32_t largest = UINT32_MAX - format->header_size -
+                       format->trailer_size; /* so that a frame's length fits 32 bits */
     ingest->format = format;
     ingest->pool = pool;
     ingest->max_payload = max_payload <= largest ? max_payload : largest;
@@ -292,7 +320,8 @@ void pt_ingest_cleanup(pt_ingest *ingest)
     ingest->state = PT_INGEST_INIT;
 }
 
-int pt_ingest_feed(pt_ingest *ingest, const uint8_t *data, size_t len, const pt_sink *sink, size_t *consumed)
+int pt_ingest_feed(pt_ingest *ingest, const uint8_t *data, size_t len, const pt_sink *sink,
+                   size_t *consumed)
 {
     *consumed = 0;
     if (ingest->state == PT_INGEST_INIT)
@@ -305,8 +334,9 @@ int pt_ingest_feed(pt_ingest *ingest, const uint8_t *data, size_t len, const pt_
         code = finish_cut_frame(ingest, data, len, sink, &offset);
     if (code == PT_OK && offset < len) {
         /* Full message frames get a loop of their own, without indirect calls. */
-        code = ingest->format == &message_format ? take_whole_frames(ingest, &message_format, data, len, sink, &offset)
-                                                 : take_whole_frames(ingest, ingest->format, data, len, sink, &offset);
+        code = ingest->format == &message_format
+                   ? take_whole_frames(ingest, &message_format, data, len, sink, &offset)
+                   : take_whole_frames(ingest, ingest->format, data, len, sink, &offset);
     }
     if (code == PT_OK && offset < len)
         code = take_rest(ingest, data, len, sink, &offset);
@@ -319,7 +349,8 @@ int pt_ingest_feed(pt_ingest *ingest, const uint8_t *data, size_t len, const pt_
 void pt_ingest_lend(pt_ingest *ingest, uint8_t *buffer)
 {
     PT_ASSERT(ingest->state == PT_INGEST_WAIT_HEADER && ingest->staging == NULL);
-    PT_ASSERT(pt_pool_buffer_size(buffer) >= ingest->format->header_size + ingest->max_payload + ingest->format->trailer_size);
+    PT_ASSERT(pt_pool_buffer_size(buffer) >=
+              ingest->format->header_size + ingest->max_payload + ingest->format->trailer_size);
 
     ingest->staging = buffer;
 }

@@ -1,7 +1,9 @@
-/* The receiving half of a link: bytes in, cut anywhere, whole frames out. Knows no format: a pt_format tells it headers from payloads.
+/* The receiving half of a link: bytes in, cut anywhere, whole frames out. Knows no format: a
+ * pt_format tells it headers from payloads.
  *
- * A frame that lies whole in the bytes given is checked and handed on where it lies. Only one that is cut by their end borrows a staging
- * buffer of its exact class; a cut header waits in the struct. So an idle link holds no receive memory.
+ * A frame that lies whole in the bytes given is checked and handed on where it lies. Only one that
+ * is cut by their end borrows a staging buffer of its exact class; a cut header waits in the
+ * struct. So an idle link holds no receive memory.
  */
 #ifndef PT_INGEST_H
 #define PT_INGEST_H
@@ -16,19 +18,23 @@
 
 #define PT_FORMAT_MAX_HEADER 16
 
-/* Where frames go. frame->payload is valid during the call only (receive buffer or staging buffer). Return PT_OK, or a negative PT_ERR_*
- * to stop: pt_ingest_feed() returns it and counts the frame as consumed. */
+/* Where frames go. frame->payload is valid during the call only (receive buffer or staging buffer).
+ * Return PT_OK, or a negative PT_ERR_* to stop: pt_ingest_feed() returns it and counts the frame as
+ * consumed. */
 typedef struct pt_sink {
     int (*frame)(void *context, uint32_t tag, const pt_frame *frame);
     void *context;
-    uint32_t room; /* stream bytes that a turn may still read into this sink; the loop counts it down. UINT32_MAX: no bound */
+    uint32_t room; /* stream bytes that a turn may still read into this sink; the loop counts it
+                      down. UINT32_MAX: no bound */
 } pt_sink;
 
-/* A wire format. header: header_size bytes. read_header fills everything of frame but the payload pointer, or returns PT_ERR_*. verify judges
- * the whole frame, which lies in one piece: header_size bytes, payload, trailer_size bytes.
+/* A wire format. header: header_size bytes. read_header fills everything of frame but the payload
+ * pointer, or returns PT_ERR_*. verify judges the whole frame, which lies in one piece: header_size
+ * bytes, payload, trailer_size bytes.
  *
- * Frames of a second form may stand between those of the first: has_other_form tells them by start_size bytes, at most what either header has.
- * read_header of both then answers PT_ERR_MAGIC to a header of the other form. The second form names no third, and has no larger framing. */
+ * Frames of a second form may stand between those of the first: has_other_form tells them by
+ * start_size bytes, at most what either header has. read_header of both then answers PT_ERR_MAGIC
+ * to a header of the other form. The second form names no third, and has no larger framing. */
 typedef struct pt_format {
     int (*read_header)(const uint8_t *header, pt_frame *frame);
     int (*verify)(const uint8_t *whole, const pt_frame *frame);
@@ -48,25 +54,31 @@ enum pt_ingest_state {
 
 typedef struct pt_ingest {
     const pt_format *format;
-    const pt_format *form; /* that of the current frame, once its header is whole: format or its other form */
+    const pt_format
+        *form; /* that of the current frame, once its header is whole: format or its other form */
     pt_pool *pool;
-    uint8_t *staging;      /* borrowed while a frame is cut behind its header, or lent by pt_ingest_lend(); else NULL */
-    uint32_t staged_len;   /* bytes of the current frame held: in header while PT_INGEST_WAIT_HEADER, else in staging */
-    uint32_t frame_len;    /* of the whole current frame; 0 while its header is not whole */
-    uint32_t max_payload;  /* a longer one is PT_ERR_MESSAGE_TOO_LARGE, judged on the header */
-    uint32_t tag;          /* handed to the sink with each frame */
-    pt_frame frame;        /* of the current frame, once its header is whole */
-    uint8_t state;         /* enum pt_ingest_state */
+    uint8_t *staging;     /* borrowed while a frame is cut behind its header, or lent by
+                             pt_ingest_lend(); else NULL */
+    uint32_t staged_len;  /* bytes of the current frame held: in header while PT_INGEST_WAIT_HEADER,
+                             else in staging */
+    uint32_t frame_len;   /* of the whole current frame; 0 while its header is not whole */
+    uint32_t max_payload; /* a longer one is PT_ERR_MESSAGE_TOO_LARGE, judged on the header */
+    uint32_t tag;         /* handed to the sink with each frame */
+    pt_frame frame;       /* of the current frame, once its header is whole */
+    uint8_t state;        /* enum pt_ingest_state */
     uint8_t header[PT_FORMAT_MAX_HEADER];
-    uint64_t frames;       /* handed on */
+    uint64_t frames; /* handed on */
     uint64_t payload_bytes;
 } pt_ingest;
 
-/* Message frames (docs/protocol.md, "Frames"): full ones, CRC checked, and compact ones between them, which have no CRC. */
+/* Message frames (docs/protocol.md, "Frames"): full ones, CRC checked, and compact ones between
+ * them, which have no CRC. */
 const pt_format *pt_message_format(void);
 
-/* Make ready. pool lends staging buffers; its largest class must hold header + max_payload + trailer. */
-void pt_ingest_init(pt_ingest *ingest, const pt_format *format, pt_pool *pool, uint32_t max_payload, uint32_t tag);
+/* Make ready. pool lends staging buffers; its largest class must hold header + max_payload +
+ * trailer. */
+void pt_ingest_init(pt_ingest *ingest, const pt_format *format, pt_pool *pool, uint32_t max_payload,
+                    uint32_t tag);
 
 /* Give staging memory back and return to INIT. May be called at any time, also twice. */
 void pt_ingest_cleanup(pt_ingest *ingest);
@@ -74,17 +86,20 @@ void pt_ingest_cleanup(pt_ingest *ingest);
 /* Take len bytes of the stream. *consumed is always set.
  *
  * Returns PT_OK: all bytes taken. Or
- *   a fault of the frame (PT_ERR_MAGIC, _VERSION, _INVALID_PARAM, _MESSAGE_TOO_LARGE, _CRC): frames before it were handed on; *consumed is the offset
- *     in data at which the bad frame starts (0 when it began in an earlier call). The machine is in INIT and takes no more;
- *   PT_ERR_BACKPRESSURE: the pool lent no staging buffer for a cut frame, *consumed is where that frame starts in data (0 when its header was cut by an
- *     earlier call). Nothing is lost: give the same bytes again from there, after room was made or with pt_ingest_lend();
- *   what the sink returned: *consumed is behind that frame; give the rest again;
- *   PT_ERR_INVALID_STATE: in INIT; nothing consumed.
+ *   a fault of the frame (PT_ERR_MAGIC, _VERSION, _INVALID_PARAM, _MESSAGE_TOO_LARGE, _CRC): frames
+ * before it were handed on; *consumed is the offset in data at which the bad frame starts (0 when
+ * it began in an earlier call). The machine is in INIT and takes no more; PT_ERR_BACKPRESSURE: the
+ * pool lent no staging buffer for a cut frame, *consumed is where that frame starts in data (0 when
+ * its header was cut by an earlier call). Nothing is lost: give the same bytes again from there,
+ * after room was made or with pt_ingest_lend(); what the sink returned: *consumed is behind that
+ * frame; give the rest again; PT_ERR_INVALID_STATE: in INIT; nothing consumed.
  */
-int pt_ingest_feed(pt_ingest *ingest, const uint8_t *data, size_t len, const pt_sink *sink, size_t *consumed);
+int pt_ingest_feed(pt_ingest *ingest, const uint8_t *data, size_t len, const pt_sink *sink,
+                   size_t *consumed);
 
-/* Hand over a borrowed buffer that will hold the cut frame for which pt_ingest_feed() just found no memory (its size must be at least header +
- * max_payload + trailer); the ingest gives it back to the pool, at the end of the next feed if that had no use for it. */
+/* Hand over a borrowed buffer that will hold the cut frame for which pt_ingest_feed() just found no
+ * memory (its size must be at least header + max_payload + trailer); the ingest gives it back to
+ * the pool, at the end of the next feed if that had no use for it. */
 void pt_ingest_lend(pt_ingest *ingest, uint8_t *buffer);
 
 /* Bytes of an unfinished frame that are held now; 0 between frames. */

@@ -10,7 +10,7 @@
 /* How long a link waits at most before it asks again for a staging buffer. */
 #define STARVED_RETRY_MS 10
 
-/* ---------------------------------------------------------------------------------------------------------------- time, lists */
+/* ---------------------------------------------------------------------------------- time, lists */
 
 static uint32_t ticks_from_ms(const pt_context *context, uint32_t ms)
 {
@@ -92,13 +92,16 @@ void pt_context_ready(pt_context *context, pt_source *source)
     context->ready[context->ready_count++] = source;
 }
 
-/* ------------------------------------------------------------------------------------------------------------------- context */
+/* -------------------------------------------------------------------------------------- context */
 
-int pt_context_init(pt_context *context, const pt_platform_ops *ops, void *platform_data, pt_pool *pool, uint8_t *receive_buffer,
-                    uint32_t receive_buffer_size, uint32_t io_budget)
+int pt_context_init(pt_context *context, const pt_platform_ops *ops, void *platform_data,
+                    pt_pool *pool, uint8_t *receive_buffer, uint32_t receive_buffer_size,
+                    uint32_t io_budget)
 {
-    if (context == NULL || ops == NULL || pool == NULL || receive_buffer == NULL || io_budget == 0 || io_budget > PT_IO_BUDGET ||
-        receive_buffer_size < PT_FRAME_OVERHEAD + PT_FRAME_MAX_PAYLOAD || receive_buffer_size > INT32_MAX || ops->ticks_per_second == 0)
+    if (context == NULL || ops == NULL || pool == NULL || receive_buffer == NULL ||
+        io_budget == 0 || io_budget > PT_IO_BUDGET ||
+        receive_buffer_size < PT_FRAME_OVERHEAD + PT_FRAME_MAX_PAYLOAD ||
+        receive_buffer_size > INT32_MAX || ops->ticks_per_second == 0)
         return PT_ERR_INVALID_PARAM;
 
     memset(context, 0, sizeof *context);
@@ -131,7 +134,8 @@ int pt_context_cleanup(pt_context *context)
     return PT_OK;
 }
 
-/* 1 when a staging buffer for the largest frame is in hand. A link is read only then, so that what was read always finds a place. */
+/* 1 when a staging buffer for the largest frame is in hand. A link is read only then, so that what
+ * was read always finds a place. */
 static int has_spare(pt_context *context)
 {
     if (context->spare == NULL)
@@ -139,7 +143,7 @@ static int has_spare(pt_context *context)
     return context->spare != NULL;
 }
 
-/* --------------------------------------------------------------------------------------------------------- the life of a link */
+/* --------------------------------------------------------------------------- the life of a link */
 
 static int is_read(const pt_link *link)
 {
@@ -166,13 +170,15 @@ static void end_link(pt_context *context, pt_link *link, int code, int32_t syste
     add_dirty(context, link);
 }
 
-/* Tell the platform what we wait for. Without interest in reading a hang-up cannot be masked, so it must be heard at most once. */
+/* Tell the platform what we wait for. Without interest in reading a hang-up cannot be masked, so it
+ * must be heard at most once. */
 static void update_interest(pt_context *context, pt_link *link)
 {
     if (link->state != PT_LINK_OPEN && link->state != PT_LINK_SHUT)
         return;
     int reads = is_read(link);
-    link->source.interest = (uint8_t)((reads ? PT_WANT_READ : 0) | (link->blocked ? PT_WANT_WRITE : 0));
+    link->source.interest =
+        (uint8_t)((reads ? PT_WANT_READ : 0) | (link->blocked ? PT_WANT_WRITE : 0));
     link->source.edge = !reads;
     int result = context->ops->watch(context, &link->source);
     if (result != PT_OK)
@@ -196,7 +202,8 @@ static void update_reading(pt_context *context, pt_link *link)
     update_interest(context, link);
 }
 
-/* Writing is over. A broken connection is read to its end before it is reported: what came before the break is the other side's word. */
+/* Writing is over. A broken connection is read to its end before it is reported: what came before
+ * the break is the other side's word. */
 static void fail_writing(pt_context *context, pt_link *link, int code)
 {
     if (code != PT_ERR_CONNECTION_CLOSED || link->read_ended) {
@@ -213,8 +220,8 @@ static void fail_writing(pt_context *context, pt_link *link, int code)
 /* While slots keep their buffers, look in a while whether the link has become idle. */
 static void watch_rest(pt_context *context, pt_link *link)
 {
-    if ((link->state != PT_LINK_OPEN && link->state != PT_LINK_SHUT) || pt_timer_is_armed(&link->rest_timer) ||
-        !pt_pipeline_keeps(&link->pipeline))
+    if ((link->state != PT_LINK_OPEN && link->state != PT_LINK_SHUT) ||
+        pt_timer_is_armed(&link->rest_timer) || !pt_pipeline_keeps(&link->pipeline))
         return;
     link->rest_frames = link->pipeline.frames;
     arm(context, &link->rest_timer, PT_REST_MS);
@@ -238,7 +245,8 @@ static void harvest(pt_context *context, pt_link *link)
     }
 }
 
-/* Hand the oldest FILLING slot to the platform; blocking: and wait until it has left, as worlds without tcp_send_async always do. 0 when the link cannot go on. */
+/* Hand the oldest FILLING slot to the platform; blocking: and wait until it has left, as worlds
+ * without tcp_send_async always do. 0 when the link cannot go on. */
 static int launch(pt_context *context, pt_link *link, int blocking)
 {
     int index = pt_pipeline_launch(&link->pipeline);
@@ -278,7 +286,8 @@ static void finish(pt_context *context, pt_link *link)
 /* Move all frames of a link as far as the platform takes them, and free what is done. */
 static void push(pt_context *context, pt_link *link)
 {
-    if ((link->state != PT_LINK_OPEN && link->state != PT_LINK_SHUT) || link->end_code != PT_OK || link->blocked)
+    if ((link->state != PT_LINK_OPEN && link->state != PT_LINK_SHUT) || link->end_code != PT_OK ||
+        link->blocked)
         return;
     while (link->pipeline.filling_count != 0) {
         if (!launch(context, link, 0))
@@ -298,17 +307,20 @@ static void push(pt_context *context, pt_link *link)
         update_interest(context, link);
 }
 
-int pt_link_open(pt_context *context, pt_link *link, intptr_t handle, uint32_t tag, pt_send_slot *slots, uint8_t depth, uint16_t slot_size,
-                 int packing, uint32_t max_payload)
+int pt_link_open(pt_context *context, pt_link *link, intptr_t handle, uint32_t tag,
+                 pt_send_slot *slots, uint8_t depth, uint16_t slot_size, int packing,
+                 uint32_t max_payload)
 {
-    if (context == NULL || context->ops == NULL || link == NULL || max_payload > PT_FRAME_MAX_PAYLOAD)
+    if (context == NULL || context->ops == NULL || link == NULL ||
+        max_payload > PT_FRAME_MAX_PAYLOAD)
         return PT_ERR_INVALID_PARAM;
     if (link->state != PT_LINK_NONE || link->source.place != NULL)
         return PT_ERR_ALREADY_INITIALIZED;
 
     memset(link, 0, sizeof *link);
     int lazy = !context->ops->classic || PT_PIPELINE_LAZY;
-    int result = pt_pipeline_init(&link->pipeline, slots, depth, slot_size, context->pool, lazy, packing);
+    int result =
+        pt_pipeline_init(&link->pipeline, slots, depth, slot_size, context->pool, lazy, packing);
     if (result != PT_OK)
         return result;
     link->source.handle = handle;
@@ -340,12 +352,14 @@ int pt_link_open(pt_context *context, pt_link *link, intptr_t handle, uint32_t t
     return PT_OK;
 }
 
-/* Read again the links that waited for a staging buffer. One is enough for all: it is handed on from link to link. */
+/* Read again the links that waited for a staging buffer. One is enough for all: it is handed on
+ * from link to link. */
 static void feed_starved(pt_context *context)
 {
     if (context->starved_count == 0 || !has_spare(context))
         return;
-    for (pt_source *source = context->sources; source != NULL && context->starved_count != 0; source = source->next) {
+    for (pt_source *source = context->sources; source != NULL && context->starved_count != 0;
+         source = source->next) {
         pt_link *link = (pt_link *)source;
         if (source->kind != PT_SOURCE_LINK || !link->starved)
             continue;
@@ -355,7 +369,8 @@ static void feed_starved(pt_context *context)
     }
 }
 
-/* Room for a frame that was refused: launch and move what is there. 1 when it is worth trying again. */
+/* Room for a frame that was refused: launch and move what is there. 1 when it is worth trying
+ * again. */
 static int make_room(pt_context *context, pt_link *link)
 {
     if (link->blocked)
@@ -386,10 +401,14 @@ static int count_frame(pt_context *context, uint32_t payload_len)
 {
     context->turn_messages++;
     context->turn_bytes += payload_len;
-    return context->turn_messages >= PT_TURN_MAX_MESSAGES || context->turn_bytes >= PT_TURN_MAX_BYTES ? PT_SEND_YIELD : 0;
+    return context->turn_messages >= PT_TURN_MAX_MESSAGES ||
+                   context->turn_bytes >= PT_TURN_MAX_BYTES
+               ? PT_SEND_YIELD
+               : 0;
 }
 
-int pt_link_send(pt_context *context, pt_link *link, uint8_t type, uint8_t flags, const uint8_t *payload, uint32_t payload_len)
+int pt_link_send(pt_context *context, pt_link *link, uint8_t type, uint8_t flags,
+                 const uint8_t *payload, uint32_t payload_len)
 {
     int refused = check_frame(link, type, payload_len);
     if (refused != PT_OK)
@@ -428,7 +447,8 @@ int pt_link_send(pt_context *context, pt_link *link, uint8_t type, uint8_t flags
 int pt_link_drain(pt_context *context, pt_link *link)
 {
     const pt_platform_ops *ops = context->ops;
-    uint32_t limit = (uint32_t)((uint64_t)PT_DRAIN_TIMEOUT_TICKS * ops->ticks_per_second / PT_TICKS_PER_SECOND);
+    uint32_t limit =
+        (uint32_t)((uint64_t)PT_DRAIN_TIMEOUT_TICKS * ops->ticks_per_second / PT_TICKS_PER_SECOND);
     uint32_t start = ops->clock(context);
     uint32_t passed = 0;
     int waited = 0;
@@ -440,7 +460,8 @@ int pt_link_drain(pt_context *context, pt_link *link)
         } else if (passed >= limit) {
             result = PT_ERR_TIMEOUT;
         } else {
-            result = ops->wait_send_completions(context, link, ms_from_ticks(context, limit - passed));
+            result =
+                ops->wait_send_completions(context, link, ms_from_ticks(context, limit - passed));
             passed = ops->clock(context) - start;
             waited = 1;
             link->blocked = 0; /* pushing finds out anew */
@@ -450,11 +471,13 @@ int pt_link_drain(pt_context *context, pt_link *link)
     if (link->state != PT_LINK_OPEN)
         result = PT_ERR_NOT_CONNECTED;
     if ((waited || result != PT_OK) && ops->wake != NULL)
-        ops->wake(context); /* what came of it is to be reported, though the caller may hear no hint */
+        ops->wake(
+            context); /* what came of it is to be reported, though the caller may hear no hint */
     return result;
 }
 
-int pt_link_send_sync(pt_context *context, pt_link *link, uint8_t type, uint8_t flags, const uint8_t *payload, uint32_t payload_len)
+int pt_link_send_sync(pt_context *context, pt_link *link, uint8_t type, uint8_t flags,
+                      const uint8_t *payload, uint32_t payload_len)
 {
     if (context->ops->tcp_send_async != NULL) {
         int result = pt_link_send(context, link, type, flags, payload, payload_len);
@@ -504,7 +527,8 @@ void pt_link_shut(pt_context *context, pt_link *link)
 
 uint64_t pt_link_pending(const pt_link *link)
 {
-    return link->pipeline.accepted - link->pipeline.reported + link->sent_count + link->failed_count;
+    return link->pipeline.accepted - link->pipeline.reported + link->sent_count +
+           link->failed_count;
 }
 
 int pt_link_close(pt_context *context, pt_link *link)
@@ -526,11 +550,13 @@ int pt_link_close(pt_context *context, pt_link *link)
     return pt_pipeline_cleanup(&link->pipeline);
 }
 
-/* ------------------------------------------------------------------------------------------------------------- watches, timers */
+/* ------------------------------------------------------------------------------ watches, timers */
 
-int pt_watch_open(pt_context *context, pt_watch *watch, intptr_t handle, uint32_t tag, uint8_t interest)
+int pt_watch_open(pt_context *context, pt_watch *watch, intptr_t handle, uint32_t tag,
+                  uint8_t interest)
 {
-    if (context == NULL || context->ops == NULL || watch == NULL || interest > (PT_WANT_READ | PT_WANT_WRITE))
+    if (context == NULL || context->ops == NULL || watch == NULL ||
+        interest > (PT_WANT_READ | PT_WANT_WRITE))
         return PT_ERR_INVALID_PARAM;
     if (watch->source.place != NULL)
         return PT_ERR_ALREADY_INITIALIZED;
@@ -574,7 +600,7 @@ void pt_loop_cancel(pt_context *context, pt_timer *timer)
     pt_wheel_cancel(&context->wheel, timer);
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- one turn */
+/* ------------------------------------------------------------------------------------- one turn */
 
 /* Nothing more comes from the other side. */
 static void end_of_stream(pt_context *context, pt_link *link)
@@ -605,7 +631,8 @@ static int feed(pt_context *context, pt_link *link, size_t len, const pt_sink *s
         pt_ingest_lend(&link->ingest, context->spare);
         context->spare = NULL;
         size_t again = 0;
-        result = pt_ingest_feed(&link->ingest, context->receive_buffer + consumed, len - consumed, sink, &again);
+        result = pt_ingest_feed(&link->ingest, context->receive_buffer + consumed, len - consumed,
+                                sink, &again);
         PT_ASSERT(result != PT_ERR_BACKPRESSURE);
     }
     return result;
@@ -621,7 +648,8 @@ static void read_link(pt_context *context, pt_link *link, pt_sink *sink)
         update_reading(context, link);
         return;
     }
-    uint32_t size = context->receive_buffer_size < sink->room ? context->receive_buffer_size : sink->room;
+    uint32_t size =
+        context->receive_buffer_size < sink->room ? context->receive_buffer_size : sink->room;
     int count = context->ops->tcp_receive(context, link, context->receive_buffer, size);
     if (count == PT_ERR_WOULD_BLOCK)
         return;
@@ -644,7 +672,8 @@ static void read_link(pt_context *context, pt_link *link, pt_sink *sink)
         update_frame_timer(context, link, link->ingest.frames != frames);
         return;
     }
-    if (link->ingest.state == PT_INGEST_INIT) { /* a fault of the frame; else the sink could not go on */
+    if (link->ingest.state ==
+        PT_INGEST_INIT) { /* a fault of the frame; else the sink could not go on */
         context->bad_frames++;
         if (result == PT_ERR_CRC)
             context->crc_errors++;
@@ -667,16 +696,19 @@ static int serve(pt_context *context, pt_source *source, pt_event *event, pt_sin
     }
 
     pt_link *link = (pt_link *)source;
-    if ((link->state == PT_LINK_OPEN || link->state == PT_LINK_SHUT) && (ready & PT_READY_READ) && is_read(link))
+    if ((link->state == PT_LINK_OPEN || link->state == PT_LINK_SHUT) && (ready & PT_READY_READ) &&
+        is_read(link))
         read_link(context, link, sink);
-    if ((ready & PT_READY_WRITE) && (link->blocked || link->pipeline.pending_count != 0)) { /* room, or slots that are done */
+    if ((ready & PT_READY_WRITE) &&
+        (link->blocked || link->pipeline.pending_count != 0)) { /* room, or slots that are done */
         link->blocked = 0;
         push(context, link);
     }
     return 0;
 }
 
-/* Due timers. Those of links end them; the caller's become events, at most capacity. Returns the number of events. */
+/* Due timers. Those of links end them; the caller's become events, at most capacity. Returns the
+ * number of events. */
 static int expire_timers(pt_context *context, pt_event *events, int capacity)
 {
     int count = 0;
@@ -725,7 +757,8 @@ static int report_link(pt_link *link, pt_event *events)
         link->sent_count = 0;
     }
     if (link->failed_code != PT_OK) {
-        make_event(link, &events[count++], PT_EVENT_SENT, link->failed_code)->count = link->failed_count;
+        make_event(link, &events[count++], PT_EVENT_SENT, link->failed_code)->count =
+            link->failed_count;
         link->failed_code = PT_OK;
         link->failed_count = 0;
     }
@@ -734,7 +767,8 @@ static int report_link(pt_link *link, pt_event *events)
         link->finish_due = 0;
     }
     if (link->close_due) {
-        make_event(link, &events[count++], PT_EVENT_CLOSED, link->end_code)->system_error = link->end_error;
+        make_event(link, &events[count++], PT_EVENT_CLOSED, link->end_code)->system_error =
+            link->end_error;
         link->close_due = 0;
     }
     return count;
@@ -767,16 +801,19 @@ int pt_loop_wait(pt_context *context, int timeout_ms)
     if (context->ops == NULL)
         return PT_ERR_INVALID_PARAM;
     int limit = wait_limit(context, timeout_ms);
-    if (limit == 0 || context->woken) /* a turn without waiting may have met the wake that was meant for this */
+    if (limit == 0 ||
+        context->woken) /* a turn without waiting may have met the wake that was meant for this */
         return PT_OK;
     context->wait_calls++;
     int count = context->ops->wait(context, limit);
     return count < 0 ? count : PT_OK;
 }
 
-int pt_loop_turn(pt_context *context, int timeout_ms, pt_event *events, int capacity, const pt_sink *sink)
+int pt_loop_turn(pt_context *context, int timeout_ms, pt_event *events, int capacity,
+                 const pt_sink *sink)
 {
-    if (context->ops == NULL || events == NULL || sink == NULL || capacity < ((int)context->io_budget + 1) * LINK_EVENTS)
+    if (context->ops == NULL || events == NULL || sink == NULL ||
+        capacity < ((int)context->io_budget + 1) * LINK_EVENTS)
         return PT_ERR_INVALID_PARAM;
     context->turns++;
     context->woken = 0;
@@ -789,7 +826,8 @@ int pt_loop_turn(pt_context *context, int timeout_ms, pt_event *events, int capa
 
     if (context->ready_count == 0) { /* else pt_loop_wait() was here */
         context->wait_calls++;
-        int found = context->ops->wait(context, timeout_ms == 0 ? 0 : wait_limit(context, timeout_ms));
+        int found =
+            context->ops->wait(context, timeout_ms == 0 ? 0 : wait_limit(context, timeout_ms));
         if (found < 0)
             return found;
     }
@@ -823,12 +861,13 @@ void pt_loop_wake(pt_context *context)
     context->ops->wake(context);
 }
 
-/* --------------------------------------------------------------------------------------------------------------- the plain sink */
+/* ------------------------------------------------------------------------------- the plain sink */
 
 static int plain_frame(void *sink_context, uint32_t tag, const pt_frame *frame)
 {
     pt_plain_sink *plain = sink_context;
-    if (plain->count == plain->capacity || frame->payload_len > plain->buffer_size - plain->buffer_len)
+    if (plain->count == plain->capacity ||
+        frame->payload_len > plain->buffer_size - plain->buffer_len)
         return PT_ERR_INTERNAL;
     pt_event *event = &plain->events[plain->count++];
     memset(event, 0, sizeof *event);

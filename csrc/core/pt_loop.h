@@ -1,8 +1,10 @@
-/* One turn of waiting and working: the only engine. Every driver (an asyncio loop, a worker thread, the caller's own thread, a simulated
- * clock) calls pt_loop_turn() and hands its events to Python; C never calls back.
+/* One turn of waiting and working: the only engine. Every driver (an asyncio loop, a worker thread,
+ * the caller's own thread, a simulated clock) calls pt_loop_turn() and hands its events to Python;
+ * C never calls back.
  *
- * A turn pushes what was queued, waits (if it may) for readiness, serves at most io_budget sources, reports finished sends and due timers. A
- * source that was not served stays ready and comes in the next turn. All functions but pt_loop_wake() belong to the worker's thread.
+ * A turn pushes what was queued, waits (if it may) for readiness, serves at most io_budget sources,
+ * reports finished sends and due timers. A source that was not served stays ready and comes in the
+ * next turn. All functions but pt_loop_wake() belong to the worker's thread.
  */
 #ifndef PT_LOOP_H
 #define PT_LOOP_H
@@ -17,87 +19,112 @@ enum pt_timer_kind {
 };
 
 enum pt_event_kind {
-    PT_EVENT_BATCH = 1,  /* made by the border's sink only: payloads of DATA frames of one link, in order */
-    PT_EVENT_FRAME = 2,  /* made by sinks: a frame; the plain sink makes one for every frame, the border's for all but plain DATA */
-    PT_EVENT_SENT = 3,   /* count messages of the link left in order; code PT_OK, or why they did not; count may be 0: a slot became free */
-    PT_EVENT_CLOSED = 4, /* the link is over: code says why, system_error beside it; only pt_link_close() remains */
+    PT_EVENT_BATCH =
+        1, /* made by the border's sink only: payloads of DATA frames of one link, in order */
+    PT_EVENT_FRAME = 2, /* made by sinks: a frame; the plain sink makes one for every frame, the
+                           border's for all but plain DATA */
+    PT_EVENT_SENT = 3, /* count messages of the link left in order; code PT_OK, or why they did not;
+                          count may be 0: a slot became free */
+    PT_EVENT_CLOSED = 4, /* the link is over: code says why, system_error beside it; only
+                            pt_link_close() remains */
     PT_EVENT_READY = 5,  /* a watch: count holds enum pt_ready */
     PT_EVENT_TIMER = 6,  /* a timer of the caller expired */
-    PT_EVENT_FINISHED = 7 /* the other side ended its half in order while ours is OPEN: nothing more will be read; what is queued may still leave.
-                           * Follow with pt_link_shut(), which brings PT_EVENT_CLOSED when the slots are drained, or pt_link_close() */
+    PT_EVENT_FINISHED =
+        7 /* the other side ended its half in order while ours is OPEN: nothing more will be read;
+           * what is queued may still leave. Follow with pt_link_shut(), which brings
+           * PT_EVENT_CLOSED when the slots are drained, or pt_link_close() */
 };
 
 typedef struct pt_event {
-    uint64_t offset;  /* FRAME: payload in the receive buffer */
-    uint32_t kind;    /* enum pt_event_kind */
-    uint32_t tag;     /* of the link, watch or timer */
-    int32_t code;     /* PT_OK or PT_ERR_* */
+    uint64_t offset; /* FRAME: payload in the receive buffer */
+    uint32_t kind;   /* enum pt_event_kind */
+    uint32_t tag;    /* of the link, watch or timer */
+    int32_t code;    /* PT_OK or PT_ERR_* */
     int32_t system_error;
-    uint32_t count;   /* SENT: messages; READY: enum pt_ready */
-    uint32_t len;     /* FRAME: payload bytes */
-    uint8_t type;     /* FRAME */
+    uint32_t count; /* SENT: messages; READY: enum pt_ready */
+    uint32_t len;   /* FRAME: payload bytes */
+    uint8_t type;   /* FRAME */
     uint8_t flags;
     uint8_t sequence;
 } pt_event;
 
-/* Make a context in the caller's memory. receive_buffer: at least PT_FRAME_OVERHEAD + PT_FRAME_MAX_PAYLOAD bytes. platform_data: made ready for ops.
- * io_budget: 1 .. PT_IO_BUDGET. The pool's largest class must hold a whole frame. Returns PT_OK or PT_ERR_INVALID_PARAM. */
-int pt_context_init(pt_context *context, const pt_platform_ops *ops, void *platform_data, pt_pool *pool, uint8_t *receive_buffer,
-                    uint32_t receive_buffer_size, uint32_t io_budget);
+/* Make a context in the caller's memory. receive_buffer: at least PT_FRAME_OVERHEAD +
+ * PT_FRAME_MAX_PAYLOAD bytes. platform_data: made ready for ops. io_budget: 1 .. PT_IO_BUDGET. The
+ * pool's largest class must hold a whole frame. Returns PT_OK or PT_ERR_INVALID_PARAM. */
+int pt_context_init(pt_context *context, const pt_platform_ops *ops, void *platform_data,
+                    pt_pool *pool, uint8_t *receive_buffer, uint32_t receive_buffer_size,
+                    uint32_t io_budget);
 
-/* Forget everything. Links must have been closed; returns PT_ERR_INVALID_STATE (and does nothing) while one is not. */
+/* Forget everything. Links must have been closed; returns PT_ERR_INVALID_STATE (and does nothing)
+ * while one is not. */
 int pt_context_cleanup(pt_context *context);
 
-/* Take over a connected, non-blocking connection. slots: the caller's array of depth slots, zeroed, kept as long as the link.
- * Returns PT_OK, or PT_ERR_INVALID_PARAM, PT_ERR_ALREADY_INITIALIZED, PT_ERR_NO_MEMORY, PT_ERR_PLATFORM with nothing changed. */
-int pt_link_open(pt_context *context, pt_link *link, intptr_t handle, uint32_t tag, pt_send_slot *slots, uint8_t depth, uint16_t slot_size,
-                 int packing, uint32_t max_payload);
+/* Take over a connected, non-blocking connection. slots: the caller's array of depth slots, zeroed,
+ * kept as long as the link. Returns PT_OK, or PT_ERR_INVALID_PARAM, PT_ERR_ALREADY_INITIALIZED,
+ * PT_ERR_NO_MEMORY, PT_ERR_PLATFORM with nothing changed. */
+int pt_link_open(pt_context *context, pt_link *link, intptr_t handle, uint32_t tag,
+                 pt_send_slot *slots, uint8_t depth, uint16_t slot_size, int packing,
+                 uint32_t max_payload);
 
 /* What pt_link_send() and pt_link_send_many() say beside success. */
 enum pt_send_hint {
-    PT_SEND_NEEDS_TURN = 1, /* first unsent frame since the last turn: see to it that a turn comes at the end of this tick */
-    PT_SEND_YIELD = 2       /* PT_TURN_MAX_MESSAGES or PT_TURN_MAX_BYTES accepted since the last turn: let the loop turn before sending more */
+    PT_SEND_NEEDS_TURN = 1, /* first unsent frame since the last turn: see to it that a turn comes
+                               at the end of this tick */
+    PT_SEND_YIELD = 2 /* PT_TURN_MAX_MESSAGES or PT_TURN_MAX_BYTES accepted since the last turn: let
+                         the loop turn before sending more */
 };
 
-/* Accept one frame. Payloads of DATA frames may be up to link->max_message bytes, of others up to PT_FRAME_MAX_PAYLOAD; flag PT_FLAG_NO_DELAY makes
- * it leave at once (and stays local: it is not put on the wire). Returns a sum of enum pt_send_hint (0 or more), or, with nothing changed,
- * PT_ERR_WOULD_BLOCK, PT_ERR_NO_MEMORY, PT_ERR_MESSAGE_TOO_LARGE, PT_ERR_NOT_CONNECTED (the link is not OPEN), PT_ERR_INVALID_PARAM.
- * When all slots are taken it pushes them into the system and tries once more; it never blocks (but in a world without tcp_send_async). A failure met there
- * is reported by the next turn as PT_EVENT_CLOSED. */
-int pt_link_send(pt_context *context, pt_link *link, uint8_t type, uint8_t flags, const uint8_t *payload, uint32_t payload_len);
+/* Accept one frame. Payloads of DATA frames may be up to link->max_message bytes, of others up to
+ * PT_FRAME_MAX_PAYLOAD; flag PT_FLAG_NO_DELAY makes it leave at once (and stays local: it is not
+ * put on the wire). Returns a sum of enum pt_send_hint (0 or more), or, with nothing changed,
+ * PT_ERR_WOULD_BLOCK, PT_ERR_NO_MEMORY, PT_ERR_MESSAGE_TOO_LARGE, PT_ERR_NOT_CONNECTED (the link is
+ * not OPEN), PT_ERR_INVALID_PARAM. When all slots are taken it pushes them into the system and
+ * tries once more; it never blocks (but in a world without tcp_send_async). A failure met there is
+ * reported by the next turn as PT_EVENT_CLOSED. */
+int pt_link_send(pt_context *context, pt_link *link, uint8_t type, uint8_t flags,
+                 const uint8_t *payload, uint32_t payload_len);
 
-/* As pt_link_send(), but where that says PT_ERR_WOULD_BLOCK, and always in a world without tcp_send_async, it blocks: it waits until every slot of this link is
- * free, at most PT_DRAIN_TIMEOUT_TICKS (of 1/60 s), and then gives this frame alone to tcp_send, which has a drain time-out of its own. So it cannot overtake.
- * Its outcome is reported by the next turn, like every other; while it waits nothing is read, and no event is lost or delivered.
- * Beside what pt_link_send() returns, with nothing changed (the sequence included) but what the slots held meanwhile having moved on: PT_ERR_TIMEOUT the
- * slots did not come free in time, the caller may try again; PT_ERR_PLATFORM. PT_ERR_WOULD_BLOCK remains where the world cannot wait, and while a send that
- * failed is still to be reported. Never from a notification. */
-int pt_link_send_sync(pt_context *context, pt_link *link, uint8_t type, uint8_t flags, const uint8_t *payload, uint32_t payload_len);
+/* As pt_link_send(), but where that says PT_ERR_WOULD_BLOCK, and always in a world without
+ * tcp_send_async, it blocks: it waits until every slot of this link is free, at most
+ * PT_DRAIN_TIMEOUT_TICKS (of 1/60 s), and then gives this frame alone to tcp_send, which has a
+ * drain time-out of its own. So it cannot overtake. Its outcome is reported by the next turn, like
+ * every other; while it waits nothing is read, and no event is lost or delivered. Beside what
+ * pt_link_send() returns, with nothing changed (the sequence included) but what the slots held
+ * meanwhile having moved on: PT_ERR_TIMEOUT the slots did not come free in time, the caller may try
+ * again; PT_ERR_PLATFORM. PT_ERR_WOULD_BLOCK remains where the world cannot wait, and while a send
+ * that failed is still to be reported. Never from a notification. */
+int pt_link_send_sync(pt_context *context, pt_link *link, uint8_t type, uint8_t flags,
+                      const uint8_t *payload, uint32_t payload_len);
 
-/* Wait, at most PT_DRAIN_TIMEOUT_TICKS (of 1/60 s), until every slot of this link is free. PT_OK, PT_ERR_NOT_CONNECTED (the link is not OPEN any more: the next
- * turn says why), or as pt_link_send_sync(). */
+/* Wait, at most PT_DRAIN_TIMEOUT_TICKS (of 1/60 s), until every slot of this link is free. PT_OK,
+ * PT_ERR_NOT_CONNECTED (the link is not OPEN any more: the next turn says why), or as
+ * pt_link_send_sync(). */
 int pt_link_drain(pt_context *context, pt_link *link);
 
-/* Stop or go on reading. Paused, neither silence nor the partial-frame time-out counts. The other side's hang-up is seen only after resume, when
- * what it sent has been read. */
+/* Stop or go on reading. Paused, neither silence nor the partial-frame time-out counts. The other
+ * side's hang-up is seen only after resume, when what it sent has been read. */
 void pt_link_pause(pt_context *context, pt_link *link);
 void pt_link_resume(pt_context *context, pt_link *link);
 
-/* Accept no more; when all slots have left, end our half of the stream. Reading goes on until the other side ends its half (a paused link must be resumed
- * for that). When both halves are ended PT_EVENT_CLOSED with PT_OK follows. */
+/* Accept no more; when all slots have left, end our half of the stream. Reading goes on until the
+ * other side ends its half (a paused link must be resumed for that). When both halves are ended
+ * PT_EVENT_CLOSED with PT_OK follows. */
 void pt_link_shut(pt_context *context, pt_link *link);
 
 /* Messages that were accepted and have not been in a PT_EVENT_SENT yet. */
 uint64_t pt_link_pending(const pt_link *link);
 
-/* Take the link out of the context and give its memory back. Its unreported messages stay so: ask pt_link_pending() before.
- * Returns the number of slots that the platform has not let go of (0 on POSIX): the link's memory must stay until they are. The handle stays the
- * caller's. May be called twice. */
+/* Take the link out of the context and give its memory back. Its unreported messages stay so: ask
+ * pt_link_pending() before. Returns the number of slots that the platform has not let go of (0 on
+ * POSIX): the link's memory must stay until they are. The handle stays the caller's. May be called
+ * twice. */
 int pt_link_close(pt_context *context, pt_link *link);
 
-/* Report readiness of a foreign handle as PT_EVENT_READY, level-triggered. watch: the caller's memory, zeroed. Change interest with pt_watch_set().
- * PT_OK, PT_ERR_INVALID_PARAM, PT_ERR_ALREADY_INITIALIZED, PT_ERR_NO_MEMORY or PT_ERR_PLATFORM. */
-int pt_watch_open(pt_context *context, pt_watch *watch, intptr_t handle, uint32_t tag, uint8_t interest);
+/* Report readiness of a foreign handle as PT_EVENT_READY, level-triggered. watch: the caller's
+ * memory, zeroed. Change interest with pt_watch_set(). PT_OK, PT_ERR_INVALID_PARAM,
+ * PT_ERR_ALREADY_INITIALIZED, PT_ERR_NO_MEMORY or PT_ERR_PLATFORM. */
+int pt_watch_open(pt_context *context, pt_watch *watch, intptr_t handle, uint32_t tag,
+                  uint8_t interest);
 int pt_watch_set(pt_context *context, pt_watch *watch, uint8_t interest);
 void pt_watch_close(pt_context *context, pt_watch *watch);
 
@@ -105,23 +132,29 @@ void pt_watch_close(pt_context *context, pt_watch *watch);
 void pt_loop_arm(pt_context *context, pt_timer *timer, uint32_t delay_ms);
 void pt_loop_cancel(pt_context *context, pt_timer *timer);
 
-/* Wait only: up to timeout_ms, or to the next timer if that is sooner, or until something is ready or woken; then call pt_loop_turn() with 0.
- * Returns at once when there is work. The one function that blocks, for callers that give up their locks around it. PT_OK or PT_ERR_PLATFORM. */
+/* Wait only: up to timeout_ms, or to the next timer if that is sooner, or until something is ready
+ * or woken; then call pt_loop_turn() with 0. Returns at once when there is work. The one function
+ * that blocks, for callers that give up their locks around it. PT_OK or PT_ERR_PLATFORM. */
 int pt_loop_wait(pt_context *context, int timeout_ms);
 
-/* One turn. Frames go to sink in order; other events into events (capacity at least 4 x io_budget + 4; what does not fit stays due). Events of one
- * turn belong after its frames. Returns the number of events, or PT_ERR_PLATFORM, PT_ERR_INVALID_PARAM. */
-int pt_loop_turn(pt_context *context, int timeout_ms, pt_event *events, int capacity, const pt_sink *sink);
+/* One turn. Frames go to sink in order; other events into events (capacity at least 4 x io_budget +
+ * 4; what does not fit stays due). Events of one turn belong after its frames. Returns the number
+ * of events, or PT_ERR_PLATFORM, PT_ERR_INVALID_PARAM. */
+int pt_loop_turn(pt_context *context, int timeout_ms, pt_event *events, int capacity,
+                 const pt_sink *sink);
 
-/* Milliseconds until a turn is needed though nothing becomes ready: 0 when there is work now, -1 when there is no timer. */
+/* Milliseconds until a turn is needed though nothing becomes ready: 0 when there is work now, -1
+ * when there is no timer. */
 int pt_loop_next_timeout(pt_context *context);
 
 /* End a wait. Any thread. */
 void pt_loop_wake(pt_context *context);
 
-/* The plain sink, for callers without the border: records every frame as PT_EVENT_FRAME in its own array; payloads are copied into buffer, one behind
- * the other, and offset says where. It is never full when buffer_size >= room + PT_IO_BUDGET whole frames and
- * capacity >= room / PT_COMPACT_HEADER_SIZE (the smallest frame) + PT_IO_BUDGET; PT_ERR_INTERNAL, which ends the link, if it is all the same. */
+/* The plain sink, for callers without the border: records every frame as PT_EVENT_FRAME in its own
+ * array; payloads are copied into buffer, one behind the other, and offset says where. It is never
+ * full when buffer_size >= room + PT_IO_BUDGET whole frames and capacity >= room /
+ * PT_COMPACT_HEADER_SIZE (the smallest frame) + PT_IO_BUDGET; PT_ERR_INTERNAL, which ends the link,
+ * if it is all the same. */
 typedef struct pt_plain_sink {
     pt_event *events;
     uint8_t *buffer;

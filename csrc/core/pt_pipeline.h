@@ -3,9 +3,10 @@
  *      FREE -> FILLING -> IN_FLIGHT -> COMPLETED -> FREE
  *                            \-> ABANDONED -> FREE        (closed before the platform let go)
  *
- * Slots are taken round-robin and reported in that order; the platform may complete them in any order. pending_count counts the slots
- * that are not FREE, and they lie next to each other from head on. Sans-I/O: who moves the bytes, and when, is the caller's.
- * One worker's thread only. Never allocates but through its pool, never blocks.
+ * Slots are taken round-robin and reported in that order; the platform may complete them in any
+ * order. pending_count counts the slots that are not FREE, and they lie next to each other from
+ * head on. Sans-I/O: who moves the bytes, and when, is the caller's. One worker's thread only.
+ * Never allocates but through its pool, never blocks.
  */
 #ifndef PT_PIPELINE_H
 #define PT_PIPELINE_H
@@ -20,10 +21,12 @@
 
 enum pt_slot_state {
     PT_SLOT_FREE = 0,
-    PT_SLOT_FILLING = 1,   /* holds frames; the platform has not seen it; small frames may still be packed in */
+    PT_SLOT_FILLING =
+        1, /* holds frames; the platform has not seen it; small frames may still be packed in */
     PT_SLOT_IN_FLIGHT = 2, /* the platform's: buffer must not move or change */
     PT_SLOT_COMPLETED = 3, /* result known, not yet reported because an older slot is not done */
-    PT_SLOT_ABANDONED = 4  /* the link is gone, the platform has not let go: buffer kept until it does */
+    PT_SLOT_ABANDONED =
+        4 /* the link is gone, the platform has not let go: buffer kept until it does */
 };
 
 typedef struct pt_send_slot {
@@ -33,51 +36,58 @@ typedef struct pt_send_slot {
     uint16_t buffer_size;   /* bytes, 0 while nothing is borrowed */
     uint16_t message_len;   /* bytes of frames in the buffer */
     uint16_t used_len;      /* highest byte of the buffer that was ever written, for wiping it */
-    uint16_t sent_len;      /* of these, bytes that the platform has taken; the platform's to keep */
-    int16_t result;         /* completion code: PT_OK or PT_ERR_* */
-    uint8_t state;          /* enum pt_slot_state */
-    uint8_t no_delay;       /* 1: leaves at once, nothing more is packed in */
+    uint16_t sent_len; /* of these, bytes that the platform has taken; the platform's to keep */
+    int16_t result;    /* completion code: PT_OK or PT_ERR_* */
+    uint8_t state;     /* enum pt_slot_state */
+    uint8_t no_delay;  /* 1: leaves at once, nothing more is packed in */
 } pt_send_slot;
 
 typedef struct pt_send_pipeline {
     pt_send_slot *slots; /* the caller's array of depth slots */
     pt_pool *pool;
-    uint64_t accepted;   /* messages (DATA frames) put into slots */
-    uint64_t reported;   /* of these, reported done or failed by pt_pipeline_report() */
-    uint64_t frames;     /* frames of any type put into slots */
+    uint64_t accepted; /* messages (DATA frames) put into slots */
+    uint64_t reported; /* of these, reported done or failed by pt_pipeline_report() */
+    uint64_t frames;   /* frames of any type put into slots */
     uint64_t payload_bytes;
-    uint64_t refusals;   /* pt_pipeline_send() said PT_ERR_WOULD_BLOCK or PT_ERR_NO_MEMORY */
-    uint16_t slot_size;  /* bytes borrowed for a slot */
-    uint8_t depth;       /* 1 .. PT_PIPELINE_MAX_DEPTH */
-    uint8_t head;        /* oldest slot that is not FREE */
-    uint8_t next_slot;   /* the slot that is taken next; head + pending_count, round-robin */
+    uint64_t refusals;  /* pt_pipeline_send() said PT_ERR_WOULD_BLOCK or PT_ERR_NO_MEMORY */
+    uint16_t slot_size; /* bytes borrowed for a slot */
+    uint8_t depth;      /* 1 .. PT_PIPELINE_MAX_DEPTH */
+    uint8_t head;       /* oldest slot that is not FREE */
+    uint8_t next_slot;  /* the slot that is taken next; head + pending_count, round-robin */
     uint8_t pending_count;
-    uint8_t high_water;  /* largest pending_count seen */
-    uint8_t send_seq;    /* sequence of the next DATA frame, wraps at 256 */
-    uint8_t lazy;        /* 1: buffers are borrowed at first use and go back when reported */
-    uint8_t keep;        /* the caller's; 1: lazy buffers that left more than half full stay until pt_pipeline_rest() */
-    uint8_t packing;     /* 1: small frames share a slot */
-    uint8_t filling_count; /* FILLING slots; they are the newest, so the oldest of them is next_slot - filling_count, round-robin */
-    uint8_t ripe;        /* 1: what pt_pipeline_is_ripe() says */
+    uint8_t high_water;    /* largest pending_count seen */
+    uint8_t send_seq;      /* sequence of the next DATA frame, wraps at 256 */
+    uint8_t lazy;          /* 1: buffers are borrowed at first use and go back when reported */
+    uint8_t keep;          /* the caller's; 1: lazy buffers that left more than half full stay until
+                              pt_pipeline_rest() */
+    uint8_t packing;       /* 1: small frames share a slot */
+    uint8_t filling_count; /* FILLING slots; they are the newest, so the oldest of them is next_slot
+                              - filling_count, round-robin */
+    uint8_t ripe;          /* 1: what pt_pipeline_is_ripe() says */
     uint8_t initialized;
 } pt_send_pipeline;
 
-/* Make ready in the caller's memory. slot_size: at least PT_FRAME_OVERHEAD and at most the pool's largest class and 65,535. Not lazy: borrows
- * all buffers now; when one is refused those borrowed are given back and nothing has changed.
- * Returns PT_OK, PT_ERR_INVALID_PARAM, PT_ERR_ALREADY_INITIALIZED or PT_ERR_NO_MEMORY. */
-int pt_pipeline_init(pt_send_pipeline *pipeline, pt_send_slot *slots, uint8_t depth, uint16_t slot_size, pt_pool *pool, int lazy, int packing);
+/* Make ready in the caller's memory. slot_size: at least PT_FRAME_OVERHEAD and at most the pool's
+ * largest class and 65,535. Not lazy: borrows all buffers now; when one is refused those borrowed
+ * are given back and nothing has changed. Returns PT_OK, PT_ERR_INVALID_PARAM,
+ * PT_ERR_ALREADY_INITIALIZED or PT_ERR_NO_MEMORY. */
+int pt_pipeline_init(pt_send_pipeline *pipeline, pt_send_slot *slots, uint8_t depth,
+                     uint16_t slot_size, pt_pool *pool, int lazy, int packing);
 
-/* Give all buffers back, but those of slots IN_FLIGHT, which become ABANDONED. Returns the number of ABANDONED slots: while it is not 0 the memory
- * must stay; pt_pipeline_complete() of the last one ends it. May be called again. Messages not yet reported count as accepted - reported. */
+/* Give all buffers back, but those of slots IN_FLIGHT, which become ABANDONED. Returns the number
+ * of ABANDONED slots: while it is not 0 the memory must stay; pt_pipeline_complete() of the last
+ * one ends it. May be called again. Messages not yet reported count as accepted - reported. */
 int pt_pipeline_cleanup(pt_send_pipeline *pipeline);
 
-/* Reserve the next free slot, round-robin: it becomes FILLING, empty, with a buffer. *slot_index is untouched on failure.
- * Returns PT_OK, PT_ERR_WOULD_BLOCK (every slot is taken) or PT_ERR_NO_MEMORY (lazy only: the pool lent no buffer). O(1). */
+/* Reserve the next free slot, round-robin: it becomes FILLING, empty, with a buffer. *slot_index is
+ * untouched on failure. Returns PT_OK, PT_ERR_WOULD_BLOCK (every slot is taken) or PT_ERR_NO_MEMORY
+ * (lazy only: the pool lent no buffer). O(1). */
 int pt_pipeline_reserve(pt_send_pipeline *pipeline, uint8_t *slot_index);
 
-/* Put one frame on its way: copy the payload once into the newest FILLING slot that has room (packing), else into a slot reserved now; write
- * header, sequence (DATA and DISCONNECT take send_seq and count it, the others carry 0) and CRC. PT_FLAG_NO_DELAY makes the slot ripe and is not put on
- * the wire. The caller's payload is free at once.
+/* Put one frame on its way: copy the payload once into the newest FILLING slot that has room
+ * (packing), else into a slot reserved now; write header, sequence (DATA and DISCONNECT take
+ * send_seq and count it, the others carry 0) and CRC. PT_FLAG_NO_DELAY makes the slot ripe and is
+ * not put on the wire. The caller's payload is free at once.
  *
  * Returns PT_OK, or, with nothing changed (no gap in the sequence):
  *   PT_ERR_WOULD_BLOCK        every slot is taken
@@ -86,23 +96,27 @@ int pt_pipeline_reserve(pt_send_pipeline *pipeline, uint8_t *slot_index);
  *   PT_ERR_INVALID_PARAM      type out of range
  *   PT_ERR_NOT_INITIALIZED
  */
-int pt_pipeline_send(pt_send_pipeline *pipeline, uint8_t type, uint8_t flags, const uint8_t *payload, uint32_t payload_len);
+int pt_pipeline_send(pt_send_pipeline *pipeline, uint8_t type, uint8_t flags,
+                     const uint8_t *payload, uint32_t payload_len);
 
-/* The oldest FILLING slot, for handing to the platform; its state becomes IN_FLIGHT. Returns its index, or -1 when there is none. */
+/* The oldest FILLING slot, for handing to the platform; its state becomes IN_FLIGHT. Returns its
+ * index, or -1 when there is none. */
 int pt_pipeline_launch(pt_send_pipeline *pipeline);
 
-/* 1 when the newest FILLING slot should leave without waiting for the turn's end: it is full (no room for another empty frame), carries a no-delay
- * frame, or packing is off. 0 otherwise. */
+/* 1 when the newest FILLING slot should leave without waiting for the turn's end: it is full (no
+ * room for another empty frame), carries a no-delay frame, or packing is off. 0 otherwise. */
 int pt_pipeline_is_ripe(const pt_send_pipeline *pipeline);
 
-/* The platform is done with a slot: PT_OK or PT_ERR_*. IN_FLIGHT becomes COMPLETED, ABANDONED becomes FREE. */
+/* The platform is done with a slot: PT_OK or PT_ERR_*. IN_FLIGHT becomes COMPLETED, ABANDONED
+ * becomes FREE. */
 void pt_pipeline_complete(pt_send_pipeline *pipeline, uint8_t slot_index, int result);
 
-/* Free the oldest slot if it is COMPLETED. Returns 1 and sets *message_count and *result; 0 when the oldest slot is not done. Call until 0. */
+/* Free the oldest slot if it is COMPLETED. Returns 1 and sets *message_count and *result; 0 when
+ * the oldest slot is not done. Call until 0. */
 int pt_pipeline_report(pt_send_pipeline *pipeline, uint32_t *message_count, int *result);
 
-/* Give back the buffers of all FREE slots (lazy only). A link in bulk transfer keeps them from one use to the next, which saves wiping them each time; an
- * idle one should hold none. */
+/* Give back the buffers of all FREE slots (lazy only). A link in bulk transfer keeps them from one
+ * use to the next, which saves wiping them each time; an idle one should hold none. */
 void pt_pipeline_rest(pt_send_pipeline *pipeline);
 
 /* 1 when a FREE slot still holds a buffer, so that pt_pipeline_rest() has work (lazy only). */

@@ -1,6 +1,8 @@
-/* The port to fill in: how bytes move in one world. A world is one pt_platform_ops; links and contexts are the same in all of them.
+/* The port to fill in: how bytes move in one world. A world is one pt_platform_ops; links and
+ * contexts are the same in all of them.
  *
- * Entries may be NULL: "this world does not need it", and the core takes the plain way. All are called on the worker's thread but wake.
+ * Entries may be NULL: "this world does not need it", and the core takes the plain way. All are
+ * called on the worker's thread but wake.
  */
 #ifndef PT_PLATFORM_H
 #define PT_PLATFORM_H
@@ -21,26 +23,28 @@ typedef struct pt_source pt_source;
 
 enum pt_interest { PT_WANT_READ = 1, PT_WANT_WRITE = 2 };
 
-/* What a platform reports of a source, in ready. A hang-up is reported as PT_READY_READ | PT_READY_HANGUP: what is left is read first. */
+/* What a platform reports of a source, in ready. A hang-up is reported as PT_READY_READ |
+ * PT_READY_HANGUP: what is left is read first. */
 enum pt_ready { PT_READY_READ = 1, PT_READY_WRITE = 2, PT_READY_HANGUP = 4 };
 
 enum pt_source_kind { PT_SOURCE_LINK = 1, PT_SOURCE_WATCH = 2 };
 
 /* Something that can become ready: the first member of a link, and of a watch. */
 struct pt_source {
-    intptr_t handle;     /* POSIX: descriptor, owned by the caller */
-    pt_source *next;     /* all sources of a context */
-    pt_source **place;   /* what points at this source; NULL when it is not in a context */
-    uint32_t tag;        /* the caller's number; comes back in every event */
-    uint8_t kind;        /* enum pt_source_kind */
-    uint8_t interest;    /* enum pt_interest, as wanted */
-    uint8_t registered;  /* as the platform has it; the platform's to keep (0xFF: not registered) */
-    uint8_t ready;       /* enum pt_ready, set by wait, cleared by the turn */
-    uint8_t edge;        /* 1: report changes only (a paused link, whose hang-up would spin) */
-    uint8_t queued;      /* 1: in the ready list of this turn; the loop's to keep */
+    intptr_t handle;    /* POSIX: descriptor, owned by the caller */
+    pt_source *next;    /* all sources of a context */
+    pt_source **place;  /* what points at this source; NULL when it is not in a context */
+    uint32_t tag;       /* the caller's number; comes back in every event */
+    uint8_t kind;       /* enum pt_source_kind */
+    uint8_t interest;   /* enum pt_interest, as wanted */
+    uint8_t registered; /* as the platform has it; the platform's to keep (0xFF: not registered) */
+    uint8_t ready;      /* enum pt_ready, set by wait, cleared by the turn */
+    uint8_t edge;       /* 1: report changes only (a paused link, whose hang-up would spin) */
+    uint8_t queued;     /* 1: in the ready list of this turn; the loop's to keep */
 };
 
-/* A foreign descriptor (a listener, a datagram socket, a connection being opened): the turn reports when it is ready. */
+/* A foreign descriptor (a listener, a datagram socket, a connection being opened): the turn reports
+ * when it is ready. */
 typedef struct pt_watch {
     pt_source source;
 } pt_watch;
@@ -48,60 +52,74 @@ typedef struct pt_watch {
 enum pt_link_state {
     PT_LINK_NONE = 0,
     PT_LINK_OPEN = 1,
-    PT_LINK_SHUT = 2,  /* nothing more is accepted; closes for writing when the slots are drained; still read */
-    PT_LINK_ENDED = 3  /* over and forgotten by the platform: PT_EVENT_CLOSED was reported, or is by the next turn; only pt_link_close() is allowed */
+    PT_LINK_SHUT =
+        2, /* nothing more is accepted; closes for writing when the slots are drained; still read */
+    PT_LINK_ENDED = 3 /* over and forgotten by the platform: PT_EVENT_CLOSED was reported, or is by
+                         the next turn; only pt_link_close() is allowed */
 };
 
 /* One connection. Memory is the caller's, zeroed at first, and must not move while in a context. */
 struct pt_link {
     pt_source source;
-    pt_link *next_dirty;      /* links with frames to push or results to report */
-    pt_timer frame_timer;     /* armed while a frame is cut and the link is not paused */
-    pt_timer rest_timer;      /* armed while slots keep buffers */
-    uint64_t rest_frames;     /* pipeline.frames when rest_timer was armed */
+    pt_link *next_dirty;  /* links with frames to push or results to report */
+    pt_timer frame_timer; /* armed while a frame is cut and the link is not paused */
+    pt_timer rest_timer;  /* armed while slots keep buffers */
+    uint64_t rest_frames; /* pipeline.frames when rest_timer was armed */
     pt_send_pipeline pipeline;
     pt_ingest ingest;
     uint64_t received_bytes;
     uint64_t sent_bytes;
-    uint64_t read_calls;      /* system calls that read */
-    uint64_t write_calls;     /* system calls that wrote */
-    uint64_t sync_sends;      /* frames that pt_link_send_sync() gave to tcp_send */
-    uint32_t max_message;     /* longest DATA payload that may be sent now; raised or lowered by the caller */
-    int32_t system_error;     /* the system's number beside the last network failure; 0 after an end of stream in order */
-    uint32_t sent_count;      /* messages whose slots are free again and whose PT_EVENT_SENT is still to come */
-    uint32_t failed_count;    /* likewise, of one slot that did not leave; nothing behind it is reported before it */
-    int32_t failed_code;      /* why; PT_OK: there is none */
-    int32_t end_code;         /* why the link ends, PT_OK until then; set while it is still read: writing failed, and what came before is read first */
-    int32_t end_error;        /* system_error beside end_code */
-    uint8_t state;            /* enum pt_link_state */
-    uint8_t paused;           /* 1: not read */
-    uint8_t dirty;            /* 1: in the context's dirty list */
-    uint8_t finished;         /* 1: the write side was shut on the platform */
-    uint8_t starved;          /* 1: not read, because no staging buffer is to be had */
-    uint8_t read_ended;       /* 1: the other side ended its half; not read any more */
-    uint8_t blocked;          /* 1: the platform took no more; set by it, cleared when the source is ready to write */
-    uint8_t slot_freed;       /* events to come: PT_EVENT_SENT with PT_OK */
-    uint8_t finish_due;       /* ... PT_EVENT_FINISHED */
-    uint8_t close_due;        /* ... PT_EVENT_CLOSED */
+    uint64_t read_calls;  /* system calls that read */
+    uint64_t write_calls; /* system calls that wrote */
+    uint64_t sync_sends;  /* frames that pt_link_send_sync() gave to tcp_send */
+    uint32_t max_message; /* longest DATA payload that may be sent now; raised or lowered by the
+                             caller */
+    int32_t system_error; /* the system's number beside the last network failure; 0 after an end of
+                             stream in order */
+    uint32_t sent_count;  /* messages whose slots are free again and whose PT_EVENT_SENT is still to
+                             come */
+    uint32_t failed_count; /* likewise, of one slot that did not leave; nothing behind it is
+                              reported before it */
+    int32_t failed_code;   /* why; PT_OK: there is none */
+    int32_t end_code;   /* why the link ends, PT_OK until then; set while it is still read: writing
+                           failed, and what came before is read first */
+    int32_t end_error;  /* system_error beside end_code */
+    uint8_t state;      /* enum pt_link_state */
+    uint8_t paused;     /* 1: not read */
+    uint8_t dirty;      /* 1: in the context's dirty list */
+    uint8_t finished;   /* 1: the write side was shut on the platform */
+    uint8_t starved;    /* 1: not read, because no staging buffer is to be had */
+    uint8_t read_ended; /* 1: the other side ended its half; not read any more */
+    uint8_t blocked; /* 1: the platform took no more; set by it, cleared when the source is ready to
+                        write */
+    uint8_t slot_freed; /* events to come: PT_EVENT_SENT with PT_OK */
+    uint8_t finish_due; /* ... PT_EVENT_FINISHED */
+    uint8_t close_due;  /* ... PT_EVENT_CLOSED */
 };
 
 typedef struct pt_platform_ops {
     const char *name;
 
-    /* Send all of data before returning: blocks up to the drain time-out. Used where tcp_send_async is NULL, and by pt_link_send_sync(). PT_OK, or, and the
-     * link is over: PT_ERR_TIMEOUT, PT_ERR_CONNECTION_CLOSED, PT_ERR_NETWORK. */
+    /* Send all of data before returning: blocks up to the drain time-out. Used where tcp_send_async
+     * is NULL, and by pt_link_send_sync(). PT_OK, or, and the link is over: PT_ERR_TIMEOUT,
+     * PT_ERR_CONNECTION_CLOSED, PT_ERR_NETWORK. */
     int (*tcp_send)(pt_context *context, pt_link *link, const uint8_t *data, uint16_t len);
 
-    /* Take over one IN_FLIGHT slot, whose bytes these are; never blocks. PT_OK, or PT_ERR_* that ends the link. Completion comes through
-     * poll_send_completions. NULL: this world sends synchronously. */
+    /* Take over one IN_FLIGHT slot, whose bytes these are; never blocks. PT_OK, or PT_ERR_* that
+     * ends the link. Completion comes through poll_send_completions. NULL: this world sends
+     * synchronously. */
     int (*tcp_send_async)(pt_context *context, pt_link *link, const uint8_t *data, uint16_t len);
 
-    /* Move what can be moved and call pt_pipeline_complete() for what is done. Sets link->blocked when the system takes no more now. Returns the number of
-     * slots completed, or PT_ERR_*: PT_ERR_CONNECTION_CLOSED when the connection is broken (what it received may still be read). */
+    /* Move what can be moved and call pt_pipeline_complete() for what is done. Sets link->blocked
+     * when the system takes no more now. Returns the number of slots completed, or PT_ERR_*:
+     * PT_ERR_CONNECTION_CLOSED when the connection is broken (what it received may still be read).
+     */
     int (*poll_send_completions)(pt_context *context, pt_link *link);
 
-    /* Wait up to timeout_ms until poll_send_completions of this link may find something. Serves nobody and hears no wake: what other sources have become stays
-     * for the next turn. PT_OK, also when nothing came or the wait was interrupted; PT_ERR_PLATFORM. NULL: this world cannot wait for one link. */
+    /* Wait up to timeout_ms until poll_send_completions of this link may find something. Serves
+     * nobody and hears no wake: what other sources have become stays for the next turn. PT_OK, also
+     * when nothing came or the wait was interrupted; PT_ERR_PLATFORM. NULL: this world cannot wait
+     * for one link. */
     int (*wait_send_completions)(pt_context *context, pt_link *link, int timeout_ms);
 
     /* Slots that could take a send now. NULL: pt_pipeline_available() answers. */
@@ -110,21 +128,24 @@ typedef struct pt_platform_ops {
     /* Open a connection. NULL: the caller opened it and brings its handle. */
     int (*tcp_connect)(pt_context *context, pt_link *link, const char *address, uint16_t port);
 
-    /* Read up to size bytes. Returns their number, PT_ERR_WOULD_BLOCK, PT_ERR_CONNECTION_CLOSED (end of stream, link->system_error 0; broken: not 0) or
-     * PT_ERR_NETWORK. */
+    /* Read up to size bytes. Returns their number, PT_ERR_WOULD_BLOCK, PT_ERR_CONNECTION_CLOSED
+     * (end of stream, link->system_error 0; broken: not 0) or PT_ERR_NETWORK. */
     int (*tcp_receive)(pt_context *context, pt_link *link, uint8_t *buffer, uint32_t size);
 
     /* No more will be sent: pass that on to the other side. PT_OK or PT_ERR_NETWORK. */
     int (*tcp_finish)(pt_context *context, pt_link *link);
 
-    /* Make the platform's interest in a source what source->interest and source->edge say. PT_OK, PT_ERR_NO_MEMORY or PT_ERR_PLATFORM. */
+    /* Make the platform's interest in a source what source->interest and source->edge say. PT_OK,
+     * PT_ERR_NO_MEMORY or PT_ERR_PLATFORM. */
     int (*watch)(pt_context *context, pt_source *source);
 
-    /* Forget a source, and let go of the slots of a link where that can be done at once. Its handle stays the caller's. */
+    /* Forget a source, and let go of the slots of a link where that can be done at once. Its handle
+     * stays the caller's. */
     void (*forget)(pt_context *context, pt_source *source);
 
-    /* Wait up to timeout_ms (-1: without end, 0: not at all) until a source is ready or wake is called; set ready of at most io_budget sources and
-     * hand each to pt_context_ready(). Returns their number or PT_ERR_PLATFORM. An interrupted wait returns 0. */
+    /* Wait up to timeout_ms (-1: without end, 0: not at all) until a source is ready or wake is
+     * called; set ready of at most io_budget sources and hand each to pt_context_ready(). Returns
+     * their number or PT_ERR_PLATFORM. An interrupted wait returns 0. */
     int (*wait)(pt_context *context, int timeout_ms);
 
     /* End a wait that runs, or the next one, which sets context->woken. Any thread. */
@@ -135,7 +156,8 @@ typedef struct pt_platform_ops {
 
     uint32_t ticks_per_second;
 
-    /* 1: the buffers of a link's slots are borrowed when it opens, unless PT_PIPELINE_LAZY; 0: at first use. */
+    /* 1: the buffers of a link's slots are borrowed when it opens, unless PT_PIPELINE_LAZY; 0: at
+     * first use. */
     uint8_t classic;
 } pt_platform_ops;
 
@@ -145,28 +167,29 @@ struct pt_context {
     void *platform_data;
     pt_pool *pool;
     uint8_t *receive_buffer;
-    uint8_t *spare;            /* staging buffer in reserve, so that a cut frame always finds one */
+    uint8_t *spare; /* staging buffer in reserve, so that a cut frame always finds one */
     pt_source *sources;
-    pt_link *dirty;            /* first link with frames to push or results to report; NULL: none */
-    pt_link **dirty_end;       /* where the next one is put */
+    pt_link *dirty;      /* first link with frames to push or results to report; NULL: none */
+    pt_link **dirty_end; /* where the next one is put */
     pt_wheel wheel;
     uint32_t receive_buffer_size;
-    uint32_t io_budget;        /* sources served in one turn */
+    uint32_t io_budget; /* sources served in one turn */
     uint32_t ready_count;
     pt_source *ready[PT_IO_BUDGET]; /* of this turn */
-    uint32_t turn_messages;    /* accepted since the last turn, all links: see pt_link_send() */
+    uint32_t turn_messages; /* accepted since the last turn, all links: see pt_link_send() */
     uint32_t turn_bytes;
-    uint32_t starved_count;    /* links that wait for a staging buffer */
+    uint32_t starved_count; /* links that wait for a staging buffer */
     uint32_t link_count;
-    uint32_t woken;            /* 1: this turn's wait, or the one before it, was ended by wake */
-    uint32_t frame_size;       /* largest whole frame that a link may receive: the size of spare */
+    uint32_t woken;      /* 1: this turn's wait, or the one before it, was ended by wake */
+    uint32_t frame_size; /* largest whole frame that a link may receive: the size of spare */
     uint64_t turns;
     uint64_t wait_calls;
-    uint64_t crc_errors;       /* links ended by PT_ERR_CRC */
-    uint64_t bad_frames;       /* links ended by a fault of the frame, CRC included */
+    uint64_t crc_errors; /* links ended by PT_ERR_CRC */
+    uint64_t bad_frames; /* links ended by a fault of the frame, CRC included */
 };
 
-/* For platforms: a source has become ready (its ready bits are set). Ignored when io_budget sources already are. */
+/* For platforms: a source has become ready (its ready bits are set). Ignored when io_budget sources
+ * already are. */
 void pt_context_ready(pt_context *context, pt_source *source);
 
 #endif

@@ -1,14 +1,17 @@
 /* How the pool works.
  *
- * Each class has a table of capacity nodes, a node for each buffer that may exist, and two stacks of nodes: free (with a buffer that nobody has
- * borrowed) and empty (without memory). A node in neither belongs to one thread: its buffer is lent, or is being made or freed. So a
- * node moves empty -> (made) -> lent <-> free -> (trimmed) -> empty, and only its owner touches what it holds.
+ * Each class has a table of capacity nodes, a node for each buffer that may exist, and two stacks
+ * of nodes: free (with a buffer that nobody has borrowed) and empty (without memory). A node in
+ * neither belongs to one thread: its buffer is lent, or is being made or freed. So a node moves
+ * empty -> (made) -> lent <-> free -> (trimmed) -> empty, and only its owner touches what it holds.
  *
- * The stacks are Treiber's: push and pop replace the head by compare-and-swap. A head is a link in its low half and a tag in its high half that
- * counts changes, so that a head that was popped and pushed back meanwhile is not mistaken for an unchanged one. The nodes never go away,
- * so reading the link of a node that another thread has just popped is harmless.
+ * The stacks are Treiber's: push and pop replace the head by compare-and-swap. A head is a link in
+ * its low half and a tag in its high half that counts changes, so that a head that was popped and
+ * pushed back meanwhile is not mistaken for an unchanged one. The nodes never go away, so reading
+ * the link of a node that another thread has just popped is harmless.
  *
- * A buffer carries a header of 16 bytes in front, which leads back to its node and knows pool and state.
+ * A buffer carries a header of 16 bytes in front, which leads back to its node and knows pool and
+ * state.
  */
 #include "pt_pool.h"
 
@@ -25,13 +28,14 @@ typedef uint64_t cell64;
 typedef uint32_t cell32;
 #endif
 
-#define ALIGNMENT 16u
+#define ALIGNMENT    16u
 #define MAX_CAPACITY 65535u
-#define NO_NODE UINT32_MAX
+#define NO_NODE      UINT32_MAX
 
 /* In front of every buffer. */
 typedef struct buffer_header {
-    uint64_t check; /* check_value() of its pool and state: catches foreign, spoilt and twice returned buffers */
+    uint64_t check; /* check_value() of its pool and state: catches foreign, spoilt and twice
+                       returned buffers */
     uint32_t buffer_size;
     uint16_t node_index;
     uint8_t class_index;
@@ -48,7 +52,7 @@ typedef struct node {
 } node;
 
 typedef struct size_class {
-    cell64 free;  /* stack heads */
+    cell64 free; /* stack heads */
     cell64 empty;
     node *nodes;
     uint32_t buffer_size;
@@ -83,7 +87,8 @@ static inline void cell_add(cell64 *cell, uint64_t count)
 /* Replace *expected by value and return 1; else 0, and *expected is what stands there. */
 static inline int cell_swap(cell64 *cell, uint64_t *expected, uint64_t value)
 {
-    return atomic_compare_exchange_weak_explicit(cell, expected, value, memory_order_acq_rel, memory_order_acquire);
+    return atomic_compare_exchange_weak_explicit(cell, expected, value, memory_order_acq_rel,
+                                                 memory_order_acquire);
 }
 
 static inline uint32_t link_get(const cell32 *link)
@@ -155,7 +160,8 @@ static inline void push(const size_class *class, cell64 *head, uint32_t index)
 /* What the header of this pool's buffers holds in that state. */
 static inline uint64_t check_value(const pt_pool *pool, enum buffer_state state)
 {
-    return (uint64_t)(uintptr_t)pool ^ (state == BUFFER_LENT ? 0x6c656e742062756fu : 0x667265652062756fu);
+    return (uint64_t)(uintptr_t)pool ^
+           (state == BUFFER_LENT ? 0x6c656e742062756fu : 0x667265652062756fu);
 }
 
 static inline buffer_header *header_of(uint8_t *buffer)
@@ -187,7 +193,8 @@ static void raise_peak(pt_pool *pool, uint64_t held)
         ;
 }
 
-/* Make a buffer for a node that the caller owns. Returns NULL, with nothing changed, when the budget or the source refuses. */
+/* Make a buffer for a node that the caller owns. Returns NULL, with nothing changed, when the
+ * budget or the source refuses. */
 static buffer_header *make_buffer(pt_pool *pool, uint8_t class_index, uint32_t node_index)
 {
     size_class *class = &pool->classes[class_index];
@@ -221,7 +228,8 @@ size_t pt_pool_size(const pt_pool_class *classes, uint8_t class_count)
     uint32_t smaller = 0;
     for (uint8_t index = 0; index < class_count; index++) {
         const pt_pool_class *class = &classes[index];
-        if (class->buffer_size <= smaller || class->buffer_size > UINT32_MAX - sizeof(buffer_header))
+        if (class->buffer_size <= smaller ||
+            class->buffer_size > UINT32_MAX - sizeof(buffer_header))
             return 0;
         if (class->capacity < 1 || class->capacity > MAX_CAPACITY)
             return 0;
@@ -231,7 +239,8 @@ size_t pt_pool_size(const pt_pool_class *classes, uint8_t class_count)
     return size;
 }
 
-pt_pool *pt_pool_init(void *memory, const pt_pool_class *classes, uint8_t class_count, uint64_t budget, const pt_memory *source)
+pt_pool *pt_pool_init(void *memory, const pt_pool_class *classes, uint8_t class_count,
+                      uint64_t budget, const pt_memory *source)
 {
     PT_ASSERT(memory != NULL && (uintptr_t)memory % 8 == 0);
     PT_ASSERT(source != NULL && source->allocate != NULL && source->release != NULL);
@@ -344,7 +353,8 @@ uint64_t pt_pool_trim(pt_pool *pool)
 
 void pt_pool_get_statistics(const pt_pool *pool, pt_pool_statistics *out)
 {
-    uint64_t returns = cell_get(&pool->returns); /* before acquires, so that in_use is never negative */
+    uint64_t returns =
+        cell_get(&pool->returns); /* before acquires, so that in_use is never negative */
     uint64_t acquires = cell_get(&pool->acquires);
     out->acquires = acquires;
     out->allocations = cell_get(&pool->allocations);

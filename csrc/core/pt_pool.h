@@ -1,8 +1,10 @@
-/* Buffers in size classes: lent, returned, counted. The one pool of the house: send slots and staging buffers come from here.
+/* Buffers in size classes: lent, returned, counted. The one pool of the house: send slots and
+ * staging buffers come from here.
  *
- * The pool starts empty and makes buffers on first need, with the two functions of its pt_memory. A returned buffer stays for the next
- * borrower until pt_pool_trim(). Acquire and release are lock-free and may be called from any thread; init, cleanup and trim
- * belong to the owner. Each class has a capacity (buffers that exist at once), and all classes together a byte budget.
+ * The pool starts empty and makes buffers on first need, with the two functions of its pt_memory. A
+ * returned buffer stays for the next borrower until pt_pool_trim(). Acquire and release are
+ * lock-free and may be called from any thread; init, cleanup and trim belong to the owner. Each
+ * class has a capacity (buffers that exist at once), and all classes together a byte budget.
  */
 #ifndef PT_POOL_H
 #define PT_POOL_H
@@ -13,8 +15,9 @@
 #include "pt_config.h"
 #include "pt_error.h"
 
-/* Where memory comes from. allocate returns 16-aligned memory, or NULL when there is none; release gets the size that was asked for. Both may be
- * called from any thread that uses the pool. The core itself never calls malloc. */
+/* Where memory comes from. allocate returns 16-aligned memory, or NULL when there is none; release
+ * gets the size that was asked for. Both may be called from any thread that uses the pool. The core
+ * itself never calls malloc. */
 typedef struct pt_memory {
     void *(*allocate)(void *context, size_t size);
     void (*release)(void *context, void *memory, size_t size);
@@ -27,42 +30,51 @@ typedef struct pt_pool_class {
 } pt_pool_class;
 
 typedef struct pt_pool_statistics {
-    uint64_t acquires;      /* successful ones */
-    uint64_t allocations;   /* those of them that made a new buffer */
-    uint64_t refusals;      /* acquire found the class, the budget or the memory exhausted */
+    uint64_t acquires;    /* successful ones */
+    uint64_t allocations; /* those of them that made a new buffer */
+    uint64_t refusals;    /* acquire found the class, the budget or the memory exhausted */
     uint64_t returns;
-    uint64_t bytes;         /* held by all buffers that exist, lent or free, with 16 bytes of bookkeeping each */
+    uint64_t
+        bytes; /* held by all buffers that exist, lent or free, with 16 bytes of bookkeeping each */
     uint64_t peak_bytes;
-    uint64_t in_use;        /* buffers lent now */
+    uint64_t in_use; /* buffers lent now */
 } pt_pool_statistics;
 
 typedef struct pt_pool pt_pool; /* opaque: it holds atomics */
 
-/* Bytes of memory that a pool with these classes needs for itself (8-aligned, from the caller, kept until cleanup); 0 when the classes are
- * not 1 .. PT_POOL_MAX_CLASSES, ascending, with a size and a capacity. */
+/* Bytes of memory that a pool with these classes needs for itself (8-aligned, from the caller, kept
+ * until cleanup); 0 when the classes are not 1 .. PT_POOL_MAX_CLASSES, ascending, with a size and a
+ * capacity. */
 size_t pt_pool_size(const pt_pool_class *classes, uint8_t class_count);
 
-/* Make an empty pool in memory of pt_pool_size() bytes. budget: bytes that all buffers together may hold; 0 for no limit beside the
- * capacities. Returns the pool (at the address of memory), or NULL for bad classes. Makes no buffer. */
-pt_pool *pt_pool_init(void *memory, const pt_pool_class *classes, uint8_t class_count, uint64_t budget, const pt_memory *source);
+/* Make an empty pool in memory of pt_pool_size() bytes. budget: bytes that all buffers together may
+ * hold; 0 for no limit beside the capacities. Returns the pool (at the address of memory), or NULL
+ * for bad classes. Makes no buffer. */
+pt_pool *pt_pool_init(void *memory, const pt_pool_class *classes, uint8_t class_count,
+                      uint64_t budget, const pt_memory *source);
 
-/* Free every buffer. Returns the number that were still lent (a mistake of the caller's; these are not freed), 0 when all is well. */
+/* Free every buffer. Returns the number that were still lent (a mistake of the caller's; these are
+ * not freed), 0 when all is well. */
 uint64_t pt_pool_cleanup(pt_pool *pool);
 
-/* Borrow a buffer of at least size bytes, 16-aligned: from the smallest class that holds it; a larger class is not tried when that one is
- * exhausted. NULL when there is none to lend (counted) or size is above the largest class or 0. Contents are zero. */
+/* Borrow a buffer of at least size bytes, 16-aligned: from the smallest class that holds it; a
+ * larger class is not tried when that one is exhausted. NULL when there is none to lend (counted)
+ * or size is above the largest class or 0. Contents are zero. */
 uint8_t *pt_pool_acquire(pt_pool *pool, uint32_t size);
 
 /* Usable bytes of a borrowed buffer. */
 uint32_t pt_pool_buffer_size(const uint8_t *buffer);
 
-/* Give a buffer back, once. used: bytes from its start that the borrower may have written; so many are wiped. */
+/* Give a buffer back, once. used: bytes from its start that the borrower may have written; so many
+ * are wiped. */
 void pt_pool_release(pt_pool *pool, uint8_t *buffer, uint32_t used);
 
-/* Give the memory of all free buffers back to the source. Returns the bytes freed, bookkeeping included. Safe beside acquire and release. */
+/* Give the memory of all free buffers back to the source. Returns the bytes freed, bookkeeping
+ * included. Safe beside acquire and release. */
 uint64_t pt_pool_trim(pt_pool *pool);
 
-/* A snapshot; each number is exact, together they may be a moment apart while other threads borrow. */
+/* A snapshot; each number is exact, together they may be a moment apart while other threads borrow.
+ */
 void pt_pool_get_statistics(const pt_pool *pool, pt_pool_statistics *out);
 
 #endif

@@ -1,7 +1,8 @@
 /* Each fragment becomes an event, or START and one more, and RULES says what comes of it.
  *
- * Invariant: received_len <= total_len <= limit, and while a message runs buffer holds total_len bytes. In IDLE all of these are 0, so that nothing of
- * a former message can be taken for the current one's.
+ * Invariant: received_len <= total_len <= limit, and while a message runs buffer holds total_len
+ * bytes. In IDLE all of these are 0, so that nothing of a former message can be taken for the
+ * current one's.
  */
 #include "pt_reassembly.h"
 
@@ -10,38 +11,40 @@
 #include "pt_assert.h"
 #include "pt_wire.h"
 
-#define STATES 2
-#define EVENTS 10
+#define STATES             2
+#define EVENTS             10
 #define BATCH_ENTRY_HEADER 4 /* length 2, reserved 2 */
 
-#define IDLE PT_REASSEMBLY_IDLE
+#define IDLE    PT_REASSEMBLY_IDLE
 #define RUNNING PT_REASSEMBLY_RUNNING
 
 static const pt_reassembly_rule RULES[STATES][EVENTS] = {
-    [IDLE] = {
-        [PT_PIECE_SHORT] = {PT_ERR_TRUNCATED, IDLE},
-        [PT_PIECE_OVERRUN] = {PT_ERR_INVALID_PARAM, IDLE},
-        [PT_PIECE_TOO_LARGE] = {PT_ERR_MESSAGE_TOO_LARGE, IDLE},
-        [PT_PIECE_NO_MEMORY] = {PT_ERR_NO_MEMORY, IDLE},
-        [PT_PIECE_START] = {PT_OK, RUNNING},
-        [PT_PIECE_OTHER_ID] = {PT_ERR_INVALID_STATE, IDLE},
-        [PT_PIECE_MISPLACED] = {PT_ERR_INVALID_STATE, IDLE},
-        [PT_PIECE_NEXT] = {PT_ERR_INVALID_STATE, IDLE},
-        [PT_PIECE_LAST_EARLY] = {PT_ERR_INVALID_STATE, IDLE},
-        [PT_PIECE_LAST] = {PT_ERR_INVALID_STATE, IDLE},
-    },
-    [RUNNING] = {
-        [PT_PIECE_SHORT] = {PT_ERR_TRUNCATED, RUNNING},
-        [PT_PIECE_OVERRUN] = {PT_ERR_INVALID_PARAM, IDLE},
-        [PT_PIECE_TOO_LARGE] = {PT_ERR_MESSAGE_TOO_LARGE, RUNNING},
-        [PT_PIECE_NO_MEMORY] = {PT_ERR_NO_MEMORY, IDLE},
-        [PT_PIECE_START] = {PT_OK, RUNNING},
-        [PT_PIECE_OTHER_ID] = {PT_ERR_INVALID_PARAM, RUNNING},
-        [PT_PIECE_MISPLACED] = {PT_ERR_INVALID_PARAM, IDLE},
-        [PT_PIECE_NEXT] = {PT_OK, RUNNING},
-        [PT_PIECE_LAST_EARLY] = {PT_ERR_TRUNCATED, IDLE},
-        [PT_PIECE_LAST] = {PT_REASSEMBLY_COMPLETE, IDLE},
-    },
+    [IDLE] =
+        {
+            [PT_PIECE_SHORT] = {PT_ERR_TRUNCATED, IDLE},
+            [PT_PIECE_OVERRUN] = {PT_ERR_INVALID_PARAM, IDLE},
+            [PT_PIECE_TOO_LARGE] = {PT_ERR_MESSAGE_TOO_LARGE, IDLE},
+            [PT_PIECE_NO_MEMORY] = {PT_ERR_NO_MEMORY, IDLE},
+            [PT_PIECE_START] = {PT_OK, RUNNING},
+            [PT_PIECE_OTHER_ID] = {PT_ERR_INVALID_STATE, IDLE},
+            [PT_PIECE_MISPLACED] = {PT_ERR_INVALID_STATE, IDLE},
+            [PT_PIECE_NEXT] = {PT_ERR_INVALID_STATE, IDLE},
+            [PT_PIECE_LAST_EARLY] = {PT_ERR_INVALID_STATE, IDLE},
+            [PT_PIECE_LAST] = {PT_ERR_INVALID_STATE, IDLE},
+        },
+    [RUNNING] =
+        {
+            [PT_PIECE_SHORT] = {PT_ERR_TRUNCATED, RUNNING},
+            [PT_PIECE_OVERRUN] = {PT_ERR_INVALID_PARAM, IDLE},
+            [PT_PIECE_TOO_LARGE] = {PT_ERR_MESSAGE_TOO_LARGE, RUNNING},
+            [PT_PIECE_NO_MEMORY] = {PT_ERR_NO_MEMORY, IDLE},
+            [PT_PIECE_START] = {PT_OK, RUNNING},
+            [PT_PIECE_OTHER_ID] = {PT_ERR_INVALID_PARAM, RUNNING},
+            [PT_PIECE_MISPLACED] = {PT_ERR_INVALID_PARAM, IDLE},
+            [PT_PIECE_NEXT] = {PT_OK, RUNNING},
+            [PT_PIECE_LAST_EARLY] = {PT_ERR_TRUNCATED, IDLE},
+            [PT_PIECE_LAST] = {PT_REASSEMBLY_COMPLETE, IDLE},
+        },
 };
 
 pt_reassembly_rule pt_reassembly_rule_of(uint8_t state, uint8_t event)
@@ -70,8 +73,10 @@ static void give_back_delivered(pt_reassembly *reassembly)
     reassembly->delivered_len = 0;
 }
 
-/* What a piece means to the running message, which is held to be as long as its first fragment said. */
-static uint8_t judge_piece(const pt_reassembly *reassembly, const pt_fragment *fragment, size_t piece_len)
+/* What a piece means to the running message, which is held to be as long as its first fragment
+ * said. */
+static uint8_t judge_piece(const pt_reassembly *reassembly, const pt_fragment *fragment,
+                           size_t piece_len)
 {
     if (fragment->message_id != reassembly->message_id)
         return PT_PIECE_OTHER_ID;
@@ -79,13 +84,15 @@ static uint8_t judge_piece(const pt_reassembly *reassembly, const pt_fragment *f
         return PT_PIECE_MISPLACED;
     if (!(fragment->flags & PT_FRAGMENT_LAST))
         return PT_PIECE_NEXT;
-    return reassembly->received_len + piece_len == reassembly->total_len ? PT_PIECE_LAST : PT_PIECE_LAST_EARLY;
+    return reassembly->received_len + piece_len == reassembly->total_len ? PT_PIECE_LAST
+                                                                         : PT_PIECE_LAST_EARLY;
 }
 
 static uint8_t judge(const pt_reassembly *reassembly, const pt_fragment *fragment, size_t piece_len)
 {
     int first = (fragment->flags & PT_FRAGMENT_FIRST) != 0;
-    int belongs = !first && reassembly->state == RUNNING && fragment->message_id == reassembly->message_id;
+    int belongs =
+        !first && reassembly->state == RUNNING && fragment->message_id == reassembly->message_id;
     size_t total_len = belongs ? reassembly->total_len : fragment->total_len;
     if (fragment->offset > total_len || piece_len > total_len - fragment->offset)
         return PT_PIECE_OVERRUN;
@@ -141,10 +148,13 @@ void pt_reassembly_cleanup(pt_reassembly *reassembly)
     reassembly->state = IDLE;
 }
 
-int pt_reassembly_feed(pt_reassembly *reassembly, const uint8_t *payload, size_t len, const uint8_t **message, uint16_t *message_len)
+int pt_reassembly_feed(pt_reassembly *reassembly, const uint8_t *payload, size_t len,
+                       const uint8_t **message, uint16_t *message_len)
 {
-    PT_ASSERT(reassembly->received_len <= reassembly->total_len && reassembly->total_len <= reassembly->limit);
-    PT_ASSERT(reassembly->state == RUNNING || (reassembly->buffer == NULL && reassembly->total_len == 0));
+    PT_ASSERT(reassembly->received_len <= reassembly->total_len &&
+              reassembly->total_len <= reassembly->limit);
+    PT_ASSERT(reassembly->state == RUNNING ||
+              (reassembly->buffer == NULL && reassembly->total_len == 0));
 
     give_back_delivered(reassembly);
     pt_fragment fragment;
@@ -173,7 +183,8 @@ int pt_reassembly_feed(pt_reassembly *reassembly, const uint8_t *payload, size_t
     return apply(reassembly, event);
 }
 
-/* Bytes of the entry that begins at offset, its header included; 0 when it does not end within the payload. */
+/* Bytes of the entry that begins at offset, its header included; 0 when it does not end within the
+ * payload. */
 static size_t entry_size(const uint8_t *payload, size_t len, size_t offset)
 {
     size_t left = len - offset;
@@ -195,7 +206,8 @@ int pt_batch_count(const uint8_t *payload, size_t len)
     return count;
 }
 
-const uint8_t *pt_batch_next(const uint8_t *payload, size_t len, size_t *offset, uint16_t *entry_len)
+const uint8_t *pt_batch_next(const uint8_t *payload, size_t len, size_t *offset,
+                             uint16_t *entry_len)
 {
     PT_ASSERT(*offset <= len);
 

@@ -1,17 +1,21 @@
 /* How the wheel works.
  *
- * A deadline has four digits of six bits. A timer lies in the level of the highest digit in which its deadline differs from now, in the slot that this
- * digit names. This place depends on deadline and now alone, so equal deadlines always share a slot, and it follows that
+ * A deadline has four digits of six bits. A timer lies in the level of the highest digit in which
+ * its deadline differs from now, in the slot that this digit names. This place depends on deadline
+ * and now alone, so equal deadlines always share a slot, and it follows that
  *
- *   - every timer of a level comes before every timer of the levels above it, and within a level slots come in order: the nearest slot is the
- *     first bit of the lowest level that has one;
- *   - a slot need not be looked at before now reaches its start; then its timers move to finer levels, where all slots are empty;
+ *   - every timer of a level comes before every timer of the levels above it, and within a level
+ * slots come in order: the nearest slot is the first bit of the lowest level that has one;
+ *   - a slot need not be looked at before now reaches its start; then its timers move to finer
+ * levels, where all slots are empty;
  *   - advance() may jump from one occupied slot to the next.
  *
- * Two slots are special. Level 0, the digit of now: what was armed with a deadline that has come or passed. Level 3, slot 0: what lies beyond the
- * next multiple of 2^24 ticks, and is placed again when that comes.
+ * Two slots are special. Level 0, the digit of now: what was armed with a deadline that has come or
+ * passed. Level 3, slot 0: what lies beyond the next multiple of 2^24 ticks, and is placed again
+ * when that comes.
  *
- * New timers go to the front of their slot's list, so a slot is read backwards to keep the order of arming.
+ * New timers go to the front of their slot's list, so a slot is read backwards to keep the order of
+ * arming.
  */
 #include "pt_wheel.h"
 
@@ -22,10 +26,10 @@
 
 #define DIGIT_BITS 6u
 #define DIGIT_MASK 63u
-#define SPAN_BITS 24u
+#define SPAN_BITS  24u
 
 _Static_assert(PT_WHEEL_LEVEL_SLOTS == DIGIT_MASK + 1, "a digit counts the slots of a level");
-_Static_assert(PT_WHEEL_LEVELS * DIGIT_BITS == SPAN_BITS, "a level for each digit");
+_Static_assert(PT_WHEEL_LEVELS *DIGIT_BITS == SPAN_BITS, "a level for each digit");
 _Static_assert(offsetof(pt_timer, next) == 0, "what points at the end of a list is the last timer");
 
 static inline uint32_t lowest_bit(uint64_t bits)
@@ -81,7 +85,8 @@ static void put_into_due(pt_wheel *wheel, pt_timer *timer)
         wheel->due_end = &timer->next;
 }
 
-/* Ticks from now to the start of the nearest occupied slot, and its level; UINT32_MAX when all are empty. */
+/* Ticks from now to the start of the nearest occupied slot, and its level; UINT32_MAX when all are
+ * empty. */
 static uint32_t nearest_slot(const pt_wheel *wheel, uint32_t *level)
 {
     uint32_t here = wheel->now & DIGIT_MASK;
@@ -98,7 +103,9 @@ static uint32_t nearest_slot(const pt_wheel *wheel, uint32_t *level)
         uint32_t shift = above * DIGIT_BITS;
         uint32_t digit = (wheel->now >> shift) & DIGIT_MASK;
         uint64_t ahead = digit < DIGIT_MASK ? occupied >> (digit + 1) : 0;
-        uint32_t steps = ahead != 0 ? lowest_bit(ahead) + 1 : PT_WHEEL_LEVEL_SLOTS - digit; /* none ahead: what lies beyond the span */
+        uint32_t steps =
+            ahead != 0 ? lowest_bit(ahead) + 1
+                       : PT_WHEEL_LEVEL_SLOTS - digit; /* none ahead: what lies beyond the span */
         PT_ASSERT(ahead != 0 || (above == PT_WHEEL_LEVELS - 1 && occupied == 1));
         *level = above;
         return (((wheel->now >> shift) + steps) << shift) - wheel->now;
@@ -180,7 +187,8 @@ void pt_wheel_advance(pt_wheel *wheel, uint32_t now)
     for (;;) {
         uint32_t level;
         uint32_t ticks = nearest_slot(wheel, &level);
-        if (ticks > now - wheel->now) /* also when all slots are empty: now - wheel->now is below 2^31 */
+        if (ticks >
+            now - wheel->now) /* also when all slots are empty: now - wheel->now is below 2^31 */
             break;
         wheel->now += ticks;
         open_slot(wheel, level);

@@ -1,5 +1,6 @@
-/* The encodings of the original protocol. Every decoder reads a field only after the length that covers it was checked; every encoder
- * refuses before it writes. Numbers are big-endian and put together from bytes, so that neither alignment nor the machine's order matters. */
+/* The encodings of the original protocol. Every decoder reads a field only after the length that
+ * covers it was checked; every encoder refuses before it writes. Numbers are big-endian and put
+ * together from bytes, so that neither alignment nor the machine's order matters. */
 #include "pt_wire.h"
 
 #include <string.h>
@@ -7,23 +8,31 @@
 #include "pt_assert.h"
 #include "pt_crc.h"
 
-#define FRAME_MAGIC 0x50544D47u     /* "PTMG" */
+#define FRAME_MAGIC     0x50544D47u /* "PTMG" */
 #define DISCOVERY_MAGIC 0x50544C4Bu /* "PTLK" */
-#define DATAGRAM_MAGIC 0x50545544u  /* "PTUD" */
-#define COMPACT_MAGIC 0x50          /* 'P' */
+#define DATAGRAM_MAGIC  0x50545544u /* "PTUD" */
+#define COMPACT_MAGIC   0x50        /* 'P' */
 
-/* CRC of the two bytes "PT": that of a full header goes on from here over its other eight, which were written with one store. */
+/* CRC of the two bytes "PT": that of a full header goes on from here over its other eight, which
+ * were written with one store. */
 #define HEADER_CRC_START 0xC756
 
 /* TLVs of a CAPABILITY: type 1, length 1, value. */
 enum { TLV_MAX_MESSAGE = 1, TLV_PREFERRED_CHUNK = 2, TLV_PRESSURE = 3, TLV_FLAGS = 4 };
 
 /* What a peer is taken to want when its CAPABILITY does not say. */
-static const pt_capability UNSAID = {.max_message = 512, .preferred_chunk = 256, .flags = 0, .pressure = 50};
+static const pt_capability UNSAID = {
+    .max_message = 512, .preferred_chunk = 256, .flags = 0, .pressure = 50};
 
-static uint16_t get16(const uint8_t *data) { return (uint16_t)(data[0] << 8 | data[1]); }
+static uint16_t get16(const uint8_t *data)
+{
+    return (uint16_t)(data[0] << 8 | data[1]);
+}
 
-static uint32_t get32(const uint8_t *data) { return (uint32_t)get16(data) << 16 | get16(data + 2); }
+static uint32_t get32(const uint8_t *data)
+{
+    return (uint32_t)get16(data) << 16 | get16(data + 2);
+}
 
 static void put16(uint8_t *out, unsigned value)
 {
@@ -37,7 +46,8 @@ static void put32(uint8_t *out, uint32_t value)
     put16(out + 2, value & 0xFFFF);
 }
 
-/* Eight shifts, which compilers turn into one store: what pt_crc16() reads next then comes straight out of it. */
+/* Eight shifts, which compilers turn into one store: what pt_crc16() reads next then comes straight
+ * out of it. */
 static void put64(uint8_t *out, uint64_t value)
 {
     out[0] = (uint8_t)(value >> 56);
@@ -50,15 +60,22 @@ static void put64(uint8_t *out, uint64_t value)
     out[7] = (uint8_t)value;
 }
 
-static int is_frame_type(unsigned type) { return type >= PT_FRAME_DATA && type <= PT_FRAME_CAPABILITY; }
+static int is_frame_type(unsigned type)
+{
+    return type >= PT_FRAME_DATA && type <= PT_FRAME_CAPABILITY;
+}
 
-static int is_discovery_type(unsigned type) { return type >= PT_DISCOVERY_ANNOUNCE && type <= PT_DISCOVERY_GOODBYE; }
+static int is_discovery_type(unsigned type)
+{
+    return type >= PT_DISCOVERY_ANNOUNCE && type <= PT_DISCOVERY_GOODBYE;
+}
 
 static void write_header(const pt_frame *frame, uint8_t *out)
 {
     put16(out, FRAME_MAGIC >> 16);
-    put64(out + 2, (uint64_t)(FRAME_MAGIC & 0xFFFF) << 48 | (uint64_t)PT_PROTOCOL_VERSION << 40 | (uint64_t)frame->type << 32 |
-                       (uint32_t)frame->flags << 24 | (uint32_t)frame->sequence << 16 | frame->payload_len);
+    put64(out + 2, (uint64_t)(FRAME_MAGIC & 0xFFFF) << 48 | (uint64_t)PT_PROTOCOL_VERSION << 40 |
+                       (uint64_t)frame->type << 32 | (uint32_t)frame->flags << 24 |
+                       (uint32_t)frame->sequence << 16 | frame->payload_len);
 }
 
 int pt_header_encode(const pt_frame *frame, uint8_t *out, size_t size)
@@ -83,7 +100,11 @@ int pt_header_decode(const uint8_t *data, size_t len, pt_frame *out)
     if (!is_frame_type(data[5]))
         return PT_ERR_INVALID_PARAM;
 
-    *out = (pt_frame){.payload = NULL, .payload_len = get16(data + 8), .type = data[5], .flags = data[6], .sequence = data[7]};
+    *out = (pt_frame){.payload = NULL,
+                      .payload_len = get16(data + 8),
+                      .type = data[5],
+                      .flags = data[6],
+                      .sequence = data[7]};
     return PT_HEADER_SIZE;
 }
 
@@ -99,7 +120,8 @@ int pt_frame_encode(const pt_frame *frame, uint8_t *out, size_t size)
     if (size < whole)
         return PT_ERR_BUFFER_FULL;
 
-    /* The CRC is taken from the source of the payload: reading back what was just copied would stall. */
+    /* The CRC is taken from the source of the payload: reading back what was just copied would
+     * stall. */
     write_header(frame, out);
     uint16_t crc = pt_crc16(HEADER_CRC_START, out + 2, PT_HEADER_SIZE - 2);
     if (frame->payload_len > 0) {
@@ -151,11 +173,18 @@ int pt_compact_decode(const uint8_t *data, size_t len, pt_frame *out)
     if (!is_frame_type(data[1] >> 4))
         return PT_ERR_INVALID_PARAM;
 
-    *out = (pt_frame){.payload = NULL, .payload_len = get16(data + 2), .type = data[1] >> 4, .flags = data[1] & 0x0F, .sequence = 0};
+    *out = (pt_frame){.payload = NULL,
+                      .payload_len = get16(data + 2),
+                      .type = data[1] >> 4,
+                      .flags = data[1] & 0x0F,
+                      .sequence = 0};
     return PT_COMPACT_HEADER_SIZE;
 }
 
-int pt_is_compact(const uint8_t *data, size_t len) { return len >= 2 && data[0] == COMPACT_MAGIC && data[1] != (FRAME_MAGIC >> 16 & 0xFF); }
+int pt_is_compact(const uint8_t *data, size_t len)
+{
+    return len >= 2 && data[0] == COMPACT_MAGIC && data[1] != (FRAME_MAGIC >> 16 & 0xFF);
+}
 
 int pt_discovery_encode(const pt_discovery *packet, uint8_t *out, size_t size)
 {
@@ -194,8 +223,11 @@ int pt_discovery_decode(const uint8_t *data, size_t len, pt_discovery *out)
     if (pt_crc16(0, data, covered) != get16(data + covered))
         return PT_ERR_CRC;
 
-    *out = (pt_discovery){
-        .flags = get16(data + 6), .port = get16(data + 8), .type = data[5], .transports = data[10], .name_len = name_len};
+    *out = (pt_discovery){.flags = get16(data + 6),
+                          .port = get16(data + 8),
+                          .type = data[5],
+                          .transports = data[10],
+                          .name_len = name_len};
     memcpy(out->name, data + 12, name_len);
     return (int)(covered + PT_TRAILER_SIZE);
 }
@@ -222,8 +254,10 @@ int pt_capability_encode(const pt_capability *capability, uint8_t *out, size_t s
     return PT_CAPABILITY_SIZE;
 }
 
-/* One TLV, whose value has value_len bytes: more than it needs is fine, less means that it is not there. */
-static void apply_tlv(pt_capability *capability, unsigned type, const uint8_t *value, size_t value_len)
+/* One TLV, whose value has value_len bytes: more than it needs is fine, less means that it is not
+ * there. */
+static void apply_tlv(pt_capability *capability, unsigned type, const uint8_t *value,
+                      size_t value_len)
 {
     if (type == TLV_PRESSURE && value_len >= 1)
         capability->pressure = value[0] > 100 ? 100 : value[0];
@@ -232,7 +266,9 @@ static void apply_tlv(pt_capability *capability, unsigned type, const uint8_t *v
 
     uint16_t number = get16(value);
     if (type == TLV_MAX_MESSAGE)
-        capability->max_message = number < PT_MESSAGE_LIMIT_MIN ? PT_MESSAGE_LIMIT_MIN : number > PT_MESSAGE_LIMIT_MAX ? PT_MESSAGE_LIMIT_MAX : number;
+        capability->max_message = number < PT_MESSAGE_LIMIT_MIN   ? PT_MESSAGE_LIMIT_MIN
+                                  : number > PT_MESSAGE_LIMIT_MAX ? PT_MESSAGE_LIMIT_MAX
+                                                                  : number;
     else if (type == TLV_PREFERRED_CHUNK)
         capability->preferred_chunk = number;
     else if (type == TLV_FLAGS)
@@ -285,7 +321,9 @@ int pt_datagram_decode(const uint8_t *data, size_t len, pt_datagram *out)
     if (len - PT_DATAGRAM_HEADER_SIZE < payload_len)
         return PT_ERR_TRUNCATED;
 
-    *out = (pt_datagram){.payload = data + PT_DATAGRAM_HEADER_SIZE, .payload_len = payload_len, .port = get16(data + 4)};
+    *out = (pt_datagram){.payload = data + PT_DATAGRAM_HEADER_SIZE,
+                         .payload_len = payload_len,
+                         .port = get16(data + 4)};
     return PT_DATAGRAM_HEADER_SIZE + payload_len;
 }
 
@@ -307,6 +345,9 @@ int pt_fragment_decode(const uint8_t *data, size_t len, pt_fragment *out)
     if (len < PT_FRAGMENT_HEADER_SIZE)
         return PT_ERR_TRUNCATED;
 
-    *out = (pt_fragment){.message_id = get16(data), .total_len = get16(data + 2), .offset = get16(data + 4), .flags = data[6]};
+    *out = (pt_fragment){.message_id = get16(data),
+                         .total_len = get16(data + 2),
+                         .offset = get16(data + 4),
+                         .flags = data[6]};
     return PT_FRAGMENT_HEADER_SIZE;
 }

@@ -1,8 +1,10 @@
-/* Every encoding of the original protocol (docs/protocol.md): values in, bytes out, and back. Sans-I/O and stateless.
+/* Every encoding of the original protocol (docs/protocol.md): values in, bytes out, and back.
+ * Sans-I/O and stateless.
  *
- * Encoders return the number of bytes written, or PT_ERR_INVALID_PARAM (a field out of range) or PT_ERR_BUFFER_FULL (size too
- * small); on failure nothing has been written. Decoders return the number of bytes that the thing occupies, or the first
- * PT_ERR_* that applies in the order given; on failure *out is untouched. Pointers into the input stay valid as long as it does.
+ * Encoders return the number of bytes written, or PT_ERR_INVALID_PARAM (a field out of range) or
+ * PT_ERR_BUFFER_FULL (size too small); on failure nothing has been written. Decoders return the
+ * number of bytes that the thing occupies, or the first PT_ERR_* that applies in the order given;
+ * on failure *out is untouched. Pointers into the input stay valid as long as it does.
  */
 #ifndef PT_WIRE_H
 #define PT_WIRE_H
@@ -31,13 +33,22 @@ enum pt_frame_flag {
     PT_FLAG_FRAGMENT = 0x10
 };
 
-enum pt_discovery_type { PT_DISCOVERY_ANNOUNCE = 1, PT_DISCOVERY_QUERY = 2, PT_DISCOVERY_GOODBYE = 3 };
+enum pt_discovery_type {
+    PT_DISCOVERY_ANNOUNCE = 1,
+    PT_DISCOVERY_QUERY = 2,
+    PT_DISCOVERY_GOODBYE = 3
+};
 
-enum pt_capability_flag { PT_CAPABILITY_FRAGMENTATION = 0x0001, PT_CAPABILITY_STREAMING = 0x0002, PT_CAPABILITY_COMPACT = 0x0004 };
+enum pt_capability_flag {
+    PT_CAPABILITY_FRAGMENTATION = 0x0001,
+    PT_CAPABILITY_STREAMING = 0x0002,
+    PT_CAPABILITY_COMPACT = 0x0004
+};
 
 enum pt_fragment_flag { PT_FRAGMENT_FIRST = 0x01, PT_FRAGMENT_LAST = 0x02 };
 
-/* One message on the wire. payload points into the bytes that were read, or is NULL when only a header was decoded. */
+/* One message on the wire. payload points into the bytes that were read, or is NULL when only a
+ * header was decoded. */
 typedef struct pt_frame {
     const uint8_t *payload;
     uint32_t payload_len;
@@ -57,7 +68,8 @@ typedef struct pt_discovery {
 } pt_discovery;
 
 typedef struct pt_capability {
-    uint16_t max_message;     /* largest message that the side wants; decoded values are clamped to 256 .. 8,192 */
+    uint16_t max_message; /* largest message that the side wants; decoded values are clamped to 256
+                             .. 8,192 */
     uint16_t preferred_chunk; /* streaming hint */
     uint16_t flags;           /* enum pt_capability_flag */
     uint8_t pressure;         /* fill level of its queues, 0 .. 100 */
@@ -76,44 +88,53 @@ typedef struct pt_fragment {
     uint8_t flags;      /* enum pt_fragment_flag */
 } pt_fragment;
 
-/* Full frame header, 10 bytes. Encode: type must be 1 .. 7 and payload_len fit 16 bits. Decode order: fewer than 10 bytes
- * PT_ERR_TRUNCATED, PT_ERR_MAGIC, PT_ERR_VERSION, PT_ERR_INVALID_PARAM (type). frame->payload becomes NULL. The payload length is
- * not judged here: receivers hold it against their own limit. */
+/* Full frame header, 10 bytes. Encode: type must be 1 .. 7 and payload_len fit 16 bits. Decode
+ * order: fewer than 10 bytes PT_ERR_TRUNCATED, PT_ERR_MAGIC, PT_ERR_VERSION, PT_ERR_INVALID_PARAM
+ * (type). frame->payload becomes NULL. The payload length is not judged here: receivers hold it
+ * against their own limit. */
 int pt_header_encode(const pt_frame *frame, uint8_t *out, size_t size);
 int pt_header_decode(const uint8_t *data, size_t len, pt_frame *out);
 
-/* Whole frame: header, payload, CRC-16 over both. A payload over PT_FRAME_MAX_PAYLOAD is PT_ERR_MESSAGE_TOO_LARGE both ways (decoding: on the
- * header alone). Decode: as the header, then that limit, then PT_ERR_TRUNCATED when not all is there, then PT_ERR_CRC; bytes behind the
- * frame are left alone. */
+/* Whole frame: header, payload, CRC-16 over both. A payload over PT_FRAME_MAX_PAYLOAD is
+ * PT_ERR_MESSAGE_TOO_LARGE both ways (decoding: on the header alone). Decode: as the header, then
+ * that limit, then PT_ERR_TRUNCATED when not all is there, then PT_ERR_CRC; bytes behind the frame
+ * are left alone. */
 int pt_frame_encode(const pt_frame *frame, uint8_t *out, size_t size);
 int pt_frame_decode(const uint8_t *data, size_t len, pt_frame *out);
 
-/* Compact header, 4 bytes, then payload; no sequence, no CRC. Only the low four flag bits fit; the rest is lost, as in the original.
- * Decode order: fewer than 4 bytes PT_ERR_TRUNCATED, PT_ERR_MAGIC, PT_ERR_INVALID_PARAM (type). */
+/* Compact header, 4 bytes, then payload; no sequence, no CRC. Only the low four flag bits fit; the
+ * rest is lost, as in the original. Decode order: fewer than 4 bytes PT_ERR_TRUNCATED,
+ * PT_ERR_MAGIC, PT_ERR_INVALID_PARAM (type). */
 int pt_compact_encode(const pt_frame *frame, uint8_t *out, size_t size);
 int pt_compact_decode(const uint8_t *data, size_t len, pt_frame *out);
 
-/* 1 when the bytes begin like a compact header ('P', then anything but 'T'), else 0; fewer than 2 bytes: 0. */
+/* 1 when the bytes begin like a compact header ('P', then anything but 'T'), else 0; fewer than 2
+ * bytes: 0. */
 int pt_is_compact(const uint8_t *data, size_t len);
 
-/* Discovery packet, 14 + name_len bytes. Decode order: fewer than 14 bytes PT_ERR_TRUNCATED, PT_ERR_MAGIC, PT_ERR_VERSION,
- * PT_ERR_INVALID_PARAM (type, then name length), PT_ERR_TRUNCATED, PT_ERR_CRC. Bytes behind the CRC are not looked at. */
+/* Discovery packet, 14 + name_len bytes. Decode order: fewer than 14 bytes PT_ERR_TRUNCATED,
+ * PT_ERR_MAGIC, PT_ERR_VERSION, PT_ERR_INVALID_PARAM (type, then name length), PT_ERR_TRUNCATED,
+ * PT_ERR_CRC. Bytes behind the CRC are not looked at. */
 int pt_discovery_encode(const pt_discovery *packet, uint8_t *out, size_t size);
 int pt_discovery_decode(const uint8_t *data, size_t len, pt_discovery *out);
 
-/* Payload of a CAPABILITY frame. Encode writes the original's four TLVs, 15 bytes; values go out as they are. Decode starts from
- * 512 / 256 / 50 / 0, applies TLVs in any order (the last of a kind wins), skips unknown types and values that are too short, ignores a
- * single byte left at the end; a length past the end is PT_ERR_TRUNCATED, more than 65,535 bytes PT_ERR_INVALID_PARAM. Decode returns len. */
+/* Payload of a CAPABILITY frame. Encode writes the original's four TLVs, 15 bytes; values go out as
+ * they are. Decode starts from 512 / 256 / 50 / 0, applies TLVs in any order (the last of a kind
+ * wins), skips unknown types and values that are too short, ignores a single byte left at the end;
+ * a length past the end is PT_ERR_TRUNCATED, more than 65,535 bytes PT_ERR_INVALID_PARAM. Decode
+ * returns len. */
 int pt_capability_encode(const pt_capability *capability, uint8_t *out, size_t size);
 int pt_capability_decode(const uint8_t *data, size_t len, pt_capability *out);
 
-/* UDP message: "PTUD", port, length, payload; no CRC. Encode: payload over 1,392 bytes is PT_ERR_MESSAGE_TOO_LARGE. Decode order: fewer
- * than 8 bytes PT_ERR_TRUNCATED, PT_ERR_MAGIC, PT_ERR_TRUNCATED; bytes behind the payload are not looked at. */
+/* UDP message: "PTUD", port, length, payload; no CRC. Encode: payload over 1,392 bytes is
+ * PT_ERR_MESSAGE_TOO_LARGE. Decode order: fewer than 8 bytes PT_ERR_TRUNCATED, PT_ERR_MAGIC,
+ * PT_ERR_TRUNCATED; bytes behind the payload are not looked at. */
 int pt_datagram_encode(const pt_datagram *datagram, uint8_t *out, size_t size);
 int pt_datagram_decode(const uint8_t *data, size_t len, pt_datagram *out);
 
-/* Fragment header, 8 bytes, at the front of a DATA payload with PT_FLAG_FRAGMENT. Decode: fewer than 8 bytes PT_ERR_TRUNCATED; the
- * reserved byte is not looked at. What the fields mean together is judged by the receiver of the message, not here. */
+/* Fragment header, 8 bytes, at the front of a DATA payload with PT_FLAG_FRAGMENT. Decode: fewer
+ * than 8 bytes PT_ERR_TRUNCATED; the reserved byte is not looked at. What the fields mean together
+ * is judged by the receiver of the message, not here. */
 int pt_fragment_encode(const pt_fragment *fragment, uint8_t *out, size_t size);
 int pt_fragment_decode(const uint8_t *data, size_t len, pt_fragment *out);
 

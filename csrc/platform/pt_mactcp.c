@@ -4,8 +4,8 @@
 
 #include "pt_assert.h"
 
-#define REF_NUM (-57) /* any negative number does */
-#define DRAIN_NS (UINT64_C(1000000000) * PT_DRAIN_TIMEOUT_TICKS / PT_TICKS_PER_SECOND)
+#define REF_NUM   (-57) /* any negative number does */
+#define DRAIN_NS  (UINT64_C(1000000000) * PT_DRAIN_TIMEOUT_TICKS / PT_TICKS_PER_SECOND)
 #define SECOND_NS UINT64_C(1000000000)
 
 /* A stream as the driver has it. */
@@ -28,9 +28,9 @@ typedef struct write_block {
 /* A link's side of a stream. */
 typedef struct port port;
 struct port {
-    pt_sim_port base;           /* events: enum pt_mactcp_event */
-    write_block alone;          /* for synchronous sends */
-    write_block writes[1];      /* depth of them */
+    pt_sim_port base;      /* events: enum pt_mactcp_event */
+    write_block alone;     /* for synchronous sends */
+    write_block writes[1]; /* depth of them */
 };
 
 struct pt_mactcp {
@@ -44,7 +44,7 @@ static pt_mactcp *mactcp_of(const pt_context *context)
     return context->platform_data;
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- the driver */
+/* ----------------------------------------------------------------------------------- the driver */
 
 static stream *find_stream(const pt_mactcp *driver, int32_t handle)
 {
@@ -77,10 +77,13 @@ static int16_t result_of(int code)
 /* A send is over: the rules that can be checked only now, then the result. */
 static void end_send(pt_mactcp *driver, pt_mactcp_block *block)
 {
-    if (block->wds == NULL || block->wds[0].ptr != block->seen.ptr || block->wds[0].length != block->seen.length)
-        violated(driver, "mactcp: TCPSend", PT_MACTCP_INVALID_WDS, "the list was changed while the send was in progress");
+    if (block->wds == NULL || block->wds[0].ptr != block->seen.ptr ||
+        block->wds[0].length != block->seen.length)
+        violated(driver, "mactcp: TCPSend", PT_MACTCP_INVALID_WDS,
+                 "the list was changed while the send was in progress");
     else if (sum_of(&block->seen) != block->sum)
-        violated(driver, "mactcp: TCPSend", PT_MACTCP_INVALID_BUFFER, "the buffer was changed or moved while the send was in progress");
+        violated(driver, "mactcp: TCPSend", PT_MACTCP_INVALID_BUFFER,
+                 "the buffer was changed or moved while the send was in progress");
     block->send_length = block->seen.length;
     block->q_link = block; /* not cleared: using it again as it is can be seen */
     block->io_result = result_of(block->piece.result);
@@ -108,8 +111,9 @@ static int sweep(stream *from)
 static void interrupted(void *owner, int32_t handle, int news)
 {
     static const uint8_t events[] = {
-        [PT_SIM_NEWS_DATA] = PT_MACTCP_DATA_ARRIVAL, [PT_SIM_NEWS_SENT] = PT_MACTCP_SENT, [PT_SIM_NEWS_CLOSING] = PT_MACTCP_CLOSING,
-        [PT_SIM_NEWS_TERMINATED] = PT_MACTCP_TERMINATE, [PT_SIM_NEWS_LATE] = PT_MACTCP_ULP_LATE, [PT_SIM_NEWS_UNREACHABLE] = 0,
+        [PT_SIM_NEWS_DATA] = PT_MACTCP_DATA_ARRIVAL, [PT_SIM_NEWS_SENT] = PT_MACTCP_SENT,
+        [PT_SIM_NEWS_CLOSING] = PT_MACTCP_CLOSING,   [PT_SIM_NEWS_TERMINATED] = PT_MACTCP_TERMINATE,
+        [PT_SIM_NEWS_LATE] = PT_MACTCP_ULP_LATE,     [PT_SIM_NEWS_UNREACHABLE] = 0,
     };
     (void)handle;
     stream *told = owner;
@@ -156,13 +160,16 @@ static void release_stream(pt_mactcp *driver, stream *released)
 static int16_t check_send(pt_mactcp *driver, const pt_mactcp_block *block)
 {
     static const char call[] = "mactcp: TCPSend";
-    if (block->io_result != 0 || block->q_link != NULL || block->send_length != 0 || block->send_free != 0)
-        return violated(driver, call, PT_MACTCP_BAD_PARAMETER, "the parameter block was not cleared before use");
+    if (block->io_result != 0 || block->q_link != NULL || block->send_length != 0 ||
+        block->send_free != 0)
+        return violated(driver, call, PT_MACTCP_BAD_PARAMETER,
+                        "the parameter block was not cleared before use");
     const pt_mactcp_wds *wds = block->wds;
     if (wds == NULL || wds[0].length == 0 || wds[0].ptr == NULL)
         return violated(driver, call, PT_MACTCP_INVALID_WDS, "the list is empty");
     if (wds[1].length != 0 || wds[1].ptr != NULL)
-        return violated(driver, call, PT_MACTCP_INVALID_WDS, "the list has no zero sentinel behind its piece");
+        return violated(driver, call, PT_MACTCP_INVALID_WDS,
+                        "the list has no zero sentinel behind its piece");
     return 0;
 }
 
@@ -173,8 +180,10 @@ static int16_t do_send(pt_mactcp *driver, stream *on, pt_mactcp_block *block)
         return wrong;
     pt_sim_world *world = &driver->world;
     if (block->validity_flags & PT_MACTCP_VALID_TIMEOUT) {
-        int action = (block->validity_flags & PT_MACTCP_VALID_ACTION) ? block->ulp_timeout_action : PT_MACTCP_ULP_ABORT;
-        (void)world->net->set_give_up(world->sim, on->handle, block->ulp_timeout_value * SECOND_NS, action);
+        int action = (block->validity_flags & PT_MACTCP_VALID_ACTION) ? block->ulp_timeout_action
+                                                                      : PT_MACTCP_ULP_ABORT;
+        (void)world->net->set_give_up(world->sim, on->handle, block->ulp_timeout_value * SECOND_NS,
+                                      action);
     }
     memset(&block->piece, 0, sizeof block->piece);
     block->piece.data = block->wds[0].ptr;
@@ -196,9 +205,11 @@ static int16_t do_send(pt_mactcp *driver, stream *on, pt_mactcp_block *block)
 static int16_t do_receive(pt_mactcp *driver, const stream *on, pt_mactcp_block *block)
 {
     if (block->receive_buffer == NULL || block->receive_length == 0)
-        return violated(driver, "mactcp: TCPRcv", PT_MACTCP_INVALID_LENGTH, "there is no buffer to receive into");
+        return violated(driver, "mactcp: TCPRcv", PT_MACTCP_INVALID_LENGTH,
+                        "there is no buffer to receive into");
     int broken;
-    int count = driver->world.net->receive(driver->world.sim, on->handle, block->receive_buffer, block->receive_length, &broken);
+    int count = driver->world.net->receive(driver->world.sim, on->handle, block->receive_buffer,
+                                           block->receive_length, &broken);
     block->receive_length = count > 0 ? (uint32_t)count : 0;
     if (count > 0)
         return PT_MACTCP_NO_ERROR;
@@ -211,13 +222,17 @@ static int16_t call_driver(pt_mactcp *driver, pt_mactcp_block *block)
 {
     static const char call[] = "mactcp: PBControl";
     if (driver->world.net->is_notifying(driver->world.sim))
-        return violated(driver, call, PT_MACTCP_BAD_PARAMETER, "called at notification time; the routine may only set flags");
+        return violated(driver, call, PT_MACTCP_BAD_PARAMETER,
+                        "called at notification time; the routine may only set flags");
     if (block->io_result == PT_MACTCP_IN_PROGRESS)
-        return violated(driver, call, PT_MACTCP_BAD_PARAMETER, "the parameter block is still in progress");
+        return violated(driver, call, PT_MACTCP_BAD_PARAMETER,
+                        "the parameter block is still in progress");
     if (block->io_c_ref_num != REF_NUM)
-        return violated(driver, call, PT_MACTCP_BAD_REFNUM, "the reference number is not the driver's");
+        return violated(driver, call, PT_MACTCP_BAD_REFNUM,
+                        "the reference number is not the driver's");
     if (block->io_completion != NULL)
-        return violated(driver, call, PT_MACTCP_BAD_PARAMETER, "a completion routine is set where results are polled");
+        return violated(driver, call, PT_MACTCP_BAD_PARAMETER,
+                        "a completion routine is set where results are polled");
     stream *on = find_stream(driver, block->tcp_stream);
     if (on == NULL)
         return violated(driver, call, PT_MACTCP_INVALID_STREAM, "there is no such stream");
@@ -239,7 +254,8 @@ static int16_t call_driver(pt_mactcp *driver, pt_mactcp_block *block)
         return PT_MACTCP_NO_ERROR;
     case PT_MACTCP_RELEASE:
         if (on->queue != NULL)
-            return violated(driver, call, PT_MACTCP_BAD_PARAMETER, "the stream is released while sends are in progress");
+            return violated(driver, call, PT_MACTCP_BAD_PARAMETER,
+                            "the stream is released while sends are in progress");
         release_stream(driver, on);
         return PT_MACTCP_NO_ERROR;
     default:
@@ -262,7 +278,7 @@ int16_t pt_mactcp_ref_num(const pt_mactcp *driver)
     return REF_NUM;
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- ports */
+/* ---------------------------------------------------------------------------------------- ports */
 
 size_t pt_mactcp_size(void)
 {
@@ -336,14 +352,16 @@ static int code_of(int16_t result)
     }
 }
 
-/* Complete the slots whose blocks are not in progress. Returns their number; *failed: the last result that was no success. */
+/* Complete the slots whose blocks are not in progress. Returns their number; *failed: the last
+ * result that was no success. */
 static int complete_slots(port *of, int16_t *failed)
 {
     int count = 0;
     for (uint8_t index = 0; index < of->base.depth; index++) {
         uint8_t state = of->base.pipeline->slots[index].state;
         int16_t result = of->writes[index].block.io_result;
-        if ((state != PT_SLOT_IN_FLIGHT && state != PT_SLOT_ABANDONED) || result == PT_MACTCP_IN_PROGRESS)
+        if ((state != PT_SLOT_IN_FLIGHT && state != PT_SLOT_ABANDONED) ||
+            result == PT_MACTCP_IN_PROGRESS)
             continue;
         if (result != PT_MACTCP_NO_ERROR)
             *failed = result;
@@ -367,9 +385,10 @@ static uint32_t in_progress(const pt_sim_port *of)
     return count;
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- sending */
+/* -------------------------------------------------------------------------------------- sending */
 
-static int16_t issue(pt_mactcp *mactcp, const port *from, write_block *write, const uint8_t *data, uint16_t len)
+static int16_t issue(pt_mactcp *mactcp, const port *from, write_block *write, const uint8_t *data,
+                     uint16_t len)
 {
     memset(write, 0, sizeof *write);
     write->wds[0].length = len;
@@ -390,7 +409,8 @@ static int16_t issue(pt_mactcp *mactcp, const port *from, write_block *write, co
 static int slot_of(const pt_send_pipeline *pipeline, const uint8_t *data)
 {
     for (int index = 0; index < pipeline->depth; index++) {
-        if (pipeline->slots[index].state == PT_SLOT_IN_FLIGHT && pipeline->slots[index].buffer == data)
+        if (pipeline->slots[index].state == PT_SLOT_IN_FLIGHT &&
+            pipeline->slots[index].buffer == data)
             return index;
     }
     return -1;
@@ -428,7 +448,8 @@ static int mactcp_poll_send_completions(pt_context *context, pt_link *link)
     return code_of(failed);
 }
 
-/* Serve the network until nothing of this port is in progress, or the time has come. 1: nothing is. */
+/* Serve the network until nothing of this port is in progress, or the time has come. 1: nothing is.
+ */
 static int wait_for_sends(pt_mactcp *mactcp, port *of, uint64_t end_ns)
 {
     pt_sim_world *world = &mactcp->world;
@@ -443,7 +464,8 @@ static int wait_for_sends(pt_mactcp *mactcp, port *of, uint64_t end_ns)
     return 1;
 }
 
-/* Nothing overtakes: what is in flight goes first (T.3 of the source's review), all within the drain time-out. */
+/* Nothing overtakes: what is in flight goes first (T.3 of the source's review), all within the
+ * drain time-out. */
 static int mactcp_send(pt_context *context, pt_link *link, const uint8_t *data, uint16_t len)
 {
     pt_mactcp *mactcp = mactcp_of(context);
@@ -452,7 +474,8 @@ static int mactcp_send(pt_context *context, pt_link *link, const uint8_t *data, 
     if (from == NULL)
         return PT_ERR_NOT_CONNECTED;
     if (world->net->is_notifying(world->sim)) {
-        violated(mactcp, "mactcp: TCPSend", PT_MACTCP_BAD_PARAMETER, "a synchronous call at notification time");
+        violated(mactcp, "mactcp: TCPSend", PT_MACTCP_BAD_PARAMETER,
+                 "a synchronous call at notification time");
         return PT_ERR_PLATFORM;
     }
     uint64_t end_ns = world->net->now(world->sim) + DRAIN_NS;
@@ -483,7 +506,7 @@ static int mactcp_send(pt_context *context, pt_link *link, const uint8_t *data, 
     return in_time ? code_of(result) : PT_ERR_TIMEOUT;
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- receiving */
+/* ------------------------------------------------------------------------------------ receiving */
 
 static int mactcp_receive(pt_context *context, pt_link *link, uint8_t *buffer, uint32_t size)
 {
@@ -526,9 +549,10 @@ static int mactcp_finish(pt_context *context, pt_link *link)
     return PT_ERR_NETWORK;
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- the loop's side */
+/* ------------------------------------------------------------------------------ the loop's side */
 
-void pt_mactcp_init(void *platform_data, pt_sim *sim, const pt_sim_table *net, int host, const pt_memory *source, int push)
+void pt_mactcp_init(void *platform_data, pt_sim *sim, const pt_sim_table *net, int host,
+                    const pt_memory *source, int push)
 {
     pt_mactcp *mactcp = platform_data;
     static const pt_sim_port_ops ops = {
@@ -559,7 +583,7 @@ uint32_t pt_mactcp_abandoned(const void *platform_data)
     return pt_sim_world_abandoned(&((const pt_mactcp *)platform_data)->world);
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- tables */
+/* --------------------------------------------------------------------------------------- tables */
 
 const pt_platform_ops *pt_mactcp_ops(void)
 {

@@ -1,8 +1,11 @@
-/* The MacTCP world, simulated: a driver that is asked with parameter blocks, and whose answers are polled.
+/* The MacTCP world, simulated: a driver that is asked with parameter blocks, and whose answers are
+ * polled.
  *
- * A block belongs to the driver from the call until its io_result is not 1 any more: 1 in progress, 0 done, negative failed. The driver tells of arrivals and
- * ends through a notification routine, at interrupt time: it may set flags and nothing else. The simulated driver refuses what the real one refuses, also where
- * the real one would just crash, and remembers which rule was broken (pt_sim_world.violations).
+ * A block belongs to the driver from the call until its io_result is not 1 any more: 1 in progress,
+ * 0 done, negative failed. The driver tells of arrivals and ends through a notification routine, at
+ * interrupt time: it may set flags and nothing else. The simulated driver refuses what the real one
+ * refuses, also where the real one would just crash, and remembers which rule was broken
+ * (pt_sim_world.violations).
  */
 #ifndef PT_MACTCP_H
 #define PT_MACTCP_H
@@ -13,13 +16,14 @@
 #include "pt_platform.h"
 #include "pt_sim.h"
 
-#define PT_MACTCP_BLOCK_DOCUMENTED 108 /* bytes of a parameter block as the source of the pipeline has it */
-#define PT_MACTCP_BLOCK_SIZE 92        /* as the maker's header has it */
-#define PT_ASYNC_SEND_PUSH_FLAG 0      /* sends may be merged on the wire */
-#define PT_MACTCP_ULP_TIMEOUT 30       /* seconds without an acknowledgement ... */
-#define PT_MACTCP_ULP_ABORT 1          /* ... and what then: the connection is broken (0: only told) */
-#define PT_MACTCP_VALID_TIMEOUT 0x80   /* in validity_flags: ulp_timeout_value counts */
-#define PT_MACTCP_VALID_ACTION 0x40    /* ... ulp_timeout_action counts */
+/* Bytes of a parameter block as the source of the pipeline has it */
+#define PT_MACTCP_BLOCK_DOCUMENTED 108
+#define PT_MACTCP_BLOCK_SIZE       92 /* as the maker's header has it */
+#define PT_ASYNC_SEND_PUSH_FLAG    0  /* sends may be merged on the wire */
+#define PT_MACTCP_ULP_TIMEOUT      30 /* seconds without an acknowledgement ... */
+#define PT_MACTCP_ULP_ABORT     1 /* ... and what then: the connection is broken (0: only told) */
+#define PT_MACTCP_VALID_TIMEOUT 0x80 /* in validity_flags: ulp_timeout_value counts */
+#define PT_MACTCP_VALID_ACTION  0x40 /* ... ulp_timeout_action counts */
 
 enum pt_mactcp_call {
     PT_MACTCP_SEND = 34,
@@ -48,7 +52,13 @@ enum pt_mactcp_result {
 };
 
 /* What a notification routine is told. */
-enum pt_mactcp_event { PT_MACTCP_DATA_ARRIVAL = 1, PT_MACTCP_CLOSING = 2, PT_MACTCP_TERMINATE = 4, PT_MACTCP_SENT = 8, PT_MACTCP_ULP_LATE = 16 };
+enum pt_mactcp_event {
+    PT_MACTCP_DATA_ARRIVAL = 1,
+    PT_MACTCP_CLOSING = 2,
+    PT_MACTCP_TERMINATE = 4,
+    PT_MACTCP_SENT = 8,
+    PT_MACTCP_ULP_LATE = 16
+};
 
 /* A piece of a write: the list ends with length 0 and no pointer. */
 typedef struct pt_mactcp_wds {
@@ -58,16 +68,16 @@ typedef struct pt_mactcp_wds {
 
 typedef struct pt_mactcp_block pt_mactcp_block;
 struct pt_mactcp_block {
-    pt_mactcp_block *q_link;  /* the driver's queue */
+    pt_mactcp_block *q_link;                       /* the driver's queue */
     void (*io_completion)(pt_mactcp_block *block); /* must be NULL: results are polled */
     int16_t io_result;
-    int16_t io_c_ref_num;     /* the driver's */
-    int16_t cs_code;          /* enum pt_mactcp_call */
+    int16_t io_c_ref_num; /* the driver's */
+    int16_t cs_code;      /* enum pt_mactcp_call */
     int32_t tcp_stream;
     uint8_t ulp_timeout_value; /* SEND, CLOSE */
     uint8_t ulp_timeout_action;
     uint8_t validity_flags;
-    uint8_t push_flag;        /* SEND */
+    uint8_t push_flag; /* SEND */
     uint8_t urgent_flag;
     const pt_mactcp_wds *wds; /* SEND */
     uint32_t send_free;       /* out, SEND */
@@ -76,9 +86,9 @@ struct pt_mactcp_block {
     uint32_t receive_length;  /* RECEIVE: in: bytes of room, out: bytes */
     uint32_t unread_len;      /* out, STATUS: 1 when there is something to read */
 
-    pt_sim_piece piece;       /* from here on the driver's */
-    pt_mactcp_wds seen;       /* of wds[0] when it was called */
-    uint32_t sum;             /* of the bytes then */
+    pt_sim_piece piece; /* from here on the driver's */
+    pt_mactcp_wds seen; /* of wds[0] when it was called */
+    uint32_t sum;       /* of the bytes then */
 };
 
 typedef struct pt_mactcp pt_mactcp; /* opaque; begins with a pt_sim_world */
@@ -92,10 +102,13 @@ size_t pt_mactcp_size(void);
 /* Bytes that the platform keeps for a link with so many slots, blocks and lists included. */
 size_t pt_mactcp_stream_size(uint8_t depth);
 
-/* Make platform data ready: a driver on a host of a network, whose table this is. source: where memory for links comes from. push: what push_flag says. */
-void pt_mactcp_init(void *platform_data, pt_sim *sim, const pt_sim_table *net, int host, const pt_memory *source, int push);
+/* Make platform data ready: a driver on a host of a network, whose table this is. source: where
+ * memory for links comes from. push: what push_flag says. */
+void pt_mactcp_init(void *platform_data, pt_sim *sim, const pt_sim_table *net, int host,
+                    const pt_memory *source, int push);
 
-/* Make the driver let go of everything: connections of links that were closed are broken, their slots completed. */
+/* Make the driver let go of everything: connections of links that were closed are broken, their
+ * slots completed. */
 void pt_mactcp_cleanup(void *platform_data);
 
 /* Slots of closed links that the driver has not let go of. */
@@ -104,11 +117,12 @@ uint32_t pt_mactcp_abandoned(const void *platform_data);
 /* The number that io_c_ref_num must have. */
 int16_t pt_mactcp_ref_num(const pt_mactcp *driver);
 
-/* Give the driver a connection of the network as a stream (what creating and opening one does). Returns PT_OK or PT_ERR_NO_MEMORY, PT_ERR_INVALID_PARAM. */
+/* Give the driver a connection of the network as a stream (what creating and opening one does).
+ * Returns PT_OK or PT_ERR_NO_MEMORY, PT_ERR_INVALID_PARAM. */
 int pt_mactcp_adopt(pt_mactcp *driver, int32_t handle, pt_mactcp_routine routine, void *user);
 
-/* Call the driver. Returns io_result as it is afterwards: PT_MACTCP_IN_PROGRESS for a SEND that was taken over, else the result. SEND, CLOSE: the block is the
- * driver's until then. */
+/* Call the driver. Returns io_result as it is afterwards: PT_MACTCP_IN_PROGRESS for a SEND that was
+ * taken over, else the result. SEND, CLOSE: the block is the driver's until then. */
 int16_t pt_mactcp_control(pt_mactcp *driver, pt_mactcp_block *block);
 
 /* The world with its three asynchronous entries, and without: each slot by a synchronous send. */

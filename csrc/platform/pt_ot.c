@@ -29,17 +29,17 @@ struct pt_ot_endpoint {
     uint8_t asynchronous;
     uint8_t listens;
     uint8_t datagrams;
-    uint8_t stopped;     /* the flow is: T_GODATA is owed */
-    uint8_t data_told;   /* no other T_DATA before PT_OT_NO_DATA was heard */
+    uint8_t stopped;   /* the flow is: T_GODATA is owed */
+    uint8_t data_told; /* no other T_DATA before PT_OT_NO_DATA was heard */
 };
 
 /* A link's side of an endpoint. */
 typedef struct ot_port {
-    pt_sim_port base;           /* events: enum pt_ot_event */
+    pt_sim_port base; /* events: enum pt_ot_event */
     pt_ot_endpoint *endpoint;
-    uint8_t synchronous;        /* the bytes being sent are of no slot */
-    volatile uint8_t undelivered; /* bytes came back that were not delivered */
-    volatile uint32_t alone_len; /* of such bytes, how many were released */
+    uint8_t synchronous;               /* the bytes being sent are of no slot */
+    volatile uint8_t undelivered;      /* bytes came back that were not delivered */
+    volatile uint32_t alone_len;       /* of such bytes, how many were released */
     volatile uint32_t released_len[1]; /* of each slot */
 } ot_port;
 
@@ -56,7 +56,7 @@ static pt_ot *ot_of(const pt_context *context)
     return context->platform_data;
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- the provider: events */
+/* ------------------------------------------------------------------------- the provider: events */
 
 static int32_t violated(pt_ot *provider, const char *call, int32_t code, const char *rule)
 {
@@ -78,7 +78,8 @@ static uint32_t sum_of(const pt_sim_piece *piece)
     return sum;
 }
 
-/* Tell the notifier. Without one, or before asynchronous mode, the event is lost: only look() finds it. */
+/* Tell the notifier. Without one, or before asynchronous mode, the event is lost: only look() finds
+ * it. */
 static void notify(pt_ot_endpoint *endpoint, uint32_t event, int32_t result, const void *cookie)
 {
     if (endpoint->notifier == NULL || !endpoint->asynchronous)
@@ -95,12 +96,14 @@ static void happen(pt_ot_endpoint *endpoint, uint32_t event)
     notify(endpoint, event, 0, NULL);
 }
 
-/* A record for one more send. The endpoint's own comes first: so where there is no memory for another, a send is out whose T_MEMORYRELEASED tells
- * when to try again. NULL: no memory. */
+/* A record for one more send. The endpoint's own comes first: so where there is no memory for
+ * another, a send is out whose T_MEMORYRELEASED tells when to try again. NULL: no memory. */
 static taken *make_record(pt_ot_endpoint *endpoint)
 {
     const pt_memory *memory = &endpoint->provider->world.memory;
-    taken *made = endpoint->own.piece.data == NULL ? &endpoint->own : memory->allocate(memory->context, sizeof *made);
+    taken *made = endpoint->own.piece.data == NULL
+                      ? &endpoint->own
+                      : memory->allocate(memory->context, sizeof *made);
     if (made != NULL)
         memset(made, 0, sizeof *made);
     return made;
@@ -129,9 +132,11 @@ static void release_sends(pt_ot_endpoint *endpoint)
         *link = send->next;
         endpoint->queued_len -= send->piece.len;
         if (sum_of(&send->piece) != send->sum)
-            violated(provider, "opentransport: OTSnd", PT_OT_ACCESS, "the buffer was changed before T_MEMORYRELEASED gave it back");
+            violated(provider, "opentransport: OTSnd", PT_OT_ACCESS,
+                     "the buffer was changed before T_MEMORYRELEASED gave it back");
         int32_t len = (int32_t)send->piece.len;
-        notify(endpoint, PT_OT_MEMORYRELEASED, send->piece.result == PT_OK ? len : -len, send->piece.data);
+        notify(endpoint, PT_OT_MEMORYRELEASED, send->piece.result == PT_OK ? len : -len,
+               send->piece.data);
         end_record(endpoint, send);
     }
     if (endpoint->stopped && endpoint->queued_len <= provider->send_limit / 2) {
@@ -174,15 +179,17 @@ static void interrupted(void *owner, int32_t handle, int news)
     }
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- the provider: endpoints */
+/* ---------------------------------------------------------------------- the provider: endpoints */
 
 pt_ot_endpoint *pt_ot_open(pt_ot *provider)
 {
     if (is_notifying(provider)) {
-        violated(provider, "opentransport: OTOpenEndpoint", PT_OT_BAD_SYNC, "called at notifier time; the notifier may only set flags");
+        violated(provider, "opentransport: OTOpenEndpoint", PT_OT_BAD_SYNC,
+                 "called at notifier time; the notifier may only set flags");
         return NULL;
     }
-    pt_ot_endpoint *endpoint = provider->world.memory.allocate(provider->world.memory.context, sizeof *endpoint);
+    pt_ot_endpoint *endpoint =
+        provider->world.memory.allocate(provider->world.memory.context, sizeof *endpoint);
     if (endpoint == NULL)
         return NULL;
     memset(endpoint, 0, sizeof *endpoint);
@@ -197,7 +204,8 @@ pt_ot_endpoint *pt_ot_open(pt_ot *provider)
 static int32_t refused(pt_ot_endpoint *endpoint, const char *call)
 {
     if (is_notifying(endpoint->provider))
-        return violated(endpoint->provider, call, PT_OT_BAD_SYNC, "called at notifier time; the notifier may only set flags");
+        return violated(endpoint->provider, call, PT_OT_BAD_SYNC,
+                        "called at notifier time; the notifier may only set flags");
     return 0;
 }
 
@@ -206,7 +214,8 @@ static int32_t refused_in_mode(pt_ot_endpoint *endpoint, const char *call)
 {
     int32_t code = refused(endpoint, call);
     if (code == 0 && !endpoint->asynchronous)
-        code = violated(endpoint->provider, call, PT_OT_BAD_SYNC, "the endpoint is not asynchronous yet; it would block the machine");
+        code = violated(endpoint->provider, call, PT_OT_BAD_SYNC,
+                        "the endpoint is not asynchronous yet; it would block the machine");
     return code;
 }
 
@@ -219,7 +228,8 @@ int32_t pt_ot_install_notifier(pt_ot_endpoint *endpoint, pt_ot_notifier notifier
     if (endpoint->notifier != NULL)
         return violated(endpoint->provider, call, PT_OT_ACCESS, "there is a notifier already");
     if (endpoint->asynchronous)
-        return violated(endpoint->provider, call, PT_OT_BAD_SYNC, "the endpoint is asynchronous already: events were lost");
+        return violated(endpoint->provider, call, PT_OT_BAD_SYNC,
+                        "the endpoint is asynchronous already: events were lost");
     endpoint->notifier = notifier;
     endpoint->user = user;
     return PT_OT_NO_ERROR;
@@ -258,7 +268,8 @@ int pt_ot_get_state(const pt_ot_endpoint *endpoint)
 
 uint32_t pt_ot_look(const pt_ot_endpoint *endpoint)
 {
-    static const uint32_t order[] = {PT_OT_DISCONNECT, PT_OT_UDERR, PT_OT_LISTEN, PT_OT_CONNECT, PT_OT_DATA, PT_OT_ORDREL};
+    static const uint32_t order[] = {PT_OT_DISCONNECT, PT_OT_UDERR, PT_OT_LISTEN,
+                                     PT_OT_CONNECT,    PT_OT_DATA,  PT_OT_ORDREL};
     for (size_t index = 0; index < sizeof order / sizeof order[0]; index++) {
         if (endpoint->pending & order[index])
             return order[index];
@@ -275,7 +286,8 @@ int32_t pt_ot_bind(pt_ot_endpoint *endpoint, uint16_t port, int listens, int dat
         return PT_OT_OUT_STATE;
     pt_sim_world *world = &endpoint->provider->world;
     if (listens || datagrams) {
-        int32_t handle = listens ? world->net->listen(world->sim, world->host, port) : world->net->datagram(world->sim, world->host, port);
+        int32_t handle = listens ? world->net->listen(world->sim, world->host, port)
+                                 : world->net->datagram(world->sim, world->host, port);
         if (handle <= 0)
             return handle == PT_ERR_NO_MEMORY ? PT_OT_OUT_OF_MEMORY : PT_OT_BAD_ADDRESS;
         endpoint->handle = handle;
@@ -347,7 +359,8 @@ int32_t pt_ot_adopt(pt_ot_endpoint *endpoint, int32_t handle)
     if (endpoint->state != PT_OT_UNBND && endpoint->state != PT_OT_IDLE)
         return PT_OT_OUT_STATE;
     pt_sim_world *world = &endpoint->provider->world;
-    for (const pt_ot_endpoint *other = endpoint->provider->endpoints; other != NULL; other = other->next) {
+    for (const pt_ot_endpoint *other = endpoint->provider->endpoints; other != NULL;
+         other = other->next) {
         if (other->handle == handle)
             return PT_OT_ACCESS;
     }
@@ -381,7 +394,7 @@ int32_t pt_ot_accept(pt_ot_endpoint *listener, pt_ot_endpoint *endpoint, const p
     return PT_OT_NO_ERROR;
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- the provider: data */
+/* --------------------------------------------------------------------------- the provider: data */
 
 int32_t pt_ot_send(pt_ot_endpoint *endpoint, const uint8_t *data, uint32_t len)
 {
@@ -393,7 +406,9 @@ int32_t pt_ot_send(pt_ot_endpoint *endpoint, const uint8_t *data, uint32_t len)
     if (endpoint->state != PT_OT_DATAXFER && endpoint->state != PT_OT_INREL)
         return PT_OT_OUT_STATE;
     pt_ot *provider = endpoint->provider;
-    uint32_t room = provider->send_limit > endpoint->queued_len ? provider->send_limit - endpoint->queued_len : 0;
+    uint32_t room = provider->send_limit > endpoint->queued_len
+                        ? provider->send_limit - endpoint->queued_len
+                        : 0;
     if (endpoint->stopped || room == 0) {
         endpoint->stopped = 1;
         return PT_OT_FLOW;
@@ -408,7 +423,8 @@ int32_t pt_ot_send(pt_ot_endpoint *endpoint, const uint8_t *data, uint32_t len)
     send->piece.push = provider->push;
     send->sum = sum_of(&send->piece);
     int32_t taken_len = (int32_t)send->piece.len;
-    if (provider->world.net->send_piece(provider->world.sim, endpoint->handle, &send->piece) != PT_OK) {
+    if (provider->world.net->send_piece(provider->world.sim, endpoint->handle, &send->piece) !=
+        PT_OK) {
         end_record(endpoint, send);
         return PT_OT_OUT_STATE;
     }
@@ -429,7 +445,8 @@ int32_t pt_ot_receive(pt_ot_endpoint *endpoint, uint8_t *buffer, uint32_t size)
     if (endpoint->state != PT_OT_DATAXFER && endpoint->state != PT_OT_OUTREL)
         return PT_OT_OUT_STATE;
     int broken;
-    int count = endpoint->provider->world.net->receive(endpoint->provider->world.sim, endpoint->handle, buffer, size, &broken);
+    int count = endpoint->provider->world.net->receive(endpoint->provider->world.sim,
+                                                       endpoint->handle, buffer, size, &broken);
     if (count > 0)
         return count;
     endpoint->pending &= ~(uint32_t)PT_OT_DATA;
@@ -495,7 +512,8 @@ int32_t pt_ot_receive_disconnect(pt_ot_endpoint *endpoint)
     return PT_OT_NO_ERROR;
 }
 
-int32_t pt_ot_send_datagram(pt_ot_endpoint *endpoint, const uint8_t *data, uint32_t len, uint32_t address, uint16_t port)
+int32_t pt_ot_send_datagram(pt_ot_endpoint *endpoint, const uint8_t *data, uint32_t len,
+                            uint32_t address, uint16_t port)
 {
     int32_t code = refused_in_mode(endpoint, "opentransport: OTSndUData");
     if (code != 0)
@@ -505,10 +523,13 @@ int32_t pt_ot_send_datagram(pt_ot_endpoint *endpoint, const uint8_t *data, uint3
     if (endpoint->pending & PT_OT_UDERR)
         return PT_OT_LOOK;
     pt_sim_world *world = &endpoint->provider->world;
-    return world->net->send_to(world->sim, endpoint->handle, data, len, address, port) == PT_OK ? PT_OT_NO_ERROR : PT_OT_BAD_ADDRESS;
+    return world->net->send_to(world->sim, endpoint->handle, data, len, address, port) == PT_OK
+               ? PT_OT_NO_ERROR
+               : PT_OT_BAD_ADDRESS;
 }
 
-int32_t pt_ot_receive_datagram(pt_ot_endpoint *endpoint, uint8_t *buffer, uint32_t size, uint32_t *address, uint16_t *port)
+int32_t pt_ot_receive_datagram(pt_ot_endpoint *endpoint, uint8_t *buffer, uint32_t size,
+                               uint32_t *address, uint16_t *port)
 {
     int32_t code = refused_in_mode(endpoint, "opentransport: OTRcvUData");
     if (code != 0)
@@ -565,7 +586,7 @@ void pt_ot_close(pt_ot_endpoint *endpoint)
         close_endpoint(endpoint, 1);
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- ports */
+/* ---------------------------------------------------------------------------------------- ports */
 
 size_t pt_ot_size(void)
 {
@@ -618,7 +639,8 @@ static void note_event(void *user, uint32_t event, int32_t result, const void *c
     uintptr_t place = (uintptr_t)cookie;
     for (uint8_t index = 0; index < noted->base.depth; index++) {
         const pt_send_slot *slot = &noted->base.pipeline->slots[index];
-        if (slot->buffer != NULL && place >= (uintptr_t)slot->buffer && place < (uintptr_t)slot->buffer + slot->message_len)
+        if (slot->buffer != NULL && place >= (uintptr_t)slot->buffer &&
+            place < (uintptr_t)slot->buffer + slot->message_len)
             noted->released_len[index] += len;
     }
 }
@@ -631,7 +653,8 @@ static ot_port *port_of(const pt_context *context, const pt_link *link)
 static int open_port(pt_sim_world *world, pt_sim_port *opened)
 {
     pt_ot_endpoint *endpoint = pt_ot_open((pt_ot *)world);
-    int32_t code = endpoint != NULL ? pt_ot_install_notifier(endpoint, note_event, opened) : PT_OT_OUT_OF_MEMORY;
+    int32_t code = endpoint != NULL ? pt_ot_install_notifier(endpoint, note_event, opened)
+                                    : PT_OT_OUT_OF_MEMORY;
     if (code == 0)
         code = pt_ot_set_non_blocking(endpoint);
     if (code == 0)
@@ -668,11 +691,13 @@ static uint32_t held_slots(const pt_sim_port *of)
 {
     uint32_t count = 0;
     for (uint8_t index = 0; index < of->depth; index++)
-        count += is_taken(&of->pipeline->slots[index]) && ((const ot_port *)of)->released_len[index] < of->pipeline->slots[index].sent_len;
+        count += is_taken(&of->pipeline->slots[index]) &&
+                 ((const ot_port *)of)->released_len[index] < of->pipeline->slots[index].sent_len;
     return count;
 }
 
-/* Complete the slots of which the provider holds nothing any more: all of them when the connection is over. Returns their number. */
+/* Complete the slots of which the provider holds nothing any more: all of them when the connection
+ * is over. Returns their number. */
 static int complete_slots(ot_port *of, int over)
 {
     int count = 0;
@@ -683,7 +708,8 @@ static int complete_slots(ot_port *of, int over)
         if (slot->sent_len < slot->message_len && !over)
             continue;
         int delivered = slot->sent_len == slot->message_len && !of->undelivered;
-        pt_pipeline_complete(of->base.pipeline, index, delivered ? PT_OK : PT_ERR_CONNECTION_CLOSED);
+        pt_pipeline_complete(of->base.pipeline, index,
+                             delivered ? PT_OK : PT_ERR_CONNECTION_CLOSED);
         count++;
     }
     return count;
@@ -694,9 +720,10 @@ static void complete_port(pt_sim_port *of)
     (void)complete_slots((ot_port *)of, 1);
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- sending */
+/* -------------------------------------------------------------------------------------- sending */
 
-/* Give the provider what it takes of the slots in flight, oldest first. PT_OK (perhaps link->blocked), or PT_ERR_*. */
+/* Give the provider what it takes of the slots in flight, oldest first. PT_OK (perhaps
+ * link->blocked), or PT_ERR_*. */
 static int offer_slots(ot_port *from, pt_link *link)
 {
     pt_send_pipeline *pipeline = &link->pipeline;
@@ -706,7 +733,8 @@ static int offer_slots(ot_port *from, pt_link *link)
         if (slot->state != PT_SLOT_IN_FLIGHT || slot->sent_len == slot->message_len)
             continue;
         while (slot->sent_len < slot->message_len) {
-            int32_t count = pt_ot_send(from->endpoint, slot->buffer + slot->sent_len, (uint32_t)(slot->message_len - slot->sent_len));
+            int32_t count = pt_ot_send(from->endpoint, slot->buffer + slot->sent_len,
+                                       (uint32_t)(slot->message_len - slot->sent_len));
             link->write_calls++;
             if (count <= 0) {
                 int code = pt_ot_code(count);
@@ -767,8 +795,10 @@ static int pass_time(pt_ot *ot, uint64_t end_ns)
     return 0;
 }
 
-/* Send all and wait until it is released, or the time has come. PT_OK, PT_ERR_TIMEOUT, or the result as a code. */
-static int send_alone(pt_ot *ot, ot_port *from, pt_link *link, const uint8_t *data, uint16_t len, uint64_t end_ns)
+/* Send all and wait until it is released, or the time has come. PT_OK, PT_ERR_TIMEOUT, or the
+ * result as a code. */
+static int send_alone(pt_ot *ot, ot_port *from, pt_link *link, const uint8_t *data, uint16_t len,
+                      uint64_t end_ns)
 {
     uint32_t sent_len = 0;
     from->synchronous = 1;
@@ -788,7 +818,8 @@ static int send_alone(pt_ot *ot, ot_port *from, pt_link *link, const uint8_t *da
     while (from->alone_len < sent_len && pass_time(ot, end_ns)) {
     }
     if (from->alone_len < sent_len || (sent_len < len && link->system_error == 0)) {
-        (void)pt_ot_send_disconnect(from->endpoint); /* the provider must let go of the bytes before their owner hears of it */
+        (void)pt_ot_send_disconnect(from->endpoint); /* the provider must let go of the bytes before
+                                                        their owner hears of it */
         from->base.events |= PT_OT_DISCONNECT;
         from->endpoint->pending |= PT_OT_DISCONNECT;
         link->system_error = PT_OT_FLOW;
@@ -829,7 +860,7 @@ static int ot_send(pt_context *context, pt_link *link, const uint8_t *data, uint
     return code;
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- receiving */
+/* ------------------------------------------------------------------------------------ receiving */
 
 /* Read until there is no more: only then comes another T_DATA. */
 static int ot_receive(pt_context *context, pt_link *link, uint8_t *buffer, uint32_t size)
@@ -872,9 +903,10 @@ static int ot_finish(pt_context *context, pt_link *link)
     return PT_ERR_NETWORK;
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- the loop's side */
+/* ------------------------------------------------------------------------------ the loop's side */
 
-void pt_ot_init(void *platform_data, pt_sim *sim, const pt_sim_table *net, int host, const pt_memory *source, int push, uint32_t send_limit)
+void pt_ot_init(void *platform_data, pt_sim *sim, const pt_sim_table *net, int host,
+                const pt_memory *source, int push, uint32_t send_limit)
 {
     pt_ot *ot = platform_data;
     static const pt_sim_port_ops ops = {
@@ -906,7 +938,7 @@ uint32_t pt_ot_abandoned(const void *platform_data)
     return pt_sim_world_abandoned(&((const pt_ot *)platform_data)->world);
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- tables */
+/* --------------------------------------------------------------------------------------- tables */
 
 const pt_platform_ops *pt_ot_ops(void)
 {

@@ -1,10 +1,12 @@
 /* The Open Transport world, simulated: endpoints that tell of events through a notifier.
  *
- * An endpoint is opened, gets its notifier, becomes non-blocking and then asynchronous, in this order: an event that comes before the notifier is lost. The
- * notifier runs at interrupt time and only sets flags. A send is taken in part when there is not room for all, and refused with PT_OT_FLOW until T_GODATA, or with
- * PT_OT_OUT_OF_MEMORY until T_MEMORYRELEASED. Sends are acknowledged ones: the bytes stay the caller's memory and are the provider's until T_MEMORYRELEASED
- * names them. The simulated provider refuses what the real one refuses, also where the real one would just go wrong, and remembers which rule was broken
- * (pt_sim_world.violations).
+ * An endpoint is opened, gets its notifier, becomes non-blocking and then asynchronous, in this
+ * order: an event that comes before the notifier is lost. The notifier runs at interrupt time and
+ * only sets flags. A send is taken in part when there is not room for all, and refused with
+ * PT_OT_FLOW until T_GODATA, or with PT_OT_OUT_OF_MEMORY until T_MEMORYRELEASED. Sends are
+ * acknowledged ones: the bytes stay the caller's memory and are the provider's until
+ * T_MEMORYRELEASED names them. The simulated provider refuses what the real one refuses, also where
+ * the real one would just go wrong, and remembers which rule was broken (pt_sim_world.violations).
  */
 #ifndef PT_OT_H
 #define PT_OT_H
@@ -15,7 +17,8 @@
 #include "pt_platform.h"
 #include "pt_sim.h"
 
-#define PT_OT_SEND_LIMIT 32768 /* bytes of one endpoint that wait for acknowledgement; beyond it the flow is stopped */
+/* Bytes of one endpoint that wait for acknowledgement; beyond it the flow is stopped */
+#define PT_OT_SEND_LIMIT 32768
 
 /* The maker's numbers. */
 enum pt_ot_event {
@@ -35,24 +38,24 @@ enum pt_ot_event {
 enum pt_ot_state {
     PT_OT_UNBND = 1,
     PT_OT_IDLE = 2,
-    PT_OT_OUTCON = 3,   /* a connection is being opened */
-    PT_OT_INCON = 4,    /* a connection waits to be accepted */
+    PT_OT_OUTCON = 3, /* a connection is being opened */
+    PT_OT_INCON = 4,  /* a connection waits to be accepted */
     PT_OT_DATAXFER = 5,
-    PT_OT_OUTREL = 6,   /* our half is ended */
-    PT_OT_INREL = 7     /* the other half is ended */
+    PT_OT_OUTREL = 6, /* our half is ended */
+    PT_OT_INREL = 7   /* the other half is ended */
 };
 
 enum pt_ot_result {
     PT_OT_NO_ERROR = 0,
     PT_OT_ACCESS = -3152,
     PT_OT_OUT_STATE = -3155,
-    PT_OT_LOOK = -3158,      /* an event has to be taken first: pt_ot_look() says which */
-    PT_OT_FLOW = -3161,      /* no room: T_GODATA will tell */
+    PT_OT_LOOK = -3158, /* an event has to be taken first: pt_ot_look() says which */
+    PT_OT_FLOW = -3161, /* no room: T_GODATA will tell */
     PT_OT_NO_DATA = -3162,
     PT_OT_NO_DISCONNECT = -3163,
     PT_OT_NO_UDERR = -3164,
     PT_OT_NO_RELEASE = -3166,
-    PT_OT_BAD_SYNC = -3179,  /* not in this mode, or not now */
+    PT_OT_BAD_SYNC = -3179,      /* not in this mode, or not now */
     PT_OT_OUT_OF_MEMORY = -3211, /* of a send: T_MEMORYRELEASED will tell */
     PT_OT_BAD_ADDRESS = -3150
 };
@@ -60,7 +63,8 @@ enum pt_ot_result {
 typedef struct pt_ot pt_ot;                   /* opaque; begins with a pt_sim_world */
 typedef struct pt_ot_endpoint pt_ot_endpoint; /* opaque */
 
-/* At interrupt time. cookie: PT_OT_MEMORYRELEASED: the bytes; result: their number, negative when they were not delivered. */
+/* At interrupt time. cookie: PT_OT_MEMORYRELEASED: the bytes; result: their number, negative when
+ * they were not delivered. */
 typedef void (*pt_ot_notifier)(void *user, uint32_t event, int32_t result, const void *cookie);
 
 /* A connection that was listened for. */
@@ -70,21 +74,26 @@ typedef struct pt_ot_call {
     uint16_t port;
 } pt_ot_call;
 
-/* Bytes of platform data; bytes that the platform keeps for a link with so many slots, without its sends in flight. */
+/* Bytes of platform data; bytes that the platform keeps for a link with so many slots, without its
+ * sends in flight. */
 size_t pt_ot_size(void);
 size_t pt_ot_port_size(uint8_t depth);
 
-/* Make platform data ready: a provider on a host of a network, whose table this is. source: memory for endpoints, links and sends; push: nothing is merged;
- * send_limit: bytes, 0: PT_OT_SEND_LIMIT. */
-void pt_ot_init(void *platform_data, pt_sim *sim, const pt_sim_table *net, int host, const pt_memory *source, int push, uint32_t send_limit);
+/* Make platform data ready: a provider on a host of a network, whose table this is. source: memory
+ * for endpoints, links and sends; push: nothing is merged; send_limit: bytes, 0: PT_OT_SEND_LIMIT.
+ */
+void pt_ot_init(void *platform_data, pt_sim *sim, const pt_sim_table *net, int host,
+                const pt_memory *source, int push, uint32_t send_limit);
 
-/* Make the provider let go of everything: connections of links that were closed are broken, their slots completed; endpoints are closed. */
+/* Make the provider let go of everything: connections of links that were closed are broken, their
+ * slots completed; endpoints are closed. */
 void pt_ot_cleanup(void *platform_data);
 
 /* Slots of closed links that the provider has not let go of. */
 uint32_t pt_ot_abandoned(const void *platform_data);
 
-/* What a result means to the core: PT_OT_FLOW, PT_OT_OUT_OF_MEMORY (of a send) and PT_OT_NO_DATA are PT_ERR_WOULD_BLOCK. */
+/* What a result means to the core: PT_OT_FLOW, PT_OT_OUT_OF_MEMORY (of a send) and PT_OT_NO_DATA
+ * are PT_ERR_WOULD_BLOCK. */
 int pt_ot_code(int32_t result);
 
 /* An endpoint, unbound. NULL: no memory. Close it: a connection is broken, sends are released. */
@@ -103,20 +112,23 @@ uint32_t pt_ot_look(const pt_ot_endpoint *endpoint);
 /* Bind: to wait for connections (listens 1), or for datagrams (datagrams 1), or for neither. */
 int32_t pt_ot_bind(pt_ot_endpoint *endpoint, uint16_t port, int listens, int datagrams);
 
-/* Open a connection: PT_OT_NO_DATA, then T_CONNECT, then receive_connect; or T_DISCONNECT, then receive_disconnect. */
+/* Open a connection: PT_OT_NO_DATA, then T_CONNECT, then receive_connect; or T_DISCONNECT, then
+ * receive_disconnect. */
 int32_t pt_ot_connect(pt_ot_endpoint *endpoint, uint32_t address, uint16_t port);
 int32_t pt_ot_receive_connect(pt_ot_endpoint *endpoint);
 
-/* T_LISTEN, then listen; accept hands the call to another endpoint, which hears T_PASSCON. PT_OT_NO_DATA: nobody calls. */
+/* T_LISTEN, then listen; accept hands the call to another endpoint, which hears T_PASSCON.
+ * PT_OT_NO_DATA: nobody calls. */
 int32_t pt_ot_listen(pt_ot_endpoint *endpoint, pt_ot_call *call);
 int32_t pt_ot_accept(pt_ot_endpoint *listener, pt_ot_endpoint *endpoint, const pt_ot_call *call);
 
 /* Take over a connection that the network has already opened, as accept does. */
 int32_t pt_ot_adopt(pt_ot_endpoint *endpoint, int32_t handle);
 
-/* Send: the number of bytes that were taken, or PT_OT_FLOW, PT_OT_LOOK, PT_OT_OUT_STATE, PT_OT_OUT_OF_MEMORY (try again at T_MEMORYRELEASED: an endpoint is
- * refused memory only while an earlier send of its own is out). Receive: their number, or PT_OT_NO_DATA (only then
- * comes another T_DATA), PT_OT_LOOK, PT_OT_OUT_STATE. */
+/* Send: the number of bytes that were taken, or PT_OT_FLOW, PT_OT_LOOK, PT_OT_OUT_STATE,
+ * PT_OT_OUT_OF_MEMORY (try again at T_MEMORYRELEASED: an endpoint is refused memory only while an
+ * earlier send of its own is out). Receive: their number, or PT_OT_NO_DATA (only then comes another
+ * T_DATA), PT_OT_LOOK, PT_OT_OUT_STATE. */
 int32_t pt_ot_send(pt_ot_endpoint *endpoint, const uint8_t *data, uint32_t len);
 int32_t pt_ot_receive(pt_ot_endpoint *endpoint, uint8_t *buffer, uint32_t size);
 
@@ -129,8 +141,10 @@ int32_t pt_ot_send_disconnect(pt_ot_endpoint *endpoint);
 int32_t pt_ot_receive_disconnect(pt_ot_endpoint *endpoint);
 
 /* Datagrams: 0 or the number of bytes. After T_UDERR both say PT_OT_LOOK until it is taken. */
-int32_t pt_ot_send_datagram(pt_ot_endpoint *endpoint, const uint8_t *data, uint32_t len, uint32_t address, uint16_t port);
-int32_t pt_ot_receive_datagram(pt_ot_endpoint *endpoint, uint8_t *buffer, uint32_t size, uint32_t *address, uint16_t *port);
+int32_t pt_ot_send_datagram(pt_ot_endpoint *endpoint, const uint8_t *data, uint32_t len,
+                            uint32_t address, uint16_t port);
+int32_t pt_ot_receive_datagram(pt_ot_endpoint *endpoint, uint8_t *buffer, uint32_t size,
+                               uint32_t *address, uint16_t *port);
 int32_t pt_ot_receive_uderr(pt_ot_endpoint *endpoint);
 
 /* The world with its three asynchronous entries, and without: each slot by a synchronous send. */

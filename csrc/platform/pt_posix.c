@@ -1,6 +1,6 @@
 #if defined(__linux__)
 #define _GNU_SOURCE 1
-#define HAS_EPOLL 1
+#define HAS_EPOLL   1
 #else
 #define HAS_EPOLL 0
 #endif
@@ -29,9 +29,9 @@
 #define MSG_NOSIGNAL 0 /* there SO_NOSIGPIPE does it, set by whoever opened the socket */
 #endif
 
-#define UNREGISTERED 0xFF
-#define EDGE 0x10        /* in pt_source.registered, beside the interest */
-#define HANGUP_SEEN 0x20 /* poll only: an edge source has told of its hang-up */
+#define UNREGISTERED     0xFF
+#define EDGE             0x10 /* in pt_source.registered, beside the interest */
+#define HANGUP_SEEN      0x20 /* poll only: an edge source has told of its hang-up */
 #define BLOCKING_SEND_MS (PT_DRAIN_TIMEOUT_TICKS * 1000 / PT_TICKS_PER_SECOND)
 
 typedef struct posix_data {
@@ -51,11 +51,12 @@ static posix_data *data_of(const pt_context *context)
     return context->platform_data;
 }
 
-/* ----------------------------------------------------------------------------------------------------------------- set-up */
+/* --------------------------------------------------------------------------------------- set-up */
 
 size_t pt_posix_size(uint32_t max_sources)
 {
-    return sizeof(posix_data) + max_sources * sizeof(pt_source *) + ((size_t)max_sources + 1) * sizeof(struct pollfd);
+    return sizeof(posix_data) + max_sources * sizeof(pt_source *) +
+           ((size_t)max_sources + 1) * sizeof(struct pollfd);
 }
 
 #if !HAS_EPOLL
@@ -144,7 +145,7 @@ int pt_posix_wake_fd(const void *platform_data)
     return ((const posix_data *)platform_data)->wake_read;
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- sending */
+/* -------------------------------------------------------------------------------------- sending */
 
 /* What an errno of a connection means. */
 static int code_of(int error)
@@ -187,7 +188,8 @@ static int posix_send(pt_context *context, pt_link *link, const uint8_t *data, u
     int32_t start = now_ms();
     uint16_t sent = 0;
     while (sent < len) {
-        ssize_t count = send(descriptor, data + sent, (size_t)(len - sent), MSG_NOSIGNAL | MSG_DONTWAIT);
+        ssize_t count =
+            send(descriptor, data + sent, (size_t)(len - sent), MSG_NOSIGNAL | MSG_DONTWAIT);
         if (count >= 0) {
             link->write_calls++;
             link->sent_bytes += (uint64_t)count;
@@ -225,7 +227,8 @@ static uint8_t pending_slot(const pt_send_pipeline *pipeline, uint8_t place)
     return (uint8_t)(index < pipeline->depth ? index : index - pipeline->depth);
 }
 
-/* Gather what is left of the slots in flight, in order. Returns the number of pieces, and their length. */
+/* Gather what is left of the slots in flight, in order. Returns the number of pieces, and their
+ * length. */
 static int gather(const pt_send_pipeline *pipeline, struct iovec *pieces, size_t *total)
 {
     int count = 0;
@@ -275,7 +278,8 @@ static int posix_poll_completions(pt_context *context, pt_link *link)
     struct msghdr message;
     memset(&message, 0, sizeof message);
     message.msg_iov = pieces;
-    message.msg_iovlen = (__typeof__(message.msg_iovlen))count; /* size_t in some systems, int in others */
+    message.msg_iovlen =
+        (__typeof__(message.msg_iovlen))count; /* size_t in some systems, int in others */
     ssize_t sent;
     do {
         sent = sendmsg((int)link->source.handle, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -292,7 +296,8 @@ static int posix_poll_completions(pt_context *context, pt_link *link)
     return account(&link->pipeline, (size_t)sent);
 }
 
-/* Bytes that the system did not take are all that can keep a slot, so room to write is what is waited for. */
+/* Bytes that the system did not take are all that can keep a slot, so room to write is what is
+ * waited for. */
 static int posix_wait_completions(pt_context *context, pt_link *link, int timeout_ms)
 {
     (void)context;
@@ -306,7 +311,7 @@ static int posix_slots_available(pt_context *context, pt_link *link)
     return pt_pipeline_available(&link->pipeline);
 }
 
-/* -------------------------------------------------------------------------------------------------------------- receiving */
+/* ------------------------------------------------------------------------------------ receiving */
 
 static int posix_receive(pt_context *context, pt_link *link, uint8_t *buffer, uint32_t size)
 {
@@ -334,9 +339,10 @@ static int posix_finish(pt_context *context, pt_link *link)
     return PT_ERR_NETWORK;
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- waiting */
+/* -------------------------------------------------------------------------------------- waiting */
 
-/* Wakes are counted down before the flag is lowered: one that comes between is part of this wait's end. */
+/* Wakes are counted down before the flag is lowered: one that comes between is part of this wait's
+ * end. */
 static void drain_wake(pt_context *context, posix_data *data)
 {
     context->woken = 1;
@@ -360,12 +366,15 @@ static void posix_wake(pt_context *context)
     } while (count < 0 && errno == EINTR);
 }
 
-/* Hand a source with what was seen of it to the loop. A broken connection counts as writable too: writing tells what is wrong. */
+/* Hand a source with what was seen of it to the loop. A broken connection counts as writable too:
+ * writing tells what is wrong. */
 static void found(pt_context *context, pt_source *source, int readable, int writable, int broken)
 {
     if (broken)
-        source->ready |= PT_READY_READ | PT_READY_HANGUP | ((source->interest & PT_WANT_WRITE) ? PT_READY_WRITE : 0);
-    source->ready = (uint8_t)(source->ready | (readable ? PT_READY_READ : 0) | (writable ? PT_READY_WRITE : 0));
+        source->ready |= PT_READY_READ | PT_READY_HANGUP |
+                         ((source->interest & PT_WANT_WRITE) ? PT_READY_WRITE : 0);
+    source->ready =
+        (uint8_t)(source->ready | (readable ? PT_READY_READ : 0) | (writable ? PT_READY_WRITE : 0));
     pt_context_ready(context, source);
 }
 
@@ -375,7 +384,8 @@ static int epoll_register(posix_data *data, const pt_source *source)
     struct epoll_event event;
     memset(&event, 0, sizeof event);
     event.data.ptr = (void *)(uintptr_t)source;
-    event.events = ((source->interest & PT_WANT_READ) ? (uint32_t)EPOLLIN : 0) | ((source->interest & PT_WANT_WRITE) ? (uint32_t)EPOLLOUT : 0) |
+    event.events = ((source->interest & PT_WANT_READ) ? (uint32_t)EPOLLIN : 0) |
+                   ((source->interest & PT_WANT_WRITE) ? (uint32_t)EPOLLOUT : 0) |
                    (source->edge ? (uint32_t)EPOLLET : 0);
     int operation = source->registered == UNREGISTERED ? EPOLL_CTL_ADD : EPOLL_CTL_MOD;
     if (epoll_ctl(data->epoll_fd, operation, (int)source->handle, &event) == 0)
@@ -392,7 +402,8 @@ static void epoll_unregister(posix_data *data, const pt_source *source)
     (void)epoll_ctl(data->epoll_fd, EPOLL_CTL_DEL, (int)source->handle, &unused);
 }
 
-/* No more events are fetched than a turn serves: the kernel keeps the rest in line, which is all the fairness that is needed. */
+/* No more events are fetched than a turn serves: the kernel keeps the rest in line, which is all
+ * the fairness that is needed. */
 static int epoll_round(pt_context *context, posix_data *data, int timeout_ms)
 {
     struct epoll_event events[PT_IO_BUDGET];
@@ -405,7 +416,8 @@ static int epoll_round(pt_context *context, posix_data *data, int timeout_ms)
         if (source == NULL)
             drain_wake(context, data);
         else
-            found(context, source, (seen & EPOLLIN) != 0, (seen & EPOLLOUT) != 0, (seen & (EPOLLHUP | EPOLLERR)) != 0);
+            found(context, source, (seen & EPOLLIN) != 0, (seen & EPOLLOUT) != 0,
+                  (seen & (EPOLLHUP | EPOLLERR)) != 0);
     }
     return (int)context->ready_count;
 }
@@ -432,19 +444,22 @@ static int epoll_round(pt_context *context, posix_data *data, int timeout_ms)
 }
 #endif
 
-/* Every registered source as poll(2) wants it, behind the wake. An edge source that told of its hang-up is left out: it would spin. */
+/* Every registered source as poll(2) wants it, behind the wake. An edge source that told of its
+ * hang-up is left out: it would spin. */
 static uint32_t fill_polled(pt_context *context, posix_data *data)
 {
     uint32_t count = 0;
     data->polled[0].fd = data->wake_read;
     data->polled[0].events = POLLIN;
     data->polled[0].revents = 0;
-    for (pt_source *source = context->sources; source != NULL && count < data->max_sources; source = source->next) {
+    for (pt_source *source = context->sources; source != NULL && count < data->max_sources;
+         source = source->next) {
         if (source->registered == UNREGISTERED || (source->registered & HANGUP_SEEN))
             continue;
         data->sources[count++] = source;
         data->polled[count].fd = (int)source->handle;
-        data->polled[count].events = (short)(((source->interest & PT_WANT_READ) ? POLLIN : 0) | ((source->interest & PT_WANT_WRITE) ? POLLOUT : 0));
+        data->polled[count].events = (short)(((source->interest & PT_WANT_READ) ? POLLIN : 0) |
+                                             ((source->interest & PT_WANT_WRITE) ? POLLOUT : 0));
         data->polled[count].revents = 0;
     }
     return count;
@@ -515,7 +530,8 @@ static void posix_forget(pt_context *context, pt_source *source)
 static int posix_wait(pt_context *context, int timeout_ms)
 {
     posix_data *data = data_of(context);
-    return data->epoll_fd >= 0 ? epoll_round(context, data, timeout_ms) : poll_round(context, data, timeout_ms);
+    return data->epoll_fd >= 0 ? epoll_round(context, data, timeout_ms)
+                               : poll_round(context, data, timeout_ms);
 }
 
 static uint32_t posix_clock(pt_context *context)
@@ -524,7 +540,7 @@ static uint32_t posix_clock(pt_context *context)
     return (uint32_t)now_ms();
 }
 
-/* ----------------------------------------------------------------------------------------------------------------- tables */
+/* --------------------------------------------------------------------------------------- tables */
 
 const pt_platform_ops *pt_posix_ops(void)
 {
@@ -564,9 +580,10 @@ const pt_platform_ops *pt_posix_plain_ops(void)
     return &ops;
 }
 
-/* ----------------------------------------------------------------------------------------------------------------- memory */
+/* --------------------------------------------------------------------------------------- memory */
 
-/* The account is read by other threads through plain fields, so it is counted with the compiler's atomics. */
+/* The account is read by other threads through plain fields, so it is counted with the compiler's
+ * atomics. */
 static void *counted_allocate(void *context, size_t size)
 {
     pt_posix_memory *account = context;
@@ -583,7 +600,8 @@ static void *counted_allocate(void *context, size_t size)
     }
     __atomic_add_fetch(&account->allocations, 1, __ATOMIC_RELAXED);
     uint64_t peak = __atomic_load_n(&account->peak_bytes, __ATOMIC_RELAXED);
-    while (bytes > peak && !__atomic_compare_exchange_n(&account->peak_bytes, &peak, bytes, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    while (bytes > peak && !__atomic_compare_exchange_n(&account->peak_bytes, &peak, bytes, 1,
+                                                        __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
     }
     return memory;
 }

@@ -7,7 +7,7 @@
 
 #define NANOSECONDS 1000000000U
 
-/* ---------------------------------------------------------------------------------------------------------------- memory, chance */
+/* ------------------------------------------------------------------------------- memory, chance */
 
 void *sim_take(pt_sim *sim, size_t size)
 {
@@ -82,7 +82,7 @@ void pt_sim_random(pt_sim *sim, uint8_t *out, size_t size)
         out[index] = (uint8_t)(draw(&sim->random) >> 32);
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- trace */
+/* ---------------------------------------------------------------------------------------- trace */
 
 static uint64_t hashed(uint64_t hash, uint64_t value, int size)
 {
@@ -108,7 +108,8 @@ void sim_trace(pt_sim *sim, int kind, int32_t source, int32_t target, uint32_t a
         sim->record_count--;
         sim->records_dropped++;
     }
-    pt_sim_record *record = &sim->records[(sim->record_first + sim->record_count) % sim->record_size];
+    pt_sim_record *record =
+        &sim->records[(sim->record_first + sim->record_count) % sim->record_size];
     record->time_ns = sim->now_ns;
     record->kind = (uint32_t)kind;
     record->source = source;
@@ -144,11 +145,12 @@ void pt_sim_note(pt_sim *sim, uint32_t a, uint32_t b)
     sim_trace(sim, PT_SIM_NOTE, -1, -1, a, b);
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- events */
+/* --------------------------------------------------------------------------------------- events */
 
 static int before(const sim_event *one, const sim_event *other)
 {
-    return one->time_ns != other->time_ns ? one->time_ns < other->time_ns : one->order < other->order;
+    return one->time_ns != other->time_ns ? one->time_ns < other->time_ns
+                                          : one->order < other->order;
 }
 
 static void settle_at(pt_sim *sim, sim_event *event, uint32_t place)
@@ -222,7 +224,7 @@ void sim_unplan(pt_sim *sim, sim_event *event)
     sim->unused_events = event;
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- opening, closing */
+/* ----------------------------------------------------------------------------- opening, closing */
 
 pt_sim *pt_sim_open(const pt_memory *source, uint64_t seed, uint64_t limit, uint32_t trace_records)
 {
@@ -299,7 +301,7 @@ uint64_t pt_sim_bytes(const pt_sim *sim, int peak)
     return peak ? sim->peak_bytes : sim->bytes;
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- hosts, paths */
+/* --------------------------------------------------------------------------------- hosts, paths */
 
 void pt_sim_get_preset(int preset, pt_sim_path *path, pt_sim_costs *costs)
 {
@@ -384,7 +386,8 @@ static sim_way *way_of(pt_sim *sim, int source, int target)
             return NULL;
         if (source != target)
             way->path = sim->default_path;
-        way->random = sim->seed ^ ((uint64_t)(uint32_t)source << 32 | (uint32_t)target) * UINT64_C(0xD6E8FEB86659FD93);
+        way->random = sim->seed ^ ((uint64_t)(uint32_t)source << 32 | (uint32_t)target) *
+                                      UINT64_C(0xD6E8FEB86659FD93);
         host->ways[target] = way;
     }
     return host->ways[target];
@@ -393,7 +396,9 @@ static sim_way *way_of(pt_sim *sim, int source, int target)
 /* What pt_sim_* of a way returns when there is none. */
 static int no_way(const pt_sim *sim, int source, int target)
 {
-    return sim_host_of(sim, source) == NULL || sim_host_of(sim, target) == NULL ? PT_ERR_INVALID_PARAM : PT_ERR_NO_MEMORY;
+    return sim_host_of(sim, source) == NULL || sim_host_of(sim, target) == NULL
+               ? PT_ERR_INVALID_PARAM
+               : PT_ERR_NO_MEMORY;
 }
 
 int pt_sim_set_costs(pt_sim *sim, int host, const pt_sim_costs *costs)
@@ -444,7 +449,8 @@ int pt_sim_set_path(pt_sim *sim, int source, int target, const pt_sim_path *path
     sim_way *way = way_of(sim, source, target);
     if (way == NULL)
         return no_way(sim, source, target);
-    if (path->loss > PT_SIM_MILLION || path->duplicate > PT_SIM_MILLION || path->reorder > PT_SIM_MILLION || path->damage > PT_SIM_MILLION)
+    if (path->loss > PT_SIM_MILLION || path->duplicate > PT_SIM_MILLION ||
+        path->reorder > PT_SIM_MILLION || path->damage > PT_SIM_MILLION)
         return PT_ERR_INVALID_PARAM;
     way->path = *path;
     return PT_OK;
@@ -477,7 +483,7 @@ int pt_sim_get_counts(pt_sim *sim, int source, int target, pt_sim_counts *counts
     return PT_OK;
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- packets */
+/* -------------------------------------------------------------------------------------- packets */
 
 sim_packet *sim_make_packet(pt_sim *sim, int kind, uint32_t len)
 {
@@ -516,7 +522,8 @@ void sim_plan_packet(pt_sim *sim, int kind, uint64_t time_ns, sim_packet *packet
 void sim_process_packet(pt_sim *sim, sim_packet *packet)
 {
     sim_host *host = sim->hosts[packet->source_host];
-    uint64_t done_ns = sim_occupy(sim, host, host->costs.send_fixed_ns + host->costs.send_byte_ns * packet->len);
+    uint64_t done_ns =
+        sim_occupy(sim, host, host->costs.send_fixed_ns + host->costs.send_byte_ns * packet->len);
     sim_plan_packet(sim, SIM_LEAVE, done_ns, packet);
 }
 
@@ -534,7 +541,8 @@ static uint64_t arrival(pt_sim *sim, sim_way *way, const sim_packet *packet, uin
     if (happens(way, way->path.reorder)) {
         time_ns += way->path.reorder_ns;
         way->counts.reordered++;
-        sim_trace(sim, PT_SIM_REORDER, packet->source_host, packet->target_host, packet->len, way->path.reorder_ns / 1000000U);
+        sim_trace(sim, PT_SIM_REORDER, packet->source_host, packet->target_host, packet->len,
+                  way->path.reorder_ns / 1000000U);
     }
     return time_ns;
 }
@@ -559,7 +567,8 @@ static void duplicate(pt_sim *sim, sim_way *way, const sim_packet *packet, uint6
         return;
     memcpy(copy, packet, offsetof(sim_packet, data) + packet->len);
     way->counts.duplicated++;
-    sim_trace(sim, PT_SIM_DUPLICATE, packet->source_host, packet->target_host, packet->len, packet->position);
+    sim_trace(sim, PT_SIM_DUPLICATE, packet->source_host, packet->target_host, packet->len,
+              packet->position);
     sim_plan_packet(sim, SIM_ARRIVE, arrival(sim, way, copy, left_ns), copy);
 }
 
@@ -598,7 +607,7 @@ void sim_transmit(pt_sim *sim, sim_packet *packet)
     sim_plan_packet(sim, SIM_ARRIVE, arrival(sim, way, packet, left_ns), packet);
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- one event */
+/* ------------------------------------------------------------------------------------ one event */
 
 /* The receiver is done with it. */
 static void deliver(pt_sim *sim, sim_packet *packet)
@@ -631,7 +640,8 @@ static void arrive(pt_sim *sim, sim_packet *packet)
         deliver(sim, packet);
         return;
     }
-    sim_trace(sim, PT_SIM_ARRIVE, packet->source_host, packet->target_host, packet->len, packet->position);
+    sim_trace(sim, PT_SIM_ARRIVE, packet->source_host, packet->target_host, packet->len,
+              packet->position);
     uint64_t cost_ns = host->costs.receive_fixed_ns + host->costs.receive_byte_ns * packet->len;
     if (cost_ns == 0)
         deliver(sim, packet);
@@ -695,7 +705,8 @@ uint64_t pt_sim_now(const pt_sim *sim)
 
 uint32_t pt_sim_ticks(const pt_sim *sim)
 {
-    return (uint32_t)(sim->now_ns / NANOSECONDS * PT_SIM_TICKS + sim->now_ns % NANOSECONDS * PT_SIM_TICKS / NANOSECONDS);
+    return (uint32_t)(sim->now_ns / NANOSECONDS * PT_SIM_TICKS +
+                      sim->now_ns % NANOSECONDS * PT_SIM_TICKS / NANOSECONDS);
 }
 
 uint64_t pt_sim_next_event(const pt_sim *sim)

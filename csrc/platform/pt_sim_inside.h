@@ -1,5 +1,5 @@
-/* What the parts of the simulated network share: the box (pt_sim.c), its sockets (pt_sim_socket.c) and its streams (pt_sim_stream.c). For nobody
- * else. */
+/* What the parts of the simulated network share: the box (pt_sim.c), its sockets (pt_sim_socket.c)
+ * and its streams (pt_sim_stream.c). For nobody else. */
 #ifndef PT_SIM_INSIDE_H
 #define PT_SIM_INSIDE_H
 
@@ -12,39 +12,49 @@ typedef struct sim_event sim_event;
 
 #define SIM_FIRST_FREE_PORT 49152U
 
-enum sim_packet_kind { SIM_DATA = 1, SIM_ACK, SIM_SYN, SIM_SYN_ACK, SIM_FIN, SIM_RST, SIM_PROBE, SIM_DATAGRAM, SIM_UNREACHABLE };
+enum sim_packet_kind {
+    SIM_DATA = 1,
+    SIM_ACK,
+    SIM_SYN,
+    SIM_SYN_ACK,
+    SIM_FIN,
+    SIM_RST,
+    SIM_PROBE,
+    SIM_DATAGRAM,
+    SIM_UNREACHABLE
+};
 enum sim_event_kind { SIM_LEAVE = 1, SIM_ARRIVE, SIM_DELIVER, SIM_TIMER, SIM_DONE };
 enum sim_socket_kind { SIM_LISTENER = 1, SIM_STREAM, SIM_PORT };
 
 struct sim_event {
     uint64_t time_ns;
-    uint64_t order;       /* of events of one time the one planned first happens first */
-    sim_event *next;      /* unused ones */
-    sim_packet *packet;   /* LEAVE, ARRIVE, DELIVER */
-    uint64_t position;    /* DONE: which piece */
-    uint32_t place;       /* in the heap */
-    int32_t handle;       /* TIMER, DONE */
+    uint64_t order;     /* of events of one time the one planned first happens first */
+    sim_event *next;    /* unused ones */
+    sim_packet *packet; /* LEAVE, ARRIVE, DELIVER */
+    uint64_t position;  /* DONE: which piece */
+    uint32_t place;     /* in the heap */
+    int32_t handle;     /* TIMER, DONE */
     uint8_t kind;
 };
 
 struct sim_packet {
     sim_packet *next;
-    uint64_t position;    /* DATA, FIN: of the first byte */
-    uint64_t ack;         /* all below was received */
-    uint64_t edge;        /* positions below this may be sent */
-    uint64_t stamp_ns;    /* when the packet that is acknowledged left; 0: not to be measured */
+    uint64_t position; /* DATA, FIN: of the first byte */
+    uint64_t ack;      /* all below was received */
+    uint64_t edge;     /* positions below this may be sent */
+    uint64_t stamp_ns; /* when the packet that is acknowledged left; 0: not to be measured */
     uint32_t len;
-    uint32_t offset;      /* bytes of it that were read */
-    uint32_t address;     /* DATAGRAM: of the sender */
+    uint32_t offset;  /* bytes of it that were read */
+    uint32_t address; /* DATAGRAM: of the sender */
     int32_t source_host;
     int32_t target_host;
-    int32_t source;       /* sockets */
+    int32_t source; /* sockets */
     int32_t target;
-    uint16_t port;        /* SYN, DATAGRAM, UNREACHABLE: at the target */
+    uint16_t port; /* SYN, DATAGRAM, UNREACHABLE: at the target */
     uint16_t source_port;
     uint8_t kind;
-    uint8_t again;        /* 1: retransmitted */
-    uint8_t data[1];      /* len bytes */
+    uint8_t again;   /* 1: retransmitted */
+    uint8_t data[1]; /* len bytes */
 };
 
 typedef struct sim_way {
@@ -65,20 +75,20 @@ struct sim_host {
     uint16_t next_port;
     uint8_t vanished;
     sim_socket *sockets;
-    sim_way **ways;       /* by target, way_count of them; NULL: not used yet */
+    sim_way **ways; /* by target, way_count of them; NULL: not used yet */
     uint32_t way_count;
 };
 
 struct sim_socket {
     int32_t handle;
     uint8_t kind;
-    uint8_t open;         /* STREAM: established */
+    uint8_t open; /* STREAM: established */
     uint8_t dialled;
-    uint8_t waiting;      /* STREAM: not accepted yet */
-    uint8_t released;     /* nobody holds the handle any more */
+    uint8_t waiting;  /* STREAM: not accepted yet */
+    uint8_t released; /* nobody holds the handle any more */
     uint16_t port;
     sim_host *host;
-    sim_socket *next;     /* of the same host */
+    sim_socket *next; /* of the same host */
     pt_sim_notify notify;
     void *owner;
 
@@ -87,44 +97,44 @@ struct sim_socket {
     sim_socket *next_waiting;
     uint32_t waiting_count;
 
-    sim_packet *queue;    /* STREAM: bytes in order, not read yet; PORT: datagrams */
+    sim_packet *queue; /* STREAM: bytes in order, not read yet; PORT: datagrams */
     sim_packet **queue_end;
     uint32_t queue_len;
 
-    int32_t peer;         /* handle of the other end; 0: not known yet */
+    int32_t peer; /* handle of the other end; 0: not known yet */
     int32_t peer_host;
     uint16_t peer_port;
-    int32_t outcome;      /* PT_OK, PT_ERR_WOULD_BLOCK while connecting, or why it ended */
-    uint8_t fin_wanted;   /* our half ends when all is sent */
+    int32_t outcome;    /* PT_OK, PT_ERR_WOULD_BLOCK while connecting, or why it ended */
+    uint8_t fin_wanted; /* our half ends when all is sent */
     uint8_t fin_sent;
-    uint8_t fin_seen;     /* the other half's end is at fin_at */
+    uint8_t fin_seen; /* the other half's end is at fin_at */
     uint8_t fin_told;
-    uint8_t resting;      /* both halves are ended */
-    uint8_t sending;      /* a packet of ours is with the processor */
-    uint8_t resend;       /* the oldest bytes have to be sent again */
+    uint8_t resting; /* both halves are ended */
+    uint8_t sending; /* a packet of ours is with the processor */
+    uint8_t resend;  /* the oldest bytes have to be sent again */
     uint8_t give_up_action;
     uint8_t late_told;
     uint8_t duplicate_acks;
     uint8_t backoff;      /* doublings of the retransmission time */
     pt_sim_piece *pieces; /* oldest that is not acknowledged */
     pt_sim_piece **pieces_end;
-    pt_sim_piece *done;   /* acknowledged, to be reported later */
-    uint64_t queued_end;  /* position behind the last byte that was given to us */
-    uint64_t next_position;   /* of the next new byte */
-    uint64_t unacknowledged;  /* position of the oldest byte that is */
-    uint64_t send_edge;   /* positions below this may be sent */
-    uint64_t recover;     /* a loss is being mended up to here */
-    uint64_t rtt_ns;      /* smoothed; 0: not measured */
+    pt_sim_piece *done;      /* acknowledged, to be reported later */
+    uint64_t queued_end;     /* position behind the last byte that was given to us */
+    uint64_t next_position;  /* of the next new byte */
+    uint64_t unacknowledged; /* position of the oldest byte that is */
+    uint64_t send_edge;      /* positions below this may be sent */
+    uint64_t recover;        /* a loss is being mended up to here */
+    uint64_t rtt_ns;         /* smoothed; 0: not measured */
     uint64_t rtt_spread_ns;
-    uint64_t rto_at_ns;   /* when the oldest bytes are sent again; 0: never */
+    uint64_t rto_at_ns;       /* when the oldest bytes are sent again; 0: never */
     uint64_t silent_since_ns; /* waits for a sign of life since then; UINT64_MAX: does not wait */
     uint64_t give_up_ns;
     uint64_t linger_at_ns; /* UINT64_MAX: no limit */
-    uint64_t received;    /* position of the next byte in order */
-    uint64_t told_edge;   /* what the other side knows of our window */
+    uint64_t received;     /* position of the next byte in order */
+    uint64_t told_edge;    /* what the other side knows of our window */
     uint64_t fin_at;
     uint32_t window;
-    sim_packet *early;    /* behind a gap, by position */
+    sim_packet *early; /* behind a gap, by position */
     sim_event *timer;
 };
 
@@ -145,11 +155,11 @@ struct pt_sim {
     sim_host **hosts;
     uint32_t host_count;
     uint32_t host_size;
-    sim_socket **sockets;   /* by the low 16 bits of the handle */
-    uint16_t *generations;  /* of the handle's high bits */
+    sim_socket **sockets;  /* by the low 16 bits of the handle */
+    uint16_t *generations; /* of the handle's high bits */
     uint32_t socket_size;
     uint32_t generation_size;
-    uint32_t first_unused;  /* below it no place is */
+    uint32_t first_unused; /* below it no place is */
     pt_sim_path default_path;
     pt_sim_costs default_costs;
     pt_sim_record *records;
@@ -185,7 +195,8 @@ sim_host *sim_host_of(const pt_sim *sim, int host);
 sim_socket *sim_find(const pt_sim *sim, int32_t handle);
 sim_socket *sim_held(const pt_sim *sim, int32_t handle);
 
-/* A socket on a host; NULL: too many, or no memory. *code says which. Destroy it for good, its packets with it. */
+/* A socket on a host; NULL: too many, or no memory. *code says which. Destroy it for good, its
+ * packets with it. */
 sim_socket *sim_make_socket(pt_sim *sim, sim_host *host, int kind, uint16_t port, int *code);
 void sim_destroy_socket(pt_sim *sim, sim_socket *socket);
 
@@ -197,11 +208,13 @@ sim_socket *sim_find_port(sim_host *host, int kind, uint16_t port);
 sim_packet *sim_make_packet(pt_sim *sim, int kind, uint32_t len);
 void sim_drop_packet(pt_sim *sim, sim_packet *packet);
 
-/* Keep a host's processor busy; returns when it is done. Plan what becomes of a packet then; takes it over. */
+/* Keep a host's processor busy; returns when it is done. Plan what becomes of a packet then; takes
+ * it over. */
 uint64_t sim_occupy(const pt_sim *sim, sim_host *host, uint64_t cost_ns);
 void sim_plan_packet(pt_sim *sim, int kind, uint64_t time_ns, sim_packet *packet);
 
-/* Put a packet on its way: through the processor (planned as SIM_LEAVE), or at once. Both take it over. */
+/* Put a packet on its way: through the processor (planned as SIM_LEAVE), or at once. Both take it
+ * over. */
 void sim_process_packet(pt_sim *sim, sim_packet *packet);
 void sim_transmit(pt_sim *sim, sim_packet *packet);
 
@@ -211,7 +224,8 @@ void sim_tell(pt_sim *sim, sim_socket *socket, int news);
 /* A datagram is there; takes it over. */
 void sim_datagram_arrived(pt_sim *sim, sim_packet *packet);
 
-/* Streams: a packet is there; a packet of ours has left the processor; the timer is due; a piece is to be reported; end with a reason. */
+/* Streams: a packet is there; a packet of ours has left the processor; the timer is due; a piece is
+ * to be reported; end with a reason. */
 void sim_stream_arrived(pt_sim *sim, sim_packet *packet);
 void sim_stream_left(pt_sim *sim, sim_packet *packet);
 void sim_stream_timer(pt_sim *sim, sim_socket *stream);

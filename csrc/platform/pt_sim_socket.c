@@ -1,4 +1,5 @@
-/* Sockets of the simulated network: the table of all, their ports and owners, listeners and datagrams. Streams are in pt_sim_stream.c. */
+/* Sockets of the simulated network: the table of all, their ports and owners, listeners and
+ * datagrams. Streams are in pt_sim_stream.c. */
 #include "pt_sim.h"
 
 #include <string.h>
@@ -7,16 +8,17 @@
 #include "pt_sim_inside.h"
 
 #define HANDLE_PLACES 0xFFFFU
-#define GENERATIONS 0x3FFFU
+#define GENERATIONS   0x3FFFU
 
-/* ---------------------------------------------------------------------------------------------------------------- sockets */
+/* -------------------------------------------------------------------------------------- sockets */
 
 sim_socket *sim_find(const pt_sim *sim, int32_t handle)
 {
     if (handle <= 0)
         return NULL;
     uint32_t place = ((uint32_t)handle & HANDLE_PLACES) - 1;
-    if (place >= sim->socket_size || sim->sockets[place] == NULL || sim->sockets[place]->handle != handle)
+    if (place >= sim->socket_size || sim->sockets[place] == NULL ||
+        sim->sockets[place]->handle != handle)
         return NULL;
     return sim->sockets[place];
 }
@@ -28,11 +30,13 @@ sim_socket *sim_held(const pt_sim *sim, int32_t handle)
     return socket != NULL && !socket->released ? socket : NULL;
 }
 
-/* Places for sockets; each array keeps its own size, so that one may grow though memory ends before the other. */
+/* Places for sockets; each array keeps its own size, so that one may grow though memory ends before
+ * the other. */
 static int widen_sockets(pt_sim *sim, uint32_t wanted)
 {
     void *sockets = sim->sockets, *generations = sim->generations;
-    int wide = sim_widen(sim, &generations, &sim->generation_size, wanted, sizeof *sim->generations);
+    int wide =
+        sim_widen(sim, &generations, &sim->generation_size, wanted, sizeof *sim->generations);
     sim->generations = generations;
     wide = wide && sim_widen(sim, &sockets, &sim->socket_size, wanted, sizeof *sim->sockets);
     sim->sockets = sockets;
@@ -79,7 +83,8 @@ static void drop_packets(pt_sim *sim, sim_packet *first)
 
 void sim_destroy_socket(pt_sim *sim, sim_socket *socket)
 {
-    PT_ASSERT(socket->pieces == NULL && socket->done == NULL && socket->timer == NULL && socket->first_waiting == NULL);
+    PT_ASSERT(socket->pieces == NULL && socket->done == NULL && socket->timer == NULL &&
+              socket->first_waiting == NULL);
     drop_packets(sim, socket->queue);
     drop_packets(sim, socket->early);
     sim_socket **link = &socket->host->sockets;
@@ -108,7 +113,8 @@ uint16_t sim_free_port(sim_host *host, int kind)
     for (uint32_t tries = 0; tries < 65536U - SIM_FIRST_FREE_PORT; tries++) {
         uint16_t port = host->next_port;
         host->next_port = (uint16_t)(port == 65535U ? SIM_FIRST_FREE_PORT : port + 1U);
-        if (sim_find_port(host, kind, port) == NULL && (kind == SIM_PORT || sim_find_port(host, SIM_LISTENER, port) == NULL))
+        if (sim_find_port(host, kind, port) == NULL &&
+            (kind == SIM_PORT || sim_find_port(host, SIM_LISTENER, port) == NULL))
             return port;
     }
     return 0;
@@ -133,7 +139,8 @@ int pt_sim_attach(pt_sim *sim, int32_t handle, pt_sim_notify notify, void *owner
 {
     if (sim->notifying)
         return PT_ERR_INVALID_STATE;
-    sim_socket *socket = sim_find(sim, handle); /* a released stream too: its pieces may still be somebody's */
+    sim_socket *socket =
+        sim_find(sim, handle); /* a released stream too: its pieces may still be somebody's */
     if (socket == NULL)
         return PT_ERR_INVALID_PARAM;
     socket->notify = notify;
@@ -153,7 +160,8 @@ int pt_sim_ready(const pt_sim *sim, int32_t handle)
     return sim_stream_ready(socket);
 }
 
-int pt_sim_get_name(const pt_sim *sim, int32_t handle, int remote, uint32_t *address, uint16_t *port)
+int pt_sim_get_name(const pt_sim *sim, int32_t handle, int remote, uint32_t *address,
+                    uint16_t *port)
 {
     const sim_socket *socket = sim_find(sim, handle);
     if (socket == NULL)
@@ -184,7 +192,7 @@ int32_t pt_sim_listen(pt_sim *sim, int host, uint16_t port)
     return socket->handle;
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- datagrams */
+/* ------------------------------------------------------------------------------------ datagrams */
 
 int32_t pt_sim_datagram(pt_sim *sim, int host, uint16_t port)
 {
@@ -202,7 +210,8 @@ int32_t pt_sim_datagram(pt_sim *sim, int host, uint16_t port)
     return socket != NULL ? socket->handle : code;
 }
 
-static sim_packet *make_datagram(pt_sim *sim, const sim_socket *socket, const uint8_t *data, uint32_t len, int32_t target, uint16_t port)
+static sim_packet *make_datagram(pt_sim *sim, const sim_socket *socket, const uint8_t *data,
+                                 uint32_t len, int32_t target, uint16_t port)
 {
     sim_packet *packet = sim_make_packet(sim, SIM_DATAGRAM, len);
     if (packet == NULL)
@@ -223,7 +232,8 @@ static int is_broadcast(uint32_t own, uint32_t address)
     return address == 0xFFFFFFFFU || address == (own | 0xFFFFFFU) || address == (own | 0xFFU);
 }
 
-int pt_sim_send_to(pt_sim *sim, int32_t handle, const uint8_t *data, uint32_t len, uint32_t address, uint16_t port)
+int pt_sim_send_to(pt_sim *sim, int32_t handle, const uint8_t *data, uint32_t len, uint32_t address,
+                   uint16_t port)
 {
     sim_socket *socket = sim_held(sim, handle);
     if (socket == NULL || socket->kind != SIM_PORT || port == 0)
@@ -237,8 +247,10 @@ int pt_sim_send_to(pt_sim *sim, int32_t handle, const uint8_t *data, uint32_t le
     int only = address >> 24 == 127 ? host->number : pt_sim_find_host(sim, address);
     if (!all && only < 0)
         return PT_ERR_NETWORK;
-    /* The processor works once; a broadcast is one packet on the wire, and here one for each host. */
-    uint64_t left_ns = sim_occupy(sim, host, host->costs.send_fixed_ns + host->costs.send_byte_ns * len);
+    /* The processor works once; a broadcast is one packet on the wire, and here one for each host.
+     */
+    uint64_t left_ns =
+        sim_occupy(sim, host, host->costs.send_fixed_ns + host->costs.send_byte_ns * len);
     for (uint32_t target = 0; target < sim->host_count; target++) {
         if (!all && target != (uint32_t)only)
             continue;
@@ -251,7 +263,8 @@ int pt_sim_send_to(pt_sim *sim, int32_t handle, const uint8_t *data, uint32_t le
     return PT_OK;
 }
 
-int pt_sim_receive_from(pt_sim *sim, int32_t handle, uint8_t *buffer, uint32_t size, uint32_t *address, uint16_t *port)
+int pt_sim_receive_from(pt_sim *sim, int32_t handle, uint8_t *buffer, uint32_t size,
+                        uint32_t *address, uint16_t *port)
 {
     sim_socket *socket = sim_held(sim, handle);
     if (socket == NULL || socket->kind != SIM_PORT)
@@ -277,7 +290,8 @@ int pt_sim_receive_from(pt_sim *sim, int32_t handle, uint8_t *buffer, uint32_t s
 static void hear(pt_sim *sim, sim_socket *socket, const sim_packet *heard)
 {
     if (socket->queue_len + heard->len > PT_SIM_DATAGRAM_QUEUE) {
-        sim_trace(sim, PT_SIM_OVERFLOW, heard->source_host, heard->target_host, heard->len, heard->port);
+        sim_trace(sim, PT_SIM_OVERFLOW, heard->source_host, heard->target_host, heard->len,
+                  heard->port);
         return;
     }
     sim_packet *copy = sim_make_packet(sim, SIM_DATAGRAM, heard->len);
@@ -294,9 +308,12 @@ static void hear(pt_sim *sim, sim_socket *socket, const sim_packet *heard)
 void sim_datagram_arrived(pt_sim *sim, sim_packet *packet)
 {
     int heard = 0;
-    sim_trace(sim, PT_SIM_DATAGRAM, packet->source_host, packet->target_host, packet->len, packet->port);
-    for (sim_socket *socket = sim->hosts[packet->target_host]->sockets; socket != NULL; socket = socket->next) {
-        if (socket->kind == SIM_PORT && socket->port == packet->port && socket->handle != packet->source) {
+    sim_trace(sim, PT_SIM_DATAGRAM, packet->source_host, packet->target_host, packet->len,
+              packet->port);
+    for (sim_socket *socket = sim->hosts[packet->target_host]->sockets; socket != NULL;
+         socket = socket->next) {
+        if (socket->kind == SIM_PORT && socket->port == packet->port &&
+            socket->handle != packet->source) {
             hear(sim, socket, packet);
             heard = 1;
         }

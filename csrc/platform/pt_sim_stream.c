@@ -1,7 +1,10 @@
-/* Streams of the simulated network: a small TCP. Positions count bytes from 0 and never wrap; the end of a half takes one position of its own.
+/* Streams of the simulated network: a small TCP. Positions count bytes from 0 and never wrap; the
+ * end of a half takes one position of its own.
  *
- * What is sent stays in the sender's pieces until it is acknowledged; a packet is a copy. A packet that does not come back in time is sent again, the time
- * doubling; three acknowledgements of the same position, or one that ends inside a loss being mended, do it at once. The receiver keeps what came early. */
+ * What is sent stays in the sender's pieces until it is acknowledged; a packet is a copy. A packet
+ * that does not come back in time is sent again, the time doubling; three acknowledgements of the
+ * same position, or one that ends inside a loss being mended, do it at once. The receiver keeps
+ * what came early. */
 #include "pt_sim.h"
 
 #include <string.h>
@@ -9,16 +12,18 @@
 #include "pt_assert.h"
 #include "pt_sim_inside.h"
 
-#define FIRST_RTO_NS UINT64_C(1000000000)
-#define LEAST_RTO_NS UINT64_C(250000000)
+#define FIRST_RTO_NS   UINT64_C(1000000000)
+#define LEAST_RTO_NS   UINT64_C(250000000)
 #define LONGEST_RTO_NS UINT64_C(4000000000)
-#define GIVE_UP_NS UINT64_C(30000000000)
-#define LAST_WAIT_NS UINT64_C(60000000000) /* a stream that nobody holds waits so long for the other half's end */
+#define GIVE_UP_NS     UINT64_C(30000000000)
+#define LAST_WAIT_NS                                                                               \
+    UINT64_C(60000000000) /* a stream that nobody holds waits so long for the other half's end */
 #define NEVER UINT64_MAX
-#define REST_NS LONGEST_RTO_NS /* one whose halves are both ended answers so long what is sent again */
+#define REST_NS                                                                                    \
+    LONGEST_RTO_NS       /* one whose halves are both ended answers so long what is sent again */
 #define OWN_BUFFER 65536 /* bytes that pt_sim_send() copies at most */
 
-/* ---------------------------------------------------------------------------------------------------------------- timers */
+/* --------------------------------------------------------------------------------------- timers */
 
 static int is_over(const sim_socket *stream)
 {
@@ -28,7 +33,8 @@ static int is_over(const sim_socket *stream)
 /* Something left that the other side has to acknowledge. */
 static int is_outstanding(const sim_socket *stream)
 {
-    return stream->outcome == PT_ERR_WOULD_BLOCK || stream->unacknowledged < stream->next_position + stream->fin_sent;
+    return stream->outcome == PT_ERR_WOULD_BLOCK ||
+           stream->unacknowledged < stream->next_position + stream->fin_sent;
 }
 
 /* Bytes wait, and the other side's window is closed. */
@@ -87,7 +93,7 @@ static void await_answer(pt_sim *sim, sim_socket *stream)
         stream->rto_at_ns = sim->now_ns + rto(stream);
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- packets out */
+/* ---------------------------------------------------------------------------------- packets out */
 
 static uint64_t received_so_far(const sim_socket *stream)
 {
@@ -147,7 +153,8 @@ static pt_sim_piece *piece_at(const sim_socket *stream, uint64_t position)
     return piece;
 }
 
-/* How many bytes from position on go into one packet: the rest of a piece, and small ones behind it that need not be pushed. */
+/* How many bytes from position on go into one packet: the rest of a piece, and small ones behind it
+ * that need not be pushed. */
 static uint32_t packet_len(const pt_sim_piece *piece, uint64_t position, uint64_t limit)
 {
     uint64_t len = piece->end - position;
@@ -197,7 +204,8 @@ static int resend(pt_sim *sim, sim_socket *stream)
 {
     stream->resend = 0;
     if (stream->unacknowledged < stream->next_position) {
-        uint32_t len = packet_len(piece_at(stream, stream->unacknowledged), stream->unacknowledged, stream->next_position);
+        uint32_t len = packet_len(piece_at(stream, stream->unacknowledged), stream->unacknowledged,
+                                  stream->next_position);
         (void)process(sim, stream, stream->unacknowledged, len, 1);
         return 0;
     }
@@ -220,8 +228,11 @@ static void pump(pt_sim *sim, sim_socket *stream)
             }
             break;
         }
-        uint32_t len = packet_len(piece_at(stream, stream->next_position), stream->next_position, stream->queued_end);
-        uint64_t room = stream->send_edge > stream->next_position ? stream->send_edge - stream->next_position : 0;
+        uint32_t len = packet_len(piece_at(stream, stream->next_position), stream->next_position,
+                                  stream->queued_end);
+        uint64_t room = stream->send_edge > stream->next_position
+                            ? stream->send_edge - stream->next_position
+                            : 0;
         if (room < len) {
             /* A little room is not worth a packet while more will come. */
             if (room == 0 || (room < stream->window / 2 && is_outstanding(stream))) {
@@ -252,7 +263,7 @@ void sim_stream_left(pt_sim *sim, sim_packet *packet)
     pump(sim, stream);
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- the end */
+/* -------------------------------------------------------------------------------------- the end */
 
 /* Give a piece back. */
 static void settle_piece(pt_sim *sim, pt_sim_piece *piece, int result)
@@ -279,7 +290,8 @@ void sim_stream_terminate(pt_sim *sim, sim_socket *stream, int outcome, int tell
     while (stream->pieces != NULL) {
         pt_sim_piece *piece = stream->pieces;
         stream->pieces = piece->next;
-        settle_piece(sim, piece, outcome == PT_ERR_CONNECTION_REFUSED ? PT_ERR_CONNECTION_CLOSED : outcome);
+        settle_piece(sim, piece,
+                     outcome == PT_ERR_CONNECTION_REFUSED ? PT_ERR_CONNECTION_CLOSED : outcome);
     }
     stream->pieces_end = &stream->pieces;
     if (stream->waiting) {
@@ -297,7 +309,8 @@ void sim_stream_terminate(pt_sim *sim, sim_socket *stream, int outcome, int tell
 
 static int are_both_ended(const sim_socket *stream)
 {
-    return stream->fin_sent && stream->unacknowledged > stream->queued_end && stream->fin_seen && stream->received == stream->fin_at;
+    return stream->fin_sent && stream->unacknowledged > stream->queued_end && stream->fin_seen &&
+           stream->received == stream->fin_at;
 }
 
 /* Nobody holds it, and nothing is left to do: destroy it, or let it rest before that. */
@@ -317,7 +330,8 @@ static void settle(pt_sim *sim, sim_socket *stream)
 static void give_up(pt_sim *sim, sim_socket *stream)
 {
     uint64_t left = stream->next_position - stream->unacknowledged;
-    sim_trace(sim, PT_SIM_GIVE_UP, stream->host->number, stream->peer_host, (uint32_t)left, stream->unacknowledged);
+    sim_trace(sim, PT_SIM_GIVE_UP, stream->host->number, stream->peer_host, (uint32_t)left,
+              stream->unacknowledged);
     if (stream->peer != 0)
         send_control(sim, stream, SIM_RST, 0);
     sim_stream_terminate(sim, stream, PT_ERR_TIMEOUT, 1);
@@ -354,7 +368,8 @@ void sim_stream_timer(pt_sim *sim, sim_socket *stream)
         settle(sim, stream);
         return;
     }
-    if (stream->silent_since_ns != NEVER && !stream->late_told && sim->now_ns - stream->silent_since_ns >= stream->give_up_ns) {
+    if (stream->silent_since_ns != NEVER && !stream->late_told &&
+        sim->now_ns - stream->silent_since_ns >= stream->give_up_ns) {
         if (stream->give_up_action != 0) {
             give_up(sim, stream);
             settle(sim, stream);
@@ -363,12 +378,13 @@ void sim_stream_timer(pt_sim *sim, sim_socket *stream)
         stream->late_told = 1;
         sim_tell(sim, stream, PT_SIM_NEWS_LATE);
     }
-    if (stream->rto_at_ns != 0 && sim->now_ns >= stream->rto_at_ns && (is_outstanding(stream) || is_stuck(stream)))
+    if (stream->rto_at_ns != 0 && sim->now_ns >= stream->rto_at_ns &&
+        (is_outstanding(stream) || is_stuck(stream)))
         retry(sim, stream);
     pump(sim, stream);
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- packets in */
+/* ----------------------------------------------------------------------------------- packets in */
 
 /* Smoothed as RFC 6298 has it. */
 static void measure(sim_socket *stream, uint64_t rtt_ns)
@@ -385,7 +401,8 @@ static void measure(sim_socket *stream, uint64_t rtt_ns)
         stream->rtt_ns = 1;
 }
 
-/* Pieces whose last byte is acknowledged are done; a slow driver says so later, each by chance. 1 when some are. */
+/* Pieces whose last byte is acknowledged are done; a slow driver says so later, each by chance. 1
+ * when some are. */
 static int complete_pieces(pt_sim *sim, sim_socket *stream)
 {
     int completed = 0;
@@ -396,7 +413,9 @@ static int complete_pieces(pt_sim *sim, sim_socket *stream)
             stream->pieces_end = &stream->pieces;
         sim_event *event = NULL;
         if (stream->host->completion_jitter_ns != 0 && !piece->owned)
-            event = sim_plan(sim, SIM_DONE, sim->now_ns + sim_choose(&sim->random, stream->host->completion_jitter_ns + 1));
+            event = sim_plan(sim, SIM_DONE,
+                             sim->now_ns +
+                                 sim_choose(&sim->random, stream->host->completion_jitter_ns + 1));
         if (event != NULL) {
             event->handle = stream->handle;
             event->position = piece->end;
@@ -438,12 +457,14 @@ static void acknowledge(pt_sim *sim, sim_socket *stream, const sim_packet *packe
         if (packet->stamp_ns != 0)
             measure(stream, sim->now_ns - packet->stamp_ns);
         stream->rto_at_ns = is_outstanding(stream) ? sim->now_ns + rto(stream) : 0;
-        sim_trace(sim, PT_SIM_ACK, packet->source_host, packet->target_host, (uint32_t)count, packet->ack);
+        sim_trace(sim, PT_SIM_ACK, packet->source_host, packet->target_host, (uint32_t)count,
+                  packet->ack);
         if (stream->unacknowledged < stream->recover)
             stream->resend = 1;
         if (complete_pieces(sim, stream))
             sim_tell(sim, stream, PT_SIM_NEWS_SENT);
-    } else if (packet->kind == SIM_ACK && !wider && is_outstanding(stream) && ++stream->duplicate_acks == 3) {
+    } else if (packet->kind == SIM_ACK && !wider && is_outstanding(stream) &&
+               ++stream->duplicate_acks == 3) {
         stream->resend = 1;
         stream->recover = stream->next_position;
     }
@@ -454,7 +475,8 @@ static void acknowledge(pt_sim *sim, sim_socket *stream, const sim_packet *packe
     stream->silent_since_ns = is_outstanding(stream) ? sim->now_ns : NEVER;
 }
 
-/* Keep a packet that lies behind a gap, in order of position; one that is there already is dropped. */
+/* Keep a packet that lies behind a gap, in order of position; one that is there already is dropped.
+ */
 static void keep_early(pt_sim *sim, sim_socket *stream, sim_packet *packet)
 {
     sim_packet **link = &stream->early;
@@ -488,9 +510,11 @@ static void append(pt_sim *sim, sim_socket *stream, sim_packet *packet)
 static void take_data(pt_sim *sim, sim_socket *stream, sim_packet *packet)
 {
     uint64_t stamp_ns = packet->stamp_ns;
-    sim_trace(sim, PT_SIM_DELIVER, packet->source_host, packet->target_host, packet->len, packet->position);
+    sim_trace(sim, PT_SIM_DELIVER, packet->source_host, packet->target_host, packet->len,
+              packet->position);
     if (packet->position + packet->len > stream->told_edge) {
-        sim_trace(sim, PT_SIM_OVERFLOW, packet->source_host, packet->target_host, packet->len, packet->position);
+        sim_trace(sim, PT_SIM_OVERFLOW, packet->source_host, packet->target_host, packet->len,
+                  packet->position);
         sim_drop_packet(sim, packet);
     } else if (packet->position > stream->received) {
         stamp_ns = 0;
@@ -547,7 +571,8 @@ static void take_call(pt_sim *sim, const sim_packet *packet)
 {
     sim_host *host = sim->hosts[packet->target_host];
     for (sim_socket *other = host->sockets; other != NULL; other = other->next) {
-        if (other->kind == SIM_STREAM && other->peer == packet->source && other->peer_host == packet->source_host) {
+        if (other->kind == SIM_STREAM && other->peer == packet->source &&
+            other->peer_host == packet->source_host) {
             send_control(sim, other, SIM_SYN_ACK, 0); /* it had been lost */
             return;
         }
@@ -583,7 +608,8 @@ static void take_answer(pt_sim *sim, sim_socket *stream, const sim_packet *packe
     stream->silent_since_ns = NEVER;
     stream->rto_at_ns = 0;
     stream->backoff = 0;
-    sim_trace(sim, PT_SIM_OPEN, stream->host->number, stream->peer_host, (uint32_t)stream->handle, stream->peer_port);
+    sim_trace(sim, PT_SIM_OPEN, stream->host->number, stream->peer_host, (uint32_t)stream->handle,
+              stream->peer_port);
     sim_tell(sim, stream, PT_SIM_NEWS_OPENED);
 }
 
@@ -596,16 +622,20 @@ void sim_stream_arrived(pt_sim *sim, sim_packet *packet)
                (packet->kind != SIM_RST && stream->open && packet->source != stream->peer)) {
         if (packet->kind != SIM_RST)
             refuse(sim, packet);
-    } else if (packet->kind == SIM_RST ? are_both_ended(stream) : !stream->open && packet->kind != SIM_SYN_ACK) {
-        /* a reset that answers something old, or a packet that overtook the answer to our call: that one will be sent again */
+    } else if (packet->kind == SIM_RST ? are_both_ended(stream)
+                                       : !stream->open && packet->kind != SIM_SYN_ACK) {
+        /* a reset that answers something old, or a packet that overtook the answer to our call:
+         * that one will be sent again */
     } else if (packet->kind == SIM_RST) {
         sim_trace(sim, PT_SIM_RESET, packet->source_host, packet->target_host, 0, stream->received);
-        sim_stream_terminate(sim, stream, stream->open ? PT_ERR_CONNECTION_CLOSED : PT_ERR_CONNECTION_REFUSED, 1);
+        sim_stream_terminate(
+            sim, stream, stream->open ? PT_ERR_CONNECTION_CLOSED : PT_ERR_CONNECTION_REFUSED, 1);
         settle(sim, stream);
     } else if (packet->kind == SIM_SYN_ACK) {
         take_answer(sim, stream, packet);
         pump(sim, stream);
-    } else if (packet->kind == SIM_DATA && stream->released && stream->fin_told == 0 && packet->position + packet->len > stream->received) {
+    } else if (packet->kind == SIM_DATA && stream->released && stream->fin_told == 0 &&
+               packet->position + packet->len > stream->received) {
         refuse(sim, packet); /* nobody will read it */
         sim_stream_terminate(sim, stream, PT_ERR_CONNECTION_CLOSED, 1);
         settle(sim, stream);
@@ -633,7 +663,7 @@ void sim_stream_arrived(pt_sim *sim, sim_packet *packet)
         sim_drop_packet(sim, packet);
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- for callers */
+/* ---------------------------------------------------------------------------------- for callers */
 
 /* A stream that is held, or NULL. */
 static sim_socket *stream_of(const pt_sim *sim, int32_t handle)
@@ -682,7 +712,8 @@ int32_t pt_sim_accept(pt_sim *sim, int32_t handle)
     listener->waiting_count--;
     stream->waiting = 0;
     stream->parent = NULL;
-    sim_trace(sim, PT_SIM_ACCEPT, stream->peer_host, stream->host->number, (uint32_t)stream->handle, stream->port);
+    sim_trace(sim, PT_SIM_ACCEPT, stream->peer_host, stream->host->number, (uint32_t)stream->handle,
+              stream->port);
     return stream->handle;
 }
 
@@ -787,8 +818,10 @@ int pt_sim_receive(pt_sim *sim, int32_t handle, uint8_t *buffer, uint32_t size, 
             return stream->outcome == PT_ERR_TIMEOUT ? PT_ERR_TIMEOUT : PT_ERR_CONNECTION_CLOSED;
         return stream->fin_told ? PT_ERR_CONNECTION_CLOSED : PT_ERR_WOULD_BLOCK;
     }
-    if (!is_over(stream) && !stream->fin_told && window_edge(stream) - stream->told_edge >= stream->window / 2) {
-        sim_trace(sim, PT_SIM_WINDOW, stream->host->number, stream->peer_host, stream->window - stream->queue_len, stream->received);
+    if (!is_over(stream) && !stream->fin_told &&
+        window_edge(stream) - stream->told_edge >= stream->window / 2) {
+        sim_trace(sim, PT_SIM_WINDOW, stream->host->number, stream->peer_host,
+                  stream->window - stream->queue_len, stream->received);
         send_control(sim, stream, SIM_ACK, 0);
     }
     return (int)count;
@@ -801,7 +834,8 @@ int pt_sim_finish(pt_sim *sim, int32_t handle)
     if (code != PT_OK)
         return code == PT_ERR_NOT_CONNECTED && stream->fin_wanted ? PT_OK : code;
     stream->fin_wanted = 1;
-    sim_trace(sim, PT_SIM_CLOSE, stream->host->number, stream->peer_host, (uint32_t)handle, stream->queued_end);
+    sim_trace(sim, PT_SIM_CLOSE, stream->host->number, stream->peer_host, (uint32_t)handle,
+              stream->queued_end);
     pump(sim, stream);
     return PT_OK;
 }
@@ -817,7 +851,8 @@ int pt_sim_reset(pt_sim *sim, int32_t handle)
         return PT_OK;
     if (stream->peer != 0)
         send_control(sim, stream, SIM_RST, 0);
-    sim_trace(sim, PT_SIM_RESET, stream->host->number, stream->peer_host, 0, stream->unacknowledged);
+    sim_trace(sim, PT_SIM_RESET, stream->host->number, stream->peer_host, 0,
+              stream->unacknowledged);
     sim_stream_terminate(sim, stream, PT_ERR_CONNECTION_CLOSED, 0);
     settle(sim, stream);
     return PT_OK;
@@ -881,11 +916,14 @@ int pt_sim_set_linger(pt_sim *sim, int32_t handle, uint64_t linger_ns)
 uint64_t pt_sim_get_silence(const pt_sim *sim, int32_t handle)
 {
     const sim_socket *stream = stream_of(sim, handle);
-    return stream == NULL || stream->silent_since_ns == NEVER ? 0 : sim->now_ns - stream->silent_since_ns;
+    return stream == NULL || stream->silent_since_ns == NEVER
+               ? 0
+               : sim->now_ns - stream->silent_since_ns;
 }
 
 uint64_t pt_sim_get_unacknowledged(const pt_sim *sim, int32_t handle)
 {
     const sim_socket *stream = stream_of(sim, handle);
-    return stream == NULL ? 0 : stream->queued_end - sooner(stream->unacknowledged, stream->queued_end);
+    return stream == NULL ? 0
+                          : stream->queued_end - sooner(stream->unacknowledged, stream->queued_end);
 }

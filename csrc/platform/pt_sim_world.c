@@ -1,4 +1,5 @@
-/* What the classic worlds share: ports of links, waiting on the virtual clock, and the memory of broken rules. */
+/* What the classic worlds share: ports of links, waiting on the virtual clock, and the memory of
+ * broken rules. */
 #include "pt_sim.h"
 
 #include <string.h>
@@ -6,14 +7,15 @@
 #include "pt_assert.h"
 
 #define NANOSECONDS UINT64_C(1000000000)
-#define DRAIN_NS (NANOSECONDS * PT_DRAIN_TIMEOUT_TICKS / PT_TICKS_PER_SECOND)
+#define DRAIN_NS    (NANOSECONDS * PT_DRAIN_TIMEOUT_TICKS / PT_TICKS_PER_SECOND)
 
 static pt_sim_world *world_of(const pt_context *context)
 {
     return context->platform_data;
 }
 
-void pt_sim_world_init(pt_sim_world *world, pt_sim *sim, const pt_sim_table *net, int host, const pt_memory *source, const pt_sim_port_ops *ops)
+void pt_sim_world_init(pt_sim_world *world, pt_sim *sim, const pt_sim_table *net, int host,
+                       const pt_memory *source, const pt_sim_port_ops *ops)
 {
     memset(world, 0, sizeof *world);
     world->sim = sim;
@@ -23,7 +25,7 @@ void pt_sim_world_init(pt_sim_world *world, pt_sim *sim, const pt_sim_table *net
     world->ops = ops;
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- ports */
+/* ---------------------------------------------------------------------------------------- ports */
 
 pt_sim_port *pt_sim_world_port(const pt_context *context, const pt_link *link)
 {
@@ -85,7 +87,8 @@ void pt_sim_world_forget(pt_context *context, pt_source *source)
         return;
     source->registered = 0xFF;
     pt_sim_world *world = world_of(context);
-    pt_sim_port *of = source->kind == PT_SOURCE_LINK ? pt_sim_world_port(context, (const pt_link *)source) : NULL;
+    pt_sim_port *of =
+        source->kind == PT_SOURCE_LINK ? pt_sim_world_port(context, (const pt_link *)source) : NULL;
     if (of == NULL)
         return;
     world->ops->complete(of);
@@ -93,7 +96,8 @@ void pt_sim_world_forget(pt_context *context, pt_source *source)
     of->events = 0;
     if (world->ops->held(of) == 0)
         close_port(world, of);
-    else /* the buffers are the driver's: it gets the drain time-out, then the connection is broken */
+    else /* the buffers are the driver's: it gets the drain time-out, then the connection is broken
+          */
         (void)world->net->set_linger(world->sim, of->handle, DRAIN_NS);
 }
 
@@ -141,7 +145,7 @@ int pt_sim_world_slots_available(pt_context *context, pt_link *link)
     return pt_pipeline_available(&link->pipeline);
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- rules */
+/* ---------------------------------------------------------------------------------------- rules */
 
 /* Put text behind what is there; *len grows to at most size - 1. */
 static void put_text(char *out, size_t size, size_t *len, const char *text)
@@ -175,7 +179,7 @@ void pt_sim_world_violated(pt_sim_world *world, const char *call, int code, cons
     put_text(out, PT_SIM_VIOLATION_SIZE, &len, rule);
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- waiting */
+/* -------------------------------------------------------------------------------------- waiting */
 
 /* What a link is ready for: its port has noted it. */
 static uint32_t look(const pt_context *context, const pt_link *link)
@@ -187,12 +191,14 @@ static uint32_t look(const pt_context *context, const pt_link *link)
     uint32_t ready = 0;
     if ((link->source.interest & PT_WANT_READ) && (of->events & ops->read_events))
         ready |= PT_READY_READ;
-    if ((of->events & ops->write_events) && link->end_code == PT_OK && link->pipeline.pending_count != 0)
+    if ((of->events & ops->write_events) && link->end_code == PT_OK &&
+        link->pipeline.pending_count != 0)
         ready |= PT_READY_WRITE;
     return ready;
 }
 
-/* What a source is ready for, of what is wanted. A watch sees the socket itself; a link what its platform has noted. */
+/* What a source is ready for, of what is wanted. A watch sees the socket itself; a link what its
+ * platform has noted. */
 static uint32_t readiness(pt_context *context, pt_source *source)
 {
     pt_sim_world *world = world_of(context);
@@ -201,7 +207,8 @@ static uint32_t readiness(pt_context *context, pt_source *source)
     if (source->kind == PT_SOURCE_LINK)
         return look(context, (const pt_link *)source);
     uint32_t ready = (uint32_t)world->net->ready(world->sim, (int32_t)source->handle);
-    uint32_t wanted = ((source->interest & PT_WANT_READ) ? PT_READY_READ : 0U) | ((source->interest & PT_WANT_WRITE) ? PT_READY_WRITE : 0U);
+    uint32_t wanted = ((source->interest & PT_WANT_READ) ? PT_READY_READ : 0U) |
+                      ((source->interest & PT_WANT_WRITE) ? PT_READY_WRITE : 0U);
     return wanted == 0 ? 0 : ready & (wanted | ((ready & wanted) ? PT_READY_HANGUP : 0U));
 }
 
@@ -228,7 +235,9 @@ static int collect(pt_context *context)
     uint32_t start = world->place < count ? world->place : 0;
     for (int round = 0; round < 2; round++) {
         uint32_t index = 0;
-        for (pt_source *source = context->sources; source != NULL && context->ready_count < context->io_budget; source = source->next, index++) {
+        for (pt_source *source = context->sources;
+             source != NULL && context->ready_count < context->io_budget;
+             source = source->next, index++) {
             if ((round == 0) != (index >= start) || source->queued)
                 continue;
             uint32_t ready = readiness(context, source);
@@ -258,11 +267,13 @@ int pt_sim_world_wait(pt_context *context, int timeout_ms)
     pt_sim_world *world = world_of(context);
     const pt_sim_table *net = world->net;
     if (net->is_notifying(world->sim)) {
-        pt_sim_world_violated(world, "wait", PT_ERR_INVALID_STATE, "work at notification time; a notification only sets a flag");
+        pt_sim_world_violated(world, "wait", PT_ERR_INVALID_STATE,
+                              "work at notification time; a notification only sets a flag");
         return PT_ERR_PLATFORM;
     }
     uint64_t now_ns = net->now(world->sim);
-    uint64_t end_ns = timeout_ms < 0 ? UINT64_MAX : now_ns + (uint64_t)timeout_ms * (NANOSECONDS / 1000);
+    uint64_t end_ns =
+        timeout_ms < 0 ? UINT64_MAX : now_ns + (uint64_t)timeout_ms * (NANOSECONDS / 1000);
     for (;;) {
         reap(world);
         if (collect(context) != 0 || take_wake(context))
@@ -287,7 +298,8 @@ int pt_sim_world_wait_completions(pt_context *context, pt_link *link, int timeou
     pt_sim_world *world = world_of(context);
     const pt_sim_table *net = world->net;
     if (net->is_notifying(world->sim)) {
-        pt_sim_world_violated(world, "send", PT_ERR_INVALID_STATE, "a synchronous call at notification time");
+        pt_sim_world_violated(world, "send", PT_ERR_INVALID_STATE,
+                              "a synchronous call at notification time");
         return PT_ERR_PLATFORM;
     }
     uint64_t end_ns = net->now(world->sim) + (uint64_t)timeout_ms * (NANOSECONDS / 1000);

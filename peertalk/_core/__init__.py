@@ -1,7 +1,8 @@
 """The stair between the two storeys: three cores behind one surface.
 
-"standard" and "lowmem" are the compiled C core with different limits; "reference" is the same in plain Python. What they share is the Core
-class below: pure functions, sans-I/O machines and the loop, with the same names, results and exceptions. values.py has the plain values.
+"standard" and "lowmem" are the compiled C core with different limits; "reference" is the same in
+plain Python. What they share is the Core class below: pure functions, sans-I/O machines and the
+loop, with the same names, results and exceptions. values.py has the plain values.
 """
 
 from __future__ import annotations
@@ -12,7 +13,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from peertalk import errors
-from peertalk._core.values import Capability, CompactHeader, Datagram, Discovery, FragmentHeader, Frame, Header
+from peertalk._core.values import (
+    Capability,
+    CompactHeader,
+    Datagram,
+    Discovery,
+    FragmentHeader,
+    Frame,
+    Header,
+)
 
 __all__ = ["CORES", "Core", "Limits", "load"]
 
@@ -22,7 +31,8 @@ CORES = ("standard", "lowmem", "reference")
 class Limits(NamedTuple):
     """Compile-time limits, in bytes but for pipeline_depth (slots) and max_peers.
 
-    message_max_payload, slot_buffer_size and max_peers describe the classic worlds; sockets use slot_size, pipeline_depth and frame_max_payload.
+    message_max_payload, slot_buffer_size and max_peers describe the classic worlds; sockets use
+    slot_size, pipeline_depth and frame_max_payload.
     """
 
     frame_max_payload: int
@@ -35,7 +45,8 @@ class Limits(NamedTuple):
 
 
 class Core:
-    """One core. Encoders raise InvalidArgument or MessageTooLarge, decoders a ProtocolError with its code.
+    """One core. Encoders raise InvalidArgument or MessageTooLarge, decoders a ProtocolError with
+    its code.
 
     Args:
         name: of CORES.
@@ -89,7 +100,8 @@ def load(name: str | None = None) -> Core:
     """A core by name; the same object each time.
 
     Args:
-        name: of CORES; None: PEERTALK_CORE from the environment, else the first of CORES that was built.
+        name: of CORES; None: PEERTALK_CORE from the environment, else the first of CORES that was
+            built.
 
     Raises:
         InvalidArgument: no core has that name.
@@ -105,7 +117,9 @@ def load(name: str | None = None) -> Core:
         return load("reference")
     if asked not in CORES:
         origin = "" if name else " (from PEERTALK_CORE)"
-        raise errors.InvalidArgument(f"core {asked!r}{origin}: there are {', '.join(map(repr, CORES))}")
+        raise errors.InvalidArgument(
+            f"core {asked!r}{origin}: there are {', '.join(map(repr, CORES))}"
+        )
     if asked not in _loaded:
         _loaded[asked] = _load_reference() if asked == "reference" else _load_compiled(asked)
     return _loaded[asked]
@@ -115,14 +129,22 @@ def _load_compiled(name: str) -> Core:
     try:
         source = importlib.import_module("peertalk._core.compiled").Compiled(name)
     except ImportError as error:
-        raise errors.NotSupported(f"the {name} core was not built here ({error}): run build_ffi.py, or use core='reference'") from error
+        raise errors.NotSupported(
+            f"the {name} core was not built here ({error}): run build_ffi.py, or use "
+            "core='reference'"
+        ) from error
     return Core(name, source, Limits(*source.limits))
 
 
 def _load_reference() -> Core:
     source = importlib.import_module("peertalk._core.reference")
     limits = Limits(
-        source.FRAME_MAX_PAYLOAD, source.SLOT_SIZE, source.DEPTH, source.RECEIVE_BUFFER_SIZE, source.MAX_PEERS, source.MESSAGE_MAX_PAYLOAD,
+        source.FRAME_MAX_PAYLOAD,
+        source.SLOT_SIZE,
+        source.DEPTH,
+        source.RECEIVE_BUFFER_SIZE,
+        source.MAX_PEERS,
+        source.MESSAGE_MAX_PAYLOAD,
         source.SLOT_BUFFER_SIZE,
-    )  # fmt: skip
+    )
     return Core("reference", source, limits)

@@ -1,7 +1,9 @@
-"""A compiled core, bound: the only way to ffi and lib, for the pure functions of codec.py and the handles beside it.
+"""A compiled core, bound: the only way to ffi and lib, for the pure functions of codec.py and the
+handles beside it.
 
-What is called once a message or once a turn comes from the border's native functions where this is CPython, and from plain cffi calls elsewhere
-(native=False, or PEERTALK_NATIVE=0 in the environment); both give the same tuples.
+What is called once a message or once a turn comes from the border's native functions where this is
+CPython, and from plain cffi calls elsewhere (native=False, or PEERTALK_NATIVE=0 in the
+environment); both give the same tuples.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ def _no_answer(*_: object) -> None:
 
 
 class Binding:
-    """One compiled core: its module, its result codes, its platforms, and the checks that every call needs.
+    """One compiled core: its module, its result codes, its platforms, and the checks that every
+    call needs.
 
     Args:
         name: "standard" or "lowmem".
@@ -45,9 +48,14 @@ class Binding:
         self.crc_name: str = ffi.string(lib.pt_crc16_name()).decode()
         self.assertions = bool(lib.PT_ASSERTIONS)
         self.limits = (
-            lib.PT_FRAME_MAX_PAYLOAD, lib.PT_POSIX_SLOT_SIZE, lib.PT_POSIX_PIPELINE_DEPTH, lib.PT_RECEIVE_BUFFER_SIZE, lib.PT_MAX_PEERS,
-            lib.PT_MESSAGE_MAX_PAYLOAD, lib.PT_SLOT_BUFFER_SIZE,
-        )  # fmt: skip
+            lib.PT_FRAME_MAX_PAYLOAD,
+            lib.PT_POSIX_SLOT_SIZE,
+            lib.PT_POSIX_PIPELINE_DEPTH,
+            lib.PT_RECEIVE_BUFFER_SIZE,
+            lib.PT_MAX_PEERS,
+            lib.PT_MESSAGE_MAX_PAYLOAD,
+            lib.PT_SLOT_BUFFER_SIZE,
+        )
         self.border = types.ModuleType(f"peertalk._core.{name}_border")
         self.native = lib.pt_border_attach(ffi.cast("void *", id(self.border))) == 0
         quick = self.border if self.native and os.environ.get("PEERTALK_NATIVE") != "0" else None
@@ -60,20 +68,34 @@ class Binding:
 
     def platform(self, name: str) -> Any:
         """The table of a platform."""
-        tables = dict(zip(CLASSIC, ("pt_mactcp_ops", "pt_ot_ops", "pt_mactcp_sync_ops", "pt_ot_sync_ops"), strict=True))
+        tables = dict(
+            zip(
+                CLASSIC,
+                ("pt_mactcp_ops", "pt_ot_ops", "pt_mactcp_sync_ops", "pt_ot_sync_ops"),
+                strict=True,
+            )
+        )
         return getattr(self.lib, tables.get(name, f"pt_{name}_ops"))()
 
     def platforms(self) -> dict[str, dict[str, int]]:
-        """What each world has: 1 for each entry that is filled in, ticks_per_second, and whether it is simulated."""
-        entries = ("tcp_send", "tcp_send_async", "poll_send_completions", "wait_send_completions", "send_slots_available")
+        """What each world has: 1 for each entry that is filled in, ticks_per_second, and whether it
+        is simulated."""
+        entries = (
+            "tcp_send",
+            "tcp_send_async",
+            "poll_send_completions",
+            "wait_send_completions",
+            "send_slots_available",
+        )
         worlds = {name: self.platform(name) for name in PLATFORMS}
         return {
             name: {
                 **{entry: int(getattr(ops, entry) != self.ffi.NULL) for entry in entries},
-                "ticks_per_second": ops.ticks_per_second, "simulated": int(name in CLASSIC),
+                "ticks_per_second": ops.ticks_per_second,
+                "simulated": int(name in CLASSIC),
             }
             for name, ops in worlds.items()
-        }  # fmt: skip
+        }
 
     # Codes
 
@@ -82,7 +104,8 @@ class Binding:
         return str(self.ffi.string(self.lib.pt_strerror(code)).decode())
 
     def error_name(self, code: int) -> str:
-        """The name of a result code in the C headers, "PT_ERR_UNKNOWN" for a number that is none."""
+        """The name of a result code in the C headers, "PT_ERR_UNKNOWN" for a number that is
+        none."""
         return str(self.ffi.string(self.lib.pt_error_name(code)).decode())
 
     def fault(self, code: int, what: str) -> errors.PeerTalkError:
@@ -91,10 +114,13 @@ class Binding:
 
     def bad(self, code: int, what: str, data_len: int) -> errors.ProtocolError:
         """The exception for bytes that a decoder refused."""
-        return errors.from_decoder(code, f"{what} of {data_len:,} bytes: {self.strerror(code)} ({self.error_name(code)})")
+        return errors.from_decoder(
+            code, f"{what} of {data_len:,} bytes: {self.strerror(code)} ({self.error_name(code)})"
+        )
 
     def flat(self, data: Data) -> Any:
-        """A C view of any contiguous buffer; TypeError for anything else. It must be kept while C reads it."""
+        """A C view of any contiguous buffer; TypeError for anything else. It must be kept while C
+        reads it."""
         try:
             return self.ffi.from_buffer("uint8_t[]", data)
         except (BufferError, ValueError):
@@ -107,7 +133,9 @@ class Binding:
             InvalidArgument: it is not; WrongType when it is no number.
         """
         if not isinstance(value, int):
-            raise errors.WrongType(f"{what} is a {type(value).__name__}: give a number from 0 to {limit:,}")
+            raise errors.WrongType(
+                f"{what} is a {type(value).__name__}: give a number from 0 to {limit:,}"
+            )
         if not 0 <= value <= limit:
             raise errors.InvalidArgument(f"{what} is {value:,}: it must be 0 to {limit:,}")
         return value
@@ -115,7 +143,9 @@ class Binding:
     def kind(self, what: str, value: int, largest: int) -> int:
         """value if it is a type from 1 to largest."""
         if not isinstance(value, int) or not 1 <= value <= largest:
-            raise errors.InvalidArgument(f"type of a {what} is {value!r}: it must be 1 to {largest}")
+            raise errors.InvalidArgument(
+                f"type of a {what} is {value!r}: it must be 1 to {largest}"
+            )
         return value
 
     def frames_in(self, plain: Any) -> Any:

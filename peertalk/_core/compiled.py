@@ -1,4 +1,5 @@
-"""A compiled core as load() wants it: its pure functions, and each noun with its binding filled in."""
+"""A compiled core as load() wants it: its pure functions, and each noun with its binding filled
+in."""
 
 from __future__ import annotations
 

@@ -1,8 +1,11 @@
-"""One owner class for each sans-I/O noun of the C core: pool, ingest, reassembly, pipeline, wheel. link.py, loop.py and simulator.py have the others.
+"""One owner class for each sans-I/O noun of the C core: pool, ingest, reassembly, pipeline, wheel.
+link.py, loop.py and simulator.py have the others.
 
-A handle owns the C memory behind it, keeps what that memory points at alive, and turns result codes into values or exceptions.
+A handle owns the C memory behind it, keeps what that memory points at alive, and turns result codes
+into values or exceptions.
 
-Invariant, of every handle: C memory is freed after everything that points into it. Never: a callback from C, a pointer made anew on a hot path.
+Invariant, of every handle: C memory is freed after everything that points into it. Never: a
+callback from C, a pointer made anew on a hot path.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ class Buffer:
         self.view = memoryview(pool._ffi.buffer(pointer, self.size))
 
     def release(self, used: int | None = None) -> None:
-        """Give the buffer back; a second time does nothing. used: bytes from its start that were written and are wiped (None: all)."""
+        """Give the buffer back; a second time does nothing. used: bytes from its start that were
+        written and are wiped (None: all)."""
         pointer, self._pointer = self._pointer, None
         if pointer is not None:
             self.view.release()
@@ -38,21 +42,27 @@ class BufferPool:
     """Lends buffers of a few sizes; may be used from any thread.
 
     Args:
-        classes: (buffer_size, capacity) pairs, 1 to 8, ascending sizes in bytes; capacity: how many may exist at once, 1 to 65,535.
-        budget: bytes that all buffers together may hold, bookkeeping included; 0: no limit beside the capacities.
+        classes: (buffer_size, capacity) pairs, 1 to 8, ascending sizes in bytes; capacity: how many
+            may exist at once, 1 to 65,535.
+        budget: bytes that all buffers together may hold, bookkeeping included; 0: no limit beside
+            the capacities.
         limit: bytes that the memory behind the pool has; 0: no limit.
 
     Raises:
         InvalidArgument: the classes are not as said.
     """
 
-    def __init__(self, binding: Binding, classes: Sequence[tuple[int, int]], budget: int = 0, limit: int = 0) -> None:
+    def __init__(
+        self, binding: Binding, classes: Sequence[tuple[int, int]], budget: int = 0, limit: int = 0
+    ) -> None:
         self._binding = binding
         self._ffi = ffi = binding.ffi
         self._lib = lib = binding.lib
         self._closed = False
         wanted = "give 1 to 8 different sizes, ascending, at least 1 byte, capacities 1 to 65,535"
-        if not 1 <= len(classes) <= lib.PT_POOL_MAX_CLASSES or any(not 0 <= number < 2**32 for pair in classes for number in pair):
+        if not 1 <= len(classes) <= lib.PT_POOL_MAX_CLASSES or any(
+            not 0 <= number < 2**32 for pair in classes for number in pair
+        ):
             raise errors.InvalidArgument(f"pool classes {list(classes)}: {wanted}")
         array = ffi.new("pt_pool_class[]", list(classes))
         size = lib.pt_pool_size(array, len(classes))
@@ -69,14 +79,21 @@ class BufferPool:
             raise errors.InvalidArgument(f"pool classes {list(classes)}: {wanted}")
 
     def acquire(self, size: int) -> Buffer:
-        """Borrow a zeroed buffer of at least size bytes, from the smallest class that holds it; a larger one is not tried.
+        """Borrow a zeroed buffer of at least size bytes, from the smallest class that holds it; a
+        larger one is not tried.
 
         Raises:
-            OutOfMemory: class, budget or memory are used up (counted), or size is 0 or above the largest class.
+            OutOfMemory: class, budget or memory are used up (counted), or size is 0 or above the
+                largest class.
         """
-        pointer = self._lib.pt_pool_acquire(self._pool, size) if 0 < size < 2**32 else self._ffi.NULL
+        pointer = (
+            self._lib.pt_pool_acquire(self._pool, size) if 0 < size < 2**32 else self._ffi.NULL
+        )
         if pointer == self._ffi.NULL:
-            raise errors.OutOfMemory(f"a buffer of {size:,} bytes: the pool has none to lend (its largest class has {self.largest:,})")
+            raise errors.OutOfMemory(
+                f"a buffer of {size:,} bytes: the pool has none to lend (its largest class "
+                f"has {self.largest:,})"
+            )
         return Buffer(self, pointer)
 
     def _take_back(self, pointer: Any, used: int) -> None:
@@ -88,7 +105,15 @@ class BufferPool:
         """The counters; see PoolStatistics."""
         out = self._ffi.new("pt_pool_statistics *")
         self._lib.pt_pool_get_statistics(self._pool, out)
-        return PoolStatistics(out.acquires, out.allocations, out.refusals, out.returns, out.bytes, out.peak_bytes, out.in_use)
+        return PoolStatistics(
+            out.acquires,
+            out.allocations,
+            out.refusals,
+            out.returns,
+            out.bytes,
+            out.peak_bytes,
+            out.in_use,
+        )
 
     def trim(self) -> int:
         """Give the memory of all free buffers back. Returns the bytes freed."""
@@ -106,7 +131,8 @@ class BufferPool:
         return int(self._account.attempts)
 
     def close(self) -> int:
-        """Free every buffer. Returns the number that are still lent; each is freed when it comes back."""
+        """Free every buffer. Returns the number that are still lent; each is freed when it comes
+        back."""
         self._closed = True
         return int(self._lib.pt_pool_cleanup(self._pool))
 
@@ -116,18 +142,27 @@ class BufferPool:
 
 
 class Ingest:
-    """Reads message frames from a stream, sans-I/O: full ones, and compact ones between them, whose sequence reads 0.
+    """Reads message frames from a stream, sans-I/O: full ones, and compact ones between them, whose
+    sequence reads 0.
 
     Args:
-        max_payload: longest payload in bytes that is taken; a longer one is a fault, judged on the header. None: the core's limit.
-        pool: lends staging buffers; its largest class must hold a whole frame. None: a pool of one such buffer.
+        max_payload: longest payload in bytes that is taken; a longer one is a fault, judged on the
+            header. None: the core's limit.
+        pool: lends staging buffers; its largest class must hold a whole frame. None: a pool of one
+            such buffer.
     """
 
-    def __init__(self, binding: Binding, max_payload: int | None = None, pool: BufferPool | None = None) -> None:
+    def __init__(
+        self, binding: Binding, max_payload: int | None = None, pool: BufferPool | None = None
+    ) -> None:
         self._binding = binding
         self._ffi = ffi = binding.ffi
         self._lib = lib = binding.lib
-        size = lib.PT_FRAME_MAX_PAYLOAD if max_payload is None else binding.limited("max_payload", max_payload, 0xFFFF)
+        size = (
+            lib.PT_FRAME_MAX_PAYLOAD
+            if max_payload is None
+            else binding.limited("max_payload", max_payload, 0xFFFF)
+        )
         self._whole = size + lib.PT_FRAME_OVERHEAD
         self._pool = BufferPool(binding, [(self._whole, 1)]) if pool is None else pool
         self._ingest = ffi.new("pt_ingest *")
@@ -154,23 +189,29 @@ class Ingest:
         """Take bytes of the stream; consumed says how many were taken.
 
         Returns:
-            The frames that became whole. When the pool has no buffer for a cut frame, consumed is where it starts in data (0 when its header was
-            cut by an earlier call); give the same bytes again from there.
+            The frames that became whole. When the pool has no buffer for a cut frame, consumed is
+            where it starts in data (0 when its header was cut by an earlier call); give the same
+            bytes again from there.
 
         Raises:
-            ProtocolError: a frame is bad; the whole frames before it are in .frames, consumed is where it starts in data (0 when it began in
-                an earlier call), and the machine takes no more.
+            ProtocolError: a frame is bad; the whole frames before it are in .frames, consumed is
+                where it starts in data (0 when it began in an earlier call), and the machine takes
+                no more.
             InvalidState: after a fault, or after close().
         """
         view = self._binding.flat(data)
         self._make_room(len(view))
         code = self._lib.pt_ingest_feed(self._ingest, view, len(view), self._sink, self._consumed)
         if code == self._lib.PT_ERR_INVALID_STATE:
-            raise errors.InvalidState("the ingest takes no more bytes: it met a bad frame or was closed")
+            raise errors.InvalidState(
+                "the ingest takes no more bytes: it met a bad frame or was closed"
+            )
         payloads = self._ffi.buffer(self._buffer, self._plain.buffer_len)[:]
         frames = [
             Frame(type, flags, sequence, payloads[offset : offset + size])
-            for offset, _, _, _, _, _, size, type, flags, sequence in self._binding.frames_in(self._plain)
+            for offset, _, _, _, _, _, size, type, flags, sequence in self._binding.frames_in(
+                self._plain
+            )
         ]
         if code != 0 and code != self._lib.PT_ERR_BACKPRESSURE:
             fault = self._binding.bad(code, "a frame in a stream", len(view))
@@ -203,7 +244,8 @@ class Ingest:
 
 
 class Reassembly:
-    """Puts the fragments of one link together, sans-I/O: one message at a time, pieces strictly in order.
+    """Puts the fragments of one link together, sans-I/O: one message at a time, pieces strictly in
+    order.
 
     Args:
         limit: longest message in bytes that is taken, 0 to 65,535.
@@ -230,13 +272,16 @@ class Reassembly:
             The message that it completes, or None.
 
         Raises:
-            ProtocolError: the fragment is not as it must be; its code says how: -22 too short, or the last one of a message that is not whole; -1
-                out of order, of another message, or beyond its total; -16 of a message above the limit; -10 no message has begun.
+            ProtocolError: the fragment is not as it must be; its code says how: -22 too short, or
+                the last one of a message that is not whole; -1 out of order, of another message, or
+                beyond its total; -16 of a message above the limit; -10 no message has begun.
             OutOfMemory: the pool has no memory for the message that begins, which is lost.
         """
         binding, lib = self._binding, self._lib
         view = binding.flat(payload)
-        code = lib.pt_reassembly_feed(self._reassembly, view, len(view), self._message, self._message_len)
+        code = lib.pt_reassembly_feed(
+            self._reassembly, view, len(view), self._message, self._message_len
+        )
         if code == lib.PT_REASSEMBLY_COMPLETE:
             size = self._message_len[0]
             whole = bytes(binding.ffi.buffer(self._message[0], size)) if size else b""
@@ -274,8 +319,10 @@ class SendPipeline:
 
     Args:
         depth: slots, 1 to 64; None: the core's number.
-        slot_size: bytes of a slot, 12 to 65,535 and at most the pool's largest class; None: the core's size for sockets.
-        lazy: borrow a slot's buffer at first use and return it when reported; False: borrow all now.
+        slot_size: bytes of a slot, 12 to 65,535 and at most the pool's largest class; None: the
+            core's size for sockets.
+        lazy: borrow a slot's buffer at first use and return it when reported; False: borrow all
+            now.
         packing: small frames share a slot.
         pool: lends the buffers; None: one of its own.
 
@@ -285,9 +332,14 @@ class SendPipeline:
     """
 
     def __init__(
-        self, binding: Binding, depth: int | None = None, slot_size: int | None = None, lazy: bool = True, packing: bool = True,
+        self,
+        binding: Binding,
+        depth: int | None = None,
+        slot_size: int | None = None,
+        lazy: bool = True,
+        packing: bool = True,
         pool: BufferPool | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._binding = binding
         self._ffi = ffi = binding.ffi
         self._lib = lib = binding.lib
@@ -295,19 +347,25 @@ class SendPipeline:
         self._own_pool = pool is None
         self._pool = BufferPool(binding, [(slot_size, depth)]) if pool is None else pool
         if slot_size > self._pool.largest:
-            raise errors.InvalidArgument(f"slot_size of {slot_size:,} bytes: the pool's largest class has {self._pool.largest:,}")
+            raise errors.InvalidArgument(
+                f"slot_size of {slot_size:,} bytes: the pool's largest class has "
+                f"{self._pool.largest:,}"
+            )
         self._slots = ffi.new("pt_send_slot[]", depth)
         self._pipeline = ffi.new("pt_send_pipeline *")
         self._address = int(ffi.cast("uintptr_t", self._pipeline))
         self._count = ffi.new("uint32_t *")
         self._result = ffi.new("int *")
-        code = lib.pt_pipeline_init(self._pipeline, self._slots, depth, slot_size, self._pool._pool, lazy, packing)
+        code = lib.pt_pipeline_init(
+            self._pipeline, self._slots, depth, slot_size, self._pool._pool, lazy, packing
+        )
         if code != 0:
             raise binding.fault(code, f"a pipeline of {depth} slots of {slot_size:,} bytes")
 
     def send(self, type: int, payload: Data, flags: int = 0) -> int:
-        """Put one frame on its way. Returns 0, or with nothing changed -19 (every slot is taken), -2 (no buffer), -16 (the frame does not
-        fit a slot), -1 (type is not 1 to 7, flags no byte), -3 (closed)."""
+        """Put one frame on its way. Returns 0, or with nothing changed -19 (every slot is taken),
+        -2 (no buffer), -16 (the frame does not fit a slot), -1 (type is not 1 to 7, flags no byte),
+        -3 (closed)."""
         code = self._binding.put_frame(self._address, type, payload, flags)
         if code is not None:
             return cast(int, code)
@@ -317,13 +375,18 @@ class SendPipeline:
         return int(self._lib.pt_pipeline_send(self._pipeline, type, flags, view, len(view)))
 
     def launch(self) -> int:
-        """Hand the oldest filling slot to the platform. Returns its index, or -1 when there is none."""
+        """Hand the oldest filling slot to the platform. Returns its index, or -1 when there is
+        none."""
         return int(self._lib.pt_pipeline_launch(self._pipeline))
 
     def slot_bytes(self, index: int) -> bytes:
         """The frames in a slot, as they go on the wire."""
         slot = self._slots[index]
-        return b"" if slot.buffer == self._ffi.NULL or slot.state == 0 else bytes(self._ffi.buffer(slot.buffer, slot.message_len))
+        return (
+            b""
+            if slot.buffer == self._ffi.NULL or slot.state == 0
+            else bytes(self._ffi.buffer(slot.buffer, slot.message_len))
+        )
 
     def slot_state(self, index: int) -> int:
         """State of a slot: 0 free, 1 filling, 2 in flight, 3 completed, 4 abandoned."""
@@ -335,18 +398,23 @@ class SendPipeline:
         Raises:
             InvalidState: the slot is not in flight.
         """
-        if self._slots[index].state not in (self._lib.PT_SLOT_IN_FLIGHT, self._lib.PT_SLOT_ABANDONED):
+        if self._slots[index].state not in (
+            self._lib.PT_SLOT_IN_FLIGHT,
+            self._lib.PT_SLOT_ABANDONED,
+        ):
             raise errors.InvalidState(f"slot {index} is not in flight: nothing to complete")
         self._lib.pt_pipeline_complete(self._pipeline, index, result)
 
     def report(self) -> tuple[int, int] | None:
-        """Free the oldest slot if it is completed. Returns (messages it carried, its result), or None while it is not done."""
+        """Free the oldest slot if it is completed. Returns (messages it carried, its result), or
+        None while it is not done."""
         if not self._lib.pt_pipeline_report(self._pipeline, self._count, self._result):
             return None
         return self._count[0], self._result[0]
 
     def is_ripe(self) -> bool:
-        """Whether the newest filling slot should leave now: it is full, carries a no-delay frame, or packing is off."""
+        """Whether the newest filling slot should leave now: it is full, carries a no-delay frame,
+        or packing is off."""
         return bool(self._lib.pt_pipeline_is_ripe(self._pipeline))
 
     @property
@@ -375,7 +443,8 @@ class SendPipeline:
         return int(self._pipeline.reported)
 
     def close(self) -> int:
-        """Give every buffer back but those in flight, which become abandoned until they are completed. Returns their number; may be called again."""
+        """Give every buffer back but those in flight, which become abandoned until they are
+        completed. Returns their number; may be called again."""
         abandoned = int(self._lib.pt_pipeline_cleanup(self._pipeline))
         if self._own_pool and abandoned == 0:
             self._pool.close()
@@ -394,9 +463,14 @@ def slot_shape(lib: Any, depth: int | None, slot_size: int | None) -> tuple[int,
     depth = lib.PT_POSIX_PIPELINE_DEPTH if depth is None else depth
     slot_size = lib.PT_POSIX_SLOT_SIZE if slot_size is None else slot_size
     if not 1 <= depth <= lib.PT_PIPELINE_MAX_DEPTH:
-        raise errors.InvalidArgument(f"depth of {depth} slots: a link has 1 to {lib.PT_PIPELINE_MAX_DEPTH}")
+        raise errors.InvalidArgument(
+            f"depth of {depth} slots: a link has 1 to {lib.PT_PIPELINE_MAX_DEPTH}"
+        )
     if not lib.PT_FRAME_OVERHEAD <= slot_size <= SLOT_BYTES_MAX:
-        raise errors.InvalidArgument(f"slot_size of {slot_size} bytes: a slot has {lib.PT_FRAME_OVERHEAD} to {SLOT_BYTES_MAX:,}")
+        raise errors.InvalidArgument(
+            f"slot_size of {slot_size} bytes: a slot has {lib.PT_FRAME_OVERHEAD} to "
+            f"{SLOT_BYTES_MAX:,}"
+        )
     return depth, slot_size
 
 
@@ -412,7 +486,8 @@ class TimerWheel:
         self._lib.pt_wheel_init(self._wheel, now & 0xFFFFFFFF)
 
     def arm(self, key: int, deadline: int) -> None:
-        """Expire at deadline, a tick less than 2^31 ahead; one that has passed expires at the next advance(). An armed key is moved."""
+        """Expire at deadline, a tick less than 2^31 ahead; one that has passed expires at the next
+        advance(). An armed key is moved."""
         timer = self._timers.get(key)
         if timer is None:
             timer = self._timers[key] = self._ffi.new("pt_timer *")
@@ -442,7 +517,8 @@ class TimerWheel:
         return key
 
     def next(self) -> int | None:
-        """Ticks from now until advance() has work: 0 when a key is due; None when none is armed. Never later than the next deadline."""
+        """Ticks from now until advance() has work: 0 when a key is due; None when none is armed.
+        Never later than the next deadline."""
         ticks = int(self._lib.pt_wheel_next(self._wheel))
         return None if ticks == 0xFFFFFFFF else ticks
 

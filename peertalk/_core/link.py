@@ -1,4 +1,5 @@
-"""What a loop of a compiled core serves: links, watches and timers. Their C memory is their own; the loop keeps it alive while C points into it."""
+"""What a loop of a compiled core serves: links, watches and timers. Their C memory is their own;
+the loop keeps it alive while C points into it."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ MAX_DELAY_MS = 2**31 - 10_000
 
 
 class Watch:
-    """A foreign descriptor; a turn reports (READY, tag, mask, 0) as long as it is ready for what is wanted."""
+    """A foreign descriptor; a turn reports (READY, tag, mask, 0) as long as it is ready for what is
+    wanted."""
 
     def __init__(self, loop: Loop, fd: int, tag: int, interest: int) -> None:
         self._loop = loop
@@ -64,7 +66,8 @@ class Timer:
         self._timer.tag = tag
 
     def arm(self, delay: float) -> None:
-        """Expire delay seconds from now, rounded up to milliseconds; 0 or less: at the next turn. Arming again moves it.
+        """Expire delay seconds from now, rounded up to milliseconds; 0 or less: at the next turn.
+        Arming again moves it.
 
         Raises:
             InvalidState: the loop is closed.
@@ -86,19 +89,32 @@ class Timer:
 
 
 class Link:
-    """One connection: what is sent waits in a pipeline, what arrives is cut into frames. Made by Loop.open_link().
+    """One connection: what is sent waits in a pipeline, what arrives is cut into frames. Made by
+    Loop.open_link().
 
     Attributes:
-        send: send(payload) accepts one DATA frame. A sum of NEEDS_TURN and YIELD (0 or more), or with nothing changed: -19 every slot is taken,
-            -2 no memory, -16 longer than max_message, -18 the link is not open. TypeError: payload is no contiguous buffer of bytes.
-        send_many: send_many(payloads, start=0) accepts payloads[start:], a list, in order until one is refused: (how many were accepted,
-            the refusal or the sum of the hints seen). A wrong type is a TypeError where it comes first, else the refusal -1.
+        send: send(payload) accepts one DATA frame. A sum of NEEDS_TURN and YIELD (0 or more), or
+            with nothing changed: -19 every slot is taken,
+            -2 no memory, -16 longer than max_message, -18 the link is not open. TypeError: payload
+            is no contiguous buffer of bytes.
+        send_many: send_many(payloads, start=0) accepts payloads[start:], a list, in order until one
+            is refused: (how many were accepted, the refusal or the sum of the hints seen). A wrong
+                type is a TypeError where it comes first, else the refusal -1.
     """
 
     send: Callable[[Data], int]
     send_many: Callable[..., tuple[int, int]]
 
-    def __init__(self, loop: Loop, fd: int, tag: int, depth: int | None, slot_size: int | None, packing: bool, max_payload: int | None) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        fd: int,
+        tag: int,
+        depth: int | None,
+        slot_size: int | None,
+        packing: bool,
+        max_payload: int | None,
+    ) -> None:
         self._loop = loop
         self._binding = loop._binding
         self._lib = lib = loop._lib
@@ -110,15 +126,28 @@ class Link:
             slot_size = lib.PT_SLOT_BUFFER_SIZE if slot_size is None else slot_size
         depth, slot_size = slot_shape(lib, depth, slot_size)
         if slot_size > loop._pool.largest:
-            raise errors.InvalidArgument(f"slot_size of {slot_size:,} bytes: the pool's largest class has {loop._pool.largest:,}")
+            raise errors.InvalidArgument(
+                f"slot_size of {slot_size:,} bytes: the pool's largest class has "
+                f"{loop._pool.largest:,}"
+            )
         limit = lib.PT_FRAME_MAX_PAYLOAD
         if max_payload is not None and not 0 <= max_payload <= limit:
-            raise errors.InvalidArgument(f"max_payload of {max_payload:,} bytes: a frame carries 0 to {limit:,}")
+            raise errors.InvalidArgument(
+                f"max_payload of {max_payload:,} bytes: a frame carries 0 to {limit:,}"
+            )
         self._slots = ffi.new("pt_send_slot[]", depth)
         self._link = ffi.new("pt_link *")
         self._context = loop._context
         code = lib.pt_link_open(
-            self._context, self._link, fd, tag, self._slots, depth, slot_size, packing, limit if max_payload is None else max_payload
+            self._context,
+            self._link,
+            fd,
+            tag,
+            self._slots,
+            depth,
+            slot_size,
+            packing,
+            limit if max_payload is None else max_payload,
         )
         if code != 0:
             raise self._binding.fault(code, f"descriptor {fd} cannot become a link")
@@ -134,10 +163,13 @@ class Link:
     def _bind_send(self) -> tuple[Callable[[Data], int], Callable[..., tuple[int, int]]]:
         loop = self._loop
         if loop.native:
-            # The bound functions outlive this object as long as somebody holds them: they own the memory, not the handle.
+            # The bound functions outlive this object as long as somebody holds them: they own the
+            # memory, not the handle.
             owner = (loop._memory, self._link, self._slots)
             cast = partial(self._binding.ffi.cast, "uintptr_t")
-            send, send_many = self._binding.border.bind_link(int(cast(self._context)), int(cast(self._link)), owner)
+            send, send_many = self._binding.border.bind_link(
+                int(cast(self._context)), int(cast(self._link)), owner
+            )
         else:
             send, send_many = self._plain_send, self._plain_send_many
         if self._binding.assertions:
@@ -146,7 +178,9 @@ class Link:
 
     def _plain_send(self, payload: Data) -> int:
         if type(payload) is bytes:
-            return int(self._lib.pt_link_send(self._context, self._link, DATA, 0, payload, len(payload)))
+            return int(
+                self._lib.pt_link_send(self._context, self._link, DATA, 0, payload, len(payload))
+            )
         view = self._binding.flat(payload)
         return int(self._lib.pt_link_send(self._context, self._link, DATA, 0, view, len(view)))
 
@@ -169,16 +203,18 @@ class Link:
         return max(0, len(payloads) - start), hints
 
     def send_frame(self, type: int, payload: Data = b"", flags: int = 0) -> int:
-        """Accept one frame of any type; NO_DELAY makes it leave at once. Returns what send() returns, or -1 for a type or flags out of range."""
+        """Accept one frame of any type; NO_DELAY makes it leave at once. Returns what send()
+        returns, or -1 for a type or flags out of range."""
         view = self._binding.flat(payload)
         if not 0 <= type <= 0xFF or not 0 <= flags <= 0xFF:
             type = flags = 0
         return int(self._lib.pt_link_send(self._context, self._link, type, flags, view, len(view)))
 
     def send_sync(self, payload: Data, flags: int = 0) -> int:
-        """As send(), but where that says that every slot is taken, and always where the platform writes each slot by itself, wait until all are
-        free, at most 5 s, and then send this one alone, with 5 s of its own: nothing is overtaken. Other threads may run meanwhile; the loop is not
-        theirs.
+        """As send(), but where that says that every slot is taken, and always where the platform
+        writes each slot by itself, wait until all are free, at most 5 s, and then send this one
+        alone, with 5 s of its own: nothing is overtaken. Other threads may run meanwhile; the loop
+        is not theirs.
 
         Returns:
             What send() returns; -6: the slots did not come free in time, with nothing changed.
@@ -186,10 +222,13 @@ class Link:
         view = self._binding.flat(payload)
         if not 0 <= flags <= 0xFF:
             return int(self._lib.PT_ERR_INVALID_PARAM)
-        return int(self._lib.pt_link_send_sync(self._context, self._link, DATA, flags, view, len(view)))
+        return int(
+            self._lib.pt_link_send_sync(self._context, self._link, DATA, flags, view, len(view))
+        )
 
     def drain(self) -> int:
-        """Wait until every slot is free, at most 5 s. Serves nobody else. Returns 0, -6: not in time, -18: the link is not open (any more)."""
+        """Wait until every slot is free, at most 5 s. Serves nobody else. Returns 0, -6: not in
+        time, -18: the link is not open (any more)."""
         return int(self._lib.pt_link_drain(self._context, self._link))
 
     def pause(self) -> None:
@@ -205,7 +244,8 @@ class Link:
         self._lib.pt_link_shut(self._context, self._link)
 
     def close(self) -> None:
-        """Leave the loop and give the memory back; the descriptor stays the caller's. Idempotent."""
+        """Leave the loop and give the memory back; the descriptor stays the caller's.
+        Idempotent."""
         if self in self._loop._links:
             del self._loop._links[self]
             if self._lib.pt_link_close(self._context, self._link):
@@ -213,7 +253,8 @@ class Link:
 
     @property
     def max_message(self) -> int:
-        """Longest payload of a DATA frame that may be sent now, in bytes; set it to what the other side takes."""
+        """Longest payload of a DATA frame that may be sent now, in bytes; set it to what the other
+        side takes."""
         return int(self._link.max_message)
 
     @max_message.setter
@@ -248,7 +289,19 @@ class Link:
         link = self._link
         pipeline, ingest = link.pipeline, link.ingest
         return LinkStatistics(
-            pipeline.accepted, pipeline.accepted - self.pending, pipeline.frames, pipeline.payload_bytes, link.sent_bytes, link.write_calls,
-            pipeline.refusals, pipeline.pending_count, pipeline.high_water, ingest.frames, ingest.payload_bytes, link.received_bytes,
-            link.read_calls, self._lib.pt_ingest_partial_len(self._binding.ffi.addressof(link, "ingest")), link.sync_sends,
-        )  # fmt: skip
+            pipeline.accepted,
+            pipeline.accepted - self.pending,
+            pipeline.frames,
+            pipeline.payload_bytes,
+            link.sent_bytes,
+            link.write_calls,
+            pipeline.refusals,
+            pipeline.pending_count,
+            pipeline.high_water,
+            ingest.frames,
+            ingest.payload_bytes,
+            link.received_bytes,
+            link.read_calls,
+            self._lib.pt_ingest_partial_len(self._binding.ffi.addressof(link, "ingest")),
+            link.sync_sends,
+        )

@@ -1,4 +1,5 @@
-"""The engine of a compiled core: one turn of waiting and working, for the links, watches and timers of one thread."""
+"""The engine of a compiled core: one turn of waiting and working, for the links, watches and timers
+of one thread."""
 
 from __future__ import annotations
 
@@ -14,7 +15,20 @@ from peertalk._core.binding import CLASSIC, PLATFORMS, Binding
 from peertalk._core.handles import BufferPool, Reassembly
 from peertalk._core.link import Link, Timer, Watch
 from peertalk._core.simulator import Host, Simulator
-from peertalk._core.values import BATCH, BATCHED, CLOSED, DATA, FRAGMENT, FRAME, READ, READY, SENT, WRITE, LoopStatistics, PoolStatistics
+from peertalk._core.values import (
+    BATCH,
+    BATCHED,
+    CLOSED,
+    DATA,
+    FRAGMENT,
+    FRAME,
+    READ,
+    READY,
+    SENT,
+    WRITE,
+    LoopStatistics,
+    PoolStatistics,
+)
 
 Event: TypeAlias = tuple[int, int, Any, Any]
 
@@ -37,17 +51,20 @@ class Loop:
         io_budget: ready sources served in one turn, 1 to 16.
         receive_buffer_size: bytes, at least one whole frame; None: the core's size.
         pool_bytes: bytes that slots and staging buffers may hold together.
-        platform: "posix", or "posix_plain" where each slot is written by a blocking send; "mactcp", "opentransport", and the same with "_sync", on a
-            simulator, whose handles then take the place of descriptors.
+        platform: "posix", or "posix_plain" where each slot is written by a blocking send; "mactcp",
+            "opentransport", and the same with "_sync", on a simulator, whose handles then take the
+            place of descriptors.
         simulator: the network of a classic platform; of any compiled core.
         host: of that network, where this loop lives.
         push: classic platforms: small writes are not merged on the wire.
-        send_limit: opentransport: bytes of one link that wait for acknowledgement before the flow is stopped; 0: the platform's.
+        send_limit: opentransport: bytes of one link that wait for acknowledgement before the flow
+            is stopped; 0: the platform's.
         native: False forces the plain cffi way, as PEERTALK_NATIVE=0 in the environment does.
         epoll: False takes poll(2) and leaves fd at -1.
 
     Attributes:
-        fd: to be watched for reading by another loop: readable whenever a turn has something to do; -1 when there is none (see descriptors()).
+        fd: to be watched for reading by another loop: readable whenever a turn has something to do;
+            -1 when there is none (see descriptors()).
         native: whether the border's native functions are used.
 
     Raises:
@@ -56,10 +73,20 @@ class Loop:
     """
 
     def __init__(
-        self, binding: Binding, *, io_budget: int = 16, receive_buffer_size: int | None = None, pool_bytes: int = 64 << 20,
-        platform: str = "posix", native: bool = True, epoll: bool = True, simulator: Simulator | None = None, host: Host | None = None,
-        push: bool = False, send_limit: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        binding: Binding,
+        *,
+        io_budget: int = 16,
+        receive_buffer_size: int | None = None,
+        pool_bytes: int = 64 << 20,
+        platform: str = "posix",
+        native: bool = True,
+        epoll: bool = True,
+        simulator: Simulator | None = None,
+        host: Host | None = None,
+        push: bool = False,
+        send_limit: int = 0,
+    ) -> None:
         self._binding = binding
         self._ffi = ffi = binding.ffi
         self._lib = lib = binding.lib
@@ -68,28 +95,49 @@ class Loop:
         size = lib.PT_RECEIVE_BUFFER_SIZE if receive_buffer_size is None else receive_buffer_size
         whole = lib.PT_FRAME_MAX_PAYLOAD + lib.PT_FRAME_OVERHEAD
         if not 1 <= io_budget <= lib.PT_IO_BUDGET:
-            raise errors.InvalidArgument(f"io_budget of {io_budget} sources: a turn serves 1 to {lib.PT_IO_BUDGET}")
+            raise errors.InvalidArgument(
+                f"io_budget of {io_budget} sources: a turn serves 1 to {lib.PT_IO_BUDGET}"
+            )
         if not whole <= size < 2**31:
-            raise errors.InvalidArgument(f"receive_buffer_size of {size} bytes: a whole frame has {whole}")
+            raise errors.InvalidArgument(
+                f"receive_buffer_size of {size} bytes: a whole frame has {whole}"
+            )
         if platform not in PLATFORMS:
-            raise errors.InvalidArgument(f"platform {platform!r}: there are {', '.join(map(repr, PLATFORMS))}")
+            raise errors.InvalidArgument(
+                f"platform {platform!r}: there are {', '.join(map(repr, PLATFORMS))}"
+            )
         if (platform in CLASSIC) != (simulator is not None and host is not None):
-            raise errors.InvalidArgument(f"platform {platform!r}: a simulator and a host belong to {', '.join(map(repr, CLASSIC))} alone")
+            raise errors.InvalidArgument(
+                f"platform {platform!r}: a simulator and a host belong to "
+                f"{', '.join(map(repr, CLASSIC))} alone"
+            )
         if simulator is not None and (simulator.closed or host not in simulator.hosts):
-            raise errors.InvalidArgument("the host is none of this simulator, or the simulator is closed")
+            raise errors.InvalidArgument(
+                "the host is none of this simulator, or the simulator is closed"
+            )
         self.platform = platform
         self.simulator = simulator
         self.host = host
         self._abandoned: list[Any] = []
         if pool_bytes < 1:
-            raise errors.InvalidArgument(f"pool_bytes of {pool_bytes}: slots and staging buffers need some")
+            raise errors.InvalidArgument(
+                f"pool_bytes of {pool_bytes}: slots and staging buffers need some"
+            )
 
         self._pool = BufferPool(binding, _pool_classes(lib, pool_bytes), pool_bytes)
         self._context = ffi.new("pt_context *")
         self._events = ffi.new("pt_event[]", EVENT_CAPACITY)
         receive_buffer = ffi.new("uint8_t[]", size)
         self._platform: Any = ffi.new("uint64_t[]", (self._platform_size(epoll) + 7) // 8)
-        self._memory = (self._context, self._platform, self._pool._memory, self._pool._account, receive_buffer, self._events, lib)
+        self._memory = (
+            self._context,
+            self._platform,
+            self._pool._memory,
+            self._pool._account,
+            receive_buffer,
+            self._events,
+            lib,
+        )
         self._links: dict[Link, None] = {}
         self._peaks: dict[str, int] = {}
         self._watches: set[Watch] = set()
@@ -98,7 +146,9 @@ class Loop:
         self._wake_lock = threading.Lock()
         self._owner: int | None = None
         self._turn: Callable[[], Any] = self._bind_turn(size)
-        self._open(binding.platform(platform), epoll, receive_buffer, io_budget, int(push), send_limit)
+        self._open(
+            binding.platform(platform), epoll, receive_buffer, io_budget, int(push), send_limit
+        )
         self._closed = False
         self.fd: int = -1 if simulator is not None else lib.pt_posix_fd(self._platform)
 
@@ -108,23 +158,39 @@ class Loop:
             return int(lib.pt_posix_size(0 if epoll else POLL_SOURCES))
         return int(lib.pt_mactcp_size() if self.platform.startswith("mactcp") else lib.pt_ot_size())
 
-    def _open(self, ops: Any, epoll: bool, receive_buffer: Any, io_budget: int, push: int, send_limit: int) -> None:
-        """What may fail and must be undone: the descriptors of the platform, or its place on a network, then the context on top of them."""
+    def _open(
+        self, ops: Any, epoll: bool, receive_buffer: Any, io_budget: int, push: int, send_limit: int
+    ) -> None:
+        """What may fail and must be undone: the descriptors of the platform, or its place on a
+        network, then the context on top of them."""
         lib = self._lib
         if self.simulator is not None:
             self._join(self.simulator, push, send_limit)
         else:
             system_error = self._ffi.new("int32_t *")
-            code = lib.pt_posix_init(self._platform, 0 if epoll else POLL_SOURCES, epoll, system_error)
+            code = lib.pt_posix_init(
+                self._platform, 0 if epoll else POLL_SOURCES, epoll, system_error
+            )
             if code != 0:
-                raise errors.PlatformError(f"a loop needs two descriptors: {os.strerror(system_error[0])}", code=code)
-        code = lib.pt_context_init(self._context, ops, self._platform, self._pool._pool, receive_buffer, len(receive_buffer), io_budget)
+                raise errors.PlatformError(
+                    f"a loop needs two descriptors: {os.strerror(system_error[0])}", code=code
+                )
+        code = lib.pt_context_init(
+            self._context,
+            ops,
+            self._platform,
+            self._pool._pool,
+            receive_buffer,
+            len(receive_buffer),
+            io_budget,
+        )
         if code != 0:
             self._end_platform()
             raise self._binding.fault(code, "a loop")
 
     def _join(self, simulator: Simulator, push: int, send_limit: int) -> None:
-        """Make platform data on a simulated network, which may live in another extension module: it is reached through its table."""
+        """Make platform data on a simulated network, which may live in another extension module: it
+        is reached through its table."""
         ffi, lib = self._ffi, self._lib
         sim = ffi.cast("pt_sim *", simulator.address)
         table = ffi.cast("pt_sim_table *", simulator.table)
@@ -134,12 +200,21 @@ class Loop:
         if self.platform.startswith("mactcp"):
             lib.pt_mactcp_init(self._platform, sim, table, self.host.number, source, push)
         else:
-            lib.pt_ot_init(self._platform, sim, table, self.host.number, source, push, self._binding.limited("send_limit", send_limit, 2**31))
+            lib.pt_ot_init(
+                self._platform,
+                sim,
+                table,
+                self.host.number,
+                source,
+                push,
+                self._binding.limited("send_limit", send_limit, 2**31),
+            )
         self._world = ffi.cast("pt_sim_world *", self._platform)
         simulator._loops[self] = None
 
     def _end_platform(self) -> None:
-        """Give back what the platform holds; on a simulated network its driver lets go of every slot."""
+        """Give back what the platform holds; on a simulated network its driver lets go of every
+        slot."""
         if self.simulator is None:
             self._lib.pt_posix_cleanup(self._platform)
         elif self.platform.startswith("mactcp"):
@@ -154,12 +229,16 @@ class Loop:
         """What makes one turn without waiting: a list of events, or a negative code."""
         ffi, lib = self._ffi, self._lib
         if self.native:
-            context, events = (int(ffi.cast("uintptr_t", pointer)) for pointer in (self._context, self._events))
+            context, events = (
+                int(ffi.cast("uintptr_t", pointer)) for pointer in (self._context, self._events)
+            )
             turn = self._binding.border.bind_loop(context, events, EVENT_CAPACITY, self._memory)
         else:
             self._room = min(size, PLAIN_ROOM)
             capacity = self._room // lib.PT_COMPACT_HEADER_SIZE + lib.PT_IO_BUDGET
-            buffer_size = self._room + lib.PT_IO_BUDGET * (lib.PT_FRAME_OVERHEAD + lib.PT_FRAME_MAX_PAYLOAD)
+            buffer_size = self._room + lib.PT_IO_BUDGET * (
+                lib.PT_FRAME_OVERHEAD + lib.PT_FRAME_MAX_PAYLOAD
+            )
             self._sink = ffi.new("pt_sink *")
             self._plain = ffi.new("pt_plain_sink *")
             self._frames = ffi.new("pt_event[]", capacity)
@@ -184,13 +263,21 @@ class Loop:
         return checked
 
     def hand_over(self) -> None:
-        """The thread that calls next owns this loop and its links: for owners that take turns under a lock."""
+        """The thread that calls next owns this loop and its links: for owners that take turns under
+        a lock."""
         self._owner = None
 
     # Making things
 
     def open_link(
-        self, fd: int, tag: int, *, depth: int | None = None, slot_size: int | None = None, packing: bool = True, max_payload: int | None = None
+        self,
+        fd: int,
+        tag: int,
+        *,
+        depth: int | None = None,
+        slot_size: int | None = None,
+        packing: bool = True,
+        max_payload: int | None = None,
     ) -> Link:
         """Take over a connected, non-blocking descriptor, which stays the caller's.
 
@@ -208,7 +295,8 @@ class Loop:
         return Link(self, fd, tag, depth, slot_size, packing, max_payload)
 
     def reassembly(self, limit: int) -> Reassembly:
-        """A reassembly of messages of up to limit bytes, whose memory is that of this loop's pool."""
+        """A reassembly of messages of up to limit bytes, whose memory is that of this loop's
+        pool."""
         self._check_open()
         return Reassembly(self._binding, limit, self._pool)
 
@@ -239,11 +327,13 @@ class Loop:
         """One turn, and if it had no events and may wait, a wait and a second turn.
 
         Args:
-            timeout: seconds; 0: never blocks and keeps the GIL; more: the wait gives it up; None: no end.
+            timeout: seconds; 0: never blocks and keeps the GIL; more: the wait gives it up; None:
+                no end.
 
         Returns:
             Tuples (kind, tag, a, b), frames first, those of one link in the order of its stream:
-            (BATCH, tag, payload bytes, payloads), (FRAME, tag, type | flags << 8 | sequence << 16, payload),
+            (BATCH, tag, payload bytes, payloads), (FRAME, tag, type | flags << 8 | sequence << 16,
+            payload),
             (SENT, tag, messages, code), (FINISHED, tag, 0, 0), (CLOSED, tag, code, system error),
             (READY, tag, mask, 0), (TIMER, tag, 0, 0).
 
@@ -291,7 +381,9 @@ class Loop:
         stream = self._ffi.buffer(self._frame_bytes, self._plain.buffer_len)[:]
         batch: list[bytes] = []
         batch_tag = batch_len = 0
-        for offset, _, tag, _, _, _, size, type, flags, sequence in self._binding.frames_in(self._plain):
+        for offset, _, tag, _, _, _, size, type, flags, sequence in self._binding.frames_in(
+            self._plain
+        ):
             payload = stream[offset : offset + size]
             plain = type == DATA and not flags & _PLAIN_FLAGS
             if batch and not (plain and tag == batch_tag):
@@ -308,7 +400,8 @@ class Loop:
             events.append((BATCH, batch_tag, batch_len, batch))
 
     def next_timeout(self) -> float | None:
-        """Seconds until a turn is needed though nothing becomes ready; 0.0 when there is work now, None when there is no timer."""
+        """Seconds until a turn is needed though nothing becomes ready; 0.0 when there is work now,
+        None when there is no timer."""
         timeout_ms = self._lib.pt_loop_next_timeout(self._context)
         return None if timeout_ms < 0 else timeout_ms / 1000
 
@@ -319,11 +412,16 @@ class Loop:
         self._abandoned = [kept for kept in self._abandoned if kept[0].pipeline.pending_count]
 
     def has_work(self) -> bool:
-        """Whether a turn now would find something, on a simulated network: what a driver on virtual time asks after each step."""
-        return not self._closed and (self._lib.pt_loop_next_timeout(self._context) == 0 or bool(self._lib.pt_sim_world_is_ready(self._context)))
+        """Whether a turn now would find something, on a simulated network: what a driver on virtual
+        time asks after each step."""
+        return not self._closed and (
+            self._lib.pt_loop_next_timeout(self._context) == 0
+            or bool(self._lib.pt_sim_world_is_ready(self._context))
+        )
 
     def next_deadline_ns(self) -> int | None:
-        """Virtual time at which a turn is needed though nothing becomes ready; None when there is no timer."""
+        """Virtual time at which a turn is needed though nothing becomes ready; None when there is
+        no timer."""
         timeout_ms = self._lib.pt_loop_next_timeout(self._context)
         assert self.simulator is not None
         now_ns = self.simulator.now_ns
@@ -332,69 +430,110 @@ class Loop:
         ticks = self._lib.pt_wheel_next(self._ffi.addressof(self._context, "wheel"))
         rate = self._lib.PT_SIM_TICKS
         due_ns = -(-(now_ns * rate // 10**9 + ticks) * 10**9 // rate)
-        return int(due_ns) if ticks != 2**32 - 1 and due_ns < now_ns + 2 * timeout_ms * 10**6 else now_ns + timeout_ms * 10**6
+        return (
+            int(due_ns)
+            if ticks != 2**32 - 1 and due_ns < now_ns + 2 * timeout_ms * 10**6
+            else now_ns + timeout_ms * 10**6
+        )
 
     def violations(self) -> list[str]:
-        """Rules of the platform's maker that were broken here, the first 32: empty in a healthy run."""
+        """Rules of the platform's maker that were broken here, the first 32: empty in a healthy
+        run."""
         if self.simulator is None:
             return []
         size = self._lib.PT_SIM_VIOLATION_SIZE
         kept = min(self._world.violation_count, self._lib.PT_SIM_VIOLATIONS)
-        return [self._ffi.string(self._world.violations + index * size).decode() for index in range(kept)]
+        return [
+            self._ffi.string(self._world.violations + index * size).decode()
+            for index in range(kept)
+        ]
 
     def platform_sizes(self) -> dict[str, int]:
-        """Bytes of what a link needs of its platform and core, for each slot or (link, platform_link) once.
+        """Bytes of what a link needs of its platform and core, for each slot or (link,
+        platform_link) once.
 
-        parameter_block is what the maker's header has, parameter_block_documented what the source of the pipeline has.
+        parameter_block is what the maker's header has, parameter_block_documented what the source
+        of the pipeline has.
         """
         ffi, lib = self._ffi, self._lib
         depth = lib.PT_SEND_PIPELINE_DEPTH
         mactcp = self.platform.startswith("mactcp")
         return {
-            "parameter_block": lib.PT_MACTCP_BLOCK_SIZE, "parameter_block_documented": lib.PT_MACTCP_BLOCK_DOCUMENTED,
-            "parameter_block_simulated": ffi.sizeof("pt_mactcp_block"), "slot": ffi.sizeof("pt_send_slot"), "slot_buffer": lib.PT_SLOT_BUFFER_SIZE,
-            "pipeline": ffi.sizeof("pt_send_pipeline"), "link": ffi.sizeof("pt_link"), "context": ffi.sizeof("pt_context"),
+            "parameter_block": lib.PT_MACTCP_BLOCK_SIZE,
+            "parameter_block_documented": lib.PT_MACTCP_BLOCK_DOCUMENTED,
+            "parameter_block_simulated": ffi.sizeof("pt_mactcp_block"),
+            "slot": ffi.sizeof("pt_send_slot"),
+            "slot_buffer": lib.PT_SLOT_BUFFER_SIZE,
+            "pipeline": ffi.sizeof("pt_send_pipeline"),
+            "link": ffi.sizeof("pt_link"),
+            "context": ffi.sizeof("pt_context"),
             "platform": lib.pt_mactcp_size() if mactcp else lib.pt_ot_size(),
-            "platform_link": lib.pt_mactcp_stream_size(depth) if mactcp else lib.pt_ot_port_size(depth),
-        }  # fmt: skip
+            "platform_link": lib.pt_mactcp_stream_size(depth)
+            if mactcp
+            else lib.pt_ot_port_size(depth),
+        }
 
     @property
     def abandoned(self) -> int:
         """Slots of closed links that the driver has not let go of."""
         if self.simulator is None or self._closed:
             return 0
-        count = self._lib.pt_mactcp_abandoned if self.platform.startswith("mactcp") else self._lib.pt_ot_abandoned
+        count = (
+            self._lib.pt_mactcp_abandoned
+            if self.platform.startswith("mactcp")
+            else self._lib.pt_ot_abandoned
+        )
         return int(count(self._platform))
 
     def wake(self) -> None:
-        """End a wait that runs, or the next one. Any thread; nothing happens when the loop is closed."""
+        """End a wait that runs, or the next one. Any thread; nothing happens when the loop is
+        closed."""
         with self._wake_lock:
             if not self._closed:
                 self._lib.pt_loop_wake(self._context)
 
     def descriptors(self) -> list[tuple[int, int]]:
-        """(descriptor, READ | WRITE) of all that must be watched to know when a turn has something to do, the wake-up included."""
+        """(descriptor, READ | WRITE) of all that must be watched to know when a turn has something
+        to do, the wake-up included."""
         if self._closed or self.simulator is not None:
             return []
-        sources = [watch._watch.source for watch in self._watches] + [link._link.source for link in self._links]
-        wanted = [(int(source.handle), source.interest & (READ | WRITE)) for source in sources if source.registered != 0xFF]
-        return [(self._lib.pt_posix_wake_fd(self._platform), READ), *((fd, interest) for fd, interest in wanted if interest)]
+        sources = [watch._watch.source for watch in self._watches] + [
+            link._link.source for link in self._links
+        ]
+        wanted = [
+            (int(source.handle), source.interest & (READ | WRITE))
+            for source in sources
+            if source.registered != 0xFF
+        ]
+        return [
+            (self._lib.pt_posix_wake_fd(self._platform), READ),
+            *((fd, interest) for fd, interest in wanted if interest),
+        ]
 
     # Counting and ending
 
     def memory(self) -> dict[str, tuple[int, int]]:
-        """Bytes of the C side now and at most so far, part by part: what each struct has, and what the pool holds.
+        """Bytes of the C side now and at most so far, part by part: what each struct has, and what
+        the pool holds.
 
-        The buffers of slots come out of the pool and are counted with the pipelines; at most means as many as were ever in flight on each link.
-        streams is what a classic platform keeps for its links: parameter blocks and write lists, or endpoints and the records of their sends. total
-        is exact: it takes the peak of the one source that streams and pool are allocated from.
+        The buffers of slots come out of the pool and are counted with the pipelines; at most means
+        as many as were ever in flight on each link. streams is what a classic platform keeps for
+        its links: parameter blocks and write lists, or endpoints and the records of their sends.
+        total is exact: it takes the peak of the one source that streams and pool are allocated
+        from.
         """
         ffi = self._ffi
-        wheel, slot, link = ffi.sizeof("pt_wheel"), ffi.sizeof("pt_send_slot"), ffi.sizeof("pt_link")
+        wheel, slot, link = (
+            ffi.sizeof("pt_wheel"),
+            ffi.sizeof("pt_send_slot"),
+            ffi.sizeof("pt_link"),
+        )
         fixed = {
-            "context": ffi.sizeof("pt_context") - wheel, "loop": ffi.sizeof(self._events) + ffi.sizeof(self._platform), "wheel": wheel,
+            "context": ffi.sizeof("pt_context") - wheel,
+            "loop": ffi.sizeof(self._events) + ffi.sizeof(self._platform),
+            "wheel": wheel,
             "receive buffer": self._context.receive_buffer_size,
-        }  # fmt: skip
+        }
         links = [each._link for each in self._links]
         held = [each.pipeline for each in links] + [kept[0].pipeline for kept in self._abandoned]
         tables = sum(each.depth for each in held) * slot
@@ -402,7 +541,12 @@ class Loop:
         high = sum(each.high_water * each.slot_size for each in held)
         pool, table = self._pool.statistics(), ffi.sizeof(self._pool._memory)
         streams = int(self._pool._account.bytes) - pool.bytes
-        for name, now in (("links", len(held) * link), ("tables", tables), ("slots", max(lent, high)), ("streams", streams)):
+        for name, now in (
+            ("links", len(held) * link),
+            ("tables", tables),
+            ("slots", max(lent, high)),
+            ("streams", streams),
+        ):
             self._peaks[name] = max(self._peaks.get(name, 0), now)
         peaks = self._peaks
         parts = {name: (size, size) for name, size in fixed.items()}
@@ -410,9 +554,17 @@ class Loop:
         parts["pipelines"] = (tables + lent, peaks["tables"] + peaks["slots"])
         if self.simulator is not None:
             parts["streams"] = (streams, peaks["streams"])
-        parts["pools"] = (table + max(0, pool.bytes - lent), table + max(pool.peak_bytes - peaks["slots"], pool.bytes - lent, 0))
+        parts["pools"] = (
+            table + max(0, pool.bytes - lent),
+            table + max(pool.peak_bytes - peaks["slots"], pool.bytes - lent, 0),
+        )
         fixed_sum = sum(fixed.values()) + table
-        peak = fixed_sum + peaks["links"] + peaks["tables"] + max(self._pool._account.peak_bytes, pool.bytes + streams)
+        peak = (
+            fixed_sum
+            + peaks["links"]
+            + peaks["tables"]
+            + max(self._pool._account.peak_bytes, pool.bytes + streams)
+        )
         parts["total"] = (fixed_sum + len(held) * link + tables + pool.bytes + streams, peak)
         return parts
 
@@ -426,7 +578,9 @@ class Loop:
     def statistics(self) -> LoopStatistics:
         """Counters since the loop opened."""
         context = self._context
-        return LoopStatistics(context.turns, context.wait_calls, context.crc_errors, context.bad_frames)
+        return LoopStatistics(
+            context.turns, context.wait_calls, context.crc_errors, context.bad_frames
+        )
 
     def pool_statistics(self) -> PoolStatistics:
         """Counters of the pool of slots and staging buffers."""
@@ -469,6 +623,13 @@ class Loop:
 
 
 def _pool_classes(lib: Any, pool_bytes: int) -> list[tuple[int, int]]:
-    """Size classes of a loop's pool: staging buffers for frames of any size, and slots. No class has more buffers than the budget pays for."""
-    sizes = {256, 1040, 4112, lib.PT_FRAME_MAX_PAYLOAD + lib.PT_FRAME_OVERHEAD, lib.PT_POSIX_SLOT_SIZE}
+    """Size classes of a loop's pool: staging buffers for frames of any size, and slots. No class
+    has more buffers than the budget pays for."""
+    sizes = {
+        256,
+        1040,
+        4112,
+        lib.PT_FRAME_MAX_PAYLOAD + lib.PT_FRAME_OVERHEAD,
+        lib.PT_POSIX_SLOT_SIZE,
+    }
     return [(size, max(1, min(pool_bytes // size, POOL_CAPACITY))) for size in sorted(sizes)]

@@ -1,4 +1,5 @@
-"""The simulated network of the C core: its machines, their sockets, and its clock. The loops that live in it are made like any other."""
+"""The simulated network of the C core: its machines, their sockets, and its clock. The loops that
+live in it are made like any other."""
 
 from __future__ import annotations
 
@@ -14,9 +15,28 @@ if TYPE_CHECKING:
 
 PRESETS = ("none", "lan", "classic")
 TRACE_KINDS = (
-    "", "send", "arrive", "deliver", "ack", "lost", "cut", "duplicate", "reorder", "damage", "retransmit", "give_up", "reset", "open",
-    "accept", "refuse", "close", "datagram", "overflow", "window", "note",
-)  # fmt: skip
+    "",
+    "send",
+    "arrive",
+    "deliver",
+    "ack",
+    "lost",
+    "cut",
+    "duplicate",
+    "reorder",
+    "damage",
+    "retransmit",
+    "give_up",
+    "reset",
+    "open",
+    "accept",
+    "refuse",
+    "close",
+    "datagram",
+    "overflow",
+    "window",
+    "note",
+)
 """Presets of a simulated network, and the kinds of its decisions, by their numbers in pt_sim.h."""
 
 _CHANCES = ("loss", "duplicate", "reorder", "damage")
@@ -39,7 +59,8 @@ def _number(address: str) -> int:
 
 
 class Socket:
-    """A socket of a simulated network: a listener, a stream or a datagram socket. Made by a Host; its fileno() is the handle that loops take."""
+    """A socket of a simulated network: a listener, a stream or a datagram socket. Made by a Host;
+    its fileno() is the handle that loops take."""
 
     def __init__(self, host: Host, handle: int) -> None:
         self._host = host
@@ -51,10 +72,15 @@ class Socket:
         return self._handle
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        return getattr(self._simulator._lib, name)(self._simulator._open_sim(), self._handle, *arguments)
+        return getattr(self._simulator._lib, name)(
+            self._simulator._open_sim(), self._handle, *arguments
+        )
 
     def _name(self, remote: int) -> tuple[str, int]:
-        address, port = self._simulator._ffi.new("uint32_t *"), self._simulator._ffi.new("uint16_t *")
+        address, port = (
+            self._simulator._ffi.new("uint32_t *"),
+            self._simulator._ffi.new("uint16_t *"),
+        )
         code = self._call("pt_sim_get_name", remote, address, port)
         if code != 0:
             raise self._simulator._binding.fault(code, "the name of a simulated socket")
@@ -87,11 +113,13 @@ class Socket:
         return Socket(self._host, self._simulator._made(handle, "accepting a connection"))
 
     def outcome(self) -> int:
-        """Stream: -19 while connecting, 0 when open, else why not: -7 refused, -6 no answer, -8 reset since."""
+        """Stream: -19 while connecting, 0 when open, else why not: -7 refused, -6 no answer, -8
+        reset since."""
         return int(self._call("pt_sim_get_outcome"))
 
     def silent_for(self) -> float:
-        """Stream: seconds that something of ours has waited for a sign of life; 0.0: nothing waits."""
+        """Stream: seconds that something of ours has waited for a sign of life; 0.0: nothing
+        waits."""
         return int(self._call("pt_sim_get_silence")) / 1e9
 
     @property
@@ -106,10 +134,13 @@ class Socket:
             ConnectionClosed, NotConnected: it cannot be written.
         """
         view = self._simulator._binding.flat(data)
-        return self._simulator._made(self._call("pt_sim_send", view, len(view)), "sending on a simulated stream")
+        return self._simulator._made(
+            self._call("pt_sim_send", view, len(view)), "sending on a simulated stream"
+        )
 
     def recv(self, size: int = 65_536) -> bytes | None:
-        """Stream: bytes that have come; None when there are none yet, b"" when the other side has ended its half.
+        """Stream: bytes that have come; None when there are none yet, b"" when the other side has
+        ended its half.
 
         Raises:
             ConnectionClosed: the connection was broken; Timeout: it was given up.
@@ -121,7 +152,9 @@ class Socket:
             return None
         if count == lib.PT_ERR_CONNECTION_CLOSED and not broken[0]:
             return b""
-        return bytes(ffi.buffer(buffer, self._simulator._made(count, "receiving on a simulated stream")))
+        return bytes(
+            ffi.buffer(buffer, self._simulator._made(count, "receiving on a simulated stream"))
+        )
 
     def shut(self) -> None:
         """Stream: end our half when all is sent."""
@@ -132,7 +165,8 @@ class Socket:
         self._simulator._made(self._call("pt_sim_reset"), "breaking a simulated stream")
 
     def sendto(self, data: Data, address: tuple[str, int]) -> bool:
-        """Datagram socket: send to one host or, at a broadcast address, to all. False: no host has that address."""
+        """Datagram socket: send to one host or, at a broadcast address, to all. False: no host has
+        that address."""
         view = self._simulator._binding.flat(data)
         code = self._call("pt_sim_send_to", view, len(view), _number(address[0]), address[1])
         if code == self._simulator._lib.PT_ERR_NETWORK:
@@ -169,7 +203,9 @@ class Host:
         return f"<host {self.name!r} at {self.address}>"
 
     def _socket(self, call: str, *arguments: Any, what: str) -> Socket:
-        handle = getattr(self._simulator._lib, call)(self._simulator._open_sim(), self.number, *arguments)
+        handle = getattr(self._simulator._lib, call)(
+            self._simulator._open_sim(), self.number, *arguments
+        )
         if handle == self._simulator._lib.PT_ERR_BUSY:
             raise errors.AddressInUse(f"{what}: host {self.name!r} has the port in use")
         return Socket(self, self._simulator._made(handle, what))
@@ -188,18 +224,25 @@ class Host:
         Raises:
             NetworkFailure: no host of this network has the address.
         """
-        return self._socket("pt_sim_dial", _number(address), port, what=f"dialling {address}:{port}")
+        return self._socket(
+            "pt_sim_dial", _number(address), port, what=f"dialling {address}:{port}"
+        )
 
     def datagram(self, port: int) -> Socket:
-        """A socket that hears datagrams and broadcasts on a port, which others may share; port 0: a free one."""
+        """A socket that hears datagrams and broadcasts on a port, which others may share; port 0: a
+        free one."""
         return self._socket("pt_sim_datagram", port, what=f"hearing datagrams on port {port}")
 
     def interfaces(self) -> list[tuple[str, int, str, str]]:
         """(name, number, address, broadcast address) of its network and of loopback."""
-        return [("sim0", 1, self.address, "10.255.255.255"), ("lo", 2, "127.0.0.1", "127.255.255.255")]
+        return [
+            ("sim0", 1, self.address, "10.255.255.255"),
+            ("lo", 2, "127.0.0.1", "127.255.255.255"),
+        ]
 
     def set_costs(self, **costs: int) -> None:
-        """Change what its processor takes, in ns: send_fixed_ns, send_byte_ns, receive_fixed_ns, receive_byte_ns; what is not given becomes 0."""
+        """Change what its processor takes, in ns: send_fixed_ns, send_byte_ns, receive_fixed_ns,
+        receive_byte_ns; what is not given becomes 0."""
         self._set("pt_sim_set_costs", self._simulator._struct("pt_sim_costs", costs))
 
     def set_window(self, window: int) -> None:
@@ -207,7 +250,8 @@ class Host:
         self._set("pt_sim_set_window", self._simulator._binding.limited("window", window, 2**31))
 
     def set_completion_jitter(self, jitter_ns: int) -> None:
-        """Its driver reports each write as done up to so much later, by chance: so they may be reported out of order."""
+        """Its driver reports each write as done up to so much later, by chance: so they may be
+        reported out of order."""
         self._set("pt_sim_set_completion_jitter", jitter_ns)
 
     def vanish(self) -> None:
@@ -219,11 +263,15 @@ class Host:
         self._set("pt_sim_set_vanished", 0)
 
     def _set(self, call: str, value: Any) -> None:
-        self._simulator._made(getattr(self._simulator._lib, call)(self._simulator._open_sim(), self.number, value), f"host {self.name!r}")
+        self._simulator._made(
+            getattr(self._simulator._lib, call)(self._simulator._open_sim(), self.number, value),
+            f"host {self.name!r}",
+        )
 
 
 class Simulator:
-    """A network in a box, on a clock of its own: hosts, links and sockets, driven by one seed. Time moves when somebody advances it. One thread.
+    """A network in a box, on a clock of its own: hosts, links and sockets, driven by one seed. Time
+    moves when somebody advances it. One thread.
 
     Args:
         seed: 0 to 2^64 - 1.
@@ -236,10 +284,19 @@ class Simulator:
         address, table: numbers by which a loop of another core reaches this network.
 
     Raises:
-        InvalidArgument: an argument out of its bounds. OutOfMemory: not even an empty network fits the limit.
+        InvalidArgument: an argument out of its bounds. OutOfMemory: not even an empty network fits
+            the limit.
     """
 
-    def __init__(self, binding: Binding, seed: int = 0, *, preset: str = "none", memory_limit: int = 256 << 20, trace_records: int = 16_384) -> None:
+    def __init__(
+        self,
+        binding: Binding,
+        seed: int = 0,
+        *,
+        preset: str = "none",
+        memory_limit: int = 256 << 20,
+        trace_records: int = 16_384,
+    ) -> None:
         self._binding = binding
         self._ffi = ffi = binding.ffi
         self._lib = lib = binding.lib
@@ -250,9 +307,14 @@ class Simulator:
         source = ffi.new("pt_memory *")
         lib.pt_posix_memory_source(self._account, source)
         path, costs = self._preset(preset)
-        sim = lib.pt_sim_open(source, seed, memory_limit, binding.limited("trace_records", trace_records, 2**24))
+        sim = lib.pt_sim_open(
+            source, seed, memory_limit, binding.limited("trace_records", trace_records, 2**24)
+        )
         if sim == ffi.NULL:
-            raise errors.OutOfMemory(f"memory_limit of {memory_limit:,} bytes: an empty network with {trace_records:,} trace records does not fit")
+            raise errors.OutOfMemory(
+                f"memory_limit of {memory_limit:,} bytes: an empty network with "
+                f"{trace_records:,} trace records does not fit"
+            )
         self._sim = sim
         lib.pt_sim_set_defaults(sim, path, costs)
         self.seed = seed
@@ -263,7 +325,9 @@ class Simulator:
 
     def _preset(self, name: str) -> tuple[Any, Any]:
         if name not in PRESETS:
-            raise errors.InvalidArgument(f"preset {name!r}: there are {', '.join(map(repr, PRESETS))}")
+            raise errors.InvalidArgument(
+                f"preset {name!r}: there are {', '.join(map(repr, PRESETS))}"
+            )
         path, costs = self._ffi.new("pt_sim_path *"), self._ffi.new("pt_sim_costs *")
         self._lib.pt_sim_get_preset(PRESETS.index(name), path, costs)
         return path, costs
@@ -293,14 +357,17 @@ class Simulator:
 
     # Hosts and links
 
-    def add_host(self, name: str, address: str | None = None, *, window: int | None = None, **costs: int) -> Host:
+    def add_host(
+        self, name: str, address: str | None = None, *, window: int | None = None, **costs: int
+    ) -> Host:
         """Add a machine.
 
         Args:
             name: for the trace, and for link() and its kin.
             address: dotted IPv4; None: 10.0.0.1 and up.
             window: bytes of receive window of its streams.
-            costs: in ns: send_fixed_ns, send_byte_ns, receive_fixed_ns, receive_byte_ns; none given: those of the preset.
+            costs: in ns: send_fixed_ns, send_byte_ns, receive_fixed_ns, receive_byte_ns; none
+                given: those of the preset.
 
         Raises:
             InvalidArgument: the name is taken or the address is none; AddressInUse: it is taken.
@@ -324,18 +391,30 @@ class Simulator:
         for known in self.hosts:
             if known is host or known.name == host:
                 return known
-        raise errors.InvalidArgument(f"host {host!r}: there are {', '.join(repr(known.name) for known in self.hosts) or 'none'}")
+        raise errors.InvalidArgument(
+            f"host {host!r}: there are "
+            f"{', '.join(repr(known.name) for known in self.hosts) or 'none'}"
+        )
 
     def _ways(self, a: Host | str, b: Host | str, both: bool) -> list[tuple[int, int]]:
         one, other = self._host(a).number, self._host(b).number
         return [(one, other), (other, one)] if both and one != other else [(one, other)]
 
-    def link(self, a: Host | str, b: Host | str, *, both: bool = True, preset: str | None = None, **values: float) -> None:
+    def link(
+        self,
+        a: Host | str,
+        b: Host | str,
+        *,
+        both: bool = True,
+        preset: str | None = None,
+        **values: float,
+    ) -> None:
         """Change the way from a to b, and back.
 
         Args:
             preset: its values first; None: those that are there.
-            values: latency_ns, jitter_ns, byte_ns, reorder_ns; loss, duplicate, reorder, damage: 0 to 1, kept in parts per million.
+            values: latency_ns, jitter_ns, byte_ns, reorder_ns; loss, duplicate, reorder, damage: 0
+                to 1, kept in parts per million.
 
         Raises:
             InvalidArgument: a value that there is not, or out of its bounds.
@@ -347,20 +426,36 @@ class Simulator:
                 self._made(self._lib.pt_sim_get_path(sim, source, target, path), "a link")
             for key, value in values.items():
                 if not hasattr(path, key) or value < 0:
-                    raise errors.InvalidArgument(f"{key} of {value}: give {', '.join(dir(path))}, not negative")
-                setattr(path, key, round(value * self._lib.PT_SIM_MILLION) if key in _CHANCES else int(value))
+                    raise errors.InvalidArgument(
+                        f"{key} of {value}: give {', '.join(dir(path))}, not negative"
+                    )
+                setattr(
+                    path,
+                    key,
+                    round(value * self._lib.PT_SIM_MILLION) if key in _CHANCES else int(value),
+                )
             self._made(self._lib.pt_sim_set_path(sim, source, target, path), "a link")
 
     def link_values(self, a: Host | str, b: Host | str) -> dict[str, float]:
         """What link() set, of the way from a to b."""
         path = self._ffi.new("pt_sim_path *")
-        self._made(self._lib.pt_sim_get_path(self._open_sim(), *self._ways(a, b, False)[0], path), "a link")
-        return {key: getattr(path, key) / self._lib.PT_SIM_MILLION if key in _CHANCES else getattr(path, key) for key in dir(path)}
+        self._made(
+            self._lib.pt_sim_get_path(self._open_sim(), *self._ways(a, b, False)[0], path), "a link"
+        )
+        return {
+            key: getattr(path, key) / self._lib.PT_SIM_MILLION
+            if key in _CHANCES
+            else getattr(path, key)
+            for key in dir(path)
+        }
 
     def link_statistics(self, a: Host | str, b: Host | str) -> LinkCounts:
         """Packets that went from a to b so far."""
         counts = self._ffi.new("pt_sim_counts *")
-        self._made(self._lib.pt_sim_get_counts(self._open_sim(), *self._ways(a, b, False)[0], counts), "a link")
+        self._made(
+            self._lib.pt_sim_get_counts(self._open_sim(), *self._ways(a, b, False)[0], counts),
+            "a link",
+        )
         return LinkCounts(*(int(getattr(counts, field)) for field in LinkCounts._fields))
 
     def cut(self, a: Host | str, b: Host | str, *, both: bool = False) -> None:
@@ -373,7 +468,9 @@ class Simulator:
         for one in self.hosts if a is None else [self._host(a)]:
             for other in self.hosts if b is None else [self._host(b)]:
                 for source, target in self._ways(one, other, True):
-                    self._made(self._lib.pt_sim_set_cut(self._open_sim(), source, target, 0), "a cut")
+                    self._made(
+                        self._lib.pt_sim_set_cut(self._open_sim(), source, target, 0), "a cut"
+                    )
 
     def partition(self, *groups: Sequence[Host | str]) -> None:
         """Cut all ways between hosts of different groups."""
@@ -409,14 +506,16 @@ class Simulator:
         """Serve all events up to to_ns; then that is the time. Returns how many.
 
         Raises:
-            OutOfMemory: a packet was lost to the memory limit; call again to go on. InvalidState: called from a notification.
+            OutOfMemory: a packet was lost to the memory limit; call again to go on. InvalidState:
+                called from a notification.
         """
         served = self._ffi.new("uint64_t *")
         self._made(self._lib.pt_sim_advance(self._open_sim(), to_ns, served), "advancing the clock")
         return int(served[0])
 
     def step(self) -> bool:
-        """Advance to the time of the next event, and serve all events of that time; False: there is none."""
+        """Advance to the time of the next event, and serve all events of that time; False: there is
+        none."""
         time_ns = self.next_event_ns()
         if time_ns is None:
             return False
@@ -427,7 +526,8 @@ class Simulator:
 
     @property
     def trace_hash(self) -> int:
-        """FNV-1a 64 over every decision so far: with the same seed and calls the same on every machine."""
+        """FNV-1a 64 over every decision so far: with the same seed and calls the same on every
+        machine."""
         return int(self._lib.pt_sim_trace_hash(self._open_sim()))
 
     @property
@@ -442,7 +542,14 @@ class Simulator:
         taken: list[TraceRecord] = []
         while count := self._lib.pt_sim_trace_read(self._open_sim(), records, len(records)):
             taken += [
-                TraceRecord(each.time_ns, TRACE_KINDS[each.kind], names[each.source], names[each.target], each.a, each.b)
+                TraceRecord(
+                    each.time_ns,
+                    TRACE_KINDS[each.kind],
+                    names[each.source],
+                    names[each.target],
+                    each.a,
+                    each.b,
+                )
                 for each in self._ffi.unpack(records, count)
             ]
         return taken

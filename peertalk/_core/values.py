@@ -1,6 +1,7 @@
 """What crosses the stair: plain values, the same from every core.
 
-Kinds and flags carry the numbers of the C headers; tests/core/test_values.py holds them against the compiled limits.
+Kinds and flags carry the numbers of the C headers; tests/core/test_values.py holds them against the
+compiled limits.
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ YIELD = 2
 
 
 class TraceRecord(NamedTuple):
-    """A decision of a simulated network: time_ns since its beginning, what happened ("send", "lost" and so on: the kinds of pt_sim.h), names of
-    the hosts ("" for none), and two numbers whose meaning pt_sim.h gives with the kind."""
+    """A decision of a simulated network: time_ns since its beginning, what happened ("send", "lost"
+    and so on: the kinds of pt_sim.h), names of the hosts ("" for none), and two numbers whose
+    meaning pt_sim.h gives with the kind."""
 
     time_ns: int
     kind: str
@@ -60,7 +62,8 @@ class TraceRecord(NamedTuple):
 
 
 class LinkCounts(NamedTuple):
-    """Counters of one direction of a simulated link, in packets (control packets included) but for bytes."""
+    """Counters of one direction of a simulated link, in packets (control packets included) but for
+    bytes."""
 
     packets: int
     bytes: int
@@ -73,7 +76,8 @@ class LinkCounts(NamedTuple):
 
 
 class Header(NamedTuple):
-    """A full frame header: type 1 to 7, flags 0 to 255, sequence 0 to 255, payload_len 0 to 65,535 bytes."""
+    """A full frame header: type 1 to 7, flags 0 to 255, sequence 0 to 255, payload_len 0 to 65,535
+    bytes."""
 
     type: int
     flags: int
@@ -99,8 +103,8 @@ class CompactHeader(NamedTuple):
 
 
 class Discovery(NamedTuple):
-    """A discovery packet. port: the sender's TCP listening port; name: 0 to 31 bytes; size: bytes of the packet, so that what lies behind
-    the CRC can be found."""
+    """A discovery packet. port: the sender's TCP listening port; name: 0 to 31 bytes; size: bytes
+    of the packet, so that what lies behind the CRC can be found."""
 
     type: int
     flags: int
@@ -111,7 +115,8 @@ class Discovery(NamedTuple):
 
 
 class Capability(NamedTuple):
-    """The four fields of the original's CAPABILITY. max_message and preferred_chunk in bytes, pressure 0 to 100."""
+    """The four fields of the original's CAPABILITY. max_message and preferred_chunk in bytes,
+    pressure 0 to 100."""
 
     max_message: int
     preferred_chunk: int
@@ -148,9 +153,10 @@ class PoolStatistics(NamedTuple):
 
 
 class LinkStatistics(NamedTuple):
-    """Counters of one link since it opened. Messages are DATA frames; frames are of any type; bytes are of the stream, framing included,
-    but payload_bytes_*; calls are system calls; slots are now (pending) and at most (high_water); sync_sends are the messages
-    that send_sync() sent by a blocking call."""
+    """Counters of one link since it opened. Messages are DATA frames; frames are of any type; bytes
+    are of the stream, framing included, but payload_bytes_*; calls are system calls; slots are now
+    (pending) and at most (high_water); sync_sends are the messages that send_sync() sent by a
+    blocking call."""
 
     messages_accepted: int
     messages_reported: int
@@ -170,7 +176,8 @@ class LinkStatistics(NamedTuple):
 
 
 class LoopStatistics(NamedTuple):
-    """Counters of one loop since it opened: turns, waits (system calls), links ended by a CRC error, links ended by any fault of a frame."""
+    """Counters of one loop since it opened: turns, waits (system calls), links ended by a CRC
+    error, links ended by any fault of a frame."""
 
     turns: int
     wait_calls: int

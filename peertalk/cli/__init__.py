@@ -1,7 +1,8 @@
-"""The command line: one file a command. It needs the extra `cli` (typer, rich), which is imported here and not before.
+"""The command line: one file a command. It needs the extra `cli` (typer, rich), which is imported
+here and not before.
 
-Exit codes: 0 fine, 1 the thing asked for failed, 2 wrong usage, 3 nobody found in time, 130 interrupted. An error is one line on standard error,
-never a traceback.
+Exit codes: 0 fine, 1 the thing asked for failed, 2 wrong usage, 3 nobody found in time, 130
+interrupted. An error is one line on standard error, never a traceback.
 """
 
 from __future__ import annotations
@@ -45,13 +46,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
             raise
         return _complain(_MISSING, WRONG_USAGE)
     try:
-        code = application(args=None if arguments is None else list(arguments), prog_name="peertalk", standalone_mode=False)
+        code = application(
+            args=None if arguments is None else list(arguments),
+            prog_name="peertalk",
+            standalone_mode=False,
+        )
         sys.stdout.flush()
         return code if isinstance(code, int) else FINE
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read us has gone: nothing more to say, nor at interpreter exit
+        # whoever read us has gone: nothing more to say, nor at interpreter exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return FAILED
     except (CommandFailed, errors.PeerTalkError, OSError) as error:
         return _complain(str(error), exit_code(error))
@@ -64,7 +70,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         where = hint.command_path if hint is not None else "peertalk"
         code = int(getattr(error, "exit_code", WRONG_USAGE))
         text = error.format_message()
-        return _complain(f"{text}  (see: {where} --help)", code) if text else code  # no text: the list of commands was printed
+        # no text: the list of commands was printed
+        return _complain(f"{text}  (see: {where} --help)", code) if text else code
 
 
 def exit_code(error: BaseException) -> int:
@@ -87,9 +94,14 @@ def _application() -> Any:
 
     colour = not os.environ.get("NO_COLOR")
     application = typer.Typer(
-        name="peertalk", help="Messages between peers on one local network, without a broker.", no_args_is_help=True, add_completion=False,
-        pretty_exceptions_enable=False, rich_markup_mode="rich" if colour else None, context_settings={"help_option_names": ["-h", "--help"]},
-    )  # fmt: skip
+        name="peertalk",
+        help="Messages between peers on one local network, without a broker.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich" if colour else None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
     for module in (demo, peers, send, listen, bench, sim, info):
         application.command(module.__name__.rpartition(".")[2])(module.command)
     return application

@@ -1,7 +1,9 @@
-"""`peertalk demo`: two processes find each other, connect, and exchange real files; then numbered messages, then round trips, all of it checked.
+"""`peertalk demo`: two processes find each other, connect, and exchange real files; then numbered
+messages, then round trips, all of it checked.
 
-This is the parent: it chooses the files, starts both processes (transfer.py), shows how far they are, and judges. The same work is then done once
-more on the reference core, for the comparison. Both processes end within a second when this one is interrupted, and with it when it dies.
+This is the parent: it chooses the files, starts both processes (transfer.py), shows how far they
+are, and judges. The same work is then done once more on the reference core, for the comparison.
+Both processes end within a second when this one is interrupted, and with it when it dies.
 """
 
 from __future__ import annotations
@@ -23,7 +25,14 @@ from typing import Annotated, Any
 import msgspec
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 from .. import errors
@@ -45,7 +54,8 @@ _IN_ENVIRONMENT = ("discovery_port", "bind", "interfaces")
 
 
 class Selection(msgspec.Struct, frozen=True):
-    """The files to send: a folder, paths in it with their sizes in bytes, and where the choice came from."""
+    """The files to send: a folder, paths in it with their sizes in bytes, and where the choice came
+    from."""
 
     root: Path
     sizes: dict[str, int]
@@ -55,11 +65,22 @@ class Selection(msgspec.Struct, frozen=True):
 @node_options("discovery_port", "bind", "interfaces", "core")
 def command(
     path: Annotated[
-        Path | None, typer.Argument(help="File or folder to send. Default: the files that git tracks here, else peertalk's own.", show_default=False)
+        Path | None,
+        typer.Argument(
+            help=(
+                "File or folder to send. Default: the files that git tracks here, else peertalk's "
+                "own."
+            ),
+            show_default=False,
+        ),
     ] = None,
-    messages: Annotated[int, typer.Option(min=1, max=1_000_000_000, help="Numbered messages of 64 bytes.")] = 200_000,
+    messages: Annotated[
+        int, typer.Option(min=1, max=1_000_000_000, help="Numbered messages of 64 bytes.")
+    ] = 200_000,
     round_trips: Annotated[int, typer.Option(min=1, max=10_000_000, help="Round trips.")] = 2_000,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds in which the two must have found each other.")] = 15.0,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds in which the two must have found each other.")
+    ] = 15.0,
     json: Json = False,
     *,
     options: dict[str, Any],
@@ -72,7 +93,11 @@ def command(
     core = load(config.core or None)
     selection = select(path)
     screen = console(stderr=json)
-    environment = {f"PEERTALK_{name.upper()}": _as_text(options[name]) for name in _IN_ENVIRONMENT if options[name] is not None}
+    environment = {
+        f"PEERTALK_{name.upper()}": _as_text(options[name])
+        for name in _IN_ENVIRONMENT
+        if options[name] is not None
+    }
     work = _Demonstration(screen, environment, selection, messages, round_trips, timeout)
     result = asyncio.run(work.run(core.name))
     result = {"crc": core.crc_name, **result}
@@ -90,7 +115,8 @@ def _as_text(value: Any) -> str:
 
 
 def select(path: Path | None) -> Selection:
-    """The files to send: those under path, else what git tracks in the checkout around the current folder, else this package's own.
+    """The files to send: those under path, else what git tracks in the checkout around the current
+    folder, else this package's own.
 
     Raises:
         InvalidArgument: there is no such path, or it cannot be read.
@@ -105,7 +131,9 @@ def select(path: Path | None) -> Selection:
             return _below(path, str(path))
         return Selection(path.parent, {path.name: path.stat().st_size}, str(path))
     except (OSError, RuntimeError) as error:
-        raise errors.InvalidArgument(f"{path} cannot be sent: {getattr(error, 'strerror', None) or error}") from None
+        raise errors.InvalidArgument(
+            f"{path} cannot be sent: {getattr(error, 'strerror', None) or error}"
+        ) from None
 
 
 def _tracked() -> Selection | None:
@@ -114,10 +142,18 @@ def _tracked() -> Selection | None:
 
     try:
         root = Path(os.fsdecode(git("rev-parse", "--show-toplevel").rstrip(b"\n")))
-        names = [os.fsdecode(name) for name in git("-C", str(root), "ls-files", "-z").split(b"\0") if name]
+        names = [
+            os.fsdecode(name)
+            for name in git("-C", str(root), "ls-files", "-z").split(b"\0")
+            if name
+        ]
     except (OSError, subprocess.CalledProcessError):
         return None
-    sizes = {name: size for name in dict.fromkeys(names) if (size := _size(root / name)) is not None and not (root / name).is_dir()}
+    sizes = {
+        name: size
+        for name in dict.fromkeys(names)
+        if (size := _size(root / name)) is not None and not (root / name).is_dir()
+    }
     return Selection(root, sizes, "what git tracks here") if sizes else None
 
 
@@ -151,7 +187,12 @@ class Display:
 
     def __enter__(self) -> Display:
         if self._screen.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TimeElapsedColumn(),
+            )
             self._bars = Progress(*columns, console=self._screen)
             self._bars.start()
         return self
@@ -169,21 +210,42 @@ class Display:
         """What a process said."""
         match event:
             case {"event": "found", "name": name, "address": address, "seconds": seconds}:
-                self._screen.print(f"{self._core} core: found {name} at {address} in {seconds * 1e3:.0f} ms, and connected")
-            case {"event": "progress" | "phase", "phase": phase, "done": done} if self._bars is not None:
+                self._screen.print(
+                    f"{self._core} core: found {name} at {address} in {seconds * 1e3:.0f} ms, "
+                    "and connected"
+                )
+            case {"event": "progress" | "phase", "phase": phase, "done": done} if (
+                self._bars is not None
+            ):
                 if phase not in self._tasks:
-                    self._tasks[phase] = self._bars.add_task(f"{self._core} core: {phase}", total=self._totals.get(phase) or 1)
+                    self._tasks[phase] = self._bars.add_task(
+                        f"{self._core} core: {phase}", total=self._totals.get(phase) or 1
+                    )
                 self._bars.update(self._tasks[phase], completed=done)
                 if event["event"] == "phase":
-                    self._bars.update(self._tasks[phase], completed=max(1, done), total=max(1, done))
+                    self._bars.update(
+                        self._tasks[phase], completed=max(1, done), total=max(1, done)
+                    )
             case {"event": "phase", "phase": phase, "done": done}:
-                self._screen.print(f"{self._core} core: {phase} done, {done:,}{' bytes' if phase == 'files' else ''}")
+                self._screen.print(
+                    f"{self._core} core: {phase} done, "
+                    f"{done:,}{' bytes' if phase == 'files' else ''}"
+                )
 
 
 class _Demonstration:
-    """The whole of it: a pair of processes on the core of choice, then one on the reference core."""
+    """The whole of it: a pair of processes on the core of choice, then one on the reference
+    core."""
 
-    def __init__(self, screen: Console, environment: dict[str, str], selection: Selection, messages: int, round_trips: int, timeout: float) -> None:
+    def __init__(
+        self,
+        screen: Console,
+        environment: dict[str, str],
+        selection: Selection,
+        messages: int,
+        round_trips: int,
+        timeout: float,
+    ) -> None:
         self.screen = screen
         self.environment = environment
         self.selection = selection
@@ -211,12 +273,15 @@ class _Demonstration:
                 display.begin("reference")
                 result["reference"] = await self._compare(result, display)
                 result["ok"] = result["reference"]["ok"]
-                result["errors"] = [f"on the reference core: {text}" for text in result["reference"].pop("errors")]
+                result["errors"] = [
+                    f"on the reference core: {text}" for text in result["reference"].pop("errors")
+                ]
                 result["code"] = result["reference"].pop("code")
         return result
 
     async def _compare(self, result: dict[str, Any], display: Display) -> dict[str, Any]:
-        """The same work on the reference core, or a part of it that is named, and how many times faster ours was."""
+        """The same work on the reference core, or a part of it that is named, and how many times
+        faster ours was."""
         files, size = [], 0
         for path, length in self.selection.sizes.items():
             if size + length <= _REFERENCE_FILES:
@@ -239,19 +304,43 @@ class _Demonstration:
             "files": reference["files"],
             "messages": reference["messages"],
             "part": " and ".join(notes),
-            "ratio_messages": round(result["messages"]["per_second"] / reference["messages"]["per_second"], 2),
+            "ratio_messages": round(
+                result["messages"]["per_second"] / reference["messages"]["per_second"], 2
+            ),
             "ratio_files": round(ours / theirs, 2) if ours and theirs else None,
         }
 
-    async def _pair(self, core: str, files: list[str], messages: int, round_trips: int, display: Display) -> dict[str, Any]:
+    async def _pair(
+        self, core: str, files: list[str], messages: int, round_trips: int, display: Display
+    ) -> dict[str, Any]:
         """One run of two processes. The folder that is filled goes when it is over."""
         suffix = secrets.token_hex(4)
         names = {role: f"demo-{role}-{suffix}" for role in ("sender", "receiver")}
-        with tempfile.TemporaryDirectory(prefix="peertalk-demo-", ignore_cleanup_errors=True) as target:
-            common: dict[str, Any] = {"core": core, "timeout": self.timeout, "messages": messages, "round_trips": round_trips}
+        with tempfile.TemporaryDirectory(
+            prefix="peertalk-demo-", ignore_cleanup_errors=True
+        ) as target:
+            common: dict[str, Any] = {
+                "core": core,
+                "timeout": self.timeout,
+                "messages": messages,
+                "round_trips": round_trips,
+            }
             tasks = [
-                Task(role="receiver", name=names["receiver"], other=names["sender"], target=target, **common),
-                Task(role="sender", name=names["sender"], other=names["receiver"], root=str(self.selection.root), files=files, **common),
+                Task(
+                    role="receiver",
+                    name=names["receiver"],
+                    other=names["sender"],
+                    target=target,
+                    **common,
+                ),
+                Task(
+                    role="sender",
+                    name=names["sender"],
+                    other=names["receiver"],
+                    root=str(self.selection.root),
+                    files=files,
+                    **common,
+                ),
             ]
             said: dict[str, dict[str, Any]] = {}
             failure: dict[str, Any] | None = None
@@ -259,7 +348,9 @@ class _Demonstration:
                 async for event in events:
                     display.event(event)
                     if event["event"] == "error":
-                        failure = failure if failure is not None and failure["code"] == NOBODY else event
+                        failure = (
+                            failure if failure is not None and failure["code"] == NOBODY else event
+                        )
                         break
                     said[event.get("role") or event["event"]] = event
                     if "sender" in said and "receiver" in said:
@@ -269,18 +360,24 @@ class _Demonstration:
         return judge(core, len(files), messages, round_trips, said)
 
 
-def judge(core: str, files: int, messages: int, round_trips: int, said: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def judge(
+    core: str, files: int, messages: int, round_trips: int, said: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
     """The figures of one run from what both processes said, and whether all of it arrived.
 
     Args:
-        core: it ran on; files, messages, round_trips: how many were to be sent; said: the reports of "sender" and "receiver", and "found".
+        core: it ran on; files, messages, round_trips: how many were to be sent; said: the reports
+            of "sender" and "receiver", and "found".
     """
     sender, receiver = said["sender"], said["receiver"]
     complaints = list(receiver["errors"])
     skipped = [{"path": path, "reason": reason} for path, reason in sender["skipped"]]
     unread = [one for one in skipped if one["reason"] != "a symbolic link"]
     if unread:
-        complaints.append(f"{len(unread):,} of {files:,} files could not be sent, first {unread[0]['path']!r}: {unread[0]['reason']}")
+        complaints.append(
+            f"{len(unread):,} of {files:,} files could not be sent, first "
+            f"{unread[0]['path']!r}: {unread[0]['reason']}"
+        )
     for what, sent, arrived in (
         ("files", sender["files"]["count"], receiver["files_verified"]),
         ("bytes of files", sender["files"]["bytes"], receiver["bytes_verified"]),
@@ -336,8 +433,11 @@ def judge(core: str, files: int, messages: int, round_trips: int, said: dict[str
 
 
 @contextlib.asynccontextmanager
-async def _processes(tasks: list[Task], environment: dict[str, str]) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
-    """Processes for these tasks, and what they say; when the block is left they are over, by force if need be."""
+async def _processes(
+    tasks: list[Task], environment: dict[str, str]
+) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+    """Processes for these tasks, and what they say; when the block is left they are over, by force
+    if need be."""
     path = os.pathsep.join(filter(None, (str(_PACKAGE.parent), os.environ.get("PYTHONPATH"))))
     everything = {**os.environ, **environment, "PYTHONPATH": path}
     processes: list[asyncio.subprocess.Process] = []
@@ -366,7 +466,9 @@ async def _processes(tasks: list[Task], environment: dict[str, str]) -> AsyncIte
             reader.cancel()
 
 
-async def _read(task: Task, process: asyncio.subprocess.Process, heard: asyncio.Queue[dict[str, Any]]) -> None:
+async def _read(
+    task: Task, process: asyncio.subprocess.Process, heard: asyncio.Queue[dict[str, Any]]
+) -> None:
     assert process.stdin is not None and process.stdout is not None
     with contextlib.suppress(ConnectionError):
         process.stdin.write(json_format.dumps(msgspec.to_builtins(task)).encode() + b"\n")
@@ -378,7 +480,13 @@ async def _read(task: Task, process: asyncio.subprocess.Process, heard: asyncio.
         heard.put_nowait(event)
     code = await process.wait()
     if not finished:
-        heard.put_nowait({"event": "error", "text": f"the {task.role} process ended with status {code} before it was done", "code": FAILED})
+        heard.put_nowait(
+            {
+                "event": "error",
+                "text": f"the {task.role} process ended with status {code} before it was done",
+                "code": FAILED,
+            }
+        )
 
 
 async def _said(heard: asyncio.Queue[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
@@ -387,11 +495,17 @@ async def _said(heard: asyncio.Queue[dict[str, Any]]) -> AsyncIterator[dict[str,
             async with asyncio.timeout(_SILENCE):
                 event = await heard.get()
         except TimeoutError:
-            event = {"event": "error", "text": f"neither process has moved for {_SILENCE:g} s", "code": FAILED}
+            event = {
+                "event": "error",
+                "text": f"neither process has moved for {_SILENCE:g} s",
+                "code": FAILED,
+            }
         yield event
 
 
-async def _settle(processes: list[asyncio.subprocess.Process], readers: list[asyncio.Task[None]], seconds: float) -> None:
+async def _settle(
+    processes: list[asyncio.subprocess.Process], readers: list[asyncio.Task[None]], seconds: float
+) -> None:
     """Let them end by themselves."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
@@ -399,7 +513,8 @@ async def _settle(processes: list[asyncio.subprocess.Process], readers: list[asy
 
 
 async def _end(processes: list[asyncio.subprocess.Process]) -> None:
-    """Ask those that still run to end, then kill. Not by SIGINT, which makes a traceback of an interpreter that is only starting."""
+    """Ask those that still run to end, then kill. Not by SIGINT, which makes a traceback of an
+    interpreter that is only starting."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         running = [process for process in processes if process.returncode is None]
         for process in running:
@@ -412,35 +527,70 @@ async def _end(processes: list[asyncio.subprocess.Process]) -> None:
 
 def show(screen: Console, result: dict[str, Any]) -> None:
     """The table at the end."""
-    files, messages, trips, reference = result["files"], result["messages"], result["round_trips"], result["reference"]
+    files, messages, trips, reference = (
+        result["files"],
+        result["messages"],
+        result["round_trips"],
+        result["reference"],
+    )
     table = Table(
-        title=f"peertalk demo, {result['core']} core, CRC-16 by {result['crc']}", box=None, pad_edge=False, show_header=False, title_justify="left"
+        title=f"peertalk demo, {result['core']} core, CRC-16 by {result['crc']}",
+        box=None,
+        pad_edge=False,
+        show_header=False,
+        title_justify="left",
     )
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     table.add_row(
-        "files verified", f"{files['verified']:,} of {files['count']:,}, {files['bytes_verified']:,} bytes, SHA-256 of each equal on both sides"
+        "files verified",
+        (
+            f"{files['verified']:,} of {files['count']:,}, {files['bytes_verified']:,} bytes, "
+            "SHA-256 of each equal on both sides"
+        ),
     )
     if files["skipped"]:
         table.add_row("files not sent", f"{len(files['skipped']):,} (named above)")
-    table.add_row("file transfer", f"{files['mb_per_second']:,.1f} MB/s, {files['messages_per_second']:,} messages/s of up to 4,096 bytes")
+    table.add_row(
+        "file transfer",
+        (
+            f"{files['mb_per_second']:,.1f} MB/s, {files['messages_per_second']:,} messages/s of "
+            "up to 4,096 bytes"
+        ),
+    )
     table.add_row(
         f"messages of {messages['bytes_each']} bytes",
-        f"{messages['arrived']:,} of {messages['count']:,}, in order, once" if result["ok"] else f"{messages['arrived']:,} of {messages['count']:,}",
+        f"{messages['arrived']:,} of {messages['count']:,}, in order, once"
+        if result["ok"]
+        else f"{messages['arrived']:,} of {messages['count']:,}",
     )
-    table.add_row("rate", f"{messages['per_second']:,} messages/s, {messages['mb_per_second']:,.1f} MB/s")
+    table.add_row(
+        "rate", f"{messages['per_second']:,} messages/s, {messages['mb_per_second']:,.1f} MB/s"
+    )
     if trips:
-        table.add_row("round trip", f"p50 {trips['p50_us']:,.0f} us, p99 {trips['p99_us']:,.0f} us, of {trips['count']:,}")
+        table.add_row(
+            "round trip",
+            f"p50 {trips['p50_us']:,.0f} us, p99 {trips['p99_us']:,.0f} us, of {trips['count']:,}",
+        )
     table.add_row("slots in flight", f"{result['slots_high_water']} at most (high-water)")
     table.add_row("messages per system call", f"{result['messages_per_call']:,.0f}")
     table.add_row("CRC errors", f"{result['crc_errors']}")
     if reference and reference["ok"]:
         part = f" (reference: {reference['part']})" if reference["part"] else ""
-        rates = f"{messages['per_second']:,} against {reference['messages']['per_second']:,} a second"
-        table.add_row("C against reference core", f"messages {reference['ratio_messages']:.1f}x ({rates}){part}")
+        rates = (
+            f"{messages['per_second']:,} against {reference['messages']['per_second']:,} a second"
+        )
+        table.add_row(
+            "C against reference core",
+            f"messages {reference['ratio_messages']:.1f}x ({rates}){part}",
+        )
         if reference["ratio_files"]:
             table.add_row(
-                "", f"files {reference['ratio_files']:.1f}x ({files['mb_per_second']:,.1f} against {reference['files']['mb_per_second']:,.1f} MB/s)"
+                "",
+                (
+                    f"files {reference['ratio_files']:.1f}x ({files['mb_per_second']:,.1f} "
+                    f"against {reference['files']['mb_per_second']:,.1f} MB/s)"
+                ),
             )
     elif result["core"] == "reference":
         table.add_row("C against reference core", "not compared: this was the reference core")

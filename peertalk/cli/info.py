@@ -23,7 +23,10 @@ def command(json: Json = False, *, options: dict[str, Any]) -> None:
         print_json(gathered, indent=1)
         return
     screen = console()
-    screen.print(f"peertalk {gathered['version']} on Python {gathered['python']}, {gathered['platform']}", style="bold")
+    screen.print(
+        f"peertalk {gathered['version']} on Python {gathered['python']}, {gathered['platform']}",
+        style="bold",
+    )
     screen.print(", ".join(f"{name} {version}" for name, version in gathered["packages"].items()))
     screen.print("traffic is neither encrypted nor authenticated")
     for name, core in gathered["cores"].items():
@@ -31,7 +34,10 @@ def command(json: Json = False, *, options: dict[str, Any]) -> None:
         if "missing" in core:
             screen.print(f"core {name}: {core['missing']}")
             continue
-        screen.print(f"core {name}{', in use' if core['in_use'] else ''}: CRC-16 by {core['crc']}", style="bold")
+        screen.print(
+            f"core {name}{', in use' if core['in_use'] else ''}: CRC-16 by {core['crc']}",
+            style="bold",
+        )
         screen.print("  " + ", ".join(f"{key} {value:,}" for key, value in core["limits"].items()))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("setting", "value", "from"):
@@ -54,9 +60,14 @@ def gather(options: dict[str, Any]) -> dict[str, Any]:
         except errors.NotSupported as error:
             cores[name] = {"missing": str(error)}
         else:
-            cores[name] = {"in_use": name == in_use, "crc": core.crc_name, "limits": core.limits._asdict()}
+            cores[name] = {
+                "in_use": name == in_use,
+                "crc": core.crc_name,
+                "limits": core.limits._asdict(),
+            }
     explained = {
-        name: {"value": list(value) if isinstance(value, tuple) else value, "from": source} for name, (value, source) in config.explain().items()
+        name: {"value": list(value) if isinstance(value, tuple) else value, "from": source}
+        for name, (value, source) in config.explain().items()
     }
     return {
         "version": _version("peertalk"),
@@ -64,7 +75,9 @@ def gather(options: dict[str, Any]) -> dict[str, Any]:
         "implementation": platform.python_implementation(),
         "platform": f"{sys.platform} {platform.machine()}",
         "encrypted": False,
-        "packages": {name: _version(name) for name in ("cffi", "msgspec", "uvloop", "typer", "rich")},
+        "packages": {
+            name: _version(name) for name in ("cffi", "msgspec", "uvloop", "typer", "rich")
+        },
         "cores": cores,
         "settings": explained,
     }

@@ -16,8 +16,18 @@ from .options import NODE_SETTINGS, Json, config_of, node_options, print_json, r
 
 @node_options(*NODE_SETTINGS)
 def command(
-    count: Annotated[int | None, typer.Option(min=1, help="End after so many messages. Default: until Ctrl-C.", show_default=False)] = None,
-    timeout: Annotated[str | None, typer.Option(help="End when no message has come for so long: seconds, or 500ms.", show_default=False)] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="End after so many messages. Default: until Ctrl-C.", show_default=False
+        ),
+    ] = None,
+    timeout: Annotated[
+        str | None,
+        typer.Option(
+            help="End when no message has come for so long: seconds, or 500ms.", show_default=False
+        ),
+    ] = None,
     json: Json = False,
     *,
     options: dict[str, Any],
@@ -30,12 +40,17 @@ def command(
 async def _listen(config: Config, count: int | None, seconds: float | None, as_json: bool) -> None:
     seen = 0
     async with Node(config=config) as node:
-        say(f"listening as {readable(node.name)!r} on {config.bind or 'all addresses'}, port {node.address[1]}")
+        say(
+            f"listening as {readable(node.name)!r} on {config.bind or 'all addresses'}, port "
+            f"{node.address[1]}"
+        )
         while count is None or seen < count:
             try:
                 message = await node.receive(timeout=seconds)
             except Timeout:
-                raise CommandFailed(f"no message came for {seconds:g} s, after {seen:,}", NOBODY) from None
+                raise CommandFailed(
+                    f"no message came for {seconds:g} s, after {seen:,}", NOBODY
+                ) from None
             seen += 1
             _print(message, as_json)
 
@@ -43,10 +58,20 @@ async def _listen(config: Config, count: int | None, seconds: float | None, as_j
 def _print(message: Message[Peer], as_json: bool) -> None:
     peer = message.peer
     if not as_json:
-        print(f"{readable(peer.name)}: {readable(message.data.decode(errors='replace'))}", flush=True)
+        print(
+            f"{readable(peer.name)}: {readable(message.data.decode(errors='replace'))}", flush=True
+        )
         return
     try:
         content = {"text": message.data.decode()}
     except UnicodeDecodeError:
         content = {"base64": base64.b64encode(message.data).decode()}
-    print_json({"peer": peer.name, "id": peer.id, "address": f"{peer.address[0]}:{peer.address[1]}", "bytes": len(message.data), **content})
+    print_json(
+        {
+            "peer": peer.name,
+            "id": peer.id,
+            "address": f"{peer.address[0]}:{peer.address[1]}",
+            "bytes": len(message.data),
+            **content,
+        }
+    )

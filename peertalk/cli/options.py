@@ -1,4 +1,5 @@
-"""What the commands share: options made from the settings of Config, and how results are printed."""
+"""What the commands share: options made from the settings of Config, and how results are
+printed."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ _KINDS: dict[str, type] = {"whole": int, "boolean": bool}
 
 
 def node_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command an option for each of these settings; it gets them as `options`, by name, None where not given.
+    """Give a command an option for each of these settings; it gets them as `options`, by name, None
+    where not given.
 
     Bounds are checked by Config, which says where a value came from.
     """
@@ -37,8 +39,20 @@ def node_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., N
             options = {setting.name: _value(setting, given.pop(setting.name)) for setting in chosen}
             command(**given, options=options)
 
-        own = [one for one in inspect.signature(command, eval_str=True).parameters.values() if one.name != "options"]
-        added = [inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(setting)) for setting in chosen]
+        own = [
+            one
+            for one in inspect.signature(command, eval_str=True).parameters.values()
+            if one.name != "options"
+        ]
+        added = [
+            inspect.Parameter(
+                setting.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=_annotation(setting),
+            )
+            for setting in chosen
+        ]
         parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own] + added
         with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         with_options.__annotations__ = {one.name: one.annotation for one in parameters}
@@ -50,7 +64,9 @@ def node_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., N
 def _annotation(setting: Setting) -> Any:
     flag = "--" + setting.name.replace("_", "-")
     more = " Several: separated by commas." if setting.kind == "list" else ""
-    option = typer.Option(flag, help=f"{setting.description}{more} ({setting.environment})", show_default=False)
+    option = typer.Option(
+        flag, help=f"{setting.description}{more} ({setting.environment})", show_default=False
+    )
     kind: Any = _KINDS.get(setting.kind, str)
     return Annotated[kind | None, option]
 
@@ -72,7 +88,13 @@ def config_of(options: dict[str, Any]) -> Config:
 
 def console(*, stderr: bool = False) -> Console:
     """Where results for people go. NO_COLOR, or no terminal: plain text."""
-    return Console(stderr=stderr, highlight=False, markup=False, soft_wrap=True, color_system=None if os.environ.get("NO_COLOR") else "auto")
+    return Console(
+        stderr=stderr,
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+        color_system=None if os.environ.get("NO_COLOR") else "auto",
+    )
 
 
 def print_json(value: object, *, indent: int | None = None) -> None:
@@ -87,4 +109,9 @@ def say(text: str) -> None:
 
 def readable(text: str) -> str:
     """Text from the network for a terminal: control characters are shown, never obeyed."""
-    return "".join(one if one.isprintable() or one == "\t" else one.encode("unicode_escape").decode("ascii", "replace") for one in text)
+    return "".join(
+        one
+        if one.isprintable() or one == "\t"
+        else one.encode("unicode_escape").decode("ascii", "replace")
+        for one in text
+    )

@@ -12,23 +12,45 @@ from rich.table import Table
 from .. import Node, Peer, PeerConnected, PeerDisconnected, PeerFound, PeerLost
 from ..config import Config, parse_duration
 from . import NOBODY, CommandFailed
-from .options import NODE_SETTINGS, Json, config_of, console, node_options, print_json, readable, say
+from .options import (
+    NODE_SETTINGS,
+    Json,
+    config_of,
+    console,
+    node_options,
+    print_json,
+    readable,
+    say,
+)
 
-_WORDS = {PeerFound: "found", PeerLost: "lost", PeerConnected: "connected", PeerDisconnected: "disconnected"}
+_WORDS = {
+    PeerFound: "found",
+    PeerLost: "lost",
+    PeerConnected: "connected",
+    PeerDisconnected: "disconnected",
+}
 
 
 @node_options(*NODE_SETTINGS)
 def command(
-    watch: Annotated[bool, typer.Option("--watch", help="Go on, and print who comes and goes.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on, and print who comes and goes.")
+    ] = False,
     timeout: Annotated[
-        str | None, typer.Option(help="How long to look: seconds, or 500ms. Default: 2 s; with --watch: until Ctrl-C.", show_default=False)
+        str | None,
+        typer.Option(
+            help="How long to look: seconds, or 500ms. Default: 2 s; with --watch: until Ctrl-C.",
+            show_default=False,
+        ),
     ] = None,
     json: Json = False,
     *,
     options: dict[str, Any],
 ) -> None:
     """Who is there. Exit status 3 when nobody was heard in time."""
-    seconds = None if timeout is None and watch else parse_duration("2s" if timeout is None else timeout)
+    seconds = (
+        None if timeout is None and watch else parse_duration("2s" if timeout is None else timeout)
+    )
     look = _watch if watch else _list
     if not asyncio.run(look(config_of(options), seconds, json)):
         raise CommandFailed(f"nobody was heard within {seconds:g} s", NOBODY)
@@ -48,7 +70,10 @@ def described(peer: Peer) -> dict[str, Any]:
 async def _list(config: Config, seconds: float | None, as_json: bool) -> int:
     async with Node(config=config) as node:
         await asyncio.sleep(seconds or 0.0)
-        peers = sorted((described(peer) for peer in node.peers.values()), key=lambda one: (one["name"], one["id"]))
+        peers = sorted(
+            (described(peer) for peer in node.peers.values()),
+            key=lambda one: (one["name"], one["id"]),
+        )
     if as_json:
         print_json(peers, indent=1)
     elif peers:
@@ -56,7 +81,12 @@ async def _list(config: Config, seconds: float | None, as_json: bool) -> int:
         for heading in ("name", "address", "state", "id"):
             table.add_column(heading, no_wrap=True, overflow="ignore")
         for one in peers:
-            table.add_row(readable(one["name"]), one["address"], one["state"] + " (classic)" * one["classic"], one["id"])
+            table.add_row(
+                readable(one["name"]),
+                one["address"],
+                one["state"] + " (classic)" * one["classic"],
+                one["id"],
+            )
         console().print(table)
     return len(peers)
 
@@ -84,4 +114,7 @@ def _print(word: str, peer: Peer | None, as_json: bool) -> None:
     if as_json:
         print_json({"event": word, **described(peer)})
     else:
-        print(f"{word:12} {readable(peer.name)}  {peer.address[0]}:{peer.address[1]}  {peer.id}", flush=True)
+        print(
+            f"{word:12} {readable(peer.name)}  {peer.address[0]}:{peer.address[1]}  {peer.id}",
+            flush=True,
+        )

@@ -18,12 +18,26 @@ from .options import NODE_SETTINGS, Json, config_of, node_options, print_json, r
 @node_options(*NODE_SETTINGS)
 def command(
     words: Annotated[
-        list[str], typer.Argument(metavar="NAME TEXT", help="To whom, by name or id, and what; - as TEXT: each line of standard input.")
+        list[str],
+        typer.Argument(
+            metavar="NAME TEXT",
+            help="To whom, by name or id, and what; - as TEXT: each line of standard input.",
+        ),
     ],
     to_address: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="To this address, without discovery; then leave NAME out.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="To this address, without discovery; then leave NAME out.",
+            show_default=False,
+        ),
     ] = None,
-    timeout: Annotated[str, typer.Option(help="Longest wait for finding, connecting and sending, each: seconds, or 500ms.")] = "10s",
+    timeout: Annotated[
+        str,
+        typer.Option(
+            help="Longest wait for finding, connecting and sending, each: seconds, or 500ms."
+        ),
+    ] = "10s",
     json: Json = False,
     *,
     options: dict[str, Any],
@@ -32,26 +46,37 @@ def command(
     wanted = 1 if to_address is not None else 2
     if len(words) != wanted:
         raise errors.InvalidArgument(
-            f"send takes {'TEXT alone with --to-address' if wanted == 1 else 'NAME and TEXT'}; {len(words)} words were given"
+            "send takes "
+            f"{'TEXT alone with --to-address' if wanted == 1 else 'NAME and TEXT'}; "
+            f"{len(words)} words were given"
         )
     address = None if to_address is None else _address(to_address)
     seconds = parse_duration(timeout)
-    sent = asyncio.run(_send(config_of(options), None if address else words[0], address, words[-1], seconds))
+    sent = asyncio.run(
+        _send(config_of(options), None if address else words[0], address, words[-1], seconds)
+    )
     if json:
         print_json(sent)
     else:
         plural = "" if sent["messages"] == 1 else "s"
-        print(f"sent {sent['messages']:,} message{plural}, {sent['bytes']:,} bytes, to {readable(sent['peer'])!r} at {sent['address']}")
+        print(
+            f"sent {sent['messages']:,} message{plural}, {sent['bytes']:,} bytes, to "
+            f"{readable(sent['peer'])!r} at {sent['address']}"
+        )
 
 
 def _address(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
-        raise errors.InvalidArgument(f"--to-address {text!r}: write HOST:PORT, such as 192.168.1.5:7354")
+        raise errors.InvalidArgument(
+            f"--to-address {text!r}: write HOST:PORT, such as 192.168.1.5:7354"
+        )
     return host, int(port)
 
 
-async def _send(config: Config, name: str | None, address: tuple[str, int] | None, text: str, seconds: float) -> dict[str, Any]:
+async def _send(
+    config: Config, name: str | None, address: tuple[str, int] | None, text: str, seconds: float
+) -> dict[str, Any]:
     messages = size = 0
     async with Node(config=config) as node:
         peer = await _find(node, name, address, seconds)
@@ -63,11 +88,22 @@ async def _send(config: Config, name: str | None, address: tuple[str, int] | Non
         unsent = await node.aclose(seconds)
         failed = node.stats().messages_failed
         if unsent or failed:
-            raise CommandFailed(f"{max(unsent, failed):,} of {messages:,} messages to {readable(peer.name)!r} were not sent within {seconds:g} s")
-        return {"peer": peer.name, "id": peer.id, "address": where, "messages": messages, "bytes": size}
+            raise CommandFailed(
+                f"{max(unsent, failed):,} of {messages:,} messages to {readable(peer.name)!r} "
+                f"were not sent within {seconds:g} s"
+            )
+        return {
+            "peer": peer.name,
+            "id": peer.id,
+            "address": where,
+            "messages": messages,
+            "bytes": size,
+        }
 
 
-async def _find(node: Node, name: str | None, address: tuple[str, int] | None, seconds: float) -> Peer:
+async def _find(
+    node: Node, name: str | None, address: tuple[str, int] | None, seconds: float
+) -> Peer:
     if address is not None:
         return await node.connect(address, timeout=seconds)
     assert name is not None

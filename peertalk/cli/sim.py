@@ -16,17 +16,33 @@ THROUGHPUT = "throughput"
 
 
 def command(
-    scenario: Annotated[str | None, typer.Argument(help="Name of a scenario, or throughput. None: list them.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of every random decision; the same seed gives the same run.")] = 0,
-    trace: Annotated[bool, typer.Option("--trace", help="Print the last decisions of the network too.")] = False,
+    scenario: Annotated[
+        str | None, typer.Argument(help="Name of a scenario, or throughput. None: list them.")
+    ] = None,
+    seed: Annotated[
+        int,
+        typer.Option("--seed", help="Of every random decision; the same seed gives the same run."),
+    ] = 0,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Print the last decisions of the network too.")
+    ] = False,
     minutes: Annotated[
-        float | None, typer.Option("--minutes", min=0.05, max=600, help="throughput: simulated minutes of each row; 10 if not given.")
+        float | None,
+        typer.Option(
+            "--minutes",
+            min=0.05,
+            max=600,
+            help="throughput: simulated minutes of each row; 10 if not given.",
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Play a scripted incident on a simulated network: what happened, its figures, and the hash of its trace."""
+    """Play a scripted incident on a simulated network: what happened, its figures, and the hash of
+    its trace."""
     if minutes is not None and scenario != THROUGHPUT:
-        raise errors.InvalidArgument("--minutes goes with throughput; a scenario takes the time that it takes")
+        raise errors.InvalidArgument(
+            "--minutes goes with throughput; a scenario takes the time that it takes"
+        )
     if trace and scenario in (None, THROUGHPUT):
         raise errors.InvalidArgument("--trace goes with a scenario")
     if scenario is None:
@@ -34,14 +50,19 @@ def command(
     elif scenario == THROUGHPUT:
         _throughput(10.0 if minutes is None else minutes, seed, json)
     elif scenario not in scenarios.SCENARIOS:
-        raise errors.InvalidArgument(f"there is no scenario {scenario!r}; there are {', '.join([*scenarios.SCENARIOS, THROUGHPUT])}")
+        raise errors.InvalidArgument(
+            f"there is no scenario {scenario!r}; there are "
+            f"{', '.join([*scenarios.SCENARIOS, THROUGHPUT])}"
+        )
     else:
         _play(scenario, seed, trace, json)
 
 
 def _list(json: bool) -> None:
     summaries = {name: each.summary for name, each in scenarios.SCENARIOS.items()}
-    summaries[THROUGHPUT] = "kilobytes a second on the classic link, by platform, core, depth and size"
+    summaries[THROUGHPUT] = (
+        "kilobytes a second on the classic link, by platform, core, depth and size"
+    )
     if json:
         print_json(summaries, indent=1)
         return
@@ -62,29 +83,58 @@ def _play(name: str, seed: int, trace: bool, json: bool) -> None:
     else:
         screen = console()
         for record in records:
-            screen.print(f"{record.time_ns / 1e9:14.9f}  {record.kind:<10}  {record.source} > {record.target}  {record.a} {record.b}")
+            screen.print(
+                f"{record.time_ns / 1e9:14.9f}  {record.kind:<10}  {record.source} > "
+                f"{record.target}  {record.a} {record.b}"
+            )
         for label, value in result.figures.items():
             screen.print(f"{label.replace('_', ' ')}: {value:,}")
         for problem in result.problems:
             screen.print(f"problem: {problem}")
         verdict = "failed" if result.problems else "passed"
-        screen.print(f"{name}, seed {seed}: {verdict} after {result.seconds:,.3f} s of network; trace {result.trace_hash}")
+        screen.print(
+            f"{name}, seed {seed}: {verdict} after {result.seconds:,.3f} s of network; trace "
+            f"{result.trace_hash}"
+        )
     if result.problems:
-        raise CommandFailed(f"{name}, seed {seed}: {len(result.problems)} problems; the first: {result.problems[0]}")
+        raise CommandFailed(
+            f"{name}, seed {seed}: {len(result.problems)} problems; the first: {result.problems[0]}"
+        )
 
 
 def _throughput(minutes: float, seed: int, json: bool) -> None:
     def told(row: throughput.Rate) -> None:
-        say(f"{row.platform}, {row.core}, depth {row.depth}, {row.message_bytes} bytes{', packed' if row.packing else ''}: {row.kb_per_s} KB/s")
+        say(
+            f"{row.platform}, {row.core}, depth {row.depth}, {row.message_bytes} "
+            f"bytes{', packed' if row.packing else ''}: {row.kb_per_s} KB/s"
+        )
 
     rows = throughput.throughput(minutes * 60, seed, None if json else told)
     if json:
         print_json([msgspec.to_builtins(row) for row in rows], indent=1)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("platform", "core", "depth", "packing", "message bytes", "KB/s", "ratio to sync"):
-        table.add_column(heading, justify="right" if heading not in ("platform", "core") else "left")
+    for heading in (
+        "platform",
+        "core",
+        "depth",
+        "packing",
+        "message bytes",
+        "KB/s",
+        "ratio to sync",
+    ):
+        table.add_column(
+            heading, justify="right" if heading not in ("platform", "core") else "left"
+        )
     for row in rows:
         packing = "yes" if row.packing else "no"
-        table.add_row(row.platform, row.core, str(row.depth), packing, f"{row.message_bytes:,}", f"{row.kb_per_s:.1f}", f"{row.ratio_to_sync:.2f}")
+        table.add_row(
+            row.platform,
+            row.core,
+            str(row.depth),
+            packing,
+            f"{row.message_bytes:,}",
+            f"{row.kb_per_s:.1f}",
+            f"{row.ratio_to_sync:.2f}",
+        )
     console().print(table)

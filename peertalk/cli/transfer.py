@@ -1,11 +1,14 @@
-"""The two processes of the demonstration: one finds the other by its name and sends; the other receives, checks and answers.
+"""The two processes of the demonstration: one finds the other by its name and sends; the other
+receives, checks and answers.
 
-Their own small protocol lies inside messages; the first byte says what one is. FILE, CHUNK and END carry a file; NUMBERED carries one of many
-numbered messages; TRIP is sent back as it is; PHASE closes a part of the work and is answered by DONE. The receiver trusts nothing: paths stay in
-its folder, numbers must be the next ones, and a file counts only when what is read back from the disk has the SHA-256 of what the sender read.
+Their own small protocol lies inside messages; the first byte says what one is. FILE, CHUNK and END
+carry a file; NUMBERED carries one of many numbered messages; TRIP is sent back as it is; PHASE
+closes a part of the work and is answered by DONE. The receiver trusts nothing: paths stay in its
+folder, numbers must be the next ones, and a file counts only when what is read back from the disk
+has the SHA-256 of what the sender read.
 
-A process is given its task as one line of JSON on standard input and reports by lines of JSON on standard output. It ends when its standard input
-does, so that none outlives whoever started it.
+A process is given its task as one line of JSON on standard input and reports by lines of JSON on
+standard output. It ends when its standard input does, so that none outlives whoever started it.
 """
 
 from __future__ import annotations
@@ -43,7 +46,8 @@ _END = struct.Struct(">cQ32s")
 _BURST = 1024
 _READ = 256 * 1024
 _IN_MEMORY = 64 << 20
-"""Bytes of files that are read ahead on one side, and kept back from the disk on the other, so that messages are what is timed."""
+"""Bytes of files that are read ahead on one side, and kept back from the disk on the other, so that
+messages are what is timed."""
 _REPORT_EVERY = 0.1
 _ERRORS_KEPT = 10
 
@@ -51,8 +55,9 @@ _ERRORS_KEPT = 10
 class Task(msgspec.Struct, frozen=True):
     """What a process is to do.
 
-    role: "sender" or "receiver"; name: its own; other: whom it works with; core: to run on, "" for the best; timeout: seconds in which the other
-    must be found; messages, round_trips: how many; root, files: a folder, and the paths in it that the sender sends; target: the folder that the
+    role: "sender" or "receiver"; name: its own; other: whom it works with; core: to run on, "" for
+    the best; timeout: seconds in which the other must be found; messages, round_trips: how many;
+    root, files: a folder, and the paths in it that the sender sends; target: the folder that the
     receiver fills.
     """
 
@@ -80,7 +85,8 @@ class Report:
         sys.stdout.flush()
 
     def progress(self, phase: str, done: int) -> None:
-        """How far a phase is: bytes of files, messages or round trips done. Dropped when the last one was just now."""
+        """How far a phase is: bytes of files, messages or round trips done. Dropped when the last
+        one was just now."""
         now = time.monotonic()
         if now - self._last >= _REPORT_EVERY:
             self._last = now
@@ -94,7 +100,8 @@ def numbered(start: int, stop: int) -> list[bytes]:
 
 
 def safe_path(root: Path, sent: bytes) -> Path:
-    """Where a file that was sent under this path may be written: below root, whatever the sender says.
+    """Where a file that was sent under this path may be written: below root, whatever the sender
+    says.
 
     Raises:
         ValueError: the path would leave root, or is none.
@@ -107,7 +114,8 @@ def safe_path(root: Path, sent: bytes) -> Path:
 
 @contextlib.asynccontextmanager
 async def opened(task: Task) -> AsyncIterator[Node]:
-    """This process's node; nothing about it is preset but its name. Closed politely, or at once when something went wrong."""
+    """This process's node; nothing about it is preset but its name. Closed politely, or at once
+    when something went wrong."""
     node = Node(task.name, core=task.core or None, port=0, discovery=True)
     await node.start()
     try:
@@ -118,7 +126,7 @@ async def opened(task: Task) -> AsyncIterator[Node]:
     await node.aclose()
 
 
-# The sender ---------------------------------------------------------------------------------------------------------------------------------------
+# The sender ---------------------------------------------------------------------------------------
 
 
 class Sender:
@@ -148,7 +156,8 @@ class Sender:
             "files": files,
             "skipped": self.skipped,
             "trips_us": trips,
-            "messages_per_call": (after.messages_accepted - before.messages_accepted) / max(1, calls),
+            "messages_per_call": (after.messages_accepted - before.messages_accepted)
+            / max(1, calls),
             "slots_high_water": stats.slots_high_water,
             "crc_errors": stats.crc_errors,
         }
@@ -165,12 +174,17 @@ class Sender:
         try:
             while not (await asyncio.wait({waiting}, timeout=0.25))[0]:
                 if not self.peer.connected:
-                    raise errors.ConnectionClosed(f"peer {self.peer.name!r} has gone", peer=self.peer.name)
+                    raise errors.ConnectionClosed(
+                        f"peer {self.peer.name!r} has gone", peer=self.peer.name
+                    )
             answer = waiting.result()
         finally:
             waiting.cancel()
         if answer != expected:
-            raise errors.ProtocolError(f"the receiver answered {answer[:40]!r} where {expected[:40]!r} was due", peer=self.peer.name)
+            raise errors.ProtocolError(
+                f"the receiver answered {answer[:40]!r} where {expected[:40]!r} was due",
+                peer=self.peer.name,
+            )
 
     async def _close_phase(self, phase: str, done: int) -> None:
         await self.peer.send(PHASE + phase.encode(), no_delay=True)
@@ -201,7 +215,9 @@ class Sender:
             with opened_file as file:
                 encoded = os.fsencode(path)
                 if len(encoded) > self.chunk_size:
-                    self.skipped.append([path, f"its path of {len(encoded):,} bytes does not fit a message"])
+                    self.skipped.append(
+                        [path, f"its path of {len(encoded):,} bytes does not fit a message"]
+                    )
                     continue
                 total += await self._file(encoded, file)
                 count += 1
@@ -215,7 +231,9 @@ class Sender:
         await self._put(FILE + path)
         while left > 0 and (some := file.read(min(left, _READ // size * size))):
             digest.update(some)
-            await self._put(*[CHUNK + some[start : start + size] for start in range(0, len(some), size)])
+            await self._put(
+                *[CHUNK + some[start : start + size] for start in range(0, len(some), size)]
+            )
             left -= len(some)
             done += len(some)
         await self._put(_END.pack(END, done, digest.digest()))
@@ -238,7 +256,9 @@ class Sender:
             answer = await self._next()
             took.append((time.perf_counter() - began) * 1e6)
             if answer != message:
-                raise errors.ProtocolError(f"round trip {number:,} came back as {answer[:40]!r}", peer=self.peer.name)
+                raise errors.ProtocolError(
+                    f"round trip {number:,} came back as {answer[:40]!r}", peer=self.peer.name
+                )
             self.report.progress("round trips", number)
         await self._close_phase("round trips", len(took))
         return took
@@ -266,16 +286,19 @@ async def run_sender(task: Task, report: Report) -> None:
         peer = await node.wait_for(task.other, timeout=task.timeout)
         found = time.perf_counter() - began
         await peer.connect(timeout=task.timeout)
-        report.say("found", name=peer.name, address=f"{peer.address[0]}:{peer.address[1]}", seconds=found)
+        report.say(
+            "found", name=peer.name, address=f"{peer.address[0]}:{peer.address[1]}", seconds=found
+        )
         figures = await Sender(task, report, node, peer).work()
     report.say("figures", role="sender", **figures)
 
 
-# The receiver -------------------------------------------------------------------------------------------------------------------------------------
+# The receiver -------------------------------------------------------------------------------------
 
 
 class Receiver:
-    """Checks everything that one peer sends. errors: what was wrong, the first ten in words; wrong: how many things in all."""
+    """Checks everything that one peer sends. errors: what was wrong, the first ten in words; wrong:
+    how many things in all."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -331,11 +354,15 @@ class Receiver:
             self.next_number += 1
             return
         if len(payload) != NUMBERED_SIZE:
-            self.complain(f"numbered message of {len(payload):,} bytes where {self.next_number:,} was due")
+            self.complain(
+                f"numbered message of {len(payload):,} bytes where {self.next_number:,} was due"
+            )
             return
         number = _NUMBER.unpack(payload)[1]
         self.complain(
-            f"message {number:,} came where {self.next_number:,} was due" if number != self.next_number else f"message {number:,} was damaged"
+            f"message {number:,} came where {self.next_number:,} was due"
+            if number != self.next_number
+            else f"message {number:,} was damaged"
         )
         self.next_number = number + 1
 
@@ -417,7 +444,8 @@ class Receiver:
                 continue
             if found != digest or length != size:
                 self.complain(
-                    f"{os.fsdecode(path)!r} differs: {length:,} bytes with SHA-256 {found.hex()[:16]}, sent were {size:,} with {digest.hex()[:16]}"
+                    f"{os.fsdecode(path)!r} differs: {length:,} bytes with SHA-256 "
+                    f"{found.hex()[:16]}, sent were {size:,} with {digest.hex()[:16]}"
                 )
             else:
                 self.verified += 1
@@ -458,10 +486,16 @@ async def run_receiver(task: Task, report: Report) -> None:
             for answer in answers:
                 await batch.peer.send(answer, no_delay=True)
         stats = node.stats()
-    report.say("figures", role="receiver", crc_errors=stats.crc_errors, bad_frames=stats.bad_frames, **receiver.figures())
+    report.say(
+        "figures",
+        role="receiver",
+        crc_errors=stats.crc_errors,
+        bad_frames=stats.bad_frames,
+        **receiver.figures(),
+    )
 
 
-# The process --------------------------------------------------------------------------------------------------------------------------------------
+# The process --------------------------------------------------------------------------------------
 
 
 async def _until_told_otherwise(work: Any) -> None:
@@ -486,11 +520,13 @@ async def _until_told_otherwise(work: Any) -> None:
 
 def main() -> int:
     """One process of the demonstration, from its task on standard input to its exit code."""
-    logging.disable(logging.WARNING)  # what matters is reported to the parent; an interrupted one has messages left, which is no news
+    # what matters is reported to the parent; an interrupted one has messages left, which is no news
+    logging.disable(logging.WARNING)
     try:
         return _perform(Report())
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads any more: nothing to say, nor at interpreter exit
+        # nobody reads any more: nothing to say, nor at interpreter exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return INTERRUPTED
 
 

@@ -1,16 +1,20 @@
-"""Which link carries which message: open, greet, choose between two, retire, close; whom to dial, and when again.
+"""Which link carries which message: open, greet, choose between two, retire, close; whom to dial,
+and when again.
 
 A connection lives by one table:
 
     IDLE -> CONNECTING -> GREETING -> OPEN -> RETIRING -> CLOSED
                  \\            \\         \\-> CLOSING -> CLOSED
 
-GREETING ends with the other side's CAPABILITY, or after GREETING_TIME when we dialled a peer that never sends one (it counts as classic). No DATA
-leaves before. Of two connections between the same two nodes the one dialled by the smaller instance id stays. The other retires: it is shut for
-writing and read to its end, and until then what arrives on the first is held back, so nothing is lost or overtaken. Why that is enough: a side
-sends DATA on the one that loses only before it knows of the one that stays, and so before any DATA on that one.
+GREETING ends with the other side's CAPABILITY, or after GREETING_TIME when we dialled a peer that
+never sends one (it counts as classic). No DATA leaves before. Of two connections between the same
+two nodes the one dialled by the smaller instance id stays. The other retires: it is shut for
+writing and read to its end, and until then what arrives on the first is held back, so nothing is
+lost or overtaken. Why that is enough: a side sends DATA on the one that loses only before it knows
+of the one that stays, and so before any DATA on that one.
 
-Invariant: a peer has at most one OPEN connection. Never: opens a socket, sends a byte, reads a clock.
+Invariant: a peer has at most one OPEN connection. Never: opens a socket, sends a byte, reads a
+clock.
 """
 
 from __future__ import annotations
@@ -40,7 +44,8 @@ CLASSIC_DIAL_INTERVAL = 1.0
 RETRY_DELAYS = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Seconds before each further attempt to reach a peer for which messages wait; then they fail."""
 PINGS_PER_TURN = 8
-"""PINGs that leave together: each borrows a slot buffer for as long as it takes, and a node may have many peers."""
+"""PINGs that leave together: each borrows a slot buffer for as long as it takes, and a node may
+have many peers."""
 PING_SPACING_MIN = 0.01
 """Seconds between two such groups, at least."""
 
@@ -83,7 +88,8 @@ _NEXT: dict[tuple[State, Step], State] = {
     (State.OPEN, Step.RETIRE): State.RETIRING,
     (State.OPEN, Step.LEAVE): State.CLOSING,
     (State.RETIRING, Step.LEAVE): State.CLOSING,
-    (State.CLOSING, Step.RETIRE): State.CLOSING,  # the other side came back before our leaving was done
+    # the other side came back before our leaving was done
+    (State.CLOSING, Step.RETIRE): State.CLOSING,
     **{(state, Step.END): State.CLOSED for state in State if state is not State.CLOSED},
 }
 
@@ -91,20 +97,48 @@ _NEXT: dict[tuple[State, Step], State] = {
 class Connection:
     """One connection, from dial or accept to its end.
 
-    tag: its number in the loop; address: the remote end; dialled: by us; peer: whose it is, None until known; classes: it carried messages of other
-    classes than NORMAL; handed: the messages that its link was given and has not reported; pieces: the rest of a message of which it was given a
-    part, None when there is none; held: events kept back while another connection is read to its end, None when nothing is held; left: when we said
-    that we leave, None before; reassembly: of fragments, None until one came; pinged: when the PING left that awaits its PONG, None when none does;
-    spoilt: that PONG will measure nothing; pressure: the level of ours that the other side was told last, 0 to 3; owed: what waits for room, a
-    sum of OWES_*; rejection: why we send the peer away; socket and link belong to the runtime.
+    tag: its number in the loop; address: the remote end; dialled: by us; peer: whose it is, None
+    until known; classes: it carried messages of other classes than NORMAL; handed: the messages
+    that its link was given and has not reported; pieces: the rest of a message of which it was
+    given a part, None when there is none; held: events kept back while another connection is read
+    to its end, None when nothing is held; left: when we said that we leave, None before;
+    reassembly: of fragments, None until one came; pinged: when the PING left that awaits its PONG,
+    None when none does; spoilt: that PONG will measure nothing; pressure: the level of ours that
+    the other side was told last, 0 to 3; owed: what waits for room, a sum of OWES_*; rejection: why
+    we send the peer away; socket and link belong to the runtime.
     """
 
     __slots__ = (
-        "address", "classes", "dialled", "failure", "handed", "held", "left", "link", "on_end", "owed", "peer", "pieces", "pinged", "pressure",
-        "reached", "reassembly", "rejection", "since", "socket", "spoilt", "state", "tag", "timer", "waits_for", "watch",
-    )  # fmt: skip
+        "address",
+        "classes",
+        "dialled",
+        "failure",
+        "handed",
+        "held",
+        "left",
+        "link",
+        "on_end",
+        "owed",
+        "peer",
+        "pieces",
+        "pinged",
+        "pressure",
+        "reached",
+        "reassembly",
+        "rejection",
+        "since",
+        "socket",
+        "spoilt",
+        "state",
+        "tag",
+        "timer",
+        "waits_for",
+        "watch",
+    )
 
-    def __init__(self, tag: int, address: Address, *, dialled: bool, now: float, peer: Peer | None = None) -> None:
+    def __init__(
+        self, tag: int, address: Address, *, dialled: bool, now: float, peer: Peer | None = None
+    ) -> None:
         self.tag = tag
         self.address = address
         self.dialled = dialled
@@ -140,20 +174,27 @@ class Connection:
         following = _NEXT.get((self.state, step))
         if following is None:
             where = f"{self.address[0]}:{self.address[1]}"
-            raise errors.InvalidState(f"connection {self.tag} to {where}: {step.value} is not allowed while {self.state.value}")
+            raise errors.InvalidState(
+                f"connection {self.tag} to {where}: {step.value} is not allowed while "
+                f"{self.state.value}"
+            )
         self.state = following
 
     def may_ping(self, now: float, patience: float) -> bool:
-        """Whether a PING may leave: one at a time, and one without an answer for patience seconds is given up."""
+        """Whether a PING may leave: one at a time, and one without an answer for patience seconds
+        is given up."""
         return self.pinged is None or now - self.pinged >= patience
 
     def ping_left(self, now: float, *, paused: bool) -> None:
-        """A PING is on its way. paused: the link is not read now, so that the answer will lie unread."""
-        self.spoilt = paused or self.pinged is not None  # the next PONG may be a late one to the PING that was given up
+        """A PING is on its way. paused: the link is not read now, so that the answer will lie
+        unread."""
+        # the next PONG may be a late one to the PING that was given up
+        self.spoilt = paused or self.pinged is not None
         self.pinged = now
 
     def pong(self, now: float) -> float | None:
-        """A PONG has come. The round-trip time in seconds; None when nothing had asked for it, or it measures nothing."""
+        """A PONG has come. The round-trip time in seconds; None when nothing had asked for it, or
+        it measures nothing."""
         pinged, self.pinged = self.pinged, None
         return None if pinged is None or self.spoilt else now - pinged
 
@@ -163,22 +204,33 @@ class Connection:
         return self.state in (State.GREETING, State.OPEN)
 
     def __repr__(self) -> str:
-        return f"<Connection {self.tag} {'to' if self.dialled else 'from'} {self.address[0]}:{self.address[1]} {self.state.value}>"
+        return (
+            f"<Connection {self.tag} {'to' if self.dialled else 'from'} "
+            f"{self.address[0]}:{self.address[1]} {self.state.value}>"
+        )
 
 
 class Former(NamedTuple):
-    """An open connection that has ended: who dialled it, and from when until when it was open and not being left by us, seconds."""
+    """An open connection that has ended: who dialled it, and from when until when it was open and
+    not being left by us, seconds."""
 
     dialled: bool
     since: float
     until: float
 
 
-def stays(existing: Connection | Former, newer: Connection, own: bytes, theirs: bytes, connect_timeout: float) -> Connection | Former:
+def stays(
+    existing: Connection | Former,
+    newer: Connection,
+    own: bytes,
+    theirs: bytes,
+    connect_timeout: float,
+) -> Connection | Former:
     """Which of two connections between the instances own and theirs stays.
 
-    Two that crossed: the one dialled by the smaller id. Two of the same dialler, or too far apart in time to have crossed: the newer one, since
-    nobody dials while it has a connection, so its dialler has given up the other.
+    Two that crossed: the one dialled by the smaller id. Two of the same dialler, or too far apart
+    in time to have crossed: the newer one, since nobody dials while it has a connection, so its
+    dialler has given up the other.
     """
     apart = newer.since - existing.since
     if existing.dialled == newer.dialled:
@@ -190,7 +242,8 @@ def stays(existing: Connection | Former, newer: Connection, own: bytes, theirs: 
 
 
 def ping_spacing(count: int, interval: float) -> float:
-    """Seconds between two groups of PINGs so that each of count connections has its turn once in interval seconds."""
+    """Seconds between two groups of PINGs so that each of count connections has its turn once in
+    interval seconds."""
     return max(PING_SPACING_MIN, interval * PINGS_PER_TURN / max(count, PINGS_PER_TURN))
 
 
@@ -239,22 +292,35 @@ class Connections:
     def dialling(self, peer: Peer) -> Connection | None:
         """The dial to this peer that is under way (connecting or greeting), if any."""
         for connection in self.by_tag.values():
-            if connection.peer is peer and connection.dialled and connection.state in (State.CONNECTING, State.GREETING):
+            if (
+                connection.peer is peer
+                and connection.dialled
+                and connection.state in (State.CONNECTING, State.GREETING)
+            ):
                 return connection
         return None
 
     def dialling_to(self, address: Address) -> Connection | None:
         """The dial to this address that is under way, if any."""
         for connection in self.by_tag.values():
-            if connection.address == address and connection.dialled and connection.state in (State.CONNECTING, State.GREETING):
+            if (
+                connection.address == address
+                and connection.dialled
+                and connection.state in (State.CONNECTING, State.GREETING)
+            ):
                 return connection
         return None
 
     def unsettled(self, connection: Connection, now: float) -> set[int]:
-        """Tags of connections that may turn out to be a second one between the same two nodes and to carry earlier DATA: those still being greeted
-        with the same remote host, until they have been silent for so long that they are closed. Empty once connection is old enough that no dial can
-        have crossed it: so a silent stranger on a peer's host can hold up what that peer sends in its first seconds, and nothing else."""
-        if connection.state is not State.OPEN or now - connection.since > GREETING_TIME + SILENCE_TIME:
+        """Tags of connections that may turn out to be a second one between the same two nodes and
+        to carry earlier DATA: those still being greeted with the same remote host, until they have
+        been silent for so long that they are closed. Empty once connection is old enough that no
+        dial can have crossed it: so a silent stranger on a peer's host can hold up what that peer
+        sends in its first seconds, and nothing else."""
+        if (
+            connection.state is not State.OPEN
+            or now - connection.since > GREETING_TIME + SILENCE_TIME
+        ):
             return set()  # one that is being left carries what came before any other
         host = connection.address[0]
         return {
@@ -264,7 +330,8 @@ class Connections:
             and other.address[0] == host
             and other.state is State.GREETING
             and now - other.since < SILENCE_TIME
-            and (other.dialled != connection.dialled or other.since < connection.since)  # a later one of the same dialler carries later DATA
+            # a later one of the same dialler carries later DATA
+            and (other.dialled != connection.dialled or other.since < connection.since)
             and (other.peer is None or other.peer is connection.peer)
         }
 
@@ -280,11 +347,17 @@ class Connections:
             if peer.connected:
                 continue
             last = self._classic_last.get(peer.address[0])
-            if len(self._classic_dials) >= CLASSIC_DIALS or (last is not None and now - last < CLASSIC_DIAL_INTERVAL):
+            if len(self._classic_dials) >= CLASSIC_DIALS or (
+                last is not None and now - last < CLASSIC_DIAL_INTERVAL
+            ):
                 self._classic_queue.append(peer)
                 continue
             if len(self._classic_last) > 1024:
-                self._classic_last = {host: at for host, at in self._classic_last.items() if now - at < CLASSIC_DIAL_INTERVAL}
+                self._classic_last = {
+                    host: at
+                    for host, at in self._classic_last.items()
+                    if now - at < CLASSIC_DIAL_INTERVAL
+                }
             self._classic_last[peer.address[0]] = now
             return peer
         return None

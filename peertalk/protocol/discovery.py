@@ -1,14 +1,17 @@
 """Who is there: announce, hear, forget.
 
-A peer is known by its instance id, or, where its packets have none, by (source address, TCP port). It is forgotten after peer_timeout seconds
-of silence, when it says goodbye, or when its place is needed. A held (connected) peer is none of this: its link knows better.
+A peer is known by its instance id, or, where its packets have none, by (source address, TCP port).
+It is forgotten after peer_timeout seconds of silence, when it says goodbye, or when its place is
+needed. A held (connected) peer is none of this: its link knows better.
 
-Anyone can forge a packet, so a stranger's packet costs a bounded piece of memory and O(1) time. At most max_peers entries exist, at most
-max_per_address for one source address, 4 addresses for an entry and one news for each peer. When there is no room, the entry that has been
-silent the longest gives way if it missed two announcements; else the newcomer is refused, and counted.
+Anyone can forge a packet, so a stranger's packet costs a bounded piece of memory and O(1) time. At
+most max_peers entries exist, at most max_per_address for one source address, 4 addresses for an
+entry and one news for each peer. When there is no room, the entry that has been silent the longest
+gives way if it missed two announcements; else the newcomer is refused, and counted.
 
-Invariant: an entry is in `_waiting`, and in the `waiting` of its source, exactly when it is not held; both are ordered by last_heard.
-Never: sends by itself, reads a clock, or reports a peer twice without a Gone between.
+Invariant: an entry is in `_waiting`, and in the `waiting` of its source, exactly when it is not
+held; both are ordered by last_heard. Never: sends by itself, reads a clock, or reports a peer twice
+without a Gone between.
 """
 
 from __future__ import annotations
@@ -22,13 +25,21 @@ from .._core.values import ANNOUNCE, GOODBYE, QUERY
 from ..errors import InvalidArgument, ProtocolError
 from .events import LostReason
 from .peer import Key
-from .wire import TRANSPORT_TCP, TRANSPORT_UDP, Announcement, Codec, decode_announcement, encode_announcement
+from .wire import (
+    TRANSPORT_TCP,
+    TRANSPORT_UDP,
+    Announcement,
+    Codec,
+    decode_announcement,
+    encode_announcement,
+)
 
 ADDRESSES_MAX = 4
 """Addresses remembered for one peer."""
 
 ANSWER_SPACING = 0.2
-"""Seconds between an announcement and the answer to a QUERY that follows it: the QUERYs of that time share one answer."""
+"""Seconds between an announcement and the answer to a QUERY that follows it: the QUERYs of that
+time share one answer."""
 
 ANNOUNCE_INTERVAL_MAX = 10.0
 """Seconds: the longest interval at which peers announce themselves (the original's)."""
@@ -45,7 +56,8 @@ class Found(msgspec.Struct, frozen=True):
 
 
 class Changed(msgspec.Struct, frozen=True):
-    """A known peer announced something else than before, is now best reached at another address, or was heard at one more."""
+    """A known peer announced something else than before, is now best reached at another address, or
+    was heard at one more."""
 
     key: Key
     announcement: Announcement
@@ -62,8 +74,9 @@ class Gone(msgspec.Struct, frozen=True):
 class DiscoveryStatistics(NamedTuple):
     """Counters since the start, in packets but for peers and evicted.
 
-    heard: packets of others that could be read. malformed: packets that could not. own: our own, come back. refused: announcements of
-    strangers for which there was no room. evicted: peers that gave way to another. peers: known now.
+    heard: packets of others that could be read. malformed: packets that could not. own: our own,
+    come back. refused: announcements of strangers for which there was no room. evicted: peers that
+    gave way to another. peers: known now.
     """
 
     heard: int
@@ -110,8 +123,10 @@ class Discovery:
 
     Args:
         core: the codec.
-        instance: our id, 8 bytes; None: announce like the original, which then cannot tell its own packets (tests of compatibility).
-        name, port, datagram_port, flags: what to announce of ourselves; port is the TCP listening port.
+        instance: our id, 8 bytes; None: announce like the original, which then cannot tell its own
+            packets (tests of compatibility).
+        name, port, datagram_port, flags: what to announce of ourselves; port is the TCP listening
+            port.
         announce_interval: longest time between two announcements, seconds.
         peer_timeout: silence after which a peer is forgotten, seconds.
         max_peers, max_per_address: bounds of the table, in peers.
@@ -133,12 +148,15 @@ class Discovery:
     ) -> None:
         if max_peers < 1 or max_per_address < 1 or announce_interval <= 0 or peer_timeout <= 0:
             raise InvalidArgument(
-                f"discovery with max_peers {max_peers:,}, max_per_address {max_per_address:,}, announce_interval {announce_interval} s, "
+                f"discovery with max_peers {max_peers:,}, max_per_address {max_per_address:,}, "
+                f"announce_interval {announce_interval} s, "
                 f"peer_timeout {peer_timeout} s: all must be above 0"
             )
         self._core = core
         self._instance = instance
-        self._ours = Announcement(ANNOUNCE, name, port, flags, TRANSPORT_TCP | TRANSPORT_UDP, instance, datagram_port)
+        self._ours = Announcement(
+            ANNOUNCE, name, port, flags, TRANSPORT_TCP | TRANSPORT_UDP, instance, datagram_port
+        )
         self._packets = self._encoded()
         self._announce_interval = announce_interval
         self._peer_timeout = peer_timeout
@@ -161,7 +179,7 @@ class Discovery:
 
         self._heard = self._malformed = self._own = self._refused = self._evicted = 0
 
-    # -- the five verbs, and start and stop ---------------------------------------------------------------------------------------------------
+    # -- the five verbs, and start and stop --------------------------------------------------------
 
     def start(self, now: float) -> None:
         """Begin to listen; queues an ANNOUNCE and a QUERY. Starting twice announces again."""
@@ -170,14 +188,16 @@ class Discovery:
         self._to_send.append(self._packets[QUERY])
 
     def stop(self) -> None:
-        """Leave; queues a GOODBYE, in place of what was not sent yet. Peers stay known, but nothing is heard or forgotten from here on."""
+        """Leave; queues a GOODBYE, in place of what was not sent yet. Peers stay known, but nothing
+        is heard or forgotten from here on."""
         if self._running:
             self._running = False
             self._answer_at = None
             self._to_send = [self._packets[GOODBYE]]
 
     def receive(self, data: bytes, address: tuple[str, int], now: float) -> None:
-        """Take one datagram. address: where it came from. Nothing that a stranger sends raises; before start() and after stop() it is ignored."""
+        """Take one datagram. address: where it came from. Nothing that a stranger sends raises;
+        before start() and after stop() it is ignored."""
         if not self._running:
             return
         try:
@@ -200,7 +220,8 @@ class Discovery:
             self._depart(key)
 
     def set_flags(self, flags: int, now: float) -> None:
-        """Say these of ourselves from now on, and announce it: at once, or ANSWER_SPACING after the last announcement.
+        """Say these of ourselves from now on, and announce it: at once, or ANSWER_SPACING after the
+        last announcement.
 
         Raises:
             InvalidArgument: they do not fit 16 bits; nothing has changed.
@@ -215,7 +236,8 @@ class Discovery:
             self._answer_at = max(self._last_announce + ANSWER_SPACING, now)
 
     def next_event(self) -> Found | Changed | Gone | None:
-        """The next news, or None. For each peer at most one Gone and then one Found or Changed wait: later news replaces earlier."""
+        """The next news, or None. For each peer at most one Gone and then one Found or Changed
+        wait: later news replaces earlier."""
         if self._gone:
             return self._gone.pop(next(iter(self._gone)))
         if self._news:
@@ -223,7 +245,8 @@ class Discovery:
         return None
 
     def data_to_send(self, now: float) -> list[bytes]:
-        """Packets to broadcast now, each on every interface. Ask after start(), stop(), receive() and handle_timeout()."""
+        """Packets to broadcast now, each on every interface. Ask after start(), stop(), receive()
+        and handle_timeout()."""
         self._send_due(now)
         packets, self._to_send = self._to_send, []
         return packets
@@ -238,7 +261,8 @@ class Discovery:
         return due
 
     def handle_timeout(self, now: float) -> None:
-        """Announce if that is due, and forget who was silent for peer_timeout. May be called at any time."""
+        """Announce if that is due, and forget who was silent for peer_timeout. May be called at any
+        time."""
         if not self._running:
             return
         self._send_due(now)
@@ -248,10 +272,11 @@ class Discovery:
                 return
             self._forget(oldest, LostReason.TIMEOUT)
 
-    # -- what the node tells, and asks ---------------------------------------------------------------------------------------------------------
+    # -- what the node tells, and asks -------------------------------------------------------------
 
     def hold(self, key: Key) -> None:
-        """The peer is connected: from here to release() it is neither forgotten nor evicted, and its GOODBYE waits. The key need not be known yet."""
+        """The peer is connected: from here to release() it is neither forgotten nor evicted, and
+        its GOODBYE waits. The key need not be known yet."""
         self._held.add(key)
         entry = self._entries.get(key)
         if entry is not None and not entry.held:
@@ -260,7 +285,8 @@ class Discovery:
             del entry.source.waiting[key]
 
     def release(self, key: Key, now: float) -> None:
-        """The peer is no longer connected: its silence counts from now. If it said goodbye meanwhile and was not heard since, it is gone at once."""
+        """The peer is no longer connected: its silence counts from now. If it said goodbye
+        meanwhile and was not heard since, it is gone at once."""
         self._held.discard(key)
         entry = self._entries.get(key)
         if entry is None or not entry.held:
@@ -273,7 +299,8 @@ class Discovery:
             self._forget(entry, LostReason.GOODBYE)
 
     def addresses(self, key: Key) -> list[tuple[str, int]]:
-        """Up to 4 (IPv4 address, TCP port) at which the peer was heard, the best first; empty when it is unknown or does not listen.
+        """Up to 4 (IPv4 address, TCP port) at which the peer was heard, the best first; empty when
+        it is unknown or does not listen.
 
         The first stays first while it is being heard; the others follow, the latest heard first.
         """
@@ -289,7 +316,14 @@ class Discovery:
 
     def statistics(self) -> DiscoveryStatistics:
         """Counters; see there for the units."""
-        return DiscoveryStatistics(self._heard, self._malformed, self._own, self._refused, self._evicted, len(self._entries))
+        return DiscoveryStatistics(
+            self._heard,
+            self._malformed,
+            self._own,
+            self._refused,
+            self._evicted,
+            len(self._entries),
+        )
 
     def __contains__(self, key: Key) -> bool:
         return key in self._entries
@@ -301,9 +335,12 @@ class Discovery:
         return len(self._entries)
 
     def _encoded(self) -> dict[int, bytes]:
-        return {kind: encode_announcement(self._core, msgspec.structs.replace(self._ours, type=kind)) for kind in (ANNOUNCE, QUERY, GOODBYE)}
+        return {
+            kind: encode_announcement(self._core, msgspec.structs.replace(self._ours, type=kind))
+            for kind in (ANNOUNCE, QUERY, GOODBYE)
+        }
 
-    # -- sending -------------------------------------------------------------------------------------------------------------------------------
+    # -- sending -----------------------------------------------------------------------------------
 
     def _announce(self, now: float) -> None:
         self._to_send.append(self._packets[ANNOUNCE])
@@ -318,7 +355,7 @@ class Discovery:
         due = self._last_announce + self._announce_interval
         return due if self._answer_at is None else min(due, self._answer_at)
 
-    # -- the table -----------------------------------------------------------------------------------------------------------------------------
+    # -- the table ---------------------------------------------------------------------------------
 
     def _hear(self, key: Key, announcement: Announcement, host: str, now: float) -> None:
         entry = self._entries.get(key)
@@ -344,7 +381,8 @@ class Discovery:
             self._news[key] = kind(key, announcement, preferred)
 
     def _make_room(self, host: str, now: float) -> _Source | None:
-        """The source that a new entry from this address will belong to, once there is a place for it; None: there is none."""
+        """The source that a new entry from this address will belong to, once there is a place for
+        it; None: there is none."""
         source = self._sources.get(host)
         if source is not None and source.count >= self._max_per_address:
             candidates = source.waiting
@@ -392,14 +430,16 @@ class Discovery:
         source.count -= 1
         if source.count == 0:
             del self._sources[source.host]
-        if not isinstance(self._news.pop(key, None), Found):  # never reported: then nobody needs to hear that it is gone
+        # never reported: then nobody needs to hear that it is gone
+        if not isinstance(self._news.pop(key, None), Found):
             self._gone[key] = Gone(key, reason)
 
     def _preferred(self, entry: _Entry) -> tuple[str, int]:
         return entry.addresses[0][0], entry.announcement.port
 
     def _place(self, entry: _Entry, host: str, now: float) -> None:
-        """Note where the entry was heard. The first address stays first while it is being heard, so that one node on two networks does not flap."""
+        """Note where the entry was heard. The first address stays first while it is being heard, so
+        that one node on two networks does not flap."""
         addresses = entry.addresses
         if addresses and addresses[0][0] == host:
             addresses[0] = (host, now)

@@ -1,8 +1,10 @@
 """What a node reports, as frozen values to `match` on.
 
-Messages to a peer are numbered from 1 in the order in which send() accepted them, across reconnects. Each accepted message ends in exactly
-one Sent or Failed. The Sent of one connection come in the order in which messages were handed to it, which is the order of their numbers where all
-are of one class; a Failed may come at any time, and what a connection that is being replaced still has to say may come after what the next one says.
+Messages to a peer are numbered from 1 in the order in which send() accepted them, across
+reconnects. Each accepted message ends in exactly one Sent or Failed. The Sent of one connection
+come in the order in which messages were handed to it, which is the order of their numbers where all
+are of one class; a Failed may come at any time, and what a connection that is being replaced still
+has to say may come after what the next one says.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from ..errors import PeerTalkError, RejectReason
 from .peer import Peer
 
 P = TypeVar("P", bound=Peer)
-"""The kind of peer that a front door hands out: it can be used in the events of that door without a cast."""
+"""The kind of peer that a front door hands out: it can be used in the events of that door without a
+cast."""
 
 
 class LostReason(enum.Enum):
@@ -44,7 +47,8 @@ class Outcome(enum.Enum):
 
 
 class PeerFound(msgspec.Struct, Generic[P], frozen=True):
-    """A peer became known: heard for the first time, or connected to us without having been heard."""
+    """A peer became known: heard for the first time, or connected to us without having been
+    heard."""
 
     peer: P
 
@@ -57,15 +61,17 @@ class PeerLost(msgspec.Struct, Generic[P], frozen=True):
 
 
 class ConnectionRequested(msgspec.Struct, Generic[P], frozen=True):
-    """A peer that was not connected has dialled us and said who it is. It is accepted unless reject() is called."""
+    """A peer that was not connected has dialled us and said who it is. It is accepted unless
+    reject() is called."""
 
     peer: P
 
     def reject(self, reason: RejectReason = RejectReason.UNSPECIFIED) -> None:
-        """Send the peer away: the reason goes out, then the connection is closed. What waits for it here fails; what came from it is delivered.
+        """Send the peer away: the reason goes out, then the connection is closed. What waits for it
+        here fails; what came from it is delivered.
 
-        On the node's loop only (peertalk.sync: any thread). A peer that is no longer connected is left alone. The original closes without
-        looking at the reason.
+        On the node's loop only (peertalk.sync: any thread). A peer that is no longer connected is
+        left alone. The original closes without looking at the reason.
         """
         self.peer.reject(reason)
 
@@ -77,14 +83,15 @@ class PeerChanged(msgspec.Struct, Generic[P], frozen=True):
 
 
 class PeerConnected(msgspec.Struct, Generic[P], frozen=True):
-    """A link to the peer is open and its capabilities are known: what is sent now leaves at once."""
+    """A link to the peer is open and its capabilities are known: what is sent now leaves at
+    once."""
 
     peer: P
 
 
 class PeerDisconnected(msgspec.Struct, Generic[P], frozen=True):
-    """The last link to the peer ended. error: why (ConnectionRefused with its reason: the peer rejected us); None when one of the two sides ended it
-    in good order."""
+    """The last link to the peer ended. error: why (ConnectionRefused with its reason: the peer
+    rejected us); None when one of the two sides ended it in good order."""
 
     peer: P
     error: PeerTalkError | None
@@ -99,7 +106,8 @@ class Sent(msgspec.Struct, Generic[P], frozen=True):
 
 
 class Failed(msgspec.Struct, Generic[P], frozen=True):
-    """The messages numbered first to last, both included, will not be sent (again). outcome says whether the peer may have got them."""
+    """The messages numbered first to last, both included, will not be sent (again). outcome says
+    whether the peer may have got them."""
 
     peer: P
     first: int
@@ -120,13 +128,22 @@ class LinkFault(msgspec.Struct, Generic[P], frozen=True):
 
 
 class EventsMissed(msgspec.Struct, frozen=True):
-    """This consumer was too slow: count events were dropped at this place of its stream. Messages are never dropped."""
+    """This consumer was too slow: count events were dropped at this place of its stream. Messages
+    are never dropped."""
 
     count: int
 
 
 Event = (
-    PeerFound[P] | PeerLost[P] | PeerChanged[P] | ConnectionRequested[P] | PeerConnected[P] | PeerDisconnected[P] | Sent[P] | Failed[P] | LinkFault[P]
+    PeerFound[P]
+    | PeerLost[P]
+    | PeerChanged[P]
+    | ConnectionRequested[P]
+    | PeerConnected[P]
+    | PeerDisconnected[P]
+    | Sent[P]
+    | Failed[P]
+    | LinkFault[P]
     | EventsMissed
 )
 """Any event; Event[Peer] for those of one front door."""

@@ -1,11 +1,14 @@
-"""Messages on their way to one peer: those that wait for a slot, class by class, and the numbers of those that a link was given.
+"""Messages on their way to one peer: those that wait for a slot, class by class, and the numbers of
+those that a link was given.
 
-Of the classes that wait the highest goes first; after STREAK messages that went before lower ones, one of each waiting lower class goes. So a
-message at the head of its class waits for at most STREAK + 2 of higher classes, and within a class nothing overtakes, whatever its size.
+Of the classes that wait the highest goes first; after STREAK messages that went before lower ones,
+one of each waiting lower class goes. So a message at the head of its class waits for at most STREAK
++ 2 of higher classes, and within a class nothing overtakes, whatever its size.
 
-Invariant: bytes is the sum of the lengths of all waiting messages. A class is accepted while all that waits is below its part of the bounds
-(_EIGHTHS), so lower classes leave room for higher ones; besides, the first message of a class is always accepted, so none is shut out.
-Never: drops, blocks or copies. A refusal changes nothing.
+Invariant: bytes is the sum of the lengths of all waiting messages. A class is accepted while all
+that waits is below its part of the bounds (_EIGHTHS), so lower classes leave room for higher ones;
+besides, the first message of a class is always accepted, so none is shut out. Never: drops, blocks
+or copies. A refusal changes nothing.
 """
 
 from __future__ import annotations
@@ -23,14 +26,17 @@ Key = str | int
 
 
 class Priority(enum.IntEnum):
-    """The class of a message. Order is kept within a class; a higher one overtakes what waits of lower ones."""
+    """The class of a message. Order is kept within a class; a higher one overtakes what waits of
+    lower ones."""
 
     LOW = 0
-    """Gives way first: refused from three quarters of the queue on, and by a peer that reports a pressure of 50."""
+    """Gives way first: refused from three quarters of the queue on, and by a peer that reports a
+    pressure of 50."""
     NORMAL = 1
     """What is sent without saying more; refused by a classic peer that reports a pressure of 75."""
     HIGH = 2
-    """An eighth more of the queue is kept for it; refused by a classic peer that reports a pressure of 90."""
+    """An eighth more of the queue is kept for it; refused by a classic peer that reports a pressure
+    of 90."""
     CRITICAL = 3
     """A quarter more of the queue is kept for it; no pressure refuses it."""
 
@@ -44,21 +50,26 @@ _EIGHTHS = (6, 8, 9, 10)
 """Part of the bounds up to which each class is accepted, LOW first, in eighths."""
 
 PIECE_MAX = 248
-"""Bytes of a message in one fragment, at most: the original's queue slots hold 256 with the header."""
+"""Bytes of a message in one fragment, at most: the original's queue slots hold 256 with the
+header."""
 PIECE_MIN = 64
 """A maximum that leaves less for a piece does not carry fragments, as in the original."""
 _FIRST, _LAST = 1, 2
 
 
 def lowest_admitted(pressure: int) -> Priority:
-    """The lowest class that a peer of this pressure (0 to 100) still takes: the original's thresholds."""
+    """The lowest class that a peer of this pressure (0 to 100) still takes: the original's
+    thresholds."""
     if pressure < 50:
         return Priority.LOW
-    return Priority.NORMAL if pressure < 75 else Priority.HIGH if pressure < 90 else Priority.CRITICAL
+    return (
+        Priority.NORMAL if pressure < 75 else Priority.HIGH if pressure < 90 else Priority.CRITICAL
+    )
 
 
 class _Lane:
-    """One class: payloads and their numbers, in order. gone: how many have left it, so that a place has a lasting name: gone + index."""
+    """One class: payloads and their numbers, in order. gone: how many have left it, so that a place
+    has a lasting name: gone + index."""
 
     __slots__ = ("first", "gone", "keyed", "numbers", "payloads")
 
@@ -83,19 +94,32 @@ class Outbox:
     """Bounded queue of payloads with four classes. Not thread-safe: it is the engine's.
 
     Args:
-        max_messages: messages that may wait, 1 or more; up to a quarter more where HIGH and CRITICAL ones wait.
-        max_bytes: sum of their lengths in bytes, 1 or more, and likewise. The first message of a class is accepted whatever waits, so that every
-            message that a peer can take can pass.
+        max_messages: messages that may wait, 1 or more; up to a quarter more where HIGH and
+            CRITICAL ones wait.
+        max_bytes: sum of their lengths in bytes, 1 or more, and likewise. The first message of a
+            class is accepted whatever waits, so that every message that a peer can take can pass.
 
     Raises:
         InvalidArgument: a limit below 1.
     """
 
-    __slots__ = ("_bytes", "_count", "_due", "_keys", "_lanes", "_streak", "max_bytes", "max_messages")
+    __slots__ = (
+        "_bytes",
+        "_count",
+        "_due",
+        "_keys",
+        "_lanes",
+        "_streak",
+        "max_bytes",
+        "max_messages",
+    )
 
     def __init__(self, max_messages: int, max_bytes: int) -> None:
         if max_messages < 1 or max_bytes < 1:
-            raise InvalidArgument(f"an outbox of {max_messages:,} messages and {max_bytes:,} bytes: both must be 1 or more")
+            raise InvalidArgument(
+                f"an outbox of {max_messages:,} messages and {max_bytes:,} bytes: both must "
+                "be 1 or more"
+            )
         self.max_messages = max_messages
         self.max_bytes = max_bytes
         self._lanes: list[_Lane | None] = [None, None, None, None]
@@ -107,11 +131,15 @@ class Outbox:
         """Classes below this one have yet to hand on one message each; 0: none has."""
         self._keys: dict[Key, tuple[_Lane, int]] | None = None
 
-    def put(self, data: Payload, number: int, priority: int = NORMAL, key: Key | None = None) -> int | None:
-        """Append one message to its class. With a key that a waiting message has: take the place, and the class, of that one.
+    def put(
+        self, data: Payload, number: int, priority: int = NORMAL, key: Key | None = None
+    ) -> int | None:
+        """Append one message to its class. With a key that a waiting message has: take the place,
+        and the class, of that one.
 
         Returns:
-            0; or the number of the message that was replaced; or None: there is no room, and nothing has changed. O(1); to replace, O(messages / 64).
+            0; or the number of the message that was replaced; or None: there is no room, and
+            nothing has changed. O(1); to replace, O(messages / 64).
         """
         if key is not None and self._keys is not None and key in self._keys:
             return self._replace(data, number, key)
@@ -123,7 +151,9 @@ class Outbox:
         if not payloads:
             lane.first = number
         else:
-            if (total > self.max_bytes or self._count >= self.max_messages or not priority) and not self._fits(total, priority):
+            if (
+                total > self.max_bytes or self._count >= self.max_messages or not priority
+            ) and not self._fits(total, priority):
                 return None
             if lane.numbers is not None:
                 lane.numbers.append(number)
@@ -244,7 +274,9 @@ class Outbox:
 
     def clear(self) -> list[tuple[int, int]]:
         """Take away all messages; their numbers as ranges, from the lowest on."""
-        numbers = sorted(number for lane in self._lanes if lane is not None for number in lane.all_numbers())
+        numbers = sorted(
+            number for lane in self._lanes if lane is not None for number in lane.all_numbers()
+        )
         self._lanes = [None, None, None, None]
         self._keys = None
         self._count = self._bytes = self._streak = self._due = 0
@@ -275,7 +307,8 @@ class Outbox:
 
     @property
     def pressure(self) -> int:
-        """Fill level, 0 (empty) to 100 (full): the larger one of messages and bytes, in per cent rounded down."""
+        """Fill level, 0 (empty) to 100 (full): the larger one of messages and bytes, in per cent
+        rounded down."""
         fill = max(self._count * 100 // self.max_messages, self._bytes * 100 // self.max_bytes)
         return min(fill, 100)
 
@@ -296,7 +329,8 @@ def ranges_of(numbers: Iterable[int]) -> list[tuple[int, int]]:
 
 
 class _Run:
-    """Messages that a link was given one after the other. frames: what each of them is cut into, less what was reported of the first."""
+    """Messages that a link was given one after the other. frames: what each of them is cut into,
+    less what was reported of the first."""
 
     __slots__ = ("first", "frames", "last", "whole")
 
@@ -313,12 +347,14 @@ class _Run:
 
 
 class Handed:
-    """The numbers of the messages that one link was given and has not reported, in the order in which it was given them.
+    """The numbers of the messages that one link was given and has not reported, in the order in
+    which it was given them.
 
-    While nothing waits, messages go straight to the link in the order of their numbers: then the last run is open, and has no end yet.
+    While nothing waits, messages go straight to the link in the order of their numbers: then the
+    last run is open, and has no end yet.
 
-    first: of the open run, the lowest number that is not reported; 0: no run is open. runs: all before it, None when there are none: an idle link
-    holds no queue.
+    first: of the open run, the lowest number that is not reported; 0: no run is open. runs: all
+    before it, None when there are none: an idle link holds no queue.
     """
 
     __slots__ = ("first", "runs")
@@ -356,7 +392,8 @@ class Handed:
         """The link is done with so many frames: they were sent, or not.
 
         Returns:
-            The messages that are decided by it, in order, as (first, last, all of it was sent). A message is decided with its last frame.
+            The messages that are decided by it, in order, as (first, last, all of it was sent). A
+            message is decided with its last frame.
         """
         told: list[tuple[int, int, bool]] = []
         runs = self.runs
@@ -393,7 +430,8 @@ class Handed:
 
 
 class Pieces:
-    """A message that is handed to a link as fragments, in the original's form: pieces in strict order, each a frame of its own.
+    """A message that is handed to a link as fragments, in the original's form: pieces in strict
+    order, each a frame of its own.
 
     Args:
         data: the message, longer than one piece.
@@ -426,6 +464,7 @@ class Pieces:
 
 
 def piece_size(maximum: int) -> int:
-    """Bytes of a message in each fragment for a peer of this maximum; 0 when it is too small for fragments."""
+    """Bytes of a message in each fragment for a peer of this maximum; 0 when it is too small for
+    fragments."""
     size = min(maximum - 8, PIECE_MAX)
     return size if size >= PIECE_MIN else 0

@@ -1,15 +1,17 @@
 """A peer: someone out there, across many links, and its life cycle.
 
-The life cycle is one table: from a state, by what happened, to a state. What is not in the table must not happen, and raises InvalidState.
+The life cycle is one table: from a state, by what happened, to a state. What is not in the table
+must not happen, and raises InvalidState.
 
-    DISCOVERED --dialled--> CONNECTING --opened--> CONNECTED --left--> DISCONNECTING --closed--> DISCOVERED
+    DISCOVERED --dialled--> CONNECTING --opened--> CONNECTED --left--> DISCONNECTING --closed-->
+    DISCOVERED
                                 |                      |
                                 refused                lost --> DISCOVERED
                                 v
                              FAILED --dialled--> CONNECTING, --heard--> DISCOVERED
 
-A peer that dials us is CONNECTED from whatever state it was in. The original keeps a FAILED peer for ever; here it may be dialled again, and
-hearing it makes it DISCOVERED again.
+A peer that dials us is CONNECTED from whatever state it was in. The original keeps a FAILED peer
+for ever; here it may be dialled again, and hearing it makes it DISCOVERED again.
 
 Invariant: state changes in advance() only; accepted >= reported.
 Never: knows a link, a queue's lock or the clock.
@@ -29,16 +31,19 @@ if TYPE_CHECKING:
     from .wire import Capabilities
 
 Key = bytes | tuple[str, int]
-"""What a peer is known by: its instance id, or for a classic peer its (IPv4 address, TCP listening port)."""
+"""What a peer is known by: its instance id, or for a classic peer its (IPv4 address, TCP listening
+port)."""
 
 FRAGMENTED_MAX = 4096
-"""Bytes of the longest message that is sent to a classic peer in fragments: the original puts together so many, unless it is told otherwise."""
+"""Bytes of the longest message that is sent to a classic peer in fragments: the original puts
+together so many, unless it is told otherwise."""
 
 DEFAULT_MAX_MESSAGE = 8192
 
 
 class PeerFlag(enum.IntFlag, boundary=enum.KEEP):
-    """What a peer announces of itself. The bits 0x0100 to 0x8000 are the application's: PeerFlag(0x0100)."""
+    """What a peer announces of itself. The bits 0x0100 to 0x8000 are the application's:
+    PeerFlag(0x0100)."""
 
     HOST = 0x0001
     """It hosts a session."""
@@ -63,7 +68,8 @@ _MEANT = 0xFF1F
 class Latency(msgspec.Struct, frozen=True, gc=False):
     """Smoothed round-trip time of a connection, from PING to PONG.
 
-    rtt: seconds; deviation: mean deviation of the samples from it, seconds; quality: 100 (best), 90, 75, 50 or 25; samples: how many went in.
+    rtt: seconds; deviation: mean deviation of the samples from it, seconds; quality: 100 (best),
+    90, 75, 50 or 25; samples: how many went in.
     """
 
     rtt: float
@@ -73,7 +79,8 @@ class Latency(msgspec.Struct, frozen=True, gc=False):
 
     @classmethod
     def of(cls, before: Latency | None, sample: float) -> Latency:
-        """With one more sample (seconds). The first is taken as it is, with half of it as deviation; each later one counts a quarter."""
+        """With one more sample (seconds). The first is taken as it is, with half of it as
+        deviation; each later one counts a quarter."""
         if before is None:
             return cls(sample, sample / 2, quality_of(sample), 1)
         rtt = (3 * before.rtt + sample) / 4
@@ -139,7 +146,8 @@ _NEXT = {
     (_S.CONNECTING, _E.LEFT): _S.DISCONNECTING,
     (_S.CONNECTING, _E.CLOSED): _S.DISCOVERED,
     (_S.CONNECTED, _E.HEARD): _S.CONNECTED,
-    (_S.CONNECTED, _E.OPENED): _S.CONNECTED,  # both sides dialled: a second link, until one of the two is chosen
+    # both sides dialled: a second link, until one of the two is chosen
+    (_S.CONNECTED, _E.OPENED): _S.CONNECTED,
     (_S.CONNECTED, _E.REFUSED): _S.CONNECTED,  # our own dial failed after theirs had come in
     (_S.CONNECTED, _E.LOST): _S.DISCOVERED,
     (_S.CONNECTED, _E.LEFT): _S.DISCONNECTING,
@@ -169,8 +177,19 @@ class Peer:
     """
 
     __slots__ = (
-        "accepted", "address", "capabilities", "flags", "instance", "key", "latency", "name", "outbox", "own_max_message", "reported", "state",
-    )  # fmt: skip
+        "accepted",
+        "address",
+        "capabilities",
+        "flags",
+        "instance",
+        "key",
+        "latency",
+        "name",
+        "outbox",
+        "own_max_message",
+        "reported",
+        "state",
+    )
 
     def __init__(
         self,
@@ -201,7 +220,8 @@ class Peer:
 
     @property
     def id(self) -> str:
-        """Unique while the node lives: the instance id as 16 hexadecimal digits, or "address:port" for a classic peer."""
+        """Unique while the node lives: the instance id as 16 hexadecimal digits, or "address:port"
+        for a classic peer."""
         return self.key.hex() if isinstance(self.key, bytes) else f"{self.key[0]}:{self.key[1]}"
 
     @property
@@ -218,27 +238,38 @@ class Peer:
     def max_message(self) -> int:
         """Longest message in bytes that can be sent to it: the smaller limit of the two sides.
 
-        A classic peer takes up to 4,096 bytes (our own limit, if that is smaller) in fragments where its own limit is below that, and before its
-        capabilities are in. Of any other peer whose capabilities are not in: our own limit.
+        A classic peer takes up to 4,096 bytes (our own limit, if that is smaller) in fragments
+        where its own limit is below that, and before its capabilities are in. Of any other peer
+        whose capabilities are not in: our own limit.
         """
-        theirs = self.own_max_message if self.capabilities is None else self.capabilities.max_message
+        theirs = (
+            self.own_max_message if self.capabilities is None else self.capabilities.max_message
+        )
         if self.instance is None:
             theirs = FRAGMENTED_MAX if self.capabilities is None else max(theirs, FRAGMENTED_MAX)
         return min(self.own_max_message, theirs)
 
     def reject(self, reason: RejectReason = RejectReason.UNSPECIFIED) -> None:
-        """Send it away: see ConnectionRequested. The peers that a node makes can; one without a node has no connection."""
+        """Send it away: see ConnectionRequested. The peers that a node makes can; one without a
+        node has no connection."""
         raise InvalidState(f"peer {self.name!r} belongs to no node", peer=self.name)
 
     def advance(self, event: PeerEvent) -> PeerState:
-        """Take the arrow of the table that leaves the present state by this event; the state that it leads to.
+        """Take the arrow of the table that leaves the present state by this event; the state that
+        it leads to.
 
         Raises:
             InvalidState: there is none; nothing has changed.
         """
         following = _NEXT.get((self.state, event))
         if following is None:
-            raise InvalidState(f"peer {self.name!r} is {self.state.value}: {event.value!r} cannot happen to it there", peer=self.name)
+            raise InvalidState(
+                (
+                    f"peer {self.name!r} is {self.state.value}: {event.value!r} cannot happen to "
+                    "it there"
+                ),
+                peer=self.name,
+            )
         self.state = following
         return following
 

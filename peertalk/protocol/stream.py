@@ -1,4 +1,5 @@
-"""A stream: up to 64 KiB to one peer, cut into messages that nothing marks. The receiver sees ordinary messages.
+"""A stream: up to 64 KiB to one peer, cut into messages that nothing marks. The receiver sees
+ordinary messages.
 
 The life of a stream is one table; what is not in it must not happen, and raises InvalidState.
 
@@ -7,12 +8,13 @@ The life of a stream is one table; what is not in it must not happen, and raises
       |-- cancelled -------+-----------------> CANCELLED
       `-- failed ----------+-----------------> FAILED
 
-A chunk is a message like any other: it is numbered when it is accepted, and reported as sent or failed by its number. The size of chunks, and how
-many of them may be accepted and not yet reported, follow from the round-trip time, as the original has it; so other messages find room between them,
+A chunk is a message like any other: it is numbered when it is accepted, and reported as sent or
+failed by its number. The size of chunks, and how many of them may be accepted and not yet reported,
+follow from the round-trip time, as the original has it; so other messages find room between them,
 and a stream that is cancelled has little left on its way.
 
-Invariant: the chunks accepted are the beginning of the data, each byte once; at most `depth` of them are outstanding, none once it has ended.
-Never: knows a link or the clock, or sends.
+Invariant: the chunks accepted are the beginning of the data, each byte once; at most `depth` of
+them are outstanding, none once it has ended. Never: knows a link or the clock, or sends.
 """
 
 from __future__ import annotations
@@ -78,7 +80,8 @@ ENDED = frozenset({StreamState.COMPLETED, StreamState.CANCELLED, StreamState.FAI
 
 
 def pace(rtt: float | None) -> tuple[int, int]:
-    """Bytes of a chunk, and how many chunks may be outstanding, for a round-trip time in seconds; None: not measured."""
+    """Bytes of a chunk, and how many chunks may be outstanding, for a round-trip time in seconds;
+    None: not measured."""
     if rtt is None:
         return _UNMEASURED
     return next(((chunk, depth) for below, chunk, depth in _BY_RTT if rtt < below), _SLOWER)
@@ -100,7 +103,10 @@ class Stream:
         if not data:
             raise InvalidArgument("a stream of 0 bytes: there must be one at least")
         if len(data) > STREAM_MAX:
-            raise MessageTooLarge(f"a stream of {len(data):,} bytes: the limit is {STREAM_MAX:,} (STREAM_MAX); send it in parts")
+            raise MessageTooLarge(
+                f"a stream of {len(data):,} bytes: the limit is {STREAM_MAX:,} (STREAM_MAX); "
+                "send it in parts"
+            )
         self._data = data
         self._accepted = 0
         self._outstanding: deque[tuple[int, int]] = deque()
@@ -119,7 +125,8 @@ class Stream:
         return self.state in ENDED
 
     def next_chunk(self, rtt: float | None, max_message: int) -> bytes:
-        """What to accept as the next message; empty when nothing is, for now or for ever. Asking changes nothing.
+        """What to accept as the next message; empty when nothing is, for now or for ever. Asking
+        changes nothing.
 
         Args:
             rtt: seconds; None: not measured.
@@ -141,7 +148,8 @@ class Stream:
         self._outstanding.append((number, size))
 
     def report(self, first: int, last: int, error: Exception | None) -> bool:
-        """What became of the messages first to last, whoever's they are. error: None if they were sent. Whether chunks were among them."""
+        """What became of the messages first to last, whoever's they are. error: None if they were
+        sent. Whether chunks were among them."""
         mine = [chunk for chunk in self._outstanding if first <= chunk[0] <= last]
         if not mine:
             return False
@@ -179,7 +187,9 @@ class Stream:
         """
         following = _NEXT.get((self.state, event))
         if following is None:
-            raise InvalidState(f"a stream that is {self.state.value}: {event.value!r} cannot happen to it there")
+            raise InvalidState(
+                f"a stream that is {self.state.value}: {event.value!r} cannot happen to it there"
+            )
         self.state = following
         if self.ended:
             self._outstanding.clear()

@@ -1,8 +1,10 @@
-"""What crosses the wire, as values: messages, announcements, capabilities. The bytes of the original protocol come from a core.
+"""What crosses the wire, as values: messages, announcements, capabilities. The bytes of the
+original protocol come from a core.
 
-What the original lacks (who a node is, its name and ports on the connection) travels in TLVs (type 1 byte, length 1 byte, value) where the
-original does not look: behind its own four in a CAPABILITY, and behind the CRC of a discovery packet, closed there by a CRC-16 of its own over
-everything before it. A trailer that is absent or damaged means that the sender is classic; it is never an error.
+What the original lacks (who a node is, its name and ports on the connection) travels in TLVs (type
+1 byte, length 1 byte, value) where the original does not look: behind its own four in a CAPABILITY,
+and behind the CRC of a discovery packet, closed there by a CRC-16 of its own over everything before
+it. A trailer that is absent or damaged means that the sender is classic; it is never an error.
 
 Never: raises anything but ProtocolError while reading, whatever the bytes.
 """
@@ -26,7 +28,8 @@ NAME_MAX = 31
 """Longest name, in bytes of UTF-8."""
 
 PACKET_MAX = 512
-"""Longest discovery packet in bytes whose trailer is read; ours have at most 65. Bounds the work that a stranger's datagram can cause."""
+"""Longest discovery packet in bytes whose trailer is read; ours have at most 65. Bounds the work
+that a stranger's datagram can cause."""
 
 TLV_INSTANCE = 0x80
 TLV_NAME = 0x81
@@ -59,7 +62,8 @@ class Codec(Protocol):
 class Message(msgspec.Struct, Generic[P], frozen=True, eq=False, gc=False):
     """One received message: who sent it, and its bytes.
 
-    Not tracked by the garbage collector, which would cost more than the message: an inbox is emptied when its node closes.
+    Not tracked by the garbage collector, which would cost more than the message: an inbox is
+    emptied when its node closes.
     """
 
     peer: P
@@ -76,12 +80,18 @@ class Message(msgspec.Struct, Generic[P], frozen=True, eq=False, gc=False):
         return memoryview(self.data)
 
     def release(self) -> None:
-        """Give back the memory that the message was lent, before the garbage collector does. Data in bytes is the message's own: nothing happens."""
+        """Give back the memory that the message was lent, before the garbage collector does. Data
+        in bytes is the message's own: nothing happens."""
 
     def __enter__(self) -> Message[P]:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.release()
 
     def __len__(self) -> int:
@@ -110,7 +120,8 @@ class Batch(msgspec.Struct, Generic[P], frozen=True, eq=False, gc=False):
 
 
 class Datagram(msgspec.Struct, Generic[P], frozen=True, eq=False, gc=False):
-    """One received datagram: who sent it, as far as its address tells, and its 0 to 1,392 bytes. It may have overtaken others, or come twice."""
+    """One received datagram: who sent it, as far as its address tells, and its 0 to 1,392 bytes. It
+    may have overtaken others, or come twice."""
 
     peer: P
     data: bytes
@@ -130,8 +141,9 @@ class Datagram(msgspec.Struct, Generic[P], frozen=True, eq=False, gc=False):
 class Announcement(msgspec.Struct, frozen=True):
     """What a discovery packet says.
 
-    type: ANNOUNCE 1, QUERY 2 or GOODBYE 3. name: 0 to 31 bytes of UTF-8. port: the sender's TCP listening port. flags, transports: as the
-    original defines them. instance: 8 bytes, None for a classic peer. datagram_port: UDP port for fast messages, None when not said.
+    type: ANNOUNCE 1, QUERY 2 or GOODBYE 3. name: 0 to 31 bytes of UTF-8. port: the sender's TCP
+    listening port. flags, transports: as the original defines them. instance: 8 bytes, None for a
+    classic peer. datagram_port: UDP port for fast messages, None when not said.
     """
 
     type: int
@@ -146,8 +158,9 @@ class Announcement(msgspec.Struct, frozen=True):
 class Capabilities(msgspec.Struct, frozen=True):
     """What a side of a connection says about itself.
 
-    max_message: bytes, 256 to 8,192 as read. preferred_chunk: bytes. pressure: fill of its queues, 0 to 100. flags: as the original defines them.
-    The rest is None for a classic peer: instance 8 bytes, name 1 to 31 bytes of UTF-8, port its TCP listening port, datagram_port its UDP port.
+    max_message: bytes, 256 to 8,192 as read. preferred_chunk: bytes. pressure: fill of its queues,
+    0 to 100. flags: as the original defines them. The rest is None for a classic peer: instance 8
+    bytes, name 1 to 31 bytes of UTF-8, port its TCP listening port, datagram_port its UDP port.
     """
 
     max_message: int
@@ -178,7 +191,10 @@ def _instance_tlv(instance: bytes | None) -> bytes:
     if instance is None:
         return b""
     if len(instance) != INSTANCE_SIZE or not any(instance):
-        raise InvalidArgument(f"an instance id of {len(instance):,} bytes: it must be {INSTANCE_SIZE} bytes, not all zero")
+        raise InvalidArgument(
+            f"an instance id of {len(instance):,} bytes: it must be {INSTANCE_SIZE} bytes, "
+            "not all zero"
+        )
     return _tlv(TLV_INSTANCE, instance)
 
 
@@ -191,7 +207,8 @@ def _port_tlv(kind: int, port: int | None) -> bytes:
 
 
 def _read_tlvs(data: memoryview) -> dict[int, bytes] | None:
-    """The last value of each type, by type; None when a length runs past the end. A single byte left at the end is ignored."""
+    """The last value of each type, by type; None when a length runs past the end. A single byte
+    left at the end is ignored."""
     found: dict[int, bytes] = {}
     position, end = 0, len(data)
     while end - position >= 2:
@@ -214,10 +231,12 @@ def _port_of(found: dict[int, bytes], kind: int) -> int | None:
 
 
 def encode_announcement(core: Codec, announcement: Announcement) -> bytes:
-    """One discovery packet, 14 to 65 bytes. Without instance and datagram port it is, byte for byte, the original's.
+    """One discovery packet, 14 to 65 bytes. Without instance and datagram port it is, byte for
+    byte, the original's.
 
     Raises:
-        InvalidArgument: name over 31 bytes, instance not 8 bytes or all zero, a type, port or flags out of range.
+        InvalidArgument: name over 31 bytes, instance not 8 bytes or all zero, a type, port or flags
+            out of range.
     """
     a = announcement
     packet = core.encode_discovery(a.type, a.port, _name_bytes(a.name), a.flags, a.transports)
@@ -231,30 +250,47 @@ def encode_announcement(core: Codec, announcement: Announcement) -> bytes:
 def decode_announcement(core: Codec, data: bytes) -> Announcement:
     """Read one discovery packet: a whole UDP datagram, whatever stands in it.
 
-    Bytes of the name that are not UTF-8 become U+FFFD. TLVs of the trailer that have a wrong length are ignored, and so is the whole trailer
-    when its CRC does not match, a length in it runs past its end, or the packet is longer than PACKET_MAX.
+    Bytes of the name that are not UTF-8 become U+FFFD. TLVs of the trailer that have a wrong length
+    are ignored, and so is the whole trailer when its CRC does not match, a length in it runs past
+    its end, or the packet is longer than PACKET_MAX.
 
     Raises:
-        ProtocolError: Truncated, BadMagic, BadVersion, BadCrc or (type, name length) ProtocolError itself, the first that applies.
+        ProtocolError: Truncated, BadMagic, BadVersion, BadCrc or (type, name length) ProtocolError
+            itself, the first that applies.
     """
     packet = core.decode_discovery(data)
     found: dict[int, bytes] | None = None
     trailer_end = len(data) - _CRC_SIZE
-    if packet.size < trailer_end and len(data) <= PACKET_MAX and core.crc16(data[:trailer_end]) == int.from_bytes(data[trailer_end:], "big"):
+    if (
+        packet.size < trailer_end
+        and len(data) <= PACKET_MAX
+        and core.crc16(data[:trailer_end]) == int.from_bytes(data[trailer_end:], "big")
+    ):
         found = _read_tlvs(memoryview(data)[packet.size : trailer_end])
     found = found or {}
     name = packet.name.decode("utf-8", "replace")
-    return Announcement(packet.type, name, packet.port, packet.flags, packet.transports, _instance_of(found), _port_of(found, TLV_DATAGRAM_PORT))
+    return Announcement(
+        packet.type,
+        name,
+        packet.port,
+        packet.flags,
+        packet.transports,
+        _instance_of(found),
+        _port_of(found, TLV_DATAGRAM_PORT),
+    )
 
 
 def encode_capabilities(core: Codec, capabilities: Capabilities) -> bytes:
-    """Payload of a CAPABILITY frame: the original's four TLVs first, then ours for the fields that are not None. 15 to 66 bytes.
+    """Payload of a CAPABILITY frame: the original's four TLVs first, then ours for the fields that
+    are not None. 15 to 66 bytes.
 
     Raises:
         InvalidArgument: a field out of its range.
     """
     c = capabilities
-    payload = core.encode_capability(c.max_message, c.preferred_chunk, c.pressure, c.flags) + _instance_tlv(c.instance)
+    payload = core.encode_capability(
+        c.max_message, c.preferred_chunk, c.pressure, c.flags
+    ) + _instance_tlv(c.instance)
     if c.name is not None:
         name = _name_bytes(c.name)
         if not name:
@@ -266,10 +302,12 @@ def encode_capabilities(core: Codec, capabilities: Capabilities) -> bytes:
 def decode_capabilities(core: Codec, payload: bytes) -> Capabilities:
     """Read the payload of a CAPABILITY frame, the original's or ours.
 
-    The last TLV of a kind wins; unknown kinds, and extension TLVs of a wrong length, are skipped. Bytes of the name that are not UTF-8 become U+FFFD.
+    The last TLV of a kind wins; unknown kinds, and extension TLVs of a wrong length, are skipped.
+    Bytes of the name that are not UTF-8 become U+FFFD.
 
     Raises:
-        ProtocolError: a length runs past the end (Truncated); the original ignores the whole message then.
+        ProtocolError: a length runs past the end (Truncated); the original ignores the whole
+            message then.
     """
     basic = core.decode_capability(payload)
     found = _read_tlvs(memoryview(payload)) or {}

@@ -1,13 +1,17 @@
-"""Datagrams: small messages that may be lost, doubled or overtaken, on a UDP socket of the node's own.
+"""Datagrams: small messages that may be lost, doubled or overtaken, on a UDP socket of the node's
+own.
 
-A peertalk peer says its datagram port beside its instance id, so several nodes on one host reach each other. A classic peer says none: it is taken to
-use the same number as we do, as everybody of the original does.
+A peertalk peer says its datagram port beside its instance id, so several nodes on one host reach
+each other. A classic peer says none: it is taken to use the same number as we do, as everybody of
+the original does.
 
-Who sent a datagram is told by where it came from: a peertalk peer by its address and port, else a classic peer by its address, where that is the only
-one known there. Anybody can forge that. The sender's port inside the datagram is not looked at.
+Who sent a datagram is told by where it came from: a peertalk peer by its address and port, else a
+classic peer by its address, where that is the only one known there. Anybody can forge that. The
+sender's port inside the datagram is not looked at.
 
-Invariant: a peer is in the lists of exactly its own places. Never: blocks, waits, or keeps more than WAITING_MAX datagrams; at most PER_TURN are
-read in a turn, each looked up by its source and only then decoded.
+Invariant: a peer is in the lists of exactly its own places. Never: blocks, waits, or keeps more
+than WAITING_MAX datagrams; at most PER_TURN are read in a turn, each looked up by its source and
+only then decoded.
 """
 
 from __future__ import annotations
@@ -31,7 +35,8 @@ SIZE_MAX = 1400
 PER_TURN = 64
 """Datagrams read in one turn of the loop, so that a flood does not keep messages waiting."""
 WAITING_MAX = 256
-"""Datagrams that wait for the application, 348 KiB at most. When one more comes the oldest goes: the newest say most about now."""
+"""Datagrams that wait for the application, 348 KiB at most. When one more comes the oldest goes:
+the newest say most about now."""
 
 _ANY_PORT = 0
 """In a place: a classic peer's, whose port is not known."""
@@ -72,7 +77,7 @@ class Datagrams:
             self.transport.close_socket(self._socket)
             self._socket = None
 
-    # Out ----------------------------------------------------------------------------------------------------------------------------------
+    # Out ------------------------------------------------------------------------------------------
 
     def send(self, peer: Remote, data: Payload) -> bool:
         """One datagram, now. False: the system did not take it.
@@ -85,13 +90,22 @@ class Datagrams:
         payload = bytes(payload_of(data))
         if len(payload) > PAYLOAD_MAX:
             limit = f"the limit is {PAYLOAD_MAX:,} (of a datagram)"
-            raise errors.MessageTooLarge(f"datagram of {len(payload):,} bytes to peer {peer.name!r}: {limit}; use send()", peer=peer.name)
+            raise errors.MessageTooLarge(
+                f"datagram of {len(payload):,} bytes to peer {peer.name!r}: {limit}; use send()",
+                peer=peer.name,
+            )
         if transport.peers.get(peer.key) is not peer:
-            raise errors.PeerNotFound(f"peer {peer.name!r} is not known to node {transport.config.name!r} any more", peer=peer.name)
+            raise errors.PeerNotFound(
+                f"peer {peer.name!r} is not known to node {transport.config.name!r} any more",
+                peer=peer.name,
+            )
         port = self.port if peer.classic else self._port_of(peer)
         if port is None:
-            raise errors.NotSupported(f"peer {peer.name!r} has announced no datagram port; use send()", peer=peer.name)
-        host = (peer.connection or peer).address[0]  # where it is connected it was reached; what it announced may be another network
+            raise errors.NotSupported(
+                f"peer {peer.name!r} has announced no datagram port; use send()", peer=peer.name
+            )
+        # where it is connected it was reached; what it announced may be another network
+        host = (peer.connection or peer).address[0]
         packet = transport.core.encode_datagram(self.port, payload)
         if transport.world.send_to(self._socket, packet, (host, port)):
             transport.totals.datagrams_sent += 1
@@ -100,14 +114,15 @@ class Datagrams:
         return False
 
     def _port_of(self, peer: Remote) -> int | None:
-        """Where a peertalk peer hears datagrams, as it said when it was connected or announced itself."""
+        """Where a peertalk peer hears datagrams, as it said when it was connected or announced
+        itself."""
         if peer.capabilities is not None and peer.capabilities.datagram_port is not None:
             return peer.capabilities.datagram_port
         finder = self.transport.finder
         announcement = None if finder is None else finder.discovery.announcement(peer.key)
         return None if announcement is None else announcement.datagram_port
 
-    # In -----------------------------------------------------------------------------------------------------------------------------------
+    # In -------------------------------------------------------------------------------------------
 
     def take(self) -> tuple[Remote, bytes] | None:
         """The oldest that waits, or None."""
@@ -143,10 +158,11 @@ class Datagrams:
         except errors.ProtocolError:
             return None
 
-    # Who --------------------------------------------------------------------------------------------------------------------------------
+    # Who ------------------------------------------------------------------------------------------
 
     def place(self, peer: Remote) -> None:
-        """Where a peer's datagrams come from may have changed: it was found, has moved or was connected."""
+        """Where a peer's datagrams come from may have changed: it was found, has moved or was
+        connected."""
         self.displace(peer)
         port = _ANY_PORT if peer.classic else self._port_of(peer)
         if port is None:
@@ -155,7 +171,9 @@ class Datagrams:
         if peer.connection is not None:
             hosts[peer.connection.address[0]] = None
         if self.transport.finder is not None:
-            hosts |= dict.fromkeys(host for host, _ in self.transport.finder.discovery.addresses(peer.key))
+            hosts |= dict.fromkeys(
+                host for host, _ in self.transport.finder.discovery.addresses(peer.key)
+            )
         places = self._places[peer] = [(host, port) for host in hosts]
         for each in places:
             self._senders.setdefault(each, []).append(peer)
@@ -170,7 +188,8 @@ class Datagrams:
 
     def _sender(self, source: Address) -> Remote | None:
         ours = self._senders.get(source)
-        if ours is not None:  # several: a former life of a program, not yet forgotten, and the present one
+        # several: a former life of a program, not yet forgotten, and the present one
+        if ours is not None:
             return next((peer for peer in ours if peer.connected), ours[-1])
         classic = self._senders.get((source[0], _ANY_PORT), ())
         return classic[0] if len(classic) == 1 else None

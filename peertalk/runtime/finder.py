@@ -1,7 +1,8 @@
-"""Discovery on the network: one datagram socket, the interfaces, and the sans-I/O Discovery between them.
+"""Discovery on the network: one datagram socket, the interfaces, and the sans-I/O Discovery between
+them.
 
-Everything heard goes to Discovery; what it wants sent goes out on every interface; what it finds out goes to the transport. Interfaces are looked
-up again for each packet, since they come and go.
+Everything heard goes to Discovery; what it wants sent goes out on every interface; what it finds
+out goes to the transport. Interfaces are looked up again for each packet, since they come and go.
 """
 
 from __future__ import annotations
@@ -38,10 +39,16 @@ class Finder:
         config = transport.config
         self.transport = transport
         self.discovery = Discovery(
-            transport.core, instance=transport.instance, name=config.name, port=transport.port, datagram_port=transport.datagrams.port,
-            announce_interval=config.announce_interval, peer_timeout=config.peer_timeout, max_peers=config.max_peers,
+            transport.core,
+            instance=transport.instance,
+            name=config.name,
+            port=transport.port,
+            datagram_port=transport.datagrams.port,
+            announce_interval=config.announce_interval,
+            peer_timeout=config.peer_timeout,
+            max_peers=config.max_peers,
             flags=config.flags,
-        )  # fmt: skip
+        )
         self._interfaces = interfaces
         self._narrowed = bool(config.bind or config.interfaces)
         self._timer: Timer | None = None
@@ -113,8 +120,16 @@ class Finder:
             return
         try:
             self._interfaces = world.interfaces(tuple(config.interfaces), config.bind)
-        except (errors.NoNetwork, OSError) as error:  # OSError: out of descriptors, which asking for interfaces takes
+        # OSError: out of descriptors, which asking for interfaces takes
+        except (errors.NoNetwork, OSError) as error:
             log.warning("nothing can be announced now: %s", error)
             return
         for packet in packets:
-            world.broadcast(self._socket, packet, config.discovery_port, self._interfaces, self._narrowed, config.bind)
+            world.broadcast(
+                self._socket,
+                packet,
+                config.discovery_port,
+                self._interfaces,
+                self._narrowed,
+                config.bind,
+            )

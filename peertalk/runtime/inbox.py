@@ -1,10 +1,12 @@
 """Messages that have arrived and wait to be taken, in order, in bounded memory.
 
-What the loop delivers is kept as it came: one list of payloads for each link and turn. Taking works on the oldest list in place, so that several
-consumers share it and none can run off with messages that it does not use.
+What the loop delivers is kept as it came: one list of payloads for each link and turn. Taking works
+on the oldest list in place, so that several consumers share it and none can run off with messages
+that it does not use.
 
-Invariant: cost is the sum over all lists that were put and not used up. A list counts in full until its last message is taken, so the bound is
-soft by one turn's reading of one link. Never: drops, reorders, blocks.
+Invariant: cost is the sum over all lists that were put and not used up. A list counts in full until
+its last message is taken, so the bound is soft by one turn's reading of one link. Never: drops,
+reorders, blocks.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ MESSAGE_COST = 64
 
 
 class Lot:
-    """The payloads of one link and turn, being taken. peer: whose they are; left: the iterator that all consumers share."""
+    """The payloads of one link and turn, being taken. peer: whose they are; left: the iterator that
+    all consumers share."""
 
     __slots__ = ("cost", "left", "peer")
 
@@ -37,11 +40,23 @@ class Inbox:
     limit: cost in bytes above which full is true.
     on_room: called when the cost has fallen to half of the limit after it was full.
 
-    consumers is for those who share it: how many there are. told: connections that were told of a level above 0; when the cost has fallen below
-    eases_at, on_ease is called.
+    consumers is for those who share it: how many there are. told: connections that were told of a
+    level above 0; when the cost has fallen below eases_at, on_ease is called.
     """
 
-    __slots__ = ("_lots", "_overflowed", "consumers", "cost", "current", "eases_at", "limit", "on_arrival", "on_ease", "on_room", "told")
+    __slots__ = (
+        "_lots",
+        "_overflowed",
+        "consumers",
+        "cost",
+        "current",
+        "eases_at",
+        "limit",
+        "on_arrival",
+        "on_ease",
+        "on_room",
+        "told",
+    )
 
     def __init__(self, limit: int, on_room: Callable[[Inbox], None]) -> None:
         self.limit = limit
@@ -57,7 +72,8 @@ class Inbox:
         self._overflowed = False
 
     def put(self, peer: Remote, payloads: list[bytes], payload_bytes: int) -> bool:
-        """Add what one turn brought. Returns whether the inbox is full now: its link should be paused until on_room."""
+        """Add what one turn brought. Returns whether the inbox is full now: its link should be
+        paused until on_room."""
         cost = payload_bytes + MESSAGE_COST * len(payloads)
         self._lots.append(Lot(peer, payloads, cost))
         self.cost += cost
@@ -70,8 +86,9 @@ class Inbox:
     def level(self, before: int) -> int:
         """Pressure: how full it is in quarters, 0 to 3, for one who was told `before`.
 
-        It rises at each quarter and falls an eighth below it. So between two reports an eighth of the limit has gone in or out, and a cost that
-        wavers about a quarter is not reported with each message.
+        It rises at each quarter and falls an eighth below it. So between two reports an eighth of
+        the limit has gone in or out, and a cost that wavers about a quarter is not reported with
+        each message.
         """
         eighths = self.cost * 8 // self.limit
         return max(min(3, eighths // 2), min(before, (eighths + 1) // 2))
@@ -90,8 +107,9 @@ class Inbox:
         return told or ()
 
     def advance(self) -> Lot | None:
-        """The lot to take from now: the current one's successor when that is used up. None when there is nothing; the caller has found the current
-        one's iterator exhausted before it calls again."""
+        """The lot to take from now: the current one's successor when that is used up. None when
+        there is nothing; the caller has found the current one's iterator exhausted before it calls
+        again."""
         current = self.current
         if current is not None:
             self.current = None

@@ -18,7 +18,8 @@ P = TypeVar("P", bound=Remote)
 
 
 class Peers(Mapping[str, P]):
-    """The peers that a node knows. Looked up by id, or by name where one peer alone has it; iterated by id."""
+    """The peers that a node knows. Looked up by id, or by name where one peer alone has it;
+    iterated by id."""
 
     def __init__(self, known: dict[Any, P], transport: Transport) -> None:
         self._known = known
@@ -34,12 +35,19 @@ class Peers(Mapping[str, P]):
         if len(found) == 1:
             return found[0]
         if found:
-            raise errors.PeerNotFound(f"{len(found)} peers are named {who!r}: use an id ({', '.join(peer.id for peer in found)})", peer=who)
+            raise errors.PeerNotFound(
+                (
+                    f"{len(found)} peers are named {who!r}: use an id "
+                    f"({', '.join(peer.id for peer in found)})"
+                ),
+                peer=who,
+            )
         raise errors.PeerNotFound(f"no peer {who!r} is known; known: {self.names()}", peer=str(who))
 
     def matching(self, who: str | Callable[[P], bool]) -> P | None:
-        """The peer with this id or name, or the first for which the function is true. Of several with one name the one known last: a program that was
-        started again is known twice until its former life is forgotten."""
+        """The peer with this id or name, or the first for which the function is true. Of several
+        with one name the one known last: a program that was started again is known twice until its
+        former life is forgotten."""
         if isinstance(who, str):
             return next(reversed(self._find(who)), None)
         return next((peer for peer in list(self._known.values()) if who(peer)), None)
@@ -54,7 +62,9 @@ class Peers(Mapping[str, P]):
             if peer is not None and peer.id == who:
                 return [peer]
         peers = list(self._known.values())
-        return [peer for peer in peers if peer.id == who] or [peer for peer in peers if peer.name == who]
+        return [peer for peer in peers if peer.id == who] or [
+            peer for peer in peers if peer.name == who
+        ]
 
     def values(self) -> ValuesView[P]:
         """The peers as they are now: who comes or goes while they are iterated does not disturb."""
@@ -72,7 +82,8 @@ class Peers(Mapping[str, P]):
 
 
 class BroadcastResult(msgspec.Struct, Generic[P], frozen=True):
-    """What became of a broadcast. accepted: peers whose queue took it; skipped: the others, each with the reason."""
+    """What became of a broadcast. accepted: peers whose queue took it; skipped: the others, each
+    with the reason."""
 
     accepted: list[P]
     skipped: dict[P, errors.PeerTalkError]

@@ -1,10 +1,12 @@
 """What a connection says beside messages: PING and PONG, and how full the inbox is that it feeds.
 
-All of it goes through the slots of its link like everything else, and none of it waits in a queue: an answer to a PING without room is dropped, a
-report of pressure is one mark on its connection, which leaves with the level of that moment. The connections are pinged in turn, a few at a
-time: a link that sends borrows a slot buffer.
+All of it goes through the slots of its link like everything else, and none of it waits in a queue:
+an answer to a PING without room is dropped, a report of pressure is one mark on its connection,
+which leaves with the level of that moment. The connections are pinged in turn, a few at a time: a
+link that sends borrows a slot buffer.
 
-Invariant: while a connection's level of pressure is above 0, the inbox that it feeds knows it, and so will tell when that is over.
+Invariant: while a connection's level of pressure is above 0, the inbox that it feeds knows it, and
+so will tell when that is over.
 """
 
 from __future__ import annotations
@@ -38,11 +40,17 @@ class Pulse:
 
     def introduce(self, ours: Capabilities) -> None:
         """What our CAPABILITY says, but for the pressure."""
-        self._greetings = [encode_capabilities(self.transport.core, msgspec.structs.replace(ours, pressure=25 * level)) for level in range(4)]
+        self._greetings = [
+            encode_capabilities(
+                self.transport.core, msgspec.structs.replace(ours, pressure=25 * level)
+            )
+            for level in range(4)
+        ]
 
     @property
     def greeting(self) -> bytes:
-        """Payload of the CAPABILITY that opens a connection: without pressure, since it has fed nothing yet."""
+        """Payload of the CAPABILITY that opens a connection: without pressure, since it has fed
+        nothing yet."""
         return self._greetings[0]
 
     def opened(self, connection: Connection, peer: Remote) -> None:
@@ -62,15 +70,19 @@ class Pulse:
     def answer(self, connection: Connection) -> None:
         """A PING has come."""
         code = connection.link.send_frame(values.PONG, b"", 0)
-        self.transport.totals.pongs_dropped += code < 0  # never queued: a flood of PINGs must not cost more than the slots of its link
+        # never queued: a flood of PINGs must not cost more than the slots of its link
+        self.transport.totals.pongs_dropped += code < 0
         self.transport.hint(code)
 
-    # Round-trip times ---------------------------------------------------------------------------------------------------------------------
+    # Round-trip times -----------------------------------------------------------------------------
 
     def ping(self, peer: Remote, measured: Measured) -> None:
-        """Call measured with the round-trip time of a PING that is answered from now on, in seconds, or with what is in the way."""
+        """Call measured with the round-trip time of a PING that is answered from now on, in
+        seconds, or with what is in the way."""
         if peer.connection is None or not peer.connected:
-            measured(None, errors.NotConnected(f"peer {peer.name!r} is not connected", peer=peer.name))
+            measured(
+                None, errors.NotConnected(f"peer {peer.name!r} is not connected", peer=peer.name)
+            )
             return
         peer.pinging = [*(peer.pinging or ()), measured]
         self._ping(peer.connection, owe=True)
@@ -102,24 +114,36 @@ class Pulse:
             self._ping(connection, owe=True)
 
     def _ping_in_turn(self) -> None:
-        """Some of the connections at a time, until each has had its turn; then anew. Rests while there is none."""
+        """Some of the connections at a time, until each has had its turn; then anew. Rests while
+        there is none."""
         self._timer = None
         if self.transport.closing:
             return
         if not self._to_ping:
-            self._to_ping = [connection for connection in self.transport.connections.by_tag.values() if connection.state is State.OPEN]
-            self._spacing = policy.ping_spacing(len(self._to_ping), self.transport.config.ping_interval)
+            self._to_ping = [
+                connection
+                for connection in self.transport.connections.by_tag.values()
+                if connection.state is State.OPEN
+            ]
+            self._spacing = policy.ping_spacing(
+                len(self._to_ping), self.transport.config.ping_interval
+            )
         for _ in range(min(policy.PINGS_PER_TURN, len(self._to_ping))):
             self._ping(self._to_ping.pop())
         if self.transport.connections.by_tag:
             self._timer = self.transport.after(self._spacing, self._ping_in_turn)
 
-    # Our pressure, and what waits for room ------------------------------------------------------------------------------------------------
+    # Our pressure, and what waits for room --------------------------------------------------------
 
     def press(self, connection: Connection, inbox: Inbox) -> None:
-        """A connection has brought something into a well filled inbox: its other side hears when the level is another than it was told."""
+        """A connection has brought something into a well filled inbox: its other side hears when
+        the level is another than it was told."""
         level = inbox.level(connection.pressure)
-        if level == connection.pressure or connection.state is not State.OPEN or self.transport.closing:
+        if (
+            level == connection.pressure
+            or connection.state is not State.OPEN
+            or self.transport.closing
+        ):
             return
         if level:
             inbox.on_ease = self._ease
@@ -127,7 +151,8 @@ class Pulse:
         self._tell_pressure(connection, level)
 
     def _ease(self, inbox: Inbox) -> None:
-        """An inbox has emptied so far that those who were told of its level must hear of a lower one."""
+        """An inbox has emptied so far that those who were told of its level must hear of a lower
+        one."""
         for connection in inbox.watched():
             peer = connection.peer
             if connection.state is not State.OPEN or not isinstance(peer, Remote):
@@ -146,7 +171,9 @@ class Pulse:
             self._report_pressure(connection)
 
     def _report_pressure(self, connection: Connection) -> None:
-        code = connection.link.send_frame(values.CAPABILITY, self._greetings[connection.pressure], 0)
+        code = connection.link.send_frame(
+            values.CAPABILITY, self._greetings[connection.pressure], 0
+        )
         self.transport.hint(code)
         if code >= 0:
             self.transport.totals.pressure_reports += 1

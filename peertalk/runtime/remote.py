@@ -24,7 +24,8 @@ Payload = bytes | bytearray | memoryview | str
 FRAME_OVERHEAD = 12
 """Bytes of header and CRC around a payload."""
 _MANY_MESSAGES = 4096
-"""Messages that cross the border in one call at most, so that other tasks and links come to their turn."""
+"""Messages that cross the border in one call at most, so that other tasks and links come to their
+turn."""
 
 
 class SendOptions(TypedDict, total=False):
@@ -56,11 +57,15 @@ def payload_of(data: Payload) -> bytes | bytearray | memoryview:
         return data
     if isinstance(data, memoryview):
         if not data.c_contiguous:
-            raise errors.WrongType("a message is contiguous: this memoryview has gaps; send bytes() of it")
+            raise errors.WrongType(
+                "a message is contiguous: this memoryview has gaps; send bytes() of it"
+            )
         return data
     if isinstance(data, str):
         return data.encode()
-    raise errors.WrongType(f"a message is bytes, a buffer of bytes or str, not {type(data).__name__}")
+    raise errors.WrongType(
+        f"a message is bytes, a buffer of bytes or str, not {type(data).__name__}"
+    )
 
 
 def as_bytes(payloads: Iterable[Payload]) -> list[bytes]:
@@ -70,11 +75,16 @@ def as_bytes(payloads: Iterable[Payload]) -> list[bytes]:
         WrongType: one of them cannot be sent, or payloads is one message rather than several.
     """
     if isinstance(payloads, bytes | bytearray | memoryview | str):
-        raise errors.WrongType(f"send_many takes several messages, not one {type(payloads).__name__}; use send")
+        raise errors.WrongType(
+            f"send_many takes several messages, not one {type(payloads).__name__}; use send"
+        )
     messages: list[Any] = payloads if isinstance(payloads, list) else list(payloads)
     for message in messages:
         if message.__class__ is not bytes:
-            return [message if message.__class__ is bytes else bytes(payload_of(message)) for message in messages]
+            return [
+                message if message.__class__ is bytes else bytes(payload_of(message))
+                for message in messages
+            ]
     return messages
 
 
@@ -89,20 +99,38 @@ def check_choices(priority: int, key: Key | None) -> Priority:
     try:
         return Priority(priority)
     except ValueError:
-        raise errors.InvalidArgument(f"priority {priority!r}: it is one of peertalk.Priority, LOW 0 to CRITICAL 3") from None
+        raise errors.InvalidArgument(
+            f"priority {priority!r}: it is one of peertalk.Priority, LOW 0 to CRITICAL 3"
+        ) from None
 
 
 class Remote(Peer):
-    """A peer as the engine sees it: its connection, what waits for it, and its counters. The front doors add the calls that users make.
+    """A peer as the engine sees it: its connection, what waits for it, and its counters. The front
+    doors add the calls that users make.
 
-    quick: send function of its open link while nothing waits before a NORMAL message, else None. Whoever calls it adds 1 to accepted. lowest: the
-    lowest class that the peer takes, by the pressure that it reported on its connection.
+    quick: send function of its open link while nothing waits before a NORMAL message, else None.
+    Whoever calls it adds 1 to accepted. lowest: the lowest class that the peer takes, by the
+    pressure that it reported on its connection.
     """
 
     __slots__ = (
-        "_afar", "attempts", "connection", "failed", "former", "inbox", "lowest", "pinging", "quick", "reaching", "received",
-        "received_bytes", "refusal", "retry", "stream", "transport",
-    )  # fmt: skip
+        "_afar",
+        "attempts",
+        "connection",
+        "failed",
+        "former",
+        "inbox",
+        "lowest",
+        "pinging",
+        "quick",
+        "reaching",
+        "received",
+        "received_bytes",
+        "refusal",
+        "retry",
+        "stream",
+        "transport",
+    )
 
     transport: Transport
     connection: Connection | None
@@ -147,7 +175,8 @@ class Remote(Peer):
             self.pinging.remove(measured)
 
     def check_refusal(self, before: errors.PeerTalkError | None) -> None:
-        """Raise the rejection that came since refusal was `before`: what is being sent meanwhile must not dial again by itself."""
+        """Raise the rejection that came since refusal was `before`: what is being sent meanwhile
+        must not dial again by itself."""
         if self.refusal is not before and self.refusal is not None:
             raise self.refusal
 
@@ -163,8 +192,9 @@ class Remote(Peer):
             self.stream.go_on()
 
     def on_pressure(self) -> None:
-        """The peer's capabilities are in, or in again: what its pressure refuses waits from now on, what it refuses no longer goes on. One of ours
-        refuses LOW only: its connection is paused while its inbox is full, which holds the rest back without a word."""
+        """The peer's capabilities are in, or in again: what its pressure refuses waits from now on,
+        what it refuses no longer goes on. One of ours refuses LOW only: its connection is paused
+        while its inbox is full, which holds the rest back without a word."""
         capabilities = self.capabilities
         lowest = lowest_admitted(0 if capabilities is None else capabilities.pressure)
         self.lowest = lowest if self.classic else min(lowest, NORMAL)
@@ -208,14 +238,23 @@ class Remote(Peer):
     def stats(self) -> PeerStatistics:
         """Counters of this peer."""
         sent = self.reported - self.failed
-        return PeerStatistics(self.accepted, sent, self.failed, self.received, self.received_bytes, self.queue)
+        return PeerStatistics(
+            self.accepted, sent, self.failed, self.received, self.received_bytes, self.queue
+        )
 
     def accept(
-        self, payload: bytes | bytearray | memoryview, no_delay: bool, priority: int = NORMAL, key: Key | None = None, *, may_block: bool = True,
+        self,
+        payload: bytes | bytearray | memoryview,
+        no_delay: bool,
+        priority: int = NORMAL,
+        key: Key | None = None,
+        *,
+        may_block: bool = True,
         refusable: bool = True,
     ) -> bool:
-        """Into the link if nothing waits before it, else into the outbox; with Config.when_full "sync", and if it may, it blocks instead until
-        what waits has gone. False: no room, or the peer's pressure refuses its class (if it is refusable: part of a stream is not).
+        """Into the link if nothing waits before it, else into the outbox; with Config.when_full
+        "sync", and if it may, it blocks instead until what waits has gone. False: no room, or the
+        peer's pressure refuses its class (if it is refusable: part of a stream is not).
 
         Raises:
             Timeout: the blocking send could not begin in time; nothing was accepted.
@@ -236,7 +275,11 @@ class Remote(Peer):
                 self._use_classes(connection)
             in_pieces = self.instance is None and size > connection.link.max_message
             if self.outbox is None and not in_pieces:
-                code = connection.link.send_frame(values.DATA, payload, values.NO_DELAY) if no_delay else connection.link.send(payload)
+                code = (
+                    connection.link.send_frame(values.DATA, payload, values.NO_DELAY)
+                    if no_delay
+                    else connection.link.send(payload)
+                )
                 if code >= 0:
                     transport.hint(code)
                     self.accepted += 1
@@ -252,8 +295,9 @@ class Remote(Peer):
         return taken
 
     def _use_classes(self, connection: Connection) -> None:
-        """From the first message of another class on the system holds little that has not left: nothing overtakes what it holds. While all are of one
-        class that would only cost throughput."""
+        """From the first message of another class on the system holds little that has not left:
+        nothing overtakes what it holds. While all are of one class that would only cost
+        throughput."""
         connection.classes = True
         self.transport.world.bound_unsent(connection.socket)
 
@@ -262,13 +306,21 @@ class Remote(Peer):
         return priority < self.lowest and self.connection is not None
 
     def accept_many(self, messages: list[bytes], start: int, priority: int = NORMAL) -> int:
-        """As many as there is room for now, at most what all slots hold, which is one write. 0: wait for room."""
+        """As many as there is room for now, at most what all slots hold, which is one write. 0:
+        wait for room."""
         transport, connection = self.transport, self.connection
-        if connection is None or self.outbox is not None or not self.connected or priority < self.lowest:
+        if (
+            connection is None
+            or self.outbox is not None
+            or not self.connected
+            or priority < self.lowest
+        ):
             return int(self.accept(messages[start], False, priority))
         if priority is not NORMAL and not connection.classes:
             self._use_classes(connection)
-        slots_hold = transport.pipeline_depth * (transport.core.limits.slot_size // (len(messages[start]) + FRAME_OVERHEAD))
+        slots_hold = transport.pipeline_depth * (
+            transport.core.limits.slot_size // (len(messages[start]) + FRAME_OVERHEAD)
+        )
         stop = start + max(1, min(_MANY_MESSAGES, slots_hold))
         part = messages if start == 0 and len(messages) <= stop else messages[start:stop]
         taken, code = connection.link.send_many(part)
@@ -278,7 +330,8 @@ class Remote(Peer):
         elif code == errors.MessageTooLarge.code:
             return int(self.accept(part[0], False, priority))  # in pieces, or not at all
         elif priority != NORMAL:
-            return int(self.accept(part[0], False, priority))  # at the link the quicker sender wins; in the outbox each class has its turn
+            # at the link the quicker sender wins; in the outbox each class has its turn
+            return int(self.accept(part[0], False, priority))
         else:
             self.quick = None
             transport.refused(self, code)
@@ -286,18 +339,22 @@ class Remote(Peer):
                 return int(self.accept(messages[start], False))
         return int(taken)
 
-    # From other threads ---------------------------------------------------------------------------------------------------------------------
+    # From other threads ---------------------------------------------------------------------------
 
     @property
     def afar(self) -> bool:
         """Whether other threads have left messages that the engine has not taken."""
         return self._afar is not None and any(self._afar)
 
-    def accept_from_afar(self, payload: bytes, no_delay: bool = False, priority: int = NORMAL, key: Key | None = None) -> None:
-        """Accept one message on another thread than the engine's: it waits, within the same bound, until the engine takes it.
+    def accept_from_afar(
+        self, payload: bytes, no_delay: bool = False, priority: int = NORMAL, key: Key | None = None
+    ) -> None:
+        """Accept one message on another thread than the engine's: it waits, within the same bound,
+        until the engine takes it.
 
         Raises:
-            WouldBlock: as many wait already, or the peer's pressure refuses the class. MessageTooLarge, InvalidState.
+            WouldBlock: as many wait already, or the peer's pressure refuses the class.
+                MessageTooLarge, InvalidState.
         """
         transport = self.transport
         limit, _ = transport.limit_of(self)
@@ -307,13 +364,17 @@ class Remote(Peer):
             transport.check_open()
             if self._afar is None:
                 self._afar = tuple(deque() for _ in Priority)
-            if self.is_refused(priority) or len(self._afar[priority]) >= transport.config.send_queue_size:
+            if (
+                self.is_refused(priority)
+                or len(self._afar[priority]) >= transport.config.send_queue_size
+            ):
                 raise self.no_room(priority)
             self._afar[priority].append((payload, no_delay, key))
         transport.post(self.on_room)
 
     def take_from_afar(self) -> None:
-        """Move on what other threads left, as far as there is room: of each class in order, the highest first."""
+        """Move on what other threads left, as far as there is room: of each class in order, the
+        highest first."""
         for priority in HIGHEST_FIRST:
             left = self._afar[priority] if self._afar is not None else ()
             while left:
@@ -334,8 +395,18 @@ class Remote(Peer):
     def no_room(self, priority: int = NORMAL) -> errors.WouldBlock:
         """The error for a message that must not wait and cannot be taken."""
         if self.is_refused(priority) and self.capabilities is not None:
-            text = f"peer {self.name!r} reports a pressure of {self.capabilities.pressure}: it takes {Priority(self.lowest).name} messages"
+            text = (
+                f"peer {self.name!r} reports a pressure of {self.capabilities.pressure}: it takes "
+                f"{Priority(self.lowest).name} messages"
+            )
             text += " only" if self.lowest is Priority.CRITICAL else " and above only"
-            return errors.WouldBlock(f"{text} until that falls; wait with send, or raise the priority", reason="pressure", peer=self.name)
-        text = f"no room for a message to peer {self.name!r}: {self.queued:,} wait (Config.send_queue_size, send_queue_bytes)"
+            return errors.WouldBlock(
+                f"{text} until that falls; wait with send, or raise the priority",
+                reason="pressure",
+                peer=self.name,
+            )
+        text = (
+            f"no room for a message to peer {self.name!r}: {self.queued:,} wait "
+            "(Config.send_queue_size, send_queue_bytes)"
+        )
         return errors.WouldBlock(text, reason="queue", peer=self.name)

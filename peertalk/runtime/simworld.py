@@ -1,10 +1,13 @@
-"""The world of a node on a simulated network: sockets, clock and instance ids of a host, and a net under everything that passes.
+"""The world of a node on a simulated network: sockets, clock and instance ids of a host, and a net
+under everything that passes.
 
-A Box is one network as its worlds see it. Links and loops are tapped: each message that a link accepts is noted by its checksum, and what the other
-end delivers is held against that. So whatever the code above does, a message that comes late, twice, changed or not from here is found where it
+A Box is one network as its worlds see it. Links and loops are tapped: each message that a link
+accepts is noted by its checksum, and what the other end delivers is held against that. So whatever
+the code above does, a message that comes late, twice, changed or not from here is found where it
 arrives.
 
-Invariant: what is delivered on a connection is the beginning of what was accepted there. Never: reads a real clock, opens a real socket.
+Invariant: what is delivered on a connection is the beginning of what was accepted there. Never:
+reads a real clock, opens a real socket.
 """
 
 from __future__ import annotations
@@ -27,10 +30,11 @@ _ORDER_FAULTS_MAX = 100
 
 
 class Box:
-    """One simulated network: the simulator of a core, its hosts by name, and who drives the engines in it.
+    """One simulated network: the simulator of a core, its hosts by name, and who drives the engines
+    in it.
 
-    drivers: in the order in which their engines were opened. faults: what was not given back, and rules that were broken; order_faults: what came
-    otherwise than it was accepted.
+    drivers: in the order in which their engines were opened. faults: what was not given back, and
+    rules that were broken; order_faults: what came otherwise than it was accepted.
     """
 
     def __init__(self, simulator: Any) -> None:
@@ -74,15 +78,30 @@ class Box:
         try:
             return socket.inet_ntoa(socket.inet_aton(host))
         except OSError:
-            raise OSError(f"no host of this network is called {host!r}; there are {', '.join(map(repr, self.hosts)) or 'none'}") from None
+            raise OSError(
+                f"no host of this network is called {host!r}; there are "
+                f"{', '.join(map(repr, self.hosts)) or 'none'}"
+            ) from None
 
     def order_fault(
-        self, world: SimulatedWorld, where: tuple[Address, Address], number: int, found: int, expected: int | None, stream: Stream
+        self,
+        world: SimulatedWorld,
+        where: tuple[Address, Address],
+        number: int,
+        found: int,
+        expected: int | None,
+        stream: Stream,
     ) -> None:
         """A message came that is not the next one."""
         if len(self.order_faults) < _ORDER_FAULTS_MAX:
-            what = "overtook another" if expected is not None and found in stream.sent else "is none that was accepted, or came twice"
-            self.order_faults.append(f"{world.host.name}: message {number} from {where[1][0]}:{where[1][1]} {what}")
+            what = (
+                "overtook another"
+                if expected is not None and found in stream.sent
+                else "is none that was accepted, or came twice"
+            )
+            self.order_faults.append(
+                f"{world.host.name}: message {number} from {where[1][0]}:{where[1][1]} {what}"
+            )
 
 
 class Driver(Worker):
@@ -124,7 +143,8 @@ class Driver(Worker):
 
 
 class Stream:
-    """Checksums of the messages that one end of a connection accepted and the other has not delivered yet."""
+    """Checksums of the messages that one end of a connection accepted and the other has not
+    delivered yet."""
 
     __slots__ = ("accepted", "delivered", "sent")
 
@@ -139,7 +159,9 @@ class TappedLink:
 
     __slots__ = ("_link", "_loop", "_stream", "arriving", "send", "tag", "where")
 
-    def __init__(self, loop: TappedLoop, link: Any, tag: int, stream: Stream, where: tuple[Address, Address]) -> None:
+    def __init__(
+        self, loop: TappedLoop, link: Any, tag: int, stream: Stream, where: tuple[Address, Address]
+    ) -> None:
         self._loop = loop
         self._link = link
         self._stream = stream
@@ -203,7 +225,8 @@ class TappedLink:
 
 
 class TappedLoop:
-    """A loop whose links are tapped, and which knows that it was woken. All else is the loop's own."""
+    """A loop whose links are tapped, and which knows that it was woken. All else is the loop's
+    own."""
 
     def __init__(self, world: SimulatedWorld, loop: Any) -> None:
         self.world = world
@@ -256,7 +279,9 @@ class TappedLoop:
                 stream.delivered += 1
                 expected = stream.sent.popleft() if stream.sent else None
                 if expected != checksum:
-                    box.order_fault(self.world, link.where, stream.delivered, checksum, expected, stream)
+                    box.order_fault(
+                        self.world, link.where, stream.delivered, checksum, expected, stream
+                    )
         box.simulator.note(sums)
 
     def wake(self) -> None:
@@ -281,7 +306,9 @@ class TappedLoop:
             self._loop.close()
             self.leaked = int(self._loop.pool_statistics().in_use)
             if self.leaked:
-                world.box.faults.append(f"{world.host.name}: {self.leaked} buffers were not given back")
+                world.box.faults.append(
+                    f"{world.host.name}: {self.leaked} buffers were not given back"
+                )
             world.box.faults.extend(f"{world.host.name}: {text}" for text in world.violations)
 
     def __getattr__(self, name: str) -> Any:
@@ -291,13 +318,16 @@ class TappedLoop:
 class SimulatedWorld(World):
     """Sockets and the clock of one host of a simulated network."""
 
-    def __init__(self, box: Box, host: Any, platform: str, push: bool, packing: bool, pool_bytes: int | None) -> None:
+    def __init__(
+        self, box: Box, host: Any, platform: str, push: bool, packing: bool, pool_bytes: int | None
+    ) -> None:
         self.box = box
         self.host = host
         self.platform = platform
         self.violations: tuple[str, ...] = ()
         self.log: list[bytes] | None = None
-        """Payloads that arrived, where somebody asked for them; and below the checksums of those that were accepted."""
+        """Payloads that arrived, where somebody asked for them; and below the checksums of those
+        that were accepted."""
         self.accepted: dict[int, None] | None = None
         self._push = push
         self._packing = packing
@@ -324,11 +354,20 @@ class SimulatedWorld(World):
         limits = core.limits
         room = self._pool_bytes
         if room is None:  # every slot of every peer, and a frame that is cut for each
-            room = (config.max_peers + 1) * (config.pipeline_depth * (limits.slot_buffer_size + 64) + limits.frame_max_payload + 128)
+            room = (config.max_peers + 1) * (
+                config.pipeline_depth * (limits.slot_buffer_size + 64)
+                + limits.frame_max_payload
+                + 128
+            )
         platform = self.platform if config.async_send else f"{self.platform}_sync"
         loop = core.Loop(
-            io_budget=config.io_budget, platform=platform, simulator=self.box.simulator, host=self.host, push=self._push, pool_bytes=room,
-        )  # fmt: skip
+            io_budget=config.io_budget,
+            platform=platform,
+            simulator=self.box.simulator,
+            host=self.host,
+            push=self._push,
+            pool_bytes=room,
+        )
         return TappedLoop(self, loop)
 
     def open_link(self, loop: Any, connection: Any, tag: int, depth: int) -> Any:
@@ -345,11 +384,20 @@ class SimulatedWorld(World):
 
     def interfaces(self, names: tuple[str, ...] = (), bind: str = "") -> list[Interface]:
         """As World.interfaces()."""
-        found = [Interface(name, number, address, broadcast, "255.0.0.0") for name, number, address, broadcast in self.host.interfaces()]
-        chosen = [each for each in found if (not names or each.name in names) and (not bind or each.address == bind)]
+        found = [
+            Interface(name, number, address, broadcast, "255.0.0.0")
+            for name, number, address, broadcast in self.host.interfaces()
+        ]
+        chosen = [
+            each
+            for each in found
+            if (not names or each.name in names) and (not bind or each.address == bind)
+        ]
         if not chosen:
             present = ", ".join(f"{each.name} {each.address}" for each in found)
-            raise errors.NoNetwork(f"host {self.host.name!r} has no such interface; it has {present}")
+            raise errors.NoNetwork(
+                f"host {self.host.name!r} has no such interface; it has {present}"
+            )
         return chosen
 
     def listen(self, bind: str, port: int, give_way: bool) -> Any:
@@ -416,9 +464,21 @@ class SimulatedWorld(World):
         """As World.send_to()."""
         return bool(sender.sendto(packet, address))
 
-    def broadcast(self, sender: Any, packet: bytes, port: int, interfaces: list[Interface], narrowed: bool, bind: str = "") -> int:
+    def broadcast(
+        self,
+        sender: Any,
+        packet: bytes,
+        port: int,
+        interfaces: list[Interface],
+        narrowed: bool,
+        bind: str = "",
+    ) -> int:
         """As World.broadcast()."""
-        return sum(bool(sender.sendto(packet, (interface.broadcast, port))) for interface in interfaces if not interface.address.startswith("127."))
+        return sum(
+            bool(sender.sendto(packet, (interface.broadcast, port)))
+            for interface in interfaces
+            if not interface.address.startswith("127.")
+        )
 
     def hear(self, listener: Any) -> tuple[bytes, Address] | None:
         """As World.hear()."""

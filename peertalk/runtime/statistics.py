@@ -12,10 +12,12 @@ from .._core.values import LinkStatistics, LoopStatistics, PoolStatistics
 class QueueStatus(msgspec.Struct, frozen=True):
     """How full the way to one peer is.
 
-    pending: messages accepted and not yet taken by the system; capacity: messages that the outbox holds at most (HIGH ones an eighth more, CRITICAL
-    ones a quarter more); bytes: payload bytes in the outbox; pressure: fill of the outbox or what the peer has reported of itself, the larger one, 0
-    to 100; reason: what holds messages up, "" (nothing), "slots", "connection", or "pressure" (the peer refuses LOW messages, a classic one from 75
-    on NORMAL, from 90 on HIGH ones).
+    pending: messages accepted and not yet taken by the system; capacity: messages that the outbox
+    holds at most (HIGH ones an eighth more, CRITICAL ones a quarter more); bytes: payload bytes in
+    the outbox; pressure: fill of the outbox or what the peer has reported of itself, the larger
+    one, 0 to 100; reason: what holds messages up, "" (nothing), "slots", "connection", or
+    "pressure" (the peer refuses LOW messages, a classic one from 75 on NORMAL, from 90 on HIGH
+    ones).
     """
 
     pending: int
@@ -28,8 +30,8 @@ class QueueStatus(msgspec.Struct, frozen=True):
 class PeerStatistics(msgspec.Struct, frozen=True):
     """Counters of one peer since it was first heard of.
 
-    messages_accepted, messages_sent, messages_failed: messages to it; messages_received: messages from it; bytes_received: payload bytes from it;
-    queue: see QueueStatus.
+    messages_accepted, messages_sent, messages_failed: messages to it; messages_received: messages
+    from it; bytes_received: payload bytes from it; queue: see QueueStatus.
     """
 
     messages_accepted: int
@@ -43,18 +45,22 @@ class PeerStatistics(msgspec.Struct, frozen=True):
 class NodeStatistics(msgspec.Struct, frozen=True):
     """Counters of a node since it started.
 
-    messages_accepted, messages_sent, messages_failed: messages that users sent, and what became of them; messages_received: messages that arrived;
-    payload_bytes_sent, payload_bytes_received: bytes of those; bytes_sent, bytes_received: stream bytes, framing and control frames included;
-    write_calls, read_calls: system calls on links; messages_per_write: messages given to links per writing system call; slots_high_water: most
-    slots in flight on one link; links_open: connections now; links_opened, links_refused: connections since the start; bad_frames: links ended by
-    a fault of a frame;
-    crc_errors: those of them by their checksum; frames_ignored: frames that brought nothing: of a kind that this version
-    does not use, or a CAPABILITY, fragment or batch that is not as it must be; inbox_bytes: cost in bytes of
-    messages not yet taken; pauses: times that a link was paused because the inbox was full; pressure_reports: CAPABILITY frames that
-    told a peer of another level of our pressure; pongs_dropped: PINGs not answered for want of room on their link; turns: turns of the loop;
-    peers: known now; pool_bytes, pool_peak_bytes: memory of slots and staging buffers in C, bytes; datagrams_sent: datagrams that the system took;
-    datagrams_refused: those that it did not take, which are gone; datagrams_received: those of known peers; datagrams_ignored: those that were
-    malformed, too long or of nobody known; datagrams_overflowed: those received that were not taken in time and gave way to newer ones.
+    messages_accepted, messages_sent, messages_failed: messages that users sent, and what became of
+    them; messages_received: messages that arrived; payload_bytes_sent, payload_bytes_received:
+    bytes of those; bytes_sent, bytes_received: stream bytes, framing and control frames included;
+    write_calls, read_calls: system calls on links; messages_per_write: messages given to links per
+    writing system call; slots_high_water: most slots in flight on one link; links_open: connections
+    now; links_opened, links_refused: connections since the start; bad_frames: links ended by a
+    fault of a frame; crc_errors: those of them by their checksum; frames_ignored: frames that
+    brought nothing: of a kind that this version does not use, or a CAPABILITY, fragment or batch
+    that is not as it must be; inbox_bytes: cost in bytes of messages not yet taken; pauses: times
+    that a link was paused because the inbox was full; pressure_reports: CAPABILITY frames that told
+    a peer of another level of our pressure; pongs_dropped: PINGs not answered for want of room on
+    their link; turns: turns of the loop; peers: known now; pool_bytes, pool_peak_bytes: memory of
+    slots and staging buffers in C, bytes; datagrams_sent: datagrams that the system took;
+    datagrams_refused: those that it did not take, which are gone; datagrams_received: those of
+    known peers; datagrams_ignored: those that were malformed, too long or of nobody known;
+    datagrams_overflowed: those received that were not taken in time and gave way to newer ones.
     """
 
     messages_accepted: int
@@ -98,22 +104,43 @@ class MemoryUse(msgspec.Struct, frozen=True):
 
 
 class MemoryReport(dict[str, MemoryUse]):
-    """Memory of a node's C side, part by part; the last part, "total", is the sum. Printed as a table."""
+    """Memory of a node's C side, part by part; the last part, "total", is the sum. Printed as a
+    table."""
 
     def __str__(self) -> str:
         lines = [f"{'part':<16}{'bytes':>12}{'peak':>12}"]
-        return "\n".join(lines + [f"{part:<16}{use.bytes:>12,}{use.peak:>12,}" for part, use in self.items()])
+        return "\n".join(
+            lines + [f"{part:<16}{use.bytes:>12,}{use.peak:>12,}" for part, use in self.items()]
+        )
 
 
 class LinkTotals:
     """Sums that outlive the links and peers that they come from. Units as in NodeStatistics."""
 
     __slots__ = (
-        "abandoned", "accepted", "bytes_received", "bytes_sent", "datagrams_ignored", "datagrams_overflowed", "datagrams_received",
-        "datagrams_refused", "datagrams_sent", "failed", "high_water", "ignored", "opened", "pauses",
-        "payload_received", "payload_sent", "pongs_dropped", "pressure_reports", "reads", "received",
-        "sent", "writes",
-    )  # fmt: skip
+        "abandoned",
+        "accepted",
+        "bytes_received",
+        "bytes_sent",
+        "datagrams_ignored",
+        "datagrams_overflowed",
+        "datagrams_received",
+        "datagrams_refused",
+        "datagrams_sent",
+        "failed",
+        "high_water",
+        "ignored",
+        "opened",
+        "pauses",
+        "payload_received",
+        "payload_sent",
+        "pongs_dropped",
+        "pressure_reports",
+        "reads",
+        "received",
+        "sent",
+        "writes",
+    )
 
     def __init__(self) -> None:
         for name in self.__slots__:
@@ -155,24 +182,54 @@ class LinkTotals:
         self.high_water = max(self.high_water, link.slots_high_water)
 
     def report(
-        self, open_links: Iterable[LinkStatistics], loop: LoopStatistics, pool: PoolStatistics, *, links_open: int, links_refused: int,
-        inbox_bytes: int, peers: int,
+        self,
+        open_links: Iterable[LinkStatistics],
+        loop: LoopStatistics,
+        pool: PoolStatistics,
+        *,
+        links_open: int,
+        links_refused: int,
+        inbox_bytes: int,
+        peers: int,
         queued: int,
-    ) -> NodeStatistics:  # fmt: skip
-        """The node's counters now: these sums and the links that are open. queued: messages that no link has taken."""
+    ) -> NodeStatistics:
+        """The node's counters now: these sums and the links that are open. queued: messages that no
+        link has taken."""
         now = LinkTotals()
         for name in self.__slots__:
             setattr(now, name, getattr(self, name))
         for link in open_links:
             now.add(link)
         return NodeStatistics(
-            messages_accepted=now.accepted + now.abandoned + queued, messages_sent=now.sent, messages_failed=now.failed,
-            messages_received=now.received, payload_bytes_sent=now.payload_sent, payload_bytes_received=now.payload_received,
-            bytes_sent=now.bytes_sent, bytes_received=now.bytes_received, write_calls=now.writes, read_calls=now.reads,
-            messages_per_write=now.accepted / now.writes if now.writes else 0.0, slots_high_water=now.high_water,
-            links_open=links_open, links_opened=now.opened, links_refused=links_refused, bad_frames=loop.bad_frames, crc_errors=loop.crc_errors,
-            frames_ignored=now.ignored, inbox_bytes=inbox_bytes, pauses=now.pauses, pressure_reports=now.pressure_reports,
-            pongs_dropped=now.pongs_dropped, turns=loop.turns, peers=peers, pool_bytes=pool.bytes,
-            pool_peak_bytes=pool.peak_bytes, datagrams_sent=now.datagrams_sent, datagrams_refused=now.datagrams_refused,
-            datagrams_received=now.datagrams_received, datagrams_ignored=now.datagrams_ignored, datagrams_overflowed=now.datagrams_overflowed,
-        )  # fmt: skip
+            messages_accepted=now.accepted + now.abandoned + queued,
+            messages_sent=now.sent,
+            messages_failed=now.failed,
+            messages_received=now.received,
+            payload_bytes_sent=now.payload_sent,
+            payload_bytes_received=now.payload_received,
+            bytes_sent=now.bytes_sent,
+            bytes_received=now.bytes_received,
+            write_calls=now.writes,
+            read_calls=now.reads,
+            messages_per_write=now.accepted / now.writes if now.writes else 0.0,
+            slots_high_water=now.high_water,
+            links_open=links_open,
+            links_opened=now.opened,
+            links_refused=links_refused,
+            bad_frames=loop.bad_frames,
+            crc_errors=loop.crc_errors,
+            frames_ignored=now.ignored,
+            inbox_bytes=inbox_bytes,
+            pauses=now.pauses,
+            pressure_reports=now.pressure_reports,
+            pongs_dropped=now.pongs_dropped,
+            turns=loop.turns,
+            peers=peers,
+            pool_bytes=pool.bytes,
+            pool_peak_bytes=pool.peak_bytes,
+            datagrams_sent=now.datagrams_sent,
+            datagrams_refused=now.datagrams_refused,
+            datagrams_received=now.datagrams_received,
+            datagrams_ignored=now.datagrams_ignored,
+            datagrams_overflowed=now.datagrams_overflowed,
+        )

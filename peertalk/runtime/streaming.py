@@ -1,9 +1,11 @@
 """A stream on its way: joins the sans-I/O Stream to a peer.
 
-Chunks go the way of all messages, behind those that wait. The engine tells what became of them (told), that there may be room for more (go_on), and
-that the connection is gone (lost); a stream never waits, never sleeps and keeps no timer.
+Chunks go the way of all messages, behind those that wait. The engine tells what became of them
+(told), that there may be room for more (go_on), and that the connection is gone (lost); a stream
+never waits, never sleeps and keeps no timer.
 
-Invariant: peer.stream is this from begin() until it has ended, and nothing else. Never: sends more than its pace allows.
+Invariant: peer.stream is this from begin() until it has ended, and nothing else. Never: sends more
+than its pace allows.
 """
 
 from __future__ import annotations
@@ -70,17 +72,26 @@ class Outgoing:
         """Start.
 
         Raises:
-            NotConnected: there is no connection. WouldBlock, reason "busy": another stream to this peer is on its way.
+            NotConnected: there is no connection. WouldBlock, reason "busy": another stream to this
+                peer is on its way.
             InvalidState: it was started before, or the node is closed.
         """
         peer = self._peer
         peer.transport.check_open()
         if self._begun or self._stream.ended:
-            raise errors.InvalidState(f"this stream to peer {peer.name!r} was started before; make a new one")
+            raise errors.InvalidState(
+                f"this stream to peer {peer.name!r} was started before; make a new one"
+            )
         if not peer.connected or peer.connection is None:
-            raise errors.NotConnected(f"a stream to peer {peer.name!r}, which is not connected; connect() first", peer=peer.name)
+            raise errors.NotConnected(
+                f"a stream to peer {peer.name!r}, which is not connected; connect() first",
+                peer=peer.name,
+            )
         if peer.stream is not None:
-            text = f"a stream to peer {peer.name!r} is on its way, {peer.stream.sent:,} of {peer.stream.total:,} bytes sent; one at a time"
+            text = (
+                f"a stream to peer {peer.name!r} is on its way, {peer.stream.sent:,} of "
+                f"{peer.stream.total:,} bytes sent; one at a time"
+            )
             raise errors.WouldBlock(text, reason="busy", code=_BUSY, peer=peer.name)
         self._begun = True
         peer.stream = self
@@ -89,10 +100,13 @@ class Outgoing:
     def check_begun(self) -> None:
         """Raises InvalidState before begin()."""
         if not self._begun:
-            raise errors.InvalidState(f"the stream to peer {self._peer.name!r} was not started; enter its block")
+            raise errors.InvalidState(
+                f"the stream to peer {self._peer.name!r} was not started; enter its block"
+            )
 
     def cancel(self) -> None:
-        """Send no more of it. What was accepted before (at most 4 chunks) still leaves. Does nothing to one that has ended."""
+        """Send no more of it. What was accepted before (at most 4 chunks) still leaves. Does
+        nothing to one that has ended."""
         self._stop = True
         if not self._telling:
             self._conclude()
@@ -100,7 +114,12 @@ class Outgoing:
     def go_on(self) -> None:
         """There may be room: as many chunks as the pace allows."""
         peer, stream, connection = self._peer, self._stream, self._peer.connection
-        if connection is None or connection.state is not State.OPEN or not peer.connected or peer.transport.closing:
+        if (
+            connection is None
+            or connection.state is not State.OPEN
+            or not peer.connected
+            or peer.transport.closing
+        ):
             return
         while not self._stop:
             chunk = stream.next_chunk(self._rtt(), connection.link.max_message)

@@ -31,7 +31,8 @@ log = logging.getLogger("peertalk.network")
 _ACCEPTS_PER_TURN = 64
 _ACCEPT_PAUSE = 0.1
 _LINGER = 1.0
-"""Seconds that a connection is still read after our last byte left, so that closing cannot destroy it on its way."""
+"""Seconds that a connection is still read after our last byte left, so that closing cannot destroy
+it on its way."""
 _CLASSIC_LIMIT = 512
 """Bytes that a classic peer takes before it has said more (its CAPABILITY)."""
 _NOBODY: frozenset[int] = frozenset()  # one for all connections: an empty set has 216 bytes
@@ -49,7 +50,7 @@ class Switchboard:
         self._classic_timer: Timer | None = None
         self.pulse = Pulse(transport)
 
-    # Listening, and leaving altogether ----------------------------------------------------------------------------------------------------
+    # Listening, and leaving altogether ------------------------------------------------------------
 
     def listen(self) -> int:
         """Accept connections from now on. Returns the TCP port.
@@ -58,11 +59,22 @@ class Switchboard:
             AddressInUse, NoNetwork, PlatformError: naming the option that changes it.
         """
         transport, config = self.transport, self.transport.config
-        self._listener = transport.world.listen(config.bind, config.port, give_way=config.explain()["port"][1] == "default")
+        self._listener = transport.world.listen(
+            config.bind, config.port, give_way=config.explain()["port"][1] == "default"
+        )
         port: int = self._listener.getsockname()[1]
         self._listening = transport.watch(self._listener, values.READ, self._accept)
         largest = transport.max_message
-        ours = Capabilities(largest, min(1024, largest), 0, 0, transport.instance, config.name, port, transport.datagrams.port)
+        ours = Capabilities(
+            largest,
+            min(1024, largest),
+            0,
+            0,
+            transport.instance,
+            config.name,
+            port,
+            transport.datagrams.port,
+        )
         self.pulse.introduce(ours)
         transport.after(config.link_timeout / 3, self._look_for_silence)
         return port
@@ -90,12 +102,15 @@ class Switchboard:
         """End every connection."""
         self.stop_listening()
         for connection in list(self.connections.by_tag.values()):
-            self._end(connection, errors.ConnectionClosed("the node was closed before this was sent"))
+            self._end(
+                connection, errors.ConnectionClosed("the node was closed before this was sent")
+            )
 
-    # What links report --------------------------------------------------------------------------------------------------------------------
+    # What links report ----------------------------------------------------------------------------
 
     def arrived(self, connection: Connection, kind: int, a: int, b: Any) -> None:
-        """Something came in on a connection: events of the loop, in order. Kept back while another connection is to be read first."""
+        """Something came in on a connection: events of the loop, in order. Kept back while another
+        connection is to be read first."""
         if connection.held is not None:
             connection.held.append((kind, connection.tag, a, b))
         elif kind == values.BATCH:
@@ -121,8 +136,13 @@ class Switchboard:
             now = self.transport.world.clock()
             if before := self.connections.unsettled(connection, now):
                 self._hold(connection, before)
-                self.transport.after(policy.SILENCE_TIME, lambda: self._waited_enough(connection, before))
-            elif connection.held is None and now - connection.since > policy.GREETING_TIME + policy.SILENCE_TIME:
+                self.transport.after(
+                    policy.SILENCE_TIME, lambda: self._waited_enough(connection, before)
+                )
+            elif (
+                connection.held is None
+                and now - connection.since > policy.GREETING_TIME + policy.SILENCE_TIME
+            ):
                 connection.waits_for = None
             if connection.held is not None:
                 connection.held.append((values.BATCH, connection.tag, payload_bytes, payloads))
@@ -152,11 +172,14 @@ class Switchboard:
             self.transport.totals.ignored += 1
 
     def _messages(self, connection: Connection, flags: int, payload: bytes) -> list[bytes]:
-        """The messages that a DATA frame brings: of a batch any number, of a fragment one at the most. A fault costs these alone."""
+        """The messages that a DATA frame brings: of a batch any number, of a fragment one at the
+        most. A fault costs these alone."""
         try:
             if flags & values.FRAGMENT:
                 if connection.reassembly is None:
-                    connection.reassembly = self.transport.loop.reassembly(self.transport.max_message)
+                    connection.reassembly = self.transport.loop.reassembly(
+                        self.transport.max_message
+                    )
                 message = connection.reassembly.receive(payload)
                 return [] if message is None else [message]
             return self.transport.core.split_batch(payload) if flags & values.BATCHED else [payload]
@@ -169,7 +192,8 @@ class Switchboard:
         try:
             capabilities = decode_capabilities(self.transport.core, payload)
         except errors.ProtocolError:
-            self.transport.totals.ignored += 1  # as the original: ignored whole, the connection stays
+            # as the original: ignored whole, the connection stays
+            self.transport.totals.ignored += 1
             return
         if connection.state is State.GREETING:
             if not self._comes_back(connection, capabilities, payload):
@@ -177,8 +201,11 @@ class Switchboard:
         elif connection.state is State.OPEN and isinstance(connection.peer, Remote):
             self._told_again(connection, connection.peer, capabilities)
 
-    def _comes_back(self, connection: Connection, capabilities: Capabilities, payload: bytes) -> bool:
-        """A peer that we are leaving has heard that, and is here anew: it waits until the connection that we leave is read to its end."""
+    def _comes_back(
+        self, connection: Connection, capabilities: Capabilities, payload: bytes
+    ) -> bool:
+        """A peer that we are leaving has heard that, and is here anew: it waits until the
+        connection that we leave is read to its end."""
         peer = self.transport.peers.get(capabilities.instance)
         left = peer.connection if peer is not None else None
         if left is None or connection.dialled or left.state is not State.CLOSING:
@@ -192,7 +219,8 @@ class Switchboard:
         return True
 
     def _told_again(self, connection: Connection, peer: Remote, capabilities: Capabilities) -> None:
-        """A later CAPABILITY replaces the one before, but for who it is, which no connection can change: left out, it is as it was."""
+        """A later CAPABILITY replaces the one before, but for who it is, which no connection can
+        change: left out, it is as it was."""
         instance, known = capabilities.instance, peer.capabilities
         if instance is not None and instance != peer.instance:
             if peer.instance is not None or not connection.dialled:
@@ -202,26 +230,35 @@ class Switchboard:
                 return
         elif known is not None and known.instance is not None:
             capabilities = msgspec.structs.replace(
-                capabilities, instance=known.instance, name=capabilities.name or known.name, port=capabilities.port or known.port,
+                capabilities,
+                instance=known.instance,
+                name=capabilities.name or known.name,
+                port=capabilities.port or known.port,
                 datagram_port=capabilities.datagram_port or known.datagram_port,
-            )  # fmt: skip
+            )
         peer.capabilities = capabilities
         if known is None or capabilities.datagram_port != known.datagram_port:
             self.transport.datagrams.place(peer)
         connection.link.max_message = min(self.transport.max_message, capabilities.max_message)
         peer.on_pressure()
 
-    def _greeted_late(self, connection: Connection, peer: Remote, instance: bytes, capabilities: Capabilities) -> bool:
-        """Whom we dialled and took for classic, because its CAPABILITY did not come in time, is one of ours: its peer becomes that. False: it cannot,
-        and the connection has ended."""
+    def _greeted_late(
+        self, connection: Connection, peer: Remote, instance: bytes, capabilities: Capabilities
+    ) -> bool:
+        """Whom we dialled and took for classic, because its CAPABILITY did not come in time, is one
+        of ours: its peer becomes that. False: it cannot, and the connection has ended."""
         transport = self.transport
         where = f"{connection.address[0]}:{connection.address[1]}"
         if instance == transport.instance:
-            self._end(connection, errors.InvalidArgument(f"{where} is this node itself"), polite=True)
+            self._end(
+                connection, errors.InvalidArgument(f"{where} is this node itself"), polite=True
+            )
             return False
         known = transport.peers.get(instance)
         if known is not None:
-            replaced = errors.NetworkFailure(f"{peer.id} turned out to be the peer {known.name!r}; send to that", peer=known.name)
+            replaced = errors.NetworkFailure(
+                f"{peer.id} turned out to be the peer {known.name!r}; send to that", peer=known.name
+            )
             self._end(connection, replaced, polite=True)
             return False
         if transport.finder is not None:
@@ -232,31 +269,53 @@ class Switchboard:
         peer.address = (connection.address[0], capabilities.port or connection.address[1])
         return True
 
-    # Dial, accept, greet ------------------------------------------------------------------------------------------------------------------
+    # Dial, accept, greet --------------------------------------------------------------------------
 
     def reach(self, peer: Remote, reached: Reached) -> None:
-        """Call reached when the peer has an open connection, or with the error when it cannot be had."""
+        """Call reached when the peer has an open connection, or with the error when it cannot be
+        had."""
         if peer.connection is not None and peer.connected:
             reached(peer, None)
             return
         peer.reaching = [*(peer.reaching or ()), reached]
-        if peer.connection is None and peer.retry is None and self.connections.dialling(peer) is None:
+        if (
+            peer.connection is None
+            and peer.retry is None
+            and self.connections.dialling(peer) is None
+        ):
             self._dial_peer(peer)
 
-    def dial(self, address: Address, reached: Reached | None = None, peer: Remote | None = None) -> Connection | None:
-        """Open a connection to an address, or wait for the one that is being opened. reached is called once: with the peer that was found there,
-        or with an error."""
-        there = next((known for known in self.transport.peers.values() if known.address == address and known.connected), None)
+    def dial(
+        self, address: Address, reached: Reached | None = None, peer: Remote | None = None
+    ) -> Connection | None:
+        """Open a connection to an address, or wait for the one that is being opened. reached is
+        called once: with the peer that was found there, or with an error."""
+        there = next(
+            (
+                known
+                for known in self.transport.peers.values()
+                if known.address == address and known.connected
+            ),
+            None,
+        )
         if there is not None and peer is None:
             _tell(reached, None, there)
             return None
         under_way = self.connections.dialling_to(address)
-        if under_way is not None and (peer is None or under_way.peer is None or under_way.peer is peer):
+        if under_way is not None and (
+            peer is None or under_way.peer is None or under_way.peer is peer
+        ):
             under_way.peer = under_way.peer or peer
             under_way.reached = _both(under_way.reached, reached)
             return under_way
         if not self.connections.has_room():
-            _tell(reached, errors.OutOfMemory(f"the limit of {self.transport.config.max_peers} peers (Config.max_peers) is reached"))
+            _tell(
+                reached,
+                errors.OutOfMemory(
+                    f"the limit of {self.transport.config.max_peers} peers (Config.max_peers) "
+                    "is reached"
+                ),
+            )
             return None
         now = self.transport.world.clock()
         try:
@@ -269,16 +328,27 @@ class Switchboard:
         connection.reached = reached
         connection.advance(Step.DIAL)
         self.connections.add(connection)
-        connection.watch = self.transport.watch(dialling, values.WRITE, lambda: self._connected(connection))
-        late = errors.Timeout(f"{address[0]}:{address[1]} did not answer within {self.transport.config.connect_timeout:g} s (Config.connect_timeout)")
-        connection.timer = self.transport.after(self.transport.config.connect_timeout, lambda: self._end(connection, late))
+        connection.watch = self.transport.watch(
+            dialling, values.WRITE, lambda: self._connected(connection)
+        )
+        late = errors.Timeout(
+            f"{address[0]}:{address[1]} did not answer within "
+            f"{self.transport.config.connect_timeout:g} s (Config.connect_timeout)"
+        )
+        connection.timer = self.transport.after(
+            self.transport.config.connect_timeout, lambda: self._end(connection, late)
+        )
         return connection
 
     def _dial_peer(self, peer: Remote) -> None:
         """One attempt: its addresses, one after the other."""
         if peer.state in (PeerState.DISCOVERED, PeerState.FAILED):
             peer.advance(PeerEvent.DIALLED)
-        addresses = self.transport.finder.discovery.addresses(peer.key) if self.transport.finder is not None else []
+        addresses = (
+            self.transport.finder.discovery.addresses(peer.key)
+            if self.transport.finder is not None
+            else []
+        )
         untried = deque(addresses or [peer.address])
 
         def attempt(found: Remote | None, error: errors.PeerTalkError | None) -> None:
@@ -298,7 +368,12 @@ class Switchboard:
             return
         if peer.state is PeerState.CONNECTING:
             peer.advance(PeerEvent.REFUSED)
-        if peer.queued and peer.attempts < len(policy.RETRY_DELAYS) and not self.transport.closing and not _is_rejection(error):
+        if (
+            peer.queued
+            and peer.attempts < len(policy.RETRY_DELAYS)
+            and not self.transport.closing
+            and not _is_rejection(error)
+        ):
             delay = policy.RETRY_DELAYS[peer.attempts]
             peer.attempts += 1
             peer.retry = self.transport.after(delay, lambda: self._retry(peer))
@@ -339,9 +414,16 @@ class Switchboard:
                 return
             arrived, address = accepted
             if not self.connections.has_room():
-                self.transport.world.turn_away(arrived, self.transport.core.encode_frame(values.REJECT, bytes((errors.RejectReason.FULL,))))
+                self.transport.world.turn_away(
+                    arrived,
+                    self.transport.core.encode_frame(
+                        values.REJECT, bytes((errors.RejectReason.FULL,))
+                    ),
+                )
                 continue
-            connection = Connection(self.transport.tag(), address, dialled=False, now=self.transport.world.clock())
+            connection = Connection(
+                self.transport.tag(), address, dialled=False, now=self.transport.world.clock()
+            )
             connection.socket = arrived
             self.connections.add(connection)
             self._establish(connection)
@@ -357,7 +439,12 @@ class Switchboard:
         self.transport.cancel(connection.timer)
         self.transport.world.tune(connection.socket, self.transport.config.link_timeout)
         try:
-            connection.link = self.transport.world.open_link(self.transport.loop, connection.socket, connection.tag, self.transport.pipeline_depth)
+            connection.link = self.transport.world.open_link(
+                self.transport.loop,
+                connection.socket,
+                connection.tag,
+                self.transport.pipeline_depth,
+            )
         except errors.PeerTalkError as error:
             self._end(connection, error)
             return
@@ -367,18 +454,34 @@ class Switchboard:
         self.transport.hint(code)
         if code < 0:
             where = f"{connection.address[0]}:{connection.address[1]}"
-            self._end(connection, errors.from_code(code, f"cannot greet {where}: {self.transport.core.strerror(code)}"))
+            self._end(
+                connection,
+                errors.from_code(
+                    code, f"cannot greet {where}: {self.transport.core.strerror(code)}"
+                ),
+            )
         if connection.state is State.CLOSED:
             return
         if connection.dialled and connection.peer is not None and not connection.peer.classic:
-            wait = self.transport.config.connect_timeout  # one of ours always says who it is: it is only slow
-            mute = errors.Timeout(f"peer {connection.peer.name!r} took the connection and said nothing for {wait:g} s (Config.connect_timeout)")
+            # one of ours always says who it is: it is only slow
+            wait = self.transport.config.connect_timeout
+            mute = errors.Timeout(
+                f"peer {connection.peer.name!r} took the connection and said nothing for "
+                f"{wait:g} s (Config.connect_timeout)"
+            )
             connection.timer = self.transport.after(wait, lambda: self._end(connection, mute))
         elif connection.dialled:
-            connection.timer = self.transport.after(policy.GREETING_TIME, lambda: self._greeted(connection, None))
+            connection.timer = self.transport.after(
+                policy.GREETING_TIME, lambda: self._greeted(connection, None)
+            )
         else:
-            silent = errors.Timeout(f"{connection.address[0]}:{connection.address[1]} sent no whole frame within {policy.SILENCE_TIME:g} s")
-            connection.timer = self.transport.after(policy.SILENCE_TIME, lambda: self._end(connection, silent, fault=True))
+            silent = errors.Timeout(
+                f"{connection.address[0]}:{connection.address[1]} sent no whole frame within "
+                f"{policy.SILENCE_TIME:g} s"
+            )
+            connection.timer = self.transport.after(
+                policy.SILENCE_TIME, lambda: self._end(connection, silent, fault=True)
+            )
 
     def _greeted(self, connection: Connection, capabilities: Capabilities | None) -> None:
         """We know who it is, or that it will not say."""
@@ -389,7 +492,12 @@ class Switchboard:
         self.connections.settled_classic(connection)
         instance = None if capabilities is None else capabilities.instance
         if instance == self.transport.instance:
-            self._end(connection, errors.InvalidArgument(f"{connection.address[0]}:{connection.address[1]} is this node itself"))
+            self._end(
+                connection,
+                errors.InvalidArgument(
+                    f"{connection.address[0]}:{connection.address[1]} is this node itself"
+                ),
+            )
             return
         peer = self._identify(connection, capabilities)
         if peer is None:
@@ -397,8 +505,16 @@ class Switchboard:
         connection.peer = peer
         peer.capabilities = capabilities
         existing = peer.connection
-        if existing is None and instance is not None and peer.former is not None and self._given_up(connection, peer.former, instance):
-            text = f"a connection with peer {peer.name!r} crossed one that has ended; the other side has given both up"
+        if (
+            existing is None
+            and instance is not None
+            and peer.former is not None
+            and self._given_up(connection, peer.former, instance)
+        ):
+            text = (
+                f"a connection with peer {peer.name!r} crossed one that has ended; the other side "
+                "has given both up"
+            )
             self._end(connection, errors.ConnectionClosed(text, peer=peer.name))
             return
         if existing is None:
@@ -407,7 +523,8 @@ class Switchboard:
             self._retire(connection, existing)
             peer.tell_reaching(None)
         elif instance is None and connection.dialled and not existing.dialled:
-            self._retire(connection, existing)  # a classic peer has a name for us on the one that it dialled, and none on ours
+            # a classic peer has a name for us on the one that it dialled, and none on ours
+            self._retire(connection, existing)
             peer.tell_reaching(None)
         else:
             self._retire(existing, connection)
@@ -415,12 +532,24 @@ class Switchboard:
         self._release_waiters(connection)
 
     def _given_up(self, connection: Connection, former: Former, instance: bytes) -> bool:
-        """Whether it was there before a connection that should have stayed had ended here. The other side may not know of that end, and has retired
-        this one: what we sent on it would come before what we sent on the other."""
-        return connection.since <= former.until and self._crossed(former, connection, instance) is former
+        """Whether it was there before a connection that should have stayed had ended here. The
+        other side may not know of that end, and has retired this one: what we sent on it would come
+        before what we sent on the other."""
+        return (
+            connection.since <= former.until
+            and self._crossed(former, connection, instance) is former
+        )
 
-    def _crossed(self, existing: Connection | Former, newer: Connection, instance: bytes) -> Connection | Former:
-        return policy.stays(existing, newer, self.transport.instance, instance, self.transport.config.connect_timeout)
+    def _crossed(
+        self, existing: Connection | Former, newer: Connection, instance: bytes
+    ) -> Connection | Former:
+        return policy.stays(
+            existing,
+            newer,
+            self.transport.instance,
+            instance,
+            self.transport.config.connect_timeout,
+        )
 
     def _identify(self, connection: Connection, capabilities: Capabilities | None) -> Remote | None:
         expected = connection.peer
@@ -431,7 +560,9 @@ class Switchboard:
                 peer = self.transport.know(expected)  # forgotten in the meantime, and back
             if peer is None:
                 address = (connection.address[0], capabilities.port or connection.address[1])
-                peer = self.transport.make_peer(capabilities.instance, capabilities.instance, capabilities.name or "", address)
+                peer = self.transport.make_peer(
+                    capabilities.instance, capabilities.instance, capabilities.name or "", address
+                )
             elif capabilities.name:
                 peer.name = capabilities.name
             if expected is not None and expected is not peer:
@@ -441,11 +572,19 @@ class Switchboard:
                     self._mistaken(connection, expected)
             return peer
         if expected is not None:
-            return expected if expected.key in self.transport.peers else self.transport.know(expected)
+            return (
+                expected if expected.key in self.transport.peers else self.transport.know(expected)
+            )
         if connection.dialled:
-            return self.transport.peers.get(connection.address) or self.transport.make_peer(connection.address, None, "", connection.address)
+            return self.transport.peers.get(connection.address) or self.transport.make_peer(
+                connection.address, None, "", connection.address
+            )
         host, known = connection.address[0], self.transport.peers.values()
-        same_host = [peer for peer in known if peer.classic and peer.connection is None and peer.address[0] == host]
+        same_host = [
+            peer
+            for peer in known
+            if peer.classic and peer.connection is None and peer.address[0] == host
+        ]
         if len(same_host) == 1:
             return same_host[0]
         return self.transport.make_peer(connection.address, None, "", connection.address)
@@ -453,7 +592,9 @@ class Switchboard:
     def _replace(self, classic: Remote, peer: Remote) -> None:
         """What was taken for a classic peer has turned out to be one of ours."""
         self.transport.forget(classic, events.LostReason.CLOSED)
-        replaced = errors.NetworkFailure(f"{classic.id} is now the peer {peer.name!r}; send to that", peer=peer.name)
+        replaced = errors.NetworkFailure(
+            f"{classic.id} is now the peer {peer.name!r}; send to that", peer=peer.name
+        )
         classic.tell_reaching(replaced)
         self.transport.fail_queued(classic, replaced)
 
@@ -462,7 +603,13 @@ class Switchboard:
         reached, connection.reached = connection.reached, None
         connection.peer = None
         where = f"{connection.address[0]}:{connection.address[1]}"
-        _tell(reached, errors.NetworkFailure(f"{where} is no longer {expected.name!r}: another node answers there", peer=expected.name))
+        _tell(
+            reached,
+            errors.NetworkFailure(
+                f"{where} is no longer {expected.name!r}: another node answers there",
+                peer=expected.name,
+            ),
+        )
 
     def _open(self, connection: Connection, peer: Remote) -> None:
         connection.advance(Step.GREET)
@@ -489,10 +636,11 @@ class Switchboard:
             reached(peer, None)
         peer.tell_reaching(None)
 
-    # Two between the same nodes -----------------------------------------------------------------------------------------------------------
+    # Two between the same nodes -------------------------------------------------------------------
 
     def _retire(self, leaving: Connection, staying: Connection) -> None:
-        """Shut the one for writing, read it to its end, and until then hold back what the other brings."""
+        """Shut the one for writing, read it to its end, and until then hold back what the other
+        brings."""
         peer = leaving.peer
         assert isinstance(peer, Remote)
         if peer.connection is leaving:
@@ -505,8 +653,12 @@ class Switchboard:
             reached(peer, None)
         leaving.link.shut()
         self.transport.schedule()
-        gone = errors.ConnectionClosed(f"the second connection with {peer.name!r} did not end in time", peer=peer.name)
-        leaving.timer = self.transport.after(self.transport.config.drain_timeout, lambda: self._end(leaving, gone))
+        gone = errors.ConnectionClosed(
+            f"the second connection with {peer.name!r} did not end in time", peer=peer.name
+        )
+        leaving.timer = self.transport.after(
+            self.transport.config.drain_timeout, lambda: self._end(leaving, gone)
+        )
         self._hold(staying, {leaving.tag})
 
     def _hold(self, connection: Connection, before: set[int]) -> None:
@@ -519,7 +671,11 @@ class Switchboard:
     def _release_waiters(self, settled: Connection) -> None:
         """A connection has been greeted or has ended: those that waited only for it go on."""
         for waiting in list(self.connections.by_tag.values()):
-            if waiting.held is None or waiting.waits_for is None or settled.tag not in waiting.waits_for:
+            if (
+                waiting.held is None
+                or waiting.waits_for is None
+                or settled.tag not in waiting.waits_for
+            ):
                 continue
             if settled.state is State.RETIRING and settled.peer is waiting.peer:
                 continue
@@ -528,8 +684,13 @@ class Switchboard:
                 self._unhold(waiting)
 
     def _waited_enough(self, connection: Connection, before: set[int]) -> None:
-        """Connections that have not said who they are by now had no earlier DATA: silent ones must not hold up others."""
-        if connection.held is None or connection.waits_for is None or connection.state is State.CLOSED:
+        """Connections that have not said who they are by now had no earlier DATA: silent ones must
+        not hold up others."""
+        if (
+            connection.held is None
+            or connection.waits_for is None
+            or connection.state is State.CLOSED
+        ):
             return
         for tag in before:
             other = self.connections.by_tag.get(tag)
@@ -547,7 +708,7 @@ class Switchboard:
             if connection.tag in self.connections.by_tag:
                 self.arrived(connection, kind, a, b)
 
-    # The end ------------------------------------------------------------------------------------------------------------------------------
+    # The end --------------------------------------------------------------------------------------
 
     def _farewell(self, connection: Connection) -> None:
         """Closing: when all is handed over, say DISCONNECT and shut."""
@@ -557,7 +718,9 @@ class Switchboard:
             if peer.outbox is not None or peer.afar:
                 return
         reason = connection.rejection
-        kind, payload = (values.DISCONNECT, b"") if reason is None else (values.REJECT, bytes((reason,)))
+        kind, payload = (
+            (values.DISCONNECT, b"") if reason is None else (values.REJECT, bytes((reason,)))
+        )
         if connection.state is State.OPEN and connection.link.send_frame(kind, payload, 0) >= 0:
             connection.advance(Step.LEAVE)
             connection.left = self.transport.world.clock()
@@ -573,27 +736,38 @@ class Switchboard:
     def reject(self, peer: Remote, reason: errors.RejectReason) -> None:
         """Send a peer away: REJECT, then the end. What waits for it here fails."""
         connection = peer.connection
-        if connection is None or connection.state is not State.OPEN or connection.rejection is not None:
+        if (
+            connection is None
+            or connection.state is not State.OPEN
+            or connection.rejection is not None
+        ):
             return
         connection.rejection = reason
         if peer.state is PeerState.CONNECTED:
             peer.advance(PeerEvent.LEFT)
         peer.quick = None
-        gone = errors.ConnectionClosed(f"peer {peer.name!r} was rejected here ({reason.name})", peer=peer.name)
+        gone = errors.ConnectionClosed(
+            f"peer {peer.name!r} was rejected here ({reason.name})", peer=peer.name
+        )
         self.transport.fail_queued(peer, gone)
         peer.on_lost(gone)
         self.leave(peer)
 
     def _rejected(self, connection: Connection, payload: bytes) -> None:
-        """The other side does not want us. The original never says so, and ignores it, as we do from a peer of its kind; but a connection of ours
-        that is answered by a REJECT before any CAPABILITY has nobody behind it."""
+        """The other side does not want us. The original never says so, and ignores it, as we do
+        from a peer of its kind; but a connection of ours that is answered by a REJECT before any
+        CAPABILITY has nobody behind it."""
         peer = connection.peer
-        if connection.state is not State.GREETING and (connection.state is not State.OPEN or peer is None or peer.classic):
+        if connection.state is not State.GREETING and (
+            connection.state is not State.OPEN or peer is None or peer.classic
+        ):
             return
         reason = policy.reject_reason(payload)
         name = peer.name if peer is not None else None
         who = f"peer {name!r}" if name else f"{connection.address[0]}:{connection.address[1]}"
-        refused = errors.ConnectionRefused(f"{who} rejected the connection ({reason.name})", reason=reason, peer=name)
+        refused = errors.ConnectionRefused(
+            f"{who} rejected the connection ({reason.name})", reason=reason, peer=name
+        )
         if isinstance(peer, Remote):
             peer.refusal = refused
         self._end(connection, refused, polite=True)
@@ -609,13 +783,19 @@ class Switchboard:
         self._farewell(connection)
         late = self.transport.closed_error(peer)
         if connection.state is not State.CLOSED and connection.link.pending:
-            connection.timer = self.transport.after(self.transport.config.drain_timeout, lambda: self._end(connection, late))
+            connection.timer = self.transport.after(
+                self.transport.config.drain_timeout, lambda: self._end(connection, late)
+            )
 
     def _other_half_ended(self, connection: Connection) -> None:
-        """The other side will send no more. What is queued in slots may still arrive: shut, drain, then the end."""
+        """The other side will send no more. What is queued in slots may still arrive: shut, drain,
+        then the end."""
         if connection.state is State.GREETING:
             where = f"{connection.address[0]}:{connection.address[1]}"
-            self._end(connection, errors.ConnectionClosed(f"{where} closed the connection before it said who it is"))
+            self._end(
+                connection,
+                errors.ConnectionClosed(f"{where} closed the connection before it said who it is"),
+            )
             return
         peer = connection.peer
         connection.failure = self.transport.closed_error(peer)
@@ -626,7 +806,9 @@ class Switchboard:
             self._detach(connection, connection.failure, polite=False)
         late = connection.failure
         self.transport.cancel(connection.timer)
-        connection.timer = self.transport.after(self.transport.config.drain_timeout, lambda: self._end(connection, late))
+        connection.timer = self.transport.after(
+            self.transport.config.drain_timeout, lambda: self._end(connection, late)
+        )
 
     def _ended(self, connection: Connection, code: int, system_error: int) -> None:
         where = f"{connection.address[0]}:{connection.address[1]}"
@@ -638,19 +820,49 @@ class Switchboard:
         elif code in _FRAME_FAULTS:
             text = f"{self.transport.core.strerror(code)} in a frame from {who}; the link is closed"
             self._end(connection, errors.from_decoder(code, text, name), fault=True)
-        elif code == errors.Timeout.code and connection.link.slots_pending and self.transport.world.sends_time_out(self.transport.config):
-            text = f"{who} did not take what was sent within the platform's time; the link is closed"
+        elif (
+            code == errors.Timeout.code
+            and connection.link.slots_pending
+            and self.transport.world.sends_time_out(self.transport.config)
+        ):
+            text = (
+                f"{who} did not take what was sent within the platform's time; the link is closed"
+            )
             self._end(connection, errors.Timeout(text, peer=name))
         elif code == errors.Timeout.code:
-            self._end(connection, errors.Timeout(f"a frame from {who} was not whole within 5 s; the link is closed", peer=name), fault=True)
-        elif code in (errors.ConnectionClosed.code, errors.Truncated.code):  # truncated: it ended inside a frame, as a killed program does
+            self._end(
+                connection,
+                errors.Timeout(
+                    f"a frame from {who} was not whole within 5 s; the link is closed", peer=name
+                ),
+                fault=True,
+            )
+        # truncated: it ended inside a frame, as a killed program does
+        elif code in (errors.ConnectionClosed.code, errors.Truncated.code):
             leaving = connection.state in (State.CLOSING, State.RETIRING)
-            self._end(connection, connection.failure if leaving else self.transport.closed_error(peer, where))
+            self._end(
+                connection,
+                connection.failure if leaving else self.transport.closed_error(peer, where),
+            )
         else:
             detail = f" (system error {system_error})" if system_error else ""
-            self._end(connection, errors.from_code(code, f"the link to {who} failed: {self.transport.core.strerror(code)}{detail}", name))
+            self._end(
+                connection,
+                errors.from_code(
+                    code,
+                    f"the link to {who} failed: {self.transport.core.strerror(code)}{detail}",
+                    name,
+                ),
+            )
 
-    def _end(self, connection: Connection, error: errors.PeerTalkError | None, *, polite: bool = False, fault: bool = False) -> None:
+    def _end(
+        self,
+        connection: Connection,
+        error: errors.PeerTalkError | None,
+        *,
+        polite: bool = False,
+        fault: bool = False,
+    ) -> None:
         """The connection is over, now."""
         if connection.state is State.CLOSED:
             return
@@ -676,20 +888,39 @@ class Switchboard:
             connection.reassembly.close()
         if isinstance(peer, Remote):
             for first, last in connection.handed.rest():
-                self.transport.fail(peer, first, last, events.Outcome.UNKNOWN, error or self.transport.closed_error(peer))
+                self.transport.fail(
+                    peer,
+                    first,
+                    last,
+                    events.Outcome.UNKNOWN,
+                    error or self.transport.closed_error(peer),
+                )
         if fault:
-            log.info("%s", error)  # an event and a counter tell of it; a line for each would let strangers fill the log
+            # an event and a counter tell of it; a line for each would let strangers fill the log
+            log.info("%s", error)
             self.transport.emit(events.LinkFault, connection.address, peer, error)
         elif attached and error is not None and not polite and not self.transport.closing:
-            log.warning("%s", error)  # of a peer that we talked with: what was on its way to it may be lost
+            # of a peer that we talked with: what was on its way to it may be lost
+            log.warning("%s", error)
         if attached:
             assert isinstance(peer, Remote)
             self._detach(connection, error, polite=polite)
-        elif isinstance(peer, Remote) and peer.connection is None and was is not State.OPEN and peer.state is PeerState.DISCONNECTING:
+        elif (
+            isinstance(peer, Remote)
+            and peer.connection is None
+            and was is not State.OPEN
+            and peer.state is PeerState.DISCONNECTING
+        ):
             self._disconnected(peer, error)
         reached, connection.reached = connection.reached, None
         if reached is not None:
-            reached(None, error or self.transport.closed_error(peer, f"{connection.address[0]}:{connection.address[1]}"))
+            reached(
+                None,
+                error
+                or self.transport.closed_error(
+                    peer, f"{connection.address[0]}:{connection.address[1]}"
+                ),
+            )
         for call in connection.on_end:
             call()
         self._release_waiters(connection)
@@ -699,7 +930,8 @@ class Switchboard:
             self.transport.finish_close()
 
     def _keep_held(self, connection: Connection) -> None:
-        """What had arrived before the end was received: it is delivered though its connection is gone."""
+        """What had arrived before the end was received: it is delivered though its connection is
+        gone."""
         held, connection.held = connection.held, None
         peer = connection.peer
         for kind, _, a, b in held or ():
@@ -713,7 +945,9 @@ class Switchboard:
             if messages and isinstance(peer, Remote):
                 self.transport.deliver(peer, connection, size, messages)
 
-    def _detach(self, connection: Connection, error: errors.PeerTalkError | None, *, polite: bool) -> None:
+    def _detach(
+        self, connection: Connection, error: errors.PeerTalkError | None, *, polite: bool
+    ) -> None:
         """The peer has lost its connection."""
         peer = connection.peer
         assert isinstance(peer, Remote)
@@ -724,10 +958,20 @@ class Switchboard:
         peer.former = Former(connection.dialled, connection.since, until)
         leaving = peer.state is PeerState.DISCONNECTING
         self._disconnected(peer, error)
-        lost = error if isinstance(error, errors.ConnectionClosed | errors.ConnectionRefused) else self.transport.closed_error(peer)
+        lost = (
+            error
+            if isinstance(error, errors.ConnectionClosed | errors.ConnectionRefused)
+            else self.transport.closed_error(peer)
+        )
         if lost is not error:
             lost.__cause__ = error
-        if peer.queued and error is not None and not polite and not leaving and not self.transport.closing:
+        if (
+            peer.queued
+            and error is not None
+            and not polite
+            and not leaving
+            and not self.transport.closing
+        ):
             peer.attempts = 1
             peer.retry = self.transport.after(policy.RETRY_DELAYS[0], lambda: self._retry(peer))
         else:
@@ -749,23 +993,31 @@ class Switchboard:
         self.transport.emit(events.PeerDisconnected, peer, error)
         if self.transport.finder is not None:
             self.transport.finder.release(peer.key)
-        if (self.transport.finder is None or peer.key not in self.transport.finder.discovery) and not peer.queued:
+        if (
+            self.transport.finder is None or peer.key not in self.transport.finder.discovery
+        ) and not peer.queued:
             self.transport.forget(peer, events.LostReason.CLOSED)
 
     def _look_for_silence(self) -> None:
-        """Half-open links: bytes unacknowledged for link_timeout. Idle ones are found by the system's keepalive."""
+        """Half-open links: bytes unacknowledged for link_timeout. Idle ones are found by the
+        system's keepalive."""
         self.transport.after(self.transport.config.link_timeout / 3, self._look_for_silence)
         for connection in list(self.connections.by_tag.values()):
             if connection.link is None or connection.state is State.CLOSED:
                 continue
             silent = self.transport.world.silent_for(connection.socket)
             if silent > self.transport.config.link_timeout:
-                name = connection.peer.name if connection.peer is not None else connection.address[0]
-                text = f"peer {name!r} has acknowledged nothing for {silent:.0f} s (Config.link_timeout); the link is closed"
+                name = (
+                    connection.peer.name if connection.peer is not None else connection.address[0]
+                )
+                text = (
+                    f"peer {name!r} has acknowledged nothing for {silent:.0f} s "
+                    "(Config.link_timeout); the link is closed"
+                )
                 self.transport.world.abandon(connection.socket)
                 self._end(connection, errors.ConnectionClosed(text, peer=name))
 
-    # Classic peers that were found --------------------------------------------------------------------------------------------------------
+    # Classic peers that were found ----------------------------------------------------------------
 
     def dial_when_found(self, peer: Remote) -> None:
         """A classic peer expects to be dialled by who hears it."""
@@ -773,14 +1025,27 @@ class Switchboard:
         self._dial_classics()
 
     def _dial_classics(self) -> None:
-        while not self.transport.closing and (peer := self.connections.next_classic(self.transport.world.clock())) is not None:
-            if not isinstance(peer, Remote) or self.transport.peers.get(peer.key) is not peer or self.connections.dialling(peer) is not None:
+        while (
+            not self.transport.closing
+            and (peer := self.connections.next_classic(self.transport.world.clock())) is not None
+        ):
+            if (
+                not isinstance(peer, Remote)
+                or self.transport.peers.get(peer.key) is not peer
+                or self.connections.dialling(peer) is not None
+            ):
                 continue
             connection = self.dial(peer.address, self._classic_dial_ended(peer), peer)
             if connection is not None:
                 self.connections.dialled_classic(connection)
-        if self.connections.classic_waiting and self._classic_timer is None and not self.transport.closing:
-            self._classic_timer = self.transport.after(policy.CLASSIC_DIAL_INTERVAL / 4, self._dial_classics_again)
+        if (
+            self.connections.classic_waiting
+            and self._classic_timer is None
+            and not self.transport.closing
+        ):
+            self._classic_timer = self.transport.after(
+                policy.CLASSIC_DIAL_INTERVAL / 4, self._dial_classics_again
+            )
 
     def _classic_dial_ended(self, peer: Remote) -> Reached:
         """Those who came to wait for this dial hear of its failure."""
@@ -812,6 +1077,8 @@ def _both(first: Reached | None, second: Reached | None) -> Reached | None:
     return reached
 
 
-def _tell(reached: Reached | None, error: errors.PeerTalkError | None, peer: Remote | None = None) -> None:
+def _tell(
+    reached: Reached | None, error: errors.PeerTalkError | None, peer: Remote | None = None
+) -> None:
     if reached is not None:
         reached(peer, error)

@@ -1,11 +1,14 @@
 """The engine under every front door: turns the loop, keeps the peers, moves messages in and out.
 
-A state machine without coroutines, tasks or futures. One thread calls turn(); each call serves what the loop found, moves queued messages to links
-that have room, and acts on deadlines. Results go to publish() as events and to the callbacks that were left here. Any thread may call post().
+A state machine without coroutines, tasks or futures. One thread calls turn(); each call serves what
+the loop found, moves queued messages to links that have room, and acts on deadlines. Results go to
+publish() as events and to the callbacks that were left here. Any thread may call post().
 
-The order of one peer's messages of one class is the order of acceptance: straight into its link while nothing waits before it, else into its outbox,
-from where pump() moves them on, higher classes first. Messages to a peer are numbered from 1; its connection keeps which of them its link was given,
-in that order, which is how the counts that a link reports become the ranges of Sent and Failed.
+The order of one peer's messages of one class is the order of acceptance: straight into its link
+while nothing waits before it, else into its outbox, from where pump() moves them on, higher classes
+first. Messages to a peer are numbered from 1; its connection keeps which of them its link was
+given, in that order, which is how the counts that a link reports become the ranges of Sent and
+Failed.
 """
 
 from __future__ import annotations
@@ -67,10 +70,13 @@ class Transport:
         config: everything that can be chosen.
         world: sockets and the clock.
         peer_class: what peers are made of; a subclass of Remote.
-        schedule: asks the driver for a turn at the end of this tick; called on the engine's thread only, any number of times.
+        schedule: asks the driver for a turn at the end of this tick; called on the engine's thread
+            only, any number of times.
     """
 
-    def __init__(self, config: Config, world: World, peer_class: type[Remote], schedule: Callable[[], None]) -> None:
+    def __init__(
+        self, config: Config, world: World, peer_class: type[Remote], schedule: Callable[[], None]
+    ) -> None:
         self.config = config
         self.core = core = load(config.core or None)
         self.world = world
@@ -92,11 +98,14 @@ class Transport:
         self.inbox = Inbox(config.receive_queue_bytes, self.resume)
         self.max_message: int = world.max_message(core)
         depth_is_default = config.explain()["pipeline_depth"][1] == "default"
-        self.pipeline_depth: int = core.limits.pipeline_depth if depth_is_default else config.pipeline_depth
+        self.pipeline_depth: int = (
+            core.limits.pipeline_depth if depth_is_default else config.pipeline_depth
+        )
         self.finder: Finder | None = None
         self._starved: set[Remote] = set()
         self._fragmented = 0
-        """Message id of the next message that is sent in fragments, of the whole node as in the original."""
+        """Message id of the next message that is sent in fragments, of the whole node as in the
+        original."""
         self.totals = LinkTotals()
         self._peer_class = peer_class
         self.before_closing: Callable[[int], None] | None = None
@@ -118,13 +127,14 @@ class Transport:
         self.connections = self.switchboard.connections
         self.datagrams = Datagrams(self)
 
-    # Life ---------------------------------------------------------------------------------------------------------------------------------------
+    # Life -----------------------------------------------------------------------------------------
 
     def open(self) -> None:
         """Listen and announce.
 
         Raises:
-            AddressInUse, NoNetwork, PlatformError: naming the option that changes it; nothing stays open.
+            AddressInUse, NoNetwork, PlatformError: naming the option that changes it; nothing stays
+                open.
         """
         config = self.config
         try:
@@ -138,13 +148,15 @@ class Transport:
             raise
 
     def turn(self, timeout: float | None = 0.0) -> None:
-        """Serve whatever is ready, waiting up to timeout seconds for it (None: until something is)."""
+        """Serve whatever is ready, waiting up to timeout seconds for it (None: until something
+        is)."""
         self.crowded = False
         serve = self._serve
         self._turning = True
         try:
             came = self.loop.turn(timeout)
-            for event in came:  # first: what left had left before anything that came in could end its link
+            # first: what left had left before anything that came in could end its link
+            for event in came:
                 if event[0] == values.SENT:
                     serve(event)
             for event in came:
@@ -156,7 +168,8 @@ class Transport:
             self._turning = False
 
     def move_here(self) -> None:
-        """Belong to the calling thread from now on; whoever calls holds the lock that orders the threads."""
+        """Belong to the calling thread from now on; whoever calls holds the lock that orders the
+        threads."""
         here = threading.get_ident()
         if self.thread != here:
             self.thread = here
@@ -225,8 +238,9 @@ class Transport:
             timer.timer.cancel()
 
     def close(self, timeout: float, on_closed: Callable[[], object]) -> None:
-        """Leave politely: send what is queued, DISCONNECT, read to the end, GOODBYE; at most timeout seconds. on_closed is called when all is
-        closed. May be called again; the first call's deadline holds."""
+        """Leave politely: send what is queued, DISCONNECT, read to the end, GOODBYE; at most
+        timeout seconds. on_closed is called when all is closed. May be called again; the first
+        call's deadline holds."""
         if self.closed:
             on_closed()
             return
@@ -241,8 +255,14 @@ class Transport:
             peer.quick = None
             peer.on_lost(closed)
             if peer.connection is None:
-                self.fail_queued(peer, errors.ConnectionClosed(f"the node is closed; {peer.name!r} was not connected", peer=peer.name))
-        self.inbox.limit = _UNBOUNDED  # what still arrives is read and dropped, so that our own last bytes are not destroyed
+                self.fail_queued(
+                    peer,
+                    errors.ConnectionClosed(
+                        f"the node is closed; {peer.name!r} was not connected", peer=peer.name
+                    ),
+                )
+        # what still arrives is read and dropped, so that our own last bytes are not destroyed
+        self.inbox.limit = _UNBOUNDED
         for inbox in list(self._paused):
             self.resume(inbox)
         self.switchboard.close()
@@ -258,7 +278,12 @@ class Transport:
             peer.quick = None
             if peer.connection is not None:
                 continue  # the end of its connection reports what that has taken first
-            self.fail_queued(peer, errors.ConnectionClosed(f"the node was closed before this was sent to {peer.name!r}", peer=peer.name))
+            self.fail_queued(
+                peer,
+                errors.ConnectionClosed(
+                    f"the node was closed before this was sent to {peer.name!r}", peer=peer.name
+                ),
+            )
         self.switchboard.close_now()
         self.finish_close()
 
@@ -292,7 +317,7 @@ class Transport:
             self.before_release()
         self.loop.close()
 
-    # One turn's events --------------------------------------------------------------------------------------------------------------------------
+    # One turn's events ----------------------------------------------------------------------------
 
     def _serve(self, event: tuple[int, int, Any, Any]) -> None:
         kind, tag, a, b = event
@@ -314,7 +339,9 @@ class Transport:
         else:
             self.switchboard.arrived(connection, kind, a, b)
 
-    def deliver(self, peer: Remote, connection: Connection, payload_bytes: int, payloads: list[bytes]) -> None:
+    def deliver(
+        self, peer: Remote, connection: Connection, payload_bytes: int, payloads: list[bytes]
+    ) -> None:
         """Put what arrived where it is taken from; a full inbox pauses the link."""
         peer.received += len(payloads)
         peer.received_bytes += payload_bytes
@@ -331,7 +358,9 @@ class Transport:
             connection.spoilt = True
             self._paused.setdefault(inbox, []).append(connection)
             if inbox not in self._warnings:
-                self._warnings[inbox] = self.after(_UNTAKEN_TIME, lambda: self._warn_if_paused(inbox))
+                self._warnings[inbox] = self.after(
+                    _UNTAKEN_TIME, lambda: self._warn_if_paused(inbox)
+                )
 
     def resume(self, inbox: Inbox) -> None:
         """An inbox has room again: read on."""
@@ -344,8 +373,19 @@ class Transport:
     def _warn_if_paused(self, inbox: Inbox) -> None:
         waiting = self._paused.get(inbox)
         if waiting:
-            names = ", ".join(sorted({repr(connection.peer.name) for connection in waiting if connection.peer is not None}))
-            text = "messages from %s are not being taken: %d bytes wait, and the sender is slowed; receive() or iterate messages()"
+            names = ", ".join(
+                sorted(
+                    {
+                        repr(connection.peer.name)
+                        for connection in waiting
+                        if connection.peer is not None
+                    }
+                )
+            )
+            text = (
+                "messages from %s are not being taken: %d bytes wait, and the sender is slowed; "
+                "receive() or iterate messages()"
+            )
             log.warning(text, names, inbox.cost)
 
     def _sent(self, connection: Connection, count: int, code: int) -> None:
@@ -363,8 +403,14 @@ class Transport:
                     if sent:
                         self._tell_sent(peer, first, last)
                     else:
-                        self.fail(peer, first, last, events.Outcome.UNKNOWN, self.closed_error(peer))
-        if connection.state is State.OPEN and not self.closing and peer.state is PeerState.CONNECTED:
+                        self.fail(
+                            peer, first, last, events.Outcome.UNKNOWN, self.closed_error(peer)
+                        )
+        if (
+            connection.state is State.OPEN
+            and not self.closing
+            and peer.state is PeerState.CONNECTED
+        ):
             self.pump(peer)
         else:
             self.switchboard.slots_came_free(connection)
@@ -378,15 +424,17 @@ class Transport:
         if self.publish is not None:
             self.publish(events.Sent(peer, first, last))
 
-    # Messages out -------------------------------------------------------------------------------------------------------------------------
+    # Messages out ---------------------------------------------------------------------------------
 
     def pump(self, peer: Remote) -> None:
-        """Move what waits in the outbox to the link, as far as it takes it; then tell those who wait for room."""
+        """Move what waits in the outbox to the link, as far as it takes it; then tell those who
+        wait for room."""
         if self.move(peer):
             peer.on_room()
 
     def move(self, peer: Remote) -> bool:
-        """Move what waits in the outbox to the link, as far as it takes it. False: there is no link."""
+        """Move what waits in the outbox to the link, as far as it takes it. False: there is no
+        link."""
         connection = peer.connection
         if connection is None or connection.state is not State.OPEN:
             return False
@@ -405,7 +453,8 @@ class Transport:
         """Give the link what waits, in its order. False: it took no more."""
         link = connection.link
         while outbox or connection.pieces is not None:
-            if connection.pieces is not None:  # before anything else of any class: the other side puts together one message at a time
+            # before anything else of any class: the other side puts together one message at a time
+            if connection.pieces is not None:
                 code = self._hand_piece(connection, connection.pieces)
                 if code < 0:
                     self.refused(peer, code)
@@ -426,7 +475,8 @@ class Transport:
         return True
 
     def _hand_too_large(self, peer: Remote, connection: Connection, outbox: Outbox) -> int:
-        """The next message is longer than a frame may be: begin to hand it in pieces, or skip it where it can never go."""
+        """The next message is longer than a frame may be: begin to hand it in pieces, or skip it
+        where it can never go."""
         data = outbox.peek(1)[0]
         limit, _ = self.limit_of(peer)
         if len(data) > limit:
@@ -444,7 +494,8 @@ class Transport:
         return code
 
     def _hand_piece(self, connection: Connection, pieces: Pieces) -> int:
-        """Give the link one fragment. It counts each as a message and its header as payload, which is put right here."""
+        """Give the link one fragment. It counts each as a message and its header as payload, which
+        is put right here."""
         header, piece = pieces.peek()
         fragment = self.core.encode_fragment(*header) + piece
         code: int = connection.link.send_frame(values.DATA, fragment, values.FRAGMENT)
@@ -455,9 +506,11 @@ class Transport:
             self.hint(code)
         return code
 
-    def enqueue(self, peer: Remote, payload: bytes, priority: int = NORMAL, key: Key | None = None) -> bool:
-        """Put a message behind those of its class that wait, or in the place of the one with its key, and connect if need be. False: there is no
-        room, and nothing has changed.
+    def enqueue(
+        self, peer: Remote, payload: bytes, priority: int = NORMAL, key: Key | None = None
+    ) -> bool:
+        """Put a message behind those of its class that wait, or in the place of the one with its
+        key, and connect if need be. False: there is no room, and nothing has changed.
 
         Raises:
             NotConnected: the peer is being disconnected.
@@ -476,30 +529,50 @@ class Transport:
         peer.accepted = number
         if replaced:
             self.totals.abandoned += 1
-            text = f"message {replaced:,} to peer {peer.name!r} was replaced by message {number:,} with the same key, {key!r}"
-            self.fail(peer, replaced, replaced, events.Outcome.REPLACED, errors.PeerTalkError(text, code=_CANCELLED, peer=peer.name))
+            text = (
+                f"message {replaced:,} to peer {peer.name!r} was replaced by message {number:,} "
+                f"with the same key, {key!r}"
+            )
+            self.fail(
+                peer,
+                replaced,
+                replaced,
+                events.Outcome.REPLACED,
+                errors.PeerTalkError(text, code=_CANCELLED, peer=peer.name),
+            )
         if peer.connection is None and peer.retry is None and not self.connections.dialling(peer):
             self.switchboard.reach(peer, lambda *_: None)
         return True
 
     def send_sync(self, peer: Remote, payload: bytes | bytearray | memoryview, flags: int) -> int:
-        """Block until a connected peer's link has taken what waits and then this message. Returns hints, or why it did not: let it wait then.
+        """Block until a connected peer's link has taken what waits and then this message. Returns
+        hints, or why it did not: let it wait then.
 
         Raises:
-            Timeout: the slots did not come free within 5 s; the message was not accepted, what waited before it waits on.
+            Timeout: the slots did not come free within 5 s; the message was not accepted, what
+                waited before it waits on.
         """
         connection = peer.connection
         assert connection is not None
         link, code = connection.link, 0
         while peer.outbox is not None and code == 0:
-            before, code = (peer.handed, connection.pieces and connection.pieces.offset), link.drain()
+            before, code = (
+                (peer.handed, connection.pieces and connection.pieces.offset),
+                link.drain(),
+            )
             self.pump(peer)
-            if code == 0 and (peer.handed, connection.pieces and connection.pieces.offset) == before:
+            if (
+                code == 0
+                and (peer.handed, connection.pieces and connection.pieces.offset) == before
+            ):
                 return errors.WouldBlock.code  # not for want of slots: memory comes free by and by
         if code == 0:
             code = link.send_sync(payload, flags)
         if code == errors.Timeout.code:
-            text = f"peer {peer.name!r} has not taken in 5 s what is on its way to it (Config.when_full='sync'); nothing was accepted: send again"
+            text = (
+                f"peer {peer.name!r} has not taken in 5 s what is on its way to it "
+                "(Config.when_full='sync'); nothing was accepted: send again"
+            )
             raise errors.Timeout(text, peer=peer.name)
         if code >= 0:
             self.hint(code)
@@ -507,7 +580,8 @@ class Transport:
         return int(code)
 
     def refused(self, peer: Remote, code: int) -> None:
-        """A link took no more. Slots come free with an event; memory that other links hold does not, so ask again soon."""
+        """A link took no more. Slots come free with an event; memory that other links hold does
+        not, so ask again soon."""
         if code == errors.OutOfMemory.code and peer not in self._starved:
             self._starved.add(peer)
             self.after(_STARVED_RETRY, lambda: self._ask_again(peer))
@@ -520,21 +594,38 @@ class Transport:
     def too_large(self, peer: Remote, size: int) -> errors.MessageTooLarge:
         """The error for a message that no link to this peer takes."""
         limit, whose = self.limit_of(peer)
-        text = f"message of {size:,} bytes to peer {peer.name!r}: the limit is {limit:,} ({whose}); send it in parts"
+        text = (
+            f"message of {size:,} bytes to peer {peer.name!r}: the limit is {limit:,} ({whose}); "
+            "send it in parts"
+        )
         return errors.MessageTooLarge(text, peer=peer.name)
 
     def limit_of(self, peer: Remote) -> tuple[int, str]:
         """The largest message to this peer, bytes, and whose limit it is."""
         connection = peer.connection
-        if connection is None or connection.link is None or connection.link.max_message >= self.max_message:
+        if (
+            connection is None
+            or connection.link is None
+            or connection.link.max_message >= self.max_message
+        ):
             return self.max_message, "of this core"
         limit: int = connection.link.max_message
-        whose = "its MAX_MESSAGE" if peer.capabilities is not None else "a classic peer that has not said more"
+        whose = (
+            "its MAX_MESSAGE"
+            if peer.capabilities is not None
+            else "a classic peer that has not said more"
+        )
         if not peer.classic or limit >= FRAGMENTED_MAX or not piece_size(limit):
             return limit, whose
         if self.max_message <= FRAGMENTED_MAX:
             return self.max_message, "of this core"
-        return FRAGMENTED_MAX, f"what a classic peer puts together of fragments; in one frame it takes {limit:,}, {whose}"
+        return (
+            FRAGMENTED_MAX,
+            (
+                "what a classic peer puts together of fragments; in one frame it takes "
+                f"{limit:,}, {whose}"
+            ),
+        )
 
     def hint(self, code: int) -> None:
         """Act on what a link said beside success; a refusal says nothing."""
@@ -543,7 +634,14 @@ class Transport:
                 self.crowded = True
             self.schedule()
 
-    def fail(self, peer: Remote, first: int, last: int, outcome: events.Outcome, error: errors.PeerTalkError) -> None:
+    def fail(
+        self,
+        peer: Remote,
+        first: int,
+        last: int,
+        outcome: events.Outcome,
+        error: errors.PeerTalkError,
+    ) -> None:
         """Messages that will not be sent (again): counted, and reported."""
         count = last - first + 1
         peer.failed += count
@@ -557,7 +655,8 @@ class Transport:
             self.publish(events.Failed(peer, first, last, outcome, error))
 
     def fail_unnumbered(self, peer: Remote, error: errors.PeerTalkError) -> None:
-        """A message from another thread, accepted there, can never be sent: reported as Failed with number 0."""
+        """A message from another thread, accepted there, can never be sent: reported as Failed with
+        number 0."""
         self.totals.abandoned += 1
         self.totals.failed += 1
         if self.closing:
@@ -580,14 +679,21 @@ class Transport:
     def closed_error(self, peer: Peer | None, where: str = "") -> errors.ConnectionClosed:
         """What waiting senders hear when the connection is gone."""
         if peer is None:
-            return errors.ConnectionClosed(f"the connection with {where or 'the other side'} is closed")
-        return errors.ConnectionClosed(f"the connection with peer {peer.name!r} is closed; send again to connect anew", peer=peer.name)
+            return errors.ConnectionClosed(
+                f"the connection with {where or 'the other side'} is closed"
+            )
+        return errors.ConnectionClosed(
+            f"the connection with peer {peer.name!r} is closed; send again to connect anew",
+            peer=peer.name,
+        )
 
-    # Peers --------------------------------------------------------------------------------------------------------------------------------
+    # Peers ----------------------------------------------------------------------------------------
 
     def make_peer(self, key: Any, instance: bytes | None, name: str, address: Address) -> Remote:
         """A peer that was not known; see know()."""
-        peer = self._peer_class(key=key, instance=instance, name=name, address=address, own_max_message=self.max_message)
+        peer = self._peer_class(
+            key=key, instance=instance, name=name, address=address, own_max_message=self.max_message
+        )
         peer.attach(self)
         return self.know(peer)
 
@@ -620,14 +726,16 @@ class Transport:
         if self.publish is not None:
             self.publish(event(*fields))
 
-    # Peers: what discovery tells --------------------------------------------------------------------------------------------------------------------
+    # Peers: what discovery tells ------------------------------------------------------------------
 
     def found(self, event: Found | Changed) -> None:
         """Discovery has heard a new peer, or something new of one."""
         peer = self.peers.get(event.key)
         flags = PeerFlag.heard(event.announcement.flags)
         if peer is None:
-            peer = self.make_peer(event.key, event.announcement.instance, event.announcement.name, event.address)
+            peer = self.make_peer(
+                event.key, event.announcement.instance, event.announcement.name, event.address
+            )
             peer.flags = flags
             if peer.classic and event.address[1]:  # port 0: it does not listen
                 self.switchboard.dial_when_found(peer)
@@ -646,10 +754,15 @@ class Transport:
         """Discovery has forgotten a peer."""
         peer = self.peers.get(event.key)
         if peer is not None and peer.connection is None:
-            self.fail_queued(peer, errors.PeerNotFound(f"peer {peer.name!r} is gone ({event.reason.value})", peer=peer.name))
+            self.fail_queued(
+                peer,
+                errors.PeerNotFound(
+                    f"peer {peer.name!r} is gone ({event.reason.value})", peer=peer.name
+                ),
+            )
             self.forget(peer, event.reason)
 
-    # Small things -------------------------------------------------------------------------------------------------------------------------
+    # Small things ---------------------------------------------------------------------------------
 
     def tag(self) -> int:
         """A fresh number for something in the loop."""
@@ -661,15 +774,27 @@ class Transport:
     def memory(self) -> MemoryReport:
         """Bytes that the C side holds, part by part; of its end, once the node is closed."""
         if not self.closed:
-            self._memory = MemoryReport({part: MemoryUse(*use) for part, use in self.loop.memory().items()})
+            self._memory = MemoryReport(
+                {part: MemoryUse(*use) for part, use in self.loop.memory().items()}
+            )
         return self._memory
 
     def stats(self) -> NodeStatistics:
         """Counters of the whole node; of its end, once it is closed."""
         if self._final is not None:
             return self._final
-        open_links = [connection.link.statistics() for connection in self.connections.by_tag.values() if connection.link is not None]
+        open_links = [
+            connection.link.statistics()
+            for connection in self.connections.by_tag.values()
+            if connection.link is not None
+        ]
         return self.totals.report(
-            open_links, self.loop.statistics(), self.loop.pool_statistics(), links_open=len(open_links), links_refused=self.connections.refused,
-            inbox_bytes=self.inbox.cost, peers=len(self.peers), queued=sum(peer.queued for peer in self.peers.values()),
-        )  # fmt: skip
+            open_links,
+            self.loop.statistics(),
+            self.loop.pool_statistics(),
+            links_open=len(open_links),
+            links_refused=self.connections.refused,
+            inbox_bytes=self.inbox.cost,
+            peers=len(self.peers),
+            queued=sum(peer.queued for peer in self.peers.values()),
+        )

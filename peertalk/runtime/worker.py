@@ -1,8 +1,9 @@
 """One engine on one asyncio loop: the application's own, without a second thread.
 
-The loop watches the engine's one descriptor (or, where there is no epoll, each of its descriptors), and one timer wakes it for the next deadline.
-The first unsent message of a tick asks for a turn at the end of that tick, so that a burst of sends becomes few writes. Works on asyncio, uvloop,
-and any loop with add_reader, call_soon and call_later.
+The loop watches the engine's one descriptor (or, where there is no epoll, each of its descriptors),
+and one timer wakes it for the next deadline. The first unsent message of a tick asks for a turn at
+the end of that tick, so that a burst of sends becomes few writes. Works on asyncio, uvloop, and any
+loop with add_reader, call_soon and call_later.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 
 class Worker:
-    """Turns an engine until stop(). Belongs to the loop's thread, but for wake_up through the engine's post()."""
+    """Turns an engine until stop(). Belongs to the loop's thread, but for wake_up through the
+    engine's post()."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -79,7 +81,12 @@ class Worker:
             return
         due = self.loop.time() + delay
         timer = self._timer
-        if timer is None or timer.cancelled() or timer.when() > due or timer.when() < self.loop.time() - 1:
+        if (
+            timer is None
+            or timer.cancelled()
+            or timer.when() > due
+            or timer.when() < self.loop.time() - 1
+        ):
             if timer is not None:
                 timer.cancel()
             self._timer = self.loop.call_at(due, self._timed_turn)
@@ -96,11 +103,30 @@ class Worker:
             before = self._watched.get(fd, 0)
             if interest == before:
                 continue
-            self._change(fd, interest & values.READ, before & values.READ, self.loop.add_reader, self.loop.remove_reader)
-            self._change(fd, interest & values.WRITE, before & values.WRITE, self.loop.add_writer, self.loop.remove_writer)
+            self._change(
+                fd,
+                interest & values.READ,
+                before & values.READ,
+                self.loop.add_reader,
+                self.loop.remove_reader,
+            )
+            self._change(
+                fd,
+                interest & values.WRITE,
+                before & values.WRITE,
+                self.loop.add_writer,
+                self.loop.remove_writer,
+            )
             self._watched[fd] = interest
 
-    def _change(self, fd: int, wanted: int, present: int, add: Callable[..., object], remove: Callable[[int], object]) -> None:
+    def _change(
+        self,
+        fd: int,
+        wanted: int,
+        present: int,
+        add: Callable[..., object],
+        remove: Callable[[int], object],
+    ) -> None:
         if wanted and not present:
             add(fd, self._turn)
         elif present and not wanted:

@@ -1,7 +1,8 @@
 """Sockets and the clock: the one way out of the house.
 
-Everything above asks this module for time, randomness and descriptors; nothing else in peertalk opens a socket. A simulated network brings a world of
-its own with the same methods. All sockets are non-blocking, IPv4, and closed by whoever asked for them.
+Everything above asks this module for time, randomness and descriptors; nothing else in peertalk
+opens a socket. A simulated network brings a world of its own with the same methods. All sockets are
+non-blocking, IPv4, and closed by whoever asked for them.
 """
 
 from __future__ import annotations
@@ -37,11 +38,13 @@ _HEAR_TRIES = 8
 _POOL_BYTES = 64 << 20
 """Most that slots and staging buffers of one loop may hold."""
 _UNSENT_MAX = 65_536
-"""Bytes, about one slot: with twice as much a critical message took no longer past its backlog, with four times half as long again."""
+"""Bytes, about one slot: with twice as much a critical message took no longer past its backlog,
+with four times half as long again."""
 
 
 class Interface(NamedTuple):
-    """A network interface that is up. address, broadcast and netmask are dotted IPv4; number is the system's index."""
+    """A network interface that is up. address, broadcast and netmask are dotted IPv4; number is the
+    system's index."""
 
     name: str
     number: int
@@ -66,16 +69,26 @@ class World:
         return core.limits.frame_max_payload
 
     def max_connections(self, config: Config) -> int:
-        """Connections that may exist at a time: some more than peers, for those that have not said who they are."""
+        """Connections that may exist at a time: some more than peers, for those that have not said
+        who they are."""
         return config.max_peers + 64
 
     def make_loop(self, core: Core, config: Config) -> Any:
         """The loop that turns an engine here."""
         limits, pool_bytes = core.limits, _POOL_BYTES
-        if core.name == "lowmem":  # slots of each peer, a frame that is cut, a message in pieces; else the pool's own table is most of the node
-            room = (config.max_peers + 1) * (config.pipeline_depth * (limits.slot_size + 64) + 2 * (limits.frame_max_payload + 128))
+        # slots of each peer, a frame that is cut, a message in pieces; else the pool's own table is
+        # most of the node
+        if core.name == "lowmem":
+            room = (config.max_peers + 1) * (
+                config.pipeline_depth * (limits.slot_size + 64)
+                + 2 * (limits.frame_max_payload + 128)
+            )
             pool_bytes = min(room, pool_bytes)
-        return core.Loop(io_budget=config.io_budget, platform="posix" if config.async_send else "posix_plain", pool_bytes=pool_bytes)
+        return core.Loop(
+            io_budget=config.io_budget,
+            platform="posix" if config.async_send else "posix_plain",
+            pool_bytes=pool_bytes,
+        )
 
     def open_link(self, loop: Any, connection: Any, tag: int, depth: int) -> Any:
         """Hand a connected socket to the loop; the socket stays the caller's.
@@ -86,7 +99,8 @@ class World:
         return loop.open_link(connection.fileno(), tag, depth=depth)
 
     def sends_time_out(self, config: Config) -> bool:
-        """Whether a link may end because a send was not done in time (blocking sends), and not only because a frame was not."""
+        """Whether a link may end because a send was not done in time (blocking sends), and not only
+        because a frame was not."""
         return not config.async_send or config.when_full == "sync"
 
     def make_worker(self, loop: asyncio.AbstractEventLoop) -> Worker:
@@ -94,27 +108,38 @@ class World:
         return Worker(loop)
 
     def interfaces(self, names: tuple[str, ...] = (), bind: str = "") -> list[Interface]:
-        """Interfaces that are up and have an IPv4 address, loopback included; only those named and only the one that owns bind, if given.
+        """Interfaces that are up and have an IPv4 address, loopback included; only those named and
+        only the one that owns bind, if given.
 
         Raises:
-            NoNetwork: a named interface is not there or not up, none owns bind, or there is none at all.
+            NoNetwork: a named interface is not there or not up, none owns bind, or there is none at
+                all.
         """
         found = _system_interfaces()
         present = ", ".join(sorted({interface.name for interface in found})) or "none"
         for name in names:
             if all(interface.name != name for interface in found):
-                raise errors.NoNetwork(f"interface {name!r} (Config.interfaces) is not up or has no IPv4 address; up: {present}")
+                raise errors.NoNetwork(
+                    f"interface {name!r} (Config.interfaces) is not up or has no IPv4 "
+                    f"address; up: {present}"
+                )
         chosen = [interface for interface in found if not names or interface.name in names]
         if bind:
             chosen = [interface for interface in chosen if _owns(interface, bind)]
             if not chosen:
-                raise errors.NoNetwork(f"no interface that is up has the address {bind} (Config.bind); up: {present}")
+                raise errors.NoNetwork(
+                    f"no interface that is up has the address {bind} (Config.bind); up: {present}"
+                )
         if not chosen:
-            raise errors.NoNetwork("no network interface is up, not even loopback; bring one up, then start the node again")
+            raise errors.NoNetwork(
+                "no network interface is up, not even loopback; bring one up, then start the "
+                "node again"
+            )
         return chosen
 
     def listen(self, bind: str, port: int, give_way: bool) -> socket.socket:
-        """A listening socket on bind (empty: all addresses). give_way: take a free port when port is taken.
+        """A listening socket on bind (empty: all addresses). give_way: take a free port when port
+        is taken.
 
         Raises:
             AddressInUse: the port is taken and must not give way.
@@ -140,7 +165,8 @@ class World:
         """The next connection that waits, non-blocking; None when there is none.
 
         Raises:
-            PlatformError: out of descriptors or memory; try again later, the connection still waits.
+            PlatformError: out of descriptors or memory; try again later, the connection still
+                waits.
         """
         while True:
             try:
@@ -151,7 +177,9 @@ class World:
                 if error.errno in _ACCEPT_SKIP:
                     continue
                 if error.errno in _ACCEPT_LATER:
-                    raise errors.PlatformError(f"cannot accept a connection: {error.strerror}") from error
+                    raise errors.PlatformError(
+                        f"cannot accept a connection: {error.strerror}"
+                    ) from error
                 return None
             connection.setblocking(False)
             return connection, (address[0], address[1])
@@ -187,10 +215,19 @@ class World:
         return _dial_error(code, address) if code else None
 
     def tune(self, connection: socket.socket, link_timeout: float) -> None:
-        """Options of a connected socket: no Nagle delay, and keepalive that finds a dead peer on an idle link within link_timeout seconds."""
+        """Options of a connected socket: no Nagle delay, and keepalive that finds a dead peer on an
+        idle link within link_timeout seconds."""
         idle = max(1, int(link_timeout / 3))
-        wanted = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-        for name, value in (("TCP_KEEPIDLE", idle), ("TCP_KEEPALIVE", idle), ("TCP_KEEPINTVL", idle), ("TCP_KEEPCNT", 2)):
+        wanted = [
+            (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+            (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        ]
+        for name, value in (
+            ("TCP_KEEPIDLE", idle),
+            ("TCP_KEEPALIVE", idle),
+            ("TCP_KEEPINTVL", idle),
+            ("TCP_KEEPCNT", 2),
+        ):
             if hasattr(socket, name):
                 wanted.append((socket.IPPROTO_TCP, getattr(socket, name), value))
         if hasattr(socket, "SO_NOSIGPIPE"):
@@ -200,20 +237,24 @@ class World:
                 connection.setsockopt(level, option, value)
 
     def abandon(self, connection: socket.socket) -> None:
-        """Give a connection up before it is closed: what it still owes must not arrive later, behind what the next one brings."""
+        """Give a connection up before it is closed: what it still owes must not arrive later,
+        behind what the next one brings."""
         with contextlib.suppress(OSError):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def bound_unsent(self, connection: socket.socket) -> None:
-        """Let the system hold at most _UNSENT_MAX bytes that have not left yet, where it can: nothing overtakes what it holds."""
+        """Let the system hold at most _UNSENT_MAX bytes that have not left yet, where it can:
+        nothing overtakes what it holds."""
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):
             with contextlib.suppress(OSError):
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_MAX)
 
     def silent_for(self, connection: socket.socket) -> float:
-        """Seconds that bytes of ours have been unacknowledged without any sign of life; 0 when none are or the system does not tell.
+        """Seconds that bytes of ours have been unacknowledged without any sign of life; 0 when none
+        are or the system does not tell.
 
-        Source: struct tcp_info of Linux: tcpi_unacked at byte 24, tcpi_last_ack_recv (ms) at byte 56.
+        Source: struct tcp_info of Linux: tcpi_unacked at byte 24, tcpi_last_ack_recv (ms) at byte
+        56.
         """
         if not hasattr(socket, "TCP_INFO") or not sys.platform.startswith("linux"):
             return 0.0
@@ -245,7 +286,8 @@ class World:
         return listener
 
     def unicast_socket(self, bind: str, port: int, give_way: bool) -> socket.socket:
-        """A socket that alone has a UDP port of bind (empty: all addresses). give_way: take a free port when port is taken.
+        """A socket that alone has a UDP port of bind (empty: all addresses). give_way: take a free
+        port when port is taken.
 
         Raises:
             AddressInUse: the port is taken and must not give way.
@@ -272,9 +314,18 @@ class World:
             return False
         return True
 
-    def broadcast(self, sender: socket.socket, packet: bytes, port: int, interfaces: list[Interface], narrowed: bool, bind: str = "") -> int:
-        """Send a packet to everybody: the subnet broadcast of each interface and, unless narrowed, 255.255.255.255. Returns how many sends the
-        system took; what it refused (no route, cable out) is not an error: the next announcement tries again."""
+    def broadcast(
+        self,
+        sender: socket.socket,
+        packet: bytes,
+        port: int,
+        interfaces: list[Interface],
+        narrowed: bool,
+        bind: str = "",
+    ) -> int:
+        """Send a packet to everybody: the subnet broadcast of each interface and, unless narrowed,
+        255.255.255.255. Returns how many sends the system took; what it refused (no route, cable
+        out) is not an error: the next announcement tries again."""
         taken = 0
         for interface in interfaces:
             taken += _send(sender, packet, (interface.broadcast, port), interface, bind)
@@ -301,8 +352,15 @@ def check_address(address: object) -> Address:
     Raises:
         WrongType, InvalidArgument: it is none.
     """
-    if not (isinstance(address, tuple) and len(address) == 2 and isinstance(address[0], str) and isinstance(address[1], int)):
-        raise errors.WrongType(f"connect takes a peer, a name or an address (host, port), not {address!r}")
+    if not (
+        isinstance(address, tuple)
+        and len(address) == 2
+        and isinstance(address[0], str)
+        and isinstance(address[1], int)
+    ):
+        raise errors.WrongType(
+            f"connect takes a peer, a name or an address (host, port), not {address!r}"
+        )
     if not 0 < address[1] <= 65_535:
         raise errors.InvalidArgument(f"port {address[1]}: must be 1 to 65,535")
     return address[0], address[1]
@@ -312,7 +370,10 @@ def same_network(interfaces: list[Interface], address: str) -> bool:
     """Whether address lies in the network of one of the interfaces."""
     packed = int.from_bytes(socket.inet_aton(address), "big")
     for interface in interfaces:
-        own, netmask = (int.from_bytes(socket.inet_aton(each), "big") for each in (interface.address, interface.netmask))
+        own, netmask = (
+            int.from_bytes(socket.inet_aton(each), "big")
+            for each in (interface.address, interface.netmask)
+        )
         if (packed ^ own) & netmask == 0:
             return True
     return False
@@ -334,11 +395,19 @@ def _open_socket(kind: int) -> socket.socket:
     return opened
 
 
-def _send(sender: socket.socket, packet: bytes, address: Address, interface: Interface | None, bind: str) -> int:
+def _send(
+    sender: socket.socket, packet: bytes, address: Address, interface: Interface | None, bind: str
+) -> int:
     ancillary = []
     if interface is not None and sys.platform.startswith("linux"):
         source = bind or interface.address
-        ancillary = [(socket.IPPROTO_IP, _IP_PKTINFO, struct.pack("=i4s4x", interface.number, socket.inet_aton(source)))]
+        ancillary = [
+            (
+                socket.IPPROTO_IP,
+                _IP_PKTINFO,
+                struct.pack("=i4s4x", interface.number, socket.inet_aton(source)),
+            )
+        ]
     try:
         sender.sendmsg([packet], ancillary, 0, address)
     except OSError:
@@ -346,18 +415,31 @@ def _send(sender: socket.socket, packet: bytes, address: Address, interface: Int
     return 1
 
 
-def _bind_error(error: OSError, what: str, bind: str, port: int, option: str) -> errors.PeerTalkError:
+def _bind_error(
+    error: OSError, what: str, bind: str, port: int, option: str
+) -> errors.PeerTalkError:
     where = f"{what} {port:,}".replace(",", "") + (f" on {bind}" if bind else "")
     if error.errno == errno.EADDRINUSE:
         return errors.AddressInUse(
-            f"{where} is taken by another program; choose another with Config.{option} (PEERTALK_{option.upper()}), 0 for any free one"
+            (
+                f"{where} is taken by another program; choose another with Config.{option} "
+                f"(PEERTALK_{option.upper()}), 0 for any free one"
+            )
             if option in ("port", "udp_port")
-            else f"{where} is taken by a program that does not share it; choose another with Config.{option} (PEERTALK_{option.upper()})"
+            else (
+                f"{where} is taken by a program that does not share it; choose another with "
+                f"Config.{option} (PEERTALK_{option.upper()})"
+            )
         )
     if error.errno == errno.EADDRNOTAVAIL:
-        return errors.NoNetwork(f"{bind} (Config.bind) is no address of this machine; give one of its own, or leave it empty for all")
+        return errors.NoNetwork(
+            f"{bind} (Config.bind) is no address of this machine; give one of its own, or "
+            "leave it empty for all"
+        )
     if error.errno == errno.EACCES:
-        return errors.PlatformError(f"{where} is not allowed for this user; choose one above 1023 with Config.{option}")
+        return errors.PlatformError(
+            f"{where} is not allowed for this user; choose one above 1023 with Config.{option}"
+        )
     return errors.PlatformError(f"cannot use {where}: {error.strerror}")
 
 
@@ -373,8 +455,12 @@ def _dial_error(code: int, address: Address) -> errors.PeerTalkError:
 
 
 def _system_interfaces() -> list[Interface]:
-    """Asks the system with the classic ioctl calls, whose numbers differ between Linux and the BSDs; elsewhere only the host's own name is known."""
-    numbers = {"linux": (0x8913, 0x8915, 0x8919, 0x891B), "darwin": (0xC0206911, 0xC0206921, 0xC0206923, 0xC0206925)}.get(sys.platform)
+    """Asks the system with the classic ioctl calls, whose numbers differ between Linux and the
+    BSDs; elsewhere only the host's own name is known."""
+    numbers = {
+        "linux": (0x8913, 0x8915, 0x8919, 0x891B),
+        "darwin": (0xC0206911, 0xC0206921, 0xC0206923, 0xC0206925),
+    }.get(sys.platform)
     if numbers is None:
         return _named_interfaces()
     import fcntl
@@ -394,7 +480,9 @@ def _system_interfaces() -> list[Interface]:
                 if flags & _IFF_LOOPBACK:
                     found.append(Interface(name, index, address, "127.255.255.255", "255.0.0.0"))
                 elif flags & _IFF_BROADCAST:
-                    broadcast, netmask = (socket.inet_ntoa(ask(number, name)[20:24]) for number in numbers[2:])
+                    broadcast, netmask = (
+                        socket.inet_ntoa(ask(number, name)[20:24]) for number in numbers[2:]
+                    )
                     found.append(Interface(name, index, address, broadcast, netmask))
             except OSError:
                 continue  # no IPv4 address, or gone in the meantime
@@ -403,6 +491,12 @@ def _system_interfaces() -> list[Interface]:
 
 def _named_interfaces() -> list[Interface]:
     with contextlib.suppress(OSError):
-        addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
-        return [Interface(address, 0, address, _LIMITED_BROADCAST, "0.0.0.0") for address in sorted(addresses | {"127.0.0.1"})]
+        addresses = {
+            str(entry[4][0])
+            for entry in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)
+        }
+        return [
+            Interface(address, 0, address, _LIMITED_BROADCAST, "0.0.0.0")
+            for address in sorted(addresses | {"127.0.0.1"})
+        ]
     return [Interface("loopback", 0, "127.0.0.1", "127.255.255.255", "255.0.0.0")]

@@ -1,5 +1,6 @@
-/* What a program for a 68000 needs beside the core when there is no C library and no compiler library for that processor: the start, the end, and
- * arithmetic that it has no instruction for. The system calls are those of Linux, so that an emulator of its programs can run it. */
+/* What a program for a 68000 needs beside the core when there is no C library and no compiler
+ * library for that processor: the start, the end, and arithmetic that it has no instruction for.
+ * The system calls are those of Linux, so that an emulator of its programs can run it. */
 #include <stdint.h>
 
 int main(void);
@@ -46,7 +47,8 @@ typedef union wide {
     } half;
 } wide;
 
-/* The processor's own multiplication, of 16 bits. Said in C, the compiler may call the function below for it, which would call itself. */
+/* The processor's own multiplication, of 16 bits. Said in C, the compiler may call the function
+ * below for it, which would call itself. */
 static inline uint32_t multiply(uint32_t a, uint32_t b)
 {
     __asm__("mulu.w %1, %0" : "+d"(a) : "d"(b));
@@ -89,13 +91,15 @@ uint32_t __umodsi3(uint32_t a, uint32_t b)
 
 int32_t __divsi3(int32_t a, int32_t b)
 {
-    uint32_t quotient = __udivsi3(a < 0 ? 0u - (uint32_t)a : (uint32_t)a, b < 0 ? 0u - (uint32_t)b : (uint32_t)b);
+    uint32_t quotient =
+        __udivsi3(a < 0 ? 0u - (uint32_t)a : (uint32_t)a, b < 0 ? 0u - (uint32_t)b : (uint32_t)b);
     return (int32_t)((a < 0) != (b < 0) ? 0u - quotient : quotient);
 }
 
 int32_t __modsi3(int32_t a, int32_t b)
 {
-    uint32_t rest = __umodsi3(a < 0 ? 0u - (uint32_t)a : (uint32_t)a, b < 0 ? 0u - (uint32_t)b : (uint32_t)b);
+    uint32_t rest =
+        __umodsi3(a < 0 ? 0u - (uint32_t)a : (uint32_t)a, b < 0 ? 0u - (uint32_t)b : (uint32_t)b);
     return (int32_t)(a < 0 ? 0u - rest : rest);
 }
 
@@ -104,7 +108,8 @@ uint64_t __ashldi3(uint64_t a, int count)
     wide value = {a}, result;
     if (count == 0)
         return a;
-    result.half.high = count < 32 ? value.half.high << count | value.half.low >> (32 - count) : value.half.low << (count - 32);
+    result.half.high = count < 32 ? value.half.high << count | value.half.low >> (32 - count)
+                                  : value.half.low << (count - 32);
     result.half.low = count < 32 ? value.half.low << count : 0;
     return result.whole;
 }
@@ -114,7 +119,8 @@ uint64_t __lshrdi3(uint64_t a, int count)
     wide value = {a}, result;
     if (count == 0)
         return a;
-    result.half.low = count < 32 ? value.half.low >> count | value.half.high << (32 - count) : value.half.high >> (count - 32);
+    result.half.low = count < 32 ? value.half.low >> count | value.half.high << (32 - count)
+                                 : value.half.high >> (count - 32);
     result.half.high = count < 32 ? value.half.high >> count : 0;
     return result.whole;
 }
@@ -122,11 +128,14 @@ uint64_t __lshrdi3(uint64_t a, int count)
 uint64_t __muldi3(uint64_t a, uint64_t b)
 {
     wide left = {a}, right = {b}, result;
-    uint32_t a0 = left.half.low & 0xFFFF, a1 = left.half.low >> 16, b0 = right.half.low & 0xFFFF, b1 = right.half.low >> 16;
-    uint32_t middle = multiply(a0, b1) + (multiply(a0, b0) >> 16), other = multiply(a1, b0) + (middle & 0xFFFF);
+    uint32_t a0 = left.half.low & 0xFFFF, a1 = left.half.low >> 16, b0 = right.half.low & 0xFFFF,
+             b1 = right.half.low >> 16;
+    uint32_t middle = multiply(a0, b1) + (multiply(a0, b0) >> 16),
+             other = multiply(a1, b0) + (middle & 0xFFFF);
     result.half.low = (other << 16) + (multiply(a0, b0) & 0xFFFF);
     result.half.high = multiply(a1, b1) + (middle >> 16) + (other >> 16);
-    result.half.high += __mulsi3(left.half.high, right.half.low) + __mulsi3(left.half.low, right.half.high);
+    result.half.high +=
+        __mulsi3(left.half.high, right.half.low) + __mulsi3(left.half.low, right.half.high);
     return result.whole;
 }
 

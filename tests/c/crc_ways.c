@@ -1,5 +1,7 @@
-/* Every way of computing the CRC that this processor has, against the definition: all lengths to 700 and some beyond, any alignment, any start value.
- * The source is included, so that the ways that were not chosen can be called. Memory is allocated to the byte, for the address sanitizer. */
+/* Every way of computing the CRC that this processor has, against the definition: all lengths to
+ * 700 and some beyond, any alignment, any start value. The source is included, so that the ways
+ * that were not chosen can be called. Memory is allocated to the byte, for the address sanitizer.
+ */
 #include "pt_crc.c"
 
 #include <stdio.h>
@@ -36,7 +38,8 @@ static unsigned check(const char *name, crc_way *way)
                 memory[i] = (uint8_t)draw();
             uint16_t start = (uint16_t)(round == 0 ? 0 : draw());
             if (way(start, memory + offset, len) != crc_by_bits(start, memory + offset, len)) {
-                printf("%s: %zu bytes at offset %zu from 0x%04x: wrong\n", name, len, offset, (unsigned)start);
+                printf("%s: %zu bytes at offset %zu from 0x%04x: wrong\n", name, len, offset,
+                       (unsigned)start);
                 wrong++;
             }
             free(memory);

@@ -1,5 +1,5 @@
-/* The core without a C library: every header stands alone, and what the sources need beside the compiler is in this file. main returns 0, or
- * the number of the check that failed. */
+/* The core without a C library: every header stands alone, and what the sources need beside the
+ * compiler is in this file. main returns 0, or the number of the check that failed. */
 #include "pt_assert.h"
 #include "pt_config.h"
 #include "pt_crc.h"
@@ -33,7 +33,10 @@ void *memmove(void *to, const void *from, size_t len)
     return to;
 }
 
-void *memcpy(void *to, const void *from, size_t len) { return memmove(to, from, len); }
+void *memcpy(void *to, const void *from, size_t len)
+{
+    return memmove(to, from, len);
+}
 
 void *memset(void *to, int value, size_t len)
 {
@@ -78,7 +81,8 @@ static void release(void *context, void *memory, size_t size)
 static int check_wire(void)
 {
     static const uint8_t hello[] = {'h', 'e', 'l', 'l', 'o'};
-    static const uint8_t whole[] = {0x50, 0x54, 0x4d, 0x47, 1, 1, 0, 0, 0, 5, 'h', 'e', 'l', 'l', 'o', 0x41, 0x74};
+    static const uint8_t whole[] = {0x50, 0x54, 0x4d, 0x47, 1,   1,   0,    0,   0,
+                                    5,    'h',  'e',  'l',  'l', 'o', 0x41, 0x74};
     const pt_frame frame = {.payload = hello, .payload_len = sizeof hello, .type = PT_FRAME_DATA};
     uint8_t out[sizeof whole] = {0};
     pt_frame back;
@@ -87,11 +91,14 @@ static int check_wire(void)
         return 1;
     if (pt_header_encode(&frame, out, PT_HEADER_SIZE - 1) != PT_ERR_BUFFER_FULL || out[0] != 0)
         return 2;
-    if (pt_frame_encode(&frame, out, sizeof out) != (int)sizeof whole || memcmp(out, whole, sizeof whole) != 0)
+    if (pt_frame_encode(&frame, out, sizeof out) != (int)sizeof whole ||
+        memcmp(out, whole, sizeof whole) != 0)
         return 3;
-    if (pt_frame_decode(out, sizeof out, &back) != (int)sizeof whole || memcmp(back.payload, hello, sizeof hello) != 0)
+    if (pt_frame_decode(out, sizeof out, &back) != (int)sizeof whole ||
+        memcmp(back.payload, hello, sizeof hello) != 0)
         return 4;
-    if (pt_crc16_table(0, whole, 15) != 0x4174 || pt_crc16(0, NULL, 0) != 0 || pt_crc16(7, NULL, 0) != 7)
+    if (pt_crc16_table(0, whole, 15) != 0x4174 || pt_crc16(0, NULL, 0) != 0 ||
+        pt_crc16(7, NULL, 0) != 7)
         return 5;
     return pt_strerror(PT_ERR_CRC)[0] != 't' ? 6 : 0;
 }
@@ -116,7 +123,8 @@ static int check_reassembly(void)
     static const pt_pool_class classes[] = {{256, 1}};
     const pt_memory source = {allocate, release, NULL};
     static _Alignas(8) uint8_t memory[4096];
-    static const uint8_t first[] = {0, 1, 0, 4, 0, 0, PT_FRAGMENT_FIRST, 0, 'a', 'b'}, last[] = {0, 1, 0, 4, 0, 2, PT_FRAGMENT_LAST, 0, 'c', 'd'};
+    static const uint8_t first[] = {0, 1, 0, 4, 0, 0, PT_FRAGMENT_FIRST, 0, 'a', 'b'},
+                         last[] = {0, 1, 0, 4, 0, 2, PT_FRAGMENT_LAST, 0, 'c', 'd'};
     const uint8_t *message;
     uint16_t message_len;
     pt_reassembly reassembly;
@@ -126,7 +134,9 @@ static int check_reassembly(void)
     pt_reassembly_init(&reassembly, pool, 4);
     if (pt_reassembly_feed(&reassembly, first, sizeof first, &message, &message_len) != PT_OK)
         return 11;
-    if (pt_reassembly_feed(&reassembly, last, sizeof last, &message, &message_len) != PT_REASSEMBLY_COMPLETE || memcmp(message, "abcd", 4) != 0)
+    if (pt_reassembly_feed(&reassembly, last, sizeof last, &message, &message_len) !=
+            PT_REASSEMBLY_COMPLETE ||
+        memcmp(message, "abcd", 4) != 0)
         return 12;
     pt_reassembly_cleanup(&reassembly);
     return pt_pool_cleanup(pool) != 0 ? 13 : 0;

@@ -1,4 +1,5 @@
-/* What Python cannot ask of the receiving machine: formats of other shapes, a sink that stops, a lent buffer, codes of a sink that look like faults.
+/* What Python cannot ask of the receiving machine: formats of other shapes, a sink that stops, a
+ * lent buffer, codes of a sink that look like faults.
  *
  * usage: ingest_formats. Exit status 0, or the process stops at what is wrong.
  */
@@ -25,7 +26,8 @@ static void release(void *context, void *memory, size_t size)
     free(memory);
 }
 
-/* A format with the smallest header and no trailer: one byte of length, 0xFF is a fault; the last payload byte of a frame must not be '!'. */
+/* A format with the smallest header and no trailer: one byte of length, 0xFF is a fault; the last
+ * payload byte of a frame must not be '!'. */
 static int read_length(const uint8_t *header, pt_frame *frame)
 {
     if (header[0] == 0xFF)
@@ -41,7 +43,8 @@ static int verify_length(const uint8_t *whole, const pt_frame *frame)
     return whole[frame->payload_len] == '!' ? PT_ERR_CRC : PT_OK;
 }
 
-static const pt_format short_format = {.read_header = read_length, .verify = verify_length, .header_size = 1};
+static const pt_format short_format = {
+    .read_header = read_length, .verify = verify_length, .header_size = 1};
 
 /* The largest header, length in its last byte, and a trailer of 3 that must repeat it. */
 static int read_long(const uint8_t *header, pt_frame *frame)
@@ -55,13 +58,22 @@ static int read_long(const uint8_t *header, pt_frame *frame)
 static int verify_long(const uint8_t *whole, const pt_frame *frame)
 {
     const uint8_t *trailer = whole + 16 + frame->payload_len;
-    return trailer[0] == whole[15] && trailer[1] == whole[15] && trailer[2] == whole[15] ? PT_OK : PT_ERR_CRC;
+    return trailer[0] == whole[15] && trailer[1] == whole[15] && trailer[2] == whole[15]
+               ? PT_OK
+               : PT_ERR_CRC;
 }
 
-static const pt_format long_format = {.read_header = read_long, .verify = verify_long, .header_size = PT_FORMAT_MAX_HEADER, .trailer_size = 3};
+static const pt_format long_format = {.read_header = read_long,
+                                      .verify = verify_long,
+                                      .header_size = PT_FORMAT_MAX_HEADER,
+                                      .trailer_size = 3};
 
-/* Two forms, told by one byte: 'L' begins a header of 3 bytes, the last of which is the length, and the trailer is '.'; anything else is the length. */
-static int is_short(const uint8_t *start) { return start[0] != 'L'; }
+/* Two forms, told by one byte: 'L' begins a header of 3 bytes, the last of which is the length, and
+ * the trailer is '.'; anything else is the length. */
+static int is_short(const uint8_t *start)
+{
+    return start[0] != 'L';
+}
 
 static int read_mixed(const uint8_t *header, pt_frame *frame)
 {
@@ -75,9 +87,13 @@ static int read_mixed_short(const uint8_t *header, pt_frame *frame)
     return header[0] == 'L' ? PT_ERR_MAGIC : read_length(header, frame);
 }
 
-static int verify_mixed(const uint8_t *whole, const pt_frame *frame) { return whole[3 + frame->payload_len] == '.' ? PT_OK : PT_ERR_CRC; }
+static int verify_mixed(const uint8_t *whole, const pt_frame *frame)
+{
+    return whole[3 + frame->payload_len] == '.' ? PT_OK : PT_ERR_CRC;
+}
 
-static const pt_format mixed_short_form = {.read_header = read_mixed_short, .verify = verify_length, .header_size = 1};
+static const pt_format mixed_short_form = {
+    .read_header = read_mixed_short, .verify = verify_length, .header_size = 1};
 static const pt_format mixed_format = {
     .read_header = read_mixed,
     .verify = verify_mixed,
@@ -129,12 +145,18 @@ static void read_every_cut(pt_pool *pool)
             pt_ingest ingest;
             size_t consumed;
             pt_ingest_init(&ingest, &short_format, pool, 100, 5);
-            EXPECT(pt_ingest_feed(&ingest, stream, first, &sink, &consumed) == PT_OK && consumed == first);
+            EXPECT(pt_ingest_feed(&ingest, stream, first, &sink, &consumed) == PT_OK &&
+                   consumed == first);
             EXPECT(pt_ingest_feed(&ingest, NULL, 0, &sink, &consumed) == PT_OK && consumed == 0);
-            EXPECT(pt_ingest_feed(&ingest, stream + first, second - first, &sink, &consumed) == PT_OK && consumed == second - first);
-            EXPECT(pt_ingest_feed(&ingest, stream + second, len - second, &sink, &consumed) == PT_OK && consumed == len - second);
+            EXPECT(pt_ingest_feed(&ingest, stream + first, second - first, &sink, &consumed) ==
+                       PT_OK &&
+                   consumed == second - first);
+            EXPECT(pt_ingest_feed(&ingest, stream + second, len - second, &sink, &consumed) ==
+                       PT_OK &&
+                   consumed == len - second);
             expect_text(&seen, "abc||x|hello|");
-            EXPECT(ingest.frames == 4 && ingest.payload_bytes == 9 && pt_ingest_partial_len(&ingest) == 0 && in_use(pool) == 0);
+            EXPECT(ingest.frames == 4 && ingest.payload_bytes == 9 &&
+                   pt_ingest_partial_len(&ingest) == 0 && in_use(pool) == 0);
             pt_ingest_cleanup(&ingest);
         }
     }
@@ -151,9 +173,14 @@ static void read_two_forms_at_every_cut(pt_pool *pool)
             pt_ingest ingest;
             size_t consumed;
             pt_ingest_init(&ingest, &mixed_format, pool, 100, 5);
-            EXPECT(pt_ingest_feed(&ingest, stream, first, &sink, &consumed) == PT_OK && consumed == first);
-            EXPECT(pt_ingest_feed(&ingest, stream + first, second - first, &sink, &consumed) == PT_OK && consumed == second - first);
-            EXPECT(pt_ingest_feed(&ingest, stream + second, len - second, &sink, &consumed) == PT_OK && consumed == len - second);
+            EXPECT(pt_ingest_feed(&ingest, stream, first, &sink, &consumed) == PT_OK &&
+                   consumed == first);
+            EXPECT(pt_ingest_feed(&ingest, stream + first, second - first, &sink, &consumed) ==
+                       PT_OK &&
+                   consumed == second - first);
+            EXPECT(pt_ingest_feed(&ingest, stream + second, len - second, &sink, &consumed) ==
+                       PT_OK &&
+                   consumed == len - second);
             expect_text(&seen, "abc|de||||f|g|h|");
             EXPECT(pt_ingest_partial_len(&ingest) == 0 && in_use(pool) == 0);
             pt_ingest_cleanup(&ingest);
@@ -178,14 +205,16 @@ static void read_long_headers(pt_pool *pool)
         pt_ingest_init(&ingest, &long_format, pool, 3, 5);
         for (size_t at = 0; at < sizeof stream; at += consumed) {
             size_t piece = sizeof stream - at < cut ? sizeof stream - at : cut;
-            EXPECT(pt_ingest_feed(&ingest, stream + at, piece, &sink, &consumed) == PT_OK && consumed == piece);
+            EXPECT(pt_ingest_feed(&ingest, stream + at, piece, &sink, &consumed) == PT_OK &&
+                   consumed == piece);
         }
         expect_text(&seen, "xyz|xyz|");
         pt_ingest_cleanup(&ingest);
     }
 }
 
-/* A sink's answer is passed on as it is, ends nothing, and the frame counts as taken, whether it lay whole or was staged. */
+/* A sink's answer is passed on as it is, ends nothing, and the frame counts as taken, whether it
+ * lay whole or was staged. */
 static void stop_at_every_frame(pt_pool *pool, int answer, size_t cut)
 {
     static const uint8_t stream[] = "\2ab\2cd\2ef";
@@ -222,7 +251,8 @@ static void lend_what_the_pool_refused(pt_pool *pool)
     pt_pool_trim(pool);
     dry = 1;
     pt_ingest_init(&ingest, &short_format, pool, 100, 5);
-    EXPECT(pt_ingest_feed(&ingest, stream, 5, &sink, &consumed) == PT_ERR_BACKPRESSURE && consumed == 3);
+    EXPECT(pt_ingest_feed(&ingest, stream, 5, &sink, &consumed) == PT_ERR_BACKPRESSURE &&
+           consumed == 3);
     EXPECT(pt_ingest_partial_len(&ingest) == 0 && ingest.state == PT_INGEST_WAIT_HEADER);
     pt_ingest_lend(&ingest, spare);
     EXPECT(pt_ingest_feed(&ingest, stream + 3, 2, &sink, &consumed) == PT_OK && consumed == 2);
@@ -265,13 +295,15 @@ static void end_at_every_fault(pt_pool *pool)
             size_t start = 0;
             if (code == PT_OK) {
                 start = cut;
-                code = pt_ingest_feed(&ingest, stream + cut, cases[index].len - cut, &sink, &consumed);
+                code =
+                    pt_ingest_feed(&ingest, stream + cut, cases[index].len - cut, &sink, &consumed);
             }
             EXPECT(code == cases[index].code);
             EXPECT(consumed == (cases[index].bad_at > start ? cases[index].bad_at - start : 0));
             expect_text(&seen, "a|");
             EXPECT(ingest.state == PT_INGEST_INIT && in_use(pool) == 0);
-            EXPECT(pt_ingest_feed(&ingest, stream, 1, &sink, &consumed) == PT_ERR_INVALID_STATE && consumed == 0);
+            EXPECT(pt_ingest_feed(&ingest, stream, 1, &sink, &consumed) == PT_ERR_INVALID_STATE &&
+                   consumed == 0);
         }
     }
 }

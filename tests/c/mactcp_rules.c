@@ -1,4 +1,5 @@
-/* The simulated MacTCP driver and its platform: what it is given, what it refuses, and when it lets go. */
+/* The simulated MacTCP driver and its platform: what it is given, what it refuses, and when it lets
+ * go. */
 #include "sim_check.h"
 
 static pt_sim *sim;
@@ -65,32 +66,42 @@ static void the_driver_refuses_what_the_real_one_refuses(void)
 
     prepare(&block, wds);
     wds[1] = wds[0];
-    CHECK(pt_mactcp_control(driver(), &block) == PT_MACTCP_INVALID_WDS && has_violation(&one, "mactcp: TCPSend -23014: the list has no zero sentinel"));
+    CHECK(pt_mactcp_control(driver(), &block) == PT_MACTCP_INVALID_WDS &&
+          has_violation(&one, "mactcp: TCPSend -23014: the list has no zero sentinel"));
     prepare(&block, wds);
     wds[0].length = 0;
-    CHECK(pt_mactcp_control(driver(), &block) == PT_MACTCP_INVALID_WDS && has_violation(&one, "the list is empty"));
+    CHECK(pt_mactcp_control(driver(), &block) == PT_MACTCP_INVALID_WDS &&
+          has_violation(&one, "the list is empty"));
     prepare(&block, wds);
     block.io_completion = never_called;
-    CHECK(pt_mactcp_control(driver(), &block) == PT_MACTCP_BAD_PARAMETER && has_violation(&one, "a completion routine is set"));
+    CHECK(pt_mactcp_control(driver(), &block) == PT_MACTCP_BAD_PARAMETER &&
+          has_violation(&one, "a completion routine is set"));
     prepare(&block, wds);
     block.send_length = 1;
-    CHECK(pt_mactcp_control(driver(), &block) == PT_MACTCP_BAD_PARAMETER && has_violation(&one, "not cleared before use"));
+    CHECK(pt_mactcp_control(driver(), &block) == PT_MACTCP_BAD_PARAMETER &&
+          has_violation(&one, "not cleared before use"));
     prepare(&block, wds);
     block.io_c_ref_num = 1;
-    CHECK(pt_mactcp_control(driver(), &block) == PT_MACTCP_BAD_REFNUM && has_violation(&one, "reference number"));
+    CHECK(pt_mactcp_control(driver(), &block) == PT_MACTCP_BAD_REFNUM &&
+          has_violation(&one, "reference number"));
     prepare(&block, wds);
     block.tcp_stream = 12345;
-    CHECK(pt_mactcp_control(driver(), &block) == PT_MACTCP_INVALID_STREAM && has_violation(&one, "no such stream"));
+    CHECK(pt_mactcp_control(driver(), &block) == PT_MACTCP_INVALID_STREAM &&
+          has_violation(&one, "no such stream"));
     prepare(&block, wds);
     block.cs_code = 99;
-    CHECK(pt_mactcp_control(driver(), &block) == PT_MACTCP_BAD_PARAMETER && has_violation(&one, "no such call"));
+    CHECK(pt_mactcp_control(driver(), &block) == PT_MACTCP_BAD_PARAMETER &&
+          has_violation(&one, "no such call"));
     uint32_t refused = world_of(&one)->violation_count;
     CHECK(refused == 7);
 
-    /* One that is right: in progress, then done; the block may be used again only after it was cleared. */
+    /* One that is right: in progress, then done; the block may be used again only after it was
+     * cleared. */
     prepare(&block, wds);
-    CHECK(pt_mactcp_control(driver(), &block) == PT_MACTCP_IN_PROGRESS && block.io_result == PT_MACTCP_IN_PROGRESS);
-    CHECK(pt_mactcp_control(driver(), &block) == PT_MACTCP_BAD_PARAMETER && has_violation(&one, "still in progress"));
+    CHECK(pt_mactcp_control(driver(), &block) == PT_MACTCP_IN_PROGRESS &&
+          block.io_result == PT_MACTCP_IN_PROGRESS);
+    CHECK(pt_mactcp_control(driver(), &block) == PT_MACTCP_BAD_PARAMETER &&
+          has_violation(&one, "still in progress"));
     CHECK(block.io_result == PT_MACTCP_IN_PROGRESS);
     run_out();
     CHECK(block.io_result == PT_MACTCP_NO_ERROR && block.send_length == sizeof bytes);
@@ -101,7 +112,8 @@ static void the_driver_refuses_what_the_real_one_refuses(void)
     CHECK(pt_mactcp_control(driver(), &block) == PT_MACTCP_IN_PROGRESS);
     bytes[5]++;
     run_out();
-    CHECK(block.io_result == PT_MACTCP_NO_ERROR && has_violation(&one, "-23013: the buffer was changed or moved"));
+    CHECK(block.io_result == PT_MACTCP_NO_ERROR &&
+          has_violation(&one, "-23013: the buffer was changed or moved"));
     prepare(&block, wds);
     CHECK(pt_mactcp_control(driver(), &block) == PT_MACTCP_IN_PROGRESS);
     wds[0].ptr = bytes + 1;
@@ -116,7 +128,8 @@ static void the_driver_refuses_what_the_real_one_refuses(void)
     release.io_c_ref_num = pt_mactcp_ref_num(driver());
     release.cs_code = PT_MACTCP_RELEASE;
     release.tcp_stream = one.handle;
-    CHECK(pt_mactcp_control(driver(), &release) == PT_MACTCP_BAD_PARAMETER && has_violation(&one, "released while sends are in progress"));
+    CHECK(pt_mactcp_control(driver(), &release) == PT_MACTCP_BAD_PARAMETER &&
+          has_violation(&one, "released while sends are in progress"));
     run_out();
     end();
 }
@@ -160,21 +173,27 @@ static void each_slot_is_issued_as_the_maker_wants_it(void)
     for (int index = 0; index < 2; index++) {
         pt_send_slot *slot = &one.slots[index];
         const pt_mactcp_block *block = slot->platform_data;
-        CHECK(slot->state == PT_SLOT_IN_FLIGHT && block->cs_code == PT_MACTCP_SEND && block->io_result == PT_MACTCP_IN_PROGRESS);
-        CHECK(block->io_c_ref_num == pt_mactcp_ref_num(driver()) && block->tcp_stream == one.handle && block->io_completion == NULL);
-        CHECK(block->ulp_timeout_value == 30 && block->ulp_timeout_action == 1 && block->validity_flags == 0xC0 && block->push_flag == 0);
-        CHECK(block->wds[0].ptr == slot->buffer && block->wds[0].length == slot->message_len && slot->message_len == 112 + 100 * index);
+        CHECK(slot->state == PT_SLOT_IN_FLIGHT && block->cs_code == PT_MACTCP_SEND &&
+              block->io_result == PT_MACTCP_IN_PROGRESS);
+        CHECK(block->io_c_ref_num == pt_mactcp_ref_num(driver()) &&
+              block->tcp_stream == one.handle && block->io_completion == NULL);
+        CHECK(block->ulp_timeout_value == 30 && block->ulp_timeout_action == 1 &&
+              block->validity_flags == 0xC0 && block->push_flag == 0);
+        CHECK(block->wds[0].ptr == slot->buffer && block->wds[0].length == slot->message_len &&
+              slot->message_len == 112 + 100 * index);
         CHECK(block->wds[1].ptr == NULL && block->wds[1].length == 0);
     }
     CHECK(one.context.ops->send_slots_available(&one.context, &one.link) == 0);
     pt_sim_counts counts;
     run_out();
     CHECK(pt_sim_get_counts(sim, one.host, other.host, &counts) == PT_OK && counts.packets >= 2);
-    CHECK(one.context.ops->poll_send_completions(&one.context, &one.link) == 2); /* both were in flight at once */
+    CHECK(one.context.ops->poll_send_completions(&one.context, &one.link) ==
+          2); /* both were in flight at once */
     CHECK(one.context.ops->poll_send_completions(&one.context, &one.link) == 0);
     while (go_on(sim, &one, &other, UINT64_MAX)) {
     }
-    CHECK(one.sent == 2 && other.received == 2 && one.context.ops->send_slots_available(&one.context, &one.link) == 2);
+    CHECK(one.sent == 2 && other.received == 2 &&
+          one.context.ops->send_slots_available(&one.context, &one.link) == 2);
     CHECK(one.context.ops->poll_send_completions(&one.context, &one.link) == 0);
     CHECK(PT_MACTCP_BLOCK_DOCUMENTED == 108 && PT_MACTCP_BLOCK_SIZE == 92);
     end();
@@ -190,7 +209,8 @@ static void ten_thousand_sends_go_through_two_slots_in_order_though_they_complet
         while (number < 10000 && (result = send_number(&one, number, 4 + number % 900)) >= 0)
             number++;
         CHECK(result >= 0 || result == PT_ERR_WOULD_BLOCK);
-        overtaken += one.slots[one.link.pipeline.head].state == PT_SLOT_IN_FLIGHT && one.link.pipeline.pending_count == 2 &&
+        overtaken += one.slots[one.link.pipeline.head].state == PT_SLOT_IN_FLIGHT &&
+                     one.link.pipeline.pending_count == 2 &&
                      one.slots[!one.link.pipeline.head].state == PT_SLOT_COMPLETED;
         CHECK(go_on(sim, &one, &other, UINT64_MAX) || one.sent == 10000);
     }
@@ -232,7 +252,8 @@ static void a_vanished_peer_fails_every_send_after_thirty_seconds(void)
     uint64_t waited = pt_sim_now(sim) - start;
     CHECK(waited >= 30 * SECOND && waited < 30 * SECOND + SECOND);
     CHECK(one.sent == 0 && (one.failed == 0 || one.sent_code == PT_ERR_CONNECTION_CLOSED));
-    CHECK(one.failed + pt_link_pending(&one.link) == 2 && one.close_code == PT_ERR_CONNECTION_CLOSED && one.close_error == PT_MACTCP_TERMINATED);
+    CHECK(one.failed + pt_link_pending(&one.link) == 2 &&
+          one.close_code == PT_ERR_CONNECTION_CLOSED && one.close_error == PT_MACTCP_TERMINATED);
     end();
 }
 
@@ -275,7 +296,8 @@ static void a_synchronous_send_waits_for_its_acknowledgement_and_at_most_five_se
     (void)send_number(&one, 1, 100);
     while (!one.closed)
         (void)turn(&one, 0);
-    CHECK(pt_sim_now(sim) - start == 5 * SECOND && one.close_code == PT_ERR_TIMEOUT && pt_link_pending(&one.link) == 1);
+    CHECK(pt_sim_now(sim) - start == 5 * SECOND && one.close_code == PT_ERR_TIMEOUT &&
+          pt_link_pending(&one.link) == 1);
     CHECK(world_of(&one)->violation_count == 0);
     end();
 }
@@ -285,13 +307,16 @@ static void a_synchronous_send_never_overtakes_what_is_in_flight(void)
     begin(pt_mactcp_ops(), PT_SIM_CLASSIC, 0);
     CHECK(send_number(&one, 0, 100) >= 0 && send_number(&one, 1, 100) >= 0);
     (void)turn(&one, 0);
-    static const uint8_t frame[16] = {'P', 'T', 'M', 'G', 1, PT_FRAME_DATA, 0, 2, 0, 4, 0, 0, 0, 2, 0, 0};
+    static const uint8_t frame[16] = {'P', 'T', 'M', 'G', 1, PT_FRAME_DATA, 0, 2, 0, 4, 0,
+                                      0,   0,   2,   0,   0};
     uint8_t whole[16];
-    pt_frame encoded = {.payload = frame + 10, .payload_len = 4, .type = PT_FRAME_DATA, .sequence = 2};
+    pt_frame encoded = {
+        .payload = frame + 10, .payload_len = 4, .type = PT_FRAME_DATA, .sequence = 2};
     CHECK(pt_frame_encode(&encoded, whole, sizeof whole) == 16);
     uint64_t start = pt_sim_now(sim);
     CHECK(one.context.ops->tcp_send(&one.context, &one.link, whole, 16) == PT_OK);
-    CHECK(pt_sim_now(sim) - start > 2 * 27 * MS); /* it went only when the others were acknowledged */
+    CHECK(pt_sim_now(sim) - start >
+          2 * 27 * MS); /* it went only when the others were acknowledged */
     while (go_on(sim, &one, &other, UINT64_MAX)) {
     }
     CHECK(other.received == 3 && other.wrong == 0 && one.sent == 2);

@@ -1,6 +1,8 @@
-"""Write the golden vectors as C tables: make_vectors.py FOLDER makes FOLDER/vectors_<format>.h of each tests/vectors/<format>.json that C tests read.
+"""Write the golden vectors as C tables: make_vectors.py FOLDER makes FOLDER/vectors_<format>.h of
+each tests/vectors/<format>.json that C tests read.
 
-The shapes of the rows are in vectors.h. What a connection does with a stream of bytes is worked out here, by a reader of its own in a few lines.
+The shapes of the rows are in vectors.h. What a connection does with a stream of bytes is worked out
+here, by a reader of its own in a few lines.
 """
 
 from __future__ import annotations
@@ -30,7 +32,12 @@ def row(**fields: object) -> str:
 
 def common(case: Case) -> dict[str, object]:
     """What most formats share; a code that the file does not give is its name."""
-    return {"id": json.dumps(case["id"]), "op": OPS[case["op"]], "code": case["error"], "bytes": c_bytes(case.get("hex", ""))}
+    return {
+        "id": json.dumps(case["id"]),
+        "op": OPS[case["op"]],
+        "code": case["error"],
+        "bytes": c_bytes(case.get("hex", "")),
+    }
 
 
 def crc16(case: Case) -> str:
@@ -69,18 +76,32 @@ def discovery(case: Case) -> str:
 
 def capability(case: Case) -> str:
     names = ("max_message", "preferred_chunk", "buffer_pressure", "flags")
-    values = {part: "{" + ", ".join(str(case.get(part, {}).get(name, 0)) for name in names) + "}" for part in ("input", "decoded")}
+    values = {
+        part: "{" + ", ".join(str(case.get(part, {}).get(name, 0)) for name in names) + "}"
+        for part in ("input", "decoded")
+    }
     return row(**common(case), **values)
 
 
 def udp(case: Case) -> str:
     fields = case.get("fields", {})
-    return row(**common(case), payload=c_bytes(fields.get("payload", "")), port=fields.get("sender_port", 0))
+    return row(
+        **common(case),
+        payload=c_bytes(fields.get("payload", "")),
+        port=fields.get("sender_port", 0),
+    )
 
 
 def fragment_header(case: Case) -> str:
     fields = case.get("fields", {})
-    values = {name: fields.get(other, 0) for name, other in (("message_id", "message_id"), ("total_len", "total_length"), ("offset", "offset"))}
+    values = {
+        name: fields.get(other, 0)
+        for name, other in (
+            ("message_id", "message_id"),
+            ("total_len", "total_length"),
+            ("offset", "offset"),
+        )
+    }
     return row(**common(case), **values, flags=fields.get("flags", 0))
 
 
@@ -94,7 +115,8 @@ def crc_by_bits(data: bytes) -> int:
 
 
 def tcp_stream(case: Case) -> str:
-    """Read the stream as the protocol says: frames until one is bad or not whole; here compact ones are understood."""
+    """Read the stream as the protocol says: frames until one is bad or not whole; here compact ones
+    are understood."""
     data = bytes.fromhex(case["sent"])
     code, count, largest = "PT_OK", 0, 0
     while code == "PT_OK":
@@ -115,24 +137,47 @@ def tcp_stream(case: Case) -> str:
             code = "PT_ERR_MESSAGE_TOO_LARGE"
         elif len(data) < whole:
             break
-        elif not compact and crc_by_bits(data[: whole - 2]) != int.from_bytes(data[whole - 2 : whole], "big"):
+        elif not compact and crc_by_bits(data[: whole - 2]) != int.from_bytes(
+            data[whole - 2 : whole], "big"
+        ):
             code = "PT_ERR_CRC"
         else:
             count, largest, data = count + 1, max(largest, payload_len), data[whole:]
-    return row(id=json.dumps(case["id"]), sent=c_bytes(case["sent"]), code=code, frame_count=count, largest_payload=largest)
+    return row(
+        id=json.dumps(case["id"]),
+        sent=c_bytes(case["sent"]),
+        code=code,
+        frame_count=count,
+        largest_payload=largest,
+    )
 
 
 def reassembly(case: Case) -> str:
     """Steps in a table of their own rows: code, payload, message."""
-    steps = ", ".join(f"{{{step['code']}, {c_bytes(step['payload'])}, {c_bytes(step.get('message', ''))}}}" for step in case["steps"])
+    steps = ", ".join(
+        f"{{{step['code']}, {c_bytes(step['payload'])}, {c_bytes(step.get('message', ''))}}}"
+        for step in case["steps"]
+    )
     count = len(case["steps"])
-    return row(id=json.dumps(case["id"]), capacity=case["capacity"], step_count=count, steps=f"(const vector_step[]){{{steps}}}")
+    return row(
+        id=json.dumps(case["id"]),
+        capacity=case["capacity"],
+        step_count=count,
+        steps=f"(const vector_step[]){{{steps}}}",
+    )
 
 
 def batch(case: Case) -> str:
-    kept = [message for index, message in enumerate(case["messages"]) if index not in case["refused"]]
+    kept = [
+        message for index, message in enumerate(case["messages"]) if index not in case["refused"]
+    ]
     messages = ", ".join(map(c_bytes, kept))
-    return row(id=json.dumps(case["id"]), payload=c_bytes(case["payload"]), count=len(kept), messages=f"(const vector_bytes[]){{{messages}}}")
+    return row(
+        id=json.dumps(case["id"]),
+        payload=c_bytes(case["payload"]),
+        count=len(kept),
+        messages=f"(const vector_bytes[]){{{messages}}}",
+    )
 
 
 FORMATS: dict[str, tuple[str, Callable[[Case], str]]] = {
@@ -155,8 +200,13 @@ def main(folder: Path) -> None:
     for name, (shape, write) in FORMATS.items():
         cases = json.loads((VECTORS / f"{name}.json").read_text())["cases"]
         rows = "".join(write(case) for case in cases)
-        text = f"/* Written by make_vectors.py from tests/vectors/{name}.json. */\n#include \"vectors.h\"\n\n"
-        (folder / f"vectors_{name}.h").write_text(text + f"static const {shape} {name.upper()}_VECTORS[] = {{\n{rows}}};\n")
+        text = (
+            f"/* Written by make_vectors.py from tests/vectors/{name}.json. */\n#include "
+            '"vectors.h"\n\n'
+        )
+        (folder / f"vectors_{name}.h").write_text(
+            text + f"static const {shape} {name.upper()}_VECTORS[] = {{\n{rows}}};\n"
+        )
 
 
 if __name__ == "__main__":

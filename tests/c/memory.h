@@ -1,4 +1,5 @@
-/* Memory for pools under test: counted, 16-aligned on systems whose malloc is not, and refused on demand. Include behind check.h. */
+/* Memory for pools under test: counted, 16-aligned on systems whose malloc is not, and refused on
+ * demand. Include behind check.h. */
 #ifndef MEMORY_H
 #define MEMORY_H
 
@@ -36,7 +37,8 @@ static inline void memory_release(void *context, void *memory, size_t size)
 }
 
 /* A pool whose own memory is no part of the account. End it with memory_close_pool(). */
-static inline pt_pool *memory_open_pool(memory_account *account, const pt_pool_class *classes, uint8_t class_count, uint64_t budget)
+static inline pt_pool *memory_open_pool(memory_account *account, const pt_pool_class *classes,
+                                        uint8_t class_count, uint64_t budget)
 {
     const pt_memory source = {memory_allocate, memory_release, account};
     void *memory = malloc(pt_pool_size(classes, class_count));

@@ -1,4 +1,5 @@
-/* The simulated Open Transport provider and its platform: the order of calls, the events, flow control, and what a notifier must not do. */
+/* The simulated Open Transport provider and its platform: the order of calls, the events, flow
+ * control, and what a notifier must not do. */
 #include "sim_check.h"
 
 static pt_sim *sim;
@@ -85,14 +86,21 @@ static void the_modes_are_set_in_one_order_only(void)
     heard by;
     memset(&by, 0, sizeof by);
     pt_ot_endpoint *endpoint = pt_ot_open(one.platform);
-    CHECK(pt_ot_bind(endpoint, 0, 0, 0) == PT_OT_NO_ERROR && pt_ot_get_state(endpoint) == PT_OT_IDLE);
-    CHECK(pt_ot_set_non_blocking(endpoint) == PT_OT_BAD_SYNC && has_violation(&one, "OTSetNonBlocking -3179: the notifier comes first"));
-    CHECK(pt_ot_set_asynchronous(endpoint) == PT_OT_BAD_SYNC && has_violation(&one, "OTSetAsynchronous -3179: the notifier comes first"));
-    CHECK(pt_ot_connect(endpoint, 0x0A000002, 1) == PT_OT_BAD_SYNC && has_violation(&one, "OTConnect -3179: the endpoint is not asynchronous yet"));
+    CHECK(pt_ot_bind(endpoint, 0, 0, 0) == PT_OT_NO_ERROR &&
+          pt_ot_get_state(endpoint) == PT_OT_IDLE);
+    CHECK(pt_ot_set_non_blocking(endpoint) == PT_OT_BAD_SYNC &&
+          has_violation(&one, "OTSetNonBlocking -3179: the notifier comes first"));
+    CHECK(pt_ot_set_asynchronous(endpoint) == PT_OT_BAD_SYNC &&
+          has_violation(&one, "OTSetAsynchronous -3179: the notifier comes first"));
+    CHECK(pt_ot_connect(endpoint, 0x0A000002, 1) == PT_OT_BAD_SYNC &&
+          has_violation(&one, "OTConnect -3179: the endpoint is not asynchronous yet"));
     CHECK(pt_ot_install_notifier(endpoint, write_down, &by) == PT_OT_NO_ERROR);
-    CHECK(pt_ot_install_notifier(endpoint, write_down, &by) == PT_OT_ACCESS && has_violation(&one, "there is a notifier already"));
-    CHECK(pt_ot_set_asynchronous(endpoint) == PT_OT_BAD_SYNC && has_violation(&one, "non-blocking mode comes first"));
-    CHECK(pt_ot_set_non_blocking(endpoint) == PT_OT_NO_ERROR && pt_ot_set_asynchronous(endpoint) == PT_OT_NO_ERROR);
+    CHECK(pt_ot_install_notifier(endpoint, write_down, &by) == PT_OT_ACCESS &&
+          has_violation(&one, "there is a notifier already"));
+    CHECK(pt_ot_set_asynchronous(endpoint) == PT_OT_BAD_SYNC &&
+          has_violation(&one, "non-blocking mode comes first"));
+    CHECK(pt_ot_set_non_blocking(endpoint) == PT_OT_NO_ERROR &&
+          pt_ot_set_asynchronous(endpoint) == PT_OT_NO_ERROR);
     CHECK(world_of(&one)->violation_count == 5);
     pt_ot_close(endpoint);
     end();
@@ -108,19 +116,29 @@ static void a_connection_lives_through_all_its_events(void)
     pt_ot_endpoint *listens = make_ready(other.platform, &listener, write_down);
     pt_ot_endpoint *accepts = make_ready(other.platform, &accepted, write_down);
     pt_ot_endpoint *dials = make_ready(one.platform, &caller, write_down);
-    CHECK(pt_ot_bind(listens, 99, 1, 0) == PT_OT_NO_ERROR && pt_ot_bind(dials, 0, 0, 0) == PT_OT_NO_ERROR);
-    CHECK(pt_ot_listen(listens, &call) == PT_OT_NO_DATA && pt_ot_receive_connect(dials) == PT_OT_OUT_STATE);
-    CHECK(pt_ot_connect(dials, 0x0A000002, 99) == PT_OT_NO_DATA && pt_ot_get_state(dials) == PT_OT_OUTCON);
-    CHECK(pt_ot_receive_connect(dials) == PT_OT_NO_DATA && pt_ot_send(dials, data, 1) == PT_OT_OUT_STATE);
+    CHECK(pt_ot_bind(listens, 99, 1, 0) == PT_OT_NO_ERROR &&
+          pt_ot_bind(dials, 0, 0, 0) == PT_OT_NO_ERROR);
+    CHECK(pt_ot_listen(listens, &call) == PT_OT_NO_DATA &&
+          pt_ot_receive_connect(dials) == PT_OT_OUT_STATE);
+    CHECK(pt_ot_connect(dials, 0x0A000002, 99) == PT_OT_NO_DATA &&
+          pt_ot_get_state(dials) == PT_OT_OUTCON);
+    CHECK(pt_ot_receive_connect(dials) == PT_OT_NO_DATA &&
+          pt_ot_send(dials, data, 1) == PT_OT_OUT_STATE);
     run_for(SECOND);
-    CHECK(has_heard(&listener, PT_OT_LISTEN) && pt_ot_look(listens) == PT_OT_LISTEN && has_heard(&caller, PT_OT_CONNECT));
-    CHECK(pt_ot_listen(listens, &call) == PT_OT_NO_ERROR && pt_ot_get_state(listens) == PT_OT_INCON && call.address == 0x0A000001);
-    CHECK(pt_ot_accept(listens, accepts, &call) == PT_OT_NO_ERROR && pt_ot_get_state(listens) == PT_OT_IDLE);
-    CHECK(has_heard(&accepted, PT_OT_PASSCON) && has_heard(&listener, PT_OT_ACCEPTCOMPLETE) && pt_ot_get_state(accepts) == PT_OT_DATAXFER);
-    CHECK(pt_ot_receive_connect(dials) == PT_OT_NO_ERROR && pt_ot_get_state(dials) == PT_OT_DATAXFER && pt_ot_look(dials) == 0);
+    CHECK(has_heard(&listener, PT_OT_LISTEN) && pt_ot_look(listens) == PT_OT_LISTEN &&
+          has_heard(&caller, PT_OT_CONNECT));
+    CHECK(pt_ot_listen(listens, &call) == PT_OT_NO_ERROR &&
+          pt_ot_get_state(listens) == PT_OT_INCON && call.address == 0x0A000001);
+    CHECK(pt_ot_accept(listens, accepts, &call) == PT_OT_NO_ERROR &&
+          pt_ot_get_state(listens) == PT_OT_IDLE);
+    CHECK(has_heard(&accepted, PT_OT_PASSCON) && has_heard(&listener, PT_OT_ACCEPTCOMPLETE) &&
+          pt_ot_get_state(accepts) == PT_OT_DATAXFER);
+    CHECK(pt_ot_receive_connect(dials) == PT_OT_NO_ERROR &&
+          pt_ot_get_state(dials) == PT_OT_DATAXFER && pt_ot_look(dials) == 0);
 
     /* Data: told once until it is all read; the memory comes back when it is acknowledged. */
-    CHECK(pt_ot_send(dials, data, 200) == 200 && pt_ot_send(dials, data + 200, 100) == 100 && caller.released == 0);
+    CHECK(pt_ot_send(dials, data, 200) == 200 && pt_ot_send(dials, data + 200, 100) == 100 &&
+          caller.released == 0);
     run_for(SECOND);
     CHECK(caller.released == 300 && has_heard(&caller, PT_OT_MEMORYRELEASED));
     uint32_t before = accepted.count;
@@ -128,20 +146,26 @@ static void a_connection_lives_through_all_its_events(void)
     CHECK(pt_ot_receive(accepts, got, 50) == 50 && pt_ot_send(dials, data, 10) == 10);
     run_for(SECOND);
     CHECK(accepted.count == before && pt_ot_look(accepts) == PT_OT_DATA); /* no second T_DATA */
-    CHECK(pt_ot_receive(accepts, got, 400) == 260 && pt_ot_receive(accepts, got, 400) == PT_OT_NO_DATA && pt_ot_look(accepts) == 0);
+    CHECK(pt_ot_receive(accepts, got, 400) == 260 &&
+          pt_ot_receive(accepts, got, 400) == PT_OT_NO_DATA && pt_ot_look(accepts) == 0);
     CHECK(pt_ot_send(dials, data, 10) == 10);
     run_for(SECOND);
-    CHECK(accepted.count == before + 1 && accepted.events[before] == PT_OT_DATA && pt_ot_receive(accepts, got, 400) == 10);
+    CHECK(accepted.count == before + 1 && accepted.events[before] == PT_OT_DATA &&
+          pt_ot_receive(accepts, got, 400) == 10);
 
     /* Each half ends in order. */
-    CHECK(pt_ot_receive_release(accepts) == PT_OT_NO_RELEASE && pt_ot_send_release(dials) == PT_OT_NO_ERROR && pt_ot_get_state(dials) == PT_OT_OUTREL);
+    CHECK(pt_ot_receive_release(accepts) == PT_OT_NO_RELEASE &&
+          pt_ot_send_release(dials) == PT_OT_NO_ERROR && pt_ot_get_state(dials) == PT_OT_OUTREL);
     CHECK(pt_ot_send(dials, data, 1) == PT_OT_OUT_STATE);
     run_for(SECOND);
-    CHECK(has_heard(&accepted, PT_OT_ORDREL) && pt_ot_receive(accepts, got, 1) == PT_OT_LOOK && pt_ot_look(accepts) == PT_OT_ORDREL);
-    CHECK(pt_ot_receive_release(accepts) == PT_OT_NO_ERROR && pt_ot_get_state(accepts) == PT_OT_INREL && pt_ot_send(accepts, data, 20) == 20);
+    CHECK(has_heard(&accepted, PT_OT_ORDREL) && pt_ot_receive(accepts, got, 1) == PT_OT_LOOK &&
+          pt_ot_look(accepts) == PT_OT_ORDREL);
+    CHECK(pt_ot_receive_release(accepts) == PT_OT_NO_ERROR &&
+          pt_ot_get_state(accepts) == PT_OT_INREL && pt_ot_send(accepts, data, 20) == 20);
     CHECK(pt_ot_send_release(accepts) == PT_OT_NO_ERROR && pt_ot_get_state(accepts) == PT_OT_IDLE);
     run_for(SECOND);
-    CHECK(pt_ot_receive(dials, got, 400) == 20 && pt_ot_receive_release(dials) == PT_OT_NO_ERROR && pt_ot_get_state(dials) == PT_OT_IDLE);
+    CHECK(pt_ot_receive(dials, got, 400) == 20 && pt_ot_receive_release(dials) == PT_OT_NO_ERROR &&
+          pt_ot_get_state(dials) == PT_OT_IDLE);
     CHECK(world_of(&one)->violation_count == 0 && world_of(&other)->violation_count == 0);
     pt_ot_close(dials);
     pt_ot_close(accepts);
@@ -162,7 +186,8 @@ static void a_flow_that_was_stopped_is_told_when_it_may_go_on(void)
     CHECK(pt_ot_send(sends, data, 500) == 500);
     run_for(SECOND);
     CHECK(!has_heard(&by, PT_OT_GODATA)); /* nobody was stopped */
-    CHECK(pt_ot_send(sends, data, 1000) == 600 && pt_ot_send(sends, data + 600, 400) == PT_OT_FLOW && !has_heard(&by, PT_OT_GODATA));
+    CHECK(pt_ot_send(sends, data, 1000) == 600 &&
+          pt_ot_send(sends, data + 600, 400) == PT_OT_FLOW && !has_heard(&by, PT_OT_GODATA));
     run_for(SECOND);
     CHECK(has_heard(&by, PT_OT_GODATA) && pt_ot_send(sends, data + 600, 400) == 400);
     run_for(SECOND);
@@ -177,23 +202,30 @@ static void a_refusal_and_a_break_are_disconnects(void)
     heard caller, called;
     uint8_t data[100] = {0};
     pt_ot_endpoint *dials = make_ready(one.platform, &caller, write_down);
-    CHECK(pt_ot_bind(dials, 0, 0, 0) == PT_OT_NO_ERROR && pt_ot_connect(dials, 0x0A000002, 98) == PT_OT_NO_DATA);
+    CHECK(pt_ot_bind(dials, 0, 0, 0) == PT_OT_NO_ERROR &&
+          pt_ot_connect(dials, 0x0A000002, 98) == PT_OT_NO_DATA);
     CHECK(pt_ot_receive_disconnect(dials) == PT_OT_NO_DISCONNECT);
     run_for(SECOND);
-    CHECK(has_heard(&caller, PT_OT_DISCONNECT) && pt_ot_receive_connect(dials) == PT_OT_LOOK && pt_ot_look(dials) == PT_OT_DISCONNECT);
-    CHECK(pt_ot_receive_disconnect(dials) == PT_OT_NO_ERROR && pt_ot_get_state(dials) == PT_OT_IDLE);
+    CHECK(has_heard(&caller, PT_OT_DISCONNECT) && pt_ot_receive_connect(dials) == PT_OT_LOOK &&
+          pt_ot_look(dials) == PT_OT_DISCONNECT);
+    CHECK(pt_ot_receive_disconnect(dials) == PT_OT_NO_ERROR &&
+          pt_ot_get_state(dials) == PT_OT_IDLE);
     pt_ot_close(dials);
 
     int32_t listener = pt_sim_listen(sim, other.host, 97);
     dials = make_ready(one.platform, &caller, write_down);
     pt_ot_endpoint *answers = make_ready(other.platform, &called, write_down);
-    CHECK(pt_ot_bind(dials, 0, 0, 0) == PT_OT_NO_ERROR && pt_ot_connect(dials, 0x0A000002, 97) == PT_OT_NO_DATA);
+    CHECK(pt_ot_bind(dials, 0, 0, 0) == PT_OT_NO_ERROR &&
+          pt_ot_connect(dials, 0x0A000002, 97) == PT_OT_NO_DATA);
     run_for(SECOND);
-    CHECK(pt_ot_adopt(answers, pt_sim_accept(sim, listener)) == PT_OT_NO_ERROR && pt_ot_receive_connect(dials) == PT_OT_NO_ERROR);
+    CHECK(pt_ot_adopt(answers, pt_sim_accept(sim, listener)) == PT_OT_NO_ERROR &&
+          pt_ot_receive_connect(dials) == PT_OT_NO_ERROR);
     CHECK(pt_ot_send(dials, data, 100) == 100 && pt_ot_send_disconnect(dials) == PT_OT_NO_ERROR);
-    CHECK(has_heard(&caller, PT_OT_DISCONNECTCOMPLETE) && caller.released == -100 && pt_ot_get_state(dials) == PT_OT_IDLE);
+    CHECK(has_heard(&caller, PT_OT_DISCONNECTCOMPLETE) && caller.released == -100 &&
+          pt_ot_get_state(dials) == PT_OT_IDLE);
     run_for(SECOND);
-    CHECK(has_heard(&called, PT_OT_DISCONNECT) && pt_ot_send(answers, data, 1) == PT_OT_LOOK && pt_ot_receive_disconnect(answers) == PT_OT_NO_ERROR);
+    CHECK(has_heard(&called, PT_OT_DISCONNECT) && pt_ot_send(answers, data, 1) == PT_OT_LOOK &&
+          pt_ot_receive_disconnect(answers) == PT_OT_NO_ERROR);
     pt_ot_close(dials);
     pt_ot_close(answers);
     end();
@@ -206,15 +238,22 @@ static void an_unreachable_datagram_wedges_the_endpoint_until_it_is_taken(void)
     uint8_t data[8] = {1};
     uint32_t address;
     uint16_t port;
-    pt_ot_endpoint *sends = make_ready(one.platform, &by, write_down), *hears = make_ready(other.platform, &to, write_down);
-    CHECK(pt_ot_bind(sends, 500, 0, 1) == PT_OT_NO_ERROR && pt_ot_bind(hears, 600, 0, 1) == PT_OT_NO_ERROR);
-    CHECK(pt_ot_send_datagram(sends, data, 8, 0x0A000002, 601) == PT_OT_NO_ERROR && pt_ot_receive_uderr(sends) == PT_OT_NO_UDERR);
+    pt_ot_endpoint *sends = make_ready(one.platform, &by, write_down),
+                   *hears = make_ready(other.platform, &to, write_down);
+    CHECK(pt_ot_bind(sends, 500, 0, 1) == PT_OT_NO_ERROR &&
+          pt_ot_bind(hears, 600, 0, 1) == PT_OT_NO_ERROR);
+    CHECK(pt_ot_send_datagram(sends, data, 8, 0x0A000002, 601) == PT_OT_NO_ERROR &&
+          pt_ot_receive_uderr(sends) == PT_OT_NO_UDERR);
     run_for(SECOND);
     CHECK(has_heard(&by, PT_OT_UDERR) && pt_ot_look(sends) == PT_OT_UDERR);
-    CHECK(pt_ot_send_datagram(sends, data, 8, 0x0A000002, 600) == PT_OT_LOOK && pt_ot_receive_datagram(sends, data, 8, &address, &port) == PT_OT_LOOK);
-    CHECK(pt_ot_receive_uderr(sends) == PT_OT_NO_ERROR && pt_ot_send_datagram(sends, data, 8, 0x0A000002, 600) == PT_OT_NO_ERROR);
+    CHECK(pt_ot_send_datagram(sends, data, 8, 0x0A000002, 600) == PT_OT_LOOK &&
+          pt_ot_receive_datagram(sends, data, 8, &address, &port) == PT_OT_LOOK);
+    CHECK(pt_ot_receive_uderr(sends) == PT_OT_NO_ERROR &&
+          pt_ot_send_datagram(sends, data, 8, 0x0A000002, 600) == PT_OT_NO_ERROR);
     run_for(SECOND);
-    CHECK(has_heard(&to, PT_OT_DATA) && pt_ot_receive_datagram(hears, data, 8, &address, &port) == 8 && address == 0x0A000001 && port == 500);
+    CHECK(has_heard(&to, PT_OT_DATA) &&
+          pt_ot_receive_datagram(hears, data, 8, &address, &port) == 8 && address == 0x0A000001 &&
+          port == 500);
     CHECK(pt_ot_receive_datagram(hears, data, 8, &address, &port) == PT_OT_NO_DATA);
     pt_ot_close(sends);
     pt_ot_close(hears);
@@ -233,7 +272,9 @@ static void work_at_notifier_time_is_refused_and_told(void)
     CHECK(pt_ot_adopt(works, pt_sim_accept(sim, listener)) == PT_OT_NO_ERROR);
     CHECK(pt_sim_send(sim, stream, data, 4) == 4);
     run_for(SECOND);
-    CHECK(by.result == PT_OT_BAD_SYNC && has_violation(&one, "OTRcv -3179: called at notifier time") && has_violation(&one, "OTOpenEndpoint -3179"));
+    CHECK(by.result == PT_OT_BAD_SYNC &&
+          has_violation(&one, "OTRcv -3179: called at notifier time") &&
+          has_violation(&one, "OTOpenEndpoint -3179"));
     CHECK(pt_ot_receive(works, data, 4) == 4);
     pt_ot_close(works);
     end();
@@ -248,17 +289,21 @@ static void bytes_may_not_change_before_they_are_released(void)
     CHECK(pt_sim_dial(sim, other.host, 0x0A000001, 96) > 0);
     uint8_t data[4] = {0};
     run_for(SECOND);
-    CHECK(pt_ot_adopt(sends, pt_sim_accept(sim, listener)) == PT_OT_NO_ERROR && pt_ot_send(sends, data, 4) == 4);
+    CHECK(pt_ot_adopt(sends, pt_sim_accept(sim, listener)) == PT_OT_NO_ERROR &&
+          pt_ot_send(sends, data, 4) == 4);
     data[2] = 1;
     run_for(SECOND);
-    CHECK(by.released == 4 && has_violation(&one, "the buffer was changed before T_MEMORYRELEASED"));
+    CHECK(by.released == 4 &&
+          has_violation(&one, "the buffer was changed before T_MEMORYRELEASED"));
     pt_ot_close(sends);
     end();
 }
 
 static void flow_control_takes_slots_in_part_and_goes_on_in_order(void)
 {
-    CHECK(pt_ot_code(PT_OT_FLOW) == PT_ERR_WOULD_BLOCK && pt_ot_code(PT_OT_NO_DATA) == PT_ERR_WOULD_BLOCK && pt_ot_code(PT_OT_LOOK) == PT_ERR_CONNECTION_CLOSED);
+    CHECK(pt_ot_code(PT_OT_FLOW) == PT_ERR_WOULD_BLOCK &&
+          pt_ot_code(PT_OT_NO_DATA) == PT_ERR_WOULD_BLOCK &&
+          pt_ot_code(PT_OT_LOOK) == PT_ERR_CONNECTION_CLOSED);
     CHECK(pt_ot_code(PT_OT_OUT_OF_MEMORY) == PT_ERR_WOULD_BLOCK);
     begin(pt_ot_ops(), PT_SIM_CLASSIC, 600); /* less than a message */
     uint32_t number = 0, blocked = 0, parts = 0;
@@ -267,11 +312,15 @@ static void flow_control_takes_slots_in_part_and_goes_on_in_order(void)
             number++;
         blocked += one.link.blocked;
         for (int index = 0; index < 2; index++)
-            parts += one.slots[index].state == PT_SLOT_IN_FLIGHT && one.slots[index].sent_len != 0 && one.slots[index].sent_len < one.slots[index].message_len;
-        CHECK(one.context.ops->send_slots_available(&one.context, &one.link) == 2 - one.link.pipeline.pending_count);
+            parts += one.slots[index].state == PT_SLOT_IN_FLIGHT &&
+                     one.slots[index].sent_len != 0 &&
+                     one.slots[index].sent_len < one.slots[index].message_len;
+        CHECK(one.context.ops->send_slots_available(&one.context, &one.link) ==
+              2 - one.link.pipeline.pending_count);
         CHECK(go_on(sim, &one, &other, UINT64_MAX) || one.sent == 200);
     }
-    CHECK(blocked > 100 && parts > 100 && other.received == 200 && other.wrong == 0 && one.failed == 0);
+    CHECK(blocked > 100 && parts > 100 && other.received == 200 && other.wrong == 0 &&
+          one.failed == 0);
     CHECK(world_of(&one)->violation_count == 0);
     end();
 }
@@ -283,7 +332,8 @@ static void a_send_without_memory_is_told_when_to_try_again(void)
     uint8_t data[30] = {0};
     pt_ot_endpoint *sends = make_ready(one.platform, &by, write_down);
     int32_t listener = pt_sim_listen(sim, other.host, 95);
-    CHECK(pt_ot_bind(sends, 0, 0, 0) == PT_OT_NO_ERROR && pt_ot_connect(sends, 0x0A000002, 95) == PT_OT_NO_DATA);
+    CHECK(pt_ot_bind(sends, 0, 0, 0) == PT_OT_NO_ERROR &&
+          pt_ot_connect(sends, 0x0A000002, 95) == PT_OT_NO_DATA);
     run_for(SECOND);
     int32_t answers = pt_sim_accept(sim, listener);
     CHECK(answers > 0 && pt_ot_receive_connect(sends) == PT_OT_NO_ERROR);
@@ -298,7 +348,9 @@ static void a_send_without_memory_is_told_when_to_try_again(void)
         while ((count = pt_ot_send(sends, data, sizeof data)) > 0)
             taken_len += (uint32_t)count;
         CHECK(count == PT_OT_OUT_OF_MEMORY && pt_ot_look(sends) == 0);
-        CHECK(taken_len - before == (round == 5 ? 2 : 1) * sizeof data); /* with nothing out there is always memory for one */
+        CHECK(taken_len - before ==
+              (round == 5 ? 2 : 1) *
+                  sizeof data); /* with nothing out there is always memory for one */
         by.count = 0;
         run_for(SECOND);
         CHECK(has_heard(&by, PT_OT_MEMORYRELEASED) && (uint32_t)by.released == taken_len);
@@ -323,7 +375,8 @@ static void memory_that_runs_out_delays_slots_and_never_reorders(void)
         if (number == 150)
             allocations_left = UINT32_MAX;
     }
-    CHECK(blocked > 100 && other.received == 200 && other.wrong == 0 && one.failed == 0 && !one.closed);
+    CHECK(blocked > 100 && other.received == 200 && other.wrong == 0 && one.failed == 0 &&
+          !one.closed);
     CHECK(world_of(&one)->violation_count == 0);
     end();
 }
@@ -361,7 +414,8 @@ static void a_synchronous_send_waits_for_its_release_and_at_most_five_seconds(vo
     (void)send_number(&one, 1, 100);
     while (!one.closed)
         (void)turn(&one, 0);
-    CHECK(pt_sim_now(sim) - start == 5 * SECOND && one.close_code == PT_ERR_TIMEOUT && pt_link_pending(&one.link) == 1);
+    CHECK(pt_sim_now(sim) - start == 5 * SECOND && one.close_code == PT_ERR_TIMEOUT &&
+          pt_link_pending(&one.link) == 1);
     end();
 }
 

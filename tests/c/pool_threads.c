@@ -1,6 +1,8 @@
-/* Threads that fight for a handful of buffers: no buffer has two borrowers, every returned byte is wiped, the budget holds, and all comes back.
+/* Threads that fight for a handful of buffers: no buffer has two borrowers, every returned byte is
+ * wiped, the budget holds, and all comes back.
  *
- * usage: pool_threads ROUNDS [THREADS]. Exit status 0, or the process stops at what is wrong. Built with assertions, best with ThreadSanitizer too.
+ * usage: pool_threads ROUNDS [THREADS]. Exit status 0, or the process stops at what is wrong. Built
+ * with assertions, best with ThreadSanitizer too.
  */
 #include <pthread.h>
 #include <stdint.h>
@@ -11,9 +13,9 @@
 #include "pt_pool.h"
 
 #define EXPECT(condition) ((condition) ? (void)0 : __builtin_trap())
-#define MAX_THREADS 64
-#define BUFFER_SIZE 16u
-#define BUFFER_COST ((uint64_t)BUFFER_SIZE + 16u)
+#define MAX_THREADS       64
+#define BUFFER_SIZE       16u
+#define BUFFER_COST       ((uint64_t)BUFFER_SIZE + 16u)
 
 static pt_pool *pool;
 static long rounds;
@@ -52,7 +54,8 @@ static void give(uint8_t *buffer, uint8_t mark)
     pt_pool_release(pool, buffer, BUFFER_SIZE);
 }
 
-/* Two out, then back in the order in which they came: the top of the stack returns with another below it. */
+/* Two out, then back in the order in which they came: the top of the stack returns with another
+ * below it. */
 static void *fight(void *argument)
 {
     uint8_t mark = *(const uint8_t *)argument;
@@ -95,7 +98,8 @@ int main(int argc, char **argv)
     pt_pool_get_statistics(pool, &counted);
     EXPECT(counted.acquires == counted.returns && counted.in_use == 0);
     EXPECT(counted.acquires + counted.refusals == 3u * (uint64_t)rounds * (uint64_t)thread_count);
-    EXPECT(counted.peak_bytes <= 4 * BUFFER_COST && counted.bytes <= counted.peak_bytes && counted.bytes % BUFFER_COST == 0);
+    EXPECT(counted.peak_bytes <= 4 * BUFFER_COST && counted.bytes <= counted.peak_bytes &&
+           counted.bytes % BUFFER_COST == 0);
     EXPECT(pt_pool_cleanup(pool) == 0);
     pt_pool_get_statistics(pool, &counted);
     EXPECT(counted.bytes == 0);

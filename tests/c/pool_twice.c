@@ -1,4 +1,5 @@
-/* A buffer that is given back twice, or to a pool that is not its own, stops the process where assertions are on.
+/* A buffer that is given back twice, or to a pool that is not its own, stops the process where
+ * assertions are on.
  *
  * usage: pool_twice once | twice | foreign
  */

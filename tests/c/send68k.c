@@ -1,6 +1,7 @@
-/* One message of 1,024 bytes on a 68000, for counting: from pt_link_send() to the report that it has left, on a platform that takes each write at once.
- * Each part is a function of its own, so that a trace can be cut there. What is counted is the last message: those before it chose the way of the CRC
- * and made the buffer of each slot. Prints the bytes of stack that all of it used. */
+/* One message of 1,024 bytes on a 68000, for counting: from pt_link_send() to the report that it
+ * has left, on a platform that takes each write at once. Each part is a function of its own, so
+ * that a trace can be cut there. What is counted is the last message: those before it chose the way
+ * of the CRC and made the buffer of each slot. Prints the bytes of stack that all of it used. */
 #include "pt_loop.h"
 
 void *memcpy(void *to, const void *from, size_t len);
@@ -210,9 +211,11 @@ int main(void)
         *place = 0xDEADBEEF;
 
     pt_pool *pool = pt_pool_init(pool_memory, classes, 1, 0, &source);
-    if (pool == NULL || pt_context_init(&context, &ops, NULL, pool, receive_buffer, sizeof receive_buffer, 1) != PT_OK)
+    if (pool == NULL || pt_context_init(&context, &ops, NULL, pool, receive_buffer,
+                                        sizeof receive_buffer, 1) != PT_OK)
         return 2;
-    if (pt_link_open(&context, &link, 0, 0, slots, PT_SEND_PIPELINE_DEPTH, PT_SLOT_BUFFER_SIZE, 0, PT_FRAME_MAX_PAYLOAD) != PT_OK)
+    if (pt_link_open(&context, &link, 0, 0, slots, PT_SEND_PIPELINE_DEPTH, PT_SLOT_BUFFER_SIZE, 0,
+                     PT_FRAME_MAX_PAYLOAD) != PT_OK)
         return 3;
     for (unsigned at = 0; at < sizeof payload; at++)
         payload[at] = (uint8_t)(at * 7 + 3);
@@ -220,10 +223,12 @@ int main(void)
         pt_plain_sink_init(&plain, &sink, 0);
         part_send();
         part_turn();
-        if (result < 0 || count != 1 || events[0].kind != PT_EVENT_SENT || events[0].code != PT_OK || events[0].count != 1)
+        if (result < 0 || count != 1 || events[0].kind != PT_EVENT_SENT ||
+            events[0].code != PT_OK || events[0].count != 1)
             return 4;
     }
-    if (pt_link_close(&context, &link) != 0 || pt_context_cleanup(&context) != PT_OK || pt_pool_cleanup(pool) != 0)
+    if (pt_link_close(&context, &link) != 0 || pt_context_cleanup(&context) != PT_OK ||
+        pt_pool_cleanup(pool) != 0)
         return 5;
 
     const uint32_t *used = bare_stack;

@@ -1,4 +1,5 @@
-/* What the programs about the simulated network share: a check that says where it failed, memory that is counted, and nodes on a network. */
+/* What the programs about the simulated network share: a check that says where it failed, memory
+ * that is counted, and nodes on a network. */
 #ifndef SIM_CHECK_H
 #define SIM_CHECK_H
 
@@ -11,15 +12,15 @@
 #include "pt_ot.h"
 #include "pt_sim.h"
 
-#define CHECK(condition)                                                     \
-    do {                                                                     \
-        if (!(condition)) {                                                  \
-            printf("%s:%d: %s\n", __FILE__, __LINE__, #condition);           \
-            exit(1);                                                         \
-        }                                                                    \
+#define CHECK(condition)                                                                           \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            printf("%s:%d: %s\n", __FILE__, __LINE__, #condition);                                 \
+            exit(1);                                                                               \
+        }                                                                                          \
     } while (0)
 
-#define MS UINT64_C(1000000)
+#define MS     UINT64_C(1000000)
 #define SECOND UINT64_C(1000000000)
 #define EVENTS 128
 
@@ -74,7 +75,8 @@ typedef struct node {
     int32_t close_code, close_error, sent_code;
 } node;
 
-static void make_node(node *made, pt_sim *sim, const pt_platform_ops *ops, uint32_t address, int push, uint32_t send_limit)
+static void make_node(node *made, pt_sim *sim, const pt_platform_ops *ops, uint32_t address,
+                      int push, uint32_t send_limit)
 {
     static const pt_pool_class classes[] = {{256, 64}, {1040, 64}, {4112, 64}, {8320, 64}};
     memset(made, 0, sizeof *made);
@@ -90,13 +92,15 @@ static void make_node(node *made, pt_sim *sim, const pt_platform_ops *ops, uint3
         pt_ot_init(made->platform, sim, pt_sim_functions(), made->host, &scarce, push, send_limit);
     made->receive_buffer = malloc(PT_RECEIVE_BUFFER_SIZE);
     made->frames = malloc(1 << 19);
-    CHECK(pt_context_init(&made->context, ops, made->platform, made->pool, made->receive_buffer, PT_RECEIVE_BUFFER_SIZE, PT_IO_BUDGET) == PT_OK);
+    CHECK(pt_context_init(&made->context, ops, made->platform, made->pool, made->receive_buffer,
+                          PT_RECEIVE_BUFFER_SIZE, PT_IO_BUDGET) == PT_OK);
 }
 
 static void open_link(node *of, int32_t handle, uint8_t depth, int packing)
 {
     of->handle = handle;
-    CHECK(pt_link_open(&of->context, &of->link, handle, 1, of->slots, depth, PT_SLOT_BUFFER_SIZE, packing, PT_MESSAGE_MAX_PAYLOAD) == PT_OK);
+    CHECK(pt_link_open(&of->context, &of->link, handle, 1, of->slots, depth, PT_SLOT_BUFFER_SIZE,
+                       packing, PT_MESSAGE_MAX_PAYLOAD) == PT_OK);
 }
 
 /* Two nodes with a connection between them; the first dials. */
@@ -108,7 +112,8 @@ static void connect_nodes(pt_sim *sim, node *one, node *other, uint8_t depth, in
     CHECK(pt_sim_get_name(sim, listener, 0, &address, &port) == PT_OK);
     int32_t dialled = pt_sim_dial(sim, one->host, address, port), accepted;
     CHECK(listener > 0 && dialled > 0);
-    while ((accepted = pt_sim_accept(sim, listener)) == PT_ERR_WOULD_BLOCK || pt_sim_get_outcome(sim, dialled) == PT_ERR_WOULD_BLOCK) {
+    while ((accepted = pt_sim_accept(sim, listener)) == PT_ERR_WOULD_BLOCK ||
+           pt_sim_get_outcome(sim, dialled) == PT_ERR_WOULD_BLOCK) {
         if (accepted > 0)
             break;
         CHECK(pt_sim_step(sim, UINT64_MAX) == 1);
@@ -130,7 +135,8 @@ static int turn(node *of, int timeout_ms)
     CHECK(count >= 0);
     for (uint32_t index = 0; index < plain.count; index++) {
         const uint8_t *payload = of->frames + plain.events[index].offset;
-        uint32_t number = (uint32_t)payload[0] << 24 | (uint32_t)payload[1] << 16 | (uint32_t)payload[2] << 8 | payload[3];
+        uint32_t number = (uint32_t)payload[0] << 24 | (uint32_t)payload[1] << 16 |
+                          (uint32_t)payload[2] << 8 | payload[3];
         of->wrong += number != of->received;
         of->received++;
     }
@@ -167,7 +173,8 @@ static int send_number(node *of, uint32_t number, uint32_t size)
     return result;
 }
 
-/* Both nodes work until neither has any; then the network's next event. 0: nothing more will happen by limit_ns. */
+/* Both nodes work until neither has any; then the network's next event. 0: nothing more will happen
+ * by limit_ns. */
 static int go_on(pt_sim *sim, node *one, node *other, uint64_t limit_ns)
 {
     int worked;
@@ -190,7 +197,8 @@ static const pt_sim_world *world_of(const node *of)
 
 __attribute__((unused)) static int has_violation(const node *of, const char *words)
 {
-    for (uint32_t index = 0; index < world_of(of)->violation_count && index < PT_SIM_VIOLATIONS; index++) {
+    for (uint32_t index = 0; index < world_of(of)->violation_count && index < PT_SIM_VIOLATIONS;
+         index++) {
         if (strstr(&world_of(of)->violations[(size_t)index * PT_SIM_VIOLATION_SIZE], words) != NULL)
             return 1;
     }

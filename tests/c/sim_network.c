@@ -1,5 +1,6 @@
-/* Bad networks: whatever is lost, doubled, held back or cut, what arrives is in order and nothing is missing before it, every send has an outcome, and all memory
- * comes back. Prints a hash over all decisions, which is the same on every machine. Argument: how many seeds. */
+/* Bad networks: whatever is lost, doubled, held back or cut, what arrives is in order and nothing
+ * is missing before it, every send has an outcome, and all memory comes back. Prints a hash over
+ * all decisions, which is the same on every machine. Argument: how many seeds. */
 #include "sim_check.h"
 
 static uint32_t choose(uint64_t *random, uint32_t bound)
@@ -38,7 +39,8 @@ static uint64_t one_network(uint64_t seed)
     uint32_t depth = 1 + choose(&random, 6);
     uint32_t packing = choose(&random, 2);
     connect_nodes(sim, &one, &other, (uint8_t)depth, (int)packing);
-    uint32_t wanted = 120, number = 0, vanishes_at = choose(&random, 6) ? wanted + 1 : choose(&random, wanted);
+    uint32_t wanted = 120, number = 0,
+             vanishes_at = choose(&random, 6) ? wanted + 1 : choose(&random, wanted);
     int vanished = 0, shut = 0;
     for (;;) {
         while (number < wanted && send_number(&one, number, 4 + choose(&random, 1000)) >= 0)
@@ -62,7 +64,8 @@ static uint64_t one_network(uint64_t seed)
     if (!vanished)
         CHECK(other.received == wanted && one.sent == wanted && one.close_code == PT_OK);
     else
-        CHECK(one.closed && (one.close_code == PT_ERR_CONNECTION_CLOSED || one.close_code == PT_OK));
+        CHECK(one.closed &&
+              (one.close_code == PT_ERR_CONNECTION_CLOSED || one.close_code == PT_OK));
     CHECK(world_of(&one)->violation_count == 0 && world_of(&other)->violation_count == 0);
     uint64_t hash = pt_sim_trace_hash(sim);
     end_node(&one);

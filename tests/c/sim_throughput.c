@@ -1,10 +1,12 @@
-/* The calibrated link: how fast, how late, and the same on every machine. Prints the hash of what was decided. Arguments: none. */
+/* The calibrated link: how fast, how late, and the same on every machine. Prints the hash of what
+ * was decided. Arguments: none. */
 #include "sim_check.h"
 
 static const pt_platform_ops *worlds[4];
 
 /* Fill the pipeline for so long. Returns message bytes received in a second of simulated time. */
-static double rate(const pt_platform_ops *ops, uint32_t size, uint8_t depth, int packing, uint64_t seconds, uint64_t *hash)
+static double rate(const pt_platform_ops *ops, uint32_t size, uint8_t depth, int packing,
+                   uint64_t seconds, uint64_t *hash)
 {
     pt_sim *sim = pt_sim_open(&counted, 7, 0, 0);
     pt_sim_path path;
@@ -44,7 +46,8 @@ static double rate(const pt_platform_ops *ops, uint32_t size, uint8_t depth, int
     CHECK(number - other.received <= (uint32_t)depth * 4 + 4); /* nothing is lost */
     /* Flat: the second half as fast as the first within a pipeline's load, and no memory on top. */
     uint32_t second_half = other.received - half_received;
-    uint32_t difference = second_half > half_received ? second_half - half_received : half_received - second_half;
+    uint32_t difference =
+        second_half > half_received ? second_half - half_received : half_received - second_half;
     CHECK(difference <= (uint32_t)depth * 8);
     CHECK(pt_sim_bytes(sim, 0) + memory_held <= half_bytes + 65536);
     CHECK(one.link.pipeline.high_water <= depth);
@@ -64,7 +67,8 @@ static int near(double value, double wanted)
 }
 
 /* Nanoseconds from the send of one message to its arrival, and to its completion. */
-static void latency(const pt_platform_ops *ops, uint32_t size, uint64_t *arrived_ns, uint64_t *completed_ns)
+static void latency(const pt_platform_ops *ops, uint32_t size, uint64_t *arrived_ns,
+                    uint64_t *completed_ns)
 {
     pt_sim *sim = pt_sim_open(&counted, 7, 0, 0);
     pt_sim_path path;
@@ -107,18 +111,25 @@ int main(int count, char **arguments)
         uint8_t depth, packing;
         double wanted;
     } rows[] = {
-        {4096, 1, 0, 87.0}, {4096, 2, 0, 174.1}, {4096, 4, 0, 348.1}, {1024, 1, 0, 31.9}, {1024, 2, 0, 63.9}, {1024, 4, 0, 127.8}, {1024, 4, 1, 291.0},
+        {4096, 1, 0, 87.0}, {4096, 2, 0, 174.1}, {4096, 4, 0, 348.1}, {1024, 1, 0, 31.9},
+        {1024, 2, 0, 63.9}, {1024, 4, 0, 127.8}, {1024, 4, 1, 291.0},
     };
     uint64_t all = 0;
     for (int world = 0; world < 4; world++) {
         for (size_t row = 0; row < sizeof rows / sizeof rows[0]; row++) {
-            int fits = rows[row].size <= PT_MESSAGE_MAX_PAYLOAD && !(rows[row].packing && PT_IS_LOWMEM) && !(PT_IS_LOWMEM && rows[row].depth > 2);
+            int fits = rows[row].size <= PT_MESSAGE_MAX_PAYLOAD &&
+                       !(rows[row].packing && PT_IS_LOWMEM) &&
+                       !(PT_IS_LOWMEM && rows[row].depth > 2);
             if (!fits || (world >= 2 && rows[row].depth != 1))
                 continue;
             uint64_t hash;
-            double kb = rate(worlds[world], rows[row].size, rows[row].depth, rows[row].packing, seconds, &hash) / 1000;
+            double kb = rate(worlds[world], rows[row].size, rows[row].depth, rows[row].packing,
+                             seconds, &hash) /
+                        1000;
             all = all * 31 + hash;
-            printf("%-20s %4u bytes, depth %u%s: %.1f KB/s\n", worlds[world]->name, (unsigned)rows[row].size, rows[row].depth, rows[row].packing ? ", packed" : "", kb);
+            printf("%-20s %4u bytes, depth %u%s: %.1f KB/s\n", worlds[world]->name,
+                   (unsigned)rows[row].size, rows[row].depth, rows[row].packing ? ", packed" : "",
+                   kb);
             CHECK(near(kb, rows[row].wanted));
         }
     }

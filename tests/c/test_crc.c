@@ -1,4 +1,5 @@
-/* CRC-16 against golden values and its definition. Every way that a processor has is compared in crc_ways.c. */
+/* CRC-16 against golden values and its definition. Every way that a processor has is compared in
+ * crc_ways.c. */
 #include "pt_crc.h"
 
 #include "check.h"
@@ -45,7 +46,8 @@ static void a_message_in_two_parts_has_the_crc_of_the_whole(void)
     uint16_t whole = crc_by_bits(0, data, sizeof data);
     for (size_t cut = 0; cut <= sizeof data; cut++) {
         CHECK_EQUAL(pt_crc16(pt_crc16(0, data, cut), data + cut, sizeof data - cut), whole);
-        CHECK_EQUAL(pt_crc16_table(pt_crc16_table(0, data, cut), data + cut, sizeof data - cut), whole);
+        CHECK_EQUAL(pt_crc16_table(pt_crc16_table(0, data, cut), data + cut, sizeof data - cut),
+                    whole);
     }
 }
 
@@ -77,7 +79,8 @@ static void damage_of_one_bit_is_always_seen(void)
 static void the_way_has_a_name(void)
 {
     const char *name = pt_crc16_name();
-    CHECK(strcmp(name, "vpclmul") == 0 || strcmp(name, "pclmul") == 0 || strcmp(name, "pmull") == 0 || strcmp(name, "table") == 0);
+    CHECK(strcmp(name, "vpclmul") == 0 || strcmp(name, "pclmul") == 0 ||
+          strcmp(name, "pmull") == 0 || strcmp(name, "table") == 0);
 }
 
 int main(void)

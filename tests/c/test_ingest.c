@@ -1,4 +1,5 @@
-/* The receiving machine on message frames: golden streams, every cut, every fault, no memory. Other formats are in ingest_formats.c. */
+/* The receiving machine on message frames: golden streams, every cut, every fault, no memory. Other
+ * formats are in ingest_formats.c. */
 #include "pt_ingest.h"
 
 #include "check.h"
@@ -22,7 +23,8 @@ static record seen, expected;
 static int note(void *context, uint32_t tag, const pt_frame *frame)
 {
     record *into = context;
-    const uint8_t head[5] = {frame->type, frame->flags, frame->sequence, (uint8_t)(frame->payload_len >> 8), (uint8_t)frame->payload_len};
+    const uint8_t head[5] = {frame->type, frame->flags, frame->sequence,
+                             (uint8_t)(frame->payload_len >> 8), (uint8_t)frame->payload_len};
     REQUIRE(into->len + sizeof head + frame->payload_len <= sizeof into->bytes);
     memcpy(into->bytes + into->len, head, sizeof head);
     into->len += sizeof head;
@@ -34,7 +36,10 @@ static int note(void *context, uint32_t tag, const pt_frame *frame)
     return into->answer;
 }
 
-static void clear(record *into) { memset(into, 0, offsetof(record, bytes)); }
+static void clear(record *into)
+{
+    memset(into, 0, offsetof(record, bytes));
+}
 
 static void check_same(void)
 {
@@ -43,8 +48,10 @@ static void check_same(void)
         CHECK_BYTES(seen.bytes, expected.bytes, expected.len);
 }
 
-/* Feed all of data in pieces of at most cut bytes. Stops at the first code that is not PT_OK; *taken counts what was consumed. */
-static int feed_in_pieces(pt_ingest *ingest, const uint8_t *data, size_t len, size_t cut, record *into, size_t *taken)
+/* Feed all of data in pieces of at most cut bytes. Stops at the first code that is not PT_OK;
+ * *taken counts what was consumed. */
+static int feed_in_pieces(pt_ingest *ingest, const uint8_t *data, size_t len, size_t cut,
+                          record *into, size_t *taken)
 {
     const pt_sink sink = {note, into, UINT32_MAX};
     int code = PT_OK;
@@ -75,7 +82,9 @@ static void golden_streams_end_as_they_must_wherever_they_are_cut(void)
             size_t taken;
             clear(&seen);
             pt_ingest_init(&ingest, pt_message_format(), pool, PT_FRAME_MAX_PAYLOAD, 7);
-            CHECK_EQUAL(feed_in_pieces(&ingest, vector->sent.data, vector->sent.len, cuts[cut], &seen, &taken), vector->code);
+            CHECK_EQUAL(feed_in_pieces(&ingest, vector->sent.data, vector->sent.len, cuts[cut],
+                                       &seen, &taken),
+                        vector->code);
             CHECK_EQUAL(seen.count, vector->frame_count);
             CHECK(seen.count == 0 || seen.tag == 7);
             if (cut == 0) {
@@ -92,14 +101,18 @@ static void golden_streams_end_as_they_must_wherever_they_are_cut(void)
     memory_close_pool(pool, &account);
 }
 
-/* Frames of both forms and every kind of length, drawn; returns the bytes of the stream and leaves in expected what must come of it. */
+/* Frames of both forms and every kind of length, drawn; returns the bytes of the stream and leaves
+ * in expected what must come of it. */
 static size_t make_stream(uint8_t *stream, size_t size)
 {
     static uint8_t payload[PT_FRAME_MAX_PAYLOAD];
     size_t len = 0;
     clear(&expected);
     for (unsigned number = 0; number < 12; number++) {
-        pt_frame frame = {.payload = payload, .type = (uint8_t)(1 + draw(7)), .flags = (uint8_t)draw(256), .sequence = (uint8_t)number};
+        pt_frame frame = {.payload = payload,
+                          .type = (uint8_t)(1 + draw(7)),
+                          .flags = (uint8_t)draw(256),
+                          .sequence = (uint8_t)number};
         frame.payload_len = number == 5 ? PT_FRAME_MAX_PAYLOAD : draw(draw(2) ? 4 : 200);
         draw_bytes(payload, frame.payload_len);
         if (draw(3) == 0 && !(frame.type == PT_FRAME_ACK && (frame.flags & 0x0F) == 4)) {
@@ -177,7 +190,8 @@ static void a_longer_payload_than_agreed_is_refused_on_its_header(void)
         size_t taken;
         clear(&seen);
         pt_ingest_init(&ingest, pt_message_format(), pool, 100, 7);
-        CHECK_EQUAL(feed_in_pieces(&ingest, header, sizeof header, cut, &seen, &taken), PT_ERR_MESSAGE_TOO_LARGE);
+        CHECK_EQUAL(feed_in_pieces(&ingest, header, sizeof header, cut, &seen, &taken),
+                    PT_ERR_MESSAGE_TOO_LARGE);
         CHECK_EQUAL(seen.count, 0);
         pt_ingest_init(&ingest, pt_message_format(), pool, 101, 7);
         CHECK_EQUAL(feed_in_pieces(&ingest, header, sizeof header, cut, &seen, &taken), PT_OK);
@@ -194,8 +208,12 @@ static void a_compact_frame_is_judged_on_its_four_bytes(void)
         uint8_t header[4];
         int code;
     } cases[] = {
-        {{'P', 0x10, 0, 101}, PT_ERR_MESSAGE_TOO_LARGE}, {{'P', 0x05, 0, 0}, PT_ERR_INVALID_PARAM}, {{'P', 0x8F, 0, 0}, PT_ERR_INVALID_PARAM},
-        {{'P', 0x10, 0, 100}, PT_OK},                    {{'P', 'T', 0, 0}, PT_OK}, /* taken for the start of a full header, of which more must come */
+        {{'P', 0x10, 0, 101}, PT_ERR_MESSAGE_TOO_LARGE},
+        {{'P', 0x05, 0, 0}, PT_ERR_INVALID_PARAM},
+        {{'P', 0x8F, 0, 0}, PT_ERR_INVALID_PARAM},
+        {{'P', 0x10, 0, 100}, PT_OK},
+        {{'P', 'T', 0, 0},
+         PT_OK}, /* taken for the start of a full header, of which more must come */
     };
     pt_pool *pool = memory_open_pool(&account, classes, 2, 0);
     for (size_t index = 0; index < sizeof cases / sizeof cases[0]; index++) {
@@ -204,7 +222,8 @@ static void a_compact_frame_is_judged_on_its_four_bytes(void)
             size_t taken;
             clear(&seen);
             pt_ingest_init(&ingest, pt_message_format(), pool, 100, 7);
-            CHECK_EQUAL(feed_in_pieces(&ingest, cases[index].header, 4, cut, &seen, &taken), cases[index].code);
+            CHECK_EQUAL(feed_in_pieces(&ingest, cases[index].header, 4, cut, &seen, &taken),
+                        cases[index].code);
             CHECK_EQUAL(seen.count, 0);
             CHECK_EQUAL(pt_ingest_partial_len(&ingest), cases[index].code == PT_OK ? 4 : 0);
             pt_ingest_cleanup(&ingest);
@@ -215,7 +234,8 @@ static void a_compact_frame_is_judged_on_its_four_bytes(void)
 
 static void a_machine_that_failed_takes_no_more(void)
 {
-    static const uint8_t good[] = {0x50, 0x54, 0x4d, 0x47, 1, 1, 0, 0, 0, 5, 'h', 'e', 'l', 'l', 'o', 0x41, 0x74};
+    static const uint8_t good[] = {0x50, 0x54, 0x4d, 0x47, 1,   1,   0,    0,   0,
+                                   5,    'h',  'e',  'l',  'l', 'o', 0x41, 0x74};
     uint8_t stream[2 * sizeof good];
     pt_pool *pool = memory_open_pool(&account, classes, 2, 0);
     memcpy(stream, good, sizeof good);
@@ -230,7 +250,8 @@ static void a_machine_that_failed_takes_no_more(void)
         CHECK_EQUAL(feed_in_pieces(&ingest, stream, sizeof stream, cut, &seen, &taken), PT_ERR_CRC);
         CHECK_EQUAL(seen.count, 1);
         CHECK(taken >= sizeof good);
-        CHECK_EQUAL(pt_ingest_feed(&ingest, good, sizeof good, &sink, &consumed), PT_ERR_INVALID_STATE);
+        CHECK_EQUAL(pt_ingest_feed(&ingest, good, sizeof good, &sink, &consumed),
+                    PT_ERR_INVALID_STATE);
         CHECK_EQUAL(consumed, 0);
         CHECK_EQUAL(memory_lent(pool), 0);
     }
@@ -249,7 +270,8 @@ static void a_sink_that_stops_is_given_each_frame_once(void)
     pt_ingest_init(&ingest, pt_message_format(), pool, PT_FRAME_MAX_PAYLOAD, 7);
     for (uint32_t calls = 1; at < len; calls++) {
         size_t consumed;
-        CHECK_EQUAL(pt_ingest_feed(&ingest, stream + at, len - at, &sink, &consumed), PT_ERR_BUFFER_FULL);
+        CHECK_EQUAL(pt_ingest_feed(&ingest, stream + at, len - at, &sink, &consumed),
+                    PT_ERR_BUFFER_FULL);
         CHECK_EQUAL(seen.count, calls);
         REQUIRE(consumed > 0);
         at += consumed;

@@ -1,21 +1,22 @@
-/* One turn of waiting and working, on a world in memory: byte pipes between the two links of a pair, and a clock that moves only when the loop waits.
- * The world can be slow, cut reads and writes anywhere, hold completions back, send synchronously, break, and have no memory. */
+/* One turn of waiting and working, on a world in memory: byte pipes between the two links of a
+ * pair, and a clock that moves only when the loop waits. The world can be slow, cut reads and
+ * writes anywhere, hold completions back, send synchronously, break, and have no memory. */
 #include "pt_loop.h"
 
 #include "check.h"
 #include "memory.h"
 
-#define PAIRS 8
-#define ENDS (2 * PAIRS)
-#define DEPTH 4
-#define SLOT_SIZE 1040
-#define PIPE_SIZE 4096
-#define EVENTS (4 * PT_IO_BUDGET + 4)
+#define PAIRS      8
+#define ENDS       (2 * PAIRS)
+#define DEPTH      4
+#define SLOT_SIZE  1040
+#define PIPE_SIZE  4096
+#define EVENTS     (4 * PT_IO_BUDGET + 4)
 #define FRAME_SIZE (PT_FRAME_OVERHEAD + 1024)
 #define FIRST_TICK 0xFFFFFF00u /* the clock wraps within each test that waits */
-#define LATE_MS 15             /* of a tick of 16.7 ms have passed when the world begins */
+#define LATE_MS    15          /* of a tick of 16.7 ms have passed when the world begins */
 
-/* ------------------------------------------------------------------------------------------------------- the world in memory */
+/* -------------------------------------------------------------------------- the world in memory */
 
 typedef struct pipe {
     uint8_t bytes[PIPE_SIZE];
@@ -26,21 +27,29 @@ typedef struct pipe {
 typedef struct world {
     pipe pipes[ENDS]; /* link number n reads its own, and writes that of its partner */
     uint64_t now_ms;  /* since the world began, late within a tick */
-    size_t read_limit, write_limit, room; /* bytes of one read, of one write, and that a pipe holds */
-    int broken;       /* the end that is broken, or -1 */
-    int held;         /* 1: the platform lets go of no slot */
-    int backward;     /* 1: of the slots that are done the newest is completed first */
-    int ready_watch;  /* the handle of a watch that is ready, or -1 */
-    size_t flow;      /* bytes of room that come with each wait for one link; 0: the other side takes nothing */
-    int breaks;       /* 1: such a wait ends with link 0 broken */
+    size_t read_limit, write_limit,
+        room;        /* bytes of one read, of one write, and that a pipe holds */
+    int broken;      /* the end that is broken, or -1 */
+    int held;        /* 1: the platform lets go of no slot */
+    int backward;    /* 1: of the slots that are done the newest is completed first */
+    int ready_watch; /* the handle of a watch that is ready, or -1 */
+    size_t flow;     /* bytes of room that come with each wait for one link; 0: the other side takes
+                        nothing */
+    int breaks;      /* 1: such a wait ends with link 0 broken */
     unsigned woken, finished, sent_async, sent_sync, waits;
 } world;
 
 static world here;
 
-static size_t least(size_t a, size_t b) { return a < b ? a : b; }
+static size_t least(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
 
-static size_t pipe_room(const pipe *into) { return into->len < here.room ? here.room - into->len : 0; }
+static size_t pipe_room(const pipe *into)
+{
+    return into->len < here.room ? here.room - into->len : 0;
+}
 
 static size_t pipe_write(pipe *into, const uint8_t *data, size_t len)
 {
@@ -70,7 +79,8 @@ static int world_send_async(pt_context *context, pt_link *link, const uint8_t *d
     const pt_send_pipeline *pipeline = &link->pipeline;
     int found = 0;
     for (uint8_t index = 0; index < pipeline->depth; index++)
-        found += pipeline->slots[index].state == PT_SLOT_IN_FLIGHT && pipeline->slots[index].buffer == data && pipeline->slots[index].message_len == len;
+        found += pipeline->slots[index].state == PT_SLOT_IN_FLIGHT &&
+                 pipeline->slots[index].buffer == data && pipeline->slots[index].message_len == len;
     CHECK_EQUAL(found, 1);
     here.sent_async++;
     return PT_OK;
@@ -98,12 +108,15 @@ static int world_poll(pt_context *context, pt_link *link)
         link->system_error = 104;
         return PT_ERR_CONNECTION_CLOSED;
     }
-    for (uint8_t step = 0, index = pipeline->head; step < pipeline->depth; step++, index = (uint8_t)((index + 1) % pipeline->depth)) {
+    for (uint8_t step = 0, index = pipeline->head; step < pipeline->depth;
+         step++, index = (uint8_t)((index + 1) % pipeline->depth)) {
         pt_send_slot *slot = &pipeline->slots[index];
         if (slot->state != PT_SLOT_IN_FLIGHT)
             continue;
-        slot->sent_len = (uint16_t)(slot->sent_len + pipe_write(&here.pipes[link->source.handle ^ 1], slot->buffer + slot->sent_len,
-                                                               (size_t)slot->message_len - slot->sent_len));
+        slot->sent_len =
+            (uint16_t)(slot->sent_len + pipe_write(&here.pipes[link->source.handle ^ 1],
+                                                   slot->buffer + slot->sent_len,
+                                                   (size_t)slot->message_len - slot->sent_len));
         if (slot->sent_len < slot->message_len) {
             link->blocked = 1;
             break;
@@ -163,7 +176,8 @@ static int is_done(const pt_send_pipeline *pipeline)
 {
     int done = 0;
     for (uint8_t index = 0; index < pipeline->depth && !here.held; index++)
-        done |= pipeline->slots[index].state == PT_SLOT_IN_FLIGHT && pipeline->slots[index].sent_len == pipeline->slots[index].message_len;
+        done |= pipeline->slots[index].state == PT_SLOT_IN_FLIGHT &&
+                pipeline->slots[index].sent_len == pipeline->slots[index].message_len;
     return done;
 }
 
@@ -179,7 +193,9 @@ static int world_wait(pt_context *context, int timeout_ms)
             const pipe *from = &here.pipes[source->handle];
             if ((source->registered & PT_WANT_READ) && (from->len > 0 || from->ended))
                 ready |= PT_READY_READ;
-            if (((source->registered & PT_WANT_WRITE) && pipe_room(&here.pipes[source->handle ^ 1]) > 0) || is_done(&((pt_link *)source)->pipeline))
+            if (((source->registered & PT_WANT_WRITE) &&
+                 pipe_room(&here.pipes[source->handle ^ 1]) > 0) ||
+                is_done(&((pt_link *)source)->pipeline))
                 ready |= PT_READY_WRITE;
         }
         if (ready != 0) {
@@ -271,7 +287,7 @@ static const pt_platform_ops sync_ops = {
     .ticks_per_second = PT_TICKS_PER_SECOND,
 };
 
-/* ------------------------------------------------------------------------------------------------------------ what tests share */
+/* ----------------------------------------------------------------------------- what tests share */
 
 static const pt_pool_class classes[] = {{64, 64}, {FRAME_SIZE, 32}, {SLOT_SIZE, 64}};
 static memory_account account;
@@ -379,9 +395,11 @@ static void open_world(const pt_platform_ops *ops, int pairs)
     receive_buffer_size = PT_FRAME_OVERHEAD + PT_FRAME_MAX_PAYLOAD;
     receive_buffer = malloc(receive_buffer_size);
     REQUIRE(receive_buffer != NULL);
-    REQUIRE(pt_context_init(&context, ops, &here, pool, receive_buffer, receive_buffer_size, PT_IO_BUDGET) == PT_OK);
+    REQUIRE(pt_context_init(&context, ops, &here, pool, receive_buffer, receive_buffer_size,
+                            PT_IO_BUDGET) == PT_OK);
     for (int end = 0; end < 2 * pairs; end++)
-        REQUIRE(pt_link_open(&context, &links[end], end, (uint32_t)end, slots[end], DEPTH, SLOT_SIZE, 1, 1024) == PT_OK);
+        REQUIRE(pt_link_open(&context, &links[end], end, (uint32_t)end, slots[end], DEPTH,
+                             SLOT_SIZE, 1, 1024) == PT_OK);
 }
 
 static void close_world(void)
@@ -414,7 +432,8 @@ static int send_number(int end, uint16_t number, uint32_t len)
     return send_number_by(pt_link_send, end, number, len);
 }
 
-/* Take all slots of link 0 with messages 0 to DEPTH - 1, of which the other side has taken nothing. */
+/* Take all slots of link 0 with messages 0 to DEPTH - 1, of which the other side has taken nothing.
+ */
 static void fill_slots(void)
 {
     here.room = 0;
@@ -423,13 +442,17 @@ static void fill_slots(void)
     CHECK_EQUAL(pt_pipeline_available(&links[0].pipeline), 0);
 }
 
-/* --------------------------------------------------------------------------------------------------------------------- tests */
+/* ---------------------------------------------------------------------------------------- tests */
 
 static void messages_arrive_once_whole_and_in_order(void)
 {
     static const struct {
         size_t read, write, room;
-    } worlds[] = {{SIZE_MAX, SIZE_MAX, PIPE_SIZE}, {1, SIZE_MAX, PIPE_SIZE}, {7, 5, 100}, {13, 1, 1}, {1000, 333, 1500}};
+    } worlds[] = {{SIZE_MAX, SIZE_MAX, PIPE_SIZE},
+                  {1, SIZE_MAX, PIPE_SIZE},
+                  {7, 5, 100},
+                  {13, 1, 1},
+                  {1000, 333, 1500}};
     for (int kind = 0; kind < 4; kind++) {
         for (size_t shape = 0; shape < sizeof worlds / sizeof worlds[0]; shape++) {
             open_world(kind < 3 ? &async_ops : &sync_ops, 1);
@@ -440,8 +463,11 @@ static void messages_arrive_once_whole_and_in_order(void)
             uint16_t next[2] = {0, 0};
             uint64_t bytes[2] = {0, 0};
             unsigned refused = 0;
-            for (int round = 0; round < 20000 && (next[0] < 60 || next[1] < 60 || pt_link_pending(&links[0]) || pt_link_pending(&links[1]) ||
-                                                  heard_of[0].frames < 60 || heard_of[1].frames < 60); round++) {
+            for (int round = 0;
+                 round < 20000 &&
+                 (next[0] < 60 || next[1] < 60 || pt_link_pending(&links[0]) ||
+                  pt_link_pending(&links[1]) || heard_of[0].frames < 60 || heard_of[1].frames < 60);
+                 round++) {
                 for (int end = 0; end < 2; end++) {
                     uint32_t len = 2 + (next[end] % 9 == 0 ? 1022 : draw(60));
                     /* A synchronous world must find room in the pipe. */
@@ -501,7 +527,8 @@ static void small_messages_of_a_turn_leave_together(void)
     turn(0);
     CHECK_EQUAL(heard_of[1].frames, 10);
     uint8_t byte = 1;
-    CHECK_EQUAL(pt_link_send(&context, &links[0], PT_FRAME_PING, PT_FLAG_NO_DELAY, &byte, 1), PT_SEND_NEEDS_TURN);
+    CHECK_EQUAL(pt_link_send(&context, &links[0], PT_FRAME_PING, PT_FLAG_NO_DELAY, &byte, 1),
+                PT_SEND_NEEDS_TURN);
     CHECK_EQUAL(here.pipes[1].len, 1 + PT_FRAME_OVERHEAD); /* no delay: before the turn */
     turns(2);
     CHECK_EQUAL(heard_of[1].frames, 11);
@@ -527,14 +554,19 @@ static void a_message_that_is_too_long_is_refused(void)
 {
     static uint8_t payload[2000];
     open_world(&async_ops, 1);
-    uint32_t limit = SLOT_SIZE - PT_FRAME_OVERHEAD < PT_FRAME_MAX_PAYLOAD ? SLOT_SIZE - PT_FRAME_OVERHEAD : PT_FRAME_MAX_PAYLOAD;
+    uint32_t limit = SLOT_SIZE - PT_FRAME_OVERHEAD < PT_FRAME_MAX_PAYLOAD
+                         ? SLOT_SIZE - PT_FRAME_OVERHEAD
+                         : PT_FRAME_MAX_PAYLOAD;
     CHECK_EQUAL(links[0].max_message, limit);
-    CHECK_EQUAL(pt_link_send(&context, &links[0], PT_FRAME_DATA, 0, payload, limit + 1), PT_ERR_MESSAGE_TOO_LARGE);
+    CHECK_EQUAL(pt_link_send(&context, &links[0], PT_FRAME_DATA, 0, payload, limit + 1),
+                PT_ERR_MESSAGE_TOO_LARGE);
     links[0].max_message = 100;
-    CHECK_EQUAL(pt_link_send(&context, &links[0], PT_FRAME_DATA, 0, payload, 101), PT_ERR_MESSAGE_TOO_LARGE);
+    CHECK_EQUAL(pt_link_send(&context, &links[0], PT_FRAME_DATA, 0, payload, 101),
+                PT_ERR_MESSAGE_TOO_LARGE);
     CHECK_EQUAL(pt_link_send(&context, &links[0], 0, 0, payload, 1), PT_ERR_INVALID_PARAM);
     CHECK_EQUAL(pt_link_pending(&links[0]), 0);
-    CHECK_EQUAL(pt_link_send(&context, &links[2], PT_FRAME_DATA, 0, payload, 1), PT_ERR_NOT_CONNECTED);
+    CHECK_EQUAL(pt_link_send(&context, &links[2], PT_FRAME_DATA, 0, payload, 1),
+                PT_ERR_NOT_CONNECTED);
     close_world();
 }
 
@@ -618,7 +650,8 @@ static void a_bad_frame_ends_its_link_alone(void)
         CHECK_EQUAL(heard_of[3].closed, 0);
         CHECK_EQUAL(context.bad_frames, 1);
         CHECK_EQUAL(context.crc_errors, cases[index].code == PT_ERR_CRC);
-        CHECK_EQUAL(pt_link_send(&context, &links[1], PT_FRAME_DATA, 0, NULL, 0), PT_ERR_NOT_CONNECTED);
+        CHECK_EQUAL(pt_link_send(&context, &links[1], PT_FRAME_DATA, 0, NULL, 0),
+                    PT_ERR_NOT_CONNECTED);
         close_world();
     }
 }
@@ -696,7 +729,8 @@ static void without_memory_a_link_waits_and_then_goes_on(void)
     CHECK_EQUAL(send_number(0, 1, 100), PT_ERR_NO_MEMORY);
 
     /* Bytes that come now stay where they are: reading them could need a staging buffer. */
-    const pt_frame frame = {.payload = (const uint8_t *)"\0\1", .payload_len = 2, .type = PT_FRAME_DATA, .sequence = 1};
+    const pt_frame frame = {
+        .payload = (const uint8_t *)"\0\1", .payload_len = 2, .type = PT_FRAME_DATA, .sequence = 1};
     here.pipes[1].len = (size_t)pt_frame_encode(&frame, here.pipes[1].bytes, PIPE_SIZE);
     turns(3);
     CHECK_EQUAL(heard_of[1].frames, 1);
@@ -728,7 +762,8 @@ static void a_slot_that_the_platform_holds_outlives_its_link(void)
     close_world();
 }
 
-/* What an ended link reports afterwards must arm nothing: its memory goes, and a timer in it would stay in the wheel. */
+/* What an ended link reports afterwards must arm nothing: its memory goes, and a timer in it would
+ * stay in the wheel. */
 static void a_link_that_ended_leaves_no_timer_behind(void)
 {
     open_world(&async_ops, 1);
@@ -739,19 +774,22 @@ static void a_link_that_ended_leaves_no_timer_behind(void)
     turn(0);
     CHECK(links[0].blocked);
     for (uint8_t index = 0; index < 3; index++)
-        pt_pipeline_complete(&links[0].pipeline, index, index == 1 ? PT_ERR_CONNECTION_CLOSED : PT_OK);
+        pt_pipeline_complete(&links[0].pipeline, index,
+                             index == 1 ? PT_ERR_CONNECTION_CLOSED : PT_OK);
     here.broken = 0;
     here.pipes[0].ended = 1;
     here.room = PIPE_SIZE;
     turn(0);
     CHECK_EQUAL(heard_of[0].closed, 1);
-    CHECK_EQUAL(heard_of[0].sent, 2); /* the third, which waited behind the failure, was freed after the end */
+    CHECK_EQUAL(heard_of[0].sent,
+                2); /* the third, which waited behind the failure, was freed after the end */
     CHECK_EQUAL(heard_of[0].failed, 1);
     CHECK(pt_pipeline_keeps(&links[0].pipeline));
     CHECK(!pt_timer_is_armed(&links[0].rest_timer));
     CHECK(!pt_timer_is_armed(&links[0].frame_timer));
     CHECK_EQUAL(pt_link_close(&context, &links[0]), 0);
-    CHECK_EQUAL(context.wheel.armed_count, 1); /* the other side's, which waits for the rest of a frame */
+    CHECK_EQUAL(context.wheel.armed_count,
+                1); /* the other side's, which waits for the rest of a frame */
     CHECK(pt_timer_is_armed(&links[1].frame_timer));
     memset(&links[0], 0xA5, sizeof links[0]);
     memset(slots[0], 0xA5, sizeof slots[0]);
@@ -766,7 +804,8 @@ static void a_link_that_ended_leaves_no_timer_behind(void)
     close_world();
 }
 
-/* S0.93 and S0.94 of the pipeline's source, row by row: {asynchronous world, slots taken, blocking allowed} -> {result, slots handed over, blocking sends}. */
+/* S0.93 and S0.94 of the pipeline's source, row by row: {asynchronous world, slots taken, blocking
+ * allowed} -> {result, slots handed over, blocking sends}. */
 static void the_blocking_way_is_taken_only_when_every_slot_is_taken(void)
 {
     static const struct {
@@ -781,7 +820,8 @@ static void the_blocking_way_is_taken_only_when_every_slot_is_taken(void)
         {"async, free, sync", &async_ops, pt_link_send_sync, 0, PT_SEND_NEEDS_TURN, 0, 0, 0},
         {"async, taken, wait", &async_ops, pt_link_send, 1, PT_ERR_WOULD_BLOCK, 0, 0, 0},
         {"async, taken, sync", &async_ops, pt_link_send_sync, 1, PT_SEND_NEEDS_TURN, 0, 1, 4},
-        {"async alone, taken, sync", &async_only_ops, pt_link_send_sync, 1, PT_ERR_WOULD_BLOCK, 0, 0, 0},
+        {"async alone, taken, sync", &async_only_ops, pt_link_send_sync, 1, PT_ERR_WOULD_BLOCK, 0,
+         0, 0},
         {"sync, free, wait", &sync_ops, pt_link_send, 0, PT_SEND_NEEDS_TURN, 0, 0, 0},
         {"sync, free, sync", &sync_ops, pt_link_send_sync, 0, PT_SEND_NEEDS_TURN, 0, 1, 0},
     };
@@ -791,7 +831,8 @@ static void the_blocking_way_is_taken_only_when_every_slot_is_taken(void)
         uint16_t number = 0;
         if (rows[row].taken) {
             fill_slots();
-            CHECK_EQUAL(send_number(0, DEPTH, 100), PT_ERR_WOULD_BLOCK); /* all is with the platform now */
+            CHECK_EQUAL(send_number(0, DEPTH, 100),
+                        PT_ERR_WOULD_BLOCK); /* all is with the platform now */
             number = DEPTH;
         }
         here.flow = 1000;
@@ -801,7 +842,8 @@ static void the_blocking_way_is_taken_only_when_every_slot_is_taken(void)
         CHECK_EQUAL(here.sent_async, rows[row].sent_async);
         CHECK_EQUAL(here.sent_sync, rows[row].sent_sync);
         CHECK_EQUAL(here.waits, rows[row].waits);
-        CHECK_EQUAL(links[0].sync_sends, rows[row].send == pt_link_send_sync ? rows[row].sent_sync : 0);
+        CHECK_EQUAL(links[0].sync_sends,
+                    rows[row].send == pt_link_send_sync ? rows[row].sent_sync : 0);
         uint32_t accepted = number + (rows[row].result >= 0 ? 1u : 0u);
         CHECK_EQUAL(links[0].pipeline.send_seq, sequence + (rows[row].result >= 0));
         CHECK_EQUAL(pt_link_pending(&links[0]), accepted);
@@ -830,7 +872,8 @@ static void the_blocking_way_is_taken_only_when_every_slot_is_taken(void)
     }
 }
 
-/* T.3: whatever mixture of both ways, nothing is overtaken, lost or doubled, and the sequence has no gap (hear_frame checks number and sequence). */
+/* T.3: whatever mixture of both ways, nothing is overtaken, lost or doubled, and the sequence has
+ * no gap (hear_frame checks number and sequence). */
 static void a_blocking_send_overtakes_nothing(void)
 {
     unsigned blocked = 0;
@@ -839,7 +882,9 @@ static void a_blocking_send_overtakes_nothing(void)
         here.backward = kind % 2;
         here.read_limit = 1 + draw(2000);
         uint16_t next = 0;
-        for (int round = 0; round < 30000 && (next < 300 || heard_of[1].frames < 300 || heard_of[0].sent < 300); round++) {
+        for (int round = 0;
+             round < 30000 && (next < 300 || heard_of[1].frames < 300 || heard_of[0].sent < 300);
+             round++) {
             here.write_limit = 1 + draw(3000);
             here.room = draw(2) ? draw(PIPE_SIZE) : draw(100);
             here.flow = 1 + draw(500);
@@ -847,10 +892,14 @@ static void a_blocking_send_overtakes_nothing(void)
             if (next < 300) {
                 size_t owed = here.pipes[1].len;
                 for (uint8_t index = 0; index < DEPTH; index++)
-                    owed += slots[0][index].state != PT_SLOT_FREE ? slots[0][index].message_len : 0u;
-                int blocks = draw(3) == 0 && owed + SLOT_SIZE <= PIPE_SIZE; /* else the pipe is full before the blocking send */
+                    owed +=
+                        slots[0][index].state != PT_SLOT_FREE ? slots[0][index].message_len : 0u;
+                int blocks = draw(3) == 0 &&
+                             owed + SLOT_SIZE <=
+                                 PIPE_SIZE; /* else the pipe is full before the blocking send */
                 here.held &= !blocks;
-                int result = send_number_by(blocks ? pt_link_send_sync : pt_link_send, 0, next, 2 + draw(draw(3) ? 60 : 700));
+                int result = send_number_by(blocks ? pt_link_send_sync : pt_link_send, 0, next,
+                                            2 + draw(draw(3) ? 60 : 700));
                 next = (uint16_t)(next + (result >= 0));
                 CHECK(result >= 0 || (result == PT_ERR_WOULD_BLOCK && !blocks));
             }
@@ -870,14 +919,16 @@ static void a_blocking_send_overtakes_nothing(void)
 
 static void a_blocking_send_gives_up_in_time_and_changes_nothing(void)
 {
-    static const pt_platform_ops *const worlds[] = {&async_ops, &async_ms_ops}; /* 60 ticks a second, and 1,000 */
+    static const pt_platform_ops *const worlds[] = {
+        &async_ops, &async_ms_ops}; /* 60 ticks a second, and 1,000 */
     for (size_t kind = 0; kind < 2; kind++) {
         open_world(worlds[kind], 1);
         fill_slots();
         uint64_t frames = links[0].pipeline.frames;
         for (int again = 1; again <= 2; again++) {
             CHECK_EQUAL(send_number_by(pt_link_send_sync, 0, DEPTH, 100), PT_ERR_TIMEOUT);
-            CHECK(here.now_ms >= 5000u * (unsigned)again - 20u * (unsigned)again && here.now_ms <= 5000u * (unsigned)again);
+            CHECK(here.now_ms >= 5000u * (unsigned)again - 20u * (unsigned)again &&
+                  here.now_ms <= 5000u * (unsigned)again);
             CHECK_EQUAL(links[0].pipeline.send_seq, DEPTH);
             CHECK_EQUAL(links[0].pipeline.frames, frames);
             CHECK_EQUAL(pt_link_pending(&links[0]), DEPTH);
@@ -908,7 +959,8 @@ static void a_blocking_send_ends_when_the_connection_breaks(void)
     CHECK_EQUAL(heard_of[0].sent + heard_of[0].failed + pt_link_pending(&links[0]), DEPTH);
     close_world();
 
-    /* And when it breaks under the blocking send itself, the message was accepted and has its outcome with the others. */
+    /* And when it breaks under the blocking send itself, the message was accepted and has its
+     * outcome with the others. */
     open_world(&sync_ops, 1);
     here.broken = 0;
     CHECK(send_number_by(pt_link_send_sync, 0, 0, 100) >= 0);
@@ -919,14 +971,16 @@ static void a_blocking_send_ends_when_the_connection_breaks(void)
     close_world();
 }
 
-/* Waiting inside a call must not cost others their turn: no event is delivered, and what was ready is ready. */
+/* Waiting inside a call must not cost others their turn: no event is delivered, and what was ready
+ * is ready. */
 static void a_blocking_send_leaves_others_to_the_next_turn(void)
 {
     static pt_watch watch;
     open_world(&async_ops, 2);
     fill_slots();
     turn(0);
-    const pt_frame frame = {.payload = (const uint8_t *)"\0\0", .payload_len = 2, .type = PT_FRAME_DATA};
+    const pt_frame frame = {
+        .payload = (const uint8_t *)"\0\0", .payload_len = 2, .type = PT_FRAME_DATA};
     here.pipes[2].len = (size_t)pt_frame_encode(&frame, here.pipes[2].bytes, PIPE_SIZE);
     CHECK_EQUAL(pt_watch_open(&context, &watch, 77, 5, PT_WANT_READ), PT_OK);
     here.ready_watch = 77;
@@ -981,7 +1035,8 @@ static void timers_are_never_early_and_come_in_order(void)
             uint32_t delay = delays[timer_tags[seen]];
             CHECK(here.now_ms >= delay);
             CHECK(here.now_ms <= delay + 3 * 1000 / PT_TICKS_PER_SECOND);
-            CHECK(seen == 0 || delays[timer_tags[seen - 1]] <= delay + 1000 / PT_TICKS_PER_SECOND); /* of one tick: as armed */
+            CHECK(seen == 0 || delays[timer_tags[seen - 1]] <=
+                                   delay + 1000 / PT_TICKS_PER_SECOND); /* of one tick: as armed */
         }
     }
     CHECK_EQUAL(timer_count, 9);
@@ -1017,15 +1072,28 @@ static void a_context_refuses_what_it_cannot_work_with(void)
     pt_context other;
     pt_event events[EVENTS];
     const pt_sink sink = {hear_frame, NULL, UINT32_MAX};
-    CHECK_EQUAL(pt_context_init(&other, &async_ops, NULL, pool, receive_buffer, receive_buffer_size - 1, 1), PT_ERR_INVALID_PARAM);
-    CHECK_EQUAL(pt_context_init(&other, &async_ops, NULL, pool, receive_buffer, receive_buffer_size, 0), PT_ERR_INVALID_PARAM);
-    CHECK_EQUAL(pt_context_init(&other, &async_ops, NULL, pool, receive_buffer, receive_buffer_size, PT_IO_BUDGET + 1), PT_ERR_INVALID_PARAM);
-    CHECK_EQUAL(pt_context_init(&other, &async_ops, NULL, NULL, receive_buffer, receive_buffer_size, 1), PT_ERR_INVALID_PARAM);
+    CHECK_EQUAL(
+        pt_context_init(&other, &async_ops, NULL, pool, receive_buffer, receive_buffer_size - 1, 1),
+        PT_ERR_INVALID_PARAM);
+    CHECK_EQUAL(
+        pt_context_init(&other, &async_ops, NULL, pool, receive_buffer, receive_buffer_size, 0),
+        PT_ERR_INVALID_PARAM);
+    CHECK_EQUAL(pt_context_init(&other, &async_ops, NULL, pool, receive_buffer, receive_buffer_size,
+                                PT_IO_BUDGET + 1),
+                PT_ERR_INVALID_PARAM);
+    CHECK_EQUAL(
+        pt_context_init(&other, &async_ops, NULL, NULL, receive_buffer, receive_buffer_size, 1),
+        PT_ERR_INVALID_PARAM);
     CHECK_EQUAL(pt_loop_turn(&context, 0, events, EVENTS - 1, &sink), PT_ERR_INVALID_PARAM);
-    CHECK_EQUAL(pt_link_open(&context, &links[0], 0, 0, slots[0], 0, SLOT_SIZE, 1, 1024), PT_ERR_INVALID_PARAM);
-    CHECK_EQUAL(pt_link_open(&context, &links[0], 0, 0, slots[0], DEPTH, SLOT_SIZE, 1, PT_FRAME_MAX_PAYLOAD + 1), PT_ERR_INVALID_PARAM);
-    CHECK_EQUAL(pt_link_open(&context, &links[0], 0, 0, slots[0], DEPTH, SLOT_SIZE, 1, 1024), PT_OK);
-    CHECK_EQUAL(pt_link_open(&context, &links[0], 0, 0, slots[0], DEPTH, SLOT_SIZE, 1, 1024), PT_ERR_ALREADY_INITIALIZED);
+    CHECK_EQUAL(pt_link_open(&context, &links[0], 0, 0, slots[0], 0, SLOT_SIZE, 1, 1024),
+                PT_ERR_INVALID_PARAM);
+    CHECK_EQUAL(pt_link_open(&context, &links[0], 0, 0, slots[0], DEPTH, SLOT_SIZE, 1,
+                             PT_FRAME_MAX_PAYLOAD + 1),
+                PT_ERR_INVALID_PARAM);
+    CHECK_EQUAL(pt_link_open(&context, &links[0], 0, 0, slots[0], DEPTH, SLOT_SIZE, 1, 1024),
+                PT_OK);
+    CHECK_EQUAL(pt_link_open(&context, &links[0], 0, 0, slots[0], DEPTH, SLOT_SIZE, 1, 1024),
+                PT_ERR_ALREADY_INITIALIZED);
     close_world();
 }
 
@@ -1033,7 +1101,8 @@ static void the_plain_sink_keeps_every_frame(void)
 {
     static pt_event events[EVENTS], frames[64];
     static uint8_t payloads[4096];
-    pt_plain_sink plain = {.events = frames, .buffer = payloads, .capacity = 64, .buffer_size = sizeof payloads};
+    pt_plain_sink plain = {
+        .events = frames, .buffer = payloads, .capacity = 64, .buffer_size = sizeof payloads};
     pt_sink sink;
     open_world(&async_ops, 1);
     for (uint16_t number = 0; number < 5; number++)

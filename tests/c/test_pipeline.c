@@ -1,4 +1,5 @@
-/* Messages in flight: the ring of slots, its order, its bytes, its refusals, and what is left when a link ends. */
+/* Messages in flight: the ring of slots, its order, its bytes, its refusals, and what is left when
+ * a link ends. */
 #include "pt_mactcp.h"
 #include "pt_pipeline.h"
 
@@ -19,7 +20,8 @@ static void open_pipeline(pt_pool *pool, uint8_t depth, int lazy, int packing)
     REQUIRE(pt_pipeline_init(&pipeline, slots, depth, SLOT_SIZE, pool, lazy, packing) == PT_OK);
 }
 
-static void check_frame_in(const uint8_t *bytes, size_t len, uint8_t type, uint8_t flags, uint8_t sequence, const uint8_t *payload, uint32_t payload_len)
+static void check_frame_in(const uint8_t *bytes, size_t len, uint8_t type, uint8_t flags,
+                           uint8_t sequence, const uint8_t *payload, uint32_t payload_len)
 {
     pt_frame frame;
     if (!CHECK_EQUAL(pt_frame_decode(bytes, len, &frame), PT_FRAME_OVERHEAD + payload_len))
@@ -43,7 +45,10 @@ static void what_a_slot_holds_is_the_frame_of_the_encoder(void)
             int result;
             uint8_t flags = (uint8_t)draw(256);
             int counted = type == PT_FRAME_DATA || type == PT_FRAME_DISCONNECT;
-            pt_frame frame = {.payload = payload, .payload_len = len, .type = type, .sequence = counted ? sequence : 0};
+            pt_frame frame = {.payload = payload,
+                              .payload_len = len,
+                              .type = type,
+                              .sequence = counted ? sequence : 0};
             frame.flags = flags & (uint8_t)~PT_FLAG_NO_DELAY;
             sequence = (uint8_t)(sequence + counted);
             int whole = pt_frame_encode(&frame, frame_bytes, sizeof frame_bytes);
@@ -76,7 +81,8 @@ static void a_full_pipeline_refuses_and_leaves_no_gap_in_the_sequence(void)
         }
         CHECK_EQUAL(pt_pipeline_launch(&pipeline), -1);
         for (int round = 0; round < 3; round++)
-            CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, payload, 8), PT_ERR_WOULD_BLOCK);
+            CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, payload, 8),
+                        PT_ERR_WOULD_BLOCK);
         CHECK_EQUAL(pipeline.refusals, 3);
         CHECK_EQUAL(pipeline.high_water, depth);
         CHECK_EQUAL(pt_pipeline_report(&pipeline, &count, &result), 0);
@@ -140,16 +146,20 @@ static void small_frames_share_a_slot_until_it_is_full(void)
     CHECK_EQUAL(slots[0].message_count, per_slot);
     for (uint32_t number = 0; number < per_slot; number++) {
         const uint8_t *bytes = slots[0].buffer + number * (64 + PT_FRAME_OVERHEAD);
-        check_frame_in(bytes, 64 + PT_FRAME_OVERHEAD, PT_FRAME_DATA, 0, (uint8_t)number, payload, 64);
+        check_frame_in(bytes, 64 + PT_FRAME_OVERHEAD, PT_FRAME_DATA, 0, (uint8_t)number, payload,
+                       64);
     }
 
     /* No delay: the slot leaves at once and takes nothing more; the flag stays at home. */
     CHECK_EQUAL(pt_pipeline_is_ripe(&pipeline), 0);
-    CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, PT_FLAG_NO_DELAY | PT_FLAG_BATCH, payload, 1), PT_OK);
+    CHECK_EQUAL(
+        pt_pipeline_send(&pipeline, PT_FRAME_DATA, PT_FLAG_NO_DELAY | PT_FLAG_BATCH, payload, 1),
+        PT_OK);
     CHECK_EQUAL(pt_pipeline_is_ripe(&pipeline), 1);
     CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, payload, 1), PT_ERR_WOULD_BLOCK);
     const uint8_t *second = slots[1].buffer + 64 + PT_FRAME_OVERHEAD;
-    check_frame_in(second, 1 + PT_FRAME_OVERHEAD, PT_FRAME_DATA, PT_FLAG_BATCH, (uint8_t)(per_slot + 1), payload, 1);
+    check_frame_in(second, 1 + PT_FRAME_OVERHEAD, PT_FRAME_DATA, PT_FLAG_BATCH,
+                   (uint8_t)(per_slot + 1), payload, 1);
     CHECK_EQUAL(pt_pipeline_launch(&pipeline), 1);
     pt_pipeline_complete(&pipeline, 0, PT_OK);
     pt_pipeline_complete(&pipeline, 1, PT_OK);
@@ -166,7 +176,8 @@ static void lazy_slots_cost_nothing_before_the_first_send(void)
     CHECK_EQUAL(memory_lent(pool), 0);
     CHECK_EQUAL(account.bytes, 0);
     account.dry = 1;
-    CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, (const uint8_t *)"x", 1), PT_ERR_NO_MEMORY);
+    CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, (const uint8_t *)"x", 1),
+                PT_ERR_NO_MEMORY);
     CHECK_EQUAL(pipeline.send_seq, 0);
     CHECK_EQUAL(pipeline.pending_count, 0);
     account.dry = 0;
@@ -187,37 +198,47 @@ static void lazy_slots_cost_nothing_before_the_first_send(void)
     CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, NULL, 0), PT_ERR_NOT_INITIALIZED);
     CHECK_EQUAL(pt_pipeline_init(&pipeline, slots, 3, SLOT_SIZE, pool, 0, 0), PT_OK);
     CHECK_EQUAL(memory_lent(pool), 3);
-    CHECK_EQUAL(pt_pipeline_init(&pipeline, slots, 3, SLOT_SIZE, pool, 0, 0), PT_ERR_ALREADY_INITIALIZED);
+    CHECK_EQUAL(pt_pipeline_init(&pipeline, slots, 3, SLOT_SIZE, pool, 0, 0),
+                PT_ERR_ALREADY_INITIALIZED);
     CHECK_EQUAL(pt_pipeline_cleanup(&pipeline), 0);
     memory_close_pool(pool, &account);
 }
 
-/* The budgets of a whole node, by sizeof and by the account, with the sizes of pointers that this machine has: the pipelines of eight peers, in lowmem
- * of four, each slot with its buffer and with the parameter block of a classic platform. */
+/* The budgets of a whole node, by sizeof and by the account, with the sizes of pointers that this
+ * machine has: the pipelines of eight peers, in lowmem of four, each slot with its buffer and with
+ * the parameter block of a classic platform. */
 static void the_pipelines_of_all_peers_are_within_their_budget(void)
 {
-    static const pt_pool_class own[] = {{PT_SLOT_BUFFER_SIZE, PT_MAX_PEERS * PT_SEND_PIPELINE_DEPTH}};
+    static const pt_pool_class own[] = {
+        {PT_SLOT_BUFFER_SIZE, PT_MAX_PEERS * PT_SEND_PIPELINE_DEPTH}};
     static pt_send_pipeline pipelines[PT_MAX_PEERS];
     static pt_send_slot all[PT_MAX_PEERS][PT_SEND_PIPELINE_DEPTH];
     static uint8_t payload[PT_MESSAGE_MAX_PAYLOAD];
     const size_t budget = PT_IS_LOWMEM ? 10 * 1024 : 136 * 1024;
-    const size_t tables = sizeof pipelines + sizeof all + PT_MAX_PEERS * PT_SEND_PIPELINE_DEPTH * (size_t)PT_MACTCP_BLOCK_DOCUMENTED;
+    const size_t tables =
+        sizeof pipelines + sizeof all +
+        PT_MAX_PEERS * PT_SEND_PIPELINE_DEPTH * (size_t)PT_MACTCP_BLOCK_DOCUMENTED;
     pt_pool *pool = memory_open_pool(&account, own, 1, 0);
     for (int peer = 0; peer < PT_MAX_PEERS; peer++)
-        REQUIRE(pt_pipeline_init(&pipelines[peer], all[peer], PT_SEND_PIPELINE_DEPTH, PT_SLOT_BUFFER_SIZE, pool, PT_IS_LOWMEM, 0) == PT_OK);
+        REQUIRE(pt_pipeline_init(&pipelines[peer], all[peer], PT_SEND_PIPELINE_DEPTH,
+                                 PT_SLOT_BUFFER_SIZE, pool, PT_IS_LOWMEM, 0) == PT_OK);
     CHECK_EQUAL(memory_lent(pool), PT_IS_LOWMEM ? 0 : PT_MAX_PEERS * PT_SEND_PIPELINE_DEPTH);
     if (PT_IS_LOWMEM)
         CHECK_EQUAL(account.bytes, 0); /* not a byte before the first send */
     for (int peer = 0; peer < PT_MAX_PEERS; peer++) {
         for (int slot = 0; slot < PT_SEND_PIPELINE_DEPTH; slot++) {
-            CHECK_EQUAL(pt_pipeline_send(&pipelines[peer], PT_FRAME_DATA, 0, payload, sizeof payload), PT_OK);
+            CHECK_EQUAL(
+                pt_pipeline_send(&pipelines[peer], PT_FRAME_DATA, 0, payload, sizeof payload),
+                PT_OK);
             CHECK_EQUAL(pt_pipeline_launch(&pipelines[peer]), slot);
         }
     }
     CHECK(account.bytes >= PT_MAX_PEERS * PT_SEND_PIPELINE_DEPTH * (size_t)PT_SLOT_BUFFER_SIZE);
     CHECK(account.bytes + tables < budget);
-    printf("pipelines of %d peers: %lu bytes of buffers and %lu of slots and blocks, of %lu; a slot has %lu\n", PT_MAX_PEERS,
-           (unsigned long)account.bytes, (unsigned long)tables, (unsigned long)budget, (unsigned long)sizeof(pt_send_slot));
+    printf("pipelines of %d peers: %lu bytes of buffers and %lu of slots and blocks, of %lu; a "
+           "slot has %lu\n",
+           PT_MAX_PEERS, (unsigned long)account.bytes, (unsigned long)tables, (unsigned long)budget,
+           (unsigned long)sizeof(pt_send_slot));
     for (int peer = 0; peer < PT_MAX_PEERS; peer++) {
         for (uint8_t slot = 0; slot < PT_SEND_PIPELINE_DEPTH; slot++)
             pt_pipeline_complete(&pipelines[peer], slot, PT_OK);
@@ -231,21 +252,27 @@ static void what_does_not_fit_is_refused_with_nothing_changed(void)
     static uint8_t payload[SLOT_SIZE];
     pt_pool *pool = memory_open_pool(&account, classes, 1, 0);
     open_pipeline(pool, 2, 1, 1);
-    CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, payload, SLOT_SIZE - PT_FRAME_OVERHEAD + 1), PT_ERR_MESSAGE_TOO_LARGE);
-    CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, payload, UINT32_MAX), PT_ERR_MESSAGE_TOO_LARGE);
+    CHECK_EQUAL(
+        pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, payload, SLOT_SIZE - PT_FRAME_OVERHEAD + 1),
+        PT_ERR_MESSAGE_TOO_LARGE);
+    CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, payload, UINT32_MAX),
+                PT_ERR_MESSAGE_TOO_LARGE);
     CHECK_EQUAL(pt_pipeline_send(&pipeline, 0, 0, payload, 1), PT_ERR_INVALID_PARAM);
     CHECK_EQUAL(pt_pipeline_send(&pipeline, 8, 0, payload, 1), PT_ERR_INVALID_PARAM);
     CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, NULL, 1), PT_ERR_INVALID_PARAM);
     CHECK_EQUAL(pipeline.frames, 0);
     CHECK_EQUAL(memory_lent(pool), 0);
-    CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, payload, SLOT_SIZE - PT_FRAME_OVERHEAD), PT_OK);
+    CHECK_EQUAL(
+        pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, payload, SLOT_SIZE - PT_FRAME_OVERHEAD),
+        PT_OK);
     CHECK_EQUAL(pt_pipeline_is_ripe(&pipeline), 1);
     CHECK_EQUAL(pt_pipeline_cleanup(&pipeline), 0);
 
     pt_send_pipeline other;
     memset(&other, 0, sizeof other);
     CHECK_EQUAL(pt_pipeline_init(&other, slots, 0, SLOT_SIZE, pool, 1, 0), PT_ERR_INVALID_PARAM);
-    CHECK_EQUAL(pt_pipeline_init(&other, slots, 1, PT_FRAME_OVERHEAD - 1, pool, 1, 0), PT_ERR_INVALID_PARAM);
+    CHECK_EQUAL(pt_pipeline_init(&other, slots, 1, PT_FRAME_OVERHEAD - 1, pool, 1, 0),
+                PT_ERR_INVALID_PARAM);
     CHECK_EQUAL(pt_pipeline_init(&other, NULL, 1, SLOT_SIZE, pool, 1, 0), PT_ERR_INVALID_PARAM);
     CHECK_EQUAL(pt_pipeline_init(&other, slots, 1, SLOT_SIZE, NULL, 1, 0), PT_ERR_INVALID_PARAM);
     memory_close_pool(pool, &account);
@@ -289,7 +316,8 @@ static void ten_thousand_random_steps_keep_every_message(void)
             case 0:
             case 1: {
                 int code = pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, payload, draw(300));
-                CHECK(code == PT_OK || (code == PT_ERR_WOULD_BLOCK && pt_pipeline_available(&pipeline) == 0));
+                CHECK(code == PT_OK ||
+                      (code == PT_ERR_WOULD_BLOCK && pt_pipeline_available(&pipeline) == 0));
                 accepted += code == PT_OK;
                 break;
             }
@@ -316,7 +344,8 @@ static void ten_thousand_random_steps_keep_every_message(void)
             pt_pipeline_complete(&pipeline, wire[in_flight - 1], PT_OK);
         while (pt_pipeline_report(&pipeline, &count, &result))
             reported += count;
-        for (int index = pt_pipeline_launch(&pipeline); index >= 0; index = pt_pipeline_launch(&pipeline))
+        for (int index = pt_pipeline_launch(&pipeline); index >= 0;
+             index = pt_pipeline_launch(&pipeline))
             pt_pipeline_complete(&pipeline, (uint8_t)index, PT_OK);
         while (pt_pipeline_report(&pipeline, &count, &result))
             reported += count;

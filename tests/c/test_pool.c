@@ -1,4 +1,5 @@
-/* The pool on one thread: classes, capacities, budget, account. Threads are in pool_threads.c, mistakes of its users in pool_twice.c. */
+/* The pool on one thread: classes, capacities, budget, account. Threads are in pool_threads.c,
+ * mistakes of its users in pool_twice.c. */
 #include "check.h"
 #include "memory.h"
 
@@ -128,7 +129,8 @@ static void classes_that_make_no_sense_are_refused(void)
     static const pt_pool_class none[] = {{16, 0}};
     static const pt_pool_class many[] = {{16, 65536}};
     static const pt_pool_class huge[] = {{UINT32_MAX, 1}};
-    static const pt_pool_class nine[] = {{1, 1}, {2, 1}, {3, 1}, {4, 1}, {5, 1}, {6, 1}, {7, 1}, {8, 1}, {9, 1}};
+    static const pt_pool_class nine[] = {{1, 1}, {2, 1}, {3, 1}, {4, 1}, {5, 1},
+                                         {6, 1}, {7, 1}, {8, 1}, {9, 1}};
     CHECK(pt_pool_size(good, 2) > 65536 * sizeof(void *));
     CHECK_EQUAL(pt_pool_size(falling, 2), 0);
     CHECK_EQUAL(pt_pool_size(equal, 2), 0);
@@ -174,11 +176,14 @@ static void ten_thousand_random_steps_keep_the_account(void)
         pt_pool_get_statistics(pool, &counted);
         CHECK_EQUAL(counted.in_use, count);
         CHECK_EQUAL(counted.bytes, account.bytes);
-        CHECK(counted.bytes <= counted.peak_bytes && counted.peak_bytes <= 3 * COST(300) + 2 * COST(24));
+        CHECK(counted.bytes <= counted.peak_bytes &&
+              counted.peak_bytes <= 3 * COST(300) + 2 * COST(24));
     }
     for (unsigned place = 0; place < 16; place++) {
         if (lent[place] != NULL)
-            pt_pool_release(pool, lent[place], 300 < pt_pool_buffer_size(lent[place]) ? 300 : pt_pool_buffer_size(lent[place]));
+            pt_pool_release(
+                pool, lent[place],
+                300 < pt_pool_buffer_size(lent[place]) ? 300 : pt_pool_buffer_size(lent[place]));
     }
     memory_close_pool(pool, &account);
 }

@@ -1,4 +1,5 @@
-"""C programs for what Python cannot reach: the pool under threads of its own, mistakes that assertions catch, formats that no Python class offers."""
+"""C programs for what Python cannot reach: the pool under threads of its own, mistakes that
+assertions catch, formats that no Python class offers."""
 
 from __future__ import annotations
 
@@ -9,18 +10,32 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.unsanitized("it compiles programs, and a preloaded sanitizer reports what the compiler leaks")
+pytestmark = pytest.mark.unsanitized(
+    "it compiles programs, and a preloaded sanitizer reports what the compiler leaks"
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-FLAGS = ["-std=c11", "-D_POSIX_C_SOURCE=200809L", "-O2", "-g", "-DPT_ASSERTIONS=1", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror"]
+FLAGS = [
+    "-std=c11",
+    "-D_POSIX_C_SOURCE=200809L",
+    "-O2",
+    "-g",
+    "-DPT_ASSERTIONS=1",
+    "-Wall",
+    "-Wextra",
+    "-Wconversion",
+    "-Wshadow",
+    "-Werror",
+]
 POOL = ["csrc/core/pt_pool.c"]
 INGEST = [*POOL, "csrc/core/pt_ingest.c", "csrc/core/pt_wire.c", "csrc/core/pt_crc.c"]
 
 
 @pytest.fixture
 def build(tmp_path):
-    """build(program, sources, *flags): the path of a program of this folder; skips where it cannot be linked with these flags."""
+    """build(program, sources, *flags): the path of a program of this folder; skips where it cannot
+    be linked with these flags."""
     if COMPILER is None:
         pytest.skip("did not run: there is no C compiler on PATH")
 
@@ -28,10 +43,23 @@ def build(tmp_path):
         if any(flag.startswith("-fsanitize") for flag in flags):
             (tmp_path / "probe.c").write_text("int main(void) { return 0; }\n")
             probe = [COMPILER, *flags, str(tmp_path / "probe.c"), "-o", str(tmp_path / "probe")]
-            if subprocess.run(probe, capture_output=True).returncode or subprocess.run([tmp_path / "probe"], capture_output=True).returncode:
+            if (
+                subprocess.run(probe, capture_output=True).returncode
+                or subprocess.run([tmp_path / "probe"], capture_output=True).returncode
+            ):
                 pytest.skip(f"did not run: {COMPILER} has no {' '.join(flags)} here")
         target = tmp_path / program
-        command = [COMPILER, *FLAGS, *flags, "-Icsrc/core", f"tests/c/{program}.c", *sources, "-o", str(target), "-pthread"]
+        command = [
+            COMPILER,
+            *FLAGS,
+            *flags,
+            "-Icsrc/core",
+            f"tests/c/{program}.c",
+            *sources,
+            "-o",
+            str(target),
+            "-pthread",
+        ]
         done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
         assert done.returncode == 0, done.stderr
         return target
@@ -45,13 +73,17 @@ def run(program, *arguments):
 
 
 def test_eight_threads_never_borrow_the_same_buffer(build, rounds):
-    """A lock-free stack without its tag loses this fight within a second: a buffer then has two borrowers."""
+    """A lock-free stack without its tag loses this fight within a second: a buffer then has two
+    borrowers."""
     assert run(build("pool_threads", POOL), str(rounds(200_000, 20_000_000))) == (0, "")
 
 
 def test_the_pool_has_no_data_race(build, rounds):
-    """ThreadSanitizer sees a missing order between threads even where this processor forgives it."""
-    assert run(build("pool_threads", POOL, "-fsanitize=thread"), str(rounds(10_000, 1_000_000))) == (0, "")
+    """ThreadSanitizer sees a missing order between threads even where this processor forgives
+    it."""
+    assert run(
+        build("pool_threads", POOL, "-fsanitize=thread"), str(rounds(10_000, 1_000_000))
+    ) == (0, "")
 
 
 def test_the_pool_works_without_atomics_for_one_thread(build):
@@ -59,14 +91,21 @@ def test_the_pool_works_without_atomics_for_one_thread(build):
     assert run(build("pool_threads", POOL, "-DPT_ATOMICS=0"), "10000", "1") == (0, "")
 
 
-@pytest.mark.parametrize(("mistake", "stops"), [("once", False), ("twice", True), ("foreign", True)])
+@pytest.mark.parametrize(
+    ("mistake", "stops"), [("once", False), ("twice", True), ("foreign", True)]
+)
 def test_a_buffer_returned_wrongly_stops_the_process(build, mistake, stops):
     """Else it would be lent to two borrowers, far from the place of the mistake."""
     status, output = run(build("pool_twice", POOL), mistake)
     assert status in ((-signal.SIGILL, -signal.SIGTRAP, -signal.SIGABRT) if stops else (0,)), output
 
 
-@pytest.mark.parametrize("flags", [[], ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]], ids=["plain", "sanitized"])
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]],
+    ids=["plain", "sanitized"],
+)
 def test_the_receiving_machine_takes_any_format(build, flags):
-    """Contracts and batches will come with formats of their own: headers of 1 to 16 bytes, with and without trailer."""
+    """Contracts and batches will come with formats of their own: headers of 1 to 16 bytes, with and
+    without trailer."""
     assert run(build("ingest_formats", INGEST, *flags)) == (0, "")

@@ -13,7 +13,8 @@ static const pt_pool_class classes[] = {{6, 2}, {LIMIT, 2}, {8192, 2}};
 static memory_account account;
 
 /* Feed a fragment from memory of its own size, so that a sanitizer sees who reads beyond. */
-static int feed(pt_reassembly *reassembly, const uint8_t *payload, size_t len, const uint8_t **message, uint16_t *message_len)
+static int feed(pt_reassembly *reassembly, const uint8_t *payload, size_t len,
+                const uint8_t **message, uint16_t *message_len)
 {
     uint8_t *copy = malloc(len > 0 ? len : 1);
     REQUIRE(copy != NULL);
@@ -24,7 +25,8 @@ static int feed(pt_reassembly *reassembly, const uint8_t *payload, size_t len, c
     return code;
 }
 
-static int piece(pt_reassembly *reassembly, uint16_t message_id, uint16_t total_len, uint16_t offset, uint8_t flags, const char *text)
+static int piece(pt_reassembly *reassembly, uint16_t message_id, uint16_t total_len,
+                 uint16_t offset, uint8_t flags, const char *text)
 {
     uint8_t payload[64];
     const pt_fragment fragment = {message_id, total_len, offset, flags};
@@ -32,7 +34,8 @@ static int piece(pt_reassembly *reassembly, uint16_t message_id, uint16_t total_
     uint16_t message_len;
     REQUIRE(pt_fragment_encode(&fragment, payload, sizeof payload) == PT_FRAGMENT_HEADER_SIZE);
     memcpy(payload + PT_FRAGMENT_HEADER_SIZE, text, strlen(text));
-    return feed(reassembly, payload, PT_FRAGMENT_HEADER_SIZE + strlen(text), &message, &message_len);
+    return feed(reassembly, payload, PT_FRAGMENT_HEADER_SIZE + strlen(text), &message,
+                &message_len);
 }
 
 static void each_step_of_the_original_gives_what_it_gave_there(void)
@@ -47,7 +50,9 @@ static void each_step_of_the_original_gives_what_it_gave_there(void)
             const vector_step *step = &vector->steps[number];
             const uint8_t *message = NULL;
             uint16_t message_len = 0;
-            if (!CHECK_EQUAL(feed(&reassembly, step->payload.data, step->payload.len, &message, &message_len), step->code))
+            if (!CHECK_EQUAL(feed(&reassembly, step->payload.data, step->payload.len, &message,
+                                  &message_len),
+                             step->code))
                 break;
             if (step->code == PT_REASSEMBLY_COMPLETE && CHECK_EQUAL(message_len, step->message.len))
                 CHECK_BYTES(message, step->message.data, step->message.len);
@@ -60,7 +65,8 @@ static void each_step_of_the_original_gives_what_it_gave_there(void)
     memory_close_pool(pool, &account);
 }
 
-/* A fragment that means an event: in IDLE it is held against zeros, in RUNNING against 3 of the 6 bytes of message 7. */
+/* A fragment that means an event: in IDLE it is held against zeros, in RUNNING against 3 of the 6
+ * bytes of message 7. */
 static const struct {
     uint8_t event;
     struct {
@@ -90,14 +96,16 @@ static void check_arrow(pt_pool *pool, uint8_t state, size_t index)
         CHECK_EQUAL(piece(&reassembly, 7, 6, 0, PT_FRAGMENT_FIRST, "abc"), PT_OK);
     pt_pool_trim(pool);
     account.dry = event == PT_PIECE_NO_MEMORY;
-    CHECK_EQUAL(piece(&reassembly, occasions[index].in[state].message_id, occasions[index].in[state].total_len, occasions[index].in[state].offset,
+    CHECK_EQUAL(piece(&reassembly, occasions[index].in[state].message_id,
+                      occasions[index].in[state].total_len, occasions[index].in[state].offset,
                       occasions[index].in[state].flags, occasions[index].in[state].text),
                 rule.code);
     account.dry = 0;
     CHECK_EQUAL(reassembly.state, rule.state);
     CHECK_EQUAL(reassembly.buffer != NULL, rule.state == PT_REASSEMBLY_RUNNING);
     CHECK_EQUAL(reassembly.delivered != NULL, rule.code == PT_REASSEMBLY_COMPLETE);
-    CHECK_EQUAL(memory_lent(pool), rule.state == PT_REASSEMBLY_RUNNING || rule.code == PT_REASSEMBLY_COMPLETE);
+    CHECK_EQUAL(memory_lent(pool),
+                rule.state == PT_REASSEMBLY_RUNNING || rule.code == PT_REASSEMBLY_COMPLETE);
     if (state == PT_REASSEMBLY_RUNNING && rule.code < 0 && rule.state == PT_REASSEMBLY_RUNNING)
         CHECK_EQUAL(piece(&reassembly, 7, 6, 3, PT_FRAGMENT_LAST, "def"), PT_REASSEMBLY_COMPLETE);
     pt_reassembly_cleanup(&reassembly);
@@ -139,7 +147,8 @@ static void a_forged_total_moves_no_bound(void)
         CHECK_EQUAL(piece(&reassembly, 1, 10, 0, PT_FRAGMENT_FIRST, "hello"), PT_OK);
         CHECK_EQUAL(piece(&reassembly, 1, totals[index], 65535, 0, ""), PT_ERR_INVALID_PARAM);
         CHECK_EQUAL(piece(&reassembly, 1, 10, 0, PT_FRAGMENT_FIRST, "hello"), PT_OK);
-        CHECK_EQUAL(piece(&reassembly, 1, totals[index], 5, PT_FRAGMENT_LAST, "world"), PT_REASSEMBLY_COMPLETE);
+        CHECK_EQUAL(piece(&reassembly, 1, totals[index], 5, PT_FRAGMENT_LAST, "world"),
+                    PT_REASSEMBLY_COMPLETE);
         pt_reassembly_cleanup(&reassembly);
     }
     memory_close_pool(pool, &account);
@@ -153,7 +162,8 @@ static void a_delivered_message_lasts_until_the_next_call_and_is_wiped(void)
     const uint8_t *message;
     uint16_t message_len;
     pt_reassembly_init(&reassembly, pool, LIMIT);
-    REQUIRE(feed(&reassembly, whole, sizeof whole - 1, &message, &message_len) == PT_REASSEMBLY_COMPLETE);
+    REQUIRE(feed(&reassembly, whole, sizeof whole - 1, &message, &message_len) ==
+            PT_REASSEMBLY_COMPLETE);
     CHECK_EQUAL(message_len, 6);
     CHECK_BYTES(message, (const uint8_t *)"abcdef", 6);
     CHECK_EQUAL(memory_lent(pool), 1);
@@ -177,7 +187,8 @@ static void batches_are_split_as_they_were_packed(void)
         uint16_t len = 0;
         CHECK_EQUAL(pt_batch_count(vector->payload.data, vector->payload.len), vector->count);
         for (int number = 0; number < vector->count; number++) {
-            const uint8_t *entry = pt_batch_next(vector->payload.data, vector->payload.len, &offset, &len);
+            const uint8_t *entry =
+                pt_batch_next(vector->payload.data, vector->payload.len, &offset, &len);
             REQUIRE(entry != NULL);
             if (CHECK_EQUAL(len, vector->messages[number].len))
                 CHECK_BYTES(entry, vector->messages[number].data, len);

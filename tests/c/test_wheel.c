@@ -1,4 +1,5 @@
-/* The timer wheel against a plain list of deadlines, over the wrap of the clock and beyond its span. */
+/* The timer wheel against a plain list of deadlines, over the wrap of the clock and beyond its
+ * span. */
 #include "pt_wheel.h"
 
 #include "check.h"
@@ -10,7 +11,9 @@ static pt_timer timers[TIMERS];
 
 static void a_timer_expires_at_its_tick_and_not_before(void)
 {
-    static const uint32_t delays[] = {1, 2, 59, 63, 64, 65, 4095, 4096, 4097, 262143, 262144, 16777215, 16777216, 16777217, 100000000, 0x7FFFFFFF};
+    static const uint32_t delays[] = {1,        2,        59,        63,        64,     65,
+                                      4095,     4096,     4097,      262143,    262144, 16777215,
+                                      16777216, 16777217, 100000000, 0x7FFFFFFF};
     static const uint32_t starts[] = {0, 1, 63, 0x00FFFFFF, 0xFFFFFFF0, 0x7FFFFFFF};
     for (size_t start = 0; start < sizeof starts / sizeof starts[0]; start++) {
         for (size_t index = 0; index < sizeof delays / sizeof delays[0]; index++) {
@@ -76,7 +79,8 @@ static void time_never_goes_back(void)
 }
 
 /* The earliest of a plain list, which is what the wheel must be like; TIMERS when none is due. */
-static uint32_t earliest(const uint8_t *armed, const uint32_t *deadline, const uint32_t *order, uint32_t now)
+static uint32_t earliest(const uint8_t *armed, const uint32_t *deadline, const uint32_t *order,
+                         uint32_t now)
 {
     uint32_t best = TIMERS;
     for (uint32_t index = 0; index < TIMERS; index++) {
@@ -105,7 +109,8 @@ static void thirty_thousand_random_steps_are_those_of_a_plain_list(void)
             count += !armed[index];
             armed[index] = 1;
             order[index] = steps++;
-            deadline[index] = now + 1 + draw(reach); /* a deadline that has passed takes its place by the clock: tested above */
+            deadline[index] = now + 1 + draw(reach); /* a deadline that has passed takes its place
+                                                        by the clock: tested above */
             pt_wheel_arm(&wheel, &timers[index], deadline[index]);
             break;
         }

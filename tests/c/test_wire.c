@@ -1,4 +1,5 @@
-/* Every encoding against its golden vectors, both ways; and the laws that hold for all of them: a refusal writes nothing, a decoder reads no byte too many. */
+/* Every encoding against its golden vectors, both ways; and the laws that hold for all of them: a
+ * refusal writes nothing, a decoder reads no byte too many. */
 #include "pt_wire.h"
 
 #include "check.h"
@@ -46,12 +47,15 @@ static uint8_t *exact_copy(const vector_bytes *bytes)
 typedef int frame_encode(const pt_frame *frame, uint8_t *bytes, size_t size);
 typedef int frame_decode(const uint8_t *data, size_t len, pt_frame *frame);
 
-static void check_frame(const vector_frame *vector, frame_encode *encode, frame_decode *decode, int whole)
+static void check_frame(const vector_frame *vector, frame_encode *encode, frame_decode *decode,
+                        int whole)
 {
     check_case = vector->id;
     int too_large = whole && (vector->payload_len > PT_FRAME_MAX_PAYLOAD);
     if (vector->op != VECTOR_DECODE) {
-        pt_frame frame = {.payload = vector->payload.data, .payload_len = vector->payload_len, .type = vector->type};
+        pt_frame frame = {.payload = vector->payload.data,
+                          .payload_len = vector->payload_len,
+                          .type = vector->type};
         frame.flags = vector->input_flags;
         frame.sequence = vector->sequence;
         memset(out, CANARY, sizeof out);
@@ -112,7 +116,8 @@ static void fields_that_do_not_fit_are_refused(void)
     memset(out, CANARY, sizeof out);
     for (unsigned type = 0; type < 256; type++) {
         pt_frame frame = {.type = (uint8_t)type};
-        int expected = type >= PT_FRAME_DATA && type <= PT_FRAME_CAPABILITY ? PT_ERR_BUFFER_FULL : PT_ERR_INVALID_PARAM;
+        int expected = type >= PT_FRAME_DATA && type <= PT_FRAME_CAPABILITY ? PT_ERR_BUFFER_FULL
+                                                                            : PT_ERR_INVALID_PARAM;
         CHECK_EQUAL(pt_header_encode(&frame, out, 0), expected);
         CHECK_EQUAL(pt_compact_encode(&frame, out, 0), expected);
         CHECK_EQUAL(pt_frame_encode(&frame, out, 0), expected);
@@ -128,11 +133,17 @@ static void the_largest_frame_comes_back_and_one_byte_more_is_refused(void)
     uint8_t *payload = malloc(PT_FRAME_MAX_PAYLOAD + 1);
     REQUIRE(payload != NULL);
     draw_bytes(payload, PT_FRAME_MAX_PAYLOAD + 1);
-    pt_frame frame = {.payload = payload, .payload_len = PT_FRAME_MAX_PAYLOAD, .type = PT_FRAME_DATA, .sequence = 255}, back;
+    pt_frame frame = {.payload = payload,
+                      .payload_len = PT_FRAME_MAX_PAYLOAD,
+                      .type = PT_FRAME_DATA,
+                      .sequence = 255},
+             back;
     CHECK_EQUAL(pt_frame_encode(&frame, out, sizeof out), PT_FRAME_MAX_PAYLOAD + PT_FRAME_OVERHEAD);
-    if (CHECK_EQUAL(pt_frame_decode(out, PT_FRAME_MAX_PAYLOAD + PT_FRAME_OVERHEAD, &back), PT_FRAME_MAX_PAYLOAD + PT_FRAME_OVERHEAD))
+    if (CHECK_EQUAL(pt_frame_decode(out, PT_FRAME_MAX_PAYLOAD + PT_FRAME_OVERHEAD, &back),
+                    PT_FRAME_MAX_PAYLOAD + PT_FRAME_OVERHEAD))
         CHECK_BYTES(back.payload, payload, PT_FRAME_MAX_PAYLOAD);
-    CHECK_EQUAL(pt_frame_decode(out, PT_FRAME_MAX_PAYLOAD + PT_FRAME_OVERHEAD - 1, &back), PT_ERR_TRUNCATED);
+    CHECK_EQUAL(pt_frame_decode(out, PT_FRAME_MAX_PAYLOAD + PT_FRAME_OVERHEAD - 1, &back),
+                PT_ERR_TRUNCATED);
 
     frame.payload_len++;
     CHECK_EQUAL(pt_frame_encode(&frame, out, sizeof out), PT_ERR_MESSAGE_TOO_LARGE);
@@ -146,7 +157,12 @@ static void damage_of_one_bit_never_gives_another_frame(void)
     uint8_t whole[PT_FRAME_OVERHEAD + 40];
     uint8_t payload[40];
     draw_bytes(payload, sizeof payload);
-    pt_frame frame = {.payload = payload, .payload_len = sizeof payload, .type = PT_FRAME_DATA, .flags = 0x10, .sequence = 7}, back;
+    pt_frame frame = {.payload = payload,
+                      .payload_len = sizeof payload,
+                      .type = PT_FRAME_DATA,
+                      .flags = 0x10,
+                      .sequence = 7},
+             back;
     CHECK_EQUAL(pt_frame_encode(&frame, whole, sizeof whole), sizeof whole);
     for (size_t bit = 0; bit < 8 * sizeof whole; bit++) {
         whole[bit / 8] ^= (uint8_t)(1u << bit % 8);
@@ -178,7 +194,8 @@ static void discovery_packets_agree(void)
             continue;
         }
         if (vector->op == VECTOR_BOTH) {
-            CHECK_EQUAL(pt_discovery_encode(&packet, out, vector->bytes.len - 1), PT_ERR_BUFFER_FULL);
+            CHECK_EQUAL(pt_discovery_encode(&packet, out, vector->bytes.len - 1),
+                        PT_ERR_BUFFER_FULL);
             check_untouched(0);
             check_encoded(pt_discovery_encode(&packet, out, vector->bytes.len), &vector->bytes);
         }
@@ -214,9 +231,11 @@ static void capabilities_agree(void)
             capability.pressure = (uint8_t)vector->input[2];
             capability.flags = vector->input[3];
             memset(out, CANARY, sizeof out);
-            CHECK_EQUAL(pt_capability_encode(&capability, out, PT_CAPABILITY_SIZE - 1), PT_ERR_BUFFER_FULL);
+            CHECK_EQUAL(pt_capability_encode(&capability, out, PT_CAPABILITY_SIZE - 1),
+                        PT_ERR_BUFFER_FULL);
             check_untouched(0);
-            check_encoded(pt_capability_encode(&capability, out, PT_CAPABILITY_SIZE), &vector->bytes);
+            check_encoded(pt_capability_encode(&capability, out, PT_CAPABILITY_SIZE),
+                          &vector->bytes);
         }
         uint8_t *bytes = exact_copy(&vector->bytes);
         capability.pressure = CANARY;
@@ -240,10 +259,13 @@ static void datagrams_agree(void)
     for (size_t index = 0; index < VECTOR_COUNT(UDP_VECTORS); index++) {
         const vector_udp *vector = &UDP_VECTORS[index];
         check_case = vector->id;
-        pt_datagram datagram = {.payload = vector->payload.data, .payload_len = (uint16_t)vector->payload.len, .port = vector->port};
+        pt_datagram datagram = {.payload = vector->payload.data,
+                                .payload_len = (uint16_t)vector->payload.len,
+                                .port = vector->port};
         if (vector->op != VECTOR_DECODE) {
             memset(out, CANARY, sizeof out);
-            CHECK_EQUAL(pt_datagram_encode(&datagram, out, vector->bytes.len - 1), PT_ERR_BUFFER_FULL);
+            CHECK_EQUAL(pt_datagram_encode(&datagram, out, vector->bytes.len - 1),
+                        PT_ERR_BUFFER_FULL);
             check_untouched(0);
             check_encoded(pt_datagram_encode(&datagram, out, vector->bytes.len), &vector->bytes);
         }
@@ -267,7 +289,8 @@ static void a_datagram_carries_1392_bytes_and_no_more(void)
 {
     static uint8_t payload[PT_DATAGRAM_MAX_PAYLOAD + 1];
     pt_datagram datagram = {.payload = payload, .payload_len = PT_DATAGRAM_MAX_PAYLOAD};
-    CHECK_EQUAL(pt_datagram_encode(&datagram, out, sizeof out), PT_DATAGRAM_HEADER_SIZE + PT_DATAGRAM_MAX_PAYLOAD);
+    CHECK_EQUAL(pt_datagram_encode(&datagram, out, sizeof out),
+                PT_DATAGRAM_HEADER_SIZE + PT_DATAGRAM_MAX_PAYLOAD);
     datagram.payload_len++;
     CHECK_EQUAL(pt_datagram_encode(&datagram, out, sizeof out), PT_ERR_MESSAGE_TOO_LARGE);
 }
@@ -277,12 +300,17 @@ static void fragment_headers_agree(void)
     for (size_t index = 0; index < VECTOR_COUNT(FRAGMENT_HEADER_VECTORS); index++) {
         const vector_fragment_header *vector = &FRAGMENT_HEADER_VECTORS[index];
         check_case = vector->id;
-        pt_fragment fragment = {.message_id = vector->message_id, .total_len = vector->total_len, .offset = vector->offset, .flags = vector->flags};
+        pt_fragment fragment = {.message_id = vector->message_id,
+                                .total_len = vector->total_len,
+                                .offset = vector->offset,
+                                .flags = vector->flags};
         if (vector->op != VECTOR_DECODE) {
             memset(out, CANARY, sizeof out);
-            CHECK_EQUAL(pt_fragment_encode(&fragment, out, PT_FRAGMENT_HEADER_SIZE - 1), PT_ERR_BUFFER_FULL);
+            CHECK_EQUAL(pt_fragment_encode(&fragment, out, PT_FRAGMENT_HEADER_SIZE - 1),
+                        PT_ERR_BUFFER_FULL);
             check_untouched(0);
-            check_encoded(pt_fragment_encode(&fragment, out, PT_FRAGMENT_HEADER_SIZE), &vector->bytes);
+            check_encoded(pt_fragment_encode(&fragment, out, PT_FRAGMENT_HEADER_SIZE),
+                          &vector->bytes);
         }
         uint8_t *bytes = exact_copy(&vector->bytes);
         memset(&fragment, CANARY, sizeof fragment);

@@ -1,5 +1,6 @@
-/* The golden vectors of tests/vectors as C tables: their shapes are here, make_vectors.py writes their rows. A code is PT_OK or what decoding (or, where
- * nothing can be decoded, encoding) must return. Bytes of a row stand in one string of the program, so nothing here needs memory. */
+/* The golden vectors of tests/vectors as C tables: their shapes are here, make_vectors.py writes
+ * their rows. A code is PT_OK or what decoding (or, where nothing can be decoded, encoding) must
+ * return. Bytes of a row stand in one string of the program, so nothing here needs memory. */
 #ifndef VECTORS_H
 #define VECTORS_H
 
@@ -72,7 +73,8 @@ typedef struct vector_fragment_header {
     uint8_t flags;
 } vector_fragment_header;
 
-/* Bytes of a fresh connection, and the frames that the receiving machine hands on, one behind the other, before it waits (PT_OK) or fails. */
+/* Bytes of a fresh connection, and the frames that the receiving machine hands on, one behind the
+ * other, before it waits (PT_OK) or fails. */
 typedef struct vector_stream {
     const char *id;
     vector_bytes sent;
@@ -81,7 +83,8 @@ typedef struct vector_stream {
     uint32_t largest_payload; /* of the frames in it; a build whose limit is lower refuses it */
 } vector_stream;
 
-/* Fragments fed in order to a receiver of that capacity: PT_OK for more, 1 for the whole message, or an error. */
+/* Fragments fed in order to a receiver of that capacity: PT_OK for more, 1 for the whole message,
+ * or an error. */
 typedef struct vector_step {
     int code;
     vector_bytes payload;

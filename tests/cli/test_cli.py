@@ -1,4 +1,5 @@
-"""The command line as a whole: exit codes, one line for an error, and what happens without its extra."""
+"""The command line as a whole: exit codes, one line for an error, and what happens without its
+extra."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ COMMANDS = ("demo", "peers", "send", "listen", "bench", "info")
 
 def peertalk(start_python, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A command run to its end."""
-    process = start_python("-m", "peertalk", *arguments, env={"PEERTALK_BIND": "127.0.0.1", **environment})
+    process = start_python(
+        "-m", "peertalk", *arguments, env={"PEERTALK_BIND": "127.0.0.1", **environment}
+    )
     output, complaint = process.communicate(timeout=30)
     return subprocess.CompletedProcess(arguments, process.returncode, output, complaint)
 
@@ -54,7 +57,8 @@ def test_each_command_has_json(capsys):
     ids=" ".join,
 )
 def test_wrong_usage_exits_with_2_and_at_most_one_line(arguments, capsys, monkeypatch):
-    """Scripts tell a typing error from a failure by the code; a traceback would tell the user nothing."""
+    """Scripts tell a typing error from a failure by the code; a traceback would tell the user
+    nothing."""
     monkeypatch.setenv("PEERTALK_BIND", "127.0.0.1")
     assert cli.run(arguments) == cli.WRONG_USAGE
     complaint = capsys.readouterr().err
@@ -77,17 +81,32 @@ def test_a_wrong_value_in_the_environment_is_named_with_its_variable(capsys, mon
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])
 def test_without_its_extra_the_command_line_says_how_to_install_it(missing, start_python):
-    """The library works without typer and rich; whoever calls the command then must not meet a traceback."""
-    process = start_python("-c", f"import sys; sys.modules[{missing!r}] = None; from peertalk.cli import main; main(['info'])")
+    """The library works without typer and rich; whoever calls the command then must not meet a
+    traceback."""
+    process = start_python(
+        "-c",
+        (
+            f"import sys; sys.modules[{missing!r}] = None; from peertalk.cli import main; "
+            "main(['info'])"
+        ),
+    )
     complaint = process.communicate(timeout=30)[1]
     assert process.returncode == 2
-    assert complaint == "peertalk: the command line needs the extra 'cli'; install it with: pip install 'peertalk[cli]'\n"
+    assert complaint == (
+        "peertalk: the command line needs the extra 'cli'; install it with: pip install "
+        "'peertalk[cli]'\n"
+    )
 
 
 def test_importing_the_command_line_imports_neither_typer_nor_rich(start_python):
-    """The extra is imported late, so that the library and the demonstration's processes start without it."""
+    """The extra is imported late, so that the library and the demonstration's processes start
+    without it."""
     process = start_python(
-        "-c", "import sys, peertalk.cli, peertalk.cli.transfer; print([m for m in ('typer', 'rich', 'click') if m in sys.modules])"
+        "-c",
+        (
+            "import sys, peertalk.cli, peertalk.cli.transfer; print([m for m in ('typer', 'rich', "
+            "'click') if m in sys.modules])"
+        ),
     )
     assert process.communicate(timeout=30)[0] == "[]\n"
 
@@ -134,7 +153,10 @@ def test_an_option_that_is_not_given_is_none():
 
     command(word="a", port=None, interfaces=None)
     command(word="b", port=7, interfaces="lo, eth0")
-    assert seen == [("a", {"port": None, "interfaces": None}), ("b", {"port": 7, "interfaces": ("lo", "eth0")})]
+    assert seen == [
+        ("a", {"port": None, "interfaces": None}),
+        ("b", {"port": 7, "interfaces": ("lo", "eth0")}),
+    ]
     assert list(inspect.signature(command).parameters) == ["word", "port", "interfaces"]
 
 

@@ -1,4 +1,5 @@
-"""`peertalk demo`, the whole of it in processes: what it claims, and that it does not claim it when it is not so."""
+"""`peertalk demo`, the whole of it in processes: what it claims, and that it does not claim it when
+it is not so."""
 
 from __future__ import annotations
 
@@ -19,9 +20,12 @@ SMALL = ("--messages", "3000", "--round-trips", "30")
 
 @pytest.fixture
 def run_demo(start_python, free_port):
-    """run_demo(*arguments, **environment): a demonstration on a discovery port of its own, in a process."""
+    """run_demo(*arguments, **environment): a demonstration on a discovery port of its own, in a
+    process."""
     environment = {"PEERTALK_BIND": "127.0.0.1", "PEERTALK_DISCOVERY_PORT": str(free_port())}
-    return lambda *arguments, **more: start_python("-m", "peertalk", "demo", *arguments, env={**environment, **more.pop("env", {})}, **more)
+    return lambda *arguments, **more: start_python(
+        "-m", "peertalk", "demo", *arguments, env={**environment, **more.pop("env", {})}, **more
+    )
 
 
 @pytest.fixture
@@ -37,19 +41,40 @@ def folder(tmp_path):
 
 
 def test_a_small_run_verifies_everything_and_gives_every_figure(run_demo, folder):
-    """The main job: exit status 0 only if every byte arrived, in order, once, and the figures that the table has."""
+    """The main job: exit status 0 only if every byte arrived, in order, once, and the figures that
+    the table has."""
     process = run_demo(str(folder), *SMALL, "--json")
     output, progress = process.communicate(timeout=50)
     assert process.returncode == 0, progress
     told = json.loads(output)
     assert told["ok"] is True and told["errors"] == []
     files = told["files"]
-    assert (files["count"], files["verified"], files["bytes"], files["bytes_verified"]) == (3, 3, 100_006, 100_006)
-    assert [one["path"] for one in files["skipped"]] == ["link"] and "not sent: link: a symbolic link" in progress
-    assert (told["messages"]["count"], told["messages"]["arrived"], told["messages"]["bytes_each"]) == (3000, 3000, 64)
-    assert told["messages"]["per_second"] > 0 and told["messages"]["mb_per_second"] > 0 and files["mb_per_second"] > 0
-    assert 0 < told["round_trips"]["p50_us"] <= told["round_trips"]["p99_us"] and told["round_trips"]["count"] == 30
-    assert told["slots_high_water"] >= 1 and told["messages_per_call"] > 0 and told["crc_errors"] == 0
+    assert (files["count"], files["verified"], files["bytes"], files["bytes_verified"]) == (
+        3,
+        3,
+        100_006,
+        100_006,
+    )
+    assert [one["path"] for one in files["skipped"]] == [
+        "link"
+    ] and "not sent: link: a symbolic link" in progress
+    assert (
+        told["messages"]["count"],
+        told["messages"]["arrived"],
+        told["messages"]["bytes_each"],
+    ) == (3000, 3000, 64)
+    assert (
+        told["messages"]["per_second"] > 0
+        and told["messages"]["mb_per_second"] > 0
+        and files["mb_per_second"] > 0
+    )
+    assert (
+        0 < told["round_trips"]["p50_us"] <= told["round_trips"]["p99_us"]
+        and told["round_trips"]["count"] == 30
+    )
+    assert (
+        told["slots_high_water"] >= 1 and told["messages_per_call"] > 0 and told["crc_errors"] == 0
+    )
     if told["core"] != "reference":
         assert told["reference"]["ok"] and told["reference"]["ratio_messages"] > 0
         assert told["reference"]["files"]["verified"] == 3
@@ -80,7 +105,10 @@ DAMAGE = """
 import peertalk.node
 send_many = peertalk.node.Peer.send_many
 async def damaging(self, payloads, **more):
-    payloads = [payload[:5] + bytes((payload[5] ^ 4,)) + payload[6:] if payload[:1] == b"C" else payload for payload in payloads]
+    payloads = [
+        payload[:5] + bytes((payload[5] ^ 4,)) + payload[6:] if payload[:1] == b"C" else payload
+        for payload in payloads
+    ]
     return await send_many(self, payloads, **more)
 peertalk.node.Peer.send_many = damaging
 """
@@ -89,14 +117,20 @@ LOSS = """
 import peertalk.node
 send_many = peertalk.node.Peer.send_many
 async def losing(self, payloads, **more):
-    return await send_many(self, [payload for payload in payloads if payload[:1] != b"N" or payload[8] != 7], **more)
+    kept = [payload for payload in payloads if payload[:1] != b"N" or payload[8] != 7]
+    return await send_many(self, kept, **more)
 peertalk.node.Peer.send_many = losing
 """
 
 
-@pytest.mark.parametrize(("fault", "words"), [(DAMAGE, "differs"), (LOSS, "came where")], ids=["damaged", "lost"])
-def test_a_byte_that_is_wrong_or_a_message_that_is_lost_is_a_failure(run_demo, folder, tmp_path, fault, words):
-    """A demonstration that cannot fail shows nothing. The fault is put into the processes from outside."""
+@pytest.mark.parametrize(
+    ("fault", "words"), [(DAMAGE, "differs"), (LOSS, "came where")], ids=["damaged", "lost"]
+)
+def test_a_byte_that_is_wrong_or_a_message_that_is_lost_is_a_failure(
+    run_demo, folder, tmp_path, fault, words
+):
+    """A demonstration that cannot fail shows nothing. The fault is put into the processes from
+    outside."""
     (tmp_path / "faulty").mkdir()
     (tmp_path / "faulty/usercustomize.py").write_text(fault)
     (tmp_path / "faulty/sitecustomize.py").write_text("import usercustomize")
@@ -104,11 +138,18 @@ def test_a_byte_that_is_wrong_or_a_message_that_is_lost_is_a_failure(run_demo, f
     process = run_demo(str(folder), *SMALL, env={"PYTHONPATH": path})
     output, complaint = process.communicate(timeout=50)
     assert process.returncode == 1, output + complaint
-    assert words in complaint and complaint.startswith("peertalk: demo failed: ") and complaint.count("\n") == 1
+    assert (
+        words in complaint
+        and complaint.startswith("peertalk: demo failed: ")
+        and complaint.count("\n") == 1
+    )
 
 
 def children_of(process: subprocess.Popen) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    return [
+        int(child)
+        for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ]
 
 
 def is_running(pid: int) -> bool:
@@ -118,10 +159,14 @@ def is_running(pid: int) -> bool:
         return False
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="did not run: children are looked up in /proc, which this system has not")
+@pytest.mark.skipif(
+    not Path("/proc/self/task").exists(),
+    reason="did not run: children are looked up in /proc, which this system has not",
+)
 @pytest.mark.parametrize("signal_number", [2, 9], ids=["SIGINT", "SIGKILL"])
 def test_both_processes_end_with_their_parent(run_demo, folder, signal_number):
-    """Ctrl-C at any moment, or the parent's own death: nobody wants to hunt for processes. Within a second; the test allows more."""
+    """Ctrl-C at any moment, or the parent's own death: nobody wants to hunt for processes. Within a
+    second; the test allows more."""
     process = run_demo(str(folder), "--messages", "100000000")
     while "found" not in process.stdout.readline():
         pass
@@ -204,8 +249,14 @@ def report(**changes):
         "crc_errors": 0,
     }
     for name, value in changes.items():
-        (sender if (name in sender and name not in receiver) or name == "skipped" else receiver)[name] = value
-    return {"sender": sender, "receiver": receiver, "found": {"name": "r", "address": "a", "seconds": 0.0}}
+        (sender if (name in sender and name not in receiver) or name == "skipped" else receiver)[
+            name
+        ] = value
+    return {
+        "sender": sender,
+        "receiver": receiver,
+        "found": {"name": "r", "address": "a", "seconds": 0.0},
+    }
 
 
 def test_all_well_is_ok():
@@ -228,6 +279,7 @@ def test_all_well_is_ok():
     ids=lambda changes: next(iter(changes)),
 )
 def test_anything_less_is_not(changes):
-    """Exit status 0 only if every byte arrived, in order, once: each figure alone is enough to fail."""
+    """Exit status 0 only if every byte arrived, in order, once: each figure alone is enough to
+    fail."""
     judged = demo.judge("standard", 2, 7, 2, report(**changes))
     assert not judged["ok"] and judged["code"] == 1 and judged["errors"]

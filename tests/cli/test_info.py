@@ -14,7 +14,10 @@ def test_info_says_where_each_value_came_from(capsys, monkeypatch):
     assert cli.run(["info", "--json", "--name", "ada"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["settings"]["name"] == {"value": "ada", "from": "argument"}
-    assert told["settings"]["discovery_port"] == {"value": 7999, "from": "environment PEERTALK_DISCOVERY_PORT"}
+    assert told["settings"]["discovery_port"] == {
+        "value": 7999,
+        "from": "environment PEERTALK_DISCOVERY_PORT",
+    }
     assert told["settings"]["io_budget"]["from"] == "default"
 
 
@@ -24,7 +27,9 @@ def test_info_tells_of_every_core_with_its_crc_and_limits(capsys):
     cores = json.loads(capsys.readouterr().out)["cores"]
     assert tuple(cores) == CORES
     assert cores["reference"]["in_use"] and cores["reference"]["crc"] == "crc_hqx"
-    assert all("missing" in core or core["limits"]["frame_max_payload"] >= 1024 for core in cores.values())
+    assert all(
+        "missing" in core or core["limits"]["frame_max_payload"] >= 1024 for core in cores.values()
+    )
 
 
 def test_info_for_people_has_the_same_settings(capsys):

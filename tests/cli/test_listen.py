@@ -15,7 +15,12 @@ def listening(start_python, free_port):
     """listening(*arguments): a listener without discovery, and its port."""
 
     def listen(*arguments):
-        environment = {"PEERTALK_BIND": "127.0.0.1", "PEERTALK_DISCOVERY_PORT": str(free_port()), "PEERTALK_PORT": "0", "PEERTALK_DISCOVERY": "off"}
+        environment = {
+            "PEERTALK_BIND": "127.0.0.1",
+            "PEERTALK_DISCOVERY_PORT": str(free_port()),
+            "PEERTALK_PORT": "0",
+            "PEERTALK_DISCOVERY": "off",
+        }
         process = start_python("-m", "peertalk", "listen", *arguments, env=environment)
         return process, int(process.stderr.readline().rsplit(" ", 1)[1])
 
@@ -37,7 +42,8 @@ def test_bytes_that_are_no_text_arrive_whole_in_json(listening):
 
 
 def test_a_message_is_one_line_whatever_is_in_it(listening):
-    """Line breaks and escape sequences in a message must not forge other messages, nor command the terminal."""
+    """Line breaks and escape sequences in a message must not forge other messages, nor command the
+    terminal."""
     process, port = listening("--count", "1")
     send(port, b"one\ntwo\x1b[2J")
     assert process.communicate(timeout=20)[0] == "s: one\\ntwo\\x1b[2J\n"

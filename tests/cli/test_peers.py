@@ -9,8 +9,13 @@ import pytest
 
 @pytest.fixture
 def command(start_python, free_port):
-    """command(*arguments): a peertalk command in a process, all of one test on a discovery port of their own."""
-    environment = {"PEERTALK_BIND": "127.0.0.1", "PEERTALK_DISCOVERY_PORT": str(free_port()), "PEERTALK_PORT": "0"}
+    """command(*arguments): a peertalk command in a process, all of one test on a discovery port of
+    their own."""
+    environment = {
+        "PEERTALK_BIND": "127.0.0.1",
+        "PEERTALK_DISCOVERY_PORT": str(free_port()),
+        "PEERTALK_PORT": "0",
+    }
     return lambda *arguments: start_python("-m", "peertalk", *arguments, env=environment)
 
 

@@ -9,8 +9,13 @@ import pytest
 
 @pytest.fixture
 def command(start_python, free_port):
-    """command(*arguments): a peertalk command in a process, all of one test on a discovery port of their own."""
-    environment = {"PEERTALK_BIND": "127.0.0.1", "PEERTALK_DISCOVERY_PORT": str(free_port()), "PEERTALK_PORT": "0"}
+    """command(*arguments): a peertalk command in a process, all of one test on a discovery port of
+    their own."""
+    environment = {
+        "PEERTALK_BIND": "127.0.0.1",
+        "PEERTALK_DISCOVERY_PORT": str(free_port()),
+        "PEERTALK_PORT": "0",
+    }
     return lambda *arguments: start_python("-m", "peertalk", *arguments, env=environment)
 
 
@@ -36,7 +41,9 @@ def test_each_line_of_standard_input_is_a_message_in_order(command):
     """A pipe is how other programs send; an address needs no discovery."""
     listener, port = listening(command, "--count", "300")
     sending = command("send", "--to-address", f"127.0.0.1:{port}", "-")
-    output, complaint = sending.communicate("".join(f"line {number}\n" for number in range(300)), timeout=20)
+    output, complaint = sending.communicate(
+        "".join(f"line {number}\n" for number in range(300)), timeout=20
+    )
     assert sending.returncode == 0, complaint
     assert output.startswith("sent 300 messages")
     lines = [json.loads(line)["text"] for line in listener.communicate(timeout=20)[0].splitlines()]
@@ -60,7 +67,8 @@ def test_a_refused_connection_exits_with_1(command, free_port):
 
 
 def test_a_message_that_is_too_large_exits_with_its_limit(command):
-    """The text has to say how large a message may be. Too large is what the caller asked wrongly for, at a peer that is there: 1."""
+    """The text has to say how large a message may be. Too large is what the caller asked wrongly
+    for, at a peer that is there: 1."""
     _listener, port = listening(command)
     sending = command("send", "--to-address", f"127.0.0.1:{port}", "-")
     complaint = sending.communicate("x" * 9_000 + "\n", timeout=20)[1]

@@ -17,7 +17,9 @@ pytest.importorskip("typer")
 def needs_the_compiled_core() -> None:
     """The simulator is C: with the reference core alone there is nothing to test."""
     if load().name == "reference":
-        pytest.skip("did not run: the simulator is in the compiled cores, and PEERTALK_CORE leaves them out")
+        pytest.skip(
+            "did not run: the simulator is in the compiled cores, and PEERTALK_CORE leaves them out"
+        )
 
 
 def test_without_a_name_it_lists_every_scenario(capsys):
@@ -50,7 +52,9 @@ def test_problems_are_told_and_end_with_exit_code_1(capsys, monkeypatch):
     async def breaks(stage: scenarios.Stage) -> None:
         stage.expect(False, "the sky fell")
 
-    monkeypatch.setitem(scenarios.SCENARIOS, "breaks", scenarios.Scenario("breaks", "it breaks", "none", breaks))
+    monkeypatch.setitem(
+        scenarios.SCENARIOS, "breaks", scenarios.Scenario("breaks", "it breaks", "none", breaks)
+    )
     assert run(["sim", "breaks"]) == FAILED
     told = capsys.readouterr()
     assert "problem: the sky fell" in told.out
@@ -65,7 +69,9 @@ def test_a_name_that_is_none_is_wrong_usage_with_the_names(capsys):
     assert "throughput" in told
 
 
-@pytest.mark.parametrize("arguments", [["full_pipeline", "--minutes", "3"], ["throughput", "--trace"], ["--trace"]])
+@pytest.mark.parametrize(
+    "arguments", [["full_pipeline", "--minutes", "3"], ["throughput", "--trace"], ["--trace"]]
+)
 def test_an_option_that_means_nothing_here_is_wrong_usage(capsys, arguments):
     """An option that is dropped in silence is a wrong answer to somebody's question."""
     assert run(["sim", *arguments]) == WRONG_USAGE
@@ -77,7 +83,15 @@ def test_throughput_prints_the_matrix(capsys):
     assert run(["sim", "throughput", "--minutes", "0.05", "--json"]) == FINE
     rows = json.loads(capsys.readouterr().out)
     assert len(rows) == 18
-    assert set(rows[0]) == {"platform", "core", "depth", "packing", "message_bytes", "kb_per_s", "ratio_to_sync"}
+    assert set(rows[0]) == {
+        "platform",
+        "core",
+        "depth",
+        "packing",
+        "message_bytes",
+        "kb_per_s",
+        "ratio_to_sync",
+    }
     baseline = [row for row in rows if row["depth"] == 1]
     assert all(row["ratio_to_sync"] == 1 for row in baseline)
     assert rows[2]["ratio_to_sync"] == pytest.approx(4, rel=0.02)

@@ -1,4 +1,5 @@
-"""The two processes of the demonstration: what the receiver believes, and that it believes nothing else."""
+"""The two processes of the demonstration: what the receiver believes, and that it believes nothing
+else."""
 
 from __future__ import annotations
 
@@ -12,7 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peertalk.cli import transfer
-from peertalk.cli.transfer import CHUNK, DONE, END, FILE, PHASE, QUIT, TRIP, Receiver, Task, numbered, safe_path
+from peertalk.cli.transfer import (
+    CHUNK,
+    DONE,
+    END,
+    FILE,
+    PHASE,
+    QUIT,
+    TRIP,
+    Receiver,
+    Task,
+    numbered,
+    safe_path,
+)
 
 
 class Told(transfer.Report):
@@ -28,12 +41,17 @@ class Told(transfer.Report):
 
 def file_messages(path: bytes, content: bytes, digest: bytes | None = None) -> list[bytes]:
     end = transfer._END.pack(END, len(content), digest or hashlib.sha256(content).digest())
-    return [FILE + path, *[CHUNK + content[start : start + 4095] for start in range(0, len(content), 4095)], end]
+    return [
+        FILE + path,
+        *[CHUNK + content[start : start + 4095] for start in range(0, len(content), 4095)],
+        end,
+    ]
 
 
 @given(st.binary(max_size=40))
 def test_no_path_leaves_the_folder(sent):
-    """The sender is somebody on the network: it must not choose where on this disk its bytes land."""
+    """The sender is somebody on the network: it must not choose where on this disk its bytes
+    land."""
     root = Path("/target")
     try:
         place = safe_path(root, sent)
@@ -43,7 +61,9 @@ def test_no_path_leaves_the_folder(sent):
     assert ".." not in place.parts
 
 
-@pytest.mark.parametrize("path", [b"", b"/etc/passwd", b"../x", b"a/../../x", b"a//b", b".", b"a/.", b"a\0b", b"a/"])
+@pytest.mark.parametrize(
+    "path", [b"", b"/etc/passwd", b"../x", b"a/../../x", b"a//b", b".", b"a/.", b"a\0b", b"a/"]
+)
 def test_these_paths_are_refused(path):
     """Each is a known way out of a folder, or no file's name."""
     with pytest.raises(ValueError, match="unsafe"):
@@ -63,7 +83,11 @@ def test_files_arrive_whole_empty_ones_too(tmp_path):
 def spoilt(messages: list[bytes], how: str) -> list[bytes]:
     match how:
         case "damaged":
-            return [*messages[:1], messages[1][:9] + bytes((messages[1][9] ^ 1,)) + messages[1][10:], *messages[2:]]
+            return [
+                *messages[:1],
+                messages[1][:9] + bytes((messages[1][9] ^ 1,)) + messages[1][10:],
+                *messages[2:],
+            ]
         case "missing":
             return messages[:1] + messages[2:]
         case "twice":
@@ -89,7 +113,13 @@ def test_a_file_larger_than_what_is_kept_in_memory_is_written_in_parts(tmp_path,
     monkeypatch.setattr(transfer, "_IN_MEMORY", 10_000)
     receiver = Receiver(tmp_path)
     content = bytes(range(256)) * 300
-    receiver.take([*file_messages(b"small", b"x"), *file_messages(b"film", content), *file_messages(b"last", b"")])
+    receiver.take(
+        [
+            *file_messages(b"small", b"x"),
+            *file_messages(b"film", content),
+            *file_messages(b"last", b""),
+        ]
+    )
     assert receiver._kept <= 10_000 + 4096
     receiver.take([PHASE + b"files"])
     assert (receiver.verified, receiver.wrong) == (3, 0)
@@ -107,7 +137,9 @@ def test_a_file_that_cannot_be_written_is_a_fault_and_not_the_end(tmp_path):
 def test_an_unsafe_path_is_reported_and_nothing_is_written(tmp_path):
     """The refusal must not end the receiver."""
     receiver = Receiver(tmp_path / "target")
-    receiver.take([*file_messages(b"../escaped", b"x"), *file_messages(b"fine", b"y"), PHASE + b"files"])
+    receiver.take(
+        [*file_messages(b"../escaped", b"x"), *file_messages(b"fine", b"y"), PHASE + b"files"]
+    )
     assert not (tmp_path / "escaped").exists()
     assert receiver.verified == 1 and receiver.wrong == 1
 
@@ -117,9 +149,11 @@ def test_numbered_messages_count_only_in_order_and_once(position, batch):
     """One that is lost, doubled or damaged shows, wherever a batch was cut."""
     good = numbered(0, 61)
     for bad, wrong in (
-        (good, 0), (good[:position] + good[position + 1 :], 1 if position < 60 else 0), (good[: position + 1] + good[position:], 1),
+        (good, 0),
+        (good[:position] + good[position + 1 :], 1 if position < 60 else 0),
+        (good[: position + 1] + good[position:], 1),
         ([*good[:position], good[position][:-1] + b"!", *good[position + 1 :]], 1),
-    ):  # fmt: skip
+    ):
         receiver = Receiver(Path("/nowhere"))
         for start in range(0, len(bad), batch):
             assert receiver.take(bad[start : start + batch]) == []
@@ -153,11 +187,19 @@ async def test_two_nodes_do_the_whole_work(tmp_path, free_port, monkeypatch):
     work = Task("sender", "s", "r", root=str(source), files=files, messages=3000, round_trips=20)
     sender, receiver = Told(), Told()
     await asyncio.gather(
-        transfer.run_receiver(Task("receiver", names["receiver"], names["sender"], target=str(target)), receiver), transfer.run_sender(work, sender)
-    )  # fmt: skip
+        transfer.run_receiver(
+            Task("receiver", names["receiver"], names["sender"], target=str(target)), receiver
+        ),
+        transfer.run_sender(work, sender),
+    )
     sent, arrived = sender.said["figures"], receiver.said["figures"]
     assert sent["files"] == {"count": 2, "bytes": 753_000}
-    assert (arrived["files_verified"], arrived["bytes_verified"], arrived["messages"], arrived["wrong"]) == (2, 753_000, 3000, 0)
+    assert (
+        arrived["files_verified"],
+        arrived["bytes_verified"],
+        arrived["messages"],
+        arrived["wrong"],
+    ) == (2, 753_000, 3000, 0)
     assert [path for path, _ in sent["skipped"]] == ["link", "deep", "gone"]
     assert len(sent["trips_us"]) == 20
     assert (target / "deep/er/big").read_bytes() == bytes(range(251)) * 3000
@@ -180,7 +222,9 @@ def test_a_sender_that_finds_nobody_says_so(start_python, free_port):
     """The parent makes exit code 3 of it."""
     environment = {"PEERTALK_BIND": "127.0.0.1", "PEERTALK_DISCOVERY_PORT": str(free_port())}
     process = start_python("-m", "peertalk.cli.transfer", env=environment)
-    process.stdin.write(json.dumps({"role": "sender", "name": "s", "other": "nobody", "timeout": 0.1}) + "\n")
+    process.stdin.write(
+        json.dumps({"role": "sender", "name": "s", "other": "nobody", "timeout": 0.1}) + "\n"
+    )
     process.stdin.flush()
     said = json.loads(process.stdout.readline())
     assert (said["event"], said["code"]) == ("error", 3) and "'nobody'" in said["text"]

@@ -1,4 +1,5 @@
-"""What the tests of the loop and of its links share: one loop of a core on real sockets, driven in each way that there is."""
+"""What the tests of the loop and of its links share: one loop of a core on real sockets, driven in
+each way that there is."""
 
 from __future__ import annotations
 
@@ -16,7 +17,12 @@ WOULD_BLOCK = -19
 PATIENCE = 10.0
 """Seconds after which a test that waits for an event says what it saw instead."""
 
-WAYS = {"epoll": {}, "poll": {"epoll": False}, "cffi": {"native": False}, "plain": {"platform": "posix_plain"}}
+WAYS = {
+    "epoll": {},
+    "poll": {"epoll": False},
+    "cffi": {"native": False},
+    "plain": {"platform": "posix_plain"},
+}
 
 
 class Bench:
@@ -62,14 +68,18 @@ class Bench:
     def links(self, **arguments: Any) -> tuple[Any, Any]:
         """Two links of this loop, tags 1 and 2, that talk to each other."""
         ours, theirs = self.pair()
-        return self.loop.open_link(ours.fileno(), 1, **arguments), self.loop.open_link(theirs.fileno(), 2, **arguments)
+        return self.loop.open_link(ours.fileno(), 1, **arguments), self.loop.open_link(
+            theirs.fileno(), 2, **arguments
+        )
 
     def until(self, condition: Callable[[list[Any]], Any], loop: Any = None) -> list[Any]:
         """Turn until the condition holds of all events seen."""
         events: list[Any] = []
         give_up = time.monotonic() + PATIENCE
         while not condition(events):
-            assert time.monotonic() < give_up, f"waited for what did not come; seen: {[event[:3] for event in events[-20:]]}"
+            assert time.monotonic() < give_up, (
+                f"waited for what did not come; seen: {[event[:3] for event in events[-20:]]}"
+            )
             events += (loop or self.loop).turn(0.1)
         return events
 
@@ -138,7 +148,10 @@ class Bench:
 
     def stream(self, *messages: bytes) -> bytes:
         """Messages as they stand on the wire."""
-        return b"".join(self.core.encode_frame(DATA, message, 0, number & 255) for number, message in enumerate(messages))
+        return b"".join(
+            self.core.encode_frame(DATA, message, 0, number & 255)
+            for number, message in enumerate(messages)
+        )
 
     def close(self) -> None:
         for loop in self.loops:

@@ -1,4 +1,5 @@
-"""CRC-16: vectors, the textbook's bit loop, and laws. On the C cores also each way of computing it that this processor has."""
+"""CRC-16: vectors, the textbook's bit loop, and laws. On the C cores also each way of computing it
+that this processor has."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def test_check_value_is_the_published_one(core: Any) -> None:
 
 
 def test_crc_of_every_length_equals_the_definition(core: Any) -> None:
-    """Each length takes its own road through odd bytes, blocks and lanes, and a start value goes in at another place in each."""
+    """Each length takes its own road through odd bytes, blocks and lanes, and a start value goes in
+    at another place in each."""
     data = random.Random(1).randbytes(2_100)
     for start in (0, 1, 0x8000, 0xA55A, 0xFFFF):
         expected = start
@@ -60,18 +62,25 @@ def test_crc_does_not_depend_on_where_the_bytes_lie(core: Any) -> None:
         expected = crc_by_bits(data[:length])
         for offset in range(64):
             room = bytes(offset) + data
-            assert core.crc16(memoryview(room)[offset : offset + length]) == expected, (length, offset)
+            assert core.crc16(memoryview(room)[offset : offset + length]) == expected, (
+                length,
+                offset,
+            )
 
 
 @given(data=st.binary(max_size=700), cut=st.integers(0, 700), start=st.integers(0, 0xFFFF))
 def test_crc_goes_on_where_it_was_left(core: Any, data: bytes, cut: int, start: int) -> None:
-    """A frame's CRC is that of its header continued over its payload, which lie in different places."""
+    """A frame's CRC is that of its header continued over its payload, which lie in different
+    places."""
     assert core.crc16(data[cut:], core.crc16(data[:cut], start)) == core.crc16(data, start)
 
 
 @given(seed=st.integers(0, 1 << 32), length=st.integers(0, 70_000), start=st.integers(0, 0xFFFF))
-def test_crc_of_long_data_equals_the_reference(c_core: Any, reference_core: Any, seed: int, length: int, start: int) -> None:
-    """Long messages run through the folding lanes many times: constants that are wrong by one power show here."""
+def test_crc_of_long_data_equals_the_reference(
+    c_core: Any, reference_core: Any, seed: int, length: int, start: int
+) -> None:
+    """Long messages run through the folding lanes many times: constants that are wrong by one power
+    show here."""
     data = random.Random(seed).randbytes(length)
     assert c_core.crc16(data, start) == reference_core.crc16(data, start)
 
@@ -97,20 +106,46 @@ def test_start_value_that_is_no_crc_is_refused(core: Any, start: int) -> None:
 
 def test_name_of_the_way_is_told(core: Any) -> None:
     """A benchmark says which CRC it measured."""
-    assert core.crc_name in ({"crc_hqx"} if core.name == "reference" else {"vpclmul", "pclmul", "pmull", "table"})
+    assert core.crc_name in (
+        {"crc_hqx"} if core.name == "reference" else {"vpclmul", "pclmul", "pmull", "table"}
+    )
 
 
 @pytest.mark.source
-@pytest.mark.parametrize("options", [
-    ["-O3"], ["-O1", "-DPT_ATOMICS=0", "-DPT_ASSERTIONS=1", "-fsanitize=address,undefined", "-fno-sanitize-recover"],
-], ids=["fast", "sanitized"])  # fmt: skip
-def test_every_way_of_this_processor_agrees_and_reads_nothing_else(tmp_path: Path, options: list[str]) -> None:
-    """A machine picks one way and hides the others; and a wide load behind the end shows only where the memory ends there too."""
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["-O3"],
+        [
+            "-O1",
+            "-DPT_ATOMICS=0",
+            "-DPT_ASSERTIONS=1",
+            "-fsanitize=address,undefined",
+            "-fno-sanitize-recover",
+        ],
+    ],
+    ids=["fast", "sanitized"],
+)
+def test_every_way_of_this_processor_agrees_and_reads_nothing_else(
+    tmp_path: Path, options: list[str]
+) -> None:
+    """A machine picks one way and hides the others; and a wide load behind the end shows only where
+    the memory ends there too."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     assert compiler, "no C compiler: cc, gcc or clang"
     program = tmp_path / "crc_ways"
-    build = [compiler, "-std=c11", *options, "-I", str(CSRC / "core"), str(TESTS / "c" / "crc_ways.c"), "-o", str(program)]
-    own = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # it brings its own sanitizer, or none
+    build = [
+        compiler,
+        "-std=c11",
+        *options,
+        "-I",
+        str(CSRC / "core"),
+        str(TESTS / "c" / "crc_ways.c"),
+        "-o",
+        str(program),
+    ]
+    # it brings its own sanitizer, or none
+    own = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     built = subprocess.run(build, text=True, capture_output=True, env=own)
     assert built.returncode == 0, built.stderr
     ran = subprocess.run([str(program)], text=True, capture_output=True, env=own)

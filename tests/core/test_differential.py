@@ -1,7 +1,8 @@
 """C against the reference: the same bytes, cut and damaged at random, must come out the same.
 
-What is compared is everything that a stream can show: frames, the first fault and its code, the bytes consumed, what is held of an unfinished frame,
-and the state. The seed of each stream is in the message of a failure. Short form: 20,000 frames; with PEERTALK_SOAK=1 a million.
+What is compared is everything that a stream can show: frames, the first fault and its code, the
+bytes consumed, what is held of an unfinished frame, and the state. The seed of each stream is in
+the message of a failure. Short form: 20,000 frames; with PEERTALK_SOAK=1 a million.
 """
 
 from __future__ import annotations
@@ -46,15 +47,33 @@ def boundaries(stream: bytes) -> list[int]:
         found.append(place)
         compact = stream[place + 1 : place + 2] != b"T"
         length = place + (2 if compact else 8)
-        place += int.from_bytes(stream[length : length + 2], "big") + (COMPACT_HEADER if compact else OVERHEAD)
+        place += int.from_bytes(stream[length : length + 2], "big") + (
+            COMPACT_HEADER if compact else OVERHEAD
+        )
     return found
 
 
 def spoil(stream: bytearray, rng: random.Random) -> str:
-    """Damage a stream in one of the ways that a network, a bug or an enemy has. Returns its name."""
+    """Damage a stream in one of the ways that a network, a bug or an enemy has. Returns its
+    name."""
     starts = boundaries(stream)
     start = rng.choice(starts[len(starts) // 2 :])  # so that frames stand before it
-    kind = rng.choice(("none", "none", "bit", "bit", "byte", "version", "type", "length", "lost", "twice", "garbage", "swap"))
+    kind = rng.choice(
+        (
+            "none",
+            "none",
+            "bit",
+            "bit",
+            "byte",
+            "version",
+            "type",
+            "length",
+            "lost",
+            "twice",
+            "garbage",
+            "swap",
+        )
+    )
     place = rng.randrange(start, len(stream))
     compact = stream[start + 1] != ord("T")
     if kind == "bit":
@@ -82,14 +101,22 @@ def spoil(stream: bytearray, rng: random.Random) -> str:
 
 def cuts(rng: random.Random, length: int) -> list[int]:
     """Sizes of the pieces of a stream: from byte by byte to one gulp."""
-    style = rng.choice(("bytes", "small", "headers", "mixed", "large", "whole") if length < 4_000 else ("mixed", "large", "whole"))
+    style = rng.choice(
+        ("bytes", "small", "headers", "mixed", "large", "whole")
+        if length < 4_000
+        else ("mixed", "large", "whole")
+    )
     pieces = []
     left = length
     while left > 0:
         size = {
-            "bytes": 1, "small": rng.randrange(1, 30), "headers": rng.randrange(8, 14), "large": rng.randrange(500, 20_000),
-            "mixed": rng.choice((0, 1, 9, 10, 11, 12, 13, 300, 4_000)), "whole": length,
-        }[style]  # fmt: skip
+            "bytes": 1,
+            "small": rng.randrange(1, 30),
+            "headers": rng.randrange(8, 14),
+            "large": rng.randrange(500, 20_000),
+            "mixed": rng.choice((0, 1, 9, 10, 11, 12, 13, 300, 4_000)),
+            "whole": length,
+        }[style]
         pieces.append(min(size, left))
         left -= pieces[-1]
     return pieces
@@ -101,10 +128,18 @@ def feed(ingest: Any, piece: bytes) -> tuple[Any, ...]:
         frames, fault = ingest.receive(piece), None
     except errors.ProtocolError as error:
         frames, fault = error.frames, (type(error), error.code)
-    return ([tuple(frame) for frame in frames], fault, ingest.consumed, ingest.partial_len, ingest.state)
+    return (
+        [tuple(frame) for frame in frames],
+        fault,
+        ingest.consumed,
+        ingest.partial_len,
+        ingest.state,
+    )
 
 
-def compare(cores: list[Any], stream: bytes, pieces: list[int], limit: int, where: str) -> tuple[int, int | None]:
+def compare(
+    cores: list[Any], stream: bytes, pieces: list[int], limit: int, where: str
+) -> tuple[int, int | None]:
     """Feed the same pieces to both. Returns the frames that came out, and the code of the fault."""
     machines = [core.Ingest(max_payload=limit) for core in cores]
     place = frames = 0
@@ -128,7 +163,8 @@ def compare(cores: list[Any], stream: bytes, pieces: list[int], limit: int, wher
 
 
 def test_streams_cut_and_damaged_at_random_read_the_same(c_core, reference_core, rounds, capsys):
-    """Two programs by two ways of thinking: where they agree on every byte of a million frames, both are right or share a misreading."""
+    """Two programs by two ways of thinking: where they agree on every byte of a million frames,
+    both are right or share a misreading."""
     wanted = rounds(20_000, 1_000_000)
     limit = c_core.limits.frame_max_payload
     seed = random.SystemRandom().randrange(2**32)
@@ -140,47 +176,90 @@ def test_streams_cut_and_damaged_at_random_read_the_same(c_core, reference_core,
         stream = make_stream(reference_core, rng, count, limit)
         kind = spoil(stream, rng)
         bound = limit if rng.random() < 0.9 else rng.choice((0, 60, 500))
-        out, fault = compare([c_core, reference_core], stream, cuts(rng, len(stream)), bound, f"seed {seed}, stream {streams} ({kind})")
+        out, fault = compare(
+            [c_core, reference_core],
+            stream,
+            cuts(rng, len(stream)),
+            bound,
+            f"seed {seed}, stream {streams} ({kind})",
+        )
         if kind == "none" and bound == limit:
             assert (out, fault) == (count, None)
         frames += out
         sent += count
         streams += 1
         faults[fault] = faults.get(fault, 0) + 1
-    assert {None, -1, -16, -20, -21, -23} <= faults.keys(), f"a kind of fault never came up: {faults}"
+    assert {None, -1, -16, -20, -21, -23} <= faults.keys(), (
+        f"a kind of fault never came up: {faults}"
+    )
     with capsys.disabled():
-        named = ", ".join(f"{reference_core.error_name(code or 0)} {faults[code]:,}" for code in sorted(faults, key=str))
-        print(f"\n{c_core.name}: {frames:,} frames of {sent:,} read alike from {streams:,} streams (seed {seed}); ends: {named}")
+        named = ", ".join(
+            f"{reference_core.error_name(code or 0)} {faults[code]:,}"
+            for code in sorted(faults, key=str)
+        )
+        print(
+            f"\n{c_core.name}: {frames:,} frames of {sent:,} read alike from {streams:,} "
+            f"streams (seed {seed}); ends: {named}"
+        )
 
 
 @given(data=st.binary(max_size=400), pieces=st.lists(st.integers(0, 40), max_size=30))
 def test_any_bytes_at_all_read_the_same(c_core, reference_core, data, pieces):
     """What no sender would send: found by a machine that looks for trouble."""
-    compare([c_core, reference_core], data, [*pieces, max(0, len(data) - sum(pieces))], 300, "as given")
+    compare(
+        [c_core, reference_core], data, [*pieces, max(0, len(data) - sum(pieces))], 300, "as given"
+    )
 
 
 @given(
     frames=st.lists(
-        st.tuples(st.integers(1, 7), st.integers(0, 255), st.one_of(st.none(), st.integers(0, 255)), st.binary(max_size=60)), min_size=1, max_size=8
+        st.tuples(
+            st.integers(1, 7),
+            st.integers(0, 255),
+            st.one_of(st.none(), st.integers(0, 255)),
+            st.binary(max_size=60),
+        ),
+        min_size=1,
+        max_size=8,
     ),
     place=st.integers(0, 10_000),
     value=st.integers(0, 255),
     pieces=st.lists(st.integers(1, 80), max_size=30),
 )
-def test_one_wrong_byte_is_found_at_the_same_place(c_core, reference_core, frames, place, value, pieces):
+def test_one_wrong_byte_is_found_at_the_same_place(
+    c_core, reference_core, frames, place, value, pieces
+):
     """Frames before it count, the fault has one code, and consumed says where it begins."""
     stream = bytearray()
     for type, flags, sequence, payload in frames:  # those without a sequence are compact
-        header = reference_core.encode_compact(type, flags, len(payload)) if sequence is None else b""
-        stream += header + payload if header else reference_core.encode_frame(type, payload, flags, sequence)
+        header = (
+            reference_core.encode_compact(type, flags, len(payload)) if sequence is None else b""
+        )
+        stream += (
+            header + payload
+            if header
+            else reference_core.encode_frame(type, payload, flags, sequence)
+        )
     stream[place % len(stream)] = value
-    compare([c_core, reference_core], stream, [*pieces, max(0, len(stream) - sum(pieces))], 300, "as given")
+    compare(
+        [c_core, reference_core],
+        stream,
+        [*pieces, max(0, len(stream) - sum(pieces))],
+        300,
+        "as given",
+    )
 
 
 @given(
-    type=st.integers(0, 9), flags=st.integers(0, 255), sequence=st.integers(0, 255), payload=st.binary(max_size=1_024), data=st.binary(max_size=60)
-)  # fmt: skip
-def test_frames_are_written_and_read_the_same(c_core, reference_core, type, flags, sequence, payload, data):
+    type=st.integers(0, 9),
+    flags=st.integers(0, 255),
+    sequence=st.integers(0, 255),
+    payload=st.binary(max_size=1_024),
+    data=st.binary(max_size=60),
+)
+def test_frames_are_written_and_read_the_same(
+    c_core, reference_core, type, flags, sequence, payload, data
+):
     """One frame alone: bytes out, fields in, and the class of the refusal."""
 
     def attempt(call: Any, *arguments: Any) -> Any:
@@ -189,17 +268,26 @@ def test_frames_are_written_and_read_the_same(c_core, reference_core, type, flag
         except errors.PeerTalkError as error:
             return error.__class__, error.code
 
-    written = [attempt(core.encode_frame, type, payload, flags, sequence) for core in (c_core, reference_core)]
+    written = [
+        attempt(core.encode_frame, type, payload, flags, sequence)
+        for core in (c_core, reference_core)
+    ]
     assert written[0] == written[1]
     if isinstance(written[0], bytes):
         for mutant in (written[0], written[0][: len(data)], written[0][:8] + data, data):
-            if int.from_bytes(mutant[8:10], "big") <= c_core.limits.frame_max_payload:  # above it lowmem says "too large"
-                assert attempt(c_core.decode_frame, mutant) == attempt(reference_core.decode_frame, mutant)
-            assert attempt(c_core.decode_header, mutant) == attempt(reference_core.decode_header, mutant)
+            # above it lowmem says "too large"
+            if int.from_bytes(mutant[8:10], "big") <= c_core.limits.frame_max_payload:
+                assert attempt(c_core.decode_frame, mutant) == attempt(
+                    reference_core.decode_frame, mutant
+                )
+            assert attempt(c_core.decode_header, mutant) == attempt(
+                reference_core.decode_header, mutant
+            )
 
 
 def drive(core: Any, stream: bytes, pieces: list[int], limit: int) -> tuple[Any, ...]:
-    """What a loop tells of a stream that arrives in such pieces and then ends: frames in order, and the end."""
+    """What a loop tells of a stream that arrives in such pieces and then ends: frames in order, and
+    the end."""
     loop = core.Loop()
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -224,13 +312,19 @@ def drive(core: Any, stream: bytes, pieces: list[int], limit: int) -> tuple[Any,
                 frames.append((a, b))
         ends = [(kind, a, b) for kind, _, a, b in events if kind in (CLOSED, FINISHED, SENT)]
         statistics = link.statistics()
-        counted = (statistics.frames_received, statistics.payload_bytes_received, loop.statistics().crc_errors, loop.statistics().bad_frames)
+        counted = (
+            statistics.frames_received,
+            statistics.payload_bytes_received,
+            loop.statistics().crc_errors,
+            loop.statistics().bad_frames,
+        )
         loop.close()
     return frames, ends, counted
 
 
 def test_loops_tell_the_same_of_a_stream_that_arrives_in_pieces(c_core, reference_core, rounds):
-    """The whole way in: the kernel, the ingest, the sink and the events, whatever the cuts and the damage."""
+    """The whole way in: the kernel, the ingest, the sink and the events, whatever the cuts and the
+    damage."""
     seed = random.SystemRandom().randrange(2**32)
     limit = c_core.limits.frame_max_payload
     for number in range(rounds(60, 3_000)):
@@ -252,12 +346,19 @@ def test_pipelines_put_the_same_bytes_in_the_same_slots(c_core, reference_core, 
         depth = rng.randrange(1, 9)
         slot_size = rng.choice((12, 40, 100, 1_000))
         packing, lazy = rng.random() < 0.8, rng.random() < 0.5
-        pipelines = [core.SendPipeline(depth=depth, slot_size=slot_size, packing=packing, lazy=lazy) for core in (c_core, reference_core)]
+        pipelines = [
+            core.SendPipeline(depth=depth, slot_size=slot_size, packing=packing, lazy=lazy)
+            for core in (c_core, reference_core)
+        ]
         flying: list[int] = []
         for step in range(150):
             action = rng.choice(("send", "send", "send", "launch", "complete", "report"))
             if action == "send":
-                message = (rng.choice((0, 1, 1, 1, 2, 4, 7, 8)), rng.randbytes(rng.choice((0, 3, 28, 60, 200))), rng.choice((0, 0, 4, 16)))
+                message = (
+                    rng.choice((0, 1, 1, 1, 2, 4, 7, 8)),
+                    rng.randbytes(rng.choice((0, 3, 28, 60, 200))),
+                    rng.choice((0, 0, 4, 16)),
+                )
                 shown = [pipeline.send(*message) for pipeline in pipelines]
             elif action == "launch":
                 shown = [pipeline.launch() for pipeline in pipelines]
@@ -272,10 +373,19 @@ def test_pipelines_put_the_same_bytes_in_the_same_slots(c_core, reference_core, 
             assert shown[0] == shown[1], where
             states = [
                 (
-                    pipeline.pending, pipeline.available, pipeline.send_seq, pipeline.accepted, pipeline.reported, pipeline.is_ripe(),
-                    [(pipeline.slot_state(index), pipeline.slot_bytes(index)) for index in range(depth) if pipeline.slot_state(index)],
+                    pipeline.pending,
+                    pipeline.available,
+                    pipeline.send_seq,
+                    pipeline.accepted,
+                    pipeline.reported,
+                    pipeline.is_ripe(),
+                    [
+                        (pipeline.slot_state(index), pipeline.slot_bytes(index))
+                        for index in range(depth)
+                        if pipeline.slot_state(index)
+                    ],
                 )
                 for pipeline in pipelines
-            ]  # fmt: skip
+            ]
             assert states[0] == states[1], where
         assert pipelines[0].close() == pipelines[1].close()

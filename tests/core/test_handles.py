@@ -1,7 +1,8 @@
-"""Owners of C memory: it is freed after everything that points into it, and a handle that was closed refuses, whatever is still held of it.
+"""Owners of C memory: it is freed after everything that points into it, and a handle that was
+closed refuses, whatever is still held of it.
 
-Runs on the compiled cores, both ways: with the native functions of the border and with plain cffi calls. What crashes here crashes the test run,
-which is the point; sanitizers see the rest.
+Runs on the compiled cores, both ways: with the native functions of the border and with plain cffi
+calls. What crashes here crashes the test run, which is the point; sanitizers see the rest.
 """
 
 from __future__ import annotations
@@ -81,15 +82,23 @@ def test_a_closed_link_sends_nothing_and_answers_everything_else(loop, pair):
 
 def test_a_closed_loop_refuses_and_has_closed_what_it_made(loop, pair):
     """Its context is gone: whoever goes on has a mistake to be told of."""
-    link, watch, timer = loop.open_link(pair[0].fileno(), 1), loop.watch(pair[1].fileno(), 2, WRITE), loop.timer(3)
+    link, watch, timer = (
+        loop.open_link(pair[0].fileno(), 1),
+        loop.watch(pair[1].fileno(), 2, WRITE),
+        loop.timer(3),
+    )
     timer.arm(100.0)
     loop.close()
     loop.close()
     assert link.send(b"x") == NOT_CONNECTED
     for call in (
-        loop.turn, lambda: loop.turn(1.0), lambda: loop.timer(1), lambda: timer.arm(1.0),
-        lambda: loop.open_link(pair[0].fileno(), 1), lambda: loop.watch(pair[0].fileno(), 1, READ),
-    ):  # fmt: skip
+        loop.turn,
+        lambda: loop.turn(1.0),
+        lambda: loop.timer(1),
+        lambda: timer.arm(1.0),
+        lambda: loop.open_link(pair[0].fileno(), 1),
+        lambda: loop.watch(pair[0].fileno(), 1, READ),
+    ):
         with pytest.raises(errors.InvalidState):
             call()
     with pytest.raises(errors.InvalidState):
@@ -130,7 +139,8 @@ def test_a_closed_ingest_and_a_closed_pipeline_take_nothing(c_core):
 
 
 def test_a_bound_send_owns_the_memory_and_not_the_handles(c_core, native, pair):
-    """Link and loop must go when nobody has them, and the function that is left must still have something to read."""
+    """Link and loop must go when nobody has them, and the function that is left must still have
+    something to read."""
     loop = c_core.Loop(native=native)
     link = loop.open_link(pair[0].fileno(), 1)
     send, send_many = link.send, link.send_many
@@ -153,7 +163,11 @@ def test_a_bound_send_owns_the_memory_and_not_the_handles(c_core, native, pair):
 def test_a_loop_that_nobody_has_closes_itself_with_all_that_it_made(c_core, native, pair):
     """No cycle keeps it, and nothing is freed under what is still used."""
     loop = c_core.Loop(native=native)
-    link, watch, timer = loop.open_link(pair[0].fileno(), 1), loop.watch(pair[1].fileno(), 2, READ), loop.timer(3)
+    link, watch, timer = (
+        loop.open_link(pair[0].fileno(), 1),
+        loop.watch(pair[1].fileno(), 2, READ),
+        loop.timer(3),
+    )
     timer.arm(0.0)
     link.send(b"in flight")
     gone = is_gone(loop, link, watch, timer)
@@ -214,7 +228,9 @@ def test_machines_keep_the_pool_that_they_borrow_from(c_core):
     pipeline = c_core.SendPipeline(depth=2, slot_size=128, pool=c_core.BufferPool([(128, 2)]))
     gc.collect()
     frame = c_core.encode_frame(DATA, b"x" * 100)
-    assert ingest.receive(frame[:50]) == [] and [got.payload for got in ingest.receive(frame[50:])] == [b"x" * 100]
+    assert ingest.receive(frame[:50]) == [] and [
+        got.payload for got in ingest.receive(frame[50:])
+    ] == [b"x" * 100]
     assert pipeline.send(DATA, b"y" * 100) == 0
     index = pipeline.launch()
     gc.collect()
@@ -251,7 +267,13 @@ def test_what_failed_while_it_was_made_leaves_nothing_behind(loop, pair):
         loop.open_link(-1, 1)
     with pytest.raises(errors.PeerTalkError):
         loop.watch(-1, 1, READ)
-    for wrong in ({"depth": 0}, {"depth": 65}, {"slot_size": 11}, {"slot_size": 65_536}, {"max_payload": -1}):
+    for wrong in (
+        {"depth": 0},
+        {"depth": 65},
+        {"slot_size": 11},
+        {"slot_size": 65_536},
+        {"max_payload": -1},
+    ):
         with pytest.raises(errors.InvalidArgument):
             loop.open_link(pair[0].fileno(), 1, **wrong)
     loop.open_link(pair[0].fileno(), 1).send(b"after all that")
@@ -260,9 +282,15 @@ def test_what_failed_while_it_was_made_leaves_nothing_behind(loop, pair):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"io_budget": 0}, {"io_budget": 17}, {"receive_buffer_size": 10}, {"platform": "mactcp"}, {"pool_bytes": 0}],
+    [
+        {"io_budget": 0},
+        {"io_budget": 17},
+        {"receive_buffer_size": 10},
+        {"platform": "mactcp"},
+        {"pool_bytes": 0},
+    ],
     ids=lambda wrong: next(iter(wrong)),
-)  # fmt: skip
+)
 def test_a_loop_out_of_bounds_is_refused_without_a_trace(c_core, native, wrong):
     """The collector finishes what was half made: that must not touch C memory that never was."""
     with pytest.raises(errors.InvalidArgument, match=next(iter(wrong))):

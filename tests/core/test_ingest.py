@@ -1,4 +1,5 @@
-"""The receiving machine: frames from any cut of the stream. Truth: what was put in, and the reference core."""
+"""The receiving machine: frames from any cut of the stream. Truth: what was put in, and the
+reference core."""
 
 from __future__ import annotations
 
@@ -9,7 +10,14 @@ import pytest
 from hypothesis import given
 
 from peertalk._core.values import CAPABILITY, DATA, DISCONNECT, PING, Frame
-from peertalk.errors import BadCrc, BadMagic, BadVersion, InvalidArgument, InvalidState, ProtocolError
+from peertalk.errors import (
+    BadCrc,
+    BadMagic,
+    BadVersion,
+    InvalidArgument,
+    InvalidState,
+    ProtocolError,
+)
 
 WAIT_HEADER, WAIT_PAYLOAD, INIT = 1, 2, 0
 MESSAGE_TOO_LARGE, INVALID_PARAM = -16, -1
@@ -18,8 +26,12 @@ COMPACT = None
 """Sequence of frames that go out compact: there they have none."""
 
 payloads = st.one_of(st.binary(max_size=40), st.binary(min_size=1, max_size=900))
-full_frames = st.builds(Frame, st.integers(1, 7), st.integers(0, 255), st.integers(0, 255), payloads)
-compact_frames = st.builds(Frame, st.integers(1, 7), st.integers(0, 15), st.just(COMPACT), payloads).filter(lambda frame: frame[:2] != (5, 4))
+full_frames = st.builds(
+    Frame, st.integers(1, 7), st.integers(0, 255), st.integers(0, 255), payloads
+)
+compact_frames = st.builds(
+    Frame, st.integers(1, 7), st.integers(0, 15), st.just(COMPACT), payloads
+).filter(lambda frame: frame[:2] != (5, 4))
 frames = st.one_of(full_frames, full_frames, compact_frames)
 
 
@@ -63,7 +75,8 @@ def test_frames_do_not_depend_on_how_the_stream_was_cut(core, sent, cuts):
 
 @given(sent=st.lists(full_frames, min_size=1, max_size=4), first=st.integers(0, 2000))
 def test_what_is_held_is_what_was_given_less_the_whole_frames(core, sent, first):
-    """The partial-frame time-out is armed by this number: it must be 0 between frames and nowhere else."""
+    """The partial-frame time-out is armed by this number: it must be 0 between frames and nowhere
+    else."""
     stream = b"".join(encode(core, frame) for frame in sent)[:first]
     ingest = core.Ingest(900)
     whole = sum(12 + len(frame.payload) for frame in ingest.receive(stream))
@@ -83,7 +96,14 @@ def judge(ingest, data):
     return seen, code, ingest.consumed, ingest.state, ingest.partial_len
 
 
-damages = st.lists(st.tuples(st.sampled_from(["flip", "set", "drop", "insert", "cut"]), st.integers(0, 4000), st.integers(1, 255)), max_size=3)
+damages = st.lists(
+    st.tuples(
+        st.sampled_from(["flip", "set", "drop", "insert", "cut"]),
+        st.integers(0, 4000),
+        st.integers(1, 255),
+    ),
+    max_size=3,
+)
 
 
 def damage(stream, damages):
@@ -112,12 +132,18 @@ def damage(stream, damages):
     dry=st.lists(st.booleans(), max_size=6),
     max_payload=st.sampled_from([16, 200, 1000]),
 )
-def test_c_and_reference_agree_on_damaged_streams(c_core, reference_core, sent, damages, cuts, dry, max_payload):
-    """Every frame, every error, every byte consumed, also while memory is short: two writings of one machine cannot hide each other's mistakes."""
+def test_c_and_reference_agree_on_damaged_streams(
+    c_core, reference_core, sent, damages, cuts, dry, max_payload
+):
+    """Every frame, every error, every byte consumed, also while memory is short: two writings of
+    one machine cannot hide each other's mistakes."""
     stream = damage(b"".join(encode(reference_core, frame) for frame in sent), damages)
     classes = [(64, 1), (1100, 1)]
     pools = [core.BufferPool(classes) for core in (c_core, reference_core)]
-    machines = [core.Ingest(max_payload, pool) for core, pool in zip((c_core, reference_core), pools, strict=True)]
+    machines = [
+        core.Ingest(max_payload, pool)
+        for core, pool in zip((c_core, reference_core), pools, strict=True)
+    ]
     rest = b""
     for turn, piece in enumerate(pieces_of(stream, cuts)):
         for pool in pools:
@@ -139,20 +165,38 @@ def test_c_and_reference_agree_on_damaged_streams(c_core, reference_core, sent, 
 
 
 def test_c_and_reference_agree_on_long_streams(c_core, reference_core, rounds):
-    """The same law by the million, in streams long enough that staging, pool and stream positions are used over and over."""
+    """The same law by the million, in streams long enough that staging, pool and stream positions
+    are used over and over."""
     left, seed = rounds(4_000, 1_000_000), 20_000
     while left > 0:
         seed += 1
         chance = random.Random(seed)
         sent = [
-            Frame(chance.randint(1, 7), flags, chance.randrange(256) if flags else COMPACT, chance.randbytes(chance.choice((0, 1, 20, 64, 300, 900))))
+            Frame(
+                chance.randint(1, 7),
+                flags,
+                chance.randrange(256) if flags else COMPACT,
+                chance.randbytes(chance.choice((0, 1, 20, 64, 300, 900))),
+            )
             for flags in chance.choices((0, 1, 16, 255), k=chance.randrange(1, 300))
         ]
         stream = b"".join(encode(reference_core, frame) for frame in sent)
         damaged = chance.random() < 0.5
         if damaged:
-            stream = damage(stream, [(chance.choice(("flip", "set", "drop", "insert", "cut")), chance.randrange(2**20), chance.randint(1, 255))])
-        cuts = [chance.choice((1, 9, 10, 11, 12, 100, 1448, 65_536)) + chance.randrange(4) for _ in range(7)]
+            stream = damage(
+                stream,
+                [
+                    (
+                        chance.choice(("flip", "set", "drop", "insert", "cut")),
+                        chance.randrange(2**20),
+                        chance.randint(1, 255),
+                    )
+                ],
+            )
+        cuts = [
+            chance.choice((1, 9, 10, 11, 12, 100, 1448, 65_536)) + chance.randrange(4)
+            for _ in range(7)
+        ]
         machines = [core.Ingest(900) for core in (c_core, reference_core)]
         taken = []
         for piece in pieces_of(stream, cuts):
@@ -168,7 +212,8 @@ def test_c_and_reference_agree_on_long_streams(c_core, reference_core, rounds):
 
 
 def test_a_zero_length_payload_is_not_incomplete(core):
-    """A frame without payload is whole with its trailer: waiting for more would hold up a DISCONNECT for ever."""
+    """A frame without payload is whole with its trailer: waiting for more would hold up a
+    DISCONNECT for ever."""
     stream = core.encode_frame(DISCONNECT, b"")
     ingest = core.Ingest()
     assert [frame.type for frame in ingest.receive(stream)] == [DISCONNECT]
@@ -212,9 +257,13 @@ def test_an_oversize_payload_is_judged_on_its_header(core, cut):
 
 
 def test_a_compact_frame_does_not_wait_for_the_size_of_a_full_header(core):
-    """Four bytes can be a whole frame: a receiver that wants ten would sit on it until the next one comes."""
+    """Four bytes can be a whole frame: a receiver that wants ten would sit on it until the next one
+    comes."""
     ingest = core.Ingest()
-    for stream, frame in ((b"P\x40\0\0", Frame(DISCONNECT, 0, 0, b"")), (b"P\x18\0\2ab", Frame(DATA, 8, 0, b"ab"))):
+    for stream, frame in (
+        (b"P\x40\0\0", Frame(DISCONNECT, 0, 0, b"")),
+        (b"P\x18\0\2ab", Frame(DATA, 8, 0, b"ab")),
+    ):
         for cut in range(1, len(stream) + 1):
             seen = [frame for piece in pieces_of(stream, [cut]) for frame in ingest.receive(piece)]
             assert (seen, ingest.partial_len) == ([frame], 0)
@@ -248,7 +297,8 @@ COMPACT_FAULTS = {
 @pytest.mark.parametrize("cut", [1, 3, 4])
 @pytest.mark.parametrize("kind", COMPACT_FAULTS)
 def test_a_bad_compact_header_ends_the_machine(core, kind, cut):
-    """It has no checksum: what little can be judged is judged as soon as it is there, and before memory is found for it."""
+    """It has no checksum: what little can be judged is judged as soon as it is there, and before
+    memory is found for it."""
     header, code = COMPACT_FAULTS[kind]
     pool = core.BufferPool([(400, 1)])
     ingest = core.Ingest(200, pool)
@@ -259,7 +309,8 @@ def test_a_bad_compact_header_ends_the_machine(core, kind, cut):
 
 
 def test_an_ack_with_flag_4_reads_like_a_full_header(core):
-    """Its second byte is T. By rule such a frame is a full one, so it can only be waited for, or be a fault."""
+    """Its second byte is T. By rule such a frame is a full one, so it can only be waited for, or be
+    a fault."""
     ingest = core.Ingest()
     assert ingest.receive(core.encode_compact(5, 4, 0)) == []
     assert ingest.partial_len == 4
@@ -269,7 +320,8 @@ def test_an_ack_with_flag_4_reads_like_a_full_header(core):
 
 @pytest.mark.parametrize("max_payload", [-1, 65_536])
 def test_a_limit_that_no_header_can_reach_is_refused(core, max_payload):
-    """A limit out of bounds is a mistake of ours that would otherwise show as a fault of the peer."""
+    """A limit out of bounds is a mistake of ours that would otherwise show as a fault of the
+    peer."""
     with pytest.raises(InvalidArgument):
         core.Ingest(max_payload)
 
@@ -280,13 +332,24 @@ def spoil(stream, at, value):
 
 @pytest.mark.parametrize(
     ("at", "value", "error", "code"),
-    [(0, 0x51, BadMagic, -21), (3, 0, BadMagic, -21), (4, 2, BadVersion, -23),
-     (5, 0, ProtocolError, INVALID_PARAM), (5, 8, ProtocolError, INVALID_PARAM),
-     (6, 1, BadCrc, -20), (7, 9, BadCrc, -20), (12, 0xFF, BadCrc, -20), (14, 0, BadCrc, -20)],
-)  # fmt: skip
+    [
+        (0, 0x51, BadMagic, -21),
+        (3, 0, BadMagic, -21),
+        (4, 2, BadVersion, -23),
+        (5, 0, ProtocolError, INVALID_PARAM),
+        (5, 8, ProtocolError, INVALID_PARAM),
+        (6, 1, BadCrc, -20),
+        (7, 9, BadCrc, -20),
+        (12, 0xFF, BadCrc, -20),
+        (14, 0, BadCrc, -20),
+    ],
+)
 @pytest.mark.parametrize("early", [0, 4, 12], ids=["in one piece", "header cut", "payload cut"])
-def test_a_fault_ends_the_machine_and_spares_the_frames_before_it(core, at, value, error, code, early):
-    """There is no resynchronisation: after a fault nothing may be trusted, and nothing before it may be lost."""
+def test_a_fault_ends_the_machine_and_spares_the_frames_before_it(
+    core, at, value, error, code, early
+):
+    """There is no resynchronisation: after a fault nothing may be trusted, and nothing before it
+    may be lost."""
     good = Frame(CAPABILITY, 0, 0, b"before")
     bad = spoil(core.encode_frame(DATA, b"\x01\x02\x03\x04", 0, 5), at, value)
     before = encode(core, good) * 2
@@ -311,7 +374,8 @@ def test_a_fault_ends_the_machine_and_spares_the_frames_before_it(core, at, valu
 
 @pytest.mark.parametrize("header_before", range(10))
 def test_a_refused_staging_buffer_loses_nothing(core, header_before):
-    """Short of memory the link is paused, not dropped: the same bytes, given again, go on as if nothing had been."""
+    """Short of memory the link is paused, not dropped: the same bytes, given again, go on as if
+    nothing had been."""
     sent = [Frame(DATA, 0, number, bytes([number]) * 50) for number in range(3)]
     stream = b"".join(encode(core, frame) for frame in sent)
     pool = core.BufferPool([(100, 1)])
@@ -322,7 +386,8 @@ def test_a_refused_staging_buffer_loses_nothing(core, header_before):
     rest = stream[header_before : 2 * 62 + 30]
     seen = ingest.receive(rest)
     if header_before:
-        assert (seen, ingest.consumed, ingest.partial_len) == ([], 0, header_before)  # its header began earlier: all of it waits
+        # its header began earlier: all of it waits
+        assert (seen, ingest.consumed, ingest.partial_len) == ([], 0, header_before)
     else:
         assert (seen, ingest.consumed, ingest.partial_len) == (sent[:2], 2 * 62, 0)
     rest = rest[ingest.consumed :]
@@ -338,7 +403,8 @@ def test_a_refused_staging_buffer_loses_nothing(core, header_before):
 
 
 def test_an_idle_machine_holds_no_memory(core):
-    """A thousand idle peers must cost nothing: staging memory is borrowed for a cut frame only, and of its class."""
+    """A thousand idle peers must cost nothing: staging memory is borrowed for a cut frame only, and
+    of its class."""
     pool = core.BufferPool([(32, 1), (1100, 1)])
     ingest = core.Ingest(900, pool)
     whole = core.encode_frame(DATA, b"x" * 600)

@@ -1,7 +1,8 @@
 """A link over real sockets: what is sent and received, refused and paused, and how it ends.
 
-Every test runs on each core and each way to drive it: epoll and poll, native calls and plain cffi, asynchronous and blocking sends. Truth comes
-from csrc/core/pt_loop.h, the kernel, and frames encoded one by one.
+Every test runs on each core and each way to drive it: epoll and poll, native calls and plain cffi,
+asynchronous and blocking sends. Truth comes from csrc/core/pt_loop.h, the kernel, and frames
+encoded one by one.
 """
 
 from __future__ import annotations
@@ -76,12 +77,15 @@ def test_messages_of_one_turn_come_as_one_batch(bench):
     """One crossing for each link and turn, however many messages it carries."""
     link, raw = bench.link()
     raw.sendall(bench.stream(b"a", b"", b"ccc"))
-    assert bench.of(bench.until(lambda events: events), BATCH) == [(BATCH, 1, 4, [b"a", b"", b"ccc"])]
+    assert bench.of(bench.until(lambda events: events), BATCH) == [
+        (BATCH, 1, 4, [b"a", b"", b"ccc"])
+    ]
     assert link.statistics().frames_received == 3
 
 
 def test_a_turn_has_room_for_the_smallest_frames_that_it_can_read(bench):
-    """Four bytes are a whole compact frame: counted in full ones, a stranger's empty messages would be three times too many, and end the link."""
+    """Four bytes are a whole compact frame: counted in full ones, a stranger's empty messages would
+    be three times too many, and end the link."""
     link, raw = bench.link()
     count = 20_000
     rest = memoryview(bench.core.encode_compact(DATA, 0, 0) * count)
@@ -111,9 +115,13 @@ def test_a_control_frame_keeps_its_place_among_messages(bench):
     _, raw = bench.link(tag=9)
     encode = bench.core.encode_frame
     raw.sendall(
-        encode(DATA, b"one") + encode(DATA, b"two") + encode(PING, b"") + encode(DATA, b"three") + encode(CAPABILITY, b"caps")
+        encode(DATA, b"one")
+        + encode(DATA, b"two")
+        + encode(PING, b"")
+        + encode(DATA, b"three")
+        + encode(CAPABILITY, b"caps")
         + encode(DISCONNECT, b"", 0, 3)
-    )  # fmt: skip
+    )
     assert bench.until(lambda events: len(events) >= 5) == [
         (BATCH, 9, 6, [b"one", b"two"]),
         (FRAME, 9, PING, b""),
@@ -124,12 +132,15 @@ def test_a_control_frame_keeps_its_place_among_messages(bench):
 
 
 def test_pieces_of_messages_are_frames_with_their_flags(bench):
-    """A fragment or a batch is not yet a message: whoever puts it together needs flags and sequence."""
+    """A fragment or a batch is not yet a message: whoever puts it together needs flags and
+    sequence."""
     _, raw = bench.link()
     encode = bench.core.encode_frame
     raw.sendall(
-        encode(DATA, b"piece", FRAGMENT, 7) + encode(DATA, b"several", BATCHED, 8) + encode(DATA, b"plain", COALESCABLE | 0x80, 255)
-    )  # fmt: skip
+        encode(DATA, b"piece", FRAGMENT, 7)
+        + encode(DATA, b"several", BATCHED, 8)
+        + encode(DATA, b"plain", COALESCABLE | 0x80, 255)
+    )
     assert bench.until(lambda events: len(events) >= 3) == [
         (FRAME, 1, DATA | FRAGMENT << 8 | 7 << 16, b"piece"),
         (FRAME, 1, DATA | BATCHED << 8 | 8 << 16, b"several"),
@@ -149,13 +160,18 @@ def test_what_is_sent_is_what_stands_on_the_wire(bench):
     bench.settle()
     encode = bench.core.encode_frame
     assert bench.read_all(raw) == (
-        encode(DATA, b"hello", 0, 0) + encode(PING, b"") + encode(DATA, b"world", 0, 1) + encode(DATA, b"!", 0, 2)
-        + encode(DATA, b"piece", FRAGMENT, 3) + encode(DISCONNECT, b"", 0, 4)
-    )  # fmt: skip
+        encode(DATA, b"hello", 0, 0)
+        + encode(PING, b"")
+        + encode(DATA, b"world", 0, 1)
+        + encode(DATA, b"!", 0, 2)
+        + encode(DATA, b"piece", FRAGMENT, 3)
+        + encode(DISCONNECT, b"", 0, 4)
+    )
 
 
 def test_frames_wait_for_the_turn_unless_they_must_not(bench):
-    """Packing lives from waiting; NO_DELAY does not wait, takes along what stood before it, and stays off the wire."""
+    """Packing lives from waiting; NO_DELAY does not wait, takes along what stood before it, and
+    stays off the wire."""
     link, raw = bench.link()
     link.send(b"waits")
     assert bench.read_all(raw) == b""
@@ -204,10 +220,15 @@ def test_more_than_a_receive_buffer_arrives_whole(bench):
     """A turn ends when its buffer is used up; the rest keeps its place."""
     _, raw = bench.link()
     raw.setblocking(True)
-    messages = [struct.pack(">I", number) * 64 for number in range(bench.core.limits.receive_buffer_size // 128)]
+    messages = [
+        struct.pack(">I", number) * 64
+        for number in range(bench.core.limits.receive_buffer_size // 128)
+    ]
     writer = threading.Thread(target=raw.sendall, args=(bench.stream(*messages),))
     writer.start()
-    events = bench.until(lambda events: sum(len(event[3]) for event in bench.of(events, BATCH)) >= len(messages))
+    events = bench.until(
+        lambda events: sum(len(event[3]) for event in bench.of(events, BATCH)) >= len(messages)
+    )
     writer.join()
     assert bench.payloads(events) == messages
 
@@ -233,7 +254,12 @@ def test_frames_come_before_the_other_events_of_a_turn(bench):
     link.send(b"out")
     raw.sendall(bench.stream(b"in"))
     raw.shutdown(socket.SHUT_WR)
-    kinds = [event[0] for event in bench.until(lambda events: bench.of(events, FINISHED) and bench.of(events, SENT))]
+    kinds = [
+        event[0]
+        for event in bench.until(
+            lambda events: bench.of(events, FINISHED) and bench.of(events, SENT)
+        )
+    ]
     assert kinds.index(BATCH) < min(kinds.index(SENT), kinds.index(FINISHED))
 
 
@@ -245,13 +271,18 @@ def test_tags_come_back_as_they_were_given(bench, tag):
     raw.sendall(bench.stream(b"y"))
     timer = bench.loop.timer(tag)
     timer.arm(0)
-    events = bench.until(lambda events: bench.of(events, TIMER) and bench.of(events, SENT) and bench.of(events, BATCH))
+    events = bench.until(
+        lambda events: (
+            bench.of(events, TIMER) and bench.of(events, SENT) and bench.of(events, BATCH)
+        )
+    )
     assert {event[1] for event in events} == {tag}
 
 
 @pytest.mark.soak
 def test_a_million_small_steps_keep_order(bench, rounds):
-    """Random sizes both ways at once, pauses in between, over TCP: each message once and in its place."""
+    """Random sizes both ways at once, pauses in between, over TCP: each message once and in its
+    place."""
     if bench.way == "plain":
         pytest.skip("did not run: blocking sends of both ends in one thread wait for each other")
     ours, theirs = bench.tcp()
@@ -266,7 +297,13 @@ def test_a_million_small_steps_keep_order(bench, rounds):
         assert time.monotonic() < give_up, f"stands still at {told}, {heard}, {left}"
         for tag, link in links.items():
             for _ in range(rng.randrange(40)):
-                if told[tag] == total or link.send(struct.pack(">I", told[tag]) + bytes(rng.choice((0, 5, 60, 1_000)))) < 0:
+                if (
+                    told[tag] == total
+                    or link.send(
+                        struct.pack(">I", told[tag]) + bytes(rng.choice((0, 5, 60, 1_000)))
+                    )
+                    < 0
+                ):
                     break
                 told[tag] += 1
             if rng.random() < 0.1:
@@ -282,11 +319,21 @@ def test_a_million_small_steps_keep_order(bench, rounds):
         if told == {1: total, 2: total}:
             for link in links.values():
                 link.resume()
-    events = bench.until(lambda events: heard[1] + len(bench.payloads(events, 1)) == heard[2] + len(bench.payloads(events, 2)) == total)
+    events = bench.until(
+        lambda events: (
+            heard[1] + len(bench.payloads(events, 1))
+            == heard[2] + len(bench.payloads(events, 2))
+            == total
+        )
+    )
     assert {kind for kind, *_ in events} <= {BATCH, SENT}
     for link in links.values():
         statistics = link.statistics()
-        assert (statistics.messages_accepted, statistics.messages_reported, statistics.frames_received) == (total, total, total)
+        assert (
+            statistics.messages_accepted,
+            statistics.messages_reported,
+            statistics.frames_received,
+        ) == (total, total, total)
         assert statistics.slots_pending == statistics.partial_bytes == 0
 
 
@@ -318,7 +365,8 @@ def test_a_sender_is_asked_to_yield_after_256_messages_or_64_kib(bench):
 
 
 def test_a_full_pipeline_refuses_and_leaves_no_gap(bench):
-    """Nobody reads: sends are refused in the end, nothing is lost, and the sequence goes on where it was."""
+    """Nobody reads: sends are refused in the end, nothing is lost, and the sequence goes on where
+    it was."""
     if bench.way == "plain":
         pytest.skip("did not run: a blocking send does not refuse, it waits")
     link, raw = bench.link()
@@ -343,7 +391,9 @@ def test_a_full_pipeline_refuses_and_leaves_no_gap(bench):
     bench.settle()
     frames = bench.frames_in(data + bench.read_all(raw))
     assert [frame.sequence for frame in frames] == [number % 256 for number in range(len(frames))]
-    assert [struct.unpack_from(">I", frame.payload)[0] for frame in frames[:accepted]] == list(range(accepted))
+    assert [struct.unpack_from(">I", frame.payload)[0] for frame in frames[:accepted]] == list(
+        range(accepted)
+    )
     assert frames[-1].payload == b"accepted again"
     assert link.statistics().refusals > 0
 
@@ -351,7 +401,8 @@ def test_a_full_pipeline_refuses_and_leaves_no_gap(bench):
 @pytest.mark.parametrize("blocking", [False, True], ids=["wait", "sync"])
 @pytest.mark.parametrize("taken", [False, True], ids=["free", "taken"])
 def test_a_send_blocks_only_when_every_slot_is_taken(bench, taken, blocking):
-    """The table of S0.93 and S0.94 on sockets, where "taken" means that the kernel takes no more. What blocked has overtaken nothing."""
+    """The table of S0.93 and S0.94 on sockets, where "taken" means that the kernel takes no more.
+    What blocked has overtaken nothing."""
     if taken and bench.way == "plain":
         pytest.skip("did not run: a blocking send does not refuse, it waits")
     link, raw = bench.link(depth=2, packing=False)
@@ -372,14 +423,17 @@ def test_a_send_blocks_only_when_every_slot_is_taken(bench, taken, blocking):
         assert link.statistics().sync_sends == blocked
         assert not blocked or link.slots_pending == 0, "a blocking send returns when all has left"
     assert link.pending == len(messages), "no event is delivered within a call"
-    data, _ = while_read(raw, lambda: bench.until(lambda seen: bench.sent(seen, 1) == len(messages)), data)
+    data, _ = while_read(
+        raw, lambda: bench.until(lambda seen: bench.sent(seen, 1) == len(messages)), data
+    )
     frames = bench.frames_in(data + bench.read_all(raw))
     assert [frame.payload for frame in frames] == messages
     assert [frame.sequence for frame in frames] == [number % 256 for number in range(len(messages))]
 
 
 def while_read(raw: socket.socket, work: Callable[[], Any], data: bytes = b"") -> tuple[bytes, Any]:
-    """Do the work while another thread reads; data and what came meanwhile, and what the work returned."""
+    """Do the work while another thread reads; data and what came meanwhile, and what the work
+    returned."""
     parts, done = [data], threading.Event()
 
     def read() -> None:
@@ -398,7 +452,8 @@ def while_read(raw: socket.socket, work: Callable[[], Any], data: bytes = b"") -
 
 
 def test_a_blocking_send_serves_nobody_else_and_hears_no_wake(bench):
-    """Another link's message, a wake and a due timer come while one waits: they are for the next turn."""
+    """Another link's message, a wake and a due timer come while one waits: they are for the next
+    turn."""
     if bench.way == "plain":
         pytest.skip("did not run: a blocking send does not refuse, it waits")
     link, raw = bench.link(depth=2, packing=False)
@@ -420,7 +475,11 @@ def test_a_blocking_send_serves_nobody_else_and_hears_no_wake(bench):
     assert bench.loop.statistics().wait_calls == waits and other.statistics().read_calls == 0
 
     def is_told(seen: list[Any]) -> bool:
-        return bool(bench.sent(seen, 1) == count + 1 and bench.of(seen, BATCH, 2) and bench.of(seen, TIMER, 9))
+        return bool(
+            bench.sent(seen, 1) == count + 1
+            and bench.of(seen, BATCH, 2)
+            and bench.of(seen, TIMER, 9)
+        )
 
     data, events = while_read(raw, lambda: bench.until(is_told), data)
     assert bench.of(events, BATCH, 2)[0][3] == [b"hello"]
@@ -438,7 +497,8 @@ def test_a_blocking_send_refuses_what_can_never_be_sent_at_once(bench):
 
 
 def test_a_sender_is_refused_only_when_the_system_is_full(bench):
-    """Slots that can leave do so within the tick: two small ones carry forty messages without a turn."""
+    """Slots that can leave do so within the tick: two small ones carry forty messages without a
+    turn."""
     link, raw = bench.link(depth=2, slot_size=1_000)
     assert [link.send(bytes(900)) >= 0 for _ in range(40)] == [True] * 40
     assert link.statistics().refusals == 0
@@ -510,7 +570,12 @@ def test_send_many_says_how_far_it_came(bench):
     accepted, code = link.send_many([b""] * 300)
     assert accepted == 300 and code & YIELD
     bench.settle()
-    assert [frame.payload for frame in bench.frames_in(bench.read_all(raw))] == [b"b", b"c", b"d", *[b""] * 300]
+    assert [frame.payload for frame in bench.frames_in(bench.read_all(raw))] == [
+        b"b",
+        b"c",
+        b"d",
+        *[b""] * 300,
+    ]
 
 
 def test_send_many_stops_at_a_full_pipeline(bench):
@@ -619,7 +684,8 @@ def test_the_other_side_may_end_its_half_and_still_be_written_to(bench):
 
 
 def test_a_shut_link_drains_before_it_ends_its_half(bench):
-    """What was accepted before shut arrives, then the end of the stream; reading goes on until the other side ends its half."""
+    """What was accepted before shut arrives, then the end of the stream; reading goes on until the
+    other side ends its half."""
     link, raw = bench.link()
     for number in range(5):
         link.send(b"%d" % number)
@@ -644,7 +710,8 @@ def test_a_shut_link_with_a_full_socket_drains_as_the_other_side_reads(bench):
     if bench.way == "plain":
         pytest.skip("did not run: blocking sends of both ends in one thread wait for each other")
     link, raw = bench.link()
-    bench.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8_192)  # so that every write takes a part
+    # so that every write takes a part
+    bench.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8_192)
     accepted = 0
     while link.send(bytes(bench.limit)) >= 0:
         accepted += 1
@@ -697,7 +764,10 @@ def test_sends_to_a_side_that_is_gone_end_the_link_after_its_last_words(bench):
     assert link.send_frame(DATA, b"into the void", NO_DELAY) >= 0
     events = bench.until(lambda events: bench.of(events, CLOSED))
     assert bench.payloads(events) == [b"last words"]
-    assert (bench.of(events, CLOSED)[0][2], bench.of(events, CLOSED)[0][3]) == (CONNECTION_CLOSED, errno.EPIPE)
+    assert (bench.of(events, CLOSED)[0][2], bench.of(events, CLOSED)[0][3]) == (
+        CONNECTION_CLOSED,
+        errno.EPIPE,
+    )
     assert link.send(b"x") == NOT_CONNECTED
     assert link.pending + sum(count for _, _, count, _ in bench.of(events, SENT)) == 1
 
@@ -718,7 +788,14 @@ def damage(frame: bytes, place: int, value: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "code"), [(0, 0x51, MAGIC), (4, 2, VERSION), (5, 9, INVALID_PARAM), (8, 0xFF, MESSAGE_TOO_LARGE), (11, 0, CRC)]
+    ("place", "value", "code"),
+    [
+        (0, 0x51, MAGIC),
+        (4, 2, VERSION),
+        (5, 9, INVALID_PARAM),
+        (8, 0xFF, MESSAGE_TOO_LARGE),
+        (11, 0, CRC),
+    ],
 )
 def test_a_bad_frame_ends_its_link_alone(bench, place, value, code):
     """The frames before it count, the fault is named and counted, and the neighbour goes on."""
@@ -747,10 +824,14 @@ def test_a_frame_longer_than_max_payload_ends_the_link(bench):
 
 
 def test_a_frame_that_never_completes_ends_its_link_unless_it_is_paused(make_bench):
-    """Five seconds for a frame that has begun, not for a link that is silent, and not for one that we do not read. All cores wait at once."""
+    """Five seconds for a frame that has begun, not for a link that is silent, and not for one that
+    we do not read. All cores wait at once."""
     names = [name for name in _core.CORES if os.environ.get("PEERTALK_CORE") in (None, "", name)]
     with contextlib.ExitStack() as stack:
-        benches = [stack.enter_context(contextlib.closing(make_bench(_core.load(name), "epoll"))) for name in names]
+        benches = [
+            stack.enter_context(contextlib.closing(make_bench(_core.load(name), "epoll")))
+            for name in names
+        ]
         started = time.monotonic()
         paused = []
         for bench in benches:
@@ -773,7 +854,8 @@ def test_a_frame_that_never_completes_ends_its_link_unless_it_is_paused(make_ben
 
 
 def test_after_close_a_link_says_nothing_and_refuses(bench):
-    """Neither what arrived nor what was accepted before is reported later; sends answer and never crash."""
+    """Neither what arrived nor what was accepted before is reported later; sends answer and never
+    crash."""
     link, raw = bench.link()
     send, send_many = link.send, link.send_many
     raw.sendall(bench.stream(b"unread"))
@@ -899,7 +981,16 @@ def test_memory_may_fail_at_any_allocation(bench):
 # Bounds
 
 
-@pytest.mark.parametrize("wrong", [{"depth": 0}, {"depth": 65}, {"slot_size": OVERHEAD - 1}, {"slot_size": 70_000}, {"max_payload": 70_000}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"depth": 0},
+        {"depth": 65},
+        {"slot_size": OVERHEAD - 1},
+        {"slot_size": 70_000},
+        {"max_payload": 70_000},
+    ],
+)
 def test_a_link_has_bounds(bench, wrong):
     """And a refusal leaves nothing behind: the same descriptor can be used."""
     ours, theirs = bench.pair()

@@ -21,12 +21,15 @@ def test_each_core_says_its_own_name(core):
 def test_every_core_has_the_same_surface(core):
     """What works on one must be there on all: the cores are compared with each other."""
     reference = load("reference")
-    assert {name for name in dir(reference) if not name.startswith("_")} == {name for name in dir(core) if not name.startswith("_")}
+    assert {name for name in dir(reference) if not name.startswith("_")} == {
+        name for name in dir(core) if not name.startswith("_")
+    }
     assert core.limits._fields == reference.limits._fields
 
 
 def test_the_environment_chooses_the_core(monkeypatch):
-    """PEERTALK_CORE is how an operator changes it without touching a program; an argument of the program goes first."""
+    """PEERTALK_CORE is how an operator changes it without touching a program; an argument of the
+    program goes first."""
     monkeypatch.setenv("PEERTALK_CORE", "reference")
     assert load().name == "reference"
     monkeypatch.setenv("PEERTALK_CORE", "fortran")
@@ -42,7 +45,9 @@ def test_a_compiled_core_is_taken_before_the_reference(c_core, monkeypatch):
 def test_an_unknown_core_is_refused_with_its_origin_and_the_choices(monkeypatch):
     """A misspelt variable in a service file is found by its message only."""
     monkeypatch.setenv("PEERTALK_CORE", "fortran")
-    with pytest.raises(errors.InvalidArgument, match=r"'fortran'.*PEERTALK_CORE.*'standard', 'lowmem', 'reference'"):
+    with pytest.raises(
+        errors.InvalidArgument, match=r"'fortran'.*PEERTALK_CORE.*'standard', 'lowmem', 'reference'"
+    ):
         load()
     with pytest.raises(errors.InvalidArgument, match="'cobol'") as raised:
         load("cobol")
@@ -65,7 +70,9 @@ except errors.NotSupported as error:
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     environment.pop("PEERTALK_CORE", None)
-    return subprocess.run([sys.executable, "-c", program], env=environment, text=True, capture_output=True)
+    return subprocess.run(
+        [sys.executable, "-c", program], env=environment, text=True, capture_output=True
+    )
 
 
 def test_without_a_compiled_core_the_reference_runs_and_says_what_is_missing():
@@ -78,7 +85,8 @@ def test_without_a_compiled_core_the_reference_runs_and_says_what_is_missing():
 
 
 def test_where_only_lowmem_was_built_lowmem_is_the_default(c_core):
-    """A build with PT_LOWMEM=1 asked for small limits; falling back to Python would give neither them nor speed."""
+    """A build with PT_LOWMEM=1 asked for small limits; falling back to Python would give neither
+    them nor speed."""
     done = without("_standard")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "lowmem"

@@ -1,7 +1,8 @@
 """The loop over real sockets: timers, waking, watching, and how a turn is shared out.
 
-Every test runs on each core and each way to drive it: epoll and poll, native calls and plain cffi, asynchronous and blocking sends. Truth comes
-from csrc/core/pt_loop.h, the kernel, and frames encoded one by one.
+Every test runs on each core and each way to drive it: epoll and poll, native calls and plain cffi,
+asynchronous and blocking sends. Truth comes from csrc/core/pt_loop.h, the kernel, and frames
+encoded one by one.
 """
 
 from __future__ import annotations
@@ -66,7 +67,10 @@ def test_a_timer_can_be_moved_and_cancelled(bench):
     cancelled.cancel()
     kept.arm(0.02)
     assert not cancelled.armed
-    assert bench.until(lambda events: bench.of(events, TIMER, 3)) == [(TIMER, 1, 0, 0), (TIMER, 3, 0, 0)]
+    assert bench.until(lambda events: bench.of(events, TIMER, 3)) == [
+        (TIMER, 1, 0, 0),
+        (TIMER, 3, 0, 0),
+    ]
 
 
 def test_many_timers_all_expire(bench):
@@ -131,7 +135,8 @@ def test_wakes_do_not_pile_up(bench):
 
 
 def test_a_watch_reports_readiness_as_long_as_it_lasts(bench):
-    """Listeners and connecting sockets are foreign descriptors: level-triggered, for what is wanted alone."""
+    """Listeners and connecting sockets are foreign descriptors: level-triggered, for what is wanted
+    alone."""
     ours, theirs = bench.pair()
     watch = bench.loop.watch(ours.fileno(), 7, READ)
     assert bench.loop.turn(0.0) == []
@@ -239,7 +244,9 @@ def test_links_beyond_the_budget_are_told_of_all_the_same(bench):
     for link, raw in made:
         link.send(b"out")
         raw.sendall(bench.stream(b"in"))
-    events = bench.until(lambda events: len(bench.of(events, SENT)) >= 200 and len(bench.of(events, BATCH)) >= 200)
+    events = bench.until(
+        lambda events: len(bench.of(events, SENT)) >= 200 and len(bench.of(events, BATCH)) >= 200
+    )
     assert sorted(tag for _, tag, _, _ in bench.of(events, SENT)) == list(range(200))
     assert sorted(tag for _, tag, _, _ in bench.of(events, BATCH)) == list(range(200))
 
@@ -266,7 +273,12 @@ def test_statistics_say_what_happened(bench):
     one.send_frame(PONG, b"abc")
     bench.settle()
     out, into = one.statistics(), two.statistics()
-    assert (out.messages_accepted, out.messages_reported, out.frames_sent, out.payload_bytes_sent) == (10, 10, 11, 48)
+    assert (
+        out.messages_accepted,
+        out.messages_reported,
+        out.frames_sent,
+        out.payload_bytes_sent,
+    ) == (10, 10, 11, 48)
     assert out.bytes_sent == into.bytes_received == 48 + 11 * OVERHEAD
     assert (out.refusals, out.slots_pending) == (0, 0)
     assert out.slots_high_water == 1
@@ -280,7 +292,10 @@ def test_statistics_say_what_happened(bench):
 # Bounds
 
 
-@pytest.mark.parametrize("wrong", [{"io_budget": 0}, {"io_budget": 17}, {"receive_buffer_size": 100}, {"platform": "vms"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"io_budget": 0}, {"io_budget": 17}, {"receive_buffer_size": 100}, {"platform": "vms"}],
+)
 def test_a_loop_has_bounds(core, wrong):
     """Said before anything is made."""
     with pytest.raises(errors.InvalidArgument):

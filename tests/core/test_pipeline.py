@@ -10,10 +10,28 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from peertalk import errors
-from peertalk._core.values import ACK, CAPABILITY, COALESCABLE, DATA, DISCONNECT, FRAGMENT, NO_DELAY, PING, PONG, REJECT
+from peertalk._core.values import (
+    ACK,
+    CAPABILITY,
+    COALESCABLE,
+    DATA,
+    DISCONNECT,
+    FRAGMENT,
+    NO_DELAY,
+    PING,
+    PONG,
+    REJECT,
+)
 
 FREE, FILLING, IN_FLIGHT, COMPLETED, ABANDONED = range(5)
 OK, INVALID_PARAM, NO_MEMORY, NOT_INITIALIZED = 0, -1, -2, -3
@@ -38,17 +56,21 @@ def launched(core: Any, pipeline: Any) -> list[Any]:
 
 
 def test_small_frames_share_a_slot_in_order(core):
-    """Packing is what makes 64-byte messages cost a fraction of a system call; it must not reorder."""
+    """Packing is what makes 64-byte messages cost a fraction of a system call; it must not
+    reorder."""
     pipeline = core.SendPipeline(depth=2, slot_size=1_000)
     for number in range(10):
         assert pipeline.send(DATA, b"message %d" % number) == OK
     assert pipeline.pending == 1
-    assert [frame.payload for frame in launched(core, pipeline)] == [b"message %d" % number for number in range(10)]
+    assert [frame.payload for frame in launched(core, pipeline)] == [
+        b"message %d" % number for number in range(10)
+    ]
     assert pipeline.close() == 1
 
 
 def test_a_frame_that_finds_no_room_takes_the_next_slot(core):
-    """A slot is one write: a frame is never split over two, and the room is used to its last byte."""
+    """A slot is one write: a frame is never split over two, and the room is used to its last
+    byte."""
     pipeline = core.SendPipeline(depth=3, slot_size=100)
     assert pipeline.send(DATA, bytes(100 - 2 * OVERHEAD - 1)) == OK
     assert pipeline.send(DATA, b"!") == OK  # exactly what was left
@@ -70,7 +92,8 @@ def test_without_packing_every_frame_has_its_own_slot(core):
 
 
 def test_a_no_delay_frame_closes_its_slot_for_others(core):
-    """What must leave at once must not wait for what comes after it; what stood before it goes with it."""
+    """What must leave at once must not wait for what comes after it; what stood before it goes with
+    it."""
     pipeline = core.SendPipeline(depth=3, slot_size=1_000)
     pipeline.send(DATA, b"before")
     assert not pipeline.is_ripe()
@@ -83,7 +106,8 @@ def test_a_no_delay_frame_closes_its_slot_for_others(core):
 
 
 def test_a_launched_slot_takes_no_more_frames(core):
-    """In flight the bytes belong to the platform: a frame packed in then would be lost or sent twice."""
+    """In flight the bytes belong to the platform: a frame packed in then would be lost or sent
+    twice."""
     pipeline = core.SendPipeline(depth=2, slot_size=1_000)
     pipeline.send(DATA, b"first")
     index = pipeline.launch()
@@ -101,7 +125,9 @@ def test_only_data_and_disconnect_count_in_the_sequence(core):
     types = [DATA, PING, DATA, PONG, CAPABILITY, ACK, REJECT, DATA, DISCONNECT, DATA]
     for type in types:
         assert pipeline.send(type, b"") == OK
-    assert [(frame.type, frame.sequence) for frame in launched(core, pipeline)] == list(zip(types, [0, 0, 1, 0, 0, 0, 0, 2, 3, 4], strict=True))
+    assert [(frame.type, frame.sequence) for frame in launched(core, pipeline)] == list(
+        zip(types, [0, 0, 1, 0, 0, 0, 0, 2, 3, 4], strict=True)
+    )
     assert pipeline.send_seq == 5
 
 
@@ -123,15 +149,26 @@ def test_flags_and_type_arrive_but_no_delay_stays_here(core):
 
 
 def test_a_refusal_for_want_of_slots_changes_nothing(core):
-    """WOULD_BLOCK leaves no gap in the sequence: the message is sent later as if nothing had been."""
+    """WOULD_BLOCK leaves no gap in the sequence: the message is sent later as if nothing had
+    been."""
     pipeline = core.SendPipeline(depth=2, slot_size=64)
     for _ in range(2):
         assert pipeline.send(DATA, bytes(52)) == OK
-    before = (pipeline.send_seq, pipeline.accepted, pipeline.pending, [pipeline.slot_bytes(index) for index in range(2)])
+    before = (
+        pipeline.send_seq,
+        pipeline.accepted,
+        pipeline.pending,
+        [pipeline.slot_bytes(index) for index in range(2)],
+    )
     for _ in range(300):
         assert pipeline.send(DATA, b"refused") == WOULD_BLOCK
         assert pipeline.send(PING, b"refused") == WOULD_BLOCK
-    assert before == (pipeline.send_seq, pipeline.accepted, pipeline.pending, [pipeline.slot_bytes(index) for index in range(2)])
+    assert before == (
+        pipeline.send_seq,
+        pipeline.accepted,
+        pipeline.pending,
+        [pipeline.slot_bytes(index) for index in range(2)],
+    )
 
     pipeline.complete(pipeline.launch())
     assert pipeline.report() == (1, OK)
@@ -140,13 +177,19 @@ def test_a_refusal_for_want_of_slots_changes_nothing(core):
 
 
 def test_a_refusal_for_want_of_memory_changes_nothing(core):
-    """A lazy slot that finds no buffer is not taken, and the message that was refused has no number yet."""
+    """A lazy slot that finds no buffer is not taken, and the message that was refused has no number
+    yet."""
     pool = core.BufferPool([(64, 4)])
     pipeline = core.SendPipeline(depth=2, slot_size=64, pool=pool)
     pool.fail_at(1)
     for _ in range(3):
         assert pipeline.send(DATA, b"refused") == NO_MEMORY
-    assert (pipeline.pending, pipeline.accepted, pipeline.send_seq, pipeline.available) == (0, 0, 0, 2)
+    assert (pipeline.pending, pipeline.accepted, pipeline.send_seq, pipeline.available) == (
+        0,
+        0,
+        0,
+        2,
+    )
     assert pool.statistics().in_use == 0
     pool.fail_at(0)
     assert pipeline.send(DATA, b"sent") == OK
@@ -158,7 +201,8 @@ def test_a_refusal_for_want_of_memory_changes_nothing(core):
 
 
 def test_an_exhausted_pool_refuses_like_one_without_memory(core):
-    """Slots of all links share one pool: its bound shows as NO_MEMORY, and goes when a buffer comes back."""
+    """Slots of all links share one pool: its bound shows as NO_MEMORY, and goes when a buffer comes
+    back."""
     pool = core.BufferPool([(64, 1)])
     pipeline = core.SendPipeline(depth=2, slot_size=64, pool=pool)
     assert pipeline.send(DATA, bytes(52)) == OK
@@ -237,7 +281,8 @@ def test_a_slot_of_control_frames_reports_no_messages(core):
 
 
 def test_a_slot_is_ripe_when_no_empty_frame_fits(core):
-    """Full slots leave without waiting for the end of the turn; one byte less than full is not full."""
+    """Full slots leave without waiting for the end of the turn; one byte less than full is not
+    full."""
     pipeline = core.SendPipeline(depth=4, slot_size=100)
     assert not pipeline.is_ripe()
     pipeline.send(DATA, bytes(100 - 2 * OVERHEAD))
@@ -251,7 +296,8 @@ def test_a_slot_is_ripe_when_no_empty_frame_fits(core):
 
 
 def test_a_lazy_pipeline_that_is_idle_holds_no_buffer(core):
-    """An idle link costs next to nothing: buffers are borrowed at first use and go back when reported."""
+    """An idle link costs next to nothing: buffers are borrowed at first use and go back when
+    reported."""
     pool = core.BufferPool([(128, 8)])
     pipeline = core.SendPipeline(depth=4, slot_size=128, pool=pool)
     assert pool.statistics().in_use == 0
@@ -293,7 +339,7 @@ def test_a_pipeline_that_cannot_borrow_all_keeps_nothing(core, attempt):
 
 @pytest.mark.parametrize(
     ("depth", "slot_size"), [(0, 128), (65, 128), (4, OVERHEAD - 1), (4, 0), (4, 129)]
-)  # fmt: skip
+)
 def test_depth_and_slot_size_have_bounds(core, depth, slot_size):
     """1 to 64 slots, of 12 bytes to the pool's largest class."""
     pool = core.BufferPool([(128, 64)])
@@ -303,14 +349,17 @@ def test_depth_and_slot_size_have_bounds(core, depth, slot_size):
 
 
 def test_the_defaults_are_those_of_the_limits(core):
-    """Depth and slot size are arguments; what stands in pt_config.h is used when nothing is said."""
+    """Depth and slot size are arguments; what stands in pt_config.h is used when nothing is
+    said."""
     pipeline = core.SendPipeline()
     assert pipeline.available == core.limits.pipeline_depth
     assert pipeline.send(DATA, bytes(core.limits.frame_max_payload)) == OK
     while pipeline.pending == 1:
         assert pipeline.send(DATA, b"") == OK
     index = pipeline.launch()
-    assert core.limits.slot_size - OVERHEAD < len(pipeline.slot_bytes(index)) <= core.limits.slot_size
+    assert (
+        core.limits.slot_size - OVERHEAD < len(pipeline.slot_bytes(index)) <= core.limits.slot_size
+    )
 
 
 def test_slots_in_flight_outlive_the_link(core):
@@ -354,11 +403,25 @@ class Against(RuleBasedStateMachine):
         super().__init__()
         self.core = core
 
-    @initialize(depth=st.integers(1, 5), slot_size=st.integers(OVERHEAD, 90), lazy=st.booleans(), packing=st.booleans(), capacity=st.integers(1, 6))
+    @initialize(
+        depth=st.integers(1, 5),
+        slot_size=st.integers(OVERHEAD, 90),
+        lazy=st.booleans(),
+        packing=st.booleans(),
+        capacity=st.integers(1, 6),
+    )
     def make(self, depth, slot_size, lazy, packing, capacity):
         self.pool = self.core.BufferPool([(slot_size, depth if not lazy else capacity)])
-        self.pipeline = self.core.SendPipeline(depth=depth, slot_size=slot_size, lazy=lazy, packing=packing, pool=self.pool)
-        self.depth, self.slot_size, self.lazy, self.packing, self.capacity = depth, slot_size, lazy, packing, capacity
+        self.pipeline = self.core.SendPipeline(
+            depth=depth, slot_size=slot_size, lazy=lazy, packing=packing, pool=self.pool
+        )
+        self.depth, self.slot_size, self.lazy, self.packing, self.capacity = (
+            depth,
+            slot_size,
+            lazy,
+            packing,
+            capacity,
+        )
         self.slots: list[dict[str, Any]] = []  # from the oldest on
         self.taken = 0
         self.sequence = self.accepted = self.reported = 0
@@ -369,17 +432,36 @@ class Against(RuleBasedStateMachine):
         if frame_len > self.slot_size:
             return MESSAGE_TOO_LARGE
         newest = self.slots[-1] if self.slots else None
-        fits = newest and newest["state"] == FILLING and self.packing and not newest["sealed"] and newest["len"] + frame_len <= self.slot_size
+        fits = (
+            newest
+            and newest["state"] == FILLING
+            and self.packing
+            and not newest["sealed"]
+            and newest["len"] + frame_len <= self.slot_size
+        )
         if not fits:
             if len(self.slots) == self.depth:
                 return WOULD_BLOCK
             if self.lazy and (len(self.slots) == self.capacity):
                 return NO_MEMORY
-            self.slots.append({"state": FILLING, "frames": [], "len": 0, "sealed": False, "index": self.taken % self.depth, "result": None})
+            self.slots.append(
+                {
+                    "state": FILLING,
+                    "frames": [],
+                    "len": 0,
+                    "sealed": False,
+                    "index": self.taken % self.depth,
+                    "result": None,
+                }
+            )
             self.taken += 1
         return OK
 
-    @rule(type=st.sampled_from([DATA, DATA, DATA, PING, DISCONNECT, CAPABILITY]), payload=st.binary(max_size=90), no_delay=st.booleans())
+    @rule(
+        type=st.sampled_from([DATA, DATA, DATA, PING, DISCONNECT, CAPABILITY]),
+        payload=st.binary(max_size=90),
+        no_delay=st.booleans(),
+    )
     def send(self, type, payload, no_delay):
         flags = NO_DELAY if no_delay else 0
         expected = self._expected(type, len(payload) + OVERHEAD, flags)
@@ -407,8 +489,12 @@ class Against(RuleBasedStateMachine):
     @precondition(lambda self: any(slot["state"] == IN_FLIGHT for slot in self.slots))
     @rule(data=st.data(), result=st.sampled_from([OK, OK, CONNECTION_CLOSED, -5, -6]))
     def complete(self, data, result):
-        slot = data.draw(st.sampled_from([slot for slot in self.slots if slot["state"] == IN_FLIGHT]))
-        assert frames_in(self.core, self.pipeline.slot_bytes(slot["index"])) == slot["frames"], "the bytes moved while in flight"
+        slot = data.draw(
+            st.sampled_from([slot for slot in self.slots if slot["state"] == IN_FLIGHT])
+        )
+        assert frames_in(self.core, self.pipeline.slot_bytes(slot["index"])) == slot["frames"], (
+            "the bytes moved while in flight"
+        )
         self.pipeline.complete(slot["index"], result)
         slot["state"], slot["result"] = COMPLETED, result
 
@@ -429,11 +515,21 @@ class Against(RuleBasedStateMachine):
         pipeline = self.pipeline
         assert pipeline.pending == len(self.slots)
         assert pipeline.available == self.depth - len(self.slots)
-        assert (pipeline.send_seq, pipeline.accepted, pipeline.reported) == (self.sequence, self.accepted, self.reported)
+        assert (pipeline.send_seq, pipeline.accepted, pipeline.reported) == (
+            self.sequence,
+            self.accepted,
+            self.reported,
+        )
         states = {slot["index"]: slot["state"] for slot in self.slots}
-        assert [pipeline.slot_state(index) for index in range(self.depth)] == [states.get(index, FREE) for index in range(self.depth)]
+        assert [pipeline.slot_state(index) for index in range(self.depth)] == [
+            states.get(index, FREE) for index in range(self.depth)
+        ]
         newest = self.slots[-1] if self.slots else None
-        ripe = newest and newest["state"] == FILLING and (not self.packing or newest["sealed"] or newest["len"] + OVERHEAD > self.slot_size)
+        ripe = (
+            newest
+            and newest["state"] == FILLING
+            and (not self.packing or newest["sealed"] or newest["len"] + OVERHEAD > self.slot_size)
+        )
         assert pipeline.is_ripe() == bool(ripe)
         assert self.pool.statistics().in_use == (len(self.slots) if self.lazy else self.depth)
 
@@ -452,7 +548,11 @@ class Against(RuleBasedStateMachine):
 
 @pytest.mark.soak
 def test_any_history_of_a_pipeline_is_that_of_its_model(core, rounds):
-    """Sends, launches, completions out of order, reports and a close with slots in flight: every state, count and byte."""
+    """Sends, launches, completions out of order, reports and a close with slots in flight: every
+    state, count and byte."""
     run_state_machine_as_test(
-        lambda: Against(core), settings=settings(max_examples=rounds(60, 2_000), stateful_step_count=60, deadline=None, print_blob=True)
+        lambda: Against(core),
+        settings=settings(
+            max_examples=rounds(60, 2_000), stateful_step_count=60, deadline=None, print_blob=True
+        ),
     )

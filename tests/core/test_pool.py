@@ -1,4 +1,5 @@
-"""The buffer pool: what it lends, what it refuses, what it counts. Truth: plain arithmetic in the tests themselves."""
+"""The buffer pool: what it lends, what it refuses, what it counts. Truth: plain arithmetic in the
+tests themselves."""
 
 from __future__ import annotations
 
@@ -7,7 +8,13 @@ import threading
 import hypothesis.strategies as st
 import pytest
 from hypothesis import settings
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from peertalk.errors import InvalidArgument, OutOfMemory
 
@@ -24,10 +31,22 @@ def refused(pool, size):
 
 
 @pytest.mark.parametrize(
-    ("size", "buffer_size"), [(1, 16), (15, 16), (16, 16), (17, 100), (99, 100), (100, 100), (101, 4112), (4111, 4112), (4112, 4112)]
+    ("size", "buffer_size"),
+    [
+        (1, 16),
+        (15, 16),
+        (16, 16),
+        (17, 100),
+        (99, 100),
+        (100, 100),
+        (101, 4112),
+        (4111, 4112),
+        (4112, 4112),
+    ],
 )
 def test_a_buffer_comes_from_the_smallest_class_that_holds_it(core, size, buffer_size):
-    """A size at the edge of a class must not fall into the next one, or every full slot would cost double."""
+    """A size at the edge of a class must not fall into the next one, or every full slot would cost
+    double."""
     pool = core.BufferPool([(16, 1), (100, 1), (4112, 1)])
     buffer = pool.acquire(size)
     assert (buffer.size, len(buffer.view)) == (buffer_size, buffer_size)
@@ -58,7 +77,15 @@ def test_a_larger_class_does_not_stand_in_for_an_exhausted_one(core):
 
 @pytest.mark.parametrize(
     "classes",
-    [[], [(0, 1)], [(16, 0)], [(16, 65_536)], [(32, 1), (16, 1)], [(16, 1), (16, 1)], [(size, 1) for size in range(1, 10)]],
+    [
+        [],
+        [(0, 1)],
+        [(16, 0)],
+        [(16, 65_536)],
+        [(32, 1), (16, 1)],
+        [(16, 1), (16, 1)],
+        [(size, 1) for size in range(1, 10)],
+    ],
     ids=["none", "no size", "no capacity", "capacity over 16 bits", "descending", "twice", "nine"],
 )
 def test_classes_out_of_bounds_are_refused_at_once(core, classes):
@@ -192,15 +219,21 @@ class PoolModel(RuleBasedStateMachine):
 
     def held(self):
         lent = [buffer.size for buffer, _ in self.lent]
-        return sum(size + BOOKKEEPING for size in lent) + sum((size + BOOKKEEPING) * count for size, count in self.free.items())
+        return sum(size + BOOKKEEPING for size in lent) + sum(
+            (size + BOOKKEEPING) * count for size, count in self.free.items()
+        )
 
     @rule(size=st.integers(1, 300), fill=st.integers(1, 255))
     def acquire(self, size, fill):
         buffer_size, capacity = next(each for each in CLASSES if size <= each[0])
-        existing = self.free[buffer_size] + sum(buffer.size == buffer_size for buffer, _ in self.lent)
+        existing = self.free[buffer_size] + sum(
+            buffer.size == buffer_size for buffer, _ in self.lent
+        )
         cost = buffer_size + BOOKKEEPING
         made = not self.free[buffer_size]
-        if made and (existing == capacity or self.dry or (self.budget and self.held() + cost > self.budget)):
+        if made and (
+            existing == capacity or self.dry or (self.budget and self.held() + cost > self.budget)
+        ):
             with pytest.raises(OutOfMemory):
                 self.pool.acquire(size)
             self.refusals += 1
@@ -226,7 +259,9 @@ class PoolModel(RuleBasedStateMachine):
 
     @rule()
     def trim(self):
-        assert self.pool.trim() == sum((size + BOOKKEEPING) * count for size, count in self.free.items())
+        assert self.pool.trim() == sum(
+            (size + BOOKKEEPING) * count for size, count in self.free.items()
+        )
         self.free = dict.fromkeys(self.free, 0)
 
     @rule(dry=st.booleans())
@@ -236,7 +271,15 @@ class PoolModel(RuleBasedStateMachine):
 
     @rule()
     def count(self):
-        expected = (self.acquires, self.allocations, self.refusals, self.returns, self.held(), self.peak, len(self.lent))
+        expected = (
+            self.acquires,
+            self.allocations,
+            self.refusals,
+            self.returns,
+            self.held(),
+            self.peak,
+            len(self.lent),
+        )
         assert tuple(self.pool.statistics()) == expected
 
     def teardown(self):
@@ -248,12 +291,17 @@ class PoolModel(RuleBasedStateMachine):
 
 
 def test_every_counter_equals_the_sum_of_what_was_done(core):
-    """Budgets, leaks and idle memory are judged by these numbers; they must be exact, not plausible."""
-    run_state_machine_as_test(lambda: PoolModel(core), settings=settings(max_examples=settings().max_examples, stateful_step_count=40))
+    """Budgets, leaks and idle memory are judged by these numbers; they must be exact, not
+    plausible."""
+    run_state_machine_as_test(
+        lambda: PoolModel(core),
+        settings=settings(max_examples=settings().max_examples, stateful_step_count=40),
+    )
 
 
 def test_threads_that_share_a_pool_never_share_a_buffer(core, rounds):
-    """Workers borrow from one pool at the same time, and the C calls run without the interpreter's lock."""
+    """Workers borrow from one pool at the same time, and the C calls run without the interpreter's
+    lock."""
     pool = core.BufferPool([(16, 5), (64, 6)], budget=500)
     turns = rounds(1_500, 100_000)
     faults = []

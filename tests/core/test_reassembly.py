@@ -1,4 +1,5 @@
-"""Fragments and batches: the vectors, every arrow of the table, and the C cores against the reference over random histories."""
+"""Fragments and batches: the vectors, every arrow of the table, and the C cores against the
+reference over random histories."""
 
 from __future__ import annotations
 
@@ -52,7 +53,10 @@ def test_each_step_of_the_original_gives_what_it_gave_there(core, case):
         if step["result"] == "COMPLETE":
             assert (message, code) == (bytes.fromhex(step["message"]), "PT_OK")
         else:
-            assert (message, code) == (None, "PT_OK" if step["result"] == "MORE" else step["result"])
+            assert (message, code) == (
+                None,
+                "PT_OK" if step["result"] == "MORE" else step["result"],
+            )
     reassembly.close()
     assert pool.close() == 0
 
@@ -81,15 +85,26 @@ def test_fragments_seen_on_the_network_come_back_whole(core, case):
     """Not what a document says, but what a peer of the original really sent."""
     message = bytearray((7 * i + 3) % 256 for i in range(1025))
     message[:4] = b"\0\0\0\3"
-    assert reassembled(core, [bytes.fromhex(frame) for frame in case["frames"]], 4096) == [bytes(message)]
+    assert reassembled(core, [bytes.fromhex(frame) for frame in case["frames"]], 4096) == [
+        bytes(message)
+    ]
 
 
 @cases("batch")
 def test_a_batch_is_split_into_its_messages(core, case):
     """The original packs them, and so far nobody has sent one: whoever does must be understood."""
-    messages = [bytes.fromhex(text) for index, text in enumerate(case["messages"]) if index not in case["refused"]]
+    messages = [
+        bytes.fromhex(text)
+        for index, text in enumerate(case["messages"])
+        if index not in case["refused"]
+    ]
     (frame,) = core.Ingest(1_400).receive(bytes.fromhex(case["frame"]))
-    assert (frame.type, frame.flags, frame.sequence, frame.payload.hex()) == (DATA, BATCHED, case["sequence"], case["payload"])
+    assert (frame.type, frame.flags, frame.sequence, frame.payload.hex()) == (
+        DATA,
+        BATCHED,
+        case["sequence"],
+        case["payload"],
+    )
     assert core.split_batch(frame.payload) == messages
 
 
@@ -97,8 +112,8 @@ def test_a_batch_is_split_into_its_messages(core, case):
 
 
 def prepare(core, state):
-    """A reassembly of at most 10 bytes in that state: RUNNING has 3 of the 6 bytes of message 7. With its pool, where longer messages find no memory
-    yet made."""
+    """A reassembly of at most 10 bytes in that state: RUNNING has 3 of the 6 bytes of message 7.
+    With its pool, where longer messages find no memory yet made."""
     pool = core.BufferPool([(6, 1), (10, 1)])
     reassembly = core.Reassembly(10, pool)
     if state is State.RUNNING:
@@ -137,7 +152,8 @@ def test_each_event_in_each_state_does_what_the_table_says(core, state, event):
         assert (message, told) == (None, core.error_name(code))
     assert reassembly.state == following
     assert pool.statistics().in_use == (following is State.RUNNING)
-    if state is State.RUNNING and following is State.RUNNING and code < 0:  # ignored, and the message goes on as if nothing had been
+    # ignored, and the message goes on as if nothing had been
+    if state is State.RUNNING and following is State.RUNNING and code < 0:
         assert tell(core, reassembly, fragment(7, 6, 3, LAST, b"def")) == (b"abcdef", "PT_OK")
     reassembly.close()
     assert pool.close() == 0
@@ -155,7 +171,10 @@ def test_the_compiled_table_is_that_of_the_reference(name):
     for (state, event), arrow in TABLE.items():
         rule = lib.pt_reassembly_rule_of(state, event)
         assert (rule.code, rule.state) == arrow
-        assert getattr(lib, f"PT_PIECE_{event.name}") == event and getattr(lib, f"PT_REASSEMBLY_{state.name}") == state
+        assert (
+            getattr(lib, f"PT_PIECE_{event.name}") == event
+            and getattr(lib, f"PT_REASSEMBLY_{state.name}") == state
+        )
 
 
 WORDS = {0: "taken", COMPLETE: "the message"}
@@ -169,9 +188,16 @@ def test_the_documents_draw_the_table_as_it_is(reference_core):
         cells = []
         for state in State:
             code, following = TABLE[state, event]
-            cells.append(f"{WORDS.get(code) or reference_core.error_name(code).removeprefix('PT_ERR_')} → {following.name.lower()}")
+            cells.append(
+                f"{WORDS.get(code) or reference_core.error_name(code).removeprefix('PT_ERR_')}"
+                f" → {following.name.lower()}"
+            )
         assert f"| {event.name.lower().replace('_', ' ')} |" in document
-        assert f"| {' | '.join(cells)} |" in next(line for line in document.splitlines() if f"| {event.name.lower().replace('_', ' ')} |" in line)
+        assert f"| {' | '.join(cells)} |" in next(
+            line
+            for line in document.splitlines()
+            if f"| {event.name.lower().replace('_', ' ')} |" in line
+        )
 
 
 # Hostile totals
@@ -180,11 +206,15 @@ def test_the_documents_draw_the_table_as_it_is(reference_core):
 @pytest.mark.parametrize("flags", [0, LAST])
 @pytest.mark.parametrize("total", [0, 12, 4_000, 65_535])
 def test_a_forged_total_of_a_later_fragment_moves_no_bound(core, total, flags):
-    """The original believes it and writes behind its buffer: the first fragment's total is the only one."""
+    """The original believes it and writes behind its buffer: the first fragment's total is the only
+    one."""
     pool = core.BufferPool([(10, 1)])
     reassembly = core.Reassembly(10, pool)
     assert tell(core, reassembly, fragment(1, 10, 0, FIRST, b"hello")) == MORE
-    assert tell(core, reassembly, fragment(1, total, 5, flags, b"x" * 6)) == (None, "PT_ERR_INVALID_PARAM")
+    assert tell(core, reassembly, fragment(1, total, 5, flags, b"x" * 6)) == (
+        None,
+        "PT_ERR_INVALID_PARAM",
+    )
     assert (reassembly.state, pool.statistics().in_use) == (State.IDLE, 0)
     assert tell(core, reassembly, fragment(1, 10, 0, FIRST, b"hello")) == MORE
     assert tell(core, reassembly, fragment(1, total, 5, LAST, b"world")) == (b"helloworld", "PT_OK")
@@ -199,17 +229,28 @@ def test_an_offset_near_the_end_of_its_field_does_not_wrap(core, offset, piece):
     expected = "PT_ERR_INVALID_STATE" if offset + piece <= 65_535 else "PT_ERR_INVALID_PARAM"
     assert tell(core, reassembly, fragment(0, 65_535, offset, 0, bytes(piece))) == (None, expected)
     expected = "PT_ERR_INVALID_PARAM"  # out of order, or beyond the total
-    assert tell(core, reassembly, fragment(0, 65_535, offset, FIRST, bytes(piece))) == (None, expected)
+    assert tell(core, reassembly, fragment(0, 65_535, offset, FIRST, bytes(piece))) == (
+        None,
+        expected,
+    )
     assert reassembly.state == State.IDLE
 
 
 def test_the_largest_message_of_the_field_comes_back_in_pieces_of_any_size(core):
-    """65,535 bytes is what the header can say; our announcement is smaller, and the machine does not care."""
+    """65,535 bytes is what the header can say; our announcement is smaller, and the machine does
+    not care."""
     message = bytes(i * 7 % 251 for i in range(65_535))
     reassembly = core.Reassembly(65_535)
     at = 0
     for size in (1, 0, 248, 60_000, 5_285, 1):
-        assert tell(core, reassembly, fragment(3, 65_535, at, FIRST if at == 0 else 0, message[at : at + size])) == MORE
+        assert (
+            tell(
+                core,
+                reassembly,
+                fragment(3, 65_535, at, FIRST if at == 0 else 0, message[at : at + size]),
+            )
+            == MORE
+        )
         at += size
     assert (at, reassembly.partial_len) == (65_535, 65_535)
     assert tell(core, reassembly, fragment(3, 65_535, 65_535, LAST)) == (message, "PT_OK")
@@ -238,7 +279,10 @@ def test_what_one_message_leaves_behind_is_not_in_the_next(core):
     """The rest of a short message must not be the rest of another peer's."""
     pool = core.BufferPool([(32, 1)])
     reassembly = core.Reassembly(32, pool)
-    assert tell(core, reassembly, fragment(1, 32, 0, FIRST | LAST, b"s" * 32)) == (b"s" * 32, "PT_OK")
+    assert tell(core, reassembly, fragment(1, 32, 0, FIRST | LAST, b"s" * 32)) == (
+        b"s" * 32,
+        "PT_OK",
+    )
     tell(core, reassembly, fragment(1, 32, 0, FIRST, b"t" * 20))
     reassembly.close()
     buffer = pool.acquire(32)
@@ -271,18 +315,34 @@ def test_a_loops_reassembly_borrows_from_the_loops_pool(core):
 
 
 pieces = st.builds(
-    fragment, st.sampled_from([0, 1, 1, 1, 2, 65_535]), st.sampled_from([0, 3, 8, 8, 8, 20, 21, 65_535]),
+    fragment,
+    st.sampled_from([0, 1, 1, 1, 2, 65_535]),
+    st.sampled_from([0, 3, 8, 8, 8, 20, 21, 65_535]),
     st.sampled_from([0, 0, 3, 5, 8, 16, 65_535]),
-    st.sampled_from([0, FIRST, LAST, FIRST | LAST, 0xFC, 0xFF]), st.binary(max_size=9), st.integers(0, 255),
-)  # fmt: skip
-dialogue = st.lists(st.one_of(pieces, pieces, st.binary(max_size=12), st.sampled_from(["next", "next", "last", "close", "dry", "wet"])), max_size=30)
+    st.sampled_from([0, FIRST, LAST, FIRST | LAST, 0xFC, 0xFF]),
+    st.binary(max_size=9),
+    st.integers(0, 255),
+)
+dialogue = st.lists(
+    st.one_of(
+        pieces,
+        pieces,
+        st.binary(max_size=12),
+        st.sampled_from(["next", "next", "last", "close", "dry", "wet"]),
+    ),
+    max_size=30,
+)
 
 
 @given(history=dialogue)
 def test_c_and_reference_agree_on_any_history(c_core, reference_core, history):
-    """Legal and illegal fragments, memory that fails and comes back: every message, every code, every byte held."""
+    """Legal and illegal fragments, memory that fails and comes back: every message, every code,
+    every byte held."""
     pools = [core.BufferPool([(8, 1), (20, 1)]) for core in (c_core, reference_core)]
-    machines = [core.Reassembly(20, pool) for core, pool in zip((c_core, reference_core), pools, strict=True)]
+    machines = [
+        core.Reassembly(20, pool)
+        for core, pool in zip((c_core, reference_core), pools, strict=True)
+    ]
     current = (0, 0, 0)
     for step in history:
         if step in ("dry", "wet"):
@@ -298,13 +358,23 @@ def test_c_and_reference_agree_on_any_history(c_core, reference_core, history):
             message_id, total, at = current
             size = total - at if step == "last" else min(2, total - at)
             step = fragment(message_id, total, at, LAST if step == "last" else 0, b"n" * size)
-        told = [tell(core, machine, step) for core, machine in zip((c_core, reference_core), machines, strict=True)]
+        told = [
+            tell(core, machine, step)
+            for core, machine in zip((c_core, reference_core), machines, strict=True)
+        ]
         assert told[0] == told[1]
-        assert (machines[0].state, machines[0].partial_len) == (machines[1].state, machines[1].partial_len)
+        assert (machines[0].state, machines[0].partial_len) == (
+            machines[1].state,
+            machines[1].partial_len,
+        )
         assert pools[0].statistics() == pools[1].statistics()
         assert machines[0].state == State.RUNNING or pools[0].statistics().in_use == 0
         if len(step) >= 8 and step[6] & FIRST and machines[0].state == State.RUNNING:
-            current = (int.from_bytes(step[:2], "big"), int.from_bytes(step[2:4], "big"), machines[0].partial_len)
+            current = (
+                int.from_bytes(step[:2], "big"),
+                int.from_bytes(step[2:4], "big"),
+                machines[0].partial_len,
+            )
         elif machines[0].state == State.RUNNING:
             current = (*current[:2], machines[0].partial_len)
     for machine, pool in zip(machines, pools, strict=True):
@@ -313,17 +383,22 @@ def test_c_and_reference_agree_on_any_history(c_core, reference_core, history):
 
 
 @given(
-    message=st.binary(max_size=2_000), sizes=st.lists(st.integers(0, 400), min_size=1, max_size=9), junk=st.lists(st.binary(max_size=7), max_size=3)
+    message=st.binary(max_size=2_000),
+    sizes=st.lists(st.integers(0, 400), min_size=1, max_size=9),
+    junk=st.lists(st.binary(max_size=7), max_size=3),
 )
 def test_any_message_in_any_pieces_comes_back(core, message, sizes, junk):
-    """The law of both halves: what is cut by the rules is put together by them, and a fragment without a header disturbs nobody."""
+    """The law of both halves: what is cut by the rules is put together by them, and a fragment
+    without a header disturbs nobody."""
     reassembly = core.Reassembly(2_000)
     at = turn = 0
     while True:
         size = min(sizes[turn % len(sizes)] + (turn > 50), len(message) - at)
         last = at + size == len(message)
         flags = (FIRST if turn == 0 else 0) | (LAST if last else 0)
-        got = reassembly.receive(core.encode_fragment(5, len(message), at, flags) + message[at : at + size])
+        got = reassembly.receive(
+            core.encode_fragment(5, len(message), at, flags) + message[at : at + size]
+        )
         for rubbish in junk:
             assert tell(core, reassembly, rubbish) == (None, "PT_ERR_TRUNCATED")
         if last:
@@ -334,11 +409,15 @@ def test_any_message_in_any_pieces_comes_back(core, message, sizes, junk):
     assert got == message
 
 
-@given(data=st.one_of(st.binary(max_size=60), st.lists(st.binary(max_size=20), max_size=6)), cut=st.integers(0, 80))
+@given(
+    data=st.one_of(st.binary(max_size=60), st.lists(st.binary(max_size=20), max_size=6)),
+    cut=st.integers(0, 80),
+)
 def test_batches_are_split_whole_or_not_at_all(core, reference_core, data, cut):
     """A batch whose last entry is cut might have lost others too."""
     if isinstance(data, list):
-        payload = b"".join(struct.pack(">HH", len(entry), cut) + entry for entry in data)  # the reserved bytes may say anything
+        # the reserved bytes may say anything
+        payload = b"".join(struct.pack(">HH", len(entry), cut) + entry for entry in data)
         assert core.split_batch(payload) == data
         data = payload[:cut]
 
@@ -351,7 +430,17 @@ def test_batches_are_split_whole_or_not_at_all(core, reference_core, data, cut):
     assert split(core) == split(reference_core)
 
 
-@pytest.mark.parametrize("payload", [b"\0", b"\0\0\0", b"\0\1\0\0", b"\0\1\0\0a\0", b"\0\0\0\0\xff\xff\0\0", b"\xff\xff\0\0" + bytes(65_534)])
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"\0",
+        b"\0\0\0",
+        b"\0\1\0\0",
+        b"\0\1\0\0a\0",
+        b"\0\0\0\0\xff\xff\0\0",
+        b"\xff\xff\0\0" + bytes(65_534),
+    ],
+)
 def test_an_entry_that_runs_past_the_end_of_a_batch_is_a_fault(core, payload):
     """A length that lies must not reach into what lies behind."""
     with pytest.raises(errors.Truncated):

@@ -8,21 +8,43 @@ from typing import Any
 from peertalk._core import values
 
 SAME = {
-    "BATCH": "PT_EVENT_BATCH", "FRAME": "PT_EVENT_FRAME", "SENT": "PT_EVENT_SENT", "CLOSED": "PT_EVENT_CLOSED", "READY": "PT_EVENT_READY",
-    "TIMER": "PT_EVENT_TIMER", "FINISHED": "PT_EVENT_FINISHED",
-    "DATA": "PT_FRAME_DATA", "PING": "PT_FRAME_PING", "PONG": "PT_FRAME_PONG", "DISCONNECT": "PT_FRAME_DISCONNECT", "ACK": "PT_FRAME_ACK",
-    "REJECT": "PT_FRAME_REJECT", "CAPABILITY": "PT_FRAME_CAPABILITY",
-    "UNRELIABLE": "PT_FLAG_UNRELIABLE", "COALESCABLE": "PT_FLAG_COALESCABLE", "NO_DELAY": "PT_FLAG_NO_DELAY", "BATCHED": "PT_FLAG_BATCH",
+    "BATCH": "PT_EVENT_BATCH",
+    "FRAME": "PT_EVENT_FRAME",
+    "SENT": "PT_EVENT_SENT",
+    "CLOSED": "PT_EVENT_CLOSED",
+    "READY": "PT_EVENT_READY",
+    "TIMER": "PT_EVENT_TIMER",
+    "FINISHED": "PT_EVENT_FINISHED",
+    "DATA": "PT_FRAME_DATA",
+    "PING": "PT_FRAME_PING",
+    "PONG": "PT_FRAME_PONG",
+    "DISCONNECT": "PT_FRAME_DISCONNECT",
+    "ACK": "PT_FRAME_ACK",
+    "REJECT": "PT_FRAME_REJECT",
+    "CAPABILITY": "PT_FRAME_CAPABILITY",
+    "UNRELIABLE": "PT_FLAG_UNRELIABLE",
+    "COALESCABLE": "PT_FLAG_COALESCABLE",
+    "NO_DELAY": "PT_FLAG_NO_DELAY",
+    "BATCHED": "PT_FLAG_BATCH",
     "FRAGMENT": "PT_FLAG_FRAGMENT",
-    "ANNOUNCE": "PT_DISCOVERY_ANNOUNCE", "QUERY": "PT_DISCOVERY_QUERY", "GOODBYE": "PT_DISCOVERY_GOODBYE",
-    "READ": "PT_READY_READ", "WRITE": "PT_READY_WRITE", "HANGUP": "PT_READY_HANGUP",
-    "NEEDS_TURN": "PT_SEND_NEEDS_TURN", "YIELD": "PT_SEND_YIELD",
-}  # fmt: skip
+    "ANNOUNCE": "PT_DISCOVERY_ANNOUNCE",
+    "QUERY": "PT_DISCOVERY_QUERY",
+    "GOODBYE": "PT_DISCOVERY_GOODBYE",
+    "READ": "PT_READY_READ",
+    "WRITE": "PT_READY_WRITE",
+    "HANGUP": "PT_READY_HANGUP",
+    "NEEDS_TURN": "PT_SEND_NEEDS_TURN",
+    "YIELD": "PT_SEND_YIELD",
+}
 LIMITS = {
-    "frame_max_payload": "PT_FRAME_MAX_PAYLOAD", "slot_size": "PT_POSIX_SLOT_SIZE", "pipeline_depth": "PT_POSIX_PIPELINE_DEPTH",
-    "receive_buffer_size": "PT_RECEIVE_BUFFER_SIZE", "max_peers": "PT_MAX_PEERS", "message_max_payload": "PT_MESSAGE_MAX_PAYLOAD",
+    "frame_max_payload": "PT_FRAME_MAX_PAYLOAD",
+    "slot_size": "PT_POSIX_SLOT_SIZE",
+    "pipeline_depth": "PT_POSIX_PIPELINE_DEPTH",
+    "receive_buffer_size": "PT_RECEIVE_BUFFER_SIZE",
+    "max_peers": "PT_MAX_PEERS",
+    "message_max_payload": "PT_MESSAGE_MAX_PAYLOAD",
     "slot_buffer_size": "PT_SLOT_BUFFER_SIZE",
-}  # fmt: skip
+}
 
 
 def lib_of(core: Any) -> Any:
@@ -32,7 +54,9 @@ def lib_of(core: Any) -> Any:
 def test_each_constant_has_the_number_of_the_header(c_core: Any) -> None:
     """Python compares events and flags with its own copy of the numbers."""
     lib = lib_of(c_core)
-    assert {name: getattr(values, name) for name in SAME} == {name: getattr(lib, other) for name, other in SAME.items()}
+    assert {name: getattr(values, name) for name in SAME} == {
+        name: getattr(lib, other) for name, other in SAME.items()
+    }
 
 
 def test_no_constant_is_left_out() -> None:
@@ -57,7 +81,10 @@ def test_reference_has_the_limits_of_the_standard_build(c_core: Any, reference_c
     if c_core.name == "standard":
         assert reference_core.limits == c_core.limits
     else:
-        assert all(mine <= theirs for mine, theirs in zip(c_core.limits, reference_core.limits, strict=True))
+        assert all(
+            mine <= theirs
+            for mine, theirs in zip(c_core.limits, reference_core.limits, strict=True)
+        )
 
 
 def test_a_frame_of_the_limit_fits_the_receive_buffer(core: Any) -> None:

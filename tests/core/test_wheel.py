@@ -5,11 +5,22 @@ from __future__ import annotations
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 TICKS = 2**32
 
-starts = st.one_of(st.sampled_from([0, 1, 63, 64, 2**24 - 1, 2**24, 2**31 - 2, TICKS - 1, TICKS - 70, TICKS - 2**24]), st.integers(0, TICKS - 1))
+starts = st.one_of(
+    st.sampled_from(
+        [0, 1, 63, 64, 2**24 - 1, 2**24, 2**31 - 2, TICKS - 1, TICKS - 70, TICKS - 2**24]
+    ),
+    st.integers(0, TICKS - 1),
+)
 edges = st.builds(lambda power, off: max(0, 64**power + off), st.integers(0, 4), st.integers(-2, 2))
 delays = st.one_of(st.integers(0, 70), edges, st.integers(0, 2**20), st.integers(2**24, 2**31 - 1))
 
@@ -109,12 +120,19 @@ class WheelModel(RuleBasedStateMachine):
 
 def test_the_wheel_does_what_a_sorted_list_does(core):
     """Digits, levels and wrapping must not show: a time-out comes at its tick, once, in order."""
-    run_state_machine_as_test(lambda: WheelModel(core), settings=settings(max_examples=2 * settings().max_examples, stateful_step_count=50))
+    run_state_machine_as_test(
+        lambda: WheelModel(core),
+        settings=settings(max_examples=2 * settings().max_examples, stateful_step_count=50),
+    )
 
 
-@given(now=starts, delays=st.lists(st.one_of(delays, st.integers(0, 2**31 - 1)), min_size=1, max_size=20))
+@given(
+    now=starts,
+    delays=st.lists(st.one_of(delays, st.integers(0, 2**31 - 1)), min_size=1, max_size=20),
+)
 def test_whoever_sleeps_for_next_meets_every_deadline_on_time(core, now, delays):
-    """A loop sleeps exactly so long: later would make time-outs late, and 0 without work would make it spin."""
+    """A loop sleeps exactly so long: later would make time-outs late, and 0 without work would make
+    it spin."""
     wheel = core.TimerWheel(now)
     for key, delay in enumerate(delays):
         wheel.arm(key, (now + delay) % TICKS)
@@ -130,7 +148,8 @@ def test_whoever_sleeps_for_next_meets_every_deadline_on_time(core, now, delays)
 
 
 def test_equal_deadlines_expire_in_the_order_of_arming(core):
-    """Also when some were armed from far away and some at the last moment, and when one was armed again."""
+    """Also when some were armed from far away and some at the last moment, and when one was armed
+    again."""
     wheel = core.TimerWheel(0)
     wheel.arm(1, 5000)
     wheel.arm(2, 5000)
@@ -198,7 +217,8 @@ def test_timers_survive_the_end_of_the_clock(core):
 
 
 def test_a_long_sleep_is_not_counted_tick_by_tick(core):
-    """A laptop wakes up after days: 2^30 ticks with few timers, many times over, must pass as nothing (the test's time-out is the judge)."""
+    """A laptop wakes up after days: 2^30 ticks with few timers, many times over, must pass as
+    nothing (the test's time-out is the judge)."""
     now = 0
     wheel = core.TimerWheel(now)
     for turn in range(300):

@@ -1,6 +1,8 @@
-/* libFuzzer: a UDP message from anyone, the other two headers without a checksum (compact and fragment), and a whole frame, also with a true one.
+/* libFuzzer: a UDP message from anyone, the other two headers without a checksum (compact and
+ * fragment), and a whole frame, also with a true one.
  *
- * Input: the datagram. What is accepted is made again byte for byte (as far as the format keeps it); what is refused leaves the output alone. */
+ * Input: the datagram. What is accepted is made again byte for byte (as far as the format keeps
+ * it); what is refused leaves the output alone. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,7 +21,8 @@ static void check_datagram(const uint8_t *data, size_t size)
     int len = pt_datagram_decode(data, size, &datagram);
     if (len < 0) {
         EXPECT(len == PT_ERR_TRUNCATED || len == PT_ERR_MAGIC);
-        EXPECT(datagram.payload == &nothing && datagram.payload_len == 0xA5A5 && datagram.port == 0xA5A5);
+        EXPECT(datagram.payload == &nothing && datagram.payload_len == 0xA5A5 &&
+               datagram.port == 0xA5A5);
         return;
     }
     EXPECT((size_t)len <= size && len == PT_DATAGRAM_HEADER_SIZE + datagram.payload_len);
@@ -29,7 +32,8 @@ static void check_datagram(const uint8_t *data, size_t size)
         return;
     }
     memset(again, 0, sizeof again);
-    EXPECT(pt_datagram_encode(&datagram, again, (size_t)len - 1) == PT_ERR_BUFFER_FULL && again[0] == 0);
+    EXPECT(pt_datagram_encode(&datagram, again, (size_t)len - 1) == PT_ERR_BUFFER_FULL &&
+           again[0] == 0);
     EXPECT(pt_datagram_encode(&datagram, again, (size_t)len) == len);
     EXPECT(memcmp(again, data, (size_t)len) == 0);
 }
@@ -46,7 +50,8 @@ static void check_compact(const uint8_t *data, size_t size)
     uint8_t again[PT_COMPACT_HEADER_SIZE];
     EXPECT(len == PT_COMPACT_HEADER_SIZE);
     EXPECT(pt_compact_encode(&frame, again, PT_COMPACT_HEADER_SIZE - 1) == PT_ERR_BUFFER_FULL);
-    EXPECT(pt_compact_encode(&frame, again, sizeof again) == len && memcmp(again, data, sizeof again) == 0);
+    EXPECT(pt_compact_encode(&frame, again, sizeof again) == len &&
+           memcmp(again, data, sizeof again) == 0);
 }
 
 static void check_fragment(const uint8_t *data, size_t size)
@@ -61,7 +66,8 @@ static void check_fragment(const uint8_t *data, size_t size)
     EXPECT(len == PT_FRAGMENT_HEADER_SIZE);
     EXPECT(pt_fragment_encode(&fragment, again, PT_FRAGMENT_HEADER_SIZE - 1) == PT_ERR_BUFFER_FULL);
     EXPECT(pt_fragment_encode(&fragment, again, sizeof again) == len);
-    EXPECT(memcmp(again, data, PT_FRAGMENT_HEADER_SIZE - 1) == 0 && again[PT_FRAGMENT_HEADER_SIZE - 1] == 0);
+    EXPECT(memcmp(again, data, PT_FRAGMENT_HEADER_SIZE - 1) == 0 &&
+           again[PT_FRAGMENT_HEADER_SIZE - 1] == 0);
 }
 
 static void check_frame(const uint8_t *data, size_t size)
@@ -75,9 +81,11 @@ static void check_frame(const uint8_t *data, size_t size)
         return;
     }
     static uint8_t again[PT_FRAME_MAX_PAYLOAD + PT_FRAME_OVERHEAD];
-    EXPECT((size_t)len <= size && (size_t)len == PT_FRAME_OVERHEAD + (size_t)frame.payload_len && frame.payload == data + PT_HEADER_SIZE);
+    EXPECT((size_t)len <= size && (size_t)len == PT_FRAME_OVERHEAD + (size_t)frame.payload_len &&
+           frame.payload == data + PT_HEADER_SIZE);
     EXPECT(pt_frame_encode(&frame, again, (size_t)len - 1) == PT_ERR_BUFFER_FULL);
-    EXPECT(pt_frame_encode(&frame, again, (size_t)len) == len && memcmp(again, data, (size_t)len) == 0);
+    EXPECT(pt_frame_encode(&frame, again, (size_t)len) == len &&
+           memcmp(again, data, (size_t)len) == 0);
 }
 
 static void check_mended_frame(const uint8_t *data, size_t size)

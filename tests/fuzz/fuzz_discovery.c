@@ -1,6 +1,8 @@
-/* libFuzzer: a discovery packet from anyone. What is accepted is made again byte for byte; what is refused leaves the output alone.
+/* libFuzzer: a discovery packet from anyone. What is accepted is made again byte for byte; what is
+ * refused leaves the output alone.
  *
- * Input: the packet. It is read as it is, and once more with a true CRC, so that the fuzzer need not guess checksums. */
+ * Input: the packet. It is read as it is, and once more with a true CRC, so that the fuzzer need
+ * not guess checksums. */
 #include <stdint.h>
 #include <string.h>
 
@@ -21,7 +23,8 @@ static void check(const uint8_t *data, size_t size)
         EXPECT(memcmp(&packet, &untouched, sizeof packet) == 0);
         return;
     }
-    EXPECT((size_t)len <= size && len == PT_DISCOVERY_MIN_SIZE + packet.name_len && packet.name_len <= PT_NAME_MAX);
+    EXPECT((size_t)len <= size && len == PT_DISCOVERY_MIN_SIZE + packet.name_len &&
+           packet.name_len <= PT_NAME_MAX);
 
     uint8_t again[PT_DISCOVERY_MAX_SIZE] = {0};
     static const uint8_t blank[PT_DISCOVERY_MAX_SIZE];
@@ -33,8 +36,10 @@ static void check(const uint8_t *data, size_t size)
     pt_discovery twice;
     memset(&twice, 0, sizeof twice);
     EXPECT(pt_discovery_decode(again, (size_t)len, &twice) == len);
-    EXPECT(twice.flags == packet.flags && twice.port == packet.port && twice.type == packet.type && twice.transports == packet.transports);
-    EXPECT(twice.name_len == packet.name_len && memcmp(twice.name, packet.name, packet.name_len) == 0);
+    EXPECT(twice.flags == packet.flags && twice.port == packet.port && twice.type == packet.type &&
+           twice.transports == packet.transports);
+    EXPECT(twice.name_len == packet.name_len &&
+           memcmp(twice.name, packet.name, packet.name_len) == 0);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -44,7 +49,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     check(data, size);
 
     uint8_t mended[PT_DISCOVERY_MAX_SIZE];
-    if (size < PT_DISCOVERY_MIN_SIZE || size < PT_DISCOVERY_MIN_SIZE + (size_t)data[11] || data[11] > PT_NAME_MAX)
+    if (size < PT_DISCOVERY_MIN_SIZE || size < PT_DISCOVERY_MIN_SIZE + (size_t)data[11] ||
+        data[11] > PT_NAME_MAX)
         return 0;
     size_t covered = 12 + (size_t)data[11];
     memcpy(mended, data, covered);

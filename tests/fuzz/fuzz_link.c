@@ -1,12 +1,14 @@
-/* libFuzzer: what one link brings, all the way: a stream made of frames with true lengths and checksums, and of lies about them, goes through the
- * ingest in pieces, and what comes out is used as a node does: fragments are put together, batches split, capabilities read. All borrow from one
+/* libFuzzer: what one link brings, all the way: a stream made of frames with true lengths and
+ * checksums, and of lies about them, goes through the ingest in pieces, and what comes out is used
+ * as a node does: fragments are put together, batches split, capabilities read. All borrow from one
  * pool that is too small for them together.
  *
- * Input: records: a byte for the kind (see say()) and for how the stream is cut before it, a byte for the flags, two for a number, then as many bytes
- * as the number says, at most what is left.
+ * Input: records: a byte for the kind (see say()) and for how the stream is cut before it, a byte
+ * for the flags, two for a number, then as many bytes as the number says, at most what is left.
  *
- * Whatever comes: no message is longer than allowed, the pool lends no more than a frame, a message and one that was just delivered need, a stream
- * that was given up brings nothing more, and all memory comes back.
+ * Whatever comes: no message is longer than allowed, the pool lends no more than a frame, a message
+ * and one that was just delivered need, a stream that was given up brings nothing more, and all
+ * memory comes back.
  */
 #include <stdint.h>
 #include <stdlib.h>
@@ -18,8 +20,8 @@
 
 #define EXPECT(condition) ((condition) ? (void)0 : __builtin_trap())
 
-#define LIMIT 512u
-#define MAX_INPUT 4096u
+#define LIMIT      512u
+#define MAX_INPUT  4096u
 #define POOL_BYTES 1600u
 
 static size_t held; /* bytes lent by the source */
@@ -78,12 +80,14 @@ static int use(void *context, uint32_t tag, const pt_frame *frame)
     } else if (frame->type == PT_FRAME_DATA && (frame->flags & PT_FLAG_FRAGMENT) != 0) {
         const uint8_t *message = NULL;
         uint16_t message_len = 0;
-        int code = pt_reassembly_feed(&all->reassembly, frame->payload, frame->payload_len, &message, &message_len);
+        int code = pt_reassembly_feed(&all->reassembly, frame->payload, frame->payload_len,
+                                      &message, &message_len);
         if (code == PT_REASSEMBLY_COMPLETE)
             take(all, message, message_len);
         else
             all->refused += code < 0;
-        EXPECT(all->reassembly.received_len <= all->reassembly.total_len && all->reassembly.total_len <= LIMIT);
+        EXPECT(all->reassembly.received_len <= all->reassembly.total_len &&
+               all->reassembly.total_len <= LIMIT);
     } else if (frame->type == PT_FRAME_DATA && (frame->flags & PT_FLAG_BATCH) != 0) {
         split(all, frame->payload, frame->payload_len);
     } else {
@@ -93,9 +97,14 @@ static int use(void *context, uint32_t tag, const pt_frame *frame)
 }
 
 /* What a record adds to the stream. Returns its length. */
-static size_t say(uint8_t kind, uint8_t flags, uint16_t number, const uint8_t *body, size_t len, uint8_t *out, size_t room)
+static size_t say(uint8_t kind, uint8_t flags, uint16_t number, const uint8_t *body, size_t len,
+                  uint8_t *out, size_t room)
 {
-    pt_frame frame = {.payload = body, .payload_len = (uint32_t)len, .type = (uint8_t)(kind % 7 + 1), .flags = flags, .sequence = 0};
+    pt_frame frame = {.payload = body,
+                      .payload_len = (uint32_t)len,
+                      .type = (uint8_t)(kind % 7 + 1),
+                      .flags = flags,
+                      .sequence = 0};
     size_t size = len + PT_FRAME_OVERHEAD;
     EXPECT(room >= size);
     switch (kind >> 3 & 3) {
@@ -106,7 +115,8 @@ static size_t say(uint8_t kind, uint8_t flags, uint16_t number, const uint8_t *b
     case 1: /* a true frame */
         EXPECT(pt_frame_encode(&frame, out, room) == (int)size);
         pt_frame again;
-        EXPECT(pt_frame_decode(out, size, &again) == (int)size && again.type == frame.type && again.flags == flags && again.payload_len == len);
+        EXPECT(pt_frame_decode(out, size, &again) == (int)size && again.type == frame.type &&
+               again.flags == flags && again.payload_len == len);
         EXPECT(pt_frame_decode(out, size - 1, &again) == PT_ERR_TRUNCATED);
         return size;
     case 2: /* a compact one, whose length is a lie when the number says so */
@@ -136,7 +146,8 @@ static int feed(pt_ingest *ingest, pt_pool *pool, receiver *all, const uint8_t *
     if (len != 0)
         memcpy(copy, data, len);
     int code = pt_ingest_feed(ingest, copy, len, &sink, &consumed);
-    if (code == PT_ERR_BACKPRESSURE) { /* as in the loop, which had this buffer in hand before it read: so it comes from elsewhere when all is lent */
+    if (code == PT_ERR_BACKPRESSURE) { /* as in the loop, which had this buffer in hand before it
+                                          read: so it comes from elsewhere when all is lent */
         pt_reassembly_cleanup(&all->reassembly);
         uint8_t *spare = pt_pool_acquire(pool, LIMIT + PT_FRAME_OVERHEAD);
         EXPECT(spare != NULL);
@@ -150,10 +161,12 @@ static int feed(pt_ingest *ingest, pt_pool *pool, receiver *all, const uint8_t *
         EXPECT(at + consumed == len);
         return 1;
     }
-    EXPECT(code == PT_ERR_MAGIC || code == PT_ERR_VERSION || code == PT_ERR_INVALID_PARAM || code == PT_ERR_MESSAGE_TOO_LARGE || code == PT_ERR_CRC);
+    EXPECT(code == PT_ERR_MAGIC || code == PT_ERR_VERSION || code == PT_ERR_INVALID_PARAM ||
+           code == PT_ERR_MESSAGE_TOO_LARGE || code == PT_ERR_CRC);
     uint64_t messages = all->messages;
     static const uint8_t more[PT_HEADER_SIZE] = "PTMG";
-    EXPECT(pt_ingest_feed(ingest, more, sizeof more, &sink, &consumed) == PT_ERR_INVALID_STATE && consumed == 0 && all->messages == messages);
+    EXPECT(pt_ingest_feed(ingest, more, sizeof more, &sink, &consumed) == PT_ERR_INVALID_STATE &&
+           consumed == 0 && all->messages == messages);
     EXPECT(ingest->staging == NULL && pt_ingest_partial_len(ingest) == 0);
     return 0;
 }

@@ -1,8 +1,10 @@
-/* libFuzzer: fragments and batches from anyone, in memory of their exact size. A second, simple-minded reassembly watches: the same messages come
- * out, what is held stays within what was announced and allowed, and all of it comes back.
+/* libFuzzer: fragments and batches from anyone, in memory of their exact size. A second,
+ * simple-minded reassembly watches: the same messages come out, what is held stays within what was
+ * announced and allowed, and all of it comes back.
  *
- * Input: a byte for the limit, then records: a byte, whose low 6 bits are the length of a payload (63: the next byte more), 0x40 makes the pool refuse,
- * 0x80 forgets all; then the payload. Each is fed as a fragment and split as a batch.
+ * Input: a byte for the limit, then records: a byte, whose low 6 bits are the length of a payload
+ * (63: the next byte more), 0x40 makes the pool refuse, 0x80 forgets all; then the payload. Each is
+ * fed as a fragment and split as a batch.
  */
 #include <stdint.h>
 #include <stdlib.h>
@@ -13,7 +15,7 @@
 
 #define EXPECT(condition) ((condition) ? (void)0 : __builtin_trap())
 
-#define LARGEST 320u
+#define LARGEST   320u
 #define MAX_INPUT 4096u
 
 static int dry;     /* 1: the source of memory refuses */
@@ -145,18 +147,23 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         int code = pt_reassembly_feed(&reassembly, payload, len, &message, &message_len);
         dry = 0;
         pt_pool_get_statistics(pool, &after);
-        int refused = after.refusals != before.refusals; /* what was just given back may serve again */
+        int refused =
+            after.refusals != before.refusals; /* what was just given back may serve again */
         EXPECT(code == twin_feed(&model, payload, len, refused));
         EXPECT((reassembly.state == PT_REASSEMBLY_RUNNING) == model.running);
-        EXPECT(after.in_use <= 1 && (after.in_use == 0) == (reassembly.buffer == NULL && reassembly.delivered == NULL));
+        EXPECT(after.in_use <= 1 &&
+               (after.in_use == 0) == (reassembly.buffer == NULL && reassembly.delivered == NULL));
         if (model.running) {
             uint32_t enough = model.total <= 16 ? 16 : model.total <= 64 ? 64 : LARGEST;
-            EXPECT(reassembly.received_len == model.received && (model.total > 0) == (reassembly.buffer != NULL));
+            EXPECT(reassembly.received_len == model.received &&
+                   (model.total > 0) == (reassembly.buffer != NULL));
             EXPECT(model.total == 0 || pt_pool_buffer_size(reassembly.buffer) == enough);
-            EXPECT(model.received == 0 || memcmp(reassembly.buffer, model.bytes, model.received) == 0);
+            EXPECT(model.received == 0 ||
+                   memcmp(reassembly.buffer, model.bytes, model.received) == 0);
         }
         if (code == PT_REASSEMBLY_COMPLETE)
-            EXPECT(message_len == model.total && (message_len == 0 || memcmp(message, model.bytes, message_len) == 0));
+            EXPECT(message_len == model.total &&
+                   (message_len == 0 || memcmp(message, model.bytes, message_len) == 0));
         split(payload, len);
         free(payload);
     }

@@ -1,10 +1,13 @@
-/* libFuzzer: a stream cut at points taken from the input, fed to a machine whose pool and sink sometimes refuse, against the same stream in one
- * piece: the same frames, the same fault at the same place, and no memory kept.
+/* libFuzzer: a stream cut at points taken from the input, fed to a machine whose pool and sink
+ * sometimes refuse, against the same stream in one piece: the same frames, the same fault at the
+ * same place, and no memory kept.
  *
- * Input: a byte n, n bytes of script, then the stream. Each script byte says how the next piece is fed: its low five bits give the length (see
- * cut_len), 0x20 makes the pool refuse, 0x40 makes the sink stop after the next frame, 0x80 lends a buffer when a cut frame found none. The script is
- * gone through twice; then everything is granted, so that the end is reached. Full frames whose CRC field reads 0xBEEF get a true one before they are
- * fed, so that the fuzzer need not guess checksums.
+ * Input: a byte n, n bytes of script, then the stream. Each script byte says how the next piece is
+ * fed: its low five bits give the length (see cut_len), 0x20 makes the pool refuse, 0x40 makes the
+ * sink stop after the next frame, 0x80 lends a buffer when a cut frame found none. The script is
+ * gone through twice; then everything is granted, so that the end is reached. Full frames whose CRC
+ * field reads 0xBEEF get a true one before they are fed, so that the fuzzer need not guess
+ * checksums.
  */
 #include <stdint.h>
 #include <stdlib.h>
@@ -14,8 +17,8 @@
 #include "pt_ingest.h"
 
 #define MAX_PAYLOAD 600u
-#define MAX_STREAM 4096u
-#define MAX_FRAMES (MAX_STREAM / PT_COMPACT_HEADER_SIZE + 1)
+#define MAX_STREAM  4096u
+#define MAX_FRAMES  (MAX_STREAM / PT_COMPACT_HEADER_SIZE + 1)
 
 #define EXPECT(condition) ((condition) ? (void)0 : __builtin_trap())
 
@@ -116,16 +119,19 @@ static void mend_checksums(uint8_t *stream, size_t len)
 
 static size_t cut_len(uint8_t step)
 {
-    static const uint16_t lengths[32] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12,  13,  14,  15,
-                                         16, 19, 20, 21, 22, 23, 24, 32, 48, 64, 76, 77, 128, 256, 612, 4096};
+    static const uint16_t lengths[32] = {0,  1,  2,  3,  4,  5,  6,   7,   8,   9,   10,
+                                         11, 12, 13, 14, 15, 16, 19,  20,  21,  22,  23,
+                                         24, 32, 48, 64, 76, 77, 128, 256, 612, 4096};
     return lengths[step & 0x1F];
 }
 
-static void feed_in_pieces(pt_ingest *ingest, pt_pool *pool, record *seen, const uint8_t *stream, size_t len, const uint8_t *script, size_t script_len)
+static void feed_in_pieces(pt_ingest *ingest, pt_pool *pool, record *seen, const uint8_t *stream,
+                           size_t len, const uint8_t *script, size_t script_len)
 {
     size_t at = 0;
     for (size_t step = 0; at < len; step++) {
-        uint8_t word = step < 2 * script_len ? script[step % script_len] : (uint8_t)(step % 64 + 1) & 0x1F;
+        uint8_t word =
+            step < 2 * script_len ? script[step % script_len] : (uint8_t)(step % 64 + 1) & 0x1F;
         size_t piece = cut_len(word);
         if (step >= 2 * script_len && piece == 0)
             piece = 1;
@@ -206,7 +212,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     uint32_t partial_len = pt_ingest_partial_len(&ingest);
     if (whole.code != PT_OK) {
         EXPECT(ingest.state == PT_INGEST_INIT && partial_len == 0 && ingest.staging == NULL);
-        EXPECT(feed(&ingest, &whole, stream, len, &consumed) == PT_ERR_INVALID_STATE && consumed == 0);
+        EXPECT(feed(&ingest, &whole, stream, len, &consumed) == PT_ERR_INVALID_STATE &&
+               consumed == 0);
     }
     pt_ingest_cleanup(&ingest);
     pt_ingest_cleanup(&ingest);
@@ -216,11 +223,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     feed_in_pieces(&ingest, pool, &pieces, stream, len, script, script_len);
     EXPECT(pieces.code == whole.code);
     EXPECT(pieces.code != PT_OK || pt_ingest_partial_len(&ingest) == partial_len);
-    EXPECT(pieces.code == PT_OK || pieces.end >= whole.end); /* the start of the bad frame, or of the call that showed it to be bad */
+    EXPECT(pieces.code == PT_OK ||
+           pieces.end >=
+               whole.end); /* the start of the bad frame, or of the call that showed it to be bad */
     EXPECT(pieces.frame_count == whole.frame_count && pieces.payload_len == whole.payload_len);
     for (uint32_t index = 0; index < whole.frame_count; index++) {
-        EXPECT(pieces.frames[index].type == whole.frames[index].type && pieces.frames[index].flags == whole.frames[index].flags);
-        EXPECT(pieces.frames[index].sequence == whole.frames[index].sequence && pieces.frames[index].len == whole.frames[index].len);
+        EXPECT(pieces.frames[index].type == whole.frames[index].type &&
+               pieces.frames[index].flags == whole.frames[index].flags);
+        EXPECT(pieces.frames[index].sequence == whole.frames[index].sequence &&
+               pieces.frames[index].len == whole.frames[index].len);
     }
     EXPECT(memcmp(pieces.payloads, whole.payloads, whole.payload_len) == 0);
     pt_ingest_cleanup(&ingest);

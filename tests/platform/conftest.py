@@ -1,4 +1,5 @@
-"""What the tests of the simulated worlds share: C programs of tests/c built with the platforms, and two nodes on a network."""
+"""What the tests of the simulated worlds share: C programs of tests/c built with the platforms, and
+two nodes on a network."""
 
 from __future__ import annotations
 
@@ -15,18 +16,30 @@ from peertalk._core.values import BATCH, CLOSED, FINISHED, SENT
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-FLAGS = ["-std=c11", "-O2", "-g", "-DPT_ASSERTIONS=1", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror"]
+FLAGS = [
+    "-std=c11",
+    "-O2",
+    "-g",
+    "-DPT_ASSERTIONS=1",
+    "-Wall",
+    "-Wextra",
+    "-Wconversion",
+    "-Wshadow",
+    "-Werror",
+]
 FLAGS += [f"-I{ROOT}/csrc/core", f"-I{ROOT}/csrc/platform"]
 
 
 def plain() -> dict[str, str]:
-    """The environment without a preloaded sanitizer, which would report what the compiler leaks; the programs bring their own."""
+    """The environment without a preloaded sanitizer, which would report what the compiler leaks;
+    the programs bring their own."""
     return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
 
 
 @pytest.fixture(scope="session")
 def run_c(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """run_c(program, *arguments, flags=()): what a program of tests/c prints, built with the core and the simulated platforms; it must return 0."""
+    """run_c(program, *arguments, flags=()): what a program of tests/c prints, built with the core
+    and the simulated platforms; it must return 0."""
     if COMPILER is None:
         pytest.skip("did not run: there is no C compiler on PATH")
     folder = tmp_path_factory.mktemp("c")
@@ -34,7 +47,9 @@ def run_c(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     objects: dict[tuple[str, ...], list[str]] = {}
 
     def compile_with(*arguments: str, cwd: Path = ROOT) -> None:
-        done = subprocess.run([COMPILER, *arguments], cwd=cwd, text=True, capture_output=True, env=plain())
+        done = subprocess.run(
+            [COMPILER, *arguments], cwd=cwd, text=True, capture_output=True, env=plain()
+        )
         assert done.returncode == 0, done.stderr
 
     def sources(flags: tuple[str, ...]) -> list[str]:
@@ -42,7 +57,10 @@ def run_c(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
         if flags not in objects:
             place = folder / f"objects-{len(objects)}"
             place.mkdir()
-            files = [*sorted(ROOT.glob("csrc/core/*.c")), *sorted(ROOT.glob("csrc/platform/pt_sim*.c"))]
+            files = [
+                *sorted(ROOT.glob("csrc/core/*.c")),
+                *sorted(ROOT.glob("csrc/platform/pt_sim*.c")),
+            ]
             files += [ROOT / "csrc/platform/pt_mactcp.c", ROOT / "csrc/platform/pt_ot.c"]
             compile_with(*FLAGS, *flags, "-c", *map(str, files), cwd=place)
             objects[flags] = sorted(map(str, place.glob("*.o")))
@@ -53,13 +71,31 @@ def run_c(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
         if key not in built:
             if any(flag.startswith("-fsanitize") for flag in flags):
                 (folder / "probe.c").write_text("int main(void) { return 0; }\n")
-                probe = subprocess.run([COMPILER, *flags, str(folder / "probe.c"), "-o", str(folder / "probe")], capture_output=True, env=plain())
-                if probe.returncode or subprocess.run([folder / "probe"], capture_output=True, env=plain()).returncode:
+                probe = subprocess.run(
+                    [COMPILER, *flags, str(folder / "probe.c"), "-o", str(folder / "probe")],
+                    capture_output=True,
+                    env=plain(),
+                )
+                if (
+                    probe.returncode
+                    or subprocess.run(
+                        [folder / "probe"], capture_output=True, env=plain()
+                    ).returncode
+                ):
                     pytest.skip(f"did not run: {COMPILER} has no {' '.join(flags)} here")
             target = folder / f"{program}-{len(built)}"
-            compile_with(*FLAGS, *flags, str(ROOT / f"tests/c/{program}.c"), *sources(tuple(flags)), "-o", str(target))
+            compile_with(
+                *FLAGS,
+                *flags,
+                str(ROOT / f"tests/c/{program}.c"),
+                *sources(tuple(flags)),
+                "-o",
+                str(target),
+            )
             built[key] = target
-        done = subprocess.run([built[key], *arguments], text=True, capture_output=True, timeout=600, env=plain())
+        done = subprocess.run(
+            [built[key], *arguments], text=True, capture_output=True, timeout=600, env=plain()
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -76,16 +112,29 @@ class Pair:
     """
 
     def __init__(
-        self, cores: tuple[Any, Any], platforms: tuple[str, str] = ("mactcp", "mactcp"), *, seed: int = 1, preset: str = "classic",
-        depth: int | None = None, packing: bool = True, native: bool = True, window: int | None = None,
-        loop: dict[str, Any] | None = None, **values: float,
-    ) -> None:  # fmt: skip
+        self,
+        cores: tuple[Any, Any],
+        platforms: tuple[str, str] = ("mactcp", "mactcp"),
+        *,
+        seed: int = 1,
+        preset: str = "classic",
+        depth: int | None = None,
+        packing: bool = True,
+        native: bool = True,
+        window: int | None = None,
+        loop: dict[str, Any] | None = None,
+        **values: float,
+    ) -> None:
         self.sim = cores[0].Simulator(seed, preset=preset)
         self.a = self.sim.add_host("a")
         self.b = self.sim.add_host("b", window=window)
         self.sim.link("a", "b", **values)
-        self.loop_a = cores[0].Loop(platform=platforms[0], simulator=self.sim, host=self.a, native=native, **(loop or {}))
-        self.loop_b = cores[1].Loop(platform=platforms[1], simulator=self.sim, host=self.b, native=native)
+        self.loop_a = cores[0].Loop(
+            platform=platforms[0], simulator=self.sim, host=self.a, native=native, **(loop or {})
+        )
+        self.loop_b = cores[1].Loop(
+            platform=platforms[1], simulator=self.sim, host=self.b, native=native
+        )
         self.listener = self.b.listen(7_354)
         self.socket_a = self.a.dial(self.b.address, 7_354)
         while self.socket_a.outcome() == -19 or not self.listener.ready:
@@ -120,13 +169,22 @@ class Pair:
         return worked
 
     def run(self, until: Callable[[], Any] = lambda: False, seconds: float = 3_600.0) -> bool:
-        """Let time pass until something holds, nothing more happens, or so many seconds are over. Returns whether it holds."""
+        """Let time pass until something holds, nothing more happens, or so many seconds are over.
+        Returns whether it holds."""
         end = self.sim.now_ns + round(seconds * 1e9)
         while True:
             self.serve()
             if until():
                 return True
-            times = [time for time in (self.sim.next_event_ns(), self.loop_a.next_deadline_ns(), self.loop_b.next_deadline_ns()) if time is not None]
+            times = [
+                time
+                for time in (
+                    self.sim.next_event_ns(),
+                    self.loop_a.next_deadline_ns(),
+                    self.loop_b.next_deadline_ns(),
+                )
+                if time is not None
+            ]
             if not times or min(times) > end:
                 return bool(until())
             self.sim.advance(min(times))
@@ -137,7 +195,9 @@ class Pair:
             while (code := self.link_a.send(message)) < 0:
                 assert code == -19, code
                 assert self.run(lambda: self.link_a.slots_available), "no slot became free"
-        assert self.run(lambda: self.sent == len(messages) and len(self.received) == len(messages)), (self.sent, len(self.received), self.closed)
+        assert self.run(
+            lambda: self.sent == len(messages) and len(self.received) == len(messages)
+        ), (self.sent, len(self.received), self.closed)
 
     def violations(self) -> list[str]:
         return [*self.loop_a.violations(), *self.loop_b.violations()]
@@ -145,7 +205,8 @@ class Pair:
 
 @pytest.fixture
 def pair() -> Iterator[Callable[..., Pair]]:
-    """pair(cores, platforms, **arguments): a Pair; closed behind the test, with nothing left and no rule broken unless the test took them."""
+    """pair(cores, platforms, **arguments): a Pair; closed behind the test, with nothing left and no
+    rule broken unless the test took them."""
     made: list[Pair] = []
 
     def make(*arguments: Any, **named: Any) -> Pair:
@@ -156,8 +217,14 @@ def pair() -> Iterator[Callable[..., Pair]]:
     for each in made:
         assert each.violations() == []
         each.sim.close()
-        accounts = [each.sim._account.bytes, each.loop_a._pool._account.bytes, each.loop_b._pool._account.bytes]
-        assert accounts == [0, 0, 0], f"bytes held after the end by the network and by the two loops: {accounts}"
+        accounts = [
+            each.sim._account.bytes,
+            each.loop_a._pool._account.bytes,
+            each.loop_b._pool._account.bytes,
+        ]
+        assert accounts == [0, 0, 0], (
+            f"bytes held after the end by the network and by the two loops: {accounts}"
+        )
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
-"""The border: native functions and the plain cffi way must be the same but for speed, and neither may crash, leak or lose.
+"""The border: native functions and the plain cffi way must be the same but for speed, and neither
+may crash, leak or lose.
 
 Truth: the other way of the two, reference counts, and what was put in.
 """
@@ -17,16 +18,38 @@ from typing import Any
 import pytest
 
 from peertalk import errors
-from peertalk._core.values import BATCH, BATCHED, CLOSED, DATA, FINISHED, FRAGMENT, FRAME, NEEDS_TURN, PING, SENT, YIELD
+from peertalk._core.values import (
+    BATCH,
+    BATCHED,
+    CLOSED,
+    DATA,
+    FINISHED,
+    FRAGMENT,
+    FRAME,
+    NEEDS_TURN,
+    PING,
+    SENT,
+    YIELD,
+)
 
-INVALID_PARAM, NO_MEMORY, MESSAGE_TOO_LARGE, NOT_CONNECTED, WOULD_BLOCK, BUSY = -1, -2, -16, -18, -19, -27
+INVALID_PARAM, NO_MEMORY, MESSAGE_TOO_LARGE, NOT_CONNECTED, WOULD_BLOCK, BUSY = (
+    -1,
+    -2,
+    -16,
+    -18,
+    -19,
+    -27,
+)
 
 try:
     import _testcapi
 except ImportError:  # not in every build of Python
     _testcapi = None
 
-needs_faults = pytest.mark.skipif(_testcapi is None, reason="did not run: this Python has no _testcapi to make allocations fail with")
+needs_faults = pytest.mark.skipif(
+    _testcapi is None,
+    reason="did not run: this Python has no _testcapi to make allocations fail with",
+)
 
 
 class Box:
@@ -117,13 +140,28 @@ def run_script(core: Any, native: bool, seed: int) -> list[Any]:
             elif step == 1:
                 told.append(link.send(bytearray(size)))
             elif step == 2:
-                told.append(link.send_many([rng.randbytes(size) for _ in range(5)], rng.randrange(4)))
+                told.append(
+                    link.send_many([rng.randbytes(size) for _ in range(5)], rng.randrange(4))
+                )
             elif step == 3:
-                told.append(link.send_frame(rng.randrange(0, 9), bytes(size), rng.choice((0, 4, 0x10))))
+                told.append(
+                    link.send_frame(rng.randrange(0, 9), bytes(size), rng.choice((0, 4, 0x10)))
+                )
             elif step < 7:
                 for _ in range(rng.randrange(1, 6)):
-                    type, flags = rng.choice(((DATA, 0), (DATA, 0), (DATA, 1), (DATA, FRAGMENT), (DATA, BATCHED), (PING, 0)))
-                    theirs.sendall(core.encode_frame(type, rng.randbytes(size), flags, rng.randrange(256)))
+                    type, flags = rng.choice(
+                        (
+                            (DATA, 0),
+                            (DATA, 0),
+                            (DATA, 1),
+                            (DATA, FRAGMENT),
+                            (DATA, BATCHED),
+                            (PING, 0),
+                        )
+                    )
+                    theirs.sendall(
+                        core.encode_frame(type, rng.randbytes(size), flags, rng.randrange(256))
+                    )
             elif step == 7 and rng.random() < 0.1:
                 theirs.sendall(b"garbage beyond doubt")
             told.append(box.loop.turn())
@@ -145,10 +183,19 @@ def test_both_ways_say_and_tell_the_same(native_core, seed):
 
 
 def test_batches_are_cut_where_plain_messages_end(box):
-    """Consecutive DATA frames of one link share a tuple; any other frame keeps its place between them."""
+    """Consecutive DATA frames of one link share a tuple; any other frame keeps its place between
+    them."""
     _link, theirs = box.link(7)
     encode = box.core.encode_frame
-    frames = [(DATA, b"a", 0), (DATA, b"bc", 1), (PING, b"", 0), (DATA, b"d", 0), (DATA, b"e", FRAGMENT), (DATA, b"f", 0), (DATA, b"g", BATCHED)]
+    frames = [
+        (DATA, b"a", 0),
+        (DATA, b"bc", 1),
+        (PING, b"", 0),
+        (DATA, b"d", 0),
+        (DATA, b"e", FRAGMENT),
+        (DATA, b"f", 0),
+        (DATA, b"g", BATCHED),
+    ]
     theirs.sendall(b"".join(encode(type, payload, flags, 3) for type, payload, flags in frames))
     assert box.loop.turn(1.0) == [
         (BATCH, 7, 3, [b"a", b"bc"]),
@@ -168,7 +215,13 @@ class Letters(bytes):
 
 
 VIEW = memoryview(b"_xyz_")[1:4]
-BUFFERS = {"bytes": b"xyz", "subclass": Letters(b"xyz"), "bytearray": bytearray(b"xyz"), "view": memoryview(b"xyz"), "part": VIEW}
+BUFFERS = {
+    "bytes": b"xyz",
+    "subclass": Letters(b"xyz"),
+    "bytearray": bytearray(b"xyz"),
+    "view": memoryview(b"xyz"),
+    "part": VIEW,
+}
 
 
 @pytest.mark.parametrize("payload", BUFFERS.values(), ids=BUFFERS)
@@ -183,9 +236,14 @@ def test_any_buffer_can_be_sent(box, payload):
     assert len(data) == 3 * 15
 
 
-@pytest.mark.parametrize("wrong", ["text", 5, None, memoryview(b"abcdef")[::2], [b"x"]], ids=["text", "number", "None", "strided", "list"])
+@pytest.mark.parametrize(
+    "wrong",
+    ["text", 5, None, memoryview(b"abcdef")[::2], [b"x"]],
+    ids=["text", "number", "None", "strided", "list"],
+)
 def test_a_wrong_type_is_refused_without_a_trace(box, wrong):
-    """It must not consume a sequence number, and no message of a list may be lost from the count."""
+    """It must not consume a sequence number, and no message of a list may be lost from the
+    count."""
     link, _theirs = box.link()
     with pytest.raises(TypeError):
         link.send(wrong)
@@ -282,7 +340,8 @@ def test_a_closed_loop_turns_no_more(box):
 
 
 def test_a_loop_that_is_dropped_frees_itself_and_its_links(c_core):
-    """No cycle may keep loops alive that nobody can reach: a bound function owns memory, never the handle."""
+    """No cycle may keep loops alive that nobody can reach: a bound function owns memory, never the
+    handle."""
     for native in (True, False):
         ours, theirs = socket.socketpair()
         with ours, theirs:
@@ -312,13 +371,16 @@ def test_payloads_are_held_once(native_box):
     payloads = events[0][3]
     del events
     counts = sys.getrefcount(payloads), sys.getrefcount(payloads[0])
-    assert counts == (2, 2)  # the one here, and the argument of the call; the list's own, and again the argument
+    # the one here, and the argument of the call; the list's own, and again the argument
+    assert counts == (2, 2)
 
 
 def test_turns_leave_no_objects_behind(native_box):
     """A loop turns for weeks."""
     link, theirs = native_box.link()
-    stream = native_box.core.encode_frame(DATA, b"m" * 50) * 20 + native_box.core.encode_frame(PING, b"p" * 50)
+    stream = native_box.core.encode_frame(DATA, b"m" * 50) * 20 + native_box.core.encode_frame(
+        PING, b"p" * 50
+    )
 
     def work() -> None:
         for _ in range(50):
@@ -338,7 +400,8 @@ def test_turns_leave_no_objects_behind(native_box):
 
 @needs_faults
 def test_no_memory_in_a_turn_loses_nothing_but_says_so(native_core):
-    """Each allocation of a turn fails once: its link may end with NO_MEMORY, the turn may raise, but nothing that arrived is dropped."""
+    """Each allocation of a turn fails once: its link may end with NO_MEMORY, the turn may raise,
+    but nothing that arrived is dropped."""
     encode = native_core.encode_frame
     payloads = [bytes([number]) * 40 for number in range(30)]
     outcomes = set()
@@ -346,7 +409,9 @@ def test_no_memory_in_a_turn_loses_nothing_but_says_so(native_core):
         box = Box(native_core, True)
         link, theirs = box.link(300)
         link.send(b"x")
-        theirs.sendall(b"".join(encode(DATA, payload) for payload in payloads[:20]) + encode(PING, b"p" * 40))
+        theirs.sendall(
+            b"".join(encode(DATA, payload) for payload in payloads[:20]) + encode(PING, b"p" * 40)
+        )
         theirs.sendall(b"".join(encode(DATA, payload) for payload in payloads[20:]))
         turn = bare(box.loop._turn)
         events: list[Any] = []
@@ -428,7 +493,8 @@ def test_no_memory_while_binding_leaves_nothing(native_core):
 
 
 def test_a_list_that_shrinks_while_it_is_sent_is_no_danger(native_box):
-    """A buffer's own code may run in the middle of send_many; from Python 3.12 on a class can have one."""
+    """A buffer's own code may run in the middle of send_many; from Python 3.12 on a class can have
+    one."""
     link, _theirs = native_box.link()
     messages: list[Any] = []
 
@@ -460,7 +526,8 @@ def test_a_buffer_that_closes_its_link_is_no_danger(native_box):
 
 
 def test_a_turn_inside_a_turn_is_refused(native_box):
-    """Telling makes Python objects, and the collector may run anybody's code then: a turn within a turn would tell the same things twice."""
+    """Telling makes Python objects, and the collector may run anybody's code then: a turn within a
+    turn would tell the same things twice."""
     loop = native_box.loop
     _link, theirs = native_box.link()
     refused: list[Any] = []
@@ -472,7 +539,9 @@ def test_a_turn_inside_a_turn_is_refused(native_box):
             except errors.PeerTalkError as error:
                 refused.append(error.code)
 
-    theirs.sendall((native_box.core.encode_frame(DATA, b"data") + native_box.core.encode_frame(PING, b"")) * 10)
+    theirs.sendall(
+        (native_box.core.encode_frame(DATA, b"data") + native_box.core.encode_frame(PING, b"")) * 10
+    )
     gc.disable()
     try:
         for _ in range(1_000):

@@ -1,7 +1,8 @@
 """The MacTCP world: parameter blocks, polled results, and how fast the pipeline makes it.
 
-The driver's rules are tested in C (tests/c/mactcp_rules.c), where they can be broken; here the platform is what the loop sees of it. Truth
-comes from the model of the link, which gives each figure.
+The driver's rules are tested in C (tests/c/mactcp_rules.c), where they can be broken; here the
+platform is what the loop sees of it. Truth comes from the model of the link, which gives each
+figure.
 """
 
 from __future__ import annotations
@@ -25,19 +26,26 @@ def standard():
 
 
 def test_the_driver_refuses_what_the_real_one_refuses_and_says_which_rule_was_broken(run_c):
-    """A missing sentinel, a block not cleared, bytes changed in flight, a completion routine, calls at notification time; and what is right:
-    the blocks themselves, 10,000 sends through two slots completing out of order, 30 s and then failure, abandoned slots,
-    synchronous sends that overtake nothing."""
+    """A missing sentinel, a block not cleared, bytes changed in flight, a completion routine, calls
+    at notification time; and what is right: the blocks themselves, 10,000 sends through two slots
+    completing out of order, 30 s and then failure, abandoned slots, synchronous sends that overtake
+    nothing."""
     run_c("mactcp_rules", flags=SANITIZED)
 
 
-@pytest.mark.parametrize(("build", "flags", "rows"), [("standard", [], 18), ("lowmem", ["-DPT_LOWMEM"], 6)])
+@pytest.mark.parametrize(
+    ("build", "flags", "rows"), [("standard", [], 18), ("lowmem", ["-DPT_LOWMEM"], 6)]
+)
 def test_throughput_is_that_of_the_model_over_ten_simulated_minutes(run_c, build, flags, rows):
-    """Within 1 % on both platforms, flat in rate and memory, nothing lost; one message takes as long with the pipeline as without. The program
-    checks each row."""
+    """Within 1 % on both platforms, flat in rate and memory, nothing lost; one message takes as
+    long with the pipeline as without. The program checks each row."""
     told = run_c("sim_throughput", "600", flags=flags)
-    found = {(world, int(size), int(depth), packed): float(rate) for world, size, depth, packed, rate in re.findall(
-        r"^(\w+) +(\d+) bytes, depth (\d+)(, packed)?: ([\d.]+) KB/s$", told, flags=re.M)}  # fmt: skip
+    found = {
+        (world, int(size), int(depth), packed): float(rate)
+        for world, size, depth, packed, rate in re.findall(
+            r"^(\w+) +(\d+) bytes, depth (\d+)(, packed)?: ([\d.]+) KB/s$", told, flags=re.M
+        )
+    }
     assert len(found) == rows
     for world in WORLDS:
         assert found[world, 1_024, 2, ""] >= 1.95 * found[f"{world}_sync", 1_024, 1, ""]
@@ -47,19 +55,34 @@ def test_throughput_is_that_of_the_model_over_ten_simulated_minutes(run_c, build
 
 
 def test_the_tables_have_what_the_source_says(c_core):
-    """Asynchronous entries: set on the classic worlds, NULL on plain sockets and in the synchronous twins that are the baseline."""
-    asynchronous = ("tcp_send_async", "poll_send_completions", "wait_send_completions", "send_slots_available")
+    """Asynchronous entries: set on the classic worlds, NULL on plain sockets and in the synchronous
+    twins that are the baseline."""
+    asynchronous = (
+        "tcp_send_async",
+        "poll_send_completions",
+        "wait_send_completions",
+        "send_slots_available",
+    )
     for name, world in c_core.platforms().items():
         wanted = int(name in ("posix", *WORLDS))
-        assert world["tcp_send"] == 1 and [world[entry] for entry in asynchronous] == [wanted] * 4, name
-        assert (world["simulated"], world["ticks_per_second"]) == ((0, 1_000) if name.startswith("posix") else (1, 60))
+        assert (
+            world["tcp_send"] == 1 and [world[entry] for entry in asynchronous] == [wanted] * 4
+        ), name
+        assert (world["simulated"], world["ticks_per_second"]) == (
+            (0, 1_000) if name.startswith("posix") else (1, 60)
+        )
 
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_sizes_are_those_of_the_maker_and_ours(pair, standard, world):
-    """108 bytes for a block in the source, 92 in the maker's header: both are reported, and neither is passed off as the other."""
+    """108 bytes for a block in the source, 92 in the maker's header: both are reported, and neither
+    is passed off as the other."""
     sizes = pair((standard, standard), (world, world)).loop_a.platform_sizes()
-    assert (sizes["parameter_block"], sizes["parameter_block_documented"], sizes["slot_buffer"]) == (92, 108, 4_112)
+    assert (
+        sizes["parameter_block"],
+        sizes["parameter_block_documented"],
+        sizes["slot_buffer"],
+    ) == (92, 108, 4_112)
     assert 0 < sizes["slot"] <= 64 and 0 < sizes["platform_link"] < 2_048
 
 
@@ -79,8 +102,15 @@ def test_messages_arrive_in_order_and_whole_on_every_core(pair, c_core, world, n
 
 
 @settings(max_examples=30, deadline=None)
-@given(world=st.sampled_from(WORLDS), depth=st.integers(1, 6), packing=st.booleans(), sizes=st.lists(st.integers(0, 1_024), min_size=1, max_size=40))
-def test_slots_available_is_depth_less_pending_at_all_times(pair_class, world, depth, packing, sizes):
+@given(
+    world=st.sampled_from(WORLDS),
+    depth=st.integers(1, 6),
+    packing=st.booleans(),
+    sizes=st.lists(st.integers(0, 1_024), min_size=1, max_size=40),
+)
+def test_slots_available_is_depth_less_pending_at_all_times(
+    pair_class, world, depth, packing, sizes
+):
     """The number that decides between asynchronous and synchronous sends must never be stale."""
     core = _core.load("lowmem")
     both = pair_class((core, core), (world, world), depth=depth, packing=packing)
@@ -105,8 +135,11 @@ def test_slots_available_is_depth_less_pending_at_all_times(pair_class, world, d
 @pytest.mark.parametrize("blocking", [False, True], ids=["wait", "sync"])
 @pytest.mark.parametrize("taken", [False, True], ids=["free", "taken"])
 @pytest.mark.parametrize("world", [*WORLDS, *(f"{world}_sync" for world in WORLDS)])
-def test_a_send_blocks_only_when_every_slot_is_taken_or_the_world_knows_no_other_way(pair, c_core, world, taken, blocking):
-    """The table of S0.93 and S0.94: free slots go the asynchronous way; full ones refuse, or, where the sender may block, drain first."""
+def test_a_send_blocks_only_when_every_slot_is_taken_or_the_world_knows_no_other_way(
+    pair, c_core, world, taken, blocking
+):
+    """The table of S0.93 and S0.94: free slots go the asynchronous way; full ones refuse, or, where
+    the sender may block, drain first."""
     asynchronous = not world.endswith("_sync")
     both = pair((c_core, c_core), (world, world.removesuffix("_sync")), depth=2, packing=False)
     link, messages = both.link_a, [b"first", b"second"] * taken
@@ -124,22 +157,34 @@ def test_a_send_blocks_only_when_every_slot_is_taken_or_the_world_knows_no_other
     assert link.statistics().sync_sends == blocks
     assert drained or not blocks, "a blocking send returns when all has left"
     assert (passed_ns > 0) == (blocks or not asynchronous), "it is virtual time that passes"
-    assert both.received == [] and both.sent == 0 and link.pending == len(messages), "no event is delivered within a call"
+    assert both.received == [] and both.sent == 0 and link.pending == len(messages), (
+        "no event is delivered within a call"
+    )
     assert both.run(lambda: both.sent == len(messages) == len(both.received))
     assert both.received == messages
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    world=st.sampled_from(WORLDS), depth=st.integers(1, 6), packing=st.booleans(), jitter_ms=st.sampled_from([0, 40]),
+    world=st.sampled_from(WORLDS),
+    depth=st.integers(1, 6),
+    packing=st.booleans(),
+    jitter_ms=st.sampled_from([0, 40]),
     limit=st.sampled_from([0, 700]),
-    sends=st.lists(st.tuples(st.integers(4, 1_024), st.booleans(), st.booleans()), min_size=1, max_size=40),
-)  # fmt: skip
-def test_a_blocking_send_overtakes_nothing_and_leaves_no_gap(pair_class, world, depth, packing, jitter_ms, limit, sends):
-    """T.3 and T.4: whatever mixture of both ways, with writes completing out of order and taken in parts, each message arrives once and in order,
-    and a refusal takes no number of the sequence, which the receiving end would see as a gap."""
+    sends=st.lists(
+        st.tuples(st.integers(4, 1_024), st.booleans(), st.booleans()), min_size=1, max_size=40
+    ),
+)
+def test_a_blocking_send_overtakes_nothing_and_leaves_no_gap(
+    pair_class, world, depth, packing, jitter_ms, limit, sends
+):
+    """T.3 and T.4: whatever mixture of both ways, with writes completing out of order and taken in
+    parts, each message arrives once and in order, and a refusal takes no number of the sequence,
+    which the receiving end would see as a gap."""
     core = _core.load("lowmem")
-    both = pair_class((core, core), (world, world), depth=depth, packing=packing, loop={"send_limit": limit})
+    both = pair_class(
+        (core, core), (world, world), depth=depth, packing=packing, loop={"send_limit": limit}
+    )
     both.a.set_completion_jitter(jitter_ms * MS)
     accepted = []
     for number, (size, blocking, serving) in enumerate(sends):
@@ -153,7 +198,12 @@ def test_a_blocking_send_overtakes_nothing_and_leaves_no_gap(pair_class, world, 
         if serving:
             both.serve()
     assert both.run(lambda: both.sent == len(accepted) == len(both.received))
-    assert both.received == accepted and both.failed == 0 and not both.closed and both.violations() == []
+    assert (
+        both.received == accepted
+        and both.failed == 0
+        and not both.closed
+        and both.violations() == []
+    )
     both.sim.close()
 
 
@@ -170,17 +220,24 @@ def test_a_blocking_send_gives_up_after_five_seconds_and_has_changed_nothing(pai
         assert both.link_a.send_sync(b"last") == -6
         assert 4_980 * MS <= both.sim.now_ns - start <= 5_000 * MS
         both.serve()
-        assert both.link_a.pending + both.sent == 3 and both.link_a.statistics().messages_accepted == 3
+        assert (
+            both.link_a.pending + both.sent == 3 and both.link_a.statistics().messages_accepted == 3
+        )
         assert both.link_a._link.pipeline.send_seq == 3 and not both.closed
     both.link_b.resume()
     assert both.run(lambda: both.sent == 3)
     assert both.link_a.send_sync(b"last") >= 0
-    assert both.run(lambda: len(both.received) == 4) and both.received == [*messages, b"last"] and both.failed == 0
+    assert (
+        both.run(lambda: len(both.received) == 4)
+        and both.received == [*messages, b"last"]
+        and both.failed == 0
+    )
 
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_a_blocking_send_ends_with_its_connection(pair, standard, world):
-    """Who waits for slots hears within the wait that they will never come free; what was in them has its outcome."""
+    """Who waits for slots hears within the wait that they will never come free; what was in them
+    has its outcome."""
     both = pair((standard, standard), (world, world), depth=2, packing=False, window=500)
     both.link_b.pause()
     for _ in range(2):
@@ -204,7 +261,9 @@ def test_four_messages_are_on_the_wire_before_the_first_acknowledgement(pair, st
     assert both.link_a.send(b"x") == -19
     assert both.run(lambda: both.sent == 4)
     kinds = [record.kind for record in both.sim.trace() if record.kind in ("send", "ack")]
-    assert kinds == ["send"] * 3 + ["ack", "send"] + ["ack"] * 3 or kinds == ["send"] * 4 + ["ack"] * 4
+    assert (
+        kinds == ["send"] * 3 + ["ack", "send"] + ["ack"] * 3 or kinds == ["send"] * 4 + ["ack"] * 4
+    )
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -240,7 +299,8 @@ def test_a_paused_link_stops_the_other_side_and_loses_nothing(pair, standard, wo
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_every_send_has_an_outcome_when_the_peer_vanishes(pair, standard, world):
-    """Thirty simulated seconds without a sign of life; then what was not reported as sent is counted as pending, and the link is closed."""
+    """Thirty simulated seconds without a sign of life; then what was not reported as sent is
+    counted as pending, and the link is closed."""
     both = pair((standard, standard), (world, world))
     both.b.vanish()
     start = both.sim.now_ns

@@ -1,6 +1,7 @@
 """The POSIX platform: what reaches the system, how often, and what its answers become.
 
-Truth: the kernel's own sockets at the other end, and counts of system calls. What every core does alike is in tests/core/test_loop.py.
+Truth: the kernel's own sockets at the other end, and counts of system calls. What every core does
+alike is in tests/core/test_loop.py.
 """
 
 from __future__ import annotations
@@ -17,7 +18,20 @@ from typing import Any
 import pytest
 
 from peertalk import errors
-from peertalk._core.values import BATCH, CLOSED, DATA, FINISHED, NEEDS_TURN, NO_DELAY, PING, READ, READY, SENT, TIMER, WRITE
+from peertalk._core.values import (
+    BATCH,
+    CLOSED,
+    DATA,
+    FINISHED,
+    NEEDS_TURN,
+    NO_DELAY,
+    PING,
+    READ,
+    READY,
+    SENT,
+    TIMER,
+    WRITE,
+)
 
 TIMEOUT, CONNECTION_CLOSED, NOT_CONNECTED, WOULD_BLOCK, NO_MEMORY = -6, -8, -18, -19, -2
 OVERHEAD = 12
@@ -67,7 +81,9 @@ def until(loop: Any, condition: Callable[[list[Any]], Any]) -> list[Any]:
     events: list[Any] = []
     give_up = time.monotonic() + PATIENCE
     while not condition(events):
-        assert time.monotonic() < give_up, f"waited for what did not come; seen: {[event[:3] for event in events[-20:]]}"
+        assert time.monotonic() < give_up, (
+            f"waited for what did not come; seen: {[event[:3] for event in events[-20:]]}"
+        )
         events += loop.turn(0.05)
     return events
 
@@ -123,7 +139,8 @@ def test_many_messages_leave_in_one_write(box):
 
 
 def test_all_slots_are_gathered_into_one_write(box):
-    """Write size matters most for throughput: full slots wait for each other while there is room."""
+    """Write size matters most for throughput: full slots wait for each other while there is
+    room."""
     loop, (ours, theirs) = box.loop(), box.pair(sndbuf=1 << 20)
     link = loop.open_link(ours.fileno(), 1, depth=4, slot_size=1_000)
     messages = [bytes([number]) * 900 for number in range(4)]
@@ -134,11 +151,15 @@ def test_all_slots_are_gathered_into_one_write(box):
     assert link.statistics().write_calls == 1
     loop.turn()
     assert link.statistics().write_calls == 2
-    assert [frame.payload for frame in frames_in(box.core, read_all(theirs))] == [*messages, bytes(80)]
+    assert [frame.payload for frame in frames_in(box.core, read_all(theirs))] == [
+        *messages,
+        bytes(80),
+    ]
 
 
 def test_sixty_four_slots_fit_one_write(box):
-    """The deepest pipeline is the bound of the gathered write; one more piece would be refused by some systems."""
+    """The deepest pipeline is the bound of the gathered write; one more piece would be refused by
+    some systems."""
     loop, (ours, theirs) = box.loop(), box.pair(sndbuf=1 << 20)
     link = loop.open_link(ours.fileno(), 1, depth=64, slot_size=100, packing=False)
     for number in range(64):
@@ -154,13 +175,17 @@ def test_a_no_delay_frame_is_written_before_send_returns(box):
     link = loop.open_link(ours.fileno(), 1)
     link.send(b"first")
     assert link.send_frame(PING, b"", NO_DELAY) >= 0
-    assert [(frame.type, frame.flags) for frame in frames_in(box.core, read_all(theirs))] == [(DATA, 0), (PING, 0)]
+    assert [(frame.type, frame.flags) for frame in frames_in(box.core, read_all(theirs))] == [
+        (DATA, 0),
+        (PING, 0),
+    ]
     assert loop.next_timeout() == 0.0  # its result is still to be told
     assert (SENT, 1, 1, 0) in loop.turn()
 
 
 def test_the_blocking_table_writes_each_slot_by_itself(box):
-    """It is the measure of what gathering brings: one write for one slot, and nothing left when the turn is over."""
+    """It is the measure of what gathering brings: one write for one slot, and nothing left when the
+    turn is over."""
     loop, (ours, theirs) = box.loop(platform="posix_plain"), box.pair(sndbuf=1 << 20)
     link = loop.open_link(ours.fileno(), 1, depth=4, slot_size=500)
     for number in range(4):
@@ -187,12 +212,15 @@ def test_a_write_that_the_system_cuts_goes_on_where_it_stopped(box, rounds):
         data += read_all(theirs)
         loop.turn()
     assert stalls > 10  # else nothing was cut
-    assert [int.from_bytes(frame.payload[:4], "big") for frame in frames_in(box.core, data)] == list(range(count))
+    assert [
+        int.from_bytes(frame.payload[:4], "big") for frame in frames_in(box.core, data)
+    ] == list(range(count))
     assert link.pending == 0
 
 
 def test_a_blocked_link_makes_no_system_call_until_there_is_room(box):
-    """Refused writes are what a slow reader costs; a sender that insists must not turn them into load."""
+    """Refused writes are what a slow reader costs; a sender that insists must not turn them into
+    load."""
     loop, (ours, theirs) = box.loop(), box.pair(sndbuf=4_608)
     link = loop.open_link(ours.fileno(), 1)
     while link.send(bytes(min(box.limit, 1_000))) >= 0:
@@ -264,7 +292,11 @@ def test_nothing_is_allocated_after_warm_up(box):
         while got < count:
             if sent < count:
                 sent += link.send_many(messages)[0]
-            got += sum(len(event[3]) for event in loop.turn(0.05 if sent >= count else 0) if event[0] == BATCH)
+            got += sum(
+                len(event[3])
+                for event in loop.turn(0.05 if sent >= count else 0)
+                if event[0] == BATCH
+            )
 
     pump(2_000)
     before = loop.pool_statistics().allocations
@@ -300,19 +332,23 @@ def test_a_broken_pipe_keeps_its_number(box):
 
 
 def test_a_failure_inside_send_is_told_by_a_turn_that_comes_by_itself(box):
-    """send() refused and gave no hint, so the loop's descriptor must become readable: else a driver sleeps on a dead link."""
+    """send() refused and gave no hint, so the loop's descriptor must become readable: else a driver
+    sleeps on a dead link."""
     loop, (ours, theirs) = box.loop(), box.pair()
     link = loop.open_link(ours.fileno(), 1, depth=1, slot_size=100)
     assert link.send(bytes(80)) == NEEDS_TURN
     theirs.close()
     assert link.send(bytes(80)) == NOT_CONNECTED
     assert select.select([loop.fd], [], [], PATIENCE)[0]
-    assert (CLOSED, 1, CONNECTION_CLOSED, errno.EPIPE) in until(loop, lambda events: CLOSED in kinds(events))
+    assert (CLOSED, 1, CONNECTION_CLOSED, errno.EPIPE) in until(
+        loop, lambda events: CLOSED in kinds(events)
+    )
 
 
 @pytest.mark.parametrize("epoll", [True, False], ids=["epoll", "poll"])
 def test_a_hang_up_of_a_paused_link_does_not_wake_the_loop_again_and_again(box, epoll):
-    """A hang-up cannot be masked: told level-triggered it would keep a processor busy for as long as the pause lasts."""
+    """A hang-up cannot be masked: told level-triggered it would keep a processor busy for as long
+    as the pause lasts."""
     loop, (ours, theirs) = box.loop(epoll=epoll), box.pair()
     link = loop.open_link(ours.fileno(), 1)
     theirs.sendall(box.core.encode_frame(DATA, b"last words"))
@@ -338,7 +374,8 @@ def test_a_link_that_is_finished_does_not_spin_either(box, epoll):
 
 
 def test_a_starved_link_is_read_as_soon_as_there_is_memory(box):
-    """Its bytes stay in the kernel meanwhile, which slows the sender: backpressure, no loss, and no busy loop."""
+    """Its bytes stay in the kernel meanwhile, which slows the sender: backpressure, no loss, and no
+    busy loop."""
     loop, (ours, theirs) = box.loop(), box.pair()
     loop.open_link(ours.fileno(), 1)
     stream = b"".join(box.core.encode_frame(DATA, bytes([number]) * 100) for number in range(5))
@@ -355,7 +392,8 @@ def test_a_starved_link_is_read_as_soon_as_there_is_memory(box):
 
 
 def test_a_cut_frame_uses_the_spare_buffer_when_the_pool_is_empty(box):
-    """What was read is never dropped: a link is read only with a buffer in hand for its cut frame."""
+    """What was read is never dropped: a link is read only with a buffer in hand for its cut
+    frame."""
     loop, (ours, theirs) = box.loop(), box.pair()
     loop.open_link(ours.fileno(), 1)
     frame = box.core.encode_frame(DATA, bytes(range(200)))
@@ -373,7 +411,8 @@ def test_a_cut_frame_uses_the_spare_buffer_when_the_pool_is_empty(box):
 
 
 def test_a_descriptor_is_watched_once(box):
-    """epoll knows descriptors, not handles: a second link on the same one would steal the first one's events."""
+    """epoll knows descriptors, not handles: a second link on the same one would steal the first
+    one's events."""
     loop, (ours, _theirs) = box.loop(), box.pair()
     loop.open_link(ours.fileno(), 1)
     with pytest.raises(errors.InvalidArgument):
@@ -402,7 +441,11 @@ def test_a_loop_without_descriptors_says_so(box):
 
 def test_no_descriptor_is_left_behind(box):
     """A node that opens and closes loops must not run out of descriptors."""
-    before = sorted(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else pytest.skip("did not run: there is no /proc here")
+    before = (
+        sorted(os.listdir("/proc/self/fd"))
+        if os.path.isdir("/proc/self/fd")
+        else pytest.skip("did not run: there is no /proc here")
+    )
     for epoll in (True, False):
         loop = box.core.Loop(epoll=epoll)
         loop.wake()
@@ -435,7 +478,9 @@ def test_no_wake_is_lost_between_two_waits(box, epoll, rounds):
     while len(done) < count:
         started = time.monotonic()
         loop.turn(PATIENCE)
-        assert time.monotonic() - started < PATIENCE, f"after {len(done)} of {count} orders a wait was ended by its time, not by a wake"
+        assert time.monotonic() - started < PATIENCE, (
+            f"after {len(done)} of {count} orders a wait was ended by its time, not by a wake"
+        )
         assert time.monotonic() < give_up
         while orders:
             done.append(orders.pop(0))
@@ -473,7 +518,8 @@ def test_a_turn_serves_no_more_than_its_budget(box):
 
 @pytest.mark.parametrize("epoll", [True, False], ids=["epoll", "poll"])
 def test_links_that_are_always_ready_share_the_turns_evenly(box, epoll):
-    """A few loud peers must not silence the others: the kernel's order, or the round of poll, is the queue."""
+    """A few loud peers must not silence the others: the kernel's order, or the round of poll, is
+    the queue."""
     loop = box.loop(io_budget=2, epoll=epoll)
     frame = box.core.encode_frame(DATA, b"x")
     ends = [box.pair() for _ in range(6)]
@@ -494,7 +540,10 @@ def test_events_that_find_no_room_come_in_a_later_turn(box):
     """Hundreds of links may have something to tell at once, and the array of events has an end."""
     loop = box.loop()
     ends = [box.pair() for _ in range(300)]
-    links = [loop.open_link(ours.fileno(), tag, slot_size=300, depth=1) for tag, (ours, _) in enumerate(ends)]
+    links = [
+        loop.open_link(ours.fileno(), tag, slot_size=300, depth=1)
+        for tag, (ours, _) in enumerate(ends)
+    ]
     timers = [loop.timer(1_000 + number) for number in range(300)]
     for link, timer in zip(links, timers, strict=True):
         link.send(b"to all")

@@ -1,6 +1,8 @@
-"""The network in a box: what links do to packets, what streams make of it, and that all of it follows from the seed.
+"""The network in a box: what links do to packets, what streams make of it, and that all of it
+follows from the seed.
 
-Truth comes from the numbers that the links were given, from sums of the stages, and from a hash that is compared over machines.
+Truth comes from the numbers that the links were given, from sums of the stages, and from a hash
+that is compared over machines.
 """
 
 from __future__ import annotations
@@ -51,12 +53,21 @@ def read_all(socket):
 
 def test_kinds_of_decisions_have_the_numbers_of_the_header(c_core):
     """A trace that calls a loss a delivery is worse than none."""
-    kinds, lib = sys.modules["peertalk._core.simulator"].TRACE_KINDS, sys.modules[f"peertalk._core._{c_core.name}"].lib
-    assert [getattr(lib, f"PT_SIM_{kind.upper()}") for kind in kinds[1:]] == list(range(1, lib.PT_SIM_KINDS))
-    assert [getattr(lib, f"PT_SIM_{preset.upper()}") for preset in ("none", "lan", "classic")] == [0, 1, 2]
+    kinds, lib = (
+        sys.modules["peertalk._core.simulator"].TRACE_KINDS,
+        sys.modules[f"peertalk._core._{c_core.name}"].lib,
+    )
+    assert [getattr(lib, f"PT_SIM_{kind.upper()}") for kind in kinds[1:]] == list(
+        range(1, lib.PT_SIM_KINDS)
+    )
+    assert [getattr(lib, f"PT_SIM_{preset.upper()}") for preset in ("none", "lan", "classic")] == [
+        0,
+        1,
+        2,
+    ]
 
 
-# Time ---------------------------------------------------------------------------------------------------------------------------------------------
+# Time ---------------------------------------------------------------------------------------------
 
 
 def test_time_moves_only_when_it_is_told_to(sim):
@@ -70,9 +81,15 @@ def test_time_moves_only_when_it_is_told_to(sim):
 
 
 def test_a_packet_arrives_when_its_stages_say(sim):
-    """Sender 2 ms and 2.0 us a byte, wire 0.8, 11.5 ms of way, receiver 2 ms and 2.083: the model that both baselines of the source fit."""
+    """Sender 2 ms and 2.0 us a byte, wire 0.8, 11.5 ms of way, receiver 2 ms and 2.083: the model
+    that both baselines of the source fit."""
     a, b = sim.add_host("a"), sim.add_host("b")
-    costs = {"send_fixed_ns": 2 * MS, "send_byte_ns": 2_000, "receive_fixed_ns": 2 * MS, "receive_byte_ns": 2_083}
+    costs = {
+        "send_fixed_ns": 2 * MS,
+        "send_byte_ns": 2_000,
+        "receive_fixed_ns": 2 * MS,
+        "receive_byte_ns": 2_083,
+    }
     for host in (a, b):
         host.set_costs(**costs)
     sim.link(a, b, latency_ns=11_500_000, byte_ns=800)
@@ -84,7 +101,12 @@ def test_a_packet_arrives_when_its_stages_say(sim):
     while one.unacknowledged:
         assert sim.step()
     times = {record.kind: record.time_ns - start for record in sim.trace()}
-    assert times == {"send": 4_000_000, "arrive": 16_300_000, "deliver": 20_383_000, "ack": 31_883_000}
+    assert times == {
+        "send": 4_000_000,
+        "arrive": 16_300_000,
+        "deliver": 20_383_000,
+        "ack": 31_883_000,
+    }
     assert read_all(other) == bytes(1_000)
 
 
@@ -104,7 +126,7 @@ def test_jitter_stays_within_its_bound(sim):
     assert 5 * MS <= min(delays) < 5.2 * MS and 7.8 * MS < max(delays) <= 8 * MS
 
 
-# Datagrams ----------------------------------------------------------------------------------------------------------------------------------------
+# Datagrams ----------------------------------------------------------------------------------------
 
 
 def test_a_broadcast_reaches_every_socket_on_the_port_but_the_sender(sim):
@@ -120,9 +142,12 @@ def test_a_broadcast_reaches_every_socket_on_the_port_but_the_sender(sim):
 
 
 def test_loss_duplication_and_reordering_happen_as_often_as_they_should(sim):
-    """Parts per million that are never reached, or always, would make every scenario on top meaningless."""
+    """Parts per million that are never reached, or always, would make every scenario on top
+    meaningless."""
     a, b = sim.add_host("a"), sim.add_host("b")
-    sim.link(a, b, both=False, latency_ns=MS, loss=0.1, duplicate=0.05, reorder=0.2, reorder_ns=10 * MS)
+    sim.link(
+        a, b, both=False, latency_ns=MS, loss=0.1, duplicate=0.05, reorder=0.2, reorder_ns=10 * MS
+    )
     hears, says = b.datagram(9), a.datagram(0)
     heard = []
     for number in range(4_000):
@@ -135,7 +160,9 @@ def test_loss_duplication_and_reordering_happen_as_often_as_they_should(sim):
         heard.append(int.from_bytes(got[0], "big"))
     counts = sim.link_statistics(a, b)
     assert counts.packets == 4_000 and counts.bytes == 16_000
-    assert 320 < counts.lost < 480 and 140 < counts.duplicated < 260 and 650 < counts.reordered < 950
+    assert (
+        320 < counts.lost < 480 and 140 < counts.duplicated < 260 and 650 < counts.reordered < 950
+    )
     assert len(heard) == 4_000 - counts.lost + counts.duplicated == counts.delivered
     assert sum(one > other for one, other in itertools.pairwise(heard)) > 500
     assert sim.link_statistics(b, a).packets == 0
@@ -155,7 +182,7 @@ def test_a_datagram_socket_that_nobody_reads_overflows_and_tells(sim):
     assert not says.sendto(b"x", ("10.9.9.9", 9))
 
 
-# Streams ------------------------------------------------------------------------------------------------------------------------------------------
+# Streams ------------------------------------------------------------------------------------------
 
 
 def test_nobody_listening_refuses_and_no_host_is_an_error(sim):
@@ -185,16 +212,33 @@ def test_a_dial_into_a_hole_gives_up_after_thirty_seconds(sim):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    seed=st.integers(0, 2**64 - 1), chunks=st.lists(st.binary(min_size=1, max_size=3_000), max_size=30), loss=st.sampled_from([0, 0.02, 0.1]),
-    duplicate=st.sampled_from([0, 0.1]), reorder=st.sampled_from([0, 0.2]), jitter=st.sampled_from([0, 5 * MS]),
-    window=st.sampled_from([300, 4_000, 131_072]), limit=st.integers(1, 5_000),
-)  # fmt: skip
-def test_a_stream_keeps_its_bytes_in_order_on_any_link(seed, chunks, loss, duplicate, reorder, jitter, window, limit):
+    seed=st.integers(0, 2**64 - 1),
+    chunks=st.lists(st.binary(min_size=1, max_size=3_000), max_size=30),
+    loss=st.sampled_from([0, 0.02, 0.1]),
+    duplicate=st.sampled_from([0, 0.1]),
+    reorder=st.sampled_from([0, 0.2]),
+    jitter=st.sampled_from([0, 5 * MS]),
+    window=st.sampled_from([300, 4_000, 131_072]),
+    limit=st.integers(1, 5_000),
+)
+def test_a_stream_keeps_its_bytes_in_order_on_any_link(
+    seed, chunks, loss, duplicate, reorder, jitter, window, limit
+):
     """That is all that a stream promises, and everything above is built on it."""
     sim = _core.load("standard").Simulator(seed)
     a, b = sim.add_host("a"), sim.add_host("b", window=window)
     one, other = connect(sim, a, b)
-    sim.link(a, b, latency_ns=2 * MS, jitter_ns=jitter, byte_ns=100, loss=loss, duplicate=duplicate, reorder=reorder, reorder_ns=20 * MS)
+    sim.link(
+        a,
+        b,
+        latency_ns=2 * MS,
+        jitter_ns=jitter,
+        byte_ns=100,
+        loss=loss,
+        duplicate=duplicate,
+        reorder=reorder,
+        reorder_ns=20 * MS,
+    )
     waiting, got = list(chunks), b""
     for _ in range(100_000):
         while waiting and (count := one.send(waiting[0])):
@@ -219,14 +263,17 @@ def test_a_stream_keeps_its_bytes_in_order_on_any_link(seed, chunks, loss, dupli
 
 
 def test_a_slow_reader_stops_the_sender_and_loses_nothing(sim):
-    """The window closes, the sender asks now and then, and goes on when there is room: with the answer lost, too."""
+    """The window closes, the sender asks now and then, and goes on when there is room: with the
+    answer lost, too."""
     a, b = sim.add_host("a"), sim.add_host("b", window=4_000)
     sim.link(a, b, latency_ns=MS)
     one, other = connect(sim, a, b)
     data = bytes(range(250)) * 200
     assert one.send(data) == 50_000
     sim.advance(sim.now_ns + 300 * SECOND)
-    assert one.unacknowledged == 46_000 and one.outcome() == 0, "asking is answered, so nobody gives up"
+    assert one.unacknowledged == 46_000 and one.outcome() == 0, (
+        "asking is answered, so nobody gives up"
+    )
     sim.cut(b, a)
     got = other.recv(4_000)
     assert got == data[:4_000]
@@ -317,7 +364,7 @@ def test_a_partition_cuts_groups_apart_until_it_is_healed(sim):
     assert hear() == [True, True, True]
 
 
-# The seed -----------------------------------------------------------------------------------------------------------------------------------------
+# The seed -----------------------------------------------------------------------------------------
 
 
 def play(core, seed):
@@ -344,13 +391,14 @@ def test_the_same_seed_decides_the_same_and_another_seed_does_not():
 
 
 def test_bad_networks_decide_the_same_on_every_machine(run_c):
-    """The number was found on x86-64, and is the same on big-endian m68k, PowerPC and s390x under qemu: integers only, no order by address."""
+    """The number was found on x86-64, and is the same on big-endian m68k, PowerPC and s390x under
+    qemu: integers only, no order by address."""
     assert run_c("sim_network", "50") == "hash 448cac129fcdb429\n"
 
 
 def test_bad_networks_lose_nothing_under_sanitizers(run_c, rounds):
-    """Loss, order, small windows, partial sends, vanishing peers: in order, with an outcome for each send, all memory back. In the build for
-    low memory, so that both are run."""
+    """Loss, order, small windows, partial sends, vanishing peers: in order, with an outcome for
+    each send, all memory back. In the build for low memory, so that both are run."""
     run_c("sim_network", str(rounds(300, 20_000)), flags=[*SANITIZED, "-DPT_LOWMEM"])
 
 
@@ -365,12 +413,16 @@ def test_the_trace_keeps_the_newest_and_counts_what_it_dropped(c_core):
     for number in range(25):
         sim.note(number)
     records = sim.trace()
-    assert [record.a for record in records] == list(range(15, 25)) and records[0].kind == "note" and records[0].source == ""
+    assert (
+        [record.a for record in records] == list(range(15, 25))
+        and records[0].kind == "note"
+        and records[0].source == ""
+    )
     assert sim.trace_dropped > 15 and sim.trace() == []
     sim.close()
 
 
-# Bounds -------------------------------------------------------------------------------------------------------------------------------------------
+# Bounds -------------------------------------------------------------------------------------------
 
 
 def test_the_memory_limit_is_told_and_survived(c_core):
@@ -404,17 +456,30 @@ def test_wrong_arguments_say_what_is_right(sim):
     """One sentence each, with what would do."""
     a = sim.add_host("a")
     for wrong in (
-        lambda: sim.add_host("a"), lambda: sim.add_host("b", "10.0.0.300"), lambda: sim.link(a, "nobody"), lambda: sim.link(a, a, speed=9),
-        lambda: sim.link(a, a, loss=1.5), lambda: sim.link(a, a, latency_ns=-1), lambda: a.set_costs(colour=1), lambda: sim._preset("fast"),
-    ):  # fmt: skip
+        lambda: sim.add_host("a"),
+        lambda: sim.add_host("b", "10.0.0.300"),
+        lambda: sim.link(a, "nobody"),
+        lambda: sim.link(a, a, speed=9),
+        lambda: sim.link(a, a, loss=1.5),
+        lambda: sim.link(a, a, latency_ns=-1),
+        lambda: a.set_costs(colour=1),
+        lambda: sim._preset("fast"),
+    ):
         with pytest.raises(errors.InvalidArgument):
             wrong()
     with pytest.raises(errors.AddressInUse):
         sim.add_host("c", a.address)
     sim.link(a, a, loss=0.25, latency_ns=77)
     assert sim.link_values(a, a) == {
-        "latency_ns": 77, "jitter_ns": 0, "byte_ns": 0, "reorder_ns": 0, "loss": 0.25, "duplicate": 0.0, "reorder": 0.0, "damage": 0.0,
-    }  # fmt: skip
+        "latency_ns": 77,
+        "jitter_ns": 0,
+        "byte_ns": 0,
+        "reorder_ns": 0,
+        "loss": 0.25,
+        "duplicate": 0.0,
+        "reorder": 0.0,
+        "damage": 0.0,
+    }
 
 
 def test_a_closed_simulator_says_so(c_core):
@@ -436,15 +501,21 @@ def test_the_reference_core_has_no_simulator():
         _core.load("reference").Simulator()
 
 
-# Nodes of both builds -----------------------------------------------------------------------------------------------------------------------------
+# Nodes of both builds -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("first", ["standard", "lowmem"])
 @pytest.mark.parametrize("native", [True, False], ids=["native", "cffi"])
 def test_nodes_of_both_builds_meet_in_one_network(pair, first, native):
-    """The network belongs to one extension module; the other reaches it through the table of functions."""
+    """The network belongs to one extension module; the other reaches it through the table of
+    functions."""
     second = "lowmem" if first == "standard" else "standard"
-    both = pair((_core.load(first), _core.load(second)), ("mactcp", "opentransport"), native=native, loss=0.03)
+    both = pair(
+        (_core.load(first), _core.load(second)),
+        ("mactcp", "opentransport"),
+        native=native,
+        loss=0.03,
+    )
     messages = [bytes([number % 251]) * (1 + number * 37 % 1_024) for number in range(200)]
     both.send_all(messages)
     assert both.received == messages

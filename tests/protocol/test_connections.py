@@ -1,4 +1,5 @@
-"""Whom to dial and which of two connections stays: decided without a socket, and by both sides alike."""
+"""Whom to dial and which of two connections stays: decided without a socket, and by both sides
+alike."""
 
 from __future__ import annotations
 
@@ -35,12 +36,19 @@ closing     -           -          -      closing   -        closed
 closed      -           -          -      -         -        -
 """
 STEPS, *ROWS = [line.split() for line in TABLE.strip().splitlines()]
-ALLOWED = {(State(row[0]), Step(step)): State(cell) for row in ROWS for step, cell in zip(STEPS, row[1:], strict=True) if cell != "-"}
+ALLOWED = {
+    (State(row[0]), Step(step)): State(cell)
+    for row in ROWS
+    for step, cell in zip(STEPS, row[1:], strict=True)
+    if cell != "-"
+}
 
 
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("step", Step)
-def test_each_arrow_leads_where_the_table_says_and_all_else_is_an_error_that_changes_nothing(state, step):
+def test_each_arrow_leads_where_the_table_says_and_all_else_is_an_error_that_changes_nothing(
+    state, step
+):
     """An arrow that is not drawn is a mistake of ours, and must not pass unseen."""
     made = connection(1, dialled=True)
     made.state = state
@@ -48,7 +56,10 @@ def test_each_arrow_leads_where_the_table_says_and_all_else_is_an_error_that_cha
         made.advance(step)
         assert made.state is ALLOWED[state, step]
         return
-    with pytest.raises(InvalidState, match=rf"connection 1 to 10\.0\.0\.2:7354: {step.value} is not allowed while {state.value}"):
+    with pytest.raises(
+        InvalidState,
+        match=rf"connection 1 to 10\.0\.0\.2:7354: {step.value} is not allowed while {state.value}",
+    ):
         made.advance(step)
     assert made.state is state
 
@@ -68,7 +79,8 @@ def test_every_state_ends_and_nothing_follows_the_end():
 
 @given(first=st.booleans(), apart=st.floats(0, 1), ours_smaller=st.booleans())
 def test_both_sides_keep_the_same_one_of_two_that_crossed(first, apart, ours_smaller):
-    """If they chose differently both links would be shut: that is the whole difficulty of dialling at once."""
+    """If they chose differently both links would be shut: that is the whole difficulty of dialling
+    at once."""
     own, theirs = (SMALL, LARGE) if ours_smaller else (LARGE, SMALL)
     here_dialled, here_accepted = connection(1, dialled=True), connection(2, dialled=False)
     there_dialled, there_accepted = connection(2, dialled=True), connection(1, dialled=False)
@@ -81,15 +93,20 @@ def test_both_sides_keep_the_same_one_of_two_that_crossed(first, apart, ours_sma
 
 
 def test_a_connection_that_cannot_have_crossed_replaces_the_old_one():
-    """Nobody dials while it has a connection: whoever dials anew has lost the old one, whatever we still believe."""
+    """Nobody dials while it has a connection: whoever dials anew has lost the old one, whatever we
+    still believe."""
     old, again = connection(1, dialled=False), connection(2, dialled=False, now=0.1)
     assert stays(old, again, LARGE, SMALL, 5.0) is again
-    ours, theirs_much_later = connection(1, dialled=True), connection(2, dialled=False, now=5.0 + 2 * policy.GREETING_TIME + 0.1)
+    ours, theirs_much_later = (
+        connection(1, dialled=True),
+        connection(2, dialled=False, now=5.0 + 2 * policy.GREETING_TIME + 0.1),
+    )
     assert stays(ours, theirs_much_later, SMALL, LARGE, 5.0) is theirs_much_later
 
 
 def test_a_ping_measures_only_what_surely_was_its_own_way():
-    """One at a time; an answer that nobody asked for, that lay unread, or that may belong to one given up before, says nothing about the way."""
+    """One at a time; an answer that nobody asked for, that lay unread, or that may belong to one
+    given up before, says nothing about the way."""
     made = connection(1, dialled=True)
     assert made.may_ping(0.0, 15.0) and made.pong(0.5) is None, "unasked"
     made.ping_left(1.0, paused=False)
@@ -114,9 +131,13 @@ def test_pings_of_many_peers_leave_a_few_at_a_time(count, interval):
     spacing = policy.ping_spacing(count, interval)
     groups = max(1, -(-count // policy.PINGS_PER_TURN))
     assert spacing >= policy.PING_SPACING_MIN
-    assert groups * spacing >= min(interval, groups * policy.PING_SPACING_MIN) * 0.999, "not more often than asked for"
+    assert groups * spacing >= min(interval, groups * policy.PING_SPACING_MIN) * 0.999, (
+        "not more often than asked for"
+    )
     if interval >= groups * policy.PING_SPACING_MIN:
-        assert (groups - 1) * spacing <= max(interval, policy.PING_SPACING_MIN) * 1.001, "all have had their turn in time"
+        assert (groups - 1) * spacing <= max(interval, policy.PING_SPACING_MIN) * 1.001, (
+            "all have had their turn in time"
+        )
 
 
 def test_the_reason_of_a_reject_is_its_first_byte():
@@ -158,15 +179,20 @@ def test_only_connections_that_may_carry_earlier_data_are_waited_for():
     mine = connection(1, dialled=True, peer=peer, steps=[*GREETING_DIALLED, Step.GREET])
     crossing = connection(2, dialled=False, steps=[Step.ESTABLISH])
     for made in (
-        mine, crossing,
+        mine,
+        crossing,
         connection(3, dialled=False, host="10.0.0.9", steps=[Step.ESTABLISH]),  # another host
-        connection(4, dialled=True, peer=other, steps=GREETING_DIALLED),  # known to be somebody else
+        # known to be somebody else
+        connection(4, dialled=True, peer=other, steps=GREETING_DIALLED),
         connection(5, dialled=False, steps=[Step.ESTABLISH, Step.GREET]),  # has said who it is
-        connection(6, dialled=False, now=-2 * policy.SILENCE_TIME, steps=[Step.ESTABLISH]),  # silent for long
-    ):  # fmt: skip
+        # silent for long
+        connection(6, dialled=False, now=-2 * policy.SILENCE_TIME, steps=[Step.ESTABLISH]),
+    ):
         known.add(made)
     assert known.unsettled(mine, 0.1) == {2}
-    assert known.unsettled(mine, policy.GREETING_TIME + policy.SILENCE_TIME + 0.1) == set(), "too old to have been crossed"
+    assert known.unsettled(mine, policy.GREETING_TIME + policy.SILENCE_TIME + 0.1) == set(), (
+        "too old to have been crossed"
+    )
 
 
 def test_classic_peers_are_dialled_a_few_at_a_time_and_each_host_once_a_second():

@@ -1,4 +1,5 @@
-"""Discovery: everyone is found, nobody is found twice, silence ends, and strangers cannot fill the table. The clock is a number."""
+"""Discovery: everyone is found, nobody is found twice, silence ends, and strangers cannot fill the
+table. The clock is a number."""
 
 from __future__ import annotations
 
@@ -8,11 +9,24 @@ import tracemalloc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from peertalk._core.values import ANNOUNCE, GOODBYE, QUERY
 from peertalk.errors import InvalidArgument
-from peertalk.protocol.discovery import ADDRESSES_MAX, ANSWER_SPACING, Changed, Discovery, Found, Gone
+from peertalk.protocol.discovery import (
+    ADDRESSES_MAX,
+    ANSWER_SPACING,
+    Changed,
+    Discovery,
+    Found,
+    Gone,
+)
 from peertalk.protocol.events import LostReason
 from peertalk.protocol.wire import Announcement, decode_announcement, encode_announcement
 
@@ -26,7 +40,17 @@ def instance(number: int) -> bytes:
 
 def make(core, **options) -> Discovery:
     """A discovery of ours, started at 0, its first packets sent."""
-    discovery = Discovery(core, **{"instance": OWN, "name": "me", "port": 7354, "announce_interval": INTERVAL, "peer_timeout": TIMEOUT, **options})
+    discovery = Discovery(
+        core,
+        **{
+            "instance": OWN,
+            "name": "me",
+            "port": 7354,
+            "announce_interval": INTERVAL,
+            "peer_timeout": TIMEOUT,
+            **options,
+        },
+    )
     discovery.start(0.0)
     discovery.data_to_send(0.0)
     return discovery
@@ -34,7 +58,10 @@ def make(core, **options) -> Discovery:
 
 def packet(core, kind=ANNOUNCE, who=None, name="ada", port=7354, **rest) -> bytes:
     """A packet of peer number `who`, or of a classic one."""
-    return encode_announcement(core, Announcement(kind, name, port, instance=None if who is None else instance(who), **rest))
+    return encode_announcement(
+        core,
+        Announcement(kind, name, port, instance=None if who is None else instance(who), **rest),
+    )
 
 
 def news(discovery: Discovery) -> list[object]:
@@ -47,7 +74,8 @@ def kinds(core, packets: list[bytes]) -> list[int]:
 
 
 class DiscoveryAgainstAModel(RuleBasedStateMachine):
-    """A dictionary of who was heard when, and a clock: what discovery says must follow from them, whatever strangers send."""
+    """A dictionary of who was heard when, and a clock: what discovery says must follow from them,
+    whatever strangers send."""
 
     HOSTS = ("10.0.0.2", "10.0.0.3", "10.0.0.4")
     MAX_PEERS, MAX_PER_ADDRESS = 5, 3
@@ -56,7 +84,9 @@ class DiscoveryAgainstAModel(RuleBasedStateMachine):
     @initialize()
     def start(self):
         self.now = 0.0
-        self.discovery = make(self.core, max_peers=self.MAX_PEERS, max_per_address=self.MAX_PER_ADDRESS)
+        self.discovery = make(
+            self.core, max_peers=self.MAX_PEERS, max_per_address=self.MAX_PER_ADDRESS
+        )
         self.known: dict[object, float] = {}  # key -> last heard
         self.source: dict[object, str] = {}
         self.held: set[object] = set()
@@ -88,13 +118,20 @@ class DiscoveryAgainstAModel(RuleBasedStateMachine):
     who = st.integers(0, 6)
     hosts = st.sampled_from(HOSTS)
 
-    @rule(number=who | st.none(), host=hosts, name=st.sampled_from(["ada", "bob"]), port=st.sampled_from([1, 2]))
+    @rule(
+        number=who | st.none(),
+        host=hosts,
+        name=st.sampled_from(["ada", "bob"]),
+        port=st.sampled_from([1, 2]),
+    )
     def announce(self, number, host, name, port):
         key = (host, port) if number is None else instance(number)
         before = dict(self.known)
         crowd = [one for one in before if self.source[one] == host]
         room_here, room = len(crowd) < self.MAX_PER_ADDRESS, len(before) < self.MAX_PEERS
-        self.discovery.receive(packet(self.core, who=number, name=name, port=port), (host, 7353), self.now)
+        self.discovery.receive(
+            packet(self.core, who=number, name=name, port=port), (host, 7353), self.now
+        )
         events = self.hear_all_events()
         if key in before:
             assert not events or [type(event) for event in events] == [Changed]
@@ -120,10 +157,14 @@ class DiscoveryAgainstAModel(RuleBasedStateMachine):
     @rule(number=who | st.none(), host=hosts, port=st.sampled_from([1, 2]))
     def say_goodbye(self, number, host, port):
         key = (host, port) if number is None else instance(number)
-        expected = [Gone(key, LostReason.GOODBYE)] if key in self.known and key not in self.held else []
+        expected = (
+            [Gone(key, LostReason.GOODBYE)] if key in self.known and key not in self.held else []
+        )
         if key in self.known and key in self.held:
             self.departed.add(key)
-        self.discovery.receive(packet(self.core, GOODBYE, who=number, port=port), (host, 7353), self.now)
+        self.discovery.receive(
+            packet(self.core, GOODBYE, who=number, port=port), (host, 7353), self.now
+        )
         assert self.hear_all_events() == expected
 
     @rule(number=who, host=hosts)
@@ -139,7 +180,13 @@ class DiscoveryAgainstAModel(RuleBasedStateMachine):
         assert self.hear_all_events() == []
         assert self.discovery.statistics() == before._replace(own=before.own + 1)
 
-    @rule(number=who, host=hosts, kind=st.sampled_from([ANNOUNCE, GOODBYE]), damage=st.integers(0, 14 * 8 - 1), cut=st.booleans())
+    @rule(
+        number=who,
+        host=hosts,
+        kind=st.sampled_from([ANNOUNCE, GOODBYE]),
+        damage=st.integers(0, 14 * 8 - 1),
+        cut=st.booleans(),
+    )
     def hear_noise(self, number, host, kind, damage, cut):
         before = self.discovery.statistics()
         data = bytearray(packet(self.core, kind, who=number, name=""))
@@ -176,7 +223,11 @@ class DiscoveryAgainstAModel(RuleBasedStateMachine):
                 break
             self.now = max(self.now, due)
             self.discovery.handle_timeout(self.now)
-            silent = {key for key, heard in self.known.items() if key not in self.held and heard + TIMEOUT <= self.now}
+            silent = {
+                key
+                for key, heard in self.known.items()
+                if key not in self.held and heard + TIMEOUT <= self.now
+            }
             events = self.hear_all_events()
             assert {event.key for event in events} == silent
             assert all(event.reason is LostReason.TIMEOUT for event in events)
@@ -205,12 +256,15 @@ class DiscoveryAgainstAModel(RuleBasedStateMachine):
     def deadlines_are_kept(self):
         due = self.discovery.next_timeout()
         assert due <= self.last_announce + INTERVAL
-        assert all(due <= heard + TIMEOUT for key, heard in self.known.items() if key not in self.held)
+        assert all(
+            due <= heard + TIMEOUT for key, heard in self.known.items() if key not in self.held
+        )
         assert self.now <= self.last_announce + INTERVAL
 
 
 def test_discovery_does_what_follows_from_who_was_heard_when(core):
-    """Bounds, expiry, eviction, holding, goodbyes, noise and our own echo, in any order and at any time."""
+    """Bounds, expiry, eviction, holding, goodbyes, noise and our own echo, in any order and at any
+    time."""
     kind = type("Machine", (DiscoveryAgainstAModel,), {"core": core})
     run_state_machine_as_test(kind)
 
@@ -261,7 +315,9 @@ def test_queries_are_answered_soon_and_never_closer_than_the_spacing(core, asked
         answers += [ask] * len(discovery.data_to_send(ask))
         pending = discovery.next_timeout()
         assert answers[-1] == ask or pending <= ask + ANSWER_SPACING + 1e-9
-    assert all(later - earlier >= ANSWER_SPACING - 1e-9 for earlier, later in itertools.pairwise(answers))
+    assert all(
+        later - earlier >= ANSWER_SPACING - 1e-9 for earlier, later in itertools.pairwise(answers)
+    )
     assert len(discovery) == 0
 
 
@@ -281,7 +337,13 @@ def test_two_nodes_find_each_other_whichever_starts_first(core):
         first.receive(data, ("10.0.0.2", 7353), 2.0)
     for data in first.data_to_send(2.0):
         second.receive(data, ("10.0.0.1", 7353), 2.0)
-    assert news(first) == [Found(instance(1), Announcement(ANNOUNCE, "late", 7355, instance=instance(1)), ("10.0.0.2", 7355))]
+    assert news(first) == [
+        Found(
+            instance(1),
+            Announcement(ANNOUNCE, "late", 7355, instance=instance(1)),
+            ("10.0.0.2", 7355),
+        )
+    ]
     assert [event.key for event in news(second)] == [OWN]
 
 
@@ -320,7 +382,10 @@ def test_a_host_that_is_full_gives_up_its_own_most_silent_peer_and_never_a_conne
     news(discovery)
     for now, number in ((23.5, 5), (24.5, 6)):
         discovery.receive(packet(core, who=number), ("10.0.0.2", 7353), now)
-    assert [event.key for event in news(discovery) if isinstance(event, Gone)] == [instance(4), instance(3)]
+    assert [event.key for event in news(discovery) if isinstance(event, Gone)] == [
+        instance(4),
+        instance(3),
+    ]
     discovery.receive(packet(core, who=7), ("10.0.0.2", 7353), 24.7)
     assert set(discovery) == {instance(number) for number in (1, 2, 5, 6)}
     assert discovery.statistics().refused == 1
@@ -343,7 +408,8 @@ def test_a_connected_peer_outlives_silence_and_goodbye(core):
 
 
 def test_a_goodbye_that_overtook_the_end_of_the_link_counts_when_the_link_ends(core):
-    """A leaving peer closes and says goodbye in one breath; which of the two is read first is chance, and it must not stay listed for 30 s."""
+    """A leaving peer closes and says goodbye in one breath; which of the two is read first is
+    chance, and it must not stay listed for 30 s."""
     discovery = make(core)
     discovery.receive(packet(core, who=1), ("10.0.0.2", 7353), 0.0)
     news(discovery)
@@ -372,7 +438,9 @@ def test_a_peer_that_was_held_before_it_was_heard_is_held_all_the_same(core):
 def test_what_a_known_peer_changes_is_reported_once(core):
     """The original ignores it (quirk Q14), and dials the old port for ever."""
     discovery = make(core)
-    for now, changed in enumerate([{}, {}, {"name": "bob"}, {"name": "bob"}, {"port": 9}, {"flags": 4}, {"datagram_port": 3}]):
+    for now, changed in enumerate(
+        [{}, {}, {"name": "bob"}, {"name": "bob"}, {"port": 9}, {"flags": 4}, {"datagram_port": 3}]
+    ):
         discovery.receive(packet(core, who=1, **changed), ("10.0.0.2", 7353), float(now))
     assert [type(event) for event in news(discovery)] == [Found]
     discovery.receive(packet(core, who=1, name="bob", port=9), ("10.0.0.2", 7353), 8.0)
@@ -391,20 +459,30 @@ def test_one_more_address_of_a_peer_is_told_once_and_moves_nothing(core):
             discovery.receive(packet(core, who=1), (host, 7353), float(now))
         told = [(type(event), event.address[0]) for event in news(discovery)]
         assert told == ([(Found if now == 0 else Changed, "10.0.0.2")] if now % 2 == 0 else [])
-    assert {host for host, _ in discovery.addresses(instance(1))} == {"10.0.0.2", "192.168.1.2", "172.16.0.2"}
+    assert {host for host, _ in discovery.addresses(instance(1))} == {
+        "10.0.0.2",
+        "192.168.1.2",
+        "172.16.0.2",
+    }
 
 
 def test_a_classic_peer_is_known_by_address_and_port(core):
-    """It has nothing else; two of them on one host differ by port, and their names may be the same."""
+    """It has nothing else; two of them on one host differ by port, and their names may be the
+    same."""
     discovery = make(core)
     for host, port in (("10.0.0.2", 1), ("10.0.0.2", 2), ("10.0.0.3", 1)):
         for now in (0.0, 1.0):
             discovery.receive(packet(core, port=port), (host, 7353), now)
-    assert [event.key for event in news(discovery)] == [("10.0.0.2", 1), ("10.0.0.2", 2), ("10.0.0.3", 1)]
+    assert [event.key for event in news(discovery)] == [
+        ("10.0.0.2", 1),
+        ("10.0.0.2", 2),
+        ("10.0.0.3", 1),
+    ]
 
 
 def test_a_peer_on_two_networks_keeps_the_address_that_it_was_found_at(core):
-    """Flapping between them would open a link on each; when the first falls silent the other takes over, and that is told."""
+    """Flapping between them would open a link on each; when the first falls silent the other takes
+    over, and that is told."""
     discovery = make(core)
     for now in range(0, 60, 5):
         hosts = ("10.0.0.2", "192.168.1.2") if now <= 10 else ("192.168.1.2",)
@@ -418,7 +496,8 @@ def test_a_peer_on_two_networks_keeps_the_address_that_it_was_found_at(core):
 
 
 def test_at_most_four_addresses_are_remembered_and_the_first_is_safe_from_strangers(core):
-    """A forger who knows an instance id can add addresses, but cannot take the place of the one that works."""
+    """A forger who knows an instance id can add addresses, but cannot take the place of the one
+    that works."""
     discovery = make(core)
     discovery.receive(packet(core, who=1), ("10.0.0.2", 7353), 0.0)
     for number in range(100):
@@ -436,14 +515,21 @@ def test_a_peer_that_does_not_listen_has_no_address_to_dial(core):
 
 
 def test_a_flood_of_forged_announcements_costs_bounded_memory_even_if_no_event_is_read(core):
-    """Anyone on the network can send them, each from another address, with another id, and take them back."""
+    """Anyone on the network can send them, each from another address, with another id, and take
+    them back."""
     discovery = make(core, max_peers=64, max_per_address=8)
     assert len(news(discovery)) == 0
-    forged = [packet(core, kind, who=number) for number in range(200) for kind in (ANNOUNCE, GOODBYE, ANNOUNCE)]
+    forged = [
+        packet(core, kind, who=number)
+        for number in range(200)
+        for kind in (ANNOUNCE, GOODBYE, ANNOUNCE)
+    ]
 
     def flood(start: float) -> None:
         for number, data in enumerate(forged):
-            discovery.receive(data, (f"10.9.{number % 7}.{number % 250}", 7353), start + number / 10)
+            discovery.receive(
+                data, (f"10.9.{number % 7}.{number % 250}", 7353), start + number / 10
+            )
 
     flood(0.0)
     tracemalloc.start()
@@ -474,12 +560,16 @@ def test_one_host_can_fill_only_its_share_and_is_heard_again_when_the_forged_fal
     news(discovery)
     discovery.receive(packet(core, who=6000), ("10.6.6.6", 7353), STALE + 0.1)
     assert instance(6000) in discovery
-    assert [getattr(event, "reason", None) for event in news(discovery)] == [LostReason.EVICTED, None]
+    assert [getattr(event, "reason", None) for event in news(discovery)] == [
+        LostReason.EVICTED,
+        None,
+    ]
     assert discovery.statistics().evicted == 1
 
 
 def test_news_that_nobody_read_in_time_is_replaced_and_not_heaped_up(core):
-    """A peer that came and went in between was never there; one that went and came back is told as both."""
+    """A peer that came and went in between was never there; one that went and came back is told as
+    both."""
     discovery = make(core)
     where = ("10.0.0.2", 7353)
     discovery.receive(packet(core, who=1), where, 0.0)
@@ -492,7 +582,16 @@ def test_news_that_nobody_read_in_time_is_replaced_and_not_heaped_up(core):
     assert [type(event) for event in news(discovery)] == [Gone, Found]
 
 
-@pytest.mark.parametrize("wrong", [{"max_peers": 0}, {"max_per_address": 0}, {"announce_interval": 0.0}, {"peer_timeout": -1.0}, {"name": "x" * 32}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_peers": 0},
+        {"max_per_address": 0},
+        {"announce_interval": 0.0},
+        {"peer_timeout": -1.0},
+        {"name": "x" * 32},
+    ],
+)
 def test_a_discovery_that_could_not_work_is_refused(core, wrong):
     """Config has narrower bounds; this is the last line."""
     with pytest.raises(InvalidArgument):
@@ -517,16 +616,22 @@ def test_flags_change_what_is_announced_at_once_but_not_more_than_five_times_a_s
         discovery.set_flags(0x10000, 2.0)
     discovery.stop()
     discovery.set_flags(8, 3.0)
-    assert [decode_announcement(core, data).flags for data in discovery.data_to_send(3.0)] == [49 << 8], "the queued GOODBYE alone"
+    assert [decode_announcement(core, data).flags for data in discovery.data_to_send(3.0)] == [
+        49 << 8
+    ], "the queued GOODBYE alone"
 
 
 def test_a_classic_peer_that_announces_another_name_or_flags_is_heard(core):
-    """The MacTCP build repeats both in each packet and changes them; its key stays (address, port)."""
+    """The MacTCP build repeats both in each packet and changes them; its key stays (address,
+    port)."""
     discovery = make(core)
     discovery.receive(packet(core, name="Mac", flags=2), ("10.0.0.9", 7353), 1.0)
     discovery.receive(packet(core, name="Mac SE", flags=3), ("10.0.0.9", 7353), 16.0)
     discovery.receive(packet(core, name="Mac SE", flags=3), ("10.0.0.9", 7353), 31.0)
-    assert [(type(event), event.announcement.name, event.announcement.flags) for event in news(discovery)] == [(Found, "Mac SE", 3)]
+    assert [
+        (type(event), event.announcement.name, event.announcement.flags)
+        for event in news(discovery)
+    ] == [(Found, "Mac SE", 3)]
     discovery.receive(packet(core, name="Mac SE", flags=2), ("10.0.0.9", 7353), 46.0)
     assert [(type(event), event.announcement.flags) for event in news(discovery)] == [(Changed, 2)]
 

@@ -6,7 +6,18 @@ import pytest
 
 from peertalk.errors import ConnectionClosed, Timeout
 from peertalk.protocol import events
-from peertalk.protocol.events import EventsMissed, Failed, LinkFault, LostReason, Outcome, PeerConnected, PeerDisconnected, PeerFound, PeerLost, Sent
+from peertalk.protocol.events import (
+    EventsMissed,
+    Failed,
+    LinkFault,
+    LostReason,
+    Outcome,
+    PeerConnected,
+    PeerDisconnected,
+    PeerFound,
+    PeerLost,
+    Sent,
+)
 from peertalk.protocol.peer import Peer
 
 ADA = Peer(("10.0.0.2", 7354), name="ada")
@@ -56,14 +67,25 @@ def test_events_can_be_told_apart_by_matching():
         return "?"
 
     assert [told(event) for event, _ in EVERY] == [
-        "here: ada", "gone: ada, goodbye", "here: ada", "left: ada", "sent 1 to 3", "unknown 4 to 4", "fault of 10.0.0.9", "missed 7",
-    ]  # fmt: skip
+        "here: ada",
+        "gone: ada, goodbye",
+        "here: ada",
+        "left: ada",
+        "sent 1 to 3",
+        "unknown 4 to 4",
+        "fault of 10.0.0.9",
+        "missed 7",
+    ]
     assert told(PeerDisconnected(ADA, ConnectionClosed("reset"))) == "broke: ada, reset"
 
 
 def test_every_event_class_of_the_module_is_part_of_event():
     """A new event that the union forgets would be invisible to type checkers."""
-    classes = {value for value in vars(events).values() if isinstance(value, type) and hasattr(value, "__struct_fields__")}
+    classes = {
+        value
+        for value in vars(events).values()
+        if isinstance(value, type) and hasattr(value, "__struct_fields__")
+    }
     members = {getattr(member, "__origin__", member) for member in events.Event.__args__}
     assert members == classes
     assert all(value.__doc__ for value in classes)

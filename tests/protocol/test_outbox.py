@@ -1,4 +1,5 @@
-"""The outbox: in order within each class, bounded, fair, the newest of a key; and the numbers of what has left it."""
+"""The outbox: in order within each class, bounded, fair, the newest of a key; and the numbers of
+what has left it."""
 
 from __future__ import annotations
 
@@ -10,7 +11,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from peertalk.errors import InvalidArgument
-from peertalk.protocol.outbox import STREAK, Handed, Outbox, Pieces, Priority, lowest_admitted, piece_size
+from peertalk.protocol.outbox import (
+    STREAK,
+    Handed,
+    Outbox,
+    Pieces,
+    Priority,
+    lowest_admitted,
+    piece_size,
+)
 
 MAX_MESSAGES, MAX_BYTES = 8, 64
 PARTS = {Priority.LOW: 3 / 4, Priority.NORMAL: 1, Priority.HIGH: 9 / 8, Priority.CRITICAL: 5 / 4}
@@ -18,7 +27,8 @@ classes = st.sampled_from(Priority)
 
 
 class OutboxAgainstLists(RuleBasedStateMachine):
-    """Four lists have no cleverness: whatever the outbox does must be what they do, or a refusal."""
+    """Four lists have no cleverness: whatever the outbox does must be what they do, or a
+    refusal."""
 
     def __init__(self):
         super().__init__()
@@ -59,7 +69,9 @@ class OutboxAgainstLists(RuleBasedStateMachine):
             assert not count or not self.waiting()
             return
         left = len(chunk) - len(chunk) // 3
-        numbers = [number for first, last in self.outbox.drop(left) for number in range(first, last + 1)]
+        numbers = [
+            number for first, last in self.outbox.drop(left) for number in range(first, last + 1)
+        ]
         lane = next(lane for lane in self.model.values() if lane and lane[0][0] == numbers[0])
         assert [item[1] for item in lane[: len(chunk)]] == chunk
         assert [item[0] for item in lane[:left]] == numbers
@@ -73,7 +85,9 @@ class OutboxAgainstLists(RuleBasedStateMachine):
     @precondition(lambda self: self.waiting())
     @rule()
     def clear(self):
-        numbers = [number for first, last in self.outbox.clear() for number in range(first, last + 1)]
+        numbers = [
+            number for first, last in self.outbox.clear() for number in range(first, last + 1)
+        ]
         assert numbers == sorted(item[0] for item in self.waiting())
         self.model = {priority: [] for priority in Priority}
 
@@ -87,7 +101,9 @@ class OutboxAgainstLists(RuleBasedStateMachine):
         assert outbox.pressure == min(100, int(fill * 100 + 1e-9))
         for priority, lane in self.model.items():
             room = outbox.room(priority)
-            assert room >= (not lane) and (room > 0) == (not lane or len(waiting) < MAX_MESSAGES * PARTS[priority])
+            assert room >= (not lane) and (room > 0) == (
+                not lane or len(waiting) < MAX_MESSAGES * PARTS[priority]
+            )
 
 
 TestOutboxAgainstLists = OutboxAgainstLists.TestCase
@@ -103,7 +119,8 @@ def numbered(outbox, priority, count, start=1):
     takes=st.lists(st.integers(1, 300), min_size=1, max_size=30),
 )
 def test_no_class_starves_and_none_is_disordered_whatever_waits(steps, takes):
-    """A message at the head of its class sees at most 16 + 2 of higher classes go; and while fairness allows it the highest class goes first."""
+    """A message at the head of its class sees at most 16 + 2 of higher classes go; and while
+    fairness allows it the highest class goes first."""
     outbox = Outbox(100_000, 1_000_000)
     lanes = {priority: deque() for priority in Priority}
     passed = dict.fromkeys(Priority, 0)
@@ -125,7 +142,13 @@ def test_no_class_starves_and_none_is_disordered_whatever_waits(steps, takes):
                 order.append((priority, going))
                 for lower in Priority:
                     waits_below = lower < priority and bool(lanes[lower])
-                    passed[lower] = passed[lower] + 1 if waits_below else 0 if lower == priority or not lanes[lower] else passed[lower]
+                    passed[lower] = (
+                        passed[lower] + 1
+                        if waits_below
+                        else 0
+                        if lower == priority or not lanes[lower]
+                        else passed[lower]
+                    )
                     assert passed[lower] <= STREAK + 2
     assert len(order) == number
 
@@ -137,7 +160,11 @@ def test_after_sixteen_of_a_higher_class_one_of_each_lower_one_goes():
         numbered(outbox, priority, 40, 100 * priority)
     order = []
     while outbox:
-        order += [first // 100 for first, last in outbox.drop(len(outbox.peek(64))) for _ in range(first, last + 1)]
+        order += [
+            first // 100
+            for first, last in outbox.drop(len(outbox.peek(64)))
+            for _ in range(first, last + 1)
+        ]
     assert order[:38] == [3] * 16 + [2, 1, 0] + [3] * 16 + [2, 1, 0]
     assert order[38 : 38 + 8] == [3] * 8
     assert order[-1] == 0 and all(order.count(priority) == 40 for priority in range(4))
@@ -155,7 +182,8 @@ def test_the_highest_class_goes_first_when_it_comes_while_others_wait():
 
 
 def test_lower_classes_leave_room_for_higher_ones():
-    """A queue full of low messages must not shut a critical one out, and normal ones alone have the whole of it."""
+    """A queue full of low messages must not shut a critical one out, and normal ones alone have the
+    whole of it."""
     outbox, taken = Outbox(16, 10_000), []
     for priority in Priority:
         count = 0
@@ -169,7 +197,8 @@ def test_lower_classes_leave_room_for_higher_ones():
 
 
 def test_the_first_message_of_a_class_is_accepted_whatever_waits():
-    """Else one producer of high messages could keep the low ones out for ever, and a message longer than the whole outbox could never be sent."""
+    """Else one producer of high messages could keep the low ones out for ever, and a message longer
+    than the whole outbox could never be sent."""
     outbox = Outbox(2, 10)
     for number, priority in enumerate((Priority.CRITICAL, Priority.NORMAL, Priority.LOW), 1):
         assert outbox.put(bytes(50), number, priority) == 0
@@ -199,9 +228,13 @@ def test_the_bytes_that_were_put_come_out_themselves():
 
 
 def test_a_key_means_the_newest_in_the_place_and_class_of_the_oldest():
-    """A position that nobody has sent yet is worth nothing once there is a newer one; moving it back each time would keep it from ever being sent."""
+    """A position that nobody has sent yet is worth nothing once there is a newer one; moving it
+    back each time would keep it from ever being sent."""
     outbox = Outbox(4, 100)
-    assert [outbox.put(data, number, 1, key) for number, (data, key) in enumerate([(b"a", None), (b"old", "pos"), (b"c", None)], 1)] == [0] * 3
+    assert [
+        outbox.put(data, number, 1, key)
+        for number, (data, key) in enumerate([(b"a", None), (b"old", "pos"), (b"c", None)], 1)
+    ] == [0] * 3
     assert outbox.put(b"newer", 4, Priority.CRITICAL, "pos") == 2
     assert outbox.put(b"newest", 5, Priority.LOW, "pos") == 4
     assert outbox.peek(9) == [b"a", b"newest", b"c"] and outbox.bytes == 8
@@ -218,7 +251,12 @@ def test_an_outbox_without_room_cannot_be_made(limits):
 
 def test_the_classes_carry_the_numbers_of_the_original():
     """They are compared with what the original refuses at a pressure, number by number."""
-    assert [(one.name, one.value) for one in Priority] == [("LOW", 0), ("NORMAL", 1), ("HIGH", 2), ("CRITICAL", 3)]
+    assert [(one.name, one.value) for one in Priority] == [
+        ("LOW", 0),
+        ("NORMAL", 1),
+        ("HIGH", 2),
+        ("CRITICAL", 3),
+    ]
     lowest = [lowest_admitted(pressure) for pressure in (0, 49, 50, 74, 75, 89, 90, 100)]
     assert lowest == [0, 0, 1, 1, 2, 2, 3, 3]
 
@@ -227,7 +265,8 @@ def test_the_classes_carry_the_numbers_of_the_original():
 
 
 class HandedAgainstFrames(RuleBasedStateMachine):
-    """One entry for each frame is the truth; runs must say the same of each message, once, with its last frame."""
+    """One entry for each frame is the truth; runs must say the same of each message, once, with its
+    last frame."""
 
     def __init__(self):
         super().__init__()
@@ -274,7 +313,9 @@ class HandedAgainstFrames(RuleBasedStateMachine):
             if last:
                 expected.append((number, number not in self.broken))
         told = self.handed.report(count, sent=sent)
-        assert [(number, whole) for first, last, whole in told for number in range(first, last + 1)] == expected
+        assert [
+            (number, whole) for first, last, whole in told for number in range(first, last + 1)
+        ] == expected
 
     @rule()
     def end(self):
@@ -305,7 +346,8 @@ def test_what_is_handed_in_order_is_one_range_whichever_way_it_went():
 
 @given(size=st.integers(249, 4096), maximum=st.sampled_from([72, 100, 255, 256, 257, 512, 4000]))
 def test_pieces_join_to_the_message_in_the_form_that_the_original_expects(size, maximum):
-    """First and last are marked, offsets have no gap, no piece is longer than the original's slots, and nothing but the last is shorter."""
+    """First and last are marked, offsets have no gap, no piece is longer than the original's slots,
+    and nothing but the last is shorter."""
     data = bytes(index * 7 % 251 for index in range(size))
     pieces = Pieces(data, 513, maximum)
     joined, done, count = b"", False, 0
@@ -321,7 +363,9 @@ def test_pieces_join_to_the_message_in_the_form_that_the_original_expects(size, 
     assert joined == data and count == pieces.count
 
 
-@pytest.mark.parametrize(("maximum", "size"), [(71, 0), (72, 64), (255, 247), (256, 248), (512, 248), (8192, 248)])
+@pytest.mark.parametrize(
+    ("maximum", "size"), [(71, 0), (72, 64), (255, 247), (256, 248), (512, 248), (8192, 248)]
+)
 def test_a_piece_is_248_bytes_or_what_the_peer_takes(maximum, size):
     """Its queue slots hold 256; less than 64 it does not send either."""
     assert piece_size(maximum) == size

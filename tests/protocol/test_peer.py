@@ -15,37 +15,68 @@ from peertalk.protocol.wire import Capabilities
 S, E = PeerState, PeerEvent
 INSTANCE = bytes.fromhex("1a2b3c4d5e6f7081")
 
-# Section 14 of the protocol, with FAILED -> CONNECTING (we dial again) and "forgotten" (UNUSED) read as DISCOVERED: the table of peers, not
-# the peer, forgets.
+# Section 14 of the protocol, with FAILED -> CONNECTING (we dial again) and "forgotten" (UNUSED)
+# read as DISCOVERED: the table of peers, not the peer, forgets.
 TABLE = """
-               heard          dialled     opened     refused        lost        left           closed
-discovered     discovered     connecting  connected  -              -           -              -
-connecting     connecting     -           connected  failed         failed      disconnecting  discovered
-connected      connected      -           connected  connected      discovered  disconnecting  -
-disconnecting  disconnecting  -           connected  disconnecting  discovered  -              discovered
-failed         discovered     connecting  connected  -              -           -              -
+              heard         dialled    opened    refused       lost       left          closed
+discovered    discovered    connecting connected -             -          -             -
+connecting    connecting    -          connected failed        failed     disconnecting discovered
+connected     connected     -          connected connected     discovered disconnecting -
+disconnecting disconnecting -          connected disconnecting discovered -             discovered
+failed        discovered    connecting connected -             -          -             -
 """
 EVENTS, *ROWS = [line.split() for line in TABLE.strip().splitlines()]
-ALLOWED = {(S(row[0]), E(event)): S(cell) for row in ROWS for event, cell in zip(EVENTS, row[1:], strict=True) if cell != "-"}
+ALLOWED = {
+    (S(row[0]), E(event)): S(cell)
+    for row in ROWS
+    for event, cell in zip(EVENTS, row[1:], strict=True)
+    if cell != "-"
+}
 
 
 @pytest.mark.parametrize(
     "story",
     [
         [(E.DIALLED, S.CONNECTING), (E.OPENED, S.CONNECTED), (E.LOST, S.DISCOVERED)],
-        [(E.DIALLED, S.CONNECTING), (E.OPENED, S.CONNECTED), (E.LEFT, S.DISCONNECTING), (E.CLOSED, S.DISCOVERED)],
-        [(E.OPENED, S.CONNECTED), (E.HEARD, S.CONNECTED), (E.LOST, S.DISCOVERED), (E.HEARD, S.DISCOVERED)],
-        [(E.DIALLED, S.CONNECTING), (E.REFUSED, S.FAILED), (E.DIALLED, S.CONNECTING), (E.OPENED, S.CONNECTED)],
+        [
+            (E.DIALLED, S.CONNECTING),
+            (E.OPENED, S.CONNECTED),
+            (E.LEFT, S.DISCONNECTING),
+            (E.CLOSED, S.DISCOVERED),
+        ],
+        [
+            (E.OPENED, S.CONNECTED),
+            (E.HEARD, S.CONNECTED),
+            (E.LOST, S.DISCOVERED),
+            (E.HEARD, S.DISCOVERED),
+        ],
+        [
+            (E.DIALLED, S.CONNECTING),
+            (E.REFUSED, S.FAILED),
+            (E.DIALLED, S.CONNECTING),
+            (E.OPENED, S.CONNECTED),
+        ],
         [(E.DIALLED, S.CONNECTING), (E.REFUSED, S.FAILED), (E.HEARD, S.DISCOVERED)],
         [(E.DIALLED, S.CONNECTING), (E.REFUSED, S.FAILED), (E.OPENED, S.CONNECTED)],
-        [(E.DIALLED, S.CONNECTING), (E.OPENED, S.CONNECTED), (E.OPENED, S.CONNECTED), (E.REFUSED, S.CONNECTED)],
-        [(E.DIALLED, S.CONNECTING), (E.LEFT, S.DISCONNECTING), (E.REFUSED, S.DISCONNECTING), (E.CLOSED, S.DISCOVERED)],
+        [
+            (E.DIALLED, S.CONNECTING),
+            (E.OPENED, S.CONNECTED),
+            (E.OPENED, S.CONNECTED),
+            (E.REFUSED, S.CONNECTED),
+        ],
+        [
+            (E.DIALLED, S.CONNECTING),
+            (E.LEFT, S.DISCONNECTING),
+            (E.REFUSED, S.DISCONNECTING),
+            (E.CLOSED, S.DISCOVERED),
+        ],
         [(E.DIALLED, S.CONNECTING), (E.CLOSED, S.DISCOVERED)],
         [(E.OPENED, S.CONNECTED), (E.LEFT, S.DISCONNECTING), (E.OPENED, S.CONNECTED)],
     ],
 )
 def test_a_peer_lives_as_the_protocol_says(story):
-    """Each line is something that happens on a network, the crossed dials and the early return included."""
+    """Each line is something that happens on a network, the crossed dials and the early return
+    included."""
     peer = Peer(INSTANCE)
     assert peer.state is S.DISCOVERED
     for event, state in story:
@@ -56,21 +87,27 @@ def test_a_peer_lives_as_the_protocol_says(story):
 
 @pytest.mark.parametrize("state", S)
 @pytest.mark.parametrize("event", E)
-def test_each_arrow_leads_where_the_table_says_and_all_else_is_an_error_that_changes_nothing(state, event):
-    """An impossible event is a bug somewhere: it must show, with the peer's name, and not bend the state."""
+def test_each_arrow_leads_where_the_table_says_and_all_else_is_an_error_that_changes_nothing(
+    state, event
+):
+    """An impossible event is a bug somewhere: it must show, with the peer's name, and not bend the
+    state."""
     peer = Peer(INSTANCE, name="ada")
     peer.state = state
     if (state, event) in ALLOWED:
         assert peer.advance(event) is peer.state is ALLOWED[state, event]
     else:
-        with pytest.raises(InvalidState, match=rf"'ada' is {state.value}: '{event.value}'") as caught:
+        with pytest.raises(
+            InvalidState, match=rf"'ada' is {state.value}: '{event.value}'"
+        ) as caught:
             peer.advance(event)
         assert peer.state is state
         assert caught.value.peer == "ada"
 
 
 def test_every_state_can_be_reached_and_left():
-    """A state without a way out is quirk Q5 of the original: a peer that failed once is lost until it restarts."""
+    """A state without a way out is quirk Q5 of the original: a peer that failed once is lost until
+    it restarts."""
     assert {after for (before, _), after in _NEXT.items() if before is not after} == set(S)
     assert {before for (before, _), after in _NEXT.items() if before is not after} == set(S)
 
@@ -86,14 +123,20 @@ def test_a_peer_can_be_heard_whatever_happened_before(events):
 
 
 def test_a_round_trip_time_is_smoothed_as_the_original_does_it_with_its_deviation_beside():
-    """Section 11: the first sample as it is, then three quarters of the old. One late answer must not look like a bad network."""
+    """Section 11: the first sample as it is, then three quarters of the old. One late answer must
+    not look like a bad network."""
     latency = Latency.of(None, 0.008)
     assert latency == Latency(0.008, 0.004, 90, 1)
     latency = Latency.of(latency, 0.048)
     assert latency == Latency(pytest.approx(0.018), pytest.approx(0.013), 75, 2)
     for _ in range(60):
         latency = Latency.of(latency, 0.001)
-    assert latency.rtt == pytest.approx(0.001, rel=1e-3) and latency.deviation < 1e-5 and latency.quality == 100 and latency.samples == 62
+    assert (
+        latency.rtt == pytest.approx(0.001, rel=1e-3)
+        and latency.deviation < 1e-5
+        and latency.quality == 100
+        and latency.samples == 62
+    )
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=40))
@@ -102,15 +145,37 @@ def test_a_smoothed_time_lies_between_the_samples_and_its_quality_in_the_table(s
     latency = None
     for sample in samples:
         latency = Latency.of(latency, sample)
-    assert min(samples) * 0.999 <= latency.rtt <= max(samples) * 1.001 and 0 <= latency.deviation <= max(samples) * 1.001
-    assert latency.quality == next((grade for below, grade in ((0.005, 100), (0.01, 90), (0.02, 75), (0.05, 50)) if latency.rtt < below), 25)
+    assert (
+        min(samples) * 0.999 <= latency.rtt <= max(samples) * 1.001
+        and 0 <= latency.deviation <= max(samples) * 1.001
+    )
+    assert latency.quality == next(
+        (
+            grade
+            for below, grade in ((0.005, 100), (0.01, 90), (0.02, 75), (0.05, 50))
+            if latency.rtt < below
+        ),
+        25,
+    )
 
 
 def test_flags_have_the_numbers_of_the_original_and_room_for_the_application():
-    """They are compared with what other programs announce; the three bits that mean nothing are not passed on."""
-    assert [(flag.name, flag.value) for flag in PeerFlag] == [("HOST", 1), ("ACCEPTING", 2), ("SPECTATOR", 4), ("READY", 8), ("HAS_CAPS", 16)]
+    """They are compared with what other programs announce; the three bits that mean nothing are not
+    passed on."""
+    assert [(flag.name, flag.value) for flag in PeerFlag] == [
+        ("HOST", 1),
+        ("ACCEPTING", 2),
+        ("SPECTATOR", 4),
+        ("READY", 8),
+        ("HAS_CAPS", 16),
+    ]
     peer = Peer(INSTANCE, flags=0xFFFF)
-    assert peer.flags == 0xFF1F and PeerFlag.HOST in peer.flags and PeerFlag(0x8000) in peer.flags and isinstance(peer.flags, PeerFlag)
+    assert (
+        peer.flags == 0xFF1F
+        and PeerFlag.HOST in peer.flags
+        and PeerFlag(0x8000) in peer.flags
+        and isinstance(peer.flags, PeerFlag)
+    )
     assert Peer(INSTANCE).flags == 0 and PeerFlag.HOST not in Peer(INSTANCE).flags
 
 
@@ -137,7 +202,8 @@ def test_a_name_from_the_network_cannot_write_to_the_terminal():
 
 
 def test_the_longest_message_is_the_smaller_limit_of_the_two_sides():
-    """Section 6 of the protocol; what a classic peer takes in no single frame goes in fragments, of which it puts together 4,096 bytes."""
+    """Section 6 of the protocol; what a classic peer takes in no single frame goes in fragments, of
+    which it puts together 4,096 bytes."""
     classic = Peer(("10.0.0.3", 1), own_max_message=8192)
     assert classic.max_message == 4096
     assert Peer(("10.0.0.3", 1), own_max_message=256).max_message == 256
@@ -161,13 +227,17 @@ def test_peers_are_equal_only_to_themselves_and_keep_their_hash():
 
 
 def test_an_idle_peer_weighs_less_than_a_kilobyte_and_a_half_and_has_no_dictionary():
-    """A thousand peers are known at once; a stray attribute would cost a dictionary for each, and hide a typing error."""
+    """A thousand peers are known at once; a stray attribute would cost a dictionary for each, and
+    hide a typing error."""
     peer = Peer(INSTANCE)
     with pytest.raises(AttributeError):
         peer.stat = S.FAILED
     tracemalloc.start()
     try:
-        peers = [Peer(index.to_bytes(8, "big"), name=f"peer {index}", address=("10.0.0.2", index)) for index in range(1000)]
+        peers = [
+            Peer(index.to_bytes(8, "big"), name=f"peer {index}", address=("10.0.0.2", index))
+            for index in range(1000)
+        ]
         size, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -1,4 +1,5 @@
-"""A stream as a machine: which arrows it has, how it is cut, and that every byte is accepted once, in order, never faster than its pace."""
+"""A stream as a machine: which arrows it has, how it is cut, and that every byte is accepted once,
+in order, never faster than its pace."""
 
 from __future__ import annotations
 
@@ -26,7 +27,11 @@ ARROWS = {
 GONE = errors.ConnectionClosed("gone")
 
 
-@pytest.mark.parametrize(("state", "event"), list(itertools.product(StreamState, StreamEvent)), ids=lambda each: each.value)
+@pytest.mark.parametrize(
+    ("state", "event"),
+    list(itertools.product(StreamState, StreamEvent)),
+    ids=lambda each: each.value,
+)
 def test_each_state_takes_its_events_and_refuses_all_others_unchanged(state, event):
     """A stream that completes twice, or comes back from the dead, would be told to somebody."""
     stream = Stream(b"x")
@@ -35,7 +40,9 @@ def test_each_state_takes_its_events_and_refuses_all_others_unchanged(state, eve
         stream.advance(event)
         assert stream.state is ARROWS[state, event]
     else:
-        with pytest.raises(errors.InvalidState, match=f"stream that is {state.value}: '{event.value}'"):
+        with pytest.raises(
+            errors.InvalidState, match=f"stream that is {state.value}: '{event.value}'"
+        ):
             stream.advance(event)
         assert stream.state is state
     assert stream.ended == (stream.state in ENDED)
@@ -44,10 +51,17 @@ def test_each_state_takes_its_events_and_refuses_all_others_unchanged(state, eve
 @pytest.mark.parametrize(
     ("rtt", "chunk", "depth"),
     [
-        (None, 1024, 2), (0.0, 4096, 4), (0.0499, 4096, 4), (0.05, 2048, 3), (0.0999, 2048, 3), (0.1, 1024, 2), (0.1999, 1024, 2),
-        (0.2, 512, 1), (9.0, 512, 1),
+        (None, 1024, 2),
+        (0.0, 4096, 4),
+        (0.0499, 4096, 4),
+        (0.05, 2048, 3),
+        (0.0999, 2048, 3),
+        (0.1, 1024, 2),
+        (0.1999, 1024, 2),
+        (0.2, 512, 1),
+        (9.0, 512, 1),
     ],
-)  # fmt: skip
+)
 def test_chunk_and_depth_follow_the_round_trip_time_as_in_the_original(rtt, chunk, depth):
     """The table of the protocol, at each of its bounds."""
     assert pace(rtt) == (chunk, depth)
@@ -58,7 +72,9 @@ def test_a_stream_has_1_to_65536_bytes():
     with pytest.raises(errors.InvalidArgument, match="0 bytes"):
         Stream(b"")
     assert Stream(b"x").total == 1 and Stream(bytes(STREAM_MAX)).total == 65_536
-    with pytest.raises(errors.MessageTooLarge, match=r"65,537 bytes: the limit is 65,536") as caught:
+    with pytest.raises(
+        errors.MessageTooLarge, match=r"65,537 bytes: the limit is 65,536"
+    ) as caught:
         Stream(bytes(STREAM_MAX + 1))
     assert caught.value.code == -16
 
@@ -90,14 +106,24 @@ def test_every_byte_is_accepted_once_in_order_and_at_most_depth_chunks_are_out(d
         del out[first : last + 1]
         stream.settle(stop=False)
         assert stream.ended == (stream.sent == stream.total)
-    assert accepted == content and stream.state is S.COMPLETED and stream.sent == len(content) and not stream.next_chunk(None, 8192)
+    assert (
+        accepted == content
+        and stream.state is S.COMPLETED
+        and stream.sent == len(content)
+        and not stream.next_chunk(None, 8192)
+    )
 
 
 def test_what_is_not_its_own_does_not_move_it():
     """Ranges of outcomes cover everybody's messages."""
     stream = Stream(bytes(3000))
     stream.accept(5, 1024)
-    assert not stream.report(1, 4, None) and not stream.report(6, 9, GONE) and stream.sent == 0 and stream.state is S.SENDING
+    assert (
+        not stream.report(1, 4, None)
+        and not stream.report(6, 9, GONE)
+        and stream.sent == 0
+        and stream.state is S.SENDING
+    )
     assert stream.report(1, 9, None) and stream.sent == 1024
     assert not stream.report(1, 9, None) and stream.sent == 1024
 
@@ -122,5 +148,9 @@ def test_a_cancelled_stream_ends_at_once_unless_all_was_sent(sent):
         stream.accept(number, size)
         stream.report(number, number, None)
     stream.settle(stop=True)
-    assert stream.state is (S.COMPLETED if sent == 3000 else S.CANCELLED) and stream.sent == sent and not stream.next_chunk(None, 8192)
+    assert (
+        stream.state is (S.COMPLETED if sent == 3000 else S.CANCELLED)
+        and stream.sent == sent
+        and not stream.next_chunk(None, 8192)
+    )
     stream.settle(stop=True)

@@ -1,4 +1,5 @@
-"""Messages, announcements and capabilities: what the original reads stays the original's, what it skips is ours."""
+"""Messages, announcements and capabilities: what the original reads stays the original's, what it
+skips is ours."""
 
 from __future__ import annotations
 
@@ -28,16 +29,32 @@ CLASSIC_PACKET = bytes.fromhex("50544c4b 01 01 0000 43ca 03 04 43524546 9517")
 CLASSIC_CAPABILITY = bytes.fromhex("0102 2000 0202 0400 0301 00 0402 0005")
 INSTANCE = bytes.fromhex("1a2b3c4d5e6f7081")
 
-names = st.text(max_size=31).filter(lambda name: len(name.encode("utf-8", "replace")) <= 31).filter(lambda name: name.isprintable())
+names = (
+    st.text(max_size=31)
+    .filter(lambda name: len(name.encode("utf-8", "replace")) <= 31)
+    .filter(lambda name: name.isprintable())
+)
 instances = st.none() | st.binary(min_size=INSTANCE_SIZE, max_size=INSTANCE_SIZE).filter(any)
 ports = st.none() | st.integers(1, 65535)
 words = st.integers(0, 65535)
-announcements = st.builds(Announcement, st.integers(1, 3), names, words, words, st.integers(0, 255), instances, ports)
+announcements = st.builds(
+    Announcement, st.integers(1, 3), names, words, words, st.integers(0, 255), instances, ports
+)
 capabilities = st.builds(
-    Capabilities, st.integers(256, 8192), words, st.integers(0, 100), words, instances, st.none() | names.filter(bool), ports, ports
+    Capabilities,
+    st.integers(256, 8192),
+    words,
+    st.integers(0, 100),
+    words,
+    instances,
+    st.none() | names.filter(bool),
+    ports,
+    ports,
 )
 # A value of any type byte and any length, and one that is nearly right.
-tlvs = st.tuples(st.integers(0x80, 0x85) | st.integers(0, 255), st.binary(max_size=10)).map(lambda tlv: bytes((tlv[0], len(tlv[1]))) + tlv[1])
+tlvs = st.tuples(st.integers(0x80, 0x85) | st.integers(0, 255), st.binary(max_size=10)).map(
+    lambda tlv: bytes((tlv[0], len(tlv[1]))) + tlv[1]
+)
 trailers = st.lists(tlvs, max_size=6).map(b"".join)
 
 
@@ -56,12 +73,21 @@ def test_an_announcement_comes_back_as_it_was_sent(core, announcement):
 
 @given(announcement=announcements)
 def test_the_original_reads_our_announcement_as_its_own(core, announcement):
-    """What is ours stands behind the CRC, where the original stops: the bytes before are those that it would have sent itself."""
+    """What is ours stands behind the CRC, where the original stops: the bytes before are those that
+    it would have sent itself."""
     packet = encode_announcement(core, announcement)
     seen = core.decode_discovery(packet)
-    classic = core.encode_discovery(announcement.type, announcement.port, announcement.name.encode(), announcement.flags, announcement.transports)
+    classic = core.encode_discovery(
+        announcement.type,
+        announcement.port,
+        announcement.name.encode(),
+        announcement.flags,
+        announcement.transports,
+    )
     assert packet[: seen.size] == classic
-    assert (len(packet) == seen.size) == (announcement.instance is None and announcement.datagram_port is None)
+    assert (len(packet) == seen.size) == (
+        announcement.instance is None and announcement.datagram_port is None
+    )
 
 
 def test_a_packet_of_the_original_is_an_announcement_of_a_classic_peer(core):
@@ -73,7 +99,9 @@ def test_a_packet_of_the_original_is_an_announcement_of_a_classic_peer(core):
 
 def test_the_trailer_has_the_bytes_that_the_document_shows(core):
     """Other implementations are written from the document, not from this code."""
-    packet = encode_announcement(core, Announcement(1, "CREF", 17354, instance=INSTANCE, datagram_port=7355))
+    packet = encode_announcement(
+        core, Announcement(1, "CREF", 17354, instance=INSTANCE, datagram_port=7355)
+    )
     before_crc = CLASSIC_PACKET + bytes.fromhex("80 08 1a2b3c4d5e6f7081 83 02 1cbb")
     assert packet[:-2] == before_crc
     assert packet[-2:] == core.crc16(before_crc).to_bytes(2, "big")
@@ -81,14 +109,19 @@ def test_the_trailer_has_the_bytes_that_the_document_shows(core):
 
 @given(announcement=announcements.filter(lambda a: a.instance), data=st.data())
 def test_a_damaged_trailer_makes_the_sender_classic_and_is_no_error(core, announcement, data):
-    """What stands behind the CRC is nobody's promise: an original with noise behind its packet must still be found."""
+    """What stands behind the CRC is nobody's promise: an original with noise behind its packet must
+    still be found."""
     packet = bytearray(encode_announcement(core, announcement))
     size = core.decode_discovery(bytes(packet)).size
     position = data.draw(st.integers(size, len(packet) - 1))
     packet[position] ^= 1 << data.draw(st.integers(0, 7))
     seen = decode_announcement(core, bytes(packet))
     assert (seen.instance, seen.datagram_port) == (None, None)
-    assert (seen.type, seen.name, seen.port) == (announcement.type, announcement.name, announcement.port)
+    assert (seen.type, seen.name, seen.port) == (
+        announcement.type,
+        announcement.name,
+        announcement.port,
+    )
 
 
 @given(announcement=announcements.filter(lambda a: a.instance), data=st.data())
@@ -102,7 +135,13 @@ def test_a_cut_trailer_makes_the_sender_classic(core, announcement, data):
 @given(trailer=trailers)
 def test_unknown_and_ill_sized_tlvs_of_a_trailer_are_skipped(core, trailer):
     """Peers of later versions say more than we know, and strangers say it wrongly."""
-    seen = decode_announcement(core, closed(core, CLASSIC_PACKET + trailer + bytes((0x80, 8)) + INSTANCE + bytes((0x83, 2, 0x1C, 0xBB))))
+    seen = decode_announcement(
+        core,
+        closed(
+            core,
+            CLASSIC_PACKET + trailer + bytes((0x80, 8)) + INSTANCE + bytes((0x83, 2, 0x1C, 0xBB)),
+        ),
+    )
     assert (seen.instance, seen.datagram_port) == (INSTANCE, 7355)
 
 
@@ -124,9 +163,13 @@ def test_a_trailer_beyond_the_longest_packet_is_not_read(core):
 
 def test_an_instance_of_zeros_and_a_port_of_zero_count_as_not_said(core):
     """Zero is what memory that nobody filled in holds; all such peers would share one identity."""
-    seen = decode_announcement(core, closed(core, CLASSIC_PACKET + bytes((0x80, 8)) + bytes(8) + bytes((0x83, 2, 0, 0))))
+    seen = decode_announcement(
+        core, closed(core, CLASSIC_PACKET + bytes((0x80, 8)) + bytes(8) + bytes((0x83, 2, 0, 0)))
+    )
     assert (seen.instance, seen.datagram_port) == (None, None)
-    seen = decode_capabilities(core, bytes((0x80, 8)) + bytes(8) + bytes((0x82, 2, 0, 0, 0x83, 2, 0, 0)))
+    seen = decode_capabilities(
+        core, bytes((0x80, 8)) + bytes(8) + bytes((0x82, 2, 0, 0, 0x83, 2, 0, 0))
+    )
     assert (seen.instance, seen.port, seen.datagram_port) == (None, None, None)
 
 
@@ -170,7 +213,12 @@ def test_capabilities_come_back_as_they_were_sent(core, capability):
 def test_the_original_reads_our_capabilities_as_its_own(core, capability):
     """Its four TLVs come first, byte for byte, and it skips the rest."""
     payload = encode_capabilities(core, capability)
-    four = (capability.max_message, capability.preferred_chunk, capability.pressure, capability.flags)
+    four = (
+        capability.max_message,
+        capability.preferred_chunk,
+        capability.pressure,
+        capability.flags,
+    )
     assert payload[:15] == core.encode_capability(*four)
     assert tuple(core.decode_capability(payload)) == four
 
@@ -181,18 +229,32 @@ def test_capabilities_of_the_original_and_ours_have_the_documented_bytes(core):
     assert decode_capabilities(core, CLASSIC_CAPABILITY) == plain
     assert encode_capabilities(core, plain) == CLASSIC_CAPABILITY
     ours = Capabilities(8192, 1024, 0, 5, INSTANCE, "ada", 7354, 7355)
-    assert encode_capabilities(core, ours) == CLASSIC_CAPABILITY + bytes.fromhex("80 08 1a2b3c4d5e6f7081 81 03 616461 82 02 1cba 83 02 1cbb")
+    assert encode_capabilities(core, ours) == CLASSIC_CAPABILITY + bytes.fromhex(
+        "80 08 1a2b3c4d5e6f7081 81 03 616461 82 02 1cba 83 02 1cbb"
+    )
 
 
 @given(order=st.permutations(range(4)), trailer=trailers)
 def test_extensions_are_found_in_any_order_and_the_last_of_a_kind_wins(core, order, trailer):
     """As the original reads its own TLVs."""
-    ours = [bytes((0x80, 8)) + INSTANCE, bytes((0x81, 3)) + b"ada", bytes((0x82, 2, 0x1C, 0xBA)), bytes((0x83, 2, 0x1C, 0xBB))]
+    ours = [
+        bytes((0x80, 8)) + INSTANCE,
+        bytes((0x81, 3)) + b"ada",
+        bytes((0x82, 2, 0x1C, 0xBA)),
+        bytes((0x83, 2, 0x1C, 0xBB)),
+    ]
     seen = decode_capabilities(core, trailer + b"".join(ours[index] for index in order))
-    assert (seen.instance, seen.name, seen.port, seen.datagram_port) == (INSTANCE, "ada", 7354, 7355)
+    assert (seen.instance, seen.name, seen.port, seen.datagram_port) == (
+        INSTANCE,
+        "ada",
+        7354,
+        7355,
+    )
 
 
-@pytest.mark.parametrize(("kind", "sizes"), [(0x80, (0, 7, 9)), (0x81, (0, 32)), (0x82, (0, 1, 3)), (0x83, (0, 1, 3))])
+@pytest.mark.parametrize(
+    ("kind", "sizes"), [(0x80, (0, 7, 9)), (0x81, (0, 32)), (0x82, (0, 1, 3)), (0x83, (0, 1, 3))]
+)
 def test_an_extension_of_a_wrong_length_is_ignored(core, kind, sizes):
     """Half an identity is none."""
     for size in sizes:
@@ -216,9 +278,14 @@ def test_reading_any_payload_gives_capabilities_or_a_protocol_error(core, payloa
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"name": "\u00e9" * 16}, {"name": "\ud800"}, {"instance": b"short"}, {"instance": bytes(8)}, {"datagram_port": 0}, {"datagram_port": 65536},
+        {"name": "\u00e9" * 16},
+        {"name": "\ud800"},
+        {"instance": b"short"},
+        {"instance": bytes(8)},
+        {"datagram_port": 0},
+        {"datagram_port": 65536},
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_said_on_the_wire_is_refused(core, wrong):
     """Better here, with a number, than as a packet that nobody understands."""
     with pytest.raises(InvalidArgument):
@@ -257,7 +324,9 @@ def test_a_batch_gives_payloads_or_messages_in_their_order():
     ada, payloads = Peer(INSTANCE), [b"one", b"", b"two"]
     batch = Batch(ada, payloads)
     assert (len(batch), list(batch)) == (3, payloads)
-    assert [(message.peer, message.data) for message in batch.messages()] == [(ada, payload) for payload in payloads]
+    assert [(message.peer, message.data) for message in batch.messages()] == [
+        (ada, payload) for payload in payloads
+    ]
 
 
 def test_messages_are_no_work_for_the_garbage_collector():

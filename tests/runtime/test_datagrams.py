@@ -1,4 +1,5 @@
-"""Datagrams: whom they reach, whose they are taken for, what a stranger can do with them, and that everything is counted.
+"""Datagrams: whom they reach, whose they are taken for, what a stranger can do with them, and that
+everything is counted.
 
 Nodes live on loopback or in the simulator; the socket of a stranger is one of the test's own.
 """
@@ -32,7 +33,10 @@ def loopback(**more):
 @contextlib.asynccontextmanager
 async def pair(**options):
     """Two connected nodes, and each as the other sees it."""
-    async with pt.Node("ada", **loopback(**options)) as ada, pt.Node("bob", **loopback(**options)) as bob:
+    async with (
+        pt.Node("ada", **loopback(**options)) as ada,
+        pt.Node("bob", **loopback(**options)) as bob,
+    ):
         at_ada = await ada.connect(bob.address, timeout=GUARD)
         await at_ada.send(b"")
         yield ada, bob, at_ada, (await bob.receive(timeout=GUARD)).peer
@@ -59,7 +63,9 @@ async def test_datagrams_of_0_to_1392_bytes_arrive_whole_with_their_sender(core)
             assert ada.send_datagram(at_ada, b"x" * size) is True
             got = await bob.receive_datagram(timeout=GUARD)
             assert got.peer is at_bob and got.data == b"x" * size and len(got) == size and got
-        assert bob.send_datagram(at_bob, "caf\u00e9") and bob.send_datagram(at_bob, memoryview(b"view"))
+        assert bob.send_datagram(at_bob, "caf\u00e9") and bob.send_datagram(
+            at_bob, memoryview(b"view")
+        )
         stream = ada.datagrams()
         assert [(await anext(stream)).text for _ in range(2)] == ["caf\u00e9", "view"]
         assert (ada.stats().datagrams_sent, ada.stats().datagrams_received) == (3, 2)
@@ -69,7 +75,9 @@ async def test_datagrams_of_0_to_1392_bytes_arrive_whole_with_their_sender(core)
 async def test_what_cannot_be_a_datagram_is_refused_with_the_limit_and_the_peer(core):
     """Nothing is cut silently."""
     async with pair(core=core.name) as (ada, _bob, at_ada, at_bob):
-        with pytest.raises(pt.MessageTooLarge, match=r"1,393 bytes to peer 'bob': the limit is 1,392") as caught:
+        with pytest.raises(
+            pt.MessageTooLarge, match=r"1,393 bytes to peer 'bob': the limit is 1,392"
+        ) as caught:
             ada.send_datagram(at_ada, bytes(PAYLOAD_MAX + 1))
         assert caught.value.peer == "bob" and caught.value.code == -16
         with pytest.raises(pt.WrongType):
@@ -85,14 +93,23 @@ async def test_a_peer_that_was_only_heard_can_be_sent_to_without_a_connection(fr
     """Discovery says the port: no connection is made for what may be lost."""
     port = free_port()
     options = {"bind": "127.0.0.1", "port": 0, "udp_port": 0, "discovery_port": port}
-    async with pt.Node("ada", **options) as ada, pt.Node("bob", **options) as bob, pt.Node("eve", **options) as eve:
+    async with (
+        pt.Node("ada", **options) as ada,
+        pt.Node("bob", **options) as bob,
+        pt.Node("eve", **options) as eve,
+    ):
         at_ada = await ada.wait_for("bob", timeout=GUARD)
         await eve.wait_for("bob", timeout=GUARD)
         at_bob = await bob.wait_for("ada", timeout=GUARD)
         await bob.wait_for("eve", timeout=GUARD)
         assert ada.send_datagram(at_ada, b"hello")
         got = await bob.receive_datagram(timeout=GUARD)
-        assert got.peer is at_bob and got.data == b"hello" and not at_bob.connected and not at_ada.connected
+        assert (
+            got.peer is at_bob
+            and got.data == b"hello"
+            and not at_bob.connected
+            and not at_ada.connected
+        )
 
 
 async def test_a_peer_is_known_at_each_address_at_which_it_was_heard(free_port):
@@ -100,13 +117,20 @@ async def test_a_peer_is_known_at_each_address_at_which_it_was_heard(free_port):
     port = free_port()
     async with pt.Node("ada", bind="127.0.0.1", port=0, udp_port=0, discovery_port=port) as ada:
         fast = free_port()
-        announcement = encode_announcement(CORE, Announcement(ANNOUNCE, "bob", 9, instance=b"bob's id", datagram_port=fast))
+        announcement = encode_announcement(
+            CORE, Announcement(ANNOUNCE, "bob", 9, instance=b"bob's id", datagram_port=fast)
+        )
         for host in ("127.0.0.2", "127.0.0.3"):
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bob:
                 bob.bind((host, fast))
                 bob.sendto(announcement, ("127.0.0.1", port))
                 peer = await ada.wait_for("bob", timeout=GUARD)
-                await until(lambda peer=peer, host=host: host in [each for each, _ in ada._engine.finder.discovery.addresses(peer.key)])
+                await until(
+                    lambda peer=peer, host=host: (
+                        host
+                        in [each for each, _ in ada._engine.finder.discovery.addresses(peer.key)]
+                    )
+                )
                 bob.sendto(CORE.encode_datagram(0, host.encode()), ("127.0.0.1", udp_port(ada)))
                 got = await ada.receive_datagram(timeout=GUARD)
                 assert got.peer is peer and got.text == host
@@ -117,9 +141,14 @@ async def test_a_peer_that_announced_no_port_is_refused_before_a_byte_is_sent(fr
     port = free_port()
     async with pt.Node("ada", bind="127.0.0.1", port=0, udp_port=0, discovery_port=port) as ada:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
-            stranger.sendto(encode_announcement(CORE, Announcement(ANNOUNCE, "mute", 9, instance=b"mutemute")), ("127.0.0.1", port))
+            stranger.sendto(
+                encode_announcement(CORE, Announcement(ANNOUNCE, "mute", 9, instance=b"mutemute")),
+                ("127.0.0.1", port),
+            )
         mute = await ada.wait_for("mute", timeout=GUARD)
-        with pytest.raises(pt.NotSupported, match="'mute' has announced no datagram port") as caught:
+        with pytest.raises(
+            pt.NotSupported, match="'mute' has announced no datagram port"
+        ) as caught:
             ada.send_datagram(mute, b"x")
         assert caught.value.peer == "mute" and ada.stats().datagrams_sent == 0
 
@@ -146,24 +175,37 @@ async def test_what_is_not_taken_gives_way_to_what_is_newer_and_is_counted(core)
             ada.send_datagram(at_ada, number.to_bytes(2, "big"))
             await until(lambda number=number: bob.stats().datagrams_received == number + 1)
         assert bob.stats().datagrams_overflowed == more
-        got = [int.from_bytes((await bob.receive_datagram(timeout=GUARD)).data, "big") for _ in range(WAITING_MAX)]
+        got = [
+            int.from_bytes((await bob.receive_datagram(timeout=GUARD)).data, "big")
+            for _ in range(WAITING_MAX)
+        ]
         assert got == list(range(more, WAITING_MAX + more))
 
 
 # Ports
 
 
-async def test_the_default_port_is_7355_and_gives_way_but_an_explicit_one_does_not(free_port, monkeypatch):
+async def test_the_default_port_is_7355_and_gives_way_but_an_explicit_one_does_not(
+    free_port, monkeypatch
+):
     """Several nodes on one host need no options; who names a port means it."""
     assert pt.Config().udp_port == 7355
     port = free_port()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", port))
-        monkeypatch.setattr(pt.Config, "explain", lambda self, real=pt.Config.explain: {**real(self), "udp_port": (port, "default")})
+        monkeypatch.setattr(
+            pt.Config,
+            "explain",
+            lambda self, real=pt.Config.explain: {**real(self), "udp_port": (port, "default")},
+        )
         async with pt.Node("ada", **loopback(udp_port=port)) as ada:
             assert udp_port(ada) not in (0, port)
         monkeypatch.undo()
-        with pytest.raises(pt.AddressInUse, match=rf"UDP port {port} on 127.0.0.1 is taken.*Config.udp_port \(PEERTALK_UDP_PORT\), 0 for any"):
+        with pytest.raises(
+            pt.AddressInUse,
+            match=rf"UDP port {port} on 127.0.0.1 is taken.*Config.udp_port "
+            r"\(PEERTALK_UDP_PORT\), 0 for any",
+        ):
             async with pt.Node("ada", **loopback(udp_port=port)):
                 pass
     monkeypatch.setenv("PEERTALK_UDP_PORT", str(port))
@@ -176,20 +218,25 @@ async def test_the_default_port_is_7355_and_gives_way_but_an_explicit_one_does_n
 
 @contextlib.asynccontextmanager
 async def with_classic(free_port, *names):
-    """A node and classic peers at 127.0.0.2 that announce themselves and answer no dial; gives the node and a socket on its datagram port there."""
+    """A node and classic peers at 127.0.0.2 that announce themselves and answer no dial; gives the
+    node and a socket on its datagram port there."""
     port, fast = free_port(), free_port()
     async with pt.Node("ada", bind="127.0.0.1", port=0, udp_port=fast, discovery_port=port) as ada:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as classic:
             classic.bind(("127.0.0.2", fast))
             classic.setblocking(False)
             for number, name in enumerate(names):
-                classic.sendto(encode_announcement(CORE, Announcement(ANNOUNCE, name, 9 + number)), ("127.0.0.1", port))
+                classic.sendto(
+                    encode_announcement(CORE, Announcement(ANNOUNCE, name, 9 + number)),
+                    ("127.0.0.1", port),
+                )
                 await ada.wait_for(name, timeout=GUARD)
             yield ada, classic, fast
 
 
 async def test_a_classic_peer_is_reached_at_our_own_port_number_and_known_by_its_address(free_port):
-    """Rule 12: everybody of the original uses one port; and it is known though it is not connected and its port field is wrong."""
+    """Rule 12: everybody of the original uses one port; and it is known though it is not connected
+    and its port field is wrong."""
     async with with_classic(free_port, "mac") as (ada, classic, fast):
         mac = ada.peers["mac"]
         assert ada.send_datagram(mac, b"x=1")
@@ -212,7 +259,9 @@ async def test_a_peer_that_left_is_a_stranger_again(free_port):
     """What is kept of peers ends with them."""
     async with with_classic(free_port, "mac") as (ada, classic, fast):
         mac, port = ada.peers["mac"], ada.config.discovery_port
-        classic.sendto(encode_announcement(CORE, Announcement(GOODBYE, "mac", 9)), ("127.0.0.1", port))
+        classic.sendto(
+            encode_announcement(CORE, Announcement(GOODBYE, "mac", 9)), ("127.0.0.1", port)
+        )
         await until(lambda: not ada.peers)
         classic.sendto(CORE.encode_datagram(fast, b"still me"), ("127.0.0.1", fast))
         await until(lambda: ada.stats().datagrams_ignored == 1)
@@ -239,7 +288,10 @@ async def test_what_is_malformed_or_too_long_or_of_nobody_is_counted_and_harms_n
             ada._engine.world.send_to(ada._engine.datagrams._socket, packet, target)
             await until(lambda number=number: bob.stats().datagrams_ignored == number)
         assert bob.stats().datagrams_received == 0
-        assert ada.send_datagram(at_ada, b"still here") and (await bob.receive_datagram(timeout=GUARD)).data == b"still here"
+        assert (
+            ada.send_datagram(at_ada, b"still here")
+            and (await bob.receive_datagram(timeout=GUARD)).data == b"still here"
+        )
 
 
 class MadeUp:
@@ -249,7 +301,9 @@ class MadeUp:
         self.world = self
         self.core = CORE
         self.finder = None
-        self.totals = types.SimpleNamespace(datagrams_received=0, datagrams_ignored=0, datagrams_overflowed=0, datagrams_sent=0)
+        self.totals = types.SimpleNamespace(
+            datagrams_received=0, datagrams_ignored=0, datagrams_overflowed=0, datagrams_sent=0
+        )
         self.coming = []
         self.went = []
         self.peers = {}
@@ -283,11 +337,15 @@ def test_one_turn_reads_so_many_and_leaves_the_rest():
     fast = Datagrams(engine)
     engine.coming = [(b"junk", ("10.0.0.9", 9))] * 1000
     fast._hear()
-    assert engine.totals.datagrams_ignored == datagrams.PER_TURN and len(engine.coming) == 1000 - datagrams.PER_TURN
+    assert (
+        engine.totals.datagrams_ignored == datagrams.PER_TURN
+        and len(engine.coming) == 1000 - datagrams.PER_TURN
+    )
 
 
 def test_a_connected_peer_is_written_to_where_it_is_connected():
-    """A host on two networks announces itself on both; only the address of the connection is known to work."""
+    """A host on two networks announces itself on both; only the address of the connection is known
+    to work."""
     engine = MadeUp()
     fast = Datagrams(engine)
     fast.port = 7000
@@ -297,11 +355,17 @@ def test_a_connected_peer_is_written_to_where_it_is_connected():
         assert fast.send(each, b"x")
         each.connection = types.SimpleNamespace(address=("10.9.9.9", 12345))
         assert fast.send(each, b"x")
-    assert engine.went == [("10.0.0.1", 7356), ("10.9.9.9", 7356), ("10.0.0.2", 7000), ("10.9.9.9", 7000)]
+    assert engine.went == [
+        ("10.0.0.1", 7356),
+        ("10.9.9.9", 7356),
+        ("10.0.0.2", 7000),
+        ("10.9.9.9", 7000),
+    ]
 
 
 def test_a_sender_is_found_by_address_and_port_then_by_a_lone_classic_address():
-    """Several nodes share a host, with classic ones among them; a former life of a program is still known when the next one speaks."""
+    """Several nodes share a host, with classic ones among them; a former life of a program is still
+    known when the next one speaks."""
     fast = Datagrams(MadeUp())
     ada, bob, mac = Known("10.0.0.1", 7355), Known("10.0.0.1", 7356), Known("10.0.0.1")
     for each in (ada, bob, mac):
@@ -317,7 +381,11 @@ def test_a_sender_is_found_by_address_and_port_then_by_a_lone_classic_address():
     ada.address = ("10.0.0.3", 1)
     ada.connection = types.SimpleNamespace(address=("10.0.0.4", 2))
     fast.place(ada)
-    assert [fast._sender((host, 7355)) for host in ("10.0.0.1", "10.0.0.3", "10.0.0.4")] == [again, ada, ada]
+    assert [fast._sender((host, 7355)) for host in ("10.0.0.1", "10.0.0.3", "10.0.0.4")] == [
+        again,
+        ada,
+        ada,
+    ]
     for each in (ada, again, bob, mac):
         fast.displace(each)
         fast.displace(each)
@@ -327,7 +395,13 @@ def test_a_sender_is_found_by_address_and_port_then_by_a_lone_classic_address():
 async def test_what_the_system_does_not_take_is_told_and_counted(core, monkeypatch):
     """A full socket or a missing route is no exception, and no silence either."""
     async with pair(core=core.name) as (ada, _bob, at_ada, _at_bob):
-        monkeypatch.setattr(World, "send_to", lambda self, sender, packet, address, real=World.send_to: real(self, sender, packet, ("127.0.0.1", 0)))
+        monkeypatch.setattr(
+            World,
+            "send_to",
+            lambda self, sender, packet, address, real=World.send_to: real(
+                self, sender, packet, ("127.0.0.1", 0)
+            ),
+        )
         assert ada.send_datagram(at_ada, b"nowhere") is False
         assert (ada.stats().datagrams_sent, ada.stats().datagrams_refused) == (0, 1)
 
@@ -336,14 +410,26 @@ async def test_what_the_system_does_not_take_is_told_and_counted(core, monkeypat
 
 
 @pytest.mark.parametrize("platform", ["mactcp", "opentransport"])
-def test_on_a_bad_wire_each_datagram_arrives_never_once_or_twice_and_none_is_made_up(c_core, platform):
-    """Loss, doubles and overtaking are what the name says, and the counters agree with the wire's."""
+def test_on_a_bad_wire_each_datagram_arrives_never_once_or_twice_and_none_is_made_up(
+    c_core, platform
+):
+    """Loss, doubles and overtaking are what the name says, and the counters agree with the
+    wire's."""
 
     async def main(net):
         a, b = [await net.node(name, platform=platform, core=c_core.name) for name in ("a", "b")]
         at_a = await a.wait_for("b", timeout=30)
         at_b = await b.wait_for("a", timeout=30)
-        net.link(a, b, latency="5ms", jitter="5ms", loss=0.2, duplicate=0.2, reorder=0.2, reorder_by="20ms")
+        net.link(
+            a,
+            b,
+            latency="5ms",
+            jitter="5ms",
+            loss=0.2,
+            duplicate=0.2,
+            reorder=0.2,
+            reorder_by="20ms",
+        )
         sent = [number.to_bytes(2, "big") * 50 for number in range(200)]
         for payload in sent:
             assert a.send_datagram(at_a, payload)

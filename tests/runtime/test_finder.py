@@ -1,4 +1,5 @@
-"""Discovery between a socket and the sans-I/O half: what is heard goes in, what is due goes out, and no network is no disaster.
+"""Discovery between a socket and the sans-I/O half: what is heard goes in, what is due goes out,
+and no network is no disaster.
 
 World and engine are made up: time passes when the test says so, and packets lie in lists.
 """
@@ -58,7 +59,8 @@ class MadeUpWorld:
 
 
 class MadeUpEngine:
-    """What a Finder needs of a Transport: timers that the test lets expire, and a list of what was told."""
+    """What a Finder needs of a Transport: timers that the test lets expire, and a list of what was
+    told."""
 
     def __init__(self, **options):
         self.config = Config(name="ada", discovery_port=7000, **options)
@@ -106,7 +108,10 @@ class MadeUpEngine:
 
 
 def packet(kind=ANNOUNCE, instance=THEIRS, name="bob", host="10.0.0.5", port=7354):
-    return encode_announcement(CORE, Announcement(kind, name, port, instance=instance)), (host, 7000)
+    return encode_announcement(CORE, Announcement(kind, name, port, instance=instance)), (
+        host,
+        7000,
+    )
 
 
 def kinds(world):
@@ -120,7 +125,8 @@ def start(**options):
 
 
 def test_it_announces_itself_asks_who_is_there_and_goes_on_announcing():
-    """Others know a node from its first second, and it them; later packets are for those who come later or missed one."""
+    """Others know a node from its first second, and it them; later packets are for those who come
+    later or missed one."""
     engine, _finder = start(announce_interval=5.0)
     assert kinds(engine.world) == [ANNOUNCE, QUERY]
     engine.pass_time(4.9)
@@ -135,7 +141,10 @@ def test_what_is_heard_is_told_once_and_its_end_too():
     engine, _finder = start(peer_timeout=30.0)
     engine.hear(packet(), packet())
     engine.hear(packet(name="robert"))
-    assert [type(told) for told in engine.told] == [Found, Changed] and engine.told[0].address == ("10.0.0.5", 7354)
+    assert [type(told) for told in engine.told] == [Found, Changed] and engine.told[0].address == (
+        "10.0.0.5",
+        7354,
+    )
     engine.pass_time(29.9)
     assert len(engine.told) == 2
     engine.pass_time(0.2)
@@ -157,7 +166,10 @@ def test_a_question_is_answered_soon_and_not_with_the_next_announcement():
     assert len(engine.timers) == 1
 
 
-@pytest.mark.parametrize(("options", "heard"), [({}, True), ({"bind": "10.0.0.200"}, False), ({"interfaces": ("lan",)}, False)])
+@pytest.mark.parametrize(
+    ("options", "heard"),
+    [({}, True), ({"bind": "10.0.0.200"}, False), ({"interfaces": ("lan",)}, False)],
+)
 def test_other_networks_are_heard_unless_it_was_narrowed(options, heard):
     """Whoever binds a node to one network does not want it to dial into another."""
     engine, _finder = start(**options)
@@ -176,7 +188,9 @@ def test_packets_go_out_as_the_configuration_says():
     assert engine.world.sent[0] == (ANNOUNCE, [LAN], False, "")
 
 
-@pytest.mark.parametrize("failure", [errors.NoNetwork("cable out"), OSError(24, "Too many open files")])
+@pytest.mark.parametrize(
+    "failure", [errors.NoNetwork("cable out"), OSError(24, "Too many open files")]
+)
 def test_no_network_is_a_warning_and_the_next_announcement_tries_again(failure, caplog):
     """A laptop that sleeps must not kill the node, nor keep it from announcing when it wakes up."""
     engine, finder = start(announce_interval=5.0)
@@ -195,7 +209,12 @@ def test_no_network_is_a_warning_and_the_next_announcement_tries_again(failure, 
 def test_a_flood_of_packets_is_taken_in_parts():
     """Whoever floods the port must not keep the loop from its links."""
     engine, _finder = start()
-    engine.hear(*[packet(instance=number.to_bytes(8, "big"), host=f"10.0.0.{number % 50}") for number in range(1, 201)])
+    engine.hear(
+        *[
+            packet(instance=number.to_bytes(8, "big"), host=f"10.0.0.{number % 50}")
+            for number in range(1, 201)
+        ]
+    )
     first = len(engine.told)
     assert first == 64 and len(engine.world.coming) == 136
     while engine.world.coming:
@@ -240,13 +259,19 @@ def test_it_says_goodbye_once_and_lets_go_of_everything():
 
 
 def test_flags_that_are_set_are_announced_at_once_and_from_then_on():
-    """A host that opens its session should be seen as one in this second and not in the next five."""
+    """A host that opens its session should be seen as one in this second and not in the next
+    five."""
     engine, finder = start(announce_interval=5.0, flags=1)
     heard = []
-    engine.world.broadcast = lambda _sender, packet, *_: heard.append(decode_announcement(CORE, packet))
+    engine.world.broadcast = lambda _sender, packet, *_: heard.append(
+        decode_announcement(CORE, packet)
+    )
     engine.pass_time(1.0)
     finder.set_flags(0x0109)
     assert [(packet.type, packet.flags) for packet in heard] == [(ANNOUNCE, 0x0109)]
     engine.pass_time(5.1)
     finder.goodbye()
-    assert [(packet.type, packet.flags) for packet in heard[1:]] == [(ANNOUNCE, 0x0109), (GOODBYE, 0x0109)]
+    assert [(packet.type, packet.flags) for packet in heard[1:]] == [
+        (ANNOUNCE, 0x0109),
+        (GOODBYE, 0x0109),
+    ]

@@ -73,7 +73,9 @@ class AnyHistory(RuleBasedStateMachine):
         self.taken(0)
         count = self.lots[0][0]
         peer, payloads = self.inbox.take_lot()
-        assert [(peer, payload) for payload in payloads] == [self.waiting[index] for index in range(count)] and payloads
+        assert [(peer, payload) for payload in payloads] == [
+            self.waiting[index] for index in range(count)
+        ] and payloads
         self.taken(count)
         self.settle()
 
@@ -137,7 +139,8 @@ def test_consumers_that_iterate_a_lot_share_it():
 
 @given(costs=st.lists(st.integers(0, 3 * LIMIT), max_size=60))
 def test_pressure_rises_at_each_quarter_and_falls_an_eighth_below_it(costs):
-    """The level is what the cost says, give or take an eighth downwards; so a cost that wavers about a quarter is told once."""
+    """The level is what the cost says, give or take an eighth downwards; so a cost that wavers
+    about a quarter is told once."""
     inbox, level = Inbox(LIMIT, lambda _: None), 0
     for cost in costs:
         inbox.cost = cost
@@ -145,7 +148,9 @@ def test_pressure_rises_at_each_quarter_and_falls_an_eighth_below_it(costs):
         plain = min(3, cost * 4 // LIMIT)
         assert plain <= following <= min(3, (cost + LIMIT // 8) * 4 // LIMIT)
         assert following == plain or following <= level, "never up before its quarter is full"
-        assert following >= level or cost * 8 < (2 * level - 1) * LIMIT, "never down before an eighth has gone"
+        assert following >= level or cost * 8 < (2 * level - 1) * LIMIT, (
+            "never down before an eighth has gone"
+        )
         assert inbox.level(following) == following
         level = following
     inbox.cost = 0

@@ -26,27 +26,41 @@ def peers_of(*peers):
 def test_it_is_a_mapping_by_id():
     """What works with a dict works with it."""
     peers, _ = peers_of(ADA, BOB, CLASSIC)
-    assert list(peers) == [ADA.id, BOB.id, "192.0.2.7:7354"] and len(peers) == 3 and peers.version == 7
+    assert (
+        list(peers) == [ADA.id, BOB.id, "192.0.2.7:7354"] and len(peers) == 3 and peers.version == 7
+    )
     assert list(peers.values()) == [ADA, BOB, CLASSIC]
-    assert list(peers.items()) == [(ADA.id, ADA), (BOB.id, BOB), (CLASSIC.id, CLASSIC)] == [(peer.id, peers[peer.id]) for peer in peers.values()]
+    assert (
+        list(peers.items())
+        == [(ADA.id, ADA), (BOB.id, BOB), (CLASSIC.id, CLASSIC)]
+        == [(peer.id, peers[peer.id]) for peer in peers.values()]
+    )
     assert dict(peers) == {ADA.id: ADA, BOB.id: BOB, CLASSIC.id: CLASSIC}
 
 
 def test_it_is_looked_up_by_name_where_one_peer_alone_has_it():
     """A name is what people know; an id is what is certain."""
     peers, _ = peers_of(ADA, BOB, CLASSIC)
-    assert peers["ada"] is ADA and peers[BOB.id] is BOB and peers["mac"] is peers["192.0.2.7:7354"] is CLASSIC
+    assert (
+        peers["ada"] is ADA
+        and peers[BOB.id] is BOB
+        and peers["mac"] is peers["192.0.2.7:7354"] is CLASSIC
+    )
     peers, _ = peers_of(ADA, BOB, TWIN)
     with pytest.raises(errors.PeerNotFound) as raised:
         peers["bob"]
-    assert BOB.id in str(raised.value) and TWIN.id in str(raised.value) and raised.value.peer == "bob"
+    assert (
+        BOB.id in str(raised.value) and TWIN.id in str(raised.value) and raised.value.peer == "bob"
+    )
 
 
 def test_asking_for_somebody_who_is_not_there_is_no_error():
     """`in` and get() are there to ask; only [] insists."""
     peers, _ = peers_of(BOB, TWIN)
     assert "eve" not in peers and peers.get("eve") is None and peers.get("eve", ADA) is ADA
-    assert "bob" not in peers and peers.get("bob") is None, "two have that name: neither is found by it"
+    assert "bob" not in peers and peers.get("bob") is None, (
+        "two have that name: neither is found by it"
+    )
     assert BOB.id in peers and peers.get(TWIN.id) is TWIN
     assert 5 not in peers and "" not in peers and "zz" not in peers
     with pytest.raises(KeyError, match="no peer 'eve' is known; known: 'bob', 'bob'"):
@@ -74,7 +88,11 @@ def test_an_id_is_written_in_one_way():
 def test_of_several_of_one_name_the_latest_matches():
     """A program that was started again is known twice until its former life is forgotten."""
     peers, _ = peers_of(BOB, ADA, TWIN)
-    assert peers.matching("bob") is TWIN and peers.matching(BOB.id) is BOB and peers.matching("eve") is None
+    assert (
+        peers.matching("bob") is TWIN
+        and peers.matching(BOB.id) is BOB
+        and peers.matching("eve") is None
+    )
     assert peers.matching(lambda peer: peer.name == "bob") is BOB
     assert peers.matching(lambda peer: False) is None
 

@@ -1,6 +1,8 @@
-"""Small talk between nodes: who is pinged when, and what becomes of a report for which there is no room.
+"""Small talk between nodes: who is pinged when, and what becomes of a report for which there is no
+room.
 
-The engine is made up, and its clock is a number. That the bytes are right on a socket is tests/runtime/test_switchboard.py's.
+The engine is made up, and its clock is a number. That the bytes are right on a socket is
+tests/runtime/test_switchboard.py's.
 """
 
 from __future__ import annotations
@@ -95,7 +97,10 @@ class MadeUpEngine:
 def pressures(frames):
     assert all(kind == CAPABILITY for kind, _ in frames)
     told = [decode_capabilities(CORE, payload) for _, payload in frames]
-    assert all((each.max_message, each.instance, each.name, each.port) == (8192, b"whoweare", "ada", 7354) for each in told), "complete"
+    assert all(
+        (each.max_message, each.instance, each.name, each.port) == (8192, b"whoweare", "ada", 7354)
+        for each in told
+    ), "complete"
     return [each.pressure for each in told]
 
 
@@ -103,7 +108,9 @@ def test_each_connection_is_pinged_once_in_an_interval_eight_at_a_time():
     """All at once, 1,500 idle peers would borrow 1,500 slot buffers."""
     engine = MadeUpEngine(ping_interval=10.0)
     connections = [engine.connect(tag) for tag in range(30)]
-    assert [connection.link.taken() for connection in connections] == [[(PING, b"")]] * 30, "each when it opens"
+    assert [connection.link.taken() for connection in connections] == [[(PING, b"")]] * 30, (
+        "each when it opens"
+    )
     for connection in connections:
         engine.pulse.pong(connection)
     engine.pass_time(9.9)
@@ -154,29 +161,43 @@ def test_an_answer_for_which_there_is_no_room_is_dropped_and_counted():
     connection.link.room = False
     for _ in range(1000):
         engine.pulse.answer(connection)
-    assert connection.link.taken() == [(PONG, b"")] and engine.totals.pongs_dropped == 1000 and connection.owed == 0
+    assert (
+        connection.link.taken() == [(PONG, b"")]
+        and engine.totals.pongs_dropped == 1000
+        and connection.owed == 0
+    )
 
 
 def test_only_those_who_bring_something_hear_of_pressure_and_all_of_them_hear_of_its_end():
-    """With a thousand idle peers a level must not be a thousand frames; and no one may be left slowed."""
+    """With a thousand idle peers a level must not be a thousand frames; and no one may be left
+    slowed."""
     engine = MadeUpEngine(ping_interval=0)
     busy, idle, late = (engine.connect(tag) for tag in (1, 2, 3))
     engine.deliver(busy)
     assert not busy.link.frames
     engine.deliver(busy, 5)
     engine.deliver(late)
-    assert pressures(busy.link.taken()) == [75] and pressures(late.link.taken()) == [75] and engine.inbox.told == {busy, late}
+    assert (
+        pressures(busy.link.taken()) == [75]
+        and pressures(late.link.taken()) == [75]
+        and engine.inbox.told == {busy, late}
+    )
     engine.pulse.ended(late)
     late.state = State.CLOSED
     while engine.inbox.take() is not None:
         pass
-    assert pressures(busy.link.taken()) == [50, 25, 0] and not late.link.frames and not idle.link.frames
+    assert (
+        pressures(busy.link.taken()) == [50, 25, 0]
+        and not late.link.frames
+        and not idle.link.frames
+    )
     assert not engine.inbox.told and engine.inbox.eases_at == 0 and busy.pressure == 0
 
 
 @pytest.mark.parametrize("then", [0, 1, 2])
 def test_a_report_without_room_leaves_once_and_tells_what_holds_then(then):
-    """Two reports would be old news and news; none, and the peer is flooding, or slowed, for ever."""
+    """Two reports would be old news and news; none, and the peer is flooding, or slowed, for
+    ever."""
     engine = MadeUpEngine(ping_interval=0)
     connection = engine.connect()
     connection.link.room = False
@@ -190,4 +211,8 @@ def test_a_report_without_room_leaves_once_and_tells_what_holds_then(then):
     connection.link.room = True
     engine.pulse.pay(connection)
     engine.pulse.pay(connection)
-    assert pressures(connection.link.taken()) == [25 * then] and engine.totals.pressure_reports == 1 and connection.owed == 0
+    assert (
+        pressures(connection.link.taken()) == [25 * then]
+        and engine.totals.pressure_reports == 1
+        and connection.owed == 0
+    )

@@ -1,6 +1,8 @@
-"""What can be sent, and how a peer takes messages: any kind of buffer, in order, within bounds, from any thread.
+"""What can be sent, and how a peer takes messages: any kind of buffer, in order, within bounds,
+from any thread.
 
-The link here is one that takes as many as it is told to; the engine is real but never opened, so no socket is involved.
+The link here is one that takes as many as it is told to; the engine is real but never opened, so no
+socket is involved.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ WOULD_BLOCK, TOO_LARGE = errors.WouldBlock.code, errors.MessageTooLarge.code
 
 
 class NoSockets(World):
-    """Counts the connections whose unsent bytes were bounded; those of this module have no socket."""
+    """Counts the connections whose unsent bytes were bounded; those of this module have no
+    socket."""
 
     bounded = 0
 
@@ -40,7 +43,9 @@ class NoSockets(World):
 @pytest.fixture(scope="module")
 def engine():
     """An engine that was never opened: it has peers and a loop, no socket, and speaks to nobody."""
-    config = Config(name="ada", core="reference", discovery=False, send_queue_size=4, send_queue_bytes=64 * 1024)
+    config = Config(
+        name="ada", core="reference", discovery=False, send_queue_size=4, send_queue_bytes=64 * 1024
+    )
     made = Transport(config, NoSockets(), Remote, lambda: None)
     yield made
     made.close_now()
@@ -59,7 +64,9 @@ class GivenLink:
         self.calls.append(payloads)
         room = self.room.pop(0) if self.room else len(payloads)
         self.taken += payloads[start : start + room]
-        return min(room, len(payloads) - start), (0 if room >= len(payloads) - start else WOULD_BLOCK)
+        return min(room, len(payloads) - start), (
+            0 if room >= len(payloads) - start else WOULD_BLOCK
+        )
 
     def send(self, payload):
         accepted, code = self.send_many([bytes(payload)])
@@ -76,7 +83,9 @@ _numbers = iter(range(1, 1 << 30))
 def peer_of(engine, link=None, *, classic=False):
     number = next(_numbers)
     instance = None if classic else number.to_bytes(8, "big")
-    peer = Remote(instance or ("127.0.0.1", number), instance=instance, name="bob", address=("127.0.0.1", 1))
+    peer = Remote(
+        instance or ("127.0.0.1", number), instance=instance, name="bob", address=("127.0.0.1", 1)
+    )
     peer.attach(engine)
     if link is not None:
         connection = Connection(number, ("127.0.0.1", 1), dialled=True, now=0.0, peer=peer)
@@ -92,10 +101,14 @@ def peer_of(engine, link=None, *, classic=False):
 @pytest.mark.parametrize(
     ("data", "meant"),
     [
-        (b"bytes", b"bytes"), ("Grüße", "Grüße".encode()), (bytearray(b"array"), b"array"), (memoryview(b"view")[1:], b"iew"), ("", b""),
+        (b"bytes", b"bytes"),
+        ("Grüße", "Grüße".encode()),
+        (bytearray(b"array"), b"array"),
+        (memoryview(b"view")[1:], b"iew"),
+        ("", b""),
         (memoryview(array.array("I", [1])), array.array("I", [1]).tobytes()),
     ],
-)  # fmt: skip
+)
 def test_bytes_buffers_and_text_can_be_sent(data, meant):
     """As they are; text as UTF-8, as str says by itself nowhere."""
     assert bytes(payload_of(data)) == meant and as_bytes([data]) == [meant]
@@ -118,7 +131,8 @@ def test_a_view_with_gaps_is_refused():
 
 @pytest.mark.parametrize("data", [b"abc", "abc", bytearray(b"abc"), memoryview(b"abc")])
 def test_one_message_in_place_of_several_is_refused(data):
-    """send_many(b"abc") would be three numbers, send_many("abc") three messages: neither is what was meant."""
+    """send_many(b"abc") would be three numbers, send_many("abc") three messages: neither is what
+    was meant."""
     with pytest.raises(errors.WrongType, match="use send"):
         as_bytes(data)
 
@@ -130,16 +144,23 @@ def test_a_list_of_bytes_is_not_copied():
     assert as_bytes(iter(messages)) == messages and as_bytes(["1", b"2"]) == messages
 
 
-@given(sizes=st.lists(st.sampled_from([0, 1, 100, 8_192]), max_size=60), rooms=st.lists(st.integers(0, 20), max_size=20))
+@given(
+    sizes=st.lists(st.sampled_from([0, 1, 100, 8_192]), max_size=60),
+    rooms=st.lists(st.integers(0, 20), max_size=20),
+)
 def test_many_messages_reach_the_link_in_order_each_once(engine, sizes, rooms):
-    """However the link cuts it: a message that is skipped or repeated here is lost or doubled for the user."""
-    messages = [number.to_bytes(4, "big") + bytes(max(0, size - 4)) for number, size in enumerate(sizes)]
+    """However the link cuts it: a message that is skipped or repeated here is lost or doubled for
+    the user."""
+    messages = [
+        number.to_bytes(4, "big") + bytes(max(0, size - 4)) for number, size in enumerate(sizes)
+    ]
     link = GivenLink(rooms)
     peer = peer_of(engine, link)
     done = refused = 0
     while done < len(messages):
         taken = peer.accept_many(messages, done)
-        if peer.outbox:  # refused by the link, so it waits in the outbox: move it on as the engine does
+        # refused by the link, so it waits in the outbox: move it on as the engine does
+        if peer.outbox:
             engine.pump(peer)
         done += taken
         refused += not taken
@@ -158,7 +179,9 @@ def test_one_call_hands_over_about_one_round_of_slots(engine, size):
     taken = peer.accept_many(messages, 10)
     slots_hold = engine.pipeline_depth * engine.core.limits.slot_size
     assert 1 <= taken <= 4_096 and taken * (size + FRAME_OVERHEAD) <= slots_hold
-    assert taken == 4_096 or (taken + engine.pipeline_depth) * (size + FRAME_OVERHEAD) > slots_hold, "and not much less: each call costs"
+    assert (
+        taken == 4_096 or (taken + engine.pipeline_depth) * (size + FRAME_OVERHEAD) > slots_hold
+    ), "and not much less: each call costs"
 
 
 def test_a_message_over_the_limit_is_refused_before_it_has_a_number(engine):
@@ -173,7 +196,12 @@ def test_a_message_that_the_link_refuses_waits_and_those_behind_it_too(engine):
     """A later message that slips into the link past the outbox has overtaken."""
     link = GivenLink([0])
     peer = peer_of(engine, link)
-    assert peer.accept(b"first", False) and peer.queued == 1 and peer.queue.reason == "slots" and peer.quick is None
+    assert (
+        peer.accept(b"first", False)
+        and peer.queued == 1
+        and peer.queue.reason == "slots"
+        and peer.quick is None
+    )
     assert peer.accept(b"second", False) and not link.taken
     assert (peer.queue.pending, peer.queue.capacity, peer.queue.bytes) == (2, 4, 11)
     engine.pump(peer)
@@ -186,7 +214,11 @@ def test_a_full_outbox_refuses_and_nothing_changes(engine):
     for number in range(4):
         assert peer.accept(b"%d" % number, False)
     before = peer.stats()
-    assert not peer.accept(b"too many", False) and peer.stats() == before and before.queue.pressure == 100
+    assert (
+        not peer.accept(b"too many", False)
+        and peer.stats() == before
+        and before.queue.pressure == 100
+    )
     refusal = peer.no_room()
     assert refusal.reason == "queue" and refusal.peer == "bob" and "4 wait" in str(refusal)
 
@@ -217,7 +249,10 @@ def test_those_who_wait_for_a_connection_are_told_once(engine):
     """One future, one result."""
     peer = peer_of(engine)
     told = []
-    peer.reaching = [lambda reached, error: told.append((reached, error)), lambda reached, error: told.append((reached, error))]
+    peer.reaching = [
+        lambda reached, error: told.append((reached, error)),
+        lambda reached, error: told.append((reached, error)),
+    ]
     error = errors.Timeout("late")
     peer.tell_reaching(error)
     peer.tell_reaching(None)
@@ -228,7 +263,8 @@ def test_those_who_wait_for_a_connection_are_told_once(engine):
 
 
 class PartLink:
-    """A link of the engine that takes as many frames as it is told to, and remembers them: (flags, payload)."""
+    """A link of the engine that takes as many frames as it is told to, and remembers them: (flags,
+    payload)."""
 
     def __init__(self, room=1 << 30, max_message=8192):
         self.room = room
@@ -271,7 +307,8 @@ class PartLink:
         return [payload for flags, payload in self.frames if not flags & values.FRAGMENT]
 
     def joined(self):
-        """Whole messages in order: fragments as the original joins them, which allows nothing in between."""
+        """Whole messages in order: fragments as the original joins them, which allows nothing in
+        between."""
         whole, running = [], None
         for flags, payload in self.frames:
             if not flags & values.FRAGMENT:
@@ -283,7 +320,11 @@ class PartLink:
             if marks & 1:
                 assert running is None and offset == 0
                 running = [message, total, b""]
-            assert running is not None and running[:2] == [message, total] and offset == len(running[2])
+            assert (
+                running is not None
+                and running[:2] == [message, total]
+                and offset == len(running[2])
+            )
             running[2] += payload[8:]
             if marks & 2:
                 assert len(running[2]) == total
@@ -297,11 +338,18 @@ def capabilities(pressure=0, max_message=8192):
 
 
 class AnyTraffic(RuleBasedStateMachine):
-    """Any mix of calls, of what the link takes and reports, and of ends: each accepted message has one outcome, and a truthful one."""
+    """Any mix of calls, of what the link takes and reports, and of ends: each accepted message has
+    one outcome, and a truthful one."""
 
     def __init__(self):
         super().__init__()
-        config = Config(name="ada", core="reference", discovery=False, send_queue_size=8, send_queue_bytes=20_000)
+        config = Config(
+            name="ada",
+            core="reference",
+            discovery=False,
+            send_queue_size=8,
+            send_queue_bytes=20_000,
+        )
         self.engine = Transport(config, NoSockets(), Remote, lambda: None)
         self.told = []
         self.engine.publish = self.told.append
@@ -314,12 +362,18 @@ class AnyTraffic(RuleBasedStateMachine):
         self.serial = 0
         self.connection = None
 
-    @rule(max_message=st.sampled_from([256, 512, 8192]), room=st.integers(0, 30), pressure=st.sampled_from([None, 0, 50, 75, 90]))
+    @rule(
+        max_message=st.sampled_from([256, 512, 8192]),
+        room=st.integers(0, 30),
+        pressure=st.sampled_from([None, 0, 50, 75, 90]),
+    )
     @precondition(lambda self: self.connection is None)
     def connect(self, max_message, room, pressure):
         self.engine.cancel(self.peer.retry)
         self.peer.retry = None
-        self.connection = connection = Connection(self.engine.tag(), ("127.0.0.1", 1), dialled=True, now=0.0, peer=self.peer)
+        self.connection = connection = Connection(
+            self.engine.tag(), ("127.0.0.1", 1), dialled=True, now=0.0, peer=self.peer
+        )
         for step in (Step.DIAL, Step.ESTABLISH):
             connection.advance(step)
         connection.link = PartLink(room)
@@ -333,7 +387,11 @@ class AnyTraffic(RuleBasedStateMachine):
         assert number not in self.accepted
         self.accepted[number] = payload, priority, key
 
-    @rule(priority=st.sampled_from(Priority), size=st.sampled_from([6, 100, 300, 600, 4096]), key=st.sampled_from([None, None, "pos", 3]))
+    @rule(
+        priority=st.sampled_from(Priority),
+        size=st.sampled_from([6, 100, 300, 600, 4096]),
+        key=st.sampled_from([None, None, "pos", 3]),
+    )
     def send(self, priority, size, key):
         if self.connection is None:
             return
@@ -346,11 +404,18 @@ class AnyTraffic(RuleBasedStateMachine):
         else:
             assert self.peer.accepted == before
 
-    @rule(count=st.integers(1, 20), size=st.sampled_from([6, 600]), priority=st.sampled_from([Priority.NORMAL, Priority.LOW]))
+    @rule(
+        count=st.integers(1, 20),
+        size=st.sampled_from([6, 600]),
+        priority=st.sampled_from([Priority.NORMAL, Priority.LOW]),
+    )
     def send_many(self, count, size, priority):
         if self.connection is None:
             return
-        payloads = [(self.serial + number).to_bytes(4, "big") + bytes(size - 4) for number in range(1, count + 1)]
+        payloads = [
+            (self.serial + number).to_bytes(4, "big") + bytes(size - 4)
+            for number in range(1, count + 1)
+        ]
         self.serial += count
         first = self.peer.accepted + 1
         for payload in payloads[: self.peer.accept_many(payloads, 0, priority)]:
@@ -379,7 +444,9 @@ class AnyTraffic(RuleBasedStateMachine):
         link.room = room
         self.engine._sent(self.connection, count, 0 if sent else errors.ConnectionClosed.code)
 
-    @rule(pressure=st.sampled_from([0, 49, 50, 75, 90]), max_message=st.sampled_from([256, 700, 8192]))
+    @rule(
+        pressure=st.sampled_from([0, 49, 50, 75, 90]), max_message=st.sampled_from([256, 700, 8192])
+    )
     def hear_capability(self, pressure, max_message):
         if self.connection is None:
             return
@@ -391,7 +458,9 @@ class AnyTraffic(RuleBasedStateMachine):
     def lose(self, error):
         if self.connection is None:
             return
-        self.engine.switchboard._end(self.connection, errors.ConnectionClosed("lost") if error else None)
+        self.engine.switchboard._end(
+            self.connection, errors.ConnectionClosed("lost") if error else None
+        )
         self.connection = None
 
     @invariant()
@@ -400,7 +469,10 @@ class AnyTraffic(RuleBasedStateMachine):
         outcomes = self.outcomes()
         assert self.peer.reported == len(outcomes)
         stats_failed = sum(what is not None for what in outcomes.values())
-        assert (self.engine.totals.sent, self.engine.totals.failed) == (len(outcomes) - stats_failed, stats_failed)
+        assert (self.engine.totals.sent, self.engine.totals.failed) == (
+            len(outcomes) - stats_failed,
+            stats_failed,
+        )
         if self.peer.quick is not None:
             assert self.peer.outbox is None and self.peer.lowest <= Priority.NORMAL
 
@@ -441,7 +513,9 @@ class AnyTraffic(RuleBasedStateMachine):
                 if outcomes[number] is None:
                     assert sent, f"{number} was falsely confirmed"
                 else:
-                    assert outcomes[number] is events.Outcome.UNKNOWN and not (sent and number in whole_on_wire)
+                    assert outcomes[number] is events.Outcome.UNKNOWN and not (
+                        sent and number in whole_on_wire
+                    )
         for number, what in outcomes.items():
             if number not in handed:
                 assert what in (events.Outcome.FAILED, events.Outcome.REPLACED)
@@ -459,12 +533,15 @@ TestAnyTraffic = AnyTraffic.TestCase
 
 
 def test_a_higher_class_overtakes_what_waits_and_the_outcomes_name_the_right_numbers(engine):
-    """The number that send returned is the one that its outcome carries, though it left out of turn."""
+    """The number that send returned is the one that its outcome carries, though it left out of
+    turn."""
     link = PartLink(room=1)
     peer = peer_of(engine, link)
     told = []
     engine.publish = told.append
-    for number, priority in enumerate((Priority.NORMAL, Priority.LOW, Priority.NORMAL, Priority.CRITICAL), 1):
+    for number, priority in enumerate(
+        (Priority.NORMAL, Priority.LOW, Priority.NORMAL, Priority.CRITICAL), 1
+    ):
         assert peer.accept(b"%d" % number, False, priority) and peer.accepted == number
     link.room = 9
     engine._sent(peer.connection, 1, 0)
@@ -477,12 +554,19 @@ def test_a_higher_class_overtakes_what_waits_and_the_outcomes_name_the_right_num
 
 
 def test_what_lies_unsent_in_the_system_is_bounded_once_there_are_classes(engine):
-    """Nothing overtakes what the system holds. While all are of one class a bound would only cost throughput."""
+    """Nothing overtakes what the system holds. While all are of one class a bound would only cost
+    throughput."""
     peer = peer_of(engine, PartLink())
     before = engine.world.bounded
-    assert peer.accept(b"x", False) and peer.accept_many([b"x"], 0) and engine.world.bounded == before
+    assert (
+        peer.accept(b"x", False) and peer.accept_many([b"x"], 0) and engine.world.bounded == before
+    )
     for _ in range(2):
-        assert peer.accept(b"x", False, Priority.HIGH) and peer.accept_many([b"x"], 0, Priority.LOW) and engine.world.bounded == before + 1
+        assert (
+            peer.accept(b"x", False, Priority.HIGH)
+            and peer.accept_many([b"x"], 0, Priority.LOW)
+            and engine.world.bounded == before + 1
+        )
 
 
 def test_the_newest_of_a_key_is_sent_and_the_others_end_as_replaced(engine):
@@ -496,31 +580,52 @@ def test_the_newest_of_a_key_is_sent_and_the_others_end_as_replaced(engine):
         assert peer.accept(data, False, key=key)
     link.room = 9
     engine.pump(peer)
-    assert link.plain == [b"5", b"2", b"4"] and peer.accepted == 5 and engine.totals.abandoned - before == 2
+    assert (
+        link.plain == [b"5", b"2", b"4"]
+        and peer.accepted == 5
+        and engine.totals.abandoned - before == 2
+    )
     assert [(event.first, event.outcome, event.error.code) for event in told] == [
         (1, events.Outcome.REPLACED, -28),
         (3, events.Outcome.REPLACED, -28),
     ]
-    assert "message 3 to peer 'bob' was replaced by message 5 with the same key, 'pos'" in str(told[1].error)
-    assert peer.accept(b"6", False, key="pos") and link.plain[-1] == b"6", "what has left is not replaced"
+    assert "message 3 to peer 'bob' was replaced by message 5 with the same key, 'pos'" in str(
+        told[1].error
+    )
+    assert peer.accept(b"6", False, key="pos") and link.plain[-1] == b"6", (
+        "what has left is not replaced"
+    )
     engine.publish = None
 
 
-@pytest.mark.parametrize(("pressure", "refused"), [(0, 0), (49, 0), (50, 1), (74, 1), (75, 2), (89, 2), (90, 3), (100, 3)])
-def test_the_peers_pressure_refuses_the_lower_classes_at_the_originals_thresholds(engine, pressure, refused):
+@pytest.mark.parametrize(
+    ("pressure", "refused"),
+    [(0, 0), (49, 0), (50, 1), (74, 1), (75, 2), (89, 2), (90, 3), (100, 3)],
+)
+def test_the_peers_pressure_refuses_the_lower_classes_at_the_originals_thresholds(
+    engine, pressure, refused
+):
     """LOW, then NORMAL, then HIGH; CRITICAL always goes. Nothing is accepted of what is refused."""
     link = PartLink()
     peer = peer_of(engine, link, classic=True)
     peer.capabilities = capabilities(pressure)
     peer.on_pressure()
     assert (peer.quick is None) == (refused > Priority.NORMAL)
-    assert [peer.accept(b"x", False, priority) for priority in Priority] == [priority >= refused for priority in Priority]
-    assert [peer.accept_many([b"x"], 0, priority) for priority in Priority] == [int(priority >= refused) for priority in Priority]
+    assert [peer.accept(b"x", False, priority) for priority in Priority] == [
+        priority >= refused for priority in Priority
+    ]
+    assert [peer.accept_many([b"x"], 0, priority) for priority in Priority] == [
+        int(priority >= refused) for priority in Priority
+    ]
     assert peer.accepted == len(link.plain) == 2 * (4 - refused)
     assert peer.queue.pressure == pressure and peer.queue.reason == ("pressure" if refused else "")
     if refused:
         refusal = peer.no_room(Priority(refused - 1))
-        assert refusal.reason == "pressure" and f"'bob' reports a pressure of {pressure}: it takes {Priority(refused).name}" in str(refusal)
+        assert (
+            refusal.reason == "pressure"
+            and f"'bob' reports a pressure of {pressure}: it takes {Priority(refused).name}"
+            in str(refusal)
+        )
         with pytest.raises(errors.WouldBlock):
             peer.accept_from_afar(b"x", False, Priority(refused - 1))
     peer.capabilities = capabilities(0)
@@ -529,11 +634,14 @@ def test_the_peers_pressure_refuses_the_lower_classes_at_the_originals_threshold
 
 
 def test_the_pressure_of_one_of_ours_refuses_low_messages_only(engine):
-    """Its connection is paused while its inbox is full: that holds NORMAL ones back, and lets them go on without a round trip."""
+    """Its connection is paused while its inbox is full: that holds NORMAL ones back, and lets them
+    go on without a round trip."""
     peer = peer_of(engine, PartLink())
     peer.capabilities = capabilities(100)
     peer.on_pressure()
-    assert peer.quick is not None and [peer.accept(b"x", False, priority) for priority in Priority] == [False, True, True, True]
+    assert peer.quick is not None and [
+        peer.accept(b"x", False, priority) for priority in Priority
+    ] == [False, True, True, True]
 
 
 def test_a_message_that_waits_can_be_renewed_whatever_the_pressure(engine):
@@ -543,7 +651,9 @@ def test_a_message_that_waits_can_be_renewed_whatever_the_pressure(engine):
     assert peer.accept(b"old", False, Priority.LOW, "pos")
     peer.capabilities = capabilities(100)
     peer.on_pressure()
-    assert peer.accept(b"new", False, Priority.LOW, "pos") and not peer.accept(b"other", False, Priority.LOW, "other")
+    assert peer.accept(b"new", False, Priority.LOW, "pos") and not peer.accept(
+        b"other", False, Priority.LOW, "other"
+    )
     link.room = 5
     engine.pump(peer)
     assert link.plain == [b"new"]
@@ -551,13 +661,18 @@ def test_a_message_that_waits_can_be_renewed_whatever_the_pressure(engine):
 
 @pytest.mark.parametrize("size", [513, 3_968, 4_096])
 def test_a_long_message_goes_to_a_classic_peer_in_pieces_whatever_room_there_is(engine, size):
-    """Cut where the link refuses, finished before anything else, of any class, goes; and it is sent when its last piece is."""
+    """Cut where the link refuses, finished before anything else, of any class, goes; and it is sent
+    when its last piece is."""
     link = PartLink(room=3, max_message=512)
     peer = peer_of(engine, link, classic=True)
     told = []
     engine.publish = told.append
     data = bytes(index % 251 for index in range(size))
-    assert peer.accept(b"before", False) and peer.accept(data, True, Priority.LOW) and peer.accept(b"after", False, Priority.CRITICAL)
+    assert (
+        peer.accept(b"before", False)
+        and peer.accept(data, True, Priority.LOW)
+        and peer.accept(b"after", False, Priority.CRITICAL)
+    )
     reported = 0
     while peer.reported < 3:
         assert len(link.frames) > reported, "it stopped"
@@ -578,15 +693,22 @@ def test_message_ids_of_fragments_count_for_the_whole_node_and_wrap(engine):
 
 
 def test_what_no_fragments_can_carry_is_refused_before_a_byte_is_sent(engine):
-    """The original would put 16 pieces of it on the wire and then fail; to one of ours a limit is a limit."""
-    classic, ours, tight = PartLink(max_message=512), PartLink(max_message=512), PartLink(max_message=71)
+    """The original would put 16 pieces of it on the wire and then fail; to one of ours a limit is a
+    limit."""
+    classic, ours, tight = (
+        PartLink(max_message=512),
+        PartLink(max_message=512),
+        PartLink(max_message=71),
+    )
     for link, is_classic, limit, said in (
         (classic, True, 4096, "fragments; in one frame it takes 512"),
         (ours, False, 512, ""),
         (tight, True, 71, ""),
     ):
         peer = peer_of(engine, link, classic=is_classic)
-        with pytest.raises(errors.MessageTooLarge, match=rf"peer 'bob': the limit is {limit:,} \(.*{said}"):
+        with pytest.raises(
+            errors.MessageTooLarge, match=rf"peer 'bob': the limit is {limit:,} \(.*{said}"
+        ):
             peer.accept(bytes(limit + 1), False)
         with pytest.raises(errors.MessageTooLarge):
             peer.accept_many([bytes(limit + 1)], 0)
@@ -601,10 +723,18 @@ def test_messages_of_another_thread_do_not_wait_behind_a_lower_class(engine):
     for data, priority in ((b"more", Priority.LOW), (b"now", Priority.CRITICAL)):
         peer.accept_from_afar(data, False, priority)
     peer.take_from_afar()
-    assert peer.outbox.peek(9) == [b"now"] and peer.afar and peer.drop_from_afar() == 1 and not peer.afar
+    assert (
+        peer.outbox.peek(9) == [b"now"]
+        and peer.afar
+        and peer.drop_from_afar() == 1
+        and not peer.afar
+    )
 
 
-@pytest.mark.parametrize(("priority", "key", "error"), [(4, None, "priority 4"), (-1, None, "priority -1"), (1, b"k", "bytes"), (1, 1.5, "float")])
+@pytest.mark.parametrize(
+    ("priority", "key", "error"),
+    [(4, None, "priority 4"), (-1, None, "priority -1"), (1, b"k", "bytes"), (1, 1.5, "float")],
+)
 def test_what_is_no_class_or_no_key_is_refused(priority, key, error):
     """A key of bytes would never match the str of the same look."""
     with pytest.raises(errors.InvalidArgument, match=error):

@@ -15,7 +15,9 @@ from peertalk.runtime.simworld import SimulatedWorld, Stream, TappedLink, Tapped
 def needs_the_compiled_core() -> None:
     """The simulator is C: with the reference core alone there is nothing to test."""
     if load().name == "reference":
-        pytest.skip("did not run: the simulator is in the compiled cores, and PEERTALK_CORE leaves them out")
+        pytest.skip(
+            "did not run: the simulator is in the compiled cores, and PEERTALK_CORE leaves them out"
+        )
 
 
 class ScriptedLoop:
@@ -48,9 +50,17 @@ def test_what_arrives_otherwise_than_it_was_accepted_is_a_fault(arrived, fault):
         tapped = TappedLoop(world, loop)
         here, there = ("10.0.0.1", 1), ("10.0.0.2", 2)
         stream = network._box.streams[there, here] = Stream()
-        link = TappedLink(tapped, type("Link", (), {"send": lambda self, payload: 0})(), 17, Stream(), (here, there))
+        link = TappedLink(
+            tapped,
+            type("Link", (), {"send": lambda self, payload: 0})(),
+            17,
+            Stream(),
+            (here, there),
+        )
         tapped._links[17] = link
-        sender = TappedLink(tapped, type("Link", (), {"send": lambda self, payload: 0})(), 18, stream, (there, here))
+        sender = TappedLink(
+            tapped, type("Link", (), {"send": lambda self, payload: 0})(), 18, stream, (there, here)
+        )
         assert sender.send(b"one") == sender.send(b"two") == 0
         loop.said = [(values.BATCH, 17, 0, arrived)]
         tapped.turn()

@@ -1,4 +1,5 @@
-"""Counters of links become those of the node: nothing counted twice, nothing lost when a link ends."""
+"""Counters of links become those of the node: nothing counted twice, nothing lost when a link
+ends."""
 
 from __future__ import annotations
 
@@ -13,12 +14,23 @@ from peertalk._core.values import LinkStatistics, LoopStatistics, PoolStatistics
 from peertalk.runtime.statistics import LinkTotals, NodeStatistics, PeerStatistics, QueueStatus
 
 LOOP = LoopStatistics(turns=11, wait_calls=12, crc_errors=13, bad_frames=14)
-POOL = PoolStatistics(acquires=1, allocations=2, refusals=3, returns=4, bytes=5, peak_bytes=6, in_use=7)
+POOL = PoolStatistics(
+    acquires=1, allocations=2, refusals=3, returns=4, bytes=5, peak_bytes=6, in_use=7
+)
 LINK = st.builds(LinkStatistics, *[st.integers(0, 1 << 40)] * len(LinkStatistics._fields))
 
 
 def report(totals, links):
-    return totals.report(links, LOOP, POOL, links_open=len(links), links_refused=21, inbox_bytes=22, peers=23, queued=24)
+    return totals.report(
+        links,
+        LOOP,
+        POOL,
+        links_open=len(links),
+        links_refused=21,
+        inbox_bytes=22,
+        peers=23,
+        queued=24,
+    )
 
 
 @given(links=st.lists(LINK, max_size=5), ended=st.integers(0, 5))
@@ -28,10 +40,14 @@ def test_it_makes_no_difference_to_the_sums_which_links_have_ended(links, ended)
     for link in links[:ended]:
         some.add(link)
     before, after = report(all_open, links), report(some, links[ended:])
-    assert msgspec.structs.replace(before, links_open=0) == msgspec.structs.replace(after, links_open=0)
+    assert msgspec.structs.replace(before, links_open=0) == msgspec.structs.replace(
+        after, links_open=0
+    )
     assert before.payload_bytes_sent == sum(link.payload_bytes_sent for link in links)
     assert before.bytes_received == sum(link.bytes_received for link in links)
-    assert before.slots_high_water == max((link.slots_high_water for link in links), default=0), "the most on one link, not a sum"
+    assert before.slots_high_water == max((link.slots_high_water for link in links), default=0), (
+        "the most on one link, not a sum"
+    )
     assert report(some, links[ended:]) == after, "asking changes nothing"
 
 
@@ -60,11 +76,23 @@ def test_each_figure_comes_from_its_own_source():
     assert (seen.pool_bytes, seen.pool_peak_bytes) == (5, 6)
     assert (seen.links_open, seen.links_refused, seen.inbox_bytes, seen.peers) == (0, 21, 22, 23)
     same = {
-        "messages_sent": "sent", "messages_failed": "failed", "messages_received": "received", "payload_bytes_sent": "payload_sent",
-        "payload_bytes_received": "payload_received", "bytes_sent": "bytes_sent", "bytes_received": "bytes_received", "write_calls": "writes",
-        "read_calls": "reads", "slots_high_water": "high_water", "links_opened": "opened", "frames_ignored": "ignored", "pauses": "pauses",
-    }  # fmt: skip
-    assert {name: getattr(seen, name) for name in same} == {name: getattr(totals, source) for name, source in same.items()}
+        "messages_sent": "sent",
+        "messages_failed": "failed",
+        "messages_received": "received",
+        "payload_bytes_sent": "payload_sent",
+        "payload_bytes_received": "payload_received",
+        "bytes_sent": "bytes_sent",
+        "bytes_received": "bytes_received",
+        "write_calls": "writes",
+        "read_calls": "reads",
+        "slots_high_water": "high_water",
+        "links_opened": "opened",
+        "frames_ignored": "ignored",
+        "pauses": "pauses",
+    }
+    assert {name: getattr(seen, name) for name in same} == {
+        name: getattr(totals, source) for name, source in same.items()
+    }
 
 
 @pytest.mark.parametrize("kind", [NodeStatistics, PeerStatistics, QueueStatus])

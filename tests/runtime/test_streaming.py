@@ -1,6 +1,8 @@
-"""A stream on its way to a peer: its pace, who hears of its end, and that it never says more than is so.
+"""A stream on its way to a peer: its pace, who hears of its end, and that it never says more than
+is so.
 
-Most run in the simulator, where a slow wire shows what is out at any moment; a made-up peer stands where the engine's answers are to be chosen.
+Most run in the simulator, where a slow wire shows what is out at any moment; a made-up peer stands
+where the engine's answers are to be chosen.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ class MadeUpPeer:
     def __init__(self, room=100, max_message=8192):
         self.name = "bob"
         self.transport = types.SimpleNamespace(check_open=lambda: None, closing=False)
-        self.connection = types.SimpleNamespace(state=State.OPEN, link=types.SimpleNamespace(max_message=max_message))
+        self.connection = types.SimpleNamespace(
+            state=State.OPEN, link=types.SimpleNamespace(max_message=max_message)
+        )
         self.connected = True
         self.latency = None
         self.stream = None
@@ -60,15 +64,27 @@ def started(peer, size=5000, progress=None):
 
 
 def test_at_most_the_depth_is_accepted_and_each_report_lets_more_go():
-    """Two chunks of 1,024 bytes while the round-trip time is not known: other messages find room, and a cancel is prompt."""
+    """Two chunks of 1,024 bytes while the round-trip time is not known: other messages find room,
+    and a cancel is prompt."""
     peer = MadeUpPeer()
     stream = started(peer)
     for reported in range(5):
-        assert len(peer.got) == min(reported + 2, 5) and stream.sent == min(reported * 1024, 5000) and peer.stream is stream
+        assert (
+            len(peer.got) == min(reported + 2, 5)
+            and stream.sent == min(reported * 1024, 5000)
+            and peer.stream is stream
+        )
         stream.go_on()
         stream.told(reported + 1, reported + 1, None)
-    assert b"".join(peer.got) == CONTENT[:5000] and [len(chunk) for chunk in peer.got] == [1024] * 4 + [904]
-    assert (stream.state, stream.sent, stream.ends, peer.stream) == (pt.StreamState.COMPLETED, 5000, 1, None)
+    assert b"".join(peer.got) == CONTENT[:5000] and [len(chunk) for chunk in peer.got] == [
+        1024
+    ] * 4 + [904]
+    assert (stream.state, stream.sent, stream.ends, peer.stream) == (
+        pt.StreamState.COMPLETED,
+        5000,
+        1,
+        None,
+    )
 
 
 def test_no_chunk_is_longer_than_the_peer_takes():
@@ -106,7 +122,12 @@ def test_nothing_goes_to_a_connection_that_is_not_open(change):
     stream.told(1, 1, None)
     assert len(peer.got) == 2 and stream.state is pt.StreamState.SENDING
     stream.lost(GONE)
-    assert (stream.state, stream.error, stream.ends, peer.stream) == (pt.StreamState.FAILED, GONE, 1, None)
+    assert (stream.state, stream.error, stream.ends, peer.stream) == (
+        pt.StreamState.FAILED,
+        GONE,
+        1,
+        None,
+    )
 
 
 def test_a_failed_message_of_it_ends_it_with_the_error_and_others_do_not():
@@ -117,7 +138,13 @@ def test_a_failed_message_of_it_ends_it_with_the_error_and_others_do_not():
     assert stream.state is pt.StreamState.SENDING
     stream.told(1, 9, GONE)
     stream.lost(pt.NotConnected("later"))
-    assert (stream.state, stream.error, stream.ends, peer.stream, len(peer.got)) == (pt.StreamState.FAILED, GONE, 1, None, 2)
+    assert (stream.state, stream.error, stream.ends, peer.stream, len(peer.got)) == (
+        pt.StreamState.FAILED,
+        GONE,
+        1,
+        None,
+        2,
+    )
 
 
 def test_cancelled_it_ends_at_once_and_late_reports_change_nothing():
@@ -126,7 +153,12 @@ def test_cancelled_it_ends_at_once_and_late_reports_change_nothing():
     stream = started(peer)
     stream.told(1, 1, None)
     stream.cancel()
-    assert (stream.state, stream.sent, stream.ends, peer.stream) == (pt.StreamState.CANCELLED, 1024, 1, None)
+    assert (stream.state, stream.sent, stream.ends, peer.stream) == (
+        pt.StreamState.CANCELLED,
+        1024,
+        1,
+        None,
+    )
     following = started(peer, 10)
     stream.told(2, 3, None)
     stream.cancel()
@@ -134,13 +166,22 @@ def test_cancelled_it_ends_at_once_and_late_reports_change_nothing():
 
 
 def test_progress_tells_every_step_and_may_cancel():
-    """A window with a bar and a button. What it cancels when all is sent is complete all the same."""
+    """A window with a bar and a button. What it cancels when all is sent is complete all the
+    same."""
     seen = []
     peer = MadeUpPeer()
-    stream = started(peer, 3000, lambda sent, total: seen.append((sent, total)) or (sent > 2000 and stream.cancel()))
+    stream = started(
+        peer,
+        3000,
+        lambda sent, total: seen.append((sent, total)) or (sent > 2000 and stream.cancel()),
+    )
     stream.told(1, 1, None)
     stream.told(2, 2, None)
-    assert seen == [(1024, 3000), (2048, 3000)] and stream.state is pt.StreamState.CANCELLED and len(peer.got) == 3
+    assert (
+        seen == [(1024, 3000), (2048, 3000)]
+        and stream.state is pt.StreamState.CANCELLED
+        and len(peer.got) == 3
+    )
     small = started(peer, 10, lambda sent, total: small.cancel())
     small.told(4, 4, None)
     assert small.state is pt.StreamState.COMPLETED and small.ends == stream.ends == 1
@@ -151,10 +192,18 @@ def test_progress_that_raises_ends_the_stream_with_what_it_raised():
     peer = MadeUpPeer()
     stream = started(peer, 3000, lambda sent, total: 1 / 0)
     stream.told(1, 2, None)
-    assert stream.state is pt.StreamState.FAILED and isinstance(stream.error, ZeroDivisionError) and stream.ends == 1 and len(peer.got) == 2
+    assert (
+        stream.state is pt.StreamState.FAILED
+        and isinstance(stream.error, ZeroDivisionError)
+        and stream.ends == 1
+        and len(peer.got) == 2
+    )
 
 
-@pytest.mark.parametrize(("rtt", "size", "depth"), [(0.049, 4096, 4), (0.05, 2048, 3), (0.1, 1024, 2), (0.2, 512, 1), (None, 1024, 2)])
+@pytest.mark.parametrize(
+    ("rtt", "size", "depth"),
+    [(0.049, 4096, 4), (0.05, 2048, 3), (0.1, 1024, 2), (0.2, 512, 1), (None, 1024, 2)],
+)
 def test_the_measured_way_to_the_peer_sets_the_pace(rtt, size, depth):
     """The original's table: a near peer gets more at a time than one behind a slow link."""
     peer = MadeUpPeer()
@@ -205,14 +254,23 @@ async def test_a_classic_peer_gets_plain_data_frames_of_the_chunk_size_and_nothi
         writer.close()
 
     async with await asyncio.start_server(classic, "127.0.0.1", 0) as server:
-        async with pt.Node("ada", bind="127.0.0.1", port=0, udp_port=0, discovery=False, ping_interval=0, core=core.name) as ada:
+        async with pt.Node(
+            "ada",
+            bind="127.0.0.1",
+            port=0,
+            udp_port=0,
+            discovery=False,
+            ping_interval=0,
+            core=core.name,
+        ) as ada:
             peer = await ada.connect(server.sockets[0].getsockname(), timeout=20)
             async with peer.stream_out(CONTENT[:5000]) as out:
                 assert await out.finished(timeout=20) is pt.StreamState.COMPLETED
             await done.wait()
     data = [(header, payload) for header, payload in frames if header[5] != CAPABILITY]
     assert [(header[:7], header[7], len(payload)) for header, payload in data] == [
-        (b"PTMG\x01\x01\x00", number, size) for number, size in enumerate([1024, 1024, 1024, 1024, 904])
+        (b"PTMG\x01\x01\x00", number, size)
+        for number, size in enumerate([1024, 1024, 1024, 1024, 904])
     ]
     assert b"".join(payload for _, payload in data) == CONTENT[:5000]
 
@@ -225,11 +283,15 @@ def simulated(main, **options):
 
 @pytest.mark.parametrize("platform", ["mactcp", "opentransport"])
 def test_64_kib_arrive_in_order_as_ordinary_messages_with_others_between(c_core, platform):
-    """What the receiver sees is the data and nothing else; a message sent meanwhile does not wait for the end."""
+    """What the receiver sees is the data and nothing else; a message sent meanwhile does not wait
+    for the end."""
     content = (CONTENT * 4)[:65_536]
 
     async def main(net):
-        a, b = [await net.node(name, platform=platform, core=c_core.name, ping_interval=0) for name in ("a", "b")]
+        a, b = [
+            await net.node(name, platform=platform, core=c_core.name, ping_interval=0)
+            for name in ("a", "b")
+        ]
         net.link(a, b, latency="5ms", bandwidth="90KB/s")
         peer = await a.connect(b.address if b.address[0] != "0.0.0.0" else ("b", b.address[1]))
         steps = []
@@ -237,7 +299,9 @@ def test_64_kib_arrive_in_order_as_ordinary_messages_with_others_between(c_core,
             while not steps:
                 await asyncio.sleep(0.01)
             await peer.send(b"between")
-            assert await out.finished() is pt.StreamState.COMPLETED and out.sent == out.total == 65_536
+            assert (
+                await out.finished() is pt.StreamState.COMPLETED and out.sent == out.total == 65_536
+            )
         got, data, place = [], b"", None
         while len(data) < 65_536 or place is None:
             message = (await b.receive()).data
@@ -246,7 +310,13 @@ def test_64_kib_arrive_in_order_as_ordinary_messages_with_others_between(c_core,
                 place = len(data)
             else:
                 data += message
-        assert data == content and place < 16_384 and max(got) <= 1024 and steps == sorted(steps) and steps[-1] == 65_536
+        assert (
+            data == content
+            and place < 16_384
+            and max(got) <= 1024
+            and steps == sorted(steps)
+            and steps[-1] == 65_536
+        )
         return place, net.trace.hash
 
     simulated(main, seed=5)
@@ -262,12 +332,17 @@ def test_leaving_the_block_cancels_and_no_more_than_was_accepted_arrives(c_core)
         waited = asyncio.Event()
         async with peer.stream_out(CONTENT, lambda sent, total: waited.set()) as out:
             await waited.wait()
-        assert out.state is pt.StreamState.CANCELLED and await out.finished() is pt.StreamState.CANCELLED
+        assert (
+            out.state is pt.StreamState.CANCELLED
+            and await out.finished() is pt.StreamState.CANCELLED
+        )
         await peer.send(b"after")
         data = b""
         while (message := (await b.receive()).data) != b"after":
             data += message
-        assert out.sent <= len(data) <= out.sent + 2 * 1024 < len(CONTENT) and CONTENT.startswith(data)
+        assert out.sent <= len(data) <= out.sent + 2 * 1024 < len(CONTENT) and CONTENT.startswith(
+            data
+        )
         return len(data), net.trace.hash
 
     simulated(main, seed=6)
@@ -287,7 +362,11 @@ def test_a_lost_connection_fails_the_stream_and_wakes_who_waits(c_core):
             net.vanish(b)
             with pytest.raises(pt.NetworkError) as caught:
                 await waiting
-            assert out.state is pt.StreamState.FAILED and out.error is caught.value and out.sent < out.total
+            assert (
+                out.state is pt.StreamState.FAILED
+                and out.error is caught.value
+                and out.sent < out.total
+            )
         with pytest.raises((pt.NotConnected, pt.WouldBlock)):
             async with peer.stream_out(b"x"):
                 pass
@@ -309,17 +388,24 @@ def test_a_node_that_closes_fails_its_streams_and_counts_no_message_twice(c_core
                 await out.finished()
         assert out.state is pt.StreamState.FAILED
         counted = a.stats()
-        assert counted.messages_accepted == counted.messages_sent == 2 >= out.sent / 1024 and not net.faults()
+        assert (
+            counted.messages_accepted == counted.messages_sent == 2 >= out.sent / 1024
+            and not net.faults()
+        )
         return net.trace.hash
 
     simulated(main, seed=8)
 
 
 def test_a_stream_that_finds_the_queue_full_goes_on_when_there_is_room(c_core):
-    """It begins when others have filled the way, and nothing of its own is out that could wake it."""
+    """It begins when others have filled the way, and nothing of its own is out that could wake
+    it."""
 
     async def main(net):
-        a, b = [await net.node(name, core=c_core.name, send_queue_size=1, packing=False) for name in ("a", "b")]
+        a, b = [
+            await net.node(name, core=c_core.name, send_queue_size=1, packing=False)
+            for name in ("a", "b")
+        ]
         net.link(a, b, latency="5ms", bandwidth="20KB/s")
         peer = await a.connect(b.address)
         before = 0
@@ -330,7 +416,11 @@ def test_a_stream_that_finds_the_queue_full_goes_on_when_there_is_room(c_core):
         async with peer.stream_out(CONTENT[:3000]) as out:
             assert out.state is pt.StreamState.READY
             assert await out.finished() is pt.StreamState.COMPLETED
-        assert [len((await b.receive()).data) for _ in range(before + 3)] == [500] * before + [1024, 1024, 952]
+        assert [len((await b.receive()).data) for _ in range(before + 3)] == [500] * before + [
+            1024,
+            1024,
+            952,
+        ]
         return net.trace.hash
 
     simulated(main, seed=9)

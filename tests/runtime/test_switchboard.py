@@ -1,6 +1,8 @@
-"""Connections as they happen: two that cross, peers of the original kind, peers that are not who they were.
+"""Connections as they happen: two that cross, peers of the original kind, peers that are not who
+they were.
 
-ClassicPeer is written from the description of the original protocol alone and shares no code with peertalk.
+ClassicPeer is written from the description of the original protocol alone and shares no code with
+peertalk.
 """
 
 from __future__ import annotations
@@ -17,7 +19,12 @@ import peertalk as pt
 from peertalk import scenarios
 from peertalk._core import load
 from peertalk.protocol import connections as policy
-from peertalk.protocol.wire import Announcement, Capabilities, encode_announcement, encode_capabilities
+from peertalk.protocol.wire import (
+    Announcement,
+    Capabilities,
+    encode_announcement,
+    encode_capabilities,
+)
 from peertalk.runtime.world import World
 
 GUARD = 20.0
@@ -36,7 +43,13 @@ def loopback(**more):
 
 
 def announcing(discovery_port, **more):
-    return {"bind": "127.0.0.1", "port": 0, "discovery_port": discovery_port, "ping_interval": 0, **more}
+    return {
+        "bind": "127.0.0.1",
+        "port": 0,
+        "discovery_port": discovery_port,
+        "ping_interval": 0,
+        **more,
+    }
 
 
 def crc16(data):
@@ -55,11 +68,15 @@ def frame(kind, payload=b"", sequence=0, flags=0):
 
 
 def capability(max_message=8192, pressure=0):
-    return frame(CAPABILITY, struct.pack(">BBHBBHBBBBBH", 1, 2, max_message, 2, 2, 1024, 3, 1, pressure, 4, 2, 5))
+    return frame(
+        CAPABILITY,
+        struct.pack(">BBHBBHBBBBBH", 1, 2, max_message, 2, 2, 1024, 3, 1, pressure, 4, 2, 5),
+    )
 
 
 class ClassicPeer:
-    """A peer of the original kind, one connection at a time. Reads frame by frame and sends what it is told."""
+    """A peer of the original kind, one connection at a time. Reads frame by frame and sends what it
+    is told."""
 
     def __init__(self):
         self.reader = self.writer = None
@@ -137,16 +154,25 @@ async def until(condition):
 
 
 @pytest.mark.soak
-async def test_of_two_that_dial_each_other_one_link_stays_and_nothing_is_lost_doubled_or_reordered(core, free_port, rounds):
-    """Both begin to send in the same moment, each over its own dial, and go on while one of the two links is given up."""
+async def test_of_two_that_dial_each_other_one_link_stays_and_nothing_is_lost_doubled_or_reordered(
+    core, free_port, rounds
+):
+    """Both begin to send in the same moment, each over its own dial, and go on while one of the two
+    links is given up."""
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     dice = random.Random(seed)
     port = free_port()
     crossed = 0
     for _ in range(rounds(2, 100)):  # new ids: sometimes the one is smaller, sometimes the other
-        async with pt.Node("ada", **announcing(port, core=core.name)) as ada, pt.Node("bob", **announcing(port, core=core.name)) as bob:
-            sides = [(ada, await ada.wait_for("bob", timeout=GUARD)), (bob, await bob.wait_for("ada", timeout=GUARD))]
+        async with (
+            pt.Node("ada", **announcing(port, core=core.name)) as ada,
+            pt.Node("bob", **announcing(port, core=core.name)) as bob,
+        ):
+            sides = [
+                (ada, await ada.wait_for("bob", timeout=GUARD)),
+                (bob, await bob.wait_for("ada", timeout=GUARD)),
+            ]
             streams = [node.events() for node, _ in sides]
             for round_number in range(10):
                 opened = ada.stats().links_opened
@@ -160,9 +186,14 @@ async def test_of_two_that_dial_each_other_one_link_stays_and_nothing_is_lost_do
                             await asyncio.sleep(0)
 
                 async def listen(node):
-                    return [int.from_bytes((await node.receive()).data[:4], "big") for _ in range(60)]
+                    return [
+                        int.from_bytes((await node.receive()).data[:4], "big") for _ in range(60)
+                    ]
 
-                talks = [talk(peer, dice.randrange(4), [dice.randrange(3) for _ in range(60)]) for _, peer in sides]
+                talks = [
+                    talk(peer, dice.randrange(4), [dice.randrange(3) for _ in range(60)])
+                    for _, peer in sides
+                ]
                 async with asyncio.timeout(GUARD):
                     *_, at_ada, at_bob = await asyncio.gather(*talks, listen(ada), listen(bob))
                 assert at_ada == at_bob == list(range(60)), f"round {round_number}"
@@ -172,7 +203,11 @@ async def test_of_two_that_dial_each_other_one_link_stays_and_nothing_is_lost_do
                 await sides[dice.randrange(2)][1].disconnect(timeout=GUARD)
                 await until(lambda: ada.stats().links_open == bob.stats().links_open == 0)
             for node, peer in sides:
-                assert peer.stats().messages_sent == 600 and peer.stats().messages_received == 600 and len(node.peers) == 1
+                assert (
+                    peer.stats().messages_sent == 600
+                    and peer.stats().messages_received == 600
+                    and len(node.peers) == 1
+                )
         for stream in streams:
             for event in [event async for event in stream]:
                 assert not isinstance(event, pt.Failed | pt.LinkFault)
@@ -183,11 +218,19 @@ async def test_of_two_that_dial_each_other_one_link_stays_and_nothing_is_lost_do
 
 @pytest.mark.parametrize("known_first", ["both in greeting", "theirs", "ours"])
 @pytest.mark.parametrize("ours_stays", [True, False])
-async def test_data_of_the_link_that_is_given_up_comes_before_that_of_the_one_that_stays(known_first, ours_stays):
-    """The other side wrote it earlier, and two connections arrive in any order: here the later data always arrives first."""
+async def test_data_of_the_link_that_is_given_up_comes_before_that_of_the_one_that_stays(
+    known_first, ours_stays
+):
+    """The other side wrote it earlier, and two connections arrive in any order: here the later data
+    always arrives first."""
     core, instance = load(), b"\xff" * 8 if ours_stays else b"\x00" * 7 + b"\x01"
     async with ClassicPeer() as other, pt.Node("ada", **loopback()) as ada:
-        greeting = frame(CAPABILITY, encode_capabilities(core, Capabilities(8192, 1024, 0, 0, instance, "other", other.address[1])))
+        greeting = frame(
+            CAPABILITY,
+            encode_capabilities(
+                core, Capabilities(8192, 1024, 0, 0, instance, "other", other.address[1])
+            ),
+        )
         connecting = asyncio.create_task(ada.connect(other.address, timeout=GUARD))
         ours = (await asyncio.wait_for(other.accepted.get(), GUARD))[1]
         theirs = (await asyncio.open_connection(*ada.address))[1]
@@ -199,7 +242,12 @@ async def test_data_of_the_link_that_is_given_up_comes_before_that_of_the_one_th
             before = ada.stats().bytes_received
             writer.write(b"".join(frames))
             links = ada._transport.connections.by_tag.values()
-            await until(lambda: ada.stats().bytes_received >= before + len(b"".join(frames)) or any(link.held is not None for link in links))
+            await until(
+                lambda: (
+                    ada.stats().bytes_received >= before + len(b"".join(frames))
+                    or any(link.held is not None for link in links)
+                )
+            )
 
         if known_first == "both in greeting":
             await said(staying, greeting, frame(DATA, b"late", 0))
@@ -214,7 +262,11 @@ async def test_data_of_the_link_that_is_given_up_comes_before_that_of_the_one_th
             await said(staying, greeting, frame(DATA, b"late", 0))
             await said(leaving, frame(DATA, b"early 2", 1))
         leaving.write_eof()
-        assert [(await ada.receive(timeout=GUARD)).data for _ in range(3)] == [b"early 1", b"early 2", b"late"]
+        assert [(await ada.receive(timeout=GUARD)).data for _ in range(3)] == [
+            b"early 1",
+            b"early 2",
+            b"late",
+        ]
         peer = await connecting
         await until(lambda: ada.stats().links_open == 1)
         assert peer.connected and peer.id == instance.hex() and len(ada.peers) == 1
@@ -224,12 +276,17 @@ async def test_data_of_the_link_that_is_given_up_comes_before_that_of_the_one_th
             writer.close()
 
 
-async def test_a_peer_of_ours_that_is_slow_to_greet_is_not_taken_for_a_classic_one(free_port, monkeypatch):
-    """A program that is busy for a second must not make its peers cut their messages to 512 bytes."""
+async def test_a_peer_of_ours_that_is_slow_to_greet_is_not_taken_for_a_classic_one(
+    free_port, monkeypatch
+):
+    """A program that is busy for a second must not make its peers cut their messages to 512
+    bytes."""
     monkeypatch.setattr(policy, "GREETING_TIME", 0.02)
     port, core, instance = free_port(), load(), b"slowpeer"
     async with ClassicPeer() as slow, pt.Node("ada", **announcing(port)) as ada:
-        packet = encode_announcement(core, Announcement(1, "slow", slow.address[1], instance=instance))
+        packet = encode_announcement(
+            core, Announcement(1, "slow", slow.address[1], instance=instance)
+        )
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             sender.sendto(packet, ("127.0.0.1", port))
         peer = await ada.wait_for("slow", timeout=GUARD)
@@ -237,7 +294,9 @@ async def test_a_peer_of_ours_that_is_slow_to_greet_is_not_taken_for_a_classic_o
         await slow.meet()
         await asyncio.wait({sending}, timeout=0.1)
         assert not sending.done() and not peer.connected
-        greeting = encode_capabilities(core, Capabilities(8192, 1024, 0, 0, instance, "slow", slow.address[1]))
+        greeting = encode_capabilities(
+            core, Capabilities(8192, 1024, 0, 0, instance, "slow", slow.address[1])
+        )
         slow.say(frame(CAPABILITY, greeting))
         await asyncio.wait_for(sending, GUARD)
         assert (await slow.hear())[0] == CAPABILITY and (await slow.hear())[3] == bytes(5000)
@@ -246,12 +305,19 @@ async def test_a_peer_of_ours_that_is_slow_to_greet_is_not_taken_for_a_classic_o
 async def test_a_peer_that_never_greets_is_given_up(free_port, monkeypatch):
     """Waiting has an end, and a sentence."""
     port, core = free_port(), load()
-    async with ClassicPeer() as mute, pt.Node("ada", **announcing(port, connect_timeout=0.05)) as ada:
-        packet = encode_announcement(core, Announcement(1, "mute", mute.address[1], instance=b"mutepeer"))
+    async with (
+        ClassicPeer() as mute,
+        pt.Node("ada", **announcing(port, connect_timeout=0.05)) as ada,
+    ):
+        packet = encode_announcement(
+            core, Announcement(1, "mute", mute.address[1], instance=b"mutepeer")
+        )
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             sender.sendto(packet, ("127.0.0.1", port))
         peer = await ada.wait_for("mute", timeout=GUARD)
-        with pytest.raises(pt.Timeout, match=r"'mute'.*said nothing for 0\.05 s \(Config.connect_timeout\)"):
+        with pytest.raises(
+            pt.Timeout, match=r"'mute'.*said nothing for 0\.05 s \(Config.connect_timeout\)"
+        ):
             await peer.send(b"x")
 
 
@@ -259,22 +325,33 @@ async def test_a_peer_that_never_greets_is_given_up(free_port, monkeypatch):
 
 
 async def test_a_classic_peer_is_dialled_when_it_is_found_and_only_once(free_port):
-    """The original expects to be dialled by whoever hears it, and drops whom it does not know (Q1); twice would be two peers to it."""
+    """The original expects to be dialled by whoever hears it, and drops whom it does not know (Q1);
+    twice would be two peers to it."""
     port = free_port()
     async with ClassicPeer() as classic, pt.Node("ada", **announcing(port)) as ada:
         events = ada.events()
         classic.announce(port)
         found = (await next_event(events, pt.PeerFound)).peer
-        assert found.classic and found.name == "CREF" and found.id == f"127.0.0.1:{classic.address[1]}" and found.max_message == 4096
+        assert (
+            found.classic
+            and found.name == "CREF"
+            and found.id == f"127.0.0.1:{classic.address[1]}"
+            and found.max_message == 4096
+        )
         await classic.meet()
         kind, flags, sequence, payload = await classic.hear()
-        assert (kind, flags, sequence) == (CAPABILITY, 0, 0) and payload[:4] == bytes((1, 2, 0x20, 0))
+        assert (kind, flags, sequence) == (CAPABILITY, 0, 0) and payload[:4] == bytes(
+            (1, 2, 0x20, 0)
+        )
         classic.say(capability(2000))
         assert (await next_event(events, pt.PeerConnected)).peer is found
         assert found.max_message == 4096
         await found.send(b"to the old world")
         await found.send(b"at once", no_delay=True)
-        assert [await classic.hear() for _ in range(2)] == [(DATA, 0, 0, b"to the old world"), (DATA, 0, 1, b"at once")]
+        assert [await classic.hear() for _ in range(2)] == [
+            (DATA, 0, 0, b"to the old world"),
+            (DATA, 0, 1, b"at once"),
+        ]
         classic.say(frame(DATA, b"", 0), frame(DATA, b"from it", 77))
         assert [(await ada.receive(timeout=GUARD)).data for _ in range(2)] == [b"", b"from it"]
         classic.announce(port)
@@ -291,7 +368,8 @@ async def test_a_classic_peer_is_dialled_when_it_is_found_and_only_once(free_por
 
 
 async def test_no_data_leaves_before_the_other_sides_capability():
-    """What leaves earlier could be on the one of two links that is given up, and a classic peer takes 512 bytes until it has said more."""
+    """What leaves earlier could be on the one of two links that is given up, and a classic peer
+    takes 512 bytes until it has said more."""
     async with ClassicPeer() as classic, pt.Node("ada", **loopback()) as ada:
         connecting = asyncio.create_task(ada.connect(classic.address, timeout=GUARD))
         await classic.meet()
@@ -301,7 +379,11 @@ async def test_no_data_leaves_before_the_other_sides_capability():
         classic.say(capability(300))
         peer = await connecting
         assert peer.max_message == 4096
-        with pytest.raises(pt.MessageTooLarge, match=r"4,097 bytes.*limit is 4,096 \(.*fragments; in one frame it takes 300, its MAX_MESSAGE\)"):
+        with pytest.raises(
+            pt.MessageTooLarge,
+            match=r"4,097 bytes.*limit is 4,096 \(.*fragments; in one frame it takes "
+            r"300, its MAX_MESSAGE\)",
+        ):
             await peer.send(bytes(4097))
         await peer.send(bytes(300))
         assert await classic.hear() == (DATA, 0, 0, bytes(300))
@@ -314,7 +396,10 @@ async def test_a_peer_that_says_nothing_counts_as_classic_with_small_messages(mo
         peer = await ada.connect(classic.address, timeout=GUARD)
         await classic.meet()
         assert peer.classic and peer.max_message == 4096
-        with pytest.raises(pt.MessageTooLarge, match=r"4,097 bytes.*limit is 4,096 \(.*it takes 512, a classic peer"):
+        with pytest.raises(
+            pt.MessageTooLarge,
+            match=r"4,097 bytes.*limit is 4,096 \(.*it takes 512, a classic peer",
+        ):
             await peer.send(bytes(4097))
         await peer.send(bytes(512))
         assert [len((await classic.hear())[3]) > 0 for _ in range(2)] == [True, True]
@@ -325,14 +410,30 @@ async def test_a_peer_that_says_nothing_counts_as_classic_with_small_messages(mo
 
 
 async def test_a_classic_peer_that_dials_us_may_send_at_once_and_all_that_its_protocol_allows():
-    """Rule 5: any sequence, unused flags, repeated CAPABILITY, PING at any time, ACK, REJECT and PONG unasked; faults of a CAPABILITY are ignored."""
+    """Rule 5: any sequence, unused flags, repeated CAPABILITY, PING at any time, ACK, REJECT and
+    PONG unasked; faults of a CAPABILITY are ignored."""
     async with ClassicPeer() as classic, pt.Node("ada", **loopback()) as ada:
         events = ada.events()
         await classic.dial(ada)
-        classic.say(frame(DATA, b"first", sequence=9), capability(700), frame(ACK), frame(REJECT, b"\0"), frame(PONG))
+        classic.say(
+            frame(DATA, b"first", sequence=9),
+            capability(700),
+            frame(ACK),
+            frame(REJECT, b"\0"),
+            frame(PONG),
+        )
         classic.say(frame(DATA, b"second", 3, 0x07))
-        classic.say(frame(CAPABILITY, b"\x01\x09\x00"), frame(DATA, b"\0\5\0\0third", 0, 0x08), frame(DATA, bytes(9), 0, 0x10), frame(PING))
-        assert [(await ada.receive(timeout=GUARD)).data for _ in range(3)] == [b"first", b"second", b"third"]
+        classic.say(
+            frame(CAPABILITY, b"\x01\x09\x00"),
+            frame(DATA, b"\0\5\0\0third", 0, 0x08),
+            frame(DATA, bytes(9), 0, 0x10),
+            frame(PING),
+        )
+        assert [(await ada.receive(timeout=GUARD)).data for _ in range(3)] == [
+            b"first",
+            b"second",
+            b"third",
+        ]
         assert await classic.hear() is not None
         assert await classic.hear() == (PONG, 0, 0, b"")
         peer = (await next_event(events, pt.PeerConnected)).peer
@@ -346,7 +447,10 @@ async def test_a_classic_peer_that_dials_us_may_send_at_once_and_all_that_its_pr
         await ada.aclose()
         assert await classic.hear() == (DISCONNECT, 0, 1, b"")
         assert await classic.hear() is None
-        assert [type(event) for event in [event async for event in events]][-2:] == [pt.PeerDisconnected, pt.PeerLost]
+        assert [type(event) for event in [event async for event in events]][-2:] == [
+            pt.PeerDisconnected,
+            pt.PeerLost,
+        ]
 
 
 def fragment(message_id, total, offset, flags, piece):
@@ -356,35 +460,67 @@ def fragment(message_id, total, offset, flags, piece):
 
 def fragments(message_id, message, size=248):
     """A message in pieces of that size, in order."""
-    places = [(at, (at == 0) | (at + size >= len(message)) << 1) for at in range(0, len(message), size)]
-    return [fragment(message_id, len(message), at, flags, message[at : at + size]) for at, flags in places]
+    places = [
+        (at, (at == 0) | (at + size >= len(message)) << 1) for at in range(0, len(message), size)
+    ]
+    return [
+        fragment(message_id, len(message), at, flags, message[at : at + size])
+        for at, flags in places
+    ]
 
 
 def compact(kind, payload=b"", flags=0):
     return struct.pack(">BBH", 0x50, kind << 4 | flags, len(payload)) + payload
 
 
-async def test_messages_in_fragments_arrive_whole_and_in_the_order_in_which_they_were_finished(core):
-    """Plain messages may stand between the pieces: each is delivered when its last byte is there."""
+async def test_messages_in_fragments_arrive_whole_and_in_the_order_in_which_they_were_finished(
+    core,
+):
+    """Plain messages may stand between the pieces: each is delivered when its last byte is
+    there."""
     limit = core.limits.frame_max_payload
     long = bytes(i * 7 % 251 for i in range(limit))
     async with ClassicPeer() as classic, pt.Node("ada", **loopback(core=core.name)) as ada:
         await classic.dial(ada)
         pieces = fragments(1, long)
-        classic.say(capability(), *pieces[:2], frame(DATA, b"between", 2), *pieces[2:], frame(DATA, b"behind"), *fragments(2, b"short"))
-        assert [(await ada.receive(timeout=GUARD)).data for _ in range(4)] == [b"between", long, b"behind", b"short"]
+        classic.say(
+            capability(),
+            *pieces[:2],
+            frame(DATA, b"between", 2),
+            *pieces[2:],
+            frame(DATA, b"behind"),
+            *fragments(2, b"short"),
+        )
+        assert [(await ada.receive(timeout=GUARD)).data for _ in range(4)] == [
+            b"between",
+            long,
+            b"behind",
+            b"short",
+        ]
         stats = ada.stats()
         assert (stats.messages_received, stats.frames_ignored) == (4, 0)
         assert ada._transport.loop.pool_statistics().in_use <= 1  # the slot of our greeting
 
 
 async def test_batches_and_compact_frames_are_understood(core):
-    """Nobody sends them today; who does must not be cut off, and the application must not see their framing."""
+    """Nobody sends them today; who does must not be cut off, and the application must not see their
+    framing."""
     async with ClassicPeer() as classic, pt.Node("ada", **loopback(core=core.name)) as ada:
         await classic.dial(ada)
         batch = b"\0\3\0\0one\0\0\0\0\0\3\0\0two"
-        classic.say(capability(), compact(DATA, b"small"), frame(DATA, batch, 0, 0x08), compact(DATA, batch, 0x08), compact(DATA), compact(PING))
-        assert [(await ada.receive(timeout=GUARD)).data for _ in range(8)] == [b"small", *[b"one", b"", b"two"] * 2, b""]
+        classic.say(
+            capability(),
+            compact(DATA, b"small"),
+            frame(DATA, batch, 0, 0x08),
+            compact(DATA, batch, 0x08),
+            compact(DATA),
+            compact(PING),
+        )
+        assert [(await ada.receive(timeout=GUARD)).data for _ in range(8)] == [
+            b"small",
+            *[b"one", b"", b"two"] * 2,
+            b"",
+        ]
         assert await classic.hear() is not None
         assert await classic.hear() == (PONG, 0, 0, b"")
         assert ada.stats().messages_received == 8 and ada.stats().frames_ignored == 0
@@ -407,14 +543,26 @@ async def test_a_fragment_or_batch_that_is_wrong_costs_itself_and_is_counted(cor
     """As the original: ignored, and the connection stays."""
     async with ClassicPeer() as classic, pt.Node("ada", **loopback(core=core.name)) as ada:
         await classic.dial(ada)
-        classic.say(capability(), fragment(1, 10, 0, 1, b"hello"), FAULTS[kind], frame(DATA, b"after"), *fragments(2, b"whole"))
+        classic.say(
+            capability(),
+            fragment(1, 10, 0, 1, b"hello"),
+            FAULTS[kind],
+            frame(DATA, b"after"),
+            *fragments(2, b"whole"),
+        )
         assert [(await ada.receive(timeout=GUARD)).data for _ in range(2)] == [b"after", b"whole"]
         stats = ada.stats()
-        assert (stats.frames_ignored, stats.messages_received, stats.bad_frames, stats.links_open) == (1, 2, 0, 1)
+        assert (
+            stats.frames_ignored,
+            stats.messages_received,
+            stats.bad_frames,
+            stats.links_open,
+        ) == (1, 2, 0, 1)
 
 
 async def test_an_unfinished_message_ends_with_its_connection_and_counts_for_nothing(core):
-    """The original sends up to sixteen pieces of what it then calls an error: their memory must not stay for ever."""
+    """The original sends up to sixteen pieces of what it then calls an error: their memory must not
+    stay for ever."""
     async with ClassicPeer() as classic, pt.Node("ada", **loopback(core=core.name)) as ada:
         for _ in range(3):
             await classic.dial(ada)
@@ -428,7 +576,8 @@ async def test_an_unfinished_message_ends_with_its_connection_and_counts_for_not
 
 
 async def test_a_message_for_which_there_is_no_memory_is_lost_alone(core):
-    """The pool is shared with the slots of others: a stranger's announcement must not be what breaks them."""
+    """The pool is shared with the slots of others: a stranger's announcement must not be what
+    breaks them."""
     async with ClassicPeer() as classic, pt.Node("ada", **loopback(core=core.name)) as ada:
         await classic.dial(ada)
         classic.say(capability(), frame(DATA, b"before"))
@@ -444,11 +593,19 @@ async def test_a_message_for_which_there_is_no_memory_is_lost_alone(core):
 
 
 @pytest.mark.parametrize("ends_first", ["the other", "its own"])
-async def test_pieces_that_are_held_back_are_put_together_when_their_connection_or_the_other_ends(ends_first):
-    """What waits for another connection waits in its order, fragments and batches too, and had arrived even if its own connection ends meanwhile."""
+async def test_pieces_that_are_held_back_are_put_together_when_their_connection_or_the_other_ends(
+    ends_first,
+):
+    """What waits for another connection waits in its order, fragments and batches too, and had
+    arrived even if its own connection ends meanwhile."""
     core, instance = load(), b"\xff" * 8
     async with ClassicPeer() as other, pt.Node("ada", **loopback()) as ada:
-        greeting = frame(CAPABILITY, encode_capabilities(core, Capabilities(8192, 1024, 0, 0, instance, "other", other.address[1])))
+        greeting = frame(
+            CAPABILITY,
+            encode_capabilities(
+                core, Capabilities(8192, 1024, 0, 0, instance, "other", other.address[1])
+            ),
+        )
         connecting = asyncio.create_task(ada.connect(other.address, timeout=GUARD))
         ours = (await asyncio.wait_for(other.accepted.get(), GUARD))[1]
         theirs = (await asyncio.open_connection(*ada.address))[1]
@@ -473,7 +630,8 @@ async def test_pieces_that_are_held_back_are_put_together_when_their_connection_
 
 
 async def joined(classic):
-    """The next message, put together as the original does; the message id, None for a plain one; and the sequence numbers of its frames."""
+    """The next message, put together as the original does; the message id, None for a plain one;
+    and the sequence numbers of its frames."""
     whole, ids, sequences = b"", None, []
     while True:
         kind, flags, sequence, payload = await classic.hear()
@@ -484,7 +642,12 @@ async def joined(classic):
             return payload, None, sequences
         assert flags == 0x10 and 8 <= len(payload) <= 256
         number, total, offset, marks, reserved = struct.unpack_from(">HHHBB", payload)
-        assert ids in (None, (number, total)) and offset == len(whole) and reserved == 0 and bool(marks & 1) == (offset == 0)
+        assert (
+            ids in (None, (number, total))
+            and offset == len(whole)
+            and reserved == 0
+            and bool(marks & 1) == (offset == 0)
+        )
         ids = (number, total)
         whole += payload[8:]
         if marks & 2:
@@ -493,7 +656,8 @@ async def joined(classic):
 
 
 async def test_a_classic_peer_gets_long_messages_in_fragments_in_their_place():
-    """Section 9: pieces of 248 bytes, one message at a time, ids of the whole node from 0, each a frame of the sequence; nothing before its turn."""
+    """Section 9: pieces of 248 bytes, one message at a time, ids of the whole node from 0, each a
+    frame of the sequence; nothing before its turn."""
     async with ClassicPeer() as classic, pt.Node("ada", **loopback()) as ada:
         connecting = asyncio.create_task(ada.connect(classic.address, timeout=GUARD))
         await classic.meet()
@@ -511,7 +675,9 @@ async def test_a_classic_peer_gets_long_messages_in_fragments_in_their_place():
         assert [data for data, _, _ in got] == messages
         assert [number for _, number, _ in got] == [None, 0, None, 1, 2, None]
         sequences = [sequence for _, _, each in got for sequence in each]
-        assert sequences == list(range(len(sequences))) and len(sequences) == 1 + 3 + 1 + 16 + 17 + 1
+        assert (
+            sequences == list(range(len(sequences))) and len(sequences) == 1 + 3 + 1 + 16 + 17 + 1
+        )
         with pytest.raises(pt.MessageTooLarge):
             await peer.send(bytes(4_097))
         told = []
@@ -520,11 +686,16 @@ async def test_a_classic_peer_gets_long_messages_in_fragments_in_their_place():
             told += range(sent.first, sent.last + 1)
         assert told == [1, 2, 3, 4, 5, 6]
         stats = ada.stats()
-        assert (stats.messages_accepted, stats.messages_sent, stats.payload_bytes_sent - before) == (6, 6, sum(sizes))
+        assert (
+            stats.messages_accepted,
+            stats.messages_sent,
+            stats.payload_bytes_sent - before,
+        ) == (6, 6, sum(sizes))
 
 
 async def test_a_classic_peers_pressure_makes_senders_wait_until_it_falls():
-    """A peer that says that it is full is left alone, by class; who waits goes on when it says that it has room, in order."""
+    """A peer that says that it is full is left alone, by class; who waits goes on when it says that
+    it has room, in order."""
     async with ClassicPeer() as classic, pt.Node("ada", **loopback()) as ada:
         connecting = asyncio.create_task(ada.connect(classic.address, timeout=GUARD))
         await classic.meet()
@@ -532,7 +703,9 @@ async def test_a_classic_peers_pressure_makes_senders_wait_until_it_falls():
         peer = await connecting
         assert (await classic.hear())[0] == CAPABILITY
         assert peer.queue.pressure == 80 and peer.queue.reason == "pressure"
-        with pytest.raises(pt.WouldBlock, match="reports a pressure of 80: it takes HIGH messages and above only") as raised:
+        with pytest.raises(
+            pt.WouldBlock, match="reports a pressure of 80: it takes HIGH messages and above only"
+        ) as raised:
             peer.send_nowait(b"refused")
         assert raised.value.reason == "pressure"
         waiting = [asyncio.create_task(peer.send(data)) for data in (b"first", b"second")]
@@ -541,7 +714,11 @@ async def test_a_classic_peers_pressure_makes_senders_wait_until_it_falls():
         assert (await classic.hear())[3] == b"high" and not any(task.done() for task in waiting)
         classic.say(capability(pressure=60))
         assert [(await classic.hear())[3] for _ in range(2)] == [b"first", b"second"]
-        assert [await task for task in waiting[:2]] == [2, 3] and not waiting[2].done() and peer.send_nowait(b"normal") == 4
+        assert (
+            [await task for task in waiting[:2]] == [2, 3]
+            and not waiting[2].done()
+            and peer.send_nowait(b"normal") == 4
+        )
         assert (await classic.hear())[3] == b"normal"
         classic.say(capability())
         assert (await classic.hear())[3] == b"low" and await waiting[2] == 5
@@ -549,7 +726,10 @@ async def test_a_classic_peers_pressure_makes_senders_wait_until_it_falls():
 
 async def test_a_message_cut_short_by_the_end_of_its_link_is_unknown():
     """A part of it left: nobody can say that the peer has not got it, and it has not been sent."""
-    async with ClassicPeer() as classic, pt.Node("ada", **loopback(send_queue_size=10_000, send_queue_bytes=2**26)) as ada:
+    async with (
+        ClassicPeer() as classic,
+        pt.Node("ada", **loopback(send_queue_size=10_000, send_queue_bytes=2**26)) as ada,
+    ):
         connecting = asyncio.create_task(ada.connect(classic.address, timeout=GUARD))
         await classic.meet()
         classic.say(capability(512))
@@ -567,10 +747,14 @@ async def test_a_message_cut_short_by_the_end_of_its_link_is_unknown():
         while len(outcomes) < peer.accepted:
             event = await asyncio.wait_for(anext(events), GUARD)
             if isinstance(event, pt.Sent | pt.Failed):
-                outcomes |= dict.fromkeys(range(event.first, event.last + 1), getattr(event, "outcome", None))
+                outcomes |= dict.fromkeys(
+                    range(event.first, event.last + 1), getattr(event, "outcome", None)
+                )
         assert outcomes[cut] is pt.Outcome.UNKNOWN
         assert all(outcomes[number] is not pt.Outcome.FAILED for number in range(1, cut + 1))
-        assert all(outcomes[number] is pt.Outcome.FAILED for number in range(cut + 1, peer.accepted + 1))
+        assert all(
+            outcomes[number] is pt.Outcome.FAILED for number in range(cut + 1, peer.accepted + 1)
+        )
 
 
 async def test_a_message_that_is_refused_leaves_no_gap_in_the_sequence_numbers():
@@ -596,7 +780,11 @@ async def test_a_message_that_is_refused_leaves_no_gap_in_the_sequence_numbers()
             async with asyncio.timeout(GUARD):
                 head = await classic.reader.readexactly(10)
                 payload = await classic.reader.readexactly(struct.unpack_from(">H", head, 8)[0] + 2)
-            assert (head[5], head[7], int.from_bytes(payload[:4], "big")) == (DATA, number % 256, number)
+            assert (head[5], head[7], int.from_bytes(payload[:4], "big")) == (
+                DATA,
+                number % 256,
+                number,
+            )
         assert (await classic.hear())[:3] == (DISCONNECT, 0, accepted % 256)
         classic.hang_up()
         assert await sequence == 0
@@ -620,9 +808,16 @@ async def test_a_peer_whose_limit_shrinks_gets_what_fits_and_the_rest_is_reporte
         await classic.meet()
         classic.say(capability(1000))
         got = [await classic.hear() for _ in range(4)]
-        assert [(len(data), sequence) for kind, _, sequence, data in got if kind == DATA] == [(100, 0), (200, 1), (300, 2)]
+        assert [(len(data), sequence) for kind, _, sequence, data in got if kind == DATA] == [
+            (100, 0),
+            (200, 1),
+            (300, 2),
+        ]
         failed = [await next_event(events, pt.Failed) for _ in range(2)]
-        assert [(event.first, event.last, event.outcome) for event in failed] == [(2, 2, pt.Outcome.FAILED), (4, 4, pt.Outcome.FAILED)]
+        assert [(event.first, event.last, event.outcome) for event in failed] == [
+            (2, 2, pt.Outcome.FAILED),
+            (4, 4, pt.Outcome.FAILED),
+        ]
         assert all(isinstance(event.error, pt.MessageTooLarge) for event in failed)
         await until(lambda: peer.reported == 5)
         assert peer.stats().messages_sent == 3 and peer.stats().messages_failed == 2
@@ -633,7 +828,8 @@ async def test_a_peer_whose_limit_shrinks_gets_what_fits_and_the_rest_is_reporte
 
 
 async def test_where_a_classic_peer_was_heard_and_one_of_ours_answers_the_caller_is_told(free_port):
-    """Ports are used again: messages meant for one program must not go to the next one on its port."""
+    """Ports are used again: messages meant for one program must not go to the next one on its
+    port."""
     port = free_port()
     async with pt.Node("ada", **announcing(port)) as ada, pt.Node("new", **loopback()) as new:
         events = ada.events()
@@ -655,7 +851,9 @@ async def test_where_another_node_answers_than_was_heard_the_caller_is_told(free
     """Likewise between our own: the instance id decides."""
     port, core = free_port(), load()
     async with pt.Node("ada", **announcing(port)) as ada, pt.Node("new", **loopback()) as new:
-        packet = encode_announcement(core, Announcement(1, "old", new.address[1], instance=b"goneaway"))
+        packet = encode_announcement(
+            core, Announcement(1, "old", new.address[1], instance=b"goneaway")
+        )
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             sender.sendto(packet, ("127.0.0.1", port))
         old = await ada.wait_for("old", timeout=GUARD)
@@ -664,7 +862,9 @@ async def test_where_another_node_answers_than_was_heard_the_caller_is_told(free
         assert ada.peers["new"].id == new.id
 
 
-async def test_what_was_queued_for_a_peer_that_cannot_be_reached_fails_after_the_last_try(free_port, monkeypatch):
+async def test_what_was_queued_for_a_peer_that_cannot_be_reached_fails_after_the_last_try(
+    free_port, monkeypatch
+):
     """Queued messages survive a short absence, not a long one; and their end is told."""
     monkeypatch.setattr(policy, "RETRY_DELAYS", (0.01, 0.02))
     port, core = free_port(), load()
@@ -676,7 +876,9 @@ async def test_what_was_queued_for_a_peer_that_cannot_be_reached_fails_after_the
         peer = await ada.wait_for("away", timeout=GUARD)
         events = ada.events()
         assert [peer.send_nowait(bytes(10)) for _ in range(3)] == [1, 2, 3]
-        assert peer.queue.reason == "connection" and peer.queue.pending == 3 and peer.queue.bytes == 30
+        assert (
+            peer.queue.reason == "connection" and peer.queue.pending == 3 and peer.queue.bytes == 30
+        )
         failed = await next_event(events, pt.Failed)
         assert (failed.first, failed.last, failed.outcome) == (1, 3, pt.Outcome.FAILED)
         assert isinstance(failed.error, pt.ConnectionRefused) and failed.error.peer == "away"
@@ -691,7 +893,11 @@ async def test_what_was_queued_for_a_peer_that_cannot_be_reached_fails_after_the
 
 async def test_more_connections_than_the_bound_are_refused_and_counted():
     """Descriptors are finite; the honest ones that are there stay."""
-    async with pt.Node("ada", **loopback(max_peers=1)) as ada, pt.Node("bob", **loopback()) as bob, contextlib.AsyncExitStack() as stack:
+    async with (
+        pt.Node("ada", **loopback(max_peers=1)) as ada,
+        pt.Node("bob", **loopback()) as bob,
+        contextlib.AsyncExitStack() as stack,
+    ):
         peer = await bob.connect(ada.address, timeout=GUARD)
         bound = ada._transport.connections.max_connections
         writers = []
@@ -706,7 +912,8 @@ async def test_more_connections_than_the_bound_are_refused_and_counted():
 
 
 async def test_who_finds_no_room_is_told_so_by_the_reason():
-    """Silence would look like a broken network; the original does not look at what comes before the end."""
+    """Silence would look like a broken network; the original does not look at what comes before the
+    end."""
     async with pt.Node("ada", **loopback(max_peers=1)) as ada, contextlib.AsyncExitStack() as stack:
         for _ in range(ada._transport.connections.max_connections):
             _, writer = await asyncio.open_connection(*ada.address)
@@ -716,7 +923,9 @@ async def test_who_finds_no_room_is_told_so_by_the_reason():
             assert await classic.hear() == (REJECT, 0, 0, b"\x01")
             assert await classic.hear() is None
         async with pt.Node("bob", **loopback()) as bob:
-            with pytest.raises(pt.ConnectionRefused, match=r"127\.0\.0\.1:\d+ rejected the connection \(FULL\)") as refused:
+            with pytest.raises(
+                pt.ConnectionRefused, match=r"127\.0\.0\.1:\d+ rejected the connection \(FULL\)"
+            ) as refused:
                 await bob.connect(ada.address, timeout=GUARD)
             assert refused.value.reason is pt.RejectReason.FULL
         assert ada.stats().links_refused == 2
@@ -727,9 +936,17 @@ async def test_who_finds_no_room_is_told_so_by_the_reason():
 
 async def test_the_way_to_a_peer_is_measured_when_it_connects_and_whenever_it_is_asked_for():
     """Both sides measure; nobody has to ask."""
-    async with pt.Node("ada", **loopback(ping_interval=10)) as ada, pt.Node("bob", **loopback(ping_interval=10)) as bob:
+    async with (
+        pt.Node("ada", **loopback(ping_interval=10)) as ada,
+        pt.Node("bob", **loopback(ping_interval=10)) as bob,
+    ):
         peer = await ada.connect(bob.address, timeout=GUARD)
-        await until(lambda: peer.latency is not None and all(other.latency is not None for other in bob.peers.values()))
+        await until(
+            lambda: (
+                peer.latency is not None
+                and all(other.latency is not None for other in bob.peers.values())
+            )
+        )
         assert peer.latency.samples == 1 and peer.latency.deviation == peer.latency.rtt / 2
         seconds = [await peer.ping(timeout=GUARD) for _ in range(3)]
         assert all(0 < each < GUARD for each in seconds) and peer.latency.samples == 4
@@ -753,7 +970,9 @@ async def test_a_peer_that_never_answers_a_ping_is_not_worse_off_and_gets_no_sec
             await peer.ping(timeout=0.1)
         assert peer.connected and peer.latency is None and not peer.pinging
         await peer.send(b"still there")
-        assert await classic.hear() == (DATA, 0, 0, b"still there"), "one PING is out, and no more leave before its answer"
+        assert await classic.hear() == (DATA, 0, 0, b"still there"), (
+            "one PING is out, and no more leave before its answer"
+        )
         asking = asyncio.create_task(peer.ping(timeout=GUARD))
         await until(lambda: peer.pinging)
         classic.say(frame(PONG, b"with a payload"), frame(PONG), frame(PONG))
@@ -766,7 +985,10 @@ async def test_a_peer_that_never_answers_a_ping_is_not_worse_off_and_gets_no_sec
 
 async def test_a_ping_whose_answer_lay_unread_while_the_link_was_paused_measures_nothing():
     """A slow application is not a slow network."""
-    async with ClassicPeer() as classic, pt.Node("ada", **loopback(receive_queue_bytes=1024)) as ada:
+    async with (
+        ClassicPeer() as classic,
+        pt.Node("ada", **loopback(receive_queue_bytes=1024)) as ada,
+    ):
         await classic.dial(ada)
         classic.say(capability())
         await until(lambda: ada.peers)
@@ -787,8 +1009,9 @@ async def test_a_ping_whose_answer_lay_unread_while_the_link_was_paused_measures
         assert await asking > 0 and peer.latency.samples == 1
 
 
-async def test_a_flood_of_pings_whose_answers_nobody_reads_costs_the_slots_of_its_link_and_no_more():
-    """The answer that finds no room is dropped and counted: a queue of answers would be memory that a stranger fills."""
+async def test_a_flood_of_pings_whose_answers_nobody_reads_costs_its_slots_and_no_more():
+    """The answer that finds no room is dropped and counted: a queue of answers would be memory that
+    a stranger fills."""
     async with ClassicPeer() as classic, pt.Node("ada", **loopback(pipeline_depth=1)) as ada:
         with socket.socket() as deaf:
             deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -803,7 +1026,9 @@ async def test_a_flood_of_pings_whose_answers_nobody_reads_costs_the_slots_of_it
             assert peer.connected and peer.queued == 0 and ada.stats().pool_bytes < 1 << 20
             await classic.dial(ada)
             classic.say(frame(PING))
-            assert [(await classic.hear())[0] for _ in range(2)] == [CAPABILITY, PONG], "only its own link is full"
+            assert [(await classic.hear())[0] for _ in range(2)] == [CAPABILITY, PONG], (
+                "only its own link is full"
+            )
 
 
 # REJECT
@@ -837,7 +1062,11 @@ async def test_a_peer_that_is_not_wanted_is_told_why_and_hears_nothing_that_wait
         assert [each[0] for each in heard[1:-1]] == [DATA] * (peer.accepted - waiting)
         classic.hang_up()
         failed = failed or await next_event(events, pt.Failed)
-        assert (failed.first, failed.last, failed.outcome) == (peer.accepted - waiting + 1, peer.accepted, pt.Outcome.FAILED)
+        assert (failed.first, failed.last, failed.outcome) == (
+            peer.accepted - waiting + 1,
+            peer.accepted,
+            pt.Outcome.FAILED,
+        )
         assert "was rejected here (BANNED)" in str(failed.error)
         assert (await next_event(events, pt.PeerDisconnected)).error is None
         request.reject()  # gone: nothing is left to reject
@@ -845,22 +1074,32 @@ async def test_a_peer_that_is_not_wanted_is_told_why_and_hears_nothing_that_wait
 
 async def test_whoever_is_rejected_hears_by_whom_and_why_and_does_not_dial_again():
     """A redial would be rejected again, as fast as both sides can."""
-    async with pt.Node("ada", **loopback()) as ada, pt.Node("bob", **loopback(receive_queue_bytes=1024)) as bob:
+    async with (
+        pt.Node("ada", **loopback()) as ada,
+        pt.Node("bob", **loopback(receive_queue_bytes=1024)) as bob,
+    ):
         heard, requests = ada.events(), bob.events()
         peer = await ada.connect(bob.address, timeout=GUARD)
         request = await next_event(requests, pt.ConnectionRequested)
         filling = asyncio.create_task(peer.send_many([bytes(8000)] * 4000))
         await until(lambda: bob.stats().pauses)
         request.reject(pt.RejectReason.BANNED)
-        with pytest.raises(pt.ConnectionRefused, match=r"peer 'bob' rejected the connection \(BANNED\)") as refused:
+        with pytest.raises(
+            pt.ConnectionRefused, match=r"peer 'bob' rejected the connection \(BANNED\)"
+        ) as refused:
             await filling
         assert refused.value.reason is pt.RejectReason.BANNED and refused.value.peer == "bob"
         gone = await next_event(heard, pt.PeerDisconnected)
-        assert isinstance(gone.error, pt.ConnectionRefused) and gone.error.reason is pt.RejectReason.BANNED
+        assert (
+            isinstance(gone.error, pt.ConnectionRefused)
+            and gone.error.reason is pt.RejectReason.BANNED
+        )
         assert peer.queued == 0 and peer.reported == peer.accepted and not peer.connected
         assert bob.stats().links_opened == ada.stats().links_opened == 1
         await peer.connect(timeout=GUARD)
-        assert (await next_event(requests, pt.ConnectionRequested)).peer is request.peer, "asked anew"
+        assert (await next_event(requests, pt.ConnectionRequested)).peer is request.peer, (
+            "asked anew"
+        )
 
 
 async def test_a_reject_before_any_greeting_ends_the_dial_and_what_waited_for_it(monkeypatch):
@@ -873,8 +1112,14 @@ async def test_a_reject_before_any_greeting_ends_the_dial_and_what_waited_for_it
         classic.say(frame(REJECT, b"\x04"))
         failed = await next_event(events, pt.Failed)
         assert (failed.first, failed.last, failed.outcome) == (1, 1, pt.Outcome.FAILED)
-        assert isinstance(failed.error, pt.ConnectionRefused) and failed.error.reason is pt.RejectReason.IN_PROGRESS and failed.error.peer == "CREF"
-        assert peer.retry is None and peer.state is pt.PeerState.FAILED and classic.accept_count == 1
+        assert (
+            isinstance(failed.error, pt.ConnectionRefused)
+            and failed.error.reason is pt.RejectReason.IN_PROGRESS
+            and failed.error.peer == "CREF"
+        )
+        assert (
+            peer.retry is None and peer.state is pt.PeerState.FAILED and classic.accept_count == 1
+        )
 
 
 async def test_nobody_asks_for_a_connection_that_we_have_asked_for():
@@ -886,19 +1131,29 @@ async def test_nobody_asks_for_a_connection_that_we_have_asked_for():
         await peer.send(b"granted")
         assert (await bob.receive(timeout=GUARD)).data == b"granted"
         await ada.aclose()
-        assert not any(isinstance(event, pt.ConnectionRequested) for event in [event async for event in asked])
+        assert not any(
+            isinstance(event, pt.ConnectionRequested) for event in [event async for event in asked]
+        )
 
 
 # Capabilities that come again
 
 
 async def test_a_later_capability_replaces_all_but_who_it_is():
-    """Missing entries fall back to the original's defaults; identity belongs to the connection and not to a frame."""
+    """Missing entries fall back to the original's defaults; identity belongs to the connection and
+    not to a frame."""
     core, instance = load(), b"replaced"
     async with ClassicPeer() as other, pt.Node("ada", **loopback()) as ada:
         connecting = asyncio.create_task(ada.connect(other.address, timeout=GUARD))
         await other.meet()
-        other.say(frame(CAPABILITY, encode_capabilities(core, Capabilities(8000, 2048, 0, 1, instance, "other", other.address[1]))))
+        other.say(
+            frame(
+                CAPABILITY,
+                encode_capabilities(
+                    core, Capabilities(8000, 2048, 0, 1, instance, "other", other.address[1])
+                ),
+            )
+        )
         peer = await connecting
         assert peer.max_message == 8000
 
@@ -908,20 +1163,38 @@ async def test_a_later_capability_replaces_all_but_who_it_is():
                 pass
 
         await told(frame(CAPABILITY, b"\x03\x01\x4b"))
-        assert peer.capabilities == Capabilities(512, 256, 75, 0, instance, "other", other.address[1]) and peer.max_message == 512
+        assert (
+            peer.capabilities == Capabilities(512, 256, 75, 0, instance, "other", other.address[1])
+            and peer.max_message == 512
+        )
         before = ada.stats().frames_ignored
-        await told(frame(CAPABILITY, encode_capabilities(core, Capabilities(4000, 1, 0, 0, b"somebody", "else"))))
-        assert peer.max_message == 512 and peer.id == instance.hex() and ada.stats().frames_ignored == before + 1
+        await told(
+            frame(
+                CAPABILITY,
+                encode_capabilities(core, Capabilities(4000, 1, 0, 0, b"somebody", "else")),
+            )
+        )
+        assert (
+            peer.max_message == 512
+            and peer.id == instance.hex()
+            and ada.stats().frames_ignored == before + 1
+        )
         await told(frame(CAPABILITY, b"\x03\x09"))
         assert peer.capabilities.pressure == 75 and ada.stats().frames_ignored == before + 2
-        await told(frame(CAPABILITY, encode_capabilities(core, Capabilities(9000, 1, 0, 0, instance, "other"))))
+        await told(
+            frame(
+                CAPABILITY,
+                encode_capabilities(core, Capabilities(9000, 1, 0, 0, instance, "other")),
+            )
+        )
         assert peer.max_message == 8192 and peer.capabilities.port == other.address[1]
         await told(frame(CAPABILITY, b"\x01\x02\x00\x01"))
         assert peer.max_message == 256
 
 
 async def test_one_of_ours_that_greets_late_is_no_classic_peer_for_ever(monkeypatch):
-    """A program that was busy for a second must not count as a machine of 1990 for as long as it runs."""
+    """A program that was busy for a second must not count as a machine of 1990 for as long as it
+    runs."""
     monkeypatch.setattr(policy, "GREETING_TIME", 0.02)
     core, instance = load(), b"latecome"
     async with ClassicPeer() as late, pt.Node("ada", **loopback()) as ada:
@@ -929,10 +1202,17 @@ async def test_one_of_ours_that_greets_late_is_no_classic_peer_for_ever(monkeypa
         await late.meet()
         assert peer.classic and peer.max_message == 4096
         await peer.send(b"to a classic peer")
-        greeting = encode_capabilities(core, Capabilities(8192, 1024, 0, 0, instance, "late", late.address[1]))
+        greeting = encode_capabilities(
+            core, Capabilities(8192, 1024, 0, 0, instance, "late", late.address[1])
+        )
         late.say(frame(CAPABILITY, greeting), frame(DATA, b"here"))
         assert (await ada.receive(timeout=GUARD)).peer is peer
-        assert (peer.classic, peer.id, peer.name, peer.max_message) == (False, instance.hex(), "late", 8192)
+        assert (peer.classic, peer.id, peer.name, peer.max_message) == (
+            False,
+            instance.hex(),
+            "late",
+            8192,
+        )
         assert list(ada.peers) == [peer.id] and ada.peers["late"] is peer and peer.connected
         await peer.send(bytes(8000))
         assert [(await late.hear())[0] for _ in range(3)] == [CAPABILITY, DATA, DATA]
@@ -942,12 +1222,19 @@ async def test_one_of_ours_that_greets_late_is_no_classic_peer_for_ever(monkeypa
         assert stats.messages_accepted == 2 and peer.reported == 2
 
 
-async def test_one_of_ours_that_greets_late_and_is_known_already_is_sent_to_under_its_name(monkeypatch):
+async def test_one_of_ours_that_greets_late_and_is_known_already_is_sent_to_under_its_name(
+    monkeypatch,
+):
     """Two objects for one peer would be two queues and two orders."""
     monkeypatch.setattr(policy, "GREETING_TIME", 0.02)
     core, instance = load(), b"latecome"
     async with ClassicPeer() as late, pt.Node("ada", **loopback()) as ada:
-        greeting = frame(CAPABILITY, encode_capabilities(core, Capabilities(8192, 1024, 0, 0, instance, "late", late.address[1])))
+        greeting = frame(
+            CAPABILITY,
+            encode_capabilities(
+                core, Capabilities(8192, 1024, 0, 0, instance, "late", late.address[1])
+            ),
+        )
         events = ada.events()
         classic = await ada.connect(late.address, timeout=GUARD)
         await late.meet()
@@ -962,8 +1249,11 @@ async def test_one_of_ours_that_greets_late_and_is_known_already_is_sent_to_unde
         first.close()
 
 
-async def test_whom_a_classic_peer_dialled_it_knows_so_of_two_that_crossed_its_own_connection_stays(free_port):
-    """On the connection that we dialled the original has no name for us: its application would lose the peer that it chose."""
+async def test_whom_a_classic_peer_dialled_it_knows_so_of_two_that_crossed_its_own_connection_stays(
+    free_port,
+):
+    """On the connection that we dialled the original has no name for us: its application would lose
+    the peer that it chose."""
     port = free_port()
     async with ClassicPeer() as classic, pt.Node("ada", **announcing(port)) as ada:
         classic.announce(port)
@@ -978,10 +1268,16 @@ async def test_whom_a_classic_peer_dialled_it_knows_so_of_two_that_crossed_its_o
         classic.say(capability(), frame(DATA, b"on yours"))
         assert [(await classic.hear()), (await classic.hear())][1] is None, "shut by us"
         classic.hang_up()
-        assert {(await ada.receive(timeout=GUARD)).data for _ in range(2)} == {b"on mine", b"on yours"}
+        assert {(await ada.receive(timeout=GUARD)).data for _ in range(2)} == {
+            b"on mine",
+            b"on yours",
+        }
         classic.reader, classic.writer = theirs
         await found.send(b"answer")
-        assert [(await classic.hear())[0], await classic.hear()] == [CAPABILITY, (DATA, 0, 0, b"answer")]
+        assert [(await classic.hear())[0], await classic.hear()] == [
+            CAPABILITY,
+            (DATA, 0, 0, b"answer"),
+        ]
         assert len(ada.peers) == 1 and ada.stats().links_open == 1
 
 
@@ -990,13 +1286,19 @@ async def test_whom_a_classic_peer_dialled_it_knows_so_of_two_that_crossed_its_o
 
 def pressure_of(payload):
     """Of a CAPABILITY of ours, by the description of the original."""
-    assert payload[:2] == b"\x01\x02" and payload[8:10] == b"\x03\x01" and len(payload) > 15, "complete"
+    assert payload[:2] == b"\x01\x02" and payload[8:10] == b"\x03\x01" and len(payload) > 15, (
+        "complete"
+    )
     return payload[10]
 
 
 async def test_pressure_is_told_when_its_level_changes_and_only_then():
-    """A quarter of the inbox at a time, up at once, down with an eighth to spare; a full CAPABILITY each time."""
-    async with ClassicPeer() as classic, pt.Node("ada", **loopback(receive_queue_bytes=8000)) as ada:
+    """A quarter of the inbox at a time, up at once, down with an eighth to spare; a full CAPABILITY
+    each time."""
+    async with (
+        ClassicPeer() as classic,
+        pt.Node("ada", **loopback(receive_queue_bytes=8000)) as ada,
+    ):
         await classic.dial(ada)
         heard = []
 
@@ -1012,7 +1314,15 @@ async def test_pressure_is_told_when_its_level_changes_and_only_then():
 
         classic.say(capability())
         assert await told() == [0]
-        for messages, expected in ((1, []), (1, [25]), (1, []), (1, [50]), (1, []), (1, [75]), (1, [])):
+        for messages, expected in (
+            (1, []),
+            (1, [25]),
+            (1, []),
+            (1, [50]),
+            (1, []),
+            (1, [75]),
+            (1, []),
+        ):
             assert await told(messages) == expected
         for _ in range(7):  # each receive() gives back the message before
             await ada.receive(timeout=GUARD)
@@ -1023,11 +1333,19 @@ async def test_pressure_is_told_when_its_level_changes_and_only_then():
 
 
 async def test_pressure_that_finds_no_room_is_told_once_when_there_is_some_and_as_it_is_then():
-    """Lost, the peer would flood on, or wait for ever; queued twice, a slow link would fill with old news."""
-    async with ClassicPeer() as classic, pt.Node("ada", **loopback(receive_queue_bytes=1 << 20, pipeline_depth=1)) as ada:
+    """Lost, the peer would flood on, or wait for ever; queued twice, a slow link would fill with
+    old news."""
+    async with (
+        ClassicPeer() as classic,
+        pt.Node("ada", **loopback(receive_queue_bytes=1 << 20, pipeline_depth=1)) as ada,
+    ):
         await classic.dial(ada)
         classic.say(capability())
-        peer = (await next_event(ada.events(), pt.PeerConnected)).peer if not ada.peers else next(iter(ada.peers.values()))
+        peer = (
+            (await next_event(ada.events(), pt.PeerConnected)).peer
+            if not ada.peers
+            else next(iter(ada.peers.values()))
+        )
         await until(lambda: peer.connected)
         classic.writer.transport.pause_reading()
         while peer.queued < 10:
@@ -1039,18 +1357,30 @@ async def test_pressure_that_finds_no_room_is_told_once_when_there_is_some_and_a
             while peer.received < enough:
                 await asyncio.sleep(0)
         (connection,) = ada._transport.connections.by_tag.values()
-        assert (connection.pressure, connection.owed, ada.stats().pressure_reports) == (3, policy.OWES_PRESSURE, 0)
+        assert (connection.pressure, connection.owed, ada.stats().pressure_reports) == (
+            3,
+            policy.OWES_PRESSURE,
+            0,
+        )
         while connection.pressure == 3:
             await ada.receive(timeout=GUARD)
         assert connection.pressure == 2 and ada.stats().pressure_reports == 0
         classic.writer.transport.resume_reading()
-        told = [pressure_of(payload) for kind, _, _, payload in [await classic.hear() for _ in range(peer.accepted + 2)] if kind == CAPABILITY]
+        told = [
+            pressure_of(payload)
+            for kind, _, _, payload in [await classic.hear() for _ in range(peer.accepted + 2)]
+            if kind == CAPABILITY
+        ]
         assert told == [0, 50]
 
 
 async def test_a_peer_that_feeds_an_inbox_of_its_own_is_told_of_that_one_and_of_the_end():
-    """Whoever iterates peer.messages() slowly slows that peer; when he stops, the peer is not slowed for ever."""
-    async with ClassicPeer() as classic, pt.Node("ada", **loopback(receive_queue_bytes=8000)) as ada:
+    """Whoever iterates peer.messages() slowly slows that peer; when he stops, the peer is not
+    slowed for ever."""
+    async with (
+        ClassicPeer() as classic,
+        pt.Node("ada", **loopback(receive_queue_bytes=8000)) as ada,
+    ):
         await classic.dial(ada)
         classic.say(capability())
         await until(lambda: len(ada.peers) == 1)
@@ -1075,9 +1405,13 @@ async def test_a_peer_that_feeds_an_inbox_of_its_own_is_told_of_that_one_and_of_
 
 
 async def test_a_flood_into_a_slow_reader_says_little_of_its_pressure():
-    """Chatter would cost more than the pressure saves: between two reports an eighth of the inbox has moved."""
+    """Chatter would cost more than the pressure saves: between two reports an eighth of the inbox
+    has moved."""
     limit = 64 * 1024
-    async with pt.Node("ada", **loopback(receive_queue_bytes=limit)) as ada, pt.Node("bob", **loopback()) as bob:
+    async with (
+        pt.Node("ada", **loopback(receive_queue_bytes=limit)) as ada,
+        pt.Node("bob", **loopback()) as bob,
+    ):
         peer = await bob.connect(ada.address, timeout=GUARD)
         count, size = 4000, 200
         sending = asyncio.create_task(peer.send_many([bytes(size)] * count))
@@ -1102,7 +1436,10 @@ async def test_each_connection_is_closed_before_the_goodbye(free_port):
                 left.append(len(ada._transport.connections))
             return super().broadcast(sender, packet, *rest)
 
-    async with ClassicPeer() as classic, pt.Node("ada", world=Watching(), **announcing(port)) as ada:
+    async with (
+        ClassicPeer() as classic,
+        pt.Node("ada", world=Watching(), **announcing(port)) as ada,
+    ):
         await classic.dial(ada)
         classic.say(capability())
         assert (await classic.hear())[0] == CAPABILITY
@@ -1124,8 +1461,11 @@ def announce_as(discovery_port, name, port):
         sender.sendto(body + struct.pack(">H", crc16(body)), ("127.0.0.1", discovery_port))
 
 
-async def test_a_connection_of_a_classic_peer_is_tied_to_the_only_one_heard_at_its_address(free_port):
-    """Rule 10: it does not say who it is. With two candidates a guess would send messages to the wrong one."""
+async def test_a_connection_of_a_classic_peer_is_tied_to_the_only_one_heard_at_its_address(
+    free_port,
+):
+    """Rule 10: it does not say who it is. With two candidates a guess would send messages to the
+    wrong one."""
     port, dialled = free_port(), []
 
     class Watching(World):
@@ -1133,18 +1473,28 @@ async def test_a_connection_of_a_classic_peer_is_tied_to_the_only_one_heard_at_i
             dialled.append(address)
             return super().dial(address, bind)
 
-    async with ClassicPeer() as first, ClassicPeer() as second, pt.Node("ada", world=Watching(), **announcing(port)) as ada:
+    async with (
+        ClassicPeer() as first,
+        ClassicPeer() as second,
+        pt.Node("ada", world=Watching(), **announcing(port)) as ada,
+    ):
         announce_as(port, b"one", 0)
         one = await ada.wait_for("one", timeout=GUARD)
         assert not dialled, "it does not listen"
         await first.dial(ada)
         first.say(capability(), frame(DATA, b"mine"))
         message = await ada.receive(timeout=GUARD)
-        assert message.peer is one and one.address == ("127.0.0.1", 0) and ada.stats().links_opened == 1
+        assert (
+            message.peer is one
+            and one.address == ("127.0.0.1", 0)
+            and ada.stats().links_opened == 1
+        )
         await second.dial(ada)
         second.say(capability(), frame(DATA, b"whose?"))
         other = (await ada.receive(timeout=GUARD)).peer
-        assert other is not one and other.name == "" and len(ada.peers) == 2, "the one that was heard is connected"
+        assert other is not one and other.name == "" and len(ada.peers) == 2, (
+            "the one that was heard is connected"
+        )
         for classic in (first, second):
             classic.say(frame(DISCONNECT))
         await until(lambda: ada.stats().links_open == 0)
@@ -1157,17 +1507,31 @@ async def test_a_connection_of_a_classic_peer_is_tied_to_the_only_one_heard_at_i
 
 
 async def test_who_began_as_a_classic_peer_cannot_take_over_a_name_later():
-    """One of ours says who it is in its first frame; a stranger could claim to be anybody after he has looked around."""
+    """One of ours says who it is in its first frame; a stranger could claim to be anybody after he
+    has looked around."""
     core = load()
     async with ClassicPeer() as classic, pt.Node("ada", **loopback()) as ada:
         await classic.dial(ada)
-        classic.say(frame(DATA, b"hello"), frame(CAPABILITY, encode_capabilities(core, Capabilities(8192, 1, 0, 0, b"pretends", "bob"))), frame(PING))
+        classic.say(
+            frame(DATA, b"hello"),
+            frame(
+                CAPABILITY,
+                encode_capabilities(core, Capabilities(8192, 1, 0, 0, b"pretends", "bob")),
+            ),
+            frame(PING),
+        )
         peer = (await ada.receive(timeout=GUARD)).peer
         assert [(await classic.hear())[0] for _ in range(2)] == [CAPABILITY, PONG]
-        assert peer.classic and peer.max_message == 4096 and peer.name == "" and ada.stats().frames_ignored == 1
+        assert (
+            peer.classic
+            and peer.max_message == 4096
+            and peer.name == ""
+            and ada.stats().frames_ignored == 1
+        )
 
 
 def test_a_peer_that_comes_back_while_it_is_left_waits_until_what_it_sent_before_is_read():
-    """Its first bytes on the new connection must not be delivered before the last ones on the old, which a bad network still holds."""
+    """Its first bytes on the new connection must not be delivered before the last ones on the old,
+    which a bad network still holds."""
     for seed in (495, 542, 769):
         assert not scenarios.play("connect_disconnect", seed).problems

@@ -1,4 +1,5 @@
-"""The engine: deadlines that are kept whoever sets them, orders from other threads, and the driver that has no epoll."""
+"""The engine: deadlines that are kept whoever sets them, orders from other threads, and the driver
+that has no epoll."""
 
 from __future__ import annotations
 
@@ -28,14 +29,21 @@ async def until(condition):
 
 @pytest.fixture
 def no_epoll(core, monkeypatch):
-    """The same core with loops that have no descriptor of their own, as where the system has no epoll."""
+    """The same core with loops that have no descriptor of their own, as where the system has no
+    epoll."""
     monkeypatch.setattr(core, "Loop", functools.partial(core.Loop, epoll=False))
     return core
 
 
-async def test_without_epoll_each_descriptor_is_watched_also_when_its_number_is_used_again(no_epoll):
-    """A closed descriptor's number goes to the next connection at once: a watch that was not taken back would leave it deaf."""
-    async with pt.Node("ada", **loopback(core=no_epoll.name)) as ada, pt.Node("bob", **loopback(core=no_epoll.name)) as bob:
+async def test_without_epoll_each_descriptor_is_watched_also_when_its_number_is_used_again(
+    no_epoll,
+):
+    """A closed descriptor's number goes to the next connection at once: a watch that was not taken
+    back would leave it deaf."""
+    async with (
+        pt.Node("ada", **loopback(core=no_epoll.name)) as ada,
+        pt.Node("bob", **loopback(core=no_epoll.name)) as bob,
+    ):
         assert ada._transport.loop.fd == -1
         for number in range(10):
             peer = await ada.connect(bob.address, timeout=GUARD)
@@ -48,10 +56,15 @@ async def test_without_epoll_each_descriptor_is_watched_also_when_its_number_is_
             await until(lambda: ada.stats().links_open == bob.stats().links_open == 0)
 
 
-async def test_without_epoll_a_link_that_gets_the_number_of_one_that_ended_in_the_same_turn_is_heard(no_epoll, monkeypatch):
+async def test_without_epoll_a_link_that_gets_the_number_of_one_that_just_ended_is_heard(
+    no_epoll, monkeypatch
+):
     """The narrowest case: the driver had no chance to look in between. No timer may help it."""
     monkeypatch.setattr("peertalk.protocol.connections.SILENCE_TIME", 3600.0)
-    disconnect, data = no_epoll.encode_frame(values.DISCONNECT, b""), no_epoll.encode_frame(values.DATA, b"hello")
+    disconnect, data = (
+        no_epoll.encode_frame(values.DISCONNECT, b""),
+        no_epoll.encode_frame(values.DATA, b"hello"),
+    )
     async with pt.Node("ada", **loopback(core=no_epoll.name, link_timeout=3600)) as ada:
         with socket.create_connection(ada.address) as first:
             first.send(data)
@@ -60,7 +73,9 @@ async def test_without_epoll_a_link_that_gets_the_number_of_one_that_ended_in_th
             first.send(disconnect)
             with socket.create_connection(ada.address) as second:
                 await until(lambda: ada.stats().links_opened == 2)
-                assert next(iter(ada._transport.connections.by_tag.values())).socket.fileno() == number
+                assert (
+                    next(iter(ada._transport.connections.by_tag.values())).socket.fileno() == number
+                )
                 for _ in range(5):
                     await asyncio.sleep(0)
                 second.send(data)
@@ -70,10 +85,19 @@ async def test_without_epoll_a_link_that_gets_the_number_of_one_that_ended_in_th
 async def test_without_epoll_nodes_find_each_other_and_slow_each_other_down(no_epoll, free_port):
     """Discovery's socket and blocked writers are watched like everything else."""
     port = free_port()
-    options = {"bind": "127.0.0.1", "port": 0, "discovery_port": port, "core": no_epoll.name, "receive_queue_bytes": 4096, "send_queue_size": 8}
+    options = {
+        "bind": "127.0.0.1",
+        "port": 0,
+        "discovery_port": port,
+        "core": no_epoll.name,
+        "receive_queue_bytes": 4096,
+        "send_queue_size": 8,
+    }
     async with pt.Node("ada", **options) as ada, pt.Node("bob", **options) as bob:
         peer = await ada.wait_for("bob", timeout=GUARD)
-        sending = asyncio.create_task(peer.send_many([number.to_bytes(4, "big") * 250 for number in range(8000)]))
+        sending = asyncio.create_task(
+            peer.send_many([number.to_bytes(4, "big") * 250 for number in range(8000)])
+        )
         await until(lambda: bob.stats().pauses)
         for number in range(8000):
             assert (await bob.receive(timeout=GUARD)).data[:4] == number.to_bytes(4, "big")
@@ -81,7 +105,8 @@ async def test_without_epoll_nodes_find_each_other_and_slow_each_other_down(no_e
 
 
 async def test_a_deadline_that_is_set_between_two_turns_is_kept():
-    """The driver sleeps until the deadline that it knows of; one that a call sets in the meantime may be nearer (aclose(timeout=0.1) is one)."""
+    """The driver sleeps until the deadline that it knows of; one that a call sets in the meantime
+    may be nearer (aclose(timeout=0.1) is one)."""
     async with pt.Node("ada", **loopback(link_timeout=3600)) as ada:
         engine = ada._transport
         await asyncio.sleep(0.01)  # the driver has gone to sleep
@@ -124,7 +149,9 @@ async def test_orders_of_other_threads_are_done_in_their_order_on_the_engines_th
 
         def give():
             for number in range(100):
-                ada._transport.post(lambda number=number: done.append((number, threading.get_ident())))
+                ada._transport.post(
+                    lambda number=number: done.append((number, threading.get_ident()))
+                )
 
         await asyncio.to_thread(give)
         await until(lambda: len(done) == 100)
@@ -132,14 +159,22 @@ async def test_orders_of_other_threads_are_done_in_their_order_on_the_engines_th
 
 
 async def test_messages_that_another_thread_has_left_are_sent_before_the_node_closes():
-    """They were accepted there: closing politely includes them, and what is then not sent is reported."""
-    async with pt.Node("ada", **loopback(send_queue_size=200)) as ada, pt.Node("bob", **loopback()) as bob:
+    """They were accepted there: closing politely includes them, and what is then not sent is
+    reported."""
+    async with (
+        pt.Node("ada", **loopback(send_queue_size=200)) as ada,
+        pt.Node("bob", **loopback()) as bob,
+    ):
         peer = await ada.connect(bob.address, timeout=GUARD)
-        thread = threading.Thread(target=lambda: [peer.send_nowait(bytes([number])) for number in range(100)])
+        thread = threading.Thread(
+            target=lambda: [peer.send_nowait(bytes([number])) for number in range(100)]
+        )
         thread.start()
         thread.join()  # this thread has not turned the engine since
         assert await ada.aclose() == 0
-        assert [(await bob.receive(timeout=GUARD)).data for _ in range(100)] == [bytes([number]) for number in range(100)]
+        assert [(await bob.receive(timeout=GUARD)).data for _ in range(100)] == [
+            bytes([number]) for number in range(100)
+        ]
 
 
 async def test_messages_of_another_thread_for_a_peer_that_is_gone_are_reported(monkeypatch):

@@ -1,4 +1,5 @@
-"""The engine on somebody else's loop: turned when there is something to do, not otherwise, and let go before its descriptors close.
+"""The engine on somebody else's loop: turned when there is something to do, not otherwise, and let
+go before its descriptors close.
 
 The engine is a stub that counts its turns; descriptors and event loops are those of the system.
 """
@@ -24,7 +25,9 @@ class CountedEngine:
         self.timeout = None
         self.wanted = []
         self.before_release = self.before_closing = None
-        self.loop = types.SimpleNamespace(fd=fd, next_timeout=lambda: self.timeout, descriptors=lambda: self.wanted)
+        self.loop = types.SimpleNamespace(
+            fd=fd, next_timeout=lambda: self.timeout, descriptors=lambda: self.wanted
+        )
         self.on_turn = lambda: None
         self._waiting = []
 
@@ -132,7 +135,9 @@ async def test_without_a_descriptor_of_its_own_each_of_its_descriptors_is_watche
     await tick(10)
     settled = engine.turns
     assert settled <= 3, "no longer wanted, though still readable"
-    engine.on_turn = lambda: setattr(engine, "wanted", [(reading, READ), (writing, WRITE)] if engine.turns < settled + 4 else [])
+    engine.on_turn = lambda: setattr(
+        engine, "wanted", [(reading, READ), (writing, WRITE)] if engine.turns < settled + 4 else []
+    )
     worker.schedule()
     await engine.turned(settled + 4)
     worker.stop()
@@ -142,7 +147,8 @@ async def test_without_a_descriptor_of_its_own_each_of_its_descriptors_is_watche
 
 
 async def test_a_descriptor_is_let_go_before_it_is_closed():
-    """Loops misbehave when a watched descriptor is closed, and worse when its number is used again."""
+    """Loops misbehave when a watched descriptor is closed, and worse when its number is used
+    again."""
     reading, writing = os.pipe()
     engine, worker = CountedEngine(), Worker(asyncio.get_running_loop())
     engine.wanted = [(reading, READ)]
@@ -194,7 +200,11 @@ async def test_an_engine_that_closes_in_its_turn_is_not_asked_again():
 @pytest.mark.parametrize("own_descriptor", [True, False])
 def test_it_can_be_stopped_after_its_loop_was_closed(loop_kind, pipe, own_descriptor):
     """A node that was forgotten is cleaned up by the collector, when asyncio.run() is over."""
-    loop = pytest.importorskip("uvloop").new_event_loop() if loop_kind == "uvloop" else asyncio.new_event_loop()
+    loop = (
+        pytest.importorskip("uvloop").new_event_loop()
+        if loop_kind == "uvloop"
+        else asyncio.new_event_loop()
+    )
     engine, worker = CountedEngine(pipe[0] if own_descriptor else -1), Worker(loop)
     engine.wanted, engine.timeout = [(pipe[0], READ)], 3_600.0
 

@@ -1,4 +1,5 @@
-"""Sockets and the clock, on loopback: what the system refuses becomes an error that names the option or the address.
+"""Sockets and the clock, on loopback: what the system refuses becomes an error that names the
+option or the address.
 
 Truth: the system itself, the ipaddress module, and the header of the kernel.
 """
@@ -26,7 +27,9 @@ from peertalk.runtime.world import Interface, World, check_address, same_network
 HOME = "127.0.0.1"
 WAIT_MS = 20_000
 
-linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="did not run: this is about Linux")
+linux = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="did not run: this is about Linux"
+)
 
 
 @pytest.fixture
@@ -74,7 +77,10 @@ def test_every_interface_has_addresses_that_belong_together(world):
     """Broadcast address and mask come from separate questions to the system."""
     for interface in world.interfaces():
         network = ipaddress.ip_interface(f"{interface.address}/{interface.netmask}").network
-        assert ipaddress.ip_address(interface.broadcast) in (network.broadcast_address, ipaddress.ip_address("255.255.255.255"))
+        assert ipaddress.ip_address(interface.broadcast) in (
+            network.broadcast_address,
+            ipaddress.ip_address("255.255.255.255"),
+        )
 
 
 @pytest.mark.parametrize("bind", [HOME, "127.0.0.5"])
@@ -91,11 +97,18 @@ def test_what_is_not_there_is_named_with_what_is(world):
     with pytest.raises(errors.NoNetwork, match=rf"198\.51\.100\.77 \(Config\.bind\).*{name}"):
         world.interfaces((), "198.51.100.77")
     with pytest.raises(errors.NoNetwork, match=r"Config\.bind"):
-        others = tuple(interface.name for interface in world.interfaces() if interface.address != HOME)[:1]
+        others = tuple(
+            interface.name for interface in world.interfaces() if interface.address != HOME
+        )[:1]
         world.interfaces(others or (name,), HOME if others else "198.51.100.77")
 
 
-@given(own=st.ip_addresses(v=4), other=st.ip_addresses(v=4), bits=st.integers(1, 30), near=st.booleans())
+@given(
+    own=st.ip_addresses(v=4),
+    other=st.ip_addresses(v=4),
+    bits=st.integers(1, 30),
+    near=st.booleans(),
+)
 def test_addresses_are_of_one_network_exactly_when_the_mask_says_so(own, other, bits, near):
     """10.0.0.200 and 10.0.0.5 are neighbours, whatever their bits."""
     network = ipaddress.ip_network(f"{own}/{bits}", strict=False)
@@ -104,7 +117,9 @@ def test_addresses_are_of_one_network_exactly_when_the_mask_says_so(own, other, 
     interface = Interface("lan", 1, str(own), str(network.broadcast_address), str(network.netmask))
     assert same_network([interface], str(other)) == (other in network)
     elsewhere = Interface("other", 2, "127.0.0.1", "127.255.255.255", "255.0.0.0")
-    assert same_network([elsewhere, interface], str(other)) == (other in network or other.is_loopback)
+    assert same_network([elsewhere, interface], str(other)) == (
+        other in network or other.is_loopback
+    )
     assert not same_network([], str(other))
 
 
@@ -112,13 +127,17 @@ def test_addresses_are_of_one_network_exactly_when_the_mask_says_so(own, other, 
 
 
 def test_a_taken_port_gives_way_or_names_the_option(world, keep, free_port):
-    """Two copies of one program must both start; a port that was asked for must not move in silence."""
+    """Two copies of one program must both start; a port that was asked for must not move in
+    silence."""
     port = free_port()
     first = keep(world.listen(HOME, port, give_way=False))
     assert first.getsockname() == (HOME, port) and not first.getblocking()
     second = keep(world.listen(HOME, port, give_way=True))
     assert second.getsockname()[1] not in (0, port)
-    with pytest.raises(errors.AddressInUse, match=rf"TCP port {port} on 127\.0\.0\.1 .*Config\.port \(PEERTALK_PORT\)"):
+    with pytest.raises(
+        errors.AddressInUse,
+        match=rf"TCP port {port} on 127\.0\.0\.1 .*Config\.port \(PEERTALK_PORT\)",
+    ):
         world.listen(HOME, port, give_way=False)
 
 
@@ -234,11 +253,14 @@ def test_a_dial_from_an_address_that_is_not_ours_fails_and_leaves_no_descriptor(
 @pytest.mark.parametrize(
     ("code", "kind", "said"),
     [
-        (0, type(None), ""), (errno.ECONNREFUSED, errors.ConnectionRefused, "nobody listens"), (errno.EHOSTUNREACH, errors.NetworkFailure, "no way"),
-        (errno.ENETUNREACH, errors.NetworkFailure, "no way"), (errno.ETIMEDOUT, errors.Timeout, "did not answer"),
+        (0, type(None), ""),
+        (errno.ECONNREFUSED, errors.ConnectionRefused, "nobody listens"),
+        (errno.EHOSTUNREACH, errors.NetworkFailure, "no way"),
+        (errno.ENETUNREACH, errors.NetworkFailure, "no way"),
+        (errno.ETIMEDOUT, errors.Timeout, "did not answer"),
         (errno.EACCES, errors.NetworkFailure, "cannot"),
     ],
-)  # fmt: skip
+)
 def test_the_outcome_of_a_dial_says_why(world, code, kind, said):
     """Refused means retry, unreachable means look at the cable, silence means neither."""
     outcome = world.outcome(types.SimpleNamespace(getsockopt=lambda *_: code), ("10.0.0.7", 7354))
@@ -248,17 +270,22 @@ def test_the_outcome_of_a_dial_says_why(world, code, kind, said):
 
 @linux
 def test_a_connection_is_tuned_to_be_quick_and_to_notice_the_dead(world, keep):
-    """Nagle would add 40 ms to a round trip, and a dead peer on an idle link would stay for hours."""
+    """Nagle would add 40 ms to a round trip, and a dead peer on an idle link would stay for
+    hours."""
     listener = keep(world.listen(HOME, 0, give_way=False))
     dialled = keep(world.dial(listener.getsockname()))
     ready(dialled, select.POLLOUT)
     world.tune(dialled, 15.0)
     names = (socket.TCP_NODELAY, socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
-    no_delay, idle, interval, count = (dialled.getsockopt(socket.IPPROTO_TCP, name) for name in names)
+    no_delay, idle, interval, count = (
+        dialled.getsockopt(socket.IPPROTO_TCP, name) for name in names
+    )
     assert no_delay and dialled.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     assert idle + interval * count <= 15
     world.tune(dialled, 0.1)
-    assert dialled.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 1, "0 would be refused by the system"
+    assert dialled.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 1, (
+        "0 would be refused by the system"
+    )
     unix, _other = map(keep, socket.socketpair())
     world.tune(unix, 15.0)  # no TCP at all: options that do not exist are no error
     assert dialled.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == 0
@@ -297,7 +324,8 @@ def test_a_live_connection_is_not_silent(world, keep):
 
 
 def test_an_abandoned_connection_ends_with_a_reset_and_owes_nothing(world, keep):
-    """The system would go on to deliver what it holds, long after the next connection has brought what was sent later."""
+    """The system would go on to deliver what it holds, long after the next connection has brought
+    what was sent later."""
     listener = keep(world.listen(HOME, 0, give_way=False))
     dialled = keep(world.dial(listener.getsockname()))
     ready(dialled, select.POLLOUT)
@@ -312,16 +340,24 @@ def test_an_abandoned_connection_ends_with_a_reset_and_owes_nothing(world, keep)
 
 
 @linux
-@pytest.mark.skipif(shutil.which("cc") is None, reason="did not run: no C compiler to read the kernel's header")
+@pytest.mark.skipif(
+    shutil.which("cc") is None, reason="did not run: no C compiler to read the kernel's header"
+)
 def test_the_offsets_in_tcp_info_are_those_of_the_header(tmp_path):
     """A wrong offset reads another counter, and links die or never do."""
     (tmp_path / "t.c").write_text(
         "#include <stddef.h>\n#include <linux/tcp.h>\n"
-        "_Static_assert(offsetof(struct tcp_info, tcpi_unacked) == 24, \"\");\n"
-        "_Static_assert(offsetof(struct tcp_info, tcpi_last_ack_recv) == 56, \"\");\n"
+        '_Static_assert(offsetof(struct tcp_info, tcpi_unacked) == 24, "");\n'
+        '_Static_assert(offsetof(struct tcp_info, tcpi_last_ack_recv) == 56, "");\n'
     )
-    environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}  # a sanitizer of ours is none of the compiler's
-    done = subprocess.run(["cc", "-fsyntax-only", str(tmp_path / "t.c")], env=environment, capture_output=True, text=True)
+    # a sanitizer of ours is none of the compiler's
+    environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
+    done = subprocess.run(
+        ["cc", "-fsyntax-only", str(tmp_path / "t.c")],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     if "No such file" in done.stderr:
         pytest.skip("did not run: the headers of the kernel are not installed")
     assert done.returncode == 0, done.stderr
@@ -336,7 +372,9 @@ def test_a_broadcast_is_heard_by_every_program_on_the_port(world, keep, free_por
     listeners = [keep(world.datagram_socket(port)) for _ in range(3)]
     assert [world.hear(listener) for listener in listeners] == [None] * 3
     sender = listeners[0]
-    assert world.broadcast(sender, b"who is there", port, [loopback_of(world)], True, "127.0.0.5") == 1
+    assert (
+        world.broadcast(sender, b"who is there", port, [loopback_of(world)], True, "127.0.0.5") == 1
+    )
     for listener in listeners:
         ready(listener)
         data, address = world.hear(listener)
@@ -392,11 +430,19 @@ def test_a_packet_goes_to_each_network_and_everywhere_unless_narrowed(world):
     home = Interface("lo", 1, HOME, "127.255.255.255", "255.0.0.0")
     sender = Recording()
     assert world.broadcast(sender, b"hi", 7353, [lan, home], True) == 2
-    assert [address for _, address in sender.sent] == [("10.0.0.255", 7353), ("127.255.255.255", 7353)]
+    assert [address for _, address in sender.sent] == [
+        ("10.0.0.255", 7353),
+        ("127.255.255.255", 7353),
+    ]
     sender = Recording()
     assert world.broadcast(sender, b"hi", 7353, [home], False) == 2
-    assert [address for _, address in sender.sent] == [("127.255.255.255", 7353), ("255.255.255.255", 7353)]
-    assert world.broadcast(Refusing(errno.ENETUNREACH), b"hi", 7353, [lan], True) == 0, "no route is no error"
+    assert [address for _, address in sender.sent] == [
+        ("127.255.255.255", 7353),
+        ("255.255.255.255", 7353),
+    ]
+    assert world.broadcast(Refusing(errno.ENETUNREACH), b"hi", 7353, [lan], True) == 0, (
+        "no route is no error"
+    )
 
 
 # Small things
@@ -409,7 +455,9 @@ def test_clock_and_identity_are_fit_for_their_use(world):
     assert len(world.identity(8)) == 8 and len({world.identity(8) for _ in range(100)}) == 100
 
 
-@pytest.mark.parametrize("address", ["host", ("host",), ("host", 1, 2), (b"host", 1), ("host", "1"), None, ["host", 1]])
+@pytest.mark.parametrize(
+    "address", ["host", ("host",), ("host", 1, 2), (b"host", 1), ("host", "1"), None, ["host", 1]]
+)
 def test_what_is_no_address_is_refused_by_type(address):
     """connect("host", 7354) and its kin are everybody's first mistake."""
     with pytest.raises(errors.WrongType, match="host, port"):

@@ -1,14 +1,19 @@
 """The C core and the simulator on machines that are not this one: make vintage.
 
-    m68k, ppc, s390x   big-endian: the C tests under emulators; on s390x also the Python suite's core and protocol tests
-    68000              without a C library: size, deepest stack, instructions for one message
-    host               the same C tests with gcc and clang under Address- and UndefinedBehaviorSanitizer
+    m68k, ppc, s390x   big-endian: the C tests under emulators; on s390x also the Python suite's
+    core and protocol tests 68000              without a C library: size, deepest stack,
+    instructions for one message
+    host               the same C tests with gcc and clang under Address- and
+    UndefinedBehaviorSanitizer
     windows, musl, macos, aarch64
-                       compiled and linked without warnings; and run where something here runs them (wine, this machine, an emulator)
+                       compiled and linked without warnings; and run where something here runs them
+                       (wine, this machine, an emulator)
 
-The programs of the simulator print a hash over all that the network decided. It must be the one that this machine's own compiler gives.
+The programs of the simulator print a hash over all that the network decided. It must be the one
+that this machine's own compiler gives.
 
-usage: run.py [PART ...]; all parts without one. Ends with a line for each; status 1 when one failed.
+usage: run.py [PART ...]; all parts without one. Ends with a line for each; status 1 when one
+failed.
 """
 
 from __future__ import annotations
@@ -31,28 +36,46 @@ from shell import APT_RETRIES, BUILD, C_TESTS, CORE, ROOT, WARNINGS, Failed, fre
 
 # What each tool comes with, on Debian.
 TOOLS = {
-    "gcc": "gcc", "clang": "clang", "qemu-m68k-static": "qemu-user-static",
-    "m68k-linux-gnu-gcc": "gcc-m68k-linux-gnu libc6-dev-m68k-cross", "powerpc-linux-gnu-gcc": "gcc-powerpc-linux-gnu libc6-dev-powerpc-cross",
-    "s390x-linux-gnu-gcc": "gcc-s390x-linux-gnu libc6-dev-s390x-cross", "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
-    "x86_64-w64-mingw32-gcc": "gcc-mingw-w64-x86-64", "wine": "wine wine64", "musl-gcc": "musl-tools",
+    "gcc": "gcc",
+    "clang": "clang",
+    "qemu-m68k-static": "qemu-user-static",
+    "m68k-linux-gnu-gcc": "gcc-m68k-linux-gnu libc6-dev-m68k-cross",
+    "powerpc-linux-gnu-gcc": "gcc-powerpc-linux-gnu libc6-dev-powerpc-cross",
+    "s390x-linux-gnu-gcc": "gcc-s390x-linux-gnu libc6-dev-s390x-cross",
+    "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
+    "x86_64-w64-mingw32-gcc": "gcc-mingw-w64-x86-64",
+    "wine": "wine wine64",
+    "musl-gcc": "musl-tools",
 }
 
-BUILDS = {"standard": ("-DPT_ASSERTIONS=1",), "lowmem": ("-DPT_ASSERTIONS=1", "-DPT_LOWMEM", "-DPT_ATOMICS=0")}
+BUILDS = {
+    "standard": ("-DPT_ASSERTIONS=1",),
+    "lowmem": ("-DPT_ASSERTIONS=1", "-DPT_LOWMEM", "-DPT_ATOMICS=0"),
+}
 SYSTEM = {"pt_posix"}
 """Files of csrc/platform that call the system; the others are as portable as the core."""
 POSIX = "-D_POSIX_C_SOURCE=200809L"
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 ALONE = {"crc_ways": "pt_crc"}
 """Programs that include a source of the core, which must then not be linked beside it."""
-EXTRA = {"crc_ways": (), "ingest_formats": (), "pool_twice": ("once",), "pool_threads": ("2000", "4"), "mactcp_rules": (), "ot_rules": ()}
+EXTRA = {
+    "crc_ways": (),
+    "ingest_formats": (),
+    "pool_twice": ("once",),
+    "pool_threads": ("2000", "4"),
+    "mactcp_rules": (),
+    "ot_rules": (),
+}
 """Programs of tests/c that are no test_*.c, and their arguments."""
 SIMULATIONS = {"sim_network": ("50",), "sim_throughput": ("60",)}
-"""Programs that print a hash: bad networks, so many seeds; the classic link at every depth and platform, so many simulated seconds."""
+"""Programs that print a hash: bad networks, so many seeds; the classic link at every depth and
+platform, so many simulated seconds."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """One compiler and what runs its programs: nothing for this machine's own, None when nothing does."""
+    """One compiler and what runs its programs: nothing for this machine's own, None when nothing
+    does."""
 
     name: str
     compiler: tuple[str, ...]
@@ -65,7 +88,9 @@ class Target:
 
 
 def portable_sources() -> list[Path]:
-    return sorted(CORE.glob("*.c")) + sorted(path for path in (ROOT / "csrc" / "platform").glob("*.c") if path.stem not in SYSTEM)
+    return sorted(CORE.glob("*.c")) + sorted(
+        path for path in (ROOT / "csrc" / "platform").glob("*.c") if path.stem not in SYSTEM
+    )
 
 
 def programs() -> dict[str, tuple[str, ...]]:
@@ -73,19 +98,36 @@ def programs() -> dict[str, tuple[str, ...]]:
     return {path.stem: () for path in sorted(C_TESTS.glob("test_*.c"))} | EXTRA | SIMULATIONS
 
 
-def try_build(target: Target, build: str, wanted: dict[str, tuple[str, ...]]) -> tuple[int, dict[str, str]]:
-    """Compile all without warnings, link the wanted programs, run them where that is possible. Returns the conditions that were checked, and
-    what each simulation printed as its hash."""
+def try_build(
+    target: Target, build: str, wanted: dict[str, tuple[str, ...]]
+) -> tuple[int, dict[str, str]]:
+    """Compile all without warnings, link the wanted programs, run them where that is possible.
+    Returns the conditions that were checked, and what each simulation printed as its hash."""
     folder, defines = fresh(target.name, build), BUILDS[build]
-    includes = [f"-I{path}" for path in (CORE, ROOT / "csrc" / "platform", C_TESTS, BUILD / "vectors")]
+    includes = [
+        f"-I{path}" for path in (CORE, ROOT / "csrc" / "platform", C_TESTS, BUILD / "vectors")
+    ]
     compiler = (*target.compiler, *WARNINGS, *target.flags, *defines, *includes)
     sources = portable_sources()
-    for source in (*sources, *([ROOT / "csrc" / "platform" / "pt_posix.c"] if target.posix else [])):
+    for source in (
+        *sources,
+        *([ROOT / "csrc" / "platform" / "pt_posix.c"] if target.posix else []),
+    ):
         run(*compiler, "-c", source, cwd=folder)
     conditions, hashes = 0, {}
     for program, arguments in wanted.items():
         objects = [name for name in stems(sources) if name != f"{ALONE.get(program)}.o"]
-        run(*compiler, *target.define, C_TESTS / f"{program}.c", *objects, *target.link, "-pthread", "-o", f"{program}.exe", cwd=folder)
+        run(
+            *compiler,
+            *target.define,
+            C_TESTS / f"{program}.c",
+            *objects,
+            *target.link,
+            "-pthread",
+            "-o",
+            f"{program}.exe",
+            cwd=folder,
+        )
         if target.runner is None:
             continue
         if program == "pool_threads" and "-DPT_ATOMICS=0" in defines:
@@ -96,7 +138,9 @@ def try_build(target: Target, build: str, wanted: dict[str, tuple[str, ...]]) ->
         if program in SIMULATIONS:
             printed = re.search(r"^hash ([0-9a-f]{16})$", output, re.M)
             if printed is None:
-                raise Failed(f"{target.name}: {program} of the {build} build printed no hash:\n{output}")
+                raise Failed(
+                    f"{target.name}: {program} of the {build} build printed no hash:\n{output}"
+                )
             hashes[program] = printed[1]
     return conditions, hashes
 
@@ -115,11 +159,17 @@ def check_target(target: Target, prefix: str = "") -> str:
         for program, found in hashes.items():
             expected = hashes_here(build)[program]
             if found != expected:
-                raise Failed(f"{target.name}: {program} of the {build} build failed: its network decided {found}, on this machine {expected}")
+                raise Failed(
+                    f"{target.name}: {program} of the {build} build failed: its network "
+                    f"decided {found}, on this machine {expected}"
+                )
     built = f"{prefix}{len(programs())} C programs, standard and lowmem, built without warnings"
     if target.runner is None:
         return f"{built}: links only"
-    return f"{built}, passed: {checked:,} conditions, {len(SIMULATIONS) * len(BUILDS)} simulations decided as here"
+    return (
+        f"{built}, passed: {checked:,} conditions, {len(SIMULATIONS) * len(BUILDS)} simulations "
+        "decided as here"
+    )
 
 
 def big_endian(name: str, triplet: str) -> Callable[[], str]:
@@ -127,7 +177,12 @@ def big_endian(name: str, triplet: str) -> Callable[[], str]:
     target = Target(name, (f"{triplet}-gcc",), (f"qemu-{name}-static",))
 
     def check() -> str:
-        macros = subprocess.run([*target.compiler, "-dM", "-E", "-x", "c", os.devnull], capture_output=True, text=True, check=True).stdout
+        macros = subprocess.run(
+            [*target.compiler, "-dM", "-E", "-x", "c", os.devnull],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
         if "#define __BYTE_ORDER__ __ORDER_BIG_ENDIAN__" not in macros:
             raise Failed(f"{target.compiler[0]} does not compile for a big-endian machine")
         return check_target(target, "big-endian: ")
@@ -144,9 +199,15 @@ def check_host() -> str:
     try:
         run("clang", *SANITIZERS, "probe.c", "-o", "probe", cwd=BUILD / "probe")
     except Failed as failure:
-        raise Failed(f"clang failed to link its sanitizers: on Debian, apt-get install libclang-rt-14-dev (or as your clang is)\n{failure}") from None
+        raise Failed(
+            "clang failed to link its sanitizers: on Debian, apt-get install "
+            f"libclang-rt-14-dev (or as your clang is)\n{failure}"
+        ) from None
     sanitized = ("-O1", "-g", *SANITIZERS)
-    lines = [check_target(Target(f"host-{compiler}", (compiler,), (), sanitized, SANITIZERS)) for compiler in ("gcc", "clang")]
+    lines = [
+        check_target(Target(f"host-{compiler}", (compiler,), (), sanitized, SANITIZERS))
+        for compiler in ("gcc", "clang")
+    ]
     return f"gcc and clang, Address- and UndefinedBehaviorSanitizer: {lines[0]}"
 
 
@@ -155,12 +216,23 @@ def check_windows() -> str:
     environment = (("WINEPREFIX", str(home)), ("WINEDEBUG", "-all"))
     # Its malloc is 16-aligned, and aligned_alloc it has not.
     aligned = (POSIX, "-Daligned_alloc(alignment,size)=malloc(size)")
-    target = Target("windows", ("x86_64-w64-mingw32-gcc",), ("wine",), link=("-static",), posix=False, define=aligned, env=environment)
+    target = Target(
+        "windows",
+        ("x86_64-w64-mingw32-gcc",),
+        ("wine",),
+        link=("-static",),
+        posix=False,
+        define=aligned,
+        env=environment,
+    )
     try:
         return f"{check_target(target)} under wine (the core; there is no Windows platform file)"
     finally:
-        subprocess.run(["wineserver", "-k"], env={**os.environ, **dict(environment)}, capture_output=True)
-        shutil.rmtree(home, ignore_errors=True)  # one of its drives is a link to /: whatever walks this tree would walk the machine
+        subprocess.run(
+            ["wineserver", "-k"], env={**os.environ, **dict(environment)}, capture_output=True
+        )
+        # one of its drives is a link to /: whatever walks this tree would walk the machine
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def check_musl() -> str:
@@ -172,7 +244,8 @@ def check_aarch64() -> str:
 
 
 def find_zig() -> tuple[str, ...] | None:
-    """The one compiler that brings the system headers of macOS along: zig, as a program or as a package of this Python."""
+    """The one compiler that brings the system headers of macOS along: zig, as a program or as a
+    package of this Python."""
     for command in ((shutil.which("zig") or "zig",), (sys.executable, "-m", "ziglang")):
         try:
             if subprocess.run([*command, "version"], capture_output=True).returncode == 0:
@@ -185,20 +258,56 @@ def find_zig() -> tuple[str, ...] | None:
 def check_macos() -> str:
     zig = find_zig()
     if zig is not None:
-        os.environ.update({f"ZIG_{kind}_CACHE_DIR": str(BUILD / "zig") for kind in ("GLOBAL", "LOCAL")})
+        os.environ.update(
+            {f"ZIG_{kind}_CACHE_DIR": str(BUILD / "zig") for kind in ("GLOBAL", "LOCAL")}
+        )
         for processor in ("x86_64", "aarch64"):
-            line = check_target(Target(f"macos-{processor}", (*zig, "cc", "-target", f"{processor}-macos"), None, link=(), define=()))
+            line = check_target(
+                Target(
+                    f"macos-{processor}",
+                    (*zig, "cc", "-target", f"{processor}-macos"),
+                    None,
+                    link=(),
+                    define=(),
+                )
+            )
         return f"x86_64 and arm64, zig: {line}, nothing was run"
     folder = fresh("macos")
     own = Path(run("clang", "-print-resource-dir").strip()) / "include"
     for processor in ("x86_64", "arm64"):
         for defines in BUILDS.values():
-            headers = ("-ffreestanding", "-nostdinc", "-isystem", own, "-isystem", C_TESTS / "bare", "-I", CORE, "-I", ROOT / "csrc" / "platform")
-            run("clang", "-target", f"{processor}-apple-macos11", *WARNINGS, "-O2", *defines, *headers, "-c", *portable_sources(), cwd=folder)
-    return "x86_64 and arm64, clang: the core compiles without warnings, nothing was linked or run; with zig pt_posix.c is compiled and linked too"
+            headers = (
+                "-ffreestanding",
+                "-nostdinc",
+                "-isystem",
+                own,
+                "-isystem",
+                C_TESTS / "bare",
+                "-I",
+                CORE,
+                "-I",
+                ROOT / "csrc" / "platform",
+            )
+            run(
+                "clang",
+                "-target",
+                f"{processor}-apple-macos11",
+                *WARNINGS,
+                "-O2",
+                *defines,
+                *headers,
+                "-c",
+                *portable_sources(),
+                cwd=folder,
+            )
+    return (
+        "x86_64 and arm64, clang: the core compiles without warnings, nothing was linked or run; "
+        "with zig pt_posix.c is compiled and linked too"
+    )
 
 
-PARTS: dict[str, tuple[Callable[[], str], tuple[str, ...]]] = {  # with the tools that each needs; the longest first
+# with the tools that each needs; the longest first
+PARTS: dict[str, tuple[Callable[[], str], tuple[str, ...]]] = {
     "s390x": (check_s390x, ("qemu-m68k-static", "s390x-linux-gnu-gcc")),
     "host": (check_host, ("gcc", "clang")),
     "m68k": (big_endian("m68k", "m68k-linux-gnu"), ("qemu-m68k-static", "m68k-linux-gnu-gcc")),
@@ -215,16 +324,36 @@ ORDER = ("m68k", "ppc", "s390x", "68000", "host", "windows", "musl", "macos", "a
 def find_tools(parts: list[str]) -> None:
     """Install what is missing, as root on a Debian; else say what is."""
     wanted = {"gcc"} | {tool for part in parts for tool in PARTS[part][1]}
-    packages = sorted({package for tool in wanted if shutil.which(tool) is None for package in TOOLS[tool].split()})
+    packages = sorted(
+        {
+            package
+            for tool in wanted
+            if shutil.which(tool) is None
+            for package in TOOLS[tool].split()
+        }
+    )
     if not packages:
         return
     if os.geteuid() == 0 and shutil.which("apt-get"):
         print(f"installing {' '.join(packages)}", flush=True)
         quiet = {"DEBIAN_FRONTEND": "noninteractive"}
         run("apt-get", "-qq", *APT_RETRIES, "update", env=quiet)
-        run("apt-get", "-qq", *APT_RETRIES, "install", "-y", "--no-install-recommends", *packages, env=quiet, timeout=900)
+        run(
+            "apt-get",
+            "-qq",
+            *APT_RETRIES,
+            "install",
+            "-y",
+            "--no-install-recommends",
+            *packages,
+            env=quiet,
+            timeout=900,
+        )
     else:
-        raise Failed(f"make vintage needs other compilers and emulators: on Debian, as root, apt-get install {' '.join(packages)}")
+        raise Failed(
+            "make vintage needs other compilers and emulators: on Debian, as root, apt-get "
+            f"install {' '.join(packages)}"
+        )
 
 
 def attempt(part: str) -> tuple[bool, str]:
@@ -234,7 +363,10 @@ def attempt(part: str) -> tuple[bool, str]:
     except Failed as failure:
         held, text = False, str(failure)
         print(f"== {part}\n{text}", flush=True)
-        text = next((line for line in text.splitlines() if "error" in line.lower() or " failed" in line), text.splitlines()[0])[:200]
+        text = next(
+            (line for line in text.splitlines() if "error" in line.lower() or " failed" in line),
+            text.splitlines()[0],
+        )[:200]
     except Exception as error:  # one part must not silence the others
         held, text = False, f"{type(error).__name__}: {error}"
     print(f"{part}: {time.monotonic() - start:.0f} s", flush=True)

@@ -1,4 +1,5 @@
-"""What the vintage checks share: where things are, how a command is run, and what a failure says."""
+"""What the vintage checks share: where things are, how a command is run, and what a failure
+says."""
 
 from __future__ import annotations
 
@@ -23,15 +24,31 @@ class Failed(Exception):
     """A check that did not hold; the text says what was run and what it said."""
 
 
-def run(*command: str | Path, cwd: Path = ROOT, env: Mapping[str, str] | None = None, timeout: float = TIMEOUT) -> str:
+def run(
+    *command: str | Path,
+    cwd: Path = ROOT,
+    env: Mapping[str, str] | None = None,
+    timeout: float = TIMEOUT,
+) -> str:
     """The standard output of a command that must succeed."""
     words = [str(word) for word in command]
     try:
-        done = subprocess.run(words, cwd=cwd, env={**os.environ, **(env or {})}, text=True, capture_output=True, timeout=timeout, errors="replace")
+        done = subprocess.run(
+            words,
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            text=True,
+            capture_output=True,
+            timeout=timeout,
+            errors="replace",
+        )
     except subprocess.TimeoutExpired:
         raise Failed(f"{' '.join(words)}: not done in {timeout:.0f} s") from None
     if done.returncode:
-        raise Failed(f"{' '.join(words)}: status {done.returncode}\n{done.stdout[-6000:]}{done.stderr[-6000:]}")
+        raise Failed(
+            f"{' '.join(words)}: status "
+            f"{done.returncode}\n{done.stdout[-6000:]}{done.stderr[-6000:]}"
+        )
     return done.stdout
 
 

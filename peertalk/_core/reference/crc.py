@@ -1,7 +1,9 @@
-"""CRC-16 of the protocol in plain Python: polynomial 0x1021 reflected, from 0, no final XOR; 0x2189 of b"123456789".
+"""CRC-16 of the protocol in plain Python: polynomial 0x1021 reflected, from 0, no final XOR; 0x2189
+of b"123456789".
 
-The standard library computes the same polynomial with the bits the other way round (`binascii.crc_hqx`, "XMODEM"). Turning round the bits of every
-byte first, and those of the result last, makes it ours: two passes in C instead of a loop in Python, some hundred times as fast.
+The standard library computes the same polynomial with the bits the other way round
+(`binascii.crc_hqx`, "XMODEM"). Turning round the bits of every byte first, and those of the result
+last, makes it ours: two passes in C instead of a loop in Python, some hundred times as fast.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ for _byte in range(256):
 
 def _checked(start: int) -> int:
     if not 0 <= start <= 0xFFFF:
-        raise errors.from_code(-1, f"CRC start value is {start}: it must be 0 to 65,535, the CRC of the bytes before")
+        raise errors.from_code(
+            -1, f"CRC start value is {start}: it must be 0 to 65,535, the CRC of the bytes before"
+        )
     return start
 
 
@@ -50,7 +54,8 @@ def crc16(data: bytes | bytearray | memoryview, start: int = 0) -> int:
 
 
 def crc16_table(data: bytes | bytearray | memoryview, start: int = 0) -> int:
-    """The same by the textbook loop over a table of 256: what most Python programs do, and the second yardstick of the benchmarks."""
+    """The same by the textbook loop over a table of 256: what most Python programs do, and the
+    second yardstick of the benchmarks."""
     crc = _checked(start)
     for byte in memoryview(data).cast("B"):
         crc = crc >> 8 ^ _TABLE[(crc ^ byte) & 0xFF]

@@ -1,7 +1,9 @@
-"""The receiving half of a link: bytes in, cut anywhere, whole frames out, full and compact ones. The yardstick of the C machine.
+"""The receiving half of a link: bytes in, cut anywhere, whole frames out, full and compact ones.
+The yardstick of the C machine.
 
-A frame that lies whole in the bytes of one call is taken where it lies. One that is cut borrows a staging buffer as soon as its header is whole; a
-cut header waits outside the pool. Invariant: between calls either less than a header is held, or a staging buffer with less than its frame.
+A frame that lies whole in the bytes of one call is taken where it lies. One that is cut borrows a
+staging buffer as soon as its header is whole; a cut header waits outside the pool. Invariant:
+between calls either less than a header is held, or a staging buffer with less than its frame.
 """
 
 from __future__ import annotations
@@ -31,11 +33,14 @@ _ERR_CRC = -20
 
 
 class Ingest:
-    """Reads message frames from a stream: full ones, and compact ones between them, whose sequence reads 0.
+    """Reads message frames from a stream: full ones, and compact ones between them, whose sequence
+    reads 0.
 
     Args:
-        max_payload: longest payload in bytes that is taken; a longer one is a fault, judged on the header. None: 8,192.
-        pool: lends staging buffers; its largest class must hold a whole frame. None: a pool of one such buffer.
+        max_payload: longest payload in bytes that is taken; a longer one is a fault, judged on the
+            header. None: 8,192.
+        pool: lends staging buffers; its largest class must hold a whole frame. None: a pool of one
+            such buffer.
 
     Raises:
         InvalidArgument: max_payload is not 0 to 65,535, what a header can say.
@@ -46,7 +51,9 @@ class Ingest:
         self.state = WAIT_HEADER
         self._max_payload = FRAME_MAX_PAYLOAD if max_payload is None else max_payload
         if not 0 <= self._max_payload <= HEADER_MAX_PAYLOAD:
-            raise InvalidArgument(f"max_payload is {self._max_payload:,}: it must be 0 to {HEADER_MAX_PAYLOAD:,}")
+            raise InvalidArgument(
+                f"max_payload is {self._max_payload:,}: it must be 0 to {HEADER_MAX_PAYLOAD:,}"
+            )
         self._pool = pool or BufferPool([(HEADER_SIZE + self._max_payload + TRAILER_SIZE, 1)])
         self._header = b""
         self._staging: Buffer | None = None
@@ -57,12 +64,15 @@ class Ingest:
         """Take bytes of the stream; consumed says how many were taken.
 
         Returns:
-            The frames that became whole. When the pool has no buffer for a cut frame, consumed is where it starts in data (0 when its header was
-            cut by an earlier call); give the same bytes again from there.
+            The frames that became whole. When the pool has no buffer for a cut frame, consumed is
+            where it starts in data (0 when its header was cut by an earlier call); give the same
+            bytes again from there.
 
         Raises:
-            ProtocolError: a frame is bad (BadMagic, BadVersion, BadCrc; code -1 for its type, -16 when it is too long). The whole frames before it
-                are in .frames, consumed is where it starts in data (0 when it began in an earlier call), and the machine takes no more.
+            ProtocolError: a frame is bad (BadMagic, BadVersion, BadCrc; code -1 for its type, -16
+                when it is too long). The whole frames before it are in .frames, consumed is where
+                it starts in data (0 when it began in an earlier call), and the machine takes no
+                more.
             InvalidState: after a fault, or after close().
         """
         self.consumed = 0
@@ -109,7 +119,9 @@ class Ingest:
         """Take what lies whole behind consumed, and keep the cut frame at the end."""
         end = len(view)
         while (left := end - (start := self.consumed)) >= COMPACT_START:
-            size = HEADER_SIZE if view[start + 1] == _T or view[start] != _P else COMPACT_HEADER_SIZE
+            size = (
+                HEADER_SIZE if view[start + 1] == _T or view[start] != _P else COMPACT_HEADER_SIZE
+            )
             if left < size:
                 break
             header = view[start : start + size]
@@ -134,7 +146,10 @@ class Ingest:
         if decoded.payload_len > self._max_payload:
             raise from_decoder(
                 _ERR_MESSAGE_TOO_LARGE,
-                f"a frame announces a payload of {decoded.payload_len:,} bytes: the limit is {self._max_payload:,} (max_payload)",
+                (
+                    f"a frame announces a payload of {decoded.payload_len:,} bytes: the limit is "
+                    f"{self._max_payload:,} (max_payload)"
+                ),
             )
         return decoded
 
@@ -142,11 +157,17 @@ class Ingest:
         if decoded is None:
             decoded = self._judge_header(whole[: _header_size(whole)])
         if whole[1] != _T:  # compact: nothing vouches for it
-            return Frame(decoded.type, decoded.flags, decoded.sequence, bytes(whole[COMPACT_HEADER_SIZE:]))
+            return Frame(
+                decoded.type, decoded.flags, decoded.sequence, bytes(whole[COMPACT_HEADER_SIZE:])
+            )
         covered, trailer = whole[:-TRAILER_SIZE], whole[-TRAILER_SIZE:]
         crc, computed = int.from_bytes(trailer, "big"), crc16(covered)
         if crc != computed:
-            raise from_decoder(_ERR_CRC, f"a frame's CRC is {crc:#06x}, computed {computed:#06x} over {len(covered):,} bytes")
+            raise from_decoder(
+                _ERR_CRC,
+                f"a frame's CRC is {crc:#06x}, computed {computed:#06x} "
+                f"over {len(covered):,} bytes",
+            )
         return Frame(decoded.type, decoded.flags, decoded.sequence, bytes(covered[HEADER_SIZE:]))
 
     def _begin_staging(self, header: bytes | memoryview, decoded: Header) -> None:

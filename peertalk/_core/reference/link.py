@@ -1,7 +1,8 @@
 """One connection of the reference core, and what else a loop serves: watches and timers.
 
-Invariant: a link with frames to push or events to report is in its loop's dirty set, or blocked; it is blocked, and waits for WRITE, only while
-bytes of a launched slot are unsent. Never: calls back, blocks in a turn, or closes a descriptor that the caller opened.
+Invariant: a link with frames to push or events to report is in its loop's dirty set, or blocked; it
+is blocked, and waits for WRITE, only while bytes of a launched slot are unsent. Never: calls back,
+blocks in a turn, or closes a descriptor that the caller opened.
 """
 
 from __future__ import annotations
@@ -19,7 +20,21 @@ from peertalk import errors
 from peertalk._core.reference.ingest import Ingest
 from peertalk._core.reference.pipeline import SendPipeline
 from peertalk._core.reference.wire import FRAME_MAX_PAYLOAD, FRAME_OVERHEAD
-from peertalk._core.values import BATCH, BATCHED, CLOSED, DATA, FINISHED, FRAGMENT, FRAME, NEEDS_TURN, READ, SENT, WRITE, Frame, LinkStatistics
+from peertalk._core.values import (
+    BATCH,
+    BATCHED,
+    CLOSED,
+    DATA,
+    FINISHED,
+    FRAGMENT,
+    FRAME,
+    NEEDS_TURN,
+    READ,
+    SENT,
+    WRITE,
+    Frame,
+    LinkStatistics,
+)
 
 if TYPE_CHECKING:
     from peertalk._core.reference.loop import Loop
@@ -47,7 +62,14 @@ _ENDED = 3
 Event: TypeAlias = tuple[int, int, Any, Any]
 """(kind, tag, a, b); see Loop.turn for a and b."""
 
-_BROKEN = (errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED, errno.ENOTCONN, errno.ESHUTDOWN, errno.ETIMEDOUT)
+_BROKEN = (
+    errno.ECONNRESET,
+    errno.EPIPE,
+    errno.ECONNABORTED,
+    errno.ENOTCONN,
+    errno.ESHUTDOWN,
+    errno.ETIMEDOUT,
+)
 
 
 def _network_fault(error: OSError) -> tuple[int, int]:
@@ -69,7 +91,8 @@ class Source:
         self._interest = 0
 
     def _want(self, interest: int) -> None:
-        """Make the selector's interest what is said here. READ and WRITE have the selectors' own numbers."""
+        """Make the selector's interest what is said here. READ and WRITE have the selectors' own
+        numbers."""
         selector = self._loop._selector
         if interest == self._interest:
             return
@@ -79,16 +102,21 @@ class Source:
             try:
                 selector.register(self._fd, interest, self)
             except (KeyError, ValueError) as error:
-                raise errors.InvalidArgument(f"descriptor {self._fd} cannot be watched: {error}") from None
+                raise errors.InvalidArgument(
+                    f"descriptor {self._fd} cannot be watched: {error}"
+                ) from None
             except OSError as error:
-                raise errors.PlatformError(f"descriptor {self._fd} cannot be watched: {error}") from None
+                raise errors.PlatformError(
+                    f"descriptor {self._fd} cannot be watched: {error}"
+                ) from None
         else:
             selector.modify(self._fd, interest, self)
         self._interest = interest
 
 
 class Watch(Source):
-    """A foreign descriptor; a turn reports (READY, tag, mask, 0) as long as it is ready for what is wanted."""
+    """A foreign descriptor; a turn reports (READY, tag, mask, 0) as long as it is ready for what is
+    wanted."""
 
     def __init__(self, loop: Loop, fd: int, tag: int, interest: int) -> None:
         super().__init__(loop, fd, tag)
@@ -122,7 +150,8 @@ class Timer:
         self._key = loop._next_key()
 
     def arm(self, delay: float) -> None:
-        """Expire delay seconds from now, rounded up to milliseconds; 0 or less: at the next turn. Arming again moves it.
+        """Expire delay seconds from now, rounded up to milliseconds; 0 or less: at the next turn.
+        Arming again moves it.
 
         Raises:
             InvalidState: the loop is closed.
@@ -141,9 +170,19 @@ class Timer:
 
 
 class Link(Source):
-    """One connection: what is sent waits in a pipeline, what arrives is cut into frames. Made by Loop.open_link()."""
+    """One connection: what is sent waits in a pipeline, what arrives is cut into frames. Made by
+    Loop.open_link()."""
 
-    def __init__(self, loop: Loop, fd: int, tag: int, depth: int | None, slot_size: int | None, packing: bool, max_payload: int | None) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        fd: int,
+        tag: int,
+        depth: int | None,
+        slot_size: int | None,
+        packing: bool,
+        max_payload: int | None,
+    ) -> None:
         super().__init__(loop, fd, tag)
         self._pipeline = SendPipeline(depth, slot_size, True, packing, loop._pool)
         self._ingest = Ingest(max_payload, loop._pool)
@@ -178,8 +217,8 @@ class Link(Source):
         """Accept one DATA frame.
 
         Returns:
-            A sum of NEEDS_TURN and YIELD (0 or more), or with nothing changed: -19 every slot is taken, -2 no memory, -16 longer
-            than max_message, -18 the link is not open.
+            A sum of NEEDS_TURN and YIELD (0 or more), or with nothing changed: -19 every slot is
+            taken, -2 no memory, -16 longer than max_message, -18 the link is not open.
 
         Raises:
             TypeError: payload is no contiguous buffer of bytes.
@@ -190,7 +229,8 @@ class Link(Source):
         """Accept payloads[start:], a list, in order until one is refused.
 
         Returns:
-            (how many were accepted, the refusal or the sum of the hints seen). A wrong type behind the first is refused with -1.
+            (how many were accepted, the refusal or the sum of the hints seen). A wrong type behind
+            the first is refused with -1.
 
         Raises:
             TypeError: payloads is no list, or its first payload no contiguous buffer of bytes.
@@ -213,13 +253,17 @@ class Link(Source):
             hints |= code
         return max(0, len(payloads) - start), hints
 
-    def send_frame(self, type: int, payload: bytes | bytearray | memoryview = b"", flags: int = 0) -> int:
-        """Accept one frame of any type; NO_DELAY makes it leave at once. Returns what send() returns, or -1 for a type out of range."""
+    def send_frame(
+        self, type: int, payload: bytes | bytearray | memoryview = b"", flags: int = 0
+    ) -> int:
+        """Accept one frame of any type; NO_DELAY makes it leave at once. Returns what send()
+        returns, or -1 for a type out of range."""
         return self._accept(type, _flat(payload), flags)
 
     def send_sync(self, payload: bytes | bytearray | memoryview, flags: int = 0) -> int:
-        """As send(), but where that says that every slot is taken, and always on the plain platform, wait until all are free, at most 5 s, and
-        then write this one alone, with 5 s of its own: nothing is overtaken.
+        """As send(), but where that says that every slot is taken, and always on the plain
+        platform, wait until all are free, at most 5 s, and then write this one alone, with 5 s of
+        its own: nothing is overtaken.
 
         Returns:
             What send() returns; -6: the slots did not come free in time, with nothing changed.
@@ -229,7 +273,11 @@ class Link(Source):
             code = self._accept(DATA, view, flags)
             if code != _WOULD_BLOCK:
                 return code
-        code = _MESSAGE_TOO_LARGE if len(view) > self.max_message and self._state == _OPEN else self.drain()
+        code = (
+            _MESSAGE_TOO_LARGE
+            if len(view) > self.max_message and self._state == _OPEN
+            else self.drain()
+        )
         if code == 0:
             code = self._pipeline.send(DATA, view, flags)
         if code < 0:
@@ -240,7 +288,8 @@ class Link(Source):
         return NEEDS_TURN | self._loop._count(len(view))
 
     def drain(self) -> int:
-        """Wait until every slot is free, at most 5 s. Serves nobody else. Returns 0, -6: not in time, -18: the link is not open (any more)."""
+        """Wait until every slot is free, at most 5 s. Serves nobody else. Returns 0, -6: not in
+        time, -18: the link is not open (any more)."""
         give_up = time.monotonic() + DRAIN_TIMEOUT_MS / 1000
         code = 0
         self._push()
@@ -274,7 +323,8 @@ class Link(Source):
             self._loop.wake()
 
     def close(self) -> None:
-        """Leave the loop and give the memory back; the descriptor stays the caller's. Idempotent."""
+        """Leave the loop and give the memory back; the descriptor stays the caller's.
+        Idempotent."""
         if self._closed:
             return
         self._end(0, 0)
@@ -293,7 +343,11 @@ class Link(Source):
     @property
     def pending(self) -> int:
         """Messages accepted and not yet reported."""
-        return self._pipeline.accepted - self._pipeline.reported + sum(count for count, _ in self._sent)
+        return (
+            self._pipeline.accepted
+            - self._pipeline.reported
+            + sum(count for count, _ in self._sent)
+        )
 
     @property
     def slots_available(self) -> int:
@@ -309,10 +363,22 @@ class Link(Source):
         """Counters since the link opened."""
         pipeline = self._pipeline
         return LinkStatistics(
-            pipeline.accepted, pipeline.accepted - self.pending, pipeline.frames, pipeline.payload_bytes, self._bytes_sent, self._write_calls,
-            pipeline.refusals, pipeline.pending, pipeline.high_water, self._frames_received, self._payload_bytes_received,
-            self._bytes_received, self._read_calls, self._ingest.partial_len, self._sync_sends,
-        )  # fmt: skip
+            pipeline.accepted,
+            pipeline.accepted - self.pending,
+            pipeline.frames,
+            pipeline.payload_bytes,
+            self._bytes_sent,
+            self._write_calls,
+            pipeline.refusals,
+            pipeline.pending,
+            pipeline.high_water,
+            self._frames_received,
+            self._payload_bytes_received,
+            self._bytes_received,
+            self._read_calls,
+            self._ingest.partial_len,
+            self._sync_sends,
+        )
 
     # Sending
 
@@ -334,7 +400,8 @@ class Link(Source):
 
         loop = self._loop
         hints = 0
-        if self not in loop._dirty and not self._blocked:  # a blocked link is pushed when it becomes ready
+        # a blocked link is pushed when it becomes ready
+        if self not in loop._dirty and not self._blocked:
             loop._dirty[self] = None
             hints = NEEDS_TURN
         hints |= loop._count(payload_len)
@@ -343,7 +410,8 @@ class Link(Source):
         return hints
 
     def _make_room(self) -> bool:
-        """Move what is there for a frame that was refused. Returns whether it is worth trying again."""
+        """Move what is there for a frame that was refused. Returns whether it is worth trying
+        again."""
         if self._blocked:
             return False
         before = self._pipeline.pending
@@ -376,7 +444,8 @@ class Link(Source):
         self._update_interest()
 
     def _write(self) -> None:
-        """One gathered write of all that is in flight; complete the slots whose last byte was taken."""
+        """One gathered write of all that is in flight; complete the slots whose last byte was
+        taken."""
         if not self._unsent:
             return
         slots = self._pipeline.slots
@@ -421,7 +490,8 @@ class Link(Source):
             self._pipeline.complete(self._unsent.popleft())
 
     def _harvest(self) -> None:
-        """Free the slots that are done, and remember what to report: one SENT for each run of slots with the same result."""
+        """Free the slots that are done, and remember what to report: one SENT for each run of slots
+        with the same result."""
         told = self._pipeline.report()
         while told is not None:
             if self._sent and self._sent[-1][1] == told[1]:
@@ -441,7 +511,8 @@ class Link(Source):
             self._end(0, 0)
 
     def _break(self, code: int, system_error: int) -> None:
-        """Writing is over. What the other side sent before the break is read before the link ends."""
+        """Writing is over. What the other side sent before the break is read before the link
+        ends."""
         if code != _CONNECTION_CLOSED or self._read_ended:
             self._end(code, system_error)
             return
@@ -488,7 +559,8 @@ class Link(Source):
         return count
 
     def _receive_starved(self, data: memoryview) -> list[Frame]:
-        """The pool lent no buffer for a cut frame: the spare one does, so that a link never stands still with half a frame."""
+        """The pool lent no buffer for a cut frame: the spare one does, so that a link never stands
+        still with half a frame."""
         self._ingest._pool = self._loop._spare
         try:
             return self._ingest.receive(data)
@@ -543,7 +615,9 @@ class Link(Source):
 
     def _update_interest(self) -> None:
         if self._state != _ENDED:
-            self._want((0 if self._paused or self._read_ended else READ) | (WRITE if self._blocked else 0))
+            self._want(
+                (0 if self._paused or self._read_ended else READ) | (WRITE if self._blocked else 0)
+            )
 
     def _end(self, code: int, system_error: int) -> None:
         """The link is over: no more reading and writing, and CLOSED is due."""

@@ -1,7 +1,8 @@
 """One turn of waiting and working, on the standard selectors: what the C loop does, said plainly.
 
-A turn pushes what was queued, looks for readiness, serves at most io_budget sources, reports finished sends, and expires timers. A source
-that was not served keeps its place and comes first in the next turn. Everything but Loop.wake() belongs to one thread.
+A turn pushes what was queued, looks for readiness, serves at most io_budget sources, reports
+finished sends, and expires timers. A source that was not served keeps its place and comes first in
+the next turn. Everything but Loop.wake() belongs to one thread.
 
 Never: calls back, or blocks in a turn.
 """
@@ -33,7 +34,13 @@ TURN_MAX_BYTES = 65_536
 """... or so many payload bytes, whichever comes first."""
 MAX_DELAY_MS = 2**31 - 10_000
 """The wheel's reach, 24.8 days, less the time since the last turn."""
-POOL_CLASSES = [(256, 65_535), (1_040, 65_535), (4_112, 65_535), (FRAME_MAX_PAYLOAD + FRAME_OVERHEAD, 65_535), (SLOT_SIZE, 65_535)]
+POOL_CLASSES = [
+    (256, 65_535),
+    (1_040, 65_535),
+    (4_112, 65_535),
+    (FRAME_MAX_PAYLOAD + FRAME_OVERHEAD, 65_535),
+    (SLOT_SIZE, 65_535),
+]
 """Buffer sizes and how many of each may exist; the byte budget is the bound that matters."""
 
 _TIMEOUT = -6
@@ -55,23 +62,40 @@ class Loop:
     """
 
     def __init__(
-        self, *, io_budget: int = IO_BUDGET, receive_buffer_size: int | None = None, pool_bytes: int = 64 << 20,
-        platform: str = "posix", native: bool = True, epoll: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        io_budget: int = IO_BUDGET,
+        receive_buffer_size: int | None = None,
+        pool_bytes: int = 64 << 20,
+        platform: str = "posix",
+        native: bool = True,
+        epoll: bool = True,
+    ) -> None:
         size = RECEIVE_BUFFER_SIZE if receive_buffer_size is None else receive_buffer_size
         if not 1 <= io_budget <= IO_BUDGET:
-            raise errors.InvalidArgument(f"io_budget of {io_budget} sources: a turn serves 1 to {IO_BUDGET}")
+            raise errors.InvalidArgument(
+                f"io_budget of {io_budget} sources: a turn serves 1 to {IO_BUDGET}"
+            )
         if size < FRAME_MAX_PAYLOAD + FRAME_OVERHEAD:
-            raise errors.InvalidArgument(f"receive_buffer_size of {size} bytes: a whole frame has {FRAME_MAX_PAYLOAD + FRAME_OVERHEAD}")
+            raise errors.InvalidArgument(
+                f"receive_buffer_size of {size} bytes: a whole frame has "
+                f"{FRAME_MAX_PAYLOAD + FRAME_OVERHEAD}"
+            )
         if platform not in ("posix", "posix_plain"):
-            raise errors.InvalidArgument(f"platform {platform!r}: there are 'posix' and 'posix_plain'")
+            raise errors.InvalidArgument(
+                f"platform {platform!r}: there are 'posix' and 'posix_plain'"
+            )
         self._io_budget = io_budget
         self._plain = platform == "posix_plain"
         self._buffer = memoryview(bytearray(size))
         self._pool = BufferPool(POOL_CLASSES, pool_bytes)
         self._spare = BufferPool([(FRAME_MAX_PAYLOAD + FRAME_OVERHEAD, 65_535)])
-        self._selector: selectors.BaseSelector = selectors.DefaultSelector() if epoll else _poll_selector()
-        self.fd: int = self._selector.fileno() if epoll and hasattr(self._selector, "fileno") else -1
+        self._selector: selectors.BaseSelector = (
+            selectors.DefaultSelector() if epoll else _poll_selector()
+        )
+        self.fd: int = (
+            self._selector.fileno() if epoll and hasattr(self._selector, "fileno") else -1
+        )
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
@@ -102,7 +126,14 @@ class Loop:
     # Making things
 
     def open_link(
-        self, fd: int, tag: int, *, depth: int | None = None, slot_size: int | None = None, packing: bool = True, max_payload: int | None = None
+        self,
+        fd: int,
+        tag: int,
+        *,
+        depth: int | None = None,
+        slot_size: int | None = None,
+        packing: bool = True,
+        max_payload: int | None = None,
     ) -> Link:
         """Take over a connected, non-blocking descriptor, which stays the caller's.
 
@@ -118,13 +149,16 @@ class Loop:
         """
         self._check_open()
         if max_payload is not None and not 0 <= max_payload <= FRAME_MAX_PAYLOAD:
-            raise errors.InvalidArgument(f"max_payload of {max_payload:,} bytes: a frame carries 0 to {FRAME_MAX_PAYLOAD:,}")
+            raise errors.InvalidArgument(
+                f"max_payload of {max_payload:,} bytes: a frame carries 0 to {FRAME_MAX_PAYLOAD:,}"
+            )
         link = Link(self, fd, tag, depth, slot_size, packing, max_payload)
         self._links[link] = None
         return link
 
     def reassembly(self, limit: int) -> Reassembly:
-        """A reassembly of messages of up to limit bytes, whose memory is that of this loop's pool."""
+        """A reassembly of messages of up to limit bytes, whose memory is that of this loop's
+        pool."""
         self._check_open()
         return Reassembly(limit, self._pool)
 
@@ -152,7 +186,8 @@ class Loop:
 
         Returns:
             Tuples (kind, tag, a, b), frames first, those of one link in the order of its stream:
-            (BATCH, tag, payload bytes, payloads), (FRAME, tag, type | flags << 8 | sequence << 16, payload),
+            (BATCH, tag, payload bytes, payloads), (FRAME, tag, type | flags << 8 | sequence << 16,
+            payload),
             (SENT, tag, messages, code), (FINISHED, tag, 0, 0), (CLOSED, tag, code, system error),
             (READY, tag, mask, 0), (TIMER, tag, 0, 0).
 
@@ -212,11 +247,13 @@ class Loop:
         due = self.next_timeout()
         if due is not None:
             timeout = due if timeout is None else min(timeout, due)
-        # poll() counts milliseconds and rounds in its own way: never wait for less than what is left of one.
+        # poll() counts milliseconds and rounds in its own way: never wait for less than what is
+        # left of one.
         self._poll(timeout if timeout is None else math.ceil(timeout * 1000) / 1000)
 
     def next_timeout(self) -> float | None:
-        """Seconds until a turn is needed though nothing becomes ready; 0.0 when there is work now, None when there is no timer."""
+        """Seconds until a turn is needed though nothing becomes ready; 0.0 when there is work now,
+        None when there is no timer."""
         if self._dirty or self._ready:
             return 0.0
         ticks = self._wheel.next()
@@ -226,15 +263,21 @@ class Loop:
         """The thread that calls next owns this loop and its links: nothing to note here."""
 
     def wake(self) -> None:
-        """End a wait that runs, or the next one. Any thread; nothing happens when the loop is closed."""
+        """End a wait that runs, or the next one. Any thread; nothing happens when the loop is
+        closed."""
         try:
             self._wake_out.send(b"\0")
         except OSError:
             pass  # full: it is woken already; closed: there is nobody to wake
 
     def descriptors(self) -> list[tuple[int, int]]:
-        """(descriptor, READ | WRITE) of all that must be watched to know when a turn has something to do, the wake-up included."""
-        return [] if self._closed else [(key.fd, key.events) for key in self._selector.get_map().values()]
+        """(descriptor, READ | WRITE) of all that must be watched to know when a turn has something
+        to do, the wake-up included."""
+        return (
+            []
+            if self._closed
+            else [(key.fd, key.events) for key in self._selector.get_map().values()]
+        )
 
     # Counting and ending
 
@@ -279,7 +322,11 @@ class Loop:
         """Note a frame that was accepted. Returns YIELD, or 0."""
         self._turn_messages += 1
         self._turn_bytes += payload_len
-        return YIELD if self._turn_messages >= TURN_MAX_MESSAGES or self._turn_bytes >= TURN_MAX_BYTES else 0
+        return (
+            YIELD
+            if self._turn_messages >= TURN_MAX_MESSAGES or self._turn_bytes >= TURN_MAX_BYTES
+            else 0
+        )
 
     def _check_open(self) -> None:
         if self._closed:
@@ -324,4 +371,8 @@ def _clock() -> int:
 
 
 def _poll_selector() -> selectors.BaseSelector:
-    return selectors.PollSelector() if hasattr(selectors, "PollSelector") else selectors.SelectSelector()
+    return (
+        selectors.PollSelector()
+        if hasattr(selectors, "PollSelector")
+        else selectors.SelectSelector()
+    )

@@ -3,9 +3,10 @@
      FREE -> FILLING -> IN_FLIGHT -> COMPLETED -> FREE
                            \\-> ABANDONED -> FREE        (closed before the platform let go)
 
-Slots are taken round-robin and reported in that order; the platform may complete them in any order. Invariant: the slots that are not
-FREE lie next to each other from the head on, and pending counts them; an accepted message is in exactly one of them until it is reported.
-Never: blocks, moves bytes, reorders, or leaves a gap in the sequence after a refusal.
+Slots are taken round-robin and reported in that order; the platform may complete them in any order.
+Invariant: the slots that are not FREE lie next to each other from the head on, and pending counts
+them; an accepted message is in exactly one of them until it is reported. Never: blocks, moves
+bytes, reorders, or leaves a gap in the sequence after a refusal.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ MAX_DEPTH = 64
 DEPTH = 8
 """Slots of a link when nothing else is said."""
 SLOT_SIZE = 65_520
-"""Bytes of a slot when nothing else is said; below 65,536 because the C core keeps slot lengths in 16 bits."""
+"""Bytes of a slot when nothing else is said; below 65,536 because the C core keeps slot lengths in
+16 bits."""
 
 _HEADER = struct.Struct("!4sBBBBH")
 _TRAILER = struct.Struct("!H")
@@ -43,9 +45,18 @@ _WOULD_BLOCK = -19
 
 
 class Slot:
-    """One write: its buffer, how much of it is frames, and how much of that the platform has taken."""
+    """One write: its buffer, how much of it is frames, and how much of that the platform has
+    taken."""
 
-    __slots__ = ("buffer", "message_count", "message_len", "no_delay", "result", "sent_len", "state")
+    __slots__ = (
+        "buffer",
+        "message_count",
+        "message_len",
+        "no_delay",
+        "result",
+        "sent_len",
+        "state",
+    )
 
     def __init__(self) -> None:
         self.buffer: Buffer | None = None
@@ -78,7 +89,8 @@ class SendPipeline:
     Args:
         depth: slots, 1 to 64; None: 4.
         slot_size: bytes of a slot, 12 to 65,535 and at most the pool's largest class; None: 65,520.
-        lazy: borrow a slot's buffer at first use and return it when reported; False: borrow all now.
+        lazy: borrow a slot's buffer at first use and return it when reported; False: borrow all
+            now.
         packing: small frames share a slot.
         pool: lends the buffers; None: one of its own.
 
@@ -88,19 +100,28 @@ class SendPipeline:
     """
 
     def __init__(
-        self, depth: int | None = None, slot_size: int | None = None, lazy: bool = True, packing: bool = True, pool: BufferPool | None = None
+        self,
+        depth: int | None = None,
+        slot_size: int | None = None,
+        lazy: bool = True,
+        packing: bool = True,
+        pool: BufferPool | None = None,
     ) -> None:
         depth = DEPTH if depth is None else depth
         slot_size = SLOT_SIZE if slot_size is None else slot_size
         if not 1 <= depth <= MAX_DEPTH:
             raise errors.InvalidArgument(f"depth of {depth} slots: a link has 1 to {MAX_DEPTH}")
         if not FRAME_OVERHEAD <= slot_size <= 65_535:
-            raise errors.InvalidArgument(f"slot_size of {slot_size} bytes: a slot has {FRAME_OVERHEAD} to 65,535")
+            raise errors.InvalidArgument(
+                f"slot_size of {slot_size} bytes: a slot has {FRAME_OVERHEAD} to 65,535"
+            )
         self._own_pool = pool is None
         self._pool = BufferPool([(slot_size, depth)]) if pool is None else pool
         largest = self._pool._classes[-1].buffer_size
         if slot_size > largest:
-            raise errors.InvalidArgument(f"slot_size of {slot_size} bytes: the pool's largest class has {largest}")
+            raise errors.InvalidArgument(
+                f"slot_size of {slot_size} bytes: the pool's largest class has {largest}"
+            )
         self.slots = [Slot() for _ in range(depth)]
         self.slot_size = slot_size
         self.depth = depth
@@ -145,12 +166,15 @@ class SendPipeline:
         return slot if self.pending and slot.state == FILLING else None
 
     def send(self, type: int, payload: bytes | bytearray | memoryview, flags: int = 0) -> int:
-        """Put one frame on its way: copy the payload into the newest filling slot that has room, else into the next free one.
+        """Put one frame on its way: copy the payload into the newest filling slot that has room,
+        else into the next free one.
 
-        DATA and DISCONNECT take the sequence number and count it; other types carry 0. NO_DELAY seals the slot and stays local.
+        DATA and DISCONNECT take the sequence number and count it; other types carry 0. NO_DELAY
+        seals the slot and stays local.
 
         Returns:
-            0, or with nothing changed -19 (every slot is taken), -2 (the pool lent no buffer), -16 (the frame does not fit a slot),
+            0, or with nothing changed -19 (every slot is taken), -2 (the pool lent no buffer), -16
+            (the frame does not fit a slot),
             -1 (type is not 1 to 7), -3 (closed).
         """
         if not self.open:
@@ -188,7 +212,9 @@ class SendPipeline:
         view = slot.buffer.view
         start = slot.message_len
         end = start + frame_len
-        covered = _HEADER.pack(b"PTMG", VERSION, type, flags & ~NO_DELAY, sequence, payload_len) + payload
+        covered = (
+            _HEADER.pack(b"PTMG", VERSION, type, flags & ~NO_DELAY, sequence, payload_len) + payload
+        )
         view[start : end - 2] = covered
         _TRAILER.pack_into(view, end - 2, crc16(covered))
         slot.message_len = end
@@ -201,12 +227,16 @@ class SendPipeline:
         return _OK
 
     def is_ripe(self) -> bool:
-        """Whether the newest filling slot should leave now: it is full, carries a no-delay frame, or packing is off."""
+        """Whether the newest filling slot should leave now: it is full, carries a no-delay frame,
+        or packing is off."""
         slot = self._newest_filling()
-        return slot is not None and (not self.packing or slot.no_delay or slot.message_len + FRAME_OVERHEAD > self.slot_size)
+        return slot is not None and (
+            not self.packing or slot.no_delay or slot.message_len + FRAME_OVERHEAD > self.slot_size
+        )
 
     def launch(self) -> int:
-        """Hand the oldest filling slot to the platform. Returns its index, or -1 when there is none."""
+        """Hand the oldest filling slot to the platform. Returns its index, or -1 when there is
+        none."""
         for offset in range(self.pending):
             index = (self._head + offset) % self.depth
             if self.slots[index].state == FILLING:
@@ -251,7 +281,8 @@ class SendPipeline:
         return told
 
     def close(self) -> int:
-        """Give every buffer back but those in flight, which become abandoned until they are completed.
+        """Give every buffer back but those in flight, which become abandoned until they are
+        completed.
 
         Returns:
             The number of abandoned slots. May be called again.

@@ -1,9 +1,11 @@
 """Buffers in size classes: lent, returned, counted. The yardstick of the C pool.
 
-A class keeps a list of the buffers that nobody has borrowed and a count of those that exist. A buffer costs its size and 16 bytes, as in C, where
-these hold its header, so that budgets and statistics of both mean the same.
+A class keeps a list of the buffers that nobody has borrowed and a count of those that exist. A
+buffer costs its size and 16 bytes, as in C, where these hold its header, so that budgets and
+statistics of both mean the same.
 
-Invariant: the bytes are the sum over all buffers that exist, and never above the budget. A refusal changes nothing but its count.
+Invariant: the bytes are the sum over all buffers that exist, and never above the budget. A refusal
+changes nothing but its count.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class Buffer:
         self._memory: bytearray | None = memory
 
     def release(self, used: int | None = None) -> None:
-        """Give the buffer back; a second time does nothing. used: bytes from its start that were written and are wiped (None: all)."""
+        """Give the buffer back; a second time does nothing. used: bytes from its start that were
+        written and are wiped (None: all)."""
         memory, self._memory = self._memory, None
         if memory is not None:
             self.view.release()
@@ -57,8 +60,10 @@ class BufferPool:
     """Lends buffers of a few sizes; may be used from any thread.
 
     Args:
-        classes: (buffer_size, capacity) pairs, 1 to 8, ascending sizes in bytes; capacity: how many may exist at once, 1 to 65,535.
-        budget: bytes that all buffers together may hold, 16 for each included; 0: no limit beside the capacities.
+        classes: (buffer_size, capacity) pairs, 1 to 8, ascending sizes in bytes; capacity: how many
+            may exist at once, 1 to 65,535.
+        budget: bytes that all buffers together may hold, 16 for each included; 0: no limit beside
+            the capacities.
         limit: bytes that the memory behind the pool has; 0: no limit.
 
     Raises:
@@ -67,11 +72,22 @@ class BufferPool:
 
     def __init__(self, classes: Sequence[tuple[int, int]], budget: int = 0, limit: int = 0) -> None:
         sizes = [buffer_size for buffer_size, _ in classes]
-        if not 1 <= len(sizes) <= MAX_CLASSES or sizes != sorted(set(sizes)) or sizes[0] < 1 or sizes[-1] > MAX_BUFFER_SIZE:
-            raise InvalidArgument(f"pool classes of {sizes} bytes: give 1 to {MAX_CLASSES} different sizes, ascending, at least 1 byte")
+        if (
+            not 1 <= len(sizes) <= MAX_CLASSES
+            or sizes != sorted(set(sizes))
+            or sizes[0] < 1
+            or sizes[-1] > MAX_BUFFER_SIZE
+        ):
+            raise InvalidArgument(
+                f"pool classes of {sizes} bytes: give 1 to {MAX_CLASSES} different sizes, "
+                "ascending, at least 1 byte"
+            )
         for buffer_size, capacity in classes:
             if not 1 <= capacity <= MAX_CAPACITY:
-                raise InvalidArgument(f"pool class of {buffer_size:,} bytes has capacity {capacity:,}: allowed are 1 to {MAX_CAPACITY:,}")
+                raise InvalidArgument(
+                    f"pool class of {buffer_size:,} bytes has capacity {capacity:,}: allowed "
+                    f"are 1 to {MAX_CAPACITY:,}"
+                )
         self._classes = [_SizeClass(buffer_size, capacity) for buffer_size, capacity in classes]
         self._budget = budget
         self._limit = limit
@@ -82,14 +98,18 @@ class BufferPool:
         self._closed = False
 
     def acquire(self, size: int) -> Buffer:
-        """Borrow a zeroed buffer of at least size bytes, from the smallest class that holds it; a larger one is not tried.
+        """Borrow a zeroed buffer of at least size bytes, from the smallest class that holds it; a
+        larger one is not tried.
 
         Raises:
-            OutOfMemory: class, budget or memory are used up (counted), or size is 0 or above the largest class.
+            OutOfMemory: class, budget or memory are used up (counted), or size is 0 or above the
+                largest class.
         """
         size_class = next((each for each in self._classes if 0 < size <= each.buffer_size), None)
         if size_class is None:
-            raise OutOfMemory(f"a buffer of {size:,} bytes: the pool lends 1 to {self._classes[-1].buffer_size:,}")
+            raise OutOfMemory(
+                f"a buffer of {size:,} bytes: the pool lends 1 to {self._classes[-1].buffer_size:,}"
+            )
         with self._lock:
             if size_class.free:
                 memory = size_class.free.pop()
@@ -108,7 +128,10 @@ class BufferPool:
     def _refusal(self, size_class: _SizeClass) -> str | None:
         """Why another buffer of this class cannot be made; None: it can."""
         if size_class.existing == size_class.capacity:
-            return f"all {size_class.capacity:,} buffers of {size_class.buffer_size:,} bytes are lent (the capacity of their class)"
+            return (
+                f"all {size_class.capacity:,} buffers of {size_class.buffer_size:,} bytes are "
+                "lent (the capacity of their class)"
+            )
         if self._budget and self._bytes + size_class.cost > self._budget:
             return f"{self._bytes:,} bytes are held, and the budget is {self._budget:,}"
         self._attempts += 1
@@ -142,7 +165,13 @@ class BufferPool:
         """The counters; see PoolStatistics."""
         with self._lock:
             return PoolStatistics(
-                self._acquires, self._allocations, self._refusals, self._returns, self._bytes, self._peak_bytes, self._acquires - self._returns
+                self._acquires,
+                self._allocations,
+                self._refusals,
+                self._returns,
+                self._bytes,
+                self._peak_bytes,
+                self._acquires - self._returns,
             )
 
     @property
@@ -157,7 +186,8 @@ class BufferPool:
             self._fail_at = n
 
     def close(self) -> int:
-        """Free every buffer. Returns the number that are still lent; each is freed when it comes back."""
+        """Free every buffer. Returns the number that are still lent; each is freed when it comes
+        back."""
         self._closed = True
         self.trim()
         return self.statistics().in_use

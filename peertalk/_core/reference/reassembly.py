@@ -1,9 +1,11 @@
 """Messages that come in parts, or several in one frame: the yardstick of pt_reassembly.
 
-Each fragment becomes an event, or START and one more, and TABLE says what comes of it. The first fragment of a message says how long it is; so much
-is borrowed from the pool and given back with the message's end, whichever it is.
+Each fragment becomes an event, or START and one more, and TABLE says what comes of it. The first
+fragment of a message says how long it is; so much is borrowed from the pool and given back with the
+message's end, whichever it is.
 
-Invariant: the bytes received are at most the total, and the total at most the limit; in IDLE nothing is held.
+Invariant: the bytes received are at most the total, and the total at most the limit; in IDLE
+nothing is held.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ class State(enum.IntEnum):
 
 
 class Event(enum.IntEnum):
-    """What a fragment means: the first that applies, and behind START one more; numbers and meanings as in pt_reassembly.h."""
+    """What a fragment means: the first that applies, and behind START one more; numbers and
+    meanings as in pt_reassembly.h."""
 
     SHORT = 0
     OVERRUN = 1
@@ -86,7 +89,9 @@ class Reassembly:
 
     def __init__(self, limit: int, pool: BufferPool | None = None) -> None:
         if not 0 <= limit <= LIMIT_MAX:
-            raise InvalidArgument(f"limit of a reassembly is {limit:,}: it must be 0 to {LIMIT_MAX:,}")
+            raise InvalidArgument(
+                f"limit of a reassembly is {limit:,}: it must be 0 to {LIMIT_MAX:,}"
+            )
         self.state: int = State.IDLE
         self._limit = limit
         self._pool = pool or BufferPool([(max(limit, 1), 1)])
@@ -100,8 +105,9 @@ class Reassembly:
             The message that it completes, or None.
 
         Raises:
-            ProtocolError: the fragment is not as it must be; its code says how: -22 too short, or the last one of a message that is not whole; -1
-                out of order, of another message, or beyond its total; -16 of a message above the limit; -10 no message has begun.
+            ProtocolError: the fragment is not as it must be; its code says how: -22 too short, or
+                the last one of a message that is not whole; -1 out of order, of another message, or
+                beyond its total; -16 of a message above the limit; -10 no message has begun.
             OutOfMemory: the pool has no memory for the message that begins, which is lost.
         """
         try:
@@ -114,7 +120,9 @@ class Reassembly:
         if event is Event.START:
             self._forget()
             try:
-                self._buffer = self._pool.acquire(fragment.total_len) if fragment.total_len else None
+                self._buffer = (
+                    self._pool.acquire(fragment.total_len) if fragment.total_len else None
+                )
             except OutOfMemory:
                 event = Event.NO_MEMORY
             else:
@@ -149,7 +157,8 @@ class Reassembly:
         return Event.LAST if self._received + piece_len == self._total else Event.LAST_EARLY
 
     def _apply(self, event: Event, payload: bytes | bytearray | memoryview) -> int:
-        """What the table says, and the memory that follows from it. Raises what a negative code means."""
+        """What the table says, and the memory that follows from it. Raises what a negative code
+        means."""
         code, self.state = TABLE[State(self.state), event]
         if self.state == State.IDLE:
             self._forget()
@@ -177,7 +186,8 @@ class Reassembly:
 
 
 def split_batch(payload: bytes | bytearray | memoryview) -> list[bytes]:
-    """The entries of a DATA frame with the batch flag, in order. All of it is judged before any of it is believed.
+    """The entries of a DATA frame with the batch flag, in order. All of it is judged before any of
+    it is believed.
 
     Raises:
         ProtocolError: Truncated: an entry does not end within the payload.
@@ -198,4 +208,7 @@ def split_batch(payload: bytes | bytearray | memoryview) -> list[bytes]:
 
 
 def _cut_short(data: bytes, at: int) -> ProtocolError:
-    return from_decoder(_TRUNCATED, f"a batch of {len(data):,} bytes: its entry at byte {at:,} does not end within it")
+    return from_decoder(
+        _TRUNCATED,
+        f"a batch of {len(data):,} bytes: its entry at byte {at:,} does not end within it",
+    )

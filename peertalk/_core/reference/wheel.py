@@ -1,7 +1,7 @@
 """Deadlines in ticks. The yardstick of the C timer wheel: two heaps and no cleverness.
 
-Ticks count modulo 2^32 at the door; inside, time is a plain number that never wraps. A timer that is armed again or cancelled leaves its
-old entry in the heap, which is skipped when it comes up.
+Ticks count modulo 2^32 at the door; inside, time is a plain number that never wraps. A timer that
+is armed again or cancelled leaves its old entry in the heap, which is skipped when it comes up.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class TimerWheel:
         self._due: list[_Entry] = []
 
     def arm(self, key: int, deadline: int) -> None:
-        """Expire at deadline, a tick less than 2^31 ahead; one that has passed expires at the next advance(). An armed key is moved."""
+        """Expire at deadline, a tick less than 2^31 ahead; one that has passed expires at the next
+        advance(). An armed key is moved."""
         entry = (self._now + _ahead(deadline, self._now), next(self._order), key)
         self._armed[key] = entry
         heapq.heappush(self._waiting, entry)
@@ -51,7 +52,8 @@ class TimerWheel:
             heapq.heappush(self._due, heapq.heappop(self._waiting))
 
     def expire(self) -> int | None:
-        """Take one key whose deadline has come: the earliest, of equal ones the one armed first. None when none is due."""
+        """Take one key whose deadline has come: the earliest, of equal ones the one armed first.
+        None when none is due."""
         self._skip_stale(self._due)
         if not self._due:
             return None

@@ -1,7 +1,8 @@
 """Every encoding of the original protocol in plain Python: values in, bytes out, and back.
 
-The yardstick of the C core: same results, same first error in the same order. Numbers are big-endian. Encoders raise what a wrong call raises
-(InvalidArgument -1, MessageTooLarge -16); decoders raise a ProtocolError with its code. Bytes behind the thing that is decoded are left alone.
+The yardstick of the C core: same results, same first error in the same order. Numbers are
+big-endian. Encoders raise what a wrong call raises (InvalidArgument -1, MessageTooLarge -16);
+decoders raise a ProtocolError with its code. Bytes behind the thing that is decoded are left alone.
 
 Source: docs/protocol.md.
 """
@@ -13,7 +14,15 @@ from typing import NoReturn, TypeAlias
 
 from peertalk import errors
 from peertalk._core.reference.crc import crc16
-from peertalk._core.values import Capability, CompactHeader, Datagram, Discovery, FragmentHeader, Frame, Header
+from peertalk._core.values import (
+    Capability,
+    CompactHeader,
+    Datagram,
+    Discovery,
+    FragmentHeader,
+    Frame,
+    Header,
+)
 
 Data: TypeAlias = bytes | bytearray | memoryview
 
@@ -30,7 +39,8 @@ MESSAGE_LIMIT_MAX = 8192
 
 _FRAME = struct.Struct(">4sBBBBH")  # magic, version, type, flags, sequence, payload length
 _COMPACT = struct.Struct(">BBH")  # 'P', type << 4 | flags, payload length
-_DISCOVERY = struct.Struct(">4sBBHHBB")  # magic, version, type, flags, port, transports, name length
+# magic, version, type, flags, port, transports, name length
+_DISCOVERY = struct.Struct(">4sBBHHBB")
 _CAPABILITY = struct.Struct(">BBHBBHBBBBBH")  # type, length, value; four times
 _DATAGRAM = struct.Struct(">4sHH")  # magic, port, payload length
 _FRAGMENT = struct.Struct(">HHHBx")  # message id, total length, offset, flags, reserved
@@ -39,7 +49,14 @@ _CRC = struct.Struct(">H")
 _FRAME_TYPES = range(1, 8)
 _DISCOVERY_TYPES = range(1, 4)
 
-INVALID_PARAM, MESSAGE_TOO_LARGE, BAD_CRC, BAD_MAGIC, TRUNCATED, BAD_VERSION = -1, -16, -20, -21, -22, -23
+INVALID_PARAM, MESSAGE_TOO_LARGE, BAD_CRC, BAD_MAGIC, TRUNCATED, BAD_VERSION = (
+    -1,
+    -16,
+    -20,
+    -21,
+    -22,
+    -23,
+)
 
 _ERRORS = {
     0: ("PT_OK", "success"),
@@ -91,18 +108,26 @@ def _bytes(data: Data) -> bytes:
 
 
 def _refuse(what: str, **fields: tuple[int, int]) -> NoReturn:
-    """Raise for the first field that is not a number from 0 to its limit. fields: name=(value, limit)."""
+    """Raise for the first field that is not a number from 0 to its limit. fields: name=(value,
+    limit)."""
     for name, (value, limit) in fields.items():
         if not isinstance(value, int):
-            raise errors.WrongType(f"{name} of a {what} is a {type(value).__name__}: give a number from 0 to {limit:,}")
+            raise errors.WrongType(
+                f"{name} of a {what} is a {type(value).__name__}: give a number from 0 to {limit:,}"
+            )
         if not 0 <= value <= limit:
-            raise errors.from_code(INVALID_PARAM, f"{name} of a {what} is {value:,}: it must be 0 to {limit:,}")
+            raise errors.from_code(
+                INVALID_PARAM, f"{name} of a {what} is {value:,}: it must be 0 to {limit:,}"
+            )
     raise AssertionError("a field was refused, yet all of them fit")
 
 
 def _check_type(what: str, value: int, allowed: range) -> None:
     if value not in allowed:
-        raise errors.from_code(INVALID_PARAM, f"type of a {what} is {value!r}: it must be {allowed.start} to {allowed.stop - 1}")
+        raise errors.from_code(
+            INVALID_PARAM,
+            f"type of a {what} is {value!r}: it must be {allowed.start} to {allowed.stop - 1}",
+        )
 
 
 def _fault(code: int, message: str) -> errors.ProtocolError:
@@ -117,28 +142,37 @@ def _short(what: str, have: int, need: int) -> errors.ProtocolError:
 
 
 def encode_header(type: int, flags: int, sequence: int, payload_len: int) -> bytes:
-    """A full frame header, 10 bytes. InvalidArgument: type is not 1 to 7, or a field does not fit its 8 or (payload_len) 16 bits."""
+    """A full frame header, 10 bytes. InvalidArgument: type is not 1 to 7, or a field does not fit
+    its 8 or (payload_len) 16 bits."""
     _check_type("frame", type, _FRAME_TYPES)
     try:
         return _FRAME.pack(b"PTMG", VERSION, type, flags, sequence, payload_len)
     except struct.error:
-        _refuse("frame", flags=(flags, 255), sequence=(sequence, 255), payload_len=(payload_len, 65535))
+        _refuse(
+            "frame", flags=(flags, 255), sequence=(sequence, 255), payload_len=(payload_len, 65535)
+        )
 
 
 def decode_header(data: Data) -> Header:
-    """Read a full header; what lies behind it is not looked at, and the payload length is not judged.
+    """Read a full header; what lies behind it is not looked at, and the payload length is not
+    judged.
 
     Raises:
-        ProtocolError: Truncated (under 10 bytes), BadMagic, BadVersion, -1 (type), the first that applies.
+        ProtocolError: Truncated (under 10 bytes), BadMagic, BadVersion, -1 (type), the first that
+            applies.
     """
     data = _bytes(data)
     if len(data) < HEADER_SIZE:
         raise _short("frame header", len(data), HEADER_SIZE)
     magic, version, type, flags, sequence, payload_len = _FRAME.unpack_from(data)
     if magic != b"PTMG":
-        raise _fault(BAD_MAGIC, f"frame begins with {magic.hex()}: a full header begins with 50544d47 (PTMG)")
+        raise _fault(
+            BAD_MAGIC, f"frame begins with {magic.hex()}: a full header begins with 50544d47 (PTMG)"
+        )
     if version != VERSION:
-        raise _fault(BAD_VERSION, f"frame of protocol version {version}: only {VERSION} is spoken here")
+        raise _fault(
+            BAD_VERSION, f"frame of protocol version {version}: only {VERSION} is spoken here"
+        )
     if type not in _FRAME_TYPES:
         raise _fault(INVALID_PARAM, f"frame of type {type}: types are 1 to 7")
     return Header(type, flags, sequence, payload_len)
@@ -154,7 +188,13 @@ def encode_frame(type: int, payload: Data, flags: int = 0, sequence: int = 0) ->
     payload = _bytes(payload)
     if len(payload) > FRAME_MAX_PAYLOAD:
         encode_header(type, flags, sequence, 0)  # a wrong field comes first
-        raise errors.from_code(MESSAGE_TOO_LARGE, f"payload of {len(payload):,} bytes: the limit is {FRAME_MAX_PAYLOAD:,} (FRAME_MAX_PAYLOAD)")
+        raise errors.from_code(
+            MESSAGE_TOO_LARGE,
+            (
+                f"payload of {len(payload):,} bytes: the limit is {FRAME_MAX_PAYLOAD:,} "
+                "(FRAME_MAX_PAYLOAD)"
+            ),
+        )
     covered = encode_header(type, flags, sequence, len(payload)) + payload
     return covered + _CRC.pack(crc16(covered))
 
@@ -163,18 +203,31 @@ def decode_frame(data: Data) -> Frame:
     """Read a whole frame; bytes behind it are left alone.
 
     Raises:
-        ProtocolError: as decode_header; then -16 (payload above 8,192), Truncated, BadCrc, the first that applies.
+        ProtocolError: as decode_header; then -16 (payload above 8,192), Truncated, BadCrc, the
+            first that applies.
     """
     data = _bytes(data)
     type, flags, sequence, payload_len = decode_header(data)
     if payload_len > FRAME_MAX_PAYLOAD:
-        raise _fault(MESSAGE_TOO_LARGE, f"frame announces {payload_len:,} payload bytes: the limit is {FRAME_MAX_PAYLOAD:,} (FRAME_MAX_PAYLOAD)")
+        raise _fault(
+            MESSAGE_TOO_LARGE,
+            (
+                f"frame announces {payload_len:,} payload bytes: the limit is "
+                f"{FRAME_MAX_PAYLOAD:,} (FRAME_MAX_PAYLOAD)"
+            ),
+        )
     if len(data) < FRAME_OVERHEAD + payload_len:
         raise _short("frame", len(data), FRAME_OVERHEAD + payload_len)
     covered = data[: HEADER_SIZE + payload_len]
     found, computed = _CRC.unpack_from(data, len(covered))[0], crc16(covered)
     if found != computed:
-        raise _fault(BAD_CRC, f"frame of type {type}: CRC is 0x{found:04x}, computed 0x{computed:04x} over {len(covered):,} bytes")
+        raise _fault(
+            BAD_CRC,
+            (
+                f"frame of type {type}: CRC is 0x{found:04x}, computed 0x{computed:04x} over "
+                f"{len(covered):,} bytes"
+            ),
+        )
     return Frame(type, flags, sequence, covered[HEADER_SIZE:])
 
 
@@ -182,7 +235,8 @@ def decode_frame(data: Data) -> Frame:
 
 
 def encode_compact(type: int, flags: int, payload_len: int) -> bytes:
-    """A compact header, 4 bytes. Only the low four bits of flags fit; the rest is lost, as in the original. InvalidArgument as encode_header."""
+    """A compact header, 4 bytes. Only the low four bits of flags fit; the rest is lost, as in the
+    original. InvalidArgument as encode_header."""
     _check_type("frame", type, _FRAME_TYPES)
     if not (isinstance(flags, int) and 0 <= flags <= 255):
         _refuse("frame", flags=(flags, 255))
@@ -193,7 +247,8 @@ def encode_compact(type: int, flags: int, payload_len: int) -> bytes:
 
 
 def decode_compact(data: Data) -> CompactHeader:
-    """Read a compact header. Truncated (under 4 bytes), BadMagic or -1 (type), the first that applies."""
+    """Read a compact header. Truncated (under 4 bytes), BadMagic or -1 (type), the first that
+    applies."""
     data = _bytes(data)
     if len(data) < _COMPACT.size:
         raise _short("compact header", len(data), _COMPACT.size)
@@ -206,7 +261,8 @@ def decode_compact(data: Data) -> CompactHeader:
 
 
 def is_compact(data: Data) -> bool:
-    """Whether the bytes begin like a compact header: 'P', then anything but 'T'. False while there are fewer than two."""
+    """Whether the bytes begin like a compact header: 'P', then anything but 'T'. False while there
+    are fewer than two."""
     data = _bytes(data)
     return len(data) >= 2 and data[0] == 0x50 and data[1] != 0x54
 
@@ -214,7 +270,9 @@ def is_compact(data: Data) -> bool:
 # Discovery packets.
 
 
-def encode_discovery(type: int, port: int, name: Data, flags: int = 0, transports: int = 3) -> bytes:
+def encode_discovery(
+    type: int, port: int, name: Data, flags: int = 0, transports: int = 3
+) -> bytes:
     """A discovery packet, 14 to 45 bytes.
 
     Args:
@@ -230,11 +288,19 @@ def encode_discovery(type: int, port: int, name: Data, flags: int = 0, transport
     name = _bytes(name)
     _check_type("discovery packet", type, _DISCOVERY_TYPES)
     if len(name) > NAME_MAX:
-        raise errors.from_code(INVALID_PARAM, f"peer name of {len(name):,} bytes: the limit is {NAME_MAX} (NAME_MAX); shorten it")
+        raise errors.from_code(
+            INVALID_PARAM,
+            f"peer name of {len(name):,} bytes: the limit is {NAME_MAX} (NAME_MAX); shorten it",
+        )
     try:
         covered = _DISCOVERY.pack(b"PTLK", VERSION, type, flags, port, transports, len(name)) + name
     except struct.error:
-        _refuse("discovery packet", flags=(flags, 65535), port=(port, 65535), transports=(transports, 255))
+        _refuse(
+            "discovery packet",
+            flags=(flags, 65535),
+            port=(port, 65535),
+            transports=(transports, 255),
+        )
     return covered + _CRC.pack(crc16(covered))
 
 
@@ -242,7 +308,8 @@ def decode_discovery(data: Data) -> Discovery:
     """Read a discovery packet; what lies behind its CRC is not looked at.
 
     Raises:
-        ProtocolError: Truncated (under 14 bytes), BadMagic, BadVersion, -1 (type, name length), Truncated, BadCrc, the first that applies.
+        ProtocolError: Truncated (under 14 bytes), BadMagic, BadVersion, -1 (type, name length),
+            Truncated, BadCrc, the first that applies.
     """
     data = _bytes(data)
     minimum = _DISCOVERY.size + TRAILER_SIZE
@@ -250,19 +317,33 @@ def decode_discovery(data: Data) -> Discovery:
         raise _short("discovery packet", len(data), minimum)
     magic, version, type, flags, port, transports, name_len = _DISCOVERY.unpack_from(data)
     if magic != b"PTLK":
-        raise _fault(BAD_MAGIC, f"discovery packet begins with {magic.hex()}: it should be 50544c4b (PTLK)")
+        raise _fault(
+            BAD_MAGIC, f"discovery packet begins with {magic.hex()}: it should be 50544c4b (PTLK)"
+        )
     if version != VERSION:
-        raise _fault(BAD_VERSION, f"discovery packet of protocol version {version}: only {VERSION} is spoken here")
+        raise _fault(
+            BAD_VERSION,
+            f"discovery packet of protocol version {version}: only {VERSION} is spoken here",
+        )
     if type not in _DISCOVERY_TYPES:
         raise _fault(INVALID_PARAM, f"discovery packet of type {type}: types are 1 to 3")
     if name_len > NAME_MAX:
-        raise _fault(INVALID_PARAM, f"discovery packet announces a name of {name_len} bytes: the limit is {NAME_MAX} (NAME_MAX)")
+        raise _fault(
+            INVALID_PARAM,
+            (
+                f"discovery packet announces a name of {name_len} bytes: the limit is {NAME_MAX} "
+                "(NAME_MAX)"
+            ),
+        )
     if len(data) < minimum + name_len:
         raise _short("discovery packet", len(data), minimum + name_len)
     end = _DISCOVERY.size + name_len
     found, computed = _CRC.unpack_from(data, end)[0], crc16(data[:end])
     if found != computed:
-        raise _fault(BAD_CRC, f"discovery packet: CRC is 0x{found:04x}, computed 0x{computed:04x} over {end} bytes")
+        raise _fault(
+            BAD_CRC,
+            f"discovery packet: CRC is 0x{found:04x}, computed 0x{computed:04x} over {end} bytes",
+        )
     return Discovery(type, flags, port, transports, data[_DISCOVERY.size : end], end + TRAILER_SIZE)
 
 
@@ -270,33 +351,53 @@ def decode_discovery(data: Data) -> Discovery:
 
 
 def encode_capability(max_message: int, preferred_chunk: int, pressure: int, flags: int) -> bytes:
-    """The four TLVs of the original, 15 bytes; values go out as they are. InvalidArgument: one does not fit its 16 or (pressure) 8 bits."""
+    """The four TLVs of the original, 15 bytes; values go out as they are. InvalidArgument: one does
+    not fit its 16 or (pressure) 8 bits."""
     try:
-        return _CAPABILITY.pack(1, 2, max_message, 2, 2, preferred_chunk, 3, 1, pressure, 4, 2, flags)
+        return _CAPABILITY.pack(
+            1, 2, max_message, 2, 2, preferred_chunk, 3, 1, pressure, 4, 2, flags
+        )
     except struct.error:
-        _refuse("capability", max_message=(max_message, 65535), preferred_chunk=(preferred_chunk, 65535), pressure=(pressure, 255),
-                flags=(flags, 65535))  # fmt: skip
+        _refuse(
+            "capability",
+            max_message=(max_message, 65535),
+            preferred_chunk=(preferred_chunk, 65535),
+            pressure=(pressure, 255),
+            flags=(flags, 65535),
+        )
 
 
 def decode_capability(data: Data) -> Capability:
     """Read the payload of a CAPABILITY frame: TLVs in any order, the last of a kind wins.
 
-    What is not said, or said too shortly, is 512, 256, 50, 0. Unknown types, and a single byte left at the end, are skipped. max_message is
-    clamped to 256 to 8,192, pressure to 100.
+    What is not said, or said too shortly, is 512, 256, 50, 0. Unknown types, and a single byte left
+    at the end, are skipped. max_message is clamped to 256 to 8,192, pressure to 100.
 
     Raises:
         ProtocolError: Truncated (a length runs past the end); -1 (more than 65,535 bytes).
     """
     data = _bytes(data)
     if len(data) > CAPABILITY_LIMIT:
-        raise _fault(INVALID_PARAM, f"capability of {len(data):,} bytes: the limit is {CAPABILITY_LIMIT:,}, what a frame can carry")
+        raise _fault(
+            INVALID_PARAM,
+            (
+                f"capability of {len(data):,} bytes: the limit is {CAPABILITY_LIMIT:,}, what a "
+                "frame can carry"
+            ),
+        )
     max_message, preferred_chunk, pressure, flags = 512, 256, 50, 0
     at = 0
     while len(data) - at >= 2:
         type, value_len = data[at], data[at + 1]
         value = data[at + 2 : at + 2 + value_len]
         if len(value) < value_len:
-            raise _fault(TRUNCATED, f"capability: the value of type {type} at byte {at} needs {value_len} bytes, {len(value)} are left")
+            raise _fault(
+                TRUNCATED,
+                (
+                    f"capability: the value of type {type} at byte {at} needs {value_len} bytes, "
+                    f"{len(value)} are left"
+                ),
+            )
         at += 2 + value_len
         if type == 3 and value_len >= 1:
             pressure = min(value[0], 100)
@@ -315,7 +416,8 @@ def decode_capability(data: Data) -> Capability:
 
 
 def encode_datagram(port: int, payload: Data) -> bytes:
-    """A UDP message. InvalidArgument: port is not 0 to 65,535. MessageTooLarge: payload has more than 1,392 bytes."""
+    """A UDP message. InvalidArgument: port is not 0 to 65,535. MessageTooLarge: payload has more
+    than 1,392 bytes."""
     payload = _bytes(payload)
     too_large = len(payload) > DATAGRAM_MAX_PAYLOAD
     try:
@@ -323,12 +425,19 @@ def encode_datagram(port: int, payload: Data) -> bytes:
     except struct.error:
         _refuse("datagram", port=(port, 65535))
     if too_large:
-        raise errors.from_code(MESSAGE_TOO_LARGE, f"datagram of {len(payload):,} bytes: the limit is {DATAGRAM_MAX_PAYLOAD:,} (DATAGRAM_MAX_PAYLOAD)")
+        raise errors.from_code(
+            MESSAGE_TOO_LARGE,
+            (
+                f"datagram of {len(payload):,} bytes: the limit is {DATAGRAM_MAX_PAYLOAD:,} "
+                "(DATAGRAM_MAX_PAYLOAD)"
+            ),
+        )
     return header + payload
 
 
 def decode_datagram(data: Data) -> Datagram:
-    """Read a UDP message; bytes behind its payload are left alone. Truncated (under 8 bytes), BadMagic, Truncated, the first that applies."""
+    """Read a UDP message; bytes behind its payload are left alone. Truncated (under 8 bytes),
+    BadMagic, Truncated, the first that applies."""
     data = _bytes(data)
     if len(data) < _DATAGRAM.size:
         raise _short("datagram", len(data), _DATAGRAM.size)
@@ -345,15 +454,23 @@ def decode_datagram(data: Data) -> Datagram:
 
 
 def encode_fragment(message_id: int, total_len: int, offset: int, flags: int) -> bytes:
-    """A fragment header, 8 bytes. InvalidArgument: a field does not fit its 16 or (flags) 8 bits."""
+    """A fragment header, 8 bytes. InvalidArgument: a field does not fit its 16 or (flags) 8
+    bits."""
     try:
         return _FRAGMENT.pack(message_id, total_len, offset, flags)
     except struct.error:
-        _refuse("fragment", message_id=(message_id, 65535), total_len=(total_len, 65535), offset=(offset, 65535), flags=(flags, 255))
+        _refuse(
+            "fragment",
+            message_id=(message_id, 65535),
+            total_len=(total_len, 65535),
+            offset=(offset, 65535),
+            flags=(flags, 255),
+        )
 
 
 def decode_fragment(data: Data) -> FragmentHeader:
-    """Read the header at the front of a fragment. Truncated: fewer than 8 bytes. What the fields mean together is not judged here."""
+    """Read the header at the front of a fragment. Truncated: fewer than 8 bytes. What the fields
+    mean together is not judged here."""
     data = _bytes(data)
     if len(data) < _FRAGMENT.size:
         raise _short("fragment header", len(data), _FRAGMENT.size)

@@ -1,4 +1,5 @@
-/* The four functions of a C library that the core may call: all that a freestanding program brings along. */
+/* The four functions of a C library that the core may call: all that a freestanding program brings
+ * along. */
 #ifndef BARE_STRING_H
 #define BARE_STRING_H
 
