@@ -22,7 +22,6 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Callable
-from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import errors
@@ -55,14 +54,20 @@ OWES_PING = 2
 """Likewise a PING that somebody waits for."""
 
 
+NOBODY: frozenset[int] = frozenset()
+"""No connection: one set for all, because an empty set has 216 bytes."""
+
+
 class State(enum.Enum):
     """Where a connection is in its life."""
 
     IDLE = "idle"
     CONNECTING = "connecting"
     GREETING = "greeting"
+    GREETED = "greeted"
     OPEN = "open"
     RETIRING = "retiring"
+    DRAINING = "draining"
     CLOSING = "closing"
     CLOSED = "closed"
 
@@ -72,8 +77,11 @@ class Step(enum.Enum):
 
     DIAL = "dial"
     ESTABLISH = "establish"
+    IDENTIFY = "identify"
+    USE = "use"
     GREET = "greet"
     RETIRE = "retire"
+    DRAIN = "drain"
     LEAVE = "leave"
     END = "end"
 
@@ -82,12 +90,18 @@ _NEXT: dict[tuple[State, Step], State] = {
     (State.IDLE, Step.DIAL): State.CONNECTING,
     (State.IDLE, Step.ESTABLISH): State.GREETING,  # accepted
     (State.CONNECTING, Step.ESTABLISH): State.GREETING,
-    (State.GREETING, Step.GREET): State.OPEN,
+    (State.GREETING, Step.GREET): State.OPEN,  # a peer that knows no places
+    (State.GREETING, Step.IDENTIFY): State.GREETED,
+    (State.GREETED, Step.USE): State.OPEN,
+    (State.GREETED, Step.DRAIN): State.DRAINING,
     (State.GREETING, Step.RETIRE): State.RETIRING,
     (State.GREETING, Step.LEAVE): State.CLOSING,
     (State.OPEN, Step.RETIRE): State.RETIRING,
+    (State.OPEN, Step.DRAIN): State.DRAINING,
     (State.OPEN, Step.LEAVE): State.CLOSING,
     (State.RETIRING, Step.LEAVE): State.CLOSING,
+    (State.RETIRING, Step.DRAIN): State.DRAINING,
+    (State.CLOSING, Step.DRAIN): State.DRAINING,  # it is over for the other side
     # the other side came back before our leaving was done
     (State.CLOSING, Step.RETIRE): State.CLOSING,
     **{(state, Step.END): State.CLOSED for state in State if state is not State.CLOSED},
@@ -117,11 +131,13 @@ class Connection:
         "held",
         "left",
         "link",
+        "number",
         "on_end",
         "owed",
         "peer",
         "pieces",
         "pinged",
+        "place",
         "pressure",
         "reached",
         "reassembly",
@@ -132,6 +148,7 @@ class Connection:
         "state",
         "tag",
         "timer",
+        "told",
         "waits_for",
         "watch",
     )
@@ -145,12 +162,15 @@ class Connection:
         self.peer = peer
         self.since = now
         self.state = State.IDLE
+        self.number = 0
+        self.place = 0
+        self.told = False
         self.classes = False
         self.handed = Handed()
         self.pieces: Pieces | None = None
         self.held: deque[Any] | None = None
         self.left: float | None = None
-        self.waits_for: AbstractSet[int] | None = None
+        self.waits_for: frozenset[int] = NOBODY
         self.failure: errors.PeerTalkError | None = None
         self.reached: Any = None
         self.on_end: tuple[Callable[[], object], ...] = ()
@@ -208,37 +228,6 @@ class Connection:
             f"<Connection {self.tag} {'to' if self.dialled else 'from'} "
             f"{self.address[0]}:{self.address[1]} {self.state.value}>"
         )
-
-
-class Former(NamedTuple):
-    """An open connection that has ended: who dialled it, and from when until when it was open and
-    not being left by us, seconds."""
-
-    dialled: bool
-    since: float
-    until: float
-
-
-def stays(
-    existing: Connection | Former,
-    newer: Connection,
-    own: bytes,
-    theirs: bytes,
-    connect_timeout: float,
-) -> Connection | Former:
-    """Which of two connections between the instances own and theirs stays.
-
-    Two that crossed: the one dialled by the smaller id. Two of the same dialler, or too far apart
-    in time to have crossed: the newer one, since nobody dials while it has a connection, so its
-    dialler has given up the other.
-    """
-    apart = newer.since - existing.since
-    if existing.dialled == newer.dialled:
-        return newer if apart >= 0 else existing  # a greeting may be late
-    if apart > connect_timeout + 2 * GREETING_TIME:
-        return newer
-    dialled, accepted = (existing, newer) if existing.dialled else (newer, existing)
-    return dialled if own < theirs else accepted
 
 
 def ping_spacing(count: int, interval: float) -> float:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from .. import errors
 from .._core import values
-from ..protocol.connections import Connection, Former
+from ..protocol.connections import Connection
 from ..protocol.outbox import HIGHEST_FIRST, NORMAL, Key, Priority, lowest_admitted
 from ..protocol.peer import Peer
 from .inbox import Inbox
@@ -118,7 +118,6 @@ class Remote(Peer):
         "attempts",
         "connection",
         "failed",
-        "former",
         "inbox",
         "lowest",
         "pinging",
@@ -147,7 +146,6 @@ class Remote(Peer):
         self.lowest = Priority.LOW
         self._afar: tuple[deque[_Left], ...] | None = None
         self.retry: Timer | None = None
-        self.former: Former | None = None
         self.attempts = 0
         self.refusal: errors.PeerTalkError | None = None
         """How it rejected us, the last time that it did."""

@@ -16,7 +16,7 @@ from .. import errors
 from .._core import values
 from ..protocol import connections as policy
 from ..protocol import events
-from ..protocol.connections import Connection, Connections, Former, State, Step
+from ..protocol.connections import Connection, Connections, State, Step
 from ..protocol.peer import PeerEvent, PeerState
 from ..protocol.wire import Capabilities, decode_capabilities
 from .pulse import Pulse
@@ -541,8 +541,8 @@ class Switchboard:
         )
 
     def _crossed(
-        self, existing: Connection | Former, newer: Connection, instance: bytes
-    ) -> Connection | Former:
+        self, existing: Connection, newer: Connection, instance: bytes
+    ) -> Connection:
         return policy.stays(
             existing,
             newer,
