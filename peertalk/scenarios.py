@@ -16,8 +16,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -58,12 +58,13 @@ SCENARIOS: dict[str, Scenario] = {}
 """All scenarios, by name."""
 
 
-def scenario(
-    summary: str, preset: str = "none"
-) -> Callable[[Callable[[Stage], Awaitable[None]]], Callable[[Stage], Awaitable[None]]]:
+Play = TypeVar("Play", bound=Callable[..., Awaitable[None]])
+
+
+def scenario(summary: str, preset: str = "none") -> Callable[[Play], Play]:
     """Have a coroutine in SCENARIOS under its own name."""
 
-    def take(play: Callable[[Stage], Awaitable[None]]) -> Callable[[Stage], Awaitable[None]]:
+    def take(play: Play) -> Play:
         name = getattr(play, "__name__", "").strip("_")
         SCENARIOS[name] = Scenario(name, summary, preset, play)
         return play
@@ -392,6 +393,42 @@ class Stage:
         unsent = len(accepted) - len(sender.sent_to(peer) & accepted)
         self.expect(not unsent, f"{unsent} of {len(accepted)} {way} were not reported as Sent")
 
+    @contextlib.asynccontextmanager
+    async def resetting(self, *actors: Actor, pause: float) -> AsyncIterator[None]:
+        """Meanwhile a box on the wire resets connections of these actors by chance, seen by one
+        side or both, one each `pause` seconds at most."""
+
+        async def reset() -> None:
+            while True:
+                await asyncio.sleep(self.dice.between(0, pause))
+                one = self.dice.below(len(actors))
+                other = (one + 1 + self.dice.below(len(actors) - 1)) % len(actors)
+                self.figures["resets"] = self.figures.get("resets", 0) + self.net.reset(
+                    actors[one].node,
+                    actors[other].node,
+                    side=self.dice.one_of("a", "b", "both"),
+                    which=self.dice.one_of(None, 0, -1),
+                )
+
+        box = asyncio.create_task(reset(), name="a box that resets")
+        try:
+            yield
+        finally:
+            box.cancel()
+            await asyncio.gather(box, return_exceptions=True)
+
+    def expect_arrived(self, sender: Actor, receiver: Actor) -> None:
+        """Whatever was reported as Sent arrived."""
+        got = set(receiver.got.get(sender.number, ()))
+        for peer in sender.sent:
+            if peer.name == receiver.name:
+                lost = sorted(sender.sent_to(peer) - got)
+                self.expect(
+                    not lost,
+                    f"{len(lost)} messages from {sender.name} to {receiver.name} were reported as "
+                    f"Sent and never came, {lost[:3]} among them",
+                )
+
     def vanish(self, actor: Actor) -> None:
         """Its machine is switched off."""
         self.vanished.append(actor.node.host)
@@ -420,7 +457,7 @@ def _payload(origin: int, index: int, size: int) -> bytes:
 
 
 @scenario("connections open and close all the time while messages are sent")
-async def connect_disconnect(stage: Stage) -> None:
+async def connect_disconnect(stage: Stage, resets: bool = False) -> None:
     """Rapid connect and disconnect during sends: polite, abrupt, from either side, in the middle of
     a burst."""
     dice, net = stage.dice, stage.net
@@ -434,24 +471,25 @@ async def connect_disconnect(stage: Stage) -> None:
         bandwidth=bandwidth,
         loss=loss,
     )
-    for _ in range(10):
-        sender, other = dice.one_of((a, b), (b, a))
-        try:
-            peer = await sender.meet(other)
-        except errors.PeerTalkError:
-            await asyncio.sleep(0.1)
-            continue
-        size, count = dice.one_of(6, 64, 1000), 1 + dice.below(30)
-        sending = asyncio.create_task(
-            sender.send_all(peer, count, size), name=f"{sender.name} sending"
-        )
-        await asyncio.sleep(dice.between(0, 0.15))
-        leaving = dice.one_of(sender, other)
-        target = peer if leaving is sender else next(iter(leaving.node.peers.values()), None)
-        if dice.below(4) and target is not None:
-            with contextlib.suppress(errors.PeerTalkError):
-                await target.disconnect(timeout=dice.one_of(0.05, 30))
-        await sending
+    async with stage.resetting(a, b, pause=0.5) if resets else contextlib.nullcontext():
+        for _ in range(10):
+            sender, other = dice.one_of((a, b), (b, a))
+            try:
+                peer = await sender.meet(other)
+            except errors.PeerTalkError:
+                await asyncio.sleep(0.1)
+                continue
+            size, count = dice.one_of(6, 64, 1000), 1 + dice.below(30)
+            sending = asyncio.create_task(
+                sender.send_all(peer, count, size), name=f"{sender.name} sending"
+            )
+            await asyncio.sleep(dice.between(0, 0.15))
+            leaving = dice.one_of(sender, other)
+            target = peer if leaving is sender else next(iter(leaving.node.peers.values()), None)
+            if dice.below(4) and target is not None:
+                with contextlib.suppress(errors.PeerTalkError):
+                    await target.disconnect(timeout=dice.one_of(0.05, 30))
+            await sending
     for actor in (a, b):
         stage.expect(
             await actor.settled(60), f"{actor.name}: a minute later some messages have no outcome"
@@ -687,23 +725,24 @@ async def damage(stage: Stage) -> None:
 
 
 @scenario("both dial each other at once, again and again")
-async def crossing_dials(stage: Stage) -> None:
+async def crossing_dials(stage: Stage, resets: bool = False) -> None:
     """Two connections between the same two nodes become one, and what was sent on either arrives in
     order."""
     dice = stage.dice
     a, b = await stage.actor("a", **stage.anywhere()), await stage.actor("b", **stage.anywhere())
     stage.net.link("a", "b", latency=dice.between(0.001, 0.05), jitter=dice.between(0, 0.02))
-    for _ in range(4):
-        met = await asyncio.gather(a.meet(b), b.meet(a), return_exceptions=True)
-        for sender, peer in zip((a, b), met, strict=True):
+    async with stage.resetting(a, b, pause=0.5) if resets else contextlib.nullcontext():
+        for _ in range(4):
+            met = await asyncio.gather(a.meet(b), b.meet(a), return_exceptions=True)
+            for sender, peer in zip((a, b), met, strict=True):
+                if isinstance(peer, Peer):
+                    await sender.send_all(peer, 1 + dice.below(8), dice.one_of(6, 900))
+            await asyncio.sleep(dice.between(0, 0.3))
+            peer = dice.one_of(*met)
             if isinstance(peer, Peer):
-                await sender.send_all(peer, 1 + dice.below(8), dice.one_of(6, 900))
-        await asyncio.sleep(dice.between(0, 0.3))
-        peer = dice.one_of(*met)
-        if isinstance(peer, Peer):
-            with contextlib.suppress(errors.PeerTalkError):
-                await peer.disconnect(timeout=30)
-        await asyncio.sleep(dice.between(0, 3))
+                with contextlib.suppress(errors.PeerTalkError):
+                    await peer.disconnect(timeout=30)
+            await asyncio.sleep(dice.between(0, 3))
     for actor in (a, b):
         stage.expect(
             await actor.settled(60), f"{actor.name}: a minute later some messages have no outcome"
@@ -711,7 +750,7 @@ async def crossing_dials(stage: Stage) -> None:
 
 
 @scenario("a network of four falls apart and comes together", preset="lan")
-async def partition(stage: Stage) -> None:
+async def partition(stage: Stage, resets: bool = False) -> None:
     """Nodes that find each other by discovery are parted for a while; when the wire is whole they
     find each other again and talk."""
     dice = stage.dice
@@ -726,15 +765,16 @@ async def partition(stage: Stage) -> None:
                 await actor.node.wait_for(name, timeout=30)
     first = actors[0]
     peers = [await first.node.peers[name].connect(timeout=60) for name in names[1:]]
-    for peer in peers:
-        await first.send_all(peer, 5, 200)
-    split = 1 + dice.below(3)
-    stage.net.partition(names[:split], names[split:])
-    for peer in peers:
-        for _ in range(5):
-            first.send_nowait(peer, 200)
-    await asyncio.sleep(dice.between(1, 60))
-    stage.net.heal()
+    async with stage.resetting(*actors, pause=2.0) if resets else contextlib.nullcontext():
+        for peer in peers:
+            await first.send_all(peer, 5, 200)
+        split = 1 + dice.below(3)
+        stage.net.partition(names[:split], names[split:])
+        for peer in peers:
+            for _ in range(5):
+                first.send_nowait(peer, 200)
+        await asyncio.sleep(dice.between(1, 60))
+        stage.net.heal()
     stage.expect(
         await first.settled(120),
         "two minutes after the wire was whole some messages had no outcome",
@@ -749,6 +789,73 @@ async def partition(stage: Stage) -> None:
         except errors.Timeout:
             stage.problems.append(f"{name} was not found again a minute after the wire was whole")
     stage.expect(await first.settled(60), "a minute later some messages have no outcome")
+
+
+@scenario("two nodes send to each other while their connections are reset")
+async def resets(stage: Stage) -> None:
+    """Both sides send, leave and come back, and a box on the wire resets what there is, seen by one
+    side or both: nothing comes twice or out of order, nothing is reported as sent that did not
+    come, and both still reach each other in the end."""
+    dice = stage.dice
+    actors = [await stage.actor(name, **stage.anywhere(), connect_timeout=5.0) for name in "ab"]
+    stage.net.link(
+        "a",
+        "b",
+        latency=dice.between(0, 0.05),
+        jitter=dice.between(0, 0.02),
+        bandwidth=50_000 + dice.below(500_000),
+    )
+
+    async def live(actor: Actor, other: Actor) -> None:
+        for _ in range(8):
+            try:
+                peer = await actor.meet(other)
+            except errors.PeerTalkError:
+                await asyncio.sleep(dice.between(0, 0.2))
+                continue
+            await actor.send_all(
+                peer, 1 + dice.below(20), dice.one_of(6, 64, 900), dice.one_of(0, 0, 0.01)
+            )
+            await asyncio.sleep(dice.between(0, 0.3))
+            if not dice.below(4):
+                with contextlib.suppress(errors.PeerTalkError):
+                    await peer.disconnect(timeout=dice.one_of(0.05, 30))
+
+    a, b = actors
+    async with stage.resetting(a, b, pause=dice.one_of(0.05, 0.3, 1.0)):
+        await asyncio.gather(live(a, b), live(b, a))
+    for actor in actors:
+        stage.expect(
+            await actor.settled(120),
+            f"{actor.name}: two minutes later some messages have no outcome",
+        )
+    for actor, other in ((a, b), (b, a)):
+        peer = await actor.meet(other)
+        stage.expect(
+            await actor.send(peer) and await actor.settled(60),
+            f"{actor.name} cannot send any more, though nothing is reset",
+        )
+        await asyncio.sleep(1)
+        stage.expect_arrived(actor, other)
+
+
+@scenario("connections open and close all the time, and are reset")
+async def connect_disconnect_resets(stage: Stage) -> None:
+    """connect_disconnect with a box on the wire that resets connections."""
+    await connect_disconnect(stage, resets=True)
+
+
+@scenario("both dial each other at once, and are reset")
+async def crossing_dials_resets(stage: Stage) -> None:
+    """crossing_dials with a box on the wire that resets connections: also one of the two, seen by
+    one side alone."""
+    await crossing_dials(stage, resets=True)
+
+
+@scenario("a network of four falls apart, is reset, and comes together", preset="lan")
+async def partition_resets(stage: Stage) -> None:
+    """partition with a box on the wire that resets connections until the wire is whole."""
+    await partition(stage, resets=True)
 
 
 # Incidents, before and after ----------------------------------------------------------------------

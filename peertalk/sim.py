@@ -559,6 +559,28 @@ class Network:
         told."""
         self._simulator.cut(self._host_of(a), self._host_of(b), both=both)
 
+    def reset(
+        self, a: Node | str, b: Node | str, *, side: str = "both", which: int | None = None
+    ) -> int:
+        """Reset connections between a and b, as a box between them does that forgets or forbids
+        them. Returns how many ends saw it.
+
+        Args:
+            side: "both", or "a" or "b": only that one sees it. The other side hears nothing until
+                it sends, which is answered by a reset then, as TCP does it. What a side had
+                received can be read all the same, before it is told of the end.
+            which: one of several: 0 the oldest, 1 the next, -1 the newest; None: all. Nothing
+                happens when there are not so many.
+        """
+        return int(
+            self._simulator.reset(self._host_of(a), self._host_of(b), side=side, which=which)
+        )
+
+    def connections(self, a: Node | str, b: Node | str) -> int:
+        """How many connections there are between a and b now, those included that are being opened
+        and those of which one side is over."""
+        return int(self._simulator.connections(self._host_of(a), self._host_of(b)))
+
     def heal(self, a: Node | str | None = None, b: Node | str | None = None) -> None:
         """Undo cut() between two, or all cuts and partitions."""
         if a is None or b is None:

@@ -291,6 +291,49 @@ def test_a_cut_is_silent_and_one_way_if_asked_and_heals(core):
     assert sim.run(main) == [b"the other way", b"into the cut"]
 
 
+@pytest.mark.parametrize("platform", sim.PLATFORMS)
+def test_a_node_takes_what_came_before_a_reset_and_connects_anew_after_it(core, platform):
+    """What was acknowledged was received: a reset does not take it back from the application."""
+
+    async def main(net: sim.Network) -> tuple[list[bytes], int, int]:
+        a = await net.node("a", core=core, platform=platform, discovery=False)
+        b = await net.node("b", core=core, platform=platform, discovery=False)
+        net.link(a, b, latency="5ms")
+        peer = await a.connect(b.address, timeout=5)
+        for number in range(3):
+            await peer.send(bytes([number]))
+        while peer.reported < 3:
+            await asyncio.sleep(0.001)
+        seen = net.reset("a", b)
+        gone = net.connections(a, b)
+        while peer.connected:
+            await asyncio.sleep(0.001)
+        await peer.send(b"anew")
+        return [(await b.receive(timeout=30)).data for _ in range(4)], seen, gone
+
+    assert sim.run(main) == ([b"\0", b"\1", b"\2", b"anew"], 2, 0)
+
+
+def test_the_worlds_answer_what_is_unread_and_unacknowledged(core):
+    """The same questions as of a machine's own sockets, with the same answers; also of a socket
+    that is closed, and of a network that is."""
+
+    async def main(net: sim.Network) -> Any:
+        a, b, peer = await pair(net, core)
+        net.cut(a, b, both=False)
+        await peer.send(bytes(100))
+        await asyncio.sleep(0.1)
+        world, connection = a._world, peer.connection.socket
+        assert world.unacknowledged(connection) > 100 and world.unread(connection) == 0
+        net.reset(a, b)
+        await asyncio.sleep(1)
+        assert world.unacknowledged(connection) == world.unread(connection) == 0, "it is closed"
+        return world, connection
+
+    world, connection = sim.run(main)
+    assert world.unacknowledged(connection) == world.unread(connection) == 0
+
+
 def test_a_peer_that_vanished_is_noticed_and_its_messages_get_an_outcome(core):
     """No reset, no goodbye: only time tells."""
 

@@ -273,6 +273,18 @@ int pt_sim_finish(pt_sim *sim, int32_t handle);
  * PT_ERR_INVALID_PARAM, PT_ERR_INVALID_STATE. */
 int pt_sim_reset(pt_sim *sim, int32_t handle);
 
+/* The oldest connection between two hosts that was made after the one of that number (0: of all).
+ * Returns its number, 1 and up, 0 when there is none. ends: handles of its ends on the one and on
+ * the other host, 0 for an end that is over. */
+uint32_t pt_sim_next_connection(const pt_sim *sim, int host, int other, uint32_t number,
+                                int32_t *ends);
+
+/* Let a box in the middle reset a connection as this end sees it: it is broken here, now, and what
+ * it had received can still be read. The other end hears of it as soon as it sends. Ends that are
+ * over, and those of a host that has vanished, hear nothing. PT_OK or PT_ERR_INVALID_PARAM,
+ * PT_ERR_INVALID_STATE. */
+int pt_sim_strike(pt_sim *sim, int32_t handle);
+
 /* Nothing acknowledged for so long: terminate with PT_ERR_TIMEOUT (action 1), or tell once and go
  * on (0). 30 s and 1 at first. */
 int pt_sim_set_give_up(pt_sim *sim, int32_t handle, uint64_t give_up_ns, int action);
@@ -284,8 +296,9 @@ int pt_sim_set_linger(pt_sim *sim, int32_t handle, uint64_t linger_ns);
 /* Nanoseconds that something of ours has waited for a sign of life; 0: nothing waits. */
 uint64_t pt_sim_get_silence(const pt_sim *sim, int32_t handle);
 
-/* Bytes taken and not acknowledged. */
+/* Bytes taken and not acknowledged; bytes received and not read. 0 for a handle that is none. */
 uint64_t pt_sim_get_unacknowledged(const pt_sim *sim, int32_t handle);
+uint64_t pt_sim_get_unread(const pt_sim *sim, int32_t handle);
 
 /* ------------------------------------------------------------------------------------ datagrams */
 

@@ -81,6 +81,7 @@ struct sim_host {
 
 struct sim_socket {
     int32_t handle;
+    uint32_t number; /* of all sockets in the order in which they were made, from 1 */
     uint8_t kind;
     uint8_t open; /* STREAM: established */
     uint8_t dialled;
@@ -160,6 +161,7 @@ struct pt_sim {
     uint32_t socket_size;
     uint32_t generation_size;
     uint32_t first_unused; /* below it no place is */
+    uint32_t sockets_made;
     pt_sim_path default_path;
     pt_sim_costs default_costs;
     pt_sim_record *records;

@@ -62,6 +62,7 @@ sim_socket *sim_make_socket(pt_sim *sim, sim_host *host, int kind, uint16_t port
     sim->sockets[place] = socket;
     sim->generations[place] = (uint16_t)((sim->generations[place] + 1U) & GENERATIONS);
     socket->handle = (int32_t)((uint32_t)sim->generations[place] << 16 | (place + 1));
+    socket->number = ++sim->sockets_made;
     socket->kind = (uint8_t)kind;
     socket->host = host;
     socket->port = port;

@@ -858,6 +858,73 @@ int pt_sim_reset(pt_sim *sim, int32_t handle)
     return PT_OK;
 }
 
+/* A stream that the other side may still hear from. */
+static int is_living(const sim_socket *socket)
+{
+    return socket->kind == SIM_STREAM && !is_over(socket) && !socket->resting;
+}
+
+/* The other end of a living stream, which may not know of it yet; NULL: it is over, or not made. */
+static sim_socket *other_end(const pt_sim *sim, const sim_socket *stream)
+{
+    for (sim_socket *other = sim->hosts[stream->peer_host]->sockets; other != NULL;
+         other = other->next) {
+        if (is_living(other) && other->peer == stream->handle)
+            return other;
+        if (is_living(other) && other->handle == stream->peer && other->peer == 0)
+            return other;
+    }
+    return NULL;
+}
+
+/* What stands for a connection: the end that was dialled, or the other when that is over. */
+static int is_first_end(const pt_sim *sim, const sim_socket *stream)
+{
+    return stream->dialled || other_end(sim, stream) == NULL;
+}
+
+uint32_t pt_sim_next_connection(const pt_sim *sim, int host, int other, uint32_t number,
+                                int32_t *ends)
+{
+    const sim_host *hosts[2] = {sim_host_of(sim, host), sim_host_of(sim, other)};
+    const sim_socket *next = NULL;
+    ends[0] = ends[1] = 0;
+    if (hosts[0] == NULL || hosts[1] == NULL)
+        return 0;
+    for (int side = 0; side < 2; side++) {
+        for (const sim_socket *socket = hosts[side]->sockets; socket != NULL;
+             socket = socket->next) {
+            if (socket->number > number && (next == NULL || socket->number < next->number) &&
+                is_living(socket) && socket->peer_host == hosts[!side]->number &&
+                is_first_end(sim, socket))
+                next = socket;
+        }
+    }
+    if (next == NULL)
+        return 0;
+    const sim_socket *far = other_end(sim, next);
+    int side = next->host != hosts[0];
+    ends[side] = next->handle;
+    ends[!side] = far == NULL ? 0 : far->handle;
+    return next->number;
+}
+
+int pt_sim_strike(pt_sim *sim, int32_t handle)
+{
+    sim_socket *stream = sim_find(sim, handle);
+    if (stream == NULL || stream->kind != SIM_STREAM)
+        return PT_ERR_INVALID_PARAM;
+    if (sim->notifying)
+        return PT_ERR_INVALID_STATE;
+    if (!is_living(stream) || stream->host->vanished)
+        return PT_OK;
+    sim_trace(sim, PT_SIM_RESET, stream->peer_host, stream->host->number, 0, stream->received);
+    sim_stream_terminate(sim, stream,
+                         stream->open ? PT_ERR_CONNECTION_CLOSED : PT_ERR_CONNECTION_REFUSED, 1);
+    settle(sim, stream);
+    return PT_OK;
+}
+
 /* Nobody will read or write it any more: send what is owed, and end. */
 static void release_stream(pt_sim *sim, sim_socket *stream)
 {
@@ -926,4 +993,10 @@ uint64_t pt_sim_get_unacknowledged(const pt_sim *sim, int32_t handle)
     const sim_socket *stream = stream_of(sim, handle);
     return stream == NULL ? 0
                           : stream->queued_end - sooner(stream->unacknowledged, stream->queued_end);
+}
+
+uint64_t pt_sim_get_unread(const pt_sim *sim, int32_t handle)
+{
+    const sim_socket *stream = stream_of(sim, handle);
+    return stream == NULL ? 0 : stream->queue_len;
 }

@@ -39,6 +39,9 @@ TRACE_KINDS = (
 )
 """Presets of a simulated network, and the kinds of its decisions, by their numbers in pt_sim.h."""
 
+SIDES = ("a", "b", "both")
+"""Who sees the reset of a connection."""
+
 _CHANCES = ("loss", "duplicate", "reorder", "damage")
 
 
@@ -124,8 +127,13 @@ class Socket:
 
     @property
     def unacknowledged(self) -> int:
-        """Stream: bytes taken and not acknowledged."""
+        """Stream: bytes taken and not acknowledged; 0 once it is closed."""
         return int(self._call("pt_sim_get_unacknowledged"))
+
+    @property
+    def unread(self) -> int:
+        """Stream: bytes that have come and were not read; 0 once it is closed."""
+        return int(self._call("pt_sim_get_unread"))
 
     def send(self, data: Data) -> int:
         """Stream: copy bytes and send them; how many were taken, 0 when there is no room.
@@ -479,6 +487,52 @@ class Simulator:
                 for a in group:
                     for b in other:
                         self.cut(a, b, both=True)
+
+    def connections(self, a: Host | str, b: Host | str) -> int:
+        """How many connections there are between two hosts, those included that are being opened
+        and those of which one end is over."""
+        return len(self._connections(a, b))
+
+    def _connections(self, a: Host | str, b: Host | str) -> list[tuple[int, int]]:
+        """The ends of each connection, on a and on b, oldest first; 0: that end is over."""
+        one, other, number = self._host(a).number, self._host(b).number, 0
+        ends = self._ffi.new("int32_t[2]")
+        found: list[tuple[int, int]] = []
+        while number := self._lib.pt_sim_next_connection(
+            self._open_sim(), one, other, number, ends
+        ):
+            found.append((int(ends[0]), int(ends[1])))
+        return found
+
+    def reset(
+        self, a: Host | str, b: Host | str, *, side: str = "both", which: int | None = None
+    ) -> int:
+        """Reset connections between two hosts as a box between them does. Returns how many ends
+        saw it.
+
+        Args:
+            side: "a" or "b": that end is broken now, and the other learns of it when it sends;
+                "both": both are. What an end had received can still be read.
+            which: 0 the oldest, 1 the next, -1 the newest; None: all. Nothing happens when there
+                are not so many.
+
+        Raises:
+            InvalidArgument: another side. InvalidState: called from a notification.
+        """
+        if side not in SIDES:
+            raise errors.InvalidArgument(f"side {side!r}: there are {', '.join(map(repr, SIDES))}")
+        found = self._connections(a, b)
+        if which is not None:
+            found = [found[which]] if -len(found) <= which < len(found) else []
+        struck = [
+            end
+            for ends in found
+            for end, own in zip(ends, SIDES, strict=False)
+            if end and side in (own, "both")
+        ]
+        for end in struck:
+            self._made(self._lib.pt_sim_strike(self._open_sim(), end), "a reset")
+        return len(struck)
 
     # Time
 

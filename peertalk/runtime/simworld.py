@@ -452,6 +452,14 @@ class SimulatedWorld(World):
         """As World.silent_for()."""
         return float(connection.silent_for())
 
+    def unread(self, connection: Any) -> int:
+        """As World.unread()."""
+        return 0 if self.box.simulator.closed else int(connection.unread)
+
+    def unacknowledged(self, connection: Any) -> int:
+        """As World.unacknowledged(), without the end of our half."""
+        return 0 if self.box.simulator.closed else int(connection.unacknowledged)
+
     def datagram_socket(self, port: int) -> Any:
         """As World.datagram_socket()."""
         return self.host.datagram(port)

@@ -20,6 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .. import errors
 from .worker import Worker
 
+if sys.platform != "win32":
+    import fcntl
+    import termios
+
 if TYPE_CHECKING:
     import asyncio
 
@@ -35,6 +39,9 @@ _ACCEPT_LATER = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _ACCEPT_SKIP = {errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.EPERM}
 _REFUSED = {errno.ECONNREFUSED}
 _HEAR_TRIES = 8
+_UNREAD = termios.FIONREAD if sys.platform != "win32" else None
+_UNACKNOWLEDGED = termios.TIOCOUTQ if sys.platform.startswith("linux") else None
+"""SIOCOUTQ, which has the number of the question for terminals."""
 _POOL_BYTES = 64 << 20
 """Most that slots and staging buffers of one loop may hold."""
 _UNSENT_MAX = 65_536
@@ -266,6 +273,21 @@ class World:
         since_ack_ms: int = struct.unpack_from("=I", info, 56)[0]
         return since_ack_ms / 1000 if unacknowledged else 0.0
 
+    def unread(self, connection: socket.socket) -> int:
+        """Bytes that have been received on a connection and lie unread; 0 for a closed one, or
+        where the system does not tell. Never raises."""
+        return _ask(connection, _UNREAD)
+
+    def unacknowledged(self, connection: socket.socket) -> int:
+        """Bytes that the system has taken and the other side's has not acknowledged, sent or not;
+        the end of our half counts as one. Still true after a reset, until it is closed; 0 for a
+        closed one, or where the system does not tell. Never raises.
+
+        Source: SIOCOUTQ of Linux, write_seq - snd_una. tcpi_unacked of TCP_INFO says 0 after a
+        reset, and counts nothing that has not left.
+        """
+        return _ask(connection, _UNACKNOWLEDGED)
+
     def datagram_socket(self, port: int) -> socket.socket:
         """A socket that hears broadcasts on port, beside other programs that do.
 
@@ -344,6 +366,17 @@ class World:
                 continue  # an ICMP error of an earlier broadcast: says nothing about this socket
             return data, (address[0], address[1])
         return None
+
+
+def _ask(connection: socket.socket, question: int | None) -> int:
+    """The number that an ioctl gives about a socket, 0 when it gives none."""
+    if question is None:
+        return 0
+    try:
+        answer = fcntl.ioctl(connection.fileno(), question, b"\0\0\0\0")
+    except (OSError, ValueError):  # ValueError: closed, its number is -1
+        return 0
+    return max(0, int.from_bytes(answer, sys.byteorder, signed=True))
 
 
 def check_address(address: object) -> Address:
@@ -463,7 +496,6 @@ def _system_interfaces() -> list[Interface]:
     }.get(sys.platform)
     if numbers is None:
         return _named_interfaces()
-    import fcntl
 
     found = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:

@@ -317,6 +317,86 @@ def test_a_reset_lets_what_came_before_it_be_read(sim):
         other.send(b"x")
 
 
+def test_a_reset_that_one_side_sees_is_told_to_the_other_when_it_sends(sim):
+    """A box that forgets a connection tells one side; the other finds out by itself, or never."""
+    a, b = sim.add_host("a"), sim.add_host("b")
+    sim.link(a, b, latency_ns=5 * MS)
+    one, other = connect(sim, a, b)
+    other.send(b"before")
+    settle(sim, 1)
+    assert sim.reset(a, b, side="a") == 1
+    assert one.outcome() == -8 and one.ready & 4
+    assert one.recv() == b"before", "what had come is read first"
+    with pytest.raises(errors.ConnectionClosed):
+        one.recv()
+    settle(sim)
+    assert other.outcome() == 0 and other.recv() is None, "it heard nothing for an hour"
+    assert sim.connections(a, b) == 1
+    other.send(b"anybody?")
+    settle(sim, 1)
+    assert other.outcome() == -8 and other.unacknowledged == 8
+    assert sim.connections(a, b) == 0 and sim.reset(a, b) == 0
+
+
+@pytest.mark.parametrize("side", ["b", "both"])
+def test_a_reset_reaches_exactly_the_sides_that_it_names(sim, side):
+    """Which side knows what is the whole question of connections that cross."""
+    a, b = sim.add_host("a"), sim.add_host("b")
+    one, other = connect(sim, a, b)
+    assert sim.reset(a, b, side=side) == (2 if side == "both" else 1)
+    assert other.outcome() == -8 and one.outcome() == (-8 if side == "both" else 0)
+
+
+def test_a_reset_can_choose_one_of_several_connections_by_age(sim):
+    """Of two that crossed, either may be the one that a box forgets; whoever dialled it, and though
+    a third is with another host."""
+    a, b, c = (sim.add_host(name) for name in "abc")
+    first, second, third = connect(sim, b, a), connect(sim, a, b), connect(sim, a, b)
+    elsewhere = connect(sim, a, c)
+    assert sim.connections(a, b) == sim.connections(b, a) == 3
+    sim.reset(a, b, which=1)
+    assert [ends[0].outcome() for ends in (first, second, third)] == [0, -8, 0]
+    sim.reset(a, b, which=-1)
+    assert [ends[0].outcome() for ends in (first, second, third)] == [0, -8, -8]
+    assert sim.reset(a, b, which=1) == 0, "there are not so many"
+    assert sim.reset(a, b) == 2 and first[1].outcome() == -8
+    assert elsewhere[0].outcome() == elsewhere[1].outcome() == 0
+    with pytest.raises(errors.InvalidArgument, match="both"):
+        sim.reset(a, b, side="neither")
+
+
+def test_a_dial_that_is_reset_is_refused_and_one_to_a_dark_host_hears_nothing(sim):
+    """A box may answer a call itself; nobody can tell a machine that is off."""
+    a, b = sim.add_host("a"), sim.add_host("b")
+    sim.link(a, b, latency_ns=5 * MS)
+    b.listen(80)
+    dialled = a.dial(b.address, 80)
+    assert sim.connections(a, b) == 1 and sim.reset(a, b) == 1
+    assert dialled.outcome() == -7
+    one, other = connect(sim, a, b, 81)
+    b.vanish()
+    sim.reset(a, b, side="b")
+    assert other.outcome() == 0 and one.outcome() == 0
+
+
+def test_what_lies_unread_and_what_is_not_acknowledged_is_counted_to_the_byte(sim):
+    """Who ends a connection must know what it still holds, and what may be lost."""
+    a, b = sim.add_host("a"), sim.add_host("b", window=1_000)
+    sim.link(a, b, latency_ns=5 * MS)
+    one, other = connect(sim, a, b)
+    assert (one.unacknowledged, other.unread) == (0, 0)
+    one.send(bytes(1_500))
+    assert one.unacknowledged == 1_500
+    settle(sim, 1)
+    assert (one.unacknowledged, other.unread) == (500, 1_000)
+    assert other.recv(400) == bytes(400) and other.unread == 600
+    sim.reset(a, b)
+    assert (one.unacknowledged, other.unread) == (500, 600), "true until it is closed"
+    for each in (one, other):
+        each.close()
+        assert (each.unacknowledged, each.unread) == (0, 0)
+
+
 def test_closing_sends_what_is_owed_then_ends_the_half(sim):
     """As the kernels do: close() is not a way to lose data."""
     a, b = sim.add_host("a"), sim.add_host("b")

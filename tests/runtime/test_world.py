@@ -15,6 +15,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 import types
 
 import pytest
@@ -321,6 +322,84 @@ def test_a_live_connection_is_not_silent(world, keep):
     ready(accepted)
     assert world.silent_for(dialled) < 1.0
     assert len(dialled.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)) >= 60
+
+
+@pytest.fixture
+def joined(world, keep):
+    """Both ends of a connection: the one that dialled, the one that was accepted."""
+    listener = keep(world.listen(HOME, 0, give_way=False))
+    dialled = keep(world.dial(listener.getsockname()))
+    ready(dialled, select.POLLOUT)
+    ready(listener)
+    return dialled, keep(world.accept(listener)[0])
+
+
+def until(holds):
+    """Wait until it holds: the kernel tells no event of an acknowledgement."""
+    deadline = time.monotonic() + WAIT_MS / 1000
+    while not holds():
+        assert time.monotonic() < deadline, "it never came to be"
+        time.sleep(0.001)
+
+
+def fill(sender):
+    """Send until the system takes no more; how many bytes it took."""
+    sent = 0
+    while True:
+        try:
+            sent += sender.send(bytes(65_536))
+        except BlockingIOError:
+            return sent
+
+
+def test_bytes_that_lie_unread_are_counted(world, joined):
+    """A node that was blocked must know that its peers have spoken before it calls them lost."""
+    one, other = joined
+    assert world.unread(other) == 0
+    one.send(bytes(1_000))
+    until(lambda: world.unread(other) == 1_000)
+    other.recv(400)
+    assert world.unread(other) == 600
+    world.abandon(one)
+    one.close()
+    ready(other, select.POLLIN)
+    assert world.unread(other) == 600, "a reset does not take back what had come"
+
+
+@linux
+def test_bytes_that_nobody_acknowledged_are_counted_also_after_a_reset(world, joined):
+    """They decide which messages may be lost; TCP_INFO has forgotten them by then."""
+    one, other = joined
+    one.send(bytes(1_000))
+    until(lambda: world.unacknowledged(one) == 0)
+    taken = fill(one)
+    until(lambda: world.unread(other) + world.unacknowledged(one) == 1_000 + taken)
+    lost = world.unacknowledged(one)
+    assert lost > 0
+    other.close()  # with bytes unread: the system resets
+    ready(one, select.POLLHUP)
+    assert world.unacknowledged(one) == lost
+    assert struct.unpack_from(
+        "=I", one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 24
+    ) == (0,)
+
+
+@linux
+def test_the_end_of_our_half_counts_until_it_is_acknowledged(world, joined):
+    """Nothing unacknowledged means that the other side's system knows of the end too."""
+    one, _other = joined
+    one.send(b"last")
+    one.shutdown(socket.SHUT_WR)
+    until(lambda: world.unacknowledged(one) == 0)
+
+
+def test_what_is_closed_or_no_connection_owes_nothing(world, keep):
+    """Whoever asks is on its way out: a question must not fail there."""
+    listener = keep(world.listen(HOME, 0, give_way=False))
+    closed = socket.socket()
+    closed.close()
+    for asked in (listener, closed):
+        assert world.unread(asked) == world.unacknowledged(asked) == 0
 
 
 def test_an_abandoned_connection_ends_with_a_reset_and_owes_nothing(world, keep):
