@@ -33,6 +33,8 @@ class LostReason(enum.Enum):
     """The table of peers was full and this one had been silent the longest."""
     CLOSED = "closed"
     """Its connection ended, and it does not announce itself."""
+    RESTARTED = "restarted"
+    """Its program was started again: Peer.successor is its new life."""
 
 
 class Outcome(enum.Enum):

@@ -143,7 +143,9 @@ class Line:
         if claims is not None:
             connection.told = True
             before = self._claims
-            self._claims = Claims(before.own.joined(claims.own), before.others.joined(claims.others))
+            self._claims = Claims(
+                before.own.joined(claims.own), before.others.joined(claims.others)
+            )
             for member in self.members:
                 if member is not connection and self._claims.covers(member):
                     self._drain(member, decisions)
@@ -186,6 +188,10 @@ class Line:
             if tag in member.waits_for:
                 member.waits_for = member.waits_for - {tag} or NOBODY
         return self._released()
+
+    def forgo(self, connection: Connection) -> None:
+        """The other side does not know that we know places; it stands outside the line."""
+        self.members = tuple(each for each in self.members if each is not connection)
 
     def finished(self, connection: Connection) -> list[Decision]:
         """What was held back of a closed member is delivered."""

@@ -57,7 +57,7 @@ class Wire:
 class Node:
     """One side: its program sends `left` more messages to whoever the other side is."""
 
-    __slots__ = ("connections", "dials", "got", "left", "lines", "life", "next", "outcome", "side")
+    __slots__ = ("connections", "dials", "got", "left", "life", "lines", "next", "outcome", "side")
 
     def __init__(self, side: int, messages: int) -> None:
         self.side = side
@@ -358,11 +358,14 @@ class World:
                 if line.decides:
                     self._greet(side, tag, connection.peer, connection.place)  # type: ignore[arg-type]
                 else:
-                    connection.waits_for = frozenset(
-                        other.tag
-                        for other in node.connections.values()
-                        if other.state is State.GREETING and self.wires[other.tag].arrived[side]
-                    ) or NOBODY
+                    connection.waits_for = (
+                        frozenset(
+                            other.tag
+                            for other in node.connections.values()
+                            if other.state is State.GREETING and self.wires[other.tag].arrived[side]
+                        )
+                        or NOBODY
+                    )
             elif verdict is Verdict.REFUSE:
                 self._end(side, tag)
             elif verdict is Verdict.DRAIN:
