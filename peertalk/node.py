@@ -186,9 +186,9 @@ class Peer(Remote):
             return
         connection = self.connection
         seconds = None if timeout is None else parse_duration(timeout)
-        self.transport.switchboard.leave(self, seconds)
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         connection.on_end = (*connection.on_end, lambda: _settle(gone))
+        self.transport.switchboard.leave(self, seconds)
         await gone
 
     async def ping(self, *, timeout: float | str | None = 5.0) -> float:

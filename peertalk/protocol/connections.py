@@ -116,21 +116,22 @@ class Connection:
     """One connection, from dial or accept to its end.
 
     tag: its number in the loop; address: the remote end; dialled: by us; peer: whose it is, None
-    until known; classes: it carried messages of other classes than NORMAL; handed: the messages
-    that its link was given and has not reported; pieces: the rest of a message of which it was
-    given a part, None when there is none; held: events kept back while another connection is read
-    to its end, None when nothing is held; left: when we said that we leave, None before;
-    number: of the dial that made it, counted by the side that dialled, 0: not known; place: of all
-    that were used with its peer, 0: not used; told: the other side has said here what is over for
-    it; waits_for: tags of connections that are to be read before it; opened: when it was used;
-    reassembly: of fragments, None until one came; pinged: when the PING left that awaits its PONG,
-    None when none does; spoilt: that PONG will measure nothing; pressure: the level of ours that
-    the other side was told last, 0 to 3; owed: what waits for room, a sum of OWES_*; rejection: why
-    we send the peer away; socket and link belong to the runtime.
+    until known; addressed: the instance that our greeting was meant for; number: of the dial that
+    made it, counted by the side that dialled, 0: not known; place: of all that were used with its
+    peer, 0: not used; told: the other side has said here what is over for it; waits_for: tags of
+    connections that are to be read before it; held: events kept back meanwhile, None when nothing
+    is held; opened: when it was used; left: when we said that we leave, None before; classes: it
+    carried messages of other classes than NORMAL; handed: the messages that its link was given and
+    has not reported; pieces: the rest of a message of which it was given a part, None when there is
+    none; reassembly: of fragments, None until one came; pinged: when the PING left that awaits its
+    PONG, None when none does; spoilt: that PONG will measure nothing; pressure: the level of ours
+    that the other side was told last, 0 to 3; owed: what waits for room, a sum of OWES_*;
+    rejection: why we send the peer away; socket and link belong to the runtime.
     """
 
     __slots__ = (
         "address",
+        "addressed",
         "classes",
         "dialled",
         "failure",
@@ -172,6 +173,7 @@ class Connection:
         self.opened = now
         self.state = State.IDLE
         self.number = 0
+        self.addressed: bytes | None = None
         self.place = 0
         self.told = False
         self.classes = False

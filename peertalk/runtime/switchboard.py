@@ -498,7 +498,10 @@ class Switchboard:
             return
         self.transport.totals.opened += 1
         peer = connection.peer
-        if not self._greet(connection, peer if isinstance(peer, Remote) else None):
+        if peer is None and connection.dialled:
+            peer = self._known_at(connection.address)
+        assert peer is None or isinstance(peer, Remote)
+        if not self._greet(connection, peer):
             return
         where = f"{connection.address[0]}:{connection.address[1]}"
         if connection.dialled and peer is not None and not peer.classic:
@@ -518,6 +521,11 @@ class Switchboard:
         else:
             silent = f"{where} sent no whole frame within {policy.SILENCE_TIME:g} s"
             self._give_time(connection, policy.SILENCE_TIME, errors.Timeout(silent), fault=True)
+
+    def _known_at(self, address: Address) -> Remote | None:
+        """Who lives at an address, as far as is known."""
+        known = self.transport.peers.values()
+        return next((peer for peer in known if peer.address == address and not peer.classic), None)
 
     def _give_time(
         self,
@@ -545,6 +553,7 @@ class Switchboard:
         addressed, claims = None, None
         if peer is not None and peer.instance is not None:
             addressed, claims = peer.instance, self._claims(peer)
+            connection.addressed = addressed
         greeting = Greeting(connection.number, addressed, claims, place)
         payload = self.pulse.greeting + encode_greeting(greeting, self.transport.instance)
         code = connection.link.send_frame(values.CAPABILITY, payload, values.NO_DELAY)
@@ -574,21 +583,18 @@ class Switchboard:
         if instance == self.transport.instance:
             self._end(connection, errors.InvalidArgument(f"{where} is this node itself"))
             return
-        expected = connection.peer
         peer = self._identify(connection, capabilities)
         if peer is None or not self._admit(connection, peer):
             return
         connection.peer = peer
         peer.capabilities = capabilities
         if instance is not None and greeting.place is not None:
-            self._meet(connection, peer, greeting, knew=expected is peer)
+            self._meet(connection, peer, greeting)
         else:
             self._choose(connection, peer)
         self._settled(connection)
 
-    def _meet(
-        self, connection: Connection, peer: Remote, greeting: Greeting, *, knew: bool
-    ) -> None:
+    def _meet(self, connection: Connection, peer: Remote, greeting: Greeting) -> None:
         """A peer that knows places: its line decides what becomes of the connection."""
         line = peer.line
         if line is None:
@@ -601,8 +607,9 @@ class Switchboard:
             wait = self.transport.config.connect_timeout
             text = f"peer {peer.name!r} did not use the connection within {wait:g} s"
             self._give_time(connection, wait, errors.Timeout(text, peer=peer.name))
-            if connection.dialled and not knew and not self._greet(connection, peer):
-                return
+            if connection.dialled and connection.addressed != peer.instance:
+                if not self._greet(connection, peer):
+                    return
         self._apply(decisions)
 
     def _choose(self, connection: Connection, peer: Remote) -> None:
@@ -648,13 +655,11 @@ class Switchboard:
         for verdict, connection in decisions:
             if verdict is Verdict.RELEASE:
                 self._unhold(connection)
-            elif connection.state is State.CLOSED:
-                continue
-            elif verdict is Verdict.USE:
-                self._use(connection)
             elif verdict is Verdict.REFUSE:
                 self._end(connection, None)
-            else:
+            elif verdict is Verdict.USE and connection.state is State.OPEN:
+                self._use(connection)
+            elif verdict is Verdict.DRAIN and connection.state is State.DRAINING:
                 self._drain(connection, None)
 
     def _use(self, connection: Connection) -> None:
@@ -676,6 +681,8 @@ class Switchboard:
             if connection.waits_for:
                 self._waiting.append(connection)
                 self.transport.after(_LOOK, lambda: self._look_at_strangers(connection))
+        if peer.connection is not None:  # one that stands outside the line
+            self._retire(peer.connection, connection)
         self._open(connection, peer)
 
     def _look_at_strangers(self, connection: Connection) -> None:
@@ -784,8 +791,9 @@ class Switchboard:
         leaving.timer = self.transport.after(
             self.transport.config.drain_timeout, lambda: self._end(leaving, gone)
         )
-        staying.waits_for = frozenset({leaving.tag})
-        self._waiting.append(staying)
+        staying.waits_for |= {leaving.tag}
+        if staying not in self._waiting:
+            self._waiting.append(staying)
         if staying.held is None:
             self._hold(staying)
 
@@ -1074,12 +1082,12 @@ class Switchboard:
             # of a peer that we talked with: what was on its way to it may be lost
             log.warning("%s", error)
         if isinstance(peer, Remote):
-            self._leave_line(connection, peer)
             if attached:
                 self._detach(connection, error, polite=polite)
             elif was is not State.OPEN and peer.state is PeerState.DISCONNECTING:
                 if peer.connection is None:
                     self._disconnected(peer, error)
+            self._leave_line(connection, peer)
         reached, connection.reached = connection.reached, ()
         if was is State.GREETED and error is None:
             assert isinstance(peer, Remote)
