@@ -176,10 +176,9 @@ async def test_when_the_other_side_ends_the_link_with_sends_pending_they_are_tol
             )
 
 
-async def test_what_still_waited_when_the_link_broke_is_sent_after_the_reconnect(core, monkeypatch):
+async def test_what_still_waited_when_the_link_broke_is_sent_after_the_reconnect(core):
     """At most once across the loss of a link: what was in flight is `unknown`, what waited arrives,
     and nothing comes twice or overtakes."""
-    monkeypatch.setattr("peertalk.runtime.switchboard._LINGER", 0.05)
     async with (
         pt.Node("ada", **loopback(core=core.name, send_queue_size=50)) as ada,
         pt.Node("bob", **loopback(receive_queue_bytes=1024)) as bob,
