@@ -876,6 +876,7 @@ class Switchboard:
             assert isinstance(peer, Remote)
             connection.handed.seal(peer.accepted)
         if connection.link is not None:
+            self.transport.revoke(connection)
             self.transport.totals.add(connection.link.statistics())
             connection.link.close()
         if connection.socket is not None:
