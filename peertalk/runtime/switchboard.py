@@ -489,6 +489,8 @@ class Switchboard:
             return
         self.transport.cancel(connection.timer)
         connection.timer = None
+        if capabilities is not None or connection.dialled:  # no stranger
+            connection.link.frame_timeout = self.transport.config.link_timeout
         self.connections.settled_classic(connection)
         instance = None if capabilities is None else capabilities.instance
         if instance == self.transport.instance:
@@ -833,7 +835,9 @@ class Switchboard:
             self._end(
                 connection,
                 errors.Timeout(
-                    f"a frame from {who} was not whole within 5 s; the link is closed", peer=name
+                    f"a frame from {who} was not whole within "
+                    f"{connection.link.frame_timeout:g} s; the link is closed",
+                    peer=name,
                 ),
                 fault=True,
             )
