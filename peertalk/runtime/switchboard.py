@@ -577,6 +577,8 @@ class Switchboard:
             return
         self.transport.cancel(connection.timer)
         connection.timer = None
+        if capabilities is not None or connection.dialled:  # no stranger
+            connection.link.frame_timeout = self.transport.config.link_timeout
         self.connections.settled_classic(connection)
         where = f"{connection.address[0]}:{connection.address[1]}"
         instance = None if capabilities is None else capabilities.instance
@@ -1024,7 +1026,9 @@ class Switchboard:
             self._end(
                 connection,
                 errors.Timeout(
-                    f"a frame from {who} was not whole within 5 s; the link is closed", peer=name
+                    f"a frame from {who} was not whole within "
+                    f"{connection.link.frame_timeout:g} s; the link is closed",
+                    peer=name,
                 ),
                 fault=True,
             )
@@ -1129,6 +1133,7 @@ class Switchboard:
             connection.handed.seal(peer.accepted)
         for first, last in connection.handed.rest():
             self.transport.fail(peer, first, last, events.Outcome.UNKNOWN, error)
+        self.transport.revoke(connection)
 
     def _keep_held(self, connection: Connection, held: deque[Any]) -> None:
         """What had arrived before the end was received: it is delivered though its connection is

@@ -411,6 +411,8 @@ class Transport:
                         self.fail(
                             peer, first, last, events.Outcome.UNKNOWN, self.closed_error(peer)
                         )
+                if handed.crowded:
+                    handed.prune(connection.link.unconfirmed)
         if (
             connection.state is State.OPEN
             and not self.closing
@@ -428,6 +430,27 @@ class Transport:
             peer.stream.told(first, last, None)
         if self.publish is not None:
             self.publish(events.Sent(peer, first, last))
+
+    def revoke(self, connection: Connection) -> None:
+        """Before the link of a connection that is over is closed: what it reported as sent and the
+        other side's system has not acknowledged may not have arrived. Reported as Failed, and
+        counted as such and no longer as sent."""
+        peer, link = connection.peer, connection.link
+        if link is None or not isinstance(peer, Remote):
+            return
+        unconfirmed = link.unconfirmed
+        if not unconfirmed:
+            return
+        error = errors.ConnectionClosed(
+            f"the connection with peer {peer.name!r} ended before its system acknowledged this; "
+            "it may have arrived",
+            peer=peer.name,
+        )
+        for first, last in connection.handed.revoke(unconfirmed):
+            count = last - first + 1
+            self.totals.sent -= count
+            peer.reported -= count  # fail() adds them again
+            self.fail(peer, first, last, events.Outcome.UNKNOWN, error)
 
     # Messages out ---------------------------------------------------------------------------------
 
