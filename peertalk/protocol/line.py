@@ -250,12 +250,19 @@ class Line:
             if State.OPEN in states:
                 if member.told or member.dialled:  # else it has yet to say what is over for it
                     decisions.append((Verdict.REFUSE, member))
-            elif State.CLOSING not in states:
+            elif not any(map(self._unfinished, self.members)):
                 self.place += 1
                 member.place = self.place
                 member.advance(Step.USE)
                 decisions.append((Verdict.USE, member))
         return decisions
+
+    def _unfinished(self, member: Connection) -> bool:
+        """Whether a member was used and is over for neither side: it is being left, perhaps for so
+        long that we only read what is there."""
+        return member.state is State.CLOSING or (
+            member.state is State.DRAINING and member.place > 0 and not self._claims.covers(member)
+        )
 
     def _waits(self, connection: Connection) -> bool:
         """Whether an older connection is unfinished, or one that may be older."""

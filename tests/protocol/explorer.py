@@ -86,10 +86,35 @@ class Node:
             self.lines[theirs] = self.line_type(self.instance, theirs)
         return self.lines[theirs]
 
+    def choice(self, what: Any, options: Any) -> Any:
+        if what not in self.answers:
+            raise _Ask(what, options)
+        return self.answers[what]
+
     def unread(self, tag: int) -> bool:
-        if tag not in self.answers:
-            raise _Ask(tag)
-        return self.answers[tag]
+        return self.choice(tag, (False, True))
+
+    def simple(self) -> Node:
+        """The same, for when nobody dials any more: without what only a greeting would tell."""
+        twin = self.copy()
+        alive = [one for one in twin.connections.values() if one.state is not State.CLOSED]
+        states = {one.state for one in alive}
+        if State.GREETING in states or State.GREETED in states:
+            return twin
+        twin.dials = 0
+        twin.left = min(self.left, 1) if State.OPEN in states else 0
+        for theirs, line in list(twin.lines.items()):
+            line._seen = line._said = line.place = 0
+            line._ended = ()
+            if not line.members:
+                del twin.lines[theirs]
+                twin.got.pop(theirs, None)
+                continue
+            if not any(line._claims.covers(one) for one in line.members):
+                line._claims = Claims()
+            for one in line.members:
+                one.told = False
+        return twin
 
     # What may happen ---------------------------------------------------------------------------
 
@@ -98,8 +123,6 @@ class Node:
             if connection.state is State.CLOSED:
                 continue
             if connection.state is State.OPEN:
-                if self.left:
-                    yield "send", tag
                 yield "leave", tag
             if connection.state is State.CLOSING:
                 yield "time_out", tag
@@ -145,10 +168,16 @@ class Node:
     def put(self, tag: int, frame: Any) -> None:
         self.effects.append(("put", tag, frame))
 
-    def send(self, tag: int) -> None:
-        self.left -= 1
-        self.sent += 1
-        self.put(tag, Data(self.sent, False))
+    def happen(self, event: Event) -> None:
+        """Take a step; on a connection that it has opened all is sent at once that will be."""
+        before = {tag for tag, one in self.connections.items() if one.state is State.OPEN}
+        getattr(self, event[0])(*event[1:])
+        for tag, one in self.connections.items():
+            if one.state is State.OPEN and tag not in before and self.left:
+                for _ in range(self.choice("send", range(self.left + 1))):
+                    self.left -= 1
+                    self.sent += 1
+                    self.put(tag, Data(self.sent, False))
 
     def leave(self, tag: int) -> None:
         self.connections[tag].advance(Step.LEAVE)
@@ -377,19 +406,22 @@ class Explorer:
                 answers = tries.pop()
                 node = self.nodes[number].copy()
                 node.answers = answers
-                what, *rest = event
-                if what == "read":
-                    rest[1] = self.frames[rest[1]]
+                if event[0] == "read":
+                    happens: Event = ("read", event[1], self.frames[event[2]])
+                else:
+                    happens = event
                 try:
-                    getattr(node, what)(*rest)
+                    node.happen(happens)
                 except _Ask as ask:
-                    tries += [{**answers, ask.args[0]: False}, {**answers, ask.args[0]: True}]
+                    what, options = ask.args
+                    tries += [{**answers, what: option} for option in options]
                     continue
                 effects = tuple(
                     (what, tag, *(self.frame_id(frame) for frame in more))
                     for what, tag, *more in node.effects
                 )
-                known.append((tuple(answers.items()), self.node_id(node), effects))
+                seen = tuple((tag, unread) for tag, unread in answers.items() if tag != "send")
+                known.append((seen, self.node_id(node), effects))
         return known
 
     def settle(self, wire: Wire, side: int) -> list[Wire]:
@@ -452,6 +484,9 @@ class Explorer:
         changed[4 + side] = 1
         return self.wire_id(tuple(changed))
 
+    def simple(self, node: int) -> int:
+        return self.node_id(self.nodes[node].simple())
+
     def popped(self, number: int, side: int) -> int:
         wire = list(self.wires[number])
         wire[2 + side] = wire[2 + side][1:]
@@ -485,6 +520,9 @@ class Explorer:
                             more.append(another)
                         each[tag] = options[0]
                     several += more
+                if len(wires) == self.wires_max:
+                    node = self.memo("simple", node)
+                    flags |= 3
                 nodes = (node, state[1]) if side == 0 else (state[0], node)
                 for each in several:
                     yield (*nodes, flags, tuple(each))
@@ -518,7 +556,7 @@ class Explorer:
                     yield 0 if bad else 1, (side, *event), each
             if room:
                 yield from self.dials(state, side)
-            if flags & CRASH:
+            if flags & CRASH and wires and room:
                 yield from self.crashes(state, side)
 
     def dials(self, state: Any, side: int) -> Any:
@@ -553,6 +591,12 @@ class Explorer:
 
     def check_rest(self, state: Any) -> None:
         opened = []
+        for side in (0, 1):
+            node = self.nodes[state[side]]
+            alive = {t: c for t, c in node.connections.items() if c.state is not State.CLOSED}
+            half = [t for t in alive if not self.wires[state[3][t]][1 - side]]
+            if node.left and State.OPEN in {one.state for one in alive.values()}:
+                return  # it would send more
         for side in (0, 1):
             node = self.nodes[state[side]]
             alive = {t: c for t, c in node.connections.items() if c.state is not State.CLOSED}
