@@ -110,7 +110,7 @@ class Line:
     highest that was used.
     """
 
-    __slots__ = ("_claims", "_ended", "_seen", "decides", "delivered", "members", "place")
+    __slots__ = ("_claims", "_ended", "_said", "_seen", "decides", "delivered", "members", "place")
 
     def __init__(self, own: bytes, theirs: bytes) -> None:
         self.decides = own < theirs
@@ -121,6 +121,8 @@ class Line:
         self._claims = _NOTHING
         self._seen = 0
         """The highest number of a dial of theirs that was identified."""
+        self._said = 0
+        """Up to this number we have told them that their dials are over for us."""
         self._ended: tuple[tuple[bool, int], ...] = ()
         """Connections, as (dialled by us, number), that ended while an older one had not."""
 
@@ -133,13 +135,20 @@ class Line:
         said these claims (None: none about us) and this place (0: not used yet)."""
         connection.advance(Step.IDENTIFY)
         self.members += (connection,)
+        decisions: list[Decision] = []
         if not connection.dialled:
             self._seen = max(self._seen, connection.number)
-        return self.told(connection, claims, place)
+            if connection.number <= self._said:  # a later dial of theirs came before it
+                self._drain(connection, decisions)
+        return self._told(connection, claims, place, decisions)
 
     def told(self, connection: Connection, claims: Claims | None, place: int) -> list[Decision]:
         """A CAPABILITY has come on a member."""
-        decisions: list[Decision] = []
+        return self._told(connection, claims, place, [])
+
+    def _told(
+        self, connection: Connection, claims: Claims | None, place: int, decisions: list[Decision]
+    ) -> list[Decision]:
         if claims is not None:
             connection.told = True
             before = self._claims
@@ -218,7 +227,9 @@ class Line:
         """
         ours = [each.number for each in self._alive() if each.dialled] + undecided
         theirs = [each.number for each in self._alive() if not each.dialled]
-        return Claims(self._over(True, ours, last_dial), self._over(False, theirs, self._seen))
+        said = Claims(self._over(True, ours, last_dial), self._over(False, theirs, self._seen))
+        self._said = max(self._said, said.others.upto)
+        return said
 
     def _over(self, dialled: bool, alive: list[int], last: int) -> Over:
         upto = min(alive) - 1 if alive else last
@@ -245,12 +256,19 @@ class Line:
             if State.OPEN in states:
                 if member.told or member.dialled:  # else it has yet to say what is over for it
                     decisions.append((Verdict.REFUSE, member))
-            elif State.CLOSING not in states:
+            elif not any(map(self._unfinished, self.members)):
                 self.place += 1
                 member.place = self.place
                 member.advance(Step.USE)
                 decisions.append((Verdict.USE, member))
         return decisions
+
+    def _unfinished(self, member: Connection) -> bool:
+        """Whether a member was used and is over for neither side: it is being left, perhaps for so
+        long that we only read what is there."""
+        return member.state is State.CLOSING or (
+            member.state is State.DRAINING and member.place > 0 and not self._claims.covers(member)
+        )
 
     def _waits(self, connection: Connection) -> bool:
         """Whether an older connection is unfinished, or one that may be older."""

@@ -1,474 +1,315 @@
-"""Every interleaving of two nodes and their connections, walked through.
-
-The nodes decide with the real Line and Connection; what is modelled is the network between them,
-and the little that a node does on each decision. A connection has, for each direction, frames on
-their way and frames that have arrived and are unread. What may happen next is a choice, and all
-choices are tried: a dial, an accept, one frame that arrives or is lost, one frame read, a message
-sent, a reset that one side or both notice, a polite leaving, a crash and a restart, a time-out.
-
-Left out is what does not bear on order: sizes, memory, the inbox, how long things take.
-"""
+"""Every interleaving of two nodes and their connections, walked through."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from peertalk.protocol.connections import NOBODY, Connection, State, Step
-from peertalk.protocol.line import Claims, Line, Turn, Verdict
+from peertalk.protocol.line import Claims, Decision, Line, Turn, Verdict
 
-UP, RESET, GONE = "up", "reset", "gone"
-CAP, DATA, BYE, FIN = "cap", "data", "bye", "fin"
+Event = tuple[Any, ...]
+Effect = tuple[Any, ...]
+
+FIRST = (b"\x30", b"\x50")
+"""The instances in the beginning: side 0 decides. By symmetry the other case is the same."""
+AGAIN = ((b"\x20", b"\x60"), (b"\x40", b"\x70"))
+"""What an instance may be after a crash: below and above that of the other side."""
 
 
-class Wire:
-    """One connection between the two: side 0 and side 1; dialler says which of them dialled."""
+class Frame(NamedTuple):
+    """What is on a wire."""
 
-    __slots__ = ("arrived", "dialler", "end", "queue")
 
-    def __init__(self, dialler: int) -> None:
-        self.dialler = dialler
-        self.end = [UP, UP]
-        self.queue: list[tuple[Any, ...]] = [(), ()]
-        """Frames to each side that it has not read."""
-        self.arrived = [0, 0]
-        """How many of these have arrived; to read one is to have it arrive."""
+class Greeting(NamedTuple):
+    instance: bytes
+    number: int
+    addressed: bytes | None
+    claims: Claims | None
+    place: int
 
-    def copy(self) -> Wire:
-        twin = Wire.__new__(Wire)
-        twin.dialler, twin.end = self.dialler, self.end[:]
-        twin.queue, twin.arrived = self.queue[:], self.arrived[:]
-        return twin
 
-    def key(self) -> tuple[Any, ...]:
-        return (self.dialler, *self.end, *self.queue, *self.arrived)
+class Data(NamedTuple):
+    number: int
+    unknown: bool
+    """Its sender has told its application that nobody knows whether it came."""
 
-    def close(self, side: int) -> None:
-        """This side is gone; what it sent goes on its way, and the end of the stream behind it."""
-        other = 1 - side
-        if self.end[side] == UP and self.end[other] == UP:
-            self.queue[other] += ((FIN,),)
-        self.end[side] = GONE
-        self.queue[side] = ()
-        self.arrived[side] = 0
+
+class Bye(NamedTuple):
+    pass
+
+
+class _Ask(Exception):
+    """A step looks whether something is unread on a wire; its answer is a choice."""
 
 
 class Node:
     """One side: its program sends `left` more messages to whoever the other side is."""
 
-    __slots__ = ("connections", "dials", "got", "left", "life", "lines", "next", "outcome", "side")
+    __slots__ = (
+        "answers", "connections", "dials", "effects", "got", "instance", "left", "line_type",
+        "lines", "sent",
+    )  # fmt: skip
 
-    def __init__(self, side: int, messages: int) -> None:
-        self.side = side
-        self.life = 0
-        self.left = messages
-        self.next = 0
+    def __init__(self, instance: bytes, left: int, line_type: type[Line]) -> None:
+        self.instance = instance
+        self.left = left
+        self.line_type = line_type
+        self.sent = 0
         self.dials = 0
         self.lines: dict[bytes, Line] = {}
         self.connections: dict[int, Connection] = {}
-        self.got: tuple[Any, ...] = ()
-        """What was delivered: (receiver's life, sender's life, number)."""
-        self.outcome: dict[tuple[int, int], tuple[str, int, int]] = {}
-        """(life, number) of a message -> (outcome, wire, life of the receiver)."""
+        self.got: dict[bytes, int] = {}
+        self.effects: list[Effect] = []
+        self.answers: dict[int, bool] = {}
 
-    @property
-    def instance(self) -> bytes:
-        return bytes((1 + self.side, self.life))
-
-    def line(self, theirs: bytes) -> Line:
-        if theirs not in self.lines:
-            self.lines[theirs] = Line(self.instance, theirs)
-        return self.lines[theirs]
-
-
-class World:
-    """A state of the two nodes and the network, and what may happen in it."""
-
-    def __init__(self, messages: int, wires: int, crashes: int, anonymous: bool = True) -> None:
-        self.nodes = [Node(0, messages), Node(1, messages)]
-        self.wires: list[Wire] = []
-        self.wires_max = wires
-        self.crashes = crashes
-        self.faults = 0
-        self.anonymous = anonymous
-        """Whether a dial may be one that does not know to whom it leads."""
-
-    # Copies and keys --------------------------------------------------------------------------
-
-    def copy(self) -> World:
-        twin = World.__new__(World)
-        twin.wires = [wire.copy() for wire in self.wires]
-        twin.wires_max, twin.crashes = self.wires_max, self.crashes
-        twin.faults, twin.anonymous = self.faults, self.anonymous
-        twin.nodes = []
-        for node in self.nodes:
-            other = Node.__new__(Node)
-            other.side, other.life, other.left = node.side, node.life, node.left
-            other.next, other.dials, other.got = node.next, node.dials, node.got
-            other.outcome = dict(node.outcome)
-            other.connections = {}
-            for tag, connection in node.connections.items():
-                other.connections[tag] = _copy_connection(connection)
-            other.lines = {
-                theirs: _copy_line(line, other.connections) for theirs, line in node.lines.items()
-            }
-            twin.nodes.append(other)
+    def copy(self) -> Node:
+        twin = Node(self.instance, self.left, self.line_type)
+        twin.sent, twin.dials = self.sent, self.dials
+        twin.got = dict(self.got)
+        for tag, connection in self.connections.items():
+            twin.connections[tag] = _copy_connection(connection)
+        for theirs, line in self.lines.items():
+            twin.lines[theirs] = _copy_line(line, twin.connections)
         return twin
 
     def key(self) -> tuple[Any, ...]:
-        """Equal for states from which the same can happen."""
-        nodes = tuple(
-            (
-                node.life, node.left, node.next, node.dials, node.got,
-                tuple(sorted(node.outcome.items())),
-                tuple((tag, *_connection_key(one)) for tag, one in node.connections.items()),
-                tuple((theirs, *_line_key(line)) for theirs, line in node.lines.items()),
-            )
-            for node in self.nodes
+        return (
+            self.instance, self.left, self.sent, self.dials, tuple(sorted(self.got.items())),
+            tuple((tag, *_connection_key(one)) for tag, one in sorted(self.connections.items())),
+            tuple((theirs, *_line_key(line)) for theirs, line in sorted(self.lines.items())),
         )  # fmt: skip
-        wires = tuple(wire.key() for wire in self.wires)
-        return nodes, wires, self.crashes, self.faults
 
-    # What may happen --------------------------------------------------------------------------
+    def line(self, theirs: bytes) -> Line:
+        if theirs not in self.lines:
+            self.lines[theirs] = self.line_type(self.instance, theirs)
+        return self.lines[theirs]
 
-    def choices(self) -> Iterator[tuple[Any, ...]]:
-        """All that may happen now."""
-        for side in (0, 1):
-            yield from self._of(side)
-        for number, wire in enumerate(self.wires):
-            for side in (0, 1):
-                if wire.arrived[side] < len(wire.queue[side]) and wire.end[side] == UP:
-                    yield "arrives", number, side
-                    if wire.end[1 - side] != UP:
-                        yield "lost", number, side
-            if wire.end == [UP, UP]:
-                for seen in ((0,), (1,), (0, 1)):
-                    yield "reset", number, seen
+    def choice(self, what: Any, options: Any) -> Any:
+        if what not in self.answers:
+            raise _Ask(what, options)
+        return self.answers[what]
 
-    def _of(self, side: int) -> Iterator[tuple[Any, ...]]:
-        node = self.nodes[side]
-        busy = any(
-            connection.state is not State.CLOSED and (connection.dialled or connection.peer)
-            for connection in node.connections.values()
-        )
-        if node.left and not busy and len(self.wires) < self.wires_max:
-            yield "dial", side, True
-            if self.anonymous:
-                yield "dial", side, False
-        for tag, connection in node.connections.items():
+    def unread(self, tag: int) -> bool:
+        return self.choice(tag, (False, True))
+
+    def simple(self) -> Node:
+        """The same, for when nobody dials any more: without what only a greeting would tell."""
+        twin = self.copy()
+        alive = [one for one in twin.connections.values() if one.state is not State.CLOSED]
+        states = {one.state for one in alive}
+        if State.GREETING in states or State.GREETED in states:
+            return twin
+        twin.dials = 0
+        twin.left = min(self.left, 1) if State.OPEN in states else 0
+        for theirs, line in list(twin.lines.items()):
+            line._seen = line._said = line.place = 0
+            line._ended = ()
+            if not line.members:
+                del twin.lines[theirs]
+                twin.got.pop(theirs, None)
+                continue
+            if not any(line._claims.covers(one) for one in line.members):
+                line._claims = Claims()
+            for one in line.members:
+                one.told = False
+        return twin
+
+    # What may happen ---------------------------------------------------------------------------
+
+    def may(self) -> Iterator[Event]:
+        for tag, connection in self.connections.items():
             if connection.state is State.CLOSED:
                 continue
-            wire = self.wires[tag]
-            if connection.held is None and (
-                wire.arrived[side]
-                or wire.end[side] == RESET
-                or (wire.queue[side] and wire.end[side] == UP)
-            ):
-                yield "read", side, tag
             if connection.state is State.OPEN:
-                if node.left:
-                    yield "send", side, tag
-                yield "leave", side, tag
-            if connection.state is State.CLOSING or (
-                connection.state is State.GREETED and not wire.arrived[side]
-            ):
-                yield "time-out", side, tag
-            if connection.waits_for:
-                for waited in connection.waits_for:
-                    if not self.wires[waited].arrived[side]:
-                        yield "nothing unread", side, waited
-        if self.crashes:
-            yield "crash", side
+                yield "leave", tag
+            if connection.state is State.CLOSING:
+                yield "time_out", tag
+            for waited in connection.waits_for:
+                yield "settled", waited
 
-    def quiet(self, choice: tuple[Any, ...]) -> bool:
-        """Whether a choice is one of bad luck or whim: without any of those all comes to rest."""
-        return choice[0] in ("lost", "reset", "leave", "crash", "time-out")
+    def busy(self, theirs: bytes | None) -> bool:
+        return any(
+            one.state is not State.CLOSED
+            and (one.peer == theirs if one.peer is not None else one.dialled)
+            for one in self.connections.values()
+        )
 
-    # What happens -----------------------------------------------------------------------------
+    # What happens ------------------------------------------------------------------------------
 
-    def take(self, choice: tuple[Any, ...]) -> None:
-        what, *rest = choice
-        self.faults += what in ("reset", "leave", "crash", "time-out")
-        getattr(self, "_" + what.replace("-", "_").replace(" ", "_"))(*rest)
-
-    def _dial(self, side: int, known: bool) -> None:
-        node, other = self.nodes[side], self.nodes[1 - side]
-        tag = len(self.wires)
-        self.wires.append(Wire(side))
-        node.dials += 1
-        connection = Connection(tag, ("", tag), dialled=True, now=0.0)
-        connection.number = node.dials
+    def dial(self, tag: int, theirs: bytes | None) -> None:
+        self.dials += 1
+        connection = Connection(tag, ("", tag), dialled=True, now=0.0, peer=theirs)  # type: ignore[arg-type]
+        connection.number = self.dials
         connection.advance(Step.DIAL)
         connection.advance(Step.ESTABLISH)
-        node.connections[tag] = connection
-        self._greet(side, tag, other.instance if known else None)
-        # Accepted at once: the greeting may be on its way for as long as it likes.
+        self.connections[tag] = connection
+        self.greet(connection, theirs)
+
+    def accept(self, tag: int) -> None:
         accepted = Connection(tag, ("", tag), dialled=False, now=0.0)
         accepted.advance(Step.ESTABLISH)
-        other.connections[tag] = accepted
-        self._greet(other.side, tag, None)
+        self.connections[tag] = accepted
+        self.greet(accepted, None)
 
-    def _greet(self, side: int, tag: int, theirs: bytes | None, place: int = 0) -> None:
-        node = self.nodes[side]
-        connection = node.connections[tag]
+    def greet(self, connection: Connection, theirs: bytes | None, place: int = 0) -> None:
         claims = None
         if theirs is not None:
             undecided = [
                 each.number
-                for each in node.connections.values()
+                for each in self.connections.values()
                 if each.dialled and each.state in (State.CONNECTING, State.GREETING)
             ]
-            claims = node.line(theirs).claims(node.dials, undecided)
+            claims = self.line(theirs).claims(self.dials, undecided)
         number = connection.number if connection.dialled else 0
-        self._put(side, tag, (CAP, node.instance, number, theirs, claims, place))
+        self.put(connection.tag, Greeting(self.instance, number, theirs, claims, place))
 
-    def _put(self, side: int, tag: int, frame: tuple[Any, ...]) -> None:
-        """Send a frame: into nothing where the other side's system has no such connection."""
-        wire = self.wires[tag]
-        if wire.end[side] != UP:
-            return
-        if wire.end[1 - side] == UP:
-            wire.queue[1 - side] += (frame,)
-        else:
-            wire.end[side] = RESET  # its system answers that there is no such connection
-            self._cut(tag, side)
+    def put(self, tag: int, frame: Any) -> None:
+        self.effects.append(("put", tag, frame))
 
-    def _cut(self, tag: int, side: int) -> None:
-        """This side's system takes nothing more."""
-        wire = self.wires[tag]
-        wire.queue[side] = wire.queue[side][: wire.arrived[side]]
+    def happen(self, event: Event) -> None:
+        """Take a step; on a connection that it has opened all is sent at once that will be."""
+        before = {tag for tag, one in self.connections.items() if one.state is State.OPEN}
+        getattr(self, event[0])(*event[1:])
+        for tag, one in self.connections.items():
+            if one.state is State.OPEN and tag not in before and self.left:
+                for _ in range(self.choice("send", range(self.left + 1))):
+                    self.left -= 1
+                    self.sent += 1
+                    self.put(tag, Data(self.sent, False))
 
-    def _arrives(self, tag: int, side: int) -> None:
-        self.wires[tag].arrived[side] = len(self.wires[tag].queue[side])
+    def leave(self, tag: int) -> None:
+        self.connections[tag].advance(Step.LEAVE)
+        self.put(tag, Bye())
 
-    def _lost(self, tag: int, side: int) -> None:
-        self._cut(tag, side)
+    def time_out(self, tag: int) -> None:
+        connection = self.connections[tag]
+        connection.advance(Step.DRAIN)
+        if connection.held is None and not self.unread(tag):
+            self.end(tag)
 
-    def _reset(self, tag: int, seen: tuple[int, ...]) -> None:
-        for side in seen:
-            self.wires[tag].end[side] = RESET
-            self._cut(tag, side)
+    def settled(self, tag: int) -> None:
+        if not self.unread(tag):
+            for line in self.lines.values():
+                self.apply(line.settled(tag))
 
-    def _crash(self, side: int) -> None:
-        self.crashes -= 1
-        node = self.nodes[side]
-        for tag, wire in enumerate(self.wires):
-            wire.close(side)
-            for (life, number), (said, on, there) in list(node.outcome.items()):
-                if said == "handed" and on == tag:
-                    node.outcome[life, number] = ("died", tag, there)
-        node.connections.clear()
-        node.lines.clear()
-        node.life += 1
-        node.next = 0
-        node.dials = 0
-
-    def _send(self, side: int, tag: int) -> None:
-        node = self.nodes[side]
-        node.left -= 1
-        node.next += 1
-        node.outcome[node.life, node.next] = ("handed", tag, self.nodes[1 - side].life)
-        self._put(side, tag, (DATA, node.life, node.next))
-
-    def _leave(self, side: int, tag: int) -> None:
-        connection = self.nodes[side].connections[tag]
-        connection.advance(Step.LEAVE)
-        self._put(side, tag, (BYE,))
-        self._put(side, tag, (FIN,))
-
-    def _time_out(self, side: int, tag: int) -> None:
-        """Enough waited. What has arrived is read all the same: its sender takes it for sent."""
-        connection = self.nodes[side].connections[tag]
-        if connection.state is State.CLOSING:
-            connection.advance(Step.DRAIN)
-        if connection.held is None and not self.wires[tag].arrived[side]:
-            self._end(side, tag)
-
-    def _nothing_unread(self, side: int, tag: int) -> None:
-        for line in self.nodes[side].lines.values():
-            self._apply(side, line.settled(tag))
-
-    def _read(self, side: int, tag: int) -> None:
-        node, wire = self.nodes[side], self.wires[tag]
-        connection = node.connections[tag]
-        if not wire.queue[side]:
-            self._end(side, tag)  # the reset
-            return
-        frame, *rest = wire.queue[side]
-        wire.queue[side] = tuple(rest)
-        wire.arrived[side] = max(0, wire.arrived[side] - 1)
-        if frame[0] == CAP:
-            self._heard(side, connection, *frame[1:])
-        elif frame[0] == DATA:
+    def read(self, tag: int, frame: Any) -> None:
+        connection = self.connections[tag]
+        if isinstance(frame, Greeting):
+            self.heard(connection, frame)
+        elif isinstance(frame, Data):
             assert connection.state is not State.GREETED, "a message before the connection was used"
-            assert connection.state is not State.GREETING
-            self._bring(side, connection, frame[1:])
+            assert connection.state is not State.GREETING, "a message before a greeting"
+            self.bring(connection, frame)
         else:
-            self._end(side, tag)
+            self.end(tag)
         if (
             connection.state is State.DRAINING
             and connection.held is None
-            and not wire.arrived[side]
+            and not self.unread(tag)
         ):
-            self._end(side, tag)
+            self.end(tag)
 
-    def _heard(
-        self, side: int, connection: Connection, theirs: bytes, number: int, addressed: bytes | None,
-        claims: Claims | None, place: int,
-    ) -> None:  # fmt: skip
-        node = self.nodes[side]
-        line = node.line(theirs)
-        if addressed != node.instance:
-            claims = None
+    def heard(self, connection: Connection, greeting: Greeting) -> None:
+        theirs = greeting.instance
+        line = self.line(theirs)
+        claims = greeting.claims if greeting.addressed == self.instance else None
         if connection.state is not State.GREETING:
-            self._apply(side, line.told(connection, claims, place))
+            self.apply(line.told(connection, claims, greeting.place))
             return
-        greeted_blindly = connection.dialled and connection.peer is None
+        blind = connection.dialled and connection.peer != theirs
         connection.peer = theirs  # type: ignore[assignment]
         if not connection.dialled:
-            connection.number = number
-        decisions = line.identified(connection, claims, place)
-        if greeted_blindly and connection.state is State.GREETED:
-            self._greet(side, connection.tag, theirs)
-        self._apply(side, decisions)
-        for other in list(node.lines.values()):
-            self._apply(side, other.settled(connection.tag))
+            connection.number = greeting.number
+        decisions = line.identified(connection, claims, greeting.place)
+        if blind and connection.state is State.GREETED:
+            self.greet(connection, theirs)
+        self.apply(decisions)
+        for other in list(self.lines.values()):
+            self.apply(other.settled(connection.tag))
 
-    def _bring(self, side: int, connection: Connection, message: tuple[int, int]) -> None:
-        node = self.nodes[side]
-        line = node.lines[connection.peer]  # type: ignore[index]
+    def bring(self, connection: Connection, message: Data) -> None:
         if connection.held is not None:
             connection.held.append(message)
             return
-        turn = line.turn(connection)
+        turn = self.lines[connection.peer].turn(connection)  # type: ignore[index]
         if turn is Turn.DELIVER:
-            node.got += ((node.life, *message),)
+            last = self.got.get(connection.peer, 0)  # type: ignore[call-overload]
+            assert message.number > last, f"message {message.number} came late or twice"
+            self.got[connection.peer] = message.number  # type: ignore[index]
         elif turn is Turn.HOLD:
             connection.held = deque([message])
+        else:
+            assert message.unknown, f"message {message.number} was Sent and dropped"
 
-    def _apply(self, side: int, decisions: list[tuple[Verdict, Connection]]) -> None:
-        node = self.nodes[side]
+    def apply(self, decisions: list[Decision]) -> None:
         for verdict, connection in decisions:
             tag = connection.tag
             if connection.state is State.CLOSED and verdict is not Verdict.RELEASE:
                 continue
-            line = node.lines[connection.peer]  # type: ignore[index]
+            line = self.lines[connection.peer]  # type: ignore[index]
             if verdict is Verdict.USE:
                 if line.decides:
-                    self._greet(side, tag, connection.peer, connection.place)  # type: ignore[arg-type]
+                    self.greet(connection, connection.peer, connection.place)  # type: ignore[arg-type]
                 else:
-                    connection.waits_for = (
-                        frozenset(
-                            other.tag
-                            for other in node.connections.values()
-                            if other.state is State.GREETING and self.wires[other.tag].arrived[side]
-                        )
-                        or NOBODY
-                    )
+                    connection.waits_for = frozenset(
+                        other.tag
+                        for other in self.connections.values()
+                        if other.state is State.GREETING and self.unread(other.tag)
+                    ) or NOBODY
             elif verdict is Verdict.REFUSE:
-                self._end(side, tag)
+                self.end(tag)
             elif verdict is Verdict.DRAIN:
-                self._settle_outcomes(side, tag)
-                if connection.held is None and not self.wires[tag].arrived[side]:
-                    self._end(side, tag)
+                self.effects.append(("settle", tag))
+                if connection.held is None and not self.unread(tag):
+                    self.end(tag)
             elif verdict is Verdict.RELEASE:
-                self._release(side, connection)
+                self.release(connection)
 
-    def _release(self, side: int, connection: Connection) -> None:
+    def release(self, connection: Connection) -> None:
         held, connection.held = connection.held, None
         for message in held or ():
-            self._bring(side, connection, message)
+            self.bring(connection, message)
         if connection.held is not None:
             return
-        node = self.nodes[side]
-        line = node.lines[connection.peer]  # type: ignore[index]
+        line = self.lines[connection.peer]  # type: ignore[index]
         if connection.state is State.CLOSED:
-            self._apply(side, line.finished(connection))
-        elif connection.state is State.DRAINING and not self.wires[connection.tag].arrived[side]:
-            self._end(side, connection.tag)
+            self.apply(line.finished(connection))
+        elif connection.state is State.DRAINING and not self.unread(connection.tag):
+            self.end(connection.tag)
 
-    def _settle_outcomes(self, side: int, tag: int) -> None:
-        """We are done with sending on a connection: what did not arrive is unknown."""
-        node, wire = self.nodes[side], self.wires[tag]
-        other = self.nodes[1 - side]
-        unread, count = wire.queue[1 - side], wire.arrived[1 - side]
-        arrived = {frame[1:] for frame in unread[:count] if frame[0] == DATA}
-        for (life, number), (said, on, life_there) in list(node.outcome.items()):
-            if said != "handed" or on != tag or life != node.life:
-                continue
-            got = (life_there, life, number) in other.got or (life, number) in arrived
-            held = other.connections.get(tag)
-            got = got or (held is not None and (life, number) in (held.held or ()))
-            node.outcome[life, number] = ("sent" if got else "unknown", tag, life_there)
-
-    def _end(self, side: int, tag: int) -> None:
-        node, wire = self.nodes[side], self.wires[tag]
-        connection = node.connections[tag]
+    def end(self, tag: int) -> None:
+        connection = self.connections[tag]
         if connection.state is State.CLOSED:
             return
-        self._settle_outcomes(side, tag)
+        self.effects.append(("close", tag))
         connection.advance(Step.END)
-        wire.close(side)
-        line = node.lines.get(connection.peer) if connection.peer else None  # type: ignore[call-overload]
+        line = self.lines.get(connection.peer)  # type: ignore[call-overload]
         if line is not None:
-            self._apply(side, line.ended(connection, held=connection.held is not None))
-        for other in list(node.lines.values()):
-            self._apply(side, other.settled(tag))
-
-    # What must hold ---------------------------------------------------------------------------
+            self.apply(line.ended(connection, held=connection.held is not None))
+        for other in list(self.lines.values()):
+            self.apply(other.settled(tag))
 
     def check(self) -> None:
-        """In every state."""
-        for node in self.nodes:
-            pairs: dict[tuple[int, int], int] = {}
-            for receiver, sender, number in node.got:
-                assert number > pairs.get((receiver, sender), 0), f"{number} came late or twice"
-                pairs[receiver, sender] = number
-            for line in node.lines.values():
-                opened = [each for each in line.members if each.state is State.OPEN]
-                assert len(opened) <= 1, "two connections are open"
-        dials = len(self.wires)
-        assert self.faults or dials <= 2, "a third dial though nothing went wrong"
-
-    def check_rest(self) -> None:
-        """Where nothing can happen but bad luck."""
-        opened = []
-        for node in self.nodes:
-            alive = [each for each in node.connections.values() if each.state is not State.CLOSED]
-            half_open = [each for each in alive if self.wires[each.tag].end[1 - node.side] != UP]
-            for connection in alive:  # a half-open one ends by a time-out
-                assert connection.state is State.OPEN or connection in half_open, (
-                    f"{connection} lingers"
-                )
-            opened.append({each.tag for each in alive if each.state is State.OPEN})
-            assert not node.left or half_open or len(self.wires) == self.wires_max, "nobody dials"
-        one, two = opened
-        for tag in one ^ two:  # one side believes in a connection that the other has lost
-            assert RESET in self.wires[tag].end or GONE in self.wires[tag].end
-        for node, other in (self.nodes, self.nodes[::-1]):
-            for (life, number), (said, _, life_there) in node.outcome.items():
-                if said == "sent" and life_there == other.life:
-                    got = (life_there, life, number) in other.got
-                    assert got, f"message {number} was Sent and never came"
+        for line in self.lines.values():
+            opened = [each for each in line.members if each.state is State.OPEN]
+            assert len(opened) <= 1, "two connections are open"
 
 
-_KEPT = (
-    "tag", "address", "dialled", "peer", "state", "number", "place", "told", "waits_for", "held",
-)  # fmt: skip
+_KEPT = ("tag", "address", "dialled", "peer", "state", "number", "place", "told", "waits_for")
 
 
 def _copy_connection(connection: Connection) -> Connection:
     twin = Connection.__new__(Connection)
     for name in _KEPT:
         setattr(twin, name, getattr(connection, name))
-    if connection.held is not None:
-        twin.held = deque(connection.held)
+    twin.held = None if connection.held is None else deque(connection.held)
     return twin
 
 
 def _copy_line(line: Line, connections: dict[int, Connection]) -> Line:
-    twin = Line.__new__(Line)
+    twin = type(line).__new__(type(line))
     for name in Line.__slots__:
         setattr(twin, name, getattr(line, name))
     twin.members = tuple(connections[each.tag] for each in line.members)
@@ -476,10 +317,12 @@ def _copy_line(line: Line, connections: dict[int, Connection]) -> Line:
 
 
 def _connection_key(connection: Connection) -> tuple[Any, ...]:
+    if connection.state is State.CLOSED and connection.held is None:
+        return ()
     held = None if connection.held is None else tuple(connection.held)
     return (
-        connection.state, connection.number, connection.place, connection.told, held,
-        connection.peer, connection.waits_for,
+        connection.state, connection.dialled, connection.number, connection.place,
+        connection.told, held, connection.peer, connection.waits_for,
     )  # fmt: skip
 
 
@@ -489,49 +332,314 @@ def _line_key(line: Line) -> tuple[Any, ...]:
     return (members, *rest)
 
 
-def explore(world: World, limit: int | None = None) -> tuple[int, int]:
-    """Walk through everything that can happen from a state.
+# A wire: whether each end is up; the frames to each end that it has not read; how many of these
+# are known to have arrived.
+Wire = tuple[bool, bool, tuple[int, ...], tuple[int, ...], int, int]
+NEW: Wire = (True, True, (), (), 0, 0)
 
-    Returns:
-        The number of different states, and of steps between them.
+DIALS = (1, 2)
+"""Bits of a state: this side may still dial without a fault."""
+CRASH = 4
 
-    Raises:
-        AssertionError: something did not hold; its note says how the state was reached.
-    """
-    seen = {hash(world.key())}
+
+class Explorer:
+    def __init__(
+        self, messages: int, wires: int, *, crash: bool = True, blind: bool = True,
+        line_type: type[Line] = Line,
+    ) -> None:  # fmt: skip
+        self.wires_max = wires
+        self.line_type = line_type
+        self.blind = blind
+        self.nodes: list[Node] = []
+        self.may: list[tuple[Event, ...]] = []
+        self.readable: list[tuple[int, ...]] = []
+        self.node_ids: dict[Any, int] = {}
+        self.frames: list[Any] = []
+        self.frame_ids: dict[Any, int] = {}
+        self.wires: list[Wire] = []
+        self.wire_ids: dict[Any, int] = {}
+        self.node_steps: dict[Any, Any] = {}
+        self.wire_steps: dict[Any, Any] = {}
+        first = tuple(self.node_id(Node(FIRST[side], messages, line_type)) for side in (0, 1))
+        self.start = (*first, DIALS[0] | DIALS[1] | (CRASH if crash else 0), ())
+
+    # Numbers for what is met again and again
+
+    def node_id(self, node: Node) -> int:
+        key = node.key()
+        number = self.node_ids.get(key)
+        if number is None:
+            number = self.node_ids[key] = len(self.nodes)
+            node.effects, node.answers = [], {}
+            self.nodes.append(node)
+            node.check()
+            self.may.append(tuple(node.may()))
+            self.readable.append(tuple(
+                tag for tag, one in node.connections.items()
+                if one.state is not State.CLOSED and one.held is None
+            ))
+        return number
+
+    def frame_id(self, frame: Any) -> int:
+        number = self.frame_ids.get(frame)
+        if number is None:
+            number = self.frame_ids[frame] = len(self.frames)
+            self.frames.append(frame)
+        return number
+
+    def wire_id(self, wire: Wire) -> int:
+        number = self.wire_ids.get(wire)
+        if number is None:
+            number = self.wire_ids[wire] = len(self.wires)
+            self.wires.append(wire)
+        return number
+
+    # Steps
+
+    def step(self, number: int, event: Event) -> list[tuple[Any, int, tuple[Effect, ...]]]:
+        key = (number, event)
+        known = self.node_steps.get(key)
+        if known is None:
+            known = self.node_steps[key] = []
+            tries: list[dict[int, bool]] = [{}]
+            while tries:
+                answers = tries.pop()
+                node = self.nodes[number].copy()
+                node.answers = answers
+                if event[0] == "read":
+                    happens: Event = ("read", event[1], self.frames[event[2]])
+                else:
+                    happens = event
+                try:
+                    node.happen(happens)
+                except _Ask as ask:
+                    what, options = ask.args
+                    tries += [{**answers, what: option} for option in options]
+                    continue
+                effects = tuple(
+                    (what, tag, *(self.frame_id(frame) for frame in more))
+                    for what, tag, *more in node.effects
+                )
+                seen = tuple((tag, unread) for tag, unread in answers.items() if tag != "send")
+                known.append((seen, self.node_id(node), effects))
+        return known
+
+    def settle(self, wire: Wire, side: int) -> list[Wire]:
+        """This side gives up on what it has sent: what has not arrived is unknown, the rest Sent."""
+        queue, arrived = wire[3 - side], wire[5 - side]
+        found = []
+        for count in range(arrived, len(queue) + 1):
+            if count > arrived and not self.is_data(queue[count - 1]):
+                continue
+            marked = queue[:count] + tuple(map(self.unknown, queue[count:]))
+            changed = list(wire)
+            changed[3 - side], changed[5 - side] = marked, count
+            found.append(tuple(changed))
+        return found
+
+    def is_data(self, frame: int) -> bool:
+        found = self.frames[frame]
+        return isinstance(found, Data) and not found.unknown
+
+    def unknown(self, frame: int) -> int:
+        if not self.is_data(frame):
+            return frame
+        return self.frame_id(self.frames[frame]._replace(unknown=True))
+
+    def wire_step(self, number: int, what: str, side: int, frame: int) -> tuple[int, ...]:
+        """What a wire may be after something that this side does to it."""
+        wire = self.wires[number]
+        other = 1 - side
+        if what == "put":
+            if not wire[other]:
+                return (number,)
+            changed = list(wire)
+            changed[2 + other] += (frame,)
+            return (self.wire_id(tuple(changed)),)
+        if what == "settle":
+            return tuple(map(self.wire_id, self.settle(wire, side)))
+        unread = wire[2 + side][:wire[4 + side]]
+        assert what == "crash" or not any(map(self.is_data, unread)), (
+            "a message was Sent, and lies in a connection that was closed"
+        )
+        found = []
+        for settled in self.settle(wire, side):
+            changed = list(settled)
+            changed[side], changed[2 + side], changed[4 + side] = False, (), 0
+            if what == "crash":  # it tells nobody what became of them
+                changed[2 + other] = tuple(map(self.unknown, wire[2 + other]))
+                changed[4 + other] = wire[4 + other]
+            found.append(self.wire_id(tuple(changed)))
+        return tuple(dict.fromkeys(found))
+
+    def seen_unread(self, number: int, side: int, unread: bool) -> int | None:
+        wire = self.wires[number]
+        if not unread:
+            return None if wire[4 + side] else number
+        if wire[4 + side]:
+            return number
+        if not wire[2 + side]:
+            return None
+        changed = list(wire)
+        changed[4 + side] = 1
+        return self.wire_id(tuple(changed))
+
+    def simple(self, node: int) -> int:
+        return self.node_id(self.nodes[node].simple())
+
+    def popped(self, number: int, side: int) -> int:
+        wire = list(self.wires[number])
+        wire[2 + side] = wire[2 + side][1:]
+        wire[4 + side] = max(0, wire[4 + side] - 1)
+        return self.wire_id(tuple(wire))
+
+    def memo(self, name: str, *args: Any) -> Any:
+        key = (name, *args)
+        known = self.wire_steps.get(key, self)
+        if known is self:
+            known = self.wire_steps[key] = getattr(self, name)(*args)
+        return known
+
+    def outcomes(self, state: Any, side: int, event: Event, wires: tuple[int, ...], flags: int) -> Any:
+        for answers, node, effects in self.step(state[side], event):
+            found = list(wires)
+            for tag, unread in answers:
+                changed = self.memo("seen_unread", found[tag], side, unread)
+                if changed is None:
+                    break
+                found[tag] = changed
+            else:
+                several = [found]
+                for what, tag, *frame in effects:
+                    more = []
+                    for each in several:
+                        options = self.memo("wire_step", each[tag], what, side, *(frame or (0,)))
+                        for option in options[1:]:
+                            another = each[:]
+                            another[tag] = option
+                            more.append(another)
+                        each[tag] = options[0]
+                    several += more
+                if len(wires) == self.wires_max:
+                    node = self.memo("simple", node)
+                    flags |= 3
+                nodes = (node, state[1]) if side == 0 else (state[0], node)
+                for each in several:
+                    yield (*nodes, flags, tuple(each))
+
+    def following(self, state: Any) -> Iterator[tuple[int, Any, Any]]:
+        """(kind, choice, state after it); kind 0: bad luck or whim, 1: will happen some time,
+        2: also, but on a wire that the other side has left."""
+        flags, wires = state[2], state[3]
+        room = len(wires) < self.wires_max
+        fault = flags | 3
+        for side in (0, 1):
+            number = state[side]
+            for tag in self.readable[number]:
+                wire = self.wires[wires[tag]]
+                gone = not wire[1 - side]
+                if wire[2 + side]:
+                    event = ("read", tag, wire[2 + side][0])
+                    after = list(wires)
+                    after[tag] = self.memo("popped", wires[tag], side)
+                    kind = 2 if gone and not wire[4 + side] else 1
+                    for each in self.outcomes(state, side, event, tuple(after), flags):
+                        yield kind, (side, *event), each
+                if not wire[4 + side]:
+                    event = ("end", tag)
+                    for each in self.outcomes(state, side, event, wires, flags if gone else fault):
+                        leaving = self.nodes[number].connections[tag].state is State.CLOSING
+                        yield (2 - leaving) if gone else 0, (side, *event), each
+            for event in self.may[number]:
+                bad = event[0] in ("leave", "time_out")
+                for each in self.outcomes(state, side, event, wires, fault if bad else flags):
+                    yield 0 if bad else 1, (side, *event), each
+            if room:
+                yield from self.dials(state, side)
+            if flags & CRASH and wires and room:
+                yield from self.crashes(state, side)
+
+    def dials(self, state: Any, side: int) -> Any:
+        flags, wires = state[2], state[3]
+        node = self.nodes[state[side]]
+        theirs = self.nodes[state[1 - side]].instance
+        tag = len(wires)
+        needed = node.left and not node.busy(theirs)
+        for whom in (theirs, None) if self.blind else (theirs,):
+            if not needed and (whom or any(
+                one.dialled and one.state is State.GREETING for one in node.connections.values()
+            )):
+                continue
+            if needed:
+                assert flags & DIALS[side], f"side {side} dials again though nothing went wrong"
+            with_wire = (*wires, self.wire_id(NEW))
+            after = flags & ~DIALS[side] if needed else flags
+            for dialled in self.outcomes(state, side, ("dial", tag, whom), with_wire, after):
+                for each in self.outcomes(dialled, 1 - side, ("accept", tag), dialled[3], after):
+                    yield 1 if needed else 0, (side, "dial", tag, whom), each
+
+    def crashes(self, state: Any, side: int) -> Any:
+        node = self.nodes[state[side]]
+        for instance in AGAIN[side]:
+            again = self.node_id(Node(instance, node.left, self.line_type))
+            nodes = (again, state[1]) if side == 0 else (state[0], again)
+            wires = tuple(
+                self.memo("wire_step", wire, "crash", side, 0)[0] if self.wires[wire][side] else wire
+                for wire in state[3]
+            )
+            yield 0, (side, "crash", instance), (*nodes, (state[2] | 3) & ~CRASH, wires)
+
+    def check_rest(self, state: Any) -> None:
+        opened = []
+        for side in (0, 1):
+            node = self.nodes[state[side]]
+            alive = {t: c for t, c in node.connections.items() if c.state is not State.CLOSED}
+            half = [t for t in alive if not self.wires[state[3][t]][1 - side]]
+            if node.left and State.OPEN in {one.state for one in alive.values()}:
+                return  # it would send more
+        for side in (0, 1):
+            node = self.nodes[state[side]]
+            alive = {t: c for t, c in node.connections.items() if c.state is not State.CLOSED}
+            half = [t for t in alive if not self.wires[state[3][t]][1 - side]]
+            for tag, connection in alive.items():
+                assert connection.state is State.OPEN or tag in half, f"{connection} lingers"
+                assert connection.held is None or half
+            assert not node.left or half or len(state[3]) == self.wires_max, "nobody dials"
+            opened.append({t for t, c in alive.items() if c.state is State.OPEN and t not in half})
+        assert opened[0] == opened[1] and len(opened[0]) <= 1
+
+    def story(self, path: Any) -> str:
+        choices = []
+        while path is not None:
+            choice = path[0]
+            if choice[1] == "read":
+                choice = (*choice[:3], self.frames[choice[3]])
+            choices.append(choice)
+            path = path[1]
+        return "\n".join(map(str, reversed(choices)))
+
+
+def explore(explorer: Explorer, limit: int | None = None) -> tuple[int, int]:
+    seen = {explorer.start}
     steps = 0
-    front: list[tuple[World, Any]] = [(world, None)]
+    front: list[tuple[Any, Any]] = [(explorer.start, None)]
     while front:
         state, path = front.pop()
-        rest = True
-        for choice in list(state.choices()):
-            rest = rest and state.quiet(choice)
-            following = state.copy()
-            steps += 1
-            try:
-                following.take(choice)
-                following.check()
-            except Exception as error:
-                error.add_note(_story((choice, path)))
-                raise
-            key = hash(following.key())
-            if key not in seen:
-                seen.add(key)
-                front.append((following, (choice, path)))
-                if limit is not None and len(seen) > limit:
-                    return len(seen), steps
-        if rest:
-            try:
-                state.check_rest()
-            except AssertionError as error:
-                error.add_note(_story(path))
-                raise
+        rest = 2
+        choice = None
+        try:
+            for kind, choice, after in explorer.following(state):
+                if kind == 1:
+                    rest = 0
+                steps += 1
+                if after not in seen:
+                    seen.add(after)
+                    front.append((after, (choice, path)))
+            if rest:
+                explorer.check_rest(state)
+        except Exception as error:
+            error.add_note(explorer.story(path) + f"\n(after {choice})")
+            raise
+        if limit is not None and len(seen) > limit:
+            break
     return len(seen), steps
-
-
-def _story(path: Any) -> str:
-    choices = []
-    while path is not None:
-        choices.append(path[0])
-        path = path[1]
-    return "\n".join(map(str, reversed(choices)))
