@@ -48,7 +48,7 @@ class Over(NamedTuple):
     above: tuple[int, ...] = ()
 
     def __contains__(self, number: object) -> bool:
-        return isinstance(number, int) and (number <= self.upto or number in self.above)
+        return number in self.above or (isinstance(number, int) and 0 < number <= self.upto)
 
     def joined(self, other: Over) -> Over:
         """What either says, as far as it can be kept: the newest OVER_MAX above."""
@@ -138,7 +138,7 @@ class Line:
         decisions: list[Decision] = []
         if not connection.dialled:
             self._seen = max(self._seen, connection.number)
-            if connection.number <= self._said:  # a later dial of theirs came before it
+            if 0 < connection.number <= self._said:  # a later dial of theirs came before it
                 self._drain(connection, decisions)
         return self._told(connection, claims, place, decisions)
 
