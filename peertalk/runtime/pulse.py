@@ -56,7 +56,7 @@ class Pulse:
     def opened(self, connection: Connection, peer: Remote) -> None:
         """A connection is open: it is measured now, and from now on in turn."""
         if interval := self.transport.config.ping_interval:
-            self._ping(connection)
+            self._ping(connection, owe=True)
             if self._timer is None and not self.transport.closing:
                 self._timer = self.transport.after(interval, self._ping_in_turn)
         elif peer.pinging:

@@ -43,6 +43,7 @@ _LOOK = 0.02
 unacknowledged. Neither makes an event."""
 _CLASSIC_LIMIT = 512
 """Bytes that a classic peer takes before it has said more (its CAPABILITY)."""
+_NO_ROOM = {errors.WouldBlock.code, errors.OutOfMemory.code}
 _FRAME_FAULTS = {-1, -16, -20, -21, -23}
 
 
@@ -320,12 +321,12 @@ class Switchboard:
             (
                 known
                 for known in self.transport.peers.values()
-                if known.address == address and known.connected
+                if known.address == address and (known.connected or self._is_greeted(known))
             ),
             None,
         )
-        if there is not None and peer is None:
-            _tell(told, None, there)
+        if there is not None and peer is None and reached is not None:
+            self.reach(there, reached)
             return None
         under_way = self.connections.dialling_to(address)
         if under_way is not None and (
@@ -467,8 +468,8 @@ class Switchboard:
             self._listening = self.transport.watch(self._listener, values.READ, self._accept)
 
     def _crowd_out(self, host: str) -> None:
-        """Where no place is left, a stranger that has not said who it is makes room: the first of
-        the host that has the most of them, if that is another host than the one that calls."""
+        """Where no place is left, a stranger that has not said who it is makes room for somebody
+        from another host: the first one of the host that has the most of them."""
         if len(self.connections) < self.connections.max_connections:
             return
         strangers: dict[str, list[Connection]] = {}
@@ -476,7 +477,7 @@ class Switchboard:
             if connection.state is State.GREETING and not connection.dialled:
                 strangers.setdefault(connection.address[0], []).append(connection)
         crowd = max(strangers.values(), key=len, default=[])
-        if len(crowd) > len(strangers.get(host, ())) or len(crowd) > 1:
+        if crowd and crowd[0].address[0] != host:
             text = f"{crowd[0].address[0]} took a place for too long without a word"
             self._end(crowd[0], errors.Timeout(text), fault=True)
 
@@ -549,7 +550,7 @@ class Switchboard:
 
     def _greet(self, connection: Connection, peer: Remote | None, place: int = 0) -> bool:
         """Say who we are; to a peer also what is over for us, and the place of the connection.
-        False: that was not possible, and the connection has ended."""
+        False: that is not possible yet, or never, and the connection has ended."""
         addressed, claims = None, None
         if peer is not None and peer.instance is not None:
             addressed, claims = peer.instance, self._claims(peer)
@@ -558,11 +559,23 @@ class Switchboard:
         payload = self.pulse.greeting + encode_greeting(greeting, self.transport.instance)
         code = connection.link.send_frame(values.CAPABILITY, payload, values.NO_DELAY)
         self.transport.hint(code)
+        if code in _NO_ROOM:
+            self.transport.after(_LOOK, lambda: self._greet_again(connection, place))
+            return False
         if code < 0:
             where = f"{connection.address[0]}:{connection.address[1]}"
             text = f"cannot greet {where}: {self.transport.core.strerror(code)}"
             self._end(connection, errors.from_code(code, text))
         return code >= 0 and connection.state is not State.CLOSED
+
+    def _greet_again(self, connection: Connection, place: int) -> None:
+        """There was no room for that."""
+        peer = connection.peer
+        assert isinstance(peer, Remote)
+        if connection.state is State.OPEN and place:
+            self._use(connection)
+        elif connection.state is State.GREETED and not place:
+            self._greet(connection, peer)
 
     def _claims(self, peer: Remote) -> Claims:
         line = peer.line or Line(self.transport.instance, peer.instance or b"")
@@ -923,6 +936,7 @@ class Switchboard:
         connection.rejection = reason
         if peer.state is PeerState.CONNECTED:
             peer.advance(PeerEvent.LEFT)
+            self.connections.connected -= 1
         peer.quick = None
         gone = errors.ConnectionClosed(
             f"peer {peer.name!r} was rejected here ({reason.name})", peer=peer.name

@@ -386,6 +386,7 @@ class AnyTraffic(RuleBasedStateMachine):
         self.confirmed.append([])
         self.engine.connections.add(connection)
         self.peer.capabilities = None if pressure is None else capabilities(pressure, max_message)
+        connection.advance(Step.GREET)
         self.engine.switchboard._open(connection, self.peer)
 
     def teach(self, payload, number, priority, key):
