@@ -21,6 +21,7 @@ clock.
 from __future__ import annotations
 
 import enum
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -120,7 +121,8 @@ class Connection:
     made it, counted by the side that dialled, 0: not known; place: of all that were used with its
     peer, 0: not used; told: the other side has said here what is over for it; waits_for: tags of
     connections that are to be read before it; held: events kept back meanwhile, None when nothing
-    is held; opened: when it was used; left: when we said that we leave, None before; classes: it
+    is held; opened: when it was used; left: when we said that we leave, None before; deadline: when
+    that is given up; classes: it
     carried messages of other classes than NORMAL; handed: the messages that its link was given and
     has not reported; pieces: the rest of a message of which it was given a part, None when there is
     none; reassembly: of fragments, None until one came; pinged: when the PING left that awaits its
@@ -133,6 +135,7 @@ class Connection:
         "address",
         "addressed",
         "classes",
+        "deadline",
         "dialled",
         "failure",
         "handed",
@@ -181,6 +184,7 @@ class Connection:
         self.pieces: Pieces | None = None
         self.held: deque[Any] | None = None
         self.left: float | None = None
+        self.deadline = math.inf
         self.waits_for: frozenset[int] = NOBODY
         self.failure: errors.PeerTalkError | None = None
         self.reached: tuple[Any, ...] = ()

@@ -43,6 +43,7 @@ _LOOK = 0.02
 unacknowledged. Neither makes an event."""
 _CLASSIC_LIMIT = 512
 """Bytes that a classic peer takes before it has said more (its CAPABILITY)."""
+_LOOK_SELDOM = 0.5
 _NO_ROOM = {errors.WouldBlock.code, errors.OutOfMemory.code}
 _FRAME_FAULTS = {-1, -16, -20, -21, -23}
 
@@ -559,7 +560,7 @@ class Switchboard:
         payload = self.pulse.greeting + encode_greeting(greeting, self.transport.instance)
         code = connection.link.send_frame(values.CAPABILITY, payload, values.NO_DELAY)
         self.transport.hint(code)
-        if code in _NO_ROOM:
+        if code in _NO_ROOM and connection.state is not State.GREETING:
             self.transport.after(_LOOK, lambda: self._greet_again(connection, place))
             return False
         if code < 0:
@@ -675,6 +676,9 @@ class Switchboard:
             elif verdict is Verdict.USE and connection.state is State.OPEN:
                 self._use(connection)
             elif verdict is Verdict.DRAIN and connection.state is State.DRAINING:
+                peer = connection.peer
+                if isinstance(peer, Remote) and peer.line and not peer.line.decides:
+                    self._wait_for_strangers(connection)
                 self._drain(connection, None)
 
     def _use(self, connection: Connection) -> None:
@@ -683,22 +687,26 @@ class Switchboard:
         assert isinstance(peer, Remote) and peer.line is not None
         self.transport.cancel(connection.timer)
         connection.timer = None
-        if peer.line.decides:
-            if not self._greet(connection, peer, connection.place):
-                return
-        else:
-            unread = self.transport.world.unread
-            connection.waits_for = frozenset(
-                each.tag
-                for each in self.connections.undecided
-                if each.link is not None and unread(each.socket)
-            )
-            if connection.waits_for:
-                self._waiting.append(connection)
-                self.transport.after(_LOOK, lambda: self._look_at_strangers(connection))
+        if not peer.line.decides:
+            self._wait_for_strangers(connection)
+        elif not self._greet(connection, peer, connection.place):
+            return
         if peer.connection is not None:  # one that stands outside the line
             self._retire(peer.connection, connection)
         self._open(connection, peer)
+
+    def _wait_for_strangers(self, connection: Connection) -> None:
+        """Who has not said whose it is, and has something unread, may be an older connection with
+        the same peer: it is read first."""
+        unread = self.transport.world.unread
+        connection.waits_for |= {
+            each.tag
+            for each in self.connections.undecided
+            if each.link is not None and unread(each.socket)
+        }
+        if connection.waits_for and connection not in self._waiting:
+            self._waiting.append(connection)
+            self.transport.after(_LOOK, lambda: self._look_at_strangers(connection))
 
     def _look_at_strangers(self, connection: Connection) -> None:
         """Those that have nothing unread any more, and still have not said whose they are, are not
@@ -906,21 +914,28 @@ class Switchboard:
             connection.left = self.transport.world.clock()
             connection.link.shut()
             self.transport.schedule()
-            self.transport.after(_LOOK, lambda: self._look_whether_left(connection))
+            self._look_whether_left(connection)
 
     def _look_whether_left(self, connection: Connection) -> None:
-        """We have said that we leave. The other side closes when it has read that; if it does not,
-        we do when its system has all that we sent, and we have read what came: to close before
-        would reset the connection over what can still be read."""
-        if connection.state is not State.CLOSING:
-            return
-        world = self.transport.world
-        if (
-            connection.link.slots_pending
+        """We leave, or want to. The other side closes when it has read that; if it does not, we do
+        when its system has all that we sent, and we have read what came: to close before would
+        reset the connection over what can still be read."""
+        now, world = self.transport.world.clock(), self.transport.world
+        waited = 0.0 if connection.left is None else now - connection.left
+        if now >= connection.deadline:
+            self._left_in_vain(connection)
+        elif (
+            connection.state is State.OPEN
+            or waited < _LOOK
+            or connection.link.slots_pending
             or world.unacknowledged(connection.socket)
             or world.unread(connection.socket)
         ):
-            self.transport.after(_LOOK, lambda: self._look_whether_left(connection))
+            pause = min(max(_LOOK, waited / 8), _LOOK_SELDOM, connection.deadline - now)
+            self.transport.cancel(connection.timer)
+            connection.timer = self.transport.after(
+                pause, lambda: self._look_whether_left(connection)
+            )
         else:
             self._end(connection, None)
 
@@ -976,16 +991,14 @@ class Switchboard:
         peer.quick = None
         peer.lost = None
         wait = self.transport.config.drain_timeout if seconds is None else seconds
-        self.transport.cancel(connection.timer)
-        connection.timer = self.transport.after(wait, lambda: self._left_in_vain(connection, wait))
+        connection.deadline = self.transport.world.clock() + wait
+        self._look_whether_left(connection)
         self._farewell(connection)
 
-    def _left_in_vain(self, connection: Connection, wait: float) -> None:
-        if connection.state not in (State.OPEN, State.CLOSING):
-            return
+    def _left_in_vain(self, connection: Connection) -> None:
         peer = connection.peer
         assert isinstance(peer, Remote)
-        text = f"peer {peer.name!r} did not take within {wait:g} s what it was sent before we left"
+        text = f"peer {peer.name!r} did not take in time what it was sent before we left"
         connection.left = connection.left or self.transport.world.clock()
         connection.advance(Step.DRAIN)
         self._drain(connection, errors.ConnectionClosed(text, peer=peer.name))
@@ -1145,9 +1158,9 @@ class Switchboard:
         arrived, or not."""
         if peer.connection is connection:
             connection.handed.seal(peer.accepted)
+        self.transport.revoke(connection)
         for first, last in connection.handed.rest():
             self.transport.fail(peer, first, last, events.Outcome.UNKNOWN, error)
-        self.transport.revoke(connection)
 
     def _keep_held(self, connection: Connection, held: deque[Any]) -> None:
         """What had arrived before the end was received: it is delivered though its connection is
