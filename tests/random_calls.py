@@ -1,11 +1,11 @@
 """Random calls of the public API on four nodes, and an oracle that is held against everything that
 comes back.
 
-`play(form, seed, steps)` starts four nodes where the form says (FORMS), makes `steps` calls that the
-seed chooses, breaks and heals the network meanwhile, restarts nodes, and at last lets everything
-settle. One step is one call. What must hold is written in Ledger; the first thing that does not is
-raised as a Finding, with the seed, the step and the last calls. In the simulator the same seed gives
-the same run to the last decision.
+`play(form, seed, steps)` starts four nodes where the form says (FORMS), makes `steps` calls that
+the seed chooses, breaks and heals the network meanwhile, restarts nodes, and at last lets
+everything settle. One step is one call. What must hold is written in Ledger; the first thing that
+does not is raised as a Finding, with the seed, the step and the last calls. In the simulator the
+same seed gives the same run to the last decision.
 
 Each payload says who sent it to whom, which one it is, of which class and key, and its length; the
 rest is filler that follows from these. So whatever arrives can be judged by itself, and all nodes
