@@ -13,6 +13,8 @@ writing and read to its end, and until then what arrives on the first is held ba
 lost or overtaken. Why that is enough: a side sends DATA on the one that loses only before it knows
 of the one that stays, and so before any DATA on that one.
 
+A second connection with a classic peer is ASIDE: read, and not sent on; see classics.
+
 Invariant: a peer has at most one OPEN connection. Never: opens a socket, sends a byte, reads a
 clock.
 """
@@ -37,10 +39,6 @@ GREETING_TIME = 1.0
 """Seconds after which a dialled peer that sent no CAPABILITY counts as classic."""
 SILENCE_TIME = 5.0
 """Seconds after which an accepted connection that sent no whole frame is closed."""
-CLASSIC_DIALS = 4
-"""Dials of classic peers, started because they were found, that may be under way at once."""
-CLASSIC_DIAL_INTERVAL = 1.0
-"""Seconds between two such dials to one address."""
 RETRY_DELAYS = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Seconds before each further attempt to reach a peer for which messages wait; then they fail."""
 PINGS_PER_TURN = 8
@@ -62,6 +60,7 @@ class State(enum.Enum):
     CONNECTING = "connecting"
     GREETING = "greeting"
     OPEN = "open"
+    ASIDE = "aside"
     RETIRING = "retiring"
     CLOSING = "closing"
     CLOSED = "closed"
@@ -73,6 +72,8 @@ class Step(enum.Enum):
     DIAL = "dial"
     ESTABLISH = "establish"
     GREET = "greet"
+    STEP_ASIDE = "step-aside"
+    USE = "use"
     RETIRE = "retire"
     LEAVE = "leave"
     END = "end"
@@ -83,6 +84,11 @@ _NEXT: dict[tuple[State, Step], State] = {
     (State.IDLE, Step.ESTABLISH): State.GREETING,  # accepted
     (State.CONNECTING, Step.ESTABLISH): State.GREETING,
     (State.GREETING, Step.GREET): State.OPEN,
+    (State.GREETING, Step.STEP_ASIDE): State.ASIDE,  # a second one with a classic peer
+    (State.OPEN, Step.STEP_ASIDE): State.ASIDE,
+    (State.ASIDE, Step.USE): State.OPEN,
+    (State.ASIDE, Step.RETIRE): State.RETIRING,
+    (State.ASIDE, Step.LEAVE): State.CLOSING,
     (State.GREETING, Step.RETIRE): State.RETIRING,
     (State.GREETING, Step.LEAVE): State.CLOSING,
     (State.OPEN, Step.RETIRE): State.RETIRING,
@@ -201,7 +207,7 @@ class Connection:
     @property
     def alive(self) -> bool:
         """Established, and not yet on its way out."""
-        return self.state in (State.GREETING, State.OPEN)
+        return self.state in (State.GREETING, State.OPEN, State.ASIDE)
 
     def __repr__(self) -> str:
         return (
@@ -266,9 +272,6 @@ class Connections:
         self.max_connections = max_connections
         self.by_tag: dict[int, Connection] = {}
         self.refused = 0
-        self._classic_queue: deque[Peer] = deque()
-        self._classic_dials: set[int] = set()
-        self._classic_last: dict[str, float] = {}
 
     def __len__(self) -> int:
         return len(self.by_tag)
@@ -287,7 +290,6 @@ class Connections:
     def remove(self, connection: Connection) -> None:
         """Forget it, and let those go on that waited for its end."""
         self.by_tag.pop(connection.tag, None)
-        self._classic_dials.discard(connection.tag)
 
     def dialling(self, peer: Peer) -> Connection | None:
         """The dial to this peer that is under way (connecting or greeting), if any."""
@@ -334,43 +336,3 @@ class Connections:
             and (other.dialled != connection.dialled or other.since < connection.since)
             and (other.peer is None or other.peer is connection.peer)
         }
-
-    def want_classic(self, peer: Peer) -> None:
-        """A classic peer was found: it expects to be dialled."""
-        if len(self._classic_queue) < self.max_connections:
-            self._classic_queue.append(peer)
-
-    def next_classic(self, now: float) -> Peer | None:
-        """The classic peer to dial now, within the limits; None when none may be dialled yet."""
-        for _ in range(len(self._classic_queue)):
-            peer = self._classic_queue.popleft()
-            if peer.connected:
-                continue
-            last = self._classic_last.get(peer.address[0])
-            if len(self._classic_dials) >= CLASSIC_DIALS or (
-                last is not None and now - last < CLASSIC_DIAL_INTERVAL
-            ):
-                self._classic_queue.append(peer)
-                continue
-            if len(self._classic_last) > 1024:
-                self._classic_last = {
-                    host: at
-                    for host, at in self._classic_last.items()
-                    if now - at < CLASSIC_DIAL_INTERVAL
-                }
-            self._classic_last[peer.address[0]] = now
-            return peer
-        return None
-
-    def dialled_classic(self, connection: Connection) -> None:
-        """That dial has begun; it counts until its connection is greeted or gone."""
-        self._classic_dials.add(connection.tag)
-
-    def settled_classic(self, connection: Connection) -> None:
-        """It no longer counts as under way."""
-        self._classic_dials.discard(connection.tag)
-
-    @property
-    def classic_waiting(self) -> int:
-        """Classic peers that wait to be dialled."""
-        return len(self._classic_queue)

@@ -14,10 +14,11 @@ import msgspec
 
 from .. import errors
 from .._core import values
+from ..protocol import classics, events
 from ..protocol import connections as policy
-from ..protocol import events
+from ..protocol.classics import Classics
 from ..protocol.connections import Connection, Connections, Former, State, Step
-from ..protocol.peer import PeerEvent, PeerState
+from ..protocol.peer import Peer, PeerEvent, PeerState
 from ..protocol.wire import Capabilities, decode_capabilities
 from .pulse import Pulse
 from .remote import Reached, Remote
@@ -47,7 +48,9 @@ class Switchboard:
         self.connections = Connections(transport.world.max_connections(transport.config))
         self._listener: socket.socket | None = None
         self._listening: Watched | None = None
+        self.classics = Classics(self.connections.max_connections)
         self._classic_timer: Timer | None = None
+        self._aside_timer: Timer | None = None
         self.pulse = Pulse(transport)
 
     # Listening, and leaving altogether ------------------------------------------------------------
@@ -97,6 +100,8 @@ class Switchboard:
                 self._end(connection, None)
             elif connection.state is State.OPEN:
                 self._farewell(connection)
+            elif connection.state is State.ASIDE:
+                self._part(connection)
 
     def close_now(self) -> None:
         """End every connection."""
@@ -147,6 +152,8 @@ class Switchboard:
             if connection.held is not None:
                 connection.held.append((values.BATCH, connection.tag, payload_bytes, payloads))
                 return
+        if connection.state is State.ASIDE:
+            self.classics.brought(connection.tag, self.transport.world.clock())
         if isinstance(connection.peer, Remote):
             self.transport.deliver(connection.peer, connection, payload_bytes, payloads)
 
@@ -161,6 +168,8 @@ class Switchboard:
                 self.pulse.answer(connection)
         elif kind == values.PONG:
             self.pulse.pong(connection)
+            for aside in self._asides_of(connection.peer):
+                self._judge_aside(aside, answered=True)
         elif kind == values.REJECT:
             self._rejected(connection, payload)
         elif kind == values.DISCONNECT:
@@ -200,6 +209,8 @@ class Switchboard:
                 self._greeted(connection, capabilities)
         elif connection.state is State.OPEN and isinstance(connection.peer, Remote):
             self._told_again(connection, connection.peer, capabilities)
+        elif connection.state is State.ASIDE and capabilities.instance is None:
+            self.classics.said(connection.tag, capabilities)
 
     def _comes_back(
         self, connection: Connection, capabilities: Capabilities, payload: bytes
@@ -344,6 +355,11 @@ class Switchboard:
         """One attempt: its addresses, one after the other."""
         if peer.state in (PeerState.DISCOVERED, PeerState.FAILED):
             peer.advance(PeerEvent.DIALLED)
+        if peer.classic and isinstance(peer.key, tuple):
+            wait = self.classics.head_start(peer.key, self.transport.world.clock())
+            if wait:
+                peer.retry = self.transport.after(wait, lambda: self._retry(peer))
+                return
         addresses = (
             self.transport.finder.discovery.addresses(peer.key)
             if self.transport.finder is not None
@@ -489,7 +505,8 @@ class Switchboard:
             return
         self.transport.cancel(connection.timer)
         connection.timer = None
-        self.connections.settled_classic(connection)
+        if self.classics.settled(connection.tag):
+            self._dial_classics()
         instance = None if capabilities is None else capabilities.instance
         if instance == self.transport.instance:
             self._end(
@@ -503,8 +520,12 @@ class Switchboard:
         if peer is None:
             return
         connection.peer = peer
-        peer.capabilities = capabilities
         existing = peer.connection
+        if instance is None and existing is not None:
+            self._stand_aside(connection, peer, capabilities)
+            self._release_waiters(connection)
+            return
+        peer.capabilities = capabilities
         if (
             existing is None
             and instance is not None
@@ -520,10 +541,6 @@ class Switchboard:
         if existing is None:
             self._open(connection, peer)
         elif instance is not None and self._crossed(existing, connection, instance) is existing:
-            self._retire(connection, existing)
-            peer.tell_reaching(None)
-        elif instance is None and connection.dialled and not existing.dialled:
-            # a classic peer has a name for us on the one that it dialled, and none on ours
             self._retire(connection, existing)
             peer.tell_reaching(None)
         else:
@@ -572,22 +589,13 @@ class Switchboard:
                     self._mistaken(connection, expected)
             return peer
         if expected is not None:
-            return (
-                expected if expected.key in self.transport.peers else self.transport.know(expected)
-            )
+            return self.transport.peers.get(expected.key) or self.transport.know(expected)
         if connection.dialled:
             return self.transport.peers.get(connection.address) or self.transport.make_peer(
                 connection.address, None, "", connection.address
             )
-        host, known = connection.address[0], self.transport.peers.values()
-        same_host = [
-            peer
-            for peer in known
-            if peer.classic and peer.connection is None and peer.address[0] == host
-        ]
-        if len(same_host) == 1:
-            return same_host[0]
-        return self.transport.make_peer(connection.address, None, "", connection.address)
+        caller = classics.owner(self._classics_at(connection.address[0]))
+        return caller or self.transport.make_peer(connection.address, None, "", connection.address)
 
     def _replace(self, classic: Remote, peer: Remote) -> None:
         """What was taken for a classic peer has turned out to be one of ours."""
@@ -611,8 +619,8 @@ class Switchboard:
             ),
         )
 
-    def _open(self, connection: Connection, peer: Remote) -> None:
-        connection.advance(Step.GREET)
+    def _open(self, connection: Connection, peer: Remote, step: Step = Step.GREET) -> None:
+        connection.advance(step)
         capabilities = peer.capabilities
         limit = _CLASSIC_LIMIT if capabilities is None else capabilities.max_message
         connection.link.max_message = min(self.transport.max_message, limit)
@@ -623,6 +631,8 @@ class Switchboard:
         peer.retry = None
         if self.transport.finder is not None:
             self.transport.finder.discovery.hold(peer.key)
+        if isinstance(peer.key, tuple):
+            self.classics.connected(peer.key)
         if peer.state is not PeerState.CONNECTED:
             peer.advance(PeerEvent.OPENED)
             peer.latency = None
@@ -717,17 +727,28 @@ class Switchboard:
             self.transport.pump(peer)
             if peer.outbox is not None or peer.afar:
                 return
+        if connection.state is State.OPEN:
+            self._say_farewell(connection)
+
+    def _say_farewell(self, connection: Connection) -> None:
+        """DISCONNECT, or REJECT, and no more."""
         reason = connection.rejection
         kind, payload = (
             (values.DISCONNECT, b"") if reason is None else (values.REJECT, bytes((reason,)))
         )
-        if connection.state is State.OPEN and connection.link.send_frame(kind, payload, 0) >= 0:
+        if connection.link.send_frame(kind, payload, 0) >= 0:
             connection.advance(Step.LEAVE)
             connection.left = self.transport.world.clock()
             connection.link.shut()
             self.transport.schedule()
             if not connection.link.pending:
                 self._linger(connection)
+
+    def _part(self, aside: Connection) -> None:
+        """Leave a connection that stands aside; without a word if there is no room for it."""
+        self._say_farewell(aside)
+        if aside.state is State.ASIDE:
+            self._end(aside, None)
 
     def _linger(self, connection: Connection) -> None:
         self.transport.cancel(connection.timer)
@@ -774,6 +795,10 @@ class Switchboard:
 
     def leave(self, peer: Remote) -> None:
         """Disconnect politely: what was accepted is sent first."""
+        if isinstance(peer.key, tuple):
+            self.classics.parted(peer.key)
+        for aside in self._asides_of(peer):
+            self._part(aside)
         connection = peer.connection
         if connection is None:
             return
@@ -796,6 +821,9 @@ class Switchboard:
                 connection,
                 errors.ConnectionClosed(f"{where} closed the connection before it said who it is"),
             )
+            return
+        if connection.state is State.ASIDE:
+            self._end(connection, None)  # nothing of ours is on its way there
             return
         peer = connection.peer
         connection.failure = self.transport.closed_error(peer)
@@ -881,6 +909,7 @@ class Switchboard:
         if connection.socket is not None:
             self.transport.close_socket(connection.socket)
         self.connections.remove(connection)
+        self.classics.taken(connection.tag)
         self.pulse.ended(connection)
         if connection.held:
             self._keep_held(connection)
@@ -924,7 +953,7 @@ class Switchboard:
         for call in connection.on_end:
             call()
         self._release_waiters(connection)
-        if self.connections.classic_waiting:
+        if self.classics.settled(connection.tag):
             self._dial_classics()
         if self.transport.closing:
             self.transport.finish_close()
@@ -954,6 +983,12 @@ class Switchboard:
         connection.handed.seal(peer.accepted)
         peer.connection = None
         peer.quick = None
+        if peer.connected:
+            for aside in self._asides_of(peer):
+                self._take_over(aside, peer, error)
+                return
+        if isinstance(peer.key, tuple) and (polite or not peer.connected):
+            self.classics.parted(peer.key)
         until = self.transport.world.clock() if connection.left is None else connection.left
         peer.former = Former(connection.dialled, connection.since, until)
         leaving = peer.state is PeerState.DISCONNECTING
@@ -982,6 +1017,9 @@ class Switchboard:
                 self._dial_peer(peer)
         peer.tell_pinging(None, lost)
         peer.on_lost(lost)
+        for aside in self._asides_of(peer):
+            self._come_back(aside, peer)
+            return
 
     def _disconnected(self, peer: Remote, error: errors.PeerTalkError | None) -> None:
         if peer.state is PeerState.CONNECTED:
@@ -1017,35 +1055,92 @@ class Switchboard:
                 self.transport.world.abandon(connection.socket)
                 self._end(connection, errors.ConnectionClosed(text, peer=name))
 
-    # Classic peers that were found ----------------------------------------------------------------
+    # Classic peers --------------------------------------------------------------------------------
 
-    def dial_when_found(self, peer: Remote) -> None:
-        """A classic peer expects to be dialled by who hears it."""
-        self.connections.want_classic(peer)
-        self._dial_classics()
+    def heard_classic(self, peer: Remote) -> None:
+        """A classic peer has announced itself: unless it is connected it expects to be dialled by
+        who hears it, or dials as soon as it hears us."""
+        finder, key = self.transport.finder, peer.key
+        if finder is None or peer.connection is not None or not isinstance(key, tuple):
+            return
+        if self.classics.is_wanted(key) and not self.transport.closing:
+            now = self.transport.world.clock()
+            self.classics.heard(key, finder.discovery.answer(now))
+            self._dial_classics()
+
+    def name_caller(self, key: Address) -> Remote | None:
+        """A classic peer has announced itself as key: the peer that has called from its host and
+        said no name, if it is that; it has this key from now on."""
+        peer = classics.caller(key, self._classics_at(key[0]))
+        if peer is None:
+            return None
+        transport = self.transport
+        former = transport.peers.get(key)
+        if former is not None:
+            again = errors.ConnectionClosed(
+                f"{former.name!r} was started again: {peer.id} is it now", peer=former.name
+            )
+            transport.cancel(former.retry)
+            former.retry = None
+            transport.fail_queued(former, again)
+            former.tell_reaching(again)
+            transport.forget(former, events.LostReason.CLOSED)
+        if transport.finder is not None:
+            transport.finder.release(peer.key)
+            transport.finder.discovery.hold(key)
+        self.classics.connected(key)
+        transport.renew(peer, key, None)
+        peer.address = key
+        return peer
+
+    def _classics_at(self, host: str) -> list[tuple[Remote, list[Connection]]]:
+        """The classic peers of a host, each with its connections that are used or stand aside. Not
+        those that are being left: for an original they are over."""
+        had: dict[Remote, list[Connection]] = {
+            peer: []
+            for peer in self.transport.peers.values()
+            if peer.classic and peer.address[0] == host
+        }
+        for connection in self.connections.by_tag.values():
+            peer = connection.peer
+            if isinstance(peer, Remote) and peer in had:
+                used = connection is peer.connection and connection.state is State.OPEN
+                if used or connection.state is State.ASIDE:
+                    had[peer].append(connection)
+        return list(had.items())
 
     def _dial_classics(self) -> None:
-        while (
-            not self.transport.closing
-            and (peer := self.connections.next_classic(self.transport.world.clock())) is not None
-        ):
+        """Dial those whose time has come, and be back when the next one's has."""
+        if self.transport.closing:
+            return
+        now = self.transport.world.clock()
+        while (key := self.classics.next(now)) is not None:
+            peer = self.transport.peers.get(key)
             if (
-                not isinstance(peer, Remote)
-                or self.transport.peers.get(peer.key) is not peer
+                peer is None
+                or peer.connection is not None
                 or self.connections.dialling(peer) is not None
             ):
                 continue
+            if self._somebody_greets(key[0]):
+                self.classics.heard(key, now)  # that may be it
+                continue
             connection = self.dial(peer.address, self._classic_dial_ended(peer), peer)
             if connection is not None:
-                self.connections.dialled_classic(connection)
-        if (
-            self.connections.classic_waiting
-            and self._classic_timer is None
-            and not self.transport.closing
-        ):
-            self._classic_timer = self.transport.after(
-                policy.CLASSIC_DIAL_INTERVAL / 4, self._dial_classics_again
-            )
+                self.classics.dialled(connection.tag)
+        self.transport.cancel(self._classic_timer)
+        self._classic_timer = None
+        due = self.classics.next_timeout()
+        if due is not None:
+            self._classic_timer = self.transport.after(max(0.0, due - now), self._dial_classics)
+
+    def _somebody_greets(self, host: str) -> bool:
+        return any(
+            not connection.dialled
+            and connection.state is State.GREETING
+            and connection.address[0] == host
+            for connection in self.connections.by_tag.values()
+        )
 
     def _classic_dial_ended(self, peer: Remote) -> Reached:
         """Those who came to wait for this dial hear of its failure."""
@@ -1056,9 +1151,94 @@ class Switchboard:
 
         return reached
 
-    def _dial_classics_again(self) -> None:
-        self._classic_timer = None
-        self._dial_classics()
+    # Two connections with a classic peer ----------------------------------------------------------
+
+    def _asides_of(self, peer: Peer | None) -> list[Connection]:
+        if not self.classics.asides:
+            return []
+        return [
+            connection
+            for connection in self.connections.by_tag.values()
+            if connection.state is State.ASIDE and connection.peer is peer
+        ]
+
+    def _stand_aside(
+        self, connection: Connection, peer: Remote, capabilities: Capabilities | None
+    ) -> None:
+        """A second connection with a classic peer: it is read, and the one that is there used, or
+        left."""
+        connection.advance(Step.STEP_ASIDE)
+        self.classics.stood_aside(connection.tag, capabilities, self.transport.world.clock())
+        reached, connection.reached = connection.reached, None
+        _tell(reached, None, peer)
+        peer.tell_reaching(None)
+        self._look_aside()
+
+    def _look_aside(self) -> None:
+        """See what is to be done with those that stand aside, as long as there are some."""
+        self.transport.cancel(self._aside_timer)
+        self._aside_timer = None
+        if self.transport.closing:
+            return
+        for aside in list(self.connections.by_tag.values()):
+            if aside.state is State.ASIDE:
+                self._judge_aside(aside)
+        if self.classics.asides:
+            self._aside_timer = self.transport.after(classics.LOOK_INTERVAL, self._look_aside)
+
+    def _judge_aside(self, aside: Connection, *, answered: bool = False) -> None:
+        """answered: a PONG has come just now; then no other PING is sent for it."""
+        peer, now = aside.peer, self.transport.world.clock()
+        assert isinstance(peer, Remote)
+        used = peer.connection
+        if used is None or not peer.connected:
+            return
+        if aside.link.paused:
+            self.classics.brought(aside.tag, now)
+        idle = peer.outbox is None and used.pieces is None and not used.link.pending
+        turn = self.classics.turn(used, aside, peer.accepted, now, idle=idle)
+        if turn is classics.Turn.ASK and not answered and self.pulse.probe(used):
+            self.classics.asked(aside.tag, peer.accepted)
+        elif turn is classics.Turn.EXCHANGE:
+            used.handed.seal(peer.accepted)
+            used.advance(Step.STEP_ASIDE)
+            self.classics.stood_aside(used.tag, peer.capabilities, now)
+            self._use(aside, peer)
+        elif turn is classics.Turn.SHUT:
+            self.classics.taken(aside.tag)
+            aside.advance(Step.RETIRE)
+            aside.link.shut()
+            self.transport.schedule()
+            aside.timer = self.transport.after(
+                self.transport.config.drain_timeout, lambda: self._end(aside, None)
+            )
+
+    def _use(self, aside: Connection, peer: Remote) -> None:
+        """Send on this one from now on."""
+        peer.capabilities = self.classics.taken(aside.tag)
+        limit = _CLASSIC_LIMIT if peer.capabilities is None else peer.capabilities.max_message
+        aside.advance(Step.USE)
+        aside.link.max_message = min(self.transport.max_message, limit)
+        peer.connection = aside
+        peer.quick = None
+        self.transport.datagrams.place(peer)
+        peer.on_pressure()
+
+    def _come_back(self, aside: Connection, peer: Remote) -> None:
+        """A classic peer that we were leaving has called meanwhile."""
+        if self.transport.peers.get(peer.key) is not peer:
+            self.transport.know(peer)
+        peer.capabilities = self.classics.taken(aside.tag)
+        self._open(aside, peer, Step.USE)
+
+    def _take_over(
+        self, aside: Connection, peer: Remote, error: errors.PeerTalkError | None
+    ) -> None:
+        """The connection that was used has ended, and the peer has another."""
+        lost = error or self.transport.closed_error(peer)
+        self._use(aside, peer)
+        peer.tell_pinging(None, lost)
+        peer.on_lost(lost)
 
 
 def _is_rejection(error: errors.PeerTalkError | None) -> bool:

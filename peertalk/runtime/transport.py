@@ -25,7 +25,7 @@ from .._core import load, values
 from ..config import Config
 from ..protocol import events
 from ..protocol.connections import Connection, State
-from ..protocol.discovery import Changed, Found, Gone
+from ..protocol.discovery import Changed, Found, Gone, Heard
 from ..protocol.outbox import NORMAL, Key, Outbox, Pieces, piece_size
 from ..protocol.peer import FRAGMENTED_MAX, Peer, PeerFlag, PeerState
 from ..protocol.wire import INSTANCE_SIZE
@@ -705,8 +705,9 @@ class Transport:
         self.emit(events.PeerFound, peer)
         return peer
 
-    def renew(self, peer: Remote, key: Any, instance: bytes) -> None:
-        """A peer that was taken for a classic one has an instance id, which nobody else has."""
+    def renew(self, peer: Remote, key: Any, instance: bytes | None) -> None:
+        """A peer is known better: one that was taken for classic has an instance id, or one that
+        called has said where it listens. Nobody else has this key."""
         del self.peers[peer.key]
         peer.key, peer.instance = key, instance
         self.peers[key] = peer
@@ -718,6 +719,8 @@ class Transport:
             del self.peers[peer.key]
             self.peers_version += 1
             self.datagrams.displace(peer)
+            if isinstance(peer.key, tuple):
+                self.switchboard.classics.forget(peer.key)
             if reason is not None:
                 self.emit(events.PeerLost, peer, reason)
 
@@ -728,27 +731,30 @@ class Transport:
 
     # Peers: what discovery tells ------------------------------------------------------------------
 
-    def found(self, event: Found | Changed) -> None:
-        """Discovery has heard a new peer, or something new of one."""
+    def found(self, event: Found | Changed | Heard) -> None:
+        """Discovery has heard a new peer, or something new of one, or a classic one that may expect
+        to be dialled again."""
         peer = self.peers.get(event.key)
+        if isinstance(event.key, tuple) and (peer is None or peer.connection is None):
+            peer = self.switchboard.name_caller(event.key) or peer
         flags = PeerFlag.heard(event.announcement.flags)
         if peer is None:
             peer = self.make_peer(
                 event.key, event.announcement.instance, event.announcement.name, event.address
             )
             peer.flags = flags
-            if peer.classic and event.address[1]:  # port 0: it does not listen
-                self.switchboard.dial_when_found(peer)
             self.datagrams.place(peer)
-            return
-        before = peer.name, peer.flags
-        peer.name, peer.flags = event.announcement.name, flags
-        if peer.connection is None:
-            peer.address = event.address
-        self.peers_version += 1
-        self.datagrams.place(peer)
-        if before != (peer.name, flags):
-            self.emit(events.PeerChanged, peer)
+        else:
+            before = peer.name, peer.flags
+            peer.name, peer.flags = event.announcement.name, flags
+            if peer.connection is None:
+                peer.address = event.address
+            self.peers_version += 1
+            self.datagrams.place(peer)
+            if before != (peer.name, flags):
+                self.emit(events.PeerChanged, peer)
+        if peer.classic:
+            self.switchboard.heard_classic(peer)
 
     def gone(self, event: Gone) -> None:
         """Discovery has forgotten a peer."""
