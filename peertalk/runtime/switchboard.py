@@ -18,7 +18,7 @@ from ..protocol import classics, events
 from ..protocol import connections as policy
 from ..protocol.classics import Classics
 from ..protocol.connections import Connection, Connections, Former, State, Step
-from ..protocol.peer import Peer, PeerEvent, PeerState
+from ..protocol.peer import FRAGMENTED_MAX, Peer, PeerEvent, PeerState
 from ..protocol.wire import Capabilities, decode_capabilities
 from .pulse import Pulse
 from .remote import Reached, Remote
@@ -186,8 +186,9 @@ class Switchboard:
         try:
             if flags & values.FRAGMENT:
                 if connection.reassembly is None:
+                    # an original sends in fragments what is longer than we take in one frame
                     connection.reassembly = self.transport.loop.reassembly(
-                        self.transport.max_message
+                        max(self.transport.max_message, FRAGMENTED_MAX)
                     )
                 message = connection.reassembly.receive(payload)
                 return [] if message is None else [message]
