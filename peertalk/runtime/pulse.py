@@ -87,6 +87,12 @@ class Pulse:
         peer.pinging = [*(peer.pinging or ()), measured]
         self._ping(peer.connection, owe=True)
 
+    def probe(self, connection: Connection) -> bool:
+        """Send a PING for its own sake. False: it did not leave."""
+        before = connection.pinged
+        self._ping(connection)
+        return before is None and connection.pinged is not None
+
     def _ping(self, connection: Connection, *, owe: bool = False) -> None:
         """Send a PING unless one is out. owe: when there is no room, later."""
         if connection.state is not State.OPEN:
@@ -139,11 +145,7 @@ class Pulse:
         """A connection has brought something into a well filled inbox: its other side hears when
         the level is another than it was told."""
         level = inbox.level(connection.pressure)
-        if (
-            level == connection.pressure
-            or connection.state is not State.OPEN
-            or self.transport.closing
-        ):
+        if level == connection.pressure or not connection.alive or self.transport.closing:
             return
         if level:
             inbox.on_ease = self._ease
@@ -155,7 +157,7 @@ class Pulse:
         one."""
         for connection in inbox.watched():
             peer = connection.peer
-            if connection.state is not State.OPEN or not isinstance(peer, Remote):
+            if not connection.alive or not isinstance(peer, Remote):
                 continue
             feeds = self.transport.inbox if peer.inbox is None else peer.inbox
             level = feeds.level(connection.pressure)

@@ -26,7 +26,7 @@ from .._core import load, values
 from ..config import Config
 from ..protocol import events
 from ..protocol.connections import Connection, State
-from ..protocol.discovery import Changed, Found, Gone
+from ..protocol.discovery import Changed, Found, Gone, Heard
 from ..protocol.outbox import NORMAL, Key, Outbox, Pieces, piece_size
 from ..protocol.peer import FRAGMENTED_MAX, Peer, PeerFlag, PeerState
 from ..protocol.wire import INSTANCE_SIZE
@@ -746,7 +746,7 @@ class Transport:
         if instance is not None:
             for former in self._others_at(address, instance):
                 if former.connection is None:
-                    self._succeed(former, peer)
+                    self.succeed(former, peer)
         return self.know(peer)
 
     def know(self, peer: Remote) -> Remote:
@@ -762,7 +762,7 @@ class Transport:
         """A peer has lost its connection: who has been met at its address meanwhile is its next
         life."""
         for other in self._others_at(peer.address, peer.instance):
-            self._succeed(peer, other)
+            self.succeed(peer, other)
 
     def _others_at(self, address: Address, instance: bytes | None) -> list[Remote]:
         return [
@@ -771,7 +771,7 @@ class Transport:
             if peer.address == address and peer.instance not in (None, instance)
         ]
 
-    def _succeed(self, old: Remote, successor: Remote) -> None:
+    def succeed(self, old: Remote, successor: Remote) -> None:
         """A program was started again: nothing is forwarded, since the new one knows nothing of
         what the old one was sent."""
         old.successor = successor
@@ -792,8 +792,9 @@ class Transport:
         if self.connections.dialling(peer) is None and not (peer.line and peer.line.members):
             self.forget(peer, events.LostReason.CLOSED)
 
-    def renew(self, peer: Remote, key: Any, instance: bytes) -> None:
-        """A peer that was taken for a classic one has an instance id, which nobody else has."""
+    def renew(self, peer: Remote, key: Any, instance: bytes | None) -> None:
+        """A peer is known better: one that was taken for classic has an instance id, or one that
+        called has said where it listens. Nobody else has this key."""
         del self.peers[peer.key]
         peer.key, peer.instance = key, instance
         self.peers[key] = peer
@@ -806,6 +807,8 @@ class Transport:
             self.peers_version += 1
             self.datagrams.displace(peer)
             self._forgotten[peer.key] = peer
+            if isinstance(peer.key, tuple):
+                self.switchboard.classics.forget(peer.key)
             if reason is not None:
                 self.emit(events.PeerLost, peer, reason)
 
@@ -816,27 +819,30 @@ class Transport:
 
     # Peers: what discovery tells ------------------------------------------------------------------
 
-    def found(self, event: Found | Changed) -> None:
-        """Discovery has heard a new peer, or something new of one."""
+    def found(self, event: Found | Changed | Heard) -> None:
+        """Discovery has heard a new peer, or something new of one, or a classic one that may expect
+        to be dialled again."""
         peer = self.peers.get(event.key)
+        if isinstance(event.key, tuple) and (peer is None or peer.connection is None):
+            peer = self.switchboard.name_caller(event.key) or peer
         flags = PeerFlag.heard(event.announcement.flags)
         if peer is None:
             peer = self.make_peer(
                 event.key, event.announcement.instance, event.announcement.name, event.address
             )
             peer.flags = flags
-            if peer.classic and event.address[1]:  # port 0: it does not listen
-                self.switchboard.dial_when_found(peer)
             self.datagrams.place(peer)
-            return
-        before = peer.name, peer.flags
-        peer.name, peer.flags = event.announcement.name, flags
-        if peer.connection is None:
-            peer.address = event.address
-        self.peers_version += 1
-        self.datagrams.place(peer)
-        if before != (peer.name, flags):
-            self.emit(events.PeerChanged, peer)
+        else:
+            before = peer.name, peer.flags
+            peer.name, peer.flags = event.announcement.name, flags
+            if peer.connection is None:
+                peer.address = event.address
+            self.peers_version += 1
+            self.datagrams.place(peer)
+            if before != (peer.name, flags):
+                self.emit(events.PeerChanged, peer)
+        if peer.classic:
+            self.switchboard.heard_classic(peer)
 
     def gone(self, event: Gone) -> None:
         """Discovery has forgotten a peer. One that has said goodbye is not waited for; one that was

@@ -26,14 +26,15 @@ GREETING_DIALLED = (Step.DIAL, Step.ESTABLISH)
 
 
 TABLE = """
-            dial        establish  greet  retire    leave    end
-idle        connecting  greeting   -      -         -        closed
-connecting  -           greeting   -      -         -        closed
-greeting    -           -          open   retiring  closing  closed
-open        -           -          -      retiring  closing  closed
-retiring    -           -          -      -         closing  closed
-closing     -           -          -      closing   -        closed
-closed      -           -          -      -         -        -
+            dial        establish  greet  step-aside  use   retire    leave    end
+idle        connecting  greeting   -      -           -     -         -        closed
+connecting  -           greeting   -      -           -     -         -        closed
+greeting    -           -          open   aside       -     retiring  closing  closed
+open        -           -          -      aside       -     retiring  closing  closed
+aside       -           -          -      -           open  retiring  closing  closed
+retiring    -           -          -      -           -     -         closing  closed
+closing     -           -          -      -           -     closing   -        closed
+closed      -           -          -      -           -     -         -        -
 """
 STEPS, *ROWS = [line.split() for line in TABLE.strip().splitlines()]
 ALLOWED = {
@@ -193,45 +194,3 @@ def test_only_connections_that_may_carry_earlier_data_are_waited_for():
     assert known.unsettled(mine, policy.GREETING_TIME + policy.SILENCE_TIME + 0.1) == set(), (
         "too old to have been crossed"
     )
-
-
-def test_classic_peers_are_dialled_a_few_at_a_time_and_each_host_once_a_second():
-    """A flood of forged announcements must not make us flood a third party with connections."""
-    known = Connections(100)
-    peers = [Peer((f"10.0.0.{host}", port)) for host in range(1, 11) for port in (1, 2)]
-    for peer in peers:
-        peer.address = peer.key
-        known.want_classic(peer)
-    now, dialled = 0.0, []
-
-    def dial_all():
-        started = []
-        while (peer := known.next_classic(now)) is not None:
-            dial = connection(len(dialled) + 100, dialled=True, peer=peer)
-            known.add(dial)
-            known.dialled_classic(dial)
-            dialled.append((now, peer))
-            started.append(dial)
-        return started
-
-    while known.classic_waiting:
-        started = dial_all()
-        assert len(started) <= policy.CLASSIC_DIALS
-        assert known.next_classic(now) is None
-        for dial in started[::2]:
-            known.settled_classic(dial)
-        for dial in started[1::2]:
-            known.remove(dial)
-        now += policy.CLASSIC_DIAL_INTERVAL / 4
-    assert sorted(peer.key for _, peer in dialled) == sorted(peer.key for peer in peers)
-    for host in {peer.address[0] for peer in peers}:
-        times = [at for at, peer in dialled if peer.address[0] == host]
-        assert times[1] - times[0] >= policy.CLASSIC_DIAL_INTERVAL
-
-
-def test_the_queue_of_classic_dials_is_bounded():
-    """Peers that are never dialled must not pile up."""
-    known = Connections(3)
-    for port in range(10):
-        known.want_classic(Peer(("10.0.0.1", port)))
-    assert known.classic_waiting == 3
