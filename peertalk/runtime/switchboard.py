@@ -165,6 +165,8 @@ class Switchboard:
         if connection.held is not None:
             connection.held.append((values.BATCH, connection.tag, payload_bytes, payloads))
             return
+        if connection.state is State.ASIDE:
+            self.classics.brought(connection.tag, self.transport.world.clock())
         self.transport.deliver(peer, connection, payload_bytes, payloads)
 
     def _frame(self, connection: Connection, kind: int, flags: int, payload: bytes) -> None:
@@ -227,6 +229,8 @@ class Switchboard:
                 self._apply(peer.line.told(connection, greeting.claims, greeting.place or 0))
             if connection.state is State.OPEN:
                 self._told_again(connection, peer, capabilities)
+            elif connection.state is State.ASIDE and capabilities.instance is None:
+                self.classics.said(connection.tag, capabilities)
 
     def _told_again(self, connection: Connection, peer: Remote, capabilities: Capabilities) -> None:
         """A later CAPABILITY replaces the one before, but for who it is, which no connection can
@@ -300,7 +304,10 @@ class Switchboard:
             return
         if self.connections.dialling(peer) is not None or self._is_greeted(peer):
             return
-        delay = peer.not_before - self.transport.world.clock()
+        now = self.transport.world.clock()
+        delay = peer.not_before - now
+        if isinstance(peer.key, tuple):
+            delay = max(delay, self.classics.head_start(peer.key, now))
         if delay > 0:
             peer.retry = self.transport.after(delay, lambda: self._retry(peer))
         else:
