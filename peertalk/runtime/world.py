@@ -280,14 +280,14 @@ class World:
         except OSError:
             return 0.0
         probes, backoff = info[3], info[4]
-        retry = struct.unpack_from("=I", info, 8)[0] / 1e6
+        retry: float = struct.unpack_from("=I", info, 8)[0] / 1e6
         on_their_way: int = struct.unpack_from("=I", info, 24)[0]
         since_ack: float = struct.unpack_from("=I", info, 56)[0] / 1000
         if on_their_way:  # nothing is late before it is sent again
             return since_ack if since_ack > retry else 0.0
         if not probes:
             return 0.0
-        asked_after = min(retry * 2 ** max(0, backoff - probes), _LONGEST_PROBE)
+        asked_after = min(retry * (1 << max(0, backoff - probes)), _LONGEST_PROBE)
         return max(0.0, since_ack - asked_after)
 
     def unread(self, connection: socket.socket) -> int:
