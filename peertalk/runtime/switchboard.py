@@ -858,8 +858,7 @@ class Switchboard:
             if isinstance(peer, Remote) and peer.line is not None:
                 self._apply(peer.line.finished(connection))
             return
-        connection.link.resume()
-        self.transport.schedule()
+        self.transport.read_on(connection)
         for kind, _, a, b in held or ():
             if connection.tag in self.connections.by_tag:
                 self.arrived(connection, kind, a, b)
@@ -882,8 +881,7 @@ class Switchboard:
         for call in ended:
             call()
         if connection.held is None and connection.state is State.DRAINING:
-            connection.link.resume()
-            self.transport.schedule()
+            self.transport.read_on(connection)
         self._drain_on(connection)
 
     def _drain_on(self, connection: Connection) -> None:

@@ -427,7 +427,8 @@ class Explorer:
         return known
 
     def settle(self, wire: Wire, side: int) -> list[Wire]:
-        """This side gives up on what it has sent: what has not arrived is unknown, the rest Sent."""
+        """This side gives up on what it has sent: what has not arrived is unknown, the rest
+        Sent."""
         queue, arrived = wire[3 - side], wire[5 - side]
         found = []
         for count in range(arrived, len(queue) + 1):
