@@ -177,10 +177,10 @@ class Peer(Remote):
 
     async def disconnect(self, *, timeout: float | str | None = None) -> None:
         """Leave politely: what was accepted is sent first. The peer stays known."""
-        if self.connection is None:
-            return
         connection = self.connection
         self.transport.switchboard.leave(self)
+        if connection is None:
+            return
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         connection.on_end = (*connection.on_end, lambda: _settle(gone))
         await _within(gone, timeout, f"peer {self.name!r} did not close its side", self.name)

@@ -9,6 +9,11 @@ most max_peers entries exist, at most max_per_address for one source address, 4 
 entry and one news for each peer. When there is no room, the entry that has been silent the longest
 gives way if it missed two announcements; else the newcomer is refused, and counted.
 
+Silence is time in which we listened and heard nothing. What of it we slept through (a program that
+blocks its loop, a laptop that is shut) counts for nobody: see was_deaf(). An expected peer is one
+that was connected and is to be again: each of its announcements is news, whether it is still in the
+table or not.
+
 Invariant: an entry is in `_waiting`, and in the `waiting` of its source, exactly when it is not
 held; both are ordered by last_heard. Never: sends by itself, reads a clock, or reports a peer twice
 without a Gone between.
@@ -64,6 +69,15 @@ class Changed(msgspec.Struct, frozen=True):
     address: tuple[str, int]
 
 
+class Heard(msgspec.Struct, frozen=True):
+    """An expected peer announced itself, whatever it said; after the Found or Changed that the same
+    packet made. address: (IPv4 address, TCP port) where it was heard just now, which need not be
+    the best known."""
+
+    key: Key
+    address: tuple[str, int]
+
+
 class Gone(msgspec.Struct, frozen=True):
     """A peer that was reported is forgotten: TIMEOUT, GOODBYE or EVICTED."""
 
@@ -88,7 +102,8 @@ class DiscoveryStatistics(NamedTuple):
 
 
 class _Entry:
-    """One peer in the table. addresses: (host, last heard), the best to dial first."""
+    """One peer in the table. addresses: (host, last heard), the best to dial first. Times are
+    seconds of listening: see Discovery.was_deaf()."""
 
     __slots__ = ("addresses", "announcement", "departed", "held", "key", "last_heard", "source")
 
@@ -169,10 +184,14 @@ class Discovery:
         self._sources: dict[str, _Source] = {}
         self._held: set[Key] = set()
 
+        self._expected: dict[Key, None] = {}
+
         self._gone: dict[Key, Gone] = {}
         self._news: dict[Key, Found | Changed] = {}
+        self._heard_again: dict[Key, Heard] = {}
 
         self._running = False
+        self._deaf = 0.0
         self._to_send: list[bytes] = []
         self._last_announce = 0.0
         self._answer_at: float | None = None
@@ -235,13 +254,15 @@ class Discovery:
         if self._running and flags != before.flags:
             self._answer_at = max(self._last_announce + ANSWER_SPACING, now)
 
-    def next_event(self) -> Found | Changed | Gone | None:
-        """The next news, or None. For each peer at most one Gone and then one Found or Changed
-        wait: later news replaces earlier."""
+    def next_event(self) -> Found | Changed | Gone | Heard | None:
+        """The next news, or None. For each peer at most one Gone, then one Found or Changed and
+        then one Heard wait: later news replaces earlier."""
         if self._gone:
             return self._gone.pop(next(iter(self._gone)))
         if self._news:
             return self._news.pop(next(iter(self._news)))
+        if self._heard_again:
+            return self._heard_again.pop(next(iter(self._heard_again)))
         return None
 
     def data_to_send(self, now: float) -> list[bytes]:
@@ -255,10 +276,7 @@ class Discovery:
         """When handle_timeout() has to be called, on the clock of `now`; None: never."""
         if not self._running:
             return None
-        due = self._announce_due()
-        for oldest in self._waiting.values():
-            return min(due, oldest.last_heard + self._peer_timeout)
-        return due
+        return min(self._announce_due(), self._forget_due())
 
     def handle_timeout(self, now: float) -> None:
         """Announce if that is due, and forget who was silent for peer_timeout. May be called at any
@@ -266,13 +284,38 @@ class Discovery:
         if not self._running:
             return
         self._send_due(now)
-        while self._waiting:
-            oldest = next(iter(self._waiting.values()))
-            if oldest.last_heard + self._peer_timeout > now:
-                return
-            self._forget(oldest, LostReason.TIMEOUT)
+        while self._forget_due() <= now:
+            self._forget(next(iter(self._waiting.values())), LostReason.TIMEOUT)
+
+    def forgets(self, now: float) -> bool:
+        """Whether handle_timeout() would forget somebody now. Give it what waits in the socket
+        first: a loop that was blocked may not have read yet what it was told in time."""
+        return self._running and self._forget_due() <= now
 
     # -- what the node tells, and asks -------------------------------------------------------------
+
+    def was_deaf(self, seconds: float) -> None:
+        """For so long, up to now, nobody listened: none of it is anybody's silence."""
+        self._deaf += seconds
+
+    def expect(self, key: Key) -> None:
+        """The peer was connected and is to be again: from now on each ANNOUNCE of it is a Heard,
+        even when it is forgotten meanwhile. Until dismiss(), its GOODBYE, or max_peers others are
+        expected after it. May be said again."""
+        self._expected.pop(key, None)
+        self._expected[key] = None
+        if len(self._expected) > self._max_peers:
+            self.dismiss(next(iter(self._expected)))
+
+    def heard_within(self, key: Key, seconds: float, now: float) -> bool:
+        """Whether the peer has announced itself in the last so many seconds of listening."""
+        entry = self._entries.get(key)
+        return entry is not None and entry.last_heard >= now - self._deaf - seconds
+
+    def dismiss(self, key: Key) -> None:
+        """It is not expected (any more)."""
+        self._expected.pop(key, None)
+        self._heard_again.pop(key, None)
 
     def hold(self, key: Key) -> None:
         """The peer is connected: from here to release() it is neither forgotten nor evicted, and
@@ -292,7 +335,7 @@ class Discovery:
         if entry is None or not entry.held:
             return
         entry.held = False
-        entry.last_heard = max(entry.last_heard, now)
+        entry.last_heard = max(entry.last_heard, now - self._deaf)
         self._waiting[key] = entry
         entry.source.waiting[key] = entry
         if entry.departed:
@@ -357,7 +400,16 @@ class Discovery:
 
     # -- the table ---------------------------------------------------------------------------------
 
+    def _forget_due(self) -> float:
+        """When the next one is to be forgotten, on the clock of `now`."""
+        for oldest in self._waiting.values():
+            return oldest.last_heard + self._peer_timeout + self._deaf
+        return float("inf")
+
     def _hear(self, key: Key, announcement: Announcement, host: str, now: float) -> None:
+        now -= self._deaf
+        if key in self._expected and announcement.port:  # port 0: it does not listen
+            self._heard_again[key] = Heard(key, (host, announcement.port))
         entry = self._entries.get(key)
         if entry is None:
             source = self._make_room(host, now)
@@ -414,6 +466,7 @@ class Discovery:
             line[entry.key] = entry
 
     def _depart(self, key: Key) -> None:
+        self.dismiss(key)
         entry = self._entries.get(key)
         if entry is None:
             return

@@ -17,10 +17,12 @@ from .._core import values
 from ..protocol import connections as policy
 from ..protocol import events
 from ..protocol.connections import Connection, Connections, Former, State, Step
-from ..protocol.peer import PeerEvent, PeerState
+from ..protocol.discovery import Heard
+from ..protocol.peer import Key, PeerEvent, PeerState
 from ..protocol.wire import Capabilities, decode_capabilities
 from .pulse import Pulse
 from .remote import Reached, Remote
+from .watchdog import Watchdog
 from .world import Address
 
 if TYPE_CHECKING:
@@ -35,6 +37,10 @@ _LINGER = 1.0
 it on its way."""
 _CLASSIC_LIMIT = 512
 """Bytes that a classic peer takes before it has said more (its CAPABILITY)."""
+_RECALL_DELAY = 1.0
+"""Seconds that the side which did not dial a lost connection leaves to the other one."""
+_STALE_DIAL = 1.0
+"""Seconds after which a dial is begun anew when its peer is heard."""
 _NOBODY: frozenset[int] = frozenset()  # one for all connections: an empty set has 216 bytes
 _FRAME_FAULTS = {-1, -16, -20, -21, -23}
 
@@ -48,7 +54,10 @@ class Switchboard:
         self._listener: socket.socket | None = None
         self._listening: Watched | None = None
         self._classic_timer: Timer | None = None
+        self._lost: dict[Key, bool] = {}
+        self._recalls: dict[Key, Timer] = {}
         self.pulse = Pulse(transport)
+        self.watchdog = Watchdog(transport)
 
     # Listening, and leaving altogether ------------------------------------------------------------
 
@@ -76,7 +85,7 @@ class Switchboard:
             transport.datagrams.port,
         )
         self.pulse.introduce(ours)
-        transport.after(config.link_timeout / 3, self._look_for_silence)
+        self.watchdog.start()
         return port
 
     def stop_listening(self) -> None:
@@ -111,6 +120,8 @@ class Switchboard:
     def arrived(self, connection: Connection, kind: int, a: int, b: Any) -> None:
         """Something came in on a connection: events of the loop, in order. Kept back while another
         connection is to be read first."""
+        if self.watchdog.frozen and kind in (values.BATCH, values.FRAME):
+            self.watchdog.heard(connection)
         if connection.held is not None:
             connection.held.append((kind, connection.tag, a, b))
         elif kind == values.BATCH:
@@ -308,7 +319,7 @@ class Switchboard:
             under_way.peer = under_way.peer or peer
             under_way.reached = _both(under_way.reached, reached)
             return under_way
-        if not self.connections.has_room():
+        if not self._has_room():
             _tell(
                 reached,
                 errors.OutOfMemory(
@@ -380,6 +391,8 @@ class Switchboard:
         else:
             peer.attempts = 0
             self.transport.fail_queued(peer, error)
+        if _is_rejection(error):
+            self.expect_no_more(peer.key)
         peer.tell_reaching(error)
         peer.on_lost(error)
 
@@ -413,7 +426,7 @@ class Switchboard:
             if accepted is None:
                 return
             arrived, address = accepted
-            if not self.connections.has_room():
+            if not self._has_room():
                 self.transport.world.turn_away(
                     arrived,
                     self.transport.core.encode_frame(
@@ -427,6 +440,20 @@ class Switchboard:
             connection.socket = arrived
             self.connections.add(connection)
             self._establish(connection)
+
+    def _has_room(self) -> bool:
+        """Whether one more connection may exist; the least wanted one gives its place."""
+        if len(self.connections) >= self.connections.max_connections:
+            least = self.watchdog.least_wanted()
+            if least is not None:
+                name = least.peer.name if least.peer is not None else least.address[0]
+                text = (
+                    f"peer {name!r} took and said nothing, and its place was wanted "
+                    "(Config.max_peers); the link is closed"
+                )
+                self.transport.world.abandon(least.socket)
+                self._end(least, errors.ConnectionClosed(text, peer=name))
+        return self.connections.has_room()
 
     def _accept_again(self) -> None:
         if self._listener is not None:
@@ -449,6 +476,7 @@ class Switchboard:
             self._end(connection, error)
             return
         self.transport.totals.opened += 1
+        self.watchdog.opened(connection)
         connection.waits_for = _NOBODY
         code = connection.link.send_frame(values.CAPABILITY, self.pulse.greeting, values.NO_DELAY)
         self.transport.hint(code)
@@ -623,6 +651,7 @@ class Switchboard:
         peer.attempts = 0
         self.transport.cancel(peer.retry)
         peer.retry = None
+        self.expect_no_more(peer.key)
         if self.transport.finder is not None:
             self.transport.finder.discovery.hold(peer.key)
         if peer.state is not PeerState.CONNECTED:
@@ -775,7 +804,9 @@ class Switchboard:
         self._end(connection, refused, polite=True)
 
     def leave(self, peer: Remote) -> None:
-        """Disconnect politely: what was accepted is sent first."""
+        """Disconnect politely: what was accepted is sent first. One that is not connected does not
+        come back by itself."""
+        self.expect_no_more(peer.key)
         connection = peer.connection
         if connection is None:
             return
@@ -887,6 +918,7 @@ class Switchboard:
             self.transport.close_socket(connection.socket)
         self.connections.remove(connection)
         self.pulse.ended(connection)
+        self.watchdog.ended(connection)
         if connection.held:
             self._keep_held(connection)
         if connection.reassembly is not None:
@@ -962,6 +994,14 @@ class Switchboard:
         until = self.transport.world.clock() if connection.left is None else connection.left
         peer.former = Former(connection.dialled, connection.since, until)
         leaving = peer.state is PeerState.DISCONNECTING
+        if not (
+            error is None
+            or polite
+            or leaving
+            or self.transport.closing
+            or isinstance(error, errors.RemoteError)
+        ):
+            self._expect(peer.key, at_once=connection.dialled)
         self._disconnected(peer, error)
         lost = (
             error
@@ -1003,24 +1043,99 @@ class Switchboard:
         ) and not peer.queued:
             self.transport.forget(peer, events.LostReason.CLOSED)
 
-    def _look_for_silence(self) -> None:
-        """Half-open links: bytes unacknowledged for link_timeout. Idle ones are found by the
-        system's keepalive."""
-        self.transport.after(self.transport.config.link_timeout / 3, self._look_for_silence)
-        for connection in list(self.connections.by_tag.values()):
-            if connection.link is None or connection.state is State.CLOSED:
-                continue
-            silent = self.transport.world.silent_for(connection.socket)
-            if silent > self.transport.config.link_timeout:
-                name = (
-                    connection.peer.name if connection.peer is not None else connection.address[0]
-                )
-                text = (
-                    f"peer {name!r} has acknowledged nothing for {silent:.0f} s "
-                    "(Config.link_timeout); the link is closed"
-                )
-                self.transport.world.abandon(connection.socket)
-                self._end(connection, errors.ConnectionClosed(text, peer=name))
+    def end(self, connection: Connection, error: errors.PeerTalkError) -> None:
+        """The link is dead. If its peer was heard since that began, the network is back already and
+        the next announcement may be far."""
+        peer, finder = connection.peer, self.transport.finder
+        heard = (
+            peer is not None
+            and finder is not None
+            and finder.heard_within(peer.key, self.transport.config.link_timeout)
+        )
+        self._end(connection, error)
+        if heard and peer is not None and finder is not None:
+            for address in finder.discovery.addresses(peer.key)[:1]:
+                self.heard(Heard(peer.key, address))
+
+    # Connections that come back -------------------------------------------------------------------
+
+    def _expect(self, key: Key, *, at_once: bool) -> None:
+        """A connection that nobody wanted to end is lost: it comes back when its peer is heard."""
+        self._lost.pop(key, None)
+        self._lost[key] = at_once
+        if self.transport.finder is not None:
+            self.transport.finder.expect(key)
+        if len(self._lost) > self.transport.config.max_peers:
+            self.expect_no_more(next(iter(self._lost)))
+
+    def expect_no_more(self, key: Key) -> None:
+        """It is back, or is not wanted any more."""
+        if self._lost.pop(key, None) is not None and self.transport.finder is not None:
+            self.transport.finder.dismiss(key)
+        self.transport.cancel(self._recalls.pop(key, None))
+
+    def heard(self, event: Heard) -> None:
+        """A peer to which we had a connection announces itself: who dialled that one dials at once,
+        the other a second later, so that they do not cross."""
+        peer, at_once = self.transport.peers.get(event.key), self._lost.get(event.key)
+        if peer is None or at_once is None or self.transport.closing:
+            return
+        under_way = self.connections.dialling(peer)
+        if peer.classic:
+            if under_way is None:
+                self.dial_when_found(peer)
+        elif under_way is not None:
+            # its first packet may have been lost while nothing passed: the next would come late
+            if self.transport.world.clock() - under_way.since > _STALE_DIAL:
+                self._recall(peer, event.address)
+        elif at_once:
+            self._recall(peer, event.address)
+        elif event.key not in self._recalls:
+            self._recalls[event.key] = self.transport.after(
+                _RECALL_DELAY, lambda: self._recall_late(event)
+            )
+
+    def _recall_late(self, event: Heard) -> None:
+        self._recalls.pop(event.key, None)
+        peer = self.transport.peers.get(event.key)
+        if peer is not None and event.key in self._lost and not self.transport.closing:
+            self._recall(peer, event.address)
+
+    def _recall(self, peer: Remote, address: Address | None = None) -> None:
+        """Dial it anew, where it was heard."""
+        if peer.connection is not None:
+            return
+        reached: Reached | None = None
+        under_way = self.connections.dialling(peer)
+        if under_way is not None:
+            reached, under_way.reached = under_way.reached, None
+            self._end(under_way, self.transport.closed_error(peer))
+        self.transport.cancel(peer.retry)
+        peer.retry = None
+        if address is None:
+            self._dial_peer(peer)
+            return
+        if peer.state in (PeerState.DISCOVERED, PeerState.FAILED):
+            peer.advance(PeerEvent.DIALLED)
+        self.dial(address, reached or self._dial_ended(peer), peer)
+
+    def unhouse(self, connection: Connection, error: errors.PeerTalkError) -> None:
+        """The link lives on an address that we no longer have. The other side cannot know yet, so
+        whoever dialled it, we dial."""
+        peer = connection.peer
+        self._end(connection, error)
+        if isinstance(peer, Remote) and peer.key in self._lost:
+            self._lost[peer.key] = True
+            self._recall(peer)
+
+    def network_changed(self) -> None:
+        """This machine has other interfaces or addresses. Without discovery nobody is heard: dial
+        those who wait for that."""
+        if self.transport.finder is None:
+            for key, at_once in list(self._lost.items()):
+                peer = self.transport.peers.get(key)
+                if peer is not None and at_once and self.connections.dialling(peer) is None:
+                    self._recall(peer)
 
     # Classic peers that were found ----------------------------------------------------------------
 
@@ -1040,7 +1155,7 @@ class Switchboard:
                 or self.connections.dialling(peer) is not None
             ):
                 continue
-            connection = self.dial(peer.address, self._classic_dial_ended(peer), peer)
+            connection = self.dial(peer.address, self._dial_ended(peer), peer)
             if connection is not None:
                 self.connections.dialled_classic(connection)
         if (
@@ -1052,7 +1167,7 @@ class Switchboard:
                 policy.CLASSIC_DIAL_INTERVAL / 4, self._dial_classics_again
             )
 
-    def _classic_dial_ended(self, peer: Remote) -> Reached:
+    def _dial_ended(self, peer: Remote) -> Reached:
         """Those who came to wait for this dial hear of its failure."""
 
         def reached(found: Remote | None, error: errors.PeerTalkError | None) -> None:

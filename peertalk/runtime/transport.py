@@ -25,7 +25,7 @@ from .._core import load, values
 from ..config import Config
 from ..protocol import events
 from ..protocol.connections import Connection, State
-from ..protocol.discovery import Changed, Found, Gone
+from ..protocol.discovery import Changed, Found, Gone, Heard
 from ..protocol.outbox import NORMAL, Key, Outbox, Pieces, piece_size
 from ..protocol.peer import FRAGMENTED_MAX, Peer, PeerFlag, PeerState
 from ..protocol.wire import INSTANCE_SIZE
@@ -307,6 +307,7 @@ class Transport:
         for peer in self.peers.values():
             peer.tell_reaching(errors.InvalidState(f"node {self.config.name!r} is closed"))
         self.switchboard.stop_listening()
+        self.switchboard.watchdog.stop()
         self.datagrams.close()
         if self.finder is not None:
             self.finder.close()
@@ -772,6 +773,10 @@ class Transport:
         self.datagrams.place(peer)
         if before != (peer.name, flags):
             self.emit(events.PeerChanged, peer)
+
+    def heard(self, event: Heard) -> None:
+        """Discovery has heard a peer to which a connection was lost."""
+        self.switchboard.heard(event)
 
     def gone(self, event: Gone) -> None:
         """Discovery has forgotten a peer."""
