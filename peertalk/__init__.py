@@ -46,7 +46,9 @@ from .protocol.events import (
     PeerConnected,
     PeerDisconnected,
     PeerFound,
+    PeerFrozen,
     PeerLost,
+    PeerThawed,
     Sent,
 )
 from .protocol.outbox import Priority
@@ -106,11 +108,13 @@ __all__ = [
     "PeerDisconnected",
     "PeerFlag",
     "PeerFound",
+    "PeerFrozen",
     "PeerLost",
     "PeerNotFound",
     "PeerState",
     "PeerStatistics",
     "PeerTalkError",
+    "PeerThawed",
     "Peers",
     "PlatformError",
     "Priority",

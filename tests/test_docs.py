@@ -168,6 +168,8 @@ def test_every_event_is_matched_in_the_guide_with_its_fields_in_order():
         pt.ConnectionRequested,
         pt.PeerConnected,
         pt.PeerDisconnected,
+        pt.PeerFrozen,
+        pt.PeerThawed,
         pt.Sent,
         pt.Failed,
         pt.LinkFault,

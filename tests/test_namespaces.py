@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import SOAK
+
+from peertalk.protocol.connections import GREETING_TIME
 
 CLASSIC = str(Path(__file__).parent / "classic.py")
 GUARD = 30.0
@@ -42,6 +46,90 @@ async def main(name, *expected):
 
 asyncio.run(main(*sys.argv[1:]))
 """
+
+
+SCALE = 1.0 if SOAK else 0.1
+"""Of outages, and of the times in Config that they are held against."""
+TIMES = {
+    "link_timeout": 15.0 * SCALE,
+    "peer_timeout": 30.0 * SCALE,
+    "announce_interval": 5.0 * SCALE,
+    "ping_interval": 10.0 * SCALE,
+    "connect_timeout": 5.0 * SCALE,
+    "drain_timeout": 5.0 * SCALE,
+}
+
+TALKER = """
+import asyncio, json, sys
+import peertalk as pt
+
+def tell(*what):
+    print(json.dumps(what), flush=True)
+
+async def watch(events):
+    async for event in events:
+        match event:
+            case pt.PeerConnected(peer) | pt.PeerFrozen(peer) | pt.PeerThawed(peer):
+                tell(type(event).__name__, peer.name)
+            case pt.PeerDisconnected(peer, error):
+                tell("PeerDisconnected", peer.name, type(error).__name__, str(error))
+
+async def hear(node):
+    async for message in node.messages():
+        tell("message", message.peer.name, message.text)
+
+async def main(name, options):
+    async with pt.Node(name, bind="", interfaces=(), **json.loads(options)) as node:
+        tasks = [asyncio.create_task(each) for each in (watch(node.events()), hear(node))]
+        tell("ready", name)
+        while line := (await asyncio.to_thread(sys.stdin.readline)).split():
+            if line[0] == "connect":
+                await (await node.wait_for(line[1], timeout=60)).connect(timeout=60)
+            elif line[0] == "dial":
+                await node.connect((line[1], 7354), timeout=60)
+            elif line[0] == "disconnect":
+                await node.peers[line[1]].disconnect()
+                tell("left", line[1])
+            elif line[0] == "count":
+                now = node.peers[line[1]].stats()
+                tell("count", now.messages_accepted, now.messages_sent, now.messages_failed)
+            elif line[0] == "send":
+                await node.peers[line[1]].send(line[2], connect=False, timeout=600)
+        node.close_nowait()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+class Talker:
+    """A node in a namespace that does what it is told and tells what happens to it."""
+
+    def __init__(self, process: subprocess.Popen[str], name: str) -> None:
+        self.process = process
+        self.name = name
+        self.told: list[list[str]] = []
+        self.await_(["ready", name])
+
+    def order(self, *words: str) -> None:
+        """Have it do something."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(" ".join(words) + "\n")
+        self.process.stdin.flush()
+
+    def await_(self, wanted: list[str]) -> list[str]:
+        """Read what it tells up to the first line that begins with these words; returns that
+        line."""
+        while True:
+            line = told(self.process)
+            self.told.append(line)
+            if line[: len(wanted)] == wanted:
+                return list(line)
+
+    def end(self) -> list[list[str]]:
+        """End it; everything that it told."""
+        out, err = self.process.communicate(timeout=GUARD)
+        assert self.process.returncode == 0, err
+        return self.told + [json.loads(line) for line in out.splitlines()]
 
 
 class Host:
@@ -77,6 +165,35 @@ class Host:
     def node(self, name: str, *expected: str) -> subprocess.Popen[str]:
         """A node that greets all of these and waits to be greeted by as many."""
         return self._start("-c", NODE, name, *expected, prefix=self.namespace.prefix)
+
+    def switch(self, cut: str, *hosts: tuple[Host, str]) -> None:
+        """Join other hosts, each with its address, by two switches in this one and a cable between
+        them: the first host on the one, the rest on the other. To set the interface `cut` down
+        pulls that cable, of which no host sees anything."""
+        self.namespace.ip("link", "add", cut, "type", "veth", "peer", "name", f"{cut}-end")
+        for bridge, port in (("one", cut), ("two", f"{cut}-end")):
+            # 0: the port of a switch that comes up would be deaf for 15 s
+            self.namespace.ip("link", "add", bridge, "type", "bridge", "forward_delay", "0")
+            self.namespace.ip("link", "set", port, "master", bridge, "up")
+            self.namespace.ip("link", "set", bridge, "up")
+        for number, (host, address) in enumerate(hosts):
+            port = f"port{number}"
+            host.cable_to_switch(self, port, address)
+            self.namespace.ip("link", "set", port, "master", "two" if number else "one", "up")
+
+    def cable_to_switch(self, other: Host, there: str, address: str) -> None:
+        """An interface eth0 of this host, whose other end is an interface of the switch."""
+        self.namespace.ip(
+            *("link", "add", "eth0", "type", "veth"),
+            *("peer", "name", there, "netns", other.namespace.name),
+        )
+        self.namespace.ip("addr", "add", address, "brd", "+", "dev", "eth0")
+        self.namespace.ip("link", "set", "eth0", "up")
+
+    def talker(self, name: str, **options: Any) -> Talker:
+        """A node that does as it is told, with the times of TIMES."""
+        words = json.dumps({**TIMES, **options})
+        return Talker(self._start("-c", TALKER, name, words, prefix=self.namespace.prefix), name)
 
     def classic(self, *arguments: str) -> subprocess.Popen[str]:
         """A classic peer that announces itself to 255.255.255.255, as the original does."""
@@ -207,6 +324,142 @@ def test_a_node_with_three_interfaces_and_a_classic_peer_on_the_last_find_each_o
     event(old, "goodbye")
     old.stdin.close()
     assert old.wait(GUARD) == 0, old.stderr.read()
+
+
+# Networks that go and come back
+
+
+def connected_pair(one: Host, other: Host, **options: Any) -> tuple[Talker, Talker]:
+    """ada on one host and bob on the other; ada has dialled."""
+    ada, bob = one.talker("ada", **options), other.talker("bob", **options)
+    ada.order("connect", "bob")
+    ada.await_(["PeerConnected", "bob"])
+    bob.await_(["PeerConnected", "ada"])
+    return ada, bob
+
+
+def talk(ada: Talker, bob: Talker, word: str) -> None:
+    """A message each way, over a connection that is there."""
+    for sender, receiver in ((ada, bob), (bob, ada)):
+        sender.order("send", receiver.name, f"{word}-{sender.name}")
+    for sender, receiver in ((ada, bob), (bob, ada)):
+        receiver.await_(["message", sender.name, f"{word}-{sender.name}"])
+
+
+def kinds_told(talker: Talker) -> list[str]:
+    return [line[0] for line in talker.told if line[0] not in ("ready", "message")]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("outage", [4, 8])
+def test_a_cable_that_is_out_for_less_than_the_link_timeout_costs_nothing(make_host, outage):
+    """Somebody stumbles over a cable: the system sends again what was lost, and a node that ended
+    the link would lose what the system would have brought."""
+    switch, a, b = make_host(), make_host(), make_host()
+    switch.switch("middle", (a, "10.77.0.1/24"), (b, "10.77.0.2/24"))
+    ada, bob = connected_pair(a, b)
+    talk(ada, bob, "before")
+    switch.namespace.ip("link", "set", "middle", "down")
+    ada.order("send", "bob", "meanwhile")
+    time.sleep(outage * SCALE)
+    switch.namespace.ip("link", "set", "middle", "up")
+    bob.await_(["message", "ada", "meanwhile"])
+    talk(ada, bob, "after")
+    assert kinds_told(ada) == kinds_told(bob) == ["PeerConnected"]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("outage", [25, 60])
+def test_a_connection_that_a_longer_outage_has_cost_comes_back_by_itself(make_host, outage):
+    """Nobody can be asked to press a button when the switch is back. 25 s: the link is dead; 60 s:
+    the peer is forgotten, too."""
+    switch, a, b = make_host(), make_host(), make_host()
+    switch.switch("middle", (a, "10.77.0.1/24"), (b, "10.77.0.2/24"))
+    ada, bob = connected_pair(a, b)
+    talk(ada, bob, "before")
+    switch.namespace.ip("link", "set", "middle", "down")
+    for _ in range(5):
+        ada.order("send", "bob", "lost")
+    time.sleep(outage * SCALE)
+    ada.await_(["PeerDisconnected", "bob", "ConnectionClosed"])
+    bob.await_(["PeerDisconnected", "ada", "ConnectionClosed"])
+    switch.namespace.ip("link", "set", "middle", "up")
+    ada.await_(["PeerConnected", "bob"])
+    bob.await_(["PeerConnected", "ada"])
+    talk(ada, bob, "after")
+    ada.order("count", "bob")
+    accepted, sent, failed = ada.await_(["count"])[1:]
+    arrived = sum(line[0] == "message" for line in bob.told)
+    assert accepted == sent + failed and sent <= arrived, "each has its outcome"
+
+
+@pytest.mark.parametrize("outage", [8, 40])
+@pytest.mark.parametrize("whose", ["dialler's", "other's"])
+def test_an_interface_that_goes_down_and_up_again_brings_its_connections_back(
+    make_host, outage, whose
+):
+    """A laptop that sleeps: for less than link_timeout the link is still there, else it is made
+    anew, whoever dialled it."""
+    switch, a, b = make_host(), make_host(), make_host()
+    switch.switch("middle", (a, "10.77.0.1/24"), (b, "10.77.0.2/24"))
+    ada, bob = connected_pair(a, b)
+    talk(ada, bob, "before")
+    host = a if whose == "dialler's" else b
+    host.namespace.ip("link", "set", "eth0", "down")
+    ada.order("send", "bob", "meanwhile")
+    time.sleep(outage * SCALE)
+    if outage * SCALE > TIMES["link_timeout"]:
+        ada.await_(["PeerDisconnected", "bob"])
+        bob.await_(["PeerDisconnected", "ada"])
+    host.namespace.ip("link", "set", "eth0", "up")
+    if outage * SCALE > TIMES["link_timeout"]:
+        ada.await_(["PeerConnected", "bob"])
+        bob.await_(["PeerConnected", "ada"])
+    talk(ada, bob, "after")
+
+
+@pytest.mark.parametrize("discovery", [True, False], ids=["discovery", "address only"])
+@pytest.mark.parametrize("whose", ["dialler's", "other's"])
+def test_links_on_an_address_that_was_replaced_are_ended_and_made_anew_on_the_new_one(
+    make_host, whose, discovery
+):
+    """DHCP hands out another address: nothing comes to the old one any more, and no error either.
+    Without a word messages would be taken and vanish for a quarter of an hour."""
+    switch, a, b = make_host(), make_host(), make_host()
+    switch.switch("middle", (a, "10.77.0.1/24"), (b, "10.77.0.2/24"))
+    if discovery:
+        ada, bob = connected_pair(a, b)
+    else:
+        ada, bob = a.talker("ada", discovery=False), b.talker("bob", discovery=False)
+        ada.order("dial", "10.77.0.2")
+        ada.await_(["PeerConnected", "bob"])
+        bob.await_(["PeerConnected", "ada"])
+    talk(ada, bob, "before")
+    # old enough that the new connection cannot be taken for one that crossed it
+    time.sleep(TIMES["connect_timeout"] + 2 * GREETING_TIME)
+    mover, host = (ada, a) if whose == "dialler's" else (bob, b)
+    host.namespace.ip("addr", "flush", "dev", "eth0")
+    host.namespace.ip("addr", "add", "10.77.0.77/24", "brd", "+", "dev", "eth0")
+    other = bob if mover is ada else ada
+    line = mover.await_(["PeerDisconnected", other.name, "NetworkFailure"])
+    assert "no longer an address of this machine" in line[3] and repr(other.name) in line[3]
+    mover.await_(["PeerConnected", other.name])
+    talk(ada, bob, "after")
+
+
+def test_nobody_who_said_that_they_leave_is_dialled_again(make_host):
+    """disconnect() is meant: a connection that came back by itself would be a bug of another
+    kind."""
+    a, b = make_host(), make_host()
+    a.cable(b, "eth0", "10.77.0.1/24", "eth0", "10.77.0.2/24")
+    ada, bob = connected_pair(a, b)
+    ada.order("disconnect", "bob")
+    ada.await_(["left", "bob"])
+    bob.await_(["PeerDisconnected", "ada"])
+    # announcements of both pass meanwhile, each a reason to dial if it were one
+    time.sleep(3 * TIMES["announce_interval"])
+    assert "PeerConnected" not in [line[0] for line in ada.end()[len(ada.told) :]]
+    assert kinds_told(bob) == ["PeerConnected", "PeerDisconnected"]
 
 
 # What the system tells of a connection

@@ -69,6 +69,8 @@ async def converse(node: pt.Node) -> None:
 async def report(node: pt.Node) -> None:
     async for event in node.events():
         match event:
+            case pt.PeerFrozen(peer) | pt.PeerThawed(peer):
+                assert_type(peer.frozen, bool)
             case pt.PeerFound(peer) | pt.PeerChanged(peer) | pt.PeerConnected(peer):
                 assert_type(peer, pt.Peer)
                 await peer.send("welcome", priority=pt.Priority.HIGH, key="hello",

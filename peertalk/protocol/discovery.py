@@ -9,6 +9,10 @@ most max_peers entries exist, at most max_per_address for one source address, 4 
 entry and one news for each peer. When there is no room, the entry that has been silent the longest
 gives way if it missed two announcements; else the newcomer is refused, and counted.
 
+Silence is time in which we listened and heard nothing. What of it we slept through (a program that
+blocks its loop, a laptop that is shut) counts for nobody: see was_deaf(). Each announcement of a
+peer that is not connected is news: it may be there again.
+
 Invariant: an entry is in `_waiting`, and in the `waiting` of its source, exactly when it is not
 held; both are ordered by last_heard. Never: sends by itself, reads a clock, or reports a peer twice
 without a Gone between.
@@ -48,11 +52,13 @@ _STALE_AFTER = 2 * ANNOUNCE_INTERVAL_MAX  # two announcements missed: one may be
 
 
 class Found(msgspec.Struct, frozen=True):
-    """A peer was heard for the first time. address: (IPv4 address, TCP port) to dial."""
+    """A peer was heard for the first time. address: (IPv4 address, TCP port) to dial; heard_at:
+    likewise, where it was heard just now, which need not be the best known."""
 
     key: Key
     announcement: Announcement
     address: tuple[str, int]
+    heard_at: tuple[str, int]
 
 
 class Changed(msgspec.Struct, frozen=True):
@@ -62,15 +68,16 @@ class Changed(msgspec.Struct, frozen=True):
     key: Key
     announcement: Announcement
     address: tuple[str, int]
+    heard_at: tuple[str, int]
 
 
 class Heard(msgspec.Struct, frozen=True):
-    """A classic peer that is not held has announced itself again, and nothing is new: it may expect
-    to be dialled again."""
+    """A known peer that is not held announced itself again, and nothing is new: it is there."""
 
     key: Key
     announcement: Announcement
     address: tuple[str, int]
+    heard_at: tuple[str, int]
 
 
 class Gone(msgspec.Struct, frozen=True):
@@ -97,7 +104,8 @@ class DiscoveryStatistics(NamedTuple):
 
 
 class _Entry:
-    """One peer in the table. addresses: (host, last heard), the best to dial first."""
+    """One peer in the table. addresses: (host, last heard), the best to dial first. Times are
+    seconds of listening: see Discovery.was_deaf()."""
 
     __slots__ = ("addresses", "announcement", "departed", "held", "key", "last_heard", "source")
 
@@ -182,6 +190,7 @@ class Discovery:
         self._news: dict[Key, Found | Changed | Heard] = {}
 
         self._running = False
+        self._deaf = 0.0
         self._to_send: list[bytes] = []
         self._last_announce = 0.0
         self._answer_at: float | None = None
@@ -270,10 +279,7 @@ class Discovery:
         """When handle_timeout() has to be called, on the clock of `now`; None: never."""
         if not self._running:
             return None
-        due = self._announce_due()
-        for oldest in self._waiting.values():
-            return min(due, oldest.last_heard + self._peer_timeout)
-        return due
+        return min(self._announce_due(), self._forget_due())
 
     def handle_timeout(self, now: float) -> None:
         """Announce if that is due, and forget who was silent for peer_timeout. May be called at any
@@ -281,13 +287,24 @@ class Discovery:
         if not self._running:
             return
         self._send_due(now)
-        while self._waiting:
-            oldest = next(iter(self._waiting.values()))
-            if oldest.last_heard + self._peer_timeout > now:
-                return
-            self._forget(oldest, LostReason.TIMEOUT)
+        while self._forget_due() <= now:
+            self._forget(next(iter(self._waiting.values())), LostReason.TIMEOUT)
+
+    def forgets(self, now: float) -> bool:
+        """Whether handle_timeout() would forget somebody now. Give it what waits in the socket
+        first: a loop that was blocked may not have read yet what it was told in time."""
+        return self._running and self._forget_due() <= now
 
     # -- what the node tells, and asks -------------------------------------------------------------
+
+    def was_deaf(self, seconds: float) -> None:
+        """For so long, up to now, nobody listened: none of it is anybody's silence."""
+        self._deaf += seconds
+
+    def heard_within(self, key: Key, seconds: float, now: float) -> bool:
+        """Whether the peer has announced itself in the last so many seconds of listening."""
+        entry = self._entries.get(key)
+        return entry is not None and entry.last_heard >= now - self._deaf - seconds
 
     def hold(self, key: Key) -> None:
         """The peer is connected: from here to release() it is neither forgotten nor evicted, and
@@ -307,7 +324,7 @@ class Discovery:
         if entry is None or not entry.held:
             return
         entry.held = False
-        entry.last_heard = max(entry.last_heard, now)
+        entry.last_heard = max(entry.last_heard, now - self._deaf)
         self._waiting[key] = entry
         entry.source.waiting[key] = entry
         if entry.departed:
@@ -372,7 +389,14 @@ class Discovery:
 
     # -- the table ---------------------------------------------------------------------------------
 
+    def _forget_due(self) -> float:
+        """When the next one is to be forgotten, on the clock of `now`."""
+        for oldest in self._waiting.values():
+            return oldest.last_heard + self._peer_timeout + self._deaf
+        return float("inf")
+
     def _hear(self, key: Key, announcement: Announcement, host: str, now: float) -> None:
+        now -= self._deaf
         entry = self._entries.get(key)
         if entry is None:
             source = self._make_room(host, now)
@@ -381,7 +405,8 @@ class Discovery:
                 return
             entry = self._admit(key, announcement, source, now)
             self._place(entry, host, now)
-            self._news[key] = Found(key, announcement, self._preferred(entry))
+            preferred = self._preferred(entry)
+            self._news[key] = Found(key, announcement, preferred, preferred)
             return
         entry.last_heard = now
         entry.departed = False
@@ -393,9 +418,10 @@ class Discovery:
         preferred = self._preferred(entry)
         if (announcement, preferred, entry.hosts) != before:
             kind = Found if isinstance(self._news.get(key), Found) else Changed
-            self._news[key] = kind(key, announcement, preferred)
-        elif announcement.instance is None and not entry.held:
-            self._news.setdefault(key, Heard(key, announcement, preferred))
+            self._news[key] = kind(key, announcement, preferred, (host, announcement.port))
+        elif not entry.held:
+            news = Heard(key, announcement, preferred, (host, announcement.port))
+            self._news.setdefault(key, news)
 
     def _make_room(self, host: str, now: float) -> _Source | None:
         """The source that a new entry from this address will belong to, once there is a place for

@@ -101,6 +101,20 @@ class PeerDisconnected(msgspec.Struct, Generic[P], frozen=True):
     error: PeerTalkError | None
 
 
+class PeerFrozen(msgspec.Struct, Generic[P], frozen=True):
+    """A connected peer has not answered a PING for Config.link_timeout, though its machine may be
+    there: its program stands still, or takes nothing. Its link stays, and what is sent waits.
+    PeerThawed or PeerDisconnected follows."""
+
+    peer: P
+
+
+class PeerThawed(msgspec.Struct, Generic[P], frozen=True):
+    """A frozen peer has said something."""
+
+    peer: P
+
+
 class Sent(msgspec.Struct, Generic[P], frozen=True):
     """The system took the last byte of the messages numbered first to last, both included.
 
@@ -151,6 +165,8 @@ Event = (
     | ConnectionRequested[P]
     | PeerConnected[P]
     | PeerDisconnected[P]
+    | PeerFrozen[P]
+    | PeerThawed[P]
     | Sent[P]
     | Failed[P]
     | LinkFault[P]

@@ -235,6 +235,11 @@ class Peer:
         return self.state is PeerState.CONNECTED
 
     @property
+    def frozen(self) -> bool:
+        """Connected, but it has not answered for Config.link_timeout: see PeerFrozen."""
+        return False
+
+    @property
     def max_message(self) -> int:
         """Longest message in bytes that can be sent to it: the smaller limit of the two sides.
 

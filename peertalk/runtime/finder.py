@@ -3,6 +3,9 @@ them.
 
 Everything heard goes to Discovery; what it wants sent goes out on every interface; what it finds
 out goes to the transport. Interfaces are looked up again for each packet, since they come and go.
+
+A timer that comes late tells that the loop was blocked: that time is nobody's silence, and what
+waits in the socket is read before anybody is declared lost.
 """
 
 from __future__ import annotations
@@ -22,6 +25,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("peertalk.discovery")
 
 _DATAGRAMS_PER_TURN = 64
+_BACKLOG = 4096
+"""Datagrams that are read before somebody is declared lost: more than a socket holds by default, so
+that a flood cannot keep us there."""
+_LATE = 0.5
+"""Seconds that a timer may be late on a loop that runs."""
 
 
 class Finder:
@@ -69,6 +77,22 @@ class Finder:
         self.discovery.release(key, self.transport.world.clock())
         self._serve()
 
+    def heard_within(self, key: Key, seconds: float) -> bool:
+        """Whether a connected peer has announced itself in the last so many seconds."""
+        return self.discovery.heard_within(key, seconds, self.transport.world.clock())
+
+    def look_again(self) -> None:
+        """Our interfaces may have changed: where one has come, announce at once and ask who is
+        there."""
+        before = set(self._interfaces)
+        try:
+            self._look()
+        except (errors.NoNetwork, OSError):
+            return  # the next announcement finds that out again, and says so
+        if set(self._interfaces) - before:
+            self.discovery.start(self.transport.world.clock())
+            self._serve()
+
     def goodbye(self) -> None:
         """Tell everybody that we leave."""
         self.discovery.stop()
@@ -83,16 +107,26 @@ class Finder:
             self.transport.close_socket(self._socket)
 
     def _hear(self) -> None:
+        self._read(_DATAGRAMS_PER_TURN, self._wake_up())
+        self._serve()
+
+    def _read(self, count: int, now: float) -> None:
         world = self.transport.world
-        now = world.clock()
-        for _ in range(_DATAGRAMS_PER_TURN):
+        for _ in range(count):
             heard = world.hear(self._socket)
             if heard is None:
                 break
             data, address = heard
             if not self._narrowed or same_network(self._interfaces, address[0]):
                 self.discovery.receive(data, address, now)
-        self._serve()
+
+    def _wake_up(self) -> float:
+        """The time. What has passed since a deadline that nobody served was passed asleep."""
+        now = self.transport.world.clock()
+        if now - self._deadline > _LATE:
+            self.discovery.was_deaf(now - self._deadline)
+            self._deadline = now
+        return now
 
     def _serve(self) -> None:
         discovery, transport = self.discovery, self.transport
@@ -109,9 +143,29 @@ class Finder:
             self._timer = transport.after(max(0.0, deadline - transport.world.clock()), self._due)
 
     def _due(self) -> None:
+        now = self._wake_up()
         self._deadline = float("inf")
-        self.discovery.handle_timeout(self.transport.world.clock())
+        if self.discovery.forgets(now):
+            self._read(_BACKLOG, now)
+        self.discovery.handle_timeout(now)
         self._serve()
+
+    def _look(self) -> bool:
+        """Look at our interfaces; whether they have changed.
+
+        Raises:
+            NoNetwork: none is up, or none that we may use.
+            OSError: out of descriptors, which asking takes; nothing has changed.
+        """
+        config, before = self.transport.config, self._interfaces
+        try:
+            self._interfaces = self.transport.world.interfaces(
+                tuple(config.interfaces), config.bind
+            )
+        except errors.NoNetwork:
+            self._interfaces = []
+            raise
+        return self._interfaces != before
 
     def _send(self) -> None:
         config, world = self.transport.config, self.transport.world
@@ -119,11 +173,12 @@ class Finder:
         if not packets:
             return
         try:
-            self._interfaces = world.interfaces(tuple(config.interfaces), config.bind)
-        # OSError: out of descriptors, which asking for interfaces takes
+            changed = self._look()
         except (errors.NoNetwork, OSError) as error:
             log.warning("nothing can be announced now: %s", error)
             return
+        if changed:  # where the system does not tell of it by itself
+            self.transport.switchboard.watchdog.check_addresses()
         for packet in packets:
             world.broadcast(
                 self._socket,

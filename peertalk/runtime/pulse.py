@@ -57,11 +57,11 @@ class Pulse:
         """A connection is open: it is measured now, and from now on in turn."""
         self.transport.pause_if_full(connection, peer)
         if interval := self.transport.config.ping_interval:
-            self._ping(connection, owe=True)
+            self._ping(connection)
             if self._timer is None and not self.transport.closing:
                 self._timer = self.transport.after(interval, self._ping_in_turn)
         elif peer.pinging:
-            self._ping(connection, owe=True)
+            self._ping(connection)
 
     def ended(self, connection: Connection) -> None:
         """A connection is over: nobody is to be told."""
@@ -86,7 +86,7 @@ class Pulse:
             )
             return
         peer.pinging = [*(peer.pinging or ()), measured]
-        self._ping(peer.connection, owe=True)
+        self._ping(peer.connection)
 
     def probe(self, connection: Connection) -> bool:
         """Send a PING for its own sake. False: it did not leave."""
@@ -94,8 +94,8 @@ class Pulse:
         self._ping(connection)
         return before is None and connection.pinged is not None
 
-    def _ping(self, connection: Connection, *, owe: bool = False) -> None:
-        """Send a PING unless one is out. owe: when there is no room, later."""
+    def _ping(self, connection: Connection) -> None:
+        """Send a PING unless one is out; when there is no room, later."""
         if connection.state is not State.OPEN:
             return
         now = self.transport.world.clock()
@@ -103,9 +103,11 @@ class Pulse:
             return
         code = connection.link.send_frame(values.PING, b"", values.NO_DELAY)
         self.transport.hint(code)
+        # without room too: whoever takes nothing answers nothing
+        self.transport.switchboard.watchdog.asked(connection)
         if code >= 0:
             connection.ping_left(now, paused=connection.link.paused)
-        elif owe:
+        else:
             self._owe(connection, policy.OWES_PING, code)
 
     def pong(self, connection: Connection) -> None:
@@ -118,7 +120,7 @@ class Pulse:
             peer.latency = Latency.of(peer.latency, sample)
             peer.tell_pinging(sample, None)
         elif peer.pinging:
-            self._ping(connection, owe=True)
+            self._ping(connection)
 
     def _ping_in_turn(self) -> None:
         """Some of the connections at a time, until each has had its turn; then anew. Rests while
@@ -194,4 +196,4 @@ class Pulse:
         if owed & policy.OWES_PRESSURE:
             self._report_pressure(connection)
         if owed & policy.OWES_PING:
-            self._ping(connection, owe=True)
+            self._ping(connection)

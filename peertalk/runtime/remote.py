@@ -236,7 +236,6 @@ class Remote(Peer):
         "failed",
         "line",
         "lines",
-        "lost",
         "lowest",
         "not_before",
         "pinging",
@@ -271,8 +270,6 @@ class Remote(Peer):
         """Attempts that have failed, one after the other."""
         self.not_before = 0.0
         """When it may be dialled again, on the clock of the world."""
-        self.lost: bool | None = None
-        """Who dialled the connection that broke last, True: we; None: nothing is to come back."""
         self.line: Line | None = None
         """Its connections, once it has said that it knows places."""
         self.successor: Remote | None = None
@@ -388,6 +385,12 @@ class Remote(Peer):
         return 0 if self.outbox is None else len(self.outbox)
 
     @property
+    def frozen(self) -> bool:
+        """Connected, but it has not answered for Config.link_timeout: see PeerFrozen."""
+        connection = self.connection
+        return connection is not None and self.transport.switchboard.watchdog.is_frozen(connection)
+
+    @property
     def handed(self) -> int:
         """Messages that were given to a link, at least in part, or will not be."""
         return self.accepted if self.outbox is None else self.accepted - len(self.outbox)
@@ -398,7 +401,9 @@ class Remote(Peer):
         outbox, reason, pressure = self.outbox, "", 0
         if self.connection is not None and self.capabilities is not None:
             pressure = self.capabilities.pressure
-        if self.connection is not None and self.lowest > Priority.LOW:
+        if self.frozen:
+            reason = "frozen"
+        elif self.connection is not None and self.lowest > Priority.LOW:
             reason = "pressure"
         elif outbox is not None:
             reason = "connection" if self.connection is None else "slots"

@@ -409,6 +409,13 @@ class SimulatedWorld(World):
             )
         return chosen
 
+    def owns(self, address: str) -> bool:
+        """As World.owns(): a simulated host keeps its address."""
+        return True
+
+    def network_news(self) -> None:
+        """As World.network_news(): nothing ever changes."""
+
     def listen(self, bind: str, port: int, give_way: bool) -> Any:
         """As World.listen()."""
         try:

@@ -15,9 +15,9 @@ class QueueStatus(msgspec.Struct, frozen=True):
     pending: messages accepted and not yet taken by the system; capacity: messages that the outbox
     holds at most (HIGH ones an eighth more, CRITICAL ones a quarter more); bytes: payload bytes in
     the outbox; pressure: fill of the outbox or what the peer has reported of itself, the larger
-    one, 0 to 100; reason: what holds messages up, "" (nothing), "slots", "connection", or
+    one, 0 to 100; reason: what holds messages up, "" (nothing), "slots", "connection",
     "pressure" (the peer refuses LOW messages, a classic one from 75 on NORMAL, from 90 on HIGH
-    ones).
+    ones), or "frozen" (it has not answered for Config.link_timeout: see PeerFrozen).
     """
 
     pending: int

@@ -20,7 +20,7 @@ from ..protocol import connections as policy
 from ..protocol.classics import Classics
 from ..protocol.connections import NOBODY, Connection, Connections, State, Step
 from ..protocol.line import Claims, Decision, Line, Turn, Verdict
-from ..protocol.peer import FRAGMENTED_MAX, Peer, PeerEvent, PeerState
+from ..protocol.peer import FRAGMENTED_MAX, Key, Peer, PeerEvent, PeerState
 from ..protocol.wire import (
     Capabilities,
     Greeting,
@@ -30,6 +30,7 @@ from ..protocol.wire import (
 )
 from .pulse import Pulse
 from .remote import Reached, Remote
+from .watchdog import Watchdog
 from .world import Address
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ _CLASSIC_LIMIT = 512
 """Bytes that a classic peer takes before it has said more (its CAPABILITY)."""
 _LOOK_SELDOM = 0.5
 _NO_ROOM = {errors.WouldBlock.code, errors.OutOfMemory.code}
+_RECALL_DELAY = 1.0
+"""Seconds that the side which did not dial a lost connection leaves to the other one."""
+_STALE_DIAL = 1.0
+"""Seconds after which a dial is begun anew when its peer is heard."""
 _FRAME_FAULTS = {-1, -16, -20, -21, -23}
 
 
@@ -62,7 +67,10 @@ class Switchboard:
         self._waiting: list[Connection] = []
         """Connections whose messages wait until others have said whose they are, or are shut."""
         self._aside_timer: Timer | None = None
+        self._lost: dict[Key, bool] = {}
+        self._recalls: dict[Key, Timer] = {}
         self.pulse = Pulse(transport)
+        self.watchdog = Watchdog(transport)
 
     # Listening, and leaving altogether ------------------------------------------------------------
 
@@ -90,7 +98,7 @@ class Switchboard:
             transport.datagrams.port,
         )
         self.pulse.introduce(ours)
-        transport.after(config.link_timeout / 3, self._look_for_silence)
+        self.watchdog.start()
         return port
 
     def stop_listening(self) -> None:
@@ -127,6 +135,8 @@ class Switchboard:
     def arrived(self, connection: Connection, kind: int, a: int, b: Any) -> None:
         """Something came in on a connection: events of the loop, in order. Kept back while another
         connection is to be read first."""
+        if self.watchdog.frozen and kind in (values.BATCH, values.FRAME):
+            self.watchdog.heard(connection)
         if connection.held is not None:
             connection.held.append((kind, connection.tag, a, b))
             return
@@ -351,7 +361,7 @@ class Switchboard:
             under_way.peer = under_way.peer or peer
             under_way.reached += told
             return under_way
-        if not self.connections.has_room():
+        if not self._has_room(address[0]):
             _tell(
                 told,
                 errors.OutOfMemory(
@@ -421,6 +431,8 @@ class Switchboard:
             self.transport.fail_queued(peer, error)
         if peer.state is PeerState.CONNECTING:
             peer.advance(PeerEvent.REFUSED)
+        if _is_rejection(error):
+            self.expect_no_more(peer.key)
         peer.tell_reaching(error)
         peer.on_lost(error)
         self.transport.tidy(peer)
@@ -463,8 +475,7 @@ class Switchboard:
             if accepted is None:
                 return
             arrived, address = accepted
-            self._crowd_out(address[0])
-            if not self.connections.has_room():
+            if not self._has_room(address[0]):
                 self.transport.world.turn_away(
                     arrived,
                     self.transport.core.encode_frame(
@@ -479,23 +490,41 @@ class Switchboard:
             self.connections.add(connection)
             self._establish(connection)
 
+    def _has_room(self, host: str) -> bool:
+        """Whether one more connection may exist. Where no place is left a stranger that has not
+        said who it is makes room for somebody from another host: the first one of the host that has
+        the most of them; else the connection that is least wanted."""
+        if len(self.connections) >= self.connections.max_connections:
+            strangers: dict[str, list[Connection]] = {}
+            for connection in self.connections.undecided:
+                if not connection.dialled:
+                    strangers.setdefault(connection.address[0], []).append(connection)
+            crowd = max(strangers.values(), key=len, default=[])
+            if crowd and crowd[0].address[0] != host:
+                text = f"{crowd[0].address[0]} took a place that was wanted, without a word"
+                self._end(crowd[0], errors.Timeout(text), fault=True)
+            else:
+                self._end_least_wanted()
+        return self.connections.has_room()
+
+    def _end_least_wanted(self) -> bool:
+        """End the connection that has been frozen, or has stood still, the longest. False: none
+        has for long enough."""
+        least = self.watchdog.least_wanted()
+        if least is None:
+            return False
+        name = least.peer.name if least.peer is not None else least.address[0]
+        text = (
+            f"peer {name!r} took and said nothing, and its place was wanted (Config.max_peers); "
+            "the link is closed"
+        )
+        self.transport.world.abandon(least.socket)
+        self._end(least, errors.ConnectionClosed(text, peer=name))
+        return True
+
     def _accept_again(self) -> None:
         if self._listener is not None:
             self._listening = self.transport.watch(self._listener, values.READ, self._accept)
-
-    def _crowd_out(self, host: str) -> None:
-        """Where no place is left, a stranger that has not said who it is makes room for somebody
-        from another host: the first one of the host that has the most of them."""
-        if len(self.connections) < self.connections.max_connections:
-            return
-        strangers: dict[str, list[Connection]] = {}
-        for connection in self.connections.by_tag.values():
-            if connection.state is State.GREETING and not connection.dialled:
-                strangers.setdefault(connection.address[0], []).append(connection)
-        crowd = max(strangers.values(), key=len, default=[])
-        if crowd and crowd[0].address[0] != host:
-            text = f"{crowd[0].address[0]} took a place for too long without a word"
-            self._end(crowd[0], errors.Timeout(text), fault=True)
 
     def _establish(self, connection: Connection) -> None:
         """Both sides are there: greet with CAPABILITY at once and wait for theirs."""
@@ -514,6 +543,7 @@ class Switchboard:
             self._end(connection, error)
             return
         self.transport.totals.opened += 1
+        self.watchdog.opened(connection)
         peer = connection.peer
         if peer is None and connection.dialled:
             peer = self._known_at(connection.address)
@@ -659,8 +689,7 @@ class Switchboard:
     def _admit(self, connection: Connection, peer: Remote) -> bool:
         """Whether one more peer may be connected. False: it was sent away."""
         most = self.transport.config.max_peers
-        connected = self.connections.connected
-        if peer.connected or connected < most:
+        if peer.connected or self.connections.connected < most or self._end_least_wanted():
             return True
         hosts: dict[str, list[Connection]] = {}
         for each in self.connections.by_tag.values():
@@ -783,6 +812,7 @@ class Switchboard:
         self.transport.datagrams.place(peer)
         self.transport.cancel(peer.retry)
         peer.retry = None
+        self.expect_no_more(peer.key)
         if self.transport.finder is not None:
             self.transport.finder.discovery.hold(peer.key)
         if isinstance(peer.key, tuple):
@@ -993,7 +1023,7 @@ class Switchboard:
     def leave(self, peer: Remote, seconds: float | None = None) -> None:
         """Disconnect politely: what was accepted is sent first, for at most so many seconds
         (Config.drain_timeout where none are given). What is left then is told as UNKNOWN."""
-        peer.lost = None
+        self.expect_no_more(peer.key)
         if isinstance(peer.key, tuple):
             self.classics.parted(peer.key)
         for aside in self._asides_of(peer):
@@ -1116,6 +1146,7 @@ class Switchboard:
         self.connections.remove(connection)
         self.classics.taken(connection.tag)
         self.pulse.ended(connection)
+        self.watchdog.ended(connection)
         if connection.reassembly is not None:
             connection.reassembly.close()
         if fault:
@@ -1219,10 +1250,11 @@ class Switchboard:
             if self.transport.world.clock() - connection.opened >= policy.YOUNG:
                 peer.attempts = 0
             delay = self._set_back(peer)
-            peer.lost = connection.dialled
+            if not isinstance(error, errors.RemoteError):
+                self._expect(peer.key, at_once=connection.dialled)
         else:
             peer.attempts = 0
-            peer.lost = None
+            self.expect_no_more(peer.key)
         self._disconnected(peer, error)
         if peer.queued and again and peer.attempts <= len(policy.RETRY_DELAYS):
             self.transport.cancel(peer.retry)
@@ -1250,24 +1282,101 @@ class Switchboard:
             self.transport.finder.release(peer.key)
         self.transport.find_successor(peer)
 
-    def _look_for_silence(self) -> None:
-        """Half-open links: bytes unacknowledged for link_timeout. Idle ones are found by the
-        system's keepalive."""
-        self.transport.after(self.transport.config.link_timeout / 3, self._look_for_silence)
-        for connection in list(self.connections.by_tag.values()):
-            if connection.link is None or connection.state is State.CLOSED:
-                continue
-            silent = self.transport.world.silent_for(connection.socket)
-            if silent > self.transport.config.link_timeout:
-                name = (
-                    connection.peer.name if connection.peer is not None else connection.address[0]
-                )
-                text = (
-                    f"peer {name!r} has acknowledged nothing for {silent:.0f} s "
-                    "(Config.link_timeout); the link is closed"
-                )
-                self.transport.world.abandon(connection.socket)
-                self._end(connection, errors.ConnectionClosed(text, peer=name))
+    def end(self, connection: Connection, error: errors.PeerTalkError) -> None:
+        """The link is dead. If its peer was heard since that began, the network is back already and
+        the next announcement may be far."""
+        peer, finder = connection.peer, self.transport.finder
+        heard = (
+            peer is not None
+            and finder is not None
+            and finder.heard_within(peer.key, self.transport.config.link_timeout)
+        )
+        self._end(connection, error)
+        if heard and isinstance(peer, Remote) and finder is not None:
+            for address in finder.discovery.addresses(peer.key)[:1]:
+                self.heard(peer, address)
+
+    # Connections that come back -------------------------------------------------------------------
+
+    def _expect(self, key: Key, *, at_once: bool) -> None:
+        """A connection that nobody wanted to end is lost: it comes back when its peer is heard,
+        though the peer be forgotten meanwhile."""
+        self._lost.pop(key, None)
+        self._lost[key] = at_once
+        if len(self._lost) > self.transport.config.max_peers:
+            self.expect_no_more(next(iter(self._lost)))
+
+    def expect_no_more(self, key: Key) -> None:
+        """It is back, or is not wanted any more."""
+        self._lost.pop(key, None)
+        self.transport.cancel(self._recalls.pop(key, None))
+
+    def heard(self, peer: Remote, address: Address) -> None:
+        """A peer that is not connected announces itself. One to which a connection was lost is
+        dialled: by who dialled that one at once, by the other a second later, so that they do not
+        cross."""
+        if peer.state is PeerState.FAILED:
+            peer.advance(PeerEvent.HEARD)
+        at_once = self._lost.get(peer.key)
+        if at_once is None or self.transport.closing or peer.classic:
+            return
+        now = self.transport.world.clock()
+        under_way = self.connections.dialling(peer)
+        if under_way is not None:
+            # its first packet may have been lost while nothing passed: the next would come late
+            if now - under_way.since > _STALE_DIAL:
+                self._recall(peer, address)
+            return
+        delay = max(0.0 if at_once else _RECALL_DELAY, peer.not_before - now)
+        if delay <= 0:
+            self._recall(peer, address)
+        elif peer.key not in self._recalls:
+            self._recalls[peer.key] = self.transport.after(
+                delay, lambda: self._recall_late(peer.key, address)
+            )
+
+    def _recall_late(self, key: Key, address: Address) -> None:
+        self._recalls.pop(key, None)
+        peer = self.transport.peers.get(key)
+        if peer is not None and key in self._lost and not self.transport.closing:
+            self._recall(peer, address)
+
+    def _recall(self, peer: Remote, address: Address | None = None) -> None:
+        """Dial it anew, where it was heard."""
+        if peer.connection is not None:
+            return
+        reached: tuple[Reached, ...] = ()
+        under_way = self.connections.dialling(peer)
+        if under_way is not None:
+            reached, under_way.reached = under_way.reached, ()
+            self._end(under_way, self.transport.closed_error(peer))
+        self.transport.cancel(peer.retry)
+        peer.retry = None
+        if address is None:
+            self._dial_peer(peer)
+            return
+        if peer.state in (PeerState.DISCOVERED, PeerState.FAILED):
+            peer.advance(PeerEvent.DIALLED)
+        for waiting in reached or (self._dial_ended(peer),):
+            self.dial(address, waiting, peer)
+
+    def unhouse(self, connection: Connection, error: errors.PeerTalkError) -> None:
+        """The link lives on an address that we no longer have. The other side cannot know yet, so
+        whoever dialled it, we dial."""
+        peer = connection.peer
+        self._end(connection, error)
+        if isinstance(peer, Remote) and peer.key in self._lost:
+            self._lost[peer.key] = True
+            self._recall(peer)
+
+    def network_changed(self) -> None:
+        """This machine has other interfaces or addresses. Without discovery nobody is heard: dial
+        those who wait for that."""
+        if self.transport.finder is None:
+            for key, at_once in list(self._lost.items()):
+                peer = self.transport.peers.get(key)
+                if peer is not None and at_once and self.connections.dialling(peer) is None:
+                    self._recall(peer)
 
     # Classic peers --------------------------------------------------------------------------------
 
@@ -1332,7 +1441,7 @@ class Switchboard:
             if self._somebody_greets(key[0]):
                 self.classics.heard(key, now)  # that may be it
                 continue
-            connection = self.dial(peer.address, self._classic_dial_ended(peer), peer)
+            connection = self.dial(peer.address, self._dial_ended(peer), peer)
             if connection is not None:
                 self.classics.dialled(connection.tag)
         self.transport.cancel(self._classic_timer)
@@ -1349,7 +1458,7 @@ class Switchboard:
             for connection in self.connections.by_tag.values()
         )
 
-    def _classic_dial_ended(self, peer: Remote) -> Reached:
+    def _dial_ended(self, peer: Remote) -> Reached:
         """Those who came to wait for this dial hear of its failure."""
 
         def reached(found: Remote | None, error: errors.PeerTalkError | None) -> None:

@@ -321,6 +321,7 @@ class Transport:
             peer.tell_reaching(errors.InvalidState(f"node {self.config.name!r} is closed"))
         self._forgotten.clear()
         self.switchboard.stop_listening()
+        self.switchboard.watchdog.stop()
         self.datagrams.close()
         if self.finder is not None:
             self.finder.close()
@@ -809,7 +810,6 @@ class Transport:
         restarted = old.restarted_error()
         self.cancel(old.retry)
         old.retry = None
-        old.lost = None
         self.fail_queued(old, restarted)
         old.tell_reaching(restarted)
         self.forget(old, events.LostReason.RESTARTED)
@@ -856,8 +856,7 @@ class Transport:
     # Peers: what discovery tells ------------------------------------------------------------------
 
     def found(self, event: Found | Changed | Heard) -> None:
-        """Discovery has heard a new peer, or something new of one, or a classic one that may expect
-        to be dialled again."""
+        """Discovery has heard a new peer, something new of one, or one that is not connected."""
         peer = self.peers.get(event.key)
         if isinstance(event.key, tuple) and (peer is None or peer.connection is None):
             peer = self.switchboard.name_caller(event.key) or peer
@@ -879,11 +878,15 @@ class Transport:
                 self.emit(events.PeerChanged, peer)
         if peer.classic:
             self.switchboard.heard_classic(peer)
+        if peer.connection is None:
+            self.switchboard.heard(peer, event.heard_at)
 
     def gone(self, event: Gone) -> None:
         """Discovery has forgotten a peer. One that has said goodbye is not waited for; one that was
         silent may still be reached by the attempt that is under way."""
         peer = self.peers.get(event.key)
+        if event.reason is events.LostReason.GOODBYE:
+            self.switchboard.expect_no_more(event.key)
         if peer is None or peer.connection is not None:
             return
         trying = peer.retry is not None or self.connections.dialling(peer) is not None

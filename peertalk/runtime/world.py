@@ -34,11 +34,13 @@ Address = tuple[str, int]
 
 _LIMITED_BROADCAST = "255.255.255.255"
 _IP_PKTINFO = getattr(socket, "IP_PKTINFO", 8)
-_IFF_UP, _IFF_BROADCAST, _IFF_LOOPBACK = 0x1, 0x2, 0x8
+_IFF_UP, _IFF_BROADCAST, _IFF_LOOPBACK, _IFF_RUNNING = 0x1, 0x2, 0x8, 0x40
+_RTMGRP_LINK, _RTMGRP_IPV4_IFADDR = 0x1, 0x10
 _ACCEPT_LATER = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _ACCEPT_SKIP = {errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.EPERM}
 _REFUSED = {errno.ECONNREFUSED}
 _HEAR_TRIES = 8
+_NEWS_PER_TURN = 256
 _UNREAD = termios.FIONREAD if sys.platform != "win32" else None
 _UNACKNOWLEDGED = termios.TIOCOUTQ if sys.platform.startswith("linux") else None
 """SIOCOUTQ, which has the number of the question for terminals."""
@@ -53,13 +55,14 @@ with four times half as long again."""
 
 class Interface(NamedTuple):
     """A network interface that is up. address, broadcast and netmask are dotted IPv4; number is the
-    system's index."""
+    system's index; plugged: its cable is in, where the system tells."""
 
     name: str
     number: int
     address: str
     broadcast: str
     netmask: str
+    plugged: bool = True
 
 
 class World:
@@ -145,6 +148,53 @@ class World:
                 "node again"
             )
         return chosen
+
+    def owns(self, address: str) -> bool:
+        """Whether a dotted address is one of this machine's, be its interface up or down. True
+        where that cannot be found out.
+
+        Binding to it asks the system itself, on every platform and for second addresses too, which
+        lists of interfaces leave out; port 0 of UDP takes nothing from anybody.
+        """
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+                asking.bind((address, 0))
+        except OSError as error:
+            return error.errno != errno.EADDRNOTAVAIL
+        return True
+
+    def network_news(self) -> socket.socket | None:
+        """A socket that becomes readable when an interface or address of this machine comes or
+        goes; None where the system has none, or gives none to us.
+
+        Of Linux, netlink: the kernel writes one datagram for each change to whoever joined the
+        groups, with no right needed. Asking every second instead would wake an idle program for
+        nothing, and a lost address is noticed by nobody else: packets from it just vanish.
+        """
+        if not hasattr(socket, "AF_NETLINK"):
+            return None
+        try:
+            news = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)  # 0: NETLINK_ROUTE
+        except OSError:
+            return None
+        try:
+            news.setblocking(False)
+            news.bind((0, _RTMGRP_LINK | _RTMGRP_IPV4_IFADDR))
+        except OSError:
+            news.close()
+            return None
+        return news
+
+    def drop_news(self, news: socket.socket) -> None:
+        """Take what the socket of network_news() holds: that there was something is all that
+        counts, since what is true now has to be asked anyway."""
+        for _ in range(_NEWS_PER_TURN):
+            try:
+                news.recv(1)  # a datagram that is cut is gone all the same
+            except BlockingIOError:
+                return
+            except OSError:
+                continue  # ENOBUFS: there was more than it could hold
 
     def listen(self, bind: str, port: int, give_way: bool) -> socket.socket:
         """A listening socket on bind (empty: all addresses). give_way: take a free port when port
@@ -524,15 +574,18 @@ def _system_interfaces() -> list[Interface]:
             try:
                 flags = struct.unpack_from("=H", ask(numbers[0], name), 16)[0]
                 address = socket.inet_ntoa(ask(numbers[1], name)[20:24])
+                plugged = bool(flags & _IFF_RUNNING)
                 if not flags & _IFF_UP:
                     continue
                 if flags & _IFF_LOOPBACK:
-                    found.append(Interface(name, index, address, "127.255.255.255", "255.0.0.0"))
+                    found.append(
+                        Interface(name, index, address, "127.255.255.255", "255.0.0.0", plugged)
+                    )
                 elif flags & _IFF_BROADCAST:
                     broadcast, netmask = (
                         socket.inet_ntoa(ask(number, name)[20:24]) for number in numbers[2:]
                     )
-                    found.append(Interface(name, index, address, broadcast, netmask))
+                    found.append(Interface(name, index, address, broadcast, netmask, plugged))
             except OSError:
                 continue  # no IPv4 address, or gone in the meantime
     return found

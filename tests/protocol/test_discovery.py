@@ -644,3 +644,76 @@ def test_who_asks_is_not_taken_for_somebody_who_is_there(core):
     discovery.receive(packet(core, kind=QUERY, name="looker"), ("10.0.0.9", 7353), 1.0)
     assert len(discovery) == 0 and news(discovery) == []
     assert kinds(core, discovery.data_to_send(1.0)) == [ANNOUNCE]
+
+
+def test_time_in_which_nobody_listened_is_nobodys_silence(core):
+    """A program that computes for a minute, or a laptop that is shut: its neighbours spoke all the
+    time, and what it missed it cannot hold against them."""
+    discovery = make(core)
+    for who in range(3):
+        discovery.receive(packet(core, who=who), (f"10.0.0.{who + 2}", 7353), 1.0 + who)
+    news(discovery)
+    discovery.was_deaf(100.0)
+    assert not discovery.forgets(103.0 + TIMEOUT - 2.1)
+    discovery.handle_timeout(103.0 + TIMEOUT - 2.1)
+    assert news(discovery) == [] and len(discovery) == 3
+    assert discovery.forgets(101.0 + TIMEOUT)
+    discovery.receive(packet(core, who=0), ("10.0.0.2", 7353), 101.0 + TIMEOUT)
+    assert not discovery.forgets(101.0 + TIMEOUT), "it was there in time, only unread"
+    discovery.handle_timeout(103.0 + TIMEOUT)
+    assert news(discovery) == [
+        Gone(instance(1), LostReason.TIMEOUT),
+        Gone(instance(2), LostReason.TIMEOUT),
+    ]
+    assert list(discovery) == [instance(0)], "still in the order of who was heard last"
+
+
+def test_one_that_is_expected_is_heard_with_each_announcement_even_when_it_was_forgotten(core):
+    """A connection comes back when its peer is heard: an announcement that says nothing new is the
+    only sign of that, and after a long outage the table knows nobody."""
+    discovery, here, there = make(core), ("10.0.0.2", 7353), ("10.0.0.9", 7353)
+    discovery.receive(packet(core, who=0), here, 1.0)
+    discovery.receive(packet(core, who=0), here, 2.0)
+    assert [type(event) for event in news(discovery)] == [Found], "nobody has asked yet"
+    discovery.expect(instance(0))
+    for now in (3.0, 4.0):
+        discovery.receive(packet(core, who=0), here, now)
+        discovery.receive(packet(core, QUERY, who=0), here, now)
+    assert news(discovery) == [Heard(instance(0), ("10.0.0.2", 7354))]
+    discovery.receive(packet(core, who=0), there, 5.0)
+    assert news(discovery)[-1] == Heard(instance(0), ("10.0.0.9", 7354)), "where it is now"
+    discovery.handle_timeout(100.0)
+    assert [type(event) for event in news(discovery)] == [Gone]
+    discovery.receive(packet(core, who=0), here, 101.0)
+    assert [type(event) for event in news(discovery)] == [Found, Heard], "first who it is"
+    discovery.receive(packet(core, who=0, port=0), here, 102.0)
+    assert Heard not in [type(event) for event in news(discovery)], "it cannot be dialled"
+    discovery.receive(packet(core, who=0), here, 103.0)
+    discovery.dismiss(instance(0))
+    assert Heard not in [type(event) for event in news(discovery)]
+
+
+def test_a_held_peer_was_heard_within_the_time_in_which_it_was(core):
+    """A link that is dead while its peer is heard can be made anew at once: the network is back."""
+    discovery = make(core)
+    assert not discovery.heard_within(instance(0), 100.0, 1.0)
+    discovery.receive(packet(core, who=0), ("10.0.0.2", 7353), 10.0)
+    discovery.hold(instance(0))
+    assert discovery.heard_within(instance(0), 5.0, 15.0)
+    assert not discovery.heard_within(instance(0), 5.0, 15.1)
+    discovery.was_deaf(20.0)
+    assert discovery.heard_within(instance(0), 5.0, 35.0)
+
+
+def test_one_that_says_goodbye_is_expected_no_more_and_strangers_fill_no_table_of_the_expected(
+    core,
+):
+    """Who left is not to be dialled again; and a table without a bound would be a leak."""
+    discovery = make(core, max_peers=4)
+    for who in range(9):
+        discovery.expect(instance(who))
+    discovery.receive(packet(core, GOODBYE, who=8), ("10.0.0.2", 7353), 1.0)
+    for who in range(9):
+        discovery.receive(packet(core, who=who), (f"10.0.1.{who}", 7353), 2.0)
+    heard = [event.key for event in news(discovery) if isinstance(event, Heard)]
+    assert heard == [instance(who) for who in (5, 6, 7)]

@@ -15,7 +15,7 @@ from peertalk import errors
 from peertalk._core import load
 from peertalk._core.values import ANNOUNCE, GOODBYE, QUERY, READ
 from peertalk.config import Config
-from peertalk.protocol.discovery import Changed, Found, Gone
+from peertalk.protocol.discovery import Changed, Found, Gone, Heard
 from peertalk.protocol.events import LostReason
 from peertalk.protocol.wire import Announcement, decode_announcement, encode_announcement
 from peertalk.runtime.finder import Finder
@@ -70,7 +70,13 @@ class MadeUpEngine:
         self.timers = []
         self.watched = []
         self.told = []
-        self.found = self.gone = self.told.append
+        self.found = self.gone = self.heard = self.told.append
+        self.looks = 0
+        watchdog = types.SimpleNamespace(check_addresses=self.check_addresses)
+        self.switchboard = types.SimpleNamespace(watchdog=watchdog)
+
+    def check_addresses(self):
+        self.looks += 1
 
     def watch(self, watched, interest, ready):
         assert interest == READ
@@ -275,3 +281,89 @@ def test_flags_that_are_set_are_announced_at_once_and_from_then_on():
         (ANNOUNCE, 0x0109),
         (GOODBYE, 0x0109),
     ]
+
+
+def test_a_loop_that_was_blocked_reads_what_waits_before_it_declares_anybody_lost():
+    """Fifty neighbours that never stopped announcing would be lost and found again, and with them
+    what waited for them, because we computed for half a minute."""
+    engine, _finder = start(peer_timeout=30.0, announce_interval=5.0)
+    everybody = [
+        packet(instance=number.to_bytes(8, "big"), host=f"10.0.0.{number}")
+        for number in range(1, 101)
+    ]
+    for part in range(0, 100, 50):
+        engine.hear(*everybody[part : part + 50])
+    engine.told.clear()
+    engine.world.now += 60.0  # nothing ran
+    engine.world.coming += everybody
+    engine.pass_time(0.0)
+    assert not engine.told
+    engine.pass_time(20.0)
+    assert not engine.told, "it takes up where it was: the minute was not their silence"
+    engine.world.now += 60.0
+    engine.pass_time(0.0)
+    assert not engine.told, "and without anything that waits nobody is lost for it either"
+    engine.pass_time(30.0)
+    assert len(engine.told) == 100 and {type(told) for told in engine.told} == {Gone}
+
+
+def test_what_is_read_in_the_turn_after_a_pause_counts_as_heard_after_it():
+    """Had the socket its turn before the timer, it would be taken for news of the time before."""
+    engine, _finder = start(peer_timeout=30.0, announce_interval=5.0)
+    engine.hear(packet())
+    engine.world.now += 1000.0
+    engine.hear(packet())
+    engine.pass_time(0.0)
+    engine.pass_time(29.0)
+    assert [type(told) for told in engine.told] == [Found]
+    engine.pass_time(1.1)
+    assert engine.told[1] == Gone(THEIRS, LostReason.TIMEOUT)
+
+
+def test_an_interface_that_comes_is_announced_on_at_once_and_one_that_goes_is_not():
+    """A network that is back should not have to wait for the next announcement."""
+    engine, finder = start(announce_interval=5.0)
+    kinds(engine.world)
+    wlan = Interface("wlan", 3, "192.168.1.7", "192.168.1.255", "255.255.255.0")
+    engine.pass_time(1.0)
+    finder.look_again()
+    assert kinds(engine.world) == [], "nothing has changed"
+    engine.world.networks = [LAN, wlan]
+    finder.look_again()
+    assert kinds(engine.world) == [ANNOUNCE, QUERY]
+    engine.world.networks = [LAN._replace(plugged=False)]
+    finder.look_again()
+    engine.world.sent.clear()
+    engine.world.networks = [LAN]
+    finder.look_again()
+    assert kinds(engine.world) == [ANNOUNCE, QUERY], "the cable is in again"
+    engine.world.networks = errors.NoNetwork("no interface is up")
+    finder.look_again()
+    assert kinds(engine.world) == []
+    engine.world.networks = [LAN]
+    finder.look_again()
+    assert kinds(engine.world) == [ANNOUNCE, QUERY], "as before, but gone in between"
+
+
+def test_where_the_system_tells_nothing_addresses_are_compared_at_each_announcement():
+    """Elsewhere than on Linux: a lost address is noticed within announce_interval."""
+    engine, _finder = start(announce_interval=5.0)
+    engine.pass_time(11.0)
+    assert engine.looks == 0
+    engine.world.networks = [LAN._replace(address="10.0.0.7")]
+    engine.pass_time(11.0)
+    assert engine.looks == 1
+
+
+def test_one_that_is_expected_is_told_each_time_that_it_is_heard():
+    """The engine dials by that, and by nothing else."""
+    engine, finder = start()
+    engine.hear(packet())
+    finder.expect(THEIRS)
+    engine.hear(packet())
+    engine.hear(packet())
+    heard = Heard(THEIRS, ("10.0.0.5", 7354))
+    assert engine.told[1:] == [heard, heard]
+    finder.dismiss(THEIRS)
+    engine.hear(packet())
+    assert len(engine.told) == 3

@@ -59,6 +59,9 @@ class MadeUpEngine:
         self.closing = False
         self.timers = []
         self.hint = self.refused = self.pause_if_full = lambda *_: None
+        self.owing = []
+        watchdog = types.SimpleNamespace(asked=self.owing.append)
+        self.switchboard = types.SimpleNamespace(watchdog=watchdog)
         self.pulse = Pulse(self)
         self.pulse.introduce(Capabilities(8192, 1024, 0, 0, b"whoweare", "ada", 7354))
 
@@ -151,6 +154,21 @@ def test_a_node_that_wants_no_measurements_sends_none_until_it_is_asked():
     connection.peer.state = PeerState.DISCOVERED
     engine.pulse.ping(connection.peer, lambda *result: heard.append(result))
     assert isinstance(heard[-1][1], errors.NotConnected)
+
+
+def test_who_has_no_room_for_a_ping_owes_the_answer_all_the_same():
+    """One that takes nothing at all fills its slots, and would never be asked: it is the one that
+    stands still."""
+    engine = MadeUpEngine(ping_interval=10.0)
+    connection = engine.connect()
+    engine.pulse.pong(connection)
+    connection.link.taken()
+    connection.link.room = False
+    engine.pass_time(10.1)
+    assert connection.owed == policy.OWES_PING and engine.owing == [connection] * 2
+    connection.link.room = True
+    engine.pulse.pay(connection)
+    assert connection.link.taken() == [(PING, b"")], "as soon as there is room"
 
 
 def test_an_answer_for_which_there_is_no_room_is_dropped_and_counted():

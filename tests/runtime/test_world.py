@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import json
 import os
 import select
 import shutil
@@ -102,6 +103,71 @@ def test_what_is_not_there_is_named_with_what_is(world):
             interface.name for interface in world.interfaces() if interface.address != HOME
         )[:1]
         world.interfaces(others or (name,), HOME if others else "198.51.100.77")
+
+
+NEWS = """
+import json, select, subprocess, sys
+from peertalk.runtime.world import World
+
+world = World()
+news = world.network_news()
+
+def tell(change):
+    subprocess.run(["ip", *change.split()], check=True)
+    heard = bool(select.select([news], [], [], 20)[0])
+    world.drop_news(news)
+    left = bool(select.select([news], [], [], 0)[0])
+    print(json.dumps([heard, left, [world.owns(f"10.66.0.{last}") for last in (1, 2)]]), flush=True)
+
+print(json.dumps([world.owns("127.0.0.7"), world.owns("198.51.100.77")]), flush=True)
+tell("addr add 10.66.0.1/24 brd + dev eth0")
+tell("link set eth0 up")
+tell("addr add 10.66.0.2/24 dev eth0")
+tell("link set eth0 down")
+tell("addr del 10.66.0.2/24 dev eth0")
+print(json.dumps([each.plugged for each in world.interfaces()]))
+"""
+
+
+@linux
+def test_the_system_tells_of_each_change_and_which_addresses_are_ours(netns, start_python):
+    """A second address counts, which lists of interfaces leave out; and so does one whose interface
+    is down, since its links go on when it is up again."""
+    netns.ip("link", "set", "lo", "up")
+    netns.ip("link", "add", "eth0", "type", "veth", "peer", "name", "eth1")
+    process = start_python("-c", NEWS, prefix=netns.prefix)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    first, *changes, plugged = map(json.loads, out.splitlines())
+    assert first == [True, False]
+    assert changes == [
+        [True, False, ours]
+        for ours in ([True, False], [True, False], [True, True], [True, True], [True, False])
+    ]
+    assert plugged == [True], "loopback; eth0 is down"
+
+
+def test_a_machine_that_tells_nothing_or_refuses_to_is_no_failure(world, monkeypatch):
+    """Elsewhere than on Linux, in a sandbox, or out of descriptors: then nothing is known to be
+    gone."""
+    monkeypatch.setattr(socket, "socket", lambda *_: (_ for _ in ()).throw(OSError(errno.EMFILE)))
+    assert world.network_news() is None and world.owns("10.66.0.1")
+    monkeypatch.delattr(socket, "AF_NETLINK", raising=False)
+    assert world.network_news() is None
+
+
+def test_news_that_overflowed_are_still_news(world):
+    """A thousand containers that start say more than the socket holds: ENOBUFS, then the rest."""
+    answers = [OSError(errno.ENOBUFS, "lost some"), b"x", BlockingIOError(), b"not read"]
+
+    def recv(_):
+        answer = answers.pop(0)
+        if isinstance(answer, bytes):
+            return answer
+        raise answer
+
+    world.drop_news(types.SimpleNamespace(recv=recv))
+    assert answers == [b"not read"]
 
 
 @given(
