@@ -36,7 +36,7 @@ _ACCEPT_SKIP = {errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.EPERM}
 _REFUSED = {errno.ECONNREFUSED}
 _HEAR_TRIES = 8
 _POOL_BYTES = 64 << 20
-"""Most that slots and staging buffers of one loop may hold."""
+"""Most that the links of one loop may hold together beside the share of each."""
 _UNSENT_MAX = 65_536
 """Bytes, about one slot: with twice as much a critical message took no longer past its backlog,
 with four times half as long again."""
@@ -76,18 +76,17 @@ class World:
     def make_loop(self, core: Core, config: Config) -> Any:
         """The loop that turns an engine here."""
         limits, pool_bytes = core.limits, _POOL_BYTES
-        # slots of each peer, a frame that is cut, a message in pieces; else the pool's own table is
-        # most of the node
-        if core.name == "lowmem":
-            room = (config.max_peers + 1) * (
-                config.pipeline_depth * (limits.slot_size + 64)
-                + 2 * (limits.frame_max_payload + 128)
+        if (
+            core.name == "lowmem"
+        ):  # all slots of all peers; else the pool's table is most of the node
+            pool_bytes = min(
+                (config.max_peers + 1) * config.pipeline_depth * (limits.slot_size + 64), pool_bytes
             )
-            pool_bytes = min(room, pool_bytes)
         return core.Loop(
             io_budget=config.io_budget,
             platform="posix" if config.async_send else "posix_plain",
             pool_bytes=pool_bytes,
+            links=self.max_connections(config),
         )
 
     def open_link(self, loop: Any, connection: Any, tag: int, depth: int) -> Any:
