@@ -24,6 +24,8 @@ int pt_border_attach(void *module)
 
 #define FIRST_PAYLOADS 256
 #define FIRST_ITEMS    32
+#define KEPT_PAYLOADS  16384 /* longer arrays are given back when what filled them was told */
+#define KEPT_ITEMS     4096
 
 /* What send and send_many are bound to. */
 typedef struct bound_link {
@@ -194,6 +196,21 @@ static int grow_items(bound_loop *bound)
     return larger != NULL;
 }
 
+/* After a burst the arrays begin anew: a node must not keep what its busiest turn needed. */
+static void shrink(bound_loop *bound)
+{
+    if (bound->payload_capacity > KEPT_PAYLOADS) {
+        PyMem_Free(bound->payloads);
+        bound->payloads = NULL;
+        bound->payload_capacity = 0;
+    }
+    if (bound->item_capacity > KEPT_ITEMS) {
+        PyMem_Free(bound->items);
+        bound->items = NULL;
+        bound->item_capacity = 0;
+    }
+}
+
 /* The border's sink: payloads become bytes where they lie, and join the batch of their link. */
 static int collect(void *sink_context, uint32_t tag, const pt_frame *frame)
 {
@@ -286,7 +303,7 @@ static PyObject *tell_event(const pt_event *event)
     } else if (event->kind == PT_EVENT_CLOSED) {
         a = event->code;
         b = event->system_error;
-    } else if (event->kind == PT_EVENT_READY) {
+    } else if (event->kind == PT_EVENT_READY || event->kind == PT_EVENT_STILL) {
         a = event->count;
     }
     return make_tuple(event->kind, event->tag, a, PyLong_FromLong(b));
@@ -318,6 +335,7 @@ static PyObject *tell(bound_loop *bound)
     bound->payload_count = 0;
     bound->item_count = 0;
     bound->event_count = 0;
+    shrink(bound);
     return told;
 }
 
@@ -332,7 +350,7 @@ static PyObject *loop_turn(PyObject *self, PyObject *unused)
     bound->busy = 1;
     if (bound->item_count == 0 &&
         bound->event_count == 0) { /* else memory ran out before all was told */
-        pt_sink sink = {collect, bound, UINT32_MAX};
+        pt_sink sink = {collect, bound, PT_TURN_MAX_READ};
         int count = pt_loop_turn(bound->context, 0, bound->events, bound->capacity, &sink);
         if (count < 0) { /* before anything was read */
             bound->busy = 0;

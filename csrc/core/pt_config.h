@@ -64,8 +64,20 @@
 #define PT_PIPELINE_MAX_DEPTH 64 /* slots of one link; bounds the gathered write too */
 #define PT_SLOT_PACKING       1  /* several small frames share a slot */
 #define PT_IO_BUDGET          16 /* ready links served in one turn */
-#define PT_REST_MS 50 /* a link that sent nothing for so long gives its slot buffers back */
-#define PT_TURN_MAX_MESSAGES 256   /* a sender yields to its loop after so many messages ... */
+#define PT_REST_MS      50   /* a link that sent nothing for so long gives its slot buffers back */
+#define PT_SLOT_SHARE   2    /* slot buffers of one whole frame that each link may always have */
+#define PT_STILL_MS     1000 /* a link whose bytes have not moved for so long gets no larger ones */
+#define PT_POOL_REST_MS 1000 /* free buffers that nobody needed for so long go back */
+/* A turn is bounded by work: a message is one unit, and what costs its receiver much for the few
+ * bytes it cost its sender is more. */
+#define PT_TINY_PAYLOAD  16      /* bytes; a message with less ... */
+#define PT_WORK_TINY     16      /* ... is so many units */
+#define PT_WORK_CONTROL  256     /* units of a frame that is no plain DATA: it joins no batch */
+#define PT_TURN_MAX_WORK 200000  /* units of all links in one turn ... */
+#define PT_TURN_MAX_READ 8388608 /* ... and bytes */
+#define PT_LINK_MAX_READ 65520   /* bytes of such a link: what is left of them fits a slot buffer */
+#define PT_LINK_MAX_WORK 1024    /* units of a link that is not alone in having been sent some */
+#define PT_TURN_MAX_MESSAGES 256 /* a sender yields to its loop after so many messages ... */
 #define PT_TURN_MAX_BYTES    65536 /* ... or so many payload bytes, whichever comes first */
 #define PT_PARTIAL_FRAME_MS  5000  /* a frame that has begun must be whole within this time, */
                                    /* unless a link has another: pt_link_set_frame_timeout() */

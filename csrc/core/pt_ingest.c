@@ -132,7 +132,7 @@ static int begin_staging(pt_ingest *ingest, const pt_format *form, const uint8_t
 {
     uint32_t frame_len = whole_len(form, frame);
     if (ingest->staging == NULL)
-        ingest->staging = pt_pool_acquire(ingest->pool, frame_len);
+        ingest->staging = pt_pool_acquire_share(ingest->pool, frame_len);
     if (ingest->staging == NULL)
         return PT_ERR_BACKPRESSURE;
     PT_ASSERT(pt_pool_buffer_size(ingest->staging) >= frame_len);
@@ -156,11 +156,22 @@ static uint32_t stage(pt_ingest *ingest, uint8_t *target, uint32_t want, const u
     return taken;
 }
 
+/* Units of work: a plain message joins a batch, anything else is looked at by itself. */
+static inline uint32_t work_of(const pt_frame *frame)
+{
+    if (frame->type != PT_FRAME_DATA || (frame->flags & (PT_FLAG_FRAGMENT | PT_FLAG_BATCH)) != 0)
+        return PT_WORK_CONTROL;
+    return frame->payload_len < PT_TINY_PAYLOAD ? PT_WORK_TINY : 1;
+}
+
 static inline int hand_on(pt_ingest *ingest, const pt_sink *sink, const pt_frame *frame)
 {
     ingest->frames++;
     ingest->payload_bytes += frame->payload_len;
-    return sink->frame(sink->context, ingest->tag, frame);
+    ingest->work += work_of(frame);
+    int code = sink->frame(sink->context, ingest->tag, frame);
+    /* One comparison for both: a limit of 0 is none. */
+    return ingest->work - 1 >= ingest->work_limit - 1 && code == PT_OK ? PT_ERR_BUSY : code;
 }
 
 /* Fill up a cut header from data as far as it goes: at first the bytes that tell its form, then the

@@ -67,7 +67,9 @@ typedef struct pt_ingest {
     pt_frame frame;       /* of the current frame, once its header is whole */
     uint8_t state;        /* enum pt_ingest_state */
     uint8_t header[PT_FORMAT_MAX_HEADER];
-    uint64_t frames; /* handed on */
+    uint32_t work;       /* units of the frames handed on: see PT_TURN_MAX_WORK */
+    uint32_t work_limit; /* the caller's, as is setting work: where to stop; 0: nowhere */
+    uint64_t frames;     /* handed on */
     uint64_t payload_bytes;
 } pt_ingest;
 
@@ -91,8 +93,9 @@ void pt_ingest_cleanup(pt_ingest *ingest);
  * it began in an earlier call). The machine is in INIT and takes no more; PT_ERR_BACKPRESSURE: the
  * pool lent no staging buffer for a cut frame, *consumed is where that frame starts in data (0 when
  * its header was cut by an earlier call). Nothing is lost: give the same bytes again from there,
- * after room was made or with pt_ingest_lend(); what the sink returned: *consumed is behind that
- * frame; give the rest again; PT_ERR_INVALID_STATE: in INIT; nothing consumed.
+ * after room was made or with pt_ingest_lend(); what the sink returned, or PT_ERR_BUSY when
+ * work_limit was reached: *consumed is behind that frame; give the rest again;
+ * PT_ERR_INVALID_STATE: in INIT; nothing consumed.
  */
 int pt_ingest_feed(pt_ingest *ingest, const uint8_t *data, size_t len, const pt_sink *sink,
                    size_t *consumed);

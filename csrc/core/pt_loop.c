@@ -7,6 +7,9 @@
 /* Events that one link may need in a turn: SENT, SENT of a failure, FINISHED, CLOSED. */
 #define LINK_EVENTS 4
 
+/* pt_link.mean: so much or more asks for no shorter read. */
+#define MEAN_MAX 1024
+
 /* How long a link waits at most before it asks again for a staging buffer. */
 #define STARVED_RETRY_MS 10
 #define NOTE_BYTES       65536 /* of the messages that share a note, about */
@@ -27,6 +30,12 @@ static int ms_from_ticks(const pt_context *context, uint32_t ticks)
     uint64_t per_second = context->ops->ticks_per_second;
     uint64_t ms = ((uint64_t)ticks * 1000 + per_second - 1) / per_second;
     return ms > INT32_MAX ? INT32_MAX : (int)ms;
+}
+
+/* For how long nothing of what waits in the link has left. */
+static uint32_t still_for_ms(const pt_context *context, const pt_link *link)
+{
+    return (uint32_t)ms_from_ticks(context, context->wheel.now - link->moved);
 }
 
 /* The tick that has begun does not count: never early. */
@@ -59,6 +68,31 @@ static void remove_dirty(pt_context *context, pt_link *link)
         context->dirty_end = place;
     link->next_dirty = NULL;
     link->dirty = 0;
+}
+
+/* Links with held bytes, in the order in which they wait for their turn. */
+static void add_held(pt_context *context, pt_link *link)
+{
+    if (link->is_held)
+        return;
+    link->is_held = 1;
+    link->next_held = NULL;
+    *context->held_end = link;
+    context->held_end = &link->next_held;
+}
+
+static void remove_held(pt_context *context, pt_link *link)
+{
+    if (!link->is_held)
+        return;
+    pt_link **place = &context->held;
+    while (*place != link)
+        place = &(*place)->next_held;
+    *place = link->next_held;
+    if (link->next_held == NULL)
+        context->held_end = place;
+    link->next_held = NULL;
+    link->is_held = 0;
 }
 
 static void add_source(pt_context *context, pt_source *source)
@@ -113,6 +147,10 @@ int pt_context_init(pt_context *context, const pt_platform_ops *ops, void *platf
     context->receive_buffer_size = receive_buffer_size;
     context->io_budget = io_budget;
     context->dirty_end = &context->dirty;
+    context->held_end = &context->held;
+    context->pool_timer.kind = PT_TIMER_POOL;
+    context->step =
+        pt_pool_largest(pool) < receive_buffer_size ? pt_pool_largest(pool) : receive_buffer_size;
     pt_wheel_init(&context->wheel, ops->clock(context));
     return PT_OK;
 }
@@ -140,7 +178,7 @@ int pt_context_cleanup(pt_context *context)
 static int has_spare(pt_context *context)
 {
     if (context->spare == NULL)
-        context->spare = pt_pool_acquire(context->pool, context->frame_size);
+        context->spare = pt_pool_acquire_share(context->pool, context->frame_size);
     return context->spare != NULL;
 }
 
@@ -221,6 +259,17 @@ static void note_sent(pt_context *context, pt_link *link, uint32_t count)
     link->noted_end = end;
 }
 
+/* Held bytes that were taken apart, or that nobody will. */
+static void drop_held(pt_context *context, pt_link *link)
+{
+    remove_held(context, link);
+    if (link->held != NULL)
+        pt_pool_release(context->pool, link->held, link->held_len);
+    link->held = NULL;
+    link->held_len = 0;
+    link->held_at = 0;
+}
+
 /* Over: no more reading, writing or events but those that are due. */
 static void end_link(pt_context *context, pt_link *link, int code, int32_t system_error)
 {
@@ -239,6 +288,7 @@ static void end_link(pt_context *context, pt_link *link, int code, int32_t syste
     pt_wheel_cancel(&context->wheel, &link->frame_timer);
     pt_wheel_cancel(&context->wheel, &link->rest_timer);
     pt_ingest_cleanup(&link->ingest);
+    drop_held(context, link);
     add_dirty(context, link);
 }
 
@@ -272,6 +322,8 @@ static void update_reading(pt_context *context, pt_link *link)
         return;
     update_frame_timer(context, link, 0);
     update_interest(context, link);
+    if (link->held != NULL && is_read(link))
+        add_held(context, link);
 }
 
 /* Writing is over. A broken connection is read to its end before it is reported: what came before
@@ -363,6 +415,8 @@ static void push(pt_context *context, pt_link *link)
     if ((link->state != PT_LINK_OPEN && link->state != PT_LINK_SHUT) || link->end_code != PT_OK ||
         link->blocked)
         return;
+    int waits = link->pipeline.pending_count != link->pipeline.filling_count;
+    uint64_t sent_bytes = link->sent_bytes;
     while (link->pipeline.filling_count != 0) {
         if (!launch(context, link, 0))
             return;
@@ -376,6 +430,10 @@ static void push(pt_context *context, pt_link *link)
         }
     }
     harvest(context, link);
+    if (!waits || link->sent_bytes != sent_bytes) {
+        link->moved = context->wheel.now;
+        link->pipeline.is_still = 0;
+    }
     finish(context, link);
     if (link->blocked != ((link->source.interest & PT_WANT_WRITE) != 0))
         update_interest(context, link);
@@ -417,6 +475,7 @@ int pt_link_open(pt_context *context, pt_link *link, intptr_t handle, uint32_t t
     link->frame_timer.tag = tag;
     link->rest_timer.kind = PT_TIMER_REST;
     link->pipeline.keep = 1;
+    link->mean = MEAN_MAX;
     pt_ingest_init(&link->ingest, pt_message_format(), context->pool, max_payload, tag);
     link->state = PT_LINK_OPEN;
     context->link_count++;
@@ -490,6 +549,8 @@ int pt_link_send(pt_context *context, pt_link *link, uint8_t type, uint8_t flags
         return refused;
 
     pt_send_pipeline *pipeline = &link->pipeline;
+    if (link->blocked)
+        pipeline->is_still = still_for_ms(context, link) >= PT_STILL_MS;
     int result = pt_pipeline_send(pipeline, type, flags, payload, payload_len);
     if (result != PT_OK) {
         if (result != PT_ERR_WOULD_BLOCK && result != PT_ERR_NO_MEMORY)
@@ -634,11 +695,14 @@ int pt_link_close(pt_context *context, pt_link *link)
     remove_dirty(context, link);
     remove_source(context, &link->source);
     link->state = PT_LINK_NONE;
+    int abandoned = pt_pipeline_cleanup(&link->pipeline);
     if (--context->link_count == 0) {
         drop_spare(context);
         context->frame_size = 0;
+        pt_wheel_cancel(&context->wheel, &context->pool_timer);
+        (void)pt_pool_trim(context->pool);
     }
-    return pt_pipeline_cleanup(&link->pipeline);
+    return abandoned;
 }
 
 /* ------------------------------------------------------------------------------ watches, timers */
@@ -712,35 +776,120 @@ static void end_of_stream(pt_context *context, pt_link *link)
     }
 }
 
-/* Give what was read to the ingest. PT_OK, or what ends the link. */
-static int feed(pt_context *context, pt_link *link, size_t len, const pt_sink *sink)
+/* Give bytes of the stream to the ingest. PT_OK; PT_ERR_BUSY when the link has had its share of the
+ * turn, which *consumed says; or what ends the link. */
+static int feed(pt_context *context, pt_link *link, const uint8_t *data, size_t len,
+                const pt_sink *sink, size_t *consumed)
 {
-    size_t consumed = 0;
-    int result = pt_ingest_feed(&link->ingest, context->receive_buffer, len, sink, &consumed);
+    int result = pt_ingest_feed(&link->ingest, data, len, sink, consumed);
     if (result == PT_ERR_BACKPRESSURE) {
         PT_ASSERT(context->spare != NULL);
         pt_ingest_lend(&link->ingest, context->spare);
         context->spare = NULL;
         size_t again = 0;
-        result = pt_ingest_feed(&link->ingest, context->receive_buffer + consumed, len - consumed,
-                                sink, &again);
+        result = pt_ingest_feed(&link->ingest, data + *consumed, len - *consumed, sink, &again);
         PT_ASSERT(result != PT_ERR_BACKPRESSURE);
+        *consumed += again;
     }
-    return result;
+    return result == PT_ERR_BUSY && *consumed == len ? PT_OK : result;
 }
 
-static void read_link(pt_context *context, pt_link *link, pt_sink *sink)
+/* Keep what a turn has read and may not take apart. 0: there is no memory for it. */
+static int hold(pt_context *context, pt_link *link, const uint8_t *data, size_t len)
 {
-    if (sink->room == 0)
-        return; /* still ready: the next turn reads it */
-    if (!has_spare(context)) {
+    link->held = pt_pool_acquire(context->pool, (uint32_t)len);
+    if (link->held == NULL)
+        return 0;
+    memcpy(link->held, data, len);
+    link->held_len = (uint32_t)len;
+    link->held_at = 0;
+    return 1;
+}
+
+/* Note what a link has taken of this turn, and what its stream is like. */
+static void count_work(pt_context *context, pt_link *link, size_t len, pt_sink *sink)
+{
+    uint32_t work = link->ingest.work;
+    context->work_left -= work < context->work_left ? work : context->work_left;
+    if (sink->room != UINT32_MAX)
+        sink->room -= (uint32_t)len;
+    uint32_t mean = work != 0 ? (uint32_t)(len << 4) / work + 1 : MEAN_MAX;
+    link->mean = (uint16_t)(mean < MEAN_MAX ? mean : MEAN_MAX);
+}
+
+/* Take bytes of the stream apart, those just read or those held, as far as work goes. What is left
+ * is held. */
+static void take_apart(pt_context *context, pt_link *link, const uint8_t *data, size_t len,
+                       pt_sink *sink, uint32_t work)
+{
+    pt_ingest *ingest = &link->ingest;
+    uint64_t frames = ingest->frames;
+    int was_held = link->held != NULL;
+    size_t consumed = 0;
+    ingest->work = 0;
+    ingest->work_limit = work;
+    int result = feed(context, link, data, len, sink, &consumed);
+    if (was_held) {
+        link->held_at += (uint32_t)consumed;
+    } else if (result == PT_ERR_BUSY && !hold(context, link, data + consumed, len - consumed)) {
+        size_t rest = 0; /* better a long turn than a lost byte */
+        ingest->work_limit = 0;
+        result = feed(context, link, data + consumed, len - consumed, sink, &rest);
+        consumed += rest;
+    }
+    count_work(context, link, consumed, sink);
+    if (result == PT_OK || result == PT_ERR_BUSY) {
+        update_frame_timer(context, link, ingest->frames != frames);
+        if (link->held_at < link->held_len)
+            add_held(context, link);
+        else
+            drop_held(context, link);
+        return;
+    }
+    if (ingest->state == PT_INGEST_INIT) { /* a fault of the frame; else the sink could not go on */
+        context->bad_frames++;
+        if (result == PT_ERR_CRC)
+            context->crc_errors++;
+    }
+    end_link(context, link, result, 0);
+}
+
+/* How much to read at once: about what may be taken apart, and the rest of a cut frame in any case.
+ * Without a spare buffer that rest alone, which needs no other; 0 where none has begun. */
+static uint32_t read_size(pt_context *context, const pt_link *link, uint32_t room, uint32_t work,
+                          int alone)
+{
+    const pt_ingest *ingest = &link->ingest;
+    uint32_t rest = ingest->state == PT_INGEST_WAIT_PAYLOAD
+                        ? ingest->frame_len - pt_ingest_partial_len(ingest)
+                        : 0;
+    uint32_t size = context->step;
+    if (!alone && size > PT_LINK_MAX_READ)
+        size = PT_LINK_MAX_READ;
+    if (link->mean < MEAN_MAX && size > (work * link->mean >> 4))
+        size = work * link->mean >> 4;
+    if (!has_spare(context))
+        size = rest;
+    else if (size < rest + PT_HEADER_SIZE)
+        size = rest + PT_HEADER_SIZE;
+    return size < room ? size : room;
+}
+
+/* Read a link as far as it may be in this turn; alone: as nobody else has anything to read. What it
+ * does not come to stays ready. */
+static void read_link(pt_context *context, pt_link *link, pt_sink *sink, int alone)
+{
+    uint32_t left = context->work_left;
+    if (left == 0 || sink->room == 0)
+        return;
+    uint32_t work = alone || left < PT_LINK_MAX_WORK ? left : PT_LINK_MAX_WORK;
+    uint32_t size = read_size(context, link, sink->room, work, alone);
+    if (size == 0) {
         link->starved = 1;
         context->starved_count++;
         update_reading(context, link);
         return;
     }
-    uint32_t size =
-        context->receive_buffer_size < sink->room ? context->receive_buffer_size : sink->room;
     int count = context->ops->tcp_receive(context, link, context->receive_buffer, size);
     if (count == PT_ERR_WOULD_BLOCK)
         return;
@@ -753,27 +902,32 @@ static void read_link(pt_context *context, pt_link *link, pt_sink *sink)
         end_link(context, link, code, link->system_error);
         return;
     }
-
     link->received_bytes += (uint64_t)count;
-    if (sink->room != UINT32_MAX)
-        sink->room -= (uint32_t)count;
-    uint64_t frames = link->ingest.frames;
-    int result = feed(context, link, (size_t)count, sink);
-    if (result == PT_OK) {
-        update_frame_timer(context, link, link->ingest.frames != frames);
-        return;
+    take_apart(context, link, context->receive_buffer, (size_t)count, sink, work);
+}
+
+/* Go on with held bytes. */
+static void take_held(pt_context *context, pt_link *link, pt_sink *sink, int alone)
+{
+    link->held_turn = (uint32_t)context->turns;
+    uint32_t left = context->work_left;
+    size_t len = link->held_len - link->held_at;
+    if (len > sink->room)
+        len = sink->room;
+    if (left == 0 || len == 0) {
+        add_held(context, link);
+    } else if (!has_spare(context)) {
+        link->starved = 1;
+        context->starved_count++;
+        update_reading(context, link);
+    } else {
+        take_apart(context, link, link->held + link->held_at, len, sink,
+                   alone || left < PT_LINK_MAX_WORK ? left : PT_LINK_MAX_WORK);
     }
-    if (link->ingest.state ==
-        PT_INGEST_INIT) { /* a fault of the frame; else the sink could not go on */
-        context->bad_frames++;
-        if (result == PT_ERR_CRC)
-            context->crc_errors++;
-    }
-    end_link(context, link, result, 0);
 }
 
 /* Serve one ready source. Returns the number of events made (0 or 1). */
-static int serve(pt_context *context, pt_source *source, pt_event *event, pt_sink *sink)
+static int serve(pt_context *context, pt_source *source, pt_event *event, pt_sink *sink, int alone)
 {
     uint8_t ready = source->ready;
     source->ready = 0;
@@ -788,45 +942,14 @@ static int serve(pt_context *context, pt_source *source, pt_event *event, pt_sin
 
     pt_link *link = (pt_link *)source;
     if ((link->state == PT_LINK_OPEN || link->state == PT_LINK_SHUT) && (ready & PT_READY_READ) &&
-        is_read(link))
-        read_link(context, link, sink);
+        is_read(link) && link->held == NULL && link->held_turn != (uint32_t)context->turns)
+        read_link(context, link, sink, alone);
     if ((ready & PT_READY_WRITE) &&
         (link->blocked || link->pipeline.pending_count != 0)) { /* room, or slots that are done */
         link->blocked = 0;
         push(context, link);
     }
     return 0;
-}
-
-/* Due timers. Those of links end them; the caller's become events, at most capacity. Returns the
- * number of events. */
-static int expire_timers(pt_context *context, pt_event *events, int capacity)
-{
-    int count = 0;
-    pt_wheel_advance(&context->wheel, context->ops->clock(context));
-    while (count < capacity) {
-        pt_timer *timer = pt_wheel_expire(&context->wheel);
-        if (timer == NULL)
-            break;
-        if (timer->kind == PT_TIMER_FRAME) {
-            pt_link *link = (pt_link *)(void *)((uint8_t *)timer - offsetof(pt_link, frame_timer));
-            end_link(context, link, PT_ERR_TIMEOUT, 0);
-            continue;
-        }
-        if (timer->kind == PT_TIMER_REST) {
-            pt_link *link = (pt_link *)(void *)((uint8_t *)timer - offsetof(pt_link, rest_timer));
-            if (link->pipeline.frames != link->rest_frames || link->pipeline.pending_count != 0)
-                watch_rest(context, link);
-            else
-                pt_pipeline_rest(&link->pipeline);
-            continue;
-        }
-        pt_event *event = &events[count++];
-        memset(event, 0, sizeof *event);
-        event->kind = PT_EVENT_TIMER;
-        event->tag = timer->tag;
-    }
-    return count;
 }
 
 static pt_event *make_event(const pt_link *link, pt_event *event, uint32_t kind, int32_t code)
@@ -836,6 +959,122 @@ static pt_event *make_event(const pt_link *link, pt_event *event, uint32_t kind,
     event->tag = link->source.tag;
     event->code = code;
     return event;
+}
+
+/* 1 when at most one link has something to take apart, as far as is known. */
+static int is_alone(const pt_context *context)
+{
+    int count = context->held != NULL ? 1 + (context->held->next_held != NULL) : 0;
+    for (uint32_t index = 0; index < context->ready_count && count < 2; index++) {
+        const pt_source *source = context->ready[index];
+        if (source == NULL || source->kind != PT_SOURCE_LINK || !(source->ready & PT_READY_READ))
+            continue;
+        const pt_link *link = (const pt_link *)source;
+        count += is_read(link) && !link->is_held;
+    }
+    return count < 2;
+}
+
+/* Give those who held something at the beginning of the turn their share, as many as may be served
+ * beside those who are ready. */
+static void take_all_held(pt_context *context, pt_sink *sink, int alone)
+{
+    const pt_link *last = NULL;
+    for (uint32_t served = 0; served < context->io_budget && context->held != NULL; served++) {
+        pt_link *link = context->held;
+        if (link == last)
+            break; /* all had their turn */
+        remove_held(context, link);
+        if (!is_read(link))
+            continue; /* comes back when it is read again */
+        take_held(context, link, sink, alone);
+        if (last == NULL && link->is_held)
+            last = link;
+    }
+}
+
+/* The time of a cut frame is over. Its rest may lie in the system all the same, if it was this
+ * program that had no time: read once more before the link ends. */
+static void end_late_frame(pt_context *context, pt_link *link, pt_sink *sink)
+{
+    if (link->held != NULL || context->work_left == 0 || sink->room == 0) {
+        arm(context, &link->frame_timer, 1); /* it waits for us */
+        return;
+    }
+    uint64_t frames = link->ingest.frames;
+    read_link(context, link, sink, 0);
+    if (link->state != PT_LINK_ENDED && is_read(link) && link->ingest.frames == frames)
+        end_link(context, link, PT_ERR_TIMEOUT, 0);
+}
+
+/* Of the links that have something to send the one that has stood still the longest; NULL: none
+ * does. */
+static const pt_link *stillest(const pt_context *context)
+{
+    const pt_link *found = NULL;
+    uint32_t longest = 0;
+    for (const pt_source *source = context->sources; source != NULL; source = source->next) {
+        const pt_link *link = (const pt_link *)source;
+        if (source->kind != PT_SOURCE_LINK || !link->blocked || link->state == PT_LINK_ENDED)
+            continue;
+        uint32_t ticks = context->wheel.now - link->moved;
+        if (ticks >= longest) {
+            longest = ticks;
+            found = link;
+        }
+    }
+    return found;
+}
+
+/* While the pool is in use, once a second: give back what nobody needed since, and say who stands
+ * still if too little is left. Returns the number of events (0 or 1). */
+static int look_at_pool(pt_context *context, pt_event *event)
+{
+    uint64_t acquires = pt_pool_acquires(context->pool);
+    int rests = acquires == context->pool_acquires;
+    context->pool_acquires = acquires;
+    if (rests)
+        (void)pt_pool_trim(context->pool);
+    int is_scarce = pt_pool_is_scarce(context->pool);
+    if (is_scarce || !rests)
+        arm(context, &context->pool_timer, PT_POOL_REST_MS);
+    const pt_link *link = is_scarce ? stillest(context) : NULL;
+    if (link == NULL)
+        return 0;
+    make_event(link, event, PT_EVENT_STILL, PT_OK)->count = still_for_ms(context, link);
+    return 1;
+}
+
+/* Due timers. Those of links end them; the caller's become events, at most capacity. Returns the
+ * number of events. */
+static int expire_timers(pt_context *context, pt_event *events, int capacity, pt_sink *sink)
+{
+    int count = 0;
+    pt_wheel_advance(&context->wheel, context->ops->clock(context));
+    while (count < capacity) {
+        pt_timer *timer = pt_wheel_expire(&context->wheel);
+        if (timer == NULL)
+            break;
+        if (timer->kind == PT_TIMER_FRAME) {
+            end_late_frame(context,
+                           (pt_link *)(void *)((uint8_t *)timer - offsetof(pt_link, frame_timer)),
+                           sink);
+        } else if (timer->kind == PT_TIMER_REST) {
+            pt_link *link = (pt_link *)(void *)((uint8_t *)timer - offsetof(pt_link, rest_timer));
+            if (link->pipeline.frames != link->rest_frames || link->pipeline.pending_count != 0)
+                watch_rest(context, link);
+            else
+                pt_pipeline_rest(&link->pipeline);
+        } else if (timer->kind == PT_TIMER_POOL) {
+            count += look_at_pool(context, &events[count]);
+        } else {
+            pt_event *event = &events[count++];
+            memset(event, 0, sizeof *event);
+            event->kind = PT_EVENT_TIMER;
+            event->tag = timer->tag;
+        }
+    }
+    return count;
 }
 
 /* What has become of a link since the last turn: up to LINK_EVENTS events. Returns their number. */
@@ -910,6 +1149,7 @@ int pt_loop_turn(pt_context *context, int timeout_ms, pt_event *events, int capa
     context->woken = 0;
     context->turn_messages = 0;
     context->turn_bytes = 0;
+    context->work_left = PT_TURN_MAX_WORK;
 
     for (pt_link *link = context->dirty; link != NULL; link = link->next_dirty)
         push(context, link);
@@ -924,20 +1164,26 @@ int pt_loop_turn(pt_context *context, int timeout_ms, pt_event *events, int capa
     }
     int count = 0;
     pt_sink room = *sink;
+    int alone = is_alone(context);
+    take_all_held(context, &room, alone);
     for (uint32_t index = 0; index < context->ready_count; index++) {
         if (context->ready[index] != NULL)
-            count += serve(context, context->ready[index], &events[count], &room);
+            count += serve(context, context->ready[index], &events[count], &room, alone);
     }
     context->ready_count = 0;
 
     /* Timers leave room for links, so that neither starves the other. */
-    count += expire_timers(context, &events[count], (capacity - count - LINK_EVENTS + 1) / 2);
+    count +=
+        expire_timers(context, &events[count], (capacity - count - LINK_EVENTS + 1) / 2, &room);
+    if (!pt_timer_is_armed(&context->pool_timer) && context->link_count != 0 &&
+        pt_pool_acquires(context->pool) != context->pool_acquires)
+        arm(context, &context->pool_timer, PT_POOL_REST_MS);
     return count + report_links(context, &events[count], capacity - count);
 }
 
 int pt_loop_next_timeout(pt_context *context)
 {
-    if (context->dirty != NULL || context->ready_count != 0)
+    if (context->dirty != NULL || context->ready_count != 0 || context->held != NULL)
         return 0;
     pt_wheel_advance(&context->wheel, context->ops->clock(context));
     uint32_t ticks = pt_wheel_next(&context->wheel);

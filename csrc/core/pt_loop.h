@@ -5,6 +5,10 @@
  * A turn pushes what was queued, waits (if it may) for readiness, serves at most io_budget sources,
  * reports finished sends and due timers. A source that was not served stays ready and comes in the
  * next turn. All functions but pt_loop_wake() belong to the worker's thread.
+ *
+ * A turn is bounded by work, which is counted and never timed: PT_TURN_MAX_WORK units and the
+ * sink's room over all links, PT_LINK_MAX_WORK units and one read for a link that is not the only
+ * one with something to read. What was read beyond that is held for the next turn.
  */
 #ifndef PT_LOOP_H
 #define PT_LOOP_H
@@ -15,7 +19,8 @@
 enum pt_timer_kind {
     PT_TIMER_CALLER = 0,
     PT_TIMER_FRAME = 1, /* a link's partial frame */
-    PT_TIMER_REST = 2   /* a link's slot buffers, to be given back when it has become idle */
+    PT_TIMER_REST = 2,  /* a link's slot buffers, to be given back when it has become idle */
+    PT_TIMER_POOL = 3   /* the context's look at its pool */
 };
 
 enum pt_event_kind {
@@ -29,6 +34,9 @@ enum pt_event_kind {
                             pt_link_close() remains */
     PT_EVENT_READY = 5,  /* a watch: count holds enum pt_ready */
     PT_EVENT_TIMER = 6,  /* a timer of the caller expired */
+    PT_EVENT_STILL = 8,  /* memory is scarce, and of all links this one has stood still the longest:
+                            nothing of what it has to send has left for count milliseconds. Once a
+                            second while that lasts; closing it gives its buffers back */
     PT_EVENT_FINISHED =
         7 /* the other side ended its half in order while ours is OPEN: nothing more will be read;
            * what is queued may still leave. Follow with pt_link_shut(), which brings
@@ -41,7 +49,7 @@ typedef struct pt_event {
     uint32_t tag;    /* of the link, watch or timer */
     int32_t code;    /* PT_OK or PT_ERR_* */
     int32_t system_error;
-    uint32_t count; /* SENT: messages; READY: enum pt_ready */
+    uint32_t count; /* SENT: messages; READY: enum pt_ready; STILL: milliseconds */
     uint32_t len;   /* FRAME: payload bytes */
     uint8_t type;   /* FRAME */
     uint8_t flags;
@@ -147,9 +155,10 @@ void pt_loop_cancel(pt_context *context, pt_timer *timer);
  * that blocks, for callers that give up their locks around it. PT_OK or PT_ERR_PLATFORM. */
 int pt_loop_wait(pt_context *context, int timeout_ms);
 
-/* One turn. Frames go to sink in order; other events into events (capacity at least 4 x io_budget +
- * 4; what does not fit stays due). Events of one turn belong after its frames. Returns the number
- * of events, or PT_ERR_PLATFORM, PT_ERR_INVALID_PARAM. */
+/* One turn. Frames go to sink in order, at most sink->room bytes of stream; other events into
+ * events (capacity at least 4 x io_budget + 4; what does not fit stays due). Events of one turn
+ * belong after its frames. Returns the number of events, or PT_ERR_PLATFORM, PT_ERR_INVALID_PARAM.
+ */
 int pt_loop_turn(pt_context *context, int timeout_ms, pt_event *events, int capacity,
                  const pt_sink *sink);
 

@@ -58,8 +58,11 @@ static void drop_buffer(pt_send_pipeline *pipeline, pt_send_slot *slot)
 {
     if (slot->message_len > slot->used_len)
         slot->used_len = slot->message_len;
-    if (slot->buffer != NULL)
+    if (slot->buffer != NULL) {
+        if (pt_pool_is_share(slot->buffer))
+            pipeline->share_count--;
         pt_pool_release(pipeline->pool, slot->buffer, slot->used_len);
+    }
     slot->buffer = NULL;
     slot->buffer_size = 0;
     slot->used_len = 0;
@@ -82,15 +85,32 @@ static void hand_on_buffer(pt_send_pipeline *pipeline, pt_send_slot *slot)
     slot->message_len = 0;
 }
 
-/* Make sure that a slot has a buffer. */
+/* 1 when the slot before is still under way and well filled: more is sent than leaves at once. */
+static int is_bulk(const pt_send_pipeline *pipeline)
+{
+    return pipeline->packing && pipeline->pending_count != 0 &&
+           pipeline->slots[before(pipeline, pipeline->next_slot)].message_len >
+               pipeline->small_size / 2;
+}
+
+/* Make sure that a slot has a buffer: one of this link's share, unless it is in bulk and the budget
+ * has a larger one. */
 static int lend_buffer(pt_send_pipeline *pipeline, pt_send_slot *slot)
 {
     if (slot->buffer != NULL)
         return PT_OK;
-    slot->buffer = pt_pool_acquire(pipeline->pool, pipeline->slot_size);
+    int has_share = pipeline->lazy && pipeline->share_count < PT_SLOT_SHARE;
+    uint16_t size = is_bulk(pipeline) ? pipeline->slot_size : pipeline->small_size;
+    if (!pipeline->is_still && (!has_share || size > pipeline->small_size))
+        slot->buffer = pt_pool_acquire(pipeline->pool, size);
+    if (slot->buffer == NULL && has_share) {
+        size = pipeline->small_size;
+        slot->buffer = pt_pool_acquire_share(pipeline->pool, size);
+        pipeline->share_count = (uint8_t)(pipeline->share_count + (slot->buffer != NULL));
+    }
     if (slot->buffer == NULL)
         return PT_ERR_NO_MEMORY;
-    slot->buffer_size = pipeline->slot_size;
+    slot->buffer_size = size;
     slot->message_len = 0;
     slot->used_len = 0;
     return PT_OK;
@@ -110,6 +130,9 @@ int pt_pipeline_init(pt_send_pipeline *pipeline, pt_send_slot *slots, uint8_t de
     fresh.slots = slots;
     fresh.pool = pool;
     fresh.slot_size = slot_size;
+    fresh.small_size = slot_size;
+    if (lazy && slot_size > PT_FRAME_OVERHEAD + PT_FRAME_MAX_PAYLOAD)
+        fresh.small_size = PT_FRAME_OVERHEAD + PT_FRAME_MAX_PAYLOAD;
     fresh.depth = depth;
     fresh.lazy = lazy != 0;
     fresh.packing = packing != 0;
@@ -161,7 +184,7 @@ int pt_pipeline_reserve(pt_send_pipeline *pipeline, uint8_t *slot_index)
     PT_ASSERT(slot->state == PT_SLOT_FREE);
     if (lend_buffer(pipeline, slot) != PT_OK) {
         PT_ASSERT(pipeline->lazy); /* else pt_pipeline_init() lent them all */
-        return PT_ERR_NO_MEMORY;
+        return pipeline->pending_count != 0 ? PT_ERR_WOULD_BLOCK : PT_ERR_NO_MEMORY;
     }
 
     slot->state = PT_SLOT_FILLING;
@@ -189,7 +212,7 @@ int pt_pipeline_send(pt_send_pipeline *pipeline, uint8_t type, uint8_t flags,
         return PT_ERR_NOT_INITIALIZED;
     if (type < PT_FRAME_DATA || type > PT_FRAME_CAPABILITY || (payload == NULL && payload_len != 0))
         return PT_ERR_INVALID_PARAM;
-    if (payload_len > (uint32_t)pipeline->slot_size - PT_FRAME_OVERHEAD)
+    if (payload_len > (uint32_t)pipeline->small_size - PT_FRAME_OVERHEAD)
         return PT_ERR_MESSAGE_TOO_LARGE;
 
     /* A FILLING slot that is ripe takes no more; one that is not may still be too full for this
@@ -197,7 +220,8 @@ int pt_pipeline_send(pt_send_pipeline *pipeline, uint8_t type, uint8_t flags,
     uint32_t frame_len = payload_len + PT_FRAME_OVERHEAD;
     uint8_t index = before(pipeline, pipeline->next_slot);
     if (pipeline->filling_count == 0 || pipeline->ripe ||
-        frame_len > (uint32_t)pipeline->slot_size - pipeline->slots[index].message_len) {
+        frame_len >
+            (uint32_t)(pipeline->slots[index].buffer_size - pipeline->slots[index].message_len)) {
         int result = pt_pipeline_reserve(pipeline, &index);
         if (result != PT_OK) {
             pipeline->refusals++;
@@ -287,7 +311,10 @@ int pt_pipeline_report(pt_send_pipeline *pipeline, uint32_t *message_count, int 
     *result = slot->result;
     pipeline->reported += slot->message_count;
     slot->state = PT_SLOT_FREE;
-    if (pipeline->keep && slot->message_len > pipeline->slot_size / 2)
+    /* A larger one is worth keeping when a small one would not have done. */
+    uint32_t worth =
+        slot->buffer_size > pipeline->small_size ? pipeline->small_size : pipeline->small_size / 2U;
+    if (pipeline->keep && slot->message_len > worth)
         hand_on_buffer(pipeline, slot);
     else if (pipeline->lazy)
         drop_buffer(pipeline, slot);

@@ -3,6 +3,10 @@
  *      FREE -> FILLING -> IN_FLIGHT -> COMPLETED -> FREE
  *                            \-> ABANDONED -> FREE        (closed before the platform let go)
  *
+ * A lazy pipeline always finds PT_SLOT_SHARE buffers of one whole frame each, whatever others hold.
+ * Larger ones, of slot_size, come out of the pool's budget, and only while more is sent than leaves
+ * at once; where there is none it goes on with its share.
+ *
  * Slots are taken round-robin and reported in that order; the platform may complete them in any
  * order. pending_count counts the slots that are not FREE, and they lie next to each other from
  * head on. Sans-I/O: who moves the bytes, and when, is the caller's. One worker's thread only.
@@ -49,11 +53,12 @@ typedef struct pt_send_pipeline {
     uint64_t reported; /* of these, reported done or failed by pt_pipeline_report() */
     uint64_t frames;   /* frames of any type put into slots */
     uint64_t payload_bytes;
-    uint64_t refusals;  /* pt_pipeline_send() said PT_ERR_WOULD_BLOCK or PT_ERR_NO_MEMORY */
-    uint16_t slot_size; /* bytes borrowed for a slot */
-    uint8_t depth;      /* 1 .. PT_PIPELINE_MAX_DEPTH */
-    uint8_t head;       /* oldest slot that is not FREE */
-    uint8_t next_slot;  /* the slot that is taken next; head + pending_count, round-robin */
+    uint64_t refusals;   /* pt_pipeline_send() said PT_ERR_WOULD_BLOCK or PT_ERR_NO_MEMORY */
+    uint16_t slot_size;  /* bytes borrowed for a slot of a link in bulk */
+    uint16_t small_size; /* of any other: one whole frame, or slot_size if that is less */
+    uint8_t depth;       /* 1 .. PT_PIPELINE_MAX_DEPTH */
+    uint8_t head;        /* oldest slot that is not FREE */
+    uint8_t next_slot;   /* the slot that is taken next; head + pending_count, round-robin */
     uint8_t pending_count;
     uint8_t high_water;    /* largest pending_count seen */
     uint8_t send_seq;      /* sequence of the next DATA frame, wraps at 256 */
@@ -64,6 +69,9 @@ typedef struct pt_send_pipeline {
     uint8_t filling_count; /* FILLING slots; they are the newest, so the oldest of them is next_slot
                               - filling_count, round-robin */
     uint8_t ripe;          /* 1: what pt_pipeline_is_ripe() says */
+    uint8_t share_count;   /* buffers held of the link's share, at most PT_SLOT_SHARE */
+    uint8_t is_still;      /* the caller's; 1: what is in flight does not move, and nothing more is
+                              borrowed than the share */
     uint8_t initialized;
 } pt_send_pipeline;
 
@@ -80,8 +88,9 @@ int pt_pipeline_init(pt_send_pipeline *pipeline, pt_send_slot *slots, uint8_t de
 int pt_pipeline_cleanup(pt_send_pipeline *pipeline);
 
 /* Reserve the next free slot, round-robin: it becomes FILLING, empty, with a buffer. *slot_index is
- * untouched on failure. Returns PT_OK, PT_ERR_WOULD_BLOCK (every slot is taken) or PT_ERR_NO_MEMORY
- * (lazy only: the pool lent no buffer). O(1). */
+ * untouched on failure. Returns PT_OK, PT_ERR_WOULD_BLOCK (every slot is taken, or every buffer
+ * that this link may have now: report brings one back) or PT_ERR_NO_MEMORY (lazy only: no slot is
+ * taken, and the system has no memory). O(1). */
 int pt_pipeline_reserve(pt_send_pipeline *pipeline, uint8_t *slot_index);
 
 /* Put one frame on its way: copy the payload once into the newest FILLING slot that has room
@@ -90,9 +99,9 @@ int pt_pipeline_reserve(pt_send_pipeline *pipeline, uint8_t *slot_index);
  * not put on the wire. The caller's payload is free at once.
  *
  * Returns PT_OK, or, with nothing changed (no gap in the sequence):
- *   PT_ERR_WOULD_BLOCK        every slot is taken
- *   PT_ERR_NO_MEMORY          the pool lent no buffer
- *   PT_ERR_MESSAGE_TOO_LARGE  the frame does not fit slot_size
+ *   PT_ERR_WOULD_BLOCK        every slot is taken, or every buffer that this link may have now
+ *   PT_ERR_NO_MEMORY          no slot is taken, and the system has no memory for one
+ *   PT_ERR_MESSAGE_TOO_LARGE  the frame does not fit small_size
  *   PT_ERR_INVALID_PARAM      type out of range
  *   PT_ERR_NOT_INITIALIZED
  */

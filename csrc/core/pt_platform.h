@@ -71,6 +71,13 @@ struct pt_link {
     pt_link *next_dirty;  /* links with frames to push or results to report */
     pt_timer frame_timer; /* armed while a frame is cut and the link is not paused */
     pt_timer rest_timer;  /* armed while slots keep buffers */
+    pt_link *next_held;   /* links that wait for a turn with held bytes */
+    uint8_t *held;        /* bytes that were read and are not yet taken apart; from the pool, NULL:
+                             none */
+    uint32_t held_len;    /* of them */
+    uint32_t held_at;     /* of those, taken */
+    uint32_t held_turn;   /* the last turn that took some, which reads no more */
+    uint32_t moved;       /* tick at which bytes last left, or began to wait */
     uint64_t rest_frames; /* pipeline.frames when rest_timer was armed */
     pt_send_pipeline pipeline;
     pt_ingest ingest;
@@ -108,6 +115,8 @@ struct pt_link {
     uint8_t read_ended; /* 1: the other side ended its half; not read any more */
     uint8_t blocked; /* 1: the platform took no more; set by it, cleared when the source is ready to
                         write */
+    uint8_t is_held; /* 1: in the context's list of links with held bytes */
+    uint16_t mean;   /* sixteenths of a byte of stream for a unit of work, when last read */
     uint8_t slot_freed; /* events to come: PT_EVENT_SENT with PT_OK */
     uint8_t note_count;
     uint8_t finish_due; /* ... PT_EVENT_FINISHED */
@@ -188,7 +197,11 @@ struct pt_context {
     void *platform_data;
     pt_pool *pool;
     uint8_t *receive_buffer;
-    uint8_t *spare; /* staging buffer in reserve, so that a cut frame always finds one */
+    uint8_t *spare;         /* staging buffer in reserve, so that a cut frame always finds one */
+    pt_link *held;          /* first link with held bytes that is read; NULL: none */
+    pt_link **held_end;     /* where the next one is put */
+    pt_timer pool_timer;    /* armed while the pool is in use or scarce */
+    uint64_t pool_acquires; /* of the pool, when it was last looked at */
     pt_source *sources;
     pt_link *dirty;      /* first link with frames to push or results to report; NULL: none */
     pt_link **dirty_end; /* where the next one is put */
@@ -199,6 +212,8 @@ struct pt_context {
     pt_source *ready[PT_IO_BUDGET]; /* of this turn */
     uint32_t turn_messages; /* accepted since the last turn, all links: see pt_link_send() */
     uint32_t turn_bytes;
+    uint32_t work_left;     /* units that this turn may still bring: see PT_TURN_MAX_WORK */
+    uint32_t step;          /* bytes of one read: what is left of it fits a buffer of the pool */
     uint32_t starved_count; /* links that wait for a staging buffer */
     uint32_t link_count;
     uint32_t woken;      /* 1: this turn's wait, or the one before it, was ended by wake */

@@ -12,6 +12,10 @@
  *
  * A buffer carries a header of 16 bytes in front, which leads back to its node and knows pool and
  * state.
+ *
+ * The budget is held against the buffers that are lent by pt_pool_acquire() and those that are
+ * free: a share that comes back is kept only if the budget has room for it. What the budget cannot
+ * pay is made payable once by freeing what nobody has borrowed, of whatever class.
  */
 #include "pt_pool.h"
 
@@ -39,7 +43,7 @@ typedef struct buffer_header {
     uint32_t buffer_size;
     uint16_t node_index;
     uint8_t class_index;
-    uint8_t unused;
+    uint8_t is_share; /* 1: lent beside the budget */
 } buffer_header;
 
 _Static_assert(sizeof(buffer_header) == ALIGNMENT, "the header keeps the buffer behind it aligned");
@@ -66,7 +70,9 @@ struct pt_pool {
     cell64 allocations;
     cell64 refusals;
     cell64 returns;
-    cell64 bytes; /* never above budget; includes buffers that are being made */
+    cell64 budgeted; /* bytes held against the budget and never above it; includes buffers that are
+                        being made */
+    cell64 bytes;    /* those and the shares */
     cell64 peak_bytes;
     uint8_t class_count;
     size_class classes[PT_POOL_MAX_CLASSES];
@@ -79,9 +85,10 @@ static inline uint64_t cell_get(const cell64 *cell)
     return atomic_load_explicit(cell, memory_order_acquire);
 }
 
-static inline void cell_add(cell64 *cell, uint64_t count)
+/* Returns what stands there then. */
+static inline uint64_t cell_add(cell64 *cell, uint64_t count)
 {
-    atomic_fetch_add_explicit(cell, count, memory_order_relaxed);
+    return atomic_fetch_add_explicit(cell, count, memory_order_relaxed) + count;
 }
 
 /* Replace *expected by value and return 1; else 0, and *expected is what stands there. */
@@ -106,9 +113,9 @@ static inline uint64_t cell_get(const cell64 *cell)
     return *cell;
 }
 
-static inline void cell_add(cell64 *cell, uint64_t count)
+static inline uint64_t cell_add(cell64 *cell, uint64_t count)
 {
-    *cell += count;
+    return *cell += count;
 }
 
 static inline int cell_swap(cell64 *cell, uint64_t *expected, uint64_t value)
@@ -175,15 +182,15 @@ static inline size_t buffer_cost(const size_class *class)
     return sizeof(buffer_header) + class->buffer_size;
 }
 
-/* Take cost out of the budget. Returns the bytes then held, or 0 when it does not allow that. */
-static uint64_t reserve_bytes(pt_pool *pool, size_t cost)
+/* Take cost out of the budget. Returns 0 when it does not allow that. */
+static int reserve_bytes(pt_pool *pool, size_t cost)
 {
-    uint64_t held = cell_get(&pool->bytes);
+    uint64_t held = cell_get(&pool->budgeted);
     do {
         if (cost > pool->budget - held)
             return 0;
-    } while (!cell_swap(&pool->bytes, &held, held + cost));
-    return held + cost;
+    } while (!cell_swap(&pool->budgeted, &held, held + cost));
+    return 1;
 }
 
 static void raise_peak(pt_pool *pool, uint64_t held)
@@ -193,20 +200,31 @@ static void raise_peak(pt_pool *pool, uint64_t held)
         ;
 }
 
-/* Make a buffer for a node that the caller owns. Returns NULL, with nothing changed, when the
- * budget or the source refuses. */
-static buffer_header *make_buffer(pt_pool *pool, uint8_t class_index, uint32_t node_index)
+/* Memory for a buffer, out of the budget unless it is a share. NULL when budget or source refuse.
+ */
+static buffer_header *find_memory(pt_pool *pool, size_t cost, int is_share)
+{
+    do {
+        if (!is_share && !reserve_bytes(pool, cost))
+            continue;
+        buffer_header *header = pool->source.allocate(pool->source.context, cost);
+        if (header != NULL)
+            return header;
+        if (!is_share)
+            (void)cell_add(&pool->budgeted, 0 - (uint64_t)cost);
+    } while (pt_pool_trim(pool) != 0);
+    return NULL;
+}
+
+/* Make a buffer for a node that the caller owns. 0, with nothing changed, when there is no memory.
+ */
+static int make_buffer(pt_pool *pool, uint8_t class_index, uint32_t node_index, int is_share)
 {
     size_class *class = &pool->classes[class_index];
     size_t cost = buffer_cost(class);
-    uint64_t held = reserve_bytes(pool, cost);
-    if (held == 0)
-        return NULL;
-    buffer_header *header = pool->source.allocate(pool->source.context, cost);
-    if (header == NULL) {
-        cell_add(&pool->bytes, 0 - (uint64_t)cost);
-        return NULL;
-    }
+    buffer_header *header = find_memory(pool, cost, is_share);
+    if (header == NULL)
+        return 0;
     PT_ASSERT((uintptr_t)header % ALIGNMENT == 0);
 
     memset(header, 0, cost);
@@ -214,9 +232,21 @@ static buffer_header *make_buffer(pt_pool *pool, uint8_t class_index, uint32_t n
     header->node_index = (uint16_t)node_index;
     header->class_index = class_index;
     class->nodes[node_index].memory = header;
-    raise_peak(pool, held);
-    cell_add(&pool->allocations, 1);
-    return header;
+    raise_peak(pool, cell_add(&pool->bytes, cost));
+    (void)cell_add(&pool->allocations, 1);
+    return 1;
+}
+
+/* Give the memory of a node that the caller owns back to the source. */
+static void free_buffer(pt_pool *pool, size_class *class, uint32_t node_index)
+{
+    node *owned = &class->nodes[node_index];
+    size_t cost = buffer_cost(class);
+    PT_ASSERT(owned->memory->check == check_value(pool, BUFFER_FREE));
+    pool->source.release(pool->source.context, owned->memory, cost);
+    owned->memory = NULL;
+    (void)cell_add(&pool->bytes, 0 - (uint64_t)cost);
+    push(class, &class->empty, node_index);
 }
 
 size_t pt_pool_size(const pt_pool_class *classes, uint8_t class_count)
@@ -275,7 +305,7 @@ uint64_t pt_pool_cleanup(pt_pool *pool)
     return statistics.in_use;
 }
 
-uint8_t *pt_pool_acquire(pt_pool *pool, uint32_t size)
+static uint8_t *acquire(pt_pool *pool, uint32_t size, int is_share)
 {
     PT_ASSERT(pool->class_count >= 1 && pool->class_count <= PT_POOL_MAX_CLASSES);
 
@@ -286,32 +316,51 @@ uint8_t *pt_pool_acquire(pt_pool *pool, uint32_t size)
         return NULL;
 
     size_class *class = &pool->classes[class_index];
-    buffer_header *header = NULL;
     uint32_t index = pop(class, &class->free);
-    if (index == NO_NODE) {
+    int was_free = index != NO_NODE;
+    if (!was_free) {
         index = pop(class, &class->empty);
-        if (index != NO_NODE) {
-            header = make_buffer(pool, class_index, index);
-            if (header == NULL)
-                push(class, &class->empty, index);
+        if (index != NO_NODE && !make_buffer(pool, class_index, index, is_share)) {
+            push(class, &class->empty, index);
+            index = NO_NODE;
         }
-        if (header == NULL) /* another thread may have returned one since we looked */
+        if (index == NO_NODE) { /* another thread may have returned one since we looked */
             index = pop(class, &class->free);
+            was_free = 1;
+        }
     }
-    if (header == NULL && index == NO_NODE) {
-        cell_add(&pool->refusals, 1);
+    if (index == NO_NODE) {
+        (void)cell_add(&pool->refusals, 1);
         return NULL;
     }
 
-    header = class->nodes[index].memory;
+    buffer_header *header = class->nodes[index].memory;
     header->check = check_value(pool, BUFFER_LENT);
-    cell_add(&pool->acquires, 1);
+    header->is_share = (uint8_t)is_share;
+    if (is_share && was_free)
+        (void)cell_add(&pool->budgeted, 0 - (uint64_t)buffer_cost(class));
+    (void)cell_add(&pool->acquires, 1);
     return (uint8_t *)(header + 1);
+}
+
+uint8_t *pt_pool_acquire(pt_pool *pool, uint32_t size)
+{
+    return acquire(pool, size, 0);
+}
+
+uint8_t *pt_pool_acquire_share(pt_pool *pool, uint32_t size)
+{
+    return acquire(pool, size, 1);
 }
 
 uint32_t pt_pool_buffer_size(const uint8_t *buffer)
 {
     return ((const buffer_header *)(const void *)(buffer - sizeof(buffer_header)))->buffer_size;
+}
+
+int pt_pool_is_share(const uint8_t *buffer)
+{
+    return ((const buffer_header *)(const void *)(buffer - sizeof(buffer_header)))->is_share;
 }
 
 void pt_pool_release(pt_pool *pool, uint8_t *buffer, uint32_t used)
@@ -321,12 +370,16 @@ void pt_pool_release(pt_pool *pool, uint8_t *buffer, uint32_t used)
     PT_ASSERT(header->class_index < pool->class_count);
     PT_ASSERT(used <= header->buffer_size);
 
-    const size_class *class = &pool->classes[header->class_index];
-    PT_ASSERT(class->nodes[header->node_index].memory == header);
+    size_class *class = &pool->classes[header->class_index];
+    uint32_t index = header->node_index;
+    PT_ASSERT(class->nodes[index].memory == header);
     memset(buffer, 0, used <= header->buffer_size ? used : header->buffer_size);
     header->check = check_value(pool, BUFFER_FREE);
-    cell_add(&pool->returns, 1);
-    push(class, &pool->classes[header->class_index].free, header->node_index);
+    (void)cell_add(&pool->returns, 1);
+    if (header->is_share && !reserve_bytes(pool, buffer_cost(class)))
+        free_buffer(pool, class, index);
+    else
+        push(class, &class->free, index);
 }
 
 uint64_t pt_pool_trim(pt_pool *pool)
@@ -334,21 +387,36 @@ uint64_t pt_pool_trim(pt_pool *pool)
     uint64_t freed = 0;
     for (uint8_t class_index = 0; class_index < pool->class_count; class_index++) {
         size_class *class = &pool->classes[class_index];
-        size_t cost = buffer_cost(class);
+        uint64_t cost = buffer_cost(class);
         for (uint32_t round = 0; round < class->capacity; round++) {
             uint32_t index = pop(class, &class->free);
             if (index == NO_NODE)
                 break;
-            node *owned = &class->nodes[index];
-            PT_ASSERT(owned->memory->check == check_value(pool, BUFFER_FREE));
-            pool->source.release(pool->source.context, owned->memory, cost);
-            owned->memory = NULL;
-            push(class, &class->empty, index);
-            cell_add(&pool->bytes, 0 - (uint64_t)cost);
+            free_buffer(pool, class, index);
+            (void)cell_add(&pool->budgeted, 0 - cost);
             freed += cost;
         }
     }
     return freed;
+}
+
+int pt_pool_is_scarce(pt_pool *pool)
+{
+    uint64_t enough = pool->budget / 8;
+    if (pool->budget == UINT64_MAX || pool->budget - cell_get(&pool->budgeted) >= enough)
+        return 0;
+    (void)pt_pool_trim(pool);
+    return pool->budget - cell_get(&pool->budgeted) < enough;
+}
+
+uint32_t pt_pool_largest(const pt_pool *pool)
+{
+    return pool->classes[pool->class_count - 1].buffer_size;
+}
+
+uint64_t pt_pool_acquires(const pt_pool *pool)
+{
+    return cell_get(&pool->acquires);
 }
 
 void pt_pool_get_statistics(const pt_pool *pool, pt_pool_statistics *out)

@@ -2,9 +2,11 @@
  * staging buffers come from here.
  *
  * The pool starts empty and makes buffers on first need, with the two functions of its pt_memory. A
- * returned buffer stays for the next borrower until pt_pool_trim(). Acquire and release are
- * lock-free and may be called from any thread; init, cleanup and trim belong to the owner. Each
- * class has a capacity (buffers that exist at once), and all classes together a byte budget.
+ * returned buffer stays for the next borrower until pt_pool_trim(), or until the budget is needed
+ * for another class. All but init and cleanup are lock-free and may be called from any thread. Each
+ * class has a capacity (buffers that exist at once), and all classes together a byte budget, beside
+ * which stand the shares: what each of a bounded number of borrowers may always have, however much
+ * the others hold.
  */
 #ifndef PT_POOL_H
 #define PT_POOL_H
@@ -34,8 +36,8 @@ typedef struct pt_pool_statistics {
     uint64_t allocations; /* those of them that made a new buffer */
     uint64_t refusals;    /* acquire found the class, the budget or the memory exhausted */
     uint64_t returns;
-    uint64_t
-        bytes; /* held by all buffers that exist, lent or free, with 16 bytes of bookkeeping each */
+    uint64_t bytes; /* held by all buffers that exist, lent or free, shares included, with 16 bytes
+                       of bookkeeping each */
     uint64_t peak_bytes;
     uint64_t in_use; /* buffers lent now */
 } pt_pool_statistics;
@@ -47,9 +49,9 @@ typedef struct pt_pool pt_pool; /* opaque: it holds atomics */
  * capacity. */
 size_t pt_pool_size(const pt_pool_class *classes, uint8_t class_count);
 
-/* Make an empty pool in memory of pt_pool_size() bytes. budget: bytes that all buffers together may
- * hold; 0 for no limit beside the capacities. Returns the pool (at the address of memory), or NULL
- * for bad classes. Makes no buffer. */
+/* Make an empty pool in memory of pt_pool_size() bytes. budget: bytes that all buffers but the
+ * shares may hold together; 0 for no limit beside the capacities. Returns the pool (at the address
+ * of memory), or NULL for bad classes. Makes no buffer. */
 pt_pool *pt_pool_init(void *memory, const pt_pool_class *classes, uint8_t class_count,
                       uint64_t budget, const pt_memory *source);
 
@@ -62,6 +64,13 @@ uint64_t pt_pool_cleanup(pt_pool *pool);
  * or size is above the largest class or 0. Contents are zero. */
 uint8_t *pt_pool_acquire(pt_pool *pool, uint32_t size);
 
+/* The same beside the budget: only capacity and memory can refuse it. The caller bounds how many
+ * of these it holds at once. */
+uint8_t *pt_pool_acquire_share(pt_pool *pool, uint32_t size);
+
+/* 1 when a borrowed buffer came from pt_pool_acquire_share(). */
+int pt_pool_is_share(const uint8_t *buffer);
+
 /* Usable bytes of a borrowed buffer. */
 uint32_t pt_pool_buffer_size(const uint8_t *buffer);
 
@@ -70,8 +79,18 @@ uint32_t pt_pool_buffer_size(const uint8_t *buffer);
 void pt_pool_release(pt_pool *pool, uint8_t *buffer, uint32_t used);
 
 /* Give the memory of all free buffers back to the source. Returns the bytes freed, bookkeeping
- * included. Safe beside acquire and release. */
+ * included. */
 uint64_t pt_pool_trim(pt_pool *pool);
+
+/* 1 when less than an eighth of the budget can still be lent; frees what is not lent to find out.
+ */
+int pt_pool_is_scarce(pt_pool *pool);
+
+/* Usable bytes of the largest class. */
+uint32_t pt_pool_largest(const pt_pool *pool);
+
+/* Successful acquires so far: unchanged between two looks means that nobody needed the pool. */
+uint64_t pt_pool_acquires(const pt_pool *pool);
 
 /* A snapshot; each number is exact, together they may be a moment apart while other threads borrow.
  */

@@ -116,7 +116,7 @@ static uint8_t begin(pt_reassembly *reassembly, const pt_fragment *fragment)
 {
     forget(reassembly);
     if (fragment->total_len > 0) {
-        reassembly->buffer = pt_pool_acquire(reassembly->pool, fragment->total_len);
+        reassembly->buffer = pt_pool_acquire_share(reassembly->pool, fragment->total_len);
         if (reassembly->buffer == NULL)
             return PT_PIECE_NO_MEMORY;
     }

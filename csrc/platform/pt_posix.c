@@ -165,9 +165,10 @@ static int code_of(int error)
     }
 }
 
+/* Not now: no room, or no memory in the system, which passes and says nothing about the link. */
 static int would_block(int error)
 {
-    return error == EAGAIN || error == EWOULDBLOCK;
+    return error == EAGAIN || error == EWOULDBLOCK || error == ENOBUFS || error == ENOMEM;
 }
 
 static int fail(pt_link *link, int error)

@@ -25,6 +25,7 @@ from peertalk._core.values import (
     READ,
     READY,
     SENT,
+    STILL,
     WRITE,
     LoopStatistics,
     PoolStatistics,
@@ -39,7 +40,11 @@ PLAIN_ROOM = 65_536
 POLL_SOURCES = 4_096
 """Links and watches that poll(2) waits for at most."""
 POOL_CAPACITY = 8_192
-"""Buffers of one class that a loop's pool may hold; the byte budget is the bound that matters."""
+"""Buffers of one class that the budget of a loop's pool may pay for."""
+POOL_LINKS = 1_088
+"""Links whose share a loop's pool has room for, when nothing else is said."""
+POOL_CAPACITY_MAX = 65_535
+"""Buffers of one class that a pool can count."""
 
 _PLAIN_FLAGS = FRAGMENT | BATCHED
 
@@ -50,7 +55,9 @@ class Loop:
     Args:
         io_budget: ready sources served in one turn, 1 to 16.
         receive_buffer_size: bytes, at least one whole frame; None: the core's size.
-        pool_bytes: bytes that slots and staging buffers may hold together.
+        pool_bytes: bytes that the larger buffers of links in bulk may hold together, beside the
+            share of each link.
+        links: how many links have a share.
         platform: "posix", or "posix_plain" where each slot is written by a blocking send; "mactcp",
             "opentransport", and the same with "_sync", on a simulator, whose handles then take the
             place of descriptors.
@@ -79,6 +86,7 @@ class Loop:
         io_budget: int = 16,
         receive_buffer_size: int | None = None,
         pool_bytes: int = 64 << 20,
+        links: int = POOL_LINKS,
         platform: str = "posix",
         native: bool = True,
         epoll: bool = True,
@@ -124,7 +132,7 @@ class Loop:
                 f"pool_bytes of {pool_bytes}: slots and staging buffers need some"
             )
 
-        self._pool = BufferPool(binding, _pool_classes(lib, pool_bytes), pool_bytes)
+        self._pool = BufferPool(binding, _pool_classes(lib, pool_bytes, links, size), pool_bytes)
         self._context = ffi.new("pt_context *")
         self._events = ffi.new("pt_event[]", EVENT_CAPACITY)
         receive_buffer = ffi.new("uint8_t[]", size)
@@ -335,7 +343,8 @@ class Loop:
             (BATCH, tag, payload bytes, payloads), (FRAME, tag, type | flags << 8 | sequence << 16,
             payload),
             (SENT, tag, messages, code), (FINISHED, tag, 0, 0), (CLOSED, tag, code, system error),
-            (READY, tag, mask, 0), (TIMER, tag, 0, 0).
+            (READY, tag, mask, 0), (TIMER, tag, 0, 0), (STILL, tag, milliseconds, 0): memory is
+            scarce, and of all links this one has sent nothing of what waits in it for the longest.
 
         Raises:
             InvalidState: the loop is closed.
@@ -370,7 +379,7 @@ class Loop:
                 events.append((kind, event.tag, event.count, event.code))
             elif kind == CLOSED:
                 events.append((kind, event.tag, event.code, event.system_error))
-            elif kind == READY:
+            elif kind == READY or kind == STILL:
                 events.append((kind, event.tag, event.count, 0))
             else:
                 events.append((kind, event.tag, 0, 0))
@@ -538,8 +547,8 @@ class Loop:
         held = [each.pipeline for each in links] + [kept[0].pipeline for kept in self._abandoned]
         tables = sum(each.depth for each in held) * slot
         lent = sum(each.slots[index].buffer_size for each in held for index in range(each.depth))
-        high = sum(each.high_water * each.slot_size for each in held)
         pool, table = self._pool.statistics(), ffi.sizeof(self._pool._memory)
+        high = min(sum(each.high_water * each.slot_size for each in held), pool.peak_bytes)
         streams = int(self._pool._account.bytes) - pool.bytes
         for name, now in (
             ("links", len(held) * link),
@@ -622,14 +631,28 @@ class Loop:
             self.close()
 
 
-def _pool_classes(lib: Any, pool_bytes: int) -> list[tuple[int, int]]:
-    """Size classes of a loop's pool: staging buffers for frames of any size, and slots. No class
-    has more buffers than the budget pays for."""
-    sizes = {
-        256,
-        1040,
-        4112,
-        lib.PT_FRAME_MAX_PAYLOAD + lib.PT_FRAME_OVERHEAD,
-        lib.PT_POSIX_SLOT_SIZE,
+def _pool_classes(
+    lib: Any, pool_bytes: int, links: int, receive_buffer_size: int
+) -> list[tuple[int, int]]:
+    """Size classes of a loop's pool, and how many buffers of each: what the budget pays for, and
+    the share of each link, of which a cut frame and a message in pieces may have any size. The
+    largest is for what a turn has read and leaves to the next."""
+    frame = lib.PT_FRAME_MAX_PAYLOAD + lib.PT_FRAME_OVERHEAD
+    shares = {
+        receive_buffer_size: 0,
+        256: 2,
+        1040: 2,
+        4112: 2,
+        lib.PT_POSIX_SLOT_SIZE: 0,
+        frame: 2 + lib.PT_SLOT_SHARE,
     }
-    return [(size, max(1, min(pool_bytes // size, POOL_CAPACITY))) for size in sorted(sizes)]
+    return [
+        (
+            size,
+            min(
+                max(1, min(pool_bytes // size, POOL_CAPACITY)) + share * links + 1,
+                POOL_CAPACITY_MAX,
+            ),
+        )
+        for size, share in sorted(shares.items())
+    ]

@@ -16,6 +16,7 @@ CLOSED = 4
 READY = 5
 TIMER = 6
 FINISHED = 7
+STILL = 8
 
 # Frame types.
 DATA = 1

@@ -37,6 +37,9 @@ class Pulse:
         self._timer: Timer | None = None
         self._to_ping: list[Connection] = []
         self._spacing = 0.0
+        self._answered: set[int] = set()
+        """Tags of the connections whose PINGs were answered in turn _answered_in."""
+        self._answered_in = 0
 
     def introduce(self, ours: Capabilities) -> None:
         """What our CAPABILITY says, but for the pressure."""
@@ -69,7 +72,13 @@ class Pulse:
             self.transport.inbox.forget(connection, connection.peer)
 
     def answer(self, connection: Connection) -> None:
-        """A PING has come."""
+        """A PING has come: one PONG answers all of a turn."""
+        if self._answered_in != self.transport.turns:
+            self._answered_in = self.transport.turns
+            self._answered.clear()
+        if connection.tag in self._answered:
+            return
+        self._answered.add(connection.tag)
         code = connection.link.send_frame(values.PONG, b"", 0)
         # never queued: a flood of PINGs must not cost more than the slots of its link
         self.transport.totals.pongs_dropped += code < 0

@@ -376,6 +376,7 @@ class SimulatedWorld(World):
             host=self.host,
             push=self._push,
             pool_bytes=room,
+            links=self.max_connections(config),
         )
         return TappedLoop(self, loop)
 

@@ -56,7 +56,9 @@ class NodeStatistics(msgspec.Struct, frozen=True):
     fault of a frame; crc_errors: those of them by their checksum; frames_ignored: frames that
     brought nothing: of a kind that this version does not use, or a CAPABILITY, fragment or batch
     that is not as it must be; inbox_bytes: cost in bytes of messages not yet taken; pauses: times
-    that a link was paused because the inbox was full; pressure_reports: CAPABILITY frames that told
+    that a link was paused because the inbox was full; ended_still: connections that were ended
+    because their peer took nothing while memory for sending was short; pressure_reports: CAPABILITY
+    frames that told
     a peer of another level of our pressure; pongs_dropped: PINGs not answered for want of room on
     their link; turns: turns of the loop; peers: known now; pool_bytes, pool_peak_bytes: memory of
     slots and staging buffers in C, bytes; datagrams_sent: datagrams that the system took;
@@ -85,6 +87,7 @@ class NodeStatistics(msgspec.Struct, frozen=True):
     frames_ignored: int
     inbox_bytes: int
     pauses: int
+    ended_still: int
     pressure_reports: int
     pongs_dropped: int
     turns: int
@@ -129,6 +132,7 @@ class LinkTotals:
         "datagrams_received",
         "datagrams_refused",
         "datagrams_sent",
+        "ended_still",
         "failed",
         "high_water",
         "ignored",
@@ -158,6 +162,7 @@ class LinkTotals:
     datagrams_received: int
     datagrams_refused: int
     datagrams_sent: int
+    ended_still: int
     failed: int
     high_water: int
     ignored: int
@@ -223,6 +228,7 @@ class LinkTotals:
             frames_ignored=now.ignored,
             inbox_bytes=inbox_bytes,
             pauses=now.pauses,
+            ended_still=now.ended_still,
             pressure_reports=now.pressure_reports,
             pongs_dropped=now.pongs_dropped,
             turns=loop.turns,

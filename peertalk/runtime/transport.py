@@ -108,7 +108,9 @@ class Transport:
             core.limits.pipeline_depth if depth_is_default else config.pipeline_depth
         )
         self.finder: Finder | None = None
-        self._starved: set[Remote] = set()
+        self._starved: dict[Remote, None] = {}
+        self.turns = 0
+        """Turns that began here: what is due once in a turn remembers the last one."""
         self._fragmented = 0
         """Message id of the next message that is sent in fragments, of the whole node as in the
         original."""
@@ -157,6 +159,7 @@ class Transport:
         """Serve whatever is ready, waiting up to timeout seconds for it (None: until something
         is)."""
         self.crowded = False
+        self.turns += 1
         serve = self._serve
         self._turning = True
         try:
@@ -352,6 +355,8 @@ class Transport:
         if kind == values.SENT:
             if connection.state is not State.DRAINING:  # else its outcome has been told
                 self._sent(connection, a, b)
+        elif kind == values.STILL:
+            self.end_who_stands_still(connection, a / 1000)
         else:
             self.switchboard.arrived(connection, kind, a, b)
 
@@ -642,16 +647,35 @@ class Transport:
         return int(code)
 
     def refused(self, peer: Remote, code: int) -> None:
-        """A link took no more. Slots come free with an event; memory that other links hold does
-        not, so ask again soon."""
-        if code == errors.OutOfMemory.code and peer not in self._starved:
-            self._starved.add(peer)
-            self.after(_STARVED_RETRY, lambda: self._ask_again(peer))
+        """A link took no more. A slot comes free with an event; a system without memory for the
+        first one tells nobody when it has some, so all who met that ask again soon, together."""
+        if code == errors.OutOfMemory.code:
+            if not self._starved:
+                self.after(_STARVED_RETRY, self._ask_again)
+            self._starved[peer] = None
 
-    def _ask_again(self, peer: Remote) -> None:
-        self._starved.discard(peer)
-        if not self.closed:
+    def _ask_again(self) -> None:
+        starved, self._starved = self._starved, {}
+        for peer in starved if not self.closed else ():
             self.pump(peer)
+
+    def end_who_stands_still(self, connection: Connection, seconds: float) -> None:
+        """Memory is scarce, and of all links this one has sent nothing of what waits in it for the
+        longest: it ends, if that is longer than link_timeout, and its buffers serve others."""
+        timeout = self.config.link_timeout
+        if connection.state is State.CLOSED or seconds < timeout:
+            return
+        self.totals.ended_still += 1
+        peer = connection.peer
+        who = f"peer {peer.name!r}" if peer is not None else connection.address[0]
+        error = errors.ConnectionClosed(
+            f"{who} has taken nothing for {seconds:.0f} s (Config.link_timeout is {timeout:g} s), "
+            "and memory for sending ran short: the connection is closed; send again to connect "
+            "anew",
+            peer=peer.name if peer is not None else None,
+        )
+        log.warning("%s", error)
+        self.switchboard._end(connection, error)
 
     def too_large(self, peer: Remote, size: int) -> errors.MessageTooLarge:
         """The error for a message that no link to this peer takes."""

@@ -45,7 +45,7 @@ _UNREAD = termios.FIONREAD if sys.platform != "win32" else None
 _UNACKNOWLEDGED = termios.TIOCOUTQ if sys.platform.startswith("linux") else None
 """SIOCOUTQ, which has the number of the question for terminals."""
 _POOL_BYTES = 64 << 20
-"""Most that slots and staging buffers of one loop may hold."""
+"""Most that the links of one loop may hold together beside the share of each."""
 _LONGEST_PROBE = 120.0
 """Seconds between two probes of a window that is shut, at most (TCP_RTO_MAX of Linux)."""
 _UNSENT_MAX = 65_536
@@ -88,18 +88,17 @@ class World:
     def make_loop(self, core: Core, config: Config) -> Any:
         """The loop that turns an engine here."""
         limits, pool_bytes = core.limits, _POOL_BYTES
-        # slots of each peer, a frame that is cut, a message in pieces; else the pool's own table is
-        # most of the node
-        if core.name == "lowmem":
-            room = (config.max_peers + 1) * (
-                config.pipeline_depth * (limits.slot_size + 64)
-                + 2 * (limits.frame_max_payload + 128)
+        if (
+            core.name == "lowmem"
+        ):  # all slots of all peers; else the pool's table is most of the node
+            pool_bytes = min(
+                (config.max_peers + 1) * config.pipeline_depth * (limits.slot_size + 64), pool_bytes
             )
-            pool_bytes = min(room, pool_bytes)
         return core.Loop(
             io_budget=config.io_budget,
             platform="posix" if config.async_send else "posix_plain",
             pool_bytes=pool_bytes,
+            links=self.max_connections(config),
         )
 
     def open_link(self, loop: Any, connection: Any, tag: int, depth: int) -> Any:

@@ -329,6 +329,7 @@ typedef struct heard {
     int32_t closed_code, failed_code;
     uint32_t frames;
     uint64_t bytes;
+    uint32_t still_ms;
     uint16_t next_number; /* of the numbered messages, which must come in order */
 } heard;
 
@@ -357,6 +358,7 @@ static int hear_frame(void *unused, uint32_t tag, const pt_frame *frame)
 }
 
 static uint32_t room = UINT32_MAX;
+static uint64_t budget; /* of the pool of the next world */
 
 /* One turn; its events are added to heard_of. Returns their number. */
 static int turn(int timeout_ms)
@@ -393,6 +395,9 @@ static int turn(int timeout_ms)
         case PT_EVENT_READY:
             ear->ready += event->count;
             break;
+        case PT_EVENT_STILL:
+            ear->still_ms = event->count;
+            break;
         default:
             FAIL("an event of a kind that is none");
         }
@@ -416,7 +421,7 @@ static void open_world(const pt_platform_ops *ops, int pairs)
     memset(links, 0, sizeof links);
     timer_count = 0;
     room = UINT32_MAX;
-    pool = memory_open_pool(&account, classes, 3, 0);
+    pool = memory_open_pool(&account, classes, 3, budget);
     receive_buffer_size = PT_FRAME_OVERHEAD + PT_FRAME_MAX_PAYLOAD;
     receive_buffer = malloc(receive_buffer_size);
     REQUIRE(receive_buffer != NULL);
@@ -535,7 +540,10 @@ static void an_idle_pair_soon_holds_no_buffer_and_waits_without_end(void)
     for (int round = 0; round < 20 && pt_loop_next_timeout(&context) != -1; round++)
         turn(-1); /* a link may keep its buffers for a while */
     CHECK_EQUAL(pt_loop_next_timeout(&context), -1);
-    CHECK(here.now_ms <= 1000);
+    CHECK(here.now_ms <= 3 * PT_POOL_REST_MS);
+    pt_pool_statistics counted;
+    pt_pool_get_statistics(pool, &counted);
+    CHECK(counted.bytes <= FRAME_SIZE + 16); /* the spare one: nothing is kept for nobody */
     CHECK_EQUAL(memory_lent(pool), context.spare != NULL);
     close_world();
 }
@@ -644,6 +652,90 @@ static void a_frame_that_stays_cut_ends_its_link_in_time(void)
     CHECK(here.now_ms >= PT_PARTIAL_FRAME_MS);
     CHECK(here.now_ms <= PT_PARTIAL_FRAME_MS + 3 * 1000 / PT_TICKS_PER_SECOND);
     CHECK_EQUAL(heard_of[3].closed, 0);
+    close_world();
+}
+
+/* A program that had no time is no peer that sends too slowly: what has come is read before a link
+ * ends for it. */
+static void a_frame_whose_rest_has_come_is_never_late(void)
+{
+    open_world(&async_ops, PAIRS);
+    uint8_t bytes[FRAME_SIZE];
+    const pt_frame frame = {
+        .payload = (const uint8_t *)"\0\0\2\3\4", .payload_len = 5, .type = PT_FRAME_DATA};
+    size_t len = (size_t)pt_frame_encode(&frame, bytes, sizeof bytes);
+    for (int end = 0; end < ENDS; end++) {
+        memcpy(here.pipes[end].bytes, bytes, 12);
+        here.pipes[end].len = 12;
+    }
+    turns(2);
+    for (int end = 0; end < ENDS; end++) {
+        memcpy(here.pipes[end].bytes, bytes + 12, len - 12);
+        here.pipes[end].len = len - 12;
+    }
+    here.now_ms += 2 * PT_PARTIAL_FRAME_MS;
+    context.io_budget = 1;
+    turns(ENDS + 2);
+    for (int end = 0; end < ENDS; end++) {
+        CHECK_EQUAL(heard_of[end].closed, 0);
+        CHECK_EQUAL(heard_of[end].frames, 1);
+    }
+    close_world();
+}
+
+/* One buffer is in hand, and a cut frame has it: reading the rest brings it back. Were that link
+ * left alone for want of another buffer, none would ever be read again. */
+static void the_rest_of_a_frame_needs_no_other_memory(void)
+{
+    open_world(&async_ops, 2);
+    uint8_t bytes[FRAME_SIZE];
+    const pt_frame frame = {
+        .payload = (const uint8_t *)"\0\0\2\3\4", .payload_len = 5, .type = PT_FRAME_DATA};
+    size_t len = (size_t)pt_frame_encode(&frame, bytes, sizeof bytes);
+    memcpy(here.pipes[1].bytes, bytes, 2);
+    here.pipes[1].len = 2;
+    turn(0); /* from here on there is a spare one */
+    account.dry = 1;
+    memcpy(here.pipes[1].bytes, bytes + 2, 12);
+    here.pipes[1].len = 12;
+    turn(0);
+    CHECK_EQUAL(heard_of[1].frames, 0);
+    memcpy(here.pipes[1].bytes, bytes + 14, len - 14);
+    here.pipes[1].len = len - 14;
+    memcpy(here.pipes[3].bytes, bytes, len);
+    here.pipes[3].len = len;
+    turns(4);
+    CHECK_EQUAL(heard_of[1].frames, 1);
+    CHECK_EQUAL(heard_of[3].frames, 1);
+    close_world();
+}
+
+/* Who holds memory and takes nothing is named when others need it; they go on meanwhile. */
+static void when_memory_is_scarce_the_stillest_link_is_named(void)
+{
+    budget = 2 * (SLOT_SIZE + 16);
+    open_world(&async_ops, 2);
+    budget = 0;
+    fill_slots();
+    CHECK_EQUAL(pt_pool_is_scarce(pool), 1);
+    for (int round = 0; round < 50 && heard_of[0].still_ms < 3000; round++)
+        turn(-1);
+    CHECK(heard_of[0].still_ms >= 3000);
+    CHECK(here.now_ms <= 10000);
+    CHECK_EQUAL(heard_of[2].still_ms, 0);
+
+    here.room = PIPE_SIZE;
+    for (uint16_t number = 0; number < 50; number++) {
+        CHECK(send_number(2, number, 1000) >= 0);
+        turns(2);
+    }
+    CHECK_EQUAL(heard_of[3].frames, 50);
+    CHECK_EQUAL(pt_link_close(&context, &links[0]), 0);
+    CHECK_EQUAL(pt_pool_is_scarce(pool), 0);
+    heard_of[2].still_ms = 0;
+    for (int round = 0; round < 50 && pt_loop_next_timeout(&context) != -1; round++)
+        turn(-1);
+    CHECK_EQUAL(heard_of[2].still_ms, 0);
     close_world();
 }
 
@@ -909,7 +1001,7 @@ static void a_link_that_ended_leaves_no_timer_behind(void)
     CHECK(!pt_timer_is_armed(&links[0].frame_timer));
     CHECK_EQUAL(pt_link_close(&context, &links[0]), 0);
     CHECK_EQUAL(context.wheel.armed_count,
-                1); /* the other side's, which waits for the rest of a frame */
+                2); /* the pool's, and the other side's, which waits for the rest of a frame */
     CHECK(pt_timer_is_armed(&links[1].frame_timer));
     memset(&links[0], 0xA5, sizeof links[0]);
     memset(slots[0], 0xA5, sizeof slots[0]);
@@ -1254,6 +1346,9 @@ int main(void)
     RUN(the_sink_bounds_what_a_turn_reads);
     RUN(a_paused_link_is_not_read_and_loses_nothing);
     RUN(a_frame_that_stays_cut_ends_its_link_in_time);
+    RUN(a_frame_whose_rest_has_come_is_never_late);
+    RUN(the_rest_of_a_frame_needs_no_other_memory);
+    RUN(when_memory_is_scarce_the_stillest_link_is_named);
     RUN(a_bad_frame_ends_its_link_alone);
     RUN(both_sides_end_in_order);
     RUN(an_end_within_a_frame_is_a_fault);

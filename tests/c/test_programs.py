@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,11 @@ def test_the_receiving_machine_takes_any_format(build, flags):
     """Contracts and batches will come with formats of their own: headers of 1 to 16 bytes, with and
     without trailer."""
     assert run(build("ingest_formats", INGEST, *flags)) == (0, "")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="did not run: it counts on epoll")
+def test_a_system_without_memory_for_a_moment_ends_no_link(build):
+    """ENOBUFS and ENOMEM of a send or a receive mean "not now"; a connection that was ended for one
+    lost all that was on its way."""
+    core = [str(path) for path in sorted((ROOT / "csrc/core").glob("*.c"))]
+    assert run(build("posix_not_now", core, "-Icsrc/platform"))[0] == 0

@@ -343,6 +343,108 @@ def test_a_million_small_steps_keep_order(bench, rounds):
         assert statistics.slots_pending == statistics.partial_bytes == 0
 
 
+# A turn has a bound
+
+
+def turn_by_turn(bench: Any, kind: int, total: int) -> list[dict[int, list[Any]]]:
+    """The payloads that each turn brought of links 1 and 2, until each has brought so many."""
+    turns: list[dict[int, list[Any]]] = []
+    seen = {1: 0, 2: 0}
+    give_up = time.monotonic() + PATIENCE
+    while min(seen.values()) < total:
+        assert time.monotonic() < give_up, seen
+        events = bench.loop.turn(0.1)
+        brought = {
+            tag: bench.payloads(events, tag)
+            if kind == BATCH
+            else [event[3] for event in bench.of(events, kind, tag)]
+            for tag in seen
+        }
+        for tag, payloads in brought.items():
+            seen[tag] += len(payloads)
+        turns.append(brought)
+    return turns
+
+
+def in_both(turns: list[dict[int, list[Any]]]) -> list[int]:
+    """How much each link brought in the turns in which both still had something."""
+    return [
+        len(payloads) for brought in turns if all(brought.values()) for payloads in brought.values()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "type", "flags", "size", "most"),
+    [
+        (FRAME, PING, 0, 2, 4),
+        (FRAME, DATA, FRAGMENT, 30, 4),
+        (BATCH, DATA, 0, 2, 64),
+        (BATCH, DATA, 0, 16, 1_024),
+    ],
+    ids=["control", "pieces", "tiny", "messages"],
+)
+def test_a_flood_gets_its_share_of_a_turn_and_loses_nothing(bench, kind, type, flags, size, most):
+    """Frames of four bytes cost far more than their bytes: one turn once took 12 seconds while the
+    application's own timers stood still. What a turn does not bring comes in the next ones."""
+    count = 6 * most
+    payloads = [struct.pack(">H", number) + bytes(size - 2) for number in range(count)]
+    stream = b"".join(
+        bench.core.encode_frame(type, payload, flags, number & 255)
+        for number, payload in enumerate(payloads)
+    )
+    ends = [bench.link(tag)[1] for tag in (1, 2)]
+    for raw in ends:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        assert raw.send(stream) == len(stream)
+    turns = turn_by_turn(bench, kind, count)
+    assert max(in_both(turns), default=0) <= most
+    for tag in (1, 2):
+        assert [payload for brought in turns for payload in brought[tag]] == payloads
+    for link in list(bench.loop._links):
+        link.close()
+    assert bench.loop.pool_statistics().in_use == 0
+
+
+def test_what_was_read_ahead_waits_for_a_paused_link(bench):
+    """A full inbox pauses the link in the middle of what was read: nothing more may come out of
+    it, nothing may be lost, and a loop whose only work is paused must sleep."""
+    link, raw = bench.link(1)
+    _, other = bench.link(2)
+    stream = b"".join(bench.core.encode_frame(PING, bytes([number])) for number in range(100))
+    for each in (raw, other):
+        each.sendall(stream)
+    seen = [event[3][0] for event in bench.of(bench.loop.turn(0.1), FRAME, 1)]
+    assert 0 < len(seen) < 100
+    link.pause()
+    rest = bench.settle()
+    assert not bench.of(rest, FRAME, 1) and len(bench.of(rest, FRAME, 2)) < 100
+    assert bench.loop.next_timeout() != 0.0
+    link.resume()
+    seen += [event[3][0] for event in bench.of(bench.settle(), FRAME, 1)]
+    assert seen == list(range(100))
+
+
+@pytest.mark.parametrize("end", ["closed", "broken"])
+def test_what_was_read_ahead_ends_with_its_link(bench, end):
+    """Memory that is held for a later turn must go when no turn will come; a peer that hung up is
+    read to its end first."""
+    link, raw = bench.link(1)
+    _, other = bench.link(2)
+    stream = b"".join(bench.core.encode_frame(PING, bytes([number])) for number in range(100))
+    for each in (raw, other):
+        each.sendall(stream)
+    events = bench.loop.turn(0.1)
+    if end == "closed":
+        link.close()
+        events = bench.settle()
+        assert not bench.of(events, FRAME, 1)
+    else:
+        raw.close()
+        events += bench.until(lambda events: bench.of(events, FINISHED, 1))
+        assert len(bench.of(events, FRAME, 1)) == 100
+        link.close()
+
+
 # Hints and refusals
 
 

@@ -133,10 +133,10 @@ def test_only_data_and_disconnect_count_in_the_sequence(core):
 
 def test_the_sequence_wraps_at_256(core):
     """One byte on the wire: message 256 carries 0 again."""
-    pipeline = core.SendPipeline(slot_size=12 * 300 // 2, depth=2)
+    pipeline = core.SendPipeline(slot_size=12 * 100, depth=4, lazy=False)
     for _ in range(300):
         assert pipeline.send(DATA, b"") == OK
-    frames = launched(core, pipeline) + launched(core, pipeline)
+    frames = [frame for _ in range(3) for frame in launched(core, pipeline)]
     assert [frame.sequence for frame in frames] == [number % 256 for number in range(300)]
 
 
@@ -200,13 +200,13 @@ def test_a_refusal_for_want_of_memory_changes_nothing(core):
     assert pool.close() == 0
 
 
-def test_an_exhausted_pool_refuses_like_one_without_memory(core):
-    """Slots of all links share one pool: its bound shows as NO_MEMORY, and goes when a buffer comes
-    back."""
+def test_a_link_that_holds_a_slot_is_never_refused_for_memory(core):
+    """What it waits for is its own slot, whose report tells of it; nobody has to ask again for
+    memory that others hold."""
     pool = core.BufferPool([(64, 1)])
     pipeline = core.SendPipeline(depth=2, slot_size=64, pool=pool)
     assert pipeline.send(DATA, bytes(52)) == OK
-    assert pipeline.send(DATA, b"x") == NO_MEMORY
+    assert pipeline.send(DATA, b"x") == WOULD_BLOCK
     pipeline.complete(pipeline.launch())
     assert pipeline.report() == (1, OK)
     assert pipeline.send(DATA, b"x") == OK
@@ -326,6 +326,70 @@ def test_a_pipeline_that_is_not_lazy_borrows_once(core):
     assert pool.close() == 0
 
 
+def a_pool_for(core: Any, links: int, larger: int) -> Any:
+    """A pool with the share of so many links, and a budget of so many larger buffers."""
+    limits = core.limits
+    small = limits.frame_max_payload + OVERHEAD
+    return core.BufferPool(
+        [(small, 2 * links), (limits.slot_size, 64)], budget=larger * (limits.slot_size + 16)
+    )
+
+
+def fill(core: Any, pipeline: Any) -> int:
+    """Send whole frames until one is refused. Returns how many were accepted."""
+    count = 0
+    while pipeline.send(DATA, bytes(core.limits.frame_max_payload)) == OK:
+        count += 1
+    return count
+
+
+def test_a_link_has_two_frames_in_flight_however_much_others_hold(core):
+    """A hundred peers that do not read must not silence the one that does."""
+    pool = a_pool_for(core, links=3, larger=2)
+    greedy, late = (core.SendPipeline(depth=8, pool=pool) for _ in range(2))
+    fill(core, greedy)
+    assert fill(core, late) == 2
+    for _ in range(300):
+        assert late.send(PING, b"") == WOULD_BLOCK
+        late.complete(late.launch())
+        assert late.report() == (1, OK)
+        assert late.send(DATA, bytes(core.limits.frame_max_payload)) == OK
+    for pipeline in (greedy, late):
+        while (index := pipeline.launch()) >= 0:
+            pipeline.complete(index)
+        while pipeline.report():
+            pass
+        assert pipeline.close() == 0
+    assert pool.statistics().in_use == 0
+    assert pool.close() == 0
+
+
+def test_a_small_message_borrows_no_more_than_one_frame_needs(core):
+    """To wipe and lend 64 KiB for 5 bytes cost more than to send them, and one message to each of
+    a thousand peers used up all the memory that there is."""
+    pool = a_pool_for(core, links=20, larger=64)
+    pipelines = [core.SendPipeline(pool=pool) for _ in range(20)]
+    for pipeline in pipelines:
+        assert pipeline.send(DATA, b"hello") == OK
+    assert pool.statistics().bytes == 20 * (core.limits.frame_max_payload + OVERHEAD + 16)
+    for pipeline in pipelines:
+        assert pipeline.close() == 0
+
+
+def test_a_link_in_bulk_gets_larger_slots(core):
+    """Packing is what bulk lives on: behind a full slot that is still under way comes a large
+    one."""
+    pool = a_pool_for(core, links=1, larger=64)
+    pipeline = core.SendPipeline(depth=4, pool=pool)
+    while pipeline.pending < 3:
+        assert pipeline.send(DATA, bytes(60)) == OK
+    small, large = (len(pipeline.slot_bytes(pipeline.launch())) for _ in range(2))
+    assert small <= core.limits.frame_max_payload + OVERHEAD < large <= core.limits.slot_size
+    for index in range(2):
+        pipeline.complete(index)
+    pipeline.close()
+
+
 @pytest.mark.parametrize("attempt", [1, 2, 3, 4])
 def test_a_pipeline_that_cannot_borrow_all_keeps_nothing(core, attempt):
     """Allocation failure at start: a clear error and no leak, whichever buffer it was."""
@@ -354,12 +418,11 @@ def test_the_defaults_are_those_of_the_limits(core):
     pipeline = core.SendPipeline()
     assert pipeline.available == core.limits.pipeline_depth
     assert pipeline.send(DATA, bytes(core.limits.frame_max_payload)) == OK
-    while pipeline.pending == 1:
-        assert pipeline.send(DATA, b"") == OK
-    index = pipeline.launch()
-    assert (
-        core.limits.slot_size - OVERHEAD < len(pipeline.slot_bytes(index)) <= core.limits.slot_size
-    )
+    while pipeline.send(DATA, b"") == OK:
+        pass
+    assert not pipeline.available
+    largest = max(len(pipeline.slot_bytes(index)) for index in range(core.limits.pipeline_depth))
+    assert core.limits.slot_size - OVERHEAD < largest <= core.limits.slot_size
 
 
 def test_slots_in_flight_outlive_the_link(core):
@@ -443,7 +506,7 @@ class Against(RuleBasedStateMachine):
             if len(self.slots) == self.depth:
                 return WOULD_BLOCK
             if self.lazy and (len(self.slots) == self.capacity):
-                return NO_MEMORY
+                return WOULD_BLOCK
             self.slots.append(
                 {
                     "state": FILLING,

@@ -97,7 +97,7 @@ def test_messages_arrive_in_order_and_whole_on_every_core(pair, c_core, world, n
     both.send_all(messages)
     assert both.received == messages and both.failed == 0
     assert both.link_a.slots_pending == 0
-    both.run(seconds=1)
+    both.run(seconds=4)
     assert both.loop_a.next_timeout() is None, "an idle link needs no turns"
 
 

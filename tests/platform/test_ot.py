@@ -59,7 +59,8 @@ def test_a_provider_without_memory_delays_and_never_loses_doubles_or_reorders(pa
             fails = dice.randrange(4)  # 0: memory is back
             both.loop_a.fail_at(fails)
         while (code := both.link_a.send(message)) < 0:
-            if code == -2:  # it is the slot's buffer that is not to be had
+            # it is the slot's buffer that is not to be had
+            if code == -2 or (fails and both.link_a.slots_available):
                 both.loop_a.fail_at(fails := 0)
             else:
                 assert code == -19 and both.run(lambda: both.link_a.slots_available), (

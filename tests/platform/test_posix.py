@@ -208,7 +208,8 @@ def test_a_write_that_the_system_cuts_goes_on_where_it_stopped(box, rounds):
     while len(data) < count * (size + OVERHEAD):
         while sent < count and link.send(sent.to_bytes(4, "big") * (size // 4)) >= 0:
             sent += 1
-        stalls += link.statistics().slots_pending > 0 and loop.turn() == []
+        loop.turn()
+        stalls += link.statistics().slots_pending > 0
         data += read_all(theirs)
         loop.turn()
     assert stalls > 10  # else nothing was cut
@@ -231,7 +232,7 @@ def test_a_blocked_link_makes_no_system_call_until_there_is_room(box):
     calls = link.statistics().write_calls
     assert (ours.fileno(), READ | WRITE) in loop.descriptors()
     for _ in range(100):
-        assert link.send(b"") == WOULD_BLOCK
+        assert link.send(bytes(min(box.limit, 1_000))) == WOULD_BLOCK
         assert loop.turn() == []
     assert link.statistics().write_calls == calls
     assert SENT in kinds(until(loop, lambda events: read_all(theirs) and events))
@@ -388,12 +389,12 @@ def test_a_starved_link_is_read_as_soon_as_there_is_memory(box):
     loop.fail_at(0)
     events = until(loop, lambda events: events)
     assert [payload[0] for event in events for payload in event[3]] == list(range(5))
-    assert loop.next_timeout() is None
+    assert loop.next_timeout() > 0.01  # nobody asks any more
 
 
-def test_a_cut_frame_uses_the_spare_buffer_when_the_pool_is_empty(box):
-    """What was read is never dropped: a link is read only with a buffer in hand for its cut
-    frame."""
+def test_a_cut_frame_uses_the_spare_buffer_and_gives_it_back_without_memory(box):
+    """What was read is never dropped: a link is read only with a buffer in hand for its cut frame.
+    The rest of that frame needs no other, so the one that there is comes back and goes round."""
     loop, (ours, theirs) = box.loop(), box.pair()
     loop.open_link(ours.fileno(), 1)
     frame = box.core.encode_frame(DATA, bytes(range(200)))
@@ -403,9 +404,6 @@ def test_a_cut_frame_uses_the_spare_buffer_when_the_pool_is_empty(box):
     theirs.sendall(frame + frame[:50])
     assert until(loop, lambda events: events)[0][3] == [bytes(range(200))]
     theirs.sendall(frame[50:] + frame)
-    for _ in range(3):
-        loop.turn()
-    loop.fail_at(0)
     events = until(loop, lambda events: sum(len(event[3]) for event in events) == 2)
     assert {payload for event in events for payload in event[3]} == {bytes(range(200))}
 

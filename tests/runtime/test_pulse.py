@@ -57,6 +57,7 @@ class MadeUpEngine:
         self.inbox = Inbox(8000, lambda _: None)
         self.totals = types.SimpleNamespace(pongs_dropped=0, pressure_reports=0)
         self.closing = False
+        self.turns = 0
         self.timers = []
         self.hint = self.refused = self.pause_if_full = lambda *_: None
         self.owing = []
@@ -177,13 +178,24 @@ def test_an_answer_for_which_there_is_no_room_is_dropped_and_counted():
     connection = engine.connect()
     engine.pulse.answer(connection)
     connection.link.room = False
-    for _ in range(1000):
+    for engine.turns in range(1, 1001):
         engine.pulse.answer(connection)
     assert (
         connection.link.taken() == [(PONG, b"")]
         and engine.totals.pongs_dropped == 1000
         and connection.owed == 0
     )
+
+
+def test_the_pings_of_a_turn_get_one_pong():
+    """A flood of PINGs must not become a flood of PONGs; and each who asks is answered."""
+    engine = MadeUpEngine(ping_interval=0)
+    flood, other = engine.connect(1), engine.connect(2)
+    for engine.turns in (1, 2):
+        for _ in range(100):
+            engine.pulse.answer(flood)
+        engine.pulse.answer(other)
+    assert flood.link.taken() == other.link.taken() == [(PONG, b"")] * 2
 
 
 def test_only_those_who_bring_something_hear_of_pressure_and_all_of_them_hear_of_its_end():

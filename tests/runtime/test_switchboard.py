@@ -732,7 +732,10 @@ async def test_a_message_cut_short_by_the_end_of_its_link_is_unknown():
         classic.writer.transport.pause_reading()
         (connection,) = ada._transport.connections.by_tag.values()
         while connection.pieces is None:
-            peer.send_nowait(bytes(4_000))
+            try:
+                peer.send_nowait(bytes(4_000))
+            except pt.WouldBlock:  # full between two messages: let a piece leave
+                await classic.hear()
             if peer.accepted % 64 == 0:
                 await asyncio.sleep(0)
         cut = peer.handed
@@ -1004,8 +1007,8 @@ async def test_a_ping_whose_answer_lay_unread_while_the_link_was_paused_measures
 
 
 async def test_a_flood_of_pings_whose_answers_nobody_reads_costs_its_slots_and_no_more():
-    """The answer that finds no room is dropped and counted: a queue of answers would be memory that
-    a stranger fills."""
+    """One answer for all that a turn brings, and none that waits in a queue: that would be memory
+    that a stranger fills."""
     async with ClassicPeer() as classic, pt.Node("ada", **loopback(pipeline_depth=1)) as ada:
         with socket.socket() as deaf:
             deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -1014,7 +1017,7 @@ async def test_a_flood_of_pings_whose_answers_nobody_reads_costs_its_slots_and_n
             await asyncio.get_running_loop().sock_sendall(deaf, capability())
             flood = frame(PING) * 5000
             async with asyncio.timeout(GUARD):
-                while ada.stats().pongs_dropped < 1000:
+                while ada.stats().bytes_received < 500_000:
                     await asyncio.get_running_loop().sock_sendall(deaf, flood)
             (peer,) = ada.peers.values()
             assert peer.connected and peer.queued == 0 and ada.stats().pool_bytes < 1 << 20

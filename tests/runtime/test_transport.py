@@ -242,3 +242,40 @@ async def test_an_inbox_that_nobody_reads_is_at_most_twice_its_bound_and_one_rea
             assert len((await bob.receive(timeout=GUARD)).data) == 3000
         for node in nodes:
             await node.aclose()
+
+
+async def test_who_stands_still_ends_only_when_memory_is_scarce_and_its_time_is_over(core):
+    """A peer that does not read keeps its connection until others need what it holds; then it is
+    told apart from a broken one, and counted."""
+    async with (
+        pt.Node("ada", **loopback(core=core.name, link_timeout=15)) as ada,
+        pt.Node("bob", **loopback(core=core.name)) as bob,
+    ):
+        await bob.connect(ada.address, timeout=GUARD)
+        engine = ada._transport
+        (connection,) = engine.connections.by_tag.values()
+        await until(lambda: any(peer.connected for peer in ada.peers.values()))
+        engine._serve((values.STILL, connection.tag, 14_999, 0))
+        assert ada.stats().links_open == 1 and ada.stats().ended_still == 0
+        engine._serve((values.STILL, connection.tag, 15_000, 0))
+        await until(lambda: ada.stats().links_open == 0)
+        assert ada.stats().ended_still == 1
+        engine._serve((values.STILL, connection.tag, 16_000, 0))
+        assert ada.stats().ended_still == 1
+
+
+async def test_all_who_wait_for_memory_ask_again_together(core):
+    """A thousand peers with a timer each kept a processor busy with asking."""
+    async with (
+        pt.Node("ada", **loopback(core=core.name)) as ada,
+        pt.Node("bob", **loopback(core=core.name)) as bob,
+    ):
+        peer = await bob.connect(ada.address, timeout=GUARD)
+        engine = bob._transport
+        before = len(engine._timers)
+        for _ in range(1000):
+            engine.refused(peer, pt.OutOfMemory.code)
+        assert len(engine._timers) == before + 1
+        await until(lambda: not engine._starved)
+        await peer.send(b"and it goes on")
+        assert (await ada.receive(timeout=GUARD)).data == b"and it goes on"

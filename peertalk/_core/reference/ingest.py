@@ -173,7 +173,7 @@ class Ingest:
     def _begin_staging(self, header: bytes | memoryview, decoded: Header) -> None:
         """Borrow memory for a cut frame whose header is whole. OutOfMemory: nothing has changed."""
         frame_len = len(header) + decoded.payload_len + _TRAILER_SIZES[len(header)]
-        self._staging = self._pool.acquire(frame_len)
+        self._staging = self._pool.acquire(frame_len, share=True)
         self._frame_len = frame_len
         self._staged_len = 0
         self._stage(header)

@@ -50,6 +50,16 @@ PARTIAL_FRAME_MS = 5_000
 """A frame that has begun must be whole within this time."""
 MAX_FRAME_TIMEOUT = (2**31 - 10_000) / 1000
 """Seconds, the most that frame_timeout may be: what the compiled cores can wait."""
+STILL_MS = 1_000
+"""A link whose bytes have not moved for so long gets no larger buffers than its share."""
+WORK_CONTROL = 256
+"""Units of work of a frame that is no plain DATA: it joins no batch. A message is one unit ..."""
+TINY_PAYLOAD = 16
+"""... unless it has fewer bytes ..."""
+WORK_TINY = 16
+"""... when it is so many."""
+LINK_MAX_WORK = 1_024
+"""Units of a link in one turn that is not the only one with something to read."""
 DRAIN_TIMEOUT_MS = 5_000
 """How long a blocking send of the plain platform may take."""
 
@@ -79,6 +89,8 @@ _BROKEN = (
     errno.ESHUTDOWN,
     errno.ETIMEDOUT,
 )
+_NOT_NOW = (errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS, errno.ENOMEM)
+"""No room, or no memory in the system, which passes and says nothing about the link."""
 
 
 def _network_fault(error: OSError) -> tuple[int, int]:
@@ -202,6 +214,8 @@ class Link(Source):
         self._closed = False
         self._unsent: deque[int] = deque()  # slots in flight, the oldest first
         self._blocked = False  # the system took less than it was given
+        self._moved = 0  # tick at which bytes last left, or began to wait
+        self._held: deque[Frame] = deque()  # read, and of a later turn
         self._read_ended = False
         self._write_ended = False
         self._fault: tuple[int, int] | None = None  # why writing is over
@@ -427,6 +441,8 @@ class Link(Source):
         if payload_len > (self.max_message if type == DATA else FRAME_MAX_PAYLOAD):
             return _MESSAGE_TOO_LARGE
         pipeline = self._pipeline
+        if self._blocked:
+            pipeline.is_still = self._still_for_ms() >= STILL_MS
         code = pipeline.send(type, payload, flags)
         if code == _WOULD_BLOCK or code == _NO_MEMORY:
             if not self._make_room():
@@ -459,15 +475,23 @@ class Link(Source):
             return False
         return self._pipeline.pending < before
 
+    def _still_for_ms(self) -> int:
+        """For how long nothing of what waits has left."""
+        return self._loop._ticks - self._moved
+
     def _push(self) -> None:
         """Launch every filling slot, write as far as the system takes it, and free what is done."""
         if self._state == _ENDED or self._fault is not None or self._blocked:
             return
+        waits, sent = bool(self._unsent), self._bytes_sent
         index = self._pipeline.launch()
         while index >= 0:
             self._unsent.append(index)
             index = self._pipeline.launch()
         self._move(self._write_blocking if self._loop._plain else self._write)
+        if not waits or self._bytes_sent != sent:
+            self._moved = self._loop._ticks
+            self._pipeline.is_still = False
 
     def _move(self, write: Callable[[], None]) -> None:
         """Write what is in flight, and see to what comes of it."""
@@ -493,7 +517,9 @@ class Link(Source):
         try:
             # Python ignores SIGPIPE, so that a hang-up comes as an error.
             taken = os.writev(self._fd, vector)
-        except BlockingIOError:
+        except OSError as error:
+            if error.errno not in _NOT_NOW:
+                raise
             taken = 0
         finally:
             for view in vector:
@@ -520,7 +546,9 @@ class Link(Source):
                 try:
                     with slot.unsent() as view:
                         taken = os.write(self._fd, view)
-                except BlockingIOError:
+                except OSError as error:
+                    if error.errno not in _NOT_NOW:
+                        raise
                     _wait_writable(self._fd, give_up - time.monotonic())
                 else:
                     slot.sent_len += taken
@@ -597,16 +625,17 @@ class Link(Source):
 
     # Receiving
 
-    def _read(self, events: list[Event]) -> int:
-        """One read and its frames. Returns the bytes read."""
+    def _read(self, events: list[Event], size: int, work: int) -> int:
+        """One read of up to size bytes, whose frames are handed on as far as work goes. Returns the
+        bytes read."""
         loop = self._loop
         self._read_calls += 1
         try:
-            count = os.readv(self._fd, [loop._buffer])
-        except BlockingIOError:
-            return 0
+            with loop._buffer[:size] as space:
+                count = os.readv(self._fd, [space])
         except OSError as error:
-            self._end(*(self._fault or _network_fault(error)))
+            if error.errno not in _NOT_NOW:
+                self._end(*(self._fault or _network_fault(error)))
             return 0
         if count == 0:
             self._end_of_stream()
@@ -623,8 +652,8 @@ class Link(Source):
             except errors.ProtocolError as error:
                 frames += error.frames
                 fault = error.code
-        if frames:
-            self._hand_on(frames, events)
+        self._held.extend(frames)
+        self._hand_on(events, 1 << 62 if fault else work)
         if fault:
             loop._bad_frames += 1
             loop._crc_errors += fault == _CRC
@@ -642,23 +671,30 @@ class Link(Source):
         finally:
             self._ingest._pool = self._loop._pool
 
-    def _hand_on(self, frames: list[Frame], events: list[Event]) -> None:
-        """Consecutive plain DATA frames become one BATCH, any other a FRAME in its place."""
-        self._frames_received += len(frames)
+    def _hand_on(self, events: list[Event], work: int) -> None:
+        """Hand on frames as far as work goes: consecutive plain DATA frames become one BATCH, any
+        other a FRAME in its place. What is left comes in a later turn."""
         batch: list[bytes] = []
-        size = 0
-        for type, flags, sequence, payload in frames:
+        size = used = 0
+        while self._held and used < work:
+            type, flags, sequence, payload = self._held.popleft()
+            self._frames_received += 1
             self._payload_bytes_received += len(payload)
             if type == DATA and not flags & (FRAGMENT | BATCHED):
+                used += 1 if len(payload) >= TINY_PAYLOAD else WORK_TINY
                 batch.append(payload)
                 size += len(payload)
                 continue
+            used += WORK_CONTROL
             if batch:
                 events.append((BATCH, self.tag, size, batch))
                 batch, size = [], 0
             events.append((FRAME, self.tag, type | flags << 8 | sequence << 16, payload))
         if batch:
             events.append((BATCH, self.tag, size, batch))
+        self._loop._work_left -= used
+        if self._held and self._is_read():
+            self._loop._holding[self] = None
 
     def _end_of_stream(self) -> None:
         if self._fault is not None:
@@ -676,10 +712,28 @@ class Link(Source):
 
     # Both
 
+    def _is_read(self) -> bool:
+        return not self._paused and not self._read_ended and self._state != _ENDED
+
     def _update_reading(self) -> None:
         if self._state != _ENDED:
             self._update_frame_timer(False)
             self._update_interest()
+            if self._held and self._is_read():
+                self._loop._holding[self] = None
+
+    def _end_late_frame(self, events: list[Event]) -> None:
+        """The time of a cut frame is over. Its rest may lie in the system all the same, if it was
+        this program that had no time: read once more before the link ends."""
+        loop = self._loop
+        if self._held or loop._work_left <= 0:
+            loop._arm(self._frame_key, self, 0.001)  # it waits for us
+            return
+        partial = self._ingest.partial_len
+        received = self._frames_received + len(self._held)
+        self._read(events, loop._step, loop._work_left)
+        if partial and self._is_read() and self._frames_received + len(self._held) == received:
+            self._end(_TIMEOUT, 0)
 
     def _update_frame_timer(self, restart: bool) -> None:
         """The partial-frame time-out runs while a frame has begun and the link is read."""
@@ -706,17 +760,24 @@ class Link(Source):
         self._want(0)
         self._loop._cancel(self._frame_key)
         self._ingest.close()
+        self._held.clear()
+        self._loop._holding.pop(self, None)
         self._loop._dirty[self] = None
 
-    def _serve(self, mask: int, events: list[Event]) -> int:
-        """Do what readiness allows. Returns the bytes read."""
-        count = 0
-        if mask & READ and self._interest & READ:
-            count = self._read(events)
+    def _serve(self, mask: int, events: list[Event], alone: bool) -> None:
+        """Do what readiness allows; alone: as nobody else has anything to read, a whole receive
+        buffer."""
+        loop = self._loop
+        if mask & READ and self._interest & READ and not self._held:
+            if loop._work_left > 0:
+                self._read(
+                    events,
+                    len(loop._buffer) if alone else loop._step,
+                    loop._work_left if alone else min(loop._work_left, LINK_MAX_WORK),
+                )
         if mask & WRITE and self._blocked:
             self._blocked = False
             self._push()
-        return count
 
     def _report(self, tail: list[Event]) -> None:
         """What has become of the link since the last turn."""

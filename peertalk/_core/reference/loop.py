@@ -17,13 +17,21 @@ import time
 from typing import Any
 
 from peertalk import errors
-from peertalk._core.reference.link import Event, Link, Source, Timer, Watch
+from peertalk._core.reference.link import LINK_MAX_WORK, Event, Link, Source, Timer, Watch
 from peertalk._core.reference.pipeline import SLOT_SIZE
 from peertalk._core.reference.pool import BufferPool
 from peertalk._core.reference.reassembly import Reassembly
 from peertalk._core.reference.wheel import TimerWheel
 from peertalk._core.reference.wire import FRAME_MAX_PAYLOAD, FRAME_OVERHEAD
-from peertalk._core.values import READ, READY, TIMER, YIELD, LoopStatistics, PoolStatistics
+from peertalk._core.values import (
+    READ,
+    READY,
+    STILL,
+    TIMER,
+    YIELD,
+    LoopStatistics,
+    PoolStatistics,
+)
 
 RECEIVE_BUFFER_SIZE = 524_288
 IO_BUDGET = 16
@@ -34,6 +42,10 @@ TURN_MAX_BYTES = 65_536
 """... or so many payload bytes, whichever comes first."""
 MAX_DELAY_MS = 2**31 - 10_000
 """The wheel's reach, 24.8 days, less the time since the last turn."""
+TURN_MAX_WORK = 200_000
+"""Units of work that one turn brings at most."""
+POOL_REST = 1.0
+"""Seconds after which free buffers that nobody needed go back."""
 POOL_CLASSES = [
     (256, 65_535),
     (1_040, 65_535),
@@ -43,8 +55,6 @@ POOL_CLASSES = [
 ]
 """Buffer sizes and how many of each may exist; the byte budget is the bound that matters."""
 
-_TIMEOUT = -6
-
 
 class Loop:
     """The engine of the reference core; the same surface as the C loop.
@@ -52,7 +62,9 @@ class Loop:
     Args:
         io_budget: ready sources served in one turn, 1 to 16.
         receive_buffer_size: bytes, at least one whole frame; None: 524,288.
-        pool_bytes: bytes that slots and staging buffers may hold together.
+        pool_bytes: bytes that the larger buffers of links in bulk may hold together, beside the
+            share of each link.
+        links: ignored here.
         platform: "posix", or "posix_plain" where each slot is written by a blocking send.
         native: ignored here.
         epoll: False takes poll(2) and leaves fd at -1.
@@ -67,6 +79,7 @@ class Loop:
         io_budget: int = IO_BUDGET,
         receive_buffer_size: int | None = None,
         pool_bytes: int = 64 << 20,
+        links: int = 0,
         platform: str = "posix",
         native: bool = True,
         epoll: bool = True,
@@ -100,6 +113,9 @@ class Loop:
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
         self._selector.register(self._wake_in, READ, None)
+        self._step = min(size, SLOT_SIZE)
+        self._work_left = 0
+        self._holding: dict[Link, None] = {}
         self._ready: dict[Source, int] = {}
         self._dirty: dict[Link, None] = {}
         self._links: dict[Link, None] = {}
@@ -113,8 +129,10 @@ class Loop:
         self._bad_frames = 0
         self._ticks = _clock()
         self._wheel = TimerWheel(self._ticks)
-        self._timers: dict[int, Timer | Link] = {}
+        self._timers: dict[int, Timer | Link | None] = {}
         self._keys = itertools.count(1)
+        self._pool_key = self._next_key()
+        self._pool_acquires = 0
 
     @property
     def core(self) -> Any:
@@ -189,7 +207,8 @@ class Loop:
             (BATCH, tag, payload bytes, payloads), (FRAME, tag, type | flags << 8 | sequence << 16,
             payload),
             (SENT, tag, messages, code), (FINISHED, tag, 0, 0), (CLOSED, tag, code, system error),
-            (READY, tag, mask, 0), (TIMER, tag, 0, 0).
+            (READY, tag, mask, 0), (TIMER, tag, 0, 0), (STILL, tag, milliseconds, 0): memory is
+            scarce, and of all links this one has sent nothing of what waits in it for the longest.
 
         Raises:
             InvalidState: the loop is closed.
@@ -212,22 +231,41 @@ class Loop:
             link._push()
         if not self._ready:
             self._poll(0)
-        room = len(self._buffer)
+        self._work_left = TURN_MAX_WORK
+        alone = len(self._readers()) < 2
+        holding, self._holding = self._holding, {}
+        for link in holding:
+            if link._is_read():  # else it comes back when it is read again
+                link._hand_on(
+                    events, min(self._work_left, TURN_MAX_WORK if alone else LINK_MAX_WORK)
+                )
         for _ in range(self._io_budget):
-            if not self._ready or room <= 0:
+            if not self._ready or self._work_left <= 0:
                 break
             source = next(iter(self._ready))
             mask = self._ready.pop(source) & source._interest
             if isinstance(source, Link):
-                room -= source._serve(mask, events)
+                source._serve(mask if source not in holding else mask & ~READ, events, alone)
             elif mask:
                 tail.append((READY, source.tag, mask, 0))
-        self._expire(tail)
+        self._expire(events, tail)
+        if self._links and self._pool.acquires != self._pool_acquires:
+            if self._pool_key not in self._timers:
+                self._arm(self._pool_key, None, POOL_REST)
         reported, self._dirty = self._dirty, {}
         for link in reported:
             link._report(tail)
         events += tail
         return events
+
+    def _readers(self) -> set[Link]:
+        """Links that have something to read, as far as is known."""
+        ready = (
+            source
+            for source, mask in self._ready.items()
+            if isinstance(source, Link) and mask & source._interest & READ
+        )
+        return {*ready, *self._holding}
 
     def _poll(self, timeout: float | None) -> None:
         """Ask the selector, and remember what is ready; later ones stand behind."""
@@ -254,7 +292,7 @@ class Loop:
     def next_timeout(self) -> float | None:
         """Seconds until a turn is needed though nothing becomes ready; 0.0 when there is work now,
         None when there is no timer."""
-        if self._dirty or self._ready:
+        if self._dirty or self._ready or self._holding:
             return 0.0
         ticks = self._wheel.next()
         return None if ticks is None else max(0, ticks - (_clock() - self._ticks)) / 1000
@@ -336,33 +374,55 @@ class Loop:
         self._ready.pop(source, None)
         if isinstance(source, Link):
             self._dirty.pop(source, None)
+            self._holding.pop(source, None)
             self._links.pop(source, None)
+            if not self._links:
+                self._cancel(self._pool_key)
+                self._pool.trim()
 
     # Timers
 
     def _next_key(self) -> int:
         return next(self._keys)
 
-    def _arm(self, key: int, owner: Timer | Link, delay: float) -> None:
+    def _arm(self, key: int, owner: Timer | Link | None, delay: float) -> None:
         delay_ms = min(max(0.0, delay * 1000), MAX_DELAY_MS)
         self._timers[key] = owner
         self._wheel.arm(key, math.ceil(time.monotonic() * 1000 + delay_ms))
 
     def _cancel(self, key: int) -> None:
-        if self._timers.pop(key, None) is not None:
+        if key in self._timers:
+            del self._timers[key]
             self._wheel.cancel(key)
 
-    def _expire(self, tail: list[Event]) -> None:
+    def _expire(self, events: list[Event], tail: list[Event]) -> None:
         self._ticks = _clock()
         self._wheel.advance(self._ticks)
         key = self._wheel.expire()
         while key is not None:
             owner = self._timers.pop(key)
             if isinstance(owner, Link):
-                owner._end(_TIMEOUT, 0)
+                owner._end_late_frame(events)
+            elif owner is None:
+                self._look_at_pool(tail)
             else:
                 tail.append((TIMER, owner.tag, 0, 0))
             key = self._wheel.expire()
+
+    def _look_at_pool(self, tail: list[Event]) -> None:
+        """While the pool is in use, once a second: give back what nobody needed since, and say who
+        stands still if too little is left."""
+        rests = self._pool.acquires == self._pool_acquires
+        self._pool_acquires = self._pool.acquires
+        if rests:
+            self._pool.trim()
+        scarce = self._pool.is_scarce()
+        if scarce or not rests:
+            self._arm(self._pool_key, None, POOL_REST)
+        waiting = [link for link in self._links if link._blocked] if scarce else []
+        if waiting:
+            link = max(waiting, key=Link._still_for_ms)
+            tail.append((STILL, link.tag, link._still_for_ms(), 0))
 
 
 def _clock() -> int:

@@ -3,6 +3,10 @@
      FREE -> FILLING -> IN_FLIGHT -> COMPLETED -> FREE
                            \\-> ABANDONED -> FREE        (closed before the platform let go)
 
+A lazy pipeline always finds SLOT_SHARE buffers of one whole frame each, whatever others hold.
+Larger ones, of slot_size, come out of the pool's budget, and only while more is sent than leaves at
+once; where there is none it goes on with its share.
+
 Slots are taken round-robin and reported in that order; the platform may complete them in any order.
 Invariant: the slots that are not FREE lie next to each other from the head on, and pending counts
 them; an accepted message is in exactly one of them until it is reported. Never: blocks, moves
@@ -16,7 +20,7 @@ import struct
 from peertalk import errors
 from peertalk._core.reference.crc import crc16
 from peertalk._core.reference.pool import Buffer, BufferPool
-from peertalk._core.reference.wire import FRAME_OVERHEAD, VERSION
+from peertalk._core.reference.wire import FRAME_MAX_PAYLOAD, FRAME_OVERHEAD, VERSION
 from peertalk._core.values import DATA, DISCONNECT, NO_DELAY
 
 FREE = 0
@@ -32,6 +36,9 @@ DEPTH = 8
 SLOT_SIZE = 65_520
 """Bytes of a slot when nothing else is said; below 65,536 because the C core keeps slot lengths in
 16 bits."""
+
+SLOT_SHARE = 2
+"""Slot buffers of one whole frame that each link may always have."""
 
 _HEADER = struct.Struct("!4sBBBBH")
 _TRAILER = struct.Struct("!H")
@@ -50,6 +57,7 @@ class Slot:
 
     __slots__ = (
         "buffer",
+        "buffer_size",
         "message_count",
         "message_len",
         "no_delay",
@@ -60,6 +68,7 @@ class Slot:
 
     def __init__(self) -> None:
         self.buffer: Buffer | None = None
+        self.buffer_size = 0
         self.state = FREE
         self.empty()
 
@@ -75,12 +84,6 @@ class Slot:
         """The bytes that the platform has not taken yet."""
         assert self.buffer is not None
         return self.buffer.view[self.sent_len : self.message_len]
-
-    def give_back(self) -> None:
-        """Return the buffer to its pool, wiped as far as it was used."""
-        if self.buffer is not None:
-            self.buffer.release(self.message_len)
-            self.buffer = None
 
 
 class SendPipeline:
@@ -124,6 +127,11 @@ class SendPipeline:
             )
         self.slots = [Slot() for _ in range(depth)]
         self.slot_size = slot_size
+        self.small_size = min(slot_size, FRAME_OVERHEAD + FRAME_MAX_PAYLOAD) if lazy else slot_size
+        self.share_count = 0
+        self.is_still = False
+        """The caller's: what is in flight does not move, and nothing more is borrowed than the
+        share."""
         self.depth = depth
         self.lazy = lazy
         self.packing = packing
@@ -141,10 +149,10 @@ class SendPipeline:
         if not lazy:
             try:
                 for slot in self.slots:
-                    slot.buffer = self._pool.acquire(slot_size)
+                    self._lend(slot)
             except errors.OutOfMemory:
                 for slot in self.slots:
-                    slot.give_back()
+                    self._give_back(slot)
                 raise
 
     @property
@@ -161,6 +169,36 @@ class SendPipeline:
         slot = self.slots[index]
         return b"" if slot.buffer is None else bytes(slot.buffer.view[: slot.message_len])
 
+    def _lend(self, slot: Slot) -> None:
+        """Make sure that a slot has a buffer: one of this link's share, unless it is in bulk and
+        the budget has a larger one."""
+        if slot.buffer is not None:
+            return
+        before = self.slots[self._next_slot - 1]
+        bulk = self.packing and self.pending > 0 and before.message_len > self.small_size // 2
+        size = self.slot_size if bulk else self.small_size
+        has_share = self.lazy and self.share_count < SLOT_SHARE
+        if not self.is_still and (not has_share or size > self.small_size):
+            try:
+                slot.buffer = self._pool.acquire(size)
+            except errors.OutOfMemory:
+                if not has_share:
+                    raise
+        if slot.buffer is None and has_share:
+            size = self.small_size
+            slot.buffer = self._pool.acquire(size, share=True)
+            self.share_count += 1
+        if slot.buffer is None:
+            raise errors.OutOfMemory("nothing leaves, and the link has its share")
+        slot.buffer_size = size
+
+    def _give_back(self, slot: Slot) -> None:
+        """Return the buffer to its pool, wiped as far as it was used."""
+        if slot.buffer is not None:
+            self.share_count -= slot.buffer.is_share
+            slot.buffer.release(slot.message_len)
+            slot.buffer = None
+
     def _newest_filling(self) -> Slot | None:
         slot = self.slots[self._next_slot - 1]
         return slot if self.pending and slot.state == FILLING else None
@@ -173,9 +211,9 @@ class SendPipeline:
         seals the slot and stays local.
 
         Returns:
-            0, or with nothing changed -19 (every slot is taken), -2 (the pool lent no buffer), -16
-            (the frame does not fit a slot),
-            -1 (type is not 1 to 7), -3 (closed).
+            0, or with nothing changed -19 (every slot is taken, or every buffer that this link may
+            have now), -2 (no slot is taken, and there is no memory for one), -16 (the frame does
+            not fit a slot), -1 (type is not 1 to 7), -3 (closed).
         """
         if not self.open:
             return _NOT_INITIALIZED
@@ -183,21 +221,20 @@ class SendPipeline:
             return _INVALID_PARAM
         payload_len = len(payload)
         frame_len = payload_len + FRAME_OVERHEAD
-        if frame_len > self.slot_size:
+        if frame_len > self.small_size:
             return _MESSAGE_TOO_LARGE
 
         slot = self._newest_filling() if self.packing else None
-        if slot is None or slot.no_delay or slot.message_len + frame_len > self.slot_size:
+        if slot is None or slot.no_delay or slot.message_len + frame_len > slot.buffer_size:
             if self.pending == self.depth:
                 self.refusals += 1
                 return _WOULD_BLOCK
             slot = self.slots[self._next_slot]
-            if slot.buffer is None:
-                try:
-                    slot.buffer = self._pool.acquire(self.slot_size)
-                except errors.OutOfMemory:
-                    self.refusals += 1
-                    return _NO_MEMORY
+            try:
+                self._lend(slot)
+            except errors.OutOfMemory:
+                self.refusals += 1
+                return _WOULD_BLOCK if self.pending else _NO_MEMORY
             slot.empty()
             slot.state = FILLING
             self._next_slot = (self._next_slot + 1) % self.depth
@@ -231,7 +268,9 @@ class SendPipeline:
         or packing is off."""
         slot = self._newest_filling()
         return slot is not None and (
-            not self.packing or slot.no_delay or slot.message_len + FRAME_OVERHEAD > self.slot_size
+            not self.packing
+            or slot.no_delay
+            or slot.message_len + FRAME_OVERHEAD > slot.buffer_size
         )
 
     def launch(self) -> int:
@@ -255,7 +294,7 @@ class SendPipeline:
             slot.result = result
             slot.state = COMPLETED
         elif slot.state == ABANDONED:
-            slot.give_back()
+            self._give_back(slot)
             slot.state = FREE
             self.pending -= 1
         else:
@@ -273,7 +312,7 @@ class SendPipeline:
         told = (slot.message_count, slot.result)
         self.reported += slot.message_count
         if self.lazy:
-            slot.give_back()
+            self._give_back(slot)
         slot.empty()
         slot.state = FREE
         self._head = (self._head + 1) % self.depth
@@ -292,7 +331,7 @@ class SendPipeline:
             if slot.state == IN_FLIGHT:
                 slot.state = ABANDONED
             elif slot.state != ABANDONED:
-                slot.give_back()
+                self._give_back(slot)
                 slot.state = FREE
         self.pending = sum(slot.state == ABANDONED for slot in self.slots)
         if self._own_pool and self.pending == 0:

@@ -4,8 +4,9 @@ A class keeps a list of the buffers that nobody has borrowed and a count of thos
 buffer costs its size and 16 bytes, as in C, where these hold its header, so that budgets and
 statistics of both mean the same.
 
-Invariant: the bytes are the sum over all buffers that exist, and never above the budget. A refusal
-changes nothing but its count.
+Invariant: the bytes are the sum over all buffers that exist; without the shares, which are lent
+beside the budget, they are never above it. A refusal changes nothing but its count, and that what
+nobody had borrowed is freed.
 """
 
 from __future__ import annotations
@@ -40,8 +41,11 @@ class _SizeClass:
 class Buffer:
     """A lent buffer. view: writable, `size` bytes, zero at first; it ends with the release."""
 
-    def __init__(self, pool: BufferPool, size_class: _SizeClass, memory: bytearray) -> None:
+    def __init__(
+        self, pool: BufferPool, size_class: _SizeClass, memory: bytearray, is_share: bool
+    ) -> None:
         self.size = size_class.buffer_size
+        self.is_share = is_share
         self.view = memoryview(memory)
         self._pool = pool
         self._size_class = size_class
@@ -53,7 +57,9 @@ class Buffer:
         memory, self._memory = self._memory, None
         if memory is not None:
             self.view.release()
-            self._pool._take_back(self._size_class, memory, self.size if used is None else used)
+            self._pool._take_back(
+                self._size_class, memory, self.size if used is None else used, self.is_share
+            )
 
 
 class BufferPool:
@@ -62,8 +68,8 @@ class BufferPool:
     Args:
         classes: (buffer_size, capacity) pairs, 1 to 8, ascending sizes in bytes; capacity: how many
             may exist at once, 1 to 65,535.
-        budget: bytes that all buffers together may hold, 16 for each included; 0: no limit beside
-            the capacities.
+        budget: bytes that all buffers but the shares may hold together, 16 for each included; 0:
+            no limit beside the capacities.
         limit: bytes that the memory behind the pool has; 0: no limit.
 
     Raises:
@@ -93,13 +99,13 @@ class BufferPool:
         self._limit = limit
         self._lock = threading.Lock()
         self._acquires = self._allocations = self._refusals = self._returns = 0
-        self._bytes = self._peak_bytes = 0
+        self._bytes = self._peak_bytes = self._budgeted = 0
         self._attempts = self._fail_at = 0
         self._closed = False
 
-    def acquire(self, size: int) -> Buffer:
+    def acquire(self, size: int, share: bool = False) -> Buffer:
         """Borrow a zeroed buffer of at least size bytes, from the smallest class that holds it; a
-        larger one is not tried.
+        larger one is not tried. share: beside the budget.
 
         Raises:
             OutOfMemory: class, budget or memory are used up (counted), or size is 0 or above the
@@ -113,27 +119,34 @@ class BufferPool:
         with self._lock:
             if size_class.free:
                 memory = size_class.free.pop()
-            elif (refusal := self._refusal(size_class)) is None:
+                self._budgeted -= size_class.cost if share else 0
+            else:
+                refusal = self._refusal(size_class, share)
+                while refusal is not None and (
+                    size_class.existing < size_class.capacity and self._trim()
+                ):
+                    refusal = self._refusal(size_class, share)
+                if refusal is not None:
+                    self._refusals += 1
+                    raise OutOfMemory(f"a buffer of {size:,} bytes: {refusal}")
                 memory = bytearray(size_class.buffer_size)
                 size_class.existing += 1
                 self._allocations += 1
                 self._bytes += size_class.cost
+                self._budgeted += 0 if share else size_class.cost
                 self._peak_bytes = max(self._peak_bytes, self._bytes)
-            else:
-                self._refusals += 1
-                raise OutOfMemory(f"a buffer of {size:,} bytes: {refusal}")
             self._acquires += 1
-        return Buffer(self, size_class, memory)
+        return Buffer(self, size_class, memory, share)
 
-    def _refusal(self, size_class: _SizeClass) -> str | None:
+    def _refusal(self, size_class: _SizeClass, share: bool) -> str | None:
         """Why another buffer of this class cannot be made; None: it can."""
         if size_class.existing == size_class.capacity:
             return (
                 f"all {size_class.capacity:,} buffers of {size_class.buffer_size:,} bytes are "
                 "lent (the capacity of their class)"
             )
-        if self._budget and self._bytes + size_class.cost > self._budget:
-            return f"{self._bytes:,} bytes are held, and the budget is {self._budget:,}"
+        if self._budget and not share and self._budgeted + size_class.cost > self._budget:
+            return f"{self._budgeted:,} bytes are held, and the budget is {self._budget:,}"
         self._attempts += 1
         if self._fail_at and self._attempts >= self._fail_at:
             return "the memory refused (injected fault)"
@@ -141,25 +154,52 @@ class BufferPool:
             return f"{self._bytes:,} bytes are held, and the memory has {self._limit:,}"
         return None
 
-    def _take_back(self, size_class: _SizeClass, memory: bytearray, used: int) -> None:
+    def _take_back(
+        self, size_class: _SizeClass, memory: bytearray, used: int, is_share: bool
+    ) -> None:
         memory[:used] = bytes(min(used, size_class.buffer_size))
         with self._lock:
-            size_class.free.append(memory)
             self._returns += 1
+            if not is_share:
+                size_class.free.append(memory)
+            elif not self._budget or self._budgeted + size_class.cost <= self._budget:
+                size_class.free.append(memory)
+                self._budgeted += size_class.cost
+            else:
+                size_class.existing -= 1
+                self._bytes -= size_class.cost
         if self._closed:
             self.trim()
 
     def trim(self) -> int:
         """Give the memory of all free buffers back. Returns the bytes freed."""
-        freed = 0
         with self._lock:
-            for size_class in self._classes:
-                count = len(size_class.free)
-                size_class.free.clear()
-                size_class.existing -= count
-                freed += count * size_class.cost
-            self._bytes -= freed
+            return self._trim()
+
+    def _trim(self) -> int:
+        freed = 0
+        for size_class in self._classes:
+            count = len(size_class.free)
+            size_class.free.clear()
+            size_class.existing -= count
+            freed += count * size_class.cost
+        self._bytes -= freed
+        self._budgeted -= freed
         return freed
+
+    def is_scarce(self) -> bool:
+        """Whether less than an eighth of the budget can still be lent; frees what is not lent to
+        find out."""
+        enough = self._budget // 8
+        if not self._budget or self._budget - self._budgeted >= enough:
+            return False
+        self.trim()
+        return self._budget - self._budgeted < enough
+
+    @property
+    def acquires(self) -> int:
+        """Successful acquires so far."""
+        return self._acquires
 
     def statistics(self) -> PoolStatistics:
         """The counters; see PoolStatistics."""

@@ -121,7 +121,9 @@ class Reassembly:
             self._forget()
             try:
                 self._buffer = (
-                    self._pool.acquire(fragment.total_len) if fragment.total_len else None
+                    self._pool.acquire(fragment.total_len, share=True)
+                    if fragment.total_len
+                    else None
                 )
             except OutOfMemory:
                 event = Event.NO_MEMORY
