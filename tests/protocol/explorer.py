@@ -337,15 +337,27 @@ def _line_key(line: Line) -> tuple[Any, ...]:
 Wire = tuple[bool, bool, tuple[int, ...], tuple[int, ...], int, int]
 NEW: Wire = (True, True, (), (), 0, 0)
 
-DIALS = (1, 2)
-"""Bits of a state: this side may still dial without a fault."""
-CRASH = 4
+# Flags of a state: how often each side may still dial (two bits each), whether one may crash, and
+# how much bad luck is left.
+DIAL = (1, 4)
+DIALS = 3
+CRASH = 16
+LUCK = 32
+
+
+def _fault(flags: int) -> int:
+    """Something went wrong: each side may dial once more."""
+    flags -= LUCK
+    for one in DIAL:
+        if flags // one & DIALS < DIALS:
+            flags += one
+    return flags
 
 
 class Explorer:
     def __init__(
         self, messages: int, wires: int, *, crash: bool = True, blind: bool = True,
-        line_type: type[Line] = Line,
+        faults: int | None = None, line_type: type[Line] = Line,
     ) -> None:  # fmt: skip
         self.wires_max = wires
         self.line_type = line_type
@@ -353,6 +365,7 @@ class Explorer:
         self.nodes: list[Node] = []
         self.may: list[tuple[Event, ...]] = []
         self.readable: list[tuple[int, ...]] = []
+        self.alive: list[tuple[int, ...]] = []
         self.node_ids: dict[Any, int] = {}
         self.frames: list[Any] = []
         self.frame_ids: dict[Any, int] = {}
@@ -361,7 +374,9 @@ class Explorer:
         self.node_steps: dict[Any, Any] = {}
         self.wire_steps: dict[Any, Any] = {}
         first = tuple(self.node_id(Node(FIRST[side], messages, line_type)) for side in (0, 1))
-        self.start = (*first, DIALS[0] | DIALS[1] | (CRASH if crash else 0), ())
+        self.bounded = faults is not None
+        luck = LUCK * (1 if faults is None else faults)
+        self.start = (*first, DIAL[0] + DIAL[1] + (CRASH if crash else 0) + luck, ())
 
     # Numbers for what is met again and again
 
@@ -374,6 +389,9 @@ class Explorer:
             self.nodes.append(node)
             node.check()
             self.may.append(tuple(node.may()))
+            self.alive.append(tuple(
+                tag for tag, one in node.connections.items() if one.state is not State.CLOSED
+            ))
             self.readable.append(tuple(
                 tag for tag, one in node.connections.items()
                 if one.state is not State.CLOSED and one.held is None
@@ -522,18 +540,41 @@ class Explorer:
                     several += more
                 if len(wires) == self.wires_max:
                     node = self.memo("simple", node)
-                    flags |= 3
+                    flags &= -LUCK
                 nodes = (node, state[1]) if side == 0 else (state[0], node)
                 for each in several:
                     yield (*nodes, flags, tuple(each))
+
+    def sides(self, state: Any) -> tuple[int, ...]:
+        """Whose steps must be tried: one's, if it can hear nothing now that it could not hear
+        before the other's steps."""
+        wires = state[3]
+        if len(wires) < self.wires_max:
+            return (0, 1)
+        for side in (0, 1):
+            node = self.nodes[state[side]]
+            reads = False
+            for tag in self.alive[state[side]]:
+                wire = self.wires[wires[tag]]
+                if wire[2 + side]:
+                    reads = reads or node.connections[tag].held is None
+                elif wire[1 - side]:
+                    break
+            else:
+                if reads:
+                    return (side,)
+        return (0, 1)
 
     def following(self, state: Any) -> Iterator[tuple[int, Any, Any]]:
         """(kind, choice, state after it); kind 0: bad luck or whim, 1: will happen some time,
         2: also, but on a wire that the other side has left."""
         flags, wires = state[2], state[3]
         room = len(wires) < self.wires_max
-        fault = flags | 3
-        for side in (0, 1):
+        fault = _fault(flags)
+        if not self.bounded:
+            fault += LUCK
+        lucky = flags < LUCK
+        for side in self.sides(state):
             number = state[side]
             for tag in self.readable[number]:
                 wire = self.wires[wires[tag]]
@@ -545,19 +586,21 @@ class Explorer:
                     kind = 2 if gone and not wire[4 + side] else 1
                     for each in self.outcomes(state, side, event, tuple(after), flags):
                         yield kind, (side, *event), each
-                if not wire[4 + side]:
+                if not wire[4 + side] and (gone or not lucky):
                     event = ("end", tag)
                     for each in self.outcomes(state, side, event, wires, flags if gone else fault):
                         leaving = self.nodes[number].connections[tag].state is State.CLOSING
                         yield (2 - leaving) if gone else 0, (side, *event), each
             for event in self.may[number]:
                 bad = event[0] in ("leave", "time_out")
+                if bad and lucky:
+                    continue
                 for each in self.outcomes(state, side, event, wires, fault if bad else flags):
                     yield 0 if bad else 1, (side, *event), each
             if room:
                 yield from self.dials(state, side)
-            if flags & CRASH and wires and room:
-                yield from self.crashes(state, side)
+            if flags & CRASH and wires and room and not lucky:
+                yield from self.crashes(state, side, fault)
 
     def dials(self, state: Any, side: int) -> Any:
         flags, wires = state[2], state[3]
@@ -570,15 +613,29 @@ class Explorer:
                 one.dialled and one.state is State.GREETING for one in node.connections.values()
             )):
                 continue
+            if needed and not flags // DIAL[side] & DIALS and self.expects(node):
+                needed = 0  # its back-off runs out before a greeting comes
             if needed:
-                assert flags & DIALS[side], f"side {side} dials again though nothing went wrong"
+                assert flags // DIAL[side] & DIALS, (
+                    f"side {side} dials again though nothing went wrong"
+                )
+                after = flags - DIAL[side]
+            elif flags < LUCK:
+                continue
+            else:
+                after = flags - LUCK if self.bounded else flags
             with_wire = (*wires, self.wire_id(NEW))
-            after = flags & ~DIALS[side] if needed else flags
             for dialled in self.outcomes(state, side, ("dial", tag, whom), with_wire, after):
                 for each in self.outcomes(dialled, 1 - side, ("accept", tag), dialled[3], after):
                     yield 1 if needed else 0, (side, "dial", tag, whom), each
 
-    def crashes(self, state: Any, side: int) -> Any:
+    @staticmethod
+    def expects(node: Node) -> bool:
+        return any(
+            not one.dialled and one.state is State.GREETING for one in node.connections.values()
+        )
+
+    def crashes(self, state: Any, side: int, fault: int) -> Any:
         node = self.nodes[state[side]]
         for instance in AGAIN[side]:
             again = self.node_id(Node(instance, node.left, self.line_type))
@@ -587,7 +644,7 @@ class Explorer:
                 self.memo("wire_step", wire, "crash", side, 0)[0] if self.wires[wire][side] else wire
                 for wire in state[3]
             )
-            yield 0, (side, "crash", instance), (*nodes, (state[2] | 3) & ~CRASH, wires)
+            yield 0, (side, "crash", instance), (*nodes, fault - CRASH, wires)
 
     def check_rest(self, state: Any) -> None:
         opened = []
