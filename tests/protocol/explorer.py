@@ -120,8 +120,6 @@ class Node:
 
     def may(self) -> Iterator[Event]:
         for tag, connection in self.connections.items():
-            if connection.state is State.CLOSED:
-                continue
             if connection.state is State.OPEN:
                 yield "leave", tag
             if connection.state is State.CLOSING:
@@ -253,19 +251,25 @@ class Node:
                 if line.decides:
                     self.greet(connection, connection.peer, connection.place)  # type: ignore[arg-type]
                 else:
-                    connection.waits_for = frozenset(
-                        other.tag
-                        for other in self.connections.values()
-                        if other.state is State.GREETING and self.unread(other.tag)
-                    ) or NOBODY
+                    self.wait(connection)
             elif verdict is Verdict.REFUSE:
                 self.end(tag)
             elif verdict is Verdict.DRAIN:
                 self.effects.append(("settle", tag))
+                if not line.decides:
+                    self.wait(connection)
                 if connection.held is None and not self.unread(tag):
                     self.end(tag)
             elif verdict is Verdict.RELEASE:
                 self.release(connection)
+
+    def wait(self, connection: Connection) -> None:
+        """Those that have not said whose they are, and have something unread, may be older."""
+        connection.waits_for = frozenset(
+            other.tag
+            for other in self.connections.values()
+            if other.state is State.GREETING and self.unread(other.tag)
+        ) or NOBODY
 
     def release(self, connection: Connection) -> None:
         held, connection.held = connection.held, None
