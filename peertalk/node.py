@@ -176,14 +176,20 @@ class Peer(Remote):
         return self
 
     async def disconnect(self, *, timeout: float | str | None = None) -> None:
-        """Leave politely: what was accepted is sent first. The peer stays known."""
+        """Leave politely: what was accepted is sent first. The peer stays known.
+
+        Args:
+            timeout: seconds after which the connection is given up (Config.drain_timeout where none
+                are given); what was not sent by then is told as Failed.
+        """
         if self.connection is None:
             return
         connection = self.connection
-        self.transport.switchboard.leave(self)
+        seconds = None if timeout is None else parse_duration(timeout)
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         connection.on_end = (*connection.on_end, lambda: _settle(gone))
-        await _within(gone, timeout, f"peer {self.name!r} did not close its side", self.name)
+        self.transport.switchboard.leave(self, seconds)
+        await gone
 
     async def ping(self, *, timeout: float | str | None = 5.0) -> float:
         """Measure the way to this peer and back, in seconds. `latency` has the smoothed value,

@@ -170,12 +170,15 @@ class Peer(Remote):
         return self
 
     def disconnect(self, *, timeout: float | str | None = 5.0) -> None:
-        """Leave politely: what was accepted is sent first. The peer stays known."""
+        """Leave politely: what was accepted is sent first. The peer stays known. After timeout
+        (Config.drain_timeout where it is None) the connection is given up; what was not sent by
+        then is told as Failed."""
+        seconds = None if timeout is None else parse_duration(timeout)
         with self._node._turning() as turn_until:
-            self.transport.switchboard.leave(self)
+            self.transport.switchboard.leave(self, seconds)
             turn_until(
                 lambda: self.connection is None,
-                timeout,
+                None,
                 f"peer {self.name!r} did not close its side",
                 self.name,
             )

@@ -314,6 +314,28 @@ def test_a_node_takes_what_came_before_a_reset_and_connects_anew_after_it(core, 
     assert sim.run(main) == ([b"\0", b"\1", b"\2", b"anew"], 2, 0)
 
 
+def test_a_frame_of_a_peer_that_is_known_may_stay_cut_as_long_as_a_link_may_be_silent(core):
+    """All traffic dropped for some seconds in the middle of a message: the five seconds for a
+    stranger's frame would end a connection that goes on as soon as the wire is whole."""
+
+    async def main(net: sim.Network) -> tuple[bytes, bool]:
+        net.host("b", window=300)
+        a, b, peer = await pair(net, core)
+        net.link(a, b, latency="20ms")
+        await peer.send(bytes(1_000))
+        (connection,) = b._transport.connections.by_tag.values()
+        while not connection.link.statistics().partial_bytes:
+            await asyncio.sleep(0.001)
+        net.cut(a, b)
+        await asyncio.sleep(9)
+        assert connection.link.statistics().partial_bytes
+        net.heal()
+        data = (await b.receive(timeout=30)).data
+        return data, connection is next(iter(b._transport.connections.by_tag.values()))
+
+    assert sim.run(main) == (bytes(1_000), True)
+
+
 def test_the_worlds_answer_what_is_unread_and_unacknowledged(core):
     """The same questions as of a machine's own sockets, with the same answers; also of a socket
     that is closed, and of a network that is."""

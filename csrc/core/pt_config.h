@@ -42,6 +42,7 @@
 #define PT_PIPELINE_LAZY        1
 #define PT_POSIX_SLOT_SIZE      4096
 #define PT_POSIX_PIPELINE_DEPTH 2
+#define PT_LINK_NOTES           4 /* of writes that may not be acknowledged: see pt_link.notes */
 #define PT_RECEIVE_BUFFER_SIZE  8192
 /* Bytes that the table way of the CRC takes at a time, 1 or 16; each has a table of 512 bytes. */
 #define PT_CRC_SLICES 1
@@ -55,6 +56,7 @@
 #define PT_PIPELINE_LAZY        0
 #define PT_POSIX_SLOT_SIZE      65520
 #define PT_POSIX_PIPELINE_DEPTH 8 /* one write of half a megabyte: see docs/performance.md */
+#define PT_LINK_NOTES           16
 #define PT_RECEIVE_BUFFER_SIZE  524288
 #define PT_CRC_SLICES           16
 #endif
@@ -63,11 +65,12 @@
 #define PT_SLOT_PACKING       1  /* several small frames share a slot */
 #define PT_IO_BUDGET          16 /* ready links served in one turn */
 #define PT_REST_MS 50 /* a link that sent nothing for so long gives its slot buffers back */
-#define PT_TURN_MAX_MESSAGES   256   /* a sender yields to its loop after so many messages ... */
-#define PT_TURN_MAX_BYTES      65536 /* ... or so many payload bytes, whichever comes first */
-#define PT_PARTIAL_FRAME_MS    5000  /* a frame that has begun must be whole within this time */
-#define PT_DRAIN_TIMEOUT_TICKS 300   /* 5 s: how long a close waits for slots in flight */
-#define PT_TICKS_PER_SECOND    60    /* the classic Mac's clock; POSIX counts milliseconds */
+#define PT_TURN_MAX_MESSAGES 256   /* a sender yields to its loop after so many messages ... */
+#define PT_TURN_MAX_BYTES    65536 /* ... or so many payload bytes, whichever comes first */
+#define PT_PARTIAL_FRAME_MS  5000  /* a frame that has begun must be whole within this time, */
+                                   /* unless a link has another: pt_link_set_frame_timeout() */
+#define PT_DRAIN_TIMEOUT_TICKS 300 /* 5 s: how long a close waits for slots in flight */
+#define PT_TICKS_PER_SECOND    60  /* the classic Mac's clock; POSIX counts milliseconds */
 #define PT_POOL_MAX_CLASSES    8
 #define PT_WHEEL_LEVELS        4
 #define PT_WHEEL_LEVEL_SLOTS   64

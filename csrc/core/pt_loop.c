@@ -9,6 +9,7 @@
 
 /* How long a link waits at most before it asks again for a staging buffer. */
 #define STARVED_RETRY_MS 10
+#define NOTE_BYTES       65536 /* of the messages that share a note, about */
 
 /* ---------------------------------------------------------------------------------- time, lists */
 
@@ -150,10 +151,81 @@ static int is_read(const pt_link *link)
     return !link->paused && !link->starved && !link->read_ended;
 }
 
+/* 1 when bytes of the note are among the last `waiting` ones that the system took. */
+static int is_waiting(const pt_link *link, const pt_sent_note *note, uint32_t waiting)
+{
+    return (uint32_t)link->sent_bytes - note->end < waiting;
+}
+
+/* Messages reported as sent that are not known to be acknowledged; the last ones of all. */
+static uint32_t count_unconfirmed(pt_context *context, const pt_link *link)
+{
+    if (link->note_count == 0)
+        return 0;
+    uint32_t waiting = context->ops->unacknowledged(context, link);
+    uint32_t count = 0;
+    for (uint8_t index = link->note_count; index-- != 0;) {
+        if (!is_waiting(link, &link->notes[index], waiting))
+            break;
+        count += link->notes[index].count;
+    }
+    return count;
+}
+
+/* Room for notes: forget those that are acknowledged; where most wait, each two become one, and new
+ * ones cover as much. So the system is asked once for half of the notes at most, and each covers
+ * about an eighth of what waits. */
+static void make_note_room(pt_context *context, pt_link *link)
+{
+    uint32_t waiting = context->ops->unacknowledged(context, link);
+    uint8_t gone = 0, kept = 0;
+    while (gone < link->note_count && !is_waiting(link, &link->notes[gone], waiting))
+        gone++;
+    link->note_least = waiting / (PT_LINK_NOTES / 2);
+    int paired = gone < PT_LINK_NOTES / 2;
+    for (uint8_t index = gone; index < link->note_count; index++) {
+        if (paired && ((index - gone) & 1)) {
+            link->notes[kept - 1].count += link->notes[index].count;
+            link->notes[kept - 1].end = link->notes[index].end;
+        } else {
+            link->notes[kept++] = link->notes[index];
+        }
+    }
+    link->note_count = kept;
+}
+
+/* Remember where messages that are reported as sent ended in the stream. Those of one turn share a
+ * note, up to about a write of it. The slot that comes next may be half taken. */
+static void note_sent(pt_context *context, pt_link *link, uint32_t count)
+{
+    if (link->state == PT_LINK_ENDED) {
+        link->unconfirmed += count;
+        return;
+    }
+    const pt_send_pipeline *pipeline = &link->pipeline;
+    uint32_t end = (uint32_t)link->sent_bytes -
+                   (pipeline->pending_count != 0 ? pipeline->slots[pipeline->head].sent_len : 0U);
+    uint32_t covered = link->noted_end - link->note_start;
+    if (link->note_count == 0 ||
+        (covered >= link->note_least &&
+         (covered >= NOTE_BYTES || link->note_turn != (uint32_t)context->turns))) {
+        if (link->note_count == PT_LINK_NOTES)
+            make_note_room(context, link);
+        link->note_turn = (uint32_t)context->turns;
+        link->note_start = link->noted_end;
+        link->notes[link->note_count++].count = 0;
+    }
+    pt_sent_note *note = &link->notes[link->note_count - 1];
+    note->count += count;
+    note->end = end;
+    link->noted_end = end;
+}
+
 /* Over: no more reading, writing or events but those that are due. */
 static void end_link(pt_context *context, pt_link *link, int code, int32_t system_error)
 {
     PT_ASSERT(link->state == PT_LINK_OPEN || link->state == PT_LINK_SHUT);
+    link->unconfirmed = count_unconfirmed(context, link);
     link->state = PT_LINK_ENDED;
     link->end_code = code;
     link->end_error = system_error;
@@ -191,7 +263,7 @@ static void update_frame_timer(pt_context *context, pt_link *link, int restart)
     if (pt_ingest_partial_len(&link->ingest) == 0 || !is_read(link))
         pt_wheel_cancel(&context->wheel, &link->frame_timer);
     else if (restart || !pt_timer_is_armed(&link->frame_timer))
-        arm(context, &link->frame_timer, PT_PARTIAL_FRAME_MS);
+        arm(context, &link->frame_timer, link->frame_timeout_ms);
 }
 
 static void update_reading(pt_context *context, pt_link *link)
@@ -236,6 +308,8 @@ static void harvest(pt_context *context, pt_link *link)
         if (result == PT_OK) {
             link->slot_freed = 1;
             link->sent_count += count;
+            if (count != 0 && context->ops->unacknowledged != NULL)
+                note_sent(context, link, count);
         } else {
             link->failed_count = count;
             link->failed_code = result;
@@ -338,6 +412,7 @@ int pt_link_open(pt_context *context, pt_link *link, intptr_t handle, uint32_t t
 
     uint32_t slot_payload = (uint32_t)slot_size - PT_FRAME_OVERHEAD;
     link->max_message = slot_payload < PT_FRAME_MAX_PAYLOAD ? slot_payload : PT_FRAME_MAX_PAYLOAD;
+    link->frame_timeout_ms = PT_PARTIAL_FRAME_MS;
     link->frame_timer.kind = PT_TIMER_FRAME;
     link->frame_timer.tag = tag;
     link->rest_timer.kind = PT_TIMER_REST;
@@ -529,6 +604,22 @@ uint64_t pt_link_pending(const pt_link *link)
 {
     return link->pipeline.accepted - link->pipeline.reported + link->sent_count +
            link->failed_count;
+}
+
+uint32_t pt_link_unconfirmed(pt_context *context, const pt_link *link)
+{
+    if (link->state == PT_LINK_NONE)
+        return 0;
+    uint32_t count =
+        link->state == PT_LINK_ENDED ? link->unconfirmed : count_unconfirmed(context, link);
+    return count > link->sent_count ? count - link->sent_count : 0; /* those are not told yet */
+}
+
+void pt_link_set_frame_timeout(pt_context *context, pt_link *link, uint32_t timeout_ms)
+{
+    link->frame_timeout_ms = timeout_ms;
+    if (pt_timer_is_armed(&link->frame_timer))
+        arm(context, &link->frame_timer, timeout_ms);
 }
 
 int pt_link_close(pt_context *context, pt_link *link)

@@ -114,6 +114,16 @@ void pt_link_shut(pt_context *context, pt_link *link);
 /* Messages that were accepted and have not been in a PT_EVENT_SENT yet. */
 uint64_t pt_link_pending(const pt_link *link);
 
+/* Of the messages whose PT_EVENT_SENT with PT_OK was reported, the last so many are not known to be
+ * acknowledged by the other side's system: those of every write that holds such a byte, and of what
+ * was reported with it. Asks the system; for an ended link, what was so at its end. 0 for a closed
+ * one, and in worlds without unacknowledged(). */
+uint32_t pt_link_unconfirmed(pt_context *context, const pt_link *link);
+
+/* From now on, a frame that has begun must be whole within so many ms; also one that is cut now. A
+ * link begins with PT_PARTIAL_FRAME_MS. */
+void pt_link_set_frame_timeout(pt_context *context, pt_link *link, uint32_t timeout_ms);
+
 /* Take the link out of the context and give its memory back. Its unreported messages stay so: ask
  * pt_link_pending() before. Returns the number of slots that the platform has not let go of (0 on
  * POSIX): the link's memory must stay until they are. The handle stays the caller's. May be called

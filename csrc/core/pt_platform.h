@@ -58,6 +58,13 @@ enum pt_link_state {
                          the next turn; only pt_link_close() is allowed */
 };
 
+/* Messages that were reported as sent one after the other, and where in the stream the last of
+ * their writes ended (the low bits of that position). */
+typedef struct pt_sent_note {
+    uint32_t count;
+    uint32_t end;
+} pt_sent_note;
+
 /* One connection. Memory is the caller's, zeroed at first, and must not move while in a context. */
 struct pt_link {
     pt_source source;
@@ -81,6 +88,15 @@ struct pt_link {
     uint32_t failed_count; /* likewise, of one slot that did not leave; nothing behind it is
                               reported before it */
     int32_t failed_code;   /* why; PT_OK: there is none */
+    pt_sent_note notes[PT_LINK_NOTES]; /* oldest first: what may not be acknowledged of that which
+                                          was reported as sent; none where ops->unacknowledged is
+                                          NULL */
+    uint32_t note_start;               /* where the newest note begins */
+    uint32_t note_turn;                /* the turn that made it */
+    uint32_t note_least;               /* bytes that it must cover before another is begun */
+    uint32_t noted_end;                /* where it ends, and the next one begins */
+    uint32_t unconfirmed;      /* ENDED: messages of the notes that were not acknowledged then */
+    uint32_t frame_timeout_ms; /* a frame that has begun must be whole within this time */
     int32_t end_code;   /* why the link ends, PT_OK until then; set while it is still read: writing
                            failed, and what came before is read first */
     int32_t end_error;  /* system_error beside end_code */
@@ -93,6 +109,7 @@ struct pt_link {
     uint8_t blocked; /* 1: the platform took no more; set by it, cleared when the source is ready to
                         write */
     uint8_t slot_freed; /* events to come: PT_EVENT_SENT with PT_OK */
+    uint8_t note_count;
     uint8_t finish_due; /* ... PT_EVENT_FINISHED */
     uint8_t close_due;  /* ... PT_EVENT_CLOSED */
 };
@@ -134,6 +151,10 @@ typedef struct pt_platform_ops {
 
     /* No more will be sent: pass that on to the other side. PT_OK or PT_ERR_NETWORK. */
     int (*tcp_finish)(pt_context *context, pt_link *link);
+
+    /* Bytes that the system took of this link and the other side's has not acknowledged: also after
+     * a reset. NULL: a completed send is acknowledged here, or the system does not tell. */
+    uint32_t (*unacknowledged)(pt_context *context, const pt_link *link);
 
     /* Make the platform's interest in a source what source->interest and source->edge say. PT_OK,
      * PT_ERR_NO_MEMORY or PT_ERR_PLATFORM. */

@@ -19,8 +19,10 @@
 #include <time.h>
 #include <unistd.h>
 #if HAS_EPOLL
+#include <linux/sockios.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #endif
 
 #include "pt_assert.h"
@@ -339,6 +341,21 @@ static int posix_finish(pt_context *context, pt_link *link)
     return PT_ERR_NETWORK;
 }
 
+#ifdef SIOCOUTQ
+/* What the kernel counts from the oldest byte that is not acknowledged to the last one that it
+ * took, and the end of our half behind it. Still so after a reset, unlike tcpi_unacked. */
+static uint32_t posix_unacknowledged(pt_context *context, const pt_link *link)
+{
+    (void)context;
+    int waiting = 0;
+    if (ioctl((int)link->source.handle, SIOCOUTQ, &waiting) != 0 || waiting <= 0)
+        return 0;
+    return (uint32_t)(waiting - link->finished);
+}
+#else
+#define posix_unacknowledged NULL
+#endif
+
 /* -------------------------------------------------------------------------------------- waiting */
 
 /* Wakes are counted down before the flag is lowered: one that comes between is part of this wait's
@@ -553,6 +570,7 @@ const pt_platform_ops *pt_posix_ops(void)
         .send_slots_available = posix_slots_available,
         .tcp_receive = posix_receive,
         .tcp_finish = posix_finish,
+        .unacknowledged = posix_unacknowledged,
         .watch = posix_watch,
         .forget = posix_forget,
         .wait = posix_wait,
@@ -570,6 +588,7 @@ const pt_platform_ops *pt_posix_plain_ops(void)
         .tcp_send = posix_send,
         .tcp_receive = posix_receive,
         .tcp_finish = posix_finish,
+        .unacknowledged = posix_unacknowledged,
         .watch = posix_watch,
         .forget = posix_forget,
         .wait = posix_wait,

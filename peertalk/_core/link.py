@@ -262,6 +262,25 @@ class Link:
         self._link.max_message = self._binding.limited("max_message", value, 0xFFFFFFFF)
 
     @property
+    def unconfirmed(self) -> int:
+        """How many of the DATA frames that were reported as sent, the last ones, are not known to
+        be acknowledged by the other side's system: whole writes, and more rather than less. Of an
+        ended link, what was so at its end; 0 of a closed one, where a sent frame is an acknowledged
+        one, and where the system does not tell. A system call."""
+        return int(self._lib.pt_link_unconfirmed(self._context, self._link))
+
+    @property
+    def frame_timeout(self) -> float:
+        """Seconds within which a frame that has begun must be whole, or the link ends; 5 at first.
+        Set it to allow more or less, also for a frame that has begun."""
+        return int(self._link.frame_timeout_ms) / 1000
+
+    @frame_timeout.setter
+    def frame_timeout(self, seconds: float) -> None:
+        timeout_ms = math.ceil(min(max(0.001, seconds) * 1000, MAX_DELAY_MS))
+        self._lib.pt_link_set_frame_timeout(self._context, self._link, timeout_ms)
+
+    @property
     def paused(self) -> bool:
         """Whether the link is not read at the caller's wish."""
         return bool(self._link.paused)

@@ -1,17 +1,18 @@
-"""Which link carries which message: open, greet, choose between two, retire, close; whom to dial,
-and when again.
+"""One connection and its life; all connections of a node, with their bounds; whom to dial, and
+when again.
 
-A connection lives by one table:
+A connection lives by one table. The road of most:
 
-    IDLE -> CONNECTING -> GREETING -> OPEN -> RETIRING -> CLOSED
-                 \\            \\         \\-> CLOSING -> CLOSED
+    IDLE -> CONNECTING -> GREETING -> GREETED -> OPEN -> CLOSING -> CLOSED
 
 GREETING ends with the other side's CAPABILITY, or after GREETING_TIME when we dialled a peer that
-never sends one (it counts as classic). No DATA leaves before. Of two connections between the same
-two nodes the one dialled by the smaller instance id stays. The other retires: it is shut for
-writing and read to its end, and until then what arrives on the first is held back, so nothing is
-lost or overtaken. Why that is enough: a side sends DATA on the one that loses only before it knows
-of the one that stays, and so before any DATA on that one.
+never sends one (it counts as classic). GREETED ends when the connection is used, which its line
+decides (line.py); one with a peer that knows no places is OPEN at once. DRAINING: it is over for
+the other side, or we have left and waited enough, and what has arrived is read. RETIRING: a second
+one with a peer that knows no places; it is shut and read to its end.
+
+A connection that ends young counts as a failed attempt, so whoever resets connections as fast as
+they are made meets RETRY_DELAYS.
 
 Invariant: a peer has at most one OPEN connection. Never: opens a socket, sends a byte, reads a
 clock.
@@ -22,7 +23,7 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from .outbox import Handed, Pieces
@@ -42,6 +43,8 @@ CLASSIC_DIAL_INTERVAL = 1.0
 """Seconds between two such dials to one address."""
 RETRY_DELAYS = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Seconds before each further attempt to reach a peer for which messages wait; then they fail."""
+YOUNG = 1.0
+"""Seconds; a connection that was used for less and then broke counts as a failed attempt."""
 PINGS_PER_TURN = 8
 """PINGs that leave together: each borrows a slot buffer for as long as it takes, and a node may
 have many peers."""
@@ -91,6 +94,7 @@ _NEXT: dict[tuple[State, Step], State] = {
     (State.IDLE, Step.ESTABLISH): State.GREETING,  # accepted
     (State.CONNECTING, Step.ESTABLISH): State.GREETING,
     (State.GREETING, Step.GREET): State.OPEN,  # a peer that knows no places
+    (State.GREETED, Step.GREET): State.OPEN,  # ... or has taken us for one
     (State.GREETING, Step.IDENTIFY): State.GREETED,
     (State.GREETED, Step.USE): State.OPEN,
     (State.GREETED, Step.DRAIN): State.DRAINING,
@@ -112,18 +116,22 @@ class Connection:
     """One connection, from dial or accept to its end.
 
     tag: its number in the loop; address: the remote end; dialled: by us; peer: whose it is, None
-    until known; classes: it carried messages of other classes than NORMAL; handed: the messages
-    that its link was given and has not reported; pieces: the rest of a message of which it was
-    given a part, None when there is none; held: events kept back while another connection is read
-    to its end, None when nothing is held; left: when we said that we leave, None before;
-    reassembly: of fragments, None until one came; pinged: when the PING left that awaits its PONG,
-    None when none does; spoilt: that PONG will measure nothing; pressure: the level of ours that
-    the other side was told last, 0 to 3; owed: what waits for room, a sum of OWES_*; rejection: why
-    we send the peer away; socket and link belong to the runtime.
+    until known; addressed: the instance that our greeting was meant for; number: of the dial that
+    made it, counted by the side that dialled, 0: not known; place: of all that were used with its
+    peer, 0: not used; told: the other side has said here what is over for it; waits_for: tags of
+    connections that are to be read before it; held: events kept back meanwhile, None when nothing
+    is held; opened: when it was used; left: when we said that we leave, None before; classes: it
+    carried messages of other classes than NORMAL; handed: the messages that its link was given and
+    has not reported; pieces: the rest of a message of which it was given a part, None when there is
+    none; reassembly: of fragments, None until one came; pinged: when the PING left that awaits its
+    PONG, None when none does; spoilt: that PONG will measure nothing; pressure: the level of ours
+    that the other side was told last, 0 to 3; owed: what waits for room, a sum of OWES_*;
+    rejection: why we send the peer away; socket and link belong to the runtime.
     """
 
     __slots__ = (
         "address",
+        "addressed",
         "classes",
         "dialled",
         "failure",
@@ -133,6 +141,7 @@ class Connection:
         "link",
         "number",
         "on_end",
+        "opened",
         "owed",
         "peer",
         "pieces",
@@ -161,8 +170,10 @@ class Connection:
         self.dialled = dialled
         self.peer = peer
         self.since = now
+        self.opened = now
         self.state = State.IDLE
         self.number = 0
+        self.addressed: bytes | None = None
         self.place = 0
         self.told = False
         self.classes = False
@@ -172,7 +183,7 @@ class Connection:
         self.left: float | None = None
         self.waits_for: frozenset[int] = NOBODY
         self.failure: errors.PeerTalkError | None = None
-        self.reached: Any = None
+        self.reached: tuple[Any, ...] = ()
         self.on_end: tuple[Callable[[], object], ...] = ()
         self.pinged: float | None = None
         self.spoilt = False
@@ -255,6 +266,12 @@ class Connections:
         self.max_connections = max_connections
         self.by_tag: dict[int, Connection] = {}
         self.refused = 0
+        self.connected = 0
+        """Peers that are connected."""
+        self.last_number = 0
+        """Of our last dial."""
+        self._young: dict[int, Connection] = {}
+        """Those that had not said whose they are when they were looked at last, by tag."""
         self._classic_queue: deque[Peer] = deque()
         self._classic_dials: set[int] = set()
         self._classic_last: dict[str, float] = {}
@@ -269,60 +286,42 @@ class Connections:
         self.refused += 1
         return False
 
+    def next_number(self) -> int:
+        """For a dial: 4 bytes on the wire, which ten dials a second use up in thirteen years."""
+        self.last_number += 1
+        return self.last_number
+
     def add(self, connection: Connection) -> None:
         """Know a connection from now on."""
-        self.by_tag[connection.tag] = connection
+        self.by_tag[connection.tag] = self._young[connection.tag] = connection
 
     def remove(self, connection: Connection) -> None:
-        """Forget it, and let those go on that waited for its end."""
+        """Forget it."""
         self.by_tag.pop(connection.tag, None)
+        self._young.pop(connection.tag, None)
         self._classic_dials.discard(connection.tag)
+
+    @property
+    def undecided(self) -> list[Connection]:
+        """Those that have not said whose they are: few, however many there are in all."""
+        settled = [
+            connection
+            for connection in self._young.values()
+            if connection.state not in (State.IDLE, State.CONNECTING, State.GREETING)
+        ]
+        for connection in settled:
+            del self._young[connection.tag]
+        return list(self._young.values())
 
     def dialling(self, peer: Peer) -> Connection | None:
         """The dial to this peer that is under way (connecting or greeting), if any."""
-        for connection in self.by_tag.values():
-            if (
-                connection.peer is peer
-                and connection.dialled
-                and connection.state in (State.CONNECTING, State.GREETING)
-            ):
-                return connection
-        return None
+        return next((each for each in self.undecided if each.peer is peer and each.dialled), None)
 
     def dialling_to(self, address: Address) -> Connection | None:
         """The dial to this address that is under way, if any."""
-        for connection in self.by_tag.values():
-            if (
-                connection.address == address
-                and connection.dialled
-                and connection.state in (State.CONNECTING, State.GREETING)
-            ):
-                return connection
-        return None
-
-    def unsettled(self, connection: Connection, now: float) -> set[int]:
-        """Tags of connections that may turn out to be a second one between the same two nodes and
-        to carry earlier DATA: those still being greeted with the same remote host, until they have
-        been silent for so long that they are closed. Empty once connection is old enough that no
-        dial can have crossed it: so a silent stranger on a peer's host can hold up what that peer
-        sends in its first seconds, and nothing else."""
-        if (
-            connection.state is not State.OPEN
-            or now - connection.since > GREETING_TIME + SILENCE_TIME
-        ):
-            return set()  # one that is being left carries what came before any other
-        host = connection.address[0]
-        return {
-            other.tag
-            for other in self.by_tag.values()
-            if other is not connection
-            and other.address[0] == host
-            and other.state is State.GREETING
-            and now - other.since < SILENCE_TIME
-            # a later one of the same dialler carries later DATA
-            and (other.dialled != connection.dialled or other.since < connection.since)
-            and (other.peer is None or other.peer is connection.peer)
-        }
+        return next(
+            (each for each in self.undecided if each.address == address and each.dialled), None
+        )
 
     def want_classic(self, peer: Peer) -> None:
         """A classic peer was found: it expects to be dialled."""

@@ -1,10 +1,11 @@
 """What a node reports, as frozen values to `match` on.
 
 Messages to a peer are numbered from 1 in the order in which send() accepted them, across
-reconnects. Each accepted message ends in exactly one Sent or Failed. The Sent of one connection
-come in the order in which messages were handed to it, which is the order of their numbers where all
-are of one class; a Failed may come at any time, and what a connection that is being replaced still
-has to say may come after what the next one says.
+reconnects. Each accepted message is reported as Sent or as Failed, once; but a Sent may be taken
+back when its connection ends: then one Failed, UNKNOWN, follows it and is the last word. The Sent
+of one connection come in the order in which messages were handed to it, which is the order of their
+numbers where all are of one class; a Failed may come at any time, and what a connection that is
+being replaced still has to say may come after what the next one says.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class LostReason(enum.Enum):
     """The table of peers was full and this one had been silent the longest."""
     CLOSED = "closed"
     """Its connection ended, and it does not announce itself."""
+    RESTARTED = "restarted"
+    """Its program was started again: Peer.successor is its new life."""
 
 
 class Outcome(enum.Enum):
@@ -41,7 +44,8 @@ class Outcome(enum.Enum):
     FAILED = "failed"
     """Never handed to the system: the peer has not got them."""
     UNKNOWN = "unknown"
-    """Handed to the system, at least in part, and never confirmed: the peer may have got them."""
+    """Handed to the system, at least in part, and never confirmed by the peer's system before the
+    connection ended: the peer may have got them."""
     REPLACED = "replaced"
     """Never handed to the system: a later message with the same key took their place."""
 
@@ -98,7 +102,13 @@ class PeerDisconnected(msgspec.Struct, Generic[P], frozen=True):
 
 
 class Sent(msgspec.Struct, Generic[P], frozen=True):
-    """The system took the last byte of the messages numbered first to last, both included."""
+    """The system took the last byte of the messages numbered first to last, both included.
+
+    While the connection lives they are on their way. When it ends, those that the peer's system has
+    not acknowledged by then become Failed with UNKNOWN, with what was written together with them;
+    the others have reached it. Where the system does not tell (beside Linux), nothing is taken
+    back.
+    """
 
     peer: P
     first: int
@@ -107,7 +117,7 @@ class Sent(msgspec.Struct, Generic[P], frozen=True):
 
 class Failed(msgspec.Struct, Generic[P], frozen=True):
     """The messages numbered first to last, both included, will not be sent (again). outcome says
-    whether the peer may have got them."""
+    whether the peer may have got them. May follow their Sent, once, with UNKNOWN."""
 
     peer: P
     first: int

@@ -48,7 +48,7 @@ class Over(NamedTuple):
     above: tuple[int, ...] = ()
 
     def __contains__(self, number: object) -> bool:
-        return isinstance(number, int) and (number <= self.upto or number in self.above)
+        return number in self.above or (isinstance(number, int) and 0 < number <= self.upto)
 
     def joined(self, other: Over) -> Over:
         """What either says, as far as it can be kept: the newest OVER_MAX above."""
@@ -139,7 +139,7 @@ class Line:
         decisions: list[Decision] = []
         if not connection.dialled:
             self._seen = max(self._seen, connection.number)
-            if connection.number <= self._said:  # a later dial of theirs came before it
+            if 0 < connection.number <= self._said:  # a later dial of theirs came before it
                 self._drain(connection, decisions)
         return self._told(connection, claims, place, decisions)
 
@@ -153,7 +153,9 @@ class Line:
         if claims is not None:
             connection.told = True
             before = self._claims
-            self._claims = Claims(before.own.joined(claims.own), before.others.joined(claims.others))
+            self._claims = Claims(
+                before.own.joined(claims.own), before.others.joined(claims.others)
+            )
             for member in self.members:
                 if member is not connection and self._claims.covers(member):
                     self._drain(member, decisions)
@@ -196,6 +198,10 @@ class Line:
             if tag in member.waits_for:
                 member.waits_for = member.waits_for - {tag} or NOBODY
         return self._released()
+
+    def forgo(self, connection: Connection) -> None:
+        """The other side does not know that we know places; it stands outside the line."""
+        self.members = tuple(each for each in self.members if each is not connection)
 
     def finished(self, connection: Connection) -> list[Decision]:
         """What was held back of a closed member is delivered."""

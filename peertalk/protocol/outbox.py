@@ -55,6 +55,11 @@ header."""
 PIECE_MIN = 64
 """A maximum that leaves less for a piece does not carry fragments, as in the original."""
 _FIRST, _LAST = 1, 2
+KEPT_RANGES = 64
+"""Ranges of messages, reported as sent, that a connection keeps before it asks which of them may
+still be lost."""
+_NOBODY = -1
+"""In the place of the number of a message that failed though frames of it were sent."""
 
 
 def lowest_admitted(pressure: int) -> Priority:
@@ -329,26 +334,26 @@ def ranges_of(numbers: Iterable[int]) -> list[tuple[int, int]]:
 
 
 class _Run:
-    """Messages that a link was given one after the other. frames: what each of them is cut into,
-    less what was reported of the first."""
+    """Messages that a link was given one after the other. each: the frames that each of them is cut
+    into. Of the first one: left: frames that are not reported; sent: frames that were sent."""
 
-    __slots__ = ("first", "frames", "last", "whole")
+    __slots__ = ("each", "first", "last", "left", "sent")
 
-    def __init__(self, first: int, last: int, frames: int) -> None:
+    def __init__(self, first: int, last: int, each: int) -> None:
         self.first = first
         self.last = last
-        self.frames = frames
-        self.whole = True
-        """No frame of the first message was reported as not sent."""
+        self.each = self.left = each
+        self.sent = 0
 
     def leads_to(self, number: int) -> bool:
         """Whether a whole message of this number can join it."""
-        return self.last == number - 1 and self.frames == 1 and self.whole
+        return self.last == number - 1 and self.each == 1
 
 
 class Handed:
-    """The numbers of the messages that one link was given and has not reported, in the order in
-    which it was given them.
+    """The numbers of the messages that one link was given, in the order in which it was given them:
+    those that it has not reported, and of those that it reported as sent, the last ones, which may
+    have to be taken back.
 
     While nothing waits, messages go straight to the link in the order of their numbers: then the
     last run is open, and has no end yet.
@@ -357,22 +362,29 @@ class Handed:
     before it, None when there are none: an idle link holds no queue.
     """
 
-    __slots__ = ("first", "runs")
+    __slots__ = ("_bound", "_kept", "_since", "first", "runs")
 
     def __init__(self) -> None:
         self.first = 0
         self.runs: deque[_Run] | None = None
+        self._since = 0
+        """Where the open run began: it has reported all from here to first as sent."""
+        self._kept: list[tuple[int, int, int]] | None = None
+        """What was reported as sent before that: (first, last, frames of each)."""
+        self._bound = KEPT_RANGES
 
     def open(self, number: int) -> None:
         """All messages from this number on go straight to the link, until seal()."""
         assert not self.first, "a run is open"
         runs = self.runs
         self.first = runs.pop().first if runs and runs[-1].leads_to(number) else number
+        self._since = self.first
         if not runs:
             self.runs = None
 
     def seal(self, last: int) -> None:
         """No longer: `last` was the last one. May be called again."""
+        self._keep_open_run()
         first, self.first = self.first, 0
         if first and first <= last:
             self.add(first, last)
@@ -399,25 +411,34 @@ class Handed:
         runs = self.runs
         while frames and runs:
             run = runs[0]
-            if run.frames > 1 or not run.whole:
-                taken = min(frames, run.frames)
+            if run.each > 1:
+                taken = min(frames, run.left)
                 frames -= taken
-                run.frames -= taken
-                run.whole = run.whole and sent
-                if run.frames:
+                run.left -= taken
+                run.sent += taken if sent else 0
+                if run.left:
                     break
-                told.append((run.first, run.first, run.whole))
+                whole = run.sent == run.each
+                if run.sent:
+                    number = run.first if whole else _NOBODY
+                    self._keep(number, number, run.sent)
+                told.append((run.first, run.first, whole))
                 runs.popleft()
                 continue
             taken = min(frames, run.last - run.first + 1)
             frames -= taken
             told.append((run.first, run.first + taken - 1, sent))
+            if sent:
+                self._keep(run.first, run.first + taken - 1, 1)
             run.first += taken
             if run.first > run.last:
                 runs.popleft()
         if frames:
             assert self.first, "a link reports what it was not given"
             told.append((self.first, self.first + frames - 1, sent))
+            if not sent:
+                self._keep_open_run()
+                self._since += frames
             self.first += frames
         return told
 
@@ -427,6 +448,59 @@ class Handed:
         left = [(run.first, run.last) for run in self.runs or ()]
         self.runs = None
         return left
+
+    # What was reported as sent, and may not have arrived
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many ranges are kept for revoke() that prune() is worth its while."""
+        return self._kept is not None and len(self._kept) > self._bound
+
+    def prune(self, frames: int) -> None:
+        """Only the last so many of the frames that were reported as sent may still be taken
+        back."""
+        kept = self._kept or []
+        start = len(kept)
+        frames -= self._undecided() + self.first - self._since
+        while start and frames > 0:
+            start -= 1
+            first, last, each = kept[start]
+            frames -= (last - first + 1) * each
+        self._kept = kept[start:] or None
+        self._bound = max(KEPT_RANGES, 2 * (len(kept) - start))
+
+    def revoke(self, frames: int) -> list[tuple[int, int]]:
+        """The last so many of the frames that were reported as sent may not have arrived: the
+        messages that they belong to, as ranges in the order in which they were sent. All that was
+        reported is forgotten."""
+        self._keep_open_run()
+        frames -= self._undecided()
+        ranges: list[tuple[int, int]] = []
+        while frames > 0 and self._kept:
+            first, last, each = self._kept.pop()
+            taken = min(last - first + 1, -(-frames // each))
+            frames -= taken * each
+            if first != _NOBODY:
+                ranges.append((last - taken + 1, last))
+        self._kept = None
+        return ranges[::-1]
+
+    def _undecided(self) -> int:
+        """Frames that were sent of a message that is not decided."""
+        return self.runs[0].sent if self.runs else 0
+
+    def _keep_open_run(self) -> None:
+        if self._since < self.first:
+            self._keep(self._since, self.first - 1, 1)
+        self._since = self.first
+
+    def _keep(self, first: int, last: int, frames: int) -> None:
+        kept = self._kept
+        if kept is None:
+            kept = self._kept = []
+        if kept and kept[-1][1] + 1 == first and kept[-1][2] == frames:
+            first = kept.pop()[0]
+        kept.append((first, last, frames))
 
 
 class Pieces:

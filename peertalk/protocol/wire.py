@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
 from .._core.values import Capability, Discovery
 from ..errors import InvalidArgument
+from .line import OVER_MAX, Claims, Over
 from .peer import Peer
 
 INSTANCE_SIZE = 8
@@ -35,6 +36,9 @@ TLV_INSTANCE = 0x80
 TLV_NAME = 0x81
 TLV_PORT = 0x82
 TLV_DATAGRAM_PORT = 0x83
+TLV_CONNECTION = 0x84
+TLV_OVER = 0x85
+TLV_PLACE = 0x87
 
 TRANSPORT_TCP = 0x01
 TRANSPORT_UDP = 0x02
@@ -173,6 +177,20 @@ class Capabilities(msgspec.Struct, frozen=True):
     datagram_port: int | None = None
 
 
+class Greeting(NamedTuple):
+    """What a CAPABILITY says of the connection that it comes on; see line.py.
+
+    number: of the sender's dial that made the connection, 0 where the sender did not dial it.
+    addressed: the instance that the claims are meant for. claims: what is over for the sender.
+    place: None where the sender knows no places, 0 before the connection is used.
+    """
+
+    number: int = 0
+    addressed: bytes | None = None
+    claims: Claims | None = None
+    place: int | None = None
+
+
 def _name_bytes(name: str) -> bytes:
     try:
         encoded = name.encode()
@@ -297,6 +315,48 @@ def encode_capabilities(core: Codec, capabilities: Capabilities) -> bytes:
             raise InvalidArgument("an empty name: it must be 1 to 31 bytes")
         payload += _tlv(TLV_NAME, name)
     return payload + _port_tlv(TLV_PORT, c.port) + _port_tlv(TLV_DATAGRAM_PORT, c.datagram_port)
+
+
+def encode_greeting(greeting: Greeting, own: bytes) -> bytes:
+    """The TLVs of a greeting, to stand behind encode_capabilities(). own: the sender's instance."""
+    encoded = b""
+    if greeting.number:
+        encoded += _tlv(TLV_CONNECTION, own + greeting.number.to_bytes(4, "big"))
+    if greeting.addressed is not None and greeting.claims is not None:
+        numbers = b""
+        for over in greeting.claims:
+            above = (*over.above, *(0,) * OVER_MAX)[:OVER_MAX]
+            numbers += b"".join(number.to_bytes(4, "big") for number in (over.upto, *above))
+        encoded += _tlv(TLV_OVER, greeting.addressed + numbers)
+    if greeting.place is not None:
+        encoded += _tlv(TLV_PLACE, greeting.place.to_bytes(4, "big"))
+    return encoded
+
+
+def decode_greeting(payload: bytes, theirs: bytes | None) -> Greeting:
+    """What the payload of a CAPABILITY says of its connection. theirs: the sender's instance.
+
+    TLVs of a wrong length count as absent, and so does the number of a dial of somebody else.
+    """
+    found = _read_tlvs(memoryview(payload)) or {}
+    connection, over = found.get(TLV_CONNECTION, b""), found.get(TLV_OVER, b"")
+    place, number = found.get(TLV_PLACE, b""), 0
+    if len(connection) == INSTANCE_SIZE + 4 and connection[:INSTANCE_SIZE] == theirs:
+        number = int.from_bytes(connection[INSTANCE_SIZE:], "big")
+    addressed, claims = None, None
+    if len(over) == INSTANCE_SIZE + 2 * 4 * (1 + OVER_MAX):
+        addressed, numbers = over[:INSTANCE_SIZE], memoryview(over)[INSTANCE_SIZE:].cast("B")
+        each = [int.from_bytes(numbers[at : at + 4], "big") for at in range(0, len(numbers), 4)]
+        own, others = each[: 1 + OVER_MAX], each[1 + OVER_MAX :]
+        claims = Claims(_over(own), _over(others))
+    return Greeting(
+        number, addressed, claims, int.from_bytes(place, "big") if len(place) == 4 else None
+    )
+
+
+def _over(numbers: list[int]) -> Over:
+    upto, *above = numbers
+    return Over(upto, tuple(sorted(number for number in above if number > upto)))
 
 
 def decode_capabilities(core: Codec, payload: bytes) -> Capabilities:

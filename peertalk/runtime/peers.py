@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import msgspec
 
 from .. import errors
+from ..protocol.peer import PeerState
 from .remote import Remote
 
 if TYPE_CHECKING:
@@ -18,8 +19,9 @@ P = TypeVar("P", bound=Remote)
 
 
 class Peers(Mapping[str, P]):
-    """The peers that a node knows. Looked up by id, or by name where one peer alone has it;
-    iterated by id."""
+    """The peers that a node knows. Looked up by id or name, iterated by id. Of several with one
+    name it is the one known last: a program that was killed and started again is known twice until
+    its former life is forgotten."""
 
     def __init__(self, known: dict[Any, P], transport: Transport) -> None:
         self._known = known
@@ -32,25 +34,18 @@ class Peers(Mapping[str, P]):
 
     def __getitem__(self, who: str) -> P:
         found = self._find(who)
-        if len(found) == 1:
-            return found[0]
         if found:
-            raise errors.PeerNotFound(
-                (
-                    f"{len(found)} peers are named {who!r}: use an id "
-                    f"({', '.join(peer.id for peer in found)})"
-                ),
-                peer=who,
-            )
+            return found[-1]
         raise errors.PeerNotFound(f"no peer {who!r} is known; known: {self.names()}", peer=str(who))
 
     def matching(self, who: str | Callable[[P], bool]) -> P | None:
-        """The peer with this id or name, or the first for which the function is true. Of several
-        with one name the one known last: a program that was started again is known twice until its
-        former life is forgotten."""
+        """The peer with this id or name, or the first for which the function is true. Nobody whose
+        last dial failed, until it is heard again."""
         if isinstance(who, str):
-            return next(reversed(self._find(who)), None)
-        return next((peer for peer in list(self._known.values()) if who(peer)), None)
+            there = [peer for peer in self._find(who) if peer.state is not PeerState.FAILED]
+            return there[-1] if there else None
+        known = [peer for peer in self._known.values() if peer.state is not PeerState.FAILED]
+        return next((peer for peer in known if who(peer)), None)
 
     def names(self) -> str:
         """The names of all, for messages."""

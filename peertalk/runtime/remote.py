@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from .. import errors
 from .._core import values
 from ..protocol.connections import Connection
+from ..protocol.line import Line
 from ..protocol.outbox import HIGHEST_FIRST, NORMAL, Key, Priority, lowest_admitted
 from ..protocol.peer import Peer
 from .inbox import Inbox
@@ -114,12 +115,16 @@ class Remote(Peer):
     """
 
     __slots__ = (
+        "__weakref__",
         "_afar",
         "attempts",
         "connection",
         "failed",
         "inbox",
+        "line",
+        "lost",
         "lowest",
+        "not_before",
         "pinging",
         "quick",
         "reaching",
@@ -128,6 +133,7 @@ class Remote(Peer):
         "refusal",
         "retry",
         "stream",
+        "successor",
         "transport",
     )
 
@@ -147,6 +153,15 @@ class Remote(Peer):
         self._afar: tuple[deque[_Left], ...] | None = None
         self.retry: Timer | None = None
         self.attempts = 0
+        """Attempts that have failed, one after the other."""
+        self.not_before = 0.0
+        """When it may be dialled again, on the clock of the world."""
+        self.lost: bool | None = None
+        """Who dialled the connection that broke last, True: we; None: nothing is to come back."""
+        self.line: Line | None = None
+        """Its connections, once it has said that it knows places."""
+        self.successor: Remote | None = None
+        """The next life of its program, which was started again; None: not known to be."""
         self.refusal: errors.PeerTalkError | None = None
         """How it rejected us, the last time that it did."""
         self.stream: Outgoing | None = None
@@ -177,6 +192,11 @@ class Remote(Peer):
         must not dial again by itself."""
         if self.refusal is not before and self.refusal is not None:
             raise self.refusal
+
+    def restarted_error(self) -> errors.ConnectionClosed:
+        """What who sends to it hears when it has a successor."""
+        text = f"{self.name!r} was started again; send to its new peer (Peer.successor)"
+        return errors.ConnectionClosed(text, peer=self.name)
 
     def reject(self, reason: errors.RejectReason = errors.RejectReason.UNSPECIFIED) -> None:
         """Send the peer away: see ConnectionRequested.reject()."""

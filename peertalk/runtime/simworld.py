@@ -215,6 +215,15 @@ class TappedLink:
     def max_message(self, value: int) -> None:
         self._link.max_message = value
 
+    @property
+    def frame_timeout(self) -> float:
+        """Seconds that a frame may take to be whole."""
+        return float(self._link.frame_timeout)
+
+    @frame_timeout.setter
+    def frame_timeout(self, seconds: float) -> None:
+        self._link.frame_timeout = seconds
+
     def close(self) -> None:
         """As the link."""
         self._link.close()

@@ -30,8 +30,9 @@ class QueueStatus(msgspec.Struct, frozen=True):
 class PeerStatistics(msgspec.Struct, frozen=True):
     """Counters of one peer since it was first heard of.
 
-    messages_accepted, messages_sent, messages_failed: messages to it; messages_received: messages
-    from it; bytes_received: payload bytes from it; queue: see QueueStatus.
+    messages_accepted, messages_sent, messages_failed: messages to it; what was called sent and
+    failed all the same is failed; messages_received: messages from it; bytes_received: payload
+    bytes from it; queue: see QueueStatus.
     """
 
     messages_accepted: int
@@ -46,7 +47,8 @@ class NodeStatistics(msgspec.Struct, frozen=True):
     """Counters of a node since it started.
 
     messages_accepted, messages_sent, messages_failed: messages that users sent, and what became of
-    them; messages_received: messages that arrived; payload_bytes_sent, payload_bytes_received:
+    them, so messages_sent sinks where a connection ends before what was sent on it is acknowledged;
+    messages_received: messages that arrived; payload_bytes_sent, payload_bytes_received:
     bytes of those; bytes_sent, bytes_received: stream bytes, framing and control frames included;
     write_calls, read_calls: system calls on links; messages_per_write: messages given to links per
     writing system call; slots_high_water: most slots in flight on one link; links_open: connections

@@ -1,6 +1,7 @@
-"""Opens, greets, chooses between, retires and closes connections: joins peers to links.
+"""Opens, greets, uses, drains and closes connections: joins peers to links.
 
-What to do is decided in protocol/connections; here it is done, with sockets, links and timers.
+Which connection is used and in what order they are read is decided in protocol/line; here it is
+done, with sockets, links and timers.
 """
 
 from __future__ import annotations
@@ -16,9 +17,16 @@ from .. import errors
 from .._core import values
 from ..protocol import connections as policy
 from ..protocol import events
-from ..protocol.connections import Connection, Connections, State, Step
+from ..protocol.connections import NOBODY, Connection, Connections, State, Step
+from ..protocol.line import Claims, Decision, Line, Turn, Verdict
 from ..protocol.peer import PeerEvent, PeerState
-from ..protocol.wire import Capabilities, decode_capabilities
+from ..protocol.wire import (
+    Capabilities,
+    Greeting,
+    decode_capabilities,
+    decode_greeting,
+    encode_greeting,
+)
 from .pulse import Pulse
 from .remote import Reached, Remote
 from .world import Address
@@ -30,12 +38,11 @@ log = logging.getLogger("peertalk.network")
 
 _ACCEPTS_PER_TURN = 64
 _ACCEPT_PAUSE = 0.1
-_LINGER = 1.0
-"""Seconds that a connection is still read after our last byte left, so that closing cannot destroy
-it on its way."""
+_LOOK = 0.02
+"""Seconds between two looks at a connection that is on its way out: whether something is unread, or
+unacknowledged. Neither makes an event."""
 _CLASSIC_LIMIT = 512
 """Bytes that a classic peer takes before it has said more (its CAPABILITY)."""
-_NOBODY: frozenset[int] = frozenset()  # one for all connections: an empty set has 216 bytes
 _FRAME_FAULTS = {-1, -16, -20, -21, -23}
 
 
@@ -48,6 +55,8 @@ class Switchboard:
         self._listener: socket.socket | None = None
         self._listening: Watched | None = None
         self._classic_timer: Timer | None = None
+        self._waiting: list[Connection] = []
+        """Connections whose messages wait until others have said whose they are, or are shut."""
         self.pulse = Pulse(transport)
 
     # Listening, and leaving altogether ------------------------------------------------------------
@@ -93,7 +102,7 @@ class Switchboard:
         for connection in list(self.connections.by_tag.values()):
             if connection.held is not None:
                 self._unhold(connection)
-            if connection.state in (State.CONNECTING, State.GREETING):
+            if connection.state in (State.CONNECTING, State.GREETING, State.GREETED):
                 self._end(connection, None)
             elif connection.state is State.OPEN:
                 self._farewell(connection)
@@ -113,7 +122,8 @@ class Switchboard:
         connection is to be read first."""
         if connection.held is not None:
             connection.held.append((kind, connection.tag, a, b))
-        elif kind == values.BATCH:
+            return
+        if kind == values.BATCH:
             self._deliver(connection, a, b)
         elif kind == values.FRAME:
             self._frame(connection, a & 0xFF, a >> 8 & 0xFF, b)
@@ -121,41 +131,41 @@ class Switchboard:
             self._other_half_ended(connection)
         elif kind == values.CLOSED:
             self._ended(connection, a, b)
+        if connection.state is State.DRAINING:
+            self._drain_on(connection)
 
     def slots_came_free(self, connection: Connection) -> None:
         """A connection on its way out has room again, or nothing more to send."""
         if connection.state is State.OPEN:
             self._farewell(connection)
-        elif connection.state is State.CLOSING and not connection.link.pending:
-            self._linger(connection)
 
     def _deliver(self, connection: Connection, payload_bytes: int, payloads: list[bytes]) -> None:
         if connection.state is State.GREETING:
-            self._greeted(connection, None)  # DATA before CAPABILITY: a classic peer
-        if connection.waits_for is not None:
-            now = self.transport.world.clock()
-            if before := self.connections.unsettled(connection, now):
-                self._hold(connection, before)
-                self.transport.after(
-                    policy.SILENCE_TIME, lambda: self._waited_enough(connection, before)
-                )
-            elif (
-                connection.held is None
-                and now - connection.since > policy.GREETING_TIME + policy.SILENCE_TIME
-            ):
-                connection.waits_for = None
-            if connection.held is not None:
-                connection.held.append((values.BATCH, connection.tag, payload_bytes, payloads))
+            self._greeted(connection, None, Greeting())  # DATA before CAPABILITY: a classic peer
+        peer = connection.peer
+        if not isinstance(peer, Remote):
+            return
+        line = peer.line
+        if line is not None and (line.delivered != connection.place or len(line.members) > 1):
+            if connection.state is State.GREETED:  # it took us for classic, because we were slow
+                line.forgo(connection)
+                self._choose(connection, peer)
+            turn = line.turn(connection)
+            if turn is Turn.DROP:
                 return
-        if isinstance(connection.peer, Remote):
-            self.transport.deliver(connection.peer, connection, payload_bytes, payloads)
+            if turn is Turn.HOLD:
+                self._hold(connection)
+        if connection.held is not None:
+            connection.held.append((values.BATCH, connection.tag, payload_bytes, payloads))
+            return
+        self.transport.deliver(peer, connection, payload_bytes, payloads)
 
     def _frame(self, connection: Connection, kind: int, flags: int, payload: bytes) -> None:
         if kind == values.CAPABILITY:
             self._capability(connection, payload)
             return
         if connection.state is State.GREETING and not connection.dialled:
-            self._greeted(connection, None)
+            self._greeted(connection, None, Greeting())
         if kind == values.PING:
             if connection.alive:
                 self.pulse.answer(connection)
@@ -192,31 +202,21 @@ class Switchboard:
         try:
             capabilities = decode_capabilities(self.transport.core, payload)
         except errors.ProtocolError:
-            # as the original: ignored whole, the connection stays
-            self.transport.totals.ignored += 1
+            self.transport.totals.ignored += (
+                1  # as the original: ignored whole, the connection stays
+            )
             return
+        greeting = decode_greeting(payload, capabilities.instance)
+        if greeting.addressed != self.transport.instance:
+            greeting = greeting._replace(claims=None)
+        peer = connection.peer
         if connection.state is State.GREETING:
-            if not self._comes_back(connection, capabilities, payload):
-                self._greeted(connection, capabilities)
-        elif connection.state is State.OPEN and isinstance(connection.peer, Remote):
-            self._told_again(connection, connection.peer, capabilities)
-
-    def _comes_back(
-        self, connection: Connection, capabilities: Capabilities, payload: bytes
-    ) -> bool:
-        """A peer that we are leaving has heard that, and is here anew: it waits until the
-        connection that we leave is read to its end."""
-        peer = self.transport.peers.get(capabilities.instance)
-        left = peer.connection if peer is not None else None
-        if left is None or connection.dialled or left.state is not State.CLOSING:
-            return False
-        self.transport.cancel(connection.timer)  # the one that is left ends within its own time
-        connection.timer = None
-        connection.peer = peer  # the same one, though it may be forgotten by then
-        self._hold(connection, {left.tag})
-        assert connection.held is not None
-        connection.held.append((values.FRAME, connection.tag, values.CAPABILITY, payload))
-        return True
+            self._greeted(connection, capabilities, greeting)
+        elif isinstance(peer, Remote) and connection.state is not State.CLOSED:
+            if peer.line is not None and capabilities.instance in (None, peer.instance):
+                self._apply(peer.line.told(connection, greeting.claims, greeting.place or 0))
+            if connection.state is State.OPEN:
+                self._told_again(connection, peer, capabilities)
 
     def _told_again(self, connection: Connection, peer: Remote, capabilities: Capabilities) -> None:
         """A later CAPABILITY replaces the one before, but for who it is, which no connection can
@@ -277,19 +277,45 @@ class Switchboard:
         if peer.connection is not None and peer.connected:
             reached(peer, None)
             return
+        if peer.successor is not None:
+            reached(None, peer.restarted_error())
+            return
         peer.reaching = [*(peer.reaching or ()), reached]
-        if (
-            peer.connection is None
-            and peer.retry is None
-            and self.connections.dialling(peer) is None
-        ):
+        self._dial_when_due(peer)
+
+    def _dial_when_due(self, peer: Remote) -> None:
+        """Dial a peer that somebody wants: not while a connection is there or on its way, and not
+        before the time that a failed attempt has set."""
+        if peer.connection is not None or peer.retry is not None or self.transport.closing:
+            return
+        if self.connections.dialling(peer) is not None or self._is_greeted(peer):
+            return
+        delay = peer.not_before - self.transport.world.clock()
+        if delay > 0:
+            peer.retry = self.transport.after(delay, lambda: self._retry(peer))
+        else:
             self._dial_peer(peer)
+
+    @staticmethod
+    def _is_greeted(peer: Remote) -> bool:
+        """Whether a connection with the peer waits to be used."""
+        line = peer.line
+        return line is not None and any(each.state is State.GREETED for each in line.members)
 
     def dial(
         self, address: Address, reached: Reached | None = None, peer: Remote | None = None
     ) -> Connection | None:
         """Open a connection to an address, or wait for the one that is being opened. reached is
         called once: with the peer that was found there, or with an error."""
+
+        def here(found: Remote | None, error: errors.PeerTalkError | None) -> None:
+            assert reached is not None
+            if peer is None and isinstance(error, _NotUsed):
+                self.reach(error.known, reached)
+            else:
+                reached(found, error)
+
+        told = () if reached is None else (here,)
         there = next(
             (
                 known
@@ -299,18 +325,18 @@ class Switchboard:
             None,
         )
         if there is not None and peer is None:
-            _tell(reached, None, there)
+            _tell(told, None, there)
             return None
         under_way = self.connections.dialling_to(address)
         if under_way is not None and (
             peer is None or under_way.peer is None or under_way.peer is peer
         ):
             under_way.peer = under_way.peer or peer
-            under_way.reached = _both(under_way.reached, reached)
+            under_way.reached += told
             return under_way
         if not self.connections.has_room():
             _tell(
-                reached,
+                told,
                 errors.OutOfMemory(
                     f"the limit of {self.transport.config.max_peers} peers (Config.max_peers) "
                     "is reached"
@@ -321,11 +347,12 @@ class Switchboard:
         try:
             dialling = self.transport.world.dial(address, self.transport.config.bind)
         except errors.PeerTalkError as error:
-            _tell(reached, error)
+            _tell(told, error)
             return None
         connection = Connection(self.transport.tag(), address, dialled=True, now=now, peer=peer)
         connection.socket = dialling
-        connection.reached = reached
+        connection.number = self.connections.next_number()
+        connection.reached = told
         connection.advance(Step.DIAL)
         self.connections.add(connection)
         connection.watch = self.transport.watch(
@@ -344,17 +371,14 @@ class Switchboard:
         """One attempt: its addresses, one after the other."""
         if peer.state in (PeerState.DISCOVERED, PeerState.FAILED):
             peer.advance(PeerEvent.DIALLED)
-        addresses = (
-            self.transport.finder.discovery.addresses(peer.key)
-            if self.transport.finder is not None
-            else []
-        )
+        discovery = self.transport.finder.discovery if self.transport.finder is not None else None
+        addresses = discovery.addresses(peer.key) if discovery is not None else []
         untried = deque(addresses or [peer.address])
 
         def attempt(found: Remote | None, error: errors.PeerTalkError | None) -> None:
             if peer.connection is not None or (found is not None and error is None):
                 return
-            if untried and not self.transport.closing and not _is_rejection(error):
+            if untried and not self.transport.closing and not _is_final(error):
                 self.dial(untried.popleft(), attempt, peer)
             else:
                 self._gave_up(peer, error or self.transport.closed_error(peer))
@@ -362,31 +386,40 @@ class Switchboard:
         attempt(None, None)
 
     def _gave_up(self, peer: Remote, error: errors.PeerTalkError) -> None:
-        """One attempt at a peer has failed: try again while messages wait and tries are left."""
+        """One attempt at a peer has failed: try again while messages wait, or a connection that was
+        greeted was not used, and tries are left."""
         error.peer = error.peer or peer.name
         if peer.connection is not None:
             return
-        if peer.state is PeerState.CONNECTING:
-            peer.advance(PeerEvent.REFUSED)
-        if (
-            peer.queued
-            and peer.attempts < len(policy.RETRY_DELAYS)
-            and not self.transport.closing
-            and not _is_rejection(error)
-        ):
-            delay = policy.RETRY_DELAYS[peer.attempts]
-            peer.attempts += 1
+        delay = self._set_back(peer)
+        wanted = peer.queued or (isinstance(error, _NotUsed) and peer.reaching)
+        may_try = peer.attempts <= len(policy.RETRY_DELAYS) and not _is_rejection(error)
+        if wanted and may_try and not self.transport.closing:
+            self.transport.cancel(peer.retry)
             peer.retry = self.transport.after(delay, lambda: self._retry(peer))
+            if isinstance(error, _NotUsed):
+                return  # who waits for a connection waits on
         else:
             peer.attempts = 0
             self.transport.fail_queued(peer, error)
+        if peer.state is PeerState.CONNECTING:
+            peer.advance(PeerEvent.REFUSED)
         peer.tell_reaching(error)
         peer.on_lost(error)
+        self.transport.tidy(peer)
+
+    def _set_back(self, peer: Remote) -> float:
+        """An attempt has failed, or a connection has ended young: nobody dials before the time that
+        this sets. Returns the seconds until then."""
+        delay = policy.RETRY_DELAYS[min(peer.attempts, len(policy.RETRY_DELAYS) - 1)]
+        peer.attempts += 1
+        peer.not_before = self.transport.world.clock() + delay
+        return delay
 
     def _retry(self, peer: Remote) -> None:
         peer.retry = None
-        if peer.connection is None and not self.transport.closing:
-            self._dial_peer(peer)
+        if peer.queued or peer.reaching:
+            self._dial_when_due(peer)
 
     def _connected(self, connection: Connection) -> None:
         if connection.state is not State.CONNECTING:
@@ -413,6 +446,7 @@ class Switchboard:
             if accepted is None:
                 return
             arrived, address = accepted
+            self._crowd_out(address[0])
             if not self.connections.has_room():
                 self.transport.world.turn_away(
                     arrived,
@@ -432,6 +466,20 @@ class Switchboard:
         if self._listener is not None:
             self._listening = self.transport.watch(self._listener, values.READ, self._accept)
 
+    def _crowd_out(self, host: str) -> None:
+        """Where no place is left, a stranger that has not said who it is makes room: the first of
+        the host that has the most of them, if that is another host than the one that calls."""
+        if len(self.connections) < self.connections.max_connections:
+            return
+        strangers: dict[str, list[Connection]] = {}
+        for connection in self.connections.by_tag.values():
+            if connection.state is State.GREETING and not connection.dialled:
+                strangers.setdefault(connection.address[0], []).append(connection)
+        crowd = max(strangers.values(), key=len, default=[])
+        if len(crowd) > len(strangers.get(host, ())) or len(crowd) > 1:
+            text = f"{crowd[0].address[0]} took a place for too long without a word"
+            self._end(crowd[0], errors.Timeout(text), fault=True)
+
     def _establish(self, connection: Connection) -> None:
         """Both sides are there: greet with CAPABILITY at once and wait for theirs."""
         connection.advance(Step.ESTABLISH)
@@ -449,127 +497,217 @@ class Switchboard:
             self._end(connection, error)
             return
         self.transport.totals.opened += 1
-        connection.waits_for = _NOBODY
-        code = connection.link.send_frame(values.CAPABILITY, self.pulse.greeting, values.NO_DELAY)
+        peer = connection.peer
+        if peer is None and connection.dialled:
+            peer = self._known_at(connection.address)
+        assert peer is None or isinstance(peer, Remote)
+        if not self._greet(connection, peer):
+            return
+        where = f"{connection.address[0]}:{connection.address[1]}"
+        if connection.dialled and peer is not None and not peer.classic:
+            # one of ours always says who it is: it is only slow
+            self._give_time(
+                connection,
+                self.transport.config.connect_timeout,
+                errors.Timeout(
+                    f"peer {peer.name!r} took the connection and said nothing for "
+                    f"{self.transport.config.connect_timeout:g} s (Config.connect_timeout)"
+                ),
+            )
+        elif connection.dialled:
+            connection.timer = self.transport.after(
+                policy.GREETING_TIME, lambda: self._greeted(connection, None, Greeting())
+            )
+        else:
+            silent = f"{where} sent no whole frame within {policy.SILENCE_TIME:g} s"
+            self._give_time(connection, policy.SILENCE_TIME, errors.Timeout(silent), fault=True)
+
+    def _known_at(self, address: Address) -> Remote | None:
+        """Who lives at an address, as far as is known."""
+        known = self.transport.peers.values()
+        return next((peer for peer in known if peer.address == address and not peer.classic), None)
+
+    def _give_time(
+        self,
+        connection: Connection,
+        seconds: float,
+        late: errors.PeerTalkError,
+        *,
+        fault: bool = False,
+    ) -> None:
+        """End a connection that says nothing for so long. What lies unread then is read first: it
+        may be this program that was late."""
+
+        def due() -> None:
+            if self.transport.world.unread(connection.socket):
+                connection.timer = self.transport.after(_LOOK, due)
+            else:
+                self._end(connection, late, fault=fault)
+
+        self.transport.cancel(connection.timer)
+        connection.timer = self.transport.after(seconds, due)
+
+    def _greet(self, connection: Connection, peer: Remote | None, place: int = 0) -> bool:
+        """Say who we are; to a peer also what is over for us, and the place of the connection.
+        False: that was not possible, and the connection has ended."""
+        addressed, claims = None, None
+        if peer is not None and peer.instance is not None:
+            addressed, claims = peer.instance, self._claims(peer)
+            connection.addressed = addressed
+        greeting = Greeting(connection.number, addressed, claims, place)
+        payload = self.pulse.greeting + encode_greeting(greeting, self.transport.instance)
+        code = connection.link.send_frame(values.CAPABILITY, payload, values.NO_DELAY)
         self.transport.hint(code)
         if code < 0:
             where = f"{connection.address[0]}:{connection.address[1]}"
-            self._end(
-                connection,
-                errors.from_code(
-                    code, f"cannot greet {where}: {self.transport.core.strerror(code)}"
-                ),
-            )
-        if connection.state is State.CLOSED:
-            return
-        if connection.dialled and connection.peer is not None and not connection.peer.classic:
-            # one of ours always says who it is: it is only slow
-            wait = self.transport.config.connect_timeout
-            mute = errors.Timeout(
-                f"peer {connection.peer.name!r} took the connection and said nothing for "
-                f"{wait:g} s (Config.connect_timeout)"
-            )
-            connection.timer = self.transport.after(wait, lambda: self._end(connection, mute))
-        elif connection.dialled:
-            connection.timer = self.transport.after(
-                policy.GREETING_TIME, lambda: self._greeted(connection, None)
-            )
-        else:
-            silent = errors.Timeout(
-                f"{connection.address[0]}:{connection.address[1]} sent no whole frame within "
-                f"{policy.SILENCE_TIME:g} s"
-            )
-            connection.timer = self.transport.after(
-                policy.SILENCE_TIME, lambda: self._end(connection, silent, fault=True)
-            )
+            text = f"cannot greet {where}: {self.transport.core.strerror(code)}"
+            self._end(connection, errors.from_code(code, text))
+        return code >= 0 and connection.state is not State.CLOSED
 
-    def _greeted(self, connection: Connection, capabilities: Capabilities | None) -> None:
+    def _claims(self, peer: Remote) -> Claims:
+        line = peer.line or Line(self.transport.instance, peer.instance or b"")
+        undecided = [each.number for each in self.connections.undecided if each.dialled]
+        return line.claims(self.connections.last_number, undecided)
+
+    def _greeted(
+        self, connection: Connection, capabilities: Capabilities | None, greeting: Greeting
+    ) -> None:
         """We know who it is, or that it will not say."""
         if connection.state is not State.GREETING:
             return
         self.transport.cancel(connection.timer)
         connection.timer = None
+        if capabilities is not None or connection.dialled:  # no stranger
+            connection.link.frame_timeout = self.transport.config.link_timeout
         self.connections.settled_classic(connection)
+        where = f"{connection.address[0]}:{connection.address[1]}"
         instance = None if capabilities is None else capabilities.instance
         if instance == self.transport.instance:
-            self._end(
-                connection,
-                errors.InvalidArgument(
-                    f"{connection.address[0]}:{connection.address[1]} is this node itself"
-                ),
-            )
+            self._end(connection, errors.InvalidArgument(f"{where} is this node itself"))
             return
         peer = self._identify(connection, capabilities)
-        if peer is None:
+        if peer is None or not self._admit(connection, peer):
             return
         connection.peer = peer
         peer.capabilities = capabilities
-        existing = peer.connection
-        if (
-            existing is None
-            and instance is not None
-            and peer.former is not None
-            and self._given_up(connection, peer.former, instance)
-        ):
-            text = (
-                f"a connection with peer {peer.name!r} crossed one that has ended; the other side "
-                "has given both up"
-            )
-            self._end(connection, errors.ConnectionClosed(text, peer=peer.name))
-            return
-        if existing is None:
-            self._open(connection, peer)
-        elif instance is not None and self._crossed(existing, connection, instance) is existing:
-            self._retire(connection, existing)
-            peer.tell_reaching(None)
-        elif instance is None and connection.dialled and not existing.dialled:
-            # a classic peer has a name for us on the one that it dialled, and none on ours
-            self._retire(connection, existing)
-            peer.tell_reaching(None)
+        if instance is not None and greeting.place is not None:
+            self._meet(connection, peer, greeting)
         else:
+            self._choose(connection, peer)
+        self._settled(connection)
+
+    def _meet(self, connection: Connection, peer: Remote, greeting: Greeting) -> None:
+        """A peer that knows places: its line decides what becomes of the connection."""
+        line = peer.line
+        if line is None:
+            assert peer.instance is not None
+            line = peer.line = Line(self.transport.instance, peer.instance)
+        if not connection.dialled:
+            connection.number = greeting.number
+        decisions = line.identified(connection, greeting.claims, greeting.place or 0)
+        if connection.state is State.GREETED and not line.decides:
+            wait = self.transport.config.connect_timeout
+            text = f"peer {peer.name!r} did not use the connection within {wait:g} s"
+            self._give_time(connection, wait, errors.Timeout(text, peer=peer.name))
+            if connection.dialled and connection.addressed != peer.instance:
+                if not self._greet(connection, peer):
+                    return
+        self._apply(decisions)
+
+    def _choose(self, connection: Connection, peer: Remote) -> None:
+        """A peer that knows no places: the newest connection is used, the one before is read to its
+        end first. A classic one that has dialled has a name for us there, and none on ours."""
+        existing = peer.connection
+        if existing is not None and peer.classic and connection.dialled and not existing.dialled:
+            self._retire(connection, existing)
+            peer.tell_reaching(None)
+            return
+        if existing is not None:
             self._retire(existing, connection)
-            self._open(connection, peer)
-        self._release_waiters(connection)
+        connection.advance(Step.GREET)
+        self._open(connection, peer)
 
-    def _given_up(self, connection: Connection, former: Former, instance: bytes) -> bool:
-        """Whether it was there before a connection that should have stayed had ended here. The
-        other side may not know of that end, and has retired this one: what we sent on it would come
-        before what we sent on the other."""
-        return (
-            connection.since <= former.until
-            and self._crossed(former, connection, instance) is former
+    def _admit(self, connection: Connection, peer: Remote) -> bool:
+        """Whether one more peer may be connected. False: it was sent away."""
+        most = self.transport.config.max_peers
+        connected = self.connections.connected
+        if peer.connected or connected < most:
+            return True
+        hosts: dict[str, list[Connection]] = {}
+        for each in self.connections.by_tag.values():
+            if each.state is State.OPEN:
+                hosts.setdefault(each.address[0], []).append(each)
+        crowd = max(hosts.values(), key=len, default=[])
+        if len(crowd) > most * 7 // 8 and crowd[0].address[0] != connection.address[0]:
+            newest = crowd[-1]
+            name = newest.peer.name if newest.peer is not None else newest.address[0]
+            text = f"peer {name!r} gave its place to another host (Config.max_peers is {most:,})"
+            self._end(newest, errors.ConnectionClosed(text, peer=name))
+            return True
+        self.connections.refused += 1
+        connection.link.send_frame(
+            values.REJECT, bytes((errors.RejectReason.FULL,)), values.NO_DELAY
         )
+        text = f"the limit of {most:,} connected peers (Config.max_peers) is reached"
+        self._end(connection, errors.OutOfMemory(text, peer=peer.name), polite=True)
+        return False
 
-    def _crossed(
-        self, existing: Connection, newer: Connection, instance: bytes
-    ) -> Connection:
-        return policy.stays(
-            existing,
-            newer,
-            self.transport.instance,
-            instance,
-            self.transport.config.connect_timeout,
-        )
+    def _apply(self, decisions: list[Decision]) -> None:
+        """Do what a line has decided."""
+        for verdict, connection in decisions:
+            if verdict is Verdict.RELEASE:
+                self._unhold(connection)
+            elif verdict is Verdict.REFUSE:
+                self._end(connection, None)
+            elif verdict is Verdict.USE and connection.state is State.OPEN:
+                self._use(connection)
+            elif verdict is Verdict.DRAIN and connection.state is State.DRAINING:
+                self._drain(connection, None)
+
+    def _use(self, connection: Connection) -> None:
+        """Messages are sent on this one from now on."""
+        peer = connection.peer
+        assert isinstance(peer, Remote) and peer.line is not None
+        self.transport.cancel(connection.timer)
+        connection.timer = None
+        if peer.line.decides:
+            if not self._greet(connection, peer, connection.place):
+                return
+        else:
+            unread = self.transport.world.unread
+            connection.waits_for = frozenset(
+                each.tag
+                for each in self.connections.undecided
+                if each.link is not None and unread(each.socket)
+            )
+            if connection.waits_for:
+                self._waiting.append(connection)
+                self.transport.after(_LOOK, lambda: self._look_at_strangers(connection))
+        if peer.connection is not None:  # one that stands outside the line
+            self._retire(peer.connection, connection)
+        self._open(connection, peer)
+
+    def _look_at_strangers(self, connection: Connection) -> None:
+        """Those that have nothing unread any more, and still have not said whose they are, are not
+        waited for."""
+        for tag in connection.waits_for:
+            other = self.connections.by_tag.get(tag)
+            if other is None or not self.transport.world.unread(other.socket):
+                self._settled_tag(tag)
+        if connection.waits_for and connection.state is not State.CLOSED:
+            self.transport.after(_LOOK, lambda: self._look_at_strangers(connection))
 
     def _identify(self, connection: Connection, capabilities: Capabilities | None) -> Remote | None:
         expected = connection.peer
         assert expected is None or isinstance(expected, Remote)
         if capabilities is not None and capabilities.instance is not None:
-            peer = self.transport.peers.get(capabilities.instance)
-            if peer is None and expected is not None and expected.instance == capabilities.instance:
-                peer = self.transport.know(expected)  # forgotten in the meantime, and back
-            if peer is None:
-                address = (connection.address[0], capabilities.port or connection.address[1])
-                peer = self.transport.make_peer(
-                    capabilities.instance, capabilities.instance, capabilities.name or "", address
-                )
-            elif capabilities.name:
-                peer.name = capabilities.name
+            address = (connection.address[0], capabilities.port or connection.address[1])
+            peer = self.transport.meet(capabilities.instance, capabilities.name or "", address)
             if expected is not None and expected is not peer:
                 if expected.classic:
                     self._replace(expected, peer)
                 else:
-                    self._mistaken(connection, expected)
+                    self._mistaken(connection, expected, peer)
             return peer
         if expected is not None:
             return (
@@ -598,42 +736,39 @@ class Switchboard:
         classic.tell_reaching(replaced)
         self.transport.fail_queued(classic, replaced)
 
-    def _mistaken(self, connection: Connection, expected: Remote) -> None:
-        """Another node answers where expected was heard."""
-        reached, connection.reached = connection.reached, None
+    def _mistaken(self, connection: Connection, expected: Remote, found: Remote) -> None:
+        """Another node answers where expected was heard: it was started again, or has moved."""
+        reached, connection.reached = connection.reached, ()
         connection.peer = None
+        if expected.successor is found:
+            _tell(reached, expected.restarted_error())
+            return
         where = f"{connection.address[0]}:{connection.address[1]}"
-        _tell(
-            reached,
-            errors.NetworkFailure(
-                f"{where} is no longer {expected.name!r}: another node answers there",
-                peer=expected.name,
-            ),
-        )
+        text = f"{where} is no longer {expected.name!r}: {found.name!r} answers there"
+        _tell(reached, errors.NetworkFailure(text, peer=expected.name))
 
     def _open(self, connection: Connection, peer: Remote) -> None:
-        connection.advance(Step.GREET)
         capabilities = peer.capabilities
         limit = _CLASSIC_LIMIT if capabilities is None else capabilities.max_message
         connection.link.max_message = min(self.transport.max_message, limit)
         peer.connection = connection
+        connection.opened = self.transport.world.clock()
         self.transport.datagrams.place(peer)
-        peer.attempts = 0
         self.transport.cancel(peer.retry)
         peer.retry = None
         if self.transport.finder is not None:
             self.transport.finder.discovery.hold(peer.key)
         if peer.state is not PeerState.CONNECTED:
             peer.advance(PeerEvent.OPENED)
+            self.connections.connected += 1
             peer.latency = None
             if not connection.dialled:
                 self.transport.emit(events.ConnectionRequested, peer)
             self.transport.emit(events.PeerConnected, peer)
         self.pulse.opened(connection, peer)
         peer.on_pressure()
-        reached, connection.reached = connection.reached, None
-        if reached is not None:
-            reached(peer, None)
+        reached, connection.reached = connection.reached, ()
+        _tell(reached, None, peer)
         peer.tell_reaching(None)
 
     # Two between the same nodes -------------------------------------------------------------------
@@ -648,9 +783,8 @@ class Switchboard:
             peer.connection = None
             peer.quick = None
         leaving.advance(Step.RETIRE)
-        reached, leaving.reached = leaving.reached, None
-        if reached is not None:
-            reached(peer, None)
+        reached, leaving.reached = leaving.reached, ()
+        _tell(reached, None, peer)
         leaving.link.shut()
         self.transport.schedule()
         gone = errors.ConnectionClosed(
@@ -659,54 +793,84 @@ class Switchboard:
         leaving.timer = self.transport.after(
             self.transport.config.drain_timeout, lambda: self._end(leaving, gone)
         )
-        self._hold(staying, {leaving.tag})
+        staying.waits_for |= {leaving.tag}
+        if staying not in self._waiting:
+            self._waiting.append(staying)
+        if staying.held is None:
+            self._hold(staying)
 
-    def _hold(self, connection: Connection, before: set[int]) -> None:
-        connection.waits_for = frozenset(connection.waits_for or ()) | before
-        if connection.held is None:
-            connection.held = deque()
-            connection.link.pause()
-            connection.spoilt = True
+    def _hold(self, connection: Connection) -> None:
+        """Keep back what it brings from now on, until RELEASE."""
+        connection.held = deque()
+        connection.link.pause()
+        connection.spoilt = True
 
-    def _release_waiters(self, settled: Connection) -> None:
-        """A connection has been greeted or has ended: those that waited only for it go on."""
-        for waiting in list(self.connections.by_tag.values()):
-            if (
-                waiting.held is None
-                or waiting.waits_for is None
-                or settled.tag not in waiting.waits_for
-            ):
-                continue
-            if settled.state is State.RETIRING and settled.peer is waiting.peer:
-                continue
-            waiting.waits_for -= {settled.tag}
+    def _settled(self, settled: Connection) -> None:
+        """A connection has said whose it is, or has ended."""
+        if not (settled.state is State.RETIRING and self._waiting):
+            self._settled_tag(settled.tag)
+
+    def _settled_tag(self, tag: int) -> None:
+        for waiting in [each for each in self._waiting if tag in each.waits_for]:
+            peer = waiting.peer
+            assert isinstance(peer, Remote)
+            if peer.line is not None:
+                released = peer.line.settled(tag)
+            else:
+                waiting.waits_for = waiting.waits_for - {tag} or NOBODY
+                held = waiting.held is not None and not waiting.waits_for
+                released = [(Verdict.RELEASE, waiting)] if held else []
             if not waiting.waits_for:
-                self._unhold(waiting)
-
-    def _waited_enough(self, connection: Connection, before: set[int]) -> None:
-        """Connections that have not said who they are by now had no earlier DATA: silent ones must
-        not hold up others."""
-        if (
-            connection.held is None
-            or connection.waits_for is None
-            or connection.state is State.CLOSED
-        ):
-            return
-        for tag in before:
-            other = self.connections.by_tag.get(tag)
-            if other is None or other.state is State.GREETING:
-                connection.waits_for -= {tag}
-        if not connection.waits_for:
-            self._unhold(connection)
+                self._waiting.remove(waiting)
+            self._apply(released)
 
     def _unhold(self, connection: Connection) -> None:
         """Go on, with what was kept back first."""
         held, connection.held = connection.held, None
+        peer = connection.peer
+        if connection.state is State.CLOSED:
+            self._keep_held(connection, held or deque())
+            if isinstance(peer, Remote) and peer.line is not None:
+                self._apply(peer.line.finished(connection))
+            return
         connection.link.resume()
         self.transport.schedule()
         for kind, _, a, b in held or ():
             if connection.tag in self.connections.by_tag:
                 self.arrived(connection, kind, a, b)
+
+    def _drain(self, connection: Connection, error: errors.PeerTalkError | None) -> None:
+        """A connection is over for the other side, or we have waited enough for it: nothing more is
+        sent on it. What has arrived is read, because its sender takes it for sent."""
+        peer = connection.peer
+        assert isinstance(peer, Remote)
+        self.transport.cancel(connection.timer)
+        connection.timer = None
+        if peer.connection is connection:
+            left = connection.left is not None
+            lost = error or errors.ConnectionClosed(
+                f"the connection with peer {peer.name!r} was lost on its side", peer=peer.name
+            )
+            self._tell_unknown(connection, peer, lost)
+            self._detach(connection, error if left else lost, polite=left)
+        ended, connection.on_end = connection.on_end, ()
+        for call in ended:
+            call()
+        if connection.held is None and connection.state is State.DRAINING:
+            connection.link.resume()
+            self.transport.schedule()
+        self._drain_on(connection)
+
+    def _drain_on(self, connection: Connection) -> None:
+        """End it when nothing is left to be read."""
+        if connection.state is not State.DRAINING or connection.held is not None:
+            return
+        self.transport.cancel(connection.timer)
+        connection.timer = None
+        if self.transport.world.unread(connection.socket):
+            connection.timer = self.transport.after(_LOOK, lambda: self._drain_on(connection))
+        else:
+            self._end(connection, None)
 
     # The end --------------------------------------------------------------------------------------
 
@@ -721,17 +885,31 @@ class Switchboard:
         kind, payload = (
             (values.DISCONNECT, b"") if reason is None else (values.REJECT, bytes((reason,)))
         )
-        if connection.state is State.OPEN and connection.link.send_frame(kind, payload, 0) >= 0:
+        if (
+            connection.state is State.OPEN
+            and connection.link.send_frame(kind, payload, values.NO_DELAY) >= 0
+        ):
             connection.advance(Step.LEAVE)
             connection.left = self.transport.world.clock()
             connection.link.shut()
             self.transport.schedule()
-            if not connection.link.pending:
-                self._linger(connection)
+            self.transport.after(_LOOK, lambda: self._look_whether_left(connection))
 
-    def _linger(self, connection: Connection) -> None:
-        self.transport.cancel(connection.timer)
-        connection.timer = self.transport.after(_LINGER, lambda: self._end(connection, None))
+    def _look_whether_left(self, connection: Connection) -> None:
+        """We have said that we leave. The other side closes when it has read that; if it does not,
+        we do when its system has all that we sent, and we have read what came: to close before
+        would reset the connection over what can still be read."""
+        if connection.state is not State.CLOSING:
+            return
+        world = self.transport.world
+        if (
+            connection.link.slots_pending
+            or world.unacknowledged(connection.socket)
+            or world.unread(connection.socket)
+        ):
+            self.transport.after(_LOOK, lambda: self._look_whether_left(connection))
+        else:
+            self._end(connection, None)
 
     def reject(self, peer: Remote, reason: errors.RejectReason) -> None:
         """Send a peer away: REJECT, then the end. What waits for it here fails."""
@@ -772,43 +950,58 @@ class Switchboard:
             peer.refusal = refused
         self._end(connection, refused, polite=True)
 
-    def leave(self, peer: Remote) -> None:
-        """Disconnect politely: what was accepted is sent first."""
+    def leave(self, peer: Remote, seconds: float | None = None) -> None:
+        """Disconnect politely: what was accepted is sent first, for at most so many seconds
+        (Config.drain_timeout where none are given). What is left then is told as UNKNOWN."""
         connection = peer.connection
         if connection is None:
             return
         if peer.state is PeerState.CONNECTED:
             peer.advance(PeerEvent.LEFT)
+            self.connections.connected -= 1
         peer.quick = None
+        peer.lost = None
+        wait = self.transport.config.drain_timeout if seconds is None else seconds
+        self.transport.cancel(connection.timer)
+        connection.timer = self.transport.after(wait, lambda: self._left_in_vain(connection, wait))
         self._farewell(connection)
-        late = self.transport.closed_error(peer)
-        if connection.state is not State.CLOSED and connection.link.pending:
-            connection.timer = self.transport.after(
-                self.transport.config.drain_timeout, lambda: self._end(connection, late)
-            )
+
+    def _left_in_vain(self, connection: Connection, wait: float) -> None:
+        if connection.state not in (State.OPEN, State.CLOSING):
+            return
+        peer = connection.peer
+        assert isinstance(peer, Remote)
+        text = f"peer {peer.name!r} did not take within {wait:g} s what it was sent before we left"
+        connection.left = connection.left or self.transport.world.clock()
+        connection.advance(Step.DRAIN)
+        self._drain(connection, errors.ConnectionClosed(text, peer=peer.name))
 
     def _other_half_ended(self, connection: Connection) -> None:
         """The other side will send no more. What is queued in slots may still arrive: shut, drain,
         then the end."""
-        if connection.state is State.GREETING:
-            where = f"{connection.address[0]}:{connection.address[1]}"
-            self._end(
-                connection,
-                errors.ConnectionClosed(f"{where} closed the connection before it said who it is"),
-            )
-            return
+        where = f"{connection.address[0]}:{connection.address[1]}"
         peer = connection.peer
+        if connection.state is State.GREETING:
+            text = f"{where} closed the connection before it said who it is"
+            self._end(connection, errors.ConnectionClosed(text))
+            return
+        if connection.state is State.GREETED:
+            self._end(connection, None)
+            return
+        if connection.state is State.DRAINING:
+            self._end(connection, None)
+            return
         connection.failure = self.transport.closed_error(peer)
         connection.link.shut()
         self.transport.schedule()
+        late = connection.failure
         if connection.state is State.OPEN:
             connection.advance(Step.LEAVE)
+            self.transport.cancel(connection.timer)
+            connection.timer = self.transport.after(
+                self.transport.config.drain_timeout, lambda: self._end(connection, late)
+            )
             self._detach(connection, connection.failure, polite=False)
-        late = connection.failure
-        self.transport.cancel(connection.timer)
-        connection.timer = self.transport.after(
-            self.transport.config.drain_timeout, lambda: self._end(connection, late)
-        )
 
     def _ended(self, connection: Connection, code: int, system_error: int) -> None:
         where = f"{connection.address[0]}:{connection.address[1]}"
@@ -833,7 +1026,9 @@ class Switchboard:
             self._end(
                 connection,
                 errors.Timeout(
-                    f"a frame from {who} was not whole within 5 s; the link is closed", peer=name
+                    f"a frame from {who} was not whole within "
+                    f"{connection.link.frame_timeout:g} s; the link is closed",
+                    peer=name,
                 ),
                 fault=True,
             )
@@ -872,9 +1067,8 @@ class Switchboard:
         self.transport.unwatch(connection.watch)
         peer = connection.peer
         attached = isinstance(peer, Remote) and peer.connection is connection
-        if attached:
-            assert isinstance(peer, Remote)
-            connection.handed.seal(peer.accepted)
+        if isinstance(peer, Remote):
+            self._tell_unknown(connection, peer, error or self.transport.closed_error(peer))
         if connection.link is not None:
             self.transport.totals.add(connection.link.statistics())
             connection.link.close()
@@ -882,19 +1076,8 @@ class Switchboard:
             self.transport.close_socket(connection.socket)
         self.connections.remove(connection)
         self.pulse.ended(connection)
-        if connection.held:
-            self._keep_held(connection)
         if connection.reassembly is not None:
             connection.reassembly.close()
-        if isinstance(peer, Remote):
-            for first, last in connection.handed.rest():
-                self.transport.fail(
-                    peer,
-                    first,
-                    last,
-                    events.Outcome.UNKNOWN,
-                    error or self.transport.closed_error(peer),
-                )
         if fault:
             # an event and a counter tell of it; a line for each would let strangers fill the log
             log.info("%s", error)
@@ -902,39 +1085,61 @@ class Switchboard:
         elif attached and error is not None and not polite and not self.transport.closing:
             # of a peer that we talked with: what was on its way to it may be lost
             log.warning("%s", error)
-        if attached:
+        if isinstance(peer, Remote):
+            if attached:
+                self._detach(connection, error, polite=polite)
+            elif was is not State.OPEN and peer.state is PeerState.DISCONNECTING:
+                if peer.connection is None:
+                    self._disconnected(peer, error)
+            self._leave_line(connection, peer)
+        reached, connection.reached = connection.reached, ()
+        if was is State.GREETED and error is None:
             assert isinstance(peer, Remote)
-            self._detach(connection, error, polite=polite)
-        elif (
-            isinstance(peer, Remote)
-            and peer.connection is None
-            and was is not State.OPEN
-            and peer.state is PeerState.DISCONNECTING
-        ):
-            self._disconnected(peer, error)
-        reached, connection.reached = connection.reached, None
-        if reached is not None:
-            reached(
-                None,
-                error
-                or self.transport.closed_error(
-                    peer, f"{connection.address[0]}:{connection.address[1]}"
-                ),
-            )
+            text = f"peer {peer.name!r} did not use the connection; it may be gone, or has another"
+            error = _NotUsed(text, peer=peer.name)
+            error.known = peer
+        where = f"{connection.address[0]}:{connection.address[1]}"
+        _tell(reached, error or self.transport.closed_error(peer, where))
         for call in connection.on_end:
             call()
-        self._release_waiters(connection)
+        self._settled(connection)
+        if isinstance(peer, Remote) and peer.connection is None:
+            if peer.queued or peer.reaching:
+                self._dial_when_due(peer)
+            self.transport.tidy(peer)
         if self.connections.classic_waiting:
             self._dial_classics()
         if self.transport.closing:
             self.transport.finish_close()
 
-    def _keep_held(self, connection: Connection) -> None:
+    def _leave_line(self, connection: Connection, peer: Remote) -> None:
+        """A closed connection makes room for those that wait for it; what is held back of it is
+        delivered when its turn comes, though it is gone."""
+        if peer.line is not None and connection.place:
+            held = bool(connection.held)
+            self._apply(peer.line.ended(connection, held=held))
+        elif peer.line is not None:
+            self._apply(peer.line.ended(connection))
+        elif connection.held is not None:
+            held_back, connection.held = connection.held, None
+            self._keep_held(connection, held_back)
+
+    def _tell_unknown(
+        self, connection: Connection, peer: Remote, error: errors.PeerTalkError
+    ) -> None:
+        """Nothing more is sent on a connection: what it was given and has not reported may have
+        arrived, or not."""
+        if peer.connection is connection:
+            connection.handed.seal(peer.accepted)
+        for first, last in connection.handed.rest():
+            self.transport.fail(peer, first, last, events.Outcome.UNKNOWN, error)
+        self.transport.revoke(connection)
+
+    def _keep_held(self, connection: Connection, held: deque[Any]) -> None:
         """What had arrived before the end was received: it is delivered though its connection is
         gone."""
-        held, connection.held = connection.held, None
         peer = connection.peer
-        for kind, _, a, b in held or ():
+        for kind, _, a, b in held:
             if kind == values.BATCH:
                 size, messages = a, b
             elif kind == values.FRAME and a & 0xFF == values.DATA:
@@ -954,10 +1159,7 @@ class Switchboard:
         connection.handed.seal(peer.accepted)
         peer.connection = None
         peer.quick = None
-        until = self.transport.world.clock() if connection.left is None else connection.left
-        peer.former = Former(connection.dialled, connection.since, until)
         leaving = peer.state is PeerState.DISCONNECTING
-        self._disconnected(peer, error)
         lost = (
             error
             if isinstance(error, errors.ConnectionClosed | errors.ConnectionRefused)
@@ -965,27 +1167,31 @@ class Switchboard:
         )
         if lost is not error:
             lost.__cause__ = error
-        if (
-            peer.queued
-            and error is not None
-            and not polite
-            and not leaving
-            and not self.transport.closing
-        ):
-            peer.attempts = 1
-            peer.retry = self.transport.after(policy.RETRY_DELAYS[0], lambda: self._retry(peer))
+        again = error is not None and not polite and not leaving and not self.transport.closing
+        delay = 0.0
+        if again:
+            if self.transport.world.clock() - connection.opened >= policy.YOUNG:
+                peer.attempts = 0
+            delay = self._set_back(peer)
+            peer.lost = connection.dialled
+        else:
+            peer.attempts = 0
+            peer.lost = None
+        self._disconnected(peer, error)
+        if peer.queued and again and peer.attempts <= len(policy.RETRY_DELAYS):
+            self.transport.cancel(peer.retry)
+            peer.retry = self.transport.after(delay, lambda: self._retry(peer))
         else:
             self.transport.fail_queued(peer, lost)
             if self.transport.closing:
                 peer.tell_reaching(lost)
-            elif peer.reaching:
-                self._dial_peer(peer)
         peer.tell_pinging(None, lost)
         peer.on_lost(lost)
 
     def _disconnected(self, peer: Remote, error: errors.PeerTalkError | None) -> None:
         if peer.state is PeerState.CONNECTED:
             peer.advance(PeerEvent.LOST)
+            self.connections.connected -= 1
         elif peer.state is PeerState.DISCONNECTING:
             peer.advance(PeerEvent.CLOSED)
         else:
@@ -993,10 +1199,7 @@ class Switchboard:
         self.transport.emit(events.PeerDisconnected, peer, error)
         if self.transport.finder is not None:
             self.transport.finder.release(peer.key)
-        if (
-            self.transport.finder is None or peer.key not in self.transport.finder.discovery
-        ) and not peer.queued:
-            self.transport.forget(peer, events.LostReason.CLOSED)
+        self.transport.find_successor(peer)
 
     def _look_for_silence(self) -> None:
         """Half-open links: bytes unacknowledged for link_timeout. Idle ones are found by the
@@ -1061,24 +1264,27 @@ class Switchboard:
         self._dial_classics()
 
 
+class _NotUsed(errors.ConnectionClosed):
+    """The other side knows us and has closed the connection: it has another, or will have. known:
+    who it is."""
+
+    known: Remote
+
+
+def _is_final(error: errors.PeerTalkError | None) -> bool:
+    """No other address of the peer would give another answer."""
+    return _is_rejection(error) or isinstance(error, _NotUsed)
+
+
 def _is_rejection(error: errors.PeerTalkError | None) -> bool:
     """It was the other side's will: dialling again at once would only ask again."""
     return isinstance(error, errors.ConnectionRefused) and error.reason is not None
 
 
-def _both(first: Reached | None, second: Reached | None) -> Reached | None:
-    if first is None or second is None:
-        return first or second
-
-    def reached(peer: Remote | None, error: errors.PeerTalkError | None) -> None:
-        first(peer, error)
-        second(peer, error)
-
-    return reached
-
-
 def _tell(
-    reached: Reached | None, error: errors.PeerTalkError | None, peer: Remote | None = None
+    reached: tuple[Reached, ...],
+    error: errors.PeerTalkError | None,
+    peer: Remote | None = None,
 ) -> None:
-    if reached is not None:
-        reached(peer, error)
+    for each in reached:
+        each(peer if error is None else None, error)

@@ -19,6 +19,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 from .. import errors
 from .._core import load, values
@@ -86,6 +87,8 @@ class Transport:
         self.instance = world.identity(INSTANCE_SIZE)
         self.flags = PeerFlag(config.flags)
         self.peers: dict[Any, Remote] = {}
+        self._forgotten: WeakValueDictionary[Any, Remote] = WeakValueDictionary()
+        """Peers that are not in the table any more, while anybody has them."""
         self.peers_version = 0
         self.crowded = False
         self.thread = threading.get_ident()
@@ -306,6 +309,7 @@ class Transport:
             self.closing = True
         for peer in self.peers.values():
             peer.tell_reaching(errors.InvalidState(f"node {self.config.name!r} is closed"))
+        self._forgotten.clear()
         self.switchboard.stop_listening()
         self.datagrams.close()
         if self.finder is not None:
@@ -335,7 +339,8 @@ class Transport:
         if connection is None:
             return
         if kind == values.SENT:
-            self._sent(connection, a, b)
+            if connection.state is not State.DRAINING:  # else its outcome has been told
+                self._sent(connection, a, b)
         else:
             self.switchboard.arrived(connection, kind, a, b)
 
@@ -406,6 +411,8 @@ class Transport:
                         self.fail(
                             peer, first, last, events.Outcome.UNKNOWN, self.closed_error(peer)
                         )
+                if handed.crowded:
+                    handed.prune(connection.link.unconfirmed)
         if (
             connection.state is State.OPEN
             and not self.closing
@@ -423,6 +430,27 @@ class Transport:
             peer.stream.told(first, last, None)
         if self.publish is not None:
             self.publish(events.Sent(peer, first, last))
+
+    def revoke(self, connection: Connection) -> None:
+        """Before the link of a connection that is over is closed: what it reported as sent and the
+        other side's system has not acknowledged may not have arrived. Reported as Failed, and
+        counted as such and no longer as sent."""
+        peer, link = connection.peer, connection.link
+        if link is None or not isinstance(peer, Remote):
+            return
+        unconfirmed = link.unconfirmed
+        if not unconfirmed:
+            return
+        error = errors.ConnectionClosed(
+            f"the connection with peer {peer.name!r} ended before its system acknowledged this; "
+            "it may have arrived",
+            peer=peer.name,
+        )
+        for first, last in connection.handed.revoke(unconfirmed):
+            count = last - first + 1
+            self.totals.sent -= count
+            peer.reported -= count  # fail() adds them again
+            self.fail(peer, first, last, events.Outcome.UNKNOWN, error)
 
     # Messages out ---------------------------------------------------------------------------------
 
@@ -515,6 +543,8 @@ class Transport:
         Raises:
             NotConnected: the peer is being disconnected.
         """
+        if peer.successor is not None:
+            raise peer.restarted_error()
         if peer.state is PeerState.DISCONNECTING:
             raise errors.NotConnected(f"peer {peer.name!r} is being disconnected", peer=peer.name)
         if peer.outbox is None:
@@ -540,7 +570,7 @@ class Transport:
                 events.Outcome.REPLACED,
                 errors.PeerTalkError(text, code=_CANCELLED, peer=peer.name),
             )
-        if peer.connection is None and peer.retry is None and not self.connections.dialling(peer):
+        if peer.connection is None and peer.retry is None:
             self.switchboard.reach(peer, lambda *_: None)
         return True
 
@@ -689,21 +719,78 @@ class Transport:
 
     # Peers ----------------------------------------------------------------------------------------
 
+    def meet(self, instance: bytes, name: str, address: Address) -> Remote:
+        """The peer that has said its instance id on a connection, or by whose announcement it was
+        heard; made when it was not known."""
+        peer = self.peers.get(instance)
+        if peer is None:
+            return self.make_peer(instance, instance, name, address)
+        peer.name = name or peer.name
+        return peer
+
     def make_peer(self, key: Any, instance: bytes | None, name: str, address: Address) -> Remote:
-        """A peer that was not known; see know()."""
-        peer = self._peer_class(
-            key=key, instance=instance, name=name, address=address, own_max_message=self.max_message
-        )
-        peer.attach(self)
+        """A peer that is not in the table: the same object as before as long as anybody has that.
+        Who was known at its address, and is not connected, is its former life."""
+        peer = self._forgotten.pop(key, None)
+        if peer is None:
+            peer = self._peer_class(
+                key=key,
+                instance=instance,
+                name=name,
+                address=address,
+                own_max_message=self.max_message,
+            )
+            peer.attach(self)
+        else:
+            peer.name, peer.address, peer.successor = name or peer.name, address, None
+        if instance is not None:
+            for former in self._others_at(address, instance):
+                if former.connection is None:
+                    self._succeed(former, peer)
         return self.know(peer)
 
     def know(self, peer: Remote) -> Remote:
         """Have it in the table, which it was not in, and report it as found; returns it."""
+        self._forgotten.pop(peer.key, None)
         self.peers[peer.key] = peer
         self.peers_version += 1
         self.datagrams.place(peer)
         self.emit(events.PeerFound, peer)
         return peer
+
+    def find_successor(self, peer: Remote) -> None:
+        """A peer has lost its connection: who has been met at its address meanwhile is its next
+        life."""
+        for other in self._others_at(peer.address, peer.instance):
+            self._succeed(peer, other)
+
+    def _others_at(self, address: Address, instance: bytes | None) -> list[Remote]:
+        return [
+            peer
+            for peer in self.peers.values()
+            if peer.address == address and peer.instance not in (None, instance)
+        ]
+
+    def _succeed(self, old: Remote, successor: Remote) -> None:
+        """A program was started again: nothing is forwarded, since the new one knows nothing of
+        what the old one was sent."""
+        old.successor = successor
+        restarted = old.restarted_error()
+        self.cancel(old.retry)
+        old.retry = None
+        old.lost = None
+        self.fail_queued(old, restarted)
+        old.tell_reaching(restarted)
+        self.forget(old, events.LostReason.RESTARTED)
+
+    def tidy(self, peer: Remote) -> None:
+        """Forget a peer of whom there is nothing left: no connection, none on its way, nothing that
+        waits, and no announcement."""
+        announced = self.finder is not None and peer.key in self.finder.discovery
+        if announced or peer.connection is not None or peer.queued or peer.reaching or peer.retry:
+            return
+        if self.connections.dialling(peer) is None and not (peer.line and peer.line.members):
+            self.forget(peer, events.LostReason.CLOSED)
 
     def renew(self, peer: Remote, key: Any, instance: bytes) -> None:
         """A peer that was taken for a classic one has an instance id, which nobody else has."""
@@ -718,6 +805,7 @@ class Transport:
             del self.peers[peer.key]
             self.peers_version += 1
             self.datagrams.displace(peer)
+            self._forgotten[peer.key] = peer
             if reason is not None:
                 self.emit(events.PeerLost, peer, reason)
 
@@ -751,16 +839,21 @@ class Transport:
             self.emit(events.PeerChanged, peer)
 
     def gone(self, event: Gone) -> None:
-        """Discovery has forgotten a peer."""
+        """Discovery has forgotten a peer. One that has said goodbye is not waited for; one that was
+        silent may still be reached by the attempt that is under way."""
         peer = self.peers.get(event.key)
-        if peer is not None and peer.connection is None:
-            self.fail_queued(
-                peer,
-                errors.PeerNotFound(
-                    f"peer {peer.name!r} is gone ({event.reason.value})", peer=peer.name
-                ),
-            )
-            self.forget(peer, event.reason)
+        if peer is None or peer.connection is not None:
+            return
+        trying = peer.retry is not None or self.connections.dialling(peer) is not None
+        if trying and event.reason is events.LostReason.TIMEOUT:
+            return
+        text = f"peer {peer.name!r} is gone ({event.reason.value})"
+        lost = errors.PeerNotFound(text, peer=peer.name)
+        self.cancel(peer.retry)
+        peer.retry = None
+        self.fail_queued(peer, lost)
+        peer.tell_reaching(lost)
+        self.forget(peer, event.reason)
 
     # Small things ---------------------------------------------------------------------------------
 

@@ -36,7 +36,8 @@ typedef struct world {
     size_t flow;     /* bytes of room that come with each wait for one link; 0: the other side takes
                         nothing */
     int breaks;      /* 1: such a wait ends with link 0 broken */
-    unsigned woken, finished, sent_async, sent_sync, waits;
+    uint64_t acknowledged; /* bytes of link 0 that the other side's system has acknowledged */
+    unsigned woken, finished, sent_async, sent_sync, waits, asked;
 } world;
 
 static world here;
@@ -113,10 +114,11 @@ static int world_poll(pt_context *context, pt_link *link)
         pt_send_slot *slot = &pipeline->slots[index];
         if (slot->state != PT_SLOT_IN_FLIGHT)
             continue;
-        slot->sent_len =
-            (uint16_t)(slot->sent_len + pipe_write(&here.pipes[link->source.handle ^ 1],
-                                                   slot->buffer + slot->sent_len,
-                                                   (size_t)slot->message_len - slot->sent_len));
+        size_t taken =
+            pipe_write(&here.pipes[link->source.handle ^ 1], slot->buffer + slot->sent_len,
+                       (size_t)slot->message_len - slot->sent_len);
+        slot->sent_len = (uint16_t)(slot->sent_len + taken);
+        link->sent_bytes += taken;
         if (slot->sent_len < slot->message_len) {
             link->blocked = 1;
             break;
@@ -234,6 +236,29 @@ static const pt_platform_ops async_ops = {
     .wait_send_completions = world_wait_completions,
     .tcp_receive = world_receive,
     .tcp_finish = world_finish,
+    .watch = world_watch,
+    .forget = world_forget,
+    .wait = world_wait,
+    .wake = world_wake,
+    .clock = world_clock,
+    .ticks_per_second = PT_TICKS_PER_SECOND,
+};
+
+static uint32_t world_unacknowledged(pt_context *context, const pt_link *link)
+{
+    (void)context;
+    here.asked++;
+    return link->source.handle == 0 ? (uint32_t)(link->sent_bytes - here.acknowledged) : 0;
+}
+
+/* Where a completed send is not an acknowledged one. */
+static const pt_platform_ops telling_ops = {
+    .name = "memory, told of acknowledgements",
+    .tcp_send_async = world_send_async,
+    .poll_send_completions = world_poll,
+    .tcp_receive = world_receive,
+    .tcp_finish = world_finish,
+    .unacknowledged = world_unacknowledged,
     .watch = world_watch,
     .forget = world_forget,
     .wait = world_wait,
@@ -716,6 +741,101 @@ static void a_broken_connection_accounts_for_every_message(void)
     }
 }
 
+static void a_frame_may_take_as_long_as_its_link_is_told(void)
+{
+    open_world(&async_ops, 2);
+    memcpy(here.pipes[1].bytes, "PTMG\1\1\0\0\0\144abc", 13);
+    here.pipes[1].len = 13;
+    memcpy(here.pipes[3].bytes, "PTMG\1\1\0\0\0\144abc", 13);
+    here.pipes[3].len = 13;
+    pt_link_set_frame_timeout(&context, &links[3], 500);
+    turn(0);
+    pt_link_set_frame_timeout(&context, &links[1], 20000); /* its frame is cut already */
+    pt_link_set_frame_timeout(&context, &links[0], 20000); /* no frame of it is */
+    for (int round = 0; round < 200 && heard_of[3].closed == 0; round++)
+        turn(-1);
+    CHECK_EQUAL(heard_of[3].closed_code, PT_ERR_TIMEOUT);
+    CHECK(here.now_ms >= 500 && here.now_ms < PT_PARTIAL_FRAME_MS);
+    for (int round = 0; round < 200 && heard_of[1].closed == 0; round++)
+        turn(-1);
+    CHECK_EQUAL(heard_of[1].closed_code, PT_ERR_TIMEOUT);
+    CHECK(here.now_ms >= 20000 && here.now_ms <= 20000 + 3 * 1000 / PT_TICKS_PER_SECOND);
+    CHECK_EQUAL(heard_of[0].closed, 0);
+    close_world();
+}
+
+/* Messages of link 0 that were reported as sent and hold a byte that is not acknowledged. ends:
+ * where each message ends in the stream. */
+static uint32_t count_waiting(const uint64_t *ends)
+{
+    uint32_t count = 0;
+    while (count < heard_of[0].sent && ends[heard_of[0].sent - 1 - count] > here.acknowledged)
+        count++;
+    return count;
+}
+
+static void each_write_that_is_not_acknowledged_is_unconfirmed_and_no_other(void)
+{
+    uint64_t ends[PT_LINK_NOTES];
+    open_world(&telling_ops, 1);
+    for (uint16_t number = 0; number < PT_LINK_NOTES; number++) {
+        CHECK(send_number(0, number, 90) >= 0);
+        turns(1);
+        ends[number] = links[0].sent_bytes;
+    }
+    CHECK_EQUAL(heard_of[0].sent, PT_LINK_NOTES);
+    CHECK_EQUAL(here.asked, 0);
+    for (; here.acknowledged <= links[0].sent_bytes; here.acknowledged++)
+        CHECK_EQUAL(pt_link_unconfirmed(&context, &links[0]), count_waiting(ends));
+    here.acknowledged = ends[0] + 1;
+    here.broken = 0;
+    CHECK(send_number(0, PT_LINK_NOTES, 90) >= 0);
+    here.pipes[0].ended = 1;
+    turns(3);
+    CHECK_EQUAL(heard_of[0].closed, 1);
+    here.acknowledged = links[0].sent_bytes; /* too late */
+    CHECK_EQUAL(pt_link_unconfirmed(&context, &links[0]), PT_LINK_NOTES - 1);
+    CHECK_EQUAL(pt_link_close(&context, &links[0]), 0);
+    CHECK_EQUAL(pt_link_unconfirmed(&context, &links[0]), 0);
+    close_world();
+}
+
+static void no_write_that_is_not_acknowledged_is_forgotten(void)
+{
+    enum { MESSAGES = 40000 };
+    static uint64_t ends[MESSAGES + 1];
+    open_world(&telling_ops, 1);
+    uint32_t accepted = 0, most = 0;
+    while (accepted < MESSAGES) {
+        here.write_limit = draw(3) ? SIZE_MAX : 1 + draw(700);
+        for (uint32_t burst = draw(6); burst != 0 && accepted < MESSAGES; burst--) {
+            uint32_t len = 2 + draw(500);
+            if (send_number(0, (uint16_t)accepted, len) < 0)
+                break;
+            accepted++;
+            ends[accepted] = ends[accepted - 1] + len + PT_FRAME_OVERHEAD;
+        }
+        /* also before the turn: what it has not reported yet is not to be taken back */
+        if (draw(2))
+            turns(1);
+        uint64_t waiting = links[0].sent_bytes - here.acknowledged;
+        if (draw(40) == 0)
+            here.acknowledged += waiting == 0 ? 0 : draw((uint32_t)waiting) + 1;
+        uint32_t least_count = count_waiting(ends + 1);
+        unsigned asked = here.asked;
+        uint32_t count = pt_link_unconfirmed(&context, &links[0]);
+        here.asked = asked;
+        CHECK(count >= least_count && count <= heard_of[0].sent);
+        if (here.acknowledged == links[0].sent_bytes)
+            CHECK_EQUAL(count, 0);
+        most = count > most ? count : most;
+        turns(1);
+    }
+    CHECK(here.asked <= context.turns / (PT_LINK_NOTES / 2) + 1);
+    CHECK(most > 8 * PT_LINK_NOTES); /* so notes were joined */
+    close_world();
+}
+
 static void without_memory_a_link_waits_and_then_goes_on(void)
 {
     open_world(&async_ops, 1);
@@ -1138,6 +1258,8 @@ int main(void)
     RUN(both_sides_end_in_order);
     RUN(an_end_within_a_frame_is_a_fault);
     RUN(a_broken_connection_accounts_for_every_message);
+    RUN(each_write_that_is_not_acknowledged_is_unconfirmed_and_no_other);
+    RUN(a_frame_may_take_as_long_as_its_link_is_told);
     RUN(without_memory_a_link_waits_and_then_goes_on);
     RUN(a_slot_that_the_platform_holds_outlives_its_link);
     RUN(a_link_that_ended_leaves_no_timer_behind);
@@ -1151,5 +1273,6 @@ int main(void)
     RUN(a_watch_reports_what_it_wants);
     RUN(a_context_refuses_what_it_cannot_work_with);
     RUN(the_plain_sink_keeps_every_frame);
+    RUN(no_write_that_is_not_acknowledged_is_forgotten);
     return check_end();
 }

@@ -10,11 +10,14 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
+import fcntl
 import os
 import random
 import select
 import socket
 import struct
+import sys
+import termios
 import threading
 import time
 from collections.abc import Callable
@@ -47,6 +50,9 @@ NO_MEMORY, TIMEOUT, CONNECTION_CLOSED = -2, -6, -8
 INVALID_PARAM, MESSAGE_TOO_LARGE, NOT_CONNECTED, WOULD_BLOCK = -1, -16, -18, -19
 CRC, MAGIC, TRUNCATED, VERSION = -20, -21, -22, -23
 OVERHEAD = 12
+linux = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="did not run: this is about Linux"
+)
 PATIENCE = 10.0
 """Seconds after which a test that waits for an event says what it saw instead."""
 
@@ -756,6 +762,80 @@ def test_a_reset_closes_with_the_systems_number(bench):
     assert bench.settle() == []
 
 
+def unread(sock: socket.socket) -> int:
+    """Bytes that its system has taken and nobody has read."""
+    return int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def waiting(sock: socket.socket) -> int:
+    """Bytes that its system has taken and the other side's has not acknowledged."""
+    return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+
+
+@linux
+def test_what_was_sent_and_acknowledged_is_confirmed_also_when_the_link_ends(bench):
+    """The ordinary end: the other side has read all and leaves. Nothing may be called lost."""
+    ours, theirs = bench.tcp()
+    link = bench.loop.open_link(ours.fileno(), 1)
+    messages = [bytes([number]) * (1 + 25 * number) for number in range(40)]
+    events = []
+    for message in messages:
+        events += bench.offer(link, message)
+        events += bench.loop.turn(0.0)
+    stream = b"".join(
+        bench.core.encode_frame(DATA, each, 0, number) for number, each in enumerate(messages)
+    )
+    got = b""
+    while len(got) < len(stream):
+        with contextlib.suppress(BlockingIOError):
+            got += theirs.recv(65_536)
+        events += bench.loop.turn(0.0)
+    assert got == stream
+    theirs.close()
+    events += bench.until(lambda events: bench.of(events, FINISHED))
+    assert bench.sent(events, 1) == 40 and link.unconfirmed == 0
+    link.shut()
+    bench.until(lambda events: bench.of(events, CLOSED))
+    assert link.unconfirmed == 0
+    link.close()
+    assert link.unconfirmed == 0
+
+
+@linux
+@pytest.mark.parametrize("how", ["reset", "closed unread", "closed here"])
+def test_messages_with_a_byte_that_was_not_acknowledged_are_unconfirmed(bench, how):
+    """Their Sent said only that our system took them. More may be called unconfirmed than is, never
+    less: so what is left has reached the other system, to its last byte."""
+    ours, theirs = bench.tcp()
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+    link = bench.loop.open_link(ours.fileno(), 1)
+    size, events = 1_000, []
+    enough = 100_000 if bench.way == "plain" else 300_000  # a blocking send must find room
+    while waiting(ours) < enough:
+        link.send(bytes(size))
+        events += bench.loop.turn(0.0)
+    there = unread(theirs)
+    if how == "reset":
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    if how != "closed here":
+        theirs.close()
+        events += bench.until(lambda events: bench.of(events, CLOSED))
+    sent = bench.sent(events, 1)
+    confirmed = sent - link.unconfirmed
+    assert link.unconfirmed > 0
+    assert confirmed * (size + OVERHEAD) <= there, "one was confirmed that never got there"
+    link.close()
+    assert link.unconfirmed == 0
+
+
+def test_a_frame_that_was_sent_and_is_not_told_yet_is_not_unconfirmed(bench):
+    """The number is of those that were told: the others are the caller's to call lost."""
+    ours, _theirs = bench.tcp()
+    link = bench.loop.open_link(ours.fileno(), 1)
+    assert link.send_frame(DATA, b"now", NO_DELAY) >= 0
+    assert link.unconfirmed == 0
+
+
 def test_sends_to_a_side_that_is_gone_end_the_link_after_its_last_words(bench):
     """A failed write must not throw away what the other side had sent before it left."""
     link, raw = bench.link()
@@ -851,6 +931,23 @@ def test_a_frame_that_never_completes_ends_its_link_unless_it_is_paused(make_ben
             link.resume()
             late.sendall(bench.stream(bytes(50))[30:])
             assert bench.payloads(bench.until(lambda events: events), 2) == [bytes(50)]
+
+
+def test_a_frame_may_take_as_long_as_its_link_is_told(bench):
+    """Five seconds are for strangers; a peer that we know is judged by another time, also in the
+    middle of a frame."""
+    link, raw = bench.link()
+    assert link.frame_timeout == 5.0
+    raw.sendall(bench.stream(bytes(50))[:20])
+    bench.settle()
+    assert bench.loop.next_timeout() <= 5.1
+    link.frame_timeout = 3600
+    assert link.frame_timeout == 3600.0 and 5.1 < bench.loop.next_timeout() <= 3600.1
+    link.frame_timeout = 0.02
+    assert bench.until(lambda events: events) == [(CLOSED, 1, TIMEOUT, 0)]
+    link.close()
+    link.frame_timeout = 1e9  # a closed one: nothing happens
+    assert bench.loop.next_timeout() is None
 
 
 def test_after_close_a_link_says_nothing_and_refuses(bench):

@@ -202,11 +202,7 @@ class Node:
             self.bring(connection, frame)
         else:
             self.end(tag)
-        if (
-            connection.state is State.DRAINING
-            and connection.held is None
-            and not self.unread(tag)
-        ):
+        if connection.state is State.DRAINING and connection.held is None and not self.unread(tag):
             self.end(tag)
 
     def heard(self, connection: Connection, greeting: Greeting) -> None:
@@ -265,11 +261,14 @@ class Node:
 
     def wait(self, connection: Connection) -> None:
         """Those that have not said whose they are, and have something unread, may be older."""
-        connection.waits_for = frozenset(
-            other.tag
-            for other in self.connections.values()
-            if other.state is State.GREETING and self.unread(other.tag)
-        ) or NOBODY
+        connection.waits_for = (
+            frozenset(
+                other.tag
+                for other in self.connections.values()
+                if other.state is State.GREETING and self.unread(other.tag)
+            )
+            or NOBODY
+        )
 
     def release(self, connection: Connection) -> None:
         held, connection.held = connection.held, None
@@ -393,13 +392,16 @@ class Explorer:
             self.nodes.append(node)
             node.check()
             self.may.append(tuple(node.may()))
-            self.alive.append(tuple(
-                tag for tag, one in node.connections.items() if one.state is not State.CLOSED
-            ))
-            self.readable.append(tuple(
-                tag for tag, one in node.connections.items()
-                if one.state is not State.CLOSED and one.held is None
-            ))
+            self.alive.append(
+                tuple(tag for tag, one in node.connections.items() if one.state is not State.CLOSED)
+            )
+            self.readable.append(
+                tuple(
+                    tag
+                    for tag, one in node.connections.items()
+                    if one.state is not State.CLOSED and one.held is None
+                )
+            )
         return number
 
     def frame_id(self, frame: Any) -> int:
@@ -480,7 +482,7 @@ class Explorer:
             return (self.wire_id(tuple(changed)),)
         if what == "settle":
             return tuple(map(self.wire_id, self.settle(wire, side)))
-        unread = wire[2 + side][:wire[4 + side]]
+        unread = wire[2 + side][: wire[4 + side]]
         assert what == "crash" or not any(map(self.is_data, unread)), (
             "a message was Sent, and lies in a connection that was closed"
         )
@@ -522,7 +524,9 @@ class Explorer:
             known = self.wire_steps[key] = getattr(self, name)(*args)
         return known
 
-    def outcomes(self, state: Any, side: int, event: Event, wires: tuple[int, ...], flags: int) -> Any:
+    def outcomes(
+        self, state: Any, side: int, event: Event, wires: tuple[int, ...], flags: int
+    ) -> Any:
         for answers, node, effects in self.step(state[side], event):
             found = list(wires)
             for tag, unread in answers:
@@ -613,9 +617,12 @@ class Explorer:
         tag = len(wires)
         needed = node.left and not node.busy(theirs)
         for whom in (theirs, None) if self.blind else (theirs,):
-            if not needed and (whom or any(
-                one.dialled and one.state is State.GREETING for one in node.connections.values()
-            )):
+            if not needed and (
+                whom
+                or any(
+                    one.dialled and one.state is State.GREETING for one in node.connections.values()
+                )
+            ):
                 continue
             if needed and not flags // DIAL[side] & DIALS and self.expects(node):
                 needed = 0  # its back-off runs out before a greeting comes
@@ -645,7 +652,9 @@ class Explorer:
             again = self.node_id(Node(instance, node.left, self.line_type))
             nodes = (again, state[1]) if side == 0 else (state[0], again)
             wires = tuple(
-                self.memo("wire_step", wire, "crash", side, 0)[0] if self.wires[wire][side] else wire
+                self.memo("wire_step", wire, "crash", side, 0)[0]
+                if self.wires[wire][side]
+                else wire
                 for wire in state[3]
             )
             yield 0, (side, "crash", instance), (*nodes, fault - CRASH, wires)

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from peertalk.errors import InvalidArgument
 from peertalk.protocol.outbox import (
+    KEPT_RANGES,
     STREAK,
     Handed,
     Outbox,
@@ -276,6 +277,7 @@ class HandedAgainstFrames(RuleBasedStateMachine):
         self.open = False
         self.broken = set()
         self.waiting = []
+        self.sent = []  # the numbers of the frames that were sent, in order
 
     @rule(count=st.integers(1, 5))
     def straight(self, count):
@@ -308,7 +310,9 @@ class HandedAgainstFrames(RuleBasedStateMachine):
         expected = []
         for _ in range(count):
             number, last = self.frames.popleft()
-            if not sent:
+            if sent:
+                self.sent.append(number)
+            else:
                 self.broken.add(number)
             if last:
                 expected.append((number, number not in self.broken))
@@ -317,8 +321,27 @@ class HandedAgainstFrames(RuleBasedStateMachine):
             (number, whole) for first, last, whole in told for number in range(first, last + 1)
         ] == expected
 
-    @rule()
-    def end(self):
+    @rule(data=st.data())
+    def prune(self, data):
+        count = data.draw(st.integers(0, len(self.sent)))
+        self.handed.prune(count)
+        self.sent = self.sent[len(self.sent) - count :]
+
+    @rule(data=st.data())
+    def end(self, data):
+        lost = data.draw(st.integers(0, len(self.sent)))
+        undecided = {number for number, _ in self.frames}
+        expected = [
+            number
+            for number in dict.fromkeys(self.sent[len(self.sent) - lost :])
+            if number not in self.broken and number not in undecided
+        ]
+        if data.draw(st.booleans()):
+            self.handed.seal(self.accepted)  # before or after: both are the same
+        told = self.handed.revoke(lost)
+        assert [n for first, last in told for n in range(first, last + 1)] == expected
+        assert self.handed.revoke(10**9) == [], "what was taken back once is not taken back again"
+        self.sent.clear()
         self.handed.seal(self.accepted)
         self.open = False
         left = [number for first, last in self.handed.rest() for number in range(first, last + 1)]
@@ -339,6 +362,36 @@ def test_what_is_handed_in_order_is_one_range_whichever_way_it_went():
     handed.open(21)
     assert not handed.runs and handed.first == 1
     assert handed.report(30, sent=True) == [(1, 30, True)]
+
+
+def test_a_million_messages_that_were_sent_are_kept_as_one_range():
+    """What may be taken back must cost nothing while nobody takes it back."""
+    handed = Handed()
+    handed.open(1)
+    for first in range(1, 1_000_001, 1_000):
+        assert handed.report(1_000, sent=True) == [(first, first + 999, True)]
+        handed.seal(first + 999)
+        handed.add(first + 1_000, first + 1_000)
+        handed.open(first + 1_001)
+    assert not handed.crowded
+    assert handed.revoke(3) == [(999_998, 1_000_000)]
+
+
+def test_messages_of_two_classes_crowd_until_the_link_says_what_is_acknowledged():
+    """Numbers that come in turns cannot be joined: what has arrived must be forgotten now and
+    then."""
+    handed = Handed()
+    for number in range(1, KEPT_RANGES + 2):
+        handed.add(2 * number, 2 * number)
+    handed.report(KEPT_RANGES, sent=True)
+    assert not handed.crowded
+    handed.report(1, sent=True)
+    assert handed.crowded
+    handed.prune(2)
+    assert not handed.crowded
+    assert handed.revoke(9) == [
+        (2 * number, 2 * number) for number in (KEPT_RANGES, KEPT_RANGES + 1)
+    ]
 
 
 # Fragments

@@ -299,6 +299,11 @@ class PartLink:
     def close(self):
         self.room = 0
 
+    unconfirmed = 10**9
+    """Frames, the last of those that were sent, that the other side may not have: all, until the
+    end says which."""
+    lost = frozenset()
+
     def statistics(self):
         return values.LinkStatistics(*[0] * len(values.LinkStatistics._fields))
 
@@ -454,10 +459,16 @@ class AnyTraffic(RuleBasedStateMachine):
         self.connection.link.max_message = max_message
         self.peer.on_pressure()
 
-    @rule(error=st.booleans())
-    def lose(self, error):
+    @rule(error=st.booleans(), unconfirmed=st.integers(0, 30))
+    def lose(self, error, unconfirmed=0):
         if self.connection is None:
             return
+        link, sent = self.links[-1], []
+        for count, good in self.confirmed[-1]:
+            sent += [good] * count
+        frames = [index for index, good in enumerate(sent) if good]
+        link.unconfirmed = min(unconfirmed, len(frames))
+        link.lost = set(frames[len(frames) - link.unconfirmed :])
         self.engine.switchboard._end(
             self.connection, errors.ConnectionClosed("lost") if error else None
         )
@@ -480,9 +491,12 @@ class AnyTraffic(RuleBasedStateMachine):
         outcomes = {}
         for event in self.told:
             if isinstance(event, events.Sent | events.Failed):
+                what = None if isinstance(event, events.Sent) else event.outcome
                 for number in range(event.first, event.last + 1):
-                    assert number not in outcomes, f"two outcomes of {number}"
-                    outcomes[number] = None if isinstance(event, events.Sent) else event.outcome
+                    assert number not in outcomes or (
+                        outcomes[number] is None and what is events.Outcome.UNKNOWN
+                    ), f"two outcomes of {number}"
+                    outcomes[number] = what
         return outcomes
 
     def teardown(self):
@@ -495,6 +509,7 @@ class AnyTraffic(RuleBasedStateMachine):
         for link, confirmed in zip(self.links, self.confirmed, strict=True):
             good = [sent for count, sent in confirmed for _ in range(count)]
             good += [False] * (len(link.frames) - len(good))
+            good = [sent and index not in link.lost for index, sent in enumerate(good)]
             state = {}
             for (flags, payload), sent in zip(link.frames, good, strict=True):
                 start = payload[8:] if flags & values.FRAGMENT else payload

@@ -31,12 +31,6 @@ GUARD = 20.0
 DATA, PING, PONG, DISCONNECT, ACK, REJECT, CAPABILITY = range(1, 8)
 
 
-@pytest.fixture(autouse=True)
-def short_linger(monkeypatch):
-    """ClassicPeer does not always answer a farewell."""
-    monkeypatch.setattr("peertalk.runtime.switchboard._LINGER", 0.05)
-
-
 def loopback(**more):
     """Without the PINGs that a node sends by itself: what a test hears is what it caused."""
     return {"bind": "127.0.0.1", "port": 0, "discovery": False, "ping_interval": 0, **more}

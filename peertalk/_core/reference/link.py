@@ -11,6 +11,7 @@ import errno
 import os
 import select
 import socket
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -39,8 +40,16 @@ from peertalk._core.values import (
 if TYPE_CHECKING:
     from peertalk._core.reference.loop import Loop
 
+if sys.platform != "win32":
+    import fcntl
+    import termios
+
+NOTES = 16
+"""So many notes of what was sent, and the system is asked which of them it needs no more."""
 PARTIAL_FRAME_MS = 5_000
 """A frame that has begun must be whole within this time."""
+MAX_FRAME_TIMEOUT = (2**31 - 10_000) / 1000
+"""Seconds, the most that frame_timeout may be: what the compiled cores can wait."""
 DRAIN_TIMEOUT_MS = 5_000
 """How long a blocking send of the plain platform may take."""
 
@@ -197,6 +206,12 @@ class Link(Source):
         self._write_ended = False
         self._fault: tuple[int, int] | None = None  # why writing is over
         self._frame_key = loop._next_key()
+        self._frame_timeout = PARTIAL_FRAME_MS / 1000
+        self._notes: deque[list[int]] = deque()
+        """(messages, where the last of them ended in the stream), of what was reported as sent and
+        may not be acknowledged: oldest first, one for a turn."""
+        self._note_turn = 0
+        self._unconfirmed = 0
         # Due to be reported at the end of the turn
         self._sent: list[tuple[int, int]] = []
         self._finish_due = False
@@ -334,6 +349,29 @@ class Link(Source):
             self._pipeline.complete(index, _CONNECTION_CLOSED)
         self._unsent.clear()
         self._pipeline.close()
+
+    @property
+    def unconfirmed(self) -> int:
+        """How many of the DATA frames that were reported as sent, the last ones, are not known to
+        be acknowledged by the other side's system: whole writes, and more rather than less. Of an
+        ended link, what was so at its end; 0 of a closed one, and where the system does not
+        tell."""
+        if self._closed:
+            return 0
+        count = self._unconfirmed if self._state == _ENDED else self._count_unconfirmed()
+        return max(0, count - sum(told for told, code in self._sent if code == 0))
+
+    @property
+    def frame_timeout(self) -> float:
+        """Seconds within which a frame that has begun must be whole, or the link ends; 5 at first.
+        Set it to allow more or less, also for a frame that has begun."""
+        return self._frame_timeout
+
+    @frame_timeout.setter
+    def frame_timeout(self, seconds: float) -> None:
+        self._frame_timeout = min(max(0.001, seconds), MAX_FRAME_TIMEOUT)
+        if self._frame_key in self._loop._timers:
+            self._update_frame_timer(True)
 
     @property
     def paused(self) -> bool:
@@ -494,11 +532,48 @@ class Link(Source):
         with the same result."""
         told = self._pipeline.report()
         while told is not None:
+            if told[0] and told[1] == 0:
+                self._note_sent(told[0])
             if self._sent and self._sent[-1][1] == told[1]:
                 told = (self._sent.pop()[0] + told[0], told[1])
             self._sent.append(told)
             self._loop._dirty[self] = None
             told = self._pipeline.report()
+
+    def _note_sent(self, count: int) -> None:
+        """Remember where messages that are reported as sent ended in the stream."""
+        if self._state == _ENDED:
+            self._unconfirmed += count
+            return
+        partial = self._pipeline.slots[self._unsent[0]].sent_len if self._unsent else 0
+        end = self._bytes_sent - partial
+        if self._notes and self._note_turn == self._loop._turns:
+            self._notes[-1][0] += count
+            self._notes[-1][1] = end
+            return
+        if len(self._notes) >= NOTES:
+            waiting = self._unacknowledged()
+            while self._notes and self._notes[0][1] <= self._bytes_sent - waiting:
+                self._notes.popleft()
+        self._note_turn = self._loop._turns
+        self._notes.append([count, end])
+
+    def _count_unconfirmed(self) -> int:
+        if not self._notes:
+            return 0
+        acknowledged = self._bytes_sent - self._unacknowledged()
+        return sum(count for count, end in self._notes if end > acknowledged)
+
+    def _unacknowledged(self) -> int:
+        """Bytes that the system took and the other side's has not acknowledged."""
+        if not sys.platform.startswith("linux"):
+            return 0
+        try:
+            answer = fcntl.ioctl(self._fd, termios.TIOCOUTQ, bytes(4))  # SIOCOUTQ
+        except OSError:
+            return 0
+        waiting = int.from_bytes(answer, sys.byteorder)
+        return waiting - 1 if waiting and self._write_ended else waiting
 
     def _finish(self) -> None:
         """End our half of the stream when all has left, and the link when both halves are ended."""
@@ -611,7 +686,7 @@ class Link(Source):
         if self._paused or self._read_ended or not self._ingest.partial_len:
             self._loop._cancel(self._frame_key)
         elif restart or self._frame_key not in self._loop._timers:
-            self._loop._arm(self._frame_key, self, PARTIAL_FRAME_MS / 1000)
+            self._loop._arm(self._frame_key, self, self._frame_timeout)
 
     def _update_interest(self) -> None:
         if self._state != _ENDED:
@@ -623,6 +698,7 @@ class Link(Source):
         """The link is over: no more reading and writing, and CLOSED is due."""
         if self._state == _ENDED:
             return
+        self._unconfirmed = self._count_unconfirmed()
         self._state = _ENDED
         self._end_cause = (code, system_error)
         self._finish_due = False
