@@ -1,4 +1,47 @@
-"""Every interleaving of two nodes and their connections, walked through."""
+"""Every interleaving of two nodes and their connections, walked through.
+
+The nodes decide with the real Line and Connection. What is modelled is the network between them and
+the little that a node does on each decision. What may happen next is a choice, and all are tried: a
+dial (of a known instance, or of an address; the latter also while there is a connection), a frame
+that is read, the end of a connection that one side sees or both, a polite leaving and its time-out,
+a crash and a restart with a smaller or a larger id. Left out is what does not bear on order: sizes,
+memory, the inbox, how long things take.
+
+A state is two nodes and the wires between them. Each distinct node, wire and frame has a number,
+and what a node does in a step is computed once for each distinct node: so a state is a few numbers.
+
+What makes it small, and why nothing is lost:
+
+- Whether a frame has arrived is chosen when somebody looks: when a node asks whether something is
+  unread, and when a sender is told what became of its messages. Once seen, it has arrived for good
+  (`arrived` of a wire). Before, nobody could have told the difference.
+- A reset is a side that sees the end before the frames that have not arrived. Any time before that
+  at which its system stopped taking frames would look the same from both programs. So nothing
+  marks the end of a stream: who is gone will be seen to be gone, at the latest when all is read.
+- What a node sends on a connection it sends when it is used; how many is a choice. Nothing but a
+  Bye follows messages on a wire, and a message that left later is one that was longer on its way.
+- Of a delivered message only the number of the last is kept: it must rise. A message carries
+  whether its sender gave it up; one that it did not give up must not be dropped or left unread.
+- When no connection can be added, what only a greeting could tell or ask is forgotten (`simple`),
+  and so are crashes: to the other side they are connections that end, and the one that crashed
+  never says anything again. A crash before the first connection changes nothing but the ids, and
+  either side may have the smaller one: one of the two cases is walked.
+- When no connection can be added, and one side has on each of its connections something to read,
+  or an other side that is gone, only its steps are tried (`sides`). Whatever the other side does
+  first leaves these steps possible and their outcome as it is: it appends to what is read, or goes.
+  The one exception makes it stricter: a message that is read had arrived, and counts as Sent. No
+  run is without end, each step using up a frame, a connection or bad luck; so none of the side
+  that waits is put off for ever, and each state in which all is at rest is still met.
+
+Bounds beyond the number of connections, messages and crashes: none, unless `faults` bounds how
+often bad luck or a whim may strike: an end that one side sees while the other is there, a leaving,
+a time-out, a crash, a dial of an address while there is a connection, a back-off that runs out
+before a greeting that was already on its way.
+
+At rest is a state in which nothing but bad luck can happen, or but one side's notice that the other
+is gone. In the latter, frames to that side may be lost; with all connections used up these states
+are met only as far as `sides` lets them, that is after the frames were read.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +59,6 @@ FIRST = (b"\x30", b"\x50")
 """The instances in the beginning: side 0 decides. By symmetry the other case is the same."""
 AGAIN = ((b"\x20", b"\x60"), (b"\x40", b"\x70"))
 """What an instance may be after a crash: below and above that of the other side."""
-
-
-class Frame(NamedTuple):
-    """What is on a wire."""
 
 
 class Greeting(NamedTuple):
@@ -358,6 +397,14 @@ def _fault(flags: int) -> int:
 
 
 class Explorer:
+    """What may follow on what, and what must hold.
+
+    Args:
+        messages: that each program wants to send; wires: connections in a run; crash: whether one
+            node may crash once; blind: whether a dial may be one of an address; faults: see above;
+            line_type: a Line with a planted mistake.
+    """
+
     def __init__(
         self, messages: int, wires: int, *, crash: bool = True, blind: bool = True,
         faults: int | None = None, line_type: type[Line] = Line,
@@ -449,7 +496,7 @@ class Explorer:
         return known
 
     def settle(self, wire: Wire, side: int) -> list[Wire]:
-        """This side gives up on what it has sent: what has not arrived is unknown, the rest Sent."""
+        """This side is done with sending: what has not arrived is unknown, the rest is Sent."""
         queue, arrived = wire[3 - side], wire[5 - side]
         found = []
         for count in range(arrived, len(queue) + 1):
@@ -660,6 +707,7 @@ class Explorer:
             yield 0, (side, "crash", instance), (*nodes, fault - CRASH, wires)
 
     def check_rest(self, state: Any) -> None:
+        """One connection, the same for both sides, or none; and nobody who still has to send."""
         opened = []
         for side in (0, 1):
             node = self.nodes[state[side]]
@@ -679,24 +727,51 @@ class Explorer:
         assert opened[0] == opened[1] and len(opened[0]) <= 1
 
     def story(self, path: Any) -> str:
-        choices = []
+        """The choices that lead to a state, one a line."""
+        lines = []
         while path is not None:
-            choice = path[0]
-            if choice[1] == "read":
-                choice = (*choice[:3], self.frames[choice[3]])
-            choices.append(choice)
-            path = path[1]
-        return "\n".join(map(str, reversed(choices)))
+            (side, what, *more), path = path
+            if what == "read":
+                more = [f"connection {more[0]}: {self.frames[more[1]]}"]
+            elif what == "dial":
+                more = [
+                    f"connection {more[0]}, "
+                    + ("whoever is there" if more[1] is None else "a peer")
+                ]
+            elif what != "crash":
+                more = [f"connection {more[0]}"]
+            lines.append(f"side {side} {_TOLD[what]} {more[0]}")
+        return "\n".join(reversed(lines))
+
+
+_TOLD = {
+    "dial": "dials",
+    "read": "reads",
+    "end": "sees the end of",
+    "leave": "leaves",
+    "time_out": "has waited enough for",
+    "settled": "looks whether anything is unread on",
+    "crash": "is started again as",
+}
 
 
 def explore(explorer: Explorer, limit: int | None = None) -> tuple[int, int]:
+    """Walk through everything that may happen.
+
+    Dials are bounded: a side dials for its messages at most once, and once more for each fault.
+
+    Returns:
+        The number of different states, and of steps between them.
+
+    Raises:
+        AssertionError: something did not hold; its note tells how it came to that.
+    """
     seen = {explorer.start}
     steps = 0
     front: list[tuple[Any, Any]] = [(explorer.start, None)]
     while front:
         state, path = front.pop()
         rest = 2
-        choice = None
         try:
             for kind, choice, after in explorer.following(state):
                 if kind == 1:
@@ -708,7 +783,7 @@ def explore(explorer: Explorer, limit: int | None = None) -> tuple[int, int]:
             if rest:
                 explorer.check_rest(state)
         except Exception as error:
-            error.add_note(explorer.story(path) + f"\n(after {choice})")
+            error.add_note(explorer.story(path))
             raise
         if limit is not None and len(seen) > limit:
             break
