@@ -45,6 +45,7 @@ are met only as far as `sides` lets them, that is after the frames were read.
 
 from __future__ import annotations
 
+import gc
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -766,6 +767,16 @@ def explore(explorer: Explorer, limit: int | None = None) -> tuple[int, int]:
     Raises:
         AssertionError: something did not hold; its note tells how it came to that.
     """
+    collecting = gc.isenabled()
+    gc.disable()  # millions of tuples, none of them in a circle
+    try:
+        return _explore(explorer, limit)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _explore(explorer: Explorer, limit: int | None) -> tuple[int, int]:
     seen = {explorer.start}
     steps = 0
     front: list[tuple[Any, Any]] = [(explorer.start, None)]

@@ -30,6 +30,7 @@ SMALL, LARGE = b"\x01" * 8, b"\x02" * 8
 # Every interleaving --------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(300)
 def test_no_interleaving_of_two_nodes_with_two_connections_breaks_a_promise():
     """Order, at most once, one connection in the end, nothing Sent that never came: no test that
     draws its schedule can say that it has met all of them. The count is pinned, so that a change
