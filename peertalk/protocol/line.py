@@ -163,7 +163,9 @@ class Line:
             self._placed(connection, place, decisions)
         elif connection.state is State.GREETED and self._claims.covers(connection):
             self._drain(connection, decisions)
-        return self._decide(decisions)
+        self._decide(decisions)
+        # others may have waited for a drained one whose place was not known
+        return decisions + self._released() if connection.place else decisions
 
     def _placed(self, connection: Connection, place: int, decisions: list[Decision]) -> None:
         """The one that decides has used a connection."""
