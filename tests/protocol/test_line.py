@@ -23,8 +23,14 @@ _SPEC.loader.exec_module(explorer)
 
 SOAK = os.environ.get("PEERTALK_SOAK") == "1"
 TWO = (538_686, 2_120_144)
-THREE_FAULTS = 2
-THREE = (0, 0)
+THREE = {
+    "one fault": (1_171_535, 3_536_829),
+    "one message, no crash, known peers only": (1_034_694, 4_698_381),
+}
+CASES = {
+    "one fault": {"messages": 2, "faults": 1},
+    "one message, no crash, known peers only": {"messages": 1, "crash": False, "blind": False},
+}
 SMALL, LARGE = b"\x01" * 8, b"\x02" * 8
 
 # Every interleaving --------------------------------------------------------------------------
@@ -43,11 +49,13 @@ def test_no_interleaving_of_two_nodes_with_two_connections_breaks_a_promise():
 @pytest.mark.soak
 @pytest.mark.timeout(0)
 @pytest.mark.skipif(not SOAK, reason="minutes: runs with PEERTALK_SOAK=1")
-def test_nor_does_one_with_three_connections():
-    """A third connection is what it takes to read an old one after two newer ones."""
-    counts = explorer.explore(explorer.Explorer(messages=2, wires=3, faults=THREE_FAULTS))
+@pytest.mark.parametrize("case", THREE, ids=str)
+def test_nor_does_one_with_three_connections(case):
+    """A third connection is what it takes to read an old one after two newer ones. All at once is
+    too much to be walked: what is left out is in the name of the case."""
+    counts = explorer.explore(explorer.Explorer(wires=3, **CASES[case]))
     print("states and steps:", *counts)
-    assert counts == THREE
+    assert counts == THREE[case]
 
 
 # Mistakes that must be found -----------------------------------------------------------------
@@ -266,6 +274,20 @@ def test_an_earlier_dial_that_shows_itself_after_we_said_that_it_is_over_is_not_
     line.ended(second)
     assert line.identified(first, None, 0) == [(Verdict.DRAIN, first)]
     assert line.claims(0, []) == Claims(Over(0), Over(2)), "the later one is named all the same"
+
+
+def test_a_place_that_is_read_late_releases_what_waited_for_it():
+    """Until then it might have been the lower one; now each would wait for the other for ever."""
+    line = Line(LARGE, SMALL)
+    used, newer, late = connection(1, 1, dialled=True), connection(2, 2), connection(3, 1)
+    line.identified(newer, None, 0)
+    line.claims(1, [])
+    line.identified(used, None, 1)
+    assert line.identified(late, None, 0) == [(Verdict.DRAIN, late)]
+    assert line.turn(used) is Turn.HOLD
+    used.held = explorer.deque()
+    assert line.told(late, None, 2) == [(Verdict.RELEASE, used)]
+    assert line.turn(late) is Turn.HOLD
 
 
 @given(ended=st.sets(st.integers(1, 8)), own=st.booleans())
