@@ -34,7 +34,7 @@ bench: release .venv/bench ## C against the reference core, then against other l
 	.venv/bin/peertalk bench
 	$(PY) bench/versus.py
 
-soak: debug ## the long form of the tests that have one: millions of messages, minutes
+soak: debug ## the long form of the tests that have one: millions of calls and messages, an hour or two; TEST_ARGS="-n 2" shares them
 	PEERTALK_SOAK=1 $(PY) -m pytest tests -m soak -o faulthandler_timeout=15000 $(TEST_ARGS)
 
 # The parts are named in tests/vintage/run.py; what it measures and the output of the far Python stay in build/vintage.

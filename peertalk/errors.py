@@ -28,10 +28,12 @@ class RejectReason(enum.IntEnum):
 
 
 class PeerTalkError(Exception):
-    """Base of all. code: negative result code; peer: name of the peer concerned, or None."""
+    """Base of all. code: negative result code; peer: name of the peer concerned, or None; accepted:
+    of a send_many, how many of its messages were accepted before it failed."""
 
     code: int = -99
     peer: str | None = None
+    accepted: int | None = None
 
     def __init__(
         self, message: str = "", *, code: int | None = None, peer: str | None = None

@@ -15,22 +15,28 @@ import socket
 import threading
 import warnings
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from itertools import islice
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from . import errors
 from .config import Config, load_config, parse_duration
 from .protocol import events
-from .protocol.outbox import HIGHEST_FIRST, NORMAL, Key, Priority
+from .protocol.outbox import NORMAL, Key, Priority
 from .protocol.peer import PeerFlag
 from .protocol.stream import ENDED, StreamState
 from .protocol.wire import Batch, Datagram, Message
-from .runtime.datagrams import Datagrams
-from .runtime.inbox import Inbox
+from .runtime.inbox import Waiters
 from .runtime.peers import BroadcastResult, Peers
-from .runtime.remote import Payload, Remote, SendOptions, as_bytes, check_choices, payload_of
+from .runtime.remote import (
+    Drawing,
+    Payload,
+    Place,
+    Remote,
+    SendOptions,
+    check_choices,
+    payload_of,
+)
 from .runtime.statistics import MemoryReport, NodeStatistics
 from .runtime.streaming import Outgoing, Progress
 from .runtime.transport import Transport
@@ -54,13 +60,7 @@ class Peer(Remote):
     the node's loop only; send_nowait may be called from any thread.
     """
 
-    __slots__ = ("_waiters",)
-
-    def attach(self, transport: Transport) -> None:
-        """Belong to a node's engine. Called by the node."""
-        super().attach(transport)
-        self._waiters: list[deque[asyncio.Future[None]] | None] | None = None
-        """Who waits to send, a line for each class; None: nobody."""
+    __slots__ = ()
 
     async def send(self, data: Payload, **options: Unpack[SendOptions]) -> int:
         """Accept one message for this peer; waits while there is no room for it, in the order of
@@ -93,7 +93,7 @@ class Peer(Remote):
         """
         transport = self.transport
         if transport.crowded:
-            await asyncio.sleep(0)
+            return await self._send_in_line(payload_of(data), **options)
         quick = self.quick
         # one look at the options: five defaults would cost a tenth
         if quick is not None and data.__class__ is bytes and not options:
@@ -120,7 +120,8 @@ class Peer(Remote):
             later.
 
         Raises:
-            WouldBlock: there is no room (reason "queue"), or the peer's pressure refuses its class
+            WouldBlock: there is no room or a send() of its class that was called before is not
+                accepted yet (reason "queue"), or the peer's pressure refuses its class
                 ("pressure"); nothing has changed.
             MessageTooLarge, WrongType, InvalidArgument: as send().
         """
@@ -131,9 +132,7 @@ class Peer(Remote):
             self.accept_from_afar(bytes(payload), no_delay, priority, key)
             return 0
         self.transport.check_open()
-        if (self._waiters is not None and self._waiters[priority]) or not self.accept(
-            payload, no_delay, priority, key
-        ):
+        if not self.serve(priority) or not self.accept(payload, no_delay, priority, key):
             raise self.no_room(priority)
         return self.accepted
 
@@ -147,21 +146,34 @@ class Peer(Remote):
         """Accept many messages of one class in order, as send() would one by one, at a fraction of
         the cost.
 
+        Args:
+            payloads: any iterable, an endless one too: it is drawn a chunk at a time, 1,024
+                messages or 512 KiB at most, the next when those are accepted. Between two chunks
+                those who wait behind have their turn.
+            priority, timeout: as send(); the time is that of the whole call.
+
         Returns:
             How many were accepted: all of them.
 
         Raises:
-            As send(). Those before the one that was refused are accepted; cancelled or timed out,
-            those that `accepted` has counted are, the rest are not.
+            As send(), and whatever the iterable raises; `accepted` of the error is the number of
+            messages that were accepted before. Cancelled, those that `peer.accepted` has counted
+            are, the rest are not.
         """
-        messages = as_bytes(payloads)
-        await _within(
-            self._send_all(messages, check_choices(priority, None)),
-            timeout,
-            f"no room for all messages to peer {self.name!r}",
-            self.name,
-        )
-        return len(messages)
+        priority = check_choices(priority, None)
+        seconds = _seconds(timeout)
+        self.transport.check_open()
+        drawing = Drawing(payloads, self.chunk)
+        try:
+            await _within(
+                self._send_all(drawing, priority),
+                seconds,
+                f"no room for all messages to peer {self.name!r}",
+                self.name,
+            )
+        except Exception as error:
+            raise drawing.note(error) from error.__cause__
+        return drawing.accepted
 
     async def connect(self, *, timeout: float | str | None = None) -> Peer:
         """Have an open connection; returns this peer.
@@ -170,9 +182,10 @@ class Peer(Remote):
             ConnectionRefused, NetworkFailure, Timeout: after every address at which the peer was
                 heard was tried.
         """
+        seconds = _seconds(timeout)
         self.transport.check_open()
         if not self.connected or self.connection is None:
-            await _within(self._reach(), timeout, f"no connection to peer {self.name!r}", self.name)
+            await _within(self._reach(), seconds, f"no connection to peer {self.name!r}", self.name)
         return self
 
     async def disconnect(self, *, timeout: float | str | None = None) -> None:
@@ -182,10 +195,10 @@ class Peer(Remote):
             timeout: seconds after which the connection is given up (Config.drain_timeout where none
                 are given); what was not sent by then is told as Failed.
         """
-        if self.connection is None:
-            return
+        seconds = _seconds(timeout)
         connection = self.connection
-        seconds = None if timeout is None else parse_duration(timeout)
+        if connection is None:
+            return
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         connection.on_end = (*connection.on_end, lambda: _settle(gone))
         self.transport.switchboard.leave(self, seconds)
@@ -200,41 +213,33 @@ class Peer(Remote):
             Timeout: it did not answer. The original answers; a peer that never does is not worse
                 off for it.
         """
+        seconds = _seconds(timeout)
         self.transport.check_open()
         future: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
-        def measured(seconds: float | None, error: errors.PeerTalkError | None) -> None:
+        def measured(sample: float | None, error: errors.PeerTalkError | None) -> None:
             if future.done():
                 return
-            if seconds is None:
+            if sample is None:
                 future.set_exception(error or errors.InternalError("no measurement and no error"))
             else:
-                future.set_result(seconds)
+                future.set_result(sample)
 
         self.transport.switchboard.pulse.ping(self, measured)
         try:
             return await _within(
-                future, timeout, f"no answer to a PING from peer {self.name!r}", self.name
+                future, seconds, f"no answer to a PING from peer {self.name!r}", self.name
             )
         finally:
             self.stop_pinging(measured)
 
     async def messages(self) -> AsyncIterator[Message[Peer]]:
-        """Messages of this peer; while this is iterated they come here only. Ends when the node is
-        closed."""
-        if self.inbox is None:
-            self.inbox = Inbox(self.transport.config.receive_queue_bytes, self.transport.resume)
-        inbox = self.inbox
-        inbox.consumers += 1
-        try:
-            async for message in _messages(self.transport, inbox):
-                yield message
-        finally:
-            inbox.consumers -= 1
-            if not inbox.consumers:
-                self.inbox = None
-                while (left := inbox.take_lot()) is not None:
-                    self.transport.inbox.put(left[0], left[1], sum(map(len, left[1])))
+        """Messages of this peer, those included that wait already; while this is iterated they come
+        here only, and whatever others send does not keep them up. Several consumers may iterate:
+        each message goes to one of them. What is left when the last one stops comes to the node.
+        Ends when the peer is lost or the node closed, after the last message."""
+        async for message in _messages(self.transport, self):
+            yield message
 
     def stream_out(self, data: Payload, progress: Progress | None = None) -> StreamOut:
         """A stream: much data in parts, with progress, that can be given up. The peer receives the
@@ -270,56 +275,39 @@ class Peer(Remote):
     ) -> int:
         if priority is not NORMAL or key is not None:
             priority = check_choices(priority, key)
-        self.transport.check_open()
-        if self._waiters or not self.connected:
-            payload = bytes(payload)
-        waiting = self._wait_and_accept(payload, priority, key, no_delay, connect)
+        seconds = None if timeout is None else _seconds(timeout)
+        transport = self.transport
+        transport.check_open()
+        if self.connected:
+            if (
+                not transport.crowded
+                and self.serve(priority)
+                and self.accept(payload, no_delay, priority, key)
+            ):
+                return self.accepted
+        elif not connect:
+            raise errors.NotConnected(f"peer {self.name!r} is not connected", peer=self.name)
+        place = _Sending(self, priority, bytes(payload), no_delay, key)
+        if seconds is None:
+            return await place.wait()
         return await _within(
-            waiting, timeout, f"no room for a message to peer {self.name!r}", self.name
+            place.wait(), seconds, f"no room for a message to peer {self.name!r}", self.name
         )
 
-    async def _wait_and_accept(
-        self,
-        payload: bytes | bytearray | memoryview,
-        priority: Priority,
-        key: Key | None,
-        no_delay: bool,
-        connect: bool,
-    ) -> int:
-        async with _Place(self, priority) as place:
-            while True:
-                if not self.connected:
-                    if not connect:
-                        raise errors.NotConnected(
-                            f"peer {self.name!r} is not connected", peer=self.name
-                        )
-                    place.take()
-                    await self._reach()
-                self.transport.check_open()
-                if place.first and self.accept(payload, no_delay, priority, key):
-                    return self.accepted
-                payload = bytes(payload)
-                await place.wait()
-
-    async def _send_all(self, messages: list[bytes], priority: Priority) -> None:
-        done = 0
-        self.transport.check_open()
-        refusal = self.refusal
-        async with _Place(self, priority) as place:
-            while done < len(messages):
-                if self.transport.crowded:
-                    await asyncio.sleep(0)
-                if not self.connected:
-                    self.check_refusal(refusal)
-                    place.take()
-                    await self._reach()
-                self.transport.check_open()
-                if place.first:
-                    taken = self.accept_many(messages, done, priority)
-                    done += taken
-                    if taken:
-                        continue
-                await place.wait()
+    async def _send_all(self, drawing: Drawing, priority: Priority) -> None:
+        transport, refusal = self.transport, self.refusal
+        while messages := drawing.draw():
+            transport.check_open()
+            if not self.connected:
+                self.check_refusal(refusal)
+            place = _Chunk(self, priority, messages, drawing)
+            if (
+                transport.crowded
+                or not self.connected
+                or not self.serve(priority)
+                or not place.offer()
+            ):
+                await place.in_line()
 
     async def _reach(self) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -334,94 +322,143 @@ class Peer(Remote):
         self.transport.switchboard.reach(self, reached)
         await future
 
-    def on_room(self) -> None:
-        """The engine has room. Wakes those who wait, the highest class first, first come first
-        served within it."""
-        super().on_room()
-        if self._waiters is None:
-            return
-        if self._waiters[NORMAL]:
-            self.quick = None  # a new message must not overtake them
-        for priority in HIGHEST_FIRST:
-            waiters = self._waiters[priority]
-            if waiters and not self.is_refused(priority):
-                room = 1 if self.outbox is None else self.outbox.room(priority)
-                for waiter in islice(waiters, max(1, room)):
-                    if not waiter.done():
-                        waiter.set_result(None)
 
-    def on_lost(self, error: errors.PeerTalkError) -> None:
-        """The link is gone: those who wait hear why."""
-        super().on_lost(error)
-        for waiters in self._waiters or ():
-            for waiter in waiters or ():
-                if not waiter.done():
-                    waiter.set_exception(error)
+class _Tick:
+    """Awaited, it lets everybody have a turn. As asyncio.sleep(0), at half of the cost."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield
 
 
-class _Place:
-    """A place in the line of those who wait to send messages of one class to a peer. Leaving it
-    lets the next one try."""
+_TICK = _Tick()
 
-    __slots__ = ("_mine", "_peer", "_priority")
+
+class _Place(Place):
+    """A place in line of a task."""
+
+    __slots__ = ("_error", "_waiting", "done")
 
     def __init__(self, peer: Peer, priority: Priority) -> None:
-        self._peer = peer
-        self._priority = priority
-        self._mine: asyncio.Future[None] | None = None
+        super().__init__(peer, priority)
+        self.done = False
+        """All of it was accepted, though its task may not have heard of it yet."""
+        self._error: errors.PeerTalkError | None = None
+        self._waiting: asyncio.Future[None] | None = None
 
-    @property
-    def first(self) -> bool:
-        """Nobody waits before me."""
-        lines = self._peer._waiters
-        return lines is None or not (line := lines[self._priority]) or line[0] is self._mine
+    def accepted(self) -> None:
+        """It is done: its task goes on."""
+        self.done = True
+        if self._waiting is not None:
+            _settle(self._waiting)
 
-    def take(self) -> None:
-        """Stand in line, so that nobody who comes later is served before."""
-        if self._mine is None:
-            self._renew()
+    def fail(self, error: errors.PeerTalkError) -> None:
+        """It will not be accepted: its task hears why."""
+        self._error = error
+        if self._waiting is not None:
+            _settle(self._waiting)
 
-    async def wait(self) -> None:
-        """Until there may be room; raises what the link died of."""
-        await self._renew()
-
-    def _renew(self) -> asyncio.Future[None]:
-        lines = self._peer._waiters
-        if lines is None:
-            lines = self._peer._waiters = [None] * len(Priority)
-        line = lines[self._priority]
-        if line is None:
-            line = lines[self._priority] = deque()
-        renewed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if self._mine is None:
-            line.append(renewed)
+    def reached(self, peer: Remote | None, error: errors.PeerTalkError | None) -> None:
+        """The connection is there, or cannot be had."""
+        self.reaching = False
+        if error is None:
+            self.peer.serve(self.priority)
         else:
-            _seen(self._mine)
-            line[line.index(self._mine)] = renewed
-        self._mine = renewed
-        if self._priority is NORMAL:
-            self._peer.quick = None
-        return renewed
+            self.leave()
+            self.fail(error)
 
-    async def __aenter__(self) -> Self:
-        return self
+    async def in_line(self) -> None:
+        """Stand in line until it is accepted, at least for a tick while the loop is crowded; raises
+        what it failed of. Connects if need be."""
+        peer = self.peer
+        self.join()
+        try:
+            if not peer.connected:
+                self.reaching = True
+                peer.transport.switchboard.reach(peer, self.reached)
+            elif peer.transport.crowded:
+                await _TICK
+                if not self.done:
+                    peer.serve(self.priority)
+            if not self.done and self._error is None:
+                self._waiting = asyncio.get_running_loop().create_future()
+                await self._waiting
+        finally:
+            self.leave()
+        if self._error is not None:
+            raise self._error
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+
+class _Sending(_Place):
+    """One message that stands in line."""
+
+    __slots__ = ("_key", "_no_delay", "_number", "_payload")
+
+    def __init__(
+        self, peer: Peer, priority: Priority, payload: bytes, no_delay: bool, key: Key | None
     ) -> None:
-        lines = self._peer._waiters
-        if self._mine is not None and lines is not None:
-            line = lines[self._priority]
-            if line is not None and self._mine in line:
-                line.remove(self._mine)
-            if not any(lines):
-                self._peer._waiters = None
-            _seen(self._mine)
-            if not self._peer.transport.closed:
-                self._peer.transport.pump(self._peer)
+        super().__init__(peer, priority)
+        self._payload = payload
+        self._no_delay = no_delay
+        self._key = key
+        self._number = 0
+
+    def offer(self) -> bool:
+        """Be accepted. False: there is no room."""
+        peer = self.peer
+        if not peer.accept(
+            self._payload, self._no_delay, self.priority, self._key, may_block=False
+        ):
+            return False
+        self._number = peer.accepted
+        self.accepted()
+        return True
+
+    async def wait(self) -> int:
+        """Its number, as soon as it is accepted. Cancelled after that, before its task has heard of
+        it, it returns all the same: what was accepted is never reported as cancelled. The
+        cancellation comes in the next tick, if it is still wanted then."""
+        try:
+            await self.in_line()
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self.done or task is None or not task.cancelling():
+                raise
+            asyncio.get_running_loop().call_soon(_cancel_again, task, task.cancelling())
+        return self._number
+
+
+class _Chunk(_Place):
+    """A part of a send_many that stands in line."""
+
+    __slots__ = ("_drawing", "_messages", "_taken")
+
+    def __init__(
+        self, peer: Peer, priority: Priority, messages: list[bytes], drawing: Drawing
+    ) -> None:
+        super().__init__(peer, priority)
+        self._messages = messages
+        self._drawing = drawing
+        self._taken = 0
+
+    def offer(self) -> bool:
+        """Be accepted as far as there is room. False: some are left."""
+        messages = self._messages
+        while self._taken < len(messages):
+            taken = self.peer.accept_many(messages, self._taken, self.priority)
+            if not taken:
+                return False
+            self._taken += taken
+            self._drawing.accepted += taken
+        self.accepted()
+        return True
+
+
+def _cancel_again(task: asyncio.Task[Any], count: int) -> None:
+    """Cancel a task whose cancellation was held back for a tick, unless it has ended, or left the
+    block (asyncio.timeout) that wanted that, or was cancelled once more."""
+    if not task.done() and task.cancelling() == count:
+        task.uncancel()
+        task.cancel()
 
 
 class StreamOut(Outgoing):
@@ -444,6 +481,7 @@ class StreamOut(Outgoing):
             Timeout. InvalidState: it was not started.
             ConnectionClosed, or whatever else it failed of.
         """
+        seconds = _seconds(timeout)
         if self.state not in ENDED:
             self.check_begun()
             done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -451,7 +489,7 @@ class StreamOut(Outgoing):
             try:
                 await _within(
                     done,
-                    timeout,
+                    seconds,
                     f"the stream to peer {self.peer.name!r} did not end",
                     self.peer.name,
                 )
@@ -521,6 +559,8 @@ class Node:
         self._transport: Transport | None = None
         self._worker: Worker | None = None
         self._streams: list[_EventStream] = []
+        self._watchers: list[asyncio.Future[None]] = []
+        """Who waits for somebody to be known."""
 
     # Life -----------------------------------------------------------------------------------------
 
@@ -563,12 +603,13 @@ class Node:
             Messages that were accepted and not sent; each was reported as Failed, and their number
             is logged.
         """
+        seconds = parse_duration(timeout)
         transport = self._transport
         if transport is None:
             return 0
         if not transport.closed:
             done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            transport.close(parse_duration(timeout), lambda: _settle(done))
+            transport.close(seconds, lambda: _settle(done))
             try:
                 await done
             except asyncio.CancelledError:
@@ -600,7 +641,8 @@ class Node:
                 )
         for peer in list(transport.peers.values()):
             peer.on_lost(errors.InvalidState(f"node {self.config.name!r} is closed"))
-        transport.wake_arrivals()
+        transport.wake_receivers()
+        self._wake_watchers()
         for stream in self._streams:
             stream.end()
 
@@ -674,27 +716,36 @@ class Node:
         Raises:
             Timeout: naming who is known instead.
         """
-        stream = self.events()
-        try:
-            found = self._matching(who)
-            if found is not None:
-                return found
-            waited = self._wait_for(stream, who)
-            return await _within(
-                waited, timeout, lambda: f"no peer {who!r} was heard; known: {self.peers.names()};"
-            )
-        finally:
-            await stream.aclose()
+        engine, seconds = self._engine, _seconds(timeout)
+        found = self.peers.matching(who)
+        if found is not None:
+            return found
+        return await _within(
+            self._wait_for(engine, who),
+            seconds,
+            lambda: f"no peer {who!r} was heard; known: {self.peers.names()};",
+        )
 
-    async def _wait_for(self, stream: _EventStream, who: str | Callable[[Peer], bool]) -> Peer:
-        async for _ in stream:
-            found = self._matching(who)
-            if found is not None:
+    async def _wait_for(self, engine: Transport, who: str | Callable[[Peer], bool]) -> Peer:
+        while not engine.closed:
+            changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._watchers.append(changed)
+            engine.on_change = self._wake_watchers
+            try:
+                await changed
+            finally:
+                if changed in self._watchers:
+                    self._watchers.remove(changed)
+            if not engine.closed and (found := self.peers.matching(who)) is not None:
                 return found
         raise errors.InvalidState(f"node {self.config.name!r} was closed")
 
-    def _matching(self, who: str | Callable[[Peer], bool]) -> Peer | None:
-        return self.peers.matching(who)
+    def _wake_watchers(self) -> None:
+        """Who is known or connected has changed: all who wait for somebody look again, in the next
+        tick, once for all that changed in this one."""
+        watchers, self._watchers = self._watchers, []
+        for changed in watchers:
+            _settle(changed)
 
     async def connect(
         self, who: Address | Peer | str, *, timeout: float | str | None = None
@@ -707,7 +758,7 @@ class Node:
             ConnectionRefused, NetworkFailure, Timeout.
             InvalidArgument: the address is this node itself.
         """
-        engine = self._engine
+        engine, seconds = self._engine, _seconds(timeout)
         if isinstance(who, str):
             who = self.peers[who]
         if isinstance(who, Peer):
@@ -725,7 +776,7 @@ class Node:
                 future.set_result(peer)
 
         engine.switchboard.dial(address, reached)
-        return await _within(future, timeout, f"no connection to {address[0]}:{address[1]}")
+        return await _within(future, seconds, f"no connection to {address[0]}:{address[1]}")
 
     # Messages -------------------------------------------------------------------------------------
 
@@ -736,36 +787,51 @@ class Node:
         priority: Priority = NORMAL,
         key: Key | None = None,
         no_delay: bool = False,
-        timeout: float | str | None = 5.0,
+        timeout: float | str | None = 0.0,
     ) -> BroadcastResult[Peer]:
-        """Send to every connected peer, waiting for room up to timeout seconds in all. priority,
-        key, no_delay: as Peer.send(). Who cannot take it is skipped, with the reason:
-        MessageTooLarge for a peer whose limit it exceeds, Timeout where no room came.
+        """Send to every known peer. One that is not connected is connected meanwhile, and its
+        message waits for that; a Failed event tells when it cannot be had.
+
+        Args:
+            data, priority, key, no_delay: as Peer.send().
+            timeout: seconds in all to wait for room; 0: nobody is waited for; None: no limit.
+
+        Returns:
+            Who accepted it, and who was skipped, each with the reason: WouldBlock for a peer
+            without room (Timeout where room was waited for), MessageTooLarge for one whose limit it
+            exceeds, NotConnected for one that is being disconnected.
 
         Raises:
-            WrongType, InvalidArgument: it was sent to nobody.
+            WrongType, InvalidArgument, InvalidState (the node is closed): it was sent to nobody.
         """
-        peers = [peer for peer in self.peers.values() if peer.connected]
+        engine, seconds = self._engine, _seconds(timeout)
         payload = bytes(payload_of(data))
         priority = check_choices(priority, key)
-        sends = [
-            peer.send(
-                payload,
-                priority=priority,
-                key=key,
-                no_delay=no_delay,
-                connect=False,
-                timeout=timeout,
-            )
-            for peer in peers
-        ]
-        results = await asyncio.gather(*sends, return_exceptions=True)
+        peers = list(self.peers.values())
         skipped: dict[Peer, errors.PeerTalkError] = {}
-        for peer, result in zip(peers, results, strict=True):
+        for peer in peers:
+            try:
+                peer.offer(payload, no_delay, priority, key)
+            except errors.PeerTalkError as error:
+                engine.check_open()
+                skipped[peer] = error
+        late = [
+            peer
+            for peer, error in skipped.items()
+            if seconds != 0 and isinstance(error, errors.WouldBlock)
+        ]
+        waits = [
+            peer.send(payload, priority=priority, key=key, no_delay=no_delay, timeout=seconds)
+            for peer in late
+        ]
+        results = await asyncio.gather(*waits, return_exceptions=True)
+        for peer, result in zip(late, results, strict=True):
             if isinstance(result, errors.PeerTalkError):
                 skipped[peer] = result
             elif isinstance(result, BaseException):
                 raise result
+            else:
+                del skipped[peer]
         return BroadcastResult([peer for peer in peers if peer not in skipped], skipped)
 
     async def receive(self, *, timeout: float | str | None = None) -> Message[Peer]:
@@ -774,17 +840,19 @@ class Node:
         Raises:
             Timeout, InvalidState (the node is closed).
         """
-        inbox = self._engine.inbox
+        engine, seconds = self._engine, _seconds(timeout)
+        inbox = engine.inbox
         got = inbox.take()
         if got is None:
-            got = await _within(_taken(self._engine, inbox, inbox.take), timeout, "no message came")
+            got = await _within(
+                _taken(engine, inbox.waiters, inbox.take), seconds, "no message came"
+            )
         return Message(got[0], got[1])  # type: ignore[arg-type]
 
     def messages(self) -> AsyncIterator[Message[Peer]]:
         """Messages from anybody, as they come; ends when the node is closed. Several consumers may
         iterate: each message goes to one of them."""
-        engine = self._engine
-        return _messages(engine, engine.inbox)
+        return _messages(self._engine)
 
     async def batches(self) -> AsyncIterator[Batch[Peer]]:
         """Messages in bulk: the payloads that one peer sent and one turn brought. The cheapest way
@@ -794,7 +862,7 @@ class Node:
         while True:
             got = inbox.take_lot()
             if got is None:
-                if not await _arrival(engine, inbox):
+                if not await _arrival(engine, inbox.waiters):
                     return
                 continue
             yield Batch(got[0], got[1])  # type: ignore[arg-type]
@@ -822,9 +890,10 @@ class Node:
         Raises:
             Timeout, InvalidState (the node is closed).
         """
-        datagrams = self._engine.datagrams
+        engine, seconds = self._engine, _seconds(timeout)
+        datagrams = engine.datagrams
         peer, data = await _within(
-            _taken(self._engine, datagrams, datagrams.take), timeout, "no datagram came"
+            _taken(engine, datagrams.waiters, datagrams.take), seconds, "no datagram came"
         )
         return Datagram(peer, data)  # type: ignore[arg-type]
 
@@ -836,7 +905,7 @@ class Node:
             got = engine.datagrams.take()
             if got is not None:
                 yield Datagram(got[0], got[1])  # type: ignore[arg-type]
-            elif not await _arrival(engine, engine.datagrams):
+            elif not await _arrival(engine, engine.datagrams.waiters):
                 return
 
     def events(self) -> _EventStream:
@@ -951,63 +1020,70 @@ class _EventStream:
         await self.aclose()
 
 
-def _seen(future: asyncio.Future[None]) -> None:
-    """No warning when it raised while nobody awaited it."""
-    if future.done() and not future.cancelled():
-        future.exception()
-
-
 def _settle(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
 
 
-async def _messages(engine: Transport, inbox: Inbox) -> AsyncIterator[Message[Peer]]:
-    while True:
-        lot = inbox.current or inbox.advance()
-        if lot is None:
-            if not await _arrival(engine, inbox):
-                return
-            continue
-        peer = lot.peer
-        for payload in lot.left:
-            yield Message(peer, payload)  # type: ignore[arg-type]
-        if inbox.current is lot:
-            inbox.advance()
+async def _messages(engine: Transport, alone: Peer | None = None) -> AsyncIterator[Message[Peer]]:
+    """Messages of all peers, or of one alone."""
+    outlet = engine.inbox if alone is None else engine.inbox.reserve(alone, ended=not alone.known)
+    try:
+        while True:
+            lot = outlet.current or outlet.open()
+            if lot is None:
+                if outlet.ended or not await _arrival(engine, outlet.waiters):
+                    return
+                continue
+            peer = lot.peer
+            for payload in lot.left:
+                yield Message(peer, payload)  # type: ignore[arg-type]
+            last = outlet.finish(lot)
+            if last is not None:
+                yield Message(peer, last)  # type: ignore[arg-type]
+    finally:
+        if alone is not None:
+            engine.inbox.release(alone)
 
 
-async def _taken(engine: Transport, inbox: Inbox | Datagrams, take: Callable[[], T | None]) -> T:
+async def _taken(engine: Transport, waiters: Waiters, take: Callable[[], T | None]) -> T:
     while (got := take()) is None:
-        if not await _arrival(engine, inbox):
+        if not await _arrival(engine, waiters):
             engine.check_open()
     return got
 
 
-async def _arrival(engine: Transport, inbox: Inbox | Datagrams) -> bool:
+async def _arrival(engine: Transport, waiters: Waiters) -> bool:
     """Wait until something has come. False: the engine is closed, nothing will."""
     if engine.closed:
         return False
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    engine.arrivals.append(future)
-    inbox.on_arrival = engine.wake_arrivals
+    waiters.join(future)
     try:
         await future
-    finally:
-        if future.cancelled():
-            with contextlib.suppress(ValueError):
-                engine.arrivals.remove(future)
+    except BaseException:
+        waiters.leave(future)
+        raise
     return True
+
+
+def _seconds(timeout: float | str | None) -> float | None:
+    """A time-out as seconds, looked at before anything is begun.
+
+    Raises:
+        InvalidArgument, WrongType: it is none.
+    """
+    return None if timeout is None else parse_duration(timeout)
 
 
 async def _within(
     awaited: Awaitable[T],
-    timeout: float | str | None,
+    seconds: float | None,
     what: str | Callable[[], str],
     peer: str | None = None,
 ) -> T:
-    if timeout is None:
+    if seconds is None:
         return await awaited
-    seconds = parse_duration(timeout)
     try:
         async with asyncio.timeout(seconds):
             return await awaited

@@ -31,7 +31,7 @@ from .protocol.peer import PeerFlag
 from .protocol.stream import ENDED, StreamState
 from .protocol.wire import Batch, Datagram, Message
 from .runtime.peers import BroadcastResult, Peers
-from .runtime.remote import Payload, Remote, as_bytes, check_choices, payload_of
+from .runtime.remote import Drawing, Payload, Remote, check_choices, payload_of
 from .runtime.statistics import MemoryReport, NodeStatistics
 from .runtime.streaming import Outgoing, Progress
 from .runtime.transport import Transport
@@ -47,6 +47,10 @@ Event = events.Event["Peer"]
 _EVENTS_MAX = 4096
 _HANDOVER = 0.001
 """Seconds that a waiting method leaves the lock to another thread that asked for it."""
+
+
+class _Ended(Exception):
+    """No more messages will come from this peer."""
 
 
 class Peer(Remote):
@@ -133,31 +137,43 @@ class Peer(Remote):
         timeout: float | str | None = None,
     ) -> int:
         """Accept many messages of one class in order, at a fraction of the cost of as many calls of
-        send. Returns how many: all of them.
+        send. payloads may be any iterable, an endless one too: it is drawn a chunk at a time, while
+        no method of the node may be called. Returns how many: all of them.
 
         Raises:
-            As send(); the messages before the one that was refused are accepted.
+            As send(), and whatever the iterable raises; `accepted` of the error is the number of
+            messages that were accepted before.
         """
-        messages = as_bytes(payloads)
         priority = check_choices(priority, None)
         deadline = None if timeout is None else time.monotonic() + parse_duration(timeout)
-        done = 0
+        drawing = Drawing(payloads, self.chunk)
+        try:
+            with self._node._turning() as turn_until:
+                self._send_all(turn_until, drawing, priority, deadline)
+        except Exception as error:
+            raise drawing.note(error) from error.__cause__
+        return drawing.accepted
+
+    def _send_all(
+        self, turn_until: TurnUntil, drawing: Drawing, priority: Priority, deadline: float | None
+    ) -> None:
         refusal = self.refusal
-        with self._node._turning() as turn_until:
+        while messages := drawing.draw():
+            done = 0
             while done < len(messages):
                 self.check_refusal(refusal)
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
                 self._connect_in_time(turn_until, True, left)
                 taken = self.accept_many(messages, done, priority)
-                done += taken
                 if taken:
                     self.transport.turn()
                 else:
                     self._accept_in_time(
                         turn_until, messages[done], priority, None, False, True, left
                     )
-                    done += 1
-        return done
+                    taken = 1
+                done += taken
+                drawing.accepted += taken
 
     def connect(self, *, timeout: float | str | None = None) -> Peer:
         """Have an open connection; returns this peer.
@@ -223,6 +239,29 @@ class Peer(Remote):
             raise error or errors.InternalError("no measurement and no error")
         return seconds
 
+    def messages(self, *, timeout: float | str | None = None) -> Iterator[Message[Peer]]:
+        """Messages of this peer, those included that wait already, until none came for timeout
+        seconds, or the peer is lost and the last one was taken. While this is iterated they come
+        here only; what is left when it ends comes to the node."""
+        seconds = None if timeout is None else parse_duration(timeout)
+        node, inbox = self._node, self.transport.inbox
+        with node._held():
+            outlet = inbox.reserve(self, ended=not self.known)
+
+        def take() -> bytes | None:
+            got = outlet.take()
+            if got is None and outlet.ended:
+                raise _Ended
+            return None if got is None else got[1]
+
+        try:
+            with contextlib.suppress(errors.Timeout, _Ended):
+                while True:
+                    yield Message(self, node._taken(take, seconds))
+        finally:
+            with node._held():
+                inbox.release(self)
+
     def reject(self, reason: errors.RejectReason = errors.RejectReason.UNSPECIFIED) -> None:
         """Send the peer away: see ConnectionRequested.reject()."""
         with self._node._turning():
@@ -233,6 +272,21 @@ class Peer(Remote):
         """The link is gone: who waits for room hears why."""
         super().on_lost(error)
         self._lost = error
+
+    def offer_or_skip(
+        self,
+        skipped: dict[Peer, errors.PeerTalkError],
+        payload: bytes,
+        no_delay: bool,
+        priority: Priority,
+        key: Key | None,
+    ) -> None:
+        """Accept one message at once, or be among those that are skipped. For broadcast."""
+        try:
+            self.offer(payload, no_delay, priority, key)
+            skipped.pop(self, None)
+        except errors.PeerTalkError as error:
+            skipped[self] = error
 
     def _connect_in_time(
         self, turn_until: TurnUntil, connect: bool, timeout: float | str | None
@@ -530,14 +584,18 @@ class Node:
             Timeout: naming who is known instead.
         """
         found: list[Peer] = []
+        looked = -1
 
         def known() -> bool:
-            peer = self.peers.matching(who)
-            if peer is not None:
-                found.append(peer)
+            nonlocal looked
+            if looked != (looked := engine.changes):  # nothing else can make it true
+                peer = self.peers.matching(who)
+                if peer is not None:
+                    found.append(peer)
             return bool(found)
 
         with self._turning() as turn_until:
+            engine = self._engine
             try:
                 turn_until(known, timeout, f"no peer {who!r} was heard")
             except errors.Timeout as error:
@@ -585,28 +643,36 @@ class Node:
         priority: Priority = NORMAL,
         key: Key | None = None,
         no_delay: bool = False,
-        timeout: float | str | None = 5.0,
+        timeout: float | str | None = 0.0,
     ) -> BroadcastResult[Peer]:
-        """Send to every connected peer, waiting for room up to timeout seconds for each. priority,
-        key, no_delay, and who is skipped: as peertalk.Node.broadcast."""
+        """Send to every known peer; arguments, result and errors as peertalk.Node.broadcast.
+        Config.when_full "sync" does not make it block."""
+        seconds = None if timeout is None else parse_duration(timeout)
         payload = bytes(payload_of(data))
         priority = check_choices(priority, key)
-        accepted: list[Peer] = []
         skipped: dict[Peer, errors.PeerTalkError] = {}
-        for peer in [peer for peer in self.peers.values() if peer.connected]:
-            try:
-                peer.send(
-                    payload,
-                    priority=priority,
-                    key=key,
-                    no_delay=no_delay,
-                    connect=False,
-                    timeout=timeout,
-                )
-                accepted.append(peer)
-            except errors.PeerTalkError as error:
-                skipped[peer] = error
-        return BroadcastResult(accepted, skipped)
+        with self._turning() as turn_until:
+            peers = list(self.peers.values())
+            for peer in peers:
+                peer.offer_or_skip(skipped, payload, no_delay, priority, key)
+            self._engine.turn()
+
+            def nobody_waits() -> bool:
+                for peer, error in list(skipped.items()):
+                    if isinstance(error, errors.WouldBlock):
+                        peer.offer_or_skip(skipped, payload, no_delay, priority, key)
+                return not any(isinstance(each, errors.WouldBlock) for each in skipped.values())
+
+            if seconds != 0:
+                try:
+                    turn_until(nobody_waits, seconds, "no room for a broadcast")
+                except errors.Timeout as error:
+                    for peer, reason in skipped.items():
+                        if isinstance(reason, errors.WouldBlock):
+                            skipped[peer] = errors.Timeout(
+                                f"{error}: peer {peer.name!r} took nothing", peer=peer.name
+                            )
+        return BroadcastResult([peer for peer in peers if peer not in skipped], skipped)
 
     def receive(self, *, timeout: float | str | None = None) -> Message[Peer]:
         """The next message from anybody.

@@ -413,13 +413,17 @@ class ClassicPeer:
             it.
         pongs: False: it leaves PINGs unanswered (no original does; a node must live with it all the
             same).
+        deaf: what is broadcast does not reach it; mute: what it broadcasts reaches nobody. For a
+            network that loses a packet, at the choice of the test.
         strict: raise Misbehaved; False: only do what the original does.
 
     actions: what a driver has to do: ("broadcast", bytes), ("datagram", bytes, address), ("dial",
         link, address), ("write", link, bytes),
     ("close", link). events: (kind, peer, detail): discovered, lost, connected, disconnected,
         message, stream. Messages and datagrams are also in
-    lists of their own. quiet: links that are not read, by choice of the test.
+    lists of their own. quiet: links that are not read, by choice of the test. abandoned: messages
+    that its application was told are sent and that were still in its queue when their connection
+    ended.
     """
 
     def __init__(
@@ -439,8 +443,11 @@ class ClassicPeer:
         dials: bool = False,
         forgets_at_once: bool = False,
         pongs: bool = True,
+        deaf: bool = False,
+        mute: bool = False,
         strict: bool = True,
     ) -> None:
+        self.deaf, self.mute = deaf, mute
         self.name = (name.encode() if isinstance(name, str) else name)[:30]
         self.host, self.tcp_port, self.discovery_port, self.udp_port = (
             host,
@@ -460,6 +467,7 @@ class ClassicPeer:
         self.datagrams: list[tuple[bytes, Address, int]] = []
         self.packets: list[tuple[Packet, Address]] = []
         self.quiet: set[Link] = set()
+        self.abandoned: list[bytes] = []
         self.dropped = 0
         self.sent_messages = self.received_frames = 0
         self._running = False
@@ -606,7 +614,7 @@ class ClassicPeer:
 
     def heard(self, data: bytes, source: Address, now: float) -> None:
         """A datagram on the discovery port."""
-        if source[0] == self.host or not self._running:
+        if source[0] == self.host or not self._running or self.deaf:
             return
         try:
             packet = decode_discovery(data[:48])
@@ -756,7 +764,10 @@ class ClassicPeer:
     # Inside ---------------------------------------------------------------------------------------
 
     def _say(self, kind: int) -> None:
-        self.actions.append(("broadcast", encode_discovery(Packet(kind, self.tcp_port, self.name))))
+        if not self.mute:
+            self.actions.append(
+                ("broadcast", encode_discovery(Packet(kind, self.tcp_port, self.name)))
+            )
 
     def _announce(self, now: float) -> None:
         self._say(ANNOUNCE)
@@ -792,6 +803,9 @@ class ClassicPeer:
             link.closed = True
             self.links.remove(link)
             self.actions.append(("close", link))
+            self.abandoned += [entry[0] for line in link.queued for entry in line]
+            if link.direct is not None:
+                self.abandoned.append(link.direct)
             if link.up:
                 self.events.append(("disconnected", link.known, 0))
             self._free(link.known)
@@ -1029,6 +1043,10 @@ class Driver:
         """The next message, taken out of the peer's list."""
         await self.until(lambda: self.peer.messages)
         return self.peer.messages.pop(0)
+
+    def up(self) -> list[Link]:
+        """The connections that are up."""
+        return [link for link in self.peer.links if link.up]
 
     async def link(self) -> Link:
         """The latest connection, as soon as one is up and the other side has greeted."""
@@ -1370,6 +1388,15 @@ class SimulatedSockets(Driver):
             self.peer.disconnect(link)
         self.peer.stop()
         self.perform()
+
+    def vanish(self) -> None:
+        """Killed: the system closes its sockets, and no word is said."""
+        for link in list(self._sockets):
+            link.closed = True
+            self._close(link)
+        for each in (self._listener, self._udp, self._discovery):
+            if each is not None:
+                each.close()
 
     def _read(self, link: Link, connection: Any) -> None:
         while not link.closed:

@@ -510,9 +510,9 @@ async def simulated(net: sim.Network, **options: Any) -> SimulatedSockets:
     return SimulatedSockets(ClassicPeer(**options), net.host("se"), lambda: net.clock.seconds)
 
 
-def test_a_frame_that_stays_incomplete_is_waited_for_five_seconds(c_core):
-    """The original waits without limit. Here it costs the link: what came before is delivered, and
-    the rest of the node does not notice."""
+def test_a_frame_that_stays_incomplete_is_waited_for_as_long_as_a_link_may_be_silent(c_core):
+    """The original waits without limit. Here it costs the link of a peer that has greeted, after
+    link_timeout: what came before is delivered, and the rest of the node does not notice."""
 
     async def main(net: sim.Network) -> tuple[bytes, float]:
         old = await simulated(net, pongs=False)  # an answer would be read as the rest of the frame
@@ -535,7 +535,7 @@ def test_a_frame_that_stays_incomplete_is_waited_for_five_seconds(c_core):
     assert {"len": len(data), "crc32": f"{zlib.crc32(data):08x}"} == LIVE["rx-partial"]["expect"][
         "delivered"
     ][0]
-    assert 4.9 < took < 5.2
+    assert 14.9 < took < 15.2
 
 
 @pytest.mark.parametrize("interval", [5.0, 10.0])
@@ -553,7 +553,7 @@ def test_a_node_announces_itself_at_least_every_ten_seconds(c_core, interval):
         return heard
 
     heard = sim.run(main)
-    assert max(later - earlier for earlier, later in itertools.pairwise(heard)) <= 10.02
+    assert max(later - earlier for earlier, later in itertools.pairwise(heard)) <= 10.05
 
 
 def test_a_classic_peer_is_forgotten_after_thirty_silent_seconds_but_never_while_it_is_connected(

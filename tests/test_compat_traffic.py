@@ -23,9 +23,12 @@ from classic import (
     PING,
     REJECT,
     Capabilities,
+    ClassicPeer,
     Piece,
     Refused,
+    SimulatedSockets,
     encode_frame,
+    serving,
 )
 from meeting import (
     GUARD,
@@ -41,6 +44,7 @@ from meeting import (
 )
 
 import peertalk as pt
+from peertalk import sim
 
 VECTORS = Path(__file__).parent / "vectors"
 SMALL = Capabilities(512, 256, 0, 5)
@@ -66,6 +70,54 @@ async def test_a_message_in_fragments_is_put_together(size):
         assert await take(ada, len(expected)) == expected
         await still_talks(old, link, ada, peer)
         assert ada.stats().frames_ignored == 0
+
+
+@pytest.mark.parametrize("size", [1024, 1025, 3968, 4096])
+async def test_each_core_takes_what_the_original_sends_in_fragments(core, size):
+    """The lowmem core announces 1,024 bytes, and the original then sends what is longer in
+    fragments and says OK to its application. Memory is borrowed for one message at a time of each
+    connection, and given back."""
+    async with dialled(core.name) as (old, link, ada, peer):
+        for number in range(20):
+            for payload in classic.fragments(noise(size), number):
+                old.peer.frame(link, payload, FRAGMENT)
+        assert await take(ada, 20) == [noise(size)] * 20
+        if size <= 3968 and size > link.theirs.max_message:  # as its own sender does it
+            old.peer.send(link, noise(size), CRITICAL)
+            assert await take(ada, 1) == [noise(size)]
+        await still_talks(old, link, ada, peer)
+        assert ada.stats().frames_ignored == 0
+        assert ada._transport.loop.pool_statistics().in_use <= 1  # the slot of what was sent
+
+
+def test_a_lowmem_node_on_a_classic_mac_puts_messages_of_4096_bytes_together():
+    """Its pool is what its slots may need, for four peers: the message finds room there beside
+    them."""
+
+    async def main(net: sim.Network) -> list[bytes]:
+        host = net.host("se")
+        ada = await net.node("ada", core="lowmem", discovery=False)
+        olds = [
+            SimulatedSockets(
+                ClassicPeer(tcp_port=7354 + number, udp_port=8000 + number),
+                host,
+                lambda: net.clock.seconds,
+                discovery=False,
+            )
+            for number in range(4)
+        ]
+        taken = []
+        async with serving(*olds):
+            for old in olds:
+                await ada.connect(old.address, timeout=5)
+                link = await old.link()
+                for payload in classic.fragments(noise(4096), 1):
+                    old.peer.frame(link, payload, FRAGMENT)
+                taken.append((await ada.receive(timeout=5)).data)
+        assert ada.stats().frames_ignored == 0
+        return taken
+
+    assert sim.run(main) == [noise(4096)] * 4
 
 
 async def test_a_message_that_is_too_long_for_anybody_is_ignored_and_the_link_lives():
@@ -94,7 +146,7 @@ async def test_each_fault_of_a_fragment_costs_that_message_and_not_the_link(case
                 "this core announces"
             )
         delivered, refused = [], 0
-        expected = classic.Reassembly(capacity)
+        expected = classic.Reassembly(max(capacity, 4096))
         for step in case["steps"]:
             payload = bytes.fromhex(step["payload"])
             old.peer.frame(link, payload, FRAGMENT)

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 import peertalk as pt
 from peertalk._core import load
 from peertalk.protocol import connections as policy
+from peertalk.protocol.classics import CLASSIC_DIALS
 from peertalk.protocol.wire import (
     Announcement,
     decode_announcement,
@@ -283,7 +284,7 @@ async def test_forged_announcements_fill_a_bounded_table_and_cause_few_dials(fre
             assert discovery.statistics().malformed > 0
             await peer.send(b"y")
             assert [(await bob.receive(timeout=GUARD)).data for _ in range(2)] == [b"x", b"y"]
-            assert ada.stats().links_opened <= 2 + policy.CLASSIC_DIALS
+            assert ada.stats().links_opened <= 2 + CLASSIC_DIALS
 
 
 async def test_a_flood_of_control_frames_costs_no_memory(core):

@@ -207,3 +207,101 @@ def test_a_node_with_three_interfaces_and_a_classic_peer_on_the_last_find_each_o
     event(old, "goodbye")
     old.stdin.close()
     assert old.wait(GUARD) == 0, old.stderr.read()
+
+
+# What the system tells of a connection
+
+ASKER = """
+import json, socket, struct, sys, time
+from peertalk.runtime.world import World
+
+def since_ack():
+    return struct.unpack_from("=I", connection.getsockopt(6, socket.TCP_INFO, 104), 56)[0] / 1000
+
+world = World()
+connection = socket.create_connection((sys.argv[1], 5000))
+connection.setblocking(False)
+for line in sys.stdin:
+    match line.split():
+        case ["say"]:
+            connection.send(b"something")
+        case ["fill"]:
+            try:
+                while True:
+                    connection.send(bytes(65_536))
+            except BlockingIOError:
+                pass
+        case ["acknowledged"]:
+            while world.unacknowledged(connection):
+                time.sleep(0.005)
+        case ["silent", seconds]:
+            while world.silent_for(connection) <= float(seconds):
+                time.sleep(0.005)
+        case ["quiet", seconds]:
+            while since_ack() <= float(seconds):
+                time.sleep(0.005)
+    print(json.dumps([world.silent_for(connection), world.unacknowledged(connection)]), flush=True)
+"""
+SITTER = """
+import socket, sys
+with socket.create_server(("", 5000)) as listener:
+    print("1", flush=True)
+    connection, _ = listener.accept()
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def asking(make_host: Any) -> Any:
+    """Two hosts, and a connection of the first with a program on the second that reads nothing.
+    ask(order): [silence, bytes that wait] once the order is done."""
+    a, b = make_host(), make_host()
+    a.cable(b, "eth0", "10.77.0.1/24", "eth0", "10.77.0.2/24")
+    sitter = b._start("-c", SITTER, prefix=b.namespace.prefix)
+    told(sitter)
+    asker = a._start("-c", ASKER, "10.77.0.2", prefix=a.namespace.prefix)
+
+    def ask(order: str) -> Any:
+        asker.stdin.write(order + "\n")
+        asker.stdin.flush()
+        return told(asker)
+
+    return a, b, ask
+
+
+def test_a_reader_that_stands_still_is_not_silent(asking):
+    """Its system acknowledges each probe of the shut window, but those come ever more rarely: the
+    time since the last acknowledgement grows past any limit."""
+    _, _, ask = asking
+    assert ask("fill")[1] > 10_000
+    silent, waiting = ask("quiet 1.6")
+    assert silent == 0.0 and waiting > 10_000
+
+
+@pytest.mark.parametrize("how", ["their answers lost", "interface down", "address gone"])
+def test_a_connection_whose_bytes_reach_nobody_is_silent_until_they_do(asking, how):
+    """A cable out, an interface down, an address that was replaced: the kernel would go on for a
+    quarter of an hour, and where there is no route it has nothing on its way."""
+    a, b, ask = asking
+    ask("say")
+    assert ask("acknowledged") == [0.0, 0]
+    cut, heal = {
+        "their answers lost": (
+            (b, "route", "add", "blackhole", "10.77.0.1/32"),
+            (b, "route", "del", "blackhole", "10.77.0.1/32"),
+        ),
+        "interface down": (
+            (a, "link", "set", "eth0", "down"),
+            (a, "link", "set", "eth0", "up"),
+        ),
+        "address gone": (
+            (a, "addr", "del", "10.77.0.1/24", "dev", "eth0"),
+            (a, "addr", "add", "10.77.0.1/24", "brd", "+", "dev", "eth0"),
+        ),
+    }[how]
+    cut[0].namespace.ip(*cut[1:])
+    ask("say")
+    silent, waiting = ask("silent 2")
+    assert silent > 2 and waiting == len(b"something")
+    heal[0].namespace.ip(*heal[1:])
+    assert ask("acknowledged") == [0.0, 0]

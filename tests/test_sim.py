@@ -768,7 +768,7 @@ def test_leaving_a_peer_that_does_not_read_ends_with_the_drain_time(core, messag
             peer.send_nowait(bytes(1000))
         await asyncio.sleep(1)
         start = net.clock.seconds
-        await peer.disconnect(timeout=600)
+        await peer.disconnect()
         assert net.clock.seconds - start < 2.1
         assert peer.accepted == peer.reported == messages
 

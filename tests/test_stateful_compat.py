@@ -14,7 +14,7 @@ import contextlib
 import os
 import socket
 from collections import Counter, defaultdict
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import classic
@@ -38,6 +38,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import peertalk as pt
 from peertalk import sim
+from peertalk.protocol import classics
 from peertalk.protocol import connections as policy
 
 ONLY = os.environ.get("PEERTALK_CORE")
@@ -71,24 +72,34 @@ class Sending:
 
 class Recorded(ClassicPeer):
     """Notes each whole message when it leaves: what it only queued may be lost in its own house
-    (quirk Q6). And what came over which connection: a script that does not read one of two cannot
-    blame the sender for the order in which it reads them later."""
+    (quirk Q6). And what came over which connection, in the order in which it was read. excused:
+    connections that were not read for a while, or that broke, or were broken by the script: what is
+    read of them behind what came over another one proves nothing against the sender. on_closing:
+    called when a connection has ended."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.written: dict[classic.Link, list[bytes]] = defaultdict(list)
-        self.read: dict[classic.Link, list[bytes]] = {}
+        self.read: list[tuple[classic.Link, bytes]] = []
+        self.excused: set[classic.Link] = set()
+        self.on_closing: Callable[[], object] = lambda: None
 
     def _deliver(self, link: classic.Link, message: bytes) -> None:
         super()._deliver(link, message)
-        self.read[link].append(message)
+        self.read.append((link, message))
 
     def ended(self, link: classic.Link, *, torn: bool = False) -> None:
+        if torn:
+            self.excused.add(link)
         # who closes at once, because of a fault, may do so in the middle of a frame of its own
         super().ended(link, torn=True)
 
+    def _close(self, link: classic.Link) -> None:
+        if link.up:
+            self.on_closing()
+        super()._close(link)
+
     def _up(self, link: classic.Link) -> None:
-        self.read[link] = []
         super()._up(link)
         link.offers.append(512)  # what a sender goes by that has not got our CAPABILITY in time
 
@@ -113,6 +124,7 @@ class Meeting(RuleBasedStateMachine):
         self.events: list[Any] = []
         self.taken: list[bytes] = []
         self.started = False
+        self.closed_at = 0
 
     # What the place of the meeting has to say -----------------------------------------------------
 
@@ -134,14 +146,22 @@ class Meeting(RuleBasedStateMachine):
         core=st.sampled_from([ONLY] if ONLY in C_CORES else C_CORES),
         limit=LIMITS,
         greets=st.sampled_from([True, True, True, False]),
+        dials=st.booleans(),
     )
-    def begin(self, core: str, limit: int, greets: bool) -> None:
+    def begin(self, core: str, limit: int, greets: bool, dials: bool) -> None:
+        """dials: both announce themselves, and it dials the node when it hears of it."""
+
         async def step() -> None:
             peer = Recorded(
-                tcp_port=0, udp_port=0, offer=Capabilities(limit, 1024, 0, 5), greets=greets
+                tcp_port=0,
+                udp_port=0,
+                offer=Capabilities(limit, 1024, 0, 5),
+                greets=greets,
+                dials=dials,
             )
             self.old, self.node = await self.meet(core, peer)
             self.written = peer.written
+            peer.on_closing = self.note_closing
             self.serving = asyncio.ensure_future(self.old.serve())
             self.listening = asyncio.ensure_future(self.listen())
             self.peer = await self.node.connect(self.old.address, timeout=60)
@@ -155,6 +175,11 @@ class Meeting(RuleBasedStateMachine):
             self.heard = asyncio.Event()
             async for event in events:
                 self.events.append(event)
+
+    def note_closing(self) -> None:
+        """What was sent on a connection that has just ended may be lost, even if the peer has
+        another and stays connected."""
+        self.closed_at = len(self.events)
 
     async def settle(self) -> None:
         """A few turns of everybody."""
@@ -329,7 +354,12 @@ class Meeting(RuleBasedStateMachine):
     def original_ends_a_connection(self, index: int, how: str | bytes) -> None:
         """Politely, without a word, or by breaking the rules."""
         if isinstance(how, bytes):
-            self.on_link(index, lambda link: self.old.peer.write(link, how))
+
+            def act(link: classic.Link) -> None:
+                self.old.peer.excused.add(link)
+                self.old.peer.write(link, how)
+
+            self.on_link(index, act)
         else:
             self.on_link(
                 index, self.old.peer.disconnect if how == "disconnect" else self.old.peer._close
@@ -337,22 +367,47 @@ class Meeting(RuleBasedStateMachine):
 
     @rule(index=st.integers(0, 7))
     def original_stops_reading(self, index: int) -> None:
-        self.on_link(index, self.old.quiet.add)
+        def act(link: classic.Link) -> None:
+            self.old.peer.excused.add(link)
+            self.old.quiet.add(link)
+
+        self.on_link(index, act)
 
     @rule()
     def original_reads_again(self) -> None:
         self.old.quiet.clear()
         self.run(self.settle())
 
-    @precondition(lambda self: len(self.links) < 3)
     @rule()
     def original_calls(self) -> None:
         async def step() -> None:
             with contextlib.suppress(Refused):
-                self.old.peer.call(self.node.address, self.old.now())
+                if len(self.links) < 3:
+                    self.old.peer.call(self.node.address, self.old.now())
             await self.settle()
 
         self.run(step())
+
+    @precondition(lambda self: self.old.peer.dials)
+    @rule()
+    def original_is_started_again(self) -> None:
+        """Killed, and back at once, at the same port."""
+
+        async def step() -> None:
+            for link in list(self.old.peer.links):
+                self.old.peer._close(link)
+            self.old.peer.slots = [None] * len(self.old.peer.slots)
+            self.old.peer.start(self.old.now())
+            self.old.perform()
+            await self.settle()
+
+        self.run(step())
+
+    @precondition(lambda self: self.old.peer.dials)
+    @rule(how=st.sampled_from(["deaf", "mute"]))
+    def announcements_are_lost(self, how: str) -> None:
+        """One way, or no longer."""
+        setattr(self.old.peer, how, not getattr(self.old.peer, how))
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 6.0, 20.0]))
     def time_passes(self, seconds: float) -> None:
@@ -373,15 +428,17 @@ class Meeting(RuleBasedStateMachine):
     def check_arrivals(self) -> None:
         by_serial = {sending.serial: sending for sending in self.sendings}
         arrived = [
-            int.from_bytes(message[:4], "big")
-            for messages in self.old.peer.read.values()
-            for message in messages
+            (link, int.from_bytes(message[:4], "big")) for link, message in self.old.peer.read
         ]
         assert len(arrived) == len(self.old.peer.messages)
-        doubled = [serial for serial, count in Counter(arrived).items() if count > 1]
+        doubled = [
+            serial
+            for serial, count in Counter(serial for _, serial in arrived).items()
+            if count > 1
+        ]
         assert not doubled, f"came twice: {doubled}"
         last: dict[Any, int] = {}
-        for serial in arrived:
+        for link, serial in arrived:
             assert serial in by_serial, f"message {serial} was never accepted"
             sending = by_serial[serial]
             assert (
@@ -389,11 +446,13 @@ class Meeting(RuleBasedStateMachine):
             ), f"message {serial} had been cancelled"
             if sending.key is not None or not sending.number:
                 continue
-            line = sending.peer, sending.priority
-            assert sending.number > last.get(line, 0), (
-                f"message {sending.number} of class {sending.priority} came behind {last[line]}"
-            )
-            last[line] = sending.number
+            # of each connection; and of all, but for what is read of one that is excused
+            for where in (link, None) if link not in self.old.peer.excused else (link,):
+                line = where, sending.peer, sending.priority
+                assert sending.number > last.get(line, 0), (
+                    f"message {sending.number} of class {sending.priority} came behind {last[line]}"
+                )
+                last[line] = sending.number
         places = {
             message[:4]: (link, at)
             for link, messages in self.written.items()
@@ -511,7 +570,7 @@ class Meeting(RuleBasedStateMachine):
             ),
             default=0,
         )
-        recent = set(map(id, self.events[since:]))
+        recent = set(map(id, self.events[since:])) if self.closed_at <= since else set()
         for which, sending in accepted.items():
             event = outcomes[which]
             if isinstance(event, pt.Failed) and event.outcome is not pt.Outcome.UNKNOWN:
@@ -576,16 +635,38 @@ class SimulatedMeeting(Meeting):
 
     async def meet(self, core: str, peer: ClassicPeer) -> tuple[classic.Driver, Any]:
         old = SimulatedSockets(
-            peer, self.net.host("se", window=6_000), lambda: self.net.clock.seconds, discovery=False
+            peer,
+            self.net.host("se", window=6_000),
+            lambda: self.net.clock.seconds,
+            discovery=peer.dials,
         )
         node = await self.net.node(
-            "ada", core=core, discovery=False, send_queue_size=16, receive_queue_bytes=20_000
+            "ada", core=core, discovery=peer.dials, send_queue_size=16, receive_queue_bytes=20_000
         )
         self.net.link("ada", "se", latency="2ms")
         return old, node
 
     async def pass_time(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+    async def drain(self) -> None:
+        await super().drain()
+        if not self.old.peer.dials:
+            return
+        # it is heard again, and hears: then one program is one peer, with one connection
+        self.old.peer.deaf = self.old.peer.mute = False
+        address = "{}:{}".format(*self.old.address)
+        for _ in range(60):
+            await self.pass_time(1.0)
+            await self.take_all()
+            self.the_script_has_no_complaint()
+            if [peer.id for peer in self.node.peers.values()] == [address] and (
+                self.node.stats().links_open <= 1
+            ):
+                return
+        raise AssertionError(
+            f"{list(self.node.peers.values())}, {self.node._transport.connections.by_tag}"
+        )
 
     def heal(self) -> None:
         self.net.heal()
@@ -639,6 +720,9 @@ class LoopbackMeeting(Meeting):
         super().__init__()
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(policy, "GREETING_TIME", 0.05)
+        self.patch.setattr(classics, "HEAD_START", 0.02)
+        self.patch.setattr(classics, "QUIET_TIME", 0.05)
+        self.patch.setattr(classics, "LOOK_INTERVAL", 0.01)
         self.runner = asyncio.Runner()
         self.sockets: Sockets | None = None
 
@@ -646,19 +730,25 @@ class LoopbackMeeting(Meeting):
         return self.runner.run(step)
 
     async def meet(self, core: str, peer: ClassicPeer) -> tuple[classic.Driver, Any]:
-        # both sides use the same port, each at its own address
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        # both sides use the same ports, each at its own address
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other,
+        ):
             probe.bind(("", 0))
+            other.bind(("", 0))
             peer.udp_port = probe.getsockname()[1]
-        self.sockets = Sockets(peer, discovery=False, window=6_000)
+            peer.discovery_port = other.getsockname()[1]
+        self.sockets = Sockets(peer, discovery=peer.dials, window=6_000)
         options = {
             "bind": "127.0.0.1",
             "port": 0,
             "udp_port": peer.udp_port,
+            "discovery_port": peer.discovery_port,
             "send_queue_size": 16,
             "receive_queue_bytes": 20_000,
         }
-        node = await pt.Node("ada", core=core, discovery=False, **options).start()
+        node = await pt.Node("ada", core=core, discovery=peer.dials, **options).start()
         return self.sockets, node
 
     async def pass_time(self, seconds: float) -> None:

@@ -522,3 +522,104 @@ def test_a_stream_hears_that_its_node_was_closed():
             assert out.state is pt.StreamState.FAILED and isinstance(out.error, pt.InvalidState)
             with pytest.raises(pt.InvalidState):
                 out.finished()
+
+
+# One peer alone, everybody, and many
+
+
+@contextlib.contextmanager
+def sending(address, *messages):
+    """A node on another thread that has sent these and stays until the block is over."""
+    over = threading.Event()
+    node = Node("ada", **loopback()).start()
+
+    def work():
+        with contextlib.closing(node):
+            peer = node.connect(address, timeout=GUARD)
+            peer.send_many(messages, timeout=GUARD)
+            while not over.is_set():
+                node.poll(0.02)
+
+    with beside(work):
+        try:
+            yield
+        finally:
+            over.set()
+
+
+def test_a_peers_messages_are_read_alone_from_the_first_on_and_end_with_it():
+    """As at the other door: what waits comes first, the rest goes to the node, and a lost peer is
+    the end."""
+    with Node("script", **loopback()) as node:
+        with sending(node.address, b"1", b"2", b"3", b"4"):
+            peer = node.receive(timeout=GUARD).peer
+            mine = peer.messages(timeout=GUARD)
+            assert next(mine).data == b"2"
+            with pytest.raises(pt.Timeout):
+                node.receive(timeout=0)
+            mine.close()
+            assert node.receive(timeout=GUARD).data == b"3"
+        assert [message.data for message in peer.messages(timeout=GUARD)] == [b"4"]
+        assert peer not in node.peers.values()
+        assert list(peer.messages(timeout=GUARD)) == []
+
+
+def test_a_broadcast_names_the_frozen_at_once_and_reaches_who_is_not_connected(free_port):
+    """One that does not read would stop a program that has one thread for everything."""
+    port = free_port()
+    with (
+        Node("frozen", **announcing(port, receive_queue_bytes=1024)) as frozen,
+        Node("script", **announcing(port, send_queue_size=1)) as node,
+        echo(**announcing(port)),
+    ):
+        there = node.wait_for("echo", timeout=GUARD)
+        with beside(lambda: frozen.wait_for(lambda peer: peer.connected, timeout=GUARD)):
+            slow = node.wait_for("frozen", timeout=GUARD).connect(timeout=GUARD)
+        with pytest.raises(pt.Timeout):
+            while True:
+                slow.send(bytes(8000), timeout=0.05)
+        assert not there.connected
+        result = node.broadcast(b"x")
+        assert result.accepted == [there] and list(result.skipped) == [slow]
+        assert isinstance(result.skipped[slow], pt.WouldBlock)
+        assert node.receive(timeout=GUARD).data == b"x"
+        with pytest.raises(pt.InvalidArgument, match="duration"):
+            node.broadcast(b"y", timeout=-1)
+        assert there.accepted == 1
+
+
+def test_send_many_says_how_many_were_accepted_before_it_failed_and_draws_no_more():
+    """As at the other door."""
+    with Node("script", **loopback(send_queue_size=1)) as node:
+        with Node("frozen", **loopback(receive_queue_bytes=1024)) as frozen:
+            with beside(lambda: frozen.wait_for("script", timeout=GUARD)):
+                peer = node.connect(frozen.address, timeout=GUARD)
+            drawn = 0
+
+            def endless():
+                nonlocal drawn
+                while True:
+                    drawn += 1
+                    yield bytes(8000)
+
+            with pytest.raises(pt.Timeout) as late:
+                peer.send_many(endless(), timeout=0.1)
+            assert late.value.accepted == peer.accepted > 0
+            assert drawn - peer.accepted <= 1024
+
+
+def test_whoever_waits_for_a_peer_looks_only_when_something_has_changed():
+    """A look at 500 peers in each turn would be most of what the node does."""
+    looks = 0
+
+    def absent(peer):
+        nonlocal looks
+        looks += 1
+        return False
+
+    with Node("script", **loopback()) as node, sending(node.address, *[b"x"] * 2000):
+        for _ in range(2000):
+            node.receive(timeout=GUARD)
+        with pytest.raises(pt.Timeout, match="known: 'ada'"):
+            node.wait_for(absent, timeout=0.05)
+    assert looks == 1

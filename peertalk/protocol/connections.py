@@ -14,6 +14,8 @@ one with a peer that knows no places; it is shut and read to its end.
 A connection that ends young counts as a failed attempt, so whoever resets connections as fast as
 they are made meets RETRY_DELAYS.
 
+A second connection with a classic peer is ASIDE: read, and not sent on; see classics.
+
 Invariant: a peer has at most one OPEN connection. Never: opens a socket, sends a byte, reads a
 clock.
 """
@@ -21,6 +23,7 @@ clock.
 from __future__ import annotations
 
 import enum
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -37,10 +40,6 @@ GREETING_TIME = 1.0
 """Seconds after which a dialled peer that sent no CAPABILITY counts as classic."""
 SILENCE_TIME = 5.0
 """Seconds after which an accepted connection that sent no whole frame is closed."""
-CLASSIC_DIALS = 4
-"""Dials of classic peers, started because they were found, that may be under way at once."""
-CLASSIC_DIAL_INTERVAL = 1.0
-"""Seconds between two such dials to one address."""
 RETRY_DELAYS = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Seconds before each further attempt to reach a peer for which messages wait; then they fail."""
 YOUNG = 1.0
@@ -69,6 +68,7 @@ class State(enum.Enum):
     GREETING = "greeting"
     GREETED = "greeted"
     OPEN = "open"
+    ASIDE = "aside"
     RETIRING = "retiring"
     DRAINING = "draining"
     CLOSING = "closing"
@@ -83,6 +83,7 @@ class Step(enum.Enum):
     IDENTIFY = "identify"
     USE = "use"
     GREET = "greet"
+    STEP_ASIDE = "step-aside"
     RETIRE = "retire"
     DRAIN = "drain"
     LEAVE = "leave"
@@ -98,6 +99,11 @@ _NEXT: dict[tuple[State, Step], State] = {
     (State.GREETING, Step.IDENTIFY): State.GREETED,
     (State.GREETED, Step.USE): State.OPEN,
     (State.GREETED, Step.DRAIN): State.DRAINING,
+    (State.GREETING, Step.STEP_ASIDE): State.ASIDE,  # a second one with a classic peer
+    (State.OPEN, Step.STEP_ASIDE): State.ASIDE,
+    (State.ASIDE, Step.USE): State.OPEN,
+    (State.ASIDE, Step.RETIRE): State.RETIRING,
+    (State.ASIDE, Step.LEAVE): State.CLOSING,
     (State.GREETING, Step.RETIRE): State.RETIRING,
     (State.GREETING, Step.LEAVE): State.CLOSING,
     (State.OPEN, Step.RETIRE): State.RETIRING,
@@ -120,7 +126,8 @@ class Connection:
     made it, counted by the side that dialled, 0: not known; place: of all that were used with its
     peer, 0: not used; told: the other side has said here what is over for it; waits_for: tags of
     connections that are to be read before it; held: events kept back meanwhile, None when nothing
-    is held; opened: when it was used; left: when we said that we leave, None before; classes: it
+    is held; opened: when it was used; left: when we said that we leave, None before; deadline: when
+    that is given up; classes: it
     carried messages of other classes than NORMAL; handed: the messages that its link was given and
     has not reported; pieces: the rest of a message of which it was given a part, None when there is
     none; reassembly: of fragments, None until one came; pinged: when the PING left that awaits its
@@ -133,6 +140,7 @@ class Connection:
         "address",
         "addressed",
         "classes",
+        "deadline",
         "dialled",
         "failure",
         "handed",
@@ -181,6 +189,7 @@ class Connection:
         self.pieces: Pieces | None = None
         self.held: deque[Any] | None = None
         self.left: float | None = None
+        self.deadline = math.inf
         self.waits_for: frozenset[int] = NOBODY
         self.failure: errors.PeerTalkError | None = None
         self.reached: tuple[Any, ...] = ()
@@ -232,7 +241,7 @@ class Connection:
     @property
     def alive(self) -> bool:
         """Established, and not yet on its way out."""
-        return self.state in (State.GREETING, State.OPEN)
+        return self.state in (State.GREETING, State.OPEN, State.ASIDE)
 
     def __repr__(self) -> str:
         return (
@@ -272,9 +281,6 @@ class Connections:
         """Of our last dial."""
         self._young: dict[int, Connection] = {}
         """Those that had not said whose they are when they were looked at last, by tag."""
-        self._classic_queue: deque[Peer] = deque()
-        self._classic_dials: set[int] = set()
-        self._classic_last: dict[str, float] = {}
 
     def __len__(self) -> int:
         return len(self.by_tag)
@@ -299,7 +305,6 @@ class Connections:
         """Forget it."""
         self.by_tag.pop(connection.tag, None)
         self._young.pop(connection.tag, None)
-        self._classic_dials.discard(connection.tag)
 
     @property
     def undecided(self) -> list[Connection]:
@@ -322,43 +327,3 @@ class Connections:
         return next(
             (each for each in self.undecided if each.address == address and each.dialled), None
         )
-
-    def want_classic(self, peer: Peer) -> None:
-        """A classic peer was found: it expects to be dialled."""
-        if len(self._classic_queue) < self.max_connections:
-            self._classic_queue.append(peer)
-
-    def next_classic(self, now: float) -> Peer | None:
-        """The classic peer to dial now, within the limits; None when none may be dialled yet."""
-        for _ in range(len(self._classic_queue)):
-            peer = self._classic_queue.popleft()
-            if peer.connected:
-                continue
-            last = self._classic_last.get(peer.address[0])
-            if len(self._classic_dials) >= CLASSIC_DIALS or (
-                last is not None and now - last < CLASSIC_DIAL_INTERVAL
-            ):
-                self._classic_queue.append(peer)
-                continue
-            if len(self._classic_last) > 1024:
-                self._classic_last = {
-                    host: at
-                    for host, at in self._classic_last.items()
-                    if now - at < CLASSIC_DIAL_INTERVAL
-                }
-            self._classic_last[peer.address[0]] = now
-            return peer
-        return None
-
-    def dialled_classic(self, connection: Connection) -> None:
-        """That dial has begun; it counts until its connection is greeted or gone."""
-        self._classic_dials.add(connection.tag)
-
-    def settled_classic(self, connection: Connection) -> None:
-        """It no longer counts as under way."""
-        self._classic_dials.discard(connection.tag)
-
-    @property
-    def classic_waiting(self) -> int:
-        """Classic peers that wait to be dialled."""
-        return len(self._classic_queue)

@@ -64,6 +64,15 @@ class Changed(msgspec.Struct, frozen=True):
     address: tuple[str, int]
 
 
+class Heard(msgspec.Struct, frozen=True):
+    """A classic peer that is not held has announced itself again, and nothing is new: it may expect
+    to be dialled again."""
+
+    key: Key
+    announcement: Announcement
+    address: tuple[str, int]
+
+
 class Gone(msgspec.Struct, frozen=True):
     """A peer that was reported is forgotten: TIMEOUT, GOODBYE or EVICTED."""
 
@@ -170,7 +179,7 @@ class Discovery:
         self._held: set[Key] = set()
 
         self._gone: dict[Key, Gone] = {}
-        self._news: dict[Key, Found | Changed] = {}
+        self._news: dict[Key, Found | Changed | Heard] = {}
 
         self._running = False
         self._to_send: list[bytes] = []
@@ -210,7 +219,7 @@ class Discovery:
             return
         self._heard += 1
         if announcement.type == QUERY:
-            self._answer_at = max(self._last_announce + ANSWER_SPACING, now)
+            self.answer(now)
             return
         host = address[0]
         key: Key = announcement.instance or (host, announcement.port)
@@ -233,11 +242,17 @@ class Discovery:
             self._ours = before
             raise
         if self._running and flags != before.flags:
-            self._answer_at = max(self._last_announce + ANSWER_SPACING, now)
+            self.answer(now)
 
-    def next_event(self) -> Found | Changed | Gone | None:
-        """The next news, or None. For each peer at most one Gone and then one Found or Changed
-        wait: later news replaces earlier."""
+    def answer(self, now: float) -> float:
+        """Announce ourselves as to a QUERY: at once, or ANSWER_SPACING after the last announcement.
+        When that is, on the clock of now."""
+        self._answer_at = max(self._last_announce + ANSWER_SPACING, now)
+        return self._answer_at
+
+    def next_event(self) -> Found | Changed | Heard | Gone | None:
+        """The next news, or None. For each peer at most one Gone and then one of the others wait:
+        later news replaces earlier."""
         if self._gone:
             return self._gone.pop(next(iter(self._gone)))
         if self._news:
@@ -379,6 +394,8 @@ class Discovery:
         if (announcement, preferred, entry.hosts) != before:
             kind = Found if isinstance(self._news.get(key), Found) else Changed
             self._news[key] = kind(key, announcement, preferred)
+        elif announcement.instance is None and not entry.held:
+            self._news.setdefault(key, Heard(key, announcement, preferred))
 
     def _make_room(self, host: str, now: float) -> _Source | None:
         """The source that a new entry from this address will belong to, once there is a place for

@@ -17,11 +17,11 @@ only then decoded.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from .._core import values
+from .inbox import Waiters
 from .remote import Payload, Remote, payload_of
 from .world import Address
 
@@ -45,13 +45,13 @@ _ANY_PORT = 0
 class Datagrams:
     """The datagrams of one node. On the engine's thread only.
 
-    port: our UDP port, 0 until open(). on_arrival: called when some have come, as that of an inbox.
+    port: our UDP port, 0 until open(). waiters: who waits for some.
     """
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
         self.port = 0
-        self.on_arrival: Callable[[], None] | None = None
+        self.waiters = Waiters()
         self._waiting: deque[tuple[Remote, bytes]] = deque()
         self._places: dict[Remote, list[Address]] = {}
         self._senders: dict[Address, list[Remote]] = {}
@@ -147,8 +147,7 @@ class Datagrams:
                 waiting.popleft()
                 totals.datagrams_overflowed += 1
             waiting.append((peer, payload))
-        if totals.datagrams_received != before and self.on_arrival is not None:
-            self.on_arrival()
+        self.waiters.wake(totals.datagrams_received - before)
 
     def _payload(self, data: bytes) -> bytes | None:
         if len(data) > SIZE_MAX:

@@ -1,19 +1,27 @@
 """Messages that have arrived and wait to be taken, in order, in bounded memory.
 
-What the loop delivers is kept as it came: one list of payloads for each link and turn. Taking works
-on the oldest list in place, so that several consumers share it and none can run off with messages
-that it does not use.
+What the loop delivers is kept as it came: one list of payloads for each link and turn, a Lot. Each
+peer has a Queue of lots. Queues are emptied through outlets: the Inbox is the one for everybody and
+takes from its queues in turn; a peer has an Outlet of its own while its messages alone are read.
+Taking works on one lot in place, so that the consumers of an outlet share it and none can run off
+with messages that it does not use. A lot counts in full until its last message is taken, and not a
+moment longer.
 
-Invariant: cost is the sum over all lists that were put and not used up. A list counts in full until
-its last message is taken, so the bound is soft by one turn's reading of one link. Never: drops,
-reorders, blocks.
+There is one bound for all. When more waits than that the inbox is full, until half of it is free.
+While it is full a link that brings something is paused, until there is room again or its outlet is
+empty: whoever empties an outlet gets more, whatever fills the others. A link that brings nothing is
+not paused, so its answers and its end are noticed; only when twice the bound waits, none is read.
+
+Invariant: total is the sum over all lots that are not used up, cost that of an outlet's, and a peer
+(by its key: it may be known anew meanwhile) has a Queue while something of it waits or its messages
+alone are read. Never: drops, reorders, blocks.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..protocol.connections import Connection
@@ -21,132 +29,419 @@ if TYPE_CHECKING:
 
 MESSAGE_COST = 64
 """Bytes charged for each message beside its payload: what CPython needs to hold it."""
+_FLOODED = 2
+"""Times the bound from which on no link is read, not even those that have brought nothing."""
+
+
+class Waiters:
+    """Who waits for something to come, first come first served. What waits is a future of the front
+    door: it has done(), cancelled() and set_result()."""
+
+    __slots__ = ("_line",)
+
+    def __init__(self) -> None:
+        self._line: deque[Any] = deque()
+
+    def join(self, waiter: Any) -> None:
+        """Wait, behind all others."""
+        self._line.append(waiter)
+
+    def leave(self, waiter: Any) -> None:
+        """Wait no longer. One that was woken and goes without a look hands that on."""
+        if waiter in self._line:
+            self._line.remove(waiter)
+        elif not waiter.cancelled():
+            self.wake(1)
+
+    def wake(self, count: int) -> None:
+        """So many things have come: as many look."""
+        line = self._line
+        while line and count > 0:
+            waiter = line.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                count -= 1
+
+    def wake_all(self) -> None:
+        """Nothing more will come."""
+        self.wake(len(self._line))
+
+    def __len__(self) -> int:
+        return len(self._line)
 
 
 class Lot:
-    """The payloads of one link and turn, being taken. peer: whose they are; left: the iterator that
-    all consumers share."""
+    """The payloads of one link and turn. Opened, the last one lies apart, so that whoever takes it
+    knows that it is the last; left is the iterator over the others, which all consumers share."""
 
-    __slots__ = ("cost", "left", "peer")
+    __slots__ = ("cost", "following", "last", "left", "payloads", "peer", "queue")
 
-    def __init__(self, peer: Remote, payloads: list[bytes], cost: int) -> None:
+    left: Iterator[bytes]
+    last: bytes
+
+    def __init__(self, queue: Queue, peer: Remote, payloads: list[bytes], cost: int) -> None:
+        self.queue = queue
         self.peer = peer
-        self.left: Iterator[bytes] = iter(payloads)
+        self.payloads = payloads
         self.cost = cost
+        self.following: Lot | None = None
+
+    def open(self) -> Lot:
+        """Be taken from."""
+        payloads, self.payloads = self.payloads, []
+        self.last = payloads.pop()
+        self.left = iter(payloads)  # alone holds them, and lets go with the last
+        return self
+
+    def rest(self) -> Lot:
+        """What is left of an open one, as a lot in its place; here is nothing any more."""
+        return Lot(self.queue, self.peer, [*self.left, self.last], self.cost)
 
 
-class Inbox:
-    """Args:
-    limit: cost in bytes above which full is true.
-    on_room: called when the cost has fallen to half of the limit after it was full.
+class Queue:
+    """The lots of one peer, in order, through one outlet. A chain rather than a deque, which alone
+    would be larger than all else that an idle peer costs."""
 
-    consumers is for those who share it: how many there are. told: connections that were told of a
-    level above 0; when the cost has fallen below eases_at, on_ease is called.
+    __slots__ = ("_final", "cost", "first", "key", "outlet")
+
+    def __init__(self, key: Any, outlet: Outlet) -> None:
+        self.key = key
+        self.outlet = outlet
+        self.cost = 0
+        """Of its lots, the one that is being taken from included."""
+        self.first: Lot | None = None
+        self._final: Lot | None = None
+
+    def append(self, lot: Lot) -> None:
+        """Behind all others."""
+        if self.first is None:
+            self.first = self._final = lot
+        else:
+            assert self._final is not None
+            self._final.following = lot
+            self._final = lot
+
+    def restore(self, lot: Lot) -> None:
+        """Before all others."""
+        lot.following = self.first
+        if self.first is None:
+            self._final = lot
+        self.first = lot
+
+    def pop(self) -> Lot:
+        """The first one of several."""
+        lot = self.first
+        assert lot is not None
+        self.first, lot.following = lot.following, None
+        if self.first is None:
+            self._final = None  # or the two would keep each other, and megabytes, alive
+        return lot
+
+    def __len__(self) -> int:
+        """Messages that wait."""
+        count, lot = 0, self.first
+        while lot is not None:
+            count += len(lot.payloads)
+            lot = lot.following
+        return count
+
+
+class Outlet:
+    """Where messages are taken: from its queues in turn, a lot of each.
+
+    cost: of what waits here. readers: who takes here, for one that is a peer's own. waiters: who
+    waits for more. current: the lot that is being taken from. paused: connections whose links wait
+    for room. told: connections that were told of a level above 0; when the cost has fallen below
+    eases_at, on_ease is called. ended: nothing more will come, its peer is lost.
     """
 
     __slots__ = (
-        "_lots",
-        "_overflowed",
-        "consumers",
+        "_inbox",
+        "_line",
         "cost",
         "current",
         "eases_at",
-        "limit",
-        "on_arrival",
+        "ended",
         "on_ease",
-        "on_room",
+        "paused",
+        "readers",
         "told",
+        "waiters",
     )
 
-    def __init__(self, limit: int, on_room: Callable[[Inbox], None]) -> None:
-        self.limit = limit
-        self.on_room = on_room
-        self.on_arrival: Callable[[], None] | None = None
-        self.consumers = 0
+    def __init__(self, inbox: Inbox) -> None:
+        self._inbox = inbox
+        self._line: deque[Queue] = deque()
+        """Queues from which something can be taken, each once."""
         self.cost = 0
-        self.told: set[Connection] | None = None
-        self.eases_at = 0
-        self.on_ease: Callable[[Inbox], None] | None = None
         self.current: Lot | None = None
-        self._lots: deque[Lot] = deque()
-        self._overflowed = False
+        self.ended = False
+        self.readers = 0
+        self.waiters = Waiters()
+        self.paused: dict[Connection, None] = {}
+        self.told: dict[Connection, None] = {}
+        self.eases_at = 0
+        self.on_ease: Callable[[Outlet], None] | None = None
 
-    def put(self, peer: Remote, payloads: list[bytes], payload_bytes: int) -> bool:
-        """Add what one turn brought. Returns whether the inbox is full now: its link should be
-        paused until on_room."""
-        cost = payload_bytes + MESSAGE_COST * len(payloads)
-        self._lots.append(Lot(peer, payloads, cost))
-        self.cost += cost
-        if self.cost > self.limit:
-            self._overflowed = True
-        if self.on_arrival is not None:
-            self.on_arrival()
-        return self._overflowed
+    # Taking ---------------------------------------------------------------------------------------
+
+    def open(self) -> Lot | None:
+        """The lot to take from now that there is no current one; None when there is nothing."""
+        if not self._line:
+            return None
+        lot = self.current = self._next().open()
+        return lot
+
+    def finish(self, lot: Lot) -> bytes | None:
+        """The last message of a lot whose others are taken; None when another consumer had it."""
+        if self.current is not lot:
+            return None
+        self.current = None
+        self._used_up(lot)
+        return lot.last
+
+    def take(self) -> tuple[Remote, bytes] | None:
+        """One message, or None when there is none."""
+        lot = self.current or self.open()
+        if lot is None:
+            return None
+        for payload in lot.left:
+            return lot.peer, payload
+        self.current = None
+        self._used_up(lot)
+        return lot.peer, lot.last
+
+    def take_lot(self) -> tuple[Remote, list[bytes]] | None:
+        """What is left of one link and turn, never empty; None when there is none."""
+        lot = self.current
+        if lot is not None:
+            self.current = None
+            lot = lot.rest()
+        elif self._line:
+            lot = self._next()
+        else:
+            return None
+        self._used_up(lot)
+        return lot.peer, lot.payloads
+
+    def __bool__(self) -> bool:
+        """Whether something is there to take."""
+        return self.current is not None or bool(self._line)
+
+    def _next(self) -> Lot:
+        line = self._line
+        queue = line.popleft()
+        lot = queue.pop()
+        if queue.first is not None:
+            line.append(queue)
+        return lot
+
+    def _used_up(self, lot: Lot) -> None:
+        cost, queue, inbox = lot.cost, lot.queue, self._inbox
+        self.cost -= cost
+        inbox.total -= cost
+        queue.cost -= cost
+        if not queue.cost and self is inbox:
+            del inbox.queues[queue.key]
+        if inbox.full:
+            inbox.settle(self)
+        self.ease()
+
+    # How full it is, for those who bring ----------------------------------------------------------
 
     def level(self, before: int) -> int:
-        """Pressure: how full it is in quarters, 0 to 3, for one who was told `before`.
+        """Pressure: how much of the bound waits here in quarters, 0 to 3, for one who was told
+        `before`.
 
         It rises at each quarter and falls an eighth below it. So between two reports an eighth of
         the limit has gone in or out, and a cost that wavers about a quarter is not reported with
         each message.
         """
-        eighths = self.cost * 8 // self.limit
+        eighths = self.cost * 8 // self._inbox.limit
         return max(min(3, eighths // 2), min(before, (eighths + 1) // 2))
 
     def watch(self, connection: Connection, level: int) -> None:
         """It was told of this level, 1 to 3: on_ease when that is no longer so."""
-        if self.told is None:
-            self.told = set()
-        self.told.add(connection)
-        self.eases_at = max(self.eases_at, -(-(2 * level - 1) * self.limit // 8))
+        self.told[connection] = None
+        self.eases_at = max(self.eases_at, -(-(2 * level - 1) * self._inbox.limit // 8))
 
     def watched(self) -> Iterable[Connection]:
         """Those who were told; watch() begins anew."""
-        told, self.told = self.told, None
+        told, self.told = self.told, {}
         self.eases_at = 0
-        return told or ()
+        return told
 
-    def advance(self) -> Lot | None:
-        """The lot to take from now: the current one's successor when that is used up. None when
-        there is nothing; the caller has found the current one's iterator exhausted before it calls
-        again."""
-        current = self.current
-        if current is not None:
-            self.current = None
-            self.cost -= current.cost
-            if self._overflowed and self.cost * 2 <= self.limit:
-                self._overflowed = False
-                self.on_room(self)
-            if self.cost < self.eases_at and self.on_ease is not None:
-                self.on_ease(self)
-        if not self._lots:
-            return None
-        self.current = self._lots.popleft()
-        return self.current
+    def ease(self) -> None:
+        """Tell those who were told of more than waits now."""
+        if self.cost < self.eases_at and self.on_ease is not None:
+            self.on_ease(self)
 
-    def take(self) -> tuple[Remote, bytes] | None:
-        """One message, or None when there is none."""
-        lot = self.current
-        while True:
-            if lot is not None:
-                for payload in lot.left:
-                    return lot.peer, payload
-            lot = self.advance()
-            if lot is None:
-                return None
+    def pause(self, connection: Connection) -> None:
+        """Its link is paused, until on_room."""
+        if not self.paused:
+            self._inbox.on_stall(self)
+        self.paused[connection] = None
 
-    def take_lot(self) -> tuple[Remote, list[bytes]] | None:
-        """What is left of one link and turn, never empty; None when there is none."""
-        lot = self.current
-        while True:
-            if lot is not None:
-                payloads = list(lot.left)
-                if payloads:
-                    return lot.peer, payloads
-            lot = self.advance()
-            if lot is None:
-                return None
 
-    def __bool__(self) -> bool:
-        """Whether something may be there to take."""
-        return self.current is not None or bool(self._lots)
+class Inbox(Outlet):
+    """All that a node has received and nobody has taken, and the outlet for everybody.
+
+    Args:
+        limit: cost in bytes above which it is full.
+        on_room: called with an outlet whose paused links are to be read again.
+        on_stall: called with an outlet when the first of its links is paused.
+    """
+
+    __slots__ = ("_alone", "flooded", "full", "limit", "on_room", "on_stall", "queues", "total")
+
+    def __init__(
+        self,
+        limit: int,
+        on_room: Callable[[Outlet], None],
+        on_stall: Callable[[Outlet], None] = lambda _: None,
+    ) -> None:
+        super().__init__(self)
+        self.limit = limit
+        self.on_room = on_room
+        self.on_stall = on_stall
+        self.total = 0
+        self.full = False
+        self.flooded = False
+        """Twice the limit waits, since it was last not full."""
+        self.queues: dict[Any, Queue] = {}
+        self._alone: dict[Outlet, None] = {}
+        """The outlets that are a peer's own."""
+
+    def put(self, peer: Remote, payloads: list[bytes], payload_bytes: int) -> Outlet:
+        """Add what one turn brought, one message at least; the list is ours from now on. Returns
+        where it is taken: if the inbox is full now the link should be paused there."""
+        cost = payload_bytes + MESSAGE_COST * len(payloads)
+        queue = self.queues.get(peer.key)
+        if queue is None:
+            queue = self.queues[peer.key] = Queue(peer.key, self)
+        outlet = queue.outlet
+        count = len(payloads)
+        if queue.first is None:
+            outlet._line.append(queue)
+        queue.append(Lot(queue, peer, payloads, cost))
+        queue.cost += cost
+        outlet.cost += cost
+        self.total += cost
+        if self.total > self.limit:
+            self.full = True
+        if outlet.waiters:
+            outlet.waiters.wake(count)
+        return outlet
+
+    def outlet_of(self, peer: Remote) -> Outlet:
+        """Where messages of this peer are taken now."""
+        queue = self.queues.get(peer.key)
+        return self if queue is None else queue.outlet
+
+    def rename(self, before: Any, key: Any) -> None:
+        """A peer has another key."""
+        if (queue := self.queues.pop(before, None)) is not None:
+            queue.key = key
+            self.queues[key] = queue
+
+    def must_wait(self, outlet: Outlet) -> bool:
+        """Whether a link that may bring something to this outlet is not to be read now."""
+        return self.full and outlet.cost > 0
+
+    def floods(self) -> bool:
+        """Whether so much waits that all links must be paused; true once until there is room."""
+        if self.flooded or self.total <= _FLOODED * self.limit:
+            return False
+        self.flooded = True
+        return True
+
+    def settle(self, outlet: Outlet) -> None:
+        """Something was taken from a full inbox, through this outlet."""
+        if self.total * 2 <= self.limit:
+            self.full = self.flooded = False
+            for each in (self, *self._alone):
+                if each.paused:
+                    self.on_room(each)
+        elif not outlet.cost and outlet.paused:
+            self.on_room(outlet)
+
+    def lift(self, limit: int) -> None:
+        """Have another limit; whoever waits for room has it, if there is."""
+        self.limit = limit
+        self.settle(self)
+
+    # Of one peer alone ----------------------------------------------------------------------------
+
+    def reserve(self, peer: Remote, *, ended: bool) -> Outlet:
+        """Messages of this peer, those that wait included, are taken at an outlet of its own from
+        now on; returns that. ended: no more will come. To be released as often."""
+        queue = self.queues.get(peer.key)
+        if queue is None:
+            queue = self.queues[peer.key] = Queue(peer.key, self)
+        outlet = queue.outlet
+        if outlet is self:
+            outlet = Outlet(self)
+            self._alone[outlet] = None
+            self._move(queue, outlet)
+        outlet.ended = ended
+        outlet.readers += 1
+        return outlet
+
+    def release(self, peer: Remote) -> None:
+        """One reader less. After the last one what is left goes to everybody."""
+        queue = self.queues[peer.key]
+        outlet = queue.outlet
+        outlet.readers -= 1
+        if not outlet.readers:
+            self._move(queue, self)
+            del self._alone[outlet]
+            if not queue.cost:
+                del self.queues[queue.key]
+
+    def end(self, peer: Remote) -> None:
+        """The peer is lost: who reads its messages alone gets those that wait, and then the end."""
+        outlet = self.outlet_of(peer)
+        if outlet is not self:
+            outlet.ended = True
+            outlet.waiters.wake_all()
+
+    def wake_all(self) -> None:
+        """The node is closed: nobody waits any longer."""
+        for outlet in (self, *self._alone):
+            outlet.waiters.wake_all()
+
+    def forget(self, connection: Connection, peer: Remote) -> None:
+        """A connection is over: it is neither read nor told any more."""
+        outlet = self.outlet_of(peer)
+        outlet.paused.pop(connection, None)
+        outlet.told.pop(connection, None)
+
+    def _move(self, queue: Queue, to: Outlet) -> None:
+        outlet, key = queue.outlet, queue.key
+        lot = outlet.current
+        if queue.first is not None:
+            outlet._line.remove(queue)
+        if lot is not None and lot.queue is queue:
+            outlet.current = None
+            queue.restore(lot.rest())
+        queue.outlet = to
+        outlet.cost -= queue.cost
+        to.cost += queue.cost
+        if queue.first is not None:
+            to._line.append(queue)
+            to.waiters.wake(len(queue))
+        to.on_ease = to.on_ease or outlet.on_ease
+        for connection in [
+            each for each in outlet.told if each.peer is not None and each.peer.key == key
+        ]:
+            del outlet.told[connection]
+            to.watch(connection, connection.pressure)
+        for connection in [
+            each for each in outlet.paused if each.peer is not None and each.peer.key == key
+        ]:
+            del outlet.paused[connection]
+            to.pause(connection)
+        for each in (outlet, to):
+            if each.paused and not self.must_wait(each):
+                self.on_room(each)
+            each.ease()

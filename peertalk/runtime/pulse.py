@@ -21,7 +21,7 @@ from ..protocol import connections as policy
 from ..protocol.connections import Connection, State
 from ..protocol.peer import Latency
 from ..protocol.wire import Capabilities, encode_capabilities
-from .inbox import Inbox
+from .inbox import Outlet
 from .remote import Measured, Remote
 
 if TYPE_CHECKING:
@@ -55,8 +55,9 @@ class Pulse:
 
     def opened(self, connection: Connection, peer: Remote) -> None:
         """A connection is open: it is measured now, and from now on in turn."""
+        self.transport.pause_if_full(connection, peer)
         if interval := self.transport.config.ping_interval:
-            self._ping(connection)
+            self._ping(connection, owe=True)
             if self._timer is None and not self.transport.closing:
                 self._timer = self.transport.after(interval, self._ping_in_turn)
         elif peer.pinging:
@@ -64,8 +65,8 @@ class Pulse:
 
     def ended(self, connection: Connection) -> None:
         """A connection is over: nobody is to be told."""
-        if connection.pressure and self.transport.inbox.told:
-            self.transport.inbox.told.discard(connection)
+        if isinstance(connection.peer, Remote):
+            self.transport.inbox.forget(connection, connection.peer)
 
     def answer(self, connection: Connection) -> None:
         """A PING has come."""
@@ -86,6 +87,12 @@ class Pulse:
             return
         peer.pinging = [*(peer.pinging or ()), measured]
         self._ping(peer.connection, owe=True)
+
+    def probe(self, connection: Connection) -> bool:
+        """Send a PING for its own sake. False: it did not leave."""
+        before = connection.pinged
+        self._ping(connection)
+        return before is None and connection.pinged is not None
 
     def _ping(self, connection: Connection, *, owe: bool = False) -> None:
         """Send a PING unless one is out. owe: when there is no room, later."""
@@ -135,29 +142,25 @@ class Pulse:
 
     # Our pressure, and what waits for room --------------------------------------------------------
 
-    def press(self, connection: Connection, inbox: Inbox) -> None:
+    def press(self, connection: Connection, outlet: Outlet) -> None:
         """A connection has brought something into a well filled inbox: its other side hears when
         the level is another than it was told."""
-        level = inbox.level(connection.pressure)
-        if (
-            level == connection.pressure
-            or connection.state is not State.OPEN
-            or self.transport.closing
-        ):
+        level = outlet.level(connection.pressure)
+        if level == connection.pressure or not connection.alive or self.transport.closing:
             return
         if level:
-            inbox.on_ease = self._ease
-            inbox.watch(connection, level)
+            outlet.on_ease = self._ease
+            outlet.watch(connection, level)
         self._tell_pressure(connection, level)
 
-    def _ease(self, inbox: Inbox) -> None:
+    def _ease(self, outlet: Outlet) -> None:
         """An inbox has emptied so far that those who were told of its level must hear of a lower
         one."""
-        for connection in inbox.watched():
+        for connection in outlet.watched():
             peer = connection.peer
-            if connection.state is not State.OPEN or not isinstance(peer, Remote):
+            if not connection.alive or not isinstance(peer, Remote):
                 continue
-            feeds = self.transport.inbox if peer.inbox is None else peer.inbox
+            feeds = self.transport.inbox.outlet_of(peer)
             level = feeds.level(connection.pressure)
             if level:
                 feeds.on_ease = self._ease

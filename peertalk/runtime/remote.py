@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from .. import errors
@@ -12,7 +15,6 @@ from ..protocol.connections import Connection
 from ..protocol.line import Line
 from ..protocol.outbox import HIGHEST_FIRST, NORMAL, Key, Priority, lowest_admitted
 from ..protocol.peer import Peer
-from .inbox import Inbox
 from .statistics import PeerStatistics, QueueStatus
 
 if TYPE_CHECKING:
@@ -24,9 +26,12 @@ Payload = bytes | bytearray | memoryview | str
 
 FRAME_OVERHEAD = 12
 """Bytes of header and CRC around a payload."""
-_MANY_MESSAGES = 4096
-"""Messages that cross the border in one call at most, so that other tasks and links come to their
+_CHUNK_MESSAGES = 1024
+_CHUNK_BYTES = 512 * 1024
+"""What send_many draws at once at most, and hands over before those who wait behind it have their
 turn."""
+_CHUNK_FIRST = 64
+"""Messages that are drawn before it is known how long they are."""
 
 
 class SendOptions(TypedDict, total=False):
@@ -69,24 +74,86 @@ def payload_of(data: Payload) -> bytes | bytearray | memoryview:
     )
 
 
-def as_bytes(payloads: Iterable[Payload]) -> list[bytes]:
-    """Several messages as a list of bytes: the very list where it is one already.
+class Drawing:
+    """The messages of one send_many, drawn from what it was given a chunk at a time, so that an
+    iterator may be endless, and a list may change meanwhile.
+
+    Args:
+        payloads: what was given.
+        chunk: how many messages of such a length make one.
+
+    accepted: how many of them were, for whoever sends them to count.
 
     Raises:
-        WrongType: one of them cannot be sent, or payloads is one message rather than several.
+        WrongType: payloads is one message rather than several, or nothing that can be iterated.
     """
-    if isinstance(payloads, bytes | bytearray | memoryview | str):
-        raise errors.WrongType(
-            f"send_many takes several messages, not one {type(payloads).__name__}; use send"
-        )
-    messages: list[Any] = payloads if isinstance(payloads, list) else list(payloads)
-    for message in messages:
-        if message.__class__ is not bytes:
-            return [
-                message if message.__class__ is bytes else bytes(payload_of(message))
-                for message in messages
-            ]
-    return messages
+
+    def __init__(self, payloads: Iterable[Payload], chunk: Callable[[int], int]) -> None:
+        if isinstance(payloads, bytes | bytearray | memoryview | str):
+            raise errors.WrongType(
+                f"send_many takes several messages, not one {type(payloads).__name__}; use send"
+            )
+        try:
+            self._left = iter(payloads)
+        except TypeError:
+            raise errors.WrongType(
+                f"send_many takes an iterable of messages, not {type(payloads).__name__}"
+            ) from None
+        self._list = payloads if isinstance(payloads, list) else None
+        self._drawn = 0
+        self._chunk = chunk
+        self._count = _CHUNK_FIRST
+        if self._list and self._list[0].__class__ is bytes:
+            self._count = chunk(len(self._list[0]))
+        self._error: Exception | None = None
+        self.accepted = 0
+
+    def draw(self) -> list[bytes]:
+        """The next ones; empty: there are no more.
+
+        Raises:
+            WrongType: the next one cannot be sent. Whatever the iterator raises; those before it
+                have been drawn.
+        """
+        if self._error is not None:
+            raise self._error
+        chunk: list[Any] = []
+        if self._list is not None:
+            chunk = self._list[self._drawn : self._drawn + self._count]
+            self._drawn += len(chunk)
+        else:
+            try:
+                chunk.extend(islice(self._left, self._count))
+            except Exception as error:
+                self._error = error
+        for message in chunk:
+            if message.__class__ is not bytes:
+                self._convert(chunk)
+                break
+        if chunk:
+            self._count = self._chunk(len(chunk[-1]))
+        elif self._error is not None:
+            raise self._error
+        return chunk
+
+    def _convert(self, chunk: list[Any]) -> None:
+        for index in range(len(chunk)):
+            try:
+                chunk[index] = bytes(payload_of(chunk[index]))
+            except Exception as error:
+                self._error = error
+                del chunk[index:]
+                return
+
+    def note(self, error: Exception) -> Exception:
+        """The error with which it ends, which says how many were accepted."""
+        if isinstance(error, errors.PeerTalkError):  # others may hold the same object
+            cause, trace = error.__cause__, error.__traceback__
+            error = copy.copy(error)
+            error.__cause__, error.__traceback__ = cause, trace
+        with contextlib.suppress(AttributeError):
+            error.accepted = self.accepted  # type: ignore[attr-defined]
+        return error
 
 
 def check_choices(priority: int, key: Key | None) -> Priority:
@@ -105,6 +172,53 @@ def check_choices(priority: int, key: Key | None) -> Priority:
         ) from None
 
 
+class Place:
+    """A place in the line of those who send messages of one class to a peer and are not accepted
+    yet, first come first served. Whoever notices that there is room serves the line: the one who
+    stands there need not be awake for that.
+
+    reaching: it waits for a connection that is being opened, and so survives the end of another.
+    """
+
+    __slots__ = ("joined", "peer", "priority", "reaching")
+
+    def __init__(self, peer: Remote, priority: int) -> None:
+        self.peer = peer
+        self.priority = priority
+        self.joined = False
+        self.reaching = False
+
+    def offer(self) -> bool:
+        """Be accepted, all of it. False: there is no room; True: it is done, and leaves the line.
+        An error does too."""
+        raise NotImplementedError
+
+    def fail(self, error: errors.PeerTalkError) -> None:
+        """It will not be accepted. It has left the line."""
+        raise NotImplementedError
+
+    def join(self) -> None:
+        """Stand in line: nobody who comes later is accepted before."""
+        peer = self.peer
+        self.joined = True
+        if peer.lines is None:
+            peer.lines = [None] * len(Priority)
+        line = peer.lines[self.priority]
+        if line is None:
+            line = peer.lines[self.priority] = deque()
+        line.append(self)
+        if self.priority == NORMAL:
+            peer.quick = None
+
+    def leave(self) -> None:
+        """Give up, if it still stands there; those behind may have room."""
+        line = self.peer.in_line(self.priority)
+        if self.joined and line:
+            self.joined = False
+            line.remove(self)
+            self.peer.serve(self.priority)
+
+
 class Remote(Peer):
     """A peer as the engine sees it: its connection, what waits for it, and its counters. The front
     doors add the calls that users make.
@@ -120,8 +234,8 @@ class Remote(Peer):
         "attempts",
         "connection",
         "failed",
-        "inbox",
         "line",
+        "lines",
         "lost",
         "lowest",
         "not_before",
@@ -146,7 +260,8 @@ class Remote(Peer):
         self.transport = transport
         self.connection = None
         self.quick = None
-        self.inbox: Inbox | None = None
+        self.lines: list[deque[Place] | None] | None = None
+        """Who waits to send to it, a line for each class; None: nobody."""
         self.reaching: list[Reached] | None = None
         self.pinging: list[Measured] | None = None
         self.lowest = Priority.LOW
@@ -202,12 +317,46 @@ class Remote(Peer):
         """Send the peer away: see ConnectionRequested.reject()."""
         self.transport.switchboard.reject(self, errors.RejectReason(reason))
 
+    @property
+    def known(self) -> bool:
+        """Whether its node knows it, connected or not."""
+        return self.transport.peers.get(self.key) is self
+
+    def in_line(self, priority: int) -> deque[Place] | None:
+        """Who waits to send messages of this class; None or empty: nobody."""
+        return None if self.lines is None else self.lines[priority]
+
     def on_room(self) -> None:
-        """The engine has room for more messages to this peer."""
+        """The engine has room for more messages to this peer: the highest class first."""
         if self.afar:
             self.take_from_afar()
         if self.stream is not None:
             self.stream.go_on()
+        if self.lines is not None:
+            for priority in HIGHEST_FIRST:
+                self.serve(priority)
+
+    def serve(self, priority: int) -> bool:
+        """Accept what stands in the line of this class, in order, as far as there is room. Whether
+        nobody is left."""
+        line = self.in_line(priority)
+        while line:
+            if not self.connected or self.transport.closing:
+                return False
+            place = line[0]
+            try:
+                if not place.offer():
+                    return False
+                line.popleft().joined = False
+            except errors.PeerTalkError as error:
+                line.popleft().joined = False
+                place.fail(error)
+        if line is not None and self.lines is not None:
+            self.lines[priority] = None
+            if not any(self.lines):
+                self.lines = None
+            self.transport.move(self)  # nobody can be overtaken any more
+        return True
 
     def on_pressure(self) -> None:
         """The peer's capabilities are in, or in again: what its pressure refuses waits from now on,
@@ -224,6 +373,14 @@ class Remote(Peer):
         """The link is gone: whoever waits for room must hear why."""
         if self.stream is not None:
             self.stream.lost(error)
+        for line in self.lines or ():
+            for place in [each for each in line or () if not each.reaching]:
+                place.joined = False
+                place.fail(error)
+            if line:
+                kept = [each for each in line if each.joined]
+                line.clear()
+                line.extend(kept)
 
     @property
     def queued(self) -> int:
@@ -312,6 +469,22 @@ class Remote(Peer):
             transport.move(self)
         return taken
 
+    def offer(
+        self, payload: bytes, no_delay: bool, priority: int = NORMAL, key: Key | None = None
+    ) -> None:
+        """Accept one message at once or not at all, without blocking whatever Config.when_full
+        says.
+
+        Raises:
+            WouldBlock: there is no room, or others stand in line before it. As accept().
+        """
+        if self.afar:
+            self.take_from_afar()
+        if not self.serve(priority) or not self.accept(
+            payload, no_delay, priority, key, may_block=False
+        ):
+            raise self.no_room(priority)
+
     def _use_classes(self, connection: Connection) -> None:
         """From the first message of another class on the system holds little that has not left:
         nothing overtakes what it holds. While all are of one class that would only cost
@@ -322,6 +495,21 @@ class Remote(Peer):
     def is_refused(self, priority: int) -> bool:
         """Whether the pressure that the peer reported refuses this class now."""
         return priority < self.lowest and self.connection is not None
+
+    def fitting(self, size: int) -> int:
+        """Messages of that many bytes that make a good part of many: what all slots hold, which is
+        one write."""
+        transport = self.transport
+        slots_hold = transport.pipeline_depth * (
+            transport.core.limits.slot_size // (size + FRAME_OVERHEAD)
+        )
+        return max(1, min(_CHUNK_MESSAGES, slots_hold))
+
+    def chunk(self, size: int) -> int:
+        """Messages of that many bytes that make a chunk: so many such parts."""
+        part = self.fitting(size)
+        most = min(_CHUNK_MESSAGES, _CHUNK_BYTES // (size + FRAME_OVERHEAD))
+        return part * max(1, most // part)
 
     def accept_many(self, messages: list[bytes], start: int, priority: int = NORMAL) -> int:
         """As many as there is room for now, at most what all slots hold, which is one write. 0:
@@ -336,10 +524,7 @@ class Remote(Peer):
             return int(self.accept(messages[start], False, priority))
         if priority is not NORMAL and not connection.classes:
             self._use_classes(connection)
-        slots_hold = transport.pipeline_depth * (
-            transport.core.limits.slot_size // (len(messages[start]) + FRAME_OVERHEAD)
-        )
-        stop = start + max(1, min(_MANY_MESSAGES, slots_hold))
+        stop = start + self.fitting(len(messages[start]))
         part = messages if start == 0 and len(messages) <= stop else messages[start:stop]
         taken, code = connection.link.send_many(part)
         self.accepted += taken
@@ -427,4 +612,6 @@ class Remote(Peer):
             f"no room for a message to peer {self.name!r}: {self.queued:,} wait "
             "(Config.send_queue_size, send_queue_bytes)"
         )
+        if line := self.in_line(priority):
+            text += f", and {len(line):,} sends that were called before it"
         return errors.WouldBlock(text, reason="queue", peer=self.name)

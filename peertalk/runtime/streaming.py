@@ -5,7 +5,7 @@ Chunks go the way of all messages, behind those that wait. The engine tells what
 never waits, never sleeps and keeps no timer.
 
 Invariant: peer.stream is this from begin() until it has ended, and nothing else. Never: sends more
-than its pace allows.
+than its pace allows, or before what was called before it began.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from collections.abc import Callable
 
 from .. import errors
 from ..protocol.connections import State
+from ..protocol.outbox import NORMAL
 from ..protocol.stream import Stream, StreamState
-from .remote import Payload, Remote, payload_of
+from .remote import Payload, Place, Remote, payload_of
 
 Progress = Callable[[int, int], object]
 """Called with the bytes that were sent so far, and all bytes."""
@@ -40,6 +41,8 @@ class Outgoing:
         self._stream = Stream(bytes(payload_of(data)))
         self._progress = progress
         self._begun = False
+        self._place: Place | None = None
+        """In line, behind those who had called before it began; None: it has had its turn."""
         self._telling = False
         self._stop = False
 
@@ -75,6 +78,7 @@ class Outgoing:
             NotConnected: there is no connection. WouldBlock, reason "busy": another stream to this
                 peer is on its way.
             InvalidState: it was started before, or the node is closed.
+            Whatever its first part failed of.
         """
         peer = self._peer
         peer.transport.check_open()
@@ -95,6 +99,17 @@ class Outgoing:
             raise errors.WouldBlock(text, reason="busy", code=_BUSY, peer=peer.name)
         self._begun = True
         peer.stream = self
+        if peer.serve(NORMAL):
+            self.go_on()
+            if self.error is not None:
+                raise self.error
+        else:
+            self._place = _Start(self)
+            self._place.join()
+
+    def take_turn(self) -> None:
+        """Those who had called before are served."""
+        self._place = None
         self.go_on()
 
     def check_begun(self) -> None:
@@ -119,11 +134,16 @@ class Outgoing:
             or connection.state is not State.OPEN
             or not peer.connected
             or peer.transport.closing
+            or self._place is not None
         ):
             return
         while not self._stop:
             chunk = stream.next_chunk(self._rtt(), connection.link.max_message)
-            if not chunk or not peer.accept(chunk, False, refusable=False):
+            try:
+                if not chunk or not peer.accept(chunk, False, may_block=False, refusable=False):
+                    return
+            except errors.PeerTalkError as error:
+                self._end(error)
                 return
             stream.accept(peer.accepted, len(chunk))
 
@@ -149,6 +169,14 @@ class Outgoing:
             progress(self.sent, self.total)
         except Exception as error:
             self._end(error)
+        except BaseException as interrupt:
+            # what else this turn has brought is served first
+            ended = errors.InvalidState(
+                f"the stream to peer {self._peer.name!r} was interrupted in its progress function"
+            )
+            ended.__cause__ = interrupt
+            self._end(ended)
+            self._peer.transport.raise_later(interrupt)
         finally:
             self._telling = False
 
@@ -169,4 +197,26 @@ class Outgoing:
     def _let_go(self) -> None:
         if self._peer.stream is self:
             self._peer.stream = None
+            place, self._place = self._place, None
+            if place is not None:
+                place.leave()
             self.on_end()
+
+
+class _Start(Place):
+    """The place in line of a stream that has yet to send its first part."""
+
+    __slots__ = ("_outgoing",)
+
+    def __init__(self, outgoing: Outgoing) -> None:
+        super().__init__(outgoing.peer, NORMAL)
+        self._outgoing = outgoing
+
+    def offer(self) -> bool:
+        """It goes its own way from here."""
+        self._outgoing.take_turn()
+        return True
+
+    def fail(self, error: errors.PeerTalkError) -> None:
+        """The connection is gone, which ends the stream anyway."""
+        self._outgoing.lost(error)

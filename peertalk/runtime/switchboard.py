@@ -15,11 +15,12 @@ import msgspec
 
 from .. import errors
 from .._core import values
+from ..protocol import classics, events
 from ..protocol import connections as policy
-from ..protocol import events
+from ..protocol.classics import Classics
 from ..protocol.connections import NOBODY, Connection, Connections, State, Step
 from ..protocol.line import Claims, Decision, Line, Turn, Verdict
-from ..protocol.peer import PeerEvent, PeerState
+from ..protocol.peer import FRAGMENTED_MAX, Peer, PeerEvent, PeerState
 from ..protocol.wire import (
     Capabilities,
     Greeting,
@@ -43,6 +44,8 @@ _LOOK = 0.02
 unacknowledged. Neither makes an event."""
 _CLASSIC_LIMIT = 512
 """Bytes that a classic peer takes before it has said more (its CAPABILITY)."""
+_LOOK_SELDOM = 0.5
+_NO_ROOM = {errors.WouldBlock.code, errors.OutOfMemory.code}
 _FRAME_FAULTS = {-1, -16, -20, -21, -23}
 
 
@@ -54,9 +57,11 @@ class Switchboard:
         self.connections = Connections(transport.world.max_connections(transport.config))
         self._listener: socket.socket | None = None
         self._listening: Watched | None = None
+        self.classics = Classics(self.connections.max_connections)
         self._classic_timer: Timer | None = None
         self._waiting: list[Connection] = []
         """Connections whose messages wait until others have said whose they are, or are shut."""
+        self._aside_timer: Timer | None = None
         self.pulse = Pulse(transport)
 
     # Listening, and leaving altogether ------------------------------------------------------------
@@ -106,6 +111,8 @@ class Switchboard:
                 self._end(connection, None)
             elif connection.state is State.OPEN:
                 self._farewell(connection)
+            elif connection.state is State.ASIDE:
+                self._part(connection)
 
     def close_now(self) -> None:
         """End every connection."""
@@ -158,6 +165,8 @@ class Switchboard:
         if connection.held is not None:
             connection.held.append((values.BATCH, connection.tag, payload_bytes, payloads))
             return
+        if connection.state is State.ASIDE:
+            self.classics.brought(connection.tag, self.transport.world.clock())
         self.transport.deliver(peer, connection, payload_bytes, payloads)
 
     def _frame(self, connection: Connection, kind: int, flags: int, payload: bytes) -> None:
@@ -171,6 +180,8 @@ class Switchboard:
                 self.pulse.answer(connection)
         elif kind == values.PONG:
             self.pulse.pong(connection)
+            for aside in self._asides_of(connection.peer):
+                self._judge_aside(aside, answered=True)
         elif kind == values.REJECT:
             self._rejected(connection, payload)
         elif kind == values.DISCONNECT:
@@ -187,8 +198,9 @@ class Switchboard:
         try:
             if flags & values.FRAGMENT:
                 if connection.reassembly is None:
+                    # an original sends in fragments what is longer than we take in one frame
                     connection.reassembly = self.transport.loop.reassembly(
-                        self.transport.max_message
+                        max(self.transport.max_message, FRAGMENTED_MAX)
                     )
                 message = connection.reassembly.receive(payload)
                 return [] if message is None else [message]
@@ -217,6 +229,8 @@ class Switchboard:
                 self._apply(peer.line.told(connection, greeting.claims, greeting.place or 0))
             if connection.state is State.OPEN:
                 self._told_again(connection, peer, capabilities)
+            elif connection.state is State.ASIDE and capabilities.instance is None:
+                self.classics.said(connection.tag, capabilities)
 
     def _told_again(self, connection: Connection, peer: Remote, capabilities: Capabilities) -> None:
         """A later CAPABILITY replaces the one before, but for who it is, which no connection can
@@ -290,7 +304,10 @@ class Switchboard:
             return
         if self.connections.dialling(peer) is not None or self._is_greeted(peer):
             return
-        delay = peer.not_before - self.transport.world.clock()
+        now = self.transport.world.clock()
+        delay = peer.not_before - now
+        if isinstance(peer.key, tuple):
+            delay = max(delay, self.classics.head_start(peer.key, now))
         if delay > 0:
             peer.retry = self.transport.after(delay, lambda: self._retry(peer))
         else:
@@ -320,12 +337,12 @@ class Switchboard:
             (
                 known
                 for known in self.transport.peers.values()
-                if known.address == address and known.connected
+                if known.address == address and (known.connected or self._is_greeted(known))
             ),
             None,
         )
-        if there is not None and peer is None:
-            _tell(told, None, there)
+        if there is not None and peer is None and reached is not None:
+            self.reach(there, reached)
             return None
         under_way = self.connections.dialling_to(address)
         if under_way is not None and (
@@ -467,8 +484,8 @@ class Switchboard:
             self._listening = self.transport.watch(self._listener, values.READ, self._accept)
 
     def _crowd_out(self, host: str) -> None:
-        """Where no place is left, a stranger that has not said who it is makes room: the first of
-        the host that has the most of them, if that is another host than the one that calls."""
+        """Where no place is left, a stranger that has not said who it is makes room for somebody
+        from another host: the first one of the host that has the most of them."""
         if len(self.connections) < self.connections.max_connections:
             return
         strangers: dict[str, list[Connection]] = {}
@@ -476,7 +493,7 @@ class Switchboard:
             if connection.state is State.GREETING and not connection.dialled:
                 strangers.setdefault(connection.address[0], []).append(connection)
         crowd = max(strangers.values(), key=len, default=[])
-        if len(crowd) > len(strangers.get(host, ())) or len(crowd) > 1:
+        if crowd and crowd[0].address[0] != host:
             text = f"{crowd[0].address[0]} took a place for too long without a word"
             self._end(crowd[0], errors.Timeout(text), fault=True)
 
@@ -549,7 +566,7 @@ class Switchboard:
 
     def _greet(self, connection: Connection, peer: Remote | None, place: int = 0) -> bool:
         """Say who we are; to a peer also what is over for us, and the place of the connection.
-        False: that was not possible, and the connection has ended."""
+        False: that is not possible yet, or never, and the connection has ended."""
         addressed, claims = None, None
         if peer is not None and peer.instance is not None:
             addressed, claims = peer.instance, self._claims(peer)
@@ -558,11 +575,23 @@ class Switchboard:
         payload = self.pulse.greeting + encode_greeting(greeting, self.transport.instance)
         code = connection.link.send_frame(values.CAPABILITY, payload, values.NO_DELAY)
         self.transport.hint(code)
+        if code in _NO_ROOM and connection.state is not State.GREETING:
+            self.transport.after(_LOOK, lambda: self._greet_again(connection, place))
+            return False
         if code < 0:
             where = f"{connection.address[0]}:{connection.address[1]}"
             text = f"cannot greet {where}: {self.transport.core.strerror(code)}"
             self._end(connection, errors.from_code(code, text))
         return code >= 0 and connection.state is not State.CLOSED
+
+    def _greet_again(self, connection: Connection, place: int) -> None:
+        """There was no room for that."""
+        peer = connection.peer
+        assert isinstance(peer, Remote)
+        if connection.state is State.OPEN and place:
+            self._use(connection)
+        elif connection.state is State.GREETED and not place:
+            self._greet(connection, peer)
 
     def _claims(self, peer: Remote) -> Claims:
         line = peer.line or Line(self.transport.instance, peer.instance or b"")
@@ -579,7 +608,8 @@ class Switchboard:
         connection.timer = None
         if capabilities is not None or connection.dialled:  # no stranger
             connection.link.frame_timeout = self.transport.config.link_timeout
-        self.connections.settled_classic(connection)
+        if self.classics.settled(connection.tag):
+            self._dial_classics()
         where = f"{connection.address[0]}:{connection.address[1]}"
         instance = None if capabilities is None else capabilities.instance
         if instance == self.transport.instance:
@@ -589,12 +619,16 @@ class Switchboard:
         if peer is None or not self._admit(connection, peer):
             return
         connection.peer = peer
+        if instance is None and peer.connection is not None:
+            self._stand_aside(connection, peer, capabilities)
+            self._settled(connection.tag)
+            return
         peer.capabilities = capabilities
         if instance is not None and greeting.place is not None:
             self._meet(connection, peer, greeting)
         else:
             self._choose(connection, peer)
-        self._settled(connection)
+        self._settled(connection.tag)
 
     def _meet(self, connection: Connection, peer: Remote, greeting: Greeting) -> None:
         """A peer that knows places: its line decides what becomes of the connection."""
@@ -616,14 +650,9 @@ class Switchboard:
 
     def _choose(self, connection: Connection, peer: Remote) -> None:
         """A peer that knows no places: the newest connection is used, the one before is read to its
-        end first. A classic one that has dialled has a name for us there, and none on ours."""
-        existing = peer.connection
-        if existing is not None and peer.classic and connection.dialled and not existing.dialled:
-            self._retire(connection, existing)
-            peer.tell_reaching(None)
-            return
-        if existing is not None:
-            self._retire(existing, connection)
+        end first."""
+        if peer.connection is not None:
+            self._retire(peer.connection, connection)
         connection.advance(Step.GREET)
         self._open(connection, peer)
 
@@ -662,6 +691,9 @@ class Switchboard:
             elif verdict is Verdict.USE and connection.state is State.OPEN:
                 self._use(connection)
             elif verdict is Verdict.DRAIN and connection.state is State.DRAINING:
+                peer = connection.peer
+                if isinstance(peer, Remote) and peer.line and not peer.line.decides:
+                    self._wait_for_strangers(connection)
                 self._drain(connection, None)
 
     def _use(self, connection: Connection) -> None:
@@ -670,22 +702,26 @@ class Switchboard:
         assert isinstance(peer, Remote) and peer.line is not None
         self.transport.cancel(connection.timer)
         connection.timer = None
-        if peer.line.decides:
-            if not self._greet(connection, peer, connection.place):
-                return
-        else:
-            unread = self.transport.world.unread
-            connection.waits_for = frozenset(
-                each.tag
-                for each in self.connections.undecided
-                if each.link is not None and unread(each.socket)
-            )
-            if connection.waits_for:
-                self._waiting.append(connection)
-                self.transport.after(_LOOK, lambda: self._look_at_strangers(connection))
+        if not peer.line.decides:
+            self._wait_for_strangers(connection)
+        elif not self._greet(connection, peer, connection.place):
+            return
         if peer.connection is not None:  # one that stands outside the line
             self._retire(peer.connection, connection)
         self._open(connection, peer)
+
+    def _wait_for_strangers(self, connection: Connection) -> None:
+        """Who has not said whose it is, and has something unread, may be an older connection with
+        the same peer: it is read first."""
+        unread = self.transport.world.unread
+        connection.waits_for |= {
+            each.tag
+            for each in self.connections.undecided
+            if each.link is not None and unread(each.socket)
+        }
+        if connection.waits_for and connection not in self._waiting:
+            self._waiting.append(connection)
+            self.transport.after(_LOOK, lambda: self._look_at_strangers(connection))
 
     def _look_at_strangers(self, connection: Connection) -> None:
         """Those that have nothing unread any more, and still have not said whose they are, are not
@@ -693,7 +729,7 @@ class Switchboard:
         for tag in connection.waits_for:
             other = self.connections.by_tag.get(tag)
             if other is None or not self.transport.world.unread(other.socket):
-                self._settled_tag(tag)
+                self._settled(tag)
         if connection.waits_for and connection.state is not State.CLOSED:
             self.transport.after(_LOOK, lambda: self._look_at_strangers(connection))
 
@@ -710,22 +746,13 @@ class Switchboard:
                     self._mistaken(connection, expected, peer)
             return peer
         if expected is not None:
-            return (
-                expected if expected.key in self.transport.peers else self.transport.know(expected)
-            )
+            return self.transport.peers.get(expected.key) or self.transport.know(expected)
         if connection.dialled:
             return self.transport.peers.get(connection.address) or self.transport.make_peer(
                 connection.address, None, "", connection.address
             )
-        host, known = connection.address[0], self.transport.peers.values()
-        same_host = [
-            peer
-            for peer in known
-            if peer.classic and peer.connection is None and peer.address[0] == host
-        ]
-        if len(same_host) == 1:
-            return same_host[0]
-        return self.transport.make_peer(connection.address, None, "", connection.address)
+        caller = classics.owner(self._classics_at(connection.address[0]))
+        return caller or self.transport.make_peer(connection.address, None, "", connection.address)
 
     def _replace(self, classic: Remote, peer: Remote) -> None:
         """What was taken for a classic peer has turned out to be one of ours."""
@@ -758,6 +785,8 @@ class Switchboard:
         peer.retry = None
         if self.transport.finder is not None:
             self.transport.finder.discovery.hold(peer.key)
+        if isinstance(peer.key, tuple):
+            self.classics.connected(peer.key)
         if peer.state is not PeerState.CONNECTED:
             peer.advance(PeerEvent.OPENED)
             self.connections.connected += 1
@@ -805,12 +834,8 @@ class Switchboard:
         connection.link.pause()
         connection.spoilt = True
 
-    def _settled(self, settled: Connection) -> None:
-        """A connection has said whose it is, or has ended."""
-        if not (settled.state is State.RETIRING and self._waiting):
-            self._settled_tag(settled.tag)
-
-    def _settled_tag(self, tag: int) -> None:
+    def _settled(self, tag: int) -> None:
+        """A connection has said whose it is, has ended, or has nothing unread."""
         for waiting in [each for each in self._waiting if tag in each.waits_for]:
             peer = waiting.peer
             assert isinstance(peer, Remote)
@@ -833,8 +858,7 @@ class Switchboard:
             if isinstance(peer, Remote) and peer.line is not None:
                 self._apply(peer.line.finished(connection))
             return
-        connection.link.resume()
-        self.transport.schedule()
+        self.transport.read_on(connection)
         for kind, _, a, b in held or ():
             if connection.tag in self.connections.by_tag:
                 self.arrived(connection, kind, a, b)
@@ -857,8 +881,7 @@ class Switchboard:
         for call in ended:
             call()
         if connection.held is None and connection.state is State.DRAINING:
-            connection.link.resume()
-            self.transport.schedule()
+            self.transport.read_on(connection)
         self._drain_on(connection)
 
     def _drain_on(self, connection: Connection) -> None:
@@ -881,35 +904,51 @@ class Switchboard:
             self.transport.pump(peer)
             if peer.outbox is not None or peer.afar:
                 return
+        if connection.state is State.OPEN:
+            self._say_farewell(connection)
+
+    def _say_farewell(self, connection: Connection) -> None:
+        """DISCONNECT, or REJECT, and no more."""
         reason = connection.rejection
         kind, payload = (
             (values.DISCONNECT, b"") if reason is None else (values.REJECT, bytes((reason,)))
         )
-        if (
-            connection.state is State.OPEN
-            and connection.link.send_frame(kind, payload, values.NO_DELAY) >= 0
-        ):
+        if connection.link.send_frame(kind, payload, values.NO_DELAY) >= 0:
             connection.advance(Step.LEAVE)
             connection.left = self.transport.world.clock()
             connection.link.shut()
             self.transport.schedule()
-            self.transport.after(_LOOK, lambda: self._look_whether_left(connection))
+            self._look_whether_left(connection)
 
     def _look_whether_left(self, connection: Connection) -> None:
-        """We have said that we leave. The other side closes when it has read that; if it does not,
-        we do when its system has all that we sent, and we have read what came: to close before
-        would reset the connection over what can still be read."""
-        if connection.state is not State.CLOSING:
-            return
-        world = self.transport.world
-        if (
-            connection.link.slots_pending
+        """We leave, or want to. The other side closes when it has read that; if it does not, we do
+        when its system has all that we sent, and we have read what came: to close before would
+        reset the connection over what can still be read."""
+        now, world = self.transport.world.clock(), self.transport.world
+        waited = 0.0 if connection.left is None else now - connection.left
+        if now >= connection.deadline:
+            self._left_in_vain(connection)
+        elif (
+            connection.state is State.OPEN
+            or waited < _LOOK
+            or connection.link.slots_pending
             or world.unacknowledged(connection.socket)
             or world.unread(connection.socket)
         ):
-            self.transport.after(_LOOK, lambda: self._look_whether_left(connection))
+            pause = min(max(_LOOK, waited / 8), _LOOK_SELDOM, connection.deadline - now)
+            self.transport.cancel(connection.timer)
+            connection.timer = self.transport.after(
+                pause, lambda: self._look_whether_left(connection)
+            )
         else:
             self._end(connection, None)
+
+    def _part(self, aside: Connection) -> None:
+        """Leave a connection that stands aside; without a word if there is no room for it."""
+        aside.deadline = self.transport.world.clock() + self.transport.config.drain_timeout
+        self._say_farewell(aside)
+        if aside.state is State.ASIDE:
+            self._end(aside, None)
 
     def reject(self, peer: Remote, reason: errors.RejectReason) -> None:
         """Send a peer away: REJECT, then the end. What waits for it here fails."""
@@ -923,6 +962,7 @@ class Switchboard:
         connection.rejection = reason
         if peer.state is PeerState.CONNECTED:
             peer.advance(PeerEvent.LEFT)
+            self.connections.connected -= 1
         peer.quick = None
         gone = errors.ConnectionClosed(
             f"peer {peer.name!r} was rejected here ({reason.name})", peer=peer.name
@@ -953,6 +993,11 @@ class Switchboard:
     def leave(self, peer: Remote, seconds: float | None = None) -> None:
         """Disconnect politely: what was accepted is sent first, for at most so many seconds
         (Config.drain_timeout where none are given). What is left then is told as UNKNOWN."""
+        peer.lost = None
+        if isinstance(peer.key, tuple):
+            self.classics.parted(peer.key)
+        for aside in self._asides_of(peer):
+            self._part(aside)
         connection = peer.connection
         if connection is None:
             return
@@ -960,18 +1005,15 @@ class Switchboard:
             peer.advance(PeerEvent.LEFT)
             self.connections.connected -= 1
         peer.quick = None
-        peer.lost = None
         wait = self.transport.config.drain_timeout if seconds is None else seconds
-        self.transport.cancel(connection.timer)
-        connection.timer = self.transport.after(wait, lambda: self._left_in_vain(connection, wait))
+        connection.deadline = self.transport.world.clock() + wait
+        self._look_whether_left(connection)
         self._farewell(connection)
 
-    def _left_in_vain(self, connection: Connection, wait: float) -> None:
-        if connection.state not in (State.OPEN, State.CLOSING):
-            return
+    def _left_in_vain(self, connection: Connection) -> None:
         peer = connection.peer
         assert isinstance(peer, Remote)
-        text = f"peer {peer.name!r} did not take within {wait:g} s what it was sent before we left"
+        text = f"peer {peer.name!r} did not take in time what it was sent before we left"
         connection.left = connection.left or self.transport.world.clock()
         connection.advance(Step.DRAIN)
         self._drain(connection, errors.ConnectionClosed(text, peer=peer.name))
@@ -985,11 +1027,8 @@ class Switchboard:
             text = f"{where} closed the connection before it said who it is"
             self._end(connection, errors.ConnectionClosed(text))
             return
-        if connection.state is State.GREETED:
-            self._end(connection, None)
-            return
-        if connection.state is State.DRAINING:
-            self._end(connection, None)
+        if connection.state in (State.GREETED, State.DRAINING, State.ASIDE):
+            self._end(connection, None)  # nothing of ours is on its way there
             return
         connection.failure = self.transport.closed_error(peer)
         connection.link.shut()
@@ -1075,6 +1114,7 @@ class Switchboard:
         if connection.socket is not None:
             self.transport.close_socket(connection.socket)
         self.connections.remove(connection)
+        self.classics.taken(connection.tag)
         self.pulse.ended(connection)
         if connection.reassembly is not None:
             connection.reassembly.close()
@@ -1102,12 +1142,12 @@ class Switchboard:
         _tell(reached, error or self.transport.closed_error(peer, where))
         for call in connection.on_end:
             call()
-        self._settled(connection)
+        self._settled(connection.tag)
         if isinstance(peer, Remote) and peer.connection is None:
             if peer.queued or peer.reaching:
                 self._dial_when_due(peer)
             self.transport.tidy(peer)
-        if self.connections.classic_waiting:
+        if self.classics.settled(connection.tag):
             self._dial_classics()
         if self.transport.closing:
             self.transport.finish_close()
@@ -1131,9 +1171,9 @@ class Switchboard:
         arrived, or not."""
         if peer.connection is connection:
             connection.handed.seal(peer.accepted)
+        self.transport.revoke(connection)
         for first, last in connection.handed.rest():
             self.transport.fail(peer, first, last, events.Outcome.UNKNOWN, error)
-        self.transport.revoke(connection)
 
     def _keep_held(self, connection: Connection, held: deque[Any]) -> None:
         """What had arrived before the end was received: it is delivered though its connection is
@@ -1159,6 +1199,12 @@ class Switchboard:
         connection.handed.seal(peer.accepted)
         peer.connection = None
         peer.quick = None
+        if peer.connected:
+            for aside in self._asides_of(peer):
+                self._take_over(aside, peer, error)
+                return
+        if isinstance(peer.key, tuple) and (polite or not peer.connected):
+            self.classics.parted(peer.key)
         leaving = peer.state is PeerState.DISCONNECTING
         lost = (
             error
@@ -1187,6 +1233,9 @@ class Switchboard:
                 peer.tell_reaching(lost)
         peer.tell_pinging(None, lost)
         peer.on_lost(lost)
+        for aside in self._asides_of(peer):
+            self._come_back(aside, peer)
+            return
 
     def _disconnected(self, peer: Remote, error: errors.PeerTalkError | None) -> None:
         if peer.state is PeerState.CONNECTED:
@@ -1220,35 +1269,85 @@ class Switchboard:
                 self.transport.world.abandon(connection.socket)
                 self._end(connection, errors.ConnectionClosed(text, peer=name))
 
-    # Classic peers that were found ----------------------------------------------------------------
+    # Classic peers --------------------------------------------------------------------------------
 
-    def dial_when_found(self, peer: Remote) -> None:
-        """A classic peer expects to be dialled by who hears it."""
-        self.connections.want_classic(peer)
-        self._dial_classics()
+    def heard_classic(self, peer: Remote) -> None:
+        """A classic peer has announced itself: unless it is connected it expects to be dialled by
+        who hears it, or dials as soon as it hears us."""
+        finder, key = self.transport.finder, peer.key
+        if finder is None or peer.connection is not None or not isinstance(key, tuple):
+            return
+        if self.classics.is_wanted(key) and not self.transport.closing:
+            now = self.transport.world.clock()
+            self.classics.heard(key, finder.discovery.answer(now))
+            self._dial_classics()
+
+    def name_caller(self, key: Address) -> Remote | None:
+        """A classic peer has announced itself as key: the peer that has called from its host and
+        said no name, if it is that; it has this key from now on."""
+        peer = classics.caller(key, self._classics_at(key[0]))
+        if peer is None:
+            return None
+        transport = self.transport
+        former = transport.peers.get(key)
+        if former is not None:
+            transport.succeed(former, peer)
+        if transport.finder is not None:
+            transport.finder.release(peer.key)
+            transport.finder.discovery.hold(key)
+        self.classics.connected(key)
+        transport.renew(peer, key, None)
+        peer.address = key
+        return peer
+
+    def _classics_at(self, host: str) -> list[tuple[Remote, list[Connection]]]:
+        """The classic peers of a host, each with its connections that are used or stand aside. Not
+        those that are being left: for an original they are over."""
+        had: dict[Remote, list[Connection]] = {
+            peer: []
+            for peer in self.transport.peers.values()
+            if peer.classic and peer.address[0] == host
+        }
+        for connection in self.connections.by_tag.values():
+            peer = connection.peer
+            if isinstance(peer, Remote) and peer in had:
+                used = connection is peer.connection and connection.state is State.OPEN
+                if used or connection.state is State.ASIDE:
+                    had[peer].append(connection)
+        return list(had.items())
 
     def _dial_classics(self) -> None:
-        while (
-            not self.transport.closing
-            and (peer := self.connections.next_classic(self.transport.world.clock())) is not None
-        ):
+        """Dial those whose time has come, and be back when the next one's has."""
+        if self.transport.closing:
+            return
+        now = self.transport.world.clock()
+        while (key := self.classics.next(now)) is not None:
+            peer = self.transport.peers.get(key)
             if (
-                not isinstance(peer, Remote)
-                or self.transport.peers.get(peer.key) is not peer
+                peer is None
+                or peer.connection is not None
                 or self.connections.dialling(peer) is not None
             ):
                 continue
+            if self._somebody_greets(key[0]):
+                self.classics.heard(key, now)  # that may be it
+                continue
             connection = self.dial(peer.address, self._classic_dial_ended(peer), peer)
             if connection is not None:
-                self.connections.dialled_classic(connection)
-        if (
-            self.connections.classic_waiting
-            and self._classic_timer is None
-            and not self.transport.closing
-        ):
-            self._classic_timer = self.transport.after(
-                policy.CLASSIC_DIAL_INTERVAL / 4, self._dial_classics_again
-            )
+                self.classics.dialled(connection.tag)
+        self.transport.cancel(self._classic_timer)
+        self._classic_timer = None
+        due = self.classics.next_timeout()
+        if due is not None:
+            self._classic_timer = self.transport.after(max(0.0, due - now), self._dial_classics)
+
+    def _somebody_greets(self, host: str) -> bool:
+        return any(
+            not connection.dialled
+            and connection.state is State.GREETING
+            and connection.address[0] == host
+            for connection in self.connections.by_tag.values()
+        )
 
     def _classic_dial_ended(self, peer: Remote) -> Reached:
         """Those who came to wait for this dial hear of its failure."""
@@ -1259,9 +1358,95 @@ class Switchboard:
 
         return reached
 
-    def _dial_classics_again(self) -> None:
-        self._classic_timer = None
-        self._dial_classics()
+    # Two connections with a classic peer ----------------------------------------------------------
+
+    def _asides_of(self, peer: Peer | None) -> list[Connection]:
+        if not self.classics.asides:
+            return []
+        return [
+            connection
+            for connection in self.connections.by_tag.values()
+            if connection.state is State.ASIDE and connection.peer is peer
+        ]
+
+    def _stand_aside(
+        self, connection: Connection, peer: Remote, capabilities: Capabilities | None
+    ) -> None:
+        """A second connection with a classic peer: it is read, and the one that is there used, or
+        left."""
+        connection.advance(Step.STEP_ASIDE)
+        self.classics.stood_aside(connection.tag, capabilities, self.transport.world.clock())
+        reached, connection.reached = connection.reached, ()
+        _tell(reached, None, peer)
+        peer.tell_reaching(None)
+        self._look_aside()
+
+    def _look_aside(self) -> None:
+        """See what is to be done with those that stand aside, as long as there are some."""
+        self.transport.cancel(self._aside_timer)
+        self._aside_timer = None
+        if self.transport.closing:
+            return
+        for aside in list(self.connections.by_tag.values()):
+            if aside.state is State.ASIDE:
+                self._judge_aside(aside)
+        if self.classics.asides:
+            self._aside_timer = self.transport.after(classics.LOOK_INTERVAL, self._look_aside)
+
+    def _judge_aside(self, aside: Connection, *, answered: bool = False) -> None:
+        """answered: a PONG has come just now; then no other PING is sent for it."""
+        peer, now = aside.peer, self.transport.world.clock()
+        assert isinstance(peer, Remote)
+        used = peer.connection
+        if used is None or not peer.connected:
+            return
+        if aside.link.paused:
+            self.classics.brought(aside.tag, now)
+        idle = peer.outbox is None and used.pieces is None and not used.link.pending
+        turn = self.classics.turn(used, aside, peer.accepted, now, idle=idle)
+        if turn is classics.Turn.ASK and not answered and self.pulse.probe(used):
+            self.classics.asked(aside.tag, peer.accepted)
+        elif turn is classics.Turn.EXCHANGE:
+            used.handed.seal(peer.accepted)
+            used.advance(Step.STEP_ASIDE)
+            self.classics.stood_aside(used.tag, peer.capabilities, now)
+            self._use_aside(aside, peer)
+        elif turn is classics.Turn.SHUT:
+            self.classics.taken(aside.tag)
+            aside.advance(Step.RETIRE)
+            aside.link.shut()
+            self.transport.schedule()
+            aside.timer = self.transport.after(
+                self.transport.config.drain_timeout, lambda: self._end(aside, None)
+            )
+
+    def _use_aside(self, aside: Connection, peer: Remote) -> None:
+        """Send on this one from now on."""
+        peer.capabilities = self.classics.taken(aside.tag)
+        limit = _CLASSIC_LIMIT if peer.capabilities is None else peer.capabilities.max_message
+        aside.advance(Step.USE)
+        aside.link.max_message = min(self.transport.max_message, limit)
+        peer.connection = aside
+        peer.quick = None
+        self.transport.datagrams.place(peer)
+        peer.on_pressure()
+
+    def _come_back(self, aside: Connection, peer: Remote) -> None:
+        """A classic peer that we were leaving has called meanwhile."""
+        if self.transport.peers.get(peer.key) is not peer:
+            self.transport.know(peer)
+        peer.capabilities = self.classics.taken(aside.tag)
+        aside.advance(Step.USE)
+        self._open(aside, peer)
+
+    def _take_over(
+        self, aside: Connection, peer: Remote, error: errors.PeerTalkError | None
+    ) -> None:
+        """The connection that was used has ended, and the peer has another."""
+        lost = error or self.transport.closed_error(peer)
+        self._use_aside(aside, peer)
+        peer.tell_pinging(None, lost)
+        peer.on_lost(lost)
 
 
 class _NotUsed(errors.ConnectionClosed):

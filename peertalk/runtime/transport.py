@@ -26,13 +26,13 @@ from .._core import load, values
 from ..config import Config
 from ..protocol import events
 from ..protocol.connections import Connection, State
-from ..protocol.discovery import Changed, Found, Gone
+from ..protocol.discovery import Changed, Found, Gone, Heard
 from ..protocol.outbox import NORMAL, Key, Outbox, Pieces, piece_size
 from ..protocol.peer import FRAGMENTED_MAX, Peer, PeerFlag, PeerState
 from ..protocol.wire import INSTANCE_SIZE
 from .datagrams import Datagrams
 from .finder import Finder
-from .inbox import Inbox
+from .inbox import Inbox, Outlet
 from .remote import Remote
 from .statistics import LinkTotals, MemoryReport, MemoryUse, NodeStatistics
 from .switchboard import Switchboard
@@ -84,21 +84,24 @@ class Transport:
         self.schedule = schedule
         self.owner: object = None
         self.publish: Callable[[Any], None] | None = None
+        self.on_change: Callable[[], None] | None = None
+        """Told whenever who is known, or connected, may have changed."""
         self.instance = world.identity(INSTANCE_SIZE)
         self.flags = PeerFlag(config.flags)
         self.peers: dict[Any, Remote] = {}
         self._forgotten: WeakValueDictionary[Any, Remote] = WeakValueDictionary()
         """Peers that are not in the table any more, while anybody has them."""
         self.peers_version = 0
+        self.changes = 0
+        """How often who is known, or connected, may have changed."""
         self.crowded = False
         self.thread = threading.get_ident()
         self.lock = threading.Lock()
-        self.arrivals: list[Any] = []
         self.port = 0
         self.closed = False
         self.closing = False
         self.unsent = 0
-        self.inbox = Inbox(config.receive_queue_bytes, self.resume)
+        self.inbox = Inbox(config.receive_queue_bytes, self.resume, self._stalled)
         self.max_message: int = world.max_message(core)
         depth_is_default = config.explain()["pipeline_depth"][1] == "default"
         self.pipeline_depth: int = (
@@ -115,13 +118,13 @@ class Transport:
         """Told each descriptor before it is closed, for a driver that watches them itself."""
         self.before_release: Callable[[], None] | None = None
         """Told before the loop is closed, so that its driver lets go first."""
-        self._paused: dict[Inbox, list[Connection]] = {}
-        self._warnings: dict[Inbox, Timer] = {}
+        self._warnings: dict[Outlet, Timer] = {}
         self._timers: dict[int, Callable[[], None]] = {}
         self._watched: dict[int, Callable[[], None]] = {}
         self._orders: deque[Callable[[], None]] = deque()
         self._next_tag = _FIRST_TAG
         self._turning = False
+        self._interrupt: BaseException | None = None
         self._on_closed: list[Callable[[], object]] = []
         self._final: NodeStatistics | None = None
         self._memory = MemoryReport()
@@ -169,6 +172,17 @@ class Transport:
                 self._orders.popleft()()
         finally:
             self._turning = False
+        if self._interrupt is not None:
+            interrupt, self._interrupt = self._interrupt, None
+            self.schedule()  # the driver will not hear of the deadlines of this turn
+            raise interrupt
+
+    def raise_later(self, interrupt: BaseException) -> None:
+        """Raise what interrupted a callback when the present turn is done: within it, the rest of
+        its events would be lost."""
+        if not self._turning:
+            raise interrupt
+        self._interrupt = interrupt
 
     def move_here(self) -> None:
         """Belong to the calling thread from now on; whoever calls holds the lock that orders the
@@ -196,12 +210,10 @@ class Transport:
         if self.finder is not None:
             self.finder.set_flags(flags)
 
-    def wake_arrivals(self) -> None:
-        """Something has come: all who wait look again."""
-        arrivals, self.arrivals = self.arrivals, []
-        for waiter in arrivals:
-            if not waiter.done():
-                waiter.set_result(None)
+    def wake_receivers(self) -> None:
+        """Nothing more will come: all who wait for something look again."""
+        self.inbox.wake_all()
+        self.datagrams.waiters.wake_all()
 
     def post(self, order: Callable[[], None]) -> None:
         """Have order called on the engine's thread, soon. Any thread."""
@@ -265,9 +277,7 @@ class Transport:
                     ),
                 )
         # what still arrives is read and dropped, so that our own last bytes are not destroyed
-        self.inbox.limit = _UNBOUNDED
-        for inbox in list(self._paused):
-            self.resume(inbox)
+        self.inbox.lift(_UNBOUNDED)
         self.switchboard.close()
         self.finish_close()
 
@@ -353,45 +363,61 @@ class Transport:
         self.totals.received += len(payloads)
         if self.closing:
             return
-        inbox = self.inbox if peer.inbox is None else peer.inbox
-        full = inbox.put(peer, payloads, payload_bytes)
-        if connection.pressure or inbox.cost * 4 >= inbox.limit:
-            self.switchboard.pulse.press(connection, inbox)
-        if full and connection.state is not State.CLOSED:
+        inbox = self.inbox
+        outlet = inbox.put(peer, payloads, payload_bytes)
+        if connection.pressure or outlet.cost * 4 >= inbox.limit:
+            self.switchboard.pulse.press(connection, outlet)
+        if inbox.full:
+            self.pause_if_full(connection, peer)
+            if inbox.floods():
+                for other in self.connections.by_tag.values():
+                    if isinstance(other.peer, Remote) and other.state is State.OPEN:
+                        self.pause_if_full(other, other.peer)
+
+    def pause_if_full(self, connection: Connection, peer: Remote) -> None:
+        """Read a connection no more while there is no room for what it may bring."""
+        outlet = self.inbox.outlet_of(peer)
+        if (
+            self.inbox.must_wait(outlet)
+            and connection.state is not State.CLOSED
+            and connection not in outlet.paused
+        ):
             self.totals.pauses += 1
             connection.link.pause()
             connection.spoilt = True
-            self._paused.setdefault(inbox, []).append(connection)
-            if inbox not in self._warnings:
-                self._warnings[inbox] = self.after(
-                    _UNTAKEN_TIME, lambda: self._warn_if_paused(inbox)
-                )
+            outlet.pause(connection)
 
-    def resume(self, inbox: Inbox) -> None:
-        """An inbox has room again: read on."""
-        self.cancel(self._warnings.pop(inbox, None))
-        for connection in self._paused.pop(inbox, ()):
+    def read_on(self, connection: Connection) -> None:
+        """Read a connection again that was held back, unless its messages have no room."""
+        peer = connection.peer
+        if isinstance(peer, Remote) and connection in self.inbox.outlet_of(peer).paused:
+            return
+        connection.link.resume()
+        self.schedule()
+
+    def resume(self, outlet: Outlet) -> None:
+        """An outlet has room again: read on."""
+        self.cancel(self._warnings.pop(outlet, None))
+        paused, outlet.paused = outlet.paused, {}
+        for connection in paused:
             if connection.tag in self.connections.by_tag and connection.held is None:
                 connection.link.resume()
         self.schedule()
 
-    def _warn_if_paused(self, inbox: Inbox) -> None:
-        waiting = self._paused.get(inbox)
-        if waiting:
-            names = ", ".join(
-                sorted(
-                    {
-                        repr(connection.peer.name)
-                        for connection in waiting
-                        if connection.peer is not None
-                    }
-                )
-            )
+    def _stalled(self, outlet: Outlet) -> None:
+        """The first link of an outlet waits for room: somebody may have forgotten to take."""
+        if outlet not in self._warnings:
+            self._warnings[outlet] = self.after(_UNTAKEN_TIME, lambda: self._warn_if_paused(outlet))
+
+    def _warn_if_paused(self, outlet: Outlet) -> None:
+        self._warnings.pop(outlet, None)
+        names = sorted({repr(each.peer.name) for each in outlet.paused if each.peer is not None})
+        if names:
             text = (
                 "messages from %s are not being taken: %d bytes wait, and the sender is slowed; "
                 "receive() or iterate messages()"
             )
-            log.warning(text, names, inbox.cost)
+            log.warning(text, ", ".join(names), outlet.cost)
 
     def _sent(self, connection: Connection, count: int, code: int) -> None:
         peer = connection.peer
@@ -473,7 +499,12 @@ class Transport:
             peer.outbox = None
             if not connection.handed.first:
                 connection.handed.open(peer.accepted + 1)
-            if peer.state is PeerState.CONNECTED and not self.closing and peer.lowest <= NORMAL:
+            if (
+                peer.state is PeerState.CONNECTED
+                and not self.closing
+                and peer.lowest <= NORMAL
+                and not peer.in_line(NORMAL)  # a new message must not overtake those who wait
+            ):
                 peer.quick = connection.link.send
         return True
 
@@ -746,7 +777,7 @@ class Transport:
         if instance is not None:
             for former in self._others_at(address, instance):
                 if former.connection is None:
-                    self._succeed(former, peer)
+                    self.succeed(former, peer)
         return self.know(peer)
 
     def know(self, peer: Remote) -> Remote:
@@ -762,7 +793,7 @@ class Transport:
         """A peer has lost its connection: who has been met at its address meanwhile is its next
         life."""
         for other in self._others_at(peer.address, peer.instance):
-            self._succeed(peer, other)
+            self.succeed(peer, other)
 
     def _others_at(self, address: Address, instance: bytes | None) -> list[Remote]:
         return [
@@ -771,7 +802,7 @@ class Transport:
             if peer.address == address and peer.instance not in (None, instance)
         ]
 
-    def _succeed(self, old: Remote, successor: Remote) -> None:
+    def succeed(self, old: Remote, successor: Remote) -> None:
         """A program was started again: nothing is forwarded, since the new one knows nothing of
         what the old one was sent."""
         old.successor = successor
@@ -792,9 +823,11 @@ class Transport:
         if self.connections.dialling(peer) is None and not (peer.line and peer.line.members):
             self.forget(peer, events.LostReason.CLOSED)
 
-    def renew(self, peer: Remote, key: Any, instance: bytes) -> None:
-        """A peer that was taken for a classic one has an instance id, which nobody else has."""
+    def renew(self, peer: Remote, key: Any, instance: bytes | None) -> None:
+        """A peer is known better: one that was taken for classic has an instance id, or one that
+        called has said where it listens. Nobody else has this key."""
         del self.peers[peer.key]
+        self.inbox.rename(peer.key, key)
         peer.key, peer.instance = key, instance
         self.peers[key] = peer
         self.peers_version += 1
@@ -806,37 +839,46 @@ class Transport:
             self.peers_version += 1
             self.datagrams.displace(peer)
             self._forgotten[peer.key] = peer
+            if isinstance(peer.key, tuple):
+                self.switchboard.classics.forget(peer.key)
+            self.inbox.end(peer)
             if reason is not None:
                 self.emit(events.PeerLost, peer, reason)
 
     def emit(self, event: Callable[..., object], *fields: Any) -> None:
-        """Report an event, if anybody listens."""
+        """Report an event about a peer, if anybody listens."""
+        self.changes += 1
+        if self.on_change is not None:
+            self.on_change()
         if self.publish is not None:
             self.publish(event(*fields))
 
     # Peers: what discovery tells ------------------------------------------------------------------
 
-    def found(self, event: Found | Changed) -> None:
-        """Discovery has heard a new peer, or something new of one."""
+    def found(self, event: Found | Changed | Heard) -> None:
+        """Discovery has heard a new peer, or something new of one, or a classic one that may expect
+        to be dialled again."""
         peer = self.peers.get(event.key)
+        if isinstance(event.key, tuple) and (peer is None or peer.connection is None):
+            peer = self.switchboard.name_caller(event.key) or peer
         flags = PeerFlag.heard(event.announcement.flags)
         if peer is None:
             peer = self.make_peer(
                 event.key, event.announcement.instance, event.announcement.name, event.address
             )
             peer.flags = flags
-            if peer.classic and event.address[1]:  # port 0: it does not listen
-                self.switchboard.dial_when_found(peer)
             self.datagrams.place(peer)
-            return
-        before = peer.name, peer.flags
-        peer.name, peer.flags = event.announcement.name, flags
-        if peer.connection is None:
-            peer.address = event.address
-        self.peers_version += 1
-        self.datagrams.place(peer)
-        if before != (peer.name, flags):
-            self.emit(events.PeerChanged, peer)
+        else:
+            before = peer.name, peer.flags
+            peer.name, peer.flags = event.announcement.name, flags
+            if peer.connection is None:
+                peer.address = event.address
+            self.peers_version += 1
+            self.datagrams.place(peer)
+            if before != (peer.name, flags):
+                self.emit(events.PeerChanged, peer)
+        if peer.classic:
+            self.switchboard.heard_classic(peer)
 
     def gone(self, event: Gone) -> None:
         """Discovery has forgotten a peer. One that has said goodbye is not waited for; one that was
@@ -887,7 +929,7 @@ class Transport:
             self.loop.pool_statistics(),
             links_open=len(open_links),
             links_refused=self.connections.refused,
-            inbox_bytes=self.inbox.cost,
+            inbox_bytes=self.inbox.total,
             peers=len(self.peers),
             queued=sum(peer.queued for peer in self.peers.values()),
         )

@@ -44,6 +44,8 @@ _UNACKNOWLEDGED = termios.TIOCOUTQ if sys.platform.startswith("linux") else None
 """SIOCOUTQ, which has the number of the question for terminals."""
 _POOL_BYTES = 64 << 20
 """Most that slots and staging buffers of one loop may hold."""
+_LONGEST_PROBE = 120.0
+"""Seconds between two probes of a window that is shut, at most (TCP_RTO_MAX of Linux)."""
 _UNSENT_MAX = 65_536
 """Bytes, about one slot: with twice as much a critical message took no longer past its backlog,
 with four times half as long again."""
@@ -257,21 +259,36 @@ class World:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_MAX)
 
     def silent_for(self, connection: socket.socket) -> float:
-        """Seconds that bytes of ours have been unacknowledged without any sign of life; 0 when none
-        are or the system does not tell.
+        """Seconds without an acknowledgement while bytes of ours wait for one, or cannot even leave
+        (no route, address gone); 0 when none wait, when the other side answers, or when the system
+        does not tell.
 
-        Source: struct tcp_info of Linux: tcpi_unacked at byte 24, tcpi_last_ack_recv (ms) at byte
-        56.
+        A reader that stands still has shut its window, and its system acknowledges our probes: it
+        is not silent. Those come at growing intervals, up to 120 s, so the time counts from the
+        first one without an answer.
+
+        Source: struct tcp_info of Linux, u8 tcpi_probes at byte 3 (without an answer) and
+        tcpi_backoff at 4 (doublings of the interval), u32 tcpi_rto (us) at 8, tcpi_unacked
+        (packets on their way) at 24, tcpi_last_ack_recv (ms) at 56.
         """
         if not hasattr(socket, "TCP_INFO") or not sys.platform.startswith("linux"):
+            return 0.0
+        if not self.unacknowledged(connection):
             return 0.0
         try:
             info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
         except OSError:
             return 0.0
-        unacknowledged: int = struct.unpack_from("=I", info, 24)[0]
-        since_ack_ms: int = struct.unpack_from("=I", info, 56)[0]
-        return since_ack_ms / 1000 if unacknowledged else 0.0
+        probes, backoff = info[3], info[4]
+        retry: float = struct.unpack_from("=I", info, 8)[0] / 1e6
+        on_their_way: int = struct.unpack_from("=I", info, 24)[0]
+        since_ack: float = struct.unpack_from("=I", info, 56)[0] / 1000
+        if on_their_way:  # nothing is late before it is sent again
+            return since_ack if since_ack > retry else 0.0
+        if not probes:
+            return 0.0
+        asked_after = min(retry * (1 << max(0, backoff - probes)), _LONGEST_PROBE)
+        return max(0.0, since_ack - asked_after)
 
     def unread(self, connection: socket.socket) -> int:
         """Bytes that have been received on a connection and lie unread; 0 for a closed one, or

@@ -23,16 +23,17 @@ GREETING_DIALLED = (Step.DIAL, Step.ESTABLISH)
 
 
 TABLE = """
-            dial        establish  identify  use   greet  retire    drain     leave    end
-idle        connecting  greeting   -         -     -      -         -         -        closed
-connecting  -           greeting   -         -     -      -         -         -        closed
-greeting    -           -          greeted   -     open   retiring  -         closing  closed
-greeted     -           -          -         open  open   -         draining  -        closed
-open        -           -          -         -     -      retiring  draining  closing  closed
-retiring    -           -          -         -     -      -         draining  closing  closed
-draining    -           -          -         -     -      -         -         -        closed
-closing     -           -          -         -     -      closing   draining  -        closed
-closed      -           -          -         -     -      -         -         -        -
+           dial       establish identify use  greet step-aside retire   drain    leave   end
+idle       connecting greeting  -        -    -     -          -        -        -       closed
+connecting -          greeting  -        -    -     -          -        -        -       closed
+greeting   -          -         greeted  -    open  aside      retiring -        closing closed
+greeted    -          -         -        open open  -          -        draining -       closed
+open       -          -         -        -    -     aside      retiring draining closing closed
+aside      -          -         -        open -     -          retiring -        closing closed
+retiring   -          -         -        -    -     -          -        draining closing closed
+draining   -          -         -        -    -     -          -        -        -       closed
+closing    -          -         -        -    -     -          closing  draining -       closed
+closed     -          -         -        -    -     -          -        -        -       -
 """
 STEPS, *ROWS = [line.split() for line in TABLE.strip().splitlines()]
 ALLOWED = {
@@ -164,45 +165,3 @@ def test_no_two_dials_have_the_same_number():
     """It names a connection to the other side, together with who dialled; 0 is none."""
     known = Connections(1)
     assert [known.next_number() for _ in range(3)] == [1, 2, 3]
-
-
-def test_classic_peers_are_dialled_a_few_at_a_time_and_each_host_once_a_second():
-    """A flood of forged announcements must not make us flood a third party with connections."""
-    known = Connections(100)
-    peers = [Peer((f"10.0.0.{host}", port)) for host in range(1, 11) for port in (1, 2)]
-    for peer in peers:
-        peer.address = peer.key
-        known.want_classic(peer)
-    now, dialled = 0.0, []
-
-    def dial_all():
-        started = []
-        while (peer := known.next_classic(now)) is not None:
-            dial = connection(len(dialled) + 100, dialled=True, peer=peer)
-            known.add(dial)
-            known.dialled_classic(dial)
-            dialled.append((now, peer))
-            started.append(dial)
-        return started
-
-    while known.classic_waiting:
-        started = dial_all()
-        assert len(started) <= policy.CLASSIC_DIALS
-        assert known.next_classic(now) is None
-        for dial in started[::2]:
-            known.settled_classic(dial)
-        for dial in started[1::2]:
-            known.remove(dial)
-        now += policy.CLASSIC_DIAL_INTERVAL / 4
-    assert sorted(peer.key for _, peer in dialled) == sorted(peer.key for peer in peers)
-    for host in {peer.address[0] for peer in peers}:
-        times = [at for at, peer in dialled if peer.address[0] == host]
-        assert times[1] - times[0] >= policy.CLASSIC_DIAL_INTERVAL
-
-
-def test_the_queue_of_classic_dials_is_bounded():
-    """Peers that are never dialled must not pile up."""
-    known = Connections(3)
-    for port in range(10):
-        known.want_classic(Peer(("10.0.0.1", port)))
-    assert known.classic_waiting == 3

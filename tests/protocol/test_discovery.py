@@ -26,6 +26,7 @@ from peertalk.protocol.discovery import (
     Discovery,
     Found,
     Gone,
+    Heard,
 )
 from peertalk.protocol.events import LostReason
 from peertalk.protocol.wire import Announcement, decode_announcement, encode_announcement
@@ -107,7 +108,7 @@ class DiscoveryAgainstAModel(RuleBasedStateMachine):
                 case Found(key):
                     assert key not in self.known
                     self.known[key] = self.now
-                case Changed(key):
+                case Changed(key) | Heard(key):
                     assert key in self.known
                 case Gone(key):
                     assert key in self.known
@@ -134,7 +135,8 @@ class DiscoveryAgainstAModel(RuleBasedStateMachine):
         )
         events = self.hear_all_events()
         if key in before:
-            assert not events or [type(event) for event in events] == [Changed]
+            again = number is None and key not in self.held
+            assert [type(event) for event in events] in ([Changed], [Heard] if again else [])
             self.known[key] = self.now
             self.departed.discard(key)
             return

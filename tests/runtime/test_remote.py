@@ -8,6 +8,7 @@ socket is involved.
 from __future__ import annotations
 
 import array
+import itertools
 import struct
 
 import pytest
@@ -23,7 +24,14 @@ from peertalk.protocol.connections import Connection, Step
 from peertalk.protocol.outbox import Priority
 from peertalk.protocol.peer import PeerEvent
 from peertalk.protocol.wire import Capabilities
-from peertalk.runtime.remote import FRAME_OVERHEAD, Remote, as_bytes, check_choices, payload_of
+from peertalk.runtime.remote import (
+    FRAME_OVERHEAD,
+    Drawing,
+    Place,
+    Remote,
+    check_choices,
+    payload_of,
+)
 from peertalk.runtime.transport import Transport
 from peertalk.runtime.world import World
 
@@ -98,6 +106,11 @@ def peer_of(engine, link=None, *, classic=False):
     return peer
 
 
+def drawing(payloads, chunk=2):
+    """The messages of a send_many, so many at a time."""
+    return Drawing(payloads, lambda size: chunk)
+
+
 @pytest.mark.parametrize(
     ("data", "meant"),
     [
@@ -111,7 +124,7 @@ def peer_of(engine, link=None, *, classic=False):
 )
 def test_bytes_buffers_and_text_can_be_sent(data, meant):
     """As they are; text as UTF-8, as str says by itself nowhere."""
-    assert bytes(payload_of(data)) == meant and as_bytes([data]) == [meant]
+    assert bytes(payload_of(data)) == meant and drawing([data]).draw() == [meant]
 
 
 @pytest.mark.parametrize("data", [5, None, ["text"], 1.5, object()])
@@ -119,8 +132,11 @@ def test_what_is_no_data_is_refused_by_its_type(data):
     """bytes(5) is five zeros: a number sent by mistake must not become that."""
     with pytest.raises(errors.WrongType, match=type(data).__name__):
         payload_of(data)
-    with pytest.raises(errors.WrongType):
-        as_bytes([b"good", data])
+    several = drawing([b"good", data, b"never"])
+    assert several.draw() == [b"good"], "as one by one: those before it are sent"
+    for _ in range(2):
+        with pytest.raises(errors.WrongType, match=type(data).__name__):
+            several.draw()
 
 
 def test_a_view_with_gaps_is_refused():
@@ -134,14 +150,60 @@ def test_one_message_in_place_of_several_is_refused(data):
     """send_many(b"abc") would be three numbers, send_many("abc") three messages: neither is what
     was meant."""
     with pytest.raises(errors.WrongType, match="use send"):
-        as_bytes(data)
+        drawing(data)
 
 
-def test_a_list_of_bytes_is_not_copied():
-    """Bulk sending touches each message once; the list itself is enough."""
-    messages = [b"1", b"2"]
-    assert as_bytes(messages) is messages
-    assert as_bytes(iter(messages)) == messages and as_bytes(["1", b"2"]) == messages
+def test_several_messages_are_something_to_iterate():
+    """None in place of a list is a slip that should be named."""
+    with pytest.raises(errors.WrongType, match="NoneType"):
+        drawing(None)
+
+
+def test_an_endless_iterator_is_drawn_a_chunk_at_a_time():
+    """Drawn whole, it would take all memory; drawn ahead, it would be stale when it is sent."""
+    numbers = itertools.count()
+    several = drawing((b"%d" % number for number in numbers), chunk=5)
+    first = several.draw()
+    assert first == [b"%d" % number for number in range(len(first))] and len(first) <= 64
+    assert len(several.draw()) == 5 and next(numbers) == len(first) + 5
+
+
+def test_a_list_that_changes_while_it_is_sent_is_taken_as_it_is_then():
+    """It is the caller's: what we keep of it is a chunk of our own."""
+    messages = [b"0", b"1", b"2", b"3"]
+    several = drawing(messages)
+    chunk = several.draw()
+    messages[:] = ["changed"] * 3
+    assert chunk == [b"0", b"1"] and several.draw() == [b"changed"] and several.draw() == []
+
+
+def test_what_an_iterator_raises_comes_after_what_it_gave():
+    """Those before the fault were meant to be sent."""
+
+    def faulty():
+        yield b"1"
+        yield "2"
+        raise KeyError("mine")
+
+    several = drawing(faulty())
+    assert several.draw() == [b"1", b"2"]
+    several.accepted = 2
+    with pytest.raises(KeyError) as raised:
+        several.draw()
+    assert several.note(raised.value).accepted == 2
+
+
+def test_an_error_that_several_callers_hear_says_of_each_how_many_were_accepted():
+    """The end of a link is one error for all who wait: a number in it would be that of the last."""
+    error = errors.ConnectionClosed("gone", peer="bob")
+    error.__cause__ = OSError(104)
+    first, second = drawing([]), drawing([])
+    second.accepted = 7
+    told = first.note(error), second.note(error)
+    assert [each.accepted for each in told] == [0, 7] and error.accepted is None
+    assert {(type(each), str(each), each.peer, each.__cause__) for each in told} == {
+        (errors.ConnectionClosed, "gone", "bob", error.__cause__)
+    }
 
 
 @given(
@@ -178,9 +240,9 @@ def test_one_call_hands_over_about_one_round_of_slots(engine, size):
     messages = [bytes(size)] * 5_000
     taken = peer.accept_many(messages, 10)
     slots_hold = engine.pipeline_depth * engine.core.limits.slot_size
-    assert 1 <= taken <= 4_096 and taken * (size + FRAME_OVERHEAD) <= slots_hold
+    assert 1 <= taken <= 1_024 and taken * (size + FRAME_OVERHEAD) <= slots_hold
     assert (
-        taken == 4_096 or (taken + engine.pipeline_depth) * (size + FRAME_OVERHEAD) > slots_hold
+        taken == 1_024 or (taken + engine.pipeline_depth) * (size + FRAME_OVERHEAD) > slots_hold
     ), "and not much less: each call costs"
 
 
@@ -386,6 +448,7 @@ class AnyTraffic(RuleBasedStateMachine):
         self.confirmed.append([])
         self.engine.connections.add(connection)
         self.peer.capabilities = None if pressure is None else capabilities(pressure, max_message)
+        connection.advance(Step.GREET)
         self.engine.switchboard._open(connection, self.peer)
 
     def teach(self, payload, number, priority, key):
@@ -754,3 +817,38 @@ def test_what_is_no_class_or_no_key_is_refused(priority, key, error):
     """A key of bytes would never match the str of the same look."""
     with pytest.raises(errors.InvalidArgument, match=error):
         check_choices(priority, key)
+
+
+class Blocked(Place):
+    """Somebody who stands in line and has no room yet."""
+
+    room = False
+
+    def offer(self):
+        return self.room
+
+    def fail(self, error):
+        raise error
+
+
+def test_a_message_in_pieces_lets_nobody_overtake_those_who_stand_in_line(engine):
+    """Handed over at once it left the fast way open, beside the line."""
+    peer = peer_of(engine, PartLink(max_message=512), classic=True)
+    early = Blocked(peer, Priority.NORMAL)
+    early.join()
+    assert peer.accept(bytes(1000), False, Priority.HIGH) and not peer.queued
+    assert peer.quick is None
+    with pytest.raises(errors.WouldBlock, match="1 sends that were called before"):
+        peer.offer(b"late", False)
+    early.room = True
+    peer.on_room()
+    assert peer.quick is not None and peer.lines is None
+
+
+def test_a_broadcast_does_not_block_where_a_send_would(engine):
+    """With when_full "sync" one frozen peer would cost 5 s in each round."""
+    peer = peer_of(engine, GivenLink([0, 0, 0, 0, 0, 0]))
+    for number in range(4):
+        peer.offer(b"%d" % number, False)
+    with pytest.raises(errors.WouldBlock):
+        peer.offer(b"too many", False)

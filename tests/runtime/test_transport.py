@@ -208,3 +208,37 @@ async def test_an_engine_that_cannot_open_leaves_nothing_open(free_port):
             await pt.Node("ada", bind="127.0.0.1", port=port, discovery_port=taken).start()
     with contextlib.closing(socket.create_server(("127.0.0.1", port))):
         pass
+
+
+async def test_a_connection_that_opens_while_the_inbox_is_full_is_not_read_until_there_is_room():
+    """Each new one could otherwise add what one read brings: a stranger that comes again and again
+    would fill the memory."""
+    async with (
+        pt.Node("bob", **loopback(receive_queue_bytes=1024)) as bob,
+        pt.Node("ada", **loopback()) as ada,
+        pt.Node("cid", **loopback()) as cid,
+    ):
+        await (await ada.connect(bob.address, timeout=GUARD)).send(bytes(2000))
+        await until(lambda: bob.stats().pauses == 1)
+        peer = await cid.connect(bob.address, timeout=GUARD)
+        await until(lambda: bob.stats().pauses == 2)
+        await peer.send_many([bytes(1000)] * 3)
+        await until(lambda: cid.stats().messages_sent == 3)
+        assert bob.stats().messages_received == 1
+        for size in (2000, 1000, 1000, 1000):
+            assert len((await bob.receive(timeout=GUARD)).data) == size
+
+
+async def test_an_inbox_that_nobody_reads_is_at_most_twice_its_bound_and_one_read_of_each():
+    """Idle connections are read while it is full, to notice their end; there are many of them."""
+    async with pt.Node("bob", **loopback(receive_queue_bytes=4096)) as bob:
+        nodes = [await pt.Node(f"n{number}", **loopback()).start() for number in range(8)]
+        peers = [await node.connect(bob.address, timeout=GUARD) for node in nodes]
+        for peer in peers:
+            await peer.send(bytes(3000))
+        await until(lambda: bob.stats().pauses == 8)
+        assert bob.stats().inbox_bytes <= 2 * 4096 + 8 * 3064
+        for _ in peers:
+            assert len((await bob.receive(timeout=GUARD)).data) == 3000
+        for node in nodes:
+            await node.aclose()

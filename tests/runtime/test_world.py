@@ -296,17 +296,34 @@ def test_a_connection_is_tuned_to_be_quick_and_to_notice_the_dead(world, keep):
 
 
 @linux
-def test_silence_counts_only_while_bytes_of_ours_are_unacknowledged(world):
-    """A link on which nobody speaks is not broken."""
-
-    def telling(unacknowledged, since_ack_ms):
-        info = bytearray(104)
-        struct.pack_into("=I", info, 24, unacknowledged)
-        struct.pack_into("=I", info, 56, since_ack_ms)
-        return types.SimpleNamespace(getsockopt=lambda *_: bytes(info))
-
-    assert world.silent_for(telling(0, 60_000)) == 0.0
-    assert world.silent_for(telling(1, 2_500)) == 2.5
+@pytest.mark.parametrize(
+    ("waits", "on_their_way", "since_ack", "probes", "backoff", "retry", "silent"),
+    [
+        pytest.param(0, 0, 60_000, 0, 0, 200, 0.0, id="nothing waits"),
+        pytest.param(9, 1, 2_500, 0, 2, 800, 2.5, id="sent again and not answered"),
+        pytest.param(9, 1, 150, 0, 0, 200, 0.0, id="on its way"),
+        pytest.param(9, 1, 30_000, 0, 7, 60_000, 0.0, id="not due to be sent again"),
+        pytest.param(9, 0, 5_300, 3, 3, 200, 5.1, id="no route: nothing leaves"),
+        pytest.param(9, 0, 60_000, 0, 9, 200, 0.0, id="a shut window, and probes are answered"),
+        pytest.param(9, 0, 103_000, 1, 10, 200, 0.6, id="a shut window, and a probe just left"),
+        pytest.param(
+            9, 0, 135_000, 1, 12, 200, 15.0, id="a shut window, and a probe without answer"
+        ),
+    ],
+)
+def test_silence_is_what_nobody_answers_and_not_what_nobody_asks(
+    world, monkeypatch, waits, on_their_way, since_ack, probes, backoff, retry, silent
+):
+    """A link on which nobody speaks is not broken, nor one whose reader stands still; one without a
+    route is, though nothing of it is on its way."""
+    info = bytearray(104)
+    info[3:5] = probes, backoff
+    struct.pack_into("=I", info, 8, retry * 1000)
+    struct.pack_into("=I", info, 24, on_their_way)
+    struct.pack_into("=I", info, 56, since_ack)
+    monkeypatch.setattr(world, "unacknowledged", lambda _: waits)
+    telling = types.SimpleNamespace(getsockopt=lambda *_: bytes(info))
+    assert world.silent_for(telling) == pytest.approx(silent)
     assert world.silent_for(Refusing(errno.ENOTCONN)) == 0.0
 
 
@@ -426,6 +443,9 @@ def test_the_offsets_in_tcp_info_are_those_of_the_header(tmp_path):
     """A wrong offset reads another counter, and links die or never do."""
     (tmp_path / "t.c").write_text(
         "#include <stddef.h>\n#include <linux/tcp.h>\n"
+        '_Static_assert(offsetof(struct tcp_info, tcpi_probes) == 3, "");\n'
+        '_Static_assert(offsetof(struct tcp_info, tcpi_backoff) == 4, "");\n'
+        '_Static_assert(offsetof(struct tcp_info, tcpi_rto) == 8, "");\n'
         '_Static_assert(offsetof(struct tcp_info, tcpi_unacked) == 24, "");\n'
         '_Static_assert(offsetof(struct tcp_info, tcpi_last_ack_recv) == 56, "");\n'
     )
