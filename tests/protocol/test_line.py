@@ -107,13 +107,6 @@ class PlaceNotRaised(Line):
         return super()._decide(decisions)
 
 
-class ForgetsWhatItSaid(Line):
-    def claims(self, last_dial, undecided):
-        said = super().claims(last_dial, undecided)
-        self._said = 0
-        return said
-
-
 @pytest.mark.parametrize(
     "mistake",
     [
@@ -125,7 +118,6 @@ class ForgetsWhatItSaid(Line):
         WaitsForNobody,
         ClaimsOfTheWrongSide,
         PlaceNotRaised,
-        ForgetsWhatItSaid,
     ],
 )
 def test_a_planted_mistake_is_found_and_told_as_a_short_story(mistake):
