@@ -24,11 +24,11 @@ _SPEC.loader.exec_module(explorer)
 SOAK = os.environ.get("PEERTALK_SOAK") == "1"
 TWO = (538_686, 2_120_144)
 THREE = {
-    "one fault": (1_171_535, 3_536_829),
+    "two faults": (13_227_381, 44_071_535),  # needs 4.6 GB
     "one message, no crash, known peers only": (1_034_694, 4_698_381),
 }
 CASES = {
-    "one fault": {"messages": 2, "faults": 1},
+    "two faults": {"messages": 2, "faults": 2},
     "one message, no crash, known peers only": {"messages": 1, "crash": False, "blind": False},
 }
 SMALL, LARGE = b"\x01" * 8, b"\x02" * 8
