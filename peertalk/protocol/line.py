@@ -124,7 +124,8 @@ class Line:
         self._said = 0
         """Up to this number we have told them that their dials are over for us."""
         self._ended: tuple[tuple[bool, int], ...] = ()
-        """Connections, as (dialled by us, number), that ended while an older one had not."""
+        """The last connections that ended, as (dialled by us, number). An older one of theirs may
+        come yet."""
 
     # What happens -----------------------------------------------------------------------------
 
@@ -162,7 +163,9 @@ class Line:
             self._placed(connection, place, decisions)
         elif connection.state is State.GREETED and self._claims.covers(connection):
             self._drain(connection, decisions)
-        return self._decide(decisions)
+        self._decide(decisions)
+        # others may have waited for a drained one whose place was not known
+        return decisions + self._released() if connection.place else decisions
 
     def _placed(self, connection: Connection, place: int, decisions: list[Decision]) -> None:
         """The one that decides has used a connection."""
@@ -185,10 +188,10 @@ class Line:
             return []
         if not held:
             self.members = tuple(each for each in self.members if each is not connection)
-        if self.members:
-            self._ended = (*self._ended, (connection.dialled, connection.number))[-2 * OVER_MAX :]
-        else:
-            self._ended = ()
+        new = (connection.dialled, connection.number)
+        same = [each for each in (*self._ended, new) if each[0] == connection.dialled]
+        rest = [each for each in self._ended if each[0] != connection.dialled]
+        self._ended = (*rest, *same[-OVER_MAX:])
         return self._decide(self._released())
 
     def settled(self, tag: int) -> list[Decision]:
@@ -226,7 +229,11 @@ class Line:
             undecided: numbers of our dials that have not said yet to whom they lead.
         """
         ours = [each.number for each in self._alive() if each.dialled] + undecided
-        theirs = [each.number for each in self._alive() if not each.dialled]
+        theirs = [
+            each.number
+            for each in self._alive()
+            if not each.dialled and each.number > self._said  # what was said stays said
+        ]
         said = Claims(self._over(True, ours, last_dial), self._over(False, theirs, self._seen))
         self._said = max(self._said, said.others.upto)
         return said

@@ -1,7 +1,51 @@
-"""Every interleaving of two nodes and their connections, walked through."""
+"""Every interleaving of two nodes and their connections, walked through.
+
+The nodes decide with the real Line and Connection. What is modelled is the network between them and
+the little that a node does on each decision. What may happen next is a choice, and all are tried: a
+dial (of a known instance, or of an address; the latter also while there is a connection), a frame
+that is read, the end of a connection that one side sees or both, a polite leaving and its time-out,
+a crash and a restart with a smaller or a larger id. Left out is what does not bear on order: sizes,
+memory, the inbox, how long things take.
+
+A state is two nodes and the wires between them. Each distinct node, wire and frame has a number,
+and what a node does in a step is computed once for each distinct node: so a state is a few numbers.
+
+What makes it small, and why nothing is lost:
+
+- Whether a frame has arrived is chosen when somebody looks: when a node asks whether something is
+  unread, and when a sender is told what became of its messages. Once seen, it has arrived for good
+  (`arrived` of a wire). Before, nobody could have told the difference.
+- A reset is a side that sees the end before the frames that have not arrived. Any time before that
+  at which its system stopped taking frames would look the same from both programs. So nothing
+  marks the end of a stream: who is gone will be seen to be gone, at the latest when all is read.
+- What a node sends on a connection it sends when it is used; how many is a choice. Nothing but a
+  Bye follows messages on a wire, and a message that left later is one that was longer on its way.
+- Of a delivered message only the number of the last is kept: it must rise. A message carries
+  whether its sender gave it up; one that it did not give up must not be dropped or left unread.
+- When no connection can be added, what only a greeting could tell or ask is forgotten (`simple`),
+  and so are crashes: to the other side they are connections that end, and the one that crashed
+  never says anything again. A crash before the first connection changes nothing but the ids, and
+  either side may have the smaller one: one of the two cases is walked.
+- When no connection can be added, and one side has on each of its connections something to read,
+  or an other side that is gone, only its steps are tried (`sides`). Whatever the other side does
+  first leaves these steps possible and their outcome as it is: it appends to what is read, or goes.
+  The one exception makes it stricter: a message that is read had arrived, and counts as Sent. No
+  run is without end, each step using up a frame, a connection or bad luck; so none of the side
+  that waits is put off for ever, and each state in which all is at rest is still met.
+
+Bounds beyond the number of connections, messages and crashes: none, unless `faults` bounds how
+often bad luck or a whim may strike: an end that one side sees while the other is there, a leaving,
+a time-out, a crash, a dial of an address while there is a connection, a back-off that runs out
+before a greeting that was already on its way.
+
+At rest is a state in which nothing but bad luck can happen, or but one side's notice that the other
+is gone. In the latter, frames to that side may be lost; with all connections used up these states
+are met only as far as `sides` lets them, that is after the frames were read.
+"""
 
 from __future__ import annotations
 
+import gc
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -16,10 +60,6 @@ FIRST = (b"\x30", b"\x50")
 """The instances in the beginning: side 0 decides. By symmetry the other case is the same."""
 AGAIN = ((b"\x20", b"\x60"), (b"\x40", b"\x70"))
 """What an instance may be after a crash: below and above that of the other side."""
-
-
-class Frame(NamedTuple):
-    """What is on a wire."""
 
 
 class Greeting(NamedTuple):
@@ -120,8 +160,6 @@ class Node:
 
     def may(self) -> Iterator[Event]:
         for tag, connection in self.connections.items():
-            if connection.state is State.CLOSED:
-                continue
             if connection.state is State.OPEN:
                 yield "leave", tag
             if connection.state is State.CLOSING:
@@ -249,22 +287,28 @@ class Node:
                 if line.decides:
                     self.greet(connection, connection.peer, connection.place)  # type: ignore[arg-type]
                 else:
-                    connection.waits_for = (
-                        frozenset(
-                            other.tag
-                            for other in self.connections.values()
-                            if other.state is State.GREETING and self.unread(other.tag)
-                        )
-                        or NOBODY
-                    )
+                    self.wait(connection)
             elif verdict is Verdict.REFUSE:
                 self.end(tag)
             elif verdict is Verdict.DRAIN:
                 self.effects.append(("settle", tag))
+                if not line.decides:
+                    self.wait(connection)
                 if connection.held is None and not self.unread(tag):
                     self.end(tag)
             elif verdict is Verdict.RELEASE:
                 self.release(connection)
+
+    def wait(self, connection: Connection) -> None:
+        """Those that have not said whose they are, and have something unread, may be older."""
+        connection.waits_for = (
+            frozenset(
+                other.tag
+                for other in self.connections.values()
+                if other.state is State.GREETING and self.unread(other.tag)
+            )
+            or NOBODY
+        )
 
     def release(self, connection: Connection) -> None:
         held, connection.held = connection.held, None
@@ -336,15 +380,35 @@ def _line_key(line: Line) -> tuple[Any, ...]:
 Wire = tuple[bool, bool, tuple[int, ...], tuple[int, ...], int, int]
 NEW: Wire = (True, True, (), (), 0, 0)
 
-DIALS = (1, 2)
-"""Bits of a state: this side may still dial without a fault."""
-CRASH = 4
+# Flags of a state: how often each side may still dial (two bits each), whether one may crash, and
+# how much bad luck is left.
+DIAL = (1, 4)
+DIALS = 3
+CRASH = 16
+LUCK = 32
+
+
+def _fault(flags: int) -> int:
+    """Something went wrong: each side may dial once more."""
+    flags -= LUCK
+    for one in DIAL:
+        if flags // one & DIALS < DIALS:
+            flags += one
+    return flags
 
 
 class Explorer:
+    """What may follow on what, and what must hold.
+
+    Args:
+        messages: that each program wants to send; wires: connections in a run; crash: whether one
+            node may crash once; blind: whether a dial may be one of an address; faults: see above;
+            line_type: a Line with a planted mistake.
+    """
+
     def __init__(
         self, messages: int, wires: int, *, crash: bool = True, blind: bool = True,
-        line_type: type[Line] = Line,
+        faults: int | None = None, line_type: type[Line] = Line,
     ) -> None:  # fmt: skip
         self.wires_max = wires
         self.line_type = line_type
@@ -352,6 +416,7 @@ class Explorer:
         self.nodes: list[Node] = []
         self.may: list[tuple[Event, ...]] = []
         self.readable: list[tuple[int, ...]] = []
+        self.alive: list[tuple[int, ...]] = []
         self.node_ids: dict[Any, int] = {}
         self.frames: list[Any] = []
         self.frame_ids: dict[Any, int] = {}
@@ -360,7 +425,9 @@ class Explorer:
         self.node_steps: dict[Any, Any] = {}
         self.wire_steps: dict[Any, Any] = {}
         first = tuple(self.node_id(Node(FIRST[side], messages, line_type)) for side in (0, 1))
-        self.start = (*first, DIALS[0] | DIALS[1] | (CRASH if crash else 0), ())
+        self.bounded = faults is not None
+        luck = LUCK * (1 if faults is None else faults)
+        self.start = (*first, DIAL[0] + DIAL[1] + (CRASH if crash else 0) + luck, ())
 
     # Numbers for what is met again and again
 
@@ -373,6 +440,9 @@ class Explorer:
             self.nodes.append(node)
             node.check()
             self.may.append(tuple(node.may()))
+            self.alive.append(
+                tuple(tag for tag, one in node.connections.items() if one.state is not State.CLOSED)
+            )
             self.readable.append(
                 tuple(
                     tag
@@ -427,8 +497,7 @@ class Explorer:
         return known
 
     def settle(self, wire: Wire, side: int) -> list[Wire]:
-        """This side gives up on what it has sent: what has not arrived is unknown, the rest
-        Sent."""
+        """This side is done with sending: what has not arrived is unknown, the rest is Sent."""
         queue, arrived = wire[3 - side], wire[5 - side]
         found = []
         for count in range(arrived, len(queue) + 1):
@@ -527,18 +596,41 @@ class Explorer:
                     several += more
                 if len(wires) == self.wires_max:
                     node = self.memo("simple", node)
-                    flags |= 3
+                    flags &= -LUCK
                 nodes = (node, state[1]) if side == 0 else (state[0], node)
                 for each in several:
                     yield (*nodes, flags, tuple(each))
+
+    def sides(self, state: Any) -> tuple[int, ...]:
+        """Whose steps must be tried: one's, if it can hear nothing now that it could not hear
+        before the other's steps."""
+        wires = state[3]
+        if len(wires) < self.wires_max:
+            return (0, 1)
+        for side in (0, 1):
+            node = self.nodes[state[side]]
+            reads = False
+            for tag in self.alive[state[side]]:
+                wire = self.wires[wires[tag]]
+                if wire[2 + side]:
+                    reads = reads or node.connections[tag].held is None
+                elif wire[1 - side]:
+                    break
+            else:
+                if reads:
+                    return (side,)
+        return (0, 1)
 
     def following(self, state: Any) -> Iterator[tuple[int, Any, Any]]:
         """(kind, choice, state after it); kind 0: bad luck or whim, 1: will happen some time,
         2: also, but on a wire that the other side has left."""
         flags, wires = state[2], state[3]
         room = len(wires) < self.wires_max
-        fault = flags | 3
-        for side in (0, 1):
+        fault = _fault(flags)
+        if not self.bounded:
+            fault += LUCK
+        lucky = flags < LUCK
+        for side in self.sides(state):
             number = state[side]
             for tag in self.readable[number]:
                 wire = self.wires[wires[tag]]
@@ -550,19 +642,21 @@ class Explorer:
                     kind = 2 if gone and not wire[4 + side] else 1
                     for each in self.outcomes(state, side, event, tuple(after), flags):
                         yield kind, (side, *event), each
-                if not wire[4 + side]:
+                if not wire[4 + side] and (gone or not lucky):
                     event = ("end", tag)
                     for each in self.outcomes(state, side, event, wires, flags if gone else fault):
                         leaving = self.nodes[number].connections[tag].state is State.CLOSING
                         yield (2 - leaving) if gone else 0, (side, *event), each
             for event in self.may[number]:
                 bad = event[0] in ("leave", "time_out")
+                if bad and lucky:
+                    continue
                 for each in self.outcomes(state, side, event, wires, fault if bad else flags):
                     yield 0 if bad else 1, (side, *event), each
             if room:
                 yield from self.dials(state, side)
-            if flags & CRASH and wires and room:
-                yield from self.crashes(state, side)
+            if flags & CRASH and wires and room and not lucky:
+                yield from self.crashes(state, side, fault)
 
     def dials(self, state: Any, side: int) -> Any:
         flags, wires = state[2], state[3]
@@ -578,15 +672,29 @@ class Explorer:
                 )
             ):
                 continue
+            if needed and not flags // DIAL[side] & DIALS and self.expects(node):
+                needed = 0  # its back-off runs out before a greeting comes
             if needed:
-                assert flags & DIALS[side], f"side {side} dials again though nothing went wrong"
+                assert flags // DIAL[side] & DIALS, (
+                    f"side {side} dials again though nothing went wrong"
+                )
+                after = flags - DIAL[side]
+            elif flags < LUCK:
+                continue
+            else:
+                after = flags - LUCK if self.bounded else flags
             with_wire = (*wires, self.wire_id(NEW))
-            after = flags & ~DIALS[side] if needed else flags
             for dialled in self.outcomes(state, side, ("dial", tag, whom), with_wire, after):
                 for each in self.outcomes(dialled, 1 - side, ("accept", tag), dialled[3], after):
                     yield 1 if needed else 0, (side, "dial", tag, whom), each
 
-    def crashes(self, state: Any, side: int) -> Any:
+    @staticmethod
+    def expects(node: Node) -> bool:
+        return any(
+            not one.dialled and one.state is State.GREETING for one in node.connections.values()
+        )
+
+    def crashes(self, state: Any, side: int, fault: int) -> Any:
         node = self.nodes[state[side]]
         for instance in AGAIN[side]:
             again = self.node_id(Node(instance, node.left, self.line_type))
@@ -597,9 +705,10 @@ class Explorer:
                 else wire
                 for wire in state[3]
             )
-            yield 0, (side, "crash", instance), (*nodes, (state[2] | 3) & ~CRASH, wires)
+            yield 0, (side, "crash", instance), (*nodes, fault - CRASH, wires)
 
     def check_rest(self, state: Any) -> None:
+        """One connection, the same for both sides, or none; and nobody who still has to send."""
         opened = []
         for side in (0, 1):
             node = self.nodes[state[side]]
@@ -619,24 +728,61 @@ class Explorer:
         assert opened[0] == opened[1] and len(opened[0]) <= 1
 
     def story(self, path: Any) -> str:
-        choices = []
+        """The choices that lead to a state, one a line."""
+        lines = []
         while path is not None:
-            choice = path[0]
-            if choice[1] == "read":
-                choice = (*choice[:3], self.frames[choice[3]])
-            choices.append(choice)
-            path = path[1]
-        return "\n".join(map(str, reversed(choices)))
+            (side, what, *more), path = path
+            if what == "read":
+                more = [f"connection {more[0]}: {self.frames[more[1]]}"]
+            elif what == "dial":
+                more = [
+                    f"connection {more[0]}, "
+                    + ("whoever is there" if more[1] is None else "a peer")
+                ]
+            elif what != "crash":
+                more = [f"connection {more[0]}"]
+            lines.append(f"side {side} {_TOLD[what]} {more[0]}")
+        return "\n".join(reversed(lines))
+
+
+_TOLD = {
+    "dial": "dials",
+    "read": "reads",
+    "end": "sees the end of",
+    "leave": "leaves",
+    "time_out": "has waited enough for",
+    "settled": "looks whether anything is unread on",
+    "crash": "is started again as",
+}
 
 
 def explore(explorer: Explorer, limit: int | None = None) -> tuple[int, int]:
+    """Walk through everything that may happen.
+
+    Dials are bounded: a side dials for its messages at most once, and once more for each fault.
+
+    Returns:
+        The number of different states, and of steps between them.
+
+    Raises:
+        AssertionError: something did not hold; its note tells how it came to that.
+    """
+    collecting = gc.isenabled()
+    gc.disable()  # millions of tuples, none of them in a circle
+    try:
+        return _explore(explorer, limit)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _explore(explorer: Explorer, limit: int | None) -> tuple[int, int]:
     seen = {explorer.start}
     steps = 0
     front: list[tuple[Any, Any]] = [(explorer.start, None)]
     while front:
         state, path = front.pop()
         rest = 2
-        choice = None
         try:
             for kind, choice, after in explorer.following(state):
                 if kind == 1:
@@ -648,7 +794,7 @@ def explore(explorer: Explorer, limit: int | None = None) -> tuple[int, int]:
             if rest:
                 explorer.check_rest(state)
         except Exception as error:
-            error.add_note(explorer.story(path) + f"\n(after {choice})")
+            error.add_note(explorer.story(path))
             raise
         if limit is not None and len(seen) > limit:
             break

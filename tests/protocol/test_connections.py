@@ -1,5 +1,4 @@
-"""Whom to dial and which of two connections stays: decided without a socket, and by both sides
-alike."""
+"""What a connection may go through, and whom to dial: decided without a socket."""
 
 from __future__ import annotations
 
@@ -9,10 +8,8 @@ from hypothesis import strategies as st
 
 from peertalk.errors import InvalidState, RejectReason
 from peertalk.protocol import connections as policy
-from peertalk.protocol.connections import Connection, Connections, State, Step, stays
+from peertalk.protocol.connections import Connection, Connections, State, Step
 from peertalk.protocol.peer import Peer
-
-SMALL, LARGE = b"\x01" * 8, b"\x02" * 8
 
 
 def connection(tag, *, dialled, now=0.0, host="10.0.0.2", peer=None, steps=()):
@@ -26,15 +23,17 @@ GREETING_DIALLED = (Step.DIAL, Step.ESTABLISH)
 
 
 TABLE = """
-            dial        establish  greet  step-aside  use   retire    leave    end
-idle        connecting  greeting   -      -           -     -         -        closed
-connecting  -           greeting   -      -           -     -         -        closed
-greeting    -           -          open   aside       -     retiring  closing  closed
-open        -           -          -      aside       -     retiring  closing  closed
-aside       -           -          -      -           open  retiring  closing  closed
-retiring    -           -          -      -           -     -         closing  closed
-closing     -           -          -      -           -     closing   -        closed
-closed      -           -          -      -           -     -         -        -
+           dial       establish identify use  greet step-aside retire   drain    leave   end
+idle       connecting greeting  -        -    -     -          -        -        -       closed
+connecting -          greeting  -        -    -     -          -        -        -       closed
+greeting   -          -         greeted  -    open  aside      retiring -        closing closed
+greeted    -          -         -        open open  -          -        draining -       closed
+open       -          -         -        -    -     aside      retiring draining closing closed
+aside      -          -         -        open -     -          retiring -        closing closed
+retiring   -          -         -        -    -     -          -        draining closing closed
+draining   -          -         -        -    -     -          -        -        -       closed
+closing    -          -         -        -    -     -          closing  draining -       closed
+closed     -          -         -        -    -     -          -        -        -       -
 """
 STEPS, *ROWS = [line.split() for line in TABLE.strip().splitlines()]
 ALLOWED = {
@@ -76,33 +75,6 @@ def test_every_state_ends_and_nothing_follows_the_end():
         else:
             made.advance(Step.END)
             assert made.state is State.CLOSED and not made.alive
-
-
-@given(first=st.booleans(), apart=st.floats(0, 1), ours_smaller=st.booleans())
-def test_both_sides_keep_the_same_one_of_two_that_crossed(first, apart, ours_smaller):
-    """If they chose differently both links would be shut: that is the whole difficulty of dialling
-    at once."""
-    own, theirs = (SMALL, LARGE) if ours_smaller else (LARGE, SMALL)
-    here_dialled, here_accepted = connection(1, dialled=True), connection(2, dialled=False)
-    there_dialled, there_accepted = connection(2, dialled=True), connection(1, dialled=False)
-    here = [here_dialled, here_accepted] if first else [here_accepted, here_dialled]
-    there = [there_dialled, there_accepted]
-    here[1].since, there[1].since = apart, 1 - apart
-    kept_here = stays(here[0], here[1], own, theirs, 5.0)
-    kept_there = stays(there[0], there[1], theirs, own, 5.0)
-    assert kept_here.tag == kept_there.tag == (1 if ours_smaller else 2)
-
-
-def test_a_connection_that_cannot_have_crossed_replaces_the_old_one():
-    """Nobody dials while it has a connection: whoever dials anew has lost the old one, whatever we
-    still believe."""
-    old, again = connection(1, dialled=False), connection(2, dialled=False, now=0.1)
-    assert stays(old, again, LARGE, SMALL, 5.0) is again
-    ours, theirs_much_later = (
-        connection(1, dialled=True),
-        connection(2, dialled=False, now=5.0 + 2 * policy.GREETING_TIME + 0.1),
-    )
-    assert stays(ours, theirs_much_later, SMALL, LARGE, 5.0) is theirs_much_later
 
 
 def test_a_ping_measures_only_what_surely_was_its_own_way():
@@ -173,24 +145,23 @@ def test_a_dial_under_way_is_found_by_peer_and_by_address_until_it_is_settled():
     assert known.dialling(peer) is None and known.dialling_to(("10.0.0.2", 7354)) is None
 
 
-def test_only_connections_that_may_carry_earlier_data_are_waited_for():
+def test_who_has_not_said_whose_it_is_is_undecided_until_it_has():
     """Too many, and a stranger holds up honest peers; too few, and messages overtake each other."""
     known = Connections(16)
-    peer, other = Peer(b"12345678"), Peer(b"87654321")
-    mine = connection(1, dialled=True, peer=peer, steps=[*GREETING_DIALLED, Step.GREET])
-    crossing = connection(2, dialled=False, steps=[Step.ESTABLISH])
-    for made in (
-        mine,
-        crossing,
-        connection(3, dialled=False, host="10.0.0.9", steps=[Step.ESTABLISH]),  # another host
-        # known to be somebody else
-        connection(4, dialled=True, peer=other, steps=GREETING_DIALLED),
-        connection(5, dialled=False, steps=[Step.ESTABLISH, Step.GREET]),  # has said who it is
-        # silent for long
-        connection(6, dialled=False, now=-2 * policy.SILENCE_TIME, steps=[Step.ESTABLISH]),
-    ):
+    accepted = connection(1, dialled=False, steps=[Step.ESTABLISH])
+    dial = connection(2, dialled=True, steps=GREETING_DIALLED)
+    gone = connection(3, dialled=False, steps=[Step.ESTABLISH])
+    for made in (accepted, dial, gone):
         known.add(made)
-    assert known.unsettled(mine, 0.1) == {2}
-    assert known.unsettled(mine, policy.GREETING_TIME + policy.SILENCE_TIME + 0.1) == set(), (
-        "too old to have been crossed"
-    )
+    assert known.undecided == [accepted, dial, gone]
+    accepted.advance(Step.IDENTIFY)
+    known.remove(gone)
+    assert known.undecided == [dial]
+    dial.advance(Step.GREET)
+    assert known.undecided == []
+
+
+def test_no_two_dials_have_the_same_number():
+    """It names a connection to the other side, together with who dialled; 0 is none."""
+    known = Connections(1)
+    assert [known.next_number() for _ in range(3)] == [1, 2, 3]
