@@ -665,7 +665,8 @@ class Switchboard:
         line = peer.line
         if line is None:
             assert peer.instance is not None
-            line = peer.line = Line(self.transport.instance, peer.instance)
+            last_place = self.connections.last_place
+            line = peer.line = Line(self.transport.instance, peer.instance, last_place)
         if not connection.dialled:
             connection.number = greeting.number
         decisions = line.identified(connection, greeting.claims, greeting.place or 0)
@@ -733,8 +734,10 @@ class Switchboard:
         connection.timer = None
         if not peer.line.decides:
             self._wait_for_strangers(connection)
-        elif not self._greet(connection, peer, connection.place):
-            return
+        else:
+            self.connections.last_place = max(self.connections.last_place, connection.place)
+            if not self._greet(connection, peer, connection.place):
+                return
         if peer.connection is not None:  # one that stands outside the line
             self._retire(peer.connection, connection)
         self._open(connection, peer)
