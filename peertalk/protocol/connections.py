@@ -279,6 +279,8 @@ class Connections:
         """Peers that are connected."""
         self.last_number = 0
         """Of our last dial."""
+        self.last_place = 0
+        """The highest that we have used a connection at, with whomever."""
         self._young: dict[int, Connection] = {}
         """Those that had not said whose they are when they were looked at last, by tag."""
 

@@ -105,6 +105,8 @@ class Line:
 
     Args:
         own, theirs: the instance ids of the two sides, different.
+        place: at least the highest that we have used with this peer before it was forgotten: the
+            other side may remember.
 
     members: those that are not finished, in the order in which they were identified. place: the
     highest that was used.
@@ -112,10 +114,10 @@ class Line:
 
     __slots__ = ("_claims", "_ended", "_said", "_seen", "decides", "delivered", "members", "place")
 
-    def __init__(self, own: bytes, theirs: bytes) -> None:
+    def __init__(self, own: bytes, theirs: bytes, place: int = 0) -> None:
         self.decides = own < theirs
         self.members: tuple[Connection, ...] = ()
-        self.place = 0
+        self.place = place if self.decides else 0
         self.delivered = 0
         """The highest place of which something was delivered."""
         self._claims = _NOTHING

@@ -195,6 +195,15 @@ def test_the_smaller_id_uses_the_first_that_is_greeted_and_refuses_the_next():
     assert line.identified(second, None, 0) == [(Verdict.REFUSE, second)]
 
 
+def test_a_line_that_was_forgotten_goes_on_above_the_places_that_the_other_side_may_remember():
+    """And whoever follows begins with nothing: its own places say nothing of the other side's."""
+    first = connection(1, 1)
+    assert Line(SMALL, LARGE, 7).identified(first, None, 0) == [(Verdict.USE, first)]
+    assert first.place == 8
+    used = connection(2, 1)
+    assert Line(LARGE, SMALL, 7).identified(used, None, 1) == [(Verdict.USE, used)]
+
+
 def test_one_that_has_not_said_what_is_over_is_not_refused_yet():
     """It may be about to say that the one in use is over: refusing it would cost a dial."""
     line = Line(SMALL, LARGE)
