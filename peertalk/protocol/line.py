@@ -105,8 +105,8 @@ class Line:
 
     Args:
         own, theirs: the instance ids of the two sides, different.
-        place: at least the highest that we have used with this peer before it was forgotten: the
-            other side may remember.
+        place: the highest that our side has given, with whomever. The other side may remember
+            places of a line that we have forgotten with its peer.
 
     members: those that are not finished, in the order in which they were identified. place: the
     highest that was used.

@@ -118,7 +118,7 @@ class Switchboard:
             if connection.state in (State.CONNECTING, State.GREETING, State.GREETED):
                 self._end(connection, None)
             elif connection.state is State.OPEN:
-                self._farewell(connection)
+                self._look_whether_left(connection)
             elif connection.state is State.ASIDE:
                 self._part(connection)
 
@@ -225,9 +225,8 @@ class Switchboard:
         try:
             capabilities = decode_capabilities(self.transport.core, payload)
         except errors.ProtocolError:
-            self.transport.totals.ignored += (
-                1  # as the original: ignored whole, the connection stays
-            )
+            # as the original: ignored whole, the connection stays
+            self.transport.totals.ignored += 1
             return
         greeting = decode_greeting(payload, capabilities.instance)
         if greeting.addressed != self.transport.instance:
@@ -658,10 +657,9 @@ class Switchboard:
         if instance == self.transport.instance:
             self._end(connection, errors.InvalidArgument(f"{where} is this node itself"))
             return
-        peer = self._identify(connection, capabilities)
-        if peer is None or not self._admit(connection, peer):
+        connection.peer = peer = self._identify(connection, capabilities)
+        if not self._admit(connection, peer):
             return
-        connection.peer = peer
         if instance is None and peer.connection is not None:
             self._stand_aside(connection, peer, capabilities)
             self._settled(connection.tag)
@@ -678,9 +676,8 @@ class Switchboard:
         line = peer.line
         if line is None:
             assert peer.instance is not None
-            line = peer.line = Line(
-                self.transport.instance, peer.instance, self.connections.last_place
-            )
+            last_place = self.connections.last_place
+            line = peer.line = Line(self.transport.instance, peer.instance, last_place)
         if not connection.dialled:
             connection.number = greeting.number
         decisions = line.identified(connection, greeting.claims, greeting.place or 0)
@@ -689,8 +686,7 @@ class Switchboard:
             text = f"peer {peer.name!r} did not use the connection within {wait:g} s"
             self._give_time(connection, wait, errors.Timeout(text, peer=peer.name))
             if connection.dialled and connection.addressed != peer.instance:
-                if not self._greet(connection, peer):
-                    return
+                self._greet(connection, peer)
         self._apply(decisions)
 
     def _choose(self, connection: Connection, peer: Remote) -> None:
@@ -750,8 +746,8 @@ class Switchboard:
             self._wait_for_strangers(connection)
         else:
             self.connections.last_place = max(self.connections.last_place, connection.place)
-        if peer.line.decides and not self._greet(connection, peer, connection.place):
-            return
+            if not self._greet(connection, peer, connection.place):
+                return
         if peer.connection is not None:  # one that stands outside the line
             self._retire(peer.connection, connection)
         self._open(connection, peer)
@@ -779,7 +775,7 @@ class Switchboard:
         if connection.waits_for and connection.state is not State.CLOSED:
             self.transport.after(_LOOK, lambda: self._look_at_strangers(connection))
 
-    def _identify(self, connection: Connection, capabilities: Capabilities | None) -> Remote | None:
+    def _identify(self, connection: Connection, capabilities: Capabilities | None) -> Remote:
         expected = connection.peer
         assert expected is None or isinstance(expected, Remote)
         if capabilities is not None and capabilities.instance is not None:
@@ -965,12 +961,19 @@ class Switchboard:
             connection.left = self.transport.world.clock()
             connection.link.shut()
             self.transport.schedule()
-            self._look_whether_left(connection)
+            self.transport.cancel(connection.timer)
+            connection.timer = self.transport.after(
+                _LOOK, lambda: self._look_whether_left(connection)
+            )
 
     def _look_whether_left(self, connection: Connection) -> None:
         """We leave, or want to. The other side closes when it has read that; if it does not, we do
         when its system has all that we sent, and we have read what came: to close before would
         reset the connection over what can still be read."""
+        if connection.state is State.OPEN:
+            self._farewell(connection)
+        if connection.state not in (State.OPEN, State.CLOSING):
+            return
         now, world = self.transport.world.clock(), self.transport.world
         waited = 0.0 if connection.left is None else now - connection.left
         if now >= connection.deadline:
@@ -1055,7 +1058,6 @@ class Switchboard:
         wait = self.transport.config.drain_timeout if seconds is None else seconds
         connection.deadline = self.transport.world.clock() + wait
         self._look_whether_left(connection)
-        self._farewell(connection)
 
     def _left_in_vain(self, connection: Connection) -> None:
         peer = connection.peer
@@ -1358,7 +1360,7 @@ class Switchboard:
         if peer is not None and key in self._lost and not self.transport.closing:
             self._recall(peer, address)
 
-    def _recall(self, peer: Remote, address: Address | None = None) -> None:
+    def _recall(self, peer: Remote, address: Address) -> None:
         """Dial it anew, where it was heard."""
         if peer.connection is not None:
             return
@@ -1367,11 +1369,12 @@ class Switchboard:
         if under_way is not None:
             reached, under_way.reached = under_way.reached, ()
             self._end(under_way, self.transport.closed_error(peer))
+            begun = self.connections.dialling(peer)
+            if begun is not None:
+                begun.reached += reached
+                return
         self.transport.cancel(peer.retry)
         peer.retry = None
-        if address is None:
-            self._dial_peer(peer)
-            return
         if peer.state in (PeerState.DISCOVERED, PeerState.FAILED):
             peer.advance(PeerEvent.DIALLED)
         for waiting in reached or (self._dial_ended(peer),):
@@ -1384,7 +1387,7 @@ class Switchboard:
         self._end(connection, error)
         if isinstance(peer, Remote) and peer.key in self._lost:
             self._lost[peer.key] = True
-            self._recall(peer)
+            self.heard(peer, peer.address)
 
     def network_changed(self) -> None:
         """This machine has other interfaces or addresses. Without discovery nobody is heard: dial
@@ -1392,8 +1395,8 @@ class Switchboard:
         if self.transport.finder is None:
             for key, at_once in list(self._lost.items()):
                 peer = self.transport.peers.get(key)
-                if peer is not None and at_once and self.connections.dialling(peer) is None:
-                    self._recall(peer)
+                if peer is not None and at_once:
+                    self.heard(peer, peer.address)
 
     # Classic peers --------------------------------------------------------------------------------
 
