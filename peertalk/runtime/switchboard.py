@@ -167,7 +167,8 @@ class Switchboard:
             if connection.state is State.GREETED:  # it took us for classic, because we were slow
                 line.forgo(connection)
                 self._choose(connection, peer)
-            turn = line.turn(connection)
+            inside = connection in line.members
+            turn = line.turn(connection) if inside else Turn.DELIVER
             if turn is Turn.DROP:
                 return
             if turn is Turn.HOLD:
@@ -401,15 +402,23 @@ class Switchboard:
         addresses = discovery.addresses(peer.key) if discovery is not None else []
         untried = deque(addresses or [peer.address])
 
-        def attempt(found: Remote | None, error: errors.PeerTalkError | None) -> None:
-            if peer.connection is not None or (found is not None and error is None):
-                return
-            if untried and not self.transport.closing and not _is_final(error):
-                self.dial(untried.popleft(), attempt, peer)
-            else:
-                self._gave_up(peer, error or self.transport.closed_error(peer))
+        self._attempt(peer, untried, None)
 
-        attempt(None, None)
+    def _attempt(
+        self, peer: Remote, untried: deque[Address], error: errors.PeerTalkError | None
+    ) -> None:
+        """The next address, if the one before was in vain."""
+        if peer.connection is not None:
+            return
+        if untried and not self.transport.closing and not _is_final(error):
+
+            def reached(found: Remote | None, error: errors.PeerTalkError | None) -> None:
+                if found is None or error is not None:
+                    self._attempt(peer, untried, error)
+
+            self.dial(untried.popleft(), reached, peer)
+        else:
+            self._gave_up(peer, error or self.transport.closed_error(peer))
 
     def _gave_up(self, peer: Remote, error: errors.PeerTalkError) -> None:
         """One attempt at a peer has failed: try again while messages wait, or a connection that was
@@ -584,14 +593,18 @@ class Switchboard:
         """End a connection that says nothing for so long. What lies unread then is read first: it
         may be this program that was late."""
 
-        def due() -> None:
-            if self.transport.world.unread(connection.socket):
-                connection.timer = self.transport.after(_LOOK, due)
-            else:
-                self._end(connection, late, fault=fault)
-
         self.transport.cancel(connection.timer)
-        connection.timer = self.transport.after(seconds, due)
+        connection.timer = self.transport.after(
+            seconds, lambda: self._time_is_over(connection, late, fault=fault)
+        )
+
+    def _time_is_over(
+        self, connection: Connection, late: errors.PeerTalkError, *, fault: bool
+    ) -> None:
+        if self.transport.world.unread(connection.socket):
+            self._give_time(connection, _LOOK, late, fault=fault)
+        else:
+            self._end(connection, late, fault=fault)
 
     def _greet(self, connection: Connection, peer: Remote | None, place: int = 0) -> bool:
         """Say who we are; to a peer also what is over for us, and the place of the connection.
@@ -869,9 +882,9 @@ class Switchboard:
         for waiting in [each for each in self._waiting if tag in each.waits_for]:
             peer = waiting.peer
             assert isinstance(peer, Remote)
-            if peer.line is not None:
+            if peer.line is not None and waiting in peer.line.members:
                 released = peer.line.settled(tag)
-            else:
+            else:  # a peer that knows no places, or has taken us for one
                 waiting.waits_for = waiting.waits_for - {tag} or NOBODY
                 held = waiting.held is not None and not waiting.waits_for
                 released = [(Verdict.RELEASE, waiting)] if held else []

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import random
 import socket
 import struct
+import weakref
 
 import pytest
 
 import peertalk as pt
-from peertalk import scenarios
+from peertalk import scenarios, sim
 from peertalk._core import load
 from peertalk.protocol import connections as policy
 from peertalk.protocol.wire import (
@@ -1532,3 +1534,76 @@ def test_a_peer_that_comes_back_while_it_is_left_waits_until_what_it_sent_before
     which a bad network still holds."""
     for seed in (495, 542, 769):
         assert not scenarios.play("connect_disconnect", seed).problems
+
+
+def test_who_was_forgotten_on_one_side_alone_is_reached_again():
+    """The side that forgot counts places anew; the other one still knows those that were used, and
+    a connection with a place of the past is over before it has begun."""
+    roles = set()
+
+    async def main(net: sim.Network) -> list[bytes]:
+        ada, bob = [await net.node(name, discovery=False) for name in ("ada", "bob")]
+        roles.add(ada.id < bob.id)
+        peer = await ada.connect(bob.address)
+        got = []
+        for number in range(3):
+            await peer.send(bytes((number,)))
+            got.append((await bob.receive(timeout=60)).data)
+            await peer.disconnect(timeout=5)
+            await asyncio.sleep(1)
+            assert not bob.peers, "nobody holds it there"
+        return got
+
+    for seed in range(8):
+        assert sim.run(main, seed=seed) == [b"\0", b"\1", b"\2"]
+    assert roles == {True, False}, "either side decides about places once"
+
+
+def test_what_comes_from_who_took_us_for_classic_is_delivered_when_the_older_one_has_ended(
+    monkeypatch,
+):
+    """It stands outside the line, so nobody else would tell it that its turn has come."""
+    monkeypatch.setattr(policy, "GREETING_TIME", 0.001)
+    roles = set()
+
+    async def main(net: sim.Network) -> bytes:
+        ada, bob = [await net.node(name, discovery=False) for name in ("ada", "bob")]
+        roles.add(ada.id < bob.id)
+        (await ada.connect(bob.address)).send_nowait(b"before")
+        assert (await bob.receive(timeout=60)).data == b"before"
+        net.link("ada", "bob", latency=0.05)
+        net.reset(ada, bob, side="a")
+        await asyncio.sleep(1)
+        peer = await ada.connect(bob.address)
+        await peer.send(b"after")
+        return (await bob.receive(timeout=60)).data
+
+    for seed in range(8):
+        assert sim.run(main, seed=seed) == b"after"
+    assert roles == {True, False}, "either side decides about places once"
+
+
+def test_a_peer_that_nobody_holds_is_gone_at_once_and_not_when_the_collector_comes():
+    """Whoever is known again is the same object while somebody holds it: if that hung on a cycle
+    and the collector's whim, one seed would give several runs."""
+
+    async def main(net: sim.Network) -> list[object]:
+        ada, bob = [await net.node(name, discovery=False) for name in ("ada", "bob")]
+        calling = await ada.connect(bob.address)
+        await calling.send(b"hello")
+        called = (await bob.receive(timeout=60)).peer
+        held = [weakref.ref(calling), weakref.ref(called)]
+        await calling.disconnect(timeout=5)
+        net.cut(ada, bob)
+        with pytest.raises(pt.Timeout):
+            await calling.send(b"again", timeout=5)
+        await asyncio.sleep(100)
+        del calling, called
+        return [each() for each in held]
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert sim.run(main) == [None, None]
+    finally:
+        gc.enable()
