@@ -149,7 +149,7 @@ class Switchboard:
         elif kind == values.CLOSED:
             self._ended(connection, a, b)
         if connection.state is State.DRAINING:
-            self._drain_on(connection)
+            self._look_whether_drained(connection)
 
     def slots_came_free(self, connection: Connection) -> None:
         """A connection on its way out has room again, or nothing more to send."""
@@ -270,7 +270,7 @@ class Switchboard:
         self, connection: Connection, peer: Remote, instance: bytes, capabilities: Capabilities
     ) -> bool:
         """Whom we dialled and took for classic, because its CAPABILITY did not come in time, is one
-        of ours: its peer becomes that. False: it cannot, and the connection has ended."""
+        of ours: its peer becomes that. False: it cannot, and nothing more is sent here."""
         transport = self.transport
         where = f"{connection.address[0]}:{connection.address[1]}"
         if instance == transport.instance:
@@ -283,7 +283,11 @@ class Switchboard:
             replaced = errors.NetworkFailure(
                 f"{peer.id} turned out to be the peer {known.name!r}; send to that", peer=known.name
             )
-            self._end(connection, replaced, polite=True)
+            self._tell_unknown(connection, peer, replaced)
+            self._detach(connection, replaced, polite=True)
+            transport.tidy(peer)
+            connection.peer = known
+            self._apply(self._line_of(known).late(connection))
             return False
         if transport.finder is not None:
             transport.finder.release(peer.key)
@@ -601,7 +605,7 @@ class Switchboard:
     def _time_is_over(
         self, connection: Connection, late: errors.PeerTalkError, *, fault: bool
     ) -> None:
-        if self.transport.world.unread(connection.socket):
+        if self._is_unread(connection):
             self._give_time(connection, _LOOK, late, fault=fault)
         else:
             self._end(connection, late, fault=fault)
@@ -671,13 +675,16 @@ class Switchboard:
             self._choose(connection, peer)
         self._settled(connection.tag)
 
-    def _meet(self, connection: Connection, peer: Remote, greeting: Greeting) -> None:
-        """A peer that knows places: its line decides what becomes of the connection."""
-        line = peer.line
-        if line is None:
+    def _line_of(self, peer: Remote) -> Line:
+        if peer.line is None:
             assert peer.instance is not None
             last_place = self.connections.last_place
-            line = peer.line = Line(self.transport.instance, peer.instance, last_place)
+            peer.line = Line(self.transport.instance, peer.instance, last_place)
+        return peer.line
+
+    def _meet(self, connection: Connection, peer: Remote, greeting: Greeting) -> None:
+        """A peer that knows places: its line decides what becomes of the connection."""
+        line = self._line_of(peer)
         if not connection.dialled:
             connection.number = greeting.number
         decisions = line.identified(connection, greeting.claims, greeting.place or 0)
@@ -755,11 +762,10 @@ class Switchboard:
     def _wait_for_strangers(self, connection: Connection) -> None:
         """Who has not said whose it is, and has something unread, may be an older connection with
         the same peer: it is read first."""
-        unread = self.transport.world.unread
         connection.waits_for |= {
             each.tag
             for each in self.connections.undecided
-            if each.link is not None and unread(each.socket)
+            if each.link is not None and self._is_unread(each)
         }
         if connection.waits_for and connection not in self._waiting:
             self._waiting.append(connection)
@@ -770,7 +776,7 @@ class Switchboard:
         waited for."""
         for tag in connection.waits_for:
             other = self.connections.by_tag.get(tag)
-            if other is None or not self.transport.world.unread(other.socket):
+            if other is None or not self._is_unread(other):
                 self._settled(tag)
         if connection.waits_for and connection.state is not State.CLOSED:
             self.transport.after(_LOOK, lambda: self._look_at_strangers(connection))
@@ -925,7 +931,18 @@ class Switchboard:
             call()
         if connection.held is None and connection.state is State.DRAINING:
             self.transport.read_on(connection)
-        self._drain_on(connection)
+        self._look_whether_drained(connection)
+
+    def _is_unread(self, connection: Connection) -> bool:
+        """Whether something has arrived that was not given to us yet."""
+        held: bool = connection.link.holds
+        return held or self.transport.world.unread(connection.socket) > 0
+
+    def _look_whether_drained(self, connection: Connection) -> None:
+        """When this turn is done: more that it has brought may be among the turn's events."""
+        self.transport.cancel(connection.timer)
+        connection.timer = None
+        self.transport.post(lambda: self._drain_on(connection))
 
     def _drain_on(self, connection: Connection) -> None:
         """End it when nothing is left to be read."""
@@ -933,7 +950,7 @@ class Switchboard:
             return
         self.transport.cancel(connection.timer)
         connection.timer = None
-        if self.transport.world.unread(connection.socket):
+        if self._is_unread(connection):
             connection.timer = self.transport.after(_LOOK, lambda: self._drain_on(connection))
         else:
             self._end(connection, None)
@@ -983,7 +1000,7 @@ class Switchboard:
             or waited < _LOOK
             or connection.link.slots_pending
             or world.unacknowledged(connection.socket)
-            or world.unread(connection.socket)
+            or self._is_unread(connection)
         ):
             pause = min(max(_LOOK, waited / 8), _LOOK_SELDOM, connection.deadline - now)
             self.transport.cancel(connection.timer)
