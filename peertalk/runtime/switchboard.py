@@ -67,7 +67,9 @@ class Switchboard:
         self._waiting: list[Connection] = []
         """Connections whose messages wait until others have said whose they are, or are shut."""
         self._aside_timer: Timer | None = None
-        self._lost: dict[Key, bool] = {}
+        self._lost: dict[Key, tuple[Remote, bool]] = {}
+        """Peers with whom a connection is to come back, and whether we dial at once. Not all are in
+        the table: without discovery one that has no connection is forgotten."""
         self._recalls: dict[Key, Timer] = {}
         self.pulse = Pulse(transport)
         self.watchdog = Watchdog(transport)
@@ -1287,7 +1289,7 @@ class Switchboard:
                 peer.attempts = 0
             delay = self._set_back(peer)
             if not isinstance(error, errors.RemoteError):
-                self._expect(peer.key, at_once=connection.dialled)
+                self._expect(peer, at_once=connection.dialled)
         else:
             peer.attempts = 0
             self.expect_no_more(peer.key)
@@ -1334,11 +1336,11 @@ class Switchboard:
 
     # Connections that come back -------------------------------------------------------------------
 
-    def _expect(self, key: Key, *, at_once: bool) -> None:
+    def _expect(self, peer: Remote, *, at_once: bool) -> None:
         """A connection that nobody wanted to end is lost: it comes back when its peer is heard,
         though the peer be forgotten meanwhile."""
-        self._lost.pop(key, None)
-        self._lost[key] = at_once
+        self._lost.pop(peer.key, None)
+        self._lost[peer.key] = peer, at_once
         if len(self._lost) > self.transport.config.max_peers:
             self.expect_no_more(next(iter(self._lost)))
 
@@ -1353,9 +1355,10 @@ class Switchboard:
         cross."""
         if peer.state is PeerState.FAILED:
             peer.advance(PeerEvent.HEARD)
-        at_once = self._lost.get(peer.key)
-        if at_once is None or self.transport.closing or peer.classic:
+        lost = self._lost.get(peer.key)
+        if lost is None or self.transport.closing or peer.classic:
             return
+        _, at_once = lost
         now = self.transport.world.clock()
         under_way = self.connections.dialling(peer)
         if under_way is not None:
@@ -1368,13 +1371,12 @@ class Switchboard:
             self._recall(peer, address)
         elif peer.key not in self._recalls:
             self._recalls[peer.key] = self.transport.after(
-                delay, lambda: self._recall_late(peer.key, address)
+                delay, lambda: self._recall_late(peer, address)
             )
 
-    def _recall_late(self, key: Key, address: Address) -> None:
-        self._recalls.pop(key, None)
-        peer = self.transport.peers.get(key)
-        if peer is not None and key in self._lost and not self.transport.closing:
+    def _recall_late(self, peer: Remote, address: Address) -> None:
+        self._recalls.pop(peer.key, None)
+        if peer.key in self._lost and not self.transport.closing:
             self._recall(peer, address)
 
     def _recall(self, peer: Remote, address: Address) -> None:
@@ -1403,16 +1405,15 @@ class Switchboard:
         peer = connection.peer
         self._end(connection, error)
         if isinstance(peer, Remote) and peer.key in self._lost:
-            self._lost[peer.key] = True
+            self._lost[peer.key] = peer, True
             self.heard(peer, peer.address)
 
     def network_changed(self) -> None:
         """This machine has other interfaces or addresses. Without discovery nobody is heard: dial
         those who wait for that."""
         if self.transport.finder is None:
-            for key, at_once in list(self._lost.items()):
-                peer = self.transport.peers.get(key)
-                if peer is not None and at_once:
+            for peer, at_once in list(self._lost.values()):
+                if at_once:
                     self.heard(peer, peer.address)
 
     # Classic peers --------------------------------------------------------------------------------
