@@ -43,6 +43,10 @@ _ACCEPT_PAUSE = 0.1
 _LOOK = 0.02
 """Seconds between two looks at a connection that is on its way out: whether something is unread, or
 unacknowledged. Neither makes an event."""
+_FIRST_READ = 512
+"""Bytes that one read of a connection brings until it is greeted: enough for a CAPABILITY, and
+little to put into a full inbox before the connection can be held back."""
+_UNBOUNDED = 2**32 - 1
 _CLASSIC_LIMIT = 512
 """Bytes that a classic peer takes before it has said more (its CAPABILITY)."""
 _LOOK_SELDOM = 0.5
@@ -556,6 +560,7 @@ class Switchboard:
         except errors.PeerTalkError as error:
             self._end(connection, error)
             return
+        connection.link.read_max = _FIRST_READ
         self.transport.totals.opened += 1
         self.watchdog.opened(connection)
         peer = connection.peer
@@ -607,7 +612,7 @@ class Switchboard:
     def _time_is_over(
         self, connection: Connection, late: errors.PeerTalkError, *, fault: bool
     ) -> None:
-        if self._is_unread(connection):
+        if self._unread(connection):
             self._give_time(connection, _LOOK, late, fault=fault)
         else:
             self._end(connection, late, fault=fault)
@@ -767,7 +772,7 @@ class Switchboard:
         connection.waits_for |= {
             each.tag
             for each in self.connections.undecided
-            if each.link is not None and self._is_unread(each)
+            if each.link is not None and self._unread(each)
         }
         if connection.waits_for and connection not in self._waiting:
             self._waiting.append(connection)
@@ -778,7 +783,7 @@ class Switchboard:
         waited for."""
         for tag in connection.waits_for:
             other = self.connections.by_tag.get(tag)
-            if other is None or not self._is_unread(other):
+            if other is None or not self._unread(other):
                 self._settled(tag)
         if connection.waits_for and connection.state is not State.CLOSED:
             self.transport.after(_LOOK, lambda: self._look_at_strangers(connection))
@@ -828,6 +833,9 @@ class Switchboard:
         capabilities = peer.capabilities
         limit = _CLASSIC_LIMIT if capabilities is None else capabilities.max_message
         connection.link.max_message = min(self.transport.max_message, limit)
+        connection.link.read_max = _UNBOUNDED
+        if self.transport.inbox.flooded:
+            self.transport.pause_if_full(connection, peer)
         peer.connection = connection
         connection.opened = self.transport.world.clock()
         self.transport.datagrams.place(peer)
@@ -931,14 +939,10 @@ class Switchboard:
         ended, connection.on_end = connection.on_end, ()
         for call in ended:
             call()
+        connection.link.read_max = _UNBOUNDED
         if connection.held is None and connection.state is State.DRAINING:
             self.transport.read_on(connection)
         self._look_whether_drained(connection)
-
-    def _is_unread(self, connection: Connection) -> bool:
-        """Whether something has arrived that was not given to us yet."""
-        held: bool = connection.link.holds
-        return held or self.transport.world.unread(connection.socket) > 0
 
     def _look_whether_drained(self, connection: Connection) -> None:
         """When this turn is done: more that it has brought may be among the turn's events."""
@@ -952,10 +956,16 @@ class Switchboard:
             return
         self.transport.cancel(connection.timer)
         connection.timer = None
-        if self._is_unread(connection):
+        if self._unread(connection):
             connection.timer = self.transport.after(_LOOK, lambda: self._drain_on(connection))
         else:
             self._end(connection, None)
+
+    def _unread(self, connection: Connection) -> int:
+        """Bytes that have come and are not taken apart: in the system, and in the core, which reads
+        more at once than a connection may bring in a turn."""
+        unread = self.transport.world.unread(connection.socket)
+        return unread if connection.link is None else unread + int(connection.link.held_bytes)
 
     # The end --------------------------------------------------------------------------------------
 
@@ -1002,7 +1012,7 @@ class Switchboard:
             or waited < _LOOK
             or connection.link.slots_pending
             or world.unacknowledged(connection.socket)
-            or self._is_unread(connection)
+            or self._unread(connection)
         ):
             pause = min(max(_LOOK, waited / 8), _LOOK_SELDOM, connection.deadline - now)
             self.transport.cancel(connection.timer)
@@ -1522,6 +1532,7 @@ class Switchboard:
         """A second connection with a classic peer: it is read, and the one that is there used, or
         left."""
         connection.advance(Step.STEP_ASIDE)
+        connection.link.read_max = _UNBOUNDED
         self.classics.stood_aside(connection.tag, capabilities, self.transport.world.clock())
         reached, connection.reached = connection.reached, ()
         _tell(reached, None, peer)
