@@ -838,6 +838,8 @@ class Switchboard:
             self.transport.pause_if_full(connection, peer)
         peer.connection = connection
         connection.opened = self.transport.world.clock()
+        if capabilities is not None and capabilities.instance is not None and capabilities.port:
+            peer.address = (connection.address[0], capabilities.port)  # it may have moved
         self.transport.datagrams.place(peer)
         self.transport.cancel(peer.retry)
         peer.retry = None
