@@ -62,9 +62,7 @@ class of a peer. disconnect: peers are left. held: calls of a Peer that is no lo
 peer_messages: peer.messages(). stray_queue: send_nowait to a peer that is not connected. stream:
 stream_out(). farewell: what is Sent in the end has arrived, too, if its node was closed politely.
 """
-KNOWN_BROKEN: frozenset[str] = frozenset(
-    {"reset", "cut", "overlap", "disconnect", "held", "peer_messages", "farewell"}
-)
+KNOWN_BROKEN: frozenset[str] = frozenset()
 """Those of KINDS that are left out because what they find is known and not yet cured."""
 
 NAMES = ("ada", "bob", "cy", "dan")
@@ -142,18 +140,22 @@ class Way:
     """A pair as one Peer object has it. index_of: for each number that was given, which message of
     the pair it is; outcome: what became of it.
 
-    full: all numbers up to this one have their message. quiet: a call is on its way that does not
-    say which numbers it was given; one at a time.
+    full: all numbers up to this one have their message. calls: those that wait. quiet: one of them
+    does not say which numbers it was given; one at a time. debt: that one is over, and said how
+    many of which messages were accepted; which numbers they have shows when no call waits any more,
+    for each other one says its own (not at once: it is woken after it was accepted).
     """
 
-    __slots__ = ("full", "index_of", "outcome", "pair", "peer", "quiet")
+    __slots__ = ("calls", "debt", "full", "index_of", "outcome", "pair", "peer", "quiet")
 
     def __init__(self, pair: Pair, peer: pt.Peer) -> None:
         self.pair, self.peer = pair, peer
         self.index_of = array("I", [0])
         self.outcome = bytearray(1)
         self.full = 0
+        self.calls = 0
         self.quiet = False
+        self.debt: tuple[list[int] | None, int | None] | None = None
 
     def claim(self, number: int, index: int) -> None:
         """This number is that message."""
@@ -293,10 +295,21 @@ class Ledger:
         if way.pair.state[index] & ARRIVED:
             raise Finding(f"{way.pair}: message {index} was not accepted, and arrived")
 
-    def accepted_quietly(self, way: Way, indexes: list[int], exactly: int | None) -> None:
-        """A call that says no numbers is over: it accepted the first of these messages. exactly: so
-        many; None: as many as there are numbers for."""
+    def accepted_quietly(self, way: Way, indexes: list[int] | None, exactly: int | None) -> None:
+        """A call that says no numbers is over: it accepted the first of these messages (None: parts
+        of a stream). exactly: so many; None: as many as there are numbers for."""
+        way.debt = indexes, exactly
+
+    def pay(self, way: Way) -> None:
+        """No call waits: all numbers that nobody has claimed are those of the quiet one."""
+        if way.debt is None:
+            return
+        (indexes, exactly), way.debt = way.debt, None
         numbers = way.unclaimed()
+        if indexes is None:
+            for number in numbers:
+                way.claim(number, PART)
+            return
         count = len(numbers) if exactly is None else exactly
         if len(numbers) != count or count > len(indexes):
             raise Finding(
@@ -888,13 +901,21 @@ class Driver:
         ways = list(ways)
         for way in ways:
             way.pair.waiting[priority] += 1
+            way.calls += 1
             way.quiet = way.quiet or quiet
 
         def no_longer(_: object) -> None:
             call.close()  # cancelled before it had begun
             for way in ways:
                 way.pair.waiting[priority] -= 1
-                way.quiet = way.quiet and not quiet
+                way.calls -= 1
+                if not way.calls:
+                    try:
+                        self.ledger.pay(way)
+                    except Finding as finding:
+                        self.trouble = self.trouble or finding
+                if quiet or not way.calls:
+                    way.quiet = way.debt is not None
 
         async def made() -> None:
             try:
@@ -997,9 +1018,12 @@ class Driver:
             except (errors.WouldBlock, errors.MessageTooLarge):
                 ledger.refused(way, index)
                 break
-            except errors.ConnectionClosed as error:
+            except errors.NetworkFailure as error:
                 ledger.refused(way, index)
-                if not way.pair.receiver.closing:
+                expected = way.pair.receiver.closing or self.has(
+                    "disconnect" if isinstance(error, errors.NotConnected) else "reset"
+                )
+                if not expected:
                     raise Finding(f"send_nowait {way.pair}: {error!r}") from error
                 break
             ledger.accepted(way, number, index)
@@ -1007,7 +1031,7 @@ class Driver:
 
     def send(self) -> None:
         chosen = self.line()
-        if chosen is None or len(self.calls) >= self.CALLS_MAX:
+        if chosen is None or len(self.calls) >= self.CALLS_MAX or chosen[2].debt is not None:
             return
         life, peer, way, priority = chosen
         timeout, size = self.timeout(), self.size(peer)
@@ -1059,6 +1083,9 @@ class Driver:
                 )
                 if exactly != count:
                     raise Finding(f"send_many {text}: it says {exactly}")
+            except errors.PeerTalkError as error:
+                exactly = error.accepted
+                raise
             finally:
                 self.ledger.accepted_quietly(way, [index for index, _ in composed], exactly)
 
@@ -1138,8 +1165,7 @@ class Driver:
                 if told and told[-1] != (len(data), len(data)):
                     raise Finding(f"stream_out {text}: it ended, and the progress was {told[-1]}")
             finally:
-                for number in way.unclaimed():
-                    way.claim(number, PART)
+                self.ledger.accepted_quietly(way, None, None)
 
         allowed = (*NETWORK, errors.WouldBlock)
         self.begin(

@@ -145,6 +145,15 @@ class Line:
                 self._drain(connection, decisions)
         return self._told(connection, claims, place, decisions)
 
+    def late(self, connection: Connection) -> list[Decision]:
+        """A connection has turned out to be one with this peer after we had taken the other side
+        for one that knows no places, and had sent on it: it is read to its end, before those that
+        are used."""
+        self.members += (connection,)
+        decisions: list[Decision] = []
+        self._drain(connection, decisions)
+        return decisions
+
     def told(self, connection: Connection, claims: Claims | None, place: int) -> list[Decision]:
         """A CAPABILITY has come on a member."""
         return self._told(connection, claims, place, [])

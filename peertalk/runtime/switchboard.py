@@ -43,6 +43,10 @@ _ACCEPT_PAUSE = 0.1
 _LOOK = 0.02
 """Seconds between two looks at a connection that is on its way out: whether something is unread, or
 unacknowledged. Neither makes an event."""
+_FIRST_READ = 512
+"""Bytes that one read of a connection brings until it is greeted: enough for a CAPABILITY, and
+little to put into a full inbox before the connection can be held back."""
+_UNBOUNDED = 2**32 - 1
 _CLASSIC_LIMIT = 512
 """Bytes that a classic peer takes before it has said more (its CAPABILITY)."""
 _LOOK_SELDOM = 0.5
@@ -67,7 +71,9 @@ class Switchboard:
         self._waiting: list[Connection] = []
         """Connections whose messages wait until others have said whose they are, or are shut."""
         self._aside_timer: Timer | None = None
-        self._lost: dict[Key, bool] = {}
+        self._lost: dict[Key, tuple[Remote, bool]] = {}
+        """Peers with whom a connection is to come back, and whether we dial at once. Not all are in
+        the table: without discovery one that has no connection is forgotten."""
         self._recalls: dict[Key, Timer] = {}
         self.pulse = Pulse(transport)
         self.watchdog = Watchdog(transport)
@@ -149,7 +155,7 @@ class Switchboard:
         elif kind == values.CLOSED:
             self._ended(connection, a, b)
         if connection.state is State.DRAINING:
-            self._drain_on(connection)
+            self._look_whether_drained(connection)
 
     def slots_came_free(self, connection: Connection) -> None:
         """A connection on its way out has room again, or nothing more to send."""
@@ -270,7 +276,7 @@ class Switchboard:
         self, connection: Connection, peer: Remote, instance: bytes, capabilities: Capabilities
     ) -> bool:
         """Whom we dialled and took for classic, because its CAPABILITY did not come in time, is one
-        of ours: its peer becomes that. False: it cannot, and the connection has ended."""
+        of ours: its peer becomes that. False: it cannot, and nothing more is sent here."""
         transport = self.transport
         where = f"{connection.address[0]}:{connection.address[1]}"
         if instance == transport.instance:
@@ -283,7 +289,11 @@ class Switchboard:
             replaced = errors.NetworkFailure(
                 f"{peer.id} turned out to be the peer {known.name!r}; send to that", peer=known.name
             )
-            self._end(connection, replaced, polite=True)
+            self._tell_unknown(connection, peer, replaced)
+            self._detach(connection, replaced, polite=True)
+            transport.tidy(peer)
+            connection.peer = known
+            self._apply(self._line_of(known).late(connection))
             return False
         if transport.finder is not None:
             transport.finder.release(peer.key)
@@ -550,6 +560,7 @@ class Switchboard:
         except errors.PeerTalkError as error:
             self._end(connection, error)
             return
+        connection.link.read_max = _FIRST_READ
         self.transport.totals.opened += 1
         self.watchdog.opened(connection)
         peer = connection.peer
@@ -601,7 +612,7 @@ class Switchboard:
     def _time_is_over(
         self, connection: Connection, late: errors.PeerTalkError, *, fault: bool
     ) -> None:
-        if self.transport.world.unread(connection.socket):
+        if self._unread(connection):
             self._give_time(connection, _LOOK, late, fault=fault)
         else:
             self._end(connection, late, fault=fault)
@@ -671,13 +682,16 @@ class Switchboard:
             self._choose(connection, peer)
         self._settled(connection.tag)
 
-    def _meet(self, connection: Connection, peer: Remote, greeting: Greeting) -> None:
-        """A peer that knows places: its line decides what becomes of the connection."""
-        line = peer.line
-        if line is None:
+    def _line_of(self, peer: Remote) -> Line:
+        if peer.line is None:
             assert peer.instance is not None
             last_place = self.connections.last_place
-            line = peer.line = Line(self.transport.instance, peer.instance, last_place)
+            peer.line = Line(self.transport.instance, peer.instance, last_place)
+        return peer.line
+
+    def _meet(self, connection: Connection, peer: Remote, greeting: Greeting) -> None:
+        """A peer that knows places: its line decides what becomes of the connection."""
+        line = self._line_of(peer)
         if not connection.dialled:
             connection.number = greeting.number
         decisions = line.identified(connection, greeting.claims, greeting.place or 0)
@@ -755,11 +769,10 @@ class Switchboard:
     def _wait_for_strangers(self, connection: Connection) -> None:
         """Who has not said whose it is, and has something unread, may be an older connection with
         the same peer: it is read first."""
-        unread = self.transport.world.unread
         connection.waits_for |= {
             each.tag
             for each in self.connections.undecided
-            if each.link is not None and unread(each.socket)
+            if each.link is not None and self._unread(each)
         }
         if connection.waits_for and connection not in self._waiting:
             self._waiting.append(connection)
@@ -770,7 +783,7 @@ class Switchboard:
         waited for."""
         for tag in connection.waits_for:
             other = self.connections.by_tag.get(tag)
-            if other is None or not self.transport.world.unread(other.socket):
+            if other is None or not self._unread(other):
                 self._settled(tag)
         if connection.waits_for and connection.state is not State.CLOSED:
             self.transport.after(_LOOK, lambda: self._look_at_strangers(connection))
@@ -820,6 +833,9 @@ class Switchboard:
         capabilities = peer.capabilities
         limit = _CLASSIC_LIMIT if capabilities is None else capabilities.max_message
         connection.link.max_message = min(self.transport.max_message, limit)
+        connection.link.read_max = _UNBOUNDED
+        if self.transport.inbox.flooded:
+            self.transport.pause_if_full(connection, peer)
         peer.connection = connection
         connection.opened = self.transport.world.clock()
         self.transport.datagrams.place(peer)
@@ -923,9 +939,16 @@ class Switchboard:
         ended, connection.on_end = connection.on_end, ()
         for call in ended:
             call()
+        connection.link.read_max = _UNBOUNDED
         if connection.held is None and connection.state is State.DRAINING:
             self.transport.read_on(connection)
-        self._drain_on(connection)
+        self._look_whether_drained(connection)
+
+    def _look_whether_drained(self, connection: Connection) -> None:
+        """When this turn is done: more that it has brought may be among the turn's events."""
+        self.transport.cancel(connection.timer)
+        connection.timer = None
+        self.transport.post(lambda: self._drain_on(connection))
 
     def _drain_on(self, connection: Connection) -> None:
         """End it when nothing is left to be read."""
@@ -933,10 +956,16 @@ class Switchboard:
             return
         self.transport.cancel(connection.timer)
         connection.timer = None
-        if self.transport.world.unread(connection.socket):
+        if self._unread(connection):
             connection.timer = self.transport.after(_LOOK, lambda: self._drain_on(connection))
         else:
             self._end(connection, None)
+
+    def _unread(self, connection: Connection) -> int:
+        """Bytes that have come and are not taken apart: in the system, and in the core, which reads
+        more at once than a connection may bring in a turn."""
+        unread = self.transport.world.unread(connection.socket)
+        return unread if connection.link is None else unread + int(connection.link.held_bytes)
 
     # The end --------------------------------------------------------------------------------------
 
@@ -983,7 +1012,7 @@ class Switchboard:
             or waited < _LOOK
             or connection.link.slots_pending
             or world.unacknowledged(connection.socket)
-            or world.unread(connection.socket)
+            or self._unread(connection)
         ):
             pause = min(max(_LOOK, waited / 8), _LOOK_SELDOM, connection.deadline - now)
             self.transport.cancel(connection.timer)
@@ -1270,7 +1299,7 @@ class Switchboard:
                 peer.attempts = 0
             delay = self._set_back(peer)
             if not isinstance(error, errors.RemoteError):
-                self._expect(peer.key, at_once=connection.dialled)
+                self._expect(peer, at_once=connection.dialled)
         else:
             peer.attempts = 0
             self.expect_no_more(peer.key)
@@ -1317,11 +1346,11 @@ class Switchboard:
 
     # Connections that come back -------------------------------------------------------------------
 
-    def _expect(self, key: Key, *, at_once: bool) -> None:
+    def _expect(self, peer: Remote, *, at_once: bool) -> None:
         """A connection that nobody wanted to end is lost: it comes back when its peer is heard,
         though the peer be forgotten meanwhile."""
-        self._lost.pop(key, None)
-        self._lost[key] = at_once
+        self._lost.pop(peer.key, None)
+        self._lost[peer.key] = peer, at_once
         if len(self._lost) > self.transport.config.max_peers:
             self.expect_no_more(next(iter(self._lost)))
 
@@ -1336,9 +1365,10 @@ class Switchboard:
         cross."""
         if peer.state is PeerState.FAILED:
             peer.advance(PeerEvent.HEARD)
-        at_once = self._lost.get(peer.key)
-        if at_once is None or self.transport.closing or peer.classic:
+        lost = self._lost.get(peer.key)
+        if lost is None or self.transport.closing or peer.classic:
             return
+        _, at_once = lost
         now = self.transport.world.clock()
         under_way = self.connections.dialling(peer)
         if under_way is not None:
@@ -1351,13 +1381,12 @@ class Switchboard:
             self._recall(peer, address)
         elif peer.key not in self._recalls:
             self._recalls[peer.key] = self.transport.after(
-                delay, lambda: self._recall_late(peer.key, address)
+                delay, lambda: self._recall_late(peer, address)
             )
 
-    def _recall_late(self, key: Key, address: Address) -> None:
-        self._recalls.pop(key, None)
-        peer = self.transport.peers.get(key)
-        if peer is not None and key in self._lost and not self.transport.closing:
+    def _recall_late(self, peer: Remote, address: Address) -> None:
+        self._recalls.pop(peer.key, None)
+        if peer.key in self._lost and not self.transport.closing:
             self._recall(peer, address)
 
     def _recall(self, peer: Remote, address: Address) -> None:
@@ -1386,16 +1415,15 @@ class Switchboard:
         peer = connection.peer
         self._end(connection, error)
         if isinstance(peer, Remote) and peer.key in self._lost:
-            self._lost[peer.key] = True
+            self._lost[peer.key] = peer, True
             self.heard(peer, peer.address)
 
     def network_changed(self) -> None:
         """This machine has other interfaces or addresses. Without discovery nobody is heard: dial
         those who wait for that."""
         if self.transport.finder is None:
-            for key, at_once in list(self._lost.items()):
-                peer = self.transport.peers.get(key)
-                if peer is not None and at_once:
+            for peer, at_once in list(self._lost.values()):
+                if at_once:
                     self.heard(peer, peer.address)
 
     # Classic peers --------------------------------------------------------------------------------
@@ -1504,6 +1532,7 @@ class Switchboard:
         """A second connection with a classic peer: it is read, and the one that is there used, or
         left."""
         connection.advance(Step.STEP_ASIDE)
+        connection.link.read_max = _UNBOUNDED
         self.classics.stood_aside(connection.tag, capabilities, self.transport.world.clock())
         reached, connection.reached = connection.reached, ()
         _tell(reached, None, peer)

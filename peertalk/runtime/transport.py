@@ -169,7 +169,11 @@ class Transport:
                 if event[0] == values.SENT:
                     serve(event)
             for event in came:
-                if event[0] != values.SENT:
+                if event[0] != values.SENT and event[0] != values.TIMER:
+                    serve(event)
+            # last: what is late may be among what came
+            for event in came:
+                if event[0] == values.TIMER:
                     serve(event)
             while self._orders:
                 self._orders.popleft()()
@@ -269,7 +273,7 @@ class Transport:
             self.closing = True
         self.after(timeout, self.close_now)
         closed = errors.InvalidState(f"node {self.config.name!r} is closed")
-        for peer in self.peers.values():
+        for peer in self._everybody():
             peer.quick = None
             peer.on_lost(closed)
             if peer.connection is None:
@@ -290,7 +294,7 @@ class Transport:
             return
         with self.lock:
             self.closing = True
-        for peer in self.peers.values():
+        for peer in self._everybody():
             peer.quick = None
             if peer.connection is not None:
                 continue  # the end of its connection reports what that has taken first
@@ -320,7 +324,7 @@ class Transport:
             self.memory()
             self.closed = True
             self.closing = True
-        for peer in self.peers.values():
+        for peer in self._everybody():
             peer.tell_reaching(errors.InvalidState(f"node {self.config.name!r} is closed"))
         self._forgotten.clear()
         self.switchboard.stop_listening()
@@ -775,6 +779,10 @@ class Transport:
 
     # Peers ----------------------------------------------------------------------------------------
 
+    def _everybody(self) -> list[Remote]:
+        """Those who are known, and those who are forgotten and held: they may be sent to."""
+        return [*self.peers.values(), *self._forgotten.values()]
+
     def meet(self, instance: bytes, name: str, address: Address) -> Remote:
         """The peer that has said its instance id on a connection, or by whose announcement it was
         heard; made when it was not known."""
@@ -917,7 +925,7 @@ class Transport:
         if trying and event.reason is events.LostReason.TIMEOUT:
             return
         text = f"peer {peer.name!r} is gone ({event.reason.value})"
-        lost = errors.PeerNotFound(text, peer=peer.name)
+        lost = errors.ConnectionClosed(text, peer=peer.name)
         self.cancel(peer.retry)
         peer.retry = None
         self.fail_queued(peer, lost)
@@ -958,5 +966,5 @@ class Transport:
             links_refused=self.connections.refused,
             inbox_bytes=self.inbox.total,
             peers=len(self.peers),
-            queued=sum(peer.queued for peer in self.peers.values()),
+            queued=sum(peer.queued for peer in self._everybody()),
         )

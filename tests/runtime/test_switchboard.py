@@ -371,6 +371,36 @@ async def test_a_peer_of_ours_that_is_slow_to_greet_is_not_taken_for_a_classic_o
         assert (await slow.hear())[0] == CAPABILITY and (await slow.hear())[3] == bytes(5000)
 
 
+@pytest.mark.parametrize("places", [True, False], ids=["knows places", "knows none"])
+async def test_what_a_peer_of_ours_that_was_taken_for_classic_sends_with_its_greeting_is_delivered(
+    places, monkeypatch
+):
+    """It is known by another connection already, so this one is given up; but its system was told
+    that these bytes have arrived, and so its application that they were sent."""
+    monkeypatch.setattr(policy, "GREETING_TIME", 0.02)
+    core, instance = load(), b"slowpeer"
+    async with ClassicPeer() as slow, ClassicPeer() as quick, pt.Node("ada", **loopback()) as ada:
+        classic = await ada.connect(slow.address, timeout=GUARD)
+        assert classic.classic
+        await slow.meet()
+        greeting = encode_capabilities(
+            core, Capabilities(8192, 1024, 0, 0, instance, "slow", slow.address[1])
+        )
+        await quick.dial(ada)
+        if places:
+            greeting += encode_greeting(Greeting(1, None, None, 0), instance)
+        quick.say(frame(CAPABILITY, greeting))
+        await until(lambda: "slow" in [peer.name for peer in ada.peers.values()])
+        slow.say(
+            frame(CAPABILITY, greeting),
+            frame(DATA, b"one"),
+            frame(PING),
+            frame(DATA, b"two", 1),
+        )
+        got = [await ada.receive(timeout=GUARD) for _ in range(2)]
+        assert [(each.data, each.peer.name) for each in got] == [(b"one", "slow"), (b"two", "slow")]
+
+
 async def test_a_peer_that_never_greets_is_given_up(free_port, monkeypatch):
     """Waiting has an end, and a sentence."""
     port, core = free_port(), load()
