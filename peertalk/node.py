@@ -197,12 +197,12 @@ class Peer(Remote):
         """
         seconds = _seconds(timeout)
         connection = self.connection
-        if connection is None:
-            return
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        connection.on_end = (*connection.on_end, lambda: _settle(gone))
+        if connection is not None:
+            connection.on_end = (*connection.on_end, lambda: _settle(gone))
         self.transport.switchboard.leave(self, seconds)
-        await gone
+        if connection is not None:
+            await gone
 
     async def ping(self, *, timeout: float | str | None = 5.0) -> float:
         """Measure the way to this peer and back, in seconds. `latency` has the smoothed value,
