@@ -198,6 +198,7 @@ class Peer(Remote):
         seconds = _seconds(timeout)
         connection = self.connection
         if connection is None:
+            self.transport.switchboard.leave(self)  # one that was lost does not come back either
             return
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         connection.on_end = (*connection.on_end, lambda: _settle(gone))

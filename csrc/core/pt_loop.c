@@ -347,7 +347,7 @@ static void watch_rest(pt_context *context, pt_link *link)
     if ((link->state != PT_LINK_OPEN && link->state != PT_LINK_SHUT) ||
         pt_timer_is_armed(&link->rest_timer) || !pt_pipeline_keeps(&link->pipeline))
         return;
-    link->rest_frames = link->pipeline.frames;
+    link->rest_frames = (uint32_t)link->pipeline.frames;
     arm(context, &link->rest_timer, PT_REST_MS);
 }
 
@@ -416,7 +416,7 @@ static void push(pt_context *context, pt_link *link)
         link->blocked)
         return;
     int waits = link->pipeline.pending_count != link->pipeline.filling_count;
-    uint64_t sent_bytes = link->sent_bytes;
+    uint32_t sent_bytes = (uint32_t)link->sent_bytes;
     while (link->pipeline.filling_count != 0) {
         if (!launch(context, link, 0))
             return;
@@ -430,7 +430,7 @@ static void push(pt_context *context, pt_link *link)
         }
     }
     harvest(context, link);
-    if (!waits || link->sent_bytes != sent_bytes) {
+    if (!waits || (uint32_t)link->sent_bytes != sent_bytes) {
         link->moved = context->wheel.now;
         link->pipeline.is_still = 0;
     }
@@ -476,6 +476,7 @@ int pt_link_open(pt_context *context, pt_link *link, intptr_t handle, uint32_t t
     link->rest_timer.kind = PT_TIMER_REST;
     link->pipeline.keep = 1;
     link->mean = MEAN_MAX;
+    link->read_max = UINT32_MAX;
     pt_ingest_init(&link->ingest, pt_message_format(), context->pool, max_payload, tag);
     link->state = PT_LINK_OPEN;
     context->link_count++;
@@ -797,6 +798,7 @@ static int feed(pt_context *context, pt_link *link, const uint8_t *data, size_t 
 /* Keep what a turn has read and may not take apart. 0: there is no memory for it. */
 static int hold(pt_context *context, pt_link *link, const uint8_t *data, size_t len)
 {
+    PT_ASSERT(data != NULL && len != 0);
     link->held = pt_pool_acquire(context->pool, (uint32_t)len);
     if (link->held == NULL)
         return 0;
@@ -823,7 +825,7 @@ static void take_apart(pt_context *context, pt_link *link, const uint8_t *data, 
                        pt_sink *sink, uint32_t work)
 {
     pt_ingest *ingest = &link->ingest;
-    uint64_t frames = ingest->frames;
+    uint32_t frames = (uint32_t)ingest->frames;
     int was_held = link->held != NULL;
     size_t consumed = 0;
     ingest->work = 0;
@@ -839,7 +841,7 @@ static void take_apart(pt_context *context, pt_link *link, const uint8_t *data, 
     }
     count_work(context, link, consumed, sink);
     if (result == PT_OK || result == PT_ERR_BUSY) {
-        update_frame_timer(context, link, ingest->frames != frames);
+        update_frame_timer(context, link, (uint32_t)ingest->frames != frames);
         if (link->held_at < link->held_len)
             add_held(context, link);
         else
@@ -872,6 +874,8 @@ static uint32_t read_size(pt_context *context, const pt_link *link, uint32_t roo
         size = rest;
     else if (size < rest + PT_HEADER_SIZE)
         size = rest + PT_HEADER_SIZE;
+    if (size > link->read_max)
+        size = link->read_max;
     return size < room ? size : room;
 }
 
@@ -1001,9 +1005,9 @@ static void end_late_frame(pt_context *context, pt_link *link, pt_sink *sink)
         arm(context, &link->frame_timer, 1); /* it waits for us */
         return;
     }
-    uint64_t frames = link->ingest.frames;
+    uint32_t frames = (uint32_t)link->ingest.frames;
     read_link(context, link, sink, 0);
-    if (link->state != PT_LINK_ENDED && is_read(link) && link->ingest.frames == frames)
+    if (link->state != PT_LINK_ENDED && is_read(link) && (uint32_t)link->ingest.frames == frames)
         end_link(context, link, PT_ERR_TIMEOUT, 0);
 }
 
@@ -1030,7 +1034,7 @@ static const pt_link *stillest(const pt_context *context)
  * still if too little is left. Returns the number of events (0 or 1). */
 static int look_at_pool(pt_context *context, pt_event *event)
 {
-    uint64_t acquires = pt_pool_acquires(context->pool);
+    uint32_t acquires = pt_pool_acquires(context->pool);
     int rests = acquires == context->pool_acquires;
     context->pool_acquires = acquires;
     if (rests)
@@ -1061,7 +1065,8 @@ static int expire_timers(pt_context *context, pt_event *events, int capacity, pt
                            sink);
         } else if (timer->kind == PT_TIMER_REST) {
             pt_link *link = (pt_link *)(void *)((uint8_t *)timer - offsetof(pt_link, rest_timer));
-            if (link->pipeline.frames != link->rest_frames || link->pipeline.pending_count != 0)
+            if ((uint32_t)link->pipeline.frames != link->rest_frames ||
+                link->pipeline.pending_count != 0)
                 watch_rest(context, link);
             else
                 pt_pipeline_rest(&link->pipeline);

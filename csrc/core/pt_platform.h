@@ -77,8 +77,9 @@ struct pt_link {
     uint32_t held_len;    /* of them */
     uint32_t held_at;     /* of those, taken */
     uint32_t held_turn;   /* the last turn that took some, which reads no more */
+    uint32_t read_max;    /* bytes that one read brings at most; the caller's to change */
     uint32_t moved;       /* tick at which bytes last left, or began to wait */
-    uint64_t rest_frames; /* pipeline.frames when rest_timer was armed */
+    uint32_t rest_frames; /* low bits of pipeline.frames when rest_timer was armed */
     pt_send_pipeline pipeline;
     pt_ingest ingest;
     uint64_t received_bytes;
@@ -201,7 +202,7 @@ struct pt_context {
     pt_link *held;          /* first link with held bytes that is read; NULL: none */
     pt_link **held_end;     /* where the next one is put */
     pt_timer pool_timer;    /* armed while the pool is in use or scarce */
-    uint64_t pool_acquires; /* of the pool, when it was last looked at */
+    uint32_t pool_acquires; /* of the pool, when it was last looked at */
     pt_source *sources;
     pt_link *dirty;      /* first link with frames to push or results to report; NULL: none */
     pt_link **dirty_end; /* where the next one is put */

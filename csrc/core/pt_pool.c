@@ -382,18 +382,18 @@ void pt_pool_release(pt_pool *pool, uint8_t *buffer, uint32_t used)
         push(class, &class->free, index);
 }
 
-uint64_t pt_pool_trim(pt_pool *pool)
+size_t pt_pool_trim(pt_pool *pool)
 {
-    uint64_t freed = 0;
+    size_t freed = 0;
     for (uint8_t class_index = 0; class_index < pool->class_count; class_index++) {
         size_class *class = &pool->classes[class_index];
-        uint64_t cost = buffer_cost(class);
+        size_t cost = buffer_cost(class);
         for (uint32_t round = 0; round < class->capacity; round++) {
             uint32_t index = pop(class, &class->free);
             if (index == NO_NODE)
                 break;
             free_buffer(pool, class, index);
-            (void)cell_add(&pool->budgeted, 0 - cost);
+            (void)cell_add(&pool->budgeted, 0 - (uint64_t)cost);
             freed += cost;
         }
     }
@@ -414,9 +414,9 @@ uint32_t pt_pool_largest(const pt_pool *pool)
     return pool->classes[pool->class_count - 1].buffer_size;
 }
 
-uint64_t pt_pool_acquires(const pt_pool *pool)
+uint32_t pt_pool_acquires(const pt_pool *pool)
 {
-    return cell_get(&pool->acquires);
+    return (uint32_t)cell_get(&pool->acquires);
 }
 
 void pt_pool_get_statistics(const pt_pool *pool, pt_pool_statistics *out)

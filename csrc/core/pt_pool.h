@@ -80,7 +80,7 @@ void pt_pool_release(pt_pool *pool, uint8_t *buffer, uint32_t used);
 
 /* Give the memory of all free buffers back to the source. Returns the bytes freed, bookkeeping
  * included. */
-uint64_t pt_pool_trim(pt_pool *pool);
+size_t pt_pool_trim(pt_pool *pool);
 
 /* 1 when less than an eighth of the budget can still be lent; frees what is not lent to find out.
  */
@@ -89,8 +89,9 @@ int pt_pool_is_scarce(pt_pool *pool);
 /* Usable bytes of the largest class. */
 uint32_t pt_pool_largest(const pt_pool *pool);
 
-/* Successful acquires so far: unchanged between two looks means that nobody needed the pool. */
-uint64_t pt_pool_acquires(const pt_pool *pool);
+/* Successful acquires so far, the low bits: unchanged between two looks means that nobody needed
+ * the pool. */
+uint32_t pt_pool_acquires(const pt_pool *pool);
 
 /* A snapshot; each number is exact, together they may be a moment apart while other threads borrow.
  */

@@ -281,6 +281,22 @@ class Link:
         self._lib.pt_link_set_frame_timeout(self._context, self._link, timeout_ms)
 
     @property
+    def read_max(self) -> int:
+        """Bytes that one read brings at most, 1 or more; at first, and with 2**32 - 1, as many as a
+        turn has room for. Set it to hear who somebody is before much of what he says is taken."""
+        return int(self._link.read_max)
+
+    @read_max.setter
+    def read_max(self, value: int) -> None:
+        self._link.read_max = max(1, self._binding.limited("read_max", value, 0xFFFFFFFF))
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that were read and are taken apart in later turns: the system does not count them
+        as unread any more. Not those of a frame whose rest has not come."""
+        return int(self._link.held_len - self._link.held_at)
+
+    @property
     def paused(self) -> bool:
         """Whether the link is not read at the caller's wish."""
         return bool(self._link.paused)

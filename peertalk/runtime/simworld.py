@@ -224,6 +224,15 @@ class TappedLink:
     def frame_timeout(self, seconds: float) -> None:
         self._link.frame_timeout = seconds
 
+    @property
+    def read_max(self) -> int:
+        """Bytes that one read brings at most."""
+        return int(self._link.read_max)
+
+    @read_max.setter
+    def read_max(self, value: int) -> None:
+        self._link.read_max = value
+
     def close(self) -> None:
         """As the link."""
         self._link.close()

@@ -43,6 +43,10 @@ _ACCEPT_PAUSE = 0.1
 _LOOK = 0.02
 """Seconds between two looks at a connection that is on its way out: whether something is unread, or
 unacknowledged. Neither makes an event."""
+_FIRST_READ = 512
+"""Bytes that one read of a connection brings until it is greeted: enough for a CAPABILITY, and
+little to put into a full inbox before the connection can be held back."""
+_UNBOUNDED = 2**32 - 1
 _CLASSIC_LIMIT = 512
 """Bytes that a classic peer takes before it has said more (its CAPABILITY)."""
 _LOOK_SELDOM = 0.5
@@ -67,7 +71,9 @@ class Switchboard:
         self._waiting: list[Connection] = []
         """Connections whose messages wait until others have said whose they are, or are shut."""
         self._aside_timer: Timer | None = None
-        self._lost: dict[Key, bool] = {}
+        self._lost: dict[Key, tuple[Remote, bool]] = {}
+        """Peers with whom a connection is to come back, and whether we dial at once. Not all are in
+        the table: without discovery one that has no connection is forgotten."""
         self._recalls: dict[Key, Timer] = {}
         self.pulse = Pulse(transport)
         self.watchdog = Watchdog(transport)
@@ -564,6 +570,7 @@ class Switchboard:
         except errors.PeerTalkError as error:
             self._end(connection, error)
             return
+        connection.link.read_max = _FIRST_READ
         self.transport.totals.opened += 1
         self.watchdog.opened(connection)
         peer = connection.peer
@@ -615,7 +622,7 @@ class Switchboard:
     def _time_is_over(
         self, connection: Connection, late: errors.PeerTalkError, *, fault: bool
     ) -> None:
-        if self._is_unread(connection):
+        if self._unread(connection):
             self._give_time(connection, _LOOK, late, fault=fault)
         else:
             self._end(connection, late, fault=fault)
@@ -787,7 +794,7 @@ class Switchboard:
         connection.waits_for |= {
             each.tag
             for each in self.connections.undecided
-            if each.link is not None and self._is_unread(each)
+            if each.link is not None and self._unread(each)
         }
         if connection.waits_for and connection not in self._waiting:
             self._waiting.append(connection)
@@ -798,7 +805,7 @@ class Switchboard:
         waited for."""
         for tag in connection.waits_for:
             other = self.connections.by_tag.get(tag)
-            if other is None or not self._is_unread(other):
+            if other is None or not self._unread(other):
                 self._settled(tag)
         if connection.waits_for and connection.state is not State.CLOSED:
             self.transport.after(_LOOK, lambda: self._look_at_strangers(connection))
@@ -848,8 +855,13 @@ class Switchboard:
         capabilities = peer.capabilities
         limit = _CLASSIC_LIMIT if capabilities is None else capabilities.max_message
         connection.link.max_message = min(self.transport.max_message, limit)
+        connection.link.read_max = _UNBOUNDED
+        if self.transport.inbox.flooded:
+            self.transport.pause_if_full(connection, peer)
         peer.connection = connection
         connection.opened = self.transport.world.clock()
+        if capabilities is not None and capabilities.instance is not None and capabilities.port:
+            peer.address = (connection.address[0], capabilities.port)  # it may have moved
         self.transport.datagrams.place(peer)
         self.transport.cancel(peer.retry)
         peer.retry = None
@@ -955,14 +967,10 @@ class Switchboard:
         ended, connection.on_end = connection.on_end, ()
         for call in ended:
             call()
+        connection.link.read_max = _UNBOUNDED
         if connection.held is None and connection.state is State.DRAINING:
             self.transport.read_on(connection)
         self._look_whether_drained(connection)
-
-    def _is_unread(self, connection: Connection) -> bool:
-        """Whether something has arrived that was not given to us yet."""
-        held: bool = connection.link.holds
-        return held or self.transport.world.unread(connection.socket) > 0
 
     def _look_whether_drained(self, connection: Connection) -> None:
         """When this turn is done: more that it has brought may be among the turn's events."""
@@ -976,10 +984,19 @@ class Switchboard:
             return
         self.transport.cancel(connection.timer)
         connection.timer = None
-        if self._is_unread(connection):
+        if self._unread(connection):
             connection.timer = self.transport.after(_LOOK, lambda: self._drain_on(connection))
         else:
             self._end(connection, None)
+
+    def _unread(self, connection: Connection) -> int:
+        """How much has come and is not served yet, 0: nothing. Bytes in the system, and in the
+        core, which reads more at once than a connection may bring in a turn; 1 for what this turn
+        has read."""
+        unread = self.transport.world.unread(connection.socket)
+        if connection.link is not None:
+            unread += int(connection.link.held_bytes)
+        return unread or int(self.transport.is_coming(connection.tag))
 
     # The end --------------------------------------------------------------------------------------
 
@@ -1026,7 +1043,7 @@ class Switchboard:
             or waited < _LOOK
             or connection.link.slots_pending
             or world.unacknowledged(connection.socket)
-            or self._is_unread(connection)
+            or self._unread(connection)
         ):
             pause = min(max(_LOOK, waited / 8), _LOOK_SELDOM, connection.deadline - now)
             self.transport.cancel(connection.timer)
@@ -1093,7 +1110,7 @@ class Switchboard:
             self._part(aside)
         connection = peer.connection
         if connection is None:
-            return
+            return  # but it is decided: no lost one comes back
         if peer.state is PeerState.CONNECTED:
             peer.advance(PeerEvent.LEFT)
             self.connections.connected -= 1
@@ -1313,7 +1330,7 @@ class Switchboard:
                 peer.attempts = 0
             delay = self._set_back(peer)
             if not isinstance(error, errors.RemoteError):
-                self._expect(peer.key, at_once=connection.dialled)
+                self._expect(peer, at_once=connection.dialled)
         else:
             peer.attempts = 0
             self.expect_no_more(peer.key)
@@ -1373,11 +1390,11 @@ class Switchboard:
 
     # Connections that come back -------------------------------------------------------------------
 
-    def _expect(self, key: Key, *, at_once: bool) -> None:
+    def _expect(self, peer: Remote, *, at_once: bool) -> None:
         """A connection that nobody wanted to end is lost: it comes back when its peer is heard,
         though the peer be forgotten meanwhile."""
-        self._lost.pop(key, None)
-        self._lost[key] = at_once
+        self._lost.pop(peer.key, None)
+        self._lost[peer.key] = peer, at_once
         if len(self._lost) > self.transport.config.max_peers:
             self.expect_no_more(next(iter(self._lost)))
 
@@ -1392,9 +1409,10 @@ class Switchboard:
         cross."""
         if peer.state is PeerState.FAILED:
             peer.advance(PeerEvent.HEARD)
-        at_once = self._lost.get(peer.key)
-        if at_once is None or self.transport.closing or peer.classic:
+        lost = self._lost.get(peer.key)
+        if lost is None or self.transport.closing or peer.classic:
             return
+        _, at_once = lost
         now = self.transport.world.clock()
         under_way = self.connections.dialling(peer)
         if under_way is not None:
@@ -1407,13 +1425,12 @@ class Switchboard:
             self._recall(peer, address)
         elif peer.key not in self._recalls:
             self._recalls[peer.key] = self.transport.after(
-                delay, lambda: self._recall_late(peer.key, address)
+                delay, lambda: self._recall_late(peer, address)
             )
 
-    def _recall_late(self, key: Key, address: Address) -> None:
-        self._recalls.pop(key, None)
-        peer = self.transport.peers.get(key)
-        if peer is not None and key in self._lost and not self.transport.closing:
+    def _recall_late(self, peer: Remote, address: Address) -> None:
+        self._recalls.pop(peer.key, None)
+        if peer.key in self._lost and not self.transport.closing:
             self._recall(peer, address)
 
     def _recall(self, peer: Remote, address: Address) -> None:
@@ -1442,16 +1459,15 @@ class Switchboard:
         peer = connection.peer
         self._give_up(connection, error)
         if isinstance(peer, Remote) and peer.key in self._lost:
-            self._lost[peer.key] = True
+            self._lost[peer.key] = peer, True
             self.heard(peer, peer.address)
 
     def network_changed(self) -> None:
         """This machine has other interfaces or addresses. Without discovery nobody is heard: dial
         those who wait for that."""
         if self.transport.finder is None:
-            for key, at_once in list(self._lost.items()):
-                peer = self.transport.peers.get(key)
-                if peer is not None and at_once:
+            for peer, at_once in list(self._lost.values()):
+                if at_once:
                     self.heard(peer, peer.address)
 
     # Classic peers --------------------------------------------------------------------------------
@@ -1560,6 +1576,7 @@ class Switchboard:
         """A second connection with a classic peer: it is read, and the one that is there used, or
         left."""
         connection.advance(Step.STEP_ASIDE)
+        connection.link.read_max = _UNBOUNDED
         self.classics.stood_aside(connection.tag, capabilities, self.transport.world.clock())
         reached, connection.reached = connection.reached, ()
         _tell(reached, None, peer)

@@ -209,6 +209,9 @@ class Link(Source):
         self._ingest = Ingest(max_payload, loop._pool)
         self.max_message = min(FRAME_MAX_PAYLOAD, self._pipeline.slot_size - FRAME_OVERHEAD)
         """Longest payload of a DATA frame that may be sent now, in bytes."""
+        self.read_max = 2**32 - 1
+        """Bytes that one read brings at most, 1 or more; at first as many as a turn has room for.
+        Set it to hear who somebody is before much of what he says is taken."""
         self._state = _OPEN
         self._paused = False
         self._closed = False
@@ -391,6 +394,12 @@ class Link(Source):
         self._frame_timeout = min(max(0.001, seconds), MAX_FRAME_TIMEOUT)
         if self._frame_key in self._loop._timers:
             self._update_frame_timer(True)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that were read and are handed on in later turns: the system does not count them as
+        unread any more. Not those of a frame whose rest has not come."""
+        return sum(FRAME_OVERHEAD + len(frame.payload) for frame in self._held)
 
     @property
     def paused(self) -> bool:
@@ -634,6 +643,7 @@ class Link(Source):
         """One read of up to size bytes, whose frames are handed on as far as work goes. Returns the
         bytes read."""
         loop = self._loop
+        size = min(size, self.read_max)
         self._read_calls += 1
         try:
             with loop._buffer[:size] as space:
