@@ -725,7 +725,7 @@ class Switchboard:
         """A peer has sent on a connection that was not used yet: it took us for classic. What has
         come on the one before was sent earlier; what may come there yet was not."""
         before = peer.connection
-        unread = before is not None and self._is_unread(before)
+        unread = before is not None and self._unread(before) > 0
         if before is not None:
             self._retire(before, connection, wait=unread)
         if before is not None and unread:
@@ -784,6 +784,8 @@ class Switchboard:
             self.connections.last_place = max(self.connections.last_place, connection.place)
             if not self._greet(connection, peer, connection.place):
                 return
+        if peer.connection is connection:
+            return  # it was adopted, and there was no room to say so at once
         if peer.connection is not None:  # one that stands outside the line
             self._retire(peer.connection, connection)
         self._open(connection, peer)
@@ -1381,7 +1383,7 @@ class Switchboard:
         if connection.state is State.DRAINING:
             return
         used = connection.state in (State.OPEN, State.CLOSING, State.RETIRING)
-        if used and self._is_unread(connection):
+        if used and self._unread(connection):
             log.warning("%s", error)
             connection.advance(Step.DRAIN)
             self._drain(connection, error)
