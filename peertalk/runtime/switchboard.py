@@ -964,10 +964,13 @@ class Switchboard:
             self._end(connection, None)
 
     def _unread(self, connection: Connection) -> int:
-        """Bytes that have come and are not taken apart: in the system, and in the core, which reads
-        more at once than a connection may bring in a turn."""
+        """How much has come and is not served yet, 0: nothing. Bytes in the system, and in the
+        core, which reads more at once than a connection may bring in a turn; 1 for what this turn
+        has read."""
         unread = self.transport.world.unread(connection.socket)
-        return unread if connection.link is None else unread + int(connection.link.held_bytes)
+        if connection.link is not None:
+            unread += int(connection.link.held_bytes)
+        return unread or int(self.transport.is_coming(connection.tag))
 
     # The end --------------------------------------------------------------------------------------
 
@@ -1081,7 +1084,7 @@ class Switchboard:
             self._part(aside)
         connection = peer.connection
         if connection is None:
-            return
+            return  # but it is decided: no lost one comes back
         if peer.state is PeerState.CONNECTED:
             peer.advance(PeerEvent.LEFT)
             self.connections.connected -= 1

@@ -17,7 +17,8 @@ import logging
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from operator import length_hint
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -126,6 +127,9 @@ class Transport:
         self._orders: deque[Callable[[], None]] = deque()
         self._next_tag = _FIRST_TAG
         self._turning = False
+        self._came: Sequence[tuple[int, int, Any, Any]] = ()
+        self._coming: Iterator[tuple[int, int, Any, Any]] = iter(())
+        """Of those that came in this turn, the ones that are not served yet."""
         self._interrupt: BaseException | None = None
         self._on_closed: list[Callable[[], object]] = []
         self._final: NodeStatistics | None = None
@@ -163,12 +167,13 @@ class Transport:
         serve = self._serve
         self._turning = True
         try:
-            came = self.loop.turn(timeout)
+            self._came = came = self.loop.turn(timeout)
+            self._coming = iter(came)
             # first: what left had left before anything that came in could end its link
             for event in came:
                 if event[0] == values.SENT:
                     serve(event)
-            for event in came:
+            for event in self._coming:
                 if event[0] != values.SENT and event[0] != values.TIMER:
                     serve(event)
             # last: what is late may be among what came
@@ -179,10 +184,16 @@ class Transport:
                 self._orders.popleft()()
         finally:
             self._turning = False
+            self._came, self._coming = (), iter(())
         if self._interrupt is not None:
             interrupt, self._interrupt = self._interrupt, None
             self.schedule()  # the driver will not hear of the deadlines of this turn
             raise interrupt
+
+    def is_coming(self, tag: int) -> bool:
+        """Whether this turn has read something of a link that is not served yet."""
+        left = length_hint(self._coming)
+        return any(event[1] == tag for event in self._came[len(self._came) - left :])
 
     def raise_later(self, interrupt: BaseException) -> None:
         """Raise what interrupted a callback when the present turn is done: within it, the rest of

@@ -431,6 +431,8 @@ def test_a_lost_connection_comes_back_when_the_peer_is_heard_again(c_core, outag
         ada, bob = nodes["ada"], nodes["bob"]
         other = "bob" if dialler == "ada" else "ada"
         await (await nodes[dialler].wait_for(other, timeout=20)).connect(timeout=20)
+        while not ada.peers["bob"].connected:  # who dialled may know before us
+            await asyncio.sleep(0.05)
         connections = []
         watching = asyncio.create_task(note(ada, connections))
         await asyncio.sleep(0.1)
