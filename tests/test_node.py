@@ -1696,11 +1696,14 @@ def test_who_calls_after_a_broadcast_that_waits_for_room_is_behind_it():
         ada = await net.node("ada", discovery=False, send_queue_size=4)
         bob = await net.node("bob", discovery=False, receive_queue_bytes=1024, window=2048)
         peer = await ada.connect(bob.address)
-        with contextlib.suppress(pt.WouldBlock):
-            while True:
-                peer.send_nowait(bytes(1000))
+
+        async def fill() -> None:
+            with contextlib.suppress(pt.WouldBlock):
+                while True:
+                    peer.send_nowait(bytes(1000))
+
         calls = asyncio.gather(
-            ada.broadcast(b"first", timeout=60), peer.send(b"second", timeout=60)
+            fill(), ada.broadcast(b"first", timeout=60), peer.send(b"second", timeout=60)
         )
         got: list[bytes] = []
         while len(got) < 2:
