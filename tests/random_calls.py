@@ -1347,7 +1347,7 @@ class Driver:
         try:
             life.node.send_datagram(peer, data)
         except (errors.NotSupported, errors.PeerNotFound) as error:
-            if peer.connected:
+            if peer.connected and peer.capabilities is not None:
                 raise Finding(f"send_datagram {way.pair}: {error!r}") from error
 
     def wait_for(self) -> None:
