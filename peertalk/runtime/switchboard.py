@@ -1344,10 +1344,29 @@ class Switchboard:
             and finder is not None
             and finder.heard_within(peer.key, self.transport.config.link_timeout)
         )
-        self._end(connection, error)
+        self._give_up(connection, error)
         if heard and isinstance(peer, Remote) and finder is not None:
             for address in finder.discovery.addresses(peer.key)[:1]:
                 self.heard(peer, address)
+
+    def _give_up(self, connection: Connection, error: errors.PeerTalkError) -> None:
+        """Nothing of ours gets through any more. What has come, and waits for room in the inbox, is
+        read first: our system has acknowledged it, so its sender takes it for sent."""
+        if connection.state is State.DRAINING:
+            return
+        peer = connection.peer
+        if (
+            connection.state in (State.OPEN, State.CLOSING)
+            and isinstance(peer, Remote)
+            and peer.line is not None
+            and connection in peer.line.members
+            and (connection.held is not None or self._unread(connection))
+        ):
+            log.warning("%s", error)
+            connection.advance(Step.DRAIN)
+            self._drain(connection, error)
+        else:
+            self._end(connection, error)
 
     # Connections that come back -------------------------------------------------------------------
 
@@ -1418,7 +1437,7 @@ class Switchboard:
         """The link lives on an address that we no longer have. The other side cannot know yet, so
         whoever dialled it, we dial."""
         peer = connection.peer
-        self._end(connection, error)
+        self._give_up(connection, error)
         if isinstance(peer, Remote) and peer.key in self._lost:
             self._lost[peer.key] = peer, True
             self.heard(peer, peer.address)

@@ -455,6 +455,30 @@ def test_a_lost_connection_comes_back_when_the_peer_is_heard_again(c_core, outag
     assert connections == ["PeerDisconnected", "PeerConnected"]
 
 
+def test_what_a_slow_reader_has_not_read_outlives_the_link(c_core):
+    """Its system had acknowledged it, so the sender takes it for sent; that the reader's own words
+    got through no more is no reason to drop what others said."""
+
+    async def main(net: sim.Network) -> tuple[list[int], int]:
+        ada = await net.node("ada", core=c_core.name)
+        bob = await net.node("bob", core=c_core.name, receive_queue_bytes=16_384)
+        to_bob = await ada.wait_for("bob", timeout=20)
+        for number in range(60):
+            await to_bob.send(number.to_bytes(1, "big") * 1000)
+        back = await bob.wait_for("ada", timeout=20)
+        await asyncio.sleep(5)  # all is acknowledged
+        net.cut("ada", "bob")
+        await back.send(b"lost")
+        while back.connected:
+            await asyncio.sleep(0.1)
+        heard = []
+        while len(heard) < 60:
+            heard.append((await bob.receive(timeout=5)).data[0])
+        return heard, ada.stats().messages_failed
+
+    assert sim.run(main) == (list(range(60)), 0)
+
+
 async def note(node, kinds):
     """Write down what becomes of its connections from now on."""
     async for event in node.events():
