@@ -48,6 +48,7 @@ class MadeUpEngine:
         self.closing = False
         self.timers, self.emitted, self.ended, self.unhoused = [], [], [], []
         self.silent, self.waiting, self.looks, self.foreign = {}, {}, 0, set()
+        self.left_unread = {}
         self.changes, self.looked_again, self.watched = 0, 0, {}
         self.wakes = 0
         self.watchdog = Watchdog(self)
@@ -63,6 +64,9 @@ class MadeUpEngine:
 
     def unacknowledged(self, connection):
         return self.waiting.get(connection.number, 0)
+
+    def unread(self, connection):
+        return self.left_unread.get(connection.number, 0)
 
     def abandon(self, connection):
         connection.abandoned = True
@@ -292,6 +296,9 @@ def test_the_least_wanted_link_is_the_one_that_has_been_silent_the_longest():
         engine.pass_time(2.0)
         busy.link.counts["bytes_sent"] += 1
     assert engine.watchdog.least_wanted() is stuck, "frozen too, but later"
+    engine.left_unread[2] = 100
+    assert engine.watchdog.least_wanted() is asked, "it is we who do not take what that one said"
+    engine.left_unread.clear()
     stuck.link.counts["bytes_sent"] += 1
     assert engine.watchdog.least_wanted() is asked, "that one has just moved"
     engine.watchdog.heard(asked)
