@@ -436,3 +436,40 @@ def test_messages_to_a_silent_host_fail_after_six_dials_of_connect_timeout_each(
     tries = len(policy.RETRY_DELAYS) + 1
     assert dials <= tries and failed == 1
     assert took <= tries * 2.0 + sum(policy.RETRY_DELAYS) + 0.1
+
+
+def test_a_connection_that_is_still_drained_delays_the_next_one_but_is_not_overtaken_by_it():
+    """What the old one had taken and what waited leave on two connections that are there at once:
+    the other side reads them in the order of the calls."""
+
+    async def main(net: sim.Network) -> list[int]:
+        ada = await net.node("ada", discovery=False)
+        bob = await net.node("bob", discovery=False, receive_queue_bytes=1 << 14)
+        net.link("ada", "bob", latency=0.2, bandwidth="20KB/s")
+        peer = await ada.connect(bob.address)
+        for number in range(60):
+            peer.send_nowait(number.to_bytes(4, "big") * 250)
+        await asyncio.sleep(0.5)
+        got = []
+        while not bob.peers:
+            await asyncio.sleep(0.01)
+        (back,) = bob.peers.values()
+        leaving = asyncio.create_task(back.disconnect(timeout=GUARD))
+        await asyncio.sleep(0.5)
+        for number in range(60, 120):
+            try:
+                await peer.send(number.to_bytes(4, "big") * 250, timeout=GUARD)
+            except pt.ConnectionClosed:
+                continue
+        while True:
+            try:
+                message = await bob.receive(timeout=30)
+            except pt.Timeout:
+                break
+            got.append(int.from_bytes(message.data[:4], "big"))
+        await leaving
+        return got
+
+    for seed in range(4):
+        got = sim.run(main, seed=seed)
+        assert got == sorted(set(got)) and got[-1] == 119
