@@ -106,13 +106,17 @@ class Finding(AssertionError):
 
 class Pair:
     """Messages from one life to another, counted from 1 in the order of the calls. waiting: calls
-    that wait, by class."""
+    that wait, by class. many: for each message of a send_many the first one of that: it gives those
+    behind it their turn between its chunks, so these may overtake its rest.
+    """
 
     __slots__ = (
         "broadcasts",
         "cells",
         "last",
         "last_of_key",
+        "last_of_many",
+        "many",
         "parts",
         "receiver",
         "sender",
@@ -126,6 +130,8 @@ class Pair:
         self.state = bytearray(1)
         self.last = [0, 0, 0, 0]
         self.last_of_key: dict[int, int] = {}
+        self.last_of_many: dict[int, int] = {}
+        self.many: dict[int, int] = {}
         self.broadcasts: dict[int, int] = {}
         self.streams: list[bytes] = []
         self.cells: dict[int, int] = {}
@@ -350,12 +356,21 @@ class Ledger:
                     f"{pair}: message {index} of key {key} came behind {pair.last_of_key[key]}"
                 )
             pair.last_of_key[key] = index
+        elif (first := pair.many.get(index, 0)) and pair.last[priority] > index:
+            if pair.last_of_many.get(first, 0) > index:
+                raise Finding(
+                    f"{pair}: message {index} of one send_many came behind "
+                    f"{pair.last_of_many[first]}"
+                )
+            pair.last_of_many[first] = index
         elif pair.last[priority] > index:
             raise Finding(
                 f"{pair}: message {index} of class {priority} came behind {pair.last[priority]}"
             )
         else:
             pair.last[priority] = index
+            if first:
+                pair.last_of_many[first] = index
 
     def _pair(self, life: Life, peer: pt.Peer, origin: int, target: int) -> Pair:
         pair = life.incoming.get(origin)
@@ -1076,6 +1091,7 @@ class Driver:
         async def call() -> None:
             composed = [self.ledger.compose(way.pair, size, priority) for _ in range(count)]
             payloads = [payload for _, payload in composed]
+            way.pair.many.update((index, composed[0][0]) for index, _ in composed)
             exactly: int | None = None
             try:
                 exactly = await peer.send_many(
@@ -1331,7 +1347,7 @@ class Driver:
         try:
             life.node.send_datagram(peer, data)
         except (errors.NotSupported, errors.PeerNotFound) as error:
-            if peer.connected:
+            if peer.connected and peer.capabilities is not None:
                 raise Finding(f"send_datagram {way.pair}: {error!r}") from error
 
     def wait_for(self) -> None:

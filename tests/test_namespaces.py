@@ -91,6 +91,8 @@ async def main(name, options):
             elif line[0] == "count":
                 now = node.peers[line[1]].stats()
                 tell("count", now.messages_accepted, now.messages_sent, now.messages_failed)
+            elif line[0] == "where":
+                tell("where", node.peers[line[1]].address[0])
             elif line[0] == "send":
                 await node.peers[line[1]].send(line[2], connect=False, timeout=600)
         node.close_nowait()
@@ -441,6 +443,8 @@ def test_links_on_an_address_that_was_replaced_are_ended_and_made_anew_on_the_ne
     assert "no longer an address of this machine" in line[3] and repr(other.name) in line[3]
     mover.await_(["PeerConnected", other.name])
     talk(ada, bob, "after")
+    other.order("where", mover.name)
+    assert other.await_(["where"]) == ["where", "10.77.0.77"]
 
 
 def test_nobody_who_said_that_they_leave_is_dialled_again(make_host):

@@ -302,11 +302,6 @@ class Link:
         return bool(self._link.paused)
 
     @property
-    def holds(self) -> bool:
-        """Whether it has read what a later turn gives out."""
-        return bool(self._link.held_len > self._link.held_at)
-
-    @property
     def pending(self) -> int:
         """Messages accepted and not yet reported."""
         return int(self._lib.pt_link_pending(self._link))

@@ -154,6 +154,12 @@ class Line:
         self._drain(connection, decisions)
         return decisions
 
+    def adopt(self, connection: Connection) -> None:
+        """Likewise, and it is the only one, and we decide: it is used, and to be said so."""
+        self.members += (connection,)
+        self.place += 1
+        connection.place = self.place
+
     def told(self, connection: Connection, claims: Claims | None, place: int) -> list[Decision]:
         """A CAPABILITY has come on a member."""
         return self._told(connection, claims, place, [])

@@ -172,7 +172,7 @@ class Switchboard:
         if line is not None and (line.delivered != connection.place or len(line.members) > 1):
             if connection.state is State.GREETED:  # it took us for classic, because we were slow
                 line.forgo(connection)
-                self._choose(connection, peer)
+                self._prefer(connection, peer)
             inside = connection in line.members
             turn = line.turn(connection) if inside else Turn.DELIVER
             if turn is Turn.DROP:
@@ -244,11 +244,17 @@ class Switchboard:
             if peer.line is not None and capabilities.instance in (None, peer.instance):
                 self._apply(peer.line.told(connection, greeting.claims, greeting.place or 0))
             if connection.state is State.OPEN:
-                self._told_again(connection, peer, capabilities)
+                self._told_again(connection, peer, capabilities, greeting)
             elif connection.state is State.ASIDE and capabilities.instance is None:
                 self.classics.said(connection.tag, capabilities)
 
-    def _told_again(self, connection: Connection, peer: Remote, capabilities: Capabilities) -> None:
+    def _told_again(
+        self,
+        connection: Connection,
+        peer: Remote,
+        capabilities: Capabilities,
+        greeting: Greeting,
+    ) -> None:
         """A later CAPABILITY replaces the one before, but for who it is, which no connection can
         change: left out, it is as it was."""
         instance, known = capabilities.instance, peer.capabilities
@@ -258,6 +264,10 @@ class Switchboard:
                 return
             if not self._greeted_late(connection, peer, instance, capabilities):
                 return
+            if greeting.place is not None and (line := self._line_of(peer)).decides:
+                line.adopt(connection)  # the other side waits for that
+                self.connections.last_place = max(self.connections.last_place, line.place)
+                self._greet(connection, peer, connection.place)
         elif known is not None and known.instance is not None:
             capabilities = msgspec.structs.replace(
                 capabilities,
@@ -711,6 +721,18 @@ class Switchboard:
         connection.advance(Step.GREET)
         self._open(connection, peer)
 
+    def _prefer(self, connection: Connection, peer: Remote) -> None:
+        """A peer has sent on a connection that was not used yet: it took us for classic. What has
+        come on the one before was sent earlier; what may come there yet was not."""
+        before = peer.connection
+        unread = before is not None and self._unread(before) > 0
+        if before is not None:
+            self._retire(before, connection, wait=unread)
+        if before is not None and unread:
+            self.transport.after(_LOOK, lambda: self._look_at_strangers(connection))
+        connection.advance(Step.GREET)
+        self._open(connection, peer)
+
     def _admit(self, connection: Connection, peer: Remote) -> bool:
         """Whether one more peer may be connected. False: it was sent away."""
         most = self.transport.config.max_peers
@@ -762,6 +784,8 @@ class Switchboard:
             self.connections.last_place = max(self.connections.last_place, connection.place)
             if not self._greet(connection, peer, connection.place):
                 return
+        if peer.connection is connection:
+            return  # it was adopted, and there was no room to say so at once
         if peer.connection is not None:  # one that stands outside the line
             self._retire(peer.connection, connection)
         self._open(connection, peer)
@@ -838,6 +862,8 @@ class Switchboard:
             self.transport.pause_if_full(connection, peer)
         peer.connection = connection
         connection.opened = self.transport.world.clock()
+        if capabilities is not None and capabilities.instance is not None and capabilities.port:
+            peer.address = (connection.address[0], capabilities.port)  # it may have moved
         self.transport.datagrams.place(peer)
         self.transport.cancel(peer.retry)
         peer.retry = None
@@ -861,9 +887,9 @@ class Switchboard:
 
     # Two between the same nodes -------------------------------------------------------------------
 
-    def _retire(self, leaving: Connection, staying: Connection) -> None:
+    def _retire(self, leaving: Connection, staying: Connection, *, wait: bool = True) -> None:
         """Shut the one for writing, read it to its end, and until then hold back what the other
-        brings."""
+        brings, unless it need not wait."""
         peer = leaving.peer
         assert isinstance(peer, Remote)
         if peer.connection is leaving:
@@ -881,6 +907,8 @@ class Switchboard:
         leaving.timer = self.transport.after(
             self.transport.config.drain_timeout, lambda: self._end(leaving, gone)
         )
+        if not wait:
+            return
         staying.waits_for |= {leaving.tag}
         if staying not in self._waiting:
             self._waiting.append(staying)
@@ -921,6 +949,8 @@ class Switchboard:
         for kind, _, a, b in held or ():
             if connection.tag in self.connections.by_tag:
                 self.arrived(connection, kind, a, b)
+        if connection.state is State.DRAINING:
+            self._look_whether_drained(connection)
 
     def _drain(self, connection: Connection, error: errors.PeerTalkError | None) -> None:
         """A connection is over for the other side, or we have waited enough for it: nothing more is
@@ -1342,10 +1372,23 @@ class Switchboard:
             and finder is not None
             and finder.heard_within(peer.key, self.transport.config.link_timeout)
         )
-        self._end(connection, error)
+        self._give_up(connection, error)
         if heard and isinstance(peer, Remote) and finder is not None:
             for address in finder.discovery.addresses(peer.key)[:1]:
                 self.heard(peer, address)
+
+    def _give_up(self, connection: Connection, error: errors.PeerTalkError) -> None:
+        """Use a dead link no more. What has arrived is read first, because the other side's system
+        was told that it has, and so its sender that it was sent."""
+        if connection.state is State.DRAINING:
+            return
+        used = connection.state in (State.OPEN, State.CLOSING, State.RETIRING)
+        if used and self._unread(connection):
+            log.warning("%s", error)
+            connection.advance(Step.DRAIN)
+            self._drain(connection, error)
+        else:
+            self._end(connection, error)
 
     # Connections that come back -------------------------------------------------------------------
 
@@ -1417,7 +1460,7 @@ class Switchboard:
         """The link lives on an address that we no longer have. The other side cannot know yet, so
         whoever dialled it, we dial."""
         peer = connection.peer
-        self._end(connection, error)
+        self._give_up(connection, error)
         if isinstance(peer, Remote) and peer.key in self._lost:
             self._lost[peer.key] = peer, True
             self.heard(peer, peer.address)

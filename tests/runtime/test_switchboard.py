@@ -1724,3 +1724,46 @@ def test_a_peer_that_nobody_holds_is_gone_at_once_and_not_when_the_collector_com
         assert sim.run(main) == [None, None]
     finally:
         gc.enable()
+
+
+def test_what_had_arrived_on_a_dead_link_is_read_before_it_is_closed():
+    """Its sender's system was told that it has arrived, and so the sender that it was sent."""
+
+    async def main(net: sim.Network) -> tuple[list[bytes], int]:
+        ada = await net.node("ada", discovery=False, receive_queue_bytes=4096)
+        bob = await net.node("bob", discovery=False)
+        peer = await bob.connect(ada.address)
+        events = bob.events()
+        for number in range(40):
+            await peer.send(bytes((number,)) * 500)
+        await asyncio.sleep(5)
+        net.cut(ada, bob)
+        next(iter(ada.peers.values())).send_nowait(b"nobody hears this")
+        await asyncio.sleep(60)
+        await bob.aclose(timeout=1)
+        sent = 0
+        async for event in events:
+            if isinstance(event, pt.Sent):
+                sent += event.last - event.first + 1
+            elif isinstance(event, pt.Failed):
+                sent -= event.last - event.first + 1
+        got = []
+        with contextlib.suppress(pt.Timeout):
+            while True:
+                got.append((await ada.receive(timeout=5)).data)
+        return got, sent
+
+    got, sent = sim.run(main)
+    assert got == [bytes((number,)) * 500 for number in range(40)] and sent <= 40
+
+
+def test_the_one_that_decides_says_so_also_to_whom_it_took_for_classic():
+    """Its greeting came late. Else the other side waits for that, and gives up though both are
+    there."""
+    assert not scenarios.play("memory_pressure", 758).problems
+
+
+def test_what_is_sent_to_who_was_taken_for_classic_comes_before_what_is_sent_later():
+    """The connection on which it comes was not used yet: it need not wait for the end of the one
+    that is, only for what lies there."""
+    assert not scenarios.play("crossing_dials", 4179).problems

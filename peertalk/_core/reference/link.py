@@ -368,11 +368,6 @@ class Link(Source):
         self._pipeline.close()
 
     @property
-    def holds(self) -> bool:
-        """Whether it has read what a later turn gives out."""
-        return bool(self._held)
-
-    @property
     def unconfirmed(self) -> int:
         """How many of the DATA frames that were reported as sent, the last ones, are not known to
         be acknowledged by the other side's system: whole writes, and more rather than less. Of an
