@@ -309,6 +309,23 @@ def test_twelve_megabytes_to_a_slow_reader_all_arrive_when_the_node_is_given_the
     assert (unsent, arrived, stats.messages_failed, stats.messages_sent) == (0, 3000, 0, 3000)
 
 
+async def test_what_lies_in_buffers_when_a_node_leaves_is_there_for_a_reader_that_was_busy():
+    """On a real system: the reader begins when everything has been sent and the sender leaves."""
+    async with pt.Node("bob", **loopback(receive_queue_bytes=1 << 16)) as bob:
+        ada = await pt.Node("ada", **loopback(send_queue_bytes=1 << 24)).start()
+        peer = await ada.connect(bob.address, timeout=GUARD)
+        for number in range(1000):
+            peer.send_nowait(number.to_bytes(4, "big") * 2000)
+        leaving = asyncio.create_task(ada.aclose(timeout=GUARD))
+        async with asyncio.timeout(GUARD):
+            while not bob.stats().pauses:
+                await asyncio.sleep(0)
+        got = [(await bob.receive(timeout=GUARD)).data for _ in range(1000)]
+        assert got == [number.to_bytes(4, "big") * 2000 for number in range(1000)]
+        assert await leaving == 0
+        assert ada.stats().messages_sent == 1000 and ada.stats().messages_failed == 0
+
+
 def test_a_node_that_leaves_in_a_hurry_tells_what_became_of_each_message():
     """What it cannot wait for is told as failed and counted; what it calls sent arrives, because
     the other side's system has it."""
