@@ -309,6 +309,23 @@ def test_twelve_megabytes_to_a_slow_reader_all_arrive_when_the_node_is_given_the
     assert (unsent, arrived, stats.messages_failed, stats.messages_sent) == (0, 3000, 0, 3000)
 
 
+async def test_what_lies_in_buffers_when_a_node_leaves_is_there_for_a_reader_that_was_busy():
+    """On a real system: the reader begins when everything has been sent and the sender leaves."""
+    async with pt.Node("bob", **loopback(receive_queue_bytes=1 << 16)) as bob:
+        ada = await pt.Node("ada", **loopback(send_queue_bytes=1 << 24)).start()
+        peer = await ada.connect(bob.address, timeout=GUARD)
+        for number in range(1000):
+            peer.send_nowait(number.to_bytes(4, "big") * 2000)
+        leaving = asyncio.create_task(ada.aclose(timeout=GUARD))
+        async with asyncio.timeout(GUARD):
+            while not bob.stats().pauses:
+                await asyncio.sleep(0)
+        got = [(await bob.receive(timeout=GUARD)).data for _ in range(1000)]
+        assert got == [number.to_bytes(4, "big") * 2000 for number in range(1000)]
+        assert await leaving == 0
+        assert ada.stats().messages_sent == 1000 and ada.stats().messages_failed == 0
+
+
 def test_a_node_that_leaves_in_a_hurry_tells_what_became_of_each_message():
     """What it cannot wait for is told as failed and counted; what it calls sent arrives, because
     the other side's system has it."""
@@ -436,3 +453,40 @@ def test_messages_to_a_silent_host_fail_after_six_dials_of_connect_timeout_each(
     tries = len(policy.RETRY_DELAYS) + 1
     assert dials <= tries and failed == 1
     assert took <= tries * 2.0 + sum(policy.RETRY_DELAYS) + 0.1
+
+
+def test_a_connection_that_is_still_drained_delays_the_next_one_but_is_not_overtaken_by_it():
+    """What the old one had taken and what waited leave on two connections that are there at once:
+    the other side reads them in the order of the calls."""
+
+    async def main(net: sim.Network) -> list[int]:
+        ada = await net.node("ada", discovery=False)
+        bob = await net.node("bob", discovery=False, receive_queue_bytes=1 << 14)
+        net.link("ada", "bob", latency=0.2, bandwidth="20KB/s")
+        peer = await ada.connect(bob.address)
+        for number in range(60):
+            peer.send_nowait(number.to_bytes(4, "big") * 250)
+        await asyncio.sleep(0.5)
+        got = []
+        while not bob.peers:
+            await asyncio.sleep(0.01)
+        (back,) = bob.peers.values()
+        leaving = asyncio.create_task(back.disconnect(timeout=GUARD))
+        await asyncio.sleep(0.5)
+        for number in range(60, 120):
+            try:
+                await peer.send(number.to_bytes(4, "big") * 250, timeout=GUARD)
+            except pt.ConnectionClosed:
+                continue
+        while True:
+            try:
+                message = await bob.receive(timeout=30)
+            except pt.Timeout:
+                break
+            got.append(int.from_bytes(message.data[:4], "big"))
+        await leaving
+        return got
+
+    for seed in range(4):
+        got = sim.run(main, seed=seed)
+        assert got == sorted(set(got)) and got[-1] == 119
