@@ -31,6 +31,10 @@ from peertalk._core.values import BATCH
 SIZES = (0, 64, 1024, 4096, 8192)
 _BURST = 500
 _WARM_UP = 20 * _BURST
+_WARM_UPS = 30
+"""Warm-ups at the most, until _QUIET in a row have asked for nothing: a buffer is made when it is
+needed first, and how many messages are under way at once is up to the machine."""
+_QUIET = 3
 
 
 def over_links(core_name: str, size: int, messages: int) -> tuple[int, int]:
@@ -98,7 +102,13 @@ async def over_nodes(core_name: str, size: int, messages: int, batches: bool) ->
             await asyncio.gather(send(count), receive(count))
 
         attempts: Callable[[], int] = lambda: sum(node._transport.loop.attempts for node in (a, b))  # noqa: E731
-        await move(_WARM_UP)
+        quiet = 0
+        for _ in range(_WARM_UPS):
+            before = attempts()
+            await move(_WARM_UP)
+            quiet = quiet + 1 if attempts() == before else 0
+            if quiet == _QUIET:
+                break
         before, blocks = attempts(), sys.getallocatedblocks()
         await move(messages)
         return attempts() - before, sys.getallocatedblocks() - blocks

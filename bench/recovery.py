@@ -146,8 +146,6 @@ def recover(case: Case) -> float:
             assert node.stdout is not None
             if node.stdout.readline() != "talking\n":
                 raise RuntimeError("two nodes did not find each other")
-        # older than any connection that could be taken for one that crossed it
-        time.sleep(8)
         for space, words in case.take:
             ip("-n", spaces[space], *words.split())
         time.sleep(case.outage)

@@ -198,6 +198,7 @@ class Peer(Remote):
         seconds = _seconds(timeout)
         connection = self.connection
         if connection is None:
+            self.transport.switchboard.leave(self)  # one that was lost does not come back either
             return
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         connection.on_end = (*connection.on_end, lambda: _settle(gone))
@@ -370,9 +371,12 @@ class _Place(Place):
         """Stand in line until it is accepted, at least for a tick while the loop is crowded; raises
         what it failed of. Connects if need be."""
         peer = self.peer
-        self.join()
+        if not self.joined and not self.done and self._error is None:
+            self.join()
         try:
-            if not peer.connected:
+            if self.done or self._error is not None:
+                pass  # already, before this task began
+            elif not peer.connected:
                 self.reaching = True
                 peer.transport.switchboard.reach(peer, self.reached)
             elif peer.transport.crowded:
@@ -820,11 +824,20 @@ class Node:
             for peer, error in skipped.items()
             if seconds != 0 and isinstance(error, errors.WouldBlock)
         ]
+        places = [_Sending(peer, priority, payload, no_delay, key) for peer in late]
+        for place in places:
+            place.join()  # now: who calls later stands behind, though their tasks run first
         waits = [
-            peer.send(payload, priority=priority, key=key, no_delay=no_delay, timeout=seconds)
-            for peer in late
+            _within(
+                place.wait(), seconds, f"no room for a message to peer {peer.name!r}", peer.name
+            )
+            for peer, place in zip(late, places, strict=True)
         ]
-        results = await asyncio.gather(*waits, return_exceptions=True)
+        try:
+            results = await asyncio.gather(*waits, return_exceptions=True)
+        finally:
+            for place in places:
+                place.leave()  # cancelled before its task began
         for peer, result in zip(late, results, strict=True):
             if isinstance(result, errors.PeerTalkError):
                 skipped[peer] = result

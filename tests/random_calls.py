@@ -62,9 +62,7 @@ class of a peer. disconnect: peers are left. held: calls of a Peer that is no lo
 peer_messages: peer.messages(). stray_queue: send_nowait to a peer that is not connected. stream:
 stream_out(). farewell: what is Sent in the end has arrived, too, if its node was closed politely.
 """
-KNOWN_BROKEN: frozenset[str] = frozenset(
-    {"reset", "cut", "overlap", "disconnect", "held", "peer_messages", "farewell"}
-)
+KNOWN_BROKEN: frozenset[str] = frozenset()
 """Those of KINDS that are left out because what they find is known and not yet cured."""
 
 NAMES = ("ada", "bob", "cy", "dan")
@@ -108,13 +106,17 @@ class Finding(AssertionError):
 
 class Pair:
     """Messages from one life to another, counted from 1 in the order of the calls. waiting: calls
-    that wait, by class."""
+    that wait, by class. many: for each message of a send_many the first one of that: it gives those
+    behind it their turn between its chunks, so these may overtake its rest.
+    """
 
     __slots__ = (
         "broadcasts",
         "cells",
         "last",
         "last_of_key",
+        "last_of_many",
+        "many",
         "parts",
         "receiver",
         "sender",
@@ -128,6 +130,8 @@ class Pair:
         self.state = bytearray(1)
         self.last = [0, 0, 0, 0]
         self.last_of_key: dict[int, int] = {}
+        self.last_of_many: dict[int, int] = {}
+        self.many: dict[int, int] = {}
         self.broadcasts: dict[int, int] = {}
         self.streams: list[bytes] = []
         self.cells: dict[int, int] = {}
@@ -142,18 +146,22 @@ class Way:
     """A pair as one Peer object has it. index_of: for each number that was given, which message of
     the pair it is; outcome: what became of it.
 
-    full: all numbers up to this one have their message. quiet: a call is on its way that does not
-    say which numbers it was given; one at a time.
+    full: all numbers up to this one have their message. calls: those that wait. quiet: one of them
+    does not say which numbers it was given; one at a time. debt: that one is over, and said how
+    many of which messages were accepted; which numbers they have shows when no call waits any more,
+    for each other one says its own (not at once: it is woken after it was accepted).
     """
 
-    __slots__ = ("full", "index_of", "outcome", "pair", "peer", "quiet")
+    __slots__ = ("calls", "debt", "full", "index_of", "outcome", "pair", "peer", "quiet")
 
     def __init__(self, pair: Pair, peer: pt.Peer) -> None:
         self.pair, self.peer = pair, peer
         self.index_of = array("I", [0])
         self.outcome = bytearray(1)
         self.full = 0
+        self.calls = 0
         self.quiet = False
+        self.debt: tuple[list[int] | None, int | None] | None = None
 
     def claim(self, number: int, index: int) -> None:
         """This number is that message."""
@@ -293,10 +301,21 @@ class Ledger:
         if way.pair.state[index] & ARRIVED:
             raise Finding(f"{way.pair}: message {index} was not accepted, and arrived")
 
-    def accepted_quietly(self, way: Way, indexes: list[int], exactly: int | None) -> None:
-        """A call that says no numbers is over: it accepted the first of these messages. exactly: so
-        many; None: as many as there are numbers for."""
+    def accepted_quietly(self, way: Way, indexes: list[int] | None, exactly: int | None) -> None:
+        """A call that says no numbers is over: it accepted the first of these messages (None: parts
+        of a stream). exactly: so many; None: as many as there are numbers for."""
+        way.debt = indexes, exactly
+
+    def pay(self, way: Way) -> None:
+        """No call waits: all numbers that nobody has claimed are those of the quiet one."""
+        if way.debt is None:
+            return
+        (indexes, exactly), way.debt = way.debt, None
         numbers = way.unclaimed()
+        if indexes is None:
+            for number in numbers:
+                way.claim(number, PART)
+            return
         count = len(numbers) if exactly is None else exactly
         if len(numbers) != count or count > len(indexes):
             raise Finding(
@@ -337,12 +356,21 @@ class Ledger:
                     f"{pair}: message {index} of key {key} came behind {pair.last_of_key[key]}"
                 )
             pair.last_of_key[key] = index
+        elif (first := pair.many.get(index, 0)) and pair.last[priority] > index:
+            if pair.last_of_many.get(first, 0) > index:
+                raise Finding(
+                    f"{pair}: message {index} of one send_many came behind "
+                    f"{pair.last_of_many[first]}"
+                )
+            pair.last_of_many[first] = index
         elif pair.last[priority] > index:
             raise Finding(
                 f"{pair}: message {index} of class {priority} came behind {pair.last[priority]}"
             )
         else:
             pair.last[priority] = index
+            if first:
+                pair.last_of_many[first] = index
 
     def _pair(self, life: Life, peer: pt.Peer, origin: int, target: int) -> Pair:
         pair = life.incoming.get(origin)
@@ -888,13 +916,21 @@ class Driver:
         ways = list(ways)
         for way in ways:
             way.pair.waiting[priority] += 1
+            way.calls += 1
             way.quiet = way.quiet or quiet
 
         def no_longer(_: object) -> None:
             call.close()  # cancelled before it had begun
             for way in ways:
                 way.pair.waiting[priority] -= 1
-                way.quiet = way.quiet and not quiet
+                way.calls -= 1
+                if not way.calls:
+                    try:
+                        self.ledger.pay(way)
+                    except Finding as finding:
+                        self.trouble = self.trouble or finding
+                if quiet or not way.calls:
+                    way.quiet = way.debt is not None
 
         async def made() -> None:
             try:
@@ -997,9 +1033,12 @@ class Driver:
             except (errors.WouldBlock, errors.MessageTooLarge):
                 ledger.refused(way, index)
                 break
-            except errors.ConnectionClosed as error:
+            except errors.NetworkFailure as error:
                 ledger.refused(way, index)
-                if not way.pair.receiver.closing:
+                expected = way.pair.receiver.closing or self.has(
+                    "disconnect" if isinstance(error, errors.NotConnected) else "reset"
+                )
+                if not expected:
                     raise Finding(f"send_nowait {way.pair}: {error!r}") from error
                 break
             ledger.accepted(way, number, index)
@@ -1007,7 +1046,7 @@ class Driver:
 
     def send(self) -> None:
         chosen = self.line()
-        if chosen is None or len(self.calls) >= self.CALLS_MAX:
+        if chosen is None or len(self.calls) >= self.CALLS_MAX or chosen[2].debt is not None:
             return
         life, peer, way, priority = chosen
         timeout, size = self.timeout(), self.size(peer)
@@ -1052,6 +1091,7 @@ class Driver:
         async def call() -> None:
             composed = [self.ledger.compose(way.pair, size, priority) for _ in range(count)]
             payloads = [payload for _, payload in composed]
+            way.pair.many.update((index, composed[0][0]) for index, _ in composed)
             exactly: int | None = None
             try:
                 exactly = await peer.send_many(
@@ -1059,6 +1099,9 @@ class Driver:
                 )
                 if exactly != count:
                     raise Finding(f"send_many {text}: it says {exactly}")
+            except errors.PeerTalkError as error:
+                exactly = error.accepted
+                raise
             finally:
                 self.ledger.accepted_quietly(way, [index for index, _ in composed], exactly)
 
@@ -1138,8 +1181,7 @@ class Driver:
                 if told and told[-1] != (len(data), len(data)):
                     raise Finding(f"stream_out {text}: it ended, and the progress was {told[-1]}")
             finally:
-                for number in way.unclaimed():
-                    way.claim(number, PART)
+                self.ledger.accepted_quietly(way, None, None)
 
         allowed = (*NETWORK, errors.WouldBlock)
         self.begin(
@@ -1305,7 +1347,7 @@ class Driver:
         try:
             life.node.send_datagram(peer, data)
         except (errors.NotSupported, errors.PeerNotFound) as error:
-            if peer.connected:
+            if peer.connected and peer.capabilities is not None:
                 raise Finding(f"send_datagram {way.pair}: {error!r}") from error
 
     def wait_for(self) -> None:

@@ -390,9 +390,11 @@ async def test_frames_of_all_types_come_however_the_stream_is_cut(dribble):
             stream, messages = stream.replace(large, b""), messages[:2] + messages[3:]
         old.peer.write(link, stream)
         assert await take(ada, len(messages)) == messages
-        await old.until(lambda: sum(frame.kind == PONG for frame in link.frames) == 3)
+        await old.until(lambda: PONG in [frame.kind for frame in link.frames])
         assert not ada.stats().bad_frames
         await still_talks(old, link, ada, peer)
+        # one answers all PINGs that are read in one turn; how many that are is up to the network
+        assert 1 <= sum(frame.kind == PONG for frame in link.frames) <= 3
 
 
 SIZES = [0, 1, 511, 512, 513, 3968, 4096, 8000, 8192]

@@ -225,8 +225,10 @@ async def test_compact_frames_may_stand_between_full_ones(core):
         assert await take(ada, 10) == [
             text % number for number in range(5) for text in (b"compact %d", b"full %d")
         ]
-        await old.until(lambda: sum(frame.kind == classic.PONG for frame in link.frames) == 5)
+        await old.until(lambda: classic.PONG in [frame.kind for frame in link.frames])
         await still_talks(old, link, ada, peer)
+        # one answers all PINGs that are read in one turn
+        assert 1 <= sum(frame.kind == classic.PONG for frame in link.frames) <= 5
 
 
 # --- pressure -------------------------------------------------------------------------------------

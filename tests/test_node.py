@@ -18,6 +18,7 @@ import tracemalloc
 import pytest
 
 import peertalk as pt
+from peertalk import sim
 from peertalk._core import load
 from peertalk._core.values import ANNOUNCE, QUERY
 from peertalk.protocol.wire import Announcement, decode_announcement, encode_announcement
@@ -1685,3 +1686,30 @@ async def test_a_cancelled_wait_for_a_datagram_loses_none(core):
         await asyncio.wait([waiting])
         assert ada.send_datagram(peer, b"still there")
         assert (await bob.receive_datagram(timeout=GUARD)).data == b"still there"
+
+
+def test_who_calls_after_a_broadcast_that_waits_for_room_is_behind_it():
+    """Order is the order of calls: the place in line is taken by the call, and not when a task of
+    its own begins."""
+
+    async def main(net: sim.Network) -> list[bytes]:
+        ada = await net.node("ada", discovery=False, send_queue_size=4)
+        bob = await net.node("bob", discovery=False, receive_queue_bytes=1024, window=2048)
+        peer = await ada.connect(bob.address)
+
+        async def fill() -> None:
+            with contextlib.suppress(pt.WouldBlock):
+                while True:
+                    peer.send_nowait(bytes(1000))
+
+        calls = asyncio.gather(
+            fill(), ada.broadcast(b"first", timeout=60), peer.send(b"second", timeout=60)
+        )
+        got: list[bytes] = []
+        while len(got) < 2:
+            data = (await bob.receive(timeout=60)).data
+            got += [data] if len(data) < 1000 else []
+        await calls
+        return got
+
+    assert sim.run(main) == [b"first", b"second"]

@@ -798,6 +798,7 @@ static int feed(pt_context *context, pt_link *link, const uint8_t *data, size_t 
 /* Keep what a turn has read and may not take apart. 0: there is no memory for it. */
 static int hold(pt_context *context, pt_link *link, const uint8_t *data, size_t len)
 {
+    PT_ASSERT(data != NULL && len != 0);
     link->held = pt_pool_acquire(context->pool, (uint32_t)len);
     if (link->held == NULL)
         return 0;

@@ -69,6 +69,8 @@ class Socket:
         self._host = host
         self._simulator = host._simulator
         self._handle = handle
+        self.abandoned = False
+        """Stream: close() breaks the connection, and what it owes is gone (SO_LINGER of 0 s)."""
 
     def fileno(self) -> int:
         """The handle; -1 when it is closed."""
@@ -100,6 +102,8 @@ class Socket:
     def close(self) -> None:
         """Forget it; a stream sends what it owes, then ends its half. Idempotent."""
         if self._handle > 0 and not self._simulator.closed:
+            if self.abandoned:
+                self._call("pt_sim_reset")  # a refusal says that it is over already
             self._call("pt_sim_release")
         self._handle = -1
 

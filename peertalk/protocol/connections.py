@@ -279,6 +279,8 @@ class Connections:
         """Peers that are connected."""
         self.last_number = 0
         """Of our last dial."""
+        self.last_place = 0
+        """The highest that we have given a connection, with whomever: see Line."""
         self._young: dict[int, Connection] = {}
         """Those that had not said whose they are when they were looked at last, by tag."""
 

@@ -105,6 +105,8 @@ class Line:
 
     Args:
         own, theirs: the instance ids of the two sides, different.
+        place: the highest that our side has given, with whomever. The other side may remember
+            places of a line that we have forgotten with its peer.
 
     members: those that are not finished, in the order in which they were identified. place: the
     highest that was used.
@@ -112,10 +114,10 @@ class Line:
 
     __slots__ = ("_claims", "_ended", "_said", "_seen", "decides", "delivered", "members", "place")
 
-    def __init__(self, own: bytes, theirs: bytes) -> None:
+    def __init__(self, own: bytes, theirs: bytes, place: int = 0) -> None:
         self.decides = own < theirs
         self.members: tuple[Connection, ...] = ()
-        self.place = 0
+        self.place = place if self.decides else 0
         self.delivered = 0
         """The highest place of which something was delivered."""
         self._claims = _NOTHING
@@ -142,6 +144,21 @@ class Line:
             if 0 < connection.number <= self._said:  # a later dial of theirs came before it
                 self._drain(connection, decisions)
         return self._told(connection, claims, place, decisions)
+
+    def late(self, connection: Connection) -> list[Decision]:
+        """A connection has turned out to be one with this peer after we had taken the other side
+        for one that knows no places, and had sent on it: it is read to its end, before those that
+        are used."""
+        self.members += (connection,)
+        decisions: list[Decision] = []
+        self._drain(connection, decisions)
+        return decisions
+
+    def adopt(self, connection: Connection) -> None:
+        """Likewise, and it is the only one, and we decide: it is used, and to be said so."""
+        self.members += (connection,)
+        self.place += 1
+        connection.place = self.place
 
     def told(self, connection: Connection, claims: Claims | None, place: int) -> list[Decision]:
         """A CAPABILITY has come on a member."""

@@ -468,8 +468,7 @@ class SimulatedWorld(World):
 
     def abandon(self, connection: Any) -> None:
         """As World.abandon()."""
-        with contextlib.suppress(errors.PeerTalkError):
-            connection.abort()
+        connection.abandoned = True
 
     def bound_unsent(self, connection: Any) -> None:
         """As World.bound_unsent(): a simulated stream holds what it holds."""

@@ -71,7 +71,9 @@ class Switchboard:
         self._waiting: list[Connection] = []
         """Connections whose messages wait until others have said whose they are, or are shut."""
         self._aside_timer: Timer | None = None
-        self._lost: dict[Key, bool] = {}
+        self._lost: dict[Key, tuple[Remote, bool]] = {}
+        """Peers with whom a connection is to come back, and whether we dial at once. Not all are in
+        the table: without discovery one that has no connection is forgotten."""
         self._recalls: dict[Key, Timer] = {}
         self.pulse = Pulse(transport)
         self.watchdog = Watchdog(transport)
@@ -122,7 +124,7 @@ class Switchboard:
             if connection.state in (State.CONNECTING, State.GREETING, State.GREETED):
                 self._end(connection, None)
             elif connection.state is State.OPEN:
-                self._farewell(connection)
+                self._look_whether_left(connection)
             elif connection.state is State.ASIDE:
                 self._part(connection)
 
@@ -153,7 +155,7 @@ class Switchboard:
         elif kind == values.CLOSED:
             self._ended(connection, a, b)
         if connection.state is State.DRAINING:
-            self._drain_on(connection)
+            self._look_whether_drained(connection)
 
     def slots_came_free(self, connection: Connection) -> None:
         """A connection on its way out has room again, or nothing more to send."""
@@ -170,8 +172,9 @@ class Switchboard:
         if line is not None and (line.delivered != connection.place or len(line.members) > 1):
             if connection.state is State.GREETED:  # it took us for classic, because we were slow
                 line.forgo(connection)
-                self._choose(connection, peer)
-            turn = line.turn(connection)
+                self._prefer(connection, peer)
+            inside = connection in line.members
+            turn = line.turn(connection) if inside else Turn.DELIVER
             if turn is Turn.DROP:
                 return
             if turn is Turn.HOLD:
@@ -228,9 +231,8 @@ class Switchboard:
         try:
             capabilities = decode_capabilities(self.transport.core, payload)
         except errors.ProtocolError:
-            self.transport.totals.ignored += (
-                1  # as the original: ignored whole, the connection stays
-            )
+            # as the original: ignored whole, the connection stays
+            self.transport.totals.ignored += 1
             return
         greeting = decode_greeting(payload, capabilities.instance)
         if greeting.addressed != self.transport.instance:
@@ -242,11 +244,17 @@ class Switchboard:
             if peer.line is not None and capabilities.instance in (None, peer.instance):
                 self._apply(peer.line.told(connection, greeting.claims, greeting.place or 0))
             if connection.state is State.OPEN:
-                self._told_again(connection, peer, capabilities)
+                self._told_again(connection, peer, capabilities, greeting)
             elif connection.state is State.ASIDE and capabilities.instance is None:
                 self.classics.said(connection.tag, capabilities)
 
-    def _told_again(self, connection: Connection, peer: Remote, capabilities: Capabilities) -> None:
+    def _told_again(
+        self,
+        connection: Connection,
+        peer: Remote,
+        capabilities: Capabilities,
+        greeting: Greeting,
+    ) -> None:
         """A later CAPABILITY replaces the one before, but for who it is, which no connection can
         change: left out, it is as it was."""
         instance, known = capabilities.instance, peer.capabilities
@@ -256,6 +264,10 @@ class Switchboard:
                 return
             if not self._greeted_late(connection, peer, instance, capabilities):
                 return
+            if greeting.place is not None and (line := self._line_of(peer)).decides:
+                line.adopt(connection)  # the other side waits for that
+                self.connections.last_place = max(self.connections.last_place, line.place)
+                self._greet(connection, peer, connection.place)
         elif known is not None and known.instance is not None:
             capabilities = msgspec.structs.replace(
                 capabilities,
@@ -274,7 +286,7 @@ class Switchboard:
         self, connection: Connection, peer: Remote, instance: bytes, capabilities: Capabilities
     ) -> bool:
         """Whom we dialled and took for classic, because its CAPABILITY did not come in time, is one
-        of ours: its peer becomes that. False: it cannot, and the connection has ended."""
+        of ours: its peer becomes that. False: it cannot, and nothing more is sent here."""
         transport = self.transport
         where = f"{connection.address[0]}:{connection.address[1]}"
         if instance == transport.instance:
@@ -287,7 +299,11 @@ class Switchboard:
             replaced = errors.NetworkFailure(
                 f"{peer.id} turned out to be the peer {known.name!r}; send to that", peer=known.name
             )
-            self._end(connection, replaced, polite=True)
+            self._tell_unknown(connection, peer, replaced)
+            self._detach(connection, replaced, polite=True)
+            transport.tidy(peer)
+            connection.peer = known
+            self._apply(self._line_of(known).late(connection))
             return False
         if transport.finder is not None:
             transport.finder.release(peer.key)
@@ -406,15 +422,23 @@ class Switchboard:
         addresses = discovery.addresses(peer.key) if discovery is not None else []
         untried = deque(addresses or [peer.address])
 
-        def attempt(found: Remote | None, error: errors.PeerTalkError | None) -> None:
-            if peer.connection is not None or (found is not None and error is None):
-                return
-            if untried and not self.transport.closing and not _is_final(error):
-                self.dial(untried.popleft(), attempt, peer)
-            else:
-                self._gave_up(peer, error or self.transport.closed_error(peer))
+        self._attempt(peer, untried, None)
 
-        attempt(None, None)
+    def _attempt(
+        self, peer: Remote, untried: deque[Address], error: errors.PeerTalkError | None
+    ) -> None:
+        """The next address, if the one before was in vain."""
+        if peer.connection is not None:
+            return
+        if untried and not self.transport.closing and not _is_final(error):
+
+            def reached(found: Remote | None, error: errors.PeerTalkError | None) -> None:
+                if found is None or error is not None:
+                    self._attempt(peer, untried, error)
+
+            self.dial(untried.popleft(), reached, peer)
+        else:
+            self._gave_up(peer, error or self.transport.closed_error(peer))
 
     def _gave_up(self, peer: Remote, error: errors.PeerTalkError) -> None:
         """One attempt at a peer has failed: try again while messages wait, or a connection that was
@@ -590,14 +614,18 @@ class Switchboard:
         """End a connection that says nothing for so long. What lies unread then is read first: it
         may be this program that was late."""
 
-        def due() -> None:
-            if self._unread(connection):
-                connection.timer = self.transport.after(_LOOK, due)
-            else:
-                self._end(connection, late, fault=fault)
-
         self.transport.cancel(connection.timer)
-        connection.timer = self.transport.after(seconds, due)
+        connection.timer = self.transport.after(
+            seconds, lambda: self._time_is_over(connection, late, fault=fault)
+        )
+
+    def _time_is_over(
+        self, connection: Connection, late: errors.PeerTalkError, *, fault: bool
+    ) -> None:
+        if self._unread(connection):
+            self._give_time(connection, _LOOK, late, fault=fault)
+        else:
+            self._end(connection, late, fault=fault)
 
     def _greet(self, connection: Connection, peer: Remote | None, place: int = 0) -> bool:
         """Say who we are; to a peer also what is over for us, and the place of the connection.
@@ -650,10 +678,9 @@ class Switchboard:
         if instance == self.transport.instance:
             self._end(connection, errors.InvalidArgument(f"{where} is this node itself"))
             return
-        peer = self._identify(connection, capabilities)
-        if peer is None or not self._admit(connection, peer):
+        connection.peer = peer = self._identify(connection, capabilities)
+        if not self._admit(connection, peer):
             return
-        connection.peer = peer
         if instance is None and peer.connection is not None:
             self._stand_aside(connection, peer, capabilities)
             self._settled(connection.tag)
@@ -665,12 +692,16 @@ class Switchboard:
             self._choose(connection, peer)
         self._settled(connection.tag)
 
+    def _line_of(self, peer: Remote) -> Line:
+        if peer.line is None:
+            assert peer.instance is not None
+            last_place = self.connections.last_place
+            peer.line = Line(self.transport.instance, peer.instance, last_place)
+        return peer.line
+
     def _meet(self, connection: Connection, peer: Remote, greeting: Greeting) -> None:
         """A peer that knows places: its line decides what becomes of the connection."""
-        line = peer.line
-        if line is None:
-            assert peer.instance is not None
-            line = peer.line = Line(self.transport.instance, peer.instance)
+        line = self._line_of(peer)
         if not connection.dialled:
             connection.number = greeting.number
         decisions = line.identified(connection, greeting.claims, greeting.place or 0)
@@ -679,8 +710,7 @@ class Switchboard:
             text = f"peer {peer.name!r} did not use the connection within {wait:g} s"
             self._give_time(connection, wait, errors.Timeout(text, peer=peer.name))
             if connection.dialled and connection.addressed != peer.instance:
-                if not self._greet(connection, peer):
-                    return
+                self._greet(connection, peer)
         self._apply(decisions)
 
     def _choose(self, connection: Connection, peer: Remote) -> None:
@@ -688,6 +718,18 @@ class Switchboard:
         end first."""
         if peer.connection is not None:
             self._retire(peer.connection, connection)
+        connection.advance(Step.GREET)
+        self._open(connection, peer)
+
+    def _prefer(self, connection: Connection, peer: Remote) -> None:
+        """A peer has sent on a connection that was not used yet: it took us for classic. What has
+        come on the one before was sent earlier; what may come there yet was not."""
+        before = peer.connection
+        unread = before is not None and self._unread(before) > 0
+        if before is not None:
+            self._retire(before, connection, wait=unread)
+        if before is not None and unread:
+            self.transport.after(_LOOK, lambda: self._look_at_strangers(connection))
         connection.advance(Step.GREET)
         self._open(connection, peer)
 
@@ -738,8 +780,12 @@ class Switchboard:
         connection.timer = None
         if not peer.line.decides:
             self._wait_for_strangers(connection)
-        elif not self._greet(connection, peer, connection.place):
-            return
+        else:
+            self.connections.last_place = max(self.connections.last_place, connection.place)
+            if not self._greet(connection, peer, connection.place):
+                return
+        if peer.connection is connection:
+            return  # it was adopted, and there was no room to say so at once
         if peer.connection is not None:  # one that stands outside the line
             self._retire(peer.connection, connection)
         self._open(connection, peer)
@@ -766,7 +812,7 @@ class Switchboard:
         if connection.waits_for and connection.state is not State.CLOSED:
             self.transport.after(_LOOK, lambda: self._look_at_strangers(connection))
 
-    def _identify(self, connection: Connection, capabilities: Capabilities | None) -> Remote | None:
+    def _identify(self, connection: Connection, capabilities: Capabilities | None) -> Remote:
         expected = connection.peer
         assert expected is None or isinstance(expected, Remote)
         if capabilities is not None and capabilities.instance is not None:
@@ -816,6 +862,8 @@ class Switchboard:
             self.transport.pause_if_full(connection, peer)
         peer.connection = connection
         connection.opened = self.transport.world.clock()
+        if capabilities is not None and capabilities.instance is not None and capabilities.port:
+            peer.address = (connection.address[0], capabilities.port)  # it may have moved
         self.transport.datagrams.place(peer)
         self.transport.cancel(peer.retry)
         peer.retry = None
@@ -839,9 +887,9 @@ class Switchboard:
 
     # Two between the same nodes -------------------------------------------------------------------
 
-    def _retire(self, leaving: Connection, staying: Connection) -> None:
+    def _retire(self, leaving: Connection, staying: Connection, *, wait: bool = True) -> None:
         """Shut the one for writing, read it to its end, and until then hold back what the other
-        brings."""
+        brings, unless it need not wait."""
         peer = leaving.peer
         assert isinstance(peer, Remote)
         if peer.connection is leaving:
@@ -859,6 +907,8 @@ class Switchboard:
         leaving.timer = self.transport.after(
             self.transport.config.drain_timeout, lambda: self._end(leaving, gone)
         )
+        if not wait:
+            return
         staying.waits_for |= {leaving.tag}
         if staying not in self._waiting:
             self._waiting.append(staying)
@@ -876,9 +926,9 @@ class Switchboard:
         for waiting in [each for each in self._waiting if tag in each.waits_for]:
             peer = waiting.peer
             assert isinstance(peer, Remote)
-            if peer.line is not None:
+            if peer.line is not None and waiting in peer.line.members:
                 released = peer.line.settled(tag)
-            else:
+            else:  # a peer that knows no places, or has taken us for one
                 waiting.waits_for = waiting.waits_for - {tag} or NOBODY
                 held = waiting.held is not None and not waiting.waits_for
                 released = [(Verdict.RELEASE, waiting)] if held else []
@@ -899,6 +949,8 @@ class Switchboard:
         for kind, _, a, b in held or ():
             if connection.tag in self.connections.by_tag:
                 self.arrived(connection, kind, a, b)
+        if connection.state is State.DRAINING:
+            self._look_whether_drained(connection)
 
     def _drain(self, connection: Connection, error: errors.PeerTalkError | None) -> None:
         """A connection is over for the other side, or we have waited enough for it: nothing more is
@@ -920,7 +972,13 @@ class Switchboard:
         connection.link.read_max = _UNBOUNDED
         if connection.held is None and connection.state is State.DRAINING:
             self.transport.read_on(connection)
-        self._drain_on(connection)
+        self._look_whether_drained(connection)
+
+    def _look_whether_drained(self, connection: Connection) -> None:
+        """When this turn is done: more that it has brought may be among the turn's events."""
+        self.transport.cancel(connection.timer)
+        connection.timer = None
+        self.transport.post(lambda: self._drain_on(connection))
 
     def _drain_on(self, connection: Connection) -> None:
         """End it when nothing is left to be read."""
@@ -934,10 +992,13 @@ class Switchboard:
             self._end(connection, None)
 
     def _unread(self, connection: Connection) -> int:
-        """Bytes that have come and are not taken apart: in the system, and in the core, which reads
-        more at once than a connection may bring in a turn."""
+        """How much has come and is not served yet, 0: nothing. Bytes in the system, and in the
+        core, which reads more at once than a connection may bring in a turn; 1 for what this turn
+        has read."""
         unread = self.transport.world.unread(connection.socket)
-        return unread if connection.link is None else unread + int(connection.link.held_bytes)
+        if connection.link is not None:
+            unread += int(connection.link.held_bytes)
+        return unread or int(self.transport.is_coming(connection.tag))
 
     # The end --------------------------------------------------------------------------------------
 
@@ -962,12 +1023,19 @@ class Switchboard:
             connection.left = self.transport.world.clock()
             connection.link.shut()
             self.transport.schedule()
-            self._look_whether_left(connection)
+            self.transport.cancel(connection.timer)
+            connection.timer = self.transport.after(
+                _LOOK, lambda: self._look_whether_left(connection)
+            )
 
     def _look_whether_left(self, connection: Connection) -> None:
         """We leave, or want to. The other side closes when it has read that; if it does not, we do
         when its system has all that we sent, and we have read what came: to close before would
         reset the connection over what can still be read."""
+        if connection.state is State.OPEN:
+            self._farewell(connection)
+        if connection.state not in (State.OPEN, State.CLOSING):
+            return
         now, world = self.transport.world.clock(), self.transport.world
         waited = 0.0 if connection.left is None else now - connection.left
         if now >= connection.deadline:
@@ -1020,7 +1088,7 @@ class Switchboard:
         from a peer of its kind; but a connection of ours that is answered by a REJECT before any
         CAPABILITY has nobody behind it."""
         peer = connection.peer
-        if connection.state is not State.GREETING and (
+        if connection.state not in (State.GREETING, State.GREETED) and (
             connection.state is not State.OPEN or peer is None or peer.classic
         ):
             return
@@ -1044,7 +1112,7 @@ class Switchboard:
             self._part(aside)
         connection = peer.connection
         if connection is None:
-            return
+            return  # but it is decided: no lost one comes back
         if peer.state is PeerState.CONNECTED:
             peer.advance(PeerEvent.LEFT)
             self.connections.connected -= 1
@@ -1052,7 +1120,6 @@ class Switchboard:
         wait = self.transport.config.drain_timeout if seconds is None else seconds
         connection.deadline = self.transport.world.clock() + wait
         self._look_whether_left(connection)
-        self._farewell(connection)
 
     def _left_in_vain(self, connection: Connection) -> None:
         peer = connection.peer
@@ -1265,7 +1332,7 @@ class Switchboard:
                 peer.attempts = 0
             delay = self._set_back(peer)
             if not isinstance(error, errors.RemoteError):
-                self._expect(peer.key, at_once=connection.dialled)
+                self._expect(peer, at_once=connection.dialled)
         else:
             peer.attempts = 0
             self.expect_no_more(peer.key)
@@ -1305,18 +1372,31 @@ class Switchboard:
             and finder is not None
             and finder.heard_within(peer.key, self.transport.config.link_timeout)
         )
-        self._end(connection, error)
+        self._give_up(connection, error)
         if heard and isinstance(peer, Remote) and finder is not None:
             for address in finder.discovery.addresses(peer.key)[:1]:
                 self.heard(peer, address)
 
+    def _give_up(self, connection: Connection, error: errors.PeerTalkError) -> None:
+        """Use a dead link no more. What has arrived is read first, because the other side's system
+        was told that it has, and so its sender that it was sent."""
+        if connection.state is State.DRAINING:
+            return
+        used = connection.state in (State.OPEN, State.CLOSING, State.RETIRING)
+        if used and self._unread(connection):
+            log.warning("%s", error)
+            connection.advance(Step.DRAIN)
+            self._drain(connection, error)
+        else:
+            self._end(connection, error)
+
     # Connections that come back -------------------------------------------------------------------
 
-    def _expect(self, key: Key, *, at_once: bool) -> None:
+    def _expect(self, peer: Remote, *, at_once: bool) -> None:
         """A connection that nobody wanted to end is lost: it comes back when its peer is heard,
         though the peer be forgotten meanwhile."""
-        self._lost.pop(key, None)
-        self._lost[key] = at_once
+        self._lost.pop(peer.key, None)
+        self._lost[peer.key] = peer, at_once
         if len(self._lost) > self.transport.config.max_peers:
             self.expect_no_more(next(iter(self._lost)))
 
@@ -1331,9 +1411,11 @@ class Switchboard:
         cross."""
         if peer.state is PeerState.FAILED:
             peer.advance(PeerEvent.HEARD)
-        at_once = self._lost.get(peer.key)
-        if at_once is None or self.transport.closing or peer.classic:
+            self.transport.changed()  # whoever waits for it may have it again
+        lost = self._lost.get(peer.key)
+        if lost is None or self.transport.closing or peer.classic:
             return
+        _, at_once = lost
         now = self.transport.world.clock()
         under_way = self.connections.dialling(peer)
         if under_way is not None:
@@ -1346,16 +1428,15 @@ class Switchboard:
             self._recall(peer, address)
         elif peer.key not in self._recalls:
             self._recalls[peer.key] = self.transport.after(
-                delay, lambda: self._recall_late(peer.key, address)
+                delay, lambda: self._recall_late(peer, address)
             )
 
-    def _recall_late(self, key: Key, address: Address) -> None:
-        self._recalls.pop(key, None)
-        peer = self.transport.peers.get(key)
-        if peer is not None and key in self._lost and not self.transport.closing:
+    def _recall_late(self, peer: Remote, address: Address) -> None:
+        self._recalls.pop(peer.key, None)
+        if peer.key in self._lost and not self.transport.closing:
             self._recall(peer, address)
 
-    def _recall(self, peer: Remote, address: Address | None = None) -> None:
+    def _recall(self, peer: Remote, address: Address) -> None:
         """Dial it anew, where it was heard."""
         if peer.connection is not None:
             return
@@ -1364,11 +1445,12 @@ class Switchboard:
         if under_way is not None:
             reached, under_way.reached = under_way.reached, ()
             self._end(under_way, self.transport.closed_error(peer))
+            begun = self.connections.dialling(peer)
+            if begun is not None:
+                begun.reached += reached
+                return
         self.transport.cancel(peer.retry)
         peer.retry = None
-        if address is None:
-            self._dial_peer(peer)
-            return
         if peer.state in (PeerState.DISCOVERED, PeerState.FAILED):
             peer.advance(PeerEvent.DIALLED)
         for waiting in reached or (self._dial_ended(peer),):
@@ -1378,19 +1460,18 @@ class Switchboard:
         """The link lives on an address that we no longer have. The other side cannot know yet, so
         whoever dialled it, we dial."""
         peer = connection.peer
-        self._end(connection, error)
+        self._give_up(connection, error)
         if isinstance(peer, Remote) and peer.key in self._lost:
-            self._lost[peer.key] = True
-            self._recall(peer)
+            self._lost[peer.key] = peer, True
+            self.heard(peer, peer.address)
 
     def network_changed(self) -> None:
         """This machine has other interfaces or addresses. Without discovery nobody is heard: dial
         those who wait for that."""
         if self.transport.finder is None:
-            for key, at_once in list(self._lost.items()):
-                peer = self.transport.peers.get(key)
-                if peer is not None and at_once and self.connections.dialling(peer) is None:
-                    self._recall(peer)
+            for peer, at_once in list(self._lost.values()):
+                if at_once:
+                    self.heard(peer, peer.address)
 
     # Classic peers --------------------------------------------------------------------------------
 

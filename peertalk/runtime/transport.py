@@ -17,7 +17,8 @@ import logging
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from operator import length_hint
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -39,8 +40,8 @@ from .switchboard import Switchboard
 from .world import Address, World
 
 log = logging.getLogger("peertalk.network")
-
 _FIRST_TAG = 16
+_LAST_TAG = 0xFFFF_FFF0
 _PUMP = 256
 _UNBOUNDED = 1 << 62
 _UNTAKEN_TIME = 5.0
@@ -126,6 +127,9 @@ class Transport:
         self._orders: deque[Callable[[], None]] = deque()
         self._next_tag = _FIRST_TAG
         self._turning = False
+        self._came: Sequence[tuple[int, int, Any, Any]] = ()
+        self._coming: Iterator[tuple[int, int, Any, Any]] = iter(())
+        """Of those that came in this turn, the ones that are not served yet."""
         self._interrupt: BaseException | None = None
         self._on_closed: list[Callable[[], object]] = []
         self._final: NodeStatistics | None = None
@@ -163,22 +167,33 @@ class Transport:
         serve = self._serve
         self._turning = True
         try:
-            came = self.loop.turn(timeout)
+            self._came = came = self.loop.turn(timeout)
+            self._coming = iter(came)
             # first: what left had left before anything that came in could end its link
             for event in came:
                 if event[0] == values.SENT:
                     serve(event)
+            for event in self._coming:
+                if event[0] != values.SENT and event[0] != values.TIMER:
+                    serve(event)
+            # last: what is late may be among what came
             for event in came:
-                if event[0] != values.SENT:
+                if event[0] == values.TIMER:
                     serve(event)
             while self._orders:
                 self._orders.popleft()()
         finally:
             self._turning = False
+            self._came, self._coming = (), iter(())
         if self._interrupt is not None:
             interrupt, self._interrupt = self._interrupt, None
             self.schedule()  # the driver will not hear of the deadlines of this turn
             raise interrupt
+
+    def is_coming(self, tag: int) -> bool:
+        """Whether this turn has read something of a link that is not served yet."""
+        left = length_hint(self._coming)
+        return any(event[1] == tag for event in self._came[len(self._came) - left :])
 
     def raise_later(self, interrupt: BaseException) -> None:
         """Raise what interrupted a callback when the present turn is done: within it, the rest of
@@ -269,7 +284,7 @@ class Transport:
             self.closing = True
         self.after(timeout, self.close_now)
         closed = errors.InvalidState(f"node {self.config.name!r} is closed")
-        for peer in self.peers.values():
+        for peer in self._everybody():
             peer.quick = None
             peer.on_lost(closed)
             if peer.connection is None:
@@ -290,7 +305,7 @@ class Transport:
             return
         with self.lock:
             self.closing = True
-        for peer in self.peers.values():
+        for peer in self._everybody():
             peer.quick = None
             if peer.connection is not None:
                 continue  # the end of its connection reports what that has taken first
@@ -320,7 +335,7 @@ class Transport:
             self.memory()
             self.closed = True
             self.closing = True
-        for peer in self.peers.values():
+        for peer in self._everybody():
             peer.tell_reaching(errors.InvalidState(f"node {self.config.name!r} is closed"))
         self._forgotten.clear()
         self.switchboard.stop_listening()
@@ -775,6 +790,10 @@ class Transport:
 
     # Peers ----------------------------------------------------------------------------------------
 
+    def _everybody(self) -> list[Remote]:
+        """Those who are known, and those who are forgotten and held: they may be sent to."""
+        return [*self.peers.values(), *self._forgotten.values()]
+
     def meet(self, instance: bytes, name: str, address: Address) -> Remote:
         """The peer that has said its instance id on a connection, or by whose announcement it was
         heard; made when it was not known."""
@@ -871,11 +890,15 @@ class Transport:
 
     def emit(self, event: Callable[..., object], *fields: Any) -> None:
         """Report an event about a peer, if anybody listens."""
+        self.changed()
+        if self.publish is not None:
+            self.publish(event(*fields))
+
+    def changed(self) -> None:
+        """Who is known, connected or to be had is not as it was: those who wait look again."""
         self.changes += 1
         if self.on_change is not None:
             self.on_change()
-        if self.publish is not None:
-            self.publish(event(*fields))
 
     # Peers: what discovery tells ------------------------------------------------------------------
 
@@ -917,7 +940,7 @@ class Transport:
         if trying and event.reason is events.LostReason.TIMEOUT:
             return
         text = f"peer {peer.name!r} is gone ({event.reason.value})"
-        lost = errors.PeerNotFound(text, peer=peer.name)
+        lost = errors.ConnectionClosed(text, peer=peer.name)
         self.cancel(peer.retry)
         peer.retry = None
         self.fail_queued(peer, lost)
@@ -927,11 +950,14 @@ class Transport:
     # Small things ---------------------------------------------------------------------------------
 
     def tag(self) -> int:
-        """A fresh number for something in the loop."""
-        self._next_tag += 1
-        if self._next_tag > 0xFFFF_FFF0:
-            self._next_tag = _FIRST_TAG
-        return self._next_tag
+        """A number for something in the loop, which nothing there has."""
+        while True:
+            self._next_tag += 1
+            if self._next_tag > _LAST_TAG:  # after weeks: what is older than that keeps its own
+                self._next_tag = _FIRST_TAG
+            tag = self._next_tag
+            if not (tag in self._timers or tag in self._watched or tag in self.connections.by_tag):
+                return tag
 
     def memory(self) -> MemoryReport:
         """Bytes that the C side holds, part by part; of its end, once the node is closed."""
@@ -958,5 +984,5 @@ class Transport:
             links_refused=self.connections.refused,
             inbox_bytes=self.inbox.total,
             peers=len(self.peers),
-            queued=sum(peer.queued for peer in self.peers.values()),
+            queued=sum(peer.queued for peer in self._everybody()),
         )

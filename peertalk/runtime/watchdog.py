@@ -163,6 +163,9 @@ class Watchdog:
 
     def _check(self, watch: _Watch, now: float) -> None:
         connection = watch.connection
+        if connection.state is State.DRAINING:  # only read, for as long as that takes
+            watch.due = now + self._patience
+            return
         silent = self.transport.world.silent_for(connection.socket)
         if silent >= self._patience:
             if watch.doubted:
@@ -212,7 +215,8 @@ class Watchdog:
 
     def least_wanted(self) -> Connection | None:
         """The open connection that has been frozen, or has stood still, the longest, and for longer
-        than link_timeout; None when there is none. O(links); it is the caller's to end."""
+        than link_timeout; None when there is none. Not one that has something unread: it is we who
+        do not take what it was told that we have. O(links); it is the caller's to end."""
         now = self.transport.world.clock()
         found, since = None, now - self._patience
         for watch in self._links.values():
@@ -222,6 +226,7 @@ class Watchdog:
                 and quiet <= since
                 and watch.connection.state is State.OPEN
                 and self._is_still(watch)
+                and not self.transport.world.unread(watch.connection.socket)
             ):
                 found, since = watch.connection, quiet
         return found

@@ -89,11 +89,14 @@ def until(loop: Any, condition: Callable[[list[Any]], Any]) -> list[Any]:
 
 
 def assert_sleeps(loop: Any) -> None:
-    """Nothing ends a wait of this loop before its time."""
-    for _ in range(3):
+    """Nothing ends a wait of this loop before its time, but once the timer that gives free memory
+    back."""
+    early = 0
+    for _ in range(4):
         started = time.monotonic()
         assert loop.turn(0.02) == []
-        assert time.monotonic() - started >= 0.02
+        early += time.monotonic() - started < 0.02
+    assert early <= 1
     assert loop.fd < 0 or not select.select([loop.fd], [], [], 0)[0]
 
 

@@ -296,3 +296,25 @@ def test_what_lives_is_never_said_to_be_over_and_the_last_that_ended_always_is(e
     said = claims.own if own else claims.others
     assert all(number in ended for number in range(1, 9) if number in said)
     assert all(number in said for number in sorted(ended)[-OVER_MAX:])
+
+
+def test_a_line_that_was_forgotten_with_its_peer_goes_on_with_higher_places():
+    """The other side may have kept its line, and would take a place that it has seen for an old
+    connection, which it never uses again."""
+
+    def met(line, number, place=0):
+        connection = Connection(number, ("10.0.0.2", 7354), dialled=False, now=0.0)
+        connection.number = number
+        connection.advance(Step.ESTABLISH)
+        return connection, line.identified(connection, None, place)
+
+    kept = Line(LARGE, SMALL)
+    connection, decisions = met(kept, 1, place=7)
+    assert decisions == [(Verdict.USE, connection)] and kept.place == 7
+    kept.ended(connection)
+    forgotten = Line(SMALL, LARGE, place=7)
+    connection, decisions = met(forgotten, 2)
+    assert decisions == [(Verdict.USE, connection)] and connection.place == 8
+    again, decisions = met(kept, 2, place=8)
+    assert decisions == [(Verdict.USE, again)]
+    assert Line(LARGE, SMALL, place=7).place == 0, "the other side gives them"

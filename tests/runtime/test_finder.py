@@ -297,7 +297,8 @@ def test_a_loop_that_was_blocked_reads_what_waits_before_it_declares_anybody_los
     engine.world.now += 60.0  # nothing ran
     engine.world.coming += everybody
     engine.pass_time(0.0)
-    assert not engine.told
+    assert len(engine.told) == 100 and {type(told) for told in engine.told} == {Heard}
+    engine.told.clear()
     engine.pass_time(20.0)
     assert not engine.told, "it takes up where it was: the minute was not their silence"
     engine.world.now += 60.0
@@ -315,9 +316,9 @@ def test_what_is_read_in_the_turn_after_a_pause_counts_as_heard_after_it():
     engine.hear(packet())
     engine.pass_time(0.0)
     engine.pass_time(29.0)
-    assert [type(told) for told in engine.told] == [Found]
+    assert [type(told) for told in engine.told] == [Found, Heard]
     engine.pass_time(1.1)
-    assert engine.told[1] == Gone(THEIRS, LostReason.TIMEOUT)
+    assert engine.told[2] == Gone(THEIRS, LostReason.TIMEOUT)
 
 
 def test_an_interface_that_comes_is_announced_on_at_once_and_one_that_goes_is_not():
@@ -355,15 +356,17 @@ def test_where_the_system_tells_nothing_addresses_are_compared_at_each_announcem
     assert engine.looks == 1
 
 
-def test_one_that_is_expected_is_told_each_time_that_it_is_heard():
+def test_one_that_is_not_connected_is_told_each_time_that_it_is_heard():
     """The engine dials by that, and by nothing else."""
     engine, finder = start()
     engine.hear(packet())
-    finder.expect(THEIRS)
     engine.hear(packet())
     engine.hear(packet())
-    heard = Heard(THEIRS, ("10.0.0.5", 7354))
-    assert engine.told[1:] == [heard, heard]
-    finder.dismiss(THEIRS)
+    assert [type(told) for told in engine.told] == [Found, Heard, Heard]
+    assert engine.told[1].key == THEIRS and engine.told[1].heard_at == ("10.0.0.5", 7354)
+    finder.discovery.hold(THEIRS)
     engine.hear(packet())
-    assert len(engine.told) == 3
+    assert len(engine.told) == 3, "its link knows better"
+    finder.release(THEIRS)
+    engine.hear(packet())
+    assert len(engine.told) == 4
