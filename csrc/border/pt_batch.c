@@ -41,6 +41,7 @@ typedef struct item {
     size_t count; /* of its payloads */
     uint32_t kind;
     uint32_t tag;
+    uint32_t is_empty; /* FRAME: 1 without payload */
 } item;
 
 /* What turn is bound to. What a turn brings is first collected here and then told to Python, so
@@ -211,6 +212,15 @@ static void shrink(bound_loop *bound)
     }
 }
 
+/* 1 when a control frame without payload repeats the one before it: said again it means no more,
+ * and a flood of them costs its receiver. */
+static int says_nothing_more(const item *last, uint32_t tag, const pt_frame *frame)
+{
+    return last->kind == PT_EVENT_FRAME && last->tag == tag && last->is_empty &&
+           frame->payload_len == 0 && frame->type != PT_FRAME_DATA &&
+           (last->a & 0xFFFF) == (frame->type | (uint64_t)frame->flags << 8);
+}
+
 /* The border's sink: payloads become bytes where they lie, and join the batch of their link. */
 static int collect(void *sink_context, uint32_t tag, const pt_frame *frame)
 {
@@ -221,6 +231,8 @@ static int collect(void *sink_context, uint32_t tag, const pt_frame *frame)
         frame->type == PT_FRAME_DATA && (frame->flags & (PT_FLAG_FRAGMENT | PT_FLAG_BATCH)) == 0;
     item *last = bound->item_count ? &bound->items[bound->item_count - 1] : NULL;
     int joins = plain && last != NULL && last->kind == PT_EVENT_BATCH && last->tag == tag;
+    if (last != NULL && says_nothing_more(last, tag, frame))
+        return PT_OK;
     if (!joins && bound->item_count == bound->item_capacity) {
         if (!grow_items(bound))
             return PT_ERR_NO_MEMORY;
@@ -242,6 +254,7 @@ static int collect(void *sink_context, uint32_t tag, const pt_frame *frame)
         fresh->tag = tag;
         fresh->first = bound->payload_count;
         fresh->count = 1;
+        fresh->is_empty = frame->payload_len == 0;
         fresh->a =
             plain ? frame->payload_len
                   : frame->type | (uint64_t)frame->flags << 8 | (uint64_t)frame->sequence << 16;

@@ -29,6 +29,7 @@ from peertalk._core.values import (
     WRITE,
     LoopStatistics,
     PoolStatistics,
+    says_nothing_more,
 )
 
 Event: TypeAlias = tuple[int, int, Any, Any]
@@ -345,6 +346,7 @@ class Loop:
             (SENT, tag, messages, code), (FINISHED, tag, 0, 0), (CLOSED, tag, code, system error),
             (READY, tag, mask, 0), (TIMER, tag, 0, 0), (STILL, tag, milliseconds, 0): memory is
             scarce, and of all links this one has sent nothing of what waits in it for the longest.
+            A control frame without payload that comes again at once is told once.
 
         Raises:
             InvalidState: the loop is closed.
@@ -399,7 +401,9 @@ class Loop:
                 events.append((BATCH, batch_tag, batch_len, batch))
                 batch = []
             if not plain:
-                events.append((FRAME, tag, type | flags << 8 | sequence << 16, payload))
+                frame = (FRAME, tag, type | flags << 8 | sequence << 16, payload)
+                if not (events and says_nothing_more(frame, events[-1])):
+                    events.append(frame)
                 continue
             if not batch:
                 batch_tag, batch_len = tag, 0

@@ -6,7 +6,7 @@ compiled limits.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # Events of Loop.turn(): tuples (kind, tag, a, b). See Loop.turn for a and b.
 BATCH = 1
@@ -184,3 +184,16 @@ class LoopStatistics(NamedTuple):
     wait_calls: int
     crc_errors: int
     bad_frames: int
+
+
+def says_nothing_more(frame: tuple[int, int, int, bytes], last: tuple[int, int, Any, Any]) -> bool:
+    """Whether a FRAME repeats the event before it: a control frame without payload, of the same
+    link, type and flags. Said again it means no more, and a flood of them costs its receiver."""
+    kind, tag, word, payload = frame
+    return (
+        not payload
+        and last[:2] == (kind, tag)
+        and not last[3]
+        and word & 0xFF != DATA
+        and last[2] & 0xFFFF == word & 0xFFFF
+    )

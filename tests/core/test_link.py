@@ -40,6 +40,7 @@ from peertalk._core.values import (
     NEEDS_TURN,
     NO_DELAY,
     PING,
+    PONG,
     READ,
     SENT,
     TIMER,
@@ -1034,6 +1035,49 @@ def test_a_frame_that_never_completes_ends_its_link_unless_it_is_paused(make_ben
             link.resume()
             late.sendall(bench.stream(bytes(50))[30:])
             assert bench.payloads(bench.until(lambda events: events), 2) == [bytes(50)]
+
+
+def test_a_control_frame_that_comes_again_at_once_is_told_once(bench):
+    """A stranger repeats four bytes for nothing, and each of them cost its receiver a Python call;
+    what carries something, or has another word before it, is told each time."""
+    link, raw = bench.link()
+    frames = [PING, PING, PING, PONG, PING, PING]
+    stream = b"".join(bench.core.encode_frame(kind, b"") for kind in frames)
+    stream += bench.core.encode_frame(PING, b"x") * 2 + bench.stream(b"", b"", b"a")
+    raw.sendall(stream)
+    events = bench.until(lambda events: bench.payloads(events, 1)[-1:] == [b"a"])
+    told = [(a & 0xFF, b) for kind, _, a, b in events if kind == FRAME]
+    assert told == [(PING, b""), (PONG, b""), (PING, b""), (PING, b"x"), (PING, b"x")]
+    assert bench.payloads(events, 1) == [b"", b"", b"a"]
+    assert link.statistics().frames_received == 11
+
+
+def test_one_read_brings_no_more_than_the_link_is_told(bench):
+    """Whoever is not known yet must not bring a whole buffer of messages with its greeting."""
+    link, raw = bench.link()
+    link.read_max = 512
+    messages = [bytes((number,)) * 200 for number in range(20)]
+    raw.sendall(bench.stream(*messages, bytes(1000)))
+    events = bench.loop.turn(1.0)
+    assert 1 <= len(bench.payloads(events, 1)) <= 3 and link.statistics().bytes_received <= 512
+    events += bench.until(lambda events: bytes(1000) in bench.payloads(events, 1))
+    assert bench.payloads(events, 1) == [*messages, bytes(1000)]
+    link.close()
+
+
+def test_what_was_read_and_not_told_yet_is_counted_as_held(bench):
+    """Nothing is unread in the system then, and a link that ended now would lose it."""
+    link, raw = bench.link()
+    other, beside = bench.link(2)
+    many = [b""] * 1000
+    raw.sendall(bench.stream(*many))
+    beside.sendall(bench.stream(*many))
+    seen = bench.until(lambda _: link.held_bytes or other.held_bytes)
+    seen += bench.until(lambda events: len(bench.payloads(seen + events)) == 2000)
+    assert link.held_bytes == other.held_bytes == 0
+    raw.sendall(bench.stream(bytes(100))[:50])
+    bench.settle()
+    assert link.held_bytes == 0  # a cut frame may never become whole
 
 
 def test_a_frame_may_take_as_long_as_its_link_is_told(bench):

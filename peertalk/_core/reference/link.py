@@ -35,6 +35,7 @@ from peertalk._core.values import (
     WRITE,
     Frame,
     LinkStatistics,
+    says_nothing_more,
 )
 
 if TYPE_CHECKING:
@@ -699,7 +700,9 @@ class Link(Source):
             if batch:
                 events.append((BATCH, self.tag, size, batch))
                 batch, size = [], 0
-            events.append((FRAME, self.tag, type | flags << 8 | sequence << 16, payload))
+            frame = (FRAME, self.tag, type | flags << 8 | sequence << 16, payload)
+            if not (events and says_nothing_more(frame, events[-1])):
+                events.append(frame)
         if batch:
             events.append((BATCH, self.tag, size, batch))
         self._loop._work_left -= used

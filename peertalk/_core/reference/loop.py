@@ -209,6 +209,7 @@ class Loop:
             (SENT, tag, messages, code), (FINISHED, tag, 0, 0), (CLOSED, tag, code, system error),
             (READY, tag, mask, 0), (TIMER, tag, 0, 0), (STILL, tag, milliseconds, 0): memory is
             scarce, and of all links this one has sent nothing of what waits in it for the longest.
+            A control frame without payload that comes again at once is told once.
 
         Raises:
             InvalidState: the loop is closed.
