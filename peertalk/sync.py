@@ -273,7 +273,7 @@ class Peer(Remote):
         super().on_lost(error)
         self._lost = error
 
-    def offer_or_skip(
+    def _offer_or_skip(
         self,
         skipped: dict[Peer, errors.PeerTalkError],
         payload: bytes,
@@ -654,13 +654,13 @@ class Node:
         with self._turning() as turn_until:
             peers = list(self.peers.values())
             for peer in peers:
-                peer.offer_or_skip(skipped, payload, no_delay, priority, key)
+                peer._offer_or_skip(skipped, payload, no_delay, priority, key)
             self._engine.turn()
 
             def nobody_waits() -> bool:
                 for peer, error in list(skipped.items()):
                     if isinstance(error, errors.WouldBlock):
-                        peer.offer_or_skip(skipped, payload, no_delay, priority, key)
+                        peer._offer_or_skip(skipped, payload, no_delay, priority, key)
                 return not any(isinstance(each, errors.WouldBlock) for each in skipped.values())
 
             if seconds != 0:

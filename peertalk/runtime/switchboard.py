@@ -1088,7 +1088,7 @@ class Switchboard:
         from a peer of its kind; but a connection of ours that is answered by a REJECT before any
         CAPABILITY has nobody behind it."""
         peer = connection.peer
-        if connection.state is not State.GREETING and (
+        if connection.state not in (State.GREETING, State.GREETED) and (
             connection.state is not State.OPEN or peer is None or peer.classic
         ):
             return
@@ -1411,6 +1411,7 @@ class Switchboard:
         cross."""
         if peer.state is PeerState.FAILED:
             peer.advance(PeerEvent.HEARD)
+            self.transport.changed()  # whoever waits for it may have it again
         lost = self._lost.get(peer.key)
         if lost is None or self.transport.closing or peer.classic:
             return

@@ -40,8 +40,8 @@ from .switchboard import Switchboard
 from .world import Address, World
 
 log = logging.getLogger("peertalk.network")
-
 _FIRST_TAG = 16
+_LAST_TAG = 0xFFFF_FFF0
 _PUMP = 256
 _UNBOUNDED = 1 << 62
 _UNTAKEN_TIME = 5.0
@@ -890,11 +890,15 @@ class Transport:
 
     def emit(self, event: Callable[..., object], *fields: Any) -> None:
         """Report an event about a peer, if anybody listens."""
+        self.changed()
+        if self.publish is not None:
+            self.publish(event(*fields))
+
+    def changed(self) -> None:
+        """Who is known, connected or to be had is not as it was: those who wait look again."""
         self.changes += 1
         if self.on_change is not None:
             self.on_change()
-        if self.publish is not None:
-            self.publish(event(*fields))
 
     # Peers: what discovery tells ------------------------------------------------------------------
 
@@ -946,11 +950,14 @@ class Transport:
     # Small things ---------------------------------------------------------------------------------
 
     def tag(self) -> int:
-        """A fresh number for something in the loop."""
-        self._next_tag += 1
-        if self._next_tag > 0xFFFF_FFF0:
-            self._next_tag = _FIRST_TAG
-        return self._next_tag
+        """A number for something in the loop, which nothing there has."""
+        while True:
+            self._next_tag += 1
+            if self._next_tag > _LAST_TAG:  # after weeks: what is older than that keeps its own
+                self._next_tag = _FIRST_TAG
+            tag = self._next_tag
+            if not (tag in self._timers or tag in self._watched or tag in self.connections.by_tag):
+                return tag
 
     def memory(self) -> MemoryReport:
         """Bytes that the C side holds, part by part; of its end, once the node is closed."""

@@ -163,6 +163,9 @@ class Watchdog:
 
     def _check(self, watch: _Watch, now: float) -> None:
         connection = watch.connection
+        if connection.state is State.DRAINING:  # only read, for as long as that takes
+            watch.due = now + self._patience
+            return
         silent = self.transport.world.silent_for(connection.socket)
         if silent >= self._patience:
             if watch.doubted:

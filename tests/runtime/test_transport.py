@@ -13,6 +13,7 @@ import pytest
 
 import peertalk as pt
 from peertalk._core import values
+from peertalk.runtime import transport as transport_module
 
 GUARD = 10.0
 
@@ -279,3 +280,19 @@ async def test_all_who_wait_for_memory_ask_again_together(core):
         await until(lambda: not engine._starved)
         await peer.send(b"and it goes on")
         assert (await ada.receive(timeout=GUARD)).data == b"and it goes on"
+
+
+async def test_a_number_that_is_in_use_is_not_given_out_again():
+    """After weeks they begin anew; a connection that has lived as long would get what another one
+    brings."""
+    async with pt.Node("ada", **loopback()) as ada, pt.Node("bob", **loopback()) as bob:
+        peer = await ada.connect(bob.address)
+        transport = ada._transport
+        in_use = {*transport._timers, *transport._watched, *transport.connections.by_tag}
+        transport._next_tag = transport_module._LAST_TAG - 2
+        given = [transport.tag() for _ in range(1 << 10)]
+        assert len(set(given)) == len(given) and not in_use & set(given)
+        assert min(given) < max(in_use), "they have begun anew"
+        await peer.disconnect()
+        await peer.send(b"still")
+        assert (await bob.receive(timeout=60)).data == b"still"

@@ -48,6 +48,7 @@ class MadeUpEngine:
         self.closing = False
         self.timers, self.emitted, self.ended, self.unhoused = [], [], [], []
         self.silent, self.waiting, self.looks, self.foreign = {}, {}, 0, set()
+        self.left_unread = {}
         self.changes, self.looked_again, self.watched = 0, 0, {}
         self.wakes = 0
         self.watchdog = Watchdog(self)
@@ -63,6 +64,9 @@ class MadeUpEngine:
 
     def unacknowledged(self, connection):
         return self.waiting.get(connection.number, 0)
+
+    def unread(self, connection):
+        return self.left_unread.get(connection.number, 0)
 
     def abandon(self, connection):
         connection.abandoned = True
@@ -292,6 +296,9 @@ def test_the_least_wanted_link_is_the_one_that_has_been_silent_the_longest():
         engine.pass_time(2.0)
         busy.link.counts["bytes_sent"] += 1
     assert engine.watchdog.least_wanted() is stuck, "frozen too, but later"
+    engine.left_unread[2] = 100
+    assert engine.watchdog.least_wanted() is asked, "it is we who do not take what that one said"
+    engine.left_unread.clear()
     stuck.link.counts["bytes_sent"] += 1
     assert engine.watchdog.least_wanted() is asked, "that one has just moved"
     engine.watchdog.heard(asked)
@@ -453,6 +460,30 @@ def test_a_lost_connection_comes_back_when_the_peer_is_heard_again(c_core, outag
     took, known, connections = sim.run(main)
     assert took <= 5.0 + 2.0 and known == 1
     assert connections == ["PeerDisconnected", "PeerConnected"]
+
+
+def test_what_a_slow_reader_has_not_read_outlives_the_link(c_core):
+    """Its system had acknowledged it, so the sender takes it for sent; that the reader's own words
+    got through no more is no reason to drop what others said."""
+
+    async def main(net: sim.Network) -> tuple[list[int], int]:
+        ada = await net.node("ada", core=c_core.name)
+        bob = await net.node("bob", core=c_core.name, receive_queue_bytes=16_384)
+        to_bob = await ada.wait_for("bob", timeout=20)
+        for number in range(60):
+            await to_bob.send(number.to_bytes(1, "big") * 1000)
+        back = await bob.wait_for("ada", timeout=20)
+        await asyncio.sleep(5)  # all is acknowledged
+        net.cut("ada", "bob")
+        await back.send(b"lost")
+        while back.connected:
+            await asyncio.sleep(0.1)
+        heard = []
+        while len(heard) < 60:
+            heard.append((await bob.receive(timeout=5)).data[0])
+        return heard, ada.stats().messages_failed
+
+    assert sim.run(main) == (list(range(60)), 0)
 
 
 async def note(node, kinds):
