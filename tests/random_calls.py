@@ -611,9 +611,9 @@ class Loopback(Place):
     this process, and tampered with as a bad network would; no privilege is needed, but Linux is.
 
     A reset: the kernel disconnects one end's socket, one where nothing waits, whose owner sees
-    ECONNRESET, and the other end gets the RST, unless it is to see nothing: then its socket drops all that comes while that is
-    under way. A pulled cable: a filter on both ends drops every packet of the connection, and one
-    on the listeners whoever dials.
+    ECONNRESET, and the other end gets the RST, unless it is to see nothing: then its socket drops
+    all that comes while that is under way. A pulled cable: a filter on both ends drops every packet
+    of the connection, and one on the listeners whoever dials.
     """
 
     pauses = (0, 0, 0, 0, 0, 0, 0, 0.0005, 0.001, 0.003)
