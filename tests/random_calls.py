@@ -610,10 +610,10 @@ class Loopback(Place):
     """Real sockets on this machine. Connections are found from outside, among the descriptors of
     this process, and tampered with as a bad network would; no privilege is needed, but Linux is.
 
-    A reset: the kernel disconnects one end's socket, whose owner sees ECONNRESET, and the other end
-    gets the RST, unless it is to see nothing: then its socket drops all that comes while that is
-    under way. A pulled cable: a filter on both ends drops every packet of the connection, and one
-    on the listeners whoever dials.
+    A reset: the kernel disconnects one end's socket, one where nothing waits, whose owner sees
+    ECONNRESET, and the other end gets the RST, unless it is to see nothing: then its socket drops
+    all that comes while that is under way. A pulled cable: a filter on both ends drops every packet
+    of the connection, and one on the listeners whoever dials.
     """
 
     pauses = (0, 0, 0, 0, 0, 0, 0, 0.0005, 0.001, 0.003)
@@ -687,6 +687,15 @@ class Loopback(Place):
                 if here in ports or there in ports:
                     yield found, bool(there)
 
+    @staticmethod
+    def _is_still(found: socket.socket) -> bool:
+        """Nothing lies there unread or unacknowledged: the kernel throws that away when it
+        disconnects a socket, and forgets that it had it, which no reset from outside does."""
+        import fcntl  # where there is Linux
+
+        waits = (fcntl.ioctl(found.fileno(), request, bytes(4)) for request in (0x541B, 0x5411))
+        return not any(map(any, waits))
+
     def _drop(self, found: socket.socket) -> None:
         with contextlib.suppress(OSError):
             found.setsockopt(socket.SOL_SOCKET, self._ATTACH, self._filter)
@@ -705,15 +714,15 @@ class Loopback(Place):
         return f"cut {share:.0%} of the connections"
 
     def reset(self, dice: random.Random, lives: list[Life]) -> str:
-        count = sum(connected for _, connected in self._sockets())
-        if not count:
+        still = [
+            (found.getsockname(), found.getpeername())
+            for found, connected in self._sockets()
+            if connected and self._is_still(found)
+        ]
+        if not still:
             return "reset nothing"
-        which, both = dice.randrange(count), dice.random() < 0.5
-        ends = None
-        for number, (found, _) in enumerate(each for each in self._sockets() if each[1]):
-            if number == which:
-                ends = found.getsockname(), found.getpeername()
-        for wanted in [] if both or ends is None else [(ends[1], ends[0])]:
+        ends, both = dice.choice(still), dice.random() < 0.5
+        for wanted in [] if both else [(ends[1], ends[0])]:
             for found, connected in self._sockets():
                 if connected and (found.getsockname(), found.getpeername()) == wanted:
                     self._drop(found)
