@@ -126,14 +126,14 @@ class Connection:
     made it, counted by the side that dialled, 0: not known; place: of all that were used with its
     peer, 0: not used; told: the other side has said here what is over for it; waits_for: tags of
     connections that are to be read before it; held: events kept back meanwhile, None when nothing
-    is held; opened: when it was used; left: when we said that we leave, None before; deadline: when
-    that is given up; classes: it
-    carried messages of other classes than NORMAL; handed: the messages that its link was given and
-    has not reported; pieces: the rest of a message of which it was given a part, None when there is
-    none; reassembly: of fragments, None until one came; pinged: when the PING left that awaits its
-    PONG, None when none does; spoilt: that PONG will measure nothing; pressure: the level of ours
-    that the other side was told last, 0 to 3; owed: what waits for room, a sum of OWES_*;
-    rejection: why we send the peer away; socket and link belong to the runtime.
+    is held; since: when it was begun, was established, was used; left: when we said that we leave,
+    None before; deadline: when that is given up; classes: it carried messages of other classes than
+    NORMAL; handed: the messages that its link was given and has not reported; pieces: the rest of a
+    message of which it was given a part, None when there is none; reassembly: of fragments, None
+    until one came; pinged: when the PING left that awaits its PONG, None when none does; spoilt:
+    that PONG will measure nothing; pressure: the level of ours that the other side was told last, 0
+    to 3; owed: what waits for room, a sum of OWES_*; rejection: why we send the peer away; socket,
+    link, watch and vigil belong to the runtime.
     """
 
     __slots__ = (
@@ -149,7 +149,6 @@ class Connection:
         "link",
         "number",
         "on_end",
-        "opened",
         "owed",
         "peer",
         "pieces",
@@ -166,6 +165,7 @@ class Connection:
         "tag",
         "timer",
         "told",
+        "vigil",
         "waits_for",
         "watch",
     )
@@ -178,7 +178,6 @@ class Connection:
         self.dialled = dialled
         self.peer = peer
         self.since = now
-        self.opened = now
         self.state = State.IDLE
         self.number = 0
         self.addressed: bytes | None = None
@@ -203,6 +202,7 @@ class Connection:
         self.link: Any = None
         self.reassembly: Any = None
         self.watch: Any = None
+        self.vigil: Any = None
         self.timer: Any = None
 
     def advance(self, step: Step) -> None:

@@ -622,7 +622,7 @@ class Switchboard:
     def _time_is_over(
         self, connection: Connection, late: errors.PeerTalkError, *, fault: bool
     ) -> None:
-        if self._unread(connection):
+        if self.unread(connection):
             self._give_time(connection, _LOOK, late, fault=fault)
         else:
             self._end(connection, late, fault=fault)
@@ -725,7 +725,7 @@ class Switchboard:
         """A peer has sent on a connection that was not used yet: it took us for classic. What has
         come on the one before was sent earlier; what may come there yet was not."""
         before = peer.connection
-        unread = before is not None and self._unread(before) > 0
+        unread = before is not None and self.unread(before) > 0
         if before is not None:
             self._retire(before, connection, wait=unread)
         if before is not None and unread:
@@ -796,7 +796,7 @@ class Switchboard:
         connection.waits_for |= {
             each.tag
             for each in self.connections.undecided
-            if each.link is not None and self._unread(each)
+            if each.link is not None and self.unread(each)
         }
         if connection.waits_for and connection not in self._waiting:
             self._waiting.append(connection)
@@ -807,7 +807,7 @@ class Switchboard:
         waited for."""
         for tag in connection.waits_for:
             other = self.connections.by_tag.get(tag)
-            if other is None or not self._unread(other):
+            if other is None or not self.unread(other):
                 self._settled(tag)
         if connection.waits_for and connection.state is not State.CLOSED:
             self.transport.after(_LOOK, lambda: self._look_at_strangers(connection))
@@ -861,7 +861,7 @@ class Switchboard:
         if self.transport.inbox.flooded:
             self.transport.pause_if_full(connection, peer)
         peer.connection = connection
-        connection.opened = self.transport.world.clock()
+        connection.since = self.transport.world.clock()
         if capabilities is not None and capabilities.instance is not None and capabilities.port:
             peer.address = (connection.address[0], capabilities.port)  # it may have moved
         self.transport.datagrams.place(peer)
@@ -986,12 +986,12 @@ class Switchboard:
             return
         self.transport.cancel(connection.timer)
         connection.timer = None
-        if self._unread(connection):
+        if self.unread(connection):
             connection.timer = self.transport.after(_LOOK, lambda: self._drain_on(connection))
         else:
             self._end(connection, None)
 
-    def _unread(self, connection: Connection) -> int:
+    def unread(self, connection: Connection) -> int:
         """How much has come and is not served yet, 0: nothing. Bytes in the system, and in the
         core, which reads more at once than a connection may bring in a turn; 1 for what this turn
         has read."""
@@ -1045,7 +1045,7 @@ class Switchboard:
             or waited < _LOOK
             or connection.link.slots_pending
             or world.unacknowledged(connection.socket)
-            or self._unread(connection)
+            or self.unread(connection)
         ):
             pause = min(max(_LOOK, waited / 8), _LOOK_SELDOM, connection.deadline - now)
             self.transport.cancel(connection.timer)
@@ -1328,7 +1328,7 @@ class Switchboard:
         again = error is not None and not polite and not leaving and not self.transport.closing
         delay = 0.0
         if again:
-            if self.transport.world.clock() - connection.opened >= policy.YOUNG:
+            if self.transport.world.clock() - connection.since >= policy.YOUNG:
                 peer.attempts = 0
             delay = self._set_back(peer)
             if not isinstance(error, errors.RemoteError):
@@ -1383,7 +1383,7 @@ class Switchboard:
         if connection.state is State.DRAINING:
             return
         used = connection.state in (State.OPEN, State.CLOSING, State.RETIRING)
-        if used and self._unread(connection):
+        if used and self.unread(connection):
             log.warning("%s", error)
             connection.advance(Step.DRAIN)
             self._drain(connection, error)

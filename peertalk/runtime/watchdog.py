@@ -12,8 +12,8 @@ since it last was not waiting, so an idle one is looked at once in that time, an
 just when the rest has passed. A look that comes late tells that the loop was blocked: that time
 counts for nobody, since what was said then lies unread.
 
-Invariant: a connection is in `_links` from the moment that it has a link to its end, and in
-`_frozen` only while it is in `_links`. Never: ends a link of which nothing waits, but for its place
+Invariant: a connection has a `vigil` from the moment that it has a link to its end, and is in
+`_frozen` only while it has one. Never: ends a link of which nothing waits, but for its place
 or its address.
 """
 
@@ -47,25 +47,25 @@ _SETTLE = 0.5
 away and given again, makes several changes."""
 
 
-class _Watch:
-    """What is known of one link. Times are of the clock, frames and bytes as the link counts them.
+class Vigil:
+    """What is known of one link: little, because there is one for each idle peer. Times are of the
+    clock, frames and bytes as the link counts them.
 
     due: when it is looked at next; doubted: it seemed dead when it was looked at last; asked: since
     when an answer is owed, None when none is; heard: frames that had come by then; stuck: since
-    when slots have not moved, None while they do; moved: bytes that had left by then; taken: bytes
-    that the other side's system had.
+    when slots have not moved, None while they do; moved: bytes that had left by then, -1 while no
+    slot waits; taken: bytes that the other side's system had while some waited.
     """
 
-    __slots__ = ("asked", "connection", "doubted", "due", "heard", "moved", "stuck", "taken")
+    __slots__ = ("asked", "doubted", "due", "heard", "moved", "stuck", "taken")
 
-    def __init__(self, connection: Connection, due: float) -> None:
-        self.connection = connection
+    def __init__(self, due: float) -> None:
         self.due = due
         self.doubted = False
         self.asked: float | None = None
         self.heard = 0
         self.stuck: float | None = None
-        self.moved = 0
+        self.moved = -1
         self.taken = 0
 
     def quiet_since(self) -> float | None:
@@ -82,7 +82,6 @@ class Watchdog:
         self.transport = transport
         self._patience: float = transport.config.link_timeout
         self._spacing = max(_SHORTEST_SPACING, min(_LOOK_SPACING, self._patience / 8))
-        self._links: dict[int, _Watch] = {}
         self._frozen: dict[int, Connection] = {}
         self._timer: Timer | None = None
         self._due = float("inf")
@@ -95,17 +94,17 @@ class Watchdog:
     def opened(self, connection: Connection) -> None:
         """It has a link."""
         due = self.transport.world.clock() + self._patience
-        self._links[connection.tag] = _Watch(connection, due)
+        connection.vigil = Vigil(due)
         self._look_at(due)
 
     def ended(self, connection: Connection) -> None:
         """It is over."""
-        self._links.pop(connection.tag, None)
+        connection.vigil = None
         self._frozen.pop(connection.tag, None)
 
     def asked(self, connection: Connection) -> None:
         """A PING has left, or would have if there had been room: an answer is owed."""
-        watch = self._links.get(connection.tag)
+        watch = connection.vigil
         if watch is not None:
             frames = connection.link.statistics().frames_received
             if watch.asked is None or frames != watch.heard:
@@ -115,7 +114,7 @@ class Watchdog:
     def heard(self, connection: Connection) -> None:
         """A frame has come. Worth a call while somebody is frozen only: others are looked at."""
         if self._frozen.pop(connection.tag, None) is not None:
-            self._links[connection.tag].asked = None
+            connection.vigil.asked = None
             if connection.peer is not None and connection.state is State.OPEN:
                 self.transport.emit(events.PeerThawed, connection.peer)
 
@@ -144,25 +143,33 @@ class Watchdog:
         if late > _LATE:
             self._was_asleep(late, now)
         following, left = float("inf"), _LOOKS_PER_TURN
-        for watch in list(self._links.values()):
-            if watch.due <= now and left and watch.connection.state is not State.CLOSED:
-                self._check(watch, now)
+        for connection, watch in self._watched_links():
+            if watch.due <= now and left:
+                self._check(connection, watch, now)
                 left -= 1
-            if watch.connection.state is not State.CLOSED:
+            if connection.state is not State.CLOSED:
                 following = min(following, watch.due)
         if following < float("inf"):
             self._look_at(max(following, now + self._spacing) if left else now)
 
+    def _watched_links(self) -> list[tuple[Connection, Vigil]]:
+        return [
+            (connection, connection.vigil)
+            for connection in self.transport.connections.by_tag.values()
+            if connection.vigil is not None
+        ]
+
     def _was_asleep(self, late: float, now: float) -> None:
         """The loop was blocked, and what has come meanwhile is still to be read."""
-        for watch in self._links.values():
+        for _, watch in self._watched_links():
             if watch.asked is not None:
                 watch.asked = min(now, max(watch.asked + late, now - self._patience + _LATE))
             if watch.stuck is not None:
                 watch.stuck = min(now, watch.stuck + late)
 
-    def _check(self, watch: _Watch, now: float) -> None:
-        connection = watch.connection
+    def _check(self, connection: Connection, watch: Vigil, now: float) -> None:
+        if connection.state is State.CLOSED:  # ended with one that was looked at before
+            return
         if connection.state is State.DRAINING:  # only read, for as long as that takes
             watch.due = now + self._patience
             return
@@ -178,14 +185,15 @@ class Watchdog:
         if connection.state is not State.OPEN:
             return
         counts = connection.link.statistics()
-        if counts.bytes_sent != watch.moved or not counts.slots_pending:
-            watch.moved = counts.bytes_sent
-            watch.stuck = now if counts.slots_pending else None
+        if not counts.slots_pending:
+            watch.moved, watch.stuck = -1, None
+        elif counts.bytes_sent != watch.moved:
+            watch.moved, watch.stuck = counts.bytes_sent, now
         if watch.asked is None or connection.tag in self._frozen:
             return
         if counts.frames_received != watch.heard:
             watch.asked = None
-        elif connection.link.paused or self._is_taken(watch, counts.bytes_sent):
+        elif connection.link.paused or self._is_taken(connection, watch, counts.bytes_sent):
             watch.asked = now  # the answer may lie unread, or the question be on its way
         elif now - watch.asked >= self._patience:
             self._frozen[connection.tag] = connection
@@ -195,11 +203,11 @@ class Watchdog:
         else:
             watch.due = min(watch.due, watch.asked + self._patience)
 
-    def _is_taken(self, watch: _Watch, sent: int) -> bool:
+    def _is_taken(self, connection: Connection, watch: Vigil, sent: int) -> bool:
         """Whether bytes of ours wait in the system, of which the other side's has taken some since
         the last look."""
-        waiting = self.transport.world.unacknowledged(watch.connection.socket)
-        taken, watch.taken = watch.taken, sent - waiting
+        waiting = self.transport.world.unacknowledged(connection.socket)
+        taken, watch.taken = watch.taken, sent - waiting if waiting else 0
         return waiting > 0 and watch.taken != taken
 
     def _bury(self, connection: Connection, silent: float) -> None:
@@ -219,21 +227,22 @@ class Watchdog:
         do not take what it was told that we have. O(links); it is the caller's to end."""
         now = self.transport.world.clock()
         found, since = None, now - self._patience
-        for watch in self._links.values():
+        for connection, watch in self._watched_links():
             quiet = watch.quiet_since()
             if (
                 quiet is not None
                 and quiet <= since
-                and watch.connection.state is State.OPEN
-                and self._is_still(watch)
-                and not self.transport.world.unread(watch.connection.socket)
+                and connection.state is State.OPEN
+                and self._is_still(connection, watch)
+                and not self.transport.switchboard.unread(connection)
             ):
-                found, since = watch.connection, quiet
+                found, since = connection, quiet
         return found
 
-    def _is_still(self, watch: _Watch) -> bool:
+    @staticmethod
+    def _is_still(connection: Connection, watch: Vigil) -> bool:
         """Whether nothing has moved there since it was last looked at."""
-        counts = watch.connection.link.statistics()
+        counts = connection.link.statistics()
         if watch.asked is not None and counts.frames_received != watch.heard:
             return False
         return watch.stuck is None or counts.bytes_sent == watch.moved
@@ -275,8 +284,7 @@ class Watchdog:
         """Links that live on an address which this machine no longer has carry nothing any more,
         and no error comes of it: they are ended. An interface that is down keeps its addresses."""
         ours: dict[str, bool] = {}
-        for watch in list(self._links.values()):
-            connection = watch.connection
+        for connection, _ in self._watched_links():
             if connection.state is State.CLOSED:
                 continue
             try:
@@ -298,6 +306,6 @@ class Watchdog:
                 )
 
 
-def _told(connection: Connection, watch: _Watch, now: float) -> tuple[str, float]:
+def _told(connection: Connection, watch: Vigil, now: float) -> tuple[str, float]:
     assert connection.peer is not None and watch.asked is not None
     return connection.peer.name, now - watch.asked

@@ -49,6 +49,7 @@ class MadeUpEngine:
         self.timers, self.emitted, self.ended, self.unhoused = [], [], [], []
         self.silent, self.waiting, self.looks, self.foreign = {}, {}, 0, set()
         self.left_unread = {}
+        self.connections = types.SimpleNamespace(by_tag={})
         self.changes, self.looked_again, self.watched = 0, 0, {}
         self.wakes = 0
         self.watchdog = Watchdog(self)
@@ -66,7 +67,7 @@ class MadeUpEngine:
         return self.waiting.get(connection.number, 0)
 
     def unread(self, connection):
-        return self.left_unread.get(connection.number, 0)
+        return self.left_unread.get(connection.tag, 0)
 
     def abandon(self, connection):
         connection.abandoned = True
@@ -109,11 +110,13 @@ class MadeUpEngine:
     def end(self, connection, error):
         self.ended.append((connection.tag, error))
         connection.state = State.CLOSED
+        del self.connections.by_tag[connection.tag]
         self.watchdog.ended(connection)
 
     def unhouse(self, connection, error):
         self.unhoused.append((connection.tag, error))
         connection.state = State.CLOSED
+        del self.connections.by_tag[connection.tag]
         self.watchdog.ended(connection)
 
     def network_changed(self):
@@ -132,6 +135,7 @@ class MadeUpEngine:
         connection.socket = types.SimpleNamespace(
             number=tag, abandoned=False, getsockname=lambda: (own, 7354)
         )
+        self.connections.by_tag[tag] = connection
         self.watchdog.opened(connection)
         return connection
 
@@ -184,8 +188,8 @@ def test_a_thousand_idle_links_are_looked_at_once_in_a_time_out():
     engine.pass_time(10 * TIMEOUT)
     assert engine.looks <= 1000 * 11
     assert engine.wakes <= 10 * TIMEOUT / 0.4
-    for watch in list(engine.watchdog._links.values()):
-        engine.end(watch.connection, None)
+    for connection in list(engine.connections.by_tag.values()):
+        engine.end(connection, None)
     engine.pass_time(TIMEOUT + 1)
     assert not engine.timers, "nobody is there: nothing wakes up for that"
 
