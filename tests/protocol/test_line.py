@@ -21,6 +21,9 @@ explorer = importlib.util.module_from_spec(_SPEC)
 sys.modules.setdefault("explorer", explorer)
 _SPEC.loader.exec_module(explorer)
 
+PYTHON_ALONE = pytest.mark.unsanitized(
+    "half a million states in Python alone take minutes there, and show nothing of the C"
+)
 SOAK = os.environ.get("PEERTALK_SOAK") == "1"
 TWO = (538_686, 2_120_144)
 THREE = {
@@ -36,6 +39,7 @@ SMALL, LARGE = b"\x01" * 8, b"\x02" * 8
 # Every interleaving --------------------------------------------------------------------------
 
 
+@PYTHON_ALONE
 @pytest.mark.timeout(300)
 def test_no_interleaving_of_two_nodes_with_two_connections_breaks_a_promise():
     """Order, at most once, one connection in the end, nothing Sent that never came: no test that
@@ -107,6 +111,7 @@ class PlaceNotRaised(Line):
         return super()._decide(decisions)
 
 
+@PYTHON_ALONE
 @pytest.mark.parametrize(
     "mistake",
     [
