@@ -19,7 +19,6 @@
 #include <time.h>
 #include <unistd.h>
 #if HAS_EPOLL
-#include <linux/sockios.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
@@ -342,14 +341,15 @@ static int posix_finish(pt_context *context, pt_link *link)
     return PT_ERR_NETWORK;
 }
 
-#ifdef SIOCOUTQ
-/* What the kernel counts from the oldest byte that is not acknowledged to the last one that it
- * took, and the end of our half behind it. Still so after a reset, unlike tcpi_unacked. */
+#if HAS_EPOLL
+/* SIOCOUTQ by its older name, which needs no header of the kernel. What the kernel counts from the
+ * oldest byte that is not acknowledged to the last one that it took, and the end of our half behind
+ * it. Still so after a reset, unlike tcpi_unacked. */
 static uint32_t posix_unacknowledged(pt_context *context, const pt_link *link)
 {
     (void)context;
     int waiting = 0;
-    if (ioctl((int)link->source.handle, SIOCOUTQ, &waiting) != 0 || waiting <= 0)
+    if (ioctl((int)link->source.handle, TIOCOUTQ, &waiting) != 0 || waiting <= 0)
         return 0;
     return (uint32_t)(waiting - link->finished);
 }
