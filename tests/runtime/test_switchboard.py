@@ -1152,7 +1152,10 @@ async def test_a_flood_of_pings_whose_answers_nobody_reads_costs_its_slots_and_n
 
 async def test_a_peer_that_is_not_wanted_is_told_why_and_hears_nothing_that_waited_for_it():
     """The original closes; one of ours reads the reason."""
-    async with ClassicPeer() as classic, pt.Node("ada", **loopback(pipeline_depth=1)) as ada:
+    async with (
+        ClassicPeer() as classic,
+        pt.Node("ada", **loopback(pipeline_depth=1, drain_timeout=60)) as ada,
+    ):
         events = ada.events()
         await classic.dial(ada)
         classic.say(frame(DATA, b"let me in"), capability())
