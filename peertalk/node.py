@@ -91,18 +91,17 @@ class Peer(Remote):
 
         Cancelled, the message was not accepted and never leaves.
         """
-        transport = self.transport
-        if transport.crowded:
-            return await self._send_in_line(payload_of(data), **options)
         quick = self.quick
         # one look at the options: five defaults would cost a tenth
         if quick is not None and data.__class__ is bytes and not options:
             code = quick(data)
             if code >= 0:
+                self.accepted = number = self.accepted + 1
                 if code:
-                    transport.hint(code)
-                self.accepted += 1
-                return self.accepted
+                    self.transport.hint(code)
+                    if self.transport.crowded:
+                        return await _rested(number)
+                return number
         return await self._send_in_line(payload_of(data), **options)
 
     def send_nowait(
@@ -424,10 +423,9 @@ class _Sending(_Place):
         try:
             await self.in_line()
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if not self.done or task is None or not task.cancelling():
+            if not self.done:
                 raise
-            asyncio.get_running_loop().call_soon(_cancel_again, task, task.cancelling())
+            _put_off_cancellation()
         return self._number
 
 
@@ -455,6 +453,24 @@ class _Chunk(_Place):
             self._drawing.accepted += taken
         self.accepted()
         return True
+
+
+async def _rested(number: int) -> int:
+    """Let others have their turn after a message was accepted, so that none overtakes it."""
+    try:
+        await _TICK
+    except asyncio.CancelledError:
+        _put_off_cancellation()
+    return number
+
+
+def _put_off_cancellation() -> None:
+    """A call that has done its work was cancelled before it could say so: to be called in the
+    handler of that CancelledError, which is raised again if nobody asked for a cancellation."""
+    task = asyncio.current_task()
+    if task is None or not task.cancelling():
+        raise
+    asyncio.get_running_loop().call_soon(_cancel_again, task, task.cancelling())
 
 
 def _cancel_again(task: asyncio.Task[Any], count: int) -> None:
