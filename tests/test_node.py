@@ -987,6 +987,15 @@ async def test_senders_that_take_turns_do_not_wait_a_tick_for_each_message():
         assert ticks < 3 * count / 10
 
 
+async def test_a_sender_lets_others_have_their_turn_though_there_is_room():
+    async with pair() as (_ada, _bob, peer):
+        turns = []
+        asyncio.get_running_loop().call_soon(turns.append, "another")
+        for _ in range(300):  # 256 in one turn
+            await peer.send(b"1")
+        assert turns == ["another"]
+
+
 async def test_a_send_that_was_accepted_is_not_reported_as_cancelled():
     """It may be accepted while its task has not heard of that yet. The cancellation still comes,
     unless what wanted it is over."""
