@@ -530,6 +530,10 @@ class Place:
     patience: float
     slack: float
     can_reset = can_cut = can_vanish = False
+    heals_the_dead = True
+    """heal() reaches the connections of nodes that have ended. Where it does not, no cable is out
+    while a node ends: the kernel's rest of a socket would drop all that comes for ever, as no
+    network does."""
 
     async def start(self, name: str) -> pt.Node:
         raise NotImplementedError
@@ -620,6 +624,7 @@ class Loopback(Place):
     patience = 40.0
     slack = 60.0
     can_reset = can_cut = sys.platform == "linux"
+    heals_the_dead = False
     _ATTACH, _DETACH = 26, 27  # SO_ATTACH_FILTER, SO_DETACH_FILTER
 
     def __init__(self, dice: random.Random, core: str, discovery_port: int) -> None:
@@ -882,6 +887,8 @@ class Driver:
     async def stop(self, life: Life, how: str, timeout: float = 60.0) -> None:
         """End a life, and hold what is left of it against the ledger."""
         life.closing = True
+        if not self.place.heals_the_dead:
+            self.place.heal()
         if how == "polite":
             await life.node.aclose(timeout=timeout)
         else:
@@ -1460,7 +1467,8 @@ class Driver:
         self.note("network", self.place.reset(self.dice, self.running()))
 
     def cut(self) -> None:
-        self.note("network", self.place.cut(self.dice, self.running()))
+        if self.place.heals_the_dead or not self.restarting:
+            self.note("network", self.place.cut(self.dice, self.running()))
 
     def heal(self) -> None:
         self.note("network", "heal")
