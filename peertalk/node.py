@@ -287,12 +287,7 @@ class Peer(Remote):
                 return self.accepted
         elif not connect:
             raise errors.NotConnected(f"peer {self.name!r} is not connected", peer=self.name)
-        place = _Sending(self, priority, bytes(payload), no_delay, key)
-        if seconds is None:
-            return await place.wait()
-        return await _within(
-            place.wait(), seconds, f"no room for a message to peer {self.name!r}", self.name
-        )
+        return await _Sending(self, priority, bytes(payload), no_delay, key).wait(seconds)
 
     async def _send_all(self, drawing: Drawing, priority: Priority) -> None:
         transport, refusal = self.transport, self.refusal
@@ -416,10 +411,21 @@ class _Sending(_Place):
         self.accepted()
         return True
 
-    async def wait(self) -> int:
-        """Its number, as soon as it is accepted. Cancelled after that, before its task has heard of
-        it, it returns all the same: what was accepted is never reported as cancelled. The
-        cancellation comes in the next tick, if it is still wanted then."""
+    async def wait(self, seconds: float | None) -> int:
+        """Its number, as soon as it is accepted.
+
+        Raises:
+            Timeout: it was not accepted within so many seconds. Whatever it failed of.
+        """
+        name = self.peer.name
+        return await _within(
+            self._accepted(), seconds, f"no room for a message to peer {name!r}", name
+        )
+
+    async def _accepted(self) -> int:
+        """Its number. Cancelled after it was accepted, before its task has heard of that, it
+        returns all the same: what was accepted is never reported as cancelled. The cancellation
+        comes in the next tick, if it is still wanted then."""
         try:
             await self.in_line()
         except asyncio.CancelledError:
@@ -843,12 +849,7 @@ class Node:
         places = [_Sending(peer, priority, payload, no_delay, key) for peer in late]
         for place in places:
             place.join()  # now: who calls later stands behind, though their tasks run first
-        waits = [
-            _within(
-                place.wait(), seconds, f"no room for a message to peer {peer.name!r}", peer.name
-            )
-            for peer, place in zip(late, places, strict=True)
-        ]
+        waits = [place.wait(seconds) for place in places]
         try:
             results = await asyncio.gather(*waits, return_exceptions=True)
         finally:
