@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from .. import errors
 from .._core import values
-from ..protocol.connections import Connection
+from ..protocol.connections import Connection, State
 from ..protocol.line import Line
 from ..protocol.outbox import HIGHEST_FIRST, NORMAL, Key, Priority, lowest_admitted
 from ..protocol.peer import Peer
@@ -318,6 +318,13 @@ class Remote(Peer):
     def known(self) -> bool:
         """Whether its node knows it, connected or not."""
         return self.transport.peers.get(self.key) is self
+
+    @property
+    def greeted(self) -> bool:
+        """A connection with it is there that is not used yet."""
+        return self.line is not None and any(
+            member.state is State.GREETED for member in self.line.members
+        )
 
     def in_line(self, priority: int) -> deque[Place] | None:
         """Who waits to send messages of this class; None or empty: nobody."""

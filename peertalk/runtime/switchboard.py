@@ -860,6 +860,9 @@ class Switchboard:
         connection.link.read_max = _UNBOUNDED
         if self.transport.inbox.flooded:
             self.transport.pause_if_full(connection, peer)
+        if not peer.known:  # it was taken for gone while its connection was only greeted
+            peer.successor = None
+            self.transport.know(peer)
         peer.connection = connection
         connection.since = self.transport.world.clock()
         if capabilities is not None and capabilities.instance is not None and capabilities.port:

@@ -820,7 +820,7 @@ class Transport:
             peer.name, peer.address, peer.successor = name or peer.name, address, None
         if instance is not None:
             for former in self._others_at(address, instance):
-                if former.connection is None:
+                if former.connection is None and not former.greeted:
                     self.succeed(former, peer)
         return self.know(peer)
 

@@ -223,7 +223,9 @@ SMALLER, LARGER = b"\x00" * 7 + b"\x01", b"\xff" * 8
 
 class Dial(ClassicPeer):
     """A connection that one of ours, of an id that the test chooses, has made to a node: it says of
-    it what it is told. number: of the dial."""
+    it what it is told. number: of the dial; port: where it says that it listens."""
+
+    port = 0
 
     def __init__(self, node, instance, number):
         super().__init__()
@@ -235,7 +237,7 @@ class Dial(ClassicPeer):
         claims = None if place is None else Claims(Over(over), Over())
         greeting = Greeting(self.number, bytes.fromhex(self.node.id), claims, place)
         payload = encode_capabilities(
-            load(), Capabilities(8192, 1024, 0, 0, self.instance, "other")
+            load(), Capabilities(8192, 1024, 0, 0, self.instance, "other", self.port)
         ) + encode_greeting(greeting, self.instance)
         self.say(frame(CAPABILITY, payload), *(frame(DATA, each) for each in data))
 
@@ -325,6 +327,46 @@ async def test_the_one_that_decides_uses_the_second_when_the_first_is_over_for_t
         (peer,) = ada.peers.values()
         await peer.send(b"answer")
         assert await second.hear() == (DATA, 0, 0, b"answer")
+
+
+@pytest.mark.parametrize("what", ["another life announced", "goodbye"])
+async def test_who_has_greeted_is_there_whatever_is_heard_before_its_connection_is_used(
+    what, free_port
+):
+    """Two lives of a program on one port: the greeting of the one and the announcement of the other
+    come in any order, and neither tells which of them is the older one."""
+    port, listens = free_port(), free_port()
+    async with pt.Node("ada", **announcing(port)) as ada:
+        events = ada.events()
+        dial = Dial(ada, SMALLER, 1)
+        dial.port = listens
+        await dial.dial(ada)
+        assert await dial.hear_place() == 0
+        dial.greet()
+        peer = (await next_event(events, pt.PeerFound)).peer
+        assert peer.id == SMALLER.hex() and not peer.connected
+
+        def announce(kind, instance):
+            said = Announcement(kind, "other", listens, flags=1, instance=instance)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                sender.sendto(encode_announcement(load(), said), ("127.0.0.1", port))
+
+        if what == "goodbye":
+            announce(1, SMALLER)
+            await next_event(events, pt.PeerChanged)
+            announce(3, SMALLER)
+            lost = await next_event(events, pt.PeerLost)
+            assert (lost.peer, lost.reason) == (peer, pt.LostReason.GOODBYE)
+        else:
+            announce(1, LARGER)
+            other = await next_event(events, pt.PeerFound | pt.PeerLost)
+            assert other.peer.id == LARGER.hex() and peer.successor is None
+        dial.greet(1, 0, b"here")
+        assert await taken(ada, 1) == [b"here"]
+        assert peer.connected and ada.peers[SMALLER.hex()] is peer
+        await peer.send(b"answer")
+        assert (await dial.hear())[0] in (CAPABILITY, DATA)
+        dial.hang_up()
 
 
 @pytest.mark.parametrize("instance", [SMALLER, LARGER])
