@@ -26,7 +26,9 @@ class Worker:
         self.loop = loop
         self._transport: Transport | None = None
         self._scheduled = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._due = 0.0
+        """When the timer is due: uvloop's handles do not all say so."""
         self._fd = -1
         self._watched: dict[int, int] = {}
 
@@ -84,11 +86,12 @@ class Worker:
         if (
             timer is None
             or timer.cancelled()
-            or timer.when() > due
-            or timer.when() < self.loop.time() - 1
+            or self._due > due
+            or self._due < self.loop.time() - 1
         ):
             if timer is not None:
                 timer.cancel()
+            self._due = due
             self._timer = self.loop.call_at(due, self._timed_turn)
 
     def _timed_turn(self) -> None:

@@ -216,3 +216,17 @@ def test_it_can_be_stopped_after_its_loop_was_closed(loop_kind, pipe, own_descri
     loop.close()
     worker.stop()
     worker.stop()
+
+
+async def test_a_deadline_that_passes_while_it_is_set_is_one_like_others():
+    """uvloop answers call_at() of a time that has passed with a handle that knows no time."""
+    engine, worker = CountedEngine(), Worker(asyncio.get_running_loop())
+    engine.timeout = 1e-9
+    raised = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: raised.append(context))
+    worker.start(engine)
+    await tick()
+    worker.schedule()
+    await engine.turned(4)
+    assert not raised
+    worker.stop()
