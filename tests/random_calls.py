@@ -455,7 +455,9 @@ class Ledger:
                 f"{life}: accepted {stats.messages_accepted}, sent {stats.messages_sent}, failed "
                 f"{stats.messages_failed}, pending {pending}"
             )
-        room = node.config.receive_queue_bytes + (stats.links_open + 1) * TURN_COST
+        # links that have just ended have brought something, too
+        links = max(stats.links_open, len(NAMES) - 1) + 1
+        room = node.config.receive_queue_bytes + links * TURN_COST
         if not life.closing and stats.inbox_bytes > room:
             raise Finding(f"{life}: {stats.inbox_bytes:,} bytes in an inbox of {room:,}")
         if (held := node.memory["total"].bytes) > MEMORY_MAX:
@@ -530,10 +532,6 @@ class Place:
     patience: float
     slack: float
     can_reset = can_cut = can_vanish = False
-    heals_the_dead = True
-    """heal() reaches the connections of nodes that have ended. Where it does not, no cable is out
-    while a node ends: the kernel's rest of a socket would drop all that comes for ever, as no
-    network does."""
 
     async def start(self, name: str) -> pt.Node:
         raise NotImplementedError
@@ -617,14 +615,15 @@ class Loopback(Place):
     A reset: the kernel disconnects one end's socket, one where nothing waits, whose owner sees
     ECONNRESET, and the other end gets the RST, unless it is to see nothing: then its socket drops
     all that comes while that is under way. A pulled cable: a filter on both ends drops every packet
-    of the connection, and one on the listeners whoever dials.
+    of the connection, and one on the listeners whoever dials. While it is out both ends are kept
+    open here: one that its owner closes would become a rest of a socket in the kernel, which nobody
+    can reach, and which goes on dropping for ever, as no network does.
     """
 
     pauses = (0, 0, 0, 0, 0, 0, 0, 0.0005, 0.001, 0.003)
     patience = 40.0
     slack = 60.0
     can_reset = can_cut = sys.platform == "linux"
-    heals_the_dead = False
     _ATTACH, _DETACH = 26, 27  # SO_ATTACH_FILTER, SO_DETACH_FILTER
 
     def __init__(self, dice: random.Random, core: str, discovery_port: int) -> None:
@@ -641,6 +640,7 @@ class Loopback(Place):
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._nothing = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))
         self._filter = struct.pack("HL", 1, ctypes.addressof(self._nothing))
+        self._out: list[socket.socket] = []
 
     async def start(self, name: str) -> pt.Node:
         options: dict[str, Any] = {
@@ -716,6 +716,7 @@ class Loopback(Place):
             ends = sorted((found.getsockname(), found.getpeername()))
             if chosen.setdefault((ends[0], ends[1]), dice.random() < share):
                 self._drop(found)
+                self._out.append(found.dup())
         return f"cut {share:.0%} of the connections"
 
     def reset(self, dice: random.Random, lives: list[Life]) -> str:
@@ -748,6 +749,8 @@ class Loopback(Place):
     def heal(self) -> None:
         if self.can_cut:
             self._let_through(lambda here, there: True)
+        while self._out:
+            self._out.pop().close()
 
 
 # The driver ---------------------------------------------------------------------------------------
@@ -887,8 +890,6 @@ class Driver:
     async def stop(self, life: Life, how: str, timeout: float = 60.0) -> None:
         """End a life, and hold what is left of it against the ledger."""
         life.closing = True
-        if not self.place.heals_the_dead:
-            self.place.heal()
         if how == "polite":
             await life.node.aclose(timeout=timeout)
         else:
@@ -1467,8 +1468,7 @@ class Driver:
         self.note("network", self.place.reset(self.dice, self.running()))
 
     def cut(self) -> None:
-        if self.place.heals_the_dead or not self.restarting:
-            self.note("network", self.place.cut(self.dice, self.running()))
+        self.note("network", self.place.cut(self.dice, self.running()))
 
     def heal(self) -> None:
         self.note("network", "heal")
