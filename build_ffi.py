@@ -33,6 +33,7 @@ HEADERS = (
     "core/pt_crc.h",
     "core/pt_wire.h",
     "core/pt_pool.h",
+    "core/pt_notes.h",
     "core/pt_wheel.h",
     "core/pt_reassembly.h",
     "core/pt_ingest.h",

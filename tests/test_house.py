@@ -632,6 +632,7 @@ ELSEWHERE = {
 }
 C_ELSEWHERE = {
     "pt_error": "tests/test_house.py",  # a table of texts: rule 3
+    "pt_notes": "tests/c/test_notes.c",
     "pt_batch": "tests/platform/test_border.py",  # the border is one thing
     "pt_sim_socket": "tests/platform/test_sim.py",  # the box is one thing
     "pt_sim_stream": "tests/platform/test_sim.py",

@@ -42,7 +42,7 @@
 #define PT_PIPELINE_LAZY        1
 #define PT_POSIX_SLOT_SIZE      4096
 #define PT_POSIX_PIPELINE_DEPTH 2
-#define PT_LINK_NOTES           4 /* of writes that may not be acknowledged: see pt_link.notes */
+#define PT_LINK_NOTES           4 /* of writes that may not be acknowledged: see pt_notes.h */
 #define PT_RECEIVE_BUFFER_SIZE  8192
 /* Bytes that the table way of the CRC takes at a time, 1 or 16; each has a table of 512 bytes. */
 #define PT_CRC_SLICES 1
@@ -64,8 +64,9 @@
 #define PT_PIPELINE_MAX_DEPTH 64 /* slots of one link; bounds the gathered write too */
 #define PT_SLOT_PACKING       1  /* several small frames share a slot */
 #define PT_IO_BUDGET          16 /* ready links served in one turn */
-#define PT_REST_MS      50   /* a link that sent nothing for so long gives its slot buffers back */
-#define PT_SLOT_SHARE   2    /* slot buffers of one whole frame that each link may always have */
+#define PT_REST_MS       50   /* a link that sent nothing for so long gives its slot buffers back */
+#define PT_NOTES_REST_MS 1000 /* ... and after so long the memory of its notes */
+#define PT_SLOT_SHARE    2    /* slot buffers of one whole frame that each link may always have */
 #define PT_STILL_MS     1000 /* a link whose bytes have not moved for so long gets no larger ones */
 #define PT_POOL_REST_MS 1000 /* free buffers that nobody needed for so long go back */
 /* A turn is bounded by work: a message is one unit, and what costs its receiver much for the few
@@ -91,6 +92,11 @@
 /* 0 builds the core single-threaded, for processors without compare-and-swap (a 68000). */
 #ifndef PT_ATOMICS
 #define PT_ATOMICS 1
+#endif
+
+/* 0 leaves out the notes of what is not acknowledged, for builds with classic worlds only. */
+#ifndef PT_NOTES
+#define PT_NOTES 1
 #endif
 
 #endif

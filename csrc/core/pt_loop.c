@@ -12,7 +12,6 @@
 
 /* How long a link waits at most before it asks again for a staging buffer. */
 #define STARVED_RETRY_MS 10
-#define NOTE_BYTES       65536 /* of the messages that share a note, about */
 
 /* ---------------------------------------------------------------------------------- time, lists */
 
@@ -189,51 +188,17 @@ static int is_read(const pt_link *link)
     return !link->paused && !link->starved && !link->read_ended;
 }
 
-/* 1 when bytes of the note are among the last `waiting` ones that the system took. */
-static int is_waiting(const pt_link *link, const pt_sent_note *note, uint32_t waiting)
-{
-    return (uint32_t)link->sent_bytes - note->end < waiting;
-}
-
 /* Messages reported as sent that are not known to be acknowledged; the last ones of all. */
 static uint32_t count_unconfirmed(pt_context *context, const pt_link *link)
 {
-    if (link->note_count == 0)
+    if (link->notes.count == 0)
         return 0;
-    uint32_t waiting = context->ops->unacknowledged(context, link);
-    uint32_t count = 0;
-    for (uint8_t index = link->note_count; index-- != 0;) {
-        if (!is_waiting(link, &link->notes[index], waiting))
-            break;
-        count += link->notes[index].count;
-    }
-    return count;
+    return pt_notes_count(&link->notes, (uint32_t)link->sent_bytes,
+                          context->ops->unacknowledged(context, link));
 }
 
-/* Room for notes: forget those that are acknowledged; where most wait, each two become one, and new
- * ones cover as much. So the system is asked once for half of the notes at most, and each covers
- * about an eighth of what waits. */
-static void make_note_room(pt_context *context, pt_link *link)
-{
-    uint32_t waiting = context->ops->unacknowledged(context, link);
-    uint8_t gone = 0, kept = 0;
-    while (gone < link->note_count && !is_waiting(link, &link->notes[gone], waiting))
-        gone++;
-    link->note_least = waiting / (PT_LINK_NOTES / 2);
-    int paired = gone < PT_LINK_NOTES / 2;
-    for (uint8_t index = gone; index < link->note_count; index++) {
-        if (paired && ((index - gone) & 1)) {
-            link->notes[kept - 1].count += link->notes[index].count;
-            link->notes[kept - 1].end = link->notes[index].end;
-        } else {
-            link->notes[kept++] = link->notes[index];
-        }
-    }
-    link->note_count = kept;
-}
-
-/* Remember where messages that are reported as sent ended in the stream. Those of one turn share a
- * note, up to about a write of it. The slot that comes next may be half taken. */
+/* Remember where messages that are reported as sent ended in the stream. The slot that comes next
+ * may be half taken. */
 static void note_sent(pt_context *context, pt_link *link, uint32_t count)
 {
     if (link->state == PT_LINK_ENDED) {
@@ -241,22 +206,12 @@ static void note_sent(pt_context *context, pt_link *link, uint32_t count)
         return;
     }
     const pt_send_pipeline *pipeline = &link->pipeline;
-    uint32_t end = (uint32_t)link->sent_bytes -
-                   (pipeline->pending_count != 0 ? pipeline->slots[pipeline->head].sent_len : 0U);
-    uint32_t covered = link->noted_end - link->note_start;
-    if (link->note_count == 0 ||
-        (covered >= link->note_least &&
-         (covered >= NOTE_BYTES || link->note_turn != (uint32_t)context->turns))) {
-        if (link->note_count == PT_LINK_NOTES)
-            make_note_room(context, link);
-        link->note_turn = (uint32_t)context->turns;
-        link->note_start = link->noted_end;
-        link->notes[link->note_count++].count = 0;
-    }
-    pt_sent_note *note = &link->notes[link->note_count - 1];
-    note->count += count;
-    note->end = end;
-    link->noted_end = end;
+    uint32_t position = (uint32_t)link->sent_bytes;
+    uint32_t end =
+        position - (pipeline->pending_count != 0 ? pipeline->slots[pipeline->head].sent_len : 0U);
+    if (pt_notes_need_room(&link->notes, context->pool, (uint32_t)context->turns))
+        pt_notes_make_room(&link->notes, position, context->ops->unacknowledged(context, link));
+    pt_notes_add(&link->notes, (uint32_t)context->turns, end, count);
 }
 
 /* Held bytes that were taken apart, or that nobody will. */
@@ -275,6 +230,7 @@ static void end_link(pt_context *context, pt_link *link, int code, int32_t syste
 {
     PT_ASSERT(link->state == PT_LINK_OPEN || link->state == PT_LINK_SHUT);
     link->unconfirmed = count_unconfirmed(context, link);
+    pt_notes_drop(&link->notes, context->pool);
     link->state = PT_LINK_ENDED;
     link->end_code = code;
     link->end_error = system_error;
@@ -341,14 +297,26 @@ static void fail_writing(pt_context *context, pt_link *link, int code)
     update_interest(context, link);
 }
 
-/* While slots keep their buffers, look in a while whether the link has become idle. */
+/* While slots or notes keep buffers, look in a while whether the link has become idle. */
 static void watch_rest(pt_context *context, pt_link *link)
 {
+    int keeps = pt_pipeline_keeps(&link->pipeline);
     if ((link->state != PT_LINK_OPEN && link->state != PT_LINK_SHUT) ||
-        pt_timer_is_armed(&link->rest_timer) || !pt_pipeline_keeps(&link->pipeline))
+        pt_timer_is_armed(&link->rest_timer) || (!keeps && link->notes.room <= 1))
         return;
     link->rest_frames = (uint32_t)link->pipeline.frames;
-    arm(context, &link->rest_timer, PT_REST_MS);
+    arm(context, &link->rest_timer, keeps ? PT_REST_MS : PT_NOTES_REST_MS);
+}
+
+/* Give back what an idle link has no use for. */
+static void rest(pt_context *context, pt_link *link)
+{
+    if ((uint32_t)link->pipeline.frames == link->rest_frames && link->pipeline.pending_count == 0) {
+        pt_pipeline_rest(&link->pipeline);
+        if (link->notes.room > 1 && count_unconfirmed(context, link) == 0)
+            pt_notes_drop(&link->notes, context->pool);
+    }
+    watch_rest(context, link);
 }
 
 /* Free the slots that are done, and remember what to report. */
@@ -476,6 +444,7 @@ int pt_link_open(pt_context *context, pt_link *link, intptr_t handle, uint32_t t
     link->rest_timer.kind = PT_TIMER_REST;
     link->pipeline.keep = 1;
     link->mean = MEAN_MAX;
+    pt_notes_init(&link->notes);
     link->read_max = UINT32_MAX;
     pt_ingest_init(&link->ingest, pt_message_format(), context->pool, max_payload, tag);
     link->state = PT_LINK_OPEN;
@@ -1064,12 +1033,7 @@ static int expire_timers(pt_context *context, pt_event *events, int capacity, pt
                            (pt_link *)(void *)((uint8_t *)timer - offsetof(pt_link, frame_timer)),
                            sink);
         } else if (timer->kind == PT_TIMER_REST) {
-            pt_link *link = (pt_link *)(void *)((uint8_t *)timer - offsetof(pt_link, rest_timer));
-            if ((uint32_t)link->pipeline.frames != link->rest_frames ||
-                link->pipeline.pending_count != 0)
-                watch_rest(context, link);
-            else
-                pt_pipeline_rest(&link->pipeline);
+            rest(context, (pt_link *)(void *)((uint8_t *)timer - offsetof(pt_link, rest_timer)));
         } else if (timer->kind == PT_TIMER_POOL) {
             count += look_at_pool(context, &events[count]);
         } else {

@@ -13,6 +13,7 @@
 #include "pt_config.h"
 #include "pt_error.h"
 #include "pt_ingest.h"
+#include "pt_notes.h"
 #include "pt_pipeline.h"
 #include "pt_pool.h"
 #include "pt_wheel.h"
@@ -58,13 +59,6 @@ enum pt_link_state {
                          the next turn; only pt_link_close() is allowed */
 };
 
-/* Messages that were reported as sent one after the other, and where in the stream the last of
- * their writes ended (the low bits of that position). */
-typedef struct pt_sent_note {
-    uint32_t count;
-    uint32_t end;
-} pt_sent_note;
-
 /* One connection. Memory is the caller's, zeroed at first, and must not move while in a context. */
 struct pt_link {
     pt_source source;
@@ -93,16 +87,10 @@ struct pt_link {
                              stream in order */
     uint32_t sent_count;  /* messages whose slots are free again and whose PT_EVENT_SENT is still to
                              come */
-    uint32_t failed_count; /* likewise, of one slot that did not leave; nothing behind it is
-                              reported before it */
-    int32_t failed_code;   /* why; PT_OK: there is none */
-    pt_sent_note notes[PT_LINK_NOTES]; /* oldest first: what may not be acknowledged of that which
-                                          was reported as sent; none where ops->unacknowledged is
-                                          NULL */
-    uint32_t note_start;               /* where the newest note begins */
-    uint32_t note_turn;                /* the turn that made it */
-    uint32_t note_least;               /* bytes that it must cover before another is begun */
-    uint32_t noted_end;                /* where it ends, and the next one begins */
+    uint32_t failed_count;     /* likewise, of one slot that did not leave; nothing behind it is
+                                  reported before it */
+    int32_t failed_code;       /* why; PT_OK: there is none */
+    pt_notes notes;            /* none where ops->unacknowledged is NULL */
     uint32_t unconfirmed;      /* ENDED: messages of the notes that were not acknowledged then */
     uint32_t frame_timeout_ms; /* a frame that has begun must be whole within this time */
     int32_t end_code;   /* why the link ends, PT_OK until then; set while it is still read: writing
@@ -119,7 +107,6 @@ struct pt_link {
     uint8_t is_held; /* 1: in the context's list of links with held bytes */
     uint16_t mean;   /* sixteenths of a byte of stream for a unit of work, when last read */
     uint8_t slot_freed; /* events to come: PT_EVENT_SENT with PT_OK */
-    uint8_t note_count;
     uint8_t finish_due; /* ... PT_EVENT_FINISHED */
     uint8_t close_due;  /* ... PT_EVENT_CLOSED */
 };

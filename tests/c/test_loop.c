@@ -892,6 +892,31 @@ static void each_write_that_is_not_acknowledged_is_unconfirmed_and_no_other(void
     close_world();
 }
 
+static void an_idle_link_holds_no_memory_for_notes(void)
+{
+    open_world(&telling_ops, 1);
+    for (uint16_t number = 0; number < 3; number++) {
+        CHECK(send_number(0, number, 90) >= 0);
+        turns(1);
+    }
+    here.now_ms += PT_REST_MS + 20;
+    turns(2);
+    uint64_t spare = context.spare != NULL;
+    CHECK_EQUAL(memory_lent(pool), 1 + spare); /* some wait for their acknowledgement */
+    here.now_ms += 2 * PT_NOTES_REST_MS;
+    turns(2);
+    CHECK_EQUAL(memory_lent(pool), 1 + spare);
+    CHECK_EQUAL(pt_link_unconfirmed(&context, &links[0]), 3);
+    here.acknowledged = links[0].sent_bytes;
+    here.now_ms += 2 * PT_NOTES_REST_MS;
+    turns(2);
+    CHECK_EQUAL(memory_lent(pool), spare);
+    CHECK(send_number(0, 3, 90) >= 0);
+    turns(1);
+    CHECK_EQUAL(pt_link_unconfirmed(&context, &links[0]), 1);
+    close_world();
+}
+
 static void no_write_that_is_not_acknowledged_is_forgotten(void)
 {
     enum { MESSAGES = 40000 };
@@ -1368,6 +1393,7 @@ int main(void)
     RUN(a_watch_reports_what_it_wants);
     RUN(a_context_refuses_what_it_cannot_work_with);
     RUN(the_plain_sink_keeps_every_frame);
+    RUN(an_idle_link_holds_no_memory_for_notes);
     RUN(no_write_that_is_not_acknowledged_is_forgotten);
     return check_end();
 }
