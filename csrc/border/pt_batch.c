@@ -28,10 +28,12 @@ int pt_border_attach(void *module)
 #define KEPT_ITEMS     4096
 
 /* What send and send_many are bound to. */
+#define LINK_OWNERS    3
+
 typedef struct bound_link {
     pt_context *context;
     pt_link *link;
-    PyObject *owner; /* keeps the memory of both */
+    PyObject *owners[LINK_OWNERS]; /* keep the memory of both */
 } bound_link;
 
 /* One tuple to be: a frame, or consecutive plain DATA frames of one link. */
@@ -70,7 +72,8 @@ static void free_link(PyObject *capsule)
     bound_link *bound = PyCapsule_GetPointer(capsule, NULL);
     if (bound == NULL)
         return;
-    Py_XDECREF(bound->owner);
+    for (int index = 0; index < LINK_OWNERS; index++)
+        Py_XDECREF(bound->owners[index]);
     PyMem_Free(bound);
 }
 
@@ -412,8 +415,8 @@ static void *address(PyObject *number)
 static PyObject *bind_link(PyObject *self, PyObject *const *arguments, Py_ssize_t argument_count)
 {
     (void)self;
-    if (argument_count != 3) {
-        PyErr_SetString(PyExc_TypeError, "bind_link(context_addr, link_addr, owner)");
+    if (argument_count != 2 + LINK_OWNERS) {
+        PyErr_SetString(PyExc_TypeError, "bind_link(context_addr, link_addr, *three_owners)");
         return NULL;
     }
     bound_link *bound = PyMem_Calloc(1, sizeof *bound);
@@ -426,15 +429,25 @@ static PyObject *bind_link(PyObject *self, PyObject *const *arguments, Py_ssize_
         PyMem_Free(bound);
         return NULL;
     }
-    bound->owner = arguments[2];
-    Py_INCREF(bound->owner);
+    for (int index = 0; index < LINK_OWNERS; index++) {
+        bound->owners[index] = arguments[2 + index];
+        Py_INCREF(bound->owners[index]);
+    }
     PyObject *send = PyCFunction_New(&send_method, capsule);
-    PyObject *send_many = PyCFunction_New(&send_many_method, capsule);
     Py_DECREF(capsule);
-    PyObject *both = send != NULL && send_many != NULL ? PyTuple_Pack(2, send, send_many) : NULL;
-    Py_XDECREF(send);
-    Py_XDECREF(send_many);
-    return both;
+    return send;
+}
+
+/* send_many of the link that a send belongs to: made apart, because many links never need it. */
+static PyObject *bind_many(PyObject *self, PyObject *send)
+{
+    (void)self;
+    PyObject *capsule = PyCFunction_Check(send) ? PyCFunction_GetSelf(send) : NULL;
+    if (capsule == NULL || PyCFunction_GetFunction(send) != send_method.ml_meth) {
+        PyErr_SetString(PyExc_TypeError, "bind_many(send): send is what bind_link() returned");
+        return NULL;
+    }
+    return PyCFunction_New(&send_many_method, capsule);
 }
 
 static PyObject *bind_loop(PyObject *self, PyObject *const *arguments, Py_ssize_t argument_count)
@@ -575,8 +588,8 @@ static PyMethodDef module_methods[] = {
     {"decode_frame", decode_frame, METH_O, "decode_frame(data)"},
     {"put_frame", (PyCFunction)(void (*)(void))put_frame, METH_FASTCALL,
      "put_frame(pipeline_addr, type, payload, flags)"},
-    {"bind_link", (PyCFunction)(void (*)(void))bind_link, METH_FASTCALL,
-     "Bind send and send_many to a link."},
+    {"bind_link", (PyCFunction)(void (*)(void))bind_link, METH_FASTCALL, "Bind send to a link."},
+    {"bind_many", bind_many, METH_O, "Bind send_many to the link of a send."},
     {"bind_loop", (PyCFunction)(void (*)(void))bind_loop, METH_FASTCALL, "Bind turn to a loop."},
     {NULL, NULL, 0, NULL},
 };

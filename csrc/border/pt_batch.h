@@ -5,26 +5,34 @@
 
 /* Add the native functions to a module object. module: id() of a types.ModuleType that the caller
  * holds; the GIL is taken. Returns 0, or -1 when Python refused (the error is cleared) or this is
- * not CPython. The functions, with addr the address of a cffi object that owner keeps alive:
+ * not CPython. The functions, with addr the address of a cffi object:
  *
- *   bind_link(context_addr, link_addr, owner) -> (send, send_many)
- *       send(payload) -> int            pt_link_send() of one DATA frame: bytes or any contiguous
- * buffer; a negative PT_ERR_* is returned, not raised send_many(payloads, start) -> (accepted,
- * code)   payloads: list of bytes or buffers, start may be left out (0); sends payloads[start:] in
- * order until one is refused; accepted: how many went; code: the refusal (negative) or the sum of
- * hints seen bind_loop(context_addr, events_addr, capacity, owner) -> turn turn() -> list of events
- * pt_loop_turn() without waiting; tuples (kind, tag, a, b) as the loop documents them
+ *   bind_link(context_addr, link_addr, owner, owner, owner) -> send
+ *
+ * send(payload) -> int: pt_link_send() of one DATA frame, bytes or any contiguous buffer. A
+ * negative PT_ERR_* is returned, not raised. The owners keep the memory of context and link alive.
+ *
+ *   bind_many(send) -> send_many
+ *
+ * send_many(payloads, start) -> (accepted, code): sends payloads[start:], a list of bytes or
+ * buffers, in order until one is refused; start may be left out (0). accepted: how many went; code:
+ * the refusal (negative) or the sum of hints seen.
+ *
+ *   bind_loop(context_addr, events_addr, capacity, owner) -> turn
+ *
+ * turn() -> list of events: pt_loop_turn() without waiting; tuples (kind, tag, a, b) as the loop
+ * documents them. The owner keeps the memory alive.
  *
  *   crc16(data, start), encode_frame(type, payload, flags, sequence), decode_frame(data),
- * put_frame(pipeline_addr, type, payload, flags) the pure functions for bytes and numbers in range;
- * None for everything else and for every fault
+ *   put_frame(pipeline_addr, type, payload, flags)
+ *
+ * The pure functions for bytes and numbers in range; None for everything else and for every fault.
  *
  * Wrong types raise TypeError; send_many that has accepted some returns PT_ERR_INVALID_PARAM as
  * code instead, so that the count is not lost. Lack of memory for a payload ends its link with
  * PT_ERR_NO_MEMORY; for the list or what is in it MemoryError is raised, and the next turn()
  * returns what could not be told. After the link was closed send and send_many say
- * PT_ERR_NOT_CONNECTED. The owner must not lead back to the bound functions: no cycle is found
- * here.
+ * PT_ERR_NOT_CONNECTED. An owner must not lead back to the bound functions: no cycle is found here.
  */
 int pt_border_attach(void *module);
 

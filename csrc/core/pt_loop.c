@@ -232,7 +232,7 @@ static void end_link(pt_context *context, pt_link *link, int code, int32_t syste
     link->unconfirmed = count_unconfirmed(context, link);
     pt_notes_drop(&link->notes, context->pool);
     link->state = PT_LINK_ENDED;
-    link->end_code = code;
+    link->end_code = (int16_t)code;
     link->end_error = system_error;
     link->close_due = 1;
     link->finish_due = 0;
@@ -291,7 +291,7 @@ static void fail_writing(pt_context *context, pt_link *link, int code)
         return;
     }
     link->state = PT_LINK_SHUT;
-    link->end_code = code;
+    link->end_code = (int16_t)code;
     link->end_error = link->system_error;
     link->blocked = 0;
     update_interest(context, link);

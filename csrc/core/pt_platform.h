@@ -90,12 +90,13 @@ struct pt_link {
     uint32_t failed_count;     /* likewise, of one slot that did not leave; nothing behind it is
                                   reported before it */
     int32_t failed_code;       /* why; PT_OK: there is none */
-    pt_notes notes;            /* none where ops->unacknowledged is NULL */
     uint32_t unconfirmed;      /* ENDED: messages of the notes that were not acknowledged then */
+    pt_notes notes;            /* none where ops->unacknowledged is NULL */
     uint32_t frame_timeout_ms; /* a frame that has begun must be whole within this time */
-    int32_t end_code;   /* why the link ends, PT_OK until then; set while it is still read: writing
+    int32_t end_error;         /* system_error beside end_code */
+    int16_t end_code;   /* why the link ends, PT_OK until then; set while it is still read: writing
                            failed, and what came before is read first */
-    int32_t end_error;  /* system_error beside end_code */
+    uint16_t mean;      /* sixteenths of a byte of stream for a unit of work, when last read */
     uint8_t state;      /* enum pt_link_state */
     uint8_t paused;     /* 1: not read */
     uint8_t dirty;      /* 1: in the context's dirty list */
@@ -105,7 +106,6 @@ struct pt_link {
     uint8_t blocked; /* 1: the platform took no more; set by it, cleared when the source is ready to
                         write */
     uint8_t is_held; /* 1: in the context's list of links with held bytes */
-    uint16_t mean;   /* sixteenths of a byte of stream for a unit of work, when last read */
     uint8_t slot_freed; /* events to come: PT_EVENT_SENT with PT_OK */
     uint8_t finish_due; /* ... PT_EVENT_FINISHED */
     uint8_t close_due;  /* ... PT_EVENT_CLOSED */

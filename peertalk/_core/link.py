@@ -92,18 +92,19 @@ class Link:
     """One connection: what is sent waits in a pipeline, what arrives is cut into frames. Made by
     Loop.open_link().
 
+    There is one for each idle peer, so it holds little: what its loop has is asked there, and what
+    many links never need is made at first use.
+
     Attributes:
         send: send(payload) accepts one DATA frame. A sum of NEEDS_TURN and YIELD (0 or more), or
             with nothing changed: -19 every slot is taken,
             -2 no memory, -16 longer than max_message, -18 the link is not open. TypeError: payload
             is no contiguous buffer of bytes.
-        send_many: send_many(payloads, start=0) accepts payloads[start:], a list, in order until one
-            is refused: (how many were accepted, the refusal or the sum of the hints seen). A wrong
-                type is a TypeError where it comes first, else the refusal -1.
     """
 
+    __slots__ = ("__weakref__", "_link", "_loop", "_many", "_slots", "send")
+
     send: Callable[[Data], int]
-    send_many: Callable[..., tuple[int, int]]
 
     def __init__(
         self,
@@ -116,10 +117,8 @@ class Link:
         max_payload: int | None,
     ) -> None:
         self._loop = loop
-        self._binding = loop._binding
-        self._lib = lib = loop._lib
-        ffi = loop._ffi
-        self.tag = tag
+        lib, ffi = loop._lib, loop._ffi
+        self._many: Callable[..., tuple[int, int]] | None = None
         classic = loop.simulator is not None
         if classic:
             depth = lib.PT_SEND_PIPELINE_DEPTH if depth is None else depth
@@ -137,9 +136,8 @@ class Link:
             )
         self._slots = ffi.new("pt_send_slot[]", depth)
         self._link = ffi.new("pt_link *")
-        self._context = loop._context
         code = lib.pt_link_open(
-            self._context,
+            loop._context,
             self._link,
             fd,
             tag,
@@ -150,39 +148,57 @@ class Link:
             limit if max_payload is None else max_payload,
         )
         if code != 0:
-            raise self._binding.fault(code, f"descriptor {fd} cannot become a link")
+            raise loop._binding.fault(code, f"descriptor {fd} cannot become a link")
         if classic:
             self._link.max_message = min(self._link.max_message, lib.PT_MESSAGE_MAX_PAYLOAD)
         try:
-            self.send, self.send_many = self._bind_send()
+            self.send = self._bind()
             loop._links[self] = None
         except MemoryError:
-            lib.pt_link_close(self._context, self._link)
+            lib.pt_link_close(loop._context, self._link)
             raise
 
-    def _bind_send(self) -> tuple[Callable[[Data], int], Callable[..., tuple[int, int]]]:
+    def _bind(self) -> Callable[[Data], int]:
         loop = self._loop
+        send: Callable[[Data], int]
         if loop.native:
-            # The bound functions outlive this object as long as somebody holds them: they own the
+            # The bound function outlives this object as long as somebody holds it: it owns the
             # memory, not the handle.
-            owner = (loop._memory, self._link, self._slots)
-            cast = partial(self._binding.ffi.cast, "uintptr_t")
-            send, send_many = self._binding.border.bind_link(
-                int(cast(self._context)), int(cast(self._link)), owner
+            cast = partial(loop._ffi.cast, "uintptr_t")
+            context, link = int(cast(loop._context)), int(cast(self._link))
+            send = loop._binding.border.bind_link(
+                context, link, loop._memory, self._link, self._slots
             )
         else:
-            send, send_many = self._plain_send, self._plain_send_many
-        if self._binding.assertions:
-            send, send_many = loop._on_owner(send), loop._on_owner(send_many)
-        return send, send_many
+            send = self._plain_send
+        return loop._on_owner(send) if loop._binding.assertions else send
+
+    @property
+    def send_many(self) -> Callable[..., tuple[int, int]]:
+        """send_many(payloads, start=0) accepts payloads[start:], a list, in order until one is
+        refused: (how many were accepted, the refusal or the sum of the hints seen). A wrong type is
+        a TypeError where it comes first, else the refusal -1."""
+        many = self._many
+        if many is None:
+            loop, send = self._loop, self.send
+            if not loop.native:
+                many = self._plain_send_many
+            else:
+                many = loop._binding.border.bind_many(getattr(send, "__wrapped__", send))
+            many = self._many = loop._on_owner(many) if loop._binding.assertions else many
+        return many
 
     def _plain_send(self, payload: Data) -> int:
         if type(payload) is bytes:
             return int(
-                self._lib.pt_link_send(self._context, self._link, DATA, 0, payload, len(payload))
+                self._loop._lib.pt_link_send(
+                    self._loop._context, self._link, DATA, 0, payload, len(payload)
+                )
             )
-        view = self._binding.flat(payload)
-        return int(self._lib.pt_link_send(self._context, self._link, DATA, 0, view, len(view)))
+        view = self._loop._binding.flat(payload)
+        return int(
+            self._loop._lib.pt_link_send(self._loop._context, self._link, DATA, 0, view, len(view))
+        )
 
     def _plain_send_many(self, payloads: list[Data], start: int = 0) -> tuple[int, int]:
         if not isinstance(payloads, list):
@@ -196,7 +212,7 @@ class Link:
             except TypeError:
                 if index == start:
                     raise
-                code = self._lib.PT_ERR_INVALID_PARAM
+                code = self._loop._lib.PT_ERR_INVALID_PARAM
             if code < 0:
                 return index - start, code
             hints |= code
@@ -205,10 +221,14 @@ class Link:
     def send_frame(self, type: int, payload: Data = b"", flags: int = 0) -> int:
         """Accept one frame of any type; NO_DELAY makes it leave at once. Returns what send()
         returns, or -1 for a type or flags out of range."""
-        view = self._binding.flat(payload)
+        view = self._loop._binding.flat(payload)
         if not 0 <= type <= 0xFF or not 0 <= flags <= 0xFF:
             type = flags = 0
-        return int(self._lib.pt_link_send(self._context, self._link, type, flags, view, len(view)))
+        return int(
+            self._loop._lib.pt_link_send(
+                self._loop._context, self._link, type, flags, view, len(view)
+            )
+        )
 
     def send_sync(self, payload: Data, flags: int = 0) -> int:
         """As send(), but where that says that every slot is taken, and always where the platform
@@ -219,37 +239,44 @@ class Link:
         Returns:
             What send() returns; -6: the slots did not come free in time, with nothing changed.
         """
-        view = self._binding.flat(payload)
+        view = self._loop._binding.flat(payload)
         if not 0 <= flags <= 0xFF:
-            return int(self._lib.PT_ERR_INVALID_PARAM)
+            return int(self._loop._lib.PT_ERR_INVALID_PARAM)
         return int(
-            self._lib.pt_link_send_sync(self._context, self._link, DATA, flags, view, len(view))
+            self._loop._lib.pt_link_send_sync(
+                self._loop._context, self._link, DATA, flags, view, len(view)
+            )
         )
 
     def drain(self) -> int:
         """Wait until every slot is free, at most 5 s. Serves nobody else. Returns 0, -6: not in
         time, -18: the link is not open (any more)."""
-        return int(self._lib.pt_link_drain(self._context, self._link))
+        return int(self._loop._lib.pt_link_drain(self._loop._context, self._link))
 
     def pause(self) -> None:
         """Stop reading. Neither silence nor the partial-frame time-out counts until resume()."""
-        self._lib.pt_link_pause(self._context, self._link)
+        self._loop._lib.pt_link_pause(self._loop._context, self._link)
 
     def resume(self) -> None:
         """Go on reading; what waited is read before a hang-up of the other side counts."""
-        self._lib.pt_link_resume(self._context, self._link)
+        self._loop._lib.pt_link_resume(self._loop._context, self._link)
 
     def shut(self) -> None:
         """Accept no more, and end our half of the stream when all slots have left."""
-        self._lib.pt_link_shut(self._context, self._link)
+        self._loop._lib.pt_link_shut(self._loop._context, self._link)
 
     def close(self) -> None:
         """Leave the loop and give the memory back; the descriptor stays the caller's.
         Idempotent."""
         if self in self._loop._links:
             del self._loop._links[self]
-            if self._lib.pt_link_close(self._context, self._link):
+            if self._loop._lib.pt_link_close(self._loop._context, self._link):
                 self._loop._abandoned.append((self._link, self._slots))
+
+    @property
+    def tag(self) -> int:
+        """The number that its events carry."""
+        return int(self._link.source.tag)
 
     @property
     def max_message(self) -> int:
@@ -259,7 +286,7 @@ class Link:
 
     @max_message.setter
     def max_message(self, value: int) -> None:
-        self._link.max_message = self._binding.limited("max_message", value, 0xFFFFFFFF)
+        self._link.max_message = self._loop._binding.limited("max_message", value, 0xFFFFFFFF)
 
     @property
     def unconfirmed(self) -> int:
@@ -267,7 +294,7 @@ class Link:
         be acknowledged by the other side's system: whole writes, and more rather than less. Of an
         ended link, what was so at its end; 0 of a closed one, where a sent frame is an acknowledged
         one, and where the system does not tell. A system call."""
-        return int(self._lib.pt_link_unconfirmed(self._context, self._link))
+        return int(self._loop._lib.pt_link_unconfirmed(self._loop._context, self._link))
 
     @property
     def frame_timeout(self) -> float:
@@ -278,7 +305,7 @@ class Link:
     @frame_timeout.setter
     def frame_timeout(self, seconds: float) -> None:
         timeout_ms = math.ceil(min(max(0.001, seconds) * 1000, MAX_DELAY_MS))
-        self._lib.pt_link_set_frame_timeout(self._context, self._link, timeout_ms)
+        self._loop._lib.pt_link_set_frame_timeout(self._loop._context, self._link, timeout_ms)
 
     @property
     def read_max(self) -> int:
@@ -288,7 +315,7 @@ class Link:
 
     @read_max.setter
     def read_max(self, value: int) -> None:
-        self._link.read_max = max(1, self._binding.limited("read_max", value, 0xFFFFFFFF))
+        self._link.read_max = max(1, self._loop._binding.limited("read_max", value, 0xFFFFFFFF))
 
     @property
     def held_bytes(self) -> int:
@@ -304,12 +331,12 @@ class Link:
     @property
     def pending(self) -> int:
         """Messages accepted and not yet reported."""
-        return int(self._lib.pt_link_pending(self._link))
+        return int(self._loop._lib.pt_link_pending(self._link))
 
     @property
     def slots_available(self) -> int:
         """Free slots now."""
-        return int(self._lib.pt_pipeline_available(self._lib_pipeline()))
+        return int(self._loop._lib.pt_pipeline_available(self._lib_pipeline()))
 
     @property
     def slots_pending(self) -> int:
@@ -317,7 +344,7 @@ class Link:
         return int(self._link.pipeline.pending_count)
 
     def _lib_pipeline(self) -> Any:
-        return self._binding.ffi.addressof(self._link, "pipeline")
+        return self._loop._binding.ffi.addressof(self._link, "pipeline")
 
     def statistics(self) -> LinkStatistics:
         """Counters since the link opened."""
@@ -337,6 +364,8 @@ class Link:
             ingest.payload_bytes,
             link.received_bytes,
             link.read_calls,
-            self._lib.pt_ingest_partial_len(self._binding.ffi.addressof(link, "ingest")),
+            self._loop._lib.pt_ingest_partial_len(
+                self._loop._binding.ffi.addressof(link, "ingest")
+            ),
             link.sync_sends,
         )

@@ -133,7 +133,7 @@ class Connection:
     until one came; pinged: when the PING left that awaits its PONG, None when none does; spoilt:
     that PONG will measure nothing; pressure: the level of ours that the other side was told last, 0
     to 3; owed: what waits for room, a sum of OWES_*; rejection: why we send the peer away; socket,
-    link, watch and vigil belong to the runtime.
+    link, timer and vigil belong to the runtime.
     """
 
     __slots__ = (
@@ -167,7 +167,6 @@ class Connection:
         "told",
         "vigil",
         "waits_for",
-        "watch",
     )
 
     def __init__(
@@ -201,7 +200,6 @@ class Connection:
         self.socket: Any = None
         self.link: Any = None
         self.reassembly: Any = None
-        self.watch: Any = None
         self.vigil: Any = None
         self.timer: Any = None
 

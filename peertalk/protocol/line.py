@@ -56,7 +56,8 @@ class Over(NamedTuple):
         above = sorted({number for number in self.above + other.above if number > upto})
         while above and above[0] == upto + 1:
             upto = above.pop(0)
-        return Over(upto, tuple(above[-OVER_MAX:]))
+        both = Over(upto, tuple(above[-OVER_MAX:]))
+        return self if both == self else both
 
 
 class Claims(NamedTuple):
@@ -170,9 +171,9 @@ class Line:
         if claims is not None:
             connection.told = True
             before = self._claims
-            self._claims = Claims(
-                before.own.joined(claims.own), before.others.joined(claims.others)
-            )
+            both = Claims(before.own.joined(claims.own), before.others.joined(claims.others))
+            if both != before:  # else nothing new is kept: there is a line for each idle peer
+                self._claims = both
             for member in self.members:
                 if member is not connection and self._claims.covers(member):
                     self._drain(member, decisions)

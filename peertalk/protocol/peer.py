@@ -169,7 +169,6 @@ class Peer:
 
     Args:
         key: see Key.
-        instance: 8 bytes; None for a classic peer.
         name: as announced; may be empty, need not be unique.
         address: (IPv4 address, TCP port) to dial, or where it called from.
         flags: of its announcement.
@@ -181,7 +180,6 @@ class Peer:
         "address",
         "capabilities",
         "flags",
-        "instance",
         "key",
         "latency",
         "name",
@@ -195,14 +193,12 @@ class Peer:
         self,
         key: Key,
         *,
-        instance: bytes | None = None,
         name: str = "",
         address: tuple[str, int] = ("", 0),
         flags: int = 0,
         own_max_message: int = DEFAULT_MAX_MESSAGE,
     ) -> None:
         self.key: Key = key
-        self.instance = instance
         self.name = name
         self.address = address
         self.flags = PeerFlag.heard(flags)
@@ -219,6 +215,12 @@ class Peer:
         """Messages whose end (Sent or Failed) was reported."""
 
     @property
+    def instance(self) -> bytes | None:
+        """Its instance id, 8 bytes; None for a classic peer."""
+        key = self.key
+        return key if isinstance(key, bytes) else None
+
+    @property
     def id(self) -> str:
         """Unique while the node lives: the instance id as 16 hexadecimal digits, or "address:port"
         for a classic peer."""
@@ -227,7 +229,7 @@ class Peer:
     @property
     def classic(self) -> bool:
         """It speaks the original protocol only."""
-        return self.instance is None
+        return not isinstance(self.key, bytes)
 
     @property
     def connected(self) -> bool:
@@ -250,7 +252,7 @@ class Peer:
         theirs = (
             self.own_max_message if self.capabilities is None else self.capabilities.max_message
         )
-        if self.instance is None:
+        if self.classic:
             theirs = FRAGMENTED_MAX if self.capabilities is None else max(theirs, FRAGMENTED_MAX)
         return min(self.own_max_message, theirs)
 
@@ -279,5 +281,5 @@ class Peer:
         return following
 
     def __repr__(self) -> str:
-        kind = self.instance.hex()[:8] if self.instance is not None else "classic"
+        kind = "classic" if self.classic else self.id[:8]
         return f"<Peer {self.name!r} {kind} {self.state.value} {self.address[0]}:{self.address[1]}>"

@@ -359,6 +359,10 @@ def _over(numbers: list[int]) -> Over:
     return Over(upto, tuple(sorted(number for number in above if number > upto)))
 
 
+_USUAL = {number: number for number in (1024, 4096, 8192)}
+"""Numbers that most peers say, so that those need no memory for each of them."""
+
+
 def decode_capabilities(core: Codec, payload: bytes) -> Capabilities:
     """Read the payload of a CAPABILITY frame, the original's or ours.
 
@@ -373,8 +377,8 @@ def decode_capabilities(core: Codec, payload: bytes) -> Capabilities:
     found = _read_tlvs(memoryview(payload)) or {}
     name = found.get(TLV_NAME, b"")
     return Capabilities(
-        basic.max_message,
-        basic.preferred_chunk,
+        _USUAL.get(basic.max_message, basic.max_message),
+        _USUAL.get(basic.preferred_chunk, basic.preferred_chunk),
         basic.pressure,
         basic.flags,
         _instance_of(found),

@@ -460,7 +460,7 @@ class Remote(Peer):
         if connection is not None and self.connected:
             if priority is not NORMAL and not connection.classes:
                 self._use_classes(connection)
-            in_pieces = self.instance is None and size > connection.link.max_message
+            in_pieces = size > connection.link.max_message and self.classic
             if self.outbox is None and not in_pieces:
                 code = (
                     connection.link.send_frame(values.DATA, payload, values.NO_DELAY)

@@ -68,6 +68,8 @@ class Switchboard:
         self._listening: Watched | None = None
         self.classics = Classics(self.connections.max_connections)
         self._classic_timer: Timer | None = None
+        self._opening: dict[int, Watched] = {}
+        """The sockets of dials that are under way, by the tag of the connection."""
         self._waiting: list[Connection] = []
         """Connections whose messages wait until others have said whose they are, or are shut."""
         self._aside_timer: Timer | None = None
@@ -402,7 +404,7 @@ class Switchboard:
         connection.reached = told
         connection.advance(Step.DIAL)
         self.connections.add(connection)
-        connection.watch = self.transport.watch(
+        self._opening[connection.tag] = self.transport.watch(
             dialling, values.WRITE, lambda: self._connected(connection)
         )
         late = errors.Timeout(
@@ -485,8 +487,7 @@ class Switchboard:
         if error is not None:
             self._end(connection, error)
             return
-        self.transport.unwatch(connection.watch)
-        connection.watch = None
+        self.transport.unwatch(self._opening.pop(connection.tag))
         self._establish(connection)
 
     def _accept(self) -> None:
@@ -793,11 +794,13 @@ class Switchboard:
     def _wait_for_strangers(self, connection: Connection) -> None:
         """Who has not said whose it is, and has something unread, may be an older connection with
         the same peer: it is read first."""
-        connection.waits_for |= {
+        strangers = {
             each.tag
             for each in self.connections.undecided
             if each.link is not None and self.unread(each)
         }
+        if strangers:
+            connection.waits_for |= strangers
         if connection.waits_for and connection not in self._waiting:
             self._waiting.append(connection)
             self.transport.after(_LOOK, lambda: self._look_at_strangers(connection))
@@ -1217,7 +1220,7 @@ class Switchboard:
         was = connection.state
         connection.advance(Step.END)
         self.transport.cancel(connection.timer)
-        self.transport.unwatch(connection.watch)
+        self.transport.unwatch(self._opening.pop(connection.tag, None))
         peer = connection.peer
         attached = isinstance(peer, Remote) and peer.connection is connection
         if isinstance(peer, Remote):

@@ -810,7 +810,6 @@ class Transport:
         if peer is None:
             peer = self._peer_class(
                 key=key,
-                instance=instance,
                 name=name,
                 address=address,
                 own_max_message=self.max_message,
@@ -871,7 +870,7 @@ class Transport:
         called has said where it listens. Nobody else has this key."""
         del self.peers[peer.key]
         self.inbox.rename(peer.key, key)
-        peer.key, peer.instance = key, instance
+        peer.key = key
         self.peers[key] = peer
         self.peers_version += 1
 

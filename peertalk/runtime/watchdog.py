@@ -23,6 +23,8 @@ import logging
 import socket
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from .. import errors
 from .._core import values
 from ..protocol import events
@@ -47,7 +49,7 @@ _SETTLE = 0.5
 away and given again, makes several changes."""
 
 
-class Vigil:
+class Vigil(msgspec.Struct, gc=False):
     """What is known of one link: little, because there is one for each idle peer. Times are of the
     clock, frames and bytes as the link counts them.
 
@@ -57,16 +59,13 @@ class Vigil:
     slot waits; taken: bytes that the other side's system had while some waited.
     """
 
-    __slots__ = ("asked", "doubted", "due", "heard", "moved", "stuck", "taken")
-
-    def __init__(self, due: float) -> None:
-        self.due = due
-        self.doubted = False
-        self.asked: float | None = None
-        self.heard = 0
-        self.stuck: float | None = None
-        self.moved = -1
-        self.taken = 0
+    due: float
+    doubted: bool = False
+    asked: float | None = None
+    heard: int = 0
+    stuck: float | None = None
+    moved: int = -1
+    taken: int = 0
 
     def quiet_since(self) -> float | None:
         """Since when it has owed an answer or stood still; None: it does neither."""

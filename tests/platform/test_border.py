@@ -592,9 +592,12 @@ def test_the_border_refuses_addresses_that_are_none(native_core):
     """It is called with numbers from Python, so the obvious mistakes must not crash."""
     border = native_core.Loop.args[0].border
     with pytest.raises(ValueError, match="address"):
-        border.bind_link(0, 1, None)
+        border.bind_link(0, 1, None, None, None)
     with pytest.raises(TypeError):
         border.bind_link(1, 2)
+    for wrong in (len, border.crc16, print, 3):
+        with pytest.raises(TypeError, match="bind_many"):
+            border.bind_many(wrong)
     with pytest.raises(TypeError):
         border.bind_loop("text", 1, 2, None)
 

@@ -187,7 +187,7 @@ def test_a_peer_without_a_node_cannot_be_rejected():
 
 def test_who_a_peer_is():
     """Ids are unique on the network; names need not be."""
-    ours = Peer(INSTANCE, instance=INSTANCE, name="bob", address=("10.0.0.2", 7354))
+    ours = Peer(INSTANCE, name="bob", address=("10.0.0.2", 7354))
     classic = Peer(("10.0.0.3", 7354), name="CREF", address=("10.0.0.3", 7354))
     assert (ours.id, ours.classic) == ("1a2b3c4d5e6f7081", False)
     assert (classic.id, classic.classic) == ("10.0.0.3:7354", True)
@@ -207,7 +207,7 @@ def test_the_longest_message_is_the_smaller_limit_of_the_two_sides():
     classic = Peer(("10.0.0.3", 1), own_max_message=8192)
     assert classic.max_message == 4096
     assert Peer(("10.0.0.3", 1), own_max_message=256).max_message == 256
-    assert Peer(INSTANCE, instance=INSTANCE, own_max_message=1024).max_message == 1024
+    assert Peer(INSTANCE, own_max_message=1024).max_message == 1024
     for announced, takes in ((256, 4096), (4096, 4096), (4097, 4097), (8192, 8192)):
         classic.capabilities = Capabilities(announced, 1024, 0, 0)
         assert classic.max_message == takes

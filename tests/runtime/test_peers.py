@@ -11,9 +11,9 @@ from peertalk.protocol.peer import Peer
 from peertalk.runtime.peers import BroadcastResult, Peers
 
 ADA, BOB, TWIN, CLASSIC = (
-    Peer(b"\x0a" * 8, instance=b"\x0a" * 8, name="ada"),
-    Peer(b"\x0b" * 8, instance=b"\x0b" * 8, name="bob"),
-    Peer(b"\x0c" * 8, instance=b"\x0c" * 8, name="bob"),
+    Peer(b"\x0a" * 8, name="ada"),
+    Peer(b"\x0b" * 8, name="bob"),
+    Peer(b"\x0c" * 8, name="bob"),
     Peer(("192.0.2.7", 7354), name="mac"),
 )
 
@@ -65,7 +65,7 @@ def test_asking_for_somebody_who_is_not_there_is_no_error():
 
 def test_an_id_goes_before_a_name():
     """Whoever calls himself by another's id must not get his mail."""
-    impostor = Peer(b"\x0d" * 8, instance=b"\x0d" * 8, name=ADA.id)
+    impostor = Peer(b"\x0d" * 8, name=ADA.id)
     peers, known = peers_of(impostor, ADA)
     assert peers[ADA.id] is ADA
     del known[ADA.key]

@@ -91,9 +91,7 @@ _numbers = iter(range(1, 1 << 30))
 def peer_of(engine, link=None, *, classic=False):
     number = next(_numbers)
     instance = None if classic else number.to_bytes(8, "big")
-    peer = Remote(
-        instance or ("127.0.0.1", number), instance=instance, name="bob", address=("127.0.0.1", 1)
-    )
+    peer = Remote(instance or ("127.0.0.1", number), name="bob", address=("127.0.0.1", 1))
     peer.attach(engine)
     if link is not None:
         connection = Connection(number, ("127.0.0.1", 1), dialled=True, now=0.0, peer=peer)

@@ -225,7 +225,7 @@ class Dial(ClassicPeer):
     """A connection that one of ours, of an id that the test chooses, has made to a node: it says of
     it what it is told. number: of the dial; port: where it says that it listens."""
 
-    port = 0
+    port = None
 
     def __init__(self, node, instance, number):
         super().__init__()
