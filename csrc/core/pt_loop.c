@@ -10,6 +10,9 @@
 /* pt_link.mean: so much or more asks for no shorter read. */
 #define MEAN_MAX 1024
 
+/* Bytes for which a read is worth its system call: what is left of them fits a small buffer. */
+#define READ_LEAST 1024
+
 /* How long a link waits at most before it asks again for a staging buffer. */
 #define STARVED_RETRY_MS 10
 
@@ -837,8 +840,11 @@ static uint32_t read_size(pt_context *context, const pt_link *link, uint32_t roo
     uint32_t size = context->step;
     if (!alone && size > PT_LINK_MAX_READ)
         size = PT_LINK_MAX_READ;
-    if (link->mean < MEAN_MAX && size > (work * link->mean >> 4))
+    if (link->mean < MEAN_MAX && size > (work * link->mean >> 4)) {
         size = work * link->mean >> 4;
+        if (size < READ_LEAST)
+            size = READ_LEAST;
+    }
     if (!has_spare(context))
         size = rest;
     else if (size < rest + PT_HEADER_SIZE)

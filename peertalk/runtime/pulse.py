@@ -37,9 +37,8 @@ class Pulse:
         self._timer: Timer | None = None
         self._to_ping: list[Connection] = []
         self._spacing = 0.0
-        self._answered: set[int] = set()
-        """Tags of the connections whose PINGs were answered in turn _answered_in."""
-        self._answered_in = 0
+        self._asking: dict[int, Connection] = {}
+        """Those whose PINGs are to be answered, by tag."""
 
     def introduce(self, ours: Capabilities) -> None:
         """What our CAPABILITY says, but for the pressure."""
@@ -68,21 +67,31 @@ class Pulse:
 
     def ended(self, connection: Connection) -> None:
         """A connection is over: nobody is to be told."""
+        self._asking.pop(connection.tag, None)
         if isinstance(connection.peer, Remote):
             self.transport.inbox.forget(connection, connection.peer)
 
-    def answer(self, connection: Connection) -> None:
-        """A PING has come: one PONG answers all of a turn."""
-        if self._answered_in != self.transport.turns:
-            self._answered_in = self.transport.turns
-            self._answered.clear()
-        if connection.tag in self._answered:
+    def asked(self, connection: Connection) -> None:
+        """A PING has come."""
+        self._asking[connection.tag] = connection
+
+    def answer(self) -> None:
+        """All that this turn has brought is served: one PONG answers all PINGs of one read of a
+        link. While some of what was read is left for the next turn, that may bring more of them."""
+        if not self._asking:
             return
-        self._answered.add(connection.tag)
-        code = connection.link.send_frame(values.PONG, b"", 0)
-        # never queued: a flood of PINGs must not cost more than the slots of its link
-        self.transport.totals.pongs_dropped += code < 0
-        self.transport.hint(code)
+        asking, self._asking = self._asking, {}
+        for connection in asking.values():
+            if not connection.alive:
+                continue
+            link = connection.link
+            if link.held_bytes and not link.paused:
+                self._asking[connection.tag] = connection
+                continue
+            code = link.send_frame(values.PONG, b"", 0)
+            # never queued: a flood of PINGs must not cost more than the slots of its link
+            self.transport.totals.pongs_dropped += code < 0
+            self.transport.hint(code)
 
     # Round-trip times -----------------------------------------------------------------------------
 

@@ -196,7 +196,7 @@ class Switchboard:
             self._greeted(connection, None, Greeting())
         if kind == values.PING:
             if connection.alive:
-                self.pulse.answer(connection)
+                self.pulse.asked(connection)
         elif kind == values.PONG:
             self.pulse.pong(connection)
             for aside in self._asides_of(connection.peer):

@@ -182,6 +182,7 @@ class Transport:
                     serve(event)
             while self._orders:
                 self._orders.popleft()()
+            self.switchboard.pulse.answer()
         finally:
             self._turning = False
             self._came, self._coming = (), iter(())

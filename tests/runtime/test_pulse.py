@@ -33,6 +33,7 @@ class MadeUpLink:
         self.frames = []
         self.room = True
         self.paused = False
+        self.held_bytes = 0
 
     def send_frame(self, kind, payload=b"", flags=0):
         if not self.room:
@@ -57,7 +58,6 @@ class MadeUpEngine:
         self.inbox = Inbox(8000, lambda _: None)
         self.totals = types.SimpleNamespace(pongs_dropped=0, pressure_reports=0)
         self.closing = False
-        self.turns = 0
         self.timers = []
         self.hint = self.refused = self.pause_if_full = lambda *_: None
         self.owing = []
@@ -176,10 +176,12 @@ def test_an_answer_for_which_there_is_no_room_is_dropped_and_counted():
     """Whoever floods us with PINGs and reads nothing must not fill our memory."""
     engine = MadeUpEngine(ping_interval=0)
     connection = engine.connect()
-    engine.pulse.answer(connection)
+    engine.pulse.asked(connection)
+    engine.pulse.answer()
     connection.link.room = False
-    for engine.turns in range(1, 1001):
-        engine.pulse.answer(connection)
+    for _ in range(1000):
+        engine.pulse.asked(connection)
+        engine.pulse.answer()
     assert (
         connection.link.taken() == [(PONG, b"")]
         and engine.totals.pongs_dropped == 1000
@@ -191,11 +193,35 @@ def test_the_pings_of_a_turn_get_one_pong():
     """A flood of PINGs must not become a flood of PONGs; and each who asks is answered."""
     engine = MadeUpEngine(ping_interval=0)
     flood, other = engine.connect(1), engine.connect(2)
-    for engine.turns in (1, 2):
+    for _ in range(2):
         for _ in range(100):
-            engine.pulse.answer(flood)
-        engine.pulse.answer(other)
+            engine.pulse.asked(flood)
+        engine.pulse.asked(other)
+        engine.pulse.answer()
+    engine.pulse.answer()
     assert flood.link.taken() == other.link.taken() == [(PONG, b"")] * 2
+
+
+def test_the_pings_of_one_read_get_one_pong_though_several_turns_take_them_apart():
+    """Else a PONG for each turn costs more than the flood. Who is not read now is answered all the
+    same, and who has ended is not."""
+    engine = MadeUpEngine(ping_interval=0)
+    flood, paused, over = engine.connect(1), engine.connect(2), engine.connect(3)
+    for connection in (flood, paused, over):
+        connection.link.held_bytes = 100
+        engine.pulse.asked(connection)
+    paused.link.paused = True
+    engine.pulse.answer()
+    assert not flood.link.taken() and paused.link.taken() == [(PONG, b"")]
+    engine.pulse.asked(flood)
+    engine.pulse.ended(over)
+    over.link = None
+    engine.pulse.answer()
+    assert not flood.link.taken()
+    flood.link.held_bytes = 0
+    engine.pulse.answer()
+    engine.pulse.answer()
+    assert flood.link.taken() == [(PONG, b"")]
 
 
 def test_only_those_who_bring_something_hear_of_pressure_and_all_of_them_hear_of_its_end():
