@@ -124,6 +124,7 @@ def test_a_peer_that_was_lost_and_found_again_is_the_same_object_and_works():
         peer = await ada.wait_for("bob", timeout=GUARD)
         await peer.send(b"before")
         assert (await bob.receive(timeout=GUARD)).data == b"before"
+        await peer.ping(timeout=GUARD)  # nothing is on its way any more
         net.cut("ada", "bob")
         while (await next_event(events, pt.PeerLost)).peer is not peer:
             pass

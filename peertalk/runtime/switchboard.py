@@ -296,8 +296,10 @@ class Switchboard:
                 connection, errors.InvalidArgument(f"{where} is this node itself"), polite=True
             )
             return False
-        known = transport.peers.get(instance)
+        known = transport.recall(instance)
         if known is not None:
+            if not known.known:
+                transport.know(known)
             replaced = errors.NetworkFailure(
                 f"{peer.id} turned out to be the peer {known.name!r}; send to that", peer=known.name
             )
@@ -864,7 +866,6 @@ class Switchboard:
         if self.transport.inbox.flooded:
             self.transport.pause_if_full(connection, peer)
         if not peer.known:  # it was taken for gone while its connection was only greeted
-            peer.successor = None
             self.transport.know(peer)
         peer.connection = connection
         connection.since = self.transport.world.clock()
@@ -1499,7 +1500,7 @@ class Switchboard:
         if peer is None:
             return None
         transport = self.transport
-        former = transport.peers.get(key)
+        former = transport.recall(key)
         if former is not None:
             transport.succeed(former, peer)
         if transport.finder is not None:

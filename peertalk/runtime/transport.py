@@ -817,16 +817,21 @@ class Transport:
             )
             peer.attach(self)
         else:
-            peer.name, peer.address, peer.successor = name or peer.name, address, None
+            peer.name, peer.address = name or peer.name, address
         if instance is not None:
             for former in self._others_at(address, instance):
                 if former.connection is None and not former.greeted:
                     self.succeed(former, peer)
         return self.know(peer)
 
+    def recall(self, key: Any) -> Remote | None:
+        """Who has this key: in the table, or forgotten while somebody holds it."""
+        return self.peers.get(key) or self._forgotten.get(key)
+
     def know(self, peer: Remote) -> Remote:
         """Have it in the table, which it was not in, and report it as found; returns it."""
         self._forgotten.pop(peer.key, None)
+        peer.successor = None
         self.peers[peer.key] = peer
         self.peers_version += 1
         self.datagrams.place(peer)
@@ -868,7 +873,7 @@ class Transport:
 
     def renew(self, peer: Remote, key: Any, instance: bytes | None) -> None:
         """A peer is known better: one that was taken for classic has an instance id, or one that
-        called has said where it listens. Nobody else has this key."""
+        called has said where it listens. Nobody else has this key: see recall()."""
         del self.peers[peer.key]
         self.inbox.rename(peer.key, key)
         peer.key = key

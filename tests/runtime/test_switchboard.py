@@ -1410,6 +1410,36 @@ async def test_one_of_ours_that_greets_late_and_is_known_already_is_sent_to_unde
         first.close()
 
 
+async def test_one_of_ours_that_greets_late_and_was_forgotten_is_the_object_that_is_held(
+    monkeypatch,
+):
+    """Two objects for one peer again: one in the table, and one with which somebody goes on."""
+    monkeypatch.setattr(policy, "GREETING_TIME", 0.02)
+    core, instance = load(), b"latecome"
+    async with ClassicPeer() as late, pt.Node("ada", **loopback()) as ada:
+        greeting = frame(
+            CAPABILITY,
+            encode_capabilities(
+                core, Capabilities(8192, 1024, 0, 0, instance, "late", late.address[1])
+            ),
+        )
+        events = ada.events()
+        await late.dial(ada)
+        late.say(greeting)
+        held = (await next_event(events, pt.PeerConnected)).peer
+        late.say(frame(DISCONNECT))
+        late.hang_up()
+        assert (await next_event(events, pt.PeerLost)).peer is held and not ada.peers
+        classic = await ada.connect(late.address, timeout=GUARD)
+        await late.meet()
+        assert classic is not held and classic.classic
+        late.say(greeting)
+        assert (await next_event(events, pt.PeerFound)).peer is classic
+        assert (await next_event(events, pt.PeerFound)).peer is held
+        assert set(ada.peers.values()) <= {held} and not classic.connected
+        late.hang_up()
+
+
 async def test_whom_a_classic_peer_dialled_it_knows_so_of_two_that_crossed_its_own_connection_stays(
     free_port,
 ):
