@@ -66,7 +66,7 @@ if not TYPE_CHECKING:  # a type checker that sees this takes every misspelt name
         if name == "__version__":
             from importlib.metadata import version
 
-            return version("peertalk")
+            return version("peertalk-lan")
         raise AttributeError(f"module 'peertalk' has no attribute {name!r}")
 
 

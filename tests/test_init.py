@@ -85,7 +85,7 @@ def test_the_version_is_that_of_the_metadata(monkeypatch):
     """Two numbers would disagree sooner or later; where there is no metadata that is said."""
     asked = []
     monkeypatch.setattr(importlib.metadata, "version", lambda name: asked.append(name) or "1.2.3")
-    assert peertalk.__version__ == "1.2.3" and asked == ["peertalk"]
+    assert peertalk.__version__ == "1.2.3" and asked == ["peertalk-lan"]
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error():

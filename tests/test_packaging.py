@@ -8,11 +8,13 @@ and msgspec from here too.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -149,7 +151,7 @@ def test_the_sdist_holds_every_source_of_the_build_and_nothing_built(sdist):
 def test_the_sdist_alone_builds_a_stable_abi_wheel_that_encodes_a_frame(unpacked, tmp_path):
     """One wheel for 3.11 and all later, with both cores in it and neither sources nor tests."""
     wheel = build("wheel", unpacked, tmp_path)
-    assert "-cp311-abi3-" in wheel.name
+    assert wheel.name.startswith("peertalk_lan-") and "-cp311-abi3-" in wheel.name
     with zipfile.ZipFile(wheel) as archive:
         held = archive.namelist()
     assert {
@@ -173,6 +175,32 @@ def test_without_a_compiler_there_is_a_pure_wheel_that_encodes_a_frame(unpacked,
     assert wheel.name.endswith("-py3-none-any.whl")
     python = install(wheel, tmp_path / "room")
     assert run(python, "-P", "-c", ONE_FRAME, cwd=tmp_path).strip() == "reference"
+
+
+def test_the_distribution_has_a_name_of_its_own_in_everything_that_installs_it():
+    """The index has a peertalk of somebody else: who installs by that name runs a stranger's
+    program."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["name"] == "peertalk-lan"
+    assert project["optional-dependencies"]["all"] == ["peertalk-lan[cli,uvloop]"]
+    assert project["scripts"] == {"peertalk": "peertalk.cli:main"}
+    texts = [
+        path
+        for folder in (
+            ROOT,
+            *map(ROOT.joinpath, (".ci", ".github", "docs", "examples", "peertalk")),
+        )
+        for path in (folder.glob("*") if folder == ROOT else folder.rglob("*"))
+        if path.suffix in ("", ".md", ".py", ".yml") and path.is_file()
+    ]
+    by_a_name = re.compile(r"pip[\w ]* install[^`\n]*[ \"']peertalk(?:-lan)?(?:[\[\"'`\s]|$)", re.M)
+    assert by_a_name.search('`pip install "peertalk[cli]"`')
+    assert not [
+        f"{path}: {found[0]}"
+        for path in texts
+        for found in by_a_name.finditer(path.read_text())
+        if "--no-index" not in found[0]
+    ]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from .. import errors
 FINE, FAILED, WRONG_USAGE, NOBODY, INTERRUPTED = 0, 1, 2, 3, 130
 
 _EXTRA = ("typer", "rich", "click", "shellingham", "typing_extensions")
-_MISSING = "the command line needs the extra 'cli'; install it with: pip install 'peertalk[cli]'"
+_MISSING = "the command line needs the extra 'cli'; its packages come with: pip install typer rich"
 
 
 class CommandFailed(Exception):

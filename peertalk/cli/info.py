@@ -70,7 +70,7 @@ def gather(options: dict[str, Any]) -> dict[str, Any]:
         for name, (value, source) in config.explain().items()
     }
     return {
-        "version": _version("peertalk"),
+        "version": _version("peertalk-lan"),
         "python": platform.python_version(),
         "implementation": platform.python_implementation(),
         "platform": f"{sys.platform} {platform.machine()}",

@@ -93,8 +93,8 @@ def test_without_its_extra_the_command_line_says_how_to_install_it(missing, star
     complaint = process.communicate(timeout=30)[1]
     assert process.returncode == 2
     assert complaint == (
-        "peertalk: the command line needs the extra 'cli'; install it with: pip install "
-        "'peertalk[cli]'\n"
+        "peertalk: the command line needs the extra 'cli'; its packages come with: pip install "
+        "typer rich\n"
     )
 
 
