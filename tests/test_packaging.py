@@ -102,10 +102,15 @@ def install(wheel: Path, room: Path) -> Path:
         "--no-deps",
         wheel,
     )
+    borrow(python)
+    return python
+
+
+def borrow(python: Path) -> None:
+    """Put this environment's site-packages behind those of another."""
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('platlib'))").strip())
     # a path in a .pth brings packages, not the links beside them
     (site / "borrowed.pth").write_text(sysconfig.get_path("platlib") + "\n")
-    return python
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +206,38 @@ def test_the_distribution_has_a_name_of_its_own_in_everything_that_installs_it()
         for found in by_a_name.finditer(path.read_text())
         if "--no-index" not in found[0]
     ]
+
+
+@pytest.mark.parametrize("how", ["install", "editable"])
+def test_pip_without_a_compiler_ends_in_the_plain_python_core(unpacked, tmp_path, how):
+    """The README promises it: one warning while it is built, one when the core is loaded, and
+    everything works."""
+    python = tmp_path / "room" / "bin" / "python"
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "room")
+    borrow(python)
+    source = shutil.copytree(unpacked, tmp_path / "source")
+    told = run(
+        *("sh", "-c", 'exec "$@" 2>&1', "sh"),  # pip passes a warning on as it came
+        *(sys.executable, "-m", "pip", "--python", python, "install", "--verbose"),
+        *("--no-index", "--no-deps", "--no-build-isolation"),
+        *(["--editable"] if how == "editable" else []),
+        source,
+        env={"CC": "there-is-no-compiler"},
+    )
+    assert told.count("the C core was not built") == 1
+    assert "plain Python core" in told and "needs a C compiler" in told
+    frame = ONE_FRAME.replace("sys.prefix", repr(str(source))) if how == "editable" else ONE_FRAME
+    assert run(python, "-P", "-c", frame, cwd=tmp_path).strip() == "reference"
+
+
+def test_a_wheel_without_the_core_does_not_look_like_one_with_it(unpacked, tmp_path):
+    """A release that lost its core would be found by its users otherwise; and who asks for a kind
+    of build by name gets that kind or an error."""
+    source = shutil.copytree(unpacked, tmp_path / "source")
+    wheel = build("wheel", source, tmp_path, CC="there-is-no-compiler")
+    assert wheel.name == "peertalk_lan-0.1.0-py3-none-any.whl"
+    with pytest.raises(AssertionError, match="there-is-no-compiler"):
+        build("wheel", source, tmp_path, CC="there-is-no-compiler", PEERTALK_BUILD="debug")
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,11 @@ loop, with the same names, results and exceptions. values.py has the plain value
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
+import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -101,7 +104,7 @@ def load(name: str | None = None) -> Core:
 
     Args:
         name: of CORES; None: PEERTALK_CORE from the environment, else the first of CORES that was
-            built.
+            built; a compiled one that is missing is a RuntimeWarning, once.
 
     Raises:
         InvalidArgument: no core has that name.
@@ -109,12 +112,7 @@ def load(name: str | None = None) -> Core:
     """
     asked = name or os.environ.get("PEERTALK_CORE") or None
     if asked is None:
-        for built in CORES[:2]:
-            try:
-                return load(built)
-            except errors.NotSupported:
-                continue  # a build with PT_LOWMEM=1 has lowmem alone, a pure package neither
-        return load("reference")
+        return _load_best()
     if asked not in CORES:
         origin = "" if name else " (from PEERTALK_CORE)"
         raise errors.InvalidArgument(
@@ -125,13 +123,38 @@ def load(name: str | None = None) -> Core:
     return _loaded[asked]
 
 
+@functools.cache
+def _load_best() -> Core:
+    """The fastest core that is here, with a warning when a compiled one should have been and is
+    not."""
+    missing = []
+    for name in CORES[:2]:
+        try:
+            core = load(name)
+        except errors.NotSupported as error:
+            missing.append(error)
+        else:
+            break  # a build with PT_LOWMEM=1 has lowmem alone, and is no fault
+    else:
+        core = load("reference")
+    broken = [error for error in missing if not isinstance(error.__cause__, ModuleNotFoundError)]
+    if broken or (core.name == "reference" and sys.implementation.name == "cpython"):
+        warnings.warn(
+            f"peertalk runs on its {core.name} core: {(broken or missing)[0]}",
+            RuntimeWarning,
+            stacklevel=3,  # whoever called load()
+        )
+    return core
+
+
 def _load_compiled(name: str) -> Core:
     try:
         source = importlib.import_module("peertalk._core.compiled").Compiled(name)
     except ImportError as error:
         raise errors.NotSupported(
-            f"the {name} core was not built here ({error}): run build_ffi.py, or use "
-            "core='reference'"
+            f"the {name} core was not built here, or cannot be loaded ({error}): install peertalk "
+            "again where a C compiler is, or choose plain Python with core='reference' or "
+            "PEERTALK_CORE=reference"
         ) from error
     return Core(name, source, Limits(*source.limits))
 

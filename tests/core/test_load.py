@@ -54,15 +54,17 @@ def test_an_unknown_core_is_refused_with_its_origin_and_the_choices(monkeypatch)
     assert "PEERTALK_CORE" not in str(raised.value)
 
 
-def without(*modules: str) -> subprocess.CompletedProcess[str]:
-    """What a fresh process loads by default when these compiled modules are not there."""
+def without(*modules: str, first: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
+    """What a fresh process loads by default, twice, when these compiled modules are not there.
+    first: what it runs before; settings: of its environment."""
     program = f"""
 import sys
 for name in {modules!r}:
     sys.modules["peertalk._core." + name] = None
+{first}
 from peertalk import errors
 from peertalk._core import load
-print(load().name)
+print(load().name, load().name)
 try:
     load("standard")
 except errors.NotSupported as error:
@@ -70,6 +72,7 @@ except errors.NotSupported as error:
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     environment.pop("PEERTALK_CORE", None)
+    environment |= settings
     return subprocess.run(
         [sys.executable, "-c", program], env=environment, text=True, capture_output=True
     )
@@ -79,9 +82,9 @@ def test_without_a_compiled_core_the_reference_runs_and_says_what_is_missing():
     """The pure wheel must work as it is, and who asks for speed must hear why there is none."""
     done = without("_standard", "_lowmem")
     assert done.returncode == 0, done.stderr
-    name, message = done.stdout.splitlines()
-    assert name == "reference"
-    assert "standard" in message and "build" in message
+    names, message = done.stdout.splitlines()
+    assert names == "reference reference"
+    assert "standard" in message and "built" in message
 
 
 def test_where_only_lowmem_was_built_lowmem_is_the_default(c_core):
@@ -89,4 +92,46 @@ def test_where_only_lowmem_was_built_lowmem_is_the_default(c_core):
     them nor speed."""
     done = without("_standard")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0] == "lowmem"
+    assert done.stdout.splitlines()[0] == "lowmem lowmem"
+    assert not done.stderr, "nothing is missing"
+
+
+BROKEN = """
+import importlib.abc, importlib.machinery
+class Broken(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def find_spec(self, name, path, target=None):
+        if name == "peertalk._core._standard":
+            return importlib.machinery.ModuleSpec(name, self)
+    def create_module(self, spec):
+        return None
+    def exec_module(self, module):
+        raise ImportError("undefined symbol: of_another_python")
+sys.meta_path.insert(0, Broken())
+"""
+
+
+def test_a_compiled_core_that_is_missing_is_said_once():
+    """A program that silently runs twenty times slower is a fault that nobody finds."""
+    done = without("_standard", "_lowmem")
+    assert done.stderr.count("RuntimeWarning") == 1, done.stderr
+    assert "peertalk runs on its reference core" in done.stderr
+    assert "C compiler" in done.stderr and "PEERTALK_CORE=reference" in done.stderr
+
+
+def test_a_compiled_core_that_cannot_be_loaded_is_said_with_the_reason(c_core):
+    """An extension for another machine, or one whose file is cut: another core in its place is
+    said too."""
+    for gone, taken in (((), "lowmem"), (("_lowmem",), "reference")):
+        done = without(*gone, first=BROKEN)
+        assert done.stdout.splitlines()[0] == f"{taken} {taken}"
+        assert done.stderr.count("RuntimeWarning") == 1, done.stderr
+        assert f"its {taken} core" in done.stderr and "of_another_python" in done.stderr
+
+
+def test_who_chose_plain_python_hears_nothing():
+    """It was asked for: by the environment of a machine without a compiler, or by the program."""
+    done = without("_standard", "_lowmem", PEERTALK_CORE="reference")
+    assert done.stdout.splitlines()[0] == "reference reference" and not done.stderr
+    by_name = "from peertalk._core import load; load('reference'); raise SystemExit"
+    done = without("_standard", "_lowmem", first=by_name)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
