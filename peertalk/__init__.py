@@ -1,7 +1,15 @@
 """Peer-to-peer messaging for Python programs on a local network: no broker, no server, the speed of
 C, bounded memory."""
 
+import sys
 from typing import TYPE_CHECKING
+
+if sys.platform == "win32":
+    raise ImportError(
+        "peertalk does not run on Windows yet: Python has no socket.sendmsg there, the proactor "
+        "loop of asyncio has no add_reader, SO_REUSEADDR lets another program take a port that is "
+        "in use, and SO_LINGER is laid out differently. It runs on Linux"
+    )
 
 from .config import Config, load_config
 from .errors import (

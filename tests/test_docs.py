@@ -219,6 +219,40 @@ def test_the_table_of_settings_is_the_settings():
         )
 
 
+@pytest.mark.parametrize("name", ["README.md", "docs/guide.md"])
+def test_readers_are_told_where_it_runs_what_to_open_and_what_it_does_not_protect(name):
+    """Who learns from an accident that there is no encryption has trusted a document that kept
+    silent."""
+    text = " ".join((ROOT / name).read_text().split())
+    ports = {setting.name: setting.default for setting in config.settings()}
+    for port in (
+        f"UDP {ports['discovery_port']}",
+        f"TCP {ports['port']}",
+        f"UDP {ports['udp_port']}",
+    ):
+        assert port in text
+    for said in (
+        "neither encrypted nor authenticated",
+        "name proves nothing",
+        "whoever claims a peer's instance id takes its connection",
+        "Windows",
+        "macOS",
+        "IPv6 is missing",
+    ):
+        assert said in text
+
+
+def test_the_loggers_that_the_guide_names_are_those_of_the_package():
+    """Whoever silences or keeps a log needs its name."""
+    used = {
+        found
+        for path in (ROOT / "peertalk").rglob("*.py")
+        for found in re.findall(r'getLogger\("([\w.]+)"\)', path.read_text())
+    }
+    sentence = GUIDE.split("is logged by `logging`, under ")[1].split("\n")[0]
+    assert set(re.findall(r"`([\w.]+)`", sentence)) == used
+
+
 def test_the_bounds_that_the_guide_gives_are_those_of_the_package():
     """Numbers in prose are the first to be forgotten."""
     from peertalk._core import load

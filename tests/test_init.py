@@ -96,6 +96,30 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
         from peertalk import Nodes  # noqa: F401
 
 
+@pytest.mark.parametrize("module", ["peertalk", "peertalk.sync", "peertalk.cli"])
+def test_on_windows_importing_says_not_yet_and_why(module):
+    """A program that starts and fails at its first send is worse than one that does not start."""
+    program = f"""
+import sys
+sys.platform = "win32"
+try:
+    import {module}
+except ImportError as error:
+    print(error)
+"""
+    home = str(Path(peertalk.__file__).resolve().parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        env={**os.environ, "PYTHONPATH": home},
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "not run on Windows yet" in done.stdout
+    for reason in ("sendmsg", "add_reader", "proactor", "SO_REUSEADDR", "SO_LINGER"):
+        assert reason in done.stdout
+
+
 def test_importing_opens_nothing_and_loads_no_tool():
     """A program that imports us and never starts a node pays for a few modules: no thread, no
     socket, no typer, no compiled core."""
