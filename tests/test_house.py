@@ -151,7 +151,7 @@ def test_no_text_names_a_package_registry_or_a_path_of_one_machine():
     complain(found)
 
 
-WHOLE_FOLDERS = ("_core/reference", "protocol", "cli")
+WHOLE_FOLDERS = ("_core/reference", "protocol", "cli", "_pyinstaller")
 """Rooms of the map that are a folder: their files are not named one by one."""
 
 
@@ -223,7 +223,7 @@ PARTS: dict[str, tuple[tuple[str, ...], frozenset[str], frozenset[str]]] = {
     # standard library, less
     "front": (
         (*FRONT, "runtime", "protocol", *VALUES),
-        frozenset({"msgspec", "typer", "rich", "uvloop", "pytest"}),
+        frozenset({"msgspec", "typer", "rich", "uvloop", "pytest", "PyInstaller"}),
         frozenset(),
     ),
     "runtime": (("runtime", "protocol", "_core", *VALUES), frozenset({"msgspec"}), frozenset()),
@@ -629,6 +629,8 @@ ELSEWHERE = {
     "_core.codec": "tests/core/test_wire.py",  # the same encodings as those of the reference core
     "_core.compiled": "tests/core/test_load.py",  # gathers what load() gives out
     "_core.simulator": "tests/platform/test_sim.py",
+    "_pyinstaller": "tests/test_packaging.py",
+    "_pyinstaller.hook-peertalk": "tests/test_packaging.py",
 }
 C_ELSEWHERE = {
     "pt_error": "tests/test_house.py",  # a table of texts: rule 3

@@ -49,6 +49,22 @@ assert (frame.type, frame.sequence, frame.payload) == (1, 7, b"first light")
 print(core.name)
 """
 
+IN_ONE_FILE = """
+import asyncio
+import peertalk as pt
+from peertalk._core import load
+
+async def main():
+    alone = {"bind": "127.0.0.1", "discovery": False, "port": 0, "udp_port": 0}
+    async with pt.Node("alice", **alone) as alice, pt.Node("bob", **alone) as bob:
+        peer = await alice.connect(bob.address)
+        await peer.send("hello")
+        print((await bob.receive(timeout=20)).text)
+
+print(load().name, load("lowmem").name, load("reference").name, pt.__version__)
+asyncio.run(main())
+"""
+
 
 def run(*command: object, **options: object) -> str:
     """Run a command without the switches of this session; its output, or a failure that shows
@@ -208,6 +224,26 @@ def test_the_distribution_has_a_name_of_its_own_in_everything_that_installs_it()
     ]
 
 
+def test_a_program_in_one_file_has_the_fast_core_inside(unpacked, tmp_path):
+    """PyInstaller follows imports only: what is imported by a name in a variable, or from C, is
+    not in the file, and the program dies or is slow."""
+    pytest.importorskip(
+        "PyInstaller",
+        reason="did not run: PyInstaller is not installed here (dependency group release)",
+    )
+    python = install(build("wheel", unpacked, tmp_path), tmp_path / "room")
+    (tmp_path / "program.py").write_text(IN_ONE_FILE)
+    command = (python, "-P", "-m", "PyInstaller", "--onefile", "--log-level", "WARN", "program.py")
+    run(*command, cwd=tmp_path, env={"PYINSTALLER_CONFIG_DIR": str(tmp_path / "cache")})
+    assert run(tmp_path / "dist" / "program", cwd=tmp_path).split() == [
+        "standard",
+        "lowmem",
+        "reference",
+        "0.1.0",
+        "hello",
+    ]
+
+
 @pytest.mark.parametrize("how", ["install", "editable"])
 def test_pip_without_a_compiler_ends_in_the_plain_python_core(unpacked, tmp_path, how):
     """The README promises it: one warning while it is built, one when the core is loaded, and
@@ -215,7 +251,7 @@ def test_pip_without_a_compiler_ends_in_the_plain_python_core(unpacked, tmp_path
     python = tmp_path / "room" / "bin" / "python"
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "room")
     borrow(python)
-    source = shutil.copytree(unpacked, tmp_path / "source")
+    source = shutil.copytree(unpacked, tmp_path / "source", ignore=LEFT_BEHIND)
     told = run(
         *("sh", "-c", 'exec "$@" 2>&1', "sh"),  # pip passes a warning on as it came
         *(sys.executable, "-m", "pip", "--python", python, "install", "--verbose"),
@@ -233,7 +269,7 @@ def test_pip_without_a_compiler_ends_in_the_plain_python_core(unpacked, tmp_path
 def test_a_wheel_without_the_core_does_not_look_like_one_with_it(unpacked, tmp_path):
     """A release that lost its core would be found by its users otherwise; and who asks for a kind
     of build by name gets that kind or an error."""
-    source = shutil.copytree(unpacked, tmp_path / "source")
+    source = shutil.copytree(unpacked, tmp_path / "source", ignore=LEFT_BEHIND)
     wheel = build("wheel", source, tmp_path, CC="there-is-no-compiler")
     assert wheel.name == "peertalk_lan-0.1.0-py3-none-any.whl"
     with pytest.raises(AssertionError, match="there-is-no-compiler"):

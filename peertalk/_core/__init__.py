@@ -8,7 +8,6 @@ loop, with the same names, results and exceptions. values.py has the plain value
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 import sys
 import warnings
@@ -149,7 +148,9 @@ def _load_best() -> Core:
 
 def _load_compiled(name: str) -> Core:
     try:
-        source = importlib.import_module("peertalk._core.compiled").Compiled(name)
+        from peertalk._core.compiled import Compiled
+
+        source = Compiled(name)
     except ImportError as error:
         raise errors.NotSupported(
             f"the {name} core was not built here, or cannot be loaded ({error}): install peertalk "
@@ -160,7 +161,8 @@ def _load_compiled(name: str) -> Core:
 
 
 def _load_reference() -> Core:
-    source = importlib.import_module("peertalk._core.reference")
+    from peertalk._core import reference as source
+
     limits = Limits(
         source.FRAME_MAX_PAYLOAD,
         source.SLOT_SIZE,

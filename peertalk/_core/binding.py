@@ -8,7 +8,6 @@ environment); both give the same tuples.
 
 from __future__ import annotations
 
-import importlib
 import os
 import struct
 import types
@@ -41,7 +40,11 @@ class Binding:
     """
 
     def __init__(self, name: str) -> None:
-        module = importlib.import_module(f"peertalk._core._{name}")
+        # written out, so that what packs a program into one file finds them
+        if name == "standard":
+            import peertalk._core._standard as module
+        else:
+            import peertalk._core._lowmem as module
         self.name = name
         self.ffi = ffi = module.ffi
         self.lib = lib = module.lib
