@@ -556,6 +556,8 @@ int pt_link_send(pt_context *context, pt_link *link, uint8_t type, uint8_t flags
 int pt_link_drain(pt_context *context, pt_link *link)
 {
     const pt_platform_ops *ops = context->ops;
+    if (ops == NULL)
+        return PT_ERR_NOT_CONNECTED;
     uint32_t limit =
         (uint32_t)((uint64_t)PT_DRAIN_TIMEOUT_TICKS * ops->ticks_per_second / PT_TICKS_PER_SECOND);
     uint32_t start = ops->clock(context);
@@ -588,6 +590,8 @@ int pt_link_drain(pt_context *context, pt_link *link)
 int pt_link_send_sync(pt_context *context, pt_link *link, uint8_t type, uint8_t flags,
                       const uint8_t *payload, uint32_t payload_len)
 {
+    if (context->ops == NULL)
+        return PT_ERR_NOT_CONNECTED;
     if (context->ops->tcp_send_async != NULL) {
         int result = pt_link_send(context, link, type, flags, payload, payload_len);
         if (result != PT_ERR_WOULD_BLOCK || context->ops->tcp_send == NULL)
@@ -719,6 +723,8 @@ void pt_watch_close(pt_context *context, pt_watch *watch)
 
 void pt_loop_arm(pt_context *context, pt_timer *timer, uint32_t delay_ms)
 {
+    if (context->ops == NULL)
+        return;
     timer->kind = PT_TIMER_CALLER;
     arm(context, timer, delay_ms);
 }
@@ -1158,6 +1164,8 @@ int pt_loop_turn(pt_context *context, int timeout_ms, pt_event *events, int capa
 
 int pt_loop_next_timeout(pt_context *context)
 {
+    if (context->ops == NULL)
+        return -1;
     if (context->dirty != NULL || context->ready_count != 0 || context->held != NULL)
         return 0;
     pt_wheel_advance(&context->wheel, context->ops->clock(context));
@@ -1170,7 +1178,8 @@ int pt_loop_next_timeout(pt_context *context)
 
 void pt_loop_wake(pt_context *context)
 {
-    context->ops->wake(context);
+    if (context->ops != NULL)
+        context->ops->wake(context);
 }
 
 /* ------------------------------------------------------------------------------- the plain sink */

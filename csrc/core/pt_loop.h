@@ -64,7 +64,8 @@ int pt_context_init(pt_context *context, const pt_platform_ops *ops, void *platf
                     uint32_t io_budget);
 
 /* Forget everything. Links must have been closed; returns PT_ERR_INVALID_STATE (and does nothing)
- * while one is not. */
+ * while one is not. What is called with the context afterwards is refused: a send or a drain with
+ * PT_ERR_NOT_CONNECTED, a turn with PT_ERR_INVALID_PARAM; there is no timer and nothing to wake. */
 int pt_context_cleanup(pt_context *context);
 
 /* Take over a connected, non-blocking connection. slots: the caller's array of depth slots, zeroed,

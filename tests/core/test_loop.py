@@ -25,6 +25,7 @@ from peertalk._core.values import (
 )
 
 OVERHEAD = 12
+NOT_CONNECTED = -18
 PATIENCE = 10.0
 """Seconds after which a test that waits for an event says what it saw instead."""
 
@@ -300,3 +301,32 @@ def test_a_loop_has_bounds(core, wrong):
     """Said before anything is made."""
     with pytest.raises(errors.InvalidArgument):
         core.Loop(**wrong)
+
+
+# A closed loop
+
+
+def test_a_closed_loop_and_what_it_served_refuse_all_use(bench):
+    """The context is cleaned up by then: whatever is called must say no, never touch it."""
+    ours, _ = bench.pair()
+    link, _ = bench.link(tag=2)
+    watch, timer = bench.loop.watch(ours.fileno(), 3, READ), bench.loop.timer(4)
+    timer.arm(60.0)
+    loop = bench.loop
+    loop.close()
+    loop.close()
+    assert link.drain() == NOT_CONNECTED
+    assert link.send_sync(b"x") == NOT_CONNECTED
+    assert link.send(b"x") == link.send_frame(PONG) == NOT_CONNECTED
+    assert link.send_many([b"x"]) == (0, NOT_CONNECTED)
+    assert loop.next_timeout() is None
+    for use in (loop.turn, lambda: loop.timer(1), lambda: timer.arm(1.0), lambda: watch.set(WRITE)):
+        with pytest.raises(errors.InvalidState):
+            use()
+    for use in (link.pause, link.resume, link.shut, link.close, timer.cancel, watch.close):
+        use()
+    loop.wake()
+    assert (loop.fd, loop.descriptors(), timer.armed, link.unconfirmed) == (-1, [], False, 0)
+    link.frame_timeout = 1.0
+    for tell in (loop.statistics, loop.memory, loop.pool_statistics, link.statistics):
+        tell()

@@ -151,16 +151,16 @@ class Watch(Source):
         Raises:
             InvalidState: the watch is closed.
         """
-        if self._closed:
+        if self._closed or self._loop._closed:
             raise errors.InvalidState("this watch is closed")
         self._want(interest)
 
     def close(self) -> None:
         """Forget the descriptor, which stays the caller's. Idempotent."""
-        if not self._closed:
-            self._closed = True
+        if not self._closed and not self._loop._closed:
             self._want(0)
             self._loop._forget(self)
+        self._closed = True
 
 
 class Timer:

@@ -293,7 +293,7 @@ class Loop:
     def next_timeout(self) -> float | None:
         """Seconds until a turn is needed though nothing becomes ready; 0.0 when there is work now,
         None when there is no timer."""
-        if self._dirty or self._ready or self._holding:
+        if not self._closed and (self._dirty or self._ready or self._holding):
             return 0.0
         ticks = self._wheel.next()
         return None if ticks is None else max(0, ticks - (_clock() - self._ticks)) / 1000
@@ -349,6 +349,11 @@ class Loop:
             return
         for link in list(self._links):
             link.close()
+        for each in list(self._selector.get_map().values()):
+            if isinstance(each.data, Watch):
+                each.data.close()
+        for key in list(self._timers):
+            self._cancel(key)
         self._closed = True
         self._selector.close()
         self._wake_in.close()
