@@ -77,9 +77,17 @@ static void free_link(PyObject *capsule)
     PyMem_Free(bound);
 }
 
+/* 1 on the thread that a context belongs to. */
+static int is_owner(const pt_context *context)
+{
+    return context->owner == PyThread_get_thread_ident();
+}
+
 /* Send one payload. Returns hints or PT_ERR_*; sets *raised when Python refused instead. */
 static int send_one(const bound_link *bound, PyObject *payload, int *raised)
 {
+    if (!is_owner(bound->context))
+        return PT_ERR_INVALID_STATE;
     if (PyBytes_CheckExact(payload)) {
         char *data = NULL;
         Py_ssize_t len = 0;
@@ -361,6 +369,8 @@ static PyObject *loop_turn(PyObject *self, PyObject *unused)
     bound_loop *bound = PyCapsule_GetPointer(self, NULL);
     if (bound == NULL)
         return NULL;
+    if (!is_owner(bound->context))
+        return PyLong_FromLong(PT_ERR_INVALID_STATE);
     if (bound->busy)
         return PyLong_FromLong(PT_ERR_BUSY);
     bound->busy = 1;

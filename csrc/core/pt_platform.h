@@ -183,6 +183,8 @@ typedef struct pt_platform_ops {
 struct pt_context {
     const pt_platform_ops *ops;
     void *platform_data;
+    uintptr_t owner; /* the thread that may send and turn, by the number that the border knows it
+                        by; kept by whoever made the context, looked at by the border alone */
     pt_pool *pool;
     uint8_t *receive_buffer;
     uint8_t *spare;         /* staging buffer in reserve, so that a cut frame always finds one */

@@ -4,6 +4,7 @@ the loop keeps it alive while C points into it."""
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -98,8 +99,8 @@ class Link:
     Attributes:
         send: send(payload) accepts one DATA frame. A sum of NEEDS_TURN and YIELD (0 or more), or
             with nothing changed: -19 every slot is taken,
-            -2 no memory, -16 longer than max_message, -18 the link is not open. TypeError: payload
-            is no contiguous buffer of bytes.
+            -2 no memory, -16 longer than max_message, -18 the link is not open, -10 the loop is
+            another thread's. TypeError: payload is no contiguous buffer of bytes.
     """
 
     __slots__ = ("__weakref__", "_link", "_loop", "_many", "_slots", "send")
@@ -171,7 +172,7 @@ class Link:
             )
         else:
             send = self._plain_send
-        return loop._on_owner(send) if loop._binding.assertions else send
+        return send
 
     @property
     def send_many(self) -> Callable[..., tuple[int, int]]:
@@ -184,11 +185,13 @@ class Link:
             if not loop.native:
                 many = self._plain_send_many
             else:
-                many = loop._binding.border.bind_many(getattr(send, "__wrapped__", send))
-            many = self._many = loop._on_owner(many) if loop._binding.assertions else many
+                many = loop._binding.border.bind_many(send)
+            self._many = many
         return many
 
     def _plain_send(self, payload: Data) -> int:
+        if threading.get_ident() != self._loop._owner:
+            return int(self._loop._lib.PT_ERR_INVALID_STATE)
         if type(payload) is bytes:
             return int(
                 self._loop._lib.pt_link_send(

@@ -7,7 +7,6 @@ import math
 import os
 import threading
 from collections.abc import Callable
-from functools import wraps
 from typing import Any, TypeAlias
 
 from peertalk import errors
@@ -153,12 +152,12 @@ class Loop:
         self._armed: set[Timer] = set()
         self._armed_limit = 64
         self._wake_lock = threading.Lock()
-        self._owner: int | None = None
         self._turn: Callable[[], Any] = self._bind_turn(size)
         self._open(
             binding.platform(platform), epoll, receive_buffer, io_budget, int(push), send_limit
         )
         self._closed = False
+        self.move_here()
         self.fd: int = -1 if simulator is not None else lib.pt_posix_fd(self._platform)
 
     def _platform_size(self, epoll: bool) -> int:
@@ -241,7 +240,9 @@ class Loop:
             context, events = (
                 int(ffi.cast("uintptr_t", pointer)) for pointer in (self._context, self._events)
             )
-            turn = self._binding.border.bind_loop(context, events, EVENT_CAPACITY, self._memory)
+            turn: Callable[[], Any] = self._binding.border.bind_loop(
+                context, events, EVENT_CAPACITY, self._memory
+            )
         else:
             self._room = min(size, PLAIN_ROOM)
             capacity = self._room // lib.PT_COMPACT_HEADER_SIZE + lib.PT_IO_BUDGET
@@ -257,24 +258,12 @@ class Loop:
             self._plain.buffer = self._frame_bytes
             self._plain.buffer_size = buffer_size
             turn = self._plain_turn
-        return self._on_owner(turn) if self._binding.assertions else turn
+        return turn
 
-    def _on_owner(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, checked to run on the one thread that uses this loop (assertion builds)."""
-
-        @wraps(function)
-        def checked(*arguments: Any) -> Any:
-            if self._owner is None:
-                self._owner = threading.get_ident()
-            assert self._owner == threading.get_ident(), "a loop and its links belong to one thread"
-            return function(*arguments)
-
-        return checked
-
-    def hand_over(self) -> None:
-        """The thread that calls next owns this loop and its links: for owners that take turns under
-        a lock."""
-        self._owner = None
+    def move_here(self) -> None:
+        """The calling thread owns this loop and its links from now on: turns and sends of others
+        are refused with InvalidState (-10). At first it is the thread that made the loop."""
+        self._owner = self._context.owner = threading.get_ident()
 
     # Making things
 
@@ -349,7 +338,7 @@ class Loop:
             A control frame without payload that comes again at once is told once.
 
         Raises:
-            InvalidState: the loop is closed.
+            InvalidState: the loop is closed, or another thread's (see move_here()).
             PlatformError: the system failed in waiting.
         """
         events = self._turn()
@@ -367,6 +356,8 @@ class Loop:
 
     def _plain_turn(self) -> list[Event] | int:
         lib, plain = self._lib, self._plain
+        if threading.get_ident() != self._owner:
+            return int(lib.PT_ERR_INVALID_STATE)
         lib.pt_plain_sink_init(plain, self._sink, self._room)
         count = lib.pt_loop_turn(self._context, 0, self._events, EVENT_CAPACITY, self._sink)
         if count < 0:

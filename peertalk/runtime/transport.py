@@ -210,7 +210,7 @@ class Transport:
         if self.thread != here:
             self.thread = here
             if not self.closed:
-                self.loop.hand_over()
+                self.loop.move_here()
 
     def check_open(self) -> None:
         """Raises InvalidState when the node is closed or being closed."""

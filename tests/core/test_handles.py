@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import socket
-import threading
 import types
 import weakref
 
@@ -296,57 +295,6 @@ def test_a_loop_out_of_bounds_is_refused_without_a_trace(c_core, native, wrong):
     with pytest.raises(errors.InvalidArgument, match=next(iter(wrong))):
         c_core.Loop(native=native, **wrong)
     gc.collect()
-
-
-# One thread
-
-
-def elsewhere(function):
-    """What function raises on another thread; None: nothing."""
-    raised = []
-
-    def run():
-        try:
-            function()
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    return raised[0] if raised else None
-
-
-@pytest.fixture
-def asserting(c_core, monkeypatch):
-    """A core whose handles believe that its C code asserts."""
-    binding = c_core.Loop.args[0]
-    monkeypatch.setattr(binding, "assertions", True)
-    return c_core
-
-
-def test_assertion_builds_notice_a_second_thread(asserting, native, pair):
-    """A loop without locks is quick; a second thread in it corrupts memory, so test builds look."""
-    loop = asserting.Loop(native=native)
-    try:
-        link = loop.open_link(pair[0].fileno(), 1)
-        assert link.send(b"mine") >= 0
-        for call in (lambda: link.send(b"x"), lambda: link.send_many([b"x"]), loop.turn):
-            raised = elsewhere(call)
-            assert isinstance(raised, AssertionError) and "one thread" in str(raised)
-        assert elsewhere(loop.wake) is None, "waking is for any thread"
-        assert loop.turn()[-1][:3] == (SENT, 1, 1)
-    finally:
-        loop.close()
-
-
-def test_a_loop_may_be_made_on_one_thread_and_used_on_another(asserting, native):
-    """The first turn decides, not the construction."""
-    loop = asserting.Loop(native=native)
-    assert elsewhere(loop.turn) is None
-    with pytest.raises(AssertionError):
-        loop.turn()
-    loop.close()
 
 
 def test_a_core_that_was_not_built_is_an_import_error():

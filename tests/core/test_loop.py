@@ -7,6 +7,7 @@ encoded one by one.
 
 from __future__ import annotations
 
+import concurrent.futures
 import select
 import threading
 import time
@@ -25,6 +26,7 @@ from peertalk._core.values import (
 )
 
 OVERHEAD = 12
+INVALID_STATE = -10
 NOT_CONNECTED = -18
 PATIENCE = 10.0
 """Seconds after which a test that waits for an event says what it saw instead."""
@@ -301,6 +303,45 @@ def test_a_loop_has_bounds(core, wrong):
     """Said before anything is made."""
     with pytest.raises(errors.InvalidArgument):
         core.Loop(**wrong)
+
+
+# One thread
+
+
+def in_a_thread(function):
+    """What the function returns or raises on a thread of its own."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+def test_sends_and_turns_of_another_thread_are_refused_until_the_loop_moves_there(bench):
+    """Two threads in one pipeline would tear frames; who takes turns says so with move_here()."""
+    link, there = bench.link()
+
+    def refused():
+        assert link.send(b"x") == link.send(bytearray(b"x")) == INVALID_STATE
+        assert link.send_many([b"x"]) == (0, INVALID_STATE)
+        with pytest.raises(errors.InvalidState):
+            bench.loop.turn()
+        bench.loop.wake()  # this is for any thread
+
+    in_a_thread(refused)
+    assert link.statistics().messages_accepted == 0
+
+    def taken_over():
+        bench.loop.move_here()
+        assert link.send(b"theirs") >= 0
+        bench.loop.turn()
+
+    in_a_thread(taken_over)
+    refused()
+    bench.loop.move_here()
+    assert link.send(b"ours") >= 0
+    bench.settle()
+    assert [frame.payload for frame in bench.frames_in(bench.read_all(there))] == [
+        b"theirs",
+        b"ours",
+    ]
 
 
 # A closed loop

@@ -12,6 +12,7 @@ import os
 import select
 import socket
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -69,6 +70,7 @@ _NO_MEMORY = -2
 _NETWORK = -5
 _TIMEOUT = -6
 _CONNECTION_CLOSED = -8
+_INVALID_STATE = -10
 _MESSAGE_TOO_LARGE = -16
 _NOT_CONNECTED = -18
 _WOULD_BLOCK = -19
@@ -251,11 +253,14 @@ class Link(Source):
 
         Returns:
             A sum of NEEDS_TURN and YIELD (0 or more), or with nothing changed: -19 every slot is
-            taken, -2 no memory, -16 longer than max_message, -18 the link is not open.
+            taken, -2 no memory, -16 longer than max_message, -18 the link is not open, -10 the loop
+            is another thread's.
 
         Raises:
             TypeError: payload is no contiguous buffer of bytes.
         """
+        if threading.get_ident() != self._loop._owner:
+            return _INVALID_STATE
         return self._accept(DATA, payload if type(payload) is bytes else _flat(payload), 0)
 
     def send_many(self, payloads: list[bytes], start: int = 0) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import itertools
 import math
 import selectors
 import socket
+import threading
 import time
 from typing import Any
 
@@ -121,6 +122,7 @@ class Loop:
         self._links: dict[Link, None] = {}
         self._woken = False
         self._closed = False
+        self.move_here()
         self._turn_messages = 0
         self._turn_bytes = 0
         self._turns = 0
@@ -212,9 +214,11 @@ class Loop:
             A control frame without payload that comes again at once is told once.
 
         Raises:
-            InvalidState: the loop is closed.
+            InvalidState: the loop is closed, or another thread's (see move_here()).
         """
         self._check_open()
+        if threading.get_ident() != self._owner:
+            raise errors.InvalidState("a turn of a loop that is another thread's")
         self._woken = False
         events = self._turn()
         if not events and timeout != 0 and not self._woken:
@@ -298,8 +302,10 @@ class Loop:
         ticks = self._wheel.next()
         return None if ticks is None else max(0, ticks - (_clock() - self._ticks)) / 1000
 
-    def hand_over(self) -> None:
-        """The thread that calls next owns this loop and its links: nothing to note here."""
+    def move_here(self) -> None:
+        """The calling thread owns this loop and its links from now on: turns and sends of others
+        are refused with InvalidState (-10). At first it is the thread that made the loop."""
+        self._owner = threading.get_ident()
 
     def wake(self) -> None:
         """End a wait that runs, or the next one. Any thread; nothing happens when the loop is
