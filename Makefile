@@ -18,6 +18,16 @@ C_WARNINGS := -std=c11 -Wall -Wextra -Wconversion -Wshadow -Wpedantic -Werror
 C_INCLUDES := -Icsrc/core -Icsrc/platform -Icsrc/border
 SANITIZERS := address thread
 
+# What each needs of the system, by the one script that installs it.
+TOOLS_lint := $(GCC) $(CLANG) clang-tidy cppcheck
+TOOLS_sanitize := $(GCC) gcc-sanitizers
+TOOLS_fuzz := $(CLANG) clang-sanitizers
+TOOLS_vintage := # and those of the parts, which tests/vintage/run.py asks the same script for
+
+.PHONY: tools-lint tools-sanitize tools-fuzz tools-vintage
+tools-lint tools-sanitize tools-fuzz tools-vintage: tools-%:
+	@GCC=$(GCC) CLANG=$(CLANG) .ci/packages $(PYTHON) $(TOOLS_$*)
+
 .PHONY: help demo test bench soak vintage format lint lint-python lint-c sanitize sanitize-address sanitize-thread fuzz release debug clean
 .DELETE_ON_ERROR:
 
@@ -38,14 +48,14 @@ soak: debug ## the long form of the tests that have one: millions of calls and m
 	PEERTALK_SOAK=1 $(PY) -m pytest tests -m soak -o faulthandler_timeout=15000 $(TEST_ARGS)
 
 # The parts are named in tests/vintage/run.py; what it measures and the output of the far Python stay in build/vintage.
-vintage: .venv/made ## the core on other machines: big-endian ones, a true 68000, Windows, musl, macOS; VINTAGE="m68k 68000" narrows it
+vintage: tools-vintage .venv/made ## the core on other machines: big-endian ones, a true 68000, Windows, musl, macOS; VINTAGE="m68k 68000" narrows it
 	$(PY) tests/vintage/run.py $(VINTAGE)
 
 format: .venv/lint ## lay out Python and C as make lint wants it
 	.venv/bin/ruff format .
 	.venv/bin/clang-format -i $(FORMATTED_C)
 
-lint: lint-python lint-c ## layout, ruff, mypy --strict, and the C with gcc, clang, clang-tidy and cppcheck, warnings as errors
+lint: tools-lint lint-python lint-c ## layout, ruff, mypy --strict, and the C with gcc, clang, clang-tidy and cppcheck, warnings as errors
 
 lint-python: .venv/lint
 	.venv/bin/ruff format --check .
@@ -54,9 +64,7 @@ lint-python: .venv/lint
 	.venv/bin/ruff check .
 	.venv/bin/mypy --strict peertalk
 
-lint-c: .venv/made
-	@for tool in $(GCC) $(CLANG) clang-tidy cppcheck; do command -v $$tool >/dev/null \
-	    || { echo "make lint needs $$tool beside the Python tools: on Debian, apt-get install gcc clang clang-tidy cppcheck"; exit 1; }; done
+lint-c: tools-lint .venv/made
 	@set -e; python=$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("include"))'); \
 	for size in "" -DPT_LOWMEM; do for checks in -DNDEBUG -DPT_ASSERTIONS=1; do \
 	    for compiler in "$(GCC) -O2 -c -o /dev/null" "$(CLANG) -fsyntax-only"; do \
@@ -84,9 +92,7 @@ SANITIZED_thread = LD_PRELOAD="$$($(GCC) -print-file-name=libtsan.so)" \
 SUITE_address := -m "not unsanitized and not source"
 SUITE_thread := -m "threads and not uvloop and not unsanitized and not source"
 
-$(SANITIZERS:%=sanitize-%): sanitize-%: build/native/%/made
-	@test -e "$$($(GCC) -print-file-name=libasan.so)" -a -e "$$($(GCC) -print-file-name=libtsan.so)" \
-	    || { echo "make sanitize needs gcc with libasan, libubsan and libtsan: on Debian, apt-get install gcc"; exit 1; }
+$(SANITIZERS:%=sanitize-%): sanitize-%: tools-sanitize build/native/%/made
 	@rm -rf build/sanitize/$* build/sanitize/$*.report.*; mkdir -p build/sanitize/$*
 	@tar -c --exclude=./.git --exclude=./.venv --exclude=./build --exclude=./dist --exclude='*.so' . | tar -x -C build/sanitize/$*
 	@cp build/native/$*/*.so build/sanitize/$*/peertalk/_core/
@@ -98,7 +104,7 @@ $(SANITIZERS:%=sanitize-%): sanitize-%: build/native/%/made
 
 FUZZ_TARGETS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 
-fuzz: $(FUZZ_TARGETS:%=build/fuzz/%) ## libFuzzer on each decoder; FUZZ_RUNS inputs over all of them; what it finds stays in build/fuzz
+fuzz: tools-fuzz $(FUZZ_TARGETS:%=build/fuzz/%) ## libFuzzer on each decoder; FUZZ_RUNS inputs over all of them; what it finds stays in build/fuzz
 	@test -n "$(FUZZ_TARGETS)" || { echo "no fuzz targets in tests/fuzz"; exit 1; }
 	@set -e; for name in $(FUZZ_TARGETS); do \
 	    runs=$$(( ($(FUZZ_RUNS) + $(words $(FUZZ_TARGETS)) - 1) / $(words $(FUZZ_TARGETS)) )); \
@@ -109,9 +115,6 @@ fuzz: $(FUZZ_TARGETS:%=build/fuzz/%) ## libFuzzer on each decoder; FUZZ_RUNS inp
 	done
 
 build/fuzz/%: tests/fuzz/fuzz_%.c $(SOURCES) $(wildcard tests/fuzz/*.h)
-	@echo 'int LLVMFuzzerTestOneInput(const unsigned char *d, unsigned long n); int LLVMFuzzerTestOneInput(const unsigned char *d, unsigned long n) { return !d && !n; }' \
-	    | $(CLANG) -fsanitize=fuzzer,address,undefined -x c - -o /dev/null 2>/dev/null \
-	    || { echo "make fuzz needs clang with its sanitizer runtime: on Debian, apt-get install clang libclang-rt-14-dev (the number of your clang)"; exit 1; }
 	@mkdir -p build/fuzz
 	$(CLANG) -std=c11 -g -O1 -fno-omit-frame-pointer -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -DPT_ASSERTIONS=1 \
 	    -Icsrc/core $< $(wildcard csrc/core/*.c) -o $@

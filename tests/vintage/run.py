@@ -32,21 +32,7 @@ from pathlib import Path
 
 import bare68000
 import far_python
-from shell import APT_RETRIES, BUILD, C_TESTS, CORE, ROOT, WARNINGS, Failed, fresh, run, stems
-
-# What each tool comes with, on Debian.
-TOOLS = {
-    "gcc": "gcc",
-    "clang": "clang",
-    "qemu-m68k-static": "qemu-user-static",
-    "m68k-linux-gnu-gcc": "gcc-m68k-linux-gnu libc6-dev-m68k-cross",
-    "powerpc-linux-gnu-gcc": "gcc-powerpc-linux-gnu libc6-dev-powerpc-cross",
-    "s390x-linux-gnu-gcc": "gcc-s390x-linux-gnu libc6-dev-s390x-cross",
-    "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
-    "x86_64-w64-mingw32-gcc": "gcc-mingw-w64-x86-64",
-    "wine": "wine wine64",
-    "musl-gcc": "musl-tools",
-}
+from shell import BUILD, C_TESTS, CORE, ROOT, WARNINGS, Failed, fresh, run, stems
 
 BUILDS = {
     "standard": ("-DPT_ASSERTIONS=1",),
@@ -195,14 +181,6 @@ def check_s390x() -> str:
 
 
 def check_host() -> str:
-    (fresh("probe") / "probe.c").write_text("int main(void) { return 0; }\n")
-    try:
-        run("clang", *SANITIZERS, "probe.c", "-o", "probe", cwd=BUILD / "probe")
-    except Failed as failure:
-        raise Failed(
-            "clang failed to link its sanitizers: on Debian, apt-get install "
-            f"libclang-rt-14-dev (or as your clang is)\n{failure}"
-        ) from None
     sanitized = ("-O1", "-g", *SANITIZERS)
     lines = [
         check_target(Target(f"host-{compiler}", (compiler,), (), sanitized, SANITIZERS))
@@ -309,7 +287,7 @@ def check_macos() -> str:
 # with the tools that each needs; the longest first
 PARTS: dict[str, tuple[Callable[[], str], tuple[str, ...]]] = {
     "s390x": (check_s390x, ("qemu-m68k-static", "s390x-linux-gnu-gcc")),
-    "host": (check_host, ("gcc", "clang")),
+    "host": (check_host, ("gcc", "gcc-sanitizers", "clang", "clang-sanitizers")),
     "m68k": (big_endian("m68k", "m68k-linux-gnu"), ("qemu-m68k-static", "m68k-linux-gnu-gcc")),
     "ppc": (big_endian("ppc", "powerpc-linux-gnu"), ("qemu-m68k-static", "powerpc-linux-gnu-gcc")),
     "68000": (bare68000.check, ("qemu-m68k-static", "m68k-linux-gnu-gcc")),
@@ -323,37 +301,8 @@ ORDER = ("m68k", "ppc", "s390x", "68000", "host", "windows", "musl", "macos", "a
 
 def find_tools(parts: list[str]) -> None:
     """Install what is missing, as root on a Debian; else say what is."""
-    wanted = {"gcc"} | {tool for part in parts for tool in PARTS[part][1]}
-    packages = sorted(
-        {
-            package
-            for tool in wanted
-            if shutil.which(tool) is None
-            for package in TOOLS[tool].split()
-        }
-    )
-    if not packages:
-        return
-    if os.geteuid() == 0 and shutil.which("apt-get"):
-        print(f"installing {' '.join(packages)}", flush=True)
-        quiet = {"DEBIAN_FRONTEND": "noninteractive"}
-        run("apt-get", "-qq", *APT_RETRIES, "update", env=quiet)
-        run(
-            "apt-get",
-            "-qq",
-            *APT_RETRIES,
-            "install",
-            "-y",
-            "--no-install-recommends",
-            *packages,
-            env=quiet,
-            timeout=900,
-        )
-    else:
-        raise Failed(
-            "make vintage needs other compilers and emulators: on Debian, as root, apt-get "
-            f"install {' '.join(packages)}"
-        )
+    tools = sorted({"gcc"} | {tool for part in parts for tool in PARTS[part][1]})
+    print(run(ROOT / ".ci" / "packages", *tools, timeout=900), end="", flush=True)
 
 
 def attempt(part: str) -> tuple[bool, str]:
