@@ -43,8 +43,10 @@ class Binding:
         # written out, so that what packs a program into one file finds them
         if name == "standard":
             import peertalk._core._standard as module
-        else:
+        elif name == "lowmem":
             import peertalk._core._lowmem as module
+        else:
+            raise ImportError(f"there is no compiled core {name!r}")
         self.name = name
         self.ffi = ffi = module.ffi
         self.lib = lib = module.lib
