@@ -29,6 +29,7 @@ from .. import errors
 from .._core import values
 from ..protocol import events
 from ..protocol.connections import Connection, State
+from .remote import FRAME_OVERHEAD
 
 if TYPE_CHECKING:
     from .transport import Timer, Transport, Watched
@@ -54,7 +55,8 @@ class Vigil(msgspec.Struct, gc=False):
     clock, frames and bytes as the link counts them.
 
     due: when it is looked at next; doubted: it seemed dead when it was looked at last; asked: since
-    when an answer is owed, None when none is; heard: frames that had come by then; stuck: since
+    when an answer is owed, None when none is; question: where in the stream the PING ended that it
+    is owed to; heard: frames that had come by then; stuck: since
     when slots have not moved, None while they do; moved: bytes that had left by then, -1 while no
     slot waits; taken: bytes that the other side's system had while some waited.
     """
@@ -62,6 +64,7 @@ class Vigil(msgspec.Struct, gc=False):
     due: float
     doubted: bool = False
     asked: float | None = None
+    question: int = 0
     heard: int = 0
     stuck: float | None = None
     moved: int = -1
@@ -105,9 +108,11 @@ class Watchdog:
         """A PING has left, or would have if there had been room: an answer is owed."""
         watch = connection.vigil
         if watch is not None:
-            frames = connection.link.statistics().frames_received
+            counts = connection.link.statistics()
+            frames = counts.frames_received
             if watch.asked is None or frames != watch.heard:
                 watch.asked = self.transport.world.clock()
+                watch.question = counts.payload_bytes_sent + FRAME_OVERHEAD * counts.frames_sent
                 watch.heard = frames
 
     def heard(self, connection: Connection) -> None:
@@ -192,7 +197,7 @@ class Watchdog:
             return
         if counts.frames_received != watch.heard:
             watch.asked = None
-        elif connection.link.paused or self._is_taken(connection, watch, counts.bytes_sent):
+        elif connection.link.paused or self._is_underway(connection, watch, counts.bytes_sent):
             watch.asked = now  # the answer may lie unread, or the question be on its way
         elif now - watch.asked >= self._patience:
             self._frozen[connection.tag] = connection
@@ -202,12 +207,12 @@ class Watchdog:
         else:
             watch.due = min(watch.due, watch.asked + self._patience)
 
-    def _is_taken(self, connection: Connection, watch: Vigil, sent: int) -> bool:
-        """Whether bytes of ours wait in the system, of which the other side's has taken some since
-        the last look."""
+    def _is_underway(self, connection: Connection, watch: Vigil, sent: int) -> bool:
+        """Whether the question waits in the system, behind bytes of which the other side's has
+        taken some since the last look."""
         waiting = self.transport.world.unacknowledged(connection.socket)
         taken, watch.taken = watch.taken, sent - waiting if waiting else 0
-        return waiting > 0 and watch.taken != taken
+        return waiting > 0 and watch.taken != taken and watch.taken < watch.question
 
     def _bury(self, connection: Connection, silent: float) -> None:
         name = connection.peer.name if connection.peer is not None else connection.address[0]

@@ -31,7 +31,13 @@ class MadeUpLink:
 
     def __init__(self):
         self.paused = False
-        self.counts = {"frames_received": 1, "bytes_sent": 100, "slots_pending": 0}
+        self.counts = {"frames_received": 1, "slots_pending": 0}
+        self.write(100)
+
+    def write(self, position):
+        """So many bytes of frames have been accepted, and taken by the system."""
+        self.counts |= {"payload_bytes_sent": position - 12, "frames_sent": 1}
+        self.counts["bytes_sent"] = position
 
     def statistics(self):
         return types.SimpleNamespace(**self.counts)
@@ -273,13 +279,27 @@ def test_a_question_that_may_still_be_on_its_way_has_not_been_heard():
     while the other system takes that, nobody is frozen."""
     engine = MadeUpEngine()
     connection = engine.connect(1)
-    connection.link.counts["bytes_sent"] = engine.waiting[1] = 1_000_000
+    engine.waiting[1] = 1_000_000
+    connection.link.write(1_000_000)
     engine.watchdog.asked(connection)
     for _ in range(80):
         engine.pass_time(1.0)
         engine.waiting[1] -= 12_500
     assert engine.waiting[1] == 0 and not engine.emitted
     engine.pass_time(2 * TIMEOUT + 1)
+    assert engine.emitted == [PeerFrozen(connection.peer)]
+
+
+def test_what_is_sent_after_a_question_does_not_put_the_answer_off():
+    """A stopped program to which somebody goes on sending: its system takes all of that, and had
+    the question long ago."""
+    engine = MadeUpEngine()
+    connection = engine.connect(1)
+    engine.watchdog.asked(connection)
+    for second in range(1, int(TIMEOUT) + 2):
+        engine.waiting[1] = 40  # the last message of many is not acknowledged yet
+        connection.link.write(100 + 1000 * second)
+        engine.pass_time(1.0)
     assert engine.emitted == [PeerFrozen(connection.peer)]
 
 
