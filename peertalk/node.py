@@ -1,8 +1,9 @@
 """The front door for asyncio: Node and Peer.
 
-Everything here runs on the loop that the node was started on. Below this module there is no
-coroutine: the engine (runtime/transport) reports by callbacks, and this module makes futures of
-them.
+A node belongs to the process and the asyncio loop that it was started in. Everything here runs on
+that loop, and says InvalidState elsewhere; any thread may call send_nowait, close_nowait, stats and
+memory. Below this module there is no coroutine: the engine (runtime/transport) reports by
+callbacks, and this module makes futures of them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import socket
 import threading
 import warnings
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -88,6 +89,7 @@ class Peer(Remote):
         Raises:
             MessageTooLarge, WrongType, InvalidArgument: nothing was accepted.
             ConnectionClosed, ConnectionRefused, NotConnected, Timeout: likewise.
+            InvalidState: the node is closed, or belongs to another loop, thread or process.
 
         Cancelled, the message was not accepted and never leaves.
         """
@@ -97,7 +99,8 @@ class Peer(Remote):
             code = quick(data)
             if code >= 0:
                 self.accepted = number = self.accepted + 1
-                if code:
+                if code:  # the first of a tick
+                    _check_running(self.transport)
                     self.transport.hint(code)
                     if self.transport.crowded:
                         return await _rested(number)
@@ -161,7 +164,7 @@ class Peer(Remote):
         """
         priority = check_choices(priority, None)
         seconds = _seconds(timeout)
-        self.transport.check_open()
+        _check_here(self.transport)
         drawing = Drawing(payloads, self.chunk)
         try:
             await _within(
@@ -182,7 +185,7 @@ class Peer(Remote):
                 heard was tried.
         """
         seconds = _seconds(timeout)
-        self.transport.check_open()
+        _check_here(self.transport)
         if not self.connected or self.connection is None:
             await _within(self._reach(), seconds, f"no connection to peer {self.name!r}", self.name)
         return self
@@ -195,11 +198,13 @@ class Peer(Remote):
                 are given); what was not sent by then is told as Failed.
         """
         seconds = _seconds(timeout)
+        if not self.transport.closed:
+            _check_thread(self.transport)
         connection = self.connection
         if connection is None:
             self.transport.switchboard.leave(self)  # one that was lost does not come back either
             return
-        gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        gone = _future(self.transport)
         connection.on_end = (*connection.on_end, lambda: _settle(gone))
         self.transport.switchboard.leave(self, seconds)
         await gone
@@ -214,8 +219,8 @@ class Peer(Remote):
                 off for it.
         """
         seconds = _seconds(timeout)
-        self.transport.check_open()
-        future: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        _check_here(self.transport)
+        future = _future(self.transport)
 
         def measured(sample: float | None, error: errors.PeerTalkError | None) -> None:
             if future.done():
@@ -277,7 +282,7 @@ class Peer(Remote):
             priority = check_choices(priority, key)
         seconds = None if timeout is None else _seconds(timeout)
         transport = self.transport
-        transport.check_open()
+        _check_here(transport)
         if self.connected:
             if (
                 not transport.crowded
@@ -305,7 +310,7 @@ class Peer(Remote):
                 await place.in_line()
 
     async def _reach(self) -> None:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future = _future(self.transport)
 
         def reached(peer: Remote | None, error: errors.PeerTalkError | None) -> None:
             if not future.done():
@@ -378,7 +383,7 @@ class _Place(Place):
                 if not self.done:
                     peer.serve(self.priority)
             if not self.done and self._error is None:
-                self._waiting = asyncio.get_running_loop().create_future()
+                self._waiting = _future(peer.transport)
                 await self._waiting
         finally:
             self.leave()
@@ -510,7 +515,7 @@ class StreamOut(Outgoing):
         seconds = _seconds(timeout)
         if self.state not in ENDED:
             self.check_begun()
-            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            done = _future(self.peer.transport)
             self._waiting.append(done)
             try:
                 await _within(
@@ -531,6 +536,7 @@ class StreamOut(Outgoing):
             _settle(done)
 
     async def __aenter__(self) -> Self:
+        _check_here(self.peer.transport)
         self.begin()
         return self
 
@@ -547,6 +553,10 @@ class Node:
     """This program on the network.
 
     Discovery and listening begin with `async with` (or start()) and end with it (or aclose()).
+
+    A node belongs to the process and the asyncio loop in which it was started. Its coroutines and
+    streams, and those of its peers, raise InvalidState on another loop or thread, and under trio.
+    Any thread may call Peer.send_nowait, close_nowait, stats and memory, and look at peers.
 
     Args:
         name: 1 to 31 bytes of UTF-8; None: PEERTALK_NAME, else the host's name.
@@ -595,14 +605,16 @@ class Node:
 
         Raises:
             AddressInUse, NoNetwork, PlatformError: naming the option that changes it.
-            InvalidState: started before.
+            InvalidState: started before, or no asyncio loop runs here.
         """
+        loop = _running_loop()
         if self._transport is not None:
             raise errors.InvalidState(
                 f"node {self.config.name!r} was started before; make a new one"
             )
-        worker = self._world.make_worker(asyncio.get_running_loop())
+        worker = self._world.make_worker(loop)
         transport = Transport(self.config, self._world, Peer, worker.schedule)
+        transport.owner = loop
         transport.open()
         self._transport, self._worker = transport, worker
         worker.start(transport)
@@ -628,13 +640,16 @@ class Node:
         Returns:
             Messages that were accepted and not sent; each was reported as Failed, and their number
             is logged.
+
+        Raises:
+            InvalidState: it belongs to another loop or thread; close_nowait() closes it from there.
         """
         seconds = parse_duration(timeout)
         transport = self._transport
         if transport is None:
             return 0
         if not transport.closed:
-            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            done = _future(transport)
             transport.close(seconds, lambda: _settle(done))
             try:
                 await done
@@ -646,12 +661,18 @@ class Node:
         return transport.unsent
 
     def close_nowait(self) -> int:
-        """Close at once, without sending what is queued; for signal handlers. Returns the messages
-        that were not sent."""
-        transport = self._transport
-        if transport is None:
+        """Close at once, without sending what is queued; for signal handlers. Any thread: on
+        another one than the loop's, the loop closes it in its next tick.
+
+        Returns:
+            Messages that were not sent; 0 when called from another thread, before they are counted.
+        """
+        transport, worker = self._transport, self._worker
+        if transport is None or worker is None:
+            return 0 if transport is None else transport.unsent
+        if threading.get_ident() != transport.thread and worker.ask(self.close_nowait):
             return 0
-        transport.close_now()
+        _end(transport, worker)
         self._closed(transport)
         return transport.unsent
 
@@ -685,6 +706,15 @@ class Node:
                 transport.close_now()
                 if self._worker is not None:
                     self._worker.stop()
+
+    @property
+    def _here(self) -> Transport:
+        """The engine, for what its own thread alone may do."""
+        transport = self._transport
+        if transport is None or transport.closing or threading.get_ident() != transport.thread:
+            transport = self._engine
+            _follow_loop(transport)
+        return transport
 
     @property
     def _engine(self) -> Transport:
@@ -726,7 +756,7 @@ class Node:
 
     @flags.setter
     def flags(self, flags: int) -> None:
-        self._engine.set_flags(flags)
+        self._here.set_flags(flags)
 
     @property
     def peers(self) -> Peers[Peer]:
@@ -742,7 +772,7 @@ class Node:
         Raises:
             Timeout: naming who is known instead.
         """
-        engine, seconds = self._engine, _seconds(timeout)
+        engine, seconds = self._here, _seconds(timeout)
         found = self.peers.matching(who)
         if found is not None:
             return found
@@ -754,7 +784,7 @@ class Node:
 
     async def _wait_for(self, engine: Transport, who: str | Callable[[Peer], bool]) -> Peer:
         while not engine.closed:
-            changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            changed = _future(engine)
             self._watchers.append(changed)
             engine.on_change = self._wake_watchers
             try:
@@ -784,13 +814,13 @@ class Node:
             ConnectionRefused, NetworkFailure, Timeout.
             InvalidArgument: the address is this node itself.
         """
-        engine, seconds = self._engine, _seconds(timeout)
+        engine, seconds = self._here, _seconds(timeout)
         if isinstance(who, str):
             who = self.peers[who]
         if isinstance(who, Peer):
             return await who.connect(timeout=timeout)
         address = await _resolve(who)
-        future: asyncio.Future[Peer] = asyncio.get_running_loop().create_future()
+        future = _future(engine)
 
         def reached(peer: Remote | None, error: errors.PeerTalkError | None) -> None:
             if future.done():
@@ -830,9 +860,10 @@ class Node:
         Raises:
             WrongType, InvalidArgument, InvalidState (the node is closed): it was sent to nobody.
         """
-        engine, seconds = self._engine, _seconds(timeout)
+        engine, seconds = self._here, _seconds(timeout)
         payload = bytes(payload_of(data))
         priority = check_choices(priority, key)
+        _check_here(engine)
         peers = list(self.peers.values())
         skipped: dict[Peer, errors.PeerTalkError] = {}
         for peer in peers:
@@ -870,7 +901,7 @@ class Node:
         Raises:
             Timeout, InvalidState (the node is closed).
         """
-        engine, seconds = self._engine, _seconds(timeout)
+        engine, seconds = self._here, _seconds(timeout)
         inbox = engine.inbox
         got = inbox.take()
         if got is None:
@@ -890,6 +921,7 @@ class Node:
         engine = self._engine
         inbox = engine.inbox
         while True:
+            _check_thread(engine)
             got = inbox.take_lot()
             if got is None:
                 if not await _arrival(engine, inbox.waiters):
@@ -911,7 +943,7 @@ class Node:
             MessageTooLarge, WrongType: it cannot be a datagram.
             NotSupported: the peer hears none. PeerNotFound: it is not known any more.
         """
-        return self._engine.datagrams.send(peer, data)
+        return self._here.datagrams.send(peer, data)
 
     async def receive_datagram(self, *, timeout: float | str | None = None) -> Datagram[Peer]:
         """The next datagram from anybody known. 256 wait at most, then the oldest give way.
@@ -920,7 +952,7 @@ class Node:
         Raises:
             Timeout, InvalidState (the node is closed).
         """
-        engine, seconds = self._engine, _seconds(timeout)
+        engine, seconds = self._here, _seconds(timeout)
         datagrams = engine.datagrams
         peer, data = await _within(
             _taken(engine, datagrams.waiters, datagrams.take), seconds, "no datagram came"
@@ -932,6 +964,7 @@ class Node:
         consumers may iterate: each goes to one of them."""
         engine = self._engine
         while True:
+            _check_thread(engine)
             got = engine.datagrams.take()
             if got is not None:
                 yield Datagram(got[0], got[1])  # type: ignore[arg-type]
@@ -945,6 +978,8 @@ class Node:
         Close it (aclose, or `async with`) when it is no longer read.
         """
         stream = _EventStream(self)
+        if self._transport is not None and not self._transport.closed:
+            _check_thread(self._transport)
         if self._transport is not None and self._transport.closed:
             stream.end()
             return stream
@@ -1028,7 +1063,10 @@ class _EventStream:
                 return events.EventsMissed(missed)
             if self._ended:
                 raise StopAsyncIteration
-            self._waiting = asyncio.get_running_loop().create_future()
+            transport = None if self._node is None else self._node._transport
+            self._waiting = (
+                _running_loop().create_future() if transport is None else _future(transport)
+            )
             await self._waiting
 
     async def aclose(self) -> None:
@@ -1057,9 +1095,12 @@ def _settle(future: asyncio.Future[None]) -> None:
 
 async def _messages(engine: Transport, alone: Peer | None = None) -> AsyncIterator[Message[Peer]]:
     """Messages of all peers, or of one alone."""
+    _check_thread(engine)
     outlet = engine.inbox if alone is None else engine.inbox.reserve(alone, ended=not alone.known)
     try:
         while True:
+            if threading.get_ident() != engine.thread:
+                _check_thread(engine)
             lot = outlet.current or outlet.open()
             if lot is None:
                 if outlet.ended or not await _arrival(engine, outlet.waiters):
@@ -1087,7 +1128,7 @@ async def _arrival(engine: Transport, waiters: Waiters) -> bool:
     """Wait until something has come. False: the engine is closed, nothing will."""
     if engine.closed:
         return False
-    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    future = _future(engine)
     waiters.join(future)
     try:
         await future
@@ -1095,6 +1136,96 @@ async def _arrival(engine: Transport, waiters: Waiters) -> bool:
         waiters.leave(future)
         raise
     return True
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    """The asyncio loop that runs here.
+
+    Raises:
+        InvalidState: there is none.
+    """
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise errors.InvalidState(
+            "no asyncio loop runs here: peertalk.Node works under asyncio, and under anyio with "
+            'its backend "asyncio"; peertalk.sync.Node works without any loop'
+        ) from None
+
+
+def _future(engine: Transport) -> asyncio.Future[Any]:
+    """A future of the node's loop.
+
+    Raises:
+        InvalidState: another loop runs here, or none.
+    """
+    loop = _running_loop()
+    if loop is not engine.owner:
+        raise _stranger(engine)
+    future: asyncio.Future[Any] = loop.create_future()
+    return future
+
+
+def _check_thread(engine: Transport) -> None:
+    """Raises InvalidState where the node's loop does not run, by the thread alone."""
+    if threading.get_ident() != engine.thread:
+        _follow_loop(engine)
+
+
+def _check_here(engine: Transport) -> None:
+    """Raises InvalidState where the node's loop does not run, and when the node is closed."""
+    _check_thread(engine)
+    engine.check_open()
+    _check_running(engine)
+
+
+def _check_running(engine: Transport) -> None:
+    """On the node's thread, where one loop runs at a time: raises InvalidState when it is not the
+    node's. Costs a fourth of asking which one runs."""
+    if not engine.owner.is_running():
+        raise _stranger(engine)
+
+
+def _follow_loop(engine: Transport) -> None:
+    """Nothing ran on this thread so far: the engine comes along when its loop was moved here.
+
+    Raises:
+        InvalidState: it was not.
+    """
+    engine.check_open()
+    if _running_loop() is not engine.owner:
+        raise _stranger(engine)
+    engine.move_here()
+
+
+def _stranger(engine: Transport) -> errors.PeerTalkError:
+    """What who uses a node on another loop or thread hears."""
+    try:
+        engine.check_open()
+    except errors.InvalidState as error:
+        return error
+    name = engine.config.name
+    if engine.owner.is_closed():
+        return errors.InvalidState(
+            f"node {name!r} belongs to an asyncio loop that is closed: only close_nowait() is "
+            "left; make a new node in this loop"
+        )
+    threads = (each.name for each in threading.enumerate() if each.ident == engine.thread)
+    return errors.InvalidState(
+        f"node {name!r} belongs to another asyncio loop, that of thread "
+        f"{next(threads, 'unknown')!r}, and this is thread {threading.current_thread().name!r}: "
+        "hand the coroutine to that loop (asyncio.run_coroutine_threadsafe), or call send_nowait, "
+        "which is for any thread"
+    )
+
+
+def _end(engine: Transport, worker: Worker) -> None:
+    """Close an engine at once: on its own thread, or on any when its loop is closed."""
+    if worker.loop.is_closed():
+        worker.stop()  # nobody turns it any more
+        engine.move_here()
+    engine.close_now()
+    worker.stop()
 
 
 def _seconds(timeout: float | str | None) -> float | None:
@@ -1114,6 +1245,12 @@ async def _within(
 ) -> T:
     if seconds is None:
         return await awaited
+    try:
+        _running_loop()  # asyncio.timeout has no such sentence
+    except errors.InvalidState:
+        if isinstance(awaited, Coroutine):
+            awaited.close()
+        raise
     try:
         async with asyncio.timeout(seconds):
             return await awaited

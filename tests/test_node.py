@@ -1542,6 +1542,147 @@ async def test_a_node_that_was_forgotten_warns_and_lets_go(free_port):
         assert bob.address == ("127.0.0.1", port)
 
 
+# One loop, one thread
+
+
+@contextlib.contextmanager
+def loop_of_a_thread(name):
+    """An asyncio loop that runs on another thread."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name=name)
+    thread.start()
+    try:
+        yield loop
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+def uses_of(node, peer):
+    """Each coroutine and stream of a node and a peer."""
+
+    async def first(items):
+        async for item in items:
+            return item
+
+    async def stream():
+        async with peer.stream_out(b"parts") as out:
+            await out.finished(timeout=GUARD)
+
+    return [
+        lambda: peer.send(b"x"),
+        lambda: peer.send(bytearray(b"x"), timeout=GUARD),
+        lambda: peer.send_many([b"x"]),
+        lambda: peer.connect(),
+        lambda: peer.ping(timeout=GUARD),
+        lambda: peer.disconnect(timeout=GUARD),
+        stream,
+        lambda: first(peer.messages()),
+        lambda: node.broadcast(b"x"),
+        lambda: node.connect(("127.0.0.1", 1)),
+        lambda: node.wait_for("nobody", timeout=GUARD),
+        lambda: node.receive(),
+        lambda: node.receive(timeout=GUARD),
+        lambda: node.receive_datagram(timeout=GUARD),
+        lambda: first(node.messages()),
+        lambda: first(node.batches()),
+        lambda: first(node.datagrams()),
+        lambda: first(node.events()),
+        lambda: node.aclose(timeout=GUARD),
+    ]
+
+
+async def test_coroutines_and_streams_on_another_threads_loop_are_refused_and_change_nothing():
+    """A second thread in the engine tears frames, or sleeps until something else comes: it must be
+    an error that says whose node this is and what to do."""
+    async with pair() as (ada, bob, peer):
+        with loop_of_a_thread("elsewhere") as loop:
+            for use in uses_of(ada, peer):
+
+                async def elsewhere(use=use):
+                    with pytest.raises(pt.InvalidState) as caught:
+                        await use()
+                    return str(caught.value)
+
+                there = asyncio.run_coroutine_threadsafe(elsewhere(), loop)
+                said = await asyncio.wait_for(asyncio.wrap_future(there), GUARD)
+                assert "'ada' belongs to another asyncio loop" in said
+                assert "thread 'MainThread'" in said and "thread 'elsewhere'" in said
+                assert "run_coroutine_threadsafe" in said
+        assert (peer.accepted, peer.connected) == (0, True)
+        assert await asyncio.to_thread(peer.send_nowait, b"any thread") == 0
+        assert (await asyncio.to_thread(ada.stats)).links_open == 1
+        assert await received(bob, 1) == [b"any thread"]
+
+
+def test_a_node_whose_loop_has_ended_says_so_to_the_next_loop_and_can_be_closed(free_port):
+    """Two asyncio.run() with one node: the second used to wait for a loop that runs no more."""
+    nodes = []
+
+    async def begin():
+        ada = await pt.Node("ada", **loopback()).start()
+        bob = await pt.Node("bob", **loopback()).start()
+        nodes.extend([ada, bob, await ada.connect(bob.address, timeout=GUARD)])
+
+    async def go_on():
+        ada, _, peer = nodes
+        for use in uses_of(ada, peer):
+            with pytest.raises(pt.InvalidState, match=r"loop that is closed.*close_nowait"):
+                await use()
+
+    asyncio.run(begin())
+    asyncio.run(go_on())
+    ada, bob, _ = nodes
+    thread = threading.Thread(target=ada.close_nowait)
+    thread.start()
+    thread.join()
+    bob.close_nowait()
+    assert ada._transport.closed and bob._transport.closed
+
+
+def test_a_loop_that_is_moved_to_another_thread_takes_its_node_along(any_loop):
+    """Start here, run forever there: the loop is the owner, not the thread."""
+    ada = any_loop.run_until_complete(pt.Node("ada", **loopback()).start())
+    bob = any_loop.run_until_complete(pt.Node("bob", **loopback()).start())
+    peer = any_loop.run_until_complete(ada.connect(bob.address, timeout=GUARD))
+
+    async def talk():
+        await peer.send(b"from there")
+        return await received(bob, 1)
+
+    async def end():
+        await ada.aclose(timeout=GUARD)
+        await bob.aclose(timeout=GUARD)
+
+    there = []
+    thread = threading.Thread(target=lambda: there.append(any_loop.run_until_complete(talk())))
+    thread.start()
+    thread.join()
+    assert there == [[b"from there"]]
+    any_loop.run_until_complete(end())
+
+
+async def test_another_thread_may_close_a_node_at_once():
+    """A signal handler or a watchdog: the loop does it, so that nothing is torn."""
+    async with pair() as (ada, _, _peer):
+        waiting = asyncio.create_task(ada.receive())
+        await asyncio.sleep(0)
+        assert await asyncio.to_thread(ada.close_nowait) == 0
+        with pytest.raises(pt.InvalidState, match="closed"):
+            await waiting
+
+
+def test_without_an_asyncio_loop_the_error_names_those_that_do():
+    """Under trio nothing runs that asyncio knows: "no running event loop" says nothing about us."""
+
+    def run_as_trio_does(coroutine):
+        coroutine.send(None)
+
+    with pytest.raises(pt.InvalidState, match=r"asyncio.*anyio.*peertalk\.sync"):
+        run_as_trio_does(pt.Node("ada", **loopback()).start())
+
+
 # Bad input
 
 

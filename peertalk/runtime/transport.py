@@ -83,7 +83,8 @@ class Transport:
         self.core = core = load(config.core or None)
         self.world = world
         self.schedule = schedule
-        self.owner: object = None
+        self.owner: Any = None
+        """Whose turns they are: the asyncio loop of a peertalk.Node, or a node of peertalk.sync."""
         self.publish: Callable[[Any], None] | None = None
         self.on_change: Callable[[], None] | None = None
         """Told whenever who is known, or connected, may have changed."""
@@ -190,6 +191,11 @@ class Transport:
             interrupt, self._interrupt = self._interrupt, None
             self.schedule()  # the driver will not hear of the deadlines of this turn
             raise interrupt
+
+    @property
+    def turning(self) -> bool:
+        """Whether a turn runs."""
+        return self._turning
 
     def is_coming(self, tag: int) -> bool:
         """Whether this turn has read something of a link that is not served yet."""

@@ -9,6 +9,7 @@ loop with add_reader, call_soon and call_later.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -46,12 +47,23 @@ class Worker:
     def schedule(self) -> None:
         """Have a turn at the end of this tick."""
         if not self._scheduled:
-            self._scheduled = True
             self.loop.call_soon(self._scheduled_turn)
+            self._scheduled = True
+
+    def ask(self, what: Callable[[], object]) -> bool:
+        """Have something called on the loop. Any thread. False: the loop is closed."""
+        try:
+            self.loop.call_soon_threadsafe(what)
+        except RuntimeError:
+            if not self.loop.is_closed():
+                raise
+            return False
+        return True
 
     def stop(self) -> None:
         """Let go of the engine, before its descriptors are closed. May be called again."""
         self._transport = None
+        self._scheduled = True  # no turn is to come
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -70,6 +82,8 @@ class Worker:
         transport = self._transport
         if transport is None or transport.closed:
             return
+        if threading.get_ident() != transport.thread:
+            transport.move_here()  # the loop runs on another thread now
         transport.turn()
         if transport.closed:
             return
