@@ -198,7 +198,7 @@ class Peer(Remote):
                 are given); what was not sent by then is told as Failed.
         """
         seconds = _seconds(timeout)
-        if not self.transport.closed:
+        if not self.transport.closed or self.transport.forked:
             _check_thread(self.transport)
         connection = self.connection
         if connection is None:
@@ -546,7 +546,8 @@ class StreamOut(Outgoing):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.cancel()
+        if not self.peer.transport.forked:
+            self.cancel()
 
 
 class Node:
@@ -555,7 +556,8 @@ class Node:
     Discovery and listening begin with `async with` (or start()) and end with it (or aclose()).
 
     A node belongs to the process and the asyncio loop in which it was started. Its coroutines and
-    streams, and those of its peers, raise InvalidState on another loop or thread, and under trio.
+    streams, and those of its peers, raise InvalidState on another loop or thread, and under trio. A
+    forked child gets InvalidState for all use; it says nothing in its parent's name.
     Any thread may call Peer.send_nowait, close_nowait, stats and memory, and look at peers.
 
     Args:
@@ -631,7 +633,8 @@ class Node:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self.aclose()
+        if self._transport is None or not self._transport.forked:  # a child leaves in silence
+            await self.aclose()
 
     async def aclose(self, timeout: float | str = 5.0) -> int:
         """Send what is queued, say goodbye, close; at most timeout seconds. May be called again.
@@ -648,6 +651,8 @@ class Node:
         transport = self._transport
         if transport is None:
             return 0
+        if transport.forked:
+            transport.check_open()
         if not transport.closed:
             done = _future(transport)
             transport.close(seconds, lambda: _settle(done))
@@ -668,6 +673,8 @@ class Node:
             Messages that were not sent; 0 when called from another thread, before they are counted.
         """
         transport, worker = self._transport, self._worker
+        if transport is not None and transport.forked:
+            transport.check_open()
         if transport is None or worker is None:
             return 0 if transport is None else transport.unsent
         if threading.get_ident() != transport.thread and worker.ask(self.close_nowait):
@@ -978,7 +985,7 @@ class Node:
         Close it (aclose, or `async with`) when it is no longer read.
         """
         stream = _EventStream(self)
-        if self._transport is not None and not self._transport.closed:
+        if self._transport is not None and (not self._transport.closed or self._transport.forked):
             _check_thread(self._transport)
         if self._transport is not None and self._transport.closed:
             stream.end()
@@ -1056,6 +1063,9 @@ class _EventStream:
 
     async def __anext__(self) -> Event:
         while True:
+            if self._node is not None and self._node._transport is not None:
+                if self._node._transport.forked:
+                    self._node._transport.check_open()
             if self._events:
                 return self._events.popleft()
             if self._missed:
@@ -1126,7 +1136,7 @@ async def _taken(engine: Transport, waiters: Waiters, take: Callable[[], T | Non
 
 async def _arrival(engine: Transport, waiters: Waiters) -> bool:
     """Wait until something has come. False: the engine is closed, nothing will."""
-    if engine.closed:
+    if engine.closed and not engine.forked:
         return False
     future = _future(engine)
     waiters.join(future)

@@ -458,6 +458,84 @@ def test_a_node_that_was_never_closed_warns_and_does_not_hang_at_exit(start_pyth
     assert "was not closed; use `async with` or aclose()" in err and "Traceback" not in err
 
 
+# A forked child
+
+FORKING = f"""
+import asyncio, os, sys
+import peertalk as pt
+
+def refused(use):
+    try:
+        use()
+    except pt.InvalidState as error:
+        assert f"belongs to process {{os.getppid()}}" in str(error), error
+        assert "forked child" in str(error), error
+    else:
+        raise AssertionError(use)
+
+def run(coroutine):
+    try:
+        coroutine.send(None)
+    except StopIteration:
+        pass
+
+async def main():
+    core, way, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    async with pt.Node("ada", core=core, {OPTIONS}) as ada:
+        peer = await ada.connect(("127.0.0.1", port), timeout=20)
+        await peer.send(b"before")
+        await ada.receive(timeout=20)
+        events = ada.events()
+        child = os.fork()
+        if child == 0:
+            for use in (
+                lambda: run(peer.send(b"child")), lambda: peer.send_nowait(b"child"),
+                lambda: run(peer.send_many([b"child"])), lambda: run(peer.disconnect()),
+                lambda: run(peer.ping()), lambda: run(ada.receive()),
+                lambda: run(ada.broadcast(b"")),
+                lambda: run(ada.aclose()), lambda: run(anext(ada.messages())),
+                lambda: run(anext(events)), ada.close_nowait, ada.stats, lambda: ada.memory,
+                lambda: ada.peers, ada.events, lambda: ada.send_datagram(peer, b"child"),
+            ):
+                refused(use)
+            if way == "exit":
+                sys.exit(7)
+            if way == "return":
+                return
+            os._exit(7)
+        assert os.waitpid(child, 0)[1] in (7 << 8, 0)
+        await peer.send(b"after")
+        print((await ada.receive(timeout=20)).text, flush=True)
+        assert peer.connected and ada.stats().links_open == 1
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="did not run: this system cannot fork")
+@pytest.mark.parametrize("way", ["exit", "return", "_exit"])
+async def test_a_forked_child_is_refused_everything_and_its_end_disturbs_nobody(
+    core, way, start_python
+):
+    """Sockets and the epoll set are the parent's too: a child that closes politely says goodbye in
+    its parent's name, and takes the parent's descriptors out of the set."""
+    async with pt.Node("bob", **loopback()) as bob:
+        events = bob.events()
+        process = start_python(
+            *("-W", "always", "-c", FORKING, core.name, way, str(bob.address[1]))
+        )
+        for said in (b"before", b"after"):
+            message = await bob.receive(timeout=GUARD)
+            assert message.data == said
+            await message.peer.send(b"heard " + said)
+        out, err = await asyncio.to_thread(process.communicate, timeout=GUARD)
+        assert (out.strip(), err, process.returncode) == ("heard after", "", 0)
+        async with asyncio.timeout(GUARD):
+            async for event in events:
+                if isinstance(event, pt.PeerDisconnected):
+                    break
+        assert bob.stats().messages_received == 2 and event.error is None
+
+
 # Resources
 
 

@@ -617,6 +617,14 @@ class Loop:
         self._pool.close()
         self.fd = -1
 
+    def orphan(self) -> None:
+        """In a forked child: give this process's copies of the descriptors and the memory back.
+        Nothing is written, and the epoll set, which is the parent's too, is not changed."""
+        self._wake_lock = threading.Lock()  # another thread of the parent may have had it
+        if not self._closed and self.simulator is None:
+            self._lib.pt_posix_cleanup(self._platform)
+        self.close()
+
     def _check_open(self) -> None:
         if self._closed:
             raise errors.InvalidState("this loop is closed")

@@ -13,14 +13,16 @@ Failed.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from operator import length_hint
 from typing import Any, NamedTuple
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 from .. import errors
 from .._core import load, values
@@ -49,6 +51,19 @@ _UNTAKEN_TIME = 5.0
 _STARVED_RETRY = 0.01
 _CANCELLED = -28
 """PT_ERR_CANCELLED: what a message that was replaced ended with."""
+
+
+_engines: WeakSet[Transport] = WeakSet()
+"""Those that a forked child must not touch."""
+
+
+def _orphan_all() -> None:
+    for engine in list(_engines):
+        engine.orphan()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_orphan_all)
 
 
 class Timer(NamedTuple):
@@ -83,6 +98,9 @@ class Transport:
         self.core = core = load(config.core or None)
         self.world = world
         self.schedule = schedule
+        self.process = os.getpid()
+        self.forked = False
+        """Whether this is a forked child of its process, where it is dead."""
         self.owner: Any = None
         """Whose turns they are: the asyncio loop of a peertalk.Node, or a node of peertalk.sync."""
         self.publish: Callable[[Any], None] | None = None
@@ -124,7 +142,7 @@ class Transport:
         """Told before the loop is closed, so that its driver lets go first."""
         self._warnings: dict[Outlet, Timer] = {}
         self._timers: dict[int, Callable[[], None]] = {}
-        self._watched: dict[int, Callable[[], None]] = {}
+        self._watched: dict[int, tuple[socket.socket, Callable[[], None]]] = {}
         self._orders: deque[Callable[[], None]] = deque()
         self._next_tag = _FIRST_TAG
         self._turning = False
@@ -139,6 +157,7 @@ class Transport:
         self.switchboard = Switchboard(self)
         self.connections = self.switchboard.connections
         self.datagrams = Datagrams(self)
+        _engines.add(self)
 
     # Life -----------------------------------------------------------------------------------------
 
@@ -209,6 +228,32 @@ class Transport:
             raise interrupt
         self._interrupt = interrupt
 
+    def orphan(self) -> None:
+        """Be dead in a forked child, where all use is refused. Its copies of the descriptors are
+        closed, so that the parent's connections end when the parent ends them; nothing is written,
+        nobody is told, and no epoll set is changed, since those are the parent's too."""
+        self.lock = threading.Lock()  # another thread of the parent may have had it
+        if self.closed:
+            return
+        self.forked = self.closing = self.closed = True
+        self.thread = 0
+        self.before_closing = self.before_release = self.publish = self.on_change = None
+        for peer in self._everybody():
+            peer.quick = None
+        connections = list(self.connections.by_tag.values())
+        sockets = [
+            *(watched for watched, _ in self._watched.values()),
+            *(each.socket for each in connections if each.socket is not None),
+        ]
+        self.connections.by_tag.clear()
+        self._watched.clear()
+        self._timers.clear()
+        self._orders.clear()
+        self.loop.orphan()
+        for each in sockets:
+            with contextlib.suppress(OSError):
+                each.close()
+
     def move_here(self) -> None:
         """Belong to the calling thread from now on; whoever calls holds the lock that orders the
         threads."""
@@ -219,8 +264,13 @@ class Transport:
                 self.loop.move_here()
 
     def check_open(self) -> None:
-        """Raises InvalidState when the node is closed or being closed."""
+        """Raises InvalidState when the node is closed or being closed, or another process's."""
         if self.closing or self.closed:
+            if self.forked:
+                raise errors.InvalidState(
+                    f"node {self.config.name!r} belongs to process {self.process}, this is its "
+                    "forked child: start a new node here"
+                )
             raise errors.InvalidState(f"node {self.config.name!r} is closed")
 
     def set_flags(self, flags: int) -> None:
@@ -258,7 +308,7 @@ class Transport:
     def watch(self, watched: socket.socket, interest: int, ready: Callable[[], None]) -> Watched:
         """Call ready in each turn in which the socket is."""
         tag = self.tag()
-        self._watched[tag] = ready
+        self._watched[tag] = watched, ready
         return Watched(tag, self.loop.watch(watched.fileno(), tag, interest))
 
     def unwatch(self, watched: Watched | None) -> None:
@@ -362,9 +412,9 @@ class Transport:
     def _serve(self, event: tuple[int, int, Any, Any]) -> None:
         kind, tag, a, b = event
         if kind == values.READY:
-            ready = self._watched.get(tag)
-            if ready is not None:
-                ready()
+            watched = self._watched.get(tag)
+            if watched is not None:
+                watched[1]()
             return
         if kind == values.TIMER:
             action = self._timers.pop(tag, None)
@@ -972,6 +1022,8 @@ class Transport:
 
     def memory(self) -> MemoryReport:
         """Bytes that the C side holds, part by part; of its end, once the node is closed."""
+        if self.forked:
+            self.check_open()
         if not self.closed:
             self._memory = MemoryReport(
                 {part: MemoryUse(*use) for part, use in self.loop.memory().items()}
@@ -982,6 +1034,8 @@ class Transport:
         """Counters of the whole node; of its end, once it is closed."""
         if self._final is not None:
             return self._final
+        if self.forked:
+            self.check_open()
         open_links = [
             connection.link.statistics()
             for connection in self.connections.by_tag.values()

@@ -368,6 +368,14 @@ class Loop:
         self._pool.close()
         self.fd = -1
 
+    def orphan(self) -> None:
+        """In a forked child: give this process's copies of the descriptors and the memory back.
+        Nothing is written, and the epoll set, which is the parent's too, is not changed."""
+        if not self._closed:
+            self._selector.close()
+            self._selector = _Forgetful()
+        self.close()
+
     def _count(self, payload_len: int) -> int:
         """Note a frame that was accepted. Returns YIELD, or 0."""
         self._turn_messages += 1
@@ -435,6 +443,16 @@ class Loop:
         if waiting:
             link = max(waiting, key=Link._still_for_ms)
             tail.append((STILL, link.tag, link._still_for_ms(), 0))
+
+
+class _Forgetful(selectors.SelectSelector):
+    """In place of a selector that another process goes on with: knows nothing of the system."""
+
+    def unregister(self, fileobj: Any) -> Any:
+        """There is nothing to undo."""
+
+    def modify(self, fileobj: Any, events: int, data: Any = None) -> Any:
+        """There is nothing to change."""
 
 
 def _clock() -> int:
