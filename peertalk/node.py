@@ -17,6 +17,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -699,20 +700,27 @@ class Node:
         self._wake_watchers()
         for stream in self._streams:
             stream.end()
+        # a Message is not tracked by the collector: through its peer it must not hold this node
+        transport.publish = transport.on_change = transport.owner = None
 
     def __del__(self) -> None:
         transport = getattr(self, "_transport", None)
-        if transport is not None and not transport.closed:
-            warnings.warn(
-                f"node {self.config.name!r} was not closed; use `async with` or aclose()",
-                ResourceWarning,
-                source=self,
-                stacklevel=2,
-            )
-            with contextlib.suppress(Exception):
-                transport.close_now()
-                if self._worker is not None:
-                    self._worker.stop()
+        worker = getattr(self, "_worker", None)
+        if transport is None or transport.closed or worker is None:
+            return
+        name = self.config.name
+        with contextlib.suppress(Exception):
+            # a collection may begin on any thread, and in the middle of a turn
+            elsewhere = threading.get_ident() != transport.thread or transport.turning
+            if not (elsewhere and worker.ask(partial(_end, transport, worker))):
+                _end(transport, worker)
+        # last: it may raise (-W error)
+        warnings.warn(
+            f"node {name!r} was not closed; use `async with` or aclose()",
+            ResourceWarning,
+            source=self,
+            stacklevel=2,
+        )
 
     @property
     def _here(self) -> Transport:
@@ -807,6 +815,8 @@ class Node:
         """Who is known or connected has changed: all who wait for somebody look again, in the next
         tick, once for all that changed in this one."""
         watchers, self._watchers = self._watchers, []
+        if self._transport is not None:
+            self._transport.on_change = None  # until somebody waits again
         for changed in watchers:
             _settle(changed)
 

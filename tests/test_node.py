@@ -14,6 +14,7 @@ import random
 import socket
 import threading
 import tracemalloc
+import weakref
 
 import pytest
 
@@ -1540,6 +1541,58 @@ async def test_a_node_that_was_forgotten_warns_and_lets_go(free_port):
         gc.collect()
     async with pt.Node("bob", **loopback(port=port)) as bob:
         assert bob.address == ("127.0.0.1", port)
+
+
+async def test_a_node_that_keeps_its_last_message_can_be_collected():
+    """A Message is not tracked by the collector, so no way may lead from it back to its node."""
+    async with pair() as (ada, bob, peer):
+        ada.last_events = ada.events()
+        await bob.wait_for("ada", timeout=GUARD)
+        with pytest.raises(pt.Timeout):
+            await bob.wait_for("nobody", timeout=0.01)
+        bob.stream = bob.events()
+        await peer.send(b"kept")
+        bob.last = await bob.receive(timeout=GUARD)
+    gone = weakref.ref(bob)
+    del bob
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_forgotten_node_is_closed_though_its_warning_is_an_error(start_python):
+    """python -W error: the warning raises in the finalizer, which must have closed by then."""
+    script = """
+import asyncio, gc, socket, peertalk as pt
+async def main():
+    node = await pt.Node("ada", bind="127.0.0.1", port=0, discovery=False).start()
+    address = node.address
+    del node
+    gc.collect()
+    try:
+        socket.create_connection(address).close()
+    except ConnectionRefusedError:
+        print("closed")
+asyncio.run(main())
+"""
+    process = start_python("-W", "error", "-c", script)
+    out, err = process.communicate(timeout=GUARD)
+    assert out.strip() == "closed" and "node 'ada' was not closed" in err
+
+
+async def test_a_node_that_is_collected_on_another_thread_is_closed_by_its_own_loop():
+    """The collector runs on whichever thread allocates: that one must not touch the engine."""
+    node = await pt.Node("ada", **loopback()).start()
+    transport, there = node._transport, []
+    closing = transport.close_now
+    transport.close_now = lambda: (there.append(threading.get_ident()), closing())
+    held = [node]
+    del node
+    with pytest.warns(ResourceWarning, match="'ada' was not closed"):
+        await asyncio.to_thread(held.clear)
+    async with asyncio.timeout(GUARD):
+        while not transport.closed:
+            await asyncio.sleep(0)
+    assert there == [threading.get_ident()]
 
 
 # One loop, one thread
