@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import types
 
 import pytest
@@ -21,6 +22,7 @@ class CountedEngine:
 
     def __init__(self, fd=-1):
         self.turns = 0
+        self.thread = threading.get_ident()
         self.closed = False
         self.timeout = None
         self.wanted = []
@@ -37,6 +39,9 @@ class CountedEngine:
         for number, waiting in list(self._waiting):
             if self.turns >= number and not waiting.done():
                 waiting.set_result(None)
+
+    def move_here(self):
+        self.thread = threading.get_ident()
 
     async def turned(self, number):
         """When so many turns have been made."""
@@ -87,6 +92,23 @@ async def test_a_turn_that_asks_for_another_does_not_starve_the_others():
         assert before < engine.turns <= before + 5
         before = engine.turns
     worker.stop()
+
+
+def test_a_loop_that_runs_on_another_thread_takes_its_engine_there(any_loop):
+    """Made here, turned there: a turn must find itself on the thread that the engine knows."""
+    engine, worker = CountedEngine(), Worker(any_loop)
+    worker.start(engine)
+    threads = []
+
+    def run():
+        threads.append(threading.get_ident())
+        any_loop.run_until_complete(engine.turned(1))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    worker.stop()
+    assert [engine.thread] == threads
 
 
 async def test_its_one_descriptor_wakes_it(pipe):
