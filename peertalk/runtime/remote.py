@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -172,7 +173,7 @@ def check_choices(priority: int, key: Key | None) -> Priority:
         ) from None
 
 
-class Place:
+class Place(ABC):
     """A place in the line of those who send messages of one class to a peer and are not accepted
     yet, first come first served. Whoever notices that there is room serves the line: the one who
     stands there need not be awake for that.
@@ -188,14 +189,14 @@ class Place:
         self.joined = False
         self.reaching = False
 
+    @abstractmethod
     def offer(self) -> bool:
         """Be accepted, all of it. False: there is no room; True: it is done, and leaves the line.
         An error does too."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fail(self, error: errors.PeerTalkError) -> None:
         """It will not be accepted. It has left the line."""
-        raise NotImplementedError
 
     def join(self) -> None:
         """Stand in line: nobody who comes later is accepted before."""

@@ -1383,19 +1383,19 @@ async def test_one_of_ours_that_greets_late_is_no_classic_peer_for_ever(monkeypa
         assert stats.messages_accepted == 2 and peer.reported == 2
 
 
+def late_greeting(late):
+    """Of one of ours that listens where this peer does."""
+    capabilities = Capabilities(8192, 1024, 0, 0, b"latecome", "late", late.address[1])
+    return frame(CAPABILITY, encode_capabilities(load(), capabilities))
+
+
 async def test_one_of_ours_that_greets_late_and_is_known_already_is_sent_to_under_its_name(
     monkeypatch,
 ):
     """Two objects for one peer would be two queues and two orders."""
     monkeypatch.setattr(policy, "GREETING_TIME", 0.02)
-    core, instance = load(), b"latecome"
     async with ClassicPeer() as late, pt.Node("ada", **loopback()) as ada:
-        greeting = frame(
-            CAPABILITY,
-            encode_capabilities(
-                core, Capabilities(8192, 1024, 0, 0, instance, "late", late.address[1])
-            ),
-        )
+        greeting = late_greeting(late)
         events = ada.events()
         classic = await ada.connect(late.address, timeout=GUARD)
         await late.meet()
@@ -1415,14 +1415,8 @@ async def test_one_of_ours_that_greets_late_and_was_forgotten_is_the_object_that
 ):
     """Two objects for one peer again: one in the table, and one with which somebody goes on."""
     monkeypatch.setattr(policy, "GREETING_TIME", 0.02)
-    core, instance = load(), b"latecome"
     async with ClassicPeer() as late, pt.Node("ada", **loopback()) as ada:
-        greeting = frame(
-            CAPABILITY,
-            encode_capabilities(
-                core, Capabilities(8192, 1024, 0, 0, instance, "late", late.address[1])
-            ),
-        )
+        greeting = late_greeting(late)
         events = ada.events()
         await late.dial(ada)
         late.say(greeting)
