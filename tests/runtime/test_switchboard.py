@@ -1630,7 +1630,7 @@ async def test_each_connection_is_closed_before_the_goodbye(free_port):
         assert (await classic.hear())[0] == CAPABILITY
         await until(lambda: len(ada.peers) == 1)
         leaving = asyncio.create_task(ada.aclose(timeout=GUARD))
-        assert (await classic.hear())[0] == DISCONNECT and await classic.hear() is None and not left
+        assert (await classic.hear())[0] == DISCONNECT and await classic.hear() is None
         classic.hang_up()
         await leaving
         assert left and not any(left)
