@@ -1,0 +1,98 @@
+"""Troubles that last, each told twice: when it begins, and when it is over.
+
+What fails does so again and again: each announcement while a cable is out, each accept() while
+there are no descriptors. The first failure is a line of log, the others are counted, and the line
+at the end gives their number and how long it took.
+
+A trouble is over when something has worked and nothing has failed for a time. That time is short,
+and doubles each time that the trouble is back soon, so that one which comes and goes does not fill
+the log either.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .transport import Timer, Transport
+
+SETTLED = 1.0
+"""Seconds without a failure after which a trouble is over."""
+SETTLED_MAX = 60.0
+"""Seconds, likewise, of one that is always back; one that stays away for longer is a new one."""
+
+
+class _Trouble:
+    __slots__ = ("count", "ended", "lasting", "settled", "settling", "since", "until")
+
+    def __init__(self) -> None:
+        self.lasting = False
+        self.since = self.until = 0.0
+        self.ended = float("-inf")
+        self.settled = SETTLED
+        self.count = 0
+        self.settling: Timer | None = None
+
+
+class Troubles:
+    """Those of one part of a node. On the engine's thread only.
+
+    Args:
+        transport: whose clock and timers these are.
+        log: where they are told.
+    """
+
+    def __init__(self, transport: Transport, log: logging.Logger) -> None:
+        self.transport = transport
+        self.lasting = 0
+        """How many last now: while there are none, worked() need not be called."""
+        self._log = log
+        self._known: dict[str, _Trouble] = {}
+
+    def failed(self, what: str, why: str, *values: Any) -> None:
+        """Something has failed.
+
+        Args:
+            what: what was done, as "accepting connections"; one trouble for each of these words.
+            why: the cause and what to try, with places for values as in logging.
+        """
+        now = self.transport.world.clock()
+        trouble = self._known.get(what)
+        if trouble is None:
+            trouble = self._known[what] = _Trouble()
+        if not trouble.lasting:
+            soon = now - trouble.ended < SETTLED_MAX
+            trouble.settled = min(2 * trouble.settled, SETTLED_MAX) if soon else SETTLED
+            trouble.lasting, trouble.since, trouble.count = True, now, 0
+            self.lasting += 1
+            self._log.warning("%s fails: " + why, what, *values)
+        trouble.count += 1
+        self.transport.cancel(trouble.settling)
+        trouble.settling = None
+
+    def worked(self, what: str) -> None:
+        """It has worked."""
+        trouble = self._known.get(what)
+        if trouble is not None and trouble.lasting and trouble.settling is None:
+            trouble.until = self.transport.world.clock()
+            trouble.settling = self.transport.after(trouble.settled, lambda: self._over(what))
+
+    def forget_others(self, than: Iterable[str]) -> None:
+        """Nothing else is done any more: what failed of it is no trouble now, nor over."""
+        for what in self._known.keys() - set(than):
+            trouble = self._known.pop(what)
+            self.transport.cancel(trouble.settling)
+            self.lasting -= trouble.lasting
+
+    def _over(self, what: str) -> None:
+        trouble = self._known[what]
+        trouble.settling = None
+        trouble.lasting = False
+        trouble.ended = self.transport.world.clock()
+        self.lasting -= 1
+        self._log.warning(
+            "%s works again; %d failed in %.1f s", what, trouble.count, trouble.until - trouble.since
+        )
