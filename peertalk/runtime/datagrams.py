@@ -16,6 +16,8 @@ only then decoded.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +39,9 @@ PER_TURN = 64
 WAITING_MAX = 256
 """Datagrams that wait for the application, 348 KiB at most. When one more comes the oldest goes:
 the newest say most about now."""
+
+_SENDING = "sending datagrams"
+_NO_ROOM = {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM}
 
 _ANY_PORT = 0
 """In a place: a classic peer's, whose port is not known."""
@@ -107,10 +112,17 @@ class Datagrams:
         # where it is connected it was reached; what it announced may be another network
         host = (peer.connection or peer).address[0]
         packet = transport.core.encode_datagram(self.port, payload)
-        if transport.world.send_to(self._socket, packet, (host, port)):
+        code = transport.world.send_to(self._socket, packet, (host, port))
+        if not code:
             transport.totals.datagrams_sent += 1
+            if transport.troubles.lasting:
+                transport.troubles.worked(_SENDING)
             return True
         transport.totals.datagrams_refused += 1
+        if code not in _NO_ROOM:  # that is a burst, and no trouble
+            transport.troubles.failed(
+                _SENDING, "the system refuses one to peer %r: %s", peer.name, os.strerror(code)
+            )
         return False
 
     def _port_of(self, peer: Remote) -> int | None:

@@ -2,7 +2,8 @@
 them.
 
 Everything heard goes to Discovery; what it wants sent goes out on every interface; what it finds
-out goes to the transport. Interfaces are looked up again for each packet, since they come and go.
+out goes to the transport. Interfaces are looked up again for each packet, since they come and go;
+one that is asked for (Config.interfaces) and is not there is a trouble, and the others are used.
 
 A timer that comes late tells that the loop was blocked: that time is nobody's silence, and what
 waits in the socket is read before anybody is declared lost.
@@ -10,13 +11,16 @@ waits in the socket is read before anybody is declared lost.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from typing import TYPE_CHECKING
 
 from .. import errors
 from .._core import values
 from ..protocol.discovery import Discovery, Gone
 from ..protocol.peer import Key
+from .troubles import Troubles
 from .world import Interface, same_network
 
 if TYPE_CHECKING:
@@ -30,6 +34,11 @@ _BACKLOG = 4096
 that a flood cannot keep us there."""
 _LATE = 0.5
 """Seconds that a timer may be late on a loop that runs."""
+_FORBIDDEN = {errno.EPERM, errno.EACCES}
+"""What the system says in the name of a firewall."""
+_ANNOUNCING = "announcing"
+_NOT_UP = "it is not up, or has no IPv4 address (Config.interfaces)"
+_CABLE_OUT = "it carries nothing: is its cable in?"
 
 
 class Finder:
@@ -58,6 +67,7 @@ class Finder:
             flags=config.flags,
         )
         self._interfaces = interfaces
+        self._troubles = Troubles(transport, log)
         self._narrowed = bool(config.bind or config.interfaces)
         self._timer: Timer | None = None
         self._deadline = float("inf")
@@ -151,7 +161,8 @@ class Finder:
         self._serve()
 
     def _look(self) -> bool:
-        """Look at our interfaces; whether they have changed.
+        """Look at our interfaces; whether they have changed. Of those that are asked for by name,
+        the ones that are there count.
 
         Raises:
             NoNetwork: none is up, or none that we may use.
@@ -159,13 +170,24 @@ class Finder:
         """
         config, before = self.transport.config, self._interfaces
         try:
-            self._interfaces = self.transport.world.interfaces(
-                tuple(config.interfaces), config.bind
-            )
+            found = self._ask(config.bind)
         except errors.NoNetwork:
             self._interfaces = []
             raise
+        self._interfaces = [
+            each for each in found if not config.interfaces or each.name in config.interfaces
+        ]
         return self._interfaces != before
+
+    def _ask(self, bind: str) -> list[Interface]:
+        world = self.transport.world
+        try:
+            return world.interfaces((), bind)
+        except errors.NoNetwork:
+            raise
+        except OSError:
+            with self.transport.use_spare():
+                return world.interfaces((), bind)
 
     def _send(self) -> None:
         config, world = self.transport.config, self.transport.world
@@ -174,17 +196,52 @@ class Finder:
             return
         try:
             changed = self._look()
-        except (errors.NoNetwork, OSError) as error:
-            log.warning("nothing can be announced now: %s", error)
+        except errors.NoNetwork as error:
+            self.transport.totals.announcements_refused += len(packets)
+            self._troubles.failed(_ANNOUNCING, "%s", error)
             return
+        except OSError:
+            changed = False  # as far as we know: those that there were do for now
         if changed:  # where the system does not tell of it by itself
             self.transport.switchboard.watchdog.check_addresses()
         for packet in packets:
-            world.broadcast(
-                self._socket,
-                packet,
-                config.discovery_port,
-                self._interfaces,
-                self._narrowed,
-                config.bind,
+            self._tell(
+                world.broadcast(
+                    self._socket,
+                    packet,
+                    config.discovery_port,
+                    self._interfaces,
+                    self._narrowed,
+                    config.bind,
+                )
             )
+
+    def _tell(self, outcomes: dict[str, int]) -> None:
+        """How a packet left by each interface: count that, and say what is wrong when that
+        begins."""
+        config, troubles = self.transport.config, self._troubles
+        why = {name: os.strerror(code) for name, code in outcomes.items() if code}
+        if self._narrowed:  # else who listens elsewhere may be content
+            why |= {each.name: _CABLE_OUT for each in self._interfaces if not each.plugged}
+            why |= {name: _NOT_UP for name in config.interfaces if name not in outcomes}
+        self.transport.totals.announcements_sent += len(outcomes.keys() - why)
+        self.transport.totals.announcements_refused += len(why)
+        forbidden = [name for name in why if outcomes.get(name) in _FORBIDDEN]
+        if forbidden:
+            troubles.failed(
+                _ANNOUNCING,
+                "the system forbids it on %s (%s), as a firewall does: let UDP to port %d "
+                "(Config.discovery_port) out, or connect by address",
+                ", ".join(forbidden),
+                why[forbidden[0]],
+                config.discovery_port,
+            )
+        else:
+            troubles.worked(_ANNOUNCING)
+        doing = {name: f"{_ANNOUNCING} by {name}" for name in (*outcomes, *why)}
+        for name, what in doing.items():
+            if name in why and name not in forbidden:
+                troubles.failed(what, "%s", why[name])
+            else:
+                troubles.worked(what)
+        troubles.forget_others((_ANNOUNCING, *doing.values()))

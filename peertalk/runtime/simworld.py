@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import zlib
 from collections import deque
@@ -423,6 +424,9 @@ class SimulatedWorld(World):
         """As World.owns(): a simulated host keeps its address."""
         return True
 
+    def spare(self) -> None:
+        """As World.spare(): a simulated host has as many as are wanted."""
+
     def network_news(self) -> None:
         """As World.network_news(): nothing ever changes."""
 
@@ -493,9 +497,9 @@ class SimulatedWorld(World):
         """As World.unicast_socket(); each node has a machine of its own here."""
         return self.host.datagram(port)
 
-    def send_to(self, sender: Any, packet: bytes, address: Address) -> bool:
+    def send_to(self, sender: Any, packet: bytes, address: Address) -> int:
         """As World.send_to()."""
-        return bool(sender.sendto(packet, address))
+        return 0 if sender.sendto(packet, address) else errno.ENOBUFS
 
     def broadcast(
         self,
@@ -505,13 +509,13 @@ class SimulatedWorld(World):
         interfaces: list[Interface],
         narrowed: bool,
         bind: str = "",
-    ) -> int:
+    ) -> dict[str, int]:
         """As World.broadcast()."""
-        return sum(
-            bool(sender.sendto(packet, (interface.broadcast, port)))
+        return {
+            interface.name: self.send_to(sender, packet, (interface.broadcast, port))
             for interface in interfaces
             if not interface.address.startswith("127.")
-        )
+        }
 
     def hear(self, listener: Any) -> tuple[bytes, Address] | None:
         """As World.hear()."""

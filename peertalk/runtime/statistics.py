@@ -64,7 +64,12 @@ class NodeStatistics(msgspec.Struct, frozen=True):
     slots and staging buffers in C, bytes; datagrams_sent: datagrams that the system took;
     datagrams_refused: those that it did not take, which are gone; datagrams_received: those of
     known peers; datagrams_ignored: those that were malformed, too long or of nobody known;
-    datagrams_overflowed: those received that were not taken in time and gave way to newer ones.
+    datagrams_overflowed: those received that were not taken in time and gave way to newer ones;
+    announcements_sent: packets of discovery that the system took, one for each interface;
+    announcements_refused: those that it did not take (a firewall, an interface that is down), or
+    that an interface without its cable did not carry; peers_refused: announcements of strangers for
+    whom there was no room; accepts_refused: callers that were turned away, or had to wait, because
+    the program had no descriptors or the system no memory.
     """
 
     messages_accepted: int
@@ -99,6 +104,10 @@ class NodeStatistics(msgspec.Struct, frozen=True):
     datagrams_received: int
     datagrams_ignored: int
     datagrams_overflowed: int
+    announcements_sent: int
+    announcements_refused: int
+    peers_refused: int
+    accepts_refused: int
 
 
 class MemoryUse(msgspec.Struct, frozen=True):
@@ -125,6 +134,9 @@ class LinkTotals:
     __slots__ = (
         "abandoned",
         "accepted",
+        "accepts_refused",
+        "announcements_refused",
+        "announcements_sent",
         "bytes_received",
         "bytes_sent",
         "datagrams_ignored",
@@ -155,6 +167,9 @@ class LinkTotals:
     abandoned: int
     """Messages that were accepted and never given to a link; `accepted` counts those that were."""
     accepted: int
+    accepts_refused: int
+    announcements_refused: int
+    announcements_sent: int
     bytes_received: int
     bytes_sent: int
     datagrams_ignored: int
@@ -198,6 +213,7 @@ class LinkTotals:
         links_refused: int,
         inbox_bytes: int,
         peers: int,
+        peers_refused: int,
         queued: int,
     ) -> NodeStatistics:
         """The node's counters now: these sums and the links that are open. queued: messages that no
@@ -240,4 +256,8 @@ class LinkTotals:
             datagrams_received=now.datagrams_received,
             datagrams_ignored=now.datagrams_ignored,
             datagrams_overflowed=now.datagrams_overflowed,
+            announcements_sent=now.announcements_sent,
+            announcements_refused=now.announcements_refused,
+            peers_refused=peers_refused,
+            accepts_refused=now.accepts_refused,
         )

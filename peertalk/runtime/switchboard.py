@@ -40,6 +40,8 @@ log = logging.getLogger("peertalk.network")
 
 _ACCEPTS_PER_TURN = 64
 _ACCEPT_PAUSE = 0.1
+_ACCEPTING = "accepting connections"
+_TAKING_PEERS = "taking more peers"
 _LOOK = 0.02
 """Seconds between two looks at a connection that is on its way out: whether something is unread, or
 unacknowledged. Neither makes an event."""
@@ -492,34 +494,77 @@ class Switchboard:
         self.transport.unwatch(self._opening.pop(connection.tag))
         self._establish(connection)
 
-    def _accept(self) -> None:
+    def _accept(self, *, waited: bool = False) -> None:
+        """Take those who call. Where there are no descriptors they wait for a moment, since some
+        may be about to come free; those who have waited are turned away."""
+        troubles = self.transport.troubles
         for _ in range(_ACCEPTS_PER_TURN):
             if self._listener is None:
                 return
             try:
                 accepted = self.transport.world.accept(self._listener)
             except errors.PlatformError as error:
-                log.warning("%s; new connections wait", error)
-                self.transport.unwatch(self._listening)
-                self.transport.after(_ACCEPT_PAUSE, self._accept_again)
+                if not waited:
+                    self._let_callers_wait()
+                elif self._turn_one_away(error):
+                    continue
                 return
             if accepted is None:
                 return
+            troubles.worked(_ACCEPTING)
             arrived, address = accepted
             if not self._has_room(address[0]):
-                self.transport.world.turn_away(
-                    arrived,
-                    self.transport.core.encode_frame(
-                        values.REJECT, bytes((errors.RejectReason.FULL,))
-                    ),
+                troubles.failed(
+                    _TAKING_PEERS,
+                    "%d connections are as many as there may be (Config.max_peers is %d); callers "
+                    "are turned away",
+                    len(self.connections),
+                    self.transport.config.max_peers,
                 )
+                self._turn_away(arrived)
                 continue
+            troubles.worked(_TAKING_PEERS)
             connection = Connection(
                 self.transport.tag(), address, dialled=False, now=self.transport.world.clock()
             )
             connection.socket = arrived
             self.connections.add(connection)
             self._establish(connection)
+
+    def _let_callers_wait(self) -> None:
+        self.transport.unwatch(self._listening)
+        self._listening = None
+        self.transport.after(_ACCEPT_PAUSE, self._accept_again)
+
+    def _accept_again(self) -> None:
+        if self._listener is not None:
+            self._listening = self.transport.watch(self._listener, values.READ, self._accept)
+            self._accept(waited=True)
+
+    def _turn_one_away(self, error: errors.PeerTalkError) -> bool:
+        """A caller that nobody answers takes us for gone, or for a classic peer: it is accepted on
+        the descriptor that is kept for this, and told that it is not taken. False: there is none,
+        or the descriptor was lost to somebody else and all wait on."""
+        transport, listener = self.transport, self._listener
+        assert listener is not None
+        try:
+            with transport.use_spare():
+                accepted = transport.world.accept(listener)
+                if accepted is None:  # the system looks for a descriptor before it looks for one
+                    return False
+                self._turn_away(accepted[0])
+        except errors.PlatformError:
+            self._let_callers_wait()
+            accepted = None
+        transport.totals.accepts_refused += 1
+        transport.troubles.failed(_ACCEPTING, "%s; callers are turned away", error)
+        return accepted is not None
+
+    def _turn_away(self, arrived: socket.socket) -> None:
+        full = bytes((errors.RejectReason.FULL,))
+        self.transport.world.turn_away(
+            arrived, self.transport.core.encode_frame(values.REJECT, full)
+        )
 
     def _has_room(self, host: str) -> bool:
         """Whether one more connection may exist. Where no place is left a stranger that has not
@@ -552,10 +597,6 @@ class Switchboard:
         self.transport.world.abandon(least.socket)
         self._end(least, errors.ConnectionClosed(text, peer=name))
         return True
-
-    def _accept_again(self) -> None:
-        if self._listener is not None:
-            self._listening = self.transport.watch(self._listener, values.READ, self._accept)
 
     def _establish(self, connection: Connection) -> None:
         """Both sides are there: greet with CAPABILITY at once and wait for theirs."""
@@ -1232,6 +1273,9 @@ class Switchboard:
         if connection.socket is not None:
             self.transport.close_socket(connection.socket)
         self.connections.remove(connection)
+        if self.transport.troubles.lasting:  # here are a place and a descriptor for the next caller
+            self.transport.troubles.worked(_ACCEPTING)
+            self.transport.troubles.worked(_TAKING_PEERS)
         self.classics.taken(connection.tag)
         self.pulse.ended(connection)
         self.watchdog.ended(connection)

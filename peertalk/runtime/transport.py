@@ -39,6 +39,7 @@ from .inbox import Inbox, Outlet
 from .remote import Remote
 from .statistics import LinkTotals, MemoryReport, MemoryUse, NodeStatistics
 from .switchboard import Switchboard
+from .troubles import Troubles
 from .world import Address, World
 
 log = logging.getLogger("peertalk.network")
@@ -135,6 +136,8 @@ class Transport:
         """Message id of the next message that is sent in fragments, of the whole node as in the
         original."""
         self.totals = LinkTotals()
+        self.troubles = Troubles(self, log)
+        self._spare: socket.socket | None = None
         self._peer_class = peer_class
         self.before_closing: Callable[[int], None] | None = None
         """Told each descriptor before it is closed, for a driver that watches them itself."""
@@ -173,6 +176,7 @@ class Transport:
             interfaces = self.world.interfaces(tuple(config.interfaces), config.bind)
             self.datagrams.open()
             self.port = self.switchboard.listen()
+            self._spare = self.world.spare()
             if config.discovery:
                 self.finder = Finder(self, interfaces)
         except BaseException:
@@ -244,6 +248,7 @@ class Transport:
         sockets = [
             *(watched for watched, _ in self._watched.values()),
             *(each.socket for each in connections if each.socket is not None),
+            *([] if self._spare is None else [self._spare]),
         ]
         self.connections.by_tag.clear()
         self._watched.clear()
@@ -262,6 +267,19 @@ class Transport:
             self.thread = here
             if not self.closed:
                 self.loop.move_here()
+
+    @contextlib.contextmanager
+    def use_spare(self) -> Iterator[None]:
+        """For a moment let go of the descriptor that is kept for when this program has used up all
+        others; what is opened inside is closed inside, or there is no such moment again."""
+        if self._spare is not None:
+            self._spare.close()
+            self._spare = None
+        try:
+            yield
+        finally:
+            with contextlib.suppress(errors.PlatformError):  # another thread has been quicker
+                self._spare = self.world.spare()
 
     def check_open(self) -> None:
         """Raises InvalidState when the node is closed or being closed, or another process's."""
@@ -401,6 +419,9 @@ class Transport:
         if self.finder is not None:
             self.finder.close()
             self.finder = None
+        if self._spare is not None:
+            self._spare.close()
+            self._spare = None
         self._timers.clear()
         self._warnings.clear()
         if self.before_release is not None:
@@ -1049,5 +1070,6 @@ class Transport:
             links_refused=self.connections.refused,
             inbox_bytes=self.inbox.total,
             peers=len(self.peers),
+            peers_refused=0 if self.finder is None else self.finder.discovery.statistics().refused,
             queued=sum(peer.queued for peer in self._everybody()),
         )

@@ -125,8 +125,13 @@ class World:
         Raises:
             NoNetwork: a named interface is not there or not up, none owns bind, or there is none at
                 all.
+            PlatformError: out of descriptors, of which asking takes one.
         """
-        found = _system_interfaces()
+        try:
+            found = _system_interfaces()
+        except OSError as error:
+            text = f"cannot ask for the network interfaces: {_exhausted(error)}"
+            raise errors.PlatformError(text) from error
         present = ", ".join(sorted({interface.name for interface in found})) or "none"
         for name in names:
             if all(interface.name != name for interface in found):
@@ -161,6 +166,15 @@ class World:
         except OSError as error:
             return error.errno != errno.EADDRNOTAVAIL
         return True
+
+    def spare(self) -> socket.socket | None:
+        """A descriptor for nothing: closed, it leaves room for another where the program has used
+        up all others. None where there is no bound on them.
+
+        Raises:
+            PlatformError: there are none left.
+        """
+        return _open_socket(socket.SOCK_DGRAM)
 
     def network_news(self) -> socket.socket | None:
         """A socket that becomes readable when an interface or address of this machine comes or
@@ -236,7 +250,7 @@ class World:
                     continue
                 if error.errno in _ACCEPT_LATER:
                     raise errors.PlatformError(
-                        f"cannot accept a connection: {error.strerror}"
+                        f"cannot accept a connection: {_exhausted(error)}"
                     ) from error
                 return None
             connection.setblocking(False)
@@ -359,10 +373,10 @@ class World:
 
         Raises:
             AddressInUse: another program holds the port for itself alone.
+            PlatformError: out of descriptors.
         """
-        listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        listener = _open_socket(socket.SOCK_DGRAM)
         try:
-            listener.setblocking(False)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if hasattr(socket, "SO_REUSEPORT") and not sys.platform.startswith("linux"):
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -394,13 +408,14 @@ class World:
             listener.close()
             raise _bind_error(error, "UDP port", bind, port, "udp_port") from error
 
-    def send_to(self, sender: socket.socket, packet: bytes, address: Address) -> bool:
-        """Send one datagram. False: the system did not take it (no room, no route); it is gone."""
+    def send_to(self, sender: socket.socket, packet: bytes, address: Address) -> int:
+        """Send one datagram. Returns 0, or the number of the error for which the system did not
+        take it (no room, no route); it is gone."""
         try:
             sender.sendto(packet, address)
-        except OSError:
-            return False
-        return True
+        except OSError as error:
+            return error.errno or errno.EIO
+        return 0
 
     def broadcast(
         self,
@@ -410,16 +425,17 @@ class World:
         interfaces: list[Interface],
         narrowed: bool,
         bind: str = "",
-    ) -> int:
+    ) -> dict[str, int]:
         """Send a packet to everybody: the subnet broadcast of each interface and, unless narrowed,
-        255.255.255.255. Returns how many sends the system took; what it refused (no route, cable
-        out) is not an error: the next announcement tries again."""
-        taken = 0
+        255.255.255.255. Returns for each interface, by name, 0 where the system took it, else the
+        number of the error for which it did not; the next announcement tries again."""
+        outcomes: dict[str, int] = {}
         for interface in interfaces:
-            taken += _send(sender, packet, (interface.broadcast, port), interface, bind)
+            code = _send(sender, packet, (interface.broadcast, port), interface, bind)
+            outcomes[interface.name] = code and outcomes.get(interface.name, code)
         if not narrowed:
-            taken += _send(sender, packet, (_LIMITED_BROADCAST, port), None, "")
-        return taken
+            _send(sender, packet, (_LIMITED_BROADCAST, port), None, "")
+        return outcomes
 
     def hear(self, listener: socket.socket) -> tuple[bytes, Address] | None:
         """The next datagram, cut to 2,048 bytes; None when there is none."""
@@ -489,9 +505,18 @@ def _open_socket(kind: int) -> socket.socket:
     try:
         opened = socket.socket(socket.AF_INET, kind)
     except OSError as error:
-        raise errors.PlatformError(f"cannot open a socket: {error.strerror}") from error
+        raise errors.PlatformError(f"cannot open a socket: {_exhausted(error)}") from error
     opened.setblocking(False)
     return opened
+
+
+def _exhausted(error: OSError) -> str:
+    """What is used up, and what helps."""
+    more = {
+        errno.EMFILE: "; close some, or allow this program more (ulimit -n)",
+        errno.ENFILE: "; close some, or allow this machine more (fs.file-max)",
+    }
+    return f"{error.strerror}{more.get(error.errno or 0, '')}"
 
 
 def _send(
@@ -509,9 +534,9 @@ def _send(
         ]
     try:
         sender.sendmsg([packet], ancillary, 0, address)
-    except OSError:
-        return 0
-    return 1
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
 
 
 def _bind_error(

@@ -7,6 +7,7 @@ Nodes live on loopback or in the simulator; the socket of a stranger is one of t
 from __future__ import annotations
 
 import asyncio
+import errno
 import contextlib
 import socket
 import types
@@ -307,13 +308,14 @@ class MadeUp:
         self.coming = []
         self.went = []
         self.peers = {}
+        self.troubles = types.SimpleNamespace(lasting=0)
 
     def check_open(self):
         """Open."""
 
     def send_to(self, sender, packet, address):
         self.went.append(address)
-        return True
+        return 0
 
     def hear(self, listener):
         return self.coming.pop(0) if self.coming else None
@@ -392,18 +394,36 @@ def test_a_sender_is_found_by_address_and_port_then_by_a_lone_classic_address():
     assert not fast._senders and not fast._places
 
 
-async def test_what_the_system_does_not_take_is_told_and_counted(core, monkeypatch):
-    """A full socket or a missing route is no exception, and no silence either."""
+async def test_what_the_system_does_not_take_is_told_and_counted(core, monkeypatch, caplog):
+    """A full socket or a missing route is no exception, and no silence either: one that lasts is
+    two lines of log, however many are sent."""
+    monkeypatch.setattr("peertalk.runtime.troubles.SETTLED", 0.01)
     async with pair(core=core.name) as (ada, _bob, at_ada, _at_bob):
-        monkeypatch.setattr(
-            World,
-            "send_to",
-            lambda self, sender, packet, address, real=World.send_to: real(
-                self, sender, packet, ("127.0.0.1", 0)
-            ),
-        )
-        assert ada.send_datagram(at_ada, b"nowhere") is False
-        assert (ada.stats().datagrams_sent, ada.stats().datagrams_refused) == (0, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                World,
+                "send_to",
+                lambda self, sender, packet, address, real=World.send_to: real(
+                    self, sender, packet, ("127.0.0.1", 0)
+                ),
+            )
+            assert [ada.send_datagram(at_ada, b"nowhere") for _ in range(50)] == [False] * 50
+        assert (ada.stats().datagrams_sent, ada.stats().datagrams_refused) == (0, 50)
+        (begun,) = caplog.messages
+        assert f"sending datagrams fails: the system refuses one to peer {at_ada.name!r}" in begun
+        while len(caplog.messages) == 1:
+            assert ada.send_datagram(at_ada, b"there")
+            await asyncio.sleep(0.01)
+        assert "sending datagrams works again; 50 failed in " in caplog.messages[1]
+        assert len(caplog.messages) == 2
+
+
+async def test_a_burst_that_fills_the_socket_is_no_trouble(core, monkeypatch, caplog):
+    """Who sends faster than the wire hears that from send_datagram, and the log need not."""
+    async with pair(core=core.name) as (ada, _bob, at_ada, _at_bob):
+        monkeypatch.setattr(World, "send_to", lambda *_: errno.EAGAIN)
+        assert ada.send_datagram(at_ada, b"too many") is False
+        assert ada.stats().datagrams_refused == 1 and not caplog.messages
 
 
 # On a simulated network

@@ -6,6 +6,8 @@ World and engine are made up: time passes when the test says so, and packets lie
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import types
 
@@ -19,6 +21,8 @@ from peertalk.protocol.discovery import Changed, Found, Gone, Heard
 from peertalk.protocol.events import LostReason
 from peertalk.protocol.wire import Announcement, decode_announcement, encode_announcement
 from peertalk.runtime.finder import Finder
+from peertalk.runtime.statistics import LinkTotals
+from peertalk.runtime.troubles import SETTLED
 from peertalk.runtime.world import Interface
 
 CORE = load("reference")
@@ -35,6 +39,8 @@ class MadeUpWorld:
         self.coming = []
         self.networks = [LAN]
         self.asked = []
+        self.refusing = {}
+        """Error numbers by the name of an interface."""
 
     def clock(self):
         return self.now
@@ -51,7 +57,7 @@ class MadeUpWorld:
     def broadcast(self, sender, packet, port, interfaces, narrowed, bind=""):
         assert not sender.closed and port == sender.port
         self.sent.append((decode_announcement(CORE, packet).type, list(interfaces), narrowed, bind))
-        return 1
+        return {each.name: self.refusing.get(each.name, 0) for each in interfaces}
 
     def hear(self, listener):
         assert not listener.closed
@@ -72,8 +78,15 @@ class MadeUpEngine:
         self.told = []
         self.found = self.gone = self.heard = self.told.append
         self.looks = 0
+        self.totals = LinkTotals()
+        self.spared = 0
         watchdog = types.SimpleNamespace(check_addresses=self.check_addresses)
         self.switchboard = types.SimpleNamespace(watchdog=watchdog)
+
+    @contextlib.contextmanager
+    def use_spare(self):
+        self.spared += 1
+        yield
 
     def check_addresses(self):
         self.looks += 1
@@ -189,27 +202,106 @@ def test_packets_go_out_as_the_configuration_says():
     """Names and address of Config reach the socket."""
     engine, _finder = start(bind="10.0.0.200", interfaces=("lan",))
     assert engine.world.sent[0] == (ANNOUNCE, [LAN], True, "10.0.0.200")
-    assert engine.world.asked[-1] == (("lan",), "10.0.0.200")
+    assert engine.world.asked[-1] == ((), "10.0.0.200")
     engine, _finder = start()
     assert engine.world.sent[0] == (ANNOUNCE, [LAN], False, "")
 
 
-@pytest.mark.parametrize(
-    "failure", [errors.NoNetwork("cable out"), OSError(24, "Too many open files")]
-)
-def test_no_network_is_a_warning_and_the_next_announcement_tries_again(failure, caplog):
-    """A laptop that sleeps must not kill the node, nor keep it from announcing when it wakes up."""
+def test_no_network_is_a_warning_and_the_next_announcement_tries_again(caplog):
+    """A laptop that sleeps must not kill the node, nor keep it from announcing when it wakes up;
+    nor is a night of it a thousand lines."""
     engine, finder = start(announce_interval=5.0)
     kinds(engine.world)
-    engine.world.networks = failure
-    with caplog.at_level(logging.WARNING, "peertalk.discovery"):
-        engine.pass_time(5.1)
-    assert kinds(engine.world) == [] and "nothing can be announced" in caplog.text
+    engine.world.networks = errors.NoNetwork("cable out")
+    engine.pass_time(50.1)
+    assert kinds(engine.world) == []
+    assert caplog.messages == ["announcing fails: cable out"]
     elsewhere = Interface("wlan", 3, "192.168.1.7", "192.168.1.255", "255.255.255.0")
     engine.world.networks = [elsewhere]
-    engine.pass_time(5.1)
+    engine.pass_time(5.1 + SETTLED)
     assert engine.world.sent[0][:2] == (ANNOUNCE, [elsewhere]), "interfaces are looked up anew"
+    assert caplog.messages[1:] == ["announcing works again; 10 failed in 50.0 s"]
+    assert (engine.totals.announcements_sent, engine.totals.announcements_refused) == (3, 10)
     finder.close()
+
+
+def test_without_descriptors_it_announces_where_it_did_before(caplog):
+    """Looking at the interfaces takes a descriptor: the one that is kept, or, where that is gone
+    too, what was seen before does."""
+    engine, _finder = start(announce_interval=5.0)
+    kinds(engine.world)
+    engine.world.networks = errors.PlatformError("Too many open files")
+    engine.pass_time(10.1)
+    assert [sent[:2] for sent in engine.world.sent] == [(ANNOUNCE, [LAN])] * 2
+    assert engine.spared == 2 and not caplog.messages
+
+
+def test_an_interface_that_is_asked_for_and_carries_nothing_is_told_once(caplog):
+    """Cable out, for a day: who reads the log finds one line, and one when it is in again."""
+    engine, _finder = start(announce_interval=5.0, interfaces=("lan",))
+    for networks, why in (
+        ([], "it is not up, or has no IPv4 address"),
+        ([LAN._replace(plugged=False)], "it carries nothing: is its cable in"),
+    ):
+        caplog.clear()
+        engine.world.networks = networks
+        engine.pass_time(500.0)
+        (begun,) = caplog.messages
+        assert begun.startswith(f"announcing by lan fails: {why}")
+        engine.world.networks = [LAN]
+        engine.pass_time(100.0)
+        assert caplog.messages[1:] == ["announcing by lan works again; 100 failed in 500.0 s"]
+
+
+def test_the_other_interfaces_that_are_asked_for_are_used(caplog):
+    """One cable out must not silence the node on the other one."""
+    wlan = Interface("wlan", 3, "192.168.1.7", "192.168.1.255", "255.255.255.0")
+    engine = MadeUpEngine(announce_interval=5.0, interfaces=("lan", "wlan"))
+    engine.world.networks = [LAN, wlan, LAN._replace(name="other")]
+    Finder(engine, [LAN, wlan])
+    engine.world.networks = [wlan, LAN._replace(name="other")]
+    engine.world.sent.clear()
+    engine.pass_time(20.1)
+    assert [sent[1] for sent in engine.world.sent] == [[wlan]] * 4
+    assert len(caplog.messages) == 1 and caplog.messages[0].startswith("announcing by lan fails")
+    assert (engine.totals.announcements_sent, engine.totals.announcements_refused) == (8, 4)
+
+
+def test_an_interface_that_nobody_asked_for_may_come_and_go(caplog):
+    """A dock, a tunnel, a bridge of containers without one: all interfaces means those that there
+    are."""
+    engine, finder = start(announce_interval=5.0)
+    engine.world.networks = [LAN, Interface("br", 4, "10.1.0.1", "10.1.0.255", "255.255.255.0")]
+    engine.pass_time(10.0)
+    engine.world.networks = [LAN, engine.world.networks[1]._replace(plugged=False)]
+    engine.pass_time(10.0)
+    engine.world.refusing = {"br": errno.ENETDOWN}
+    engine.pass_time(10.0)
+    assert [line.split(" fails")[0] for line in caplog.messages] == ["announcing by br"]
+    engine.world.networks = [LAN]
+    engine.pass_time(100.0)
+    assert len(caplog.messages) == 1
+    assert not finder._troubles.lasting
+
+
+def test_a_firewall_is_one_line_with_what_to_try_and_one_when_it_is_gone(caplog):
+    """Whoever sees nobody, and is seen by nobody, looks into the log first."""
+    engine = MadeUpEngine(announce_interval=5.0)
+    home = Interface("lo", 1, "127.0.0.1", "127.255.255.255", "255.0.0.0")
+    engine.world.networks = [LAN, home]
+    engine.world.refusing = {"lan": errno.EPERM, "lo": errno.EPERM}
+    Finder(engine, [LAN, home])
+    engine.pass_time(50.1)
+    engine.world.refusing = {"lan": errno.EPERM}
+    engine.pass_time(50.1)
+    (begun,) = caplog.messages
+    assert begun.startswith("announcing fails: the system forbids it on lan, lo (Operation not")
+    assert "let UDP to port 7000 (Config.discovery_port) out, or connect by address" in begun
+    engine.world.refusing = {}
+    engine.pass_time(5.1 + SETTLED)
+    # two packets at the start, and one in 5 s
+    assert caplog.messages[1:] == ["announcing works again; 22 failed in 105.0 s"]
+    assert (engine.totals.announcements_sent, engine.totals.announcements_refused) == (12, 34)
 
 
 def test_a_flood_of_packets_is_taken_in_parts():
@@ -269,9 +361,12 @@ def test_flags_that_are_set_are_announced_at_once_and_from_then_on():
     five."""
     engine, finder = start(announce_interval=5.0, flags=1)
     heard = []
-    engine.world.broadcast = lambda _sender, packet, *_: heard.append(
-        decode_announcement(CORE, packet)
-    )
+
+    def broadcast(_sender, packet, *_):
+        heard.append(decode_announcement(CORE, packet))
+        return {"lan": 0}
+
+    engine.world.broadcast = broadcast
     engine.pass_time(1.0)
     finder.set_flags(0x0109)
     assert [(packet.type, packet.flags) for packet in heard] == [(ANNOUNCE, 0x0109)]

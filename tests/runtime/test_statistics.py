@@ -29,6 +29,7 @@ def report(totals, links):
         links_refused=21,
         inbox_bytes=22,
         peers=23,
+        peers_refused=25,
         queued=24,
     )
 
@@ -75,6 +76,7 @@ def test_each_figure_comes_from_its_own_source():
     assert (seen.turns, seen.crc_errors, seen.bad_frames) == (11, 13, 14)
     assert (seen.pool_bytes, seen.pool_peak_bytes) == (5, 6)
     assert (seen.links_open, seen.links_refused, seen.inbox_bytes, seen.peers) == (0, 21, 22, 23)
+    assert seen.peers_refused == 25
     same = {
         "messages_sent": "sent",
         "messages_failed": "failed",
@@ -89,6 +91,9 @@ def test_each_figure_comes_from_its_own_source():
         "links_opened": "opened",
         "frames_ignored": "ignored",
         "pauses": "pauses",
+        "announcements_sent": "announcements_sent",
+        "announcements_refused": "announcements_refused",
+        "accepts_refused": "accepts_refused",
     }
     assert {name: getattr(seen, name) for name in same} == {
         name: getattr(totals, source) for name, source in same.items()

@@ -537,9 +537,9 @@ def test_a_broadcast_is_heard_by_every_program_on_the_port(world, keep, free_por
     listeners = [keep(world.datagram_socket(port)) for _ in range(3)]
     assert [world.hear(listener) for listener in listeners] == [None] * 3
     sender = listeners[0]
-    assert (
-        world.broadcast(sender, b"who is there", port, [loopback_of(world)], True, "127.0.0.5") == 1
-    )
+    lo = loopback_of(world)
+    taken = world.broadcast(sender, b"who is there", port, [lo], True, "127.0.0.5")
+    assert taken == {lo.name: 0}
     for listener in listeners:
         ready(listener)
         data, address = world.hear(listener)
@@ -594,20 +594,19 @@ def test_a_packet_goes_to_each_network_and_everywhere_unless_narrowed(world):
     lan = Interface("lan", 2, "10.0.0.200", "10.0.0.255", "255.255.255.0")
     home = Interface("lo", 1, HOME, "127.255.255.255", "255.0.0.0")
     sender = Recording()
-    assert world.broadcast(sender, b"hi", 7353, [lan, home], True) == 2
+    assert world.broadcast(sender, b"hi", 7353, [lan, home], True) == {"lan": 0, "lo": 0}
     assert [address for _, address in sender.sent] == [
         ("10.0.0.255", 7353),
         ("127.255.255.255", 7353),
     ]
     sender = Recording()
-    assert world.broadcast(sender, b"hi", 7353, [home], False) == 2
+    assert world.broadcast(sender, b"hi", 7353, [home], False) == {"lo": 0}
     assert [address for _, address in sender.sent] == [
         ("127.255.255.255", 7353),
         ("255.255.255.255", 7353),
     ]
-    assert world.broadcast(Refusing(errno.ENETUNREACH), b"hi", 7353, [lan], True) == 0, (
-        "no route is no error"
-    )
+    refused = world.broadcast(Refusing(errno.ENETUNREACH), b"hi", 7353, [lan], True)
+    assert refused == {"lan": errno.ENETUNREACH}, "no route is no error, but is told"
 
 
 # Small things
