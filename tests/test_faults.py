@@ -6,7 +6,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import json
 import os
+import re
+import shutil
 import signal
 import socket
 import struct
@@ -662,6 +665,194 @@ async def test_without_descriptors_a_node_waits_and_goes_on_when_there_are_some_
     assert poor.poll() is None
 
 
+TOLD = """
+import asyncio, json, logging, os, resource, sys
+import peertalk as pt
+from peertalk.runtime import troubles
+troubles.SETTLED = 0.1  # as long as some announcements
+
+class Tell(logging.Handler):
+    def emit(self, record):
+        print(json.dumps([record.name, record.getMessage()]), flush=True)
+
+logging.getLogger("peertalk").addHandler(Tell())
+"""
+
+FULL_HOUSE = """
+async def main():
+    options = dict(bind="127.0.0.1", port=0, announce_interval=0.1)
+    await asyncio.to_thread(int)  # the thread is there
+    async with pt.Node("poor", discovery_port=int(sys.argv[1]), **options) as node:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        print(node.address[1], flush=True)
+        left = asyncio.create_task(asyncio.to_thread(sys.stdin.readline))
+        async def answer():
+            async for message in node.messages():
+                await message.peer.send(message.data)
+        answering = asyncio.create_task(answer())
+        await left
+        while node._transport.troubles.lasting:
+            await asyncio.sleep(0.01)
+        stats = node.stats()
+    print(json.dumps([stats.accepts_refused, stats.announcements_refused]))
+asyncio.run(main())
+"""
+
+ROBBED = """
+async def main():
+    await asyncio.to_thread(int)  # the thread is there
+    async with pt.Node("poor", bind="127.0.0.1", port=0, discovery=False) as node:
+        limit = len(os.listdir("/proc/self/fd"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, resource.getrlimit(7)[1]))
+        held = []
+        node._transport._spare.close()
+        try:
+            while True:
+                held.append(os.dup(0))
+        except OSError:
+            print(node.address[1], flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit + 10, resource.getrlimit(7)[1]))
+        while node.stats().links_open < 3:
+            await asyncio.sleep(0.01)
+        print(node.stats().links_open, flush=True)
+        while node._transport.troubles.lasting:
+            await asyncio.sleep(0.01)
+asyncio.run(main())
+"""
+
+FEW_TO_START = """
+import asyncio, json, os, resource, sys
+import peertalk as pt
+import peertalk.sync
+
+door, port = sys.argv[1], int(sys.argv[2])
+options = dict(bind="127.0.0.1", port=0, udp_port=0, discovery_port=port)
+
+async def main():
+    node = pt.Node("ada", **options)
+    await node.start()
+    await node.aclose()
+
+def plain():
+    with pt.sync.Node("ada", **options):
+        pass
+
+def count():
+    return len(os.listdir("/proc/self/fd"))
+
+with asyncio.Runner() as runner:
+    run = plain if door == "sync" else lambda: runner.run(main())
+    run()  # what is loaded at first use is loaded
+    highest = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for free in range(12):
+        before, held = count(), []
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, highest[1]))
+        try:
+            while True:
+                held.append(os.dup(0))
+        except OSError:
+            for descriptor in held[len(held) - free:]:
+                os.close(descriptor)
+            del held[len(held) - free:]
+        try:
+            run()
+            told = "started"
+        except OSError as error:
+            told = f"{type(error).__name__}: {error}"
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, highest)
+        print(json.dumps([free, told, count() - before]), flush=True)
+"""
+
+
+async def test_out_of_descriptors_a_node_turns_callers_away_and_is_there_for_all_others(
+    start_python, free_port
+):
+    """A server that is popular must not vanish: it announces itself, serves those it has, and says
+    to the rest at once that it is full. Its log is two lines."""
+    port = free_port()
+    poor = start_python("-c", TOLD + FULL_HOUSE, str(port))
+    assert poor.stdout is not None and poor.stdin is not None
+    address = ("127.0.0.1", int(await line_of(poor)))
+    async with contextlib.AsyncExitStack() as stack:
+        nodes = [
+            await stack.enter_async_context(pt.Node(f"client {number}", **loopback()))
+            for number in range(80)
+        ]
+        answers = await asyncio.gather(
+            *(node.connect(address, timeout=GUARD) for node in nodes), return_exceptions=True
+        )
+        served = [
+            node for node, answer in zip(nodes, answers, strict=True) if isinstance(answer, pt.Peer)
+        ]
+        turned_away = [answer for answer in answers if isinstance(answer, pt.ConnectionRefused)]
+        assert len(served) > 20 and len(turned_away) == 80 - len(served) > 10, answers
+        assert {answer.reason for answer in turned_away} == {pt.RejectReason.FULL}
+        for node in served:
+            await node.peers["poor"].send(b"still there?")
+            assert (await node.receive(timeout=GUARD)).data == b"still there?"
+        options = {"bind": "127.0.0.1", "port": 0, "udp_port": 0, "discovery_port": port}
+        async with pt.Node("late", **options) as late:
+            await late.wait_for("poor", timeout=GUARD)
+        for node in served[:10]:
+            await node.aclose()
+        for node in [node for node in nodes if node not in served][:10]:
+            await node.connect(address, timeout=GUARD)
+            await node.peers["poor"].send(b"and now?")
+            assert (await node.receive(timeout=GUARD)).data == b"and now?"
+    out, err = await asyncio.to_thread(poor.communicate, "leave\n", GUARD)
+    begun, over, counted = map(json.loads, out.splitlines())
+    assert poor.returncode == 0, err
+    assert "accepting connections fails: " in begun[1] and "Too many open files" in begun[1]
+    assert "ulimit -n" in begun[1] and "turned away" in begun[1]
+    refused = len(turned_away)
+    assert f"accepting connections works again; {refused} failed in " in over[1]
+    assert begun[0] == over[0] == "peertalk.network"
+    assert counted == [refused, 0]
+
+
+async def test_callers_wait_where_even_the_kept_descriptor_is_gone(start_python):
+    """Another thread may be quicker. Then it is as if nobody had answered yet, and the log no
+    longer."""
+    poor = start_python("-c", TOLD + ROBBED)
+    address = ("127.0.0.1", int(await line_of(poor)))
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(socket.create_connection(address))
+        begun = json.loads(await line_of(poor))
+        assert "accepting connections fails" in begun[1]
+        out, err = await asyncio.to_thread(poor.communicate, "free\n", GUARD)
+    assert poor.returncode == 0, err
+    accepted, over = map(json.loads, out.splitlines())
+    assert accepted == 3 and "accepting connections works again" in over[1]
+
+
+@pytest.mark.parametrize("door", ["asyncio", "sync"])
+def test_a_node_that_starts_without_descriptors_says_so_and_leaves_nothing_open(
+    core, door, start_python, free_port
+):
+    """Whatever the system refuses is an error of peertalk's, with what to do; a program that goes
+    on, or tries again, has lost nothing."""
+    process = start_python(
+        "-c", FEW_TO_START, door, str(free_port()), env={"PEERTALK_CORE": core.name}
+    )
+    out, err = process.communicate(timeout=GUARD)
+    assert process.returncode == 0, err
+    tries = [json.loads(line) for line in out.splitlines()]
+    failed = [each for each in tries if each[1] != "started"]
+    assert tries == failed + [
+        [len(failed) + n, "started", 0] for n in range(len(tries) - len(failed))
+    ]
+    assert len(failed) > 4 and tries[-1][1] == "started"
+    for _, text, left in failed:
+        assert text.startswith("PlatformError: ") and "Too many open files" in text, text
+        assert not left
+
+
 NO_NETWORK = """
 import asyncio, peertalk as pt
 async def main():
@@ -678,3 +869,101 @@ def test_without_any_network_interface_the_error_says_so(netns, start_python):
     process = start_python("-c", NO_NETWORK, prefix=netns.prefix)
     out, err = process.communicate(timeout=GUARD)
     assert "no network interface is up, not even loopback" in out, textwrap.indent(err, "  ")
+
+
+# Announcements that the system does not let out
+
+ANNOUNCER = """
+async def main(options):
+    async with pt.Node("ada", announce_interval=0.1, **options) as node:
+        print('["ready"]', flush=True)
+        while await asyncio.to_thread(sys.stdin.readline):
+            stats = node.stats()
+            counted = stats.announcements_sent, stats.announcements_refused
+            print(json.dumps(["counters", *counted]), flush=True)
+asyncio.run(main(json.loads(sys.argv[1])))
+"""
+
+
+class Announcer:
+    """A node in a private network, eth0 with a cable to eth1, which tells what it logs."""
+
+    def __init__(self, netns, start_python, **options):
+        netns.ip("link", "set", "lo", "up")
+        netns.ip("link", "add", "eth0", "type", "veth", "peer", "name", "eth1")
+        netns.ip("addr", "add", "10.66.0.1/24", "brd", "+", "dev", "eth0")
+        for name in ("eth0", "eth1"):
+            netns.ip("link", "set", name, "up")
+        self.process = start_python(
+            "-c", TOLD + ANNOUNCER, json.dumps(options), prefix=netns.prefix
+        )
+        self.logged = []
+        assert self.line() == ["ready"]
+
+    def line(self):
+        text = line_now(self.process)
+        assert text, self.process.stderr.read()
+        return json.loads(text)
+
+    def counters(self):
+        """Announcements sent, and refused."""
+        self.process.stdin.write("count\n")
+        self.process.stdin.flush()
+        while (line := self.line())[0] != "counters":
+            self.logged.append(line)
+        return line[1:]
+
+    def until(self, true):
+        """Wait until the counters are so."""
+        end = time.monotonic() + GUARD
+        while not true(*self.counters()):
+            assert time.monotonic() < end, self.logged
+
+
+@pytest.mark.parametrize("unplugged", ["eth0", "eth1"], ids=["interface down", "cable out"])
+def test_an_interface_that_carries_nothing_is_told_when_that_begins_and_when_it_is_over(
+    netns, start_python, unplugged
+):
+    """A cable that is out for a night was a line for each announcement, or none at all."""
+    ada = Announcer(netns, start_python, bind="", interfaces=["eth0"])
+    ada.until(lambda sent, refused: sent >= 2 and not refused)
+    netns.ip("link", "set", unplugged, "down")
+    ada.until(lambda sent, refused: refused >= 5)
+    netns.ip("link", "set", unplugged, "up")
+    ada.until(lambda *_: len(ada.logged) >= 2)
+    before = ada.counters()[0]
+    ada.until(lambda sent, refused: sent >= before + 5)
+    (name, begun), (_, over) = ada.logged
+    assert name == "peertalk.discovery" and "announcing by eth0 fails: it " in begun
+    assert re.search(r"announcing by eth0 works again; \d+ failed in \d", over)
+
+
+@pytest.mark.parametrize("forbidden", ["udp dport 7353", "oif eth0 udp dport 7353"])
+def test_a_firewall_that_forbids_broadcasts_is_told_once_with_what_to_try(
+    netns, start_python, forbidden
+):
+    """The commonest reason that nobody is found was no word at all."""
+    if shutil.which("nft") is None:
+        pytest.skip("did not run: a firewall needs nft (package nftables), which is not installed")
+    ada = Announcer(netns, start_python, bind="", interfaces=[])
+    ada.until(lambda sent, refused: sent >= 4)
+    hook = "type filter hook output priority 0;"
+    done = netns.run(
+        "nft",
+        f"add table ip wall; add chain ip wall out {{ {hook} }};"
+        f"add rule ip wall out {forbidden} drop",
+    )
+    if done.returncode:
+        pytest.skip(f"did not run: this kernel allows no nft rules ({done.stderr.strip()})")
+    ada.until(lambda sent, refused: refused >= 10)
+    netns.run("nft", "delete table ip wall", check=True)
+    ada.until(lambda *_: len(ada.logged) >= 2)
+    before = ada.counters()[0]
+    ada.until(lambda sent, refused: sent >= before + 10)
+    (name, begun), (_, over) = ada.logged
+    assert name == "peertalk.discovery" and "announcing fails: the system forbids it on " in begun
+    assert "eth0" in begun and ("lo" in begun.split(" on ")[1].split("(")[0]) is (
+        "oif" not in forbidden
+    )
+    assert "as a firewall does: let UDP to port 7353 (Config.discovery_port) out" in begun
+    assert "announcing works again; " in over

@@ -49,6 +49,7 @@ _PUMP = 256
 _UNBOUNDED = 1 << 62
 _UNTAKEN_TIME = 5.0
 """Seconds that a full inbox may stay untouched before a warning is logged."""
+_TAKING = "taking messages"
 _STARVED_RETRY = 0.01
 _CANCELLED = -28
 """PT_ERR_CANCELLED: what a message that was replaced ended with."""
@@ -497,6 +498,8 @@ class Transport:
     def resume(self, outlet: Outlet) -> None:
         """An outlet has room again: read on."""
         self.cancel(self._warnings.pop(outlet, None))
+        if self.troubles.lasting:
+            self.troubles.worked(_TAKING)
         paused, outlet.paused = outlet.paused, {}
         for connection in paused:
             if connection.tag in self.connections.by_tag and connection.held is None:
@@ -513,10 +516,10 @@ class Transport:
         names = sorted({repr(each.peer.name) for each in outlet.paused if each.peer is not None})
         if names:
             text = (
-                "messages from %s are not being taken: %d bytes wait, and the sender is slowed; "
+                "those from %s are not being taken: %d bytes wait, and the sender is slowed; "
                 "receive() or iterate messages()"
             )
-            log.warning(text, ", ".join(names), outlet.cost)
+            self.troubles.failed(_TAKING, text, ", ".join(names), outlet.cost)
 
     def _sent(self, connection: Connection, count: int, code: int) -> None:
         peer = connection.peer

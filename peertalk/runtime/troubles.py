@@ -94,5 +94,8 @@ class Troubles:
         trouble.ended = self.transport.world.clock()
         self.lasting -= 1
         self._log.warning(
-            "%s works again; %d failed in %.1f s", what, trouble.count, trouble.until - trouble.since
+            "%s works again; %d failed in %.1f s",
+            what,
+            trouble.count,
+            trouble.until - trouble.since,
         )

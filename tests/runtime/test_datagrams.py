@@ -7,8 +7,8 @@ Nodes live on loopback or in the simulator; the socket of a stranger is one of t
 from __future__ import annotations
 
 import asyncio
-import errno
 import contextlib
+import errno
 import socket
 import types
 

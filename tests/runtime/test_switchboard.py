@@ -1049,8 +1049,9 @@ async def test_what_was_queued_for_a_peer_that_cannot_be_reached_fails_after_the
         assert stats.messages_accepted == 4 and stats.messages_failed == 3
 
 
-async def test_more_connections_than_the_bound_are_refused_and_counted():
-    """Descriptors are finite; the honest ones that are there stay."""
+async def test_more_connections_than_the_bound_are_refused_and_counted(caplog):
+    """Descriptors are finite; the honest ones that are there stay. A log of all who were refused
+    would be a log of them alone."""
     async with (
         pt.Node("ada", **loopback(max_peers=1)) as ada,
         pt.Node("bob", **loopback()) as bob,
@@ -1065,6 +1066,9 @@ async def test_more_connections_than_the_bound_are_refused_and_counted():
             writers.append(writer)
         await until(lambda: ada.stats().links_refused == 6)
         assert ada.stats().links_open <= bound
+        (begun,) = caplog.messages
+        assert f"taking more peers fails: {bound} connections are as many as there may be" in begun
+        assert "Config.max_peers is 1" in begun
         await peer.send(b"still here")
         assert (await ada.receive(timeout=GUARD)).data == b"still here"
 

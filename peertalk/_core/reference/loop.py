@@ -9,8 +9,10 @@ Never: calls back, or blocks in a turn.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
+import os
 import selectors
 import socket
 import threading
@@ -104,13 +106,10 @@ class Loop:
         self._buffer = memoryview(bytearray(size))
         self._pool = BufferPool(POOL_CLASSES, pool_bytes)
         self._spare = BufferPool([(FRAME_MAX_PAYLOAD + FRAME_OVERHEAD, 65_535)])
-        self._selector: selectors.BaseSelector = (
-            selectors.DefaultSelector() if epoll else _poll_selector()
-        )
+        self._open(epoll)
         self.fd: int = (
             self._selector.fileno() if epoll and hasattr(self._selector, "fileno") else -1
         )
-        self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
         self._selector.register(self._wake_in, READ, None)
@@ -135,6 +134,20 @@ class Loop:
         self._keys = itertools.count(1)
         self._pool_key = self._next_key()
         self._pool_acquires = 0
+
+    def _open(self, epoll: bool) -> None:
+        """What may fail and must be undone."""
+        try:
+            with contextlib.ExitStack() as undo:
+                self._selector: selectors.BaseSelector = undo.enter_context(
+                    selectors.DefaultSelector() if epoll else _poll_selector()
+                )
+                self._wake_in, self._wake_out = socket.socketpair()
+                undo.pop_all()
+        except OSError as error:
+            raise errors.PlatformError(
+                f"a loop needs three descriptors: {os.strerror(error.errno or 0)}"
+            ) from error
 
     @property
     def core(self) -> Any:
