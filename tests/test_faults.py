@@ -665,6 +665,11 @@ async def test_without_descriptors_a_node_waits_and_goes_on_when_there_are_some_
     assert poor.poll() is None
 
 
+has_proc = pytest.mark.skipif(
+    not os.path.isdir("/proc/self/fd"),
+    reason="did not run: this system does not list descriptors in /proc/self/fd",
+)
+
 TOLD = """
 import asyncio, json, logging, os, resource, sys
 import peertalk as pt
@@ -703,7 +708,8 @@ async def main():
     await asyncio.to_thread(int)  # the thread is there
     async with pt.Node("poor", bind="127.0.0.1", port=0, discovery=False) as node:
         limit = len(os.listdir("/proc/self/fd"))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, resource.getrlimit(7)[1]))
+        highest = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, highest[1]))
         held = []
         node._transport._spare.close()
         try:
@@ -714,7 +720,7 @@ async def main():
         await asyncio.to_thread(sys.stdin.readline)
         for descriptor in held:
             os.close(descriptor)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit + 10, resource.getrlimit(7)[1]))
+        resource.setrlimit(resource.RLIMIT_NOFILE, highest)
         while node.stats().links_open < 3:
             await asyncio.sleep(0.01)
         print(node.stats().links_open, flush=True)
@@ -815,6 +821,7 @@ async def test_out_of_descriptors_a_node_turns_callers_away_and_is_there_for_all
     assert counted == [refused, 0]
 
 
+@has_proc
 async def test_callers_wait_where_even_the_kept_descriptor_is_gone(start_python):
     """Another thread may be quicker. Then it is as if nobody had answered yet, and the log no
     longer."""
@@ -831,6 +838,7 @@ async def test_callers_wait_where_even_the_kept_descriptor_is_gone(start_python)
     assert accepted == 3 and "accepting connections works again" in over[1]
 
 
+@has_proc
 @pytest.mark.parametrize("door", ["asyncio", "sync"])
 def test_a_node_that_starts_without_descriptors_says_so_and_leaves_nothing_open(
     core, door, start_python, free_port
@@ -847,7 +855,8 @@ def test_a_node_that_starts_without_descriptors_says_so_and_leaves_nothing_open(
     assert tries == failed + [
         [len(failed) + n, "started", 0] for n in range(len(tries) - len(failed))
     ]
-    assert len(failed) > 4 and tries[-1][1] == "started"
+    # as the guide says; the loop of the reference core has one more
+    assert len(failed) == (8 if core.name == "reference" else 7)
     for _, text, left in failed:
         assert text.startswith("PlatformError: ") and "Too many open files" in text, text
         assert not left
