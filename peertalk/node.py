@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import logging
 import socket
 import threading
 import warnings
@@ -29,6 +28,7 @@ from .protocol.peer import PeerFlag
 from .protocol.stream import ENDED, StreamState
 from .protocol.wire import Batch, Datagram, Message
 from .runtime.inbox import Waiters
+from .runtime.log import NodeLog
 from .runtime.peers import BroadcastResult, Peers
 from .runtime.remote import (
     Drawing,
@@ -44,8 +44,6 @@ from .runtime.streaming import Outgoing, Progress
 from .runtime.transport import Transport
 from .runtime.worker import Worker
 from .runtime.world import Address, World, check_address
-
-log = logging.getLogger("peertalk")
 
 T = TypeVar("T")
 Event = events.Event["Peer"]
@@ -689,10 +687,8 @@ class Node:
             self._worker.stop()
             self._worker = None
             if transport.unsent:
-                log.warning(
-                    "node %r was closed with %d messages not sent",
-                    self.config.name,
-                    transport.unsent,
+                NodeLog("peertalk", self.config.name).warning(
+                    "closed with %d messages not sent", transport.unsent
                 )
         for peer in list(transport.peers.values()):
             peer.on_lost(errors.InvalidState(f"node {self.config.name!r} is closed"))

@@ -13,7 +13,6 @@ present turn ends.
 from __future__ import annotations
 
 import contextlib
-import logging
 import socket
 import threading
 import time
@@ -30,6 +29,7 @@ from .protocol.outbox import NORMAL, Key, Priority
 from .protocol.peer import PeerFlag
 from .protocol.stream import ENDED, StreamState
 from .protocol.wire import Batch, Datagram, Message
+from .runtime.log import NodeLog
 from .runtime.peers import BroadcastResult, Peers
 from .runtime.remote import Drawing, Payload, Remote, check_choices, payload_of
 from .runtime.statistics import MemoryReport, NodeStatistics
@@ -39,7 +39,6 @@ from .runtime.world import Address, World, check_address
 
 __all__ = ["Node", "Peer"]
 
-log = logging.getLogger("peertalk")
 
 T = TypeVar("T")
 Event = events.Event["Peer"]
@@ -449,10 +448,8 @@ class Node:
                 finally:
                     transport.close_now()
             if transport.unsent:
-                log.warning(
-                    "node %r was closed with %d messages not sent",
-                    self.config.name,
-                    transport.unsent,
+                NodeLog("peertalk", self.config.name).warning(
+                    "closed with %d messages not sent", transport.unsent
                 )
         return transport.unsent
 

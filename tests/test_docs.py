@@ -247,7 +247,7 @@ def test_the_loggers_that_the_guide_names_are_those_of_the_package():
     used = {
         found
         for path in (ROOT / "peertalk").rglob("*.py")
-        for found in re.findall(r'getLogger\("([\w.]+)"\)', path.read_text())
+        for found in re.findall(r'NodeLog\(\s*"([\w.]+)"', path.read_text())
     }
     sentence = GUIDE.split("is logged by `logging`, under ")[1].split("\n")[0]
     assert set(re.findall(r"`([\w.]+)`", sentence)) == used

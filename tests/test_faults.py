@@ -673,8 +673,8 @@ has_proc = pytest.mark.skipif(
 TOLD = """
 import asyncio, json, logging, os, resource, sys
 import peertalk as pt
-from peertalk.runtime import troubles
-troubles.SETTLED = 0.1  # as long as some announcements
+from peertalk.runtime import log
+log.SETTLED = 0.1  # as long as some announcements
 
 class Tell(logging.Handler):
     def emit(self, record):

@@ -305,6 +305,20 @@ def objection(importer: str, imported: str) -> str | None:
     return None
 
 
+def test_only_the_log_of_nodes_speaks_to_logging():
+    """A line that does not begin with "peertalk:" and the node's name says nothing to whoever runs
+    several nodes. The demo silences its own."""
+    complain(
+        [
+            f"{path.relative_to(ROOT)}:{line}: a line of log goes through runtime/log.py"
+            for path in below(PACKAGE, ".py")
+            for line, imported in imports(path)
+            if imported.split(".")[0] == "logging"
+            and module_name(path) not in ("runtime.log", "cli.transfer")
+        ]
+    )
+
+
 def test_python_imports_only_what_lies_below_it():
     """Layers that leak cannot be tested apart: the thinking half must run without a socket, a
     thread or a clock."""

@@ -1309,7 +1309,7 @@ async def test_a_second_iterator_over_a_peers_messages_goes_on_when_the_first_en
 async def test_a_full_inbox_is_warned_about_only_when_nothing_is_taken(caplog, monkeypatch):
     """A reader that is slow but reads needs no warning; one that forgot to read does, once, and
     the log says when it remembered."""
-    monkeypatch.setattr("peertalk.runtime.troubles.SETTLED", 0.01)
+    monkeypatch.setattr("peertalk.runtime.log.SETTLED", 0.01)
     monkeypatch.setattr("peertalk.runtime.transport._UNTAKEN_TIME", 0.05)
     async with pair(receive_queue_bytes=1024) as (_, bob, peer):
         sending = asyncio.create_task(peer.send_many([bytes(1000)] * 2000))

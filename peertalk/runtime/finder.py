@@ -12,7 +12,6 @@ waits in the socket is read before anybody is declared lost.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -20,13 +19,11 @@ from .. import errors
 from .._core import values
 from ..protocol.discovery import Discovery, Gone
 from ..protocol.peer import Key
-from .troubles import Troubles
+from .log import NodeLog, Troubles
 from .world import Interface, same_network
 
 if TYPE_CHECKING:
     from .transport import Timer, Transport
-
-log = logging.getLogger("peertalk.discovery")
 
 _DATAGRAMS_PER_TURN = 64
 _BACKLOG = 4096
@@ -67,7 +64,7 @@ class Finder:
             flags=config.flags,
         )
         self._interfaces = interfaces
-        self._troubles = Troubles(transport, log)
+        self._troubles = Troubles(transport, NodeLog("peertalk.discovery", config.name))
         self._narrowed = bool(config.bind or config.interfaces)
         self._timer: Timer | None = None
         self._deadline = float("inf")

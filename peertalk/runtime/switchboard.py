@@ -6,7 +6,6 @@ done, with sockets, links and timers.
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -35,8 +34,6 @@ from .world import Address
 
 if TYPE_CHECKING:
     from .transport import Timer, Transport, Watched
-
-log = logging.getLogger("peertalk.network")
 
 _ACCEPTS_PER_TURN = 64
 _ACCEPT_PAUSE = 0.1
@@ -228,7 +225,7 @@ class Switchboard:
             return self.transport.core.split_batch(payload) if flags & values.BATCHED else [payload]
         except (errors.ProtocolError, errors.OutOfMemory) as error:
             self.transport.totals.ignored += 1
-            log.info("DATA from %s:%d was ignored: %s", *connection.address, error)
+            self.transport.log.info("DATA from %s:%d was ignored: %s", *connection.address, error)
             return []
 
     def _capability(self, connection: Connection, payload: bytes) -> None:
@@ -1283,11 +1280,11 @@ class Switchboard:
             connection.reassembly.close()
         if fault:
             # an event and a counter tell of it; a line for each would let strangers fill the log
-            log.info("%s", error)
+            self.transport.log.info("%s", error)
             self.transport.emit(events.LinkFault, connection.address, peer, error)
         elif attached and error is not None and not polite and not self.transport.closing:
             # of a peer that we talked with: what was on its way to it may be lost
-            log.warning("%s", error)
+            self.transport.log.warning("%s", error)
         if isinstance(peer, Remote):
             if attached:
                 self._detach(connection, error, polite=polite)
@@ -1435,7 +1432,7 @@ class Switchboard:
             return
         used = connection.state in (State.OPEN, State.CLOSING, State.RETIRING)
         if used and self.unread(connection):
-            log.warning("%s", error)
+            self.transport.log.warning("%s", error)
             connection.advance(Step.DRAIN)
             self._drain(connection, error)
         else:

@@ -14,7 +14,6 @@ Failed.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import socket
 import threading
@@ -36,13 +35,12 @@ from ..protocol.wire import INSTANCE_SIZE
 from .datagrams import Datagrams
 from .finder import Finder
 from .inbox import Inbox, Outlet
+from .log import NodeLog, Troubles
 from .remote import Remote
 from .statistics import LinkTotals, MemoryReport, MemoryUse, NodeStatistics
 from .switchboard import Switchboard
-from .troubles import Troubles
 from .world import Address, World
 
-log = logging.getLogger("peertalk.network")
 _FIRST_TAG = 16
 _LAST_TAG = 0xFFFF_FFF0
 _PUMP = 256
@@ -137,7 +135,8 @@ class Transport:
         """Message id of the next message that is sent in fragments, of the whole node as in the
         original."""
         self.totals = LinkTotals()
-        self.troubles = Troubles(self, log)
+        self.log = NodeLog("peertalk.network", config.name)
+        self.troubles = Troubles(self, self.log)
         self._spare: socket.socket | None = None
         self._peer_class = peer_class
         self.before_closing: Callable[[int], None] | None = None
@@ -770,7 +769,7 @@ class Transport:
             "anew",
             peer=peer.name if peer is not None else None,
         )
-        log.warning("%s", error)
+        self.log.warning("%s", error)
         self.switchboard._end(connection, error)
 
     def too_large(self, peer: Remote, size: int) -> errors.MessageTooLarge:

@@ -19,7 +19,6 @@ or its address.
 
 from __future__ import annotations
 
-import logging
 import socket
 from typing import TYPE_CHECKING
 
@@ -34,7 +33,6 @@ from .remote import FRAME_OVERHEAD
 if TYPE_CHECKING:
     from .transport import Timer, Transport, Watched
 
-log = logging.getLogger("peertalk.network")
 
 _LOOK_SPACING = 0.4
 """Seconds between two looks, at least, and so between the two that a dead link takes: longer than
@@ -202,7 +200,9 @@ class Watchdog:
         elif now - watch.asked >= self._patience:
             self._frozen[connection.tag] = connection
             if connection.peer is not None:
-                log.info("peer %r has answered nothing for %.0f s", *_told(connection, watch, now))
+                self.transport.log.info(
+                    "peer %r has answered nothing for %.0f s", *_told(connection, watch, now)
+                )
                 self.transport.emit(events.PeerFrozen, connection.peer)
         else:
             watch.due = min(watch.due, watch.asked + self._patience)

@@ -397,7 +397,7 @@ def test_a_sender_is_found_by_address_and_port_then_by_a_lone_classic_address():
 async def test_what_the_system_does_not_take_is_told_and_counted(core, monkeypatch, caplog):
     """A full socket or a missing route is no exception, and no silence either: one that lasts is
     two lines of log, however many are sent."""
-    monkeypatch.setattr("peertalk.runtime.troubles.SETTLED", 0.01)
+    monkeypatch.setattr("peertalk.runtime.log.SETTLED", 0.01)
     async with pair(core=core.name) as (ada, _bob, at_ada, _at_bob):
         with monkeypatch.context() as patch:
             patch.setattr(

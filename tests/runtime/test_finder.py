@@ -20,12 +20,13 @@ from peertalk.protocol.discovery import Changed, Found, Gone, Heard
 from peertalk.protocol.events import LostReason
 from peertalk.protocol.wire import Announcement, decode_announcement, encode_announcement
 from peertalk.runtime.finder import Finder
+from peertalk.runtime.log import SETTLED
 from peertalk.runtime.statistics import LinkTotals
-from peertalk.runtime.troubles import SETTLED
 from peertalk.runtime.world import Interface
 
 CORE = load("reference")
 LAN = Interface("lan", 2, "10.0.0.200", "10.0.0.255", "255.255.255.0")
+BEGIN = "peertalk: node 'ada': "
 OURS, THEIRS = b"\x0a" * 8, b"\x0b" * 8
 
 
@@ -214,12 +215,12 @@ def test_no_network_is_a_warning_and_the_next_announcement_tries_again(caplog):
     engine.world.networks = errors.NoNetwork("cable out")
     engine.pass_time(50.1)
     assert kinds(engine.world) == []
-    assert caplog.messages == ["announcing fails: cable out"]
+    assert caplog.messages == [BEGIN + "announcing fails: cable out"]
     elsewhere = Interface("wlan", 3, "192.168.1.7", "192.168.1.255", "255.255.255.0")
     engine.world.networks = [elsewhere]
     engine.pass_time(5.1 + SETTLED)
     assert engine.world.sent[0][:2] == (ANNOUNCE, [elsewhere]), "interfaces are looked up anew"
-    assert caplog.messages[1:] == ["announcing works again; 10 failed in 50.0 s"]
+    assert caplog.messages[1:] == [BEGIN + "announcing works again; 10 failed in 50.0 s"]
     assert (engine.totals.announcements_sent, engine.totals.announcements_refused) == (3, 10)
     finder.close()
 
@@ -246,10 +247,12 @@ def test_an_interface_that_is_asked_for_and_carries_nothing_is_told_once(caplog)
         engine.world.networks = networks
         engine.pass_time(500.0)
         (begun,) = caplog.messages
-        assert begun.startswith(f"announcing by lan fails: {why}")
+        assert begun.startswith(f"{BEGIN}announcing by lan fails: {why}")
         engine.world.networks = [LAN]
         engine.pass_time(100.0)
-        assert caplog.messages[1:] == ["announcing by lan works again; 100 failed in 500.0 s"]
+        assert caplog.messages[1:] == [
+            BEGIN + "announcing by lan works again; 100 failed in 500.0 s"
+        ]
 
 
 def test_the_other_interfaces_that_are_asked_for_are_used(caplog):
@@ -262,7 +265,8 @@ def test_the_other_interfaces_that_are_asked_for_are_used(caplog):
     engine.world.sent.clear()
     engine.pass_time(20.1)
     assert [sent[1] for sent in engine.world.sent] == [[wlan]] * 4
-    assert len(caplog.messages) == 1 and caplog.messages[0].startswith("announcing by lan fails")
+    (begun,) = caplog.messages
+    assert begun.startswith(BEGIN + "announcing by lan fails")
     assert (engine.totals.announcements_sent, engine.totals.announcements_refused) == (8, 4)
 
 
@@ -276,7 +280,7 @@ def test_an_interface_that_nobody_asked_for_may_come_and_go(caplog):
     engine.pass_time(10.0)
     engine.world.refusing = {"br": errno.ENETDOWN}
     engine.pass_time(10.0)
-    assert [line.split(" fails")[0] for line in caplog.messages] == ["announcing by br"]
+    assert [line.split(" fails")[0] for line in caplog.messages] == [BEGIN + "announcing by br"]
     engine.world.networks = [LAN]
     engine.pass_time(100.0)
     assert len(caplog.messages) == 1
@@ -294,12 +298,12 @@ def test_a_firewall_is_one_line_with_what_to_try_and_one_when_it_is_gone(caplog)
     engine.world.refusing = {"lan": errno.EPERM}
     engine.pass_time(50.1)
     (begun,) = caplog.messages
-    assert begun.startswith("announcing fails: the system forbids it on lan, lo (Operation not")
+    assert begun.startswith(BEGIN + "announcing fails: the system forbids it on lan, lo (Operation")
     assert "let UDP to port 7000 (Config.discovery_port) out, or connect by address" in begun
     engine.world.refusing = {}
     engine.pass_time(5.1 + SETTLED)
     # two packets at the start, and one in 5 s
-    assert caplog.messages[1:] == ["announcing works again; 22 failed in 105.0 s"]
+    assert caplog.messages[1:] == [BEGIN + "announcing works again; 22 failed in 105.0 s"]
     assert (engine.totals.announcements_sent, engine.totals.announcements_refused) == (12, 34)
 
 

@@ -21,6 +21,7 @@ from peertalk.config import Config
 from peertalk.protocol.connections import Connection, State
 from peertalk.protocol.events import PeerFrozen, PeerThawed
 from peertalk.protocol.peer import Peer
+from peertalk.runtime.log import NodeLog
 from peertalk.runtime.watchdog import Watchdog
 
 TIMEOUT = 15.0
@@ -58,6 +59,7 @@ class MadeUpEngine:
         self.connections = types.SimpleNamespace(by_tag={})
         self.changes, self.looked_again, self.watched = 0, 0, {}
         self.wakes = 0
+        self.log = NodeLog("peertalk.network", "ada")
         self.watchdog = Watchdog(self)
 
     # the world

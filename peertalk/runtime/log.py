@@ -1,8 +1,11 @@
-"""Troubles that last, each told twice: when it begins, and when it is over.
+"""What a node logs: whose each line is, and what lasts told twice.
+
+Nothing else in peertalk speaks to logging, so that every line begins alike and names its node: a
+program may have several.
 
 What fails does so again and again: each announcement while a cable is out, each accept() while
-there are no descriptors. The first failure is a line of log, the others are counted, and the line
-at the end gives their number and how long it took.
+there are no descriptors. The first failure is a line, the others are counted, and the line at the
+end gives their number and how long it took.
 
 A trouble is over when something has worked and nothing has failed for a time. That time is short,
 and doubles each time that the trouble is back soon, so that one which comes and goes does not fill
@@ -25,6 +28,26 @@ SETTLED_MAX = 60.0
 """Seconds, likewise, of one that is always back; one that stays away for longer is a new one."""
 
 
+class NodeLog(logging.LoggerAdapter[logging.Logger]):
+    """The lines of one node: "peertalk: node 'ada': ...".
+
+    Args:
+        logger: the name of the logger that gets them.
+        node: the name of the node.
+    """
+
+    def __init__(self, logger: str, node: str) -> None:
+        super().__init__(logging.getLogger(logger), {})
+        self._node = node
+
+    def log(self, level: int, msg: object, *args: object, **options: Any) -> None:
+        """As of a logger; so are all the others, which end here."""
+        if self.isEnabledFor(level):
+            # 2: the line is that of whoever called, and not this one
+            options.setdefault("stacklevel", 2)
+            self.logger.log(level, f"peertalk: node %r: {msg}", self._node, *args, **options)
+
+
 class _Trouble:
     __slots__ = ("count", "ended", "lasting", "settled", "settling", "since", "until")
 
@@ -45,7 +68,7 @@ class Troubles:
         log: where they are told.
     """
 
-    def __init__(self, transport: Transport, log: logging.Logger) -> None:
+    def __init__(self, transport: Transport, log: NodeLog) -> None:
         self.transport = transport
         self.lasting = 0
         """How many last now: while there are none, worked() need not be called."""

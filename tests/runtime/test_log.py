@@ -1,10 +1,12 @@
-"""Troubles that last are two lines of log, however often something fails meanwhile.
+"""Each line says whose it is; troubles that last are two lines, however often something fails
+meanwhile.
 
-The engine is made up: time passes when the test says so.
+The engine of the troubles is made up: time passes when the test says so.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import types
 
@@ -12,7 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peertalk.runtime.troubles import SETTLED, SETTLED_MAX, Troubles
+import peertalk as pt
+import peertalk.sync
+from peertalk.runtime.log import SETTLED, SETTLED_MAX, NodeLog, Troubles
+
+BEGIN = "peertalk: node 'ada': "
 
 
 class Engine:
@@ -64,9 +70,64 @@ def made():
 
 def make():
     engine, lines = Engine(), Lines()
-    log = logging.Logger("made up")
-    log.addHandler(lines)
+    log = NodeLog("made up", "ada")
+    log.logger = logging.Logger("made up")
+    log.logger.addHandler(lines)
     return engine, Troubles(engine, log), lines
+
+
+@pytest.mark.parametrize("name", ["ada", "100 %s", "a\nb"])
+def test_a_line_begins_with_the_program_and_the_node_and_is_where_it_was_called(caplog, name):
+    """Several nodes live in one program, and a name may be anything."""
+    caplog.set_level(logging.DEBUG, "peertalk")
+    log = NodeLog("peertalk.network", name)
+    log.warning("%d of %s", 3, "bob")
+    log.info("as it is")
+    log.exception("with %r", "what was raised", exc_info=False)
+    log.log(logging.DEBUG, "last")
+    begin = f"peertalk: node {name!r}: "
+    assert caplog.messages == [
+        begin + text for text in ("3 of bob", "as it is", "with 'what was raised'", "last")
+    ]
+    assert {record.name for record in caplog.records} == {"peertalk.network"}
+    assert {record.filename for record in caplog.records} == {"test_log.py"}
+    logging.getLogger("peertalk.network").setLevel(logging.ERROR)
+    try:
+        log.warning("not wanted")
+    finally:
+        logging.getLogger("peertalk.network").setLevel(logging.NOTSET)
+    assert len(caplog.messages) == 4
+
+
+async def test_two_nodes_of_one_program_can_be_told_apart(caplog, free_port):
+    """Which of them has lost its peer is the first question."""
+    options = {"bind": "127.0.0.1", "port": 0, "udp_port": 0}
+    async with (
+        pt.Node("ada", discovery_port=free_port(), **options) as ada,
+        pt.Node("bob", discovery_port=free_port(), **options) as bob,
+    ):
+        for node in (ada, bob):
+            node._transport.finder._tell({"eth9": 1})
+        peer = await ada.connect(bob.address)
+        while not bob.stats().links_open:
+            await asyncio.sleep(0)
+        (link,) = bob._transport.connections.by_tag.values()
+        bob._transport.switchboard._end(link, pt.ConnectionClosed("made up: bob's end"))
+        while peer.connected:
+            await asyncio.sleep(0)
+        ada._engine.unsent = 7
+    with peertalk.sync.Node("cid", discovery=False, **options) as cid:
+        cid._transport.unsent = 3
+    by_node = {name: [] for name in ("ada", "bob", "cid")}
+    for line in caplog.messages:
+        program, node, text = line.split(": ", 2)
+        assert program == "peertalk"
+        by_node[node.removeprefix("node ").strip("'")].append(text)
+    assert by_node["ada"][0].startswith("announcing fails")
+    assert by_node["ada"][-1] == "closed with 7 messages not sent"
+    assert by_node["bob"][0].startswith("announcing fails")
+    assert "made up: bob's end" in by_node["bob"]
+    assert by_node["cid"] == ["closed with 3 messages not sent"]
 
 
 def test_the_first_failure_and_the_end_are_a_line_each(made):
@@ -75,11 +136,11 @@ def test_the_first_failure_and_the_end_are_a_line_each(made):
     for _ in range(50):
         troubles.failed("announcing", "%s is out", "the cable")
         engine.pass_time(5)
-    assert lines.taken() == ["announcing fails: the cable is out"] and troubles.lasting == 1
+    assert lines.taken() == [BEGIN + "announcing fails: the cable is out"] and troubles.lasting == 1
     for _ in range(10):
         troubles.worked("announcing")
         engine.pass_time(5)
-    assert lines.taken() == ["announcing works again; 50 failed in 250.0 s"]
+    assert lines.taken() == [BEGIN + "announcing works again; 50 failed in 250.0 s"]
     assert troubles.lasting == 0 and not engine.timers
     troubles.worked("announcing")
     troubles.worked("accepting connections")
@@ -96,7 +157,7 @@ def test_one_success_among_failures_ends_nothing(made):
         engine.pass_time(SETTLED / 3)
     assert len(lines.taken()) == 1
     engine.pass_time(SETTLED)
-    assert lines.taken() == [f"accepting works again; 100 failed in {200 / 3 - 1 / 3:.1f} s"]
+    assert lines.taken() == [BEGIN + "accepting works again; 100 failed in 66.3 s"]
 
 
 def test_a_trouble_that_is_always_back_is_told_less_and_less_often(made):
@@ -124,7 +185,7 @@ def test_troubles_of_different_things_know_nothing_of_each_other(made):
     assert len(lines.taken()) == 2 and troubles.lasting == 2
     troubles.worked("announcing by eth0")
     engine.pass_time(SETTLED)
-    assert lines.taken() == ["announcing by eth0 works again; 1 failed in 0.0 s"]
+    assert lines.taken() == [BEGIN + "announcing by eth0 works again; 1 failed in 0.0 s"]
     troubles.worked("announcing by wlan0")
     troubles.forget_others(["announcing by eth0"])
     engine.pass_time(10 * SETTLED)
@@ -149,6 +210,7 @@ def test_lines_alternate_and_count_every_failure(steps):
     troubles.worked("x")
     engine.pass_time(2 * SETTLED_MAX)
     told = lines.taken()
-    assert [line.split()[1] for line in told] == ["fails:", "works"] * (len(told) // 2)
-    assert sum(int(line.split()[3]) for line in told[1::2]) == failures
+    words = [line.removeprefix(BEGIN).split() for line in told]
+    assert [word[1] for word in words] == ["fails:", "works"] * (len(told) // 2)
+    assert sum(int(word[3]) for word in words[1::2]) == failures
     assert troubles.lasting == 0 and not engine.timers
