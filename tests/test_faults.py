@@ -947,6 +947,21 @@ def test_an_interface_that_carries_nothing_is_told_when_that_begins_and_when_it_
     assert re.search(r"announcing by eth0 works again; \d+ failed in \d", over)
 
 
+def test_with_the_last_cable_out_a_node_says_that_it_is_alone(netns, start_python):
+    """By default every interface will do, and loopback always carries; its neighbours are gone all
+    the same."""
+    ada = Announcer(netns, start_python, bind="", interfaces=[])
+    ada.until(lambda sent, refused: sent >= 4)
+    for state in ("down", "up"):
+        netns.ip("link", "set", "eth1", state)
+        before = ada.counters()[0]
+        ada.until(lambda sent, _, enough=before + 10: sent >= enough and ada.logged)
+    ada.until(lambda *_: len(ada.logged) >= 2)
+    (_, begun), (_, over) = ada.logged
+    assert "announcing beyond this machine fails: no interface carries, but for loopback" in begun
+    assert "announcing beyond this machine works again; " in over
+
+
 @pytest.mark.parametrize("forbidden", ["udp dport 7353", "oif eth0 udp dport 7353"])
 def test_a_firewall_that_forbids_broadcasts_is_told_once_with_what_to_try(
     netns, start_python, forbidden

@@ -34,6 +34,7 @@ _LATE = 0.5
 _FORBIDDEN = {errno.EPERM, errno.EACCES}
 """What the system says in the name of a firewall."""
 _ANNOUNCING = "announcing"
+_BEYOND = "announcing beyond this machine"
 _NOT_UP = "it is not up, or has no IPv4 address (Config.interfaces)"
 _CABLE_OUT = "it carries nothing: is its cable in?"
 
@@ -66,6 +67,7 @@ class Finder:
         self._interfaces = interfaces
         self._troubles = Troubles(transport, NodeLog("peertalk.discovery", config.name))
         self._narrowed = bool(config.bind or config.interfaces)
+        self._was_beyond = False
         self._timer: Timer | None = None
         self._deadline = float("inf")
         self._closed = False
@@ -217,28 +219,44 @@ class Finder:
         """How a packet left by each interface: count that, and say what is wrong when that
         begins."""
         config, troubles = self.transport.config, self._troubles
-        why = {name: os.strerror(code) for name, code in outcomes.items() if code}
-        if self._narrowed:  # else who listens elsewhere may be content
-            why |= {each.name: _CABLE_OUT for each in self._interfaces if not each.plugged}
-            why |= {name: _NOT_UP for name in config.interfaces if name not in outcomes}
-        self.transport.totals.announcements_sent += len(outcomes.keys() - why)
+        unplugged = {each.name: _CABLE_OUT for each in self._interfaces if not each.plugged}
+        if self._narrowed:
+            missing = {name: _NOT_UP for name in config.interfaces if name not in outcomes}
+        else:  # nobody asked for these
+            outcomes = {name: code for name, code in outcomes.items() if name not in unplugged}
+            unplugged, missing = {}, {}
+            self._look_beyond()
+        refused = {name: os.strerror(code) for name, code in outcomes.items() if code}
+        why = refused | unplugged | missing
+        self.transport.totals.announcements_sent += len(outcomes.keys() - why.keys())
         self.transport.totals.announcements_refused += len(why)
-        forbidden = [name for name in why if outcomes.get(name) in _FORBIDDEN]
+        forbidden = [name for name in refused if outcomes[name] in _FORBIDDEN]
         if forbidden:
             troubles.failed(
                 _ANNOUNCING,
                 "the system forbids it on %s (%s), as a firewall does: let UDP to port %d "
                 "(Config.discovery_port) out, or connect by address",
                 ", ".join(forbidden),
-                why[forbidden[0]],
+                refused[forbidden[0]],
                 config.discovery_port,
             )
         else:
             troubles.worked(_ANNOUNCING)
-        doing = {name: f"{_ANNOUNCING} by {name}" for name in (*outcomes, *why)}
+        doing = {name: f"{_ANNOUNCING} by {name}" for name in (*outcomes, *missing)}
         for name, what in doing.items():
             if name in why and name not in forbidden:
                 troubles.failed(what, "%s", why[name])
             else:
                 troubles.worked(what)
-        troubles.forget_others((_ANNOUNCING, *doing.values()))
+        troubles.forget_others((_ANNOUNCING, _BEYOND, *doing.values()))
+
+    def _look_beyond(self) -> None:
+        """Where any interface will do, one that leaves this machine is missed when there was
+        one."""
+        if any(each.plugged and not each.address.startswith("127.") for each in self._interfaces):
+            self._was_beyond = True
+            self._troubles.worked(_BEYOND)
+        elif self._was_beyond:
+            self._troubles.failed(
+                _BEYOND, "no interface carries, but for loopback; is a cable out?"
+            )
