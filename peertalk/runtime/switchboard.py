@@ -520,7 +520,6 @@ class Switchboard:
                 )
                 self._turn_away(arrived)
                 continue
-            troubles.worked(_TAKING_PEERS)
             connection = Connection(
                 self.transport.tag(), address, dialled=False, now=self.transport.world.clock()
             )
@@ -777,7 +776,10 @@ class Switchboard:
     def _admit(self, connection: Connection, peer: Remote) -> bool:
         """Whether one more peer may be connected. False: it was sent away."""
         most = self.transport.config.max_peers
-        if peer.connected or self.connections.connected < most or self._end_least_wanted():
+        if peer.connected:
+            return True
+        if self.connections.connected < most or self._end_least_wanted():
+            self.transport.troubles.worked(_TAKING_PEERS)
             return True
         hosts: dict[str, list[Connection]] = {}
         for each in self.connections.by_tag.values():
@@ -796,6 +798,7 @@ class Switchboard:
         )
         text = f"the limit of {most:,} connected peers (Config.max_peers) is reached"
         self._end(connection, errors.OutOfMemory(text, peer=peer.name), polite=True)
+        self.transport.troubles.failed(_TAKING_PEERS, "%s; callers are turned away", text)
         return False
 
     def _apply(self, decisions: list[Decision]) -> None:
@@ -1272,7 +1275,8 @@ class Switchboard:
         self.connections.remove(connection)
         if self.transport.troubles.lasting:  # here are a place and a descriptor for the next caller
             self.transport.troubles.worked(_ACCEPTING)
-            self.transport.troubles.worked(_TAKING_PEERS)
+            if self.connections.connected < self.transport.config.max_peers:
+                self.transport.troubles.worked(_TAKING_PEERS)
         self.classics.taken(connection.tag)
         self.pulse.ended(connection)
         self.watchdog.ended(connection)
@@ -1402,6 +1406,7 @@ class Switchboard:
         if peer.state is PeerState.CONNECTED:
             peer.advance(PeerEvent.LOST)
             self.connections.connected -= 1
+            self.transport.troubles.worked(_TAKING_PEERS)
         elif peer.state is PeerState.DISCONNECTING:
             peer.advance(PeerEvent.CLOSED)
         else:

@@ -1073,6 +1073,33 @@ async def test_more_connections_than_the_bound_are_refused_and_counted(caplog):
         assert (await ada.receive(timeout=GUARD)).data == b"still here"
 
 
+async def test_a_full_node_says_so_once_and_once_when_it_has_room(caplog, monkeypatch):
+    """The line names the setting; who was refused is a counter."""
+    monkeypatch.setattr("peertalk.runtime.log.SETTLED", 0.01)
+    async with (
+        pt.Node("ada", **loopback(max_peers=1)) as ada,
+        pt.Node("bob", **loopback()) as bob,
+        pt.Node("cid", **loopback()) as cid,
+    ):
+        peer = await bob.connect(ada.address, timeout=GUARD)
+        for count in range(1, 6):
+            # greeted first, it may have been connected for a moment
+            with contextlib.suppress(pt.ConnectionRefused):
+                await cid.connect(ada.address, timeout=GUARD)
+            await until(lambda count=count: ada.stats().links_refused == count)
+            await until(lambda: ada.stats().links_open == 1 and not cid.stats().links_open)
+        (begun,) = caplog.messages
+        assert (
+            "node 'ada': taking more peers fails: the limit of 1 connected peers (Config." in begun
+        )
+        assert ada._transport.troubles.lasting == 1, "a stranger who goes leaves no place"
+        await peer.disconnect()
+        await until(lambda: not ada._transport.troubles.lasting)
+        assert "node 'ada': taking more peers works again; 5 failed in " in caplog.messages[1]
+        await cid.connect(ada.address, timeout=GUARD)
+        assert len(caplog.messages) == 2
+
+
 async def test_who_finds_no_room_is_told_so_by_the_reason():
     """Silence would look like a broken network; the original does not look at what comes before the
     end."""
