@@ -739,6 +739,58 @@ static void when_memory_is_scarce_the_stillest_link_is_named(void)
     close_world();
 }
 
+/* Frames that are no plain messages cost much: of a link that is not alone a few are taken in each
+ * turn, and of those that hold more as many links as the budget says. */
+static void a_turn_takes_a_few_frames_of_a_few_links(void)
+{
+    enum { PINGS = 80, BUDGET = 2, OF_LINK = PT_LINK_MAX_WORK / PT_WORK_CONTROL };
+    open_world(&async_ops, 2);
+    context.io_budget = BUDGET;
+    const pt_frame ping = {.type = PT_FRAME_PING};
+    for (int end = 0; end < 4; end++) {
+        for (int count = 0; count < PINGS; count++)
+            CHECK_EQUAL(pt_frame_encode(&ping, here.pipes[end].bytes + count * PT_FRAME_OVERHEAD,
+                                        PT_FRAME_OVERHEAD),
+                        PT_FRAME_OVERHEAD);
+        here.pipes[end].len = PINGS * PT_FRAME_OVERHEAD;
+    }
+    uint32_t before = 0, held_turns = 0;
+    for (int round = 0; round < 4 * PINGS && before < 4 * PINGS; round++) {
+        int none_ready = here.pipes[0].len + here.pipes[1].len + here.pipes[2].len == 0 &&
+                         here.pipes[3].len == 0;
+        uint32_t after = 0;
+        turn(0);
+        for (int end = 0; end < 4; end++)
+            after += heard_of[end].frames;
+        CHECK(after - before <= 2 * BUDGET * OF_LINK); /* of those that are ready, and that hold */
+        if (none_ready && 4 * PINGS - after > BUDGET * OF_LINK) {
+            CHECK(after - before <= BUDGET * OF_LINK);
+            held_turns++;
+        }
+        before = after;
+    }
+    CHECK(held_turns > PINGS / BUDGET / OF_LINK);
+    for (int end = 0; end < 4; end++)
+        CHECK_EQUAL(heard_of[end].frames, PINGS);
+    close_world();
+}
+
+/* Its memory is the caller's again: a turn that finds it in a list writes into what is no link. */
+static void a_closed_link_is_in_no_list(void)
+{
+    open_world(&async_ops, 1);
+    CHECK(send_number(0, 1, 100) >= 0);
+    CHECK(context.dirty == &links[0]);
+    CHECK_EQUAL(pt_link_close(&context, &links[0]), 0);
+    CHECK(context.dirty == NULL);
+    for (const pt_source *source = context.sources; source != NULL; source = source->next)
+        CHECK(source != &links[0].source);
+    memset(&links[0], 0xA5, sizeof links[0]);
+    turn(0);
+    memset(&links[0], 0, sizeof links[0]);
+    close_world();
+}
+
 static void a_bad_frame_ends_its_link_alone(void)
 {
     static const struct {
@@ -1374,6 +1426,8 @@ int main(void)
     RUN(a_frame_whose_rest_has_come_is_never_late);
     RUN(the_rest_of_a_frame_needs_no_other_memory);
     RUN(when_memory_is_scarce_the_stillest_link_is_named);
+    RUN(a_turn_takes_a_few_frames_of_a_few_links);
+    RUN(a_closed_link_is_in_no_list);
     RUN(a_bad_frame_ends_its_link_alone);
     RUN(both_sides_end_in_order);
     RUN(an_end_within_a_frame_is_a_fault);

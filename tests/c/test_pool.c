@@ -189,6 +189,27 @@ static void ten_thousand_random_steps_keep_the_account(void)
     memory_close_pool(pool, &account);
 }
 
+/* A share costs nothing of the budget, also one that was made as an ordinary buffer. */
+static void a_free_buffer_that_becomes_a_share_leaves_the_budget(void)
+{
+    static const pt_pool_class classes[] = {{64, 4}};
+    pt_pool *pool = memory_open_pool(&account, classes, 1, 2 * COST(64));
+    uint8_t *ordinary = pt_pool_acquire(pool, 64);
+    REQUIRE(ordinary != NULL);
+    pt_pool_release(pool, ordinary, 0);
+    uint8_t *share = pt_pool_acquire_share(pool, 64);
+    CHECK(share == ordinary && pt_pool_is_share(share));
+    uint8_t *first = pt_pool_acquire(pool, 64);
+    uint8_t *second = pt_pool_acquire(pool, 64);
+    REQUIRE(first != NULL && second != NULL);
+    CHECK(pt_pool_acquire(pool, 64) == NULL);
+    pt_pool_release(pool, share, 0);
+    pt_pool_release(pool, first, 0);
+    pt_pool_release(pool, second, 0);
+    CHECK_EQUAL(pt_pool_cleanup(pool), 0);
+    memory_close_pool(pool, &account);
+}
+
 int main(void)
 {
     RUN(a_size_is_served_by_the_smallest_class_that_holds_it);
@@ -198,5 +219,6 @@ int main(void)
     RUN(a_source_without_memory_changes_nothing);
     RUN(classes_that_make_no_sense_are_refused);
     RUN(ten_thousand_random_steps_keep_the_account);
+    RUN(a_free_buffer_that_becomes_a_share_leaves_the_budget);
     return check_end();
 }

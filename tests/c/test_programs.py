@@ -79,6 +79,11 @@ def test_eight_threads_never_borrow_the_same_buffer(build, rounds):
     assert run(build("pool_threads", POOL), str(rounds(200_000, 20_000_000))) == (0, "")
 
 
+def test_the_head_of_a_free_list_never_shows_a_value_twice(build):
+    """What the fight above needs two free processors for."""
+    assert run(build("pool_heads", [])) == (0, "")
+
+
 def test_the_pool_has_no_data_race(build, rounds):
     """ThreadSanitizer sees a missing order between threads even where this processor forgives
     it."""

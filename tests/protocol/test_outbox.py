@@ -394,6 +394,15 @@ def test_messages_of_two_classes_crowd_until_the_link_says_what_is_acknowledged(
     ]
 
 
+def test_a_message_of_which_one_fragment_may_be_lost_is_taken_back():
+    """Three quarters of a message are none."""
+    handed = Handed()
+    handed.add(1, 1, frames=4)
+    handed.add(2, 2, frames=4)
+    assert handed.report(8, sent=True) == [(1, 1, True), (2, 2, True)]
+    assert handed.revoke(5) == [(1, 2)]
+
+
 # Fragments
 
 

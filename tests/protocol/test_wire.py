@@ -17,11 +17,14 @@ from peertalk.protocol.wire import (
     Announcement,
     Batch,
     Capabilities,
+    Greeting,
     Message,
     decode_announcement,
     decode_capabilities,
+    decode_greeting,
     encode_announcement,
     encode_capabilities,
+    encode_greeting,
 )
 
 # The packet of section 3.1 of the protocol, made by the original.
@@ -298,6 +301,14 @@ def test_capabilities_without_a_name_say_none_rather_than_an_empty_one(core):
     """An empty name would take away the one that was announced."""
     with pytest.raises(InvalidArgument, match="1 to 31"):
         encode_capabilities(core, Capabilities(8192, 1024, 0, 5, name=""))
+
+
+def test_the_number_of_a_dial_counts_only_from_the_side_that_dialled():
+    """Who could number the dials of another could say that they are over."""
+    payload = encode_greeting(Greeting(number=7, place=3), INSTANCE)
+    assert decode_greeting(payload, INSTANCE) == Greeting(number=7, place=3)
+    assert decode_greeting(payload, bytes(reversed(INSTANCE))) == Greeting(number=0, place=3)
+    assert decode_greeting(payload, None) == Greeting(number=0, place=3)
 
 
 def test_a_message_shows_its_bytes_as_text_and_as_a_view():

@@ -1,0 +1,379 @@
+"""Faults of one line, each with the promise that it breaks and the tests that must notice it.
+
+A fault is as a tired colleague would make it: a comparison that is off by one, a line that is gone,
+a bound that is not looked at. run.py plants them one at a time. When a change moves the line of a
+fault, test_mutants.py says so: bring the fault along, or take another of the same kind.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Fault(NamedTuple):
+    """name: of the fault. path: the file, from the root. before: text that stands there once.
+    after: what takes its place. breaks: the promise. tests: ids for pytest, one of which fails."""
+
+    name: str
+    path: str
+    before: str
+    after: str
+    breaks: str
+    tests: tuple[str, ...]
+
+
+FAULTS = (
+    Fault(
+        "frame-crc",
+        "csrc/core/pt_wire.c",
+        "get16(data + covered))\n        return PT_ERR_CRC;\n\n    frame.payload",
+        "get16(data + covered))\n        covered += 0;\n\n    frame.payload",
+        "a frame whose CRC does not match is refused",
+        ("tests/core/test_wire.py::test_frame_is_that_of_the_vector[standard-frame-bad-crc]",),
+    ),
+    Fault(
+        "name-too-long",
+        "csrc/core/pt_wire.c",
+        "if (!is_discovery_type(data[5]) || name_len > PT_NAME_MAX)",
+        "if (!is_discovery_type(data[5]))",
+        "a name of more than 31 bytes is refused before it is copied",
+        (
+            "tests/core/test_wire.py::test_discovery_packet_is_that_of_the_vector[standard-disc-dec-namelen32]",
+        ),
+    ),
+    Fault(
+        "pressure-above-100",
+        "csrc/core/pt_wire.c",
+        "value[0] > 100 ? 100 : value[0]",
+        "value[0]",
+        "pressure is 0 to 100, whatever the other side says",
+        ("tests/core/test_wire.py::test_capability_is_that_of_the_vector[standard-cap-max65535]",),
+    ),
+    Fault(
+        "datagram-length",
+        "csrc/core/pt_wire.c",
+        "if (len - PT_DATAGRAM_HEADER_SIZE < payload_len)",
+        "if (len < payload_len)",
+        "a datagram that says more than it holds is refused",
+        ("tests/core/test_wire.py::test_datagram_is_that_of_the_vector[standard-udp-dec-trunc]",),
+    ),
+    Fault(
+        "compact-lookalike",
+        "csrc/core/pt_wire.c",
+        " && data[1] != (FRAME_MAGIC >> 16 & 0xFF);",
+        ";",
+        "a full frame is not taken for a compact one",
+        (
+            "tests/core/test_wire.py::test_compact_header_is_that_of_the_vector[standard-compact-type5-flag4]",
+        ),
+    ),
+    Fault(
+        "ingest-limit",
+        "csrc/core/pt_ingest.c",
+        "return frame->payload_len <= ingest->max_payload ? PT_OK",
+        "return frame->payload_len <= UINT16_MAX ? PT_OK",
+        "a frame longer than the maximum is refused at its header",
+        ("tests/core/test_ingest.py::test_an_oversize_payload_is_judged_on_its_header",),
+    ),
+    Fault(
+        "ingest-work",
+        "csrc/core/pt_ingest.c",
+        "ingest->work - 1 >= ingest->work_limit - 1 && code == PT_OK ? PT_ERR_BUSY : code",
+        "code",
+        "one link's frames do not hold up a turn",
+        (
+            "tests/c/test_c_suite.py",
+            "tests/platform/test_posix.py",
+        ),
+    ),
+    Fault(
+        "ingest-no-memory",
+        "csrc/core/pt_ingest.c",
+        "            ingest->staged_len = held;\n",
+        "            (void)held;\n",
+        "a frame that finds no memory is read again as if nothing had been",
+        ("tests/c/test_c_suite.py::test_the_core_passes_its_c_tests[standard-test_loop]",),
+    ),
+    Fault(
+        "fragment-gap",
+        "csrc/core/pt_reassembly.c",
+        "fragment->offset != reassembly->received_len",
+        "fragment->offset < reassembly->received_len",
+        "a message with a gap is not delivered",
+        (
+            "tests/core/test_reassembly.py::test_each_step_of_the_original_gives_what_it_gave_there[standard-reasm-gap]",
+        ),
+    ),
+    Fault(
+        "fragment-overrun",
+        "csrc/core/pt_reassembly.c",
+        "piece_len > total_len - fragment->offset",
+        "piece_len > total_len",
+        "a piece does not run past the end of its message",
+        (
+            "tests/core/test_reassembly.py::test_each_step_of_the_original_gives_what_it_gave_there[standard-reasm-exceeds-total]",
+        ),
+    ),
+    Fault(
+        "pool-not-cleared",
+        "csrc/core/pt_pool.c",
+        "memset(buffer, 0, used <= header->buffer_size ? used : header->buffer_size);",
+        "memset(buffer, 0, 0);",
+        "a borrower never sees what the last one wrote",
+        ("tests/core/test_pool.py::test_returned_bytes_are_wiped_up_to_what_was_used",),
+    ),
+    Fault(
+        "pool-budget",
+        "csrc/core/pt_pool.c",
+        "if (cost > pool->budget - held)",
+        "if (cost > pool->budget)",
+        "a pool stays within its budget",
+        ("tests/core/test_pool.py::test_free_buffers_of_one_class_serve_another",),
+    ),
+    Fault(
+        "pool-aba",
+        "csrc/core/pt_pool.c",
+        "(((seen >> 32) + 1) << 32) | link",
+        "((seen >> 32) << 32) | link",
+        "two threads never borrow the same buffer",
+        ("tests/c/test_programs.py::test_the_head_of_a_free_list_never_shows_a_value_twice",),
+    ),
+    Fault(
+        "pool-share-budget",
+        "csrc/core/pt_pool.c",
+        "0 - (uint64_t)buffer_cost(class));\n    (void)cell_add(&pool->acquires, 1);",
+        "0 * (uint64_t)buffer_cost(class));\n    (void)cell_add(&pool->acquires, 1);",
+        "a share that was a free buffer gives its cost back to the budget",
+        (
+            "tests/core/test_pool.py",
+            "tests/c/test_c_suite.py",
+        ),
+    ),
+    Fault(
+        "pipeline-sequence",
+        "csrc/core/pt_pipeline.c",
+        "    if (counted)\n        pipeline->send_seq++;",
+        "    pipeline->send_seq++;",
+        "only DATA and DISCONNECT have a sequence number",
+        ("tests/c/test_c_suite.py::test_the_core_passes_its_c_tests[standard-test_pool]",),
+    ),
+    Fault(
+        "pipeline-result",
+        "csrc/core/pt_pipeline.c",
+        "slot->result = (int16_t)result;",
+        "slot->result = (int16_t)(result & 0);",
+        "a write that failed is reported as failed",
+        (
+            "tests/core/test_pipeline.py::test_results_come_in_the_order_of_sending_whatever_the_platform_does",
+        ),
+    ),
+    Fault(
+        "pipeline-in-flight",
+        "csrc/core/pt_pipeline.c",
+        "if (slot->state == PT_SLOT_IN_FLIGHT || slot->state == PT_SLOT_ABANDONED) {",
+        "if (slot->state == PT_SLOT_ABANDONED) {",
+        "the buffer of a write under way is not given back before its end",
+        ("tests/core/test_pipeline.py::test_small_frames_share_a_slot_in_order",),
+    ),
+    Fault(
+        "pipeline-share",
+        "csrc/core/pt_pipeline.c",
+        "pipeline->lazy && pipeline->share_count < PT_SLOT_SHARE",
+        "pipeline->lazy",
+        "a link's share is bounded",
+        (
+            "tests/core/test_pipeline.py::test_a_link_has_two_frames_in_flight_however_much_others_hold",
+        ),
+    ),
+    Fault(
+        "loop-dirty-left",
+        "csrc/core/pt_loop.c",
+        "remove_dirty(context, link);\n    remove_source(context, &link->source);\n    link->state",
+        "remove_source(context, &link->source);\n    link->state",
+        "a link that is closed is in no list of its context",
+        ("tests/c/test_c_suite.py::test_the_core_passes_its_c_tests[standard-test_loop]",),
+    ),
+    Fault(
+        "loop-late-frame",
+        "csrc/core/pt_loop.c",
+        "read_link(context, link, sink, 0);\n    if (link->state != PT_LINK_ENDED &&",
+        "if (link->state != PT_LINK_ENDED &&",
+        "a cut frame whose rest lies in the system does not end its link",
+        ("tests/c/test_c_suite.py::test_the_core_passes_its_c_tests[standard-test_loop]",),
+    ),
+    Fault(
+        "loop-spare",
+        "csrc/core/pt_loop.c",
+        "    if (!has_spare(context))\n        size = rest;",
+        "    if (!has_spare(context))\n        size = 0;",
+        "a link that waits for the rest of its frame is read though memory is out",
+        ("tests/c/test_c_suite.py::test_the_core_passes_its_c_tests[standard-test_loop]",),
+    ),
+    Fault(
+        "loop-last-words",
+        "csrc/core/pt_loop.c",
+        "if (code != PT_ERR_CONNECTION_CLOSED || link->read_ended) {",
+        "if (code != PT_OK) {",
+        "what came before a break is read before the link ends",
+        (
+            "tests/core/test_link.py::test_sends_to_a_side_that_is_gone_end_the_link_after_its_last_words",
+        ),
+    ),
+    Fault(
+        "loop-budget",
+        "csrc/core/pt_loop.c",
+        "served < context->io_budget && context->held != NULL",
+        "context->held != NULL",
+        "as many links as the budget says are served in a turn",
+        (
+            "tests/c/test_c_suite.py",
+            "tests/platform/test_posix.py",
+        ),
+    ),
+    Fault(
+        "wheel-wrap",
+        "csrc/core/pt_wheel.c",
+        "if (is_before(now, wheel->now))",
+        "if (now < wheel->now)",
+        "timers outlive the end of the 32-bit clock",
+        ("tests/c/test_c_suite.py::test_the_core_passes_its_c_tests[standard-test_loop]",),
+    ),
+    Fault(
+        "wheel-order",
+        "csrc/core/pt_wheel.c",
+        "if (wheel->due != NULL && is_before(",
+        "if (wheel->due == NULL && is_before(",
+        "timers are due in the order of their deadlines",
+        ("tests/core/test_wheel.py",),
+    ),
+    Fault(
+        "notes-merge",
+        "csrc/core/pt_notes.c",
+        "            notes->list[kept - 1].count += notes->list[index].count;\n",
+        "",
+        "no message that was not acknowledged is forgotten",
+        ("tests/c/test_c_suite.py::test_the_core_passes_its_c_tests[standard-test_loop]",),
+    ),
+    Fault(
+        "posix-enobufs",
+        "csrc/platform/pt_posix.c",
+        " || error == ENOBUFS || error == ENOMEM",
+        "",
+        "a system without memory for a moment ends no link",
+        ("tests/c/test_programs.py::test_a_system_without_memory_for_a_moment_ends_no_link",),
+    ),
+    Fault(
+        "posix-partial",
+        "csrc/platform/pt_posix.c",
+        "link->blocked = (size_t)sent < total;",
+        "link->blocked = 0;",
+        "a link whose system took less than all waits for room",
+        ("tests/core/test_link.py::test_a_full_pipeline_refuses_and_leaves_no_gap",),
+    ),
+    Fault(
+        "outbox-streak",
+        "peertalk/protocol/outbox.py",
+        "count = min(count, STREAK - self._streak)",
+        "count = min(count, 2 * STREAK - self._streak)",
+        "no class starves",
+        ("tests/protocol/test_outbox.py",),
+    ),
+    Fault(
+        "outbox-bytes",
+        "peertalk/protocol/outbox.py",
+        "total > self.max_bytes or self._count >= self.max_messages or not priority",
+        "self._count >= self.max_messages or not priority",
+        "what waits is bounded in bytes",
+        ("tests/protocol/test_outbox.py",),
+    ),
+    Fault(
+        "outbox-revoke",
+        "peertalk/protocol/outbox.py",
+        "taken = min(last - first + 1, -(-frames // each))",
+        "taken = min(last - first + 1, frames // each)",
+        "a message of which one fragment may be lost is told",
+        (
+            "tests/protocol/test_outbox.py::test_a_message_of_which_one_fragment_may_be_lost_is_taken_back",
+        ),
+    ),
+    Fault(
+        "line-hold",
+        "peertalk/protocol/line.py",
+        "        if self._waits(connection):\n            return Turn.HOLD\n",
+        "",
+        "a later connection is not read before an older one",
+        (
+            "tests/protocol/test_line.py::test_no_interleaving_of_two_nodes_with_two_connections_breaks_a_promise",
+        ),
+    ),
+    Fault(
+        "line-place",
+        "peertalk/protocol/line.py",
+        "if place <= self.place or self._claims.covers(connection):",
+        "if self._claims.covers(connection):",
+        "a connection whose place has passed is not used",
+        ("tests/protocol/test_line.py::test_the_larger_id_follows_and_never_uses_one_by_itself",),
+    ),
+    Fault(
+        "stale-pong",
+        "peertalk/protocol/connections.py",
+        "self.spoilt = paused or self.pinged is not None",
+        "self.spoilt = paused",
+        "the PONG of a PING that was given up measures nothing",
+        (
+            "tests/protocol/test_connections.py::test_a_ping_measures_only_what_surely_was_its_own_way",
+        ),
+    ),
+    Fault(
+        "connection-places",
+        "peertalk/protocol/connections.py",
+        "if len(self.by_tag) < self.max_connections:",
+        "if len(self.by_tag) <= self.max_connections:",
+        "no more connections exist than the bound",
+        ("tests/protocol/test_connections.py::test_connections_are_bounded_and_refusals_counted",),
+    ),
+    Fault(
+        "inbox-turns",
+        "peertalk/runtime/inbox.py",
+        "            line.append(queue)\n        return lot",
+        "            line.appendleft(queue)\n        return lot",
+        "peers are heard in turn",
+        ("tests/runtime/test_inbox.py::test_the_peers_are_served_in_turn",),
+    ),
+    Fault(
+        "inbox-room",
+        "peertalk/runtime/inbox.py",
+        "        return self.full and outlet.cost > 0",
+        "        return self.full and outlet.cost > self.limit",
+        "a link whose inbox is full is not read",
+        ("tests/runtime/test_inbox.py::TestAnyHistory::runTest",),
+    ),
+    Fault(
+        "inbox-order",
+        "peertalk/runtime/inbox.py",
+        "            queue.restore(lot.rest())",
+        "            queue.append(lot.rest())",
+        "messages keep their order when a peer gets an inbox of its own",
+        ("tests/runtime/test_inbox.py::TestAnyHistory::runTest",),
+    ),
+    Fault(
+        "trailer-crc",
+        "peertalk/protocol/wire.py",
+        '        and core.crc16(data[:trailer_end]) == int.from_bytes(data[trailer_end:], "big")\n',
+        "",
+        "a trailer whose CRC does not match is ignored",
+        (
+            "tests/protocol/test_wire.py::test_a_damaged_trailer_makes_the_sender_classic_and_is_no_error",
+        ),
+    ),
+    Fault(
+        "dial-of-another",
+        "peertalk/protocol/wire.py",
+        "if len(connection) == INSTANCE_SIZE + 4 and connection[:INSTANCE_SIZE] == theirs:",
+        "if len(connection) == INSTANCE_SIZE + 4:",
+        "nobody numbers the dials of another",
+        (
+            "tests/protocol/test_wire.py::test_the_number_of_a_dial_counts_only_from_the_side_that_dialled",
+        ),
+    ),
+)
