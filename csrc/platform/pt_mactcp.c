@@ -179,12 +179,11 @@ static int16_t do_send(pt_mactcp *driver, stream *on, pt_mactcp_block *block)
     if (wrong != 0)
         return wrong;
     pt_sim_world *world = &driver->world;
-    if (block->validity_flags & PT_MACTCP_VALID_TIMEOUT) {
-        int action = (block->validity_flags & PT_MACTCP_VALID_ACTION) ? block->ulp_timeout_action
-                                                                      : PT_MACTCP_ULP_ABORT;
-        (void)world->net->set_give_up(world->sim, on->handle, block->ulp_timeout_value * SECOND_NS,
-                                      action);
-    }
+    uint64_t seconds = (block->validity_flags & PT_MACTCP_VALID_TIMEOUT) ? block->ulp_timeout_value
+                                                                        : PT_MACTCP_ULP_TIMEOUT;
+    int action = (block->validity_flags & PT_MACTCP_VALID_ACTION) ? block->ulp_timeout_action
+                                                                  : PT_MACTCP_ULP_ABORT;
+    (void)world->net->set_give_up(world->sim, on->handle, seconds * SECOND_NS, action);
     memset(&block->piece, 0, sizeof block->piece);
     block->piece.data = block->wds[0].ptr;
     block->piece.len = block->wds[0].length;

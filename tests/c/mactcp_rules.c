@@ -165,6 +165,92 @@ static void work_at_notification_time_is_refused_and_told(void)
     end();
 }
 
+/* A stream of its own with a routine that writes down, to a host that answers nothing from now on.
+ */
+static unsigned events_told[32];
+
+static void write_down(void *user, int event)
+{
+    (void)user;
+    for (int bit = 0; bit < 5; bit++)
+        events_told[1 << bit] += (event >> bit) & 1;
+}
+
+static int32_t open_into_the_void(void)
+{
+    int32_t listener = pt_sim_listen(sim, other.host, 99);
+    int32_t stream = pt_sim_dial(sim, one.host, 0x0A000002, 99);
+    run_out();
+    CHECK(pt_sim_accept(sim, listener) > 0);
+    CHECK(pt_mactcp_adopt(driver(), stream, write_down, NULL) == PT_OK);
+    CHECK(pt_sim_set_cut(sim, one.host, other.host, 1) == PT_OK);
+    memset(events_told, 0, sizeof events_told);
+    return stream;
+}
+
+/* A send with these words on its time-out. Returns the ns that it was in progress, at most
+ * limit_ns. */
+static uint64_t time_in_progress(pt_mactcp_block *block, uint8_t value, uint8_t action,
+                                 uint8_t flags, uint64_t limit_ns)
+{
+    int32_t stream = open_into_the_void();
+    static pt_mactcp_wds wds[2];
+    prepare(block, wds);
+    block->tcp_stream = stream;
+    block->ulp_timeout_value = value;
+    block->ulp_timeout_action = action;
+    block->validity_flags = flags;
+    CHECK(pt_mactcp_control(driver(), block) == PT_MACTCP_IN_PROGRESS);
+    uint64_t start = pt_sim_now(sim);
+    while (block->io_result == PT_MACTCP_IN_PROGRESS && pt_sim_step(sim, start + limit_ns) == 1) {
+    }
+    return block->io_result == PT_MACTCP_IN_PROGRESS ? limit_ns : pt_sim_now(sim) - start;
+}
+
+static void the_time_out_of_a_send_is_the_one_in_its_block(void)
+{
+    static const struct {
+        uint8_t value, action, flags;
+        unsigned seconds; /* without an acknowledgement until the connection is broken */
+    } rows[] = {
+        {10, 1, 0xC0, 10}, {60, 1, 0xC0, 60}, {30, 1, 0xC0, 30}, {255, 1, 0xC0, 255},
+        {10, 0, 0x80, 10}, /* the action does not count: it is to abort */
+        {10, 1, 0x40, 30}, /* the value does not count */
+        {10, 0, 0, 30},    /* neither does */
+    };
+    for (size_t row = 0; row < sizeof rows / sizeof rows[0]; row++) {
+        begin(pt_mactcp_ops(), PT_SIM_CLASSIC, 0);
+        pt_mactcp_block block;
+        uint64_t ended = time_in_progress(&block, rows[row].value, rows[row].action,
+                                          rows[row].flags, 1000 * SECOND);
+        CHECK(ended >= rows[row].seconds * SECOND && ended < (rows[row].seconds + 1) * SECOND);
+        CHECK(block.io_result == PT_MACTCP_TERMINATED);
+        CHECK(events_told[PT_MACTCP_TERMINATE] == 1 && events_told[PT_MACTCP_ULP_LATE] == 0);
+        end();
+    }
+}
+
+static void a_send_whose_action_is_0_is_only_told_to_be_late(void)
+{
+    static const uint8_t flags[] = {PT_MACTCP_VALID_TIMEOUT | PT_MACTCP_VALID_ACTION,
+                                    PT_MACTCP_VALID_ACTION};
+    for (int row = 0; row < 2; row++) {
+        uint64_t late_ns = (row == 0 ? 10 : 30) * SECOND;
+        begin(pt_mactcp_ops(), PT_SIM_CLASSIC, 0);
+        pt_mactcp_block block;
+        CHECK(time_in_progress(&block, 10, 0, flags[row], late_ns) == late_ns);
+        CHECK(events_told[PT_MACTCP_ULP_LATE] == 0); /* not a moment before its time */
+        uint64_t served;
+        CHECK(pt_sim_advance(sim, pt_sim_now(sim) + 300 * SECOND, &served) == PT_OK);
+        CHECK(events_told[PT_MACTCP_ULP_LATE] == 1 && events_told[PT_MACTCP_TERMINATE] == 0);
+        CHECK(block.io_result == PT_MACTCP_IN_PROGRESS);
+        CHECK(pt_sim_set_cut(sim, one.host, other.host, 0) == PT_OK);
+        CHECK(pt_sim_advance(sim, pt_sim_now(sim) + 10 * SECOND, &served) == PT_OK);
+        CHECK(block.io_result == PT_MACTCP_NO_ERROR && events_told[PT_MACTCP_SENT] == 1);
+        end();
+    }
+}
+
 static void each_slot_is_issued_as_the_maker_wants_it(void)
 {
     begin(pt_mactcp_ops(), PT_SIM_CLASSIC, 0);
@@ -238,6 +324,12 @@ static uint64_t packets_of_a_burst(int push)
     CHECK(one.sent == 8 && other.received == 8 && other.wrong == 0);
     end();
     return counts.packets;
+}
+
+static void small_writes_share_packets_unless_they_are_pushed(void)
+{
+    uint64_t merged = packets_of_a_burst(0), pushed = packets_of_a_burst(1);
+    CHECK(merged < pushed);
 }
 
 static void a_vanished_peer_fails_every_send_after_thirty_seconds(void)
@@ -327,10 +419,11 @@ int main(void)
 {
     the_driver_refuses_what_the_real_one_refuses();
     work_at_notification_time_is_refused_and_told();
+    the_time_out_of_a_send_is_the_one_in_its_block();
+    a_send_whose_action_is_0_is_only_told_to_be_late();
     each_slot_is_issued_as_the_maker_wants_it();
     ten_thousand_sends_go_through_two_slots_in_order_though_they_complete_out_of_order();
-    uint64_t merged = packets_of_a_burst(0), pushed = packets_of_a_burst(1);
-    CHECK(merged < pushed);
+    small_writes_share_packets_unless_they_are_pushed();
     a_vanished_peer_fails_every_send_after_thirty_seconds();
     abandoned_slots_stay_until_the_driver_lets_go(1);
     abandoned_slots_stay_until_the_driver_lets_go(0);

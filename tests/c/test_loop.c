@@ -36,11 +36,25 @@ typedef struct world {
     size_t flow;     /* bytes of room that come with each wait for one link; 0: the other side takes
                         nothing */
     int breaks;      /* 1: such a wait ends with link 0 broken */
+    int instant;     /* 1: a slot is done before the call that hands it over returns */
     uint64_t acknowledged; /* bytes of link 0 that the other side's system has acknowledged */
     unsigned woken, finished, sent_async, sent_sync, waits, asked;
+    char calls[64]; /* what the loop asked for, in order: S(end), P(oll completions), R(eceive), each
+                       with the link's number, and W(ait) */
 } world;
 
 static world here;
+
+static void note_call(char name, const pt_link *link)
+{
+    size_t len = strlen(here.calls);
+    if (len + 3 > sizeof here.calls)
+        return;
+    here.calls[len++] = name;
+    if (link != NULL)
+        here.calls[len++] = (char)('0' + link->source.handle);
+    here.calls[len] = 0;
+}
 
 static size_t least(size_t a, size_t b)
 {
@@ -84,6 +98,14 @@ static int world_send_async(pt_context *context, pt_link *link, const uint8_t *d
                  pipeline->slots[index].buffer == data && pipeline->slots[index].message_len == len;
     CHECK_EQUAL(found, 1);
     here.sent_async++;
+    note_call('S', link);
+    if (here.instant) {
+        REQUIRE(pipe_write(&here.pipes[link->source.handle ^ 1], data, len) == len);
+        for (uint8_t index = 0; index < pipeline->depth; index++) {
+            if (pipeline->slots[index].buffer == data)
+                pt_pipeline_complete(&link->pipeline, index, PT_OK);
+        }
+    }
     return PT_OK;
 }
 
@@ -105,6 +127,7 @@ static int world_poll(pt_context *context, pt_link *link)
     pt_send_pipeline *pipeline = &link->pipeline;
     uint8_t done[DEPTH];
     int count = 0;
+    note_call('P', link);
     if (here.broken == link->source.handle) {
         link->system_error = 104;
         return PT_ERR_CONNECTION_CLOSED;
@@ -136,6 +159,7 @@ static int world_receive(pt_context *context, pt_link *link, uint8_t *buffer, ui
     (void)context;
     pipe *from = &here.pipes[link->source.handle];
     size_t len = least(least(size, here.read_limit), from->len);
+    note_call('R', link);
     link->system_error = 0;
     if (len == 0)
         return from->ended ? PT_ERR_CONNECTION_CLOSED : PT_ERR_WOULD_BLOCK;
@@ -185,6 +209,7 @@ static int is_done(const pt_send_pipeline *pipeline)
 
 static int world_wait(pt_context *context, int timeout_ms)
 {
+    note_call('W', NULL);
     for (pt_source *source = context->sources; source != NULL; source = source->next) {
         int ready = 0;
         if (source->registered == 0xFF)
@@ -525,6 +550,61 @@ static void messages_arrive_once_whole_and_in_order(void)
             close_world();
         }
     }
+}
+
+/* S0.76 of the pipeline's source: the slot is in flight, and counted, when the platform is asked. */
+static void a_slot_that_is_done_within_the_call_is_counted_once(void)
+{
+    static const pt_platform_ops *const worlds[] = {&async_ops, &async_only_ops};
+    for (size_t kind = 0; kind < 2; kind++) {
+        open_world(worlds[kind], 1);
+        here.instant = 1;
+        pt_send_pipeline *pipeline = &links[0].pipeline;
+        for (uint16_t number = 0; number < 40; number++) {
+            CHECK(send_number(0, number, 950) >= 0); /* no slot takes two of them */
+            uint32_t pending = 0;
+            for (uint8_t index = 0; index < DEPTH; index++)
+                pending += slots[0][index].state != PT_SLOT_FREE;
+            CHECK_EQUAL(pipeline->pending_count, pending);
+            CHECK_EQUAL(pt_pipeline_available(pipeline), DEPTH - pending);
+            CHECK_EQUAL(pt_link_pending(&links[0]), number + 1u - heard_of[0].sent);
+            if (number % 3 == 2)
+                turns(4);
+        }
+        turns(3);
+        CHECK_EQUAL(here.sent_async, 40);
+        CHECK_EQUAL(heard_of[0].sent, 40);
+        CHECK_EQUAL(heard_of[1].frames, 40);
+        CHECK_EQUAL(heard_of[0].failed + heard_of[0].closed, 0);
+        CHECK_EQUAL(pipeline->pending_count, 0);
+        close_world();
+    }
+}
+
+/* S0.86 and S0.87 of the pipeline's source, as they hold here. */
+static void a_turn_hands_over_waits_and_reads_each_link_before_its_completions(void)
+{
+    open_world(&async_ops, 2);
+    here.held = 1; /* so that something is in flight when there is something to read */
+    CHECK(send_number(0, 0, 100) >= 0 && send_number(2, 0, 100) >= 0);
+    turn(0);
+    CHECK(strncmp(here.calls, "S2P2S0P0W", 9) == 0 || strncmp(here.calls, "S0P0S2P2W", 9) == 0);
+    turns(3);
+    static const pt_frame frame = {.payload = (const uint8_t *)"\0\0", .payload_len = 2,
+                                   .type = PT_FRAME_DATA};
+    for (int end = 0; end < 4; end += 2) {
+        int32_t len = pt_frame_encode(&frame, here.pipes[end].bytes, PIPE_SIZE);
+        REQUIRE(len == PT_FRAME_OVERHEAD + 2);
+        here.pipes[end].len = (size_t)len;
+    }
+    here.held = 0;
+    here.calls[0] = 0;
+    turn(0);
+    CHECK(strcmp(here.calls, "WR0P0R2P2") == 0 || strcmp(here.calls, "WR2P2R0P0") == 0);
+    CHECK_EQUAL(heard_of[0].frames + heard_of[2].frames, 2);
+    CHECK_EQUAL(heard_of[0].sent + heard_of[2].sent, 2);
+    turns(3);
+    close_world();
 }
 
 static void an_idle_pair_soon_holds_no_buffer_and_waits_without_end(void)
@@ -1144,8 +1224,23 @@ static void the_blocking_way_is_taken_only_when_every_slot_is_taken(void)
     }
     check_case = "";
 
-    /* Any other refusal is told as it is, and at once. */
+    /* Any other refusal is told as it is, and at once: also want of memory, and a link that is not
+     * there yet, or not any more. */
     static const pt_platform_ops *const worlds[] = {&async_ops, &sync_ops};
+    for (size_t kind = 0; kind < 2; kind++) {
+        open_world(worlds[kind], 1);
+        account.dry = 1;
+        CHECK_EQUAL(send_number_by(pt_link_send_sync, 0, 0, 100), PT_ERR_NO_MEMORY);
+        CHECK_EQUAL(links[0].pipeline.refusals, 1); /* nobody tried another way */
+        account.dry = 0;
+        CHECK_EQUAL(send_number_by(pt_link_send_sync, 2, 0, 100), PT_ERR_NOT_CONNECTED);
+        CHECK_EQUAL(send_number_by(pt_link_send, 2, 0, 100), PT_ERR_NOT_CONNECTED);
+        CHECK_EQUAL(pt_link_close(&context, &links[0]), 0);
+        CHECK_EQUAL(send_number_by(pt_link_send_sync, 0, 0, 100), PT_ERR_NOT_CONNECTED);
+        CHECK_EQUAL(here.sent_async + here.sent_sync + here.waits, 0);
+        CHECK_EQUAL(links[0].sync_sends + links[0].pipeline.send_seq, 0);
+        close_world();
+    }
     for (size_t kind = 0; kind < 2; kind++) {
         open_world(worlds[kind], 1);
         CHECK_EQUAL(send_number_by(pt_link_send_sync, 0, 0, 1024), PT_SEND_NEEDS_TURN);
@@ -1416,6 +1511,8 @@ static void the_plain_sink_keeps_every_frame(void)
 int main(void)
 {
     RUN(messages_arrive_once_whole_and_in_order);
+    RUN(a_slot_that_is_done_within_the_call_is_counted_once);
+    RUN(a_turn_hands_over_waits_and_reads_each_link_before_its_completions);
     RUN(an_idle_pair_soon_holds_no_buffer_and_waits_without_end);
     RUN(small_messages_of_a_turn_leave_together);
     RUN(a_sender_is_told_to_yield);
