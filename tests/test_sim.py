@@ -259,6 +259,26 @@ def test_one_peer_more_than_the_core_has_room_for_is_refused_with_the_limit_in_i
     assert sim.run(main) == limit
 
 
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("depth", [1, 2, 64])
+def test_nodes_of_any_depth_connect_and_talk_whoever_decides_about_the_connection(
+    core, depth, seed
+):
+    """With one slot the second greeting of the side that decides finds no room; the connection was
+    then ended instead of used. Seeds give ids, and these say who decides."""
+
+    async def main(net: sim.Network) -> list[bytes]:
+        options: dict[str, Any] = {"core": core, "discovery": False, "pipeline_depth": depth}
+        a, b = await net.node("a", **options), await net.node("b", **options)
+        there = await a.connect(b.address, timeout=10)
+        await there.send(b"there")
+        first = await b.receive(timeout=10)
+        await first.peer.send(b"and back")
+        return [first.data, (await a.receive(timeout=10)).data]
+
+    assert sim.run(main, seed=seed, preset="classic") == [b"there", b"and back"]
+
+
 def test_a_host_is_found_by_its_name_without_a_resolver(core):
     """Names of the network are its own; one that it does not have is an error that lists those it
     has."""
@@ -551,6 +571,13 @@ def test_links_refuse_what_is_no_chance_no_rate_and_no_host():
         sim.Network(preset="atm")
 
 
+@pytest.mark.parametrize("seed", ["x", 1.5, -1, 2**64])
+def test_a_network_refuses_what_is_no_seed(seed):
+    """A seed that were taken for another would repeat another run."""
+    with pytest.raises(errors.InvalidArgument, match="seed"):
+        sim.Network(seed)
+
+
 # --- blocking sends -------------------------------------------------------------------------------
 
 
@@ -624,10 +651,6 @@ def test_a_blocking_send_of_a_node_gives_up_after_five_seconds_with_nothing_lost
             await b.receive(timeout=60)
 
     sim.run(main)
-
-    for seed in ("x", 1.5, -1, 2**64):
-        with pytest.raises(errors.InvalidArgument, match="seed"):
-            sim.Network(seed)
 
 
 def test_a_run_inside_a_running_loop_is_refused_and_costs_that_loop_nothing():
