@@ -17,6 +17,7 @@ import tracemalloc
 import weakref
 
 import pytest
+from meeting import original
 
 import peertalk as pt
 from peertalk import sim
@@ -452,6 +453,56 @@ async def test_empty_and_largest_messages_of_every_kind_arrive_as_they_were(core
             and len(got[0]) == 0
             and got[0]
         )
+
+
+@pytest.mark.parametrize("how", ["argument", "environment"])
+async def test_a_node_whose_asynchronous_sending_is_off_says_the_same_to_the_wire(
+    core, how, monkeypatch
+):
+    """The switch is there to find out whether the pipeline is at fault: each write ends before the
+    next begins, and nothing else changes for either side, on real sockets."""
+    messages = [numbered(number, 900) for number in range(60)]
+    frames, writes = {}, {}
+    for asynchronous in (True, False):
+        options = loopback(core=core.name)
+        if how == "argument":
+            options["async_send"] = asynchronous
+        else:
+            monkeypatch.setenv("PEERTALK_ASYNC_SEND", "yes" if asynchronous else "no")
+        async with original() as old, pt.Node("ada", **options) as ada:
+            assert ada.config.async_send == asynchronous
+            peer = await ada.connect(old.address, timeout=GUARD)
+            link = await old.link()
+            before = peer.connection.link.statistics().write_calls
+            for message in messages:
+                peer.send_nowait(message)
+            assert [await old.message() for _ in messages] == messages
+            writes[asynchronous] = peer.connection.link.statistics().write_calls - before
+            old.peer.frame(link, b"and back")
+            assert await received(ada, 1) == [b"and back"]
+            await peer.send(b"")
+            assert await old.message() == b""
+            frames[asynchronous] = link.messages
+            assert peer.reported == peer.accepted == 61
+    assert frames[True] == frames[False] and len(frames[True]) == 61
+    assert writes[False] > writes[True], "each slot is written by itself"
+
+
+async def test_two_nodes_whose_asynchronous_sending_is_off_lose_nothing(core):
+    """The blocking table carries whole nodes: both ways, from the empty message to the largest,
+    with an outcome for each."""
+    async with pair(core=core.name, async_send=False) as (ada, bob, peer):
+        largest = peer.max_message
+        sizes = [0, 1, 63, 64, 1_000, largest - 1, largest] * 5
+        for number, size in enumerate(sizes):
+            message = bytes([number]) * size
+            await peer.send(message)
+            came = await bob.receive(timeout=GUARD)
+            assert came.data == message
+            await came.peer.send(message)
+            assert (await ada.receive(timeout=GUARD)).data == message
+        await peer.disconnect()
+        assert peer.reported == peer.accepted == len(sizes) and peer.failed == 0
 
 
 async def test_a_message_over_the_limit_is_refused_and_takes_no_place(core):

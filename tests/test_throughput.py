@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import pytest
 
-from peertalk import throughput
+from peertalk import sim, throughput
 from peertalk._core import load
 
 
@@ -55,7 +58,58 @@ def test_throughput_is_within_a_percent_of_the_model_steady_and_without_loss(
     assert throughput.model(depth, size, 3 if packing else 1) == pytest.approx(wanted, rel=0.002)
     assert max(flow.rates) - min(flow.rates) < 0.05 * wanted
     assert len(set(flow.memory[1:])) <= 2 or max(flow.memory) <= 1.05 * flow.memory[1]
-    assert flow.lost == 0
+    assert flow.lost == 0, "the classic link loses nothing"
+
+
+def sent_again(platform: str, depth: int, loss: float, seed: int) -> tuple[int, int, int]:
+    """Packets lost and packets on their way there, and bytes sent again, of 1.6 MB in messages of
+    4,096 bytes over the classic link with so much loss."""
+    count = 400
+
+    async def main(net: sim.Network) -> tuple[int, int, int]:
+        options: dict[str, Any] = {
+            "platform": platform,
+            "core": "standard",
+            "discovery": False,
+            "link_timeout": 3600.0,
+        }
+        sender = await net.node("sender", pipeline_depth=depth, packing=False, **options)
+        reader = await net.node("reader", **options)
+        peer = await sender.connect(reader.address)
+        net.link(sender, reader, loss=loss)
+
+        async def take() -> None:
+            total = 0
+            async for batch in reader.batches():
+                total += len(batch.payloads)
+                if total == count:
+                    return
+
+        taking = asyncio.create_task(take(), name="taking")
+        for _ in range(count):
+            await peer.send(bytes(4096))
+        await taking
+        counts = net.counts(sender, reader)
+        again = [record.a for record in net.trace.records if record.kind == "retransmit"]
+        return counts.lost, counts.packets, sum(again)
+
+    return sim.run(main, seed=seed, preset="classic", limit="24h")
+
+
+@pytest.mark.parametrize("loss", [0.01, 0.03, 0.05])
+@pytest.mark.parametrize("platform", ["mactcp", "opentransport"])
+def test_four_slots_cause_no_more_loss_and_no_more_sending_again_than_one(platform, loss):
+    """Several writes on their way must not be sent again because one of them is lost: the same
+    seeds and the same bytes, at depth 1 and 4."""
+    one, four = (
+        [sum(each) for each in zip(*(sent_again(platform, depth, loss, seed) for seed in range(4)))]
+        for depth in (1, 4)
+    )
+    lost, packets, again = zip(one, four, strict=True)
+    assert min(lost) > 10, "else there is nothing to compare"
+    assert lost[1] <= lost[0] and packets[1] <= packets[0]
+    assert 0 < again[1] <= again[0]
+    assert again[1] < 1.5 * lost[1] * 4108, "what is lost is sent again, and little else"
 
 
 @pytest.mark.soak
