@@ -381,16 +381,46 @@ def test_a_peer_that_vanished_is_noticed_and_its_messages_get_an_outcome(core):
 
     async def main(net: sim.Network) -> list[str]:
         _, b, peer = await pair(net, core)
-        events: list[str] = []
         net.vanish(b)
         for _ in range(3):
             peer.send_nowait(b"anybody?")
         while peer.reported < peer.accepted:
             await asyncio.sleep(1)
             assert net.clock.seconds < 60
-        return [*events, f"{peer.failed} failed"]
+        return [f"{peer.failed} failed"]
 
     assert sim.run(main) == ["3 failed"]
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_a_slot_that_fails_is_a_failed_event(core, platform):
+    """A node that does not read, because nobody takes what came, does not hear from reading that
+    the other side is gone: the driver fails the slots, and each message has its event."""
+
+    async def main(net: sim.Network) -> pt.Failed[pt.Peer]:
+        a, b, peer = await pair(
+            net, core, platform, link_timeout=3600.0, receive_queue_bytes=1024, ping_interval=0
+        )
+        back = b.peers["a"]
+        read = []
+        for _ in range(2):
+            for _ in range(4):
+                await back.send(bytes(1000))
+            await asyncio.sleep(1)
+            read.append(peer.connection.link.statistics().frames_received)
+        assert read[0] == read[1], "it does not read any more"
+        events = a.events()
+        net.vanish(b)
+        for _ in range(3):
+            peer.send_nowait(b"anybody?")
+        async for event in events:
+            if isinstance(event, pt.Failed):
+                return event
+        raise AssertionError("no message failed")
+
+    failed = sim.run(main)
+    assert (failed.first, failed.last, failed.outcome) == (1, 3, pt.Outcome.UNKNOWN)
+    assert isinstance(failed.error, pt.ConnectionClosed)
 
 
 def test_a_node_can_come_back_on_its_machine(core):
@@ -722,6 +752,7 @@ def test_a_send_that_fails_is_a_warning_in_the_category_of_the_network(core, cap
     ]
     assert len(told) == 1
     assert "'b'" in told[0].getMessage()
+    assert "-23012" in told[0].getMessage(), "the driver's own number says what happened"
 
 
 # --- round-trip times -----------------------------------------------------------------------------

@@ -1237,7 +1237,9 @@ class Switchboard:
             leaving = connection.state in (State.CLOSING, State.RETIRING)
             self._end(
                 connection,
-                connection.failure if leaving else self.transport.closed_error(peer, where),
+                connection.failure
+                if leaving
+                else self.transport.closed_error(peer, where, system_error),
             )
         else:
             detail = f" (system error {system_error})" if system_error else ""

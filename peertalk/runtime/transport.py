@@ -857,14 +857,18 @@ class Transport:
         if peer.afar:
             self.post(peer.on_room)
 
-    def closed_error(self, peer: Peer | None, where: str = "") -> errors.ConnectionClosed:
-        """What waiting senders hear when the connection is gone."""
+    def closed_error(
+        self, peer: Peer | None, where: str = "", system_error: int = 0
+    ) -> errors.ConnectionClosed:
+        """What waiting senders hear when the connection is gone. system_error: the platform's own
+        number for it, 0 where it has none."""
+        number = f" (system error {system_error})" if system_error else ""
         if peer is None:
             return errors.ConnectionClosed(
-                f"the connection with {where or 'the other side'} is closed"
+                f"the connection with {where or 'the other side'} is closed{number}"
             )
         return errors.ConnectionClosed(
-            f"the connection with peer {peer.name!r} is closed; send again to connect anew",
+            f"the connection with peer {peer.name!r} is closed{number}; send again to connect anew",
             peer=peer.name,
         )
 

@@ -146,6 +146,7 @@ class Pair:
         self.link_b = self.loop_b.open_link(self.socket_b.fileno(), 2, depth=depth, packing=packing)
         self.received: list[bytes] = []
         self.sent = self.failed = 0
+        self.failed_with: set[int] = set()
         self.closed: dict[str, tuple[int, int]] = {}
         self.finished: set[str] = set()
 
@@ -160,6 +161,7 @@ class Pair:
                         self.sent += first
                     elif kind == SENT:
                         self.failed += first
+                        self.failed_with.add(second)
                     elif kind == BATCH:
                         self.received += second
                     elif kind == FINISHED:

@@ -371,6 +371,19 @@ def test_every_send_has_an_outcome_when_the_peer_vanishes(pair, standard, world)
 
 
 @pytest.mark.parametrize("world", WORLDS)
+def test_the_result_of_each_slot_is_told_with_its_code(pair, c_core, world):
+    """A link that is paused does not hear from reading that the connection is gone: the slots are
+    the only ones who know."""
+    both = pair((c_core, c_core), (world, world), depth=3, packing=False)
+    both.link_a.pause()
+    both.b.vanish()
+    for _ in range(3):
+        assert both.link_a.send(bytes(1_000)) >= 0
+    assert both.run(lambda: both.failed == 3, seconds=31)
+    assert both.failed_with == {-8} and both.sent == 0 and both.link_a.pending == 0
+
+
+@pytest.mark.parametrize("world", WORLDS)
 def test_a_link_closed_in_flight_keeps_its_memory_until_the_driver_lets_go(pair, standard, world):
     """Freed earlier, the driver would send from memory that is somebody else's by then."""
     both = pair((standard, standard), (world, world))
