@@ -325,6 +325,25 @@ async def test_what_a_classic_peer_announces_is_the_limit_towards_it(said):
         assert [(frame.flags, len(frame.payload)) for frame in link.messages] == [(0, limit)]
 
 
+async def test_where_ours_is_the_smaller_limit_it_rules():
+    """A lowmem node takes and sends 1,024 bytes, though the other side could do with 8,192; it says
+    so in its CAPABILITY, and refuses what is longer."""
+    async with dialled("lowmem", offer=Capabilities(8192, 1024, 0, 5)) as (old, link, ada, peer):
+        assert peer.capabilities.max_message == 8192
+        ours = [
+            classic.decode_capabilities(frame.payload)
+            for frame in link.frames
+            if frame.kind == CAPABILITY
+        ]
+        assert ours[0].max_message == 1024
+        await peer.send(bytes(1024))
+        assert len(await old.message()) == 1024
+        with pytest.raises(pt.MessageTooLarge, match="1,024"):
+            await peer.send(bytes(1025))
+        old.peer.frame(link, bytes(1024))
+        assert await take(ada, 1) == [bytes(1024)]
+
+
 async def test_before_any_capability_the_limit_is_512_and_a_late_one_raises_it(monkeypatch):
     """A node waits a moment for it and then goes on: some never send one."""
     monkeypatch.setattr(policy, "GREETING_TIME", 0.05)

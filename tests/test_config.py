@@ -108,6 +108,15 @@ def test_a_wrong_variable_that_an_argument_overrules_harms_nobody(monkeypatch):
     assert load_config(port=1).port == 1
 
 
+def test_the_defaults_that_both_sides_must_share_are_those_of_the_original():
+    """A node with nothing set finds, and is found by, an original with nothing set."""
+    config = Config()
+    assert (config.discovery_port, config.port, config.udp_port) == (7353, 7354, 7355)
+    assert config.announce_interval == 5.0
+    assert config.peer_timeout == 30.0, "what the original really waits"
+    assert config.async_send is True and config.drain_timeout == 5.0
+
+
 def test_none_and_an_empty_variable_count_as_not_given(monkeypatch):
     """A command line passes None for what was not typed; shells leave empty variables behind."""
     monkeypatch.setenv("PEERTALK_PORT", "")

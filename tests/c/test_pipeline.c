@@ -236,10 +236,14 @@ static void the_pipelines_of_all_peers_are_within_their_budget(void)
                 pt_pipeline_send(&pipelines[peer], PT_FRAME_DATA, 0, payload, sizeof payload),
                 PT_OK);
             CHECK_EQUAL(pt_pipeline_launch(&pipelines[peer]), slot);
+            /* A lazy slot counts what it asked for, of a buffer of 1,040. */
+            CHECK_EQUAL(all[peer][slot].buffer_size, PT_IS_LOWMEM ? 1036 : 4112);
+            CHECK_EQUAL(all[peer][slot].message_len, sizeof payload + PT_FRAME_OVERHEAD);
         }
     }
     CHECK(account.bytes >= PT_MAX_PEERS * PT_SEND_PIPELINE_DEPTH * (size_t)PT_SLOT_BUFFER_SIZE);
     CHECK(account.bytes + tables < budget);
+    CHECK(account.bytes + tables < (PT_IS_LOWMEM ? 10000 : 138000)); /* what the documents say */
     printf("pipelines of %d peers: %lu bytes of buffers and %lu of slots and blocks, of %lu; a "
            "slot has %lu\n",
            PT_MAX_PEERS, (unsigned long)account.bytes, (unsigned long)tables, (unsigned long)budget,

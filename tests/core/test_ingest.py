@@ -3,6 +3,7 @@ reference core."""
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import hypothesis.strategies as st
@@ -268,6 +269,23 @@ def test_a_compact_frame_does_not_wait_for_the_size_of_a_full_header(core):
             seen = [frame for piece in pieces_of(stream, [cut]) for frame in ingest.receive(piece)]
             assert (seen, ingest.partial_len) == ([frame], 0)
     ingest.close()
+
+
+def test_a_compact_frame_is_never_a_fragment_and_one_reads_like_a_full_header(core):
+    """Its nibble has no room for the flag 0x10. Type 5 with flags 4 gives the second byte of a full
+    header: such a frame is taken for the start of one, and fails its magic."""
+    for type, flags in itertools.product(range(1, 8), range(16)):
+        frame = b"P" + bytes([type << 4 | flags]) + b"\0\3abc" + b"P\x20\0\0" * 3
+        ingest = core.Ingest()
+        if (type, flags) == (5, 4):
+            with pytest.raises(ProtocolError) as fault:
+                ingest.receive(frame)
+            assert fault.value.code == -21
+        else:
+            seen = ingest.receive(frame)
+            assert seen[0] == Frame(type, flags, 0, b"abc") and len(seen) == 4
+            assert not seen[0].flags & 0x10
+        ingest.close()
 
 
 @pytest.mark.parametrize("header_before", range(4))

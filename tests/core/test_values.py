@@ -60,6 +60,38 @@ def test_each_constant_has_the_number_of_the_header(c_core: Any) -> None:
     }
 
 
+def test_types_and_flags_have_the_numbers_of_the_original() -> None:
+    """Held against the headers alone they would follow a header that is wrong."""
+    assert [
+        values.DATA,
+        values.PING,
+        values.PONG,
+        values.DISCONNECT,
+        values.ACK,
+        values.REJECT,
+        values.CAPABILITY,
+    ] == [1, 2, 3, 4, 5, 6, 7]
+    assert [
+        values.UNRELIABLE,
+        values.COALESCABLE,
+        values.NO_DELAY,
+        values.BATCHED,
+        values.FRAGMENT,
+    ] == [0x01, 0x02, 0x04, 0x08, 0x10]
+    assert [values.ANNOUNCE, values.QUERY, values.GOODBYE] == [1, 2, 3]
+
+
+def test_the_limits_of_the_classic_worlds_are_those_of_the_source(c_core: Any) -> None:
+    """Depth, peers, message, slot buffer: header, payload and CRC, rounded up to 16 bytes."""
+    lib, limits = lib_of(c_core), c_core.limits
+    assert (
+        lib.PT_SEND_PIPELINE_DEPTH,
+        limits.max_peers,
+        limits.message_max_payload,
+        limits.slot_buffer_size,
+    ) == {"standard": (4, 8, 4096, 4112), "lowmem": (2, 4, 1024, 1040)}[c_core.name]
+
+
 def test_no_constant_is_left_out() -> None:
     """One that is added to the values must be held against the headers too."""
     assert {name for name in vars(values) if name.isupper()} == set(SAME)

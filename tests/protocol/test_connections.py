@@ -114,7 +114,15 @@ def test_pings_of_many_peers_leave_a_few_at_a_time(count, interval):
 
 
 def test_the_reason_of_a_reject_is_its_first_byte():
-    """Programs of another version may know more reasons, or none."""
+    """They have the original's numbers. Programs of another version may know more reasons, or
+    none."""
+    assert [(reason.name, reason.value) for reason in RejectReason] == [
+        ("UNSPECIFIED", 0),
+        ("FULL", 1),
+        ("BANNED", 2),
+        ("WRONG_VERSION", 3),
+        ("IN_PROGRESS", 4),
+    ]
     assert [policy.reject_reason(bytes((byte, 9))) for byte in range(5)] == list(RejectReason)
     assert policy.reject_reason(b"") is policy.reject_reason(b"\xff") is RejectReason.UNSPECIFIED
 
