@@ -8,7 +8,7 @@ A proof is
     file.c::function       a function of a C program, which its main runs, and which a Python test
                            builds and runs;
     file#section           a section of a document;
-    file                   a source file that is no test.
+    file                   a source file that is no test, or a target of make fuzz.
 
 Proofs are held by name: a test that has moved to another file is reported with its new place.
 """
@@ -151,7 +151,8 @@ def missing(proof: str) -> str:
     if section:
         return "" if section in sections_of(path) else f"{name} has no section {section}"
     if not test:
-        return f"{name}: say which test" if path.parts[len(ROOT.parts)] == "tests" else ""
+        tests = name.startswith("tests/") and not name.startswith("tests/fuzz/fuzz_")
+        return f"{name}: say which test" if tests else ""
     if path.suffix == ".c":
         return missing_in_c(name, path, test)
     if test not in functions_of(path):

@@ -269,6 +269,22 @@ static void each_slot_is_issued_as_the_maker_wants_it(void)
               slot->message_len == 112 + 100 * index);
         CHECK(block->wds[1].ptr == NULL && block->wds[1].length == 0);
     }
+    run_out();
+    while (go_on(sim, &one, &other, UINT64_MAX)) {
+    }
+    CHECK(one.sent == 2 && other.received == 2 && other.wrong == 0);
+    CHECK(pt_mactcp_stream_size(3) - pt_mactcp_stream_size(2) >=
+          sizeof(pt_mactcp_block) + 2 * sizeof(pt_mactcp_wds)); /* what each slot has of its own */
+    end();
+}
+
+static void polling_says_how_many_slots_are_done_and_asks_nothing_in_vain(void)
+{
+    begin(pt_mactcp_ops(), PT_SIM_CLASSIC, 0);
+    CHECK(one.context.ops->poll_send_completions(&one.context, &one.link) == 0);
+    CHECK(send_number(&one, 0, 100) >= 0 && send_number(&one, 1, 200) >= 0);
+    CHECK(send_number(&one, 2, 100) == PT_ERR_WOULD_BLOCK);
+    CHECK(one.context.ops->poll_send_completions(&one.context, &one.link) == 0); /* in progress */
     CHECK(one.context.ops->send_slots_available(&one.context, &one.link) == 0);
     pt_sim_counts counts;
     run_out();
@@ -283,8 +299,6 @@ static void each_slot_is_issued_as_the_maker_wants_it(void)
     CHECK(one.sent == 2 && other.received == 2 &&
           one.context.ops->send_slots_available(&one.context, &one.link) == 2);
     CHECK(one.context.ops->poll_send_completions(&one.context, &one.link) == 0);
-    CHECK(pt_mactcp_stream_size(3) - pt_mactcp_stream_size(2) >=
-          sizeof(pt_mactcp_block) + 2 * sizeof(pt_mactcp_wds)); /* what each slot has of its own */
     end();
 }
 
@@ -425,6 +439,7 @@ int main(void)
     the_time_out_of_a_send_is_the_one_in_its_block();
     a_send_whose_action_is_0_is_only_told_to_be_late();
     each_slot_is_issued_as_the_maker_wants_it();
+    polling_says_how_many_slots_are_done_and_asks_nothing_in_vain();
     ten_thousand_sends_go_through_two_slots_in_order_though_they_complete_out_of_order();
     small_writes_share_packets_unless_they_are_pushed();
     a_vanished_peer_fails_every_send_after_thirty_seconds();
