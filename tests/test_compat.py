@@ -276,6 +276,22 @@ async def test_a_classic_peer_disconnects_with_whatever_number(sequence):
         await events.aclose()
 
 
+@pytest.mark.parametrize("core", ["standard", "lowmem", "reference"])
+async def test_what_leaves_in_the_turn_that_brings_a_disconnect_is_sent(core):
+    """It left before anybody here had read that the other side goes: told in the other order, its
+    outcome would be unknown."""
+    async with dialled(core) as (old, link, ada, peer):
+        await still_talks(old, link, ada, peer)
+        events = ada.events()
+        number = peer.send_nowait(b"last words")
+        old._sockets[link].sendall(encode_frame(DISCONNECT))  # the node's next turn has both
+        async for event in events:
+            if isinstance(event, pt.Sent | pt.Failed) and event.last == number:
+                assert isinstance(event, pt.Sent), event
+                break
+        assert await old.message() == b"last words"
+
+
 async def test_a_node_disconnects_with_the_next_number_and_closes():
     """What was accepted is sent first."""
     async with dialled() as (old, link, _ada, peer):
