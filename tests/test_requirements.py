@@ -263,7 +263,10 @@ def test_what_is_no_proof_is_found_out(proof, why):
     ("source", "only"),
     [
         ('@pytest.mark.skipif(not SOAK, reason="long")\ndef test_a(): ...', True),
-        ('def test_a():\n    if os.environ.get("PEERTALK_SOAK") != "1":\n        pytest.skip()', True),
+        (
+            'def test_a():\n    if os.environ.get("PEERTALK_SOAK") != "1":\n        pytest.skip()',
+            True,
+        ),
         ("@pytest.mark.soak\ndef test_a(rounds): ...", False),
         ('@pytest.mark.skipif(sys.platform == "win32", reason="x")\ndef test_a(): ...', False),
     ],

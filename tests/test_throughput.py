@@ -101,11 +101,12 @@ def sent_again(platform: str, depth: int, loss: float, seed: int) -> tuple[int, 
 def test_four_slots_cause_no_more_loss_and_no_more_sending_again_than_one(platform, loss):
     """Several writes on their way must not be sent again because one of them is lost: the same
     seeds and the same bytes, at depth 1 and 4."""
-    one, four = (
-        [sum(each) for each in zip(*(sent_again(platform, depth, loss, seed) for seed in range(4)))]
-        for depth in (1, 4)
+    runs = {
+        depth: [sent_again(platform, depth, loss, seed) for seed in range(4)] for depth in (1, 4)
+    }
+    lost, packets, again = (
+        [sum(run[part] for run in runs[depth]) for depth in (1, 4)] for part in range(3)
     )
-    lost, packets, again = zip(one, four, strict=True)
     assert min(lost) > 10, "else there is nothing to compare"
     assert lost[1] <= lost[0] and packets[1] <= packets[0]
     assert 0 < again[1] <= again[0]

@@ -180,7 +180,7 @@ static int16_t do_send(pt_mactcp *driver, stream *on, pt_mactcp_block *block)
         return wrong;
     pt_sim_world *world = &driver->world;
     uint64_t seconds = (block->validity_flags & PT_MACTCP_VALID_TIMEOUT) ? block->ulp_timeout_value
-                                                                        : PT_MACTCP_ULP_TIMEOUT;
+                                                                         : PT_MACTCP_ULP_TIMEOUT;
     int action = (block->validity_flags & PT_MACTCP_VALID_ACTION) ? block->ulp_timeout_action
                                                                   : PT_MACTCP_ULP_ABORT;
     (void)world->net->set_give_up(world->sim, on->handle, seconds * SECOND_NS, action);

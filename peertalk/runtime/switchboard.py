@@ -161,7 +161,8 @@ class Switchboard:
     def slots_came_free(self, connection: Connection) -> None:
         """A connection on its way out has room again, or nothing more to send. One that its peer
         does not use yet, because there was no room to say so, is none of these."""
-        used = connection.peer is not None and connection.peer.connection is connection
+        peer = connection.peer
+        used = isinstance(peer, Remote) and peer.connection is connection
         if connection.state is State.OPEN and (used or self.transport.closing):
             self._farewell(connection)
 

@@ -213,10 +213,10 @@ static void the_time_out_of_a_send_is_the_one_in_its_block(void)
         uint8_t value, action, flags;
         unsigned seconds; /* without an acknowledgement until the connection is broken */
     } rows[] = {
-        {10, 1, 0xC0, 10}, {60, 1, 0xC0, 60}, {30, 1, 0xC0, 30}, {255, 1, 0xC0, 255},
-        {10, 0, 0x80, 10}, /* the action does not count: it is to abort */
-        {10, 1, 0x40, 30}, /* the value does not count */
-        {10, 0, 0, 30},    /* neither does */
+        {10, 1, 0xC0, 10},   {60, 1, 0xC0, 60}, {30, 1, 0xC0, 30},
+        {255, 1, 0xC0, 255}, {10, 0, 0x80, 10}, /* the action does not count: it is to abort */
+        {10, 1, 0x40, 30},                      /* the value does not count */
+        {10, 0, 0, 30},                         /* neither does */
     };
     for (size_t row = 0; row < sizeof rows / sizeof rows[0]; row++) {
         begin(pt_mactcp_ops(), PT_SIM_CLASSIC, 0);

@@ -39,8 +39,8 @@ typedef struct world {
     int instant;     /* 1: a slot is done before the call that hands it over returns */
     uint64_t acknowledged; /* bytes of link 0 that the other side's system has acknowledged */
     unsigned woken, finished, sent_async, sent_sync, waits, asked;
-    char calls[64]; /* what the loop asked for, in order: S(end), P(oll completions), R(eceive), each
-                       with the link's number, and W(ait) */
+    char calls[64]; /* what the loop asked for, in order: S(end), P(oll completions), R(eceive),
+                       each with the link's number, and W(ait) */
 } world;
 
 static world here;
@@ -552,7 +552,8 @@ static void messages_arrive_once_whole_and_in_order(void)
     }
 }
 
-/* S0.76 of the pipeline's source: the slot is in flight, and counted, when the platform is asked. */
+/* S0.76 of the pipeline's source: the slot is in flight, and counted, when the platform is asked.
+ */
 static void a_slot_that_is_done_within_the_call_is_counted_once(void)
 {
     static const pt_platform_ops *const worlds[] = {&async_ops, &async_only_ops};
@@ -590,8 +591,8 @@ static void a_turn_hands_over_waits_and_reads_each_link_before_its_completions(v
     turn(0);
     CHECK(strncmp(here.calls, "S2P2S0P0W", 9) == 0 || strncmp(here.calls, "S0P0S2P2W", 9) == 0);
     turns(3);
-    static const pt_frame frame = {.payload = (const uint8_t *)"\0\0", .payload_len = 2,
-                                   .type = PT_FRAME_DATA};
+    static const pt_frame frame = {
+        .payload = (const uint8_t *)"\0\0", .payload_len = 2, .type = PT_FRAME_DATA};
     for (int end = 0; end < 4; end += 2) {
         int32_t len = pt_frame_encode(&frame, here.pipes[end].bytes, PIPE_SIZE);
         REQUIRE(len == PT_FRAME_OVERHEAD + 2);
