@@ -787,6 +787,8 @@ class Node:
         found = self.peers.matching(who)
         if found is not None:
             return found
+        if isinstance(who, str):
+            engine.seek(who)
         return await _within(
             self._wait_for(engine, who),
             seconds,

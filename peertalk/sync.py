@@ -593,6 +593,8 @@ class Node:
 
         with self._turning() as turn_until:
             engine = self._engine
+            if isinstance(who, str) and not known():
+                engine.seek(who)
             try:
                 turn_until(known, timeout, f"no peer {who!r} was heard")
             except errors.Timeout as error:

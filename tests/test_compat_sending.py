@@ -134,10 +134,10 @@ async def test_a_message_that_is_too_long_is_refused_with_peer_and_limit_and_not
         assert link.messages[0].payload == b"still here"
 
 
-async def test_before_any_capability_more_than_4096_bytes_are_refused(monkeypatch):
-    """Its reassembly has room for no more, unless it says so."""
-    monkeypatch.setattr(policy, "GREETING_TIME", 0.05)
-    async with original(greets=False) as old, pt.Node("ada", **loopback()) as ada:
+async def test_before_any_capability_more_than_4096_bytes_are_refused():
+    """Its reassembly has room for no more, unless it says so, for which its time is over here."""
+    options = loopback(connect_timeout=policy.GREETING_TIME)
+    async with original(greets=False) as old, pt.Node("ada", **options) as ada:
         peer = await ada.connect(old.address, timeout=GUARD)
         link = await old.link()
         with pytest.raises(pt.MessageTooLarge, match="the limit is 4,096"):

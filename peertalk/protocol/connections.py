@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 Address = tuple[str, int]
 
 GREETING_TIME = 1.0
-"""Seconds after which a dialled peer that sent no CAPABILITY counts as classic."""
+"""Seconds after which a dialled peer that sent no CAPABILITY counts as classic, and is sent what an
+original takes. It may still be one of ours that is slow, so what is longer waits until
+Config.connect_timeout is over."""
 SILENCE_TIME = 5.0
 """Seconds after which an accepted connection that sent no whole frame is closed."""
 RETRY_DELAYS = (0.05, 0.1, 0.2, 0.4, 0.8)
@@ -132,8 +134,9 @@ class Connection:
     message of which it was given a part, None when there is none; reassembly: of fragments, None
     until one came; pinged: when the PING left that awaits its PONG, None when none does; spoilt:
     that PONG will measure nothing; pressure: the level of ours that the other side was told last, 0
-    to 3; owed: what waits for room, a sum of OWES_*; rejection: why we send the peer away; socket,
-    link, timer and vigil belong to the runtime.
+    to 3; owed: what waits for room, a sum of OWES_*; rejection: why we send the peer away; slow: it
+    counts as classic for want of a word, and may be one of ours yet; socket, link, timer and vigil
+    belong to the runtime.
     """
 
     __slots__ = (
@@ -159,6 +162,7 @@ class Connection:
         "reassembly",
         "rejection",
         "since",
+        "slow",
         "socket",
         "spoilt",
         "state",
@@ -193,6 +197,7 @@ class Connection:
         self.reached: tuple[Any, ...] = ()
         self.on_end: tuple[Callable[[], object], ...] = ()
         self.pinged: float | None = None
+        self.slow = False
         self.spoilt = False
         self.pressure = 0
         self.owed = 0

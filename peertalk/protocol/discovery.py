@@ -9,18 +9,23 @@ most max_peers entries exist, at most max_per_address for one source address, 4 
 entry and one news for each peer. When there is no room, the entry that has been silent the longest
 gives way if it missed two announcements; else the newcomer is refused, and counted.
 
+A room may be large, so what a peer costs all others falls with their number. Announcements come
+less often in a larger room. A QUERY is answered to the asker alone, in a large room by a few that
+chance picks, a little later: the asker's own ANNOUNCE has made it known to all, and it hears the
+others when they announce themselves. A QUERY that names one peer is answered by that one always.
+
 Silence is time in which we listened and heard nothing. What of it we slept through (a program that
 blocks its loop, a laptop that is shut) counts for nobody: see was_deaf(). Each announcement of a
 peer that is not connected is news: it may be there again.
 
 Invariant: an entry is in `_waiting`, and in the `waiting` of its source, exactly when it is not
-held; both are ordered by last_heard. Never: sends by itself, reads a clock, or reports a peer twice
-without a Gone between.
+held; both are ordered by last_heard. Never: sends by itself, reads a clock, throws dice of its own,
+or reports a peer twice without a Gone between.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -30,6 +35,7 @@ from ..errors import InvalidArgument, ProtocolError
 from .events import LostReason
 from .peer import Key
 from .wire import (
+    NAME_MAX,
     TRANSPORT_TCP,
     TRANSPORT_UDP,
     Announcement,
@@ -42,11 +48,42 @@ ADDRESSES_MAX = 4
 """Addresses remembered for one peer."""
 
 ANSWER_SPACING = 0.2
-"""Seconds between an announcement and the answer to a QUERY that follows it: the QUERYs of that
-time share one answer."""
+"""Seconds between an announcement and one that is made for the sake of somebody: all who want one
+in that time share it. In so much time the answers to a QUERY come, and its copies, one for each
+interface that it left by."""
 
 ANNOUNCE_INTERVAL_MAX = 10.0
-"""Seconds: the longest interval at which peers announce themselves (the original's)."""
+"""Seconds: the longest interval at which peers announce themselves (the original's, which forgets
+who has been silent for 30)."""
+
+ROOM_RATE = 50.0
+"""Announcements a second of a whole room at rest, up to the room in which each of them announces
+itself every ANNOUNCE_INTERVAL_MAX."""
+
+SMALL_ROOM = 20
+"""Other peers up to which each answers a QUERY, and at once."""
+
+ANSWERS_WANTED = 10
+"""Answers to a QUERY in a larger room, on average: with the ANNOUNCE and two QUERYs of the newcomer
+20 packets are hardly ever exceeded."""
+
+ASKERS_MAX = 64
+"""QUERYs in ANSWER_SPACING that are looked at one by one. More are answered by one announcement to
+all, which is cheaper and bounds what forged ones cost."""
+
+ANSWERS_MAX = 16
+"""Of these, those that are answered one by one."""
+
+SEEK_AFTER = 0.3
+"""Seconds after the start when a QUERY names who is sought: in a small room it has answered by
+then."""
+
+SOUGHT_MAX = 16
+"""Names that are sought so after one start."""
+
+STRANGERS_MAX = 1024
+"""Peers for which there was no room in the table, and which count all the same for the size of the
+room."""
 
 _STALE_AFTER = 2 * ANNOUNCE_INTERVAL_MAX  # two announcements missed: one may be lost on the way
 
@@ -87,6 +124,20 @@ class Gone(msgspec.Struct, frozen=True):
     reason: LostReason
 
 
+class Outgoing(NamedTuple):
+    """A packet to send. kind: ANNOUNCE, QUERY or GOODBYE. to: the one address that gets it; None:
+    everybody, on every interface.
+
+    What goes to everybody leaves from the discovery port, but for a QUERY, which leaves from the
+    datagram port: its answers come to where it came from, and the discovery port may be shared by
+    several nodes of one host. What goes to one leaves from the datagram port too.
+    """
+
+    kind: int
+    data: bytes
+    to: tuple[str, int] | None = None
+
+
 class DiscoveryStatistics(NamedTuple):
     """Counters since the start, in packets but for peers and evicted.
 
@@ -104,16 +155,29 @@ class DiscoveryStatistics(NamedTuple):
 
 
 class _Entry:
-    """One peer in the table. addresses: (host, last heard), the best to dial first. Times are
-    seconds of listening: see Discovery.was_deaf()."""
+    """One peer in the table. addresses: (host, last heard), the best to dial first. announced: how
+    often we had announced ourselves to all when it was found; None: it has been told of us. Times
+    are seconds of listening: see Discovery.was_deaf()."""
 
-    __slots__ = ("addresses", "announcement", "departed", "held", "key", "last_heard", "source")
+    __slots__ = (
+        "addresses",
+        "announced",
+        "announcement",
+        "departed",
+        "held",
+        "key",
+        "last_heard",
+        "source",
+    )
 
-    def __init__(self, key: Key, announcement: Announcement, source: _Source, now: float) -> None:
+    def __init__(
+        self, key: Key, announcement: Announcement, source: _Source, now: float, announced: int
+    ) -> None:
         self.key = key
         self.announcement = announcement
         self.source = source
         self.last_heard = now
+        self.announced: int | None = announced
         self.held = False
         self.departed = False  # said goodbye while held, and was not heard since
         self.addresses: list[tuple[str, float]] = []
@@ -122,6 +186,13 @@ class _Entry:
     def hosts(self) -> frozenset[str]:
         """Where it was heard."""
         return frozenset(host for host, _ in self.addresses)
+
+
+class _Asker(NamedTuple):
+    """Who has asked. answered: it is answered alone."""
+
+    asked_at: float
+    answered: bool
 
 
 class _Source:
@@ -144,8 +215,11 @@ class Discovery:
             packets (tests of compatibility).
         name, port, datagram_port, flags: what to announce of ourselves; port is the TCP listening
             port.
-        announce_interval: longest time between two announcements, seconds.
+        announce_interval: time between two announcements in a room that is not too large for it,
+            seconds: see interval.
         peer_timeout: silence after which a peer is forgotten, seconds.
+        chance: gives numbers from 0 up to but not including 1, evenly: all that happens by chance
+            here comes from it.
         max_peers, max_per_address: bounds of the table, in peers.
     """
 
@@ -157,6 +231,7 @@ class Discovery:
         name: str,
         port: int,
         datagram_port: int | None = None,
+        chance: Callable[[], float],
         announce_interval: float = 5.0,
         peer_timeout: float = 30.0,
         max_peers: int = 1024,
@@ -189,21 +264,46 @@ class Discovery:
         self._gone: dict[Key, Gone] = {}
         self._news: dict[Key, Found | Changed | Heard] = {}
 
+        self._strangers: dict[Key, float] = {}
+        """When each was last heard, the earliest first."""
+
         self._running = False
+        self._started = 0.0
         self._deaf = 0.0
-        self._to_send: list[bytes] = []
+        self._chance = chance
+        self._to_send: list[Outgoing] = []
         self._last_announce = 0.0
+        self._announced = 0
+        self._part = 1.0
+        """How much of the interval passes before the next announcement."""
         self._answer_at: float | None = None
+
+        self._askers: dict[tuple[bytes, str | None], _Asker] = {}
+        """Those of the last ANSWER_SPACING, the earliest first."""
+        self._answering = 0
+        """How many of them are answered one by one."""
+        self._answers: list[tuple[float, tuple[str, int]]] = []
+        """Answers that wait: when they are due, and to whom they go. At most ANSWERS_MAX."""
+        self._sought: dict[str, bool] = {}
+        """Who is sought, and whether we have asked."""
+        self._seek_at = float("inf")
 
         self._heard = self._malformed = self._own = self._refused = self._evicted = 0
 
     # -- the five verbs, and start and stop --------------------------------------------------------
 
     def start(self, now: float) -> None:
-        """Begin to listen; queues an ANNOUNCE and a QUERY. Starting twice announces again."""
+        """Begin to listen; queues an ANNOUNCE and a QUERY. Starting twice announces again.
+
+        The next announcement comes after half of the interval or more, by chance: else those that
+        are started together would speak together ever after, and be heard by nobody.
+        """
         self._running = True
+        self._started = now
+        self._part = 0.5 + self._chance() / 2
+        self._sought.clear()
         self._announce(now)
-        self._to_send.append(self._packets[QUERY])
+        self._to_send.append(Outgoing(QUERY, self._packets[QUERY]))
 
     def stop(self) -> None:
         """Leave; queues a GOODBYE, in place of what was not sent yet. Peers stay known, but nothing
@@ -211,7 +311,8 @@ class Discovery:
         if self._running:
             self._running = False
             self._answer_at = None
-            self._to_send = [self._packets[GOODBYE]]
+            self._answers.clear()
+            self._to_send = [Outgoing(GOODBYE, self._packets[GOODBYE])]
 
     def receive(self, data: bytes, address: tuple[str, int], now: float) -> None:
         """Take one datagram. address: where it came from. Nothing that a stranger sends raises;
@@ -228,7 +329,7 @@ class Discovery:
             return
         self._heard += 1
         if announcement.type == QUERY:
-            self.answer(now)
+            self._asked(announcement, address, now)
             return
         host = address[0]
         key: Key = announcement.instance or (host, announcement.port)
@@ -254,7 +355,7 @@ class Discovery:
             self.answer(now)
 
     def answer(self, now: float) -> float:
-        """Announce ourselves as to a QUERY: at once, or ANSWER_SPACING after the last announcement.
+        """Announce ourselves to everybody: at once, or ANSWER_SPACING after the last announcement.
         When that is, on the clock of now."""
         self._answer_at = max(self._last_announce + ANSWER_SPACING, now)
         return self._answer_at
@@ -268,9 +369,36 @@ class Discovery:
             return self._news.pop(next(iter(self._news)))
         return None
 
-    def data_to_send(self, now: float) -> list[bytes]:
-        """Packets to broadcast now, each on every interface. Ask after start(), stop(), receive()
-        and handle_timeout()."""
+    def seek(self, who: str, now: float) -> None:
+        """Somebody waits for the peer of this name or id: unless it is heard meanwhile, ask for it
+        by name SEEK_AFTER the start, or at once when that is over.
+
+        Once after each start, and not when that was ANNOUNCE_INTERVAL_MAX ago: by then all who are
+        there have been heard, and who comes later announces itself.
+        """
+        late = now - self._started >= ANNOUNCE_INTERVAL_MAX
+        if not self._running or late or who in self._sought or len(self._sought) >= SOUGHT_MAX:
+            return
+        if who.isprintable() and len(who.encode()) <= NAME_MAX:
+            self._sought[who] = False
+            self._seek_at = min(self._seek_at, max(now, self._started + SEEK_AFTER))
+
+    def introduce(self, key: Key) -> bytes | None:
+        """What the peer must be sent before anything else, if it may not have heard us yet: our
+        ANNOUNCE, once. None: it has been told of us.
+
+        Who was heard after our last announcement to all does not hear us before the next one,
+        unless chance let us answer its QUERY.
+        """
+        entry = self._entries.get(key)
+        if entry is None or entry.announced != self._announced:
+            return None
+        entry.announced = None
+        return self._packets[ANNOUNCE]
+
+    def data_to_send(self, now: float) -> list[Outgoing]:
+        """Packets to send now. Ask after start(), stop(), receive(), seek() and
+        handle_timeout()."""
         self._send_due(now)
         packets, self._to_send = self._to_send, []
         return packets
@@ -279,7 +407,8 @@ class Discovery:
         """When handle_timeout() has to be called, on the clock of `now`; None: never."""
         if not self._running:
             return None
-        return min(self._announce_due(), self._forget_due())
+        due = min(self._announce_due(), self._forget_due(), self._seek_at)
+        return min((due, *(at for at, _ in self._answers)))
 
     def handle_timeout(self, now: float) -> None:
         """Announce if that is due, and forget who was silent for peer_timeout. May be called at any
@@ -289,6 +418,10 @@ class Discovery:
         self._send_due(now)
         while self._forget_due() <= now:
             self._forget(next(iter(self._waiting.values())), LostReason.TIMEOUT)
+        for stranger, heard in list(self._strangers.items()):
+            if heard > now - self._deaf - self._stale_after:
+                break
+            del self._strangers[stranger]
 
     def forgets(self, now: float) -> bool:
         """Whether handle_timeout() would forget somebody now. Give it what waits in the socket
@@ -346,6 +479,19 @@ class Discovery:
         entry = self._entries.get(key)
         return entry.announcement if entry is not None else None
 
+    @property
+    def interval(self) -> float:
+        """Seconds between two announcements: longer in a larger room, so that all of it together
+        makes ROOM_RATE a second, up to ANNOUNCE_INTERVAL_MAX. Three always fit into peer_timeout,
+        as far as announce_interval allows, since two may be lost on the way."""
+        longest = min(ANNOUNCE_INTERVAL_MAX, self._peer_timeout / 3)
+        return max(self._announce_interval, min(self.room / ROOM_RATE, longest))
+
+    @property
+    def room(self) -> int:
+        """Peers that are there, those included for which our table has no place."""
+        return len(self._entries) + len(self._strangers)
+
     def statistics(self) -> DiscoveryStatistics:
         """Counters; see there for the units."""
         return DiscoveryStatistics(
@@ -375,17 +521,78 @@ class Discovery:
     # -- sending -----------------------------------------------------------------------------------
 
     def _announce(self, now: float) -> None:
-        self._to_send.append(self._packets[ANNOUNCE])
+        self._to_send.append(Outgoing(ANNOUNCE, self._packets[ANNOUNCE]))
         self._last_announce = now
+        self._announced += 1
         self._answer_at = None
+        self._answers.clear()  # those who asked hear this one
 
     def _send_due(self, now: float) -> None:
-        if self._running and now >= self._announce_due():
+        if not self._running:
+            return
+        if now >= self._announce_due():
+            if now >= self._regular_due():
+                self._part = 1.0
             self._announce(now)
+        if self._answers:
+            due = [to for at, to in self._answers if at <= now]
+            self._answers = [each for each in self._answers if each[0] > now]
+            self._to_send += [Outgoing(ANNOUNCE, self._packets[ANNOUNCE], to) for to in due]
+        if now >= self._seek_at:
+            self._seek_at = float("inf")
+            self._seek_now()
+
+    def _seek_now(self) -> None:
+        known = {entry.announcement.name for entry in self._entries.values()}
+        known |= {key.hex() for key in self._entries if isinstance(key, bytes)}
+        for who, asked in self._sought.items():
+            if not asked and who not in known:
+                query = msgspec.structs.replace(self._ours, type=QUERY, sought=who)
+                self._to_send.append(Outgoing(QUERY, encode_announcement(self._core, query)))
+            self._sought[who] = True
+
+    def _regular_due(self) -> float:
+        return self._last_announce + self._part * self.interval
 
     def _announce_due(self) -> float:
-        due = self._last_announce + self._announce_interval
+        due = self._regular_due()
         return due if self._answer_at is None else min(due, self._answer_at)
+
+    def _asked(self, query: Announcement, address: tuple[str, int], now: float) -> None:
+        """Somebody wants to know who is there: answer it alone, if that is where it asked from, and
+        if it is for us to answer."""
+        if query.sought is not None and not self._is_called(query.sought):
+            return
+        if query.instance is None or query.datagram_port != address[1]:
+            # an original, or an older node: it hears what comes to the discovery port, which
+            # several nodes may share, so only what goes to all is sure to reach it
+            self.answer(now)
+            return
+        while self._askers:
+            asker, earliest = next(iter(self._askers.items()))
+            if earliest.asked_at > now - ANSWER_SPACING:
+                break
+            self._answering -= earliest.answered
+            del self._askers[asker]
+        if (query.instance, query.sought) in self._askers:
+            return  # a copy
+        if len(self._askers) >= ASKERS_MAX or self._answering >= ANSWERS_MAX:
+            self.answer(now)
+            return
+        due, answered = now, True
+        if query.sought is None and self.room > SMALL_ROOM:
+            answered = self._chance() * self.room < ANSWERS_WANTED
+            due += self._chance() * ANSWER_SPACING
+        self._askers[query.instance, query.sought] = _Asker(now, answered)
+        if answered:
+            self._answering += 1
+            self._answers.append((due, address))
+            if (entry := self._entries.get(query.instance)) is not None:
+                entry.announced = None
+
+    def _is_called(self, name: str) -> bool:
+        ours = self._instance
+        return name == self._ours.name or (ours is not None and name == ours.hex())
 
     # -- the table ---------------------------------------------------------------------------------
 
@@ -402,7 +609,9 @@ class Discovery:
             source = self._make_room(host, now)
             if source is None:
                 self._refused += 1
+                self._meet_stranger(key, now)
                 return
+            self._strangers.pop(key, None)
             entry = self._admit(key, announcement, source, now)
             self._place(entry, host, now)
             preferred = self._preferred(entry)
@@ -423,6 +632,13 @@ class Discovery:
             news = Heard(key, announcement, preferred, (host, announcement.port))
             self._news.setdefault(key, news)
 
+    def _meet_stranger(self, key: Key, now: float) -> None:
+        """There is no place for it, but it is there, until it has missed two announcements."""
+        self._strangers.pop(key, None)
+        self._strangers[key] = now
+        if len(self._strangers) > STRANGERS_MAX:
+            del self._strangers[next(iter(self._strangers))]
+
     def _make_room(self, host: str, now: float) -> _Source | None:
         """The source that a new entry from this address will belong to, once there is a place for
         it; None: there is none."""
@@ -441,7 +657,7 @@ class Discovery:
         return self._sources.get(host) or _Source(host)
 
     def _admit(self, key: Key, announcement: Announcement, source: _Source, now: float) -> _Entry:
-        entry = _Entry(key, announcement, source, now)
+        entry = _Entry(key, announcement, source, now, self._announced)
         self._sources[source.host] = source
         source.count += 1
         self._entries[key] = entry
@@ -457,6 +673,7 @@ class Discovery:
             line[entry.key] = entry
 
     def _depart(self, key: Key) -> None:
+        self._strangers.pop(key, None)
         entry = self._entries.get(key)
         if entry is None:
             return

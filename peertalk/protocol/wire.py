@@ -17,7 +17,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from .._core.values import Capability, Discovery
+from .._core.values import QUERY, Capability, Discovery
 from ..errors import InvalidArgument
 from .line import OVER_MAX, Claims, Over
 from .peer import Peer
@@ -29,7 +29,7 @@ NAME_MAX = 31
 """Longest name, in bytes of UTF-8."""
 
 PACKET_MAX = 512
-"""Longest discovery packet in bytes whose trailer is read; ours have at most 65. Bounds the work
+"""Longest discovery packet in bytes whose trailer is read; ours have at most 98. Bounds the work
 that a stranger's datagram can cause."""
 
 TLV_INSTANCE = 0x80
@@ -147,7 +147,8 @@ class Announcement(msgspec.Struct, frozen=True):
 
     type: ANNOUNCE 1, QUERY 2 or GOODBYE 3. name: 0 to 31 bytes of UTF-8. port: the sender's TCP
     listening port. flags, transports: as the original defines them. instance: 8 bytes, None for a
-    classic peer. datagram_port: UDP port for fast messages, None when not said.
+    classic peer. datagram_port: UDP port for fast messages, None when not said. sought: of a QUERY,
+    the name or id of the one peer that shall answer; None: all shall.
     """
 
     type: int
@@ -157,6 +158,7 @@ class Announcement(msgspec.Struct, frozen=True):
     transports: int = TRANSPORT_TCP | TRANSPORT_UDP
     instance: bytes | None = None
     datagram_port: int | None = None
+    sought: str | None = None
 
 
 class Capabilities(msgspec.Struct, frozen=True):
@@ -249,16 +251,18 @@ def _port_of(found: dict[int, bytes], kind: int) -> int | None:
 
 
 def encode_announcement(core: Codec, announcement: Announcement) -> bytes:
-    """One discovery packet, 14 to 65 bytes. Without instance and datagram port it is, byte for
-    byte, the original's.
+    """One discovery packet, 14 to 98 bytes. With nothing but what the original knows it is, byte
+    for byte, the original's.
 
     Raises:
-        InvalidArgument: name over 31 bytes, instance not 8 bytes or all zero, a type, port or flags
-            out of range.
+        InvalidArgument: name or sought over 31 bytes, instance not 8 bytes or all zero, a type,
+            port or flags out of range.
     """
     a = announcement
     packet = core.encode_discovery(a.type, a.port, _name_bytes(a.name), a.flags, a.transports)
     trailer = _instance_tlv(a.instance) + _port_tlv(TLV_DATAGRAM_PORT, a.datagram_port)
+    if a.sought is not None:
+        trailer += _tlv(TLV_NAME, _name_bytes(a.sought))
     if not trailer:
         return packet
     packet += trailer
@@ -286,15 +290,16 @@ def decode_announcement(core: Codec, data: bytes) -> Announcement:
     ):
         found = _read_tlvs(memoryview(data)[packet.size : trailer_end])
     found = found or {}
-    name = packet.name.decode("utf-8", "replace")
+    sought = found.get(TLV_NAME) if packet.type == QUERY else None
     return Announcement(
         packet.type,
-        name,
+        packet.name.decode("utf-8", "replace"),
         packet.port,
         packet.flags,
         packet.transports,
         _instance_of(found),
         _port_of(found, TLV_DATAGRAM_PORT),
+        None if sought is None else sought.decode("utf-8", "replace"),
     )
 
 

@@ -9,9 +9,14 @@ Who sent a datagram is told by where it came from: a peertalk peer by its addres
 classic peer by its address, where that is the only one known there. Anybody can forge that. The
 sender's port inside the datagram is not looked at.
 
+Two nodes seldom learn of each other in the same moment. So one that sends to a peer which may not
+have heard it yet announces itself to that peer first, and what comes from nobody that is known is
+kept for a moment: its sender may be about to be.
+
+Discovery packets come here too: the answers to this node's own questions.
+
 Invariant: a peer is in the lists of exactly its own places. Never: blocks, waits, or keeps more
-than WAITING_MAX datagrams; at most PER_TURN are read in a turn, each looked up by its source and
-only then decoded.
+than WAITING_MAX datagrams, or UNKNOWN_MAX of unknown senders; at most PER_TURN are read in a turn.
 """
 
 from __future__ import annotations
@@ -28,7 +33,7 @@ from .remote import Payload, Remote, payload_of
 from .world import Address
 
 if TYPE_CHECKING:
-    from .transport import Transport
+    from .transport import Timer, Transport
 
 PAYLOAD_MAX = 1392
 """Bytes of one datagram's payload."""
@@ -42,15 +47,23 @@ the newest say most about now."""
 
 _SENDING = "sending datagrams"
 _NO_ROOM = {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM}
+UNKNOWN_TIME = 0.2
+"""Seconds for which a datagram of an unknown sender is kept: an answer to its QUERY takes no
+longer."""
+UNKNOWN_MAX = 64
+"""Datagrams of unknown senders that are kept, 87 KiB at most. When one more comes the oldest
+goes."""
 
 _ANY_PORT = 0
 """In a place: a classic peer's, whose port is not known."""
+_DISCOVERY = b"PTLK"
+"""How a discovery packet begins."""
 
 
 class Datagrams:
     """The datagrams of one node. On the engine's thread only.
 
-    port: our UDP port, 0 until open(). waiters: who waits for some.
+    port: our UDP port, 0 until open(). socket: it has that port. waiters: who waits for some.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -60,7 +73,10 @@ class Datagrams:
         self._waiting: deque[tuple[Remote, bytes]] = deque()
         self._places: dict[Remote, list[Address]] = {}
         self._senders: dict[Address, list[Remote]] = {}
-        self._socket: Any = None
+        self._unknown: deque[tuple[float, Address, bytes]] = deque()
+        """Of unknown senders: when it came, from where, its payload."""
+        self._timer: Timer | None = None
+        self.socket: Any = None
         self._watched: Any = None
 
     def open(self) -> None:
@@ -71,16 +87,18 @@ class Datagrams:
         """
         transport, config = self.transport, self.transport.config
         give_way = config.explain()["udp_port"][1] == "default"
-        self._socket = transport.world.unicast_socket(config.bind, config.udp_port, give_way)
-        self.port = self._socket.getsockname()[1]
-        self._watched = transport.watch(self._socket, values.READ, self._hear)
+        self.socket = transport.world.unicast_socket(config.bind, config.udp_port, give_way)
+        self.port = self.socket.getsockname()[1]
+        self._watched = transport.watch(self.socket, values.READ, self._hear)
 
     def close(self) -> None:
         """Hear no more. May be called again, and without open()."""
-        if self._socket is not None:
+        if self.socket is not None:
+            self.transport.cancel(self._timer)
+            self._unknown.clear()
             self.transport.unwatch(self._watched)
-            self.transport.close_socket(self._socket)
-            self._socket = None
+            self.transport.close_socket(self.socket)
+            self.socket = None
 
     # Out ------------------------------------------------------------------------------------------
 
@@ -110,9 +128,13 @@ class Datagrams:
                 f"peer {peer.name!r} has announced no datagram port; use send()", peer=peer.name
             )
         # where it is connected it was reached; what it announced may be another network
-        host = (peer.connection or peer).address[0]
+        where = (peer.connection or peer).address[0], port
+        if peer.connection is None and transport.finder is not None:
+            introduction = transport.finder.discovery.introduce(peer.key)
+            if introduction is not None and not peer.classic:
+                transport.world.send_to(self.socket, introduction, where)
         packet = transport.core.encode_datagram(self.port, payload)
-        code = transport.world.send_to(self._socket, packet, (host, port))
+        code = transport.world.send_to(self.socket, packet, where)
         if not code:
             transport.totals.datagrams_sent += 1
             if transport.troubles.lasting:
@@ -141,25 +163,61 @@ class Datagrams:
         return self._waiting.popleft() if self._waiting else None
 
     def _hear(self) -> None:
-        transport = self.transport
-        world, totals, waiting = transport.world, transport.totals, self._waiting
-        before = totals.datagrams_received
         for _ in range(PER_TURN):
-            heard = world.hear(self._socket)
+            heard = self.transport.world.hear(self.socket)
             if heard is None:
                 break
             data, source = heard
-            peer = self._sender(source)
-            payload = None if peer is None else self._payload(data)
-            if peer is None or payload is None:
-                totals.datagrams_ignored += 1
+            if data[:4] == _DISCOVERY and self.transport.finder is not None:
+                self.transport.finder.take(data, source)
                 continue
-            totals.datagrams_received += 1
-            if len(waiting) >= WAITING_MAX:
-                waiting.popleft()
-                totals.datagrams_overflowed += 1
-            waiting.append((peer, payload))
-        self.waiters.wake(totals.datagrams_received - before)
+            peer, payload = self._sender(source), self._payload(data)
+            if payload is None:
+                self.transport.totals.datagrams_ignored += 1
+            elif peer is None:
+                self._keep(source, payload)
+            else:
+                self._deliver(peer, payload)
+
+    def _deliver(self, peer: Remote, payload: bytes) -> None:
+        totals, waiting = self.transport.totals, self._waiting
+        totals.datagrams_received += 1
+        if len(waiting) >= WAITING_MAX:
+            waiting.popleft()
+            totals.datagrams_overflowed += 1
+        waiting.append((peer, payload))
+        self.waiters.wake(1)
+
+    def _keep(self, source: Address, payload: bytes) -> None:
+        """Nobody is known there yet."""
+        now = self.transport.world.clock()
+        if len(self._unknown) >= UNKNOWN_MAX:
+            self._unknown.popleft()
+            self.transport.totals.datagrams_ignored += 1
+        self._unknown.append((now, source, payload))
+        if self._timer is None:
+            self._timer = self.transport.after(UNKNOWN_TIME, self._drop_unknown)
+
+    def _drop_unknown(self) -> None:
+        """Whose sender has not become known in time is ignored."""
+        now, unknown = self.transport.world.clock(), self._unknown
+        while unknown and unknown[0][0] <= now - UNKNOWN_TIME:
+            unknown.popleft()
+            self.transport.totals.datagrams_ignored += 1
+        self._timer = None
+        if unknown:
+            wait = max(0.0, unknown[0][0] + UNKNOWN_TIME - now)
+            self._timer = self.transport.after(wait, self._drop_unknown)
+
+    def _deliver_unknown(self) -> None:
+        """Somebody has become known: what was kept may be from there."""
+        kept, self._unknown = self._unknown, deque()
+        for each in kept:
+            peer = self._sender(each[1])
+            if peer is None:
+                self._unknown.append(each)
+            else:
+                self._deliver(peer, each[2])
 
     def _payload(self, data: bytes) -> bytes | None:
         if len(data) > SIZE_MAX:
@@ -188,6 +246,8 @@ class Datagrams:
         places = self._places[peer] = [(host, port) for host in hosts]
         for each in places:
             self._senders.setdefault(each, []).append(peer)
+        if self._unknown:
+            self._deliver_unknown()
 
     def displace(self, peer: Remote) -> None:
         """A peer is no longer known."""

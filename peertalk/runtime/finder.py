@@ -1,9 +1,10 @@
-"""Discovery on the network: one datagram socket, the interfaces, and the sans-I/O Discovery between
-them.
+"""Discovery on the network: a datagram socket that hears broadcasts, the one of the node's own
+datagrams, the interfaces, and the sans-I/O Discovery between them.
 
-Everything heard goes to Discovery; what it wants sent goes out on every interface; what it finds
-out goes to the transport. Interfaces are looked up again for each packet, since they come and go;
-one that is asked for (Config.interfaces) and is not there is a trouble, and the others are used.
+Everything heard goes to Discovery; what it wants sent goes out on every interface, or to the one
+who asked; what it finds out goes to the transport. Interfaces are looked up again for each packet
+to all, since they come and go; one that is asked for (Config.interfaces) and is not there is a
+trouble, and the others are used.
 
 A timer that comes late tells that the loop was blocked: that time is nobody's silence, and what
 waits in the socket is read before anybody is declared lost.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 from typing import TYPE_CHECKING
 
 from .. import errors
@@ -20,7 +22,7 @@ from .._core import values
 from ..protocol.discovery import Discovery, Gone
 from ..protocol.peer import Key
 from .log import NodeLog, Troubles
-from .world import Interface, same_network
+from .world import Address, Interface, same_network
 
 if TYPE_CHECKING:
     from .transport import Timer, Transport
@@ -59,6 +61,7 @@ class Finder:
             name=config.name,
             port=transport.port,
             datagram_port=transport.datagrams.port,
+            chance=random.Random(transport.instance).random,
             announce_interval=config.announce_interval,
             peer_timeout=config.peer_timeout,
             max_peers=config.max_peers,
@@ -89,6 +92,16 @@ class Finder:
     def heard_within(self, key: Key, seconds: float) -> bool:
         """Whether a connected peer has announced itself in the last so many seconds."""
         return self.discovery.heard_within(key, seconds, self.transport.world.clock())
+
+    def seek(self, who: str) -> None:
+        """Somebody waits for the peer of this name or id."""
+        self.discovery.seek(who, self.transport.world.clock())
+        self._serve()
+
+    def take(self, data: bytes, address: Address) -> None:
+        """A discovery packet for this node alone, which came to its datagram port."""
+        self._take(data, address, self._wake_up())
+        self._serve()
 
     def look_again(self) -> None:
         """Our interfaces may have changed: where one has come, announce at once and ask who is
@@ -125,9 +138,11 @@ class Finder:
             heard = world.hear(self._socket)
             if heard is None:
                 break
-            data, address = heard
-            if not self._narrowed or same_network(self._interfaces, address[0]):
-                self.discovery.receive(data, address, now)
+            self._take(*heard, now)
+
+    def _take(self, data: bytes, address: Address, now: float) -> None:
+        if not self._narrowed or same_network(self._interfaces, address[0]):
+            self.discovery.receive(data, address, now)
 
     def _wake_up(self) -> float:
         """The time. What has passed since a deadline that nobody served was passed asleep."""
@@ -190,7 +205,13 @@ class Finder:
 
     def _send(self) -> None:
         config, world = self.transport.config, self.transport.world
-        packets = self.discovery.data_to_send(world.clock())
+        datagrams = self.transport.datagrams
+        packets = []
+        for packet in self.discovery.data_to_send(world.clock()):
+            if packet.to is not None:
+                world.send_to(datagrams.socket, packet.data, packet.to)
+            else:
+                packets.append(packet)
         if not packets:
             return
         try:
@@ -206,8 +227,8 @@ class Finder:
         for packet in packets:
             self._tell(
                 world.broadcast(
-                    self._socket,
-                    packet,
+                    datagrams.socket if packet.kind == values.QUERY else self._socket,
+                    packet.data,
                     config.discovery_port,
                     self._interfaces,
                     self._narrowed,

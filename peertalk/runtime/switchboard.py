@@ -284,6 +284,7 @@ class Switchboard:
         if known is None or capabilities.datagram_port != known.datagram_port:
             self.transport.datagrams.place(peer)
         connection.link.max_message = min(self.transport.max_message, capabilities.max_message)
+        connection.slow = False
         peer.on_pressure()
 
     def _greeted_late(
@@ -635,11 +636,28 @@ class Switchboard:
             )
         elif connection.dialled:
             connection.timer = self.transport.after(
-                policy.GREETING_TIME, lambda: self._greeted(connection, None, Greeting())
+                policy.GREETING_TIME, lambda: self._take_for_classic(connection)
             )
         else:
             silent = f"{where} sent no whole frame within {policy.SILENCE_TIME:g} s"
             self._give_time(connection, policy.SILENCE_TIME, errors.Timeout(silent), fault=True)
+
+    def _take_for_classic(self, connection: Connection) -> None:
+        """It has said nothing so far. An original would have, but one of ours may be slow: until
+        Config.connect_timeout is over nothing is refused that only one of ours takes."""
+        wait = self.transport.config.connect_timeout - policy.GREETING_TIME
+        connection.slow = wait > 0
+        self._greeted(connection, None, Greeting())
+        if connection.slow:
+            self.transport.after(wait, lambda: self._no_longer_slow(connection))
+
+    def _no_longer_slow(self, connection: Connection) -> None:
+        """It has said what it takes, or its time is over."""
+        peer = connection.peer
+        if connection.slow:
+            connection.slow = False
+            if isinstance(peer, Remote) and peer.connection is connection:
+                self.transport.pump(peer)
 
     def _known_at(self, address: Address) -> Remote | None:
         """Who lives at an address, as far as is known."""

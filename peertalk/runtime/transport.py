@@ -635,9 +635,11 @@ class Transport:
         return True
 
     def _hand_too_large(self, peer: Remote, connection: Connection, outbox: Outbox) -> int:
-        """The next message is longer than a frame may be: begin to hand it in pieces, or skip it
-        where it can never go."""
+        """The next message is longer than a frame may be: begin to hand it in pieces, skip it where
+        it can never go, or leave it where that is not known yet."""
         data = outbox.peek(1)[0]
+        if connection.slow and len(data) > FRAGMENTED_MAX:
+            return errors.WouldBlock.code
         limit, _ = self.limit_of(peer)
         if len(data) > limit:
             [(number, _)] = outbox.drop(1)
@@ -787,6 +789,7 @@ class Transport:
         if (
             connection is None
             or connection.link is None
+            or connection.slow
             or connection.link.max_message >= self.max_message
         ):
             return self.max_message, "of this core"
@@ -987,6 +990,11 @@ class Transport:
         self.changes += 1
         if self.on_change is not None:
             self.on_change()
+
+    def seek(self, who: str) -> None:
+        """Somebody waits for the peer of this name or id, which is not known."""
+        if self.finder is not None and not self.closing:
+            self.finder.seek(who)
 
     # Peers: what discovery tells ------------------------------------------------------------------
 

@@ -388,8 +388,8 @@ class World:
         return listener
 
     def unicast_socket(self, bind: str, port: int, give_way: bool) -> socket.socket:
-        """A socket that alone has a UDP port of bind (empty: all addresses). give_way: take a free
-        port when port is taken.
+        """A socket that alone has a UDP port of bind (empty: all addresses), and may send
+        broadcasts. give_way: take a free port when port is taken.
 
         Raises:
             AddressInUse: the port is taken and must not give way.
@@ -397,6 +397,7 @@ class World:
         """
         listener = _open_socket(socket.SOCK_DGRAM)
         try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
             try:
                 listener.bind((bind, port))
             except OSError as error:

@@ -286,7 +286,7 @@ async def test_what_is_malformed_or_too_long_or_of_nobody_is_counted_and_harms_n
             stranger.sendto(good, target)
             await until(lambda: bob.stats().datagrams_ignored == 1)
         for number, packet in enumerate(bad, 2):
-            ada._engine.world.send_to(ada._engine.datagrams._socket, packet, target)
+            ada._engine.world.send_to(ada._engine.datagrams.socket, packet, target)
             await until(lambda number=number: bob.stats().datagrams_ignored == number)
         assert bob.stats().datagrams_received == 0
         assert (
@@ -309,9 +309,24 @@ class MadeUp:
         self.went = []
         self.peers = {}
         self.troubles = types.SimpleNamespace(lasting=0)
+        self.now = 0.0
+        self.timers = []
 
     def check_open(self):
         """Open."""
+
+    def clock(self):
+        return self.now
+
+    def after(self, delay, action):
+        self.timers.append((self.now + delay, action))
+
+    def pass_time(self, seconds):
+        self.now += seconds
+        due = [action for at, action in self.timers if at <= self.now]
+        self.timers = [timer for timer in self.timers if timer[0] > self.now]
+        for action in due:
+            action()
 
     def send_to(self, sender, packet, address):
         self.went.append(address)

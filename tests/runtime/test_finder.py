@@ -36,6 +36,7 @@ class MadeUpWorld:
     def __init__(self):
         self.now = 100.0
         self.sent = []
+        self.alone = []
         self.coming = []
         self.networks = [LAN]
         self.asked = []
@@ -55,9 +56,18 @@ class MadeUpWorld:
         return self.networks
 
     def broadcast(self, sender, packet, port, interfaces, narrowed, bind=""):
-        assert not sender.closed and port == sender.port
-        self.sent.append((decode_announcement(CORE, packet).type, list(interfaces), narrowed, bind))
+        kind = decode_announcement(CORE, packet).type
+        assert not sender.closed and port == 7000
+        assert sender.port == (7355 if kind == QUERY else 7000), (
+            "answers come to where it came from"
+        )
+        self.sent.append((kind, list(interfaces), narrowed, bind))
         return {each.name: self.refusing.get(each.name, 0) for each in interfaces}
+
+    def send_to(self, sender, packet, address):
+        assert not sender.closed and sender.port == 7355
+        self.alone.append((decode_announcement(CORE, packet).type, address))
+        return 0
 
     def hear(self, listener):
         assert not listener.closed
@@ -71,7 +81,8 @@ class MadeUpEngine:
     def __init__(self, **options):
         self.config = Config(name="ada", discovery_port=7000, **options)
         self.core, self.instance, self.port = CORE, OURS, 7354
-        self.datagrams = types.SimpleNamespace(port=7355)
+        own = types.SimpleNamespace(port=7355, closed=False)
+        self.datagrams = types.SimpleNamespace(port=7355, socket=own)
         self.world = MadeUpWorld()
         self.timers = []
         self.watched = []
@@ -148,9 +159,11 @@ def test_it_announces_itself_asks_who_is_there_and_goes_on_announcing():
     later or missed one."""
     engine, _finder = start(announce_interval=5.0)
     assert kinds(engine.world) == [ANNOUNCE, QUERY]
-    engine.pass_time(4.9)
-    assert kinds(engine.world) == []
-    engine.pass_time(10.2)
+    engine.pass_time(2.4)
+    assert kinds(engine.world) == [], "half of the interval, or more"
+    engine.pass_time(2.7)
+    assert kinds(engine.world) == [ANNOUNCE]
+    engine.pass_time(15.0)
     assert kinds(engine.world) == [ANNOUNCE] * 3
     assert len(engine.timers) == 1, "one deadline, one timer"
 
@@ -183,6 +196,42 @@ def test_a_question_is_answered_soon_and_not_with_the_next_announcement():
     engine.hear(packet(QUERY))
     assert kinds(engine.world) == [ANNOUNCE]
     assert len(engine.timers) == 1
+
+
+def question(instance=THEIRS, port=7355, host="10.0.0.5", sought=None):
+    """A QUERY that comes from the datagram port that it names."""
+    asking = Announcement(QUERY, "bob", 7354, instance=instance, datagram_port=port, sought=sought)
+    return encode_announcement(CORE, asking), (host, port)
+
+
+def test_who_asks_from_a_port_of_its_own_is_answered_there_and_nobody_else_hears_it():
+    """In a room of hundreds an answer to all for each newcomer would be hundreds for each."""
+    engine, finder = start()
+    engine.world.sent.clear()
+    engine.hear(question(), question(), question(b"\x0c" * 8, 9000))
+    assert engine.world.alone == [(ANNOUNCE, ("10.0.0.5", 7355)), (ANNOUNCE, ("10.0.0.5", 9000))]
+    assert kinds(engine.world) == [], "and a copy that came by another way is no second question"
+    answer, _ = packet()
+    finder.take(answer, ("10.0.0.5", 7355))
+    assert [type(told) for told in engine.told] == [Found]
+
+
+def test_what_comes_to_the_datagram_port_from_another_network_is_not_heard_either():
+    """Whoever binds a node to one network does not want it to dial into another."""
+    engine, finder = start(bind="10.0.0.200")
+    finder.take(packet()[0], ("10.0.1.5", 7355))
+    assert not engine.told
+
+
+def test_who_is_waited_for_is_asked_by_name_when_it_has_not_been_heard_by_then():
+    """The question at the start is answered by few in a large room."""
+    engine, finder = start()
+    kinds(engine.world)
+    finder.seek("bob")
+    engine.pass_time(0.25)
+    assert kinds(engine.world) == []
+    engine.pass_time(0.1)
+    assert kinds(engine.world) == [QUERY]
 
 
 @pytest.mark.parametrize(
@@ -426,7 +475,7 @@ def test_a_loop_that_was_blocked_reads_what_waits_before_it_declares_anybody_los
     engine.world.now += 60.0  # nothing ran
     engine.world.coming += everybody
     engine.pass_time(0.0)
-    engine.pass_time(20.0)
+    engine.pass_time(25.0)
     assert Gone not in kinds_told(engine), "it takes up where it was: the minute was not silence"
     engine.world.now += 60.0
     engine.pass_time(0.0)

@@ -531,10 +531,10 @@ async def test_no_data_leaves_before_the_other_sides_capability():
         assert await classic.hear() == (DATA, 0, 0, bytes(300))
 
 
-async def test_a_peer_that_says_nothing_counts_as_classic_with_small_messages(monkeypatch):
+async def test_a_peer_that_says_nothing_counts_as_classic_with_small_messages():
     """After a second, or we would wait for ever for peers that only listen."""
-    monkeypatch.setattr(policy, "GREETING_TIME", 0.05)
-    async with ClassicPeer() as classic, pt.Node("ada", **loopback()) as ada:
+    options = loopback(connect_timeout=policy.GREETING_TIME)
+    async with ClassicPeer() as classic, pt.Node("ada", **options) as ada:
         peer = await ada.connect(classic.address, timeout=GUARD)
         await classic.meet()
         assert peer.classic and peer.max_message == 4096
@@ -1412,6 +1412,43 @@ async def test_one_of_ours_that_greets_late_is_no_classic_peer_for_ever(monkeypa
         late.say(frame(DISCONNECT))
         await until(lambda: not peer.connected)
         assert stats.messages_accepted == 2 and peer.reported == 2
+
+
+async def test_a_long_message_waits_for_one_of_ours_that_greets_late_and_is_not_refused(
+    monkeypatch,
+):
+    """A server that was busy for a second would be taken for a machine of 1990, and the first
+    message that only one of ours takes would fail."""
+    monkeypatch.setattr(policy, "GREETING_TIME", 0.02)
+    async with ClassicPeer() as late, pt.Node("ada", **loopback(connect_timeout=GUARD)) as ada:
+        peer = await ada.connect(late.address, timeout=GUARD)
+        await late.meet()
+        assert peer.capabilities is None
+        await peer.send(b"short")
+        peer.send_nowait(bytes(8000))
+        assert await peer.send_many([bytes(8000), b"behind them"]) == 2
+        late.say(late_greeting(late))
+        sizes = [len((await late.hear())[3]) for _ in range(5)]
+        assert sizes[1:] == [5, 8000, 8000, 11], "in the order of the calls"
+        assert not peer.classic and peer.stats().messages_failed == 0
+
+
+async def test_a_long_message_fails_when_the_time_of_a_slow_peer_is_over(monkeypatch):
+    """An original says what it takes at once, so one that still says nothing takes 512 bytes, and
+    what is behind the long one must not wait for ever."""
+    monkeypatch.setattr(policy, "GREETING_TIME", 0.02)
+    async with ClassicPeer() as mute, pt.Node("ada", **loopback(connect_timeout=1.0)) as ada:
+        events = ada.events()
+        peer = await ada.connect(mute.address, timeout=GUARD)
+        await mute.meet()
+        number = await peer.send(bytes(4097))
+        await peer.send(b"behind it")
+        failed = await next_event(events, pt.Failed)
+        assert (failed.first, failed.last, failed.outcome) == (number, number, pt.Outcome.FAILED)
+        assert isinstance(failed.error, pt.MessageTooLarge)
+        assert (await mute.hear())[0] == CAPABILITY and (await mute.hear())[3] == b"behind it"
+        with pytest.raises(pt.MessageTooLarge, match="the limit is 4,096"):
+            await peer.send(bytes(4097))
 
 
 def late_greeting(late):
