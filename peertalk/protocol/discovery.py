@@ -295,12 +295,13 @@ class Discovery:
     def start(self, now: float) -> None:
         """Begin to listen; queues an ANNOUNCE and a QUERY. Starting twice announces again.
 
-        The next announcement comes after half of the interval or more, by chance: else those that
-        are started together would speak together ever after, and be heard by nobody.
+        The next announcement comes at any moment of the interval, by chance: else those that are
+        started together would speak together ever after, which is more at a time than a socket
+        holds.
         """
         self._running = True
         self._started = now
-        self._part = 0.5 + self._chance() / 2
+        self._part = 1.0 - self._chance()
         self._sought.clear()
         self._announce(now)
         self._to_send.append(Outgoing(QUERY, self._packets[QUERY]))
