@@ -282,8 +282,9 @@ class Discovery:
         """Those of the last ANSWER_SPACING, the earliest first."""
         self._answering = 0
         """How many of them are answered one by one."""
-        self._answers: list[tuple[float, tuple[str, int]]] = []
-        """Answers that wait: when they are due, and to whom they go. At most ANSWERS_MAX."""
+        self._answers: list[tuple[float, Key, tuple[str, int]]] = []
+        """Answers that wait: when they are due, whom they are for, and where they go. At most
+        ANSWERS_MAX."""
         self._sought: dict[str, bool] = {}
         """Who is sought, and whether we have asked."""
         self._seek_at = float("inf")
@@ -409,7 +410,7 @@ class Discovery:
         if not self._running:
             return None
         due = min(self._announce_due(), self._forget_due(), self._seek_at)
-        return min((due, *(at for at, _ in self._answers)))
+        return min((due, *(at for at, _, _ in self._answers)))
 
     def handle_timeout(self, now: float) -> None:
         """Announce if that is due, and forget who was silent for peer_timeout. May be called at any
@@ -536,9 +537,12 @@ class Discovery:
                 self._part = 1.0
             self._announce(now)
         if self._answers:
-            due = [to for at, to in self._answers if at <= now]
+            due = [each for each in self._answers if each[0] <= now]
             self._answers = [each for each in self._answers if each[0] > now]
-            self._to_send += [Outgoing(ANNOUNCE, self._packets[ANNOUNCE], to) for to in due]
+            for _, key, to in due:
+                self._to_send.append(Outgoing(ANNOUNCE, self._packets[ANNOUNCE], to))
+                if (entry := self._entries.get(key)) is not None:
+                    entry.announced = None
         if now >= self._seek_at:
             self._seek_at = float("inf")
             self._seek_now()
@@ -587,9 +591,7 @@ class Discovery:
         self._askers[query.instance, query.sought] = _Asker(now, answered)
         if answered:
             self._answering += 1
-            self._answers.append((due, address))
-            if (entry := self._entries.get(query.instance)) is not None:
-                entry.announced = None
+            self._answers.append((due, query.instance, address))
 
     def _is_called(self, name: str) -> bool:
         ours = self._instance

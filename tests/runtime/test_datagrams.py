@@ -20,7 +20,13 @@ from peertalk._core import load
 from peertalk._core.values import ANNOUNCE, GOODBYE
 from peertalk.protocol.wire import Announcement, encode_announcement
 from peertalk.runtime import datagrams
-from peertalk.runtime.datagrams import PAYLOAD_MAX, WAITING_MAX, Datagrams
+from peertalk.runtime.datagrams import (
+    PAYLOAD_MAX,
+    UNKNOWN_MAX,
+    UNKNOWN_TIME,
+    WAITING_MAX,
+    Datagrams,
+)
 from peertalk.runtime.world import World
 
 GUARD = 20.0
@@ -482,3 +488,125 @@ def test_on_a_bad_wire_each_datagram_arrives_never_once_or_twice_and_none_is_mad
 
     first = sim.run(main, seed=11)
     assert first == sim.run(main, seed=11) and first[0] > 0
+
+
+# Who is about to be known
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.05, 0.15, 0.3])
+def test_the_first_datagram_after_a_peer_was_found_arrives_whoever_started_first(c_core, gap):
+    """Who has found a peer writes to it, and must not have to know that it is not known there."""
+
+    async def main(net):
+        async def greet(node, other):
+            node.send_datagram(await node.wait_for(other, timeout=60), node.name)
+
+        a = await net.node("a", core=c_core.name)
+        greeting = asyncio.create_task(greet(a, "b"))
+        await asyncio.sleep(gap)
+        b = await net.node("b", core=c_core.name)
+        await greet(b, "a")
+        await greeting
+        got = [await node.receive_datagram(timeout=60) for node in (a, b)]
+        assert [(each.text, each.peer.name) for each in got] == [("b", "b"), ("a", "a")]
+        assert [node.stats().datagrams_ignored for node in (a, b)] == [0, 0]
+
+    for seed in range(5):
+        sim.run(main, seed=seed, preset="lan")
+
+
+async def test_the_first_datagram_of_each_of_many_nodes_of_one_host_arrives(free_port):
+    """Here several share the port of discovery, and each must hear the answers to its own
+    question."""
+    port = free_port()
+    options = {"bind": "127.0.0.1", "port": 0, "udp_port": 0, "discovery_port": port}
+    async with contextlib.AsyncExitStack() as stack:
+        nodes = []
+        for number in range(8):
+            node = await stack.enter_async_context(pt.Node(f"n{number}", **options))
+            for other in nodes:
+                assert node.send_datagram(await node.wait_for(other.name, timeout=GUARD), b"new")
+                peer = await other.wait_for(node.name, timeout=GUARD)
+                assert other.send_datagram(peer, b"welcome")
+            nodes.append(node)
+        for number, node in enumerate(nodes):
+            got = [await node.receive_datagram(timeout=GUARD) for _ in range(len(nodes) - 1)]
+            assert {each.peer.name for each in got} == {each.name for each in nodes} - {node.name}
+            assert [each.data for each in got].count(b"welcome") == number
+            assert node.stats().datagrams_ignored == 0
+
+
+def test_in_a_large_room_each_of_those_whom_a_newcomer_has_not_heard_can_greet_it(c_core):
+    """Few of them answer its question; the others are heard in ten seconds, and some have something
+    to say before that."""
+    count = 60
+
+    async def main(net):
+        options = {"core": c_core.name, "max_peers": count + 1, "pool_bytes": 1 << 20}
+        nodes = [await net.node(f"n{number}", **options) for number in range(count)]
+        await asyncio.sleep(15)
+        late = await net.node("late", **options)
+
+        async def greet(node):
+            assert node.send_datagram(await node.wait_for("late", timeout=60), node.name)
+
+        await asyncio.gather(*map(greet, nodes))
+        got = [await late.receive_datagram(timeout=60) for _ in nodes]
+        assert {each.text for each in got} == {node.name for node in nodes}
+        assert all(each.peer.name == each.text for each in got)
+        assert net.clock.seconds < 16
+
+    sim.run(main)
+
+
+def kept():
+    """Datagrams that have one of a stranger, its place, and their engine."""
+    engine = MadeUp()
+    fast = Datagrams(engine)
+    where = ("10.0.0.9", 7355)
+    engine.coming = [(CORE.encode_datagram(7355, b"early"), where)]
+    fast._hear()
+    assert fast.take() is None and engine.totals.datagrams_ignored == 0
+    return engine, fast, where
+
+
+def test_a_datagram_of_an_unknown_sender_is_kept_until_its_sender_is_known():
+    """It may have overtaken what makes its sender known."""
+    engine, fast, (host, port) = kept()
+    engine.pass_time(UNKNOWN_TIME * 0.9)
+    fast.place(Known("10.0.0.8", port))
+    assert fast.take() is None
+    bob = Known(host, port)
+    fast.place(bob)
+    fast.place(bob)
+    assert fast.take() == (bob, b"early") and fast.take() is None
+    engine.pass_time(UNKNOWN_TIME)
+    assert engine.totals.datagrams_ignored == 0 and engine.totals.datagrams_received == 1
+
+
+def test_a_datagram_of_an_unknown_sender_is_ignored_when_its_time_is_over():
+    """Strangers must not fill our memory, and an old datagram is of no use."""
+    engine, fast, (host, port) = kept()
+    engine.pass_time(UNKNOWN_TIME / 2)
+    engine.coming = [(CORE.encode_datagram(7355, b"later"), (host, port))]
+    fast._hear()
+    engine.pass_time(UNKNOWN_TIME / 2)
+    assert engine.totals.datagrams_ignored == 1
+    bob = Known(host, port)
+    fast.place(bob)
+    assert fast.take() == (bob, b"later") and fast.take() is None
+    engine.pass_time(UNKNOWN_TIME)
+    assert engine.totals.datagrams_ignored == 1
+
+
+def test_so_many_datagrams_of_strangers_are_kept_and_no_more():
+    """Anybody on the network can write to the port."""
+    engine, fast, where = kept()
+    for number in range(3 * UNKNOWN_MAX):
+        engine.coming = [(CORE.encode_datagram(1, b"%d" % number), ("10.0.1.1", number))]
+        fast._hear()
+    assert engine.totals.datagrams_ignored == 2 * UNKNOWN_MAX + 1
+    fast.place(Known(*where))
+    assert fast.take() is None, "the oldest has given way"
+    engine.pass_time(UNKNOWN_TIME)
+    assert engine.totals.datagrams_ignored == 3 * UNKNOWN_MAX + 1 and not engine.timers

@@ -1433,6 +1433,37 @@ async def test_a_long_message_waits_for_one_of_ours_that_greets_late_and_is_not_
         assert not peer.classic and peer.stats().messages_failed == 0
 
 
+BUSY = """
+import asyncio, sys
+import peertalk as pt
+
+async def main():
+    async with pt.Node("busy", bind="127.0.0.1", port=0, udp_port=0, discovery=False) as node:
+        print(node.address[1], flush=True)
+        sys.stdin.readline()  # the loop stands still
+        print(len((await node.receive(timeout=60)).data), flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_server_that_is_busy_is_sent_what_is_longer_than_a_classic_peer_takes(
+    start_python, monkeypatch
+):
+    """It computes, or starts up: a program of ours that will answer, and not in a second."""
+    monkeypatch.setattr(policy, "GREETING_TIME", 0.02)
+    busy = start_python("-c", BUSY)
+    port = int(await asyncio.to_thread(busy.stdout.readline))
+    async with pt.Node("ada", **loopback(connect_timeout=GUARD)) as ada:
+        peer = await ada.connect(("127.0.0.1", port), timeout=GUARD)
+        assert peer.capabilities is None
+        await peer.send(bytes(8000))
+        busy.stdin.write("go on\n")
+        busy.stdin.flush()
+        assert await asyncio.to_thread(busy.stdout.readline) == "8000\n"
+        assert (peer.name, peer.classic) == ("busy", False)
+
+
 async def test_a_long_message_fails_when_the_time_of_a_slow_peer_is_over(monkeypatch):
     """An original says what it takes at once, so one that still says nothing takes 512 bytes, and
     what is behind the long one must not wait for ever."""
