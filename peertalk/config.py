@@ -251,7 +251,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         ),
     ] = 0
     announce_interval: Annotated[
-        float, _seconds(0.1, 10.0, "Longest time between two announcements of this node.")
+        float,
+        _seconds(
+            0.1, 10.0, "Time between two announcements of this node; in a large room up to 10 s."
+        ),
     ] = 5.0
     peer_timeout: Annotated[
         float, _seconds(0.1, 86_400.0, "Silence after which an unconnected peer counts as lost.")

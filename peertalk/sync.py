@@ -575,7 +575,7 @@ class Node:
         self, who: str | Callable[[Peer], bool], *, timeout: float | str | None = None
     ) -> Peer:
         """The peer with this id or name, or the first for which the function is true, as soon as it
-        is known.
+        is known. In a large room an id or a name is found quicker, since it is asked for.
 
         Raises:
             Timeout: naming who is known instead.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from typing import Any
 
 import pytest
@@ -30,13 +29,16 @@ FOR_ONE = 20
 def carried(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """[packets]: what simulated nodes have sent beside connections; to all counts once."""
     count = [0]
-    for name in ("broadcast", "send_to"):
 
-        def counted(self: Any, *args: Any, real: Any = getattr(SimulatedWorld, name)) -> Any:
+    def counting(real: Any) -> Any:
+        def counted(self: Any, *args: Any) -> Any:
             count[0] += 1
             return real(self, *args)
 
-        monkeypatch.setattr(SimulatedWorld, name, counted)
+        return counted
+
+    for name in ("broadcast", "send_to"):
+        monkeypatch.setattr(SimulatedWorld, name, counting(getattr(SimulatedWorld, name)))
     return count
 
 

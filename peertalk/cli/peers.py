@@ -39,7 +39,8 @@ def command(
     timeout: Annotated[
         str | None,
         typer.Option(
-            help="How long to look: seconds, or 500ms. Default: 2 s; with --watch: until Ctrl-C.",
+            help="How long to look: seconds, or 500ms; of more than 20 peers some are heard after "
+            "10 s only. Default: 2 s; with --watch: until Ctrl-C.",
             show_default=False,
         ),
     ] = None,

@@ -800,8 +800,8 @@ def test_who_asks_from_any_other_port_is_answered_as_the_original_does(core, res
 
 
 def test_in_a_large_room_chance_picks_who_answers_and_when(core):
-    """So many answers as all the room gives would be too many at once, and for nothing: it hears the
-    rest in ten seconds."""
+    """So many answers as all the room gives would be too many at once, and for nothing: it hears
+    the rest in ten seconds."""
     room, rounds = 200, 2000
     discovery = make(core, max_peers=4096, announce_interval=10.0, peer_timeout=1e6)
     fill(core, discovery, room, 0.0)
