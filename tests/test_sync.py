@@ -10,12 +10,16 @@ import asyncio
 import contextlib
 import gc
 import signal
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 import peertalk as pt
+from peertalk._core import load
+from peertalk._core.values import GOODBYE, QUERY
+from peertalk.protocol.wire import decode_announcement
 from peertalk.sync import Node
 
 GUARD = 20.0
@@ -623,3 +627,21 @@ def test_whoever_waits_for_a_peer_looks_only_when_something_has_changed():
         with pytest.raises(pt.Timeout, match="known: 'ada'"):
             node.wait_for(absent, timeout=0.05)
     assert looks == 1
+
+
+def test_who_is_waited_for_is_asked_for_by_name(free_port):
+    """In a large room few answer a question to all."""
+    port = free_port()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as hears:
+        hears.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        hears.bind(("", port))
+        hears.settimeout(GUARD)
+        with Node("ada", **loopback(discovery=True, discovery_port=port)) as ada:
+            with pytest.raises(pt.Timeout, match="no peer 'zoe' was heard"):
+                ada.wait_for("zoe", timeout=1.0)
+            with pytest.raises(pt.Timeout):
+                ada.wait_for("zoe", timeout=0.1)
+        heard = []
+        while not heard or heard[-1].type != GOODBYE:
+            heard.append(decode_announcement(load("reference"), hears.recv(2048)))
+    assert [each.sought for each in heard if each.type == QUERY] == [None, "zoe"]

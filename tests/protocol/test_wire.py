@@ -343,3 +343,14 @@ def test_a_batch_gives_payloads_or_messages_in_their_order():
 def test_messages_are_no_work_for_the_garbage_collector():
     """At a million messages a second the collector would take longer than the messages."""
     assert not gc.is_tracked(Message(Peer(INSTANCE), b"data"))
+
+
+@given(sought=names.filter(bool), asks=st.booleans())
+def test_a_question_says_who_is_sought_where_the_original_does_not_look(core, sought, asks):
+    """Of any other packet that says nothing: it would make a known peer another one."""
+    kind = 2 if asks else 1
+    asking = Announcement(kind, "CREF", 17354, instance=INSTANCE, datagram_port=1, sought=sought)
+    packet = encode_announcement(core, asking)
+    classic = core.encode_discovery(kind, 17354, b"CREF", 0, 3)
+    assert packet[: len(classic)] == classic and len(packet) <= 98
+    assert decode_announcement(core, packet).sought == (sought if asks else None)
