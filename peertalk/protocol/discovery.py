@@ -420,7 +420,8 @@ class Discovery:
         self._send_due(now)
         while self._forget_due() <= now:
             self._forget(next(iter(self._waiting.values())), LostReason.TIMEOUT)
-        for stranger, heard in list(self._strangers.items()):
+        while self._strangers:
+            stranger, heard = next(iter(self._strangers.items()))
             if heard > now - self._deaf - self._stale_after:
                 break
             del self._strangers[stranger]
