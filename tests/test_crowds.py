@@ -32,8 +32,10 @@ def carried(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def counting(real: Any) -> Any:
         def counted(self: Any, *args: Any) -> Any:
-            count[0] += 1
-            return real(self, *args)
+            before = count[0]
+            outcome = real(self, *args)
+            count[0] = before + 1
+            return outcome
 
         return counted
 

@@ -205,11 +205,13 @@ class Finder:
 
     def _send(self) -> None:
         config, world = self.transport.config, self.transport.world
-        datagrams = self.transport.datagrams
+        datagrams, totals = self.transport.datagrams, self.transport.totals
         packets = []
         for packet in self.discovery.data_to_send(world.clock()):
             if packet.to is not None:
-                world.send_to(datagrams.socket, packet.data, packet.to)
+                refused = world.send_to(datagrams.socket, packet.data, packet.to) != 0
+                totals.announcements_sent += not refused
+                totals.announcements_refused += refused
             else:
                 packets.append(packet)
         if not packets:
@@ -217,7 +219,7 @@ class Finder:
         try:
             changed = self._look()
         except errors.NoNetwork as error:
-            self.transport.totals.announcements_refused += len(packets)
+            totals.announcements_refused += len(packets)
             self._troubles.failed(_ANNOUNCING, "%s", error)
             return
         except OSError:

@@ -65,7 +65,8 @@ class NodeStatistics(msgspec.Struct, frozen=True):
     datagrams_refused: those that it did not take, which are gone; datagrams_received: those of
     known peers; datagrams_ignored: those that were malformed, too long or of nobody known;
     datagrams_overflowed: those received that were not taken in time and gave way to newer ones;
-    announcements_sent: packets of discovery that the system took, one for each interface;
+    announcements_sent: packets of discovery that the system took, one for each interface, or one
+    that answers somebody;
     announcements_refused: those that it did not take (a firewall, an interface that is down), or
     that an interface without its cable did not carry; peers_refused: announcements of strangers for
     whom there was no room; accepts_refused: callers that were turned away, or had to wait, because

@@ -377,8 +377,9 @@ def test_a_firewall_is_one_line_with_what_to_try_and_one_when_it_is_gone(caplog)
     assert "let UDP to port 7000 (Config.discovery_port) out, or connect by address" in begun
     engine.world.refusing = {}
     engine.pass_time(5.1 + SETTLED)
-    # two packets at the start, and one in 5 s
-    assert caplog.messages[1:] == [BEGIN + "announcing works again; 22 failed in 105.0 s"]
+    # two packets at the start, and one in 5 s, the first of them early
+    (ended,) = caplog.messages[1:]
+    assert ended.startswith(BEGIN + "announcing works again; 22 failed in 10"), ended
     assert (engine.totals.announcements_sent, engine.totals.announcements_refused) == (12, 34)
 
 
