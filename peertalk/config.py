@@ -7,7 +7,8 @@ then profile, then default. A value out of its bounds is an InvalidArgument that
 bound and where the value came from.
 
 Invariant: every Config that exists is within its bounds and holds plain values (durations in float
-seconds, sizes in int bytes). Never: reads anything but the environment and the host name.
+seconds, sizes in int bytes). Never: reads anything but the environment and, for a name, what host
+and script are called.
 """
 
 from __future__ import annotations
@@ -18,14 +19,18 @@ import ipaddress
 import math
 import os
 import re
+import secrets
 import socket
+import sys
+import unicodedata
 from collections.abc import Iterable, Mapping
+from pathlib import PurePath
 from typing import Annotated, NamedTuple, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
-from .errors import InvalidArgument, WrongType
+from .errors import InvalidArgument, WrongType, shown
 
 NAME_MAX_BYTES = 31
 """Longest peer name that the discovery packet has room for, in bytes of UTF-8."""
@@ -59,13 +64,16 @@ _BOOLEANS = {
     "no": False,
     "off": False,
 }
+_FIT_TOGETHER = ("peer_timeout", "announce_interval")
+_UNIQUE_BYTES = 3
+"""Random bytes in a default name: of 100 programs of one name on one host two are alike once in
+3,000 times."""
+_NAME_ROOM = NAME_MAX_BYTES - 2 * _UNIQUE_BYTES - 2
+"""Bytes of a default name for host and program: all but their two hyphens and the random digits."""
+_CONTROL = ("Cc", "Zl", "Zp", "Cs")
+_DIGITS_MAX = 40
+"""Of the number in a size: more of them mean nothing, and Python stops reading somewhere."""
 _QUANTITY = re.compile(r"\s*(\d+(?:_\d+)*(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)\s*")
-
-
-def _shown(value: object) -> str:
-    """The value as an error message shows it: short, on one line."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:56] + "..." + text[-1]
 
 
 def parse_duration(value: object) -> float:
@@ -80,7 +88,7 @@ def parse_duration(value: object) -> float:
         match = _QUANTITY.fullmatch(value)
         if match is None or match[2].lower() not in ("", *_SECONDS):
             raise InvalidArgument(
-                f"{_shown(value)} is no duration: write seconds, or a number with us, ms, s, "
+                f"{shown(value)} is no duration: write seconds, or a number with us, ms, s, "
                 "m or h (250ms, 2s)"
             )
         seconds = float(match[1]) * _SECONDS[match[2].lower() or "s"]
@@ -91,11 +99,20 @@ def parse_duration(value: object) -> float:
             seconds = math.inf
     else:
         raise WrongType(
-            f"{_shown(value)} is no duration: use seconds (a number) or text such as '250ms'"
+            f"{shown(value)} is no duration: use seconds (a number) or text such as '250ms'"
         )
     if not math.isfinite(seconds) or seconds < 0:
-        raise InvalidArgument(f"{_shown(value)} is no duration: it must be finite and not negative")
+        raise InvalidArgument(f"{shown(value)} is no duration: it must be finite and not negative")
     return seconds
+
+
+def parse_timeout(value: object) -> float | None:
+    """Seconds from a time-out as calls take it: a duration, or None, which stays None: no limit.
+
+    Raises:
+        InvalidArgument, WrongType: as parse_duration().
+    """
+    return None if value is None else parse_duration(value)
 
 
 def parse_size(value: object) -> int:
@@ -110,32 +127,59 @@ def parse_size(value: object) -> int:
         match = _QUANTITY.fullmatch(value)
         if match is None or match[2].lower() not in ("", *_BYTES):
             raise InvalidArgument(
-                f"{_shown(value)} is no size: write bytes, or a number with KB, MB, GB, KiB, "
+                f"{shown(value)} is no size: write bytes, or a number with KB, MB, GB, KiB, "
                 "MiB or GiB (64KiB)"
+            )
+        if len(match[1]) > _DIGITS_MAX:
+            raise InvalidArgument(
+                f"{shown(value)} is no size: it has more than {_DIGITS_MAX} digits"
             )
         unit = _BYTES[match[2].lower() or "b"]
         size = float(match[1]) * unit if "." in match[1] else int(match[1]) * unit
         if size != int(size):
-            raise InvalidArgument(f"{_shown(value)} is no size: it is not a whole number of bytes")
+            raise InvalidArgument(f"{shown(value)} is no size: it is not a whole number of bytes")
         return int(size)
     if isinstance(value, int) and not isinstance(value, bool):
         if value < 0:
-            raise InvalidArgument(f"{value:,} is no size: it must not be negative")
+            raise InvalidArgument(f"{shown(value)} is no size: it must not be negative")
         return value
     raise WrongType(
-        f"{_shown(value)} is no size: use bytes (a whole number) or text such as '64KiB'"
+        f"{shown(value)} is no size: use bytes (a whole number) or text such as '64KiB'"
     )
 
 
-def _host_name() -> str:
-    """First label of the host name, cut to what a peer name may hold; "peertalk" when there is
-    none."""
-    label = socket.gethostname().split(".")[0].replace("\0", "")
-    return label.encode("utf-8", "ignore")[:NAME_MAX_BYTES].decode("utf-8", "ignore") or "peertalk"
+def default_name() -> str:
+    """A name that says host and program, and that no other call gives: `vm-chat-3f2a9c`. 1 to 31
+    bytes of UTF-8.
+
+    The host's part is the first label of its name, the program's is its script (of `python -m
+    package` the package). Parts that are too long together are cut; the end, six random hexadecimal
+    digits, is always whole: it keeps apart two programs of one host, and two hosts whose names
+    begin alike.
+    """
+    script = PurePath(sys.argv[0] if sys.argv else "")
+    program = script.parent.name if script.stem == "__main__" else script.stem
+    if not program or program.startswith("-"):  # -c, standard input, by hand
+        program = "python"
+    host = _name_part(socket.gethostname().split(".")[0], _NAME_ROOM)
+    program = _name_part(program, _NAME_ROOM - min(len(host.encode()), _NAME_ROOM // 2))
+    host = _name_part(host, _NAME_ROOM - len(program.encode()))
+    return "-".join(filter(None, (host, program, secrets.token_hex(_UNIQUE_BYTES))))
 
 
-def _port(description: str) -> Meta:
-    return Meta(ge=0, le=65535, description=description, extra={"unit": "port"})
+def _name_part(text: str, room: int) -> str:
+    """What of it fits into so many bytes, and can stand in a line."""
+    line_safe = "".join(each for each in text if is_line_safe(each))
+    return line_safe.encode()[:room].decode("utf-8", "ignore")
+
+
+def is_line_safe(name: str) -> bool:
+    """Whether a name has no control character, and nothing that ends a line."""
+    return not any(unicodedata.category(each) in _CONTROL for each in name)
+
+
+def _port(description: str, low: int = 0) -> Meta:
+    return Meta(ge=low, le=65535, description=description, extra={"unit": "port"})
 
 
 def _seconds(low: float, high: float, description: str) -> Meta:
@@ -168,11 +212,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """
 
     name: Annotated[
-        str, _plain("Name that other peers see: 1 to 31 bytes of UTF-8. Default: the host name.")
-    ] = msgspec.field(default_factory=_host_name)
+        str,
+        _plain(
+            "Name that other peers see: 1 to 31 bytes of UTF-8. Default: host, script and six "
+            "random digits."
+        ),
+    ] = msgspec.field(default_factory=lambda: None)  # filled in by __post_init__
     port: Annotated[int, _port("TCP port to listen on; 0: any free one.")] = 7354
     discovery_port: Annotated[
-        int, _port("UDP port of discovery; the same for all peers of a network.")
+        int, _port("UDP port of discovery; the same for all peers of a network.", low=1)
     ] = 7353
     udp_port: Annotated[
         int,
@@ -257,7 +305,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         ),
     ] = 5.0
     peer_timeout: Annotated[
-        float, _seconds(0.1, 86_400.0, "Silence after which an unconnected peer counts as lost.")
+        float,
+        _seconds(
+            0.1,
+            86_400.0,
+            "Silence after which an unconnected peer counts as lost; not below announce_interval.",
+        ),
     ] = 30.0
     ping_interval: Annotated[
         float,
@@ -287,15 +340,24 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     ] = 16
 
     def __post_init__(self) -> None:
+        if self.name is None:
+            msgspec.structs.force_setattr(self, "name", default_name())
+            self.__dict__["_sources"] = {"name": "default"}
         for setting in settings():
             value = getattr(self, setting.name)
-            checked = _checked(setting, value, f"argument {setting.name}={_shown(value)}")
+            checked = _checked(setting, value, f"argument {setting.name}={shown(value)}")
             if checked is not value:
                 msgspec.structs.force_setattr(self, setting.name, checked)
         preset = PROFILES.get(self.profile, {})
         for setting in settings():
             if setting.name in preset and getattr(self, setting.name) == setting.default:
                 msgspec.structs.force_setattr(self, setting.name, preset[setting.name])
+        if self.peer_timeout < self.announce_interval:
+            raise InvalidArgument(
+                f"peer_timeout of {self.peer_timeout:g} s is below announce_interval, "
+                f"{self.announce_interval:g} s: who announces itself so seldom would be lost "
+                "before it is heard again; raise the one or lower the other"
+            )
 
     def explain(self) -> dict[str, tuple[object, str]]:
         """Value and source of each field: "argument", "environment PEERTALK_<FIELD>", "profile" or
@@ -419,7 +481,7 @@ def _checked_list(setting: Setting, value: object, origin: str) -> tuple[str, ..
     for name in names:
         if not isinstance(name, str):
             raise WrongType(
-                f"{origin}: {setting.name} must be a list of names, and {_shown(name)} is none"
+                f"{origin}: {setting.name} must be a list of names, and {shown(name)} is none"
             )
         if not name:
             raise InvalidArgument(f"{origin}: {setting.name} holds an empty name")
@@ -457,7 +519,7 @@ def check_name(name: str, origin: str = "name") -> bytes:
     """The name as bytes of UTF-8, 1 to 31 of them.
 
     Raises:
-        InvalidArgument: empty, too long, holding a NUL (the original stops reading there) or not
+        InvalidArgument: empty, too long, holding a control character or the end of a line, or not
             encodable. origin begins its message.
     """
     try:
@@ -467,10 +529,10 @@ def check_name(name: str, origin: str = "name") -> bytes:
     if not 1 <= len(encoded) <= NAME_MAX_BYTES:
         empty = "empty, 0 bytes" if not encoded else f"{len(encoded):,} bytes of UTF-8"
         raise InvalidArgument(f"{origin}: name is {empty}; it must be 1 to {NAME_MAX_BYTES} bytes")
-    if b"\0" in encoded:
+    if not is_line_safe(name):
         raise InvalidArgument(
-            f"{origin}: name holds a NUL character; other peers would read only what stands "
-            "before it"
+            f"{origin}: name {shown(name)} holds a control character or the end of a line; names "
+            "stand in lines of logs and terminals: leave it out"
         )
     return encoded
 
@@ -511,8 +573,8 @@ def load_config(**arguments: object) -> Config:
     argument overrules is not looked at.
 
     Raises:
-        InvalidArgument: a value out of its bounds (the message says value, bound and source), or an
-            argument that is no field.
+        InvalidArgument: a value out of its bounds, or two that do not fit together (the message
+            says value, bound and source), or an argument that is no field.
         WrongType: an argument of a type that its field cannot take.
     """
     names = [setting.name for setting in settings()]
@@ -522,22 +584,27 @@ def load_config(**arguments: object) -> Config:
             raise InvalidArgument(f"there is no setting {name!r}; the closest one is {close[0]!r}")
     values: dict[str, object] = {}
     sources: dict[str, str] = {}
+    origins: dict[str, str] = {}
     for setting in settings():
         given = arguments.get(setting.name)
         text = os.environ.get(setting.environment, "")
         if given is not None:
-            values[setting.name] = _checked(
-                setting, given, f"argument {setting.name}={_shown(given)}"
-            )
+            origin = origins[setting.name] = f"argument {setting.name}={shown(given)}"
+            values[setting.name] = _checked(setting, given, origin)
             sources[setting.name] = "argument"
         elif text:
             origin = (
                 f"{setting.environment}={text if len(text) <= 60 else text[:57] + '...'} in the "
                 "environment"
             )
+            origins[setting.name] = origin
             values[setting.name] = _checked(setting, _from_text(setting, text, origin), origin)
             sources[setting.name] = f"environment {setting.environment}"
-    config = Config(**values)  # type: ignore[arg-type]
+    try:
+        config = Config(**values)  # type: ignore[arg-type]
+    except InvalidArgument as error:  # each alone has been looked at
+        given_here = [origins[name] for name in _FIT_TOGETHER if name in origins]
+        raise InvalidArgument(f"{' and '.join(given_here)}: {error}") from None
     preset = PROFILES.get(config.profile, {})
     for name in names:
         if name not in values:

@@ -259,6 +259,19 @@ BY_CODE: dict[int, type[PeerTalkError]] = {
 }
 """Class for each code that a call can return (-28, cancelled, is an outcome and never raised)."""
 
+_SHOWN_MAX = 60
+"""Characters of a value in a message."""
+
+
+def shown(value: object) -> str:
+    """The value as a message shows it: short, on one line, whatever it is."""
+    try:
+        text = repr(value)
+    except Exception:  # its own repr fails, or it is a number of more digits than Python writes
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= _SHOWN_MAX else text[: _SHOWN_MAX - 4] + "..." + text[-1]
+
+
 _DECODER = {-20: BadCrc, -21: BadMagic, -22: Truncated, -23: BadVersion}
 
 

@@ -560,7 +560,8 @@ class Node:
     Any thread may call Peer.send_nowait, close_nowait, stats and memory, and look at peers.
 
     Args:
-        name: 1 to 31 bytes of UTF-8; None: PEERTALK_NAME, else the host's name.
+        name: 1 to 31 bytes of UTF-8 without control characters; None: PEERTALK_NAME, else one made
+            of host, script and six random digits.
         config: a Config made before; not together with options.
         world: where it lives; None: on this machine. A simulated network brings its own.
         options: any field of Config.

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import re
+import subprocess
+import sys
 
 import msgspec
 import pytest
@@ -16,6 +20,7 @@ from peertalk.config import (
     Config,
     Setting,
     check_name,
+    default_name,
     load_config,
     parse_duration,
     parse_size,
@@ -120,7 +125,8 @@ def test_the_defaults_that_both_sides_must_share_are_those_of_the_original():
 def test_none_and_an_empty_variable_count_as_not_given(monkeypatch):
     """A command line passes None for what was not typed; shells leave empty variables behind."""
     monkeypatch.setenv("PEERTALK_PORT", "")
-    assert load_config(port=None, name=None) == Config()
+    config = load_config(port=None, name=None)
+    assert config == Config(name=config.name)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +160,8 @@ def test_bounds_are_inclusive_and_what_lies_beyond_is_refused_with_value_bound_a
     setting: Setting, monkeypatch
 ):
     """The reader of the message must see what to change, to what, and where."""
+    if setting.name == "peer_timeout":
+        monkeypatch.setenv("PEERTALK_ANNOUNCE_INTERVAL", "0.1")  # not above it
     step = 1 if setting.kind in ("whole", "bytes") else 0.001
     for bound in (setting.minimum, setting.maximum):
         assert getattr(load_config(**{setting.name: bound}), setting.name) == bound
@@ -235,38 +243,108 @@ def test_an_unknown_argument_names_the_closest_field():
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("", "0 bytes"), ("\u00e9" * 16, "32 bytes"), ("a\0b", "NUL"), ("\ud800", "UTF-8")],
+    [
+        ("", "0 bytes"),
+        ("\u00e9" * 16, "32 bytes"),
+        ("a\0b", r"'a\\x00b' holds a control character"),
+        ("a\nb", r"'a\\nb' holds"),
+        ("a\x1b[31m", "holds"),
+        ("a\x9b31m", "holds"),
+        ("a\u2028b", "end of a line"),
+        ("\ud800", "UTF-8"),
+    ],
 )
 def test_a_name_that_no_packet_can_hold_is_refused_with_its_length_and_the_limit(name, said):
-    """The discovery packet has 31 bytes for it, counted in UTF-8, and the original stops at a
-    NUL."""
+    """The discovery packet has 31 bytes for it, counted in UTF-8, and the original stops at a NUL.
+    Names stand in lines of logs: one with a line feed would write a line of its own."""
     with pytest.raises(InvalidArgument, match=said) as caught:
         load_config(name=name)
     if "bytes" in said:
         assert "1 to 31 bytes" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["a", "\u00e9" * 15 + "x", "x" * 31])
+@pytest.mark.parametrize("name", ["a", "\u00e9" * 15 + "x", "x" * 31, "\U0001f469\u200d\U0001f4bb"])
 def test_a_name_of_1_to_31_bytes_is_taken_as_it_is(name):
     """The bound is inclusive."""
     assert load_config(name=name).name == name
     assert check_name(name) == name.encode()
 
 
-@given(host=st.text(max_size=80))
-def test_the_default_name_is_always_a_valid_one(host):
-    """Host names may be long, empty or odd; a node without a word of configuration must start
-    anyway."""
+@given(host=st.text(max_size=80), script=st.text(max_size=80))
+def test_the_default_name_is_always_a_valid_one(host, script):
+    """Names of hosts and scripts may be long, empty or odd; a node without a word of configuration
+    must start anyway, and two of them have two names."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("socket.gethostname", lambda: host)
-        check_name(Config().name)
+        patch.setattr("sys.argv", [script])
+        names = {default_name() for _ in range(3)}
+        assert len(names) == 3
+        for name in names:
+            check_name(name)
 
 
-def test_the_default_name_is_the_first_label_of_the_host_name(monkeypatch):
-    """That is what people call their machine."""
-    monkeypatch.setattr("socket.gethostname", lambda: "ada.example.org")
-    assert load_config().name == "ada"
-    assert load_config().explain()["name"] == ("ada", "default")
+@pytest.mark.parametrize(
+    ("host", "script", "name"),
+    [
+        ("ada.example.org", "/srv/chat.py", "ada-chat"),
+        ("ada", "/lib/python3/site-packages/shop/__main__.py", "ada-shop"),
+        ("ada", "-c", "ada-python"),
+        ("ada", "", "ada-python"),
+        ("ada\nbob", "chat\x1b.py", "adabob-chat"),
+        ("web-frontend-7d9f8b6c5d-abcde", "server.py", "web-frontend-7d9f-server"),
+        ("web-frontend-7d9f8b6c5d-abcde", "a-long-name-of-a-script.py", "web-fronten-a-long-name-"),
+        ("ada", "a-long-name-of-a-script.py", "ada-a-long-name-of-a-scr"),
+    ],
+)
+def test_the_default_name_says_host_and_program_and_ends_in_what_no_other_has(
+    host, script, name, monkeypatch
+):
+    """Two programs on one host were one name, and so were two pods whose names differ after byte
+    31; a host name with a line feed wrote two lines into every log."""
+    monkeypatch.setattr("socket.gethostname", lambda: host)
+    monkeypatch.setattr("sys.argv", [script])
+    configs = [load_config(), load_config(), Config(), Config()]
+    assert len({config.name for config in configs}) == 4
+    for config in configs:
+        assert re.fullmatch(re.escape(name) + "-[0-9a-f]{6}", config.name)
+        assert config.explain()["name"] == (config.name, "default")
+
+
+def test_programs_that_say_no_name_have_different_ones_on_one_host():
+    """The fault was met by whoever started two programs without a word of configuration."""
+    program = "import peertalk; print(peertalk.Config().name)"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PEERTALK_NAME")}
+    names = [
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env=environment,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for _ in range(2)
+    ]
+    assert names[0] != names[1] and all("python" in name for name in names)
+
+
+def test_a_peer_is_not_lost_before_it_can_be_heard_again(monkeypatch):
+    """peer_timeout below announce_interval was accepted: everybody was lost and found without
+    end."""
+    with pytest.raises(InvalidArgument, match=r"^argument peer_timeout=1: peer_timeout of 1 s is"):
+        load_config(peer_timeout=1)
+    with pytest.raises(InvalidArgument, match=r"^peer_timeout of 1 s is below announce_interval"):
+        Config(peer_timeout=1)
+    monkeypatch.setenv("PEERTALK_PEER_TIMEOUT", "1s")
+    said = r"^PEERTALK_PEER_TIMEOUT=1s in the environment and argument announce_interval=2: "
+    with pytest.raises(InvalidArgument, match=said):
+        load_config(announce_interval=2)
+    assert load_config(announce_interval=1).peer_timeout == 1.0
+
+
+def test_discovery_needs_a_port_that_others_know():
+    """Port 0 means any free one: nobody was ever found, and nobody said why."""
+    with pytest.raises(InvalidArgument, match="discovery_port must be 1 to 65,535"):
+        load_config(discovery_port=0)
 
 
 @given(seconds=st.floats(0, 1e6))
@@ -310,6 +388,17 @@ def test_text_that_is_no_duration_and_no_size_is_refused(text):
     for parse in (parse_duration, parse_size):
         with pytest.raises(InvalidArgument):
             parse(text)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["9" * 5000, "9" * 400 + ".5", "9" * 5000 + "MB", -(10**5000), 1.5, b"1", True, None],
+    ids=range(8),
+)
+def test_what_is_no_size_is_refused_in_our_own_words(value):
+    """Python itself gives up on so many digits, with an error that names no setting."""
+    with pytest.raises(InvalidArgument, match="is no size"):
+        parse_size(value)
 
 
 @pytest.mark.parametrize("value", [-1, -0.5, float("inf"), float("nan"), 10**400])
@@ -368,6 +457,15 @@ def test_durations_and_sizes_given_directly_are_converted_too():
         ("lo",),
     )
     assert isinstance(Config(peer_timeout=60).peer_timeout, float)
+
+
+@pytest.mark.parametrize("setting", settings(), ids=lambda setting: setting.name)
+def test_a_number_that_python_does_not_write_is_refused_in_our_own_words(setting: Setting):
+    """The message shows the value, and a number of 5,000 digits cannot be shown."""
+    with pytest.raises(InvalidArgument, match=f"^argument {setting.name}="):
+        load_config(**{setting.name: 10**5000})
+    with pytest.raises(InvalidArgument):
+        Config(**{setting.name: 10**5000})
 
 
 @pytest.mark.parametrize("setting", settings(), ids=lambda setting: setting.name)

@@ -125,7 +125,7 @@ async def test_a_node_that_closes_is_lost_by_its_goodbye(free_port):
 async def test_a_node_that_falls_silent_is_lost(free_port):
     """Power cuts say no goodbye."""
     port = free_port()
-    async with pt.Node("ada", **announcing(port, peer_timeout=0.2)) as ada:
+    async with pt.Node("ada", **announcing(port, peer_timeout=0.2, announce_interval=0.2)) as ada:
         events = ada.events()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
             packet = encode_announcement(
