@@ -217,7 +217,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             "Name that other peers see: 1 to 31 bytes of UTF-8. Default: host, script and six "
             "random digits."
         ),
-    ] = msgspec.field(default_factory=lambda: None)  # filled in by __post_init__
+    ] = msgspec.field(default_factory=lambda: None)  # type: ignore[assignment]  # by __post_init__
     port: Annotated[int, _port("TCP port to listen on; 0: any free one.")] = 7354
     discovery_port: Annotated[
         int, _port("UDP port of discovery; the same for all peers of a network.", low=1)

@@ -7,9 +7,12 @@ guards against hanging, never measured.
 
 from __future__ import annotations
 
+import array
 import asyncio
 import contextlib
+import ctypes
 import gc
+import mmap
 import random
 import socket
 import threading
@@ -536,6 +539,33 @@ async def test_what_cannot_be_sent_is_refused_by_its_type():
             await peer.send(memoryview(b"abcdef")[::2])
         assert await peer.send(b"fine") == 1
         assert await received(bob, 1) == [b"fine"]
+
+
+@pytest.mark.parametrize("way", ["send", "in line", "nowait", "many", "broadcast", "stream"])
+async def test_any_buffer_is_a_message_by_every_way(core, way):
+    """The guide says any buffer; arrays, maps and what ctypes makes were refused."""
+    numbers = array.array("H", range(300))
+    with mmap.mmap(-1, 500) as mapped:
+        mapped[:4] = b"file"
+        data = (numbers, mapped, (ctypes.c_double * 3)(0.5, 1.5, 2.5), memoryview(b"c").cast("c"))
+        expected = [memoryview(each).tobytes() for each in data]
+        async with pair(core=core.name) as (ada, bob, peer):
+            for each in data:
+                if way == "stream":
+                    async with peer.stream_out(each) as out:
+                        await out.finished(timeout=GUARD)
+                elif way == "many":
+                    assert await peer.send_many([each]) == 1
+                elif way == "broadcast":
+                    assert (await ada.broadcast(each)).accepted == [peer]
+                elif way == "nowait":
+                    peer.send_nowait(each)
+                else:
+                    await peer.send(each, **({"timeout": GUARD} if way == "in line" else {}))
+            total, got = sum(map(len, expected)), b""
+            while len(got) < total:
+                got += (await bob.receive(timeout=GUARD)).data
+            assert got == b"".join(expected)
 
 
 async def test_a_buffer_is_free_for_reuse_as_soon_as_send_returns(core):

@@ -21,6 +21,7 @@ pytest.importorskip("mypy", reason="did not run: mypy is not installed")
 
 RIGHT = """
 import asyncio
+from array import array
 from typing import assert_never, assert_type
 
 import peertalk as pt
@@ -35,7 +36,7 @@ async def converse(node: pt.Node) -> None:
     assert_type(await bob.connect(), pt.Peer)
     assert_type(await bob.send(b"bytes", no_delay=True, connect=False, timeout=2.5), int)
     assert_type(bob.send_nowait(bytearray(b"buffer")), int)
-    assert_type(await bob.send_many(["text", memoryview(b"buffer"), b"bytes"]), int)
+    assert_type(await bob.send_many(["text", memoryview(b"buffer"), b"bytes", array("H")]), int)
     message = await node.receive(timeout=1)
     assert_type(message, pt.Message[pt.Peer])
     assert_type(message.peer, pt.Peer)

@@ -16,13 +16,18 @@ from ..protocol.connections import Connection, State
 from ..protocol.line import Line
 from ..protocol.outbox import HIGHEST_FIRST, NORMAL, Key, Priority, lowest_admitted
 from ..protocol.peer import Peer
+from ..protocol.stream import STREAM_MAX
 from .statistics import PeerStatistics, QueueStatus
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on
+
     from .streaming import Outgoing
     from .transport import Timer, Transport
+else:
+    Buffer = bytes | bytearray | memoryview
 
-Payload = bytes | bytearray | memoryview | str
+Payload = Buffer | str
 """What can be sent: bytes as they are, any contiguous buffer as its bytes, str as UTF-8."""
 
 FRAME_OVERHEAD = 12
@@ -55,24 +60,59 @@ Measured = Callable[[float | None, errors.PeerTalkError | None], None]
 
 
 def payload_of(data: Payload) -> bytes | bytearray | memoryview:
-    """The bytes to send.
+    """The bytes to send: a view of plain bytes is given as it is, every other buffer is copied, so
+    that nothing of it is held when the call is over.
 
     Raises:
         WrongType: data is nothing that can be sent.
+        InvalidArgument: it has no bytes to send now: a view that was released, a map that was
+            closed, text that UTF-8 cannot hold.
+        MessageTooLarge: a buffer that not even a stream takes.
     """
     if isinstance(data, bytes | bytearray):
         return data
-    if isinstance(data, memoryview):
-        if not data.c_contiguous:
-            raise errors.WrongType(
-                "a message is contiguous: this memoryview has gaps; send bytes() of it"
-            )
-        return data
     if isinstance(data, str):
-        return data.encode()
-    raise errors.WrongType(
-        f"a message is bytes, a buffer of bytes or str, not {type(data).__name__}"
-    )
+        try:
+            return data.encode()
+        except UnicodeEncodeError as error:
+            raise errors.InvalidArgument(
+                f"this text holds {data[error.start]!r}, half a character, which UTF-8 cannot hold;"
+                " send text.encode(errors='surrogatepass'), or another error handler"
+            ) from None
+    kind = type(data).__name__
+    try:
+        if isinstance(data, memoryview):
+            if data.itemsize == 1 and data.ndim == 1 and data.c_contiguous:
+                return data
+        view = memoryview(data)
+    except (ValueError, BufferError) as error:
+        raise errors.InvalidArgument(f"this {kind} has no bytes to send: {error}") from None
+    except TypeError:
+        raise errors.WrongType(
+            f"a message is bytes, a buffer of bytes or str, not {kind}"
+        ) from None
+    with view:
+        if not view.c_contiguous:
+            raise errors.WrongType(
+                f"a message is contiguous: this {kind} has gaps; send bytes() of it"
+            )
+        if view.nbytes > STREAM_MAX:
+            raise errors.MessageTooLarge(
+                f"this {kind} has {view.nbytes:,} bytes: the limit of a stream is {STREAM_MAX:,}, "
+                "that of a message is lower; send it in parts"
+            )
+        return view.tobytes()
+
+
+def is_buffer(data: object) -> bool:
+    """Whether it is one message rather than several."""
+    try:
+        memoryview(data).release()  # type: ignore[arg-type]
+    except TypeError:
+        return isinstance(data, str)
+    except (ValueError, BufferError):
+        pass  # a view that was released, a map that was closed
+    return True
 
 
 class Drawing:
@@ -90,7 +130,7 @@ class Drawing:
     """
 
     def __init__(self, payloads: Iterable[Payload], chunk: Callable[[int], int]) -> None:
-        if isinstance(payloads, bytes | bytearray | memoryview | str):
+        if is_buffer(payloads):
             raise errors.WrongType(
                 f"send_many takes several messages, not one {type(payloads).__name__}; use send"
             )

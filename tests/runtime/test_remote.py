@@ -8,7 +8,9 @@ socket is involved.
 from __future__ import annotations
 
 import array
+import ctypes
 import itertools
+import mmap
 import struct
 
 import pytest
@@ -118,6 +120,11 @@ def drawing(payloads, chunk=2):
         (memoryview(b"view")[1:], b"iew"),
         ("", b""),
         (memoryview(array.array("I", [1])), array.array("I", [1]).tobytes()),
+        (memoryview(bytes(6)).cast("B", (2, 3)), bytes(6)),
+        (array.array("d", [0.5, 2.0]), array.array("d", [0.5, 2.0]).tobytes()),
+        (ctypes.create_string_buffer(b"ab"), b"ab\0"),
+        ((ctypes.c_uint16 * 2)(1, 2), array.array("H", [1, 2]).tobytes()),
+        (ctypes.c_uint32(7), array.array("I", [7]).tobytes()),
     ],
 )
 def test_bytes_buffers_and_text_can_be_sent(data, meant):
@@ -143,7 +150,54 @@ def test_a_view_with_gaps_is_refused():
         payload_of(memoryview(b"abcdef")[::2])
 
 
-@pytest.mark.parametrize("data", [b"abc", "abc", bytearray(b"abc"), memoryview(b"abc")])
+def released():
+    view = memoryview(b"abc")
+    view.release()
+    return view
+
+
+def closed_map():
+    closed = mmap.mmap(-1, 16)
+    closed.close()
+    return closed
+
+
+@pytest.mark.parametrize("make", [released, closed_map])
+def test_a_buffer_that_is_gone_is_refused_in_our_own_words(make):
+    """Python's own ValueError says nothing of a message."""
+    with pytest.raises(errors.InvalidArgument, match="has no bytes to send"):
+        payload_of(make())
+    with pytest.raises(errors.WrongType, match="use send"):
+        drawing(make())
+
+
+def test_text_that_utf_8_cannot_hold_is_refused_with_the_way_to_send_it():
+    """Names of files and words of a command line may hold half characters."""
+    with pytest.raises(errors.InvalidArgument, match=r"'\\udc80', half a character.*surrogatepass"):
+        payload_of("a\udc80b")
+
+
+def test_nothing_of_a_buffer_is_held_when_the_call_is_over():
+    """An array that is exported cannot grow, and an error keeps what its frames held."""
+    owned, mapped = array.array("H", range(8)), mmap.mmap(-1, 4096)
+    payload = payload_of(owned), payload_of(mapped)
+    owned.append(8)
+    mapped.close()
+    assert payload == (array.array("H", range(8)).tobytes(), bytes(4096))
+
+
+def test_a_map_of_a_large_file_is_refused_before_it_is_copied():
+    """Whoever sends a file by mistake should read its size, not run out of memory."""
+    with mmap.mmap(-1, 1 << 30) as mapped:  # nothing of it is there before it is touched
+        with pytest.raises(errors.MessageTooLarge, match="1,073,741,824 bytes"):
+            payload_of(mapped)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"abc", "abc", bytearray(b"abc"), memoryview(b"abc"), array.array("B"), mmap.mmap(-1, 1)],
+    ids=lambda data: type(data).__name__,
+)
 def test_one_message_in_place_of_several_is_refused(data):
     """send_many(b"abc") would be three numbers, send_many("abc") three messages: neither is what
     was meant."""
