@@ -25,7 +25,7 @@ import sys
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
-from typing import Annotated, NamedTuple, get_args, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -477,7 +477,10 @@ def _checked_quantity(setting: Setting, value: object, origin: str) -> float:
 def _checked_list(setting: Setting, value: object, origin: str) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise WrongType(f"{origin}: {setting.name} must be a list of names")
-    names = tuple(value)
+    try:
+        names = tuple(value)
+    except (TypeError, ValueError) as error:  # a view that was released
+        raise WrongType(f"{origin}: {setting.name} must be a list of names: {error}") from None
     for name in names:
         if not isinstance(name, str):
             raise WrongType(
@@ -558,6 +561,23 @@ def _from_text(setting: Setting, text: str, origin: str) -> object:
             return tuple(name.strip() for name in text.split(",") if name.strip())
         case _:
             return text
+
+
+def choose_config(config: Config | None, name: str | None, options: dict[str, Any]) -> Config:
+    """The Config that a node was given, or one of the name and options that it was given instead.
+
+    Raises:
+        InvalidArgument: both, or as load_config(). WrongType: config is no Config.
+    """
+    if config is None:
+        return load_config(**options) if name is None else load_config(name=name, **options)
+    if not isinstance(config, Config):
+        raise WrongType(
+            f"config={shown(config)}: it is a peertalk.Config; make one of a dictionary"
+        )
+    if options or name is not None:
+        raise InvalidArgument("give a Config or options, not both")
+    return config
 
 
 def load_config(**arguments: object) -> Config:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
-import socket
 import threading
 import warnings
 from collections import deque
@@ -21,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from . import errors
-from .config import Config, load_config, parse_duration
+from .config import Config, choose_config, parse_timeout
 from .protocol import events
 from .protocol.outbox import NORMAL, Key, Priority
 from .protocol.peer import PeerFlag
@@ -36,14 +34,16 @@ from .runtime.remote import (
     Place,
     Remote,
     SendOptions,
+    Uncopied,
     check_choices,
+    check_peer,
     payload_of,
 )
 from .runtime.statistics import MemoryReport, NodeStatistics
 from .runtime.streaming import Outgoing, Progress
 from .runtime.transport import Transport
 from .runtime.worker import Worker
-from .runtime.world import Address, World, check_address
+from .runtime.world import Address, World, check_address, dotted_address
 
 T = TypeVar("T")
 Event = events.Event["Peer"]
@@ -162,7 +162,7 @@ class Peer(Remote):
             are, the rest are not.
         """
         priority = check_choices(priority, None)
-        seconds = _seconds(timeout)
+        seconds = parse_timeout(timeout)
         _check_here(self.transport)
         drawing = Drawing(payloads, self.chunk)
         try:
@@ -183,7 +183,7 @@ class Peer(Remote):
             ConnectionRefused, NetworkFailure, Timeout: after every address at which the peer was
                 heard was tried.
         """
-        seconds = _seconds(timeout)
+        seconds = parse_timeout(timeout)
         _check_here(self.transport)
         if not self.connected or self.connection is None:
             await _within(self._reach(), seconds, f"no connection to peer {self.name!r}", self.name)
@@ -196,7 +196,7 @@ class Peer(Remote):
             timeout: seconds after which the connection is given up (Config.drain_timeout where none
                 are given); what was not sent by then is told as Failed.
         """
-        seconds = _seconds(timeout)
+        seconds = parse_timeout(timeout)
         if not self.transport.closed or self.transport.forked:
             _check_thread(self.transport)
         connection = self.connection
@@ -217,7 +217,7 @@ class Peer(Remote):
             Timeout: it did not answer. The original answers; a peer that never does is not worse
                 off for it.
         """
-        seconds = _seconds(timeout)
+        seconds = parse_timeout(timeout)
         _check_here(self.transport)
         future = _future(self.transport)
 
@@ -279,7 +279,7 @@ class Peer(Remote):
     ) -> int:
         if priority is not NORMAL or key is not None:
             priority = check_choices(priority, key)
-        seconds = None if timeout is None else _seconds(timeout)
+        seconds = parse_timeout(timeout)
         transport = self.transport
         _check_here(transport)
         if self.connected:
@@ -511,7 +511,7 @@ class StreamOut(Outgoing):
             Timeout. InvalidState: it was not started.
             ConnectionClosed, or whatever else it failed of.
         """
-        seconds = _seconds(timeout)
+        seconds = parse_timeout(timeout)
         if self.state not in ENDED:
             self.check_begun()
             done = _future(self.peer.transport)
@@ -549,7 +549,7 @@ class StreamOut(Outgoing):
             self.cancel()
 
 
-class Node:
+class Node(Uncopied):
     """This program on the network.
 
     Discovery and listening begin with `async with` (or start()) and end with it (or aclose()).
@@ -571,6 +571,8 @@ class Node:
             "sync"); says which, and where it came from.
     """
 
+    _instead = "it has its sockets once; make a new one: Node(config=node.config)"
+
     def __init__(
         self,
         name: str | None = None,
@@ -579,10 +581,12 @@ class Node:
         world: World | None = None,
         **options: Any,
     ) -> None:
-        if config is None:
-            config = load_config(**options) if name is None else load_config(name=name, **options)
-        elif options or name is not None:
-            raise errors.InvalidArgument("give a Config or options, not both")
+        config = choose_config(config, name, options)
+        if world is not None and not isinstance(world, World):
+            raise errors.WrongType(
+                f"world={errors.shown(world)}: a simulated network brings its own; else leave it "
+                "out"
+            )
         if config.when_full == "sync" and world is None:
             text = (
                 f"when_full='sync' ({config.explain()['when_full'][1]}): a blocking send would "
@@ -636,9 +640,9 @@ class Node:
         if self._transport is None or not self._transport.forked:  # a child leaves in silence
             await self.aclose()
 
-    async def aclose(self, timeout: float | str = 5.0) -> int:
-        """Send what is queued, say goodbye, close; at most timeout seconds. May be called again.
-        Wakes every waiter.
+    async def aclose(self, timeout: float | str | None = 5.0) -> int:
+        """Send what is queued, say goodbye, close; at most timeout seconds (None: however long that
+        takes). May be called again. Wakes every waiter.
 
         Returns:
             Messages that were accepted and not sent; each was reported as Failed, and their number
@@ -647,7 +651,7 @@ class Node:
         Raises:
             InvalidState: it belongs to another loop or thread; close_nowait() closes it from there.
         """
-        seconds = parse_duration(timeout)
+        seconds = parse_timeout(timeout)
         transport = self._transport
         if transport is None:
             return 0
@@ -782,9 +786,9 @@ class Node:
         is known. In a large room an id or a name is found quicker, since it is asked for.
 
         Raises:
-            Timeout: naming who is known instead.
+            Timeout: naming who is known instead. WrongType: who is no str and no function.
         """
-        engine, seconds = self._here, _seconds(timeout)
+        engine, seconds = self._here, parse_timeout(timeout)
         found = self.peers.matching(who)
         if found is not None:
             return found
@@ -793,7 +797,7 @@ class Node:
         return await _within(
             self._wait_for(engine, who),
             seconds,
-            lambda: f"no peer {who!r} was heard; known: {self.peers.names()};",
+            lambda: f"no peer {errors.shown(who)} was heard; known: {self.peers.names()};",
         )
 
     async def _wait_for(self, engine: Transport, who: str | Callable[[Peer], bool]) -> Peer:
@@ -828,14 +832,26 @@ class Node:
         Raises:
             PeerNotFound: no such peer is known.
             ConnectionRefused, NetworkFailure, Timeout.
-            InvalidArgument: the address is this node itself.
+            InvalidArgument: the address is this node itself, the peer another node's.
         """
-        engine, seconds = self._here, _seconds(timeout)
+        engine, seconds = self._here, parse_timeout(timeout)
         if isinstance(who, str):
             who = self.peers[who]
-        if isinstance(who, Peer):
-            return await who.connect(timeout=timeout)
-        address = await _resolve(who)
+        if isinstance(who, Remote):
+            engine.check_own(who)
+            assert isinstance(who, Peer)
+            return await who.connect(timeout=seconds)
+        host, port = check_address(who)
+        return await _within(
+            self._dial(engine, host, port), seconds, f"no connection to {host}:{port}"
+        )
+
+    async def _dial(self, engine: Transport, host: str, port: int) -> Peer:
+        dotted = dotted_address(host)
+        if dotted is None:
+            found: asyncio.Future[str] = asyncio.wrap_future(engine.world.resolve(host))
+            dotted = await found
+            engine.check_open()
         future = _future(engine)
 
         def reached(peer: Remote | None, error: errors.PeerTalkError | None) -> None:
@@ -847,8 +863,9 @@ class Node:
                 assert isinstance(peer, Peer)
                 future.set_result(peer)
 
-        engine.switchboard.dial(address, reached)
-        return await _within(future, seconds, f"no connection to {address[0]}:{address[1]}")
+        engine.switchboard.dial((dotted, port), reached)
+        peer: Peer = await future
+        return peer
 
     # Messages -------------------------------------------------------------------------------------
 
@@ -876,7 +893,7 @@ class Node:
         Raises:
             WrongType, InvalidArgument, InvalidState (the node is closed): it was sent to nobody.
         """
-        engine, seconds = self._here, _seconds(timeout)
+        engine, seconds = self._here, parse_timeout(timeout)
         payload = bytes(payload_of(data))
         priority = check_choices(priority, key)
         _check_here(engine)
@@ -917,7 +934,7 @@ class Node:
         Raises:
             Timeout, InvalidState (the node is closed).
         """
-        engine, seconds = self._here, _seconds(timeout)
+        engine, seconds = self._here, parse_timeout(timeout)
         inbox = engine.inbox
         got = inbox.take()
         if got is None:
@@ -959,6 +976,7 @@ class Node:
             MessageTooLarge, WrongType: it cannot be a datagram.
             NotSupported: the peer hears none. PeerNotFound: it is not known any more.
         """
+        check_peer(peer)
         return self._here.datagrams.send(peer, data)
 
     async def receive_datagram(self, *, timeout: float | str | None = None) -> Datagram[Peer]:
@@ -968,7 +986,7 @@ class Node:
         Raises:
             Timeout, InvalidState (the node is closed).
         """
-        engine, seconds = self._here, _seconds(timeout)
+        engine, seconds = self._here, parse_timeout(timeout)
         datagrams = engine.datagrams
         peer, data = await _within(
             _taken(engine, datagrams.waiters, datagrams.take), seconds, "no datagram came"
@@ -1247,15 +1265,6 @@ def _end(engine: Transport, worker: Worker) -> None:
     worker.stop()
 
 
-def _seconds(timeout: float | str | None) -> float | None:
-    """A time-out as seconds, looked at before anything is begun.
-
-    Raises:
-        InvalidArgument, WrongType: it is none.
-    """
-    return None if timeout is None else parse_duration(timeout)
-
-
 async def _within(
     awaited: Awaitable[T],
     seconds: float | None,
@@ -1279,16 +1288,3 @@ async def _within(
         raise errors.Timeout(
             f"{what if isinstance(what, str) else what()} within {seconds:g} s", peer=peer
         ) from None
-
-
-async def _resolve(address: object) -> Address:
-    host, port = check_address(address)
-    with contextlib.suppress(ValueError):
-        return str(ipaddress.IPv4Address(host)), port  # no thread for what needs no name server
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(
-            host, port, family=socket.AF_INET, type=socket.SOCK_STREAM
-        )
-    except (OSError, UnicodeError) as error:  # UnicodeError: no host can have that name
-        raise errors.NetworkFailure(f"host {host!r} is not known: {error}") from error
-    return str(found[0][4][0]), port

@@ -13,7 +13,6 @@ present turn ends.
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 import time
 import warnings
@@ -23,7 +22,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from . import errors
-from .config import Config, load_config, parse_duration
+from .config import Config, choose_config, parse_timeout
 from .protocol import events
 from .protocol.outbox import NORMAL, Key, Priority
 from .protocol.peer import PeerFlag
@@ -31,11 +30,19 @@ from .protocol.stream import ENDED, StreamState
 from .protocol.wire import Batch, Datagram, Message
 from .runtime.log import NodeLog
 from .runtime.peers import BroadcastResult, Peers
-from .runtime.remote import Drawing, Payload, Remote, check_choices, payload_of
+from .runtime.remote import (
+    Drawing,
+    Payload,
+    Remote,
+    Uncopied,
+    check_choices,
+    check_peer,
+    payload_of,
+)
 from .runtime.statistics import MemoryReport, NodeStatistics
 from .runtime.streaming import Outgoing, Progress
 from .runtime.transport import Transport
-from .runtime.world import Address, World, check_address
+from .runtime.world import Address, World, check_address, dotted_address
 
 __all__ = ["Node", "Peer"]
 
@@ -86,11 +93,11 @@ class Peer(Remote):
             MessageTooLarge, WrongType, InvalidArgument, ConnectionClosed, ConnectionRefused,
             NotConnected, Timeout: nothing was accepted.
         """
-        payload = payload_of(data)
+        payload, seconds = payload_of(data), parse_timeout(timeout)
         if priority is not NORMAL or key is not None:
             priority = check_choices(priority, key)
         with self._node._turning() as turn_until:
-            self._accept_in_time(turn_until, payload, priority, key, no_delay, connect, timeout)
+            self._accept_in_time(turn_until, payload, priority, key, no_delay, connect, seconds)
             number = self.accepted
             self.transport.turn()
             return number
@@ -143,8 +150,8 @@ class Peer(Remote):
             As send(), and whatever the iterable raises; `accepted` of the error is the number of
             messages that were accepted before.
         """
-        priority = check_choices(priority, None)
-        deadline = None if timeout is None else time.monotonic() + parse_duration(timeout)
+        priority, seconds = check_choices(priority, None), parse_timeout(timeout)
+        deadline = None if seconds is None else time.monotonic() + seconds
         drawing = Drawing(payloads, self.chunk)
         try:
             with self._node._turning() as turn_until:
@@ -180,15 +187,16 @@ class Peer(Remote):
         Raises:
             ConnectionRefused, NetworkFailure, Timeout.
         """
+        seconds = parse_timeout(timeout)
         with self._node._turning() as turn_until:
-            self._connect_in_time(turn_until, True, timeout)
+            self._connect_in_time(turn_until, True, seconds)
         return self
 
     def disconnect(self, *, timeout: float | str | None = 5.0) -> None:
         """Leave politely: what was accepted is sent first. The peer stays known. After timeout
         (Config.drain_timeout where it is None) the connection is given up; what was not sent by
         then is told as Failed."""
-        seconds = None if timeout is None else parse_duration(timeout)
+        seconds = parse_timeout(timeout)
         with self._node._turning() as turn_until:
             self.transport.switchboard.leave(self, seconds)
             turn_until(
@@ -217,6 +225,7 @@ class Peer(Remote):
         Raises:
             NotConnected, ConnectionClosed, Timeout.
         """
+        limit = parse_timeout(timeout)
         outcome: list[tuple[float | None, errors.PeerTalkError | None]] = []
 
         def measured(seconds: float | None, error: errors.PeerTalkError | None) -> None:
@@ -227,7 +236,7 @@ class Peer(Remote):
             try:
                 turn_until(
                     lambda: bool(outcome),
-                    timeout,
+                    limit,
                     f"no answer to a PING from peer {self.name!r}",
                     self.name,
                 )
@@ -242,7 +251,7 @@ class Peer(Remote):
         """Messages of this peer, those included that wait already, until none came for timeout
         seconds, or the peer is lost and the last one was taken. While this is iterated they come
         here only; what is left when it ends comes to the node."""
-        seconds = None if timeout is None else parse_duration(timeout)
+        seconds = parse_timeout(timeout)
         node, inbox = self._node, self.transport.inbox
         with node._held():
             outlet = inbox.reserve(self, ended=not self.known)
@@ -287,9 +296,7 @@ class Peer(Remote):
         except errors.PeerTalkError as error:
             skipped[self] = error
 
-    def _connect_in_time(
-        self, turn_until: TurnUntil, connect: bool, timeout: float | str | None
-    ) -> None:
+    def _connect_in_time(self, turn_until: TurnUntil, connect: bool, seconds: float | None) -> None:
         if self.connected:
             return
         if not connect:
@@ -297,7 +304,7 @@ class Peer(Remote):
         outcome: list[errors.PeerTalkError | None] = []
         self.transport.switchboard.reach(self, lambda peer, error: outcome.append(error))
         turn_until(
-            lambda: bool(outcome), timeout, f"no connection to peer {self.name!r}", self.name
+            lambda: bool(outcome), seconds, f"no connection to peer {self.name!r}", self.name
         )
         if outcome[0] is not None:
             raise outcome[0]
@@ -310,9 +317,9 @@ class Peer(Remote):
         key: Key | None,
         no_delay: bool,
         connect: bool,
-        timeout: float | str | None,
+        seconds: float | None,
     ) -> None:
-        self._connect_in_time(turn_until, connect, timeout)
+        self._connect_in_time(turn_until, connect, seconds)
         self._lost = None
 
         def accepted() -> bool:
@@ -320,7 +327,7 @@ class Peer(Remote):
                 raise self._lost
             return self.accept(payload, no_delay, priority, key)
 
-        turn_until(accepted, timeout, f"no room for a message to peer {self.name!r}", self.name)
+        turn_until(accepted, seconds, f"no room for a message to peer {self.name!r}", self.name)
 
 
 TurnUntil = Callable[..., None]
@@ -344,12 +351,13 @@ class StreamOut(Outgoing):
                 the node is closed.
             ConnectionClosed, or whatever else it failed of.
         """
+        seconds = parse_timeout(timeout)
         self.check_begun()
         if self.state not in ENDED:
             with self._peer._node._turning() as turn_until:
                 turn_until(
                     lambda: self.state in ENDED,
-                    timeout,
+                    seconds,
                     f"the stream to peer {self._peer.name!r} did not end",
                     self._peer.name,
                 )
@@ -380,21 +388,19 @@ class StreamOut(Outgoing):
         self.cancel()
 
 
-class Node:
+class Node(Uncopied):
     """This program on the network. As peertalk.Node, without await; see the module for what that
     means.
 
     Args and errors as there.
     """
 
+    _instead = "it has its sockets once; make a new one: Node(config=node.config)"
+
     def __init__(
         self, name: str | None = None, *, config: Config | None = None, **options: Any
     ) -> None:
-        if config is None:
-            config = load_config(**options) if name is None else load_config(name=name, **options)
-        elif options or name is not None:
-            raise errors.InvalidArgument("give a Config or options, not both")
-        self.config = config
+        self.config = choose_config(config, name, options)
         self._transport: Transport | None = None
         self._lock = threading.Lock()
         self._others = 0
@@ -433,15 +439,16 @@ class Node:
     ) -> None:
         self.close()
 
-    def close(self, timeout: float | str = 5.0) -> int:
-        """Send what is queued, say goodbye, close; at most timeout seconds. May be called again.
-        Returns the messages that were accepted and not sent."""
+    def close(self, timeout: float | str | None = 5.0) -> int:
+        """Send what is queued, say goodbye, close; at most timeout seconds (None: however long that
+        takes). May be called again. Returns the messages that were accepted and not sent."""
+        seconds = parse_timeout(timeout)
         transport = self._transport
         if transport is None:
             return 0
         if not transport.closed:
             with self._held():
-                transport.close(parse_duration(timeout), lambda: None)
+                transport.close(seconds, lambda: None)
                 try:
                     while not transport.closed:
                         transport.turn(1.0)
@@ -474,9 +481,10 @@ class Node:
             with contextlib.suppress(Exception):
                 transport.close_now()
 
-    def poll(self, timeout: float | str = 0.0) -> None:
-        """One turn: serve what is ready, waiting up to timeout seconds for it."""
-        seconds = parse_duration(timeout)
+    def poll(self, timeout: float | str | None = 0.0) -> None:
+        """One turn: serve what is ready, waiting up to timeout seconds for it (None: as long as
+        that takes)."""
+        seconds = parse_timeout(timeout)
         with self._held():
             self._engine.turn(seconds)
 
@@ -514,12 +522,11 @@ class Node:
     def _turn_until(
         self,
         done: Callable[[], bool],
-        timeout: float | str | None,
+        seconds: float | None,
         what: str,
         peer: str | None = None,
     ) -> None:
         engine = self._engine
-        seconds = None if timeout is None else parse_duration(timeout)
         deadline = None if seconds is None else time.monotonic() + seconds
         while not done():
             left = None if deadline is None else deadline - time.monotonic()
@@ -580,6 +587,7 @@ class Node:
         Raises:
             Timeout: naming who is known instead.
         """
+        seconds = parse_timeout(timeout)
         found: list[Peer] = []
         looked = -1
 
@@ -596,7 +604,7 @@ class Node:
             if isinstance(who, str) and not known():
                 engine.seek(who)
             try:
-                turn_until(known, timeout, f"no peer {who!r} was heard")
+                turn_until(known, seconds, f"no peer {errors.shown(who)} was heard")
             except errors.Timeout as error:
                 raise errors.Timeout(f"{error}; known: {self.peers.names()}") from None
         return found[0]
@@ -607,26 +615,28 @@ class Node:
 
         Raises:
             PeerNotFound, ConnectionRefused, NetworkFailure, Timeout, InvalidArgument (the address
-            is this node itself).
+            is this node itself, the peer another node's).
         """
+        engine, seconds = self._engine, parse_timeout(timeout)
         if isinstance(who, str):
             who = self.peers[who]
-        if isinstance(who, Peer):
-            return who.connect(timeout=timeout)
+        if isinstance(who, Remote):
+            engine.check_own(who)
+            assert isinstance(who, Peer)
+            return who.connect(timeout=seconds)
         host, port = check_address(who)
+        deadline = None if seconds is None else time.monotonic() + seconds
         try:
-            address = (
-                str(socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]),
-                port,
-            )
-        except (OSError, UnicodeError) as error:  # UnicodeError: no host can have that name
-            raise errors.NetworkFailure(f"host {host!r} is not known: {error}") from error
+            dotted = dotted_address(host) or engine.world.resolve(host).result(seconds)
+        except TimeoutError:
+            raise errors.Timeout(f"host {host!r} was not found within {seconds:g} s") from None
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
         outcome: list[tuple[Remote | None, errors.PeerTalkError | None]] = []
         with self._turning() as turn_until:
             self._engine.switchboard.dial(
-                address, lambda peer, error: outcome.append((peer, error))
+                (dotted, port), lambda peer, error: outcome.append((peer, error))
             )
-            turn_until(lambda: bool(outcome), timeout, f"no connection to {host}:{port}")
+            turn_until(lambda: bool(outcome), left, f"no connection to {host}:{port}")
         peer, failed = outcome[0]
         if failed is not None:
             raise failed
@@ -646,8 +656,7 @@ class Node:
     ) -> BroadcastResult[Peer]:
         """Send to every known peer; arguments, result and errors as peertalk.Node.broadcast.
         Config.when_full "sync" does not make it block."""
-        seconds = None if timeout is None else parse_duration(timeout)
-        payload = bytes(payload_of(data))
+        payload, seconds = bytes(payload_of(data)), parse_timeout(timeout)
         priority = check_choices(priority, key)
         skipped: dict[Peer, errors.PeerTalkError] = {}
         with self._turning() as turn_until:
@@ -703,6 +712,7 @@ class Node:
         Raises:
             MessageTooLarge, WrongType, NotSupported, PeerNotFound: nothing was sent.
         """
+        check_peer(peer)
         with self._held():
             return self._engine.datagrams.send(peer, data)
 
@@ -728,14 +738,15 @@ class Node:
 
         4,096 events are kept between calls; what is more is one EventsMissed.
         """
+        seconds = parse_timeout(timeout)
         kept = self._events
         if kept is None:
             kept = self._events = deque()
             if self._transport is not None:
                 self._transport.publish = self._keep_event
-        return self._each_event(kept, timeout)
+        return self._each_event(kept, seconds)
 
-    def _each_event(self, kept: deque[Event], timeout: float | str | None) -> Iterator[Event]:
+    def _each_event(self, kept: deque[Event], seconds: float | None) -> Iterator[Event]:
         with contextlib.suppress(errors.Timeout, errors.InvalidState):
             while True:
                 while kept:
@@ -745,7 +756,7 @@ class Node:
                     yield events.EventsMissed(missed)
                 with self._turning() as turn_until:
                     self._engine.turn()
-                    turn_until(lambda: bool(kept), timeout, "no event came")
+                    turn_until(lambda: bool(kept), seconds, "no event came")
 
     def stats(self) -> NodeStatistics:
         """Counters, with units in NodeStatistics; of its end, once the node is closed."""
@@ -767,6 +778,7 @@ class Node:
         timeout: float | str | None,
         what: str = "no message came",
     ) -> T:
+        seconds = parse_timeout(timeout)
         got: list[T] = []
 
         def taken() -> bool:
@@ -778,7 +790,7 @@ class Node:
         with self._turning() as turn_until:
             if not taken():
                 self._engine.turn()
-                turn_until(taken, timeout, what)
+                turn_until(taken, seconds, what)
         return got[0]
 
     def _keep_event(self, event: Event) -> None:

@@ -187,7 +187,7 @@ async def test_flags_travel_from_one_node_to_the_other_when_they_are_set(free_po
         ada.flags |= pt.PeerFlag.READY | 0x0200
         await bob.wait_for(lambda peer: peer.flags == 0x0209, timeout=GUARD)
         assert pt.PeerFlag.READY in seen.flags and bob.peers.version > version
-        with pytest.raises(pt.InvalidArgument, match="0x10000"):
+        with pytest.raises(pt.InvalidArgument, match="65536"):
             ada.flags = 0x10000
         assert ada.flags == 0x0209
     assert pt.Node("eve", flags=3).flags == pt.PeerFlag.HOST | pt.PeerFlag.ACCEPTING

@@ -343,7 +343,7 @@ class Loop:
         """
         events = self._turn()
         if not events and timeout != 0:
-            timeout_ms = -1 if timeout is None else min(math.ceil(timeout * 1000), 2**31 - 1)
+            timeout_ms = -1 if timeout is None else math.ceil(min(timeout * 1000, 2**31 - 1))
             code = self._lib.pt_loop_wait(self._context, timeout_ms)
             if code != 0:
                 raise self._binding.fault(code, "waiting")

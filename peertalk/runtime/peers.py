@@ -36,14 +36,24 @@ class Peers(Mapping[str, P]):
         found = self._find(who)
         if found:
             return found[-1]
-        raise errors.PeerNotFound(f"no peer {who!r} is known; known: {self.names()}", peer=str(who))
+        raise errors.PeerNotFound(
+            f"no peer {errors.shown(who)} is known; known: {self.names()}", peer=errors.shown(who)
+        )
 
     def matching(self, who: str | Callable[[P], bool]) -> P | None:
         """The peer with this id or name, or the first for which the function is true. Nobody whose
-        last dial failed, until it is heard again."""
+        last dial failed, until it is heard again.
+
+        Raises:
+            WrongType: who is no str and no function. Whatever the function raises.
+        """
         if isinstance(who, str):
             there = [peer for peer in self._find(who) if peer.state is not PeerState.FAILED]
             return there[-1] if there else None
+        if not callable(who):
+            raise errors.WrongType(
+                f"a peer is found by name, by id or by a function of it, not {errors.shown(who)}"
+            )
         known = [peer for peer in self._known.values() if peer.state is not PeerState.FAILED]
         return next((peer for peer in known if who(peer)), None)
 

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 from .. import errors
 from .._core import values
@@ -20,10 +20,16 @@ from ..protocol.stream import STREAM_MAX
 from .statistics import PeerStatistics, QueueStatus
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on
+    from typing import Protocol
 
     from .streaming import Outgoing
     from .transport import Timer, Transport
+
+    class Buffer(Protocol):  # collections.abc has it from Python 3.12 on
+        """Whatever has bytes to look at."""
+
+        def __buffer__(self, flags: int, /) -> memoryview: ...
+
 else:
     Buffer = bytes | bytearray | memoryview
 
@@ -206,11 +212,13 @@ def check_choices(priority: int, key: Key | None) -> Priority:
     if key is not None and not isinstance(key, str | int):
         raise errors.WrongType(f"a key is a str or an int, not {type(key).__name__}")
     try:
-        return Priority(priority)
+        if isinstance(priority, int):
+            return Priority(priority)
     except ValueError:
-        raise errors.InvalidArgument(
-            f"priority {priority!r}: it is one of peertalk.Priority, LOW 0 to CRITICAL 3"
-        ) from None
+        pass
+    raise errors.InvalidArgument(
+        f"priority {errors.shown(priority)}: it is one of peertalk.Priority, LOW 0 to CRITICAL 3"
+    )
 
 
 class Place(ABC):
@@ -260,7 +268,30 @@ class Place(ABC):
             self.peer.serve(self.priority)
 
 
-class Remote(Peer):
+def check_peer(peer: object) -> None:
+    """Raises WrongType when it is no peer."""
+    if not isinstance(peer, Remote):
+        raise errors.WrongType(
+            f"a datagram goes to a Peer, not to {errors.shown(peer)}; node.peers finds one by name "
+            "or id"
+        )
+
+
+class Uncopied:
+    """What is neither copied nor pickled: a copy would have the same sockets, connections and
+    counters, and close or count for the original."""
+
+    __slots__ = ()
+
+    _instead: ClassVar[str]
+    """What to do in place of that."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Raises WrongType: copy, deepcopy and pickle ask here."""
+        raise errors.WrongType(f"{self!r} cannot be copied or pickled: {self._instead}")
+
+
+class Remote(Uncopied, Peer):
     """A peer as the engine sees it: its connection, what waits for it, and its counters. The front
     doors add the calls that users make.
 
@@ -291,6 +322,7 @@ class Remote(Peer):
         "transport",
     )
 
+    _instead = "it belongs to its node; keep its id, and find it by that"
     transport: Transport
     connection: Connection | None
     quick: Callable[[Any], int] | None
@@ -352,7 +384,16 @@ class Remote(Peer):
         return errors.ConnectionClosed(text, peer=self.name)
 
     def reject(self, reason: errors.RejectReason = errors.RejectReason.UNSPECIFIED) -> None:
-        """Send the peer away: see ConnectionRequested.reject()."""
+        """Send the peer away: see ConnectionRequested.reject().
+
+        Raises:
+            InvalidArgument: there is no such reason.
+        """
+        if not isinstance(reason, int) or reason not in tuple(errors.RejectReason):
+            raise errors.InvalidArgument(
+                f"reason {errors.shown(reason)}: it is one of peertalk.RejectReason, "
+                "UNSPECIFIED 0 to IN_PROGRESS 4"
+            )
         self.transport.switchboard.reject(self, errors.RejectReason(reason))
 
     @property

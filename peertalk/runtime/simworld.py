@@ -18,6 +18,7 @@ import errno
 import socket
 import zlib
 from collections import deque
+from concurrent.futures import Future
 from typing import Any, cast
 
 from .. import errors
@@ -355,6 +356,15 @@ class SimulatedWorld(World):
     def clock(self) -> float:
         """As World.clock()."""
         return self.box.seconds
+
+    def resolve(self, host: str) -> Future[str]:
+        """As World.resolve(), at once: names of hosts of this network."""
+        found: Future[str] = Future()
+        try:
+            found.set_result(self.box.resolve(host))
+        except OSError as error:
+            found.set_exception(errors.NetworkFailure(f"host {host!r} is not known: {error}"))
+        return found
 
     def identity(self, size: int) -> bytes:
         """As World.identity()."""

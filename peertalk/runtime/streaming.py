@@ -16,7 +16,7 @@ from .. import errors
 from ..protocol.connections import State
 from ..protocol.outbox import NORMAL
 from ..protocol.stream import Stream, StreamState
-from .remote import Payload, Place, Remote, payload_of
+from .remote import Payload, Place, Remote, Uncopied, payload_of
 
 Progress = Callable[[int, int], object]
 """Called with the bytes that were sent so far, and all bytes."""
@@ -24,7 +24,7 @@ Progress = Callable[[int, int], object]
 _BUSY = -27
 
 
-class Outgoing:
+class Outgoing(Uncopied):
     """One stream to a peer, for the front doors to wait for. On the engine's thread only.
 
     Args:
@@ -33,10 +33,17 @@ class Outgoing:
         progress: called whenever some have been sent. What it raises ends the stream.
 
     Raises:
-        InvalidArgument, MessageTooLarge, WrongType: data cannot be a stream.
+        InvalidArgument, MessageTooLarge, WrongType: data cannot be a stream, or progress is no
+            function.
     """
 
+    _instead = "it is on its way once; make another stream"
+
     def __init__(self, peer: Remote, data: Payload, progress: Progress | None = None) -> None:
+        if progress is not None and not callable(progress):
+            raise errors.WrongType(
+                f"progress is a function of two numbers of bytes, not {errors.shown(progress)}"
+            )
         self._peer = peer
         self._stream = Stream(bytes(payload_of(data)))
         self._progress = progress

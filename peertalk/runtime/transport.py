@@ -291,14 +291,28 @@ class Transport:
                 )
             raise errors.InvalidState(f"node {self.config.name!r} is closed")
 
+    def check_own(self, peer: Remote) -> None:
+        """Raises InvalidArgument when this is a peer of another node."""
+        if peer.transport is not self:
+            other, address = peer.transport.config.name, f"{peer.address[0]}:{peer.address[1]}"
+            raise errors.InvalidArgument(
+                f"peer {peer.name!r} belongs to node {other!r}, not to node {self.config.name!r}: "
+                f"name it by its id, {peer.id}, or connect to its address, {address}",
+                peer=peer.name,
+            )
+
     def set_flags(self, flags: int) -> None:
         """Announce these flags from now on.
 
         Raises:
-            InvalidArgument: they are more than 16 bits.
+            InvalidArgument: they are more than 16 bits. WrongType: they are no whole number.
         """
+        if isinstance(flags, bool) or not isinstance(flags, int):
+            raise errors.WrongType(f"flags {errors.shown(flags)}: a sum of PeerFlag, or a number")
         if not 0 <= flags <= 0xFFFF:
-            raise errors.InvalidArgument(f"flags {flags:#x}: they have 16 bits, 0 to 0xffff")
+            raise errors.InvalidArgument(
+                f"flags {errors.shown(flags)}: they have 16 bits, 0 to {0xFFFF:,}"
+            )
         self.flags = PeerFlag(flags)
         if self.finder is not None:
             self.finder.set_flags(flags)
@@ -345,10 +359,10 @@ class Transport:
         if timer is not None and self._timers.pop(timer.tag, None) is not None:
             timer.timer.cancel()
 
-    def close(self, timeout: float, on_closed: Callable[[], object]) -> None:
+    def close(self, timeout: float | None, on_closed: Callable[[], object]) -> None:
         """Leave politely: send what is queued, DISCONNECT, read to the end, GOODBYE; at most
-        timeout seconds. on_closed is called when all is closed. May be called again; the first
-        call's deadline holds."""
+        timeout seconds, None: however long that takes. on_closed is called when all is closed. May
+        be called again; the first call's deadline holds."""
         if self.closed:
             on_closed()
             return
@@ -357,7 +371,8 @@ class Transport:
             return
         with self.lock:
             self.closing = True
-        self.after(timeout, self.close_now)
+        if timeout is not None:
+            self.after(timeout, self.close_now)
         closed = errors.InvalidState(f"node {self.config.name!r} is closed")
         for peer in self._everybody():
             peer.quick = None

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import os
 import secrets
 import socket
 import struct
 import sys
+import threading
 import time
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import errors
@@ -46,6 +49,10 @@ _UNACKNOWLEDGED = termios.TIOCOUTQ if sys.platform.startswith("linux") else None
 """SIOCOUTQ, which has the number of the question for terminals."""
 _POOL_BYTES = 64 << 20
 """Most that the links of one loop may hold together beside the share of each."""
+_LOOKUPS_MAX = 32
+"""Names of hosts that this program looks up at a time: each takes a thread, until the resolver
+answers or gives up."""
+_lookups = threading.BoundedSemaphore(_LOOKUPS_MAX)
 _LONGEST_PROBE = 120.0
 """Seconds between two probes of a window that is shut, at most (TCP_RTO_MAX of Linux)."""
 _UNSENT_MAX = 65_536
@@ -175,6 +182,42 @@ class World:
             PlatformError: there are none left.
         """
         return _open_socket(socket.SOCK_DGRAM)
+
+    def resolve(self, host: str) -> Future[str]:
+        """Look up the IPv4 address of a host by its name. What is returned may be left alone: it
+        fails with NetworkFailure where nobody knows the host, and is never cancelled.
+
+        The system's resolver cannot be interrupted, and may take half a minute: it runs on a thread
+        of its own, which neither the caller nor the end of the program waits for.
+        """
+        found: Future[str] = Future()
+        found.set_running_or_notify_cancel()
+        if not _lookups.acquire(blocking=False):
+            found.set_exception(
+                errors.NetworkFailure(
+                    f"host {host!r} is not looked up: {_LOOKUPS_MAX} names are, and the resolver "
+                    "has not answered; try again later"
+                )
+            )
+            return found
+
+        def look_up() -> None:
+            try:
+                entries = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)
+                found.set_result(str(entries[0][4][0]))
+            except Exception as error:  # UnicodeError: no host can have that name
+                unknown = errors.NetworkFailure(f"host {host!r} is not known: {error}")
+                unknown.__cause__ = error
+                found.set_exception(unknown)
+            finally:
+                _lookups.release()
+
+        try:
+            threading.Thread(target=look_up, name="peertalk resolver", daemon=True).start()
+        except RuntimeError as error:
+            _lookups.release()
+            found.set_exception(errors.PlatformError(f"host {host!r} is not looked up: {error}"))
+        return found
 
     def network_news(self) -> socket.socket | None:
         """A socket that becomes readable when an interface or address of this machine comes or
@@ -473,13 +516,27 @@ def check_address(address: object) -> Address:
         and len(address) == 2
         and isinstance(address[0], str)
         and isinstance(address[1], int)
+        and not isinstance(address[1], bool)
     ):
         raise errors.WrongType(
-            f"connect takes a peer, a name or an address (host, port), not {address!r}"
+            f"connect takes a peer, a name or an address (host, port), not {errors.shown(address)}"
         )
-    if not 0 < address[1] <= 65_535:
-        raise errors.InvalidArgument(f"port {address[1]}: must be 1 to 65,535")
-    return address[0], address[1]
+    host, port = address
+    if not host:
+        raise errors.InvalidArgument(
+            "the host of an address is empty: give its name or IPv4 address"
+        )
+    if not 0 < port <= 65_535:
+        raise errors.InvalidArgument(f"port {errors.shown(port)}: must be 1 to 65,535")
+    return host, port
+
+
+def dotted_address(host: str) -> str | None:
+    """The host, where it is an IPv4 address; None: it is a name."""
+    try:
+        return str(ipaddress.IPv4Address(host))
+    except ValueError:
+        return None
 
 
 def same_network(interfaces: list[Interface], address: str) -> bool:

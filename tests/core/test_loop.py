@@ -109,6 +109,16 @@ def test_wake_ends_a_wait_from_another_thread(bench):
     woken.join()
 
 
+@pytest.mark.parametrize("timeout", [2.0**31, 1e300, 1.7e308])
+def test_a_wait_may_be_longer_than_the_system_can_count(bench, timeout):
+    """Whoever means "for ever" writes any large number: poll() counts to 24 days."""
+    timer = bench.loop.timer(5)
+    timer.arm(timeout)
+    bench.loop.wake()
+    assert bench.loop.turn(timeout) == []
+    assert timer.armed
+
+
 def test_a_wake_before_the_wait_ends_that_wait(bench):
     """A thread that puts an order and wakes just before the worker waits must not be missed."""
     rescue = threading.Event()

@@ -305,7 +305,9 @@ class Loop:
             timeout = due if timeout is None else min(timeout, due)
         # poll() counts milliseconds and rounds in its own way: never wait for less than what is
         # left of one.
-        self._poll(timeout if timeout is None else math.ceil(timeout * 1000) / 1000)
+        self._poll(
+            timeout if timeout is None else math.ceil(min(timeout * 1000, MAX_DELAY_MS)) / 1000
+        )
 
     def next_timeout(self) -> float | None:
         """Seconds until a turn is needed though nothing becomes ready; 0.0 when there is work now,
