@@ -836,7 +836,7 @@ class Node(Uncopied):
         """
         engine, seconds = self._here, parse_timeout(timeout)
         if isinstance(who, str):
-            who = self.peers[who]
+            who = self.peers.chosen(who)
         if isinstance(who, Remote):
             engine.check_own(who)
             assert isinstance(who, Peer)

@@ -164,6 +164,7 @@ def test_every_event_is_matched_in_the_guide_with_its_fields_in_order():
         pt.PeerFound,
         pt.PeerLost,
         pt.PeerChanged,
+        pt.NameCollision,
         pt.ConnectionRequested,
         pt.PeerConnected,
         pt.PeerDisconnected,

@@ -195,6 +195,34 @@ async def test_flags_travel_from_one_node_to_the_other_when_they_are_set(free_po
         pt.Node("eve").flags = 1
 
 
+async def test_two_of_one_name_are_an_event_and_one_line_in_the_log(free_port, caplog):
+    """Two programs that nobody gave a name of its own were one name, silently."""
+    port = free_port()
+    options = announcing(port, announce_interval=0.1)
+    async with pt.Node("ada", **options) as ada, pt.Node("twin", **options) as first:
+        events = ada.events()
+        one = await ada.wait_for(first.id, timeout=GUARD)
+        async with pt.Node("twin", **options) as second:
+            two = await ada.wait_for(second.id, timeout=GUARD)
+            assert await next_event(events, pt.NameCollision) == pt.NameCollision(two, one)
+            assert (await ada.connect("twin", timeout=GUARD)) is two
+        lines = [each.getMessage() for each in caplog.records if "PEERTALK_NAME" in each.message]
+        of_ada = [each for each in lines if one.id in each and two.id in each]
+        assert len(of_ada) == 1 and "'twin'" in of_ada[0]
+        chosen = [each for each in caplog.records if "2 peers are called 'twin'" in each.message]
+        assert len(chosen) == 1 and one.id in chosen[0].message
+
+
+async def test_somebody_who_bears_our_name_is_told(free_port):
+    """The other one gets what was meant for us."""
+    port = free_port()
+    async with pt.Node("ada", **announcing(port)) as ada:
+        events = ada.events()
+        async with pt.Node("ada", **announcing(port)) as other:
+            collision = await next_event(events, pt.NameCollision)
+            assert (collision.peer.id, collision.other) == (other.id, None)
+
+
 async def test_peers_are_looked_up_by_id_and_by_name_and_the_newest_of_a_name_wins(free_port):
     """Lookups, wait_for and connect must agree on who has a name: a program that was started again
     is known twice for a while."""

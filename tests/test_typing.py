@@ -78,6 +78,8 @@ async def report(node: pt.Node) -> None:
                                 no_delay=True, connect=False, timeout="1s")
             case pt.PeerLost(peer, reason):
                 assert_type(reason, pt.LostReason)
+            case pt.NameCollision(peer, other):
+                assert_type((peer, other), tuple[pt.Peer, pt.Peer | None])
             case pt.ConnectionRequested(peer):
                 event.reject(pt.RejectReason.BANNED)
             case pt.PeerDisconnected(peer, error):

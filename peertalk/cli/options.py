@@ -7,6 +7,7 @@ import functools
 import inspect
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -22,6 +23,7 @@ NODE_SETTINGS = ("name", "port", "discovery_port", "bind", "interfaces", "core")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 """The option that every command has."""
 
+_OBEYED = re.compile("[\x7f-\x9f\u2028\u2029]")
 _KINDS: dict[str, type] = {"whole": int, "boolean": bool}
 
 
@@ -99,7 +101,9 @@ def console(*, stderr: bool = False) -> Console:
 
 def print_json(value: object, *, indent: int | None = None) -> None:
     """One value as JSON on standard output; a line of its own unless indented, written at once."""
-    print(json.dumps(value, indent=indent, ensure_ascii=False), flush=True)
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    # what a terminal obeys, or takes for the end of a line; json leaves those above 0x1f
+    print(_OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text), flush=True)
 
 
 def say(text: str) -> None:

@@ -12,7 +12,10 @@ import typer
 from .. import Node, Peer, Timeout, errors
 from ..config import Config, parse_duration
 from . import NOBODY, CommandFailed
-from .options import NODE_SETTINGS, Json, config_of, node_options, print_json, readable
+from .options import NODE_SETTINGS, Json, config_of, node_options, print_json, readable, say
+
+_ANSWERS = 0.3
+"""Seconds in which others of the same name answer our question who is there."""
 
 
 @node_options(*NODE_SETTINGS)
@@ -84,6 +87,9 @@ async def _send(
             await peer.send(payload, timeout=seconds)
             messages += 1
             size += len(payload)
+        if name is not None and name == peer.name:
+            await asyncio.sleep(_ANSWERS)
+            _say_who_shares(node, peer)
         where = f"{peer.address[0]}:{peer.address[1]}"
         unsent = await node.aclose(seconds)
         failed = node.stats().messages_failed
@@ -99,6 +105,16 @@ async def _send(
             "messages": messages,
             "bytes": size,
         }
+
+
+def _say_who_shares(node: Node, peer: Peer) -> None:
+    others = [each for each in node.peers.values() if each.name == peer.name and each is not peer]
+    if others:
+        said = ", ".join(f"{each.id} at {each.address[0]}:{each.address[1]}" for each in others)
+        say(
+            f"{len(others) + 1} peers are called {readable(peer.name)!r}: this went to {peer.id}, "
+            f"not to {said}; send to an id to choose"
+        )
 
 
 async def _find(

@@ -64,6 +64,15 @@ class PeerLost(msgspec.Struct, Generic[P], frozen=True):
     reason: LostReason
 
 
+class NameCollision(msgspec.Struct, Generic[P], frozen=True):
+    """Somebody bears a name that another has who is there too: peer is the one that came later,
+    other the one before it, None: this node itself. Told once for each peer while it is known; ids
+    tell them apart."""
+
+    peer: P
+    other: P | None
+
+
 class ConnectionRequested(msgspec.Struct, Generic[P], frozen=True):
     """A peer that was not connected has dialled us and said who it is. It is accepted unless
     reject() is called."""
@@ -162,6 +171,7 @@ Event = (
     PeerFound[P]
     | PeerLost[P]
     | PeerChanged[P]
+    | NameCollision[P]
     | ConnectionRequested[P]
     | PeerConnected[P]
     | PeerDisconnected[P]

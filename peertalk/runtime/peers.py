@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -14,6 +15,8 @@ from .remote import Remote
 
 if TYPE_CHECKING:
     from .transport import Transport
+
+log = logging.getLogger("peertalk")
 
 P = TypeVar("P", bound=Remote)
 
@@ -56,6 +59,21 @@ class Peers(Mapping[str, P]):
             )
         known = [peer for peer in self._known.values() if peer.state is not PeerState.FAILED]
         return next((peer for peer in known if who(peer)), None)
+
+    def chosen(self, who: str) -> P:
+        """As peers[who]; where several bear that name, the log says which one it is."""
+        peer, several = self[who], self._find(who)
+        if len(several) > 1:
+            log.warning(
+                "%d peers are called %r: taken is the one that was known last, %s at %s; choose "
+                "another by its id: %s",
+                len(several),
+                peer.name,
+                peer.id,
+                peer.address[0],
+                ", ".join(each.id for each in several if each is not peer),
+            )
+        return peer
 
     def names(self) -> str:
         """The names of all, for messages."""

@@ -948,6 +948,7 @@ class Switchboard:
             if not connection.dialled:
                 self.transport.emit(events.ConnectionRequested, peer)
             self.transport.emit(events.PeerConnected, peer)
+            self.transport.check_name(peer)
         self.pulse.opened(connection, peer)
         peer.on_pressure()
         reached, connection.reached = connection.reached, ()

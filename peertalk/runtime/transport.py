@@ -29,6 +29,7 @@ from ..config import Config
 from ..protocol import events
 from ..protocol.connections import Connection, State
 from ..protocol.discovery import Changed, Found, Gone, Heard
+from ..protocol.names import Names
 from ..protocol.outbox import NORMAL, Key, Outbox, Pieces, piece_size
 from ..protocol.peer import FRAGMENTED_MAX, Peer, PeerFlag, PeerState
 from ..protocol.wire import INSTANCE_SIZE
@@ -49,6 +50,9 @@ _UNTAKEN_TIME = 5.0
 """Seconds that a full inbox may stay untouched before a warning is logged."""
 _TAKING = "taking messages"
 _STARVED_RETRY = 0.01
+_NAMES_WARNED = 64
+"""Names whose collision is logged, once each in the life of a node: a neighbour who makes up names
+fills no log."""
 _CANCELLED = -28
 """PT_ERR_CANCELLED: what a message that was replaced ended with."""
 
@@ -111,6 +115,8 @@ class Transport:
         self.peers: dict[Any, Remote] = {}
         self._forgotten: WeakValueDictionary[Any, Remote] = WeakValueDictionary()
         """Peers that are not in the table any more, while anybody has them."""
+        self._names: Names[Remote] = Names(config.name)
+        self._names_warned: set[str] = set()
         self.peers_version = 0
         self.changes = 0
         """How often who is known, or connected, may have changed."""
@@ -937,7 +943,27 @@ class Transport:
         self.peers_version += 1
         self.datagrams.place(peer)
         self.emit(events.PeerFound, peer)
+        self.check_name(peer)
         return peer
+
+    def check_name(self, peer: Remote) -> None:
+        """A peer is there: it announced itself, or connected. Tell who shares its name."""
+        if self.peers.get(peer.key) is not peer:
+            return
+        for newcomer, other in self._names.heard(peer):
+            self.emit(events.NameCollision, newcomer, other)
+            name = newcomer.name
+            if name not in self._names_warned and len(self._names_warned) < _NAMES_WARNED:
+                self._names_warned.add(name)
+                whose = "this node" if other is None else f"peer {other.id} at {other.address[0]}"
+                log.warning(
+                    "name %r is that of peer %s at %s and of %s: give each its own "
+                    "(PEERTALK_NAME), or use ids",
+                    name,
+                    newcomer.id,
+                    newcomer.address[0],
+                    whose,
+                )
 
     def find_successor(self, peer: Remote) -> None:
         """A peer has lost its connection: who has been met at its address meanwhile is its next
@@ -987,6 +1013,7 @@ class Transport:
             del self.peers[peer.key]
             self.peers_version += 1
             self.datagrams.displace(peer)
+            self._names.forget(peer)
             self._forgotten[peer.key] = peer
             if isinstance(peer.key, tuple):
                 self.switchboard.classics.forget(peer.key)
@@ -1034,6 +1061,7 @@ class Transport:
             self.datagrams.place(peer)
             if before != (peer.name, flags):
                 self.emit(events.PeerChanged, peer)
+            self.check_name(peer)
         if peer.classic:
             self.switchboard.heard_classic(peer)
         if peer.connection is None:

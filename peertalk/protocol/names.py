@@ -1,0 +1,60 @@
+"""Which names are borne by several who are there at the same time.
+
+A program that was killed and started again is known twice until its former life is forgotten, and
+that is no collision. So two known peers of one name count only when the one that was known first is
+there after the other came: it is connected, or it is heard again.
+
+Invariant: each peer stands in the line of one name, in the order in which they took it; one that
+was told stays told until it leaves that line. Never: knows a clock, or tells of one peer twice.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+from .peer import Peer
+
+P = TypeVar("P", bound=Peer)
+
+
+class Names(Generic[P]):
+    """The names of the peers of one node. own: what the node itself is called."""
+
+    def __init__(self, own: str) -> None:
+        self._own = own
+        self._lines: dict[str, dict[P, bool]] = {}
+        """Of each name, who bears it, and whether that was told."""
+        self._called: dict[P, str] = {}
+
+    def heard(self, peer: P) -> list[tuple[P, P | None]]:
+        """A known peer is there now: it announced itself, or connected. Those of whom it has to be
+        told that they share their name, each with the one that had it before; None: the node
+        itself. O(1), but for those who bear the same name."""
+        name = peer.name
+        if self._called.get(peer) != name:
+            self.forget(peer)
+            self._called[peer] = name
+            self._lines.setdefault(name, {})[peer] = False
+        line = self._lines[name]
+        found: list[tuple[P, P | None]] = []
+        if name == self._own:
+            found += [(each, None) for each, told in line.items() if not told]
+        elif len(line) > 1 and name:
+            before: P | None = None
+            """The last who had the name before and is there."""
+            for each, told in line.items():
+                if before is not None and not told:
+                    found.append((each, before))
+                if each is peer or each.connected:
+                    before = each
+        for newcomer, _ in found:
+            line[newcomer] = True
+        return found
+
+    def forget(self, peer: P) -> None:
+        """It is not known any more."""
+        name = self._called.pop(peer, None)
+        if name is not None:
+            del self._lines[name][peer]
+            if not self._lines[name]:
+                del self._lines[name]
