@@ -4,6 +4,7 @@ extra."""
 from __future__ import annotations
 
 import inspect
+import json
 import subprocess
 
 import pytest
@@ -174,3 +175,13 @@ def test_no_color_means_no_escape_sequences(monkeypatch):
     with screen.capture() as captured:
         screen.print("plain", style="bold red")
     assert captured.get() == "plain\n"
+
+
+def test_json_shows_what_a_terminal_would_obey(capsys):
+    """json leaves the controls above 0x1f as they are, and names come from strangers."""
+    from peertalk.cli.options import print_json
+
+    print_json({"name": "a\x9b31m\x7f\u2028\u00e9\n"})
+    shown = capsys.readouterr().out
+    assert shown == '{"name": "a\\u009b31m\\u007f\\u2028\u00e9\\n"}\n'
+    assert json.loads(shown) == {"name": "a\x9b31m\x7f\u2028\u00e9\n"}

@@ -74,3 +74,15 @@ def test_a_message_that_is_too_large_exits_with_its_limit(command):
     complaint = sending.communicate("x" * 9_000 + "\n", timeout=20)[1]
     assert sending.returncode == 1
     assert "8,192" in complaint and complaint.count("\n") == 1
+
+
+def test_two_of_the_name_are_said(command):
+    """What was sent went to one of them, and nobody heard which."""
+    _, first = listening(command)
+    _, second = listening(command)
+    output, said = (sending := command("send", "ada", "hello", "--json")).communicate(timeout=20)
+    assert sending.returncode == 0
+    taken = int(json.loads(output)["address"].rsplit(":", 1)[1])
+    (other,) = {first, second} - {taken}
+    assert "2 peers are called 'ada': this went to" in said
+    assert "not to" in said and f"127.0.0.1:{other}; send to an id" in said
