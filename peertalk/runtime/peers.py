@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -15,8 +14,6 @@ from .remote import Remote
 
 if TYPE_CHECKING:
     from .transport import Transport
-
-log = logging.getLogger("peertalk")
 
 P = TypeVar("P", bound=Remote)
 
@@ -64,7 +61,7 @@ class Peers(Mapping[str, P]):
         """As peers[who]; where several bear that name, the log says which one it is."""
         peer, several = self[who], self._find(who)
         if len(several) > 1:
-            log.warning(
+            self._transport.log.warning(
                 "%d peers are called %r: taken is the one that was known last, %s at %s; choose "
                 "another by its id: %s",
                 len(several),

@@ -956,7 +956,7 @@ class Transport:
             if name not in self._names_warned and len(self._names_warned) < _NAMES_WARNED:
                 self._names_warned.add(name)
                 whose = "this node" if other is None else f"peer {other.id} at {other.address[0]}"
-                log.warning(
+                self.log.warning(
                     "name %r is that of peer %s at %s and of %s: give each its own "
                     "(PEERTALK_NAME), or use ids",
                     name,
