@@ -19,9 +19,13 @@ P = TypeVar("P", bound=Remote)
 
 
 class Peers(Mapping[str, P]):
-    """The peers that a node knows. Looked up by id or name, iterated by id. Of several with one
-    name it is the one known last: a program that was killed and started again is known twice until
-    its former life is forgotten."""
+    """The peers that a node knows. Looked up by id or name, iterated by id.
+
+    An id finds whoever is known. A name finds who can be had: nobody whose last dial failed, until
+    that peer is heard again, and of several the one known last, since a program that was killed and
+    started again is known twice until its former life is forgotten. This holds for [], get and in,
+    and for connect() and wait_for() of the node.
+    """
 
     def __init__(self, known: dict[Any, P], transport: Transport) -> None:
         self._known = known
@@ -34,33 +38,35 @@ class Peers(Mapping[str, P]):
 
     def __getitem__(self, who: str) -> P:
         found = self._find(who)
-        if found:
-            return found[-1]
-        raise errors.PeerNotFound(
-            f"no peer {errors.shown(who)} is known; known: {self.names()}", peer=errors.shown(who)
-        )
+        if found is not None:
+            return found
+        lacking = "can be had" if any(peer.name == who for peer in self.values()) else "is known"
+        shown = errors.shown(who)
+        raise errors.PeerNotFound(f"no peer {shown} {lacking}; known: {self.names()}", peer=shown)
+
+    def __contains__(self, who: object) -> bool:
+        return self._find(who) is not None
 
     def matching(self, who: str | Callable[[P], bool]) -> P | None:
-        """The peer with this id or name, or the first for which the function is true. Nobody whose
-        last dial failed, until it is heard again.
+        """Who is found by this id or name, or the first of those who can be had for whom the
+        function is true.
 
         Raises:
             WrongType: who is no str and no function. Whatever the function raises.
         """
         if isinstance(who, str):
-            there = [peer for peer in self._find(who) if peer.state is not PeerState.FAILED]
-            return there[-1] if there else None
+            return self._find(who)
         if not callable(who):
             raise errors.WrongType(
                 f"a peer is found by name, by id or by a function of it, not {errors.shown(who)}"
             )
-        known = [peer for peer in self._known.values() if peer.state is not PeerState.FAILED]
-        return next((peer for peer in known if who(peer)), None)
+        return next((peer for peer in self.values() if _can_be_had(peer) and who(peer)), None)
 
     def chosen(self, who: str) -> P:
         """As peers[who]; where several bear that name, the log says which one it is."""
-        peer, several = self[who], self._find(who)
-        if len(several) > 1:
+        peer = self[who]
+        several = [each for each in self.values() if each.name == who and _can_be_had(each)]
+        if peer.id != who and len(several) > 1:
             self._transport.log.warning(
                 "%d peers are called %r: taken is the one that was known last, %s at %s; choose "
                 "another by its id: %s",
@@ -74,17 +80,26 @@ class Peers(Mapping[str, P]):
 
     def names(self) -> str:
         """The names of all, for messages."""
-        return ", ".join(sorted(repr(peer.name) for peer in list(self._known.values()))) or "nobody"
+        names = (
+            repr(peer.name) + (" (its last dial failed)" if not _can_be_had(peer) else "")
+            for peer in self.values()
+        )
+        return ", ".join(sorted(names)) or "nobody"
 
-    def _find(self, who: str) -> list[P]:
-        with contextlib.suppress(ValueError, TypeError):  # no instance id
+    def _find(self, who: object) -> P | None:
+        if not isinstance(who, str):
+            return None
+        with contextlib.suppress(ValueError):  # no instance id
             peer = self._known.get(bytes.fromhex(who))
             if peer is not None and peer.id == who:
-                return [peer]
-        peers = list(self._known.values())
-        return [peer for peer in peers if peer.id == who] or [
-            peer for peer in peers if peer.name == who
-        ]
+                return peer
+        bearer = None
+        for peer in self.values():
+            if peer.id == who:
+                return peer
+            if peer.name == who and _can_be_had(peer):
+                bearer = peer
+        return bearer
 
     def values(self) -> ValuesView[P]:
         """The peers as they are now: who comes or goes while they are iterated does not disturb."""
@@ -99,6 +114,10 @@ class Peers(Mapping[str, P]):
 
     def __len__(self) -> int:
         return len(self._known)
+
+
+def _can_be_had(peer: Remote) -> bool:
+    return peer.state is not PeerState.FAILED
 
 
 class BroadcastResult(msgspec.Struct, Generic[P], frozen=True):

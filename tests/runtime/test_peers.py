@@ -7,7 +7,7 @@ import types
 import pytest
 
 from peertalk import errors
-from peertalk.protocol.peer import Peer
+from peertalk.protocol.peer import Peer, PeerEvent
 from peertalk.runtime.peers import BroadcastResult, Peers
 
 ADA, BOB, TWIN, CLASSIC = (
@@ -89,6 +89,45 @@ def test_of_several_of_one_name_the_latest_matches():
     )
     assert peers.matching(lambda peer: peer.name == "bob") is BOB
     assert peers.matching(lambda peer: False) is None
+
+
+def failed(name, instance):
+    """A peer whose last dial failed."""
+    peer = Peer(instance * 8, name=name)
+    peer.advance(PeerEvent.DIALLED)
+    peer.advance(PeerEvent.REFUSED)
+    return peer
+
+
+def test_every_lookup_finds_the_same_one():
+    """[] gave one who had just refused while wait_for() waited for another of that name, or said
+    that nobody was heard and that he is known."""
+    gone = failed("bob", b"\x0e")
+    for there, found in (
+        ((BOB, TWIN), TWIN),
+        ((gone, BOB), BOB),
+        ((BOB, gone), BOB),
+        ((gone,), None),
+        ((ADA,), None),
+    ):
+        peers, _ = peers_of(*there)
+        assert peers.get("bob") is peers.matching("bob") is found
+        assert ("bob" in peers) is (found is not None)
+        assert (peers.matching(lambda peer: peer.name == "bob") is None) is (found is None)
+        if found is not None:
+            assert peers["bob"] is found
+        for peer in there:  # whoever is known, whatever became of the last dial
+            assert peer.id in peers
+            assert peers[peer.id] is peers.get(peer.id) is peers.matching(peer.id) is peer
+        assert list(peers.values()) == list(there) and len(peers) == len(there)
+    peers, _ = peers_of(gone, ADA)
+    with pytest.raises(errors.PeerNotFound) as caught:
+        peers["bob"]
+    assert "no peer 'bob' can be had; known: 'ada', 'bob' (its last dial failed)" in str(
+        caught.value
+    )
+    gone.advance(PeerEvent.HEARD)
+    assert peers["bob"] is gone
 
 
 def test_peers_may_come_and_go_while_they_are_iterated():
