@@ -12,8 +12,16 @@ import asyncio
 import contextlib
 import threading
 import warnings
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable
+import weakref
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+)
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -25,7 +33,7 @@ from .protocol.outbox import NORMAL, Key, Priority
 from .protocol.peer import PeerFlag
 from .protocol.stream import ENDED, StreamState
 from .protocol.wire import Batch, Datagram, Message
-from .runtime.inbox import Waiters
+from .runtime.inbox import Outlet, Waiters
 from .runtime.log import NodeLog
 from .runtime.peers import BroadcastResult, Peers
 from .runtime.remote import (
@@ -47,8 +55,7 @@ from .runtime.world import Address, World, check_address, dotted_address
 
 T = TypeVar("T")
 Event = events.Event["Peer"]
-
-_EVENTS_MAX = 4096
+"""Any event of a node."""
 
 
 class Peer(Remote):
@@ -237,13 +244,12 @@ class Peer(Remote):
         finally:
             self.stop_pinging(measured)
 
-    async def messages(self) -> AsyncIterator[Message[Peer]]:
-        """Messages of this peer, those included that wait already; while this is iterated they come
-        here only, and whatever others send does not keep them up. Several consumers may iterate:
-        each message goes to one of them. What is left when the last one stops comes to the node.
-        Ends when the peer is lost or the node closed, after the last message."""
-        async for message in _messages(self.transport, self):
-            yield message
+    def messages(self) -> Incoming[Message[Peer]]:
+        """Messages of this peer, those included that wait already; from the first anext on they
+        come here only, and whatever others send does not keep them up. Several consumers may
+        iterate: each message goes to one of them. What is left when the last one stops comes to the
+        node. Ends when the peer is lost or the node closed, after the last message."""
+        return _Messages(self.transport, self)
 
     def stream_out(self, data: Payload, progress: Progress | None = None) -> StreamOut:
         """A stream: much data in parts, with progress, that can be given up. The peer receives the
@@ -600,13 +606,15 @@ class Node(Uncopied):
         self._world = World() if world is None else world
         self._transport: Transport | None = None
         self._worker: Worker | None = None
-        self._streams: list[_EventStream] = []
+        self._streams: list[tuple[weakref.ref[_Events], Waiters]] = []
+        """Who listens, while somebody has it: one that was left by `break` is let go. Those who
+        wait there are held, since nobody else may have their tasks."""
         self._watchers: list[asyncio.Future[None]] = []
         """Who waits for somebody to be known."""
 
     # Life -----------------------------------------------------------------------------------------
 
-    async def start(self) -> Node:
+    async def start(self) -> Self:
         """Listen and announce. Returns this node.
 
         Raises:
@@ -628,7 +636,7 @@ class Node(Uncopied):
             transport.publish = self._publish
         return self
 
-    async def __aenter__(self) -> Node:
+    async def __aenter__(self) -> Self:
         return await self.start()
 
     async def __aexit__(
@@ -699,7 +707,7 @@ class Node(Uncopied):
             peer.on_lost(errors.InvalidState(f"node {self.config.name!r} is closed"))
         transport.wake_receivers()
         self._wake_watchers()
-        for stream in self._streams:
+        for stream in self._listening():
             stream.end()
         # a Message is not tracked by the collector: through its peer it must not hold this node
         transport.publish = transport.on_change = transport.owner = None
@@ -734,11 +742,16 @@ class Node(Uncopied):
 
     @property
     def _engine(self) -> Transport:
+        self._begun.check_open()
+        return self._begun
+
+    @property
+    def _begun(self) -> Transport:
+        """The engine, though it may be closed."""
         if self._transport is None:
             raise errors.InvalidState(
                 f"node {self.config.name!r} is not started; use `async with` or start()"
             )
-        self._transport.check_open()
         return self._transport
 
     # Who ------------------------------------------------------------------------------------------
@@ -943,24 +956,16 @@ class Node(Uncopied):
             )
         return Message(got[0], got[1])  # type: ignore[arg-type]
 
-    def messages(self) -> AsyncIterator[Message[Peer]]:
-        """Messages from anybody, as they come; ends when the node is closed. Several consumers may
-        iterate: each message goes to one of them."""
-        return _messages(self._engine)
+    def messages(self) -> Incoming[Message[Peer]]:
+        """Messages from anybody, as they come; ends when the node is closed, after those that had
+        come. Several consumers may iterate: each message goes to one of them."""
+        return _Messages(self._begun, None)
 
-    async def batches(self) -> AsyncIterator[Batch[Peer]]:
+    def batches(self) -> Incoming[Batch[Peer]]:
         """Messages in bulk: the payloads that one peer sent and one turn brought. The cheapest way
-        to receive; ends when the node is closed."""
-        engine = self._engine
-        inbox = engine.inbox
-        while True:
-            _check_thread(engine)
-            got = inbox.take_lot()
-            if got is None:
-                if not await _arrival(engine, inbox.waiters):
-                    return
-                continue
-            yield Batch(got[0], got[1])  # type: ignore[arg-type]
+        to receive; otherwise as messages()."""
+        engine = self._begun
+        return _Items(engine, engine.inbox.waiters, engine.inbox.take_lot, Batch)
 
     def send_datagram(self, peer: Peer, data: Payload) -> bool:
         """Send one datagram to a known peer, connected or not. It may be lost, come twice or
@@ -993,42 +998,45 @@ class Node(Uncopied):
         )
         return Datagram(peer, data)  # type: ignore[arg-type]
 
-    async def datagrams(self) -> AsyncIterator[Datagram[Peer]]:
-        """Datagrams from anybody known, as they come; ends when the node is closed. Several
-        consumers may iterate: each goes to one of them."""
-        engine = self._engine
-        while True:
-            _check_thread(engine)
-            got = engine.datagrams.take()
-            if got is not None:
-                yield Datagram(got[0], got[1])  # type: ignore[arg-type]
-            elif not await _arrival(engine, engine.datagrams.waiters):
-                return
+    def datagrams(self) -> Incoming[Datagram[Peer]]:
+        """Datagrams from anybody known, as they come; ends when the node is closed, after those
+        that had come. Several consumers may iterate: each goes to one of them."""
+        engine = self._begun
+        return _Items(engine, engine.datagrams.waiters, engine.datagrams.take, Datagram)
 
-    def events(self) -> _EventStream:
-        """What happens, from now on: an async iterator of event values. Each stream gets every
-        event; one that is read too slowly gets EventsMissed.
+    def events(self) -> Incoming[Event]:
+        """What is true now, as PeerFound, PeerConnected and PeerFrozen of those who are there, and
+        what happens from now on. Each stream gets every event, and its readers share them; one that
+        is read too slowly gets EventsMissed. Ends when the node is closed.
 
-        Close it (aclose, or `async with`) when it is no longer read.
+        One that nobody has any more is let go; aclose(), or `async with`, ends it at once.
         """
-        stream = _EventStream(self)
-        if self._transport is not None and (not self._transport.closed or self._transport.forked):
-            _check_thread(self._transport)
-        if self._transport is not None and self._transport.closed:
+        engine = self._transport
+        if engine is not None and (not engine.closed or engine.forked):
+            _check_thread(engine)
+        stream = _Events(self)
+        if engine is not None and engine.closed:
             stream.end()
             return stream
-        self._streams.append(stream)
-        if self._transport is not None:
-            self._transport.publish = self._publish
+        self._streams.append((weakref.ref(stream), stream.waiters))
+        if engine is not None:
+            engine.publish = self._publish
         return stream
 
     def _publish(self, event: Event) -> None:
-        for stream in self._streams:
+        for stream in self._listening():
             stream.put(event)
 
-    def _drop_stream(self, stream: _EventStream) -> None:
-        if stream in self._streams:
-            self._streams.remove(stream)
+    def _listening(self) -> list[_Events]:
+        """The streams that somebody has."""
+        streams = [stream for each, _ in self._streams if (stream := each()) is not None]
+        if len(streams) < len(self._streams):
+            self._drop_stream(None)
+        return streams
+
+    def _drop_stream(self, stream: _Events | None) -> None:
+        """Feed this one, and those that nobody has, no more."""
+        self._streams = [each for each in self._streams if each[0]() not in (None, stream)]
         if not self._streams and self._transport is not None:
             self._transport.publish = None
 
@@ -1057,64 +1065,190 @@ class Node(Uncopied):
         return f"<Node {self.config.name!r} {state}>"
 
 
-class _EventStream:
-    """Events for one consumer, bounded."""
+class Incoming(AsyncIterator[T]):
+    """What comes to a node, one item after the other, for `async for` and anext(). Any number of
+    tasks may share it: each item goes to one of them, who waits longest first.
 
-    def __init__(self, node: Node) -> None:
-        self._node: Node | None = node
-        self._events: deque[Event] = deque()
-        self._missed = 0
-        self._waiting: asyncio.Future[None] | None = None
-        self._ended = False
+    An anext() that is cancelled or out of time takes nothing along, and the next one goes on. It
+    ends when the node is closed, after what had come; or by aclose(), which wakes all who wait, or
+    by leaving `async with`.
+    """
 
-    def put(self, event: Event) -> None:
-        """Add one, or count it as missed."""
-        # once some are missed, all are until that is told: it has a place among the others
-        if self._missed or len(self._events) >= _EVENTS_MAX:
-            self._missed += 1
-        else:
-            self._events.append(event)
-        self._wake()
+    __slots__ = ("__weakref__", "_over", "_waiting")
 
-    def end(self) -> None:
-        """The node is closed: what is here is the rest."""
-        self._ended = True
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_result(None)
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Event:
-        while True:
-            if self._node is not None and self._node._transport is not None:
-                if self._node._transport.forked:
-                    self._node._transport.check_open()
-            if self._events:
-                return self._events.popleft()
-            if self._missed:
-                missed, self._missed = self._missed, 0
-                return events.EventsMissed(missed)
-            if self._ended:
-                raise StopAsyncIteration
-            transport = None if self._node is None else self._node._transport
-            self._waiting = (
-                _running_loop().create_future() if transport is None else _future(transport)
-            )
-            await self._waiting
+    def __init__(self) -> None:
+        self._over = False
+        self._waiting: list[asyncio.Future[Any]] = []
 
     async def aclose(self) -> None:
-        """Stop listening."""
-        node, self._node = self._node, None
-        if node is not None:
-            node._drop_stream(self)
-        self.end()
+        """End it; nothing is lost: what has come stays for others. May be called again."""
+        self._end()
 
     async def __aenter__(self) -> Self:
         return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        self._over = True
+        for each in self._waiting:
+            _settle(each)
+
+    async def _arrival(self, engine: Transport | None, waiters: Waiters) -> bool:
+        """Wait until something has come. False: nothing will."""
+        if self._over or (engine is not None and engine.closed and not engine.forked):
+            return False
+        future = _running_loop().create_future() if engine is None else _future(engine)
+        self._waiting.append(future)
+        waiters.join(future)
+        try:
+            await future
+        except BaseException:
+            waiters.leave(future)
+            raise
+        finally:
+            self._waiting.remove(future)
+        if self._over:
+            waiters.leave(future)  # another stream has what woke it
+        return True
+
+
+class _Messages(Incoming[Message[Peer]]):
+    """Messages of all peers, or of one alone. It is the one stream with a short road, since it is
+    where time counts: what is left of a lot is taken without a look at anything else."""
+
+    __slots__ = ("_alone", "_engine", "_left", "_outlet", "_sender")
+
+    _sender: Peer
+
+    def __init__(self, engine: Transport, alone: Peer | None) -> None:
+        super().__init__()
+        self._engine = engine
+        self._alone = alone
+        self._outlet: Outlet | None = engine.inbox if alone is None else None
+        self._left: Iterator[bytes] = iter(())
+        """Of the lot that was opened last: the same iterator for all who read there."""
+
+    async def __anext__(self) -> Message[Peer]:
+        for payload in self._left:
+            return Message(self._sender, payload)
+        engine = self._engine
+        while True:
+            if threading.get_ident() != engine.thread:
+                _check_thread(engine)
+            outlet = self._outlet
+            if outlet is None:
+                outlet = self._reserve()
+            lot = outlet.current or outlet.open()
+            if lot is not None:
+                sender: Peer = lot.peer  # type: ignore[assignment]
+                self._sender, self._left = sender, lot.left
+                for payload in lot.left:
+                    return Message(sender, payload)
+                last = outlet.finish(lot)
+                if last is not None:
+                    return Message(sender, last)
+            elif outlet.ended or not await self._arrival(engine, outlet.waiters):
+                self._end()
+                raise StopAsyncIteration
+
+    def _reserve(self) -> Outlet:
+        peer = self._alone
+        if self._over or peer is None:
+            raise StopAsyncIteration
+        self._outlet = self._engine.inbox.reserve(peer, ended=not peer.known)
+        return self._outlet
+
+    def _end(self) -> None:
+        super()._end()
+        self._left = iter(())
+        outlet, self._outlet = self._outlet, None
+        if self._alone is not None and outlet is not None:
+            self._engine.inbox.release(self._alone)
+
+    def __del__(self) -> None:
+        if self._alone is not None and self._outlet is not None and not self._engine.closed:
+            # a collection may begin on any thread, and in the middle of a turn
+            self._engine.post(partial(self._engine.inbox.release, self._alone))
+
+
+class _Items(Incoming[T]):
+    """What an engine keeps for whoever takes it, as values of one kind."""
+
+    __slots__ = ("_engine", "_kind", "_take", "_waiters")
+
+    def __init__(
+        self,
+        engine: Transport,
+        waiters: Waiters,
+        take: Callable[[], tuple[Any, Any] | None],
+        kind: Callable[[Any, Any], T],
+    ) -> None:
+        super().__init__()
+        self._engine = engine
+        self._waiters = waiters
+        self._take = take
+        self._kind = kind
+
+    async def __anext__(self) -> T:
+        while not self._over:
+            _check_thread(self._engine)
+            got = self._take()
+            if got is not None:
+                return self._kind(*got)
+            if not await self._arrival(self._engine, self._waiters):
+                break
+        raise StopAsyncIteration
+
+
+class _Events(Incoming[Event]):
+    """Events since a moment, bounded."""
+
+    __slots__ = ("_node", "_queue", "waiters")
+
+    def __init__(self, node: Node) -> None:
+        super().__init__()
+        engine = node._transport
+        self._node: Node | None = node
+        self._queue: events.EventQueue[Peer] = events.EventQueue(
+            () if engine is None or engine.closed else engine.present()
+        )
+        self.waiters = Waiters()
+
+    def put(self, event: Event) -> None:
+        """One more has happened: one of those who wait has it."""
+        self._queue.put(event)
+        if self.waiters:
+            self.waiters.wake(1)
+
+    def end(self) -> None:
+        """The node is closed, or this is: what is here is the rest."""
+        self._end()
+
+    async def __anext__(self) -> Event:
+        while True:
+            engine = None if self._node is None else self._node._transport
+            if engine is not None and (not engine.closed or engine.forked):
+                _check_thread(engine)
+                _check_running(engine)
+            event = self._queue.take()
+            if event is not None:
+                return event
+            if not await self._arrival(engine, self.waiters):
+                raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Stop listening. What happened before can still be read."""
+        node, self._node = self._node, None
+        if node is not None:
+            node._drop_stream(self)
+        self._end()
 
     async def __aexit__(
         self,
@@ -1128,30 +1262,6 @@ class _EventStream:
 def _settle(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-async def _messages(engine: Transport, alone: Peer | None = None) -> AsyncIterator[Message[Peer]]:
-    """Messages of all peers, or of one alone."""
-    _check_thread(engine)
-    outlet = engine.inbox if alone is None else engine.inbox.reserve(alone, ended=not alone.known)
-    try:
-        while True:
-            if threading.get_ident() != engine.thread:
-                _check_thread(engine)
-            lot = outlet.current or outlet.open()
-            if lot is None:
-                if outlet.ended or not await _arrival(engine, outlet.waiters):
-                    return
-                continue
-            peer = lot.peer
-            for payload in lot.left:
-                yield Message(peer, payload)  # type: ignore[arg-type]
-            last = outlet.finish(lot)
-            if last is not None:
-                yield Message(peer, last)  # type: ignore[arg-type]
-    finally:
-        if alone is not None:
-            engine.inbox.release(alone)
 
 
 async def _taken(engine: Transport, waiters: Waiters, take: Callable[[], T | None]) -> T:

@@ -16,10 +16,9 @@ import contextlib
 import threading
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from . import errors
 from .config import Config, choose_config, parse_timeout
@@ -44,13 +43,13 @@ from .runtime.streaming import Outgoing, Progress
 from .runtime.transport import Transport
 from .runtime.world import Address, World, check_address, dotted_address
 
-__all__ = ["Node", "Peer"]
+__all__ = ["Event", "Node", "Peer", "StreamOut"]
 
 
 T = TypeVar("T")
 Event = events.Event["Peer"]
+"""Any event of a node."""
 
-_EVENTS_MAX = 4096
 _HANDOVER = 0.001
 """Seconds that a waiting method leaves the lock to another thread that asked for it."""
 
@@ -249,8 +248,8 @@ class Peer(Remote):
 
     def messages(self, *, timeout: float | str | None = None) -> Iterator[Message[Peer]]:
         """Messages of this peer, those included that wait already, until none came for timeout
-        seconds, or the peer is lost and the last one was taken. While this is iterated they come
-        here only; what is left when it ends comes to the node."""
+        seconds, or the peer is lost or the node closed and the last one was taken. While this is
+        iterated they come here only; what is left when it ends comes to the node."""
         seconds = parse_timeout(timeout)
         node, inbox = self._node, self.transport.inbox
         with node._held():
@@ -263,9 +262,8 @@ class Peer(Remote):
             return None if got is None else got[1]
 
         try:
-            with contextlib.suppress(errors.Timeout, _Ended):
-                while True:
-                    yield Message(self, node._taken(take, seconds))
+            for payload in node._each(take, seconds):
+                yield Message(self, payload)
         finally:
             with node._held():
                 inbox.release(self)
@@ -404,12 +402,11 @@ class Node(Uncopied):
         self._transport: Transport | None = None
         self._lock = threading.Lock()
         self._others = 0
-        self._events: deque[Event] | None = None
-        self._missed = 0
+        self._events: events.EventQueue[Peer] | None = None
 
     # Life -----------------------------------------------------------------------------------------
 
-    def start(self) -> Node:
+    def start(self) -> Self:
         """Listen and announce. Returns this node.
 
         Raises:
@@ -425,10 +422,10 @@ class Node(Uncopied):
         transport.open()
         self._transport = transport
         if self._events is not None:
-            transport.publish = self._keep_event
+            transport.publish = self._events.put
         return self
 
-    def __enter__(self) -> Node:
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(
@@ -490,11 +487,16 @@ class Node(Uncopied):
 
     @property
     def _engine(self) -> Transport:
+        self._begun.check_open()
+        return self._begun
+
+    @property
+    def _begun(self) -> Transport:
+        """The engine, though it may be closed."""
         if self._transport is None:
             raise errors.InvalidState(
                 f"node {self.config.name!r} is not started; use `with` or start()"
             )
-        self._transport.check_open()
         return self._transport
 
     @contextlib.contextmanager
@@ -528,9 +530,9 @@ class Node(Uncopied):
     ) -> None:
         engine = self._engine
         deadline = None if seconds is None else time.monotonic() + seconds
+        left = seconds
         while not done():
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
+            if left is not None and left < 0:
                 raise errors.Timeout(f"{what} within {seconds:g} s", peer=peer)
             engine.turn(left)
             if self._others:
@@ -539,6 +541,8 @@ class Node(Uncopied):
                 self._lock.acquire()
                 engine.move_here()
             engine.check_open()
+            # below 0 from here on: who has no time at all has had one turn
+            left = None if deadline is None else deadline - time.monotonic()
 
     # Who ------------------------------------------------------------------------------------------
 
@@ -692,18 +696,16 @@ class Node(Uncopied):
         return Message(peer, payload)  # type: ignore[arg-type]
 
     def messages(self, *, timeout: float | str | None = None) -> Iterator[Message[Peer]]:
-        """Messages from anybody, until none came for timeout seconds."""
-        with contextlib.suppress(errors.Timeout):
-            while True:
-                yield self.receive(timeout=timeout)
+        """Messages from anybody, until none came for timeout seconds, or the node is closed and the
+        last one was taken."""
+        each = self._each(self._begun.inbox.take, parse_timeout(timeout))
+        return (Message(peer, payload) for peer, payload in each)  # type: ignore[arg-type]
 
     def batches(self, *, timeout: float | str | None = None) -> Iterator[Batch[Peer]]:
-        """Messages in bulk: the payloads that one peer sent and one turn brought; until none came
-        for timeout seconds."""
-        with contextlib.suppress(errors.Timeout):
-            while True:
-                peer, payloads = self._taken(self._engine.inbox.take_lot, timeout)
-                yield Batch(peer, payloads)  # type: ignore[arg-type]
+        """Messages in bulk: the payloads that one peer sent and one turn brought; otherwise as
+        messages()."""
+        each = self._each(self._begun.inbox.take_lot, parse_timeout(timeout))
+        return (Batch(peer, payloads) for peer, payloads in each)  # type: ignore[arg-type]
 
     def send_datagram(self, peer: Peer, data: Payload) -> bool:
         """Send one datagram to a known peer, connected or not: 0 to 1,392 bytes that may be lost.
@@ -727,36 +729,29 @@ class Node(Uncopied):
         return Datagram(peer, data)  # type: ignore[arg-type]
 
     def datagrams(self, *, timeout: float | str | None = None) -> Iterator[Datagram[Peer]]:
-        """Datagrams from anybody known, until none came for timeout seconds."""
-        with contextlib.suppress(errors.Timeout):
-            while True:
-                yield self.receive_datagram(timeout=timeout)
+        """Datagrams from anybody known, until none came for timeout seconds, or the node is closed
+        and the last one was taken."""
+        each = self._each(self._begun.datagrams.take, parse_timeout(timeout))
+        return (Datagram(peer, data) for peer, data in each)  # type: ignore[arg-type]
 
     def events(self, *, timeout: float | str | None = 0.0) -> Iterator[Event]:
-        """What has happened since the last call (since the first call, for the first), and what
-        happens until nothing did for timeout seconds.
+        """What has happened since the last call, and what happens until nothing did for timeout
+        seconds. The first call begins with what is true then: PeerFound, PeerConnected and
+        PeerFrozen of those who are there.
 
-        4,096 events are kept between calls; what is more is one EventsMissed.
+        4,096 events are kept between calls; what is more is one EventsMissed. Whoever iterates
+        shares them. Ends when the node is closed, after what had happened.
         """
         seconds = parse_timeout(timeout)
-        kept = self._events
-        if kept is None:
-            kept = self._events = deque()
-            if self._transport is not None:
-                self._transport.publish = self._keep_event
-        return self._each_event(kept, seconds)
-
-    def _each_event(self, kept: deque[Event], seconds: float | None) -> Iterator[Event]:
-        with contextlib.suppress(errors.Timeout, errors.InvalidState):
-            while True:
-                while kept:
-                    yield kept.popleft()
-                if self._missed:
-                    missed, self._missed = self._missed, 0
-                    yield events.EventsMissed(missed)
-                with self._turning() as turn_until:
-                    self._engine.turn()
-                    turn_until(lambda: bool(kept), seconds, "no event came")
+        with self._held():
+            kept = self._events
+            if kept is None:
+                engine = self._transport
+                here = None if engine is None or engine.closed else engine
+                kept = self._events = events.EventQueue(() if here is None else here.present())
+                if here is not None:
+                    here.publish = kept.put
+        return self._each(kept.take, seconds, "no event came")
 
     def stats(self) -> NodeStatistics:
         """Counters, with units in NodeStatistics; of its end, once the node is closed."""
@@ -789,15 +784,28 @@ class Node(Uncopied):
 
         with self._turning() as turn_until:
             if not taken():
-                self._engine.turn()
                 turn_until(taken, seconds, what)
         return got[0]
 
-    def _keep_event(self, event: Event) -> None:
-        if self._events is None or self._missed or len(self._events) >= _EVENTS_MAX:
-            self._missed += 1
-        else:
-            self._events.append(event)
+    def _each(
+        self,
+        take: Callable[[], T | None],
+        seconds: float | None,
+        what: str = "no message came",
+    ) -> Iterator[T]:
+        """What can be taken, one after the other, until nothing came for so many seconds or nothing
+        more will."""
+        while True:
+            try:
+                item = self._taken(take, seconds, what)
+            except (errors.Timeout, _Ended):
+                return
+            except errors.InvalidState:
+                engine = self._transport
+                if engine is None or engine.forked or not engine.closed:
+                    raise
+                return
+            yield item
 
     def __repr__(self) -> str:
         state = (

@@ -1436,14 +1436,14 @@ async def test_a_full_inbox_is_warned_about_only_when_nothing_is_taken(caplog, m
         assert len(caplog.messages) == 2
 
 
-# Events and statistics
+# Events
 
 
 async def test_each_stream_gets_every_event_and_one_that_is_not_read_gets_a_count_in_its_place(
     monkeypatch,
 ):
     """A consumer that sleeps costs bounded memory, learns how much it missed, and where."""
-    monkeypatch.setattr("peertalk.node._EVENTS_MAX", 5)
+    monkeypatch.setattr("peertalk.protocol.events._KEPT_MAX", 5)
     async with pair() as (ada, bob, peer):
         quick, slow = ada.events(), ada.events()
         seen = []
@@ -1469,8 +1469,9 @@ async def test_each_stream_gets_every_event_and_one_that_is_not_read_gets_a_coun
         await reading
         got += [event async for event in slow]
         place = next(index for index, event in enumerate(got) if isinstance(event, pt.EventsMissed))
-        assert place == 5 and got[:5] == seen[:5]
-        assert got[place + 1 :] == seen[5 + got[place].count :]
+        assert seen[:2] == [pt.PeerFound(peer), pt.PeerConnected(peer)], "what it began with"
+        assert place == 7 and got[:7] == seen[:7]
+        assert got[place + 1 :] == seen[7 + got[place].count :]
         assert not [event for event in seen if isinstance(event, pt.EventsMissed)]
 
 
@@ -1491,6 +1492,345 @@ async def test_events_can_be_matched_and_a_closed_stream_ends():
         assert ada._transport.publish is None
         await peer.send(b"x")
     assert [event async for event in ada.events()] == []
+
+
+# Streams: shared, let go, and begun with what is true
+
+
+def open_streams(node, peer):
+    """One of each kind that a node and a peer have."""
+    return [node.messages(), peer.messages(), node.batches(), node.datagrams(), node.events()]
+
+
+async def wait_in(stream, count=1):
+    """So many tasks that wait for the next item of a stream from which all was taken."""
+    tasks = [asyncio.create_task(anext(stream)) for _ in range(count)]
+    while len(stream._waiting) < count:
+        await asyncio.sleep(0)
+    return tasks
+
+
+async def empty(stream):
+    """Take what is there, of a stream of events what it began with."""
+    seen = []
+    while True:
+        taking = asyncio.create_task(anext(stream))
+        await asyncio.sleep(0)
+        if not taking.done():
+            taking.cancel()
+            await asyncio.wait([taking])
+            return seen
+        seen.append(taking.result())
+
+
+async def test_two_tasks_share_one_stream_of_events_and_closing_it_wakes_both():
+    """A second task on a stream used to push the first one out of it, for ever, over aclose()
+    too."""
+    async with pair() as (ada, bob, peer):
+        events = ada.events()
+        seen = {"one": [], "two": []}
+
+        async def read(name):
+            async for event in events:
+                seen[name].append(event)
+                await asyncio.sleep(0)
+
+        reading = [asyncio.create_task(read(name)) for name in seen]
+        for number in range(20):
+            await peer.send(numbered(number), no_delay=True)
+            await received(bob, 1)
+        async with asyncio.timeout(GUARD):
+            while sum(map(len, seen.values())) < 22:
+                await asyncio.sleep(0)
+            while len(events._waiting) < 2:
+                await asyncio.sleep(0)
+            await events.aclose()
+            await asyncio.gather(*reading)
+        told = [event.first for event in (*seen["one"], *seen["two"]) if isinstance(event, pt.Sent)]
+        assert sorted(told) == list(range(1, 21)) and all(seen.values())
+
+
+async def test_closing_a_stream_or_its_node_wakes_every_task_that_waits_there():
+    """Whatever the kind of stream and however many wait: nobody hangs over its end."""
+    async with pair() as (ada, bob, peer):
+        for stream in open_streams(ada, peer):
+            await empty(stream)
+            waiting = await wait_in(stream, 3)
+            await stream.aclose()
+            ended = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), GUARD)
+            assert [type(each) for each in ended] == [StopAsyncIteration] * 3
+            with pytest.raises(StopAsyncIteration):
+                await anext(stream)
+            await stream.aclose()
+        assert not len(ada._transport.inbox.waiters) and not len(ada._transport.datagrams.waiters)
+        waiting = []
+        for stream in open_streams(ada, peer):
+            await empty(stream)
+            waiting += await wait_in(stream, 2)
+        await ada.aclose()
+        ended = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), GUARD)
+        assert [type(each) for each in ended[:8]] == [StopAsyncIteration] * 8
+        assert {type(each) for each in ended[8:]} == {pt.PeerDisconnected, pt.PeerLost}
+
+
+async def test_one_who_leaves_a_stream_though_a_message_came_for_him_leaves_it_to_another():
+    """Two streams of one node share its messages: the news must not end with the one that is
+    closed in the same tick."""
+    async with pair() as (_, bob, to_bob):
+        leaving, staying = bob.messages(), bob.messages()
+        (first,), (second,) = await wait_in(leaving), await wait_in(staying)
+        await to_bob.send(b"x")
+        while len(bob._transport.inbox.waiters) == 2:
+            await asyncio.sleep(0)
+        await leaving.aclose()
+        assert (await asyncio.wait_for(second, GUARD)).data == b"x"
+        with pytest.raises(StopAsyncIteration):
+            await first
+
+
+@pytest.mark.parametrize("kind", range(5))
+async def test_a_stream_goes_on_after_one_anext_was_cancelled_or_out_of_time(kind):
+    """A time-out around anext() is the way to look now and then; after the first one a stream said
+    that the node is closed."""
+    async with pair() as (ada, bob, to_bob):
+        peer = await bob.wait_for("ada", timeout=GUARD)
+        stream = open_streams(bob, peer)[kind]
+        await empty(stream)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(stream), 0.01)
+        (waiting,) = await wait_in(stream)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        if kind == 3:
+            ada.send_datagram(to_bob, b"x")
+        await to_bob.send(b"x")
+        await peer.send(b"y")  # Sent
+        item = await asyncio.wait_for(anext(stream), GUARD)
+        assert type(item) is [pt.Message, pt.Message, pt.Batch, pt.Datagram, pt.Sent][kind]
+        assert aiter(stream) is stream and not stream._waiting
+
+
+async def test_streams_left_by_break_are_let_go_and_no_longer_fed():
+    """Each such loop left a stream in the node for its life, with up to 4,096 events."""
+    async with pair() as (ada, bob, peer):
+        streams = []
+        for number in range(50):
+            async for event in ada.events():
+                assert event == pt.PeerFound(peer)
+                break
+            kept = ada.events()
+            streams.append(weakref.ref(kept))
+            await peer.send(numbered(number), no_delay=True)
+            await received(bob, 1)
+        del kept
+        listening = ada.events()
+        assert not any(each() for each in streams)
+        await peer.send(b"x")
+        await next_event(listening, pt.Sent)
+        assert len(ada._streams) == 1
+        del listening
+        await peer.send(b"y", no_delay=True)
+        await received(bob, 2)
+        async with asyncio.timeout(GUARD):
+            while peer.stats().messages_sent < 52:
+                await asyncio.sleep(0)
+        assert not ada._streams and ada._transport.publish is None
+
+
+async def test_a_task_that_nobody_keeps_stays_while_it_waits_for_an_event():
+    """The node lets go of streams that nobody has. One that is waited in is had, though its task
+    may be known to nothing else."""
+    async with pair() as (ada, _, peer):
+        gone = asyncio.get_running_loop().create_future()
+
+        async def watch():
+            async for event in ada.events():
+                if isinstance(event, pt.PeerDisconnected):
+                    gone.set_result(event.peer)
+
+        asyncio.create_task(watch())  # noqa: RUF006
+        for _ in range(3):
+            await asyncio.sleep(0)
+        gc.collect()
+        await peer.disconnect(timeout=GUARD)
+        assert await asyncio.wait_for(gone, GUARD) is peer
+
+
+async def test_a_peers_messages_left_by_break_go_to_the_node():
+    """What nobody iterates any more must not keep messages to itself."""
+    async with pair() as (_, bob, to_bob):
+        peer = await bob.wait_for("ada", timeout=GUARD)
+        await to_bob.send_many([b"1", b"2", b"3"])
+        async for message in peer.messages():
+            assert message.data == b"1"
+            break
+        assert await received(bob, 2) == [b"2", b"3"]
+        assert bob._transport.inbox.outlet_of(peer) is bob._transport.inbox
+
+
+async def test_a_stream_of_events_begins_with_what_is_true():
+    """A program that asks who is there and then listens misses who comes in between; one that
+    listens first hears of some twice."""
+    async with pair() as (ada, bob, peer), pt.Node("cid", **loopback()) as cid:
+        other = await ada.connect(cid.address, timeout=GUARD)
+        await other.disconnect(timeout=GUARD)
+        assert ada.peers.get("cid") is None, "known only while it was connected"
+        other = await ada.connect(cid.address, timeout=GUARD)
+        for _ in range(2):
+            assert await empty(ada.events()) == [
+                pt.PeerFound(peer),
+                pt.PeerConnected(peer),
+                pt.PeerFound(other),
+                pt.PeerConnected(other),
+            ]
+    node = pt.Node("eve", **loopback())
+    early = node.events()
+    async with node, pt.Node("bob", **loopback()) as bob:
+        peer = await node.connect(bob.address, timeout=GUARD)
+        assert await empty(early) == [pt.PeerFound(peer), pt.PeerConnected(peer)]
+
+
+def test_no_event_is_doubled_or_missed_where_a_stream_begins():
+    """Whoever adds and removes by the events has at each moment whom the node has, whenever it
+    began to listen."""
+
+    def kept(stream, peers):
+        """Whom the events of a stream tell as known and as connected, with each told once."""
+        while (event := stream._queue.take()) is not None:
+            match event:
+                case pt.PeerFound(peer):
+                    assert peer not in peers
+                    peers[peer] = False
+                case pt.PeerLost(peer):
+                    assert peers.pop(peer) is False
+                case pt.PeerConnected(peer):
+                    assert peers[peer] is False
+                    peers[peer] = True
+                case pt.PeerDisconnected(peer):
+                    assert peers[peer] is True
+                    peers[peer] = False
+        return peers
+
+    async def main(net: sim.Network) -> int:
+        ada = await net.node("ada", peer_timeout=2, announce_interval=0.5)
+        listeners = []
+
+        async def guest(number):
+            node = await net.node(f"guest {number}", peer_timeout=2, announce_interval=0.5)
+            await asyncio.sleep(number / 100)
+            peer = await node.wait_for("ada")
+            for _ in range(3):
+                await peer.send(b"x")
+                await asyncio.sleep(0.1)
+                await peer.disconnect()
+            if number % 2:
+                node.close_nowait()
+            else:
+                await node.aclose()
+
+        async def check():
+            while True:
+                listeners.append((ada.events(), {}))
+                for stream, peers in listeners:
+                    now = {peer: peer.connection is not None for peer in ada.peers.values()}
+                    assert kept(stream, peers) == now
+                await asyncio.sleep(0.003)
+
+        checking = asyncio.create_task(check())
+        await asyncio.gather(*(guest(number) for number in range(6)))
+        checking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await checking
+        return len(listeners)
+
+    assert sim.run(main, seed=3) > 50
+
+
+async def test_when_the_node_is_closed_streams_give_what_had_come_and_end():
+    """An open one and one that is asked for later, of whatever kind: what has come is not lost, and
+    the end is an end. A call, of which there is no end, is an error."""
+    async with pair() as (ada, bob, to_bob):
+        peer = await bob.wait_for("ada", timeout=GUARD)
+        await to_bob.send_many([b"1", b"2", b"3", b"4"])
+        ada.send_datagram(to_bob, b"d")
+        async with asyncio.timeout(GUARD):
+            while bob.stats().datagrams_received < 1 or bob.stats().messages_received < 4:
+                await asyncio.sleep(0)
+        opened = bob.messages()
+        assert (await anext(opened)).data == b"1"
+        await bob.aclose()
+        for call in (bob.receive, bob.receive_datagram):
+            with pytest.raises(pt.InvalidState, match="closed"):
+                await call()
+        assert (await anext(opened)).data == b"2"
+        assert [message.data async for message in peer.messages()] == [b"3", b"4"]
+        assert [message async for message in opened] == []
+        assert [message async for message in bob.messages()] == []
+        assert [batch async for batch in bob.batches()] == []
+        assert [datagram.data async for datagram in bob.datagrams()] == [b"d"]
+        assert [event async for event in bob.events()] == []
+
+
+# What waking costs
+
+
+async def test_a_message_wakes_one_of_a_thousand_who_wait_and_nobody_who_waits_for_a_peer(
+    monkeypatch,
+):
+    """A thousand tasks in receive(), or twenty that wait for a peer among five hundred, made each
+    message as dear as a look at all of them."""
+    async with pair() as (_, bob, to_bob):
+        for number in range(500):
+            bob._transport.make_peer(
+                number.to_bytes(8, "big"), None, f"peer {number}", ("127.0.0.1", 1)
+            )
+        looks = wakes = taken = 0
+        take = bob._transport.inbox.take
+
+        def absent(peer):
+            nonlocal looks
+            looks += 1
+            return False
+
+        def counted():
+            nonlocal wakes
+            wakes += 1
+            return take()
+
+        async def serve():
+            nonlocal taken
+            while True:
+                await bob.receive()
+                taken += 1
+
+        watching = [asyncio.create_task(bob.wait_for(absent)) for _ in range(20)]
+        watching += [asyncio.create_task(bob.wait_for(f"nobody {n}")) for n in range(20)]
+        serving = [asyncio.create_task(serve()) for _ in range(1000)]
+        while len(bob._transport.inbox.waiters) < 1000:
+            await asyncio.sleep(0)
+        assert looks == 20 * 501
+        monkeypatch.setattr(type(bob._transport.inbox), "take", lambda _: counted())
+        events = bob.events()
+        back = bob.peers["ada"]
+        looks, total = 0, 300
+        async with asyncio.timeout(GUARD):
+            for number in range(total):
+                await to_bob.send(numbered(number), no_delay=True)
+                await back.send(b"x", no_delay=True)  # Sent
+                while taken <= number:
+                    await asyncio.sleep(0)
+            while back.stats().messages_sent < total:
+                await asyncio.sleep(0)
+        assert looks == 0
+        # one look when the server comes back, one when it is woken
+        assert wakes <= 3 * total
+        assert sum(isinstance(event, pt.Sent) for event in await empty(events)) >= 1
+        for task in (*watching, *serving):
+            task.cancel()
+
+
+# Statistics
 
 
 async def test_statistics_of_both_sides_add_up(core):

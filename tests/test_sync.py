@@ -12,6 +12,7 @@ import gc
 import signal
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -424,7 +425,7 @@ def test_ping_flags_and_reject_are_there_without_await_too():
 
 def test_events_are_kept_between_calls_within_a_bound(monkeypatch):
     """A script looks at them now and then."""
-    monkeypatch.setattr("peertalk.sync._EVENTS_MAX", 3)
+    monkeypatch.setattr("peertalk.protocol.events._KEPT_MAX", 3)
     with echo(**loopback()) as address, Node("script", **loopback()) as node:
         assert list(node.events()) == []
         peer = node.connect(address, timeout=GUARD)
@@ -438,6 +439,84 @@ def test_events_are_kept_between_calls_within_a_bound(monkeypatch):
         assert seen[3].count == 7 and seen[4:] == []
         peer.send(b"x", timeout=GUARD)
         assert next(node.events(timeout=GUARD)) == pt.Sent(peer, 11, 11)
+
+
+def test_events_begin_with_what_is_true_at_the_first_call():
+    """As at the other door: who is there before a program listens is told to it too, and once."""
+    with echo(**loopback()) as address, Node("script", **loopback()) as node:
+        peer = node.connect(address, timeout=GUARD)
+        assert list(node.events()) == [pt.PeerFound(peer), pt.PeerConnected(peer)]
+        assert list(node.events()) == []
+        peer.disconnect(timeout=GUARD)
+        assert [type(event) for event in node.events()] == [pt.PeerDisconnected, pt.PeerLost]
+
+
+def test_threads_share_the_events_each_going_to_one():
+    """As at the other door: whoever takes one has the lock, and nobody else has that one."""
+    with echo(**loopback()) as address, Node("script", **loopback()) as node:
+        peer = node.connect(address, timeout=GUARD)
+        list(node.events())
+        seen = [[], []]
+
+        def read(mine):
+            for event in node.events(timeout=GUARD):
+                mine += range(event.first, event.last + 1)
+                if event.last >= 200:
+                    return
+
+        with beside(lambda: read(seen[0])) as one, beside(lambda: read(seen[1])) as two:
+            while not (one.done() and two.done()):
+                peer.send(b"x", timeout=GUARD)
+        told = seen[0] + seen[1]
+        assert len(told) == len(set(told)) and set(told) >= set(range(1, 200)) and all(seen)
+
+
+def test_when_the_node_is_closed_iterators_give_what_had_come_and_end():
+    """As at the other door; an error at the one and an end at the other is a trap."""
+    with Node("script", **loopback()) as node, Node("ada", **loopback()) as ada:
+        with beside(lambda: node.wait_for(lambda peer: peer.connected, timeout=GUARD)):
+            to_node = ada.connect(node.address, timeout=GUARD)
+        peer = node.peers["ada"]
+        assert [type(event) for event in node.events()][:2] == [pt.PeerFound, pt.PeerConnected]
+        to_node.send_many([b"1", b"2", b"3", b"4"], timeout=GUARD)
+        ada.send_datagram(to_node, b"d")
+        opened = node.messages(timeout=GUARD)
+        assert next(opened).data == b"1"
+        while not node.stats().datagrams_received:
+            node.poll(0.01)
+        node.close_nowait()
+        for call in (node.receive, node.receive_datagram):
+            with pytest.raises(pt.InvalidState, match="closed"):
+                call()
+        assert next(opened).data == b"2"
+        assert [message.data for message in peer.messages()] == [b"3", b"4"]
+        assert list(opened) == list(node.messages()) == list(node.batches()) == []
+        assert [datagram.data for datagram in node.datagrams()] == [b"d"]
+        assert pt.PeerDisconnected in [type(event) for event in node.events(timeout=None)]
+        assert list(node.events(timeout=None)) == []
+    for made in (node.messages, node.batches, node.datagrams):
+        assert list(made()) == []
+    for made in (Node("eve").messages, Node("eve").batches, Node("eve").datagrams):
+        with pytest.raises(pt.InvalidState, match="not started"):
+            made()
+
+
+def test_a_call_with_no_time_serves_the_network_once(free_port):
+    """A loop of its own that asks with timeout=0 never heard of anybody."""
+    port = free_port()
+    with echo(**announcing(port)), Node("script", **announcing(port)) as node:
+
+        def polled(call):
+            for _ in range(int(GUARD * 100)):
+                with contextlib.suppress(pt.Timeout):
+                    return call()
+                time.sleep(0.01)
+            raise AssertionError("never")
+
+        peer = polled(lambda: node.wait_for("echo", timeout=0))
+        assert polled(lambda: node.connect("echo", timeout=0)) is peer and peer.connected
+        peer.send(b"x", timeout=0)
+        assert polled(lambda: node.receive(timeout=0)).data == b"x"
 
 
 def test_a_node_that_was_forgotten_warns():

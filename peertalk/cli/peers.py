@@ -98,9 +98,6 @@ async def _watch(config: Config, seconds: float | None, as_json: bool) -> int:
         say(f"watching as {readable(node.name)!r}; Ctrl-C ends")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds), node.events() as events:
-                for peer in node.peers.values():
-                    found += 1
-                    _print("found", peer, as_json)
                 async for event in events:
                     word = _WORDS.get(type(event))
                     if word is not None:

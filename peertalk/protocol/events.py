@@ -11,6 +11,8 @@ being replaced still has to say may come after what the next one says.
 from __future__ import annotations
 
 import enum
+from collections import deque
+from collections.abc import Iterable
 from typing import Generic, TypeVar
 
 import msgspec
@@ -21,6 +23,9 @@ from .peer import Peer
 P = TypeVar("P", bound=Peer)
 """The kind of peer that a front door hands out: it can be used in the events of that door without a
 cast."""
+
+_KEPT_MAX = 4096
+"""Events that wait for one reader, beside those that it began with."""
 
 
 class LostReason(enum.Enum):
@@ -183,3 +188,36 @@ Event = (
     | EventsMissed
 )
 """Any event; Event[Peer] for those of one front door."""
+
+
+class EventQueue(Generic[P]):
+    """Events that wait for one reader, in order and bounded: what comes when 4,096 wait is counted,
+    and an EventsMissed stands in its place.
+
+    Args:
+        beginning: what is true already.
+    """
+
+    __slots__ = ("_kept", "_max", "_missed")
+
+    def __init__(self, beginning: Iterable[Event[P]]) -> None:
+        self._kept: deque[Event[P]] = deque(beginning)
+        self._max = len(self._kept) + _KEPT_MAX
+        self._missed = 0
+
+    def put(self, event: Event[P]) -> None:
+        """Add one, or count it as missed."""
+        # once some are missed, all are until that is told: it has a place among the others
+        if self._missed or len(self._kept) >= self._max:
+            self._missed += 1
+        else:
+            self._kept.append(event)
+
+    def take(self) -> Event[P] | None:
+        """The next one; None: there is none."""
+        if self._kept:
+            return self._kept.popleft()
+        if self._missed:
+            missed, self._missed = self._missed, 0
+            return EventsMissed(missed)
+        return None

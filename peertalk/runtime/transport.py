@@ -1021,6 +1021,16 @@ class Transport:
             if reason is not None:
                 self.emit(events.PeerLost, peer, reason)
 
+    def present(self) -> Iterator[events.Event[Any]]:
+        """What is true now, as events: what who listens from now on has missed of those who are
+        there."""
+        for peer in self.peers.values():
+            yield events.PeerFound(peer)
+            if peer.connection is not None:
+                yield events.PeerConnected(peer)
+            if peer.frozen:
+                yield events.PeerFrozen(peer)
+
     def emit(self, event: Callable[..., object], *fields: Any) -> None:
         """Report an event about a peer, if anybody listens."""
         self.changed()

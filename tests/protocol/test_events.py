@@ -7,6 +7,7 @@ import pytest
 from peertalk.errors import ConnectionClosed, Timeout
 from peertalk.protocol import events
 from peertalk.protocol.events import (
+    EventQueue,
     EventsMissed,
     Failed,
     LinkFault,
@@ -89,3 +90,23 @@ def test_every_event_class_of_the_module_is_part_of_event():
     members = {getattr(member, "__origin__", member) for member in events.Event.__args__}
     assert members == classes
     assert all(value.__doc__ for value in classes)
+
+
+def test_a_queue_of_events_is_bounded_and_tells_where_some_are_missing(monkeypatch):
+    """A reader that stands still costs bounded memory; what it began with has its own room."""
+    monkeypatch.setattr(events, "_KEPT_MAX", 3)
+    queue = EventQueue([PeerFound(ADA), PeerConnected(ADA)])
+    for number in range(1, 6):
+        queue.put(Sent(ADA, number, number))
+    taken = [queue.take() for _ in range(2)]
+    queue.put(Sent(ADA, 6, 6))  # behind those that are missing
+    while (event := queue.take()) is not None:
+        taken.append(event)
+    assert taken == [
+        PeerFound(ADA),
+        PeerConnected(ADA),
+        *(Sent(ADA, number, number) for number in (1, 2, 3)),
+        EventsMissed(3),
+    ]
+    queue.put(Sent(ADA, 7, 7))
+    assert queue.take() == Sent(ADA, 7, 7) and queue.take() is None
