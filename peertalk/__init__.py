@@ -42,7 +42,7 @@ from .errors import (
     WouldBlock,
     WrongType,
 )
-from .node import Node, Peer, StreamOut
+from .node import Event, Incoming, Node, Peer, StreamOut
 from .protocol.events import (
     ConnectionRequested,
     EventsMissed,
@@ -60,12 +60,21 @@ from .protocol.events import (
     PeerThawed,
     Sent,
 )
-from .protocol.outbox import Priority
+from .protocol.outbox import Key, Priority
 from .protocol.peer import Latency, PeerFlag, PeerState
 from .protocol.stream import StreamState
-from .protocol.wire import Batch, Datagram, Message
+from .protocol.wire import Batch, Capabilities, Datagram, Message
 from .runtime.peers import BroadcastResult, Peers
-from .runtime.statistics import NodeStatistics, PeerStatistics, QueueStatus
+from .runtime.remote import Payload, SendOptions
+from .runtime.statistics import (
+    MemoryReport,
+    MemoryUse,
+    NodeStatistics,
+    PeerStatistics,
+    QueueStatus,
+)
+from .runtime.streaming import Progress
+from .runtime.world import Address
 
 __version__: str
 
@@ -80,26 +89,33 @@ if not TYPE_CHECKING:  # a type checker that sees this takes every misspelt name
 
 
 __all__ = [
+    "Address",
     "AddressInUse",
     "BadCrc",
     "BadMagic",
     "BadVersion",
     "Batch",
     "BroadcastResult",
+    "Capabilities",
     "Config",
     "ConnectionClosed",
     "ConnectionRefused",
     "ConnectionRequested",
     "Datagram",
+    "Event",
     "EventsMissed",
     "Failed",
+    "Incoming",
     "InternalError",
     "InvalidArgument",
     "InvalidState",
+    "Key",
     "Latency",
     "LinkFault",
     "LocalError",
     "LostReason",
+    "MemoryReport",
+    "MemoryUse",
     "Message",
     "MessageTooLarge",
     "NameCollision",
@@ -112,6 +128,7 @@ __all__ = [
     "NotSupported",
     "OutOfMemory",
     "Outcome",
+    "Payload",
     "Peer",
     "PeerChanged",
     "PeerConnected",
@@ -128,11 +145,13 @@ __all__ = [
     "Peers",
     "PlatformError",
     "Priority",
+    "Progress",
     "ProtocolError",
     "QueueEmpty",
     "QueueStatus",
     "RejectReason",
     "RemoteError",
+    "SendOptions",
     "Sent",
     "StreamOut",
     "StreamState",

@@ -22,10 +22,59 @@ pytest.importorskip("mypy", reason="did not run: mypy is not installed")
 RIGHT = """
 import asyncio
 from array import array
-from typing import assert_never, assert_type
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Unpack, assert_never, assert_type
 
 import peertalk as pt
 import peertalk.sync as blocking
+
+
+class Service(pt.Node):
+    # a node with something of its own
+
+    def serve(self) -> str:
+        return self.name
+
+
+class Tool(blocking.Node):
+    def work(self) -> str:
+        return self.name
+
+
+async def post(peer: pt.Peer, data: pt.Payload, **options: Unpack[pt.SendOptions]) -> int:
+    return await peer.send(data, **options)
+
+
+def told(event: pt.Event) -> pt.Peer | None:
+    return event.peer if isinstance(event, pt.PeerFound | pt.Sent) else None
+
+
+def told_without_await(event: blocking.Event) -> blocking.Peer | None:
+    return event.peer if isinstance(event, pt.PeerFound | pt.Sent) else None
+
+
+async def first(items: AsyncIterator[pt.Message[pt.Peer]]) -> bytes:
+    return (await anext(items)).data
+
+
+async def close_behind(node: pt.Node, peer: pt.Peer) -> None:
+    async with aclosing(peer.messages()) as messages:
+        assert_type(messages, pt.Incoming[pt.Message[pt.Peer]])
+        assert_type(await first(messages), bytes)
+    async with aclosing(node.batches()), aclosing(node.datagrams()), aclosing(node.messages()):
+        pass
+    async with aclosing(node.events()) as events, node.events() as others:
+        assert_type(await anext(events), pt.Event)
+        assert_type(told(await anext(others)), pt.Peer | None)
+    address: pt.Address = node.address
+    shown: pt.Progress = print
+    async with peer.stream_out(b"data", shown) as out:
+        assert_type(out, pt.StreamOut)
+    key: pt.Key = address[0]
+    await post(peer, "text", key=key, timeout="1s")
+    assert_type(node.memory, pt.MemoryReport)
+    assert_type(peer.capabilities, pt.Capabilities | None)
 
 
 async def converse(node: pt.Node) -> None:
@@ -99,7 +148,20 @@ async def report(node: pt.Node) -> None:
                 assert_never(event)
 
 
+async def serve() -> None:
+    async with Service("service") as service:
+        assert_type(service, Service)
+        assert_type(service.serve(), str)
+    assert_type(await Service("service").start(), Service)
+
+
 def script() -> None:
+    with Tool("tool") as tool:
+        assert_type(tool, Tool)
+        assert_type(tool.start().work(), str)
+        for event in tool.events():
+            assert_type(event, blocking.Event)
+            assert_type(told_without_await(event), blocking.Peer | None)
     with blocking.Node("script", config=None, bind="127.0.0.1") as node:
         bob = node.wait_for("bob", timeout=10)
         assert_type(bob, blocking.Peer)
@@ -151,6 +213,8 @@ async def converse(node: pt.Node, peer: pt.Peer) -> None:
         pass
     pt.Nodes("x")  # attr-defined
     pt.Timeouts  # attr-defined
+    data: pt.Payload = 5  # assignment
+    (await anext(node.events())).peers  # union-attr
     peer.queue.presure  # attr-defined
     async for event in node.events():
         match event:
