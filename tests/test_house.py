@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import typing
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -812,6 +813,8 @@ def test_each_public_name_of_the_package_is_there():
     found = [f"{entry}: listed and not there" for entry in listed if not hasattr(package, entry)]
     for entry in listed:
         thing = getattr(package, entry, None)
+        if typing.get_origin(thing) is not None:
+            continue  # an alias: test_init looks for it in the guide
         if isinstance(thing, type) or callable(thing):
             found += (
                 []

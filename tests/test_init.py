@@ -20,7 +20,6 @@ import peertalk
 import peertalk.sync
 from peertalk import errors
 
-
 ALIASES = {"Address", "Event", "Key", "Payload", "Progress"}
 """Types without a class of their own."""
 
@@ -75,8 +74,8 @@ def test_every_type_of_a_signature_has_a_public_name():
         "P": "which kind of peer, that of the door",
         "T": "of whatever the items are",
     }
-    elsewhere |= {name: "the standard library's" for name in (*vars(builtins), *typing.__all__)}
-    elsewhere |= {name: "the standard library's" for name in collections.abc.__all__}
+    elsewhere |= dict.fromkeys((*vars(builtins), *typing.__all__), "the standard library's")
+    elsewhere |= dict.fromkeys(collections.abc.__all__, "the standard library's")
     kinds = [kind for kind in map(vars(peertalk).get, peertalk.__all__) if isinstance(kind, type)]
     lacking = []
     for kind in (*kinds, *map(vars(peertalk.sync).get, peertalk.sync.__all__)):

@@ -1552,7 +1552,7 @@ async def test_two_tasks_share_one_stream_of_events_and_closing_it_wakes_both():
 
 async def test_closing_a_stream_or_its_node_wakes_every_task_that_waits_there():
     """Whatever the kind of stream and however many wait: nobody hangs over its end."""
-    async with pair() as (ada, bob, peer):
+    async with pair() as (ada, _, peer):
         for stream in open_streams(ada, peer):
             await empty(stream)
             waiting = await wait_in(stream, 3)
@@ -1608,7 +1608,51 @@ async def test_a_stream_goes_on_after_one_anext_was_cancelled_or_out_of_time(kin
         await peer.send(b"y")  # Sent
         item = await asyncio.wait_for(anext(stream), GUARD)
         assert type(item) is [pt.Message, pt.Message, pt.Batch, pt.Datagram, pt.Sent][kind]
-        assert aiter(stream) is stream and not stream._waiting
+        assert not stream._waiting
+
+
+async def test_a_loop_that_was_out_of_time_is_gone_on_with():
+    """`async for` has a road of its own over messages; who keeps what aiter() gives may look at it
+    now and then too, and who loops again goes on where the last loop was."""
+    async with pair() as (_, bob, to_bob):
+        messages = bob.messages()
+        loop = aiter(messages)
+        for number in range(3):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(loop), 0.01)
+            await to_bob.send(numbered(number))
+            assert (await asyncio.wait_for(anext(loop), GUARD)).data == numbered(number)
+        await to_bob.send_many([numbered(number) for number in range(3, 9)])
+        got = []
+        for count in (1, 2, 3):
+            async for message in messages:
+                got.append(message.data)
+                if len(got) >= count:
+                    break
+        got += [(await anext(loop)).data, (await anext(messages)).data, (await anext(loop)).data]
+        assert got == [numbered(number) for number in range(3, 9)]
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                async for _ in messages:
+                    raise AssertionError("nothing was sent")
+        await bob.aclose()
+        assert [message async for message in messages] == []
+        with pytest.raises(StopAsyncIteration):
+            await anext(loop)
+
+
+async def test_a_loop_in_the_middle_of_a_lot_ends_when_its_stream_is_closed():
+    """What has come stays for others, in its order."""
+    async with pair() as (_, bob, to_bob):
+        await to_bob.send_many([numbered(number) for number in range(10)])
+        for messages in (bob.messages(), (await bob.wait_for("ada")).messages()):
+            got = []
+            async for message in messages:
+                got.append(message.data)
+                if len(got) == 3:
+                    await messages.aclose()
+            assert len(got) == 3
+        assert await received(bob, 4) == [numbered(number) for number in range(6, 10)]
 
 
 async def test_streams_left_by_break_are_let_go_and_no_longer_fed():

@@ -153,6 +153,20 @@ def test_the_last_message_of_a_lot_gives_it_back():
     assert (inbox.total, asked, bool(inbox)) == (0, [inbox], False)
 
 
+def test_a_lot_that_is_opened_again_is_taken_in_order_by_those_who_ask_again():
+    """One who has closed his stream in the middle of a lot must not run off with the rest."""
+    inbox = Inbox(LIMIT, lambda inbox: None)
+    inbox.put(PEERS[0], [b"1", b"2", b"3"], 3)
+    lot = inbox.open()
+    assert next(lot.left) == b"1"
+    total = inbox.total
+    inbox.reopen()
+    assert not [*lot.left] and inbox.finish(lot) is None and inbox.total == total
+    assert [inbox.take()[1] for _ in range(2)] == [b"2", b"3"]
+    inbox.reopen()
+    assert not inbox and inbox.total == 0
+
+
 def test_empty_messages_cost_too():
     """A million empty messages are 64 MB: a bound on payload alone would be no bound."""
     inbox = Inbox(LIMIT, lambda inbox: None)
