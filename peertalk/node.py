@@ -1260,20 +1260,20 @@ class _Items(Incoming[T]):
 class _Events(Incoming[Event]):
     """Events since a moment, bounded."""
 
-    __slots__ = ("_node", "_queue", "waiters")
+    __slots__ = ("_events", "_node", "waiters")
 
     def __init__(self, node: Node) -> None:
         super().__init__()
         engine = node._transport
         self._node: Node | None = node
-        self._queue: events.EventQueue[Peer] = events.EventQueue(
+        self._events: events.EventQueue[Peer] = events.EventQueue(
             () if engine is None or engine.closed else engine.present()
         )
         self.waiters = Waiters()
 
     def put(self, event: Event) -> None:
         """One more has happened: one of those who wait has it."""
-        self._queue.put(event)
+        self._events.put(event)
         if self.waiters:
             self.waiters.wake(1)
 
@@ -1287,7 +1287,7 @@ class _Events(Incoming[Event]):
             if engine is not None and (not engine.closed or engine.forked):
                 _check_thread(engine)
                 _check_running(engine)
-            event = self._queue.take()
+            event = self._events.take()
             if event is not None:
                 return event
             if not await self._arrival(engine, self.waiters):

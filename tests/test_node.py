@@ -1741,7 +1741,7 @@ def test_no_event_is_doubled_or_missed_where_a_stream_begins():
 
     def kept(stream, peers):
         """Whom the events of a stream tell as known and as connected, with each told once."""
-        while (event := stream._queue.take()) is not None:
+        while (event := stream._events.take()) is not None:
             match event:
                 case pt.PeerFound(peer):
                     assert peer not in peers

@@ -221,3 +221,7 @@ class EventQueue(Generic[P]):
             missed, self._missed = self._missed, 0
             return EventsMissed(missed)
         return None
+
+    def __len__(self) -> int:
+        """How many take() gives."""
+        return len(self._kept) + bool(self._missed)

@@ -100,6 +100,7 @@ def test_a_queue_of_events_is_bounded_and_tells_where_some_are_missing(monkeypat
         queue.put(Sent(ADA, number, number))
     taken = [queue.take() for _ in range(2)]
     queue.put(Sent(ADA, 6, 6))  # behind those that are missing
+    assert len(queue) == 4
     while (event := queue.take()) is not None:
         taken.append(event)
     assert taken == [
@@ -109,4 +110,4 @@ def test_a_queue_of_events_is_bounded_and_tells_where_some_are_missing(monkeypat
         EventsMissed(3),
     ]
     queue.put(Sent(ADA, 7, 7))
-    assert queue.take() == Sent(ADA, 7, 7) and queue.take() is None
+    assert queue.take() == Sent(ADA, 7, 7) and queue.take() is None and not len(queue)
