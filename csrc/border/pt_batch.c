@@ -333,16 +333,16 @@ static PyObject *tell_event(const pt_event *event)
     return make_tuple(event->kind, event->tag, a, PyLong_FromLong(b));
 }
 
-/* Make the list of what was collected. NULL with MemoryError: what is missing is told by the next
- * call. */
-static PyObject *tell(bound_loop *bound)
+/* Append what was collected to a list, all of it or nothing. -1 with MemoryError: what is missing
+ * is told by the next call. */
+static int tell(bound_loop *bound, PyObject *events)
 {
     size_t total = bound->item_count + (size_t)bound->event_count;
     if (bound->told == NULL) {
         bound->told_count = 0;
         bound->told = PyList_New((Py_ssize_t)total);
         if (bound->told == NULL)
-            return NULL;
+            return -1;
     }
     while (bound->told_count < total) {
         size_t index = bound->told_count;
@@ -350,25 +350,33 @@ static PyObject *tell(bound_loop *bound)
                               ? tell_item(bound, &bound->items[index])
                               : tell_event(&bound->events[index - bound->item_count]);
         if (tuple == NULL)
-            return NULL;
+            return -1;
         (void)PyList_SetItem(bound->told, (Py_ssize_t)index, tuple);
         bound->told_count++;
     }
-    PyObject *told = bound->told;
-    bound->told = NULL;
+    Py_ssize_t end = PyList_Size(events);
+    if (PyList_SetSlice(events, end, end, bound->told) != 0)
+        return -1;
+    Py_CLEAR(bound->told);
     bound->payload_count = 0;
     bound->item_count = 0;
     bound->event_count = 0;
     shrink(bound);
-    return told;
+    return 0;
 }
 
-static PyObject *loop_turn(PyObject *self, PyObject *unused)
+/* turn(events) -> how many there are now, or a negative code. The list is the caller's and has them
+ * before anything else can happen there: a signal handler that raises as soon as this function has
+ * returned would take a list that was returned with it. */
+static PyObject *loop_turn(PyObject *self, PyObject *events)
 {
-    (void)unused;
     bound_loop *bound = PyCapsule_GetPointer(self, NULL);
     if (bound == NULL)
         return NULL;
+    if (!PyList_Check(events)) {
+        PyErr_SetString(PyExc_TypeError, "turn(events): events must be a list");
+        return NULL;
+    }
     if (!is_owner(bound->context))
         return PyLong_FromLong(PT_ERR_INVALID_STATE);
     if (bound->busy)
@@ -384,9 +392,9 @@ static PyObject *loop_turn(PyObject *self, PyObject *unused)
         }
         bound->event_count = count;
     }
-    PyObject *told = tell(bound);
+    int code = tell(bound, events);
     bound->busy = 0;
-    return told;
+    return code != 0 ? NULL : PyLong_FromSsize_t(PyList_Size(events));
 }
 
 static void free_loop(PyObject *capsule)
@@ -410,8 +418,8 @@ static PyMethodDef send_method = {"send", link_send, METH_O,
 static PyMethodDef send_many_method = {"send_many", (PyCFunction)(void (*)(void))link_send_many,
                                        METH_FASTCALL, "Send payloads[start:]; (accepted, code)."};
 static PyMethodDef turn_method = {
-    "turn", loop_turn, METH_NOARGS,
-    "One turn without waiting; a list of events, or a negative code."};
+    "turn", loop_turn, METH_O,
+    "One turn without waiting, its events appended; their number, or a negative code."};
 
 /* An address that came from Python. NULL with an exception set. */
 static void *address(PyObject *number)

@@ -152,7 +152,7 @@ class Loop:
         self._armed: set[Timer] = set()
         self._armed_limit = 64
         self._wake_lock = threading.Lock()
-        self._turn: Callable[[], Any] = self._bind_turn(size)
+        self._turn: Callable[[list[Event]], int] = self._bind_turn(size)
         self._open(
             binding.platform(platform), epoll, receive_buffer, io_budget, int(push), send_limit
         )
@@ -233,14 +233,15 @@ class Loop:
             self.simulator._loops.pop(self, None)
         self._abandoned.clear()
 
-    def _bind_turn(self, size: int) -> Callable[[], Any]:
-        """What makes one turn without waiting: a list of events, or a negative code."""
+    def _bind_turn(self, size: int) -> Callable[[list[Event]], int]:
+        """What makes one turn without waiting and appends its events: how many there are then, or a
+        negative code."""
         ffi, lib = self._ffi, self._lib
         if self.native:
             context, events = (
                 int(ffi.cast("uintptr_t", pointer)) for pointer in (self._context, self._events)
             )
-            turn: Callable[[], Any] = self._binding.border.bind_loop(
+            turn: Callable[[list[Event]], int] = self._binding.border.bind_loop(
                 context, events, EVENT_CAPACITY, self._memory
             )
         else:
@@ -321,15 +322,18 @@ class Loop:
 
     # Turning
 
-    def turn(self, timeout: float | None = 0.0) -> list[Event]:
+    def turn(self, timeout: float | None = 0.0, events: list[Event] | None = None) -> list[Event]:
         """One turn, and if it had no events and may wait, a wait and a second turn.
 
         Args:
             timeout: seconds; 0: never blocks and keeps the GIL; more: the wait gives it up; None:
                 no end.
+            events: a list to append them to, which has them even when a signal handler raises
+                before this call has returned; None: a new one.
 
         Returns:
-            Tuples (kind, tag, a, b), frames first, those of one link in the order of its stream:
+            That list, of tuples (kind, tag, a, b), frames first, those of one link in the order of
+            its stream:
             (BATCH, tag, payload bytes, payloads), (FRAME, tag, type | flags << 8 | sequence << 16,
             payload),
             (SENT, tag, messages, code), (FINISHED, tag, 0, 0), (CLOSED, tag, code, system error),
@@ -341,20 +345,22 @@ class Loop:
             InvalidState: the loop is closed, or another thread's (see move_here()).
             PlatformError: the system failed in waiting.
         """
-        events = self._turn()
-        if not events and timeout != 0:
+        if events is None:
+            events = []
+        code = self._turn(events)
+        if not code and timeout != 0:
             timeout_ms = -1 if timeout is None else math.ceil(min(timeout * 1000, 2**31 - 1))
             code = self._lib.pt_loop_wait(self._context, timeout_ms)
             if code != 0:
                 raise self._binding.fault(code, "waiting")
-            events = self._turn()
-        if type(events) is int:
-            raise self._binding.fault(events, "a turn")
+            code = self._turn(events)
+        if code < 0:
+            raise self._binding.fault(code, "a turn")
         if self._abandoned:
             self._let_go()
-        return events  # type: ignore[no-any-return]
+        return events
 
-    def _plain_turn(self) -> list[Event] | int:
+    def _plain_turn(self, told: list[Event]) -> int:
         lib, plain = self._lib, self._plain
         if threading.get_ident() != self._owner:
             return int(lib.PT_ERR_INVALID_STATE)
@@ -376,7 +382,8 @@ class Loop:
                 events.append((kind, event.tag, event.count, 0))
             else:
                 events.append((kind, event.tag, 0, 0))
-        return events
+        told += events
+        return len(told)
 
     def _collect(self, events: list[Event]) -> None:
         """Make BATCHes of consecutive plain DATA frames of one link, and FRAMEs of the others."""
@@ -605,7 +612,7 @@ class Loop:
             return
         with self._wake_lock:
             self._closed = True
-        self._turn = self._check_open
+        self._turn = self._closed_turn
         for link in list(self._links):
             link.close()
         for watch in list(self._watches):
@@ -628,6 +635,9 @@ class Loop:
     def _check_open(self) -> None:
         if self._closed:
             raise errors.InvalidState("this loop is closed")
+
+    def _closed_turn(self, _: list[Event]) -> int:
+        raise errors.InvalidState("this loop is closed")
 
     def __del__(self) -> None:
         if not self._closed:

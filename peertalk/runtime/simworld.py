@@ -269,10 +269,10 @@ class TappedLoop:
         if self._links.get(link.tag) is link:
             del self._links[link.tag]
 
-    def turn(self, timeout: float | None = 0.0) -> list[Any]:
+    def turn(self, timeout: float | None = 0.0, events: list[Any] | None = None) -> list[Any]:
         """As the loop; what it delivers is compared with what was accepted."""
         self._woken = False
-        found: list[Any] = self._loop.turn(timeout)
+        found: list[Any] = self._loop.turn(timeout, events)
         for kind, tag, a, b in found:
             if kind == values.BATCH:
                 self._check(tag, b)

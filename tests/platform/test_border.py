@@ -447,13 +447,13 @@ def test_no_memory_in_a_turn_loses_nothing_but_says_so(native_core):
         raised = False
         _testcapi.set_nomemory(attempt, attempt + 1)
         try:
-            events = turn()
+            turn(events)
         except MemoryError:
             raised = True
         finally:
             _testcapi.remove_mem_hooks()
         for _ in range(3):
-            events += turn()
+            turn(events)
         seen = [payload for event in events if event[0] == BATCH for payload in event[3]]
         assert seen == payloads[: len(seen)]
         ended = [event for event in events if event[0] == CLOSED]

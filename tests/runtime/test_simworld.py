@@ -26,7 +26,7 @@ class ScriptedLoop:
     def __init__(self) -> None:
         self.said: list[Any] = []
 
-    def turn(self, timeout: float | None) -> list[Any]:
+    def turn(self, timeout: float | None, events: list[Any]) -> list[Any]:
         said, self.said = self.said, []
         return said
 

@@ -211,14 +211,16 @@ class Loop:
 
     # Turning
 
-    def turn(self, timeout: float | None = 0.0) -> list[Event]:
+    def turn(self, timeout: float | None = 0.0, events: list[Event] | None = None) -> list[Event]:
         """One turn, and if it had no events and may wait, a wait and a second turn.
 
         Args:
             timeout: seconds; 0: never blocks; None: no end.
+            events: a list to append them to; None: a new one.
 
         Returns:
-            Tuples (kind, tag, a, b), frames first, those of one link in the order of its stream:
+            That list, of tuples (kind, tag, a, b), frames first, those of one link in the order of
+            its stream:
             (BATCH, tag, payload bytes, payloads), (FRAME, tag, type | flags << 8 | sequence << 16,
             payload),
             (SENT, tag, messages, code), (FINISHED, tag, 0, 0), (CLOSED, tag, code, system error),
@@ -233,10 +235,12 @@ class Loop:
         if threading.get_ident() != self._owner:
             raise errors.InvalidState("a turn of a loop that is another thread's")
         self._woken = False
-        events = self._turn()
+        if events is None:
+            events = []
+        events += self._turn()
         if not events and timeout != 0 and not self._woken:
             self._wait(timeout)
-            events = self._turn()
+            events += self._turn()
         return events
 
     def _turn(self) -> list[Event]:
