@@ -280,6 +280,24 @@ def from_code(code: int, message: str, peer: str | None = None) -> PeerTalkError
     return BY_CODE.get(code, InternalError)(message, code=code, peer=peer)
 
 
+def from_exception(error: BaseException, message: str) -> PeerTalkError:
+    """The exception for whatever was raised where only ours are told: itself, where it is one. What
+    is no Exception struck from outside (KeyboardInterrupt): those who hear of it are only cut
+    off."""
+    if isinstance(error, PeerTalkError):
+        return error
+    kind: type[PeerTalkError] = InternalError
+    if not isinstance(error, Exception):
+        kind = ConnectionClosed
+    elif isinstance(error, MemoryError):
+        kind = OutOfMemory
+    elif isinstance(error, OSError):
+        kind = PlatformError
+    told = kind(message)
+    told.__cause__ = error
+    return told
+
+
 def from_decoder(code: int, message: str, peer: str | None = None) -> ProtocolError:
     """The exception for a result code of a decoder: always a ProtocolError, with its code kept."""
     return _DECODER.get(code, ProtocolError)(message, code=code, peer=peer)

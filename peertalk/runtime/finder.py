@@ -25,7 +25,7 @@ from .log import NodeLog, Troubles
 from .world import Address, Interface, same_network
 
 if TYPE_CHECKING:
-    from .transport import Timer, Transport
+    from .transport import Timer, Transport, Watched
 
 _DATAGRAMS_PER_TURN = 64
 _BACKLOG = 4096
@@ -75,9 +75,14 @@ class Finder:
         self._deadline = float("inf")
         self._closed = False
         self._socket = transport.world.datagram_socket(config.discovery_port)
-        self._watched = transport.watch(self._socket, values.READ, self._hear)
-        self.discovery.start(transport.world.clock())
-        self._serve()
+        self._watched: Watched | None = None
+        try:
+            self._watched = transport.watch(self._socket, values.READ, self._hear)
+            self.discovery.start(transport.world.clock())
+            self._serve()
+        except BaseException:
+            self.close()
+            raise
 
     def set_flags(self, flags: int) -> None:
         """Announce these from now on, and at once."""

@@ -137,6 +137,14 @@ class Queue:
             self._final = None  # or the two would keep each other, and megabytes, alive
         return lot
 
+    def mend(self, current: Lot | None) -> None:
+        """Be what the chain of lots says. current: the one that its outlet is taking from."""
+        self.cost = current.cost if current is not None and current.queue is self else 0
+        lot, self._final = self.first, None
+        while lot is not None:
+            self.cost += lot.cost
+            self._final, lot = lot, lot.following
+
     def __len__(self) -> int:
         """Messages that wait."""
         count, lot = 0, self.first
@@ -414,6 +422,29 @@ class Inbox(Outlet):
         """The node is closed: nobody waits any longer."""
         for outlet in (self, *self._alone):
             outlet.waiters.wake_all()
+
+    def has(self, peer: Remote, payloads: list[bytes]) -> bool:
+        """Whether this very list waits, untouched."""
+        queue = self.queues.get(peer.key)
+        lot = None if queue is None else queue.first
+        while lot is not None and lot.payloads is not payloads:
+            lot = lot.following
+        return lot is not None
+
+    def mend(self) -> None:
+        """An exception may have cut put() off: what was put is there and counted, or is not."""
+        for outlet in (self, *self._alone):
+            queues = [queue for queue in self.queues.values() if queue.outlet is outlet]
+            before = [queue for queue in outlet._line if queue.first is not None]
+            missing = [queue for queue in queues if queue.first is not None and queue not in before]
+            outlet._line = deque(dict.fromkeys([*before, *missing]))
+            for queue in queues:
+                queue.mend(outlet.current)
+            outlet.cost = sum(queue.cost for queue in queues)
+            if outlet:
+                outlet.waiters.wake(len(outlet.waiters))
+        self.total = sum(queue.cost for queue in self.queues.values())
+        self.full = self.full or self.total > self.limit
 
     def forget(self, connection: Connection, peer: Remote) -> None:
         """A connection is over: it is neither read nor told any more."""

@@ -357,15 +357,17 @@ class Remote(Uncopied, Peer):
 
     def tell_reaching(self, error: errors.PeerTalkError | None) -> None:
         """Those who wait for a connection hear that it is there (None), or why it is not."""
-        reaching, self.reaching = self.reaching, None
-        for reached in reaching or ():
-            reached(self if error is None else None, error)
+        if self.reaching:
+            self.transport.call(self.reaching, self if error is None else None, error)
+            self.reaching = None
+            self.transport.call_all()
 
     def tell_pinging(self, seconds: float | None, error: errors.PeerTalkError | None) -> None:
         """Those who wait for a measurement hear of it, or why there is none."""
-        pinging, self.pinging = self.pinging, None
-        for measured in pinging or ():
-            measured(seconds, error)
+        if self.pinging:
+            self.transport.call(self.pinging, seconds, error)
+            self.pinging = None
+            self.transport.call_all()
 
     def stop_pinging(self, measured: Measured) -> None:
         """It waits no longer."""
@@ -434,9 +436,10 @@ class Remote(Uncopied, Peer):
                 if not place.offer():
                     return False
                 line.popleft().joined = False
-            except errors.PeerTalkError as error:
+            except Exception as error:
                 line.popleft().joined = False
-                place.fail(error)
+                text = f"a message to peer {self.name!r} could not be accepted: {error!r}"
+                place.fail(errors.from_exception(error, text))
         if line is not None and self.lines is not None:
             self.lines[priority] = None
             if not any(self.lines):
@@ -550,8 +553,8 @@ class Remote(Uncopied, Peer):
                     else connection.link.send(payload)
                 )
                 if code >= 0:
-                    transport.hint(code)
                     self.accepted += 1
+                    transport.hint(code)
                     return True
                 transport.refused(self, code)
             if may_block and not in_pieces and transport.config.when_full == "sync":

@@ -6,8 +6,11 @@ done, with sockets, links and timers.
 
 from __future__ import annotations
 
+import math
 import socket
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -69,6 +72,8 @@ class Switchboard:
         self._classic_timer: Timer | None = None
         self._opening: dict[int, Watched] = {}
         """The sockets of dials that are under way, by the tag of the connection."""
+        self._ending: dict[Connection, _Ending] = {}
+        """Connections whose end is not done to its last step."""
         self._waiting: list[Connection] = []
         """Connections whose messages wait until others have said whose they are, or are shut."""
         self._aside_timer: Timer | None = None
@@ -389,37 +394,46 @@ class Switchboard:
             under_way.reached += told
             return under_way
         if not self._has_room(address[0]):
-            _tell(
-                told,
-                errors.OutOfMemory(
-                    f"the limit of {self.transport.config.max_peers} peers (Config.max_peers) "
-                    "is reached"
-                ),
+            full = errors.OutOfMemory(
+                f"the limit of {self.transport.config.max_peers} peers (Config.max_peers) is "
+                "reached"
             )
+            self.transport.call(told, None, full)
+            self.transport.call_all()
             return None
         now = self.transport.world.clock()
-        try:
-            dialling = self.transport.world.dial(address, self.transport.config.bind)
-        except errors.PeerTalkError as error:
-            _tell(told, error)
-            return None
         connection = Connection(self.transport.tag(), address, dialled=True, now=now, peer=peer)
-        connection.socket = dialling
         connection.number = self.connections.next_number()
         connection.reached = told
-        connection.advance(Step.DIAL)
-        self.connections.add(connection)
-        self._opening[connection.tag] = self.transport.watch(
-            dialling, values.WRITE, lambda: self._connected(connection)
-        )
         late = errors.Timeout(
             f"{address[0]}:{address[1]} did not answer within "
             f"{self.transport.config.connect_timeout:g} s (Config.connect_timeout)"
         )
-        connection.timer = self.transport.after(
-            self.transport.config.connect_timeout, lambda: self._end(connection, late)
-        )
-        return connection
+
+        def begin() -> None:
+            connection.advance(Step.DIAL)
+            self.connections.add(connection)
+            connection.socket = self.transport.world.dial(address, self.transport.config.bind)
+            self._opening[connection.tag] = self.transport.watch(
+                connection.socket,
+                values.WRITE,
+                partial(self._wholly, connection, self._connected, connection),
+            )
+            connection.timer = self.transport.after(
+                self.transport.config.connect_timeout, lambda: self._end(connection, late)
+            )
+
+        self._wholly(connection, begin)
+        return connection if connection.state is State.CONNECTING else None
+
+    def _wholly(self, connection: Connection, step: Callable[..., None], *arguments: Any) -> None:
+        """Take a step of a connection to its end; else the connection ends with what was raised."""
+        try:
+            step(*arguments)
+        except BaseException as error:
+            self._end(connection, _told_as(error))
+            if not isinstance(error, Exception):
+                raise
 
     def _dial_peer(self, peer: Remote) -> None:
         """One attempt: its addresses, one after the other."""
@@ -492,7 +506,8 @@ class Switchboard:
         if error is not None:
             self._end(connection, error)
             return
-        self.transport.unwatch(self._opening.pop(connection.tag))
+        self.transport.unwatch(self._opening[connection.tag])
+        del self._opening[connection.tag]
         self._establish(connection)
 
     def _accept(self, *, waited: bool = False) -> None:
@@ -529,7 +544,7 @@ class Switchboard:
             )
             connection.socket = arrived
             self.connections.add(connection)
-            self._establish(connection)
+            self._wholly(connection, self._establish, connection)
 
     def _let_callers_wait(self) -> None:
         self.transport.unwatch(self._listening)
@@ -537,8 +552,13 @@ class Switchboard:
         self.transport.after(_ACCEPT_PAUSE, self._accept_again)
 
     def _accept_again(self) -> None:
-        if self._listener is not None:
+        if self._listener is None:
+            return
+        try:
             self._listening = self.transport.watch(self._listener, values.READ, self._accept)
+        except errors.PeerTalkError:
+            self._let_callers_wait()
+        else:
             self._accept(waited=True)
 
     def _turn_one_away(self, error: errors.PeerTalkError) -> bool:
@@ -583,6 +603,17 @@ class Switchboard:
                 self._end_least_wanted()
         return self.connections.has_room()
 
+    def _tell(
+        self,
+        connection: Connection,
+        error: errors.PeerTalkError | None,
+        peer: Remote | None = None,
+    ) -> None:
+        """Those who wait for a connection hear that it is there, or why it is not."""
+        self.transport.call(connection.reached, peer if error is None else None, error)
+        connection.reached = ()
+        self.transport.call_all()
+
     def _end_least_wanted(self) -> bool:
         """End the connection that has been frozen, or has stood still, the longest. False: none
         has for long enough."""
@@ -604,16 +635,12 @@ class Switchboard:
         connection.since = self.transport.world.clock()
         self.transport.cancel(connection.timer)
         self.transport.world.tune(connection.socket, self.transport.config.link_timeout)
-        try:
-            connection.link = self.transport.world.open_link(
-                self.transport.loop,
-                connection.socket,
-                connection.tag,
-                self.transport.pipeline_depth,
-            )
-        except errors.PeerTalkError as error:
-            self._end(connection, error)
-            return
+        connection.link = self.transport.world.open_link(
+            self.transport.loop,
+            connection.socket,
+            connection.tag,
+            self.transport.pipeline_depth,
+        )
         connection.link.read_max = _FIRST_READ
         self.transport.totals.opened += 1
         self.watchdog.opened(connection)
@@ -911,14 +938,13 @@ class Switchboard:
 
     def _mistaken(self, connection: Connection, expected: Remote, found: Remote) -> None:
         """Another node answers where expected was heard: it was started again, or has moved."""
-        reached, connection.reached = connection.reached, ()
         connection.peer = None
         if expected.successor is found:
-            _tell(reached, expected.restarted_error())
+            self._tell(connection, expected.restarted_error())
             return
         where = f"{connection.address[0]}:{connection.address[1]}"
         text = f"{where} is no longer {expected.name!r}: {found.name!r} answers there"
-        _tell(reached, errors.NetworkFailure(text, peer=expected.name))
+        self._tell(connection, errors.NetworkFailure(text, peer=expected.name))
 
     def _open(self, connection: Connection, peer: Remote) -> None:
         capabilities = peer.capabilities
@@ -951,8 +977,7 @@ class Switchboard:
             self.transport.check_name(peer)
         self.pulse.opened(connection, peer)
         peer.on_pressure()
-        reached, connection.reached = connection.reached, ()
-        _tell(reached, None, peer)
+        self._tell(connection, None, peer)
         peer.tell_reaching(None)
 
     # Two between the same nodes -------------------------------------------------------------------
@@ -967,8 +992,7 @@ class Switchboard:
             peer.connection = None
             peer.quick = None
         leaving.advance(Step.RETIRE)
-        reached, leaving.reached = leaving.reached, ()
-        _tell(reached, None, peer)
+        self._tell(leaving, None, peer)
         leaving.link.shut()
         self.transport.schedule()
         gone = errors.ConnectionClosed(
@@ -1036,9 +1060,7 @@ class Switchboard:
             )
             self._tell_unknown(connection, peer, lost)
             self._detach(connection, error if left else lost, polite=left)
-        ended, connection.on_end = connection.on_end, ()
-        for call in ended:
-            call()
+        self._tell_end(connection)
         connection.link.read_max = _UNBOUNDED
         if connection.held is None and connection.state is State.DRAINING:
             self.transport.read_on(connection)
@@ -1189,7 +1211,7 @@ class Switchboard:
         peer.quick = None
         wait = self.transport.config.drain_timeout if seconds is None else seconds
         connection.deadline = self.transport.world.clock() + wait
-        self._look_whether_left(connection)
+        self._wholly(connection, self._look_whether_left, connection)
 
     def _left_in_vain(self, connection: Connection) -> None:
         peer = connection.peer
@@ -1283,19 +1305,53 @@ class Switchboard:
         """The connection is over, now."""
         if connection.state is State.CLOSED:
             return
-        was = connection.state
-        connection.advance(Step.END)
-        self.transport.cancel(connection.timer)
-        self.transport.unwatch(self._opening.pop(connection.tag, None))
         peer = connection.peer
         attached = isinstance(peer, Remote) and peer.connection is connection
+        ending = _Ending(connection, error, polite, fault, attached, connection.state)
+        self._ending[connection] = ending
+        connection.advance(Step.END)
+        self._end_on(ending)
+
+    def _end_on(self, ending: _Ending) -> None:
+        """One step after the other, whatever one of them raises. An exception that no program may
+        overlook leaves the rest to tidy_up()."""
+        connection = ending.connection
+        try:
+            while ending.done < len(_LAST_STEPS):
+                try:
+                    _LAST_STEPS[ending.done](self, connection, ending)
+                except Exception as error:
+                    self.transport.note(error)
+                    if not ending.again:
+                        ending.again = True
+                        continue
+                ending.again = False
+                ending.done += 1
+        except BaseException:
+            self.transport.post(self.tidy_up)
+            raise
+        self.transport.call([self._ended_all], connection)
+        self.transport.call_all()
+
+    def _end_telling(self, connection: Connection, ending: _Ending) -> None:
+        self.transport.cancel(connection.timer)
+        self.transport.unwatch(self._opening.get(connection.tag))
+        self._opening.pop(connection.tag, None)
+        peer = connection.peer
         if isinstance(peer, Remote):
-            self._tell_unknown(connection, peer, error or self.transport.closed_error(peer))
+            error = ending.error or self.transport.closed_error(peer)
+            self._tell_unknown(connection, peer, error)
+
+    def _end_link(self, connection: Connection, _: _Ending) -> None:
         if connection.link is not None:
             self.transport.totals.add(connection.link.statistics())
             connection.link.close()
+
+    def _end_socket(self, connection: Connection, _: _Ending) -> None:
         if connection.socket is not None:
             self.transport.close_socket(connection.socket)
+
+    def _end_records(self, connection: Connection, _: _Ending) -> None:
         self.connections.remove(connection)
         if self.transport.troubles.lasting:  # here are a place and a descriptor for the next caller
             self.transport.troubles.worked(_ACCEPTING)
@@ -1306,30 +1362,51 @@ class Switchboard:
         self.watchdog.ended(connection)
         if connection.reassembly is not None:
             connection.reassembly.close()
-        if fault:
+
+    def _end_report(self, connection: Connection, ending: _Ending) -> None:
+        error, peer = ending.error, connection.peer
+        if ending.fault:
             # an event and a counter tell of it; a line for each would let strangers fill the log
             self.transport.log.info("%s", error)
             self.transport.emit(events.LinkFault, connection.address, peer, error)
-        elif attached and error is not None and not polite and not self.transport.closing:
+        elif (
+            ending.attached
+            and error is not None
+            and not ending.polite
+            and not self.transport.closing
+        ):
             # of a peer that we talked with: what was on its way to it may be lost
             self.transport.log.warning("%s", error)
-        if isinstance(peer, Remote):
-            if attached:
-                self._detach(connection, error, polite=polite)
-            elif was is not State.OPEN and peer.state is PeerState.DISCONNECTING:
-                if peer.connection is None:
-                    self._disconnected(peer, error)
-            self._leave_line(connection, peer)
-        reached, connection.reached = connection.reached, ()
-        if was is State.GREETED and error is None:
+
+    def _end_use(self, connection: Connection, ending: _Ending) -> None:
+        peer, error = connection.peer, ending.error
+        if not isinstance(peer, Remote):
+            return
+        if ending.attached:
+            self._detach(connection, error, polite=ending.polite)
+        elif ending.was is not State.OPEN and peer.state is PeerState.DISCONNECTING:
+            if peer.connection is None:
+                self._disconnected(peer, error)
+
+    def _end_place(self, connection: Connection, _: _Ending) -> None:
+        if isinstance(connection.peer, Remote):
+            self._leave_line(connection, connection.peer)
+
+    def _end_waiting(self, connection: Connection, ending: _Ending) -> None:
+        error, peer = ending.error, connection.peer
+        if ending.was is State.GREETED and error is None:
             assert isinstance(peer, Remote)
             text = f"peer {peer.name!r} did not use the connection; it may be gone, or has another"
             error = _NotUsed(text, peer=peer.name)
             error.known = peer
         where = f"{connection.address[0]}:{connection.address[1]}"
-        _tell(reached, error or self.transport.closed_error(peer, where))
-        for call in connection.on_end:
-            call()
+        self._tell(connection, error or self.transport.closed_error(peer, where))
+        self._tell_end(connection)
+
+    def _ended_all(self, connection: Connection) -> None:
+        """Those who waited for it have heard: others may go on, or it is dialled again."""
+        self._ending.pop(connection, None)
+        peer = connection.peer
         self._settled(connection.tag)
         if isinstance(peer, Remote) and peer.connection is None:
             if peer.queued or peer.reaching:
@@ -1339,6 +1416,92 @@ class Switchboard:
             self._dial_classics()
         if self.transport.closing:
             self.transport.finish_close()
+
+    # What was cut off -----------------------------------------------------------------------------
+
+    def mend(
+        self, connection: Connection, kind: int, a: int, b: Any, error: BaseException | None
+    ) -> None:
+        """Serving an event of a connection was cut off. Of messages that it brought it is known
+        whether they are delivered, and a PING or its answer may be served again. Of anything else
+        nobody knows how much was done: the connection ends."""
+        peer, transport = connection.peer, self.transport
+        transport.inbox.mend()
+        brought = kind == values.BATCH and not self._is_kept(connection, b)
+        talk = kind == values.FRAME and a & 0xFF in (values.PING, values.PONG, values.ACK)
+        waited_for = connection.reached or (isinstance(peer, Remote) and peer.reaching)
+        served = self._is_used(connection) and not waited_for and (kind == values.BATCH or talk)
+        if brought or talk:
+            try:
+                self.arrived(connection, kind, a, b)
+            except Exception:
+                served = False
+        if served:
+            return
+        if kind == values.SENT and isinstance(peer, Remote):
+            transport.tell_sent_again(peer, connection)
+        self.end(connection, _told_as(error))
+        if isinstance(peer, Remote) and peer.connection is None:
+            peer.reported = peer.accepted - peer.queued
+
+    def _is_kept(self, connection: Connection, payloads: list[bytes]) -> bool:
+        """Whether these were put into the inbox, or are held back."""
+        transport, peer = self.transport, connection.peer
+        if isinstance(peer, Remote) and transport.inbox.has(peer, payloads):
+            transport.kept = payloads  # somebody may take them before this is mended
+        return transport.kept is payloads or any(
+            each[3] is payloads for each in connection.held or ()
+        )
+
+    @staticmethod
+    def _is_used(connection: Connection) -> bool:
+        """Whether its peer is connected by it."""
+        peer = connection.peer
+        return (
+            connection.state is State.OPEN
+            and isinstance(peer, Remote)
+            and peer.connection is connection
+            and peer.state in (PeerState.CONNECTED, PeerState.DISCONNECTING)
+        )
+
+    def tidy_up(self) -> None:
+        """After something was cut off: what is half made is taken out again, what is half ended
+        ends, and what waits for a time has one."""
+        for connection in list(self.connections.by_tag.values()):
+            if connection.state is not State.CLOSED:
+                self._tidy_up(connection)
+        for ending in list(self._ending.values()):
+            self._end_on(ending)
+        self.connections.connected = sum(
+            peer.state is PeerState.CONNECTED for peer in self.transport.peers.values()
+        )
+
+    def _tidy_up(self, connection: Connection) -> None:
+        state, peer = connection.state, connection.peer
+        timed = connection.timer is not None and self.transport.is_armed(connection.timer)
+        if state is State.CONNECTING:
+            whole = timed and connection.tag in self._opening
+        elif state is State.OPEN:
+            whole = self._is_used(connection)
+        else:
+            whole = timed or state not in (State.GREETING, State.RETIRING, State.CLOSING)
+        if not whole or (connection.link is None and state is not State.CONNECTING):
+            self._end(connection, connection.failure or _told_as(None))
+        elif state is State.DRAINING and connection.held is None:
+            self._look_whether_drained(connection)
+        elif state is State.OPEN and not timed and math.isfinite(connection.deadline):
+            self._look_whether_left(connection)
+        elif isinstance(peer, Remote) and peer.pinging and connection.pinged is None:
+            self.pulse.probe(connection)
+        elif state is State.OPEN and connection.link.paused and connection.held is None:
+            assert isinstance(peer, Remote)
+            if connection not in self.transport.inbox.outlet_of(peer).paused:
+                self.transport.read_on(connection)
+
+    def _tell_end(self, connection: Connection) -> None:
+        self.transport.call(connection.on_end)
+        connection.on_end = ()
+        self.transport.call_all()
 
     def _leave_line(self, connection: Connection, peer: Remote) -> None:
         """A closed connection makes room for those that wait for it; what is held back of it is
@@ -1428,14 +1591,16 @@ class Switchboard:
 
     def _disconnected(self, peer: Remote, error: errors.PeerTalkError | None) -> None:
         if peer.state is PeerState.CONNECTED:
-            peer.advance(PeerEvent.LOST)
-            self.connections.connected -= 1
-            self.transport.troubles.worked(_TAKING_PEERS)
+            step = PeerEvent.LOST
         elif peer.state is PeerState.DISCONNECTING:
-            peer.advance(PeerEvent.CLOSED)
+            step = PeerEvent.CLOSED
         else:
             return
         self.transport.emit(events.PeerDisconnected, peer, error)
+        if step is PeerEvent.LOST:
+            self.connections.connected -= 1
+            self.transport.troubles.worked(_TAKING_PEERS)
+        peer.advance(step)
         if self.transport.finder is not None:
             self.transport.finder.release(peer.key)
         self.transport.find_successor(peer)
@@ -1658,8 +1823,7 @@ class Switchboard:
         connection.advance(Step.STEP_ASIDE)
         connection.link.read_max = _UNBOUNDED
         self.classics.stood_aside(connection.tag, capabilities, self.transport.world.clock())
-        reached, connection.reached = connection.reached, ()
-        _tell(reached, None, peer)
+        self._tell(connection, None, peer)
         peer.tell_reaching(None)
         self._look_aside()
 
@@ -1748,10 +1912,48 @@ def _is_rejection(error: errors.PeerTalkError | None) -> bool:
     return isinstance(error, errors.ConnectionRefused) and error.reason is not None
 
 
-def _tell(
-    reached: tuple[Reached, ...],
-    error: errors.PeerTalkError | None,
-    peer: Remote | None = None,
-) -> None:
-    for each in reached:
-        each(peer if error is None else None, error)
+def _told_as(error: BaseException | None) -> errors.PeerTalkError:
+    """What those hear whose connection ends because of an exception; None: one that is not known
+    any more."""
+    what = "an exception" if error is None else repr(error)
+    text = f"{what} cut off what was done for a connection; it is closed"
+    return errors.from_exception(error or KeyboardInterrupt(), text)
+
+
+class _Ending:
+    """The end of a connection. error, polite, fault: as in Switchboard._end(); attached: messages
+    were sent on it; was: its state before; done: how many of _LAST_STEPS are; again: the next one
+    has failed once."""
+
+    __slots__ = ("again", "attached", "connection", "done", "error", "fault", "polite", "was")
+
+    def __init__(
+        self,
+        connection: Connection,
+        error: errors.PeerTalkError | None,
+        polite: bool,
+        fault: bool,
+        attached: bool,
+        was: State,
+    ) -> None:
+        self.connection = connection
+        self.error = error
+        self.polite = polite
+        self.fault = fault
+        self.attached = attached
+        self.was = was
+        self.done = 0
+        self.again = False
+
+
+_LAST_STEPS: tuple[Callable[[Switchboard, Connection, _Ending], None], ...] = (
+    Switchboard._end_telling,
+    Switchboard._end_link,
+    Switchboard._end_socket,
+    Switchboard._end_records,
+    Switchboard._end_report,
+    Switchboard._end_use,
+    Switchboard._end_place,
+    Switchboard._end_waiting,
+)
+"""Each may be done twice, when it was cut off."""

@@ -9,6 +9,10 @@ while nothing waits before it, else into its outbox, from where pump() moves the
 first. Messages to a peer are numbered from 1; its connection keeps which of them its link was
 given, in that order, which is how the counts that a link reports become the ranges of Sent and
 Failed.
+
+No exception ends a turn: a callback's, a fault's, or one that a signal handler raises wherever it
+struck. What has come stays here until it is served; an event that was cut off is mended, the others
+are served, and then the exception goes to whoever called turn().
 """
 
 from __future__ import annotations
@@ -18,9 +22,10 @@ import os
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from operator import length_hint
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple, TypeAlias
 from weakref import WeakSet, WeakValueDictionary
 
 from .. import errors
@@ -53,8 +58,23 @@ _STARVED_RETRY = 0.01
 _NAMES_WARNED = 64
 """Names whose collision is logged, once each in the life of a node: a neighbour who makes up names
 fills no log."""
+_TRIES = 3
+"""Times that a step of mending is tried, which may itself be cut off."""
+_AGAIN = 0.5
+"""Seconds until what failed (a timer's action, a watch) is tried again."""
 _CANCELLED = -28
 """PT_ERR_CANCELLED: what a message that was replaced ended with."""
+
+
+_RANK = {values.SENT: 0, values.TIMER: 2}
+
+Event: TypeAlias = tuple[int, int, Any, Any]
+
+
+def _rank(event: Event) -> int:
+    """First what left, which had left before anything that came in could end its link; last what is
+    late, which may be among what came."""
+    return _RANK.get(event[0], 1)
 
 
 _engines: WeakSet[Transport] = WeakSet()
@@ -81,6 +101,9 @@ class Watched(NamedTuple):
     """What watch() returns, for unwatch()."""
 
     tag: int
+    socket: socket.socket
+    interest: int
+    ready: Callable[[], None]
     watch: Any
 
 
@@ -151,14 +174,23 @@ class Transport:
         """Told before the loop is closed, so that its driver lets go first."""
         self._warnings: dict[Outlet, Timer] = {}
         self._timers: dict[int, Callable[[], None]] = {}
-        self._watched: dict[int, tuple[socket.socket, Callable[[], None]]] = {}
+        self._watched: dict[int, Watched] = {}
         self._orders: deque[Callable[[], None]] = deque()
+        self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        """What call() was given and has not called yet."""
+        self._calling = False
         self._next_tag = _FIRST_TAG
         self._turning = False
-        self._came: Sequence[tuple[int, int, Any, Any]] = ()
-        self._coming: Iterator[tuple[int, int, Any, Any]] = iter(())
-        """Of those that came in this turn, the ones that are not served yet."""
-        self._interrupt: BaseException | None = None
+        self._came: list[Event] = []
+        """What has come and is not served to its end; the first is being served in a turn."""
+        self._serving: Event | None = None
+        """The one that was begun last."""
+        self.kept: list[bytes] | None = None
+        """What was put into the inbox last in this turn."""
+        self._acting: Callable[[], None] | None = None
+        """The action of the timer that is being served."""
+        self._raised: list[BaseException] = []
+        """In this turn, for its end."""
         self._on_closed: list[Callable[[], object]] = []
         self._final: NodeStatistics | None = None
         self._memory = MemoryReport()
@@ -194,49 +226,122 @@ class Transport:
         is)."""
         self.crowded = False
         self.turns += 1
-        serve = self._serve
+        came, serve = self._came, self._serve
         self._turning = True
         try:
-            self._came = came = self.loop.turn(timeout)
-            self._coming = iter(came)
-            # first: what left had left before anything that came in could end its link
-            for event in came:
-                if event[0] == values.SENT:
+            if came:  # a signal handler has ended a turn
+                self._go_on()
+            else:
+                self.loop.turn(timeout, came)
+            if len(came) > 1:
+                came.sort(key=_rank)
+            while came:
+                self._serving = event = came[0]
+                try:
                     serve(event)
-            for event in self._coming:
-                if event[0] != values.SENT and event[0] != values.TIMER:
-                    serve(event)
-            # last: what is late may be among what came
-            for event in came:
-                if event[0] == values.TIMER:
-                    serve(event)
+                    del came[0]
+                except BaseException as error:
+                    self._mend(event, error)
+            self._serving = self.kept = None
             while self._orders:
-                self._orders.popleft()()
-            self.switchboard.pulse.answer()
+                self._obey()
+            try:
+                self.switchboard.pulse.answer()
+            except BaseException as error:
+                self.note(error)
         finally:
-            self._turning = False
-            self._came, self._coming = (), iter(())
-        if self._interrupt is not None:
-            interrupt, self._interrupt = self._interrupt, None
-            self.schedule()  # the driver will not hear of the deadlines of this turn
-            raise interrupt
+            try:
+                if came:  # before anybody takes what it may have put into the inbox
+                    self._go_on()
+            finally:
+                self._turning = False
+        if self._raised:
+            self._raise()
+
+    def _raise(self) -> None:
+        """What was raised in this turn: the first, unless another is none that a program may
+        overlook. All others are logged."""
+        raised, self._raised = self._raised, []
+        first = next((each for each in raised if not isinstance(each, Exception)), raised[0])
+        raised.remove(first)
+        while raised:
+            self._log_raised(raised.pop(0))
+        try:
+            raise first
+        finally:
+            del first  # or the two keep each other alive, and a socket that was just accepted open
+
+    def _go_on(self) -> None:
+        """With what an earlier turn has left. One that it had begun may be served, or not."""
+        begun = self._came[0]
+        if begun is self._serving:
+            self._mend(begun, None)
+
+    def _obey(self) -> None:
+        """One order."""
+        try:
+            self._orders[0]()
+        except BaseException as error:
+            self.note(error)
+        self._orders.popleft()
 
     @property
     def turning(self) -> bool:
         """Whether a turn runs."""
         return self._turning
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether a turn was cut off, and something of it is left."""
+        return bool(self._came or self._calls)
+
     def is_coming(self, tag: int) -> bool:
         """Whether this turn has read something of a link that is not served yet."""
-        left = length_hint(self._coming)
-        return any(event[1] == tag for event in self._came[len(self._came) - left :])
+        return any(event[1] == tag for event in islice(self._came, 1, None))
 
     def raise_later(self, interrupt: BaseException) -> None:
-        """Raise what interrupted a callback when the present turn is done: within it, the rest of
-        its events would be lost."""
+        """Raise what interrupted a callback when the present turn is done."""
         if not self._turning:
             raise interrupt
-        self._interrupt = interrupt
+        self.note(interrupt)
+
+    def note(self, error: BaseException) -> None:
+        """What was raised where it must not end what is being done: it is raised at the end of the
+        turn, or logged where there is none."""
+        if self._turning:
+            self._raised.append(error)
+        else:
+            self._log_raised(error)
+
+    def _log_raised(self, error: BaseException) -> None:
+        self.log.error("an exception was raised in the engine, which goes on", exc_info=error)
+
+    def call(self, functions: Iterable[Callable[..., object]], *arguments: Any) -> None:
+        """Have functions called that are not the engine's: by call_all(), which is the caller's to
+        call next."""
+        self._calls.extend([(function, arguments) for function in functions])
+
+    def call_all(self) -> None:
+        """Call what call() was given: now, or after what is being called now, so that no number of
+        them is nested. What one raises stops neither the others nor the engine; it is called once
+        more, because it may have been a signal handler that raised before it had begun."""
+        calls, failed = self._calls, False
+        if self._calling:
+            return
+        try:
+            self._calling = True
+            while calls:
+                function, arguments = calls[0]
+                try:
+                    function(*arguments)
+                    failed = False
+                except Exception as error:
+                    self.note(error)
+                    failed = not failed
+                if not failed:
+                    calls.popleft()
+        finally:
+            self._calling = False
 
     def orphan(self) -> None:
         """Be dead in a forked child, where all use is refused. Its copies of the descriptors are
@@ -252,7 +357,7 @@ class Transport:
             peer.quick = None
         connections = list(self.connections.by_tag.values())
         sockets = [
-            *(watched for watched, _ in self._watched.values()),
+            *(watched.socket for watched in self._watched.values()),
             *(each.socket for each in connections if each.socket is not None),
             *([] if self._spare is None else [self._spare]),
         ]
@@ -338,27 +443,41 @@ class Transport:
         tag = self.tag()
         timer = self.loop.timer(tag)
         self._timers[tag] = action
-        timer.arm(delay)
+        try:
+            timer.arm(delay)
+        except BaseException:
+            self._timers.pop(tag, None)
+            raise
         if not self._turning:
             self.schedule()  # the driver knows the deadlines of its last turn only
         return Timer(tag, timer)
 
     def watch(self, watched: socket.socket, interest: int, ready: Callable[[], None]) -> Watched:
-        """Call ready in each turn in which the socket is."""
+        """Call ready in each turn in which the socket is.
+
+        Raises:
+            InvalidArgument, OutOfMemory, PlatformError: the system does not watch it.
+        """
         tag = self.tag()
-        self._watched[tag] = watched, ready
-        return Watched(tag, self.loop.watch(watched.fileno(), tag, interest))
+        watch = self.loop.watch(watched.fileno(), tag, interest)
+        self._watched[tag] = result = Watched(tag, watched, interest, ready, watch)
+        return result
 
     def unwatch(self, watched: Watched | None) -> None:
         """No longer; before the socket is closed."""
-        if watched is not None and self._watched.pop(watched.tag, None) is not None:
+        if watched is not None and watched.tag in self._watched:
             watched.watch.close()
+            del self._watched[watched.tag]
 
     def close_socket(self, closing: socket.socket) -> None:
         """Close a socket of the engine."""
         if self.before_closing is not None:
             self.before_closing(closing.fileno())
         closing.close()
+
+    def is_armed(self, timer: Timer) -> bool:
+        """Whether its action is still to come."""
+        return timer.tag in self._timers
 
     def cancel(self, timer: Timer | None) -> None:
         """Not call it after all."""
@@ -377,6 +496,7 @@ class Transport:
             return
         with self.lock:
             self.closing = True
+        self.loop.wake()  # there will be a turn, whatever has happened to the driver
         if timeout is not None:
             self.after(timeout, self.close_now)
         closed = errors.InvalidState(f"node {self.config.name!r} is closed")
@@ -419,11 +539,11 @@ class Transport:
         if self.closed or self.connections.by_tag:
             return
         if self.finder is not None:
-            self.finder.goodbye()
+            self._try(self.finder.goodbye)
         self._release()
-        for action in self._on_closed:
-            action()
-        self._on_closed.clear()
+        self.call(self._on_closed)
+        self._on_closed = []
+        self.call_all()
 
     def _release(self) -> None:
         with self.lock:
@@ -434,11 +554,11 @@ class Transport:
         for peer in self._everybody():
             peer.tell_reaching(errors.InvalidState(f"node {self.config.name!r} is closed"))
         self._forgotten.clear()
-        self.switchboard.stop_listening()
-        self.switchboard.watchdog.stop()
-        self.datagrams.close()
+        self._try(self.switchboard.stop_listening)
+        self._try(self.switchboard.watchdog.stop)
+        self._try(self.datagrams.close)
         if self.finder is not None:
-            self.finder.close()
+            self._try(self.finder.close)
             self.finder = None
         if self._spare is not None:
             self._spare.close()
@@ -446,22 +566,31 @@ class Transport:
         self._timers.clear()
         self._warnings.clear()
         if self.before_release is not None:
-            self.before_release()
+            self._try(self.before_release)
         self.loop.close()
+
+    def _try(self, step: Callable[[], object]) -> None:
+        """One step of several that are independent of each other."""
+        try:
+            step()
+        except Exception as error:
+            self.note(error)
 
     # One turn's events ----------------------------------------------------------------------------
 
-    def _serve(self, event: tuple[int, int, Any, Any]) -> None:
+    def _serve(self, event: Event) -> None:
         kind, tag, a, b = event
         if kind == values.READY:
             watched = self._watched.get(tag)
             if watched is not None:
-                watched[1]()
+                watched.ready()
             return
         if kind == values.TIMER:
-            action = self._timers.pop(tag, None)
+            self._acting = action = self._timers.get(tag)
             if action is not None:
+                del self._timers[tag]
                 action()
+                self._acting = None
             return
         connection = self.connections.by_tag.get(tag)
         if connection is None:
@@ -474,6 +603,52 @@ class Transport:
         else:
             self.switchboard.arrived(connection, kind, a, b)
 
+    def _mend(self, event: Event, error: BaseException | None) -> None:
+        """Serving this event was cut off: what was to be done of it is done, or its connection
+        ends. error: what cut it off; None: an exception that has left the turn."""
+        if error is not None:
+            self.note(error)
+        self._calling = False  # nobody is, in the middle of a turn
+        for step in (
+            partial(self._mend_event, event, error),
+            self.switchboard.tidy_up,
+            self.call_all,
+        ):
+            for _ in range(_TRIES):
+                try:
+                    if not self.closed:
+                        step()
+                    break
+                except BaseException as another:
+                    self.note(another)
+        if self._came and self._came[0] is event:
+            del self._came[0]
+
+    def _mend_event(self, event: Event, error: BaseException | None) -> None:
+        kind, tag, a, b = event
+        if kind == values.TIMER:
+            action = self._timers.get(tag) or self._acting
+            if action is not None:
+                self.after(_AGAIN if isinstance(error, Exception) else 0.0, action)
+            self._timers.pop(tag, None)
+            self._acting = None
+        elif kind == values.READY:
+            if isinstance(error, Exception) and tag in self._watched:
+                self._rest(self._watched[tag])
+        elif (connection := self.connections.by_tag.get(tag)) is not None:
+            self.switchboard.mend(connection, kind, a, b, error)
+
+    def _rest(self, watched: Watched) -> None:
+        """What a socket is watched for has failed: it is not looked at for a moment, since it is
+        ready as before."""
+        watched.watch.set(0)
+
+        def look_again() -> None:
+            if watched.tag in self._watched:
+                watched.watch.set(watched.interest)
+
+        self.after(_AGAIN, look_again)
+
     def deliver(
         self, peer: Remote, connection: Connection, payload_bytes: int, payloads: list[bytes]
     ) -> None:
@@ -485,6 +660,7 @@ class Transport:
             return
         inbox = self.inbox
         outlet = inbox.put(peer, payloads, payload_bytes)
+        self.kept = payloads
         if connection.pressure or outlet.cost * 4 >= inbox.limit:
             self.switchboard.pulse.press(connection, outlet)
         if inbox.full:
@@ -550,6 +726,8 @@ class Transport:
             if code == 0 and not handed.runs:
                 first = handed.first
                 handed.first = first + count
+                if peer.accepted < first + count - 1:  # who was to count one was cut off
+                    peer.accepted = first + count - 1
                 self._tell_sent(peer, first, first + count - 1)
             else:
                 for first, last, sent in handed.report(count, sent=code == 0):
@@ -573,11 +751,17 @@ class Transport:
     def _tell_sent(self, peer: Remote, first: int, last: int) -> None:
         count = last - first + 1
         self.totals.sent += count
+        if self.publish is not None:
+            self.publish(events.Sent(peer, first, last))
         peer.reported += count
         if peer.stream is not None:
             peer.stream.told(first, last, None)
-        if self.publish is not None:
-            self.publish(events.Sent(peer, first, last))
+
+    def tell_sent_again(self, peer: Remote, connection: Connection) -> None:
+        """A link's report was cut off: what it said to be sent is told, if it is not counted."""
+        handed = connection.handed
+        if not handed.runs and handed.first > peer.reported + 1:
+            self._tell_sent(peer, peer.reported + 1, handed.first - 1)
 
     def revoke(self, connection: Connection) -> None:
         """Before the link of a connection that is over is closed: what it reported as sent and the

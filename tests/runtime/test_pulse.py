@@ -66,6 +66,13 @@ class MadeUpEngine:
         self.pulse = Pulse(self)
         self.pulse.introduce(Capabilities(8192, 1024, 0, 0, b"whoweare", "ada", 7354))
 
+    def call(self, functions, *arguments):
+        for function in functions:
+            function(*arguments)
+
+    def call_all(self):
+        """They have been."""
+
     def after(self, delay, action):
         self.timers.append((self.now + delay, action))
         return self.timers[-1]

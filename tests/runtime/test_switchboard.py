@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import random
 import socket
 import struct
@@ -1935,3 +1936,47 @@ def test_what_is_sent_to_who_was_taken_for_classic_comes_before_what_is_sent_lat
     """The connection on which it comes was not used yet: it need not wait for the end of the one
     that is, only for what lies there."""
     assert not scenarios.play("crossing_dials", 4179).problems
+
+
+async def test_any_number_of_connects_at_once_is_told_one_after_the_other():
+    """Each was called inside the one before: a thousand of them were too deep, and none was told,
+    nor anything else that the turn had brought."""
+    async with pt.Node("ada", **loopback()) as ada:
+        async with pt.Node("bob", **loopback()) as bob:
+            address = bob.address
+            peers = await asyncio.gather(
+                *(ada.connect(address, timeout=GUARD) for _ in range(1_500))
+            )
+            assert len(set(peers)) == 1 and peers[0].connected
+            await asyncio.gather(*(peers[0].connect(timeout=GUARD) for _ in range(1_500)))
+            await asyncio.gather(*(peers[0].ping(timeout=GUARD) for _ in range(1_500)))
+            await asyncio.gather(*(peers[0].disconnect() for _ in range(1_500)))
+            assert not peers[0].connected
+        refused = await asyncio.gather(
+            *(ada.connect(address, timeout=GUARD) for _ in range(1_500)), return_exceptions=True
+        )
+        assert {type(error) for error in refused} == {pt.ConnectionRefused}
+
+
+async def test_a_dial_whose_socket_the_system_does_not_watch_ends_and_the_next_one_is_another():
+    """It stayed half made: it was never told, and whoever dialled there later waited with it."""
+
+    class Unwatchable(World):
+        def dial(self, address, bind=""):
+            dialling = super().dial(address, bind)
+            if self.refuses:
+                with open(__file__) as file:  # epoll takes no regular file: EPERM
+                    os.dup2(file.fileno(), dialling.fileno())
+            return dialling
+
+    world = Unwatchable()
+    async with (
+        pt.Node("ada", world=world, **loopback()) as ada,
+        pt.Node("bob", **loopback()) as bob,
+    ):
+        for world.refuses in (True, True, False):
+            try:
+                peer = await ada.connect(bob.address, timeout=GUARD)
+            except pt.PlatformError as error:
+                assert world.refuses and "cannot be watched" in str(error)
+        assert peer.connected and ada.stats().links_open == 1
