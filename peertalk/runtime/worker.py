@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,11 @@ from .._core import values
 
 if TYPE_CHECKING:
     from .transport import Transport
+
+_LOST = 0.1
+"""Seconds after which a turn that was asked for, and has not come, is asked for again. A signal
+handler that raises takes away the callback that was just to be called; one that the loop has no
+time for comes twice, which costs little."""
 
 
 class Worker:
@@ -27,6 +33,7 @@ class Worker:
         self.loop = loop
         self._transport: Transport | None = None
         self._scheduled = False
+        self._asked = 0.0
         self._timer: asyncio.Handle | None = None
         self._due = 0.0
         """When the timer is due: uvloop's handles do not all say so."""
@@ -34,20 +41,27 @@ class Worker:
         self._watched: dict[int, int] = {}
 
     def start(self, transport: Transport) -> None:
-        """Drive this engine, which has just been opened, from now on."""
+        """Drive this engine, which has just been opened, from now on. One that cannot be driven is
+        closed, and the error raised."""
         self._transport = transport
         self._fd = transport.loop.fd
         transport.before_release = self.stop
-        if self._fd >= 0:
-            self.loop.add_reader(self._fd, self._turn)
-        else:
-            transport.before_closing = self._unwatch
-        self.schedule()
+        try:
+            if self._fd >= 0:
+                self.loop.add_reader(self._fd, self._turn)
+            else:
+                transport.before_closing = self._unwatch
+            self.schedule()
+        except BaseException:
+            transport.close_now()
+            raise
 
     def schedule(self) -> None:
         """Have a turn at the end of this tick."""
-        if not self._scheduled:
+        now = time.monotonic()
+        if not self._scheduled or (self._transport is not None and now - self._asked > _LOST):
             self.loop.call_soon(self._scheduled_turn)
+            self._asked = now
             self._scheduled = True
 
     def ask(self, what: Callable[[], object]) -> bool:
@@ -84,12 +98,25 @@ class Worker:
             return
         if threading.get_ident() != transport.thread:
             transport.move_here()  # the loop runs on another thread now
-        transport.turn()
-        if transport.closed:
-            return
+        try:
+            transport.turn()
+        finally:
+            if not transport.closed:
+                self._wait(transport)
+
+    def _wait(self, transport: Transport) -> None:
+        """Be called again when there is something to do."""
+        try:
+            self._wait_for(transport)
+        except BaseException:
+            self._timer = self.loop.call_later(_LOST, self._timed_turn)
+            self._due = self.loop.time() + _LOST
+            raise
+
+    def _wait_for(self, transport: Transport) -> None:
         if self._fd < 0:
             self._watch_all(transport)
-        delay = transport.loop.next_timeout()
+        delay = 0.0 if transport.unfinished else transport.loop.next_timeout()
         if delay is None:
             return
         if delay <= 0:

@@ -23,7 +23,7 @@ class CountedEngine:
     def __init__(self, fd=-1):
         self.turns = 0
         self.thread = threading.get_ident()
-        self.closed = False
+        self.closed = self.unfinished = False
         self.timeout = None
         self.wanted = []
         self.before_release = self.before_closing = None
@@ -251,4 +251,69 @@ async def test_a_deadline_that_passes_while_it_is_set_is_one_like_others():
     worker.schedule()
     await engine.turned(4)
     assert not raised
+    worker.stop()
+
+
+@pytest.mark.parametrize("kind", [ZeroDivisionError, KeyboardInterrupt])
+def test_a_turn_that_raises_is_followed_by_the_next_all_the_same(kind):
+    """What is left of it would wait for a packet, and a deadline for ever."""
+    loop = asyncio.new_event_loop()
+    engine, worker = CountedEngine(), Worker(loop)
+    engine.timeout = 0.001
+
+    def strike():
+        if engine.turns == 1:
+            raise kind
+
+    engine.on_turn = strike
+    loop.set_exception_handler(lambda *_: None)
+    worker.start(engine)
+    if kind is KeyboardInterrupt:
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(engine.turned(2))
+    loop.run_until_complete(engine.turned(2))
+    worker.stop()
+    loop.close()
+
+
+async def test_a_turn_that_was_asked_for_and_never_came_is_asked_for_again(monkeypatch):
+    """A signal handler that raises just when the loop calls it takes it away."""
+    monkeypatch.setattr("peertalk.runtime.worker._LOST", 0.0)
+    engine, worker = CountedEngine(), Worker(asyncio.get_running_loop())
+    worker.start(engine)
+    await engine.turned(1)
+    worker._scheduled = True
+    worker.schedule()
+    await engine.turned(2)
+    worker.stop()
+
+
+@pytest.mark.parametrize("own_descriptor", [True, False])
+async def test_an_engine_that_the_loop_does_not_watch_is_closed_or_tried_again(
+    pipe, own_descriptor, monkeypatch
+):
+    """Out of memory for one more place in the set: a start that fails leaves nothing, and a link
+    without one is watched a moment later."""
+    loop = asyncio.get_running_loop()
+    engine, worker = CountedEngine(pipe[0] if own_descriptor else -1), Worker(loop)
+    engine.wanted, closed = [(pipe[0], READ)], []
+    engine.close_now = lambda: closed.append(True)
+    add_reader, refused = loop.add_reader, []
+
+    def refuse(*arguments):
+        if not refused:
+            refused.append(True)
+            raise OSError("no room")
+        add_reader(*arguments)
+
+    monkeypatch.setattr(loop, "add_reader", refuse)
+    loop.set_exception_handler(lambda *_: None)
+    if own_descriptor:
+        with pytest.raises(OSError, match="no room"):
+            worker.start(engine)
+        assert closed
+    else:
+        worker.start(engine)
+        await engine.turned(2)
+        assert refused and worker._watched == {pipe[0]: READ}
     worker.stop()
