@@ -106,13 +106,17 @@ class Outgoing(Uncopied):
             raise errors.WouldBlock(text, reason="busy", code=_BUSY, peer=peer.name)
         self._begun = True
         peer.stream = self
-        if peer.serve(NORMAL):
-            self.go_on()
-            if self.error is not None:
-                raise self.error
-        else:
-            self._place = _Start(self)
-            self._place.join()
+        try:
+            if peer.serve(NORMAL):
+                self.go_on()
+            else:
+                self._place = _Start(self)
+                self._place.join()
+        except BaseException as error:
+            self._end(self._interrupted(error))  # or the peer would be busy for ever
+            raise
+        if self.error is not None:
+            raise self.error
 
     def take_turn(self) -> None:
         """Those who had called before are served."""
@@ -149,7 +153,7 @@ class Outgoing(Uncopied):
             try:
                 if not chunk or not peer.accept(chunk, False, may_block=False, refusable=False):
                     return
-            except errors.PeerTalkError as error:
+            except Exception as error:
                 self._end(error)
                 return
             stream.accept(peer.accepted, len(chunk))
@@ -178,14 +182,15 @@ class Outgoing(Uncopied):
             self._end(error)
         except BaseException as interrupt:
             # what else this turn has brought is served first
-            ended = errors.InvalidState(
-                f"the stream to peer {self._peer.name!r} was interrupted in its progress function"
-            )
-            ended.__cause__ = interrupt
-            self._end(ended)
+            self._end(self._interrupted(interrupt))
             self._peer.transport.raise_later(interrupt)
         finally:
             self._telling = False
+
+    def _interrupted(self, interrupt: BaseException) -> errors.PeerTalkError:
+        ended = errors.InvalidState(f"the stream to peer {self._peer.name!r} was interrupted")
+        ended.__cause__ = interrupt
+        return ended
 
     def _rtt(self) -> float | None:
         latency = self._peer.latency

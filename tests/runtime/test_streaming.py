@@ -520,3 +520,24 @@ def _connected(ada, bob):
         ada.poll()
         bob.poll()
     return found[0]
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, ZeroDivisionError])
+def test_a_stream_that_could_not_begin_leaves_its_peer_free(kind):
+    """It stayed "busy", and the data of a call that had failed was sent later."""
+    peer, out = MadeUpPeer(), None
+
+    def struck(*_, **__):
+        raise kind
+
+    peer.accept, accept = struck, peer.accept
+    out = Watching(peer, CONTENT)
+    with pytest.raises(kind):
+        out.begin()
+    assert peer.stream is None and out.ends == 1
+    peer.accept = accept
+    out.go_on()
+    assert not peer.got
+    after = Watching(peer, CONTENT)
+    after.begin()
+    assert peer.stream is after and peer.got
