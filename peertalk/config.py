@@ -232,7 +232,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     discovery: Annotated[
         bool, _plain("Announce this node and look for others; off: connect by address only.")
     ] = True
-    bind: Annotated[str, _plain("IPv4 address to live on; empty: all.")] = ""
+    bind: Annotated[str, _plain("IPv4 address of this machine to live on; empty: all.")] = ""
     interfaces: Annotated[
         tuple[str, ...],
         _plain("Names of the network interfaces that discovery uses; none given: all."),

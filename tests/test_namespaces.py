@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +76,16 @@ async def hear(node):
     async for message in node.messages():
         tell("message", message.peer.name, message.text)
 
+async def reach(node, name):
+    while True:
+        try:
+            return await (await node.wait_for(name, timeout=60)).connect(timeout=60)
+        except pt.NetworkFailure:
+            await asyncio.sleep(0.02)
+
 async def main(name, options):
-    async with pt.Node(name, bind="", interfaces=(), **json.loads(options)) as node:
+    options = {"bind": "", "interfaces": (), **json.loads(options)}
+    async with pt.Node(name, **options) as node:
         tasks = [asyncio.create_task(each) for each in (watch(node.events()), hear(node))]
         tell("ready", name)
         while line := (await asyncio.to_thread(sys.stdin.readline)).split():
@@ -93,11 +101,38 @@ async def main(name, options):
                 tell("count", now.messages_accepted, now.messages_sent, now.messages_failed)
             elif line[0] == "where":
                 tell("where", node.peers[line[1]].address[0])
+            elif line[0] == "reach":
+                await reach(node, line[1])
+            elif line[0] == "known":
+                tell("known", *(peer.name for peer in node.peers.values()))
+            elif line[0] == "find":
+                tell("found", line[1], (await node.wait_for(line[1], timeout=60)).address[0])
             elif line[0] == "send":
                 await node.peers[line[1]].send(line[2], connect=False, timeout=600)
         node.close_nowait()
 
 asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+TUNNEL = """
+import fcntl, os, select, socket, struct, sys
+tunnel = os.open("/dev/net/tun", os.O_RDWR)  # below: TUNSETIFF with IFF_TUN, IFF_NO_PI
+fcntl.ioctl(tunnel, 0x400454CA, struct.pack("16sH22x", b"tun0", 0x1001))
+wire = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+wire.bind(sys.argv[1])
+print("1", flush=True)
+while True:
+    ready = select.select([tunnel, wire], [], [])[0]
+    if wire in ready:
+        os.write(tunnel, wire.recv(65536))
+    if tunnel in ready:
+        packet = os.read(tunnel, 65536)
+        if packet[0] >> 4 == 4:
+            try:
+                wire.sendto(packet, sys.argv[2])
+            except OSError:
+                pass  # the other end is not there yet
 """
 
 
@@ -140,9 +175,17 @@ class Host:
         self._start = start_python
         namespace.ip("link", "set", "lo", "up")
 
-    def cable(self, other: Host, name: str, address: str, there: str, their_address: str) -> None:
+    def cable(
+        self,
+        other: Host,
+        name: str,
+        address: str,
+        there: str,
+        their_address: str,
+        brd: Sequence[str] = ("brd", "+"),
+    ) -> None:
         """Join an interface of this host with one of another; addresses with their prefix
-        length."""
+        length. brd: what gives them a broadcast address."""
         self.namespace.ip(
             "link",
             "add",
@@ -156,8 +199,20 @@ class Host:
             other.namespace.name,
         )
         for host, interface, own in ((self, name, address), (other, there, their_address)):
-            host.namespace.ip("addr", "add", own, "brd", "+", "dev", interface)
+            host.namespace.ip("addr", "add", own, *brd, "dev", interface)
             host.namespace.ip("link", "set", interface, "up")
+
+    def tunnel(self, other: Host, folder: Path, *, here: str, there: str, plen: int) -> None:
+        """A VPN between this host and another: an interface tun0 on each, and two programs that
+        pass on what is sent into them. plen: prefix length; 32: each address has the other as its
+        peer."""
+        ends = str(folder / "one"), str(folder / "two")
+        for host, own, theirs, way in ((self, here, there, ends), (other, there, here, ends[::-1])):
+            host.namespace.ip("tuntap", "add", "tun0", "mode", "tun")
+            words = [own, "peer", f"{theirs}/32"] if plen == 32 else [f"{own}/{plen}"]
+            host.namespace.ip("addr", "add", *words, "dev", "tun0")
+            host.namespace.ip("link", "set", "tun0", "up")
+            told(host._start("-c", TUNNEL, *way, prefix=host.namespace.prefix))
 
     def route(self, *arguments: str) -> None:
         self.namespace.ip("route", "add", *arguments)
@@ -230,12 +285,13 @@ def event(process: subprocess.Popen[str], kind: str, text: str | None = None) ->
             return line
 
 
+@pytest.mark.parametrize("brd", [(), ("brd", "+")], ids=["no brd", "brd +"])
 @pytest.mark.parametrize("default_route", [False, True], ids=["no default route", "default route"])
-def test_two_nodes_in_two_namespaces_find_each_other_and_talk(make_host, default_route):
-    """A room without a router has no default route: then 255.255.255.255 cannot be sent to, and
-    discovery must not depend on it."""
+def test_two_nodes_in_two_namespaces_find_each_other_and_talk(make_host, default_route, brd):
+    """A room without a router has no default route: then 255.255.255.255 can be sent to by naming
+    the interface only. Addresses set by hand often have no broadcast address."""
     a, b = make_host(), make_host()
-    a.cable(b, "eth0", "10.77.0.1/24", "eth0", "10.77.0.2/24")
+    a.cable(b, "eth0", "10.77.0.1/24", "eth0", "10.77.0.2/24", brd)
     if default_route:
         for host in (a, b):
             host.route("default", "dev", "eth0")
@@ -324,6 +380,234 @@ def test_a_node_with_three_interfaces_and_a_classic_peer_on_the_last_find_each_o
     event(old, "goodbye")
     old.stdin.close()
     assert old.wait(GUARD) == 0, old.stderr.read()
+
+
+# Addresses of every sort
+
+
+def meet(dialler: Talker, other: Talker, address: str) -> None:
+    """Have one find the other by itself, connect at this address, and talk."""
+    dialler.order("connect", other.name)
+    dialler.await_(["PeerConnected", other.name])
+    other.await_(["PeerConnected", dialler.name])
+    dialler.order("where", other.name)
+    assert dialler.await_(["where"])[1] == address
+    talk(dialler, other, "word")
+
+
+@pytest.mark.parametrize("dialler", ["ada", "bob"])
+@pytest.mark.parametrize("brd", [(), ("brd", "+")], ids=["no brd", "brd +"])
+def test_a_node_that_names_its_interface_finds_who_is_there(make_host, brd, dialler):
+    """255.255.255.255 leaves by the interfaces that are named, too: without a broadcast address
+    there is nothing else."""
+    a, b = make_host(), make_host()
+    a.cable(b, "eth0", "10.77.0.1/24", "eth0", "10.77.0.2/24", brd)
+    ada, bob = a.talker("ada", interfaces=["eth0"]), b.talker("bob", interfaces=["eth0"])
+    if dialler == "ada":
+        meet(ada, bob, "10.77.0.2")
+    else:
+        meet(bob, ada, "10.77.0.1")
+
+
+def test_peers_on_a_network_that_was_not_named_are_not_heard(make_host):
+    """Who names one interface does not want the node to be in the other network. bob, who can be
+    asked by both, says when an announcement of eve has come."""
+    hub, left, right = make_host(), make_host(), make_host()
+    hub.cable(left, "eth0", "10.77.1.1/24", "eth0", "10.77.1.2/24")
+    hub.cable(right, "eth1", "10.77.2.1/32", "eth0", "10.77.2.2/32")
+    hub.route("10.77.2.2", "dev", "eth1")
+    right.route("10.77.2.1", "dev", "eth0")
+    bob, eve = left.talker("bob"), right.talker("eve")
+    everywhere = hub.talker("everywhere", port=7400, udp_port=7401)
+    ada = hub.talker("ada", interfaces=["eth0"])
+    everywhere.order("find", "eve")
+    everywhere.await_(["found", "eve"])
+    for talker in (bob, eve):
+        talker.order("find", "everywhere")
+        talker.await_(["found", "everywhere"])
+    meet(ada, bob, "10.77.1.2")
+    time.sleep(3 * TIMES["announce_interval"])  # eve has announced herself meanwhile
+    ada.order("known")
+    assert "eve" not in ada.await_(["known"])
+    eve.order("known")
+    assert "ada" not in eve.await_(["known"])
+
+
+@pytest.mark.parametrize("dialler", ["ada", "bob"])
+@pytest.mark.parametrize("bound", [False, True], ids=["all addresses", "bound"])
+def test_a_second_address_of_an_interface_is_in_a_network_too(make_host, bound, dialler):
+    """Two networks on one wire: those of the second find us, at our address in theirs; and a node
+    may live on that address alone."""
+    a, b = make_host(), make_host()
+    a.cable(b, "eth0", "10.77.0.1/24", "eth0", "10.78.0.2/24", ())
+    a.namespace.ip("addr", "add", "10.78.0.1/24", "dev", "eth0", "label", "eth0:1")
+    ada = a.talker("ada", **{"bind": "10.78.0.1"} if bound else {})
+    bob = b.talker("bob", interfaces=["eth0"])
+    if dialler == "ada":
+        meet(ada, bob, "10.78.0.2")
+    else:
+        meet(bob, ada, "10.78.0.1")
+
+
+@pytest.mark.parametrize("dialler", ["ada", "bob"])
+@pytest.mark.parametrize("named", [False, True], ids=["all interfaces", "interface named"])
+def test_hosts_that_have_an_address_and_a_route_but_no_network_find_each_other(
+    make_host, named, dialler
+):
+    """Clouds and hosters give /32 addresses with host routes: nobody has a broadcast address, and
+    no address lies in the network of another."""
+    a, b = make_host(), make_host()
+    a.cable(b, "eth0", "10.77.0.1/32", "eth0", "10.99.0.2/32", ())
+    a.route("10.99.0.2", "dev", "eth0")
+    b.route("10.77.0.1", "dev", "eth0")
+    options = {"interfaces": ["eth0"]} if named else {}
+    ada, bob = a.talker("ada", **options), b.talker("bob", **options)
+    if dialler == "ada":
+        meet(ada, bob, "10.99.0.2")
+    else:
+        meet(bob, ada, "10.77.0.1")
+
+
+@pytest.mark.parametrize("plen", [24, 32], ids=["network", "point to point"])
+@pytest.mark.parametrize("how", ["plain", "bound", "named"])
+def test_nodes_find_each_other_through_a_tunnel(make_host, tmp_path, plen, how):
+    """A VPN's interface has no broadcast flag, and often an address whose network is the other end
+    alone."""
+    a, b = make_host(), make_host()
+    a.tunnel(b, tmp_path, here="10.8.0.1", there="10.8.0.2", plen=plen)
+    options = {"plain": {}, "bound": {"bind": "10.8.0.1"}, "named": {"interfaces": ["tun0"]}}[how]
+    meet(a.talker("ada", **options), b.talker("bob"), "10.8.0.2")
+
+
+def test_a_node_without_discovery_lives_on_any_address_and_any_interface(make_host, tmp_path):
+    """Whether an address is ours the system says, and an interface needs to exist, no more: nothing
+    is announced there."""
+    a, b = make_host(), make_host()
+    a.tunnel(b, tmp_path, here="10.8.0.1", there="10.8.0.2", plen=32)
+    b.namespace.ip("link", "add", "down0", "type", "bridge")  # no address, and not up
+    ada = a.talker("ada", discovery=False, bind="10.8.0.1", interfaces=["tun0"])
+    bob = b.talker("bob", discovery=False, interfaces=["down0"])
+    bob.order("dial", "10.8.0.1")
+    bob.await_(["PeerConnected", "ada"])
+    ada.await_(["PeerConnected", "bob"])
+    talk(bob, ada, "word")
+
+
+def test_an_interface_that_is_down_at_first_is_announced_on_when_it_is_up(make_host):
+    """The cable is put in after the program has started; its address is there before."""
+    a, b = make_host(), make_host()
+    a.cable(b, "eth0", "10.77.0.1/24", "eth0", "10.77.0.2/24")
+    a.namespace.ip("link", "set", "eth0", "down")
+    ada = a.talker(
+        "ada", bind="10.77.0.1", interfaces=["eth0"], announce_interval=10.0, peer_timeout=30.0
+    )
+    bob = b.talker("bob", announce_interval=10.0, peer_timeout=30.0)
+    a.namespace.ip("link", "set", "eth0", "up")
+    meet(bob, ada, "10.77.0.1")
+
+
+def test_who_gets_a_second_address_is_found_in_its_network_and_a_lost_one_ends_its_links(make_host):
+    """Changes of further addresses are changes, too: of both nodes' links the one on the address
+    that goes is ended, and made anew on the other."""
+    a, b = make_host(), make_host()
+    a.cable(b, "eth0", "10.77.0.1/24", "eth0", "10.78.0.2/24")
+    ada, bob = (
+        a.talker("ada", announce_interval=10.0, peer_timeout=30.0),
+        b.talker("bob", announce_interval=10.0, peer_timeout=30.0),
+    )
+    a.namespace.ip("addr", "add", "10.78.0.1/24", "dev", "eth0")
+    bob.order("reach", "ada")  # bob has heard her at an address to which there is no way
+    bob.await_(["PeerConnected", "ada"])
+    ada.await_(["PeerConnected", "bob"])
+    talk(bob, ada, "word")
+    a.namespace.ip("addr", "add", "10.78.0.3/24", "dev", "eth0")
+    a.namespace.ip("addr", "del", "10.78.0.1/24", "dev", "eth0")
+    a.namespace.ip("addr", "replace", "10.78.0.3/24", "dev", "eth0")
+    line = ada.await_(["PeerDisconnected", "bob", "NetworkFailure"])
+    assert "10.78.0.1, which is no longer an address of this machine" in line[3]
+    ada.await_(["PeerConnected", "bob"])
+    talk(ada, bob, "again")
+
+
+LISTENER = """
+import json, socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+    listener.bind(("", 7353))
+    print("1", flush=True)
+    heard = []
+    while not heard or heard[-1][1] != 3:  # GOODBYE
+        data, (host, _) = listener.recvfrom(2048)
+        heard.append([host, data[5]])
+    listener.settimeout(0.5)
+    try:
+        while True:
+            data, (host, _) = listener.recvfrom(2048)
+            heard.append([host, data[5]])
+    except TimeoutError:
+        print(json.dumps(heard), flush=True)
+"""
+
+
+def test_each_packet_comes_once_to_each_host(make_host):
+    """The original makes a peer of each address that it hears: a second packet from another address
+    of the same host would be a second peer."""
+    hub, one, two = make_host(), make_host(), make_host()
+    hub.switch("middle", (one, "10.77.0.2/24"), (two, "10.78.0.2/24"))
+    host = make_host()
+    host.cable_to_switch(hub, "port9", "10.77.0.1/24")
+    hub.namespace.ip("link", "set", "port9", "master", "one", "up")
+    for further in ("10.77.0.9/24", "10.77.0.10/32", "10.78.0.1/24"):
+        host.namespace.ip("addr", "add", further, "dev", "eth0")
+    listeners = [each._start("-c", LISTENER, prefix=each.namespace.prefix) for each in (one, two)]
+    assert [told(each) for each in listeners] == [1, 1]
+    ada = host.talker("ada", announce_interval=10.0, peer_timeout=30.0)
+    ada.end()
+    kinds = [1, 2, 3]
+    heard = [told(each) for each in listeners]
+    assert sorted(heard[0]) == [["10.77.0.1", kind] for kind in kinds]
+    # which does not know that the other network is none of its own
+    assert sorted(heard[1]) == [
+        [f"10.7{network}.0.1", kind] for network in (7, 8) for kind in kinds
+    ]
+    assert heard[1][0][0] == "10.78.0.1", "where it is reached comes first"
+
+
+REFUSED = """
+import asyncio, json, sys
+import peertalk as pt
+
+async def main(options):
+    try:
+        await pt.Node("ada", **{"bind": "", "interfaces": (), **json.loads(options)}).start()
+    except pt.PeerTalkError as error:
+        print(json.dumps([type(error).__name__, str(error)]), flush=True)
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("discovery", [True, False], ids=["discovery", "address only"])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"interfaces": ["eth9"]}, "there is no interface 'eth9' (Config.interfaces)"),
+        ({"bind": "10.77.0.9"}, "10.77.0.9 (Config.bind) is no address of this machine"),
+        (
+            {"bind": "10.77.0.1", "interfaces": ["lo"]},
+            "10.77.0.1 (Config.bind) is an address of eth0, which Config.interfaces leaves out",
+        ),
+    ],
+)
+def test_what_can_never_work_is_refused_with_its_reason(make_host, discovery, options, said):
+    """An error with a false reason costs an evening."""
+    a, b = make_host(), make_host()
+    a.cable(b, "eth0", "10.77.0.1/24", "eth0", "10.77.0.2/24")
+    words = json.dumps({"discovery": discovery, **options})
+    process = a._start("-c", REFUSED, words, prefix=a.namespace.prefix)
+    kind, text = told(process)
+    assert kind == "NoNetwork" and said in text
+    if "interfaces" in options and "bind" not in options:
+        assert "there are: " in text and "eth0" in text
 
 
 # Networks that go and come back

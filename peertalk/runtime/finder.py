@@ -12,6 +12,7 @@ waits in the socket is read before anybody is declared lost.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -22,7 +23,7 @@ from .._core import values
 from ..protocol.discovery import Discovery, Gone
 from ..protocol.peer import Key
 from .log import NodeLog, Troubles
-from .world import Address, Interface, same_network
+from .world import Address, Interface, choose, is_near
 
 if TYPE_CHECKING:
     from .transport import Timer, Transport, Watched
@@ -46,7 +47,7 @@ class Finder:
 
     Args:
         transport: the engine whose loop, configuration and peers these are.
-        interfaces: as they are now.
+        interfaces: all of this machine, as they are now.
 
     Raises:
         AddressInUse, PlatformError: naming the option that changes it.
@@ -67,7 +68,9 @@ class Finder:
             max_peers=config.max_peers,
             flags=config.flags,
         )
-        self._interfaces = interfaces
+        self._interfaces: list[Interface] = []
+        with contextlib.suppress(errors.NoNetwork):  # the first announcement finds that out again
+            self._choose(interfaces)
         self._troubles = Troubles(transport, NodeLog("peertalk.discovery", config.name))
         self._narrowed = bool(config.bind or config.interfaces)
         self._was_beyond = False
@@ -105,7 +108,7 @@ class Finder:
 
     def take(self, data: bytes, address: Address) -> None:
         """A discovery packet for this node alone, which came to its datagram port."""
-        self._take(data, address, self._wake_up())
+        self._take(data, address, 0, self._wake_up())
         self._serve()
 
     def look_again(self) -> None:
@@ -140,13 +143,13 @@ class Finder:
     def _read(self, count: int, now: float) -> None:
         world = self.transport.world
         for _ in range(count):
-            heard = world.hear(self._socket)
+            heard = world.hear_broadcast(self._socket)
             if heard is None:
                 break
             self._take(*heard, now)
 
-    def _take(self, data: bytes, address: Address, now: float) -> None:
-        if not self._narrowed or same_network(self._interfaces, address[0]):
+    def _take(self, data: bytes, address: Address, number: int, now: float) -> None:
+        if not self._narrowed or is_near(self._interfaces, address[0], number):
             self.discovery.receive(data, address, now)
 
     def _wake_up(self) -> float:
@@ -187,26 +190,32 @@ class Finder:
             NoNetwork: none is up, or none that we may use.
             OSError: out of descriptors, which asking takes; nothing has changed.
         """
-        config, before = self.transport.config, self._interfaces
+        before = self._interfaces
         try:
-            found = self._ask(config.bind)
+            self._choose(self._ask())
         except errors.NoNetwork:
             self._interfaces = []
             raise
-        self._interfaces = [
-            each for each in found if not config.interfaces or each.name in config.interfaces
-        ]
         return self._interfaces != before
 
-    def _ask(self, bind: str) -> list[Interface]:
+    def _choose(self, found: list[Interface]) -> None:
+        """These are all interfaces now: use those that we may.
+
+        Raises:
+            NoNetwork: none of them has the address that we live on.
+        """
+        config = self.transport.config
+        self._interfaces = choose(found, config.interfaces, config.bind)
+
+    def _ask(self) -> list[Interface]:
         world = self.transport.world
         try:
-            return world.interfaces((), bind)
+            return world.interfaces()
         except errors.NoNetwork:
             raise
         except OSError:
             with self.transport.use_spare():
-                return world.interfaces((), bind)
+                return world.interfaces()
 
     def _send(self) -> None:
         config, world = self.transport.config, self.transport.world
@@ -238,7 +247,6 @@ class Finder:
                     packet.data,
                     config.discovery_port,
                     self._interfaces,
-                    self._narrowed,
                     config.bind,
                 )
             )

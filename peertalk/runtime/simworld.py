@@ -412,23 +412,16 @@ class SimulatedWorld(World):
         """As World.make_worker()."""
         return Driver(loop, self.box)
 
-    def interfaces(self, names: tuple[str, ...] = (), bind: str = "") -> list[Interface]:
+    def interfaces(self) -> list[Interface]:
         """As World.interfaces()."""
-        found = [
+        return [
             Interface(name, number, address, broadcast, "255.0.0.0")
             for name, number, address, broadcast in self.host.interfaces()
         ]
-        chosen = [
-            each
-            for each in found
-            if (not names or each.name in names) and (not bind or each.address == bind)
-        ]
-        if not chosen:
-            present = ", ".join(f"{each.name} {each.address}" for each in found)
-            raise errors.NoNetwork(
-                f"host {self.host.name!r} has no such interface; it has {present}"
-            )
-        return chosen
+
+    def interface_names(self) -> list[str]:
+        """As World.interface_names()."""
+        return [each.name for each in self.interfaces()]
 
     def owns(self, address: str) -> bool:
         """As World.owns(): a simulated host keeps its address."""
@@ -517,7 +510,6 @@ class SimulatedWorld(World):
         packet: bytes,
         port: int,
         interfaces: list[Interface],
-        narrowed: bool,
         bind: str = "",
     ) -> dict[str, int]:
         """As World.broadcast()."""
@@ -530,3 +522,8 @@ class SimulatedWorld(World):
     def hear(self, listener: Any) -> tuple[bytes, Address] | None:
         """As World.hear()."""
         return cast("tuple[bytes, Address] | None", listener.recvfrom())
+
+    def hear_broadcast(self, listener: Any) -> tuple[bytes, Address, int] | None:
+        """As World.hear_broadcast(), which does not tell."""
+        heard = self.hear(listener)
+        return None if heard is None else (*heard, 0)

@@ -45,7 +45,7 @@ from .log import NodeLog, Troubles
 from .remote import Remote
 from .statistics import LinkTotals, MemoryReport, MemoryUse, NodeStatistics
 from .switchboard import Switchboard
-from .world import Address, World
+from .world import Address, World, check_interfaces
 
 _FIRST_TAG = 16
 _LAST_TAG = 0xFFFF_FFF0
@@ -211,7 +211,9 @@ class Transport:
         """
         config = self.config
         try:
-            interfaces = self.world.interfaces(tuple(config.interfaces), config.bind)
+            world, names = self.world, config.interfaces
+            interfaces = world.interfaces()
+            check_interfaces(world.interface_names(), interfaces, names, config.bind)
             self.datagrams.open()
             self.port = self.switchboard.listen()
             self._spare = self.world.spare()

@@ -21,7 +21,13 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import errors
+from ..protocol.discovery import ADDRESSES_MAX
 from .worker import Worker
+
+try:
+    import ctypes
+except ImportError:  # some builds of Python go without; see _system_addresses()
+    ctypes = None  # type: ignore[assignment]
 
 if sys.platform != "win32":
     import fcntl
@@ -36,8 +42,14 @@ if TYPE_CHECKING:
 Address = tuple[str, int]
 
 _LIMITED_BROADCAST = "255.255.255.255"
-_IP_PKTINFO = getattr(socket, "IP_PKTINFO", 8)
-_IFF_UP, _IFF_BROADCAST, _IFF_LOOPBACK, _IFF_RUNNING = 0x1, 0x2, 0x8, 0x40
+_IP_PKTINFO = 8 if sys.platform.startswith("linux") else 26 if sys.platform == "darwin" else None
+_PKTINFO = struct.Struct("=i4s4s")
+"""struct in_pktinfo: number of the interface, our address, the address in the packet's header."""
+_PKTINFO_SPACE = 64
+"""Bytes for that and its header, whatever the system's alignment."""
+_IFF_UP, _IFF_RUNNING = 0x1, 0x40
+_IFADDRS = struct.Struct("@PPIPP")
+"""The beginning of struct ifaddrs: next, name, flags, address and netmask."""
 _RTMGRP_LINK, _RTMGRP_IPV4_IFADDR = 0x1, 0x10
 _ACCEPT_LATER = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _ACCEPT_SKIP = {errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.EPERM}
@@ -61,8 +73,14 @@ with four times half as long again."""
 
 
 class Interface(NamedTuple):
-    """A network interface that is up. address, broadcast and netmask are dotted IPv4; number is the
-    system's index; plugged: its cable is in, where the system tells."""
+    """One IPv4 address of a network interface that is up; an interface with three addresses is
+    three of these.
+
+    name: the interface's; number: the system's index of it, 0 where it has none; address and
+    netmask: dotted; broadcast: the address that everybody in the address's network hears, "" where
+    that has no room for one (/31, /32, the end of a tunnel); plugged: its cable is in, where the
+    system tells.
+    """
 
     name: str
     number: int
@@ -125,47 +143,35 @@ class World:
         """What drives an engine on an asyncio loop here."""
         return Worker(loop)
 
-    def interfaces(self, names: tuple[str, ...] = (), bind: str = "") -> list[Interface]:
-        """Interfaces that are up and have an IPv4 address, loopback included; only those named and
-        only the one that owns bind, if given.
+    def interfaces(self) -> list[Interface]:
+        """Every IPv4 address of every interface that is up, loopback included.
 
         Raises:
-            NoNetwork: a named interface is not there or not up, none owns bind, or there is none at
-                all.
-            PlatformError: out of descriptors, of which asking takes one.
+            NoNetwork: there is none.
+            PlatformError: out of descriptors, of which asking takes one, or of memory.
         """
         try:
-            found = _system_interfaces()
+            found = _system_addresses()
         except OSError as error:
             text = f"cannot ask for the network interfaces: {_exhausted(error)}"
             raise errors.PlatformError(text) from error
-        present = ", ".join(sorted({interface.name for interface in found})) or "none"
-        for name in names:
-            if all(interface.name != name for interface in found):
-                raise errors.NoNetwork(
-                    f"interface {name!r} (Config.interfaces) is not up or has no IPv4 "
-                    f"address; up: {present}"
-                )
-        chosen = [interface for interface in found if not names or interface.name in names]
-        if bind:
-            chosen = [interface for interface in chosen if _owns(interface, bind)]
-            if not chosen:
-                raise errors.NoNetwork(
-                    f"no interface that is up has the address {bind} (Config.bind); up: {present}"
-                )
-        if not chosen:
+        if not found:
             raise errors.NoNetwork(
                 "no network interface is up, not even loopback; bring one up, then start the "
                 "node again"
             )
-        return chosen
+        return found
+
+    def interface_names(self) -> list[str]:
+        """Names of all interfaces that exist, up or not, with an address or without."""
+        return [name for _, name in socket.if_nameindex()]
 
     def owns(self, address: str) -> bool:
         """Whether a dotted address is one of this machine's, be its interface up or down. True
         where that cannot be found out.
 
-        Binding to it asks the system itself, on every platform and for second addresses too, which
-        lists of interfaces leave out; port 0 of UDP takes nothing from anybody.
+        Binding to it asks the system itself, on every platform, and for addresses of interfaces
+        that are down too, which interfaces() leaves out; port 0 of UDP takes nothing from anybody.
         """
         try:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
@@ -424,6 +430,8 @@ class World:
             if hasattr(socket, "SO_REUSEPORT") and not sys.platform.startswith("linux"):
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            if _IP_PKTINFO is not None:
+                listener.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
             listener.bind(("", port))
         except OSError as error:
             listener.close()
@@ -467,18 +475,16 @@ class World:
         packet: bytes,
         port: int,
         interfaces: list[Interface],
-        narrowed: bool,
         bind: str = "",
     ) -> dict[str, int]:
-        """Send a packet to everybody: the subnet broadcast of each interface and, unless narrowed,
-        255.255.255.255. Returns for each interface, by name, 0 where the system took it, else the
-        number of the error for which it did not; the next announcement tries again."""
+        """Send a packet to everybody on these interfaces, from bind if given; see ways(). Returns
+        for each interface, by name, 0 where the system took it, else the number of the error for
+        which it did not; the next announcement tries again."""
         outcomes: dict[str, int] = {}
-        for interface in interfaces:
-            code = _send(sender, packet, (interface.broadcast, port), interface, bind)
+        for interface, destination in ways(interfaces):
+            source = bind or interface.address
+            code = _send(sender, packet, (destination, port), interface.number, source)
             outcomes[interface.name] = code and outcomes.get(interface.name, code)
-        if not narrowed:
-            _send(sender, packet, (_LIMITED_BROADCAST, port), None, "")
         return outcomes
 
     def hear(self, listener: socket.socket) -> tuple[bytes, Address] | None:
@@ -491,6 +497,23 @@ class World:
             except OSError:
                 continue  # an ICMP error of an earlier broadcast: says nothing about this socket
             return data, (address[0], address[1])
+        return None
+
+    def hear_broadcast(self, listener: socket.socket) -> tuple[bytes, Address, int] | None:
+        """The next datagram of a datagram_socket(), likewise, and the number of the interface that
+        it came in by; 0 where the system does not tell."""
+        for _ in range(_HEAR_TRIES):
+            try:
+                data, ancillary, _, address = listener.recvmsg(2048, _PKTINFO_SPACE)
+            except BlockingIOError:
+                return None
+            except OSError:
+                continue  # as in hear()
+            number = 0
+            for level, kind, told in ancillary:
+                if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
+                    number = _PKTINFO.unpack(told)[0]
+            return data, (address[0], address[1]), number
         return None
 
 
@@ -539,24 +562,104 @@ def dotted_address(host: str) -> str | None:
         return None
 
 
+def check_interfaces(
+    existing: list[str], found: list[Interface], names: tuple[str, ...], bind: str
+) -> None:
+    """Refuse what can never work: names (Config.interfaces) of which one does not exist, and a bind
+    (Config.bind) that lives on none of them. An interface that is down, or has no address yet, may
+    have one later.
+
+    Raises:
+        NoNetwork: naming the option.
+    """
+    for name in names:
+        if name not in existing:
+            raise errors.NoNetwork(
+                f"there is no interface {name!r} (Config.interfaces) on this machine; there are: "
+                f"{', '.join(existing) or 'none'}"
+            )
+    homes = {each.name for each in found if bind and _has(each, bind)}
+    if names and homes and not homes & set(names):
+        raise errors.NoNetwork(
+            f"{bind} (Config.bind) is an address of {', '.join(sorted(homes))}, which "
+            f"Config.interfaces leaves out: {', '.join(names)}"
+        )
+
+
+def choose(found: list[Interface], names: tuple[str, ...], bind: str) -> list[Interface]:
+    """Those of the interfaces that are named, if names are given, and have the address bind, if one
+    is given.
+
+    Raises:
+        NoNetwork: none of them has that address now.
+    """
+    chosen = [
+        each
+        for each in found
+        if (not names or each.name in names) and (not bind or _has(each, bind))
+    ]
+    if bind and not chosen:
+        up = ", ".join(sorted({each.name for each in found})) or "none"
+        raise errors.NoNetwork(
+            f"no interface that is up has the address {bind} (Config.bind); up: {up}"
+        )
+    return chosen
+
+
+def ways(interfaces: list[Interface]) -> list[tuple[Interface, str]]:
+    """By which interfaces, from which addresses and to which destinations one packet goes so that
+    everybody hears it, in this order.
+
+    Everybody on a wire hears 255.255.255.255, whatever network he believes to be in, so one packet
+    for each interface is enough; on loopback it is the broadcast address of that. But whoever hears
+    it knows us by where it came from. So each further network of an interface is told by a packet
+    of its own, from our address there, at its broadcast address if it has one, which others do not
+    hear; and first, because a peer is dialled where it was heard first. Nobody remembers more than
+    ADDRESSES_MAX addresses of a peer, so there are no more of them.
+    """
+    wires: dict[int, list[Interface]] = {}
+    for each in interfaces:
+        wires.setdefault(each.number, []).append(each)
+    found: list[tuple[Interface, str]] = []
+    for wire in wires.values():
+        # those with a network first: what lies within it needs no packet of its own
+        first, *others = sorted(wire, key=lambda each: not each.broadcast)
+        networks = [first]
+        if not _is_loopback(first):
+            for each in others:
+                if len(networks) < ADDRESSES_MAX and not same_network(networks, each.address):
+                    networks.append(each)
+                    found.append((each, each.broadcast or _LIMITED_BROADCAST))
+        found.append((first, first.broadcast if _is_loopback(first) else _LIMITED_BROADCAST))
+    return found
+
+
 def same_network(interfaces: list[Interface], address: str) -> bool:
     """Whether address lies in the network of one of the interfaces."""
-    packed = int.from_bytes(socket.inet_aton(address), "big")
-    for interface in interfaces:
-        own, netmask = (
-            int.from_bytes(socket.inet_aton(each), "big")
-            for each in (interface.address, interface.netmask)
-        )
-        if (packed ^ own) & netmask == 0:
-            return True
-    return False
+    packed = _number(address)
+    return any((packed ^ _number(each.address)) & _number(each.netmask) == 0 for each in interfaces)
 
 
-def _owns(interface: Interface, address: str) -> bool:
-    """Loopback owns all of 127/8; any other interface its one address."""
-    if interface.address.startswith("127.") and address.startswith("127."):
+def is_near(interfaces: list[Interface], address: str, number: int) -> bool:
+    """Whether a packet from address that came in by the interface with this number was sent on a
+    network of one of these interfaces. 0: it is not known by which; then whoever has an address
+    without a network (/32) may be the neighbour of any address."""
+    if number == 0 and any(not each.broadcast for each in interfaces):
         return True
-    return interface.address == address
+    return any(each.number == number for each in interfaces) or same_network(interfaces, address)
+
+
+def _number(address: str) -> int:
+    return int.from_bytes(socket.inet_aton(address), "big")
+
+
+def _is_loopback(interface: Interface) -> bool:
+    return interface.address.startswith("127.")
+
+
+def _has(interface: Interface, address: str) -> bool:
+    """Whether the address is this one; all of 127/8 is loopback's."""
+    return interface.address == address or (_is_loopback(interface) and address.startswith("127."))
 
 
 def _open_socket(kind: int) -> socket.socket:
@@ -577,19 +680,13 @@ def _exhausted(error: OSError) -> str:
     return f"{error.strerror}{more.get(error.errno or 0, '')}"
 
 
-def _send(
-    sender: socket.socket, packet: bytes, address: Address, interface: Interface | None, bind: str
-) -> int:
+def _send(sender: socket.socket, packet: bytes, address: Address, number: int, source: str) -> int:
+    """Send by the interface with this number from this address, if the system lets us choose; 0, or
+    the number of the error."""
     ancillary = []
-    if interface is not None and sys.platform.startswith("linux"):
-        source = bind or interface.address
-        ancillary = [
-            (
-                socket.IPPROTO_IP,
-                _IP_PKTINFO,
-                struct.pack("=i4s4x", interface.number, socket.inet_aton(source)),
-            )
-        ]
+    if number and _IP_PKTINFO is not None:
+        info = _PKTINFO.pack(number, socket.inet_aton(source), bytes(4))
+        ancillary.append((socket.IPPROTO_IP, _IP_PKTINFO, info))
     try:
         sender.sendmsg([packet], ancillary, 0, address)
     except OSError as error:
@@ -636,44 +733,66 @@ def _dial_error(code: int, address: Address) -> errors.PeerTalkError:
     return errors.NetworkFailure(f"cannot connect to {where}: {os.strerror(code)}")
 
 
-def _system_interfaces() -> list[Interface]:
-    """Asks the system with the classic ioctl calls, whose numbers differ between Linux and the
-    BSDs; elsewhere only the host's own name is known."""
-    numbers = {
-        "linux": (0x8913, 0x8915, 0x8919, 0x891B),
-        "darwin": (0xC0206911, 0xC0206921, 0xC0206923, 0xC0206925),
-    }.get(sys.platform)
-    if numbers is None:
-        return _named_interfaces()
+def _system_addresses() -> list[Interface]:
+    """Asks getifaddrs(3) of the C library, the one call that tells all addresses of all interfaces
+    with Linux (glibc and musl), macOS and the BSDs. The broadcast address that it tells is not
+    used: without `brd` it is our own, 0.0.0.0 or the other end of a tunnel.
 
+    Where there is none, or a sandbox forbids it, only the host's own name is known.
+
+    Raises:
+        OSError: out of descriptors or memory.
+    """
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+        ask, free = library.getifaddrs, library.freeifaddrs
+    except (AttributeError, OSError, TypeError):  # no ctypes, no such function, a static Python
+        return _named_addresses()
+    head = ctypes.c_void_p()
+    if ask(ctypes.byref(head)):
+        code = ctypes.get_errno()
+        if code in _ACCEPT_LATER:
+            raise OSError(code, os.strerror(code))
+        return _named_addresses()
+    numbers = {name: number for number, name in socket.if_nameindex()}
     found = []
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-
-        def ask(number: int, name: str) -> bytes:
-            return fcntl.ioctl(asking.fileno(), number, struct.pack("16s16x", name.encode()[:15]))
-
-        for index, name in socket.if_nameindex():
-            try:
-                flags = struct.unpack_from("=H", ask(numbers[0], name), 16)[0]
-                address = socket.inet_ntoa(ask(numbers[1], name)[20:24])
-                plugged = bool(flags & _IFF_RUNNING)
-                if not flags & _IFF_UP:
-                    continue
-                if flags & _IFF_LOOPBACK:
-                    found.append(
-                        Interface(name, index, address, "127.255.255.255", "255.0.0.0", plugged)
-                    )
-                elif flags & _IFF_BROADCAST:
-                    broadcast, netmask = (
-                        socket.inet_ntoa(ask(number, name)[20:24]) for number in numbers[2:]
-                    )
-                    found.append(Interface(name, index, address, broadcast, netmask, plugged))
-            except OSError:
-                continue  # no IPv4 address, or gone in the meantime
+    try:
+        following = head.value
+        while following:
+            following, name_at, flags, address_at, netmask_at = _IFADDRS.unpack(
+                ctypes.string_at(following, _IFADDRS.size)
+            )
+            if flags & _IFF_UP and address_at and netmask_at:
+                family, address = _sockaddr(address_at)
+                # of an alias this is the label, eth0:1
+                name = os.fsdecode(ctypes.string_at(name_at)).partition(":")[0]
+                if family == socket.AF_INET:
+                    number, plugged = numbers.get(name, 0), bool(flags & _IFF_RUNNING)
+                    netmask = _sockaddr(netmask_at)[1]
+                    found.append(_interface(name, number, address, netmask, plugged))
+    finally:
+        free(head)
     return found
 
 
-def _named_interfaces() -> list[Interface]:
+def _sockaddr(at: int) -> tuple[int, str]:
+    """The family of a struct sockaddr, and its IPv4 address. The BSDs begin with its length, and
+    cut a netmask behind the last byte that is not 0."""
+    head: bytes = ctypes.string_at(at, 8)
+    if sys.platform.startswith("linux"):
+        return int.from_bytes(head[:2], sys.byteorder), socket.inet_ntoa(head[4:])
+    return head[1], socket.inet_ntoa(head[4 : head[0]].ljust(4, b"\0"))
+
+
+def _interface(name: str, number: int, address: str, netmask: str, plugged: bool) -> Interface:
+    if address.startswith("127."):
+        return Interface(name, number, address, "127.255.255.255", "255.0.0.0", plugged)
+    rest = _number(netmask) ^ 0xFFFFFFFF
+    broadcast = socket.inet_ntoa((_number(address) | rest).to_bytes(4, "big")) if rest > 1 else ""
+    return Interface(name, number, address, broadcast, netmask, plugged)
+
+
+def _named_addresses() -> list[Interface]:
     with contextlib.suppress(OSError):
         addresses = {
             str(entry[4][0])

@@ -39,7 +39,7 @@ class MadeUpWorld:
         self.alone = []
         self.coming = []
         self.networks = [LAN]
-        self.asked = []
+        self.arrived_by = 0
         self.refusing = {}
         """Error numbers by the name of an interface."""
 
@@ -49,19 +49,18 @@ class MadeUpWorld:
     def datagram_socket(self, port):
         return types.SimpleNamespace(port=port, closed=False)
 
-    def interfaces(self, names=(), bind=""):
-        self.asked.append((names, bind))
+    def interfaces(self):
         if isinstance(self.networks, Exception):
             raise self.networks
         return self.networks
 
-    def broadcast(self, sender, packet, port, interfaces, narrowed, bind=""):
+    def broadcast(self, sender, packet, port, interfaces, bind=""):
         kind = decode_announcement(CORE, packet).type
         assert not sender.closed and port == 7000
         assert sender.port == (7355 if kind == QUERY else 7000), (
             "answers come to where it came from"
         )
-        self.sent.append((kind, list(interfaces), narrowed, bind))
+        self.sent.append((kind, list(interfaces), bind))
         return {each.name: self.refusing.get(each.name, 0) for each in interfaces}
 
     def send_to(self, sender, packet, address):
@@ -69,9 +68,9 @@ class MadeUpWorld:
         self.alone.append((decode_announcement(CORE, packet).type, address))
         return 0
 
-    def hear(self, listener):
+    def hear_broadcast(self, listener):
         assert not listener.closed
-        return self.coming.pop(0) if self.coming else None
+        return (*self.coming.pop(0), self.arrived_by) if self.coming else None
 
 
 class MadeUpEngine:
@@ -244,15 +243,25 @@ def test_other_networks_are_heard_unless_it_was_narrowed(options, heard):
     assert bool(engine.told) is heard
     engine.hear(packet(host="10.0.0.5"))
     assert engine.told, "its own network is always heard, whatever bits its own address has"
+    engine.told.clear()
+    engine.world.arrived_by = LAN.number
+    engine.hear(packet(host="192.168.7.7", instance=b"\x0c" * 8))
+    assert engine.told, "and so is what came in there, whatever address it has"
 
 
 def test_packets_go_out_as_the_configuration_says():
     """Names and address of Config reach the socket."""
-    engine, _finder = start(bind="10.0.0.200", interfaces=("lan",))
-    assert engine.world.sent[0] == (ANNOUNCE, [LAN], True, "10.0.0.200")
-    assert engine.world.asked[-1] == ((), "10.0.0.200")
-    engine, _finder = start()
-    assert engine.world.sent[0] == (ANNOUNCE, [LAN], False, "")
+    second = LAN._replace(address="10.0.1.200", broadcast="10.0.1.255")
+    wlan = Interface("wlan", 3, "192.168.1.7", "192.168.1.255", "255.255.255.0")
+    for options, used in (
+        ({}, [LAN, second, wlan]),
+        ({"interfaces": ("lan",)}, [LAN, second]),
+        ({"bind": "10.0.1.200", "interfaces": ("lan",)}, [second]),
+    ):
+        engine = MadeUpEngine(**options)
+        engine.world.networks = [LAN, second, wlan]
+        Finder(engine, engine.world.networks)
+        assert engine.world.sent[0] == (ANNOUNCE, used, options.get("bind", ""))
 
 
 def test_no_network_is_a_warning_and_the_next_announcement_tries_again(caplog):
@@ -381,6 +390,17 @@ def test_a_firewall_is_one_line_with_what_to_try_and_one_when_it_is_gone(caplog)
     (ended,) = caplog.messages[1:]
     assert ended.startswith(BEGIN + "announcing works again; 22 failed in 10"), ended
     assert (engine.totals.announcements_sent, engine.totals.announcements_refused) == (12, 34)
+
+
+def test_an_interface_that_is_not_up_yet_is_used_when_it_is():
+    """A program that starts with the machine may be there before its network."""
+    engine = MadeUpEngine(interfaces=("lan",), announce_interval=5.0)
+    home = Interface("lo", 1, "127.0.0.1", "127.255.255.255", "255.0.0.0")
+    engine.world.networks = [home]
+    finder = Finder(engine, [home])
+    engine.world.networks = [home, LAN]
+    finder.look_again()
+    assert [used for _, used, _ in engine.world.sent] == [[], [], [LAN], [LAN]]
 
 
 def test_a_flood_of_packets_is_taken_in_parts():

@@ -24,7 +24,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peertalk import errors
-from peertalk.runtime.world import Interface, World, check_address, same_network
+from peertalk.runtime.world import (
+    _PKTINFO,
+    Interface,
+    World,
+    check_address,
+    check_interfaces,
+    choose,
+    is_near,
+    same_network,
+    ways,
+)
 
 HOME = "127.0.0.1"
 WAIT_MS = 20_000
@@ -72,37 +82,228 @@ def test_loopback_is_an_interface_with_its_network(world):
     found = loopback_of(world)
     assert (found.broadcast, found.netmask) == ("127.255.255.255", "255.0.0.0")
     assert found.number == socket.if_nametoindex(found.name)
-    assert world.interfaces((found.name,)) == [found]
+    assert found in choose(world.interfaces(), (found.name,), "")
+    assert found.name in world.interface_names()
+
+
+LO = Interface("lo", 1, HOME, "127.255.255.255", "255.0.0.0")
+ONE = Interface("eth0", 2, "10.0.0.200", "10.0.0.255", "255.255.255.0")
+BESIDE = Interface("eth0", 2, "10.0.0.201", "10.0.0.255", "255.255.255.0")
+SECOND = Interface("eth0", 2, "10.0.1.200", "10.0.1.255", "255.255.255.0")
+SHARED = Interface("eth0", 2, "10.0.0.77", "", "255.255.255.255")
+ALONE = Interface("eth0", 2, "10.9.9.9", "", "255.255.255.255")
+OTHER = Interface("eth1", 3, "10.3.0.1", "10.3.0.255", "255.255.255.0")
+TUNNEL = Interface("tun0", 4, "10.8.0.1", "", "255.255.255.255")
 
 
 def test_every_interface_has_addresses_that_belong_together(world):
-    """Broadcast address and mask come from separate questions to the system."""
+    """A broadcast address that is not the network's reaches nobody, or somebody else."""
     for interface in world.interfaces():
         network = ipaddress.ip_interface(f"{interface.address}/{interface.netmask}").network
-        assert ipaddress.ip_address(interface.broadcast) in (
-            network.broadcast_address,
-            ipaddress.ip_address("255.255.255.255"),
-        )
+        assert ipaddress.ip_address(interface.broadcast) == network.broadcast_address
 
 
-@pytest.mark.parametrize("bind", [HOME, "127.0.0.5"])
-def test_an_address_of_loopback_chooses_loopback(world, bind):
-    """All of 127/8 is ours: several nodes can have an address each."""
-    assert world.interfaces((), bind) == [loopback_of(world)]
+EVERY_SORT = """
+import json
+from peertalk.runtime.world import World
+print(json.dumps([World().interfaces(), World().interface_names()]))
+"""
 
 
-def test_what_is_not_there_is_named_with_what_is(world):
-    """The list of interfaces that are up is the half of the answer that helps."""
-    name = loopback_of(world).name
-    with pytest.raises(errors.NoNetwork, match=rf"'nosuch0' \(Config\.interfaces\).*{name}"):
-        world.interfaces((name, "nosuch0"))
-    with pytest.raises(errors.NoNetwork, match=rf"198\.51\.100\.77 \(Config\.bind\).*{name}"):
-        world.interfaces((), "198.51.100.77")
-    with pytest.raises(errors.NoNetwork, match=r"Config\.bind"):
-        others = tuple(
-            interface.name for interface in world.interfaces() if interface.address != HOME
-        )[:1]
-        world.interfaces(others or (name,), HOME if others else "198.51.100.77")
+@linux
+def test_every_address_of_every_interface_is_known(netns, start_python):
+    """Truth: ip(8), which set them. An alias has the name of its interface; what is down is not
+    told; a broadcast address follows from the network, whatever was set."""
+    for words in (
+        "link set lo up",
+        "addr add 10.255.0.1/32 dev lo",
+        "link add eth0 type veth peer name eth1",
+        "link set eth0 up",
+        "addr add 10.0.0.1/24 dev eth0",
+        "addr add 10.0.0.2/24 brd + dev eth0",
+        "addr add 10.0.1.1/25 brd 255.255.255.255 dev eth0 label eth0:web",
+        "addr add 10.0.2.1/31 dev eth0",
+        "addr add 10.0.3.1/32 dev eth0",
+        "addr add 10.0.4.1/24 dev eth1",
+        "tuntap add tun0 mode tun",
+        "addr add 10.8.0.1 peer 10.8.0.2/32 dev tun0",
+        "link set tun0 up",
+        "link add bare type bridge",
+        "link set bare up",
+    ):
+        netns.ip(*words.split())
+    out, err = start_python("-c", EVERY_SORT, prefix=netns.prefix).communicate(timeout=60)
+    found, names = json.loads(out or err)
+    assert sorted(each[:1] + each[2:5] for each in found) == sorted(
+        [
+            ["lo", "127.0.0.1", "127.255.255.255", "255.0.0.0"],
+            ["lo", "10.255.0.1", "", "255.255.255.255"],
+            ["eth0", "10.0.0.1", "10.0.0.255", "255.255.255.0"],
+            ["eth0", "10.0.0.2", "10.0.0.255", "255.255.255.0"],
+            ["eth0", "10.0.1.1", "10.0.1.127", "255.255.255.128"],
+            ["eth0", "10.0.2.1", "", "255.255.255.254"],
+            ["eth0", "10.0.3.1", "", "255.255.255.255"],
+            ["tun0", "10.8.0.1", "", "255.255.255.255"],
+        ]
+    )
+    assert len({(each[0], each[1]) for each in found}) == 3, "the same number for each address"
+    assert {"lo", "eth0", "eth1", "tun0", "bare"} <= set(names)
+
+
+@linux
+def test_where_the_system_tells_no_interfaces_the_hosts_own_name_does(world, monkeypatch):
+    """No ctypes, a C library without getifaddrs, or a sandbox that forbids it; but to be out of
+    descriptors is nothing to get used to."""
+    from peertalk.runtime import world as module
+
+    for missing in (None, types.SimpleNamespace(CDLL=lambda *_, **__: types.SimpleNamespace())):
+        monkeypatch.setattr(module, "ctypes", missing)
+        found = world.interfaces()
+        assert HOME in [each.address for each in found] and {each.number for each in found} == {0}
+        assert [destination for _, destination in ways(found)] == ["255.255.255.255"]
+        assert is_near(found, "10.0.0.5", 0)
+    monkeypatch.undo()
+    calls = []
+    library = types.SimpleNamespace(getifaddrs=lambda _: calls.append(1) or -1, freeifaddrs=None)
+    monkeypatch.setattr(module.ctypes, "CDLL", lambda *_, **__: library)
+    monkeypatch.setattr(module.ctypes, "get_errno", lambda: errno.EACCES)
+    assert HOME in [each.address for each in world.interfaces()]
+    monkeypatch.setattr(module.ctypes, "get_errno", lambda: errno.EMFILE)
+    with pytest.raises(errors.PlatformError, match="network interfaces: Too many open files"):
+        world.interfaces()
+    assert len(calls) == 2
+
+
+@linux
+@pytest.mark.skipif(
+    shutil.which("cc") is None, reason="did not run: no C compiler to read the system's header"
+)
+@pytest.mark.parametrize("compiler", ["cc", "musl-gcc"])
+def test_the_layout_of_an_address_is_that_of_the_header(tmp_path, compiler):
+    """A wrong offset is a wild pointer, and musl is another C library than the one here."""
+    from peertalk.runtime import world as module
+
+    if shutil.which(compiler) is None:
+        pytest.skip(f"did not run: {compiler} is not installed")
+    fields = ("ifa_next", "ifa_name", "ifa_flags", "ifa_addr", "ifa_netmask")
+    layout = module._IFADDRS
+    offsets = [struct.calcsize("@" + layout.format[1:count] + "0P") for count in range(1, 6)]
+    offsets[2] = struct.calcsize("@PP0I")
+    asserts = [
+        f'_Static_assert(offsetof(struct ifaddrs, {field}) == {offset}, "{field}");'
+        for field, offset in zip(fields, offsets, strict=True)
+    ]
+    (tmp_path / "t.c").write_text(
+        "#include <stddef.h>\n#include <ifaddrs.h>\n#include <netinet/in.h>\n"
+        + "\n".join(asserts)
+        + '\n_Static_assert(offsetof(struct sockaddr_in, sin_addr) == 4, "");\n'
+        + '_Static_assert(sizeof(struct in_pktinfo) == 12 && IP_PKTINFO == 8, "");\n'
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
+    done = subprocess.run(
+        [compiler, "-D_GNU_SOURCE", "-fsyntax-only", str(tmp_path / "t.c")],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("names", "bind", "chosen"),
+    [
+        ((), "", [LO, ONE, SECOND, OTHER, TUNNEL]),
+        (("eth0", "tun0"), "", [ONE, SECOND, TUNNEL]),
+        ((), "10.0.1.200", [SECOND]),
+        (("eth0",), "10.0.1.200", [SECOND]),
+        ((), HOME, [LO]),
+        ((), "127.0.0.5", [LO]),
+    ],
+)
+def test_what_is_named_and_has_the_address_is_chosen(names, bind, chosen):
+    """All of 127/8 is loopback's: several nodes can have an address each."""
+    assert choose([LO, ONE, SECOND, OTHER, TUNNEL], names, bind) == chosen
+
+
+def test_what_is_not_there_is_named_with_what_is():
+    """The list of interfaces that are up is the half of the answer that helps. One that is named is
+    missed by the finder, which uses the others."""
+    for names in ((), ("eth0",)):
+        with pytest.raises(
+            errors.NoNetwork, match=r"198\.51\.100\.77 \(Config\.bind\); up: eth0, lo"
+        ):
+            choose([LO, ONE, SECOND], names, "198.51.100.77")
+    assert choose([LO, ONE], ("eth7",), "") == []
+
+
+def test_what_can_never_work_is_refused_and_what_may_come_is_not():
+    """An interface that is down, or an address whose interface is, may be up in a second."""
+    existing, found = ["lo", "eth0", "eth1"], [LO, ONE, SECOND]
+    for names, bind in (
+        ((), ""),
+        (("eth0", "eth1"), ""),
+        (("eth0",), "10.0.1.200"),
+        (("eth1",), "198.51.100.77"),
+    ):
+        check_interfaces(existing, found, names, bind)
+    with pytest.raises(
+        errors.NoNetwork, match=r"no interface 'nosuch0' \(Config\.interfaces\).*: lo, eth0, eth1"
+    ):
+        check_interfaces(existing, found, ("lo", "nosuch0"), "")
+    with pytest.raises(errors.NoNetwork, match=r"10\.0\.1\.200 .* of eth0, .* leaves out: eth1"):
+        check_interfaces(existing, found, ("eth1",), "10.0.1.200")
+
+
+@pytest.mark.parametrize(
+    ("interfaces", "expected"),
+    [
+        pytest.param([LO], [(LO, "127.255.255.255")], id="loopback"),
+        pytest.param(
+            [LO, ONE, OTHER],
+            [
+                (LO, "127.255.255.255"),
+                (ONE, "255.255.255.255"),
+                (OTHER, "255.255.255.255"),
+            ],
+            id="once by each",
+        ),
+        pytest.param([ONE, BESIDE, SHARED], [(ONE, "255.255.255.255")], id="all in one network"),
+        pytest.param([SHARED, ONE], [(ONE, "255.255.255.255")], id="in whatever order"),
+        pytest.param(
+            [ONE, SECOND], [(SECOND, "10.0.1.255"), (ONE, "255.255.255.255")], id="two networks"
+        ),
+        pytest.param(
+            [ONE, ALONE],
+            [(ALONE, "255.255.255.255"), (ONE, "255.255.255.255")],
+            id="a network and a host",
+        ),
+        pytest.param([TUNNEL], [(TUNNEL, "255.255.255.255")], id="tunnel"),
+        pytest.param(
+            [LO, LO._replace(address="10.255.0.1", broadcast="", netmask="255.255.255.255")],
+            [(LO, "127.255.255.255")],
+            id="more on loopback",
+        ),
+    ],
+)
+def test_a_packet_leaves_once_by_each_interface_and_once_for_each_further_network(
+    interfaces, expected
+):
+    """Everybody on the wire hears 255.255.255.255; but who is in another network must know our
+    address there."""
+    assert ways(interfaces) == expected
+
+
+def test_the_addresses_of_one_interface_that_are_announced_have_a_bound():
+    """Nobody remembers more of them, and a host may have hundreds."""
+    many = [ONE] + [ALONE._replace(address=f"10.9.9.{number}") for number in range(200)]
+    assert len(ways(many)) == 4 and ways(many)[-1] == (ONE, "255.255.255.255")
+
+
+def test_a_packet_is_near_if_it_came_in_by_an_interface_or_is_from_its_network():
+    """Hosts with a route and no network have addresses from anywhere."""
+    assert is_near([ALONE], "198.51.100.7", 2) and not is_near([ALONE], "198.51.100.7", 3)
+    assert is_near([ONE], "10.0.0.5", 0) and not is_near([ONE], "10.0.1.5", 0)
+    assert is_near([ALONE], "198.51.100.7", 0), "an answer that came to the node alone"
 
 
 NEWS = """
@@ -253,7 +454,7 @@ class Refusing:
         code = self.codes.pop(0)
         raise OSError(code, os.strerror(code))
 
-    accept = recvfrom = sendmsg = getsockopt = fail
+    accept = recvfrom = recvmsg = sendmsg = getsockopt = fail
 
 
 def test_a_caller_that_gave_up_does_not_stop_the_accepting(world):
@@ -538,13 +739,14 @@ def test_a_broadcast_is_heard_by_every_program_on_the_port(world, keep, free_por
     assert [world.hear(listener) for listener in listeners] == [None] * 3
     sender = listeners[0]
     lo = loopback_of(world)
-    taken = world.broadcast(sender, b"who is there", port, [lo], True, "127.0.0.5")
+    taken = world.broadcast(sender, b"who is there", port, [lo], "127.0.0.5")
     assert taken == {lo.name: 0}
     for listener in listeners:
         ready(listener)
-        data, address = world.hear(listener)
+        data, address, number = world.hear_broadcast(listener)
         assert data == b"who is there"
         if sys.platform.startswith("linux"):
+            assert number == loopback_of(world).number
             assert address == ("127.0.0.5", port), "it comes from the address we live on"
         assert world.hear(listener) is None
 
@@ -574,9 +776,10 @@ def test_a_port_that_somebody_does_not_share_names_the_option(world, keep, free_
 
 def test_errors_of_earlier_broadcasts_are_not_news(world):
     """ICMP comes back to the socket that has long gone on; but not for ever in one call."""
-    assert world.hear(Refusing(errno.ECONNREFUSED, errno.EHOSTUNREACH)) is None
-    endless = Refusing(*[errno.ECONNREFUSED] * 100)
-    assert world.hear(endless) is None and endless.codes
+    for hear in (world.hear, world.hear_broadcast):
+        assert hear(Refusing(errno.ECONNREFUSED, errno.EHOSTUNREACH)) is None
+        endless = Refusing(*[errno.ECONNREFUSED] * 100)
+        assert hear(endless) is None and endless.codes
 
 
 class Recording:
@@ -586,27 +789,25 @@ class Recording:
         self.sent = []
 
     def sendmsg(self, data, ancillary, flags, address):
-        self.sent.append((b"".join(data), address))
+        told = [_PKTINFO.unpack(info)[:2] for *_, info in ancillary]
+        self.sent.append((b"".join(data), address, told))
 
 
-def test_a_packet_goes_to_each_network_and_everywhere_unless_narrowed(world):
-    """Nothing leaves on an interface that was not meant."""
-    lan = Interface("lan", 2, "10.0.0.200", "10.0.0.255", "255.255.255.0")
-    home = Interface("lo", 1, HOME, "127.255.255.255", "255.0.0.0")
+@linux
+def test_a_packet_is_told_by_which_interface_and_from_which_address_it_leaves(world):
+    """No route is asked, so none is needed; and nothing leaves on an interface that was not
+    meant."""
     sender = Recording()
-    assert world.broadcast(sender, b"hi", 7353, [lan, home], True) == {"lan": 0, "lo": 0}
-    assert [address for _, address in sender.sent] == [
-        ("10.0.0.255", 7353),
-        ("127.255.255.255", 7353),
+    assert world.broadcast(sender, b"hi", 7353, [ONE, OTHER]) == {"eth0": 0, "eth1": 0}
+    assert sender.sent == [
+        (b"hi", ("255.255.255.255", 7353), [(2, socket.inet_aton("10.0.0.200"))]),
+        (b"hi", ("255.255.255.255", 7353), [(3, socket.inet_aton("10.3.0.1"))]),
     ]
     sender = Recording()
-    assert world.broadcast(sender, b"hi", 7353, [home], False) == {"lo": 0}
-    assert [address for _, address in sender.sent] == [
-        ("127.255.255.255", 7353),
-        ("255.255.255.255", 7353),
-    ]
-    refused = world.broadcast(Refusing(errno.ENETUNREACH), b"hi", 7353, [lan], True)
-    assert refused == {"lan": errno.ENETUNREACH}, "no route is no error, but is told"
+    assert world.broadcast(sender, b"hi", 7353, [LO], "127.0.0.5") == {"lo": 0}
+    assert sender.sent == [(b"hi", ("127.255.255.255", 7353), [(1, socket.inet_aton("127.0.0.5"))])]
+    refused = world.broadcast(Refusing(errno.ENETUNREACH), b"hi", 7353, [ONE])
+    assert refused == {"eth0": errno.ENETUNREACH}, "no route is no error, but is told"
 
 
 # Small things
