@@ -610,6 +610,38 @@ def test_what_can_never_work_is_refused_with_its_reason(make_host, discovery, op
         assert "there are: " in text and "eth0" in text
 
 
+MANY = """
+import asyncio, json, resource, sys
+import peertalk as pt
+
+async def main(count):
+    nodes = [
+        pt.Node(f"n{number}", port=0, udp_port=0, bind="", interfaces=())
+        for number in range(count)
+    ]
+    await asyncio.gather(*(node.start() for node in nodes))
+    for node in nodes:
+        async with asyncio.timeout(600):
+            while len(node.peers) < count - 1:
+                await asyncio.sleep(0.1)
+    print(json.dumps([sorted({len(node.peers) for node in nodes}), nodes[0].stats().peers_refused]))
+    for node in nodes:
+        node.close_nowait()
+
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+asyncio.run(main(int(sys.argv[1])))
+"""
+
+
+def test_all_nodes_of_one_host_know_each_other(make_host, rounds):
+    """A host may run hundreds of programs, and all have its address: the bound on peers of one
+    address is for other machines."""
+    host, count = make_host(), rounds(100, 200)
+    process = host._start("-c", MANY, str(count), prefix=host.namespace.prefix)
+    assert told(process) == [[count - 1], 0]
+
+
 # Networks that go and come back
 
 

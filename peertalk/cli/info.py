@@ -11,13 +11,15 @@ from rich.table import Table
 
 from .. import errors
 from .._core import CORES, load
-from ..config import settings
+from ..config import Config, settings
+from ..protocol.discovery import MAX_PER_ADDRESS
+from ..runtime.world import World
 from .options import Json, config_of, console, node_options, print_json
 
 
 @node_options(*(setting.name for setting in settings()))
 def command(json: Json = False, *, options: dict[str, Any]) -> None:
-    """Version, build, cores, limits, and each setting with where its value came from."""
+    """Version, build, cores, limits, bounds, and each setting with where its value came from."""
     gathered = gather(options)
     if json:
         print_json(gathered, indent=1)
@@ -47,6 +49,10 @@ def command(json: Json = False, *, options: dict[str, Any]) -> None:
         table.add_row(name, ",".join(value) if isinstance(value, list) else f"{value}", one["from"])
     screen.print()
     screen.print(table)
+    screen.print()
+    screen.print("who is refused, and where that is counted", style="bold")
+    for bound in gathered["bounds"]:
+        screen.print(f"  more than {bound['most']:,} {bound['of']}: stats().{bound['counter']}")
 
 
 def gather(options: dict[str, Any]) -> dict[str, Any]:
@@ -80,7 +86,30 @@ def gather(options: dict[str, Any]) -> dict[str, Any]:
         },
         "cores": cores,
         "settings": explained,
+        "bounds": bounds(config),
     }
+
+
+def bounds(config: Config) -> list[dict[str, Any]]:
+    """What has no room for more: how many of what there may be, and the counter of NodeStatistics
+    that tells of those who were refused."""
+    return [
+        {"most": most, "of": of, "counter": counter}
+        for most, of, counter in (
+            (config.max_peers, "peers known (max_peers)", "peers_refused"),
+            (
+                MAX_PER_ADDRESS,
+                "peers known at one address of another machine",
+                "peers_refused",
+            ),
+            (config.max_peers, "peers connected (max_peers)", "links_refused"),
+            (
+                World().max_connections(config),
+                "connections, those included that have not said who they are (max_peers + 64)",
+                "links_refused",
+            ),
+        )
+    ]
 
 
 def _version(package: str) -> str:

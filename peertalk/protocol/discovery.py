@@ -5,9 +5,11 @@ It is forgotten after peer_timeout seconds of silence, when it says goodbye, or 
 needed. A held (connected) peer is none of this: its link knows better.
 
 Anyone can forge a packet, so a stranger's packet costs a bounded piece of memory and O(1) time. At
-most max_peers entries exist, at most max_per_address for one source address, 4 addresses for an
-entry and one news for each peer. When there is no room, the entry that has been silent the longest
-gives way if it missed two announcements; else the newcomer is refused, and counted.
+most max_peers entries exist, at most max_per_address for one source address of another machine, 4
+addresses for an entry and one news for each peer. When there is no room, the entry that has been
+silent the longest gives way if it missed two announcements; else the newcomer is refused, and
+counted. Our own addresses, and loopback, have only the bound of all: no other machine can send from
+them, and a host may run hundreds of nodes.
 
 A room may be large, so what a peer costs all others falls with their number. Announcements come
 less often in a larger room. A QUERY is answered to the asker alone, in a large room by a few that
@@ -46,6 +48,10 @@ from .wire import (
 
 ADDRESSES_MAX = 4
 """Addresses remembered for one peer."""
+
+MAX_PER_ADDRESS = 64
+"""Peers remembered for one address of another machine: whoever forges announcements from one
+address must leave room for those of others."""
 
 ANSWER_SPACING = 0.2
 """Seconds between an announcement and one that is made for the sake of somebody: all who want one
@@ -138,6 +144,15 @@ class Outgoing(NamedTuple):
     to: tuple[str, int] | None = None
 
 
+class Full(msgspec.Struct, frozen=True):
+    """A newcomer was refused for want of room; told once for each bound. host: where it was heard;
+    limit: peers that there may be; one_address: at that address, else in all."""
+
+    host: str
+    limit: int
+    one_address: bool
+
+
 class DiscoveryStatistics(NamedTuple):
     """Counters since the start, in packets but for peers and evicted.
 
@@ -220,7 +235,8 @@ class Discovery:
         peer_timeout: silence after which a peer is forgotten, seconds.
         chance: gives numbers from 0 up to but not including 1, evenly: all that happens by chance
             here comes from it.
-        max_peers, max_per_address: bounds of the table, in peers.
+        max_peers, max_per_address: bounds of the table, in peers; the second for each address that
+            is not our own.
     """
 
     def __init__(
@@ -235,7 +251,7 @@ class Discovery:
         announce_interval: float = 5.0,
         peer_timeout: float = 30.0,
         max_peers: int = 1024,
-        max_per_address: int = 64,
+        max_per_address: int = MAX_PER_ADDRESS,
         flags: int = 0,
     ) -> None:
         if max_peers < 1 or max_per_address < 1 or announce_interval <= 0 or peer_timeout <= 0:
@@ -260,9 +276,12 @@ class Discovery:
         self._waiting: dict[Key, _Entry] = {}
         self._sources: dict[str, _Source] = {}
         self._held: set[Key] = set()
+        self._own_addresses: frozenset[str] = frozenset()
 
         self._gone: dict[Key, Gone] = {}
         self._news: dict[Key, Found | Changed | Heard] = {}
+        self._full: list[Full] = []
+        self._told_full: set[bool] = set()
 
         self._strangers: dict[Key, float] = {}
         """When each was last heard, the earliest first."""
@@ -362,9 +381,11 @@ class Discovery:
         self._answer_at = max(self._last_announce + ANSWER_SPACING, now)
         return self._answer_at
 
-    def next_event(self) -> Found | Changed | Heard | Gone | None:
+    def next_event(self) -> Found | Changed | Heard | Gone | Full | None:
         """The next news, or None. For each peer at most one Gone and then one of the others wait:
         later news replaces earlier."""
+        if self._full:
+            return self._full.pop()
         if self._gone:
             return self._gone.pop(next(iter(self._gone)))
         if self._news:
@@ -432,6 +453,10 @@ class Discovery:
         return self._running and self._forget_due() <= now
 
     # -- what the node tells, and asks -------------------------------------------------------------
+
+    def set_own_addresses(self, addresses: frozenset[str]) -> None:
+        """The IPv4 addresses of this machine from now on; loopback need not be among them."""
+        self._own_addresses = addresses
 
     def was_deaf(self, seconds: float) -> None:
         """For so long, up to now, nobody listened: none of it is anybody's silence."""
@@ -647,7 +672,13 @@ class Discovery:
         """The source that a new entry from this address will belong to, once there is a place for
         it; None: there is none."""
         source = self._sources.get(host)
-        if source is not None and source.count >= self._max_per_address:
+        one_address = (
+            source is not None
+            and source.count >= self._max_per_address
+            and host not in self._own_addresses
+            and not host.startswith("127.")
+        )
+        if source is not None and one_address:
             candidates = source.waiting
         elif len(self._entries) >= self._max_peers:
             candidates = self._waiting
@@ -655,6 +686,10 @@ class Discovery:
             return source or _Source(host)
         oldest = next(iter(candidates.values()), None)
         if oldest is None or now - oldest.last_heard <= self._stale_after:
+            if one_address not in self._told_full:
+                self._told_full.add(one_address)
+                limit = self._max_per_address if one_address else self._max_peers
+                self._full.append(Full(host, limit, one_address))
             return None
         self._evicted += 1
         self._forget(oldest, LostReason.EVICTED)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from .. import errors
 from .._core import values
-from ..protocol.discovery import Discovery, Gone
+from ..protocol.discovery import Discovery, Full, Gone
 from ..protocol.peer import Key
 from .log import NodeLog, Troubles
 from .world import Address, Interface, choose, is_near
@@ -71,7 +71,8 @@ class Finder:
         self._interfaces: list[Interface] = []
         with contextlib.suppress(errors.NoNetwork):  # the first announcement finds that out again
             self._choose(interfaces)
-        self._troubles = Troubles(transport, NodeLog("peertalk.discovery", config.name))
+        self._log = NodeLog("peertalk.discovery", config.name)
+        self._troubles = Troubles(transport, self._log)
         self._narrowed = bool(config.bind or config.interfaces)
         self._was_beyond = False
         self._timer: Timer | None = None
@@ -163,7 +164,9 @@ class Finder:
     def _serve(self) -> None:
         discovery, transport = self.discovery, self.transport
         while (event := discovery.next_event()) is not None:
-            if isinstance(event, Gone):
+            if isinstance(event, Full):
+                self._log_refusal(event)
+            elif isinstance(event, Gone):
                 transport.gone(event)
             else:
                 transport.found(event)
@@ -173,6 +176,15 @@ class Finder:
             transport.cancel(self._timer)
             self._deadline = deadline
             self._timer = transport.after(max(0.0, deadline - transport.world.clock()), self._due)
+
+    def _log_refusal(self, full: Full) -> None:
+        bound = (
+            f"{full.limit:,} peers are remembered for one address of another machine"
+            if full.one_address
+            else f"{full.limit:,} peers are known (Config.max_peers)"
+        )
+        text = "no room for one more peer at %s: %s; more are counted in stats().peers_refused"
+        self._log.warning(text, full.host, bound)
 
     def _due(self) -> None:
         now = self._wake_up()
@@ -205,6 +217,7 @@ class Finder:
             NoNetwork: none of them has the address that we live on.
         """
         config = self.transport.config
+        self.discovery.set_own_addresses(frozenset(each.address for each in found))
         self._interfaces = choose(found, config.interfaces, config.bind)
 
     def _ask(self) -> list[Interface]:

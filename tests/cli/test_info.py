@@ -6,6 +6,7 @@ import json
 
 from peertalk import cli
 from peertalk._core import CORES
+from peertalk.runtime.statistics import NodeStatistics
 
 
 def test_info_says_where_each_value_came_from(capsys, monkeypatch):
@@ -37,3 +38,20 @@ def test_info_for_people_has_the_same_settings(capsys):
     assert cli.run(["info", "--bind", "127.0.0.1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split()[:3] == ["bind", "127.0.0.1", "argument"] for line in lines)
+
+
+def test_info_tells_whom_a_node_refuses_and_which_counter_says_so(capsys):
+    """A peer that nobody sees is looked for in the network first, unless the bound is known."""
+    assert cli.run(["info", "--json", "--max-peers", "100"]) == 0
+    bounds = json.loads(capsys.readouterr().out)["bounds"]
+    assert [(bound["most"], bound["counter"]) for bound in bounds] == [
+        (100, "peers_refused"),
+        (64, "peers_refused"),
+        (100, "links_refused"),
+        (164, "links_refused"),
+    ]
+    assert all(bound["counter"] in NodeStatistics.__struct_fields__ for bound in bounds)
+    assert cli.run(["info", "--max-peers", "2000"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "more than 2,000 peers known (max_peers): stats().peers_refused" in told
+    assert "more than 64 peers known at one address of another machine" in told

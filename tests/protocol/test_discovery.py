@@ -39,6 +39,7 @@ from peertalk.protocol.discovery import (
     Changed,
     Discovery,
     Found,
+    Full,
     Gone,
     Heard,
     Outgoing,
@@ -118,6 +119,7 @@ class DiscoveryAgainstAModel(RuleBasedStateMachine):
         self.departed: set[object] = set()
         self.last_announce = 0.0
         self.refused = 0
+        self.told_full: set[bool] = set()
 
     def forget(self, key):
         for table in (self.known, self.source):
@@ -125,8 +127,13 @@ class DiscoveryAgainstAModel(RuleBasedStateMachine):
         self.departed.discard(key)
 
     def hear_all_events(self) -> list[object]:
-        """Check each event against what is known; give them back."""
+        """Check each event against what is known; give them back, but for what is told once for
+        each bound."""
         events = news(self.discovery)
+        full = {event.one_address for event in events if isinstance(event, Full)}
+        assert not full & self.told_full
+        self.told_full |= full
+        events = [event for event in events if not isinstance(event, Full)]
         for event in events:
             match event:
                 case Found(key):
@@ -589,6 +596,25 @@ def test_a_flood_of_forged_announcements_costs_bounded_memory_even_if_no_event_i
     assert len(discovery) <= 64
     assert len(news(discovery)) <= 2 * 64
     assert discovery.statistics().refused > 0
+
+
+@pytest.mark.parametrize("ours", ["127.0.0.1", "127.8.8.8", "10.0.0.5"])
+def test_a_host_of_hundreds_of_nodes_knows_them_all_and_other_hosts_keep_their_bound(core, ours):
+    """No other machine can send from our addresses, so nobody's flood comes from there."""
+    discovery = make(core, max_peers=1000)
+    discovery.set_own_addresses(frozenset({"10.0.0.5", "10.0.1.5"}))
+    for number in range(200):
+        for host in (ours, "10.0.0.6"):
+            who = number if host == ours else 1000 + number
+            discovery.receive(packet(core, who=who), (host, 7353), 0.0)
+    assert all(instance(number) in discovery for number in range(200))
+    assert (len(discovery), discovery.statistics().refused) == (264, 136)
+    assert [event for event in news(discovery) if isinstance(event, Full)] == [
+        Full("10.0.0.6", 64, one_address=True)
+    ]
+    discovery.set_own_addresses(frozenset())
+    discovery.receive(packet(core, who=5000), (ours, 7353), 1.0)
+    assert (instance(5000) in discovery) is ours.startswith("127.")
 
 
 def test_one_host_can_fill_only_its_share_and_is_heard_again_when_the_forged_fall_silent(core):

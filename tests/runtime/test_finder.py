@@ -403,6 +403,28 @@ def test_an_interface_that_is_not_up_yet_is_used_when_it_is():
     assert [used for _, used, _ in engine.world.sent] == [[], [], [LAN], [LAN]]
 
 
+def test_whom_there_is_no_room_for_is_told_once_for_each_bound_and_counted(caplog):
+    """A neighbour that is never found, and no word why, is a search of hours; a line for each of
+    its announcements is no help either."""
+    engine, finder = start(max_peers=100)
+
+    def come(numbers, host):
+        engine.hear(*[packet(instance=number.to_bytes(8, "big"), host=host) for number in numbers])
+        while engine.world.coming:
+            engine.hear()
+
+    come(range(1, 90), "10.0.0.5")
+    (line,) = caplog.messages
+    assert "one more peer at 10.0.0.5: 64 peers are remembered for one address" in line
+    assert finder.discovery.statistics().refused == 25
+    come(range(101, 136), "10.0.0.200")
+    come(range(136, 150), "127.0.0.1")
+    assert "one more peer at 10.0.0.200" not in caplog.text
+    (_, line) = caplog.messages
+    assert "one more peer at 127.0.0.1: 100 peers are known (Config.max_peers)" in line
+    assert finder.discovery.statistics().refused == 25 + 13
+
+
 def test_a_flood_of_packets_is_taken_in_parts():
     """Whoever floods the port must not keep the loop from its links."""
     engine, _finder = start()
