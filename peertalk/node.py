@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import threading
 import warnings
 import weakref
@@ -50,7 +51,7 @@ from .runtime.remote import (
 )
 from .runtime.statistics import MemoryReport, NodeStatistics
 from .runtime.streaming import Outgoing, Progress
-from .runtime.transport import Transport
+from .runtime.transport import NO_THREAD, Transport
 from .runtime.worker import Worker
 from .runtime.world import Address, World, check_address, dotted_address
 
@@ -61,6 +62,8 @@ Event = events.Event["Peer"]
 _BULK = 2048
 """Cost of a lot of messages from which on it pays to have them made by map(): 100 ns, and each at a
 tenth less."""
+_INSIDE = tuple(f"peertalk.{room}" for room in ("node", "runtime.", "protocol.", "_core."))
+"""Modules that are in the middle of something while a function of theirs runs."""
 
 
 class Peer(Remote):
@@ -255,6 +258,15 @@ class Peer(Remote):
         iterate: each message goes to one of them. What is left when the last one stops comes to the
         node. Ends when the peer is lost or the node closed, after the last message."""
         return _Messages(self.transport, self)
+
+    def reject(self, reason: errors.RejectReason = errors.RejectReason.UNSPECIFIED) -> None:
+        """Send the peer away: see ConnectionRequested.reject(). On the node's loop only.
+
+        Raises:
+            InvalidState: the node is closed, or belongs to another loop, thread or process.
+        """
+        _check_free(self.transport)
+        super().reject(reason)
 
     def stream_out(self, data: Payload, progress: Progress | None = None) -> StreamOut:
         """A stream: much data in parts, with progress, that can be given up. The peer receives the
@@ -524,6 +536,7 @@ class StreamOut(Outgoing):
         """
         seconds = parse_timeout(timeout)
         if self.state not in ENDED:
+            _check_here(self.peer.transport)
             self.check_begun()
             done = _future(self.peer.transport)
             self._waiting.append(done)
@@ -539,6 +552,17 @@ class StreamOut(Outgoing):
         if self.error is not None:
             raise self.error
         return self.state
+
+    def cancel(self) -> None:
+        """Send no more of it. What was accepted before (at most 4 chunks) still leaves. Does
+        nothing to one that has ended.
+
+        Raises:
+            InvalidState: the node is closed, or belongs to another loop, thread or process.
+        """
+        if self.state not in ENDED:
+            _check_free(self.peer.transport)
+            super().cancel()
 
     def on_end(self) -> None:
         """Wakes those who wait for the end."""
@@ -683,21 +707,24 @@ class Node(Uncopied):
         return transport.unsent
 
     def close_nowait(self) -> int:
-        """Close at once, without sending what is queued; for signal handlers. Any thread: on
-        another one than the loop's, the loop closes it in its next tick.
+        """Close at once, without sending what is queued; for signal handlers, wherever they strike.
+        Any thread. On another thread than the loop's, and where it interrupts the node or is called
+        by it, the loop closes the node in its next tick.
 
         Returns:
-            Messages that were not sent; 0 when called from another thread, before they are counted.
+            Messages that were not sent; 0 when the loop closes it later, before they are counted.
         """
         transport, worker = self._transport, self._worker
         if transport is not None and transport.forked:
             transport.check_open()
         if transport is None or worker is None:
             return 0 if transport is None else transport.unsent
-        if threading.get_ident() != transport.thread and worker.ask(self.close_nowait):
+        elsewhere = transport.thread not in (NO_THREAD, threading.get_ident())
+        if (elsewhere or _is_inside()) and worker.ask(self.close_nowait):
             return 0
         _end(transport, worker)
         self._closed(transport)
+        worker.ask(_wake_up)  # a signal handler does not end the wait that it interrupts
         return transport.unsent
 
     def _closed(self, transport: Transport) -> None:
@@ -724,9 +751,9 @@ class Node(Uncopied):
             return
         name = self.config.name
         with contextlib.suppress(Exception):
-            # a collection may begin on any thread, and in the middle of a turn
-            elsewhere = threading.get_ident() != transport.thread or transport.turning
-            if not (elsewhere and worker.ask(partial(_end, transport, worker))):
+            # a collection may begin on any thread, and in the middle of something
+            elsewhere = transport.thread not in (NO_THREAD, threading.get_ident())
+            if not ((elsewhere or _is_inside()) and worker.ask(partial(_end, transport, worker))):
                 _end(transport, worker)
         # last: it may raise (-W error)
         warnings.warn(
@@ -744,6 +771,13 @@ class Node(Uncopied):
             transport = self._engine
             _follow_loop(transport)
         return transport
+
+    @property
+    def _free(self) -> Transport:
+        """Likewise for what makes no future, which would compare the loop."""
+        engine = self._engine
+        _check_free(engine)
+        return engine
 
     @property
     def _engine(self) -> Transport:
@@ -790,7 +824,7 @@ class Node(Uncopied):
 
     @flags.setter
     def flags(self, flags: int) -> None:
-        self._here.set_flags(flags)
+        self._free.set_flags(flags)
 
     @property
     def peers(self) -> Peers[Peer]:
@@ -987,7 +1021,7 @@ class Node(Uncopied):
             NotSupported: the peer hears none. PeerNotFound: it is not known any more.
         """
         check_peer(peer)
-        return self._here.datagrams.send(peer, data)
+        return self._free.datagrams.send(peer, data)
 
     async def receive_datagram(self, *, timeout: float | str | None = None) -> Datagram[Peer]:
         """The next datagram from anybody known. 256 wait at most, then the oldest give way.
@@ -1018,7 +1052,7 @@ class Node(Uncopied):
         """
         engine = self._transport
         if engine is not None and (not engine.closed or engine.forked):
-            _check_thread(engine)
+            _check_free(engine)
         stream = _Events(self)
         if engine is not None and engine.closed:
             stream.end()
@@ -1380,6 +1414,16 @@ def _check_running(engine: Transport) -> None:
     """On the node's thread, where one loop runs at a time: raises InvalidState when it is not the
     node's. Costs a fourth of asking which one runs."""
     if not engine.owner.is_running():
+        _running_loop()
+        engine.disown()  # what comes without a look (Peer.send) is refused from here on
+        raise _stranger(engine)
+
+
+def _check_free(engine: Transport) -> None:
+    """Likewise for what is no coroutine, and so may be called while no loop runs."""
+    _check_thread(engine)
+    engine.check_open()
+    if not engine.owner.is_running() and asyncio._get_running_loop() is not None:
         raise _stranger(engine)
 
 
@@ -1421,8 +1465,25 @@ def _end(engine: Transport, worker: Worker) -> None:
     if worker.loop.is_closed():
         worker.stop()  # nobody turns it any more
         engine.move_here()
+    elif engine.thread == NO_THREAD:
+        engine.move_here()
     engine.close_now()
     worker.stop()
+
+
+def _is_inside() -> bool:
+    """Whether whoever called the caller was called from within the package, which is in the middle
+    of something then: a signal handler, a finalizer, or a function that was given to it."""
+    frame = sys._getframe(2).f_back
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith(_INSIDE):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _wake_up() -> None:
+    """What a loop is asked for so that its wait ends."""
 
 
 async def _within(

@@ -16,6 +16,7 @@ import contextlib
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -71,6 +72,10 @@ class Peer(Remote):
     @property
     def _node(self) -> Node:
         node = self.transport.owner
+        if isinstance(node, weakref.ref):
+            node = node()
+        if node is None:
+            self.transport.check_open()
         assert isinstance(node, Node)
         return node
 
@@ -265,8 +270,9 @@ class Peer(Remote):
             for payload in node._each(take, seconds):
                 yield Message(self, payload)
         finally:
-            with node._held():
-                inbox.release(self)
+            if not self.transport.forked:
+                with node._held():
+                    inbox.release(self)
 
     def reject(self, reason: errors.RejectReason = errors.RejectReason.UNSPECIFIED) -> None:
         """Send the peer away: see ConnectionRequested.reject()."""
@@ -368,7 +374,7 @@ class StreamOut(Outgoing):
         nothing to one that has ended."""
         if self._telling:  # inside progress: this thread holds the lock
             super().cancel()
-        else:
+        elif self.state not in ENDED:
             with self._peer._node._held():
                 super().cancel()
 
@@ -383,7 +389,8 @@ class StreamOut(Outgoing):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.cancel()
+        if not self._peer.transport.forked:
+            self.cancel()
 
 
 class Node(Uncopied):
@@ -434,7 +441,8 @@ class Node(Uncopied):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        if self._transport is None or not self._transport.forked:  # a child leaves in silence
+            self.close()
 
     def close(self, timeout: float | str | None = 5.0) -> int:
         """Send what is queued, say goodbye, close; at most timeout seconds (None: however long that
@@ -443,6 +451,8 @@ class Node(Uncopied):
         transport = self._transport
         if transport is None:
             return 0
+        if transport.forked:
+            transport.check_open()
         if not transport.closed:
             with self._held():
                 transport.close(seconds, lambda: None)
@@ -451,6 +461,7 @@ class Node(Uncopied):
                         transport.turn(1.0)
                 finally:
                     transport.close_now()
+                    self._let_go(transport)
             if transport.unsent:
                 NodeLog("peertalk", self.config.name).warning(
                     "closed with %d messages not sent", transport.unsent
@@ -464,7 +475,14 @@ class Node(Uncopied):
             return 0
         with self._held():
             self._transport.close_now()
+            self._let_go(self._transport)
         return self._transport.unsent
+
+    def _let_go(self, transport: Transport) -> None:
+        """A Message is not tracked by the collector: through its peer it must not hold this
+        node."""
+        transport.publish = transport.on_change = None
+        transport.owner = weakref.ref(self)
 
     def __del__(self) -> None:
         transport = getattr(self, "_transport", None)
@@ -501,7 +519,13 @@ class Node(Uncopied):
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
-        """Hold the lock, asking whoever waits with it to let go."""
+        """Hold the lock, asking whoever waits with it to let go.
+
+        Raises:
+            InvalidState: in a forked child, where the thread that holds it may not exist.
+        """
+        if self._transport is not None and self._transport.forked:
+            self._transport.check_open()
         if not self._lock.acquire(blocking=False):
             self._others += 1
             if self._transport is not None and not self._transport.closed:

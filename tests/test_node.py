@@ -2109,8 +2109,35 @@ def loop_of_a_thread(name):
         loop.close()
 
 
+ANY_THREAD = {
+    "Node": {"close_nowait", "stats", "memory", "name", "id", "address", "peers", "config"},
+    "Peer": {"send_nowait", "stats", "queue", "stream_out"},
+    "StreamOut": {"peer", "state", "sent", "total", "error"},
+}
+"""What may be used on any thread: it looks, or hands over."""
+REFUSED = {
+    "Node": {
+        *("start", "aclose", "flags", "wait_for", "connect", "broadcast", "receive", "messages"),
+        *("batches", "send_datagram", "receive_datagram", "datagrams", "events"),
+    },
+    "Peer": {"send", "send_many", "connect", "disconnect", "ping", "messages", "reject"},
+    "StreamOut": {"finished", "cancel"},
+}
+"""What uses_of() tries; start() is refused because the node was started before."""
+
+
+def test_each_public_method_is_known_as_one_for_any_thread_or_for_its_loop_alone():
+    """A method that is added must be tried on another loop, or be made for any thread."""
+    for kind in (pt.Node, pt.Peer, pt.StreamOut):
+        said = ANY_THREAD[kind.__name__] | REFUSED[kind.__name__]
+        own = {name for name in vars(kind) if not name.startswith("_")}
+        assert own - {"on_end"} <= said, kind  # on_end: the engine's call
+    changing = {"reject", "accept", "offer"}  # of what the doors share
+    assert changing & set(vars(pt.Peer)) == {"reject"}
+
+
 def uses_of(node, peer):
-    """Each coroutine and stream of a node and a peer."""
+    """Each coroutine and stream of a node and a peer, and what else only its loop may use."""
 
     async def first(items):
         async for item in items:
@@ -2120,7 +2147,19 @@ def uses_of(node, peer):
         async with peer.stream_out(b"parts") as out:
             await out.finished(timeout=GUARD)
 
+    def plain(call):
+        async def use():
+            call()
+
+        return use
+
     return [
+        plain(peer.reject),
+        plain(peer.stream_out(b"parts").cancel),
+        plain(lambda: setattr(node, "flags", 1)),
+        plain(lambda: node.send_datagram(peer, b"x")),
+        plain(node.events),
+        lambda: peer.stream_out(b"parts").finished(timeout=GUARD),
         lambda: peer.send(b"x"),
         lambda: peer.send(bytearray(b"x"), timeout=GUARD),
         lambda: peer.send_many([b"x"]),
@@ -2164,6 +2203,46 @@ async def test_coroutines_and_streams_on_another_threads_loop_are_refused_and_ch
         assert await asyncio.to_thread(peer.send_nowait, b"any thread") == 0
         assert (await asyncio.to_thread(ada.stats)).links_open == 1
         assert await received(bob, 1) == [b"any thread"]
+
+
+def test_a_second_loop_of_the_same_thread_is_refused_and_the_first_goes_on(any_loop):
+    """The thread is the right one, so that the quick way of send does not notice by itself: once
+    the other loop is noticed nothing is accepted any more."""
+    ada = any_loop.run_until_complete(pt.Node("ada", **loopback()).start())
+    bob = any_loop.run_until_complete(pt.Node("bob", **loopback()).start())
+    peer = any_loop.run_until_complete(ada.connect(bob.address, timeout=GUARD))
+
+    async def elsewhere():
+        for data in (bytearray(b"looks first"), b"quick", b"quick"):
+            with pytest.raises(pt.InvalidState, match="'ada' belongs to another asyncio loop"):
+                await peer.send(data)
+        for use in uses_of(ada, peer):
+            with pytest.raises(pt.InvalidState, match="'ada' belongs to another asyncio loop"):
+                await use()
+
+    asyncio.run(elsewhere())
+    assert peer.accepted == 0 and peer.connected
+    peer.send_nowait(b"any time")
+    any_loop.run_until_complete(peer.send(b"after"))
+    assert any_loop.run_until_complete(received(bob, 2)) == [b"any time", b"after"]
+    any_loop.run_until_complete(ada.aclose(timeout=GUARD))
+    any_loop.run_until_complete(bob.aclose(timeout=GUARD))
+
+
+def test_a_node_that_another_loop_tried_to_use_is_closed_at_once(any_loop):
+    """Nobody turns it then, so nobody has to be waited for."""
+    ada = any_loop.run_until_complete(pt.Node("ada", **loopback()).start())
+    bob = any_loop.run_until_complete(pt.Node("bob", **loopback()).start())
+    peer = any_loop.run_until_complete(ada.connect(bob.address, timeout=GUARD))
+
+    async def elsewhere():
+        with pytest.raises(pt.InvalidState):
+            await peer.send(bytearray(b"x"))
+        ada.close_nowait()
+        assert ada.stats().links_open == 0
+
+    asyncio.run(elsewhere())
+    any_loop.run_until_complete(bob.aclose(timeout=GUARD))
 
 
 def test_a_node_whose_loop_has_ended_says_so_to_the_next_loop_and_can_be_closed(free_port):

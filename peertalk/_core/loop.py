@@ -266,6 +266,10 @@ class Loop:
         are refused with InvalidState (-10). At first it is the thread that made the loop."""
         self._owner = self._context.owner = threading.get_ident()
 
+    def disown(self) -> None:
+        """No thread owns this loop and its links until move_here()."""
+        self._owner = self._context.owner = 0
+
     # Making things
 
     def open_link(
@@ -545,7 +549,7 @@ class Loop:
             "wheel": wheel,
             "receive buffer": self._context.receive_buffer_size,
         }
-        links = [each._link for each in self._links]
+        links = [each._link for each in list(self._links)]  # any thread may ask
         held = [each.pipeline for each in links] + [kept[0].pipeline for kept in self._abandoned]
         tables = sum(each.depth for each in held) * slot
         lent = sum(each.slots[index].buffer_size for each in held for index in range(each.depth))
@@ -625,12 +629,21 @@ class Loop:
         self.fd = -1
 
     def orphan(self) -> None:
-        """In a forked child: give this process's copies of the descriptors and the memory back.
-        Nothing is written, and the epoll set, which is the parent's too, is not changed."""
+        """In a forked child: give this process's copies of the descriptors back and refuse all use.
+        Nothing is written, and the epoll set, which is the parent's too, is not changed. The memory
+        is given back where the owner forked: another thread may have forked while the owner was
+        changing it."""
         self._wake_lock = threading.Lock()  # another thread of the parent may have had it
-        if not self._closed and self.simulator is None:
+        if self._closed:
+            return
+        if self.simulator is None:
             self._lib.pt_posix_cleanup(self._platform)
-        self.close()
+        if self._owner == threading.get_ident():
+            self.close()
+        self._closed = True
+        self._turn = self._check_open
+        self.disown()
+        self.fd = -1
 
     def _check_open(self) -> None:
         if self._closed:

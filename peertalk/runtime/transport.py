@@ -77,6 +77,8 @@ def _rank(event: Event) -> int:
     return _RANK.get(event[0], 1)
 
 
+NO_THREAD = 0
+"""What an engine belongs to when it is no thread's."""
 _engines: WeakSet[Transport] = WeakSet()
 """Those that a forked child must not touch."""
 
@@ -288,11 +290,6 @@ class Transport:
         self._orders.popleft()
 
     @property
-    def turning(self) -> bool:
-        """Whether a turn runs."""
-        return self._turning
-
-    @property
     def unfinished(self) -> bool:
         """Whether a turn was cut off, and something of it is left."""
         return bool(self._came or self._calls)
@@ -353,7 +350,7 @@ class Transport:
         if self.closed:
             return
         self.forked = self.closing = self.closed = True
-        self.thread = 0
+        self.thread = NO_THREAD
         self.before_closing = self.before_release = self.publish = self.on_change = None
         for peer in self._everybody():
             peer.quick = None
@@ -393,6 +390,11 @@ class Transport:
         finally:
             with contextlib.suppress(errors.PlatformError):  # another thread has been quicker
                 self._spare = self.world.spare()
+
+    def disown(self) -> None:
+        """Belong to no thread until move_here(): turns and sends are refused."""
+        self.thread = NO_THREAD
+        self.loop.disown()
 
     def check_open(self) -> None:
         """Raises InvalidState when the node is closed or being closed, or another process's."""
@@ -1085,8 +1087,10 @@ class Transport:
     # Peers ----------------------------------------------------------------------------------------
 
     def _everybody(self) -> list[Remote]:
-        """Those who are known, and those who are forgotten and held: they may be sent to."""
-        return [*self.peers.values(), *self._forgotten.values()]
+        """Those who are known, and those who are forgotten and held: they may be sent to. Any
+        thread."""
+        held = [held() for held in self._forgotten.valuerefs()]
+        return [*self.peers.values(), *(peer for peer in held if peer is not None)]
 
     def meet(self, instance: bytes, name: str, address: Address) -> Remote:
         """The peer that has said its instance id on a connection, or by whose announcement it was
@@ -1311,9 +1315,9 @@ class Transport:
         if self.forked:
             self.check_open()
         open_links = [
-            connection.link.statistics()
-            for connection in self.connections.by_tag.values()
-            if connection.link is not None
+            link.statistics()
+            for connection in list(self.connections.by_tag.values())  # any thread may ask
+            if (link := connection.link) is not None
         ]
         return self.totals.report(
             open_links,

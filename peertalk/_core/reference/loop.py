@@ -326,6 +326,10 @@ class Loop:
         are refused with InvalidState (-10). At first it is the thread that made the loop."""
         self._owner = threading.get_ident()
 
+    def disown(self) -> None:
+        """No thread owns this loop and its links until move_here()."""
+        self._owner = 0
+
     def wake(self) -> None:
         """End a wait that runs, or the next one. Any thread; nothing happens when the loop is
         closed."""

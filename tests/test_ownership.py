@@ -1,0 +1,279 @@
+"""A node belongs to one process and one thread at a time: what strikes from elsewhere, a signal
+handler in the middle of something, a forked child, another thread, gets an answer at once and tears
+nothing. tests/test_node.py has the loops and threads of each method, tests/test_faults.py the
+forked children of an asyncio node."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import sys
+import threading
+import weakref
+
+import pytest
+
+import peertalk as pt
+from peertalk import sync
+
+GUARD = 20.0
+
+
+def loopback(**more):
+    return {"bind": "127.0.0.1", "port": 0, "discovery": False, **more}
+
+
+# A signal handler
+
+
+class Striking:
+    """Calls something at the nth step of what the package and asyncio do on this thread, as a
+    signal handler may at any. steps: how many there were."""
+
+    def __init__(self, nth, call):
+        self.nth = nth
+        self.steps = 0
+        self.call = call
+        self.struck = False
+
+    def begin(self):
+        sys.settrace(self._enter)
+
+    def end(self):
+        sys.settrace(None)
+
+    def _enter(self, frame, event, argument):
+        if not frame.f_globals.get("__name__", "").startswith(("peertalk", "asyncio", "selectors")):
+            return None
+        frame.f_trace_opcodes = True
+        return self._step
+
+    def _step(self, frame, event, argument):
+        self.steps += 1
+        if self.steps >= self.nth and not self.struck:
+            self.struck = True
+            sys.settrace(None)
+            self.call()
+        return self._step
+
+
+async def a_node_at_work(strike):
+    """Whatever a node does between its first message and its end, struck once. Each message that
+    was accepted has one outcome, nobody waits for ever, nothing is logged by the loop."""
+    troubles = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: troubles.append(context))
+    async with pt.Node("bob", **loopback()) as bob, pt.Node("ada", **loopback()) as ada:
+        peer = await ada.connect(bob.address, timeout=GUARD)
+        events = ada.events()
+        strike.call = ada.close_nowait
+
+        async def talk():
+            for size in (1, 8000, 40, 8000, 5):
+                await peer.send(bytes(size), no_delay=size == 40)
+                await asyncio.sleep(0)
+            await peer.ping(timeout=GUARD)
+            await peer.send_many([b"many"] * 20)
+            async with peer.stream_out(bytes(20_000)) as out:
+                await out.finished(timeout=GUARD)
+            await ada.aclose(timeout=GUARD)
+
+        async def hear(node):
+            async for message in node.messages():
+                if node is bob:
+                    await message.peer.send(b"back")
+
+        async def until_closed(coroutine):
+            with contextlib.suppress(pt.PeerTalkError):
+                await coroutine
+
+        tasks = [asyncio.create_task(until_closed(each)) for each in (hear(ada), talk())]
+        hearing = asyncio.create_task(until_closed(hear(bob)))
+        strike.begin()
+        try:
+            async with asyncio.timeout(GUARD):
+                await asyncio.gather(*tasks)
+        finally:
+            strike.end()
+        hearing.cancel()
+        await asyncio.gather(hearing, return_exceptions=True)
+        outcomes = {}
+        async for event in events:
+            if isinstance(event, pt.Sent | pt.Failed):
+                for number in range(event.first, event.last + 1):
+                    outcomes.setdefault(number, []).append(event)
+        assert sorted(outcomes) == list(range(1, peer.accepted + 1))
+        assert ada._transport.closed and not troubles
+        stats = ada.stats()
+        assert stats.messages_accepted == stats.messages_sent + stats.messages_failed
+
+
+@pytest.mark.soak
+@pytest.mark.unsanitized("a tracer at each step of the interpreter is slow as it is")
+async def test_a_node_may_be_closed_by_a_signal_at_any_step(rounds):
+    """A handler runs between any two steps of whatever it interrupts: a turn, a send, a polite end,
+    the loop itself. Called there, close_nowait must not find the node half way."""
+    whole = Striking(1 << 60, None)
+    await a_node_at_work(whole)
+    struck = 0
+    many = rounds(120, 3_000)
+    for turn in range(many):
+        strike = Striking(1 + turn * whole.steps // many, None)
+        await a_node_at_work(strike)
+        struck += strike.struck
+    assert struck > many // 2
+
+
+async def test_a_node_that_is_closed_by_a_signal_wakes_who_waits():
+    """A handler does not end the wait that it interrupts: the loop would sleep on."""
+    async with pt.Node("ada", **loopback()) as ada:
+        before = signal.signal(signal.SIGUSR1, lambda *_: ada.close_nowait())
+        try:
+            woken_late = asyncio.get_running_loop().time() + GUARD
+            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+            with pytest.raises(pt.InvalidState, match="closed"):
+                await ada.receive(timeout=GUARD)  # the end of the time would wake it too
+            assert asyncio.get_running_loop().time() < woken_late
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+
+
+async def test_a_function_that_the_node_calls_may_close_it():
+    """It is in the middle of something then, as with a signal."""
+    async with pt.Node("bob", **loopback()) as bob, pt.Node("ada", **loopback()) as ada:
+        peer = await ada.connect(bob.address, timeout=GUARD)
+        said = []
+        with pytest.raises(pt.PeerTalkError):
+            async with peer.stream_out(
+                bytes(60_000), lambda *_: said.append(ada.close_nowait())
+            ) as out:
+                await out.finished(timeout=GUARD)
+        assert said[0] == 0 and ada._transport.closed
+
+
+# Another thread
+
+
+async def test_statistics_may_be_asked_for_on_any_thread_while_connections_come_and_go():
+    """A monitoring thread must not meet a table that changes while it is counted."""
+    stop, raised, asked = threading.Event(), [], 0
+
+    def monitor():
+        nonlocal asked
+        try:
+            while not stop.is_set():
+                assert ada.stats().messages_received >= 0 and ada.memory["total"].bytes > 0
+                asked += len(ada.peers.names()) > 0
+        except BaseException as error:
+            raised.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread = threading.Thread(target=monitor)
+    try:
+        async with pt.Node("ada", **loopback()) as ada:
+            thread.start()
+            for number in range(40):
+                async with pt.Node(f"bob{number}", **loopback()) as bob:
+                    peer = await bob.connect(ada.address, timeout=GUARD)
+                    await peer.send(b"x")
+                    await ada.receive(timeout=GUARD)
+            stop.set()
+            await asyncio.to_thread(thread.join)
+    finally:
+        stop.set()
+        sys.setswitchinterval(interval)
+    assert not raised and asked
+
+
+# A forked child of peertalk.sync
+
+SYNC_FORKING = """
+import os, sys, threading
+import peertalk as pt
+from peertalk.sync import Node
+
+options = dict(bind="127.0.0.1", port=0, discovery=False)
+ada = Node("ada", **options).start()
+bob = Node("bob", **options).start()
+greeting = threading.Thread(target=bob.wait_for, args=("ada",), daemon=True)
+greeting.start()
+peer = ada.connect(bob.address, timeout=20)
+greeting.join()
+stream = peer.stream_out(b"parts")
+mine = peer.messages(timeout=0.01)
+next(mine, None)
+waits = threading.Thread(target=ada.receive, daemon=True)
+waits.start()
+while not ada._lock.locked():
+    pass
+child = os.fork()
+if child == 0:
+    uses = [
+        lambda: peer.send(b"child"), lambda: peer.send_nowait(b"child"),
+        lambda: peer.send_many([b"child"]), peer.connect, peer.disconnect, peer.ping, peer.reject,
+        stream.finished, stream.cancel, stream.__enter__, lambda: list(peer.messages(timeout=0)),
+        ada.receive, lambda: ada.broadcast(b""), lambda: ada.connect(("127.0.0.1", 1)),
+        lambda: ada.wait_for("bob"), ada.poll, ada.close, ada.close_nowait, ada.stats,
+        lambda: ada.memory, lambda: ada.peers, lambda: ada.send_datagram(peer, b"child"),
+        ada.receive_datagram, lambda: next(ada.messages()), lambda: next(ada.batches()),
+        lambda: next(ada.datagrams()), lambda: setattr(ada, "flags", 1),
+    ]
+    for number, use in enumerate(uses):
+        try:
+            use()
+        except pt.InvalidState as error:
+            assert "forked child" in str(error) or number == 7, (number, error)
+        else:
+            raise AssertionError(number)
+    if sys.argv[1] == "_exit":
+        os._exit(7)
+    ada.__exit__(None, None, None)
+    sys.exit(7)
+assert os.waitpid(child, 0)[1] == 7 << 8
+peer.send(b"after")
+assert bob.receive(timeout=20).data == b"after"
+bob.peers["ada"].send(b"back")
+waits.join()
+ada.close()
+bob.close()
+print("went on")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="did not run: this system cannot fork")
+@pytest.mark.unsanitized("the child leaves alone, and leaks, what another thread was changing")
+@pytest.mark.parametrize("way", ["exit", "_exit"])
+def test_a_forked_child_of_a_polled_node_is_refused_at_once(way, start_python):
+    """Another thread of the parent may hold the lock of the node: in the child it holds it for
+    ever, so the child is refused before it asks for the lock."""
+    process = start_python("-W", "always", "-c", SYNC_FORKING, way)
+    out, err = process.communicate(timeout=GUARD)
+    assert (out.strip(), err, process.returncode) == ("went on", "", 0)
+
+
+# A closed node
+
+
+@pytest.mark.parametrize("end", ["close", "close_nowait"])
+def test_a_polled_node_that_keeps_its_last_message_can_be_collected(end):
+    """A Message is not tracked by the collector, so no way may lead from it back to its node."""
+    ada, bob = sync.Node("ada", **loopback()).start(), sync.Node("bob", **loopback()).start()
+    list(bob.events())
+    answering = threading.Thread(target=bob.wait_for, args=("ada",))
+    answering.start()
+    peer = ada.connect(bob.address, timeout=GUARD)
+    answering.join()
+    peer.send(b"kept")
+    bob.last = bob.receive(timeout=GUARD)
+    sender = bob.last.peer
+    getattr(bob, end)()
+    ada.close_nowait()
+    with pytest.raises(pt.InvalidState, match="closed"):
+        sender.send(b"x")
+    gone = weakref.ref(bob)
+    del bob
+    gc.collect()
+    assert gone() is None
