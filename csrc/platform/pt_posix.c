@@ -506,6 +506,19 @@ static int poll_round(pt_context *context, posix_data *data, int timeout_ms)
     return (int)context->ready_count;
 }
 
+/* A descriptor that could be registered is in no epoll set. A source that seems to be registered
+ * with the same number was left there by one who has closed it: what it asked for later would
+ * change the entry of the next one. */
+static void overtake(const pt_context *context, const posix_data *data, const pt_source *source)
+{
+    if (data->epoll_fd < 0)
+        return;
+    for (pt_source *other = context->sources; other != NULL; other = other->next) {
+        if (other != source && other->handle == source->handle)
+            other->registered = UNREGISTERED;
+    }
+}
+
 static int posix_watch(pt_context *context, pt_source *source)
 {
     posix_data *data = data_of(context);
@@ -521,6 +534,8 @@ static int posix_watch(pt_context *context, pt_source *source)
             return PT_ERR_NO_MEMORY;
         data->source_count++;
     }
+    if (source->registered == UNREGISTERED)
+        overtake(context, data, source);
     source->registered = wanted;
     return PT_OK;
 }
@@ -528,13 +543,13 @@ static int posix_watch(pt_context *context, pt_source *source)
 static void posix_forget(pt_context *context, pt_source *source)
 {
     posix_data *data = data_of(context);
-    if (source->registered == UNREGISTERED)
-        return;
-    if (data->epoll_fd >= 0)
-        epoll_unregister(data, source);
-    else
-        data->source_count--;
-    source->registered = UNREGISTERED;
+    if (source->registered != UNREGISTERED) {
+        if (data->epoll_fd >= 0)
+            epoll_unregister(data, source);
+        else
+            data->source_count--;
+        source->registered = UNREGISTERED;
+    }
     if (source->kind != PT_SOURCE_LINK)
         return;
     /* The kernel has copied what it took, so the slots are ours again at once. */

@@ -10,6 +10,7 @@ callback from C, a pointer made anew on a hot path.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -27,15 +28,31 @@ class Buffer:
         self._pool = pool
         self._pointer = pointer
         self.size: int = pool._lib.pt_pool_buffer_size(pointer)
-        self.view = memoryview(pool._ffi.buffer(pointer, self.size))
+        self._show()
+
+    def _show(self) -> None:
+        memory = self._pool._ffi.buffer(self._pointer, self.size)
+        self._shown = weakref.ref(memory)
+        self.view = memoryview(memory)
 
     def release(self, used: int | None = None) -> None:
         """Give the buffer back; a second time does nothing. used: bytes from its start that were
-        written and are wiped (None: all)."""
+        written and are wiped (None: all).
+
+        Raises:
+            InvalidState: a slice of the view is alive, and would write into the next one's buffer.
+                The buffer is still lent, with a view anew.
+        """
+        if self._pointer is None:
+            return
+        self.view.release()
+        if self._shown() is not None:
+            self._show()
+            raise errors.InvalidState(
+                "a slice of this buffer's view is alive: release that first, then the buffer"
+            )
         pointer, self._pointer = self._pointer, None
-        if pointer is not None:
-            self.view.release()
-            self._pool._take_back(pointer, self.size if used is None else min(used, self.size))
+        self._pool._take_back(pointer, self.size if used is None else min(used, self.size))
 
 
 class BufferPool:
@@ -98,6 +115,10 @@ class BufferPool:
 
     def _take_back(self, pointer: Any, used: int) -> None:
         self._lib.pt_pool_release(self._pool, pointer, used)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Something came back: of a closed pool it is freed."""
         if self._closed:
             self._lib.pt_pool_trim(self._pool)
 
@@ -137,7 +158,7 @@ class BufferPool:
         return int(self._lib.pt_pool_cleanup(self._pool))
 
     def __del__(self) -> None:
-        if hasattr(self, "_pool") and not self._closed:
+        if hasattr(self, "_pool"):
             self.close()
 
 
@@ -237,6 +258,7 @@ class Ingest:
     def close(self) -> None:
         """Give staging memory back; idempotent."""
         self._lib.pt_ingest_cleanup(self._ingest)
+        self._pool._settle()
 
     def __del__(self) -> None:
         if hasattr(self, "_plain"):
@@ -306,8 +328,7 @@ class Reassembly:
     def close(self) -> None:
         """Give memory back and forget an unfinished message; idempotent."""
         self._lib.pt_reassembly_cleanup(self._reassembly)
-        if self._pool._closed:
-            self._pool.trim()
+        self._pool._settle()
 
     def __del__(self) -> None:
         if hasattr(self, "_reassembly"):
@@ -404,6 +425,7 @@ class SendPipeline:
         ):
             raise errors.InvalidState(f"slot {index} is not in flight: nothing to complete")
         self._lib.pt_pipeline_complete(self._pipeline, index, result)
+        self._pool._settle()
 
     def report(self) -> tuple[int, int] | None:
         """Free the oldest slot if it is completed. Returns (messages it carried, its result), or
@@ -448,6 +470,7 @@ class SendPipeline:
         abandoned = int(self._lib.pt_pipeline_cleanup(self._pipeline))
         if self._own_pool and abandoned == 0:
             self._pool.close()
+        self._pool._settle()
         return abandoned
 
     def __del__(self) -> None:

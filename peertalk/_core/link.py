@@ -30,10 +30,10 @@ class Watch:
         self._lib = loop._lib
         self.tag = tag
         self._watch: Any = loop._ffi.new("pt_watch *")
-        loop._watches.add(self)
+        loop._watches[self] = None
         code = self._lib.pt_watch_open(loop._context, self._watch, fd, tag, interest)
         if code != 0:
-            loop._watches.discard(self)
+            del loop._watches[self]
             raise loop._binding.fault(code, f"descriptor {fd} cannot be watched")
 
     def set(self, interest: int) -> None:
@@ -53,7 +53,7 @@ class Watch:
         if self._watch is not None:
             self._lib.pt_watch_close(self._loop._context, self._watch)
             self._watch = None
-            self._loop._watches.discard(self)
+            self._loop._watches.pop(self, None)
 
 
 class Timer:
@@ -81,7 +81,7 @@ class Timer:
     def cancel(self) -> None:
         """Never expire. Nothing happens when it is not armed."""
         self._lib.pt_loop_cancel(self._loop._context, self._timer)
-        self._loop._armed.discard(self)
+        self._loop._armed.pop(self, None)
 
     @property
     def armed(self) -> bool:

@@ -148,8 +148,8 @@ class Loop:
         )
         self._links: dict[Link, None] = {}
         self._peaks: dict[str, int] = {}
-        self._watches: set[Watch] = set()
-        self._armed: set[Timer] = set()
+        self._watches: dict[Watch, None] = {}
+        self._armed: dict[Timer, None] = {}
         self._armed_limit = 64
         self._wake_lock = threading.Lock()
         self._turn: Callable[[list[Event]], int] = self._bind_turn(size)
@@ -319,9 +319,9 @@ class Loop:
 
     def _hold(self, timer: Timer) -> None:
         """Keep an armed timer's memory; let go of expired ones now and then."""
-        self._armed.add(timer)
+        self._armed[timer] = None
         if len(self._armed) > self._armed_limit:
-            self._armed = {each for each in self._armed if each.armed}
+            self._armed = {each: None for each in self._armed if each.armed}
             self._armed_limit = 2 * len(self._armed) + 64
 
     # Turning

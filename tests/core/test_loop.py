@@ -8,7 +8,9 @@ encoded one by one.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import select
+import socket
 import threading
 import time
 
@@ -381,3 +383,39 @@ def test_a_closed_loop_and_what_it_served_refuse_all_use(bench):
     link.frame_timeout = 1.0
     for tell in (loop.statistics, loop.memory, loop.pool_statistics, link.statistics):
         tell()
+
+
+# Descriptors that are used again
+
+
+def test_a_handle_that_outlived_its_descriptor_does_not_deafen_the_next_one(bench):
+    """A descriptor that is closed leaves the system's set by itself, and its number is used again:
+    the old handle must not take the new one out, nor put itself in its place."""
+    first, _ = bench.pair()
+    number = first.fileno()
+    old = bench.loop.watch(number, 1, READ)
+    link_end, _ = bench.pair()
+    link_number = link_end.fileno()
+    link = bench.loop.open_link(link_number, 2)
+    first.close()
+    link_end.close()
+    sockets = bench.keep(*socket.socketpair(), *socket.socketpair())
+    ours = {each.fileno(): each for each in sockets}
+    assert {number, link_number} <= set(ours)
+    partner = dict(zip(sockets, (sockets[1], sockets[0], sockets[3], sockets[2]), strict=True))
+    if bench.core.name == "reference":  # it knows numbers: who watches twice is told
+        with pytest.raises(errors.InvalidArgument, match="cannot be watched"):
+            bench.loop.watch(number, 3, READ)
+        old.close()
+        link.close()
+    watches = [bench.loop.watch(number, 3, READ), bench.loop.watch(link_number, 4, READ)]
+    assert watches
+    with contextlib.suppress(errors.PeerTalkError):
+        old.set(WRITE)
+    with contextlib.suppress(errors.PeerTalkError):
+        link.pause()
+    old.close()
+    link.close()
+    for each, tag in ((number, 3), (link_number, 4)):
+        partner[ours[each]].send(b"x")
+        bench.until(lambda events, tag=tag: (READY, tag, READ, 0) in events)

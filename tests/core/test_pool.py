@@ -16,7 +16,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from peertalk.errors import InvalidArgument, OutOfMemory
+from peertalk.errors import InvalidArgument, InvalidState, OutOfMemory
 
 BOOKKEEPING = 16
 
@@ -186,6 +186,50 @@ def test_releasing_twice_returns_a_buffer_once(core):
     assert second.view[0] == 0
     first.release()
     second.release()
+
+
+def test_a_buffer_is_not_given_back_while_a_slice_of_it_is_alive(core):
+    """A slice outlives the view that it was cut from, and would write into the buffer of whoever
+    borrows next."""
+    pool = core.BufferPool([(16, 1)])
+    buffer = pool.acquire(16)
+    whole, slice_of_slice = buffer.view, buffer.view[4:12][2:4]
+    with pytest.raises(InvalidState, match="slice"):
+        buffer.release()
+    assert pool.statistics().in_use == 1
+    slice_of_slice[0] = buffer.view[0] = 7  # nothing has changed: it is still ours
+    slice_of_slice.release()
+    buffer.release()
+    for ended in (whole, buffer.view):
+        with pytest.raises(ValueError, match="released"):
+            ended[0] = 1
+    again = pool.acquire(16)
+    assert bytes(again.view) == bytes(16)
+    again.release()
+
+
+@pytest.mark.parametrize("borrower", ["buffer", "ingest", "reassembly", "pipeline"])
+def test_a_pool_that_is_closed_before_its_borrower_keeps_nothing(core, borrower):
+    """What comes back after the close is freed at once, whoever had it."""
+    pool = core.BufferPool([(16_384, 4)])
+    if borrower == "buffer":
+        held = pool.acquire(1)
+        end = held.release
+    elif borrower == "ingest":
+        held = core.Ingest(pool=pool)
+        held.receive(core.encode_frame(1, bytes(500))[:100])
+        end = held.close
+    elif borrower == "reassembly":
+        held = core.Reassembly(1000, pool=pool)
+        held.receive(core.encode_fragment(1, 100, 0, 1) + bytes(10))
+        end = held.close
+    else:
+        held = core.SendPipeline(depth=2, slot_size=8192, pool=pool)
+        held.send(1, b"waits")
+        end = held.close
+    assert pool.statistics().in_use == 1 and pool.close() == 1
+    end()
+    assert (pool.statistics().in_use, pool.statistics().bytes) == (0, 0)
 
 
 def test_close_says_how_many_buffers_are_still_lent(core):

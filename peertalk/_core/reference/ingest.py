@@ -110,7 +110,7 @@ class Ingest:
         taken += self._stage(view[taken:])
         if self._staged_len == self._frame_len:
             assert self._staging is not None
-            frame = self._verify(self._staging.view[: self._frame_len])
+            frame = self._verify(memoryview(self._staging.view[: self._frame_len].tobytes()))
             self._give_back_staging()
             frames.append(frame)
         self.consumed = taken

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from peertalk._core.values import PoolStatistics
-from peertalk.errors import InvalidArgument, OutOfMemory
+from peertalk.errors import InvalidArgument, InvalidState, OutOfMemory
 
 BOOKKEEPING = 16
 """Bytes that each buffer costs beside its size."""
@@ -53,13 +53,28 @@ class Buffer:
 
     def release(self, used: int | None = None) -> None:
         """Give the buffer back; a second time does nothing. used: bytes from its start that were
-        written and are wiped (None: all)."""
-        memory, self._memory = self._memory, None
-        if memory is not None:
-            self.view.release()
-            self._pool._take_back(
-                self._size_class, memory, self.size if used is None else used, self.is_share
-            )
+        written and are wiped (None: all).
+
+        Raises:
+            InvalidState: a slice of the view is alive, and would write into the next one's buffer.
+                The buffer is still lent, with a view anew.
+        """
+        memory = self._memory
+        if memory is None:
+            return
+        self.view.release()
+        try:
+            memory.append(0)  # refused while somebody looks at its bytes
+        except BufferError:
+            self.view = memoryview(memory)
+            raise InvalidState(
+                "a slice of this buffer's view is alive: release that first, then the buffer"
+            ) from None
+        memory.pop()
+        self._memory = None
+        self._pool._take_back(
+            self._size_class, memory, self.size if used is None else used, self.is_share
+        )
 
 
 class BufferPool:
