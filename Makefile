@@ -8,6 +8,7 @@ DEMO_PATH ?=
 TEST_ARGS ?=
 MUTANTS ?=
 FUZZ_RUNS ?= 10000000
+STORM_SECONDS ?= 600
 CLANG ?= clang
 GCC ?= gcc
 
@@ -29,7 +30,7 @@ TOOLS_vintage := # and those of the parts, which tests/vintage/run.py asks the s
 tools-lint tools-sanitize tools-fuzz tools-vintage: tools-%:
 	@GCC=$(GCC) CLANG=$(CLANG) .ci/packages $(PYTHON) $(TOOLS_$*)
 
-.PHONY: help demo test bench soak mutants vintage format lint lint-python lint-c sanitize sanitize-address sanitize-thread fuzz release debug clean
+.PHONY: help demo test bench soak mutants storm vintage format lint lint-python lint-c sanitize sanitize-address sanitize-thread fuzz release debug clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -51,6 +52,9 @@ soak: debug ## the long form of the tests that have one: millions of calls and m
 # MUTANTS="--today" plants ten of them, others each day.
 mutants: debug ## faults of one line, planted one at a time: which of them does no test notice? MUTANTS="frame-crc pool-aba" narrows it
 	$(PY) tests/mutants/run.py $(MUTANTS)
+
+storm: debug ## threads, forks and signals on asyncio nodes, all at once, for STORM_SECONDS (make soak has it too)
+	$(PY) tests/storm.py $(STORM_SECONDS)
 
 # The parts are named in tests/vintage/run.py; what it measures and the output of the far Python stay in build/vintage.
 vintage: tools-vintage .venv/made ## the core on other machines: big-endian ones, a true 68000, Windows, musl, macOS; VINTAGE="m68k 68000" narrows it

@@ -697,6 +697,8 @@ class Node(Uncopied):
         if not transport.closed:
             done = _future(transport)
             transport.close(seconds, lambda: _settle(done))
+            if self._worker is not None and not transport.closed:
+                self._worker.schedule_anew()
             try:
                 await done
             except asyncio.CancelledError:

@@ -64,6 +64,12 @@ class Worker:
             self._asked = now
             self._scheduled = True
 
+    def schedule_anew(self) -> None:
+        """Have a turn, whatever was asked for before: a loop that was interrupted by an exception
+        may have dropped that."""
+        self._scheduled = False
+        self.schedule()
+
     def ask(self, what: Callable[[], object]) -> bool:
         """Have something called on the loop. Any thread. False: the loop is closed."""
         try:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import re
 import select
 import socket
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +29,7 @@ from peertalk._core.values import (
     WRITE,
 )
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 OVERHEAD = 12
 INVALID_STATE = -10
 NOT_CONNECTED = -18
@@ -419,3 +422,49 @@ def test_a_handle_that_outlived_its_descriptor_does_not_deafen_the_next_one(benc
     for each, tag in ((number, 3), (link_number, 4)):
         partner[ours[each]].send(b"x")
         bench.until(lambda events, tag=tag: (READY, tag, READ, 0) in events)
+
+
+@pytest.mark.source
+def test_each_entry_point_of_c_refuses_a_context_that_was_cleaned_up(bench):
+    """Walked by the header, so that one that is added is tried too. The handles keep nobody from
+    calling them; a crash here would be one in a finalizer or a signal handler."""
+    if bench.core.name == "reference":
+        pytest.skip("did not run: the reference core has no context")
+    header = (ROOT / "csrc/core/pt_loop.h").read_text()
+    header = re.sub(r"/\*.*?\*/", "", header, flags=re.S)
+    found = re.findall(r"\w+ (pt_\w+)\(pt_context \*context([^;]*)\);", header)
+    assert len(found) >= 18
+    loop = bench.loop
+    ours, _ = bench.pair()
+    link, _ = bench.link(tag=2)
+    watch, timer = bench.loop.watch(ours.fileno(), 3, READ), bench.loop.timer(4)
+    ffi, lib, context, events = loop._ffi, loop._lib, loop._context, loop._events
+    c_watch = watch._watch
+    loop.close()
+    sink, plain = ffi.new("pt_sink *"), ffi.new("pt_plain_sink *")
+    lib.pt_plain_sink_init(plain, sink, 0)
+    slots = ffi.new("pt_send_slot[]", 2)
+    given = {
+        "pt_link *link": link._link,
+        "const pt_link *link": link._link,
+        "pt_watch *watch": c_watch,
+        "pt_timer *timer": timer._timer,
+        "pt_send_slot *slots": slots,
+        "pt_event *events": events,
+        "const pt_sink *sink": sink,
+        "const uint8_t *payload": b"x",
+        "int capacity": 256,
+        "uint8_t depth": 2,
+        "uint16_t slot_size": 4096,
+    }
+    refusals = set()
+    for name, rest in found:
+        if name == "pt_context_init":  # makes it anew
+            continue
+        parameters = [" ".join(each.split()) for each in rest.split(",")[1:]]
+        answer = getattr(lib, name)(context, *(given.get(each, 1) for each in parameters))
+        if answer is not None and name not in ("pt_link_close", "pt_context_cleanup"):
+            refusals.add((name, answer))
+    for name, answer in refusals:
+        assert answer < 0 or (name, answer) == ("pt_link_unconfirmed", 0), name
+    assert not lib.pt_timer_is_armed(timer._timer)
