@@ -641,7 +641,7 @@ class Loop:
         if self._owner == threading.get_ident():
             self.close()
         self._closed = True
-        self._turn = self._check_open
+        self._turn = self._closed_turn
         self.disown()
         self.fd = -1
 
