@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import ipaddress
 import os
 import secrets
@@ -744,17 +745,16 @@ def _system_addresses() -> list[Interface]:
         OSError: out of descriptors or memory.
     """
     try:
-        library = ctypes.CDLL(None, use_errno=True)
-        ask, free = library.getifaddrs, library.freeifaddrs
+        ask, free = _library()
     except (AttributeError, OSError, TypeError):  # no ctypes, no such function, a static Python
         return _named_addresses()
+    numbers = {name: number for number, name in socket.if_nameindex()}
     head = ctypes.c_void_p()
     if ask(ctypes.byref(head)):
         code = ctypes.get_errno()
         if code in _ACCEPT_LATER:
             raise OSError(code, os.strerror(code))
         return _named_addresses()
-    numbers = {name: number for number, name in socket.if_nameindex()}
     found = []
     try:
         following = head.value
@@ -773,6 +773,18 @@ def _system_addresses() -> list[Interface]:
     finally:
         free(head)
     return found
+
+
+@functools.cache
+def _library() -> tuple[Any, Any]:
+    """getifaddrs and freeifaddrs. Opened once: each CDLL is a class of its own, which only the
+    collector of garbage takes away.
+
+    Raises:
+        AttributeError, OSError, TypeError: there is no ctypes, no such function, or no library.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    return library.getifaddrs, library.freeifaddrs
 
 
 def _sockaddr(at: int) -> tuple[int, str]:

@@ -7,6 +7,7 @@ Truth: the system itself, the ipaddress module, and the header of the kernel.
 from __future__ import annotations
 
 import errno
+import gc
 import ipaddress
 import json
 import os
@@ -156,6 +157,7 @@ def test_where_the_system_tells_no_interfaces_the_hosts_own_name_does(world, mon
     descriptors is nothing to get used to."""
     from peertalk.runtime import world as module
 
+    monkeypatch.setattr(module, "_library", module._library.__wrapped__)
     for missing in (None, types.SimpleNamespace(CDLL=lambda *_, **__: types.SimpleNamespace())):
         monkeypatch.setattr(module, "ctypes", missing)
         found = world.interfaces()
@@ -163,6 +165,7 @@ def test_where_the_system_tells_no_interfaces_the_hosts_own_name_does(world, mon
         assert [destination for _, destination in ways(found)] == ["255.255.255.255"]
         assert is_near(found, "10.0.0.5", 0)
     monkeypatch.undo()
+    monkeypatch.setattr(module, "_library", module._library.__wrapped__)
     calls = []
     library = types.SimpleNamespace(getifaddrs=lambda _: calls.append(1) or -1, freeifaddrs=None)
     monkeypatch.setattr(module.ctypes, "CDLL", lambda *_, **__: library)
@@ -172,6 +175,45 @@ def test_where_the_system_tells_no_interfaces_the_hosts_own_name_does(world, mon
     with pytest.raises(errors.PlatformError, match="network interfaces: Too many open files"):
         world.interfaces()
     assert len(calls) == 2
+
+
+@linux
+def test_asking_for_the_interfaces_leaves_nothing_behind(world, monkeypatch):
+    """It is done for each announcement: a program that has turned the collector off would grow by
+    4 KiB each time, and a list of the C library that is not given back is lost for good."""
+    from peertalk.runtime import world as module
+
+    world.interfaces()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(10):
+            world.interfaces()
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+
+    ask, free = module._library()
+    held = []
+
+    def asked(head):
+        code = ask(head)
+        held.append(head._obj.value)
+        return code
+
+    def freed(head):
+        held.remove(head.value)
+        free(head)
+
+    def names():
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(module, "_library", lambda: (asked, freed))
+    assert world.interfaces() and not held
+    monkeypatch.setattr(socket, "if_nameindex", names)
+    with pytest.raises(errors.PlatformError):
+        world.interfaces()
+    assert not held
 
 
 @linux
