@@ -256,6 +256,70 @@ def test_an_exception_at_any_line_of_a_turn_costs_nothing_that_had_come(kind):
     assert descriptors() == before
 
 
+def part(strike):
+    """Ada and Bob are connected; the strike is for the turns in which Ada leaves. Returns how many
+    lines they took."""
+    meeting = Meeting(make_engine("ada"), make_engine("bob"))
+    peer = meeting.connect(*meeting.engines)
+    peer.accept(b"last words", False)
+    meeting.turn_first = strike.turning(meeting.turn_first)
+    meeting.close()
+    return strike.lines
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, Struck])
+def test_an_exception_at_any_line_of_the_end_leaves_nothing_open_and_nobody_waiting(kind):
+    """The last lines give everything back and wake aclose(): one that is struck there would wait
+    for ever, and keep the descriptors."""
+    lines, before = part(Strike(0, kind)), descriptors()
+    for line in range(max(1, lines - 120), lines + 1):
+        strike = Strike(line, kind)
+        try:
+            part(strike)
+        except BaseException as error:
+            error.add_note(f"{kind.__name__} was raised at line {line}, {strike.where}")
+            raise
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize("raised", [1, 1 << 60], ids=["once", "always"])
+def test_a_function_that_was_cut_off_outside_a_turn_is_called_in_the_next_one(raised):
+    """Else nobody calls it, and its driver makes turn after turn because of it."""
+    ada, called = make_engine("ada"), []
+
+    def interrupted():
+        called.append(1)
+        if len(called) <= raised:
+            raise KeyboardInterrupt
+
+    ada.call([interrupted])
+    with pytest.raises(KeyboardInterrupt):
+        ada.call_all()
+    meeting = Meeting(ada)
+    meeting.turn()
+    assert len(called) == 2 and len(meeting.raised) == (raised > 1)
+    assert not ada.unfinished
+    ada.close_now()
+
+
+def test_an_action_that_always_raises_is_tried_now_and_then():
+    """asyncio.CancelledError is no Exception: it was taken for a signal's, and done again in the
+    same tick, tens of thousands of times a second."""
+    ada, tried = make_engine("ada"), []
+
+    def fails():
+        tried.append(1)
+        raise KeyboardInterrupt
+
+    ada.after(0.0, fails)
+    meeting = Meeting(ada)
+    meeting.until(lambda: len(tried) == 2)  # at once: the first time a signal may have done it
+    meeting.turn()
+    delay = ada.loop.next_timeout()
+    assert delay is not None and delay > 0 and len(tried) == 2
+    ada.close_now()
+
+
 @pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )

@@ -132,10 +132,10 @@ class Finder:
     def close(self) -> None:
         """Stop listening. Says nothing on the network."""
         if not self._closed:
-            self._closed = True
             self.transport.cancel(self._timer)
             self.transport.unwatch(self._watched)
             self.transport.close_socket(self._socket)
+            self._closed = True  # last, since it may be cut off
 
     def _hear(self) -> None:
         self._read(_DATAGRAMS_PER_TURN, self._wake_up())

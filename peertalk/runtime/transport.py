@@ -181,6 +181,10 @@ class Transport:
         self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         """What call() was given and has not called yet."""
         self._calling = False
+        self._called = False
+        """Whether the first of them was called before, and raised."""
+        self._struck: object = None
+        """Whose action was cut off last by what no program may overlook."""
         self._next_tag = _FIRST_TAG
         self._turning = False
         self._came: list[Event] = []
@@ -194,6 +198,8 @@ class Transport:
         self._raised: list[BaseException] = []
         """In this turn, for its end."""
         self._on_closed: list[Callable[[], object]] = []
+        self._released = False
+        """Whether nothing is left to be given back."""
         self._final: NodeStatistics | None = None
         self._memory = MemoryReport()
         self.loop: Any = world.make_loop(core, config)
@@ -249,6 +255,10 @@ class Transport:
             self._serving = self.kept = None
             while self._orders:
                 self._obey()
+            if self.closing and not self._released:
+                self._try(self._let_go if self.closed else self.finish_close)
+            if self._calls:  # what a signal handler raised has ended call_all()
+                self._call_rest()
             try:
                 self.switchboard.pulse.answer()
             except BaseException as error:
@@ -289,6 +299,14 @@ class Transport:
             self.note(error)
         self._orders.popleft()
 
+    def _call_rest(self) -> None:
+        """What call_all() has left."""
+        self._calling = False  # nobody is, in the middle of a turn
+        try:
+            self.call_all()
+        except BaseException as error:
+            self.note(error)
+
     @property
     def unfinished(self) -> bool:
         """Whether a turn was cut off, and something of it is left."""
@@ -324,21 +342,26 @@ class Transport:
         """Call what call() was given: now, or after what is being called now, so that no number of
         them is nested. What one raises stops neither the others nor the engine; it is called once
         more, because it may have been a signal handler that raised before it had begun."""
-        calls, failed = self._calls, False
+        calls = self._calls
         if self._calling:
             return
         try:
             self._calling = True
             while calls:
                 function, arguments = calls[0]
+                again, self._called = self._called, True
                 try:
                     function(*arguments)
-                    failed = False
-                except Exception as error:
+                except BaseException as error:
+                    if again:
+                        calls.popleft()
+                        self._called = False
+                    if not isinstance(error, Exception):
+                        raise
                     self.note(error)
-                    failed = not failed
-                if not failed:
+                else:
                     calls.popleft()
+                    self._called = False
         finally:
             self._calling = False
 
@@ -349,7 +372,7 @@ class Transport:
         self.lock = threading.Lock()  # another thread of the parent may have had it
         if self.closed:
             return
-        self.forked = self.closing = self.closed = True
+        self.forked = self.closing = self.closed = self._released = True
         self.thread = NO_THREAD
         self.before_closing = self.before_release = self.publish = self.on_change = None
         for peer in self._everybody():
@@ -493,6 +516,7 @@ class Transport:
         timeout seconds, None: however long that takes. on_closed is called when all is closed. May
         be called again; the first call's deadline holds."""
         if self.closed:
+            self._let_go()
             on_closed()
             return
         self._on_closed.append(on_closed)
@@ -522,6 +546,7 @@ class Transport:
     def close_now(self) -> None:
         """End everything at once; what was not sent is counted in unsent and reported as Failed."""
         if self.closed:
+            self._let_go()
             return
         with self.lock:
             self.closing = True
@@ -545,9 +570,6 @@ class Transport:
         if self.finder is not None:
             self._try(self.finder.goodbye)
         self._release()
-        self.call(self._on_closed)
-        self._on_closed = []
-        self.call_all()
 
     def _release(self) -> None:
         with self.lock:
@@ -555,6 +577,13 @@ class Transport:
             self.memory()
             self.closed = True
             self.closing = True
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Give everything back, and tell that: once, though it may be begun anew when it was cut
+        off."""
+        if self._released:
+            return
         for peer in self._everybody():
             peer.tell_reaching(errors.InvalidState(f"node {self.config.name!r} is closed"))
         self._forgotten.clear()
@@ -572,13 +601,20 @@ class Transport:
         if self.before_release is not None:
             self._try(self.before_release)
         self.loop.close()
+        self.call(self._on_closed)
+        self._on_closed = []
+        self._released = True
+        self.call_all()
 
     def _try(self, step: Callable[[], object]) -> None:
-        """One step of several that are independent of each other."""
-        try:
-            step()
-        except Exception as error:
-            self.note(error)
+        """One step of several that are independent of each other, each of which may be done twice:
+        once more when it raises, since that may have been a signal handler."""
+        for _ in range(2):
+            try:
+                step()
+                return
+            except Exception as error:
+                self.note(error)
 
     # One turn's events ----------------------------------------------------------------------------
 
@@ -620,7 +656,9 @@ class Transport:
         ):
             for _ in range(_TRIES):
                 try:
-                    if not self.closed:
+                    if self.closed:
+                        self._let_go()
+                    else:
                         step()
                     break
                 except BaseException as another:
@@ -633,14 +671,20 @@ class Transport:
         if kind == values.TIMER:
             action = self._timers.get(tag) or self._acting
             if action is not None:
-                self.after(_AGAIN if isinstance(error, Exception) else 0.0, action)
+                self.after(_AGAIN if self._fails(action, error) else 0.0, action)
             self._timers.pop(tag, None)
             self._acting = None
         elif kind == values.READY:
-            if isinstance(error, Exception) and tag in self._watched:
+            if tag in self._watched and self._fails(tag, error):
                 self._rest(self._watched[tag])
         elif (connection := self.connections.by_tag.get(tag)) is not None:
             self.switchboard.mend(connection, kind, a, b, error)
+
+    def _fails(self, what: object, error: BaseException | None) -> bool:
+        """Whether this action has failed by itself, so that it would at once again. What is no
+        Exception comes from a signal handler, unless it comes twice from the same."""
+        before, self._struck = self._struck, what
+        return isinstance(error, Exception) or (error is not None and before == what)
 
     def _rest(self, watched: Watched) -> None:
         """What a socket is watched for has failed: it is not looked at for a moment, since it is
