@@ -764,8 +764,7 @@ def _system_addresses() -> list[Interface]:
             )
             if flags & _IFF_UP and address_at and netmask_at:
                 family, address = _sockaddr(address_at)
-                # of an alias this is the label, eth0:1
-                name = os.fsdecode(ctypes.string_at(name_at)).partition(":")[0]
+                name = _unlabelled(os.fsdecode(ctypes.string_at(name_at)), numbers)
                 if family == socket.AF_INET:
                     number, plugged = numbers.get(name, 0), bool(flags & _IFF_RUNNING)
                     netmask = _sockaddr(netmask_at)[1]
@@ -785,6 +784,15 @@ def _library() -> tuple[Any, Any]:
     """
     library = ctypes.CDLL(None, use_errno=True)
     return library.getifaddrs, library.freeifaddrs
+
+
+def _unlabelled(label: str, numbers: dict[str, int]) -> str:
+    """The interface that an address is of. What the system tells is the address's label, if it has
+    one: the name and then whatever somebody liked, mostly a colon first."""
+    name = label.partition(":")[0]
+    if name in numbers:
+        return name
+    return max((each for each in numbers if label.startswith(each)), key=len, default=name)
 
 
 def _sockaddr(at: int) -> tuple[int, str]:
