@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
@@ -456,17 +457,17 @@ def test_threads_share_the_events_each_going_to_one():
     with echo(**loopback()) as address, Node("script", **loopback()) as node:
         peer = node.connect(address, timeout=GUARD)
         list(node.events())
-        seen = [[], []]
-
-        def read(mine):
-            for event in node.events(timeout=GUARD):
+        for _ in range(200):
+            peer.send(b"x", timeout=GUARD)
+            node.poll()
+        seen, readers, event = [[], []], [node.events(timeout=GUARD) for _ in range(2)], None
+        while event is None or event.last < 200:
+            for mine, reader in zip(seen, readers, strict=True):
+                with beside(partial(next, reader)) as taken:
+                    event = taken.result(timeout=GUARD)
                 mine += range(event.first, event.last + 1)
                 if event.last >= 200:
-                    return
-
-        with beside(lambda: read(seen[0])) as one, beside(lambda: read(seen[1])) as two:
-            while not (one.done() and two.done()):
-                peer.send(b"x", timeout=GUARD)
+                    break
         told = seen[0] + seen[1]
         assert len(told) == len(set(told)) and set(told) >= set(range(1, 200)) and all(seen)
 
