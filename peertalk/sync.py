@@ -654,8 +654,9 @@ class Node(Uncopied):
             return who.connect(timeout=seconds)
         host, port = check_address(who)
         deadline = None if seconds is None else time.monotonic() + seconds
+        patience = None if seconds is None else min(seconds, threading.TIMEOUT_MAX)
         try:
-            dotted = dotted_address(host) or engine.world.resolve(host).result(seconds)
+            dotted = dotted_address(host) or engine.world.resolve(host).result(patience)
         except TimeoutError:
             raise errors.Timeout(f"host {host!r} was not found within {seconds:g} s") from None
         left = None if deadline is None else max(0.0, deadline - time.monotonic())

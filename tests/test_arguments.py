@@ -448,6 +448,16 @@ def test_the_resolver_counts_towards_the_time_without_await_too(held_resolver):
             node.connect(("some.host", 80), timeout=0.01)
 
 
+def test_a_time_out_longer_than_the_system_counts_is_one_all_the_same(held_resolver):
+    """connect() to a host name raised OverflowError, which is not one of ours."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with sync.Node("script", **LOOPBACK) as node:
+        threading.Timer(0.05, held_resolver.set).start()
+        with pytest.raises(pt.ConnectionRefused):
+            node.connect(("some.host", port), timeout=1e300)
+
+
 def test_a_program_ends_while_a_name_is_looked_up(start_python):
     """asyncio.run waits for its pool of threads: a dead name server held the program up."""
     source = textwrap.dedent(
