@@ -639,7 +639,7 @@ class Node(Uncopied):
         """Who listens, while somebody has it: one that was left by `break` is let go. Those who
         wait there are held, since nobody else may have their tasks."""
         self._watchers: list[asyncio.Future[None]] = []
-        """Who waits for somebody to be known."""
+        """Who waits for somebody to be known, or for the address of a host."""
 
     # Life -----------------------------------------------------------------------------------------
 
@@ -856,21 +856,39 @@ class Node(Uncopied):
 
     async def _wait_for(self, engine: Transport, who: str | Callable[[Peer], bool]) -> Peer:
         while not engine.closed:
-            changed = _future(engine)
-            self._watchers.append(changed)
-            engine.on_change = self._wake_watchers
-            try:
-                await changed
-            finally:
-                if changed in self._watchers:
-                    self._watchers.remove(changed)
+            await self._change(engine)
             if not engine.closed and (found := self.peers.matching(who)) is not None:
                 return found
         raise errors.InvalidState(f"node {self.config.name!r} was closed")
 
+    async def _look_up(self, engine: Transport, host: str) -> str:
+        found, loop = engine.world.resolve(host), asyncio.get_running_loop()
+
+        def looked_up(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(self._wake_watchers)
+
+        if not found.done():
+            found.add_done_callback(looked_up)
+        while not found.done():
+            await self._change(engine)
+            engine.check_open()
+        return found.result()
+
+    async def _change(self, engine: Transport) -> None:
+        """Wait until the watchers are woken."""
+        changed = _future(engine)
+        self._watchers.append(changed)
+        engine.on_change = self._wake_watchers
+        try:
+            await changed
+        finally:
+            if changed in self._watchers:
+                self._watchers.remove(changed)
+
     def _wake_watchers(self) -> None:
-        """Who is known or connected has changed: all who wait for somebody look again, in the next
-        tick, once for all that changed in this one."""
+        """Who is known or connected has changed, a host was looked up, or the node is closed: all
+        who wait for that look again, in the next tick, once for all that changed in this one."""
         watchers, self._watchers = self._watchers, []
         if self._transport is not None:
             self._transport.on_change = None  # until somebody waits again
@@ -903,9 +921,7 @@ class Node(Uncopied):
     async def _dial(self, engine: Transport, host: str, port: int) -> Peer:
         dotted = dotted_address(host)
         if dotted is None:
-            found: asyncio.Future[str] = asyncio.wrap_future(engine.world.resolve(host))
-            dotted = await found
-            engine.check_open()
+            dotted = await self._look_up(engine, host)
         future = _future(engine)
 
         def reached(peer: Remote | None, error: errors.PeerTalkError | None) -> None:

@@ -448,6 +448,17 @@ def test_the_resolver_counts_towards_the_time_without_await_too(held_resolver):
             node.connect(("some.host", 80), timeout=0.01)
 
 
+async def test_who_waits_for_the_resolver_hears_that_the_node_is_closed(held_resolver):
+    """It waited on for the name server, which may take half a minute, though closing wakes all."""
+    ada = await pt.Node("ada", **LOOPBACK).start()
+    asking = asyncio.create_task(ada.connect(("some.host", 80)))
+    await asyncio.sleep(0)
+    await ada.aclose()
+    with pytest.raises(pt.InvalidState, match="node 'ada' is closed"):
+        await asyncio.wait_for(asking, GUARD / 2)
+    assert not held_resolver.is_set()
+
+
 def test_a_time_out_longer_than_the_system_counts_is_one_all_the_same(held_resolver):
     """connect() to a host name raised OverflowError, which is not one of ours."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
