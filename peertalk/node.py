@@ -1075,6 +1075,7 @@ class Node(Uncopied):
         if engine is not None and engine.closed:
             stream.end()
             return stream
+        self._drop_stream(None)  # where nothing happens nobody else does
         self._streams.append((weakref.ref(stream), stream.waiters))
         if engine is not None:
             engine.publish = self._publish

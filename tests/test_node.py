@@ -1655,6 +1655,18 @@ async def test_a_loop_in_the_middle_of_a_lot_ends_when_its_stream_is_closed():
         assert await received(bob, 4) == [numbered(number) for number in range(6, 10)]
 
 
+async def test_event_streams_that_nobody_has_do_not_gather_while_nothing_happens():
+    """A loop that looks at events for a second at a time left one behind each time, until the next
+    event: on a quiet network, for ever."""
+    async with pt.Node("ada", **loopback()) as ada:
+        for _ in range(100):
+            ada.events()
+        gc.collect()
+        kept = ada.events()
+        assert len(ada._streams) == 1
+        await kept.aclose()
+
+
 async def test_streams_left_by_break_are_let_go_and_no_longer_fed():
     """Each such loop left a stream in the node for its life, with up to 4,096 events."""
     async with pair() as (ada, bob, peer):
