@@ -838,6 +838,33 @@ async def test_callers_wait_where_even_the_kept_descriptor_is_gone(start_python)
     assert accepted == 3 and "accepting connections works again" in over[1]
 
 
+def test_a_host_that_is_not_looked_up_for_want_of_descriptors_is_not_called_unknown(start_python):
+    """The name was blamed, and one looked for a mistake in it."""
+    source = textwrap.dedent(
+        f"""
+        import asyncio, os, resource
+        import peertalk as pt
+        async def main():
+            async with pt.Node("ada", {OPTIONS}) as ada:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+                kept = []
+                try:
+                    while True:
+                        kept.append(os.open("/dev/null", os.O_RDONLY))
+                except OSError:
+                    pass
+                try:
+                    await ada.connect(("localhost", 80))
+                except pt.PlatformError as error:
+                    print(error, flush=True)
+        asyncio.run(main())
+        """
+    )
+    program = start_python("-c", source)
+    said, errors = program.communicate(timeout=GUARD)
+    assert re.search("host 'localhost' is not looked up: Too many open files; close", said), errors
+
+
 @has_proc
 @pytest.mark.parametrize("door", ["asyncio", "sync"])
 def test_a_node_that_starts_without_descriptors_says_so_and_leaves_nothing_open(

@@ -192,7 +192,8 @@ class World:
 
     def resolve(self, host: str) -> Future[str]:
         """Look up the IPv4 address of a host by its name. What is returned may be left alone: it
-        fails with NetworkFailure where nobody knows the host, and is never cancelled.
+        fails with NetworkFailure where nobody knows the host, with PlatformError where this program
+        has no descriptors or threads to ask, and is never cancelled.
 
         The system's resolver cannot be interrupted, and may take half a minute: it runs on a thread
         of its own, which neither the caller nor the end of the program waits for.
@@ -212,10 +213,15 @@ class World:
             try:
                 entries = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)
                 found.set_result(str(entries[0][4][0]))
-            except Exception as error:  # UnicodeError: no host can have that name
+            except (socket.gaierror, ValueError) as error:  # ValueError: no host has such a name
                 unknown = errors.NetworkFailure(f"host {host!r} is not known: {error}")
                 unknown.__cause__ = error
                 found.set_exception(unknown)
+            except Exception as error:  # a module that the codec of names needs is not to be read
+                why = _exhausted(error) if isinstance(error, OSError) else repr(error)
+                failed = errors.PlatformError(f"host {host!r} is not looked up: {why}")
+                failed.__cause__ = error
+                found.set_exception(failed)
             finally:
                 _lookups.release()
 
