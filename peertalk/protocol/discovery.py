@@ -14,7 +14,8 @@ them, and a host may run hundreds of nodes.
 A room may be large, so what a peer costs all others falls with their number. Announcements come
 less often in a larger room. A QUERY is answered to the asker alone, in a large room by a few that
 chance picks, a little later: the asker's own ANNOUNCE has made it known to all, and it hears the
-others when they announce themselves. A QUERY that names one peer is answered by that one always.
+others when they announce themselves. Who can be answered by an ANNOUNCE to all alone, an original,
+is answered by as few. A QUERY that names one peer is answered by that one always.
 
 Silence is time in which we listened and heard nothing. What of it we slept through (a program that
 blocks its loop, a laptop that is shut) counts for nobody: see was_deaf(). Each announcement of a
@@ -378,7 +379,8 @@ class Discovery:
     def answer(self, now: float) -> float:
         """Announce ourselves to everybody: at once, or ANSWER_SPACING after the last announcement.
         When that is, on the clock of now."""
-        self._answer_at = max(self._last_announce + ANSWER_SPACING, now)
+        due = max(self._last_announce + ANSWER_SPACING, now)
+        self._answer_at = due if self._answer_at is None else min(self._answer_at, due)
         return self._answer_at
 
     def next_event(self) -> Found | Changed | Heard | Gone | Full | None:
@@ -597,7 +599,9 @@ class Discovery:
         if query.instance is None or query.datagram_port != address[1]:
             # an original, or an older node: it hears what comes to the discovery port, which
             # several nodes may share, so only what goes to all is sure to reach it
-            self.answer(now)
+            due = self._lot(query, now)
+            if due is not None:
+                self.answer(due)
             return
         while self._askers:
             asker, earliest = next(iter(self._askers.items()))
@@ -607,17 +611,23 @@ class Discovery:
             del self._askers[asker]
         if (query.instance, query.sought) in self._askers:
             return  # a copy
+        due = self._lot(query, now)
         if len(self._askers) >= ASKERS_MAX or self._answering >= ANSWERS_MAX:
-            self.answer(now)
+            if due is not None:
+                self.answer(due)
             return
-        due, answered = now, True
-        if query.sought is None and self.room > SMALL_ROOM:
-            answered = self._chance() * self.room < ANSWERS_WANTED
-            due += self._chance() * ANSWER_SPACING
-        self._askers[query.instance, query.sought] = _Asker(now, answered)
-        if answered:
+        self._askers[query.instance, query.sought] = _Asker(now, due is not None)
+        if due is not None:
             self._answering += 1
             self._answers.append((due, query.instance, address))
+
+    def _lot(self, query: Announcement, now: float) -> float | None:
+        """When it is for us to answer this QUERY; None: it is not."""
+        if query.sought is not None or self.room <= SMALL_ROOM:
+            return now
+        if self._chance() * self.room >= ANSWERS_WANTED:
+            return None
+        return now + self._chance() * ANSWER_SPACING
 
     def _is_called(self, name: str) -> bool:
         ours = self._instance
