@@ -38,7 +38,8 @@ class Names(Generic[P]):
         line = self._lines[name]
         found: list[tuple[P, P | None]] = []
         if name == self._own:
-            found += [(each, None) for each, told in line.items() if not told]
+            if not line[peer]:
+                found.append((peer, None))
         elif len(line) > 1 and name:
             before: P | None = None
             """The last who had the name before and is there."""
