@@ -31,10 +31,13 @@ class Watch:
         self.tag = tag
         self._watch: Any = loop._ffi.new("pt_watch *")
         loop._watches[self] = None
-        code = self._lib.pt_watch_open(loop._context, self._watch, fd, tag, interest)
-        if code != 0:
-            del loop._watches[self]
-            raise loop._binding.fault(code, f"descriptor {fd} cannot be watched")
+        try:
+            code = self._lib.pt_watch_open(loop._context, self._watch, fd, tag, interest)
+            if code != 0:
+                raise loop._binding.fault(code, f"descriptor {fd} cannot be watched")
+        except BaseException:
+            self.close()
+            raise
 
     def set(self, interest: int) -> None:
         """Change what is wanted: a sum of READ and WRITE, or 0.
@@ -52,8 +55,8 @@ class Watch:
         """Forget the descriptor, which stays the caller's. Idempotent."""
         if self._watch is not None:
             self._lib.pt_watch_close(self._loop._context, self._watch)
-            self._watch = None
             self._loop._watches.pop(self, None)
+            self._watch = None
 
 
 class Timer:
@@ -75,8 +78,8 @@ class Timer:
         """
         self._loop._check_open()
         delay_ms = math.ceil(min(max(0.0, delay * 1000), MAX_DELAY_MS))
+        self._loop._hold(self)  # before the wheel has it, which a signal handler may prevent after
         self._lib.pt_loop_arm(self._loop._context, self._timer, delay_ms)
-        self._loop._hold(self)
 
     def cancel(self) -> None:
         """Never expire. Nothing happens when it is not armed."""
@@ -137,26 +140,27 @@ class Link:
             )
         self._slots = ffi.new("pt_send_slot[]", depth)
         self._link = ffi.new("pt_link *")
-        code = lib.pt_link_open(
-            loop._context,
-            self._link,
-            fd,
-            tag,
-            self._slots,
-            depth,
-            slot_size,
-            packing,
-            limit if max_payload is None else max_payload,
-        )
-        if code != 0:
-            raise loop._binding.fault(code, f"descriptor {fd} cannot become a link")
-        if classic:
-            self._link.max_message = min(self._link.max_message, lib.PT_MESSAGE_MAX_PAYLOAD)
+        # Held before the loop knows it: an exception of a signal handler may strike anywhere.
+        loop._links[self] = None
         try:
+            code = lib.pt_link_open(
+                loop._context,
+                self._link,
+                fd,
+                tag,
+                self._slots,
+                depth,
+                slot_size,
+                packing,
+                limit if max_payload is None else max_payload,
+            )
+            if code != 0:
+                raise loop._binding.fault(code, f"descriptor {fd} cannot become a link")
+            if classic:
+                self._link.max_message = min(self._link.max_message, lib.PT_MESSAGE_MAX_PAYLOAD)
             self.send = self._bind()
-            loop._links[self] = None
-        except MemoryError:
-            lib.pt_link_close(loop._context, self._link)
+        except BaseException:
+            self.close()
             raise
 
     def _bind(self) -> Callable[[Data], int]:
@@ -272,9 +276,9 @@ class Link:
         """Leave the loop and give the memory back; the descriptor stays the caller's.
         Idempotent."""
         if self in self._loop._links:
-            del self._loop._links[self]
             if self._loop._lib.pt_link_close(self._loop._context, self._link):
                 self._loop._abandoned.append((self._link, self._slots))
+            del self._loop._links[self]
 
     @property
     def tag(self) -> int:

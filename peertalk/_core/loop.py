@@ -318,11 +318,12 @@ class Loop:
         return Timer(self, tag)
 
     def _hold(self, timer: Timer) -> None:
-        """Keep an armed timer's memory; let go of expired ones now and then."""
-        self._armed[timer] = None
-        if len(self._armed) > self._armed_limit:
+        """Keep the memory of a timer that is about to be armed; let go of expired ones now and
+        then."""
+        if len(self._armed) >= self._armed_limit:
             self._armed = {each: None for each in self._armed if each.armed}
             self._armed_limit = 2 * len(self._armed) + 64
+        self._armed[timer] = None
 
     # Turning
 

@@ -8,7 +8,9 @@ calls. What crashes here crashes the test run, which is the point; sanitizers se
 from __future__ import annotations
 
 import gc
+import itertools
 import socket
+import sys
 import types
 import weakref
 
@@ -54,6 +56,83 @@ def is_gone(*things):
         return all(each() is None for each in seen)
 
     return gone
+
+
+# Memory that C still knows
+
+
+class Struck(BaseException):
+    """What a signal handler raises."""
+
+
+def strike(function, at):
+    """Call it, and raise at the line-th line or return of peertalk's handles. Whether that came."""
+    left = at
+
+    def look(frame, event, _):
+        nonlocal left
+        if not frame.f_globals.get("__name__", "").startswith("peertalk._core"):
+            return None
+        left -= event != "call"
+        if not left:
+            sys.settrace(None)
+            raise Struck
+        return look
+
+    sys.settrace(look)
+    try:
+        function()
+    except Struck:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+def known_to_c(loop):
+    """The addresses of the sources that the loop's context leads to."""
+    address, source = loop._ffi.cast, loop._context.sources
+    while source != loop._ffi.NULL:
+        yield int(address("uintptr_t", source))
+        source = source.next
+
+
+@pytest.mark.parametrize("what", ["link", "closed link", "watch", "closed watch", "timer"])
+def test_what_a_signal_handler_cuts_off_leaves_no_freed_memory_with_c(c_core, native, pair, what):
+    """An exception may strike between the call of C and the line that remembers it: the handle
+    goes, and with it its memory, which the context would go on writing to."""
+
+    def use(loop):
+        if what == "timer":
+            loop.timer(1).arm(3600)
+        elif what.endswith("watch"):
+            watch = loop.watch(pair[0].fileno(), 1, READ)
+            if what == "closed watch":
+                watch.close()
+        else:
+            link = loop.open_link(pair[0].fileno(), 1)
+            if what == "closed link":
+                link.close()
+
+    for at in itertools.count(1):
+        loop = c_core.Loop(native=native)
+        struck = strike(lambda loop=loop: use(loop), at)
+        gc.collect()
+        cast = loop._ffi.cast
+        held = {
+            int(cast("uintptr_t", loop._ffi.addressof(handle, "source")))
+            for handle in (
+                *(link._link for link in loop._links),
+                *(watch._watch for watch in loop._watches),
+            )
+        }
+        assert set(known_to_c(loop)) <= held, f"struck at step {at}"
+        assert loop._context.wheel.armed_count == sum(timer.armed for timer in loop._armed)
+        loop.descriptors()
+        loop.close()
+        if not struck:
+            break
+    assert at > 5
 
 
 # Closed handles refuse
