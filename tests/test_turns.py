@@ -495,9 +495,8 @@ def test_a_call_of_the_system_that_fails_once_is_told_and_leaves_nothing_behind(
     or the announcement that met it ends with an error or comes again, and nothing else is met."""
     before, port, dry = descriptors(), free_port(), Plan(0)
     play_failing(dry, port)
-    assert {"loop.watch", "loop.timer", "loop.open_link", "world.dial", "world.accept"} <= set(
-        dry.calls
-    )
+    always = {"loop.watch", "loop.timer", "loop.open_link", "world.dial", "world.accept"}
+    assert always <= set(dry.calls)
     for name, count in dry.calls.items():
         for at in range(1, count + 1):  # of the later ones there may be fewer next time
             plan = Plan(at, name)
@@ -506,7 +505,7 @@ def test_a_call_of_the_system_that_fails_once_is_told_and_leaves_nothing_behind(
             except BaseException as error:
                 error.add_note(f"call {at} of {name} failed")
                 raise
-            assert plan.failed == name or at > 1
+            assert plan.failed == name or at > 1 or name not in always
     assert descriptors() == before
 
 

@@ -98,7 +98,7 @@ def known_to_c(loop):
 
 
 @pytest.mark.parametrize("what", ["link", "closed link", "watch", "closed watch", "timer"])
-def test_what_a_signal_handler_cuts_off_leaves_no_freed_memory_with_c(c_core, native, pair, what):
+def test_what_is_cut_off_leaves_no_freed_memory_with_c(c_core, native, pair, what):
     """An exception may strike between the call of C and the line that remembers it: the handle
     goes, and with it its memory, which the context would go on writing to."""
 
