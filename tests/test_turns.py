@@ -326,15 +326,23 @@ def test_an_action_that_always_raises_is_tried_now_and_then():
 def test_signal_handlers_that_raise_lose_no_message_of_an_engine_that_is_turned_on():
     """Real signals, which come where the time is spent: mostly in the system, so that the handler
     runs the moment that the events of a turn are handed over. One may strike while the last one is
-    mended, so this does not ask that nothing is there twice."""
+    mended, so this does not ask that nothing is there twice; one a millisecond, on a busy machine,
+    would strike each try to mend. One may strike within socket.accept(),
+    which then loses the descriptor: nobody will ever read that connection, and bob begins anew."""
     ada, stop, armed = make_engine("ada"), threading.Event(), False
+    dials = 0
 
     def send():
+        nonlocal dials
         bob = make_engine("bob")
-        number, peer, found = 0, None, []
+        number, idle, peer, found = 0, 0, None, []
         while not stop.is_set():
+            if idle > 100:
+                bob.close_now()
+                bob, idle, peer = make_engine("bob"), 0, None
             if peer is None or not peer.connected:
                 found.clear()
+                dials += 1
                 bob.switchboard.dial(("127.0.0.1", ada.port), lambda who, _: found.append(who))
                 while not found and not stop.is_set():
                     bob.turn(0.01)
@@ -342,6 +350,7 @@ def test_signal_handlers_that_raise_lose_no_message_of_an_engine_that_is_turned_
                 continue
             taken = peer.accept_many([b"%d" % (number + more) for more in range(100)], 0, 1)
             number += taken
+            idle = 0 if taken else idle + 1
             bob.turn(0.0 if taken else 0.01)
         bob.close_now()
 
@@ -354,7 +363,7 @@ def test_signal_handlers_that_raise_lose_no_message_of_an_engine_that_is_turned_
     sender.start()
     struck, received, end = 0, [], time.monotonic() + 3 * GUARD
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+        signal.setitimer(signal.ITIMER_REAL, 0.004, 0.004)
         while struck < SIGNALS or len(received) < 1000:
             assert time.monotonic() < end
             try:
@@ -374,11 +383,10 @@ def test_signal_handlers_that_raise_lose_no_message_of_an_engine_that_is_turned_
         signal.signal(signal.SIGALRM, before)
         stop.set()
         sender.join()
-    links = ada.totals.opened
     ada.close_now()
     seen = sorted(set(received))
     gaps = sum(after - before != 1 for before, after in itertools.pairwise(seen))
-    assert gaps < links, "a message is missing though its connection did not end"
+    assert gaps < dials, "a message is missing though its connection did not end"
 
 
 class Plan:

@@ -33,9 +33,10 @@ class Names(Generic[P]):
         name = peer.name
         if self._called.get(peer) != name:
             self.forget(peer)
-            self._called[peer] = name
-            self._lines.setdefault(name, {})[peer] = False
-        line = self._lines[name]
+        # each step may be the last, and may have been done: a signal handler raises anywhere
+        line = self._lines.setdefault(name, {})
+        line.setdefault(peer, False)
+        self._called[peer] = name
         found: list[tuple[P, P | None]] = []
         if name == self._own:
             if not line[peer]:
@@ -54,8 +55,10 @@ class Names(Generic[P]):
 
     def forget(self, peer: P) -> None:
         """It is not known any more."""
-        name = self._called.pop(peer, None)
+        name = self._called.get(peer)
         if name is not None:
-            del self._lines[name][peer]
-            if not self._lines[name]:
-                del self._lines[name]
+            line = self._lines.get(name, {})
+            line.pop(peer, None)
+            if not line:
+                self._lines.pop(name, None)
+            self._called.pop(peer, None)

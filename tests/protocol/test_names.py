@@ -3,9 +3,13 @@ started again."""
 
 from __future__ import annotations
 
+import itertools
+import sys
 import types
 
 from peertalk.protocol.names import Names
+
+names_file = Names.heard.__code__.co_filename
 
 
 class Somebody(types.SimpleNamespace):
@@ -65,3 +69,42 @@ def test_nameless_peers_share_nothing():
     """A classic peer that called has no name before it is heard."""
     names, one, two = Names("ada"), known("", connected=True), known("", connected=True)
     assert [names.heard(each) for each in (one, two, one)] == [[], [], []]
+
+
+class Struck(BaseException):
+    """What a signal handler raises."""
+
+
+def test_what_is_cut_off_at_any_step_is_done_the_next_time():
+    """A signal handler raises anywhere; a peer that stood in a line by half was a KeyError, and its
+    forgetting never ended."""
+    for at in itertools.count(1):
+        names, one, left = Names("ada"), known("bob", connected=True), at
+
+        def look(frame, event, _):
+            nonlocal left
+            if frame.f_code.co_filename != names_file or event == "call":
+                return look
+            left -= 1
+            if not left:
+                sys.settrace(None)
+                raise Struck
+            return look
+
+        sys.settrace(look)
+        try:
+            names.heard(one)
+            names.forget(one)
+        except Struck:
+            pass
+        finally:
+            sys.settrace(None)
+        two = known("bob")
+        names.heard(one)
+        assert names.heard(two) == [(two, one)], f"struck at step {at}"
+        names.forget(one)
+        names.forget(two)
+        assert not names._lines and not names._called
+        if left > 0:
+            break
+    assert at > 10
