@@ -334,9 +334,10 @@ class Inbox(Outlet):
             queue = self.queues[peer.key] = Queue(peer.key, self)
         outlet = queue.outlet
         count = len(payloads)
-        if queue.first is None:
-            outlet._line.append(queue)
+        stands = queue.first is not None
         queue.append(Lot(queue, peer, payloads, cost))
+        if not stands:  # after it has something: whoever takes relies on that
+            outlet._line.append(queue)
         queue.cost += cost
         outlet.cost += cost
         self.total += cost
