@@ -40,7 +40,7 @@ demo: release ## two processes find each other and exchange files; DEMO_PATH=fol
 	@exec .venv/bin/peertalk demo $(DEMO_PATH)
 
 test: debug ## the whole suite, with assertions on in C; TEST_ARGS="-k words" narrows it
-	$(PY) -m pytest tests -n 2 --dist loadfile $(TEST_ARGS)
+	$(PY) -m pytest tests -n 3 --dist loadfile $(TEST_ARGS)
 
 bench: release .venv/bench ## C against the reference core, then against other libraries
 	.venv/bin/peertalk bench

@@ -461,9 +461,9 @@ async def test_who_waits_for_the_resolver_hears_that_the_node_is_closed(held_res
 
 def test_a_time_out_longer_than_the_system_counts_is_one_all_the_same(held_resolver):
     """connect() to a host name raised OverflowError, which is not one of ours."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    with sync.Node("script", **LOOPBACK) as node:
+    with socket.socket() as held, sync.Node("script", **LOOPBACK) as node:
+        held.bind(("127.0.0.1", 0))  # and nobody listens there: a port given back goes to anybody
+        port = held.getsockname()[1]
         threading.Timer(0.05, held_resolver.set).start()
         with pytest.raises(pt.ConnectionRefused):
             node.connect(("some.host", port), timeout=1e300)
