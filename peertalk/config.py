@@ -232,7 +232,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     discovery: Annotated[
         bool, _plain("Announce this node and look for others; off: connect by address only.")
     ] = True
-    bind: Annotated[str, _plain("IPv4 address of this machine to live on; empty: all.")] = ""
+    bind: Annotated[
+        str, _plain("IPv4 address of this machine to live on; empty or 0.0.0.0: all.")
+    ] = ""
     interfaces: Annotated[
         tuple[str, ...],
         _plain("Names of the network interfaces that discovery uses; none given: all."),
@@ -456,6 +458,8 @@ def _checked(setting: Setting, value: object, origin: str) -> object:
             if not isinstance(value, str):
                 raise WrongType(f"{origin}: {setting.name} must be text")
             _check_text(setting, value, origin)
+            if setting.name == "bind" and value == "0.0.0.0":
+                return ""  # what other programs call all addresses
     return value
 
 
@@ -510,12 +514,15 @@ def _check_text(setting: Setting, value: str, origin: str) -> None:
         )
     elif setting.name == "bind" and value:
         try:
-            ipaddress.IPv4Address(value)
+            address = ipaddress.IPv4Address(value)
+            fits = not address.is_multicast and value != "255.255.255.255"
         except ValueError:
+            fits = False
+        if not fits:
             raise InvalidArgument(
                 f"{origin}: bind must be an IPv4 address of this machine such as 192.168.1.5, "
                 "or empty for all"
-            ) from None
+            )
 
 
 def check_name(name: str, origin: str = "name") -> bytes:

@@ -241,6 +241,18 @@ def test_an_unknown_argument_names_the_closest_field():
         load_config(anounce_intervall=1)
 
 
+@pytest.mark.parametrize("bind", ["224.0.0.1", "239.1.2.3", "255.255.255.255", "::1", "eth0"])
+def test_an_address_that_no_machine_can_have_is_refused(bind):
+    """bind(2) takes a group's address, and such a node would be found by nobody."""
+    with pytest.raises(InvalidArgument, match="bind must be an IPv4 address of this machine"):
+        load_config(bind=bind)
+
+
+def test_the_address_that_other_programs_call_all_is_all():
+    """A node that lived on 0.0.0.0 announced itself on no interface."""
+    assert load_config(bind="0.0.0.0").bind == Config(bind="0.0.0.0").bind == ""
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

@@ -114,7 +114,7 @@ def test_what_is_cut_off_leaves_no_freed_memory_with_c(c_core, native, pair, wha
             if what == "closed link":
                 link.close()
 
-    gc.freeze()  # a collection for each step looks at what the step has made, not at the whole suite
+    gc.freeze()  # each collection looks at what its step has made, not at the whole suite
     request.addfinalizer(gc.unfreeze)
     for at in itertools.count(1):
         loop = c_core.Loop(native=native)
