@@ -26,6 +26,7 @@ from pathlib import Path
 from cffi import FFI
 
 ROOT = Path(__file__).resolve().parent
+FOLDERS = ("core", "sim", "classic", "platform", "border")
 HEADERS = (
     "core/pt_config.h",
     "core/pt_assert.h",
@@ -41,9 +42,9 @@ HEADERS = (
     "core/pt_platform.h",
     "core/pt_loop.h",
     "platform/pt_posix.h",
-    "platform/pt_sim.h",
-    "platform/pt_mactcp.h",
-    "platform/pt_ot.h",
+    "sim/pt_sim.h",
+    "classic/pt_mactcp.h",
+    "classic/pt_ot.h",
     "border/pt_batch.h",
 )  # in the order of their includes
 FLAGS = {
@@ -97,7 +98,7 @@ def make_ffi(name: str, root: Path = Path()) -> FFI:
         ffi.cdef(declarations((csrc / header).read_text()))
     sources = sorted(
         str(root / path.relative_to(ROOT))
-        for folder in ("core", "platform", "border")
+        for folder in FOLDERS
         for path in (csrc / folder).glob("*.c")
     )
     ffi.set_source(
@@ -106,7 +107,7 @@ def make_ffi(name: str, root: Path = Path()) -> FFI:
         sources=sources,
         # a changed header builds anew
         depends=[str(root / path.relative_to(ROOT)) for path in sorted(csrc.glob("*/*.h"))],
-        include_dirs=[str(root / "csrc" / folder) for folder in ("core", "platform", "border")],
+        include_dirs=[str(root / "csrc" / folder) for folder in FOLDERS],
         define_macros=[("Py_LIMITED_API", "0x030B0000")]
         + ([("PT_LOWMEM", "1")] if name == "_lowmem" else []),
         extra_compile_args=["-std=c11", "-fvisibility=hidden", *FLAGS[kind]],

@@ -18,7 +18,7 @@ from peertalk._core import load
 from peertalk._core.values import ANNOUNCE, QUERY
 from peertalk.protocol.discovery import ROOM_RATE, SMALL_ROOM
 from peertalk.protocol.wire import Announcement, encode_announcement
-from peertalk.runtime.simworld import SimulatedWorld
+from peertalk.sim.world import SimulatedWorld
 
 GUARD = 60.0
 FOR_ONE = 20

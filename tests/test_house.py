@@ -152,7 +152,7 @@ def test_no_text_names_a_package_registry_or_a_path_of_one_machine():
     complain(found)
 
 
-WHOLE_FOLDERS = ("_core/reference", "protocol", "cli", "_pyinstaller")
+WHOLE_FOLDERS = ("_core/reference", "protocol", "cli", "sim", "_pyinstaller")
 """Rooms of the map that are a folder: their files are not named one by one."""
 
 
@@ -210,8 +210,6 @@ FRONT = (
     "node",
     "sync",
     "sim",
-    "scenarios",
-    "throughput",
     "testing",
     "bench",
     "demo",
@@ -357,32 +355,17 @@ VECTORS = {
     "arm_acle.h",
     "sys/auxv.h",
 }
-SHARED_WORLDS = {
-    **{
-        name: {"pt_sim.h"}
-        for name in (
-            "pt_mactcp.c",
-            "pt_mactcp.h",
-            "pt_ot.c",
-            "pt_ot.h",
-            "pt_sim_world.c",
-            "pt_sim_inside.h",
-        )
-    },
-    **{
-        name: {"pt_sim.h", "pt_sim_inside.h"}
-        for name in ("pt_sim.c", "pt_sim_socket.c", "pt_sim_stream.c")
-    },
-}
 
 
 def test_c_includes_only_what_lies_below_it():
     """The core must go to a machine without a C library, and one platform must not need another."""
     core = {path.name for path in below(CSRC / "core", ".h")}
+    sim = {path.name for path in below(CSRC / "sim", ".h")}
+    classic = {path.name for path in below(CSRC / "classic", ".h")} | {"pt_sim.h"}
     found = []
     for path in below(CSRC, ".c", ".h"):
         folder = path.relative_to(CSRC).parts[0]
-        own = {path.with_suffix(".h").name} | SHARED_WORLDS.get(path.name, set())
+        own = {path.with_suffix(".h").name}
         for match in re.finditer(
             r"^[ \t]*#[ \t]*include[ \t]*([<\"])([^>\"]+)", bare(path), flags=re.M
         ):
@@ -391,6 +374,8 @@ def test_c_includes_only_what_lies_below_it():
                 "core": header in core
                 if quoted
                 else header in FREESTANDING or (path.stem == "pt_crc" and header in VECTORS),
+                "sim": header in core | sim if quoted else header in FREESTANDING,
+                "classic": header in core | classic if quoted else header in FREESTANDING,
                 "platform": header in core | own if quoted else header != "Python.h",
                 "border": header in core | own if quoted else header in FREESTANDING | {"Python.h"},
                 "generated": header in core if quoted else header in FREESTANDING,
@@ -655,6 +640,8 @@ C_ELSEWHERE = {
     "pt_sim_stream": "tests/platform/test_sim.py",
     "pt_sim_world": "tests/platform/test_mactcp.py",  # seen through the two worlds that share it
 }
+C_ROOMS = {"border": "core", "sim": "platform", "classic": "platform"}
+"""Folders of csrc whose tests lie with those of another; the worlds share their fixtures."""
 NO_TESTS = {"runtime", "protocol", "cli", "contracts"}
 """Packages whose __init__ only says what they are for, or has tests inside the mirrored folder."""
 
@@ -690,7 +677,7 @@ def test_each_c_file_has_a_test_module_at_the_mirrored_path():
     """csrc/core/pt_pool.c -> tests/core/test_pool.py, and so for each platform and the border."""
     found = []
     for path in below(CSRC, ".c"):
-        folder = {"border": "core"}.get(path.parent.name, path.parent.name)
+        folder = C_ROOMS.get(path.parent.name, path.parent.name)
         wanted = f"tests/{folder}/test_{path.stem.removeprefix('pt_')}.py"
         wanted = C_ELSEWHERE.get(path.stem, wanted)
         if path.parent.name != "generated" and not (ROOT / wanted).is_file():

@@ -245,7 +245,7 @@ def test_each_deviation_names_a_ruling_and_each_ruling_is_used():
         ("tests/test_requirements.py::test_a", "has no test_a"),
         ("tests/test_sim.py::test_each_item_has_one_row", "test_requirements.py has it"),
         ("tests/test_requirements.py", "say which test"),
-        ("tests/test_scenarios.py::test_a_scenario_passes[doom]", "has no case doom"),
+        ("tests/sim/test_scenarios.py::test_a_scenario_passes[doom]", "has no case doom"),
         ("tests/c/mactcp_rules.c", "say which test"),
         ("tests/c/mactcp_rules.c::nothing_of_the_kind", "has no nothing_of_the_kind"),
         ("tests/c/mactcp_rules.c::prepare", "its main does not run prepare"),

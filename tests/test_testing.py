@@ -209,7 +209,7 @@ def test_the_plugin_loads_no_core_and_no_simulator_for_tests_that_need_none(run,
         "assert pytest.main(['-q', '-p', 'peertalk.testing', '-p', 'no:cacheprovider', "
         "'test_plain.py']) == 0\n"
         "print('loaded', sorted(name for name in sys.modules if name in "
-        "('_cffi_backend', 'peertalk.sim', 'peertalk.runtime.simworld')\n"
+        "('_cffi_backend', 'peertalk.sim', 'peertalk.sim.world')\n"
         "      or name.startswith('peertalk._core._')))\n"
     )
     pytester.makepyfile(program=program)

@@ -8,7 +8,8 @@ import msgspec
 import typer
 from rich.table import Table
 
-from .. import errors, scenarios, throughput
+from .. import errors
+from ..sim import scenarios, throughput
 from . import CommandFailed
 from .options import Json, console, print_json, say
 

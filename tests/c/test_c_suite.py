@@ -65,11 +65,9 @@ def compiled(request, tmp_path_factory):
         and run(folder / "probe")[0] == 0
         else []
     )
-    portable = [
-        *sorted((CSRC / "core").glob("*.c")),
-        *sorted(path for path in (CSRC / "platform").glob("*.c") if path.stem != "pt_posix"),
-    ]
-    includes = [f"-I{path}" for path in (CSRC / "core", CSRC / "platform", HERE, folder)]
+    rooms = [CSRC / room for room in ("core", "sim", "classic")]
+    portable = [path for room in rooms for path in sorted(room.glob("*.c"))]
+    includes = [f"-I{path}" for path in (*rooms, HERE, folder)]
     command = [COMPILER, *FLAGS, *BUILDS[request.param], *sanitizers, *includes]
     assert run(sys.executable, HERE / "make_vectors.py", folder) == (0, "")
     assert run(*command, "-c", *portable, cwd=folder) == (0, "")

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from peertalk import scenarios
 from peertalk._core import load
 from peertalk.cli import FAILED, FINE, WRONG_USAGE, run
+from peertalk.sim import scenarios
 
 pytest.importorskip("typer")
 

@@ -27,7 +27,8 @@ FLAGS = [
     "-Wshadow",
     "-Werror",
 ]
-FLAGS += [f"-I{ROOT}/csrc/core", f"-I{ROOT}/csrc/platform"]
+ROOMS = [ROOT / "csrc" / room for room in ("core", "sim", "classic")]
+FLAGS += [f"-I{room}" for room in ROOMS]
 
 
 def plain() -> dict[str, str]:
@@ -57,11 +58,7 @@ def run_c(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
         if flags not in objects:
             place = folder / f"objects-{len(objects)}"
             place.mkdir()
-            files = [
-                *sorted(ROOT.glob("csrc/core/*.c")),
-                *sorted(ROOT.glob("csrc/platform/pt_sim*.c")),
-            ]
-            files += [ROOT / "csrc/platform/pt_mactcp.c", ROOT / "csrc/platform/pt_ot.c"]
+            files = [path for room in ROOMS for path in sorted(room.glob("*.c"))]
             compile_with(*FLAGS, *flags, "-c", *map(str, files), cwd=place)
             objects[flags] = sorted(map(str, place.glob("*.o")))
         return objects[flags]

@@ -19,7 +19,7 @@ import weakref
 import pytest
 
 import peertalk as pt
-from peertalk import scenarios, sim
+from peertalk import sim
 from peertalk._core import load
 from peertalk.protocol import connections as policy
 from peertalk.protocol.line import Claims, Over
@@ -34,6 +34,7 @@ from peertalk.protocol.wire import (
 )
 from peertalk.runtime import switchboard
 from peertalk.runtime.world import World
+from peertalk.sim import scenarios
 
 GUARD = 20.0
 DATA, PING, PONG, DISCONNECT, ACK, REJECT, CAPABILITY = range(1, 8)

@@ -32,14 +32,12 @@ from pathlib import Path
 
 import bare68000
 import far_python
-from shell import BUILD, C_TESTS, CORE, ROOT, WARNINGS, Failed, fresh, run, stems
+from shell import BUILD, C_TESTS, PORTABLE, ROOT, WARNINGS, Failed, fresh, run, stems
 
 BUILDS = {
     "standard": ("-DPT_ASSERTIONS=1",),
     "lowmem": ("-DPT_ASSERTIONS=1", "-DPT_LOWMEM", "-DPT_ATOMICS=0"),
 }
-SYSTEM = {"pt_posix"}
-"""Files of csrc/platform that call the system; the others are as portable as the core."""
 POSIX = "-D_POSIX_C_SOURCE=200809L"
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 ALONE = {"crc_ways": "pt_crc"}
@@ -74,9 +72,7 @@ class Target:
 
 
 def portable_sources() -> list[Path]:
-    return sorted(CORE.glob("*.c")) + sorted(
-        path for path in (ROOT / "csrc" / "platform").glob("*.c") if path.stem not in SYSTEM
-    )
+    return [path for folder in PORTABLE for path in sorted(folder.glob("*.c"))]
 
 
 def programs() -> dict[str, tuple[str, ...]]:
@@ -90,9 +86,7 @@ def try_build(
     """Compile all without warnings, link the wanted programs, run them where that is possible.
     Returns the conditions that were checked, and what each simulation printed as its hash."""
     folder, defines = fresh(target.name, build), BUILDS[build]
-    includes = [
-        f"-I{path}" for path in (CORE, ROOT / "csrc" / "platform", C_TESTS, BUILD / "vectors")
-    ]
+    includes = [f"-I{path}" for path in (*PORTABLE, C_TESTS, BUILD / "vectors")]
     compiler = (*target.compiler, *WARNINGS, *target.flags, *defines, *includes)
     sources = portable_sources()
     for source in (
@@ -261,10 +255,7 @@ def check_macos() -> str:
                 own,
                 "-isystem",
                 C_TESTS / "bare",
-                "-I",
-                CORE,
-                "-I",
-                ROOT / "csrc" / "platform",
+                *(f"-I{folder}" for folder in PORTABLE),
             )
             run(
                 "clang",

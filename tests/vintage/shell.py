@@ -11,6 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "vintage"
 CORE = ROOT / "csrc" / "core"
+PORTABLE = (CORE, ROOT / "csrc" / "sim", ROOT / "csrc" / "classic")
+"""What calls no system: the core, the simulated network, and the classic worlds on it."""
 C_TESTS = ROOT / "tests" / "c"
 WARNINGS = ("-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wpedantic", "-Werror")
 TIMEOUT = 180

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from peertalk import scenarios
 from peertalk._core import load
+from peertalk.sim import scenarios
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 EDGE_CASES = (
     "connect_disconnect",
     "disconnect_pending",
@@ -95,7 +95,8 @@ del heap[::2]  # what is made later lies in the holes, in any order
 gc.set_threshold(*((700, 10, 10), (17, 2, 2), (0, 0, 0))[int(sys.argv[1])])
 logging.disable(logging.CRITICAL)
 import asyncio
-from peertalk import scenarios, sim
+from peertalk import sim
+from peertalk.sim import scenarios
 
 async def crowd(net):
     # seven who send more than the eighth takes: all their connections are held back and let go
@@ -181,7 +182,7 @@ PLANTED = {
         HELD,
         HELD.replace("slot->state == PT_SLOT_IN_FLIGHT || ", ""),
     ),
-    "lost completion": ("csrc/platform/pt_mactcp.c", DONE, SKIPS + DONE),
+    "lost completion": ("csrc/classic/pt_mactcp.c", DONE, SKIPS + DONE),
 }
 """Bug -> (file, what stands there, what is planted): the three that a pipeline like this one is
 known for."""
@@ -222,7 +223,7 @@ def test_the_scenarios_catch_a_planted_bug(bug, tmp_path):
     assert built.returncode == 0, built.stderr[-2000:]
     program = (
         "import json, sys\n"
-        "from peertalk import scenarios\n"
+        "from peertalk.sim import scenarios\n"
         "for name in sys.argv[1].split(','):\n"
         "    for seed in range(30):\n"
         "        found = scenarios.play(name, seed).problems\n"

@@ -8,7 +8,7 @@ import pytest
 
 from peertalk import sim
 from peertalk._core import load, values
-from peertalk.runtime.simworld import SimulatedWorld, Stream, TappedLink, TappedLoop
+from peertalk.sim.world import SimulatedWorld, Stream, TappedLink, TappedLoop
 
 
 @pytest.fixture(autouse=True)

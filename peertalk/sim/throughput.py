@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from . import errors, sim
+from .. import errors, sim
 
 _MODEL_FIXED = 0.027
 _MODEL_BYTE = 1 / 204_800

@@ -21,9 +21,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from . import errors, sim
-from .node import Peer
-from .protocol import events
+from .. import errors, sim
+from ..node import Peer
+from ..protocol import events
 
 _HEAD = 6
 """Bytes in front of a payload: who sent it (2), its number (4)."""

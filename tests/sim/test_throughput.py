@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from peertalk import sim, throughput
+from peertalk import sim
 from peertalk._core import load
+from peertalk.sim import throughput
 
 
 @pytest.fixture(autouse=True)

@@ -26,11 +26,11 @@ from collections.abc import Callable, Coroutine, Iterable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from . import errors
-from ._core import load
-from .config import PROFILES, Config, parse_duration, parse_size
-from .node import Node as _Node
-from .runtime.simworld import Box, SimulatedWorld
+from .. import errors
+from .._core import load
+from ..config import PROFILES, Config, parse_duration, parse_size
+from ..node import Node as _Node
+from .world import Box, SimulatedWorld
 
 __all__ = ["Clock", "Deadlock", "Network", "Node", "Trace", "run"]
 

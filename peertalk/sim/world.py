@@ -24,9 +24,9 @@ from typing import Any, cast
 from .. import errors
 from .._core import Core, values
 from ..config import Config
-from .transport import Transport
-from .worker import Worker
-from .world import Address, Interface, World
+from ..runtime.transport import Transport
+from ..runtime.worker import Worker
+from ..runtime.world import Address, Interface, World
 
 _ORDER_FAULTS_MAX = 100
 
