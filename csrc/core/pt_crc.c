@@ -112,6 +112,19 @@ uint16_t pt_crc16_table(uint16_t start, const uint8_t *data, size_t len)
     return crc;
 }
 
+uint16_t pt_crc16_word(uint16_t start, uint32_t word)
+{
+#if PT_CRC_SLICES > 1
+    return (uint16_t)(TABLE[3][(start ^ word >> 24) & 0xFF] ^
+                      TABLE[2][(start >> 8 ^ word >> 16) & 0xFF] ^ TABLE[1][word >> 8 & 0xFF] ^
+                      TABLE[0][word & 0xFF]);
+#else
+    uint8_t bytes[4] = {(uint8_t)(word >> 24), (uint8_t)(word >> 16), (uint8_t)(word >> 8),
+                        (uint8_t)word};
+    return pt_crc16_table(start, bytes, sizeof bytes);
+#endif
+}
+
 #if CRC_PCLMUL || CRC_PMULL
 /* ---- A block: 16 bytes, two words; and the two multiplications that a sum of products needs. */
 

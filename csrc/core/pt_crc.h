@@ -19,4 +19,7 @@ const char *pt_crc16_name(void);
  * result as pt_crc16(). */
 uint16_t pt_crc16_table(uint16_t start, const uint8_t *data, size_t len);
 
+/* The same of four bytes, the highest of word first: for numbers that are not in memory yet. */
+uint16_t pt_crc16_word(uint16_t start, uint32_t word);
+
 #endif

@@ -3,44 +3,6 @@
 #include <string.h>
 
 #include "pt_assert.h"
-#include "pt_crc.h"
-
-/* CRC-16 of the first six header bytes ("PTMG", version, type), by type. */
-static const uint16_t header_start[8] = {0x1680, 0x0709, 0x3592, 0x241b,
-                                         0x50a4, 0x412d, 0x73b6, 0x623f};
-
-/* CRC-16 of four bytes that are zero but for one nibble: row 0 is the low nibble of the first byte.
- * A CRC is linear, so the CRC of the header's last four bytes is the XOR of eight of these. That
- * keeps the header in registers: computing over bytes just stored would stall on them. */
-static const uint16_t nibble_crc[8][16] = {
-    {0x0000, 0x1cbb, 0x3976, 0x25cd, 0x72ec, 0x6e57, 0x4b9a, 0x5721, 0xe5d8, 0xf963, 0xdcae, 0xc015,
-     0x9734, 0x8b8f, 0xae42, 0xb2f9},
-    {0x0000, 0xc3a1, 0x8f53, 0x4cf2, 0x16b7, 0xd516, 0x99e4, 0x5a45, 0x2d6e, 0xeecf, 0xa23d, 0x619c,
-     0x3bd9, 0xf878, 0xb48a, 0x772b},
-    {0x0000, 0x5adc, 0xb5b8, 0xef64, 0x6361, 0x39bd, 0xd6d9, 0x8c05, 0xc6c2, 0x9c1e, 0x737a, 0x29a6,
-     0xa5a3, 0xff7f, 0x101b, 0x4ac7},
-    {0x0000, 0x8595, 0x033b, 0x86ae, 0x0676, 0x83e3, 0x054d, 0x80d8, 0x0cec, 0x8979, 0x0fd7, 0x8a42,
-     0x0a9a, 0x8f0f, 0x09a1, 0x8c34},
-    {0x0000, 0x19d8, 0x33b0, 0x2a68, 0x6760, 0x7eb8, 0x54d0, 0x4d08, 0xcec0, 0xd718, 0xfd70, 0xe4a8,
-     0xa9a0, 0xb078, 0x9a10, 0x83c8},
-    {0x0000, 0x9591, 0x2333, 0xb6a2, 0x4666, 0xd3f7, 0x6555, 0xf0c4, 0x8ccc, 0x195d, 0xafff, 0x3a6e,
-     0xcaaa, 0x5f3b, 0xe999, 0x7c08},
-    {0x0000, 0x1189, 0x2312, 0x329b, 0x4624, 0x57ad, 0x6536, 0x74bf, 0x8c48, 0x9dc1, 0xaf5a, 0xbed3,
-     0xca6c, 0xdbe5, 0xe97e, 0xf8f7},
-    {0x0000, 0x1081, 0x2102, 0x3183, 0x4204, 0x5285, 0x6306, 0x7387, 0x8408, 0x9489, 0xa50a, 0xb58b,
-     0xc60c, 0xd68d, 0xe70e, 0xf78f},
-};
-
-static uint16_t header_crc(uint8_t type, uint8_t flags, uint8_t sequence, uint32_t payload_len)
-{
-    uint32_t word = (uint32_t)flags | (uint32_t)sequence << 8 | (payload_len & 0xFF00U) << 8 |
-                    (payload_len & 0xFFU) << 24;
-    word ^= header_start[type];
-    return (uint16_t)(nibble_crc[0][word & 15] ^ nibble_crc[1][word >> 4 & 15] ^
-                      nibble_crc[2][word >> 8 & 15] ^ nibble_crc[3][word >> 12 & 15] ^
-                      nibble_crc[4][word >> 16 & 15] ^ nibble_crc[5][word >> 20 & 15] ^
-                      nibble_crc[6][word >> 24 & 15] ^ nibble_crc[7][word >> 28]);
-}
 
 /* The slot before index, round-robin. */
 static uint8_t before(const pt_send_pipeline *pipeline, uint8_t index)
@@ -237,20 +199,7 @@ int pt_pipeline_send(pt_send_pipeline *pipeline, uint8_t type, uint8_t flags,
     int counted = type == PT_FRAME_DATA || type == PT_FRAME_DISCONNECT;
     uint8_t sequence = counted ? pipeline->send_seq : 0;
 
-    uint8_t *out = slot->buffer + slot->message_len;
-    memcpy(out, "PTMG\x01", 5);
-    out[5] = type;
-    out[6] = flags;
-    out[7] = sequence;
-    out[8] = (uint8_t)(payload_len >> 8);
-    out[9] = (uint8_t)payload_len;
-    uint16_t crc = header_crc(type, flags, sequence, payload_len);
-    if (payload_len != 0) {
-        crc = pt_crc16(crc, payload, payload_len);
-        memcpy(out + PT_HEADER_SIZE, payload, payload_len);
-    }
-    out[PT_HEADER_SIZE + payload_len] = (uint8_t)(crc >> 8);
-    out[PT_HEADER_SIZE + payload_len + 1] = (uint8_t)crc;
+    pt_frame_put(slot->buffer + slot->message_len, type, flags, sequence, payload, payload_len);
 
     slot->message_len = (uint16_t)(slot->message_len + frame_len);
     slot->no_delay |= no_delay != 0;

@@ -13,9 +13,9 @@
 #define DATAGRAM_MAGIC  0x50545544u /* "PTUD" */
 #define COMPACT_MAGIC   0x50        /* 'P' */
 
-/* CRC of the two bytes "PT": that of a full header goes on from here over its other eight, which
- * were written with one store. */
-#define HEADER_CRC_START 0xC756
+/* CRC of the first six bytes of a full header ("PTMG", version, type), by type. */
+static const uint16_t HEADER_CRC_START[8] = {0x1680, 0x0709, 0x3592, 0x241b,
+                                             0x50a4, 0x412d, 0x73b6, 0x623f};
 
 /* TLVs of a CAPABILITY: type 1, length 1, value. */
 enum { TLV_MAX_MESSAGE = 1, TLV_PREFERRED_CHUNK = 2, TLV_PRESSURE = 3, TLV_FLAGS = 4 };
@@ -46,20 +46,6 @@ static void put32(uint8_t *out, uint32_t value)
     put16(out + 2, value & 0xFFFF);
 }
 
-/* Eight shifts, which compilers turn into one store: what pt_crc16() reads next then comes straight
- * out of it. */
-static void put64(uint8_t *out, uint64_t value)
-{
-    out[0] = (uint8_t)(value >> 56);
-    out[1] = (uint8_t)(value >> 48);
-    out[2] = (uint8_t)(value >> 40);
-    out[3] = (uint8_t)(value >> 32);
-    out[4] = (uint8_t)(value >> 24);
-    out[5] = (uint8_t)(value >> 16);
-    out[6] = (uint8_t)(value >> 8);
-    out[7] = (uint8_t)value;
-}
-
 static int is_frame_type(unsigned type)
 {
     return type >= PT_FRAME_DATA && type <= PT_FRAME_CAPABILITY;
@@ -70,12 +56,15 @@ static int is_discovery_type(unsigned type)
     return type >= PT_DISCOVERY_ANNOUNCE && type <= PT_DISCOVERY_GOODBYE;
 }
 
-static void write_header(const pt_frame *frame, uint8_t *out)
+static inline void put_header(uint8_t *out, uint8_t type, uint8_t flags, uint8_t sequence,
+                              uint32_t payload_len)
 {
-    put16(out, FRAME_MAGIC >> 16);
-    put64(out + 2, (uint64_t)(FRAME_MAGIC & 0xFFFF) << 48 | (uint64_t)PT_PROTOCOL_VERSION << 40 |
-                       (uint64_t)frame->type << 32 | (uint32_t)frame->flags << 24 |
-                       (uint32_t)frame->sequence << 16 | frame->payload_len);
+    put32(out, FRAME_MAGIC);
+    out[4] = PT_PROTOCOL_VERSION;
+    out[5] = type;
+    out[6] = flags;
+    out[7] = sequence;
+    put16(out + 8, payload_len);
 }
 
 int pt_header_encode(const pt_frame *frame, uint8_t *out, size_t size)
@@ -85,7 +74,7 @@ int pt_header_encode(const pt_frame *frame, uint8_t *out, size_t size)
     if (size < PT_HEADER_SIZE)
         return PT_ERR_BUFFER_FULL;
 
-    write_header(frame, out);
+    put_header(out, frame->type, frame->flags, frame->sequence, frame->payload_len);
     return PT_HEADER_SIZE;
 }
 
@@ -108,6 +97,24 @@ int pt_header_decode(const uint8_t *data, size_t len, pt_frame *out)
     return PT_HEADER_SIZE;
 }
 
+void pt_frame_put(uint8_t *out, uint8_t type, uint8_t flags, uint8_t sequence,
+                  const uint8_t *payload, uint32_t payload_len)
+{
+    PT_ASSERT(is_frame_type(type));
+    PT_ASSERT(payload_len <= UINT16_MAX);
+
+    /* The CRC is taken from registers and from the source of the payload: reading back what was
+     * just stored would stall. */
+    put_header(out, type, flags, sequence, payload_len);
+    uint16_t crc = pt_crc16_word(HEADER_CRC_START[type],
+                                 (uint32_t)flags << 24 | (uint32_t)sequence << 16 | payload_len);
+    if (payload_len > 0) {
+        crc = pt_crc16(crc, payload, payload_len);
+        memcpy(out + PT_HEADER_SIZE, payload, payload_len);
+    }
+    put16(out + PT_HEADER_SIZE + payload_len, crc);
+}
+
 int pt_frame_encode(const pt_frame *frame, uint8_t *out, size_t size)
 {
     PT_ASSERT(frame->payload != NULL || frame->payload_len == 0);
@@ -120,15 +127,8 @@ int pt_frame_encode(const pt_frame *frame, uint8_t *out, size_t size)
     if (size < whole)
         return PT_ERR_BUFFER_FULL;
 
-    /* The CRC is taken from the source of the payload: reading back what was just copied would
-     * stall. */
-    write_header(frame, out);
-    uint16_t crc = pt_crc16(HEADER_CRC_START, out + 2, PT_HEADER_SIZE - 2);
-    if (frame->payload_len > 0) {
-        crc = pt_crc16(crc, frame->payload, frame->payload_len);
-        memcpy(out + PT_HEADER_SIZE, frame->payload, frame->payload_len);
-    }
-    put16(out + whole - PT_TRAILER_SIZE, crc);
+    pt_frame_put(out, frame->type, frame->flags, frame->sequence, frame->payload,
+                 frame->payload_len);
     return (int)whole;
 }
 

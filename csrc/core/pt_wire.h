@@ -102,6 +102,10 @@ int pt_header_decode(const uint8_t *data, size_t len, pt_frame *out);
 int pt_frame_encode(const pt_frame *frame, uint8_t *out, size_t size);
 int pt_frame_decode(const uint8_t *data, size_t len, pt_frame *out);
 
+/* The writing half of pt_frame_encode(), for whoever has seen to type, length and room. */
+void pt_frame_put(uint8_t *out, uint8_t type, uint8_t flags, uint8_t sequence,
+                  const uint8_t *payload, uint32_t payload_len);
+
 /* Compact header, 4 bytes, then payload; no sequence, no CRC. Only the low four flag bits fit; the
  * rest is lost, as in the original. Decode order: fewer than 4 bytes PT_ERR_TRUNCATED,
  * PT_ERR_MAGIC, PT_ERR_INVALID_PARAM (type). */

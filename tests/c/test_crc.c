@@ -64,6 +64,18 @@ static void neither_length_nor_alignment_nor_start_matters(void)
     }
 }
 
+static void a_word_is_its_four_bytes_the_highest_first(void)
+{
+    for (int round = 0; round < 200; round++) {
+        uint8_t bytes[4];
+        draw_bytes(bytes, sizeof bytes);
+        uint16_t start = (uint16_t)draw(65536);
+        uint32_t word = (uint32_t)bytes[0] << 24 | (uint32_t)bytes[1] << 16 |
+                        (uint32_t)bytes[2] << 8 | bytes[3];
+        CHECK_EQUAL(pt_crc16_word(start, word), crc_by_bits(start, bytes, sizeof bytes));
+    }
+}
+
 static void damage_of_one_bit_is_always_seen(void)
 {
     uint8_t data[64];
@@ -90,6 +102,7 @@ int main(void)
     RUN(no_bytes_keep_the_start);
     RUN(a_message_in_two_parts_has_the_crc_of_the_whole);
     RUN(neither_length_nor_alignment_nor_start_matters);
+    RUN(a_word_is_its_four_bytes_the_highest_first);
     RUN(damage_of_one_bit_is_always_seen);
     RUN(the_way_has_a_name);
     return check_end();
