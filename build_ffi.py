@@ -119,8 +119,8 @@ def make_ffi(name: str, root: Path = Path()) -> FFI:
 
 def modules() -> list[str]:
     """Names of the extension modules that this environment asks for."""
-    if os.environ.get("PEERTALK_BUILD") == "none":
-        return []
+    if os.environ.get("PEERTALK_BUILD") == "none" or sys.implementation.name != "cpython":
+        return []  # the border's native functions are CPython's alone
     return ["_lowmem"] if os.environ.get("PT_LOWMEM") == "1" else ["_standard", "_lowmem"]
 
 

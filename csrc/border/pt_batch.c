@@ -1,19 +1,7 @@
-#if !defined(PYPY_VERSION)
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
-#endif
 
 #include "pt_batch.h"
-
-#if defined(PYPY_VERSION) || !defined(Py_PYTHON_H)
-
-int pt_border_attach(void *module)
-{
-    (void)module;
-    return -1;
-}
-
-#else
 
 #include <string.h>
 
@@ -497,7 +485,7 @@ static PyObject *bind_loop(PyObject *self, PyObject *const *arguments, Py_ssize_
 /* ------------------------------------------------------------------------------- pure functions */
 
 /* These know bytes and small numbers only, and answer None to everything else and to every fault:
- * the plain way then says what is wrong. */
+ * the codec then says what is wrong. */
 
 static PyObject *none(void)
 {
@@ -621,5 +609,3 @@ int pt_border_attach(void *module)
     PyGILState_Release(state);
     return result;
 }
-
-#endif

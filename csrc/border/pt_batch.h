@@ -1,11 +1,10 @@
-/* The native calls of the border: the only C that knows Python. CPython alone; the plain cffi way
- * beside it does the same. */
+/* The native calls of the border: the only C that knows Python, and CPython alone. */
 #ifndef PT_BATCH_H
 #define PT_BATCH_H
 
 /* Add the native functions to a module object. module: id() of a types.ModuleType that the caller
- * holds; the GIL is taken. Returns 0, or -1 when Python refused (the error is cleared) or this is
- * not CPython. The functions, with addr the address of a cffi object:
+ * holds; the GIL is taken. Returns 0, or -1 when Python refused (the error is cleared). The
+ * functions, with addr the address of a cffi object:
  *
  *   bind_link(context_addr, link_addr, owner, owner, owner) -> send
  *
@@ -20,8 +19,9 @@
  *
  *   bind_loop(context_addr, events_addr, capacity, owner) -> turn
  *
- * turn() -> list of events: pt_loop_turn() without waiting; tuples (kind, tag, a, b) as the loop
- * documents them. The owner keeps the memory alive.
+ * turn(events) -> how many there are now: pt_loop_turn() without waiting, its events appended to the
+ * list as tuples (kind, tag, a, b), which the loop documents. A negative PT_ERR_* is returned, not
+ * raised. The owner keeps the memory alive.
  *
  *   crc16(data, start), encode_frame(type, payload, flags, sequence), decode_frame(data),
  *   put_frame(pipeline_addr, type, payload, flags)

@@ -1,16 +1,15 @@
 """A compiled core, bound: the only way to ffi and lib, for the pure functions of codec.py and the
 handles beside it.
 
-What is called once a message or once a turn comes from the border's native functions where this is
-CPython, and from plain cffi calls elsewhere (native=False, or PEERTALK_NATIVE=0 in the
-environment); both give the same tuples.
+What is called once a message or once a turn is one of the border's native functions, which CPython
+alone has: no compiled core is built for another interpreter.
 """
 
 from __future__ import annotations
 
-import os
 import struct
 import types
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from peertalk import errors
@@ -22,10 +21,6 @@ CLASSIC = ("mactcp", "opentransport", "mactcp_sync", "opentransport_sync")
 PLATFORMS = ("posix", "posix_plain", *CLASSIC)
 EVENT = struct.Struct("=QIIiiIIBBB5x")
 """pt_event: offset, kind, tag, code, system_error, count, len, type, flags, sequence."""
-
-
-def _no_answer(*_: object) -> None:
-    """In place of a native function that is not there."""
 
 
 class Binding:
@@ -61,13 +56,13 @@ class Binding:
             lib.PT_MESSAGE_MAX_PAYLOAD,
             lib.PT_SLOT_BUFFER_SIZE,
         )
-        self.border = types.ModuleType(f"peertalk._core.{name}_border")
-        self.native = lib.pt_border_attach(ffi.cast("void *", id(self.border))) == 0
-        quick = self.border if self.native and os.environ.get("PEERTALK_NATIVE") != "0" else None
-        self._crc16 = getattr(quick, "crc16", _no_answer)
-        self._encode_frame = getattr(quick, "encode_frame", _no_answer)
-        self._decode_frame = getattr(quick, "decode_frame", _no_answer)
-        self.put_frame = getattr(quick, "put_frame", _no_answer)
+        self.border = border = types.ModuleType(f"peertalk._core.{name}_border")
+        if lib.pt_border_attach(ffi.cast("void *", id(border))) != 0:
+            raise ImportError(f"the native functions of the {name} core cannot be attached")
+        self._crc16: Callable[..., int | None] = border.crc16
+        self._encode_frame: Callable[..., bytes | None] = border.encode_frame
+        self._decode_frame: Callable[..., tuple[int, int, int, bytes] | None] = border.decode_frame
+        self.put_frame: Callable[..., int | None] = border.put_frame
         assert ffi.sizeof("pt_event") == EVENT.size
         assert ffi.offsetof("pt_event", "sequence") == EVENT.size - 6
 

@@ -7,7 +7,7 @@ judgement.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from peertalk import errors
 from peertalk._core.binding import Binding, Data
@@ -29,7 +29,7 @@ class Codec(Binding):
         """CRC-16 of data, continued from start (the CRC of the bytes before; 0 for a new one)."""
         crc = self._crc16(data, start)
         if crc is not None:
-            return cast(int, crc)
+            return crc
         view = self.flat(data)
         return int(
             self.lib.pt_crc16(self.limited("CRC start value", start, 0xFFFF), view, len(view))
@@ -86,7 +86,7 @@ class Codec(Binding):
         MessageTooLarge: payload over the limit."""
         whole = self._encode_frame(type, payload, flags, sequence)
         if whole is not None:
-            return cast(bytes, whole)
+            return whole
         view = self.flat(payload)
         frame = self._frame(type, flags, sequence, view, len(view))
         limit = self.lib.PT_FRAME_MAX_PAYLOAD

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from peertalk import errors
 from peertalk._core.binding import Binding, Data
@@ -389,7 +389,7 @@ class SendPipeline:
         -3 (closed)."""
         code = self._binding.put_frame(self._address, type, payload, flags)
         if code is not None:
-            return cast(int, code)
+            return code
         view = self._binding.flat(payload)
         if not 0 <= type <= 0xFF or not 0 <= flags <= 0xFF:
             type = flags = 0

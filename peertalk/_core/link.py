@@ -4,7 +4,6 @@ the loop keeps it alive while C points into it."""
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -164,18 +163,14 @@ class Link:
             raise
 
     def _bind(self) -> Callable[[Data], int]:
+        """The bound send. It outlives this object as long as somebody holds it: it owns the memory,
+        not the handle."""
         loop = self._loop
-        send: Callable[[Data], int]
-        if loop.native:
-            # The bound function outlives this object as long as somebody holds it: it owns the
-            # memory, not the handle.
-            cast = partial(loop._ffi.cast, "uintptr_t")
-            context, link = int(cast(loop._context)), int(cast(self._link))
-            send = loop._binding.border.bind_link(
-                context, link, loop._memory, self._link, self._slots
-            )
-        else:
-            send = self._plain_send
+        cast = partial(loop._ffi.cast, "uintptr_t")
+        context, link = int(cast(loop._context)), int(cast(self._link))
+        send: Callable[[Data], int] = loop._binding.border.bind_link(
+            context, link, loop._memory, self._link, self._slots
+        )
         return send
 
     @property
@@ -185,45 +180,8 @@ class Link:
         a TypeError where it comes first, else the refusal -1."""
         many = self._many
         if many is None:
-            loop, send = self._loop, self.send
-            if not loop.native:
-                many = self._plain_send_many
-            else:
-                many = loop._binding.border.bind_many(send)
-            self._many = many
+            many = self._many = self._loop._binding.border.bind_many(self.send)
         return many
-
-    def _plain_send(self, payload: Data) -> int:
-        if threading.get_ident() != self._loop._owner:
-            return int(self._loop._lib.PT_ERR_INVALID_STATE)
-        if type(payload) is bytes:
-            return int(
-                self._loop._lib.pt_link_send(
-                    self._loop._context, self._link, DATA, 0, payload, len(payload)
-                )
-            )
-        view = self._loop._binding.flat(payload)
-        return int(
-            self._loop._lib.pt_link_send(self._loop._context, self._link, DATA, 0, view, len(view))
-        )
-
-    def _plain_send_many(self, payloads: list[Data], start: int = 0) -> tuple[int, int]:
-        if not isinstance(payloads, list):
-            raise TypeError("send_many(payloads, start=0): payloads must be a list")
-        if start < 0:
-            raise ValueError("send_many: start must not be negative")
-        hints = 0
-        for index in range(start, len(payloads)):
-            try:
-                code = self._plain_send(payloads[index])
-            except TypeError:
-                if index == start:
-                    raise
-                code = self._loop._lib.PT_ERR_INVALID_PARAM
-            if code < 0:
-                return index - start, code
-            hints |= code
-        return max(0, len(payloads) - start), hints
 
     def send_frame(self, type: int, payload: Data = b"", flags: int = 0) -> int:
         """Accept one frame of any type; NO_DELAY makes it leave at once. Returns what send()

@@ -14,29 +14,12 @@ from peertalk._core.binding import CLASSIC, PLATFORMS, Binding
 from peertalk._core.handles import BufferPool, Reassembly
 from peertalk._core.link import Link, Timer, Watch
 from peertalk._core.simulator import Host, Simulator
-from peertalk._core.values import (
-    BATCH,
-    BATCHED,
-    CLOSED,
-    DATA,
-    FRAGMENT,
-    FRAME,
-    READ,
-    READY,
-    SENT,
-    STILL,
-    WRITE,
-    LoopStatistics,
-    PoolStatistics,
-    says_nothing_more,
-)
+from peertalk._core.values import READ, WRITE, LoopStatistics, PoolStatistics
 
 Event: TypeAlias = tuple[int, int, Any, Any]
 
 EVENT_CAPACITY = 256
 """Events that one turn reports beside its frames; at least 4 for each ready source."""
-PLAIN_ROOM = 65_536
-"""Stream bytes of one turn on the plain cffi way, which copies them once more."""
 POLL_SOURCES = 4_096
 """Links and watches that poll(2) waits for at most."""
 POOL_CAPACITY = 8_192
@@ -45,8 +28,6 @@ POOL_LINKS = 1_088
 """Links whose share a loop's pool has room for, when nothing else is said."""
 POOL_CAPACITY_MAX = 65_535
 """Buffers of one class that a pool can count."""
-
-_PLAIN_FLAGS = FRAGMENT | BATCHED
 
 
 class Loop:
@@ -66,13 +47,11 @@ class Loop:
         push: classic platforms: small writes are not merged on the wire.
         send_limit: opentransport: bytes of one link that wait for acknowledgement before the flow
             is stopped; 0: the platform's.
-        native: False forces the plain cffi way, as PEERTALK_NATIVE=0 in the environment does.
         epoll: False takes poll(2) and leaves fd at -1.
 
     Attributes:
         fd: to be watched for reading by another loop: readable whenever a turn has something to do;
             -1 when there is none (see descriptors()).
-        native: whether the border's native functions are used.
 
     Raises:
         InvalidArgument: an argument out of its bounds.
@@ -88,7 +67,6 @@ class Loop:
         pool_bytes: int = 64 << 20,
         links: int = POOL_LINKS,
         platform: str = "posix",
-        native: bool = True,
         epoll: bool = True,
         simulator: Simulator | None = None,
         host: Host | None = None,
@@ -99,7 +77,6 @@ class Loop:
         self._ffi = ffi = binding.ffi
         self._lib = lib = binding.lib
         self._closed = True  # until all is made
-        self.native = binding.native and native and os.environ.get("PEERTALK_NATIVE") != "0"
         size = lib.PT_RECEIVE_BUFFER_SIZE if receive_buffer_size is None else receive_buffer_size
         whole = lib.PT_FRAME_MAX_PAYLOAD + lib.PT_FRAME_OVERHEAD
         if not 1 <= io_budget <= lib.PT_IO_BUDGET:
@@ -152,7 +129,7 @@ class Loop:
         self._armed: dict[Timer, None] = {}
         self._armed_limit = 64
         self._wake_lock = threading.Lock()
-        self._turn: Callable[[list[Event]], int] = self._bind_turn(size)
+        self._turn: Callable[[list[Event]], int] = self._bind_turn()
         self._open(
             binding.platform(platform), epoll, receive_buffer, io_budget, int(push), send_limit
         )
@@ -233,32 +210,15 @@ class Loop:
             self.simulator._loops.pop(self, None)
         self._abandoned.clear()
 
-    def _bind_turn(self, size: int) -> Callable[[list[Event]], int]:
+    def _bind_turn(self) -> Callable[[list[Event]], int]:
         """What makes one turn without waiting and appends its events: how many there are then, or a
         negative code."""
-        ffi, lib = self._ffi, self._lib
-        if self.native:
-            context, events = (
-                int(ffi.cast("uintptr_t", pointer)) for pointer in (self._context, self._events)
-            )
-            turn: Callable[[list[Event]], int] = self._binding.border.bind_loop(
-                context, events, EVENT_CAPACITY, self._memory
-            )
-        else:
-            self._room = min(size, PLAIN_ROOM)
-            capacity = self._room // lib.PT_COMPACT_HEADER_SIZE + lib.PT_IO_BUDGET
-            buffer_size = self._room + lib.PT_IO_BUDGET * (
-                lib.PT_FRAME_OVERHEAD + lib.PT_FRAME_MAX_PAYLOAD
-            )
-            self._sink = ffi.new("pt_sink *")
-            self._plain = ffi.new("pt_plain_sink *")
-            self._frames = ffi.new("pt_event[]", capacity)
-            self._frame_bytes = ffi.new("uint8_t[]", buffer_size)
-            self._plain.events = self._frames
-            self._plain.capacity = capacity
-            self._plain.buffer = self._frame_bytes
-            self._plain.buffer_size = buffer_size
-            turn = self._plain_turn
+        context, events = (
+            int(self._ffi.cast("uintptr_t", pointer)) for pointer in (self._context, self._events)
+        )
+        turn: Callable[[list[Event]], int] = self._binding.border.bind_loop(
+            context, events, EVENT_CAPACITY, self._memory
+        )
         return turn
 
     def move_here(self) -> None:
@@ -364,56 +324,6 @@ class Loop:
         if self._abandoned:
             self._let_go()
         return events
-
-    def _plain_turn(self, told: list[Event]) -> int:
-        lib, plain = self._lib, self._plain
-        if threading.get_ident() != self._owner:
-            return int(lib.PT_ERR_INVALID_STATE)
-        lib.pt_plain_sink_init(plain, self._sink, self._room)
-        count = lib.pt_loop_turn(self._context, 0, self._events, EVENT_CAPACITY, self._sink)
-        if count < 0:
-            return int(count)
-        events: list[Event] = []
-        if plain.count:
-            self._collect(events)
-        for index in range(count):
-            event = self._events[index]
-            kind = event.kind
-            if kind == SENT:
-                events.append((kind, event.tag, event.count, event.code))
-            elif kind == CLOSED:
-                events.append((kind, event.tag, event.code, event.system_error))
-            elif kind == READY or kind == STILL:
-                events.append((kind, event.tag, event.count, 0))
-            else:
-                events.append((kind, event.tag, 0, 0))
-        told += events
-        return len(told)
-
-    def _collect(self, events: list[Event]) -> None:
-        """Make BATCHes of consecutive plain DATA frames of one link, and FRAMEs of the others."""
-        stream = self._ffi.buffer(self._frame_bytes, self._plain.buffer_len)[:]
-        batch: list[bytes] = []
-        batch_tag = batch_len = 0
-        for offset, _, tag, _, _, _, size, type, flags, sequence in self._binding.frames_in(
-            self._plain
-        ):
-            payload = stream[offset : offset + size]
-            plain = type == DATA and not flags & _PLAIN_FLAGS
-            if batch and not (plain and tag == batch_tag):
-                events.append((BATCH, batch_tag, batch_len, batch))
-                batch = []
-            if not plain:
-                frame = (FRAME, tag, type | flags << 8 | sequence << 16, payload)
-                if not (events and says_nothing_more(frame, events[-1])):
-                    events.append(frame)
-                continue
-            if not batch:
-                batch_tag, batch_len = tag, 0
-            batch.append(payload)
-            batch_len += size
-        if batch:
-            events.append((BATCH, batch_tag, batch_len, batch))
 
     def next_timeout(self) -> float | None:
         """Seconds until a turn is needed though nothing becomes ready; 0.0 when there is work now,

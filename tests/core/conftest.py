@@ -20,7 +20,6 @@ PATIENCE = 10.0
 WAYS = {
     "epoll": {},
     "poll": {"epoll": False},
-    "cffi": {"native": False},
     "plain": {"platform": "posix_plain"},
 }
 

@@ -1,8 +1,8 @@
 """Owners of C memory: it is freed after everything that points into it, and a handle that was
 closed refuses, whatever is still held of it.
 
-Runs on the compiled cores, both ways: with the native functions of the border and with plain cffi
-calls. What crashes here crashes the test run, which is the point; sanitizers see the rest.
+Runs on the compiled cores. What crashes here crashes the test run, which is the point; sanitizers
+see the rest.
 """
 
 from __future__ import annotations
@@ -23,12 +23,6 @@ from peertalk._core.values import DATA, PING, READ, SENT, WRITE
 NOT_CONNECTED = errors.NotConnected.code
 
 
-@pytest.fixture(params=[True, False], ids=["native", "cffi"])
-def native(request):
-    """Which way a loop calls C."""
-    return request.param
-
-
 @pytest.fixture
 def pair():
     """Two ends of a connection, closed behind the test."""
@@ -41,8 +35,8 @@ def pair():
 
 
 @pytest.fixture
-def loop(c_core, native):
-    made = c_core.Loop(native=native)
+def loop(c_core):
+    made = c_core.Loop()
     yield made
     made.close()
 
@@ -98,7 +92,7 @@ def known_to_c(loop):
 
 
 @pytest.mark.parametrize("what", ["link", "closed link", "watch", "closed watch", "timer"])
-def test_what_is_cut_off_leaves_no_freed_memory_with_c(c_core, native, pair, what, request):
+def test_what_is_cut_off_leaves_no_freed_memory_with_c(c_core, pair, what, request):
     """An exception may strike between the call of C and the line that remembers it: the handle
     goes, and with it its memory, which the context would go on writing to."""
 
@@ -117,7 +111,7 @@ def test_what_is_cut_off_leaves_no_freed_memory_with_c(c_core, native, pair, wha
     gc.freeze()  # each collection looks at what its step has made, not at the whole suite
     request.addfinalizer(gc.unfreeze)
     for at in itertools.count(1):
-        loop = c_core.Loop(native=native)
+        loop = c_core.Loop()
         struck = strike(lambda loop=loop: use(loop), at)
         gc.collect()
         cast = loop._ffi.cast
@@ -218,10 +212,10 @@ def test_a_closed_ingest_and_a_closed_pipeline_take_nothing(c_core):
 # Memory outlives what points at it
 
 
-def test_a_bound_send_owns_the_memory_and_not_the_handles(c_core, native, pair):
+def test_a_bound_send_owns_the_memory_and_not_the_handles(c_core, pair):
     """Link and loop must go when nobody has them, and the function that is left must still have
     something to read."""
-    loop = c_core.Loop(native=native)
+    loop = c_core.Loop()
     link = loop.open_link(pair[0].fileno(), 1)
     send, send_many = link.send, link.send_many
     link.close()
@@ -229,9 +223,7 @@ def test_a_bound_send_owns_the_memory_and_not_the_handles(c_core, native, pair):
     gone, freed = is_gone(link, loop), is_gone(link._link, link._slots, loop._context)
     held = [weakref.ref(memory) for memory in (link._link, link._slots, loop._context)]
     del link, loop
-    if native and not c_core.Loop.args[0].assertions:
-        assert gone()
-    gc.collect()
+    assert gone()
     assert None not in [each() for each in held]
     assert send(b"x" * 4_000) == NOT_CONNECTED and send_many([b"x"]) == (0, NOT_CONNECTED)
     del send
@@ -240,9 +232,9 @@ def test_a_bound_send_owns_the_memory_and_not_the_handles(c_core, native, pair):
     assert freed()
 
 
-def test_a_loop_that_nobody_has_closes_itself_with_all_that_it_made(c_core, native, pair):
+def test_a_loop_that_nobody_has_closes_itself_with_all_that_it_made(c_core, pair):
     """No cycle keeps it, and nothing is freed under what is still used."""
-    loop = c_core.Loop(native=native)
+    loop = c_core.Loop()
     link, watch, timer = (
         loop.open_link(pair[0].fileno(), 1),
         loop.watch(pair[1].fileno(), 2, READ),
@@ -329,9 +321,9 @@ def test_a_pipeline_that_is_dropped_in_flight_leaves_no_buffer_lent(c_core):
     assert pool.statistics().in_use == 0 and pool.close() == 0
 
 
-def test_events_hold_nothing_of_the_loop(c_core, native, pair):
+def test_events_hold_nothing_of_the_loop(c_core, pair):
     """Payloads are Python's own: they may be kept for years."""
-    loop = c_core.Loop(native=native)
+    loop = c_core.Loop()
     loop.open_link(pair[0].fileno(), 1)
     pair[1].send(c_core.encode_frame(DATA, b"kept") + c_core.encode_frame(PING, b"too"))
     events = loop.turn(5.0)
@@ -371,10 +363,10 @@ def test_what_failed_while_it_was_made_leaves_nothing_behind(loop, pair):
     ],
     ids=lambda wrong: next(iter(wrong)),
 )
-def test_a_loop_out_of_bounds_is_refused_without_a_trace(c_core, native, wrong):
+def test_a_loop_out_of_bounds_is_refused_without_a_trace(c_core, wrong):
     """The collector finishes what was half made: that must not touch C memory that never was."""
     with pytest.raises(errors.InvalidArgument, match=next(iter(wrong))):
-        c_core.Loop(native=native, **wrong)
+        c_core.Loop(**wrong)
     gc.collect()
 
 

@@ -1,8 +1,7 @@
 """The loop over real sockets: timers, waking, watching, and how a turn is shared out.
 
-Every test runs on each core and each way to drive it: epoll and poll, native calls and plain cffi,
-asynchronous and blocking sends. Truth comes from csrc/core/pt_loop.h, the kernel, and frames
-encoded one by one.
+Every test runs on each core and each way to drive it: epoll and poll, asynchronous and blocking
+sends. Truth comes from csrc/core/pt_loop.h, the kernel, and frames encoded one by one.
 """
 
 from __future__ import annotations

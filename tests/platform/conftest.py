@@ -117,7 +117,6 @@ class Pair:
         preset: str = "classic",
         depth: int | None = None,
         packing: bool = True,
-        native: bool = True,
         window: int | None = None,
         loop: dict[str, Any] | None = None,
         **values: float,
@@ -127,11 +126,9 @@ class Pair:
         self.b = self.sim.add_host("b", window=window)
         self.sim.link("a", "b", **values)
         self.loop_a = cores[0].Loop(
-            platform=platforms[0], simulator=self.sim, host=self.a, native=native, **(loop or {})
+            platform=platforms[0], simulator=self.sim, host=self.a, **(loop or {})
         )
-        self.loop_b = cores[1].Loop(
-            platform=platforms[1], simulator=self.sim, host=self.b, native=native
-        )
+        self.loop_b = cores[1].Loop(platform=platforms[1], simulator=self.sim, host=self.b)
         self.listener = self.b.listen(7_354)
         self.socket_a = self.a.dial(self.b.address, 7_354)
         while self.socket_a.outcome() == -19 or not self.listener.ready:

@@ -93,10 +93,9 @@ def test_sizes_are_those_of_the_maker_and_ours(pair, standard, world):
 
 
 @pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize("native", [True, False], ids=["native", "cffi"])
-def test_messages_arrive_in_order_and_whole_on_every_core(pair, c_core, world, native):
+def test_messages_arrive_in_order_and_whole_on_every_core(pair, c_core, world):
     """The same loop, pipeline and frames as on sockets; only the world is another."""
-    both = pair((c_core, c_core), (world, world), native=native)
+    both = pair((c_core, c_core), (world, world))
     limit = c_core.limits.message_max_payload
     assert both.link_a.max_message == limit and both.link_a.send(bytes(limit + 1)) == -16
     messages = [bytes([number % 251]) * (1 + number * 61 % limit) for number in range(150)]

@@ -585,15 +585,13 @@ def test_the_reference_core_has_no_simulator():
 
 
 @pytest.mark.parametrize("first", ["standard", "lowmem"])
-@pytest.mark.parametrize("native", [True, False], ids=["native", "cffi"])
-def test_nodes_of_both_builds_meet_in_one_network(pair, first, native):
+def test_nodes_of_both_builds_meet_in_one_network(pair, first):
     """The network belongs to one extension module; the other reaches it through the table of
     functions."""
     second = "lowmem" if first == "standard" else "standard"
     both = pair(
         (_core.load(first), _core.load(second)),
         ("mactcp", "opentransport"),
-        native=native,
         loss=0.03,
     )
     messages = [bytes([number % 251]) * (1 + number * 37 % 1_024) for number in range(200)]

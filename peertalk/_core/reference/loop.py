@@ -69,7 +69,6 @@ class Loop:
             share of each link.
         links: ignored here.
         platform: "posix", or "posix_plain" where each slot is written by a blocking send.
-        native: ignored here.
         epoll: False takes poll(2) and leaves fd at -1.
 
     Raises:
@@ -84,7 +83,6 @@ class Loop:
         pool_bytes: int = 64 << 20,
         links: int = 0,
         platform: str = "posix",
-        native: bool = True,
         epoll: bool = True,
     ) -> None:
         size = RECEIVE_BUFFER_SIZE if receive_buffer_size is None else receive_buffer_size
