@@ -69,7 +69,7 @@ lint: tools-lint lint-python lint-c ## layout, ruff, mypy --strict, and the C wi
 lint-python: .venv/lint
 	.venv/bin/ruff format --check .
 	.venv/bin/clang-format --dry-run --Werror $(FORMATTED_C)
-	@! grep -nE '^.{160}' README.md CHANGELOG.md docs/*.md bench/*.md || { echo "a line of Markdown has 160 characters or more"; exit 1; }
+	@! grep -nE '^.{160}' *.md docs/*.md bench/*.md tests/*.md || { echo "a line of Markdown has 160 characters or more"; exit 1; }
 	.venv/bin/ruff check .
 	.venv/bin/mypy --strict peertalk
 

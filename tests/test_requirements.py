@@ -1,4 +1,4 @@
-"""docs/requirements.md: each item has its row, and each row names proofs that exist, run and are
+"""tests/requirements.md: each item has its row, and each row names proofs that exist, run and are
 its own.
 
 A proof is
@@ -38,7 +38,7 @@ RULING = re.compile(r"^- \*\*(R\d+)\*\* ", re.M)
 
 
 def text_of_document() -> str:
-    return (ROOT / "docs" / "requirements.md").read_text()
+    return (ROOT / "tests" / "requirements.md").read_text()
 
 
 def rows() -> list[tuple[str, int, str, list[str]]]:
@@ -251,7 +251,7 @@ def test_each_deviation_names_a_ruling_and_each_ruling_is_used():
         ("tests/c/mactcp_rules.c::prepare", "its main does not run prepare"),
         ("tests/c/mactcp_rules.c::never_called", "its main does not run never_called"),
         ("tests/c/ot_rules.c::each_slot_is_issued_as_the_maker_wants_it", "mactcp_rules.c has it"),
-        ("docs/requirements.md#nowhere", "no section"),
+        ("tests/requirements.md#nowhere", "no section"),
     ],
 )
 def test_what_is_no_proof_is_found_out(proof, why):
