@@ -10,117 +10,140 @@ from .._core.values import LinkStatistics, LoopStatistics, PoolStatistics
 
 
 class QueueStatus(msgspec.Struct, frozen=True):
-    """How full the way to one peer is.
-
-    pending: messages accepted and not yet taken by the system; capacity: messages that the outbox
-    holds at most (HIGH ones an eighth more, CRITICAL ones a quarter more); bytes: payload bytes in
-    the outbox; pressure: fill of the outbox or what the peer has reported of itself, the larger
-    one, 0 to 100; reason: what holds messages up, "" (nothing), "slots", "connection",
-    "pressure" (the peer refuses LOW messages, a classic one from 75 on NORMAL, from 90 on HIGH
-    ones), or "frozen" (it has not answered for Config.link_timeout: see PeerFrozen).
-    """
+    """How full the way to one peer is."""
 
     pending: int
+    """Messages that were accepted and that the system has not taken yet."""
     capacity: int
+    """Messages that the outbox holds at most; an eighth more are HIGH, a quarter more CRITICAL."""
     bytes: int
+    """Bytes of the payloads in the outbox."""
     pressure: int
+    """How full the outbox is, or what the peer reports of itself if that is more: 0 to 100."""
     reason: str
+    """What holds messages up.
+
+    "": nothing does. "slots": all slots of the connection are in flight. "connection": there is no
+    connection yet. "pressure": the peer refuses LOW messages (a classic peer refuses NORMAL
+    messages from 75 on, and HIGH messages from 90 on). "frozen": the peer has not answered for
+    Config.link_timeout; see PeerFrozen.
+    """
 
 
 class PeerStatistics(msgspec.Struct, frozen=True):
-    """Counters of one peer since it was first heard of.
-
-    messages_accepted, messages_sent, messages_failed: messages to it; what was called sent and
-    failed all the same is failed; messages_received: messages from it; bytes_received: payload
-    bytes from it; queue: see QueueStatus.
-    """
+    """Counters of one peer since it was first heard of."""
 
     messages_accepted: int
+    """Messages to the peer that send() and its kin accepted."""
     messages_sent: int
+    """Messages to the peer that the system took, and that did not fail afterwards."""
     messages_failed: int
+    """Messages to the peer that failed, those included that were reported as Sent before."""
     messages_received: int
+    """Messages from the peer."""
     bytes_received: int
+    """Bytes of the payloads of the messages from the peer."""
     queue: QueueStatus
+    """How full the way to the peer is; counts and bytes are explained there."""
 
 
 class NodeStatistics(msgspec.Struct, frozen=True):
-    """Counters of a node since it started.
-
-    messages_accepted, messages_sent, messages_failed: messages that users sent, and what became of
-    them, so messages_sent sinks where a connection ends before what was sent on it is acknowledged;
-    messages_received: messages that arrived; payload_bytes_sent, payload_bytes_received:
-    bytes of those; bytes_sent, bytes_received: stream bytes, framing and control frames included;
-    write_calls, read_calls: system calls on links; messages_per_write: messages given to links per
-    writing system call; slots_high_water: most slots in flight on one link; links_open: connections
-    now; links_opened, links_refused: connections since the start; bad_frames: links ended by a
-    fault of a frame; crc_errors: those of them by their checksum; frames_ignored: frames that
-    brought nothing: of a kind that this version does not use, or a CAPABILITY, fragment or batch
-    that is not as it must be; inbox_bytes: cost in bytes of messages not yet taken; pauses: times
-    that a link was paused because the inbox was full; ended_still: connections that were ended
-    because their peer took nothing while memory for sending was short; pressure_reports: CAPABILITY
-    frames that told
-    a peer of another level of our pressure; pongs_dropped: PINGs not answered for want of room on
-    their link; turns: turns of the loop; peers: known now; pool_bytes, pool_peak_bytes: memory of
-    slots and staging buffers in C, bytes; datagrams_sent: datagrams that the system took;
-    datagrams_refused: those that it did not take, which are gone; datagrams_received: those of
-    known peers; datagrams_ignored: those that were malformed, too long or of nobody known;
-    datagrams_overflowed: those received that were not taken in time and gave way to newer ones;
-    announcements_sent: packets of discovery that the system took, one for each interface, or one
-    that answers somebody;
-    announcements_refused: those that it did not take (a firewall, an interface that is down), or
-    that an interface without its cable did not carry; peers_refused: announcements of strangers for
-    whom there was no room; accepts_refused: callers that were turned away, or had to wait, because
-    the program had no descriptors or the system no memory.
-    """
+    """Counters of a node since it started."""
 
     messages_accepted: int
+    """Messages that send() and its kin accepted."""
     messages_sent: int
+    """Messages that the system took. The number sinks when a connection ends before everything
+    that was sent on it is acknowledged."""
     messages_failed: int
+    """Messages that were accepted and failed, those included that were reported as Sent before."""
     messages_received: int
+    """Messages that arrived."""
     payload_bytes_sent: int
+    """Bytes of the payloads of the messages that were sent."""
     payload_bytes_received: int
+    """Bytes of the payloads of the messages that arrived."""
     bytes_sent: int
+    """Bytes written to all connections, framing and control frames included."""
     bytes_received: int
+    """Bytes read from all connections, framing and control frames included."""
     write_calls: int
+    """System calls that wrote to connections."""
     read_calls: int
+    """System calls that read from connections."""
     messages_per_write: float
+    """Messages for each system call that wrote, on average."""
     slots_high_water: int
+    """The most slots that were in flight at once on one connection."""
     links_open: int
+    """Connections that are open now."""
     links_opened: int
+    """Connections that were opened since the start."""
     links_refused: int
+    """Connections that were refused since the start, because there was no room."""
     bad_frames: int
+    """Connections that ended because a frame broke the protocol."""
     crc_errors: int
+    """Of bad_frames: connections that ended because the checksum of a frame was wrong."""
     frames_ignored: int
+    """Frames that brought nothing: of a kind that this version does not use, or a CAPABILITY,
+    fragment or batch that is malformed."""
     inbox_bytes: int
+    """Bytes of the messages that arrived and that the application has not taken, and 64 for each
+    of these messages."""
     pauses: int
+    """Times that a connection was paused because the inbox was full."""
     ended_still: int
+    """Connections that were ended because their peer took nothing while memory for sending was
+    short."""
     pressure_reports: int
+    """CAPABILITY frames that told a peer how full this node's inbox is."""
     pongs_dropped: int
+    """PING frames that were not answered because their connection had no room."""
     turns: int
+    """Turns of the loop."""
     peers: int
+    """Peers that are known now."""
     pool_bytes: int
+    """Bytes of slots and staging buffers in C now."""
     pool_peak_bytes: int
+    """Bytes of slots and staging buffers in C, the most so far."""
     datagrams_sent: int
+    """Datagrams that the system took."""
     datagrams_refused: int
+    """Datagrams that the system did not take; they are gone."""
     datagrams_received: int
+    """Datagrams that came from known peers."""
     datagrams_ignored: int
+    """Datagrams that were malformed, too long, or from nobody who is known."""
     datagrams_overflowed: int
+    """Datagrams that were not taken in time and gave way to newer ones; datagrams_received counts
+    them too."""
     announcements_sent: int
+    """Packets of discovery that the system took: one for each interface, or one that answers
+    somebody."""
     announcements_refused: int
+    """Packets of discovery that the system did not take (a firewall, an interface that is down), or
+    that an interface without its cable did not carry."""
     peers_refused: int
+    """Times that an announcement of a stranger found no room for another peer."""
     accepts_refused: int
+    """Connections that callers tried to open and that were turned away, or had to wait, because the
+    program had no descriptors or the system no memory."""
 
 
 class MemoryUse(msgspec.Struct, frozen=True):
-    """Memory of one part, in bytes: now, and at most so far."""
+    """Memory of one part of a node's C side."""
 
     bytes: int
+    """Bytes that the part holds now."""
     peak: int
+    """Bytes that the part held at most so far."""
 
 
 class MemoryReport(dict[str, MemoryUse]):
-    """Memory of a node's C side, part by part; the last part, "total", is the sum. Printed as a
-    table."""
+    """Memory of a node's C side, part by part. The last part, "total", is the sum. str() of the
+    report is a table."""
 
     def __str__(self) -> str:
         lines = [f"{'part':<16}{'bytes':>12}{'peak':>12}"]

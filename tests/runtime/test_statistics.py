@@ -3,7 +3,9 @@ ends."""
 
 from __future__ import annotations
 
-import re
+import ast
+import inspect
+import itertools
 
 import msgspec
 import pytest
@@ -11,7 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peertalk._core.values import LinkStatistics, LoopStatistics, PoolStatistics
-from peertalk.runtime.statistics import LinkTotals, NodeStatistics, PeerStatistics, QueueStatus
+from peertalk.runtime.statistics import (
+    LinkTotals,
+    MemoryUse,
+    NodeStatistics,
+    PeerStatistics,
+    QueueStatus,
+)
 
 LOOP = LoopStatistics(turns=11, wait_calls=12, crc_errors=13, bad_frames=14)
 POOL = PoolStatistics(
@@ -100,8 +108,15 @@ def test_each_figure_comes_from_its_own_source():
     }
 
 
-@pytest.mark.parametrize("kind", [NodeStatistics, PeerStatistics, QueueStatus])
-def test_each_figure_is_explained(kind):
-    """A number without a unit is a riddle."""
-    explained = set(re.findall(r"\b\w+\b", kind.__doc__))
-    assert set(kind.__struct_fields__) <= explained
+@pytest.mark.parametrize("kind", [NodeStatistics, PeerStatistics, QueueStatus, MemoryUse])
+def test_each_figure_is_explained_under_its_own_name(kind):
+    """A number without a unit is a riddle, and a paragraph for all of them is another one."""
+    body = ast.parse(inspect.getsource(kind)).body[0].body
+    explained = {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
+    assert list(explained) == list(kind.__struct_fields__)
+    assert all(text[0].isupper() or text[0] == '"' for text in explained.values())
+    assert all(text.endswith(".") for text in explained.values())
