@@ -316,6 +316,9 @@ class Peer(Remote):
             raise errors.NotConnected(f"peer {self.name!r} is not connected", peer=self.name)
         return await _Sending(self, priority, bytes(payload), no_delay, key).wait(seconds)
 
+    # a TypeError about an option names the call that the user wrote
+    _send_in_line.__qualname__ = "Peer.send"
+
     async def _send_all(self, drawing: Drawing, priority: Priority) -> None:
         transport, refusal = self.transport, self.refusal
         while messages := drawing.draw():
@@ -848,11 +851,11 @@ class Node(Uncopied):
             return found
         if isinstance(who, str):
             engine.seek(who)
-        return await _within(
-            self._wait_for(engine, who),
-            seconds,
-            lambda: f"no peer {errors.shown(who)} was heard; known: {self.peers.names()};",
-        )
+        unheard = f"no peer {errors.shown(who)} was heard"
+        try:
+            return await _within(self._wait_for(engine, who), seconds, unheard)
+        except errors.Timeout as error:
+            raise errors.Timeout(f"{error}; {self.peers.heard()}") from None
 
     async def _wait_for(self, engine: Transport, who: str | Callable[[Peer], bool]) -> Peer:
         while not engine.closed:
@@ -898,8 +901,8 @@ class Node(Uncopied):
     async def connect(
         self, who: Address | Peer | str, *, timeout: float | str | None = None
     ) -> Peer:
-        """Connect to an address (IPv4 address or host name, TCP port), a peer, or the name or id of
-        a known one.
+        """Connect to an address, as (IPv4 address or host name, TCP port) or "HOST:PORT"; to a
+        peer; or to a known peer by its name or id.
 
         Raises:
             PeerNotFound: no such peer is known.
@@ -1508,7 +1511,7 @@ def _wake_up() -> None:
 async def _within(
     awaited: Awaitable[T],
     seconds: float | None,
-    what: str | Callable[[], str],
+    what: str,
     peer: str | None = None,
 ) -> T:
     if seconds is None:
@@ -1525,6 +1528,4 @@ async def _within(
     except TimeoutError as error:
         if isinstance(error, errors.PeerTalkError):
             raise
-        raise errors.Timeout(
-            f"{what if isinstance(what, str) else what()} within {seconds:g} s", peer=peer
-        ) from None
+        raise errors.Timeout(f"{what} within {seconds:g} s", peer=peer) from None

@@ -634,12 +634,12 @@ class Node(Uncopied):
             try:
                 turn_until(known, seconds, f"no peer {errors.shown(who)} was heard")
             except errors.Timeout as error:
-                raise errors.Timeout(f"{error}; known: {self.peers.names()}") from None
+                raise errors.Timeout(f"{error}; {self.peers.heard()}") from None
         return found[0]
 
     def connect(self, who: Address | Peer | str, *, timeout: float | str | None = None) -> Peer:
-        """Connect to an address (IPv4 address or host name, TCP port), a peer, or the name or id of
-        a known one.
+        """Connect to an address, as (IPv4 address or host name, TCP port) or "HOST:PORT"; to a
+        peer; or to a known peer by its name or id.
 
         Raises:
             PeerNotFound, ConnectionRefused, NetworkFailure, Timeout, InvalidArgument (the address

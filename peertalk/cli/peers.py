@@ -53,8 +53,14 @@ def command(
         None if timeout is None and watch else parse_duration("2s" if timeout is None else timeout)
     )
     look = _watch if watch else _list
-    if not asyncio.run(look(config_of(options), seconds, json)):
-        raise CommandFailed(f"nobody was heard within {seconds:g} s", NOBODY)
+    config = config_of(options)
+    if not asyncio.run(look(config, seconds, json)):
+        port = config.discovery_port
+        raise CommandFailed(
+            f"nobody was heard within {seconds:g} s: is peertalk running elsewhere, and does a "
+            f"firewall, here or there, keep out UDP {port}?",
+            NOBODY,
+        )
 
 
 def described(peer: Peer) -> dict[str, Any]:

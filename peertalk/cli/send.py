@@ -11,6 +11,7 @@ import typer
 
 from .. import Node, Peer, Timeout, errors
 from ..config import Config, parse_duration
+from ..runtime.world import address_of
 from . import NOBODY, CommandFailed
 from .options import NODE_SETTINGS, Json, config_of, node_options, print_json, readable, say
 
@@ -53,7 +54,11 @@ def command(
             f"{'TEXT alone with --to-address' if wanted == 1 else 'NAME and TEXT'}; "
             f"{len(words)} words were given"
         )
-    address = None if to_address is None else _address(to_address)
+    address = None if to_address is None else address_of(to_address)
+    if to_address is not None and address is None:
+        raise errors.InvalidArgument(
+            f"--to-address {to_address!r}: write HOST:PORT, such as 192.168.1.5:7354"
+        )
     seconds = parse_duration(timeout)
     sent = asyncio.run(
         _send(config_of(options), None if address else words[0], address, words[-1], seconds)
@@ -66,15 +71,6 @@ def command(
             f"sent {sent['messages']:,} message{plural}, {sent['bytes']:,} bytes, to "
             f"{readable(sent['peer'])!r} at {sent['address']}"
         )
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
-        raise errors.InvalidArgument(
-            f"--to-address {text!r}: write HOST:PORT, such as 192.168.1.5:7354"
-        )
-    return host, int(port)
 
 
 async def _send(

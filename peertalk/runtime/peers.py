@@ -11,6 +11,7 @@ import msgspec
 from .. import errors
 from ..protocol.peer import PeerState
 from .remote import Remote
+from .world import Address, address_of
 
 if TYPE_CHECKING:
     from .transport import Transport
@@ -42,7 +43,7 @@ class Peers(Mapping[str, P]):
             return found
         lacking = "can be had" if any(peer.name == who for peer in self.values()) else "is known"
         shown = errors.shown(who)
-        raise errors.PeerNotFound(f"no peer {shown} {lacking}; known: {self.names()}", peer=shown)
+        raise errors.PeerNotFound(f"no peer {shown} {lacking}; {self.known()}", peer=shown)
 
     def __contains__(self, who: object) -> bool:
         return self._find(who) is not None
@@ -62,8 +63,11 @@ class Peers(Mapping[str, P]):
             )
         return next((peer for peer in self.values() if _can_be_had(peer) and who(peer)), None)
 
-    def chosen(self, who: str) -> P:
-        """As peers[who]; where several bear that name, the log says which one it is."""
+    def chosen(self, who: str) -> P | Address:
+        """As peers[who]; the log says which peer it is where several bear the name. The address,
+        where nobody is found and who is "HOST:PORT"."""
+        if who not in self and (address := address_of(who)) is not None:
+            return address
         peer = self[who]
         several = [each for each in self.values() if each.name == who and _can_be_had(each)]
         if peer.id != who and len(several) > 1:
@@ -78,13 +82,24 @@ class Peers(Mapping[str, P]):
             )
         return peer
 
-    def names(self) -> str:
-        """The names of all, for messages."""
-        names = (
+    def known(self) -> str:
+        """Who is known, for the end of a message."""
+        names = [
             repr(peer.name) + (" (its last dial failed)" if not _can_be_had(peer) else "")
             for peer in self.values()
+        ]
+        return f"known: {', '.join(sorted(names))}" if names else "nobody else is known either"
+
+    def heard(self) -> str:
+        """As known(), with what to look at when nobody was heard at all."""
+        config = self._transport.config
+        if not config.discovery:
+            return f"{self.known()}; this node has discovery off, so connect to an address"
+        if self._known:
+            return self.known()
+        return (
+            f"{self.known()}: does a firewall, here or there, keep out UDP {config.discovery_port}?"
         )
-        return ", ".join(sorted(names)) or "nobody"
 
     def _find(self, who: object) -> P | None:
         if not isinstance(who, str):

@@ -561,6 +561,14 @@ def check_address(address: object) -> Address:
     return host, port
 
 
+def address_of(text: str) -> Address | None:
+    """The address that "HOST:PORT" says; None: the text is no such address."""
+    host, _, port = text.rpartition(":")
+    if not host or ":" in host or not (port.isascii() and port.isdecimal()) or len(port) > 5:
+        return None
+    return (host, int(port)) if 0 < int(port) <= 65_535 else None
+
+
 def dotted_address(host: str) -> str | None:
     """The host, where it is an IPv4 address; None: it is a name."""
     try:

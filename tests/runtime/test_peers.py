@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from peertalk import errors
+from peertalk import Config, errors
 from peertalk.protocol.peer import Peer, PeerEvent
 from peertalk.runtime.peers import BroadcastResult, Peers
 
@@ -18,9 +18,10 @@ ADA, BOB, TWIN, CLASSIC = (
 )
 
 
-def peers_of(*peers):
+def peers_of(*peers, discovery=True):
     known = {peer.key: peer for peer in peers}
-    return Peers(known, types.SimpleNamespace(peers_version=7)), known
+    config = Config(name="ann", discovery=discovery)
+    return Peers(known, types.SimpleNamespace(peers_version=7, config=config)), known
 
 
 def test_it_is_a_mapping_by_id():
@@ -50,6 +51,32 @@ def test_it_is_looked_up_by_id_or_by_name_and_the_newest_of_a_name_wins():
     assert peers["bob"] is TWIN and peers[BOB.id] is BOB
 
 
+def test_what_nobody_bears_and_reads_as_host_and_port_is_an_address():
+    """connect("10.0.0.7:7354") is what people write. Who bears such a name goes before, and so does
+    a classic peer, whose id is its address."""
+    peers, _ = peers_of(ADA, CLASSIC)
+    assert peers.chosen("10.0.0.7:7354") == ("10.0.0.7", 7354)
+    assert peers.chosen("printer.lan:80") == ("printer.lan", 80)
+    assert peers.chosen("192.0.2.7:7354") is CLASSIC
+    for text in ("10.0.0.7", "10.0.0.7:", ":7354", "10.0.0.7:0", "10.0.0.7:65536", "::1:7354"):
+        with pytest.raises(errors.PeerNotFound, match="known: 'ada', 'mac'"):
+            peers.chosen(text)
+
+
+def test_who_waits_in_vain_is_told_what_may_be_the_matter():
+    """A firewall is what keeps most first programs apart, and it says nothing itself."""
+
+    def heard(*there, discovery=True):
+        peers, _ = peers_of(*there, discovery=discovery)
+        return peers.heard()
+
+    assert heard() == (
+        "nobody else is known either: does a firewall, here or there, keep out UDP 7353?"
+    )
+    assert heard(ADA) == "known: 'ada'", "whoever hears somebody has no such firewall"
+    assert "discovery off" in heard(discovery=False)
+
+
 def test_asking_for_somebody_who_is_not_there_is_no_error():
     """`in` and get() are there to ask; only [] insists."""
     peers, _ = peers_of(BOB, TWIN)
@@ -59,7 +86,7 @@ def test_asking_for_somebody_who_is_not_there_is_no_error():
     assert 5 not in peers and "" not in peers and "zz" not in peers
     with pytest.raises(KeyError, match="no peer 'eve' is known; known: 'bob', 'bob'"):
         peers["eve"]
-    with pytest.raises(errors.PeerNotFound, match="known: nobody"):
+    with pytest.raises(errors.PeerNotFound, match="'eve' is known; nobody else is known either"):
         peers_of()[0]["eve"]
 
 
