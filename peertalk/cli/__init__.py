@@ -93,15 +93,30 @@ def _application() -> Any:
     from . import bench, demo, info, listen, peers, send, sim
 
     colour = not os.environ.get("NO_COLOR")
+
+    def version(wanted: bool) -> None:
+        if wanted:
+            from .. import __version__
+
+            print(f"peertalk {__version__}")
+            raise typer.Exit
+
+    option: Any = typer.Option(
+        False, "--version", callback=version, is_eager=True, help="Print the version."
+    )
+
+    def common(version: bool = option) -> None:
+        """Messages between programs on one local network, without a broker."""
+
     application = typer.Typer(
         name="peertalk",
-        help="Messages between peers on one local network, without a broker.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode="rich" if colour else None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+    application.callback()(common)
     for module in (demo, peers, send, listen, bench, sim, info):
         application.command(module.__name__.rpartition(".")[2])(module.command)
     return application

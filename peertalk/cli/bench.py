@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from ..bench import QUICK, THOROUGH, YARDSTICK, measure
-from .options import Json, console, print_json, say
+from .options import Json, console, print_json, print_rows, say
 
 
 def command(
@@ -17,8 +16,10 @@ def command(
     ] = False,
     json: Json = False,
 ) -> None:
-    """The C core against the reference core, stage by stage: medians of interleaved runs, in ns a
-    message."""
+    """Measure the C core against the reference core, in ns a message.
+
+    Each figure is the median of interleaved runs.
+    """
     effort = QUICK if quick else THOROUGH
     rows = []
     for row in measure(effort):
@@ -29,23 +30,17 @@ def command(
         print_json([row.as_json() for row in rows], indent=1)
         return
     screen = console()
-    table = Table(
-        title="C core (standard) against the reference core, ns a message",
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-        title_justify="left",
-    )
-    table.add_column("stage")
-    for heading in ("bytes", "C", "reference", "ratio"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(
+    screen.print("C core (standard) against the reference core, ns a message")
+    shown = [
+        (
             row.stage,
             f"{row.bytes:,}",
             f"{row.c_ns:,.0f}",
             f"{row.reference_ns:,.0f}",
             f"{row.ratio:.1f}x",
         )
-    screen.print(table)
+        for row in rows
+    ]
+    heading = ("stage", "bytes", "C", "reference", "ratio")
+    print_rows(screen, shown, heading=heading, right=(1, 2, 3, 4))
     screen.print(f"The reference core's CRC is {YARDSTICK}.")

@@ -7,19 +7,21 @@ import platform
 import sys
 from typing import Any
 
-from rich.table import Table
-
 from .. import errors
 from .._core import CORES, load
 from ..config import Config, settings
 from ..protocol.discovery import MAX_PER_ADDRESS
 from ..runtime.world import World
-from .options import Json, config_of, console, node_options, print_json
+from .options import Json, config_of, console, node_options, print_json, print_rows
 
 
 @node_options(*(setting.name for setting in settings()))
 def command(json: Json = False, *, options: dict[str, Any]) -> None:
-    """Version, build, cores, limits, bounds, and each setting with where its value came from."""
+    """Print the version, the cores, the settings, and whom a node refuses.
+
+    Each setting is printed with where its value came from: an argument, the environment, the
+    profile or the default.
+    """
     gathered = gather(options)
     if json:
         print_json(gathered, indent=1)
@@ -40,17 +42,17 @@ def command(json: Json = False, *, options: dict[str, Any]) -> None:
             f"core {name}{', in use' if core['in_use'] else ''}: CRC-16 by {core['crc']}",
             style="bold",
         )
-        screen.print("  " + ", ".join(f"{key} {value:,}" for key, value in core["limits"].items()))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("setting", "value", "from"):
-        table.add_column(heading, no_wrap=True, overflow="ignore")
-    for name, one in gathered["settings"].items():
-        value = one["value"]
-        table.add_row(name, ",".join(value) if isinstance(value, list) else f"{value}", one["from"])
+        limits = ", ".join(f"{key} {value:,}" for key, value in core["limits"].items())
+        screen.print(f"  limits that were compiled in (no settings): {limits}")
+    rows = [
+        (name, ",".join(value) if isinstance(value, list) else f"{value}", one["from"])
+        for name, one in gathered["settings"].items()
+        for value in [one["value"]]
+    ]
     screen.print()
-    screen.print(table)
+    print_rows(screen, rows, heading=("setting", "value", "from"))
     screen.print()
-    screen.print("who is refused, and where that is counted", style="bold")
+    screen.print("whom this node refuses, and the counter that counts them", style="bold")
     for bound in gathered["bounds"]:
         screen.print(f"  more than {bound['most']:,} {bound['of']}: stats().{bound['counter']}")
 

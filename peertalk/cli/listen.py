@@ -19,20 +19,27 @@ def command(
     count: Annotated[
         int | None,
         typer.Option(
-            min=1, help="End after so many messages. Default: until Ctrl-C.", show_default=False
+            min=1,
+            help="Number of messages after which to end. Default: until Ctrl-C.",
+            show_default=False,
         ),
     ] = None,
     timeout: Annotated[
         str | None,
         typer.Option(
-            help="End when no message has come for so long: seconds, or 500ms.", show_default=False
+            help="Time without a message after which to end, in seconds, or as 500ms. Default: "
+            "until Ctrl-C.",
+            show_default=False,
         ),
     ] = None,
     json: Json = False,
     *,
     options: dict[str, Any],
 ) -> None:
-    """Print messages as they come, each with who sent it. With --json: one object on each line."""
+    """Print each message that comes, with the name of its sender.
+
+    With --json each line is one object.
+    """
     seconds = None if timeout is None else parse_duration(timeout)
     asyncio.run(_listen(config_of(options), count, seconds, json))
 

@@ -9,10 +9,11 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Annotated, Any
 
 import typer
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 
 from ..config import Config, Setting, load_config, settings
@@ -97,6 +98,28 @@ def console(*, stderr: bool = False) -> Console:
         soft_wrap=True,
         color_system=None if os.environ.get("NO_COLOR") else "auto",
     )
+
+
+def print_rows(
+    screen: Console,
+    rows: Sequence[Sequence[str]],
+    *,
+    heading: Sequence[str] = (),
+    right: Collection[int] = (),
+) -> None:
+    """Rows in columns. Nothing is cut: on a narrow terminal a line goes on in the next one.
+
+    Args:
+        right: which columns are of numbers, and stand to the right.
+    """
+    lines = [heading, *rows] if heading else rows
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [
+            " " * (width - cell_len(cell)) + cell if index in right else set_cell_size(cell, width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        screen.print("  ".join(cells).rstrip(), style="bold" if line is heading else None)
 
 
 def print_json(value: object, *, indent: int | None = None) -> None:

@@ -7,7 +7,6 @@ import contextlib
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from .. import Node, Peer, PeerConnected, PeerDisconnected, PeerFound, PeerLost
 from ..config import Config, parse_duration
@@ -19,6 +18,7 @@ from .options import (
     console,
     node_options,
     print_json,
+    print_rows,
     readable,
     say,
 )
@@ -34,13 +34,13 @@ _WORDS = {
 @node_options(*NODE_SETTINGS)
 def command(
     watch: Annotated[
-        bool, typer.Option("--watch", help="Go on, and print who comes and goes.")
+        bool, typer.Option("--watch", help="Do not end: print each peer that comes or goes.")
     ] = False,
     timeout: Annotated[
         str | None,
         typer.Option(
-            help="How long to look: seconds, or 500ms; of more than 20 peers some are heard after "
-            "10 s only. Default: 2 s; with --watch: until Ctrl-C.",
+            help="How long to look, in seconds, or as 500ms. In a room of more than 20 peers it "
+            "takes 10 s to hear all of them. Default: 2 s, and with --watch until Ctrl-C.",
             show_default=False,
         ),
     ] = None,
@@ -48,7 +48,10 @@ def command(
     *,
     options: dict[str, Any],
 ) -> None:
-    """Who is there. Exit status 3 when nobody was heard in time."""
+    """List the peers on the network.
+
+    Exit status 3 when no peer was heard in time.
+    """
     seconds = (
         None if timeout is None and watch else parse_duration("2s" if timeout is None else timeout)
     )
@@ -84,17 +87,16 @@ async def _list(config: Config, seconds: float | None, as_json: bool) -> int:
     if as_json:
         print_json(peers, indent=1)
     elif peers:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for heading in ("name", "address", "state", "id"):
-            table.add_column(heading, no_wrap=True, overflow="ignore")
-        for one in peers:
-            table.add_row(
+        rows = [
+            (
                 readable(one["name"]),
                 one["address"],
                 one["state"] + " (classic)" * one["classic"],
                 one["id"],
             )
-        console().print(table)
+            for one in peers
+        ]
+        print_rows(console(), rows, heading=("name", "address", "state", "id"))
     return len(peers)
 
 

@@ -25,28 +25,33 @@ def command(
         list[str],
         typer.Argument(
             metavar="NAME TEXT",
-            help="To whom, by name or id, and what; - as TEXT: each line of standard input.",
+            help="The name or id of the peer, and the message. With - as TEXT each line of "
+            "standard input is a message.",
         ),
     ],
     to_address: Annotated[
         str | None,
         typer.Option(
             metavar="HOST:PORT",
-            help="To this address, without discovery; then leave NAME out.",
+            help="Send to this address, without discovery. Leave NAME out then.",
             show_default=False,
         ),
     ] = None,
     timeout: Annotated[
         str,
         typer.Option(
-            help="Longest wait for finding, connecting and sending, each: seconds, or 500ms."
+            help="How long finding the peer, connecting and sending may take, each in seconds, or "
+            "as 500ms."
         ),
     ] = "10s",
     json: Json = False,
     *,
     options: dict[str, Any],
 ) -> None:
-    """Send a message. Exit status 3 when nobody of that name was heard in time."""
+    """Send a message to a peer.
+
+    Exit status 3 when no peer of that name was heard in time.
+    """
     wanted = 1 if to_address is not None else 2
     if len(words) != wanted:
         raise errors.InvalidArgument(

@@ -6,26 +6,30 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.table import Table
 
 from .. import errors
 from ..sim import scenarios, throughput
 from . import CommandFailed
-from .options import Json, console, print_json, say
+from .options import Json, console, print_json, print_rows, say
 
 THROUGHPUT = "throughput"
 
 
 def command(
     scenario: Annotated[
-        str | None, typer.Argument(help="Name of a scenario, or throughput. None: list them.")
+        str | None,
+        typer.Argument(
+            help="Name of a scenario, or throughput. Without a name: list the scenarios."
+        ),
     ] = None,
     seed: Annotated[
         int,
-        typer.Option("--seed", help="Of every random decision; the same seed gives the same run."),
+        typer.Option(
+            "--seed", help="Seed of every random decision: the same seed gives the same run."
+        ),
     ] = 0,
     trace: Annotated[
-        bool, typer.Option("--trace", help="Print the last decisions of the network too.")
+        bool, typer.Option("--trace", help="Print also the last decisions of the network.")
     ] = False,
     minutes: Annotated[
         float | None,
@@ -33,13 +37,15 @@ def command(
             "--minutes",
             min=0.05,
             max=600,
-            help="throughput: simulated minutes of each row; 10 if not given.",
+            help="Simulated minutes for each row of throughput. Default: 10.",
         ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Play a scripted incident on a simulated network: what happened, its figures, and the hash of
-    its trace."""
+    """Play a scenario on a simulated network.
+
+    Prints what went wrong, the figures of the scenario, and the hash of its trace.
+    """
     if minutes is not None and scenario != THROUGHPUT:
         raise errors.InvalidArgument(
             "--minutes goes with throughput; a scenario takes the time that it takes"
@@ -67,10 +73,7 @@ def _list(json: bool) -> None:
     if json:
         print_json(summaries, indent=1)
         return
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for name, summary in summaries.items():
-        table.add_row(name, summary)
-    console().print(table)
+    print_rows(console(), list(summaries.items()))
 
 
 def _play(name: str, seed: int, trace: bool, json: bool) -> None:
@@ -114,28 +117,17 @@ def _throughput(minutes: float, seed: int, json: bool) -> None:
     if json:
         print_json([msgspec.to_builtins(row) for row in rows], indent=1)
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in (
-        "platform",
-        "core",
-        "depth",
-        "packing",
-        "message bytes",
-        "KB/s",
-        "ratio to sync",
-    ):
-        table.add_column(
-            heading, justify="right" if heading not in ("platform", "core") else "left"
-        )
-    for row in rows:
-        packing = "yes" if row.packing else "no"
-        table.add_row(
+    heading = ("platform", "core", "depth", "packing", "message bytes", "KB/s", "ratio to sync")
+    shown = [
+        (
             row.platform,
             row.core,
             str(row.depth),
-            packing,
+            "yes" if row.packing else "no",
             f"{row.message_bytes:,}",
             f"{row.kb_per_s:.1f}",
             f"{row.ratio_to_sync:.2f}",
         )
-    console().print(table)
+        for row in rows
+    ]
+    print_rows(console(), shown, heading=heading, right=range(2, 7))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peertalk import cli, errors
+from peertalk import __version__, cli, errors
 from peertalk.cli.options import NODE_SETTINGS, console, node_options, readable
 from peertalk.config import settings
 
@@ -32,6 +32,12 @@ def test_help_lists_every_command(start_python):
     done = peertalk(start_python, "--help", COLUMNS="200")
     assert done.returncode == 0
     assert all(command in done.stdout for command in COMMANDS)
+
+
+def test_the_version_is_one_line(capsys):
+    """The first thing that anybody is asked who reports a problem."""
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"peertalk {__version__}\n"
 
 
 def test_each_command_has_json(capsys):

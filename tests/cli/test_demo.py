@@ -78,6 +78,7 @@ def test_a_small_run_verifies_everything_and_gives_every_figure(run_demo, folder
     if told["core"] != "reference":
         assert told["reference"]["ok"] and told["reference"]["ratio_messages"] > 0
         assert told["reference"]["files"]["verified"] == 3
+        assert told["reference"]["ratio_files"] is None, "100 KB are over before a clock can tell"
 
 
 def test_the_table_has_the_same_figures(run_demo, folder):

@@ -40,6 +40,19 @@ def test_info_for_people_has_the_same_settings(capsys):
     assert any(line.split()[:3] == ["bind", "127.0.0.1", "argument"] for line in lines)
 
 
+def test_a_narrow_terminal_cuts_nothing(capsys, monkeypatch):
+    """At 46 columns the values were a letter each, and the names of the settings ended in the
+    middle. What is compiled in must not look like a setting either."""
+    monkeypatch.setenv("COLUMNS", "46")
+    assert cli.run(["info", "--name", "a-name-of-exactly-31-characters"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    shown = {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
+    assert shown["name"] == ["a-name-of-exactly-31-characters", "argument"]
+    assert shown["receive_queue_bytes"] == ["4194304", "default"]
+    limits = [line for line in lines if "frame_max_payload" in line]
+    assert limits and all("compiled in" in line and "no settings" in line for line in limits)
+
+
 def test_info_tells_whom_a_node_refuses_and_which_counter_says_so(capsys):
     """A peer that nobody sees is looked for in the network first, unless the bound is known."""
     assert cli.run(["info", "--json", "--max-peers", "100"]) == 0
