@@ -1,17 +1,19 @@
-"""Two nodes in one process: one finds the other by its name and says hello."""
+"""Say hello from one terminal to another: `python hello.py alice`, and `python hello.py bob`."""
 
 import asyncio
+import sys
 
 import peertalk as pt
 
 
-async def main() -> None:
-    async with pt.Node("alice") as alice, pt.Node("bob") as bob:
-        peer = await alice.wait_for("bob", timeout="5s")
-        await peer.send("hello")  # connects first
+async def main(name: str, other: str) -> None:
+    async with pt.Node(name) as node:  # from here on others can find this program
+        peer = await node.wait_for(other)  # until the other program is found
+        await peer.send(f"hello, this is {name}")  # connects first
 
-        message = await bob.receive(timeout="5s")
-        print(f"{message.peer.name} says {message.text}")
+        message = await node.receive()
+        print(f"{message.peer.name} says: {message.text}")
 
 
-asyncio.run(main())
+name = sys.argv[1]
+asyncio.run(main(name, "alice" if name == "bob" else "bob"))

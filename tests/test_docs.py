@@ -25,6 +25,7 @@ pytestmark = pytest.mark.source
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = [
     ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "examples").glob("*.md")),
 ]
@@ -270,40 +271,36 @@ def test_the_drawing_of_a_state_machine_is_its_table(name):
     assert found is not None and found[1] == MACHINES["drawing"](machine)
 
 
+def sections(path):
+    """Anchors of a document's headings, as they are made by the usual viewers."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(), flags=re.M)
+    return {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}
+
+
 def test_links_between_the_documents_lead_somewhere():
     """A dead link in a README is the first impression."""
-    dead = [
-        f"{path.name}: {target}"
-        for path in TEXTS
-        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text())
-        if not (path.parent / target).exists()
-    ]
+    dead = []
+    for path in TEXTS:
+        for target, section in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", path.read_text()):
+            found = path.parent / target if target else path
+            if not found.exists() or (section and section not in sections(found)):
+                dead.append(f"{path.name}: {target}#{section}")
     assert not dead
 
 
-async def test_the_first_message_of_the_readme_is_sent_and_answered(free_port, monkeypatch, capsys):
-    """The first ten lines of the package, as they stand: node alice of the README, and a bob that
-    answers and leaves."""
+def test_the_first_script_of_the_readme_is_the_example_of_that_name():
+    """tests/test_examples.py runs it on two terminals, as the README says."""
+    _, source = next(blocks(ROOT / "README.md"))
+    assert source == (ROOT / "examples" / "hello.py").read_text()
+
+
+def test_the_blocking_script_of_the_readme_runs_as_it_stands(free_port, monkeypatch, capsys):
+    """Carol of the README, against a bob that answers."""
     monkeypatch.setenv("PEERTALK_BIND", "127.0.0.1")
     monkeypatch.setenv("PEERTALK_DISCOVERY_PORT", str(free_port()))
-    _, source = next(blocks(ROOT / "README.md"))
-    assert source.rstrip().endswith("asyncio.run(main())")
-    scope = {}
-    exec(compile(source.replace("asyncio.run(main())", ""), "README.md", "exec"), scope)
-    alice = asyncio.create_task(scope["main"]())
-    try:
-        async with pt.Node("bob") as bob:
-            message = await bob.receive(timeout=20)
-            assert (message.peer.name, message.data) == ("alice", b"hello")
-            await message.peer.send(b"hello yourself")
-            await message.peer.disconnect(timeout=20)
-            async with asyncio.timeout(20):
-                while "bob" not in capsys.readouterr().out:
-                    await asyncio.sleep(0)
-    finally:
-        alice.cancel()
-        await asyncio.gather(alice, return_exceptions=True)
-    assert alice.cancelled()
+    _, source = list(blocks(ROOT / "README.md"))[1]
+    asyncio.run(_with_a_bob(source, "carol", b"hello"))
+    assert capsys.readouterr().out == "hi yourself\n"
 
 
 def test_the_script_of_the_guide_runs_as_it_stands(free_port, monkeypatch, capsys):
@@ -315,18 +312,17 @@ def test_the_script_of_the_guide_runs_as_it_stands(free_port, monkeypatch, capsy
         source for _, source in blocks(ROOT / "docs" / "guide.md") if "peertalk.sync" in source
     )
     assert "node.messages(timeout=5)" in source
-    asyncio.run(
-        _with_a_bob(source.replace("node.messages(timeout=5)", "node.messages(timeout=0.2)"))
-    )
+    source = source.replace("node.messages(timeout=5)", "node.messages(timeout=0.2)")
+    asyncio.run(_with_a_bob(source, "script", b"hi"))
     assert capsys.readouterr().out == "hi yourself\n"
 
 
-async def _with_a_bob(source):
+async def _with_a_bob(source, name, said):
     async with pt.Node("bob") as bob:
         script = asyncio.create_task(
-            asyncio.to_thread(exec, compile(source, "guide.md", "exec"), {})
+            asyncio.to_thread(exec, compile(source, f"{name}.py", "exec"), {})
         )
         message = await bob.receive(timeout=20)
-        assert (message.peer.name, message.data) == ("script", b"hi")
+        assert (message.peer.name, message.data) == (name, said)
         await message.peer.send("hi yourself")
         await script

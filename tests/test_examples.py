@@ -19,11 +19,13 @@ SAYS = {
     "chat.py": "bob: I am",
     "events.py": "guest is gone: goodbye",
     "game.py": "the alarm overtook",
-    "hello.py": "alice says hello",
+    "hello.py": "bob says: hello, this is bob",
     "sync_script.py": "clerk answers: LOUD AND CLEAR?",
 }
 """The line without which the example has not shown its one thing."""
-ARGUMENTS = {"chat.py": ["--demo"]}
+ARGUMENTS = {"chat.py": ["--demo"], "hello.py": ["alice"]}
+COMPANY = {"hello.py": ["bob"]}
+"""Arguments of a second process, for what needs two terminals."""
 ENOUGH = 30.0
 """Seconds after which an example hangs; each takes less than one."""
 LONGEST = 50
@@ -36,9 +38,14 @@ def run(start_python, free_port, name, *arguments, **environment):
         "PEERTALK_DISCOVERY_PORT": str(free_port()),
         **environment,
     }
-    process = start_python("-W", "error", str(EXAMPLES / name), *arguments, env=private)
-    out, err = process.communicate(timeout=ENOUGH)
-    return process.returncode, out, err
+    terminals = [
+        start_python("-W", "error", str(EXAMPLES / name), *each, env=private)
+        for each in ([*arguments], COMPANY.get(name))
+        if each is not None
+    ]
+    said = [process.communicate(timeout=ENOUGH) for process in terminals]
+    assert len({process.returncode for process in terminals}) == 1, said
+    return terminals[0].returncode, *said[0]
 
 
 @pytest.mark.parametrize("name", sorted(SAYS))
@@ -58,7 +65,7 @@ def test_an_example_runs_where_the_default_port_is_taken(start_python, free_port
             taken.listen()
         except OSError:
             pass  # somebody has one running indeed
-        code, out, err = run(start_python, free_port, "hello.py")
+        code, out, err = run(start_python, free_port, "hello.py", *ARGUMENTS["hello.py"])
     assert code == 0 and SAYS["hello.py"] in out, f"{out}\n{err}"
 
 

@@ -39,6 +39,7 @@ TOP_LEVEL = {
     ".git-blame-ignore-revs",
     "README.md",
     "CHANGELOG.md",
+    "CONTRIBUTING.md",
     "LICENSE",
     ".gitignore",
     "csrc",
