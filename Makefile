@@ -39,6 +39,9 @@ help: ## this list
 demo: release ## two processes find each other and exchange files; DEMO_PATH=folder chooses which
 	@exec .venv/bin/peertalk demo $(DEMO_PATH)
 
+# Without bytecode each process of the tests would compile, and pytest rewrite, every module again: a third of the time.
+test soak: export PYTHONDONTWRITEBYTECODE :=
+
 test: debug ## the whole suite, with assertions on in C; TEST_ARGS="-k words" narrows it
 	$(PY) -m pytest tests -n 3 --dist loadfile $(TEST_ARGS)
 
