@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -58,7 +57,7 @@ class Worker:
 
     def schedule(self) -> None:
         """Have a turn at the end of this tick."""
-        now = time.monotonic()
+        now = self.loop.time()
         if not self._scheduled or (self._transport is not None and now - self._asked > _LOST):
             self.loop.call_soon(self._scheduled_turn)
             self._asked = now
