@@ -393,7 +393,9 @@ print("went on")
 def test_a_forked_child_of_a_polled_node_is_refused_at_once(way, start_python):
     """Another thread of the parent may hold the lock of the node: in the child it holds it for
     ever, so the child is refused before it asks for the lock."""
-    process = start_python("-W", "always", "-c", SYNC_FORKING, way)
+    # Python 3.12 warns of threads beside any fork, which is what this is about
+    warn = ("-W", "always", "-W", "ignore:This process:DeprecationWarning")
+    process = start_python(*warn, "-c", SYNC_FORKING, way)
     out, err = process.communicate(timeout=GUARD)
     assert (out.strip(), err, process.returncode) == ("went on", "", 0)
 
