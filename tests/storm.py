@@ -273,7 +273,7 @@ def watch(storm: Storm) -> None:
             node.memory["total"]
             repr(node)
             with contextlib.suppress(pt.InvalidState):  # it has ended
-                len(node.peers.names())
+                len(node.peers.known())
             storm.did["asked"] += 1
         with contextlib.suppress(IndexError):
             while True:

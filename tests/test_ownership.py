@@ -309,7 +309,7 @@ async def test_statistics_may_be_asked_for_on_any_thread_while_connections_come_
         try:
             while not stop.is_set():
                 assert ada.stats().messages_received >= 0 and ada.memory["total"].bytes > 0
-                asked += len(ada.peers.names()) > 0
+                asked += len(ada.peers.known()) > 0
         except BaseException as error:
             raised.append(error)
 

@@ -474,7 +474,7 @@ def test_a_lost_connection_comes_back_when_the_peer_is_heard_again(c_core, outag
         await asyncio.sleep(outage)
         net.heal()
         back = net.clock.seconds
-        while not ada.peers.names().count("bob") or not ada.peers["bob"].connected:
+        while not ada.peers.known().count("bob") or not ada.peers["bob"].connected:
             await asyncio.sleep(0.05)
         took = net.clock.seconds - back
         await ada.peers["bob"].send(b"again")
