@@ -19,6 +19,7 @@ import pytest
 import peertalk as pt
 import peertalk.sync
 from peertalk import config, errors
+from peertalk.runtime.remote import Remote
 
 pytestmark = pytest.mark.source
 
@@ -31,6 +32,7 @@ TEXTS = [
 ]
 MACHINES = runpy.run_path(str(ROOT / "tests" / "machines.py"))
 GUIDE = (ROOT / "docs" / "guide.md").read_text()
+REFERENCE = GUIDE.partition("\n## Every public name\n")[2]
 
 
 def blocks(path):
@@ -136,6 +138,33 @@ def test_calls_and_names_in_the_text_of_the_guide_exist():
             if not any(has(kind, name) for kind in SHOWS[holder.lower()]):
                 missing.append(span)
     assert not missing
+
+
+def members(kind):
+    """What users can ask of an object: its public attributes. A peer of today inherits the
+    engine's names too."""
+    engine = set(dir(Remote)) if issubclass(kind, Remote) else set()
+    nothing = {"release"}  # of a message: does nothing
+    return {name for name in dir(kind) if not name.startswith("_")} - engine - nothing
+
+
+def test_every_public_name_is_in_the_reference():
+    """Who looks for a call looks for its name, and who reads a program meets names only."""
+    named = {word for span in spans(REFERENCE) for word in re.findall(r"\w+", span)}
+    everywhere = {word for span in spans(GUIDE) for word in re.findall(r"\w+", span)}
+    everywhere |= set(re.findall(r"case pt\.(\w+)\(", GUIDE))
+    lacking = {f"peertalk.{name}" for name in set(pt.__all__) - everywhere}
+    lacking |= {
+        f"{kind.__module__}.{kind.__name__}.{name}"
+        for kind in (*SHOWS["node"], *SHOWS["peer"], pt.Message, pt.Batch, pt.Datagram, pt.Incoming)
+        for name in members(kind) - named
+    }
+    lacking |= {
+        f"{kind.__name__}.{name}"
+        for kind in (pt.PeerState, pt.StreamState, pt.LostReason, pt.RejectReason, pt.PeerFlag)
+        for name in set(kind.__members__) - named
+    }
+    assert not lacking
 
 
 def test_error_families_of_the_guide_are_the_families():
