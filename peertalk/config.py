@@ -202,9 +202,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """Settings of one node. Durations are in seconds, sizes in bytes; both may be given as text
     ("250ms", "64KiB").
 
-    A profile (embedded, or lowmem: the same) sets core, max_peers and pipeline_depth where they
-    equal their default, as if they were not given; load_config(), which Node uses, knows which
-    were.
+    A profile (embedded; lowmem is another name of it) sets core, max_peers and pipeline_depth. A
+    Config cannot tell a setting that was not given from one that was given and equals its default:
+    the profile sets both. load_config(), which Node uses, can tell, and the profile sets only what
+    was not given.
 
     Raises:
         InvalidArgument: a value out of its bounds.

@@ -1,8 +1,9 @@
 """Who is there: announce, hear, forget.
 
 A peer is known by its instance id, or, where its packets have none, by (source address, TCP port).
-It is forgotten after peer_timeout seconds of silence, when it says goodbye, or when its place is
-needed. A held (connected) peer is none of this: its link knows better.
+A peer is forgotten after peer_timeout seconds of silence, when it says goodbye, or when its place
+is needed. A peer that is held, because it is connected, is not forgotten: its link knows better
+than its announcements whether it lives.
 
 Anyone can forge a packet, so a stranger's packet costs a bounded piece of memory and O(1) time. At
 most max_peers entries exist, at most max_per_address for one source address of another machine, 4
@@ -14,12 +15,12 @@ them, and a host may run hundreds of nodes.
 A room may be large, so what a peer costs all others falls with their number. Announcements come
 less often in a larger room. A QUERY is answered to the asker alone, in a large room by a few that
 chance picks, a little later: the asker's own ANNOUNCE has made it known to all, and it hears the
-others when they announce themselves. Who can be answered by an ANNOUNCE to all alone, an original,
-is answered by as few. A QUERY that names one peer is answered by that one always.
+others when they announce themselves. An original can be answered by an ANNOUNCE to all alone; as
+few peers send one. A QUERY that names one peer is always answered by that peer.
 
-Silence is time in which we listened and heard nothing. What of it we slept through (a program that
-blocks its loop, a laptop that is shut) counts for nobody: see was_deaf(). Each announcement of a
-peer that is not connected is news: it may be there again.
+Silence is time in which this node listened and heard nothing. Time that the node slept through (its
+program blocked the loop, the laptop was shut) counts for no peer: see was_deaf(). Each announcement
+of a peer that is not connected is news: the peer may be there again.
 
 Invariant: an entry is in `_waiting`, and in the `waiting` of its source, exactly when it is not
 held; both are ordered by last_heard. Never: sends by itself, reads a clock, throws dice of its own,

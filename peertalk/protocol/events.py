@@ -56,8 +56,7 @@ class Outcome(enum.Enum):
 
 
 class PeerFound(msgspec.Struct, Generic[P], frozen=True):
-    """A peer became known: heard for the first time, or connected to us without having been
-    heard."""
+    """A peer became known: its announcement was heard, or it connected to this node."""
 
     peer: P
 
@@ -70,23 +69,24 @@ class PeerLost(msgspec.Struct, Generic[P], frozen=True):
 
 
 class NameCollision(msgspec.Struct, Generic[P], frozen=True):
-    """Somebody bears a name that another has who is there too: peer is the one that came later,
-    other the one before it, None: this node itself. Told once for each peer while it is known; ids
-    tell them apart."""
+    """Two who are there have one name. Reported once for each peer while the peer is known. Their
+    ids tell the two apart."""
 
     peer: P
+    """The peer that came later."""
     other: P | None
+    """The peer that had the name before; None: this node itself."""
 
 
 class ConnectionRequested(msgspec.Struct, Generic[P], frozen=True):
-    """A peer that was not connected has dialled us and said who it is. It is accepted unless
-    reject() is called."""
+    """A peer that was not connected has dialled this node and said who it is. The peer is accepted
+    unless reject() is called."""
 
     peer: P
 
     def reject(self, reason: RejectReason = RejectReason.UNSPECIFIED) -> None:
-        """Send the peer away: the reason goes out, then the connection is closed. What waits for it
-        here fails; what came from it is delivered.
+        """Send the peer away: the reason goes out, then the connection is closed. Messages that
+        wait for the peer fail; messages that came from the peer are delivered.
 
         On the node's loop only (peertalk.sync: any thread). A peer that is no longer connected is
         left alone. The original closes without looking at the reason.
@@ -101,24 +101,25 @@ class PeerChanged(msgspec.Struct, Generic[P], frozen=True):
 
 
 class PeerConnected(msgspec.Struct, Generic[P], frozen=True):
-    """A link to the peer is open and its capabilities are known: what is sent now leaves at
-    once."""
+    """A connection to the peer is open and the peer's capabilities are known: a message that is
+    sent now leaves at once."""
 
     peer: P
 
 
 class PeerDisconnected(msgspec.Struct, Generic[P], frozen=True):
-    """The last link to the peer ended. error: why (ConnectionRefused with its reason: the peer
-    rejected us); None when one of the two sides ended it in good order."""
+    """The last connection to the peer ended."""
 
     peer: P
     error: PeerTalkError | None
+    """Why it ended; None when one of the two sides ended it in good order. ConnectionRefused, with
+    its reason: the peer rejected this node."""
 
 
 class PeerFrozen(msgspec.Struct, Generic[P], frozen=True):
-    """A connected peer has not answered a PING for Config.link_timeout, though its machine may be
-    there: its program stands still, or takes nothing. Its link stays, and what is sent waits.
-    PeerThawed or PeerDisconnected follows."""
+    """A connected peer has not answered a PING for Config.link_timeout. Its machine may be there,
+    but its program stands still, or takes nothing. The connection stays, and messages to the peer
+    wait. PeerThawed or PeerDisconnected follows."""
 
     peer: P
 
@@ -132,44 +133,51 @@ class PeerThawed(msgspec.Struct, Generic[P], frozen=True):
 class Sent(msgspec.Struct, Generic[P], frozen=True):
     """The system took the last byte of the messages numbered first to last, both included.
 
-    While the connection lives they are on their way. When it ends, those that the peer's system has
-    not acknowledged by then become Failed with UNKNOWN, with what was written together with them;
-    the others have reached it. Where the system does not tell (beside Linux), nothing is taken
-    back.
+    While the connection lives, the messages are on their way. When the connection ends, messages
+    that the peer's system has not acknowledged by then become Failed with UNKNOWN, together with
+    all that was written in one piece with them. The other messages have reached the peer's system.
+    On other systems than Linux, which do not tell what was acknowledged, nothing becomes Failed.
     """
 
     peer: P
     first: int
+    """Number of the first message; messages to a peer are counted from 1."""
     last: int
+    """Number of the last message."""
 
 
 class Failed(msgspec.Struct, Generic[P], frozen=True):
-    """The messages numbered first to last, both included, will not be sent (again). outcome says
-    whether the peer may have got them. May follow their Sent, once, with UNKNOWN."""
+    """The messages numbered first to last, both included, will not be sent, or not again. Messages
+    that were reported as Sent may become Failed once, with the outcome UNKNOWN."""
 
     peer: P
     first: int
+    """Number of the first message; messages to a peer are counted from 1."""
     last: int
+    """Number of the last message."""
     outcome: Outcome
+    """Whether the peer may have got the messages."""
     error: PeerTalkError
+    """Why the messages failed."""
 
 
 class LinkFault(msgspec.Struct, Generic[P], frozen=True):
-    """A link was ended because the other side broke the rules of the protocol.
-
-    address: (IPv4 address, port) of the other end; peer: None when it had not said who it is.
-    """
+    """A connection was ended because the other side broke the rules of the protocol."""
 
     address: tuple[str, int]
+    """(IPv4 address, port) of the other end."""
     peer: P | None
+    """The peer at the other end; None when it had not said who it is."""
     error: PeerTalkError
+    """Which rule was broken."""
 
 
 class EventsMissed(msgspec.Struct, frozen=True):
-    """This consumer was too slow: count events were dropped at this place of its stream. Messages
-    are never dropped."""
+    """This consumer was too slow, and events were dropped at this place of its stream. Messages are
+    never dropped."""
 
     count: int
+    """Number of the events that were dropped."""
 
 
 Event = (
