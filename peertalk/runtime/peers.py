@@ -43,7 +43,9 @@ class Peers(Mapping[str, P]):
             return found
         lacking = "can be had" if any(peer.name == who for peer in self.values()) else "is known"
         shown = errors.shown(who)
-        raise errors.PeerNotFound(f"no peer {shown} {lacking}; {self.known()}", peer=shown)
+        raise errors.PeerNotFound(
+            f"no peer {shown} {lacking}; {self.known()}; wait_for() waits for a peer", peer=shown
+        )
 
     def __contains__(self, who: object) -> bool:
         return self._find(who) is not None

@@ -86,7 +86,7 @@ def test_asking_for_somebody_who_is_not_there_is_no_error():
     assert 5 not in peers and "" not in peers and "zz" not in peers
     with pytest.raises(KeyError, match="no peer 'eve' is known; known: 'bob', 'bob'"):
         peers["eve"]
-    with pytest.raises(errors.PeerNotFound, match="'eve' is known; nobody else is known either"):
+    with pytest.raises(errors.PeerNotFound, match="nobody else is known either; wait_for"):
         peers_of()[0]["eve"]
 
 
