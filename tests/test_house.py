@@ -637,8 +637,11 @@ C_ELSEWHERE = {
     "pt_error": "tests/test_house.py",  # a table of texts: rule 3
     "pt_notes": "tests/c/test_notes.c",
     "pt_batch": "tests/platform/test_border.py",  # the border is one thing
-    "pt_sim_socket": "tests/platform/test_sim.py",  # the box is one thing
+    "pt_sim_calls": "tests/platform/test_sim.py",  # the box is one thing
+    "pt_sim_output": "tests/platform/test_sim.py",
+    "pt_sim_socket": "tests/platform/test_sim.py",
     "pt_sim_stream": "tests/platform/test_sim.py",
+    "pt_sim_wire": "tests/platform/test_sim.py",
     "pt_sim_world": "tests/platform/test_mactcp.py",  # seen through the two worlds that share it
 }
 C_ROOMS = {"border": "core", "sim": "platform", "classic": "platform"}

@@ -1,5 +1,7 @@
-/* What the parts of the simulated network share: the box (pt_sim.c), its sockets (pt_sim_socket.c)
- * and its streams (pt_sim_stream.c). For nobody else. */
+/* What the parts of the simulated network share: the box and its events (pt_sim.c), hosts, ways and
+ * packets (pt_sim_wire.c), sockets and datagrams (pt_sim_socket.c), and streams: their life
+ * (pt_sim_stream.c), what they send (pt_sim_output.c), what is asked of them (pt_sim_calls.c). For
+ * nobody else. */
 #ifndef PT_SIM_INSIDE_H
 #define PT_SIM_INSIDE_H
 
@@ -11,6 +13,8 @@ typedef struct sim_packet sim_packet;
 typedef struct sim_event sim_event;
 
 #define SIM_FIRST_FREE_PORT 49152U
+#define SIM_LONGEST_RTO_NS  UINT64_C(4000000000)
+#define SIM_NEVER           UINT64_MAX
 
 enum sim_packet_kind {
     SIM_DATA = 1,
@@ -215,16 +219,21 @@ void sim_drop_packet(pt_sim *sim, sim_packet *packet);
 uint64_t sim_occupy(const pt_sim *sim, sim_host *host, uint64_t cost_ns);
 void sim_plan_packet(pt_sim *sim, int kind, uint64_t time_ns, sim_packet *packet);
 
-/* Put a packet on its way: through the processor (planned as SIM_LEAVE), or at once. Both take it
- * over. */
+/* Put a packet on its way: through the processor (planned as SIM_LEAVE), or at once. It is there:
+ * the processor begins; the processor is done. All take it over. */
 void sim_process_packet(pt_sim *sim, sim_packet *packet);
 void sim_transmit(pt_sim *sim, sim_packet *packet);
+void sim_arrive(pt_sim *sim, sim_packet *packet);
+void sim_deliver(pt_sim *sim, sim_packet *packet);
 
 /* Tell the owner. */
 void sim_tell(pt_sim *sim, sim_socket *socket, int news);
 
 /* A datagram is there; takes it over. */
 void sim_datagram_arrived(pt_sim *sim, sim_packet *packet);
+
+/* A stream that begins to connect, from this port. NULL: *code says why. */
+sim_socket *sim_stream_make(pt_sim *sim, sim_host *host, uint16_t port, int *code);
 
 /* Streams: a packet is there; a packet of ours has left the processor; the timer is due; a piece is
  * to be reported; end with a reason. */
@@ -234,5 +243,32 @@ void sim_stream_timer(pt_sim *sim, sim_socket *stream);
 void sim_stream_done(pt_sim *sim, sim_socket *stream, uint64_t position);
 void sim_stream_terminate(pt_sim *sim, sim_socket *stream, int outcome, int tell);
 int sim_stream_ready(const sim_socket *stream);
+
+/* Where nobody holds a stream and nothing is left to do: destroy it, or let it rest before that. */
+void sim_stream_settle(pt_sim *sim, sim_socket *stream);
+
+/* Send what may be sent: one packet at a time is with the processor. Plan the one timer for
+ * whatever comes first. From now on wait for a sign of life. */
+void sim_stream_pump(pt_sim *sim, sim_socket *stream);
+void sim_stream_set_timer(pt_sim *sim, sim_socket *stream);
+void sim_stream_await_answer(pt_sim *sim, sim_socket *stream);
+
+/* Take what an acknowledgement says. Send again when nothing came back in time. Give a piece back.
+ */
+void sim_stream_acknowledge(pt_sim *sim, sim_socket *stream, const sim_packet *packet);
+void sim_stream_retry(pt_sim *sim, sim_socket *stream);
+void sim_stream_settle_piece(pt_sim *sim, pt_sim_piece *piece, int result);
+
+/* Send a packet without data. Say that nobody is there to whoever asked. Tell the other side of a
+ * window that has become much wider. */
+void sim_stream_control(pt_sim *sim, sim_socket *stream, int kind, uint64_t stamp_ns);
+void sim_stream_refuse(pt_sim *sim, const sim_packet *asked);
+void sim_stream_tell_window(pt_sim *sim, sim_socket *stream);
+
+/* 1 when the connection has ended, or never came about. */
+static inline int sim_stream_is_over(const sim_socket *stream)
+{
+    return stream->outcome != PT_OK && stream->outcome != PT_ERR_WOULD_BLOCK;
+}
 
 #endif

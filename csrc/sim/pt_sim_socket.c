@@ -1,7 +1,5 @@
 /* Sockets of the simulated network: the table of all, their ports and owners, listeners and
  * datagrams. Streams are in pt_sim_stream.c. */
-#include "pt_sim.h"
-
 #include <string.h>
 
 #include "pt_assert.h"
