@@ -43,6 +43,8 @@ HEADERS = (
     "core/pt_loop.h",
     "platform/pt_posix.h",
     "sim/pt_sim.h",
+    "classic/pt_classic.h",
+    "classic/pt_mactcp_driver.h",
     "classic/pt_mactcp.h",
     "classic/pt_ot.h",
     "border/pt_batch.h",

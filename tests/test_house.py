@@ -642,7 +642,9 @@ C_ELSEWHERE = {
     "pt_sim_socket": "tests/platform/test_sim.py",
     "pt_sim_stream": "tests/platform/test_sim.py",
     "pt_sim_wire": "tests/platform/test_sim.py",
-    "pt_sim_world": "tests/platform/test_mactcp.py",  # seen through the two worlds that share it
+    "pt_classic": "tests/platform/test_mactcp.py",  # seen through the two worlds that share it
+    "pt_mactcp_driver": "tests/platform/test_mactcp.py",  # its rules: tests/c/mactcp_rules.c
+    "pt_ot_provider": "tests/platform/test_ot.py",  # its rules: tests/c/ot_rules.c
 }
 C_ROOMS = {"border": "core", "sim": "platform", "classic": "platform"}
 """Folders of csrc whose tests lie with those of another; the worlds share their fixtures."""

@@ -194,7 +194,7 @@ class Loop:
                 push,
                 self._binding.limited("send_limit", send_limit, 2**31),
             )
-        self._world = ffi.cast("pt_sim_world *", self._platform)
+        self._world = ffi.cast("pt_classic *", self._platform)
         simulator._loops[self] = None
 
     def _end_platform(self) -> None:
@@ -342,7 +342,7 @@ class Loop:
         time asks after each step."""
         return not self._closed and (
             self._lib.pt_loop_next_timeout(self._context) == 0
-            or bool(self._lib.pt_sim_world_is_ready(self._context))
+            or bool(self._lib.pt_classic_is_ready(self._context))
         )
 
     def next_deadline_ns(self) -> int | None:
@@ -367,8 +367,8 @@ class Loop:
         run."""
         if self.simulator is None:
             return []
-        size = self._lib.PT_SIM_VIOLATION_SIZE
-        kept = min(self._world.violation_count, self._lib.PT_SIM_VIOLATIONS)
+        size = self._lib.PT_CLASSIC_VIOLATION_SIZE
+        kept = min(self._world.violation_count, self._lib.PT_CLASSIC_VIOLATIONS)
         return [
             self._ffi.string(self._world.violations + index * size).decode()
             for index in range(kept)
@@ -394,7 +394,7 @@ class Loop:
             "link": ffi.sizeof("pt_link"),
             "context": ffi.sizeof("pt_context"),
             "platform": lib.pt_mactcp_size() if mactcp else lib.pt_ot_size(),
-            "platform_link": lib.pt_mactcp_stream_size(depth)
+            "platform_link": lib.pt_mactcp_port_size(depth)
             if mactcp
             else lib.pt_ot_port_size(depth),
         }

@@ -273,7 +273,7 @@ static void each_slot_is_issued_as_the_maker_wants_it(void)
     while (go_on(sim, &one, &other, UINT64_MAX)) {
     }
     CHECK(one.sent == 2 && other.received == 2 && other.wrong == 0);
-    CHECK(pt_mactcp_stream_size(3) - pt_mactcp_stream_size(2) >=
+    CHECK(pt_mactcp_port_size(3) - pt_mactcp_port_size(2) >=
           sizeof(pt_mactcp_block) + 2 * sizeof(pt_mactcp_wds)); /* what each slot has of its own */
     end();
 }
@@ -383,7 +383,7 @@ static void abandoned_slots_stay_until_the_driver_lets_go(int driver_gets_answer
     uint64_t start = pt_sim_now(sim);
     while (one.link.pipeline.pending_count != 0) {
         CHECK(pt_sim_step(sim, UINT64_MAX) == 1);
-        (void)pt_sim_world_is_ready(&one.context);
+        (void)pt_classic_is_ready(&one.context);
     }
     uint64_t waited = pt_sim_now(sim) - start;
     CHECK(driver_gets_answers ? waited < SECOND : waited == 5 * SECOND); /* 300 ticks of 1/60 s */

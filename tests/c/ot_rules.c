@@ -394,7 +394,7 @@ static void abandoned_slots_stay_until_the_provider_lets_go(int answers)
     uint64_t start = pt_sim_now(sim);
     while (one.link.pipeline.pending_count != 0) {
         CHECK(pt_sim_step(sim, UINT64_MAX) == 1);
-        (void)pt_sim_world_is_ready(&one.context);
+        (void)pt_classic_is_ready(&one.context);
     }
     uint64_t waited = pt_sim_now(sim) - start;
     CHECK(answers ? waited < SECOND : waited == 5 * SECOND);

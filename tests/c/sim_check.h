@@ -9,7 +9,9 @@
 
 #include "pt_loop.h"
 #include "pt_mactcp.h"
+#include "pt_mactcp_driver.h"
 #include "pt_ot.h"
+#include "pt_ot_provider.h"
 #include "pt_sim.h"
 
 #define CHECK(condition)                                                                           \
@@ -158,7 +160,7 @@ static int turn(node *of, int timeout_ms)
 
 static int has_work(node *of)
 {
-    return pt_loop_next_timeout(&of->context) == 0 || pt_sim_world_is_ready(&of->context);
+    return pt_loop_next_timeout(&of->context) == 0 || pt_classic_is_ready(&of->context);
 }
 
 static int send_number(node *of, uint32_t number, uint32_t size)
@@ -190,16 +192,17 @@ static int go_on(pt_sim *sim, node *one, node *other, uint64_t limit_ns)
     return result != 0;
 }
 
-static const pt_sim_world *world_of(const node *of)
+static const pt_classic *world_of(const node *of)
 {
     return of->platform;
 }
 
 __attribute__((unused)) static int has_violation(const node *of, const char *words)
 {
-    for (uint32_t index = 0; index < world_of(of)->violation_count && index < PT_SIM_VIOLATIONS;
+    for (uint32_t index = 0; index < world_of(of)->violation_count && index < PT_CLASSIC_VIOLATIONS;
          index++) {
-        if (strstr(&world_of(of)->violations[(size_t)index * PT_SIM_VIOLATION_SIZE], words) != NULL)
+        if (strstr(&world_of(of)->violations[(size_t)index * PT_CLASSIC_VIOLATION_SIZE], words) !=
+            NULL)
             return 1;
     }
     return 0;

@@ -1,6 +1,6 @@
 /* Messages in flight: the ring of slots, its order, its bytes, its refusals, and what is left when
  * a link ends. */
-#include "pt_mactcp.h"
+#include "pt_mactcp_driver.h"
 #include "pt_pipeline.h"
 
 #include "check.h"

@@ -1,6 +1,6 @@
 /* What the classic worlds share: ports of links, waiting on the virtual clock, and the memory of
  * broken rules. */
-#include "pt_sim.h"
+#include "pt_classic.h"
 
 #include <string.h>
 
@@ -9,13 +9,13 @@
 #define NANOSECONDS UINT64_C(1000000000)
 #define DRAIN_NS    (NANOSECONDS * PT_DRAIN_TIMEOUT_TICKS / PT_TICKS_PER_SECOND)
 
-static pt_sim_world *world_of(const pt_context *context)
+static pt_classic *world_of(const pt_context *context)
 {
     return context->platform_data;
 }
 
-void pt_sim_world_init(pt_sim_world *world, pt_sim *sim, const pt_sim_table *net, int host,
-                       const pt_memory *source, const pt_sim_port_ops *ops)
+void pt_classic_init(pt_classic *world, pt_sim *sim, const pt_sim_table *net, int host,
+                     const pt_memory *source, const pt_classic_port_ops *ops)
 {
     memset(world, 0, sizeof *world);
     world->sim = sim;
@@ -27,18 +27,18 @@ void pt_sim_world_init(pt_sim_world *world, pt_sim *sim, const pt_sim_table *net
 
 /* ---------------------------------------------------------------------------------------- ports */
 
-pt_sim_port *pt_sim_world_port(const pt_context *context, const pt_link *link)
+pt_classic_port *pt_classic_find_port(const pt_context *context, const pt_link *link)
 {
-    pt_sim_port *found = world_of(context)->ports;
+    pt_classic_port *found = world_of(context)->ports;
     while (found != NULL && found->link != link)
         found = found->next;
     return found;
 }
 
-static int open_port(pt_sim_world *world, pt_link *link)
+static int open_port(pt_classic *world, pt_link *link)
 {
     size_t size = world->ops->size(link->pipeline.depth);
-    pt_sim_port *opened = world->memory.allocate(world->memory.context, size);
+    pt_classic_port *opened = world->memory.allocate(world->memory.context, size);
     if (opened == NULL)
         return PT_ERR_NO_MEMORY;
     memset(opened, 0, size);
@@ -56,17 +56,17 @@ static int open_port(pt_sim_world *world, pt_link *link)
     return PT_OK;
 }
 
-static void close_port(pt_sim_world *world, pt_sim_port *closed)
+static void close_port(pt_classic *world, pt_classic_port *closed)
 {
     world->ops->close(world, closed);
-    pt_sim_port **place = &world->ports;
+    pt_classic_port **place = &world->ports;
     while (*place != closed)
         place = &(*place)->next;
     *place = closed->next;
     world->memory.release(world->memory.context, closed, world->ops->size(closed->depth));
 }
 
-int pt_sim_world_watch(pt_context *context, pt_source *source)
+int pt_classic_watch(pt_context *context, pt_source *source)
 {
     if (source->registered == 0xFF) {
         if (source->handle <= 0 || source->handle > INT32_MAX)
@@ -81,14 +81,15 @@ int pt_sim_world_watch(pt_context *context, pt_source *source)
     return PT_OK;
 }
 
-void pt_sim_world_forget(pt_context *context, pt_source *source)
+void pt_classic_forget(pt_context *context, pt_source *source)
 {
     if (source->registered == 0xFF)
         return;
     source->registered = 0xFF;
-    pt_sim_world *world = world_of(context);
-    pt_sim_port *of =
-        source->kind == PT_SOURCE_LINK ? pt_sim_world_port(context, (const pt_link *)source) : NULL;
+    pt_classic *world = world_of(context);
+    pt_classic_port *of = source->kind == PT_SOURCE_LINK
+                              ? pt_classic_find_port(context, (const pt_link *)source)
+                              : NULL;
     if (of == NULL)
         return;
     world->ops->complete(of);
@@ -102,10 +103,10 @@ void pt_sim_world_forget(pt_context *context, pt_source *source)
 }
 
 /* Close ports of closed links whose slots the driver has let go of since. */
-static void reap(pt_sim_world *world)
+static void reap(pt_classic *world)
 {
-    pt_sim_port *next;
-    for (pt_sim_port *each = world->ports; each != NULL; each = next) {
+    pt_classic_port *next;
+    for (pt_classic_port *each = world->ports; each != NULL; each = next) {
         next = each->next;
         if (each->link != NULL)
             continue;
@@ -118,10 +119,10 @@ static void reap(pt_sim_world *world)
     }
 }
 
-void pt_sim_world_cleanup(pt_sim_world *world)
+void pt_classic_cleanup(pt_classic *world)
 {
     while (world->ports != NULL) {
-        pt_sim_port *of = world->ports;
+        pt_classic_port *of = world->ports;
         PT_ASSERT(of->link == NULL); /* links are closed first */
         world->ops->reset(world, of);
         world->ops->complete(of);
@@ -129,17 +130,17 @@ void pt_sim_world_cleanup(pt_sim_world *world)
     }
 }
 
-uint32_t pt_sim_world_abandoned(const pt_sim_world *world)
+uint32_t pt_classic_abandoned(const pt_classic *world)
 {
     uint32_t count = 0;
-    for (const pt_sim_port *each = world->ports; each != NULL; each = each->next) {
+    for (const pt_classic_port *each = world->ports; each != NULL; each = each->next) {
         if (each->link == NULL)
             count += world->ops->held(each);
     }
     return count;
 }
 
-int pt_sim_world_slots_available(pt_context *context, pt_link *link)
+int pt_classic_slots_available(pt_context *context, pt_link *link)
 {
     (void)context;
     return pt_pipeline_available(&link->pipeline);
@@ -155,10 +156,10 @@ static void put_text(char *out, size_t size, size_t *len, const char *text)
     out[*len] = 0;
 }
 
-void pt_sim_world_violated(pt_sim_world *world, const char *call, int code, const char *rule)
+void pt_classic_violated(pt_classic *world, const char *call, int code, const char *rule)
 {
     uint32_t index = world->violation_count++;
-    if (index >= PT_SIM_VIOLATIONS)
+    if (index >= PT_CLASSIC_VIOLATIONS)
         return;
     char digits[12];
     size_t place = sizeof digits - 1;
@@ -170,13 +171,13 @@ void pt_sim_world_violated(pt_sim_world *world, const char *call, int code, cons
     } while (value != 0);
     if (code < 0)
         digits[--place] = '-';
-    char *out = &world->violations[(size_t)index * PT_SIM_VIOLATION_SIZE];
+    char *out = &world->violations[(size_t)index * PT_CLASSIC_VIOLATION_SIZE];
     size_t len = 0;
-    put_text(out, PT_SIM_VIOLATION_SIZE, &len, call);
-    put_text(out, PT_SIM_VIOLATION_SIZE, &len, " ");
-    put_text(out, PT_SIM_VIOLATION_SIZE, &len, &digits[place]);
-    put_text(out, PT_SIM_VIOLATION_SIZE, &len, ": ");
-    put_text(out, PT_SIM_VIOLATION_SIZE, &len, rule);
+    put_text(out, PT_CLASSIC_VIOLATION_SIZE, &len, call);
+    put_text(out, PT_CLASSIC_VIOLATION_SIZE, &len, " ");
+    put_text(out, PT_CLASSIC_VIOLATION_SIZE, &len, &digits[place]);
+    put_text(out, PT_CLASSIC_VIOLATION_SIZE, &len, ": ");
+    put_text(out, PT_CLASSIC_VIOLATION_SIZE, &len, rule);
 }
 
 /* -------------------------------------------------------------------------------------- waiting */
@@ -184,8 +185,8 @@ void pt_sim_world_violated(pt_sim_world *world, const char *call, int code, cons
 /* What a link is ready for: its port has noted it. */
 static uint32_t look(const pt_context *context, const pt_link *link)
 {
-    const pt_sim_port_ops *ops = world_of(context)->ops;
-    const pt_sim_port *of = pt_sim_world_port(context, link);
+    const pt_classic_port_ops *ops = world_of(context)->ops;
+    const pt_classic_port *of = pt_classic_find_port(context, link);
     if (of == NULL)
         return 0;
     uint32_t ready = 0;
@@ -201,7 +202,7 @@ static uint32_t look(const pt_context *context, const pt_link *link)
  * platform has noted. */
 static uint32_t readiness(pt_context *context, pt_source *source)
 {
-    pt_sim_world *world = world_of(context);
+    pt_classic *world = world_of(context);
     if (source->registered == 0xFF)
         return 0;
     if (source->kind == PT_SOURCE_LINK)
@@ -212,9 +213,9 @@ static uint32_t readiness(pt_context *context, pt_source *source)
     return wanted == 0 ? 0 : ready & (wanted | ((ready & wanted) ? PT_READY_HANGUP : 0U));
 }
 
-int pt_sim_world_is_ready(pt_context *context)
+int pt_classic_is_ready(pt_context *context)
 {
-    pt_sim_world *world = world_of(context);
+    pt_classic *world = world_of(context);
     reap(world);
     if (world->woken)
         return 1;
@@ -228,7 +229,7 @@ int pt_sim_world_is_ready(pt_context *context)
 /* Hand over what is ready, beginning behind the last source that had its turn. */
 static int collect(pt_context *context)
 {
-    pt_sim_world *world = world_of(context);
+    pt_classic *world = world_of(context);
     uint32_t count = 0;
     for (pt_source *source = context->sources; source != NULL; source = source->next)
         count++;
@@ -253,7 +254,7 @@ static int collect(pt_context *context)
 
 static int take_wake(pt_context *context)
 {
-    pt_sim_world *world = world_of(context);
+    pt_classic *world = world_of(context);
     volatile uint8_t *woken = &world->woken;
     if (!*woken)
         return 0;
@@ -262,13 +263,13 @@ static int take_wake(pt_context *context)
     return 1;
 }
 
-int pt_sim_world_wait(pt_context *context, int timeout_ms)
+int pt_classic_wait(pt_context *context, int timeout_ms)
 {
-    pt_sim_world *world = world_of(context);
+    pt_classic *world = world_of(context);
     const pt_sim_table *net = world->net;
     if (net->is_notifying(world->sim)) {
-        pt_sim_world_violated(world, "wait", PT_ERR_INVALID_STATE,
-                              "work at notification time; a notification only sets a flag");
+        pt_classic_violated(world, "wait", PT_ERR_INVALID_STATE,
+                            "work at notification time; a notification only sets a flag");
         return PT_ERR_PLATFORM;
     }
     uint64_t now_ns = net->now(world->sim);
@@ -293,13 +294,13 @@ int pt_sim_world_wait(pt_context *context, int timeout_ms)
     return (int)context->ready_count;
 }
 
-int pt_sim_world_wait_completions(pt_context *context, pt_link *link, int timeout_ms)
+int pt_classic_wait_completions(pt_context *context, pt_link *link, int timeout_ms)
 {
-    pt_sim_world *world = world_of(context);
+    pt_classic *world = world_of(context);
     const pt_sim_table *net = world->net;
     if (net->is_notifying(world->sim)) {
-        pt_sim_world_violated(world, "send", PT_ERR_INVALID_STATE,
-                              "a synchronous call at notification time");
+        pt_classic_violated(world, "send", PT_ERR_INVALID_STATE,
+                            "a synchronous call at notification time");
         return PT_ERR_PLATFORM;
     }
     uint64_t end_ns = net->now(world->sim) + (uint64_t)timeout_ms * (NANOSECONDS / 1000);
@@ -316,14 +317,14 @@ int pt_sim_world_wait_completions(pt_context *context, pt_link *link, int timeou
     return PT_OK;
 }
 
-void pt_sim_world_wake(pt_context *context)
+void pt_classic_wake(pt_context *context)
 {
     volatile uint8_t *woken = &world_of(context)->woken;
     *woken = 1;
 }
 
-uint32_t pt_sim_world_clock(pt_context *context)
+uint32_t pt_classic_clock(pt_context *context)
 {
-    const pt_sim_world *world = world_of(context);
+    const pt_classic *world = world_of(context);
     return world->net->ticks(world->sim);
 }

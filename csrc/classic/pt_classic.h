@@ -1,0 +1,94 @@
+/* What the classic worlds share: the ports of their links on the simulated network, waiting on its
+ * clock, and the memory of rules of their makers that were broken. */
+#ifndef PT_CLASSIC_H
+#define PT_CLASSIC_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "pt_platform.h"
+#include "pt_sim.h"
+
+#define PT_CLASSIC_VIOLATIONS      32 /* texts kept; more are counted */
+#define PT_CLASSIC_VIOLATION_SIZE  128
+#define PT_CLASSIC_VIOLATION_BYTES 4096 /* of all of them */
+
+typedef struct pt_classic pt_classic;
+
+/* A link's side of its connection: the first member of what a classic world keeps for a link. Lives
+ * on when the link is closed and the driver has its slots. */
+typedef struct pt_classic_port pt_classic_port;
+struct pt_classic_port {
+    pt_classic_port *next;
+    pt_link *link;              /* NULL: closed */
+    pt_send_pipeline *pipeline; /* of that link: its memory stays while slots are abandoned */
+    volatile uint32_t events;   /* the maker's; set at interrupt time, where nothing else is done */
+    int32_t handle;
+    uint8_t depth;
+};
+
+/* What a classic world does with its ports, and which events make a link ready. */
+typedef struct pt_classic_port_ops {
+    size_t (*size)(uint8_t depth); /* bytes of a port with so many slots */
+    int (*open)(pt_classic *world,
+                pt_classic_port *port); /* PT_OK, PT_ERR_NO_MEMORY or PT_ERR_INVALID_PARAM */
+    void (*close)(pt_classic *world, pt_classic_port *port);
+    void (*reset)(
+        pt_classic *world,
+        pt_classic_port *port); /* break the connection: the driver lets go of every slot */
+    uint32_t (*held)(const pt_classic_port *port); /* slots that the driver has */
+    void (*complete)(pt_classic_port *port);       /* complete the others */
+    uint32_t read_events;
+    uint32_t write_events;
+} pt_classic_port_ops;
+
+/* The first member of the platform data of a classic world. */
+struct pt_classic {
+    pt_sim *sim;
+    const pt_sim_table *net;
+    const pt_classic_port_ops *ops;
+    pt_classic_port *ports;
+    pt_memory memory;
+    uint32_t place; /* where the next look begins, so that all sources get their turn */
+    int32_t host;
+    uint8_t woken; /* written by any thread, a byte at a time */
+    uint32_t violation_count;
+    char violations[PT_CLASSIC_VIOLATION_BYTES]; /* each in PT_CLASSIC_VIOLATION_SIZE bytes, ended
+                                                    by 0 */
+};
+
+/* Make ready; the rest of the platform data is its platform's. */
+void pt_classic_init(pt_classic *world, pt_sim *sim, const pt_sim_table *net, int host,
+                     const pt_memory *source, const pt_classic_port_ops *ops);
+
+/* Let go of everything: links are closed already, their connections are broken, their slots
+ * completed. */
+void pt_classic_cleanup(pt_classic *world);
+
+/* Slots of closed links that the driver has not let go of. */
+uint32_t pt_classic_abandoned(const pt_classic *world);
+
+/* The port of a link. NULL: it has none (any more). */
+pt_classic_port *pt_classic_find_port(const pt_context *context, const pt_link *link);
+
+/* Remember that a rule of the maker was broken: "call code: rule". */
+void pt_classic_violated(pt_classic *world, const char *call, int code, const char *rule);
+
+/* 1 when a source is ready, or a wake has come; else 0. Neither waits nor moves the clock; slots of
+ * closed links are let go of where that can be done. */
+int pt_classic_is_ready(pt_context *context);
+
+/* pt_platform_ops.send_slots_available, watch, forget, wait, wake and clock of a classic world. The
+ * wait serves events of the network until something is ready, at most to its end. */
+int pt_classic_slots_available(pt_context *context, pt_link *link);
+int pt_classic_watch(pt_context *context, pt_source *source);
+void pt_classic_forget(pt_context *context, pt_source *source);
+int pt_classic_wait(pt_context *context, int timeout_ms);
+void pt_classic_wake(pt_context *context);
+
+/* pt_platform_ops.wait_send_completions of a classic world: serves events of the network until this
+ * link may go on sending, at most to the end of the wait. */
+int pt_classic_wait_completions(pt_context *context, pt_link *link, int timeout_ms);
+uint32_t pt_classic_clock(pt_context *context);
+
+#endif
