@@ -630,6 +630,9 @@ ELSEWHERE = {
     "_core.codec": "tests/core/test_wire.py",  # the same encodings as those of the reference core
     "_core.compiled": "tests/core/test_load.py",  # gathers what load() gives out
     "_core.simulator": "tests/platform/test_sim.py",
+    "sim.loop": "tests/test_sim.py",  # a network and what runs a program on it are one thing
+    "sim.network": "tests/test_sim.py",
+    "sim.stage": "tests/sim/test_scenarios.py",
     "_pyinstaller": "tests/test_packaging.py",
     "_pyinstaller.hook-peertalk": "tests/test_packaging.py",
 }

@@ -40,6 +40,7 @@ import peertalk as pt
 from peertalk import sim
 from peertalk.protocol import classics
 from peertalk.protocol import connections as policy
+from peertalk.sim.loop import VirtualLoop
 
 ONLY = os.environ.get("PEERTALK_CORE")
 SOAK = os.environ.get("PEERTALK_SOAK") == "1"
@@ -620,7 +621,7 @@ class SimulatedMeeting(Meeting):
     def __init__(self) -> None:
         super().__init__()
         self.net = sim.Network(0)
-        self.loop = sim._Loop(self.net, 1e6)
+        self.loop = VirtualLoop(self.net, 1e6)
 
     def run(self, step: Coroutine[Any, Any, Any]) -> Any:
         asyncio.set_event_loop(self.loop)

@@ -13,7 +13,9 @@ from typing import Any
 
 import msgspec
 
-from .. import errors, sim
+from .. import errors
+from .loop import run_in
+from .network import PLATFORMS, Network
 
 _MODEL_FIXED = 0.027
 _MODEL_BYTE = 1 / 204_800
@@ -48,7 +50,7 @@ class Flow(msgspec.Struct, frozen=True):
 def matrix() -> Iterator[tuple[str, str, int, bool, int]]:
     """Platform, core, depth, packing and message size of each row, the baselines before what is
     compared with them."""
-    for platform in sim.PLATFORMS:
+    for platform in PLATFORMS:
         for size in (4096, 1024):
             for depth in (1, 2, 4):
                 yield platform, "standard", depth, False, size
@@ -104,11 +106,11 @@ def measure(
         raise errors.InvalidArgument(
             f"{size} bytes for {seconds} s: at least one byte, and longer than no time"
         )
-    network = sim.Network(seed, preset="classic")
+    network = Network(seed, preset="classic")
     problems: list[str] = []
     taken, times, memory, lost = [0], [0], [0], 0
 
-    async def main(net: sim.Network) -> None:
+    async def main(net: Network) -> None:
         nonlocal lost
         options: dict[str, Any] = {
             "platform": platform,
@@ -164,7 +166,7 @@ def measure(
         taking.cancel()
 
     try:
-        sim.run_in(network, main, limit="24h")
+        run_in(network, main, limit="24h")
         problems += network.faults()
         parts = zip(itertools.pairwise(taken), itertools.pairwise(times), strict=True)
         rates = [
