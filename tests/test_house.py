@@ -632,6 +632,7 @@ ELSEWHERE = {
     "_core.simulator": "tests/platform/test_sim.py",
     "sim.loop": "tests/test_sim.py",  # a network and what runs a program on it are one thing
     "sim.network": "tests/test_sim.py",
+    "sim.mesh": "tests/test_testing.py",
     "sim.stage": "tests/sim/test_scenarios.py",
     "_pyinstaller": "tests/test_packaging.py",
     "_pyinstaller.hook-peertalk": "tests/test_packaging.py",
