@@ -30,6 +30,7 @@ from peertalk._core.values import (
     FRAME,
     NEEDS_TURN,
     PING,
+    READ,
     SENT,
     YIELD,
 )
@@ -89,6 +90,12 @@ def box(c_core: Any) -> Iterator[Box]:
 # The reference core says and tells the same
 
 
+def arrive(end: socket.socket, data: bytes) -> None:
+    """Send it to a link, unless this end was shut."""
+    with contextlib.suppress(BrokenPipeError):
+        end.sendall(data)
+
+
 def run_script(core: Any, seed: int) -> list[Any]:
     """A random conversation, written down as what each call said and each turn told."""
     rng = random.Random(seed)
@@ -97,6 +104,8 @@ def run_script(core: Any, seed: int) -> list[Any]:
     try:
         links = []
         ends = []
+        near, far = box.pair()
+        box.loop.watch(near.fileno(), 300, READ)
         for tag in range(3):
             link, theirs = box.link(tag * 100, slot_size=rng.choice((300, 1_100, 4_000)), depth=2)
             links.append(link)
@@ -130,17 +139,23 @@ def run_script(core: Any, seed: int) -> list[Any]:
                             (PING, 0),
                         )
                     )
-                    theirs.sendall(
-                        core.encode_frame(type, rng.randbytes(size), flags, rng.randrange(256))
+                    arrive(
+                        theirs,
+                        core.encode_frame(type, rng.randbytes(size), flags, rng.randrange(256)),
                     )
-            elif step == 7 and rng.random() < 0.1:
-                theirs.sendall(b"garbage beyond doubt")
-            told.append(box.loop.turn())
-            for end in ends:
-                try:
+            elif step == 7 and rng.random() < 0.2:
+                arrive(theirs, b"garbage beyond doubt")
+            elif step == 7 and rng.random() < 0.2:
+                theirs.shutdown(socket.SHUT_RDWR)
+            elif step == 8:  # several links, and a descriptor that is only watched, in one turn
+                far.send(b"x")
+                for number, end in enumerate(ends):
+                    arrive(end, core.encode_frame(DATA, rng.randbytes(20), 0, number))
+            # which of two ready links comes first is the kernel's affair
+            told.append(sorted(box.loop.turn(), key=lambda event: event[1]))
+            for end in (near, *ends):
+                with contextlib.suppress(BlockingIOError):
                     told.append(end.recv(1 << 16))
-                except BlockingIOError:
-                    pass
         # how many system calls that took, and slots, is each core's own affair
         told.append(
             [
