@@ -11,7 +11,8 @@ Environment:
     PEERTALK_BUILD=thread      assertions and ThreadSanitizer
     PT_LOWMEM=1                build the lowmem module only
 
-Run as a script it builds in place, into peertalk/_core/ (or into the folder given as its argument).
+Run as a script it builds in place, into peertalk/_core/ (or into the folder given as its argument),
+and writes peertalk/_numbers.py anew where the headers of the core have changed.
 """
 
 from __future__ import annotations
@@ -66,6 +67,15 @@ FLAGS = {
 }
 
 
+NUMBERS_HEAD = '''"""The numbers of the C headers: result codes, kinds, flags, states, and the
+limits of the standard build. A core has its own limits in Core.limits.
+
+Written by build_ffi.py; do not change it by hand. PT_ERR_CRC of the headers is ERR_CRC here.
+"""
+
+'''
+
+
 def declarations(text: str) -> str:
     """The part of a header that cffi understands: no preprocessor, limits and lengths left to the
     compiler."""
@@ -82,6 +92,18 @@ def declarations(text: str) -> str:
         + "\n"
         + "\n".join(line for line in lines if not line.startswith("#"))
     )
+
+
+def numbers() -> str:
+    """The text of peertalk/_numbers.py: each enumerator and limit of the core's headers, which all
+    are plain integers. Of a limit that depends on the build it has the standard one, which
+    pt_config.h says last."""
+    table = {}
+    for header in HEADERS:
+        if header.startswith("core/") and header != "core/pt_assert.h":
+            text = re.sub(r"/\*.*?\*/", "", (ROOT / "csrc" / header).read_text(), flags=re.S)
+            table |= dict(re.findall(r"\bPT_(\w+)(?: =\s+|[ \t]+)(-?\d\w*)\b", text))
+    return NUMBERS_HEAD + "".join(f"{name} = {number}\n" for name, number in table.items())
 
 
 def make_ffi(name: str, root: Path = Path()) -> FFI:
@@ -132,6 +154,9 @@ if "_lowmem" in modules():
     lowmem = make_ffi("_lowmem")
 
 if __name__ == "__main__":
+    written = ROOT / "peertalk" / "_numbers.py"
+    if not written.is_file() or written.read_text() != numbers():
+        written.write_text(numbers())
     target = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "peertalk" / "_core").resolve()
     for module in modules():
         with tempfile.TemporaryDirectory() as scratch:

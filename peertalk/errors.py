@@ -11,6 +11,8 @@ from __future__ import annotations
 import enum
 from typing import Any
 
+from peertalk import _numbers
+
 
 class RejectReason(enum.IntEnum):
     """Why a peer refused a connection: the one byte of a REJECT frame."""
@@ -31,7 +33,7 @@ class PeerTalkError(Exception):
     """Base of all. code: negative result code; peer: name of the peer concerned, or None; accepted:
     of a send_many, how many of its messages were accepted before it failed."""
 
-    code: int = -99
+    code: int = _numbers.ERR_INTERNAL
     peer: str | None = None
     accepted: int | None = None
 
@@ -60,7 +62,7 @@ class NetworkError(PeerTalkError):
 class InvalidArgument(LocalError, ValueError):
     """An argument or a configuration value is out of its bounds."""
 
-    code = -1
+    code = _numbers.ERR_INVALID_PARAM
 
 
 class WrongType(InvalidArgument, TypeError):
@@ -70,51 +72,51 @@ class WrongType(InvalidArgument, TypeError):
 class InvalidState(LocalError, RuntimeError):
     """The object is not in a state that allows this call (closed, not started, already started)."""
 
-    code = -10
+    code = _numbers.ERR_INVALID_STATE
 
 
 class NotSupported(LocalError, NotImplementedError):
     """This build, platform or peer cannot do that."""
 
-    code = -17
+    code = _numbers.ERR_NOT_SUPPORTED
 
 
 class PeerNotFound(LocalError, KeyError):
     """No such peer is known."""
 
-    code = -11
+    code = _numbers.ERR_PEER_NOT_FOUND
     __str__ = Exception.__str__  # KeyError would quote the text
 
 
 class MessageTooLarge(LocalError, ValueError):
     """The message is longer than the limit that holds towards this peer."""
 
-    code = -16
+    code = _numbers.ERR_MESSAGE_TOO_LARGE
 
 
 class QueueEmpty(LocalError, LookupError):
     """Nothing there now (polled mode)."""
 
-    code = -15
+    code = _numbers.ERR_QUEUE_EMPTY
 
 
 class OutOfMemory(PeerTalkError, MemoryError):
     """The memory, or the budget given for it, is used up."""
 
-    code = -2
+    code = _numbers.ERR_NO_MEMORY
 
 
 class NetworkFailure(NetworkError, ConnectionError):
     """A network call failed."""
 
-    code = -5
+    code = _numbers.ERR_NETWORK
 
 
 class ConnectionRefused(NetworkFailure, ConnectionRefusedError):
     """Nobody listens at that address; or, where reason is not None, the peer there does not want
     the connection (RejectReason)."""
 
-    code = -7
+    code = _numbers.ERR_CONNECTION_REFUSED
 
     def __init__(
         self,
@@ -131,44 +133,44 @@ class ConnectionRefused(NetworkFailure, ConnectionRefusedError):
 class ConnectionClosed(NetworkFailure, ConnectionAbortedError):
     """The peer closed the connection, or it broke."""
 
-    code = -8
+    code = _numbers.ERR_CONNECTION_CLOSED
 
 
 class NotConnected(NetworkFailure):
     """There is no open link to the peer."""
 
-    code = -18
+    code = _numbers.ERR_NOT_CONNECTED
 
 
 class NoNetwork(NetworkFailure):
     """No network interface can be used."""
 
-    code = -13
+    code = _numbers.ERR_NO_NETWORK
 
 
 class AddressInUse(NetworkFailure, OSError):
     """A port is taken by another program."""
 
-    code = -5
+    code = _numbers.ERR_NETWORK
 
 
 class Timeout(NetworkError, TimeoutError):
     """Not done in the time allowed."""
 
-    code = -6
+    code = _numbers.ERR_TIMEOUT
 
 
 class PlatformError(NetworkError, OSError):
     """The system refused in a way that is no network failure (out of descriptors, no
     permission)."""
 
-    code = -14
+    code = _numbers.ERR_PLATFORM
 
 
 class WouldBlock(PeerTalkError, BlockingIOError):
     """Not now. reason: "slots", "queue", "pressure", "pool", "flow" or "memory"."""
 
-    code = -19
+    code = _numbers.ERR_WOULD_BLOCK
     reason: str
 
     def __init__(
@@ -186,78 +188,78 @@ class WouldBlock(PeerTalkError, BlockingIOError):
 class BufferFull(LocalError, ValueError):
     """An encoder's output buffer is too small."""
 
-    code = -9
+    code = _numbers.ERR_BUFFER_FULL
 
 
 class ProtocolError(RemoteError, ValueError):
     """Bytes that the protocol does not allow. frames: whole frames that stood before the fault,
     where a stream was read."""
 
-    code = -1
+    code = _numbers.ERR_INVALID_PARAM
     frames: list[Any] = []  # noqa: RUF012 - replaced, never changed, by the decoder that raises
 
 
 class BadCrc(ProtocolError):
     """The checksum does not match."""
 
-    code = -20
+    code = _numbers.ERR_CRC
 
 
 class BadMagic(ProtocolError):
     """Not the first bytes of this format."""
 
-    code = -21
+    code = _numbers.ERR_MAGIC
 
 
 class Truncated(ProtocolError):
     """Shorter than its own length says."""
 
-    code = -22
+    code = _numbers.ERR_TRUNCATED
 
 
 class BadVersion(ProtocolError):
     """A protocol version that is not spoken here."""
 
-    code = -23
+    code = _numbers.ERR_VERSION
 
 
 class InternalError(PeerTalkError, RuntimeError):
     """We were wrong: please report it."""
 
-    code = -99
+    code = _numbers.ERR_INTERNAL
 
 
 BY_CODE: dict[int, type[PeerTalkError]] = {
-    -1: InvalidArgument,
-    -2: OutOfMemory,
-    -3: InvalidState,
-    -4: InvalidState,
-    -5: NetworkFailure,
-    -6: Timeout,
-    -7: ConnectionRefused,
-    -8: ConnectionClosed,
-    -9: WouldBlock,
-    -10: InvalidState,
-    -11: PeerNotFound,
-    -12: InvalidState,
-    -13: NoNetwork,
-    -14: PlatformError,
-    -15: QueueEmpty,
-    -16: MessageTooLarge,
-    -17: NotSupported,
-    -18: NotConnected,
-    -19: WouldBlock,
-    -20: BadCrc,
-    -21: BadMagic,
-    -22: Truncated,
-    -23: BadVersion,
-    -24: InvalidArgument,
-    -25: WouldBlock,
-    -26: OutOfMemory,
-    -27: WouldBlock,
-    -99: InternalError,
+    _numbers.ERR_INVALID_PARAM: InvalidArgument,
+    _numbers.ERR_NO_MEMORY: OutOfMemory,
+    _numbers.ERR_NOT_INITIALIZED: InvalidState,
+    _numbers.ERR_ALREADY_INITIALIZED: InvalidState,
+    _numbers.ERR_NETWORK: NetworkFailure,
+    _numbers.ERR_TIMEOUT: Timeout,
+    _numbers.ERR_CONNECTION_REFUSED: ConnectionRefused,
+    _numbers.ERR_CONNECTION_CLOSED: ConnectionClosed,
+    _numbers.ERR_BUFFER_FULL: WouldBlock,
+    _numbers.ERR_INVALID_STATE: InvalidState,
+    _numbers.ERR_PEER_NOT_FOUND: PeerNotFound,
+    _numbers.ERR_DISCOVERY_ACTIVE: InvalidState,
+    _numbers.ERR_NO_NETWORK: NoNetwork,
+    _numbers.ERR_PLATFORM: PlatformError,
+    _numbers.ERR_QUEUE_EMPTY: QueueEmpty,
+    _numbers.ERR_MESSAGE_TOO_LARGE: MessageTooLarge,
+    _numbers.ERR_NOT_SUPPORTED: NotSupported,
+    _numbers.ERR_NOT_CONNECTED: NotConnected,
+    _numbers.ERR_WOULD_BLOCK: WouldBlock,
+    _numbers.ERR_CRC: BadCrc,
+    _numbers.ERR_MAGIC: BadMagic,
+    _numbers.ERR_TRUNCATED: Truncated,
+    _numbers.ERR_VERSION: BadVersion,
+    _numbers.ERR_NOT_POWER2: InvalidArgument,
+    _numbers.ERR_BACKPRESSURE: WouldBlock,
+    _numbers.ERR_RESOURCE: OutOfMemory,
+    _numbers.ERR_BUSY: WouldBlock,
+    _numbers.ERR_INTERNAL: InternalError,
 }
-"""Class for each code that a call can return (-28, cancelled, is an outcome and never raised)."""
+"""Class for each code that a call can return (ERR_CANCELLED is an outcome and never raised)."""
 
 _SHOWN_MAX = 60
 """Characters of a value in a message."""
@@ -272,7 +274,7 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN_MAX else text[: _SHOWN_MAX - 4] + "..." + text[-1]
 
 
-_DECODER = {-20: BadCrc, -21: BadMagic, -22: Truncated, -23: BadVersion}
+_DECODER = {kind.code: kind for kind in (BadCrc, BadMagic, Truncated, BadVersion)}
 
 
 def from_code(code: int, message: str, peer: str | None = None) -> PeerTalkError:

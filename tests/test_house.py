@@ -22,6 +22,7 @@ from types import ModuleType
 import pytest
 
 from peertalk import errors
+from peertalk._numbers import ERR_CANCELLED, OK
 
 pytestmark = pytest.mark.source
 
@@ -216,7 +217,7 @@ FRONT = (
     "demo",
     "cli",
 )
-VALUES = ("errors", "config", "contracts")
+VALUES = ("_numbers", "errors", "config", "contracts")
 
 PARTS: dict[str, tuple[tuple[str, ...], frozenset[str], frozenset[str]]] = {
     # part            parts of the package that it may import                       third parties
@@ -229,7 +230,7 @@ PARTS: dict[str, tuple[tuple[str, ...], frozenset[str], frozenset[str]]] = {
     "runtime": (("runtime", "protocol", "_core", *VALUES), frozenset({"msgspec"}), frozenset()),
     "protocol": (("protocol", "_core", "_core.values", *VALUES), frozenset({"msgspec"}), MOVERS),
     "values": (VALUES, frozenset({"msgspec"}), frozenset()),
-    "_core": (("_core", "errors"), frozenset({"cffi", "_cffi_backend"}), frozenset()),
+    "_core": (("_core", "_numbers", "errors"), frozenset({"cffi", "_cffi_backend"}), frozenset()),
 }
 MAY_MEASURE = ("sim", "bench", "demo", "cli")
 """Front doors that look at a core directly, because they compare cores or build one."""
@@ -539,10 +540,6 @@ def codes() -> dict[str, int]:
     }
 
 
-CANCELLED = -28
-"""An outcome, and never raised."""
-
-
 @pytest.mark.parametrize("which", ["standard", "lowmem", "reference"])
 def test_each_result_code_has_a_name_and_a_text(which):
     """Nobody should meet a bare number."""
@@ -573,7 +570,7 @@ def test_each_result_code_has_a_name_and_a_text(which):
 
 def test_each_error_code_has_an_exception_class_that_names_it():
     """A code without a class reaches the user as InternalError, which says that we were wrong."""
-    wanted = {number for code, number in codes().items() if number not in (0, CANCELLED)}
+    wanted = {number for code, number in codes().items() if number not in (OK, ERR_CANCELLED)}
     found = [f"{number}: no class" for number in sorted(wanted - set(errors.BY_CODE))]
     found += [
         f"{number}: a class for a code that is none"
@@ -623,6 +620,7 @@ ELSEWHERE = {
     "__init__": "tests/test_house.py",  # public names, nothing else: rule 5
     "__main__": "tests/cli/test_cli.py",  # the same command line by another door
     "cli.options": "tests/cli/test_cli.py",  # what the commands share
+    "_numbers": "tests/core/test_values.py",  # with the names that values has for them
     "_core": "tests/core/test_load.py",  # load() itself
     "_core.reference": "tests/core/test_load.py",
     # what is its own; what every core does alike is in tests/core

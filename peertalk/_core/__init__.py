@@ -52,8 +52,7 @@ class Core:
 
     Args:
         name: of CORES.
-        source: where the attributes come from.
-        limits: of this core.
+        source: where the attributes and the limits come from.
     """
 
     crc_name: str
@@ -85,9 +84,9 @@ class Core:
     Simulator: Callable[..., Any]
     platforms: Callable[[], dict[str, dict[str, int]]]
 
-    def __init__(self, name: str, source: Any, limits: Limits) -> None:
+    def __init__(self, name: str, source: Any) -> None:
         self.name = name
-        self.limits = limits
+        self.limits = Limits(*source.limits)
         for attribute in Core.__annotations__:
             setattr(self, attribute, getattr(source, attribute))
 
@@ -157,19 +156,10 @@ def _load_compiled(name: str) -> Core:
             "again where a C compiler is, or choose plain Python with core='reference' or "
             "PEERTALK_CORE=reference"
         ) from error
-    return Core(name, source, Limits(*source.limits))
+    return Core(name, source)
 
 
 def _load_reference() -> Core:
-    from peertalk._core import reference as source
+    from peertalk._core import reference
 
-    limits = Limits(
-        source.FRAME_MAX_PAYLOAD,
-        source.SLOT_SIZE,
-        source.DEPTH,
-        source.RECEIVE_BUFFER_SIZE,
-        source.MAX_PEERS,
-        source.MESSAGE_MAX_PAYLOAD,
-        source.SLOT_BUFFER_SIZE,
-    )
-    return Core("reference", source, limits)
+    return Core("reference", reference)

@@ -19,8 +19,7 @@ Data: TypeAlias = bytes | bytearray | memoryview
 CLASSIC = ("mactcp", "opentransport", "mactcp_sync", "opentransport_sync")
 """Platforms that live on a simulated network."""
 PLATFORMS = ("posix", "posix_plain", *CLASSIC)
-EVENT = struct.Struct("=QIIiiIIBBB5x")
-"""pt_event: offset, kind, tag, code, system_error, count, len, type, flags, sequence."""
+_LETTERS = {"uint64_t": "Q", "uint32_t": "I", "int32_t": "i", "uint8_t": "B"}
 
 
 class Binding:
@@ -63,8 +62,11 @@ class Binding:
         self._encode_frame: Callable[..., bytes | None] = border.encode_frame
         self._decode_frame: Callable[..., tuple[int, int, int, bytes] | None] = border.decode_frame
         self.put_frame: Callable[..., int | None] = border.put_frame
-        assert ffi.sizeof("pt_event") == EVENT.size
-        assert ffi.offsetof("pt_event", "sequence") == EVENT.size - 6
+        fields = "=" + "".join(
+            _LETTERS[field.type.cname] for _, field in ffi.typeof("pt_event").fields
+        )
+        padding = ffi.sizeof("pt_event") - struct.calcsize(fields)
+        self._event = struct.Struct(f"{fields}{padding}x")
 
     def platform(self, name: str) -> Any:
         """The table of a platform."""
@@ -149,5 +151,6 @@ class Binding:
         return value
 
     def frames_in(self, plain: Any) -> Any:
-        """The frames that a plain sink recorded, as tuples of EVENT."""
-        return EVENT.iter_unpack(self.ffi.buffer(plain.events, plain.count * EVENT.size))
+        """The frames that a plain sink recorded, as tuples of the fields of pt_event."""
+        event = self._event
+        return event.iter_unpack(self.ffi.buffer(plain.events, plain.count * event.size))

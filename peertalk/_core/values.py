@@ -1,52 +1,53 @@
 """What crosses the stair: plain values, the same from every core.
 
-Kinds and flags carry the numbers of the C headers; tests/core/test_values.py holds them against the
-compiled limits.
+Kinds and flags are those of the C headers under shorter names.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from peertalk import _numbers
+
 # Events of Loop.turn(): tuples (kind, tag, a, b). See Loop.turn for a and b.
-BATCH = 1
-FRAME = 2
-SENT = 3
-CLOSED = 4
-READY = 5
-TIMER = 6
-FINISHED = 7
-STILL = 8
+BATCH = _numbers.EVENT_BATCH
+FRAME = _numbers.EVENT_FRAME
+SENT = _numbers.EVENT_SENT
+CLOSED = _numbers.EVENT_CLOSED
+READY = _numbers.EVENT_READY
+TIMER = _numbers.EVENT_TIMER
+FINISHED = _numbers.EVENT_FINISHED
+STILL = _numbers.EVENT_STILL
 
 # Frame types.
-DATA = 1
-PING = 2
-PONG = 3
-DISCONNECT = 4
-ACK = 5
-REJECT = 6
-CAPABILITY = 7
+DATA = _numbers.FRAME_DATA
+PING = _numbers.FRAME_PING
+PONG = _numbers.FRAME_PONG
+DISCONNECT = _numbers.FRAME_DISCONNECT
+ACK = _numbers.FRAME_ACK
+REJECT = _numbers.FRAME_REJECT
+CAPABILITY = _numbers.FRAME_CAPABILITY
 
 # Frame flags.
-UNRELIABLE = 0x01
-COALESCABLE = 0x02
-NO_DELAY = 0x04
-BATCHED = 0x08
-FRAGMENT = 0x10
+UNRELIABLE = _numbers.FLAG_UNRELIABLE
+COALESCABLE = _numbers.FLAG_COALESCABLE
+NO_DELAY = _numbers.FLAG_NO_DELAY
+BATCHED = _numbers.FLAG_BATCH
+FRAGMENT = _numbers.FLAG_FRAGMENT
 
 # Discovery packet types.
-ANNOUNCE = 1
-QUERY = 2
-GOODBYE = 3
+ANNOUNCE = _numbers.DISCOVERY_ANNOUNCE
+QUERY = _numbers.DISCOVERY_QUERY
+GOODBYE = _numbers.DISCOVERY_GOODBYE
 
 # Interest in, and readiness of, a descriptor.
-READ = 1
-WRITE = 2
-HANGUP = 4
+READ = _numbers.READY_READ
+WRITE = _numbers.READY_WRITE
+HANGUP = _numbers.READY_HANGUP
 
 # Hints of Link.send(): see there.
-NEEDS_TURN = 1
-YIELD = 2
+NEEDS_TURN = _numbers.SEND_NEEDS_TURN
+YIELD = _numbers.SEND_YIELD
 
 
 class TraceRecord(NamedTuple):

@@ -13,13 +13,12 @@ from peertalk._core.reference.crc import NAME as crc_name
 from peertalk._core.reference.crc import crc16
 from peertalk._core.reference.ingest import Ingest
 from peertalk._core.reference.link import Link, Timer, Watch
-from peertalk._core.reference.loop import RECEIVE_BUFFER_SIZE, Loop
-from peertalk._core.reference.pipeline import DEPTH, SLOT_SIZE, SendPipeline
+from peertalk._core.reference.loop import Loop
+from peertalk._core.reference.pipeline import SendPipeline
 from peertalk._core.reference.pool import Buffer, BufferPool
 from peertalk._core.reference.reassembly import Reassembly, split_batch
 from peertalk._core.reference.wheel import TimerWheel
 from peertalk._core.reference.wire import (
-    FRAME_MAX_PAYLOAD,
     decode_capability,
     decode_compact,
     decode_datagram,
@@ -38,12 +37,27 @@ from peertalk._core.reference.wire import (
     is_compact,
     strerror,
 )
+from peertalk._numbers import (
+    FRAME_MAX_PAYLOAD,
+    MAX_PEERS,
+    MESSAGE_MAX_PAYLOAD,
+    POSIX_PIPELINE_DEPTH,
+    POSIX_SLOT_SIZE,
+    RECEIVE_BUFFER_SIZE,
+    SLOT_BUFFER_SIZE,
+)
 
-MAX_PEERS = 8
-MESSAGE_MAX_PAYLOAD = 4_096
-SLOT_BUFFER_SIZE = 4_112
-"""Limits of the classic worlds, which this core does not serve; the same numbers as in the standard
-build."""
+limits = (
+    FRAME_MAX_PAYLOAD,
+    POSIX_SLOT_SIZE,
+    POSIX_PIPELINE_DEPTH,
+    RECEIVE_BUFFER_SIZE,
+    MAX_PEERS,
+    MESSAGE_MAX_PAYLOAD,
+    SLOT_BUFFER_SIZE,
+)
+"""Those of the standard build; the last three are of the classic worlds, which this core does not
+serve."""
 
 
 def Simulator(*_: object, **__: object) -> NoReturn:
@@ -75,17 +89,10 @@ def platforms() -> dict[str, dict[str, int]]:
 __all__ = [
     "Buffer",
     "BufferPool",
-    "DEPTH",
-    "FRAME_MAX_PAYLOAD",
     "Ingest",
     "Link",
     "Loop",
-    "MAX_PEERS",
-    "MESSAGE_MAX_PAYLOAD",
-    "RECEIVE_BUFFER_SIZE",
     "Reassembly",
-    "SLOT_BUFFER_SIZE",
-    "SLOT_SIZE",
     "SendPipeline",
     "Simulator",
     "Timer",
@@ -109,6 +116,7 @@ __all__ = [
     "encode_header",
     "error_name",
     "is_compact",
+    "limits",
     "platforms",
     "split_batch",
     "strerror",

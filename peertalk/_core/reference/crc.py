@@ -11,6 +11,7 @@ from __future__ import annotations
 from binascii import crc_hqx
 
 from peertalk import errors
+from peertalk._numbers import ERR_INVALID_PARAM
 
 NAME = "crc_hqx"
 
@@ -27,7 +28,8 @@ for _byte in range(256):
 def _checked(start: int) -> int:
     if not 0 <= start <= 0xFFFF:
         raise errors.from_code(
-            -1, f"CRC start value is {start}: it must be 0 to 65,535, the CRC of the bytes before"
+            ERR_INVALID_PARAM,
+            f"CRC start value is {start}: it must be 0 to 65,535, the CRC of the bytes before",
         )
     return start
 

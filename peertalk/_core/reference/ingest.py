@@ -12,24 +12,25 @@ from peertalk._core.reference.crc import crc16
 from peertalk._core.reference.pool import Buffer, BufferPool
 from peertalk._core.reference.wire import decode_compact, decode_header, is_compact
 from peertalk._core.values import Frame, Header
+from peertalk._numbers import (
+    COMPACT_HEADER_SIZE,
+    ERR_CRC,
+    ERR_MESSAGE_TOO_LARGE,
+    FRAME_MAX_PAYLOAD,
+    HEADER_SIZE,
+    INGEST_INIT,
+    INGEST_WAIT_HEADER,
+    INGEST_WAIT_PAYLOAD,
+    TRAILER_SIZE,
+)
 from peertalk.errors import InvalidArgument, InvalidState, OutOfMemory, ProtocolError, from_decoder
 
-INIT = 0
-WAIT_HEADER = 1
-WAIT_PAYLOAD = 2
-
-HEADER_SIZE = 10
-TRAILER_SIZE = 2
-COMPACT_HEADER_SIZE = 4
 COMPACT_START = 2
 """Bytes that tell a compact header from a full one."""
-FRAME_MAX_PAYLOAD = 8_192
 HEADER_MAX_PAYLOAD = 65_535
 
 _P, _T = b"PT"
 _TRAILER_SIZES = {HEADER_SIZE: TRAILER_SIZE, COMPACT_HEADER_SIZE: 0}
-_ERR_MESSAGE_TOO_LARGE = -16
-_ERR_CRC = -20
 
 
 class Ingest:
@@ -48,7 +49,7 @@ class Ingest:
 
     def __init__(self, max_payload: int | None = None, pool: BufferPool | None = None) -> None:
         self.consumed = 0
-        self.state = WAIT_HEADER
+        self.state = INGEST_WAIT_HEADER
         self._max_payload = FRAME_MAX_PAYLOAD if max_payload is None else max_payload
         if not 0 <= self._max_payload <= HEADER_MAX_PAYLOAD:
             raise InvalidArgument(
@@ -76,7 +77,7 @@ class Ingest:
             InvalidState: after a fault, or after close().
         """
         self.consumed = 0
-        if self.state == INIT:
+        if self.state == INGEST_INIT:
             raise InvalidState("the ingest takes no more bytes: it met a bad frame or was closed")
         frames: list[Frame] = []
         try:
@@ -145,7 +146,7 @@ class Ingest:
             decoded = decode_header(header)
         if decoded.payload_len > self._max_payload:
             raise from_decoder(
-                _ERR_MESSAGE_TOO_LARGE,
+                ERR_MESSAGE_TOO_LARGE,
                 (
                     f"a frame announces a payload of {decoded.payload_len:,} bytes: the limit is "
                     f"{self._max_payload:,} (max_payload)"
@@ -164,7 +165,7 @@ class Ingest:
         crc, computed = int.from_bytes(trailer, "big"), crc16(covered)
         if crc != computed:
             raise from_decoder(
-                _ERR_CRC,
+                ERR_CRC,
                 f"a frame's CRC is {crc:#06x}, computed {computed:#06x} "
                 f"over {len(covered):,} bytes",
             )
@@ -177,7 +178,7 @@ class Ingest:
         self._frame_len = frame_len
         self._staged_len = 0
         self._stage(header)
-        self.state = WAIT_PAYLOAD
+        self.state = INGEST_WAIT_PAYLOAD
 
     def _stage(self, data: bytes | memoryview) -> int:
         """Keep what the cut frame still lacks. Returns how many bytes of data that were."""
@@ -193,7 +194,7 @@ class Ingest:
             self._staging.release(self._staged_len)
         self._staging = None
         self._staged_len = self._frame_len = 0
-        self.state = WAIT_HEADER
+        self.state = INGEST_WAIT_HEADER
 
     @property
     def partial_len(self) -> int:
@@ -204,7 +205,7 @@ class Ingest:
         """Give staging memory back; idempotent."""
         self._give_back_staging()
         self._header = b""
-        self.state = INIT
+        self.state = INGEST_INIT
 
 
 def _header_size(start: bytes | memoryview) -> int:

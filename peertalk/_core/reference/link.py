@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from peertalk import errors
 from peertalk._core.reference.ingest import Ingest
 from peertalk._core.reference.pipeline import SendPipeline
-from peertalk._core.reference.wire import FRAME_MAX_PAYLOAD, FRAME_OVERHEAD
 from peertalk._core.values import (
     BATCH,
     BATCHED,
@@ -38,6 +37,33 @@ from peertalk._core.values import (
     LinkStatistics,
     says_nothing_more,
 )
+from peertalk._numbers import (
+    DRAIN_TIMEOUT_TICKS,
+    ERR_CONNECTION_CLOSED,
+    ERR_CRC,
+    ERR_INVALID_PARAM,
+    ERR_INVALID_STATE,
+    ERR_MESSAGE_TOO_LARGE,
+    ERR_NETWORK,
+    ERR_NO_MEMORY,
+    ERR_NOT_CONNECTED,
+    ERR_TIMEOUT,
+    ERR_TRUNCATED,
+    ERR_WOULD_BLOCK,
+    FRAME_MAX_PAYLOAD,
+    FRAME_OVERHEAD,
+    LINK_ENDED,
+    LINK_MAX_WORK,
+    LINK_NOTES,
+    LINK_OPEN,
+    LINK_SHUT,
+    PARTIAL_FRAME_MS,
+    STILL_MS,
+    TICKS_PER_SECOND,
+    TINY_PAYLOAD,
+    WORK_CONTROL,
+    WORK_TINY,
+)
 
 if TYPE_CHECKING:
     from peertalk._core.reference.loop import Loop
@@ -46,40 +72,10 @@ if sys.platform != "win32":
     import fcntl
     import termios
 
-NOTES = 16
-"""So many notes of what was sent, and the system is asked which of them it needs no more."""
-PARTIAL_FRAME_MS = 5_000
-"""A frame that has begun must be whole within this time."""
 MAX_FRAME_TIMEOUT = (2**31 - 10_000) / 1000
 """Seconds, the most that frame_timeout may be: what the compiled cores can wait."""
-STILL_MS = 1_000
-"""A link whose bytes have not moved for so long gets no larger buffers than its share."""
-WORK_CONTROL = 256
-"""Units of work of a frame that is no plain DATA: it joins no batch. A message is one unit ..."""
-TINY_PAYLOAD = 16
-"""... unless it has fewer bytes ..."""
-WORK_TINY = 16
-"""... when it is so many."""
-LINK_MAX_WORK = 1_024
-"""Units of a link in one turn that is not the only one with something to read."""
-DRAIN_TIMEOUT_MS = 5_000
+DRAIN_TIMEOUT_MS = DRAIN_TIMEOUT_TICKS * 1_000 // TICKS_PER_SECOND
 """How long a blocking send of the plain platform may take."""
-
-_INVALID_PARAM = -1
-_NO_MEMORY = -2
-_NETWORK = -5
-_TIMEOUT = -6
-_CONNECTION_CLOSED = -8
-_INVALID_STATE = -10
-_MESSAGE_TOO_LARGE = -16
-_NOT_CONNECTED = -18
-_WOULD_BLOCK = -19
-_CRC = -20
-_TRUNCATED = -22
-
-_OPEN = 1
-_SHUT = 2
-_ENDED = 3
 
 Event: TypeAlias = tuple[int, int, Any, Any]
 """(kind, tag, a, b); see Loop.turn for a and b."""
@@ -98,7 +94,7 @@ _NOT_NOW = (errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS, errno.ENOMEM)
 
 def _network_fault(error: OSError) -> tuple[int, int]:
     """Result code and system error of a failed read or write."""
-    return (_CONNECTION_CLOSED if error.errno in _BROKEN else _NETWORK), error.errno or 0
+    return (ERR_CONNECTION_CLOSED if error.errno in _BROKEN else ERR_NETWORK), error.errno or 0
 
 
 class _DrainTimeout(Exception):
@@ -215,7 +211,7 @@ class Link(Source):
         self.read_max = 2**32 - 1
         """Bytes that one read brings at most, 1 or more; at first as many as a turn has room for.
         Set it to hear who somebody is before much of what he says is taken."""
-        self._state = _OPEN
+        self._state = LINK_OPEN
         self._paused = False
         self._closed = False
         self._unsent: deque[int] = deque()  # slots in flight, the oldest first
@@ -260,7 +256,7 @@ class Link(Source):
             TypeError: payload is no contiguous buffer of bytes.
         """
         if threading.get_ident() != self._loop._owner:
-            return _INVALID_STATE
+            return ERR_INVALID_STATE
         return self._accept(DATA, payload if type(payload) is bytes else _flat(payload), 0)
 
     def send_many(self, payloads: list[bytes], start: int = 0) -> tuple[int, int]:
@@ -285,7 +281,7 @@ class Link(Source):
             except TypeError:
                 if index == start:
                     raise
-                code = _INVALID_PARAM
+                code = ERR_INVALID_PARAM
             if code < 0:
                 return index - start, code
             hints |= code
@@ -309,11 +305,11 @@ class Link(Source):
         view = _flat(payload)
         if not self._loop._plain:
             code = self._accept(DATA, view, flags)
-            if code != _WOULD_BLOCK:
+            if code != ERR_WOULD_BLOCK:
                 return code
         code = (
-            _MESSAGE_TOO_LARGE
-            if len(view) > self.max_message and self._state == _OPEN
+            ERR_MESSAGE_TOO_LARGE
+            if len(view) > self.max_message and self._state == LINK_OPEN
             else self.drain()
         )
         if code == 0:
@@ -331,15 +327,15 @@ class Link(Source):
         give_up = time.monotonic() + DRAIN_TIMEOUT_MS / 1000
         code = 0
         self._push()
-        while self._state == _OPEN and self._pipeline.pending and code == 0:
+        while self._state == LINK_OPEN and self._pipeline.pending and code == 0:
             try:
                 _wait_writable(self._fd, give_up - time.monotonic())
             except _DrainTimeout:
-                code = _TIMEOUT
+                code = ERR_TIMEOUT
             self._blocked = False
             self._push()
         self._loop.wake()  # what came of it is to be reported, though the caller may hear no hint
-        return code if self._state == _OPEN else _NOT_CONNECTED
+        return code if self._state == LINK_OPEN else ERR_NOT_CONNECTED
 
     def pause(self) -> None:
         """Stop reading. Neither silence nor the partial-frame time-out counts until resume()."""
@@ -353,9 +349,9 @@ class Link(Source):
 
     def shut(self) -> None:
         """Accept no more, and end our half of the stream when all slots have left."""
-        if self._state != _OPEN:
+        if self._state != LINK_OPEN:
             return
-        self._state = _SHUT
+        self._state = LINK_SHUT
         self._push()
         if self in self._loop._dirty:
             self._loop.wake()
@@ -369,7 +365,7 @@ class Link(Source):
         self._closed = True
         self._loop._forget(self)
         for index in self._unsent:
-            self._pipeline.complete(index, _CONNECTION_CLOSED)
+            self._pipeline.complete(index, ERR_CONNECTION_CLOSED)
         self._unsent.clear()
         self._pipeline.close()
 
@@ -381,7 +377,7 @@ class Link(Source):
         tell."""
         if self._closed:
             return 0
-        count = self._unconfirmed if self._state == _ENDED else self._count_unconfirmed()
+        count = self._unconfirmed if self._state == LINK_ENDED else self._count_unconfirmed()
         return max(0, count - sum(told for told, code in self._sent if code == 0))
 
     @property
@@ -450,18 +446,18 @@ class Link(Source):
     # Sending
 
     def _accept(self, type: int, payload: bytes | memoryview, flags: int) -> int:
-        if self._state != _OPEN:
-            return _NOT_CONNECTED
+        if self._state != LINK_OPEN:
+            return ERR_NOT_CONNECTED
         payload_len = len(payload)
         if payload_len > (self.max_message if type == DATA else FRAME_MAX_PAYLOAD):
-            return _MESSAGE_TOO_LARGE
+            return ERR_MESSAGE_TOO_LARGE
         pipeline = self._pipeline
         if self._blocked:
             pipeline.is_still = self._still_for_ms() >= STILL_MS
         code = pipeline.send(type, payload, flags)
-        if code == _WOULD_BLOCK or code == _NO_MEMORY:
+        if code == ERR_WOULD_BLOCK or code == ERR_NO_MEMORY:
             if not self._make_room():
-                return code if self._state == _OPEN else _NOT_CONNECTED
+                return code if self._state == LINK_OPEN else ERR_NOT_CONNECTED
             pipeline.refusals -= 1  # the caller has not been refused yet
             code = pipeline.send(type, payload, flags)
         if code < 0:
@@ -485,7 +481,7 @@ class Link(Source):
             return False
         before = self._pipeline.pending
         self._push()
-        if self._state != _OPEN:
+        if self._state != LINK_OPEN:
             self._loop.wake()  # the caller heard no hint, and must yet hear of the end
             return False
         return self._pipeline.pending < before
@@ -496,7 +492,7 @@ class Link(Source):
 
     def _push(self) -> None:
         """Launch every filling slot, write as far as the system takes it, and free what is done."""
-        if self._state == _ENDED or self._fault is not None or self._blocked:
+        if self._state == LINK_ENDED or self._fault is not None or self._blocked:
             return
         waits, sent = bool(self._unsent), self._bytes_sent
         index = self._pipeline.launch()
@@ -513,7 +509,7 @@ class Link(Source):
         try:
             write()
         except _DrainTimeout:
-            self._end(_TIMEOUT, 0)
+            self._end(ERR_TIMEOUT, 0)
         except OSError as error:
             self._break(*_network_fault(error))
         self._harvest()
@@ -585,7 +581,7 @@ class Link(Source):
 
     def _note_sent(self, count: int) -> None:
         """Remember where messages that are reported as sent ended in the stream."""
-        if self._state == _ENDED:
+        if self._state == LINK_ENDED:
             self._unconfirmed += count
             return
         partial = self._pipeline.slots[self._unsent[0]].sent_len if self._unsent else 0
@@ -594,7 +590,7 @@ class Link(Source):
             self._notes[-1][0] += count
             self._notes[-1][1] = end
             return
-        if len(self._notes) >= NOTES:
+        if len(self._notes) >= LINK_NOTES:
             waiting = self._unacknowledged()
             while self._notes and self._notes[0][1] <= self._bytes_sent - waiting:
                 self._notes.popleft()
@@ -620,7 +616,7 @@ class Link(Source):
 
     def _finish(self) -> None:
         """End our half of the stream when all has left, and the link when both halves are ended."""
-        if self._state != _SHUT or self._fault is not None or self._pipeline.pending:
+        if self._state != LINK_SHUT or self._fault is not None or self._pipeline.pending:
             return
         if not self._write_ended:
             self._write_ended = True
@@ -631,10 +627,10 @@ class Link(Source):
     def _break(self, code: int, system_error: int) -> None:
         """Writing is over. What the other side sent before the break is read before the link
         ends."""
-        if code != _CONNECTION_CLOSED or self._read_ended:
+        if code != ERR_CONNECTION_CLOSED or self._read_ended:
             self._end(code, system_error)
             return
-        self._state = _SHUT
+        self._state = LINK_SHUT
         self._fault = (code, system_error)
         self._blocked = False
 
@@ -672,7 +668,7 @@ class Link(Source):
         self._hand_on(events, 1 << 62 if fault else work)
         if fault:
             loop._bad_frames += 1
-            loop._crc_errors += fault == _CRC
+            loop._crc_errors += fault == ERR_CRC
             self._end(fault, 0)
         else:
             self._update_frame_timer(bool(frames) or not was_partial)
@@ -718,11 +714,11 @@ class Link(Source):
         if self._fault is not None:
             self._end(*self._fault)
         elif self._ingest.partial_len:
-            self._end(_TRUNCATED, 0)
+            self._end(ERR_TRUNCATED, 0)
         else:
             self._read_ended = True
             self._update_interest()
-            if self._state == _OPEN:
+            if self._state == LINK_OPEN:
                 self._finish_due = True
                 self._loop._dirty[self] = None
             else:
@@ -731,10 +727,10 @@ class Link(Source):
     # Both
 
     def _is_read(self) -> bool:
-        return not self._paused and not self._read_ended and self._state != _ENDED
+        return not self._paused and not self._read_ended and self._state != LINK_ENDED
 
     def _update_reading(self) -> None:
-        if self._state != _ENDED:
+        if self._state != LINK_ENDED:
             self._update_frame_timer(False)
             self._update_interest()
             if self._held and self._is_read():
@@ -751,7 +747,7 @@ class Link(Source):
         received = self._frames_received + len(self._held)
         self._read(events, loop._step, loop._work_left)
         if partial and self._is_read() and self._frames_received + len(self._held) == received:
-            self._end(_TIMEOUT, 0)
+            self._end(ERR_TIMEOUT, 0)
 
     def _update_frame_timer(self, restart: bool) -> None:
         """The partial-frame time-out runs while a frame has begun and the link is read."""
@@ -761,17 +757,17 @@ class Link(Source):
             self._loop._arm(self._frame_key, self, self._frame_timeout)
 
     def _update_interest(self) -> None:
-        if self._state != _ENDED:
+        if self._state != LINK_ENDED:
             self._want(
                 (0 if self._paused or self._read_ended else READ) | (WRITE if self._blocked else 0)
             )
 
     def _end(self, code: int, system_error: int) -> None:
         """The link is over: no more reading and writing, and CLOSED is due."""
-        if self._state == _ENDED:
+        if self._state == LINK_ENDED:
             return
         self._unconfirmed = self._count_unconfirmed()
-        self._state = _ENDED
+        self._state = LINK_ENDED
         self._end_cause = (code, system_error)
         self._finish_due = False
         self._blocked = False

@@ -20,12 +20,10 @@ import time
 from typing import Any
 
 from peertalk import errors
-from peertalk._core.reference.link import LINK_MAX_WORK, Event, Link, Source, Timer, Watch
-from peertalk._core.reference.pipeline import SLOT_SIZE
+from peertalk._core.reference.link import Event, Link, Source, Timer, Watch
 from peertalk._core.reference.pool import BufferPool
 from peertalk._core.reference.reassembly import Reassembly
 from peertalk._core.reference.wheel import TimerWheel
-from peertalk._core.reference.wire import FRAME_MAX_PAYLOAD, FRAME_OVERHEAD
 from peertalk._core.values import (
     READ,
     READY,
@@ -35,26 +33,27 @@ from peertalk._core.values import (
     LoopStatistics,
     PoolStatistics,
 )
+from peertalk._numbers import (
+    FRAME_MAX_PAYLOAD,
+    FRAME_OVERHEAD,
+    IO_BUDGET,
+    LINK_MAX_WORK,
+    POOL_REST_MS,
+    POSIX_SLOT_SIZE,
+    RECEIVE_BUFFER_SIZE,
+    TURN_MAX_BYTES,
+    TURN_MAX_MESSAGES,
+    TURN_MAX_WORK,
+)
 
-RECEIVE_BUFFER_SIZE = 524_288
-IO_BUDGET = 16
-"""Ready sources served in one turn."""
-TURN_MAX_MESSAGES = 256
-"""A sender yields to its loop after so many frames ..."""
-TURN_MAX_BYTES = 65_536
-"""... or so many payload bytes, whichever comes first."""
 MAX_DELAY_MS = 2**31 - 10_000
 """The wheel's reach, 24.8 days, less the time since the last turn."""
-TURN_MAX_WORK = 200_000
-"""Units of work that one turn brings at most."""
-POOL_REST = 1.0
-"""Seconds after which free buffers that nobody needed go back."""
 POOL_CLASSES = [
     (256, 65_535),
     (1_040, 65_535),
     (4_112, 65_535),
     (FRAME_MAX_PAYLOAD + FRAME_OVERHEAD, 65_535),
-    (SLOT_SIZE, 65_535),
+    (POSIX_SLOT_SIZE, 65_535),
 ]
 """Buffer sizes and how many of each may exist; the byte budget is the bound that matters."""
 
@@ -111,7 +110,7 @@ class Loop:
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
         self._selector.register(self._wake_in, READ, None)
-        self._step = min(size, SLOT_SIZE)
+        self._step = min(size, POSIX_SLOT_SIZE)
         self._work_left = 0
         self._holding: dict[Link, None] = {}
         self._ready: dict[Source, int] = {}
@@ -271,7 +270,7 @@ class Loop:
         self._expire(events, tail)
         if self._links and self._pool.acquires != self._pool_acquires:
             if self._pool_key not in self._timers:
-                self._arm(self._pool_key, None, POOL_REST)
+                self._arm(self._pool_key, None, POOL_REST_MS / 1_000)
         reported, self._dirty = self._dirty, {}
         for link in reported:
             link._report(tail)
@@ -459,7 +458,7 @@ class Loop:
             self._pool.trim()
         scarce = self._pool.is_scarce()
         if scarce or not rests:
-            self._arm(self._pool_key, None, POOL_REST)
+            self._arm(self._pool_key, None, POOL_REST_MS / 1_000)
         waiting = [link for link in self._links if link._blocked] if scarce else []
         if waiting:
             link = max(waiting, key=Link._still_for_ms)

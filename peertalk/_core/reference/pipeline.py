@@ -20,35 +20,30 @@ import struct
 from peertalk import errors
 from peertalk._core.reference.crc import crc16
 from peertalk._core.reference.pool import Buffer, BufferPool
-from peertalk._core.reference.wire import FRAME_MAX_PAYLOAD, FRAME_OVERHEAD, VERSION
 from peertalk._core.values import DATA, DISCONNECT, NO_DELAY
-
-FREE = 0
-FILLING = 1
-IN_FLIGHT = 2
-COMPLETED = 3
-ABANDONED = 4
-
-MAX_DEPTH = 64
-"""Slots of one link; bounds the gathered write too."""
-DEPTH = 8
-"""Slots of a link when nothing else is said."""
-SLOT_SIZE = 65_520
-"""Bytes of a slot when nothing else is said; below 65,536 because the C core keeps slot lengths in
-16 bits."""
-
-SLOT_SHARE = 2
-"""Slot buffers of one whole frame that each link may always have."""
+from peertalk._numbers import (
+    ERR_INVALID_PARAM,
+    ERR_MESSAGE_TOO_LARGE,
+    ERR_NO_MEMORY,
+    ERR_NOT_INITIALIZED,
+    ERR_WOULD_BLOCK,
+    FRAME_MAX_PAYLOAD,
+    FRAME_OVERHEAD,
+    OK,
+    PIPELINE_MAX_DEPTH,
+    POSIX_PIPELINE_DEPTH,
+    POSIX_SLOT_SIZE,
+    PROTOCOL_VERSION,
+    SLOT_ABANDONED,
+    SLOT_COMPLETED,
+    SLOT_FILLING,
+    SLOT_FREE,
+    SLOT_IN_FLIGHT,
+    SLOT_SHARE,
+)
 
 _HEADER = struct.Struct("!4sBBBBH")
 _TRAILER = struct.Struct("!H")
-
-_OK = 0
-_INVALID_PARAM = -1
-_NO_MEMORY = -2
-_NOT_INITIALIZED = -3
-_MESSAGE_TOO_LARGE = -16
-_WOULD_BLOCK = -19
 
 
 class Slot:
@@ -69,7 +64,7 @@ class Slot:
     def __init__(self) -> None:
         self.buffer: Buffer | None = None
         self.buffer_size = 0
-        self.state = FREE
+        self.state = SLOT_FREE
         self.empty()
 
     def empty(self) -> None:
@@ -77,7 +72,7 @@ class Slot:
         self.message_count = 0
         self.message_len = 0
         self.sent_len = 0
-        self.result = _OK
+        self.result = OK
         self.no_delay = False
 
     def unsent(self) -> memoryview:
@@ -110,10 +105,12 @@ class SendPipeline:
         packing: bool = True,
         pool: BufferPool | None = None,
     ) -> None:
-        depth = DEPTH if depth is None else depth
-        slot_size = SLOT_SIZE if slot_size is None else slot_size
-        if not 1 <= depth <= MAX_DEPTH:
-            raise errors.InvalidArgument(f"depth of {depth} slots: a link has 1 to {MAX_DEPTH}")
+        depth = POSIX_PIPELINE_DEPTH if depth is None else depth
+        slot_size = POSIX_SLOT_SIZE if slot_size is None else slot_size
+        if not 1 <= depth <= PIPELINE_MAX_DEPTH:
+            raise errors.InvalidArgument(
+                f"depth of {depth} slots: a link has 1 to {PIPELINE_MAX_DEPTH}"
+            )
         if not FRAME_OVERHEAD <= slot_size <= 65_535:
             raise errors.InvalidArgument(
                 f"slot_size of {slot_size} bytes: a slot has {FRAME_OVERHEAD} to 65,535"
@@ -201,7 +198,7 @@ class SendPipeline:
 
     def _newest_filling(self) -> Slot | None:
         slot = self.slots[self._next_slot - 1]
-        return slot if self.pending and slot.state == FILLING else None
+        return slot if self.pending and slot.state == SLOT_FILLING else None
 
     def send(self, type: int, payload: bytes | bytearray | memoryview, flags: int = 0) -> int:
         """Put one frame on its way: copy the payload into the newest filling slot that has room,
@@ -216,27 +213,27 @@ class SendPipeline:
             not fit a slot), -1 (type is not 1 to 7), -3 (closed).
         """
         if not self.open:
-            return _NOT_INITIALIZED
+            return ERR_NOT_INITIALIZED
         if not 1 <= type <= 7 or not 0 <= flags <= 255:
-            return _INVALID_PARAM
+            return ERR_INVALID_PARAM
         payload_len = len(payload)
         frame_len = payload_len + FRAME_OVERHEAD
         if frame_len > self.small_size:
-            return _MESSAGE_TOO_LARGE
+            return ERR_MESSAGE_TOO_LARGE
 
         slot = self._newest_filling() if self.packing else None
         if slot is None or slot.no_delay or slot.message_len + frame_len > slot.buffer_size:
             if self.pending == self.depth:
                 self.refusals += 1
-                return _WOULD_BLOCK
+                return ERR_WOULD_BLOCK
             slot = self.slots[self._next_slot]
             try:
                 self._lend(slot)
             except errors.OutOfMemory:
                 self.refusals += 1
-                return _WOULD_BLOCK if self.pending else _NO_MEMORY
+                return ERR_WOULD_BLOCK if self.pending else ERR_NO_MEMORY
             slot.empty()
-            slot.state = FILLING
+            slot.state = SLOT_FILLING
             self._next_slot = (self._next_slot + 1) % self.depth
             self.pending += 1
             self.high_water = max(self.high_water, self.pending)
@@ -250,7 +247,8 @@ class SendPipeline:
         start = slot.message_len
         end = start + frame_len
         covered = (
-            _HEADER.pack(b"PTMG", VERSION, type, flags & ~NO_DELAY, sequence, payload_len) + payload
+            _HEADER.pack(b"PTMG", PROTOCOL_VERSION, type, flags & ~NO_DELAY, sequence, payload_len)
+            + payload
         )
         view[start : end - 2] = covered
         _TRAILER.pack_into(view, end - 2, crc16(covered))
@@ -261,7 +259,7 @@ class SendPipeline:
             self.accepted += 1
         self.frames += 1
         self.payload_bytes += payload_len
-        return _OK
+        return OK
 
     def is_ripe(self) -> bool:
         """Whether the newest filling slot should leave now: it is full, carries a no-delay frame,
@@ -278,8 +276,8 @@ class SendPipeline:
         none."""
         for offset in range(self.pending):
             index = (self._head + offset) % self.depth
-            if self.slots[index].state == FILLING:
-                self.slots[index].state = IN_FLIGHT
+            if self.slots[index].state == SLOT_FILLING:
+                self.slots[index].state = SLOT_IN_FLIGHT
                 return index
         return -1
 
@@ -290,12 +288,12 @@ class SendPipeline:
             InvalidState: the slot is not in flight.
         """
         slot = self.slots[index]
-        if slot.state == IN_FLIGHT:
+        if slot.state == SLOT_IN_FLIGHT:
             slot.result = result
-            slot.state = COMPLETED
-        elif slot.state == ABANDONED:
+            slot.state = SLOT_COMPLETED
+        elif slot.state == SLOT_ABANDONED:
             self._give_back(slot)
-            slot.state = FREE
+            slot.state = SLOT_FREE
             self.pending -= 1
         else:
             raise errors.InvalidState(f"slot {index} is not in flight: nothing to complete")
@@ -307,14 +305,14 @@ class SendPipeline:
             (messages it carried, its result), or None while it is not done.
         """
         slot = self.slots[self._head]
-        if self.pending == 0 or slot.state != COMPLETED:
+        if self.pending == 0 or slot.state != SLOT_COMPLETED:
             return None
         told = (slot.message_count, slot.result)
         self.reported += slot.message_count
         if self.lazy:
             self._give_back(slot)
         slot.empty()
-        slot.state = FREE
+        slot.state = SLOT_FREE
         self._head = (self._head + 1) % self.depth
         self.pending -= 1
         return told
@@ -328,12 +326,12 @@ class SendPipeline:
         """
         self.open = False
         for slot in self.slots:
-            if slot.state == IN_FLIGHT:
-                slot.state = ABANDONED
-            elif slot.state != ABANDONED:
+            if slot.state == SLOT_IN_FLIGHT:
+                slot.state = SLOT_ABANDONED
+            elif slot.state != SLOT_ABANDONED:
                 self._give_back(slot)
-                slot.state = FREE
-        self.pending = sum(slot.state == ABANDONED for slot in self.slots)
+                slot.state = SLOT_FREE
+        self.pending = sum(slot.state == SLOT_ABANDONED for slot in self.slots)
         if self._own_pool and self.pending == 0:
             self._pool.close()
         return self.pending

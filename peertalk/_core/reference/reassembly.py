@@ -13,17 +13,25 @@ from __future__ import annotations
 import enum
 import struct
 
+from peertalk import _numbers
 from peertalk._core.reference.pool import Buffer, BufferPool
 from peertalk._core.reference.wire import decode_fragment, strerror
 from peertalk._core.values import FragmentHeader
+from peertalk._numbers import (
+    ERR_INVALID_PARAM,
+    ERR_INVALID_STATE,
+    ERR_MESSAGE_TOO_LARGE,
+    ERR_NO_MEMORY,
+    ERR_TRUNCATED,
+    FRAGMENT_FIRST,
+    FRAGMENT_LAST,
+    OK,
+    REASSEMBLY_COMPLETE,
+)
 from peertalk.errors import InvalidArgument, OutOfMemory, ProtocolError, Truncated, from_decoder
 
-FIRST = 1
-LAST_FLAG = 2
 LIMIT_MAX = 65_535
 
-COMPLETE = 1
-_OK, _INVALID_PARAM, _NO_MEMORY, _INVALID_STATE, _TOO_LARGE, _TRUNCATED = 0, -1, -2, -10, -16, -22
 
 _ENTRY = struct.Struct(">HH")  # length, reserved
 
@@ -31,47 +39,47 @@ _ENTRY = struct.Struct(">HH")  # length, reserved
 class State(enum.IntEnum):
     """Of one link's reassembly; numbers as in pt_reassembly.h."""
 
-    IDLE = 0
-    RUNNING = 1
+    IDLE = _numbers.REASSEMBLY_IDLE
+    RUNNING = _numbers.REASSEMBLY_RUNNING
 
 
 class Event(enum.IntEnum):
     """What a fragment means: the first that applies, and behind START one more; numbers and
     meanings as in pt_reassembly.h."""
 
-    SHORT = 0
-    OVERRUN = 1
-    TOO_LARGE = 2
-    NO_MEMORY = 3
-    START = 4
-    OTHER_ID = 5
-    MISPLACED = 6
-    NEXT = 7
-    LAST_EARLY = 8
-    LAST = 9
+    SHORT = _numbers.PIECE_SHORT
+    OVERRUN = _numbers.PIECE_OVERRUN
+    TOO_LARGE = _numbers.PIECE_TOO_LARGE
+    NO_MEMORY = _numbers.PIECE_NO_MEMORY
+    START = _numbers.PIECE_START
+    OTHER_ID = _numbers.PIECE_OTHER_ID
+    MISPLACED = _numbers.PIECE_MISPLACED
+    NEXT = _numbers.PIECE_NEXT
+    LAST_EARLY = _numbers.PIECE_LAST_EARLY
+    LAST = _numbers.PIECE_LAST
 
 
 TABLE = {
-    (State.IDLE, Event.SHORT): (_TRUNCATED, State.IDLE),
-    (State.IDLE, Event.OVERRUN): (_INVALID_PARAM, State.IDLE),
-    (State.IDLE, Event.TOO_LARGE): (_TOO_LARGE, State.IDLE),
-    (State.IDLE, Event.NO_MEMORY): (_NO_MEMORY, State.IDLE),
-    (State.IDLE, Event.START): (_OK, State.RUNNING),
-    (State.IDLE, Event.OTHER_ID): (_INVALID_STATE, State.IDLE),
-    (State.IDLE, Event.MISPLACED): (_INVALID_STATE, State.IDLE),
-    (State.IDLE, Event.NEXT): (_INVALID_STATE, State.IDLE),
-    (State.IDLE, Event.LAST_EARLY): (_INVALID_STATE, State.IDLE),
-    (State.IDLE, Event.LAST): (_INVALID_STATE, State.IDLE),
-    (State.RUNNING, Event.SHORT): (_TRUNCATED, State.RUNNING),
-    (State.RUNNING, Event.OVERRUN): (_INVALID_PARAM, State.IDLE),
-    (State.RUNNING, Event.TOO_LARGE): (_TOO_LARGE, State.RUNNING),
-    (State.RUNNING, Event.NO_MEMORY): (_NO_MEMORY, State.IDLE),
-    (State.RUNNING, Event.START): (_OK, State.RUNNING),
-    (State.RUNNING, Event.OTHER_ID): (_INVALID_PARAM, State.RUNNING),
-    (State.RUNNING, Event.MISPLACED): (_INVALID_PARAM, State.IDLE),
-    (State.RUNNING, Event.NEXT): (_OK, State.RUNNING),
-    (State.RUNNING, Event.LAST_EARLY): (_TRUNCATED, State.IDLE),
-    (State.RUNNING, Event.LAST): (COMPLETE, State.IDLE),
+    (State.IDLE, Event.SHORT): (ERR_TRUNCATED, State.IDLE),
+    (State.IDLE, Event.OVERRUN): (ERR_INVALID_PARAM, State.IDLE),
+    (State.IDLE, Event.TOO_LARGE): (ERR_MESSAGE_TOO_LARGE, State.IDLE),
+    (State.IDLE, Event.NO_MEMORY): (ERR_NO_MEMORY, State.IDLE),
+    (State.IDLE, Event.START): (OK, State.RUNNING),
+    (State.IDLE, Event.OTHER_ID): (ERR_INVALID_STATE, State.IDLE),
+    (State.IDLE, Event.MISPLACED): (ERR_INVALID_STATE, State.IDLE),
+    (State.IDLE, Event.NEXT): (ERR_INVALID_STATE, State.IDLE),
+    (State.IDLE, Event.LAST_EARLY): (ERR_INVALID_STATE, State.IDLE),
+    (State.IDLE, Event.LAST): (ERR_INVALID_STATE, State.IDLE),
+    (State.RUNNING, Event.SHORT): (ERR_TRUNCATED, State.RUNNING),
+    (State.RUNNING, Event.OVERRUN): (ERR_INVALID_PARAM, State.IDLE),
+    (State.RUNNING, Event.TOO_LARGE): (ERR_MESSAGE_TOO_LARGE, State.RUNNING),
+    (State.RUNNING, Event.NO_MEMORY): (ERR_NO_MEMORY, State.IDLE),
+    (State.RUNNING, Event.START): (OK, State.RUNNING),
+    (State.RUNNING, Event.OTHER_ID): (ERR_INVALID_PARAM, State.RUNNING),
+    (State.RUNNING, Event.MISPLACED): (ERR_INVALID_PARAM, State.IDLE),
+    (State.RUNNING, Event.NEXT): (OK, State.RUNNING),
+    (State.RUNNING, Event.LAST_EARLY): (ERR_TRUNCATED, State.IDLE),
+    (State.RUNNING, Event.LAST): (REASSEMBLY_COMPLETE, State.IDLE),
 }
 """(state, event) -> (result code, state afterwards)."""
 
@@ -137,10 +145,10 @@ class Reassembly:
             self._buffer.view[self._received : self._received + len(piece)] = piece
             self._received += len(piece)
         whole = b"" if self._buffer is None else bytes(self._buffer.view[: self._received])
-        return whole if self._apply(event, payload) == COMPLETE else None
+        return whole if self._apply(event, payload) == REASSEMBLY_COMPLETE else None
 
     def _judge(self, fragment: FragmentHeader, piece_len: int) -> Event:
-        first = fragment.flags & FIRST
+        first = fragment.flags & FRAGMENT_FIRST
         belongs = self.state == State.RUNNING and not first and fragment.message_id == self._id
         total = self._total if belongs else fragment.total_len
         if fragment.offset + piece_len > total:
@@ -154,7 +162,7 @@ class Reassembly:
             return Event.OTHER_ID
         if fragment.offset != self._received:
             return Event.MISPLACED
-        if not fragment.flags & LAST_FLAG:
+        if not fragment.flags & FRAGMENT_LAST:
             return Event.NEXT
         return Event.LAST if self._received + piece_len == self._total else Event.LAST_EARLY
 
@@ -164,7 +172,7 @@ class Reassembly:
         code, self.state = TABLE[State(self.state), event]
         if self.state == State.IDLE:
             self._forget()
-        if code == _NO_MEMORY:
+        if code == ERR_NO_MEMORY:
             raise OutOfMemory("a message in fragments: the pool has no memory for it")
         if code < 0:
             raise from_decoder(code, f"a fragment of {len(payload):,} bytes: {strerror(code)}")
@@ -211,6 +219,6 @@ def split_batch(payload: bytes | bytearray | memoryview) -> list[bytes]:
 
 def _cut_short(data: bytes, at: int) -> ProtocolError:
     return from_decoder(
-        _TRUNCATED,
+        ERR_TRUNCATED,
         f"a batch of {len(data):,} bytes: its entry at byte {at:,} does not end within it",
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 from typing import NoReturn, TypeAlias
 
-from peertalk import errors
+from peertalk import _numbers, errors
 from peertalk._core.reference.crc import crc16
 from peertalk._core.values import (
     Capability,
@@ -23,19 +23,31 @@ from peertalk._core.values import (
     Frame,
     Header,
 )
+from peertalk._numbers import (
+    DATAGRAM_MAX_PAYLOAD,
+    DISCOVERY_ANNOUNCE,
+    DISCOVERY_GOODBYE,
+    ERR_CRC,
+    ERR_INVALID_PARAM,
+    ERR_MAGIC,
+    ERR_MESSAGE_TOO_LARGE,
+    ERR_TRUNCATED,
+    ERR_VERSION,
+    FRAME_CAPABILITY,
+    FRAME_DATA,
+    FRAME_MAX_PAYLOAD,
+    FRAME_OVERHEAD,
+    HEADER_SIZE,
+    MESSAGE_LIMIT_MAX,
+    MESSAGE_LIMIT_MIN,
+    NAME_MAX,
+    PROTOCOL_VERSION,
+    TRAILER_SIZE,
+)
 
 Data: TypeAlias = bytes | bytearray | memoryview
 
-VERSION = 1
-HEADER_SIZE = 10
-TRAILER_SIZE = 2
-FRAME_OVERHEAD = HEADER_SIZE + TRAILER_SIZE
-FRAME_MAX_PAYLOAD = 8192
-DATAGRAM_MAX_PAYLOAD = 1392
-NAME_MAX = 31
 CAPABILITY_LIMIT = 65535
-MESSAGE_LIMIT_MIN = 256
-MESSAGE_LIMIT_MAX = 8192
 
 _FRAME = struct.Struct(">4sBBBBH")  # magic, version, type, flags, sequence, payload length
 _COMPACT = struct.Struct(">BBH")  # 'P', type << 4 | flags, payload length
@@ -46,50 +58,42 @@ _DATAGRAM = struct.Struct(">4sHH")  # magic, port, payload length
 _FRAGMENT = struct.Struct(">HHHBx")  # message id, total length, offset, flags, reserved
 _CRC = struct.Struct(">H")
 
-_FRAME_TYPES = range(1, 8)
-_DISCOVERY_TYPES = range(1, 4)
+_FRAME_TYPES = range(FRAME_DATA, FRAME_CAPABILITY + 1)
+_DISCOVERY_TYPES = range(DISCOVERY_ANNOUNCE, DISCOVERY_GOODBYE + 1)
 
-INVALID_PARAM, MESSAGE_TOO_LARGE, BAD_CRC, BAD_MAGIC, TRUNCATED, BAD_VERSION = (
-    -1,
-    -16,
-    -20,
-    -21,
-    -22,
-    -23,
-)
-
-_ERRORS = {
-    0: ("PT_OK", "success"),
-    -1: ("PT_ERR_INVALID_PARAM", "an argument, type or length field is out of range"),
-    -2: ("PT_ERR_NO_MEMORY", "no memory to lend"),
-    -3: ("PT_ERR_NOT_INITIALIZED", "used before it was made ready"),
-    -4: ("PT_ERR_ALREADY_INITIALIZED", "already made ready"),
-    -5: ("PT_ERR_NETWORK", "a network call failed"),
-    -6: ("PT_ERR_TIMEOUT", "not done in the time allowed"),
-    -7: ("PT_ERR_CONNECTION_REFUSED", "nobody listens at that address"),
-    -8: ("PT_ERR_CONNECTION_CLOSED", "the connection was closed or broke"),
-    -9: ("PT_ERR_BUFFER_FULL", "the buffer or queue has no room for this"),
-    -10: ("PT_ERR_INVALID_STATE", "not allowed in this state"),
-    -11: ("PT_ERR_PEER_NOT_FOUND", "no such peer"),
-    -12: ("PT_ERR_DISCOVERY_ACTIVE", "discovery already runs"),
-    -13: ("PT_ERR_NO_NETWORK", "no network interface can be used"),
-    -14: ("PT_ERR_PLATFORM", "the system refused unexpectedly"),
-    -15: ("PT_ERR_QUEUE_EMPTY", "nothing there now"),
-    -16: ("PT_ERR_MESSAGE_TOO_LARGE", "longer than the limit that holds here"),
-    -17: ("PT_ERR_NOT_SUPPORTED", "this platform or peer cannot do that"),
-    -18: ("PT_ERR_NOT_CONNECTED", "no open link to the peer"),
-    -19: ("PT_ERR_WOULD_BLOCK", "not now: retry when something has completed"),
-    -20: ("PT_ERR_CRC", "the checksum does not match"),
-    -21: ("PT_ERR_MAGIC", "not the first bytes of this format"),
-    -22: ("PT_ERR_TRUNCATED", "shorter than its own length says"),
-    -23: ("PT_ERR_VERSION", "a protocol version that is not spoken here"),
-    -24: ("PT_ERR_NOT_POWER2", "a capacity that must be a power of two is not"),
-    -25: ("PT_ERR_BACKPRESSURE", "no buffer now: what was read stays where it is"),
-    -26: ("PT_ERR_RESOURCE", "no free stream"),
-    -27: ("PT_ERR_BUSY", "already at it"),
-    -28: ("PT_ERR_CANCELLED", "cancelled"),
-    -99: ("PT_ERR_INTERNAL", "internal error"),
+_TEXTS = {
+    "OK": "success",
+    "ERR_INVALID_PARAM": "an argument, type or length field is out of range",
+    "ERR_NO_MEMORY": "no memory to lend",
+    "ERR_NOT_INITIALIZED": "used before it was made ready",
+    "ERR_ALREADY_INITIALIZED": "already made ready",
+    "ERR_NETWORK": "a network call failed",
+    "ERR_TIMEOUT": "not done in the time allowed",
+    "ERR_CONNECTION_REFUSED": "nobody listens at that address",
+    "ERR_CONNECTION_CLOSED": "the connection was closed or broke",
+    "ERR_BUFFER_FULL": "the buffer or queue has no room for this",
+    "ERR_INVALID_STATE": "not allowed in this state",
+    "ERR_PEER_NOT_FOUND": "no such peer",
+    "ERR_DISCOVERY_ACTIVE": "discovery already runs",
+    "ERR_NO_NETWORK": "no network interface can be used",
+    "ERR_PLATFORM": "the system refused unexpectedly",
+    "ERR_QUEUE_EMPTY": "nothing there now",
+    "ERR_MESSAGE_TOO_LARGE": "longer than the limit that holds here",
+    "ERR_NOT_SUPPORTED": "this platform or peer cannot do that",
+    "ERR_NOT_CONNECTED": "no open link to the peer",
+    "ERR_WOULD_BLOCK": "not now: retry when something has completed",
+    "ERR_CRC": "the checksum does not match",
+    "ERR_MAGIC": "not the first bytes of this format",
+    "ERR_TRUNCATED": "shorter than its own length says",
+    "ERR_VERSION": "a protocol version that is not spoken here",
+    "ERR_NOT_POWER2": "a capacity that must be a power of two is not",
+    "ERR_BACKPRESSURE": "no buffer now: what was read stays where it is",
+    "ERR_RESOURCE": "no free stream",
+    "ERR_BUSY": "already at it",
+    "ERR_CANCELLED": "cancelled",
+    "ERR_INTERNAL": "internal error",
 }
+_ERRORS = {getattr(_numbers, name): (f"PT_{name}", text) for name, text in _TEXTS.items()}
 
 
 def error_name(code: int) -> str:
@@ -117,7 +121,7 @@ def _refuse(what: str, **fields: tuple[int, int]) -> NoReturn:
             )
         if not 0 <= value <= limit:
             raise errors.from_code(
-                INVALID_PARAM, f"{name} of a {what} is {value:,}: it must be 0 to {limit:,}"
+                ERR_INVALID_PARAM, f"{name} of a {what} is {value:,}: it must be 0 to {limit:,}"
             )
     raise AssertionError("a field was refused, yet all of them fit")
 
@@ -125,7 +129,7 @@ def _refuse(what: str, **fields: tuple[int, int]) -> NoReturn:
 def _check_type(what: str, value: int, allowed: range) -> None:
     if value not in allowed:
         raise errors.from_code(
-            INVALID_PARAM,
+            ERR_INVALID_PARAM,
             f"type of a {what} is {value!r}: it must be {allowed.start} to {allowed.stop - 1}",
         )
 
@@ -135,7 +139,7 @@ def _fault(code: int, message: str) -> errors.ProtocolError:
 
 
 def _short(what: str, have: int, need: int) -> errors.ProtocolError:
-    return _fault(TRUNCATED, f"{what} of {have:,} bytes: {need:,} are needed")
+    return _fault(ERR_TRUNCATED, f"{what} of {have:,} bytes: {need:,} are needed")
 
 
 # Full frames.
@@ -146,7 +150,7 @@ def encode_header(type: int, flags: int, sequence: int, payload_len: int) -> byt
     its 8 or (payload_len) 16 bits."""
     _check_type("frame", type, _FRAME_TYPES)
     try:
-        return _FRAME.pack(b"PTMG", VERSION, type, flags, sequence, payload_len)
+        return _FRAME.pack(b"PTMG", PROTOCOL_VERSION, type, flags, sequence, payload_len)
     except struct.error:
         _refuse(
             "frame", flags=(flags, 255), sequence=(sequence, 255), payload_len=(payload_len, 65535)
@@ -167,14 +171,15 @@ def decode_header(data: Data) -> Header:
     magic, version, type, flags, sequence, payload_len = _FRAME.unpack_from(data)
     if magic != b"PTMG":
         raise _fault(
-            BAD_MAGIC, f"frame begins with {magic.hex()}: a full header begins with 50544d47 (PTMG)"
+            ERR_MAGIC, f"frame begins with {magic.hex()}: a full header begins with 50544d47 (PTMG)"
         )
-    if version != VERSION:
+    if version != PROTOCOL_VERSION:
         raise _fault(
-            BAD_VERSION, f"frame of protocol version {version}: only {VERSION} is spoken here"
+            ERR_VERSION,
+            f"frame of protocol version {version}: only {PROTOCOL_VERSION} is spoken here",
         )
     if type not in _FRAME_TYPES:
-        raise _fault(INVALID_PARAM, f"frame of type {type}: types are 1 to 7")
+        raise _fault(ERR_INVALID_PARAM, f"frame of type {type}: types are 1 to 7")
     return Header(type, flags, sequence, payload_len)
 
 
@@ -189,7 +194,7 @@ def encode_frame(type: int, payload: Data, flags: int = 0, sequence: int = 0) ->
     if len(payload) > FRAME_MAX_PAYLOAD:
         encode_header(type, flags, sequence, 0)  # a wrong field comes first
         raise errors.from_code(
-            MESSAGE_TOO_LARGE,
+            ERR_MESSAGE_TOO_LARGE,
             (
                 f"payload of {len(payload):,} bytes: the limit is {FRAME_MAX_PAYLOAD:,} "
                 "(FRAME_MAX_PAYLOAD)"
@@ -210,7 +215,7 @@ def decode_frame(data: Data) -> Frame:
     type, flags, sequence, payload_len = decode_header(data)
     if payload_len > FRAME_MAX_PAYLOAD:
         raise _fault(
-            MESSAGE_TOO_LARGE,
+            ERR_MESSAGE_TOO_LARGE,
             (
                 f"frame announces {payload_len:,} payload bytes: the limit is "
                 f"{FRAME_MAX_PAYLOAD:,} (FRAME_MAX_PAYLOAD)"
@@ -222,7 +227,7 @@ def decode_frame(data: Data) -> Frame:
     found, computed = _CRC.unpack_from(data, len(covered))[0], crc16(covered)
     if found != computed:
         raise _fault(
-            BAD_CRC,
+            ERR_CRC,
             (
                 f"frame of type {type}: CRC is 0x{found:04x}, computed 0x{computed:04x} over "
                 f"{len(covered):,} bytes"
@@ -254,9 +259,9 @@ def decode_compact(data: Data) -> CompactHeader:
         raise _short("compact header", len(data), _COMPACT.size)
     magic, both, payload_len = _COMPACT.unpack_from(data)
     if magic != 0x50:
-        raise _fault(BAD_MAGIC, f"compact header begins with {magic:02x}: it should be 50 (P)")
+        raise _fault(ERR_MAGIC, f"compact header begins with {magic:02x}: it should be 50 (P)")
     if both >> 4 not in _FRAME_TYPES:
-        raise _fault(INVALID_PARAM, f"compact header of type {both >> 4}: types are 1 to 7")
+        raise _fault(ERR_INVALID_PARAM, f"compact header of type {both >> 4}: types are 1 to 7")
     return CompactHeader(both >> 4, both & 0x0F, payload_len)
 
 
@@ -289,11 +294,14 @@ def encode_discovery(
     _check_type("discovery packet", type, _DISCOVERY_TYPES)
     if len(name) > NAME_MAX:
         raise errors.from_code(
-            INVALID_PARAM,
+            ERR_INVALID_PARAM,
             f"peer name of {len(name):,} bytes: the limit is {NAME_MAX} (NAME_MAX); shorten it",
         )
     try:
-        covered = _DISCOVERY.pack(b"PTLK", VERSION, type, flags, port, transports, len(name)) + name
+        covered = (
+            _DISCOVERY.pack(b"PTLK", PROTOCOL_VERSION, type, flags, port, transports, len(name))
+            + name
+        )
     except struct.error:
         _refuse(
             "discovery packet",
@@ -318,18 +326,19 @@ def decode_discovery(data: Data) -> Discovery:
     magic, version, type, flags, port, transports, name_len = _DISCOVERY.unpack_from(data)
     if magic != b"PTLK":
         raise _fault(
-            BAD_MAGIC, f"discovery packet begins with {magic.hex()}: it should be 50544c4b (PTLK)"
+            ERR_MAGIC, f"discovery packet begins with {magic.hex()}: it should be 50544c4b (PTLK)"
         )
-    if version != VERSION:
+    if version != PROTOCOL_VERSION:
         raise _fault(
-            BAD_VERSION,
-            f"discovery packet of protocol version {version}: only {VERSION} is spoken here",
+            ERR_VERSION,
+            f"discovery packet of protocol version {version}: only {PROTOCOL_VERSION} is spoken "
+            "here",
         )
     if type not in _DISCOVERY_TYPES:
-        raise _fault(INVALID_PARAM, f"discovery packet of type {type}: types are 1 to 3")
+        raise _fault(ERR_INVALID_PARAM, f"discovery packet of type {type}: types are 1 to 3")
     if name_len > NAME_MAX:
         raise _fault(
-            INVALID_PARAM,
+            ERR_INVALID_PARAM,
             (
                 f"discovery packet announces a name of {name_len} bytes: the limit is {NAME_MAX} "
                 "(NAME_MAX)"
@@ -341,7 +350,7 @@ def decode_discovery(data: Data) -> Discovery:
     found, computed = _CRC.unpack_from(data, end)[0], crc16(data[:end])
     if found != computed:
         raise _fault(
-            BAD_CRC,
+            ERR_CRC,
             f"discovery packet: CRC is 0x{found:04x}, computed 0x{computed:04x} over {end} bytes",
         )
     return Discovery(type, flags, port, transports, data[_DISCOVERY.size : end], end + TRAILER_SIZE)
@@ -379,7 +388,7 @@ def decode_capability(data: Data) -> Capability:
     data = _bytes(data)
     if len(data) > CAPABILITY_LIMIT:
         raise _fault(
-            INVALID_PARAM,
+            ERR_INVALID_PARAM,
             (
                 f"capability of {len(data):,} bytes: the limit is {CAPABILITY_LIMIT:,}, what a "
                 "frame can carry"
@@ -392,7 +401,7 @@ def decode_capability(data: Data) -> Capability:
         value = data[at + 2 : at + 2 + value_len]
         if len(value) < value_len:
             raise _fault(
-                TRUNCATED,
+                ERR_TRUNCATED,
                 (
                     f"capability: the value of type {type} at byte {at} needs {value_len} bytes, "
                     f"{len(value)} are left"
@@ -426,7 +435,7 @@ def encode_datagram(port: int, payload: Data) -> bytes:
         _refuse("datagram", port=(port, 65535))
     if too_large:
         raise errors.from_code(
-            MESSAGE_TOO_LARGE,
+            ERR_MESSAGE_TOO_LARGE,
             (
                 f"datagram of {len(payload):,} bytes: the limit is {DATAGRAM_MAX_PAYLOAD:,} "
                 "(DATAGRAM_MAX_PAYLOAD)"
@@ -443,7 +452,7 @@ def decode_datagram(data: Data) -> Datagram:
         raise _short("datagram", len(data), _DATAGRAM.size)
     magic, port, payload_len = _DATAGRAM.unpack_from(data)
     if magic != b"PTUD":
-        raise _fault(BAD_MAGIC, f"datagram begins with {magic.hex()}: it should be 50545544 (PTUD)")
+        raise _fault(ERR_MAGIC, f"datagram begins with {magic.hex()}: it should be 50545544 (PTUD)")
     end = _DATAGRAM.size + payload_len
     if len(data) < end:
         raise _short("datagram", len(data), end)
