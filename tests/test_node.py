@@ -1312,7 +1312,7 @@ async def test_a_peers_messages_begin_with_those_that_wait_already():
 async def test_a_peers_messages_come_though_another_fills_the_inbox_and_nobody_reads_that():
     """Who listens to one peer alone must not stand still for ever because of another."""
     async with (
-        pair(receive_queue_bytes=64 * 1024) as (_, bob, to_bob),
+        pair(receive_queue_bytes=64 * 1024) as (ada, bob, to_bob),
         pt.Node("cid", **loopback()) as cid,
     ):
         floods = [
@@ -1331,6 +1331,8 @@ async def test_a_peers_messages_come_though_another_fills_the_inbox_and_nobody_r
         assert bob.stats().inbox_bytes < 1_000_000
         for flood in floods:
             flood.cancel()
+        for node in (ada, cid):
+            node.close_nowait()
 
 
 async def test_a_peers_messages_end_when_it_is_lost_after_the_last_one():

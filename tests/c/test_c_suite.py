@@ -19,7 +19,7 @@ PROGRAMS = sorted(path.stem for path in HERE.glob("test_*.c"))
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 FLAGS = [
     "-std=c11",
-    "-O1",
+    "-O0",
     "-g",
     "-DPT_ASSERTIONS=1",
     "-Wall",

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 FLAGS = [
     "-std=c11",
-    "-O2",
+    "-O1",
     "-g",
     "-DPT_ASSERTIONS=1",
     "-Wall",

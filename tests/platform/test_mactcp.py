@@ -35,13 +35,16 @@ def test_the_driver_refuses_what_the_real_one_refuses_and_says_which_rule_was_br
     run_c("mactcp_rules", flags=SANITIZED)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("build", "flags", "rows"), [("standard", [], 18), ("lowmem", ["-DPT_LOWMEM"], 6)]
 )
-def test_throughput_is_that_of_the_model_over_ten_simulated_minutes(run_c, build, flags, rows):
+def test_throughput_is_that_of_the_model_over_minutes_of_simulated_time(
+    run_c, rounds, build, flags, rows
+):
     """Within 1 % on both platforms, flat in rate and memory, nothing lost; one message takes as
     long with the pipeline as without. The program checks each row."""
-    told = run_c("sim_throughput", "600", flags=flags)
+    told = run_c("sim_throughput", str(rounds(60, 600)), flags=flags)
     found = {
         (world, int(size), int(depth), packed): float(rate)
         for world, size, depth, packed, rate in re.findall(
