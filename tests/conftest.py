@@ -138,6 +138,33 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
+SPREAD = {
+    "tests/test_faults.py",
+    "tests/test_namespaces.py",
+    "tests/test_scenarios.py",
+    "tests/test_turns.py",
+    "tests/protocol/test_line.py",
+    "tests/runtime/test_switchboard.py",
+    "tests/runtime/test_watchdog.py",
+    "tests/test_compat_dialling.py",
+}
+"""Modules whose tests take long, each by itself: any process may take the next of them."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of --dist loadfile: a module is one process's, for what it builds once, but for SPREAD. Those
+    come last, and fill what the others leave: else one process would end minutes after the rest."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Spread(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            return nodeid if module in SPREAD else module
+
+    return Spread(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
 def pytest_collection_finish() -> None:
     """Thousands of collected tests are objects that stay: no collection of garbage need walk them
     again."""

@@ -406,7 +406,7 @@ async def until_event(events, kind):
 async def test_a_slow_reader_loses_no_connection():
     """Its window is closed most of the time, for longer than link_timeout at once; its system
     answers the probes, and that is enough."""
-    options = loopback(link_timeout=2.0, ping_interval=0.5)
+    options = loopback(link_timeout=1.0, ping_interval=0.25)
     async with (
         pt.Node("ada", **options) as ada,
         pt.Node("bob", **options, receive_queue_bytes=1024) as bob,
@@ -419,7 +419,7 @@ async def test_a_slow_reader_loses_no_connection():
                 peer.send_nowait(bytes(8000))
                 count += 1
                 await asyncio.sleep(0)
-        await asyncio.sleep(6.0)  # three time-outs in which nothing is taken
+        await asyncio.sleep(3.0)  # three time-outs in which nothing is taken
         for _ in range(peer.accepted):
             await bob.receive(timeout=60)
         await until(lambda: not peer.frozen)
