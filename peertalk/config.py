@@ -30,10 +30,8 @@ from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 import msgspec
 from msgspec import Meta
 
+from ._numbers import NAME_MAX, PORT_DATAGRAMS, PORT_DISCOVERY, PORT_MESSAGES
 from .errors import InvalidArgument, WrongType, shown
-
-NAME_MAX_BYTES = 31
-"""Longest peer name that the discovery packet has room for, in bytes of UTF-8."""
 
 CORES = ("standard", "lowmem", "reference")
 FULL = ("wait", "sync")
@@ -68,7 +66,7 @@ _FIT_TOGETHER = ("peer_timeout", "announce_interval")
 _UNIQUE_BYTES = 3
 """Random bytes in a default name: of 100 programs of one name on one host two are alike once in
 3,000 times."""
-_NAME_ROOM = NAME_MAX_BYTES - 2 * _UNIQUE_BYTES - 2
+_NAME_ROOM = NAME_MAX - 2 * _UNIQUE_BYTES - 2
 """Bytes of a default name for host and program: all but their two hyphens and the random digits."""
 _CONTROL = ("Cc", "Zl", "Zp", "Cs")
 _DIGITS_MAX = 40
@@ -219,17 +217,17 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             "random digits."
         ),
     ] = msgspec.field(default_factory=lambda: None)  # type: ignore[assignment]  # by __post_init__
-    port: Annotated[int, _port("TCP port to listen on; 0: any free one.")] = 7354
+    port: Annotated[int, _port("TCP port to listen on; 0: any free one.")] = PORT_MESSAGES
     discovery_port: Annotated[
         int, _port("UDP port of discovery; the same for all peers of a network.", low=1)
-    ] = 7353
+    ] = PORT_DISCOVERY
     udp_port: Annotated[
         int,
         _port(
             "UDP port of datagrams, one of its own for each node; 0: any free one. To classic "
             "peers: also theirs."
         ),
-    ] = 7355
+    ] = PORT_DATAGRAMS
     discovery: Annotated[
         bool, _plain("Announce this node and look for others; off: connect by address only.")
     ] = True
@@ -537,9 +535,9 @@ def check_name(name: str, origin: str = "name") -> bytes:
         encoded = name.encode()
     except UnicodeEncodeError:
         raise InvalidArgument(f"{origin}: name has a character that UTF-8 cannot hold") from None
-    if not 1 <= len(encoded) <= NAME_MAX_BYTES:
+    if not 1 <= len(encoded) <= NAME_MAX:
         empty = "empty, 0 bytes" if not encoded else f"{len(encoded):,} bytes of UTF-8"
-        raise InvalidArgument(f"{origin}: name is {empty}; it must be 1 to {NAME_MAX_BYTES} bytes")
+        raise InvalidArgument(f"{origin}: name is {empty}; it must be 1 to {NAME_MAX} bytes")
     if not is_line_safe(name):
         raise InvalidArgument(
             f"{origin}: name {shown(name)} holds a control character or the end of a line; names "

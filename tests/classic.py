@@ -39,6 +39,8 @@ UNRELIABLE, COALESCABLE, NO_DELAY, BATCH, FRAGMENT = 0x01, 0x02, 0x04, 0x08, 0x1
 FIRST, LAST = 0x01, 0x02
 LOW, NORMAL, HIGH, CRITICAL = range(4)
 FRAME_MAX, BATCH_MAX, DATAGRAM_MAX, NAME_MAX, STREAM_MAX = 8192, 1400, 1392, 31, 65536
+CONNECTING = -19
+"""What a simulated socket answers while it is being opened."""
 PIECE = 248
 QUEUE_SLOTS, SLOT_SIZE = 16, 256
 ANNOUNCE_EVERY, FORGET_AFTER = 10.0, 30.0
@@ -1371,7 +1373,7 @@ class SimulatedSockets(Driver):
                 self._sockets[link] = connection
                 self.perform()
         for link, connection in list(self._sockets.items()):
-            if not link.up and (code := connection.outcome()) != -19:
+            if not link.up and (code := connection.outcome()) != CONNECTING:
                 self.peer.dialled(link, code == 0)
                 if link.closed:
                     self._close(link)

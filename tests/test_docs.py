@@ -19,6 +19,7 @@ import pytest
 import peertalk as pt
 import peertalk.sync
 from peertalk import config, errors
+from peertalk._numbers import NAME_MAX
 from peertalk.runtime.remote import Remote
 
 pytestmark = pytest.mark.source
@@ -288,7 +289,7 @@ def test_the_bounds_that_the_guide_gives_are_those_of_the_package():
     from peertalk._core import load
 
     assert f"up to {load('reference').limits.frame_max_payload:,} bytes" in GUIDE
-    assert f"1 to {config.NAME_MAX_BYTES} bytes of UTF-8" in GUIDE
+    assert f"1 to {NAME_MAX} bytes of UTF-8" in GUIDE
 
 
 @pytest.mark.parametrize("name", MACHINES["MACHINES"])

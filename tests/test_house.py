@@ -568,6 +568,22 @@ def test_each_result_code_has_a_name_and_a_text(which):
     complain(found)
 
 
+def test_no_result_code_is_written_as_a_number():
+    """The headers say the numbers, and peertalk/_numbers.py names them; -1 may be an index."""
+    numbers = set(codes().values()) - {0, -1}
+    found = [
+        f"{name(path)}:{node.lineno}: -{node.operand.value}"
+        for path in below(PACKAGE, ".py")
+        if path.name != "_numbers.py"
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.UnaryOp)
+        and isinstance(node.op, ast.USub)
+        and isinstance(node.operand, ast.Constant)
+        and -node.operand.value in numbers
+    ]
+    complain(found)
+
+
 def test_each_error_code_has_an_exception_class_that_names_it():
     """A code without a class reaches the user as InternalError, which says that we were wrong."""
     wanted = {number for code, number in codes().items() if number not in (OK, ERR_CANCELLED)}

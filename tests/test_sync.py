@@ -21,6 +21,7 @@ import pytest
 import peertalk as pt
 from peertalk._core import load
 from peertalk._core.values import GOODBYE, QUERY
+from peertalk._numbers import ERR_TIMEOUT
 from peertalk.protocol.wire import decode_announcement
 from peertalk.sync import Node
 
@@ -221,7 +222,9 @@ def test_a_blocking_send_that_gives_up_says_so_and_may_be_repeated(reference_cor
         with late_reader(node) as (peer, go, taken):
             sent = []
             drain = loop.Link.drain
-            monkeypatch.setattr(loop.Link, "drain", lambda link: -6)  # five seconds have passed
+            monkeypatch.setattr(
+                loop.Link, "drain", lambda link: ERR_TIMEOUT
+            )  # five seconds have passed
             with pytest.raises(
                 pt.Timeout,
                 match=r"peer 'reader' has not taken in 5 s .*when_full='sync'.*"

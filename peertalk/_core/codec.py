@@ -74,8 +74,8 @@ class Codec(Binding):
         )
 
     def decode_header(self, data: Data) -> Header:
-        """Read a full header; the payload length is not judged. Truncated, BadMagic, BadVersion, -1
-        (type), the first that applies."""
+        """Read a full header; the payload length is not judged. Truncated, BadMagic, BadVersion,
+        ERR_INVALID_PARAM (type), the first that applies."""
         frame, _ = self._decoded(
             "frame header", self.lib.pt_header_decode, "pt_frame *", self.flat(data)
         )
@@ -99,8 +99,8 @@ class Codec(Binding):
         )
 
     def decode_frame(self, data: Data) -> Frame:
-        """Read a whole frame; bytes behind it are left alone. As decode_header; then -16,
-        Truncated, BadCrc, the first that applies."""
+        """Read a whole frame; bytes behind it are left alone. As decode_header; then
+        ERR_MESSAGE_TOO_LARGE, Truncated, BadCrc, the first that applies."""
         parts = self._decode_frame(data)
         if parts is not None:
             return Frame._make(parts)
@@ -125,7 +125,8 @@ class Codec(Binding):
         )
 
     def decode_compact(self, data: Data) -> CompactHeader:
-        """Read a compact header. Truncated, BadMagic, -1 (type), the first that applies."""
+        """Read a compact header. Truncated, BadMagic, ERR_INVALID_PARAM (type), the first that
+        applies."""
         frame, _ = self._decoded(
             "compact header", self.lib.pt_compact_decode, "pt_frame *", self.flat(data)
         )

@@ -294,9 +294,10 @@ class Reassembly:
             The message that it completes, or None.
 
         Raises:
-            ProtocolError: the fragment is not as it must be; its code says how: -22 too short, or
-                the last one of a message that is not whole; -1 out of order, of another message, or
-                beyond its total; -16 of a message above the limit; -10 no message has begun.
+            ProtocolError: the fragment is not as it must be; its code says how: ERR_TRUNCATED too
+                short, or the last one of a message that is not whole; ERR_INVALID_PARAM out of
+                order, of another message, or beyond its total; ERR_MESSAGE_TOO_LARGE of a message
+                above the limit; ERR_INVALID_STATE no message has begun.
             OutOfMemory: the pool has no memory for the message that begins, which is lost.
         """
         binding, lib = self._binding, self._lib
@@ -384,9 +385,9 @@ class SendPipeline:
             raise binding.fault(code, f"a pipeline of {depth} slots of {slot_size:,} bytes")
 
     def send(self, type: int, payload: Data, flags: int = 0) -> int:
-        """Put one frame on its way. Returns 0, or with nothing changed -19 (every slot is taken),
-        -2 (no buffer), -16 (the frame does not fit a slot), -1 (type is not 1 to 7, flags no byte),
-        -3 (closed)."""
+        """Put one frame on its way. Returns OK, or with nothing changed ERR_WOULD_BLOCK (every slot
+        is taken), ERR_NO_MEMORY (no buffer), ERR_MESSAGE_TOO_LARGE (the frame does not fit a slot),
+        ERR_INVALID_PARAM (type is not 1 to 7, flags no byte), ERR_NOT_INITIALIZED (closed)."""
         code = self._binding.put_frame(self._address, type, payload, flags)
         if code is not None:
             return code

@@ -99,10 +99,11 @@ class Link:
     many links never need is made at first use.
 
     Attributes:
-        send: send(payload) accepts one DATA frame. A sum of NEEDS_TURN and YIELD (0 or more), or
-            with nothing changed: -19 every slot is taken,
-            -2 no memory, -16 longer than max_message, -18 the link is not open, -10 the loop is
-            another thread's. TypeError: payload is no contiguous buffer of bytes.
+        send: send(payload) accepts one DATA frame. Returns a sum of NEEDS_TURN and YIELD (0 or
+            more), or with nothing changed ERR_WOULD_BLOCK (every slot is taken), ERR_NO_MEMORY,
+            ERR_MESSAGE_TOO_LARGE (longer than max_message), ERR_NOT_CONNECTED (the link is not
+            open), ERR_INVALID_STATE (the loop is another thread's). TypeError: payload is no
+            contiguous buffer of bytes.
     """
 
     __slots__ = ("__weakref__", "_link", "_loop", "_many", "_slots", "send")
@@ -177,7 +178,7 @@ class Link:
     def send_many(self) -> Callable[..., tuple[int, int]]:
         """send_many(payloads, start=0) accepts payloads[start:], a list, in order until one is
         refused: (how many were accepted, the refusal or the sum of the hints seen). A wrong type is
-        a TypeError where it comes first, else the refusal -1."""
+        a TypeError where it comes first, else the refusal ERR_INVALID_PARAM."""
         many = self._many
         if many is None:
             many = self._many = self._loop._binding.border.bind_many(self.send)
@@ -185,7 +186,7 @@ class Link:
 
     def send_frame(self, type: int, payload: Data = b"", flags: int = 0) -> int:
         """Accept one frame of any type; NO_DELAY makes it leave at once. Returns what send()
-        returns, or -1 for a type or flags out of range."""
+        returns, or ERR_INVALID_PARAM for a type or flags out of range."""
         view = self._loop._binding.flat(payload)
         if not 0 <= type <= 0xFF or not 0 <= flags <= 0xFF:
             type = flags = 0
@@ -202,7 +203,8 @@ class Link:
         is not theirs.
 
         Returns:
-            What send() returns; -6: the slots did not come free in time, with nothing changed.
+            What send() returns; ERR_TIMEOUT: the slots did not come free in time, with nothing
+            changed.
         """
         view = self._loop._binding.flat(payload)
         if not 0 <= flags <= 0xFF:
@@ -214,8 +216,8 @@ class Link:
         )
 
     def drain(self) -> int:
-        """Wait until every slot is free, at most 5 s. Serves nobody else. Returns 0, -6: not in
-        time, -18: the link is not open (any more)."""
+        """Wait until every slot is free, at most 5 s. Serves nobody else. Returns OK,
+        ERR_TIMEOUT, or ERR_NOT_CONNECTED: the link is not open (any more)."""
         return int(self._loop._lib.pt_link_drain(self._loop._context, self._link))
 
     def pause(self) -> None:

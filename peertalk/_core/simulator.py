@@ -120,8 +120,8 @@ class Socket:
         return Socket(self._host, self._simulator._made(handle, "accepting a connection"))
 
     def outcome(self) -> int:
-        """Stream: -19 while connecting, 0 when open, else why not: -7 refused, -6 no answer, -8
-        reset since."""
+        """Stream: ERR_WOULD_BLOCK while connecting, OK when open, else why not:
+        ERR_CONNECTION_REFUSED, ERR_TIMEOUT (no answer), ERR_CONNECTION_CLOSED (reset since)."""
         return int(self._call("pt_sim_get_outcome"))
 
     def silent_for(self) -> float:

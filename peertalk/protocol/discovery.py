@@ -35,11 +35,11 @@ from typing import NamedTuple
 import msgspec
 
 from .._core.values import ANNOUNCE, GOODBYE, QUERY
+from .._numbers import NAME_MAX
 from ..errors import InvalidArgument, ProtocolError
 from .events import LostReason
 from .peer import Key
 from .wire import (
-    NAME_MAX,
     TRANSPORT_TCP,
     TRANSPORT_UDP,
     Announcement,

@@ -18,15 +18,13 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 import msgspec
 
 from .._core.values import QUERY, Capability, Discovery
+from .._numbers import NAME_MAX
 from ..errors import InvalidArgument
 from .line import OVER_MAX, Claims, Over
 from .peer import Peer
 
 INSTANCE_SIZE = 8
 """Length in bytes of an instance id: random, one for each start of a node, never all zero."""
-
-NAME_MAX = 31
-"""Longest name, in bytes of UTF-8."""
 
 PACKET_MAX = 512
 """Longest discovery packet in bytes whose trailer is read; ours have at most 98. Bounds the work

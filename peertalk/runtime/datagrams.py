@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from .._core import values
+from .._numbers import DATAGRAM_HEADER_SIZE, DATAGRAM_MAX_PAYLOAD
 from .inbox import Waiters
 from .remote import Payload, Remote, payload_of
 from .world import Address
@@ -35,9 +36,7 @@ from .world import Address
 if TYPE_CHECKING:
     from .transport import Timer, Transport
 
-PAYLOAD_MAX = 1392
-"""Bytes of one datagram's payload."""
-SIZE_MAX = 1400
+SIZE_MAX = DATAGRAM_HEADER_SIZE + DATAGRAM_MAX_PAYLOAD
 """Bytes of a whole datagram; a longer one is dropped."""
 PER_TURN = 64
 """Datagrams read in one turn of the loop, so that a flood does not keep messages waiting."""
@@ -111,8 +110,8 @@ class Datagrams:
         transport = self.transport
         transport.check_open()
         payload = bytes(payload_of(data))
-        if len(payload) > PAYLOAD_MAX:
-            limit = f"the limit is {PAYLOAD_MAX:,} (of a datagram)"
+        if len(payload) > DATAGRAM_MAX_PAYLOAD:
+            limit = f"the limit is {DATAGRAM_MAX_PAYLOAD:,} (of a datagram)"
             raise errors.MessageTooLarge(
                 f"datagram of {len(payload):,} bytes to peer {peer.name!r}: {limit}; use send()",
                 peer=peer.name,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 from .. import errors
 from .._core import values
+from .._numbers import FRAME_OVERHEAD
 from ..protocol.connections import Connection, State
 from ..protocol.line import Line
 from ..protocol.outbox import HIGHEST_FIRST, NORMAL, Key, Priority, lowest_admitted
@@ -36,8 +37,6 @@ else:
 Payload = Buffer | str
 """What can be sent: bytes as they are, any contiguous buffer as its bytes, str as UTF-8."""
 
-FRAME_OVERHEAD = 12
-"""Bytes of header and CRC around a payload."""
 _CHUNK_MESSAGES = 1024
 _CHUNK_BYTES = 512 * 1024
 """What send_many draws at once at most, and hands over before those who wait behind it have their

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .. import errors
+from .._numbers import ERR_BUSY
 from ..protocol.connections import State
 from ..protocol.outbox import NORMAL
 from ..protocol.stream import Stream, StreamState
@@ -20,8 +21,6 @@ from .remote import Payload, Place, Remote, Uncopied, payload_of
 
 Progress = Callable[[int, int], object]
 """Called with the bytes that were sent so far, and all bytes."""
-
-_BUSY = -27
 
 
 class Outgoing(Uncopied):
@@ -103,7 +102,7 @@ class Outgoing(Uncopied):
                 f"a stream to peer {peer.name!r} is on its way, {peer.stream.sent:,} of "
                 f"{peer.stream.total:,} bytes sent; one at a time"
             )
-            raise errors.WouldBlock(text, reason="busy", code=_BUSY, peer=peer.name)
+            raise errors.WouldBlock(text, reason="busy", code=ERR_BUSY, peer=peer.name)
         self._begun = True
         peer.stream = self
         try:

@@ -17,6 +17,13 @@ import msgspec
 
 from .. import errors
 from .._core import values
+from .._numbers import (
+    ERR_CRC,
+    ERR_INVALID_PARAM,
+    ERR_MAGIC,
+    ERR_MESSAGE_TOO_LARGE,
+    ERR_VERSION,
+)
 from ..protocol import classics, events
 from ..protocol import connections as policy
 from ..protocol.classics import Classics
@@ -57,7 +64,7 @@ _RECALL_DELAY = 1.0
 """Seconds that the side which did not dial a lost connection leaves to the other one."""
 _STALE_DIAL = 1.0
 """Seconds after which a dial is begun anew when its peer is heard."""
-_FRAME_FAULTS = {-1, -16, -20, -21, -23}
+_FRAME_FAULTS = {ERR_INVALID_PARAM, ERR_MESSAGE_TOO_LARGE, ERR_CRC, ERR_MAGIC, ERR_VERSION}
 
 
 class Switchboard:

@@ -30,6 +30,7 @@ from weakref import WeakSet, WeakValueDictionary
 
 from .. import errors
 from .._core import load, values
+from .._numbers import ERR_CANCELLED
 from ..config import Config
 from ..protocol import events
 from ..protocol.connections import Connection, State
@@ -62,8 +63,6 @@ _TRIES = 3
 """Times that a step of mending is tried, which may itself be cut off."""
 _AGAIN = 0.5
 """Seconds until what failed (a timer's action, a watch) is tried again."""
-_CANCELLED = -28
-"""PT_ERR_CANCELLED: what a message that was replaced ended with."""
 
 
 _RANK = {values.SENT: 0, values.TIMER: 2}
@@ -955,7 +954,7 @@ class Transport:
                 replaced,
                 replaced,
                 events.Outcome.REPLACED,
-                errors.PeerTalkError(text, code=_CANCELLED, peer=peer.name),
+                errors.PeerTalkError(text, code=ERR_CANCELLED, peer=peer.name),
             )
         if peer.connection is None and peer.retry is None:
             self.switchboard.reach(peer, lambda *_: None)

@@ -26,9 +26,9 @@ import msgspec
 
 from .. import errors
 from .._core import values
+from .._numbers import FRAME_OVERHEAD
 from ..protocol import events
 from ..protocol.connections import Connection, State
-from .remote import FRAME_OVERHEAD
 
 if TYPE_CHECKING:
     from .transport import Timer, Transport, Watched

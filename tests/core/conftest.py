@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from peertalk._core.values import BATCH, DATA, SENT
+from peertalk._numbers import ERR_WOULD_BLOCK, FRAME_OVERHEAD
 
-OVERHEAD = 12
-WOULD_BLOCK = -19
 PATIENCE = 10.0
 """Seconds after which a test that waits for an event says what it saw instead."""
 
@@ -87,7 +86,7 @@ class Bench:
         events: list[Any] = []
         give_up = time.monotonic() + PATIENCE
         while (code := link.send(message)) < 0:
-            assert code == WOULD_BLOCK
+            assert code == ERR_WOULD_BLOCK
             assert time.monotonic() < give_up, "no slot became free"
             events += self.loop.turn(0.1)
         return events
@@ -141,8 +140,8 @@ class Bench:
         frames = []
         rest = memoryview(data)
         while rest:
-            frames.append(self.core.decode_frame(rest[: self.limit + OVERHEAD]))
-            rest = rest[len(frames[-1].payload) + OVERHEAD :]
+            frames.append(self.core.decode_frame(rest[: self.limit + FRAME_OVERHEAD]))
+            rest = rest[len(frames[-1].payload) + FRAME_OVERHEAD :]
         return frames
 
     def stream(self, *messages: bytes) -> bytes:

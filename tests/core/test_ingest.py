@@ -11,6 +11,16 @@ import pytest
 from hypothesis import given
 
 from peertalk._core.values import CAPABILITY, DATA, DISCONNECT, PING, Frame
+from peertalk._numbers import (
+    ERR_CRC,
+    ERR_INVALID_PARAM,
+    ERR_MAGIC,
+    ERR_MESSAGE_TOO_LARGE,
+    ERR_VERSION,
+    INGEST_INIT,
+    INGEST_WAIT_HEADER,
+    INGEST_WAIT_PAYLOAD,
+)
 from peertalk.errors import (
     BadCrc,
     BadMagic,
@@ -19,9 +29,6 @@ from peertalk.errors import (
     InvalidState,
     ProtocolError,
 )
-
-WAIT_HEADER, WAIT_PAYLOAD, INIT = 1, 2, 0
-MESSAGE_TOO_LARGE, INVALID_PARAM = -16, -1
 
 COMPACT = None
 """Sequence of frames that go out compact: there they have none."""
@@ -82,7 +89,7 @@ def test_what_is_held_is_what_was_given_less_the_whole_frames(core, sent, first)
     ingest = core.Ingest(900)
     whole = sum(12 + len(frame.payload) for frame in ingest.receive(stream))
     assert ingest.partial_len == len(stream) - whole
-    assert ingest.state == (WAIT_PAYLOAD if ingest.partial_len >= 10 else WAIT_HEADER)
+    assert ingest.state == (INGEST_WAIT_PAYLOAD if ingest.partial_len >= 10 else INGEST_WAIT_HEADER)
     ingest.close()
 
 
@@ -219,7 +226,7 @@ def test_a_zero_length_payload_is_not_incomplete(core):
     ingest = core.Ingest()
     assert [frame.type for frame in ingest.receive(stream)] == [DISCONNECT]
     assert ingest.receive(stream[:10]) == []
-    assert ingest.state == WAIT_PAYLOAD
+    assert ingest.state == INGEST_WAIT_PAYLOAD
     assert ingest.receive(stream[10:11]) == []
     assert ingest.receive(stream[11:]) == [Frame(DISCONNECT, 0, 0, b"")]
     assert ingest.partial_len == 0
@@ -247,12 +254,12 @@ def test_an_oversize_payload_is_judged_on_its_header(core, cut):
     with pytest.raises(ProtocolError) as fault:
         for piece in pieces_of(header, [cut]):
             ingest.receive(piece)
-    assert fault.value.code == MESSAGE_TOO_LARGE
+    assert fault.value.code == ERR_MESSAGE_TOO_LARGE
     assert ingest.consumed == 0
     assert pool.statistics().allocations == 0
     at_limit = core.Ingest(200, pool)
     at_limit.receive(core.encode_header(DATA, 0, 0, 200))
-    assert at_limit.state == WAIT_PAYLOAD
+    assert at_limit.state == INGEST_WAIT_PAYLOAD
     at_limit.close()
     assert pool.close() == 0
 
@@ -280,7 +287,7 @@ def test_a_compact_frame_is_never_a_fragment_and_one_reads_like_a_full_header(co
         if (type, flags) == (5, 4):
             with pytest.raises(ProtocolError) as fault:
                 ingest.receive(frame)
-            assert fault.value.code == -21
+            assert fault.value.code == ERR_MAGIC
         else:
             seen = ingest.receive(frame)
             assert seen[0] == Frame(type, flags, 0, b"abc") and len(seen) == 4
@@ -305,10 +312,10 @@ def test_a_compact_frame_without_memory_waits_and_is_not_lost(core, header_befor
 
 
 COMPACT_FAULTS = {
-    "type 0": (b"P\x05\0\0", INVALID_PARAM),
-    "type 8": (b"P\x80\0\0", INVALID_PARAM),
-    "too long": (b"P\x10\0\xc9", MESSAGE_TOO_LARGE),
-    "longest of all": (b"P\x10\xff\xff", MESSAGE_TOO_LARGE),
+    "type 0": (b"P\x05\0\0", ERR_INVALID_PARAM),
+    "type 8": (b"P\x80\0\0", ERR_INVALID_PARAM),
+    "too long": (b"P\x10\0\xc9", ERR_MESSAGE_TOO_LARGE),
+    "longest of all": (b"P\x10\xff\xff", ERR_MESSAGE_TOO_LARGE),
 }
 
 
@@ -323,7 +330,7 @@ def test_a_bad_compact_header_ends_the_machine(core, kind, cut):
     with pytest.raises(ProtocolError) as fault:
         for piece in pieces_of(header, [cut]):
             ingest.receive(piece)
-    assert (fault.value.code, ingest.state, pool.statistics().allocations) == (code, INIT, 0)
+    assert (fault.value.code, ingest.state, pool.statistics().allocations) == (code, INGEST_INIT, 0)
 
 
 def test_an_ack_with_flag_4_reads_like_a_full_header(core):
@@ -351,15 +358,15 @@ def spoil(stream, at, value):
 @pytest.mark.parametrize(
     ("at", "value", "error", "code"),
     [
-        (0, 0x51, BadMagic, -21),
-        (3, 0, BadMagic, -21),
-        (4, 2, BadVersion, -23),
-        (5, 0, ProtocolError, INVALID_PARAM),
-        (5, 8, ProtocolError, INVALID_PARAM),
-        (6, 1, BadCrc, -20),
-        (7, 9, BadCrc, -20),
-        (12, 0xFF, BadCrc, -20),
-        (14, 0, BadCrc, -20),
+        (0, 0x51, BadMagic, ERR_MAGIC),
+        (3, 0, BadMagic, ERR_MAGIC),
+        (4, 2, BadVersion, ERR_VERSION),
+        (5, 0, ProtocolError, ERR_INVALID_PARAM),
+        (5, 8, ProtocolError, ERR_INVALID_PARAM),
+        (6, 1, BadCrc, ERR_CRC),
+        (7, 9, BadCrc, ERR_CRC),
+        (12, 0xFF, BadCrc, ERR_CRC),
+        (14, 0, BadCrc, ERR_CRC),
     ],
 )
 @pytest.mark.parametrize("early", [0, 4, 12], ids=["in one piece", "header cut", "payload cut"])
@@ -382,7 +389,7 @@ def test_a_fault_ends_the_machine_and_spares_the_frames_before_it(
     assert fault.value.code == code
     assert seen + fault.value.frames == [good, good]
     assert ingest.consumed == max(0, len(before) - start)
-    assert (ingest.state, ingest.partial_len) == (INIT, 0)
+    assert (ingest.state, ingest.partial_len) == (INGEST_INIT, 0)
     with pytest.raises(InvalidState):
         ingest.receive(encode(core, good))
     assert ingest.consumed == 0

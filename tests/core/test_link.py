@@ -45,11 +45,21 @@ from peertalk._core.values import (
     TIMER,
     YIELD,
 )
+from peertalk._numbers import (
+    ERR_CONNECTION_CLOSED,
+    ERR_CRC,
+    ERR_INVALID_PARAM,
+    ERR_MAGIC,
+    ERR_MESSAGE_TOO_LARGE,
+    ERR_NO_MEMORY,
+    ERR_NOT_CONNECTED,
+    ERR_TIMEOUT,
+    ERR_TRUNCATED,
+    ERR_VERSION,
+    ERR_WOULD_BLOCK,
+    FRAME_OVERHEAD,
+)
 
-NO_MEMORY, TIMEOUT, CONNECTION_CLOSED = -2, -6, -8
-INVALID_PARAM, MESSAGE_TOO_LARGE, NOT_CONNECTED, WOULD_BLOCK = -1, -16, -18, -19
-CRC, MAGIC, TRUNCATED, VERSION = -20, -21, -22, -23
-OVERHEAD = 12
 linux = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="did not run: this is about Linux"
 )
@@ -486,10 +496,10 @@ def test_a_full_pipeline_refuses_and_leaves_no_gap(bench):
         if code < 0:
             break
         accepted += 1
-    assert code == WOULD_BLOCK
+    assert code == ERR_WOULD_BLOCK
     while link.send(b"") >= 0:  # what still fits the newest slot
         pass
-    assert [link.send(b"refused") for _ in range(300)] == [WOULD_BLOCK] * 300
+    assert [link.send(b"refused") for _ in range(300)] == [ERR_WOULD_BLOCK] * 300
     data = b""
     give_up = time.monotonic() + PATIENCE
     while link.pending:
@@ -520,7 +530,7 @@ def test_a_send_blocks_only_when_every_slot_is_taken(bench, taken, blocking):
     while taken and link.send(message := struct.pack(">I", len(messages)) + bytes(size)) >= 0:
         messages.append(message)
     if not blocking:
-        assert (link.send(bytes(size)) == WOULD_BLOCK) == taken
+        assert (link.send(bytes(size)) == ERR_WOULD_BLOCK) == taken
         messages += [bytes(size)] * (not taken)
         assert link.statistics().sync_sends == 0
         data = b""
@@ -597,11 +607,11 @@ def test_a_blocking_send_serves_nobody_else_and_hears_no_wake(bench):
 def test_a_blocking_send_refuses_what_can_never_be_sent_at_once(bench):
     """Too long, and to a link that is over: waiting would not help."""
     link, _ = bench.link()
-    assert link.send_sync(bytes(bench.limit + 1)) == MESSAGE_TOO_LARGE
+    assert link.send_sync(bytes(bench.limit + 1)) == ERR_MESSAGE_TOO_LARGE
     with pytest.raises(TypeError):
         link.send_sync("text")
     link.shut()
-    assert link.send_sync(b"x") == NOT_CONNECTED and link.drain() == NOT_CONNECTED
+    assert link.send_sync(b"x") == ERR_NOT_CONNECTED and link.drain() == ERR_NOT_CONNECTED
     assert link.statistics().messages_accepted == 0
 
 
@@ -620,14 +630,14 @@ def test_a_message_longer_than_max_message_is_refused(bench):
     """The peer's limit, which may change; control frames are bound by the frame alone."""
     link, raw = bench.link()
     assert link.max_message == bench.limit
-    assert link.send(bytes(bench.limit + 1)) == MESSAGE_TOO_LARGE
+    assert link.send(bytes(bench.limit + 1)) == ERR_MESSAGE_TOO_LARGE
     assert link.send(bytes(bench.limit)) >= 0
     link.max_message = 300
-    assert link.send(bytes(301)) == MESSAGE_TOO_LARGE
+    assert link.send(bytes(301)) == ERR_MESSAGE_TOO_LARGE
     assert link.send(bytes(300)) >= 0
-    assert link.send_frame(DATA, bytes(301)) == MESSAGE_TOO_LARGE
+    assert link.send_frame(DATA, bytes(301)) == ERR_MESSAGE_TOO_LARGE
     assert link.send_frame(CAPABILITY, bytes(301)) >= 0
-    assert link.send_frame(CAPABILITY, bytes(bench.limit + 1)) == MESSAGE_TOO_LARGE
+    assert link.send_frame(CAPABILITY, bytes(bench.limit + 1)) == ERR_MESSAGE_TOO_LARGE
     bench.settle()
     assert [frame.sequence for frame in bench.frames_in(bench.read_all(raw))] == [0, 1, 0]
 
@@ -643,7 +653,7 @@ def test_only_buffers_can_be_sent(bench, wrong):
     with pytest.raises(TypeError):
         link.send_many([wrong])
     assert bench.settle() == []
-    assert link.send_many([b"fine", wrong, b"never"]) == (1, INVALID_PARAM)
+    assert link.send_many([b"fine", wrong, b"never"]) == (1, ERR_INVALID_PARAM)
     assert bench.sent(bench.settle(), 1) == 1
 
 
@@ -665,7 +675,7 @@ def test_what_is_not_contiguous_cannot_be_sent(bench):
 def test_a_type_that_the_protocol_lacks_is_refused(bench, type):
     """The other side would end the link."""
     link, _ = bench.link()
-    assert link.send_frame(type, b"") == INVALID_PARAM
+    assert link.send_frame(type, b"") == ERR_INVALID_PARAM
     assert link.slots_pending == 0
 
 
@@ -675,7 +685,7 @@ def test_send_many_says_how_far_it_came(bench):
     assert link.send_many([]) == (0, 0)
     accepted, code = link.send_many([b"a", b"b", b"c"], 1)
     assert (accepted, code) == (2, NEEDS_TURN)
-    assert link.send_many([b"d", bytes(bench.limit + 1), b"never"]) == (1, MESSAGE_TOO_LARGE)
+    assert link.send_many([b"d", bytes(bench.limit + 1), b"never"]) == (1, ERR_MESSAGE_TOO_LARGE)
     accepted, code = link.send_many([b""] * 300)
     assert accepted == 300 and code & YIELD
     bench.settle()
@@ -700,8 +710,8 @@ def test_send_many_stops_at_a_full_pipeline(bench):
         assert time.monotonic() < give_up
         accepted, code = link.send_many(messages, done)
         done += accepted
-        assert code == WOULD_BLOCK or done == len(messages)
-        refused += code == WOULD_BLOCK
+        assert code == ERR_WOULD_BLOCK or done == len(messages)
+        refused += code == ERR_WOULD_BLOCK
         bench.loop.turn(0.0)
         data += bench.read_all(raw)
     assert refused
@@ -730,7 +740,7 @@ def test_a_paused_link_still_sends(bench):
     link.pause()
     link.send(b"out")
     assert bench.sent(bench.settle(), 1) == 1
-    assert len(bench.read_all(raw)) == 3 + OVERHEAD
+    assert len(bench.read_all(raw)) == 3 + FRAME_OVERHEAD
 
 
 def test_a_hang_up_of_a_paused_link_is_seen_after_what_it_sent(bench):
@@ -799,8 +809,8 @@ def test_a_shut_link_drains_before_it_ends_its_half(bench):
     for number in range(5):
         link.send(b"%d" % number)
     link.shut()
-    assert link.send(b"too late") == NOT_CONNECTED
-    assert link.send_frame(PING) == NOT_CONNECTED
+    assert link.send(b"too late") == ERR_NOT_CONNECTED
+    assert link.send_frame(PING) == ERR_NOT_CONNECTED
     events = bench.settle()
     assert bench.sent(events, 1) == 5
     assert bench.of(events, CLOSED) == []
@@ -839,7 +849,7 @@ def test_a_shut_link_with_a_full_socket_drains_as_the_other_side_reads(bench):
             continue
         data += piece
         ended = piece == b""
-    assert len(data) == accepted * (bench.limit + OVERHEAD)
+    assert len(data) == accepted * (bench.limit + FRAME_OVERHEAD)
 
 
 def test_two_links_that_shut_at_once_both_close_in_order(bench):
@@ -861,7 +871,9 @@ def test_a_reset_closes_with_the_systems_number(bench):
     bench.loop.open_link(ours.fileno(), 1)
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     theirs.close()
-    assert bench.until(lambda events: events) == [(CLOSED, 1, CONNECTION_CLOSED, errno.ECONNRESET)]
+    assert bench.until(lambda events: events) == [
+        (CLOSED, 1, ERR_CONNECTION_CLOSED, errno.ECONNRESET)
+    ]
     assert bench.settle() == []
 
 
@@ -926,7 +938,7 @@ def test_messages_with_a_byte_that_was_not_acknowledged_are_unconfirmed(bench, h
     sent = bench.sent(events, 1)
     confirmed = sent - link.unconfirmed
     assert link.unconfirmed > 0
-    assert confirmed * (size + OVERHEAD) <= there, "one was confirmed that never got there"
+    assert confirmed * (size + FRAME_OVERHEAD) <= there, "one was confirmed that never got there"
     link.close()
     assert link.unconfirmed == 0
 
@@ -948,10 +960,10 @@ def test_sends_to_a_side_that_is_gone_end_the_link_after_its_last_words(bench):
     events = bench.until(lambda events: bench.of(events, CLOSED))
     assert bench.payloads(events) == [b"last words"]
     assert (bench.of(events, CLOSED)[0][2], bench.of(events, CLOSED)[0][3]) == (
-        CONNECTION_CLOSED,
+        ERR_CONNECTION_CLOSED,
         errno.EPIPE,
     )
-    assert link.send(b"x") == NOT_CONNECTED
+    assert link.send(b"x") == ERR_NOT_CONNECTED
     assert link.pending + sum(count for _, _, count, _ in bench.of(events, SENT)) == 1
 
 
@@ -962,7 +974,7 @@ def test_a_stream_that_ends_inside_a_frame_is_truncated(bench):
     raw.close()
     events = bench.until(lambda events: bench.of(events, CLOSED))
     assert bench.payloads(events) == [b"whole"]
-    assert bench.of(events, CLOSED) == [(CLOSED, 1, TRUNCATED, 0)]
+    assert bench.of(events, CLOSED) == [(CLOSED, 1, ERR_TRUNCATED, 0)]
     assert bench.of(events, FINISHED) == []
 
 
@@ -973,11 +985,11 @@ def damage(frame: bytes, place: int, value: int) -> bytes:
 @pytest.mark.parametrize(
     ("place", "value", "code"),
     [
-        (0, 0x51, MAGIC),
-        (4, 2, VERSION),
-        (5, 9, INVALID_PARAM),
-        (8, 0xFF, MESSAGE_TOO_LARGE),
-        (11, 0, CRC),
+        (0, 0x51, ERR_MAGIC),
+        (4, 2, ERR_VERSION),
+        (5, 9, ERR_INVALID_PARAM),
+        (8, 0xFF, ERR_MESSAGE_TOO_LARGE),
+        (11, 0, ERR_CRC),
     ],
 )
 def test_a_bad_frame_ends_its_link_alone(bench, place, value, code):
@@ -990,7 +1002,7 @@ def test_a_bad_frame_ends_its_link_alone(bench, place, value, code):
     assert bench.payloads(events, 1) == [b"before"]
     assert bench.of(events, CLOSED) == [(CLOSED, 1, code, 0)]
     statistics = bench.loop.statistics()
-    assert (statistics.bad_frames, statistics.crc_errors) == (1, int(code == CRC))
+    assert (statistics.bad_frames, statistics.crc_errors) == (1, int(code == ERR_CRC))
 
     other.sendall(bench.stream(b"unharmed"))
     assert bench.payloads(bench.until(lambda events: events)) == [b"unharmed"]
@@ -1003,7 +1015,7 @@ def test_a_frame_longer_than_max_payload_ends_the_link(bench):
     raw.sendall(bench.stream(bytes(100)) + bench.core.encode_header(DATA, 0, 1, 101))
     events = bench.until(lambda events: bench.of(events, CLOSED))
     assert bench.payloads(events) == [bytes(100)]
-    assert bench.of(events, CLOSED) == [(CLOSED, 1, MESSAGE_TOO_LARGE, 0)]
+    assert bench.of(events, CLOSED) == [(CLOSED, 1, ERR_MESSAGE_TOO_LARGE, 0)]
 
 
 def test_a_frame_that_never_completes_ends_its_link_unless_it_is_paused(quick):
@@ -1021,7 +1033,7 @@ def test_a_frame_that_never_completes_ends_its_link_unless_it_is_paused(quick):
     bench.settle()
     link.pause()
     assert bench.loop.next_timeout() is not None
-    assert bench.until(lambda events: events) == [(CLOSED, 1, TIMEOUT, 0)]
+    assert bench.until(lambda events: events) == [(CLOSED, 1, ERR_TIMEOUT, 0)]
     assert time.monotonic() - started >= 0.099
     assert bench.settle() == []
     link.frame_timeout = 5.0
@@ -1088,7 +1100,7 @@ def test_a_frame_may_take_as_long_as_its_link_is_told(quick):
     assert bench.until(lambda _: time.monotonic() > over) == []
     assert link.frame_timeout == 3600.0 and bench.loop.next_timeout() <= 3600.1
     link.frame_timeout = 0.02
-    assert bench.until(lambda events: events) == [(CLOSED, 1, TIMEOUT, 0)]
+    assert bench.until(lambda events: events) == [(CLOSED, 1, ERR_TIMEOUT, 0)]
     link.close()
     link.frame_timeout = 1e9  # a closed one: nothing happens
     assert bench.loop.next_timeout() is None
@@ -1104,11 +1116,11 @@ def test_after_close_a_link_says_nothing_and_refuses(bench):
     link.close()
     link.close()
     assert bench.settle() == []
-    assert send(b"x") == link.send(b"x") == link.send_frame(PING) == NOT_CONNECTED
-    assert send_many([b"x", b"y"]) == (0, NOT_CONNECTED)
+    assert send(b"x") == link.send(b"x") == link.send_frame(PING) == ERR_NOT_CONNECTED
+    assert send_many([b"x", b"y"]) == (0, ERR_NOT_CONNECTED)
     raw.sendall(b"the descriptor is still ours")
     bench.loop.close()
-    assert send(b"x") == NOT_CONNECTED
+    assert send(b"x") == ERR_NOT_CONNECTED
 
 
 def test_closing_a_link_leaves_the_descriptor_to_its_owner(bench):
@@ -1133,7 +1145,7 @@ def test_closing_the_loop_closes_its_links_and_is_done_once(bench):
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     bench.loop.close()
     bench.loop.close()
-    assert [link.send(b"x") for link in links] == [NOT_CONNECTED] * 5
+    assert [link.send(b"x") for link in links] == [ERR_NOT_CONNECTED] * 5
     bench.loop.wake()
     if before:
         assert len(os.listdir("/proc/self/fd")) < before
@@ -1161,8 +1173,8 @@ def test_no_memory_for_a_slot_is_a_refusal_without_a_gap(bench):
     """Refused, nothing changed; accepted when there is memory again."""
     link, raw = bench.link()
     bench.loop.fail_at(1)
-    assert [link.send(b"refused") for _ in range(5)] == [NO_MEMORY] * 5
-    assert link.send_many([b"refused"]) == (0, NO_MEMORY)
+    assert [link.send(b"refused") for _ in range(5)] == [ERR_NO_MEMORY] * 5
+    assert link.send_many([b"refused"]) == (0, ERR_NO_MEMORY)
     assert bench.loop.attempts >= 5
     bench.loop.fail_at(0)
     assert link.send(b"accepted") >= 0
@@ -1200,7 +1212,7 @@ def test_memory_may_fail_at_any_allocation(bench):
             if (code := one.send(message)) >= 0:
                 accepted.append(message)
             else:
-                assert code == NO_MEMORY
+                assert code == ERR_NO_MEMORY
             events += bench.loop.turn(0.0)
         events += bench.until(lambda seen: len(bench.payloads(events + seen, 2)) == len(accepted))
         assert bench.payloads(events, 2) == accepted
@@ -1227,7 +1239,7 @@ def test_memory_may_fail_at_any_allocation(bench):
     [
         {"depth": 0},
         {"depth": 65},
-        {"slot_size": OVERHEAD - 1},
+        {"slot_size": FRAME_OVERHEAD - 1},
         {"slot_size": 70_000},
         {"max_payload": 70_000},
     ],
@@ -1265,4 +1277,4 @@ def test_a_shallow_link_with_small_slots_carries_everything(bench):
         events += bench.offer(one, message)
     events += bench.settle()
     assert bench.payloads(events, 2) == messages
-    assert two.max_message == 64 - OVERHEAD
+    assert two.max_message == 64 - FRAME_OVERHEAD

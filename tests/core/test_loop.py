@@ -27,11 +27,9 @@ from peertalk._core.values import (
     TIMER,
     WRITE,
 )
+from peertalk._numbers import ERR_INVALID_STATE, ERR_NOT_CONNECTED, FRAME_OVERHEAD
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-OVERHEAD = 12
-INVALID_STATE = -10
-NOT_CONNECTED = -18
 PATIENCE = 10.0
 """Seconds after which a test that waits for an event says what it saw instead."""
 
@@ -296,7 +294,7 @@ def test_statistics_say_what_happened(bench):
         out.frames_sent,
         out.payload_bytes_sent,
     ) == (10, 10, 11, 48)
-    assert out.bytes_sent == into.bytes_received == 48 + 11 * OVERHEAD
+    assert out.bytes_sent == into.bytes_received == 48 + 11 * FRAME_OVERHEAD
     assert (out.refusals, out.slots_pending) == (0, 0)
     assert out.slots_high_water == 1
     assert 1 <= out.write_calls <= 2
@@ -333,8 +331,8 @@ def test_sends_and_turns_of_another_thread_are_refused_until_the_loop_moves_ther
     link, there = bench.link()
 
     def refused():
-        assert link.send(b"x") == link.send(bytearray(b"x")) == INVALID_STATE
-        assert link.send_many([b"x"]) == (0, INVALID_STATE)
+        assert link.send(b"x") == link.send(bytearray(b"x")) == ERR_INVALID_STATE
+        assert link.send_many([b"x"]) == (0, ERR_INVALID_STATE)
         with pytest.raises(errors.InvalidState):
             bench.loop.turn()
         bench.loop.wake()  # this is for any thread
@@ -370,10 +368,10 @@ def test_a_closed_loop_and_what_it_served_refuse_all_use(bench):
     loop = bench.loop
     loop.close()
     loop.close()
-    assert link.drain() == NOT_CONNECTED
-    assert link.send_sync(b"x") == NOT_CONNECTED
-    assert link.send(b"x") == link.send_frame(PONG) == NOT_CONNECTED
-    assert link.send_many([b"x"]) == (0, NOT_CONNECTED)
+    assert link.drain() == ERR_NOT_CONNECTED
+    assert link.send_sync(b"x") == ERR_NOT_CONNECTED
+    assert link.send(b"x") == link.send_frame(PONG) == ERR_NOT_CONNECTED
+    assert link.send_many([b"x"]) == (0, ERR_NOT_CONNECTED)
     assert loop.next_timeout() is None
     for use in (loop.turn, lambda: loop.timer(1), lambda: timer.arm(1.0), lambda: watch.set(WRITE)):
         with pytest.raises(errors.InvalidState):

@@ -32,11 +32,23 @@ from peertalk._core.values import (
     PONG,
     REJECT,
 )
-
-FREE, FILLING, IN_FLIGHT, COMPLETED, ABANDONED = range(5)
-OK, INVALID_PARAM, NO_MEMORY, NOT_INITIALIZED = 0, -1, -2, -3
-CONNECTION_CLOSED, MESSAGE_TOO_LARGE, WOULD_BLOCK = -8, -16, -19
-OVERHEAD = 12
+from peertalk._numbers import (
+    ERR_CONNECTION_CLOSED,
+    ERR_INVALID_PARAM,
+    ERR_MESSAGE_TOO_LARGE,
+    ERR_NETWORK,
+    ERR_NO_MEMORY,
+    ERR_NOT_INITIALIZED,
+    ERR_TIMEOUT,
+    ERR_WOULD_BLOCK,
+    FRAME_OVERHEAD,
+    OK,
+    SLOT_ABANDONED,
+    SLOT_COMPLETED,
+    SLOT_FILLING,
+    SLOT_FREE,
+    SLOT_IN_FLIGHT,
+)
 
 
 def frames_in(core: Any, data: bytes) -> list[Any]:
@@ -44,7 +56,7 @@ def frames_in(core: Any, data: bytes) -> list[Any]:
     frames = []
     while data:
         frames.append(core.decode_frame(data))
-        data = data[len(frames[-1].payload) + OVERHEAD :]
+        data = data[len(frames[-1].payload) + FRAME_OVERHEAD :]
     return frames
 
 
@@ -72,7 +84,7 @@ def test_a_frame_that_finds_no_room_takes_the_next_slot(core):
     """A slot is one write: a frame is never split over two, and the room is used to its last
     byte."""
     pipeline = core.SendPipeline(depth=3, slot_size=100)
-    assert pipeline.send(DATA, bytes(100 - 2 * OVERHEAD - 1)) == OK
+    assert pipeline.send(DATA, bytes(100 - 2 * FRAME_OVERHEAD - 1)) == OK
     assert pipeline.send(DATA, b"!") == OK  # exactly what was left
     assert pipeline.pending == 1
     assert pipeline.send(DATA, b"") == OK
@@ -87,7 +99,7 @@ def test_without_packing_every_frame_has_its_own_slot(core):
     for payload in (b"a", b"b", b"c"):
         assert pipeline.send(DATA, payload) == OK
         assert pipeline.is_ripe()
-    assert pipeline.send(DATA, b"d") == WOULD_BLOCK
+    assert pipeline.send(DATA, b"d") == ERR_WOULD_BLOCK
     assert [launched(core, pipeline)[0].payload for _ in range(3)] == [b"a", b"b", b"c"]
 
 
@@ -161,8 +173,8 @@ def test_a_refusal_for_want_of_slots_changes_nothing(core):
         [pipeline.slot_bytes(index) for index in range(2)],
     )
     for _ in range(300):
-        assert pipeline.send(DATA, b"refused") == WOULD_BLOCK
-        assert pipeline.send(PING, b"refused") == WOULD_BLOCK
+        assert pipeline.send(DATA, b"refused") == ERR_WOULD_BLOCK
+        assert pipeline.send(PING, b"refused") == ERR_WOULD_BLOCK
     assert before == (
         pipeline.send_seq,
         pipeline.accepted,
@@ -183,7 +195,7 @@ def test_a_refusal_for_want_of_memory_changes_nothing(core):
     pipeline = core.SendPipeline(depth=2, slot_size=64, pool=pool)
     pool.fail_at(1)
     for _ in range(3):
-        assert pipeline.send(DATA, b"refused") == NO_MEMORY
+        assert pipeline.send(DATA, b"refused") == ERR_NO_MEMORY
     assert (pipeline.pending, pipeline.accepted, pipeline.send_seq, pipeline.available) == (
         0,
         0,
@@ -206,7 +218,7 @@ def test_a_link_that_holds_a_slot_is_never_refused_for_memory(core):
     pool = core.BufferPool([(64, 1)])
     pipeline = core.SendPipeline(depth=2, slot_size=64, pool=pool)
     assert pipeline.send(DATA, bytes(52)) == OK
-    assert pipeline.send(DATA, b"x") == WOULD_BLOCK
+    assert pipeline.send(DATA, b"x") == ERR_WOULD_BLOCK
     pipeline.complete(pipeline.launch())
     assert pipeline.report() == (1, OK)
     assert pipeline.send(DATA, b"x") == OK
@@ -216,7 +228,7 @@ def test_a_link_that_holds_a_slot_is_never_refused_for_memory(core):
 def test_a_frame_that_fits_no_slot_is_too_large(core):
     """Refused for good, not for now: a caller that retried would wait for ever."""
     pipeline = core.SendPipeline(depth=2, slot_size=200)
-    assert pipeline.send(DATA, bytes(189)) == MESSAGE_TOO_LARGE
+    assert pipeline.send(DATA, bytes(189)) == ERR_MESSAGE_TOO_LARGE
     assert pipeline.pending == 0
     assert pipeline.send(DATA, bytes(188)) == OK
     assert pipeline.is_ripe()
@@ -227,7 +239,7 @@ def test_a_frame_that_fits_no_slot_is_too_large(core):
 def test_a_type_that_the_protocol_lacks_is_refused(core, type):
     """A receiver ends the link at such a frame."""
     pipeline = core.SendPipeline()
-    assert pipeline.send(type, b"") == INVALID_PARAM
+    assert pipeline.send(type, b"") == ERR_INVALID_PARAM
     assert (pipeline.pending, pipeline.send_seq) == (0, 0)
 
 
@@ -249,11 +261,16 @@ def test_results_come_in_the_order_of_sending_whatever_the_platform_does(core):
         pipeline.send(DATA, payload)
     first, second, third = (pipeline.launch() for _ in range(3))
     pipeline.complete(third)
-    pipeline.complete(second, CONNECTION_CLOSED)
+    pipeline.complete(second, ERR_CONNECTION_CLOSED)
     assert pipeline.report() is None
-    assert pipeline.slot_state(second) == COMPLETED
+    assert pipeline.slot_state(second) == SLOT_COMPLETED
     pipeline.complete(first)
-    assert [pipeline.report() for _ in range(4)] == [(1, OK), (1, CONNECTION_CLOSED), (1, OK), None]
+    assert [pipeline.report() for _ in range(4)] == [
+        (1, OK),
+        (1, ERR_CONNECTION_CLOSED),
+        (1, OK),
+        None,
+    ]
     assert pipeline.available == 3
     assert pipeline.reported == pipeline.accepted == 3
 
@@ -285,13 +302,13 @@ def test_a_slot_is_ripe_when_no_empty_frame_fits(core):
     full."""
     pipeline = core.SendPipeline(depth=4, slot_size=100)
     assert not pipeline.is_ripe()
-    pipeline.send(DATA, bytes(100 - 2 * OVERHEAD))
+    pipeline.send(DATA, bytes(100 - 2 * FRAME_OVERHEAD))
     assert not pipeline.is_ripe()
     pipeline.send(DATA, b"")
     assert pipeline.is_ripe()
     pipeline.launch()
     assert not pipeline.is_ripe()
-    pipeline.send(DATA, bytes(100 - 2 * OVERHEAD + 1))
+    pipeline.send(DATA, bytes(100 - 2 * FRAME_OVERHEAD + 1))
     assert pipeline.is_ripe()
 
 
@@ -329,7 +346,7 @@ def test_a_pipeline_that_is_not_lazy_borrows_once(core):
 def a_pool_for(core: Any, links: int, larger: int) -> Any:
     """A pool with the share of so many links, and a budget of so many larger buffers."""
     limits = core.limits
-    small = limits.frame_max_payload + OVERHEAD
+    small = limits.frame_max_payload + FRAME_OVERHEAD
     return core.BufferPool(
         [(small, 2 * links), (limits.slot_size, 64)], budget=larger * (limits.slot_size + 16)
     )
@@ -350,7 +367,7 @@ def test_a_link_has_two_frames_in_flight_however_much_others_hold(core):
     fill(core, greedy)
     assert fill(core, late) == 2
     for _ in range(300):
-        assert late.send(PING, b"") == WOULD_BLOCK
+        assert late.send(PING, b"") == ERR_WOULD_BLOCK
         late.complete(late.launch())
         assert late.report() == (1, OK)
         assert late.send(DATA, bytes(core.limits.frame_max_payload)) == OK
@@ -371,7 +388,7 @@ def test_a_small_message_borrows_no_more_than_one_frame_needs(core):
     pipelines = [core.SendPipeline(pool=pool) for _ in range(20)]
     for pipeline in pipelines:
         assert pipeline.send(DATA, b"hello") == OK
-    assert pool.statistics().bytes == 20 * (core.limits.frame_max_payload + OVERHEAD + 16)
+    assert pool.statistics().bytes == 20 * (core.limits.frame_max_payload + FRAME_OVERHEAD + 16)
     for pipeline in pipelines:
         assert pipeline.close() == 0
 
@@ -384,7 +401,7 @@ def test_a_link_in_bulk_gets_larger_slots(core):
     while pipeline.pending < 3:
         assert pipeline.send(DATA, bytes(60)) == OK
     small, large = (len(pipeline.slot_bytes(pipeline.launch())) for _ in range(2))
-    assert small <= core.limits.frame_max_payload + OVERHEAD < large <= core.limits.slot_size
+    assert small <= core.limits.frame_max_payload + FRAME_OVERHEAD < large <= core.limits.slot_size
     for index in range(2):
         pipeline.complete(index)
     pipeline.close()
@@ -402,14 +419,14 @@ def test_a_pipeline_that_cannot_borrow_all_keeps_nothing(core, attempt):
 
 
 @pytest.mark.parametrize(
-    ("depth", "slot_size"), [(0, 128), (65, 128), (4, OVERHEAD - 1), (4, 0), (4, 129)]
+    ("depth", "slot_size"), [(0, 128), (65, 128), (4, FRAME_OVERHEAD - 1), (4, 0), (4, 129)]
 )
 def test_depth_and_slot_size_have_bounds(core, depth, slot_size):
     """1 to 64 slots, of 12 bytes to the pool's largest class."""
     pool = core.BufferPool([(128, 64)])
     with pytest.raises(errors.InvalidArgument):
         core.SendPipeline(depth=depth, slot_size=slot_size, pool=pool)
-    assert core.SendPipeline(depth=64, slot_size=OVERHEAD, pool=pool).send(DATA, b"") == OK
+    assert core.SendPipeline(depth=64, slot_size=FRAME_OVERHEAD, pool=pool).send(DATA, b"") == OK
 
 
 def test_the_defaults_are_those_of_the_limits(core):
@@ -422,7 +439,7 @@ def test_the_defaults_are_those_of_the_limits(core):
         pass
     assert not pipeline.available
     largest = max(len(pipeline.slot_bytes(index)) for index in range(core.limits.pipeline_depth))
-    assert core.limits.slot_size - OVERHEAD < largest <= core.limits.slot_size
+    assert core.limits.slot_size - FRAME_OVERHEAD < largest <= core.limits.slot_size
 
 
 def test_slots_in_flight_outlive_the_link(core):
@@ -437,15 +454,15 @@ def test_slots_in_flight_outlive_the_link(core):
 
     assert pipeline.close() == 2
     assert pipeline.close() == 2
-    assert [pipeline.slot_state(index) for index in flying] == [ABANDONED, ABANDONED]
+    assert [pipeline.slot_state(index) for index in flying] == [SLOT_ABANDONED, SLOT_ABANDONED]
     assert [pipeline.slot_bytes(index) for index in flying] == bytes_before
     assert pool.statistics().in_use == 2
 
-    pipeline.complete(flying[1], CONNECTION_CLOSED)
+    pipeline.complete(flying[1], ERR_CONNECTION_CLOSED)
     assert pipeline.close() == 1
     pipeline.complete(flying[0])
     assert pipeline.close() == 0
-    assert pipeline.slot_state(flying[0]) == FREE
+    assert pipeline.slot_state(flying[0]) == SLOT_FREE
     assert pool.statistics().in_use == 0
     assert pool.close() == 0
 
@@ -455,7 +472,7 @@ def test_a_closed_pipeline_accepts_nothing(core):
     pipeline = core.SendPipeline()
     pipeline.send(DATA, b"never reported")
     assert pipeline.close() == 0
-    assert pipeline.send(DATA, b"") == NOT_INITIALIZED
+    assert pipeline.send(DATA, b"") == ERR_NOT_INITIALIZED
     assert (pipeline.accepted, pipeline.reported) == (1, 0)
 
 
@@ -468,7 +485,7 @@ class Against(RuleBasedStateMachine):
 
     @initialize(
         depth=st.integers(1, 5),
-        slot_size=st.integers(OVERHEAD, 90),
+        slot_size=st.integers(FRAME_OVERHEAD, 90),
         lazy=st.booleans(),
         packing=st.booleans(),
         capacity=st.integers(1, 6),
@@ -493,23 +510,23 @@ class Against(RuleBasedStateMachine):
     def _expected(self, type, frame_len, flags):
         """What send must answer, and the model after it."""
         if frame_len > self.slot_size:
-            return MESSAGE_TOO_LARGE
+            return ERR_MESSAGE_TOO_LARGE
         newest = self.slots[-1] if self.slots else None
         fits = (
             newest
-            and newest["state"] == FILLING
+            and newest["state"] == SLOT_FILLING
             and self.packing
             and not newest["sealed"]
             and newest["len"] + frame_len <= self.slot_size
         )
         if not fits:
             if len(self.slots) == self.depth:
-                return WOULD_BLOCK
+                return ERR_WOULD_BLOCK
             if self.lazy and (len(self.slots) == self.capacity):
-                return WOULD_BLOCK
+                return ERR_WOULD_BLOCK
             self.slots.append(
                 {
-                    "state": FILLING,
+                    "state": SLOT_FILLING,
                     "frames": [],
                     "len": 0,
                     "sealed": False,
@@ -527,43 +544,46 @@ class Against(RuleBasedStateMachine):
     )
     def send(self, type, payload, no_delay):
         flags = NO_DELAY if no_delay else 0
-        expected = self._expected(type, len(payload) + OVERHEAD, flags)
+        expected = self._expected(type, len(payload) + FRAME_OVERHEAD, flags)
         assert self.pipeline.send(type, payload, flags) == expected
         if expected == OK:
             counts = type in (DATA, DISCONNECT)
             slot = self.slots[-1]
             slot["frames"].append((type, 0, self.sequence if counts else 0, payload))
-            slot["len"] += len(payload) + OVERHEAD
+            slot["len"] += len(payload) + FRAME_OVERHEAD
             slot["sealed"] |= no_delay
             self.sequence = (self.sequence + counts) % 256
             self.accepted += type == DATA
 
     @rule()
     def launch(self):
-        filling = [slot for slot in self.slots if slot["state"] == FILLING]
+        filling = [slot for slot in self.slots if slot["state"] == SLOT_FILLING]
         index = self.pipeline.launch()
         if not filling:
             assert index == -1
             return
         assert index == filling[0]["index"]
         assert frames_in(self.core, self.pipeline.slot_bytes(index)) == filling[0]["frames"]
-        filling[0]["state"] = IN_FLIGHT
+        filling[0]["state"] = SLOT_IN_FLIGHT
 
-    @precondition(lambda self: any(slot["state"] == IN_FLIGHT for slot in self.slots))
-    @rule(data=st.data(), result=st.sampled_from([OK, OK, CONNECTION_CLOSED, -5, -6]))
+    @precondition(lambda self: any(slot["state"] == SLOT_IN_FLIGHT for slot in self.slots))
+    @rule(
+        data=st.data(),
+        result=st.sampled_from([OK, OK, ERR_CONNECTION_CLOSED, ERR_NETWORK, ERR_TIMEOUT]),
+    )
     def complete(self, data, result):
         slot = data.draw(
-            st.sampled_from([slot for slot in self.slots if slot["state"] == IN_FLIGHT])
+            st.sampled_from([slot for slot in self.slots if slot["state"] == SLOT_IN_FLIGHT])
         )
         assert frames_in(self.core, self.pipeline.slot_bytes(slot["index"])) == slot["frames"], (
             "the bytes moved while in flight"
         )
         self.pipeline.complete(slot["index"], result)
-        slot["state"], slot["result"] = COMPLETED, result
+        slot["state"], slot["result"] = SLOT_COMPLETED, result
 
     @rule()
     def report(self):
-        if not self.slots or self.slots[0]["state"] != COMPLETED:
+        if not self.slots or self.slots[0]["state"] != SLOT_COMPLETED:
             assert self.pipeline.report() is None
             return
         slot = self.slots.pop(0)
@@ -585,13 +605,17 @@ class Against(RuleBasedStateMachine):
         )
         states = {slot["index"]: slot["state"] for slot in self.slots}
         assert [pipeline.slot_state(index) for index in range(self.depth)] == [
-            states.get(index, FREE) for index in range(self.depth)
+            states.get(index, SLOT_FREE) for index in range(self.depth)
         ]
         newest = self.slots[-1] if self.slots else None
         ripe = (
             newest
-            and newest["state"] == FILLING
-            and (not self.packing or newest["sealed"] or newest["len"] + OVERHEAD > self.slot_size)
+            and newest["state"] == SLOT_FILLING
+            and (
+                not self.packing
+                or newest["sealed"]
+                or newest["len"] + FRAME_OVERHEAD > self.slot_size
+            )
         )
         assert pipeline.is_ripe() == bool(ripe)
         assert self.pool.statistics().in_use == (len(self.slots) if self.lazy else self.depth)
@@ -599,7 +623,7 @@ class Against(RuleBasedStateMachine):
     def teardown(self):
         if not hasattr(self, "slots"):
             return
-        flying = [slot["index"] for slot in self.slots if slot["state"] == IN_FLIGHT]
+        flying = [slot["index"] for slot in self.slots if slot["state"] == SLOT_IN_FLIGHT]
         assert self.pipeline.close() == len(flying)
         assert self.pool.statistics().in_use == len(flying)
         for left, index in zip(range(len(flying) - 1, -1, -1), reversed(flying), strict=True):

@@ -16,11 +16,12 @@ from hypothesis import given
 from peertalk import errors
 from peertalk._core.reference.reassembly import TABLE, Event, State
 from peertalk._core.values import BATCHED, DATA, FRAGMENT
+from peertalk._numbers import FRAGMENT_FIRST as FIRST
+from peertalk._numbers import FRAGMENT_LAST as LAST
+from peertalk._numbers import REASSEMBLY_COMPLETE as COMPLETE
 
 ROOT = Path(__file__).resolve().parents[2]
-FIRST, LAST = 1, 2
 MORE = (None, "PT_OK")
-COMPLETE = 1
 
 
 def cases(kind):

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peertalk import errors
+from peertalk._numbers import ERR_INVALID_PARAM, ERR_MESSAGE_TOO_LARGE
 
 VECTORS = Path(__file__).resolve().parent.parent / "vectors"
-TOO_LARGE = ("PT_ERR_MESSAGE_TOO_LARGE", -16)
+TOO_LARGE = ("PT_ERR_MESSAGE_TOO_LARGE", ERR_MESSAGE_TOO_LARGE)
 BYTE, WORD = st.integers(0, 0xFF), st.integers(0, 0xFFFF)
 TYPES = st.integers(0, 9)
 
@@ -327,7 +328,7 @@ def test_field_out_of_its_bounds_is_refused(
     assert outcome(core, getattr(core, call), *arguments) == (
         errors.InvalidArgument,
         "PT_ERR_INVALID_PARAM",
-        -1,
+        ERR_INVALID_PARAM,
     )
 
 
@@ -480,5 +481,5 @@ def test_capability_longer_than_any_frame_is_refused(core: Any) -> None:
     assert outcome(core, core.decode_capability, bytes(65536)) == (
         errors.ProtocolError,
         "PT_ERR_INVALID_PARAM",
-        -1,
+        ERR_INVALID_PARAM,
     )

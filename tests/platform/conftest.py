@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from peertalk._core.values import BATCH, CLOSED, FINISHED, SENT
+from peertalk._numbers import ERR_WOULD_BLOCK
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
@@ -131,7 +132,7 @@ class Pair:
         self.loop_b = cores[1].Loop(platform=platforms[1], simulator=self.sim, host=self.b)
         self.listener = self.b.listen(7_354)
         self.socket_a = self.a.dial(self.b.address, 7_354)
-        while self.socket_a.outcome() == -19 or not self.listener.ready:
+        while self.socket_a.outcome() == ERR_WOULD_BLOCK or not self.listener.ready:
             assert self.sim.step()
         accepted = self.listener.accept()
         assert accepted is not None
@@ -189,7 +190,7 @@ class Pair:
         """Send, waiting for room; then wait until all is reported."""
         for message in messages:
             while (code := self.link_a.send(message)) < 0:
-                assert code == -19, code
+                assert code == ERR_WOULD_BLOCK, code
                 assert self.run(lambda: self.link_a.slots_available), "no slot became free"
         assert self.run(
             lambda: self.sent == len(messages) and len(self.received) == len(messages)

@@ -34,14 +34,13 @@ from peertalk._core.values import (
     SENT,
     YIELD,
 )
-
-INVALID_PARAM, NO_MEMORY, MESSAGE_TOO_LARGE, NOT_CONNECTED, WOULD_BLOCK, BUSY = (
-    -1,
-    -2,
-    -16,
-    -18,
-    -19,
-    -27,
+from peertalk._numbers import (
+    ERR_BUSY,
+    ERR_INVALID_PARAM,
+    ERR_MESSAGE_TOO_LARGE,
+    ERR_NO_MEMORY,
+    ERR_NOT_CONNECTED,
+    ERR_WOULD_BLOCK,
 )
 
 try:
@@ -242,7 +241,7 @@ def test_a_wrong_type_is_refused_without_a_trace(box, wrong):
     with pytest.raises(TypeError):
         link.send_many([wrong, b"x"])
     assert link.pending == 0
-    assert link.send_many([b"x", b"y", wrong, b"z"]) == (2, INVALID_PARAM)
+    assert link.send_many([b"x", b"y", wrong, b"z"]) == (2, ERR_INVALID_PARAM)
     assert link.pending == 2
     with pytest.raises(TypeError):
         link.send_many([b"x", b"y", wrong, b"z"], 2)
@@ -271,8 +270,8 @@ def test_send_many_says_where_it_stopped_and_goes_on_from_there(box):
     while len(data) < len(messages) * 52:
         accepted, code = link.send_many(messages, done)
         done += accepted
-        assert code >= 0 if done == len(messages) else code == WOULD_BLOCK
-        refused += code == WOULD_BLOCK
+        assert code >= 0 if done == len(messages) else code == ERR_WOULD_BLOCK
+        refused += code == ERR_WOULD_BLOCK
         while True:
             try:
                 data += theirs.recv(1 << 20)
@@ -293,11 +292,11 @@ def test_hints_of_many_are_the_sum_of_all(box):
 def test_a_message_above_the_limit_is_refused_by_its_code(box):
     """A link judges by max_message, which the other side may have lowered."""
     link, _theirs = box.link()
-    assert link.send(bytes(1 << 20)) == MESSAGE_TOO_LARGE
+    assert link.send(bytes(1 << 20)) == ERR_MESSAGE_TOO_LARGE
     link.max_message = 10
     assert link.send(bytes(10)) >= 0
-    assert link.send(bytes(11)) == MESSAGE_TOO_LARGE
-    assert link.send_many([b"", bytes(11), b""]) == (1, MESSAGE_TOO_LARGE)
+    assert link.send(bytes(11)) == ERR_MESSAGE_TOO_LARGE
+    assert link.send_many([b"", bytes(11), b""]) == (1, ERR_MESSAGE_TOO_LARGE)
     with pytest.raises(errors.InvalidArgument):
         link.max_message = -1
 
@@ -311,13 +310,13 @@ def test_sending_on_a_closed_link_is_refused_even_when_all_else_is_gone(c_core):
     link, _theirs = box.link()
     send, send_many = link.send, link.send_many
     link.close()
-    assert send(b"x") == NOT_CONNECTED
+    assert send(b"x") == ERR_NOT_CONNECTED
     box.close()
     del link, box
     gc.collect()
-    assert send(b"x") == NOT_CONNECTED
-    assert send_many([b"x"]) == (0, NOT_CONNECTED)
-    assert send(bytearray(1 << 20)) == NOT_CONNECTED
+    assert send(b"x") == ERR_NOT_CONNECTED
+    assert send_many([b"x"]) == (0, ERR_NOT_CONNECTED)
+    assert send(bytearray(1 << 20)) == ERR_NOT_CONNECTED
 
 
 def test_a_closed_loop_turns_no_more(box):
@@ -415,8 +414,8 @@ def test_turns_leave_no_objects_behind(box):
 
 @needs_faults
 def test_no_memory_in_a_turn_loses_nothing_but_says_so(c_core):
-    """Each allocation of a turn fails once: its link may end with NO_MEMORY, the turn may raise,
-    but nothing that arrived is dropped."""
+    """Each allocation of a turn fails once: its link may end with ERR_NO_MEMORY, the turn may
+    raise, but nothing that arrived is dropped."""
     encode = c_core.encode_frame
     payloads = [bytes([number]) * 40 for number in range(30)]
     outcomes = set()
@@ -443,7 +442,7 @@ def test_no_memory_in_a_turn_loses_nothing_but_says_so(c_core):
         seen = [payload for event in events if event[0] == BATCH for payload in event[3]]
         assert seen == payloads[: len(seen)]
         ended = [event for event in events if event[0] == CLOSED]
-        assert ended in ([], [(CLOSED, 300, NO_MEMORY, 0)])
+        assert ended in ([], [(CLOSED, 300, ERR_NO_MEMORY, 0)])
         assert (len(seen) == 30) is not bool(ended)
         assert (SENT, 300, 1, 0) in events
         outcomes.add((raised, bool(ended)))
@@ -523,7 +522,7 @@ def test_a_list_that_shrinks_while_it_is_sent_is_no_danger(box):
     if sys.version_info >= (3, 12):
         assert (accepted, code) == (2, NEEDS_TURN)
     else:
-        assert (accepted, code) == (1, INVALID_PARAM)
+        assert (accepted, code) == (1, ERR_INVALID_PARAM)
 
 
 def test_a_buffer_that_closes_its_link_is_no_danger(box):
@@ -537,7 +536,7 @@ def test_a_buffer_that_closes_its_link_is_no_danger(box):
             link.close()
             return memoryview(b"mean")
 
-    assert link.send_many([b"first", Mean(), b"last"]) == (1, NOT_CONNECTED)
+    assert link.send_many([b"first", Mean(), b"last"]) == (1, ERR_NOT_CONNECTED)
 
 
 def test_a_turn_inside_a_turn_is_refused(box):
@@ -567,7 +566,7 @@ def test_a_turn_inside_a_turn_is_refused(box):
     events = loop.turn()
     gc.collect()
     assert [event[0] for event in events] == [BATCH, FRAME] * 250
-    assert set(refused) <= {BUSY}
+    assert set(refused) <= {ERR_BUSY}
     assert refused or sys.version_info >= (3, 12)  # later collectors run between bytecodes only
 
 

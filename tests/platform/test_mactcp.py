@@ -15,7 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peertalk import _core, errors
-from peertalk._core.values import DISCONNECT
+from peertalk._core.values import DISCONNECT, READ, READY, TIMER, WRITE
+from peertalk._numbers import (
+    ERR_CONNECTION_CLOSED,
+    ERR_MESSAGE_TOO_LARGE,
+    ERR_NOT_CONNECTED,
+    ERR_TIMEOUT,
+    ERR_WOULD_BLOCK,
+)
 
 WORLDS = ("mactcp", "opentransport")
 MS = 1_000_000
@@ -100,7 +107,10 @@ def test_messages_arrive_in_order_and_whole_on_every_core(pair, c_core, world):
     """The same loop, pipeline and frames as on sockets; only the world is another."""
     both = pair((c_core, c_core), (world, world))
     limit = c_core.limits.message_max_payload
-    assert both.link_a.max_message == limit and both.link_a.send(bytes(limit + 1)) == -16
+    assert (
+        both.link_a.max_message == limit
+        and both.link_a.send(bytes(limit + 1)) == ERR_MESSAGE_TOO_LARGE
+    )
     messages = [bytes([number % 251]) * (1 + number * 61 % limit) for number in range(150)]
     both.send_all(messages)
     assert both.received == messages and both.failed == 0
@@ -120,7 +130,7 @@ def test_what_a_world_puts_on_the_wire_is_read_by_the_scripted_original(c_core, 
     loop = c_core.Loop(platform=world, simulator=sim, host=a)
     listener = b.listen(7_354)
     dialled = a.dial(b.address, 7_354)
-    while dialled.outcome() == -19 or not listener.ready:
+    while dialled.outcome() == ERR_WOULD_BLOCK or not listener.ready:
         assert sim.step()
     far = listener.accept()
     sim.link("a", "b", loss=loss)
@@ -182,7 +192,7 @@ def test_slots_available_is_depth_less_pending_at_all_times(
         while waiting:
             code = both.link_a.send(waiting[0])
             assert both.link_a.slots_available == depth - both.link_a.slots_pending
-            assert (code == -19) <= (both.link_a.slots_available == 0)
+            assert (code == ERR_WOULD_BLOCK) <= (both.link_a.slots_available == 0)
             if code < 0:
                 break
             del waiting[0]
@@ -213,7 +223,7 @@ def test_a_send_blocks_only_when_every_slot_is_taken_or_the_world_knows_no_other
     passed_ns, drained = both.sim.now_ns - start, link.slots_available == 2
     blocks = blocking and (taken or not asynchronous)
     if taken and asynchronous and not blocking:
-        assert code == -19 and link.slots_available == 0
+        assert code == ERR_WOULD_BLOCK and link.slots_available == 0
     else:
         assert code >= 0
         messages.append(b"last")
@@ -253,7 +263,7 @@ def test_a_blocking_send_overtakes_nothing_and_leaves_no_gap(
     for number, (size, blocking, serving) in enumerate(sends):
         message = number.to_bytes(4, "big") + bytes(size - 4)
         code = (both.link_a.send_sync if blocking else both.link_a.send)(message)
-        assert code >= 0 or (code == -19 and not blocking)
+        assert code >= 0 or (code == ERR_WOULD_BLOCK and not blocking)
         if code >= 0:
             accepted.append(message)
         assert both.link_a.pending + both.sent == len(accepted)
@@ -280,7 +290,7 @@ def test_a_blocking_send_gives_up_after_five_seconds_and_has_changed_nothing(pai
         assert both.link_a.send(message) >= 0
     for _ in range(2):
         start = both.sim.now_ns
-        assert both.link_a.send_sync(b"last") == -6
+        assert both.link_a.send_sync(b"last") == ERR_TIMEOUT
         assert 4_980 * MS <= both.sim.now_ns - start <= 5_000 * MS
         both.serve()
         assert (
@@ -308,10 +318,13 @@ def test_a_blocking_send_ends_with_its_connection(pair, standard, world):
     both.run(seconds=1)
     both.socket_b.abort()
     start = both.sim.now_ns
-    assert both.link_a.send_sync(b"never") == -18
+    assert both.link_a.send_sync(b"never") == ERR_NOT_CONNECTED
     assert both.sim.now_ns - start < 1_000 * MS
     assert both.run(lambda: "a" in both.closed)
-    assert both.closed["a"][0] == -8 and both.sent + both.failed + both.link_a.pending == 2
+    assert (
+        both.closed["a"][0] == ERR_CONNECTION_CLOSED
+        and both.sent + both.failed + both.link_a.pending == 2
+    )
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -321,7 +334,7 @@ def test_four_messages_are_on_the_wire_before_the_first_acknowledgement(pair, st
     both.sim.trace()
     for _ in range(4):
         assert both.link_a.send(bytes(1_024)) >= 0
-    assert both.link_a.send(b"x") == -19
+    assert both.link_a.send(b"x") == ERR_WOULD_BLOCK
     assert both.run(lambda: both.sent == 4)
     kinds = [record.kind for record in both.sim.trace() if record.kind in ("send", "ack")]
     assert kinds == ["send"] * 4 + ["ack"] * 4
@@ -369,7 +382,11 @@ def test_every_send_has_an_outcome_when_the_peer_vanishes(pair, standard, world)
         both.link_a.send(bytes(4_000))
     assert both.run(lambda: "a" in both.closed)
     assert 30_000 * MS <= both.sim.now_ns - start < 31_000 * MS
-    assert both.closed["a"][0] == -8 and both.sent == 0 and both.failed + both.link_a.pending == 4
+    assert (
+        both.closed["a"][0] == ERR_CONNECTION_CLOSED
+        and both.sent == 0
+        and both.failed + both.link_a.pending == 4
+    )
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -382,7 +399,9 @@ def test_the_result_of_each_slot_is_told_with_its_code(pair, c_core, world):
     for _ in range(3):
         assert both.link_a.send(bytes(1_000)) >= 0
     assert both.run(lambda: both.failed == 3, seconds=31)
-    assert both.failed_with == {-8} and both.sent == 0 and both.link_a.pending == 0
+    assert (
+        both.failed_with == {ERR_CONNECTION_CLOSED} and both.sent == 0 and both.link_a.pending == 0
+    )
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -451,7 +470,7 @@ def test_a_turn_waits_on_the_virtual_clock_and_wakes_for_timers_and_wakes(pair, 
     timer.arm(0.1)
     due = loop.next_deadline_ns()
     assert due is not None and start + 350 * MS <= due <= start + 400 * MS
-    assert loop.turn(10.0) == [(6, 77, 0, 0)] and due <= both.sim.now_ns < due + 20 * MS
+    assert loop.turn(10.0) == [(TIMER, 77, 0, 0)] and due <= both.sim.now_ns < due + 20 * MS
     assert loop.turn(None) == [], "no timer, no event: a wait without end ends at once"
     assert both.link_b.send(b"hello") >= 0
     both.loop_b.turn(0.0)
@@ -466,11 +485,11 @@ def test_watches_report_listeners_dials_and_datagrams(pair, standard, world):
     watches = [both.loop_a.watch(listener.fileno(), 5, 1), both.loop_a.watch(ear.fileno(), 6, 1)]
     dialled = both.b.dial(both.a.address, 99)
     watch = both.loop_b.watch(dialled.fileno(), 7, 2)
-    assert both.loop_a.turn(1.0) == [(5, 5, 1, 0)]
+    assert both.loop_a.turn(1.0) == [(READY, 5, READ, 0)]
     assert listener.accept() is not None and not both.loop_a.has_work()
-    assert both.loop_b.turn(1.0) == [(5, 7, 2, 0)] and dialled.outcome() == 0
+    assert both.loop_b.turn(1.0) == [(READY, 7, WRITE, 0)] and dialled.outcome() == 0
     both.b.datagram(0).sendto(b"x", (both.a.address, 98))
-    assert both.loop_a.turn(1.0) == [(5, 6, 1, 0)]
+    assert both.loop_a.turn(1.0) == [(READY, 6, READ, 0)]
     watches[1].set(0)
     assert not both.loop_a.has_work()
     for each in (*watches, watch):

@@ -11,6 +11,7 @@ import random
 import pytest
 
 from peertalk import _core
+from peertalk._numbers import ERR_NO_MEMORY, ERR_WOULD_BLOCK
 
 SANITIZED = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 
@@ -60,10 +61,10 @@ def test_a_provider_without_memory_delays_and_never_loses_doubles_or_reorders(pa
             both.loop_a.fail_at(fails)
         while (code := both.link_a.send(message)) < 0:
             # it is the slot's buffer that is not to be had
-            if code == -2 or (fails and both.link_a.slots_available):
+            if code == ERR_NO_MEMORY or (fails and both.link_a.slots_available):
                 both.loop_a.fail_at(fails := 0)
             else:
-                assert code == -19 and both.run(lambda: both.link_a.slots_available), (
+                assert code == ERR_WOULD_BLOCK and both.run(lambda: both.link_a.slots_available), (
                     code,
                     both.closed,
                 )

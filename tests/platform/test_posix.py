@@ -32,9 +32,14 @@ from peertalk._core.values import (
     TIMER,
     WRITE,
 )
+from peertalk._numbers import (
+    ERR_CONNECTION_CLOSED,
+    ERR_NOT_CONNECTED,
+    ERR_TIMEOUT,
+    ERR_WOULD_BLOCK,
+    FRAME_OVERHEAD,
+)
 
-TIMEOUT, CONNECTION_CLOSED, NOT_CONNECTED, WOULD_BLOCK, NO_MEMORY = -6, -8, -18, -19, -2
-OVERHEAD = 12
 PATIENCE = 10.0
 """Seconds after which a wait gives up and says what it saw."""
 
@@ -121,7 +126,7 @@ def frames_in(core: Any, data: bytes) -> list[Any]:
     frames = []
     while data:
         frames.append(core.decode_frame(data))
-        data = data[OVERHEAD + len(frames[-1].payload) :]
+        data = data[FRAME_OVERHEAD + len(frames[-1].payload) :]
     return frames
 
 
@@ -208,7 +213,7 @@ def test_a_write_that_the_system_cuts_goes_on_where_it_stopped(box, rounds):
     sent = 0
     data = b""
     stalls = 0
-    while len(data) < count * (size + OVERHEAD):
+    while len(data) < count * (size + FRAME_OVERHEAD):
         while sent < count and link.send(sent.to_bytes(4, "big") * (size // 4)) >= 0:
             sent += 1
         loop.turn()
@@ -235,7 +240,7 @@ def test_a_blocked_link_makes_no_system_call_until_there_is_room(box):
     calls = link.statistics().write_calls
     assert (ours.fileno(), READ | WRITE) in loop.descriptors()
     for _ in range(100):
-        assert link.send(bytes(min(box.limit, 1_000))) == WOULD_BLOCK
+        assert link.send(bytes(min(box.limit, 1_000))) == ERR_WOULD_BLOCK
         assert loop.turn() == []
     assert link.statistics().write_calls == calls
     assert SENT in kinds(until(loop, lambda events: read_all(theirs) and events))
@@ -320,7 +325,7 @@ def test_a_reader_that_never_reads_ends_a_blocking_send_in_time(box):
     link = loop.open_link(ours.fileno(), 1)
     while link.send(bytes(min(box.limit, 1_000))) >= 0:
         pass
-    assert (CLOSED, 1, TIMEOUT, 0) in until(loop, lambda events: CLOSED in kinds(events))
+    assert (CLOSED, 1, ERR_TIMEOUT, 0) in until(loop, lambda events: CLOSED in kinds(events))
 
 
 def test_a_broken_pipe_keeps_its_number(box):
@@ -330,9 +335,9 @@ def test_a_broken_pipe_keeps_its_number(box):
     theirs.close()
     link.send(b"into the void")
     events = until(loop, lambda events: CLOSED in kinds(events))
-    assert events[-1] == (CLOSED, 1, CONNECTION_CLOSED, errno.EPIPE)
+    assert events[-1] == (CLOSED, 1, ERR_CONNECTION_CLOSED, errno.EPIPE)
     assert link.pending == 1
-    assert link.send(b"after") == NOT_CONNECTED
+    assert link.send(b"after") == ERR_NOT_CONNECTED
 
 
 def test_a_failure_inside_send_is_told_by_a_turn_that_comes_by_itself(box):
@@ -342,9 +347,9 @@ def test_a_failure_inside_send_is_told_by_a_turn_that_comes_by_itself(box):
     link = loop.open_link(ours.fileno(), 1, depth=1, slot_size=100)
     assert link.send(bytes(80)) == NEEDS_TURN
     theirs.close()
-    assert link.send(bytes(80)) == NOT_CONNECTED
+    assert link.send(bytes(80)) == ERR_NOT_CONNECTED
     assert select.select([loop.fd], [], [], PATIENCE)[0]
-    assert (CLOSED, 1, CONNECTION_CLOSED, errno.EPIPE) in until(
+    assert (CLOSED, 1, ERR_CONNECTION_CLOSED, errno.EPIPE) in until(
         loop, lambda events: CLOSED in kinds(events)
     )
 

@@ -15,6 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peertalk import _core, errors
+from peertalk._core.values import HANGUP, READ, WRITE
+from peertalk._numbers import (
+    ERR_CONNECTION_CLOSED,
+    ERR_CONNECTION_REFUSED,
+    ERR_CRC,
+    ERR_INVALID_PARAM,
+    ERR_MAGIC,
+    ERR_MESSAGE_TOO_LARGE,
+    ERR_TIMEOUT,
+    ERR_TRUNCATED,
+    ERR_VERSION,
+    ERR_WOULD_BLOCK,
+)
 
 SANITIZED = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 MS = 1_000_000
@@ -33,7 +46,7 @@ def connect(sim, a, b, port=80):
     """An open stream from a to b: both ends, as sockets."""
     listener = b.listen(port)
     dialled = a.dial(b.address, port)
-    while dialled.outcome() == -19 or not listener.ready:
+    while dialled.outcome() == ERR_WOULD_BLOCK or not listener.ready:
         assert sim.step()
     accepted = listener.accept()
     listener.close()
@@ -119,7 +132,7 @@ def test_jitter_stays_within_its_bound(sim):
     for _ in range(300):
         start = sim.now_ns
         assert says.sendto(b"x", (b.address, 9))
-        while not hears.ready & 1:
+        while not hears.ready & READ:
             assert sim.step()
         delays.append(sim.now_ns - start)
         hears.recvfrom()
@@ -189,9 +202,9 @@ def test_nobody_listening_refuses_and_no_host_is_an_error(sim):
     """The two ways in which a dial fails at once mean different things to whoever dialled."""
     a, b = sim.add_host("a"), sim.add_host("b")
     dialled = a.dial(b.address, 80)
-    assert dialled.outcome() == -19 and dialled.ready == 0
+    assert dialled.outcome() == ERR_WOULD_BLOCK and dialled.ready == 0
     settle(sim, 1)
-    assert dialled.outcome() == -7 and dialled.ready & 2
+    assert dialled.outcome() == ERR_CONNECTION_REFUSED and dialled.ready & WRITE
     with pytest.raises(errors.NetworkFailure):
         a.dial("10.7.7.7", 80)
     with pytest.raises(errors.AddressInUse):
@@ -205,9 +218,9 @@ def test_a_dial_into_a_hole_gives_up_after_thirty_seconds(sim):
     b.vanish()
     dialled = a.dial(b.address, 80)
     sim.advance(30 * SECOND - 1)
-    assert dialled.outcome() == -19 and dialled.silent_for() > 29.9
+    assert dialled.outcome() == ERR_WOULD_BLOCK and dialled.silent_for() > 29.9
     sim.advance(30 * SECOND)
-    assert dialled.outcome() == -6
+    assert dialled.outcome() == ERR_TIMEOUT
 
 
 @settings(max_examples=40, deadline=None)
@@ -296,11 +309,11 @@ def test_a_host_that_vanishes_is_noticed_after_thirty_seconds_of_silence(sim):
     sim.advance(start + 29 * SECOND)
     assert one.outcome() == 0 and one.silent_for() == 29.0
     sim.advance(start + 30 * SECOND)
-    assert one.outcome() == -6
+    assert one.outcome() == ERR_TIMEOUT
     with pytest.raises(errors.Timeout):
         one.recv()
     b.return_()
-    assert other.outcome() == -8 and b.listen(80).fileno() > 0
+    assert other.outcome() == ERR_CONNECTION_CLOSED and b.listen(80).fileno() > 0
 
 
 def test_a_reset_lets_what_came_before_it_be_read(sim):
@@ -325,7 +338,7 @@ def test_a_reset_that_one_side_sees_is_told_to_the_other_when_it_sends(sim):
     other.send(b"before")
     settle(sim, 1)
     assert sim.reset(a, b, side="a") == 1
-    assert one.outcome() == -8 and one.ready & 4
+    assert one.outcome() == ERR_CONNECTION_CLOSED and one.ready & HANGUP
     assert one.recv() == b"before", "what had come is read first"
     with pytest.raises(errors.ConnectionClosed):
         one.recv()
@@ -334,7 +347,7 @@ def test_a_reset_that_one_side_sees_is_told_to_the_other_when_it_sends(sim):
     assert sim.connections(a, b) == 1
     other.send(b"anybody?")
     settle(sim, 1)
-    assert other.outcome() == -8 and other.unacknowledged == 8
+    assert other.outcome() == ERR_CONNECTION_CLOSED and other.unacknowledged == 8
     assert sim.connections(a, b) == 0 and sim.reset(a, b) == 0
 
 
@@ -344,7 +357,9 @@ def test_a_reset_reaches_exactly_the_sides_that_it_names(sim, side):
     a, b = sim.add_host("a"), sim.add_host("b")
     one, other = connect(sim, a, b)
     assert sim.reset(a, b, side=side) == (2 if side == "both" else 1)
-    assert other.outcome() == -8 and one.outcome() == (-8 if side == "both" else 0)
+    assert other.outcome() == ERR_CONNECTION_CLOSED and one.outcome() == (
+        ERR_CONNECTION_CLOSED if side == "both" else 0
+    )
 
 
 def test_a_reset_can_choose_one_of_several_connections_by_age(sim):
@@ -355,11 +370,15 @@ def test_a_reset_can_choose_one_of_several_connections_by_age(sim):
     elsewhere = connect(sim, a, c)
     assert sim.connections(a, b) == sim.connections(b, a) == 3
     sim.reset(a, b, which=1)
-    assert [ends[0].outcome() for ends in (first, second, third)] == [0, -8, 0]
+    assert [ends[0].outcome() for ends in (first, second, third)] == [0, ERR_CONNECTION_CLOSED, 0]
     sim.reset(a, b, which=-1)
-    assert [ends[0].outcome() for ends in (first, second, third)] == [0, -8, -8]
+    assert [ends[0].outcome() for ends in (first, second, third)] == [
+        0,
+        ERR_CONNECTION_CLOSED,
+        ERR_CONNECTION_CLOSED,
+    ]
     assert sim.reset(a, b, which=1) == 0, "there are not so many"
-    assert sim.reset(a, b) == 2 and first[1].outcome() == -8
+    assert sim.reset(a, b) == 2 and first[1].outcome() == ERR_CONNECTION_CLOSED
     assert elsewhere[0].outcome() == elsewhere[1].outcome() == 0
     with pytest.raises(errors.InvalidArgument, match="both"):
         sim.reset(a, b, side="neither")
@@ -372,7 +391,7 @@ def test_a_dial_that_is_reset_is_refused_and_one_to_a_dark_host_hears_nothing(si
     b.listen(80)
     dialled = a.dial(b.address, 80)
     assert sim.connections(a, b) == 1 and sim.reset(a, b) == 1
-    assert dialled.outcome() == -7
+    assert dialled.outcome() == ERR_CONNECTION_REFUSED
     one, other = connect(sim, a, b, 81)
     b.vanish()
     sim.reset(a, b, side="b")
@@ -606,6 +625,13 @@ def test_damage_gets_past_the_checksums_below_and_is_caught_by_ours(pair):
         while both.link_a.send(bytes(500)) >= 0:
             pass
         both.run(lambda: both.link_a.slots_available or both.closed)
-    assert both.closed["b"][0] in (-20, -21, -23, -22, -16, -1)
+    assert both.closed["b"][0] in (
+        ERR_CRC,
+        ERR_MAGIC,
+        ERR_VERSION,
+        ERR_TRUNCATED,
+        ERR_MESSAGE_TOO_LARGE,
+        ERR_INVALID_PARAM,
+    )
     assert all(message == bytes(500) for message in both.received)
     assert both.sim.link_statistics("a", "b").damaged >= 1

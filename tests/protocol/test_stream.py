@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peertalk import errors
+from peertalk._numbers import ERR_MESSAGE_TOO_LARGE
 from peertalk.protocol.stream import ENDED, STREAM_MAX, Stream, StreamEvent, StreamState, pace
 
 S, E = StreamState, StreamEvent
@@ -76,7 +77,7 @@ def test_a_stream_has_1_to_65536_bytes():
         errors.MessageTooLarge, match=r"65,537 bytes: the limit is 65,536"
     ) as caught:
         Stream(bytes(STREAM_MAX + 1))
-    assert caught.value.code == -16
+    assert caught.value.code == ERR_MESSAGE_TOO_LARGE
 
 
 @given(st.data())

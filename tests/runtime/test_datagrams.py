@@ -18,10 +18,10 @@ import peertalk as pt
 from peertalk import sim
 from peertalk._core import load
 from peertalk._core.values import ANNOUNCE, GOODBYE
+from peertalk._numbers import DATAGRAM_MAX_PAYLOAD, ERR_MESSAGE_TOO_LARGE
 from peertalk.protocol.wire import Announcement, encode_announcement
 from peertalk.runtime import datagrams
 from peertalk.runtime.datagrams import (
-    PAYLOAD_MAX,
     UNKNOWN_MAX,
     UNKNOWN_TIME,
     WAITING_MAX,
@@ -66,7 +66,7 @@ async def until(condition):
 async def test_datagrams_of_0_to_1392_bytes_arrive_whole_with_their_sender(core):
     """The promise: small messages without a queue, both ways, several nodes on one host."""
     async with pair(core=core.name) as (ada, bob, at_ada, at_bob):
-        for size in (0, 1, PAYLOAD_MAX):
+        for size in (0, 1, DATAGRAM_MAX_PAYLOAD):
             assert ada.send_datagram(at_ada, b"x" * size) is True
             got = await bob.receive_datagram(timeout=GUARD)
             assert got.peer is at_bob and got.data == b"x" * size and len(got) == size and got
@@ -85,8 +85,8 @@ async def test_what_cannot_be_a_datagram_is_refused_with_the_limit_and_the_peer(
         with pytest.raises(
             pt.MessageTooLarge, match=r"1,393 bytes to peer 'bob': the limit is 1,392"
         ) as caught:
-            ada.send_datagram(at_ada, bytes(PAYLOAD_MAX + 1))
-        assert caught.value.peer == "bob" and caught.value.code == -16
+            ada.send_datagram(at_ada, bytes(DATAGRAM_MAX_PAYLOAD + 1))
+        assert caught.value.peer == "bob" and caught.value.code == ERR_MESSAGE_TOO_LARGE
         with pytest.raises(pt.WrongType):
             ada.send_datagram(at_ada, 7)
         with pytest.raises(pt.PeerNotFound, match="'ada' is not known"):

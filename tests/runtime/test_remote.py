@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from peertalk import errors
 from peertalk._core import values
+from peertalk._numbers import ERR_CANCELLED, FRAME_OVERHEAD
 from peertalk.config import Config
 from peertalk.protocol import events
 from peertalk.protocol.connections import Connection, Step
@@ -27,7 +28,6 @@ from peertalk.protocol.outbox import Priority
 from peertalk.protocol.peer import PeerEvent
 from peertalk.protocol.wire import Capabilities
 from peertalk.runtime.remote import (
-    FRAME_OVERHEAD,
     Drawing,
     Place,
     Remote,
@@ -716,8 +716,8 @@ def test_the_newest_of_a_key_is_sent_and_the_others_end_as_replaced(engine):
         and engine.totals.abandoned - before == 2
     )
     assert [(event.first, event.outcome, event.error.code) for event in told] == [
-        (1, events.Outcome.REPLACED, -28),
-        (3, events.Outcome.REPLACED, -28),
+        (1, events.Outcome.REPLACED, ERR_CANCELLED),
+        (3, events.Outcome.REPLACED, ERR_CANCELLED),
     ]
     assert "message 3 to peer 'bob' was replaced by message 5 with the same key, 'pos'" in str(
         told[1].error

@@ -15,6 +15,7 @@ import pytest
 import peertalk as pt
 from peertalk import sim
 from peertalk._core.values import CAPABILITY, DATA
+from peertalk._numbers import ERR_BUSY, ERR_NOT_CONNECTED
 from peertalk.protocol.connections import State
 from peertalk.protocol.peer import Latency
 from peertalk.runtime.streaming import Outgoing
@@ -221,7 +222,7 @@ def test_one_at_a_time_to_a_connected_peer_and_each_once():
     first = started(peer)
     with pytest.raises(pt.WouldBlock, match=r"on its way, 0 of 5,000 bytes sent") as caught:
         started(peer)
-    assert (caught.value.reason, caught.value.code, caught.value.peer) == ("busy", -27, "bob")
+    assert (caught.value.reason, caught.value.code, caught.value.peer) == ("busy", ERR_BUSY, "bob")
     with pytest.raises(pt.InvalidState, match="started before"):
         first.begin()
     never = Watching(peer, b"x")
@@ -233,7 +234,7 @@ def test_one_at_a_time_to_a_connected_peer_and_each_once():
     peer.connected = False
     with pytest.raises(pt.NotConnected) as missing:
         started(peer)
-    assert missing.value.code == -18 and peer.stream is first
+    assert missing.value.code == ERR_NOT_CONNECTED and peer.stream is first
 
 
 # Whole nodes

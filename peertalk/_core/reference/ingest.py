@@ -70,10 +70,10 @@ class Ingest:
             bytes again from there.
 
         Raises:
-            ProtocolError: a frame is bad (BadMagic, BadVersion, BadCrc; code -1 for its type, -16
-                when it is too long). The whole frames before it are in .frames, consumed is where
-                it starts in data (0 when it began in an earlier call), and the machine takes no
-                more.
+            ProtocolError: a frame is bad (BadMagic, BadVersion, BadCrc; code ERR_INVALID_PARAM for
+                its type, ERR_MESSAGE_TOO_LARGE when it is too long). The whole frames before it are
+                in .frames, consumed is where it starts in data (0 when it began in an earlier
+                call), and the machine takes no more.
             InvalidState: after a fault, or after close().
         """
         self.consumed = 0

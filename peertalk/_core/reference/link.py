@@ -248,9 +248,10 @@ class Link(Source):
         """Accept one DATA frame.
 
         Returns:
-            A sum of NEEDS_TURN and YIELD (0 or more), or with nothing changed: -19 every slot is
-            taken, -2 no memory, -16 longer than max_message, -18 the link is not open, -10 the loop
-            is another thread's.
+            A sum of NEEDS_TURN and YIELD (0 or more), or with nothing changed ERR_WOULD_BLOCK
+            (every slot is taken), ERR_NO_MEMORY, ERR_MESSAGE_TOO_LARGE (longer than max_message),
+            ERR_NOT_CONNECTED (the link is not open), ERR_INVALID_STATE (the loop is another
+            thread's).
 
         Raises:
             TypeError: payload is no contiguous buffer of bytes.
@@ -264,7 +265,7 @@ class Link(Source):
 
         Returns:
             (how many were accepted, the refusal or the sum of the hints seen). A wrong type behind
-            the first is refused with -1.
+            the first is refused with ERR_INVALID_PARAM.
 
         Raises:
             TypeError: payloads is no list, or its first payload no contiguous buffer of bytes.
@@ -291,7 +292,7 @@ class Link(Source):
         self, type: int, payload: bytes | bytearray | memoryview = b"", flags: int = 0
     ) -> int:
         """Accept one frame of any type; NO_DELAY makes it leave at once. Returns what send()
-        returns, or -1 for a type out of range."""
+        returns, or ERR_INVALID_PARAM for a type out of range."""
         return self._accept(type, _flat(payload), flags)
 
     def send_sync(self, payload: bytes | bytearray | memoryview, flags: int = 0) -> int:
@@ -300,7 +301,8 @@ class Link(Source):
         its own: nothing is overtaken.
 
         Returns:
-            What send() returns; -6: the slots did not come free in time, with nothing changed.
+            What send() returns; ERR_TIMEOUT: the slots did not come free in time, with nothing
+            changed.
         """
         view = _flat(payload)
         if not self._loop._plain:
@@ -322,8 +324,8 @@ class Link(Source):
         return NEEDS_TURN | self._loop._count(len(view))
 
     def drain(self) -> int:
-        """Wait until every slot is free, at most 5 s. Serves nobody else. Returns 0, -6: not in
-        time, -18: the link is not open (any more)."""
+        """Wait until every slot is free, at most 5 s. Serves nobody else. Returns OK,
+        ERR_TIMEOUT, or ERR_NOT_CONNECTED: the link is not open (any more)."""
         give_up = time.monotonic() + DRAIN_TIMEOUT_MS / 1000
         code = 0
         self._push()

@@ -320,7 +320,7 @@ class Loop:
 
     def move_here(self) -> None:
         """The calling thread owns this loop and its links from now on: turns and sends of others
-        are refused with InvalidState (-10). At first it is the thread that made the loop."""
+        are refused with ERR_INVALID_STATE. At first it is the thread that made the loop."""
         self._owner = threading.get_ident()
 
     def disown(self) -> None:

@@ -208,9 +208,10 @@ class SendPipeline:
         seals the slot and stays local.
 
         Returns:
-            0, or with nothing changed -19 (every slot is taken, or every buffer that this link may
-            have now), -2 (no slot is taken, and there is no memory for one), -16 (the frame does
-            not fit a slot), -1 (type is not 1 to 7), -3 (closed).
+            OK, or with nothing changed ERR_WOULD_BLOCK (every slot is taken, or every buffer that
+            this link may have now), ERR_NO_MEMORY (no slot is taken, and there is no memory for
+            one), ERR_MESSAGE_TOO_LARGE (the frame does not fit a slot), ERR_INVALID_PARAM (type is
+            not 1 to 7), ERR_NOT_INITIALIZED (closed).
         """
         if not self.open:
             return ERR_NOT_INITIALIZED

@@ -113,9 +113,10 @@ class Reassembly:
             The message that it completes, or None.
 
         Raises:
-            ProtocolError: the fragment is not as it must be; its code says how: -22 too short, or
-                the last one of a message that is not whole; -1 out of order, of another message, or
-                beyond its total; -16 of a message above the limit; -10 no message has begun.
+            ProtocolError: the fragment is not as it must be; its code says how: ERR_TRUNCATED too
+                short, or the last one of a message that is not whole; ERR_INVALID_PARAM out of
+                order, of another message, or beyond its total; ERR_MESSAGE_TOO_LARGE of a message
+                above the limit; ERR_INVALID_STATE no message has begun.
             OutOfMemory: the pool has no memory for the message that begins, which is lost.
         """
         try:

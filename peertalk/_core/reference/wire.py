@@ -1,7 +1,7 @@
 """Every encoding of the original protocol in plain Python: values in, bytes out, and back.
 
 The yardstick of the C core: same results, same first error in the same order. Numbers are
-big-endian. Encoders raise what a wrong call raises (InvalidArgument -1, MessageTooLarge -16);
+big-endian. Encoders raise what a wrong call raises (InvalidArgument, MessageTooLarge);
 decoders raise a ProtocolError with its code. Bytes behind the thing that is decoded are left alone.
 
 Source: docs/protocol.md.
@@ -162,8 +162,8 @@ def decode_header(data: Data) -> Header:
     judged.
 
     Raises:
-        ProtocolError: Truncated (under 10 bytes), BadMagic, BadVersion, -1 (type), the first that
-            applies.
+        ProtocolError: Truncated (under 10 bytes), BadMagic, BadVersion,
+            ERR_INVALID_PARAM (type), the first that applies.
     """
     data = _bytes(data)
     if len(data) < HEADER_SIZE:
@@ -208,8 +208,8 @@ def decode_frame(data: Data) -> Frame:
     """Read a whole frame; bytes behind it are left alone.
 
     Raises:
-        ProtocolError: as decode_header; then -16 (payload above 8,192), Truncated, BadCrc, the
-            first that applies.
+        ProtocolError: as decode_header; then ERR_MESSAGE_TOO_LARGE (payload above 8,192),
+            Truncated, BadCrc, the first that applies.
     """
     data = _bytes(data)
     type, flags, sequence, payload_len = decode_header(data)
@@ -252,8 +252,8 @@ def encode_compact(type: int, flags: int, payload_len: int) -> bytes:
 
 
 def decode_compact(data: Data) -> CompactHeader:
-    """Read a compact header. Truncated (under 4 bytes), BadMagic or -1 (type), the first that
-    applies."""
+    """Read a compact header. Truncated (under 4 bytes), BadMagic or ERR_INVALID_PARAM (type),
+    the first that applies."""
     data = _bytes(data)
     if len(data) < _COMPACT.size:
         raise _short("compact header", len(data), _COMPACT.size)
@@ -316,8 +316,8 @@ def decode_discovery(data: Data) -> Discovery:
     """Read a discovery packet; what lies behind its CRC is not looked at.
 
     Raises:
-        ProtocolError: Truncated (under 14 bytes), BadMagic, BadVersion, -1 (type, name length),
-            Truncated, BadCrc, the first that applies.
+        ProtocolError: Truncated (under 14 bytes), BadMagic, BadVersion,
+            ERR_INVALID_PARAM (type, name length), Truncated, BadCrc, the first that applies.
     """
     data = _bytes(data)
     minimum = _DISCOVERY.size + TRAILER_SIZE
@@ -383,7 +383,8 @@ def decode_capability(data: Data) -> Capability:
     at the end, are skipped. max_message is clamped to 256 to 8,192, pressure to 100.
 
     Raises:
-        ProtocolError: Truncated (a length runs past the end); -1 (more than 65,535 bytes).
+        ProtocolError: Truncated (a length runs past the end); ERR_INVALID_PARAM (more than 65,535
+            bytes).
     """
     data = _bytes(data)
     if len(data) > CAPABILITY_LIMIT:
