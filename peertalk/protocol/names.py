@@ -17,13 +17,18 @@ from .peer import Peer
 P = TypeVar("P", bound=Peer)
 
 
+class _Line(dict[P, bool]):
+    """Who bears one name, and whether that was told."""
+
+
 class Names(Generic[P]):
     """The names of the peers of one node. own: what the node itself is called."""
 
     def __init__(self, own: str) -> None:
         self._own = own
-        self._lines: dict[str, dict[P, bool]] = {}
-        """Of each name, who bears it, and whether that was told."""
+        self._lines: dict[str, P | _Line[P]] = {}
+        """Of each name who bears it: the peer itself where it is alone, as nearly all are, since a
+        line of one costs 250 bytes."""
         self._called: dict[P, str] = {}
 
     def heard(self, peer: P) -> list[tuple[P, P | None]]:
@@ -34,9 +39,15 @@ class Names(Generic[P]):
         if self._called.get(peer) != name:
             self.forget(peer)
         # each step may be the last, and may have been done: a signal handler raises anywhere
-        line = self._lines.setdefault(name, {})
-        line.setdefault(peer, False)
         self._called[peer] = name
+        line = self._lines.get(name)
+        if not isinstance(line, _Line):
+            if name != self._own and (line is None or line is peer):
+                self._lines[name] = peer
+                return []
+            line = _Line() if line is None else _Line({line: False})
+            self._lines[name] = line
+        line.setdefault(peer, False)
         found: list[tuple[P, P | None]] = []
         if name == self._own:
             if not line[peer]:
@@ -57,8 +68,9 @@ class Names(Generic[P]):
         """It is not known any more."""
         name = self._called.get(peer)
         if name is not None:
-            line = self._lines.get(name, {})
-            line.pop(peer, None)
-            if not line:
+            line = self._lines.get(name)
+            if isinstance(line, _Line):
+                line.pop(peer, None)
+            if not line or line is peer:
                 self._lines.pop(name, None)
             self._called.pop(peer, None)
