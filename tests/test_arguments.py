@@ -22,13 +22,13 @@ from functools import partial
 from typing import Any
 
 import pytest
+from kit.waiting import GUARD
 
 import peertalk as pt
 from peertalk import config, sync
 from peertalk.runtime.peers import Peers
 from peertalk.runtime.remote import SendOptions
 
-GUARD = 20.0
 LOOPBACK = {"bind": "127.0.0.1", "port": 0, "udp_port": 0, "discovery": False}
 
 

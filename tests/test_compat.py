@@ -29,21 +29,19 @@ from classic import (
     encode_frame,
     serving,
 )
-from meeting import (
-    GUARD,
+from kit.meeting import (
     LIVE,
-    announcing,
     dialled,
     events_until,
     every_type,
-    loopback,
     original,
     replay,
     still_talks,
     take,
     told,
-    until,
 )
+from kit.nodes import announcing, loopback
+from kit.waiting import GUARD, until
 
 import peertalk as pt
 from peertalk import sim

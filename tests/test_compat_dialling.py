@@ -18,7 +18,9 @@ from typing import Any
 import classic
 import pytest
 from classic import ClassicPeer, Refused, SimulatedSockets, Sockets, serving
-from meeting import GUARD, announcing, original, until
+from kit.meeting import original
+from kit.nodes import announcing
+from kit.waiting import GUARD, until
 
 import peertalk as pt
 from peertalk import sim

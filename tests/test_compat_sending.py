@@ -11,19 +11,9 @@ from typing import Any
 import classic
 import pytest
 from classic import CAPABILITY, DATA, FIRST, FRAGMENT, Capabilities, encode_frame
-from meeting import (
-    GUARD,
-    dialled,
-    every_type,
-    fragments_of,
-    loopback,
-    noise,
-    original,
-    still_talks,
-    take,
-    told,
-    until,
-)
+from kit.meeting import dialled, every_type, fragments_of, noise, original, still_talks, take, told
+from kit.nodes import loopback
+from kit.waiting import GUARD, until
 
 import peertalk as pt
 from peertalk.protocol import connections as policy

@@ -30,18 +30,9 @@ from classic import (
     encode_frame,
     serving,
 )
-from meeting import (
-    GUARD,
-    LIVE,
-    dialled,
-    fragments_of,
-    loopback,
-    noise,
-    original,
-    replay,
-    still_talks,
-    take,
-)
+from kit.meeting import LIVE, dialled, fragments_of, noise, original, replay, still_talks, take
+from kit.nodes import loopback
+from kit.waiting import GUARD
 
 import peertalk as pt
 from peertalk import sim

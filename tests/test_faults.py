@@ -19,23 +19,14 @@ import time
 import tracemalloc
 
 import pytest
+from kit.nodes import loopback
+from kit.waiting import GUARD, until
 
 import peertalk as pt
 from peertalk.protocol import connections as policy
 from peertalk.runtime.transport import Transport
 
-GUARD = 20.0
 OPTIONS = 'bind="127.0.0.1", port=0, discovery=False'
-
-
-def loopback(**more):
-    return {"bind": "127.0.0.1", "port": 0, "discovery": False, **more}
-
-
-async def until(condition):
-    async with asyncio.timeout(GUARD):
-        while not condition():
-            await asyncio.sleep(0)
 
 
 def line_now(process):

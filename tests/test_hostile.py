@@ -17,6 +17,8 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.nodes import loopback
+from kit.waiting import until
 
 import peertalk as pt
 from peertalk._core import load
@@ -31,10 +33,6 @@ from peertalk.protocol.wire import (
 
 GUARD = 10.0
 GOOD = load("reference").encode_frame(1, b"good", 0, 0)
-
-
-def loopback(**more):
-    return {"bind": "127.0.0.1", "port": 0, "discovery": False, **more}
 
 
 @contextlib.asynccontextmanager
@@ -374,12 +372,6 @@ def extension(kind, value, length=None):
 def identity(instance, name=b"mallory"):
     """Extension TLVs of one who says it is a peertalk peer."""
     return extension(0x80, instance) + extension(0x81, name)
-
-
-async def until(condition):
-    async with asyncio.timeout(GUARD):
-        while not condition():
-            await asyncio.sleep(0)
 
 
 def drain(connection):

@@ -10,6 +10,7 @@ import contextlib
 import socket
 
 import pytest
+from kit.waiting import next_event
 
 import peertalk as pt
 from peertalk import sim
@@ -52,14 +53,6 @@ def announce(discovery_port, name, port, instance, kind=ANNOUNCE):
     packet = encode_announcement(load(), Announcement(kind, name, port, instance=instance))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.sendto(packet, ("127.0.0.1", discovery_port))
-
-
-async def next_event(stream, kind):
-    async with asyncio.timeout(GUARD):
-        async for event in stream:
-            if isinstance(event, kind):
-                return event
-    raise AssertionError(f"the stream ended without {kind.__name__}")
 
 
 # Resets
@@ -126,11 +119,11 @@ def test_a_peer_that_was_lost_and_found_again_is_the_same_object_and_works():
         assert (await bob.receive(timeout=GUARD)).data == b"before"
         await peer.ping(timeout=GUARD)  # nothing is on its way any more
         net.cut("ada", "bob")
-        while (await next_event(events, pt.PeerLost)).peer is not peer:
+        while (await next_event(events, pt.PeerLost, GUARD)).peer is not peer:
             pass
         assert "bob" not in ada.peers and not peer.connected
         net.heal()
-        assert (await next_event(events, pt.PeerFound)).peer is peer
+        assert (await next_event(events, pt.PeerFound, GUARD)).peer is peer
         assert await ada.wait_for("bob", timeout=GUARD) is peer and ada.peers["bob"] is peer
         await peer.send(b"after")
         message = await bob.receive(timeout=GUARD)
@@ -165,7 +158,7 @@ def test_a_peer_that_is_forgotten_while_it_is_dialled_again_leaves_nobody_waitin
         ada._transport.gone(Gone(peer.key, reason))
         with pytest.raises(pt.ConnectionClosed, match="is gone"):
             await waiting
-        failed = await next_event(events, pt.Failed)
+        failed = await next_event(events, pt.Failed, GUARD)
         assert (failed.first, failed.outcome) == (1, pt.Outcome.FAILED)
         assert not list(ada.peers)
         before = net.clock.seconds
@@ -217,12 +210,12 @@ async def test_a_restart_on_the_same_port_is_told_as_the_end_of_the_one_and_the_
         events = ada.events()
         announce(port, "bob", where, first)
         old = await ada.wait_for("bob", timeout=GUARD)
-        assert (await next_event(events, pt.PeerFound)).peer is old
+        assert (await next_event(events, pt.PeerFound, GUARD)).peer is old
         announce(port, "bob", where, second)
-        lost = await next_event(events, pt.PeerLost | pt.PeerFound)
+        lost = await next_event(events, pt.PeerLost | pt.PeerFound, GUARD)
         assert isinstance(lost, pt.PeerLost)
         assert (lost.peer, lost.reason) == (old, pt.LostReason.RESTARTED)
-        following = (await next_event(events, pt.PeerFound)).peer
+        following = (await next_event(events, pt.PeerFound, GUARD)).peer
         assert old.successor is following is ada.peers["bob"] and following.id == second.hex()
         assert await ada.wait_for("bob", timeout=GUARD) is following
         assert list(ada.peers) == [second.hex()]
@@ -417,7 +410,7 @@ async def test_a_crowd_on_one_host_cannot_keep_everybody_else_out():
         refusals = crowd[8].events()
         with contextlib.suppress(pt.ConnectionRefused):  # at once, or when it had been used
             await crowd[8].connect(ada.address, timeout=GUARD)
-            refused = (await next_event(refusals, pt.PeerDisconnected)).error
+            refused = (await next_event(refusals, pt.PeerDisconnected, GUARD)).error
             assert isinstance(refused, pt.ConnectionRefused)
             assert refused.reason is pt.RejectReason.FULL
         assert sum(peer.connected for peer in ada.peers.values()) == 8, "from the same host"
@@ -425,7 +418,7 @@ async def test_a_crowd_on_one_host_cannot_keep_everybody_else_out():
         to_ada = await guest.connect(ada.address, timeout=GUARD)
         await to_ada.send(b"let me in")
         assert (await ada.receive(timeout=GUARD)).peer.name == "guest"
-        await next_event(told, pt.PeerDisconnected)
+        await next_event(told, pt.PeerDisconnected, GUARD)
         assert [peer.connected for peer in peers] == [True] * 7 + [False]
 
 
@@ -446,7 +439,7 @@ def test_messages_to_a_silent_host_fail_after_six_dials_of_connect_timeout_each(
             await asyncio.sleep(0.01)
         dials, before = count_dials(ada), net.clock.seconds
         peer.send_nowait(b"is anybody there")
-        failed = await next_event(events, pt.Failed)
+        failed = await next_event(events, pt.Failed, GUARD)
         assert failed.outcome is pt.Outcome.FAILED
         return net.clock.seconds - before, len(dials), ada.stats().messages_failed
 

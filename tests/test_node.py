@@ -20,56 +20,15 @@ import tracemalloc
 import weakref
 
 import pytest
-from meeting import original
+from kit.meeting import original
+from kit.nodes import announcing, loopback, numbered, pair, received
+from kit.waiting import GUARD, next_event
 
 import peertalk as pt
 from peertalk import sim
 from peertalk._core import load
 from peertalk._core.values import ANNOUNCE, QUERY
 from peertalk.protocol.wire import Announcement, decode_announcement, encode_announcement
-
-GUARD = 20.0
-
-
-def loopback(**more):
-    """Options of a node that connects by address only."""
-    return {"bind": "127.0.0.1", "port": 0, "discovery": False, **more}
-
-
-def announcing(discovery_port, **more):
-    """Options of a node that announces itself on this port of loopback."""
-    return {"bind": "127.0.0.1", "port": 0, "discovery_port": discovery_port, **more}
-
-
-@contextlib.asynccontextmanager
-async def pair(**options):
-    """Two nodes and, of the first, the peer that the second is to it; connected."""
-    async with (
-        pt.Node("ada", **loopback(**options)) as ada,
-        pt.Node("bob", **loopback(**options)) as bob,
-    ):
-        yield ada, bob, await ada.connect(bob.address, timeout=GUARD)
-
-
-async def received(node, count):
-    """The data of the next so many messages."""
-    return [(await node.receive(timeout=GUARD)).data for _ in range(count)]
-
-
-def numbered(number, size=4):
-    """Message `number`, of that size or a little more: its number, then bytes that follow from
-    it."""
-    return number.to_bytes(4, "big") + bytes([number % 251]) * max(0, size - 4)
-
-
-async def next_event(stream, kind):
-    """The next event of that kind; others are passed over."""
-    async with asyncio.timeout(GUARD):
-        async for event in stream:
-            if isinstance(event, kind):
-                return event
-    raise AssertionError(f"the stream ended without {kind.__name__}")
-
 
 # Who is there
 

@@ -18,16 +18,11 @@ import weakref
 from pathlib import Path
 
 import pytest
+from kit.nodes import loopback
+from kit.waiting import GUARD
 
 import peertalk as pt
 from peertalk import sync
-
-GUARD = 20.0
-
-
-def loopback(**more):
-    return {"bind": "127.0.0.1", "port": 0, "discovery": False, **more}
-
 
 # A signal handler
 

@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
+from kit.nodes import announcing, loopback, numbered
+from kit.waiting import GUARD
 
 import peertalk as pt
 from peertalk._core import load
@@ -24,16 +26,6 @@ from peertalk._core.values import GOODBYE, QUERY
 from peertalk._numbers import ERR_TIMEOUT
 from peertalk.protocol.wire import decode_announcement
 from peertalk.sync import Node
-
-GUARD = 20.0
-
-
-def loopback(**more):
-    return {"bind": "127.0.0.1", "port": 0, "discovery": False, **more}
-
-
-def announcing(discovery_port, **more):
-    return {"bind": "127.0.0.1", "port": 0, "discovery_port": discovery_port, **more}
 
 
 @contextlib.contextmanager
@@ -67,10 +59,6 @@ def echo(**options):
             yield address
         finally:
             stop.set()
-
-
-def numbered(number):
-    return number.to_bytes(4, "big")
 
 
 def test_two_nodes_find_each_other_and_talk_without_a_hidden_thread(core, free_port):

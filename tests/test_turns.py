@@ -21,6 +21,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from kit.waiting import GUARD
 
 import peertalk as pt
 from peertalk._core import values
@@ -31,7 +32,6 @@ from peertalk.runtime.streaming import Outgoing
 from peertalk.runtime.transport import Transport
 from peertalk.runtime.world import World
 
-GUARD = 20.0
 ENGINE = tuple(str(Path(pt.__file__).parent / room) + os.sep for room in ("runtime", "protocol"))
 MESSAGES = 30
 LINES_TRIED = 40

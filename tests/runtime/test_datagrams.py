@@ -13,6 +13,7 @@ import socket
 import types
 
 import pytest
+from kit.waiting import GUARD, until
 
 import peertalk as pt
 from peertalk import sim
@@ -29,7 +30,6 @@ from peertalk.runtime.datagrams import (
 )
 from peertalk.runtime.world import World
 
-GUARD = 20.0
 CORE = load("reference")
 
 
@@ -51,13 +51,6 @@ async def pair(**options):
 
 def udp_port(node):
     return node._engine.datagrams.port
-
-
-async def until(condition):
-    """Wait for what a node finds out by itself."""
-    async with asyncio.timeout(GUARD):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 # Between peertalk nodes

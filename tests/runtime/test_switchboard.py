@@ -17,6 +17,7 @@ import struct
 import weakref
 
 import pytest
+from kit.waiting import GUARD, next_event, until
 
 import peertalk as pt
 from peertalk import sim
@@ -36,7 +37,6 @@ from peertalk.runtime import switchboard
 from peertalk.runtime.world import World
 from peertalk.sim import scenarios
 
-GUARD = 20.0
 DATA, PING, PONG, DISCONNECT, ACK, REJECT, CAPABILITY = range(1, 8)
 
 
@@ -136,21 +136,6 @@ class ClassicPeer:
         body = struct.pack(">4sBBHHBB", b"PTLK", 1, kind, 0, self.address[1], 3, len(name)) + name
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             sender.sendto(body + struct.pack(">H", crc16(body)), ("127.0.0.1", discovery_port))
-
-
-async def next_event(stream, kind):
-    async with asyncio.timeout(GUARD):
-        async for event in stream:
-            if isinstance(event, kind):
-                return event
-    raise AssertionError(f"the stream ended without {kind.__name__}")
-
-
-async def until(condition):
-    """Turn the event loop until something is so."""
-    async with asyncio.timeout(GUARD):
-        while not condition():
-            await asyncio.sleep(0)
 
 
 # Two that dial each other

@@ -10,22 +10,12 @@ import socket
 import threading
 
 import pytest
+from kit.nodes import loopback
+from kit.waiting import GUARD, until
 
 import peertalk as pt
 from peertalk._core import values
 from peertalk.runtime import transport as transport_module
-
-GUARD = 10.0
-
-
-def loopback(**more):
-    return {"bind": "127.0.0.1", "port": 0, "discovery": False, **more}
-
-
-async def until(condition):
-    async with asyncio.timeout(GUARD):
-        while not condition():
-            await asyncio.sleep(0)
 
 
 @pytest.fixture

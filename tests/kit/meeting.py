@@ -3,7 +3,6 @@ compatibility share."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import random
@@ -26,17 +25,10 @@ from classic import (
 )
 
 import peertalk as pt
+from kit.nodes import loopback
+from kit.waiting import GUARD
 
-GUARD = 20.0
-VECTORS = Path(__file__).parent / "vectors"
-
-
-def loopback(**more: Any) -> dict[str, Any]:
-    return {"bind": "127.0.0.1", "port": 0, "discovery": False, **more}
-
-
-def announcing(port: int, **more: Any) -> dict[str, Any]:
-    return {"bind": "127.0.0.1", "port": 0, "discovery_port": port, **more}
+VECTORS = Path(__file__).resolve().parents[1] / "vectors"
 
 
 @contextlib.asynccontextmanager
@@ -62,12 +54,6 @@ async def dialled(
     ):
         peer = await ada.connect(old.address, timeout=GUARD)
         yield old, await old.link(), ada, peer
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(GUARD):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 def told(link: classic.Link) -> list[tuple[int, int]]:
