@@ -24,6 +24,7 @@ from classic import (
     Refused,
     encode_frame,
 )
+from kit.tables import each_row
 
 VECTORS = Path(__file__).parent / "vectors"
 
@@ -32,7 +33,7 @@ def cases(kind, *operations):
     found = json.loads((VECTORS / f"{kind}.json").read_text())["cases"]
     chosen = [case for case in found if not operations or case["op"] in operations]
     assert chosen
-    return pytest.mark.parametrize("case", chosen, ids=[case["id"] for case in chosen])
+    return each_row("case", {case["id"]: case for case in chosen})
 
 
 def outcome(call, *arguments):

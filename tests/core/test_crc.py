@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.tables import each_row
 
 from peertalk import errors
 from peertalk._core.reference.crc import crc16_table
@@ -33,7 +34,7 @@ def crc_by_bits(data: bytes, start: int = 0) -> int:
     return crc
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
+@each_row("case", {case["id"]: case for case in CASES})
 def test_crc_is_that_of_the_vector(core: Any, case: dict[str, Any]) -> None:
     """Another CRC-16 with the same polynomial looks right until it meets the other side."""
     assert core.crc16(bytes.fromhex(case["input"])) == case["crc"]

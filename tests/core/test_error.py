@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-import pytest
+from kit.tables import each_row
 
 from peertalk import errors
 
@@ -62,7 +62,7 @@ def test_compiled_enum_has_exactly_these_codes(c_core: Any) -> None:
     } == NUMBERS
 
 
-@pytest.mark.parametrize("code", [*range(-110, 12), -(2**31), 2**31 - 1])
+@each_row("code", {str(code): code for code in (*range(-110, 12), -(2**31), 2**31 - 1)})
 def test_names_and_texts_are_the_same_on_every_core(
     core: Any, reference_core: Any, code: int
 ) -> None:
@@ -78,8 +78,9 @@ def test_each_code_has_a_text_of_its_own(core: Any) -> None:
     assert len({core.strerror(code) for code in NUMBERS.values()}) == len(NUMBERS)
 
 
-@pytest.mark.parametrize(
-    "code", [code for name, code in NUMBERS.items() if name not in ("PT_OK", "PT_ERR_CANCELLED")]
+@each_row(
+    "code",
+    {name: code for name, code in NUMBERS.items() if name not in ("PT_OK", "PT_ERR_CANCELLED")},
 )
 def test_each_code_becomes_an_exception_that_keeps_it(code: int) -> None:
     """Whose fault a code is depends on the call; the number stays."""

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.tables import each_row
 
 from peertalk import errors
 from peertalk._numbers import ERR_INVALID_PARAM, ERR_MESSAGE_TOO_LARGE
@@ -22,14 +23,14 @@ TYPES = st.integers(0, 9)
 
 
 def cases(kind: str, *ops: str) -> Any:
-    """Parametrize with the vectors of a kind; ops: only those that go this way."""
+    """Over the vectors of a kind; ops: only those that go this way."""
     found = [
         case
         for case in json.loads((VECTORS / f"{kind}.json").read_text())["cases"]
         if not ops or case["op"] in ops
     ]
     assert found, f"no vectors of {kind} {ops}"
-    return pytest.mark.parametrize("case", found, ids=[case["id"] for case in found])
+    return each_row("case", {case["id"]: case for case in found})
 
 
 def outcome(core: Any, call: Callable[..., Any], *arguments: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.tables import each_row
 
 from peertalk.errors import InvalidState, RejectReason
 from peertalk.protocol import connections as policy
@@ -44,8 +45,8 @@ ALLOWED = {
 }
 
 
-@pytest.mark.parametrize("state", State)
-@pytest.mark.parametrize("step", Step)
+@each_row("state", State.__members__)
+@each_row("step", Step.__members__)
 def test_each_arrow_leads_where_the_table_says_and_all_else_is_an_error_that_changes_nothing(
     state, step
 ):

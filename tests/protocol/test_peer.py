@@ -7,6 +7,7 @@ import tracemalloc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.tables import each_row
 
 from peertalk.errors import InvalidState
 from peertalk.protocol.peer import _NEXT, Latency, Peer, PeerEvent, PeerFlag, PeerState
@@ -85,8 +86,8 @@ def test_a_peer_lives_as_the_protocol_says(story):
         assert peer.connected == (state is S.CONNECTED)
 
 
-@pytest.mark.parametrize("state", S)
-@pytest.mark.parametrize("event", E)
+@each_row("state", S.__members__)
+@each_row("event", E.__members__)
 def test_each_arrow_leads_where_the_table_says_and_all_else_is_an_error_that_changes_nothing(
     state, event
 ):
