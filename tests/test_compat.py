@@ -1,5 +1,5 @@
 """Compatibility with the original, over real sockets: a node and the scripted classic peer
-(classic.py) on loopback.
+(classic) on loopback.
 
 The script is strict: each byte that a node sends here is one that the original knows, or the test
 fails. Sections follow the description of the protocol: discovery, connections, capabilities,

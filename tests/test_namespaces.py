@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from conftest import SOAK
 
-CLASSIC = str(Path(__file__).parent / "classic.py")
 GUARD = 30.0
 
 NODE = """
@@ -252,7 +251,7 @@ class Host:
 
     def classic(self, *arguments: str) -> subprocess.Popen[str]:
         """A classic peer that announces itself to 255.255.255.255, as the original does."""
-        return self._start(CLASSIC, *arguments, prefix=self.namespace.prefix)
+        return self._start("-m", "classic", *arguments, prefix=self.namespace.prefix)
 
 
 @pytest.fixture

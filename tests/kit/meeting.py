@@ -1,4 +1,4 @@
-"""A node and the scripted classic peer (classic.py) on loopback: what the modules of the suite of
+"""A node and the scripted classic peer (classic) on loopback: what the modules of the suite of
 compatibility share."""
 
 from __future__ import annotations
