@@ -6,18 +6,9 @@ from typing import Any
 
 import pytest
 
-from peertalk._core import load
+pytestmark = pytest.mark.usefixtures("simulator")
 
 pytest_plugins = "pytester"
-
-
-@pytest.fixture(autouse=True)
-def needs_the_compiled_core() -> None:
-    """The simulator is C: with the reference core alone there is nothing to test."""
-    if load().name == "reference":
-        pytest.skip(
-            "did not run: the simulator is in the compiled cores, and PEERTALK_CORE leaves them out"
-        )
 
 
 @pytest.fixture

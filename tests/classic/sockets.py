@@ -13,7 +13,6 @@ from typing import Any
 from classic.formats import Address
 from classic.peer import ClassicPeer, Link
 
-
 CONNECTING = -19
 """What a simulated socket answers while it is being opened."""
 

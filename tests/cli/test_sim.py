@@ -6,20 +6,12 @@ import json
 
 import pytest
 
-from peertalk._core import load
 from peertalk.cli import FAILED, FINE, WRONG_USAGE, run
 from peertalk.sim import scenarios
 
+pytestmark = pytest.mark.usefixtures("simulator")
+
 pytest.importorskip("typer")
-
-
-@pytest.fixture(autouse=True)
-def needs_the_compiled_core() -> None:
-    """The simulator is C: with the reference core alone there is nothing to test."""
-    if load().name == "reference":
-        pytest.skip(
-            "did not run: the simulator is in the compiled cores, and PEERTALK_CORE leaves them out"
-        )
 
 
 def test_without_a_name_it_lists_every_scenario(capsys):

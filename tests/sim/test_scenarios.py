@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from peertalk._core import load
 from peertalk.sim import scenarios
+
+pytestmark = pytest.mark.usefixtures("simulator")
 
 ROOT = Path(__file__).resolve().parents[2]
 EDGE_CASES = (
@@ -33,15 +34,6 @@ SOAK = os.environ.get("PEERTALK_SOAK") == "1"
 in_parts = pytest.mark.parametrize(
     "part", range(PARTS if SOAK else 1), ids=lambda part: f"part{part}"
 )
-
-
-@pytest.fixture(autouse=True)
-def needs_the_compiled_core() -> None:
-    """The simulator is C: with the reference core alone there is nothing to test."""
-    if load().name == "reference":
-        pytest.skip(
-            "did not run: the simulator is in the compiled cores, and PEERTALK_CORE leaves them out"
-        )
 
 
 def problems_of(name: str, part: int, seeds: int) -> list[str]:

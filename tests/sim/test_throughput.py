@@ -8,17 +8,9 @@ from typing import Any
 import pytest
 
 from peertalk import sim
-from peertalk._core import load
 from peertalk.sim import throughput
 
-
-@pytest.fixture(autouse=True)
-def needs_the_compiled_core() -> None:
-    """The simulator is C: with the reference core alone there is nothing to test."""
-    if load().name == "reference":
-        pytest.skip(
-            "did not run: the simulator is in the compiled cores, and PEERTALK_CORE leaves them out"
-        )
+pytestmark = pytest.mark.usefixtures("simulator")
 
 
 WANTED = {  # KB/s: the classic link by arithmetic, message bytes

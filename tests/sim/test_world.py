@@ -7,17 +7,10 @@ from typing import Any
 import pytest
 
 from peertalk import sim
-from peertalk._core import load, values
+from peertalk._core import values
 from peertalk.sim.world import SimulatedWorld, Stream, TappedLink, TappedLoop
 
-
-@pytest.fixture(autouse=True)
-def needs_the_compiled_core() -> None:
-    """The simulator is C: with the reference core alone there is nothing to test."""
-    if load().name == "reference":
-        pytest.skip(
-            "did not run: the simulator is in the compiled cores, and PEERTALK_CORE leaves them out"
-        )
+pytestmark = pytest.mark.usefixtures("simulator")
 
 
 class ScriptedLoop:
