@@ -152,7 +152,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 SPREAD = {
     "tests/test_faults.py",
     "tests/test_namespaces.py",
-    "tests/test_scenarios.py",
+    "tests/sim/test_scenarios.py",
     "tests/test_turns.py",
     "tests/protocol/test_line.py",
     "tests/runtime/test_switchboard.py",
