@@ -41,6 +41,7 @@ HEADERS = (
     "core/pt_ingest.h",
     "core/pt_pipeline.h",
     "core/pt_platform.h",
+    "core/pt_link.h",
     "core/pt_loop.h",
     "platform/pt_posix.h",
     "sim/pt_sim.h",

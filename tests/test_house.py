@@ -653,7 +653,9 @@ ELSEWHERE = {
 }
 C_ELSEWHERE = {
     "pt_error": "tests/test_house.py",  # a table of texts: rule 3
+    "pt_context": "tests/core/test_loop.py",  # the loop is one thing
     "pt_notes": "tests/c/test_notes.c",
+    "pt_read": "tests/core/test_loop.py",
     "pt_batch": "tests/platform/test_border.py",  # the border is one thing
     "pt_sim_calls": "tests/platform/test_sim.py",  # the box is one thing
     "pt_sim_output": "tests/platform/test_sim.py",

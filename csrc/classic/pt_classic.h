@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "pt_platform.h"
+#include "pt_link.h"
 #include "pt_sim.h"
 
 #define PT_CLASSIC_VIOLATIONS      32 /* texts kept; more are counted */

@@ -13,6 +13,7 @@
 #ifndef PT_LOOP_H
 #define PT_LOOP_H
 
+#include "pt_link.h"
 #include "pt_platform.h"
 
 /* What a timer's kind means here. */
@@ -67,77 +68,6 @@ int pt_context_init(pt_context *context, const pt_platform_ops *ops, void *platf
  * while one is not. What is called with the context afterwards is refused: a send or a drain with
  * PT_ERR_NOT_CONNECTED, a turn with PT_ERR_INVALID_PARAM; there is no timer and nothing to wake. */
 int pt_context_cleanup(pt_context *context);
-
-/* Take over a connected, non-blocking connection. slots: the caller's array of depth slots, zeroed,
- * kept as long as the link. Returns PT_OK, or PT_ERR_INVALID_PARAM, PT_ERR_ALREADY_INITIALIZED,
- * PT_ERR_NO_MEMORY, PT_ERR_PLATFORM with nothing changed. */
-int pt_link_open(pt_context *context, pt_link *link, intptr_t handle, uint32_t tag,
-                 pt_send_slot *slots, uint8_t depth, uint16_t slot_size, int packing,
-                 uint32_t max_payload);
-
-/* What pt_link_send() and pt_link_send_many() say beside success. */
-enum pt_send_hint {
-    PT_SEND_NEEDS_TURN = 1, /* first unsent frame since the last turn: see to it that a turn comes
-                               at the end of this tick */
-    PT_SEND_YIELD = 2 /* PT_TURN_MAX_MESSAGES or PT_TURN_MAX_BYTES accepted since the last turn: let
-                         the loop turn before sending more */
-};
-
-/* Accept one frame. Payloads of DATA frames may be up to link->max_message bytes, of others up to
- * PT_FRAME_MAX_PAYLOAD; flag PT_FLAG_NO_DELAY makes it leave at once (and stays local: it is not
- * put on the wire). Returns a sum of enum pt_send_hint (0 or more), or, with nothing changed,
- * PT_ERR_WOULD_BLOCK, PT_ERR_NO_MEMORY, PT_ERR_MESSAGE_TOO_LARGE, PT_ERR_NOT_CONNECTED (the link is
- * not OPEN), PT_ERR_INVALID_PARAM. When all slots are taken it pushes them into the system and
- * tries once more; it never blocks (but in a world without tcp_send_async). A failure met there is
- * reported by the next turn as PT_EVENT_CLOSED. */
-int pt_link_send(pt_context *context, pt_link *link, uint8_t type, uint8_t flags,
-                 const uint8_t *payload, uint32_t payload_len);
-
-/* As pt_link_send(), but where that says PT_ERR_WOULD_BLOCK, and always in a world without
- * tcp_send_async, it blocks: it waits until every slot of this link is free, at most
- * PT_DRAIN_TIMEOUT_TICKS (of 1/60 s), and then gives this frame alone to tcp_send, which has a
- * drain time-out of its own. So it cannot overtake. Its outcome is reported by the next turn, like
- * every other; while it waits nothing is read, and no event is lost or delivered. Beside what
- * pt_link_send() returns, with nothing changed (the sequence included) but what the slots held
- * meanwhile having moved on: PT_ERR_TIMEOUT the slots did not come free in time, the caller may try
- * again; PT_ERR_PLATFORM. PT_ERR_WOULD_BLOCK remains where the world cannot wait, and while a send
- * that failed is still to be reported. Never from a notification. */
-int pt_link_send_sync(pt_context *context, pt_link *link, uint8_t type, uint8_t flags,
-                      const uint8_t *payload, uint32_t payload_len);
-
-/* Wait, at most PT_DRAIN_TIMEOUT_TICKS (of 1/60 s), until every slot of this link is free. PT_OK,
- * PT_ERR_NOT_CONNECTED (the link is not OPEN any more: the next turn says why), or as
- * pt_link_send_sync(). */
-int pt_link_drain(pt_context *context, pt_link *link);
-
-/* Stop or go on reading. Paused, neither silence nor the partial-frame time-out counts. The other
- * side's hang-up is seen only after resume, when what it sent has been read. */
-void pt_link_pause(pt_context *context, pt_link *link);
-void pt_link_resume(pt_context *context, pt_link *link);
-
-/* Accept no more; when all slots have left, end our half of the stream. Reading goes on until the
- * other side ends its half (a paused link must be resumed for that). When both halves are ended
- * PT_EVENT_CLOSED with PT_OK follows. */
-void pt_link_shut(pt_context *context, pt_link *link);
-
-/* Messages that were accepted and have not been in a PT_EVENT_SENT yet. */
-uint64_t pt_link_pending(const pt_link *link);
-
-/* Of the messages whose PT_EVENT_SENT with PT_OK was reported, the last so many are not known to be
- * acknowledged by the other side's system: those of every write that holds such a byte, and of what
- * was reported with it. Asks the system; for an ended link, what was so at its end. 0 for a closed
- * one, and in worlds without unacknowledged(). */
-uint32_t pt_link_unconfirmed(pt_context *context, const pt_link *link);
-
-/* From now on, a frame that has begun must be whole within so many ms; also one that is cut now. A
- * link begins with PT_PARTIAL_FRAME_MS. */
-void pt_link_set_frame_timeout(pt_context *context, pt_link *link, uint32_t timeout_ms);
-
-/* Take the link out of the context and give its memory back. Its unreported messages stay so: ask
- * pt_link_pending() before. Returns the number of slots that the platform has not let go of (0 on
- * POSIX): the link's memory must stay until they are. The handle stays the caller's. May be called
- * twice. */
-int pt_link_close(pt_context *context, pt_link *link);
 
 /* Report readiness of a foreign handle as PT_EVENT_READY, level-triggered. watch: the caller's
  * memory, zeroed. Change interest with pt_watch_set(). PT_OK, PT_ERR_INVALID_PARAM,

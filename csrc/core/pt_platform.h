@@ -12,9 +12,6 @@
 
 #include "pt_config.h"
 #include "pt_error.h"
-#include "pt_ingest.h"
-#include "pt_notes.h"
-#include "pt_pipeline.h"
 #include "pt_pool.h"
 #include "pt_wheel.h"
 
@@ -49,67 +46,6 @@ struct pt_source {
 typedef struct pt_watch {
     pt_source source;
 } pt_watch;
-
-enum pt_link_state {
-    PT_LINK_NONE = 0,
-    PT_LINK_OPEN = 1,
-    PT_LINK_SHUT =
-        2, /* nothing more is accepted; closes for writing when the slots are drained; still read */
-    PT_LINK_ENDED = 3 /* over and forgotten by the platform: PT_EVENT_CLOSED was reported, or is by
-                         the next turn; only pt_link_close() is allowed */
-};
-
-/* One connection. Memory is the caller's, zeroed at first, and must not move while in a context. */
-struct pt_link {
-    pt_source source;
-    pt_link *next_dirty;  /* links with frames to push or results to report */
-    pt_timer frame_timer; /* armed while a frame is cut and the link is not paused */
-    pt_timer rest_timer;  /* armed while slots keep buffers */
-    pt_link *next_held;   /* links that wait for a turn with held bytes */
-    uint8_t *held;        /* bytes that were read and are not yet taken apart; from the pool, NULL:
-                             none */
-    uint32_t held_len;    /* of them */
-    uint32_t held_at;     /* of those, taken */
-    uint32_t held_turn;   /* the last turn that took some, which reads no more */
-    uint32_t read_max;    /* bytes that one read brings at most; the caller's to change */
-    uint32_t moved;       /* tick at which bytes last left, or began to wait */
-    uint32_t rest_frames; /* low bits of pipeline.frames when rest_timer was armed */
-    pt_send_pipeline pipeline;
-    pt_ingest ingest;
-    uint64_t received_bytes;
-    uint64_t sent_bytes;
-    uint64_t read_calls;  /* system calls that read */
-    uint64_t write_calls; /* system calls that wrote */
-    uint64_t sync_sends;  /* frames that pt_link_send_sync() gave to tcp_send */
-    uint32_t max_message; /* longest DATA payload that may be sent now; raised or lowered by the
-                             caller */
-    int32_t system_error; /* the system's number beside the last network failure; 0 after an end of
-                             stream in order */
-    uint32_t sent_count;  /* messages whose slots are free again and whose PT_EVENT_SENT is still to
-                             come */
-    uint32_t failed_count;     /* likewise, of one slot that did not leave; nothing behind it is
-                                  reported before it */
-    int32_t failed_code;       /* why; PT_OK: there is none */
-    uint32_t unconfirmed;      /* ENDED: messages of the notes that were not acknowledged then */
-    pt_notes notes;            /* none where ops->unacknowledged is NULL */
-    uint32_t frame_timeout_ms; /* a frame that has begun must be whole within this time */
-    int32_t end_error;         /* system_error beside end_code */
-    int16_t end_code;   /* why the link ends, PT_OK until then; set while it is still read: writing
-                           failed, and what came before is read first */
-    uint16_t mean;      /* sixteenths of a byte of stream for a unit of work, when last read */
-    uint8_t state;      /* enum pt_link_state */
-    uint8_t paused;     /* 1: not read */
-    uint8_t dirty;      /* 1: in the context's dirty list */
-    uint8_t finished;   /* 1: the write side was shut on the platform */
-    uint8_t starved;    /* 1: not read, because no staging buffer is to be had */
-    uint8_t read_ended; /* 1: the other side ended its half; not read any more */
-    uint8_t blocked; /* 1: the platform took no more; set by it, cleared when the source is ready to
-                        write */
-    uint8_t is_held; /* 1: in the context's list of links with held bytes */
-    uint8_t slot_freed; /* events to come: PT_EVENT_SENT with PT_OK */
-    uint8_t finish_due; /* ... PT_EVENT_FINISHED */
-    uint8_t close_due;  /* ... PT_EVENT_CLOSED */
-};
 
 typedef struct pt_platform_ops {
     const char *name;

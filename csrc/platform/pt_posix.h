@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "pt_platform.h"
+#include "pt_link.h"
 
 /* Asynchronous: slots are gathered into as few writes as possible and owned by the pipeline until
  * their last byte is taken. */

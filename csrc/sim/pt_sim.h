@@ -20,7 +20,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "pt_platform.h"
+#include "pt_link.h"
 
 #define PT_SIM_TICKS          60    /* ticks of one second: the classic Mac's clock */
 #define PT_SIM_SOCKETS_MAX    32767 /* sockets of one network at a time */

@@ -1,7 +1,7 @@
 """A link over real sockets: what is sent and received, refused and paused, and how it ends.
 
 Every test runs on each core and each way to drive it: epoll and poll, asynchronous and blocking
-sends. Truth comes from csrc/core/pt_loop.h, the kernel, and frames encoded one by one.
+sends. Truth comes from csrc/core/pt_link.h, the kernel, and frames encoded one by one.
 """
 
 from __future__ import annotations

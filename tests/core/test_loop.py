@@ -423,11 +423,13 @@ def test_a_handle_that_outlived_its_descriptor_does_not_deafen_the_next_one(benc
 
 @pytest.mark.source
 def test_each_entry_point_of_c_refuses_a_context_that_was_cleaned_up(bench):
-    """Walked by the header, so that one that is added is tried too. The handles keep nobody from
+    """Walked by the headers, so that one that is added is tried too. The handles keep nobody from
     calling them; a crash here would be one in a finalizer or a signal handler."""
     if bench.core.name == "reference":
         pytest.skip("did not run: the reference core has no context")
-    header = (ROOT / "csrc/core/pt_loop.h").read_text()
+    header = "".join(
+        (ROOT / "csrc" / "core" / name).read_text() for name in ("pt_link.h", "pt_loop.h")
+    )
     header = re.sub(r"/\*.*?\*/", "", header, flags=re.S)
     found = re.findall(r"\w+ (pt_\w+)\(pt_context \*context([^;]*)\);", header)
     assert len(found) >= 18

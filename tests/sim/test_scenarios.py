@@ -155,7 +155,7 @@ OVERTAKES = """    if (result == PT_OK && link->pipeline.pending_count != 0) {
             link->pipeline.accepted++;
             link->pipeline.reported++;
             link->sent_count++;
-            add_dirty(context, link);
+            pt_context_add_dirty(context, link);
             return PT_SEND_NEEDS_TURN;
         }
     }
@@ -171,7 +171,7 @@ SKIPS = (
 
 PLANTED = {
     "overtaking fallback": (
-        "csrc/core/pt_loop.c",
+        "csrc/core/pt_link.c",
         DRAINS,
         "    if (PLANTED) {\n" + OVERTAKES + "    }\n" + DRAINS,
     ),

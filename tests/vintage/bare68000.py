@@ -32,7 +32,10 @@ POINTED = {
         "plain_frame",
     ),
     "pt_pool.c": ("allocate", "release"),
-    "pt_loop.c": ("take", "let_go", "receive", "watch", "forget", "wait", "clock"),
+    **dict.fromkeys(
+        ("pt_context.c", "pt_link.c", "pt_read.c", "pt_loop.c"),
+        ("take", "let_go", "receive", "watch", "forget", "wait", "clock"),
+    ),
 }
 """What a function of that file may call through a pointer."""
 SEND, TURN = "part_send", "part_turn"

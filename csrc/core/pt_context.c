@@ -1,0 +1,193 @@
+/* What the links, watches and timers of one worker share: its lists, its clock, its spare buffer.
+ */
+#include <string.h>
+
+#include "pt_assert.h"
+#include "pt_loop_inside.h"
+
+/* ---------------------------------------------------------------------------------- time, lists */
+
+static uint32_t ticks_from_ms(const pt_context *context, uint32_t ms)
+{
+    uint32_t per_second = context->ops->ticks_per_second;
+    if (per_second == 1000)
+        return ms;
+    return (uint32_t)(((uint64_t)ms * per_second + 999) / 1000);
+}
+
+int pt_context_ms(const pt_context *context, uint32_t ticks)
+{
+    uint64_t per_second = context->ops->ticks_per_second;
+    uint64_t ms = ((uint64_t)ticks * 1000 + per_second - 1) / per_second;
+    return ms > INT32_MAX ? INT32_MAX : (int)ms;
+}
+
+void pt_context_arm(pt_context *context, pt_timer *timer, uint32_t delay_ms)
+{
+    uint32_t ticks = delay_ms != 0 ? ticks_from_ms(context, delay_ms) + 1 : 0;
+    pt_wheel_arm(&context->wheel, timer, context->ops->clock(context) + ticks);
+}
+
+void pt_context_add_dirty(pt_context *context, pt_link *link)
+{
+    if (link->dirty)
+        return;
+    link->dirty = 1;
+    link->next_dirty = NULL;
+    *context->dirty_end = link;
+    context->dirty_end = &link->next_dirty;
+}
+
+void pt_context_remove_dirty(pt_context *context, pt_link *link)
+{
+    if (!link->dirty)
+        return;
+    pt_link **place = &context->dirty;
+    while (*place != link)
+        place = &(*place)->next_dirty;
+    *place = link->next_dirty;
+    if (link->next_dirty == NULL)
+        context->dirty_end = place;
+    link->next_dirty = NULL;
+    link->dirty = 0;
+}
+
+void pt_context_add_held(pt_context *context, pt_link *link)
+{
+    if (link->is_held)
+        return;
+    link->is_held = 1;
+    link->next_held = NULL;
+    *context->held_end = link;
+    context->held_end = &link->next_held;
+}
+
+void pt_context_remove_held(pt_context *context, pt_link *link)
+{
+    if (!link->is_held)
+        return;
+    pt_link **place = &context->held;
+    while (*place != link)
+        place = &(*place)->next_held;
+    *place = link->next_held;
+    if (link->next_held == NULL)
+        context->held_end = place;
+    link->next_held = NULL;
+    link->is_held = 0;
+}
+
+void pt_context_add_source(pt_context *context, pt_source *source)
+{
+    source->next = context->sources;
+    if (source->next != NULL)
+        source->next->place = &source->next;
+    source->place = &context->sources;
+    context->sources = source;
+}
+
+void pt_context_remove_source(pt_context *context, pt_source *source)
+{
+    for (uint32_t index = 0; source->queued && index < context->ready_count; index++) {
+        if (context->ready[index] == source)
+            context->ready[index] = NULL;
+    }
+    source->queued = 0;
+    source->ready = 0;
+    *source->place = source->next;
+    if (source->next != NULL)
+        source->next->place = source->place;
+    source->next = NULL;
+    source->place = NULL;
+}
+
+void pt_context_ready(pt_context *context, pt_source *source)
+{
+    if (source->queued || context->ready_count >= context->io_budget)
+        return;
+    source->queued = 1;
+    context->ready[context->ready_count++] = source;
+}
+
+/* -------------------------------------------------------------------------------------- context */
+
+int pt_context_init(pt_context *context, const pt_platform_ops *ops, void *platform_data,
+                    pt_pool *pool, uint8_t *receive_buffer, uint32_t receive_buffer_size,
+                    uint32_t io_budget)
+{
+    if (context == NULL || ops == NULL || pool == NULL || receive_buffer == NULL ||
+        io_budget == 0 || io_budget > PT_IO_BUDGET ||
+        receive_buffer_size < PT_FRAME_OVERHEAD + PT_FRAME_MAX_PAYLOAD ||
+        receive_buffer_size > INT32_MAX || ops->ticks_per_second == 0)
+        return PT_ERR_INVALID_PARAM;
+
+    memset(context, 0, sizeof *context);
+    context->ops = ops;
+    context->platform_data = platform_data;
+    context->pool = pool;
+    context->receive_buffer = receive_buffer;
+    context->receive_buffer_size = receive_buffer_size;
+    context->io_budget = io_budget;
+    context->dirty_end = &context->dirty;
+    context->held_end = &context->held;
+    context->pool_timer.kind = PT_TIMER_POOL;
+    context->step =
+        pt_pool_largest(pool) < receive_buffer_size ? pt_pool_largest(pool) : receive_buffer_size;
+    pt_wheel_init(&context->wheel, ops->clock(context));
+    return PT_OK;
+}
+
+void pt_context_drop_spare(pt_context *context)
+{
+    if (context->spare != NULL)
+        pt_pool_release(context->pool, context->spare, 0);
+    context->spare = NULL;
+}
+
+int pt_context_cleanup(pt_context *context)
+{
+    if (context->sources != NULL)
+        return PT_ERR_INVALID_STATE;
+    if (context->ops != NULL)
+        pt_context_drop_spare(context);
+    context->ops = NULL;
+    return PT_OK;
+}
+
+/* -------------------------------------------------------------------------------------- watches */
+
+int pt_watch_open(pt_context *context, pt_watch *watch, intptr_t handle, uint32_t tag,
+                  uint8_t interest)
+{
+    if (context == NULL || context->ops == NULL || watch == NULL ||
+        interest > (PT_WANT_READ | PT_WANT_WRITE))
+        return PT_ERR_INVALID_PARAM;
+    if (watch->source.place != NULL)
+        return PT_ERR_ALREADY_INITIALIZED;
+    memset(watch, 0, sizeof *watch);
+    watch->source.handle = handle;
+    watch->source.tag = tag;
+    watch->source.kind = PT_SOURCE_WATCH;
+    watch->source.registered = 0xFF;
+    pt_context_add_source(context, &watch->source);
+    int result = pt_watch_set(context, watch, interest);
+    if (result != PT_OK)
+        pt_context_remove_source(context, &watch->source);
+    return result;
+}
+
+int pt_watch_set(pt_context *context, pt_watch *watch, uint8_t interest)
+{
+    if (interest > (PT_WANT_READ | PT_WANT_WRITE) || watch->source.place == NULL)
+        return PT_ERR_INVALID_PARAM;
+    watch->source.interest = interest;
+    watch->source.edge = interest == 0; /* else its hang-up would spin */
+    return context->ops->watch(context, &watch->source);
+}
+
+void pt_watch_close(pt_context *context, pt_watch *watch)
+{
+    if (watch->source.place == NULL)
+        return;
+    context->ops->forget(context, &watch->source);
+    pt_context_remove_source(context, &watch->source);
+}

@@ -1,0 +1,148 @@
+/* One connection: a stream of checked frames in, a pipeline of slots out, and an end that is told
+ * once.
+ *
+ * Nothing here waits but pt_link_drain() and pt_link_send_sync(). What becomes of a link between
+ * two calls is done by the turn (pt_loop.h), which also reports it: frames, what left, the end. All
+ * functions belong to the worker's thread.
+ */
+#ifndef PT_LINK_H
+#define PT_LINK_H
+
+#include "pt_ingest.h"
+#include "pt_notes.h"
+#include "pt_pipeline.h"
+#include "pt_platform.h"
+
+enum pt_link_state {
+    PT_LINK_NONE = 0,
+    PT_LINK_OPEN = 1,
+    PT_LINK_SHUT =
+        2, /* nothing more is accepted; closes for writing when the slots are drained; still read */
+    PT_LINK_ENDED = 3 /* over and forgotten by the platform: PT_EVENT_CLOSED was reported, or is by
+                         the next turn; only pt_link_close() is allowed */
+};
+
+/* One connection. Memory is the caller's, zeroed at first, and must not move while in a context. */
+struct pt_link {
+    pt_source source;
+    pt_link *next_dirty;  /* links with frames to push or results to report */
+    pt_timer frame_timer; /* armed while a frame is cut and the link is not paused */
+    pt_timer rest_timer;  /* armed while slots keep buffers */
+    pt_link *next_held;   /* links that wait for a turn with held bytes */
+    uint8_t *held;        /* bytes that were read and are not yet taken apart; from the pool, NULL:
+                             none */
+    uint32_t held_len;    /* of them */
+    uint32_t held_at;     /* of those, taken */
+    uint32_t held_turn;   /* the last turn that took some, which reads no more */
+    uint32_t read_max;    /* bytes that one read brings at most; the caller's to change */
+    uint32_t moved;       /* tick at which bytes last left, or began to wait */
+    uint32_t rest_frames; /* low bits of pipeline.frames when rest_timer was armed */
+    pt_send_pipeline pipeline;
+    pt_ingest ingest;
+    uint64_t received_bytes;
+    uint64_t sent_bytes;
+    uint64_t read_calls;  /* system calls that read */
+    uint64_t write_calls; /* system calls that wrote */
+    uint64_t sync_sends;  /* frames that pt_link_send_sync() gave to tcp_send */
+    uint32_t max_message; /* longest DATA payload that may be sent now; raised or lowered by the
+                             caller */
+    int32_t system_error; /* the system's number beside the last network failure; 0 after an end of
+                             stream in order */
+    uint32_t sent_count;  /* messages whose slots are free again and whose PT_EVENT_SENT is still to
+                             come */
+    uint32_t failed_count;     /* likewise, of one slot that did not leave; nothing behind it is
+                                  reported before it */
+    int32_t failed_code;       /* why; PT_OK: there is none */
+    uint32_t unconfirmed;      /* ENDED: messages of the notes that were not acknowledged then */
+    pt_notes notes;            /* none where ops->unacknowledged is NULL */
+    uint32_t frame_timeout_ms; /* a frame that has begun must be whole within this time */
+    int32_t end_error;         /* system_error beside end_code */
+    int16_t end_code;   /* why the link ends, PT_OK until then; set while it is still read: writing
+                           failed, and what came before is read first */
+    uint16_t mean;      /* sixteenths of a byte of stream for a unit of work, when last read */
+    uint8_t state;      /* enum pt_link_state */
+    uint8_t paused;     /* 1: not read */
+    uint8_t dirty;      /* 1: in the context's dirty list */
+    uint8_t finished;   /* 1: the write side was shut on the platform */
+    uint8_t starved;    /* 1: not read, because no staging buffer is to be had */
+    uint8_t read_ended; /* 1: the other side ended its half; not read any more */
+    uint8_t blocked; /* 1: the platform took no more; set by it, cleared when the source is ready to
+                        write */
+    uint8_t is_held; /* 1: in the context's list of links with held bytes */
+    uint8_t slot_freed; /* events to come: PT_EVENT_SENT with PT_OK */
+    uint8_t finish_due; /* ... PT_EVENT_FINISHED */
+    uint8_t close_due;  /* ... PT_EVENT_CLOSED */
+};
+
+/* Take over a connected, non-blocking connection. slots: the caller's array of depth slots, zeroed,
+ * kept as long as the link. Returns PT_OK, or PT_ERR_INVALID_PARAM, PT_ERR_ALREADY_INITIALIZED,
+ * PT_ERR_NO_MEMORY, PT_ERR_PLATFORM with nothing changed. */
+int pt_link_open(pt_context *context, pt_link *link, intptr_t handle, uint32_t tag,
+                 pt_send_slot *slots, uint8_t depth, uint16_t slot_size, int packing,
+                 uint32_t max_payload);
+
+/* What pt_link_send() and pt_link_send_many() say beside success. */
+enum pt_send_hint {
+    PT_SEND_NEEDS_TURN = 1, /* first unsent frame since the last turn: see to it that a turn comes
+                               at the end of this tick */
+    PT_SEND_YIELD = 2 /* PT_TURN_MAX_MESSAGES or PT_TURN_MAX_BYTES accepted since the last turn: let
+                         the loop turn before sending more */
+};
+
+/* Accept one frame. Payloads of DATA frames may be up to link->max_message bytes, of others up to
+ * PT_FRAME_MAX_PAYLOAD; flag PT_FLAG_NO_DELAY makes it leave at once (and stays local: it is not
+ * put on the wire). Returns a sum of enum pt_send_hint (0 or more), or, with nothing changed,
+ * PT_ERR_WOULD_BLOCK, PT_ERR_NO_MEMORY, PT_ERR_MESSAGE_TOO_LARGE, PT_ERR_NOT_CONNECTED (the link is
+ * not OPEN), PT_ERR_INVALID_PARAM. When all slots are taken it pushes them into the system and
+ * tries once more; it never blocks (but in a world without tcp_send_async). A failure met there is
+ * reported by the next turn as PT_EVENT_CLOSED. */
+int pt_link_send(pt_context *context, pt_link *link, uint8_t type, uint8_t flags,
+                 const uint8_t *payload, uint32_t payload_len);
+
+/* As pt_link_send(), but where that says PT_ERR_WOULD_BLOCK, and always in a world without
+ * tcp_send_async, it blocks: it waits until every slot of this link is free, at most
+ * PT_DRAIN_TIMEOUT_TICKS (of 1/60 s), and then gives this frame alone to tcp_send, which has a
+ * drain time-out of its own. So it cannot overtake. Its outcome is reported by the next turn, like
+ * every other; while it waits nothing is read, and no event is lost or delivered. Beside what
+ * pt_link_send() returns, with nothing changed (the sequence included) but what the slots held
+ * meanwhile having moved on: PT_ERR_TIMEOUT the slots did not come free in time, the caller may try
+ * again; PT_ERR_PLATFORM. PT_ERR_WOULD_BLOCK remains where the world cannot wait, and while a send
+ * that failed is still to be reported. Never from a notification. */
+int pt_link_send_sync(pt_context *context, pt_link *link, uint8_t type, uint8_t flags,
+                      const uint8_t *payload, uint32_t payload_len);
+
+/* Wait, at most PT_DRAIN_TIMEOUT_TICKS (of 1/60 s), until every slot of this link is free. PT_OK,
+ * PT_ERR_NOT_CONNECTED (the link is not OPEN any more: the next turn says why), or as
+ * pt_link_send_sync(). */
+int pt_link_drain(pt_context *context, pt_link *link);
+
+/* Stop or go on reading. Paused, neither silence nor the partial-frame time-out counts. The other
+ * side's hang-up is seen only after resume, when what it sent has been read. */
+void pt_link_pause(pt_context *context, pt_link *link);
+void pt_link_resume(pt_context *context, pt_link *link);
+
+/* Accept no more; when all slots have left, end our half of the stream. Reading goes on until the
+ * other side ends its half (a paused link must be resumed for that). When both halves are ended
+ * PT_EVENT_CLOSED with PT_OK follows. */
+void pt_link_shut(pt_context *context, pt_link *link);
+
+/* Messages that were accepted and have not been in a PT_EVENT_SENT yet. */
+uint64_t pt_link_pending(const pt_link *link);
+
+/* Of the messages whose PT_EVENT_SENT with PT_OK was reported, the last so many are not known to be
+ * acknowledged by the other side's system: those of every write that holds such a byte, and of what
+ * was reported with it. Asks the system; for an ended link, what was so at its end. 0 for a closed
+ * one, and in worlds without unacknowledged(). */
+uint32_t pt_link_unconfirmed(pt_context *context, const pt_link *link);
+
+/* From now on, a frame that has begun must be whole within so many ms; also one that is cut now. A
+ * link begins with PT_PARTIAL_FRAME_MS. */
+void pt_link_set_frame_timeout(pt_context *context, pt_link *link, uint32_t timeout_ms);
+
+/* Take the link out of the context and give its memory back. Its unreported messages stay so: ask
+ * pt_link_pending() before. Returns the number of slots that the platform has not let go of (0 on
+ * POSIX): the link's memory must stay until they are. The handle stays the caller's. May be called
+ * twice. */
+int pt_link_close(pt_context *context, pt_link *link);
+
+#endif

@@ -1,0 +1,98 @@
+/* What the parts of the loop say to each other, and nobody else to them: pt_loop (the turn) knows
+ * all, pt_read what links bring, pt_link what becomes of one, pt_context what all of them share. */
+#ifndef PT_LOOP_INSIDE_H
+#define PT_LOOP_INSIDE_H
+
+#include "pt_link.h"
+#include "pt_loop.h"
+
+/* pt_link.mean: so much or more asks for no shorter read. */
+#define PT_LINK_MEAN_MAX 1024
+
+/* ---------------------------------------------------------------------------------- pt_context.c */
+
+/* Milliseconds of so many ticks, rounded up, at most INT32_MAX. */
+int pt_context_ms(const pt_context *context, uint32_t ticks);
+
+/* Expire delay_ms from now. The tick that has begun does not count: never early. */
+void pt_context_arm(pt_context *context, pt_timer *timer, uint32_t delay_ms);
+
+/* The links with frames to push or results to report. New ones go to the end, so that links whose
+ * events found no room come first in the next turn. */
+void pt_context_add_dirty(pt_context *context, pt_link *link);
+void pt_context_remove_dirty(pt_context *context, pt_link *link);
+
+/* Links with held bytes, in the order in which they wait for their turn. */
+void pt_context_add_held(pt_context *context, pt_link *link);
+void pt_context_remove_held(pt_context *context, pt_link *link);
+
+/* All sources; one that is removed is not served in this turn any more. */
+void pt_context_add_source(pt_context *context, pt_source *source);
+void pt_context_remove_source(pt_context *context, pt_source *source);
+
+/* Give back receive memory that no link needs any more. */
+void pt_context_drop_spare(pt_context *context);
+
+/* ------------------------------------------------------------------------------------- pt_link.c */
+
+/* 1 while a link may still be read or written. */
+static inline int pt_link_is_live(const pt_link *link)
+{
+    return link->state == PT_LINK_OPEN || link->state == PT_LINK_SHUT;
+}
+
+/* 1 while nothing keeps us from reading a link. */
+static inline int pt_link_is_read(const pt_link *link)
+{
+    return !link->paused && !link->starved && !link->read_ended;
+}
+
+/* For how many ms nothing of what waits in the link has left. */
+uint32_t pt_link_still_ms(const pt_context *context, const pt_link *link);
+
+/* Over: no more reading, writing or events but those that are due. */
+void pt_link_end(pt_context *context, pt_link *link, int code, int32_t system_error);
+
+/* Move all frames of a link as far as the platform takes them, and free what is done. */
+void pt_link_push(pt_context *context, pt_link *link);
+
+/* Free the slots that are done, and remember what to report. */
+void pt_link_harvest(pt_context *context, pt_link *link);
+
+/* End our half of the stream when all has left, and the link when both halves are ended. */
+void pt_link_finish(pt_context *context, pt_link *link);
+
+/* Give back what an idle link has no use for. */
+void pt_link_rest(pt_context *context, pt_link *link);
+
+/* Give back held bytes that were taken apart, or that nobody will. */
+void pt_link_drop_held(pt_context *context, pt_link *link);
+
+/* Make timer, platform and lists what paused, starved and read_ended say now; each of the first two
+ * alone. The partial-frame time-out runs while a frame has begun and we do read; restart: it begins
+ * anew. */
+void pt_link_update_reading(pt_context *context, pt_link *link);
+void pt_link_update_frame_timer(pt_context *context, pt_link *link, int restart);
+void pt_link_update_interest(pt_context *context, pt_link *link);
+
+/* ------------------------------------------------------------------------------------- pt_read.c */
+
+/* Read again the links that waited for a staging buffer. */
+void pt_read_starved(pt_context *context);
+
+/* 1 when at most one link has something to take apart, as far as is known. */
+int pt_read_is_alone(const pt_context *context);
+
+/* Give those who held something at the beginning of the turn their share, as many as may be served
+ * beside those who are ready. */
+void pt_read_held(pt_context *context, pt_sink *sink, int alone);
+
+/* Read a link as far as it may be in this turn; alone: as nobody else has anything to read. What it
+ * does not come to stays ready. */
+void pt_read_link(pt_context *context, pt_link *link, pt_sink *sink, int alone);
+
+/* The time of a cut frame is over. Its rest may lie in the system all the same, if it was this
+ * program that had no time: read once more before the link ends. */
+void pt_read_late(pt_context *context, pt_link *link, pt_sink *sink);
+
+#endif
