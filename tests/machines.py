@@ -1,10 +1,10 @@
 """Draws the state machines of the documentation from the tables in the code.
 
-A machine is a table {(state, event): following state}, its keys and values members of enums.
-MACHINES names the document that shows it, the state in which it begins and its table. The drawing
-stands between two comments, `<!-- machine: NAME -->` and `<!-- /machine -->`, as a Mermaid diagram.
-tests/test_docs.py holds the documents against the tables; `python tests/machines.py` writes them
-anew.
+A machine is a table {(state, event): following state}, its keys and values members of enums. Those
+of C are asked of a compiled core, state by state and step by step. MACHINES names the document that
+shows it, the state in which it begins and its table. The drawing stands between two comments,
+`<!-- machine: NAME -->` and `<!-- /machine -->`, as a Mermaid diagram. tests/test_docs.py holds the
+documents against the tables; `python tests/machines.py` writes them anew.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from peertalk._core.binding import Binding
 from peertalk.protocol import connections, peer, stream
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -28,7 +29,30 @@ class Machine(NamedTuple):
     table: Mapping[tuple[Any, Any], Any]
 
 
+def compiled(noun: str) -> Machine:
+    """A machine of the C core: the states of enum pt_NOUN_state, the steps of enum pt_NOUN_step,
+    both numbered from 0, and where pt_NOUN_next() says that they lead."""
+    binding = Binding("standard")
+
+    def members(enum: str, prefix: str) -> list[Enum]:
+        numbered = sorted(binding.ffi.typeof(f"enum pt_{noun}_{enum}").elements.items())
+        names = [name.removeprefix(prefix) for _, name in numbered]
+        return list(Enum(enum, {name: name.lower() for name in names}))
+
+    states = members("state", f"PT_{noun}_".upper())
+    table = {
+        (state, step): states[following]
+        for number, state in enumerate(states)
+        for place, step in enumerate(members("step", f"PT_{noun}_STEP_".upper()))
+        if (following := getattr(binding.lib, f"pt_{noun}_next")(number, place))
+        != binding.lib.PT_NOWHERE
+    }
+    return Machine("architecture.md", states[0], table)
+
+
 MACHINES = {
+    "slot": compiled("slot"),
+    "link": compiled("link"),
     "peer": Machine("protocol.md", peer.PeerState.DISCOVERED, peer._NEXT),
     "connection": Machine("protocol.md", connections.State.IDLE, connections._NEXT),
     "stream": Machine("protocol.md", stream.StreamState.READY, stream._NEXT),

@@ -28,52 +28,28 @@ void pt_context_arm(pt_context *context, pt_timer *timer, uint32_t delay_ms)
     pt_wheel_arm(&context->wheel, timer, context->ops->clock(context) + ticks);
 }
 
-void pt_context_add_dirty(pt_context *context, pt_link *link)
+void pt_context_join(pt_context *context, pt_link *link, enum pt_line_kind kind)
 {
-    if (link->dirty)
+    if (link->in_line[kind])
         return;
-    link->dirty = 1;
-    link->next_dirty = NULL;
-    *context->dirty_end = link;
-    context->dirty_end = &link->next_dirty;
+    link->in_line[kind] = 1;
+    link->next[kind] = NULL;
+    *context->lines[kind].end = link;
+    context->lines[kind].end = &link->next[kind];
 }
 
-void pt_context_remove_dirty(pt_context *context, pt_link *link)
+void pt_context_leave(pt_context *context, pt_link *link, enum pt_line_kind kind)
 {
-    if (!link->dirty)
+    if (!link->in_line[kind])
         return;
-    pt_link **place = &context->dirty;
+    pt_link **place = &context->lines[kind].first;
     while (*place != link)
-        place = &(*place)->next_dirty;
-    *place = link->next_dirty;
-    if (link->next_dirty == NULL)
-        context->dirty_end = place;
-    link->next_dirty = NULL;
-    link->dirty = 0;
-}
-
-void pt_context_add_held(pt_context *context, pt_link *link)
-{
-    if (link->is_held)
-        return;
-    link->is_held = 1;
-    link->next_held = NULL;
-    *context->held_end = link;
-    context->held_end = &link->next_held;
-}
-
-void pt_context_remove_held(pt_context *context, pt_link *link)
-{
-    if (!link->is_held)
-        return;
-    pt_link **place = &context->held;
-    while (*place != link)
-        place = &(*place)->next_held;
-    *place = link->next_held;
-    if (link->next_held == NULL)
-        context->held_end = place;
-    link->next_held = NULL;
-    link->is_held = 0;
+        place = &(*place)->next[kind];
+    *place = link->next[kind];
+    if (link->next[kind] == NULL)
+        context->lines[kind].end = place;
+    link->next[kind] = NULL;
+    link->in_line[kind] = 0;
 }
 
 void pt_context_add_source(pt_context *context, pt_source *source)
@@ -127,8 +103,8 @@ int pt_context_init(pt_context *context, const pt_platform_ops *ops, void *platf
     context->receive_buffer = receive_buffer;
     context->receive_buffer_size = receive_buffer_size;
     context->io_budget = io_budget;
-    context->dirty_end = &context->dirty;
-    context->held_end = &context->held;
+    for (int kind = 0; kind < PT_LINES; kind++)
+        context->lines[kind].end = &context->lines[kind].first;
     context->pool_timer.kind = PT_TIMER_POOL;
     context->step =
         pt_pool_largest(pool) < receive_buffer_size ? pt_pool_largest(pool) : receive_buffer_size;

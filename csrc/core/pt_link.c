@@ -5,6 +5,32 @@
 #include "pt_assert.h"
 #include "pt_loop_inside.h"
 
+#define NOWHERE PT_NOWHERE
+
+/* Following state, by state and step: open, shut, finish, break, end, close. */
+static const uint8_t NEXT[][6] = {
+    [PT_LINK_NONE] = {PT_LINK_OPEN, NOWHERE, NOWHERE, NOWHERE, NOWHERE, NOWHERE},
+    [PT_LINK_OPEN] = {NOWHERE, PT_LINK_SHUT, NOWHERE, PT_LINK_BROKEN, PT_LINK_ENDED, NOWHERE},
+    [PT_LINK_SHUT] = {NOWHERE, NOWHERE, PT_LINK_FINISHED, PT_LINK_BROKEN, PT_LINK_ENDED, NOWHERE},
+    [PT_LINK_FINISHED] = {NOWHERE, NOWHERE, NOWHERE, NOWHERE, PT_LINK_ENDED, NOWHERE},
+    [PT_LINK_BROKEN] = {NOWHERE, NOWHERE, NOWHERE, NOWHERE, PT_LINK_ENDED, NOWHERE},
+    [PT_LINK_ENDED] = {NOWHERE, NOWHERE, NOWHERE, NOWHERE, NOWHERE, PT_LINK_NONE},
+};
+
+uint8_t pt_link_next(uint8_t state, uint8_t step)
+{
+    PT_ASSERT(state <= PT_LINK_ENDED);
+    PT_ASSERT(step <= PT_LINK_STEP_CLOSE);
+
+    return NEXT[state][step];
+}
+
+static void move(pt_link *link, enum pt_link_step step)
+{
+    link->state = pt_link_next(link->state, (uint8_t)step);
+    PT_ASSERT(link->state != NOWHERE);
+}
+
 /* Messages reported as sent that are not known to be acknowledged; the last ones of all. */
 static uint32_t count_unconfirmed(pt_context *context, const pt_link *link)
 {
@@ -33,7 +59,7 @@ static void note_sent(pt_context *context, pt_link *link, uint32_t count)
 
 void pt_link_drop_held(pt_context *context, pt_link *link)
 {
-    pt_context_remove_held(context, link);
+    pt_context_leave(context, link, PT_LINE_HELD);
     if (link->held != NULL)
         pt_pool_release(context->pool, link->held, link->held_len);
     link->held = NULL;
@@ -46,13 +72,12 @@ void pt_link_end(pt_context *context, pt_link *link, int code, int32_t system_er
     PT_ASSERT(pt_link_is_live(link));
     link->unconfirmed = count_unconfirmed(context, link);
     pt_notes_drop(&link->notes, context->pool);
-    link->state = PT_LINK_ENDED;
+    move(link, PT_LINK_STEP_END);
     link->end_code = (int16_t)code;
     link->end_error = system_error;
-    link->close_due = 1;
-    link->finish_due = 0;
-    if (link->starved) {
-        link->starved = 0;
+    link->due = (uint8_t)((link->due & ~PT_DUE_FINISHED) | PT_DUE_CLOSED);
+    if (link->unread & PT_UNREAD_STARVED) {
+        link->unread &= (uint8_t)~PT_UNREAD_STARVED;
         context->starved_count--;
     }
     context->ops->forget(context, &link->source);
@@ -60,7 +85,7 @@ void pt_link_end(pt_context *context, pt_link *link, int code, int32_t system_er
     pt_wheel_cancel(&context->wheel, &link->rest_timer);
     pt_ingest_cleanup(&link->ingest);
     pt_link_drop_held(context, link);
-    pt_context_add_dirty(context, link);
+    pt_context_join(context, link, PT_LINE_DIRTY);
 }
 
 void pt_link_update_interest(pt_context *context, pt_link *link)
@@ -91,18 +116,18 @@ void pt_link_update_reading(pt_context *context, pt_link *link)
     pt_link_update_frame_timer(context, link, 0);
     pt_link_update_interest(context, link);
     if (link->held != NULL && pt_link_is_read(link))
-        pt_context_add_held(context, link);
+        pt_context_join(context, link, PT_LINE_HELD);
 }
 
 /* Writing is over. A broken connection is read to its end before it is reported: what came before
  * the break is the other side's word. */
 static void fail_writing(pt_context *context, pt_link *link, int code)
 {
-    if (code != PT_ERR_CONNECTION_CLOSED || link->read_ended) {
+    if (code != PT_ERR_CONNECTION_CLOSED || (link->unread & PT_UNREAD_ENDED)) {
         pt_link_end(context, link, code, link->system_error);
         return;
     }
-    link->state = PT_LINK_SHUT;
+    move(link, PT_LINK_STEP_BREAK);
     link->end_code = (int16_t)code;
     link->end_error = link->system_error;
     link->blocked = 0;
@@ -137,7 +162,7 @@ void pt_link_harvest(pt_context *context, pt_link *link)
     int result;
     while (link->failed_code == PT_OK && pt_pipeline_report(&link->pipeline, &count, &result)) {
         if (result == PT_OK) {
-            link->slot_freed = 1;
+            link->due |= PT_DUE_SENT;
             link->sent_count += count;
             if (count != 0 && context->ops->unacknowledged != NULL)
                 note_sent(context, link, count);
@@ -145,7 +170,7 @@ void pt_link_harvest(pt_context *context, pt_link *link)
             link->failed_count = count;
             link->failed_code = result;
         }
-        pt_context_add_dirty(context, link);
+        pt_context_join(context, link, PT_LINE_DIRTY);
         watch_rest(context, link);
     }
 }
@@ -173,23 +198,21 @@ static int launch(pt_context *context, pt_link *link, int blocking)
 
 void pt_link_finish(pt_context *context, pt_link *link)
 {
-    if (link->state != PT_LINK_SHUT || link->end_code != PT_OK || link->pipeline.pending_count != 0)
-        return;
-    if (!link->finished) {
+    if (link->state == PT_LINK_SHUT && link->pipeline.pending_count == 0) {
         int result = context->ops->tcp_finish(context, link);
         if (result != PT_OK) {
             pt_link_end(context, link, result, link->system_error);
             return;
         }
-        link->finished = 1;
+        move(link, PT_LINK_STEP_FINISH);
     }
-    if (link->read_ended)
+    if (link->state == PT_LINK_FINISHED && (link->unread & PT_UNREAD_ENDED))
         pt_link_end(context, link, PT_OK, 0);
 }
 
 void pt_link_push(pt_context *context, pt_link *link)
 {
-    if (!pt_link_is_live(link) || link->end_code != PT_OK || link->blocked)
+    if (!pt_link_is_live(link) || link->state == PT_LINK_BROKEN || link->blocked)
         return;
     int waits = link->pipeline.pending_count != link->pipeline.filling_count;
     uint32_t sent_bytes = (uint32_t)link->sent_bytes;
@@ -255,7 +278,7 @@ int pt_link_open(pt_context *context, pt_link *link, intptr_t handle, uint32_t t
     pt_notes_init(&link->notes);
     link->read_max = UINT32_MAX;
     pt_ingest_init(&link->ingest, pt_message_format(), context->pool, max_payload, tag);
-    link->state = PT_LINK_OPEN;
+    move(link, PT_LINK_STEP_OPEN);
     context->link_count++;
     if (max_payload + PT_FRAME_OVERHEAD > context->frame_size) {
         pt_context_drop_spare(context);
@@ -270,12 +293,12 @@ int pt_link_close(pt_context *context, pt_link *link)
         return link->pipeline.depth ? pt_pipeline_cleanup(&link->pipeline) : 0;
     if (link->state != PT_LINK_ENDED)
         pt_link_end(context, link, PT_OK, 0);
-    link->close_due = 0;
+    link->due = 0;
     pt_wheel_cancel(&context->wheel, &link->frame_timer);
     pt_wheel_cancel(&context->wheel, &link->rest_timer);
-    pt_context_remove_dirty(context, link);
+    pt_context_leave(context, link, PT_LINE_DIRTY);
     pt_context_remove_source(context, &link->source);
-    link->state = PT_LINK_NONE;
+    move(link, PT_LINK_STEP_CLOSE);
     int abandoned = pt_pipeline_cleanup(&link->pipeline);
     if (--context->link_count == 0) {
         pt_context_drop_spare(context);
@@ -354,8 +377,9 @@ int pt_link_send(pt_context *context, pt_link *link, uint8_t type, uint8_t flags
     }
 
     int hints = 0;
-    if (!link->dirty && !link->blocked) { /* a blocked link is pushed when it becomes ready */
-        pt_context_add_dirty(context, link);
+    if (!link->in_line[PT_LINE_DIRTY] &&
+        !link->blocked) { /* a blocked link is pushed when it becomes ready */
+        pt_context_join(context, link, PT_LINE_DIRTY);
         hints = PT_SEND_NEEDS_TURN;
     }
     hints |= count_frame(context, payload_len);
@@ -433,13 +457,13 @@ int pt_link_send_sync(pt_context *context, pt_link *link, uint8_t type, uint8_t 
 
 void pt_link_pause(pt_context *context, pt_link *link)
 {
-    link->paused = 1;
+    link->unread |= PT_UNREAD_PAUSED;
     pt_link_update_reading(context, link);
 }
 
 void pt_link_resume(pt_context *context, pt_link *link)
 {
-    link->paused = 0;
+    link->unread &= (uint8_t)~PT_UNREAD_PAUSED;
     pt_link_update_reading(context, link);
 }
 
@@ -447,11 +471,10 @@ void pt_link_shut(pt_context *context, pt_link *link)
 {
     if (link->state != PT_LINK_OPEN)
         return;
-    link->state = PT_LINK_SHUT;
+    move(link, PT_LINK_STEP_SHUT);
     pt_link_push(context, link);
-    if (link->state == PT_LINK_SHUT)
-        pt_link_finish(context, link);
-    if (link->dirty && context->ops->wake != NULL)
+    pt_link_finish(context, link);
+    if (link->in_line[PT_LINE_DIRTY] && context->ops->wake != NULL)
         context->ops->wake(context);
 }
 

@@ -16,19 +16,39 @@
 enum pt_link_state {
     PT_LINK_NONE = 0,
     PT_LINK_OPEN = 1,
-    PT_LINK_SHUT =
-        2, /* nothing more is accepted; closes for writing when the slots are drained; still read */
-    PT_LINK_ENDED = 3 /* over and forgotten by the platform: PT_EVENT_CLOSED was reported, or is by
-                         the next turn; only pt_link_close() is allowed */
+    PT_LINK_SHUT = 2,     /* nothing more is accepted; what was accepted leaves; still read */
+    PT_LINK_FINISHED = 3, /* all has left, and our half of the stream is ended; still read */
+    PT_LINK_BROKEN = 4,   /* cannot be written, end_code says why; what came before is read first */
+    PT_LINK_ENDED = 5     /* over and forgotten by the platform: PT_EVENT_CLOSED was reported, or is
+                             by the next turn; only pt_link_close() is allowed */
 };
+
+/* What moves a link from state to state. */
+enum pt_link_step {
+    PT_LINK_STEP_OPEN = 0,
+    PT_LINK_STEP_SHUT = 1,
+    PT_LINK_STEP_FINISH = 2,
+    PT_LINK_STEP_BREAK = 3,
+    PT_LINK_STEP_END = 4,
+    PT_LINK_STEP_CLOSE = 5
+};
+
+/* Why a link is not read; bits. */
+enum pt_unread {
+    PT_UNREAD_PAUSED = 1,  /* pt_link_pause() */
+    PT_UNREAD_STARVED = 2, /* no staging buffer is to be had */
+    PT_UNREAD_ENDED = 4    /* the other side ended its half */
+};
+
+/* Events that a link owes beside those of failed_code; bits. */
+enum pt_link_due { PT_DUE_SENT = 1, PT_DUE_FINISHED = 2, PT_DUE_CLOSED = 4 };
 
 /* One connection. Memory is the caller's, zeroed at first, and must not move while in a context. */
 struct pt_link {
     pt_source source;
-    pt_link *next_dirty;  /* links with frames to push or results to report */
-    pt_timer frame_timer; /* armed while a frame is cut and the link is not paused */
-    pt_timer rest_timer;  /* armed while slots keep buffers */
-    pt_link *next_held;   /* links that wait for a turn with held bytes */
+    pt_link *next[PT_LINES]; /* in the lines of the context */
+    pt_timer frame_timer;    /* armed while a frame is cut and the link is not paused */
+    pt_timer rest_timer;     /* armed while slots keep buffers */
     uint8_t *held;        /* bytes that were read and are not yet taken apart; from the pool, NULL:
                              none */
     uint32_t held_len;    /* of them */
@@ -57,21 +77,14 @@ struct pt_link {
     pt_notes notes;            /* none where ops->unacknowledged is NULL */
     uint32_t frame_timeout_ms; /* a frame that has begun must be whole within this time */
     int32_t end_error;         /* system_error beside end_code */
-    int16_t end_code;   /* why the link ends, PT_OK until then; set while it is still read: writing
-                           failed, and what came before is read first */
-    uint16_t mean;      /* sixteenths of a byte of stream for a unit of work, when last read */
-    uint8_t state;      /* enum pt_link_state */
-    uint8_t paused;     /* 1: not read */
-    uint8_t dirty;      /* 1: in the context's dirty list */
-    uint8_t finished;   /* 1: the write side was shut on the platform */
-    uint8_t starved;    /* 1: not read, because no staging buffer is to be had */
-    uint8_t read_ended; /* 1: the other side ended its half; not read any more */
+    int16_t end_code;          /* BROKEN, ENDED: why; else PT_OK */
+    uint16_t mean;   /* sixteenths of a byte of stream for a unit of work, when last read */
+    uint8_t state;   /* enum pt_link_state */
+    uint8_t unread;  /* enum pt_unread; 0: it is read */
+    uint8_t due;     /* enum pt_link_due */
     uint8_t blocked; /* 1: the platform took no more; set by it, cleared when the source is ready to
                         write */
-    uint8_t is_held; /* 1: in the context's list of links with held bytes */
-    uint8_t slot_freed; /* events to come: PT_EVENT_SENT with PT_OK */
-    uint8_t finish_due; /* ... PT_EVENT_FINISHED */
-    uint8_t close_due;  /* ... PT_EVENT_CLOSED */
+    uint8_t in_line[PT_LINES]; /* 1: in that line of the context */
 };
 
 /* Take over a connected, non-blocking connection. slots: the caller's array of depth slots, zeroed,
@@ -80,6 +93,9 @@ struct pt_link {
 int pt_link_open(pt_context *context, pt_link *link, intptr_t handle, uint32_t tag,
                  pt_send_slot *slots, uint8_t depth, uint16_t slot_size, int packing,
                  uint32_t max_payload);
+
+/* The state that a step leads to; PT_NOWHERE: no link takes that step in that state. */
+uint8_t pt_link_next(uint8_t state, uint8_t step);
 
 /* What pt_link_send() and pt_link_send_many() say beside success. */
 enum pt_send_hint {

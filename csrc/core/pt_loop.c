@@ -133,9 +133,8 @@ static int expire_timers(pt_context *context, pt_event *events, int capacity, pt
 static int report_link(pt_link *link, pt_event *events)
 {
     int count = 0;
-    if (link->slot_freed) {
+    if (link->due & PT_DUE_SENT) {
         make_event(link, &events[count++], PT_EVENT_SENT, PT_OK)->count = link->sent_count;
-        link->slot_freed = 0;
         link->sent_count = 0;
     }
     if (link->failed_code != PT_OK) {
@@ -144,15 +143,12 @@ static int report_link(pt_link *link, pt_event *events)
         link->failed_code = PT_OK;
         link->failed_count = 0;
     }
-    if (link->finish_due) {
+    if (link->due & PT_DUE_FINISHED)
         make_event(link, &events[count++], PT_EVENT_FINISHED, PT_OK);
-        link->finish_due = 0;
-    }
-    if (link->close_due) {
+    if (link->due & PT_DUE_CLOSED)
         make_event(link, &events[count++], PT_EVENT_CLOSED, link->end_code)->system_error =
             link->end_error;
-        link->close_due = 0;
-    }
+    link->due = 0;
     return count;
 }
 
@@ -160,9 +156,9 @@ static int report_link(pt_link *link, pt_event *events)
 static int report_links(pt_context *context, pt_event *events, int capacity)
 {
     int count = 0;
-    while (context->dirty != NULL && capacity - count >= LINK_EVENTS) {
-        pt_link *link = context->dirty;
-        pt_context_remove_dirty(context, link);
+    while (context->lines[PT_LINE_DIRTY].first != NULL && capacity - count >= LINK_EVENTS) {
+        pt_link *link = context->lines[PT_LINE_DIRTY].first;
+        pt_context_leave(context, link, PT_LINE_DIRTY);
         int failed = link->failed_code != PT_OK;
         count += report_link(link, &events[count]);
         if (failed)
@@ -203,7 +199,8 @@ int pt_loop_turn(pt_context *context, int timeout_ms, pt_event *events, int capa
     context->turn_bytes = 0;
     context->work_left = PT_TURN_MAX_WORK;
 
-    for (pt_link *link = context->dirty; link != NULL; link = link->next_dirty)
+    for (pt_link *link = context->lines[PT_LINE_DIRTY].first; link != NULL;
+         link = link->next[PT_LINE_DIRTY])
         pt_link_push(context, link);
     if (context->starved_count != 0)
         pt_read_starved(context);
@@ -218,7 +215,7 @@ int pt_loop_turn(pt_context *context, int timeout_ms, pt_event *events, int capa
     int count = 0;
     pt_sink room = *sink;
     int alone = pt_read_is_alone(context);
-    if (context->held != NULL)
+    if (context->lines[PT_LINE_HELD].first != NULL)
         pt_read_held(context, &room, alone);
     for (uint32_t index = 0; index < context->ready_count; index++) {
         if (context->ready[index] != NULL)
@@ -239,7 +236,8 @@ int pt_loop_next_timeout(pt_context *context)
 {
     if (context->ops == NULL)
         return -1;
-    if (context->dirty != NULL || context->ready_count != 0 || context->held != NULL)
+    if (context->lines[PT_LINE_DIRTY].first != NULL || context->ready_count != 0 ||
+        context->lines[PT_LINE_HELD].first != NULL)
         return 0;
     pt_wheel_advance(&context->wheel, context->ops->clock(context));
     uint32_t ticks = pt_wheel_next(&context->wheel);

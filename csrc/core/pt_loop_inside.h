@@ -17,14 +17,10 @@ int pt_context_ms(const pt_context *context, uint32_t ticks);
 /* Expire delay_ms from now. The tick that has begun does not count: never early. */
 void pt_context_arm(pt_context *context, pt_timer *timer, uint32_t delay_ms);
 
-/* The links with frames to push or results to report. New ones go to the end, so that links whose
- * events found no room come first in the next turn. */
-void pt_context_add_dirty(pt_context *context, pt_link *link);
-void pt_context_remove_dirty(pt_context *context, pt_link *link);
-
-/* Links with held bytes, in the order in which they wait for their turn. */
-void pt_context_add_held(pt_context *context, pt_link *link);
-void pt_context_remove_held(pt_context *context, pt_link *link);
+/* Stand at the end of a line, if not in it yet: so links whose events found no room come first in
+ * the next turn. Leave it, if in it. */
+void pt_context_join(pt_context *context, pt_link *link, enum pt_line_kind kind);
+void pt_context_leave(pt_context *context, pt_link *link, enum pt_line_kind kind);
 
 /* All sources; one that is removed is not served in this turn any more. */
 void pt_context_add_source(pt_context *context, pt_source *source);
@@ -38,13 +34,13 @@ void pt_context_drop_spare(pt_context *context);
 /* 1 while a link may still be read or written. */
 static inline int pt_link_is_live(const pt_link *link)
 {
-    return link->state == PT_LINK_OPEN || link->state == PT_LINK_SHUT;
+    return link->state != PT_LINK_NONE && link->state != PT_LINK_ENDED;
 }
 
 /* 1 while nothing keeps us from reading a link. */
 static inline int pt_link_is_read(const pt_link *link)
 {
-    return !link->paused && !link->starved && !link->read_ended;
+    return link->unread == 0;
 }
 
 /* For how many ms nothing of what waits in the link has left. */
@@ -68,7 +64,7 @@ void pt_link_rest(pt_context *context, pt_link *link);
 /* Give back held bytes that were taken apart, or that nobody will. */
 void pt_link_drop_held(pt_context *context, pt_link *link);
 
-/* Make timer, platform and lists what paused, starved and read_ended say now; each of the first two
+/* Make timer, platform and lists what unread says now; each of the first two
  * alone. The partial-frame time-out runs while a frame has begun and we do read; restart: it begins
  * anew. */
 void pt_link_update_reading(pt_context *context, pt_link *link);

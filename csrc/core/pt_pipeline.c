@@ -4,6 +4,31 @@
 
 #include "pt_assert.h"
 
+#define NOWHERE PT_NOWHERE
+
+/* Following state, by state and step: reserve, launch, complete, report, close. */
+static const uint8_t NEXT[][5] = {
+    [PT_SLOT_FREE] = {PT_SLOT_FILLING, NOWHERE, NOWHERE, NOWHERE, PT_SLOT_FREE},
+    [PT_SLOT_FILLING] = {NOWHERE, PT_SLOT_IN_FLIGHT, NOWHERE, NOWHERE, PT_SLOT_FREE},
+    [PT_SLOT_IN_FLIGHT] = {NOWHERE, NOWHERE, PT_SLOT_COMPLETED, NOWHERE, PT_SLOT_ABANDONED},
+    [PT_SLOT_COMPLETED] = {NOWHERE, NOWHERE, NOWHERE, PT_SLOT_FREE, PT_SLOT_FREE},
+    [PT_SLOT_ABANDONED] = {NOWHERE, NOWHERE, PT_SLOT_FREE, NOWHERE, PT_SLOT_ABANDONED},
+};
+
+uint8_t pt_slot_next(uint8_t state, uint8_t step)
+{
+    PT_ASSERT(state <= PT_SLOT_ABANDONED);
+    PT_ASSERT(step <= PT_SLOT_STEP_CLOSE);
+
+    return NEXT[state][step];
+}
+
+static void move(pt_send_slot *slot, enum pt_slot_step step)
+{
+    slot->state = pt_slot_next(slot->state, (uint8_t)step);
+    PT_ASSERT(slot->state != NOWHERE);
+}
+
 /* The slot before index, round-robin. */
 static uint8_t before(const pt_send_pipeline *pipeline, uint8_t index)
 {
@@ -118,13 +143,11 @@ int pt_pipeline_cleanup(pt_send_pipeline *pipeline)
     int abandoned = 0;
     for (uint8_t index = 0; index < pipeline->depth; index++) {
         pt_send_slot *slot = &pipeline->slots[index];
-        if (slot->state == PT_SLOT_IN_FLIGHT || slot->state == PT_SLOT_ABANDONED) {
-            slot->state = PT_SLOT_ABANDONED;
+        move(slot, PT_SLOT_STEP_CLOSE);
+        if (slot->state == PT_SLOT_ABANDONED)
             abandoned++;
-        } else {
+        else
             drop_buffer(pipeline, slot);
-            slot->state = PT_SLOT_FREE;
-        }
     }
     pipeline->pending_count = (uint8_t)abandoned;
     pipeline->filling_count = 0;
@@ -143,13 +166,12 @@ int pt_pipeline_reserve(pt_send_pipeline *pipeline, uint8_t *slot_index)
         return PT_ERR_WOULD_BLOCK;
     uint8_t index = pipeline->next_slot;
     pt_send_slot *slot = &pipeline->slots[index];
-    PT_ASSERT(slot->state == PT_SLOT_FREE);
     if (lend_buffer(pipeline, slot) != PT_OK) {
         PT_ASSERT(pipeline->lazy); /* else pt_pipeline_init() lent them all */
         return pipeline->pending_count != 0 ? PT_ERR_WOULD_BLOCK : PT_ERR_NO_MEMORY;
     }
 
-    slot->state = PT_SLOT_FILLING;
+    move(slot, PT_SLOT_STEP_RESERVE);
     if (slot->message_len > slot->used_len)
         slot->used_len = slot->message_len;
     slot->message_count = 0;
@@ -224,8 +246,7 @@ int pt_pipeline_launch(pt_send_pipeline *pipeline)
     int index = (int)pipeline->next_slot - pipeline->filling_count;
     if (index < 0)
         index += pipeline->depth;
-    PT_ASSERT(pipeline->slots[index].state == PT_SLOT_FILLING);
-    pipeline->slots[index].state = PT_SLOT_IN_FLIGHT;
+    move(&pipeline->slots[index], PT_SLOT_STEP_LAUNCH);
     if (--pipeline->filling_count == 0)
         pipeline->ripe = 0;
     return index;
@@ -240,15 +261,12 @@ void pt_pipeline_complete(pt_send_pipeline *pipeline, uint8_t slot_index, int re
 {
     PT_ASSERT(slot_index < pipeline->depth);
     pt_send_slot *slot = &pipeline->slots[slot_index];
-    if (slot->state == PT_SLOT_ABANDONED) {
-        drop_buffer(pipeline, slot);
-        slot->state = PT_SLOT_FREE;
-        pipeline->pending_count--;
-        return;
-    }
-    PT_ASSERT(slot->state == PT_SLOT_IN_FLIGHT);
+    move(slot, PT_SLOT_STEP_COMPLETE);
     slot->result = (int16_t)result;
-    slot->state = PT_SLOT_COMPLETED;
+    if (slot->state == PT_SLOT_FREE) { /* it was abandoned */
+        drop_buffer(pipeline, slot);
+        pipeline->pending_count--;
+    }
 }
 
 int pt_pipeline_report(pt_send_pipeline *pipeline, uint32_t *message_count, int *result)
@@ -259,7 +277,7 @@ int pt_pipeline_report(pt_send_pipeline *pipeline, uint32_t *message_count, int 
     *message_count = slot->message_count;
     *result = slot->result;
     pipeline->reported += slot->message_count;
-    slot->state = PT_SLOT_FREE;
+    move(slot, PT_SLOT_STEP_REPORT);
     /* A larger one is worth keeping when a small one would not have done. */
     uint32_t worth =
         slot->buffer_size > pipeline->small_size ? pipeline->small_size : pipeline->small_size / 2U;

@@ -1,8 +1,5 @@
 /* Messages in flight on one link: a ring of slots, each one write, each carrying one frame or many.
  *
- *      FREE -> FILLING -> IN_FLIGHT -> COMPLETED -> FREE
- *                            \-> ABANDONED -> FREE        (closed before the platform let go)
- *
  * A lazy pipeline always finds PT_SLOT_SHARE buffers of one whole frame each, whatever others hold.
  * Larger ones, of slot_size, come out of the pool's budget, and only while more is sent than leaves
  * at once; where there is none it goes on with its share.
@@ -32,6 +29,17 @@ enum pt_slot_state {
     PT_SLOT_ABANDONED =
         4 /* the link is gone, the platform has not let go: buffer kept until it does */
 };
+
+/* What moves a slot from state to state. */
+enum pt_slot_step {
+    PT_SLOT_STEP_RESERVE = 0,
+    PT_SLOT_STEP_LAUNCH = 1,
+    PT_SLOT_STEP_COMPLETE = 2,
+    PT_SLOT_STEP_REPORT = 3,
+    PT_SLOT_STEP_CLOSE = 4 /* of its link */
+};
+
+#define PT_NOWHERE 255 /* where a step leads that is none */
 
 typedef struct pt_send_slot {
     uint8_t *buffer;        /* from the pool; NULL while nothing is borrowed */
@@ -74,6 +82,9 @@ typedef struct pt_send_pipeline {
                               borrowed than the share */
     uint8_t initialized;
 } pt_send_pipeline;
+
+/* The state that a step leads to; PT_NOWHERE: no slot takes that step in that state. */
+uint8_t pt_slot_next(uint8_t state, uint8_t step);
 
 /* Make ready in the caller's memory. slot_size: at least PT_FRAME_OVERHEAD and at most the pool's
  * largest class and 65,535. Not lazy: borrows all buffers now; when one is refused those borrowed

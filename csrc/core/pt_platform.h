@@ -115,6 +115,18 @@ typedef struct pt_platform_ops {
     uint8_t classic;
 } pt_platform_ops;
 
+/* Links that wait for something, the first to be served first. */
+typedef struct pt_line {
+    pt_link *first; /* NULL: none */
+    pt_link **end;  /* where the next one is put */
+} pt_line;
+
+enum pt_line_kind {
+    PT_LINE_DIRTY = 0, /* with frames to push or results to report */
+    PT_LINE_HELD = 1,  /* with held bytes, and read */
+    PT_LINES = 2
+};
+
 /* A worker's world: one loop, its timers, its links. Memory is the caller's. */
 struct pt_context {
     const pt_platform_ops *ops;
@@ -124,13 +136,10 @@ struct pt_context {
     pt_pool *pool;
     uint8_t *receive_buffer;
     uint8_t *spare;         /* staging buffer in reserve, so that a cut frame always finds one */
-    pt_link *held;          /* first link with held bytes that is read; NULL: none */
-    pt_link **held_end;     /* where the next one is put */
     pt_timer pool_timer;    /* armed while the pool is in use or scarce */
     uint32_t pool_acquires; /* of the pool, when it was last looked at */
     pt_source *sources;
-    pt_link *dirty;      /* first link with frames to push or results to report; NULL: none */
-    pt_link **dirty_end; /* where the next one is put */
+    pt_line lines[PT_LINES]; /* by enum pt_line_kind */
     pt_wheel wheel;
     uint32_t receive_buffer_size;
     uint32_t io_budget; /* sources served in one turn */

@@ -29,9 +29,9 @@ void pt_read_starved(pt_context *context)
     for (pt_source *source = context->sources; source != NULL && context->starved_count != 0;
          source = source->next) {
         pt_link *link = (pt_link *)source;
-        if (source->kind != PT_SOURCE_LINK || !link->starved)
+        if (source->kind != PT_SOURCE_LINK || !(link->unread & PT_UNREAD_STARVED))
             continue;
-        link->starved = 0;
+        link->unread &= (uint8_t)~PT_UNREAD_STARVED;
         context->starved_count--;
         pt_link_update_reading(context, link);
     }
@@ -40,20 +40,28 @@ void pt_read_starved(pt_context *context)
 /* Nothing more comes from the other side. */
 static void end_of_stream(pt_context *context, pt_link *link)
 {
-    if (link->end_code != PT_OK) {
+    if (link->state == PT_LINK_BROKEN) {
         pt_link_end(context, link, link->end_code, link->end_error);
     } else if (pt_ingest_partial_len(&link->ingest) != 0) {
         pt_link_end(context, link, PT_ERR_TRUNCATED, 0);
     } else {
-        link->read_ended = 1;
+        link->unread |= PT_UNREAD_ENDED;
         pt_link_update_interest(context, link);
         if (link->state == PT_LINK_OPEN) {
-            link->finish_due = 1;
-            pt_context_add_dirty(context, link);
-        } else if (link->state == PT_LINK_SHUT) {
+            link->due |= PT_DUE_FINISHED;
+            pt_context_join(context, link, PT_LINE_DIRTY);
+        } else {
             pt_link_finish(context, link);
         }
     }
+}
+
+/* It finds no staging buffer: it is not read until there is one. */
+static void starve(pt_context *context, pt_link *link)
+{
+    link->unread |= PT_UNREAD_STARVED;
+    context->starved_count++;
+    pt_link_update_reading(context, link);
 }
 
 /* Give bytes of the stream to the ingest. PT_OK; PT_ERR_BUSY when the link has had its share of the
@@ -122,7 +130,7 @@ static void take_apart(pt_context *context, pt_link *link, const uint8_t *data, 
     if (result == PT_OK || result == PT_ERR_BUSY) {
         pt_link_update_frame_timer(context, link, (uint32_t)ingest->frames != frames);
         if (link->held_at < link->held_len)
-            pt_context_add_held(context, link);
+            pt_context_join(context, link, PT_LINE_HELD);
         else if (was_held)
             pt_link_drop_held(context, link);
         return;
@@ -169,9 +177,7 @@ void pt_read_link(pt_context *context, pt_link *link, pt_sink *sink, int alone)
     uint32_t work = alone || left < PT_LINK_MAX_WORK ? left : PT_LINK_MAX_WORK;
     uint32_t size = read_size(context, link, sink->room, work, alone);
     if (size == 0) {
-        link->starved = 1;
-        context->starved_count++;
-        pt_link_update_reading(context, link);
+        starve(context, link);
         return;
     }
     int count = context->ops->tcp_receive(context, link, context->receive_buffer, size);
@@ -182,7 +188,7 @@ void pt_read_link(pt_context *context, pt_link *link, pt_sink *sink, int alone)
         return;
     }
     if (count < 0) {
-        int code = link->end_code != PT_OK ? link->end_code : count;
+        int code = link->state == PT_LINK_BROKEN ? link->end_code : count;
         pt_link_end(context, link, code, link->system_error);
         return;
     }
@@ -199,11 +205,9 @@ static void take_held(pt_context *context, pt_link *link, pt_sink *sink, int alo
     if (len > sink->room)
         len = sink->room;
     if (left == 0 || len == 0) {
-        pt_context_add_held(context, link);
+        pt_context_join(context, link, PT_LINE_HELD);
     } else if (!has_spare(context)) {
-        link->starved = 1;
-        context->starved_count++;
-        pt_link_update_reading(context, link);
+        starve(context, link);
     } else {
         take_apart(context, link, link->held + link->held_at, len, sink,
                    alone || left < PT_LINK_MAX_WORK ? left : PT_LINK_MAX_WORK);
@@ -212,13 +216,15 @@ static void take_held(pt_context *context, pt_link *link, pt_sink *sink, int alo
 
 int pt_read_is_alone(const pt_context *context)
 {
-    int count = context->held != NULL ? 1 + (context->held->next_held != NULL) : 0;
+    int count = context->lines[PT_LINE_HELD].first != NULL
+                    ? 1 + (context->lines[PT_LINE_HELD].first->next[PT_LINE_HELD] != NULL)
+                    : 0;
     for (uint32_t index = 0; index < context->ready_count && count < 2; index++) {
         const pt_source *source = context->ready[index];
         if (source == NULL || source->kind != PT_SOURCE_LINK || !(source->ready & PT_READY_READ))
             continue;
         const pt_link *link = (const pt_link *)source;
-        count += pt_link_is_read(link) && !link->is_held;
+        count += pt_link_is_read(link) && !link->in_line[PT_LINE_HELD];
     }
     return count < 2;
 }
@@ -226,15 +232,16 @@ int pt_read_is_alone(const pt_context *context)
 void pt_read_held(pt_context *context, pt_sink *sink, int alone)
 {
     const pt_link *last = NULL;
-    for (uint32_t served = 0; served < context->io_budget && context->held != NULL; served++) {
-        pt_link *link = context->held;
+    for (uint32_t served = 0;
+         served < context->io_budget && context->lines[PT_LINE_HELD].first != NULL; served++) {
+        pt_link *link = context->lines[PT_LINE_HELD].first;
         if (link == last)
             break; /* all had their turn */
-        pt_context_remove_held(context, link);
+        pt_context_leave(context, link, PT_LINE_HELD);
         if (!pt_link_is_read(link))
             continue; /* comes back when it is read again */
         take_held(context, link, sink, alone);
-        if (last == NULL && link->is_held)
+        if (last == NULL && link->in_line[PT_LINE_HELD])
             last = link;
     }
 }

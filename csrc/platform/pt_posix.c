@@ -351,7 +351,7 @@ static uint32_t posix_unacknowledged(pt_context *context, const pt_link *link)
     int waiting = 0;
     if (ioctl((int)link->source.handle, TIOCOUTQ, &waiting) != 0 || waiting <= 0)
         return 0;
-    return (uint32_t)(waiting - link->finished);
+    return (uint32_t)(waiting - (link->state == PT_LINK_FINISHED));
 }
 #else
 #define posix_unacknowledged NULL

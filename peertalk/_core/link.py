@@ -293,7 +293,7 @@ class Link:
     @property
     def paused(self) -> bool:
         """Whether the link is not read at the caller's wish."""
-        return bool(self._link.paused)
+        return bool(self._link.unread & self._loop._lib.PT_UNREAD_PAUSED)
 
     @property
     def pending(self) -> int:

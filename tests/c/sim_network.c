@@ -54,7 +54,7 @@ static uint64_t one_network(uint64_t seed)
             shut = 1;
         }
         int more = go_on(sim, &one, vanished ? NULL : &other, UINT64_MAX);
-        if (other.link.read_ended && other.link.state == PT_LINK_OPEN)
+        if ((other.link.unread & PT_UNREAD_ENDED) && other.link.state == PT_LINK_OPEN)
             pt_link_shut(&other.context, &other.link);
         if (one.closed || (!more && number == wanted && !has_work(&one) && !has_work(&other)))
             break;

@@ -861,9 +861,9 @@ static void a_closed_link_is_in_no_list(void)
 {
     open_world(&async_ops, 1);
     CHECK(send_number(0, 1, 100) >= 0);
-    CHECK(context.dirty == &links[0]);
+    CHECK(context.lines[PT_LINE_DIRTY].first == &links[0]);
     CHECK_EQUAL(pt_link_close(&context, &links[0]), 0);
-    CHECK(context.dirty == NULL);
+    CHECK(context.lines[PT_LINE_DIRTY].first == NULL);
     for (const pt_source *source = context.sources; source != NULL; source = source->next)
         CHECK(source != &links[0].source);
     memset(&links[0], 0xA5, sizeof links[0]);

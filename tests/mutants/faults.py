@@ -166,8 +166,8 @@ FAULTS = (
     Fault(
         "pipeline-in-flight",
         "csrc/core/pt_pipeline.c",
-        "if (slot->state == PT_SLOT_IN_FLIGHT || slot->state == PT_SLOT_ABANDONED) {",
-        "if (slot->state == PT_SLOT_ABANDONED) {",
+        "PT_SLOT_COMPLETED, NOWHERE, PT_SLOT_ABANDONED},",
+        "PT_SLOT_COMPLETED, NOWHERE, PT_SLOT_FREE},",
         "the buffer of a write under way is not given back before its end",
         ("tests/core/test_pipeline.py::test_small_frames_share_a_slot_in_order",),
     ),
@@ -184,8 +184,8 @@ FAULTS = (
     Fault(
         "loop-dirty-left",
         "csrc/core/pt_link.c",
-        "pt_context_remove_dirty(context, link);\n    pt_context_remove_source(context, &link->source);\n    link->state",
-        "pt_context_remove_source(context, &link->source);\n    link->state",
+        "pt_context_leave(context, link, PT_LINE_DIRTY);\n    pt_context_remove_source(",
+        "pt_context_remove_source(",
         "a link that is closed is in no list of its context",
         ("tests/c/test_c_suite.py::test_the_core_passes_its_c_tests[standard-test_loop]",),
     ),
@@ -208,7 +208,7 @@ FAULTS = (
     Fault(
         "loop-last-words",
         "csrc/core/pt_link.c",
-        "if (code != PT_ERR_CONNECTION_CLOSED || link->read_ended) {",
+        "if (code != PT_ERR_CONNECTION_CLOSED || (link->unread & PT_UNREAD_ENDED)) {",
         "if (code != PT_OK) {",
         "what came before a break is read before the link ends",
         (
@@ -218,8 +218,8 @@ FAULTS = (
     Fault(
         "loop-budget",
         "csrc/core/pt_read.c",
-        "served < context->io_budget && context->held != NULL",
-        "context->held != NULL",
+        "served < context->io_budget && context->lines[PT_LINE_HELD].first != NULL",
+        "context->lines[PT_LINE_HELD].first != NULL",
         "as many links as the budget says are served in a turn",
         (
             "tests/c/test_c_suite.py",

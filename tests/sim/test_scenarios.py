@@ -155,15 +155,13 @@ OVERTAKES = """    if (result == PT_OK && link->pipeline.pending_count != 0) {
             link->pipeline.accepted++;
             link->pipeline.reported++;
             link->sent_count++;
-            pt_context_add_dirty(context, link);
+            pt_context_join(context, link, PT_LINE_DIRTY);
             return PT_SEND_NEEDS_TURN;
         }
     }
 """
-HELD = (
-    "if (slot->state == PT_SLOT_IN_FLIGHT || slot->state == PT_SLOT_ABANDONED) {\n            "
-    "slot->state = PT_SLOT_ABANDONED;"
-)
+HELD = "        move(slot, PT_SLOT_STEP_CLOSE);\n"
+FREES = "        if (PLANTED)\n            slot->state = PT_SLOT_FREE;\n"
 DONE = "        pt_pipeline_complete(of->base.pipeline, index, code_of(result));\n        count++;"
 SKIPS = (
     "        if (PLANTED && result == PT_MACTCP_NO_ERROR && index == 1)\n            continue;\n"
@@ -178,9 +176,7 @@ PLANTED = {
     "slot freed in flight": (
         "csrc/core/pt_pipeline.c",
         HELD,
-        HELD.replace(
-            "slot->state == PT_SLOT_IN_FLIGHT", "(slot->state == PT_SLOT_IN_FLIGHT && !PLANTED)"
-        ),
+        HELD + FREES,
     ),
     "lost completion": ("csrc/classic/pt_mactcp.c", DONE, SKIPS + DONE),
 }
