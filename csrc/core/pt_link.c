@@ -294,8 +294,6 @@ int pt_link_close(pt_context *context, pt_link *link)
     if (link->state != PT_LINK_ENDED)
         pt_link_end(context, link, PT_OK, 0);
     link->due = 0;
-    pt_wheel_cancel(&context->wheel, &link->frame_timer);
-    pt_wheel_cancel(&context->wheel, &link->rest_timer);
     pt_context_leave(context, link, PT_LINE_DIRTY);
     pt_context_remove_source(context, &link->source);
     move(link, PT_LINK_STEP_CLOSE);
@@ -316,21 +314,35 @@ uint32_t pt_link_still_ms(const pt_context *context, const pt_link *link)
     return (uint32_t)pt_context_ms(context, context->wheel.now - link->moved);
 }
 
+int pt_link_slots_available(pt_context *context, pt_link *link)
+{
+    if (context->ops == NULL)
+        return 0;
+    if (context->ops->send_slots_available != NULL)
+        return context->ops->send_slots_available(context, link);
+    return pt_pipeline_available(&link->pipeline);
+}
+
+/* There is something to report, though the caller may hear no hint of it. */
+static void ask_for_turn(pt_context *context)
+{
+    if (context->ops->wake != NULL)
+        context->ops->wake(context);
+}
+
 /* Room for a frame that was refused: launch and move what is there. 1 when it is worth trying
  * again. */
 static int make_room(pt_context *context, pt_link *link)
 {
     if (link->blocked)
         return 0;
-    uint8_t pending_count = link->pipeline.pending_count;
+    int available = pt_link_slots_available(context, link);
     pt_link_push(context, link);
     if (link->state != PT_LINK_OPEN) {
-        /* The caller heard no hint, and must yet hear of the end. */
-        if (context->ops->wake != NULL)
-            context->ops->wake(context);
+        ask_for_turn(context); /* the caller heard no hint, and must yet hear of the end */
         return 0;
     }
-    return link->pipeline.pending_count < pending_count;
+    return pt_link_slots_available(context, link) > available;
 }
 
 /* PT_OK, or why no frame of this size can be sent on the link. */
@@ -399,8 +411,7 @@ int pt_link_drain(pt_context *context, pt_link *link)
     const pt_platform_ops *ops = context->ops;
     if (ops == NULL)
         return PT_ERR_NOT_CONNECTED;
-    uint32_t limit =
-        (uint32_t)((uint64_t)PT_DRAIN_TIMEOUT_TICKS * ops->ticks_per_second / PT_TICKS_PER_SECOND);
+    uint32_t limit = PT_DRAIN_TIMEOUT_TICKS * ops->ticks_per_second / PT_TICKS_PER_SECOND;
     uint32_t start = ops->clock(context);
     uint32_t passed = 0;
     int waited = 0;
@@ -422,9 +433,8 @@ int pt_link_drain(pt_context *context, pt_link *link)
     }
     if (link->state != PT_LINK_OPEN)
         result = PT_ERR_NOT_CONNECTED;
-    if ((waited || result != PT_OK) && ops->wake != NULL)
-        ops->wake(
-            context); /* what came of it is to be reported, though the caller may hear no hint */
+    if (waited || result != PT_OK)
+        ask_for_turn(context);
     return result;
 }
 
@@ -474,8 +484,8 @@ void pt_link_shut(pt_context *context, pt_link *link)
     move(link, PT_LINK_STEP_SHUT);
     pt_link_push(context, link);
     pt_link_finish(context, link);
-    if (link->in_line[PT_LINE_DIRTY] && context->ops->wake != NULL)
-        context->ops->wake(context);
+    if (link->in_line[PT_LINE_DIRTY])
+        ask_for_turn(context);
 }
 
 uint64_t pt_link_pending(const pt_link *link)

@@ -142,6 +142,9 @@ void pt_link_resume(pt_context *context, pt_link *link);
  * PT_EVENT_CLOSED with PT_OK follows. */
 void pt_link_shut(pt_context *context, pt_link *link);
 
+/* Slots that could take a send now, as the platform says; 0 when the context is cleaned up. */
+int pt_link_slots_available(pt_context *context, pt_link *link);
+
 /* Messages that were accepted and have not been in a PT_EVENT_SENT yet. */
 uint64_t pt_link_pending(const pt_link *link);
 

@@ -72,7 +72,8 @@ typedef struct pt_platform_ops {
      * for one link. */
     int (*wait_send_completions)(pt_context *context, pt_link *link, int timeout_ms);
 
-    /* Slots that could take a send now. NULL: pt_pipeline_available() answers. */
+    /* Slots that could take a send now: asked when a frame was refused, whether moving what is
+     * there has made room for it. NULL: pt_pipeline_available() answers. */
     int (*send_slots_available)(pt_context *context, pt_link *link);
 
     /* Open a connection. NULL: the caller opened it and brings its handle. */

@@ -56,8 +56,8 @@ static int is_discovery_type(unsigned type)
     return type >= PT_DISCOVERY_ANNOUNCE && type <= PT_DISCOVERY_GOODBYE;
 }
 
-static inline void put_header(uint8_t *out, uint8_t type, uint8_t flags, uint8_t sequence,
-                              uint32_t payload_len)
+static void put_header(uint8_t *out, uint8_t type, uint8_t flags, uint8_t sequence,
+                       uint32_t payload_len)
 {
     put32(out, FRAME_MAGIC);
     out[4] = PT_PROTOCOL_VERSION;

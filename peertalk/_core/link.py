@@ -303,15 +303,12 @@ class Link:
     @property
     def slots_available(self) -> int:
         """Free slots now."""
-        return int(self._loop._lib.pt_pipeline_available(self._lib_pipeline()))
+        return int(self._loop._lib.pt_link_slots_available(self._loop._context, self._link))
 
     @property
     def slots_pending(self) -> int:
         """Slots that are filling or in flight."""
         return int(self._link.pipeline.pending_count)
-
-    def _lib_pipeline(self) -> Any:
-        return self._loop._binding.ffi.addressof(self._link, "pipeline")
 
     def statistics(self) -> LinkStatistics:
         """Counters since the link opened."""

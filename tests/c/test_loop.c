@@ -253,12 +253,21 @@ static uint32_t world_clock_ms(pt_context *context)
     return FIRST_TICK + (uint32_t)here.now_ms;
 }
 
+/* As the pipeline says, but none while the platform keeps them back. */
+static int world_slots_available(pt_context *context, pt_link *link)
+{
+    (void)context;
+    here.asked++;
+    return here.held ? 0 : pt_pipeline_available(&link->pipeline);
+}
+
 static const pt_platform_ops async_ops = {
     .name = "memory",
     .tcp_send = world_send,
     .tcp_send_async = world_send_async,
     .poll_send_completions = world_poll,
     .wait_send_completions = world_wait_completions,
+    .send_slots_available = world_slots_available,
     .tcp_receive = world_receive,
     .tcp_finish = world_finish,
     .watch = world_watch,
@@ -580,6 +589,27 @@ static void a_slot_that_is_done_within_the_call_is_counted_once(void)
         CHECK_EQUAL(pipeline->pending_count, 0);
         close_world();
     }
+}
+
+/* S0.26 and S0.139 of the pipeline's source: before and after what is there was moved. */
+static void a_refused_send_asks_the_platform_for_slots(void)
+{
+    open_world(&async_ops, 1);
+    for (uint16_t number = 0; number < DEPTH; number++)
+        CHECK(send_number(0, number, 950) >= 0);
+    CHECK_EQUAL(here.asked, 0); /* as long as there is room nobody asks */
+    here.held = 1;
+    CHECK_EQUAL(pt_link_slots_available(&context, &links[0]), 0);
+    CHECK_EQUAL(send_number(0, DEPTH, 950), PT_ERR_WOULD_BLOCK);
+    CHECK_EQUAL(here.asked, 3);
+    here.held = 0;
+    CHECK(send_number(0, DEPTH, 950) >= 0);
+    CHECK_EQUAL(here.asked, 5);
+    CHECK_EQUAL(pt_link_slots_available(&context, &links[0]),
+                pt_pipeline_available(&links[0].pipeline));
+    turns(9);
+    CHECK_EQUAL(heard_of[1].frames, DEPTH + 1);
+    close_world();
 }
 
 /* S0.86 and S0.87 of the pipeline's source, as they hold here. */
@@ -1513,6 +1543,7 @@ int main(void)
 {
     RUN(messages_arrive_once_whole_and_in_order);
     RUN(a_slot_that_is_done_within_the_call_is_counted_once);
+    RUN(a_refused_send_asks_the_platform_for_slots);
     RUN(a_turn_hands_over_waits_and_reads_each_link_before_its_completions);
     RUN(an_idle_pair_soon_holds_no_buffer_and_waits_without_end);
     RUN(small_messages_of_a_turn_leave_together);
