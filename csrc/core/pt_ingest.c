@@ -19,6 +19,7 @@
 #include <string.h>
 
 #include "pt_assert.h"
+#include "pt_check.h"
 #include "pt_crc.h"
 
 #define COMPACT_START 2 /* bytes that tell a compact header from a full one */
@@ -370,3 +371,20 @@ uint32_t pt_ingest_partial_len(const pt_ingest *ingest)
 {
     return ingest->staged_len;
 }
+
+#if PT_ASSERTIONS
+void pt_ingest_check(const pt_ingest *ingest)
+{
+    PT_ASSERT(ingest->state <= PT_INGEST_WAIT_PAYLOAD); /* COMPLETE is never seen between calls */
+    PT_ASSERT((ingest->staging != NULL) == (ingest->state == PT_INGEST_WAIT_PAYLOAD));
+    if (ingest->state == PT_INGEST_WAIT_PAYLOAD) {
+        PT_ASSERT(ingest->staged_len >= ingest->form->header_size);
+        PT_ASSERT(ingest->staged_len < ingest->frame_len);
+        PT_ASSERT(ingest->frame_len <= pt_pool_buffer_size(ingest->staging));
+        PT_ASSERT(ingest->frame.payload_len <= ingest->max_payload);
+    } else {
+        PT_ASSERT(ingest->frame_len == 0);
+        PT_ASSERT(ingest->staged_len < PT_FORMAT_MAX_HEADER);
+    }
+}
+#endif

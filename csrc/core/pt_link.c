@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "pt_assert.h"
+#include "pt_check.h"
 #include "pt_loop_inside.h"
 
 #define NOWHERE PT_NOWHERE
@@ -509,3 +510,33 @@ void pt_link_set_frame_timeout(pt_context *context, pt_link *link, uint32_t time
     if (pt_timer_is_armed(&link->frame_timer))
         pt_context_arm(context, &link->frame_timer, timeout_ms);
 }
+
+#if PT_ASSERTIONS
+void pt_link_check(const pt_context *context, const pt_link *link)
+{
+    PT_ASSERT(link->state > PT_LINK_NONE && link->state <= PT_LINK_ENDED);
+    PT_ASSERT(*link->source.place == &link->source);
+    PT_ASSERT(link->source.kind == PT_SOURCE_LINK);
+    PT_ASSERT((link->held != NULL) == (link->held_at < link->held_len));
+    PT_ASSERT(!link->in_line[PT_LINE_HELD] || link->held != NULL);
+    PT_ASSERT(link->failed_code != PT_OK || link->failed_count == 0);
+    PT_ASSERT(link->due == 0 || link->in_line[PT_LINE_DIRTY]);
+    if (link->state == PT_LINK_ENDED) {
+        PT_ASSERT(link->held == NULL && link->notes.count == 0);
+        PT_ASSERT(!pt_timer_is_armed(&link->frame_timer));
+        PT_ASSERT(!pt_timer_is_armed(&link->rest_timer));
+        PT_ASSERT(link->ingest.state == PT_INGEST_INIT);
+        PT_ASSERT(!(link->unread & PT_UNREAD_STARVED));
+    } else {
+        PT_ASSERT(link->end_code == PT_OK || link->state == PT_LINK_BROKEN);
+        PT_ASSERT(link->state != PT_LINK_FINISHED || link->pipeline.pending_count == 0);
+        PT_ASSERT(!(link->due & PT_DUE_CLOSED));
+        PT_ASSERT(!(link->unread & PT_UNREAD_STARVED) || context->starved_count != 0);
+        PT_ASSERT(pt_timer_is_armed(&link->frame_timer) ==
+                  (pt_ingest_partial_len(&link->ingest) != 0 && pt_link_is_read(link)));
+        PT_ASSERT(link->ingest.state != PT_INGEST_INIT);
+    }
+    pt_pipeline_check(&link->pipeline);
+    pt_ingest_check(&link->ingest);
+}
+#endif

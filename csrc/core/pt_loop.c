@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "pt_check.h"
 #include "pt_loop_inside.h"
 
 /* Events that one link may need in a turn: SENT, SENT of a failure, FINISHED, CLOSED. */
@@ -187,6 +188,24 @@ int pt_loop_wait(pt_context *context, int timeout_ms)
     return count < 0 ? count : PT_OK;
 }
 
+#if PT_ASSERTIONS
+/* What holds between two turns: of as many links as a turn serves, the newest. */
+static void check(const pt_context *context)
+{
+    pt_wheel_check(&context->wheel);
+    pt_pool_check(context->pool);
+    PT_ASSERT(*context->lines[PT_LINE_DIRTY].end == NULL);
+    PT_ASSERT(*context->lines[PT_LINE_HELD].end == NULL);
+    PT_ASSERT(context->starved_count <= context->link_count);
+    uint32_t count = 0;
+    for (const pt_source *source = context->sources; source != NULL && count < PT_IO_BUDGET;
+         source = source->next, count++) {
+        if (source->kind == PT_SOURCE_LINK)
+            pt_link_check(context, (const pt_link *)source);
+    }
+}
+#endif
+
 int pt_loop_turn(pt_context *context, int timeout_ms, pt_event *events, int capacity,
                  const pt_sink *sink)
 {
@@ -229,7 +248,9 @@ int pt_loop_turn(pt_context *context, int timeout_ms, pt_event *events, int capa
     if (!pt_timer_is_armed(&context->pool_timer) && context->link_count != 0 &&
         pt_pool_acquires(context->pool) != context->pool_acquires)
         pt_context_arm(context, &context->pool_timer, PT_POOL_REST_MS);
-    return count + report_links(context, &events[count], capacity - count);
+    count += report_links(context, &events[count], capacity - count);
+    PT_CHECK(check(context));
+    return count;
 }
 
 int pt_loop_next_timeout(pt_context *context)

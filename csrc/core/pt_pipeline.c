@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "pt_assert.h"
+#include "pt_check.h"
 
 #define NOWHERE PT_NOWHERE
 
@@ -313,3 +314,42 @@ uint8_t pt_pipeline_available(const pt_send_pipeline *pipeline)
 {
     return (uint8_t)(pipeline->depth - pipeline->pending_count);
 }
+
+#if PT_ASSERTIONS
+/* One slot, and 1 when its buffer is of the link's share. */
+static int check_slot(const pt_send_pipeline *pipeline, const pt_send_slot *slot)
+{
+    PT_ASSERT(slot->state <= PT_SLOT_ABANDONED);
+    PT_ASSERT((slot->buffer == NULL) == (slot->buffer_size == 0));
+    PT_ASSERT(slot->state == PT_SLOT_FREE || slot->buffer != NULL);
+    PT_ASSERT(slot->state == PT_SLOT_FREE || slot->message_len <= slot->buffer_size);
+    PT_ASSERT(slot->sent_len <= slot->message_len || slot->state == PT_SLOT_FREE);
+    PT_ASSERT(slot->buffer == NULL || pt_pool_buffer_size(slot->buffer) >= slot->buffer_size);
+    PT_ASSERT(pipeline->lazy || slot->buffer != NULL);
+    return slot->buffer != NULL && pt_pool_is_share(slot->buffer);
+}
+
+void pt_pipeline_check(const pt_send_pipeline *pipeline)
+{
+    PT_ASSERT(pipeline->initialized);
+    PT_ASSERT(pipeline->pending_count <= pipeline->depth);
+    PT_ASSERT(pipeline->filling_count <= pipeline->pending_count);
+    PT_ASSERT(pipeline->pending_count <= pipeline->high_water);
+    PT_ASSERT(pipeline->reported <= pipeline->accepted);
+    PT_ASSERT(pipeline->filling_count != 0 || !pipeline->ripe);
+    PT_ASSERT((pipeline->head + pipeline->pending_count) % pipeline->depth == pipeline->next_slot);
+
+    int share_count = 0;
+    uint8_t index = pipeline->head;
+    for (uint8_t place = 0; place < pipeline->depth; place++, index = after(pipeline, index)) {
+        const pt_send_slot *slot = &pipeline->slots[index];
+        int is_filling = place < pipeline->pending_count &&
+                         place >= pipeline->pending_count - pipeline->filling_count;
+        PT_ASSERT((slot->state != PT_SLOT_FREE) == (place < pipeline->pending_count));
+        PT_ASSERT((slot->state == PT_SLOT_FILLING) == is_filling);
+        share_count += check_slot(pipeline, slot);
+    }
+    PT_ASSERT(share_count == pipeline->share_count);
+    PT_ASSERT(share_count <= PT_SLOT_SHARE);
+}
+#endif

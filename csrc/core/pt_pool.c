@@ -22,6 +22,7 @@
 #include <string.h>
 
 #include "pt_assert.h"
+#include "pt_check.h"
 
 #if PT_ATOMICS
 #include <stdatomic.h>
@@ -432,3 +433,26 @@ void pt_pool_get_statistics(const pt_pool *pool, pt_pool_statistics *out)
     out->peak_bytes = cell_get(&pool->peak_bytes);
     out->in_use = acquires > returns ? acquires - returns : 0;
 }
+
+#if PT_ASSERTIONS
+void pt_pool_check(const pt_pool *pool)
+{
+    pt_pool_statistics statistics;
+    pt_pool_get_statistics(pool, &statistics);
+    PT_ASSERT(cell_get(&pool->budgeted) <= pool->budget);
+    PT_ASSERT(statistics.bytes <= statistics.peak_bytes);
+    PT_ASSERT(statistics.returns <= statistics.acquires);
+    PT_ASSERT(statistics.allocations <= statistics.acquires);
+    for (uint8_t index = 0; index < pool->class_count; index++) {
+        const size_class *class = &pool->classes[index];
+        PT_ASSERT(index == 0 || class->buffer_size > pool->classes[index - 1].buffer_size);
+        uint32_t first = (uint32_t)cell_get(&class->free);
+        PT_ASSERT(first <= class->capacity);
+        if (first == 0)
+            continue;
+        const buffer_header *header = class->nodes[first - 1].memory;
+        PT_ASSERT(header != NULL && header->check == check_value(pool, BUFFER_FREE));
+        PT_ASSERT(header->class_index == index && header->node_index == first - 1);
+    }
+}
+#endif

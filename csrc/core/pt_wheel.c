@@ -23,6 +23,7 @@
 #include <string.h>
 
 #include "pt_assert.h"
+#include "pt_check.h"
 
 #define DIGIT_BITS 6u
 #define DIGIT_MASK 63u
@@ -209,3 +210,34 @@ uint32_t pt_wheel_next(const pt_wheel *wheel)
     uint32_t level;
     return wheel->due != NULL ? 0 : nearest_slot(wheel, &level);
 }
+
+#if PT_ASSERTIONS
+static uint32_t count_timers(const pt_timer *const *place)
+{
+    uint32_t count = 0;
+    for (const pt_timer *timer = *place; timer != NULL; timer = *place) {
+        PT_ASSERT((const pt_timer *const *)timer->place == place);
+        PT_ASSERT(timer->next != timer);
+        place = (const pt_timer *const *)&timer->next;
+        count++;
+    }
+    return count;
+}
+
+void pt_wheel_check(const pt_wheel *wheel)
+{
+    int is_few = wheel->armed_count <= PT_CHECK_TIMERS;
+    uint32_t count = 0;
+    for (uint32_t slot = 0; slot < PT_WHEEL_SLOTS; slot++) {
+        uint64_t bit = wheel->occupied[slot / PT_WHEEL_LEVEL_SLOTS] >> (slot & DIGIT_MASK) & 1;
+        PT_ASSERT((wheel->slots[slot] != NULL) == (bit != 0));
+        if (is_few && bit != 0)
+            count += count_timers((const pt_timer *const *)&wheel->slots[slot]);
+    }
+    PT_ASSERT((wheel->due == NULL) == (wheel->due_end == &wheel->due));
+    PT_ASSERT(*wheel->due_end == NULL);
+    PT_ASSERT(wheel->due == NULL || wheel->armed_count != 0);
+    if (is_few)
+        PT_ASSERT(count + count_timers((const pt_timer *const *)&wheel->due) == wheel->armed_count);
+}
+#endif
