@@ -37,10 +37,10 @@ CORES = ("standard", "lowmem", "reference")
 FULL = ("wait", "sync")
 """What send() does when every slot is taken."""
 
-_EMBEDDED: Mapping[str, object] = {"core": "lowmem", "max_peers": 4, "pipeline_depth": 2}
-PROFILES: Mapping[str, Mapping[str, object]] = {"embedded": _EMBEDDED, "lowmem": _EMBEDDED}
-"""What a profile sets. embedded, which is also called lowmem: the core for little memory, and its
-limits."""
+PROFILES: Mapping[str, Mapping[str, object]] = {
+    "embedded": {"core": "lowmem", "max_peers": 4, "pipeline_depth": 2}
+}
+"""What a profile sets. embedded: the core for little memory, and its limits."""
 
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
 _BYTES = {
@@ -200,10 +200,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """Settings of one node. Durations are in seconds, sizes in bytes; both may be given as text
     ("250ms", "64KiB").
 
-    A profile (embedded; lowmem is another name of it) sets core, max_peers and pipeline_depth. A
-    Config cannot tell a setting that was not given from one that was given and equals its default:
-    the profile sets both. load_config(), which Node uses, can tell, and the profile sets only what
-    was not given.
+    The profile "embedded" sets core, max_peers and pipeline_depth. A Config cannot tell a setting
+    that was not given from one that was given and equals its default: the profile sets both.
+    load_config(), which Node uses, can tell, and the profile sets only what was not given.
 
     Raises:
         InvalidArgument: a value out of its bounds.
@@ -248,8 +247,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     profile: Annotated[
         str,
         _plain(
-            "Set of defaults: embedded (or lowmem): the lowmem core, its 4 peers and 2 slots; "
-            "empty: none."
+            "Set of defaults: embedded: the lowmem core, its 4 peers and 2 slots; empty: none."
         ),
     ] = ""
     max_peers: Annotated[

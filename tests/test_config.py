@@ -83,14 +83,14 @@ def test_a_profile_beats_the_default_and_yields_to_argument_and_environment(prof
     assert load_config(core="standard").explain()["core"] == ("standard", "argument")
     with pytest.raises(
         InvalidArgument,
-        match="argument profile='huge': profile must be embedded or lowmem, or empty for none",
+        match="argument profile='huge': profile must be embedded, or empty for none",
     ):
         load_config(profile="huge")
 
 
 def test_the_embedded_profile_is_the_lowmem_core_and_its_limits():
     """The numbers stand in two places: what was compiled is right."""
-    assert set(PROFILES) == {"embedded", "lowmem"}
+    assert set(PROFILES) == {"embedded"}
     core = load("lowmem")
     limits = {
         "core": core.name,

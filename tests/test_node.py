@@ -2317,15 +2317,14 @@ def test_an_option_out_of_its_bounds_is_refused_with_value_bound_and_source(opti
         pt.Node(**options)
 
 
-@pytest.mark.parametrize("profile", ["embedded", "lowmem"])
-async def test_a_node_of_the_embedded_profile_lives_on_the_lowmem_core_in_200_kib(profile):
+async def test_a_node_of_the_embedded_profile_lives_on_the_lowmem_core_in_200_kib():
     """What the profile promises on a true machine: small limits, little memory in C, and full
     service to a peer of any size."""
     if load().name == "reference":
         pytest.skip("did not run: the compiled cores are not there")
     messages = [bytes([number]) * 1024 for number in range(200)]
     async with (
-        pt.Node("probe", profile=profile, **loopback()) as probe,
+        pt.Node("probe", profile="embedded", **loopback()) as probe,
         pt.Node("big", **loopback()) as big,
     ):
         assert (probe.config.core, probe.config.max_peers) == (

@@ -160,7 +160,7 @@ import asyncio, sys
 from peertalk import sim
 
 async def main(net):
-    se = await net.node("Mac SE", platform="mactcp", profile="lowmem")
+    se = await net.node("Mac SE", platform="mactcp", profile="embedded")
     ppc = await net.node("PowerMac", platform="opentransport", core="lowmem")
     rough = dict(loss=0.05, duplicate=0.02, reorder=0.05)
     net.link(se, ppc, latency="50ms", jitter="5ms", bandwidth="90KB/s", **rough)
@@ -470,21 +470,17 @@ def test_the_memory_of_all_pipelines_is_within_its_budget(c_core):
     )
 
 
-@pytest.mark.parametrize(
-    ("profile", "platform"), [("lowmem", "mactcp"), ("embedded", "opentransport")]
-)
-def test_the_c_side_of_a_lowmem_node_is_under_200_kib_and_is_printed_part_by_part(
-    profile, platform
-):
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_the_c_side_of_a_lowmem_node_is_under_200_kib_and_is_printed_part_by_part(platform):
     """A Mac SE leaves 200 KB to the network: whoever asks is told where they go. All four peers,
     all slots in flight, both ways."""
 
     async def main(net: sim.Network) -> Any:
         # so that there is a moment without anything under way
         quiet = {"discovery": False, "ping_interval": 0}
-        hub = await net.node("hub", profile=profile, platform=platform, **quiet)
+        hub = await net.node("hub", profile="embedded", platform=platform, **quiet)
         others = [
-            await net.node(f"n{number}", profile=profile, platform=platform, **quiet)
+            await net.node(f"n{number}", profile="embedded", platform=platform, **quiet)
             for number in range(4)
         ]
         peers = [await hub.connect(other.address, timeout=5) for other in others]
@@ -502,7 +498,7 @@ def test_the_c_side_of_a_lowmem_node_is_under_200_kib_and_is_printed_part_by_par
                 peer.send_nowait(bytes(1024))
         for _ in range(80):
             await hub.receive(timeout=5)
-        assert hub.stats().slots_high_water == 2 and hub.config.profile == profile
+        assert hub.stats().slots_high_water == 2 and hub.config.profile == "embedded"
         return hub.memory, at_rest
 
     report, (streams, expected) = sim.run(main)
@@ -528,7 +524,7 @@ def test_a_lowmem_node_with_four_busy_peers_stays_under_200_kib():
 
     async def main(net: sim.Network) -> tuple[Any, int]:
         small: dict[str, Any] = {"window": 4096, "receive_queue_bytes": 1024, "discovery": False}
-        hub = await net.node("hub", platform="opentransport", profile="lowmem", **small)
+        hub = await net.node("hub", platform="opentransport", profile="embedded", **small)
         others = [await net.node(f"n{number}", core="standard", **small) for number in range(4)]
         for other in others:
             net.link(hub, other, latency="20ms", bandwidth="50KB/s")

@@ -235,7 +235,7 @@ class Network:
         Args:
             platform: "mactcp" or "opentransport".
             core: "standard" or "lowmem"; None: what profile says, else the one that load() gives.
-            profile: as of Config: "embedded" or "lowmem": the lowmem core and its limits.
+            profile: as of Config: "embedded": the lowmem core and its limits.
             push: writes leave at once, even small ones (MacTCP's push flag).
             packing: small messages share a slot; False: one message in each.
             window: bytes that its connections buffer while it does not read.

@@ -178,10 +178,10 @@ async def memory_pressure(stage: Stage) -> None:
     a = await stage.actor(
         "a",
         platform=dice.one_of(*PLATFORMS),
-        profile="lowmem",
+        profile="embedded",
         pool_bytes=dice.one_of(None, 6_000, 9_000),
     )
-    b = await stage.actor("b", platform=dice.one_of(*PLATFORMS), profile="lowmem")
+    b = await stage.actor("b", platform=dice.one_of(*PLATFORMS), profile="embedded")
     stage.net.link("a", "b", latency=dice.between(0.001, 0.05), jitter=0.002)
     there = await a.meet(b)
     back = await b.met_by(a)
