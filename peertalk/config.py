@@ -34,8 +34,6 @@ from ._numbers import NAME_MAX, PORT_DATAGRAMS, PORT_DISCOVERY, PORT_MESSAGES
 from .errors import InvalidArgument, WrongType, shown
 
 CORES = ("standard", "lowmem", "reference")
-FULL = ("wait", "sync")
-"""What send() does when every slot is taken."""
 
 PROFILES: Mapping[str, Mapping[str, object]] = {
     "embedded": {"core": "lowmem", "max_peers": 4, "pipeline_depth": 2}
@@ -269,13 +267,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             "next begins."
         ),
     ] = True
-    when_full: Annotated[
-        str,
-        _plain(
-            "Every slot taken: wait (in the outbox), or sync (block; peertalk.sync and "
-            "simulated nodes)."
-        ),
-    ] = "wait"
     send_queue_size: Annotated[
         int,
         _count(
@@ -503,11 +494,6 @@ def _check_text(setting: Setting, value: str, origin: str) -> None:
     elif setting.name == "profile" and value not in ("", *PROFILES):
         raise InvalidArgument(
             f"{origin}: profile must be {' or '.join(PROFILES)}, or empty for none"
-        )
-    elif setting.name == "when_full" and value not in FULL:
-        raise InvalidArgument(
-            f"{origin}: when_full must be wait (messages wait in the outbox) or sync (send() "
-            "blocks until the slots have drained)"
         )
     elif setting.name == "bind" and value:
         try:

@@ -605,8 +605,7 @@ class Node(Uncopied):
         options: any field of Config.
 
     Raises:
-        InvalidArgument: an option is out of its bounds, or would stop the asyncio loop (when_full
-            "sync"); says which, and where it came from.
+        InvalidArgument: an option is out of its bounds; says which, and where it came from.
     """
 
     _instead = "it has its sockets once; make a new one: Node(config=node.config)"
@@ -624,15 +623,6 @@ class Node(Uncopied):
             raise errors.WrongType(
                 f"world={errors.shown(world)}: a simulated network brings its own; else leave it "
                 "out"
-            )
-        if config.when_full == "sync" and world is None:
-            text = (
-                f"when_full='sync' ({config.explain()['when_full'][1]}): a blocking send would "
-                "stop the whole asyncio loop"
-            )
-            raise errors.InvalidArgument(
-                f"{text}; leave it at 'wait', or use peertalk.sync.Node, which blocks only "
-                "whoever called it"
             )
         self.config = config
         self._world = World() if world is None else world

@@ -89,9 +89,8 @@ class Peer(Remote):
         connect: bool = True,
         timeout: float | str | None = None,
     ) -> int:
-        """Accept one message for this peer, turning the node while there is no room
-        (Config.when_full "sync": blocking until the slots have drained, at most 5 s, whatever the
-        timeout). Returns its number. Arguments as peertalk.Peer.send.
+        """Accept one message for this peer, turning the node while there is no room. Returns its
+        number. Arguments as peertalk.Peer.send.
 
         Raises:
             MessageTooLarge, WrongType, InvalidArgument, ConnectionClosed, ConnectionRefused,
@@ -114,13 +113,13 @@ class Peer(Remote):
         key: Key | None = None,
         no_delay: bool = False,
     ) -> int:
-        """Accept one message at once or not at all (Config.when_full "sync": as send()). Never
-        waits for another thread: while one is in a method of this node the message is left to it,
-        and 0 is returned in place of the number. Arguments as peertalk.Peer.send.
+        """Accept one message at once or not at all. Never waits for another thread: while one is in
+        a method of this node the message is left to it, and 0 is returned in place of the number.
+        Arguments as peertalk.Peer.send.
 
         Raises:
-            WouldBlock (reason "queue" or "pressure"), MessageTooLarge, WrongType, InvalidArgument,
-            and with when_full "sync" Timeout: nothing has changed.
+            WouldBlock (reason "queue" or "pressure"), MessageTooLarge, WrongType, InvalidArgument:
+            nothing has changed.
         """
         payload = payload_of(data)
         if priority is not NORMAL or key is not None:
@@ -683,8 +682,7 @@ class Node(Uncopied):
         no_delay: bool = False,
         timeout: float | str | None = 0.0,
     ) -> BroadcastResult[Peer]:
-        """Send to every known peer; arguments, result and errors as peertalk.Node.broadcast.
-        Config.when_full "sync" does not make it block."""
+        """Send to every known peer; arguments, result and errors as peertalk.Node.broadcast."""
         payload, seconds = bytes(payload_of(data)), parse_timeout(timeout)
         priority = check_choices(priority, key)
         skipped: dict[Peer, errors.PeerTalkError] = {}

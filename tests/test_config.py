@@ -144,7 +144,6 @@ def test_none_and_an_empty_variable_count_as_not_given(monkeypatch):
         ("NAME", "ada", "ada"),
         ("BIND", "127.0.0.1", "127.0.0.1"),
         ("CORE", "lowmem", "lowmem"),
-        ("WHEN_FULL", "sync", "sync"),
         ("ASYNC_SEND", "no", False),
         ("PIPELINE_DEPTH", "7", 7),
     ],
@@ -222,7 +221,6 @@ def test_a_wrong_type_is_named_with_its_field(arguments, said):
         ("BIND", "::1"),
         ("CORE", "fast"),
         ("PROFILE", "huge"),
-        ("WHEN_FULL", "drop"),
     ],
 )
 def test_text_that_means_nothing_names_its_variable(monkeypatch, variable, text):

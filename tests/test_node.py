@@ -2303,12 +2303,6 @@ def test_without_an_asyncio_loop_the_error_names_those_that_do():
         ({"bind": "localhost"}, r"bind='localhost'.*IPv4"),
         ({"colour": "red"}, r"no setting 'colour'"),
         ({"core": "fast"}, r"core='fast'.*standard, lowmem or reference"),
-        ({"when_full": "drop"}, r"when_full='drop'.*wait .* or sync"),
-        (
-            {"when_full": "sync"},
-            r"when_full='sync' \(argument\): .* stop the whole asyncio loop; "
-            r"leave it at 'wait', or use peertalk\.sync\.Node",
-        ),
     ],
 )
 def test_an_option_out_of_its_bounds_is_refused_with_value_bound_and_source(options, said):
@@ -2348,12 +2342,6 @@ def test_a_value_of_the_environment_is_blamed_on_the_environment(monkeypatch):
     monkeypatch.setenv("PEERTALK_MAX_PEERS", "-4")
     with pytest.raises(
         pt.InvalidArgument, match=r"PEERTALK_MAX_PEERS=-4 in the environment.*1 to 65,535"
-    ):
-        pt.Node("ada")
-    monkeypatch.delenv("PEERTALK_MAX_PEERS")
-    monkeypatch.setenv("PEERTALK_WHEN_FULL", "sync")
-    with pytest.raises(
-        pt.InvalidArgument, match=r"when_full='sync' \(environment PEERTALK_WHEN_FULL\): .*asyncio"
     ):
         pt.Node("ada")
 

@@ -609,11 +609,11 @@ def test_a_network_refuses_what_is_no_seed(seed):
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_a_node_that_may_block_sends_what_waits_before_what_it_is_given(core, platform):
-    """Config.when_full "sync": what waited for a connection is in the outbox, more of it than all
+    """A node with blocks=True: what waited for a connection is in the outbox, more of it than all
     slots hold, when the next message comes."""
 
     async def main(net: sim.Network) -> list[bytes]:
-        _, b, peer = await pair(net, core, platform, when_full="sync")
+        _, b, peer = await pair(net, core, platform, blocks=True)
         net.link("a", "b", latency="20ms", bandwidth="100KB/s")
         await peer.disconnect()
         messages = [number.to_bytes(4, "big") + bytes(900) for number in range(60)]
@@ -652,7 +652,7 @@ def test_a_blocking_send_of_a_node_gives_up_after_five_seconds_with_nothing_lost
             platform=platform,
             core=core,
             discovery=False,
-            when_full="sync",
+            blocks=True,
             pipeline_depth=4,
             packing=False,
         )

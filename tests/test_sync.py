@@ -23,7 +23,6 @@ from kit.waiting import GUARD
 import peertalk as pt
 from peertalk._core import load
 from peertalk._core.values import GOODBYE, QUERY
-from peertalk._numbers import ERR_TIMEOUT
 from peertalk.protocol.wire import decode_announcement
 from peertalk.sync import Node
 
@@ -175,72 +174,10 @@ def poll_until_sent(node, peer):
         node.poll(1.0)
 
 
-def test_a_node_that_may_block_drains_full_slots_and_is_never_refused(core, monkeypatch):
-    """Config.when_full "sync": send_nowait() past full slots waits for the pipeline instead of the
-    outbox, and overtakes nothing."""
-    with Node("script", **loopback(core=core.name, when_full="sync", send_queue_size=1)) as node:
-        with late_reader(node, core=core.name) as (peer, go, taken):
-            blocking = peer.transport.send_sync
-
-            def send_sync(*arguments):
-                # only now does the reader begin: the slots are full, and stay so until they are
-                # drained
-                go.set()
-                return blocking(*arguments)
-
-            monkeypatch.setattr(peer.transport, "send_sync", send_sync)
-            size = core.limits.frame_max_payload - 4
-            sent = []
-            while len(sent) < 2000 or not go.is_set():
-                sent.append(numbered(len(sent)) + bytes(size))
-                assert peer.send_nowait(sent[-1]) == len(sent)
-            assert peer.connection.link.statistics().sync_sends > 0 and peer.queued == 0
-            peer.send(b"end", timeout=GUARD)
-            poll_until_sent(node, peer)
-    assert taken == [*sent, b"end"]
-    assert node.stats().messages_sent == len(sent) + 1 and node.stats().messages_failed == 0
-
-
-def test_a_blocking_send_that_gives_up_says_so_and_may_be_repeated(reference_core, monkeypatch):
-    """The slots did not come free in time: nothing was accepted, nothing is lost, and the same
-    message comes once."""
-    from peertalk._core.reference import loop
-
-    with Node("script", **loopback(core="reference", when_full="sync")) as node:
-        with late_reader(node) as (peer, go, taken):
-            sent = []
-            drain = loop.Link.drain
-            monkeypatch.setattr(
-                loop.Link, "drain", lambda link: ERR_TIMEOUT
-            )  # five seconds have passed
-            with pytest.raises(
-                pt.Timeout,
-                match=r"peer 'reader' has not taken in 5 s .*when_full='sync'.*"
-                r"nothing was accepted",
-            ) as raised:
-                while True:
-                    message = numbered(len(sent)) + bytes(8000)
-                    peer.send_nowait(message)
-                    sent.append(message)
-            assert (
-                raised.value.peer == "reader"
-                and peer.accepted == len(sent)
-                and peer.queued == 0
-                and peer.connected
-            )
-            go.set()
-            monkeypatch.setattr(loop.Link, "drain", drain)
-            assert peer.send(message, timeout=GUARD) == len(sent) + 1
-            peer.send(b"end", timeout=GUARD)
-            poll_until_sent(node, peer)
-    assert taken == [*sent, message, b"end"]
-
-
-@pytest.mark.parametrize("when_full", ["wait", "sync"])
-def test_what_another_thread_sent_before_goes_before(when_full):
+def test_what_another_thread_sent_before_goes_before():
     """It was left to the node while its lock was held; whoever sends next knows of it and must not
     overtake it."""
-    with echo(**loopback()) as address, Node("script", **loopback(when_full=when_full)) as node:
+    with echo(**loopback()) as address, Node("script", **loopback()) as node:
         peer = node.connect(address, timeout=GUARD)
         with node._lock, beside(lambda: peer.send_nowait(b"first")) as other:
             assert other.result(GUARD) == 0

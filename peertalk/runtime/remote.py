@@ -523,8 +523,8 @@ class Remote(Uncopied, Peer):
         may_block: bool = True,
         refusable: bool = True,
     ) -> bool:
-        """Into the link if nothing waits before it, else into the outbox; with Config.when_full
-        "sync", and if it may, it blocks instead until what waits has gone. False: no room, or the
+        """Into the link if nothing waits before it, else into the outbox; in a world that
+        blocks, and if it may, it blocks instead until what waits has gone. False: no room, or the
         peer's pressure refuses its class (if it is refusable: part of a stream is not).
 
         Raises:
@@ -556,7 +556,7 @@ class Remote(Uncopied, Peer):
                     transport.hint(code)
                     return True
                 transport.refused(self, code)
-            if may_block and not in_pieces and transport.config.when_full == "sync":
+            if may_block and not in_pieces and transport.world.blocks:
                 code = transport.send_sync(self, payload, values.NO_DELAY if no_delay else 0)
                 if code >= 0:
                     return True
@@ -568,8 +568,7 @@ class Remote(Uncopied, Peer):
     def offer(
         self, payload: bytes, no_delay: bool, priority: int = NORMAL, key: Key | None = None
     ) -> None:
-        """Accept one message at once or not at all, without blocking whatever Config.when_full
-        says.
+        """Accept one message at once or not at all, without blocking in any world.
 
         Raises:
             WouldBlock: there is no room, or others stand in line before it. As accept().
@@ -634,7 +633,7 @@ class Remote(Uncopied, Peer):
         else:
             self.quick = None
             transport.refused(self, code)
-            if transport.config.when_full == "sync":
+            if transport.world.blocks:
                 return int(self.accept(messages[start], False))
         return int(taken)
 

@@ -986,8 +986,8 @@ class Transport:
             code = link.send_sync(payload, flags)
         if code == errors.Timeout.code:
             text = (
-                f"peer {peer.name!r} has not taken in 5 s what is on its way to it "
-                "(Config.when_full='sync'); nothing was accepted: send again"
+                f"peer {peer.name!r} has not taken in 5 s what is on its way to it; "
+                "nothing was accepted: send again"
             )
             raise errors.Timeout(text, peer=peer.name)
         if code >= 0:

@@ -92,7 +92,14 @@ class Interface(NamedTuple):
 
 
 class World:
-    """The machine that we run on. Stateless: sockets belong to the caller."""
+    """The machine that we run on. Stateless: sockets belong to the caller.
+
+    Attributes:
+        blocks: whether a send waits in the link for full slots to drain, and not in the outbox;
+            only worlds whose time stands still meanwhile may.
+    """
+
+    blocks = False
 
     def clock(self) -> float:
         """Seconds, monotonic."""
@@ -138,7 +145,7 @@ class World:
     def sends_time_out(self, config: Config) -> bool:
         """Whether a link may end because a send was not done in time (blocking sends), and not only
         because a frame was not."""
-        return not config.async_send or config.when_full == "sync"
+        return not config.async_send or self.blocks
 
     def make_worker(self, loop: asyncio.AbstractEventLoop) -> Worker:
         """What drives an engine on an asyncio loop here."""

@@ -225,6 +225,7 @@ class Network:
         profile: str | None = None,
         push: bool = False,
         packing: bool = True,
+        blocks: bool = False,
         window: int | None = None,
         pool_bytes: int | None = None,
         **config: Any,
@@ -238,6 +239,8 @@ class Network:
             profile: as of Config: "embedded": the lowmem core and its limits.
             push: writes leave at once, even small ones (MacTCP's push flag).
             packing: small messages share a slot; False: one message in each.
+            blocks: where every slot is taken a send blocks, and with it the whole network, until
+                they have drained, at most 5 s, instead of waiting in the outbox.
             window: bytes that its connections buffer while it does not read.
             pool_bytes: memory for slots and staging buffers; None: what max_peers and
                 pipeline_depth can use.
@@ -274,7 +277,7 @@ class Network:
         )
         node = Node(
             config=settings,
-            world=SimulatedWorld(self._box, host, platform, push, packing, pool_bytes),
+            world=SimulatedWorld(self._box, host, platform, push, packing, blocks, pool_bytes),
         )
         await node.start()
         self.nodes.append(node)

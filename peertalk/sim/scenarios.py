@@ -256,14 +256,14 @@ async def full_pipeline(stage: Stage) -> None:
 
 @scenario("every slot is taken, and sends block until they have drained")
 async def blocking_sends(stage: Stage) -> None:
-    """Config.when_full "sync": what is sent past full slots waits for what is in them, and
-    overtakes nothing; nobody hears that there is no room."""
+    """A node that blocks: what is sent past full slots waits for what is in them, and overtakes
+    nothing; nobody hears that there is no room."""
     dice = stage.dice
     a = await stage.actor(
         "a",
         **stage.anywhere(),
         packing=bool(dice.below(2)),
-        when_full="sync",
+        blocks=True,
         pipeline_depth=dice.one_of(2, 4, 16),
     )
     # while a blocks nobody reads: its machine buffers all

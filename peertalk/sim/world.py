@@ -339,7 +339,14 @@ class SimulatedWorld(World):
     """Sockets and the clock of one host of a simulated network."""
 
     def __init__(
-        self, box: Box, host: Any, platform: str, push: bool, packing: bool, pool_bytes: int | None
+        self,
+        box: Box,
+        host: Any,
+        platform: str,
+        push: bool,
+        packing: bool,
+        blocks: bool,
+        pool_bytes: int | None,
     ) -> None:
         self.box = box
         self.host = host
@@ -351,6 +358,7 @@ class SimulatedWorld(World):
         self.accepted: dict[int, None] | None = None
         self._push = push
         self._packing = packing
+        self.blocks = blocks
         self._pool_bytes = pool_bytes
 
     def clock(self) -> float:

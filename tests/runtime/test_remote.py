@@ -898,7 +898,7 @@ def test_a_message_in_pieces_lets_nobody_overtake_those_who_stand_in_line(engine
 
 
 def test_a_broadcast_does_not_block_where_a_send_would(engine):
-    """With when_full "sync" one frozen peer would cost 5 s in each round."""
+    """In a world that blocks one frozen peer would cost 5 s in each round."""
     peer = peer_of(engine, GivenLink([0, 0, 0, 0, 0, 0]))
     for number in range(4):
         peer.offer(b"%d" % number, False)

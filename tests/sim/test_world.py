@@ -38,7 +38,7 @@ def test_what_arrives_otherwise_than_it_was_accepted_is_a_fault(arrived, fault):
     """The net under every scenario must itself be able to catch."""
     network = sim.Network()
     try:
-        world = SimulatedWorld(network._box, network.host("b"), "mactcp", False, True, None)
+        world = SimulatedWorld(network._box, network.host("b"), "mactcp", False, True, False, None)
         loop = ScriptedLoop()
         tapped = TappedLoop(world, loop)
         here, there = ("10.0.0.1", 1), ("10.0.0.2", 2)
