@@ -16,7 +16,7 @@
 #define KEPT_ITEMS     4096
 
 /* What send and send_many are bound to. */
-#define LINK_OWNERS    3
+#define LINK_OWNERS 3
 
 typedef struct bound_link {
     pt_context *context;

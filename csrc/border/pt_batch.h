@@ -19,9 +19,9 @@
  *
  *   bind_loop(context_addr, events_addr, capacity, owner) -> turn
  *
- * turn(events) -> how many there are now: pt_loop_turn() without waiting, its events appended to the
- * list as tuples (kind, tag, a, b), which the loop documents. A negative PT_ERR_* is returned, not
- * raised. The owner keeps the memory alive.
+ * turn(events) -> how many there are now: pt_loop_turn() without waiting, its events appended to
+ * the list as tuples (kind, tag, a, b), which the loop documents. A negative PT_ERR_* is returned,
+ * not raised. The owner keeps the memory alive.
  *
  *   crc16(data, start), encode_frame(type, payload, flags, sequence), decode_frame(data),
  *   put_frame(pipeline_addr, type, payload, flags)
