@@ -244,9 +244,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     ] = ""
     profile: Annotated[
         str,
-        _plain(
-            "Set of defaults: embedded: the lowmem core, its 4 peers and 2 slots; empty: none."
-        ),
+        _plain("Set of defaults: embedded: the lowmem core, its 4 peers and 2 slots; empty: none."),
     ] = ""
     max_peers: Annotated[
         int, _count(1, 65535, "peers", "Peers known at the same time, connected or not.")

@@ -37,7 +37,7 @@ class Codec(Binding):
 
     def _frame(self, type: int, flags: int, sequence: int, payload: Any, payload_len: int) -> Any:
         frame = self.ffi.new("pt_frame *")
-        frame.type = self.kind("frame", type, 7)
+        frame.type = self.kind("frame", type, self.lib.PT_FRAME_CAPABILITY)
         frame.flags = self.limited("flags of a frame", flags, 0xFF)
         frame.sequence = self.limited("sequence of a frame", sequence, 0xFF)
         frame.payload = payload
@@ -70,7 +70,7 @@ class Codec(Binding):
             "frame header",
             self.lib.pt_header_encode,
             self._frame(type, flags, sequence, self.ffi.NULL, limit),
-            10,
+            self.lib.PT_HEADER_SIZE,
         )
 
     def decode_header(self, data: Data) -> Header:
@@ -121,7 +121,7 @@ class Codec(Binding):
             "compact header",
             self.lib.pt_compact_encode,
             self._frame(type, flags, 0, self.ffi.NULL, limit),
-            4,
+            self.lib.PT_COMPACT_HEADER_SIZE,
         )
 
     def decode_compact(self, data: Data) -> CompactHeader:
@@ -145,7 +145,7 @@ class Codec(Binding):
         bytes, or a field out of its bounds."""
         view = self.flat(name)
         packet = self.ffi.new("pt_discovery *")
-        packet.type = self.kind("discovery packet", type, 3)
+        packet.type = self.kind("discovery packet", type, self.lib.PT_DISCOVERY_GOODBYE)
         if len(view) > self.lib.PT_NAME_MAX:
             raise errors.InvalidArgument(
                 f"peer name of {len(view):,} bytes: the limit is {self.lib.PT_NAME_MAX} "

@@ -406,7 +406,7 @@ class SendPipeline:
         slot = self._slots[index]
         return (
             b""
-            if slot.buffer == self._ffi.NULL or slot.state == 0
+            if slot.buffer == self._ffi.NULL or slot.state == self._lib.PT_SLOT_FREE
             else bytes(self._ffi.buffer(slot.buffer, slot.message_len))
         )
 

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from itertools import islice
 
 from .._core.values import FragmentHeader
+from .._numbers import FRAGMENT_FIRST, FRAGMENT_LAST
 from ..errors import InvalidArgument
 
 Payload = bytes
@@ -54,7 +55,6 @@ PIECE_MAX = 248
 header."""
 PIECE_MIN = 64
 """A maximum that leaves less for a piece does not carry fragments, as in the original."""
-_FIRST, _LAST = 1, 2
 KEPT_RANGES = 64
 """Ranges of messages, reported as sent, that a connection keeps before it asks which of them may
 still be lost."""
@@ -528,7 +528,9 @@ class Pieces:
         """The next piece, and what stands before it; it stays."""
         offset, total = self.offset, len(self._data)
         piece = self._data[offset : offset + self._size]
-        flags = (_FIRST if offset == 0 else 0) | (_LAST if offset + len(piece) == total else 0)
+        flags = (FRAGMENT_FIRST if offset == 0 else 0) | (
+            FRAGMENT_LAST if offset + len(piece) == total else 0
+        )
         return FragmentHeader(self._id, total, offset, flags), piece
 
     def drop(self) -> bool:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from .._numbers import MESSAGE_LIMIT_MAX
 from ..errors import InvalidState, RejectReason
 
 if TYPE_CHECKING:
@@ -37,8 +38,6 @@ port)."""
 FRAGMENTED_MAX = 4096
 """Bytes of the longest message that is sent to a classic peer in fragments: the original puts
 together so many, unless it is told otherwise."""
-
-DEFAULT_MAX_MESSAGE = 8192
 
 
 class PeerFlag(enum.IntFlag, boundary=enum.KEEP):
@@ -196,7 +195,7 @@ class Peer:
         name: str = "",
         address: tuple[str, int] = ("", 0),
         flags: int = 0,
-        own_max_message: int = DEFAULT_MAX_MESSAGE,
+        own_max_message: int = MESSAGE_LIMIT_MAX,
     ) -> None:
         self.key: Key = key
         self.name = name
