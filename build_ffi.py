@@ -1,4 +1,5 @@
-"""Build the C core as two extension modules, standard and lowmem, from the headers in csrc/.
+"""Build the C core as two extension modules, standard and lowmem, and the simulated network as a
+third, from the headers in csrc/.
 
 The headers have three readers: the compiler, cffi and people. This file drops their preprocessor
 lines, turns each integer limit into `#define NAME ...` and each array length into `[...]`, and lets
@@ -9,7 +10,7 @@ Environment:
     PEERTALK_BUILD=debug       assertions on, optimisation low
     PEERTALK_BUILD=address     assertions, AddressSanitizer and UndefinedBehaviorSanitizer
     PEERTALK_BUILD=thread      assertions and ThreadSanitizer
-    PT_LOWMEM=1                build the lowmem module only
+    PT_LOWMEM=1                build no standard module
 
 Run as a script it builds in place, into peertalk/_core/ (or into the folder given as its argument),
 and writes peertalk/_numbers.py anew where the headers of the core have changed.
@@ -27,8 +28,7 @@ from pathlib import Path
 from cffi import FFI
 
 ROOT = Path(__file__).resolve().parent
-FOLDERS = ("core", "sim", "classic", "platform", "border")
-HEADERS = (
+CORE = (
     "core/pt_config.h",
     "core/pt_assert.h",
     "core/pt_error.h",
@@ -43,14 +43,22 @@ HEADERS = (
     "core/pt_platform.h",
     "core/pt_link.h",
     "core/pt_loop.h",
-    "platform/pt_posix.h",
-    "sim/pt_sim.h",
-    "classic/pt_classic.h",
-    "classic/pt_mactcp_driver.h",
-    "classic/pt_mactcp.h",
-    "classic/pt_ot.h",
-    "border/pt_batch.h",
-)  # in the order of their includes
+)
+HEADERS = {
+    "core": (*CORE, "platform/pt_posix.h", "border/pt_batch.h"),
+    "_sim": (
+        *CORE,
+        "sim/pt_sim.h",
+        "classic/pt_classic.h",
+        "classic/pt_mactcp_driver.h",
+        "classic/pt_mactcp.h",
+        "classic/pt_ot.h",
+    ),
+}  # in the order of their includes
+FOLDERS = {"core": ("core", "platform", "border"), "_sim": ("core", "sim", "classic")}
+SECTIONS = ("-ffunction-sections", "-fdata-sections")
+UNUSED_OUT = ("-Wl,-dead_strip" if sys.platform == "darwin" else "-Wl,--gc-sections",)
+"""_sim needs three functions of the core, and leaves the rest out."""
 FLAGS = {
     "": ["-O3", "-g0"],
     "debug": ["-O1", "-g", "-UNDEBUG", "-fno-wrapv", "-DPT_ASSERTIONS=1"],
@@ -77,13 +85,15 @@ Written by build_ffi.py; do not change it by hand. PT_ERR_CRC of the headers is 
 '''
 
 
-def declarations(text: str) -> str:
+def declarations(text: str, types_only: bool = False) -> str:
     """The part of a header that cffi understands: no preprocessor, limits and lengths left to the
     compiler."""
-    text = re.sub(r"/\*.*?\*/", "", text, flags=re.S)
+    text = re.sub(r"/\*.*?\*/", "", text, flags=re.S).replace("\\\n", " ")
+    if types_only:
+        text = re.sub(r"^[a-z][\w ]*[ *]pt_\w+\([^;]*\);\n", "", text, flags=re.M)
     lines = []
     for line in text.splitlines():
-        define = re.match(r"#\s*define\s+(\w+)\s+\S", line)
+        define = re.match(r"#\s*define\s+(\w+)\s+[^.\s]", line)
         if define:
             lines.append(f"#define {define[1]} ...")
         elif not re.match(r"\s*#", line):
@@ -100,16 +110,16 @@ def numbers() -> str:
     are plain integers. Of a limit that depends on the build it has the standard one, which
     pt_config.h says last."""
     table = {}
-    for header in HEADERS:
-        if header.startswith("core/") and header != "core/pt_assert.h":
+    for header in CORE:
+        if header != "core/pt_assert.h":
             text = re.sub(r"/\*.*?\*/", "", (ROOT / "csrc" / header).read_text(), flags=re.S)
             table |= dict(re.findall(r"\bPT_(\w+)(?: =\s+|[ \t]+)(-?\d\w*)\b", text))
     return NUMBERS_HEAD + "".join(f"{name} = {number}\n" for name, number in table.items())
 
 
 def make_ffi(name: str, root: Path = Path()) -> FFI:
-    """An FFI that compiles to peertalk._core.<name>; name is "_standard" or "_lowmem". root: where
-    csrc lies for the compiler."""
+    """An FFI that compiles to peertalk._core.<name>; name is "_standard", "_lowmem" or "_sim".
+    root: where csrc lies for the compiler."""
     kind = os.environ.get("PEERTALK_BUILD", "")
     if kind not in FLAGS:
         raise SystemExit(
@@ -119,24 +129,31 @@ def make_ffi(name: str, root: Path = Path()) -> FFI:
     sanitizers = [flag for flag in FLAGS[kind] if flag.startswith("-fsanitize")]
     ffi = FFI()
     csrc = ROOT / "csrc"
-    for header in HEADERS:
-        ffi.cdef(declarations((csrc / header).read_text()))
+    is_sim = name == "_sim"
+    headers, folders = HEADERS["_sim" if is_sim else "core"], FOLDERS["_sim" if is_sim else "core"]
+    for header in headers:
+        ffi.cdef(declarations((csrc / header).read_text(), is_sim and header in CORE))
     sources = sorted(
         str(root / path.relative_to(ROOT))
-        for folder in FOLDERS
+        for folder in folders
         for path in (csrc / folder).glob("*.c")
     )
     ffi.set_source(
         f"peertalk._core.{name}",
-        "".join(f'#include "{Path(header).name}"\n' for header in HEADERS),
+        "".join(f'#include "{Path(header).name}"\n' for header in headers),
         sources=sources,
         # a changed header builds anew
         depends=[str(root / path.relative_to(ROOT)) for path in sorted(csrc.glob("*/*.h"))],
-        include_dirs=[str(root / "csrc" / folder) for folder in FOLDERS],
+        include_dirs=[str(root / "csrc" / folder) for folder in folders],
         define_macros=[("Py_LIMITED_API", "0x030B0000")]
         + ([("PT_LOWMEM", "1")] if name == "_lowmem" else []),
-        extra_compile_args=["-std=c11", "-fvisibility=hidden", *FLAGS[kind]],
-        extra_link_args=sanitizers,
+        extra_compile_args=[
+            "-std=c11",
+            "-fvisibility=hidden",
+            *FLAGS[kind],
+            *(SECTIONS if is_sim else ()),
+        ],
+        extra_link_args=[*(UNUSED_OUT if is_sim else ()), *sanitizers],
         py_limited_api=True,
     )
     return ffi
@@ -146,13 +163,15 @@ def modules() -> list[str]:
     """Names of the extension modules that this environment asks for."""
     if os.environ.get("PEERTALK_BUILD") == "none" or sys.implementation.name != "cpython":
         return []  # the border's native functions are CPython's alone
-    return ["_lowmem"] if os.environ.get("PT_LOWMEM") == "1" else ["_standard", "_lowmem"]
+    cores = ["_lowmem"] if os.environ.get("PT_LOWMEM") == "1" else ["_standard", "_lowmem"]
+    return [*cores, "_sim"]
 
 
 if "_standard" in modules():
     standard = make_ffi("_standard")
 if "_lowmem" in modules():
     lowmem = make_ffi("_lowmem")
+    sim = make_ffi("_sim")
 
 if __name__ == "__main__":
     written = ROOT / "peertalk" / "_numbers.py"

@@ -170,7 +170,8 @@ def test_the_sdist_holds_every_source_of_the_build_and_nothing_built(sdist):
 
 
 def test_the_sdist_alone_builds_a_stable_abi_wheel_that_encodes_a_frame(unpacked, tmp_path):
-    """One wheel for 3.11 and all later, with both cores in it and neither sources nor tests."""
+    """One wheel for 3.11 and all later, with both cores and the network in a box in it, and neither
+    sources nor tests."""
     quick = tmp_path / "quick-cc"  # how fast the core is, is not asked here
     quick.write_text('#!/bin/sh\nexec cc "$@" -O0\n')
     quick.chmod(0o755)
@@ -181,6 +182,7 @@ def test_the_sdist_alone_builds_a_stable_abi_wheel_that_encodes_a_frame(unpacked
     assert {
         "peertalk/_core/_standard.abi3.so",
         "peertalk/_core/_lowmem.abi3.so",
+        "peertalk/_core/_sim.abi3.so",
         "peertalk/py.typed",
     } <= set(held)
     assert {name.split("/")[0] for name in held if ".dist-info" not in name} == {"peertalk"}

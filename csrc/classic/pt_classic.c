@@ -14,12 +14,11 @@ static pt_classic *world_of(const pt_context *context)
     return context->platform_data;
 }
 
-void pt_classic_init(pt_classic *world, pt_sim *sim, const pt_sim_table *net, int host,
-                     const pt_memory *source, const pt_classic_port_ops *ops)
+void pt_classic_init(pt_classic *world, pt_sim *sim, int host, const pt_memory *source,
+                     const pt_classic_port_ops *ops)
 {
     memset(world, 0, sizeof *world);
     world->sim = sim;
-    world->net = net;
     world->host = host;
     world->memory = *source;
     world->ops = ops;
@@ -99,7 +98,7 @@ void pt_classic_forget(pt_context *context, pt_source *source)
         close_port(world, of);
     else /* the buffers are the driver's: it gets the drain time-out, then the connection is broken
           */
-        (void)world->net->set_linger(world->sim, of->handle, DRAIN_NS);
+        (void)pt_sim_set_linger(world->sim, of->handle, DRAIN_NS);
 }
 
 /* Close ports of closed links whose slots the driver has let go of since. */
@@ -207,7 +206,7 @@ static uint32_t readiness(pt_context *context, pt_source *source)
         return 0;
     if (source->kind == PT_SOURCE_LINK)
         return look(context, (const pt_link *)source);
-    uint32_t ready = (uint32_t)world->net->ready(world->sim, (int32_t)source->handle);
+    uint32_t ready = (uint32_t)pt_sim_ready(world->sim, (int32_t)source->handle);
     uint32_t wanted = ((source->interest & PT_WANT_READ) ? PT_READY_READ : 0U) |
                       ((source->interest & PT_WANT_WRITE) ? PT_READY_WRITE : 0U);
     return wanted == 0 ? 0 : ready & (wanted | ((ready & wanted) ? PT_READY_HANGUP : 0U));
@@ -266,20 +265,19 @@ static int take_wake(pt_context *context)
 int pt_classic_wait(pt_context *context, int timeout_ms)
 {
     pt_classic *world = world_of(context);
-    const pt_sim_table *net = world->net;
-    if (net->is_notifying(world->sim)) {
+    if (pt_sim_is_notifying(world->sim)) {
         pt_classic_violated(world, "wait", PT_ERR_INVALID_STATE,
                             "work at notification time; a notification only sets a flag");
         return PT_ERR_PLATFORM;
     }
-    uint64_t now_ns = net->now(world->sim);
+    uint64_t now_ns = pt_sim_now(world->sim);
     uint64_t end_ns =
         timeout_ms < 0 ? UINT64_MAX : now_ns + (uint64_t)timeout_ms * (NANOSECONDS / 1000);
     for (;;) {
         reap(world);
         if (collect(context) != 0 || take_wake(context))
             break;
-        int served = net->step(world->sim, end_ns);
+        int served = pt_sim_step(world->sim, end_ns);
         if (served == PT_ERR_NO_MEMORY)
             continue; /* a packet was lost to it */
         if (served == 1)
@@ -288,7 +286,7 @@ int pt_classic_wait(pt_context *context, int timeout_ms)
             return PT_ERR_PLATFORM;
         uint64_t unused;
         if (timeout_ms > 0)
-            (void)net->advance(world->sim, end_ns, &unused);
+            (void)pt_sim_advance(world->sim, end_ns, &unused);
         break;
     }
     return (int)context->ready_count;
@@ -297,20 +295,19 @@ int pt_classic_wait(pt_context *context, int timeout_ms)
 int pt_classic_wait_completions(pt_context *context, pt_link *link, int timeout_ms)
 {
     pt_classic *world = world_of(context);
-    const pt_sim_table *net = world->net;
-    if (net->is_notifying(world->sim)) {
+    if (pt_sim_is_notifying(world->sim)) {
         pt_classic_violated(world, "send", PT_ERR_INVALID_STATE,
                             "a synchronous call at notification time");
         return PT_ERR_PLATFORM;
     }
-    uint64_t end_ns = net->now(world->sim) + (uint64_t)timeout_ms * (NANOSECONDS / 1000);
+    uint64_t end_ns = pt_sim_now(world->sim) + (uint64_t)timeout_ms * (NANOSECONDS / 1000);
     do {
-        int served = net->step(world->sim, end_ns);
+        int served = pt_sim_step(world->sim, end_ns);
         if (served < 0 && served != PT_ERR_NO_MEMORY)
             return PT_ERR_PLATFORM;
         if (served == 0) {
             uint64_t unused;
-            (void)net->advance(world->sim, end_ns, &unused);
+            (void)pt_sim_advance(world->sim, end_ns, &unused);
             break;
         }
     } while (!(look(context, link) & PT_READY_WRITE));
@@ -326,5 +323,5 @@ void pt_classic_wake(pt_context *context)
 uint32_t pt_classic_clock(pt_context *context)
 {
     const pt_classic *world = world_of(context);
-    return world->net->ticks(world->sim);
+    return pt_sim_ticks(world->sim);
 }

@@ -45,7 +45,6 @@ typedef struct pt_classic_port_ops {
 /* The first member of the platform data of a classic world. */
 struct pt_classic {
     pt_sim *sim;
-    const pt_sim_table *net;
     const pt_classic_port_ops *ops;
     pt_classic_port *ports;
     pt_memory memory;
@@ -57,9 +56,25 @@ struct pt_classic {
                                                     by 0 */
 };
 
+/* A classic world, described: all that its user has to know beside what is common. */
+typedef struct pt_classic_kind {
+    const pt_platform_ops *ops;
+    size_t size; /* bytes of platform data, which begins with a pt_classic */
+    /* Bytes that the platform keeps for a link with so many slots, without its sends in flight. */
+    size_t (*port_size)(uint8_t depth);
+    /* Make platform data ready on a host of a network. source: where memory for links and sends
+     * comes from. push: 1: writes are not merged. send_limit: bytes of a link that wait for
+     * acknowledgement, 0: the platform's own; beyond it the flow is stopped, where there is one. */
+    void (*init)(pt_classic *world, pt_sim *sim, int host, const pt_memory *source, int push,
+                 uint32_t send_limit);
+    /* Let go of everything: connections of links that were closed are broken, their slots
+     * completed. */
+    void (*cleanup)(pt_classic *world);
+} pt_classic_kind;
+
 /* Make ready; the rest of the platform data is its platform's. */
-void pt_classic_init(pt_classic *world, pt_sim *sim, const pt_sim_table *net, int host,
-                     const pt_memory *source, const pt_classic_port_ops *ops);
+void pt_classic_init(pt_classic *world, pt_sim *sim, int host, const pt_memory *source,
+                     const pt_classic_port_ops *ops);
 
 /* Let go of everything: links are closed already, their connections are broken, their slots
  * completed. */
@@ -90,5 +105,11 @@ void pt_classic_wake(pt_context *context);
  * link may go on sending, at most to the end of the wait. */
 int pt_classic_wait_completions(pt_context *context, pt_link *link, int timeout_ms);
 uint32_t pt_classic_clock(pt_context *context);
+
+/* The entries that are the same in each classic world. */
+#define PT_CLASSIC_OPS                                                                             \
+    .watch = pt_classic_watch, .forget = pt_classic_forget, .wait = pt_classic_wait,               \
+    .wake = pt_classic_wake, .clock = pt_classic_clock, .ticks_per_second = PT_TICKS_PER_SECOND,   \
+    .classic = 1
 
 #endif

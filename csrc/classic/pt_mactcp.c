@@ -28,17 +28,12 @@ static pt_mactcp *mactcp_of(const pt_context *context)
 
 /* ---------------------------------------------------------------------------------------- ports */
 
-size_t pt_mactcp_size(void)
-{
-    return sizeof(pt_mactcp);
-}
-
 static size_t port_size(uint8_t depth)
 {
     return sizeof(port) + (size_t)(depth - 1U) * sizeof(write_block);
 }
 
-size_t pt_mactcp_port_size(uint8_t depth)
+static size_t mactcp_port_size(uint8_t depth)
 {
     return port_size(depth) + pt_mactcp_stream_size();
 }
@@ -69,7 +64,7 @@ static int16_t call_stream(pt_mactcp *mactcp, int32_t handle, int16_t call)
 static int open_port(pt_classic *world, pt_classic_port *opened)
 {
     int result = pt_mactcp_adopt((pt_mactcp *)world, opened->handle, note_event, opened);
-    if (result == PT_OK && (world->net->ready(world->sim, opened->handle) & PT_READY_READ))
+    if (result == PT_OK && (pt_sim_ready(world->sim, opened->handle) & PT_READY_READ))
         opened->events = PT_MACTCP_DATA_ARRIVAL; /* it came before us */
     return result;
 }
@@ -202,10 +197,10 @@ static int wait_for_sends(pt_mactcp *mactcp, port *of, uint64_t end_ns)
 {
     pt_classic *world = &mactcp->world;
     while (in_progress(&of->base) != 0 || of->alone.block.io_result == PT_MACTCP_IN_PROGRESS) {
-        int served = world->net->step(world->sim, end_ns);
+        int served = pt_sim_step(world->sim, end_ns);
         if (served != 1 && served != PT_ERR_NO_MEMORY) {
             uint64_t unused;
-            (void)world->net->advance(world->sim, end_ns, &unused);
+            (void)pt_sim_advance(world->sim, end_ns, &unused);
             return 0;
         }
     }
@@ -221,12 +216,12 @@ static int mactcp_send(pt_context *context, pt_link *link, const uint8_t *data, 
     port *from = port_of(context, link);
     if (from == NULL)
         return PT_ERR_NOT_CONNECTED;
-    if (world->net->is_notifying(world->sim)) {
+    if (pt_sim_is_notifying(world->sim)) {
         pt_classic_violated(world, "mactcp: TCPSend", PT_MACTCP_BAD_PARAMETER,
                             "a synchronous call at notification time");
         return PT_ERR_PLATFORM;
     }
-    uint64_t end_ns = world->net->now(world->sim) + DRAIN_NS;
+    uint64_t end_ns = pt_sim_now(world->sim) + DRAIN_NS;
     int in_time = wait_for_sends(mactcp, from, end_ns);
     if (in_time) {
         int16_t result = issue(mactcp, from, &from->alone, data, len);
@@ -275,7 +270,7 @@ static int mactcp_receive(pt_context *context, pt_link *link, uint8_t *buffer, u
         if (block.receive_length < size)
             to->base.events &= ~(uint32_t)PT_MACTCP_DATA_ARRIVAL;
         if (call_stream(mactcp, to->base.handle, PT_MACTCP_STATUS) == PT_MACTCP_NO_ERROR &&
-            (mactcp->world.net->ready(mactcp->world.sim, to->base.handle) & PT_READY_READ))
+            (pt_sim_ready(mactcp->world.sim, to->base.handle) & PT_READY_READ))
             to->base.events |= PT_MACTCP_DATA_ARRIVAL;
         return (int)block.receive_length;
     }
@@ -299,10 +294,9 @@ static int mactcp_finish(pt_context *context, pt_link *link)
 
 /* ------------------------------------------------------------------------------ the loop's side */
 
-void pt_mactcp_init(void *platform_data, pt_sim *sim, const pt_sim_table *net, int host,
-                    const pt_memory *source, int push)
+static void mactcp_init(pt_classic *world, pt_sim *sim, int host, const pt_memory *source, int push,
+                        uint32_t send_limit)
 {
-    pt_mactcp *mactcp = platform_data;
     static const pt_classic_port_ops ops = {
         .size = port_size,
         .open = open_port,
@@ -313,61 +307,51 @@ void pt_mactcp_init(void *platform_data, pt_sim *sim, const pt_sim_table *net, i
         .read_events = PT_MACTCP_DATA_ARRIVAL | PT_MACTCP_CLOSING | PT_MACTCP_TERMINATE,
         .write_events = PT_MACTCP_SENT,
     };
+    pt_mactcp *mactcp = (pt_mactcp *)world;
+    (void)send_limit; /* the driver takes a whole write, or none */
     memset(mactcp, 0, sizeof *mactcp);
-    pt_classic_init(&mactcp->world, sim, net, host, source, &ops);
+    pt_classic_init(world, sim, host, source, &ops);
     mactcp->push = push != 0;
 }
 
-void pt_mactcp_cleanup(void *platform_data)
+static void mactcp_cleanup(pt_classic *world)
 {
-    pt_mactcp *mactcp = platform_data;
-    pt_classic_cleanup(&mactcp->world);
-    pt_mactcp_release_all(mactcp);
-}
-
-uint32_t pt_mactcp_abandoned(const void *platform_data)
-{
-    return pt_classic_abandoned(&((const pt_mactcp *)platform_data)->world);
+    pt_classic_cleanup(world);
+    pt_mactcp_release_all((pt_mactcp *)world);
 }
 
 /* --------------------------------------------------------------------------------------- tables */
 
-const pt_platform_ops *pt_mactcp_ops(void)
+static const pt_platform_ops mactcp_ops = {
+    .name = "mactcp",
+    .tcp_send = mactcp_send,
+    .tcp_send_async = mactcp_send_async,
+    .poll_send_completions = mactcp_poll_send_completions,
+    .wait_send_completions = pt_classic_wait_completions,
+    .send_slots_available = pt_classic_slots_available,
+    .tcp_receive = mactcp_receive,
+    .tcp_finish = mactcp_finish,
+    PT_CLASSIC_OPS,
+};
+
+static const pt_platform_ops mactcp_sync_ops = {
+    .name = "mactcp_sync",
+    .tcp_send = mactcp_send,
+    .tcp_receive = mactcp_receive,
+    .tcp_finish = mactcp_finish,
+    PT_CLASSIC_OPS,
+};
+
+const pt_classic_kind *pt_mactcp_kind(void)
 {
-    static const pt_platform_ops ops = {
-        .name = "mactcp",
-        .tcp_send = mactcp_send,
-        .tcp_send_async = mactcp_send_async,
-        .poll_send_completions = mactcp_poll_send_completions,
-        .wait_send_completions = pt_classic_wait_completions,
-        .send_slots_available = pt_classic_slots_available,
-        .tcp_receive = mactcp_receive,
-        .tcp_finish = mactcp_finish,
-        .watch = pt_classic_watch,
-        .forget = pt_classic_forget,
-        .wait = pt_classic_wait,
-        .wake = pt_classic_wake,
-        .clock = pt_classic_clock,
-        .ticks_per_second = PT_TICKS_PER_SECOND,
-        .classic = 1,
-    };
-    return &ops;
+    static const pt_classic_kind kind = {&mactcp_ops, sizeof(pt_mactcp), mactcp_port_size,
+                                         mactcp_init, mactcp_cleanup};
+    return &kind;
 }
 
-const pt_platform_ops *pt_mactcp_sync_ops(void)
+const pt_classic_kind *pt_mactcp_sync_kind(void)
 {
-    static const pt_platform_ops ops = {
-        .name = "mactcp_sync",
-        .tcp_send = mactcp_send,
-        .tcp_receive = mactcp_receive,
-        .tcp_finish = mactcp_finish,
-        .watch = pt_classic_watch,
-        .forget = pt_classic_forget,
-        .wait = pt_classic_wait,
-        .wake = pt_classic_wake,
-        .clock = pt_classic_clock,
-        .ticks_per_second = PT_TICKS_PER_SECOND,
-        .classic = 1,
-    };
-    return &ops;
+    static const pt_classic_kind kind = {&mactcp_sync_ops, sizeof(pt_mactcp), mactcp_port_size,
+                                         mactcp_init, mactcp_cleanup};
+    return &kind;
 }

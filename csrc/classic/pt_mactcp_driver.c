@@ -109,7 +109,7 @@ int pt_mactcp_adopt(pt_mactcp *driver, int32_t handle, pt_mactcp_routine routine
     adopted->routine = routine;
     adopted->user = user;
     adopted->driver = driver;
-    if (driver->world.net->attach(driver->world.sim, handle, interrupted, adopted) != PT_OK) {
+    if (pt_sim_attach(driver->world.sim, handle, interrupted, adopted) != PT_OK) {
         driver->world.memory.release(driver->world.memory.context, adopted, sizeof *adopted);
         return PT_ERR_INVALID_PARAM;
     }
@@ -121,7 +121,7 @@ int pt_mactcp_adopt(pt_mactcp *driver, int32_t handle, pt_mactcp_routine routine
 static void release_stream(pt_mactcp *driver, stream *released)
 {
     PT_ASSERT(released->queue == NULL);
-    (void)driver->world.net->attach(driver->world.sim, released->handle, NULL, NULL);
+    (void)pt_sim_attach(driver->world.sim, released->handle, NULL, NULL);
     stream **link = &driver->streams;
     while (*link != released)
         link = &(*link)->next;
@@ -156,14 +156,14 @@ static int16_t do_send(pt_mactcp *driver, stream *on, pt_mactcp_block *block)
                                                                          : PT_MACTCP_ULP_TIMEOUT;
     int action = (block->validity_flags & PT_MACTCP_VALID_ACTION) ? block->ulp_timeout_action
                                                                   : PT_MACTCP_ULP_ABORT;
-    (void)world->net->set_give_up(world->sim, on->handle, seconds * SECOND_NS, action);
+    (void)pt_sim_set_give_up(world->sim, on->handle, seconds * SECOND_NS, action);
     memset(&block->piece, 0, sizeof block->piece);
     block->piece.data = block->wds[0].ptr;
     block->piece.len = block->wds[0].length;
     block->piece.push = block->push_flag != 0;
     block->seen = block->wds[0];
     block->sum = sum_of(&block->seen);
-    int code = world->net->send_piece(world->sim, on->handle, &block->piece);
+    int code = pt_sim_send_piece(world->sim, on->handle, &block->piece);
     if (code != PT_OK)
         return code == PT_ERR_CONNECTION_CLOSED ? PT_MACTCP_TERMINATED : PT_MACTCP_NO_CONNECTION;
     pt_mactcp_block **link = &on->queue;
@@ -180,8 +180,8 @@ static int16_t do_receive(pt_mactcp *driver, const stream *on, pt_mactcp_block *
         return violated(driver, "mactcp: TCPRcv", PT_MACTCP_INVALID_LENGTH,
                         "there is no buffer to receive into");
     int broken;
-    int count = driver->world.net->receive(driver->world.sim, on->handle, block->receive_buffer,
-                                           block->receive_length, &broken);
+    int count = pt_sim_receive(driver->world.sim, on->handle, block->receive_buffer,
+                               block->receive_length, &broken);
     block->receive_length = count > 0 ? (uint32_t)count : 0;
     if (count > 0)
         return PT_MACTCP_NO_ERROR;
@@ -193,7 +193,7 @@ static int16_t do_receive(pt_mactcp *driver, const stream *on, pt_mactcp_block *
 static int16_t call_driver(pt_mactcp *driver, pt_mactcp_block *block)
 {
     static const char call[] = "mactcp: PBControl";
-    if (driver->world.net->is_notifying(driver->world.sim))
+    if (pt_sim_is_notifying(driver->world.sim))
         return violated(driver, call, PT_MACTCP_BAD_PARAMETER,
                         "called at notification time; the routine may only set flags");
     if (block->io_result == PT_MACTCP_IN_PROGRESS)
@@ -216,13 +216,13 @@ static int16_t call_driver(pt_mactcp *driver, pt_mactcp_block *block)
     case PT_MACTCP_RECEIVE:
         return do_receive(driver, on, block);
     case PT_MACTCP_CLOSE:
-        return result_of(world->net->finish(world->sim, on->handle));
+        return result_of(pt_sim_finish(world->sim, on->handle));
     case PT_MACTCP_ABORT:
-        (void)world->net->reset(world->sim, on->handle);
+        (void)pt_sim_reset(world->sim, on->handle);
         (void)sweep(on);
         return PT_MACTCP_NO_ERROR;
     case PT_MACTCP_STATUS:
-        block->unread_len = (world->net->ready(world->sim, on->handle) & PT_READY_READ) != 0;
+        block->unread_len = (pt_sim_ready(world->sim, on->handle) & PT_READY_READ) != 0;
         return PT_MACTCP_NO_ERROR;
     case PT_MACTCP_RELEASE:
         if (on->queue != NULL)

@@ -24,17 +24,12 @@ static pt_ot *ot_of(const pt_context *context)
 
 /* ---------------------------------------------------------------------------------------- ports */
 
-size_t pt_ot_size(void)
-{
-    return sizeof(pt_ot);
-}
-
 static size_t port_size(uint8_t depth)
 {
     return sizeof(ot_port) + (size_t)(depth - 1U) * sizeof(uint32_t);
 }
 
-size_t pt_ot_port_size(uint8_t depth)
+static size_t ot_port_size(uint8_t depth)
 {
     return port_size(depth) + pt_ot_endpoint_size();
 }
@@ -223,11 +218,11 @@ static int ot_poll_send_completions(pt_context *context, pt_link *link)
 /* Serve one event of the network. 0: none before the end, and time is there. */
 static int pass_time(pt_ot *ot, uint64_t end_ns)
 {
-    int served = ot->world.net->step(ot->world.sim, end_ns);
+    int served = pt_sim_step(ot->world.sim, end_ns);
     if (served == 1 || served == PT_ERR_NO_MEMORY)
         return 1;
     uint64_t unused;
-    (void)ot->world.net->advance(ot->world.sim, end_ns, &unused);
+    (void)pt_sim_advance(ot->world.sim, end_ns, &unused);
     return 0;
 }
 
@@ -284,7 +279,7 @@ static int ot_send(pt_context *context, pt_link *link, const uint8_t *data, uint
         return PT_ERR_PLATFORM;
     }
     /* Nothing overtakes: what is in flight goes first, all within the drain time-out. */
-    uint64_t end_ns = ot->world.net->now(ot->world.sim) + DRAIN_NS;
+    uint64_t end_ns = pt_sim_now(ot->world.sim) + DRAIN_NS;
     while (held_slots(&from->base) != 0) {
         if (!pass_time(ot, end_ns)) {
             give_up(from, link);
@@ -343,10 +338,9 @@ static int ot_finish(pt_context *context, pt_link *link)
 
 /* ------------------------------------------------------------------------------ the loop's side */
 
-void pt_ot_init(void *platform_data, pt_sim *sim, const pt_sim_table *net, int host,
-                const pt_memory *source, int push, uint32_t send_limit)
+static void ot_init(pt_classic *world, pt_sim *sim, int host, const pt_memory *source, int push,
+                    uint32_t send_limit)
 {
-    pt_ot *ot = platform_data;
     static const pt_classic_port_ops ops = {
         .size = port_size,
         .open = open_port,
@@ -357,63 +351,52 @@ void pt_ot_init(void *platform_data, pt_sim *sim, const pt_sim_table *net, int h
         .read_events = PT_OT_DATA | PT_OT_ORDREL | PT_OT_DISCONNECT,
         .write_events = PT_OT_GODATA | PT_OT_DISCONNECT,
     };
+    pt_ot *ot = (pt_ot *)world;
     memset(ot, 0, sizeof *ot);
-    pt_classic_init(&ot->world, sim, net, host, source, &ops);
+    pt_classic_init(world, sim, host, source, &ops);
     ot->push = push != 0;
     ot->send_limit = send_limit ? send_limit : PT_OT_SEND_LIMIT;
 }
 
-void pt_ot_cleanup(void *platform_data)
+static void ot_cleanup(pt_classic *world)
 {
-    pt_ot *ot = platform_data;
-    pt_classic_cleanup(&ot->world);
+    pt_ot *ot = (pt_ot *)world;
+    pt_classic_cleanup(world);
     while (ot->endpoints != NULL)
         pt_ot_close(ot->endpoints);
 }
 
-uint32_t pt_ot_abandoned(const void *platform_data)
-{
-    return pt_classic_abandoned(&((const pt_ot *)platform_data)->world);
-}
-
 /* --------------------------------------------------------------------------------------- tables */
 
-const pt_platform_ops *pt_ot_ops(void)
+static const pt_platform_ops ot_ops = {
+    .name = "opentransport",
+    .tcp_send = ot_send,
+    .tcp_send_async = ot_send_async,
+    .poll_send_completions = ot_poll_send_completions,
+    .wait_send_completions = pt_classic_wait_completions,
+    .send_slots_available = pt_classic_slots_available,
+    .tcp_receive = ot_receive,
+    .tcp_finish = ot_finish,
+    PT_CLASSIC_OPS,
+};
+
+static const pt_platform_ops ot_sync_ops = {
+    .name = "opentransport_sync",
+    .tcp_send = ot_send,
+    .tcp_receive = ot_receive,
+    .tcp_finish = ot_finish,
+    PT_CLASSIC_OPS,
+};
+
+const pt_classic_kind *pt_ot_kind(void)
 {
-    static const pt_platform_ops ops = {
-        .name = "opentransport",
-        .tcp_send = ot_send,
-        .tcp_send_async = ot_send_async,
-        .poll_send_completions = ot_poll_send_completions,
-        .wait_send_completions = pt_classic_wait_completions,
-        .send_slots_available = pt_classic_slots_available,
-        .tcp_receive = ot_receive,
-        .tcp_finish = ot_finish,
-        .watch = pt_classic_watch,
-        .forget = pt_classic_forget,
-        .wait = pt_classic_wait,
-        .wake = pt_classic_wake,
-        .clock = pt_classic_clock,
-        .ticks_per_second = PT_TICKS_PER_SECOND,
-        .classic = 1,
-    };
-    return &ops;
+    static const pt_classic_kind kind = {&ot_ops, sizeof(pt_ot), ot_port_size, ot_init, ot_cleanup};
+    return &kind;
 }
 
-const pt_platform_ops *pt_ot_sync_ops(void)
+const pt_classic_kind *pt_ot_sync_kind(void)
 {
-    static const pt_platform_ops ops = {
-        .name = "opentransport_sync",
-        .tcp_send = ot_send,
-        .tcp_receive = ot_receive,
-        .tcp_finish = ot_finish,
-        .watch = pt_classic_watch,
-        .forget = pt_classic_forget,
-        .wait = pt_classic_wait,
-        .wake = pt_classic_wake,
-        .clock = pt_classic_clock,
-        .ticks_per_second = PT_TICKS_PER_SECOND,
-        .classic = 1,
-    };
-    return &ops;
+    static const pt_classic_kind kind = {&ot_sync_ops, sizeof(pt_ot), ot_port_size, ot_init,
+                                         ot_cleanup};
+    return &kind;
 }

@@ -41,7 +41,7 @@ static int32_t violated(pt_ot *provider, const char *call, int32_t code, const c
 
 int pt_ot_is_notifying(const pt_ot *provider)
 {
-    return provider->notifying || provider->world.net->is_notifying(provider->world.sim);
+    return provider->notifying || pt_sim_is_notifying(provider->world.sim);
 }
 
 /* FNV-1a 32. */
@@ -261,12 +261,12 @@ int32_t pt_ot_bind(pt_ot_endpoint *endpoint, uint16_t port, int listens, int dat
         return PT_OT_OUT_STATE;
     pt_classic *world = &endpoint->provider->world;
     if (listens || datagrams) {
-        int32_t handle = listens ? world->net->listen(world->sim, world->host, port)
-                                 : world->net->datagram(world->sim, world->host, port);
+        int32_t handle = listens ? pt_sim_listen(world->sim, world->host, port)
+                                 : pt_sim_datagram(world->sim, world->host, port);
         if (handle <= 0)
             return handle == PT_ERR_NO_MEMORY ? PT_OT_OUT_OF_MEMORY : PT_OT_BAD_ADDRESS;
         endpoint->handle = handle;
-        (void)world->net->attach(world->sim, handle, interrupted, endpoint);
+        (void)pt_sim_attach(world->sim, handle, interrupted, endpoint);
     }
     endpoint->listens = listens != 0;
     endpoint->datagrams = datagrams != 0;
@@ -282,12 +282,12 @@ int32_t pt_ot_connect(pt_ot_endpoint *endpoint, uint32_t address, uint16_t port)
     if (endpoint->state != PT_OT_IDLE || endpoint->listens || endpoint->datagrams)
         return PT_OT_OUT_STATE;
     pt_classic *world = &endpoint->provider->world;
-    int32_t handle = world->net->dial(world->sim, world->host, address, port);
+    int32_t handle = pt_sim_dial(world->sim, world->host, address, port);
     if (handle <= 0)
         return handle == PT_ERR_NO_MEMORY ? PT_OT_OUT_OF_MEMORY : PT_OT_BAD_ADDRESS;
     endpoint->handle = handle;
     endpoint->state = PT_OT_OUTCON;
-    (void)world->net->attach(world->sim, handle, interrupted, endpoint);
+    (void)pt_sim_attach(world->sim, handle, interrupted, endpoint);
     return PT_OT_NO_DATA;
 }
 
@@ -315,12 +315,12 @@ int32_t pt_ot_listen(pt_ot_endpoint *endpoint, pt_ot_call *call)
     if (!endpoint->listens || endpoint->state != PT_OT_IDLE)
         return PT_OT_OUT_STATE;
     pt_classic *world = &endpoint->provider->world;
-    int32_t handle = world->net->accept(world->sim, endpoint->handle);
+    int32_t handle = pt_sim_accept(world->sim, endpoint->handle);
     if (handle <= 0)
         return PT_OT_NO_DATA;
     call->handle = handle;
-    (void)world->net->get_name(world->sim, handle, 1, &call->address, &call->port);
-    if (!(world->net->ready(world->sim, endpoint->handle) & PT_READY_READ))
+    (void)pt_sim_get_name(world->sim, handle, 1, &call->address, &call->port);
+    if (!(pt_sim_ready(world->sim, endpoint->handle) & PT_READY_READ))
         endpoint->pending &= ~(uint32_t)PT_OT_LISTEN;
     endpoint->state = PT_OT_INCON;
     return PT_OT_NO_ERROR;
@@ -339,12 +339,12 @@ int32_t pt_ot_adopt(pt_ot_endpoint *endpoint, int32_t handle)
         if (other->handle == handle)
             return PT_OT_ACCESS;
     }
-    if (world->net->attach(world->sim, handle, interrupted, endpoint) != PT_OK)
+    if (pt_sim_attach(world->sim, handle, interrupted, endpoint) != PT_OK)
         return PT_OT_BAD_ADDRESS;
     endpoint->handle = handle;
     endpoint->state = PT_OT_DATAXFER;
     notify(endpoint, PT_OT_PASSCON, 0, NULL);
-    int ready = world->net->ready(world->sim, handle); /* what came before us */
+    int ready = pt_sim_ready(world->sim, handle); /* what came before us */
     if (ready & PT_READY_HANGUP)
         happen(endpoint, PT_OT_DISCONNECT);
     else if (ready & PT_READY_READ)
@@ -398,8 +398,7 @@ int32_t pt_ot_send(pt_ot_endpoint *endpoint, const uint8_t *data, uint32_t len)
     send->piece.push = provider->push;
     send->sum = sum_of(&send->piece);
     int32_t taken_len = (int32_t)send->piece.len;
-    if (provider->world.net->send_piece(provider->world.sim, endpoint->handle, &send->piece) !=
-        PT_OK) {
+    if (pt_sim_send_piece(provider->world.sim, endpoint->handle, &send->piece) != PT_OK) {
         end_record(endpoint, send);
         return PT_OT_OUT_STATE;
     }
@@ -420,8 +419,8 @@ int32_t pt_ot_receive(pt_ot_endpoint *endpoint, uint8_t *buffer, uint32_t size)
     if (endpoint->state != PT_OT_DATAXFER && endpoint->state != PT_OT_OUTREL)
         return PT_OT_OUT_STATE;
     int broken;
-    int count = endpoint->provider->world.net->receive(endpoint->provider->world.sim,
-                                                       endpoint->handle, buffer, size, &broken);
+    int count =
+        pt_sim_receive(endpoint->provider->world.sim, endpoint->handle, buffer, size, &broken);
     if (count > 0)
         return count;
     endpoint->pending &= ~(uint32_t)PT_OT_DATA;
@@ -441,7 +440,7 @@ int32_t pt_ot_send_release(pt_ot_endpoint *endpoint)
         return PT_OT_LOOK;
     if (endpoint->state != PT_OT_DATAXFER && endpoint->state != PT_OT_INREL)
         return PT_OT_OUT_STATE;
-    (void)endpoint->provider->world.net->finish(endpoint->provider->world.sim, endpoint->handle);
+    (void)pt_sim_finish(endpoint->provider->world.sim, endpoint->handle);
     endpoint->state = endpoint->state == PT_OT_DATAXFER ? PT_OT_OUTREL : PT_OT_IDLE;
     return PT_OT_NO_ERROR;
 }
@@ -467,7 +466,7 @@ int32_t pt_ot_send_disconnect(pt_ot_endpoint *endpoint)
         return code;
     if (endpoint->handle == 0 || endpoint->state < PT_OT_OUTCON)
         return PT_OT_OUT_STATE;
-    (void)endpoint->provider->world.net->reset(endpoint->provider->world.sim, endpoint->handle);
+    (void)pt_sim_reset(endpoint->provider->world.sim, endpoint->handle);
     release_sends(endpoint);
     endpoint->state = PT_OT_IDLE;
     endpoint->pending = 0;
@@ -504,7 +503,7 @@ int32_t pt_ot_send_datagram(pt_ot_endpoint *endpoint, const uint8_t *data, uint3
     if (endpoint->pending & PT_OT_UDERR)
         return PT_OT_LOOK;
     pt_classic *world = &endpoint->provider->world;
-    return world->net->send_to(world->sim, endpoint->handle, data, len, address, port) == PT_OK
+    return pt_sim_send_to(world->sim, endpoint->handle, data, len, address, port) == PT_OK
                ? PT_OT_NO_ERROR
                : PT_OT_BAD_ADDRESS;
 }
@@ -520,7 +519,7 @@ int32_t pt_ot_receive_datagram(pt_ot_endpoint *endpoint, uint8_t *buffer, uint32
     if (endpoint->pending & PT_OT_UDERR)
         return PT_OT_LOOK;
     pt_classic *world = &endpoint->provider->world;
-    int count = world->net->receive_from(world->sim, endpoint->handle, buffer, size, address, port);
+    int count = pt_sim_receive_from(world->sim, endpoint->handle, buffer, size, address, port);
     if (count >= 0)
         return count;
     endpoint->pending &= ~(uint32_t)PT_OT_DATA;
@@ -547,7 +546,7 @@ size_t pt_ot_endpoint_size(void)
 void pt_ot_drop_sends(pt_ot_endpoint *endpoint)
 {
     pt_classic *world = &endpoint->provider->world;
-    (void)world->net->reset(world->sim, endpoint->handle);
+    (void)pt_sim_reset(world->sim, endpoint->handle);
     release_sends(endpoint);
 }
 
@@ -560,9 +559,9 @@ static void close_endpoint(pt_ot_endpoint *endpoint, int owns)
         pt_ot_drop_sends(endpoint);
     PT_ASSERT(endpoint->sends == NULL);
     if (endpoint->handle != 0) {
-        (void)world->net->attach(world->sim, endpoint->handle, NULL, NULL);
+        (void)pt_sim_attach(world->sim, endpoint->handle, NULL, NULL);
         if (owns)
-            world->net->release(world->sim, endpoint->handle);
+            pt_sim_release(world->sim, endpoint->handle);
     }
     pt_ot_endpoint **link = &provider->endpoints;
     while (*link != endpoint)

@@ -361,33 +361,3 @@ uint64_t pt_sim_next_event(const pt_sim *sim)
 {
     return sim->heap_count != 0 ? sim->heap[0]->time_ns : UINT64_MAX;
 }
-
-const pt_sim_table *pt_sim_functions(void)
-{
-    static const pt_sim_table table = {
-        .now = pt_sim_now,
-        .ticks = pt_sim_ticks,
-        .next_event = pt_sim_next_event,
-        .step = pt_sim_step,
-        .advance = pt_sim_advance,
-        .ready = pt_sim_ready,
-        .attach = pt_sim_attach,
-        .is_notifying = pt_sim_is_notifying,
-        .get_name = pt_sim_get_name,
-        .listen = pt_sim_listen,
-        .dial = pt_sim_dial,
-        .accept = pt_sim_accept,
-        .get_outcome = pt_sim_get_outcome,
-        .send_piece = pt_sim_send_piece,
-        .receive = pt_sim_receive,
-        .finish = pt_sim_finish,
-        .reset = pt_sim_reset,
-        .release = pt_sim_release,
-        .set_give_up = pt_sim_set_give_up,
-        .set_linger = pt_sim_set_linger,
-        .datagram = pt_sim_datagram,
-        .send_to = pt_sim_send_to,
-        .receive_from = pt_sim_receive_from,
-    };
-    return &table;
-}

@@ -11,8 +11,8 @@
  * packets cost latency only.
  *
  * One thread. Memory comes from the caller's source and has a limit. No struct here depends on
- * PT_LOWMEM: one extension module owns a network, and another reaches it through the table of
- * functions at the end, so that nodes of both builds meet in it.
+ * PT_LOWMEM: the network and the classic worlds on it are one extension module, in which nodes of
+ * both builds meet.
  */
 #ifndef PT_SIM_H
 #define PT_SIM_H
@@ -317,39 +317,5 @@ int pt_sim_send_to(pt_sim *sim, int32_t handle, const uint8_t *data, uint32_t le
  * PT_ERR_INVALID_PARAM or PT_ERR_INVALID_STATE. */
 int pt_sim_receive_from(pt_sim *sim, int32_t handle, uint8_t *buffer, uint32_t size,
                         uint32_t *address, uint16_t *port);
-
-/* ----------------------------------------------------------------------- the way across modules */
-
-typedef struct pt_sim_table {
-    uint64_t (*now)(const pt_sim *sim);
-    uint32_t (*ticks)(const pt_sim *sim);
-    uint64_t (*next_event)(const pt_sim *sim);
-    int (*step)(pt_sim *sim, uint64_t limit_ns);
-    int (*advance)(pt_sim *sim, uint64_t to_ns, uint64_t *served);
-    int (*ready)(const pt_sim *sim, int32_t handle);
-    int (*attach)(pt_sim *sim, int32_t handle, pt_sim_notify notify, void *owner);
-    int (*is_notifying)(const pt_sim *sim);
-    int (*get_name)(const pt_sim *sim, int32_t handle, int remote, uint32_t *address,
-                    uint16_t *port);
-    int32_t (*listen)(pt_sim *sim, int host, uint16_t port);
-    int32_t (*dial)(pt_sim *sim, int host, uint32_t address, uint16_t port);
-    int32_t (*accept)(pt_sim *sim, int32_t handle);
-    int (*get_outcome)(const pt_sim *sim, int32_t handle);
-    int (*send_piece)(pt_sim *sim, int32_t handle, pt_sim_piece *piece);
-    int (*receive)(pt_sim *sim, int32_t handle, uint8_t *buffer, uint32_t size, int *broken);
-    int (*finish)(pt_sim *sim, int32_t handle);
-    int (*reset)(pt_sim *sim, int32_t handle);
-    void (*release)(pt_sim *sim, int32_t handle);
-    int (*set_give_up)(pt_sim *sim, int32_t handle, uint64_t give_up_ns, int action);
-    int (*set_linger)(pt_sim *sim, int32_t handle, uint64_t linger_ns);
-    int32_t (*datagram)(pt_sim *sim, int host, uint16_t port);
-    int (*send_to)(pt_sim *sim, int32_t handle, const uint8_t *data, uint32_t len, uint32_t address,
-                   uint16_t port);
-    int (*receive_from)(pt_sim *sim, int32_t handle, uint8_t *buffer, uint32_t size,
-                        uint32_t *address, uint16_t *port);
-} pt_sim_table;
-
-/* The functions of this module. */
-const pt_sim_table *pt_sim_functions(void);
 
 #endif

@@ -20,6 +20,25 @@ CLASSIC = ("mactcp", "opentransport", "mactcp_sync", "opentransport_sync")
 """Platforms that live on a simulated network."""
 PLATFORMS = ("posix", "posix_plain", *CLASSIC)
 _LETTERS = {"uint64_t": "Q", "uint32_t": "I", "int32_t": "i", "uint8_t": "B"}
+_KINDS = ("pt_mactcp_kind", "pt_ot_kind", "pt_mactcp_sync_kind", "pt_ot_sync_kind")
+
+
+def simulation() -> Any:
+    """The extension module of the simulated network and the classic worlds on it: one for all
+    cores, which a program that only talks never loads."""
+    import peertalk._core._sim as module
+
+    return module
+
+
+def classic_kind(name: str) -> Any:
+    """What describes a classic platform (pt_classic_kind), as simulation() has it."""
+    return getattr(simulation().lib, _KINDS[CLASSIC.index(name)])()
+
+
+def moved(source: Any, pointer: Any, target: Any, kind: str) -> Any:
+    """A pointer of one module as another has it, and of that kind there."""
+    return target.cast(kind, int(source.cast("uintptr_t", pointer)))
 
 
 class Binding:
@@ -70,14 +89,9 @@ class Binding:
 
     def platform(self, name: str) -> Any:
         """The table of a platform."""
-        tables = dict(
-            zip(
-                CLASSIC,
-                ("pt_mactcp_ops", "pt_ot_ops", "pt_mactcp_sync_ops", "pt_ot_sync_ops"),
-                strict=True,
-            )
-        )
-        return getattr(self.lib, tables.get(name, f"pt_{name}_ops"))()
+        if name in CLASSIC:
+            return moved(simulation().ffi, classic_kind(name).ops, self.ffi, "pt_platform_ops *")
+        return getattr(self.lib, f"pt_{name}_ops")()
 
     def platforms(self) -> dict[str, dict[str, int]]:
         """What each world has: 1 for each entry that is filled in, ticks_per_second, and whether it

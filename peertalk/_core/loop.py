@@ -10,7 +10,14 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from peertalk import errors
-from peertalk._core.binding import CLASSIC, PLATFORMS, Binding
+from peertalk._core.binding import (
+    CLASSIC,
+    PLATFORMS,
+    Binding,
+    classic_kind,
+    moved,
+    simulation,
+)
 from peertalk._core.handles import BufferPool, Reassembly
 from peertalk._core.link import Link, Timer, Watch
 from peertalk._core.simulator import Host, Simulator
@@ -103,6 +110,11 @@ class Loop:
         self.platform = platform
         self.simulator = simulator
         self.host = host
+        self._sim: Any = None
+        """The module of the simulated network, and what it knows of this platform."""
+        self._kind: Any = None
+        if simulator is not None:
+            self._sim, self._kind = simulation(), classic_kind(platform)
         self._abandoned: list[Any] = []
         if pool_bytes < 1:
             raise errors.InvalidArgument(
@@ -138,10 +150,9 @@ class Loop:
         self.fd: int = -1 if simulator is not None else lib.pt_posix_fd(self._platform)
 
     def _platform_size(self, epoll: bool) -> int:
-        lib = self._lib
-        if self.simulator is None:
-            return int(lib.pt_posix_size(0 if epoll else POLL_SOURCES))
-        return int(lib.pt_mactcp_size() if self.platform.startswith("mactcp") else lib.pt_ot_size())
+        if self._kind is not None:
+            return int(self._kind.size)
+        return int(self._lib.pt_posix_size(0 if epoll else POLL_SOURCES))
 
     def _open(
         self, ops: Any, epoll: bool, receive_buffer: Any, io_budget: int, push: int, send_limit: int
@@ -174,39 +185,33 @@ class Loop:
             raise self._binding.fault(code, "a loop")
 
     def _join(self, simulator: Simulator, push: int, send_limit: int) -> None:
-        """Make platform data on a simulated network, which may live in another extension module: it
-        is reached through its table."""
-        ffi, lib = self._ffi, self._lib
-        sim = ffi.cast("pt_sim *", simulator.address)
-        table = ffi.cast("pt_sim_table *", simulator.table)
-        source = ffi.new("pt_memory *")
-        lib.pt_posix_memory_source(self._pool._account, source)
+        """Make platform data on a simulated network."""
+        source = self._ffi.new("pt_memory *")
+        self._lib.pt_posix_memory_source(self._pool._account, source)
         assert self.host is not None
-        if self.platform.startswith("mactcp"):
-            lib.pt_mactcp_init(self._platform, sim, table, self.host.number, source, push)
-        else:
-            lib.pt_ot_init(
-                self._platform,
-                sim,
-                table,
-                self.host.number,
-                source,
-                push,
-                self._binding.limited("send_limit", send_limit, 2**31),
-            )
-        self._world = ffi.cast("pt_classic *", self._platform)
+        self._world = self._there(self._platform, "pt_classic *")
+        self._place = self._there(self._context, "pt_context *")
+        self._kind.init(
+            self._world,
+            simulator._open_sim(),
+            self.host.number,
+            self._there(source, "pt_memory *"),
+            push,
+            self._binding.limited("send_limit", send_limit, 2**31),
+        )
         simulator._loops[self] = None
+
+    def _there(self, pointer: Any, kind: str) -> Any:
+        """A pointer as the module of the simulated network has it."""
+        return moved(self._ffi, pointer, self._sim.ffi, kind)
 
     def _end_platform(self) -> None:
         """Give back what the platform holds; on a simulated network its driver lets go of every
         slot."""
         if self.simulator is None:
             self._lib.pt_posix_cleanup(self._platform)
-        elif self.platform.startswith("mactcp"):
-            self._lib.pt_mactcp_cleanup(self._platform)
         else:
-            self._lib.pt_ot_cleanup(self._platform)
-        if self.simulator is not None:
+            self._kind.cleanup(self._world)
             self.simulator._loops.pop(self, None)
         self._abandoned.clear()
 
@@ -342,7 +347,7 @@ class Loop:
         time asks after each step."""
         return not self._closed and (
             self._lib.pt_loop_next_timeout(self._context) == 0
-            or bool(self._lib.pt_classic_is_ready(self._context))
+            or bool(self._sim.lib.pt_classic_is_ready(self._place))
         )
 
     def next_deadline_ns(self) -> int | None:
@@ -354,7 +359,7 @@ class Loop:
         if timeout_ms <= 0:
             return None if timeout_ms < 0 else now_ns
         ticks = self._lib.pt_wheel_next(self._ffi.addressof(self._context, "wheel"))
-        rate = self._lib.PT_SIM_TICKS
+        rate = self._sim.lib.PT_SIM_TICKS
         due_ns = -(-(now_ns * rate // 10**9 + ticks) * 10**9 // rate)
         return (
             int(due_ns)
@@ -367,12 +372,10 @@ class Loop:
         run."""
         if self.simulator is None:
             return []
-        size = self._lib.PT_CLASSIC_VIOLATION_SIZE
-        kept = min(self._world.violation_count, self._lib.PT_CLASSIC_VIOLATIONS)
-        return [
-            self._ffi.string(self._world.violations + index * size).decode()
-            for index in range(kept)
-        ]
+        ffi, lib = self._sim.ffi, self._sim.lib
+        size = lib.PT_CLASSIC_VIOLATION_SIZE
+        kept = min(self._world.violation_count, lib.PT_CLASSIC_VIOLATIONS)
+        return [ffi.string(self._world.violations + index * size).decode() for index in range(kept)]
 
     def platform_sizes(self) -> dict[str, int]:
         """Bytes of what a link needs of its platform and core, for each slot or (link,
@@ -381,22 +384,18 @@ class Loop:
         parameter_block is what the maker's header has, parameter_block_documented what the source
         of the pipeline has.
         """
-        ffi, lib = self._ffi, self._lib
-        depth = lib.PT_SEND_PIPELINE_DEPTH
-        mactcp = self.platform.startswith("mactcp")
+        ffi, lib, sim = self._ffi, self._lib, self._sim
         return {
-            "parameter_block": lib.PT_MACTCP_BLOCK_SIZE,
-            "parameter_block_documented": lib.PT_MACTCP_BLOCK_DOCUMENTED,
-            "parameter_block_simulated": ffi.sizeof("pt_mactcp_block"),
+            "parameter_block": sim.lib.PT_MACTCP_BLOCK_SIZE,
+            "parameter_block_documented": sim.lib.PT_MACTCP_BLOCK_DOCUMENTED,
+            "parameter_block_simulated": sim.ffi.sizeof("pt_mactcp_block"),
             "slot": ffi.sizeof("pt_send_slot"),
             "slot_buffer": lib.PT_SLOT_BUFFER_SIZE,
             "pipeline": ffi.sizeof("pt_send_pipeline"),
             "link": ffi.sizeof("pt_link"),
             "context": ffi.sizeof("pt_context"),
-            "platform": lib.pt_mactcp_size() if mactcp else lib.pt_ot_size(),
-            "platform_link": lib.pt_mactcp_port_size(depth)
-            if mactcp
-            else lib.pt_ot_port_size(depth),
+            "platform": self._kind.size,
+            "platform_link": self._kind.port_size(lib.PT_SEND_PIPELINE_DEPTH),
         }
 
     @property
@@ -404,12 +403,7 @@ class Loop:
         """Slots of closed links that the driver has not let go of."""
         if self.simulator is None or self._closed:
             return 0
-        count = (
-            self._lib.pt_mactcp_abandoned
-            if self.platform.startswith("mactcp")
-            else self._lib.pt_ot_abandoned
-        )
-        return int(count(self._platform))
+        return int(self._sim.lib.pt_classic_abandoned(self._world))
 
     def wake(self) -> None:
         """End a wait that runs, or the next one. Any thread; nothing happens when the loop is

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from peertalk import errors
-from peertalk._core.binding import Binding, Data
+from peertalk._core.binding import Binding, Data, moved, simulation
 from peertalk._core.values import LinkCounts, TraceRecord
 
 if TYPE_CHECKING:
@@ -293,7 +293,6 @@ class Simulator:
 
     Attributes:
         hosts: in the order in which they were added.
-        address, table: numbers by which a loop of another core reaches this network.
 
     Raises:
         InvalidArgument: an argument out of its bounds. OutOfMemory: not even an empty network fits
@@ -310,17 +309,19 @@ class Simulator:
         trace_records: int = 16_384,
     ) -> None:
         self._binding = binding
-        self._ffi = ffi = binding.ffi
-        self._lib = lib = binding.lib
+        self._ffi, self._lib = ffi, lib = simulation().ffi, simulation().lib
         self._sim: Any = None
         if not 0 <= seed < 2**64:
             raise errors.InvalidArgument(f"seed {seed}: it must be 0 to 2^64 - 1")
-        self._account = ffi.new("pt_posix_memory *")
-        source = ffi.new("pt_memory *")
-        lib.pt_posix_memory_source(self._account, source)
+        self._account = binding.ffi.new("pt_posix_memory *")
+        source = binding.ffi.new("pt_memory *")
+        binding.lib.pt_posix_memory_source(self._account, source)
         path, costs = self._preset(preset)
         sim = lib.pt_sim_open(
-            source, seed, memory_limit, binding.limited("trace_records", trace_records, 2**24)
+            moved(binding.ffi, source, ffi, "pt_memory *"),
+            seed,
+            memory_limit,
+            binding.limited("trace_records", trace_records, 2**24),
         )
         if sim == ffi.NULL:
             raise errors.OutOfMemory(
@@ -331,8 +332,6 @@ class Simulator:
         lib.pt_sim_set_defaults(sim, path, costs)
         self.seed = seed
         self.hosts: list[Host] = []
-        self.address = int(ffi.cast("uintptr_t", sim))
-        self.table = int(ffi.cast("uintptr_t", lib.pt_sim_functions()))
         self._loops: dict[Loop, None] = {}  # in order: closing is part of what happens
 
     def _preset(self, name: str) -> tuple[Any, Any]:

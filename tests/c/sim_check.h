@@ -72,30 +72,27 @@ typedef struct node {
     pt_event events[EVENTS];
     int32_t handle;
     int host;
-    int mactcp;
+    const pt_classic_kind *kind;
     uint32_t sent, failed, received, wrong, closed;
     int32_t close_code, close_error, sent_code;
 } node;
 
-static void make_node(node *made, pt_sim *sim, const pt_platform_ops *ops, uint32_t address,
+static void make_node(node *made, pt_sim *sim, const pt_classic_kind *kind, uint32_t address,
                       int push, uint32_t send_limit)
 {
     static const pt_pool_class classes[] = {{256, 64}, {1040, 64}, {4112, 64}, {8320, 64}};
     memset(made, 0, sizeof *made);
     made->host = pt_sim_add_host(sim, address);
     CHECK(made->host >= 0);
-    made->mactcp = strncmp(ops->name, "mactcp", 6) == 0;
+    made->kind = kind;
     made->pool_memory = malloc(pt_pool_size(classes, 4));
     made->pool = pt_pool_init(made->pool_memory, classes, 4, 0, &counted);
-    made->platform = malloc(made->mactcp ? pt_mactcp_size() : pt_ot_size());
-    if (made->mactcp)
-        pt_mactcp_init(made->platform, sim, pt_sim_functions(), made->host, &scarce, push);
-    else
-        pt_ot_init(made->platform, sim, pt_sim_functions(), made->host, &scarce, push, send_limit);
+    made->platform = malloc(kind->size);
+    kind->init(made->platform, sim, made->host, &scarce, push, send_limit);
     made->receive_buffer = malloc(PT_RECEIVE_BUFFER_SIZE);
     made->frames = malloc(1 << 19);
-    CHECK(pt_context_init(&made->context, ops, made->platform, made->pool, made->receive_buffer,
-                          PT_RECEIVE_BUFFER_SIZE, PT_IO_BUDGET) == PT_OK);
+    CHECK(pt_context_init(&made->context, kind->ops, made->platform, made->pool,
+                          made->receive_buffer, PT_RECEIVE_BUFFER_SIZE, PT_IO_BUDGET) == PT_OK);
 }
 
 static void open_link(node *of, int32_t handle, uint8_t depth, int packing)
@@ -212,10 +209,7 @@ __attribute__((unused)) static int has_violation(const node *of, const char *wor
 static void end_node(node *of)
 {
     (void)pt_link_close(&of->context, &of->link);
-    if (of->mactcp)
-        pt_mactcp_cleanup(of->platform);
-    else
-        pt_ot_cleanup(of->platform);
+    of->kind->cleanup(of->platform);
     CHECK(pt_context_cleanup(&of->context) == PT_OK);
     CHECK(pt_pool_cleanup(of->pool) == 0);
     free(of->pool_memory);

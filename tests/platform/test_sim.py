@@ -7,8 +7,8 @@ that is compared over machines.
 
 from __future__ import annotations
 
+import importlib
 import itertools
-import sys
 
 import pytest
 from hypothesis import given, settings
@@ -64,12 +64,53 @@ def read_all(socket):
     return out
 
 
+SHARED = (
+    "pt_context",
+    "pt_link",
+    "pt_memory",
+    "pt_platform_ops",
+    "pt_send_pipeline",
+    "pt_send_slot",
+    "pt_source",
+    "pt_timer",
+    "pt_wheel",
+)
+"""Structs that the network's module reads or writes, and those inside them."""
+
+
+def test_the_module_of_the_network_sees_links_and_contexts_as_each_core_does(c_core):
+    """It is built once, for nodes of both builds: a field at another place would be written over
+    something else."""
+    there = importlib.import_module("peertalk._core._sim").ffi
+    core = importlib.import_module(f"peertalk._core._{c_core.name}").ffi
+    for name in SHARED:
+        for ffi in (there, core):
+            assert ffi.typeof(name).kind == "struct"
+        assert there.sizeof(name) == core.sizeof(name), name
+        assert [(field, at.offset) for field, at in there.typeof(name).fields] == [
+            (field, at.offset) for field, at in core.typeof(name).fields
+        ], name
+
+
+def test_a_program_that_only_talks_does_not_load_the_network(start_python):
+    """A hundred kilobytes that nobody calls would lie in each of them."""
+    process = start_python(
+        "-c",
+        "import asyncio, sys, peertalk as pt\n"
+        "async def main():\n"
+        "    async with pt.Node('alone', discovery=False): pass\n"
+        "asyncio.run(main())\n"
+        "print({'peertalk.sim', 'peertalk._core._sim'} & sys.modules.keys())",
+    )
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert out.strip() == "set()"
+
+
 def test_kinds_of_decisions_have_the_numbers_of_the_header(c_core):
     """A trace that calls a loss a delivery is worse than none."""
-    kinds, lib = (
-        sys.modules["peertalk._core.simulator"].TRACE_KINDS,
-        sys.modules[f"peertalk._core._{c_core.name}"].lib,
-    )
+    kinds = importlib.import_module("peertalk._core.simulator").TRACE_KINDS
+    lib = importlib.import_module("peertalk._core._sim").lib
     assert [getattr(lib, f"PT_SIM_{kind.upper()}") for kind in kinds[1:]] == list(
         range(1, lib.PT_SIM_KINDS)
     )

@@ -155,12 +155,12 @@ def build_msgspec(archive: Path, scratch: Path, site: Path, root: Path) -> None:
 
 
 def build_extensions(stage: Path, scratch: Path, root: Path) -> None:
-    """Both cores, from what build_ffi.py says of them."""
+    """Both cores and the simulated network, from what build_ffi.py says of them."""
     os.environ["PEERTALK_BUILD"] = "debug"
     sys.path.insert(0, str(ROOT))
     import build_ffi
 
-    for name in ("_standard", "_lowmem"):
+    for name in build_ffi.modules():
         extension = build_ffi.make_ffi(name, ROOT).distutils_extension(str(scratch), verbose=False)
         defines = [f"-D{macro}={value}" for macro, value in extension.define_macros]
         includes = [f"-I{folder}" for folder in extension.include_dirs]
