@@ -239,7 +239,7 @@ EXACT = {"protocol": {"_core": ("", "values")}}
 never its handles."""
 
 
-COMPILED = {"binding", "codec", "handles", "link", "loop", "simulator"}
+COMPILED = {"binding", "codec", "handles", "link", "loop", "simulator", "sockets"}
 """The rooms of _core that a compiled core is reached through. The others have a core in Python, or
 what all share."""
 
@@ -644,6 +644,7 @@ ELSEWHERE = {
     "_core.codec": "tests/core/test_wire.py",  # the same encodings as those of the reference core
     "_core.compiled": "tests/core/test_load.py",  # gathers what load() gives out
     "_core.simulator": "tests/platform/test_sim.py",
+    "_core.sockets": "tests/platform/test_sim.py",
     "sim.loop": "tests/test_sim.py",  # a network and what runs a program on it are one thing
     "sim.network": "tests/test_sim.py",
     "sim.mesh": "tests/test_testing.py",

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from peertalk import errors
-from peertalk._core.binding import Binding, Data, moved, simulation
+from peertalk._core.binding import Binding, moved, simulation
+from peertalk._core.sockets import Socket, parse_address
 from peertalk._core.values import LinkCounts, TraceRecord
 
 if TYPE_CHECKING:
@@ -43,159 +44,6 @@ SIDES = ("a", "b", "both")
 """Who sees the reset of a connection."""
 
 _CHANCES = ("loss", "duplicate", "reorder", "damage")
-
-
-def _quad(address: int) -> str:
-    return ".".join(str(address >> shift & 0xFF) for shift in (24, 16, 8, 0))
-
-
-def _number(address: str) -> int:
-    """A dotted IPv4 address as a number.
-
-    Raises:
-        InvalidArgument: it is none.
-    """
-    parts = address.split(".")
-    if len(parts) != 4 or not all(part.isdecimal() and int(part) <= 255 for part in parts):
-        raise errors.InvalidArgument(f"address {address!r}: give a dotted one, such as 10.0.0.1")
-    return sum(int(part) << shift for part, shift in zip(parts, (24, 16, 8, 0), strict=True))
-
-
-class Socket:
-    """A socket of a simulated network: a listener, a stream or a datagram socket. Made by a Host;
-    its fileno() is the handle that loops take."""
-
-    def __init__(self, host: Host, handle: int) -> None:
-        self._host = host
-        self._simulator = host._simulator
-        self._handle = handle
-        self.abandoned = False
-        """Stream: close() breaks the connection, and what it owes is gone (SO_LINGER of 0 s)."""
-
-    def fileno(self) -> int:
-        """The handle; -1 when it is closed."""
-        return self._handle
-
-    def _call(self, name: str, *arguments: Any) -> Any:
-        return getattr(self._simulator._lib, name)(
-            self._simulator._open_sim(), self._handle, *arguments
-        )
-
-    def _name(self, remote: int) -> tuple[str, int]:
-        address, port = (
-            self._simulator._ffi.new("uint32_t *"),
-            self._simulator._ffi.new("uint16_t *"),
-        )
-        code = self._call("pt_sim_get_name", remote, address, port)
-        if code != 0:
-            raise self._simulator._binding.fault(code, "the name of a simulated socket")
-        return _quad(address[0]), int(port[0])
-
-    def getsockname(self) -> tuple[str, int]:
-        """Its address and port."""
-        return self._name(0)
-
-    def getpeername(self) -> tuple[str, int]:
-        """Address and port of the other end of a stream."""
-        return self._name(1)
-
-    def close(self) -> None:
-        """Forget it; a stream sends what it owes, then ends its half. Idempotent."""
-        if self._handle > 0 and not self._simulator.closed:
-            if self.abandoned:
-                self._call("pt_sim_reset")  # a refusal says that it is over already
-            self._call("pt_sim_release")
-        self._handle = -1
-
-    @property
-    def ready(self) -> int:
-        """What is ready now: a sum of READ, WRITE and HANGUP."""
-        return int(self._call("pt_sim_ready"))
-
-    def accept(self) -> Socket | None:
-        """Listener: the next connection that waits; None when there is none."""
-        handle = self._call("pt_sim_accept")
-        if handle == self._simulator._lib.PT_ERR_WOULD_BLOCK:
-            return None
-        return Socket(self._host, self._simulator._made(handle, "accepting a connection"))
-
-    def outcome(self) -> int:
-        """Stream: ERR_WOULD_BLOCK while connecting, OK when open, else why not:
-        ERR_CONNECTION_REFUSED, ERR_TIMEOUT (no answer), ERR_CONNECTION_CLOSED (reset since)."""
-        return int(self._call("pt_sim_get_outcome"))
-
-    def silent_for(self) -> float:
-        """Stream: seconds that something of ours has waited for a sign of life; 0.0: nothing
-        waits."""
-        return int(self._call("pt_sim_get_silence")) / 1e9
-
-    @property
-    def unacknowledged(self) -> int:
-        """Stream: bytes taken and not acknowledged; 0 once it is closed."""
-        return int(self._call("pt_sim_get_unacknowledged"))
-
-    @property
-    def unread(self) -> int:
-        """Stream: bytes that have come and were not read; 0 once it is closed."""
-        return int(self._call("pt_sim_get_unread"))
-
-    def send(self, data: Data) -> int:
-        """Stream: copy bytes and send them; how many were taken, 0 when there is no room.
-
-        Raises:
-            ConnectionClosed, NotConnected: it cannot be written.
-        """
-        view = self._simulator._binding.flat(data)
-        return self._simulator._made(
-            self._call("pt_sim_send", view, len(view)), "sending on a simulated stream"
-        )
-
-    def recv(self, size: int = 65_536) -> bytes | None:
-        """Stream: bytes that have come; None when there are none yet, b"" when the other side has
-        ended its half.
-
-        Raises:
-            ConnectionClosed: the connection was broken; Timeout: it was given up.
-        """
-        ffi, lib = self._simulator._ffi, self._simulator._lib
-        buffer, broken = ffi.new("uint8_t[]", size), ffi.new("int *")
-        count = self._call("pt_sim_receive", buffer, size, broken)
-        if count == lib.PT_ERR_WOULD_BLOCK:
-            return None
-        if count == lib.PT_ERR_CONNECTION_CLOSED and not broken[0]:
-            return b""
-        return bytes(
-            ffi.buffer(buffer, self._simulator._made(count, "receiving on a simulated stream"))
-        )
-
-    def shut(self) -> None:
-        """Stream: end our half when all is sent."""
-        self._simulator._made(self._call("pt_sim_finish"), "ending a simulated stream")
-
-    def abort(self) -> None:
-        """Stream: break the connection, at once."""
-        self._simulator._made(self._call("pt_sim_reset"), "breaking a simulated stream")
-
-    def sendto(self, data: Data, address: tuple[str, int]) -> bool:
-        """Datagram socket: send to one host or, at a broadcast address, to all. False: no host has
-        that address."""
-        view = self._simulator._binding.flat(data)
-        code = self._call("pt_sim_send_to", view, len(view), _number(address[0]), address[1])
-        if code == self._simulator._lib.PT_ERR_NETWORK:
-            return False
-        self._simulator._made(code, "sending a simulated datagram")
-        return True
-
-    def recvfrom(self) -> tuple[bytes, tuple[str, int]] | None:
-        """Datagram socket: the next datagram with its sender; None when there is none."""
-        ffi, lib = self._simulator._ffi, self._simulator._lib
-        buffer = ffi.new("uint8_t[]", lib.PT_SIM_DATAGRAM_MAX)
-        address, port = ffi.new("uint32_t *"), ffi.new("uint16_t *")
-        count = self._call("pt_sim_receive_from", buffer, len(buffer), address, port)
-        if count == lib.PT_ERR_WOULD_BLOCK:
-            return None
-        self._simulator._made(count, "receiving a simulated datagram")
-        return bytes(ffi.buffer(buffer, count)), (_quad(address[0]), int(port[0]))
 
 
 class Host:
@@ -237,7 +85,7 @@ class Host:
             NetworkFailure: no host of this network has the address.
         """
         return self._socket(
-            "pt_sim_dial", _number(address), port, what=f"dialling {address}:{port}"
+            "pt_sim_dial", parse_address(address), port, what=f"dialling {address}:{port}"
         )
 
     def datagram(self, port: int) -> Socket:
@@ -387,7 +235,7 @@ class Simulator:
             raise errors.InvalidArgument(f"host {name!r}: there is one already")
         place = len(self.hosts) + 1
         dotted = f"10.0.{place >> 8}.{place & 0xFF}" if address is None else address
-        number = self._lib.pt_sim_add_host(self._open_sim(), _number(dotted))
+        number = self._lib.pt_sim_add_host(self._open_sim(), parse_address(dotted))
         if number == self._lib.PT_ERR_BUSY:
             raise errors.AddressInUse(f"host {name!r}: another has the address {dotted}")
         host = Host(self, name, dotted, self._made(number, f"host {name!r}"))
