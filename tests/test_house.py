@@ -180,7 +180,12 @@ def test_the_map_names_each_room():
     rooms = {path.stem for path in modules if not path.as_posix().startswith(WHOLE_FOLDERS)} | {
         folder.split("/")[-1] for folder in WHOLE_FOLDERS
     }
-    rooms |= {path.stem for path in below(CSRC, ".c")} | {"pt_config", "pt_assert", "pt_check", "pt_platform"}
+    rooms |= {path.stem for path in below(CSRC, ".c")} | {
+        "pt_config",
+        "pt_assert",
+        "pt_check",
+        "pt_platform",
+    }
     complain(
         [f"{room}: not on the map" for room in sorted(rooms - named)]
         + [f"{room}: on the map, and not there" for room in sorted(named - rooms)]
