@@ -64,8 +64,8 @@ from .protocol.outbox import Key, Priority
 from .protocol.peer import Latency, PeerFlag, PeerState
 from .protocol.stream import StreamState
 from .protocol.wire import Batch, Capabilities, Datagram, Message
+from .runtime.payloads import Payload, SendOptions
 from .runtime.peers import BroadcastResult, Peers
-from .runtime.remote import Payload, SendOptions
 from .runtime.statistics import (
     MemoryReport,
     MemoryUse,

@@ -445,7 +445,7 @@ class Ledger:
         """At any moment."""
         node, stats = life.node, life.node.stats()
         given = sum(way.peer.accepted for way in life.ways.values())
-        pending = sum(way.peer.accepted - way.peer.reported for way in life.ways.values())
+        pending = sum(way.peer.queue.pending for way in life.ways.values())
         if stats.messages_accepted != given:
             raise Finding(
                 f"{life}: {given} messages were accepted, stats() says {stats.messages_accepted}"
@@ -1416,7 +1416,7 @@ class Driver:
         self.note("queue", f"{found[1].pair}")
         queue = found[0].queue
         if not (
-            queue.pending == found[0].accepted - found[0].reported
+            queue.pending == found[0]._remote.accepted - found[0]._remote.reported
             and 0 <= queue.pressure <= 100
             and queue.bytes >= 0
         ):

@@ -133,13 +133,11 @@ async def being(storm: Storm, number: int) -> None:
                 if to == name
             ):
                 await asyncio.sleep(0.01)
-            while any(
-                storm.peers[name, to].reported < storm.peers[name, to].accepted for to in others
-            ):
+            while any(storm.peers[name, to].queue.pending for to in others):
                 await asyncio.sleep(0.01)
         for other in others:
             peer = storm.peers[name, other]
-            if peer.failed or not peer.connected:
+            if peer._remote.failed or not peer.connected:
                 storm.wrong.append(f"{name} to {other}: {peer.stats()}")
         await asyncio.to_thread(storm.started.wait, GUARD)
         hearing.cancel()

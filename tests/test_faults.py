@@ -84,10 +84,10 @@ def check_account(node, peer, events, others=0):
     assert sorted(outcome) == list(range(1, peer.accepted + 1))
     stats = node.stats()
     failed = sum(what is not None for what in outcome.values())
-    assert (peer.failed, stats.messages_failed) == (failed, failed)
+    assert (peer._remote.failed, stats.messages_failed) == (failed, failed)
     assert peer.stats().messages_sent == len(outcome) - failed
     assert stats.messages_accepted == stats.messages_sent + stats.messages_failed
-    assert stats.messages_accepted - others == peer.accepted == peer.reported
+    assert stats.messages_accepted - others == peer.accepted == peer._remote.reported
 
 
 # Peers that die
@@ -117,7 +117,7 @@ async def test_when_a_peer_is_killed_waiting_senders_hear_it_by_name_and_the_nod
         with pytest.raises(pt.ConnectionClosed, match="'victim'") as raised:
             await asyncio.wait_for(waiting, GUARD)
         assert raised.value.peer == "victim" and isinstance(raised.value, ConnectionError)
-        await until(lambda: peer.reported == peer.accepted)
+        await until(lambda: not peer.queue.pending)
         await still_works(ada)
         seen = []
         await ada.aclose()
@@ -169,7 +169,7 @@ async def test_when_the_other_side_ends_the_link_with_sends_pending_they_are_tol
             with pytest.raises(pt.ConnectionClosed) as raised:
                 await asyncio.wait_for(waiting, GUARD)
             assert raised.value.peer == peer.name
-            await until(lambda: peer.reported == peer.accepted)
+            await until(lambda: not peer.queue.pending)
             assert ada._transport.loop.pool_statistics().in_use == 0
             remote.close()
             await still_works(ada)
@@ -232,7 +232,7 @@ async def test_what_is_sent_in_the_end_had_reached_the_system_of_a_reader_that_i
                 await peer.send(bytes(1000), timeout=0.2)
         assert await line_of(reader) == "has read"
         reader.send_signal(signal.SIGKILL)
-        await until(lambda: peer.reported == peer.accepted and not peer.connected)
+        await until(lambda: not peer.queue.pending and not peer.connected)
         await ada.aclose()
         seen = [event async for event in events if getattr(event, "peer", None) is peer]
         check_account(ada, peer, seen)
@@ -261,7 +261,7 @@ async def test_nothing_is_taken_back_of_what_the_other_side_has_read_before_it_l
         for number in range(500):
             assert (await bob.receive(timeout=GUARD)).data == number.to_bytes(2, "big")
         await bob.peers["ada"].disconnect(timeout=GUARD)
-        await until(lambda: not peer.connected and peer.reported == 500)
+        await until(lambda: not peer.connected and peer._remote.reported == 500)
         await ada.aclose()
         seen = [event async for event in events]
         check_account(ada, peer, seen)
@@ -288,7 +288,7 @@ async def test_what_still_waited_when_the_link_broke_is_sent_after_the_reconnect
             elif peer.accepted % 16 == 0:
                 await asyncio.sleep(0)
         (broken,) = bob._transport.connections.by_tag.values()
-        last_in_flight = peer.handed
+        last_in_flight = peer._remote.handed
         broken.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         bob._transport.switchboard._end(broken, pt.ConnectionClosed("cut by the test"))
         total = peer.accepted
@@ -297,7 +297,7 @@ async def test_what_still_waited_when_the_link_broke_is_sent_after_the_reconnect
             arrived.append(int.from_bytes((await bob.receive(timeout=GUARD)).data[:4], "big"))
         assert arrived == sorted(set(arrived))
         assert set(range(last_in_flight + 1, total + 1)) <= set(arrived)
-        await until(lambda: peer.reported == total)
+        await until(lambda: peer._remote.reported == total)
         await ada.aclose()
         seen = [event async for event in events]
         check_account(ada, peer, [event for event in seen if getattr(event, "peer", None) is peer])
@@ -402,7 +402,7 @@ async def main():
     ada = await pt.Node("ada", send_queue_size=2000, send_queue_bytes="32MiB", {OPTIONS}).start()
     peer = await ada.connect(bob.address, timeout=10)
     try:
-        while peer.queued < 1000:
+        while peer._remote.queued < 1000:
             peer.send_nowait(bytes(8000))
             if peer.accepted % 32 == 0:
                 await asyncio.sleep(0)

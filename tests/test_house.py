@@ -215,6 +215,9 @@ FRONT = (
     "__init__",
     "__main__",
     "node",
+    "peer",
+    "incoming",
+    "ownership",
     "sync",
     "sim",
     "testing",
@@ -654,6 +657,11 @@ ELSEWHERE = {
     "sim.network": "tests/test_sim.py",
     "sim.mesh": "tests/test_testing.py",
     "sim.stage": "tests/sim/test_scenarios.py",
+    "peer": "tests/test_node.py",  # a conversation needs both
+    "incoming": "tests/test_node.py",
+    "sync.node": "tests/test_sync.py",  # the door is one thing
+    "sync.peer": "tests/test_sync.py",
+    "sync.turning": "tests/test_sync.py",
     "_pyinstaller": "tests/test_packaging.py",
     "_pyinstaller.hook-peertalk": "tests/test_packaging.py",
 }

@@ -154,8 +154,8 @@ def test_a_peer_that_is_forgotten_while_it_is_dialled_again_leaves_nobody_waitin
         peer.send_nowait(b"queued")
         waiting = asyncio.create_task(peer.connect(timeout=GUARD))
         await asyncio.sleep(0.01)
-        assert peer.retry is not None or peer.reaching
-        ada._transport.gone(Gone(peer.key, reason))
+        assert peer._remote.retry is not None or peer._remote.reaching
+        ada._transport.gone(Gone(peer._remote.key, reason))
         with pytest.raises(pt.ConnectionClosed, match="is gone"):
             await waiting
         failed = await next_event(events, pt.Failed, GUARD)
@@ -187,7 +187,7 @@ def test_peers_that_died_with_messages_queued_are_forgotten():
             net.reset("ada", guest, side="a")
             while peer.connected:
                 await asyncio.sleep(0.01)
-            peer.outbox is None and peer.send_nowait(bytes(100))
+            peer._remote.outbox is None and peer.send_nowait(bytes(100))
             del peer, found
             await asyncio.sleep(4)
             assert len(ada.peers) <= 16
@@ -224,7 +224,7 @@ async def test_a_restart_on_the_same_port_is_told_as_the_end_of_the_one_and_the_
                 await (send(b"x") if send == old.send else send())
         with pytest.raises(pt.ConnectionClosed, match="'bob' was started again"):
             old.send_nowait(b"x")
-        assert not following.queued and following.accepted == 0
+        assert not following._remote.queued and following.accepted == 0
 
 
 async def test_wait_for_hands_out_nobody_whose_dial_was_just_refused_until_it_is_heard_again(
@@ -361,7 +361,7 @@ def test_disconnect_ends_within_its_time_whatever_is_lacking(lacking):
         before = net.clock.seconds
         await peer.disconnect()
         took = net.clock.seconds - before
-        assert peer.queued == 0 and not peer.connected
+        assert peer._remote.queued == 0 and not peer.connected
         stats = ada.stats()
         assert stats.messages_accepted == stats.messages_sent + stats.messages_failed
         ada.fail_memory(0)

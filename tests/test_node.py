@@ -465,17 +465,17 @@ async def test_a_node_whose_asynchronous_sending_is_off_says_the_same_to_the_wir
             assert ada.config.async_send == asynchronous
             peer = await ada.connect(old.address, timeout=GUARD)
             link = await old.link()
-            before = peer.connection.link.statistics().write_calls
+            before = peer._remote.connection.link.statistics().write_calls
             for message in messages:
                 peer.send_nowait(message)
             assert [await old.message() for _ in messages] == messages
-            writes[asynchronous] = peer.connection.link.statistics().write_calls - before
+            writes[asynchronous] = peer._remote.connection.link.statistics().write_calls - before
             old.peer.frame(link, b"and back")
             assert await received(ada, 1) == [b"and back"]
             await peer.send(b"")
             assert await old.message() == b""
             frames[asynchronous] = link.messages
-            assert peer.reported == peer.accepted == 61
+            assert peer._remote.reported == peer.accepted == 61
     assert frames[True] == frames[False] and len(frames[True]) == 61
     assert writes[False] > writes[True], "each slot is written by itself"
 
@@ -494,7 +494,7 @@ async def test_two_nodes_whose_asynchronous_sending_is_off_lose_nothing(core):
             await came.peer.send(message)
             assert (await ada.receive(timeout=GUARD)).data == message
         await peer.disconnect()
-        assert peer.reported == peer.accepted == len(sizes) and peer.failed == 0
+        assert peer._remote.reported == peer.accepted == len(sizes) and peer._remote.failed == 0
 
 
 async def test_a_message_over_the_limit_is_refused_and_takes_no_place(core):
@@ -774,7 +774,7 @@ async def test_a_critical_message_overtakes_those_that_wait_and_order_holds_with
             *(peer.send(b"n" + numbered(number, 1000)) for number in range(3000))
         )
         async with asyncio.timeout(GUARD):
-            while not peer.queued or not bob.stats().pauses:
+            while not peer._remote.queued or not bob.stats().pauses:
                 await asyncio.sleep(0)
         high = asyncio.create_task(
             peer.send_many(
@@ -835,10 +835,10 @@ async def test_only_the_newest_of_a_key_is_sent_of_those_that_waited(core):
     ):
         events = ada.events()
         async with asyncio.timeout(GUARD):
-            while not bob.stats().pauses or not peer.queued:
+            while not bob.stats().pauses or not peer._remote.queued:
                 with contextlib.suppress(pt.WouldBlock):
                     peer.send_nowait(bytes(1000))
-                if peer.accepted % 16 == 0 or peer.queued:
+                if peer.accepted % 16 == 0 or peer._remote.queued:
                     await asyncio.sleep(0)
         numbers = [peer.send_nowait(b"at %d" % place, key="pos") for place in range(10)]
         peer.send_nowait(b"end")
@@ -1628,7 +1628,7 @@ async def test_event_streams_that_nobody_has_do_not_gather_while_nothing_happens
             ada.events()
         gc.collect()
         kept = ada.events()
-        assert len(ada._streams) == 1
+        assert len(ada._listeners._streams) == 1
         await kept.aclose()
 
 
@@ -1649,14 +1649,14 @@ async def test_streams_left_by_break_are_let_go_and_no_longer_fed():
         assert not any(each() for each in streams)
         await peer.send(b"x")
         await next_event(listening, pt.Sent)
-        assert len(ada._streams) == 1
+        assert len(ada._listeners._streams) == 1
         del listening
         await peer.send(b"y", no_delay=True)
         await received(bob, 2)
         async with asyncio.timeout(GUARD):
             while peer.stats().messages_sent < 52:
                 await asyncio.sleep(0)
-        assert not ada._streams and ada._transport.publish is None
+        assert not ada._listeners._streams and ada._transport.publish is None
 
 
 async def test_a_task_that_nobody_keeps_stays_while_it_waits_for_an_event():
@@ -1687,7 +1687,7 @@ async def test_a_peers_messages_left_by_break_go_to_the_node():
             assert message.data == b"1"
             break
         assert await received(bob, 2) == [b"2", b"3"]
-        assert bob._transport.inbox.outlet_of(peer) is bob._transport.inbox
+        assert bob._transport.inbox.outlet_of(peer._remote) is bob._transport.inbox
 
 
 async def test_a_stream_of_events_begins_with_what_is_true():
@@ -1754,7 +1754,7 @@ def test_no_event_is_doubled_or_missed_where_a_stream_begins():
             while True:
                 listeners.append((ada.events(), {}))
                 for stream, peers in listeners:
-                    now = {peer: peer.connection is not None for peer in ada.peers.values()}
+                    now = {peer: peer._remote.connection is not None for peer in ada.peers.values()}
                     assert kept(stream, peers) == now
                 await asyncio.sleep(0.003)
 

@@ -346,7 +346,7 @@ mine = peer.messages(timeout=0.01)
 next(mine, None)
 waits = threading.Thread(target=ada.receive, daemon=True)
 waits.start()
-while not ada._lock.locked():
+while not ada._turning._lock.locked():
     pass
 child = os.fork()
 if child == 0:

@@ -322,7 +322,7 @@ def test_a_node_takes_what_came_before_a_reset_and_connects_anew_after_it(core, 
         peer = await a.connect(b.address, timeout=5)
         for number in range(3):
             await peer.send(bytes([number]))
-        while peer.reported < 3:
+        while peer._remote.reported < 3:
             await asyncio.sleep(0.001)
         seen = net.reset("a", b)
         gone = net.connections(a, b)
@@ -365,7 +365,7 @@ def test_the_worlds_answer_what_is_unread_and_unacknowledged(core):
         net.cut(a, b, both=False)
         await peer.send(bytes(100))
         await asyncio.sleep(0.1)
-        world, connection = a._world, peer.connection.socket
+        world, connection = a._world, peer._remote.connection.socket
         assert world.unacknowledged(connection) > 100 and world.unread(connection) == 0
         net.reset(a, b)
         await asyncio.sleep(1)
@@ -384,10 +384,10 @@ def test_a_peer_that_vanished_is_noticed_and_its_messages_get_an_outcome(core):
         net.vanish(b)
         for _ in range(3):
             peer.send_nowait(b"anybody?")
-        while peer.reported < peer.accepted:
+        while peer.queue.pending:
             await asyncio.sleep(1)
             assert net.clock.seconds < 60
-        return [f"{peer.failed} failed"]
+        return [f"{peer._remote.failed} failed"]
 
     assert sim.run(main) == ["3 failed"]
 
@@ -407,7 +407,7 @@ def test_a_slot_that_fails_is_a_failed_event(core, platform):
             for _ in range(4):
                 await back.send(bytes(1000))
             await asyncio.sleep(1)
-            read.append(peer.connection.link.statistics().frames_received)
+            read.append(peer._remote.connection.link.statistics().frames_received)
         assert read[0] == read[1], "it does not read any more"
         events = a.events()
         net.vanish(b)
@@ -619,18 +619,21 @@ def test_a_node_that_may_block_sends_what_waits_before_what_it_is_given(core, pl
         messages = [number.to_bytes(4, "big") + bytes(900) for number in range(60)]
         for message in messages[:40]:
             peer.send_nowait(message)
-        assert peer.queued == 40
+        assert peer._remote.queued == 40
         while not peer.connected:
             await asyncio.sleep(0.001)
-        assert peer.queued > 0
+        assert peer._remote.queued > 0
         for message in messages[40:]:
             peer.send_nowait(message)
-            assert peer.queued == 0
-        blocked = peer.connection.link.statistics().sync_sends
+            assert peer._remote.queued == 0
+        blocked = peer._remote.connection.link.statistics().sync_sends
         bulk = [number.to_bytes(4, "big") + bytes(900) for number in range(60, 90)]
         start = net.clock.ns
-        assert await peer.send_many(bulk) == 30 and peer.queued == 0
-        assert net.clock.ns > start and peer.connection.link.statistics().sync_sends > blocked > 0
+        assert await peer.send_many(bulk) == 30 and peer._remote.queued == 0
+        assert (
+            net.clock.ns > start
+            and peer._remote.connection.link.statistics().sync_sends > blocked > 0
+        )
         messages += bulk
         got = [(await b.receive(timeout=60)).data for _ in messages]
         assert got == messages and net.trace.in_order()
@@ -737,7 +740,7 @@ def test_a_send_that_fails_is_a_warning_in_the_category_of_the_network(core, cap
         assert not [record for record in caplog.records if record.name == "peertalk.network"]
         net.vanish(b)
         peer.send_nowait(b"anybody?")
-        while peer.reported < peer.accepted:
+        while peer.queue.pending:
             await asyncio.sleep(1)
 
     sim.run(main)
@@ -820,6 +823,6 @@ def test_leaving_a_peer_that_does_not_read_ends_with_the_drain_time(core, messag
         start = net.clock.seconds
         await peer.disconnect()
         assert net.clock.seconds - start < 2.1
-        assert peer.accepted == peer.reported == messages
+        assert peer.accepted == peer._remote.reported == messages
 
     sim.run(main)

@@ -179,7 +179,7 @@ def test_what_another_thread_sent_before_goes_before():
     overtake it."""
     with echo(**loopback()) as address, Node("script", **loopback()) as node:
         peer = node.connect(address, timeout=GUARD)
-        with node._lock, beside(lambda: peer.send_nowait(b"first")) as other:
+        with node._turning._lock, beside(lambda: peer.send_nowait(b"first")) as other:
             assert other.result(GUARD) == 0
         peer.send_nowait(b"second")
         assert [node.receive(timeout=GUARD).data for _ in range(2)] == [b"first", b"second"]

@@ -27,7 +27,6 @@ import peertalk as pt
 from peertalk._core import values
 from peertalk.config import load_config
 from peertalk.protocol import events
-from peertalk.runtime.remote import Remote
 from peertalk.runtime.streaming import Outgoing
 from peertalk.runtime.transport import Transport
 from peertalk.runtime.world import World
@@ -43,12 +42,6 @@ class Struck(Exception):
     """What is injected where an ordinary exception is."""
 
 
-class Someone(Remote):
-    """A peer without a front door."""
-
-    __slots__ = ()
-
-
 def make_engine(name, world=None, **options):
     wanted = {
         "bind": "127.0.0.1",
@@ -58,7 +51,7 @@ def make_engine(name, world=None, **options):
         "connect_timeout": 0.5,
     }
     config = load_config(name=name, **(wanted | options))
-    engine = Transport(config, world or World(), Someone, lambda: None)
+    engine = Transport(config, world or World(), lambda remote: remote, lambda: None)
     engine.open()
     return engine
 

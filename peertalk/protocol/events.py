@@ -13,14 +13,21 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Iterable
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
 from ..errors import PeerTalkError, RejectReason
-from .peer import Peer
 
-P = TypeVar("P", bound=Peer)
+
+class Rejecting(Protocol):
+    """A peer as a front door hands it out, as far as an event calls it."""
+
+    def reject(self, reason: RejectReason = ...) -> None:
+        """Send it away."""
+
+
+P = TypeVar("P", bound=Rejecting)
 """The kind of peer that a front door hands out: it can be used in the events of that door without a
 cast."""
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from .._numbers import MESSAGE_LIMIT_MAX
-from ..errors import InvalidState, RejectReason
+from ..errors import InvalidState
 
 if TYPE_CHECKING:
     from .outbox import Outbox
@@ -162,7 +162,7 @@ _NEXT = {
 
 
 class Peer:
-    """Someone out there. The front doors derive their own peers from it, and hand those out.
+    """Someone out there.
 
     Stable while its node lives: hash and equality are those of the object.
 
@@ -236,11 +236,6 @@ class Peer:
         return self.state is PeerState.CONNECTED
 
     @property
-    def frozen(self) -> bool:
-        """Connected, but it has not answered for Config.link_timeout: see PeerFrozen."""
-        return False
-
-    @property
     def max_message(self) -> int:
         """Longest message in bytes that can be sent to it: the smaller limit of the two sides.
 
@@ -254,11 +249,6 @@ class Peer:
         if self.classic:
             theirs = FRAGMENTED_MAX if self.capabilities is None else max(theirs, FRAGMENTED_MAX)
         return min(self.own_max_message, theirs)
-
-    def reject(self, reason: RejectReason = RejectReason.UNSPECIFIED) -> None:
-        """Send it away: see ConnectionRequested. The peers that a node makes can; one without a
-        node has no connection."""
-        raise InvalidState(f"peer {self.name!r} belongs to no node", peer=self.name)
 
     def advance(self, event: PeerEvent) -> PeerState:
         """Take the arrow of the table that leaves the present state by this event; the state that

@@ -21,7 +21,6 @@ from .._core.values import QUERY, Capability, Discovery
 from .._numbers import NAME_MAX
 from ..errors import InvalidArgument
 from .line import OVER_MAX, Claims, Over
-from .peer import Peer
 
 INSTANCE_SIZE = 8
 """Length in bytes of an instance id: random, one for each start of a node, never all zero."""
@@ -43,7 +42,7 @@ TRANSPORT_UDP = 0x02
 
 _CRC_SIZE = 2
 
-P = TypeVar("P", bound=Peer)
+P = TypeVar("P")
 
 
 class Codec(Protocol):

@@ -30,7 +30,8 @@ from .. import errors
 from .._core import values
 from .._numbers import DATAGRAM_HEADER_SIZE, DATAGRAM_MAX_PAYLOAD
 from .inbox import Waiters
-from .remote import Payload, Remote, payload_of
+from .payloads import Payload, payload_of
+from .remote import Remote
 from .world import Address
 
 if TYPE_CHECKING:

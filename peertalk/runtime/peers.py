@@ -16,7 +16,8 @@ from .world import Address, address_of
 if TYPE_CHECKING:
     from .transport import Transport
 
-P = TypeVar("P", bound=Remote)
+P = TypeVar("P")
+"""The kind of peer that a front door hands out."""
 
 
 class Peers(Mapping[str, P]):
@@ -28,7 +29,7 @@ class Peers(Mapping[str, P]):
     and for connect() and wait_for() of the node.
     """
 
-    def __init__(self, known: dict[Any, P], transport: Transport) -> None:
+    def __init__(self, known: dict[Any, Remote], transport: Transport) -> None:
         self._known = known
         self._transport = transport
 
@@ -40,8 +41,9 @@ class Peers(Mapping[str, P]):
     def __getitem__(self, who: str) -> P:
         found = self._find(who)
         if found is not None:
-            return found
-        lacking = "can be had" if any(peer.name == who for peer in self.values()) else "is known"
+            view: P = found.view
+            return view
+        lacking = "can be had" if any(peer.name == who for peer in self._all()) else "is known"
         shown = errors.shown(who)
         raise errors.PeerNotFound(
             f"no peer {shown} {lacking}; {self.known()}; wait_for() waits for a peer", peer=shown
@@ -58,21 +60,24 @@ class Peers(Mapping[str, P]):
             WrongType: who is no str and no function. Whatever the function raises.
         """
         if isinstance(who, str):
-            return self._find(who)
+            found = self._find(who)
+            return None if found is None else found.view
         if not callable(who):
             raise errors.WrongType(
                 f"a peer is found by name, by id or by a function of it, not {errors.shown(who)}"
             )
-        return next((peer for peer in self.values() if _can_be_had(peer) and who(peer)), None)
+        views = (peer.view for peer in self._all() if _can_be_had(peer))
+        return next((view for view in views if who(view)), None)
 
     def chosen(self, who: str) -> P | Address:
         """As peers[who]; the log says which peer it is where several bear the name. The address,
         where nobody is found and who is "HOST:PORT"."""
         if who not in self and (address := address_of(who)) is not None:
             return address
-        peer = self[who]
-        several = [each for each in self.values() if each.name == who and _can_be_had(each)]
-        if peer.id != who and len(several) > 1:
+        view = self[who]
+        peer = self._find(who)
+        several = [each for each in self._all() if each.name == who and _can_be_had(each)]
+        if peer is not None and peer.id != who and len(several) > 1:
             self._transport.log.warning(
                 "%d peers are called %r: taken is the one that was known last, %s at %s; choose "
                 "another by its id: %s",
@@ -82,13 +87,13 @@ class Peers(Mapping[str, P]):
                 peer.address[0],
                 ", ".join(each.id for each in several if each is not peer),
             )
-        return peer
+        return view
 
     def known(self) -> str:
         """Who is known, for the end of a message."""
         names = [
             repr(peer.name) + (" (its last dial failed)" if not _can_be_had(peer) else "")
-            for peer in self.values()
+            for peer in self._all()
         ]
         return f"known: {', '.join(sorted(names))}" if names else "nobody else is known either"
 
@@ -103,7 +108,11 @@ class Peers(Mapping[str, P]):
             f"{self.known()}: does a firewall, here or there, keep out UDP {config.discovery_port}?"
         )
 
-    def _find(self, who: object) -> P | None:
+    def _all(self) -> list[Remote]:
+        """Who is known now. Any thread."""
+        return list(self._known.values())
+
+    def _find(self, who: object) -> Remote | None:
         if not isinstance(who, str):
             return None
         with contextlib.suppress(ValueError):  # no instance id
@@ -111,7 +120,7 @@ class Peers(Mapping[str, P]):
             if peer is not None and peer.id == who:
                 return peer
         bearer = None
-        for peer in self.values():
+        for peer in self._all():
             if peer.id == who:
                 return peer
             if peer.name == who and _can_be_had(peer):
@@ -120,14 +129,14 @@ class Peers(Mapping[str, P]):
 
     def values(self) -> ValuesView[P]:
         """The peers as they are now: who comes or goes while they are iterated does not disturb."""
-        return dict(self._known).values()
+        return {peer.key: peer.view for peer in self._all()}.values()
 
     def items(self) -> ItemsView[str, P]:
         """Likewise, with their ids."""
-        return {peer.id: peer for peer in self.values()}.items()
+        return {peer.id: peer.view for peer in self._all()}.items()
 
     def __iter__(self) -> Iterator[str]:
-        return iter([peer.id for peer in list(self._known.values())])
+        return iter([peer.id for peer in self._all()])
 
     def __len__(self) -> int:
         return len(self._known)

@@ -2,59 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
+import weakref
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable
-from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from .._core import values
-from .._numbers import FRAME_OVERHEAD
+from .._numbers import FRAME_OVERHEAD, MESSAGE_LIMIT_MAX
 from ..protocol.connections import Connection, State
 from ..protocol.line import Line
 from ..protocol.outbox import HIGHEST_FIRST, NORMAL, Key, Priority, lowest_admitted
 from ..protocol.peer import Peer
-from ..protocol.stream import STREAM_MAX
+from ..protocol.peer import Key as PeerKey
 from .statistics import PeerStatistics, QueueStatus
 
 if TYPE_CHECKING:
-    from typing import Protocol
-
     from .streaming import Outgoing
     from .transport import Timer, Transport
-
-    class Buffer(Protocol):  # collections.abc has it from Python 3.12 on
-        """Whatever has bytes to look at."""
-
-        def __buffer__(self, flags: int, /) -> memoryview: ...
-
-else:
-    Buffer = bytes | bytearray | memoryview
-
-Payload = Buffer | str
-"""What can be sent: bytes as they are, any contiguous buffer as its bytes, str as UTF-8."""
 
 _CHUNK_MESSAGES = 1024
 _CHUNK_BYTES = 512 * 1024
 """What send_many draws at once at most, and hands over before those who wait behind it have their
 turn."""
-_CHUNK_FIRST = 64
-"""Messages that are drawn before it is known how long they are."""
-
-
-class SendOptions(TypedDict, total=False):
-    """What can be said about a message that is sent, beside its bytes. See Peer.send."""
-
-    priority: Priority
-    key: Key | None
-    no_delay: bool
-    connect: bool
-    timeout: float | str | None
-
-
 _Left = tuple[bytes, bool, Key | None]
 """What another thread has left: payload, no_delay, key."""
 
@@ -62,162 +33,6 @@ Reached = Callable[["Remote | None", errors.PeerTalkError | None], None]
 """Told once how an attempt to connect ended: with the peer, or with an error."""
 Measured = Callable[[float | None, errors.PeerTalkError | None], None]
 """Told once what a PING measured, in seconds, or with an error why it cannot."""
-
-
-def payload_of(data: Payload) -> bytes | bytearray | memoryview:
-    """The bytes to send: a view of plain bytes is given as it is, every other buffer is copied, so
-    that nothing of it is held when the call is over.
-
-    Raises:
-        WrongType: data is nothing that can be sent.
-        InvalidArgument: it has no bytes to send now: a view that was released, a map that was
-            closed, text that UTF-8 cannot hold.
-        MessageTooLarge: a buffer that not even a stream takes.
-    """
-    if isinstance(data, bytes | bytearray):
-        return data
-    if isinstance(data, str):
-        try:
-            return data.encode()
-        except UnicodeEncodeError as error:
-            raise errors.InvalidArgument(
-                f"this text holds {data[error.start]!r}, half a character, which UTF-8 cannot hold;"
-                " send text.encode(errors='surrogatepass'), or another error handler"
-            ) from None
-    kind = type(data).__name__
-    try:
-        if isinstance(data, memoryview):
-            if data.itemsize == 1 and data.ndim == 1 and data.c_contiguous:
-                return data
-        view = memoryview(data)
-    except (ValueError, BufferError) as error:
-        raise errors.InvalidArgument(f"this {kind} has no bytes to send: {error}") from None
-    except TypeError:
-        raise errors.WrongType(
-            f"a message is bytes, a buffer of bytes or str, not {kind}"
-        ) from None
-    with view:
-        if not view.c_contiguous:
-            raise errors.WrongType(
-                f"a message is contiguous: this {kind} has gaps; send bytes() of it"
-            )
-        if view.nbytes > STREAM_MAX:
-            raise errors.MessageTooLarge(
-                f"this {kind} has {view.nbytes:,} bytes: the limit of a stream is {STREAM_MAX:,}, "
-                "that of a message is lower; send it in parts"
-            )
-        return view.tobytes()
-
-
-def is_buffer(data: object) -> bool:
-    """Whether it is one message rather than several."""
-    try:
-        memoryview(data).release()  # type: ignore[arg-type]
-    except TypeError:
-        return isinstance(data, str)
-    except (ValueError, BufferError):
-        pass  # a view that was released, a map that was closed
-    return True
-
-
-class Drawing:
-    """The messages of one send_many, drawn from what it was given a chunk at a time, so that an
-    iterator may be endless, and a list may change meanwhile.
-
-    Args:
-        payloads: what was given.
-        chunk: how many messages of such a length make one.
-
-    accepted: how many of them were, for whoever sends them to count.
-
-    Raises:
-        WrongType: payloads is one message rather than several, or nothing that can be iterated.
-    """
-
-    def __init__(self, payloads: Iterable[Payload], chunk: Callable[[int], int]) -> None:
-        if is_buffer(payloads):
-            raise errors.WrongType(
-                f"send_many takes several messages, not one {type(payloads).__name__}; use send"
-            )
-        try:
-            self._left = iter(payloads)
-        except TypeError:
-            raise errors.WrongType(
-                f"send_many takes an iterable of messages, not {type(payloads).__name__}"
-            ) from None
-        self._list = payloads if isinstance(payloads, list) else None
-        self._drawn = 0
-        self._chunk = chunk
-        self._count = _CHUNK_FIRST
-        if self._list and self._list[0].__class__ is bytes:
-            self._count = chunk(len(self._list[0]))
-        self._error: Exception | None = None
-        self.accepted = 0
-
-    def draw(self) -> list[bytes]:
-        """The next ones; empty: there are no more.
-
-        Raises:
-            WrongType: the next one cannot be sent. Whatever the iterator raises; those before it
-                have been drawn.
-        """
-        if self._error is not None:
-            raise self._error
-        chunk: list[Any] = []
-        if self._list is not None:
-            chunk = self._list[self._drawn : self._drawn + self._count]
-            self._drawn += len(chunk)
-        else:
-            try:
-                chunk.extend(islice(self._left, self._count))
-            except Exception as error:
-                self._error = error
-        for message in chunk:
-            if message.__class__ is not bytes:
-                self._convert(chunk)
-                break
-        if chunk:
-            self._count = self._chunk(len(chunk[-1]))
-        elif self._error is not None:
-            raise self._error
-        return chunk
-
-    def _convert(self, chunk: list[Any]) -> None:
-        for index in range(len(chunk)):
-            try:
-                chunk[index] = bytes(payload_of(chunk[index]))
-            except Exception as error:
-                self._error = error
-                del chunk[index:]
-                return
-
-    def note(self, error: Exception) -> Exception:
-        """The error with which it ends, which says how many were accepted."""
-        if isinstance(error, errors.PeerTalkError):  # others may hold the same object
-            cause, trace = error.__cause__, error.__traceback__
-            error = copy.copy(error)
-            error.__cause__, error.__traceback__ = cause, trace
-        with contextlib.suppress(AttributeError):
-            error.accepted = self.accepted  # type: ignore[attr-defined]
-        return error
-
-
-def check_choices(priority: int, key: Key | None) -> Priority:
-    """The class of a message, checked with its key.
-
-    Raises:
-        InvalidArgument: priority is none of the four. WrongType: key is no str and no int.
-    """
-    if key is not None and not isinstance(key, str | int):
-        raise errors.WrongType(f"a key is a str or an int, not {type(key).__name__}")
-    try:
-        if isinstance(priority, int):
-            return Priority(priority)
-    except ValueError:
-        pass
-    raise errors.InvalidArgument(
-        f"priority {errors.shown(priority)}: it is one of peertalk.Priority, LOW 0 to CRITICAL 3"
-    )
 
 
 class Place(ABC):
@@ -267,41 +82,23 @@ class Place(ABC):
             self.peer.serve(self.priority)
 
 
-def check_peer(peer: object) -> None:
-    """Raises WrongType when it is no peer."""
-    if not isinstance(peer, Remote):
-        raise errors.WrongType(
-            f"a datagram goes to a Peer, not to {errors.shown(peer)}; node.peers finds one by name "
-            "or id"
-        )
-
-
-class Uncopied:
-    """What is neither copied nor pickled: a copy would have the same sockets, connections and
-    counters, and close or count for the original."""
-
-    __slots__ = ()
-
-    _instead: ClassVar[str]
-    """What to do in place of that."""
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Raises WrongType: copy, deepcopy and pickle ask here."""
-        raise errors.WrongType(f"{self!r} cannot be copied or pickled: {self._instead}")
-
-
-class Remote(Uncopied, Peer):
-    """A peer as the engine sees it: its connection, what waits for it, and its counters. The front
-    doors add the calls that users make.
+class Remote(Peer):
+    """A peer as the engine sees it: its connection, what waits for it, and its counters. A front
+    door has a peer of its own for each, its view, which holds this one.
 
     quick: send function of its open link while nothing waits before a NORMAL message, else None.
     Whoever calls it adds 1 to accepted. lowest: the lowest class that the peer takes, by the
     pressure that it reported on its connection.
+
+    Args:
+        transport: the engine that it belongs to.
+        key, name, address, own_max_message: as protocol.peer.Peer.
     """
 
     __slots__ = (
         "__weakref__",
         "_afar",
+        "_view",
         "attempts",
         "connection",
         "failed",
@@ -321,16 +118,19 @@ class Remote(Uncopied, Peer):
         "transport",
     )
 
-    _instead = "it belongs to its node; keep its id, and find it by that"
-    transport: Transport
-    connection: Connection | None
-    quick: Callable[[Any], int] | None
-
-    def attach(self, transport: Transport) -> None:
-        """Belong to a node's engine."""
+    def __init__(
+        self,
+        transport: Transport,
+        key: PeerKey,
+        *,
+        name: str = "",
+        address: tuple[str, int] = ("", 0),
+        own_max_message: int = MESSAGE_LIMIT_MAX,
+    ) -> None:
+        super().__init__(key, name=name, address=address, own_max_message=own_max_message)
         self.transport = transport
-        self.connection = None
-        self.quick = None
+        self.connection: Connection | None = None
+        self.quick: Callable[[Any], int] | None = None
         self.lines: list[deque[Place] | None] | None = None
         """Who waits to send to it, a line for each class; None: nobody."""
         self.reaching: list[Reached] | None = None
@@ -353,6 +153,27 @@ class Remote(Uncopied, Peer):
         self.failed = 0
         self.received = 0
         self.received_bytes = 0
+        self._view: Any = transport.make_view(self)
+
+    @property
+    def view(self) -> Any:
+        """What users have of it: the same object while it is known, and as long as anybody keeps
+        it."""
+        view = self._view
+        if isinstance(view, weakref.ref):
+            view = view()
+            if view is None:
+                view = self.transport.make_view(self)
+                self._view = weakref.ref(view)
+        return view
+
+    def keep_view(self) -> None:
+        """It is known: its view stays."""
+        self._view = self.view
+
+    def loosen_view(self) -> None:
+        """It is forgotten, and lives on only while anybody keeps its view."""
+        self._view = weakref.ref(self.view)
 
     def tell_reaching(self, error: errors.PeerTalkError | None) -> None:
         """Those who wait for a connection hear that it is there (None), or why it is not."""

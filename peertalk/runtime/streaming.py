@@ -17,13 +17,14 @@ from .._numbers import ERR_BUSY
 from ..protocol.connections import State
 from ..protocol.outbox import NORMAL
 from ..protocol.stream import Stream, StreamState
-from .remote import Payload, Place, Remote, Uncopied, payload_of
+from .payloads import Payload, payload_of
+from .remote import Place, Remote
 
 Progress = Callable[[int, int], object]
 """Called with the bytes that were sent so far, and all bytes."""
 
 
-class Outgoing(Uncopied):
+class Outgoing:
     """One stream to a peer, for the front doors to wait for. On the engine's thread only.
 
     Args:
@@ -35,8 +36,6 @@ class Outgoing(Uncopied):
         InvalidArgument, MessageTooLarge, WrongType: data cannot be a stream, or progress is no
             function.
     """
-
-    _instead = "it is on its way once; make another stream"
 
     def __init__(self, peer: Remote, data: Payload, progress: Progress | None = None) -> None:
         if progress is not None and not callable(progress):
@@ -51,11 +50,8 @@ class Outgoing(Uncopied):
         """In line, behind those who had called before it began; None: it has had its turn."""
         self._telling = False
         self._stop = False
-
-    @property
-    def peer(self) -> Remote:
-        """To whom it goes."""
-        return self._peer
+        self.on_end: list[Callable[[], object]] = []
+        """Who wants to hear that it has ended."""
 
     @property
     def state(self) -> StreamState:
@@ -170,9 +166,6 @@ class Outgoing(Uncopied):
         """The connection is gone, or the node is closed."""
         self._end(error)
 
-    def on_end(self) -> None:
-        """It has ended. For the front doors to override."""
-
     def _tell_progress(self, progress: Progress) -> None:
         self._telling = True
         try:
@@ -190,6 +183,11 @@ class Outgoing(Uncopied):
         ended = errors.InvalidState(f"the stream to peer {self._peer.name!r} was interrupted")
         ended.__cause__ = interrupt
         return ended
+
+    @property
+    def telling(self) -> bool:
+        """Whether progress is being called."""
+        return self._telling
 
     def _rtt(self) -> float | None:
         latency = self._peer.latency
@@ -211,7 +209,8 @@ class Outgoing(Uncopied):
             place, self._place = self._place, None
             if place is not None:
                 place.leave()
-            self.on_end()
+            for told in self.on_end:
+                told()
 
 
 class _Start(Place):
@@ -220,7 +219,7 @@ class _Start(Place):
     __slots__ = ("_outgoing",)
 
     def __init__(self, outgoing: Outgoing) -> None:
-        super().__init__(outgoing.peer, NORMAL)
+        super().__init__(outgoing._peer, NORMAL)
         self._outgoing = outgoing
 
     def offer(self) -> bool:

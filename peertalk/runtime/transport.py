@@ -114,17 +114,22 @@ class Transport:
     Args:
         config: everything that can be chosen.
         world: sockets and the clock.
-        peer_class: what peers are made of; a subclass of Remote.
+        make_view: makes what the front door hands out for a peer.
         schedule: asks the driver for a turn at the end of this tick; called on the engine's thread
             only, any number of times.
     """
 
     def __init__(
-        self, config: Config, world: World, peer_class: type[Remote], schedule: Callable[[], None]
+        self,
+        config: Config,
+        world: World,
+        make_view: Callable[[Remote], Any],
+        schedule: Callable[[], None],
     ) -> None:
         self.config = config
         self.core = core = load(config.core or None)
         self.world = world
+        self.make_view = make_view
         self.schedule = schedule
         self.process = os.getpid()
         self.forked = False
@@ -168,7 +173,6 @@ class Transport:
         self.log = NodeLog("peertalk.network", config.name)
         self.troubles = Troubles(self, self.log)
         self._spare: socket.socket | None = None
-        self._peer_class = peer_class
         self.before_closing: Callable[[int], None] | None = None
         """Told each descriptor before it is closed, for a driver that watches them itself."""
         self.before_release: Callable[[], None] | None = None
@@ -799,7 +803,7 @@ class Transport:
         count = last - first + 1
         self.totals.sent += count
         if self.publish is not None:
-            self.publish(events.Sent(peer, first, last))
+            self.publish(events.Sent(peer.view, first, last))
         peer.reported += count
         if peer.stream is not None:
             peer.stream.told(first, last, None)
@@ -1088,7 +1092,7 @@ class Transport:
         if peer.stream is not None:
             peer.stream.told(first, last, error)
         if self.publish is not None:
-            self.publish(events.Failed(peer, first, last, outcome, error))
+            self.publish(events.Failed(peer.view, first, last, outcome, error))
 
     def fail_unnumbered(self, peer: Remote, error: errors.PeerTalkError) -> None:
         """A message from another thread, accepted there, can never be sent: reported as Failed with
@@ -1098,7 +1102,7 @@ class Transport:
         if self.closing:
             self.unsent += 1
         if self.publish is not None:
-            self.publish(events.Failed(peer, 0, 0, events.Outcome.FAILED, error))
+            self.publish(events.Failed(peer.view, 0, 0, events.Outcome.FAILED, error))
 
     def fail_queued(self, peer: Remote, error: errors.PeerTalkError) -> None:
         """What waited in the outbox will not be sent, nor what other threads left."""
@@ -1149,13 +1153,7 @@ class Transport:
         Who was known at its address, and is not connected, is its former life."""
         peer = self._forgotten.pop(key, None)
         if peer is None:
-            peer = self._peer_class(
-                key=key,
-                name=name,
-                address=address,
-                own_max_message=self.max_message,
-            )
-            peer.attach(self)
+            peer = Remote(self, key, name=name, address=address, own_max_message=self.max_message)
         else:
             peer.name, peer.address = name or peer.name, address
         if instance is not None:
@@ -1171,6 +1169,7 @@ class Transport:
     def know(self, peer: Remote) -> Remote:
         """Have it in the table, which it was not in, and report it as found; returns it."""
         self._forgotten.pop(peer.key, None)
+        peer.keep_view()
         peer.successor = None
         self.peers[peer.key] = peer
         self.peers_version += 1
@@ -1253,22 +1252,24 @@ class Transport:
             self.inbox.end(peer)
             if reason is not None:
                 self.emit(events.PeerLost, peer, reason)
+            peer.loosen_view()
 
     def present(self) -> Iterator[events.Event[Any]]:
         """What is true now, as events: what who listens from now on has missed of those who are
         there."""
         for peer in self.peers.values():
-            yield events.PeerFound(peer)
+            yield events.PeerFound(peer.view)
             if peer.connection is not None:
-                yield events.PeerConnected(peer)
+                yield events.PeerConnected(peer.view)
             if peer.frozen:
-                yield events.PeerFrozen(peer)
+                yield events.PeerFrozen(peer.view)
 
     def emit(self, event: Callable[..., object], *fields: Any) -> None:
-        """Report an event about a peer, if anybody listens."""
+        """Report an event about a peer, if anybody listens, who sees its view."""
         self.changed()
         if self.publish is not None:
-            self.publish(event(*fields))
+            seen = (each.view if isinstance(each, Remote) else each for each in fields)
+            self.publish(event(*seen))
 
     def changed(self) -> None:
         """Who is known, connected or to be had is not as it was: those who wait look again."""

@@ -8,7 +8,7 @@ from typing import Any, overload
 
 from .. import errors
 from ..config import parse_duration
-from ..node import Peer
+from ..peer import Peer
 from .loop import place_of
 from .network import Network, Node
 

@@ -19,7 +19,7 @@ import itertools
 from typing import Any
 
 from .. import errors
-from ..node import Peer
+from ..peer import Peer
 from .loop import run_in
 from .network import PLATFORMS, Network
 from .stage import SCENARIOS, Actor, Result, Scenario, Stage, scenario
@@ -280,8 +280,9 @@ async def blocking_sends(stage: Stage) -> None:
             refused += not a.send_nowait(peer, dice.one_of(*sizes))
         refused += not await a.send(peer, dice.one_of(*sizes))
         await asyncio.sleep(dice.between(0, 0.05))
-    assert peer.connection is not None
-    stage.figures["blocked"] = peer.connection.link.statistics().sync_sends
+    connection = peer._remote.connection
+    assert connection is not None
+    stage.figures["blocked"] = connection.link.statistics().sync_sends
     stage.expect(refused == 0, f"{refused} messages were refused though their senders may block")
     stage.expect(await a.settled(120), "all slots drained, and some messages have no outcome")
     await asyncio.sleep(1)

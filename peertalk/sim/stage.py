@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from .. import errors
-from ..node import Peer
+from ..peer import Peer
 from ..protocol import events
 from .network import PLATFORMS, Network, Node
 
@@ -186,7 +186,7 @@ class Actor:
         time."""
         clock = self.stage.net.clock
         end = clock.seconds + within
-        while any(peer.reported < peer.accepted for peer in self.sent):
+        while any(peer.queue.pending for peer in self.sent):
             if clock.seconds >= end:
                 return False
             await asyncio.sleep(0.05)

@@ -157,8 +157,8 @@ def measure(
         await sending
         await peer.disconnect(timeout=60)
         await asyncio.sleep(1)
-        if peer.reported != peer.accepted:
-            problems.append(f"{peer.accepted - peer.reported} messages have no outcome")
+        if pending := peer.queue.pending:
+            problems.append(f"{pending} messages have no outcome")
         if total != peer.accepted * size:
             problems.append(f"{peer.accepted * size:,} bytes were accepted, {total:,} arrived")
         counts = net.counts(sender, reader)

@@ -180,12 +180,6 @@ def test_flags_have_the_numbers_of_the_original_and_room_for_the_application():
     assert Peer(INSTANCE).flags == 0 and PeerFlag.HOST not in Peer(INSTANCE).flags
 
 
-def test_a_peer_without_a_node_cannot_be_rejected():
-    """There is nobody to tell."""
-    with pytest.raises(InvalidState, match="'ada' belongs to no node"):
-        Peer(INSTANCE, name="ada").reject()
-
-
 def test_who_a_peer_is():
     """Ids are unique on the network; names need not be."""
     ours = Peer(INSTANCE, name="bob", address=("10.0.0.2", 7354))

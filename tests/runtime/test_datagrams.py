@@ -128,7 +128,10 @@ async def test_a_peer_is_known_at_each_address_at_which_it_was_heard(free_port):
                 await until(
                     lambda peer=peer, host=host: (
                         host
-                        in [each for each, _ in ada._engine.finder.discovery.addresses(peer.key)]
+                        in [
+                            each
+                            for each, _ in ada._engine.finder.discovery.addresses(peer._remote.key)
+                        ]
                     )
                 )
                 bob.sendto(CORE.encode_datagram(0, host.encode()), ("127.0.0.1", udp_port(ada)))

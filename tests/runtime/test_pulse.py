@@ -58,6 +58,7 @@ class MadeUpEngine:
         self.inbox = Inbox(8000, lambda _: None)
         self.totals = types.SimpleNamespace(pongs_dropped=0, pressure_reports=0)
         self.closing = False
+        self.make_view = lambda remote: remote
         self.timers = []
         self.hint = self.refused = self.pause_if_full = lambda *_: None
         self.owing = []
@@ -87,8 +88,7 @@ class MadeUpEngine:
         self.now = end
 
     def connect(self, tag=1):
-        peer = Remote((f"10.0.0.{tag}", 7354), name=f"peer{tag}")
-        peer.attach(self)
+        peer = Remote(self, (f"10.0.0.{tag}", 7354), name=f"peer{tag}")
         peer.state = PeerState.CONNECTED
         connection = Connection(tag, peer.key, dialled=True, now=self.now, peer=peer)
         connection.state = State.OPEN

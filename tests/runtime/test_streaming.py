@@ -57,7 +57,11 @@ class Watching(Outgoing):
 
     ends = 0
 
-    def on_end(self):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.on_end.append(self.count)
+
+    def count(self):
         self.ends += 1
 
 
@@ -442,10 +446,14 @@ def test_a_chunk_that_can_never_go_fails_the_stream_and_not_the_connection(c_cor
             peer.send_nowait(bytes(300))
         async with peer.stream_out(CONTENT[:3000]) as out:
             assert out.state is pt.StreamState.SENDING
-            peer.connection.link.max_message = 400
+            peer._remote.connection.link.max_message = 400
             with pytest.raises(pt.MessageTooLarge, match="1,024 bytes to peer 'b'"):
                 await out.finished()
-            assert out.state is pt.StreamState.FAILED and peer.connected and peer.stream is None
+            assert (
+                out.state is pt.StreamState.FAILED
+                and peer.connected
+                and peer._remote.stream is None
+            )
         return net.trace.hash
 
     simulated(main, seed=10)
@@ -478,7 +486,7 @@ async def test_a_stream_that_begins_while_others_wait_to_send_goes_behind_them()
     ):
         peer = await ada.connect(bob.address, timeout=20)
         waiting = [asyncio.create_task(peer.send(b"s" * 8000)) for _ in range(1500)]
-        while not peer.lines:
+        while not peer._remote.lines:
             await asyncio.sleep(0)
         async with peer.stream_out(b"t" * 3000) as out:
             got = b""
@@ -502,13 +510,13 @@ def test_what_interrupts_a_progress_function_does_not_cost_what_the_same_turn_ha
         peer = _connected(ada, bob)
         back = bob.wait_for("ada", timeout=20)
         out = peer.stream_out(CONTENT, interrupted)
-        out.begin()
+        out.__enter__()
         back.send(b"arrived")
         with pytest.raises(KeyboardInterrupt):
             for _ in range(100):
                 ada.poll(0.1)
         assert ada.receive(timeout=0).data == b"arrived"
-        assert out.state is pt.StreamState.FAILED and peer.stream is None
+        assert out.state is pt.StreamState.FAILED and peer._remote.stream is None
         with pytest.raises(pt.InvalidState, match="interrupted"):
             out.finished()
 
@@ -516,7 +524,7 @@ def test_what_interrupts_a_progress_function_does_not_cost_what_the_same_turn_ha
 def _connected(ada, bob):
     """The peer that bob is to ada, both turned by this thread."""
     found = []
-    ada._transport.switchboard.dial(bob.address, lambda peer, error: found.append(peer))
+    ada._transport.switchboard.dial(bob.address, lambda peer, error: found.append(peer.view))
     while not found:
         ada.poll()
         bob.poll()

@@ -886,7 +886,7 @@ async def test_a_message_cut_short_by_the_end_of_its_link_is_unknown():
                 classic.writer.transport.pause_reading()
             if peer.accepted % 64 == 0:
                 await asyncio.sleep(0)
-        cut = peer.handed
+        cut = peer._remote.handed
         ada._transport.switchboard._end(connection, None)
         outcomes = {}
         while len(outcomes) < peer.accepted:
@@ -946,10 +946,10 @@ async def test_a_peer_whose_limit_shrinks_gets_what_fits_and_the_rest_is_reporte
         await peer.disconnect()
         classic.hang_up()
         sizes = [100, 5000, 200, 6000, 300]
-        peer.capabilities = None  # as a peer that was only heard of
-        peer.own_max_message = 8192
+        peer._remote.capabilities = None  # as a peer that was only heard of
+        peer._remote.own_max_message = 8192
         for size in sizes:
-            ada._transport.enqueue(peer, bytes(size))
+            ada._transport.enqueue(peer._remote, bytes(size))
         await classic.meet()
         classic.say(capability(1000))
         got = [await classic.hear() for _ in range(4)]
@@ -964,7 +964,7 @@ async def test_a_peer_whose_limit_shrinks_gets_what_fits_and_the_rest_is_reporte
             (4, 4, pt.Outcome.FAILED),
         ]
         assert all(isinstance(event.error, pt.MessageTooLarge) for event in failed)
-        await until(lambda: peer.reported == 5)
+        await until(lambda: peer._remote.reported == 5)
         assert peer.stats().messages_sent == 3 and peer.stats().messages_failed == 2
         classic.say(frame(DISCONNECT))
 
@@ -1144,13 +1144,13 @@ async def test_a_peer_that_never_answers_a_ping_is_not_worse_off_and_gets_no_sec
         assert await classic.hear() != (PING, 0, 0, b"") == await classic.hear()
         with pytest.raises(pt.Timeout, match=r"no answer to a PING from peer .* within 0\.1 s"):
             await peer.ping(timeout=0.1)
-        assert peer.connected and peer.latency is None and not peer.pinging
+        assert peer.connected and peer.latency is None and not peer._remote.pinging
         await peer.send(b"still there")
         assert await classic.hear() == (DATA, 0, 0, b"still there"), (
             "one PING is out, and no more leave before its answer"
         )
         asking = asyncio.create_task(peer.ping(timeout=GUARD))
-        await until(lambda: peer.pinging)
+        await until(lambda: peer._remote.pinging)
         classic.say(frame(PONG, b"with a payload"), frame(PONG), frame(PONG))
         assert await asking > 0.1 and peer.latency.samples == 1 and peer.latency.quality == 25
         asking = asyncio.create_task(peer.ping(timeout=GUARD))
@@ -1199,7 +1199,7 @@ async def test_a_flood_of_pings_whose_answers_nobody_reads_costs_its_slots_and_n
                 while ada.stats().bytes_received < 500_000:
                     await asyncio.get_running_loop().sock_sendall(deaf, flood)
             (peer,) = ada.peers.values()
-            assert peer.connected and peer.queued == 0 and ada.stats().pool_bytes < 1 << 20
+            assert peer.connected and peer._remote.queued == 0 and ada.stats().pool_bytes < 1 << 20
             await classic.dial(ada)
             classic.say(frame(PING))
             assert [(await classic.hear())[0] for _ in range(2)] == [CAPABILITY, PONG], (
@@ -1224,10 +1224,10 @@ async def test_a_peer_that_is_not_wanted_is_told_why_and_hears_nothing_that_wait
         assert request.peer is peer and (await ada.receive(timeout=GUARD)).data == b"let me in"
         classic.writer.transport.pause_reading()
         await until(lambda: peer.max_message == 8192)
-        while peer.queued < 10:
+        while peer._remote.queued < 10:
             peer.send_nowait(bytes(8192))
             await asyncio.sleep(0)
-        waiting = peer.queued
+        waiting = peer._remote.queued
         request.reject(pt.RejectReason.BANNED)
         request.reject(pt.RejectReason.FULL)  # too late: one reason is enough
         with pytest.raises(pt.NotConnected):
@@ -1273,7 +1273,7 @@ async def test_whoever_is_rejected_hears_by_whom_and_why_and_does_not_dial_again
             isinstance(gone.error, pt.ConnectionRefused)
             and gone.error.reason is pt.RejectReason.BANNED
         )
-        assert peer.queued == 0 and peer.reported == peer.accepted and not peer.connected
+        assert peer._remote.queued == 0 and not peer.queue.pending and not peer.connected
         assert bob.stats().links_opened == ada.stats().links_opened == 1
         await peer.connect(timeout=GUARD)
         assert (await next_event(requests, pt.ConnectionRequested)).peer is request.peer, (
@@ -1285,7 +1285,7 @@ async def test_a_reject_before_any_greeting_ends_the_dial_and_what_waited_for_it
     """It is what a full node says. To try five times more would not make room."""
     async with ClassicPeer() as classic, pt.Node("ada", **loopback()) as ada:
         events = ada.events()
-        peer = ada._transport.make_peer(classic.address, None, "CREF", classic.address)
+        peer = ada._transport.make_peer(classic.address, None, "CREF", classic.address).view
         assert peer.send_nowait(b"waits") == 1
         await classic.meet()
         classic.say(frame(REJECT, b"\x04"))
@@ -1297,7 +1297,9 @@ async def test_a_reject_before_any_greeting_ends_the_dial_and_what_waited_for_it
             and failed.error.peer == "CREF"
         )
         assert (
-            peer.retry is None and peer.state is pt.PeerState.FAILED and classic.accept_count == 1
+            peer._remote.retry is None
+            and peer.state is pt.PeerState.FAILED
+            and classic.accept_count == 1
         )
 
 
@@ -1398,7 +1400,7 @@ async def test_one_of_ours_that_greets_late_is_no_classic_peer_for_ever(monkeypa
         stats = peer.stats()
         late.say(frame(DISCONNECT))
         await until(lambda: not peer.connected)
-        assert stats.messages_accepted == 2 and peer.reported == 2
+        assert stats.messages_accepted == 2 and peer._remote.reported == 2
 
 
 async def test_a_long_message_waits_for_one_of_ours_that_greets_late_and_is_not_refused(
@@ -1619,13 +1621,13 @@ async def test_pressure_that_finds_no_room_is_told_once_when_there_is_some_and_a
         )
         await until(lambda: peer.connected)
         classic.writer.transport.pause_reading()
-        while peer.queued < 10:
+        while peer._remote.queued < 10:
             peer.send_nowait(bytes(8192))
             await asyncio.sleep(0)
         for _ in range(9):  # in as many turns, so that they are given back bit by bit
-            enough = peer.received + 11
+            enough = peer._remote.received + 11
             classic.say(*[frame(DATA, bytes(8192 - 64))] * 11)
-            while peer.received < enough:
+            while peer._remote.received < enough:
                 await asyncio.sleep(0)
         (connection,) = ada._transport.connections.by_tag.values()
         assert (connection.pressure, connection.owed, ada.stats().pressure_reports) == (

@@ -1,0 +1,350 @@
+"""What comes to a node, as streams for `async for` and anext(): messages, datagrams, events.
+
+A stream takes from what the engine keeps, so that many may share it. Invariant: an anext() that is
+cancelled or out of time takes nothing along.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from functools import partial
+from itertools import repeat
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from .ownership import check_free, check_running, check_thread, future_of, running_loop, settle
+from .protocol import events
+from .protocol.wire import Message
+from .runtime.inbox import Outlet, Waiters
+from .runtime.remote import Remote
+from .runtime.transport import Transport
+
+T = TypeVar("T")
+P = TypeVar("P")
+E = TypeVar("E", bound=events.Rejecting)
+
+_BULK = 2048
+"""Cost of a lot of messages from which on it pays to have them made by map(): 100 ns, and each at a
+tenth less."""
+
+
+class Incoming(AsyncIterator[T]):
+    """What comes to a node, one item after the other, for `async for` and anext(). Any number of
+    tasks may share it: each item goes to one of them, who waits longest first.
+
+    An anext() that is cancelled or out of time takes nothing along, and the next one goes on. It
+    ends when the node is closed, after what had come; or by aclose(), which wakes all who wait, or
+    by leaving `async with`.
+    """
+
+    __slots__ = ("__weakref__", "_over", "_waiting")
+
+    def __init__(self) -> None:
+        self._over = False
+        self._waiting: list[asyncio.Future[Any]] = []
+
+    async def aclose(self) -> None:
+        """End it; nothing is lost: what has come stays for others. May be called again."""
+        self._end()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        self._over = True
+        for each in self._waiting:
+            settle(each)
+
+    async def _arrival(self, engine: Transport | None, waiters: Waiters) -> bool:
+        """Wait until something has come. False: nothing will."""
+        if self._over or (engine is not None and engine.closed and not engine.forked):
+            return False
+        future = running_loop().create_future() if engine is None else future_of(engine)
+        self._waiting.append(future)
+        waiters.join(future)
+        try:
+            await future
+        except BaseException:
+            waiters.leave(future)
+            raise
+        finally:
+            self._waiting.remove(future)
+        if self._over:
+            waiters.leave(future)  # another stream has what woke it
+        return True
+
+
+class Messages(Incoming[Message[P]]):
+    """Messages of all peers, or of one alone."""
+
+    __slots__ = ("_alone", "_engine", "_outlet")
+
+    def __init__(self, engine: Transport, alone: Remote | None) -> None:
+        super().__init__()
+        self._engine = engine
+        self._alone = alone
+        self._outlet: Outlet | None = engine.inbox if alone is None else None
+
+    def __aiter__(self) -> AsyncIterator[Message[P]]:
+        return _Loop(self)
+
+    async def __anext__(self) -> Message[P]:
+        while (outlet := await self._more()) is not None:
+            got = outlet.take()
+            if got is not None:
+                return Message(got[0].view, got[1])
+        raise StopAsyncIteration
+
+    async def each(self, loop: weakref.ref[_Loop[P]]) -> AsyncGenerator[Message[P], None]:
+        """All of them, a lot at a time, for a loop."""
+        engine = self._engine
+        try:
+            while True:
+                outlet = self._outlet
+                if outlet is None or threading.get_ident() != engine.thread:
+                    outlet = await self._more()
+                    if outlet is None:
+                        return
+                lot = outlet.current or outlet.open()
+                if lot is None:
+                    await self._more()
+                    continue
+                sender: P = lot.peer.view
+                if lot.cost < _BULK:
+                    for payload in lot.left:
+                        yield Message(sender, payload)
+                else:
+                    for message in map(Message, repeat(sender), lot.left):
+                        yield message
+                last = outlet.finish(lot)
+                if last is not None:
+                    yield Message(sender, last)
+        except BaseException:
+            if (present := loop()) is not None:
+                present.begin(self)
+            raise
+
+    async def _more(self) -> Outlet | None:
+        """Where they are taken, as soon as there is one; None: there will be none."""
+        engine = self._engine
+        while True:
+            if threading.get_ident() != engine.thread:
+                check_thread(engine)
+            outlet = self._outlet
+            if outlet is None:
+                if self._alone is None or self._over:
+                    return None
+                outlet = engine.inbox.reserve(self._alone, ended=not self._alone.known)
+                self._outlet = outlet
+            if outlet:
+                return outlet
+            if outlet.ended or not await self._arrival(engine, outlet.waiters):
+                self._end()
+                return None
+
+    def _end(self) -> None:
+        super()._end()
+        outlet, self._outlet = self._outlet, None
+        if outlet is not None:
+            outlet.reopen()
+            if self._alone is not None:
+                self._engine.inbox.release(self._alone)
+
+    def __del__(self) -> None:
+        if self._alone is not None and self._outlet is not None and not self._engine.closed:
+            # a collection may begin on any thread, and in the middle of a turn
+            self._engine.post(partial(self._engine.inbox.release, self._alone))
+
+
+class _Loop(Generic[P]):
+    """One `async for` over messages, where time counts. A generator gives a message at two thirds
+    of what a coroutine costs, but is dead once it was cancelled: then another takes its place.
+
+    __anext__ is that of the present one, which the interpreter calls without a frame between.
+    """
+
+    __slots__ = ("__anext__", "__weakref__")
+
+    __anext__: Callable[[], Coroutine[Any, Any, Message[P]]]
+
+    def __init__(self, messages: Messages[P]) -> None:
+        self.begin(messages)
+
+    def begin(self, messages: Messages[P]) -> None:
+        """Go on with a generator that is alive."""
+        self.__anext__ = messages.each(weakref.ref(self)).__anext__
+
+    def __aiter__(self) -> Self:
+        return self
+
+
+class Items(Incoming[T]):
+    """What an engine keeps for whoever takes it, as values of one kind."""
+
+    __slots__ = ("_engine", "_kind", "_take", "_waiters")
+
+    def __init__(
+        self,
+        engine: Transport,
+        waiters: Waiters,
+        take: Callable[[], tuple[Remote, Any] | None],
+        kind: Callable[[Any, Any], T],
+    ) -> None:
+        super().__init__()
+        self._engine = engine
+        self._waiters = waiters
+        self._take = take
+        self._kind = kind
+
+    async def __anext__(self) -> T:
+        while not self._over:
+            check_thread(self._engine)
+            got = self._take()
+            if got is not None:
+                return self._kind(got[0].view, got[1])
+            if not await self._arrival(self._engine, self._waiters):
+                break
+        raise StopAsyncIteration
+
+
+class Listeners(Generic[E]):
+    """The event streams of one node, each fed while somebody has it: one that was left by `break`
+    is let go. engine: what reports; None: not started."""
+
+    def __init__(self) -> None:
+        self.engine: Transport | None = None
+        self._streams: list[tuple[weakref.ref[Events[E]], Waiters]] = []
+        """Those who wait at a stream are held, since nobody else may have their tasks."""
+
+    def start(self, engine: Transport) -> None:
+        """Events come from this engine now."""
+        self.engine = engine
+        if self._streams:
+            engine.publish = self._publish
+
+    def listen(self, node: object) -> Events[E]:
+        """A stream of what is true now and what happens from now on. It keeps the node alive."""
+        engine = self.engine
+        if engine is not None and (not engine.closed or engine.forked):
+            check_free(engine)
+        stream = Events(self, node)
+        if engine is not None and engine.closed:
+            stream.end()
+            return stream
+        self.drop(None)  # where nothing happens nobody else does
+        self._streams.append((weakref.ref(stream), stream.waiters))
+        if engine is not None:
+            engine.publish = self._publish
+        return stream
+
+    def drop(self, stream: Events[E] | None) -> None:
+        """Feed this one, and those that nobody has, no more."""
+        self._streams = [each for each in self._streams if each[0]() not in (None, stream)]
+        if not self._streams and self.engine is not None:
+            self.engine.publish = None
+
+    def end_all(self) -> None:
+        """The node is closed."""
+        for stream in self._present():
+            stream.end()
+
+    def _publish(self, event: events.Event[E]) -> None:
+        for stream in self._present():
+            stream.put(event)
+
+    def _present(self) -> list[Events[E]]:
+        """The streams that somebody has."""
+        streams = [stream for each, _ in self._streams if (stream := each()) is not None]
+        if len(streams) < len(self._streams):
+            self.drop(None)
+        return streams
+
+
+class Events(Incoming[events.Event[E]]):
+    """Events since a moment, bounded."""
+
+    __slots__ = ("_events", "_listeners", "_node", "waiters")
+
+    def __init__(self, listeners: Listeners[E], node: object) -> None:
+        super().__init__()
+        engine = listeners.engine
+        self._listeners: Listeners[E] | None = listeners
+        self._node: object = node
+        self._events: events.EventQueue[E] = events.EventQueue(
+            () if engine is None or engine.closed else engine.present()
+        )
+        self.waiters = Waiters()
+
+    def put(self, event: events.Event[E]) -> None:
+        """One more has happened: one of those who wait has it."""
+        self._events.put(event)
+        if self.waiters:
+            self.waiters.wake(1)
+
+    def end(self) -> None:
+        """The node is closed, or this is: what is here is the rest."""
+        self._end()
+
+    async def __anext__(self) -> events.Event[E]:
+        while True:
+            engine = None if self._listeners is None else self._listeners.engine
+            if engine is not None and (not engine.closed or engine.forked):
+                check_thread(engine)
+                check_running(engine)
+            event = self._events.take()
+            if event is not None:
+                return event
+            if not await self._arrival(engine, self.waiters):
+                raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Stop listening. What happened before can still be read."""
+        listeners, self._listeners, self._node = self._listeners, None, None
+        if listeners is not None:
+            listeners.drop(self)
+        self._end()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+
+async def taken(engine: Transport, waiters: Waiters, take: Callable[[], T | None]) -> T:
+    """What can be taken, as soon as something can.
+
+    Raises:
+        InvalidState: the node is closed.
+    """
+    while (got := take()) is None:
+        if not await _arrival(engine, waiters):
+            engine.check_open()
+    return got
+
+
+async def _arrival(engine: Transport, waiters: Waiters) -> bool:
+    """Wait until something has come. False: the engine is closed, nothing will."""
+    if engine.closed and not engine.forked:
+        return False
+    future = future_of(engine)
+    waiters.join(future)
+    try:
+        await future
+    except BaseException:
+        waiters.leave(future)
+        raise
+    return True

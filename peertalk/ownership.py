@@ -1,0 +1,173 @@
+"""Whose engine it is: checks of the loop, the thread and the process, and waiting on that loop.
+
+An engine belongs to the asyncio loop in which its node was started. A call from elsewhere must be
+refused before it changes anything, and on the short road that has to cost next to nothing: the
+thread is compared first, whether the loop runs there is asked where a turn is wanted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Awaitable, Coroutine
+from typing import Any, TypeVar
+
+from . import errors
+from .runtime.transport import NO_THREAD, Transport
+from .runtime.worker import Worker
+
+T = TypeVar("T")
+
+_INSIDE = tuple(
+    f"peertalk.{room}"
+    for room in ("node", "peer", "incoming", "ownership", "runtime.", "protocol.", "_core.")
+)
+"""Modules that are in the middle of something while a function of theirs runs."""
+
+
+def settle(future: asyncio.Future[None]) -> None:
+    """Wake whoever awaits this."""
+    if not future.done():
+        future.set_result(None)
+
+
+def running_loop() -> asyncio.AbstractEventLoop:
+    """The asyncio loop that runs here.
+
+    Raises:
+        InvalidState: there is none.
+    """
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise errors.InvalidState(
+            "no asyncio loop runs here: peertalk.Node works under asyncio, and under anyio with "
+            'its backend "asyncio"; peertalk.sync.Node works without any loop'
+        ) from None
+
+
+def future_of(engine: Transport) -> asyncio.Future[Any]:
+    """A future of the node's loop.
+
+    Raises:
+        InvalidState: another loop runs here, or none.
+    """
+    loop = running_loop()
+    if loop is not engine.owner:
+        raise _stranger(engine)
+    future: asyncio.Future[Any] = loop.create_future()
+    return future
+
+
+def check_thread(engine: Transport) -> None:
+    """Raises InvalidState where the node's loop does not run, by the thread alone."""
+    if threading.get_ident() != engine.thread:
+        follow_loop(engine)
+
+
+def check_here(engine: Transport) -> None:
+    """Raises InvalidState where the node's loop does not run, and when the node is closed."""
+    check_thread(engine)
+    engine.check_open()
+    check_running(engine)
+
+
+def check_running(engine: Transport) -> None:
+    """On the node's thread, where one loop runs at a time: raises InvalidState when it is not the
+    node's. Costs a fourth of asking which one runs."""
+    if not engine.owner.is_running():
+        running_loop()
+        engine.disown()  # what comes without a look (Peer.send) is refused from here on
+        raise _stranger(engine)
+
+
+def check_free(engine: Transport) -> None:
+    """Likewise for what is no coroutine, and so may be called while no loop runs."""
+    check_thread(engine)
+    engine.check_open()
+    if not engine.owner.is_running() and asyncio._get_running_loop() is not None:
+        raise _stranger(engine)
+
+
+def follow_loop(engine: Transport) -> None:
+    """Nothing ran on this thread so far: the engine comes along when its loop was moved here.
+
+    Raises:
+        InvalidState: it was not.
+    """
+    engine.check_open()
+    if running_loop() is not engine.owner:
+        raise _stranger(engine)
+    engine.move_here()
+
+
+def _stranger(engine: Transport) -> errors.PeerTalkError:
+    """What who uses a node on another loop or thread hears."""
+    try:
+        engine.check_open()
+    except errors.InvalidState as error:
+        return error
+    name = engine.config.name
+    if engine.owner.is_closed():
+        return errors.InvalidState(
+            f"node {name!r} belongs to an asyncio loop that is closed: only close_nowait() is "
+            "left; make a new node in this loop"
+        )
+    threads = (each.name for each in threading.enumerate() if each.ident == engine.thread)
+    return errors.InvalidState(
+        f"node {name!r} belongs to another asyncio loop, that of thread "
+        f"{next(threads, 'unknown')!r}, and this is thread {threading.current_thread().name!r}: "
+        "hand the coroutine to that loop (asyncio.run_coroutine_threadsafe), or call send_nowait, "
+        "which is for any thread"
+    )
+
+
+def end(engine: Transport, worker: Worker) -> None:
+    """Close an engine at once: on its own thread, or on any when its loop is closed."""
+    if worker.loop.is_closed():
+        worker.stop()  # nobody turns it any more
+        engine.move_here()
+    elif engine.thread == NO_THREAD:
+        engine.move_here()
+    engine.close_now()
+    worker.stop()
+
+
+def is_inside() -> bool:
+    """Whether whoever called the caller was called from within the package, which is in the middle
+    of something then: a signal handler, a finalizer, or a function that was given to it."""
+    frame = sys._getframe(2).f_back
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith(_INSIDE):
+            return True
+        frame = frame.f_back
+    return False
+
+
+async def within(
+    awaited: Awaitable[T],
+    seconds: float | None,
+    what: str,
+    peer: str | None = None,
+) -> T:
+    """Await this, at most so many seconds; None: however long it takes.
+
+    Raises:
+        Timeout: "{what} within {seconds} s". InvalidState: no asyncio loop runs here.
+    """
+    if seconds is None:
+        return await awaited
+    try:
+        running_loop()  # asyncio.timeout has no such sentence
+    except errors.InvalidState:
+        if isinstance(awaited, Coroutine):
+            awaited.close()
+        raise
+    try:
+        async with asyncio.timeout(seconds):
+            return await awaited
+    except TimeoutError as error:
+        if isinstance(error, errors.PeerTalkError):
+            raise
+        raise errors.Timeout(f"{what} within {seconds:g} s", peer=peer) from None

@@ -1,0 +1,461 @@
+"""A peer under asyncio: the calls that wait, as coroutines on the node's loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Generator, Iterable
+from functools import partial
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+from . import errors
+from .config import parse_timeout
+from .incoming import Incoming, Messages
+from .ownership import (
+    check_free,
+    check_here,
+    check_running,
+    check_thread,
+    future_of,
+    settle,
+    within,
+)
+from .protocol.outbox import NORMAL, Key, Priority
+from .protocol.stream import ENDED, StreamState
+from .protocol.wire import Message
+from .runtime.door import AnyPeer, AnyStream, Asking, Chunk, Sending
+from .runtime.payloads import Drawing, Payload, SendOptions, check_choices, payload_of
+from .runtime.remote import Remote
+from .runtime.streaming import Progress
+
+
+class Peer(AnyPeer):
+    """Someone out there. Made by its Node; hashable, and the same object as long as the node knows
+    it.
+
+    name, id, address, flags, state, connected, capabilities, max_message (bytes) and classic tell
+    about it; accepted is the number of the last message that was accepted for it. Coroutines run on
+    the node's loop only; send_nowait may be called from any thread.
+    """
+
+    __slots__ = ()
+
+    async def send(self, data: Payload, **options: Unpack[SendOptions]) -> int:
+        """Accept one message for this peer; waits while there is no room for it, in the order of
+        the calls of its class.
+
+        send(data, *, priority=Priority.NORMAL, key=None, no_delay=False, connect=True,
+        timeout=None)
+
+        Args:
+            data: 0 to max_message bytes. It is copied: the buffer is free as soon as send returns.
+            priority: its class. Higher ones overtake what waits of lower ones, without starving
+                them; order is kept within a class. The peer's pressure refuses lower ones first:
+                send then waits until it falls.
+            key: str or int. A message that still waits with the same key is replaced in its place,
+                class included, and ends as Failed with Outcome.REPLACED: only the newest is sent.
+                    What has left the queue is not replaced.
+            no_delay: leave at once rather than at the end of this tick, unless it has to wait.
+            connect: connect first if needed; False: raise NotConnected instead.
+            timeout: seconds, or "250ms"; None: no limit.
+
+        Returns:
+            The number of the message: messages to a peer are counted from 1. Sent and Failed events
+                name these numbers.
+
+        Raises:
+            MessageTooLarge, WrongType, InvalidArgument: nothing was accepted.
+            ConnectionClosed, ConnectionRefused, NotConnected, Timeout: likewise.
+            InvalidState: the node is closed, or belongs to another loop, thread or process.
+
+        Cancelled, the message was not accepted and never leaves.
+        """
+        remote = self._remote
+        quick = remote.quick
+        # one look at the options: five defaults would cost a tenth
+        if quick is not None and data.__class__ is bytes and not options:
+            code = quick(data)
+            if code >= 0:
+                remote.accepted = number = remote.accepted + 1
+                if code:  # the first of a tick
+                    check_running(remote.transport)
+                    remote.transport.hint(code)
+                    if remote.transport.crowded:
+                        return await _rested(number)
+                return number
+        return await self._send_in_line(payload_of(data), **options)
+
+    def send_nowait(
+        self,
+        data: Payload,
+        *,
+        priority: Priority = NORMAL,
+        key: Key | None = None,
+        no_delay: bool = False,
+    ) -> int:
+        """Accept one message at once or not at all; arguments as send(). Any thread.
+
+        Returns:
+            The number of the message; 0 when called from another thread, where numbers are given
+            later.
+
+        Raises:
+            WouldBlock: there is no room or a send() of its class that was called before is not
+                accepted yet (reason "queue"), or the peer's pressure refuses its class
+                ("pressure"); nothing has changed.
+            MessageTooLarge, WrongType, InvalidArgument: as send().
+        """
+        payload = payload_of(data)
+        if priority is not NORMAL or key is not None:
+            priority = check_choices(priority, key)
+        remote = self._remote
+        if threading.get_ident() != remote.transport.thread:
+            remote.accept_from_afar(bytes(payload), no_delay, priority, key)
+            return 0
+        remote.transport.check_open()
+        if not remote.serve(priority) or not remote.accept(payload, no_delay, priority, key):
+            raise remote.no_room(priority)
+        return remote.accepted
+
+    async def send_many(
+        self,
+        payloads: Iterable[Payload],
+        *,
+        priority: Priority = NORMAL,
+        timeout: float | str | None = None,
+    ) -> int:
+        """Accept many messages of one class in order, as send() would one by one, at a fraction of
+        the cost.
+
+        Args:
+            payloads: any iterable, an endless one too: it is drawn a chunk at a time, 1,024
+                messages or 512 KiB at most, the next when those are accepted. Between two chunks
+                those who wait behind have their turn.
+            priority, timeout: as send(); the time is that of the whole call.
+
+        Returns:
+            How many were accepted: all of them.
+
+        Raises:
+            As send(), and whatever the iterable raises; `accepted` of the error is the number of
+            messages that were accepted before. Cancelled, those that `peer.accepted` has counted
+            are, the rest are not.
+        """
+        priority = check_choices(priority, None)
+        seconds = parse_timeout(timeout)
+        check_here(self._remote.transport)
+        drawing = Drawing(payloads, self._remote.chunk)
+        try:
+            await within(
+                self._send_all(drawing, priority),
+                seconds,
+                f"no room for all messages to peer {self.name!r}",
+                self.name,
+            )
+        except Exception as error:
+            raise drawing.note(error) from error.__cause__
+        return drawing.accepted
+
+    async def connect(self, *, timeout: float | str | None = None) -> Peer:
+        """Have an open connection; returns this peer.
+
+        Raises:
+            ConnectionRefused, NetworkFailure, Timeout: after every address at which the peer was
+                heard was tried.
+        """
+        seconds = parse_timeout(timeout)
+        check_here(self._remote.transport)
+        if not self.connected or self._remote.connection is None:
+            await within(self._reach(), seconds, f"no connection to peer {self.name!r}", self.name)
+        return self
+
+    async def disconnect(self, *, timeout: float | str | None = None) -> None:
+        """Leave politely: what was accepted is sent first. The peer stays known.
+
+        Args:
+            timeout: seconds after which the connection is given up (Config.drain_timeout where none
+                are given); what was not sent by then is told as Failed.
+        """
+        seconds = parse_timeout(timeout)
+        if not self._remote.transport.closed or self._remote.transport.forked:
+            check_thread(self._remote.transport)
+        connection = self._remote.connection
+        if connection is None:
+            self._remote.transport.switchboard.leave(
+                self._remote
+            )  # one that was lost does not come back either
+            return
+        gone = future_of(self._remote.transport)
+        connection.on_end = (*connection.on_end, lambda: settle(gone))
+        self._remote.transport.switchboard.leave(self._remote, seconds)
+        await gone
+
+    async def ping(self, *, timeout: float | str | None = 5.0) -> float:
+        """Measure the way to this peer and back, in seconds. `latency` has the smoothed value,
+        which the node keeps up by itself.
+
+        Raises:
+            NotConnected, ConnectionClosed.
+            Timeout: it did not answer. The original answers; a peer that never does is not worse
+                off for it.
+        """
+        seconds = parse_timeout(timeout)
+        check_here(self._remote.transport)
+        future = future_of(self._remote.transport)
+
+        def measured(sample: float | None, error: errors.PeerTalkError | None) -> None:
+            if future.done():
+                return
+            if sample is None:
+                future.set_exception(error or errors.InternalError("no measurement and no error"))
+            else:
+                future.set_result(sample)
+
+        self._remote.transport.switchboard.pulse.ping(self._remote, measured)
+        try:
+            return await within(
+                future, seconds, f"no answer to a PING from peer {self.name!r}", self.name
+            )
+        finally:
+            self._remote.stop_pinging(measured)
+
+    def messages(self) -> Incoming[Message[Peer]]:
+        """Messages of this peer, those included that wait already; from the first anext on they
+        come here only, and whatever others send does not keep them up. Several consumers may
+        iterate: each message goes to one of them. What is left when the last one stops comes to the
+        node. Ends when the peer is lost or the node closed, after the last message."""
+        return Messages(self._remote.transport, self._remote)
+
+    def reject(self, reason: errors.RejectReason = errors.RejectReason.UNSPECIFIED) -> None:
+        """Send the peer away: see ConnectionRequested.reject(). On the node's loop only.
+
+        Raises:
+            InvalidState: the node is closed, or belongs to another loop, thread or process.
+        """
+        check_free(self._remote.transport)
+        self._remote.reject(reason)
+
+    def stream_out(self, data: Payload, progress: Progress | None = None) -> StreamOut:
+        """A stream: much data in parts, with progress, that can be given up. The peer receives the
+        parts as ordinary messages, in order, with nothing to mark them; other messages may come
+        between.
+
+        Args:
+            data: 1 to 65,536 bytes. It is copied.
+            progress: called on the node's loop as progress(bytes sent, all bytes). What it raises
+                ends the stream.
+
+        Returns:
+            A context manager: `async with peer.stream_out(data) as out: await out.finished()`.
+                Leaving the block early cancels it.
+
+        Raises:
+            InvalidArgument, MessageTooLarge, WrongType: data cannot be a stream.
+            On entering: NotConnected; WouldBlock, reason "busy": one at a time for each peer.
+        """
+        return StreamOut(self, data, progress)
+
+    # How a message is accepted --------------------------------------------------------------------
+
+    async def _send_in_line(
+        self,
+        payload: bytes | bytearray | memoryview,
+        *,
+        priority: Priority = NORMAL,
+        key: Key | None = None,
+        no_delay: bool = False,
+        connect: bool = True,
+        timeout: float | str | None = None,
+    ) -> int:
+        if priority is not NORMAL or key is not None:
+            priority = check_choices(priority, key)
+        seconds = parse_timeout(timeout)
+        remote = self._remote
+        check_here(remote.transport)
+        if remote.connected:
+            if (
+                not remote.transport.crowded
+                and remote.serve(priority)
+                and remote.accept(payload, no_delay, priority, key)
+            ):
+                return remote.accepted
+        elif not connect:
+            raise errors.NotConnected(f"peer {self.name!r} is not connected", peer=self.name)
+        return await accepted(Sending(remote, priority, bytes(payload), no_delay, key), seconds)
+
+    # a TypeError about an option names the call that the user wrote
+    _send_in_line.__qualname__ = "Peer.send"
+
+    async def _send_all(self, drawing: Drawing, priority: Priority) -> None:
+        remote = self._remote
+        transport, refusal = remote.transport, remote.refusal
+        while messages := drawing.draw():
+            transport.check_open()
+            if not remote.connected:
+                remote.check_refusal(refusal)
+            place = Chunk(remote, priority, messages, drawing)
+            if (
+                transport.crowded
+                or not remote.connected
+                or not remote.serve(priority)
+                or not place.offer()
+            ):
+                await _in_line(place)
+
+    async def _reach(self) -> None:
+        future = future_of(self._remote.transport)
+
+        def reached(peer: Remote | None, error: errors.PeerTalkError | None) -> None:
+            if not future.done():
+                if error is None:
+                    future.set_result(None)
+                else:
+                    future.set_exception(error)
+
+        self._remote.transport.switchboard.reach(self._remote, reached)
+        await future
+
+
+class _Tick:
+    """Awaited, it lets everybody have a turn. As asyncio.sleep(0), at half of the cost."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield
+
+
+_TICK = _Tick()
+
+
+async def accepted(place: Sending, seconds: float | None) -> int:
+    """The number of a message, as soon as it is accepted.
+
+    Raises:
+        Timeout: it was not accepted within so many seconds. Whatever it failed of.
+    """
+    name = place.peer.name
+    return await within(_number(place), seconds, f"no room for a message to peer {name!r}", name)
+
+
+async def _number(place: Sending) -> int:
+    """Cancelled after it was accepted, before its task has heard of that, this returns all the
+    same: what was accepted is never reported as cancelled. The cancellation comes in the next tick,
+    if it is still wanted then."""
+    try:
+        await _in_line(place)
+    except asyncio.CancelledError:
+        if not place.done:
+            raise
+        _put_off_cancellation()
+    return place.number
+
+
+async def _in_line(place: Asking) -> None:
+    """Stand in line until it is accepted, at least for a tick while the loop is crowded; raises
+    what it failed of. Connects if need be."""
+    peer = place.peer
+    if not place.joined and not place.over:
+        place.join()
+    try:
+        if place.over:
+            pass  # already, before this task began
+        elif not peer.connected:
+            place.reach()
+        elif peer.transport.crowded:
+            await _TICK
+            if not place.done:
+                peer.serve(place.priority)
+        if not place.over:
+            waiting = future_of(peer.transport)
+            place.on_over = partial(settle, waiting)
+            await waiting
+    finally:
+        place.leave()
+    if place.error is not None:
+        raise place.error
+
+
+async def _rested(number: int) -> int:
+    """Let others have their turn after a message was accepted, so that none overtakes it."""
+    try:
+        await _TICK
+    except asyncio.CancelledError:
+        _put_off_cancellation()
+    return number
+
+
+def _put_off_cancellation() -> None:
+    """A call that has done its work was cancelled before it could say so: to be called in the
+    handler of that CancelledError, which is raised again if nobody asked for a cancellation."""
+    task = asyncio.current_task()
+    if task is None or not task.cancelling():
+        raise
+    asyncio.get_running_loop().call_soon(_cancel_again, task, task.cancelling())
+
+
+def _cancel_again(task: asyncio.Task[Any], count: int) -> None:
+    """Cancel a task whose cancellation was held back for a tick, unless it has ended, or left the
+    block (asyncio.timeout) that wanted that, or was cancelled once more."""
+    if not task.done() and task.cancelling() == count:
+        task.uncancel()
+        task.cancel()
+
+
+class StreamOut(AnyStream[Peer]):
+    """A stream to a peer, on its way inside its `async with` block; made by Peer.stream_out(). On
+    the node's loop only."""
+
+    async def finished(self, *, timeout: float | str | None = None) -> StreamState:
+        """Wait until the stream has ended: COMPLETED (the system took its last byte) or CANCELLED.
+        When this call is cancelled or its time is up the stream goes on; leaving the block cancels
+        it.
+
+        Raises:
+            Timeout. InvalidState: it was not started.
+            ConnectionClosed, or whatever else it failed of.
+        """
+        seconds = parse_timeout(timeout)
+        if self.state not in ENDED:
+            transport = self._peer._remote.transport
+            check_here(transport)
+            self._outgoing.check_begun()
+            done = future_of(transport)
+            told = partial(settle, done)
+            self._outgoing.on_end.append(told)
+            try:
+                await within(
+                    done,
+                    seconds,
+                    f"the stream to peer {self.peer.name!r} did not end",
+                    self.peer.name,
+                )
+            finally:
+                self._outgoing.on_end.remove(told)
+        if self.error is not None:
+            raise self.error
+        return self.state
+
+    def cancel(self) -> None:
+        """Send no more of it. What was accepted before (at most 4 chunks) still leaves. Does
+        nothing to one that has ended.
+
+        Raises:
+            InvalidState: the node is closed, or belongs to another loop, thread or process.
+        """
+        if self.state not in ENDED:
+            check_free(self._peer._remote.transport)
+            self._outgoing.cancel()
+
+    async def __aenter__(self) -> Self:
+        check_here(self._peer._remote.transport)
+        self._outgoing.begin()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._peer._remote.transport.forked:
+            self.cancel()

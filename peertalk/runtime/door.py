@@ -1,0 +1,420 @@
+"""What both front doors show, and how they have messages accepted: all that never waits.
+
+A door's peer, node and stream hold the engine's and have no state of the conversation themselves;
+each door derives its own from those here and adds the calls that wait. Calls that have to stand in
+line for room do so in a place (Sending, Chunk), which tells when it is over: one door awaits that,
+the other turns the node meanwhile.
+
+Never: waits, or asks which thread or loop it runs on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+from .. import errors
+from ..config import Config
+from ..protocol.outbox import Key, Priority
+from ..protocol.peer import Latency, PeerFlag, PeerState
+from ..protocol.stream import StreamState
+from ..protocol.wire import Capabilities
+from .payloads import Drawing, Payload
+from .peers import BroadcastResult, Peers
+from .remote import Place, Remote
+from .statistics import MemoryReport, NodeStatistics, PeerStatistics, QueueStatus
+from .streaming import Outgoing, Progress
+from .transport import Transport
+from .world import Address
+
+P = TypeVar("P", bound="AnyPeer")
+"""The kind of peer that a door hands out."""
+
+
+class Uncopied:
+    """What is neither copied nor pickled: a copy would have the same sockets, connections and
+    counters, and close or count for the original."""
+
+    __slots__ = ()
+
+    _instead: ClassVar[str]
+    """What to do in place of that."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Raises WrongType: copy, deepcopy and pickle ask here."""
+        raise errors.WrongType(f"{self!r} cannot be copied or pickled: {self._instead}")
+
+
+class AnyPeer(Uncopied):
+    """A peer of either door."""
+
+    __slots__ = ("__weakref__", "_remote")
+
+    _instead = "it belongs to its node; keep its id, and find it by that"
+
+    def __init__(self, remote: Remote) -> None:
+        self._remote = remote
+
+    @property
+    def name(self) -> str:
+        """As the peer announces it; may be empty, and others may have the same."""
+        return self._remote.name
+
+    @property
+    def id(self) -> str:
+        """Unique while the node lives: the peer's instance id as 16 hexadecimal digits, or
+        "address:port" for a classic peer."""
+        return self._remote.id
+
+    @property
+    def address(self) -> Address:
+        """(IPv4 address, TCP port) where the peer listens, or from where it called."""
+        return self._remote.address
+
+    @property
+    def flags(self) -> PeerFlag:
+        """What the peer announces of itself. PeerChanged tells when that changes."""
+        return self._remote.flags
+
+    @property
+    def state(self) -> PeerState:
+        """Where the peer is in its life: discovered, connecting, connected, disconnecting or
+        failed."""
+        return self._remote.state
+
+    @property
+    def connected(self) -> bool:
+        """Whether a connection is open and messages are taken."""
+        return self._remote.connected
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the peer is connected but has not answered for Config.link_timeout: see
+        PeerFrozen."""
+        return self._remote.frozen
+
+    @property
+    def classic(self) -> bool:
+        """Whether the peer speaks the original protocol only."""
+        return self._remote.classic
+
+    @property
+    def latency(self) -> Latency | None:
+        """Round-trip time of the present connection, or of the last one; None before the first
+        answer to a PING."""
+        return self._remote.latency
+
+    @property
+    def capabilities(self) -> Capabilities | None:
+        """What the peer said about itself when it connected; None before that."""
+        return self._remote.capabilities
+
+    @property
+    def max_message(self) -> int:
+        """Longest message in bytes that can be sent to the peer: the smaller limit of the two
+        sides."""
+        return self._remote.max_message
+
+    @property
+    def accepted(self) -> int:
+        """Number of the last message that was accepted for the peer, 0: none. Also how many
+        were."""
+        return self._remote.accepted
+
+    @property
+    def queue(self) -> QueueStatus:
+        """How full the way to the peer is."""
+        return self._remote.queue
+
+    @property
+    def successor(self) -> Self | None:
+        """The next life of the peer's program, when that was started again; None: not known to
+        be."""
+        following = self._remote.successor
+        return None if following is None else following.view
+
+    def stats(self) -> PeerStatistics:
+        """Counters of the messages to and from the peer."""
+        return self._remote.stats()
+
+    def __repr__(self) -> str:
+        return repr(self._remote)
+
+
+def remote_of(peer: object) -> Remote:
+    """The engine's peer behind a door's.
+
+    Raises:
+        WrongType: this is no peer.
+    """
+    if not isinstance(peer, AnyPeer):
+        raise errors.WrongType(
+            f"a datagram goes to a Peer, not to {errors.shown(peer)}; node.peers finds one by name "
+            "or id"
+        )
+    return peer._remote
+
+
+class AnyStream(Uncopied, Generic[P]):
+    """A stream of either door.
+
+    Args and errors as runtime.streaming.Outgoing.
+    """
+
+    _instead = "it is on its way once; make another stream"
+
+    def __init__(self, peer: P, data: Payload, progress: Progress | None) -> None:
+        self._peer = peer
+        self._outgoing = Outgoing(peer._remote, data, progress)
+
+    @property
+    def peer(self) -> P:
+        """To whom the stream goes."""
+        return self._peer
+
+    @property
+    def state(self) -> StreamState:
+        """Where the stream is in its life."""
+        return self._outgoing.state
+
+    @property
+    def sent(self) -> int:
+        """Bytes of the stream that the system took."""
+        return self._outgoing.sent
+
+    @property
+    def total(self) -> int:
+        """Bytes of the stream, all."""
+        return self._outgoing.total
+
+    @property
+    def error(self) -> Exception | None:
+        """What the stream failed of, when it is FAILED."""
+        return self._outgoing.error
+
+
+class Asking(Place):
+    """A place in line of a call that a door makes for a user.
+
+    done: all was accepted, though its caller may not have heard of that yet. error: what it failed
+    of. on_over: called when one of the two is so.
+    """
+
+    __slots__ = ("done", "error", "on_over")
+
+    def __init__(self, peer: Remote, priority: Priority) -> None:
+        super().__init__(peer, priority)
+        self.done = False
+        self.error: errors.PeerTalkError | None = None
+        self.on_over: Callable[[], object] | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to wait for."""
+        return self.done or self.error is not None
+
+    def accepted(self) -> None:
+        """All of it was."""
+        self.done = True
+        if self.on_over is not None:
+            self.on_over()
+
+    def fail(self, error: errors.PeerTalkError) -> None:
+        """It will not be accepted."""
+        self.error = error
+        if self.on_over is not None:
+            self.on_over()
+
+    def reach(self) -> None:
+        """Have the peer connected, and stand in line over the end of another connection."""
+        self.reaching = True
+        self.peer.transport.switchboard.reach(self.peer, self._reached)
+
+    def _reached(self, peer: Remote | None, error: errors.PeerTalkError | None) -> None:
+        self.reaching = False
+        if error is None:
+            self.peer.serve(self.priority)
+        else:
+            self.leave()
+            self.fail(error)
+
+
+class Sending(Asking):
+    """One message that stands in line. number: its own, once it was accepted."""
+
+    __slots__ = ("_key", "_no_delay", "_payload", "number")
+
+    def __init__(
+        self, peer: Remote, priority: Priority, payload: bytes, no_delay: bool, key: Key | None
+    ) -> None:
+        super().__init__(peer, priority)
+        self._payload = payload
+        self._no_delay = no_delay
+        self._key = key
+        self.number = 0
+
+    def offer(self) -> bool:
+        """Be accepted. False: there is no room."""
+        peer = self.peer
+        if not peer.accept(
+            self._payload, self._no_delay, self.priority, self._key, may_block=False
+        ):
+            return False
+        self.number = peer.accepted
+        self.accepted()
+        return True
+
+
+class Chunk(Asking):
+    """A part of a send_many that stands in line."""
+
+    __slots__ = ("_drawing", "_messages", "_taken")
+
+    def __init__(
+        self, peer: Remote, priority: Priority, messages: list[bytes], drawing: Drawing
+    ) -> None:
+        super().__init__(peer, priority)
+        self._messages = messages
+        self._drawing = drawing
+        self._taken = 0
+
+    def offer(self) -> bool:
+        """Be accepted as far as there is room. False: some are left."""
+        messages = self._messages
+        while self._taken < len(messages):
+            taken = self.peer.accept_many(messages, self._taken, self.priority)
+            if not taken:
+                return False
+            self._taken += taken
+            self._drawing.accepted += taken
+        self.accepted()
+        return True
+
+
+class Broadcast(Generic[P]):
+    """One message to every peer that a node knows.
+
+    skipped: who has not accepted it, each with the reason. places: who may still accept it, each
+    with a place in line: a place that somebody waits for is joined first.
+    """
+
+    def __init__(
+        self,
+        engine: Transport,
+        payload: bytes,
+        priority: Priority,
+        key: Key | None,
+        no_delay: bool,
+    ) -> None:
+        self._peers: list[P] = []
+        self.skipped: dict[P, errors.PeerTalkError] = {}
+        self.places: dict[P, Sending] = {}
+        for remote in list(engine.peers.values()):
+            peer: P = remote.view
+            self._peers.append(peer)
+            try:
+                remote.offer(payload, no_delay, priority, key)
+            except errors.PeerTalkError as error:
+                engine.check_open()
+                self.skipped[peer] = error
+                if isinstance(error, errors.WouldBlock):
+                    self.places[peer] = Sending(remote, priority, payload, no_delay, key)
+
+    def result(self) -> BroadcastResult[P]:
+        """What has become of it."""
+        accepted = [peer for peer in self._peers if peer not in self.skipped]
+        return BroadcastResult(accepted, self.skipped)
+
+
+def not_started(name: str, how: str) -> errors.InvalidState:
+    """The error for what only a node that was started can do. how: to start it."""
+    return errors.InvalidState(f"node {name!r} is not started; {how}")
+
+
+class AnyNode(Uncopied, Generic[P]):
+    """A node of either door."""
+
+    _instead = "it has its sockets once; make a new one: Node(config=node.config)"
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._transport: Transport | None = None
+
+    @property
+    def _engine(self) -> Transport:
+        self._begun.check_open()
+        return self._begun
+
+    @property
+    def _begun(self) -> Transport:
+        """The engine, though it may be closed."""
+        if self._transport is None:
+            raise not_started(self.config.name, self._start)
+        return self._transport
+
+    _start: ClassVar[str]
+    """How that is done."""
+
+    def _check_own(self, who: object) -> None:
+        """Raises InvalidArgument when this is a peer of another node, of whichever door."""
+        if isinstance(who, AnyPeer):
+            self._engine.check_own(who._remote)
+
+    @property
+    def name(self) -> str:
+        """As announced."""
+        return self.config.name
+
+    @property
+    def id(self) -> str:
+        """Instance id of this start, 16 hexadecimal digits."""
+        return self._engine.instance.hex()
+
+    @property
+    def address(self) -> Address:
+        """(IPv4 address, TCP port) where this node listens; the address is loopback when it listens
+        on all."""
+        return self.config.bind or "127.0.0.1", self._engine.port
+
+    @property
+    def flags(self) -> PeerFlag:
+        """What is announced of this node: Config.flags, until set. Setting it announces at once
+        (five times a second at most), and connected peers hear of it too. The original's POSIX
+        build does not look at flags again after the first announcement of a node.
+
+        Raises:
+            InvalidArgument: more than 16 bits. InvalidState: not started, or closed.
+        """
+        return PeerFlag(self.config.flags) if self._transport is None else self._transport.flags
+
+    @flags.setter
+    def flags(self, flags: int) -> None:
+        self._set_flags(flags)
+
+    def _set_flags(self, flags: int) -> None:
+        raise NotImplementedError
+
+    @property
+    def peers(self) -> Peers[P]:
+        """Who is known now."""
+        return Peers(self._engine.peers, self._engine)
+
+    def stats(self) -> NodeStatistics:
+        """Counters, with units in NodeStatistics; of its end, once the node is closed."""
+        return self._begun.stats()
+
+    @property
+    def memory(self) -> MemoryReport:
+        """Bytes of the C side, part by part, with peaks; of its end, once the node is closed.
+        print() shows a table."""
+        return self._begun.memory()
+
+    def __repr__(self) -> str:
+        state = (
+            "not started"
+            if self._transport is None
+            else "closed"
+            if self._transport.closed
+            else f"port {self._transport.port}"
+        )
+        return f"<Node {self.config.name!r} {state}>"

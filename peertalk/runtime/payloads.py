@@ -1,0 +1,199 @@
+"""What can be sent, and how a message is described: any buffer, a key, one of four classes.
+
+Never: holds anything of what it was given when the call is over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from .. import errors
+from ..protocol.outbox import Key, Priority
+from ..protocol.stream import STREAM_MAX
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Buffer(Protocol):  # collections.abc has it from Python 3.12 on
+        """Whatever has bytes to look at."""
+
+        def __buffer__(self, flags: int, /) -> memoryview: ...
+
+else:
+    Buffer = bytes | bytearray | memoryview
+
+Payload = Buffer | str
+"""What can be sent: bytes as they are, any contiguous buffer as its bytes, str as UTF-8."""
+
+_CHUNK_FIRST = 64
+"""Messages that are drawn before it is known how long they are."""
+
+
+class SendOptions(TypedDict, total=False):
+    """What can be said about a message that is sent, beside its bytes. See Peer.send."""
+
+    priority: Priority
+    key: Key | None
+    no_delay: bool
+    connect: bool
+    timeout: float | str | None
+
+
+def payload_of(data: Payload) -> bytes | bytearray | memoryview:
+    """The bytes to send: a view of plain bytes is given as it is, every other buffer is copied, so
+    that nothing of it is held when the call is over.
+
+    Raises:
+        WrongType: data is nothing that can be sent.
+        InvalidArgument: it has no bytes to send now: a view that was released, a map that was
+            closed, text that UTF-8 cannot hold.
+        MessageTooLarge: a buffer that not even a stream takes.
+    """
+    if isinstance(data, bytes | bytearray):
+        return data
+    if isinstance(data, str):
+        try:
+            return data.encode()
+        except UnicodeEncodeError as error:
+            raise errors.InvalidArgument(
+                f"this text holds {data[error.start]!r}, half a character, which UTF-8 cannot hold;"
+                " send text.encode(errors='surrogatepass'), or another error handler"
+            ) from None
+    kind = type(data).__name__
+    try:
+        if isinstance(data, memoryview):
+            if data.itemsize == 1 and data.ndim == 1 and data.c_contiguous:
+                return data
+        view = memoryview(data)
+    except (ValueError, BufferError) as error:
+        raise errors.InvalidArgument(f"this {kind} has no bytes to send: {error}") from None
+    except TypeError:
+        raise errors.WrongType(
+            f"a message is bytes, a buffer of bytes or str, not {kind}"
+        ) from None
+    with view:
+        if not view.c_contiguous:
+            raise errors.WrongType(
+                f"a message is contiguous: this {kind} has gaps; send bytes() of it"
+            )
+        if view.nbytes > STREAM_MAX:
+            raise errors.MessageTooLarge(
+                f"this {kind} has {view.nbytes:,} bytes: the limit of a stream is {STREAM_MAX:,}, "
+                "that of a message is lower; send it in parts"
+            )
+        return view.tobytes()
+
+
+def is_buffer(data: object) -> bool:
+    """Whether it is one message rather than several."""
+    try:
+        memoryview(data).release()  # type: ignore[arg-type]
+    except TypeError:
+        return isinstance(data, str)
+    except (ValueError, BufferError):
+        pass  # a view that was released, a map that was closed
+    return True
+
+
+class Drawing:
+    """The messages of one send_many, drawn from what it was given a chunk at a time, so that an
+    iterator may be endless, and a list may change meanwhile.
+
+    Args:
+        payloads: what was given.
+        chunk: how many messages of such a length make one.
+
+    accepted: how many of them were, for whoever sends them to count.
+
+    Raises:
+        WrongType: payloads is one message rather than several, or nothing that can be iterated.
+    """
+
+    def __init__(self, payloads: Iterable[Payload], chunk: Callable[[int], int]) -> None:
+        if is_buffer(payloads):
+            raise errors.WrongType(
+                f"send_many takes several messages, not one {type(payloads).__name__}; use send"
+            )
+        try:
+            self._left = iter(payloads)
+        except TypeError:
+            raise errors.WrongType(
+                f"send_many takes an iterable of messages, not {type(payloads).__name__}"
+            ) from None
+        self._list = payloads if isinstance(payloads, list) else None
+        self._drawn = 0
+        self._chunk = chunk
+        self._count = _CHUNK_FIRST
+        if self._list and self._list[0].__class__ is bytes:
+            self._count = chunk(len(self._list[0]))
+        self._error: Exception | None = None
+        self.accepted = 0
+
+    def draw(self) -> list[bytes]:
+        """The next ones; empty: there are no more.
+
+        Raises:
+            WrongType: the next one cannot be sent. Whatever the iterator raises; those before it
+                have been drawn.
+        """
+        if self._error is not None:
+            raise self._error
+        chunk: list[Any] = []
+        if self._list is not None:
+            chunk = self._list[self._drawn : self._drawn + self._count]
+            self._drawn += len(chunk)
+        else:
+            try:
+                chunk.extend(islice(self._left, self._count))
+            except Exception as error:
+                self._error = error
+        for message in chunk:
+            if message.__class__ is not bytes:
+                self._convert(chunk)
+                break
+        if chunk:
+            self._count = self._chunk(len(chunk[-1]))
+        elif self._error is not None:
+            raise self._error
+        return chunk
+
+    def _convert(self, chunk: list[Any]) -> None:
+        for index in range(len(chunk)):
+            try:
+                chunk[index] = bytes(payload_of(chunk[index]))
+            except Exception as error:
+                self._error = error
+                del chunk[index:]
+                return
+
+    def note(self, error: Exception) -> Exception:
+        """The error with which it ends, which says how many were accepted."""
+        if isinstance(error, errors.PeerTalkError):  # others may hold the same object
+            cause, trace = error.__cause__, error.__traceback__
+            error = copy.copy(error)
+            error.__cause__, error.__traceback__ = cause, trace
+        with contextlib.suppress(AttributeError):
+            error.accepted = self.accepted  # type: ignore[attr-defined]
+        return error
+
+
+def check_choices(priority: int, key: Key | None) -> Priority:
+    """The class of a message, checked with its key.
+
+    Raises:
+        InvalidArgument: priority is none of the four. WrongType: key is no str and no int.
+    """
+    if key is not None and not isinstance(key, str | int):
+        raise errors.WrongType(f"a key is a str or an int, not {type(key).__name__}")
+    try:
+        if isinstance(priority, int):
+            return Priority(priority)
+    except ValueError:
+        pass
+    raise errors.InvalidArgument(
+        f"priority {errors.shown(priority)}: it is one of peertalk.Priority, LOW 0 to CRITICAL 3"
+    )

@@ -1,0 +1,333 @@
+"""The front door without await: Node."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from .. import errors
+from ..config import Config, choose_config, parse_timeout
+from ..protocol import events
+from ..protocol.outbox import NORMAL, Key, Priority
+from ..protocol.wire import Batch, Datagram, Message
+from ..runtime.door import AnyNode, Broadcast, remote_of
+from ..runtime.log import NodeLog
+from ..runtime.payloads import Payload, check_choices, payload_of
+from ..runtime.peers import BroadcastResult
+from ..runtime.remote import Remote
+from ..runtime.transport import Transport
+from ..runtime.world import Address, World, check_address, dotted_address
+from .peer import Peer, StreamOut
+from .turning import HOW_TO_START, Turning, each, taken
+
+__all__ = ["Event", "Node", "Peer", "StreamOut"]
+
+Event = events.Event[Peer]
+"""Any event of a node."""
+
+T = TypeVar("T")
+
+
+class Node(AnyNode[Peer]):
+    """This program on the network. As peertalk.Node, without await; see the module for what that
+    means.
+
+    Args and errors as there.
+    """
+
+    _start = HOW_TO_START
+
+    def __init__(
+        self, name: str | None = None, *, config: Config | None = None, **options: Any
+    ) -> None:
+        super().__init__(choose_config(config, name, options))
+        self._turning = Turning(self.config.name)
+        self._events: events.EventQueue[Peer] | None = None
+
+    # Life -----------------------------------------------------------------------------------------
+
+    def start(self) -> Self:
+        """Listen and announce. Returns this node.
+
+        Raises:
+            AddressInUse, NoNetwork, PlatformError: naming the option that changes it.
+            InvalidState: started before.
+        """
+        if self._transport is not None:
+            raise errors.InvalidState(
+                f"node {self.config.name!r} was started before; make a new one"
+            )
+        turning = self._turning
+        transport = Transport(
+            self.config, World(), lambda remote: Peer(remote, turning), lambda: None
+        )
+        transport.open()
+        self._transport = turning.engine = transport
+        if self._events is not None:
+            transport.publish = self._events.put
+        return self
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._transport is None or not self._transport.forked:  # a child leaves in silence
+            self.close()
+
+    def close(self, timeout: float | str | None = 5.0) -> int:
+        """Send what is queued, say goodbye, close; at most timeout seconds (None: however long that
+        takes). May be called again. Returns the messages that were accepted and not sent."""
+        seconds = parse_timeout(timeout)
+        transport = self._transport
+        if transport is None:
+            return 0
+        if transport.forked:
+            transport.check_open()
+        if not transport.closed:
+            with self._turning.held():
+                transport.close(seconds, lambda: None)
+                try:
+                    while not transport.closed:
+                        transport.turn(1.0)
+                finally:
+                    transport.close_now()
+                    transport.publish = transport.on_change = None
+            if transport.unsent:
+                NodeLog("peertalk", self.config.name).warning(
+                    "closed with %d messages not sent", transport.unsent
+                )
+        return transport.unsent
+
+    def close_nowait(self) -> int:
+        """Close at once, without sending what is queued. Returns the messages that were not
+        sent."""
+        if self._transport is None:
+            return 0
+        with self._turning.held():
+            self._transport.close_now()
+            self._transport.publish = self._transport.on_change = None
+        return self._transport.unsent
+
+    def __del__(self) -> None:
+        transport = getattr(self, "_transport", None)
+        if transport is not None and not transport.closed:
+            warnings.warn(
+                f"node {self.config.name!r} was not closed; use `with` or close()",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
+            with contextlib.suppress(Exception):
+                transport.close_now()
+
+    def poll(self, timeout: float | str | None = 0.0) -> None:
+        """One turn: serve what is ready, waiting up to timeout seconds for it (None: as long as
+        that takes)."""
+        seconds = parse_timeout(timeout)
+        with self._turning.held():
+            self._engine.turn(seconds)
+
+    def _set_flags(self, flags: int) -> None:
+        with self._turning.held():
+            self._engine.set_flags(flags)
+
+    # Who ------------------------------------------------------------------------------------------
+
+    def wait_for(
+        self, who: str | Callable[[Peer], bool], *, timeout: float | str | None = None
+    ) -> Peer:
+        """The peer with this id or name, or the first for which the function is true, as soon as it
+        is known. In a large room an id or a name is found quicker, since it is asked for.
+
+        Raises:
+            Timeout: naming who is known instead.
+        """
+        seconds = parse_timeout(timeout)
+        found: list[Peer] = []
+        looked = -1
+
+        def known() -> bool:
+            nonlocal looked
+            if looked != (looked := engine.changes):  # nothing else can make it true
+                peer = self.peers.matching(who)
+                if peer is not None:
+                    found.append(peer)
+            return bool(found)
+
+        with self._turning.held():
+            engine = self._engine
+            if isinstance(who, str) and not known():
+                engine.seek(who)
+            try:
+                self._turning.until(known, seconds, f"no peer {errors.shown(who)} was heard")
+            except errors.Timeout as error:
+                raise errors.Timeout(f"{error}; {self.peers.heard()}") from None
+        return found[0]
+
+    def connect(self, who: Address | Peer | str, *, timeout: float | str | None = None) -> Peer:
+        """Connect to an address, as (IPv4 address or host name, TCP port) or "HOST:PORT"; to a
+        peer; or to a known peer by its name or id.
+
+        Raises:
+            PeerNotFound, ConnectionRefused, NetworkFailure, Timeout, InvalidArgument (the address
+            is this node itself, the peer another node's).
+        """
+        engine, seconds = self._engine, parse_timeout(timeout)
+        if isinstance(who, str):
+            who = self.peers.chosen(who)
+        self._check_own(who)
+        if isinstance(who, Peer):
+            return who.connect(timeout=seconds)
+        host, port = check_address(who)
+        deadline = None if seconds is None else time.monotonic() + seconds
+        patience = None if seconds is None else min(seconds, threading.TIMEOUT_MAX)
+        try:
+            dotted = dotted_address(host) or engine.world.resolve(host).result(patience)
+        except TimeoutError:
+            raise errors.Timeout(f"host {host!r} was not found within {seconds:g} s") from None
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        outcome: list[tuple[Remote | None, errors.PeerTalkError | None]] = []
+        with self._turning.held():
+            self._engine.switchboard.dial(
+                (dotted, port), lambda peer, error: outcome.append((peer, error))
+            )
+            self._turning.until(lambda: bool(outcome), left, f"no connection to {host}:{port}")
+        remote, failed = outcome[0]
+        if remote is None:
+            raise failed or errors.InternalError("no peer and no error")
+        peer: Peer = remote.view
+        return peer
+
+    # Messages -------------------------------------------------------------------------------------
+
+    def broadcast(
+        self,
+        data: Payload,
+        *,
+        priority: Priority = NORMAL,
+        key: Key | None = None,
+        no_delay: bool = False,
+        timeout: float | str | None = 0.0,
+    ) -> BroadcastResult[Peer]:
+        """Send to every known peer; arguments, result and errors as peertalk.Node.broadcast."""
+        payload, seconds = bytes(payload_of(data)), parse_timeout(timeout)
+        priority = check_choices(priority, key)
+        with self._turning.held():
+            sent: Broadcast[Peer] = Broadcast(self._engine, payload, priority, key, no_delay)
+            if seconds != 0:
+                for place in sent.places.values():
+                    place.join()
+            self._engine.turn()
+            if seconds != 0:
+                self._wait_for_room(sent, seconds)
+        return sent.result()
+
+    def _wait_for_room(self, sent: Broadcast[Peer], seconds: float | None) -> None:
+        places = sent.places
+        try:
+            self._turning.until(
+                lambda: all(place.over for place in places.values()),
+                seconds,
+                "no room for a broadcast",
+            )
+        except errors.Timeout as error:
+            for peer, place in places.items():
+                if not place.over:
+                    place.fail(
+                        errors.Timeout(f"{error}: peer {peer.name!r} took nothing", peer=peer.name)
+                    )
+        finally:
+            for place in places.values():
+                place.leave()
+        for peer, place in places.items():
+            if place.error is not None:
+                sent.skipped[peer] = place.error
+            else:
+                del sent.skipped[peer]
+
+    def receive(self, *, timeout: float | str | None = None) -> Message[Peer]:
+        """The next message from anybody.
+
+        Raises:
+            Timeout, InvalidState (the node is closed).
+        """
+        inbox = self._engine.inbox
+        peer, payload = taken(self._turning, inbox.take, parse_timeout(timeout), "no message came")
+        return Message(peer.view, payload)
+
+    def messages(self, *, timeout: float | str | None = None) -> Iterator[Message[Peer]]:
+        """Messages from anybody, until none came for timeout seconds, or the node is closed and the
+        last one was taken."""
+        came = self._each(self._begun.inbox.take, timeout)
+        return (Message(peer.view, payload) for peer, payload in came)
+
+    def batches(self, *, timeout: float | str | None = None) -> Iterator[Batch[Peer]]:
+        """Messages in bulk: the payloads that one peer sent and one turn brought; otherwise as
+        messages()."""
+        came = self._each(self._begun.inbox.take_lot, timeout)
+        return (Batch(peer.view, payloads) for peer, payloads in came)
+
+    def send_datagram(self, peer: Peer, data: Payload) -> bool:
+        """Send one datagram to a known peer, connected or not: 0 to 1,392 bytes that may be lost.
+        False: the system did not take it.
+
+        Raises:
+            MessageTooLarge, WrongType, NotSupported, PeerNotFound: nothing was sent.
+        """
+        remote = remote_of(peer)
+        with self._turning.held():
+            return self._engine.datagrams.send(remote, data)
+
+    def receive_datagram(self, *, timeout: float | str | None = None) -> Datagram[Peer]:
+        """The next datagram from anybody known. 256 wait at most between calls, then the oldest
+        give way.
+
+        Raises:
+            Timeout, InvalidState (the node is closed).
+        """
+        take = self._engine.datagrams.take
+        peer, data = taken(self._turning, take, parse_timeout(timeout), "no datagram came")
+        return Datagram(peer.view, data)
+
+    def datagrams(self, *, timeout: float | str | None = None) -> Iterator[Datagram[Peer]]:
+        """Datagrams from anybody known, until none came for timeout seconds, or the node is closed
+        and the last one was taken."""
+        came = self._each(self._begun.datagrams.take, timeout)
+        return (Datagram(peer.view, data) for peer, data in came)
+
+    def events(self, *, timeout: float | str | None = 0.0) -> Iterator[Event]:
+        """What has happened since the last call, and what happens until nothing did for timeout
+        seconds. The first call begins with what is true then: PeerFound, PeerConnected and
+        PeerFrozen of those who are there.
+
+        4,096 events are kept between calls; what is more is one EventsMissed. Whoever iterates
+        shares them. Ends when the node is closed, after what had happened.
+        """
+        with self._turning.held():
+            kept = self._events
+            if kept is None:
+                engine = self._transport
+                here = None if engine is None or engine.closed else engine
+                kept = self._events = events.EventQueue(() if here is None else here.present())
+                if here is not None:
+                    here.publish = kept.put
+        return self._each(kept.take, timeout)
+
+    def _each(self, take: Callable[[], T | None], timeout: float | str | None) -> Iterator[T]:
+        """What can be taken, one after the other. The node lives as long as somebody iterates."""
+        seconds = parse_timeout(timeout)
+
+        def iterate() -> Iterator[T]:
+            yield from each(self._turning, take, seconds)
+
+        return iterate()

@@ -1,0 +1,142 @@
+"""Whose turn it is: the lock of a node that has no thread of its own, and waiting while it is held.
+
+Invariant: an engine is turned by the thread that holds its lock, and belongs to that thread. Who
+waits with the lock lets go of it for a moment when another thread asks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from .. import errors
+from ..runtime.door import not_started
+from ..runtime.transport import Transport
+
+T = TypeVar("T")
+
+HOW_TO_START = "use `with` or start()"
+
+_HANDOVER = 0.001
+"""Seconds that a waiting method leaves the lock to another thread that asked for it."""
+
+
+class Turning:
+    """The lock of the node with this name. engine: what is turned under it; None: not started."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.engine: Transport | None = None
+        self._lock = threading.Lock()
+        self._others = 0
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the lock, asking whoever waits with it to let go.
+
+        Raises:
+            InvalidState: in a forked child, where the thread that holds it may not exist.
+        """
+        engine = self.engine
+        if engine is not None and engine.forked:
+            engine.check_open()
+        if not self._lock.acquire(blocking=False):
+            self._others += 1
+            if engine is not None and not engine.closed:
+                engine.loop.wake()
+            self._lock.acquire()
+            self._others -= 1
+        try:
+            if self.engine is not None:
+                self.engine.move_here()
+            yield
+        finally:
+            self._lock.release()
+
+    @contextlib.contextmanager
+    def held_if_free(self) -> Iterator[bool]:
+        """Hold the lock if nobody has it; gives whether nobody had."""
+        free = self._lock.acquire(blocking=False)
+        try:
+            if free and self.engine is not None:
+                self.engine.move_here()
+            yield free
+        finally:
+            if free:
+                self._lock.release()
+
+    def until(
+        self,
+        done: Callable[[], bool],
+        seconds: float | None,
+        what: str,
+        peer: str | None = None,
+    ) -> None:
+        """Turn the engine until something is so; the lock is held.
+
+        Raises:
+            Timeout: "{what} within {seconds} s". InvalidState: the node is closed.
+        """
+        engine = self.engine
+        if engine is None:
+            raise not_started(self._name, HOW_TO_START)
+        engine.check_open()
+        deadline = None if seconds is None else time.monotonic() + seconds
+        left = seconds
+        while not done():
+            if left is not None and left < 0:
+                raise errors.Timeout(f"{what} within {seconds:g} s", peer=peer)
+            engine.turn(left)
+            if self._others:
+                self._lock.release()
+                time.sleep(_HANDOVER)
+                self._lock.acquire()
+                engine.move_here()
+            engine.check_open()
+            # below 0 from here on: who has no time at all has had one turn
+            left = None if deadline is None else deadline - time.monotonic()
+
+
+class Ended(Exception):
+    """No more will come, though the node is open."""
+
+
+def taken(
+    turning: Turning, take: Callable[[], T | None], seconds: float | None, what: str = ""
+) -> T:
+    """What can be taken, as soon as something can.
+
+    Raises:
+        Timeout: nothing could within so many seconds: "{what} within {seconds} s". InvalidState.
+    """
+    got: list[T] = []
+
+    def some() -> bool:
+        item = take()
+        if item is not None:
+            got.append(item)
+        return bool(got)
+
+    with turning.held():
+        if not some():
+            turning.until(some, seconds, what)
+    return got[0]
+
+
+def each(turning: Turning, take: Callable[[], T | None], seconds: float | None) -> Iterator[T]:
+    """What can be taken, one after the other, until nothing came for so many seconds or nothing
+    more will."""
+    while True:
+        try:
+            item = taken(turning, take, seconds)
+        except (errors.Timeout, Ended):
+            return
+        except errors.InvalidState:
+            engine = turning.engine
+            if engine is None or engine.forked or not engine.closed:
+                raise
+            return
+        yield item
