@@ -58,7 +58,7 @@ async def measure(backlog: int, size: int, rounds: int) -> list[tuple[float, int
             payload = bytes(size)
             for _ in range(rounds):
                 # without a turn in between: what slots and kernel do not take waits
-                while peer.queued < backlog:
+                while peer._remote.queued < backlog:
                     peer.send_nowait(payload, priority=pt.Priority.LOW)
                 began = time.monotonic()
                 await peer.send(b"now", priority=pt.Priority.CRITICAL, no_delay=True)

@@ -1,5 +1,9 @@
 """Peer-to-peer messaging for Python programs on a local network: no broker, no server, the speed of
-C, bounded memory."""
+C, bounded memory.
+
+Here is what a program names. The other exceptions are in peertalk.errors, the types of what calls
+take and return in peertalk.lowlevel, whole nodes on a simulated network in peertalk.sim, and the
+same door without await in peertalk.sync."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -11,38 +15,25 @@ if sys.platform == "win32":
         "in use, and SO_LINGER is laid out differently. It runs on Linux"
     )
 
+from . import errors as errors
+from . import lowlevel as lowlevel
 from .config import Config, load_config
 from .errors import (
-    AddressInUse,
-    BadCrc,
-    BadMagic,
-    BadVersion,
     ConnectionClosed,
     ConnectionRefused,
-    InternalError,
     InvalidArgument,
     InvalidState,
-    LocalError,
     MessageTooLarge,
     NetworkError,
-    NetworkFailure,
-    NoNetwork,
     NotConnected,
-    NotSupported,
-    OutOfMemory,
     PeerNotFound,
     PeerTalkError,
-    PlatformError,
-    ProtocolError,
-    QueueEmpty,
     RejectReason,
-    RemoteError,
     Timeout,
-    Truncated,
     WouldBlock,
-    WrongType,
 )
-from .node import Event, Incoming, Node, Peer, StreamOut
+from .node import Event, Node
+from .peer import Peer
 from .protocol.events import (
     ConnectionRequested,
     EventsMissed,
@@ -60,21 +51,11 @@ from .protocol.events import (
     PeerThawed,
     Sent,
 )
-from .protocol.outbox import Key, Priority
-from .protocol.peer import Latency, PeerFlag, PeerState
+from .protocol.outbox import Priority
+from .protocol.peer import PeerFlag, PeerState
 from .protocol.stream import StreamState
-from .protocol.wire import Batch, Capabilities, Datagram, Message
-from .runtime.payloads import Payload, SendOptions
-from .runtime.peers import BroadcastResult, Peers
-from .runtime.statistics import (
-    MemoryReport,
-    MemoryUse,
-    NodeStatistics,
-    PeerStatistics,
-    QueueStatus,
-)
-from .runtime.streaming import Progress
-from .runtime.world import Address
+from .protocol.wire import Batch, Datagram, Message
+from .runtime.payloads import Payload
 
 __version__: str
 
@@ -89,14 +70,7 @@ if not TYPE_CHECKING:  # a type checker that sees this takes every misspelt name
 
 
 __all__ = [
-    "Address",
-    "AddressInUse",
-    "BadCrc",
-    "BadMagic",
-    "BadVersion",
     "Batch",
-    "BroadcastResult",
-    "Capabilities",
     "Config",
     "ConnectionClosed",
     "ConnectionRefused",
@@ -105,28 +79,16 @@ __all__ = [
     "Event",
     "EventsMissed",
     "Failed",
-    "Incoming",
-    "InternalError",
     "InvalidArgument",
     "InvalidState",
-    "Key",
-    "Latency",
     "LinkFault",
-    "LocalError",
     "LostReason",
-    "MemoryReport",
-    "MemoryUse",
     "Message",
     "MessageTooLarge",
     "NameCollision",
     "NetworkError",
-    "NetworkFailure",
-    "NoNetwork",
     "Node",
-    "NodeStatistics",
     "NotConnected",
-    "NotSupported",
-    "OutOfMemory",
     "Outcome",
     "Payload",
     "Peer",
@@ -139,25 +101,13 @@ __all__ = [
     "PeerLost",
     "PeerNotFound",
     "PeerState",
-    "PeerStatistics",
     "PeerTalkError",
     "PeerThawed",
-    "Peers",
-    "PlatformError",
     "Priority",
-    "Progress",
-    "ProtocolError",
-    "QueueEmpty",
-    "QueueStatus",
     "RejectReason",
-    "RemoteError",
-    "SendOptions",
     "Sent",
-    "StreamOut",
     "StreamState",
     "Timeout",
-    "Truncated",
     "WouldBlock",
-    "WrongType",
     "load_config",
 ]

@@ -25,7 +25,7 @@ import sys
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
-from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
+from typing import Annotated, NamedTuple, TypedDict, Unpack, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -365,6 +365,34 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return explained
 
 
+class NodeOptions(TypedDict, total=False):
+    """What a node can be told beside its name: the fields of Config, which says what each means.
+    None counts as not given."""
+
+    port: int | None
+    discovery_port: int | None
+    udp_port: int | None
+    discovery: bool | None
+    bind: str | None
+    interfaces: Iterable[str] | None
+    core: str | None
+    profile: str | None
+    max_peers: int | None
+    pipeline_depth: int | None
+    async_send: bool | None
+    send_queue_size: int | None
+    send_queue_bytes: int | str | None
+    receive_queue_bytes: int | str | None
+    flags: int | None
+    announce_interval: float | str | None
+    peer_timeout: float | str | None
+    ping_interval: float | str | None
+    connect_timeout: float | str | None
+    link_timeout: float | str | None
+    drain_timeout: float | str | None
+    io_budget: int | None
+
+
 class Setting(NamedTuple):
     """One field of Config, described: what the command line and the documentation are made from.
 
@@ -551,14 +579,14 @@ def _from_text(setting: Setting, text: str, origin: str) -> object:
             return text
 
 
-def choose_config(config: Config | None, name: str | None, options: dict[str, Any]) -> Config:
+def choose_config(config: Config | None, name: str | None, options: NodeOptions) -> Config:
     """The Config that a node was given, or one of the name and options that it was given instead.
 
     Raises:
         InvalidArgument: both, or as load_config(). WrongType: config is no Config.
     """
     if config is None:
-        return load_config(**options) if name is None else load_config(name=name, **options)
+        return load_config(name, **options)
     if not isinstance(config, Config):
         raise WrongType(
             f"config={shown(config)}: it is a peertalk.Config; make one of a dictionary"
@@ -568,13 +596,13 @@ def choose_config(config: Config | None, name: str | None, options: dict[str, An
     return config
 
 
-def load_config(**arguments: object) -> Config:
+def load_config(name: str | None = None, **options: Unpack[NodeOptions]) -> Config:
     """A Config from arguments, the environment, the profile that these choose and the defaults, in
     this order of precedence.
 
     Args:
-        arguments: fields of Config by name. None counts as not given. Durations may be text
-            ("250ms"), sizes too ("64KiB").
+        name, options: fields of Config. None counts as not given. Durations may be text ("250ms"),
+            sizes too ("64KiB").
 
     An environment variable that is empty counts as not set. In the environment a boolean is one of
     1, 0, true, false, yes, no, on, off, and a list is separated by commas. A variable that an
@@ -585,11 +613,12 @@ def load_config(**arguments: object) -> Config:
             says value, bound and source), or an argument that is no field.
         WrongType: an argument of a type that its field cannot take.
     """
+    arguments: dict[str, object] = {"name": name, **options}
     names = [setting.name for setting in settings()]
-    for name in arguments:
-        if name not in names:
-            close = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-            raise InvalidArgument(f"there is no setting {name!r}; the closest one is {close[0]!r}")
+    for each in arguments:
+        if each not in names:
+            close = difflib.get_close_matches(each, names, n=1, cutoff=0.0)
+            raise InvalidArgument(f"there is no setting {each!r}; the closest one is {close[0]!r}")
     values: dict[str, object] = {}
     sources: dict[str, str] = {}
     origins: dict[str, str] = {}
@@ -614,10 +643,10 @@ def load_config(**arguments: object) -> Config:
         given_here = [origins[name] for name in _FIT_TOGETHER if name in origins]
         raise InvalidArgument(f"{' and '.join(given_here)}: {error}") from None
     preset = PROFILES.get(config.profile, {})
-    for name in names:
-        if name not in values:
-            sources[name] = "profile" if name in preset else "default"
-        elif name in preset:  # given, though it may equal the default
-            msgspec.structs.force_setattr(config, name, values[name])
+    for each in names:
+        if each not in values:
+            sources[each] = "profile" if each in preset else "default"
+        elif each in preset:  # given, though it may equal the default
+            msgspec.structs.force_setattr(config, each, values[each])
     config.__dict__["_sources"] = sources
     return config

@@ -94,12 +94,6 @@ class MessageTooLarge(LocalError, ValueError):
     code = _numbers.ERR_MESSAGE_TOO_LARGE
 
 
-class QueueEmpty(LocalError, LookupError):
-    """Nothing there now (polled mode)."""
-
-    code = _numbers.ERR_QUEUE_EMPTY
-
-
 class OutOfMemory(PeerTalkError, MemoryError):
     """The memory, or the budget given for it, is used up."""
 
@@ -168,7 +162,8 @@ class PlatformError(NetworkError, OSError):
 
 
 class WouldBlock(PeerTalkError, BlockingIOError):
-    """Not now. reason: "slots", "queue", "pressure", "pool", "flow" or "memory"."""
+    """Not now. reason: "queue" (there is no room, or others are before it), "pressure" (the peer
+    takes no message of this class), or "busy" (another stream to the peer is on its way)."""
 
     code = _numbers.ERR_WOULD_BLOCK
     reason: str
@@ -183,12 +178,6 @@ class WouldBlock(PeerTalkError, BlockingIOError):
     ) -> None:
         super().__init__(message, code=code, peer=peer)
         self.reason = reason
-
-
-class BufferFull(LocalError, ValueError):
-    """An encoder's output buffer is too small."""
-
-    code = _numbers.ERR_BUFFER_FULL
 
 
 class ProtocolError(RemoteError, ValueError):
@@ -244,7 +233,7 @@ BY_CODE: dict[int, type[PeerTalkError]] = {
     _numbers.ERR_DISCOVERY_ACTIVE: InvalidState,
     _numbers.ERR_NO_NETWORK: NoNetwork,
     _numbers.ERR_PLATFORM: PlatformError,
-    _numbers.ERR_QUEUE_EMPTY: QueueEmpty,
+    _numbers.ERR_QUEUE_EMPTY: WouldBlock,
     _numbers.ERR_MESSAGE_TOO_LARGE: MessageTooLarge,
     _numbers.ERR_NOT_SUPPORTED: NotSupported,
     _numbers.ERR_NOT_CONNECTED: NotConnected,

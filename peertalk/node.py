@@ -15,10 +15,10 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, Unpack
 
 from . import errors
-from .config import Config, choose_config, parse_timeout
+from .config import Config, NodeOptions, choose_config, parse_timeout
 from .incoming import Incoming, Items, Listeners, Messages, taken
 from .ownership import (
     check_free,
@@ -79,7 +79,7 @@ class Node(AnyNode[Peer]):
         *,
         config: Config | None = None,
         world: World | None = None,
-        **options: Any,
+        **options: Unpack[NodeOptions],
     ) -> None:
         config = choose_config(config, name, options)
         if world is not None and not isinstance(world, World):

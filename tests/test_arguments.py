@@ -137,7 +137,7 @@ CLASSES = {
         "Node": pt.Node,
         "Peer": pt.Peer,
         "Peers": Peers,
-        "StreamOut": pt.StreamOut,
+        "StreamOut": pt.lowlevel.StreamOut,
         "ConnectionRequested": pt.ConnectionRequested,
     },
     "sync": {
@@ -390,7 +390,7 @@ async def test_a_node_and_a_peer_are_neither_copied_nor_pickled(copied):
         peer = await ada.connect(bob.address, timeout=GUARD)
         blocking = sync.Node("carol", **LOOPBACK)
         for one in (ada, blocking, peer, peer.stream_out(b"x")):
-            with pytest.raises(pt.WrongType, match="cannot be copied or pickled"):
+            with pytest.raises(pt.errors.WrongType, match="cannot be copied or pickled"):
                 copied(one)
         gc.collect()
         await peer.send(b"still there")
@@ -494,13 +494,15 @@ async def test_names_that_are_looked_up_have_a_bound(held_resolver):
     """Each takes a thread until the resolver answers."""
     async with pt.Node("ada", **LOOPBACK) as ada:
         asking = [asyncio.create_task(ada.connect(("some.host", 80))) for _ in range(33)]
-        with pytest.raises(pt.NetworkFailure, match="32 names are, and the resolver has not"):
+        with pytest.raises(
+            pt.errors.NetworkFailure, match="32 names are, and the resolver has not"
+        ):
             await asking[-1]
         for each in asking:
             each.cancel()
         assert set(map(type, await asyncio.gather(*asking, return_exceptions=True))) == {
             asyncio.CancelledError,
-            pt.NetworkFailure,
+            pt.errors.NetworkFailure,
         }
 
 

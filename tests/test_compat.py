@@ -454,13 +454,13 @@ async def test_messages_of_every_size_go_whole_once_8192_are_agreed():
 
 GOOD = encode_frame(DATA, b"good")
 FAULTS = {
-    "magic": (b"XTMG" + GOOD[4:], pt.BadMagic),
-    "version": (GOOD[:4] + b"\2" + GOOD[5:], pt.BadVersion),
-    "type 0": (GOOD[:5] + b"\0" + GOOD[6:], pt.ProtocolError),
-    "type 8": (GOOD[:5] + b"\x08" + GOOD[6:], pt.ProtocolError),
-    "length": (classic.encode_header(DATA, 8193), pt.ProtocolError),
-    "crc": (GOOD[:-1] + bytes([GOOD[-1] ^ 1]), pt.BadCrc),
-    "crc with its bytes swapped": (GOOD[:-2] + GOOD[:-3:-1], pt.BadCrc),
+    "magic": (b"XTMG" + GOOD[4:], pt.errors.BadMagic),
+    "version": (GOOD[:4] + b"\2" + GOOD[5:], pt.errors.BadVersion),
+    "type 0": (GOOD[:5] + b"\0" + GOOD[6:], pt.errors.ProtocolError),
+    "type 8": (GOOD[:5] + b"\x08" + GOOD[6:], pt.errors.ProtocolError),
+    "length": (classic.encode_header(DATA, 8193), pt.errors.ProtocolError),
+    "crc": (GOOD[:-1] + bytes([GOOD[-1] ^ 1]), pt.errors.BadCrc),
+    "crc with its bytes swapped": (GOOD[:-2] + GOOD[:-3:-1], pt.errors.BadCrc),
 }
 
 

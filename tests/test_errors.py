@@ -28,7 +28,6 @@ NATURAL = {
     errors.NotSupported: NotImplementedError,
     errors.PeerNotFound: KeyError,
     errors.MessageTooLarge: ValueError,
-    errors.QueueEmpty: LookupError,
     errors.OutOfMemory: MemoryError,
     errors.NetworkFailure: ConnectionError,
     errors.ConnectionRefused: ConnectionRefusedError,

@@ -846,7 +846,7 @@ def test_a_host_that_is_not_looked_up_for_want_of_descriptors_is_not_called_unkn
                     pass
                 try:
                     await ada.connect(("localhost", 80))
-                except pt.PlatformError as error:
+                except pt.errors.PlatformError as error:
                     print(error, flush=True)
         asyncio.run(main())
         """
@@ -885,7 +885,7 @@ import asyncio, peertalk as pt
 async def main():
     try:
         await pt.Node("lonely", bind="", interfaces=()).start()
-    except pt.NoNetwork as error:
+    except pt.errors.NoNetwork as error:
         print(error, flush=True)
 asyncio.run(main())
 """

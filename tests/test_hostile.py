@@ -94,13 +94,13 @@ def flipped(data, index):
 
 
 BAD_FRAMES = {
-    "magic": (flipped(GOOD, 0), pt.BadMagic),
-    "version": (flipped(GOOD, 4), pt.BadVersion),
-    "type 0": (GOOD[:5] + b"\x00" + GOOD[6:], pt.ProtocolError),
-    "type 8": (GOOD[:5] + b"\x08" + GOOD[6:], pt.ProtocolError),
-    "crc": (flipped(GOOD, 15), pt.BadCrc),
-    "payload": (flipped(GOOD, 11), pt.BadCrc),
-    "length": (struct.pack(">4sBBBBH", b"PTMG", 1, 1, 0, 0, 0xFFFF), pt.ProtocolError),
+    "magic": (flipped(GOOD, 0), pt.errors.BadMagic),
+    "version": (flipped(GOOD, 4), pt.errors.BadVersion),
+    "type 0": (GOOD[:5] + b"\x00" + GOOD[6:], pt.errors.ProtocolError),
+    "type 8": (GOOD[:5] + b"\x08" + GOOD[6:], pt.errors.ProtocolError),
+    "crc": (flipped(GOOD, 15), pt.errors.BadCrc),
+    "payload": (flipped(GOOD, 11), pt.errors.BadCrc),
+    "length": (struct.pack(">4sBBBBH", b"PTMG", 1, 1, 0, 0, 0xFFFF), pt.errors.ProtocolError),
 }
 
 
@@ -115,7 +115,7 @@ async def test_a_bad_frame_ends_its_link_is_counted_and_reported(core, kind):
         writer.write(GOOD + bad)
         raised = await fault(events)
         assert (raised.address, type(raised.error)) == (own, error) and isinstance(
-            raised.error, pt.RemoteError
+            raised.error, pt.errors.RemoteError
         )
         assert raised.peer is not None and "127.0.0.1" in str(raised.error)
         assert (await ada.receive(timeout=GUARD)).data == b"good"
@@ -447,14 +447,17 @@ async def test_a_lie_inside_a_true_frame_costs_that_frame_and_is_counted(core, k
 
 
 ENDS_ITS_LINK = {
-    "compact ACK that reads like a full header": (compact(ACK, b"", 4) + bytes(12), pt.BadMagic),
-    "full header whose second byte reads compact": (b"P\x15MG" + GOOD[4:], pt.ProtocolError),
-    "compact of type 0": (compact(0) + bytes(12), pt.ProtocolError),
-    "compact of type 8": (compact(8) + bytes(12), pt.ProtocolError),
-    "compact whose length lies": (compact(DATA, b"abc", length=8193), pt.ProtocolError),
+    "compact ACK that reads like a full header": (
+        compact(ACK, b"", 4) + bytes(12),
+        pt.errors.BadMagic,
+    ),
+    "full header whose second byte reads compact": (b"P\x15MG" + GOOD[4:], pt.errors.ProtocolError),
+    "compact of type 0": (compact(0) + bytes(12), pt.errors.ProtocolError),
+    "compact of type 8": (compact(8) + bytes(12), pt.errors.ProtocolError),
+    "compact whose length lies": (compact(DATA, b"abc", length=8193), pt.errors.ProtocolError),
     "full header whose length lies": (
         GOOD[:8] + struct.pack(">H", 1) + GOOD[10:] + bytes(12),
-        pt.ProtocolError,
+        pt.errors.ProtocolError,
     ),
 }
 
@@ -500,7 +503,9 @@ async def test_names_of_any_bytes_are_names(core):
                 )
             await until(lambda: len(target.peers) == 1 + len(NAMES))
             found = {
-                peer.instance[0]: peer for peer in target.peers.values() if peer.name != "honest"
+                bytes.fromhex(peer.id)[0]: peer
+                for peer in target.peers.values()
+                if peer.name != "honest"
             }
             for number, name in enumerate(NAMES.values()):
                 peer = found[number + 1]
@@ -636,7 +641,7 @@ async def test_a_flood_of_capabilities_costs_its_own_link_and_nobody_is_stuck_fo
             await until(
                 lambda: peer.max_message == largest and target.stats().frames_ignored == 1000
             )
-            assert peer.instance == b"\1" * 8 and target.stats().bad_frames == 0
+            assert peer.id == "01" * 8 and target.stats().bad_frames == 0
             listening.cancel()
 
 
@@ -861,7 +866,7 @@ def test_forged_tlvs_read_as_their_list_says_or_not_at_all(core, rounds):
         assert told.instance == (instance if len(instance) == 8 and any(instance) else None)
         assert told.port == ((int.from_bytes(port, "big") or None) if len(port) == 2 else None)
         assert told.name == (name.decode("utf-8", "replace") if 1 <= len(name) <= 31 else None)
-        with pytest.raises(pt.ProtocolError):
+        with pytest.raises(pt.errors.ProtocolError):
             decode_capabilities(
                 core, body + extension(dice.randrange(256), b"abc", dice.randrange(4, 256))
             )
@@ -874,5 +879,5 @@ def test_forged_tlvs_read_as_their_list_says_or_not_at_all(core, rounds):
             assert (heard.name, heard.port) == ("mallory", 7354) and (
                 heard.instance is None or len(heard.instance) == 8
             )
-        with contextlib.suppress(pt.ProtocolError):
+        with contextlib.suppress(pt.errors.ProtocolError):
             decode_capabilities(core, bytes(forged))

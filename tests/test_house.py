@@ -218,6 +218,7 @@ FRONT = (
     "peer",
     "incoming",
     "ownership",
+    "lowlevel",
     "sync",
     "sim",
     "testing",
@@ -659,6 +660,7 @@ ELSEWHERE = {
     "sim.stage": "tests/sim/test_scenarios.py",
     "peer": "tests/test_node.py",  # a conversation needs both
     "incoming": "tests/test_node.py",
+    "lowlevel": "tests/test_init.py",  # public names, nothing else
     "sync.node": "tests/test_sync.py",  # the door is one thing
     "sync.peer": "tests/test_sync.py",
     "sync.turning": "tests/test_sync.py",

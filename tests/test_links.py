@@ -79,7 +79,7 @@ def test_a_box_that_resets_each_connection_is_met_with_back_off_and_breaks_no_or
             for number in range(100_000):
                 try:
                     await peer.send(number.to_bytes(4, "big"))
-                except pt.NetworkFailure:
+                except pt.errors.NetworkFailure:
                     await asyncio.sleep(0.001)  # tries on, as a program in a hurry does
                 await asyncio.sleep(0.01)
 

@@ -79,7 +79,7 @@ async def reach(node, name):
     while True:
         try:
             return await (await node.wait_for(name, timeout=60)).connect(timeout=60)
-        except pt.NetworkFailure:
+        except pt.errors.NetworkFailure:
             await asyncio.sleep(0.02)
 
 async def main(name, options):

@@ -276,11 +276,11 @@ async def test_a_connection_that_cannot_be_had_says_why(free_port):
             await ada.connect(("127.0.0.1", nobody), timeout=GUARD)
         with pytest.raises(pt.PeerNotFound, match="'eve'"):
             await ada.connect("eve")
-        with pytest.raises(pt.WrongType, match="address"):
+        with pytest.raises(pt.errors.WrongType, match="address"):
             await ada.connect(7354)
         with pytest.raises(pt.InvalidArgument, match="70000"):
             await ada.connect(("127.0.0.1", 70000))
-        with pytest.raises(pt.NetworkFailure, match=r"host 'xxx.*is not known"):
+        with pytest.raises(pt.errors.NetworkFailure, match=r"host 'xxx.*is not known"):
             # too long for any name server to be asked
             await ada.connect(("x" * 70, 1), timeout=GUARD)
         with (
@@ -518,15 +518,15 @@ async def test_what_cannot_be_sent_is_refused_by_its_type():
     """A list of numbers becomes no bytes by accident."""
     async with pair() as (_, bob, peer):
         for wrong in (None, 7, [1, 2], object()):
-            with pytest.raises(pt.WrongType, match="bytes"):
+            with pytest.raises(pt.errors.WrongType, match="bytes"):
                 await peer.send(wrong)
             with pytest.raises(TypeError):
                 peer.send_nowait(wrong)
         with pytest.raises(TypeError, match=r"^Peer\.send\(\) got .* 'urgent'"):
             await peer.send(b"one", urgent=True)
-        with pytest.raises(pt.WrongType, match="send_many takes several"):
+        with pytest.raises(pt.errors.WrongType, match="send_many takes several"):
             await peer.send_many(b"one")
-        with pytest.raises(pt.WrongType, match="contiguous"):
+        with pytest.raises(pt.errors.WrongType, match="contiguous"):
             await peer.send(memoryview(b"abcdef")[::2])
         assert await peer.send(b"fine") == 1
         assert await received(bob, 1) == [b"fine"]
@@ -865,7 +865,7 @@ async def test_a_class_or_a_key_that_is_none_is_refused_before_anything_is_sent(
         ):
             with pytest.raises(pt.InvalidArgument):
                 await refused
-        with pytest.raises(pt.WrongType):
+        with pytest.raises(pt.errors.WrongType):
             peer.send_nowait(b"x", key=b"bytes")
         with pytest.raises(TypeError):
             await peer.send(b"x", urgent=True)
@@ -1156,7 +1156,7 @@ async def test_send_many_says_how_many_were_accepted_before_it_failed():
         with pytest.raises(pt.MessageTooLarge) as raised:
             await peer.send_many([b"1", b"2", bytes(limit + 1), b"never"])
         assert raised.value.accepted == 2
-        with pytest.raises(pt.WrongType) as wrong:
+        with pytest.raises(pt.errors.WrongType) as wrong:
             await peer.send_many([b"3", None])
         assert wrong.value.accepted == 1
         with pytest.raises(pt.Timeout) as late:
@@ -2105,7 +2105,7 @@ REFUSED = {
 
 def test_each_public_method_is_known_as_one_for_any_thread_or_for_its_loop_alone():
     """A method that is added must be tried on another loop, or be made for any thread."""
-    for kind in (pt.Node, pt.Peer, pt.StreamOut):
+    for kind in (pt.Node, pt.Peer, pt.lowlevel.StreamOut):
         said = ANY_THREAD[kind.__name__] | REFUSED[kind.__name__]
         own = {name for name in vars(kind) if not name.startswith("_")}
         assert own - {"on_end"} <= said, kind  # on_end: the engine's call
@@ -2360,7 +2360,8 @@ async def test_a_port_that_is_taken_is_an_error_when_it_was_asked_for_and_gives_
     port = free_port()
     with socket.create_server(("127.0.0.1", port)):
         with pytest.raises(
-            pt.AddressInUse, match=rf"TCP port {port} on 127.0.0.1.*Config.port \(PEERTALK_PORT\)"
+            pt.errors.AddressInUse,
+            match=rf"TCP port {port} on 127.0.0.1.*Config.port \(PEERTALK_PORT\)",
         ) as raised:
             await pt.Node("ada", **loopback(port=port)).start()
         assert isinstance(raised.value, OSError) and isinstance(raised.value, ConnectionError)
@@ -2374,7 +2375,9 @@ async def test_a_port_that_is_taken_is_an_error_when_it_was_asked_for_and_gives_
                 assert node.address[1] != default
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as alone:
         alone.bind(("", port))
-        with pytest.raises(pt.AddressInUse, match=rf"UDP port {port}.*Config.discovery_port"):
+        with pytest.raises(
+            pt.errors.AddressInUse, match=rf"UDP port {port}.*Config.discovery_port"
+        ):
             await pt.Node("ada", **announcing(port)).start()
     async with pt.Node("ada", **announcing(port)):
         pass  # nothing stayed open
@@ -2410,7 +2413,7 @@ async def test_a_stream_that_cannot_be_is_refused_before_anything_is_sent(core):
             peer.stream_out(b"")
         with pytest.raises(pt.MessageTooLarge, match="65,536"):
             peer.stream_out(bytes(65_537))
-        with pytest.raises(pt.WrongType):
+        with pytest.raises(pt.errors.WrongType):
             peer.stream_out(3)
         with pytest.raises(pt.InvalidState, match="enter its block"):
             await peer.stream_out(b"x").finished()

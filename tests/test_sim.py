@@ -762,7 +762,7 @@ def test_a_ping_measures_the_latency_of_the_link_and_the_average_follows_it(core
     """Virtual time has no noise: twice the latency, and the time of the bytes. Sampled once in each
     ping_interval, without being asked."""
 
-    async def main(net: sim.Network) -> list[pt.Latency]:
+    async def main(net: sim.Network) -> list[pt.lowlevel.Latency]:
         a, _, peer = await pair(net, core, platform, ping_interval=10.0)
         net.link("a", "b", latency="20ms")
         await asyncio.sleep(1)

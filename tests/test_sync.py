@@ -230,8 +230,8 @@ def test_what_does_not_come_in_time_is_a_timeout_that_says_what():
         assert list(node.messages(timeout=0.01)) == list(node.batches(timeout=0)) == []
         for wrong, error in (
             ("eve", pt.PeerNotFound),
-            (5, pt.WrongType),
-            (("x" * 70, 1), pt.NetworkFailure),
+            (5, pt.errors.WrongType),
+            (("x" * 70, 1), pt.errors.NetworkFailure),
             (node.address, pt.InvalidArgument),
         ):
             with pytest.raises(error):

@@ -415,7 +415,7 @@ class FailingLoop:
             return attribute
 
         def call(*arguments, **options):
-            self._plan.call(f"loop.{name}", pt.PlatformError("injected"))
+            self._plan.call(f"loop.{name}", pt.errors.PlatformError("injected"))
             return attribute(*arguments, **options)
 
         return call
@@ -433,7 +433,9 @@ class FailingWorld(World):
 def _refusing(name):
     def call(self, *arguments, **options):
         error = OSError(errno.ENOMEM, "injected")
-        self.plan.call(f"world.{name}", pt.PlatformError("injected") if name == "accept" else error)
+        self.plan.call(
+            f"world.{name}", pt.errors.PlatformError("injected") if name == "accept" else error
+        )
         return getattr(World, name)(self, *arguments, **options)
 
     return call
@@ -618,7 +620,7 @@ def test_a_listener_that_is_refused_twice_hears_in_the_end(monkeypatch):
     def refuse(*arguments):
         refused.append(arguments)
         if len(refused) < 3:
-            raise pt.PlatformError("injected")
+            raise pt.errors.PlatformError("injected")
         return watch(*arguments)
 
     monkeypatch.setattr(ada, "watch", refuse)

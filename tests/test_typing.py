@@ -42,7 +42,7 @@ class Tool(blocking.Node):
         return self.name
 
 
-async def post(peer: pt.Peer, data: pt.Payload, **options: Unpack[pt.SendOptions]) -> int:
+async def post(peer: pt.Peer, data: pt.Payload, **options: Unpack[pt.lowlevel.SendOptions]) -> int:
     return await peer.send(data, **options)
 
 
@@ -60,21 +60,21 @@ async def first(items: AsyncIterator[pt.Message[pt.Peer]]) -> bytes:
 
 async def close_behind(node: pt.Node, peer: pt.Peer) -> None:
     async with aclosing(peer.messages()) as messages:
-        assert_type(messages, pt.Incoming[pt.Message[pt.Peer]])
+        assert_type(messages, pt.lowlevel.Incoming[pt.Message[pt.Peer]])
         assert_type(await first(messages), bytes)
     async with aclosing(node.batches()), aclosing(node.datagrams()), aclosing(node.messages()):
         pass
     async with aclosing(node.events()) as events, node.events() as others:
         assert_type(await anext(events), pt.Event)
         assert_type(told(await anext(others)), pt.Peer | None)
-    address: pt.Address = node.address
-    shown: pt.Progress = print
+    address: pt.lowlevel.Address = node.address
+    shown: pt.lowlevel.Progress = print
     async with peer.stream_out(b"data", shown) as out:
-        assert_type(out, pt.StreamOut)
-    key: pt.Key = address[0]
+        assert_type(out, pt.lowlevel.StreamOut)
+    key: pt.lowlevel.Key = address[0]
     await post(peer, "text", key=key, timeout="1s")
-    assert_type(node.memory, pt.MemoryReport)
-    assert_type(peer.capabilities, pt.Capabilities | None)
+    assert_type(node.memory, pt.lowlevel.MemoryReport)
+    assert_type(peer.capabilities, pt.lowlevel.Capabilities | None)
 
 
 async def converse(node: pt.Node) -> None:
@@ -106,12 +106,12 @@ async def converse(node: pt.Node) -> None:
     assert_type(node.peers["bob"], pt.Peer)
     assert_type(node.peers.version, int)
     assert_type(await bob.ping(timeout="1s"), float)
-    assert_type(bob.latency, pt.Latency | None)
+    assert_type(bob.latency, pt.lowlevel.Latency | None)
     assert_type(bob.flags, pt.PeerFlag)
     node.flags |= pt.PeerFlag.HOST
     assert_type(bob.queue.pressure, int)
-    assert_type(bob.stats(), pt.PeerStatistics)
-    assert_type(node.stats(), pt.NodeStatistics)
+    assert_type(bob.stats(), pt.lowlevel.PeerStatistics)
+    assert_type(node.stats(), pt.lowlevel.NodeStatistics)
     assert_type(bob.state is pt.PeerState.CONNECTED, bool)
     assert_type(pt.__version__, str)
 
@@ -179,7 +179,7 @@ def script() -> None:
 
 
 async def main() -> None:
-    config = pt.load_config(name="alice", port=0)
+    config = pt.load_config(name="alice", port=0, receive_queue_bytes="1MiB", bind=None)
     async with pt.Node(config=config) as node, pt.Node("bob", announce_interval="1s") as other:
         assert_type(node, pt.Node)
         try:
@@ -213,6 +213,9 @@ async def converse(node: pt.Node, peer: pt.Peer) -> None:
         pass
     pt.Nodes("x")  # attr-defined
     pt.Timeouts  # attr-defined
+    pt.Node("ada", prot=7)  # call-arg
+    pt.load_config(link_timeout=b"1s")  # arg-type
+    blocking.Node("ada", discovery="no")  # arg-type
     data: pt.Payload = 5  # assignment
     (await anext(node.events())).peers  # union-attr
     peer.queue.presure  # attr-defined

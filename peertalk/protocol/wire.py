@@ -12,7 +12,6 @@ Never: raises anything but ProtocolError while reading, whatever the bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
@@ -79,21 +78,6 @@ class Message(msgspec.Struct, Generic[P], frozen=True, eq=False, gc=False):
     def view(self) -> memoryview:
         """The data as a read-only memoryview, without a copy."""
         return memoryview(self.data)
-
-    def release(self) -> None:
-        """Give back the memory that the message was lent, before the garbage collector does. Data
-        in bytes is the message's own: nothing happens."""
-
-    def __enter__(self) -> Message[P]:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.release()
 
     def __len__(self) -> int:
         return len(self.data)

@@ -14,8 +14,8 @@ from .._numbers import FRAME_OVERHEAD, MESSAGE_LIMIT_MAX
 from ..protocol.connections import Connection, State
 from ..protocol.line import Line
 from ..protocol.outbox import HIGHEST_FIRST, NORMAL, Key, Priority, lowest_admitted
-from ..protocol.peer import Peer
 from ..protocol.peer import Key as PeerKey
+from ..protocol.peer import Peer
 from .statistics import PeerStatistics, QueueStatus
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar, Unpack
 
 from .. import errors
-from ..config import Config, choose_config, parse_timeout
+from ..config import Config, NodeOptions, choose_config, parse_timeout
 from ..protocol import events
 from ..protocol.outbox import NORMAL, Key, Priority
 from ..protocol.wire import Batch, Datagram, Message
@@ -43,7 +43,11 @@ class Node(AnyNode[Peer]):
     _start = HOW_TO_START
 
     def __init__(
-        self, name: str | None = None, *, config: Config | None = None, **options: Any
+        self,
+        name: str | None = None,
+        *,
+        config: Config | None = None,
+        **options: Unpack[NodeOptions],
     ) -> None:
         super().__init__(choose_config(config, name, options))
         self._turning = Turning(self.config.name)

@@ -80,7 +80,7 @@ async def test_what_cannot_be_a_datagram_is_refused_with_the_limit_and_the_peer(
         ) as caught:
             ada.send_datagram(at_ada, bytes(DATAGRAM_MAX_PAYLOAD + 1))
         assert caught.value.peer == "bob" and caught.value.code == ERR_MESSAGE_TOO_LARGE
-        with pytest.raises(pt.WrongType):
+        with pytest.raises(pt.errors.WrongType):
             ada.send_datagram(at_ada, 7)
         with pytest.raises(pt.PeerNotFound, match="'ada' is not known"):
             ada.send_datagram(at_bob, b"somebody else's peer")
@@ -150,7 +150,7 @@ async def test_a_peer_that_announced_no_port_is_refused_before_a_byte_is_sent(fr
             )
         mute = await ada.wait_for("mute", timeout=GUARD)
         with pytest.raises(
-            pt.NotSupported, match="'mute' has announced no datagram port"
+            pt.errors.NotSupported, match="'mute' has announced no datagram port"
         ) as caught:
             ada.send_datagram(mute, b"x")
         assert caught.value.peer == "mute" and ada.stats().datagrams_sent == 0
@@ -205,7 +205,7 @@ async def test_the_default_port_is_7355_and_gives_way_but_an_explicit_one_does_n
             assert udp_port(ada) not in (0, port)
         monkeypatch.undo()
         with pytest.raises(
-            pt.AddressInUse,
+            pt.errors.AddressInUse,
             match=rf"UDP port {port} on 127.0.0.1 is taken.*Config.udp_port "
             r"\(PEERTALK_UDP_PORT\), 0 for any",
         ):

@@ -106,7 +106,7 @@ def test_a_peer_is_neither_copied_nor_pickled(engine):
     """A copy would count for the original."""
     peer = know(engine).view
     for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
-        with pytest.raises(pt.WrongType, match=r"'bob'.*keep its id"):
+        with pytest.raises(pt.errors.WrongType, match=r"'bob'.*keep its id"):
             attempt(peer)
 
 
@@ -115,5 +115,5 @@ def test_what_is_no_peer_of_a_door_is_refused(engine):
     remote = know(engine)
     assert remote_of(remote.view) is remote
     for wrong in ("bob", None, remote):
-        with pytest.raises(pt.WrongType, match="goes to a Peer"):
+        with pytest.raises(pt.errors.WrongType, match="goes to a Peer"):
             remote_of(wrong)

@@ -982,11 +982,11 @@ async def test_where_a_classic_peer_was_heard_and_one_of_ours_answers_the_caller
         heard.address = new.address
         heard.announce(port)
         old = (await next_event(events, pt.PeerFound)).peer
-        with contextlib.suppress(pt.NetworkFailure):
+        with contextlib.suppress(pt.errors.NetworkFailure):
             await old.connect(timeout=GUARD)
         peer = await ada.wait_for("new", timeout=GUARD)
         assert peer.id == new.id and peer is not old and not old.connected
-        with pytest.raises(pt.NetworkFailure, match="is now the peer 'new'"):
+        with pytest.raises(pt.errors.NetworkFailure, match="is now the peer 'new'"):
             await old.send(b"not for you", timeout=GUARD)
         await peer.send(b"for you")
         assert (await new.receive(timeout=GUARD)).data == b"for you"
@@ -1965,6 +1965,6 @@ async def test_a_dial_whose_socket_the_system_does_not_watch_ends_and_the_next_o
         for world.refuses in (True, True, False):
             try:
                 peer = await ada.connect(bob.address, timeout=GUARD)
-            except pt.PlatformError as error:
+            except pt.errors.PlatformError as error:
                 assert world.refuses and "cannot be watched" in str(error)
         assert peer.connected and ada.stats().links_open == 1

@@ -195,7 +195,7 @@ async def test_an_engine_that_cannot_open_leaves_nothing_open(free_port):
     port, taken = free_port(), free_port()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as alone:
         alone.bind(("", taken))
-        with pytest.raises(pt.AddressInUse, match="discovery_port"):
+        with pytest.raises(pt.errors.AddressInUse, match="discovery_port"):
             await pt.Node("ada", bind="127.0.0.1", port=port, discovery_port=taken).start()
     with contextlib.closing(socket.create_server(("127.0.0.1", port))):
         pass
@@ -265,7 +265,7 @@ async def test_all_who_wait_for_memory_ask_again_together(core):
         engine = bob._transport
         before = len(engine._timers)
         for _ in range(1000):
-            engine.refused(peer, pt.OutOfMemory.code)
+            engine.refused(peer, pt.errors.OutOfMemory.code)
         assert len(engine._timers) == before + 1
         await until(lambda: not engine._starved)
         await peer.send(b"and it goes on")

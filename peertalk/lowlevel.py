@@ -1,0 +1,39 @@
+"""Types of what calls take and return, for annotations: a program that only calls and reads does
+not name them."""
+
+from .config import NodeOptions
+from .incoming import Incoming
+from .peer import StreamOut
+from .protocol.outbox import Key
+from .protocol.peer import Latency
+from .protocol.wire import Capabilities
+from .runtime.payloads import SendOptions
+from .runtime.peers import BroadcastResult, Peers
+from .runtime.statistics import (
+    MemoryReport,
+    MemoryUse,
+    NodeStatistics,
+    PeerStatistics,
+    QueueStatus,
+)
+from .runtime.streaming import Progress
+from .runtime.world import Address
+
+__all__ = [
+    "Address",
+    "BroadcastResult",
+    "Capabilities",
+    "Incoming",
+    "Key",
+    "Latency",
+    "MemoryReport",
+    "MemoryUse",
+    "NodeOptions",
+    "NodeStatistics",
+    "PeerStatistics",
+    "Peers",
+    "Progress",
+    "QueueStatus",
+    "SendOptions",
+    "StreamOut",
+]
