@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from . import errors
-from .config import Config, NodeOptions, choose_config, parse_timeout
+from .config import Config, NodeOptions, choose_config
 from .incoming import Incoming, Items, Listeners, Messages, taken
 from .ownership import (
     check_free,
@@ -35,6 +35,7 @@ from .peer import Peer, StreamOut, accepted
 from .protocol import events
 from .protocol.outbox import NORMAL, Key, Priority
 from .protocol.wire import Batch, Datagram, Message
+from .quantities import parse_timeout
 from .runtime.door import AnyNode, Broadcast, remote_of
 from .runtime.log import NodeLog
 from .runtime.payloads import Payload, check_choices, payload_of

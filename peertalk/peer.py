@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from . import errors
-from .config import parse_timeout
 from .incoming import Incoming, Messages
 from .ownership import (
     check_free,
@@ -24,6 +23,7 @@ from .ownership import (
 from .protocol.outbox import NORMAL, Key, Priority
 from .protocol.stream import ENDED, StreamState
 from .protocol.wire import Message
+from .quantities import parse_timeout
 from .runtime.door import AnyPeer, AnyStream, Asking, Chunk, Sending
 from .runtime.payloads import Drawing, Payload, SendOptions, check_choices, payload_of
 from .runtime.remote import Remote

@@ -25,7 +25,7 @@ import pytest
 from kit.waiting import GUARD
 
 import peertalk as pt
-from peertalk import config, sync
+from peertalk import config, quantities, sync
 from peertalk.runtime.payloads import SendOptions
 from peertalk.runtime.peers import Peers
 
@@ -347,9 +347,9 @@ FUNCTIONS = [
     config.Config,
     pt.Node,
     sync.Node,
-    config.parse_duration,
-    config.parse_timeout,
-    config.parse_size,
+    quantities.parse_duration,
+    quantities.parse_timeout,
+    quantities.parse_size,
 ]
 
 

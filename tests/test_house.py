@@ -226,7 +226,7 @@ FRONT = (
     "demo",
     "cli",
 )
-VALUES = ("_numbers", "errors", "config", "contracts")
+VALUES = ("_numbers", "errors", "quantities", "config", "contracts")
 
 PARTS: dict[str, tuple[tuple[str, ...], frozenset[str], frozenset[str]]] = {
     # part            parts of the package that it may import                       third parties

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from .. import Message, Node, Peer, Timeout
-from ..config import Config, parse_duration
+from ..config import Config
+from ..quantities import parse_duration
 from . import NOBODY, CommandFailed
 from .options import NODE_SETTINGS, Json, config_of, node_options, print_json, readable, say
 

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from .. import Node, Peer, PeerConnected, PeerDisconnected, PeerFound, PeerLost
-from ..config import Config, parse_duration
+from ..config import Config
+from ..quantities import parse_duration
 from . import NOBODY, CommandFailed
 from .options import (
     NODE_SETTINGS,

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from .. import Node, Peer, Timeout, errors
-from ..config import Config, parse_duration
+from ..config import Config
+from ..quantities import parse_duration
 from ..runtime.world import address_of
 from . import NOBODY, CommandFailed
 from .options import NODE_SETTINGS, Json, config_of, node_options, print_json, readable, say

@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from .. import errors
-from ..config import parse_duration
+from ..quantities import parse_duration
 from . import network as _network
 from .network import Network
 

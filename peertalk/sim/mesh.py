@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
 from .. import errors
-from ..config import parse_duration
 from ..peer import Peer
+from ..quantities import parse_duration
 from .loop import place_of
 from .network import Network, Node
 

@@ -11,8 +11,9 @@ from typing import Any, Self
 
 from .. import errors
 from .._core import load
-from ..config import PROFILES, Config, parse_duration, parse_size
+from ..config import PROFILES, Config
 from ..node import Node as _Node
+from ..quantities import parse_duration, parse_size
 from .world import Box, SimulatedWorld
 
 PLATFORMS = ("mactcp", "opentransport")

@@ -11,10 +11,11 @@ from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
 from .. import errors
-from ..config import Config, NodeOptions, choose_config, parse_timeout
+from ..config import Config, NodeOptions, choose_config
 from ..protocol import events
 from ..protocol.outbox import NORMAL, Key, Priority
 from ..protocol.wire import Batch, Datagram, Message
+from ..quantities import parse_timeout
 from ..runtime.door import AnyNode, Broadcast, remote_of
 from ..runtime.log import NodeLog
 from ..runtime.payloads import Payload, check_choices, payload_of

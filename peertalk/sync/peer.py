@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 
 from .. import errors
-from ..config import parse_timeout
 from ..protocol.outbox import NORMAL, Key, Priority
 from ..protocol.stream import ENDED, StreamState
 from ..protocol.wire import Message
+from ..quantities import parse_timeout
 from ..runtime.door import AnyPeer, AnyStream, Asking, Chunk, Sending
 from ..runtime.payloads import Drawing, Payload, check_choices, payload_of
 from ..runtime.remote import Remote
