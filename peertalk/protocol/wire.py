@@ -123,7 +123,7 @@ class Datagram(msgspec.Struct, Generic[P], frozen=True, eq=False, gc=False):
         return True
 
 
-class Announcement(msgspec.Struct, frozen=True):
+class Announcement(msgspec.Struct, frozen=True, gc=False):
     """What a discovery packet says.
 
     type: ANNOUNCE 1, QUERY 2 or GOODBYE 3. name: 0 to 31 bytes of UTF-8. port: the sender's TCP
@@ -142,7 +142,7 @@ class Announcement(msgspec.Struct, frozen=True):
     sought: str | None = None
 
 
-class Capabilities(msgspec.Struct, frozen=True):
+class Capabilities(msgspec.Struct, frozen=True, gc=False):
     """What a side of a connection says about itself.
 
     max_message: bytes, 256 to 8,192 as read. preferred_chunk: bytes. pressure: fill of its queues,
