@@ -9,6 +9,8 @@
 
 static uint32_t ticks_from_ms(const pt_context *context, uint32_t ms)
 {
+    PT_ASSERT(context->ops->ticks_per_second != 0);
+
     uint32_t per_second = context->ops->ticks_per_second;
     if (per_second == 1000)
         return ms;
@@ -17,6 +19,9 @@ static uint32_t ticks_from_ms(const pt_context *context, uint32_t ms)
 
 int pt_context_ms(const pt_context *context, uint32_t ticks)
 {
+    PT_ASSERT(context->ops != NULL);
+    PT_ASSERT(context->ops->ticks_per_second != 0);
+
     uint64_t per_second = context->ops->ticks_per_second;
     uint64_t ms = ((uint64_t)ticks * 1000 + per_second - 1) / per_second;
     return ms > INT32_MAX ? INT32_MAX : (int)ms;
@@ -30,8 +35,13 @@ void pt_context_arm(pt_context *context, pt_timer *timer, uint32_t delay_ms)
 
 void pt_context_join(pt_context *context, pt_link *link, enum pt_line_kind kind)
 {
+    PT_ASSERT(kind < PT_LINES);
+    PT_ASSERT(*context->lines[kind].end == NULL);
+
     if (link->in_line[kind])
         return;
+    PT_ASSERT(link->next[kind] == NULL);
+    PT_ASSERT(link->source.place != NULL);
     link->in_line[kind] = 1;
     link->next[kind] = NULL;
     *context->lines[kind].end = link;
@@ -40,8 +50,11 @@ void pt_context_join(pt_context *context, pt_link *link, enum pt_line_kind kind)
 
 void pt_context_leave(pt_context *context, pt_link *link, enum pt_line_kind kind)
 {
+    PT_ASSERT(kind < PT_LINES);
+
     if (!link->in_line[kind])
         return;
+    PT_ASSERT(context->lines[kind].first != NULL);
     pt_link **place = &context->lines[kind].first;
     while (*place != link)
         place = &(*place)->next[kind];
@@ -54,6 +67,10 @@ void pt_context_leave(pt_context *context, pt_link *link, enum pt_line_kind kind
 
 void pt_context_add_source(pt_context *context, pt_source *source)
 {
+    PT_ASSERT(source->place == NULL);
+    PT_ASSERT(source->kind == PT_SOURCE_LINK || source->kind == PT_SOURCE_WATCH);
+    PT_ASSERT(!source->queued);
+
     source->next = context->sources;
     if (source->next != NULL)
         source->next->place = &source->next;
@@ -63,6 +80,10 @@ void pt_context_add_source(pt_context *context, pt_source *source)
 
 void pt_context_remove_source(pt_context *context, pt_source *source)
 {
+    PT_ASSERT(source->place != NULL);
+    PT_ASSERT(*source->place == source);
+    PT_ASSERT(context->ready_count <= context->io_budget);
+
     for (uint32_t index = 0; source->queued && index < context->ready_count; index++) {
         if (context->ready[index] == source)
             context->ready[index] = NULL;
@@ -80,6 +101,8 @@ void pt_context_ready(pt_context *context, pt_source *source)
 {
     if (source->queued || context->ready_count >= context->io_budget)
         return;
+    PT_ASSERT(source->place != NULL);
+    PT_ASSERT(source->ready != 0);
     source->queued = 1;
     context->ready[context->ready_count++] = source;
 }
@@ -114,6 +137,8 @@ int pt_context_init(pt_context *context, const pt_platform_ops *ops, void *platf
 
 void pt_context_drop_spare(pt_context *context)
 {
+    PT_ASSERT(context->pool != NULL);
+
     if (context->spare != NULL)
         pt_pool_release(context->pool, context->spare, 0);
     context->spare = NULL;
@@ -123,6 +148,8 @@ int pt_context_cleanup(pt_context *context)
 {
     if (context->sources != NULL)
         return PT_ERR_INVALID_STATE;
+    PT_ASSERT(context->link_count == 0);
+    PT_ASSERT(context->starved_count == 0);
     if (context->ops != NULL)
         pt_context_drop_spare(context);
     context->ops = NULL;

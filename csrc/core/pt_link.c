@@ -49,6 +49,9 @@ static void note_sent(pt_context *context, pt_link *link, uint32_t count)
         link->unconfirmed += count;
         return;
     }
+    PT_ASSERT(pt_link_is_live(link));
+    PT_ASSERT(context->ops->unacknowledged != NULL);
+
     const pt_send_pipeline *pipeline = &link->pipeline;
     uint32_t position = (uint32_t)link->sent_bytes;
     uint32_t end =
@@ -128,6 +131,7 @@ static void fail_writing(pt_context *context, pt_link *link, int code)
         pt_link_end(context, link, code, link->system_error);
         return;
     }
+    PT_ASSERT(link->end_code == PT_OK);
     move(link, PT_LINK_STEP_BREAK);
     link->end_code = (int16_t)code;
     link->end_error = link->system_error;
@@ -180,6 +184,9 @@ void pt_link_harvest(pt_context *context, pt_link *link)
  * without tcp_send_async always do. 0 when the link cannot go on. */
 static int launch(pt_context *context, pt_link *link, int blocking)
 {
+    PT_ASSERT(link->state == PT_LINK_OPEN || link->state == PT_LINK_SHUT);
+    PT_ASSERT(context->ops->tcp_send_async != NULL || context->ops->tcp_send != NULL);
+
     int index = pt_pipeline_launch(&link->pipeline);
     PT_ASSERT(index >= 0);
     pt_send_slot *slot = &link->pipeline.slots[index];
@@ -298,6 +305,8 @@ int pt_link_close(pt_context *context, pt_link *link)
     pt_context_leave(context, link, PT_LINE_DIRTY);
     pt_context_remove_source(context, &link->source);
     move(link, PT_LINK_STEP_CLOSE);
+    PT_ASSERT(context->link_count != 0);
+    PT_ASSERT(!link->in_line[PT_LINE_HELD] && link->held == NULL);
     int abandoned = pt_pipeline_cleanup(&link->pipeline);
     if (--context->link_count == 0) {
         pt_context_drop_spare(context);
@@ -359,6 +368,8 @@ static int check_frame(const pt_link *link, uint8_t type, uint32_t payload_len)
 /* Count a frame that was accepted. Returns PT_SEND_YIELD, or 0. */
 static int count_frame(pt_context *context, uint32_t payload_len)
 {
+    PT_ASSERT(payload_len <= PT_FRAME_MAX_PAYLOAD);
+
     context->turn_messages++;
     context->turn_bytes += payload_len;
     return context->turn_messages >= PT_TURN_MAX_MESSAGES ||
@@ -482,6 +493,7 @@ void pt_link_shut(pt_context *context, pt_link *link)
 {
     if (link->state != PT_LINK_OPEN)
         return;
+    PT_ASSERT(link->end_code == PT_OK);
     move(link, PT_LINK_STEP_SHUT);
     pt_link_push(context, link);
     pt_link_finish(context, link);

@@ -31,6 +31,9 @@ void pt_loop_cancel(pt_context *context, pt_timer *timer)
 /* Serve one ready source. Returns the number of events made (0 or 1). */
 static int serve(pt_context *context, pt_source *source, pt_event *event, pt_sink *sink, int alone)
 {
+    PT_ASSERT(source->queued);
+    PT_ASSERT(source->place != NULL);
+
     uint8_t ready = source->ready;
     source->ready = 0;
     source->queued = 0;
@@ -56,6 +59,9 @@ static int serve(pt_context *context, pt_source *source, pt_event *event, pt_sin
 
 static pt_event *make_event(const pt_link *link, pt_event *event, uint32_t kind, int32_t code)
 {
+    PT_ASSERT(link->source.kind == PT_SOURCE_LINK);
+    PT_ASSERT(link->state != PT_LINK_NONE);
+
     memset(event, 0, sizeof *event);
     event->kind = kind;
     event->tag = link->source.tag;
@@ -105,6 +111,8 @@ static int look_at_pool(pt_context *context, pt_event *event)
  * number of events. */
 static int expire_timers(pt_context *context, pt_event *events, int capacity, pt_sink *sink)
 {
+    PT_ASSERT(capacity > 0);
+
     int count = 0;
     pt_wheel_advance(&context->wheel, context->ops->clock(context));
     while (count < capacity) {
@@ -157,6 +165,8 @@ static int report_link(pt_link *link, pt_event *events)
 static int report_links(pt_context *context, pt_event *events, int capacity)
 {
     int count = 0;
+    PT_ASSERT(capacity >= LINK_EVENTS);
+
     while (context->lines[PT_LINE_DIRTY].first != NULL && capacity - count >= LINK_EVENTS) {
         pt_link *link = context->lines[PT_LINE_DIRTY].first;
         pt_context_leave(context, link, PT_LINE_DIRTY);
@@ -231,6 +241,7 @@ int pt_loop_turn(pt_context *context, int timeout_ms, pt_event *events, int capa
         if (found < 0)
             return found;
     }
+    PT_ASSERT(context->ready_count <= context->io_budget);
     int count = 0;
     pt_sink room = *sink;
     int alone = pt_read_is_alone(context);

@@ -34,6 +34,9 @@ void pt_notes_init(pt_notes *notes)
 
 void pt_notes_drop(pt_notes *notes, pt_pool *pool)
 {
+    PT_ASSERT(notes->count <= notes->room);
+    PT_ASSERT((notes->room == 1) == (notes->list == &notes->only));
+
     if (notes->room != 1)
         pt_pool_release(pool, (uint8_t *)notes->list, NOTES_SIZE);
     notes->list = &notes->only;
@@ -43,6 +46,9 @@ void pt_notes_drop(pt_notes *notes, pt_pool *pool)
 
 int pt_notes_need_room(pt_notes *notes, pt_pool *pool, uint32_t turn)
 {
+    PT_ASSERT(notes->room == 1 || notes->room == PT_LINK_NOTES);
+    PT_ASSERT(notes->count <= notes->room);
+
     if (notes->count != notes->room || !needs_note(notes, turn))
         return 0;
     if (notes->room != 1)
@@ -71,6 +77,8 @@ void pt_notes_make_room(pt_notes *notes, uint32_t position, uint32_t waiting)
             notes->list[kept++] = notes->list[index];
         }
     }
+    PT_ASSERT(kept <= notes->count);
+    PT_ASSERT(kept < PT_LINK_NOTES);
     notes->count = kept;
 }
 
@@ -90,6 +98,9 @@ void pt_notes_add(pt_notes *notes, uint32_t turn, uint32_t end, uint32_t count)
 
 uint32_t pt_notes_count(const pt_notes *notes, uint32_t position, uint32_t waiting)
 {
+    PT_ASSERT(notes->list != NULL);
+    PT_ASSERT(notes->count <= notes->room);
+
     uint32_t count = 0;
     for (uint8_t index = notes->count; index-- != 0;) {
         if (!is_waiting(&notes->list[index], position, waiting))

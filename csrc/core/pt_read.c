@@ -17,6 +17,8 @@
 /* 1 when a staging buffer for the largest frame is in hand. */
 static int has_spare(pt_context *context)
 {
+    PT_ASSERT(context->frame_size >= PT_FRAME_OVERHEAD);
+
     if (context->spare == NULL)
         context->spare = pt_pool_acquire_share(context->pool, context->frame_size);
     return context->spare != NULL;
@@ -24,6 +26,9 @@ static int has_spare(pt_context *context)
 
 void pt_read_starved(pt_context *context)
 {
+    PT_ASSERT(context->starved_count != 0);
+    PT_ASSERT(context->starved_count <= context->link_count);
+
     if (!has_spare(context))
         return;
     for (pt_source *source = context->sources; source != NULL && context->starved_count != 0;
@@ -40,6 +45,9 @@ void pt_read_starved(pt_context *context)
 /* Nothing more comes from the other side. */
 static void end_of_stream(pt_context *context, pt_link *link)
 {
+    PT_ASSERT(pt_link_is_live(link));
+    PT_ASSERT(link->held == NULL); /* else there is something to take first */
+
     if (link->state == PT_LINK_BROKEN) {
         pt_link_end(context, link, link->end_code, link->end_error);
     } else if (pt_ingest_partial_len(&link->ingest) != 0) {
@@ -59,6 +67,9 @@ static void end_of_stream(pt_context *context, pt_link *link)
 /* It finds no staging buffer: it is not read until there is one. */
 static void starve(pt_context *context, pt_link *link)
 {
+    PT_ASSERT(context->spare == NULL);
+    PT_ASSERT(!(link->unread & PT_UNREAD_STARVED));
+
     link->unread |= PT_UNREAD_STARVED;
     context->starved_count++;
     pt_link_update_reading(context, link);
@@ -86,6 +97,8 @@ static int feed(pt_context *context, pt_link *link, const uint8_t *data, size_t 
 static int hold(pt_context *context, pt_link *link, const uint8_t *data, size_t len)
 {
     PT_ASSERT(data != NULL && len != 0);
+    PT_ASSERT(link->held == NULL);
+    PT_ASSERT(!link->in_line[PT_LINE_HELD]);
     link->held = pt_pool_acquire(context->pool, (uint32_t)len);
     if (link->held == NULL)
         return 0;
@@ -111,6 +124,9 @@ static void count_work(pt_context *context, pt_link *link, size_t len, pt_sink *
 static void take_apart(pt_context *context, pt_link *link, const uint8_t *data, size_t len,
                        pt_sink *sink, uint32_t work)
 {
+    PT_ASSERT(pt_link_is_live(link));
+    PT_ASSERT(len != 0 && work != 0);
+
     pt_ingest *ingest = &link->ingest;
     uint32_t frames = (uint32_t)ingest->frames;
     int was_held = link->held != NULL;
@@ -171,6 +187,9 @@ static uint32_t read_size(pt_context *context, const pt_link *link, uint32_t roo
 
 void pt_read_link(pt_context *context, pt_link *link, pt_sink *sink, int alone)
 {
+    PT_ASSERT(pt_link_is_live(link) && pt_link_is_read(link));
+    PT_ASSERT(link->held == NULL);
+
     uint32_t left = context->work_left;
     if (left == 0 || sink->room == 0)
         return;
@@ -192,6 +211,7 @@ void pt_read_link(pt_context *context, pt_link *link, pt_sink *sink, int alone)
         pt_link_end(context, link, code, link->system_error);
         return;
     }
+    PT_ASSERT(count > 0 && (uint32_t)count <= size);
     link->received_bytes += (uint64_t)count;
     take_apart(context, link, context->receive_buffer, (size_t)count, sink, work);
 }
@@ -199,6 +219,9 @@ void pt_read_link(pt_context *context, pt_link *link, pt_sink *sink, int alone)
 /* Go on with held bytes. */
 static void take_held(pt_context *context, pt_link *link, pt_sink *sink, int alone)
 {
+    PT_ASSERT(link->held != NULL);
+    PT_ASSERT(link->held_at < link->held_len);
+
     link->held_turn = (uint32_t)context->turns;
     uint32_t left = context->work_left;
     size_t len = link->held_len - link->held_at;

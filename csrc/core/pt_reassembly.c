@@ -78,6 +78,9 @@ static void give_back_delivered(pt_reassembly *reassembly)
 static uint8_t judge_piece(const pt_reassembly *reassembly, const pt_fragment *fragment,
                            size_t piece_len)
 {
+    PT_ASSERT(!(fragment->flags & PT_FRAGMENT_FIRST) ||
+              fragment->message_id == reassembly->message_id);
+
     if (fragment->message_id != reassembly->message_id)
         return PT_PIECE_OTHER_ID;
     if (fragment->offset != reassembly->received_len)
@@ -108,6 +111,8 @@ static int apply(pt_reassembly *reassembly, uint8_t event)
     if (rule.state == IDLE)
         forget(reassembly);
     reassembly->state = rule.state;
+    PT_ASSERT(rule.state == RUNNING || reassembly->buffer == NULL);
+    PT_ASSERT(rule.state == IDLE || reassembly->received_len <= reassembly->total_len);
     return rule.code;
 }
 
@@ -128,6 +133,7 @@ static uint8_t begin(pt_reassembly *reassembly, const pt_fragment *fragment)
 static void append(pt_reassembly *reassembly, const uint8_t *piece, size_t piece_len)
 {
     PT_ASSERT(piece_len <= (size_t)reassembly->total_len - reassembly->received_len);
+    PT_ASSERT(reassembly->buffer != NULL || piece_len == 0);
 
     if (piece_len > 0)
         memcpy(reassembly->buffer + reassembly->received_len, piece, piece_len);
@@ -136,6 +142,8 @@ static void append(pt_reassembly *reassembly, const uint8_t *piece, size_t piece
 
 void pt_reassembly_init(pt_reassembly *reassembly, pt_pool *pool, uint32_t limit)
 {
+    PT_ASSERT(pool != NULL);
+
     memset(reassembly, 0, sizeof *reassembly);
     reassembly->pool = pool;
     reassembly->limit = limit;
@@ -187,6 +195,8 @@ int pt_reassembly_feed(pt_reassembly *reassembly, const uint8_t *payload, size_t
  * payload. */
 static size_t entry_size(const uint8_t *payload, size_t len, size_t offset)
 {
+    PT_ASSERT(offset <= len);
+
     size_t left = len - offset;
     if (left < BATCH_ENTRY_HEADER)
         return 0;

@@ -59,6 +59,7 @@ static uint32_t slot_of(uint32_t deadline, uint32_t now)
 static void put_into_slot(pt_wheel *wheel, pt_timer *timer)
 {
     uint32_t slot = slot_of(timer->deadline, wheel->now);
+    PT_ASSERT(slot < PT_WHEEL_SLOTS);
     pt_timer **place = &wheel->slots[slot];
     timer->next = *place;
     timer->place = place;
@@ -71,6 +72,9 @@ static void put_into_slot(pt_wheel *wheel, pt_timer *timer)
 /* Behind the last due timer that does not come after it: nearly always the last of all. */
 static void put_into_due(pt_wheel *wheel, pt_timer *timer)
 {
+    PT_ASSERT(*wheel->due_end == NULL);
+    PT_ASSERT(!is_before(wheel->now, timer->deadline));
+
     pt_timer **place = wheel->due_end;
     if (wheel->due != NULL && is_before(timer->deadline, ((pt_timer *)(void *)place)->deadline)) {
         place = &wheel->due;
@@ -200,6 +204,8 @@ void pt_wheel_advance(pt_wheel *wheel, uint32_t now)
 pt_timer *pt_wheel_expire(pt_wheel *wheel)
 {
     pt_timer *timer = wheel->due;
+    PT_ASSERT(timer == NULL || timer->place == &wheel->due);
+    PT_ASSERT(timer == NULL || !is_before(wheel->now, timer->deadline));
     if (timer != NULL)
         pt_wheel_cancel(wheel, timer);
     return timer;

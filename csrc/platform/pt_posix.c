@@ -103,6 +103,9 @@ static int make_epoll(posix_data *data)
 
 int pt_posix_init(void *platform_data, uint32_t max_sources, int use_epoll, int32_t *system_error)
 {
+    PT_ASSERT(platform_data != NULL && system_error != NULL);
+    PT_ASSERT(use_epoll || max_sources != 0);
+
     posix_data *data = platform_data;
     memset(data, 0, sizeof *data);
     data->epoll_fd = -1;
@@ -186,6 +189,8 @@ static int32_t now_ms(void)
 static int posix_send(pt_context *context, pt_link *link, const uint8_t *data, uint16_t len)
 {
     (void)context;
+    PT_ASSERT(data != NULL && len != 0);
+    PT_ASSERT(link->source.kind == PT_SOURCE_LINK);
     int descriptor = (int)link->source.handle;
     int32_t start = now_ms();
     uint16_t sent = 0;
@@ -225,6 +230,9 @@ static int posix_send_async(pt_context *context, pt_link *link, const uint8_t *d
 /* Slot index of the place-th pending slot. */
 static uint8_t pending_slot(const pt_send_pipeline *pipeline, uint8_t place)
 {
+    PT_ASSERT(place < pipeline->pending_count);
+    PT_ASSERT(pipeline->head < pipeline->depth);
+
     unsigned index = (unsigned)pipeline->head + place;
     return (uint8_t)(index < pipeline->depth ? index : index - pipeline->depth);
 }
@@ -239,6 +247,8 @@ static int gather(const pt_send_pipeline *pipeline, struct iovec *pieces, size_t
         const pt_send_slot *slot = &pipeline->slots[pending_slot(pipeline, place)];
         if (slot->state != PT_SLOT_IN_FLIGHT)
             continue;
+        PT_ASSERT(count < PT_PIPELINE_MAX_DEPTH);
+        PT_ASSERT(slot->sent_len < slot->message_len);
         pieces[count].iov_base = slot->buffer + slot->sent_len;
         pieces[count].iov_len = (size_t)(slot->message_len - slot->sent_len);
         *total += pieces[count].iov_len;
@@ -293,6 +303,7 @@ static int posix_poll_completions(pt_context *context, pt_link *link)
         link->blocked = 1;
         return 0;
     }
+    PT_ASSERT((size_t)sent <= total);
     link->sent_bytes += (uint64_t)sent;
     link->blocked = (size_t)sent < total; /* less than all: the next call would be refused */
     return account(&link->pipeline, (size_t)sent);
@@ -318,6 +329,7 @@ static int posix_slots_available(pt_context *context, pt_link *link)
 static int posix_receive(pt_context *context, pt_link *link, uint8_t *buffer, uint32_t size)
 {
     (void)context;
+    PT_ASSERT(buffer != NULL && size != 0);
     ssize_t count;
     do {
         count = recv((int)link->source.handle, buffer, size, MSG_DONTWAIT);
@@ -388,6 +400,9 @@ static void posix_wake(pt_context *context)
  * writing tells what is wrong. */
 static void found(pt_context *context, pt_source *source, int readable, int writable, int broken)
 {
+    PT_ASSERT(source->place != NULL);
+    PT_ASSERT(readable || writable || broken);
+
     if (broken)
         source->ready |= PT_READY_READ | PT_READY_HANGUP |
                          ((source->interest & PT_WANT_WRITE) ? PT_READY_WRITE : 0);
@@ -466,6 +481,9 @@ static int epoll_round(pt_context *context, posix_data *data, int timeout_ms)
  * hang-up is left out: it would spin. */
 static uint32_t fill_polled(pt_context *context, posix_data *data)
 {
+    PT_ASSERT(data->epoll_fd < 0);
+    PT_ASSERT(data->source_count <= data->max_sources);
+
     uint32_t count = 0;
     data->polled[0].fd = data->wake_read;
     data->polled[0].events = POLLIN;
@@ -521,6 +539,9 @@ static void overtake(const pt_context *context, const posix_data *data, const pt
 
 static int posix_watch(pt_context *context, pt_source *source)
 {
+    PT_ASSERT(source->place != NULL);
+    PT_ASSERT((source->interest & ~(PT_WANT_READ | PT_WANT_WRITE)) == 0);
+
     posix_data *data = data_of(context);
     uint8_t wanted = (uint8_t)(source->interest | (source->edge ? EDGE : 0));
     if (source->registered == wanted)
@@ -548,6 +569,7 @@ static void posix_forget(pt_context *context, pt_source *source)
             epoll_unregister(data, source);
         else
             data->source_count--;
+        PT_ASSERT(data->source_count <= data->max_sources || data->epoll_fd >= 0);
         source->registered = UNREGISTERED;
     }
     if (source->kind != PT_SOURCE_LINK)
@@ -644,12 +666,15 @@ static void *counted_allocate(void *context, size_t size)
 static void counted_release(void *context, void *memory, size_t size)
 {
     pt_posix_memory *account = context;
+    PT_ASSERT(memory != NULL && size != 0);
     __atomic_sub_fetch(&account->bytes, size, __ATOMIC_RELAXED);
     free(memory);
 }
 
 void pt_posix_memory_source(pt_posix_memory *account, pt_memory *source)
 {
+    PT_ASSERT(account != NULL && source != NULL);
+
     source->allocate = counted_allocate;
     source->release = counted_release;
     source->context = account;
