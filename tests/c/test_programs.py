@@ -123,3 +123,15 @@ def test_a_system_without_memory_for_a_moment_ends_no_link(build):
     lost all that was on its way."""
     core = [str(path) for path in sorted((ROOT / "csrc/core").glob("*.c"))]
     assert run(build("posix_not_now", core, "-Icsrc/platform"))[0] == 0
+
+
+def test_a_platform_is_one_folder_and_one_table(build):
+    """The smallest one, a pair of pipes for each link: whoever brings a world must find the core
+    as it is, and 200 lines enough."""
+    folder = ROOT / "tests/c/pipes"
+    lines = sum(len(path.read_text().splitlines()) for path in folder.iterdir())
+    core = [str(path) for path in sorted((ROOT / "csrc/core").glob("*.c"))]
+    pipes = [str(folder / "pt_pipes.c"), f"-I{folder}", "-Itests/c"]
+    status, output = run(build("pipe_world", core, *pipes))
+    assert status == 0 and " 0 failed" in output, output
+    assert lines < 200
