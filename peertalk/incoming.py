@@ -47,10 +47,16 @@ class Incoming(AsyncIterator[T]):
         self._waiting: list[asyncio.Future[Any]] = []
 
     async def aclose(self) -> None:
-        """End it; nothing is lost: what has come stays for others. May be called again."""
+        """End it; nothing is lost: what has come stays for others. May be called again.
+
+        Raises:
+            InvalidState: on another loop or thread than the node's.
+        """
+        self._check()
         self._end()
 
     async def __aenter__(self) -> Self:
+        self._check()
         return self
 
     async def __aexit__(
@@ -59,7 +65,18 @@ class Incoming(AsyncIterator[T]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._end()
+        await self.aclose()
+
+    def _source(self) -> Transport | None:
+        """The engine that the items come from; None: there is none yet, or none any more."""
+        raise NotImplementedError
+
+    def _check(self) -> None:
+        """Raises InvalidState on another loop or thread than the node's."""
+        engine = self._source()
+        if engine is not None and (not engine.closed or engine.forked):
+            check_thread(engine)
+            check_running(engine)
 
     def _end(self) -> None:
         self._over = True
@@ -98,6 +115,9 @@ class Messages(Incoming[Message[P]]):
 
     def __aiter__(self) -> AsyncIterator[Message[P]]:
         return _Loop(self)
+
+    def _source(self) -> Transport:
+        return self._engine
 
     async def __anext__(self) -> Message[P]:
         while (outlet := await self._more()) is not None:
@@ -207,6 +227,9 @@ class Items(Incoming[T]):
         self._take = take
         self._kind = kind
 
+    def _source(self) -> Transport:
+        return self._engine
+
     async def __anext__(self) -> T:
         while not self._over:
             check_thread(self._engine)
@@ -296,32 +319,29 @@ class Events(Incoming[events.Event[E]]):
         """The node is closed, or this is: what is here is the rest."""
         self._end()
 
+    def _source(self) -> Transport | None:
+        return None if self._listeners is None else self._listeners.engine
+
     async def __anext__(self) -> events.Event[E]:
         while True:
-            engine = None if self._listeners is None else self._listeners.engine
-            if engine is not None and (not engine.closed or engine.forked):
-                check_thread(engine)
-                check_running(engine)
+            self._check()
             event = self._events.take()
             if event is not None:
                 return event
-            if not await self._arrival(engine, self.waiters):
+            if not await self._arrival(self._source(), self.waiters):
                 raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """Stop listening. What happened before can still be read."""
+        """Stop listening. What happened before can still be read.
+
+        Raises:
+            InvalidState: on another loop or thread than the node's.
+        """
+        self._check()
         listeners, self._listeners, self._node = self._listeners, None, None
         if listeners is not None:
             listeners.drop(self)
         self._end()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
 
 async def taken(engine: Transport, waiters: Waiters, take: Callable[[], T | None]) -> T:

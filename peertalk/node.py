@@ -178,18 +178,14 @@ class Node(AnyNode[Peer]):
         if (elsewhere or is_inside()) and worker.ask(self.close_nowait):
             return 0
         end(transport, worker)
-        self._closed(transport)
         worker.ask(_wake_up)  # a signal handler does not end the wait that it interrupts
+        self._closed(transport)
         return transport.unsent
 
     def _closed(self, transport: Transport) -> None:
         if self._worker is not None:
             self._worker.stop()
-            self._worker = None
-            if transport.unsent:
-                NodeLog("peertalk", self.config.name).warning(
-                    "closed with %d messages not sent", transport.unsent
-                )
+        first, self._worker = self._worker is not None, None
         for peer in list(transport.peers.values()):
             peer.on_lost(errors.InvalidState(f"node {self.config.name!r} is closed"))
         transport.wake_receivers()
@@ -197,6 +193,10 @@ class Node(AnyNode[Peer]):
         self._listeners.end_all()
         # a Message is not tracked by the collector: through its peer it must not hold this node
         transport.publish = transport.on_change = transport.owner = None
+        if first and transport.unsent:  # last: a program's own log may raise
+            NodeLog("peertalk", self.config.name).warning(
+                "closed with %d messages not sent", transport.unsent
+            )
 
     def __del__(self) -> None:
         transport = getattr(self, "_transport", None)

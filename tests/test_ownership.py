@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import os
 import random
 import signal
@@ -157,6 +158,60 @@ async def test_a_function_that_the_node_calls_may_close_it():
             ) as out:
                 await out.finished(timeout=GUARD)
         assert said[0] == 0 and ada._transport.closed
+
+
+@pytest.mark.parametrize("kind", ["messages", "events", "datagrams", "messages of one"])
+async def test_a_stream_is_ended_by_its_own_loop_alone(kind):
+    """Ended on another thread, whoever waited was woken when something else stirred the loop."""
+    async with pt.Node("bob", **loopback()) as bob, pt.Node("ada", **loopback()) as ada:
+        peer = await ada.connect(bob.address, timeout=GUARD)
+        stream = peer.messages() if " " in kind else getattr(ada, kind)()
+
+        async def enter():
+            async with stream:
+                pass
+
+        def strangers():
+            for each in (stream.aclose, enter):
+                with pytest.raises(pt.InvalidState, match="belongs to another asyncio loop"):
+                    asyncio.run(each())
+
+        waiting = asyncio.ensure_future(anext(stream, None))
+        while kind == "events" and not waiting.done():  # what is true now comes first
+            await asyncio.sleep(0)
+        await asyncio.to_thread(strangers)
+        if kind != "events":
+            assert not waiting.done()
+        await stream.aclose()
+        await asyncio.wait_for(waiting, GUARD)
+    await stream.aclose()
+
+
+async def test_a_log_that_raises_leaves_nobody_waiting():
+    """Its disk may be full. The line about what was not sent came before who waits was told."""
+
+    class Full(logging.Handler):
+        def emit(self, record):
+            raise OSError(28, "No space left on device")
+
+    log, full = logging.getLogger("peertalk"), Full()
+    async with pt.Node("bob", **loopback(), receive_queue_bytes=1024) as bob:
+        ada = await pt.Node("ada", **loopback()).start()
+        peer = await ada.connect(bob.address, timeout=GUARD)
+        with contextlib.suppress(pt.WouldBlock):
+            while True:
+                peer.send_nowait(bytes(8000))
+        waiting = [asyncio.create_task(each) for each in (ada.receive(), ada.wait_for("nobody"))]
+        await asyncio.sleep(0)
+        log.addHandler(full)
+        try:
+            with pytest.raises(OSError, match="No space left"):
+                await ada.aclose(timeout=0.1)
+        finally:
+            log.removeHandler(full)
+        async with asyncio.timeout(GUARD):
+            told = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(each, pt.InvalidState) for each in told), told
 
 
 # A signal handler that raises

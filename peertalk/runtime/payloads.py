@@ -53,11 +53,11 @@ def payload_of(data: Payload) -> bytes | bytearray | memoryview:
             closed, text that UTF-8 cannot hold.
         MessageTooLarge: a buffer that not even a stream takes.
     """
-    if isinstance(data, bytes | bytearray):
-        return data
+    if type(data) is bytes or type(data) is bytearray:
+        return data  # a class of the program's own may say another length than its bytes have
     if isinstance(data, str):
         try:
-            return data.encode()
+            return str.encode(data)
         except UnicodeEncodeError as error:
             raise errors.InvalidArgument(
                 f"this text holds {data[error.start]!r}, half a character, which UTF-8 cannot hold;"

@@ -173,3 +173,23 @@ def test_what_is_no_class_or_no_key_is_refused(priority, key, error):
     """A key of bytes would never match the str of the same look."""
     with pytest.raises(errors.InvalidArgument, match=error):
         check_choices(priority, key)
+
+
+class Records(bytes):
+    """A packet whose length counts its records."""
+
+    def __len__(self):
+        return 1
+
+
+class Words(str):
+    __slots__ = ()
+
+    def encode(self, *_):
+        return self
+
+
+def test_bytes_and_text_of_the_programs_own_class_are_as_long_as_they_are():
+    """What such a class says of its length passed the limit, and the message was never sent."""
+    assert payload_of(Records(b"abc")) == b"abc" and type(payload_of(Records(b"abc"))) is bytes
+    assert payload_of(Words("abc")) == b"abc"
