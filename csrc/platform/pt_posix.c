@@ -567,7 +567,7 @@ static void posix_forget(pt_context *context, pt_source *source)
     if (source->registered != UNREGISTERED) {
         if (data->epoll_fd >= 0)
             epoll_unregister(data, source);
-        else
+        else if (data->source_count != 0) /* epoll counts none, and a forked child has no set */
             data->source_count--;
         PT_ASSERT(data->source_count <= data->max_sources || data->epoll_fd >= 0);
         source->registered = UNREGISTERED;
