@@ -28,7 +28,7 @@ os.environ["PEERTALK_BIND"] = "127.0.0.1"
 import peertalk
 from peertalk._core import load
 from peertalk._core.values import BATCH, CAPABILITY, FRAME, PING, PONG
-from peertalk.protocol.line import Claims
+from peertalk.protocol.claims import Claims
 from peertalk.protocol.wire import Capabilities, Greeting, encode_capabilities, encode_greeting
 
 WARM_UP = 500

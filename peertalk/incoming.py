@@ -18,8 +18,9 @@ from typing import Any, Generic, Self, TypeVar
 from .ownership import check_free, check_running, check_thread, future_of, running_loop, settle
 from .protocol import events
 from .protocol.wire import Message
+from .runtime.engine import Engine
 from .runtime.inbox import Outlet, Waiters
-from .runtime.remote import Remote
+from .runtime.remote import Home, Remote
 from .runtime.transport import Transport
 
 T = TypeVar("T")
@@ -67,7 +68,7 @@ class Incoming(AsyncIterator[T]):
     ) -> None:
         await self.aclose()
 
-    def _source(self) -> Transport | None:
+    def _source(self) -> Engine | None:
         """The engine that the items come from; None: there is none yet, or none any more."""
         raise NotImplementedError
 
@@ -83,7 +84,7 @@ class Incoming(AsyncIterator[T]):
         for each in self._waiting:
             settle(each)
 
-    async def _arrival(self, engine: Transport | None, waiters: Waiters) -> bool:
+    async def _arrival(self, engine: Engine | None, waiters: Waiters) -> bool:
         """Wait until something has come. False: nothing will."""
         if self._over or (engine is not None and engine.closed and not engine.forked):
             return False
@@ -107,7 +108,7 @@ class Messages(Incoming[Message[P]]):
 
     __slots__ = ("_alone", "_engine", "_outlet")
 
-    def __init__(self, engine: Transport, alone: Remote | None) -> None:
+    def __init__(self, engine: Home, alone: Remote | None) -> None:
         super().__init__()
         self._engine = engine
         self._alone = alone
@@ -116,7 +117,7 @@ class Messages(Incoming[Message[P]]):
     def __aiter__(self) -> AsyncIterator[Message[P]]:
         return _Loop(self)
 
-    def _source(self) -> Transport:
+    def _source(self) -> Engine | None:
         return self._engine
 
     async def __anext__(self) -> Message[P]:
@@ -227,7 +228,7 @@ class Items(Incoming[T]):
         self._take = take
         self._kind = kind
 
-    def _source(self) -> Transport:
+    def _source(self) -> Engine | None:
         return self._engine
 
     async def __anext__(self) -> T:
@@ -319,7 +320,7 @@ class Events(Incoming[events.Event[E]]):
         """The node is closed, or this is: what is here is the rest."""
         self._end()
 
-    def _source(self) -> Transport | None:
+    def _source(self) -> Engine | None:
         return None if self._listeners is None else self._listeners.engine
 
     async def __anext__(self) -> events.Event[E]:
@@ -344,7 +345,7 @@ class Events(Incoming[events.Event[E]]):
         self._end()
 
 
-async def taken(engine: Transport, waiters: Waiters, take: Callable[[], T | None]) -> T:
+async def taken(engine: Engine, waiters: Waiters, take: Callable[[], T | None]) -> T:
     """What can be taken, as soon as something can.
 
     Raises:
@@ -356,7 +357,7 @@ async def taken(engine: Transport, waiters: Waiters, take: Callable[[], T | None
     return got
 
 
-async def _arrival(engine: Transport, waiters: Waiters) -> bool:
+async def _arrival(engine: Engine, waiters: Waiters) -> bool:
     """Wait until something has come. False: the engine is closed, nothing will."""
     if engine.closed and not engine.forked:
         return False

@@ -7,6 +7,7 @@ from .peer import StreamOut
 from .protocol.outbox import Key
 from .protocol.peer import Latency
 from .protocol.wire import Capabilities
+from .runtime.addresses import Address
 from .runtime.payloads import SendOptions
 from .runtime.peers import BroadcastResult, Peers
 from .runtime.statistics import (
@@ -17,7 +18,6 @@ from .runtime.statistics import (
     QueueStatus,
 )
 from .runtime.streaming import Progress
-from .runtime.world import Address
 
 __all__ = [
     "Address",

@@ -36,14 +36,16 @@ from .protocol import events
 from .protocol.outbox import NORMAL, Key, Priority
 from .protocol.wire import Batch, Datagram, Message
 from .quantities import parse_timeout
+from .runtime.addresses import Address, check_address, dotted_address
 from .runtime.door import AnyNode, Broadcast, remote_of
+from .runtime.engine import NO_THREAD
 from .runtime.log import NodeLog
 from .runtime.payloads import Payload, check_choices, payload_of
 from .runtime.peers import BroadcastResult
 from .runtime.remote import Remote
-from .runtime.transport import NO_THREAD, Transport
+from .runtime.transport import Transport
 from .runtime.worker import Worker
-from .runtime.world import Address, World, check_address, dotted_address
+from .runtime.world import World
 
 __all__ = ["Event", "Incoming", "Node", "Peer", "StreamOut"]
 

@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Coroutine
 from typing import Any, TypeVar
 
 from . import errors
-from .runtime.transport import NO_THREAD, Transport
+from .runtime.engine import NO_THREAD, Engine
+from .runtime.transport import Transport
 from .runtime.worker import Worker
 
 T = TypeVar("T")
@@ -47,7 +48,7 @@ def running_loop() -> asyncio.AbstractEventLoop:
         ) from None
 
 
-def future_of(engine: Transport) -> asyncio.Future[Any]:
+def future_of(engine: Engine) -> asyncio.Future[Any]:
     """A future of the node's loop.
 
     Raises:
@@ -60,20 +61,20 @@ def future_of(engine: Transport) -> asyncio.Future[Any]:
     return future
 
 
-def check_thread(engine: Transport) -> None:
+def check_thread(engine: Engine) -> None:
     """Raises InvalidState where the node's loop does not run, by the thread alone."""
     if threading.get_ident() != engine.thread:
         follow_loop(engine)
 
 
-def check_here(engine: Transport) -> None:
+def check_here(engine: Engine) -> None:
     """Raises InvalidState where the node's loop does not run, and when the node is closed."""
     check_thread(engine)
     engine.check_open()
     check_running(engine)
 
 
-def check_running(engine: Transport) -> None:
+def check_running(engine: Engine) -> None:
     """On the node's thread, where one loop runs at a time: raises InvalidState when it is not the
     node's. Costs a fourth of asking which one runs."""
     if not engine.owner.is_running():
@@ -82,7 +83,7 @@ def check_running(engine: Transport) -> None:
         raise _stranger(engine)
 
 
-def check_free(engine: Transport) -> None:
+def check_free(engine: Engine) -> None:
     """Likewise for what is no coroutine, and so may be called while no loop runs."""
     check_thread(engine)
     engine.check_open()
@@ -90,7 +91,7 @@ def check_free(engine: Transport) -> None:
         raise _stranger(engine)
 
 
-def follow_loop(engine: Transport) -> None:
+def follow_loop(engine: Engine) -> None:
     """Nothing ran on this thread so far: the engine comes along when its loop was moved here.
 
     Raises:
@@ -102,7 +103,7 @@ def follow_loop(engine: Transport) -> None:
     engine.move_here()
 
 
-def _stranger(engine: Transport) -> errors.PeerTalkError:
+def _stranger(engine: Engine) -> errors.PeerTalkError:
     """What who uses a node on another loop or thread hears."""
     try:
         engine.check_open()

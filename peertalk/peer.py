@@ -182,13 +182,11 @@ class Peer(AnyPeer):
             check_thread(self._remote.transport)
         connection = self._remote.connection
         if connection is None:
-            self._remote.transport.switchboard.leave(
-                self._remote
-            )  # one that was lost does not come back either
+            self._remote.transport.leave(self._remote, None)
             return
         gone = future_of(self._remote.transport)
         connection.on_end = (*connection.on_end, lambda: settle(gone))
-        self._remote.transport.switchboard.leave(self._remote, seconds)
+        self._remote.transport.leave(self._remote, seconds)
         await gone
 
     async def ping(self, *, timeout: float | str | None = 5.0) -> float:
@@ -212,7 +210,7 @@ class Peer(AnyPeer):
             else:
                 future.set_result(sample)
 
-        self._remote.transport.switchboard.pulse.ping(self._remote, measured)
+        self._remote.transport.ping(self._remote, measured)
         try:
             return await within(
                 future, seconds, f"no answer to a PING from peer {self.name!r}", self.name
@@ -313,7 +311,7 @@ class Peer(AnyPeer):
                 else:
                     future.set_exception(error)
 
-        self._remote.transport.switchboard.reach(self._remote, reached)
+        self._remote.transport.reach(self._remote, reached)
         await future
 
 

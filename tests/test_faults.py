@@ -24,7 +24,7 @@ from kit.waiting import GUARD, until
 
 import peertalk as pt
 from peertalk.protocol import connections as policy
-from peertalk.runtime.transport import Transport
+from peertalk.runtime.traffic import Traffic
 
 OPTIONS = 'bind="127.0.0.1", port=0, discovery=False'
 
@@ -212,15 +212,15 @@ async def test_what_is_sent_in_the_end_had_reached_the_system_of_a_reader_that_i
     that."""
     monkeypatch.setattr(policy, "RETRY_DELAYS", (0.01, 0.01))
     at_the_end = []
-    revoke = Transport.revoke
+    revoke = Traffic.revoke
 
     def spy(self, connection):
         if connection.handed.first or connection.handed.runs:
-            waiting = self.world.unacknowledged(connection.socket)
+            waiting = self.engine.world.unacknowledged(connection.socket)
             at_the_end.append((connection.link.statistics().bytes_sent, waiting))
         revoke(self, connection)
 
-    monkeypatch.setattr(Transport, "revoke", spy)
+    monkeypatch.setattr(Traffic, "revoke", spy)
     greeting = core.encode_frame(7, core.encode_capability(1000, 256, 0, 0))
     reader = start_python("-c", READER, greeting.hex(), str(reads))
     port = int(await line_of(reader))

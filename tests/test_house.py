@@ -342,6 +342,62 @@ def test_python_imports_only_what_lies_below_it():
     )
 
 
+def known_by(paths: list[Path]) -> dict[str, set[str]]:
+    """Of each module which others it names, for the type checker alone too: a reader follows those
+    as well. A package that only gathers its own modules is none."""
+    modules = {module_name(path): path for path in paths}
+    knows: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        named = {imported.removeprefix("peertalk.") for _, imported in imports(path)}
+        knows[module] = (named & modules.keys()) - {module}
+    return knows
+
+
+def circles(knows: dict[str, set[str]]) -> list[list[str]]:
+    """Modules that can be reached from each other, each circle once and in order."""
+
+    def reached(module: str) -> set[str]:
+        found, left = set(), [module]
+        while left:
+            new = knows[left.pop()] - found
+            found |= new
+            left += new
+        return found
+
+    reach = {module: reached(module) for module in knows}
+    return sorted(
+        {
+            tuple(sorted({module} | {other for other in reach[module] if module in reach[other]}))
+            for module in knows
+            if module in reach[module]
+        }
+    )
+
+
+def test_a_circle_is_found_also_where_only_the_type_checker_sees_it():
+    """The rule below would hold of any tree if nothing were ever found."""
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [("b", "c")]
+    assert circles({"a": {"b"}, "b": set()}) == []
+    names = known_by([PACKAGE / "runtime" / "inbox.py", PACKAGE / "runtime" / "remote.py"])
+    assert names["runtime.inbox"] == {"runtime.remote"}, "which it names for the type checker alone"
+
+
+@pytest.mark.parametrize("storey", ["runtime", "protocol"])
+def test_no_modules_of_the_upper_storey_know_each_other_in_a_circle(storey):
+    """Whoever reads one module of a circle has to read all of them."""
+    complain([" <-> ".join(each) for each in circles(known_by(below(PACKAGE / storey, ".py")))])
+
+
+def test_no_headers_of_the_ground_storey_know_each_other_in_a_circle():
+    """Likewise in C, where a header is what a reader has to know of a room."""
+    knows: dict[str, set[str]] = {}
+    for path in below(CSRC, ".h"):
+        named = re.findall(r"^[ \t]*#[ \t]*include[ \t]*\"(\w+)\.h\"", bare(path), flags=re.M)
+        knows[path.stem] = set(named)
+    knows = {header: named & knows.keys() for header, named in knows.items()}
+    complain([" <-> ".join(each) for each in circles(knows)])
+
+
 FREESTANDING = {
     "float.h",
     "iso646.h",
@@ -658,6 +714,13 @@ ELSEWHERE = {
     "sim.network": "tests/test_sim.py",
     "sim.mesh": "tests/test_testing.py",
     "sim.stage": "tests/sim/test_scenarios.py",
+    # the switchboard is one thing, and seen through its sockets; what it decides has tables of its
+    # own in tests/protocol
+    "runtime.leaving": "tests/runtime/test_switchboard.py",
+    "runtime.greeting": "tests/runtime/test_switchboard.py",
+    "runtime.classic": "tests/runtime/test_switchboard.py",
+    "runtime.dialling": "tests/runtime/test_switchboard.py",
+    "runtime.listening": "tests/runtime/test_switchboard.py",
     "peer": "tests/test_node.py",  # a conversation needs both
     "incoming": "tests/test_node.py",
     "lowlevel": "tests/test_init.py",  # public names, nothing else

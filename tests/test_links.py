@@ -16,7 +16,7 @@ import peertalk as pt
 from peertalk import sim
 from peertalk._core import load
 from peertalk.protocol import connections as policy
-from peertalk.protocol.discovery import Gone
+from peertalk.protocol.neighbours import Gone
 from peertalk.protocol.wire import Announcement, encode_announcement
 
 GUARD = 60.0

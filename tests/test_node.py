@@ -1384,7 +1384,7 @@ async def test_a_full_inbox_is_warned_about_only_when_nothing_is_taken(caplog, m
     """A reader that is slow but reads needs no warning; one that forgot to read does, once, and
     the log says when it remembered."""
     monkeypatch.setattr("peertalk.runtime.log.SETTLED", 0.01)
-    monkeypatch.setattr("peertalk.runtime.transport._UNTAKEN_TIME", 0.05)
+    monkeypatch.setattr("peertalk.runtime.traffic._UNTAKEN_TIME", 0.05)
     async with pair(receive_queue_bytes=1024) as (_, bob, peer):
         sending = asyncio.create_task(peer.send_many([bytes(1000)] * 2000))
         while not bob.stats().pauses:
@@ -1393,7 +1393,7 @@ async def test_a_full_inbox_is_warned_about_only_when_nothing_is_taken(caplog, m
             await asyncio.sleep(0.01)
         assert "'ada'" in caplog.text
         # who reads now may be slow: this machine decides
-        monkeypatch.setattr("peertalk.runtime.transport._UNTAKEN_TIME", 3600)
+        monkeypatch.setattr("peertalk.runtime.traffic._UNTAKEN_TIME", 3600)
         await received(bob, 2000)
         await sending
         while "taking messages works again" not in caplog.text:
@@ -1803,7 +1803,7 @@ async def test_a_message_wakes_one_of_a_thousand_who_wait_and_nobody_who_waits_f
     message as dear as a look at all of them."""
     async with pair() as (_, bob, to_bob):
         for number in range(500):
-            bob._transport.make_peer(
+            bob._transport.roster.make_peer(
                 number.to_bytes(8, "big"), None, f"peer {number}", ("127.0.0.1", 1)
             )
         looks = wakes = taken = 0

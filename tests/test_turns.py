@@ -608,7 +608,7 @@ def test_a_socket_whose_callback_raises_is_not_looked_at_for_a_moment():
 def test_a_listener_that_is_refused_twice_hears_in_the_end(monkeypatch):
     """Out of descriptors it listens no more for a moment; when its watch is refused then, it would
     have been deaf for ever."""
-    monkeypatch.setattr("peertalk.runtime.switchboard._ACCEPT_PAUSE", 0.001)
+    monkeypatch.setattr("peertalk.runtime.listening._ACCEPT_PAUSE", 0.001)
     world = FailingWorld()
     world.plan = plan = Plan(1)
     ada, bob = make_engine("ada", world), make_engine("bob")

@@ -10,7 +10,7 @@ from typing import Any
 from .. import errors
 from .._core import CORES, load
 from ..config import Config, settings
-from ..protocol.discovery import MAX_PER_ADDRESS
+from ..protocol.neighbours import MAX_PER_ADDRESS
 from ..runtime.world import World
 from .options import Json, config_of, console, node_options, print_json, print_rows
 

@@ -5,26 +5,13 @@ A peer is forgotten after peer_timeout seconds of silence, when it says goodbye,
 is needed. A peer that is held, because it is connected, is not forgotten: its link knows better
 than its announcements whether it lives.
 
-Anyone can forge a packet, so a stranger's packet costs a bounded piece of memory and O(1) time. At
-most max_peers entries exist, at most max_per_address for one source address of another machine, 4
-addresses for an entry and one news for each peer. When there is no room, the entry that has been
-silent the longest gives way if it missed two announcements; else the newcomer is refused, and
-counted. Our own addresses, and loopback, have only the bound of all: no other machine can send from
-them, and a host may run hundreds of nodes.
-
 A room may be large, so what a peer costs all others falls with their number. Announcements come
 less often in a larger room. A QUERY is answered to the asker alone, in a large room by a few that
 chance picks, a little later: the asker's own ANNOUNCE has made it known to all, and it hears the
 others when they announce themselves. An original can be answered by an ANNOUNCE to all alone; as
 few peers send one. A QUERY that names one peer is always answered by that peer.
 
-Silence is time in which this node listened and heard nothing. Time that the node slept through (its
-program blocked the loop, the laptop was shut) counts for no peer: see was_deaf(). Each announcement
-of a peer that is not connected is news: the peer may be there again.
-
-Invariant: an entry is in `_waiting`, and in the `waiting` of its source, exactly when it is not
-held; both are ordered by last_heard. Never: sends by itself, reads a clock, throws dice of its own,
-or reports a peer twice without a Gone between.
+Never: sends by itself, reads a clock, throws dice of its own.
 """
 
 from __future__ import annotations
@@ -37,7 +24,7 @@ import msgspec
 from .._core.values import ANNOUNCE, GOODBYE, QUERY
 from .._numbers import NAME_MAX
 from ..errors import InvalidArgument, ProtocolError
-from .events import LostReason
+from .neighbours import MAX_PER_ADDRESS, Neighbours
 from .peer import Key
 from .wire import (
     TRANSPORT_TCP,
@@ -47,13 +34,6 @@ from .wire import (
     decode_announcement,
     encode_announcement,
 )
-
-ADDRESSES_MAX = 4
-"""Addresses remembered for one peer."""
-
-MAX_PER_ADDRESS = 64
-"""Peers remembered for one address of another machine: whoever forges announcements from one
-address must leave room for those of others."""
 
 ANSWER_SPACING = 0.2
 """Seconds between an announcement and one that is made for the sake of somebody: all who want one
@@ -89,47 +69,7 @@ then."""
 SOUGHT_MAX = 16
 """Names that are sought so after one start."""
 
-STRANGERS_MAX = 1024
-"""Peers for which there was no room in the table, and which count all the same for the size of the
-room."""
-
 _STALE_AFTER = 2 * ANNOUNCE_INTERVAL_MAX  # two announcements missed: one may be lost on the way
-
-
-class Found(msgspec.Struct, frozen=True):
-    """A peer was heard for the first time. address: (IPv4 address, TCP port) to dial; heard_at:
-    likewise, where it was heard just now, which need not be the best known."""
-
-    key: Key
-    announcement: Announcement
-    address: tuple[str, int]
-    heard_at: tuple[str, int]
-
-
-class Changed(msgspec.Struct, frozen=True):
-    """A known peer announced something else than before, is now best reached at another address, or
-    was heard at one more."""
-
-    key: Key
-    announcement: Announcement
-    address: tuple[str, int]
-    heard_at: tuple[str, int]
-
-
-class Heard(msgspec.Struct, frozen=True):
-    """A known peer that is not held announced itself again, and nothing is new: it is there."""
-
-    key: Key
-    announcement: Announcement
-    address: tuple[str, int]
-    heard_at: tuple[str, int]
-
-
-class Gone(msgspec.Struct, frozen=True):
-    """A peer that was reported is forgotten: TIMEOUT, GOODBYE or EVICTED."""
-
-    key: Key
-    reason: LostReason
 
 
 class Outgoing(NamedTuple):
@@ -144,15 +84,6 @@ class Outgoing(NamedTuple):
     kind: int
     data: bytes
     to: tuple[str, int] | None = None
-
-
-class Full(msgspec.Struct, frozen=True):
-    """A newcomer was refused for want of room; told once for each bound. host: where it was heard;
-    limit: peers that there may be; one_address: at that address, else in all."""
-
-    host: str
-    limit: int
-    one_address: bool
 
 
 class DiscoveryStatistics(NamedTuple):
@@ -171,56 +102,11 @@ class DiscoveryStatistics(NamedTuple):
     peers: int
 
 
-class _Entry:
-    """One peer in the table. addresses: (host, last heard), the best to dial first. announced: how
-    often we had announced ourselves to all when it was found; None: it has been told of us. Times
-    are seconds of listening: see Discovery.was_deaf()."""
-
-    __slots__ = (
-        "addresses",
-        "announced",
-        "announcement",
-        "departed",
-        "held",
-        "key",
-        "last_heard",
-        "source",
-    )
-
-    def __init__(
-        self, key: Key, announcement: Announcement, source: _Source, now: float, announced: int
-    ) -> None:
-        self.key = key
-        self.announcement = announcement
-        self.source = source
-        self.last_heard = now
-        self.announced: int | None = announced
-        self.held = False
-        self.departed = False  # said goodbye while held, and was not heard since
-        self.addresses: list[tuple[str, float]] = []
-
-    @property
-    def hosts(self) -> frozenset[str]:
-        """Where it was heard."""
-        return frozenset(host for host, _ in self.addresses)
-
-
 class _Asker(NamedTuple):
     """Who has asked. answered: it is answered alone."""
 
     asked_at: float
     answered: bool
-
-
-class _Source:
-    """What one source address has put into the table. count: entries, the held ones included."""
-
-    __slots__ = ("count", "host", "waiting")
-
-    def __init__(self, host: str) -> None:
-        self.host = host
-        self.count = 0
-        self.waiting: dict[Key, _Entry] = {}
 
 
 class Discovery:
@@ -270,27 +156,16 @@ class Discovery:
         self._packets = self._encoded()
         self._announce_interval = announce_interval
         self._peer_timeout = peer_timeout
-        self._stale_after = max(2 * announce_interval, _STALE_AFTER)
-        self._max_peers = max_peers
-        self._max_per_address = max_per_address
-
-        self._entries: dict[Key, _Entry] = {}
-        self._waiting: dict[Key, _Entry] = {}
-        self._sources: dict[str, _Source] = {}
-        self._held: set[Key] = set()
-        self._own_addresses: frozenset[str] = frozenset()
-
-        self._gone: dict[Key, Gone] = {}
-        self._news: dict[Key, Found | Changed | Heard] = {}
-        self._full: list[Full] = []
-        self._told_full: set[bool] = set()
-
-        self._strangers: dict[Key, float] = {}
-        """When each was last heard, the earliest first."""
+        stale_after = max(2 * announce_interval, _STALE_AFTER)
+        self._table = table = Neighbours(peer_timeout, stale_after, max_peers, max_per_address)
+        # what a node tells of its peers, and asks
+        self.hold, self.release, self.heard_within = table.hold, table.release, table.heard_within
+        self.addresses, self.announcement = table.addresses, table.announcement
+        self.set_own_addresses, self.was_deaf = table.set_own_addresses, table.was_deaf
+        self.next_event = table.next_event
 
         self._running = False
         self._started = 0.0
-        self._deaf = 0.0
         self._chance = chance
         self._to_send: list[Outgoing] = []
         self._last_announce = 0.0
@@ -310,7 +185,7 @@ class Discovery:
         """Who is sought, and whether we have asked."""
         self._seek_at = float("inf")
 
-        self._heard = self._malformed = self._own = self._refused = self._evicted = 0
+        self._heard = self._malformed = self._own = 0
 
     # -- the five verbs, and start and stop --------------------------------------------------------
 
@@ -357,9 +232,9 @@ class Discovery:
         host = address[0]
         key: Key = announcement.instance or (host, announcement.port)
         if announcement.type == ANNOUNCE:
-            self._hear(key, announcement, host, now)
+            self._table.hear(key, announcement, host, now, self._announced)
         else:
-            self._depart(key)
+            self._table.depart(key)
 
     def set_flags(self, flags: int, now: float) -> None:
         """Say these of ourselves from now on, and announce it: at once, or ANSWER_SPACING after the
@@ -384,17 +259,6 @@ class Discovery:
         self._answer_at = due if self._answer_at is None else min(self._answer_at, due)
         return self._answer_at
 
-    def next_event(self) -> Found | Changed | Heard | Gone | Full | None:
-        """The next news, or None. For each peer at most one Gone and then one of the others wait:
-        later news replaces earlier."""
-        if self._full:
-            return self._full.pop()
-        if self._gone:
-            return self._gone.pop(next(iter(self._gone)))
-        if self._news:
-            return self._news.pop(next(iter(self._news)))
-        return None
-
     def seek(self, who: str, now: float) -> None:
         """Somebody waits for the peer of this name or id: unless it is heard meanwhile, ask for it
         by name SEEK_AFTER the start, or at once when that is over.
@@ -416,11 +280,8 @@ class Discovery:
         Who was heard after our last announcement to all does not hear us before the next one,
         unless chance let us answer its QUERY.
         """
-        entry = self._entries.get(key)
-        if entry is None or entry.announced != self._announced:
-            return None
-        entry.announced = None
-        return self._packets[ANNOUNCE]
+        unheard = self._table.introduce(key, self._announced)
+        return self._packets[ANNOUNCE] if unheard else None
 
     def data_to_send(self, now: float) -> list[Outgoing]:
         """Packets to send now. Ask after start(), stop(), receive(), seek() and
@@ -433,7 +294,7 @@ class Discovery:
         """When handle_timeout() has to be called, on the clock of `now`; None: never."""
         if not self._running:
             return None
-        due = min(self._announce_due(), self._forget_due(), self._seek_at)
+        due = min(self._announce_due(), self._table.forget_due(), self._seek_at)
         return min((due, *(at for at, _, _ in self._answers)))
 
     def handle_timeout(self, now: float) -> None:
@@ -442,73 +303,14 @@ class Discovery:
         if not self._running:
             return
         self._send_due(now)
-        while self._forget_due() <= now:
-            self._forget(next(iter(self._waiting.values())), LostReason.TIMEOUT)
-        while self._strangers:
-            stranger, heard = next(iter(self._strangers.items()))
-            if heard > now - self._deaf - self._stale_after:
-                break
-            del self._strangers[stranger]
+        self._table.forget_silent(now)
 
     def forgets(self, now: float) -> bool:
         """Whether handle_timeout() would forget somebody now. Give it what waits in the socket
         first: a loop that was blocked may not have read yet what it was told in time."""
-        return self._running and self._forget_due() <= now
+        return self._running and self._table.forget_due() <= now
 
     # -- what the node tells, and asks -------------------------------------------------------------
-
-    def set_own_addresses(self, addresses: frozenset[str]) -> None:
-        """The IPv4 addresses of this machine from now on; loopback need not be among them."""
-        self._own_addresses = addresses
-
-    def was_deaf(self, seconds: float) -> None:
-        """For so long, up to now, nobody listened: none of it is anybody's silence."""
-        self._deaf += seconds
-
-    def heard_within(self, key: Key, seconds: float, now: float) -> bool:
-        """Whether the peer has announced itself in the last so many seconds of listening."""
-        entry = self._entries.get(key)
-        return entry is not None and entry.last_heard >= now - self._deaf - seconds
-
-    def hold(self, key: Key) -> None:
-        """The peer is connected: from here to release() it is neither forgotten nor evicted, and
-        its GOODBYE waits. The key need not be known yet."""
-        self._held.add(key)
-        entry = self._entries.get(key)
-        if entry is not None and not entry.held:
-            entry.held = True
-            del self._waiting[key]
-            del entry.source.waiting[key]
-
-    def release(self, key: Key, now: float) -> None:
-        """The peer is no longer connected: its silence counts from now. If it said goodbye
-        meanwhile and was not heard since, it is gone at once."""
-        self._held.discard(key)
-        entry = self._entries.get(key)
-        if entry is None or not entry.held:
-            return
-        entry.held = False
-        entry.last_heard = max(entry.last_heard, now - self._deaf)
-        self._waiting[key] = entry
-        entry.source.waiting[key] = entry
-        if entry.departed:
-            self._forget(entry, LostReason.GOODBYE)
-
-    def addresses(self, key: Key) -> list[tuple[str, int]]:
-        """Up to 4 (IPv4 address, TCP port) at which the peer was heard, the best first; empty when
-        it is unknown or does not listen.
-
-        The first stays first while it is being heard; the others follow, the latest heard first.
-        """
-        entry = self._entries.get(key)
-        if entry is None or entry.announcement.port == 0:
-            return []
-        return [(host, entry.announcement.port) for host, _ in entry.addresses]
-
-    def announcement(self, key: Key) -> Announcement | None:
-        """What the peer last announced; None when it is unknown."""
-        entry = self._entries.get(key)
-        return entry.announcement if entry is not None else None
 
     @property
     def interval(self) -> float:
@@ -521,7 +323,7 @@ class Discovery:
     @property
     def room(self) -> int:
         """Peers that are there, those included for which our table has no place."""
-        return len(self._entries) + len(self._strangers)
+        return self._table.room
 
     def statistics(self) -> DiscoveryStatistics:
         """Counters; see there for the units."""
@@ -529,19 +331,19 @@ class Discovery:
             self._heard,
             self._malformed,
             self._own,
-            self._refused,
-            self._evicted,
-            len(self._entries),
+            self._table.refused,
+            self._table.evicted,
+            len(self._table),
         )
 
     def __contains__(self, key: Key) -> bool:
-        return key in self._entries
+        return key in self._table
 
     def __iter__(self) -> Iterator[Key]:
-        return iter(self._entries)
+        return iter(self._table)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._table)
 
     def _encoded(self) -> dict[int, bytes]:
         return {
@@ -570,15 +372,13 @@ class Discovery:
             self._answers = [each for each in self._answers if each[0] > now]
             for _, key, to in due:
                 self._to_send.append(Outgoing(ANNOUNCE, self._packets[ANNOUNCE], to))
-                if (entry := self._entries.get(key)) is not None:
-                    entry.announced = None
+                self._table.told(key)
         if now >= self._seek_at:
             self._seek_at = float("inf")
             self._seek_now()
 
     def _seek_now(self) -> None:
-        known = {entry.announcement.name for entry in self._entries.values()}
-        known |= {key.hex() for key in self._entries if isinstance(key, bytes)}
+        known = self._table.called()
         for who, asked in self._sought.items():
             if not asked and who not in known:
                 query = msgspec.structs.replace(self._ours, type=QUERY, sought=who)
@@ -633,130 +433,3 @@ class Discovery:
     def _is_called(self, name: str) -> bool:
         ours = self._instance
         return name == self._ours.name or (ours is not None and name == ours.hex())
-
-    # -- the table ---------------------------------------------------------------------------------
-
-    def _forget_due(self) -> float:
-        """When the next one is to be forgotten, on the clock of `now`."""
-        for oldest in self._waiting.values():
-            return oldest.last_heard + self._peer_timeout + self._deaf
-        return float("inf")
-
-    def _hear(self, key: Key, announcement: Announcement, host: str, now: float) -> None:
-        now -= self._deaf
-        entry = self._entries.get(key)
-        if entry is None:
-            source = self._make_room(host, now)
-            if source is None:
-                self._refused += 1
-                self._meet_stranger(key, now)
-                return
-            self._strangers.pop(key, None)
-            entry = self._admit(key, announcement, source, now)
-            self._place(entry, host, now)
-            preferred = self._preferred(entry)
-            self._news[key] = Found(key, announcement, preferred, preferred)
-            return
-        entry.last_heard = now
-        entry.departed = False
-        if not entry.held:
-            self._move_to_end(entry)
-        before = entry.announcement, self._preferred(entry), entry.hosts
-        entry.announcement = announcement
-        self._place(entry, host, now)
-        preferred = self._preferred(entry)
-        if (announcement, preferred, entry.hosts) != before:
-            kind = Found if isinstance(self._news.get(key), Found) else Changed
-            self._news[key] = kind(key, announcement, preferred, (host, announcement.port))
-        elif not entry.held:
-            news = Heard(key, announcement, preferred, (host, announcement.port))
-            self._news.setdefault(key, news)
-
-    def _meet_stranger(self, key: Key, now: float) -> None:
-        """There is no place for it, but it is there, until it has missed two announcements."""
-        self._strangers.pop(key, None)
-        self._strangers[key] = now
-        if len(self._strangers) > STRANGERS_MAX:
-            del self._strangers[next(iter(self._strangers))]
-
-    def _make_room(self, host: str, now: float) -> _Source | None:
-        """The source that a new entry from this address will belong to, once there is a place for
-        it; None: there is none."""
-        source = self._sources.get(host)
-        one_address = (
-            source is not None
-            and source.count >= self._max_per_address
-            and host not in self._own_addresses
-            and not host.startswith("127.")
-        )
-        if source is not None and one_address:
-            candidates = source.waiting
-        elif len(self._entries) >= self._max_peers:
-            candidates = self._waiting
-        else:
-            return source or _Source(host)
-        oldest = next(iter(candidates.values()), None)
-        if oldest is None or now - oldest.last_heard <= self._stale_after:
-            if one_address not in self._told_full:
-                self._told_full.add(one_address)
-                limit = self._max_per_address if one_address else self._max_peers
-                self._full.append(Full(host, limit, one_address))
-            return None
-        self._evicted += 1
-        self._forget(oldest, LostReason.EVICTED)
-        return self._sources.get(host) or _Source(host)
-
-    def _admit(self, key: Key, announcement: Announcement, source: _Source, now: float) -> _Entry:
-        entry = _Entry(key, announcement, source, now, self._announced)
-        self._sources[source.host] = source
-        source.count += 1
-        self._entries[key] = entry
-        entry.held = key in self._held
-        if not entry.held:
-            self._waiting[key] = entry
-            source.waiting[key] = entry
-        return entry
-
-    def _move_to_end(self, entry: _Entry) -> None:
-        for line in (self._waiting, entry.source.waiting):
-            del line[entry.key]
-            line[entry.key] = entry
-
-    def _depart(self, key: Key) -> None:
-        self._strangers.pop(key, None)
-        entry = self._entries.get(key)
-        if entry is None:
-            return
-        if entry.held:
-            entry.departed = True
-        else:
-            self._forget(entry, LostReason.GOODBYE)
-
-    def _forget(self, entry: _Entry, reason: LostReason) -> None:
-        key, source = entry.key, entry.source
-        del self._entries[key]
-        del self._waiting[key]
-        del source.waiting[key]
-        source.count -= 1
-        if source.count == 0:
-            del self._sources[source.host]
-        # never reported: then nobody needs to hear that it is gone
-        if not isinstance(self._news.pop(key, None), Found):
-            self._gone[key] = Gone(key, reason)
-
-    def _preferred(self, entry: _Entry) -> tuple[str, int]:
-        return entry.addresses[0][0], entry.announcement.port
-
-    def _place(self, entry: _Entry, host: str, now: float) -> None:
-        """Note where the entry was heard. The first address stays first while it is being heard, so
-        that one node on two networks does not flap."""
-        addresses = entry.addresses
-        if addresses and addresses[0][0] == host:
-            addresses[0] = (host, now)
-            return
-        others = [(host, now), *(known for known in addresses[1:] if known[0] != host)]
-        first = addresses[:1]
-        if first and now - first[0][1] > self._stale_after:
-            entry.addresses = (others + first)[:ADDRESSES_MAX]
-        else:
-            entry.addresses = (first + others)[:ADDRESSES_MAX]

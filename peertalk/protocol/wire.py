@@ -19,7 +19,7 @@ import msgspec
 from .._core.values import QUERY, Capability, Discovery
 from .._numbers import NAME_MAX
 from ..errors import InvalidArgument
-from .line import OVER_MAX, Claims, Over
+from .claims import OVER_MAX, Claims, Over
 
 INSTANCE_SIZE = 8
 """Length in bytes of an instance id: random, one for each start of a node, never all zero."""

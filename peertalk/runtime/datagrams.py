@@ -24,18 +24,18 @@ from __future__ import annotations
 import errno
 import os
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from .. import errors
 from .._core import values
 from .._numbers import DATAGRAM_HEADER_SIZE, DATAGRAM_MAX_PAYLOAD
+from ..protocol.discovery import Discovery
+from .addresses import Address
+from .engine import Timer
 from .inbox import Waiters
 from .payloads import Payload, payload_of
-from .remote import Remote
-from .world import Address
-
-if TYPE_CHECKING:
-    from .transport import Timer, Transport
+from .remote import Home, Remote
 
 SIZE_MAX = DATAGRAM_HEADER_SIZE + DATAGRAM_MAX_PAYLOAD
 """Bytes of a whole datagram; a longer one is dropped."""
@@ -64,10 +64,13 @@ class Datagrams:
     """The datagrams of one node. On the engine's thread only.
 
     port: our UDP port, 0 until open(). socket: it has that port. waiters: who waits for some.
+    discovery: what is known of who announces himself; None: nothing is.
     """
 
-    def __init__(self, transport: Transport) -> None:
-        self.transport = transport
+    def __init__(self, engine: Home) -> None:
+        self.engine = engine
+        self.discovery: Discovery | None = None
+        self._take_packet: Callable[[bytes, Address], None] | None = None
         self.port = 0
         self.waiters = Waiters()
         self._waiting: deque[tuple[Remote, bytes]] = deque()
@@ -85,20 +88,24 @@ class Datagrams:
         Raises:
             AddressInUse, NoNetwork, PlatformError: naming the option that changes it.
         """
-        transport, config = self.transport, self.transport.config
+        config = self.engine.config
         give_way = config.explain()["udp_port"][1] == "default"
-        self.socket = transport.world.unicast_socket(config.bind, config.udp_port, give_way)
+        self.socket = self.engine.world.unicast_socket(config.bind, config.udp_port, give_way)
         self.port = self.socket.getsockname()[1]
-        self._watched = transport.watch(self.socket, values.READ, self._hear)
+        self._watched = self.engine.watch(self.socket, values.READ, self._hear)
+
+    def hear_for(self, discovery: Discovery, take_packet: Callable[[bytes, Address], None]) -> None:
+        """Discovery is there: ask it about peers, and give it the packets that come here."""
+        self.discovery, self._take_packet = discovery, take_packet
 
     def close(self) -> None:
         """Hear no more. May be called again, and without open()."""
         if self.socket is not None:
-            self.transport.cancel(self._timer)
+            self.engine.cancel(self._timer)
             self._unknown.clear()
-            self.transport.unwatch(self._watched)
-            self.transport.close_socket(self.socket)
-            self.socket = None
+            self.engine.unwatch(self._watched)
+            self.engine.close_socket(self.socket)
+            self.socket = self.discovery = self._take_packet = None
 
     # Out ------------------------------------------------------------------------------------------
 
@@ -108,8 +115,7 @@ class Datagrams:
         Raises:
             MessageTooLarge, NotSupported, PeerNotFound, InvalidState, WrongType.
         """
-        transport = self.transport
-        transport.check_open()
+        self.engine.check_open()
         payload = bytes(payload_of(data))
         if len(payload) > DATAGRAM_MAX_PAYLOAD:
             limit = f"the limit is {DATAGRAM_MAX_PAYLOAD:,} (of a datagram)"
@@ -117,9 +123,9 @@ class Datagrams:
                 f"datagram of {len(payload):,} bytes to peer {peer.name!r}: {limit}; use send()",
                 peer=peer.name,
             )
-        if transport.peers.get(peer.key) is not peer:
+        if self.engine.peers.get(peer.key) is not peer:
             raise errors.PeerNotFound(
-                f"peer {peer.name!r} is not known to node {transport.config.name!r} any more",
+                f"peer {peer.name!r} is not known to node {self.engine.config.name!r} any more",
                 peer=peer.name,
             )
         port = self.port if peer.classic else self._port_of(peer)
@@ -129,20 +135,20 @@ class Datagrams:
             )
         # where it is connected it was reached; what it announced may be another network
         where = (peer.connection or peer).address[0], port
-        if peer.connection is None and transport.finder is not None:
-            introduction = transport.finder.discovery.introduce(peer.key)
+        if peer.connection is None and self.discovery is not None:
+            introduction = self.discovery.introduce(peer.key)
             if introduction is not None and not peer.classic:
-                transport.world.send_to(self.socket, introduction, where)
-        packet = transport.core.encode_datagram(self.port, payload)
-        code = transport.world.send_to(self.socket, packet, where)
+                self.engine.world.send_to(self.socket, introduction, where)
+        packet = self.engine.core.encode_datagram(self.port, payload)
+        code = self.engine.world.send_to(self.socket, packet, where)
         if not code:
-            transport.totals.datagrams_sent += 1
-            if transport.troubles.lasting:
-                transport.troubles.worked(_SENDING)
+            self.engine.totals.datagrams_sent += 1
+            if self.engine.troubles.lasting:
+                self.engine.troubles.worked(_SENDING)
             return True
-        transport.totals.datagrams_refused += 1
+        self.engine.totals.datagrams_refused += 1
         if code not in _NO_ROOM:  # that is a burst, and no trouble
-            transport.troubles.failed(
+            self.engine.troubles.failed(
                 _SENDING, "the system refuses one to peer %r: %s", peer.name, os.strerror(code)
             )
         return False
@@ -152,8 +158,8 @@ class Datagrams:
         itself."""
         if peer.capabilities is not None and peer.capabilities.datagram_port is not None:
             return peer.capabilities.datagram_port
-        finder = self.transport.finder
-        announcement = None if finder is None else finder.discovery.announcement(peer.key)
+        discovery = self.discovery
+        announcement = None if discovery is None else discovery.announcement(peer.key)
         return None if announcement is None else announcement.datagram_port
 
     # In -------------------------------------------------------------------------------------------
@@ -164,23 +170,23 @@ class Datagrams:
 
     def _hear(self) -> None:
         for _ in range(PER_TURN):
-            heard = self.transport.world.hear(self.socket)
+            heard = self.engine.world.hear(self.socket)
             if heard is None:
                 break
             data, source = heard
-            if data[:4] == _DISCOVERY and self.transport.finder is not None:
-                self.transport.finder.take(data, source)
+            if data[:4] == _DISCOVERY and self._take_packet is not None:
+                self._take_packet(data, source)
                 continue
             peer, payload = self._sender(source), self._payload(data)
             if payload is None:
-                self.transport.totals.datagrams_ignored += 1
+                self.engine.totals.datagrams_ignored += 1
             elif peer is None:
                 self._keep(source, payload)
             else:
                 self._deliver(peer, payload)
 
     def _deliver(self, peer: Remote, payload: bytes) -> None:
-        totals, waiting = self.transport.totals, self._waiting
+        totals, waiting = self.engine.totals, self._waiting
         totals.datagrams_received += 1
         if len(waiting) >= WAITING_MAX:
             waiting.popleft()
@@ -190,24 +196,24 @@ class Datagrams:
 
     def _keep(self, source: Address, payload: bytes) -> None:
         """Nobody is known there yet."""
-        now = self.transport.world.clock()
+        now = self.engine.world.clock()
         if len(self._unknown) >= UNKNOWN_MAX:
             self._unknown.popleft()
-            self.transport.totals.datagrams_ignored += 1
+            self.engine.totals.datagrams_ignored += 1
         self._unknown.append((now, source, payload))
         if self._timer is None:
-            self._timer = self.transport.after(UNKNOWN_TIME, self._drop_unknown)
+            self._timer = self.engine.after(UNKNOWN_TIME, self._drop_unknown)
 
     def _drop_unknown(self) -> None:
         """Whose sender has not become known in time is ignored."""
-        now, unknown = self.transport.world.clock(), self._unknown
+        now, unknown = self.engine.world.clock(), self._unknown
         while unknown and unknown[0][0] <= now - UNKNOWN_TIME:
             unknown.popleft()
-            self.transport.totals.datagrams_ignored += 1
+            self.engine.totals.datagrams_ignored += 1
         self._timer = None
         if unknown:
             wait = max(0.0, unknown[0][0] + UNKNOWN_TIME - now)
-            self._timer = self.transport.after(wait, self._drop_unknown)
+            self._timer = self.engine.after(wait, self._drop_unknown)
 
     def _deliver_unknown(self) -> None:
         """Somebody has become known: what was kept may be from there."""
@@ -223,7 +229,7 @@ class Datagrams:
         if len(data) > SIZE_MAX:
             return None
         try:
-            return self.transport.core.decode_datagram(data).payload
+            return self.engine.core.decode_datagram(data).payload
         except errors.ProtocolError:
             return None
 
@@ -239,10 +245,8 @@ class Datagrams:
         hosts = {peer.address[0]: None}
         if peer.connection is not None:
             hosts[peer.connection.address[0]] = None
-        if self.transport.finder is not None:
-            hosts |= dict.fromkeys(
-                host for host, _ in self.transport.finder.discovery.addresses(peer.key)
-            )
+        if self.discovery is not None:
+            hosts |= dict.fromkeys(host for host, _ in self.discovery.addresses(peer.key))
         places = self._places[peer] = [(host, port) for host in hosts]
         for each in places:
             self._senders.setdefault(each, []).append(peer)

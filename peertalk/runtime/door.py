@@ -19,13 +19,13 @@ from ..protocol.outbox import Key, Priority
 from ..protocol.peer import Latency, PeerFlag, PeerState
 from ..protocol.stream import StreamState
 from ..protocol.wire import Capabilities
+from .addresses import Address
 from .payloads import Drawing, Payload
 from .peers import BroadcastResult, Peers
 from .remote import Place, Remote
 from .statistics import MemoryReport, NodeStatistics, PeerStatistics, QueueStatus
 from .streaming import Outgoing, Progress
 from .transport import Transport
-from .world import Address
 
 P = TypeVar("P", bound="AnyPeer")
 """The kind of peer that a door hands out."""
@@ -228,7 +228,7 @@ class Asking(Place):
     def reach(self) -> None:
         """Have the peer connected, and stand in line over the end of another connection."""
         self.reaching = True
-        self.peer.transport.switchboard.reach(self.peer, self._reached)
+        self.peer.transport.reach(self.peer, self._reached)
 
     def _reached(self, peer: Remote | None, error: errors.PeerTalkError | None) -> None:
         self.reaching = False

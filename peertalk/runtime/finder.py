@@ -2,7 +2,7 @@
 datagrams, the interfaces, and the sans-I/O Discovery between them.
 
 Everything heard goes to Discovery; what it wants sent goes out on every interface, or to the one
-who asked; what it finds out goes to the transport. Interfaces are looked up again for each packet
+who asked; what it finds out goes to whoever made it. Interfaces are looked up again for each packet
 to all, since they come and go; one that is asked for (Config.interfaces) and is not there is a
 trouble, and the others are used.
 
@@ -16,17 +16,17 @@ import contextlib
 import errno
 import os
 import random
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from .. import errors
 from .._core import values
-from ..protocol.discovery import Discovery, Full, Gone
+from ..protocol.discovery import Discovery
+from ..protocol.neighbours import Changed, Found, Full, Gone, Heard
 from ..protocol.peer import Key
+from .addresses import Address, Interface, choose, is_near
+from .datagrams import Datagrams
+from .engine import Engine, Timer, Watched
 from .log import NodeLog, Troubles
-from .world import Address, Interface, choose, is_near
-
-if TYPE_CHECKING:
-    from .transport import Timer, Transport, Watched
 
 _DATAGRAMS_PER_TURN = 64
 _BACKLOG = 4096
@@ -46,43 +46,58 @@ class Finder:
     """Announces a node and hears others, from its construction to close().
 
     Args:
-        transport: the engine whose loop, configuration and peers these are.
+        engine: whose loop and configuration these are.
+        datagrams: the node's own socket, which answers come to.
         interfaces: all of this machine, as they are now.
+        told: hears what is found out of peers.
+        network_changed: told when interfaces have come or gone.
 
     Raises:
         AddressInUse, PlatformError: naming the option that changes it.
     """
 
-    def __init__(self, transport: Transport, interfaces: list[Interface]) -> None:
-        config = transport.config
-        self.transport = transport
+    def __init__(
+        self,
+        engine: Engine,
+        datagrams: Datagrams,
+        interfaces: list[Interface],
+        *,
+        told: Callable[[Found | Changed | Heard | Gone], None],
+        network_changed: Callable[[], None],
+    ) -> None:
+        config = engine.config
+        self.engine = engine
+        self.datagrams = datagrams
+        self._told = told
+        self._network_changed = network_changed
         self.discovery = Discovery(
-            transport.core,
-            instance=transport.instance,
+            engine.core,
+            instance=engine.instance,
             name=config.name,
-            port=transport.port,
-            datagram_port=transport.datagrams.port,
-            chance=random.Random(transport.instance).random,
+            port=engine.port,
+            datagram_port=datagrams.port,
+            chance=random.Random(engine.instance).random,
             announce_interval=config.announce_interval,
             peer_timeout=config.peer_timeout,
             max_peers=config.max_peers,
             flags=config.flags,
         )
+        datagrams.hear_for(self.discovery, self.take)
         self._interfaces: list[Interface] = []
         with contextlib.suppress(errors.NoNetwork):  # the first announcement finds that out again
             self._choose(interfaces)
         self._log = NodeLog("peertalk.discovery", config.name)
-        self._troubles = Troubles(transport, self._log)
+        self._troubles = Troubles(engine, self._log)
         self._narrowed = bool(config.bind or config.interfaces)
         self._was_beyond = False
         self._timer: Timer | None = None
         self._deadline = float("inf")
         self._closed = False
-        self._socket = transport.world.datagram_socket(config.discovery_port)
+        self._socket = engine.world.datagram_socket(config.discovery_port)
         self._watched: Watched | None = None
         try:
-            self._watched = transport.watch(self._socket, values.READ, self._hear)
-            self.discovery.start(transport.world.clock())
+            self._watched = engine.watch(self._socket, values.READ, self._hear)
+            self.discovery.start(engine.world.clock())
             self._serve()
         except BaseException:
             self.close()
@@ -90,21 +105,21 @@ class Finder:
 
     def set_flags(self, flags: int) -> None:
         """Announce these from now on, and at once."""
-        self.discovery.set_flags(flags, self.transport.world.clock())
+        self.discovery.set_flags(flags, self.engine.world.clock())
         self._serve()
 
     def release(self, key: Key) -> None:
         """A peer is no longer connected: from now on its silence counts."""
-        self.discovery.release(key, self.transport.world.clock())
+        self.discovery.release(key, self.engine.world.clock())
         self._serve()
 
     def heard_within(self, key: Key, seconds: float) -> bool:
         """Whether a connected peer has announced itself in the last so many seconds."""
-        return self.discovery.heard_within(key, seconds, self.transport.world.clock())
+        return self.discovery.heard_within(key, seconds, self.engine.world.clock())
 
     def seek(self, who: str) -> None:
         """Somebody waits for the peer of this name or id."""
-        self.discovery.seek(who, self.transport.world.clock())
+        self.discovery.seek(who, self.engine.world.clock())
         self._serve()
 
     def take(self, data: bytes, address: Address) -> None:
@@ -121,7 +136,7 @@ class Finder:
         except (errors.NoNetwork, OSError):
             return  # the next announcement finds that out again, and says so
         if set(self._interfaces) - before:
-            self.discovery.start(self.transport.world.clock())
+            self.discovery.start(self.engine.world.clock())
             self._serve()
 
     def goodbye(self) -> None:
@@ -132,9 +147,9 @@ class Finder:
     def close(self) -> None:
         """Stop listening. Says nothing on the network."""
         if not self._closed:
-            self.transport.cancel(self._timer)
-            self.transport.unwatch(self._watched)
-            self.transport.close_socket(self._socket)
+            self.engine.cancel(self._timer)
+            self.engine.unwatch(self._watched)
+            self.engine.close_socket(self._socket)
             self._closed = True  # last, since it may be cut off
 
     def _hear(self) -> None:
@@ -142,7 +157,7 @@ class Finder:
         self._serve()
 
     def _read(self, count: int, now: float) -> None:
-        world = self.transport.world
+        world = self.engine.world
         for _ in range(count):
             heard = world.hear_broadcast(self._socket)
             if heard is None:
@@ -155,27 +170,25 @@ class Finder:
 
     def _wake_up(self) -> float:
         """The time. What has passed since a deadline that nobody served was passed asleep."""
-        now = self.transport.world.clock()
+        now = self.engine.world.clock()
         if now - self._deadline > _LATE:
             self.discovery.was_deaf(now - self._deadline)
             self._deadline = now
         return now
 
     def _serve(self) -> None:
-        discovery, transport = self.discovery, self.transport
+        discovery, engine = self.discovery, self.engine
         while (event := discovery.next_event()) is not None:
             if isinstance(event, Full):
                 self._log_refusal(event)
-            elif isinstance(event, Gone):
-                transport.gone(event)
             else:
-                transport.found(event)
+                self._told(event)
         self._send()
         deadline = discovery.next_timeout()
         if deadline is not None and deadline < self._deadline:
-            transport.cancel(self._timer)
+            engine.cancel(self._timer)
             self._deadline = deadline
-            self._timer = transport.after(max(0.0, deadline - transport.world.clock()), self._due)
+            self._timer = engine.after(max(0.0, deadline - engine.world.clock()), self._due)
 
     def _log_refusal(self, full: Full) -> None:
         bound = (
@@ -216,23 +229,23 @@ class Finder:
         Raises:
             NoNetwork: none of them has the address that we live on.
         """
-        config = self.transport.config
+        config = self.engine.config
         self.discovery.set_own_addresses(frozenset(each.address for each in found))
         self._interfaces = choose(found, config.interfaces, config.bind)
 
     def _ask(self) -> list[Interface]:
-        world = self.transport.world
+        world = self.engine.world
         try:
             return world.interfaces()
         except errors.NoNetwork:
             raise
         except OSError:
-            with self.transport.use_spare():
+            with self.engine.use_spare():
                 return world.interfaces()
 
     def _send(self) -> None:
-        config, world = self.transport.config, self.transport.world
-        datagrams, totals = self.transport.datagrams, self.transport.totals
+        config, world = self.engine.config, self.engine.world
+        datagrams, totals = self.datagrams, self.engine.totals
         packets = []
         for packet in self.discovery.data_to_send(world.clock()):
             if packet.to is not None:
@@ -252,7 +265,7 @@ class Finder:
         except OSError:
             changed = False  # as far as we know: those that there were do for now
         if changed:  # where the system does not tell of it by itself
-            self.transport.switchboard.watchdog.check_addresses()
+            self._network_changed()
         for packet in packets:
             self._tell(
                 world.broadcast(
@@ -267,7 +280,7 @@ class Finder:
     def _tell(self, outcomes: dict[str, int]) -> None:
         """How a packet left by each interface: count that, and say what is wrong when that
         begins."""
-        config, troubles = self.transport.config, self._troubles
+        config, troubles = self.engine.config, self._troubles
         unplugged = {each.name: _CABLE_OUT for each in self._interfaces if not each.plugged}
         if self._narrowed:
             missing = {name: _NOT_UP for name in config.interfaces if name not in outcomes}
@@ -277,8 +290,8 @@ class Finder:
             self._look_beyond()
         refused = {name: os.strerror(code) for name, code in outcomes.items() if code}
         why = refused | unplugged | missing
-        self.transport.totals.announcements_sent += len(outcomes.keys() - why.keys())
-        self.transport.totals.announcements_refused += len(why)
+        self.engine.totals.announcements_sent += len(outcomes.keys() - why.keys())
+        self.engine.totals.announcements_refused += len(why)
         forbidden = [name for name in refused if outcomes[name] in _FORBIDDEN]
         if forbidden:
             troubles.failed(

@@ -15,12 +15,8 @@ the log either.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from .transport import Timer, Transport
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 SETTLED = 1.0
 """Seconds without a failure after which a trouble is over."""
@@ -48,6 +44,27 @@ class NodeLog(logging.LoggerAdapter[logging.Logger]):
             self.logger.log(level, f"peertalk: node %r: {msg}", self._node, *args, **options)
 
 
+class Clock(Protocol):
+    """What tells the time."""
+
+    def clock(self) -> float:
+        """Seconds, monotonic."""
+
+
+class Timers(Protocol):
+    """What tells of troubles needs of an engine, which lies above."""
+
+    @property
+    def world(self) -> Clock:
+        """Whose time it is."""
+
+    def after(self, delay: float, action: Callable[[], None]) -> object:
+        """Call action once, delay seconds from now, unless cancelled."""
+
+    def cancel(self, timer: Any) -> None:
+        """Not call it after all. None: there is nothing to cancel."""
+
+
 class _Trouble:
     __slots__ = ("count", "ended", "lasting", "settled", "settling", "since", "until")
 
@@ -57,19 +74,19 @@ class _Trouble:
         self.ended = float("-inf")
         self.settled = SETTLED
         self.count = 0
-        self.settling: Timer | None = None
+        self.settling: Any = None
 
 
 class Troubles:
     """Those of one part of a node. On the engine's thread only.
 
     Args:
-        transport: whose clock and timers these are.
+        timers: of whose engine these are.
         log: where they are told.
     """
 
-    def __init__(self, transport: Transport, log: NodeLog) -> None:
-        self.transport = transport
+    def __init__(self, timers: Timers, log: NodeLog) -> None:
+        self._timers = timers
         self.lasting = 0
         """How many last now: while there are none, worked() need not be called."""
         self._log = log
@@ -82,7 +99,7 @@ class Troubles:
             what: what was done, as "accepting connections"; one trouble for each of these words.
             why: the cause and what to try, with places for values as in logging.
         """
-        now = self.transport.world.clock()
+        now = self._timers.world.clock()
         trouble = self._known.get(what)
         if trouble is None:
             trouble = self._known[what] = _Trouble()
@@ -93,28 +110,28 @@ class Troubles:
             self.lasting += 1
             self._log.warning("%s fails: " + why, what, *values)
         trouble.count += 1
-        self.transport.cancel(trouble.settling)
+        self._timers.cancel(trouble.settling)
         trouble.settling = None
 
     def worked(self, what: str) -> None:
         """It has worked."""
         trouble = self._known.get(what)
         if trouble is not None and trouble.lasting and trouble.settling is None:
-            trouble.until = self.transport.world.clock()
-            trouble.settling = self.transport.after(trouble.settled, lambda: self._over(what))
+            trouble.until = self._timers.world.clock()
+            trouble.settling = self._timers.after(trouble.settled, lambda: self._over(what))
 
     def forget_others(self, than: Iterable[str]) -> None:
         """Nothing else is done any more: what failed of it is no trouble now, nor over."""
         for what in self._known.keys() - set(than):
             trouble = self._known.pop(what)
-            self.transport.cancel(trouble.settling)
+            self._timers.cancel(trouble.settling)
             self.lasting -= trouble.lasting
 
     def _over(self, what: str) -> None:
         trouble = self._known[what]
         trouble.settling = None
         trouble.lasting = False
-        trouble.ended = self.transport.world.clock()
+        trouble.ended = self._timers.world.clock()
         self.lasting -= 1
         self._log.warning(
             "%s works again; %d failed in %.1f s",

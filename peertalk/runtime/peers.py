@@ -10,8 +10,8 @@ import msgspec
 
 from .. import errors
 from ..protocol.peer import PeerState
+from .addresses import Address, address_of
 from .remote import Remote
-from .world import Address, address_of
 
 if TYPE_CHECKING:
     from .transport import Transport

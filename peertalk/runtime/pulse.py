@@ -11,8 +11,6 @@ so will tell when that is over.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import msgspec
 
 from .. import errors
@@ -21,30 +19,33 @@ from ..protocol import connections as policy
 from ..protocol.connections import Connection, State
 from ..protocol.peer import Latency
 from ..protocol.wire import Capabilities, encode_capabilities
+from .engine import Engine, Timer
 from .inbox import Outlet
 from .remote import Measured, Remote
-
-if TYPE_CHECKING:
-    from .transport import Timer, Transport
+from .traffic import Traffic
+from .watchdog import Watchdog
 
 
 class Pulse:
     """The small talk of all connections of one engine. On the engine's thread only."""
 
-    def __init__(self, transport: Transport) -> None:
-        self.transport = transport
+    def __init__(self, engine: Engine, traffic: Traffic, watchdog: Watchdog) -> None:
+        self.engine = engine
+        self.traffic = traffic
+        self.watchdog = watchdog
+        traffic.press, traffic.pay = self.press, self.pay
         self._greetings = [b""] * 4
         self._timer: Timer | None = None
         self._to_ping: list[Connection] = []
         self._spacing = 0.0
-        self._asking: dict[int, Connection] = {}
+        self.asking: dict[int, Connection] = {}
         """Those whose PINGs are to be answered, by tag."""
 
     def introduce(self, ours: Capabilities) -> None:
         """What our CAPABILITY says, but for the pressure."""
         self._greetings = [
             encode_capabilities(
-                self.transport.core, msgspec.structs.replace(ours, pressure=25 * level)
+                self.engine.core, msgspec.structs.replace(ours, pressure=25 * level)
             )
             for level in range(4)
         ]
@@ -57,41 +58,39 @@ class Pulse:
 
     def opened(self, connection: Connection, peer: Remote) -> None:
         """A connection is open: it is measured now, and from now on in turn."""
-        self.transport.pause_if_full(connection, peer)
-        if interval := self.transport.config.ping_interval:
+        self.traffic.pause_if_full(connection, peer)
+        if interval := self.engine.config.ping_interval:
             self._ping(connection)
-            if self._timer is None and not self.transport.closing:
-                self._timer = self.transport.after(interval, self._ping_in_turn)
+            if self._timer is None and not self.engine.closing:
+                self._timer = self.engine.after(interval, self._ping_in_turn)
         elif peer.pinging:
             self._ping(connection)
 
     def ended(self, connection: Connection) -> None:
         """A connection is over: nobody is to be told."""
-        self._asking.pop(connection.tag, None)
+        self.asking.pop(connection.tag, None)
         if isinstance(connection.peer, Remote):
-            self.transport.inbox.forget(connection, connection.peer)
+            self.traffic.inbox.forget(connection, connection.peer)
 
     def asked(self, connection: Connection) -> None:
         """A PING has come."""
-        self._asking[connection.tag] = connection
+        self.asking[connection.tag] = connection
 
     def answer(self) -> None:
         """All that this turn has brought is served: one PONG answers all PINGs of one read of a
         link. While some of what was read is left for the next turn, that may bring more of them."""
-        if not self._asking:
-            return
-        asking, self._asking = self._asking, {}
+        asking, self.asking = self.asking, {}
         for connection in asking.values():
             if not connection.alive:
                 continue
             link = connection.link
             if link.held_bytes and not link.paused:
-                self._asking[connection.tag] = connection
+                self.asking[connection.tag] = connection
                 continue
             code = link.send_frame(values.PONG, b"", 0)
             # never queued: a flood of PINGs must not cost more than the slots of its link
-            self.transport.totals.pongs_dropped += code < 0
-            self.transport.hint(code)
+            self.engine.totals.pongs_dropped += code < 0
+            self.engine.hint(code)
 
     # Round-trip times -----------------------------------------------------------------------------
 
@@ -116,13 +115,13 @@ class Pulse:
         """Send a PING unless one is out; when there is no room, later."""
         if connection.state is not State.OPEN:
             return
-        now = self.transport.world.clock()
-        if not connection.may_ping(now, self.transport.config.link_timeout):
+        now = self.engine.world.clock()
+        if not connection.may_ping(now, self.engine.config.link_timeout):
             return
         code = connection.link.send_frame(values.PING, b"", values.NO_DELAY)
-        self.transport.hint(code)
+        self.engine.hint(code)
         # without room too: whoever takes nothing answers nothing
-        self.transport.switchboard.watchdog.asked(connection)
+        self.watchdog.asked(connection)
         if code >= 0:
             connection.ping_left(now, paused=connection.link.paused)
         else:
@@ -133,7 +132,7 @@ class Pulse:
         peer = connection.peer
         if connection.pinged is None or not isinstance(peer, Remote):
             return
-        sample = connection.pong(self.transport.world.clock())
+        sample = connection.pong(self.engine.world.clock())
         if sample is not None:
             peer.latency = Latency.of(peer.latency, sample)
             peer.tell_pinging(sample, None)
@@ -144,21 +143,21 @@ class Pulse:
         """Some of the connections at a time, until each has had its turn; then anew. Rests while
         there is none."""
         self._timer = None
-        if self.transport.closing:
+        if self.engine.closing:
             return
         if not self._to_ping:
             self._to_ping = [
                 connection
-                for connection in self.transport.connections.by_tag.values()
+                for connection in self.engine.connections.by_tag.values()
                 if connection.state is State.OPEN
             ]
             self._spacing = policy.ping_spacing(
-                len(self._to_ping), self.transport.config.ping_interval
+                len(self._to_ping), self.engine.config.ping_interval
             )
         for _ in range(min(policy.PINGS_PER_TURN, len(self._to_ping))):
             self._ping(self._to_ping.pop())
-        if self.transport.connections.by_tag:
-            self._timer = self.transport.after(self._spacing, self._ping_in_turn)
+        if self.engine.connections.by_tag:
+            self._timer = self.engine.after(self._spacing, self._ping_in_turn)
 
     # Our pressure, and what waits for room --------------------------------------------------------
 
@@ -166,7 +165,7 @@ class Pulse:
         """A connection has brought something into a well filled inbox: its other side hears when
         the level is another than it was told."""
         level = outlet.level(connection.pressure)
-        if level == connection.pressure or not connection.alive or self.transport.closing:
+        if level == connection.pressure or not connection.alive or self.engine.closing:
             return
         if level:
             outlet.on_ease = self._ease
@@ -180,7 +179,7 @@ class Pulse:
             peer = connection.peer
             if not connection.alive or not isinstance(peer, Remote):
                 continue
-            feeds = self.transport.inbox.outlet_of(peer)
+            feeds = self.traffic.inbox.outlet_of(peer)
             level = feeds.level(connection.pressure)
             if level:
                 feeds.on_ease = self._ease
@@ -197,16 +196,16 @@ class Pulse:
         code = connection.link.send_frame(
             values.CAPABILITY, self._greetings[connection.pressure], 0
         )
-        self.transport.hint(code)
+        self.engine.hint(code)
         if code >= 0:
-            self.transport.totals.pressure_reports += 1
+            self.engine.totals.pressure_reports += 1
         else:
             self._owe(connection, policy.OWES_PRESSURE, code)
 
     def _owe(self, connection: Connection, what: int, code: int) -> None:
         connection.owed |= what
         if isinstance(connection.peer, Remote):
-            self.transport.refused(connection.peer, code)
+            self.traffic.refused(connection.peer, code)
 
     def pay(self, connection: Connection) -> None:
         """There may be room: what is owed goes before messages that wait."""

@@ -6,7 +6,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from .. import errors
 from .._core import values
@@ -16,11 +16,61 @@ from ..protocol.line import Line
 from ..protocol.outbox import HIGHEST_FIRST, NORMAL, Key, Priority, lowest_admitted
 from ..protocol.peer import Key as PeerKey
 from ..protocol.peer import Peer
+from .engine import Engine, Timer
 from .statistics import PeerStatistics, QueueStatus
 
-if TYPE_CHECKING:
-    from .streaming import Outgoing
-    from .transport import Timer, Transport
+
+class Home(Engine):
+    """An engine that has peers. What a peer asks of it is done by those who stand above, who set
+    these: see Traffic, Roster and Switchboard."""
+
+    peers: dict[Any, Remote]
+    inbox: Any
+    """What has arrived: an Inbox, which lies above."""
+    make_view: Callable[[Remote], Any]
+    """Makes what the front door hands out for a peer."""
+    limit_of: Callable[[Remote], tuple[int, str]]
+    too_large: Callable[[Remote, int], errors.MessageTooLarge]
+    refused: Callable[[Remote, int], None]
+    enqueue: Callable[[Remote, bytes, int, Key | None], bool]
+    send_sync: Callable[[Remote, bytes | bytearray | memoryview, int], int]
+    move: Callable[[Remote], bool]
+    pump: Callable[[Remote], None]
+    fail_unnumbered: Callable[[Remote, errors.PeerTalkError], None]
+    reach: Callable[[Remote, Reached], None]
+    leave: Callable[[Remote, float | None], None]
+    reject: Callable[[Remote, errors.RejectReason], None]
+    ping: Callable[[Remote, Measured], None]
+    is_frozen: Callable[[Connection], bool]
+
+    def emit(self, event: Callable[..., object], *fields: Any) -> None:
+        """Report an event about a peer, if anybody listens, who sees its view."""
+        self.changed()
+        if self.publish is not None:
+            seen = (each.view if isinstance(each, Remote) else each for each in fields)
+            self.publish(event(*seen))
+
+
+class Streaming(Protocol):
+    """What a peer tells the stream to it that is on its way. See Outgoing."""
+
+    @property
+    def sent(self) -> int:
+        """Bytes of it that the system took."""
+
+    @property
+    def total(self) -> int:
+        """Bytes of it, all."""
+
+    def go_on(self) -> None:
+        """There may be room."""
+
+    def told(self, first: int, last: int, error: errors.PeerTalkError | None) -> None:
+        """Messages of this peer were sent or have failed."""
+
+    def lost(self, error: errors.PeerTalkError) -> None:
+        """The connection is gone."""
+
 
 _CHUNK_MESSAGES = 1024
 _CHUNK_BYTES = 512 * 1024
@@ -120,7 +170,7 @@ class Remote(Peer):
 
     def __init__(
         self,
-        transport: Transport,
+        transport: Home,
         key: PeerKey,
         *,
         name: str = "",
@@ -148,7 +198,7 @@ class Remote(Peer):
         """The next life of its program, which was started again; None: not known to be."""
         self.refusal: errors.PeerTalkError | None = None
         """How it rejected us, the last time that it did."""
-        self.stream: Outgoing | None = None
+        self.stream: Streaming | None = None
         """The stream to it that is on its way."""
         self.failed = 0
         self.received = 0
@@ -216,7 +266,7 @@ class Remote(Peer):
                 f"reason {errors.shown(reason)}: it is one of peertalk.RejectReason, "
                 "UNSPECIFIED 0 to IN_PROGRESS 4"
             )
-        self.transport.switchboard.reject(self, errors.RejectReason(reason))
+        self.transport.reject(self, errors.RejectReason(reason))
 
     @property
     def known(self) -> bool:
@@ -300,7 +350,7 @@ class Remote(Peer):
     def frozen(self) -> bool:
         """Connected, but it has not answered for Config.link_timeout: see PeerFrozen."""
         connection = self.connection
-        return connection is not None and self.transport.switchboard.watchdog.is_frozen(connection)
+        return connection is not None and self.transport.is_frozen(connection)
 
     @property
     def handed(self) -> int:

@@ -11,17 +11,37 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from .._core import values
-
-if TYPE_CHECKING:
-    from .transport import Transport
 
 _LOST = 0.1
 """Seconds after which a turn that was asked for, and has not come, is asked for again. A signal
 handler that raises takes away the callback that was just to be called; one that the loop has no
 time for comes twice, which costs little."""
+
+
+class Driven(Protocol):
+    """What a worker needs of an engine, which lies above. See Engine."""
+
+    loop: Any
+    thread: int
+    closed: bool
+    before_release: Callable[[], None] | None
+    before_closing: Callable[[int], None] | None
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a turn was cut off, and something of it is left."""
+
+    def turn(self) -> None:
+        """Serve whatever is ready."""
+
+    def move_here(self) -> None:
+        """Belong to the calling thread from now on."""
+
+    def close_now(self) -> None:
+        """End everything at once."""
 
 
 class Worker:
@@ -30,7 +50,7 @@ class Worker:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._transport: Transport | None = None
+        self._engine: Driven | None = None
         self._scheduled = False
         self._asked = 0.0
         self._timer: asyncio.Handle | None = None
@@ -39,26 +59,26 @@ class Worker:
         self._fd = -1
         self._watched: dict[int, int] = {}
 
-    def start(self, transport: Transport) -> None:
+    def start(self, engine: Driven) -> None:
         """Drive this engine, which has just been opened, from now on. One that cannot be driven is
         closed, and the error raised."""
-        self._transport = transport
-        self._fd = transport.loop.fd
-        transport.before_release = self.stop
+        self._engine = engine
+        self._fd = engine.loop.fd
+        engine.before_release = self.stop
         try:
             if self._fd >= 0:
                 self.loop.add_reader(self._fd, self._turn)
             else:
-                transport.before_closing = self._unwatch
+                engine.before_closing = self._unwatch
             self.schedule()
         except BaseException:
-            transport.close_now()
+            engine.close_now()
             raise
 
     def schedule(self) -> None:
         """Have a turn at the end of this tick."""
         now = self.loop.time()
-        if not self._scheduled or (self._transport is not None and now - self._asked > _LOST):
+        if not self._scheduled or (self._engine is not None and now - self._asked > _LOST):
             self.loop.call_soon(self._scheduled_turn)
             self._asked = now
             self._scheduled = True
@@ -81,7 +101,7 @@ class Worker:
 
     def stop(self) -> None:
         """Let go of the engine, before its descriptors are closed. May be called again."""
-        self._transport = None
+        self._engine = None
         self._scheduled = True  # no turn is to come
         if self._timer is not None:
             self._timer.cancel()
@@ -98,30 +118,30 @@ class Worker:
         self._turn()
 
     def _turn(self) -> None:
-        transport = self._transport
-        if transport is None or transport.closed:
+        engine = self._engine
+        if engine is None or engine.closed:
             return
-        if threading.get_ident() != transport.thread:
-            transport.move_here()  # the loop runs on another thread now
+        if threading.get_ident() != engine.thread:
+            engine.move_here()  # the loop runs on another thread now
         try:
-            transport.turn()
+            engine.turn()
         finally:
-            if not transport.closed:
-                self._wait(transport)
+            if not engine.closed:
+                self._wait(engine)
 
-    def _wait(self, transport: Transport) -> None:
+    def _wait(self, engine: Driven) -> None:
         """Be called again when there is something to do."""
         try:
-            self._wait_for(transport)
+            self._wait_for(engine)
         except BaseException:
             self._timer = self.loop.call_later(_LOST, self._timed_turn)
             self._due = self.loop.time() + _LOST
             raise
 
-    def _wait_for(self, transport: Transport) -> None:
+    def _wait_for(self, engine: Driven) -> None:
         if self._fd < 0:
-            self._watch_all(transport)
-        delay = 0.0 if transport.unfinished else transport.loop.next_timeout()
+            self._watch_all(engine)
+        delay = 0.0 if engine.unfinished else engine.loop.next_timeout()
         if delay is None:
             return
         if delay <= 0:
@@ -144,8 +164,8 @@ class Worker:
         self._timer = None
         self._turn()
 
-    def _watch_all(self, transport: Transport) -> None:
-        wanted = dict(transport.loop.descriptors())
+    def _watch_all(self, engine: Driven) -> None:
+        wanted = dict(engine.loop.descriptors())
         for fd in [fd for fd in self._watched if fd not in wanted]:
             self._unwatch(fd)
         for fd, interest in wanted.items():

@@ -24,9 +24,9 @@ from typing import Any, cast
 from .. import errors
 from .._core import Core, values
 from ..config import Config
-from ..runtime.transport import Transport
-from ..runtime.worker import Worker
-from ..runtime.world import Address, Interface, World
+from ..runtime.addresses import Address, Interface
+from ..runtime.worker import Driven, Worker
+from ..runtime.world import World
 
 _ORDER_FAULTS_MAX = 100
 
@@ -114,17 +114,17 @@ class Driver(Worker):
         self._box = box
         self._engine_loop: TappedLoop | None = None
 
-    def start(self, transport: Transport) -> None:
+    def start(self, engine: Driven) -> None:
         """Drive this engine from now on."""
-        self._transport = transport
-        self._engine_loop = transport.loop
-        transport.before_release = self.stop
+        self._engine = engine
+        self._engine_loop = engine.loop
+        engine.before_release = self.stop
         self._box.drivers.append(self)
         self.schedule()
 
     def stop(self) -> None:
         """Let go of the engine. May be called again."""
-        self._transport = None
+        self._engine = None
         if self in self._box.drivers:
             self._box.drivers.remove(self)
 
@@ -139,7 +139,7 @@ class Driver(Worker):
         return None if self._engine_loop is None else self._engine_loop.next_deadline_ns()
 
     def _turn(self) -> None:
-        transport = self._transport
+        transport = self._engine
         if transport is not None and not transport.closed:
             transport.turn()
 

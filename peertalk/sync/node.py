@@ -16,13 +16,14 @@ from ..protocol import events
 from ..protocol.outbox import NORMAL, Key, Priority
 from ..protocol.wire import Batch, Datagram, Message
 from ..quantities import parse_timeout
+from ..runtime.addresses import Address, check_address, dotted_address
 from ..runtime.door import AnyNode, Broadcast, remote_of
 from ..runtime.log import NodeLog
 from ..runtime.payloads import Payload, check_choices, payload_of
 from ..runtime.peers import BroadcastResult
 from ..runtime.remote import Remote
 from ..runtime.transport import Transport
-from ..runtime.world import Address, World, check_address, dotted_address
+from ..runtime.world import World
 from .peer import Peer, StreamOut
 from .turning import HOW_TO_START, Turning, each, taken
 

@@ -147,7 +147,7 @@ class Peer(AnyPeer):
         seconds = parse_timeout(timeout)
         remote = self._remote
         with self._turning.held():
-            remote.transport.switchboard.leave(remote, seconds)
+            remote.transport.leave(remote, seconds)
             self._turning.until(
                 lambda: remote.connection is None,
                 None,
@@ -182,7 +182,7 @@ class Peer(AnyPeer):
 
         remote = self._remote
         with self._turning.held():
-            remote.transport.switchboard.pulse.ping(remote, measured)
+            remote.transport.ping(remote, measured)
             try:
                 self._turning.until(
                     lambda: bool(outcome),
@@ -233,7 +233,7 @@ class Peer(AnyPeer):
         if not connect:
             raise errors.NotConnected(f"peer {self.name!r} is not connected", peer=self.name)
         outcome: list[errors.PeerTalkError | None] = []
-        remote.transport.switchboard.reach(remote, lambda peer, error: outcome.append(error))
+        remote.transport.reach(remote, lambda peer, error: outcome.append(error))
         self._turning.until(
             lambda: bool(outcome), seconds, f"no connection to peer {self.name!r}", self.name
         )

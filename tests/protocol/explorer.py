@@ -50,8 +50,9 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from peertalk.protocol.claims import Claims
 from peertalk.protocol.connections import NOBODY, Connection, State, Step
-from peertalk.protocol.line import Claims, Decision, Line, Turn, Verdict
+from peertalk.protocol.line import Decision, Line, Turn, Verdict
 
 Event = tuple[Any, ...]
 Effect = tuple[Any, ...]

@@ -25,7 +25,6 @@ from peertalk._core import load
 from peertalk._core.values import ANNOUNCE, GOODBYE, QUERY
 from peertalk.errors import InvalidArgument
 from peertalk.protocol.discovery import (
-    ADDRESSES_MAX,
     ANNOUNCE_INTERVAL_MAX,
     ANSWER_SPACING,
     ANSWERS_MAX,
@@ -35,16 +34,19 @@ from peertalk.protocol.discovery import (
     SEEK_AFTER,
     SMALL_ROOM,
     SOUGHT_MAX,
+    Discovery,
+    Outgoing,
+)
+from peertalk.protocol.events import LostReason
+from peertalk.protocol.neighbours import (
+    ADDRESSES_MAX,
     STRANGERS_MAX,
     Changed,
-    Discovery,
     Found,
     Full,
     Gone,
     Heard,
-    Outgoing,
 )
-from peertalk.protocol.events import LostReason
 from peertalk.protocol.wire import Announcement, decode_announcement, encode_announcement
 
 OWN = bytes.fromhex("0101010101010101")

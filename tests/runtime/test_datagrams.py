@@ -303,7 +303,6 @@ class MadeUp:
     def __init__(self):
         self.world = self
         self.core = CORE
-        self.finder = None
         self.totals = types.SimpleNamespace(
             datagrams_received=0, datagrams_ignored=0, datagrams_overflowed=0, datagrams_sent=0
         )

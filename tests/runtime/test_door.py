@@ -39,7 +39,7 @@ def engine():
 
 
 def know(engine, key=KEY):
-    return engine.make_peer(key, key, "bob", ("10.0.0.2", 7354))
+    return engine.roster.make_peer(key, key, "bob", ("10.0.0.2", 7354))
 
 
 @pytest.mark.parametrize("kind", [pt.Peer, peertalk.sync.Peer])
@@ -70,7 +70,7 @@ def test_a_forgotten_peer_is_the_same_while_somebody_keeps_it_and_known_again(en
     """Who holds a peer over an outage need not look it up again."""
     remote = know(engine)
     kept, ghost = remote.view, weakref.ref(remote)
-    engine.forget(remote, events.LostReason.TIMEOUT)
+    engine.roster.forget(remote, events.LostReason.TIMEOUT)
     del remote
     assert ghost() is not None and ghost().view is kept
     assert know(engine).view is kept
@@ -84,7 +84,7 @@ def test_a_forgotten_peer_that_nobody_keeps_is_gone_at_once(engine):
     try:
         remote = know(engine)
         ghosts = weakref.ref(remote), weakref.ref(remote.view)
-        engine.forget(remote, events.LostReason.TIMEOUT)
+        engine.roster.forget(remote, events.LostReason.TIMEOUT)
         del remote
         assert [ghost() for ghost in ghosts] == [None, None]
     finally:
@@ -94,11 +94,11 @@ def test_a_forgotten_peer_that_nobody_keeps_is_gone_at_once(engine):
 def test_a_peer_that_only_the_engine_still_has_is_shown_again(engine):
     """Its last messages may be taken, or fail, after everybody has let go of it."""
     remote = know(engine)
-    engine.forget(remote, None)
+    engine.roster.forget(remote, None)
     assert remote.view is not None and remote.view.id == KEY.hex()
     seen = remote.view
     assert remote.view is seen
-    engine.know(remote)
+    engine.roster.know(remote)
     assert remote.view is seen
 
 

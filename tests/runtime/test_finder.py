@@ -16,13 +16,13 @@ from peertalk import errors
 from peertalk._core import load
 from peertalk._core.values import ANNOUNCE, GOODBYE, QUERY, READ
 from peertalk.config import Config
-from peertalk.protocol.discovery import Changed, Found, Gone, Heard
 from peertalk.protocol.events import LostReason
+from peertalk.protocol.neighbours import Changed, Found, Gone, Heard
 from peertalk.protocol.wire import Announcement, decode_announcement, encode_announcement
+from peertalk.runtime.addresses import Interface
 from peertalk.runtime.finder import Finder
 from peertalk.runtime.log import SETTLED
 from peertalk.runtime.statistics import LinkTotals
-from peertalk.runtime.world import Interface
 
 CORE = load("reference")
 LAN = Interface("lan", 2, "10.0.0.200", "10.0.0.255", "255.255.255.0")
@@ -74,24 +74,21 @@ class MadeUpWorld:
 
 
 class MadeUpEngine:
-    """What a Finder needs of a Transport: timers that the test lets expire, and a list of what was
+    """What a Finder needs of an engine: timers that the test lets expire, and a list of what was
     told."""
 
     def __init__(self, **options):
         self.config = Config(name="ada", discovery_port=7000, **options)
         self.core, self.instance, self.port = CORE, OURS, 7354
         own = types.SimpleNamespace(port=7355, closed=False)
-        self.datagrams = types.SimpleNamespace(port=7355, socket=own)
+        self.datagrams = types.SimpleNamespace(port=7355, socket=own, hear_for=lambda *_: None)
         self.world = MadeUpWorld()
         self.timers = []
         self.watched = []
         self.told = []
-        self.found = self.gone = self.heard = self.told.append
         self.looks = 0
         self.totals = LinkTotals()
         self.spared = 0
-        watchdog = types.SimpleNamespace(check_addresses=self.check_addresses)
-        self.switchboard = types.SimpleNamespace(watchdog=watchdog)
 
     @contextlib.contextmanager
     def use_spare(self):
@@ -148,9 +145,19 @@ def kinds(world):
     return [kind for kind, *_ in sent]
 
 
+def find(engine, networks=None):
+    return Finder(
+        engine,
+        engine.datagrams,
+        engine.world.networks if networks is None else networks,
+        told=engine.told.append,
+        network_changed=engine.check_addresses,
+    )
+
+
 def start(**options):
     engine = MadeUpEngine(**options)
-    return engine, Finder(engine, engine.world.networks)
+    return engine, find(engine)
 
 
 def test_it_announces_itself_asks_who_is_there_and_goes_on_announcing():
@@ -260,7 +267,7 @@ def test_packets_go_out_as_the_configuration_says():
     ):
         engine = MadeUpEngine(**options)
         engine.world.networks = [LAN, second, wlan]
-        Finder(engine, engine.world.networks)
+        find(engine)
         assert engine.world.sent[0] == (ANNOUNCE, used, options.get("bind", ""))
 
 
@@ -317,7 +324,7 @@ def test_the_other_interfaces_that_are_asked_for_are_used(caplog):
     wlan = Interface("wlan", 3, "192.168.1.7", "192.168.1.255", "255.255.255.0")
     engine = MadeUpEngine(announce_interval=5.0, interfaces=("lan", "wlan"))
     engine.world.networks = [LAN, wlan, LAN._replace(name="other")]
-    Finder(engine, [LAN, wlan])
+    find(engine, [LAN, wlan])
     engine.world.networks = [wlan, LAN._replace(name="other")]
     engine.world.sent.clear()
     engine.pass_time(20.1)
@@ -352,7 +359,7 @@ def test_the_last_way_out_is_missed_when_there_was_one(caplog, gone):
     home = Interface("lo", 1, "127.0.0.1", "127.255.255.255", "255.0.0.0")
     engine = MadeUpEngine(announce_interval=5.0)
     engine.world.networks = [home, *gone]
-    Finder(engine, engine.world.networks)
+    find(engine)
     engine.pass_time(50.0)
     assert not caplog.messages
     engine.world.networks = [home, LAN]
@@ -377,7 +384,7 @@ def test_a_firewall_is_one_line_with_what_to_try_and_one_when_it_is_gone(caplog)
     home = Interface("lo", 1, "127.0.0.1", "127.255.255.255", "255.0.0.0")
     engine.world.networks = [LAN, home]
     engine.world.refusing = {"lan": errno.EPERM, "lo": errno.EPERM}
-    Finder(engine, [LAN, home])
+    find(engine, [LAN, home])
     engine.pass_time(50.1)
     engine.world.refusing = {"lan": errno.EPERM}
     engine.pass_time(50.1)
@@ -397,7 +404,7 @@ def test_an_interface_that_is_not_up_yet_is_used_when_it_is():
     engine = MadeUpEngine(interfaces=("lan",), announce_interval=5.0)
     home = Interface("lo", 1, "127.0.0.1", "127.255.255.255", "255.0.0.0")
     engine.world.networks = [home]
-    finder = Finder(engine, [home])
+    finder = find(engine, [home])
     engine.world.networks = [home, LAN]
     finder.look_again()
     assert [used for _, used, _ in engine.world.sent] == [[], [], [LAN], [LAN]]

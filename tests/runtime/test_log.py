@@ -115,9 +115,9 @@ async def test_two_nodes_of_one_program_can_be_told_apart(caplog, free_port):
         bob._transport.switchboard._end(link, pt.ConnectionClosed("made up: bob's end"))
         while peer.connected:
             await asyncio.sleep(0)
-        ada._engine.unsent = 7
+        ada._engine.traffic.unsent = 7
     with peertalk.sync.Node("cid", discovery=False, **options) as cid:
-        cid._transport.unsent = 3
+        cid._transport.traffic.unsent = 3
     by_node = {name: [] for name in ("ada", "bob", "cid")}
     for line in caplog.messages:
         program, node, text = line.split(": ", 2)

@@ -47,7 +47,7 @@ class MadeUpLink:
 
 
 class MadeUpEngine:
-    """What a Pulse needs of a Transport."""
+    """What a Pulse needs of an engine, and of its traffic and watchdog."""
 
     def __init__(self, **options):
         self.config = Config(name="ada", **options)
@@ -62,9 +62,7 @@ class MadeUpEngine:
         self.timers = []
         self.hint = self.refused = self.pause_if_full = lambda *_: None
         self.owing = []
-        watchdog = types.SimpleNamespace(asked=self.owing.append)
-        self.switchboard = types.SimpleNamespace(watchdog=watchdog)
-        self.pulse = Pulse(self)
+        self.pulse = Pulse(self, self, types.SimpleNamespace(asked=self.owing.append))
         self.pulse.introduce(Capabilities(8192, 1024, 0, 0, b"whoweare", "ada", 7354))
 
     def call(self, functions, *arguments):

@@ -397,7 +397,9 @@ class AnyTraffic(RuleBasedStateMachine):
         count = data.draw(st.integers(0, open_frames))
         confirmed.append((count, sent))
         link.room = room
-        self.engine._sent(self.connection, count, 0 if sent else errors.ConnectionClosed.code)
+        self.engine.traffic.sent(
+            self.connection, count, 0 if sent else errors.ConnectionClosed.code
+        )
 
     @rule(
         pressure=st.sampled_from([0, 49, 50, 75, 90]), max_message=st.sampled_from([256, 700, 8192])
@@ -451,7 +453,7 @@ class AnyTraffic(RuleBasedStateMachine):
 
     def teardown(self):
         self.lose(True)
-        self.engine.fail_queued(self.peer, errors.ConnectionClosed("over"))
+        self.engine.traffic.fail_queued(self.peer, errors.ConnectionClosed("over"))
         outcomes = self.outcomes()
         assert sorted(outcomes) == sorted(self.accepted)
         number_of = {payload: number for number, (payload, _, _) in self.accepted.items()}
@@ -509,11 +511,11 @@ def test_a_higher_class_overtakes_what_waits_and_the_outcomes_name_the_right_num
     ):
         assert peer.accept(b"%d" % number, False, priority) and peer.accepted == number
     link.room = 9
-    engine._sent(peer.connection, 1, 0)
+    engine.traffic.sent(peer.connection, 1, 0)
     assert link.plain == [b"1", b"4", b"3", b"2"] and peer.quick is not None
     assert peer.quick(b"5") == 0
     peer.accepted += 1
-    engine._sent(peer.connection, 4, 0)
+    engine.traffic.sent(peer.connection, 4, 0)
     assert [(event.first, event.last) for event in told] == [(1, 1), (4, 4), (3, 3), (2, 2), (5, 5)]
     engine.publish = None
 
@@ -642,7 +644,7 @@ def test_a_long_message_goes_to_a_classic_peer_in_pieces_whatever_room_there_is(
     while peer.reported < 3:
         assert len(link.frames) > reported, "it stopped"
         count, reported, link.room = len(link.frames) - reported, len(link.frames), 2
-        engine._sent(peer.connection, count, 0)
+        engine.traffic.sent(peer.connection, count, 0)
     assert link.joined() == [b"before", data, b"after"] and peer.quick is not None
     assert [number for event in told for number in range(event.first, event.last + 1)] == [1, 2, 3]
     engine.publish = None
@@ -650,7 +652,7 @@ def test_a_long_message_goes_to_a_classic_peer_in_pieces_whatever_room_there_is(
 
 def test_message_ids_of_fragments_count_for_the_whole_node_and_wrap(engine):
     """As the original: one 16-bit counter."""
-    engine._fragmented = 0xFFFF
+    engine.traffic._fragmented = 0xFFFF
     links = [PartLink(max_message=512) for _ in range(2)]
     for link in links:
         assert peer_of(engine, link, classic=True).accept(bytes(600), False)

@@ -23,7 +23,8 @@ import peertalk as pt
 from peertalk import sim
 from peertalk._core import load
 from peertalk.protocol import connections as policy
-from peertalk.protocol.line import Claims, Over
+from peertalk.protocol import endings
+from peertalk.protocol.claims import Claims, Over
 from peertalk.protocol.wire import (
     Announcement,
     Capabilities,
@@ -33,7 +34,6 @@ from peertalk.protocol.wire import (
     encode_capabilities,
     encode_greeting,
 )
-from peertalk.runtime import switchboard
 from peertalk.runtime.world import World
 from peertalk.sim import scenarios
 
@@ -727,7 +727,7 @@ async def test_pieces_that_are_held_back_are_put_together_when_their_connection_
 ):
     """What waits for another connection waits in its order, fragments and batches too, and had
     arrived even if its own connection ends meanwhile."""
-    monkeypatch.setattr(switchboard, "_LOOK", GUARD)  # we close no connection that we leave
+    monkeypatch.setattr(endings, "LOOK", GUARD)  # we close no connection that we leave
     async with dialled(SMALLER) as (ada, first, second):
         first.greet(1, 0, b"early 1")
         assert await taken(ada, 1) == [b"early 1"]
@@ -751,7 +751,7 @@ async def test_what_is_held_back_of_a_connection_that_is_ended_is_delivered_in_i
 ):
     """It had arrived, so its sender takes it for sent, though nobody reads the connection any
     more."""
-    monkeypatch.setattr(switchboard, "_LOOK", GUARD)
+    monkeypatch.setattr(endings, "LOOK", GUARD)
     async with dialled(SMALLER) as (ada, first, second):
         first.greet(1, 0, b"early 1")
         assert await taken(ada, 1) == [b"early 1"]
@@ -1285,7 +1285,7 @@ async def test_a_reject_before_any_greeting_ends_the_dial_and_what_waited_for_it
     """It is what a full node says. To try five times more would not make room."""
     async with ClassicPeer() as classic, pt.Node("ada", **loopback()) as ada:
         events = ada.events()
-        peer = ada._transport.make_peer(classic.address, None, "CREF", classic.address).view
+        peer = ada._transport.roster.make_peer(classic.address, None, "CREF", classic.address).view
         assert peer.send_nowait(b"waits") == 1
         await classic.meet()
         classic.say(frame(REJECT, b"\x04"))

@@ -45,22 +45,21 @@ class MadeUpLink:
 
 
 class MadeUpEngine:
-    """What a Watchdog needs of a Transport, and of the switchboard and the world."""
+    """What a Watchdog needs of an engine and its world, and those that it tells."""
 
     def __init__(self, **options):
         self.config = Config(name="ada", link_timeout=TIMEOUT, **options)
         self.now = 100.0
-        self.world = self.switchboard = self
-        self.finder = self
+        self.world = self
         self.closing = False
         self.timers, self.emitted, self.ended, self.unhoused = [], [], [], []
         self.silent, self.waiting, self.looks, self.foreign = {}, {}, 0, set()
         self.left_unread = {}
         self.connections = types.SimpleNamespace(by_tag={})
-        self.changes, self.looked_again, self.watched = 0, 0, {}
+        self.changes, self.watched = 0, {}
         self.wakes = 0
         self.log = NodeLog("peertalk.network", "ada")
-        self.watchdog = Watchdog(self)
+        self.watchdog = Watchdog(self, self.end, self.unhouse, self.network_changed)
 
     # the world
 
@@ -89,7 +88,7 @@ class MadeUpEngine:
     def drop_news(self, news):
         news.left = 0
 
-    # the transport
+    # the engine
 
     def after(self, delay, action):
         self.timers.append((self.now + delay, action))
@@ -113,7 +112,7 @@ class MadeUpEngine:
     def close_socket(self, closing):
         closing.closed = True
 
-    # the switchboard, and the finder
+    # who is told
 
     def end(self, connection, error):
         self.ended.append((connection.tag, error))
@@ -129,9 +128,6 @@ class MadeUpEngine:
 
     def network_changed(self):
         self.changes += 1
-
-    def look_again(self):
-        self.looked_again += 1
 
     # the test
 
@@ -343,7 +339,7 @@ def test_links_on_an_address_that_is_gone_are_ended_and_no_others():
     [hear] = engine.watched.values()
     hear()
     engine.pass_time(1.0)
-    assert not engine.unhoused and engine.changes == engine.looked_again == 1
+    assert not engine.unhoused and engine.changes == 1
     engine.foreign.add("10.0.0.200")
     for _ in range(5):
         hear()  # an address that is replaced makes several changes

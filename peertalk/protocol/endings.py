@@ -1,0 +1,227 @@
+"""How a connection is left, what its end means, and what is mended when something was cut off.
+
+Whoever leaves says so and closes when the other side's system has all that was sent, and when all
+that came is read: to close before would reset the connection over what can still be read. A link
+that is dead is read to its end too, because the other side's system was told that we have what it
+sent, and so its sender that it was sent.
+
+Observations in, frozen verdicts out. Never: opens a socket, arms a timer, reads a clock.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .. import errors
+from .._numbers import (
+    ERR_CRC,
+    ERR_INVALID_PARAM,
+    ERR_MAGIC,
+    ERR_MESSAGE_TOO_LARGE,
+    ERR_VERSION,
+)
+from .connections import State
+
+LOOK = 0.02
+"""Seconds between two looks at a connection that is on its way out: whether something is unread, or
+unacknowledged. Neither makes an event."""
+LOOK_SELDOM = 0.5
+"""Seconds between two such looks, at most, when it takes long."""
+
+FRAME_FAULTS = frozenset(
+    {ERR_INVALID_PARAM, ERR_MESSAGE_TOO_LARGE, ERR_CRC, ERR_MAGIC, ERR_VERSION}
+)
+"""Codes of a link that ended because of what a frame said."""
+
+
+class Cause(enum.Enum):
+    """Why a link has ended."""
+
+    SHUT = "shut"
+    """The other side will send no more, and we are done."""
+    FAULT = "fault"
+    """A frame broke a rule."""
+    NOT_TAKEN = "not-taken"
+    """A blocking platform could not send in its time."""
+    NOT_WHOLE = "not-whole"
+    """A frame took too long."""
+    LOST = "lost"
+    """The other side, or something in between, has ended it; perhaps inside a frame, as a killed
+    program does."""
+    FAILED = "failed"
+    """The system says so."""
+
+
+def cause_of(code: int, *, slots_pending: int, sends_time_out: bool) -> Cause:
+    """Why, by the code that the link reports. slots_pending: writes that were under way;
+    sends_time_out: whether the platform may end a link because of those."""
+    if code == 0:
+        return Cause.SHUT
+    if code in FRAME_FAULTS:
+        return Cause.FAULT
+    if code == errors.Timeout.code:
+        return Cause.NOT_TAKEN if slots_pending and sends_time_out else Cause.NOT_WHOLE
+    if code in (errors.ConnectionClosed.code, errors.Truncated.code):
+        return Cause.LOST
+    return Cause.FAILED
+
+
+class Half(enum.Enum):
+    """What is done when the other side has said that it will send no more."""
+
+    NAMELESS = "nameless"
+    """End it: it never said who it is."""
+    END = "end"
+    """End it: nothing of ours is on its way there."""
+    SHUT = "shut"
+    """We are leaving anyway: shut it, and let what is in its slots arrive."""
+    LEAVE = "leave"
+    """Likewise, and its peer has lost it."""
+
+
+def half_closed(state: State) -> Half:
+    """What is done, by the state of the connection."""
+    if state is State.GREETING:
+        return Half.NAMELESS
+    if state in (State.GREETED, State.DRAINING, State.ASIDE):
+        return Half.END
+    return Half.LEAVE if state is State.OPEN else Half.SHUT
+
+
+def is_rejection(state: State, classic: bool | None) -> bool:
+    """Whether a REJECT counts. classic: its peer is, None: not known. The original never says so
+    and ignores it, as we do from a peer of its kind; but a connection of ours that is answered by a
+    REJECT before any CAPABILITY has nobody behind it."""
+    if state in (State.GREETING, State.GREETED):
+        return True
+    return state is State.OPEN and classic is False
+
+
+class DeadEnd(enum.Enum):
+    """What is done with a link that is dead."""
+
+    NOTHING = "nothing"
+    """It is being read to its end already."""
+    DRAIN = "drain"
+    END = "end"
+
+
+def dead(state: State, unread: Callable[[], int]) -> DeadEnd:
+    """What is done. unread: how much has come and is not served; asked only where it counts."""
+    if state is State.DRAINING:
+        return DeadEnd.NOTHING
+    used = state in (State.OPEN, State.CLOSING, State.RETIRING)
+    return DeadEnd.DRAIN if used and unread() else DeadEnd.END
+
+
+class Leaving(NamedTuple):
+    """A connection that we leave, or want to. left: when we said so, None: there was no room for
+    that; deadline: when it is given up; owes: whether something of ours is not acknowledged, or
+    something of theirs not read; asked only where it counts."""
+
+    state: State
+    now: float
+    left: float | None
+    deadline: float
+    owes: Callable[[], bool]
+
+
+class Look(NamedTuple):
+    """What a look at a connection that we leave has found. pause: look again in so many seconds,
+    None: it is over; in_vain: the other side did not take in time what it was sent."""
+
+    pause: float | None
+    in_vain: bool = False
+
+
+def look(leaving: Leaving) -> Look:
+    """What is to be done. The longer it takes the more seldom it is looked at."""
+    if leaving.now >= leaving.deadline:
+        return Look(None, in_vain=True)
+    waited = 0.0 if leaving.left is None else leaving.now - leaving.left
+    if leaving.state is State.OPEN or waited < LOOK or leaving.owes():
+        rest = leaving.deadline - leaving.now
+        return Look(min(max(LOOK, waited / 8), LOOK_SELDOM, rest))
+    return Look(None)
+
+
+class Cut(NamedTuple):
+    """Serving an event of a connection was cut off. batch: it brought messages; kept: those are in
+    the inbox, or held back; talk: it was a PING or an answer; used: the peer is connected by this
+    connection; waited_for: somebody waits for it."""
+
+    batch: bool
+    kept: bool
+    talk: bool
+    used: bool
+    waited_for: bool
+
+
+class AfterCut(NamedTuple):
+    """again: serve the event once more; ends: the connection ends, because nobody knows how much
+    was done."""
+
+    again: bool
+    ends: bool
+
+
+def after_cut(cut: Cut) -> AfterCut:
+    """What is done. Of messages it is known whether they are delivered, and talk may be served
+    twice."""
+    known = (cut.batch or cut.talk) and cut.used and not cut.waited_for
+    return AfterCut(again=cut.talk or (cut.batch and not cut.kept), ends=not known)
+
+
+class Mending(enum.Enum):
+    """What is done with a connection after something was cut off."""
+
+    NOTHING = "nothing"
+    END = "end"
+    """It is half made, or what it waits for would never come."""
+    DRAIN = "drain"
+    LEAVE = "leave"
+    PING = "ping"
+    READ = "read"
+    """It is paused, and nobody would read on."""
+
+
+class Found(NamedTuple):
+    """A connection as it was found. timed: something will happen to it at a time; watched: its dial
+    is; linked: it has a link; used: its peer is connected by it; held: what it brings is kept back;
+    leaving: there is a deadline for it; asking: somebody waits for an answer, and no PING is out;
+    stuck: it is paused, and no inbox knows."""
+
+    state: State
+    timed: bool
+    watched: bool
+    linked: bool
+    used: bool
+    held: bool
+    leaving: bool
+    asking: bool
+    stuck: Callable[[], bool]
+
+
+def mending(found: Found) -> Mending:
+    """What is done."""
+    state = found.state
+    if state is State.CONNECTING:
+        whole = found.timed and found.watched
+    elif state is State.OPEN:
+        whole = found.used and found.linked
+    else:
+        waits = state in (State.GREETING, State.RETIRING, State.CLOSING)
+        whole = (found.timed or not waits) and found.linked
+    if not whole:
+        return Mending.END
+    if state is State.DRAINING and not found.held:
+        return Mending.DRAIN
+    if state is State.OPEN and not found.timed and found.leaving:
+        return Mending.LEAVE
+    if found.asking:
+        return Mending.PING
+    if state is State.OPEN and not found.held and found.stuck():
+        return Mending.READ
+    return Mending.NOTHING

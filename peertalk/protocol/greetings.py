@@ -1,0 +1,130 @@
+"""Who is at the other end of a connection, as far as it has said so, and what becomes of the
+connection; how long a word is waited for; who gives a place to whom.
+
+Observations in, frozen verdicts out. Never: opens a socket, arms a timer, reads a clock.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from typing import NamedTuple, TypeVar
+
+import msgspec
+
+from . import connections as policy
+from .connections import NOBODY, Connection, State
+from .line import Decision, Verdict
+from .wire import Capabilities
+
+
+class Silence(enum.Enum):
+    """What is done with a connection whose other side has said nothing in time."""
+
+    END = "end"
+    """It is one of ours, which always says who it is."""
+    CLASSIC = "classic"
+    """It counts as classic: an original would have spoken, but one of ours may be slow."""
+    FAULT = "fault"
+    """It called and said nothing: end it, and report that."""
+
+
+class Patience(NamedTuple):
+    """How long a first word is waited for, in seconds, and what is done then."""
+
+    seconds: float
+    then: Silence
+
+
+def patience(*, dialled: bool, ours: bool, connect_timeout: float) -> Patience:
+    """Of a connection that was just established. ours: it is known to lead to one of ours."""
+    if not dialled:
+        return Patience(policy.SILENCE_TIME, Silence.FAULT)
+    if ours:
+        return Patience(connect_timeout, Silence.END)
+    return Patience(policy.GREETING_TIME, Silence.CLASSIC)
+
+
+class Place(enum.Enum):
+    """What becomes of a connection that is greeted."""
+
+    ASIDE = "aside"
+    """A second one with a classic peer."""
+    LINE = "line"
+    """Its peer knows places: the line of its connections decides."""
+    NEWEST = "newest"
+    """It is used, instead of the one before."""
+
+
+def place_of(*, instance: bytes | None, place: int | None, connected: bool) -> Place:
+    """What becomes of it. instance: of its peer, None: classic; place: that the greeting named,
+    None: it knows none; connected: its peer has a connection."""
+    if instance is None:
+        return Place.ASIDE if connected else Place.NEWEST
+    return Place.NEWEST if place is None else Place.LINE
+
+
+class Later(enum.Enum):
+    """What a CAPABILITY on a connection that is used says of who is there."""
+
+    SAME = "same"
+    LATE = "late"
+    """Whom we dialled and took for classic is one of ours."""
+    FALSE = "false"
+    """Somebody else: no connection can change whose it is, so all of it is ignored."""
+
+
+def later(said: bytes | None, known: bytes | None, *, dialled: bool) -> Later:
+    """What it says. said, known: instance ids, None: none."""
+    if said is None or said == known:
+        return Later.SAME
+    return Later.LATE if known is None and dialled else Later.FALSE
+
+
+def renewed(said: Capabilities, known: Capabilities | None) -> Capabilities:
+    """What holds of a peer from now on: what it says last, but for who it is, where that is left
+    out."""
+    if known is None or known.instance is None or said.instance not in (None, known.instance):
+        return said
+    return msgspec.structs.replace(
+        said,
+        instance=known.instance,
+        name=said.name or known.name,
+        port=said.port or known.port,
+        datagram_port=said.datagram_port or known.datagram_port,
+    )
+
+
+def settled(waiting: Connection, tag: int) -> list[Decision]:
+    """A connection that one outside a line waits for is settled: what was held back of that one is
+    released when it waits for no other. See Line.settled()."""
+    waiting.waits_for = waiting.waits_for - {tag} or NOBODY
+    free = waiting.held is not None and not waiting.waits_for
+    return [(Verdict.RELEASE, waiting)] if free else []
+
+
+C = TypeVar("C", bound=Connection)
+
+
+def _crowd(connections: Iterable[C]) -> list[C]:
+    """The connections of the host that has the most of them, the oldest first."""
+    hosts: dict[str, list[C]] = {}
+    for each in connections:
+        hosts.setdefault(each.address[0], []).append(each)
+    return max(hosts.values(), key=len, default=[])
+
+
+def stranger_for(host: str, undecided: Iterable[Connection]) -> Connection | None:
+    """Who makes room for one more connection from a host, of those that have not said who they are:
+    the first one of the other host that has called the most. None: nobody."""
+    crowd = _crowd(each for each in undecided if not each.dialled)
+    return crowd[0] if crowd and crowd[0].address[0] != host else None
+
+
+def neighbour_for(host: str, connections: Iterable[Connection], most: int) -> Connection | None:
+    """Who gives his place among `most` connected peers to one from a host: the newest of another
+    host, where that has nearly all places. None: nobody."""
+    crowd = _crowd(each for each in connections if each.state is State.OPEN)
+    if len(crowd) > most * 7 // 8 and crowd[0].address[0] != host:
+        return crowd[-1]
+    return None

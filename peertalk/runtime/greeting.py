@@ -1,0 +1,575 @@
+"""How the two sides of a connection come to know each other, and which of several is used.
+
+Who is there, and what becomes of the connection, is decided in protocol/greetings and, for all
+connections with one peer, in protocol/line; here it is done.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import deque
+from typing import Any
+
+from .. import errors
+from .._core import values
+from ..protocol import classics, endings, events, greetings
+from ..protocol import connections as policy
+from ..protocol.claims import Claims
+from ..protocol.connections import Connection, State, Step
+from ..protocol.line import Decision, Line, Verdict
+from ..protocol.peer import PeerEvent, PeerState
+from ..protocol.wire import (
+    Capabilities,
+    Greeting,
+    decode_capabilities,
+    decode_greeting,
+    encode_greeting,
+)
+from .addresses import Address
+from .leaving import UNBOUNDED, Below, Leaving
+from .listening import TAKING_PEERS
+from .remote import Remote
+
+CLASSIC_LIMIT = 512
+"""Bytes that a classic peer takes before it has said more (its CAPABILITY)."""
+_FIRST_READ = 512
+"""Bytes that one read of a connection brings until it is greeted: enough for a CAPABILITY, and
+little to put into a full inbox before the connection can be held back."""
+_NO_ROOM = {errors.WouldBlock.code, errors.OutOfMemory.code}
+
+
+class Greetings(Leaving):
+    """Connections until they are used."""
+
+    def __init__(self, below: Below) -> None:
+        super().__init__(below)
+        self._waiting: list[Connection] = []
+        """Connections whose messages wait until others have said whose they are, or are shut."""
+
+    # What lies above ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def arrived(self, connection: Connection, kind: int, a: int, b: Any) -> None:
+        """Something came in on a connection."""
+
+    @abstractmethod
+    def _classics_at(self, host: str) -> list[tuple[Remote, list[Connection]]]:
+        """The classic peers of a host, each with its connections."""
+
+    @abstractmethod
+    def _stand_aside(
+        self, connection: Connection, peer: Remote, capabilities: Capabilities | None
+    ) -> None:
+        """A second connection with a classic peer."""
+
+    # Established ----------------------------------------------------------------------------------
+
+    def _establish(self, connection: Connection) -> None:
+        """Both sides are there: greet with CAPABILITY at once and wait for theirs."""
+        connection.advance(Step.ESTABLISH)
+        connection.since = self.engine.world.clock()
+        self.engine.cancel(connection.timer)
+        self.engine.world.tune(connection.socket, self.engine.config.link_timeout)
+        connection.link = self.engine.world.open_link(
+            self.engine.loop,
+            connection.socket,
+            connection.tag,
+            self.engine.pipeline_depth,
+        )
+        connection.link.read_max = _FIRST_READ
+        self.engine.totals.opened += 1
+        self.watchdog.opened(connection)
+        peer = connection.peer
+        if peer is None and connection.dialled:
+            peer = self._known_at(connection.address)
+        assert peer is None or isinstance(peer, Remote)
+        if not self._greet(connection, peer):
+            return
+        where = f"{connection.address[0]}:{connection.address[1]}"
+        ours = peer is not None and not peer.classic
+        wait, then = greetings.patience(
+            dialled=connection.dialled,
+            ours=ours,
+            connect_timeout=self.engine.config.connect_timeout,
+        )
+        if then is greetings.Silence.CLASSIC:
+            connection.timer = self.engine.after(wait, lambda: self._take_for_classic(connection))
+        elif then is greetings.Silence.END and peer is not None:
+            text = f"peer {peer.name!r} took the connection and said nothing for {wait:g} s"
+            late = errors.Timeout(f"{text} (Config.connect_timeout)")
+            self._give_time(connection, wait, late)
+        else:
+            silent = f"{where} sent no whole frame within {wait:g} s"
+            self._give_time(connection, wait, errors.Timeout(silent), fault=True)
+
+    def _take_for_classic(self, connection: Connection) -> None:
+        """It has said nothing so far. It may be slow: until Config.connect_timeout is over nothing
+        is refused that only one of ours takes."""
+        wait = self.engine.config.connect_timeout - policy.GREETING_TIME
+        connection.slow = wait > 0
+        self._greeted(connection, None, Greeting())
+        if connection.slow:
+            self.engine.after(wait, lambda: self._no_longer_slow(connection))
+
+    def _no_longer_slow(self, connection: Connection) -> None:
+        """It has said what it takes, or its time is over."""
+        peer = connection.peer
+        if connection.slow:
+            connection.slow = False
+            if isinstance(peer, Remote) and peer.connection is connection:
+                self.traffic.pump(peer)
+
+    def _known_at(self, address: Address) -> Remote | None:
+        """Who lives at an address, as far as is known."""
+        known = self.roster.peers.values()
+        return next((peer for peer in known if peer.address == address and not peer.classic), None)
+
+    def _give_time(
+        self,
+        connection: Connection,
+        seconds: float,
+        late: errors.PeerTalkError,
+        *,
+        fault: bool = False,
+    ) -> None:
+        """End a connection that says nothing for so long. What lies unread then is read first: it
+        may be this program that was late."""
+
+        self.engine.cancel(connection.timer)
+        connection.timer = self.engine.after(
+            seconds, lambda: self._time_is_over(connection, late, fault=fault)
+        )
+
+    def _time_is_over(
+        self, connection: Connection, late: errors.PeerTalkError, *, fault: bool
+    ) -> None:
+        if self.engine.unread(connection):
+            self._give_time(connection, endings.LOOK, late, fault=fault)
+        else:
+            self._end(connection, late, fault=fault)
+
+    def _greet(self, connection: Connection, peer: Remote | None, place: int = 0) -> bool:
+        """Say who we are; to a peer also what is over for us, and the place of the connection.
+        False: that is not possible yet, or never, and the connection has ended."""
+        addressed, claims = None, None
+        if peer is not None and peer.instance is not None:
+            addressed, claims = peer.instance, self._claims(peer)
+            connection.addressed = addressed
+        greeting = Greeting(connection.number, addressed, claims, place)
+        payload = self.pulse.greeting + encode_greeting(greeting, self.engine.instance)
+        code = connection.link.send_frame(values.CAPABILITY, payload, values.NO_DELAY)
+        self.engine.hint(code)
+        if code in _NO_ROOM and connection.state is not State.GREETING:
+            self.engine.after(endings.LOOK, lambda: self._greet_again(connection, place))
+            return False
+        if code < 0:
+            where = f"{connection.address[0]}:{connection.address[1]}"
+            text = f"cannot greet {where}: {self.engine.core.strerror(code)}"
+            self._end(connection, errors.from_code(code, text))
+        return code >= 0 and connection.state is not State.CLOSED
+
+    def _greet_again(self, connection: Connection, place: int) -> None:
+        """There was no room for that."""
+        peer = connection.peer
+        assert isinstance(peer, Remote)
+        if connection.state is State.OPEN and place:
+            self._use(connection)
+        elif connection.state is State.GREETED and not place:
+            self._greet(connection, peer)
+
+    def _claims(self, peer: Remote) -> Claims:
+        line = peer.line or Line(self.engine.instance, peer.instance or b"")
+        undecided = [each.number for each in self.connections.undecided if each.dialled]
+        return line.claims(self.connections.last_number, undecided)
+
+    # Who it is ------------------------------------------------------------------------------------
+
+    def _capability(self, connection: Connection, payload: bytes) -> None:
+        try:
+            capabilities = decode_capabilities(self.engine.core, payload)
+        except errors.ProtocolError:
+            # as the original: ignored whole, the connection stays
+            self.engine.totals.ignored += 1
+            return
+        greeting = decode_greeting(payload, capabilities.instance)
+        if greeting.addressed != self.engine.instance:
+            greeting = greeting._replace(claims=None)
+        peer = connection.peer
+        if connection.state is State.GREETING:
+            self._greeted(connection, capabilities, greeting)
+        elif isinstance(peer, Remote) and connection.state is not State.CLOSED:
+            if peer.line is not None and capabilities.instance in (None, peer.instance):
+                self._apply(peer.line.told(connection, greeting.claims, greeting.place or 0))
+            if connection.state is State.OPEN:
+                self._told_again(connection, peer, capabilities, greeting)
+            elif connection.state is State.ASIDE and capabilities.instance is None:
+                self.classics.said(connection.tag, capabilities)
+
+    def _told_again(
+        self,
+        connection: Connection,
+        peer: Remote,
+        capabilities: Capabilities,
+        greeting: Greeting,
+    ) -> None:
+        """A later CAPABILITY replaces the one before."""
+        instance, known = capabilities.instance, peer.capabilities
+        who = greetings.later(instance, peer.instance, dialled=connection.dialled)
+        if who is greetings.Later.FALSE:
+            self.engine.totals.ignored += 1
+            return
+        if who is greetings.Later.LATE:
+            assert instance is not None
+            if not self._greeted_late(connection, peer, instance, capabilities):
+                return
+            if greeting.place is not None and (line := self._line_of(peer)).decides:
+                line.adopt(connection)  # the other side waits for that
+                self.connections.last_place = max(self.connections.last_place, line.place)
+                self._greet(connection, peer, connection.place)
+        capabilities = greetings.renewed(capabilities, known)
+        peer.capabilities = capabilities
+        if known is None or capabilities.datagram_port != known.datagram_port:
+            self.datagrams.place(peer)
+        connection.link.max_message = min(self.traffic.max_message, capabilities.max_message)
+        connection.slow = False
+        peer.on_pressure()
+
+    def _greeted_late(
+        self, connection: Connection, peer: Remote, instance: bytes, capabilities: Capabilities
+    ) -> bool:
+        """Whom we dialled and took for classic, because its CAPABILITY did not come in time, is one
+        of ours: its peer becomes that. False: it cannot, and nothing more is sent here."""
+        where = f"{connection.address[0]}:{connection.address[1]}"
+        if instance == self.engine.instance:
+            self._end(
+                connection, errors.InvalidArgument(f"{where} is this node itself"), polite=True
+            )
+            return False
+        known = self.roster.recall(instance)
+        if known is not None:
+            if not known.known:
+                self.roster.know(known)
+            replaced = errors.NetworkFailure(
+                f"{peer.id} turned out to be the peer {known.name!r}; send to that", peer=known.name
+            )
+            self._tell_unknown(connection, peer, replaced)
+            self._detach(connection, replaced, polite=True)
+            self.roster.tidy(peer)
+            connection.peer = known
+            self._apply(self._line_of(known).late(connection))
+            return False
+        if self.finder is not None:
+            self.finder.release(peer.key)
+            self.finder.discovery.hold(instance)
+        self.roster.renew(peer, instance, instance)
+        peer.name = capabilities.name or peer.name
+        peer.address = (connection.address[0], capabilities.port or connection.address[1])
+        return True
+
+    def _greeted(
+        self, connection: Connection, capabilities: Capabilities | None, greeting: Greeting
+    ) -> None:
+        """We know who it is, or that it will not say."""
+        if connection.state is not State.GREETING:
+            return
+        self.engine.cancel(connection.timer)
+        connection.timer = None
+        if capabilities is not None or connection.dialled:  # no stranger
+            connection.link.frame_timeout = self.engine.config.link_timeout
+        if self.classics.settled(connection.tag):
+            self._dial_classics()
+        where = f"{connection.address[0]}:{connection.address[1]}"
+        instance = None if capabilities is None else capabilities.instance
+        if instance == self.engine.instance:
+            self._end(connection, errors.InvalidArgument(f"{where} is this node itself"))
+            return
+        connection.peer = peer = self._identify(connection, capabilities)
+        if not self._admit(connection, peer):
+            return
+        place = greetings.place_of(
+            instance=instance, place=greeting.place, connected=peer.connection is not None
+        )
+        if place is greetings.Place.ASIDE:
+            self._stand_aside(connection, peer, capabilities)
+        else:
+            peer.capabilities = capabilities
+            if place is greetings.Place.LINE:
+                self._meet(connection, peer, greeting)
+            else:
+                self._choose(connection, peer)
+        self._settled(connection.tag)
+
+    def _identify(self, connection: Connection, capabilities: Capabilities | None) -> Remote:
+        expected = connection.peer
+        assert expected is None or isinstance(expected, Remote)
+        if capabilities is not None and capabilities.instance is not None:
+            address = (connection.address[0], capabilities.port or connection.address[1])
+            peer = self.roster.meet(capabilities.instance, capabilities.name or "", address)
+            if expected is not None and expected is not peer:
+                if expected.classic:
+                    self._replace(expected, peer)
+                else:
+                    self._mistaken(connection, expected, peer)
+            return peer
+        if expected is not None:
+            return self.roster.peers.get(expected.key) or self.roster.know(expected)
+        if connection.dialled:
+            return self.roster.peers.get(connection.address) or self.roster.make_peer(
+                connection.address, None, "", connection.address
+            )
+        caller = classics.owner(self._classics_at(connection.address[0]))
+        return caller or self.roster.make_peer(connection.address, None, "", connection.address)
+
+    def _replace(self, classic: Remote, peer: Remote) -> None:
+        """What was taken for a classic peer has turned out to be one of ours."""
+        self.roster.forget(classic, events.LostReason.CLOSED)
+        replaced = errors.NetworkFailure(
+            f"{classic.id} is now the peer {peer.name!r}; send to that", peer=peer.name
+        )
+        classic.tell_reaching(replaced)
+        self.traffic.fail_queued(classic, replaced)
+
+    def _mistaken(self, connection: Connection, expected: Remote, found: Remote) -> None:
+        """Another node answers where expected was heard: it was started again, or has moved."""
+        connection.peer = None
+        if expected.successor is found:
+            self._tell(connection, expected.restarted_error())
+            return
+        where = f"{connection.address[0]}:{connection.address[1]}"
+        text = f"{where} is no longer {expected.name!r}: {found.name!r} answers there"
+        self._tell(connection, errors.NetworkFailure(text, peer=expected.name))
+
+    def _admit(self, connection: Connection, peer: Remote) -> bool:
+        """Whether one more peer may be connected. False: it was sent away."""
+        most = self.engine.config.max_peers
+        if peer.connected:
+            return True
+        if self.connections.connected < most or self._end_least_wanted():
+            self.engine.troubles.worked(TAKING_PEERS)
+            return True
+        everybody = self.connections.by_tag.values()
+        newest = greetings.neighbour_for(connection.address[0], everybody, most)
+        if newest is not None:
+            name = newest.peer.name if newest.peer is not None else newest.address[0]
+            text = f"peer {name!r} gave its place to another host (Config.max_peers is {most:,})"
+            self._end(newest, errors.ConnectionClosed(text, peer=name))
+            return True
+        self.connections.refused += 1
+        connection.link.send_frame(
+            values.REJECT, bytes((errors.RejectReason.FULL,)), values.NO_DELAY
+        )
+        text = f"the limit of {most:,} connected peers (Config.max_peers) is reached"
+        self._end(connection, errors.OutOfMemory(text, peer=peer.name), polite=True)
+        self.engine.troubles.failed(TAKING_PEERS, "%s; callers are turned away", text)
+        return False
+
+    def _end_least_wanted(self) -> bool:
+        """End the connection that has been frozen, or has stood still, the longest. False: none
+        has for long enough."""
+        least = self.watchdog.least_wanted()
+        if least is None:
+            return False
+        name = least.peer.name if least.peer is not None else least.address[0]
+        text = (
+            f"peer {name!r} took and said nothing, and its place was wanted (Config.max_peers); "
+            "the link is closed"
+        )
+        self.engine.world.abandon(least.socket)
+        self._end(least, errors.ConnectionClosed(text, peer=name))
+        return True
+
+    # Which of several -----------------------------------------------------------------------------
+
+    def _line_of(self, peer: Remote) -> Line:
+        if peer.line is None:
+            assert peer.instance is not None
+            last_place = self.connections.last_place
+            peer.line = Line(self.engine.instance, peer.instance, last_place)
+        return peer.line
+
+    def _meet(self, connection: Connection, peer: Remote, greeting: Greeting) -> None:
+        """A peer that knows places: its line decides what becomes of the connection."""
+        line = self._line_of(peer)
+        if not connection.dialled:
+            connection.number = greeting.number
+        decisions = line.identified(connection, greeting.claims, greeting.place or 0)
+        if connection.state is State.GREETED and not line.decides:
+            wait = self.engine.config.connect_timeout
+            text = f"peer {peer.name!r} did not use the connection within {wait:g} s"
+            self._give_time(connection, wait, errors.Timeout(text, peer=peer.name))
+            if connection.dialled and connection.addressed != peer.instance:
+                self._greet(connection, peer)
+        self._apply(decisions)
+
+    def _choose(self, connection: Connection, peer: Remote) -> None:
+        """A peer that knows no places: the newest connection is used, the one before is read to its
+        end first."""
+        if peer.connection is not None:
+            self._retire(peer.connection, connection)
+        connection.advance(Step.GREET)
+        self._open(connection, peer)
+
+    def _prefer(self, connection: Connection, peer: Remote) -> None:
+        """A peer has sent on a connection that was not used yet: it took us for classic. What has
+        come on the one before was sent earlier; what may come there yet was not."""
+        before = peer.connection
+        unread = before is not None and self.engine.unread(before) > 0
+        if before is not None:
+            self._retire(before, connection, wait=unread)
+        if before is not None and unread:
+            self.engine.after(endings.LOOK, lambda: self._look_at_strangers(connection))
+        connection.advance(Step.GREET)
+        self._open(connection, peer)
+
+    def _apply(self, decisions: list[Decision]) -> None:
+        """Do what a line has decided."""
+        for verdict, connection in decisions:
+            if verdict is Verdict.RELEASE:
+                self._unhold(connection)
+            elif verdict is Verdict.REFUSE:
+                self._end(connection, None)
+            elif verdict is Verdict.USE and connection.state is State.OPEN:
+                self._use(connection)
+            elif verdict is Verdict.DRAIN and connection.state is State.DRAINING:
+                peer = connection.peer
+                if isinstance(peer, Remote) and peer.line and not peer.line.decides:
+                    self._wait_for_strangers(connection)
+                self._drain(connection, None)
+
+    def _use(self, connection: Connection) -> None:
+        """Messages are sent on this one from now on."""
+        peer = connection.peer
+        assert isinstance(peer, Remote) and peer.line is not None
+        self.engine.cancel(connection.timer)
+        connection.timer = None
+        if not peer.line.decides:
+            self._wait_for_strangers(connection)
+        else:
+            self.connections.last_place = max(self.connections.last_place, connection.place)
+            if not self._greet(connection, peer, connection.place):
+                return
+        if peer.connection is connection:
+            return  # it was adopted, and there was no room to say so at once
+        if peer.connection is not None:  # one that stands outside the line
+            self._retire(peer.connection, connection)
+        self._open(connection, peer)
+
+    def _wait_for_strangers(self, connection: Connection) -> None:
+        """Who has not said whose it is, and has something unread, may be an older connection with
+        the same peer: it is read first."""
+        strangers = {
+            each.tag
+            for each in self.connections.undecided
+            if each.link is not None and self.engine.unread(each)
+        }
+        if strangers:
+            connection.waits_for |= strangers
+        if connection.waits_for and connection not in self._waiting:
+            self._waiting.append(connection)
+            self.engine.after(endings.LOOK, lambda: self._look_at_strangers(connection))
+
+    def _look_at_strangers(self, connection: Connection) -> None:
+        """Those that have nothing unread any more, and still have not said whose they are, are not
+        waited for."""
+        for tag in connection.waits_for:
+            other = self.connections.by_tag.get(tag)
+            if other is None or not self.engine.unread(other):
+                self._settled(tag)
+        if connection.waits_for and connection.state is not State.CLOSED:
+            self.engine.after(endings.LOOK, lambda: self._look_at_strangers(connection))
+
+    def _settled(self, tag: int) -> None:
+        """A connection has said whose it is, has ended, or has nothing unread."""
+        for waiting in [each for each in self._waiting if tag in each.waits_for]:
+            peer = waiting.peer
+            assert isinstance(peer, Remote)
+            if peer.line is not None and waiting in peer.line.members:
+                released = peer.line.settled(tag)
+            else:  # a peer that knows no places, or has taken us for one
+                released = greetings.settled(waiting, tag)
+            if not waiting.waits_for:
+                self._waiting.remove(waiting)
+            self._apply(released)
+
+    def _hold(self, connection: Connection) -> None:
+        """Keep back what it brings from now on, until RELEASE."""
+        connection.held = deque()
+        connection.link.pause()
+        connection.spoilt = True
+
+    def _unhold(self, connection: Connection) -> None:
+        """Go on, with what was kept back first."""
+        held, connection.held = connection.held, None
+        peer = connection.peer
+        if connection.state is State.CLOSED:
+            self._keep_held(connection, held or deque())
+            if isinstance(peer, Remote) and peer.line is not None:
+                self._apply(peer.line.finished(connection))
+            return
+        self.traffic.read_on(connection)
+        for kind, _, a, b in held or ():
+            if connection.tag in self.connections.by_tag:
+                self.arrived(connection, kind, a, b)
+        if connection.state is State.DRAINING:
+            self._look_whether_drained(connection)
+
+    def _retire(self, leaving: Connection, staying: Connection, *, wait: bool = True) -> None:
+        """Shut the one for writing, read it to its end, and until then hold back what the other
+        brings, unless it need not wait."""
+        peer = leaving.peer
+        assert isinstance(peer, Remote)
+        if peer.connection is leaving:
+            leaving.handed.seal(peer.accepted)
+            peer.connection = None
+            peer.quick = None
+        leaving.advance(Step.RETIRE)
+        self._tell(leaving, None, peer)
+        leaving.link.shut()
+        self.engine.schedule()
+        gone = errors.ConnectionClosed(
+            f"the second connection with {peer.name!r} did not end in time", peer=peer.name
+        )
+        leaving.timer = self.engine.after(
+            self.engine.config.drain_timeout, lambda: self._end(leaving, gone)
+        )
+        if not wait:
+            return
+        staying.waits_for |= {leaving.tag}
+        if staying not in self._waiting:
+            self._waiting.append(staying)
+        if staying.held is None:
+            self._hold(staying)
+
+    def _open(self, connection: Connection, peer: Remote) -> None:
+        capabilities = peer.capabilities
+        limit = CLASSIC_LIMIT if capabilities is None else capabilities.max_message
+        connection.link.max_message = min(self.traffic.max_message, limit)
+        connection.link.read_max = UNBOUNDED
+        if self.traffic.inbox.flooded:
+            self.traffic.pause_if_full(connection, peer)
+        if not peer.known:  # it was taken for gone while its connection was only greeted
+            self.roster.know(peer)
+        peer.connection = connection
+        connection.since = self.engine.world.clock()
+        if capabilities is not None and capabilities.instance is not None and capabilities.port:
+            peer.address = (connection.address[0], capabilities.port)  # it may have moved
+        self.datagrams.place(peer)
+        self.engine.cancel(peer.retry)
+        peer.retry = None
+        self.expect_no_more(peer.key)
+        if self.finder is not None:
+            self.finder.discovery.hold(peer.key)
+        if isinstance(peer.key, tuple):
+            self.classics.connected(peer.key)
+        if peer.state is not PeerState.CONNECTED:
+            peer.advance(PeerEvent.OPENED)
+            self.connections.connected += 1
+            peer.latency = None
+            if not connection.dialled:
+                self.engine.emit(events.ConnectionRequested, peer)
+            self.engine.emit(events.PeerConnected, peer)
+            self.roster.check_name(peer)
+        self.pulse.opened(connection, peer)
+        peer.on_pressure()
+        self._tell(connection, None, peer)
+        peer.tell_reaching(None)

@@ -1,0 +1,199 @@
+"""Who is known: the table of peers, by key, and their names.
+
+A peer that is forgotten stays the same object for as long as anybody has it, and is that again when
+it comes back. A program that was started again is another peer: the former one gets a successor.
+
+Invariant: a peer is in the table under its own key, or under none. Never: opens or ends a
+connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from weakref import WeakValueDictionary
+
+from ..protocol import events
+from ..protocol.classics import Classics
+from ..protocol.names import Names
+from .addresses import Address
+from .datagrams import Datagrams
+from .engine import Engine
+from .remote import Home, Remote
+from .traffic import Traffic
+
+_NAMES_WARNED = 64
+"""Names whose collision is logged, once each in the life of a node: a neighbour who makes up names
+fills no log."""
+
+
+class Roster:
+    """The peers of one node. On the engine's thread only.
+
+    Args:
+        engine: whose events and timers these are.
+        traffic: their messages.
+        datagrams: where their datagrams come from.
+        classics: what is known of those that are classic, beside.
+        home: to what they belong.
+
+    peers: those that are known, by key. version: changes whenever who that is does, or what they
+    are called.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        traffic: Traffic,
+        datagrams: Datagrams,
+        classics: Classics,
+        home: Home,
+    ) -> None:
+        self.engine = engine
+        self.traffic = traffic
+        self.datagrams = datagrams
+        self.classics = classics
+        self.peers: dict[Any, Remote] = {}
+        self.version = 0
+        self._home = home
+        self._forgotten: WeakValueDictionary[Any, Remote] = WeakValueDictionary()
+        """Peers that are not in the table any more, while anybody has them."""
+        self._names: Names[Remote] = Names(engine.config.name)
+        self._names_warned: set[str] = set()
+
+    def recall(self, key: Any) -> Remote | None:
+        """Who has this key: in the table, or forgotten while somebody holds it."""
+        return self.peers.get(key) or self._forgotten.get(key)
+
+    def meet(self, instance: bytes, name: str, address: Address) -> Remote:
+        """The peer that has said its instance id on a connection, or by whose announcement it was
+        heard; made when it was not known."""
+        peer = self.peers.get(instance)
+        if peer is None:
+            return self.make_peer(instance, instance, name, address)
+        peer.name = name or peer.name
+        return peer
+
+    def make_peer(self, key: Any, instance: bytes | None, name: str, address: Address) -> Remote:
+        """A peer that is not in the table: the same object as before as long as anybody has that.
+        Who was known at its address, and is not connected, is its former life."""
+        peer = self._forgotten.pop(key, None)
+        if peer is None:
+            most = self.traffic.max_message
+            peer = Remote(self._home, key, name=name, address=address, own_max_message=most)
+        else:
+            peer.name, peer.address = name or peer.name, address
+        if instance is not None:
+            for former in self._others_at(address, instance):
+                if former.connection is None and not former.greeted:
+                    self.succeed(former, peer)
+        return self.know(peer)
+
+    def know(self, peer: Remote) -> Remote:
+        """Have it in the table, which it was not in, and report it as found; returns it."""
+        self._forgotten.pop(peer.key, None)
+        peer.keep_view()
+        peer.successor = None
+        self.peers[peer.key] = peer
+        self.version += 1
+        self.datagrams.place(peer)
+        self.engine.emit(events.PeerFound, peer)
+        self.check_name(peer)
+        return peer
+
+    def renew(self, peer: Remote, key: Any, instance: bytes | None) -> None:
+        """A peer is known better: one that was taken for classic has an instance id, or one that
+        called has said where it listens. Nobody else has this key: see recall()."""
+        del self.peers[peer.key]
+        self.traffic.inbox.rename(peer.key, key)
+        peer.key = key
+        self.peers[key] = peer
+        self.version += 1
+
+    def forget(self, peer: Remote, reason: events.LostReason | None) -> None:
+        """Take an unconnected peer out of the table. reason: what to report; None: nothing."""
+        if self.peers.get(peer.key) is peer and peer.connection is None:
+            del self.peers[peer.key]
+            self.version += 1
+            self.datagrams.displace(peer)
+            self._names.forget(peer)
+            self._forgotten[peer.key] = peer
+            if isinstance(peer.key, tuple):
+                self.classics.forget(peer.key)
+            self.traffic.inbox.end(peer)
+            if reason is not None:
+                self.engine.emit(events.PeerLost, peer, reason)
+            peer.loosen_view()
+
+    def everybody(self) -> list[Remote]:
+        """Those who are known, and those who are forgotten and held: they may be sent to. Any
+        thread."""
+        held = [held() for held in self._forgotten.valuerefs()]
+        return [*self.peers.values(), *(peer for peer in held if peer is not None)]
+
+    def present(self) -> Iterator[events.Event[Any]]:
+        """What is true now, as events: what who listens from now on has missed of those who are
+        there."""
+        for peer in self.peers.values():
+            yield events.PeerFound(peer.view)
+            if peer.connection is not None:
+                yield events.PeerConnected(peer.view)
+            if peer.frozen:
+                yield events.PeerFrozen(peer.view)
+
+    def check_name(self, peer: Remote) -> None:
+        """A peer is there: it announced itself, or connected. Tell who shares its name."""
+        if self.peers.get(peer.key) is not peer:
+            return
+        for newcomer, other in self._names.heard(peer):
+            self.engine.emit(events.NameCollision, newcomer, other)
+            name = newcomer.name
+            if name not in self._names_warned and len(self._names_warned) < _NAMES_WARNED:
+                self._names_warned.add(name)
+                whose = "this node" if other is None else f"peer {other.id} at {other.address[0]}"
+                self.engine.log.warning(
+                    "name %r is that of peer %s at %s and of %s: give each its own "
+                    "(PEERTALK_NAME), or use ids",
+                    name,
+                    newcomer.id,
+                    newcomer.address[0],
+                    whose,
+                )
+
+    def find_successor(self, peer: Remote) -> None:
+        """A peer has lost its connection: who has been met at its address meanwhile is its next
+        life."""
+        for other in self._others_at(peer.address, peer.instance):
+            self.succeed(peer, other)
+
+    def _others_at(self, address: Address, instance: bytes | None) -> list[Remote]:
+        return [
+            peer
+            for peer in self.peers.values()
+            if peer.address == address and peer.instance not in (None, instance)
+        ]
+
+    def succeed(self, old: Remote, successor: Remote) -> None:
+        """A program was started again: nothing is forwarded, since the new one knows nothing of
+        what the old one was sent."""
+        old.successor = successor
+        restarted = old.restarted_error()
+        self.engine.cancel(old.retry)
+        old.retry = None
+        self.traffic.fail_queued(old, restarted)
+        old.tell_reaching(restarted)
+        self.forget(old, events.LostReason.RESTARTED)
+
+    def tidy(self, peer: Remote) -> None:
+        """Forget a peer of whom there is nothing left: no connection, none on its way, nothing that
+        waits, and no announcement."""
+        discovery = self.datagrams.discovery
+        announced = discovery is not None and peer.key in discovery
+        if announced or peer.connection is not None or peer.queued or peer.reaching or peer.retry:
+            return
+        if self.engine.connections.dialling(peer) is None and not (peer.line and peer.line.members):
+            self.forget(peer, events.LostReason.CLOSED)
+
+    def let_go(self) -> None:
+        """The node is closed: nobody comes back."""
+        self._forgotten.clear()

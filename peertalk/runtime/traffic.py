@@ -1,0 +1,483 @@
+"""Messages on their way: from a peer's outbox to its link, from a link to the inbox, and what
+became of each.
+
+The order of one peer's messages of one class is the order of acceptance: straight into its link
+while nothing waits before it, else into its outbox, from where pump() moves them on, higher classes
+first. Messages to a peer are numbered from 1; its connection keeps which of them its link was
+given, in that order, which is how the counts that a link reports become the ranges of Sent and
+Failed.
+
+Invariant: each number that was accepted is reported once, as Sent or as Failed. Never: opens or
+ends a connection; what needs one asks for that (reach), and who is leaving hears that there is room
+(slots_came_free).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .. import errors
+from .._core import values
+from .._numbers import ERR_CANCELLED
+from ..protocol import events
+from ..protocol.connections import Connection, State
+from ..protocol.outbox import NORMAL, Key, Outbox, Pieces, piece_size
+from ..protocol.peer import FRAGMENTED_MAX, Peer, PeerState
+from .engine import Engine, Timer
+from .inbox import Inbox, Outlet
+from .remote import Remote
+
+_PUMP = 256
+_UNTAKEN_TIME = 5.0
+"""Seconds that a full inbox may stay untouched before a warning is logged."""
+_TAKING = "taking messages"
+_STARVED_RETRY = 0.01
+
+
+class Traffic:
+    """The messages of one node. On the engine's thread only.
+
+    Args:
+        engine: whose loop, counters and events these are.
+
+    inbox: what has arrived and is not taken. kept: what was put into it last in this turn. unsent:
+    messages that were accepted and not sent when the node was closed. reach, slots_came_free, press
+    and pay belong to whoever stands above: see Switchboard and Pulse.
+    """
+
+    reach: Callable[[Remote], None]
+    slots_came_free: Callable[[Connection], None]
+    press: Callable[[Connection, Outlet], None]
+    pay: Callable[[Connection], None]
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.totals = engine.totals
+        self.inbox = Inbox(engine.config.receive_queue_bytes, self.resume, self._stalled)
+        self.kept: list[bytes] | None = None
+        self.unsent = 0
+        self.max_message: int = engine.world.max_message(engine.core)
+        self._fragmented = 0
+        """Message id of the next message that is sent in fragments, of the whole node as in the
+        original."""
+        self._starved: dict[Remote, None] = {}
+        self._warnings: dict[Outlet, Timer] = {}
+
+    # Out ------------------------------------------------------------------------------------------
+
+    def limit_of(self, peer: Remote) -> tuple[int, str]:
+        """The largest message to this peer, bytes, and whose limit it is."""
+        connection = peer.connection
+        if (
+            connection is None
+            or connection.link is None
+            or connection.slow
+            or connection.link.max_message >= self.max_message
+        ):
+            return self.max_message, "of this core"
+        limit: int = connection.link.max_message
+        whose = (
+            "its MAX_MESSAGE"
+            if peer.capabilities is not None
+            else "a classic peer that has not said more"
+        )
+        if not peer.classic or limit >= FRAGMENTED_MAX or not piece_size(limit):
+            return limit, whose
+        if self.max_message <= FRAGMENTED_MAX:
+            return self.max_message, "of this core"
+        return (
+            FRAGMENTED_MAX,
+            (
+                "what a classic peer puts together of fragments; in one frame it takes "
+                f"{limit:,}, {whose}"
+            ),
+        )
+
+    def too_large(self, peer: Remote, size: int) -> errors.MessageTooLarge:
+        """The error for a message that no link to this peer takes."""
+        limit, whose = self.limit_of(peer)
+        text = (
+            f"message of {size:,} bytes to peer {peer.name!r}: the limit is {limit:,} ({whose}); "
+            "send it in parts"
+        )
+        return errors.MessageTooLarge(text, peer=peer.name)
+
+    def pump(self, peer: Remote) -> None:
+        """Move what waits in the outbox to the link, as far as it takes it; then tell those who
+        wait for room."""
+        if self.move(peer):
+            peer.on_room()
+
+    def move(self, peer: Remote) -> bool:
+        """Move what waits in the outbox to the link, as far as it takes it. False: there is no
+        link."""
+        connection = peer.connection
+        if connection is None or connection.state is not State.OPEN:
+            return False
+        if connection.owed:
+            self.pay(connection)
+        outbox = peer.outbox
+        if outbox is None or self._hand_over(peer, connection, outbox):
+            peer.outbox = None
+            if not connection.handed.first:
+                connection.handed.open(peer.accepted + 1)
+            if (
+                peer.state is PeerState.CONNECTED
+                and not self.engine.closing
+                and peer.lowest <= NORMAL
+                and not peer.in_line(NORMAL)  # a new message must not overtake those who wait
+            ):
+                peer.quick = connection.link.send
+        return True
+
+    def _hand_over(self, peer: Remote, connection: Connection, outbox: Outbox) -> bool:
+        """Give the link what waits, in its order. False: it took no more."""
+        link = connection.link
+        while outbox or connection.pieces is not None:
+            # before anything else of any class: the other side puts together one message at a time
+            if connection.pieces is not None:
+                code = self._hand_piece(connection, connection.pieces)
+                if code < 0:
+                    self.refused(peer, code)
+                    return False
+                continue
+            waiting = outbox.peek(_PUMP)
+            accepted, code = link.send_many(waiting)
+            for first, last in outbox.drop(accepted):
+                connection.handed.add(first, last)
+            self.engine.hint(code)
+            if accepted == len(waiting):
+                continue
+            if code == errors.MessageTooLarge.code:
+                code = self._hand_too_large(peer, connection, outbox)
+            if code < 0:
+                self.refused(peer, code)
+                return False
+        return True
+
+    def _hand_too_large(self, peer: Remote, connection: Connection, outbox: Outbox) -> int:
+        """The next message is longer than a frame may be: begin to hand it in pieces, skip it where
+        it can never go, or leave it where that is not known yet."""
+        data = outbox.peek(1)[0]
+        if connection.slow and len(data) > FRAGMENTED_MAX:
+            return errors.WouldBlock.code
+        limit, _ = self.limit_of(peer)
+        if len(data) > limit:
+            [(number, _)] = outbox.drop(1)
+            self.totals.abandoned += 1
+            self.fail(peer, number, number, events.Outcome.FAILED, self.too_large(peer, len(data)))
+            return 0
+        pieces = Pieces(data, self._fragmented, connection.link.max_message)
+        code = self._hand_piece(connection, pieces)
+        if code >= 0:
+            self._fragmented = self._fragmented + 1 & 0xFFFF
+            [(number, _)] = outbox.drop(1)
+            connection.handed.add(number, number, pieces.count)
+            self.totals.accepted += 1
+        return code
+
+    def _hand_piece(self, connection: Connection, pieces: Pieces) -> int:
+        """Give the link one fragment. It counts each as a message and its header as payload, which
+        is put right here."""
+        header, piece = pieces.peek()
+        fragment = self.engine.core.encode_fragment(*header) + piece
+        code: int = connection.link.send_frame(values.DATA, fragment, values.FRAGMENT)
+        if code >= 0:
+            connection.pieces = None if pieces.drop() else pieces
+            self.totals.accepted -= 1
+            self.totals.payload_sent -= len(fragment) - len(piece)
+            self.engine.hint(code)
+        return code
+
+    def enqueue(
+        self, peer: Remote, payload: bytes, priority: int = NORMAL, key: Key | None = None
+    ) -> bool:
+        """Put a message behind those of its class that wait, or in the place of the one with its
+        key, and connect if need be. False: there is no room, and nothing has changed.
+
+        Raises:
+            NotConnected: the peer is being disconnected.
+        """
+        if peer.successor is not None:
+            raise peer.restarted_error()
+        if peer.state is PeerState.DISCONNECTING:
+            raise errors.NotConnected(f"peer {peer.name!r} is being disconnected", peer=peer.name)
+        if peer.outbox is None:
+            peer.outbox = Outbox(
+                self.engine.config.send_queue_size, self.engine.config.send_queue_bytes
+            )
+            if peer.connection is not None:
+                peer.connection.handed.seal(peer.accepted)
+        peer.quick = None
+        number = peer.accepted + 1
+        replaced = peer.outbox.put(payload, number, priority, key)
+        if replaced is None:
+            return False
+        peer.accepted = number
+        if replaced:
+            self.totals.abandoned += 1
+            text = (
+                f"message {replaced:,} to peer {peer.name!r} was replaced by message {number:,} "
+                f"with the same key, {key!r}"
+            )
+            self.fail(
+                peer,
+                replaced,
+                replaced,
+                events.Outcome.REPLACED,
+                errors.PeerTalkError(text, code=ERR_CANCELLED, peer=peer.name),
+            )
+        if peer.connection is None and peer.retry is None:
+            self.reach(peer)
+        return True
+
+    def send_sync(self, peer: Remote, payload: bytes | bytearray | memoryview, flags: int) -> int:
+        """Block until a connected peer's link has taken what waits and then this message. Returns
+        hints, or why it did not: let it wait then.
+
+        Raises:
+            Timeout: the slots did not come free within 5 s; the message was not accepted, what
+                waited before it waits on.
+        """
+        connection = peer.connection
+        assert connection is not None
+        link, code = connection.link, 0
+        while peer.outbox is not None and code == 0:
+            before, code = (
+                (peer.handed, connection.pieces and connection.pieces.offset),
+                link.drain(),
+            )
+            self.pump(peer)
+            if (
+                code == 0
+                and (peer.handed, connection.pieces and connection.pieces.offset) == before
+            ):
+                return errors.WouldBlock.code  # not for want of slots: memory comes free by and by
+        if code == 0:
+            code = link.send_sync(payload, flags)
+        if code == errors.Timeout.code:
+            text = (
+                f"peer {peer.name!r} has not taken in 5 s what is on its way to it; "
+                "nothing was accepted: send again"
+            )
+            raise errors.Timeout(text, peer=peer.name)
+        if code >= 0:
+            self.engine.hint(code)
+            peer.accepted += 1
+        return int(code)
+
+    def refused(self, peer: Remote, code: int) -> None:
+        """A link took no more. A slot comes free with an event; a system without memory for the
+        first one tells nobody when it has some, so all who met that ask again soon, together."""
+        if code == errors.OutOfMemory.code:
+            if not self._starved:
+                self.engine.after(_STARVED_RETRY, self._ask_again)
+            self._starved[peer] = None
+
+    def _ask_again(self) -> None:
+        starved, self._starved = self._starved, {}
+        for peer in starved if not self.engine.closed else ():
+            self.pump(peer)
+
+    # What became of it ----------------------------------------------------------------------------
+
+    def sent(self, connection: Connection, count: int, code: int) -> None:
+        """A link reports the next count messages that it was given: sent, or failed with code."""
+        peer = connection.peer
+        if not isinstance(peer, Remote):
+            return
+        if count:
+            handed = connection.handed
+            if code == 0 and not handed.runs:
+                first = handed.first
+                handed.first = first + count
+                if peer.accepted < first + count - 1:  # who was to count one was cut off
+                    peer.accepted = first + count - 1
+                self._tell_sent(peer, first, first + count - 1)
+            else:
+                for first, last, sent in handed.report(count, sent=code == 0):
+                    if sent:
+                        self._tell_sent(peer, first, last)
+                    else:
+                        self.fail(
+                            peer, first, last, events.Outcome.UNKNOWN, self.closed_error(peer)
+                        )
+                if handed.crowded:
+                    handed.prune(connection.link.unconfirmed)
+        if (
+            connection.state is State.OPEN
+            and not self.engine.closing
+            and peer.state is PeerState.CONNECTED
+        ):
+            self.pump(peer)
+        else:
+            self.slots_came_free(connection)
+
+    def _tell_sent(self, peer: Remote, first: int, last: int) -> None:
+        count = last - first + 1
+        self.totals.sent += count
+        if self.engine.publish is not None:
+            self.engine.publish(events.Sent(peer.view, first, last))
+        peer.reported += count
+        if peer.stream is not None:
+            peer.stream.told(first, last, None)
+
+    def tell_sent_again(self, peer: Remote, connection: Connection) -> None:
+        """A link's report was cut off: what it said to be sent is told, if it is not counted."""
+        handed = connection.handed
+        if not handed.runs and handed.first > peer.reported + 1:
+            self._tell_sent(peer, peer.reported + 1, handed.first - 1)
+
+    def revoke(self, connection: Connection) -> None:
+        """Before the link of a connection that is over is closed: what it reported as sent and the
+        other side's system has not acknowledged may not have arrived. Reported as Failed, and
+        counted as such and no longer as sent."""
+        peer, link = connection.peer, connection.link
+        if link is None or not isinstance(peer, Remote):
+            return
+        unconfirmed = link.unconfirmed
+        if not unconfirmed:
+            return
+        error = errors.ConnectionClosed(
+            f"the connection with peer {peer.name!r} ended before its system acknowledged this; "
+            "it may have arrived",
+            peer=peer.name,
+        )
+        for first, last in connection.handed.revoke(unconfirmed):
+            count = last - first + 1
+            self.totals.sent -= count
+            peer.reported -= count  # fail() adds them again
+            self.fail(peer, first, last, events.Outcome.UNKNOWN, error)
+
+    def fail(
+        self,
+        peer: Remote,
+        first: int,
+        last: int,
+        outcome: events.Outcome,
+        error: errors.PeerTalkError,
+    ) -> None:
+        """Messages that will not be sent (again): counted, and reported."""
+        count = last - first + 1
+        peer.failed += count
+        self.totals.failed += count
+        if self.engine.closing:
+            self.unsent += count
+        peer.reported += count
+        if peer.stream is not None:
+            peer.stream.told(first, last, error)
+        if self.engine.publish is not None:
+            self.engine.publish(events.Failed(peer.view, first, last, outcome, error))
+
+    def fail_unnumbered(self, peer: Remote, error: errors.PeerTalkError) -> None:
+        """A message from another thread, accepted there, can never be sent: reported as Failed with
+        number 0."""
+        self.totals.abandoned += 1
+        self.totals.failed += 1
+        if self.engine.closing:
+            self.unsent += 1
+        if self.engine.publish is not None:
+            self.engine.publish(events.Failed(peer.view, 0, 0, events.Outcome.FAILED, error))
+
+    def fail_queued(self, peer: Remote, error: errors.PeerTalkError) -> None:
+        """What waited in the outbox will not be sent, nor what other threads left."""
+        outbox = peer.outbox
+        peer.outbox = None
+        for first, last in outbox.clear() if outbox is not None else ():
+            self.totals.abandoned += last - first + 1
+            self.fail(peer, first, last, events.Outcome.FAILED, error)
+        for _ in range(peer.drop_from_afar() if self.engine.closing else 0):
+            self.fail_unnumbered(peer, error)
+        if peer.afar:
+            self.engine.post(peer.on_room)
+
+    def closed_error(
+        self, peer: Peer | None, where: str = "", system_error: int = 0
+    ) -> errors.ConnectionClosed:
+        """What waiting senders hear when the connection is gone. system_error: the platform's own
+        number for it, 0 where it has none."""
+        number = f" (system error {system_error})" if system_error else ""
+        if peer is None:
+            return errors.ConnectionClosed(
+                f"the connection with {where or 'the other side'} is closed{number}"
+            )
+        return errors.ConnectionClosed(
+            f"the connection with peer {peer.name!r} is closed{number}; send again to connect anew",
+            peer=peer.name,
+        )
+
+    # In -------------------------------------------------------------------------------------------
+
+    def deliver(
+        self, peer: Remote, connection: Connection, payload_bytes: int, payloads: list[bytes]
+    ) -> None:
+        """Put what arrived where it is taken from; a full inbox pauses the link."""
+        peer.received += len(payloads)
+        peer.received_bytes += payload_bytes
+        self.totals.received += len(payloads)
+        if self.engine.closing:
+            return
+        inbox = self.inbox
+        outlet = inbox.put(peer, payloads, payload_bytes)
+        self.kept = payloads
+        if connection.pressure or outlet.cost * 4 >= inbox.limit:
+            self.press(connection, outlet)
+        if inbox.full:
+            self.pause_if_full(connection, peer)
+            if inbox.floods():
+                for other in self.engine.connections.by_tag.values():
+                    if isinstance(other.peer, Remote) and other.state is State.OPEN:
+                        self.pause_if_full(other, other.peer)
+
+    def pause_if_full(self, connection: Connection, peer: Remote) -> None:
+        """Read a connection no more while there is no room for what it may bring."""
+        outlet = self.inbox.outlet_of(peer)
+        if (
+            self.inbox.must_wait(outlet)
+            and connection.state is not State.CLOSED
+            and connection not in outlet.paused
+        ):
+            self.totals.pauses += 1
+            connection.link.pause()
+            connection.spoilt = True
+            outlet.pause(connection)
+
+    def read_on(self, connection: Connection) -> None:
+        """Read a connection again that was held back, unless its messages have no room."""
+        peer = connection.peer
+        if isinstance(peer, Remote) and connection in self.inbox.outlet_of(peer).paused:
+            return
+        connection.link.resume()
+        self.engine.schedule()
+
+    def resume(self, outlet: Outlet) -> None:
+        """An outlet has room again: read on."""
+        self.engine.cancel(self._warnings.pop(outlet, None))
+        if self.engine.troubles.lasting:
+            self.engine.troubles.worked(_TAKING)
+        paused, outlet.paused = outlet.paused, {}
+        for connection in paused:
+            if connection.tag in self.engine.connections.by_tag and connection.held is None:
+                connection.link.resume()
+        self.engine.schedule()
+
+    def _stalled(self, outlet: Outlet) -> None:
+        """The first link of an outlet waits for room: somebody may have forgotten to take."""
+        if outlet not in self._warnings:
+            self._warnings[outlet] = self.engine.after(
+                _UNTAKEN_TIME, lambda: self._warn_if_paused(outlet)
+            )
+
+    def _warn_if_paused(self, outlet: Outlet) -> None:
+        self._warnings.pop(outlet, None)
+        names = sorted({repr(each.peer.name) for each in outlet.paused if each.peer is not None})
+        if names:
+            text = (
+                "those from %s are not being taken: %d bytes wait, and the sender is slowed; "
+                "receive() or iterate messages()"
+            )
+            self.engine.troubles.failed(_TAKING, text, ", ".join(names), outlet.cost)
+
+    def forget_warnings(self) -> None:
+        """The node is closed: nobody is to be told to take what has come."""
+        self._warnings.clear()

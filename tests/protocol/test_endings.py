@@ -1,0 +1,180 @@
+"""How a connection is left, what its end means, and what is mended: tables of what was observed and
+what follows."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+
+from peertalk import errors
+from peertalk.protocol import endings
+from peertalk.protocol.connections import State
+from peertalk.protocol.endings import (
+    LOOK,
+    LOOK_SELDOM,
+    AfterCut,
+    Cause,
+    Cut,
+    DeadEnd,
+    Found,
+    Half,
+    Leaving,
+    Look,
+    Mending,
+)
+
+
+def never():
+    raise AssertionError("asked where it does not count: it is a call of the system")
+
+
+@pytest.mark.parametrize(
+    ("code", "pending", "times_out", "cause"),
+    [
+        (0, 0, False, Cause.SHUT),
+        (errors.BadCrc.code, 0, False, Cause.FAULT),
+        (errors.Timeout.code, 0, True, Cause.NOT_WHOLE),
+        (errors.Timeout.code, 3, True, Cause.NOT_TAKEN),
+        (errors.Timeout.code, 3, False, Cause.NOT_WHOLE),
+        (errors.ConnectionClosed.code, 3, True, Cause.LOST),
+        (errors.Truncated.code, 0, False, Cause.LOST),
+        (errors.OutOfMemory.code, 0, False, Cause.FAILED),
+    ],
+)
+def test_why_a_link_has_ended(code, pending, times_out, cause):
+    """Whose fault it was decides what is told, counted and logged."""
+    found = endings.cause_of(code, slots_pending=pending, sends_time_out=times_out)
+    assert found is cause
+
+
+def test_each_fault_of_a_frame_has_an_exception_of_the_decoder():
+    """A code that nobody maps would be told as our own mistake."""
+    for code in endings.FRAME_FAULTS:
+        error = errors.from_decoder(code, "in a frame", None)
+        assert isinstance(error, errors.ProtocolError)
+        assert endings.cause_of(code, slots_pending=0, sends_time_out=False) is Cause.FAULT
+
+
+HALVES = {
+    State.GREETING: Half.NAMELESS,
+    State.GREETED: Half.END,
+    State.ASIDE: Half.END,
+    State.DRAINING: Half.END,
+    State.OPEN: Half.LEAVE,
+    State.RETIRING: Half.SHUT,
+    State.CLOSING: Half.SHUT,
+}
+
+
+@pytest.mark.parametrize("state", HALVES)
+def test_what_is_done_when_the_other_side_will_send_no_more(state):
+    """What is in our slots may still arrive there, where anything is."""
+    assert endings.half_closed(state) is HALVES[state]
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("classic", [True, False, None])
+def test_a_reject_counts_before_a_greeting_and_from_one_of_ours(state, classic):
+    """An original ignores it, and never says so: from one it is noise."""
+    counts = state in (State.GREETING, State.GREETED) or (state is State.OPEN and classic is False)
+    assert endings.is_rejection(state, classic) is counts
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("unread", [0, 7])
+def test_a_dead_link_that_was_used_is_read_to_its_end(state, unread):
+    """Its sender was told that we have what lies here."""
+    used = state in (State.OPEN, State.CLOSING, State.RETIRING)
+    wanted = DeadEnd.DRAIN if used and unread else DeadEnd.END
+    if state is State.DRAINING:
+        wanted = DeadEnd.NOTHING
+    assert endings.dead(state, (lambda: unread) if used else never) is wanted
+
+
+@pytest.mark.parametrize(
+    ("observed", "seen"),
+    [
+        pytest.param({"state": State.OPEN, "left": None}, Look(LOOK), id="no room to say so yet"),
+        pytest.param({"now": 100.01}, Look(LOOK), id="said just now"),
+        pytest.param({"owes": lambda: True}, Look(0.125), id="something is on its way"),
+        pytest.param({"now": 140.0, "owes": lambda: True}, Look(LOOK_SELDOM), id="for long"),
+        pytest.param({"now": 159.9, "owes": lambda: True}, Look(pytest.approx(0.1)), id="the end"),
+        pytest.param({"owes": lambda: False}, Look(None), id="all has arrived"),
+        pytest.param({"now": 160.0}, Look(None, in_vain=True), id="too late"),
+        pytest.param({"state": State.OPEN, "now": 161.0}, Look(None, True), id="never said"),
+    ],
+)
+def test_what_a_look_at_a_connection_that_is_left_finds(observed, seen):
+    """Too early an end resets the connection over what can still be read."""
+    leaving = Leaving(State.CLOSING, now=101.0, left=100.0, deadline=160.0, owes=never)
+    assert endings.look(leaving._replace(**observed)) == seen
+
+
+def test_an_event_that_was_cut_off_is_served_again_where_that_is_harmless():
+    """Messages once and only once; of anything else nobody knows how much was done."""
+    for batch, kept, talk, used, waited_for in itertools.product((False, True), repeat=5):
+        if (batch and talk) or (kept and not batch):
+            continue
+        found = endings.after_cut(Cut(batch, kept, talk, used, waited_for))
+        assert found == AfterCut(
+            again=talk or (batch and not kept),
+            ends=not used or waited_for or not (batch or talk),
+        )
+
+
+WHOLE = Found(
+    State.OPEN,
+    timed=False,
+    watched=False,
+    linked=True,
+    used=True,
+    held=False,
+    leaving=False,
+    asking=False,
+    stuck=lambda: False,
+)
+
+
+@pytest.mark.parametrize(
+    ("observed", "what"),
+    [
+        pytest.param({}, Mending.NOTHING, id="whole"),
+        pytest.param({"used": False}, Mending.END, id="open, and nobody's"),
+        pytest.param({"linked": False}, Mending.END, id="without a link"),
+        pytest.param({"leaving": True}, Mending.LEAVE, id="left, and nobody looks"),
+        pytest.param({"leaving": True, "timed": True}, Mending.NOTHING, id="left, looked at"),
+        pytest.param({"asking": True}, Mending.PING, id="somebody waits for an answer"),
+        pytest.param({"stuck": lambda: True}, Mending.READ, id="paused for nobody"),
+        pytest.param({"stuck": never, "held": True}, Mending.NOTHING, id="held back"),
+        pytest.param(
+            {"state": State.CONNECTING, "linked": False, "timed": True, "watched": True},
+            Mending.NOTHING,
+            id="a dial",
+        ),
+        pytest.param(
+            {"state": State.CONNECTING, "linked": False, "timed": True}, Mending.END, id="half"
+        ),
+        pytest.param(
+            {"state": State.CONNECTING, "linked": False, "watched": True}, Mending.END, id="half 2"
+        ),
+        pytest.param({"state": State.GREETING}, Mending.END, id="would greet for ever"),
+        pytest.param({"state": State.GREETING, "timed": True}, Mending.NOTHING, id="greets"),
+        pytest.param({"state": State.RETIRING}, Mending.END, id="would retire for ever"),
+        pytest.param({"state": State.CLOSING}, Mending.END, id="would leave for ever"),
+        pytest.param({"state": State.GREETED, "stuck": never}, Mending.NOTHING, id="greeted"),
+        pytest.param({"state": State.ASIDE, "stuck": never}, Mending.NOTHING, id="aside"),
+        pytest.param({"state": State.DRAINING}, Mending.DRAIN, id="drains"),
+        pytest.param({"state": State.DRAINING, "held": True}, Mending.NOTHING, id="drains, held"),
+    ],
+)
+def test_what_is_mended_after_something_was_cut_off(observed, what):
+    """Nothing may stay half made for ever, and nothing that is whole may end."""
+    assert endings.mending(WHOLE._replace(**observed)) is what
+
+
+def test_a_connection_without_a_deadline_is_never_given_up():
+    """Closing with no time-out waits for as long as it takes."""
+    leaving = Leaving(State.CLOSING, 1e9, 100.0, math.inf, owes=lambda: True)
+    assert endings.look(leaving) == Look(LOOK_SELDOM)

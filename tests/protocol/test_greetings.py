@@ -1,0 +1,110 @@
+"""Who is at the other end, how long a word is waited for, and who gives a place to whom: tables of
+what was observed and what follows."""
+
+from __future__ import annotations
+
+import pytest
+
+from peertalk.protocol import greetings
+from peertalk.protocol.connections import GREETING_TIME, NOBODY, SILENCE_TIME, Connection, State
+from peertalk.protocol.greetings import Later, Patience, Place, Silence
+from peertalk.protocol.line import Verdict
+from peertalk.protocol.wire import Capabilities
+
+ADA, BOB = b"a" * 8, b"b" * 8
+
+
+def connection(tag, host="10.0.0.1", state=State.OPEN, *, dialled=False):
+    made = Connection(tag, (host, 7354), dialled=dialled, now=0.0)
+    made.state = state
+    return made
+
+
+@pytest.mark.parametrize(
+    ("dialled", "ours", "patience"),
+    [
+        (False, False, Patience(SILENCE_TIME, Silence.FAULT)),
+        (True, True, Patience(9.0, Silence.END)),
+        (True, False, Patience(GREETING_TIME, Silence.CLASSIC)),
+    ],
+    ids=["who calls speaks", "one of ours is only slow", "an original says no name"],
+)
+def test_how_long_a_first_word_is_waited_for(dialled, ours, patience):
+    """Too short a time takes one of ours for classic; too long a one keeps a place for nobody."""
+    assert greetings.patience(dialled=dialled, ours=ours, connect_timeout=9.0) == patience
+
+
+@pytest.mark.parametrize(
+    ("instance", "place", "connected", "what"),
+    [
+        pytest.param(None, None, False, Place.NEWEST, id="an original"),
+        pytest.param(None, None, True, Place.ASIDE, id="a second one with an original"),
+        pytest.param(ADA, None, False, Place.NEWEST, id="an older peertalk"),
+        pytest.param(ADA, None, True, Place.NEWEST, id="a second one with that"),
+        pytest.param(ADA, 0, True, Place.LINE, id="one of ours"),
+        pytest.param(ADA, 3, False, Place.LINE, id="one that has used it already"),
+    ],
+)
+def test_what_becomes_of_a_connection_that_is_greeted(instance, place, connected, what):
+    """Which rule holds depends on what the other side knows."""
+    assert greetings.place_of(instance=instance, place=place, connected=connected) is what
+
+
+@pytest.mark.parametrize(
+    ("said", "known", "dialled", "what"),
+    [
+        pytest.param(None, ADA, False, Later.SAME, id="left out"),
+        pytest.param(ADA, ADA, False, Later.SAME, id="said again"),
+        pytest.param(None, None, True, Later.SAME, id="an original"),
+        pytest.param(ADA, None, True, Later.LATE, id="it was slow"),
+        pytest.param(ADA, None, False, Later.FALSE, id="it called without a name, and takes one"),
+        pytest.param(BOB, ADA, True, Later.FALSE, id="somebody else"),
+    ],
+)
+def test_no_connection_can_change_whose_it_is(said, known, dialled, what):
+    """Else whoever is connected could take what is meant for another."""
+    assert greetings.later(said, known, dialled=dialled) is what
+
+
+@pytest.mark.parametrize("said_who", [None, ADA])
+def test_what_is_left_out_of_a_later_capability_is_as_it_was(said_who):
+    """A report of pressure says nothing but that; so may a whole greeting."""
+    known = Capabilities(8192, 1024, 0, 0, ADA, "ada", 7354, 7355)
+    said = Capabilities(4096, 1024, 75, 2, said_who)
+    assert greetings.renewed(said, known) == Capabilities(4096, 1024, 75, 2, ADA, "ada", 7354, 7355)
+    assert greetings.renewed(said, None) is said
+    assert greetings.renewed(said, Capabilities(512, 256, 0, 0)) is said
+
+
+def test_the_first_stranger_of_the_host_with_the_most_makes_room_for_another_host():
+    """One host that fills all places with silence must not keep everybody out."""
+    state = State.GREETING
+    flood = [connection(tag, "10.0.0.6", state) for tag in (3, 4, 5)]
+    ours = [connection(tag, "10.0.0.7", state, dialled=True) for tag in (6, 7, 8, 9)]
+    undecided = [connection(1, state=state), *ours, *flood]
+    assert greetings.stranger_for("10.0.0.1", undecided) is flood[0]
+    assert greetings.stranger_for("10.0.0.6", undecided) is None, "not for itself"
+    assert greetings.stranger_for("10.0.0.1", ours) is None, "those that we dialled are none"
+
+
+@pytest.mark.parametrize(("crowd", "gives"), [(7, False), (8, True)])
+def test_the_newest_neighbour_gives_its_place_where_one_host_has_nearly_all(crowd, gives):
+    """Seven eighths are for whoever comes; the last eighth is for other hosts."""
+    flood = [connection(tag, "10.0.0.6") for tag in range(crowd)]
+    leaving = [connection(100, "10.0.0.6", State.CLOSING)]
+    there = [connection(200, "10.0.0.5"), *flood, *leaving]
+    wanted = flood[-1] if gives else None
+    assert greetings.neighbour_for("10.0.0.1", there, 8) is wanted
+    assert greetings.neighbour_for("10.0.0.6", there, 8) is None, "not to itself"
+
+
+def test_one_outside_a_line_is_released_when_it_waits_for_no_other():
+    """What its peer has sent before must be read before."""
+    waiting = connection(1)
+    waiting.waits_for = frozenset({2, 3})
+    waiting.held = []
+    assert greetings.settled(waiting, 2) == []
+    assert greetings.settled(waiting, 3) == [(Verdict.RELEASE, waiting)]
+    assert waiting.waits_for is NOBODY, "one empty set for all"
+    waiting.held = None
+    assert greetings.settled(waiting, 3) == [], "nothing was held back"
