@@ -24,6 +24,7 @@ from kit.waiting import GUARD
 
 import peertalk as pt
 from peertalk import sync
+from peertalk.runtime import engine, transport
 
 # A signal handler
 
@@ -348,6 +349,21 @@ async def test_ctrl_c_ends_a_program_politely_whenever_it_comes(rounds, start_py
 
 
 # Another thread
+
+
+async def test_a_fork_while_a_node_is_being_made_finds_nothing_half_made(monkeypatch):
+    """A signal handler may fork anywhere. The child went over an engine that had no peers yet, and
+    did not come to the nodes that were whole."""
+    monkeypatch.setattr(engine, "_engines", weakref.WeakSet())
+    made = transport.Traffic
+
+    def fork_here(*arguments):
+        engine._orphan_all()
+        return made(*arguments)
+
+    monkeypatch.setattr(transport, "Traffic", fork_here)
+    async with pt.Node("ada", **loopback()) as ada:
+        assert not ada._transport.forked and list(engine._engines) == [ada._transport]
 
 
 async def test_statistics_may_be_asked_for_on_any_thread_while_connections_come_and_go():

@@ -18,9 +18,9 @@ something or have ended, and what other threads have left. Who stands on an engi
     let_go, on_closed
 
 and gives it serve_link, and fills in emit, mend_link, tidy_up, release and turned. Drivers and
-doors use turn, unfinished, crowded, thread, owner, move_here, disown, orphan, forked, process,
-publish, on_change, changes, before_closing and before_release. The engine knows no peer and no
-message. Only post() may be called on another thread.
+doors use turn, unfinished, crowded, thread, owner, move_here, disown, heed_forks, orphan, forked,
+process, publish, on_change, changes, before_closing and before_release. The engine knows no peer
+and no message. Only post() may be called on another thread.
 
 No exception ends a turn: a callback's, a fault's, or one that a signal handler raises wherever it
 struck. What has come stays here until it is served; an event that was cut off is mended, the others
@@ -174,6 +174,9 @@ class Engine(ABC):
         self.released = False
         """Whether nothing is left to be given back."""
         self.loop: Any = world.make_loop(core, config)
+
+    def heed_forks(self) -> None:
+        """Be orphaned in a forked child from now on: all that stands on this engine is made."""
         _engines.add(self)
 
     # What stands on it ----------------------------------------------------------------------------

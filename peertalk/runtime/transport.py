@@ -66,6 +66,7 @@ class Transport(Home):
         self.is_frozen = self.switchboard.watchdog.is_frozen
         self._final: NodeStatistics | None = None
         self._memory = MemoryReport()
+        self.heed_forks()
 
     @property
     def peers_version(self) -> int:
