@@ -788,6 +788,26 @@ LoopbackMeeting.TestCase.settings = settings(max_examples=300 if SOAK else 15, *
     ONLY not in (None, "", *C_CORES),
     reason="did not run: the simulator is C, and PEERTALK_CORE leaves that out",
 )
+def test_a_program_that_calls_while_its_former_connection_is_unread_stays_one_peer():
+    """Found by the machine below: the end of a connection lay behind messages that nobody took, its
+    next call had no name meanwhile, and what was queued then dialled it a second time: two peers
+    with a connection each, for ever."""
+    state = SimulatedMeeting()
+    try:
+        state.begin(core="standard", limit=256, greets=True, dials=True)
+        state.original_writes(count=60, index=0, pieces=False, size=500)
+        state.original_is_started_again()
+        state.send(key=None, priority=0, sizes=[6])
+        state.disconnect()
+        state.original_ends_a_connection(how="disconnect", index=0)
+        state.disconnect()
+        state.original_calls()
+        state.nothing_is_doubled_or_reordered()
+        state.the_script_has_no_complaint()
+    finally:
+        state.teardown()
+
+
 class TestInTheSimulator(SimulatedMeeting.TestCase):
     """Virtual time, cuts, loss."""
 

@@ -10,7 +10,7 @@ from functools import partial
 
 from .. import errors
 from .._core import values
-from ..protocol import endings, greetings, reaching
+from ..protocol import endings, events, greetings, reaching
 from ..protocol.connections import Connection, State, Step
 from ..protocol.peer import Key, PeerEvent, PeerState
 from ..protocol.reaching import Returns
@@ -138,7 +138,13 @@ class Dialling(ClassicPeers):
         return self.connections.has_room()
 
     def _dial_peer(self, peer: Remote) -> None:
-        """One attempt: its addresses, one after the other."""
+        """One attempt: its addresses, one after the other; of a classic peer not while the one
+        caller of its host that says no name can be nobody else."""
+        if isinstance(peer.key, tuple) and (caller := self.name_caller(peer.key)) is not None:
+            caller.name, caller.flags = peer.name, peer.flags
+            self.roster.check_name(caller)
+            self.engine.emit(events.PeerChanged, caller)
+            return
         if peer.state in (PeerState.DISCOVERED, PeerState.FAILED):
             peer.advance(PeerEvent.DIALLED)
         discovery = self.finder.discovery if self.finder is not None else None
