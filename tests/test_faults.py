@@ -714,6 +714,7 @@ async def main():
         resource.setrlimit(resource.RLIMIT_NOFILE, highest)
         while node.stats().links_open < 3:
             await asyncio.sleep(0.01)
+        assert node._transport._spare is not None, "for the next time"
         print(node.stats().links_open, flush=True)
         while node._transport.troubles.lasting:
             await asyncio.sleep(0.01)

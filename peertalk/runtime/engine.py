@@ -7,7 +7,7 @@ something or have ended, and what other threads have left. Who stands on an engi
     note, raise_later, is_coming, turns      one turn, and what it raises
     after, cancel, is_armed                  timers
     watch, unwatch, close_socket, tag        sockets, and numbers for what lies in the loop
-    keep_spare, use_spare                    a descriptor for when there are no others
+    keep_spare, use_spare, refill_spare      a descriptor for when there are no others
     post, call, call_all, try_twice          orders, and functions that are not ours
     unread                                   what has come of a connection, and is not served
     hint, schedule, emit, changed            what it tells
@@ -498,7 +498,13 @@ class Engine(ABC):
         try:
             yield
         finally:
-            with contextlib.suppress(errors.PlatformError):  # another thread has been quicker
+            self.refill_spare()
+
+    def refill_spare(self) -> None:
+        """Keep that descriptor again, if it was lost: another thread has been quicker, or the limit
+        of the program was lowered. Not yet, where there is still none."""
+        if self._spare is None:
+            with contextlib.suppress(errors.PlatformError):
                 self._spare = self.world.spare()
 
     # Whose it is, and its end ---------------------------------------------------------------------

@@ -85,6 +85,7 @@ class Listener:
             if accepted is None:
                 return
             troubles.worked(ACCEPTING)
+            self.engine.refill_spare()
             arrived, address = accepted
             if not self._has_room(address[0]):
                 troubles.failed(
@@ -134,7 +135,8 @@ class Listener:
             self._let_callers_wait()
             accepted = None
         self.engine.totals.accepts_refused += 1
-        self.engine.troubles.failed(ACCEPTING, "%s; callers are turned away", error)
+        become = "are turned away" if accepted is not None else "wait"
+        self.engine.troubles.failed(ACCEPTING, "%s; callers %s", error, become)
         return accepted is not None
 
     def _turn_away(self, arrived: socket.socket) -> None:
