@@ -138,16 +138,18 @@ class Dialling(ClassicPeers):
         return self.connections.has_room()
 
     def _dial_peer(self, peer: Remote) -> None:
-        """One attempt: its addresses, one after the other; of a classic peer not while the one
-        caller of its host that says no name can be nobody else."""
-        if isinstance(peer.key, tuple) and (caller := self.name_caller(peer.key)) is not None:
-            caller.name, caller.flags = peer.name, peer.flags
-            self.roster.check_name(caller)
-            self.engine.emit(events.PeerChanged, caller)
-            return
+        """One attempt: its addresses, one after the other; of a classic peer that announces itself
+        not while the one caller of its host that says no name can be nobody else."""
+        key, discovery = peer.key, self.finder.discovery if self.finder is not None else None
+        if isinstance(key, tuple) and discovery is not None and key in discovery:
+            caller = self.name_caller(key)
+            if caller is not None:
+                caller.name, caller.flags = peer.name, peer.flags
+                self.roster.check_name(caller)
+                self.engine.emit(events.PeerChanged, caller)
+                return
         if peer.state in (PeerState.DISCOVERED, PeerState.FAILED):
             peer.advance(PeerEvent.DIALLED)
-        discovery = self.finder.discovery if self.finder is not None else None
         addresses = discovery.addresses(peer.key) if discovery is not None else []
         untried = deque(addresses or [peer.address])
 

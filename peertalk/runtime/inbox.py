@@ -102,10 +102,10 @@ class Queue:
     """The lots of one peer, in order, through one outlet. A chain rather than a deque, which alone
     would be larger than all else that an idle peer costs."""
 
-    __slots__ = ("_final", "cost", "first", "key", "outlet")
+    __slots__ = ("_final", "cost", "first", "outlet", "peer")
 
-    def __init__(self, key: Any, outlet: Outlet) -> None:
-        self.key = key
+    def __init__(self, peer: Remote, outlet: Outlet) -> None:
+        self.peer = peer
         self.outlet = outlet
         self.cost = 0
         """Of its lots, the one that is being taken from included."""
@@ -255,7 +255,7 @@ class Outlet:
         inbox.total -= cost
         queue.cost -= cost
         if not queue.cost and self is inbox:
-            del inbox.queues[queue.key]
+            del inbox.queues[queue.peer]
         if inbox.full:
             inbox.settle(self)
         self.ease()
@@ -321,7 +321,7 @@ class Inbox(Outlet):
         self.full = False
         self.flooded = False
         """Twice the limit waits, since it was last not full."""
-        self.queues: dict[Any, Queue] = {}
+        self.queues: dict[Remote, Queue] = {}
         self._alone: dict[Outlet, None] = {}
         """The outlets that are a peer's own."""
 
@@ -329,9 +329,9 @@ class Inbox(Outlet):
         """Add what one turn brought, one message at least; the list is ours from now on. Returns
         where it is taken: if the inbox is full now the link should be paused there."""
         cost = payload_bytes + MESSAGE_COST * len(payloads)
-        queue = self.queues.get(peer.key)
+        queue = self.queues.get(peer)
         if queue is None:
-            queue = self.queues[peer.key] = Queue(peer.key, self)
+            queue = self.queues[peer] = Queue(peer, self)
         outlet = queue.outlet
         count = len(payloads)
         stands = queue.first is not None
@@ -349,14 +349,8 @@ class Inbox(Outlet):
 
     def outlet_of(self, peer: Remote) -> Outlet:
         """Where messages of this peer are taken now."""
-        queue = self.queues.get(peer.key)
+        queue = self.queues.get(peer)
         return self if queue is None else queue.outlet
-
-    def rename(self, before: Any, key: Any) -> None:
-        """A peer has another key."""
-        if (queue := self.queues.pop(before, None)) is not None:
-            queue.key = key
-            self.queues[key] = queue
 
     def must_wait(self, outlet: Outlet) -> bool:
         """Whether a link that may bring something to this outlet is not to be read now."""
@@ -389,9 +383,9 @@ class Inbox(Outlet):
     def reserve(self, peer: Remote, *, ended: bool) -> Outlet:
         """Messages of this peer, those that wait included, are taken at an outlet of its own from
         now on; returns that. ended: no more will come. To be released as often."""
-        queue = self.queues.get(peer.key)
+        queue = self.queues.get(peer)
         if queue is None:
-            queue = self.queues[peer.key] = Queue(peer.key, self)
+            queue = self.queues[peer] = Queue(peer, self)
         outlet = queue.outlet
         if outlet is self:
             outlet = Outlet(self)
@@ -403,14 +397,14 @@ class Inbox(Outlet):
 
     def release(self, peer: Remote) -> None:
         """One reader less. After the last one what is left goes to everybody."""
-        queue = self.queues[peer.key]
+        queue = self.queues[peer]
         outlet = queue.outlet
         outlet.readers -= 1
         if not outlet.readers:
             self._move(queue, self)
             del self._alone[outlet]
             if not queue.cost:
-                del self.queues[queue.key]
+                del self.queues[queue.peer]
 
     def end(self, peer: Remote) -> None:
         """The peer is lost: who reads its messages alone gets those that wait, and then the end."""
@@ -426,7 +420,7 @@ class Inbox(Outlet):
 
     def has(self, peer: Remote, payloads: list[bytes]) -> bool:
         """Whether this very list waits, untouched."""
-        queue = self.queues.get(peer.key)
+        queue = self.queues.get(peer)
         lot = None if queue is None else queue.first
         while lot is not None and lot.payloads is not payloads:
             lot = lot.following
@@ -454,7 +448,7 @@ class Inbox(Outlet):
         outlet.told.pop(connection, None)
 
     def _move(self, queue: Queue, to: Outlet) -> None:
-        outlet, key = queue.outlet, queue.key
+        outlet, peer = queue.outlet, queue.peer
         lot = outlet.current
         if queue.first is not None:
             outlet._line.remove(queue)
@@ -468,14 +462,10 @@ class Inbox(Outlet):
             to._line.append(queue)
             to.waiters.wake(len(queue))
         to.on_ease = to.on_ease or outlet.on_ease
-        for connection in [
-            each for each in outlet.told if each.peer is not None and each.peer.key == key
-        ]:
+        for connection in [each for each in outlet.told if each.peer is peer]:
             del outlet.told[connection]
             to.watch(connection, connection.pressure)
-        for connection in [
-            each for each in outlet.paused if each.peer is not None and each.peer.key == key
-        ]:
+        for connection in [each for each in outlet.paused if each.peer is peer]:
             del outlet.paused[connection]
             to.pause(connection)
         for each in (outlet, to):

@@ -105,7 +105,6 @@ class Roster:
         """A peer is known better: one that was taken for classic has an instance id, or one that
         called has said where it listens. Nobody else has this key: see recall()."""
         del self.peers[peer.key]
-        self.traffic.inbox.rename(peer.key, key)
         peer.key = key
         self.peers[key] = peer
         self.version += 1

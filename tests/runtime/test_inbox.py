@@ -12,7 +12,8 @@ from peertalk.protocol.peer import Peer
 from peertalk.runtime.inbox import MESSAGE_COST, Inbox, Waiters
 
 LIMIT = 1_000
-PEERS = [Peer(bytes([number] * 8), name=f"peer{number}") for number in (1, 2, 3)]
+PEERS = [Peer(bytes([number] * 8), name=f"peer{number}") for number in (1, 2, 2)]
+"""The last two have one key: a peer, and its former life of which messages still wait."""
 READ = 5 * (300 + MESSAGE_COST)
 """The most that one put brings here."""
 
