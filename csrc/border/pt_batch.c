@@ -71,11 +71,10 @@ static int is_owner(const pt_context *context)
     return context->owner == PyThread_get_thread_ident();
 }
 
-/* Send one payload. Returns hints or PT_ERR_*; sets *raised when Python refused instead. */
-static int send_one(const bound_link *bound, PyObject *payload, int *raised)
+/* Send one payload, on the thread of its context. Returns hints or PT_ERR_*; sets *raised when
+ * Python refused instead. */
+static inline int send_one(const bound_link *bound, PyObject *payload, int *raised)
 {
-    if (!is_owner(bound->context))
-        return PT_ERR_INVALID_STATE;
     if (PyBytes_CheckExact(payload)) {
         char *data = NULL;
         Py_ssize_t len = 0;
@@ -111,7 +110,7 @@ static PyObject *link_send(PyObject *self, PyObject *payload)
     if (bound == NULL)
         return NULL;
     int raised = 0;
-    int code = send_one(bound, payload, &raised);
+    int code = is_owner(bound->context) ? send_one(bound, payload, &raised) : PT_ERR_INVALID_STATE;
     return raised ? NULL : PyLong_FromLong(code);
 }
 
@@ -138,14 +137,17 @@ static PyObject *link_send_many(PyObject *self, PyObject *const *arguments,
     }
 
     /* A buffer's own code may run and change the list, so its length is asked for each time and the
-     * payload held. */
+     * payload held; it may give the node to another thread, too. Bytes have no code. */
     int code = 0;
+    int is_ours = is_owner(bound->context);
     Py_ssize_t index = start;
     for (; index < PyList_Size(payloads); index++) {
         PyObject *payload = PyList_GetItem(payloads, index);
         int raised = 0;
         Py_INCREF(payload);
-        int result = send_one(bound, payload, &raised);
+        int result = is_ours ? send_one(bound, payload, &raised) : PT_ERR_INVALID_STATE;
+        if (!PyBytes_CheckExact(payload))
+            is_ours = is_owner(bound->context);
         Py_DECREF(payload);
         if (raised) {
             if (index == start)
