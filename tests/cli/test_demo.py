@@ -174,7 +174,8 @@ def test_both_processes_end_with_their_parent(run_demo, folder, signal_number):
     children = children_of(process)
     assert len(children) == 2
     process.send_signal(signal_number)
-    assert process.wait(10) == (130 if signal_number == 2 else -9)
+    ended = process.wait(10)
+    assert ended == (130 if signal_number == 2 else -9), process.stderr.read()
     deadline = time.monotonic() + 10
     while any(map(is_running, children)):
         assert time.monotonic() < deadline, "a process outlived the demonstration"
