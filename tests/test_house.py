@@ -697,6 +697,10 @@ def test_each_exception_class_carries_a_code_of_the_header_and_one_family():
 # --- rule 4: tests mirror the tree ----------------------------------------------------------------
 
 ELSEWHERE = {
+    "_core.reference.notes": "tests/core/test_link.py",  # the link is one thing
+    "_core.reference.read": "tests/core/test_link.py",
+    "_core.reference.source": "tests/core/test_loop.py",
+    "_core.reference.system": "tests/core/test_link.py",
     # What has its tests in a place that the mirror would not give, and why.
     "__init__": "tests/test_house.py",  # public names, nothing else: rule 5
     "__main__": "tests/cli/test_cli.py",  # the same command line by another door

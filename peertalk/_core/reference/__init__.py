@@ -12,11 +12,12 @@ from peertalk import errors
 from peertalk._core.reference.crc import NAME as crc_name
 from peertalk._core.reference.crc import crc16
 from peertalk._core.reference.ingest import Ingest
-from peertalk._core.reference.link import Link, Timer, Watch
+from peertalk._core.reference.link import Link
 from peertalk._core.reference.loop import Loop
 from peertalk._core.reference.pipeline import SendPipeline
 from peertalk._core.reference.pool import Buffer, BufferPool
 from peertalk._core.reference.reassembly import Reassembly, split_batch
+from peertalk._core.reference.source import Timer, Watch
 from peertalk._core.reference.wheel import TimerWheel
 from peertalk._core.reference.wire import (
     decode_capability,

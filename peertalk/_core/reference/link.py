@@ -1,4 +1,5 @@
-"""One connection of the reference core, and what else a loop serves: watches and timers.
+"""One connection of the reference core: what it sends, and how it ends. read.py has what it
+receives.
 
 Invariant: a link with frames to push or events to report is in its loop's dirty set, or blocked; it
 is blocked, and waits for WRITE, only while bytes of a launched slot are unsent. Never: calls back,
@@ -7,186 +8,63 @@ blocks in a turn, or closes a descriptor that the caller opened.
 
 from __future__ import annotations
 
-import errno
 import os
-import select
-import socket
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
-from peertalk import errors
 from peertalk._core.reference.ingest import Ingest
+from peertalk._core.reference.notes import Notes
 from peertalk._core.reference.pipeline import SendPipeline
+from peertalk._core.reference.source import Event, Source
+from peertalk._core.reference.system import (
+    NOT_NOW,
+    DrainTimeout,
+    network_fault,
+    shut_write,
+    unacknowledged,
+    wait_writable,
+)
 from peertalk._core.values import (
-    BATCH,
-    BATCHED,
     CLOSED,
     DATA,
     FINISHED,
-    FRAGMENT,
-    FRAME,
     NEEDS_TURN,
     READ,
     SENT,
     WRITE,
     Frame,
     LinkStatistics,
-    says_nothing_more,
 )
 from peertalk._numbers import (
     DRAIN_TIMEOUT_TICKS,
     ERR_CONNECTION_CLOSED,
-    ERR_CRC,
     ERR_INVALID_PARAM,
     ERR_INVALID_STATE,
     ERR_MESSAGE_TOO_LARGE,
-    ERR_NETWORK,
     ERR_NO_MEMORY,
     ERR_NOT_CONNECTED,
     ERR_TIMEOUT,
-    ERR_TRUNCATED,
     ERR_WOULD_BLOCK,
     FRAME_MAX_PAYLOAD,
     FRAME_OVERHEAD,
     LINK_ENDED,
-    LINK_MAX_WORK,
-    LINK_NOTES,
     LINK_OPEN,
     LINK_SHUT,
     PARTIAL_FRAME_MS,
     STILL_MS,
     TICKS_PER_SECOND,
-    TINY_PAYLOAD,
-    WORK_CONTROL,
-    WORK_TINY,
 )
 
 if TYPE_CHECKING:
     from peertalk._core.reference.loop import Loop
 
-if sys.platform != "win32":
-    import fcntl
-    import termios
-
 MAX_FRAME_TIMEOUT = (2**31 - 10_000) / 1000
 """Seconds, the most that frame_timeout may be: what the compiled cores can wait."""
 DRAIN_TIMEOUT_MS = DRAIN_TIMEOUT_TICKS * 1_000 // TICKS_PER_SECOND
 """How long a blocking send of the plain platform may take."""
-
-Event: TypeAlias = tuple[int, int, Any, Any]
-"""(kind, tag, a, b); see Loop.turn for a and b."""
-
-_BROKEN = (
-    errno.ECONNRESET,
-    errno.EPIPE,
-    errno.ECONNABORTED,
-    errno.ENOTCONN,
-    errno.ESHUTDOWN,
-    errno.ETIMEDOUT,
-)
-_NOT_NOW = (errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS, errno.ENOMEM)
-"""No room, or no memory in the system, which passes and says nothing about the link."""
-
-
-def _network_fault(error: OSError) -> tuple[int, int]:
-    """Result code and system error of a failed read or write."""
-    return (ERR_CONNECTION_CLOSED if error.errno in _BROKEN else ERR_NETWORK), error.errno or 0
-
-
-class _DrainTimeout(Exception):
-    """A blocking send found no room in time."""
-
-
-class Source:
-    """Something that can become ready: a link or a watch."""
-
-    def __init__(self, loop: Loop, fd: int, tag: int) -> None:
-        self._loop = loop
-        self._fd = fd
-        self.tag = tag
-        self._interest = 0
-
-    def _want(self, interest: int) -> None:
-        """Make the selector's interest what is said here. READ and WRITE have the selectors' own
-        numbers."""
-        selector = self._loop._selector
-        if interest == self._interest:
-            return
-        if interest == 0:
-            selector.unregister(self._fd)
-        elif self._interest == 0:
-            try:
-                selector.register(self._fd, interest, self)
-            except (KeyError, ValueError) as error:
-                raise errors.InvalidArgument(
-                    f"descriptor {self._fd} cannot be watched: {error}"
-                ) from None
-            except OSError as error:
-                raise errors.PlatformError(
-                    f"descriptor {self._fd} cannot be watched: {error}"
-                ) from None
-        else:
-            selector.modify(self._fd, interest, self)
-        self._interest = interest
-
-
-class Watch(Source):
-    """A foreign descriptor; a turn reports (READY, tag, mask, 0) as long as it is ready for what is
-    wanted."""
-
-    def __init__(self, loop: Loop, fd: int, tag: int, interest: int) -> None:
-        super().__init__(loop, fd, tag)
-        self._closed = False
-        self._want(interest)
-
-    def set(self, interest: int) -> None:
-        """Change what is wanted: a sum of READ and WRITE, or 0.
-
-        Raises:
-            InvalidState: the watch is closed.
-        """
-        if self._closed or self._loop._closed:
-            raise errors.InvalidState("this watch is closed")
-        self._want(interest)
-
-    def close(self) -> None:
-        """Forget the descriptor, which stays the caller's. Idempotent."""
-        if not self._closed and not self._loop._closed:
-            self._want(0)
-            self._loop._forget(self)
-        self._closed = True
-
-
-class Timer:
-    """Expires once after arm(), as (TIMER, tag, 0, 0)."""
-
-    def __init__(self, loop: Loop, tag: int) -> None:
-        self._loop = loop
-        self.tag = tag
-        self._key = loop._next_key()
-
-    def arm(self, delay: float) -> None:
-        """Expire delay seconds from now, rounded up to milliseconds; 0 or less: at the next turn.
-        Arming again moves it.
-
-        Raises:
-            InvalidState: the loop is closed.
-        """
-        self._loop._check_open()
-        self._loop._arm(self._key, self, delay)
-
-    def cancel(self) -> None:
-        """Never expire. Nothing happens when it is not armed."""
-        self._loop._cancel(self._key)
-
-    @property
-    def armed(self) -> bool:
-        """Whether it will expire."""
-        return self._key in self._loop._timers
 
 
 class Link(Source):
@@ -223,10 +101,7 @@ class Link(Source):
         self._fault: tuple[int, int] | None = None  # why writing is over
         self._frame_key = loop._next_key()
         self._frame_timeout = PARTIAL_FRAME_MS / 1000
-        self._notes: deque[list[int]] = deque()
-        """(messages, where the last of them ended in the stream), of what was reported as sent and
-        may not be acknowledged: oldest first, one for a turn."""
-        self._note_turn = 0
+        self._notes = Notes()
         self._unconfirmed = 0
         # Due to be reported at the end of the turn
         self._sent: list[tuple[int, int]] = []
@@ -331,8 +206,8 @@ class Link(Source):
         self._push()
         while self._state == LINK_OPEN and self._pipeline.pending and code == 0:
             try:
-                _wait_writable(self._fd, give_up - time.monotonic())
-            except _DrainTimeout:
+                wait_writable(self._fd, give_up - time.monotonic())
+            except DrainTimeout:
                 code = ERR_TIMEOUT
             self._blocked = False
             self._push()
@@ -510,10 +385,10 @@ class Link(Source):
         """Write what is in flight, and see to what comes of it."""
         try:
             write()
-        except _DrainTimeout:
+        except DrainTimeout:
             self._end(ERR_TIMEOUT, 0)
         except OSError as error:
-            self._break(*_network_fault(error))
+            self._break(*network_fault(error))
         self._harvest()
         self._finish()
         self._update_interest()
@@ -531,7 +406,7 @@ class Link(Source):
             # Python ignores SIGPIPE, so that a hang-up comes as an error.
             taken = os.writev(self._fd, vector)
         except OSError as error:
-            if error.errno not in _NOT_NOW:
+            if error.errno not in NOT_NOW:
                 raise
             taken = 0
         finally:
@@ -560,9 +435,9 @@ class Link(Source):
                     with slot.unsent() as view:
                         taken = os.write(self._fd, view)
                 except OSError as error:
-                    if error.errno not in _NOT_NOW:
+                    if error.errno not in NOT_NOW:
                         raise
-                    _wait_writable(self._fd, give_up - time.monotonic())
+                    wait_writable(self._fd, give_up - time.monotonic())
                 else:
                     slot.sent_len += taken
                     self._bytes_sent += taken
@@ -587,34 +462,17 @@ class Link(Source):
             self._unconfirmed += count
             return
         partial = self._pipeline.slots[self._unsent[0]].sent_len if self._unsent else 0
-        end = self._bytes_sent - partial
-        if self._notes and self._note_turn == self._loop._turns:
-            self._notes[-1][0] += count
-            self._notes[-1][1] = end
-            return
-        if len(self._notes) >= LINK_NOTES:
-            waiting = self._unacknowledged()
-            while self._notes and self._notes[0][1] <= self._bytes_sent - waiting:
-                self._notes.popleft()
-        self._note_turn = self._loop._turns
-        self._notes.append([count, end])
+        turn = self._loop._turns
+        if self._notes.need_room(turn):
+            self._notes.make_room(self._acknowledged())
+        self._notes.add(turn, self._bytes_sent - partial, count)
 
     def _count_unconfirmed(self) -> int:
-        if not self._notes:
-            return 0
-        acknowledged = self._bytes_sent - self._unacknowledged()
-        return sum(count for count, end in self._notes if end > acknowledged)
+        return self._notes.count(self._acknowledged()) if self._notes else 0
 
-    def _unacknowledged(self) -> int:
-        """Bytes that the system took and the other side's has not acknowledged."""
-        if not sys.platform.startswith("linux"):
-            return 0
-        try:
-            answer = fcntl.ioctl(self._fd, termios.TIOCOUTQ, bytes(4))  # SIOCOUTQ
-        except OSError:
-            return 0
-        waiting = int.from_bytes(answer, sys.byteorder)
-        return waiting - 1 if waiting and self._write_ended else waiting
+    def _acknowledged(self) -> int:
+        """How far in the stream the other side's system has acknowledged what it was sent."""
+        return self._bytes_sent - unacknowledged(self._fd, self._write_ended)
 
     def _finish(self) -> None:
         """End our half of the stream when all has left, and the link when both halves are ended."""
@@ -622,7 +480,7 @@ class Link(Source):
             return
         if not self._write_ended:
             self._write_ended = True
-            _shut_write(self._fd)
+            shut_write(self._fd)
         if self._read_ended:
             self._end(0, 0)
 
@@ -636,96 +494,6 @@ class Link(Source):
         self._fault = (code, system_error)
         self._blocked = False
 
-    # Receiving
-
-    def _read(self, events: list[Event], size: int, work: int) -> int:
-        """One read of up to size bytes, whose frames are handed on as far as work goes. Returns the
-        bytes read."""
-        loop = self._loop
-        size = min(size, self.read_max)
-        self._read_calls += 1
-        try:
-            with loop._buffer[:size] as space:
-                count = os.readv(self._fd, [space])
-        except OSError as error:
-            if error.errno not in _NOT_NOW:
-                self._end(*(self._fault or _network_fault(error)))
-            return 0
-        if count == 0:
-            self._end_of_stream()
-            return 0
-        self._bytes_received += count
-        was_partial = self._ingest.partial_len > 0
-        fault = 0
-        frames: list[Frame] = []
-        with loop._buffer[:count] as data:
-            try:
-                frames = self._ingest.receive(data)
-                if self._ingest.consumed < count:
-                    frames += self._receive_starved(data[self._ingest.consumed :])
-            except errors.ProtocolError as error:
-                frames += error.frames
-                fault = error.code
-        self._held.extend(frames)
-        self._hand_on(events, 1 << 62 if fault else work)
-        if fault:
-            loop._bad_frames += 1
-            loop._crc_errors += fault == ERR_CRC
-            self._end(fault, 0)
-        else:
-            self._update_frame_timer(bool(frames) or not was_partial)
-        return count
-
-    def _receive_starved(self, data: memoryview) -> list[Frame]:
-        """The pool lent no buffer for a cut frame: the spare one does, so that a link never stands
-        still with half a frame."""
-        self._ingest._pool = self._loop._spare
-        try:
-            return self._ingest.receive(data)
-        finally:
-            self._ingest._pool = self._loop._pool
-
-    def _hand_on(self, events: list[Event], work: int) -> None:
-        """Hand on frames as far as work goes: consecutive plain DATA frames become one BATCH, any
-        other a FRAME in its place. What is left comes in a later turn."""
-        batch: list[bytes] = []
-        size = used = 0
-        while self._held and used < work:
-            type, flags, sequence, payload = self._held.popleft()
-            self._frames_received += 1
-            self._payload_bytes_received += len(payload)
-            if type == DATA and not flags & (FRAGMENT | BATCHED):
-                used += 1 if len(payload) >= TINY_PAYLOAD else WORK_TINY
-                batch.append(payload)
-                size += len(payload)
-                continue
-            used += WORK_CONTROL
-            if batch:
-                events.append((BATCH, self.tag, size, batch))
-                batch, size = [], 0
-            frame = (FRAME, self.tag, type | flags << 8 | sequence << 16, payload)
-            if not (events and says_nothing_more(frame, events[-1])):
-                events.append(frame)
-        if batch:
-            events.append((BATCH, self.tag, size, batch))
-        self._loop._work_left -= used
-        if self._held and self._is_read():
-            self._loop._holding[self] = None
-
-    def _end_of_stream(self) -> None:
-        if self._fault is not None:
-            self._end(*self._fault)
-        elif self._ingest.partial_len:
-            self._end(ERR_TRUNCATED, 0)
-        else:
-            self._read_ended = True
-            self._update_interest()
-            if self._state == LINK_OPEN:
-                self._finish_due = True
-                self._loop._dirty[self] = None
-            else:
-                self._finish()
-
     # Both
 
     def _is_read(self) -> bool:
@@ -737,19 +505,6 @@ class Link(Source):
             self._update_interest()
             if self._held and self._is_read():
                 self._loop._holding[self] = None
-
-    def _end_late_frame(self, events: list[Event]) -> None:
-        """The time of a cut frame is over. Its rest may lie in the system all the same, if it was
-        this program that had no time: read once more before the link ends."""
-        loop = self._loop
-        if self._held or loop._work_left <= 0:
-            loop._arm(self._frame_key, self, 0.001)  # it waits for us
-            return
-        partial = self._ingest.partial_len
-        received = self._frames_received + len(self._held)
-        self._read(events, loop._step, loop._work_left)
-        if partial and self._is_read() and self._frames_received + len(self._held) == received:
-            self._end(ERR_TIMEOUT, 0)
 
     def _update_frame_timer(self, restart: bool) -> None:
         """The partial-frame time-out runs while a frame has begun and the link is read."""
@@ -780,21 +535,6 @@ class Link(Source):
         self._loop._holding.pop(self, None)
         self._loop._dirty[self] = None
 
-    def _serve(self, mask: int, events: list[Event], alone: bool) -> None:
-        """Do what readiness allows; alone: as nobody else has anything to read, a whole receive
-        buffer."""
-        loop = self._loop
-        if mask & READ and self._interest & READ and not self._held:
-            if loop._work_left > 0:
-                self._read(
-                    events,
-                    len(loop._buffer) if alone else loop._step,
-                    loop._work_left if alone else min(loop._work_left, LINK_MAX_WORK),
-                )
-        if mask & WRITE and self._blocked:
-            self._blocked = False
-            self._push()
-
     def _report(self, tail: list[Event]) -> None:
         """What has become of the link since the last turn."""
         for told in self._sent:
@@ -814,22 +554,3 @@ def _flat(payload: bytes | bytearray | memoryview) -> memoryview:
     if not view.c_contiguous:
         raise TypeError("payload: a contiguous buffer of bytes is needed")
     return view.cast("B") if view.ndim != 1 or view.itemsize != 1 or view.format != "B" else view
-
-
-def _wait_writable(fd: int, timeout: float) -> None:
-    """Wait for room to write; _DrainTimeout when there was none within timeout seconds."""
-    waiter = select.poll()
-    waiter.register(fd, select.POLLOUT)
-    if timeout <= 0 or not waiter.poll(timeout * 1000):
-        raise _DrainTimeout
-
-
-def _shut_write(fd: int) -> None:
-    """End our half of the stream. A failure shows when the other half is read."""
-    borrowed = socket.socket(fileno=fd)
-    try:
-        borrowed.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass
-    finally:
-        borrowed.detach()

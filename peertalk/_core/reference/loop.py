@@ -20,9 +20,11 @@ import time
 from typing import Any
 
 from peertalk import errors
-from peertalk._core.reference.link import Event, Link, Source, Timer, Watch
+from peertalk._core.reference import read
+from peertalk._core.reference.link import Link
 from peertalk._core.reference.pool import BufferPool
 from peertalk._core.reference.reassembly import Reassembly
+from peertalk._core.reference.source import Event, Source, Timer, Watch
 from peertalk._core.reference.wheel import TimerWheel
 from peertalk._core.values import (
     READ,
@@ -255,8 +257,8 @@ class Loop:
         holding, self._holding = self._holding, {}
         for link in holding:
             if link._is_read():  # else it comes back when it is read again
-                link._hand_on(
-                    events, min(self._work_left, TURN_MAX_WORK if alone else LINK_MAX_WORK)
+                read.hand_on(
+                    link, events, min(self._work_left, TURN_MAX_WORK if alone else LINK_MAX_WORK)
                 )
         for _ in range(self._io_budget):
             if not self._ready or self._work_left <= 0:
@@ -264,7 +266,7 @@ class Loop:
             source = next(iter(self._ready))
             mask = self._ready.pop(source) & source._interest
             if isinstance(source, Link):
-                source._serve(mask if source not in holding else mask & ~READ, events, alone)
+                read.serve(source, mask if source not in holding else mask & ~READ, events, alone)
             elif mask:
                 tail.append((READY, source.tag, mask, 0))
         self._expire(events, tail)
@@ -442,7 +444,7 @@ class Loop:
         while key is not None:
             owner = self._timers.pop(key)
             if isinstance(owner, Link):
-                owner._end_late_frame(events)
+                read.end_late_frame(owner, events)
             elif owner is None:
                 self._look_at_pool(tail)
             else:

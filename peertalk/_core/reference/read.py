@@ -1,0 +1,161 @@
+"""What a turn of the reference core reads of its links, and what of that it takes apart.
+
+A turn is bounded by work, so a link may bring more than it may take apart: the rest is held, and
+comes in the next turns before anything else is read of that link.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from peertalk import errors
+from peertalk._core.reference.system import NOT_NOW, network_fault
+from peertalk._core.values import (
+    BATCH,
+    BATCHED,
+    DATA,
+    FRAGMENT,
+    FRAME,
+    READ,
+    WRITE,
+    Frame,
+    says_nothing_more,
+)
+from peertalk._numbers import (
+    ERR_CRC,
+    ERR_TIMEOUT,
+    ERR_TRUNCATED,
+    LINK_MAX_WORK,
+    LINK_OPEN,
+    TINY_PAYLOAD,
+    WORK_CONTROL,
+    WORK_TINY,
+)
+
+if TYPE_CHECKING:
+    from peertalk._core.reference.link import Link
+    from peertalk._core.reference.source import Event
+
+
+def serve(link: Link, mask: int, events: list[Event], alone: bool) -> None:
+    """Do what readiness allows; alone: as nobody else has anything to read, a whole receive
+    buffer."""
+    loop = link._loop
+    if mask & READ and link._interest & READ and not link._held:
+        if loop._work_left > 0:
+            _read(
+                link,
+                events,
+                len(loop._buffer) if alone else loop._step,
+                loop._work_left if alone else min(loop._work_left, LINK_MAX_WORK),
+            )
+    if mask & WRITE and link._blocked:
+        link._blocked = False
+        link._push()
+
+
+def _read(link: Link, events: list[Event], size: int, work: int) -> int:
+    """One read of up to size bytes, whose frames are handed on as far as work goes. Returns the
+    bytes read."""
+    loop = link._loop
+    size = min(size, link.read_max)
+    link._read_calls += 1
+    try:
+        with loop._buffer[:size] as space:
+            count = os.readv(link._fd, [space])
+    except OSError as error:
+        if error.errno not in NOT_NOW:
+            link._end(*(link._fault or network_fault(error)))
+        return 0
+    if count == 0:
+        _end_of_stream(link)
+        return 0
+    link._bytes_received += count
+    was_partial = link._ingest.partial_len > 0
+    fault = 0
+    frames: list[Frame] = []
+    with loop._buffer[:count] as data:
+        try:
+            frames = link._ingest.receive(data)
+            if link._ingest.consumed < count:
+                frames += _receive_starved(link, data[link._ingest.consumed :])
+        except errors.ProtocolError as error:
+            frames += error.frames
+            fault = error.code
+    link._held.extend(frames)
+    hand_on(link, events, 1 << 62 if fault else work)
+    if fault:
+        loop._bad_frames += 1
+        loop._crc_errors += fault == ERR_CRC
+        link._end(fault, 0)
+    else:
+        link._update_frame_timer(bool(frames) or not was_partial)
+    return count
+
+
+def _receive_starved(link: Link, data: memoryview) -> list[Frame]:
+    """The pool lent no buffer for a cut frame: the spare one does, so that a link never stands
+    still with half a frame."""
+    link._ingest._pool = link._loop._spare
+    try:
+        return link._ingest.receive(data)
+    finally:
+        link._ingest._pool = link._loop._pool
+
+
+def hand_on(link: Link, events: list[Event], work: int) -> None:
+    """Hand on frames as far as work goes: consecutive plain DATA frames become one BATCH, any
+    other a FRAME in its place. What is left comes in a later turn."""
+    batch: list[bytes] = []
+    size = used = 0
+    while link._held and used < work:
+        type, flags, sequence, payload = link._held.popleft()
+        link._frames_received += 1
+        link._payload_bytes_received += len(payload)
+        if type == DATA and not flags & (FRAGMENT | BATCHED):
+            used += 1 if len(payload) >= TINY_PAYLOAD else WORK_TINY
+            batch.append(payload)
+            size += len(payload)
+            continue
+        used += WORK_CONTROL
+        if batch:
+            events.append((BATCH, link.tag, size, batch))
+            batch, size = [], 0
+        frame = (FRAME, link.tag, type | flags << 8 | sequence << 16, payload)
+        if not (events and says_nothing_more(frame, events[-1])):
+            events.append(frame)
+    if batch:
+        events.append((BATCH, link.tag, size, batch))
+    link._loop._work_left -= used
+    if link._held and link._is_read():
+        link._loop._holding[link] = None
+
+
+def _end_of_stream(link: Link) -> None:
+    if link._fault is not None:
+        link._end(*link._fault)
+    elif link._ingest.partial_len:
+        link._end(ERR_TRUNCATED, 0)
+    else:
+        link._read_ended = True
+        link._update_interest()
+        if link._state == LINK_OPEN:
+            link._finish_due = True
+            link._loop._dirty[link] = None
+        else:
+            link._finish()
+
+
+def end_late_frame(link: Link, events: list[Event]) -> None:
+    """The time of a cut frame is over. Its rest may lie in the system all the same, if it was
+    this program that had no time: read once more before the link ends."""
+    loop = link._loop
+    if link._held or loop._work_left <= 0:
+        loop._arm(link._frame_key, link, 0.001)  # it waits for us
+        return
+    partial = link._ingest.partial_len
+    received = link._frames_received + len(link._held)
+    _read(link, events, loop._step, loop._work_left)
+    if partial and link._is_read() and link._frames_received + len(link._held) == received:
+        link._end(ERR_TIMEOUT, 0)

@@ -1,0 +1,104 @@
+"""What a loop of the reference core serves beside links: watched descriptors, and timers.
+
+Never: closes a descriptor, which stays the caller's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from peertalk import errors
+
+if TYPE_CHECKING:
+    from peertalk._core.reference.loop import Loop
+
+Event: TypeAlias = tuple[int, int, Any, Any]
+"""(kind, tag, a, b); see Loop.turn for a and b."""
+
+
+class Source:
+    """Something that can become ready: a link or a watch."""
+
+    def __init__(self, loop: Loop, fd: int, tag: int) -> None:
+        self._loop = loop
+        self._fd = fd
+        self.tag = tag
+        self._interest = 0
+
+    def _want(self, interest: int) -> None:
+        """Make the selector's interest what is said here. READ and WRITE have the selectors' own
+        numbers."""
+        selector = self._loop._selector
+        if interest == self._interest:
+            return
+        if interest == 0:
+            selector.unregister(self._fd)
+        elif self._interest == 0:
+            try:
+                selector.register(self._fd, interest, self)
+            except (KeyError, ValueError) as error:
+                raise errors.InvalidArgument(
+                    f"descriptor {self._fd} cannot be watched: {error}"
+                ) from None
+            except OSError as error:
+                raise errors.PlatformError(
+                    f"descriptor {self._fd} cannot be watched: {error}"
+                ) from None
+        else:
+            selector.modify(self._fd, interest, self)
+        self._interest = interest
+
+
+class Watch(Source):
+    """A foreign descriptor; a turn reports (READY, tag, mask, 0) as long as it is ready for what is
+    wanted."""
+
+    def __init__(self, loop: Loop, fd: int, tag: int, interest: int) -> None:
+        super().__init__(loop, fd, tag)
+        self._closed = False
+        self._want(interest)
+
+    def set(self, interest: int) -> None:
+        """Change what is wanted: a sum of READ and WRITE, or 0.
+
+        Raises:
+            InvalidState: the watch is closed.
+        """
+        if self._closed or self._loop._closed:
+            raise errors.InvalidState("this watch is closed")
+        self._want(interest)
+
+    def close(self) -> None:
+        """Forget the descriptor, which stays the caller's. Idempotent."""
+        if not self._closed and not self._loop._closed:
+            self._want(0)
+            self._loop._forget(self)
+        self._closed = True
+
+
+class Timer:
+    """Expires once after arm(), as (TIMER, tag, 0, 0)."""
+
+    def __init__(self, loop: Loop, tag: int) -> None:
+        self._loop = loop
+        self.tag = tag
+        self._key = loop._next_key()
+
+    def arm(self, delay: float) -> None:
+        """Expire delay seconds from now, rounded up to milliseconds; 0 or less: at the next turn.
+        Arming again moves it.
+
+        Raises:
+            InvalidState: the loop is closed.
+        """
+        self._loop._check_open()
+        self._loop._arm(self._key, self, delay)
+
+    def cancel(self) -> None:
+        """Never expire. Nothing happens when it is not armed."""
+        self._loop._cancel(self._key)
+
+    @property
+    def armed(self) -> bool:
+        """Whether it will expire."""
+        return self._key in self._loop._timers
