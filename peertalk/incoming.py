@@ -121,14 +121,24 @@ class Messages(Incoming[Message[P]]):
         return self._engine
 
     async def __anext__(self) -> Message[P]:
-        while (outlet := await self._more()) is not None:
-            got = outlet.take()
-            if got is not None:
-                return Message(got[0].view, got[1])
+        try:
+            while (outlet := await self._more()) is not None:
+                got = outlet.take()
+                if got is not None:
+                    return Message(got[0].view, got[1])
+        except asyncio.CancelledError as error:
+            del self  # see each()
+            error.__traceback__ = None
+            raise
         raise StopAsyncIteration
 
     async def each(self, loop: weakref.ref[_Loop[P]]) -> AsyncGenerator[Message[P], None]:
-        """All of them, a lot at a time, for a loop."""
+        """All of them, a lot at a time, for a loop.
+
+        A task that was cancelled keeps its CancelledError as long as somebody keeps the task. The
+        frames in the traceback of that error must not keep the stream, which is let go, and its
+        peer's messages with it, when nobody else has it.
+        """
         engine = self._engine
         try:
             while True:
@@ -151,9 +161,12 @@ class Messages(Incoming[Message[P]]):
                 last = outlet.finish(lot)
                 if last is not None:
                     yield Message(sender, last)
-        except BaseException:
+        except BaseException as error:
             if (present := loop()) is not None:
                 present.begin(self)
+            del self, present
+            if isinstance(error, asyncio.CancelledError):
+                error.__traceback__ = None
             raise
 
     async def _more(self) -> Outlet | None:

@@ -1690,6 +1690,28 @@ async def test_a_peers_messages_left_by_break_go_to_the_node():
         assert bob._transport.inbox.outlet_of(peer._remote) is bob._transport.inbox
 
 
+@pytest.mark.parametrize("loop", [True, False], ids=["async for", "anext"])
+async def test_a_peers_messages_left_by_a_cancelled_task_go_to_the_node(loop):
+    """A program keeps its tasks in a list, and a cancelled task keeps its error, with the frames
+    that it went through. The stream of messages in those frames is nobody's any more."""
+    async with pair() as (_, bob, to_bob):
+        peer = await bob.wait_for("ada", timeout=GUARD)
+
+        async def read() -> None:
+            if loop:
+                async for _ in peer.messages():
+                    pass
+            else:
+                await anext(peer.messages())
+
+        task = asyncio.create_task(read())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        await to_bob.send(b"1")
+        assert await received(bob, 1) == [b"1"] and task.cancelled()
+
+
 async def test_a_stream_of_events_begins_with_what_is_true():
     """A program that asks who is there and then listens misses who comes in between; one that
     listens first hears of some twice."""
