@@ -1,153 +1,29 @@
 #if defined(__linux__)
 #define _GNU_SOURCE 1
-#define HAS_EPOLL   1
-#else
-#define HAS_EPOLL 0
 #endif
 
 #include "pt_posix.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <time.h>
-#include <unistd.h>
-#if HAS_EPOLL
-#include <sys/epoll.h>
-#include <sys/eventfd.h>
+#if defined(__linux__)
 #include <sys/ioctl.h>
 #endif
 
 #include "pt_assert.h"
+#include "pt_posix_ready.h"
 
 #ifndef MSG_NOSIGNAL
 #define MSG_NOSIGNAL 0 /* there SO_NOSIGPIPE does it, set by whoever opened the socket */
 #endif
 
-#define UNREGISTERED     0xFF
-#define EDGE             0x10 /* in pt_source.registered, beside the interest */
-#define HANGUP_SEEN      0x20 /* poll only: an edge source has told of its hang-up */
 #define BLOCKING_SEND_MS (PT_DRAIN_TIMEOUT_TICKS * 1000 / PT_TICKS_PER_SECOND)
-
-typedef struct posix_data {
-    int epoll_fd; /* -1: poll(2) is used */
-    int wake_read;
-    int wake_write; /* the same as wake_read for an eventfd */
-    uint32_t max_sources;
-    uint32_t source_count;
-    uint32_t next_source; /* poll only: where the next round begins, so that all get their turn */
-    atomic_uchar woken;   /* 1: a wake is on its way; more need not be written */
-    pt_source **sources;  /* poll only: of the entries in polled */
-    struct pollfd *polled;
-} posix_data;
-
-static posix_data *data_of(const pt_context *context)
-{
-    return context->platform_data;
-}
-
-/* --------------------------------------------------------------------------------------- set-up */
-
-size_t pt_posix_size(uint32_t max_sources)
-{
-    return sizeof(posix_data) + max_sources * sizeof(pt_source *) +
-           ((size_t)max_sources + 1) * sizeof(struct pollfd);
-}
-
-#if !HAS_EPOLL
-static int make_pipe(posix_data *data)
-{
-    int ends[2];
-    if (pipe(ends) != 0)
-        return -1;
-    for (int index = 0; index < 2; index++) {
-        (void)fcntl(ends[index], F_SETFL, O_NONBLOCK);
-        (void)fcntl(ends[index], F_SETFD, FD_CLOEXEC);
-    }
-    data->wake_read = ends[0];
-    data->wake_write = ends[1];
-    return 0;
-}
-#endif
-
-static int make_wake(posix_data *data)
-{
-#if HAS_EPOLL
-    data->wake_read = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    data->wake_write = data->wake_read;
-    return data->wake_read < 0 ? -1 : 0;
-#else
-    return make_pipe(data);
-#endif
-}
-
-static int make_epoll(posix_data *data)
-{
-#if HAS_EPOLL
-    data->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    if (data->epoll_fd < 0)
-        return -1;
-    struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
-    return epoll_ctl(data->epoll_fd, EPOLL_CTL_ADD, data->wake_read, &event);
-#else
-    (void)data;
-    return 0;
-#endif
-}
-
-int pt_posix_init(void *platform_data, uint32_t max_sources, int use_epoll, int32_t *system_error)
-{
-    PT_ASSERT(platform_data != NULL && system_error != NULL);
-    PT_ASSERT(use_epoll || max_sources != 0);
-
-    posix_data *data = platform_data;
-    memset(data, 0, sizeof *data);
-    data->epoll_fd = -1;
-    data->wake_read = -1;
-    data->wake_write = -1;
-    data->max_sources = max_sources;
-    data->sources = (pt_source **)(void *)(data + 1);
-    data->polled = (struct pollfd *)(void *)(data->sources + max_sources);
-    atomic_init(&data->woken, 0);
-    if (make_wake(data) == 0 && (!use_epoll || make_epoll(data) == 0))
-        return PT_OK;
-    *system_error = errno;
-    pt_posix_cleanup(data);
-    return PT_ERR_PLATFORM;
-}
-
-static void close_once(int *descriptor)
-{
-    if (*descriptor >= 0)
-        (void)close(*descriptor);
-    *descriptor = -1;
-}
-
-void pt_posix_cleanup(void *platform_data)
-{
-    posix_data *data = platform_data;
-    if (data->wake_write != data->wake_read)
-        close_once(&data->wake_write);
-    data->wake_write = -1;
-    close_once(&data->wake_read);
-    close_once(&data->epoll_fd);
-}
-
-int pt_posix_fd(const void *platform_data)
-{
-    return ((const posix_data *)platform_data)->epoll_fd;
-}
-
-int pt_posix_wake_fd(const void *platform_data)
-{
-    return ((const posix_data *)platform_data)->wake_read;
-}
 
 /* -------------------------------------------------------------------------------------- sending */
 
@@ -353,7 +229,7 @@ static int posix_finish(pt_context *context, pt_link *link)
     return PT_ERR_NETWORK;
 }
 
-#if HAS_EPOLL
+#if defined(__linux__)
 /* SIOCOUTQ by its older name, which needs no header of the kernel. What the kernel counts from the
  * oldest byte that is not acknowledged to the last one that it took, and the end of our half behind
  * it. Still so after a reset, unlike tcpi_unacked. */
@@ -369,209 +245,9 @@ static uint32_t posix_unacknowledged(pt_context *context, const pt_link *link)
 #define posix_unacknowledged NULL
 #endif
 
-/* -------------------------------------------------------------------------------------- waiting */
-
-/* Wakes are counted down before the flag is lowered: one that comes between is part of this wait's
- * end. */
-static void drain_wake(pt_context *context, posix_data *data)
-{
-    context->woken = 1;
-    uint8_t bytes[64];
-    ssize_t count;
-    do {
-        count = read(data->wake_read, bytes, sizeof bytes);
-    } while (count == (ssize_t)sizeof bytes || (count < 0 && errno == EINTR));
-    atomic_store(&data->woken, 0);
-}
-
-static void posix_wake(pt_context *context)
-{
-    posix_data *data = data_of(context);
-    if (atomic_exchange(&data->woken, 1))
-        return;
-    const uint64_t one = 1;
-    ssize_t count;
-    do {
-        count = write(data->wake_write, &one, sizeof one);
-    } while (count < 0 && errno == EINTR);
-}
-
-/* Hand a source with what was seen of it to the loop. A broken connection counts as writable too:
- * writing tells what is wrong. */
-static void found(pt_context *context, pt_source *source, int readable, int writable, int broken)
-{
-    PT_ASSERT(source->place != NULL);
-    PT_ASSERT(readable || writable || broken);
-
-    if (broken)
-        source->ready |= PT_READY_READ | PT_READY_HANGUP |
-                         ((source->interest & PT_WANT_WRITE) ? PT_READY_WRITE : 0);
-    source->ready =
-        (uint8_t)(source->ready | (readable ? PT_READY_READ : 0) | (writable ? PT_READY_WRITE : 0));
-    pt_context_ready(context, source);
-}
-
-#if HAS_EPOLL
-static int epoll_register(posix_data *data, const pt_source *source)
-{
-    struct epoll_event event;
-    memset(&event, 0, sizeof event);
-    event.data.ptr = (void *)(uintptr_t)source;
-    event.events = ((source->interest & PT_WANT_READ) ? (uint32_t)EPOLLIN : 0) |
-                   ((source->interest & PT_WANT_WRITE) ? (uint32_t)EPOLLOUT : 0) |
-                   (source->edge ? (uint32_t)EPOLLET : 0);
-    int operation = source->registered == UNREGISTERED ? EPOLL_CTL_ADD : EPOLL_CTL_MOD;
-    if (epoll_ctl(data->epoll_fd, operation, (int)source->handle, &event) == 0)
-        return PT_OK;
-    if (errno == EEXIST)
-        return PT_ERR_INVALID_PARAM; /* a descriptor is watched once */
-    return errno == ENOMEM || errno == ENOSPC ? PT_ERR_NO_MEMORY : PT_ERR_PLATFORM;
-}
-
-static void epoll_unregister(posix_data *data, const pt_source *source)
-{
-    struct epoll_event unused;
-    memset(&unused, 0, sizeof unused);
-    (void)epoll_ctl(data->epoll_fd, EPOLL_CTL_DEL, (int)source->handle, &unused);
-}
-
-/* No more events are fetched than a turn serves: the kernel keeps the rest in line, which is all
- * the fairness that is needed. */
-static int epoll_round(pt_context *context, posix_data *data, int timeout_ms)
-{
-    struct epoll_event events[PT_IO_BUDGET];
-    int count = epoll_wait(data->epoll_fd, events, (int)context->io_budget, timeout_ms);
-    if (count < 0)
-        return errno == EINTR ? 0 : PT_ERR_PLATFORM;
-    for (int index = 0; index < count; index++) {
-        uint32_t seen = events[index].events;
-        pt_source *source = events[index].data.ptr;
-        if (source == NULL)
-            drain_wake(context, data);
-        else
-            found(context, source, (seen & EPOLLIN) != 0, (seen & EPOLLOUT) != 0,
-                  (seen & (EPOLLHUP | EPOLLERR)) != 0);
-    }
-    return (int)context->ready_count;
-}
-#else
-static int epoll_register(posix_data *data, const pt_source *source)
-{
-    (void)data;
-    (void)source;
-    return PT_ERR_PLATFORM;
-}
-
-static void epoll_unregister(posix_data *data, const pt_source *source)
-{
-    (void)data;
-    (void)source;
-}
-
-static int epoll_round(pt_context *context, posix_data *data, int timeout_ms)
-{
-    (void)context;
-    (void)data;
-    (void)timeout_ms;
-    return PT_ERR_PLATFORM;
-}
-#endif
-
-/* Every registered source as poll(2) wants it, behind the wake. An edge source that told of its
- * hang-up is left out: it would spin. */
-static uint32_t fill_polled(pt_context *context, posix_data *data)
-{
-    PT_ASSERT(data->epoll_fd < 0);
-    PT_ASSERT(data->source_count <= data->max_sources);
-
-    uint32_t count = 0;
-    data->polled[0].fd = data->wake_read;
-    data->polled[0].events = POLLIN;
-    data->polled[0].revents = 0;
-    for (pt_source *source = context->sources; source != NULL && count < data->max_sources;
-         source = source->next) {
-        if (source->registered == UNREGISTERED || (source->registered & HANGUP_SEEN))
-            continue;
-        data->sources[count++] = source;
-        data->polled[count].fd = (int)source->handle;
-        data->polled[count].events = (short)(((source->interest & PT_WANT_READ) ? POLLIN : 0) |
-                                             ((source->interest & PT_WANT_WRITE) ? POLLOUT : 0));
-        data->polled[count].revents = 0;
-    }
-    return count;
-}
-
-static int poll_round(pt_context *context, posix_data *data, int timeout_ms)
-{
-    uint32_t count = fill_polled(context, data);
-    if (poll(data->polled, (nfds_t)count + 1, timeout_ms) < 0)
-        return errno == EINTR ? 0 : PT_ERR_PLATFORM;
-    if (data->polled[0].revents != 0)
-        drain_wake(context, data);
-    uint32_t place = data->next_source < count ? data->next_source : 0;
-    for (uint32_t step = 0; step < count && context->ready_count < context->io_budget; step++) {
-        int seen = data->polled[place + 1].revents;
-        pt_source *source = data->sources[place];
-        place = place + 1 < count ? place + 1 : 0;
-        if (seen == 0)
-            continue;
-        int broken = (seen & (POLLHUP | POLLERR | POLLNVAL)) != 0;
-        if (broken && source->edge)
-            source->registered |= HANGUP_SEEN;
-        found(context, source, (seen & POLLIN) != 0, (seen & POLLOUT) != 0, broken);
-        data->next_source = place;
-    }
-    return (int)context->ready_count;
-}
-
-/* A descriptor that could be registered is in no epoll set. A source that seems to be registered
- * with the same number was left there by one who has closed it: what it asked for later would
- * change the entry of the next one. */
-static void overtake(const pt_context *context, const posix_data *data, const pt_source *source)
-{
-    if (data->epoll_fd < 0)
-        return;
-    for (pt_source *other = context->sources; other != NULL; other = other->next) {
-        if (other != source && other->handle == source->handle)
-            other->registered = UNREGISTERED;
-    }
-}
-
-static int posix_watch(pt_context *context, pt_source *source)
-{
-    PT_ASSERT(source->place != NULL);
-    PT_ASSERT((source->interest & ~(PT_WANT_READ | PT_WANT_WRITE)) == 0);
-
-    posix_data *data = data_of(context);
-    uint8_t wanted = (uint8_t)(source->interest | (source->edge ? EDGE : 0));
-    if (source->registered == wanted)
-        return PT_OK;
-    if (data->epoll_fd >= 0) {
-        int result = epoll_register(data, source);
-        if (result != PT_OK)
-            return result;
-    } else if (source->registered == UNREGISTERED) {
-        if (data->source_count == data->max_sources)
-            return PT_ERR_NO_MEMORY;
-        data->source_count++;
-    }
-    if (source->registered == UNREGISTERED)
-        overtake(context, data, source);
-    source->registered = wanted;
-    return PT_OK;
-}
-
 static void posix_forget(pt_context *context, pt_source *source)
 {
-    posix_data *data = data_of(context);
-    if (source->registered != UNREGISTERED) {
-        if (data->epoll_fd >= 0)
-            epoll_unregister(data, source);
-        else if (data->source_count != 0) /* epoll counts none, and a forked child has no set */
-            data->source_count--;
-        PT_ASSERT(data->source_count <= data->max_sources || data->epoll_fd >= 0);
-        source->registered = UNREGISTERED;
-    }
+    pt_posix_unwatch(context, source);
     if (source->kind != PT_SOURCE_LINK)
         return;
     /* The kernel has copied what it took, so the slots are ours again at once. */
@@ -580,13 +256,6 @@ static void posix_forget(pt_context *context, pt_source *source)
         if (pipeline->slots[index].state == PT_SLOT_IN_FLIGHT)
             pt_pipeline_complete(pipeline, index, PT_ERR_CONNECTION_CLOSED);
     }
-}
-
-static int posix_wait(pt_context *context, int timeout_ms)
-{
-    posix_data *data = data_of(context);
-    return data->epoll_fd >= 0 ? epoll_round(context, data, timeout_ms)
-                               : poll_round(context, data, timeout_ms);
 }
 
 static uint32_t posix_clock(pt_context *context)
@@ -609,10 +278,10 @@ const pt_platform_ops *pt_posix_ops(void)
         .tcp_receive = posix_receive,
         .tcp_finish = posix_finish,
         .unacknowledged = posix_unacknowledged,
-        .watch = posix_watch,
+        .watch = pt_posix_watch,
         .forget = posix_forget,
-        .wait = posix_wait,
-        .wake = posix_wake,
+        .wait = pt_posix_wait,
+        .wake = pt_posix_wake,
         .clock = posix_clock,
         .ticks_per_second = 1000,
     };
@@ -627,10 +296,10 @@ const pt_platform_ops *pt_posix_plain_ops(void)
         .tcp_receive = posix_receive,
         .tcp_finish = posix_finish,
         .unacknowledged = posix_unacknowledged,
-        .watch = posix_watch,
+        .watch = pt_posix_watch,
         .forget = posix_forget,
-        .wait = posix_wait,
-        .wake = posix_wake,
+        .wait = pt_posix_wait,
+        .wake = pt_posix_wake,
         .clock = posix_clock,
         .ticks_per_second = 1000,
     };

@@ -91,7 +91,7 @@ def try_build(
     sources = portable_sources()
     for source in (
         *sources,
-        *([ROOT / "csrc" / "platform" / "pt_posix.c"] if target.posix else []),
+        *(sorted((ROOT / "csrc" / "platform").glob("*.c")) if target.posix else []),
     ):
         run(*compiler, "-c", source, cwd=folder)
     conditions, hashes = 0, {}
@@ -271,7 +271,7 @@ def check_macos() -> str:
             )
     return (
         "x86_64 and arm64, clang: the core compiles without warnings, nothing was linked or run; "
-        "with zig pt_posix.c is compiled and linked too"
+        "with zig the POSIX platform is compiled and linked too"
     )
 
 

@@ -1,0 +1,16 @@
+/* What is ready in the POSIX world: epoll, or poll where there is no epoll, and the descriptor that
+ * ends a wait. Platform data is this file's alone. */
+#ifndef PT_POSIX_READY_H
+#define PT_POSIX_READY_H
+
+#include "pt_platform.h"
+
+/* pt_platform_ops.watch, wait and wake. */
+int pt_posix_watch(pt_context *context, pt_source *source);
+int pt_posix_wait(pt_context *context, int timeout_ms);
+void pt_posix_wake(pt_context *context);
+
+/* Forget a source, of which a forked child may have nothing to forget. */
+void pt_posix_unwatch(pt_context *context, pt_source *source);
+
+#endif
