@@ -14,13 +14,12 @@ static pt_classic *world_of(const pt_context *context)
     return context->platform_data;
 }
 
-void pt_classic_init(pt_classic *world, pt_sim *sim, int host, const pt_memory *source,
-                     const pt_classic_port_ops *ops)
+void pt_classic_init(pt_classic *world, const pt_setup *setup, const pt_classic_port_ops *ops)
 {
     memset(world, 0, sizeof *world);
-    world->sim = sim;
-    world->host = host;
-    world->memory = *source;
+    world->sim = setup->network;
+    world->host = setup->host;
+    world->memory = *setup->memory;
     world->ops = ops;
 }
 
@@ -129,8 +128,9 @@ void pt_classic_cleanup(pt_classic *world)
     }
 }
 
-uint32_t pt_classic_abandoned(const pt_classic *world)
+uint32_t pt_classic_abandoned(const void *platform_data)
 {
+    const pt_classic *world = platform_data;
     uint32_t count = 0;
     for (const pt_classic_port *each = world->ports; each != NULL; each = each->next) {
         if (each->link == NULL)

@@ -56,32 +56,15 @@ struct pt_classic {
                                                     by 0 */
 };
 
-/* A classic world, described: all that its user has to know beside what is common. */
-typedef struct pt_classic_kind {
-    const pt_platform_ops *ops;
-    size_t size; /* bytes of platform data, which begins with a pt_classic */
-    /* Bytes that the platform keeps for a link with so many slots, without its sends in flight. */
-    size_t (*port_size)(uint8_t depth);
-    /* Make platform data ready on a host of a network. source: where memory for links and sends
-     * comes from. push: 1: writes are not merged. send_limit: bytes of a link that wait for
-     * acknowledgement, 0: the platform's own; beyond it the flow is stopped, where there is one. */
-    void (*init)(pt_classic *world, pt_sim *sim, int host, const pt_memory *source, int push,
-                 uint32_t send_limit);
-    /* Let go of everything: connections of links that were closed are broken, their slots
-     * completed. */
-    void (*cleanup)(pt_classic *world);
-} pt_classic_kind;
-
 /* Make ready; the rest of the platform data is its platform's. */
-void pt_classic_init(pt_classic *world, pt_sim *sim, int host, const pt_memory *source,
-                     const pt_classic_port_ops *ops);
+void pt_classic_init(pt_classic *world, const pt_setup *setup, const pt_classic_port_ops *ops);
 
 /* Let go of everything: links are closed already, their connections are broken, their slots
  * completed. */
 void pt_classic_cleanup(pt_classic *world);
 
-/* Slots of closed links that the driver has not let go of. */
-uint32_t pt_classic_abandoned(const pt_classic *world);
+/* Slots of closed links that the driver has not let go of: pt_platform_ops.abandoned. */
+uint32_t pt_classic_abandoned(const void *platform_data);
 
 /* The port of a link. NULL: it has none (any more). */
 pt_classic_port *pt_classic_find_port(const pt_context *context, const pt_link *link);
@@ -89,12 +72,9 @@ pt_classic_port *pt_classic_find_port(const pt_context *context, const pt_link *
 /* Remember that a rule of the maker was broken: "call code: rule". */
 void pt_classic_violated(pt_classic *world, const char *call, int code, const char *rule);
 
-/* 1 when a source is ready, or a wake has come; else 0. Neither waits nor moves the clock; slots of
- * closed links are let go of where that can be done. */
+/* pt_platform_ops.send_slots_available, watch, forget, wait, wake, clock and is_ready of a classic
+ * world. The wait serves events of the network until something is ready, at most to its end. */
 int pt_classic_is_ready(pt_context *context);
-
-/* pt_platform_ops.send_slots_available, watch, forget, wait, wake and clock of a classic world. The
- * wait serves events of the network until something is ready, at most to its end. */
 int pt_classic_slots_available(pt_context *context, pt_link *link);
 int pt_classic_watch(pt_context *context, pt_source *source);
 void pt_classic_forget(pt_context *context, pt_source *source);
@@ -109,7 +89,8 @@ uint32_t pt_classic_clock(pt_context *context);
 /* The entries that are the same in each classic world. */
 #define PT_CLASSIC_OPS                                                                             \
     .watch = pt_classic_watch, .forget = pt_classic_forget, .wait = pt_classic_wait,               \
-    .wake = pt_classic_wake, .clock = pt_classic_clock, .ticks_per_second = PT_TICKS_PER_SECOND,   \
-    .classic = 1
+    .wake = pt_classic_wake, .clock = pt_classic_clock, .abandoned = pt_classic_abandoned,         \
+    .is_ready = pt_classic_is_ready, .ticks_per_second = PT_TICKS_PER_SECOND, .classic = 1,        \
+    .simulated = 1
 
 #endif

@@ -33,7 +33,7 @@ static size_t port_size(uint8_t depth)
     return sizeof(port) + (size_t)(depth - 1U) * sizeof(write_block);
 }
 
-static size_t mactcp_port_size(uint8_t depth)
+static size_t mactcp_link_size(uint8_t depth)
 {
     return port_size(depth) + pt_mactcp_stream_size();
 }
@@ -294,8 +294,13 @@ static int mactcp_finish(pt_context *context, pt_link *link)
 
 /* ------------------------------------------------------------------------------ the loop's side */
 
-static void mactcp_init(pt_classic *world, pt_sim *sim, int host, const pt_memory *source, int push,
-                        uint32_t send_limit)
+static size_t mactcp_size(const pt_setup *setup)
+{
+    (void)setup;
+    return sizeof(pt_mactcp);
+}
+
+static int mactcp_init(void *platform_data, const pt_setup *setup, int32_t *system_error)
 {
     static const pt_classic_port_ops ops = {
         .size = port_size,
@@ -307,51 +312,44 @@ static void mactcp_init(pt_classic *world, pt_sim *sim, int host, const pt_memor
         .read_events = PT_MACTCP_DATA_ARRIVAL | PT_MACTCP_CLOSING | PT_MACTCP_TERMINATE,
         .write_events = PT_MACTCP_SENT,
     };
-    pt_mactcp *mactcp = (pt_mactcp *)world;
-    (void)send_limit; /* the driver takes a whole write, or none */
+    pt_mactcp *mactcp = platform_data;
+    (void)system_error;
     memset(mactcp, 0, sizeof *mactcp);
-    pt_classic_init(world, sim, host, source, &ops);
-    mactcp->push = push != 0;
+    pt_classic_init(&mactcp->world, setup, &ops);
+    mactcp->push = setup->push;
+    return PT_OK;
 }
 
-static void mactcp_cleanup(pt_classic *world)
+static void mactcp_cleanup(void *platform_data)
 {
-    pt_classic_cleanup(world);
-    pt_mactcp_release_all((pt_mactcp *)world);
+    pt_mactcp *mactcp = platform_data;
+    pt_classic_cleanup(&mactcp->world);
+    pt_mactcp_release_all(mactcp);
 }
 
 /* --------------------------------------------------------------------------------------- tables */
 
-static const pt_platform_ops mactcp_ops = {
-    .name = "mactcp",
-    .tcp_send = mactcp_send,
-    .tcp_send_async = mactcp_send_async,
-    .poll_send_completions = mactcp_poll_send_completions,
-    .wait_send_completions = pt_classic_wait_completions,
-    .send_slots_available = pt_classic_slots_available,
-    .tcp_receive = mactcp_receive,
-    .tcp_finish = mactcp_finish,
-    PT_CLASSIC_OPS,
-};
+/* The entries that both tables have. */
+#define MACTCP_OPS                                                                                 \
+    .tcp_send = mactcp_send, .tcp_receive = mactcp_receive, .tcp_finish = mactcp_finish,           \
+    .size = mactcp_size, .init = mactcp_init, .cleanup = mactcp_cleanup,                           \
+    .link_size = mactcp_link_size, PT_CLASSIC_OPS
 
-static const pt_platform_ops mactcp_sync_ops = {
-    .name = "mactcp_sync",
-    .tcp_send = mactcp_send,
-    .tcp_receive = mactcp_receive,
-    .tcp_finish = mactcp_finish,
-    PT_CLASSIC_OPS,
-};
-
-const pt_classic_kind *pt_mactcp_kind(void)
+const pt_platform_ops *pt_mactcp_ops(void)
 {
-    static const pt_classic_kind kind = {&mactcp_ops, sizeof(pt_mactcp), mactcp_port_size,
-                                         mactcp_init, mactcp_cleanup};
-    return &kind;
+    static const pt_platform_ops ops = {
+        .name = "mactcp",
+        .tcp_send_async = mactcp_send_async,
+        .poll_send_completions = mactcp_poll_send_completions,
+        .wait_send_completions = pt_classic_wait_completions,
+        .send_slots_available = pt_classic_slots_available,
+        MACTCP_OPS,
+    };
+    return &ops;
 }
 
-const pt_classic_kind *pt_mactcp_sync_kind(void)
+const pt_platform_ops *pt_mactcp_sync_ops(void)
 {
-    static const pt_classic_kind kind = {&mactcp_sync_ops, sizeof(pt_mactcp), mactcp_port_size,
-                                         mactcp_init, mactcp_cleanup};
-    return &kind;
+    static const pt_platform_ops ops = {.name = "mactcp_sync", MACTCP_OPS};
+    return &ops;
 }

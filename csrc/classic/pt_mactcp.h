@@ -8,7 +8,7 @@
 #define PT_ASYNC_SEND_PUSH_FLAG 0 /* sends may be merged on the wire */
 
 /* The world with its three asynchronous entries, and without: each slot by a synchronous send. */
-const pt_classic_kind *pt_mactcp_kind(void);
-const pt_classic_kind *pt_mactcp_sync_kind(void);
+const pt_platform_ops *pt_mactcp_ops(void);
+const pt_platform_ops *pt_mactcp_sync_ops(void);
 
 #endif

@@ -29,7 +29,7 @@ static size_t port_size(uint8_t depth)
     return sizeof(ot_port) + (size_t)(depth - 1U) * sizeof(uint32_t);
 }
 
-static size_t ot_port_size(uint8_t depth)
+static size_t ot_link_size(uint8_t depth)
 {
     return port_size(depth) + pt_ot_endpoint_size();
 }
@@ -338,8 +338,13 @@ static int ot_finish(pt_context *context, pt_link *link)
 
 /* ------------------------------------------------------------------------------ the loop's side */
 
-static void ot_init(pt_classic *world, pt_sim *sim, int host, const pt_memory *source, int push,
-                    uint32_t send_limit)
+static size_t ot_size(const pt_setup *setup)
+{
+    (void)setup;
+    return sizeof(pt_ot);
+}
+
+static int ot_init(void *platform_data, const pt_setup *setup, int32_t *system_error)
 {
     static const pt_classic_port_ops ops = {
         .size = port_size,
@@ -351,52 +356,45 @@ static void ot_init(pt_classic *world, pt_sim *sim, int host, const pt_memory *s
         .read_events = PT_OT_DATA | PT_OT_ORDREL | PT_OT_DISCONNECT,
         .write_events = PT_OT_GODATA | PT_OT_DISCONNECT,
     };
-    pt_ot *ot = (pt_ot *)world;
+    pt_ot *ot = platform_data;
+    (void)system_error;
     memset(ot, 0, sizeof *ot);
-    pt_classic_init(world, sim, host, source, &ops);
-    ot->push = push != 0;
-    ot->send_limit = send_limit ? send_limit : PT_OT_SEND_LIMIT;
+    pt_classic_init(&ot->world, setup, &ops);
+    ot->push = setup->push;
+    ot->send_limit = setup->send_limit ? setup->send_limit : PT_OT_SEND_LIMIT;
+    return PT_OK;
 }
 
-static void ot_cleanup(pt_classic *world)
+static void ot_cleanup(void *platform_data)
 {
-    pt_ot *ot = (pt_ot *)world;
-    pt_classic_cleanup(world);
+    pt_ot *ot = platform_data;
+    pt_classic_cleanup(&ot->world);
     while (ot->endpoints != NULL)
         pt_ot_close(ot->endpoints);
 }
 
 /* --------------------------------------------------------------------------------------- tables */
 
-static const pt_platform_ops ot_ops = {
-    .name = "opentransport",
-    .tcp_send = ot_send,
-    .tcp_send_async = ot_send_async,
-    .poll_send_completions = ot_poll_send_completions,
-    .wait_send_completions = pt_classic_wait_completions,
-    .send_slots_available = pt_classic_slots_available,
-    .tcp_receive = ot_receive,
-    .tcp_finish = ot_finish,
-    PT_CLASSIC_OPS,
-};
+/* The entries that both tables have. */
+#define OT_OPS                                                                                     \
+    .tcp_send = ot_send, .tcp_receive = ot_receive, .tcp_finish = ot_finish, .size = ot_size,      \
+    .init = ot_init, .cleanup = ot_cleanup, .link_size = ot_link_size, PT_CLASSIC_OPS
 
-static const pt_platform_ops ot_sync_ops = {
-    .name = "opentransport_sync",
-    .tcp_send = ot_send,
-    .tcp_receive = ot_receive,
-    .tcp_finish = ot_finish,
-    PT_CLASSIC_OPS,
-};
-
-const pt_classic_kind *pt_ot_kind(void)
+const pt_platform_ops *pt_ot_ops(void)
 {
-    static const pt_classic_kind kind = {&ot_ops, sizeof(pt_ot), ot_port_size, ot_init, ot_cleanup};
-    return &kind;
+    static const pt_platform_ops ops = {
+        .name = "opentransport",
+        .tcp_send_async = ot_send_async,
+        .poll_send_completions = ot_poll_send_completions,
+        .wait_send_completions = pt_classic_wait_completions,
+        .send_slots_available = pt_classic_slots_available,
+        OT_OPS,
+    };
+    return &ops;
 }
 
-const pt_classic_kind *pt_ot_sync_kind(void)
+const pt_platform_ops *pt_ot_sync_ops(void)
 {
-    static const pt_classic_kind kind = {&ot_sync_ops, sizeof(pt_ot), ot_port_size, ot_init,
-                                         ot_cleanup};
-    return &kind;
+    static const pt_platform_ops ops = {.name = "opentransport_sync", OT_OPS};
+    return &ops;
 }

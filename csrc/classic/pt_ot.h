@@ -10,7 +10,7 @@
 int pt_ot_code(int32_t result);
 
 /* The world with its three asynchronous entries, and without: each slot by a synchronous send. */
-const pt_classic_kind *pt_ot_kind(void);
-const pt_classic_kind *pt_ot_sync_kind(void);
+const pt_platform_ops *pt_ot_ops(void);
+const pt_platform_ops *pt_ot_sync_ops(void);
 
 #endif

@@ -2,7 +2,8 @@
  * contexts are the same in all of them.
  *
  * Entries may be NULL: "this world does not need it", and the core takes the plain way. All are
- * called on the worker's thread but wake.
+ * called on the worker's thread but wake. The core calls the first ones; those from size on
+ * describe the world to whoever makes a context in it.
  */
 #ifndef PT_PLATFORM_H
 #define PT_PLATFORM_H
@@ -46,6 +47,17 @@ struct pt_source {
 typedef struct pt_watch {
     pt_source source;
 } pt_watch;
+
+/* What a context is to be in its world. Each world reads what it has a use for. */
+typedef struct pt_setup {
+    uint32_t max_sources; /* POSIX: of poll(2); 0: there is epoll */
+    uint32_t send_limit;  /* Open Transport: bytes of a link that wait for acknowledgement; beyond
+                             it the flow is stopped; 0: the platform's own */
+    void *network;        /* simulated: the pt_sim */
+    const pt_memory *memory; /* simulated: for links and their sends */
+    int32_t host;            /* simulated: of the network */
+    uint8_t push;            /* simulated: 1: small writes are not merged on the wire */
+} pt_setup;
 
 typedef struct pt_platform_ops {
     const char *name;
@@ -109,11 +121,39 @@ typedef struct pt_platform_ops {
     /* Ticks now, monotonic, may wrap. */
     uint32_t (*clock)(pt_context *context);
 
+    /* Bytes of platform data (pt_context.platform_data). */
+    size_t (*size)(const pt_setup *setup);
+
+    /* Make platform data ready in memory of that size. PT_OK, or PT_ERR_PLATFORM with *system_error
+     * set. */
+    int (*init)(void *platform_data, const pt_setup *setup, int32_t *system_error);
+
+    /* Let go of everything, once every link is closed: slots that were abandoned are completed. */
+    void (*cleanup)(void *platform_data);
+
+    /* Slots of closed links that the world has not let go of. NULL: it lets go at once. */
+    uint32_t (*abandoned)(const void *platform_data);
+
+    /* Bytes that the world keeps for a link with so many slots, without its sends in flight. NULL:
+     * none. */
+    size_t (*link_size)(uint8_t depth);
+
+    /* 1 when a wait would end at once, else 0: asked by who drives a simulated network. Slots of
+     * closed links are let go of where that can be done. NULL: nobody can ask. */
+    int (*is_ready)(pt_context *context);
+
+    /* The descriptor to watch for reading in another loop: readable whenever a turn has something
+     * to do; -1: each source's handle is to be watched, and what wake_descriptor gives. Both NULL:
+     * this world has no descriptors. */
+    int (*descriptor)(const void *platform_data);
+    int (*wake_descriptor)(const void *platform_data);
+
     uint32_t ticks_per_second;
 
     /* 1: the buffers of a link's slots are borrowed when it opens, unless PT_PIPELINE_LAZY; 0: at
      * first use. */
     uint8_t classic;
+    uint8_t simulated; /* 1: lives on the network of its setup, and on its clock */
 } pt_platform_ops;
 
 /* Links that wait for something, the first to be served first. */

@@ -266,43 +266,30 @@ static uint32_t posix_clock(pt_context *context)
 
 /* --------------------------------------------------------------------------------------- tables */
 
+/* The entries that both tables have. */
+#define POSIX_OPS                                                                                  \
+    .tcp_send = posix_send, .tcp_receive = posix_receive, .tcp_finish = posix_finish,              \
+    .unacknowledged = posix_unacknowledged, .watch = pt_posix_watch, .forget = posix_forget,       \
+    .wait = pt_posix_wait, .wake = pt_posix_wake, .clock = posix_clock, .size = pt_posix_size,     \
+    .init = pt_posix_init, .cleanup = pt_posix_cleanup, .descriptor = pt_posix_descriptor,         \
+    .wake_descriptor = pt_posix_wake_descriptor, .ticks_per_second = 1000
+
 const pt_platform_ops *pt_posix_ops(void)
 {
     static const pt_platform_ops ops = {
         .name = "posix",
-        .tcp_send = posix_send,
         .tcp_send_async = posix_send_async,
         .poll_send_completions = posix_poll_completions,
         .wait_send_completions = posix_wait_completions,
         .send_slots_available = posix_slots_available,
-        .tcp_receive = posix_receive,
-        .tcp_finish = posix_finish,
-        .unacknowledged = posix_unacknowledged,
-        .watch = pt_posix_watch,
-        .forget = posix_forget,
-        .wait = pt_posix_wait,
-        .wake = pt_posix_wake,
-        .clock = posix_clock,
-        .ticks_per_second = 1000,
+        POSIX_OPS,
     };
     return &ops;
 }
 
 const pt_platform_ops *pt_posix_plain_ops(void)
 {
-    static const pt_platform_ops ops = {
-        .name = "posix_plain",
-        .tcp_send = posix_send,
-        .tcp_receive = posix_receive,
-        .tcp_finish = posix_finish,
-        .unacknowledged = posix_unacknowledged,
-        .watch = pt_posix_watch,
-        .forget = posix_forget,
-        .wait = pt_posix_wait,
-        .wake = pt_posix_wake,
-        .clock = posix_clock,
-        .ticks_per_second = 1000,
-    };
+    static const pt_platform_ops ops = {.name = "posix_plain", POSIX_OPS};
     return &ops;
 }
 

@@ -16,21 +16,6 @@ const pt_platform_ops *pt_posix_ops(void);
  * send_slots_available are NULL, each slot is written by the blocking tcp_send. */
 const pt_platform_ops *pt_posix_plain_ops(void);
 
-/* Bytes of platform data for a context with up to max_sources sources (used by poll only). */
-size_t pt_posix_size(uint32_t max_sources);
-
-/* Make platform data ready in memory of that size. use_epoll 0 forces poll(2). Returns PT_OK, or
- * PT_ERR_PLATFORM with *system_error set (out of descriptors). */
-int pt_posix_init(void *platform_data, uint32_t max_sources, int use_epoll, int32_t *system_error);
-void pt_posix_cleanup(void *platform_data);
-
-/* The descriptor to watch for reading in another loop: readable whenever a turn has something to
- * do. -1 with poll: watch each source's handle. */
-int pt_posix_fd(const void *platform_data);
-
-/* The descriptor that a wake makes readable: to be watched too where pt_posix_fd() is -1. */
-int pt_posix_wake_fd(const void *platform_data);
-
 /* Memory from the C library, counted, with a limit and a fault to inject. Thread-safe. */
 typedef struct pt_posix_memory {
     uint64_t bytes; /* held now */

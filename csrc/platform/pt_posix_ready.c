@@ -19,7 +19,6 @@
 #endif
 
 #include "pt_assert.h"
-#include "pt_posix.h"
 
 #define UNREGISTERED 0xFF
 #define EDGE         0x10 /* in pt_source.registered, beside the interest */
@@ -44,10 +43,10 @@ static posix_data *data_of(const pt_context *context)
 
 /* --------------------------------------------------------------------------------------- set-up */
 
-size_t pt_posix_size(uint32_t max_sources)
+size_t pt_posix_size(const pt_setup *setup)
 {
-    return sizeof(posix_data) + max_sources * sizeof(pt_source *) +
-           ((size_t)max_sources + 1) * sizeof(struct pollfd);
+    return sizeof(posix_data) + setup->max_sources * sizeof(pt_source *) +
+           ((size_t)setup->max_sources + 1) * sizeof(struct pollfd);
 }
 
 #if !HAS_EPOLL
@@ -91,21 +90,18 @@ static int make_epoll(posix_data *data)
 #endif
 }
 
-int pt_posix_init(void *platform_data, uint32_t max_sources, int use_epoll, int32_t *system_error)
+int pt_posix_init(void *platform_data, const pt_setup *setup, int32_t *system_error)
 {
-    PT_ASSERT(platform_data != NULL && system_error != NULL);
-    PT_ASSERT(use_epoll || max_sources != 0);
-
     posix_data *data = platform_data;
     memset(data, 0, sizeof *data);
     data->epoll_fd = -1;
     data->wake_read = -1;
     data->wake_write = -1;
-    data->max_sources = max_sources;
+    data->max_sources = setup->max_sources;
     data->sources = (pt_source **)(void *)(data + 1);
-    data->polled = (struct pollfd *)(void *)(data->sources + max_sources);
+    data->polled = (struct pollfd *)(void *)(data->sources + setup->max_sources);
     atomic_init(&data->woken, 0);
-    if (make_wake(data) == 0 && (!use_epoll || make_epoll(data) == 0))
+    if (make_wake(data) == 0 && (setup->max_sources != 0 || make_epoll(data) == 0))
         return PT_OK;
     *system_error = errno;
     pt_posix_cleanup(data);
@@ -129,12 +125,12 @@ void pt_posix_cleanup(void *platform_data)
     close_once(&data->epoll_fd);
 }
 
-int pt_posix_fd(const void *platform_data)
+int pt_posix_descriptor(const void *platform_data)
 {
     return ((const posix_data *)platform_data)->epoll_fd;
 }
 
-int pt_posix_wake_fd(const void *platform_data)
+int pt_posix_wake_descriptor(const void *platform_data)
 {
     return ((const posix_data *)platform_data)->wake_read;
 }

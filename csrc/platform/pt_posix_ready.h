@@ -5,7 +5,12 @@
 
 #include "pt_platform.h"
 
-/* pt_platform_ops.watch, wait and wake. */
+/* Entries of pt_platform_ops. */
+size_t pt_posix_size(const pt_setup *setup);
+int pt_posix_init(void *platform_data, const pt_setup *setup, int32_t *system_error);
+void pt_posix_cleanup(void *platform_data);
+int pt_posix_descriptor(const void *platform_data);
+int pt_posix_wake_descriptor(const void *platform_data);
 int pt_posix_watch(pt_context *context, pt_source *source);
 int pt_posix_wait(pt_context *context, int timeout_ms);
 void pt_posix_wake(pt_context *context);

@@ -16,11 +16,16 @@ from peertalk import errors
 
 Data: TypeAlias = bytes | bytearray | memoryview
 
-CLASSIC = ("mactcp", "opentransport", "mactcp_sync", "opentransport_sync")
-"""Platforms that live on a simulated network."""
-PLATFORMS = ("posix", "posix_plain", *CLASSIC)
+PLATFORMS = {
+    "posix": "pt_posix_ops",
+    "posix_plain": "pt_posix_plain_ops",
+    "mactcp": "pt_mactcp_ops",
+    "opentransport": "pt_ot_ops",
+    "mactcp_sync": "pt_mactcp_sync_ops",
+    "opentransport_sync": "pt_ot_sync_ops",
+}
+"""Each platform, by the function of the core or of simulation() that gives its table."""
 _LETTERS = {"uint64_t": "Q", "uint32_t": "I", "int32_t": "i", "uint8_t": "B"}
-_KINDS = ("pt_mactcp_kind", "pt_ot_kind", "pt_mactcp_sync_kind", "pt_ot_sync_kind")
 
 
 def simulation() -> Any:
@@ -29,11 +34,6 @@ def simulation() -> Any:
     import peertalk._core._sim as module
 
     return module
-
-
-def classic_kind(name: str) -> Any:
-    """What describes a classic platform (pt_classic_kind), as simulation() has it."""
-    return getattr(simulation().lib, _KINDS[CLASSIC.index(name)])()
 
 
 def moved(source: Any, pointer: Any, target: Any, kind: str) -> Any:
@@ -88,10 +88,12 @@ class Binding:
         self._event = struct.Struct(f"{fields}{padding}x")
 
     def platform(self, name: str) -> Any:
-        """The table of a platform."""
-        if name in CLASSIC:
-            return moved(simulation().ffi, classic_kind(name).ops, self.ffi, "pt_platform_ops *")
-        return getattr(self.lib, f"pt_{name}_ops")()
+        """The table of a platform, which describes it."""
+        table = PLATFORMS[name]
+        if hasattr(self.lib, table):
+            return getattr(self.lib, table)()
+        sim = simulation()
+        return moved(sim.ffi, getattr(sim.lib, table)(), self.ffi, "pt_platform_ops *")
 
     def platforms(self) -> dict[str, dict[str, int]]:
         """What each world has: 1 for each entry that is filled in, ticks_per_second, and whether it
@@ -108,7 +110,7 @@ class Binding:
             name: {
                 **{entry: int(getattr(ops, entry) != self.ffi.NULL) for entry in entries},
                 "ticks_per_second": ops.ticks_per_second,
-                "simulated": int(name in CLASSIC),
+                "simulated": ops.simulated,
             }
             for name, ops in worlds.items()
         }

@@ -123,7 +123,7 @@ class Link:
         self._loop = loop
         lib, ffi = loop._lib, loop._ffi
         self._many: Callable[..., tuple[int, int]] | None = None
-        classic = loop.simulator is not None
+        classic = loop._ops.classic
         if classic:
             depth = lib.PT_SEND_PIPELINE_DEPTH if depth is None else depth
             slot_size = lib.PT_SLOT_BUFFER_SIZE if slot_size is None else slot_size

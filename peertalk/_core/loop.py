@@ -10,14 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from peertalk import errors
-from peertalk._core.binding import (
-    CLASSIC,
-    PLATFORMS,
-    Binding,
-    classic_kind,
-    moved,
-    simulation,
-)
+from peertalk._core.binding import PLATFORMS, Binding, moved, simulation
 from peertalk._core.handles import BufferPool, Reassembly
 from peertalk._core.link import Link, Timer, Watch
 from peertalk._core.simulator import Host, Simulator
@@ -98,10 +91,12 @@ class Loop:
             raise errors.InvalidArgument(
                 f"platform {platform!r}: there are {', '.join(map(repr, PLATFORMS))}"
             )
-        if (platform in CLASSIC) != (simulator is not None and host is not None):
+        self._ops = ops = binding.platform(platform)
+        if ops.simulated != (simulator is not None and host is not None):
+            simulated = [name for name, has in binding.platforms().items() if has["simulated"]]
             raise errors.InvalidArgument(
                 f"platform {platform!r}: a simulator and a host belong to "
-                f"{', '.join(map(repr, CLASSIC))} alone"
+                f"{', '.join(map(repr, simulated))} alone"
             )
         if simulator is not None and (simulator.closed or host not in simulator.hosts):
             raise errors.InvalidArgument(
@@ -110,11 +105,6 @@ class Loop:
         self.platform = platform
         self.simulator = simulator
         self.host = host
-        self._sim: Any = None
-        """The module of the simulated network, and what it knows of this platform."""
-        self._kind: Any = None
-        if simulator is not None:
-            self._sim, self._kind = simulation(), classic_kind(platform)
         self._abandoned: list[Any] = []
         if pool_bytes < 1:
             raise errors.InvalidArgument(
@@ -125,7 +115,8 @@ class Loop:
         self._context = ffi.new("pt_context *")
         self._events = ffi.new("pt_event[]", EVENT_CAPACITY)
         receive_buffer = ffi.new("uint8_t[]", size)
-        self._platform: Any = ffi.new("uint64_t[]", (self._platform_size(epoll) + 7) // 8)
+        setup = self._setup(epoll, push, send_limit)
+        self._platform: Any = ffi.new("uint64_t[]", (ops.size(setup) + 7) // 8)
         self._memory = (
             self._context,
             self._platform,
@@ -142,38 +133,40 @@ class Loop:
         self._armed_limit = 64
         self._wake_lock = threading.Lock()
         self._turn: Callable[[list[Event]], int] = self._bind_turn()
-        self._open(
-            binding.platform(platform), epoll, receive_buffer, io_budget, int(push), send_limit
-        )
+        self._open(setup, receive_buffer, io_budget)
         self._closed = False
         self.move_here()
-        self.fd: int = -1 if simulator is not None else lib.pt_posix_fd(self._platform)
+        self.fd: int = ops.descriptor(self._platform) if ops.descriptor else -1
 
-    def _platform_size(self, epoll: bool) -> int:
-        if self._kind is not None:
-            return int(self._kind.size)
-        return int(self._lib.pt_posix_size(0 if epoll else POLL_SOURCES))
+    def _setup(self, epoll: bool, push: bool, send_limit: int) -> Any:
+        """What the platform is told of this loop."""
+        ffi = self._ffi
+        setup = ffi.new("pt_setup *")
+        setup.max_sources = 0 if epoll else POLL_SOURCES
+        if self.simulator is not None and self.host is not None:
+            self._source = ffi.new("pt_memory *")
+            self._lib.pt_posix_memory_source(self._pool._account, self._source)
+            setup.memory = self._source
+            setup.network = moved(simulation().ffi, self.simulator._open_sim(), ffi, "void *")
+            setup.host = self.host.number
+            setup.push = push
+            setup.send_limit = self._binding.limited("send_limit", send_limit, 2**31)
+        return setup
 
-    def _open(
-        self, ops: Any, epoll: bool, receive_buffer: Any, io_budget: int, push: int, send_limit: int
-    ) -> None:
+    def _open(self, setup: Any, receive_buffer: Any, io_budget: int) -> None:
         """What may fail and must be undone: the descriptors of the platform, or its place on a
         network, then the context on top of them."""
-        lib = self._lib
-        if self.simulator is not None:
-            self._join(self.simulator, push, send_limit)
-        else:
-            system_error = self._ffi.new("int32_t *")
-            code = lib.pt_posix_init(
-                self._platform, 0 if epoll else POLL_SOURCES, epoll, system_error
+        system_error = self._ffi.new("int32_t *")
+        code = self._ops.init(self._platform, setup, system_error)
+        if code != 0:
+            raise errors.PlatformError(
+                f"a loop needs two descriptors: {os.strerror(system_error[0])}", code=code
             )
-            if code != 0:
-                raise errors.PlatformError(
-                    f"a loop needs two descriptors: {os.strerror(system_error[0])}", code=code
-                )
-        code = lib.pt_context_init(
+        if self.simulator is not None:
+            self.simulator._loops[self] = None
+        code = self._lib.pt_context_init(
             self._context,
-            ops,
+            self._ops,
             self._platform,
             self._pool._pool,
             receive_buffer,
@@ -184,34 +177,11 @@ class Loop:
             self._end_platform()
             raise self._binding.fault(code, "a loop")
 
-    def _join(self, simulator: Simulator, push: int, send_limit: int) -> None:
-        """Make platform data on a simulated network."""
-        source = self._ffi.new("pt_memory *")
-        self._lib.pt_posix_memory_source(self._pool._account, source)
-        assert self.host is not None
-        self._world = self._there(self._platform, "pt_classic *")
-        self._place = self._there(self._context, "pt_context *")
-        self._kind.init(
-            self._world,
-            simulator._open_sim(),
-            self.host.number,
-            self._there(source, "pt_memory *"),
-            push,
-            self._binding.limited("send_limit", send_limit, 2**31),
-        )
-        simulator._loops[self] = None
-
-    def _there(self, pointer: Any, kind: str) -> Any:
-        """A pointer as the module of the simulated network has it."""
-        return moved(self._ffi, pointer, self._sim.ffi, kind)
-
     def _end_platform(self) -> None:
         """Give back what the platform holds; on a simulated network its driver lets go of every
         slot."""
-        if self.simulator is None:
-            self._lib.pt_posix_cleanup(self._platform)
-        else:
-            self._kind.cleanup(self._world)
+        self._ops.cleanup(self._platform)
+        if self.simulator is not None:
             self.simulator._loops.pop(self, None)
         self._abandoned.clear()
 
@@ -347,7 +317,7 @@ class Loop:
         time asks after each step."""
         return not self._closed and (
             self._lib.pt_loop_next_timeout(self._context) == 0
-            or bool(self._sim.lib.pt_classic_is_ready(self._place))
+            or bool(self._ops.is_ready(self._context))
         )
 
     def next_deadline_ns(self) -> int | None:
@@ -359,7 +329,7 @@ class Loop:
         if timeout_ms <= 0:
             return None if timeout_ms < 0 else now_ns
         ticks = self._lib.pt_wheel_next(self._ffi.addressof(self._context, "wheel"))
-        rate = self._sim.lib.PT_SIM_TICKS
+        rate = self._ops.ticks_per_second
         due_ns = -(-(now_ns * rate // 10**9 + ticks) * 10**9 // rate)
         return (
             int(due_ns)
@@ -372,10 +342,11 @@ class Loop:
         run."""
         if self.simulator is None:
             return []
-        ffi, lib = self._sim.ffi, self._sim.lib
+        ffi, lib = simulation().ffi, simulation().lib
+        world = moved(self._ffi, self._platform, ffi, "pt_classic *")
         size = lib.PT_CLASSIC_VIOLATION_SIZE
-        kept = min(self._world.violation_count, lib.PT_CLASSIC_VIOLATIONS)
-        return [ffi.string(self._world.violations + index * size).decode() for index in range(kept)]
+        kept = min(world.violation_count, lib.PT_CLASSIC_VIOLATIONS)
+        return [ffi.string(world.violations + index * size).decode() for index in range(kept)]
 
     def platform_sizes(self) -> dict[str, int]:
         """Bytes of what a link needs of its platform and core, for each slot or (link,
@@ -384,7 +355,7 @@ class Loop:
         parameter_block is what the maker's header has, parameter_block_documented what the source
         of the pipeline has.
         """
-        ffi, lib, sim = self._ffi, self._lib, self._sim
+        ffi, lib, sim = self._ffi, self._lib, simulation()
         return {
             "parameter_block": sim.lib.PT_MACTCP_BLOCK_SIZE,
             "parameter_block_documented": sim.lib.PT_MACTCP_BLOCK_DOCUMENTED,
@@ -394,16 +365,16 @@ class Loop:
             "pipeline": ffi.sizeof("pt_send_pipeline"),
             "link": ffi.sizeof("pt_link"),
             "context": ffi.sizeof("pt_context"),
-            "platform": self._kind.size,
-            "platform_link": self._kind.port_size(lib.PT_SEND_PIPELINE_DEPTH),
+            "platform": self._ops.size(ffi.NULL),
+            "platform_link": self._ops.link_size(lib.PT_SEND_PIPELINE_DEPTH),
         }
 
     @property
     def abandoned(self) -> int:
         """Slots of closed links that the driver has not let go of."""
-        if self.simulator is None or self._closed:
+        if self._closed or not self._ops.abandoned:
             return 0
-        return int(self._sim.lib.pt_classic_abandoned(self._world))
+        return int(self._ops.abandoned(self._platform))
 
     def wake(self) -> None:
         """End a wait that runs, or the next one. Any thread; nothing happens when the loop is
@@ -415,7 +386,7 @@ class Loop:
     def descriptors(self) -> list[tuple[int, int]]:
         """(descriptor, READ | WRITE) of all that must be watched to know when a turn has something
         to do, the wake-up included."""
-        if self._closed or self.simulator is not None:
+        if self._closed or not self._ops.wake_descriptor:
             return []
         sources = [watch._watch.source for watch in self._watches] + [
             link._link.source for link in self._links
@@ -426,7 +397,7 @@ class Loop:
             if source.registered != 0xFF
         ]
         return [
-            (self._lib.pt_posix_wake_fd(self._platform), READ),
+            (self._ops.wake_descriptor(self._platform), READ),
             *((fd, interest) for fd, interest in wanted if interest),
         ]
 
@@ -472,7 +443,7 @@ class Loop:
         parts = {name: (size, size) for name, size in fixed.items()}
         parts["links"] = (len(held) * link, peaks["links"])
         parts["pipelines"] = (tables + lent, peaks["tables"] + peaks["slots"])
-        if self.simulator is not None:
+        if self._ops.link_size:
             parts["streams"] = (streams, peaks["streams"])
         parts["pools"] = (
             table + max(0, pool.bytes - lent),
@@ -541,8 +512,8 @@ class Loop:
         self._wake_lock = threading.Lock()  # another thread of the parent may have had it
         if self._closed:
             return
-        if self.simulator is None:
-            self._lib.pt_posix_cleanup(self._platform)
+        if self._ops.descriptor:
+            self._ops.cleanup(self._platform)
         if self._owner == threading.get_ident():
             self.close()
         self._closed = True

@@ -5,15 +5,15 @@
 static pt_sim *sim;
 static node one, other;
 
-static void begin(const pt_classic_kind *kind, int preset, int push)
+static void begin(const pt_platform_ops *ops, int preset, int push)
 {
     sim = pt_sim_open(&counted, 3, 0, 64);
     pt_sim_path path;
     pt_sim_costs costs;
     pt_sim_get_preset(preset, &path, &costs);
     pt_sim_set_defaults(sim, &path, &costs);
-    make_node(&one, sim, kind, 0x0A000001, push, 0);
-    make_node(&other, sim, pt_mactcp_kind(), 0x0A000002, push, 0);
+    make_node(&one, sim, ops, 0x0A000001, push, 0);
+    make_node(&other, sim, pt_mactcp_ops(), 0x0A000002, push, 0);
     connect_nodes(sim, &one, &other, 2, 0);
 }
 
@@ -60,7 +60,7 @@ static void never_called(pt_mactcp_block *block)
 
 static void the_driver_refuses_what_the_real_one_refuses(void)
 {
-    begin(pt_mactcp_kind(), PT_SIM_CLASSIC, 0);
+    begin(pt_mactcp_ops(), PT_SIM_CLASSIC, 0);
     pt_mactcp_block block;
     pt_mactcp_wds wds[2];
 
@@ -152,7 +152,7 @@ static void working_routine(void *user, int event)
 
 static void work_at_notification_time_is_refused_and_told(void)
 {
-    begin(pt_mactcp_kind(), PT_SIM_CLASSIC, 0);
+    begin(pt_mactcp_ops(), PT_SIM_CLASSIC, 0);
     int32_t listener = pt_sim_listen(sim, other.host, 99);
     int32_t stream = pt_sim_dial(sim, one.host, 0x0A000002, 99);
     CHECK(pt_mactcp_adopt(driver(), stream, working_routine, driver()) == PT_OK);
@@ -219,7 +219,7 @@ static void the_time_out_of_a_send_is_the_one_in_its_block(void)
         {10, 0, 0, 30},                         /* neither does */
     };
     for (size_t row = 0; row < sizeof rows / sizeof rows[0]; row++) {
-        begin(pt_mactcp_kind(), PT_SIM_CLASSIC, 0);
+        begin(pt_mactcp_ops(), PT_SIM_CLASSIC, 0);
         pt_mactcp_block block;
         uint64_t ended = time_in_progress(&block, rows[row].value, rows[row].action,
                                           rows[row].flags, 1000 * SECOND);
@@ -236,7 +236,7 @@ static void a_send_whose_action_is_0_is_only_told_to_be_late(void)
                                     PT_MACTCP_VALID_ACTION};
     for (int row = 0; row < 2; row++) {
         uint64_t late_ns = (row == 0 ? 10 : 30) * SECOND;
-        begin(pt_mactcp_kind(), PT_SIM_CLASSIC, 0);
+        begin(pt_mactcp_ops(), PT_SIM_CLASSIC, 0);
         pt_mactcp_block block;
         CHECK(time_in_progress(&block, 10, 0, flags[row], late_ns) == late_ns);
         CHECK(events_told[PT_MACTCP_ULP_LATE] == 0); /* not a moment before its time */
@@ -253,7 +253,7 @@ static void a_send_whose_action_is_0_is_only_told_to_be_late(void)
 
 static void each_slot_is_issued_as_the_maker_wants_it(void)
 {
-    begin(pt_mactcp_kind(), PT_SIM_CLASSIC, 0);
+    begin(pt_mactcp_ops(), PT_SIM_CLASSIC, 0);
     CHECK(send_number(&one, 0, 100) >= 0 && send_number(&one, 1, 200) >= 0);
     CHECK(send_number(&one, 2, 100) == PT_ERR_WOULD_BLOCK);
     for (int index = 0; index < 2; index++) {
@@ -273,14 +273,14 @@ static void each_slot_is_issued_as_the_maker_wants_it(void)
     while (go_on(sim, &one, &other, UINT64_MAX)) {
     }
     CHECK(one.sent == 2 && other.received == 2 && other.wrong == 0);
-    CHECK(pt_mactcp_kind()->port_size(3) - pt_mactcp_kind()->port_size(2) >=
+    CHECK(pt_mactcp_ops()->link_size(3) - pt_mactcp_ops()->link_size(2) >=
           sizeof(pt_mactcp_block) + 2 * sizeof(pt_mactcp_wds)); /* what each slot has of its own */
     end();
 }
 
 static void polling_says_how_many_slots_are_done_and_asks_nothing_in_vain(void)
 {
-    begin(pt_mactcp_kind(), PT_SIM_CLASSIC, 0);
+    begin(pt_mactcp_ops(), PT_SIM_CLASSIC, 0);
     CHECK(one.context.ops->poll_send_completions(&one.context, &one.link) == 0);
     CHECK(send_number(&one, 0, 100) >= 0 && send_number(&one, 1, 200) >= 0);
     CHECK(send_number(&one, 2, 100) == PT_ERR_WOULD_BLOCK);
@@ -304,7 +304,7 @@ static void polling_says_how_many_slots_are_done_and_asks_nothing_in_vain(void)
 
 static void ten_thousand_sends_go_through_two_slots_in_order_though_they_complete_out_of_order(void)
 {
-    begin(pt_mactcp_kind(), PT_SIM_LAN, 1);
+    begin(pt_mactcp_ops(), PT_SIM_LAN, 1);
     pt_sim_set_completion_jitter(sim, one.host, 30 * MS);
     uint32_t number = 0, overtaken = 0;
     while (one.sent < 10000) {
@@ -325,12 +325,12 @@ static void ten_thousand_sends_go_through_two_slots_in_order_though_they_complet
 /* Small writes without push share packets. */
 static uint64_t packets_of_a_burst(int push)
 {
-    begin(pt_mactcp_kind(), PT_SIM_CLASSIC, push);
+    begin(pt_mactcp_ops(), PT_SIM_CLASSIC, push);
     end_node(&one);
     memset(&one.link, 0, sizeof one.link);
-    make_node(&one, sim, pt_mactcp_kind(), 0x0A000003, push, 0);
+    make_node(&one, sim, pt_mactcp_ops(), 0x0A000003, push, 0);
     end_node(&other);
-    make_node(&other, sim, pt_mactcp_kind(), 0x0A000004, push, 0);
+    make_node(&other, sim, pt_mactcp_ops(), 0x0A000004, push, 0);
     connect_nodes(sim, &one, &other, 8, 0);
     for (uint32_t number = 0; number < 8; number++)
         CHECK(send_number(&one, number, 50) >= 0);
@@ -351,7 +351,7 @@ static void small_writes_share_packets_unless_they_are_pushed(void)
 
 static void a_vanished_peer_fails_every_send_after_thirty_seconds(void)
 {
-    begin(pt_mactcp_kind(), PT_SIM_CLASSIC, 0);
+    begin(pt_mactcp_ops(), PT_SIM_CLASSIC, 0);
     CHECK(send_number(&one, 0, 100) >= 0 && send_number(&one, 1, 100) >= 0);
     (void)turn(&one, 0);
     pt_sim_set_vanished(sim, other.host, 1);
@@ -368,7 +368,7 @@ static void a_vanished_peer_fails_every_send_after_thirty_seconds(void)
 
 static void abandoned_slots_stay_until_the_driver_lets_go(int driver_gets_answers)
 {
-    begin(pt_mactcp_kind(), PT_SIM_CLASSIC, 0);
+    begin(pt_mactcp_ops(), PT_SIM_CLASSIC, 0);
     CHECK(send_number(&one, 0, 100) >= 0 && send_number(&one, 1, 100) >= 0);
     (void)turn(&one, 0);
     if (!driver_gets_answers)
@@ -395,7 +395,7 @@ static void abandoned_slots_stay_until_the_driver_lets_go(int driver_gets_answer
 
 static void a_synchronous_send_waits_for_its_acknowledgement_and_at_most_five_seconds(void)
 {
-    begin(pt_mactcp_sync_kind(), PT_SIM_CLASSIC, 0);
+    begin(pt_mactcp_sync_ops(), PT_SIM_CLASSIC, 0);
     uint64_t start = pt_sim_now(sim);
     CHECK(send_number(&one, 0, 100) >= 0);
     (void)turn(&one, 0);
@@ -413,7 +413,7 @@ static void a_synchronous_send_waits_for_its_acknowledgement_and_at_most_five_se
 
 static void a_synchronous_send_never_overtakes_what_is_in_flight(void)
 {
-    begin(pt_mactcp_kind(), PT_SIM_CLASSIC, 0);
+    begin(pt_mactcp_ops(), PT_SIM_CLASSIC, 0);
     CHECK(send_number(&one, 0, 100) >= 0 && send_number(&one, 1, 100) >= 0);
     (void)turn(&one, 0);
     static const uint8_t frame[16] = {'P', 'T', 'M', 'G', 1, PT_FRAME_DATA, 0, 2, 0, 4, 0,

@@ -5,15 +5,15 @@
 static pt_sim *sim;
 static node one, other;
 
-static void begin(const pt_classic_kind *kind, int preset, uint32_t send_limit)
+static void begin(const pt_platform_ops *ops, int preset, uint32_t send_limit)
 {
     sim = pt_sim_open(&counted, 3, 0, 64);
     pt_sim_path path;
     pt_sim_costs costs;
     pt_sim_get_preset(preset, &path, &costs);
     pt_sim_set_defaults(sim, &path, &costs);
-    make_node(&one, sim, kind, 0x0A000001, 0, send_limit);
-    make_node(&other, sim, pt_ot_kind(), 0x0A000002, 0, send_limit);
+    make_node(&one, sim, ops, 0x0A000001, 0, send_limit);
+    make_node(&other, sim, pt_ot_ops(), 0x0A000002, 0, send_limit);
     connect_nodes(sim, &one, &other, 2, 0);
 }
 
@@ -82,7 +82,7 @@ static pt_ot_endpoint *make_ready(pt_ot *provider, heard *by, pt_ot_notifier not
 
 static void the_modes_are_set_in_one_order_only(void)
 {
-    begin(pt_ot_kind(), PT_SIM_CLASSIC, 0);
+    begin(pt_ot_ops(), PT_SIM_CLASSIC, 0);
     heard by;
     memset(&by, 0, sizeof by);
     pt_ot_endpoint *endpoint = pt_ot_open(one.platform);
@@ -108,7 +108,7 @@ static void the_modes_are_set_in_one_order_only(void)
 
 static void a_connection_lives_through_all_its_events(void)
 {
-    begin(pt_ot_kind(), PT_SIM_CLASSIC, 0);
+    begin(pt_ot_ops(), PT_SIM_CLASSIC, 0);
     heard caller, listener, accepted;
     uint8_t data[300];
     pt_ot_call call;
@@ -175,7 +175,7 @@ static void a_connection_lives_through_all_its_events(void)
 
 static void a_flow_that_was_stopped_is_told_when_it_may_go_on(void)
 {
-    begin(pt_ot_kind(), PT_SIM_CLASSIC, 600);
+    begin(pt_ot_ops(), PT_SIM_CLASSIC, 600);
     heard by;
     uint8_t data[1000] = {0};
     pt_ot_endpoint *sends = make_ready(one.platform, &by, write_down);
@@ -198,7 +198,7 @@ static void a_flow_that_was_stopped_is_told_when_it_may_go_on(void)
 
 static void a_refusal_and_a_break_are_disconnects(void)
 {
-    begin(pt_ot_kind(), PT_SIM_CLASSIC, 0);
+    begin(pt_ot_ops(), PT_SIM_CLASSIC, 0);
     heard caller, called;
     uint8_t data[100] = {0};
     pt_ot_endpoint *dials = make_ready(one.platform, &caller, write_down);
@@ -233,7 +233,7 @@ static void a_refusal_and_a_break_are_disconnects(void)
 
 static void an_unreachable_datagram_wedges_the_endpoint_until_it_is_taken(void)
 {
-    begin(pt_ot_kind(), PT_SIM_CLASSIC, 0);
+    begin(pt_ot_ops(), PT_SIM_CLASSIC, 0);
     heard by, to;
     uint8_t data[8] = {1};
     uint32_t address;
@@ -262,7 +262,7 @@ static void an_unreachable_datagram_wedges_the_endpoint_until_it_is_taken(void)
 
 static void work_at_notifier_time_is_refused_and_told(void)
 {
-    begin(pt_ot_kind(), PT_SIM_CLASSIC, 0);
+    begin(pt_ot_ops(), PT_SIM_CLASSIC, 0);
     heard by;
     pt_ot_endpoint *works = make_ready(one.platform, &by, work);
     int32_t listener = pt_sim_listen(sim, one.host, 96);
@@ -282,7 +282,7 @@ static void work_at_notifier_time_is_refused_and_told(void)
 
 static void bytes_may_not_change_before_they_are_released(void)
 {
-    begin(pt_ot_kind(), PT_SIM_CLASSIC, 0);
+    begin(pt_ot_ops(), PT_SIM_CLASSIC, 0);
     heard by;
     pt_ot_endpoint *sends = make_ready(one.platform, &by, write_down);
     int32_t listener = pt_sim_listen(sim, one.host, 96);
@@ -305,7 +305,7 @@ static void flow_control_takes_slots_in_part_and_goes_on_in_order(void)
           pt_ot_code(PT_OT_NO_DATA) == PT_ERR_WOULD_BLOCK &&
           pt_ot_code(PT_OT_LOOK) == PT_ERR_CONNECTION_CLOSED);
     CHECK(pt_ot_code(PT_OT_OUT_OF_MEMORY) == PT_ERR_WOULD_BLOCK);
-    begin(pt_ot_kind(), PT_SIM_CLASSIC, 600); /* less than a message */
+    begin(pt_ot_ops(), PT_SIM_CLASSIC, 600); /* less than a message */
     uint32_t number = 0, blocked = 0, parts = 0;
     while (one.sent < 200) {
         while (number < 200 && send_number(&one, number, 1000) >= 0)
@@ -327,7 +327,7 @@ static void flow_control_takes_slots_in_part_and_goes_on_in_order(void)
 
 static void a_send_without_memory_is_told_when_to_try_again(void)
 {
-    begin(pt_ot_kind(), PT_SIM_CLASSIC, 0);
+    begin(pt_ot_ops(), PT_SIM_CLASSIC, 0);
     heard by;
     uint8_t data[30] = {0};
     pt_ot_endpoint *sends = make_ready(one.platform, &by, write_down);
@@ -364,7 +364,7 @@ static void a_send_without_memory_is_told_when_to_try_again(void)
 
 static void memory_that_runs_out_delays_slots_and_never_reorders(void)
 {
-    begin(pt_ot_kind(), PT_SIM_CLASSIC, 0);
+    begin(pt_ot_ops(), PT_SIM_CLASSIC, 0);
     uint32_t number = 0, blocked = 0;
     allocations_left = 0;
     while (one.sent < 200) {
@@ -383,7 +383,7 @@ static void memory_that_runs_out_delays_slots_and_never_reorders(void)
 
 static void abandoned_slots_stay_until_the_provider_lets_go(int answers)
 {
-    begin(pt_ot_kind(), PT_SIM_CLASSIC, 0);
+    begin(pt_ot_ops(), PT_SIM_CLASSIC, 0);
     CHECK(send_number(&one, 0, 100) >= 0 && send_number(&one, 1, 100) >= 0);
     (void)turn(&one, 0);
     if (!answers)
@@ -404,7 +404,7 @@ static void abandoned_slots_stay_until_the_provider_lets_go(int answers)
 
 static void a_synchronous_send_waits_for_its_release_and_at_most_five_seconds(void)
 {
-    begin(pt_ot_sync_kind(), PT_SIM_CLASSIC, 0);
+    begin(pt_ot_sync_ops(), PT_SIM_CLASSIC, 0);
     uint64_t start = pt_sim_now(sim);
     CHECK(send_number(&one, 0, 100) >= 0);
     (void)turn(&one, 0);

@@ -60,7 +60,8 @@ static void a_system_without_memory_ends_no_link(void)
     pt_posix_memory_source(&account, &source);
     void *memory = malloc(pt_pool_size(classes, 1));
     pt_pool *pool = pt_pool_init(memory, classes, 1, 0, &source);
-    void *platform = malloc(pt_posix_size(0));
+    pt_setup setup = {.max_sources = 0};
+    void *platform = malloc(pt_posix_size(&setup));
     uint8_t *buffer = malloc(PT_RECEIVE_BUFFER_SIZE);
     int32_t error = 0;
     static pt_context context;
@@ -69,7 +70,7 @@ static void a_system_without_memory_ends_no_link(void)
     static pt_event events[4 * PT_IO_BUDGET + 4];
     int ends[2];
     REQUIRE(memory != NULL && platform != NULL && buffer != NULL && pool != NULL);
-    REQUIRE(pt_posix_init(platform, 0, 1, &error) == PT_OK);
+    REQUIRE(pt_posix_init(platform, &setup, &error) == PT_OK);
     REQUIRE(pt_context_init(&context, pt_posix_ops(), platform, pool, buffer,
                             PT_RECEIVE_BUFFER_SIZE, PT_IO_BUDGET) == PT_OK);
     REQUIRE(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, ends) == 0);

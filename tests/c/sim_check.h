@@ -72,27 +72,33 @@ typedef struct node {
     pt_event events[EVENTS];
     int32_t handle;
     int host;
-    const pt_classic_kind *kind;
+    const pt_platform_ops *ops;
     uint32_t sent, failed, received, wrong, closed;
     int32_t close_code, close_error, sent_code;
 } node;
 
-static void make_node(node *made, pt_sim *sim, const pt_classic_kind *kind, uint32_t address,
+static void make_node(node *made, pt_sim *sim, const pt_platform_ops *ops, uint32_t address,
                       int push, uint32_t send_limit)
 {
     static const pt_pool_class classes[] = {{256, 64}, {1040, 64}, {4112, 64}, {8320, 64}};
     memset(made, 0, sizeof *made);
     made->host = pt_sim_add_host(sim, address);
     CHECK(made->host >= 0);
-    made->kind = kind;
+    made->ops = ops;
     made->pool_memory = malloc(pt_pool_size(classes, 4));
     made->pool = pt_pool_init(made->pool_memory, classes, 4, 0, &counted);
-    made->platform = malloc(kind->size);
-    kind->init(made->platform, sim, made->host, &scarce, push, send_limit);
+    pt_setup setup = {.network = sim,
+                      .host = made->host,
+                      .memory = &scarce,
+                      .push = (uint8_t)push,
+                      .send_limit = send_limit};
+    int32_t unused;
+    made->platform = malloc(ops->size(&setup));
+    CHECK(ops->init(made->platform, &setup, &unused) == PT_OK);
     made->receive_buffer = malloc(PT_RECEIVE_BUFFER_SIZE);
     made->frames = malloc(1 << 19);
-    CHECK(pt_context_init(&made->context, kind->ops, made->platform, made->pool,
-                          made->receive_buffer, PT_RECEIVE_BUFFER_SIZE, PT_IO_BUDGET) == PT_OK);
+    CHECK(pt_context_init(&made->context, ops, made->platform, made->pool, made->receive_buffer,
+                          PT_RECEIVE_BUFFER_SIZE, PT_IO_BUDGET) == PT_OK);
 }
 
 static void open_link(node *of, int32_t handle, uint8_t depth, int packing)
@@ -209,7 +215,7 @@ __attribute__((unused)) static int has_violation(const node *of, const char *wor
 static void end_node(node *of)
 {
     (void)pt_link_close(&of->context, &of->link);
-    of->kind->cleanup(of->platform);
+    of->ops->cleanup(of->platform);
     CHECK(pt_context_cleanup(&of->context) == PT_OK);
     CHECK(pt_pool_cleanup(of->pool) == 0);
     free(of->pool_memory);

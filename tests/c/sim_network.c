@@ -12,7 +12,7 @@ static uint32_t choose(uint64_t *random, uint32_t bound)
 static uint64_t one_network(uint64_t seed)
 {
     uint64_t random = seed;
-    const pt_classic_kind *worlds[2] = {pt_mactcp_kind(), pt_ot_kind()};
+    const pt_platform_ops *worlds[2] = {pt_mactcp_ops(), pt_ot_ops()};
     pt_sim *sim = pt_sim_open(&counted, seed, 0, 0);
     pt_sim_path path;
     pt_sim_costs costs;

@@ -2,10 +2,10 @@
  * was decided. Arguments: none. */
 #include "sim_check.h"
 
-static const pt_classic_kind *worlds[4];
+static const pt_platform_ops *worlds[4];
 
 /* Fill the pipeline for so long. Returns message bytes received in a second of simulated time. */
-static double rate(const pt_classic_kind *kind, uint32_t size, uint8_t depth, int packing,
+static double rate(const pt_platform_ops *ops, uint32_t size, uint8_t depth, int packing,
                    uint64_t seconds, uint64_t *hash)
 {
     pt_sim *sim = pt_sim_open(&counted, 7, 0, 0);
@@ -14,12 +14,12 @@ static double rate(const pt_classic_kind *kind, uint32_t size, uint8_t depth, in
     pt_sim_get_preset(PT_SIM_CLASSIC, &path, &costs);
     pt_sim_set_defaults(sim, &path, &costs);
     static node one, other;
-    make_node(&one, sim, kind, 0x0A000001, 0, 0);
-    make_node(&other, sim, kind, 0x0A000002, 0, 0);
+    make_node(&one, sim, ops, 0x0A000001, 0, 0);
+    make_node(&other, sim, ops, 0x0A000002, 0, 0);
     connect_nodes(sim, &one, &other, depth, packing);
     uint64_t start = pt_sim_now(sim), end = start + seconds * SECOND, half_bytes = 0;
     uint32_t number = 0, half_received = 0;
-    int synchronous = kind->ops->tcp_send_async == NULL;
+    int synchronous = ops->tcp_send_async == NULL;
     while (pt_sim_now(sim) < end) {
         int result;
         while ((result = send_number(&one, number, size)) >= 0) {
@@ -67,7 +67,7 @@ static int near(double value, double wanted)
 }
 
 /* Nanoseconds from the send of one message to its arrival, and to its completion. */
-static void latency(const pt_classic_kind *kind, uint32_t size, uint64_t *arrived_ns,
+static void latency(const pt_platform_ops *ops, uint32_t size, uint64_t *arrived_ns,
                     uint64_t *completed_ns)
 {
     pt_sim *sim = pt_sim_open(&counted, 7, 0, 0);
@@ -76,7 +76,7 @@ static void latency(const pt_classic_kind *kind, uint32_t size, uint64_t *arrive
     pt_sim_get_preset(PT_SIM_CLASSIC, &path, &costs);
     pt_sim_set_defaults(sim, &path, &costs);
     static node one, other;
-    make_node(&one, sim, kind, 0x0A000001, 0, 0);
+    make_node(&one, sim, ops, 0x0A000001, 0, 0);
     make_node(&other, sim, worlds[0], 0x0A000002, 0, 0);
     connect_nodes(sim, &one, &other, 4, 1);
     while (go_on(sim, &one, &other, UINT64_MAX)) {
@@ -102,10 +102,10 @@ static void latency(const pt_classic_kind *kind, uint32_t size, uint64_t *arrive
 int main(int count, char **arguments)
 {
     uint64_t seconds = count > 1 ? (uint64_t)atoi(arguments[1]) : 600;
-    worlds[0] = pt_mactcp_kind();
-    worlds[1] = pt_ot_kind();
-    worlds[2] = pt_mactcp_sync_kind();
-    worlds[3] = pt_ot_sync_kind();
+    worlds[0] = pt_mactcp_ops();
+    worlds[1] = pt_ot_ops();
+    worlds[2] = pt_mactcp_sync_ops();
+    worlds[3] = pt_ot_sync_ops();
     static const struct {
         uint32_t size;
         uint8_t depth, packing;
@@ -127,7 +127,7 @@ int main(int count, char **arguments)
                              seconds, &hash) /
                         1000;
             all = all * 31 + hash;
-            printf("%-20s %4u bytes, depth %u%s: %.1f KB/s\n", worlds[world]->ops->name,
+            printf("%-20s %4u bytes, depth %u%s: %.1f KB/s\n", worlds[world]->name,
                    (unsigned)rows[row].size, rows[row].depth, rows[row].packing ? ", packed" : "",
                    kb);
             CHECK(near(kb, rows[row].wanted));
