@@ -11,6 +11,9 @@
 
 void *sim_take(pt_sim *sim, size_t size)
 {
+    PT_ASSERT(size != 0);
+    PT_ASSERT(sim->limit == 0 || sim->bytes <= sim->limit);
+
     if (sim->limit != 0 && sim->bytes + size > sim->limit) {
         sim->out_of_memory = 1;
         return NULL;
@@ -31,7 +34,8 @@ void sim_give(pt_sim *sim, void *memory, size_t size)
 {
     if (memory == NULL)
         return;
-    PT_ASSERT(sim->bytes >= size);
+    PT_ASSERT(size != 0);
+    PT_ASSERT(sim->bytes >= sizeof *sim + size); /* the box itself goes last */
     sim->bytes -= size;
     sim->memory.release(sim->memory.context, memory, size);
 }
@@ -39,6 +43,9 @@ void sim_give(pt_sim *sim, void *memory, size_t size)
 /* Make an array of count items at least wanted long. 0 when there is no memory. */
 int sim_widen(pt_sim *sim, void **array, uint32_t *count, uint32_t wanted, size_t item_size)
 {
+    PT_ASSERT((*array == NULL) == (*count == 0));
+    PT_ASSERT(item_size != 0 && wanted <= UINT32_MAX / 2);
+
     if (wanted <= *count)
         return 1;
     uint32_t size = *count ? *count : 16;
@@ -67,6 +74,8 @@ static uint64_t draw(uint64_t *random)
 
 uint64_t sim_choose(uint64_t *random, uint64_t bound)
 {
+    PT_ASSERT(bound != 0);
+
     return draw(random) % bound;
 }
 
@@ -80,6 +89,8 @@ void pt_sim_random(pt_sim *sim, uint8_t *out, size_t size)
 
 static uint64_t hashed(uint64_t hash, uint64_t value, int size)
 {
+    PT_ASSERT(size >= 1 && size <= 8);
+
     for (int index = 0; index < size; index++) {
         hash = (hash ^ (value & 0xFF)) * UINT64_C(0x100000001B3);
         value >>= 8;
@@ -89,6 +100,10 @@ static uint64_t hashed(uint64_t hash, uint64_t value, int size)
 
 void sim_trace(pt_sim *sim, int kind, int32_t source, int32_t target, uint32_t a, uint64_t b)
 {
+    PT_ASSERT(kind >= PT_SIM_SEND && kind < PT_SIM_KINDS);
+    PT_ASSERT(source < (int32_t)sim->host_count && target < (int32_t)sim->host_count);
+    PT_ASSERT(sim->record_count <= sim->record_size);
+
     uint64_t hash = hashed(sim->hash, sim->now_ns, 8);
     hash = hashed(hash, (uint32_t)kind, 1);
     hash = hashed(hash, (uint32_t)source, 4);
@@ -120,6 +135,9 @@ uint64_t pt_sim_trace_hash(const pt_sim *sim)
 
 uint32_t pt_sim_trace_read(pt_sim *sim, pt_sim_record *records, uint32_t capacity)
 {
+    PT_ASSERT(sim->record_count <= sim->record_size);
+    PT_ASSERT(sim->record_size == 0 || sim->record_first < sim->record_size);
+
     uint32_t count = 0;
     for (; count < capacity && sim->record_count != 0; count++) {
         records[count] = sim->records[sim->record_first];
@@ -143,12 +161,17 @@ void pt_sim_note(pt_sim *sim, uint32_t a, uint32_t b)
 
 static int before(const sim_event *one, const sim_event *other)
 {
+    PT_ASSERT(one->order != other->order);
+
     return one->time_ns != other->time_ns ? one->time_ns < other->time_ns
                                           : one->order < other->order;
 }
 
 static void settle_at(pt_sim *sim, sim_event *event, uint32_t place)
 {
+    PT_ASSERT(place < sim->heap_count);
+    PT_ASSERT(sim->heap_count <= sim->heap_size);
+
     sim->heap[place] = event;
     event->place = place;
 }
@@ -182,6 +205,8 @@ static void sink(pt_sim *sim, sim_event *event)
 
 sim_event *sim_plan(pt_sim *sim, int kind, uint64_t time_ns)
 {
+    PT_ASSERT(kind >= SIM_LEAVE && kind <= SIM_DONE);
+
     sim_event *event = sim->unused_events;
     if (event != NULL) {
         sim->unused_events = event->next;
@@ -203,11 +228,16 @@ sim_event *sim_plan(pt_sim *sim, int kind, uint64_t time_ns)
     event->order = sim->order++;
     event->place = sim->heap_count++;
     rise(sim, event);
+    PT_ASSERT(sim->heap[event->place] == event);
+    PT_ASSERT(sim->heap[0]->time_ns >= sim->now_ns); /* nothing is due in the past */
     return event;
 }
 
 void sim_unplan(pt_sim *sim, sim_event *event)
 {
+    PT_ASSERT(event->place < sim->heap_count);
+    PT_ASSERT(sim->heap[event->place] == event);
+
     sim_event *last = sim->heap[--sim->heap_count];
     if (last != event) {
         last->place = event->place;
@@ -248,6 +278,9 @@ pt_sim *pt_sim_open(const pt_memory *source, uint64_t seed, uint64_t limit, uint
 
 static void free_host(pt_sim *sim, sim_host *host)
 {
+    PT_ASSERT(host->sockets == NULL);
+    PT_ASSERT(sim->hosts[host->number] == host);
+
     for (uint32_t index = 0; index < host->way_count; index++) {
         if (host->ways[index] != NULL)
             sim_give(sim, host->ways[index], sizeof(sim_way));
@@ -258,6 +291,8 @@ static void free_host(pt_sim *sim, sim_host *host)
 
 void pt_sim_close(pt_sim *sim)
 {
+    PT_ASSERT(!sim->notifying);
+
     for (uint32_t index = 0; index < sim->socket_size; index++) {
         sim_socket *socket = sim->sockets[index];
         if (socket != NULL && socket->kind == SIM_STREAM)
@@ -305,6 +340,7 @@ int pt_sim_step(pt_sim *sim, uint64_t limit_ns)
         return 0;
     sim_event event = *sim->heap[0];
     sim_unplan(sim, sim->heap[0]);
+    PT_ASSERT(event.time_ns >= sim->now_ns);
     sim->now_ns = event.time_ns;
     PT_ASSERT((event.packet != NULL) == (event.kind < SIM_TIMER));
     sim_socket *socket = event.packet == NULL ? sim_find(sim, event.handle) : NULL;
@@ -343,6 +379,7 @@ int pt_sim_advance(pt_sim *sim, uint64_t to_ns, uint64_t *served)
         (*served)++;
     if (result == PT_OK && sim->now_ns < to_ns)
         sim->now_ns = to_ns;
+    PT_ASSERT(result != PT_OK || pt_sim_next_event(sim) > to_ns);
     return result;
 }
 

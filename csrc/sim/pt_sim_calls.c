@@ -38,6 +38,7 @@ int32_t pt_sim_dial(pt_sim *sim, int host, uint32_t address, uint16_t port)
     sim_stream_control(sim, stream, SIM_SYN, 0);
     sim_stream_await_answer(sim, stream);
     sim_stream_set_timer(sim, stream);
+    PT_ASSERT(stream->outcome == PT_ERR_WOULD_BLOCK && !stream->open);
     return stream->handle;
 }
 
@@ -51,6 +52,8 @@ int32_t pt_sim_accept(pt_sim *sim, int32_t handle)
     sim_socket *stream = listener->first_waiting;
     if (stream == NULL)
         return PT_ERR_WOULD_BLOCK;
+    PT_ASSERT(stream->waiting && stream->parent == listener);
+    PT_ASSERT(listener->waiting_count != 0);
     listener->first_waiting = stream->next_waiting;
     listener->waiting_count--;
     stream->waiting = 0;
@@ -68,6 +71,8 @@ int pt_sim_get_outcome(const pt_sim *sim, int32_t handle)
 
 int sim_stream_ready(const sim_socket *stream)
 {
+    PT_ASSERT(stream->kind == SIM_STREAM && !stream->released);
+
     if (stream->outcome == PT_ERR_WOULD_BLOCK)
         return 0;
     int ready = stream->queue_len != 0 || stream->fin_told ? PT_READY_READ : 0;
@@ -95,6 +100,7 @@ int pt_sim_send_piece(pt_sim *sim, int32_t handle, pt_sim_piece *piece)
         code = PT_ERR_INVALID_PARAM;
     if (code != PT_OK)
         return code;
+    PT_ASSERT(stream->open && !stream->fin_sent);
     piece->next = NULL;
     piece->result = 1;
     stream->queued_end += piece->len;
@@ -115,6 +121,7 @@ int pt_sim_send(pt_sim *sim, int32_t handle, const uint8_t *data, uint32_t len)
     uint64_t room = waiting < OWN_BUFFER ? OWN_BUFFER - waiting : 0;
     if (len > room)
         len = (uint32_t)room;
+    PT_ASSERT(len <= OWN_BUFFER);
     if (len == 0)
         return 0;
     pt_sim_piece *piece = sim_take(sim, sizeof *piece + len);
@@ -141,6 +148,7 @@ int pt_sim_receive(pt_sim *sim, int32_t handle, uint8_t *buffer, uint32_t size, 
     uint32_t count = 0;
     while (stream->queue != NULL && count < size) {
         sim_packet *packet = stream->queue;
+        PT_ASSERT(packet->offset < packet->len);
         uint32_t len = packet->len - packet->offset;
         if (len > size - count)
             len = size - count;
@@ -154,7 +162,9 @@ int pt_sim_receive(pt_sim *sim, int32_t handle, uint8_t *buffer, uint32_t size, 
             stream->queue_end = &stream->queue;
         sim_drop_packet(sim, packet);
     }
+    PT_ASSERT(count <= stream->queue_len);
     stream->queue_len -= count;
+    PT_ASSERT((stream->queue == NULL) == (stream->queue_len == 0));
     if (count == 0) {
         *broken = sim_stream_is_over(stream);
         if (sim_stream_is_over(stream))
@@ -206,6 +216,8 @@ static int is_living(const sim_socket *socket)
 /* The other end of a living stream, which may not know of it yet; NULL: it is over, or not made. */
 static sim_socket *other_end(const pt_sim *sim, const sim_socket *stream)
 {
+    PT_ASSERT(stream->kind == SIM_STREAM && (uint32_t)stream->peer_host < sim->host_count);
+
     for (sim_socket *other = sim->hosts[stream->peer_host]->sockets; other != NULL;
          other = other->next) {
         if (is_living(other) && other->peer == stream->handle)
@@ -241,6 +253,7 @@ uint32_t pt_sim_next_connection(const pt_sim *sim, int host, int other, uint32_t
     }
     if (next == NULL)
         return 0;
+    PT_ASSERT(next->number > number);
     const sim_socket *far = other_end(sim, next);
     int side = next->host != hosts[0];
     ends[side] = next->handle;
@@ -267,6 +280,8 @@ int pt_sim_strike(pt_sim *sim, int32_t handle)
 /* Nobody will read or write it any more: send what is owed, and end. */
 static void release_stream(pt_sim *sim, sim_socket *stream)
 {
+    PT_ASSERT(stream->kind == SIM_STREAM && !stream->released);
+
     stream->released = 1;
     if (!stream->open && !sim_stream_is_over(stream))
         sim_stream_terminate(sim, stream, PT_ERR_CONNECTION_CLOSED, 0);

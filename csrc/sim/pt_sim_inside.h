@@ -5,6 +5,7 @@
 #ifndef PT_SIM_INSIDE_H
 #define PT_SIM_INSIDE_H
 
+#include "pt_assert.h"
 #include "pt_sim.h"
 
 typedef struct sim_host sim_host;
@@ -243,6 +244,11 @@ void sim_stream_timer(pt_sim *sim, sim_socket *stream);
 void sim_stream_done(pt_sim *sim, sim_socket *stream, uint64_t position);
 void sim_stream_terminate(pt_sim *sim, sim_socket *stream, int outcome, int tell);
 int sim_stream_ready(const sim_socket *stream);
+
+#if PT_ASSERTIONS
+/* What holds of a stream that is not over, whenever it has been served. */
+void sim_stream_check(const pt_sim *sim, const sim_socket *stream);
+#endif
 
 /* Where nobody holds a stream and nothing is left to do: destroy it, or let it rest before that. */
 void sim_stream_settle(pt_sim *sim, sim_socket *stream);

@@ -5,10 +5,12 @@
  * same position, or one that ends inside a loss being mended, do it at once. */
 #include <string.h>
 
+#include "pt_assert.h"
 #include "pt_sim_inside.h"
 
 #define FIRST_RTO_NS UINT64_C(1000000000)
 #define LEAST_RTO_NS UINT64_C(250000000)
+#define LAST_BACKOFF 5
 
 /* --------------------------------------------------------------------------------------- timers */
 
@@ -27,6 +29,9 @@ static int is_stuck(const sim_socket *stream)
 
 static uint64_t rto(const sim_socket *stream)
 {
+    PT_ASSERT(stream->backoff <= LAST_BACKOFF);
+    PT_ASSERT(stream->rtt_ns != 0 || stream->rtt_spread_ns == 0);
+
     uint64_t time_ns = FIRST_RTO_NS;
     if (stream->rtt_ns != 0) {
         time_ns = stream->rtt_ns + 4 * stream->rtt_spread_ns;
@@ -44,6 +49,8 @@ static uint64_t sooner(uint64_t one, uint64_t other)
 
 void sim_stream_set_timer(pt_sim *sim, sim_socket *stream)
 {
+    PT_ASSERT(stream->timer == NULL || stream->timer->handle == stream->handle);
+
     uint64_t time_ns = SIM_NEVER;
     if (!sim_stream_is_over(stream) && !stream->host->vanished) {
         if (stream->rto_at_ns != 0 && (is_outstanding(stream) || is_stuck(stream)))
@@ -67,6 +74,8 @@ void sim_stream_set_timer(pt_sim *sim, sim_socket *stream)
 
 void sim_stream_await_answer(pt_sim *sim, sim_socket *stream)
 {
+    PT_ASSERT(!sim_stream_is_over(stream));
+
     if (stream->silent_since_ns == SIM_NEVER)
         stream->silent_since_ns = sim->now_ns;
     if (stream->rto_at_ns == 0)
@@ -83,6 +92,8 @@ static uint64_t received_so_far(const sim_socket *stream)
 /* The edge never goes back. */
 static uint64_t window_edge(const sim_socket *stream)
 {
+    PT_ASSERT(stream->queue_len <= stream->window);
+
     uint64_t room = stream->window > stream->queue_len ? stream->window - stream->queue_len : 0;
     uint64_t edge = stream->received + room;
     return edge > stream->told_edge ? edge : stream->told_edge;
@@ -90,6 +101,8 @@ static uint64_t window_edge(const sim_socket *stream)
 
 static void address_packet(sim_socket *stream, sim_packet *packet)
 {
+    PT_ASSERT(stream->peer > 0 || packet->kind == SIM_SYN);
+
     packet->source = stream->handle;
     packet->source_host = stream->host->number;
     packet->source_port = stream->port;
@@ -103,6 +116,9 @@ static void address_packet(sim_socket *stream, sim_packet *packet)
 
 void sim_stream_control(pt_sim *sim, sim_socket *stream, int kind, uint64_t stamp_ns)
 {
+    PT_ASSERT(kind > SIM_DATA && kind < SIM_DATAGRAM);
+    PT_ASSERT(kind != SIM_FIN || stream->fin_sent);
+
     sim_packet *packet = sim_make_packet(sim, kind, 0);
     if (packet == NULL)
         return;
@@ -114,6 +130,8 @@ void sim_stream_control(pt_sim *sim, sim_socket *stream, int kind, uint64_t stam
 
 void sim_stream_refuse(pt_sim *sim, const sim_packet *asked)
 {
+    PT_ASSERT(asked->kind != SIM_RST);
+
     sim_packet *packet = sim_make_packet(sim, SIM_RST, 0);
     if (packet == NULL)
         return;
@@ -138,6 +156,7 @@ static pt_sim_piece *piece_at(const sim_socket *stream, uint64_t position)
     pt_sim_piece *piece = stream->pieces;
     while (piece != NULL && piece->end <= position)
         piece = piece->next;
+    PT_ASSERT(piece != NULL && piece->end - piece->len <= position);
     return piece;
 }
 
@@ -145,6 +164,9 @@ static pt_sim_piece *piece_at(const sim_socket *stream, uint64_t position)
  * that need not be pushed. */
 static uint32_t packet_len(const pt_sim_piece *piece, uint64_t position, uint64_t limit)
 {
+    PT_ASSERT(position < piece->end);
+    PT_ASSERT(position < limit);
+
     uint64_t len = piece->end - position;
     while (!piece->push && piece->next != NULL && len + piece->next->len <= PT_SIM_MSS) {
         piece = piece->next;
@@ -160,6 +182,7 @@ static void fill_packet(sim_packet *packet, const pt_sim_piece *piece)
     for (uint32_t done = 0; done < packet->len; piece = piece->next) {
         uint32_t start = (uint32_t)(position - (piece->end - piece->len));
         uint32_t len = piece->len - start;
+        PT_ASSERT(start < piece->len);
         if (len > packet->len - done)
             len = packet->len - done;
         memcpy(packet->data + done, piece->data + start, len);
@@ -171,6 +194,10 @@ static void fill_packet(sim_packet *packet, const pt_sim_piece *piece)
 /* Give bytes from position on to the processor. 0: no memory; tried again soon. */
 static int process(pt_sim *sim, sim_socket *stream, uint64_t position, uint32_t len, int again)
 {
+    PT_ASSERT(len != 0 && position + len <= stream->queued_end);
+    PT_ASSERT((again != 0) == (position < stream->next_position));
+    PT_ASSERT(!stream->sending);
+
     sim_packet *packet = sim_make_packet(sim, SIM_DATA, len);
     if (packet == NULL) {
         stream->rto_at_ns = sim->now_ns + LEAST_RTO_NS;
@@ -190,6 +217,8 @@ static int process(pt_sim *sim, sim_socket *stream, uint64_t position, uint32_t 
 /* Send again from the oldest byte that is not acknowledged. 0 when nothing else may be sent now. */
 static int resend(pt_sim *sim, sim_socket *stream)
 {
+    PT_ASSERT(stream->open && stream->resend);
+
     stream->resend = 0;
     if (stream->unacknowledged < stream->next_position) {
         uint32_t len = packet_len(piece_at(stream, stream->unacknowledged), stream->unacknowledged,
@@ -234,13 +263,20 @@ void sim_stream_pump(pt_sim *sim, sim_socket *stream)
         stream->next_position += len;
     }
     sim_stream_set_timer(sim, stream);
+#if PT_ASSERTIONS
+    if (!sim_stream_is_over(stream))
+        sim_stream_check(sim, stream);
+#endif
 }
 
 void sim_stream_left(pt_sim *sim, sim_packet *packet)
 {
+    PT_ASSERT(packet->kind == SIM_DATA && packet->next == NULL);
+
     sim_socket *stream = sim_find(sim, packet->source);
     if (stream == NULL)
         return;
+    PT_ASSERT(stream->sending);
     stream->sending = 0;
     if (!packet->again)
         packet->stamp_ns = sim->now_ns;
@@ -254,6 +290,8 @@ void sim_stream_left(pt_sim *sim, sim_packet *packet)
 
 void sim_stream_settle_piece(pt_sim *sim, pt_sim_piece *piece, int result)
 {
+    PT_ASSERT(piece->result == 1 && result != 1);
+
     if (piece->owned)
         sim_give(sim, piece, sizeof *piece + piece->len);
     else
@@ -305,6 +343,9 @@ static int complete_pieces(pt_sim *sim, sim_socket *stream)
 
 void sim_stream_acknowledge(pt_sim *sim, sim_socket *stream, const sim_packet *packet)
 {
+    PT_ASSERT(packet->ack <= stream->next_position + stream->fin_sent);
+    PT_ASSERT(packet->stamp_ns <= sim->now_ns);
+
     int wider = packet->edge > stream->send_edge;
     if (wider)
         stream->send_edge = packet->edge;
@@ -340,7 +381,7 @@ void sim_stream_retry(pt_sim *sim, sim_socket *stream)
     if (stream->rto_at_ns == 0 || sim->now_ns < stream->rto_at_ns ||
         !(is_outstanding(stream) || is_stuck(stream)))
         return;
-    if (stream->backoff < 5)
+    if (stream->backoff < LAST_BACKOFF)
         stream->backoff++;
     stream->rto_at_ns = sim->now_ns + rto(stream);
     if (!stream->open) {

@@ -38,11 +38,16 @@ static int widen_sockets(pt_sim *sim, uint32_t wanted)
     sim->generations = generations;
     wide = wide && sim_widen(sim, &sockets, &sim->socket_size, wanted, sizeof *sim->sockets);
     sim->sockets = sockets;
+    PT_ASSERT(!wide || sim->socket_size >= wanted);
+    PT_ASSERT(!wide || sim->generation_size >= wanted);
     return wide;
 }
 
 sim_socket *sim_make_socket(pt_sim *sim, sim_host *host, int kind, uint16_t port, int *code)
 {
+    PT_ASSERT(kind >= SIM_LISTENER && kind <= SIM_PORT);
+    PT_ASSERT(port != 0);
+
     uint32_t place = sim->first_unused;
     while (place < sim->socket_size && sim->sockets[place] != NULL)
         place++;
@@ -67,6 +72,7 @@ sim_socket *sim_make_socket(pt_sim *sim, sim_host *host, int kind, uint16_t port
     socket->queue_end = &socket->queue;
     socket->next = host->sockets;
     host->sockets = socket;
+    PT_ASSERT(socket->handle > 0 && sim_find(sim, socket->handle) == socket);
     *code = PT_OK;
     return socket;
 }
@@ -82,8 +88,8 @@ static void drop_packets(pt_sim *sim, sim_packet *first)
 
 void sim_destroy_socket(pt_sim *sim, sim_socket *socket)
 {
-    PT_ASSERT(socket->pieces == NULL && socket->done == NULL && socket->timer == NULL &&
-              socket->first_waiting == NULL);
+    PT_ASSERT(socket->pieces == NULL && socket->done == NULL && socket->timer == NULL);
+    PT_ASSERT(socket->first_waiting == NULL && !socket->waiting);
     drop_packets(sim, socket->queue);
     drop_packets(sim, socket->early);
     sim_socket **link = &socket->host->sockets;
@@ -91,6 +97,7 @@ void sim_destroy_socket(pt_sim *sim, sim_socket *socket)
         link = &(*link)->next;
     *link = socket->next;
     uint32_t place = ((uint32_t)socket->handle & HANDLE_PLACES) - 1;
+    PT_ASSERT(sim->sockets[place] == socket);
     sim->sockets[place] = NULL;
     if (place < sim->first_unused)
         sim->first_unused = place;
@@ -109,6 +116,8 @@ sim_socket *sim_find_port(sim_host *host, int kind, uint16_t port)
 
 uint16_t sim_free_port(sim_host *host, int kind)
 {
+    PT_ASSERT(host->next_port >= SIM_FIRST_FREE_PORT);
+
     for (uint32_t tries = 0; tries < 65536U - SIM_FIRST_FREE_PORT; tries++) {
         uint16_t port = host->next_port;
         host->next_port = (uint16_t)(port == 65535U ? SIM_FIRST_FREE_PORT : port + 1U);
@@ -123,9 +132,11 @@ void sim_tell(pt_sim *sim, sim_socket *socket, int news)
 {
     if (socket->notify == NULL)
         return;
+    PT_ASSERT(news >= PT_SIM_NEWS_DATA && news <= PT_SIM_NEWS_UNREACHABLE);
     PT_ASSERT(!sim->notifying);
     sim->notifying = 1;
     socket->notify(socket->owner, socket->handle, news);
+    PT_ASSERT(sim->notifying); /* none ran inside */
     sim->notifying = 0;
 }
 
@@ -167,6 +178,7 @@ int pt_sim_get_name(const pt_sim *sim, int32_t handle, int remote, uint32_t *add
         return PT_ERR_INVALID_PARAM;
     if (remote && socket->kind != SIM_STREAM)
         return PT_ERR_NOT_CONNECTED;
+    PT_ASSERT((uint32_t)socket->peer_host < sim->host_count);
     *address = remote ? sim->hosts[socket->peer_host]->address : socket->host->address;
     *port = remote ? socket->peer_port : socket->port;
     return PT_OK;
@@ -212,6 +224,9 @@ int32_t pt_sim_datagram(pt_sim *sim, int host, uint16_t port)
 static sim_packet *make_datagram(pt_sim *sim, const sim_socket *socket, const uint8_t *data,
                                  uint32_t len, int32_t target, uint16_t port)
 {
+    PT_ASSERT(socket->kind == SIM_PORT && !socket->released);
+    PT_ASSERT(len <= PT_SIM_DATAGRAM_MAX && port != 0);
+
     sim_packet *packet = sim_make_packet(sim, SIM_DATAGRAM, len);
     if (packet == NULL)
         return NULL;
@@ -281,13 +296,18 @@ int pt_sim_receive_from(pt_sim *sim, int32_t handle, uint8_t *buffer, uint32_t s
     socket->queue = packet->next;
     if (socket->queue == NULL)
         socket->queue_end = &socket->queue;
+    PT_ASSERT(socket->queue_len >= packet->len);
     socket->queue_len -= packet->len;
+    PT_ASSERT(socket->queue != NULL || socket->queue_len == 0);
     sim_drop_packet(sim, packet);
     return (int)len;
 }
 
 static void hear(pt_sim *sim, sim_socket *socket, const sim_packet *heard)
 {
+    PT_ASSERT(heard->kind == SIM_DATAGRAM && heard->port == socket->port);
+    PT_ASSERT(socket->queue_len <= PT_SIM_DATAGRAM_QUEUE);
+
     if (socket->queue_len + heard->len > PT_SIM_DATAGRAM_QUEUE) {
         sim_trace(sim, PT_SIM_OVERFLOW, heard->source_host, heard->target_host, heard->len,
                   heard->port);
@@ -306,6 +326,9 @@ static void hear(pt_sim *sim, sim_socket *socket, const sim_packet *heard)
 
 void sim_datagram_arrived(pt_sim *sim, sim_packet *packet)
 {
+    PT_ASSERT(packet->kind == SIM_DATAGRAM);
+    PT_ASSERT(packet->len <= PT_SIM_DATAGRAM_MAX);
+
     int heard = 0;
     sim_trace(sim, PT_SIM_DATAGRAM, packet->source_host, packet->target_host, packet->len,
               packet->port);

@@ -3,20 +3,56 @@
  *
  * Here is the life of a stream: it is called or answers, takes in what comes, keeping what came
  * early, and ends. pt_sim_output.c has what it sends, pt_sim_calls.c what its owner may ask. */
+#include "pt_assert.h"
 #include "pt_sim_inside.h"
 
 #define GIVE_UP_NS UINT64_C(30000000000)
+
+/* ---------------------------------------------------------------------------- what always holds */
+
+#if PT_ASSERTIONS
+void sim_stream_check(const pt_sim *sim, const sim_socket *stream)
+{
+    PT_ASSERT(stream->kind == SIM_STREAM && !sim_stream_is_over(stream));
+    PT_ASSERT(stream->open == (stream->outcome == PT_OK));
+    PT_ASSERT(!stream->open || stream->peer > 0);
+    PT_ASSERT(!stream->waiting || (stream->parent != NULL && !stream->dialled));
+
+    /* what is sent: acknowledged, on its way, waiting, and the end behind it */
+    PT_ASSERT(stream->unacknowledged <= stream->next_position + stream->fin_sent);
+    PT_ASSERT(stream->next_position <= stream->queued_end);
+    PT_ASSERT(!stream->fin_sent || stream->next_position == stream->queued_end);
+    PT_ASSERT((stream->pieces == NULL) == (stream->unacknowledged >= stream->queued_end));
+    PT_ASSERT((stream->pieces == NULL) == (stream->pieces_end == &stream->pieces));
+    PT_ASSERT(stream->pieces == NULL || stream->pieces->end > stream->unacknowledged);
+
+    /* what is received: read, waiting to be read, behind a gap, and the end behind it */
+    PT_ASSERT((stream->queue == NULL) == (stream->queue_len == 0));
+    PT_ASSERT(stream->queue_len <= stream->window);
+    PT_ASSERT(stream->received <= stream->told_edge);
+    PT_ASSERT(stream->early == NULL || stream->early->position > stream->received);
+    PT_ASSERT(!stream->fin_seen || stream->received <= stream->fin_at);
+    PT_ASSERT(!stream->fin_told || (stream->fin_seen && stream->received == stream->fin_at));
+
+    PT_ASSERT(stream->silent_since_ns == SIM_NEVER || stream->silent_since_ns <= sim->now_ns);
+    PT_ASSERT(stream->timer == NULL || stream->timer->handle == stream->handle);
+}
+#endif
 
 /* -------------------------------------------------------------------------------------- the end */
 
 void sim_stream_terminate(pt_sim *sim, sim_socket *stream, int outcome, int tell)
 {
+    PT_ASSERT(stream->kind == SIM_STREAM);
+    PT_ASSERT(outcome != PT_OK && outcome != PT_ERR_WOULD_BLOCK);
+
     if (sim_stream_is_over(stream))
         return;
     stream->outcome = outcome;
     stream->linger_at_ns = SIM_NEVER;
     stream->silent_since_ns = SIM_NEVER;
     sim_stream_set_timer(sim, stream);
+    PT_ASSERT(stream->timer == NULL);
     while (stream->done != NULL) {
         pt_sim_piece *piece = stream->done;
         stream->done = piece->next;
@@ -30,6 +66,7 @@ void sim_stream_terminate(pt_sim *sim, sim_socket *stream, int outcome, int tell
     }
     stream->pieces_end = &stream->pieces;
     if (stream->waiting) {
+        PT_ASSERT(stream->parent->waiting_count != 0);
         sim_socket **link = &stream->parent->first_waiting;
         while (*link != stream)
             link = &(*link)->next_waiting;
@@ -44,12 +81,16 @@ void sim_stream_terminate(pt_sim *sim, sim_socket *stream, int outcome, int tell
 
 static int are_both_ended(const sim_socket *stream)
 {
+    PT_ASSERT(!stream->fin_sent || stream->fin_wanted);
+
     return stream->fin_sent && stream->unacknowledged > stream->queued_end && stream->fin_seen &&
            stream->received == stream->fin_at;
 }
 
 void sim_stream_settle(pt_sim *sim, sim_socket *stream)
 {
+    PT_ASSERT(stream->kind == SIM_STREAM);
+
     if (!stream->released)
         return;
     if (sim_stream_is_over(stream)) {
@@ -64,6 +105,9 @@ void sim_stream_settle(pt_sim *sim, sim_socket *stream)
 
 static void give_up(pt_sim *sim, sim_socket *stream)
 {
+    PT_ASSERT(!sim_stream_is_over(stream));
+    PT_ASSERT(!stream->resting);
+
     uint64_t left = stream->next_position - stream->unacknowledged;
     sim_trace(sim, PT_SIM_GIVE_UP, stream->host->number, stream->peer_host, (uint32_t)left,
               stream->unacknowledged);
@@ -74,6 +118,8 @@ static void give_up(pt_sim *sim, sim_socket *stream)
 
 void sim_stream_timer(pt_sim *sim, sim_socket *stream)
 {
+    PT_ASSERT(stream->timer != NULL && stream->timer->handle == stream->handle);
+    PT_ASSERT(!sim_stream_is_over(stream));
     stream->timer = NULL; /* this one has happened */
     if (stream->host->vanished)
         return;
@@ -101,6 +147,8 @@ void sim_stream_timer(pt_sim *sim, sim_socket *stream)
 
 void sim_stream_done(pt_sim *sim, sim_socket *stream, uint64_t position)
 {
+    PT_ASSERT(position <= stream->unacknowledged);
+
     for (pt_sim_piece **link = &stream->done; *link != NULL; link = &(*link)->next) {
         pt_sim_piece *piece = *link;
         if (piece->end != position)
@@ -119,6 +167,9 @@ void sim_stream_done(pt_sim *sim, sim_socket *stream, uint64_t position)
  */
 static void keep_early(pt_sim *sim, sim_socket *stream, sim_packet *packet)
 {
+    PT_ASSERT(packet->position > stream->received);
+    PT_ASSERT(packet->position + packet->len <= stream->told_edge);
+
     sim_packet **link = &stream->early;
     while (*link != NULL && (*link)->position < packet->position)
         link = &(*link)->next;
@@ -133,6 +184,8 @@ static void keep_early(pt_sim *sim, sim_socket *stream, sim_packet *packet)
 /* Put a packet, whose bytes come next, behind what waits to be read. */
 static void append(pt_sim *sim, sim_socket *stream, sim_packet *packet)
 {
+    PT_ASSERT(packet->position <= stream->received);
+
     uint64_t end = packet->position + packet->len;
     if (end <= stream->received) {
         sim_drop_packet(sim, packet);
@@ -149,6 +202,9 @@ static void append(pt_sim *sim, sim_socket *stream, sim_packet *packet)
 /* Takes the packet over. */
 static void take_data(pt_sim *sim, sim_socket *stream, sim_packet *packet)
 {
+    PT_ASSERT(packet->kind == SIM_DATA && packet->len != 0);
+    PT_ASSERT(stream->open && !sim_stream_is_over(stream));
+
     uint64_t stamp_ns = packet->stamp_ns;
     sim_trace(sim, PT_SIM_DELIVER, packet->source_host, packet->target_host, packet->len,
               packet->position);
@@ -198,6 +254,9 @@ sim_socket *sim_stream_make(pt_sim *sim, sim_host *host, uint16_t port, int *cod
 
 static void become_open(sim_socket *stream, const sim_packet *packet)
 {
+    PT_ASSERT(packet->kind == SIM_SYN || packet->kind == SIM_SYN_ACK);
+    PT_ASSERT(!stream->open && packet->source > 0);
+
     stream->open = 1;
     stream->outcome = PT_OK;
     stream->peer = packet->source;
@@ -209,6 +268,8 @@ static void become_open(sim_socket *stream, const sim_packet *packet)
 /* Someone dials. */
 static void take_call(pt_sim *sim, const sim_packet *packet)
 {
+    PT_ASSERT(packet->kind == SIM_SYN && packet->source > 0);
+
     sim_host *host = sim->hosts[packet->target_host];
     for (sim_socket *other = host->sockets; other != NULL; other = other->next) {
         if (other->kind == SIM_STREAM && other->peer == packet->source &&
@@ -222,6 +283,7 @@ static void take_call(pt_sim *sim, const sim_packet *packet)
         sim_stream_refuse(sim, packet);
         return;
     }
+    PT_ASSERT(listener->waiting_count <= PT_SIM_BACKLOG);
     if (listener->waiting_count == PT_SIM_BACKLOG)
         return; /* the caller tries again */
     int code;
@@ -242,6 +304,8 @@ static void take_call(pt_sim *sim, const sim_packet *packet)
 
 static void take_answer(pt_sim *sim, sim_socket *stream, const sim_packet *packet)
 {
+    PT_ASSERT(stream->dialled && packet->kind == SIM_SYN_ACK);
+
     if (stream->open)
         return;
     become_open(stream, packet);
@@ -255,6 +319,8 @@ static void take_answer(pt_sim *sim, sim_socket *stream, const sim_packet *packe
 
 void sim_stream_arrived(pt_sim *sim, sim_packet *packet)
 {
+    PT_ASSERT(packet->kind >= SIM_DATA && packet->kind < SIM_DATAGRAM);
+
     sim_socket *stream = packet->kind == SIM_SYN ? NULL : sim_find(sim, packet->target);
     if (packet->kind == SIM_SYN) {
         take_call(sim, packet);

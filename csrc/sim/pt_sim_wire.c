@@ -1,6 +1,7 @@
 /* Hosts, the ways between them, and packets on their way. */
 #include <string.h>
 
+#include "pt_assert.h"
 #include "pt_sim_inside.h"
 
 /* --------------------------------------------------------------------------------- hosts, paths */
@@ -63,6 +64,7 @@ int pt_sim_add_host(pt_sim *sim, uint32_t address)
     host->costs = sim->default_costs;
     host->window = PT_SIM_WINDOW_SIZE;
     host->next_port = SIM_FIRST_FREE_PORT;
+    PT_ASSERT(sim->host_count < sim->host_size && sim->host_count < PT_SIM_HOSTS_MAX);
     sim->hosts[sim->host_count++] = host;
     return host->number;
 }
@@ -98,6 +100,7 @@ static sim_way *way_of(pt_sim *sim, int source, int target)
                                       UINT64_C(0xD6E8FEB86659FD93);
         host->ways[target] = way;
     }
+    PT_ASSERT((uint32_t)target < host->way_count && host->way_count <= 2 * PT_SIM_HOSTS_MAX);
     return host->ways[target];
 }
 
@@ -195,6 +198,10 @@ int pt_sim_get_counts(pt_sim *sim, int source, int target, pt_sim_counts *counts
 
 sim_packet *sim_make_packet(pt_sim *sim, int kind, uint32_t len)
 {
+    PT_ASSERT(kind >= SIM_DATA && kind <= SIM_UNREACHABLE);
+    PT_ASSERT(len == 0 || kind == SIM_DATA || kind == SIM_DATAGRAM);
+    PT_ASSERT(len <= PT_SIM_SEGMENT_MAX);
+
     sim_packet *packet = sim_take(sim, offsetof(sim_packet, data) + len);
     if (packet == NULL)
         return NULL;
@@ -205,6 +212,8 @@ sim_packet *sim_make_packet(pt_sim *sim, int kind, uint32_t len)
 
 void sim_drop_packet(pt_sim *sim, sim_packet *packet)
 {
+    PT_ASSERT(packet->offset <= packet->len);
+
     sim_give(sim, packet, offsetof(sim_packet, data) + packet->len);
 }
 
@@ -214,12 +223,17 @@ uint64_t sim_occupy(const pt_sim *sim, sim_host *host, uint64_t cost_ns)
     if (host->processor_free_ns < sim->now_ns)
         host->processor_free_ns = sim->now_ns;
     host->processor_free_ns += cost_ns;
+    PT_ASSERT(host->processor_free_ns >= sim->now_ns);
     return host->processor_free_ns;
 }
 
 /* Plan what becomes of a packet; without memory for that it is lost. */
 void sim_plan_packet(pt_sim *sim, int kind, uint64_t time_ns, sim_packet *packet)
 {
+    PT_ASSERT(kind >= SIM_LEAVE && kind < SIM_TIMER);
+    PT_ASSERT(time_ns >= sim->now_ns);
+    PT_ASSERT(packet->next == NULL);
+
     sim_event *event = sim_plan(sim, kind, time_ns);
     if (event == NULL)
         sim_drop_packet(sim, packet);
@@ -229,6 +243,9 @@ void sim_plan_packet(pt_sim *sim, int kind, uint64_t time_ns, sim_packet *packet
 
 void sim_process_packet(pt_sim *sim, sim_packet *packet)
 {
+    PT_ASSERT(packet->kind == SIM_DATA && packet->len != 0);
+    PT_ASSERT((uint32_t)packet->source_host < sim->host_count);
+
     sim_host *host = sim->hosts[packet->source_host];
     uint64_t done_ns =
         sim_occupy(sim, host, host->costs.send_fixed_ns + host->costs.send_byte_ns * packet->len);
@@ -243,6 +260,8 @@ static int is_work(const sim_packet *packet)
 /* Latency, jitter and being held back, from the moment when the last byte has left. */
 static uint64_t arrival(pt_sim *sim, sim_way *way, const sim_packet *packet, uint64_t left_ns)
 {
+    PT_ASSERT(left_ns >= sim->now_ns);
+
     uint64_t time_ns = left_ns + way->path.latency_ns;
     if (way->path.jitter_ns != 0)
         time_ns += sim_choose(&way->random, way->path.jitter_ns + 1);
@@ -282,6 +301,9 @@ static void duplicate(pt_sim *sim, sim_way *way, const sim_packet *packet, uint6
 
 void sim_transmit(pt_sim *sim, sim_packet *packet)
 {
+    PT_ASSERT((uint32_t)packet->source_host < sim->host_count);
+    PT_ASSERT(packet->next == NULL && packet->offset == 0);
+
     int32_t source = packet->source_host, target = packet->target_host;
     sim_way *way = way_of(sim, source, target);
     if (way == NULL) {
@@ -319,6 +341,9 @@ void sim_transmit(pt_sim *sim, sim_packet *packet)
 
 void sim_deliver(pt_sim *sim, sim_packet *packet)
 {
+    PT_ASSERT((uint32_t)packet->target_host < sim->host_count);
+    PT_ASSERT(packet->next == NULL && packet->offset == 0);
+
     sim_host *host = sim->hosts[packet->target_host];
     sim_way *way = way_of(sim, packet->source_host, packet->target_host);
     if (host->vanished || way == NULL) {
@@ -328,6 +353,8 @@ void sim_deliver(pt_sim *sim, sim_packet *packet)
         return;
     }
     way->counts.delivered++;
+    PT_ASSERT(way->counts.delivered + way->counts.lost + way->counts.cut <=
+              way->counts.packets + way->counts.duplicated);
     if (packet->kind == SIM_DATAGRAM) {
         sim_datagram_arrived(sim, packet);
     } else if (packet->kind == SIM_UNREACHABLE) {
@@ -342,6 +369,8 @@ void sim_deliver(pt_sim *sim, sim_packet *packet)
 
 void sim_arrive(pt_sim *sim, sim_packet *packet)
 {
+    PT_ASSERT((uint32_t)packet->target_host < sim->host_count);
+
     sim_host *host = sim->hosts[packet->target_host];
     if (!is_work(packet) || host->vanished) {
         sim_deliver(sim, packet);
