@@ -6,8 +6,8 @@
 
 #include "pt_assert.h"
 
-#define NANOSECONDS UINT64_C(1000000000)
-#define DRAIN_NS    (NANOSECONDS * PT_DRAIN_TIMEOUT_TICKS / PT_TICKS_PER_SECOND)
+#define NANOSECONDS  UINT64_C(1000000000)
+#define UNREGISTERED 0xFF
 
 static pt_classic *world_of(const pt_context *context)
 {
@@ -16,6 +16,9 @@ static pt_classic *world_of(const pt_context *context)
 
 void pt_classic_init(pt_classic *world, const pt_setup *setup, const pt_classic_port_ops *ops)
 {
+    PT_ASSERT(setup->network != NULL && setup->host >= 0);
+    PT_ASSERT(ops->read_events != 0 && ops->write_events != 0);
+
     memset(world, 0, sizeof *world);
     world->sim = setup->network;
     world->host = setup->host;
@@ -35,7 +38,11 @@ pt_classic_port *pt_classic_find_port(const pt_context *context, const pt_link *
 
 static int open_port(pt_classic *world, pt_link *link)
 {
+    PT_ASSERT(link->source.registered == UNREGISTERED);
+    PT_ASSERT(link->pipeline.depth != 0 && link->pipeline.pending_count == 0);
+
     size_t size = world->ops->size(link->pipeline.depth);
+    PT_ASSERT(size >= sizeof(pt_classic_port));
     pt_classic_port *opened = world->memory.allocate(world->memory.context, size);
     if (opened == NULL)
         return PT_ERR_NO_MEMORY;
@@ -56,6 +63,9 @@ static int open_port(pt_classic *world, pt_link *link)
 
 static void close_port(pt_classic *world, pt_classic_port *closed)
 {
+    PT_ASSERT(closed->link == NULL);
+    PT_ASSERT(world->ops->held(closed) == 0);
+
     world->ops->close(world, closed);
     pt_classic_port **place = &world->ports;
     while (*place != closed)
@@ -66,7 +76,10 @@ static void close_port(pt_classic *world, pt_classic_port *closed)
 
 int pt_classic_watch(pt_context *context, pt_source *source)
 {
-    if (source->registered == 0xFF) {
+    PT_ASSERT(source->place != NULL);
+    PT_ASSERT((source->interest & ~(PT_WANT_READ | PT_WANT_WRITE)) == 0);
+
+    if (source->registered == UNREGISTERED) {
         if (source->handle <= 0 || source->handle > INT32_MAX)
             return PT_ERR_INVALID_PARAM;
         if (source->kind == PT_SOURCE_LINK) {
@@ -81,9 +94,9 @@ int pt_classic_watch(pt_context *context, pt_source *source)
 
 void pt_classic_forget(pt_context *context, pt_source *source)
 {
-    if (source->registered == 0xFF)
+    if (source->registered == UNREGISTERED)
         return;
-    source->registered = 0xFF;
+    source->registered = UNREGISTERED;
     pt_classic *world = world_of(context);
     pt_classic_port *of = source->kind == PT_SOURCE_LINK
                               ? pt_classic_find_port(context, (const pt_link *)source)
@@ -91,13 +104,14 @@ void pt_classic_forget(pt_context *context, pt_source *source)
     if (of == NULL)
         return;
     world->ops->complete(of);
+    PT_ASSERT(of->pipeline == &((pt_link *)source)->pipeline);
     of->link = NULL;
     of->events = 0;
     if (world->ops->held(of) == 0)
         close_port(world, of);
     else /* the buffers are the driver's: it gets the drain time-out, then the connection is broken
           */
-        (void)pt_sim_set_linger(world->sim, of->handle, DRAIN_NS);
+        (void)pt_sim_set_linger(world->sim, of->handle, PT_CLASSIC_DRAIN_NS);
 }
 
 /* Close ports of closed links whose slots the driver has let go of since. */
@@ -133,6 +147,7 @@ uint32_t pt_classic_abandoned(const void *platform_data)
     const pt_classic *world = platform_data;
     uint32_t count = 0;
     for (const pt_classic_port *each = world->ports; each != NULL; each = each->next) {
+        PT_ASSERT(world->ops->held(each) <= each->depth);
         if (each->link == NULL)
             count += world->ops->held(each);
     }
@@ -150,6 +165,8 @@ int pt_classic_slots_available(pt_context *context, pt_link *link)
 /* Put text behind what is there; *len grows to at most size - 1. */
 static void put_text(char *out, size_t size, size_t *len, const char *text)
 {
+    PT_ASSERT(*len < size);
+
     while (*text != 0 && *len + 1 < size)
         out[(*len)++] = *text++;
     out[*len] = 0;
@@ -157,19 +174,21 @@ static void put_text(char *out, size_t size, size_t *len, const char *text)
 
 void pt_classic_violated(pt_classic *world, const char *call, int code, const char *rule)
 {
+    PT_ASSERT(code < 0);
+
     uint32_t index = world->violation_count++;
     if (index >= PT_CLASSIC_VIOLATIONS)
         return;
     char digits[12];
     size_t place = sizeof digits - 1;
     digits[place] = 0;
-    unsigned value = code < 0 ? 0U - (unsigned)code : (unsigned)code;
+    unsigned value = 0U - (unsigned)code;
     do {
         digits[--place] = (char)('0' + value % 10);
         value /= 10;
     } while (value != 0);
-    if (code < 0)
-        digits[--place] = '-';
+    PT_ASSERT(place != 0);
+    digits[--place] = '-';
     char *out = &world->violations[(size_t)index * PT_CLASSIC_VIOLATION_SIZE];
     size_t len = 0;
     put_text(out, PT_CLASSIC_VIOLATION_SIZE, &len, call);
@@ -188,6 +207,7 @@ static uint32_t look(const pt_context *context, const pt_link *link)
     const pt_classic_port *of = pt_classic_find_port(context, link);
     if (of == NULL)
         return 0;
+    PT_ASSERT(of->pipeline == &link->pipeline && of->depth == link->pipeline.depth);
     uint32_t ready = 0;
     if ((link->source.interest & PT_WANT_READ) && (of->events & ops->read_events))
         ready |= PT_READY_READ;
@@ -202,7 +222,7 @@ static uint32_t look(const pt_context *context, const pt_link *link)
 static uint32_t readiness(pt_context *context, pt_source *source)
 {
     pt_classic *world = world_of(context);
-    if (source->registered == 0xFF)
+    if (source->registered == UNREGISTERED)
         return 0;
     if (source->kind == PT_SOURCE_LINK)
         return look(context, (const pt_link *)source);
@@ -248,6 +268,8 @@ static int collect(pt_context *context)
             world->place = index + 1;
         }
     }
+    PT_ASSERT(context->ready_count <= context->io_budget);
+    PT_ASSERT(world->place <= count);
     return (int)context->ready_count;
 }
 
@@ -273,6 +295,7 @@ int pt_classic_wait(pt_context *context, int timeout_ms)
     uint64_t now_ns = pt_sim_now(world->sim);
     uint64_t end_ns =
         timeout_ms < 0 ? UINT64_MAX : now_ns + (uint64_t)timeout_ms * (NANOSECONDS / 1000);
+    PT_ASSERT(end_ns >= now_ns);
     for (;;) {
         reap(world);
         if (collect(context) != 0 || take_wake(context))
@@ -292,8 +315,24 @@ int pt_classic_wait(pt_context *context, int timeout_ms)
     return (int)context->ready_count;
 }
 
+int pt_classic_pass_time(pt_classic *world, uint64_t end_ns)
+{
+    PT_ASSERT(!pt_sim_is_notifying(world->sim));
+    PT_ASSERT(end_ns != UINT64_MAX); /* the clock would go there */
+
+    int served = pt_sim_step(world->sim, end_ns);
+    if (served == 1 || served == PT_ERR_NO_MEMORY) /* a packet was lost to it */
+        return 1;
+    uint64_t unused;
+    (void)pt_sim_advance(world->sim, end_ns, &unused);
+    return 0;
+}
+
 int pt_classic_wait_completions(pt_context *context, pt_link *link, int timeout_ms)
 {
+    PT_ASSERT(timeout_ms >= 0);
+    PT_ASSERT(link->pipeline.pending_count != 0);
+
     pt_classic *world = world_of(context);
     if (pt_sim_is_notifying(world->sim)) {
         pt_classic_violated(world, "send", PT_ERR_INVALID_STATE,
@@ -301,16 +340,8 @@ int pt_classic_wait_completions(pt_context *context, pt_link *link, int timeout_
         return PT_ERR_PLATFORM;
     }
     uint64_t end_ns = pt_sim_now(world->sim) + (uint64_t)timeout_ms * (NANOSECONDS / 1000);
-    do {
-        int served = pt_sim_step(world->sim, end_ns);
-        if (served < 0 && served != PT_ERR_NO_MEMORY)
-            return PT_ERR_PLATFORM;
-        if (served == 0) {
-            uint64_t unused;
-            (void)pt_sim_advance(world->sim, end_ns, &unused);
-            break;
-        }
-    } while (!(look(context, link) & PT_READY_WRITE));
+    while (pt_classic_pass_time(world, end_ns) && !(look(context, link) & PT_READY_WRITE)) {
+    }
     return PT_OK;
 }
 

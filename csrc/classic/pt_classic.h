@@ -12,6 +12,8 @@
 #define PT_CLASSIC_VIOLATIONS      32 /* texts kept; more are counted */
 #define PT_CLASSIC_VIOLATION_SIZE  128
 #define PT_CLASSIC_VIOLATION_BYTES 4096 /* of all of them */
+/* What a synchronous send may take, and a closed link until the driver has let go of it. */
+#define PT_CLASSIC_DRAIN_NS (UINT64_C(1000000000) * PT_DRAIN_TIMEOUT_TICKS / PT_TICKS_PER_SECOND)
 
 typedef struct pt_classic pt_classic;
 
@@ -71,6 +73,9 @@ pt_classic_port *pt_classic_find_port(const pt_context *context, const pt_link *
 
 /* Remember that a rule of the maker was broken: "call code: rule". */
 void pt_classic_violated(pt_classic *world, const char *call, int code, const char *rule);
+
+/* Serve one event of the network. 0: none is due before the end, and the clock is there. */
+int pt_classic_pass_time(pt_classic *world, uint64_t end_ns);
 
 /* pt_platform_ops.send_slots_available, watch, forget, wait, wake, clock and is_ready of a classic
  * world. The wait serves events of the network until something is ready, at most to its end. */

@@ -5,8 +5,6 @@
 #include "pt_assert.h"
 #include "pt_mactcp_driver.h"
 
-#define DRAIN_NS (UINT64_C(1000000000) * PT_DRAIN_TIMEOUT_TICKS / PT_TICKS_PER_SECOND)
-
 /* What a slot needs of the platform: its block and its list. */
 typedef struct write_block {
     pt_mactcp_block block;
@@ -30,6 +28,8 @@ static pt_mactcp *mactcp_of(const pt_context *context)
 
 static size_t port_size(uint8_t depth)
 {
+    PT_ASSERT(depth != 0 && depth <= PT_PIPELINE_MAX_DEPTH);
+
     return sizeof(port) + (size_t)(depth - 1U) * sizeof(write_block);
 }
 
@@ -41,6 +41,8 @@ static size_t mactcp_link_size(uint8_t depth)
 /* The notification routine: sets flags, nothing else. */
 static void note_event(void *user, int event)
 {
+    PT_ASSERT(event > 0 && event < 2 * PT_MACTCP_ULP_LATE);
+
     port *noted = user;
     noted->base.events |= (uint32_t)event;
 }
@@ -53,6 +55,8 @@ static port *port_of(const pt_context *context, const pt_link *link)
 /* A block made ready for a call that needs no more than a stream. */
 static int16_t call_stream(pt_mactcp *mactcp, int32_t handle, int16_t call)
 {
+    PT_ASSERT(call != PT_MACTCP_SEND && call != PT_MACTCP_RECEIVE);
+
     pt_mactcp_block block;
     memset(&block, 0, sizeof block);
     block.io_c_ref_num = pt_mactcp_ref_num(mactcp);
@@ -83,6 +87,8 @@ static void reset_port(pt_classic *world, pt_classic_port *of)
 
 static int code_of(int16_t result)
 {
+    PT_ASSERT(result != PT_MACTCP_IN_PROGRESS);
+
     switch (result) {
     case PT_MACTCP_NO_ERROR:
         return PT_OK;
@@ -99,6 +105,8 @@ static int code_of(int16_t result)
  * result that was no success. */
 static int complete_slots(port *of, int16_t *failed)
 {
+    PT_ASSERT(of->base.depth == of->base.pipeline->depth);
+
     int count = 0;
     for (uint8_t index = 0; index < of->base.depth; index++) {
         uint8_t state = of->base.pipeline->slots[index].state;
@@ -108,6 +116,7 @@ static int complete_slots(port *of, int16_t *failed)
             continue;
         if (result != PT_MACTCP_NO_ERROR)
             *failed = result;
+        PT_ASSERT(result <= 0);
         pt_pipeline_complete(of->base.pipeline, index, code_of(result));
         count++;
     }
@@ -133,6 +142,9 @@ static uint32_t in_progress(const pt_classic_port *of)
 static int16_t issue(pt_mactcp *mactcp, const port *from, write_block *write, const uint8_t *data,
                      uint16_t len)
 {
+    PT_ASSERT(write->block.io_result != PT_MACTCP_IN_PROGRESS);
+    PT_ASSERT(data != NULL && len != 0);
+
     memset(write, 0, sizeof *write);
     write->wds[0].length = len;
     write->wds[0].ptr = data; /* wds[1] stays zero: the end of the list */
@@ -151,6 +163,8 @@ static int16_t issue(pt_mactcp *mactcp, const port *from, write_block *write, co
 /* The slot that this buffer is of; it is the newest in flight. -1: none. */
 static int slot_of(const pt_send_pipeline *pipeline, const uint8_t *data)
 {
+    PT_ASSERT(pipeline->pending_count <= pipeline->depth);
+
     for (int index = 0; index < pipeline->depth; index++) {
         if (pipeline->slots[index].state == PT_SLOT_IN_FLIGHT &&
             pipeline->slots[index].buffer == data)
@@ -166,6 +180,7 @@ static int mactcp_send_async(pt_context *context, pt_link *link, const uint8_t *
     int index = slot_of(&link->pipeline, data);
     if (from == NULL || index < 0)
         return PT_ERR_INVALID_PARAM;
+    PT_ASSERT(index < from->base.depth && len == link->pipeline.slots[index].message_len);
     link->pipeline.slots[index].platform_data = &from->writes[index];
     int16_t result = issue(mactcp, from, &from->writes[index], data, len);
     if (result == PT_MACTCP_IN_PROGRESS) {
@@ -195,14 +210,9 @@ static int mactcp_poll_send_completions(pt_context *context, pt_link *link)
  */
 static int wait_for_sends(pt_mactcp *mactcp, port *of, uint64_t end_ns)
 {
-    pt_classic *world = &mactcp->world;
     while (in_progress(&of->base) != 0 || of->alone.block.io_result == PT_MACTCP_IN_PROGRESS) {
-        int served = pt_sim_step(world->sim, end_ns);
-        if (served != 1 && served != PT_ERR_NO_MEMORY) {
-            uint64_t unused;
-            (void)pt_sim_advance(world->sim, end_ns, &unused);
+        if (!pt_classic_pass_time(&mactcp->world, end_ns))
             return 0;
-        }
     }
     return 1;
 }
@@ -221,7 +231,7 @@ static int mactcp_send(pt_context *context, pt_link *link, const uint8_t *data, 
                             "a synchronous call at notification time");
         return PT_ERR_PLATFORM;
     }
-    uint64_t end_ns = pt_sim_now(world->sim) + DRAIN_NS;
+    uint64_t end_ns = pt_sim_now(world->sim) + PT_CLASSIC_DRAIN_NS;
     int in_time = wait_for_sends(mactcp, from, end_ns);
     if (in_time) {
         int16_t result = issue(mactcp, from, &from->alone, data, len);
@@ -236,6 +246,8 @@ static int mactcp_send(pt_context *context, pt_link *link, const uint8_t *data, 
     if (!in_time) {
         /* The driver must let go of the bytes before their owner hears of it. */
         (void)call_stream(mactcp, from->base.handle, PT_MACTCP_ABORT);
+        PT_ASSERT(from->alone.block.io_result != PT_MACTCP_IN_PROGRESS);
+        PT_ASSERT(in_progress(&from->base) == 0);
         result = PT_MACTCP_COMMAND_TIMEOUT;
     }
     if (result == PT_MACTCP_NO_ERROR) {
@@ -267,6 +279,7 @@ static int mactcp_receive(pt_context *context, pt_link *link, uint8_t *buffer, u
     int16_t result = pt_mactcp_control(mactcp, &block);
     link->read_calls++;
     if (result == PT_MACTCP_NO_ERROR) {
+        PT_ASSERT(block.receive_length != 0 && block.receive_length <= size);
         if (block.receive_length < size)
             to->base.events &= ~(uint32_t)PT_MACTCP_DATA_ARRIVAL;
         if (call_stream(mactcp, to->base.handle, PT_MACTCP_STATUS) == PT_MACTCP_NO_ERROR &&
@@ -324,6 +337,7 @@ static void mactcp_cleanup(void *platform_data)
 {
     pt_mactcp *mactcp = platform_data;
     pt_classic_cleanup(&mactcp->world);
+    PT_ASSERT(mactcp->world.ports == NULL);
     pt_mactcp_release_all(mactcp);
 }
 

@@ -29,6 +29,8 @@ static stream *find_stream(const pt_mactcp *driver, int32_t handle)
 
 static int16_t violated(pt_mactcp *driver, const char *call, int code, const char *rule)
 {
+    PT_ASSERT(code < 0 && code >= INT16_MIN);
+
     pt_classic_violated(&driver->world, call, code, rule);
     return (int16_t)code;
 }
@@ -44,12 +46,16 @@ static uint32_t sum_of(const pt_mactcp_wds *wds)
 
 static int16_t result_of(int code)
 {
+    PT_ASSERT(code <= 0 && code != PT_ERR_WOULD_BLOCK);
+
     return code == PT_OK ? PT_MACTCP_NO_ERROR : PT_MACTCP_TERMINATED;
 }
 
 /* A send is over: the rules that can be checked only now, then the result. */
 static void end_send(pt_mactcp *driver, pt_mactcp_block *block)
 {
+    PT_ASSERT(block->piece.result <= 0);
+
     if (block->wds == NULL || block->wds[0].ptr != block->seen.ptr ||
         block->wds[0].length != block->seen.length)
         violated(driver, "mactcp: TCPSend", PT_MACTCP_INVALID_WDS,
@@ -90,6 +96,8 @@ static void interrupted(void *owner, int32_t handle, int news)
     };
     (void)handle;
     stream *told = owner;
+    PT_ASSERT(news > 0 && (size_t)news < sizeof events);
+    PT_ASSERT(told->handle == handle);
     int event = events[news];
     if (sweep(told) != 0)
         event |= PT_MACTCP_SENT;
@@ -99,6 +107,8 @@ static void interrupted(void *owner, int32_t handle, int news)
 
 int pt_mactcp_adopt(pt_mactcp *driver, int32_t handle, pt_mactcp_routine routine, void *user)
 {
+    PT_ASSERT(handle > 0 && routine != NULL);
+
     if (find_stream(driver, handle) != NULL)
         return PT_ERR_INVALID_PARAM;
     stream *adopted = driver->world.memory.allocate(driver->world.memory.context, sizeof *adopted);
@@ -120,7 +130,7 @@ int pt_mactcp_adopt(pt_mactcp *driver, int32_t handle, pt_mactcp_routine routine
 
 static void release_stream(pt_mactcp *driver, stream *released)
 {
-    PT_ASSERT(released->queue == NULL);
+    PT_ASSERT(released->queue == NULL && released->driver == driver);
     (void)pt_sim_attach(driver->world.sim, released->handle, NULL, NULL);
     stream **link = &driver->streams;
     while (*link != released)
@@ -166,6 +176,7 @@ static int16_t do_send(pt_mactcp *driver, stream *on, pt_mactcp_block *block)
     int code = pt_sim_send_piece(world->sim, on->handle, &block->piece);
     if (code != PT_OK)
         return code == PT_ERR_CONNECTION_CLOSED ? PT_MACTCP_TERMINATED : PT_MACTCP_NO_CONNECTION;
+    PT_ASSERT(block->piece.result == 1);
     pt_mactcp_block **link = &on->queue;
     while (*link != NULL)
         link = &(*link)->q_link;
@@ -182,6 +193,7 @@ static int16_t do_receive(pt_mactcp *driver, const stream *on, pt_mactcp_block *
     int broken;
     int count = pt_sim_receive(driver->world.sim, on->handle, block->receive_buffer,
                                block->receive_length, &broken);
+    PT_ASSERT(count < 0 || (uint32_t)count <= block->receive_length);
     block->receive_length = count > 0 ? (uint32_t)count : 0;
     if (count > 0)
         return PT_MACTCP_NO_ERROR;
@@ -220,6 +232,7 @@ static int16_t call_driver(pt_mactcp *driver, pt_mactcp_block *block)
     case PT_MACTCP_ABORT:
         (void)pt_sim_reset(world->sim, on->handle);
         (void)sweep(on);
+        PT_ASSERT(on->queue == NULL);
         return PT_MACTCP_NO_ERROR;
     case PT_MACTCP_STATUS:
         block->unread_len = (pt_sim_ready(world->sim, on->handle) & PT_READY_READ) != 0;
@@ -240,6 +253,7 @@ int16_t pt_mactcp_control(pt_mactcp *driver, pt_mactcp_block *block)
     if (block->io_result == PT_MACTCP_IN_PROGRESS)
         return call_driver(driver, block); /* refused; the block stays as it is */
     int16_t result = call_driver(driver, block);
+    PT_ASSERT(result <= 0 || (result == PT_MACTCP_IN_PROGRESS && block->cs_code == PT_MACTCP_SEND));
     block->io_result = result;
     return result;
 }

@@ -5,8 +5,6 @@
 #include "pt_assert.h"
 #include "pt_ot_provider.h"
 
-#define DRAIN_NS (UINT64_C(1000000000) * PT_DRAIN_TIMEOUT_TICKS / PT_TICKS_PER_SECOND)
-
 /* A link's side of an endpoint. */
 typedef struct ot_port {
     pt_classic_port base; /* events: enum pt_ot_event */
@@ -26,6 +24,8 @@ static pt_ot *ot_of(const pt_context *context)
 
 static size_t port_size(uint8_t depth)
 {
+    PT_ASSERT(depth != 0 && depth <= PT_PIPELINE_MAX_DEPTH);
+
     return sizeof(ot_port) + (size_t)(depth - 1U) * sizeof(uint32_t);
 }
 
@@ -36,6 +36,8 @@ static size_t ot_link_size(uint8_t depth)
 
 int pt_ot_code(int32_t result)
 {
+    PT_ASSERT(result <= 0);
+
     switch (result) {
     case PT_OT_NO_ERROR:
         return PT_OK;
@@ -62,6 +64,7 @@ static void note_event(void *user, uint32_t event, int32_t result, const void *c
     noted->base.events |= PT_OT_GODATA; /* either way sending can go on */
     if (result < 0)
         noted->undelivered = 1;
+    PT_ASSERT(result != 0 && cookie != NULL);
     uint32_t len = (uint32_t)(result < 0 ? -result : result);
     if (noted->synchronous) {
         noted->alone_len += len;
@@ -71,8 +74,10 @@ static void note_event(void *user, uint32_t event, int32_t result, const void *c
     for (uint8_t index = 0; index < noted->base.depth; index++) {
         const pt_send_slot *slot = &noted->base.pipeline->slots[index];
         if (slot->buffer != NULL && place >= (uintptr_t)slot->buffer &&
-            place < (uintptr_t)slot->buffer + slot->message_len)
+            place < (uintptr_t)slot->buffer + slot->message_len) {
             noted->released_len[index] += len;
+            PT_ASSERT(noted->released_len[index] <= slot->message_len);
+        }
     }
 }
 
@@ -93,6 +98,7 @@ static int open_port(pt_classic *world, pt_classic_port *opened)
     if (code == 0)
         code = pt_ot_adopt(endpoint, opened->handle);
     ((ot_port *)opened)->endpoint = endpoint;
+    PT_ASSERT(code != 0 || pt_ot_get_state(endpoint) == PT_OT_DATAXFER);
     if (code == 0)
         return PT_OK;
     if (endpoint != NULL)
@@ -114,12 +120,16 @@ static void reset_port(pt_classic *world, pt_classic_port *of)
 
 static int is_taken(const pt_send_slot *slot)
 {
-    return slot->state == PT_SLOT_IN_FLIGHT || slot->state == PT_SLOT_ABANDONED;
+    int taken = slot->state == PT_SLOT_IN_FLIGHT || slot->state == PT_SLOT_ABANDONED;
+    PT_ASSERT(!taken || slot->sent_len <= slot->message_len);
+    return taken;
 }
 
 /* Slots of which the provider holds bytes. */
 static uint32_t held_slots(const pt_classic_port *of)
 {
+    PT_ASSERT(of->depth == of->pipeline->depth);
+
     uint32_t count = 0;
     for (uint8_t index = 0; index < of->depth; index++)
         count += is_taken(&of->pipeline->slots[index]) &&
@@ -136,6 +146,7 @@ static int complete_slots(ot_port *of, int over)
         const pt_send_slot *slot = &of->base.pipeline->slots[index];
         if (!is_taken(slot) || of->released_len[index] < slot->sent_len)
             continue;
+        PT_ASSERT(of->released_len[index] == slot->sent_len);
         if (slot->sent_len < slot->message_len && !over)
             continue;
         int delivered = slot->sent_len == slot->message_len && !of->undelivered;
@@ -176,6 +187,7 @@ static int offer_slots(ot_port *from, pt_link *link)
                 link->system_error = count;
                 return code;
             }
+            PT_ASSERT(count <= slot->message_len - slot->sent_len);
             slot->sent_len = (uint16_t)(slot->sent_len + count);
             link->sent_bytes += (uint64_t)count;
         }
@@ -185,13 +197,14 @@ static int offer_slots(ot_port *from, pt_link *link)
 
 static int ot_send_async(pt_context *context, pt_link *link, const uint8_t *data, uint16_t len)
 {
-    (void)len;
+    (void)len; /* the slot says it too */
     ot_port *from = port_of(context, link);
     if (from == NULL)
         return PT_ERR_NOT_CONNECTED;
     for (uint8_t index = 0; index < link->pipeline.depth; index++) {
         pt_send_slot *slot = &link->pipeline.slots[index];
         if (slot->state == PT_SLOT_IN_FLIGHT && slot->buffer == data) {
+            PT_ASSERT(slot->sent_len == 0 && slot->message_len == len);
             slot->platform_data = from;
             from->released_len[index] = 0;
         }
@@ -215,17 +228,6 @@ static int ot_poll_send_completions(pt_context *context, pt_link *link)
     return code == PT_OK ? count : code;
 }
 
-/* Serve one event of the network. 0: none before the end, and time is there. */
-static int pass_time(pt_ot *ot, uint64_t end_ns)
-{
-    int served = pt_sim_step(ot->world.sim, end_ns);
-    if (served == 1 || served == PT_ERR_NO_MEMORY)
-        return 1;
-    uint64_t unused;
-    (void)pt_sim_advance(ot->world.sim, end_ns, &unused);
-    return 0;
-}
-
 /* The time has come. The provider must let go of the bytes before their owner hears of it. */
 static void give_up(ot_port *from, pt_link *link)
 {
@@ -240,6 +242,8 @@ static int send_alone(pt_ot *ot, ot_port *from, pt_link *link, const uint8_t *da
                       uint64_t end_ns)
 {
     uint32_t sent_len = 0;
+    PT_ASSERT(!from->synchronous);
+    PT_ASSERT(held_slots(&from->base) == 0); /* what was in flight went first */
     from->synchronous = 1;
     from->alone_len = 0;
     while (sent_len < len) {
@@ -250,15 +254,16 @@ static int send_alone(pt_ot *ot, ot_port *from, pt_link *link, const uint8_t *da
         } else if (pt_ot_code(count) != PT_ERR_WOULD_BLOCK) {
             link->system_error = count;
             break;
-        } else if (!pass_time(ot, end_ns)) {
+        } else if (!pt_classic_pass_time(&ot->world, end_ns)) {
             break;
         }
     }
-    while (from->alone_len < sent_len && pass_time(ot, end_ns)) {
+    while (from->alone_len < sent_len && pt_classic_pass_time(&ot->world, end_ns)) {
     }
     if (from->alone_len < sent_len || (sent_len < len && link->system_error == 0)) {
         give_up(from, link);
     }
+    PT_ASSERT(from->alone_len == sent_len); /* nothing of it is the provider's any more */
     from->synchronous = 0;
     if (link->system_error == PT_OT_FLOW)
         return PT_ERR_TIMEOUT;
@@ -279,9 +284,9 @@ static int ot_send(pt_context *context, pt_link *link, const uint8_t *data, uint
         return PT_ERR_PLATFORM;
     }
     /* Nothing overtakes: what is in flight goes first, all within the drain time-out. */
-    uint64_t end_ns = pt_sim_now(ot->world.sim) + DRAIN_NS;
+    uint64_t end_ns = pt_sim_now(ot->world.sim) + PT_CLASSIC_DRAIN_NS;
     while (held_slots(&from->base) != 0) {
-        if (!pass_time(ot, end_ns)) {
+        if (!pt_classic_pass_time(&ot->world, end_ns)) {
             give_up(from, link);
             return PT_ERR_TIMEOUT;
         }
@@ -307,6 +312,7 @@ static int ot_receive(pt_context *context, pt_link *link, uint8_t *buffer, uint3
         len += (uint32_t)count;
         link->read_calls++;
     }
+    PT_ASSERT(len <= size);
     if (count == PT_OT_NO_DATA)
         to->base.events &= ~(uint32_t)PT_OT_DATA;
     else if (count == PT_OT_LOOK)
@@ -369,6 +375,7 @@ static void ot_cleanup(void *platform_data)
 {
     pt_ot *ot = platform_data;
     pt_classic_cleanup(&ot->world);
+    PT_ASSERT(ot->world.ports == NULL);
     while (ot->endpoints != NULL)
         pt_ot_close(ot->endpoints);
 }

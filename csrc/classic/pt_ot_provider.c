@@ -35,6 +35,8 @@ struct pt_ot_endpoint {
 
 static int32_t violated(pt_ot *provider, const char *call, int32_t code, const char *rule)
 {
+    PT_ASSERT(code < 0);
+
     pt_classic_violated(&provider->world, call, code, rule);
     return code;
 }
@@ -57,6 +59,9 @@ static uint32_t sum_of(const pt_sim_piece *piece)
  * it. */
 static void notify(pt_ot_endpoint *endpoint, uint32_t event, int32_t result, const void *cookie)
 {
+    PT_ASSERT((event == PT_OT_MEMORYRELEASED) == (cookie != NULL));
+    PT_ASSERT((result != 0) == (cookie != NULL));
+
     if (endpoint->notifier == NULL || !endpoint->asynchronous)
         return;
     uint8_t before = endpoint->provider->notifying;
@@ -67,6 +72,8 @@ static void notify(pt_ot_endpoint *endpoint, uint32_t event, int32_t result, con
 
 static void happen(pt_ot_endpoint *endpoint, uint32_t event)
 {
+    PT_ASSERT(event != 0 && event <= 0xFFFFU);
+
     endpoint->pending |= event;
     notify(endpoint, event, 0, NULL);
 }
@@ -86,6 +93,8 @@ static taken *make_record(pt_ot_endpoint *endpoint)
 
 static void end_record(pt_ot_endpoint *endpoint, taken *ended)
 {
+    PT_ASSERT(ended->piece.result != 1);
+
     const pt_memory *memory = &endpoint->provider->world.memory;
     if (ended == &endpoint->own)
         ended->piece.data = NULL;
@@ -105,6 +114,7 @@ static void release_sends(pt_ot_endpoint *endpoint)
             continue;
         }
         *link = send->next;
+        PT_ASSERT(send->piece.len != 0 && endpoint->queued_len >= send->piece.len);
         endpoint->queued_len -= send->piece.len;
         if (sum_of(&send->piece) != send->sum)
             violated(provider, "opentransport: OTSnd", PT_OT_ACCESS,
@@ -114,6 +124,7 @@ static void release_sends(pt_ot_endpoint *endpoint)
                send->piece.data);
         end_record(endpoint, send);
     }
+    PT_ASSERT((endpoint->sends == NULL) == (endpoint->queued_len == 0));
     if (endpoint->stopped && endpoint->queued_len <= provider->send_limit / 2) {
         endpoint->stopped = 0;
         notify(endpoint, PT_OT_GODATA, 0, NULL);
@@ -123,34 +134,24 @@ static void release_sends(pt_ot_endpoint *endpoint)
 /* At interrupt time. */
 static void interrupted(void *owner, int32_t handle, int news)
 {
+    static const uint16_t events[] = {
+        [PT_SIM_NEWS_CLOSING] = PT_OT_ORDREL,    [PT_SIM_NEWS_TERMINATED] = PT_OT_DISCONNECT,
+        [PT_SIM_NEWS_OPENED] = PT_OT_CONNECT,    [PT_SIM_NEWS_INCOMING] = PT_OT_LISTEN,
+        [PT_SIM_NEWS_UNREACHABLE] = PT_OT_UDERR,
+    };
     pt_ot_endpoint *endpoint = owner;
+    PT_ASSERT(news > 0 && (size_t)news < sizeof events / sizeof events[0]);
+    PT_ASSERT(endpoint->handle == handle);
     (void)handle;
     release_sends(endpoint);
-    switch (news) {
-    case PT_SIM_NEWS_DATA:
+    if (news == PT_SIM_NEWS_DATA) {
         endpoint->pending |= PT_OT_DATA;
         if (!endpoint->data_told) {
             endpoint->data_told = 1;
             notify(endpoint, PT_OT_DATA, 0, NULL);
         }
-        break;
-    case PT_SIM_NEWS_CLOSING:
-        happen(endpoint, PT_OT_ORDREL);
-        break;
-    case PT_SIM_NEWS_TERMINATED:
-        happen(endpoint, PT_OT_DISCONNECT);
-        break;
-    case PT_SIM_NEWS_OPENED:
-        happen(endpoint, PT_OT_CONNECT);
-        break;
-    case PT_SIM_NEWS_INCOMING:
-        happen(endpoint, PT_OT_LISTEN);
-        break;
-    case PT_SIM_NEWS_UNREACHABLE:
-        happen(endpoint, PT_OT_UDERR);
-        break;
-    default:
-        break;
+    } else if (events[news] != 0) {
+        happen(endpoint, events[news]);
     }
 }
 
@@ -254,6 +255,8 @@ uint32_t pt_ot_look(const pt_ot_endpoint *endpoint)
 
 int32_t pt_ot_bind(pt_ot_endpoint *endpoint, uint16_t port, int listens, int datagrams)
 {
+    PT_ASSERT(!listens || !datagrams);
+
     int32_t code = refused(endpoint, "opentransport: OTBind");
     if (code != 0)
         return code;
@@ -298,6 +301,7 @@ int32_t pt_ot_receive_connect(pt_ot_endpoint *endpoint)
         return code;
     if (endpoint->state != PT_OT_OUTCON)
         return PT_OT_OUT_STATE;
+    PT_ASSERT(endpoint->handle > 0);
     if (endpoint->pending & PT_OT_DISCONNECT)
         return PT_OT_LOOK;
     if (!(endpoint->pending & PT_OT_CONNECT))
@@ -318,6 +322,7 @@ int32_t pt_ot_listen(pt_ot_endpoint *endpoint, pt_ot_call *call)
     int32_t handle = pt_sim_accept(world->sim, endpoint->handle);
     if (handle <= 0)
         return PT_OT_NO_DATA;
+    PT_ASSERT(handle != endpoint->handle);
     call->handle = handle;
     (void)pt_sim_get_name(world->sim, handle, 1, &call->address, &call->port);
     if (!(pt_sim_ready(world->sim, endpoint->handle) & PT_READY_READ))
@@ -359,6 +364,7 @@ int32_t pt_ot_accept(pt_ot_endpoint *listener, pt_ot_endpoint *endpoint, const p
         return code;
     if (listener->state != PT_OT_INCON)
         return PT_OT_OUT_STATE;
+    PT_ASSERT(listener->listens && listener->handle > 0);
     code = pt_ot_adopt(endpoint, call->handle);
     if (code != 0)
         return code;
@@ -381,6 +387,8 @@ int32_t pt_ot_send(pt_ot_endpoint *endpoint, const uint8_t *data, uint32_t len)
     if (endpoint->state != PT_OT_DATAXFER && endpoint->state != PT_OT_INREL)
         return PT_OT_OUT_STATE;
     pt_ot *provider = endpoint->provider;
+    PT_ASSERT(endpoint->queued_len <= provider->send_limit);
+    PT_ASSERT(endpoint->handle > 0);
     uint32_t room = provider->send_limit > endpoint->queued_len
                         ? provider->send_limit - endpoint->queued_len
                         : 0;
@@ -398,6 +406,7 @@ int32_t pt_ot_send(pt_ot_endpoint *endpoint, const uint8_t *data, uint32_t len)
     send->piece.push = provider->push;
     send->sum = sum_of(&send->piece);
     int32_t taken_len = (int32_t)send->piece.len;
+    PT_ASSERT(taken_len > 0);
     if (pt_sim_send_piece(provider->world.sim, endpoint->handle, &send->piece) != PT_OK) {
         end_record(endpoint, send);
         return PT_OT_OUT_STATE;
@@ -421,6 +430,7 @@ int32_t pt_ot_receive(pt_ot_endpoint *endpoint, uint8_t *buffer, uint32_t size)
     int broken;
     int count =
         pt_sim_receive(endpoint->provider->world.sim, endpoint->handle, buffer, size, &broken);
+    PT_ASSERT(count <= 0 || (uint32_t)count <= size);
     if (count > 0)
         return count;
     endpoint->pending &= ~(uint32_t)PT_OT_DATA;
@@ -468,6 +478,7 @@ int32_t pt_ot_send_disconnect(pt_ot_endpoint *endpoint)
         return PT_OT_OUT_STATE;
     (void)pt_sim_reset(endpoint->provider->world.sim, endpoint->handle);
     release_sends(endpoint);
+    PT_ASSERT(endpoint->sends == NULL && !endpoint->stopped);
     endpoint->state = PT_OT_IDLE;
     endpoint->pending = 0;
     notify(endpoint, PT_OT_DISCONNECTCOMPLETE, 0, NULL);
@@ -520,6 +531,7 @@ int32_t pt_ot_receive_datagram(pt_ot_endpoint *endpoint, uint8_t *buffer, uint32
         return PT_OT_LOOK;
     pt_classic *world = &endpoint->provider->world;
     int count = pt_sim_receive_from(world->sim, endpoint->handle, buffer, size, address, port);
+    PT_ASSERT(count == PT_ERR_WOULD_BLOCK || (count >= 0 && (uint32_t)count <= size));
     if (count >= 0)
         return count;
     endpoint->pending &= ~(uint32_t)PT_OT_DATA;
@@ -548,6 +560,7 @@ void pt_ot_drop_sends(pt_ot_endpoint *endpoint)
     pt_classic *world = &endpoint->provider->world;
     (void)pt_sim_reset(world->sim, endpoint->handle);
     release_sends(endpoint);
+    PT_ASSERT(endpoint->sends == NULL && endpoint->queued_len == 0);
 }
 
 /* What is left is broken off; a socket that the endpoint opened itself is closed. */
