@@ -51,6 +51,8 @@ static int would_block(int error)
 
 static int fail(pt_link *link, int error)
 {
+    PT_ASSERT(error > 0);
+
     link->system_error = error;
     return code_of(error);
 }
@@ -74,6 +76,7 @@ static int posix_send(pt_context *context, pt_link *link, const uint8_t *data, u
         ssize_t count =
             send(descriptor, data + sent, (size_t)(len - sent), MSG_NOSIGNAL | MSG_DONTWAIT);
         if (count >= 0) {
+            PT_ASSERT(count <= len - sent);
             link->write_calls++;
             link->sent_bytes += (uint64_t)count;
             sent = (uint16_t)(sent + count);
@@ -161,6 +164,7 @@ static int posix_poll_completions(pt_context *context, pt_link *link)
     struct iovec pieces[PT_PIPELINE_MAX_DEPTH];
     size_t total;
     int count = gather(&link->pipeline, pieces, &total);
+    PT_ASSERT((count == 0) == (total == 0));
     if (count == 0)
         return 0;
     struct msghdr message;
@@ -190,6 +194,8 @@ static int posix_poll_completions(pt_context *context, pt_link *link)
 static int posix_wait_completions(pt_context *context, pt_link *link, int timeout_ms)
 {
     (void)context;
+    PT_ASSERT(timeout_ms >= 0);
+    PT_ASSERT(link->pipeline.pending_count != 0);
     struct pollfd entry = {.fd = (int)link->source.handle, .events = POLLOUT};
     return poll(&entry, 1, timeout_ms) >= 0 || errno == EINTR ? PT_OK : PT_ERR_PLATFORM;
 }
@@ -211,6 +217,7 @@ static int posix_receive(pt_context *context, pt_link *link, uint8_t *buffer, ui
         count = recv((int)link->source.handle, buffer, size, MSG_DONTWAIT);
     } while (count < 0 && errno == EINTR);
     link->read_calls++;
+    PT_ASSERT(count <= (ssize_t)size);
     if (count > 0)
         return (int)count;
     if (count == 0) {
@@ -223,6 +230,7 @@ static int posix_receive(pt_context *context, pt_link *link, uint8_t *buffer, ui
 static int posix_finish(pt_context *context, pt_link *link)
 {
     (void)context;
+    PT_ASSERT(link->state == PT_LINK_SHUT && link->pipeline.pending_count == 0);
     if (shutdown((int)link->source.handle, SHUT_WR) == 0 || errno == ENOTCONN)
         return PT_OK; /* not connected any more: reading tells why */
     link->system_error = errno;
@@ -299,6 +307,8 @@ const pt_platform_ops *pt_posix_plain_ops(void)
  * atomics. */
 static void *counted_allocate(void *context, size_t size)
 {
+    PT_ASSERT(size != 0);
+
     pt_posix_memory *account = context;
     uint64_t attempt = __atomic_add_fetch(&account->attempts, 1, __ATOMIC_RELAXED);
     uint64_t fail_at = __atomic_load_n(&account->fail_at, __ATOMIC_RELAXED);
@@ -323,6 +333,7 @@ static void counted_release(void *context, void *memory, size_t size)
 {
     pt_posix_memory *account = context;
     PT_ASSERT(memory != NULL && size != 0);
+    PT_ASSERT(__atomic_load_n(&account->bytes, __ATOMIC_RELAXED) >= size);
     __atomic_sub_fetch(&account->bytes, size, __ATOMIC_RELAXED);
     free(memory);
 }

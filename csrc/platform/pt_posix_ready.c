@@ -92,6 +92,7 @@ static int make_epoll(posix_data *data)
 
 int pt_posix_init(void *platform_data, const pt_setup *setup, int32_t *system_error)
 {
+    PT_ASSERT((uintptr_t)platform_data % _Alignof(posix_data) == 0);
     posix_data *data = platform_data;
     memset(data, 0, sizeof *data);
     data->epoll_fd = -1;
@@ -141,6 +142,8 @@ int pt_posix_wake_descriptor(const void *platform_data)
  * end. */
 static void drain_wake(pt_context *context, posix_data *data)
 {
+    PT_ASSERT(context->platform_data == data && data->wake_read >= 0);
+
     context->woken = 1;
     uint8_t bytes[64];
     ssize_t count;
@@ -205,6 +208,8 @@ static void epoll_unregister(posix_data *data, const pt_source *source)
  * the fairness that is needed. */
 static int epoll_round(pt_context *context, posix_data *data, int timeout_ms)
 {
+    PT_ASSERT(context->io_budget != 0 && context->io_budget <= PT_IO_BUDGET);
+    PT_ASSERT(context->ready_count == 0);
     struct epoll_event events[PT_IO_BUDGET];
     int count = epoll_wait(data->epoll_fd, events, (int)context->io_budget, timeout_ms);
     if (count < 0)
@@ -269,7 +274,9 @@ static uint32_t fill_polled(pt_context *context, posix_data *data)
 
 static int poll_round(pt_context *context, posix_data *data, int timeout_ms)
 {
+    PT_ASSERT(context->ready_count == 0);
     uint32_t count = fill_polled(context, data);
+    PT_ASSERT(count <= data->source_count);
     if (poll(data->polled, (nfds_t)count + 1, timeout_ms) < 0)
         return errno == EINTR ? 0 : PT_ERR_PLATFORM;
     if (data->polled[0].revents != 0)
@@ -287,6 +294,7 @@ static int poll_round(pt_context *context, posix_data *data, int timeout_ms)
         found(context, source, (seen & POLLIN) != 0, (seen & POLLOUT) != 0, broken);
         data->next_source = place;
     }
+    PT_ASSERT(context->ready_count <= context->io_budget);
     return (int)context->ready_count;
 }
 
@@ -320,6 +328,7 @@ int pt_posix_watch(pt_context *context, pt_source *source)
         if (data->source_count == data->max_sources)
             return PT_ERR_NO_MEMORY;
         data->source_count++;
+        PT_ASSERT(data->source_count <= data->max_sources);
     }
     if (source->registered == UNREGISTERED)
         overtake(context, data, source);
