@@ -354,6 +354,7 @@ __attribute__((target("xsave"))) static int has_wide(unsigned features)
 }
 #endif
 
+#if CRC_PCLMUL || CRC_PMULL
 /* ---- Which way: decided at the first call. Every thread that comes first decides alike, so a
  * relaxed store will do. */
 
@@ -375,10 +376,10 @@ static crc_way *crc_choose(void)
     unsigned a, b, c = 0, d;
     if (__get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_PCLMUL) != 0 && (c & bit_SSSE3) != 0)
         return has_wide(c) ? crc_wide : crc_blocks;
-#elif CRC_PMULL
+    return pt_crc16_table;
+#else
     return crc_blocks;
 #endif
-    return pt_crc16_table;
 }
 
 static uint16_t crc_first(uint16_t start, const uint8_t *data, size_t len)
@@ -396,9 +397,18 @@ uint16_t pt_crc16(uint16_t start, const uint8_t *data, size_t len)
 const char *pt_crc16_name(void)
 {
     crc_way *way = crc_choose();
-#if CRC_PCLMUL || CRC_PMULL
     if (way == crc_blocks)
         return CRC_NAME;
-#endif
     return way == pt_crc16_table ? "table" : "vpclmul";
 }
+#else
+uint16_t pt_crc16(uint16_t start, const uint8_t *data, size_t len)
+{
+    return pt_crc16_table(start, data, len);
+}
+
+const char *pt_crc16_name(void)
+{
+    return "table";
+}
+#endif

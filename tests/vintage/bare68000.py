@@ -22,7 +22,6 @@ FLAGS = ("-m68000", "-Os", "-ffreestanding", "-fno-pic", *LEAVES_OUT)
 SIZE_LIMIT = 20 * 1024
 RETURN_ADDRESS = 4
 POINTED = {
-    "pt_crc.c": ("crc_first", "pt_crc16_table"),
     "pt_ingest.c": (
         "read_message_header",
         "verify_message",
