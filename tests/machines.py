@@ -52,6 +52,7 @@ def compiled(noun: str) -> Machine:
 
 MACHINES = {
     "slot": compiled("slot"),
+    "ingest": compiled("ingest"),
     "link": compiled("link"),
     "peer": Machine("protocol.md", peer.PeerState.DISCOVERED, peer._NEXT),
     "connection": Machine("protocol.md", connections.State.IDLE, connections._NEXT),

@@ -84,6 +84,7 @@
                                    /* unless a link has another: pt_link_set_frame_timeout() */
 #define PT_DRAIN_TIMEOUT_TICKS 300 /* 5 s: how long a close waits for slots in flight */
 #define PT_TICKS_PER_SECOND    60  /* the classic Mac's clock; POSIX counts milliseconds */
+#define PT_NOWHERE             255 /* where a step leads that a state does not take */
 #define PT_POOL_MAX_CLASSES    8
 #define PT_WHEEL_LEVELS        4
 #define PT_WHEEL_LEVEL_SLOTS   64

@@ -1,12 +1,9 @@
 /* How the receiving machine works.
  *
- *      INIT -> WAIT_HEADER <-> WAIT_PAYLOAD -> COMPLETE -> WAIT_HEADER
- *                  \______________\_______________\-> INIT      (a fault of the frame; cleanup)
- *
- *   WAIT_HEADER    staged_len bytes of a header, less than its size, in ingest->header; frame_len
- * is 0. Whole frames are handed on from here, where they lie WAIT_PAYLOAD   header_size <=
- * staged_len < frame_len bytes in ingest->staging, which is borrowed COMPLETE       all of
- * frame_len in ingest->staging
+ * In WAIT_HEADER ingest->header holds staged_len bytes of a header, less than its size, and
+ * frame_len is 0; whole frames are handed on from here, where they lie. In WAIT_PAYLOAD
+ * ingest->staging, which is borrowed, holds staged_len bytes of a frame, at least its header and
+ * less than frame_len. In COMPLETE it holds all of them.
  *
  * A call finishes the frame that was cut before it, hands on the frames that lie whole in its
  * bytes, and keeps what is left.
@@ -23,6 +20,36 @@
 #include "pt_crc.h"
 
 #define COMPACT_START 2 /* bytes that tell a compact header from a full one */
+#define NOWHERE       PT_NOWHERE
+#define INIT          PT_INGEST_INIT
+#define HEADER        PT_INGEST_WAIT_HEADER
+#define PAYLOAD       PT_INGEST_WAIT_PAYLOAD
+#define COMPLETE      PT_INGEST_COMPLETE
+
+/* Following state, by state and step: init, stage, fill, hand on, fail, cleanup. */
+static const uint8_t NEXT[][6] = {
+    [INIT] = {HEADER, NOWHERE, NOWHERE, NOWHERE, NOWHERE, INIT},
+    [HEADER] = {NOWHERE, PAYLOAD, NOWHERE, NOWHERE, INIT, INIT},
+    [PAYLOAD] = {NOWHERE, NOWHERE, COMPLETE, NOWHERE, NOWHERE, INIT},
+    [COMPLETE] = {NOWHERE, NOWHERE, NOWHERE, HEADER, INIT, INIT},
+};
+
+uint8_t pt_ingest_next(uint8_t state, uint8_t step)
+{
+    PT_ASSERT(state <= COMPLETE);
+    PT_ASSERT(step <= PT_INGEST_STEP_CLEANUP);
+
+    return NEXT[state][step];
+}
+
+/* The table checks each move and drives none: a cut frame moves three times, and would pay for
+ * looking up what is known where it moves. */
+static inline void move(pt_ingest *ingest, enum pt_ingest_step step, enum pt_ingest_state state)
+{
+    PT_ASSERT(pt_ingest_next(ingest->state, (uint8_t)step) == state);
+    (void)step;
+    ingest->state = (uint8_t)state;
+}
 
 static int read_message_header(const uint8_t *header, pt_frame *frame)
 {
@@ -86,19 +113,19 @@ static void give_back_staging(pt_ingest *ingest, uint32_t used)
         pt_pool_release(ingest->pool, buffer, used);
 }
 
-/* Between two frames. */
-static void start_over(pt_ingest *ingest)
+/* Hold nothing of any frame. */
+static void start_over(pt_ingest *ingest, enum pt_ingest_step step, enum pt_ingest_state state)
 {
     give_back_staging(ingest, ingest->state == PT_INGEST_WAIT_HEADER ? 0 : ingest->staged_len);
     ingest->staged_len = 0;
     ingest->frame_len = 0;
-    ingest->state = PT_INGEST_WAIT_HEADER;
+    move(ingest, step, state);
 }
 
 /* The stream is of no more use. */
 static int fail(pt_ingest *ingest, int code)
 {
-    pt_ingest_cleanup(ingest);
+    start_over(ingest, PT_INGEST_STEP_FAIL, INIT);
     return code;
 }
 
@@ -143,7 +170,7 @@ static int begin_staging(pt_ingest *ingest, const pt_format *form, const uint8_t
     ingest->frame = *frame;
     ingest->frame_len = frame_len;
     ingest->staged_len = form->header_size;
-    ingest->state = PT_INGEST_WAIT_PAYLOAD;
+    move(ingest, PT_INGEST_STEP_STAGE, PAYLOAD);
     return PT_OK;
 }
 
@@ -224,14 +251,14 @@ static int finish_cut_frame(pt_ingest *ingest, const uint8_t *data, size_t len, 
         return PT_OK;
     }
     const pt_format *form = ingest->form;
-    ingest->state = PT_INGEST_COMPLETE;
+    move(ingest, PT_INGEST_STEP_FILL, COMPLETE);
     ingest->frame.payload = ingest->staging + form->header_size;
     int code = form->verify(ingest->staging, &ingest->frame);
     if (code != PT_OK)
         return fail(ingest, code);
     *offset = taken;
     code = hand_on(ingest, sink, &ingest->frame);
-    start_over(ingest);
+    start_over(ingest, PT_INGEST_STEP_HAND_ON, HEADER);
     return code;
 }
 
@@ -323,13 +350,12 @@ void pt_ingest_init(pt_ingest *ingest, const pt_format *format, pt_pool *pool, u
     ingest->pool = pool;
     ingest->max_payload = max_payload <= largest ? max_payload : largest;
     ingest->tag = tag;
-    ingest->state = PT_INGEST_WAIT_HEADER;
+    move(ingest, PT_INGEST_STEP_INIT, HEADER);
 }
 
 void pt_ingest_cleanup(pt_ingest *ingest)
 {
-    start_over(ingest);
-    ingest->state = PT_INGEST_INIT;
+    start_over(ingest, PT_INGEST_STEP_CLEANUP, INIT);
 }
 
 int pt_ingest_feed(pt_ingest *ingest, const uint8_t *data, size_t len, const pt_sink *sink,

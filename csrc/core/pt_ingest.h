@@ -52,6 +52,16 @@ enum pt_ingest_state {
     PT_INGEST_COMPLETE = 3      /* a staged frame is being handed on; never seen between calls */
 };
 
+/* What moves an ingest from state to state. */
+enum pt_ingest_step {
+    PT_INGEST_STEP_INIT = 0,
+    PT_INGEST_STEP_STAGE = 1,   /* the header of a cut frame is whole, and memory found */
+    PT_INGEST_STEP_FILL = 2,    /* the last byte of that frame is there */
+    PT_INGEST_STEP_HAND_ON = 3, /* to the sink */
+    PT_INGEST_STEP_FAIL = 4,    /* a fault of the frame */
+    PT_INGEST_STEP_CLEANUP = 5
+};
+
 typedef struct pt_ingest {
     const pt_format *format;
     const pt_format
@@ -72,6 +82,9 @@ typedef struct pt_ingest {
     uint64_t frames;     /* handed on */
     uint64_t payload_bytes;
 } pt_ingest;
+
+/* The state that a step leads to; PT_NOWHERE: no ingest takes that step in that state. */
+uint8_t pt_ingest_next(uint8_t state, uint8_t step);
 
 /* Message frames (docs/protocol.md, "Frames"): full ones, CRC checked, and compact ones between
  * them, which have no CRC. */

@@ -39,8 +39,6 @@ enum pt_slot_step {
     PT_SLOT_STEP_CLOSE = 4 /* of its link */
 };
 
-#define PT_NOWHERE 255 /* where a step leads that is none */
-
 typedef struct pt_send_slot {
     uint8_t *buffer;        /* from the pool; NULL while nothing is borrowed */
     void *platform_data;    /* the platform's block for this write */
