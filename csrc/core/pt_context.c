@@ -99,6 +99,7 @@ void pt_context_remove_source(pt_context *context, pt_source *source)
 
 void pt_context_ready(pt_context *context, pt_source *source)
 {
+    PT_ASSERT(context->ready_count <= context->io_budget && context->io_budget <= PT_IO_BUDGET);
     if (source->queued || context->ready_count >= context->io_budget)
         return;
     PT_ASSERT(source->place != NULL);
@@ -182,6 +183,7 @@ int pt_watch_set(pt_context *context, pt_watch *watch, uint8_t interest)
 {
     if (interest > (PT_WANT_READ | PT_WANT_WRITE) || watch->source.place == NULL)
         return PT_ERR_INVALID_PARAM;
+    PT_ASSERT(watch->source.kind == PT_SOURCE_WATCH);
     watch->source.interest = interest;
     watch->source.edge = interest == 0; /* else its hang-up would spin */
     return context->ops->watch(context, &watch->source);
@@ -191,6 +193,7 @@ void pt_watch_close(pt_context *context, pt_watch *watch)
 {
     if (watch->source.place == NULL)
         return;
+    PT_ASSERT(watch->source.kind == PT_SOURCE_WATCH);
     context->ops->forget(context, &watch->source);
     pt_context_remove_source(context, &watch->source);
 }

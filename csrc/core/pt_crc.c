@@ -219,6 +219,7 @@ CRC_INLINE uint16_t crc_short(uint16_t start, const uint8_t *data, size_t len)
 {
     uint64_t first = 0, second;
     unsigned beyond = 0; /* the byte of start that a single byte of data does not reach */
+    PT_ASSERT(len < 16);
     if (len == 0)
         return start;
     if (len >= 8) {
@@ -246,6 +247,7 @@ CRC_INLINE uint16_t crc_short(uint16_t start, const uint8_t *data, size_t len)
  * carried over it. len >= 16. */
 CRC_INLINE block crc_front(uint16_t start, const uint8_t *data, size_t odd)
 {
+    PT_ASSERT(odd < 16);
     block value = {start, 0};
     return odd == 0 ? value
                     : multiply(shuffle(load(data) ^ value, SLIDE + odd), FOLD_16) ^
@@ -279,6 +281,7 @@ CRC_TARGET static uint16_t crc_blocks(uint16_t start, const uint8_t *data, size_
         sum = multiply(a, key[-4]) ^ multiply(b, key[-3]) ^ multiply(c, key[-2]) ^
               multiply(d, key[-1]);
     }
+    PT_ASSERT(key > KEYS && key <= KEYS + BLOCKS);
     for (; key < KEYS + BLOCKS; key++, data += 16)
         sum ^= multiply(load(data), *key);
     return reduce(sum);
@@ -337,6 +340,7 @@ WIDE_TARGET static uint16_t crc_wide(uint16_t start, const uint8_t *data, size_t
         sums = wide_multiply(a, wide_load(key - 8)) ^ wide_multiply(b, wide_load(key - 6)) ^
                wide_multiply(c, wide_load(key - 4)) ^ wide_multiply(d, wide_load(key - 2));
     }
+    PT_ASSERT(key > KEYS && key <= KEYS + BLOCKS);
     for (; key < KEYS + BLOCKS - 1; key += 2, data += 32)
         sums ^= wide_multiply(wide_load(data), wide_load(key));
     block sum = (block)_mm256_castsi256_si128(sums) ^ (block)_mm256_extracti128_si256(sums, 1);
@@ -386,6 +390,7 @@ static uint16_t crc_first(uint16_t start, const uint8_t *data, size_t len)
 {
     crc_way *way = crc_choose();
     atomic_store_explicit(&crc_chosen, way, memory_order_relaxed);
+    PT_ASSERT(way(start, data, len) == pt_crc16_table(start, data, len));
     return way(start, data, len);
 }
 

@@ -54,6 +54,7 @@ static inline void move(pt_ingest *ingest, enum pt_ingest_step step, enum pt_ing
 static int read_message_header(const uint8_t *header, pt_frame *frame)
 {
     int size = pt_header_decode(header, PT_HEADER_SIZE, frame);
+    PT_ASSERT(size < 0 || size == PT_HEADER_SIZE);
     return size < 0 ? size : PT_OK;
 }
 
@@ -295,6 +296,7 @@ static inline int take_whole_frames(pt_ingest *ingest, const pt_format *form, co
  * there, was judged. */
 static int keep_cut_frame(pt_ingest *ingest, const pt_format *form, const uint8_t *data, size_t len)
 {
+    PT_ASSERT(ingest->state == HEADER && ingest->staged_len == 0);
     if (len < form->header_size) {
         stage(ingest, ingest->header, form->header_size, data, len);
         return PT_OK;
@@ -316,6 +318,7 @@ static int take_rest(pt_ingest *ingest, const uint8_t *data, size_t len, const p
                      size_t *offset)
 {
     for (const pt_format *last = ingest->format;;) {
+        PT_ASSERT(*offset < len);
         const pt_format *form = form_of(ingest->format, data + *offset, len - *offset);
         if (form == last) {
             int code = keep_cut_frame(ingest, form, data + *offset, len - *offset);
@@ -380,6 +383,8 @@ int pt_ingest_feed(pt_ingest *ingest, const uint8_t *data, size_t len, const pt_
         code = take_rest(ingest, data, len, sink, &offset);
     if (ingest->state == PT_INGEST_WAIT_HEADER)
         give_back_staging(ingest, 0); /* it was lent, and not needed */
+    PT_ASSERT(offset <= len);
+    PT_ASSERT(code != PT_OK || offset == len);
     *consumed = offset;
     return code;
 }

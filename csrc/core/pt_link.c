@@ -63,6 +63,9 @@ static void note_sent(pt_context *context, pt_link *link, uint32_t count)
 
 void pt_link_drop_held(pt_context *context, pt_link *link)
 {
+    PT_ASSERT(link->held_at <= link->held_len);
+    PT_ASSERT(link->held != NULL || link->held_len == 0);
+
     pt_context_leave(context, link, PT_LINE_HELD);
     if (link->held != NULL)
         pt_pool_release(context->pool, link->held, link->held_len);
@@ -74,6 +77,7 @@ void pt_link_drop_held(pt_context *context, pt_link *link)
 void pt_link_end(pt_context *context, pt_link *link, int code, int32_t system_error)
 {
     PT_ASSERT(pt_link_is_live(link));
+    PT_ASSERT(code <= 0 && code >= INT16_MIN);
     link->unconfirmed = count_unconfirmed(context, link);
     pt_notes_drop(&link->notes, context->pool);
     move(link, PT_LINK_STEP_END);
@@ -127,6 +131,8 @@ void pt_link_update_reading(pt_context *context, pt_link *link)
  * the break is the other side's word. */
 static void fail_writing(pt_context *context, pt_link *link, int code)
 {
+    PT_ASSERT(code < 0 && link->state != PT_LINK_BROKEN);
+
     if (code != PT_ERR_CONNECTION_CLOSED || (link->unread & PT_UNREAD_ENDED)) {
         pt_link_end(context, link, code, link->system_error);
         return;
@@ -326,6 +332,8 @@ uint32_t pt_link_still_ms(const pt_context *context, const pt_link *link)
 
 int pt_link_slots_available(pt_context *context, pt_link *link)
 {
+    PT_ASSERT(link->pipeline.pending_count <= link->pipeline.depth);
+
     if (context->ops == NULL)
         return 0;
     if (context->ops->send_slots_available != NULL)

@@ -92,6 +92,7 @@ static const pt_link *stillest(const pt_context *context)
  * still if too little is left. Returns the number of events (0 or 1). */
 static int look_at_pool(pt_context *context, pt_event *event)
 {
+    PT_ASSERT(!pt_timer_is_armed(&context->pool_timer)); /* it has just expired */
     uint32_t acquires = pt_pool_acquires(context->pool);
     int rests = acquires == context->pool_acquires;
     context->pool_acquires = acquires;
@@ -129,18 +130,23 @@ static int expire_timers(pt_context *context, pt_event *events, int capacity, pt
         } else if (timer->kind == PT_TIMER_POOL) {
             count += look_at_pool(context, &events[count]);
         } else {
+            PT_ASSERT(timer->kind == PT_TIMER_CALLER);
             pt_event *event = &events[count++];
             memset(event, 0, sizeof *event);
             event->kind = PT_EVENT_TIMER;
             event->tag = timer->tag;
         }
     }
+    PT_ASSERT(count <= capacity);
     return count;
 }
 
 /* What has become of a link since the last turn: up to LINK_EVENTS events. Returns their number. */
 static int report_link(pt_link *link, pt_event *events)
 {
+    PT_ASSERT(!link->in_line[PT_LINE_DIRTY]);
+    PT_ASSERT(link->failed_code <= 0 && link->end_code <= 0);
+
     int count = 0;
     if (link->due & PT_DUE_SENT) {
         make_event(link, &events[count++], PT_EVENT_SENT, PT_OK)->count = link->sent_count;
@@ -158,6 +164,7 @@ static int report_link(pt_link *link, pt_event *events)
         make_event(link, &events[count++], PT_EVENT_CLOSED, link->end_code)->system_error =
             link->end_error;
     link->due = 0;
+    PT_ASSERT(count <= LINK_EVENTS);
     return count;
 }
 
@@ -175,6 +182,7 @@ static int report_links(pt_context *context, pt_event *events, int capacity)
         if (failed)
             pt_link_harvest(context, link); /* what had to wait behind the failure */
     }
+    PT_ASSERT(count <= capacity);
     return count;
 }
 
@@ -260,6 +268,7 @@ int pt_loop_turn(pt_context *context, int timeout_ms, pt_event *events, int capa
         pt_pool_acquires(context->pool) != context->pool_acquires)
         pt_context_arm(context, &context->pool_timer, PT_POOL_REST_MS);
     count += report_links(context, &events[count], capacity - count);
+    PT_ASSERT(count <= capacity);
     PT_CHECK(check(context));
     return count;
 }
@@ -276,6 +285,7 @@ int pt_loop_next_timeout(pt_context *context)
     int timeout_ms = ticks == UINT32_MAX ? -1 : pt_context_ms(context, ticks);
     if (context->starved_count != 0 && (timeout_ms < 0 || timeout_ms > STARVED_RETRY_MS))
         timeout_ms = STARVED_RETRY_MS;
+    PT_ASSERT(timeout_ms >= -1);
     return timeout_ms;
 }
 
@@ -290,6 +300,8 @@ void pt_loop_wake(pt_context *context)
 static int plain_frame(void *sink_context, uint32_t tag, const pt_frame *frame)
 {
     pt_plain_sink *plain = sink_context;
+    PT_ASSERT(plain->count <= plain->capacity);
+    PT_ASSERT(plain->buffer_len <= plain->buffer_size);
     if (plain->count == plain->capacity ||
         frame->payload_len > plain->buffer_size - plain->buffer_len)
         return PT_ERR_INTERNAL;

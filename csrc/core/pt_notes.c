@@ -59,11 +59,13 @@ int pt_notes_need_room(pt_notes *notes, pt_pool *pool, uint32_t turn)
     notes->list = (pt_note *)(void *)buffer;
     notes->list[0] = notes->only;
     notes->room = PT_LINK_NOTES;
+    PT_ASSERT(notes->count < notes->room);
     return 0;
 }
 
 void pt_notes_make_room(pt_notes *notes, uint32_t position, uint32_t waiting)
 {
+    PT_ASSERT(notes->count == notes->room);
     uint8_t gone = 0, kept = 0;
     while (gone < notes->count && !is_waiting(&notes->list[gone], position, waiting))
         gone++;

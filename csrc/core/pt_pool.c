@@ -141,6 +141,8 @@ static inline void link_set(cell32 *link, uint32_t value)
 /* The head that follows seen and leads to link. */
 static inline uint64_t head_after(uint64_t seen, uint32_t link)
 {
+    PT_ASSERT(link <= MAX_CAPACITY);
+
     return (((seen >> 32) + 1) << 32) | link;
 }
 
@@ -174,12 +176,16 @@ static inline uint64_t check_value(const pt_pool *pool, enum buffer_state state)
 
 static inline buffer_header *header_of(uint8_t *buffer)
 {
+    PT_ASSERT((uintptr_t)buffer % ALIGNMENT == 0);
+
     return (buffer_header *)(void *)(buffer - sizeof(buffer_header));
 }
 
 /* Bytes that a buffer of this class costs. */
 static inline size_t buffer_cost(const size_class *class)
 {
+    PT_ASSERT(class->buffer_size != 0 && class->capacity <= MAX_CAPACITY);
+
     return sizeof(buffer_header) + class->buffer_size;
 }
 
@@ -187,7 +193,9 @@ static inline size_t buffer_cost(const size_class *class)
 static int reserve_bytes(pt_pool *pool, size_t cost)
 {
     uint64_t held = cell_get(&pool->budgeted);
+    PT_ASSERT(cost > sizeof(buffer_header));
     do {
+        PT_ASSERT(held <= pool->budget);
         if (cost > pool->budget - held)
             return 0;
     } while (!cell_swap(&pool->budgeted, &held, held + cost));
@@ -222,6 +230,9 @@ static buffer_header *find_memory(pt_pool *pool, size_t cost, int is_share)
 static int make_buffer(pt_pool *pool, uint8_t class_index, uint32_t node_index, int is_share)
 {
     size_class *class = &pool->classes[class_index];
+    PT_ASSERT(node_index < class->capacity);
+    PT_ASSERT(class->nodes[node_index].memory == NULL);
+
     size_t cost = buffer_cost(class);
     buffer_header *header = find_memory(pool, cost, is_share);
     if (header == NULL)
@@ -244,6 +255,7 @@ static void free_buffer(pt_pool *pool, size_class *class, uint32_t node_index)
     node *owned = &class->nodes[node_index];
     size_t cost = buffer_cost(class);
     PT_ASSERT(owned->memory->check == check_value(pool, BUFFER_FREE));
+    PT_ASSERT(owned->memory->node_index == node_index && cell_get(&pool->bytes) >= cost);
     pool->source.release(pool->source.context, owned->memory, cost);
     owned->memory = NULL;
     (void)cell_add(&pool->bytes, 0 - (uint64_t)cost);
@@ -303,6 +315,7 @@ uint64_t pt_pool_cleanup(pt_pool *pool)
     pt_pool_statistics statistics;
     pt_pool_trim(pool);
     pt_pool_get_statistics(pool, &statistics);
+    PT_ASSERT((statistics.in_use == 0) == (statistics.bytes == 0));
     return statistics.in_use;
 }
 
@@ -336,6 +349,9 @@ static uint8_t *acquire(pt_pool *pool, uint32_t size, int is_share)
     }
 
     buffer_header *header = class->nodes[index].memory;
+    PT_ASSERT(header->node_index == index && header->class_index == class_index);
+    PT_ASSERT(size <= header->buffer_size);
+    PT_ASSERT(header->check != check_value(pool, BUFFER_LENT)); /* nobody else has it */
     header->check = check_value(pool, BUFFER_LENT);
     header->is_share = (uint8_t)is_share;
     if (is_share && was_free)
@@ -373,6 +389,7 @@ void pt_pool_release(pt_pool *pool, uint8_t *buffer, uint32_t used)
 
     size_class *class = &pool->classes[header->class_index];
     uint32_t index = header->node_index;
+    PT_ASSERT(index < class->capacity);
     PT_ASSERT(class->nodes[index].memory == header);
     memset(buffer, 0, used <= header->buffer_size ? used : header->buffer_size);
     header->check = check_value(pool, BUFFER_FREE);
@@ -403,6 +420,7 @@ size_t pt_pool_trim(pt_pool *pool)
 
 int pt_pool_is_scarce(pt_pool *pool)
 {
+    PT_ASSERT(cell_get(&pool->budgeted) <= pool->budget);
     uint64_t enough = pool->budget / 8;
     if (pool->budget == UINT64_MAX || pool->budget - cell_get(&pool->budgeted) >= enough)
         return 0;

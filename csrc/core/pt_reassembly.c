@@ -57,6 +57,10 @@ pt_reassembly_rule pt_reassembly_rule_of(uint8_t state, uint8_t event)
 /* Let go of the running message, if there is one. */
 static void forget(pt_reassembly *reassembly)
 {
+    PT_ASSERT(reassembly->received_len <= reassembly->total_len);
+    PT_ASSERT(reassembly->buffer == NULL ||
+              reassembly->total_len <= pt_pool_buffer_size(reassembly->buffer));
+
     if (reassembly->buffer != NULL)
         pt_pool_release(reassembly->pool, reassembly->buffer, reassembly->received_len);
     reassembly->buffer = NULL;
@@ -67,6 +71,8 @@ static void forget(pt_reassembly *reassembly)
 
 static void give_back_delivered(pt_reassembly *reassembly)
 {
+    PT_ASSERT(reassembly->delivered != NULL || reassembly->delivered_len == 0);
+
     if (reassembly->delivered != NULL)
         pt_pool_release(reassembly->pool, reassembly->delivered, reassembly->delivered_len);
     reassembly->delivered = NULL;
@@ -119,6 +125,9 @@ static int apply(pt_reassembly *reassembly, uint8_t event)
 /* A first fragment: it takes the place of whatever runs. START, or NO_MEMORY. */
 static uint8_t begin(pt_reassembly *reassembly, const pt_fragment *fragment)
 {
+    PT_ASSERT(fragment->flags & PT_FRAGMENT_FIRST);
+    PT_ASSERT(fragment->total_len <= reassembly->limit);
+
     forget(reassembly);
     if (fragment->total_len > 0) {
         reassembly->buffer = pt_pool_acquire_share(reassembly->pool, fragment->total_len);
@@ -227,5 +236,6 @@ const uint8_t *pt_batch_next(const uint8_t *payload, size_t len, size_t *offset,
     const uint8_t *entry = payload + *offset + BATCH_ENTRY_HEADER;
     *entry_len = (uint16_t)(size - BATCH_ENTRY_HEADER);
     *offset += size;
+    PT_ASSERT(*offset <= len && entry + *entry_len == payload + *offset);
     return entry;
 }

@@ -52,7 +52,9 @@ static uint32_t slot_of(uint32_t deadline, uint32_t now)
     uint32_t difference = deadline ^ now;
     if (difference >> SPAN_BITS != 0)
         return (PT_WHEEL_LEVELS - 1) * PT_WHEEL_LEVEL_SLOTS;
+    PT_ASSERT(difference != 0); /* it has no highest bit */
     uint32_t level = (31u - (uint32_t)__builtin_clz(difference)) / DIGIT_BITS;
+    PT_ASSERT(level < PT_WHEEL_LEVELS);
     return level * PT_WHEEL_LEVEL_SLOTS + ((deadline >> (level * DIGIT_BITS)) & DIGIT_MASK);
 }
 
@@ -121,6 +123,9 @@ static uint32_t nearest_slot(const pt_wheel *wheel, uint32_t *level)
 /* now has reached the start of this slot: its timers are due, or move to a finer level. */
 static void open_slot(pt_wheel *wheel, uint32_t level)
 {
+    PT_ASSERT(level < PT_WHEEL_LEVELS);
+    PT_ASSERT((wheel->now & ((1u << (level * DIGIT_BITS)) - 1)) == 0);
+
     uint32_t digit = (wheel->now >> (level * DIGIT_BITS)) & DIGIT_MASK;
     pt_timer **place = &wheel->slots[level * PT_WHEEL_LEVEL_SLOTS + digit];
     pt_timer *oldest = NULL;
@@ -133,6 +138,7 @@ static void open_slot(pt_wheel *wheel, uint32_t level)
     wheel->occupied[level] &= ~((uint64_t)1 << digit);
     for (pt_timer *timer = oldest, *next; timer != NULL; timer = next) {
         next = timer->next;
+        PT_ASSERT(level != 0 || !is_before(wheel->now, timer->deadline));
         if (is_before(wheel->now, timer->deadline))
             put_into_slot(wheel, timer);
         else
@@ -150,9 +156,11 @@ void pt_wheel_init(pt_wheel *wheel, uint32_t now)
 void pt_wheel_arm(pt_wheel *wheel, pt_timer *timer, uint32_t deadline)
 {
     pt_wheel_cancel(wheel, timer);
+    PT_ASSERT(timer->place == NULL && timer->next == NULL);
     timer->deadline = deadline;
     put_into_slot(wheel, timer);
     wheel->armed_count++;
+    PT_ASSERT(*timer->place == timer && wheel->armed_count != 0);
 }
 
 void pt_wheel_cancel(pt_wheel *wheel, pt_timer *timer)
@@ -213,6 +221,8 @@ pt_timer *pt_wheel_expire(pt_wheel *wheel)
 
 uint32_t pt_wheel_next(const pt_wheel *wheel)
 {
+    PT_ASSERT(wheel->due == NULL || wheel->armed_count != 0);
+
     uint32_t level;
     return wheel->due != NULL ? 0 : nearest_slot(wheel, &level);
 }

@@ -36,6 +36,8 @@ static uint32_t get32(const uint8_t *data)
 
 static void put16(uint8_t *out, unsigned value)
 {
+    PT_ASSERT(value <= UINT16_MAX);
+
     out[0] = (uint8_t)(value >> 8);
     out[1] = (uint8_t)value;
 }
@@ -59,6 +61,9 @@ static int is_discovery_type(unsigned type)
 static void put_header(uint8_t *out, uint8_t type, uint8_t flags, uint8_t sequence,
                        uint32_t payload_len)
 {
+    PT_ASSERT(is_frame_type(type));
+    PT_ASSERT(payload_len <= UINT16_MAX);
+
     put32(out, FRAME_MAGIC);
     out[4] = PT_PROTOCOL_VERSION;
     out[5] = type;
@@ -80,6 +85,8 @@ int pt_header_encode(const pt_frame *frame, uint8_t *out, size_t size)
 
 int pt_header_decode(const uint8_t *data, size_t len, pt_frame *out)
 {
+    PT_ASSERT(data != NULL || len == 0);
+
     if (len < PT_HEADER_SIZE)
         return PT_ERR_TRUNCATED;
     if (get32(data) != FRAME_MAGIC)
@@ -100,8 +107,9 @@ int pt_header_decode(const uint8_t *data, size_t len, pt_frame *out)
 void pt_frame_put(uint8_t *out, uint8_t type, uint8_t flags, uint8_t sequence,
                   const uint8_t *payload, uint32_t payload_len)
 {
-    PT_ASSERT(is_frame_type(type));
+    PT_ASSERT(is_frame_type(type) && type < sizeof HEADER_CRC_START / sizeof HEADER_CRC_START[0]);
     PT_ASSERT(payload_len <= UINT16_MAX);
+    PT_ASSERT(payload != NULL || payload_len == 0);
 
     /* The CRC is taken from registers and from the source of the payload: reading back what was
      * just stored would stall. */
@@ -140,6 +148,7 @@ int pt_frame_decode(const uint8_t *data, size_t len, pt_frame *out)
         return header;
     if (frame.payload_len > PT_FRAME_MAX_PAYLOAD)
         return PT_ERR_MESSAGE_TOO_LARGE;
+    PT_ASSERT(header == PT_HEADER_SIZE && is_frame_type(frame.type));
     size_t covered = PT_HEADER_SIZE + (size_t)frame.payload_len;
     if (len < covered + PT_TRAILER_SIZE)
         return PT_ERR_TRUNCATED;
@@ -166,6 +175,8 @@ int pt_compact_encode(const pt_frame *frame, uint8_t *out, size_t size)
 
 int pt_compact_decode(const uint8_t *data, size_t len, pt_frame *out)
 {
+    PT_ASSERT(data != NULL || len == 0);
+
     if (len < PT_COMPACT_HEADER_SIZE)
         return PT_ERR_TRUNCATED;
     if (data[0] != COMPACT_MAGIC)
@@ -202,12 +213,16 @@ int pt_discovery_encode(const pt_discovery *packet, uint8_t *out, size_t size)
     out[10] = packet->transports;
     out[11] = packet->name_len;
     memcpy(out + 12, packet->name, packet->name_len);
+    PT_ASSERT(whole <= PT_DISCOVERY_MAX_SIZE);
+    PT_ASSERT(12 + (size_t)packet->name_len == whole - PT_TRAILER_SIZE);
     put16(out + whole - PT_TRAILER_SIZE, pt_crc16(0, out, whole - PT_TRAILER_SIZE));
     return (int)whole;
 }
 
 int pt_discovery_decode(const uint8_t *data, size_t len, pt_discovery *out)
 {
+    PT_ASSERT(data != NULL || len == 0);
+
     if (len < PT_DISCOVERY_MIN_SIZE)
         return PT_ERR_TRUNCATED;
     if (get32(data) != DISCOVERY_MAGIC)
@@ -228,6 +243,8 @@ int pt_discovery_decode(const uint8_t *data, size_t len, pt_discovery *out)
                           .type = data[5],
                           .transports = data[10],
                           .name_len = name_len};
+    PT_ASSERT(name_len <= sizeof out->name);
+    PT_ASSERT(12 + (size_t)name_len == covered);
     memcpy(out->name, data + 12, name_len);
     return (int)(covered + PT_TRAILER_SIZE);
 }
@@ -245,12 +262,15 @@ int pt_capability_encode(const pt_capability *capability, uint8_t *out, size_t s
     if (size < PT_CAPABILITY_SIZE)
         return PT_ERR_BUFFER_FULL;
 
+    const uint8_t *start = out;
+    (void)start; /* asserted alone */
     out = put_tlv16(out, TLV_MAX_MESSAGE, capability->max_message);
     out = put_tlv16(out, TLV_PREFERRED_CHUNK, capability->preferred_chunk);
     *out++ = TLV_PRESSURE;
     *out++ = 1;
     *out++ = capability->pressure;
-    put_tlv16(out, TLV_FLAGS, capability->flags);
+    out = put_tlv16(out, TLV_FLAGS, capability->flags);
+    PT_ASSERT(out == start + PT_CAPABILITY_SIZE);
     return PT_CAPABILITY_SIZE;
 }
 
@@ -259,6 +279,10 @@ int pt_capability_encode(const pt_capability *capability, uint8_t *out, size_t s
 static void apply_tlv(pt_capability *capability, unsigned type, const uint8_t *value,
                       size_t value_len)
 {
+    PT_ASSERT(capability->pressure <= 100);
+    PT_ASSERT(capability->max_message >= PT_MESSAGE_LIMIT_MIN &&
+              capability->max_message <= PT_MESSAGE_LIMIT_MAX);
+
     if (type == TLV_PRESSURE && value_len >= 1)
         capability->pressure = value[0] > 100 ? 100 : value[0];
     if (value_len < 2)
@@ -277,6 +301,8 @@ static void apply_tlv(pt_capability *capability, unsigned type, const uint8_t *v
 
 int pt_capability_decode(const uint8_t *data, size_t len, pt_capability *out)
 {
+    PT_ASSERT(data != NULL || len == 0);
+
     if (len > UINT16_MAX) /* no frame carries more, and the result is an int */
         return PT_ERR_INVALID_PARAM;
 
@@ -288,6 +314,7 @@ int pt_capability_decode(const uint8_t *data, size_t len, pt_capability *out)
             return PT_ERR_TRUNCATED;
         apply_tlv(&capability, data[at], data + at + 2, value_len);
         at += 2 + value_len;
+        PT_ASSERT(at <= len);
     }
     *out = capability;
     return (int)len;
@@ -313,6 +340,8 @@ int pt_datagram_encode(const pt_datagram *datagram, uint8_t *out, size_t size)
 
 int pt_datagram_decode(const uint8_t *data, size_t len, pt_datagram *out)
 {
+    PT_ASSERT(data != NULL || len == 0);
+
     if (len < PT_DATAGRAM_HEADER_SIZE)
         return PT_ERR_TRUNCATED;
     if (get32(data) != DATAGRAM_MAGIC)
@@ -342,6 +371,8 @@ int pt_fragment_encode(const pt_fragment *fragment, uint8_t *out, size_t size)
 
 int pt_fragment_decode(const uint8_t *data, size_t len, pt_fragment *out)
 {
+    PT_ASSERT(data != NULL || len == 0);
+
     if (len < PT_FRAGMENT_HEADER_SIZE)
         return PT_ERR_TRUNCATED;
 
