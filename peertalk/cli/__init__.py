@@ -40,19 +40,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; its exit code."""
     try:
-        application = _application()
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in _EXTRA:
-            raise
-        return _complain(_MISSING, WRONG_USAGE)
-    try:
-        code = application(
+        code = _application()(
             args=None if arguments is None else list(arguments),
             prog_name="peertalk",
             standalone_mode=False,
         )
         sys.stdout.flush()
         return code if isinstance(code, int) else FINE
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in _EXTRA:
+            raise
+        return _complain(_MISSING, WRONG_USAGE)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:

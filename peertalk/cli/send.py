@@ -58,7 +58,7 @@ def command(
         raise errors.InvalidArgument(
             "send takes "
             f"{'TEXT alone with --to-address' if wanted == 1 else 'NAME and TEXT'}; "
-            f"{len(words)} words were given"
+            f"words given: {len(words)}"
         )
     address = None if to_address is None else address_of(to_address)
     if to_address is not None and address is None:

@@ -105,6 +105,20 @@ def test_without_its_extra_the_command_line_says_how_to_install_it(missing, star
     )
 
 
+def test_ctrl_c_while_a_command_is_loaded_is_no_traceback(start_python):
+    """Loading takes longer than most commands: many an interruption strikes there."""
+    process = start_python(
+        "-c",
+        (
+            "import signal, sys; from peertalk.cli import main; "
+            "sys.addaudithook(lambda event, seen: event == 'import' and seen[0] == 'typer' and "
+            "signal.raise_signal(signal.SIGINT)); main(['info'])"
+        ),
+    )
+    assert process.communicate(timeout=30)[1] == ""
+    assert process.returncode == 130
+
+
 def test_importing_the_command_line_imports_neither_typer_nor_rich(start_python):
     """The extra is imported late, so that the library and the demonstration's processes start
     without it."""
