@@ -33,13 +33,12 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
-from rich.table import Table
 
 from .. import errors
 from .._core import load
 from . import FAILED, NOBODY, CommandFailed
-from .options import Json, config_of, console, node_options, print_json, readable
-from .transfer import NUMBERED_SIZE, Task
+from .options import Json, config_of, console, node_options, print_json, print_rows, readable
+from .transfer import MESSAGE_SIZE, NUMBERED_SIZE, Task
 
 _PACKAGE = Path(__file__).absolute().parent.parent
 _SILENCE = 60.0
@@ -164,12 +163,18 @@ def _tracked() -> Selection | None:
 
 def _below(root: Path, origin: str) -> Selection:
     sizes: dict[str, int] = {}
-    for folder, folders, names in os.walk(root):
+
+    def unreadable(error: OSError) -> None:
+        # named as if it were a file, so that the sender says why it is not sent: a folder that is
+        # left out in silence would make the judgement "every byte arrived" false
+        sizes[Path(error.filename).relative_to(root).as_posix()] = 0
+
+    for folder, folders, names in os.walk(root, onerror=unreadable):
         folders[:] = sorted(name for name in folders if name != "__pycache__")
         for name in sorted(names):
             file = Path(folder, name)
             sizes[file.relative_to(root).as_posix()] = _size(file) or 0
-        for name in [name for name in folders if Path(folder, name).is_symlink()]:
+        for name in [name for name in folders if os.path.islink(os.path.join(folder, name))]:
             sizes[Path(folder, name).relative_to(root).as_posix()] = 0
     return Selection(root, sizes, origin)
 
@@ -238,25 +243,16 @@ class Display:
                 )
 
 
-class _Demonstration:
+class _Demonstration(msgspec.Struct):
     """The whole of it: a pair of processes on the core of choice, then one on the reference
     core."""
 
-    def __init__(
-        self,
-        screen: Console,
-        environment: dict[str, str],
-        selection: Selection,
-        messages: int,
-        round_trips: int,
-        timeout: float,
-    ) -> None:
-        self.screen = screen
-        self.environment = environment
-        self.selection = selection
-        self.messages = messages
-        self.round_trips = round_trips
-        self.timeout = timeout
+    screen: Console
+    environment: dict[str, str]
+    selection: Selection
+    messages: int
+    round_trips: int
+    timeout: float
 
     async def run(self, core: str) -> dict[str, Any]:
         """Every figure, as --json prints them."""
@@ -465,7 +461,7 @@ async def _processes(
             processes.append(process)
             readers.append(asyncio.create_task(_read(task, process, heard)))
         yield _said(heard)
-        await _settle(processes, readers, 2.0)
+        await _ended(processes, 2.0)
     finally:
         await asyncio.shield(_end(processes))
         for reader in readers:
@@ -509,10 +505,8 @@ async def _said(heard: asyncio.Queue[dict[str, Any]]) -> AsyncIterator[dict[str,
         yield event
 
 
-async def _settle(
-    processes: list[asyncio.subprocess.Process], readers: list[asyncio.Task[None]], seconds: float
-) -> None:
-    """Let them end by themselves."""
+async def _ended(processes: list[asyncio.subprocess.Process], seconds: float) -> None:
+    """Wait until these have ended, at most so long."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await asyncio.gather(*(process.wait() for process in processes))
@@ -526,79 +520,61 @@ async def _end(processes: list[asyncio.subprocess.Process]) -> None:
         for process in running:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_GRACE):
-                await asyncio.gather(*(process.wait() for process in running))
+        await _ended(running, _GRACE)
 
 
 def show(screen: Console, result: dict[str, Any]) -> None:
     """The table at the end."""
-    files, messages, trips, reference = (
-        result["files"],
-        result["messages"],
-        result["round_trips"],
-        result["reference"],
-    )
-    table = Table(
-        title=f"peertalk demo, {result['core']} core, CRC-16 by {result['crc']}",
-        box=None,
-        pad_edge=False,
-        show_header=False,
-        title_justify="left",
-    )
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_row(
-        "files verified",
+    files, messages, trips = result["files"], result["messages"], result["round_trips"]
+    whole = files["verified"] == files["count"]
+    rows = [
         (
-            f"{files['verified']:,} of {files['count']:,}, {files['bytes_verified']:,} bytes, "
-            "SHA-256 of each equal on both sides"
-        ),
-    )
+            "files verified",
+            f"{files['verified']:,} of {files['count']:,}, {files['bytes_verified']:,} bytes"
+            + (", SHA-256 of each equal on both sides" if whole and files["count"] else ""),
+        )
+    ]
     if files["skipped"]:
-        table.add_row("files not sent", f"{len(files['skipped']):,} (named above)")
-    table.add_row(
-        "file transfer",
+        rows.append(("files not sent", f"{len(files['skipped']):,} (named above)"))
+    if files["bytes"]:
+        rate = f"{files['mb_per_second']:,.1f} MB/s, {files['messages_per_second']:,} messages/s"
+        rows.append(("file transfer", f"{rate} of up to {MESSAGE_SIZE:,} bytes"))
+    rows += [
         (
-            f"{files['mb_per_second']:,.1f} MB/s, {files['messages_per_second']:,} messages/s of "
-            "up to 4,096 bytes"
+            f"messages of {messages['bytes_each']} bytes",
+            f"{messages['arrived']:,} of {messages['count']:,}"
+            + (", in order, once" if result["ok"] else ""),
         ),
-    )
-    table.add_row(
-        f"messages of {messages['bytes_each']} bytes",
-        f"{messages['arrived']:,} of {messages['count']:,}, in order, once"
-        if result["ok"]
-        else f"{messages['arrived']:,} of {messages['count']:,}",
-    )
-    table.add_row(
-        "rate", f"{messages['per_second']:,} messages/s, {messages['mb_per_second']:,.1f} MB/s"
-    )
+        ("rate", f"{messages['per_second']:,} messages/s, {messages['mb_per_second']:,.1f} MB/s"),
+    ]
     if trips:
-        table.add_row(
-            "round trip",
-            f"p50 {trips['p50_us']:,.0f} us, p99 {trips['p99_us']:,.0f} us, of {trips['count']:,}",
-        )
-    table.add_row("slots in flight", f"{result['slots_high_water']} at most (high-water)")
-    table.add_row("messages per system call", f"{result['messages_per_call']:,.0f}")
-    table.add_row("CRC errors", f"{result['crc_errors']}")
-    if reference and reference["ok"]:
-        part = f" (reference: {reference['part']})" if reference["part"] else ""
-        rates = (
-            f"{messages['per_second']:,} against {reference['messages']['per_second']:,} a second"
-        )
-        table.add_row(
-            "C against reference core",
-            f"messages {reference['ratio_messages']:.1f}x ({rates}){part}",
-        )
-        if reference["ratio_files"]:
-            table.add_row(
-                "",
-                (
-                    f"files {reference['ratio_files']:.1f}x ({files['mb_per_second']:,.1f} "
-                    f"against {reference['files']['mb_per_second']:,.1f} MB/s)"
-                ),
-            )
-    elif result["core"] == "reference":
-        table.add_row("C against reference core", "not compared: this was the reference core")
+        p50, p99 = f"p50 {trips['p50_us']:,.0f} us", f"p99 {trips['p99_us']:,.0f} us"
+        rows.append(("round trip", f"{p50}, {p99}, of {trips['count']:,}"))
+    rows += [
+        ("slots in flight", f"{result['slots_high_water']} at most (high-water)"),
+        ("messages per system call", f"{result['messages_per_call']:,.0f}"),
+        ("CRC errors", f"{result['crc_errors']}"),
+        *_compared(result),
+    ]
     screen.print()
-    screen.print(table)
+    title = f"peertalk demo, {result['core']} core, CRC-16 by {result['crc']}"
+    screen.print(title, style="bold")
+    print_rows(screen, rows)
+
+
+def _compared(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows about how much faster this was than the reference core."""
+    reference, label = result["reference"], "C against reference core"
+    if result["core"] == "reference":
+        return [(label, "not compared: this was the reference core")]
+    if not reference or not reference["ok"]:
+        return []
+    ours, theirs = result["messages"]["per_second"], reference["messages"]["per_second"]
+    part = f" (reference: {reference['part']})" if reference["part"] else ""
+    rates = f"({ours:,} against {theirs:,} a second)"
+    rows = [(label, f"messages {reference['ratio_messages']:.1f}x {rates}{part}")]
+    if reference["ratio_files"]:
+        ours, theirs = result["files"]["mb_per_second"], reference["files"]["mb_per_second"]
+        rates = f"({ours:,.1f} against {theirs:,.1f} MB/s)"
+        rows.append(("", f"files {reference['ratio_files']:.1f}x {rates}"))
+    return rows

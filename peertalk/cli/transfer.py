@@ -417,7 +417,11 @@ class Receiver:
                     file.writelines(memoryview(payload)[1:] for payload in payloads)
                 self._begun.add(path)
             except (ValueError, OSError) as error:
-                self.complain(f"{os.fsdecode(path)!r} cannot be written: {error}")
+                why = getattr(error, "strerror", None) or error
+                self.complain(
+                    f"{os.fsdecode(path)!r} cannot be written below {self.target}: {why} (TMPDIR "
+                    "says below which folder)"
+                )
         self._unwritten.clear()
         self._kept = 0
         if self._path is not None and not self._refused:

@@ -224,6 +224,22 @@ def test_a_path_that_is_not_there_is_wrong_usage(tmp_path):
         demo.select(tmp_path / "missing")
 
 
+def test_a_folder_that_cannot_be_listed_is_a_failure(run_demo, tmp_path):
+    """Exit status 0 says that every byte arrived, so nothing may be left out in silence. The path
+    of this folder is longer than the system takes, which stops root too."""
+    inner = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(18):
+        os.mkdir("x" * 250, dir_fd=inner)
+        outer, inner = inner, os.open("x" * 250, os.O_RDONLY, dir_fd=inner)
+        os.close(outer)
+    os.close(inner)
+    process = run_demo(str(tmp_path), *SMALL)
+    output, complaint = process.communicate(timeout=50)
+    assert process.returncode == 1
+    assert "could not be sent" in complaint and "File name too long" in complaint
+    assert "SHA-256" not in output, "nothing was compared"
+
+
 def test_a_single_file_can_be_sent(tmp_path):
     """PATH may be a file."""
     (tmp_path / "one").write_bytes(b"123")
