@@ -1,9 +1,9 @@
-"""The front door for asyncio: Node and Peer.
+"""The front door for asyncio: Node.
 
 A node belongs to the process and the asyncio loop that it was started in. Everything here runs on
 that loop, and says InvalidState elsewhere; any thread may call send_nowait, close_nowait, stats and
-memory. Below this module there is no coroutine: the engine (runtime/transport) reports by
-callbacks, and this module makes futures of them.
+memory. Coroutines exist here, in peer, incoming and ownership alone: the engine (runtime/transport)
+reports by callbacks, and ownership makes futures of them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-/* One turn of waiting and working: the only engine. Every driver (an asyncio loop, a worker thread,
- * the caller's own thread, a simulated clock) calls pt_loop_turn() and hands its events to Python;
- * C never calls back.
+/* One turn of waiting and working: the only engine. Every driver (an asyncio loop, the caller's
+ * own thread, a simulated clock) calls pt_loop_turn() and hands its events to Python; C never calls
+ * back.
  *
  * A turn pushes what was queued, waits (if it may) for readiness, serves at most io_budget sources,
  * reports finished sends and due timers. A source that was not served stays ready and comes in the

@@ -1,20 +1,18 @@
-"""One connection and its life; all connections of a node, with their bounds; whom to dial, and
-when again.
+"""One connection and its life; all connections of a node, with their bounds.
 
 A connection lives by one table. The road of most:
 
     IDLE -> CONNECTING -> GREETING -> GREETED -> OPEN -> CLOSING -> CLOSED
 
-GREETING ends with the other side's CAPABILITY, or after GREETING_TIME when we dialled a peer that
-never sends one (it counts as classic). GREETED ends when the connection is used, which its line
-decides (line.py); one with a peer that knows no places is OPEN at once. DRAINING: it is over for
-the other side, or we have left and waited enough, and what has arrived is read. RETIRING: a second
-one with a peer that knows no places; it is shut and read to its end.
+GREETING ends with the other side's CAPABILITY; how long it is waited for, and what is done then,
+says greetings.patience(). GREETED ends when the connection is used, which its line decides
+(line.py); a connection with a peer that knows no places is OPEN at once. DRAINING: it is over for
+the other side, or for us (left in vain, or dead), and what has arrived is read. RETIRING: another
+one is used in its place, with a peer that knows no places; it is shut and read to its end. ASIDE: a
+second connection with a classic peer, read and not sent on; see classics.
 
-A connection that ends young counts as a failed attempt, so whoever resets connections as fast as
-they are made meets RETRY_DELAYS.
-
-A second connection with a classic peer is ASIDE: read, and not sent on; see classics.
+A connection that ends young counts as a failed attempt (reaching.after_loss()), so whoever resets
+connections as fast as they are made meets RETRY_DELAYS.
 
 Invariant: a peer has at most one OPEN connection. Never: opens a socket, sends a byte, reads a
 clock.

@@ -1,10 +1,10 @@
 """Discovery on the network: a datagram socket that hears broadcasts, the one of the node's own
 datagrams, the interfaces, and the sans-I/O Discovery between them.
 
-Everything heard goes to Discovery; what it wants sent goes out on every interface, or to the one
-who asked; what it finds out goes to whoever made it. Interfaces are looked up again for each packet
-to all, since they come and go; one that is asked for (Config.interfaces) and is not there is a
-trouble, and the others are used.
+What is heard on the interfaces that may be used goes to Discovery. What Discovery wants sent goes
+out on every such interface, or to the node that asked; what it finds out goes to whoever made the
+Finder. Interfaces are looked up again for each packet to all, since they come and go. An interface
+that is asked for (Config.interfaces) and is not there is a trouble, and the others are used.
 
 A timer that comes late tells that the loop was blocked: that time is nobody's silence, and what
 waits in the socket is read before anybody is declared lost.

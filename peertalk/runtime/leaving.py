@@ -4,8 +4,8 @@ What an end means is decided in protocol/endings; here it is done, with sockets,
 The end of a connection is a list of steps, each of which may be done twice, because a signal
 handler may raise anywhere.
 
-The switchboard is one thing in five files, each of which stands on those before: Leaving, Greeting,
-ClassicPeers, Dialling, Switchboard. What lies above is named at the top of each class.
+The switchboard is one thing in five files, each of which stands on those before: Leaving,
+Greetings, ClassicPeers, Dialling, Switchboard. What lies above is named at the top of each class.
 """
 
 from __future__ import annotations

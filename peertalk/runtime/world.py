@@ -1,8 +1,9 @@
 """Sockets and the clock: the one way out of the house.
 
-Everything above asks this module for time, randomness and descriptors; nothing else in peertalk
-opens a socket. A simulated network brings a world of its own with the same methods. All sockets are
-non-blocking, IPv4, and closed by whoever asked for them.
+The engine and all that stands on it ask this module for time, ids and descriptors; nothing else in
+peertalk opens a socket to the network. A simulated network brings a world of its own with the same
+methods. All sockets are non-blocking, and are closed by whoever asked for them; all but the one
+that hears of changes of the network (netlink) are IPv4.
 """
 
 from __future__ import annotations
