@@ -154,7 +154,7 @@ def test_no_text_names_a_package_registry_or_a_path_of_one_machine():
     complain(found)
 
 
-WHOLE_FOLDERS = ("_core/reference", "protocol", "cli", "sim", "_pyinstaller")
+WHOLE_FOLDERS = ("_core/reference", "cli", "sim", "_pyinstaller")
 """Rooms of the map that are a folder: their files are not named one by one."""
 
 
