@@ -279,7 +279,7 @@ class Listeners(Generic[E]):
         if engine is not None and engine.closed:
             stream.end()
             return stream
-        self.drop(None)  # where nothing happens nobody else does
+        self.drop(None)  # streams that nobody holds go with the next event, which may never come
         self._streams.append((weakref.ref(stream), stream.waiters))
         if engine is not None:
             engine.publish = self._publish

@@ -298,7 +298,7 @@ class Node(AnyNode[Peer]):
         who wait for that look again, in the next tick, once for all that changed in this one."""
         watchers, self._watchers = self._watchers, []
         if self._transport is not None:
-            self._transport.on_change = None  # until somebody waits again
+            self._transport.on_change = None  # a change costs nothing while nobody waits
         for changed in watchers:
             settle(changed)
 
@@ -381,7 +381,7 @@ class Node(AnyNode[Peer]):
             results = await asyncio.gather(*waits, return_exceptions=True)
         finally:
             for place in places.values():
-                place.leave()  # cancelled before its task began
+                place.leave()  # a task that was cancelled before it began leaves nothing itself
         for peer, result in zip(places, results, strict=True):
             if isinstance(result, errors.PeerTalkError):
                 sent.skipped[peer] = result

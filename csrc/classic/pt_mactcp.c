@@ -217,8 +217,8 @@ static int wait_for_sends(pt_mactcp *mactcp, port *of, uint64_t end_ns)
     return 1;
 }
 
-/* Nothing overtakes: what is in flight goes first (T.3 of the source's review), all within the
- * drain time-out. */
+/* What is in flight goes first, within the drain time-out: the driver would take this write at
+ * once, and so ahead of messages that were accepted before. */
 static int mactcp_send(pt_context *context, pt_link *link, const uint8_t *data, uint16_t len)
 {
     pt_mactcp *mactcp = mactcp_of(context);

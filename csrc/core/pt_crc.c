@@ -175,7 +175,7 @@ CRC_INLINE block multiply_second(block a, block b)
 #define BLOCKS 16 /* longest dot product, in blocks of 16 bytes */
 
 /* For the two words of a block with 15, 14 .. 0 blocks behind it: x^(64 j + 16) mod P in bits 1
- * .. 16. */
+ * .. 16. The empty comments keep clang-format from joining the rows. */
 static const uint64_t KEYS[BLOCKS][2] = {
     {0x19208, 0x126c2}, {0x0b33c, 0x127e2}, {0x1334e, 0x04280}, {0x17904, 0x1959a}, /**/
     {0x156c6, 0x1924c}, {0x0b4c2, 0x1c1f8}, {0x0a1c6, 0x00466}, {0x00a8a, 0x1bed8}, /**/

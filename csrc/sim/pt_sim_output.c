@@ -89,7 +89,8 @@ static uint64_t received_so_far(const sim_socket *stream)
     return stream->received + (stream->fin_seen && stream->received == stream->fin_at);
 }
 
-/* The edge never goes back. */
+/* The edge never goes back, as TCP wants it: what was promised may be on its way, and a receiver
+ * that took the promise back would have to drop it. */
 static uint64_t window_edge(const sim_socket *stream)
 {
     PT_ASSERT(stream->queue_len <= stream->window);

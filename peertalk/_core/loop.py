@@ -257,6 +257,7 @@ class Loop:
         then."""
         if len(self._armed) >= self._armed_limit:
             self._armed = {each: None for each in self._armed if each.armed}
+            # twice what is left, so that looking through all costs O(1) for each timer armed
             self._armed_limit = 2 * len(self._armed) + 64
         self._armed[timer] = None
 

@@ -456,7 +456,7 @@ async def _processes(
                 stdout=subprocess.PIPE,
                 env=everything,
                 process_group=0,
-                limit=1 << 28,
+                limit=1 << 28,  # one line has the time of each round trip, of millions at most
             )
             processes.append(process)
             readers.append(asyncio.create_task(_read(task, process, heard)))

@@ -197,7 +197,7 @@ class Classics:
         return 0.0 if last is None else last + CLASSIC_DIAL_INTERVAL
 
     def _note_dial(self, host: str, now: float) -> None:
-        if len(self._last_dial) > 1024:
+        if len(self._last_dial) > 1024:  # else a forger of addresses could fill the memory
             self._last_dial = {
                 host: at for host, at in self._last_dial.items() if self._free_at(host) > now
             }

@@ -100,7 +100,7 @@ class ClassicPeers(Greetings):
             ):
                 continue
             if self._somebody_greets(key[0]):
-                self.classics.heard(key, now)  # that may be it
+                self.classics.heard(key, now)  # the caller may be this peer
                 continue
             connection = self.dial(peer.address, self._dial_ended(peer), peer)
             if connection is not None:

@@ -274,7 +274,7 @@ class Engine(ABC):
 
     def _call_rest(self) -> None:
         """What call_all() has left."""
-        self._calling = False  # nobody is, in the middle of a turn
+        self._calling = False  # a signal handler may have left it set, and nothing would be called
         try:
             self.call_all()
         except BaseException as error:
@@ -329,7 +329,7 @@ class Engine(ABC):
         ends. error: what cut it off; None: an exception that has left the turn."""
         if error is not None:
             self.note(error)
-        self._calling = False  # nobody is, in the middle of a turn
+        self._calling = False  # a signal handler may have left it set, and nothing would be called
         for step in (
             partial(self._mend_event, event, error),
             self.tidy_up,

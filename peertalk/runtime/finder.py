@@ -284,7 +284,7 @@ class Finder:
         unplugged = {each.name: _CABLE_OUT for each in self._interfaces if not each.plugged}
         if self._narrowed:
             missing = {name: _NOT_UP for name in config.interfaces if name not in outcomes}
-        else:  # nobody asked for these
+        else:  # nobody asked for a certain interface, so a cable that is out is no trouble
             outcomes = {name: code for name, code in outcomes.items() if name not in unplugged}
             unplugged, missing = {}, {}
             self._look_beyond()

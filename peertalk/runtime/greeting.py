@@ -274,7 +274,8 @@ class Greetings(Leaving):
             return
         self.engine.cancel(connection.timer)
         connection.timer = None
-        if capabilities is not None or connection.dialled:  # no stranger
+        if capabilities is not None or connection.dialled:
+            # not a stranger, who could hold a staging buffer for so long
             connection.link.frame_timeout = self.engine.config.link_timeout
         if self.classics.settled(connection.tag):
             self._dial_classics()

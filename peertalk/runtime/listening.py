@@ -128,7 +128,8 @@ class Listener:
         try:
             with self.engine.use_spare():
                 accepted = self.engine.world.accept(listener)
-                if accepted is None:  # the system looks for a descriptor before it looks for one
+                if accepted is None:
+                    # nobody calls: without a descriptor accept() is refused even then
                     return False
                 self._turn_away(accepted[0])
         except errors.PlatformError:

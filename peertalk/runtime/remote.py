@@ -314,7 +314,7 @@ class Remote(Peer):
             self.lines[priority] = None
             if not any(self.lines):
                 self.lines = None
-            self.transport.move(self)  # nobody can be overtaken any more
+            self.transport.move(self)  # the short road is open: nobody waits who could be overtaken
         return True
 
     def on_pressure(self) -> None:

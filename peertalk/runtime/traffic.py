@@ -291,7 +291,8 @@ class Traffic:
             if code == 0 and not handed.runs:
                 first = handed.first
                 handed.first = first + count
-                if peer.accepted < first + count - 1:  # who was to count one was cut off
+                if peer.accepted < first + count - 1:
+                    # a signal handler struck between the link and the count
                     peer.accepted = first + count - 1
                 self._tell_sent(peer, first, first + count - 1)
             else:
@@ -420,6 +421,7 @@ class Traffic:
         inbox = self.inbox
         outlet = inbox.put(peer, payloads, payload_bytes)
         self.kept = payloads
+        # below a quarter the level is 0, and whoever was told 0 needs no look
         if connection.pressure or outlet.cost * 4 >= inbox.limit:
             self.press(connection, outlet)
         if inbox.full:

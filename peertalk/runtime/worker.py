@@ -102,7 +102,7 @@ class Worker:
     def stop(self) -> None:
         """Let go of the engine, before its descriptors are closed. May be called again."""
         self._engine = None
-        self._scheduled = True  # no turn is to come
+        self._scheduled = True  # so that nobody schedules a turn any more
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -91,9 +91,8 @@ class World:
     def make_loop(self, core: Core, config: Config) -> Any:
         """The loop that turns an engine here."""
         limits, pool_bytes = core.limits, _POOL_BYTES
-        if (
-            core.name == "lowmem"
-        ):  # all slots of all peers; else the pool's table is most of the node
+        if core.name == "lowmem":
+            # all slots of all peers; with a larger pool its table would be most of the node
             pool_bytes = min(
                 (config.max_peers + 1) * config.pipeline_depth * (limits.slot_size + 64), pool_bytes
             )
@@ -322,6 +321,7 @@ class World:
     def tune(self, connection: socket.socket, link_timeout: float) -> None:
         """Options of a connected socket: no Nagle delay, and keepalive that finds a dead peer on an
         idle link within link_timeout seconds."""
+        # silence for a third, then two probes (TCP_KEEPCNT) with a third to answer each
         idle = max(1, int(link_timeout / 3))
         wanted = [
             (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
@@ -379,7 +379,7 @@ class World:
         retry: float = struct.unpack_from("=I", info, 8)[0] / 1e6
         on_their_way: int = struct.unpack_from("=I", info, 24)[0]
         since_ack: float = struct.unpack_from("=I", info, 56)[0] / 1000
-        if on_their_way:  # nothing is late before it is sent again
+        if on_their_way:  # an acknowledgement is late only when its bytes have been sent again
             return since_ack if since_ack > retry else 0.0
         if not probes:
             return 0.0
@@ -472,7 +472,8 @@ class World:
         return outcomes
 
     def hear(self, listener: socket.socket) -> tuple[bytes, Address] | None:
-        """The next datagram, cut to 2,048 bytes; None when there is none."""
+        """The next datagram, cut to 2,048 bytes, which is more than any that counts; None when
+        there is none."""
         for _ in range(_HEAR_TRIES):
             try:
                 data, address = listener.recvfrom(2048)
@@ -492,7 +493,7 @@ class World:
             except BlockingIOError:
                 return None
             except OSError:
-                continue  # as in hear()
+                continue  # an ICMP error, as in hear()
             number = 0
             for level, kind, told in ancillary:
                 if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):

@@ -102,7 +102,7 @@ class Mesh(Sequence[Node]):
                 if link:
                     self.net.link(node, other, **link)
         if connect:
-            await asyncio.sleep(0.1)  # those who were dialled know it too
+            await asyncio.sleep(0.1)  # until those who were dialled know it too
 
     async def run(self, test: Any) -> None:
         """Start, run the test's coroutine, and look that nothing is left."""

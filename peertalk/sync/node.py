@@ -164,7 +164,7 @@ class Node(AnyNode[Peer]):
 
         def known() -> bool:
             nonlocal looked
-            if looked != (looked := engine.changes):  # nothing else can make it true
+            if looked != (looked := engine.changes):  # a look is O(peers), a turn is not
                 peer = self.peers.matching(who)
                 if peer is not None:
                     found.append(peer)
