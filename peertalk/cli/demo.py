@@ -36,6 +36,7 @@ from rich.progress import (
 
 from .. import errors
 from .._core import load
+from ..quantities import parse_duration
 from . import FAILED, NOBODY, CommandFailed
 from .options import Json, config_of, console, node_options, print_json, print_rows, readable
 from .transfer import MESSAGE_SIZE, NUMBERED_SIZE, Task
@@ -83,8 +84,11 @@ def command(
         int, typer.Option(min=1, max=10_000_000, help="How many round trips to make.")
     ] = 2_000,
     timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds that the two processes have to find each other.")
-    ] = 15.0,
+        str,
+        typer.Option(
+            help="Time that the two processes have to find each other, in seconds, or as 500ms."
+        ),
+    ] = "15s",
     json: Json = False,
     *,
     options: dict[str, Any],
@@ -102,7 +106,8 @@ def command(
         for name in _IN_ENVIRONMENT
         if options[name] is not None
     }
-    work = _Demonstration(screen, environment, selection, messages, round_trips, timeout)
+    seconds = parse_duration(timeout)
+    work = _Demonstration(screen, environment, selection, messages, round_trips, seconds)
     result = asyncio.run(work.run(core.name))
     result = {"crc": core.crc_name, **result}
     if json:

@@ -65,7 +65,9 @@ def node_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., N
 
 
 def _annotation(setting: Setting) -> Any:
-    flag = "--" + setting.name.replace("_", "-")
+    word = setting.name.replace("_", "-")
+    # click makes no second word by itself where the first is given, and off could not be said
+    flag = f"--{word}/--no-{word}" if setting.kind == "boolean" else f"--{word}"
     more = " Several: separated by commas." if setting.kind == "list" else ""
     option = typer.Option(
         flag, help=f"{setting.description}{more} ({setting.environment})", show_default=False

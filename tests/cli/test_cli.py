@@ -15,7 +15,7 @@ from peertalk import __version__, cli, errors
 from peertalk.cli.options import NODE_SETTINGS, console, node_options, readable
 from peertalk.config import settings
 
-COMMANDS = ("demo", "peers", "send", "listen", "bench", "info")
+COMMANDS = ("demo", "peers", "send", "listen", "bench", "sim", "info")
 
 
 def peertalk(start_python, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -59,6 +59,7 @@ def test_each_command_has_json(capsys):
         ["listen", "--count", "0"],
         ["send", "--to-address", "nowhere", "text"],
         ["demo", "there/is/no/such/path"],
+        ["demo", "--timeout", "soon"],
         ["info", "--core", "fast"],
     ],
     ids=" ".join,
@@ -162,6 +163,15 @@ def test_every_chosen_setting_becomes_an_option_with_its_variable(capsys, monkey
         assert "--" + name.replace("_", "-") in text
         assert f"PEERTALK_{name.upper()}" in text
     assert set(NODE_SETTINGS) <= {setting.name for setting in settings()}
+
+
+def test_a_setting_that_is_on_can_be_switched_off(capsys, monkeypatch):
+    """--discovery alone could only say what is the default already."""
+    monkeypatch.setenv("PEERTALK_BIND", "127.0.0.1")
+    assert cli.run(["info", "--json", "--no-discovery", "--async-send"]) == 0
+    told = json.loads(capsys.readouterr().out)["settings"]
+    assert told["discovery"] == {"value": False, "from": "argument"}
+    assert told["async_send"] == {"value": True, "from": "argument"}
 
 
 def test_an_option_that_is_not_given_is_none():
