@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import sys
+import contextlib
+import threading
 from collections.abc import AsyncIterator
+from itertools import chain
 from typing import Annotated, Any
 
 import typer
@@ -136,5 +138,24 @@ async def _payloads(text: str) -> AsyncIterator[bytes]:
     if text != "-":
         yield text.encode("utf-8", "surrogateescape")
         return
-    while line := await asyncio.to_thread(sys.stdin.buffer.readline):
+    loop, lines = asyncio.get_running_loop(), asyncio.Queue[bytes | OSError](1)
+    # not sys.stdin, whose lock a thread that waits would hold when the interpreter ends
+    standard = open(0, "rb", closefd=False)
+
+    def give(line: bytes | OSError) -> None:
+        asyncio.run_coroutine_threadsafe(lines.put(line), loop).result()
+
+    def read() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: interrupted
+            try:
+                for line in chain(standard, (b"",)):
+                    give(line)
+            except OSError as error:
+                give(error)
+
+    # a daemon, since nothing ends a read: asyncio.to_thread() would have Ctrl-C wait for a line
+    threading.Thread(target=read, daemon=True).start()
+    while line := await lines.get():
+        if isinstance(line, OSError):
+            raise line
         yield line.removesuffix(b"\n")

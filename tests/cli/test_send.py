@@ -50,6 +50,18 @@ def test_each_line_of_standard_input_is_a_message_in_order(command):
     assert lines == [f"line {number}" for number in range(300)]
 
 
+def test_ctrl_c_does_not_wait_for_the_next_line(command):
+    """At a terminal nothing else would end it, but another line or a second Ctrl-C."""
+    listener, port = listening(command)
+    sending = command("send", "--to-address", f"127.0.0.1:{port}", "-")
+    sending.stdin.write("first\n")
+    sending.stdin.flush()
+    assert json.loads(listener.stdout.readline())["text"] == "first"
+    sending.send_signal(2)
+    assert sending.wait(20) == 130
+    assert sending.stderr.read() == ""
+
+
 def test_sending_to_nobody_exits_with_3(command):
     """ "Not there (yet)" is worth a retry, other failures are not."""
     sending = command("send", "--timeout", "200ms", "nobody", "text")
