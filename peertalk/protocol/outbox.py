@@ -146,8 +146,11 @@ class Outbox:
             0; or the number of the message that was replaced; or None: there is no room, and
             nothing has changed. O(1); to replace, O(messages / 64).
         """
-        if key is not None and self._keys is not None and key in self._keys:
-            return self._replace(data, number, key)
+        if key is not None:
+            # a class of the program's own may compare as it likes, or raise, within a turn
+            key = str.__str__(key) if isinstance(key, str) else int.__int__(key)
+            if self._keys is not None and key in self._keys:
+                return self._replace(data, number, key)
         lane = self._lanes[priority]
         total = self._bytes + len(data)
         if lane is None:

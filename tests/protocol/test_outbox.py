@@ -4,6 +4,7 @@ what has left it."""
 from __future__ import annotations
 
 from collections import deque
+from itertools import count
 
 import pytest
 from hypothesis import given
@@ -241,6 +242,37 @@ def test_a_key_means_the_newest_in_the_place_and_class_of_the_oldest():
     assert outbox.peek(9) == [b"a", b"newest", b"c"] and outbox.bytes == 8
     assert outbox.drop(3) == [(1, 1), (5, 5), (3, 3)]
     assert outbox.put(b"again", 6, 1, "pos") == 0, "what has left is not replaced"
+
+
+class Moody(str):
+    """A key that is never what it was."""
+
+    __slots__ = ()
+
+    def __hash__(self):
+        raise ZeroDivisionError
+
+    def __eq__(self, _):
+        return False
+
+
+class Drifting(int):
+    """A key whose place changes."""
+
+    hashes = count()
+
+    def __hash__(self):
+        return next(self.hashes)
+
+
+@pytest.mark.parametrize("key", [Moody("k"), Drifting(7)])
+def test_a_key_of_the_programs_own_class_is_the_text_or_the_number_that_it_holds(key):
+    """It raised when its message left, which cut off the connection, and every one after that."""
+    outbox = Outbox(MAX_MESSAGES, MAX_BYTES)
+    assert outbox.put(b"old", 1, key=key) == 0
+    assert outbox.put(b"new", 2, key=key) == 1
+    assert outbox.peek(2) == [b"new"] and outbox.drop(1) == [(2, 2)]
+    assert outbox.put(b"next", 3, key=key) == 0
 
 
 @pytest.mark.parametrize("limits", [(0, 1), (1, 0), (-1, 5)])
