@@ -5,7 +5,9 @@ most max_peers entries exist, at most max_per_address for one source address of 
 addresses for an entry and one news for each peer. When there is no room, the entry that has been
 silent the longest gives way if it missed two announcements; else the newcomer is refused, and
 counted. Our own addresses, and loopback, have only the bound of all: no other machine can send from
-them, and a host may run hundreds of nodes.
+them, and a host may run hundreds of nodes. But where they have more than seven eighths of a full
+table, the most silent of theirs gives way to whoever comes from another machine: a program that
+forges announcements on this one must leave room for those of others, too.
 
 Silence is time in which this node listened and heard nothing. Time that the node slept through (its
 program blocked the loop, the laptop was shut) counts for no peer: see was_deaf(). Each announcement
@@ -118,12 +120,14 @@ class _Entry:
 
 
 class _Source:
-    """What one source address has put into the table. count: entries, the held ones included."""
+    """What one source address has put into the table. ours: it is an address of this machine.
+    count: entries, the held ones included."""
 
-    __slots__ = ("count", "host", "waiting")
+    __slots__ = ("count", "host", "ours", "waiting")
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, ours: bool) -> None:
         self.host = host
+        self.ours = ours
         self.count = 0
         self.waiting: dict[Key, _Entry] = {}
 
@@ -155,6 +159,8 @@ class Neighbours:
         self._sources: dict[str, _Source] = {}
         self._held: set[Key] = set()
         self._own_addresses: frozenset[str] = frozenset()
+        self._ours = 0
+        """Entries that came from this machine."""
         self._strangers: dict[Key, float] = {}
         """When each was last heard, the earliest first."""
         self._gone: dict[Key, Gone] = {}
@@ -241,6 +247,9 @@ class Neighbours:
     def set_own_addresses(self, addresses: frozenset[str]) -> None:
         """The IPv4 addresses of this machine from now on; loopback need not be among them."""
         self._own_addresses = addresses
+        for source in self._sources.values():
+            source.ours = self._is_ours(source.host)
+        self._ours = sum(source.count for source in self._sources.values() if source.ours)
 
     def was_deaf(self, seconds: float) -> None:
         """For so long, up to now, nobody listened: none of it is anybody's silence."""
@@ -333,24 +342,23 @@ class Neighbours:
         if len(self._strangers) > STRANGERS_MAX:
             del self._strangers[next(iter(self._strangers))]
 
+    def _is_ours(self, host: str) -> bool:
+        return host in self._own_addresses or host.startswith("127.")
+
     def _make_room(self, host: str, now: float) -> _Source | None:
         """The source that a new entry from this address will belong to, once there is a place for
         it; None: there is none."""
-        source = self._sources.get(host)
-        one_address = (
-            source is not None
-            and source.count >= self._max_per_address
-            and host not in self._own_addresses
-            and not host.startswith("127.")
-        )
-        if source is not None and one_address:
-            candidates = source.waiting
+        source = self._sources.get(host) or _Source(host, self._is_ours(host))
+        one_address = source.count >= self._max_per_address and not source.ours
+        if one_address:
+            oldest = next(iter(source.waiting.values()), None)
         elif len(self._entries) >= self._max_peers:
-            candidates = self._waiting
+            oldest = next(iter(self._waiting.values()), None)
         else:
-            return source or _Source(host)
-        oldest = next(iter(candidates.values()), None)
+            return source
         if oldest is None or now - oldest.last_heard <= self._stale_after:
+            oldest = None if one_address or source.ours else self._surplus()
+        if oldest is None:
             if one_address not in self._told_full:
                 self._told_full.add(one_address)
                 limit = self._max_per_address if one_address else self._max_peers
@@ -358,7 +366,14 @@ class Neighbours:
             return None
         self.evicted += 1
         self._forget(oldest, LostReason.EVICTED)
-        return self._sources.get(host) or _Source(host)
+        return source
+
+    def _surplus(self) -> _Entry | None:
+        """The most silent entry of this machine, where this machine has more than seven eighths of
+        all places. Others have an eighth then, so at most so many are passed over."""
+        if self._ours * 8 <= self._max_peers * 7:
+            return None
+        return next((entry for entry in self._waiting.values() if entry.source.ours), None)
 
     def _admit(
         self, key: Key, announcement: Announcement, source: _Source, now: float, announced: int
@@ -366,6 +381,7 @@ class Neighbours:
         entry = _Entry(key, announcement, source, now, announced)
         self._sources[source.host] = source
         source.count += 1
+        self._ours += source.ours
         self._entries[key] = entry
         entry.held = key in self._held
         if not entry.held:
@@ -384,6 +400,7 @@ class Neighbours:
         del self._waiting[key]
         del source.waiting[key]
         source.count -= 1
+        self._ours -= source.ours
         if source.count == 0:
             del self._sources[source.host]
         # never reported: then nobody needs to hear that it is gone

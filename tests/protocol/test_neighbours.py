@@ -159,3 +159,22 @@ def test_who_was_found_since_we_last_announced_ourselves_is_told_of_us_once():
     hear(neighbours, 2, 0.0, announced=7)
     neighbours.told(key(2))
     assert not neighbours.introduce(key(2), 7) and not neighbours.introduce(key(3), 7)
+
+
+def test_this_machine_leaves_an_eighth_of_a_full_table_to_others():
+    """A program that announced a thousand names on loopback hid all other machines."""
+    neighbours = table(max_peers=16)
+    neighbours.set_own_addresses(frozenset({"10.0.0.5"}))
+    neighbours.hold(key(0))  # connected: it stays, though it is the most silent
+    for number in range(16):
+        hear(neighbours, number, number / 100, ("127.0.0.1", "10.0.0.5")[number % 2])
+    assert [type(event) for event in hear(neighbours, 50, 1.0, "127.0.0.1")] == [Full]
+    for number, gone in ((60, 1), (61, 2)):
+        told = hear(neighbours, number, 1.0, f"10.0.1.{number}")
+        assert told[0] == Gone(key(gone), LostReason.EVICTED)
+        assert [type(event) for event in told[1:]] == [Found]
+    assert hear(neighbours, 62, 1.0, "10.0.1.62") == [], "the eighth is taken"
+    assert hear(neighbours, 51, 1.0, "127.0.0.1") == [], "the seven eighths are, too"
+    assert len(neighbours) == 16 and key(0) in neighbours and neighbours.refused == 3
+    neighbours.set_own_addresses(frozenset())
+    assert hear(neighbours, 63, 1.0, "10.0.1.63") == [], "half of them are of others now"
