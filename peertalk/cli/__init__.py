@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; its exit code."""
+    _open_standard_streams()
     try:
         code = _application()(
             args=None if arguments is None else list(arguments),
@@ -77,6 +78,14 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, CommandFailed):
         return error.code
     return WRONG_USAGE if isinstance(error, errors.InvalidArgument) else FAILED
+
+
+def _open_standard_streams() -> None:
+    """Those that were closed when the program was started lead nowhere, and no socket gets their
+    numbers."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
 
 
 def _complain(text: str, code: int) -> int:

@@ -148,6 +148,19 @@ def test_a_reader_that_goes_away_is_no_traceback(start_python):
     assert "Traceback" not in process.communicate(timeout=30)[1]
 
 
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_a_command_runs_without_standard_streams(closed, start_python):
+    """As a daemon starts it. A traceback said that None has no flush()."""
+    code = (
+        "import os, sys\n"
+        f"for each in {closed}: os.close(each)\n"
+        "os.execv(sys.executable, [sys.executable, '-m', 'peertalk', 'info'])"
+    )
+    out, err = (process := start_python("-c", code)).communicate(timeout=30)
+    assert (process.returncode, err) == (0, "")
+    assert ("peertalk" in out) == (1 not in closed)
+
+
 def test_python_m_peertalk_is_the_command_line(start_python):
     """Where the script is not on PATH, this is the way in."""
     out, err = (process := start_python("-m", "peertalk", "info", "--help")).communicate(timeout=60)
