@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -25,6 +26,7 @@ from kit.waiting import GUARD, until
 import peertalk as pt
 from peertalk import sim
 from peertalk.protocol import classics
+from peertalk.protocol.wire import Announcement, encode_announcement
 
 ORDERS = ["it hears us late", "we hear it late", "both at once"]
 
@@ -234,6 +236,49 @@ def test_a_crowd_of_classic_peers_is_connected_in_seconds(c_core):
             return [len(old.up()) for old in olds] == [1] * 7 and len(ada.peers) == 7
 
     assert sim.run(main)
+
+
+def test_hearing_a_classic_peer_costs_the_same_in_a_crowd(c_core):
+    """Each announcement looked at all who waited to be dialled and at all who were known: a flood
+    of forged ones held up every message, 64 packets a turn."""
+
+    async def main(net: sim.Network) -> list[int]:
+        ada = await net.node("ada", core=c_core.name, max_peers=400)
+        finder, core = ada._transport.finder, ada._transport.core
+        crowd = [
+            (encode_announcement(core, Announcement(1, f"{host}-{port}", port)), (host, 7353))
+            for host in (f"10.1.0.{number}" for number in range(1, 21))
+            for port in range(7354, 7374)
+        ]
+
+        def hear(packets: list[tuple[bytes, tuple[str, int]]]) -> None:
+            for packet, source in packets:
+                finder.take(packet, source)
+
+        hear(crowd[:20])
+        few = work_of(lambda: hear(crowd[:20]))
+        hear(crowd[20:])
+        assert len(ada.peers) == 400
+        return [few, work_of(lambda: hear(crowd[:20]))]
+
+    few, many = sim.run(main)
+    assert many < 2 * few
+
+
+def work_of(function: Callable[[], Any]) -> int:
+    """Calls of Python functions, and starts of generators, that a call makes."""
+    calls = 0
+
+    def count(_frame: Any, event: str, _argument: Any) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return calls
 
 
 class Program:

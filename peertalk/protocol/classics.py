@@ -134,10 +134,13 @@ class Classics:
         ended the last connection on purpose."""
         return key[1] > 0 and key not in self._parted
 
-    def heard(self, key: Address, announced_at: float) -> None:
-        """It has announced itself and is not connected; we announce ourselves at announced_at."""
-        if self.is_wanted(key) and (key in self._due or len(self._due) < self.max_waiting):
-            self._due.setdefault(key, announced_at + HEAD_START)
+    def heard(self, key: Address, announced_at: float) -> float | None:
+        """It has announced itself and is not connected; we announce ourselves at announced_at. When
+        next() may have it; None: as next_timeout(), or it does not wait."""
+        if not self.is_wanted(key) or (key not in self._due and len(self._due) >= self.max_waiting):
+            return None
+        due = self._due.setdefault(key, announced_at + HEAD_START)
+        return None if self._is_full else max(due, self._free_at(key[0]))
 
     def head_start(self, key: Address, now: float) -> float:
         """Seconds for which it may still dial before anybody here does."""
@@ -155,7 +158,7 @@ class Classics:
     def next_timeout(self) -> float | None:
         """When next() may have somebody, on the clock of `now`; None: not before a dial that is
         under way has settled, or somebody is heard."""
-        if len(self._under_way) >= CLASSIC_DIALS:
+        if self._is_full:
             return None
         return min(
             (max(due, self._free_at(key[0])) for key, due in self._due.items()), default=None
@@ -190,7 +193,11 @@ class Classics:
         self._parted.discard(key)
 
     def _is_free(self, host: str, now: float) -> bool:
-        return len(self._under_way) < CLASSIC_DIALS and self._free_at(host) <= now
+        return not self._is_full and self._free_at(host) <= now
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._under_way) >= CLASSIC_DIALS
 
     def _free_at(self, host: str) -> float:
         last = self._last_dial.get(host)

@@ -26,6 +26,8 @@ class ClassicPeers(Greetings):
     def __init__(self, below: Below) -> None:
         super().__init__(below)
         self._classic_timer: Timer | None = None
+        self._classic_due = 0.0
+        """When that timer ends, on the clock of the world."""
         self._aside_timer: Timer | None = None
 
     # What lies above ------------------------------------------------------------------------------
@@ -50,12 +52,17 @@ class ClassicPeers(Greetings):
             return
         if self.classics.is_wanted(key) and not self.engine.closing:
             now = self.engine.world.clock()
-            self.classics.heard(key, finder.discovery.answer(now))
-            self._dial_classics()
+            due = self.classics.heard(key, finder.discovery.answer(now))
+            # a look at all who wait would make a packet cost as much as there are peers
+            if due is not None and (self._classic_timer is None or due < self._classic_due):
+                self._dial_classics_at(due, now)
 
     def name_caller(self, key: Address) -> Remote | None:
         """A classic peer has announced itself as key: the peer that has called from its host and
         said no name, if it is that; it has this key from now on."""
+        calls = (each for each in self.connections.by_tag.values() if not each.dialled)
+        if all(each.address[0] != key[0] for each in calls):
+            return None
         peer = classics.caller(key, self._classics_at(key[0]))
         if peer is None:
             return None
@@ -105,10 +112,13 @@ class ClassicPeers(Greetings):
             connection = self.dial(peer.address, self._dial_ended(peer), peer)
             if connection is not None:
                 self.classics.dialled(connection.tag)
+        self._dial_classics_at(self.classics.next_timeout(), now)
+
+    def _dial_classics_at(self, due: float | None, now: float) -> None:
         self.engine.cancel(self._classic_timer)
         self._classic_timer = None
-        due = self.classics.next_timeout()
         if due is not None:
+            self._classic_due = due
             self._classic_timer = self.engine.after(max(0.0, due - now), self._dial_classics)
 
     def _somebody_greets(self, host: str) -> bool:
