@@ -134,7 +134,8 @@ class Node(AnyNode[Peer]):
 
     async def aclose(self, timeout: float | str | None = 5.0) -> int:
         """Send what is queued, say goodbye, close; at most timeout seconds (None: however long that
-        takes). May be called again. Wakes every waiter.
+        takes). May be called again, meanwhile too: of several times the shortest holds. Cancelled,
+        it closes the node at once. Wakes every waiter.
 
         Returns:
             Messages that were accepted and not sent; each was reported as Failed, and their number
@@ -157,7 +158,6 @@ class Node(AnyNode[Peer]):
             try:
                 await done
             except asyncio.CancelledError:
-                transport.close_now()
                 self._closed(transport)
                 raise
         self._closed(transport)
@@ -179,23 +179,21 @@ class Node(AnyNode[Peer]):
         elsewhere = transport.thread not in (NO_THREAD, threading.get_ident())
         if (elsewhere or is_inside()) and worker.ask(self.close_nowait):
             return 0
-        end(transport, worker)
-        worker.ask(_wake_up)  # a signal handler does not end the wait that it interrupts
         self._closed(transport)
+        worker.ask(_wake_up)  # a signal handler does not end the wait that it interrupts
         return transport.unsent
 
     def _closed(self, transport: Transport) -> None:
-        if self._worker is not None:
-            self._worker.stop()
-        first, self._worker = self._worker is not None, None
-        for peer in list(transport.peers.values()):
-            peer.on_lost(errors.InvalidState(f"node {self.config.name!r} is closed"))
-        transport.wake_receivers()
+        """Close what is not closed yet, at once, and tell all who wait."""
+        worker = self._worker
+        if worker is not None:
+            end(transport, worker)
+        self._worker = None
         self._wake_watchers()
         self._listeners.end_all()
         # a Message is not tracked by the collector: through its peer it must not hold this node
         transport.publish = transport.on_change = transport.owner = None
-        if first and transport.unsent:  # last: a program's own log may raise
+        if worker is not None and transport.unsent:  # last: a program's own log may raise
             NodeLog("peertalk", self.config.name).warning(
                 "closed with %d messages not sent", transport.unsent
             )
@@ -292,6 +290,8 @@ class Node(AnyNode[Peer]):
         finally:
             if changed in self._watchers:
                 self._watchers.remove(changed)
+            if not self._watchers:
+                engine.on_change = None  # or the engine, which its loop holds, holds this node
 
     def _wake_watchers(self) -> None:
         """Who is known or connected has changed, a host was looked up, or the node is closed: all

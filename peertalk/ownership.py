@@ -28,8 +28,8 @@ _INSIDE = tuple(
 
 
 def settle(future: asyncio.Future[None]) -> None:
-    """Wake whoever awaits this."""
-    if not future.done():
+    """Wake whoever awaits this, unless the loop of that task was closed."""
+    if not future.done() and not future.get_loop().is_closed():
         future.set_result(None)
 
 
@@ -125,20 +125,23 @@ def _stranger(engine: Engine) -> errors.PeerTalkError:
 
 
 def end(engine: Transport, worker: Worker) -> None:
-    """Close an engine at once: on its own thread, or on any when its loop is closed."""
-    if worker.loop.is_closed():
+    """Close an engine at once, on its own thread or on any when its loop is closed, and tell all
+    who wait. May be called again."""
+    dead = worker.loop.is_closed()
+    if dead:
         worker.stop()  # nobody turns it any more
-        engine.move_here()
-    elif engine.thread == NO_THREAD:
+    if dead or engine.thread == NO_THREAD:
         engine.move_here()
     engine.close_now()
     worker.stop()
+    if not dead:
+        engine.wake_receivers()
 
 
 def is_inside() -> bool:
-    """Whether whoever called the caller was called from within the package, which is in the middle
-    of something then: a signal handler, a finalizer, or a function that was given to it."""
-    frame = sys._getframe(2).f_back
+    """Whether the caller was called from within the package, which is in the middle of something
+    then: by a signal handler, as a finalizer, or by a function that was given to it."""
+    frame = sys._getframe(1).f_back
     while frame is not None:
         if frame.f_globals.get("__name__", "").startswith(_INSIDE):
             return True

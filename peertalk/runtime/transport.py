@@ -173,26 +173,30 @@ class Transport(Home):
             self.finder.set_flags(flags)
 
     def wake_receivers(self) -> None:
-        """Nothing more will come: all who wait for something look again."""
+        """Nothing more will come, and nothing more is taken: all who wait hear that."""
+        closed = errors.InvalidState(f"node {self.config.name!r} is closed")
+        for peer in list(self.peers.values()):
+            peer.on_lost(closed)
         self.traffic.inbox.wake_all()
         self.datagrams.waiters.wake_all()
 
     def close(self, timeout: float | None, on_closed: Callable[[], object]) -> None:
         """Leave politely: send what is queued, DISCONNECT, read to the end, GOODBYE; at most
         timeout seconds, None: however long that takes. on_closed is called when all is closed. May
-        be called again; the first call's deadline holds."""
+        be called again; the first deadline that is over holds."""
         if self.closed:
             self.let_go()
             on_closed()
             return
         self.on_closed.append(on_closed)
-        if self.closing:
-            return
+        begun = self.closing
         with self.lock:
             self.closing = True
         self.loop.wake()  # there will be a turn, whatever has happened to the driver
         if timeout is not None:
             self.after(timeout, self.close_now)
+        if begun:
+            return
         closed = errors.InvalidState(f"node {self.config.name!r} is closed")
         for peer in self.roster.everybody():
             peer.quick = None
