@@ -56,7 +56,8 @@ _UNIQUE_BYTES = 3
 _NAME_ROOM = NAME_MAX - 2 * _UNIQUE_BYTES - 2
 """Bytes of a default name for host and program: all but their two hyphens and the random digits."""
 _CONTROL = ("Cc", "Zl", "Zp", "Cs")
-"""Of the number in a size: more of them mean nothing, and Python stops reading somewhere."""
+"""Categories of Unicode that do not belong into a line: controls, ends of lines, half
+characters."""
 
 
 def default_name() -> str:

@@ -169,9 +169,9 @@ async def within(
             awaited.close()
         raise
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(seconds) as limit:
             return await awaited
     except TimeoutError as error:
-        if isinstance(error, errors.PeerTalkError):
-            raise
+        if isinstance(error, errors.PeerTalkError) or not limit.expired():
+            raise  # a function or an iterator of the program's own has raised that
         raise errors.Timeout(f"{what} within {seconds:g} s", peer=peer) from None

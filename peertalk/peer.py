@@ -145,16 +145,13 @@ class Peer(AnyPeer):
         priority = check_choices(priority, None)
         seconds = parse_timeout(timeout)
         check_here(self._remote.transport)
-        drawing = Drawing(payloads, self._remote.chunk)
-        try:
+        with Drawing(payloads, self._remote.chunk) as drawing:
             await within(
                 self._send_all(drawing, priority),
                 seconds,
                 f"no room for all messages to peer {self.name!r}",
                 self.name,
             )
-        except Exception as error:
-            raise drawing.note(error) from error.__cause__
         return drawing.accepted
 
     async def connect(self, *, timeout: float | str | None = None) -> Peer:

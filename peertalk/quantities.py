@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from fractions import Fraction
 
 from .errors import InvalidArgument, WrongType, shown
 
@@ -18,6 +19,7 @@ _BYTES = {
     "gib": 1024**3,
 }
 _DIGITS_MAX = 40
+"""Of the number in a size: more of them mean nothing, and Python stops reading somewhere."""
 _QUANTITY = re.compile(r"\s*(\d+(?:_\d+)*(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)\s*")
 
 
@@ -80,8 +82,8 @@ def parse_size(value: object) -> int:
                 f"{shown(value)} is no size: it has more than {_DIGITS_MAX} digits"
             )
         unit = _BYTES[match[2].lower() or "b"]
-        size = float(match[1]) * unit if "." in match[1] else int(match[1]) * unit
-        if size != int(size):
+        size = Fraction(match[1]) * unit
+        if size.denominator != 1:
             raise InvalidArgument(f"{shown(value)} is no size: it is not a whole number of bytes")
         return int(size)
     if isinstance(value, int) and not isinstance(value, bool):

@@ -8,7 +8,7 @@ import contextlib
 import weakref
 
 import pytest
-from kit.nodes import loopback
+from kit.nodes import loopback, pair
 from kit.waiting import GUARD
 
 import peertalk as pt
@@ -97,3 +97,19 @@ atexit.register(node.close_nowait)
 """
     process = start_python("-c", script)
     assert [each.strip() for each in process.communicate(timeout=GUARD)] == ["True", ""]
+
+
+# What a call waits for
+
+
+async def test_a_time_out_of_the_programs_own_is_no_time_out_of_the_call():
+    """A socket's is TimeoutError: an iterator that read one was told that there was no room."""
+
+    def reads():
+        yield b"one"
+        raise TimeoutError("timed out")
+
+    async with pair() as (_, _, peer):
+        with pytest.raises(TimeoutError, match=r"^timed out$") as raised:
+            await peer.send_many(reads(), timeout=GUARD)
+        assert type(raised.value) is TimeoutError and raised.value.accepted == 1

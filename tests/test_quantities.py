@@ -43,6 +43,7 @@ def test_a_size_in_whole_units_is_exact(size):
         assert parse_size(f"{size}{unit}") == size * factor
         assert parse_size(f"{size}{unit.lower()}") == size * factor
     assert parse_size(size) == size
+    assert parse_size(f"{size // 1000}.{size % 1000:03}KB") == size
 
 
 @pytest.mark.parametrize("text", ["", "s", "1d", "-1", "1e3", "inf", "nan", "0x10", "1 2"])

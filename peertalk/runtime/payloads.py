@@ -9,7 +9,8 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypedDict
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypedDict
 
 from .. import errors
 from ..protocol.outbox import Key, Priority
@@ -101,7 +102,8 @@ def is_buffer(data: object) -> bool:
 
 class Drawing:
     """The messages of one send_many, drawn from what it was given a chunk at a time, so that an
-    iterator may be endless, and a list may change meanwhile.
+    iterator may be endless, and a list may change meanwhile. What its block raises says how many
+    were accepted, as `accepted` of the error.
 
     Args:
         payloads: what was given.
@@ -170,15 +172,25 @@ class Drawing:
                 del chunk[index:]
                 return
 
-    def note(self, error: Exception) -> Exception:
-        """The error with which it ends, which says how many were accepted."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not isinstance(error, Exception):
+            return
+        noted = error
         if isinstance(error, errors.PeerTalkError):  # others may hold the same object
-            cause, trace = error.__cause__, error.__traceback__
-            error = copy.copy(error)
-            error.__cause__, error.__traceback__ = cause, trace
+            noted = copy.copy(error)
+            noted.__traceback__ = trace
         with contextlib.suppress(AttributeError):
-            error.accepted = self.accepted  # type: ignore[attr-defined]
-        return error
+            noted.accepted = self.accepted  # type: ignore[attr-defined]
+        if noted is not error:
+            raise noted from error.__cause__
 
 
 def check_choices(priority: int, key: Key | None) -> Priority:

@@ -108,12 +108,8 @@ class Peer(AnyPeer):
         """
         priority, seconds = check_choices(priority, None), parse_timeout(timeout)
         deadline = None if seconds is None else time.monotonic() + seconds
-        drawing = Drawing(payloads, self._remote.chunk)
-        try:
-            with self._turning.held():
-                self._send_all(drawing, priority, deadline)
-        except Exception as error:
-            raise drawing.note(error) from error.__cause__
+        with Drawing(payloads, self._remote.chunk) as drawing, self._turning.held():
+            self._send_all(drawing, priority, deadline)
         return drawing.accepted
 
     def _send_all(self, drawing: Drawing, priority: Priority, deadline: float | None) -> None:

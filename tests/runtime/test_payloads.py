@@ -147,18 +147,36 @@ def test_what_an_iterator_raises_comes_after_what_it_gave():
     several = drawing(faulty())
     assert several.draw() == [b"1", b"2"]
     several.accepted = 2
-    with pytest.raises(KeyError) as raised:
+    with pytest.raises(KeyError) as raised, several:
         several.draw()
-    assert several.note(raised.value).accepted == 2
+    assert raised.value.accepted == 2
+
+
+def test_what_an_iterator_raises_keeps_what_it_came_of():
+    """Raised anew, an error of the program's own lost the one that it was raised from."""
+
+    def faulty():
+        try:
+            yield {}["lacking"]
+        except KeyError:
+            raise ValueError("mine")  # noqa: B904
+
+    with pytest.raises(ValueError, match="mine") as raised, drawing(faulty()) as several:
+        several.draw()
+    assert isinstance(raised.value.__context__, KeyError)
+    assert not raised.value.__suppress_context__
 
 
 def test_an_error_that_several_callers_hear_says_of_each_how_many_were_accepted():
     """The end of a link is one error for all who wait: a number in it would be that of the last."""
     error = errors.ConnectionClosed("gone", peer="bob")
     error.__cause__ = OSError(104)
-    first, second = drawing([]), drawing([])
-    second.accepted = 7
-    told = first.note(error), second.note(error)
+    told = []
+    for accepted in (0, 7):
+        with pytest.raises(errors.ConnectionClosed) as raised, drawing([]) as several:
+            several.accepted = accepted
+            raise error
+        told.append(raised.value)
     assert [each.accepted for each in told] == [0, 7] and error.accepted is None
     assert {(type(each), str(each), each.peer, each.__cause__) for each in told} == {
         (errors.ConnectionClosed, "gone", "bob", error.__cause__)
