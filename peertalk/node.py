@@ -245,7 +245,7 @@ class Node(AnyNode[Peer]):
         is known. In a large room an id or a name is found quicker, since it is asked for.
 
         Raises:
-            Timeout: naming who is known instead. WrongType: who is no str and no function.
+            Timeout: naming some of those who are known. WrongType: who is no str and no function.
         """
         engine, seconds = self._here, parse_timeout(timeout)
         found = self.peers.matching(who)

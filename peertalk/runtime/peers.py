@@ -19,6 +19,16 @@ if TYPE_CHECKING:
 P = TypeVar("P")
 """The kind of peer that a front door hands out."""
 
+_NAMED = 8
+"""Peers that a message names; of more it says how many they are, or a large room would fill the
+screen."""
+
+
+def _first(names: list[str]) -> str:
+    """The first few of these in their order, and how many there are beside."""
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+
 
 class Peers(Mapping[str, P]):
     """The peers that a node knows. Looked up by id or name, iterated by id.
@@ -85,17 +95,17 @@ class Peers(Mapping[str, P]):
                 peer.name,
                 peer.id,
                 peer.address[0],
-                ", ".join(each.id for each in several if each is not peer),
+                _first([each.id for each in several if each is not peer]),
             )
         return view
 
     def known(self) -> str:
-        """Who is known, for the end of a message."""
+        """Who is known, the first few by name, for the end of a message."""
         names = [
             repr(peer.name) + (" (its last dial failed)" if not _can_be_had(peer) else "")
             for peer in self._all()
         ]
-        return f"known: {', '.join(sorted(names))}" if names else "nobody else is known either"
+        return f"known: {_first(sorted(names))}" if names else "nobody else is known either"
 
     def heard(self) -> str:
         """As known(), with what to look at when nobody was heard at all."""

@@ -156,7 +156,7 @@ class Node(AnyNode[Peer]):
         is known. In a large room an id or a name is found quicker, since it is asked for.
 
         Raises:
-            Timeout: naming who is known instead.
+            Timeout: naming some of those who are known.
         """
         seconds = parse_timeout(timeout)
         found: list[Peer] = []

@@ -82,6 +82,9 @@ def test_who_waits_in_vain_is_told_what_may_be_the_matter():
     )
     assert heard(ADA) == "known: 'ada'", "whoever hears somebody has no such firewall"
     assert "discovery off" in heard(discovery=False)
+    crowd = [Seen(bytes([number]) * 8, name=f"n{number:03}") for number in range(200)]
+    assert heard(*crowd[:8]).endswith("'n006', 'n007'")
+    assert heard(*crowd).endswith("'n006', 'n007' and 192 more"), "a room must fit into a line"
 
 
 def test_asking_for_somebody_who_is_not_there_is_no_error():
