@@ -92,7 +92,7 @@ def known_to_c(loop):
 
 
 @pytest.mark.parametrize("what", ["link", "closed link", "watch", "closed watch", "timer"])
-def test_what_is_cut_off_leaves_no_freed_memory_with_c(c_core, pair, what, request):
+def test_what_is_cut_off_leaves_no_freed_memory_with_c(c_core, pair, what):
     """An exception may strike between the call of C and the line that remembers it: the handle
     goes, and with it its memory, which the context would go on writing to."""
 
@@ -108,8 +108,6 @@ def test_what_is_cut_off_leaves_no_freed_memory_with_c(c_core, pair, what, reque
             if what == "closed link":
                 link.close()
 
-    gc.freeze()  # each collection looks at what its step has made, not at the whole suite
-    request.addfinalizer(gc.unfreeze)
     for at in itertools.count(1):
         loop = c_core.Loop()
         struck = strike(lambda loop=loop: use(loop), at)
