@@ -1007,6 +1007,7 @@ class Hall:
         self.core = core
         self.everybody: list[Discovery] = []
         self.due: list[tuple[float, int]] = []
+        self.when: dict[int, float] = {}
         self.now = 0.0
         self.packets = 0
 
@@ -1045,16 +1046,22 @@ class Hall:
                         other.receive(sent.data, where, self.now)
                 if sent.kind == QUERY:
                     speaking += [each for each in range(len(self.everybody)) if each != number]
-            heapq.heappush(self.due, (one.next_timeout(), number))
+            self.expect(number)
+
+    def expect(self, number: int) -> None:
+        """Its time is up when it says so now; what it said before no longer counts."""
+        self.when[number] = due = self.everybody[number].next_timeout()
+        heapq.heappush(self.due, (due, number))
 
     def live(self, seconds: float) -> int:
         """Pass the time; how many packets that took."""
         before, end = self.packets, self.now + seconds
         while self.due[0][0] <= end:
             due, number = heapq.heappop(self.due)
-            later = self.everybody[number].next_timeout()
-            if later > due:  # the room has grown meanwhile
-                heapq.heappush(self.due, (later, number))
+            if self.when[number] != due:
+                continue
+            if self.everybody[number].next_timeout() > due:  # the room has grown meanwhile
+                self.expect(number)
                 continue
             self.now = max(self.now, due)
             self.everybody[number].handle_timeout(self.now)
