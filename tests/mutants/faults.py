@@ -267,6 +267,26 @@ FAULTS = (
         ("tests/core/test_link.py::test_a_full_pipeline_refuses_and_leaves_no_gap",),
     ),
     Fault(
+        "bound-owner",
+        "csrc/border/pt_batch.c",
+        "Py_INCREF(bound->owners[index]);",
+        "Py_INCREF(bound->owners[index]);\n        Py_INCREF(bound->owners[index]);",
+        "a link that ended keeps nothing of its loop",
+        (
+            "tests/platform/test_border.py::test_links_that_end_leave_nothing_that_was_bound_to_them[standard]",
+        ),
+    ),
+    Fault(
+        "bound-memory",
+        "csrc/border/pt_batch.c",
+        "Py_XDECREF(bound->owners[index]);\n    PyMem_Free(bound);",
+        "Py_XDECREF(bound->owners[index]);",
+        "a link that ended leaves no memory behind",
+        (
+            "tests/platform/test_border.py::test_links_that_end_leave_nothing_that_was_bound_to_them[standard]",
+        ),
+    ),
+    Fault(
         "outbox-streak",
         "peertalk/protocol/outbox.py",
         "count = min(count, STREAK - self._streak)",

@@ -412,6 +412,29 @@ def test_turns_leave_no_objects_behind(box):
     assert abs(sys.getallocatedblocks() - before) < 100
 
 
+def test_links_that_end_leave_nothing_that_was_bound_to_them(box):
+    """Neither owners nor the little memory between them: peers come and go for weeks, and a bound
+    send that stays holds the whole loop."""
+    ours, _ = box.pair()
+    border, memory = box.loop._binding.border, box.loop._memory
+
+    def work() -> None:
+        for tag in range(200):
+            link = box.loop.open_link(ours.fileno(), tag)
+            assert link.send_many([]) == (0, 0)
+            link.close()
+            with pytest.raises(ValueError):
+                border.bind_link(1 << 40, 0, None, None, None)
+
+    work()
+    gc.collect()
+    before = sys.getallocatedblocks(), sys.getrefcount(border), sys.getrefcount(memory)
+    work()
+    gc.collect()
+    after = sys.getallocatedblocks(), sys.getrefcount(border), sys.getrefcount(memory)
+    assert after[1:] == before[1:] and abs(after[0] - before[0]) < 100
+
+
 @needs_faults
 def test_no_memory_in_a_turn_loses_nothing_but_says_so(c_core):
     """Each allocation of a turn fails once: its link may end with ERR_NO_MEMORY, the turn may
