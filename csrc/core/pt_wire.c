@@ -262,15 +262,14 @@ int pt_capability_encode(const pt_capability *capability, uint8_t *out, size_t s
     if (size < PT_CAPABILITY_SIZE)
         return PT_ERR_BUFFER_FULL;
 
-    const uint8_t *start = out;
-    (void)start; /* asserted alone */
-    out = put_tlv16(out, TLV_MAX_MESSAGE, capability->max_message);
-    out = put_tlv16(out, TLV_PREFERRED_CHUNK, capability->preferred_chunk);
-    *out++ = TLV_PRESSURE;
-    *out++ = 1;
-    *out++ = capability->pressure;
-    out = put_tlv16(out, TLV_FLAGS, capability->flags);
-    PT_ASSERT(out == start + PT_CAPABILITY_SIZE);
+    uint8_t *end = put_tlv16(out, TLV_MAX_MESSAGE, capability->max_message);
+    end = put_tlv16(end, TLV_PREFERRED_CHUNK, capability->preferred_chunk);
+    *end++ = TLV_PRESSURE;
+    *end++ = 1;
+    *end++ = capability->pressure;
+    end = put_tlv16(end, TLV_FLAGS, capability->flags);
+    PT_ASSERT(end == out + PT_CAPABILITY_SIZE);
+    (void)end;
     return PT_CAPABILITY_SIZE;
 }
 

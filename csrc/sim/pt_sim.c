@@ -43,20 +43,21 @@ void sim_give(pt_sim *sim, void *memory, size_t size)
 /* Make an array of count items at least wanted long. 0 when there is no memory. */
 int sim_widen(pt_sim *sim, void **array, uint32_t *count, uint32_t wanted, size_t item_size)
 {
-    PT_ASSERT((*array == NULL) == (*count == 0));
+    PT_ASSERT(*array != NULL || *count == 0);
     PT_ASSERT(item_size != 0 && wanted <= UINT32_MAX / 2);
 
-    if (wanted <= *count)
+    const uint32_t had = *count;
+    if (wanted <= had)
         return 1;
-    uint32_t size = *count ? *count : 16;
+    uint32_t size = had ? had : 16;
     while (size < wanted)
         size *= 2;
     void *wider = sim_take(sim, size * item_size);
     if (wider == NULL)
         return 0;
-    if (*count != 0)
-        memcpy(wider, *array, *count * item_size);
-    sim_give(sim, *array, *count * item_size);
+    if (had != 0)
+        memcpy(wider, *array, had * item_size);
+    sim_give(sim, *array, had * item_size);
     *array = wider;
     *count = size;
     return 1;
