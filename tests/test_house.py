@@ -518,6 +518,28 @@ def test_the_core_asks_for_no_memory_of_its_own():
     complain(found)
 
 
+ASSERTIONS = {("core",): 100, ("platform", "sim", "classic", "border"): 50}
+"""PT_ASSERTs for 100 functions, at least, in these folders of csrc together."""
+
+
+@pytest.mark.parametrize("rooms", ASSERTIONS, ids=" ".join)
+def test_c_says_what_it_relies_on(rooms):
+    """What one place has seen to and another relies on is said there, and looked at in each
+    assertion build: a mistake is found where it is, and not where it hurts."""
+    text = "\n".join(
+        bare(path)
+        for room in rooms
+        for path in below(CSRC / room, ".c", ".h")
+        if path.name != "pt_assert.h"
+    )
+    functions = len(re.findall(r"\)\n\{$", text, flags=re.M))
+    assertions = text.count("PT_ASSERT(")
+    assert functions > 25 * len(rooms), "they are laid out in another way: count them so"
+    assert assertions * 100 >= ASSERTIONS[rooms] * functions, (
+        f"{assertions} assertions in {functions} functions"
+    )
+
+
 # --- rule 2: what is written twice is equal -------------------------------------------------------
 
 

@@ -174,6 +174,8 @@ static PyObject *link_send_many(PyObject *self, PyObject *const *arguments,
  * and nothing has changed. */
 static void *grow(void *array, size_t *capacity, size_t first, size_t element_size)
 {
+    PT_ASSERT(array != NULL || *capacity == 0);
+
     size_t wanted = *capacity ? *capacity * 2 : first;
     void *larger = PyMem_Realloc(array, wanted * element_size);
     if (larger != NULL)
@@ -183,6 +185,8 @@ static void *grow(void *array, size_t *capacity, size_t first, size_t element_si
 
 static int grow_payloads(bound_loop *bound)
 {
+    PT_ASSERT(bound->payload_count == bound->payload_capacity);
+
     PyObject **larger =
         grow(bound->payloads, &bound->payload_capacity, FIRST_PAYLOADS, sizeof *larger);
     if (larger != NULL)
@@ -192,6 +196,8 @@ static int grow_payloads(bound_loop *bound)
 
 static int grow_items(bound_loop *bound)
 {
+    PT_ASSERT(bound->item_count == bound->item_capacity);
+
     item *larger = grow(bound->items, &bound->item_capacity, FIRST_ITEMS, sizeof *larger);
     if (larger != NULL)
         bound->items = larger;
@@ -260,6 +266,7 @@ static int collect(void *sink_context, uint32_t tag, const pt_frame *frame)
             plain ? frame->payload_len
                   : frame->type | (uint64_t)frame->flags << 8 | (uint64_t)frame->sequence << 16;
     }
+    PT_ASSERT(bound->payload_count < bound->payload_capacity);
     bound->payloads[bound->payload_count++] = payload;
     return PT_OK;
 }
@@ -286,6 +293,9 @@ static PyObject *make_tuple(uint32_t kind, uint32_t tag, long long a, PyObject *
 /* The tuple of an item. Payloads change hands only when nothing can fail any more. */
 static PyObject *tell_item(bound_loop *bound, const item *one)
 {
+    PT_ASSERT(one->count != 0 && one->first + one->count <= bound->payload_count);
+    PT_ASSERT(one->kind == PT_EVENT_BATCH || (one->kind == PT_EVENT_FRAME && one->count == 1));
+
     if (one->kind == PT_EVENT_FRAME) {
         PyObject *payload = bound->payloads[one->first];
         Py_INCREF(payload);
@@ -309,6 +319,8 @@ static PyObject *tell_item(bound_loop *bound, const item *one)
 
 static PyObject *tell_event(const pt_event *event)
 {
+    PT_ASSERT(event->kind != PT_EVENT_FRAME && event->kind != PT_EVENT_BATCH);
+
     long long a = 0;
     long b = 0;
     if (event->kind == PT_EVENT_SENT) {
@@ -334,6 +346,8 @@ static int tell(bound_loop *bound, PyObject *events)
         if (bound->told == NULL)
             return -1;
     }
+    PT_ASSERT(bound->told_count <= total);
+    PT_ASSERT(PyList_Size(bound->told) == (Py_ssize_t)total);
     while (bound->told_count < total) {
         size_t index = bound->told_count;
         PyObject *tuple = index < bound->item_count
@@ -374,12 +388,14 @@ static PyObject *loop_turn(PyObject *self, PyObject *events)
     bound->busy = 1;
     if (bound->item_count == 0 &&
         bound->event_count == 0) { /* else memory ran out before all was told */
+        PT_ASSERT(bound->told == NULL && bound->payload_count == 0);
         pt_sink sink = {collect, bound, PT_TURN_MAX_READ};
         int count = pt_loop_turn(bound->context, 0, bound->events, bound->capacity, &sink);
         if (count < 0) { /* before anything was read */
             bound->busy = 0;
             return PyLong_FromLong(count);
         }
+        PT_ASSERT(count <= bound->capacity);
         bound->event_count = count;
     }
     int code = tell(bound, events);
@@ -392,6 +408,7 @@ static void free_loop(PyObject *capsule)
     bound_loop *bound = PyCapsule_GetPointer(capsule, NULL);
     if (bound == NULL)
         return;
+    PT_ASSERT(!bound->busy);
     for (size_t index = 0; index < bound->payload_count; index++)
         Py_XDECREF(bound->payloads[index]);
     PyMem_Free(bound->payloads);
