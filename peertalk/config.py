@@ -130,15 +130,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             "random digits."
         ),
     ] = msgspec.field(default_factory=lambda: None)  # type: ignore[assignment]  # by __post_init__
-    port: Annotated[int, _port("TCP port to listen on; 0: any free one.")] = PORT_MESSAGES
+    port: Annotated[int, _port("TCP port to listen on; 0: any free port.")] = PORT_MESSAGES
     discovery_port: Annotated[
         int, _port("UDP port of discovery; the same for all peers of a network.", low=1)
     ] = PORT_DISCOVERY
     udp_port: Annotated[
         int,
         _port(
-            "UDP port of datagrams, one of its own for each node; 0: any free one. To classic "
-            "peers: also theirs."
+            "UDP port of datagrams; 0: any free port. Classic peers are written to at this port "
+            "number too."
         ),
     ] = PORT_DATAGRAMS
     discovery: Annotated[
@@ -160,7 +160,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     ] = ""
     profile: Annotated[
         str,
-        _plain("Set of defaults: embedded: the lowmem core, its 4 peers and 2 slots; empty: none."),
+        _plain(
+            "A set of defaults. embedded: the lowmem core with 4 peers and 2 slots; empty: none."
+        ),
     ] = ""
     max_peers: Annotated[
         int, _count(1, 65535, "peers", "Peers known at the same time, connected or not.")

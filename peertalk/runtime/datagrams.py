@@ -149,7 +149,7 @@ class Datagrams:
         self.engine.totals.datagrams_refused += 1
         if code not in _NO_ROOM:  # that is a burst, and no trouble
             self.engine.troubles.failed(
-                _SENDING, "the system refuses one to peer %r: %s", peer.name, os.strerror(code)
+                _SENDING, "the system refuses those to peer %r: %s", peer.name, os.strerror(code)
             )
         return False
 

@@ -131,7 +131,7 @@ class Dialling(ClassicPeers):
         if len(self.connections) >= self.connections.max_connections:
             stranger = greetings.stranger_for(host, self.connections.undecided)
             if stranger is not None:
-                text = f"{stranger.address[0]} took a place that was wanted, without a word"
+                text = f"{stranger.address[0]} did not say who it is, and its place was wanted"
                 self._end(stranger, errors.Timeout(text), fault=True)
             else:
                 self._end_least_wanted()

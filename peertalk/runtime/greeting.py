@@ -372,8 +372,8 @@ class Greetings(Leaving):
             return False
         name = least.peer.name if least.peer is not None else least.address[0]
         text = (
-            f"peer {name!r} took and said nothing, and its place was wanted (Config.max_peers); "
-            "the link is closed"
+            f"peer {name!r} has taken and said nothing for longer than Config.link_timeout, and "
+            "its place was wanted (Config.max_peers); the link is closed"
         )
         self.engine.world.abandon(least.socket)
         self._end(least, errors.ConnectionClosed(text, peer=name))

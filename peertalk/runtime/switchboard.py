@@ -85,7 +85,8 @@ class Switchboard(Dialling):
         self.stop_listening()
         for connection in list(self.connections.by_tag.values()):
             self._end(
-                connection, errors.ConnectionClosed("the node was closed before this was sent")
+                connection,
+                errors.ConnectionClosed("the node was closed before the message was sent"),
             )
 
     def reject(self, peer: Remote, reason: errors.RejectReason) -> None:

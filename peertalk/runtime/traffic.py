@@ -340,8 +340,8 @@ class Traffic:
         if not unconfirmed:
             return
         error = errors.ConnectionClosed(
-            f"the connection with peer {peer.name!r} ended before its system acknowledged this; "
-            "it may have arrived",
+            f"the connection with peer {peer.name!r} ended before its system acknowledged the "
+            "message; the message may have arrived",
             peer=peer.name,
         )
         for first, last in connection.handed.revoke(unconfirmed):
@@ -475,7 +475,7 @@ class Traffic:
         names = sorted({repr(each.peer.name) for each in outlet.paused if each.peer is not None})
         if names:
             text = (
-                "those from %s are not being taken: %d bytes wait, and the sender is slowed; "
+                "nobody takes those from %s: %d bytes wait, and the sender is slowed; "
                 "receive() or iterate messages()"
             )
             self.engine.troubles.failed(_TAKING, text, ", ".join(names), outlet.cost)

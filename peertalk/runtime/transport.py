@@ -227,7 +227,8 @@ class Transport(Home):
             self.traffic.fail_queued(
                 peer,
                 errors.ConnectionClosed(
-                    f"the node was closed before this was sent to {peer.name!r}", peer=peer.name
+                    f"the node was closed before the message to {peer.name!r} was sent",
+                    peer=peer.name,
                 ),
             )
         self.switchboard.close_now()

@@ -190,7 +190,8 @@ class World:
                 entries = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)
                 found.set_result(str(entries[0][4][0]))
             except (socket.gaierror, ValueError) as error:  # ValueError: no host has such a name
-                unknown = errors.NetworkFailure(f"host {host!r} is not known: {error}")
+                why = getattr(error, "strerror", None) or error
+                unknown = errors.NetworkFailure(f"host {host!r} is not known: {why}")
                 unknown.__cause__ = error
                 found.set_exception(unknown)
             except Exception as error:  # a module that the codec of names needs is not to be read

@@ -426,7 +426,7 @@ async def test_what_the_system_does_not_take_is_told_and_counted(core, monkeypat
             assert [ada.send_datagram(at_ada, b"nowhere") for _ in range(50)] == [False] * 50
         assert (ada.stats().datagrams_sent, ada.stats().datagrams_refused) == (0, 50)
         (begun,) = caplog.messages
-        assert f"sending datagrams fails: the system refuses one to peer {at_ada.name!r}" in begun
+        assert f"sending datagrams fails: the system refuses those to peer {at_ada.name!r}" in begun
         while len(caplog.messages) == 1:
             assert ada.send_datagram(at_ada, b"there")
             await asyncio.sleep(0.01)
