@@ -2,7 +2,8 @@
 
 A program that was killed and started again is known twice until its former life is forgotten, and
 that is no collision. So two known peers of one name count only when the one that was known first is
-there after the other came: it is connected, or it is heard again.
+there after the other came: it is connected, or it is heard again. And two that listen at one
+address and port count never: a host that lost its power has left connections that nobody has ended.
 
 Invariant: each peer stands in the line of one name, in the order in which they took it; one that
 was told stays told until it leaves that line. Never: knows a clock, or tells of one peer twice.
@@ -56,7 +57,7 @@ class Names(Generic[P]):
             before: P | None = None
             """The last who had the name before and is there."""
             for each, told in line.items():
-                if before is not None and not told:
+                if before is not None and not told and before.address != each.address:
                     found.append((each, before))
                 if each is peer or each.connected:
                     before = each

@@ -16,8 +16,9 @@ class Somebody(types.SimpleNamespace):
     __hash__ = object.__hash__
 
 
-def known(name, connected=False):
-    return Somebody(name=name, connected=connected)
+def known(name, connected=False, address=None):
+    """address: None: one of its own."""
+    return Somebody(name=name, connected=connected, address=address or object())
 
 
 def test_two_of_a_name_that_are_both_heard_are_told_once():
@@ -40,6 +41,15 @@ def test_one_that_is_connected_is_there_without_being_heard():
     names, one, two = Names("ada"), known("bob", connected=True), known("bob")
     assert names.heard(one) == []
     assert names.heard(two) == [(two, one)]
+
+
+def test_who_listens_where_another_did_is_its_next_life_though_that_seems_connected():
+    """A host that lost its power and is back within link_timeout was told to be two."""
+    names, there = Names("ada"), ("10.0.0.2", 7354)
+    former, again = known("bob", connected=True, address=there), known("bob", address=there)
+    other = known("bob")
+    assert names.heard(former) == names.heard(again) == names.heard(again) == []
+    assert names.heard(other) == [(other, former)]
 
 
 def test_our_own_name_is_taken_by_whoever_bears_it():
