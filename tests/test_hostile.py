@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import random
 import socket
 import struct
@@ -214,6 +215,32 @@ def test_a_frame_that_never_completes_ends_its_link_and_a_silent_stranger_too(mo
             partial.close()
 
     asyncio.run(attack())
+
+
+async def test_strangers_that_call_and_go_leave_no_line_in_the_log(core, caplog):
+    """A thousand callers that said a word and hung up were a thousand warnings. Where this node has
+    sent something, it may be lost, and that is told."""
+    async with pt.Node("ada", **loopback(core=core.name)) as ada, ada.events() as events:
+        for number in range(10):
+            reader, writer = await asyncio.open_connection(*ada.address)
+            writer.write(GOOD)
+            peer = (await ada.receive(timeout=GUARD)).peer
+            if number == 9:
+                await peer.send(b"and what do you want?")
+                await reader.read(1)
+            reset(writer)
+            async with asyncio.timeout(GUARD):
+                while not isinstance(await anext(events), pt.PeerDisconnected):
+                    pass
+    said = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+    assert len(said) == 1 and "is closed" in said[0]
+
+
+def reset(writer):
+    """End a connection as a box in the middle does."""
+    linger = struct.pack("ii", 1, 0)
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    writer.close()
 
 
 async def test_silent_strangers_do_not_hold_up_an_honest_peer_from_the_same_host():

@@ -470,8 +470,11 @@ class Leaving(ABC):
         elif (
             ending.attached and error is not None and not ending.polite and not self.engine.closing
         ):
-            # of a peer that we talked with: what was on its way to it may be lost
-            self.engine.log.warning("%s", error)
+            # what was on its way may be lost, and is missed; nobody misses who called, said no
+            # name and was sent nothing, and such strangers would fill the log, too
+            known = peer is not None and (peer.name or peer.accepted)
+            tell = self.engine.log.warning if known else self.engine.log.info
+            tell("%s", error)
 
     def _end_use(self, connection: Connection, ending: _Ending) -> None:
         peer, error = connection.peer, ending.error
