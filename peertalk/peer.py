@@ -75,7 +75,7 @@ class Peer(AnyPeer):
         quick = remote.quick
         # one look at the options: five defaults would cost a tenth
         if quick is not None and data.__class__ is bytes and not options:
-            code = quick(data)
+            code = quick.send(data)
             if code >= 0:
                 remote.accepted = number = remote.accepted + 1
                 if code:  # the first of a tick

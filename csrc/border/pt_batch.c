@@ -15,14 +15,12 @@
 #define KEPT_PAYLOADS  16384 /* longer arrays are given back when what filled them was told */
 #define KEPT_ITEMS     4096
 
-/* What send and send_many are bound to. */
-#define LINK_OWNERS 3
-
-typedef struct bound_link {
-    pt_context *context;
-    pt_link *link;
-    PyObject *owners[LINK_OWNERS]; /* keep the memory of both */
-} bound_link;
+/* A link with its memory. */
+typedef struct native_link {
+    PyObject_HEAD pt_context *context;
+    PyObject *owner; /* keeps the memory of the context, and of slots that are not borrowed */
+    pt_link link;
+} native_link;
 
 /* One tuple to be: a frame, or consecutive plain DATA frames of one link. */
 typedef struct item {
@@ -55,16 +53,6 @@ typedef struct bound_loop {
 
 /* -------------------------------------------------------------------------------------- sending */
 
-static void free_link(PyObject *capsule)
-{
-    bound_link *bound = PyCapsule_GetPointer(capsule, NULL);
-    if (bound == NULL)
-        return;
-    for (int index = 0; index < LINK_OWNERS; index++)
-        Py_XDECREF(bound->owners[index]);
-    PyMem_Free(bound);
-}
-
 /* 1 on the thread that a context belongs to. */
 static int is_owner(const pt_context *context)
 {
@@ -73,16 +61,16 @@ static int is_owner(const pt_context *context)
 
 /* Send one payload, on the thread of its context. Returns hints or PT_ERR_*; sets *raised when
  * Python refused instead. */
-static inline int send_one(const bound_link *bound, PyObject *payload, int *raised)
+static inline int send_one(native_link *bound, PyObject *payload, int *raised)
 {
     if (PyBytes_CheckExact(payload)) {
         char *data = NULL;
         Py_ssize_t len = 0;
         (void)PyBytes_AsStringAndSize(payload, &data, &len);
         if ((uint64_t)len > UINT32_MAX)
-            return bound->link->state == PT_LINK_OPEN ? PT_ERR_MESSAGE_TOO_LARGE
-                                                      : PT_ERR_NOT_CONNECTED;
-        return pt_link_send(bound->context, bound->link, PT_FRAME_DATA, 0, (const uint8_t *)data,
+            return bound->link.state == PT_LINK_OPEN ? PT_ERR_MESSAGE_TOO_LARGE
+                                                     : PT_ERR_NOT_CONNECTED;
+        return pt_link_send(bound->context, &bound->link, PT_FRAME_DATA, 0, (const uint8_t *)data,
                             (uint32_t)len);
     }
     Py_buffer view;
@@ -96,9 +84,9 @@ static inline int send_one(const bound_link *bound, PyObject *payload, int *rais
     }
     int code;
     if ((uint64_t)view.len > UINT32_MAX)
-        code = bound->link->state == PT_LINK_OPEN ? PT_ERR_MESSAGE_TOO_LARGE : PT_ERR_NOT_CONNECTED;
+        code = bound->link.state == PT_LINK_OPEN ? PT_ERR_MESSAGE_TOO_LARGE : PT_ERR_NOT_CONNECTED;
     else
-        code = pt_link_send(bound->context, bound->link, PT_FRAME_DATA, 0, view.buf,
+        code = pt_link_send(bound->context, &bound->link, PT_FRAME_DATA, 0, view.buf,
                             (uint32_t)view.len);
     PyBuffer_Release(&view);
     return code;
@@ -106,9 +94,7 @@ static inline int send_one(const bound_link *bound, PyObject *payload, int *rais
 
 static PyObject *link_send(PyObject *self, PyObject *payload)
 {
-    const bound_link *bound = PyCapsule_GetPointer(self, NULL);
-    if (bound == NULL)
-        return NULL;
+    native_link *bound = (native_link *)self;
     int raised = 0;
     int code = is_owner(bound->context) ? send_one(bound, payload, &raised) : PT_ERR_INVALID_STATE;
     return raised ? NULL : PyLong_FromLong(code);
@@ -117,9 +103,7 @@ static PyObject *link_send(PyObject *self, PyObject *payload)
 static PyObject *link_send_many(PyObject *self, PyObject *const *arguments,
                                 Py_ssize_t argument_count)
 {
-    const bound_link *bound = PyCapsule_GetPointer(self, NULL);
-    if (bound == NULL)
-        return NULL;
+    native_link *bound = (native_link *)self;
     if (argument_count < 1 || argument_count > 2 || !PyList_Check(arguments[0])) {
         PyErr_SetString(PyExc_TypeError, "send_many(payloads, start=0): payloads must be a list");
         return NULL;
@@ -420,10 +404,6 @@ static void free_loop(PyObject *capsule)
 
 /* -------------------------------------------------------------------------------------- binding */
 
-static PyMethodDef send_method = {"send", link_send, METH_O,
-                                  "Send one payload; hints, or a negative code."};
-static PyMethodDef send_many_method = {"send_many", (PyCFunction)(void (*)(void))link_send_many,
-                                       METH_FASTCALL, "Send payloads[start:]; (accepted, code)."};
 static PyMethodDef turn_method = {
     "turn", loop_turn, METH_O,
     "One turn without waiting, its events appended; their number, or a negative code."};
@@ -437,43 +417,65 @@ static void *address(PyObject *number)
     return pointer;
 }
 
-static PyObject *bind_link(PyObject *self, PyObject *const *arguments, Py_ssize_t argument_count)
+/* Link(context_addr, owner) */
+static PyObject *new_link(PyTypeObject *type, PyObject *arguments, PyObject *names)
 {
-    (void)self;
-    if (argument_count != 2 + LINK_OWNERS) {
-        PyErr_SetString(PyExc_TypeError, "bind_link(context_addr, link_addr, *three_owners)");
+    if (PyTuple_Size(arguments) != 2 || names != NULL) {
+        PyErr_SetString(PyExc_TypeError, "Link(context_addr, owner)");
         return NULL;
     }
-    bound_link *bound = PyMem_Calloc(1, sizeof *bound);
-    if (bound == NULL)
-        return PyErr_NoMemory();
-    bound->context = address(arguments[0]);
-    bound->link = bound->context != NULL ? address(arguments[1]) : NULL;
-    PyObject *capsule = bound->link != NULL ? PyCapsule_New(bound, NULL, free_link) : NULL;
-    if (capsule == NULL) {
-        PyMem_Free(bound);
+    pt_context *context = address(PyTuple_GetItem(arguments, 0));
+    native_link *fresh = context != NULL ? (native_link *)PyType_GenericAlloc(type, 0) : NULL;
+    if (fresh == NULL)
         return NULL;
-    }
-    for (int index = 0; index < LINK_OWNERS; index++) {
-        bound->owners[index] = arguments[2 + index];
-        Py_INCREF(bound->owners[index]);
-    }
-    PyObject *send = PyCFunction_New(&send_method, capsule);
-    Py_DECREF(capsule);
-    return send;
+    fresh->context = context;
+    fresh->owner = PyTuple_GetItem(arguments, 1);
+    Py_INCREF(fresh->owner);
+    return (PyObject *)fresh;
 }
 
-/* send_many of the link that a send belongs to: made apart, because many links never need it. */
-static PyObject *bind_many(PyObject *self, PyObject *send)
+static void free_link(PyObject *self)
 {
-    (void)self;
-    PyObject *capsule = PyCFunction_Check(send) ? PyCFunction_GetSelf(send) : NULL;
-    if (capsule == NULL || PyCFunction_GetFunction(send) != send_method.ml_meth) {
-        PyErr_SetString(PyExc_TypeError, "bind_many(send): send is what bind_link() returned");
-        return NULL;
-    }
-    return PyCFunction_New(&send_many_method, capsule);
+    PyTypeObject *type = Py_TYPE(self);
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    Py_XDECREF(((native_link *)self)->owner);
+    release(self);
+    Py_DECREF(type);
 }
+
+static PyObject *tell_address(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyLong_FromVoidPtr(&((native_link *)self)->link);
+}
+
+static PyMethodDef link_methods[] = {
+    {"send", link_send, METH_O, "Send one payload; hints, or a negative code."},
+    {"send_many", (PyCFunction)(void (*)(void))link_send_many, METH_FASTCALL,
+     "Send payloads[start:]; (accepted, code)."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef link_values[] = {
+    {"address", tell_address, NULL, "Of the pt_link.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+/* Slots have no type but a data pointer, so that functions are cast. */
+static PyType_Slot link_slots[] = {
+    {Py_tp_new, (void *)new_link},
+    {Py_tp_dealloc, (void *)free_link},
+    {Py_tp_methods, link_methods},
+    {Py_tp_getset, link_values},
+    {0, NULL},
+};
+
+static PyType_Spec link_spec = {
+    .name = "peertalk._core.Link",
+    .basicsize = (int)sizeof(native_link),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = link_slots,
+};
 
 static PyObject *bind_loop(PyObject *self, PyObject *const *arguments, Py_ssize_t argument_count)
 {
@@ -613,8 +615,6 @@ static PyMethodDef module_methods[] = {
     {"decode_frame", decode_frame, METH_O, "decode_frame(data)"},
     {"put_frame", (PyCFunction)(void (*)(void))put_frame, METH_FASTCALL,
      "put_frame(pipeline_addr, type, payload, flags)"},
-    {"bind_link", (PyCFunction)(void (*)(void))bind_link, METH_FASTCALL, "Bind send to a link."},
-    {"bind_many", bind_many, METH_O, "Bind send_many to the link of a send."},
     {"bind_loop", (PyCFunction)(void (*)(void))bind_loop, METH_FASTCALL, "Bind turn to a loop."},
     {NULL, NULL, 0, NULL},
 };
@@ -623,6 +623,9 @@ int pt_border_attach(void *module)
 {
     PyGILState_STATE state = PyGILState_Ensure();
     int result = PyModule_AddFunctions(module, module_methods);
+    PyObject *link = result == 0 ? PyType_FromSpec(&link_spec) : NULL;
+    result = link != NULL ? PyModule_AddObjectRef(module, "Link", link) : -1;
+    Py_XDECREF(link);
     if (result != 0)
         PyErr_Clear();
     PyGILState_Release(state);

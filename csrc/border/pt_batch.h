@@ -6,16 +6,17 @@
  * holds; the GIL is taken. Returns 0, or -1 when Python refused (the error is cleared). The
  * functions, with addr the address of a cffi object:
  *
- *   bind_link(context_addr, link_addr, owner, owner, owner) -> send
+ *   Link(context_addr, owner), the type of a link with its memory: address leads to its pt_link,
+ *   which pt_link_open() opens and pt_link_close() closes
  *
- * send(payload) -> int: pt_link_send() of one DATA frame, bytes or any contiguous buffer. A
- * negative PT_ERR_* is returned, not raised. The owners keep the memory of context and link alive.
+ * The owner keeps the memory of the context, and of slots that are the caller's.
  *
- *   bind_many(send) -> send_many
+ * send(payload) -> int, a method of it: pt_link_send() of one DATA frame, bytes or any contiguous
+ * buffer. A negative PT_ERR_* is returned, not raised.
  *
- * send_many(payloads, start) -> (accepted, code): sends payloads[start:], a list of bytes or
- * buffers, in order until one is refused; start may be left out (0). accepted: how many went; code:
- * the refusal (negative) or the sum of hints seen.
+ * send_many(payloads, start) -> (accepted, code), another: sends payloads[start:], a list of bytes
+ * or buffers, in order until one is refused; start may be left out (0). accepted: how many went;
+ * code: the refusal (negative) or the sum of hints seen.
  *
  *   bind_loop(context_addr, events_addr, capacity, owner) -> turn
  *
@@ -32,7 +33,7 @@
  * code instead, so that the count is not lost. Lack of memory for a payload ends its link with
  * PT_ERR_NO_MEMORY; for the list or what is in it MemoryError is raised, and the next turn()
  * returns what could not be told. After the link was closed send and send_many say
- * PT_ERR_NOT_CONNECTED. An owner must not lead back to the bound functions: no cycle is found here.
+ * PT_ERR_NOT_CONNECTED. An owner must not lead back to what it is given to: no cycle is found here.
  */
 int pt_border_attach(void *module);
 

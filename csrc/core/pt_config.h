@@ -100,4 +100,9 @@
 #define PT_NOTES 1
 #endif
 
+/* 0 leaves out slots that a pipeline borrows, likewise: there they are the caller's. */
+#ifndef PT_BORROWED_SLOTS
+#define PT_BORROWED_SLOTS 1
+#endif
+
 #endif

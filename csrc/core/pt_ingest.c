@@ -167,8 +167,6 @@ static int begin_staging(pt_ingest *ingest, const pt_format *form, const uint8_t
     PT_ASSERT(pt_pool_buffer_size(ingest->staging) >= frame_len);
 
     memcpy(ingest->staging, header, form->header_size);
-    ingest->form = form;
-    ingest->frame = *frame;
     ingest->frame_len = frame_len;
     ingest->staged_len = form->header_size;
     move(ingest, PT_INGEST_STEP_STAGE, PAYLOAD);
@@ -251,14 +249,16 @@ static int finish_cut_frame(pt_ingest *ingest, const uint8_t *data, size_t len, 
         *offset = taken;
         return PT_OK;
     }
-    const pt_format *form = ingest->form;
+    const pt_format *form = form_of(ingest->format, ingest->staging, ingest->staged_len);
+    pt_frame frame;
+    (void)form->read_header(ingest->staging, &frame); /* it was judged */
     move(ingest, PT_INGEST_STEP_FILL, COMPLETE);
-    ingest->frame.payload = ingest->staging + form->header_size;
-    int code = form->verify(ingest->staging, &ingest->frame);
+    frame.payload = ingest->staging + form->header_size;
+    int code = form->verify(ingest->staging, &frame);
     if (code != PT_OK)
         return fail(ingest, code);
     *offset = taken;
-    code = hand_on(ingest, sink, &ingest->frame);
+    code = hand_on(ingest, sink, &frame);
     start_over(ingest, PT_INGEST_STEP_HAND_ON, HEADER);
     return code;
 }
@@ -409,10 +409,8 @@ void pt_ingest_check(const pt_ingest *ingest)
     PT_ASSERT(ingest->state <= PT_INGEST_WAIT_PAYLOAD); /* COMPLETE is never seen between calls */
     PT_ASSERT((ingest->staging != NULL) == (ingest->state == PT_INGEST_WAIT_PAYLOAD));
     if (ingest->state == PT_INGEST_WAIT_PAYLOAD) {
-        PT_ASSERT(ingest->staged_len >= ingest->form->header_size);
         PT_ASSERT(ingest->staged_len < ingest->frame_len);
         PT_ASSERT(ingest->frame_len <= pt_pool_buffer_size(ingest->staging));
-        PT_ASSERT(ingest->frame.payload_len <= ingest->max_payload);
     } else {
         PT_ASSERT(ingest->frame_len == 0);
         PT_ASSERT(ingest->staged_len < PT_FORMAT_MAX_HEADER);

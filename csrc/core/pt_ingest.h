@@ -64,8 +64,6 @@ enum pt_ingest_step {
 
 typedef struct pt_ingest {
     const pt_format *format;
-    const pt_format
-        *form; /* that of the current frame, once its header is whole: format or its other form */
     pt_pool *pool;
     uint8_t *staging;     /* borrowed while a frame is cut behind its header, or lent by
                              pt_ingest_lend(); else NULL */
@@ -74,7 +72,6 @@ typedef struct pt_ingest {
     uint32_t frame_len;   /* of the whole current frame; 0 while its header is not whole */
     uint32_t max_payload; /* a longer one is PT_ERR_MESSAGE_TOO_LARGE, judged on the header */
     uint32_t tag;         /* handed to the sink with each frame */
-    pt_frame frame;       /* of the current frame, once its header is whole */
     uint8_t state;        /* enum pt_ingest_state */
     uint8_t header[PT_FORMAT_MAX_HEADER];
     uint32_t work;       /* units of the frames handed on: see PT_TURN_MAX_WORK */

@@ -263,7 +263,11 @@ int pt_link_open(pt_context *context, pt_link *link, intptr_t handle, uint32_t t
         return PT_ERR_ALREADY_INITIALIZED;
 
     memset(link, 0, sizeof *link);
-    int lazy = !context->ops->classic || PT_PIPELINE_LAZY;
+    int lazy = !context->ops->classic || PT_PIPELINE_LAZY ? PT_LAZY_BUFFERS : PT_LAZY_NOTHING;
+    if (PT_BORROWED_SLOTS && slots == NULL && !context->ops->classic) {
+        slots = &link->only;
+        lazy = PT_LAZY_SLOTS;
+    }
     int result =
         pt_pipeline_init(&link->pipeline, slots, depth, slot_size, context->pool, lazy, packing);
     if (result != PT_OK)

@@ -58,6 +58,7 @@ struct pt_link {
     uint32_t moved;       /* tick at which bytes last left, or began to wait */
     uint32_t rest_frames; /* low bits of pipeline.frames when rest_timer was armed */
     pt_send_pipeline pipeline;
+    pt_send_slot only; /* of the pipeline, where it borrows the others */
     pt_ingest ingest;
     uint64_t received_bytes;
     uint64_t sent_bytes;
@@ -87,9 +88,10 @@ struct pt_link {
     uint8_t in_line[PT_LINES]; /* 1: in that line of the context */
 };
 
-/* Take over a connected, non-blocking connection. slots: the caller's array of depth slots, zeroed,
- * kept as long as the link. Returns PT_OK, or PT_ERR_INVALID_PARAM, PT_ERR_ALREADY_INITIALIZED,
- * PT_ERR_NO_MEMORY, PT_ERR_PLATFORM with nothing changed. */
+/* Take over a connected, non-blocking connection. slots: the caller's array of depth slots, kept
+ * as long as the link, or NULL: all but one are borrowed, in worlds that are not classic. Returns
+ * PT_OK, or PT_ERR_INVALID_PARAM, PT_ERR_ALREADY_INITIALIZED, PT_ERR_NO_MEMORY, PT_ERR_PLATFORM
+ * with nothing changed. */
 int pt_link_open(pt_context *context, pt_link *link, intptr_t handle, uint32_t tag,
                  pt_send_slot *slots, uint8_t depth, uint16_t slot_size, int packing,
                  uint32_t max_payload);

@@ -33,12 +33,21 @@ static void move(pt_send_slot *slot, enum pt_slot_step step)
 /* The slot before index, round-robin. */
 static uint8_t before(const pt_send_pipeline *pipeline, uint8_t index)
 {
-    return (uint8_t)((index ? index : pipeline->depth) - 1);
+    return (uint8_t)((index ? index : pipeline->room) - 1);
 }
 
 static uint8_t after(const pt_send_pipeline *pipeline, uint8_t index)
 {
-    return (uint8_t)(index + 1 == pipeline->depth ? 0 : index + 1);
+    return (uint8_t)(index + 1 == pipeline->room ? 0 : index + 1);
+}
+
+/* It has no buffer any more. */
+static void forget_buffer(pt_send_slot *slot)
+{
+    slot->buffer = NULL;
+    slot->buffer_size = 0;
+    slot->used_len = 0;
+    slot->message_len = 0;
 }
 
 /* Give a slot's buffer back to the pool, which wipes what was used of it. */
@@ -49,11 +58,10 @@ static void drop_buffer(pt_send_pipeline *pipeline, pt_send_slot *slot)
     if (slot->buffer != NULL) {
         if (pt_pool_is_share(slot->buffer))
             pipeline->share_count--;
+        pipeline->lent -= slot->buffer_size;
         pt_pool_release(pipeline->pool, slot->buffer, slot->used_len);
     }
-    slot->buffer = NULL;
-    slot->buffer_size = 0;
-    slot->used_len = 0;
+    forget_buffer(slot);
 }
 
 /* Keep a slot's buffer for the next write: with the slot that will be used next, so that one write
@@ -67,10 +75,7 @@ static void hand_on_buffer(pt_send_pipeline *pipeline, pt_send_slot *slot)
     next->buffer_size = slot->buffer_size;
     next->used_len = slot->used_len > slot->message_len ? slot->used_len : slot->message_len;
     next->message_len = 0;
-    slot->buffer = NULL;
-    slot->buffer_size = 0;
-    slot->used_len = 0;
-    slot->message_len = 0;
+    forget_buffer(slot);
 }
 
 /* 1 when the slot before is still under way and well filled: more is sent than leaves at once. */
@@ -98,10 +103,46 @@ static int lend_buffer(pt_send_pipeline *pipeline, pt_send_slot *slot)
     }
     if (slot->buffer == NULL)
         return PT_ERR_NO_MEMORY;
+    pipeline->lent += size;
     slot->buffer_size = size;
-    slot->message_len = 0;
-    slot->used_len = 0;
     return PT_OK;
+}
+
+/* 1 while slots are borrowed. */
+static inline int has_borrowed(const pt_send_pipeline *pipeline)
+{
+    return PT_BORROWED_SLOTS && pipeline->only != NULL && pipeline->slots != pipeline->only;
+}
+
+/* A second slot is wanted: the first one moves to the others. 0 when there is no memory for them.
+ */
+static int borrow_slots(pt_send_pipeline *pipeline)
+{
+    PT_ASSERT(pipeline->only != NULL && pipeline->pending_count == 1);
+
+    uint32_t size = pipeline->depth * (uint32_t)sizeof *pipeline->slots;
+    pt_send_slot *slots = (void *)pt_pool_acquire_share(pipeline->pool, size);
+    if (slots == NULL)
+        return 0;
+    slots[0] = *pipeline->only;
+    pipeline->slots = slots;
+    pipeline->room = pipeline->depth;
+    pipeline->next_slot = 1;
+    return 1;
+}
+
+/* Nothing is in flight, and no slot has a buffer. */
+static void return_slots(pt_send_pipeline *pipeline)
+{
+    if (!has_borrowed(pipeline))
+        return;
+    pt_pool_release(pipeline->pool, (uint8_t *)pipeline->slots,
+                    pipeline->depth * (uint32_t)sizeof *pipeline->slots);
+    memset(pipeline->only, 0, sizeof *pipeline->only);
+    pipeline->slots = pipeline->only;
+    pipeline->room = 1;
+    pipeline->head = 0;
+    pipeline->next_slot = 0;
 }
 
 int pt_pipeline_init(pt_send_pipeline *pipeline, pt_send_slot *slots, uint8_t depth,
@@ -122,9 +163,12 @@ int pt_pipeline_init(pt_send_pipeline *pipeline, pt_send_slot *slots, uint8_t de
     if (lazy && slot_size > PT_FRAME_OVERHEAD + PT_FRAME_MAX_PAYLOAD)
         fresh.small_size = PT_FRAME_OVERHEAD + PT_FRAME_MAX_PAYLOAD;
     fresh.depth = depth;
+    int borrows = PT_BORROWED_SLOTS && lazy == PT_LAZY_SLOTS;
+    fresh.only = borrows ? slots : NULL;
+    fresh.room = borrows ? 1 : depth;
     fresh.lazy = lazy != 0;
     fresh.packing = packing != 0;
-    memset(slots, 0, depth * sizeof *slots);
+    memset(slots, 0, fresh.room * sizeof *slots);
     if (!lazy) {
         for (uint8_t index = 0; index < depth; index++) {
             if (lend_buffer(&fresh, &slots[index]) == PT_OK)
@@ -142,7 +186,7 @@ int pt_pipeline_init(pt_send_pipeline *pipeline, pt_send_slot *slots, uint8_t de
 int pt_pipeline_cleanup(pt_send_pipeline *pipeline)
 {
     int abandoned = 0;
-    for (uint8_t index = 0; index < pipeline->depth; index++) {
+    for (uint8_t index = 0; index < pipeline->room; index++) {
         pt_send_slot *slot = &pipeline->slots[index];
         move(slot, PT_SLOT_STEP_CLOSE);
         if (slot->state == PT_SLOT_ABANDONED)
@@ -154,6 +198,8 @@ int pt_pipeline_cleanup(pt_send_pipeline *pipeline)
     pipeline->filling_count = 0;
     pipeline->ripe = 0;
     pipeline->initialized = 0;
+    if (abandoned == 0)
+        return_slots(pipeline);
     return abandoned;
 }
 
@@ -163,7 +209,8 @@ int pt_pipeline_reserve(pt_send_pipeline *pipeline, uint8_t *slot_index)
     PT_ASSERT(pipeline->pending_count <= pipeline->depth);
     PT_ASSERT(pipeline->filling_count <= pipeline->pending_count);
 
-    if (pipeline->pending_count == pipeline->depth)
+    if (pipeline->pending_count == pipeline->room &&
+        (!PT_BORROWED_SLOTS || pipeline->room == pipeline->depth || !borrow_slots(pipeline)))
         return PT_ERR_WOULD_BLOCK;
     uint8_t index = pipeline->next_slot;
     pt_send_slot *slot = &pipeline->slots[index];
@@ -246,7 +293,7 @@ int pt_pipeline_launch(pt_send_pipeline *pipeline)
         return -1;
     int index = (int)pipeline->next_slot - pipeline->filling_count;
     if (index < 0)
-        index += pipeline->depth;
+        index += pipeline->room;
     move(&pipeline->slots[index], PT_SLOT_STEP_LAUNCH);
     if (--pipeline->filling_count == 0)
         pipeline->ripe = 0;
@@ -260,13 +307,14 @@ int pt_pipeline_is_ripe(const pt_send_pipeline *pipeline)
 
 void pt_pipeline_complete(pt_send_pipeline *pipeline, uint8_t slot_index, int result)
 {
-    PT_ASSERT(slot_index < pipeline->depth);
+    PT_ASSERT(slot_index < pipeline->room);
     pt_send_slot *slot = &pipeline->slots[slot_index];
     move(slot, PT_SLOT_STEP_COMPLETE);
     slot->result = (int16_t)result;
     if (slot->state == PT_SLOT_FREE) { /* it was abandoned */
         drop_buffer(pipeline, slot);
-        pipeline->pending_count--;
+        if (--pipeline->pending_count == 0)
+            return_slots(pipeline);
     }
 }
 
@@ -295,19 +343,21 @@ void pt_pipeline_rest(pt_send_pipeline *pipeline)
 {
     if (!pipeline->lazy)
         return;
-    for (uint8_t index = 0; index < pipeline->depth; index++) {
+    for (uint8_t index = 0; index < pipeline->room; index++) {
         if (pipeline->slots[index].state == PT_SLOT_FREE)
             drop_buffer(pipeline, &pipeline->slots[index]);
     }
+    if (pipeline->pending_count == 0)
+        return_slots(pipeline);
 }
 
 int pt_pipeline_keeps(const pt_send_pipeline *pipeline)
 {
-    for (uint8_t index = 0; pipeline->lazy && index < pipeline->depth; index++) {
+    for (uint8_t index = 0; pipeline->lazy && index < pipeline->room; index++) {
         if (pipeline->slots[index].state == PT_SLOT_FREE && pipeline->slots[index].buffer != NULL)
             return 1;
     }
-    return 0;
+    return has_borrowed(pipeline);
 }
 
 uint8_t pt_pipeline_available(const pt_send_pipeline *pipeline)
@@ -337,18 +387,22 @@ void pt_pipeline_check(const pt_send_pipeline *pipeline)
     PT_ASSERT(pipeline->pending_count <= pipeline->high_water);
     PT_ASSERT(pipeline->reported <= pipeline->accepted);
     PT_ASSERT(pipeline->filling_count != 0 || !pipeline->ripe);
-    PT_ASSERT((pipeline->head + pipeline->pending_count) % pipeline->depth == pipeline->next_slot);
+    PT_ASSERT((pipeline->head + pipeline->pending_count) % pipeline->room == pipeline->next_slot);
+    PT_ASSERT(pipeline->room == pipeline->depth || pipeline->slots == pipeline->only);
 
     int share_count = 0;
+    uint32_t lent = 0;
     uint8_t index = pipeline->head;
-    for (uint8_t place = 0; place < pipeline->depth; place++, index = after(pipeline, index)) {
+    for (uint8_t place = 0; place < pipeline->room; place++, index = after(pipeline, index)) {
         const pt_send_slot *slot = &pipeline->slots[index];
         int is_filling = place < pipeline->pending_count &&
                          place >= pipeline->pending_count - pipeline->filling_count;
         PT_ASSERT((slot->state != PT_SLOT_FREE) == (place < pipeline->pending_count));
         PT_ASSERT((slot->state == PT_SLOT_FILLING) == is_filling);
         share_count += check_slot(pipeline, slot);
+        lent += slot->buffer_size;
     }
+    PT_ASSERT(lent == pipeline->lent);
     PT_ASSERT(share_count == pipeline->share_count);
     PT_ASSERT(share_count <= PT_SLOT_SHARE);
 }

@@ -4,6 +4,9 @@
  * Larger ones, of slot_size, come out of the pool's budget, and only while more is sent than leaves
  * at once; where there is none it goes on with its share.
  *
+ * Where the caller gives one slot alone, all are borrowed when a second one is wanted, until
+ * pt_pipeline_rest(): one write at a time needs no more.
+ *
  * Slots are taken round-robin and reported in that order; the platform may complete them in any
  * order. pending_count counts the slots that are not FREE, and they lie next to each other from
  * head on. Sans-I/O: who moves the bytes, and when, is the caller's. One worker's thread only.
@@ -53,7 +56,8 @@ typedef struct pt_send_slot {
 } pt_send_slot;
 
 typedef struct pt_send_pipeline {
-    pt_send_slot *slots; /* the caller's array of depth slots */
+    pt_send_slot *slots; /* a ring of room slots: the caller's, or the borrowed ones */
+    pt_send_slot *only;  /* the caller's one slot, where others are borrowed; else NULL */
     pt_pool *pool;
     uint64_t accepted; /* messages (DATA frames) put into slots */
     uint64_t reported; /* of these, reported done or failed by pt_pipeline_report() */
@@ -62,7 +66,9 @@ typedef struct pt_send_pipeline {
     uint64_t refusals;   /* pt_pipeline_send() said PT_ERR_WOULD_BLOCK or PT_ERR_NO_MEMORY */
     uint16_t slot_size;  /* bytes borrowed for a slot of a link in bulk */
     uint16_t small_size; /* of any other: one whole frame, or slot_size if that is less */
+    uint32_t lent;       /* bytes of the buffers that slots have */
     uint8_t depth;       /* 1 .. PT_PIPELINE_MAX_DEPTH */
+    uint8_t room;        /* depth, or 1 while all slots but the only one are to be borrowed */
     uint8_t head;        /* oldest slot that is not FREE */
     uint8_t next_slot;   /* the slot that is taken next; head + pending_count, round-robin */
     uint8_t pending_count;
@@ -81,13 +87,17 @@ typedef struct pt_send_pipeline {
     uint8_t initialized;
 } pt_send_pipeline;
 
+/* What a pipeline borrows at first use. */
+enum pt_lazy { PT_LAZY_NOTHING = 0, PT_LAZY_BUFFERS = 1, PT_LAZY_SLOTS = 2 /* and buffers */ };
+
 /* The state that a step leads to; PT_NOWHERE: no slot takes that step in that state. */
 uint8_t pt_slot_next(uint8_t state, uint8_t step);
 
-/* Make ready in the caller's memory. slot_size: at least PT_FRAME_OVERHEAD and at most the pool's
- * largest class and 65,535. Not lazy: borrows all buffers now; when one is refused those borrowed
- * are given back and nothing has changed. Returns PT_OK, PT_ERR_INVALID_PARAM,
- * PT_ERR_ALREADY_INITIALIZED or PT_ERR_NO_MEMORY. */
+/* Make ready in the caller's memory, which must not move. slots: depth of them, or one where slots
+ * are borrowed, kept as long as the pipeline. slot_size: at least PT_FRAME_OVERHEAD and at most the
+ * pool's largest class and 65,535. lazy: enum pt_lazy; PT_LAZY_NOTHING: borrows all buffers now;
+ * when one is refused those borrowed are given back and nothing has changed. Returns PT_OK,
+ * PT_ERR_INVALID_PARAM, PT_ERR_ALREADY_INITIALIZED or PT_ERR_NO_MEMORY. */
 int pt_pipeline_init(pt_send_pipeline *pipeline, pt_send_slot *slots, uint8_t depth,
                      uint16_t slot_size, pt_pool *pool, int lazy, int packing);
 
@@ -133,11 +143,13 @@ void pt_pipeline_complete(pt_send_pipeline *pipeline, uint8_t slot_index, int re
  * the oldest slot is not done. Call until 0. */
 int pt_pipeline_report(pt_send_pipeline *pipeline, uint32_t *message_count, int *result);
 
-/* Give back the buffers of all FREE slots (lazy only). A link in bulk transfer keeps them from one
- * use to the next, which saves wiping them each time; an idle one should hold none. */
+/* Give back the buffers of all FREE slots, and borrowed slots when all are FREE (lazy only). A link
+ * in bulk transfer keeps them from one use to the next, which saves wiping them each time; an idle
+ * one should hold none. */
 void pt_pipeline_rest(pt_send_pipeline *pipeline);
 
-/* 1 when a FREE slot still holds a buffer, so that pt_pipeline_rest() has work (lazy only). */
+/* 1 when a FREE slot still holds a buffer, or slots are borrowed, so that pt_pipeline_rest() has
+ * work, if not at once (lazy only). */
 int pt_pipeline_keeps(const pt_send_pipeline *pipeline);
 
 /* Free slots now: depth - pending_count. */

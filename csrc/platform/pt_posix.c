@@ -110,10 +110,10 @@ static int posix_send_async(pt_context *context, pt_link *link, const uint8_t *d
 static uint8_t pending_slot(const pt_send_pipeline *pipeline, uint8_t place)
 {
     PT_ASSERT(place < pipeline->pending_count);
-    PT_ASSERT(pipeline->head < pipeline->depth);
+    PT_ASSERT(pipeline->head < pipeline->room);
 
     unsigned index = (unsigned)pipeline->head + place;
-    return (uint8_t)(index < pipeline->depth ? index : index - pipeline->depth);
+    return (uint8_t)(index < pipeline->room ? index : index - pipeline->room);
 }
 
 /* Gather what is left of the slots in flight, in order. Returns the number of pieces, and their
@@ -260,7 +260,7 @@ static void posix_forget(pt_context *context, pt_source *source)
         return;
     /* The kernel has copied what it took, so the slots are ours again at once. */
     pt_send_pipeline *pipeline = &((pt_link *)source)->pipeline;
-    for (uint8_t index = 0; index < pipeline->depth; index++) {
+    for (uint8_t index = 0; index < pipeline->room; index++) {
         if (pipeline->slots[index].state == PT_SLOT_IN_FLIGHT)
             pt_pipeline_complete(pipeline, index, PT_ERR_CONNECTION_CLOSED);
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from peertalk import errors
@@ -95,20 +94,14 @@ class Link:
     """One connection: what is sent waits in a pipeline, what arrives is cut into frames. Made by
     Loop.open_link().
 
-    There is one for each idle peer, so it holds little: what its loop has is asked there, and what
-    many links never need is made at first use.
+    There is one for each idle peer, so it holds little: what its loop has is asked there.
 
     Attributes:
-        send: send(payload) accepts one DATA frame. Returns a sum of NEEDS_TURN and YIELD (0 or
-            more), or with nothing changed ERR_WOULD_BLOCK (every slot is taken), ERR_NO_MEMORY,
-            ERR_MESSAGE_TOO_LARGE (longer than max_message), ERR_NOT_CONNECTED (the link is not
-            open), ERR_INVALID_STATE (the loop is another thread's). TypeError: payload is no
-            contiguous buffer of bytes.
+        native: what is called once a message: its send and send_many are those of this link. It
+            owns the memory, and outlives this object as long as somebody holds it.
     """
 
-    __slots__ = ("__weakref__", "_link", "_loop", "_many", "_slots", "send")
-
-    send: Callable[[Data], int]
+    __slots__ = ("__weakref__", "_link", "_loop", "native")
 
     def __init__(
         self,
@@ -122,7 +115,6 @@ class Link:
     ) -> None:
         self._loop = loop
         lib, ffi = loop._lib, loop._ffi
-        self._many: Callable[..., tuple[int, int]] | None = None
         classic = loop._ops.classic
         if classic:
             depth = lib.PT_SEND_PIPELINE_DEPTH if depth is None else depth
@@ -138,8 +130,12 @@ class Link:
             raise errors.InvalidArgument(
                 f"max_payload of {max_payload:,} bytes: a frame carries 0 to {limit:,}"
             )
-        self._slots = ffi.new("pt_send_slot[]", depth)
-        self._link = ffi.new("pt_link *")
+        # classic drivers hold addresses of slots; others let them be borrowed
+        slots = ffi.new("pt_send_slot[]", depth) if classic else ffi.NULL
+        context = int(ffi.cast("uintptr_t", loop._context))
+        owner = (loop._memory, slots) if classic else loop._memory
+        self.native: Any = loop._binding.border.Link(context, owner)
+        self._link = ffi.cast("pt_link *", self.native.address)
         # Held before the loop knows it: an exception of a signal handler may strike anywhere.
         loop._links[self] = None
         try:
@@ -148,7 +144,7 @@ class Link:
                 self._link,
                 fd,
                 tag,
-                self._slots,
+                slots,
                 depth,
                 slot_size,
                 packing,
@@ -158,20 +154,18 @@ class Link:
                 raise loop._binding.fault(code, f"descriptor {fd} cannot become a link")
             if classic:
                 self._link.max_message = min(self._link.max_message, lib.PT_MESSAGE_MAX_PAYLOAD)
-            self.send = self._bind()
         except BaseException:
             self.close()
             raise
 
-    def _bind(self) -> Callable[[Data], int]:
-        """The bound send. It outlives this object as long as somebody holds it: it owns the memory,
-        not the handle."""
-        loop = self._loop
-        cast = partial(loop._ffi.cast, "uintptr_t")
-        context, link = int(cast(loop._context)), int(cast(self._link))
-        send: Callable[[Data], int] = loop._binding.border.bind_link(
-            context, link, loop._memory, self._link, self._slots
-        )
+    @property
+    def send(self) -> Callable[[Data], int]:
+        """send(payload) accepts one DATA frame. Returns a sum of NEEDS_TURN and YIELD (0 or more),
+        or with nothing changed ERR_WOULD_BLOCK (every slot is taken), ERR_NO_MEMORY,
+        ERR_MESSAGE_TOO_LARGE (longer than max_message), ERR_NOT_CONNECTED (the link is not open),
+        ERR_INVALID_STATE (the loop is another thread's). TypeError: payload is no contiguous buffer
+        of bytes."""
+        send: Callable[[Data], int] = self.native.send
         return send
 
     @property
@@ -179,9 +173,7 @@ class Link:
         """send_many(payloads, start=0) accepts payloads[start:], a list, in order until one is
         refused: (how many were accepted, the refusal or the sum of the hints seen). A wrong type is
         a TypeError where it comes first, else the refusal ERR_INVALID_PARAM."""
-        many = self._many
-        if many is None:
-            many = self._many = self._loop._binding.border.bind_many(self.send)
+        many: Callable[..., tuple[int, int]] = self.native.send_many
         return many
 
     def send_frame(self, type: int, payload: Data = b"", flags: int = 0) -> int:
@@ -237,7 +229,7 @@ class Link:
         Idempotent."""
         if self in self._loop._links:
             if self._loop._lib.pt_link_close(self._loop._context, self._link):
-                self._loop._abandoned.append((self._link, self._slots))
+                self._loop._abandoned.append((self._link, self.native))
             del self._loop._links[self]
 
     @property

@@ -428,8 +428,8 @@ class Loop:
         }
         links = [each._link for each in list(self._links)]  # any thread may ask
         held = [each.pipeline for each in links] + [kept[0].pipeline for kept in self._abandoned]
-        tables = sum(each.depth for each in held) * slot
-        lent = sum(each.slots[index].buffer_size for each in held for index in range(each.depth))
+        tables = sum(each.depth for each in held if not each.only) * slot
+        lent = sum(each.lent for each in held)
         pool, table = self._pool.statistics(), ffi.sizeof(self._pool._memory)
         high = min(sum(each.high_water * each.slot_size for each in held), pool.peak_bytes)
         streams = int(self._pool._account.bytes) - pool.bytes
@@ -538,12 +538,12 @@ def _pool_classes(
     lib: Any, pool_bytes: int, links: int, receive_buffer_size: int
 ) -> list[tuple[int, int]]:
     """Size classes of a loop's pool, and how many buffers of each: what the budget pays for, and
-    the share of each link, of which a cut frame and a message in pieces may have any size. The
-    largest is for what a turn has read and leaves to the next."""
+    the share of each link, of which a cut frame and a message in pieces may have any size, and
+    slots lie in the smallest. The largest is for what a turn has read and leaves to the next."""
     frame = lib.PT_FRAME_MAX_PAYLOAD + lib.PT_FRAME_OVERHEAD
     shares = {
         receive_buffer_size: 0,
-        256: 2,
+        256: 3,
         1040: 2,
         4112: 2,
         lib.PT_POSIX_SLOT_SIZE: 0,

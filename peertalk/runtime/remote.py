@@ -136,7 +136,7 @@ class Remote(Peer):
     """A peer as the engine sees it: its connection, what waits for it, and its counters. A front
     door has a peer of its own for each, its view, which holds this one.
 
-    quick: send function of its open link while nothing waits before a NORMAL message, else None.
+    quick: what sends on its open link while nothing waits before a NORMAL message, else None.
     Whoever calls it adds 1 to accepted. lowest: the lowest class that the peer takes, by the
     pressure that it reported on its connection.
 
@@ -180,7 +180,7 @@ class Remote(Peer):
         super().__init__(key, name=name, address=address, own_max_message=own_max_message)
         self.transport = transport
         self.connection: Connection | None = None
-        self.quick: Callable[[Any], int] | None = None
+        self.quick: Any = None
         self.lines: list[deque[Place] | None] | None = None
         """Who waits to send to it, a line for each class; None: nobody."""
         self.reaching: list[Reached] | None = None
@@ -420,7 +420,7 @@ class Remote(Peer):
                 code = (
                     connection.link.send_frame(values.DATA, payload, values.NO_DELAY)
                     if no_delay
-                    else connection.link.send(payload)
+                    else connection.link.native.send(payload)
                 )
                 if code >= 0:
                     self.accepted += 1
@@ -492,7 +492,7 @@ class Remote(Peer):
             self._use_classes(connection)
         stop = start + self.fitting(len(messages[start]))
         part = messages if start == 0 and len(messages) <= stop else messages[start:stop]
-        taken, code = connection.link.send_many(part)
+        taken, code = connection.link.native.send_many(part)
         self.accepted += taken
         if taken:
             transport.hint(values.NEEDS_TURN | (code if code > 0 else 0))

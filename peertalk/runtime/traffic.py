@@ -127,7 +127,7 @@ class Traffic:
                 and peer.lowest <= NORMAL
                 and not peer.in_line(NORMAL)  # a new message must not overtake those who wait
             ):
-                peer.quick = connection.link.send
+                peer.quick = connection.link.native
         return True
 
     def _hand_over(self, peer: Remote, connection: Connection, outbox: Outbox) -> bool:

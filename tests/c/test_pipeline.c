@@ -1,5 +1,6 @@
 /* Messages in flight: the ring of slots, its order, its bytes, its refusals, and what is left when
  * a link ends. */
+#include "pt_check.h"
 #include "pt_mactcp_driver.h"
 #include "pt_pipeline.h"
 
@@ -305,18 +306,88 @@ static void a_buffer_in_flight_stays_until_the_platform_lets_go(void)
     memory_close_pool(pool, &account);
 }
 
+static void slots_are_borrowed_when_a_second_is_wanted_and_go_back(void)
+{
+    pt_pool *pool = memory_open_pool(&account, classes, 1, 0);
+    uint32_t count;
+    int result;
+    open_pipeline(pool, 3, PT_LAZY_SLOTS, 0);
+    for (uint8_t round = 0; round < 4; round++) {
+        for (uint8_t alone = 0; alone < 5; alone++) {
+            CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, &alone, 1), PT_OK);
+            CHECK_EQUAL(memory_lent(pool), 1);
+            CHECK_EQUAL(pt_pipeline_launch(&pipeline), 0);
+            pt_pipeline_complete(&pipeline, 0, PT_OK);
+            CHECK_EQUAL(pt_pipeline_report(&pipeline, &count, &result), 1);
+            CHECK_EQUAL(pt_pipeline_keeps(&pipeline), 0);
+        }
+        for (uint8_t index = 0; index < 3; index++) {
+            CHECK_EQUAL(pt_pipeline_available(&pipeline), 3 - index);
+            CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, &index, 1), PT_OK);
+            CHECK_EQUAL(pt_pipeline_launch(&pipeline), index);
+            CHECK_EQUAL(memory_lent(pool), index == 0 ? 1 : index + 2);
+        }
+        CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, &round, 1), PT_ERR_WOULD_BLOCK);
+        if (round == 3)
+            break;
+        pt_pipeline_rest(&pipeline);
+        CHECK_EQUAL(memory_lent(pool), 4); /* not while they are in use */
+        for (uint8_t index = 3; index-- > 0;)
+            pt_pipeline_complete(&pipeline, index, PT_OK);
+        for (uint8_t left = 3; left > 0; left--)
+            CHECK_EQUAL(pt_pipeline_report(&pipeline, &count, &result), 1);
+        CHECK_EQUAL(memory_lent(pool), 1);
+        CHECK_EQUAL(pt_pipeline_keeps(&pipeline), 1);
+        pt_pipeline_rest(&pipeline);
+        CHECK_EQUAL(memory_lent(pool), 0);
+    }
+    CHECK_EQUAL(pt_pipeline_cleanup(&pipeline), 3);
+    for (uint8_t index = 0; index < 3; index++) {
+        CHECK_EQUAL(memory_lent(pool), 4 - index);
+        pt_pipeline_complete(&pipeline, index, PT_OK);
+    }
+    CHECK_EQUAL(memory_lent(pool), 0);
+    memory_close_pool(pool, &account);
+}
+
+static void without_memory_for_the_other_slots_one_goes_on(void)
+{
+    pt_pool *pool = memory_open_pool(&account, classes, 1, 0);
+    uint8_t *all[2 * MAX_DEPTH];
+    uint32_t count;
+    int result;
+    open_pipeline(pool, 3, PT_LAZY_SLOTS, 0);
+    for (int index = 1; index < 2 * MAX_DEPTH; index++)
+        REQUIRE((all[index] = pt_pool_acquire(pool, SLOT_SIZE)) != NULL);
+    for (uint8_t alone = 0; alone < 5; alone++) {
+        CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, &alone, 1), PT_OK);
+        CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, &alone, 1), PT_ERR_WOULD_BLOCK);
+        CHECK_EQUAL(pt_pipeline_launch(&pipeline), 0);
+        CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, &alone, 1), PT_ERR_WOULD_BLOCK);
+        pt_pipeline_complete(&pipeline, 0, PT_OK);
+        CHECK_EQUAL(pt_pipeline_report(&pipeline, &count, &result), 1);
+        CHECK_EQUAL(count, 1);
+    }
+    CHECK_EQUAL(pipeline.refusals, 10);
+    for (int index = 1; index < 2 * MAX_DEPTH; index++)
+        pt_pool_release(pool, all[index], 0);
+    CHECK_EQUAL(pt_pipeline_cleanup(&pipeline), 0);
+    memory_close_pool(pool, &account);
+}
+
 static void ten_thousand_random_steps_keep_every_message(void)
 {
     static uint8_t wire[MAX_DEPTH];
     uint8_t payload[300];
     draw_bytes(payload, sizeof payload);
     pt_pool *pool = memory_open_pool(&account, classes, 1, 0);
-    for (int packing = 0; packing <= 1; packing++) {
+    for (int way = 0; way < 3; way++) { /* enum pt_lazy */
+        int packing = way != 0;
         uint64_t accepted = 0, reported = 0;
         unsigned in_flight = 0;
         uint32_t count;
         int result;
-        open_pipeline(pool, 5, packing, packing);
+        open_pipeline(pool, 5, way, packing);
         for (unsigned step = 0; step < 5000; step++) {
             switch (draw(4)) {
             case 0:
@@ -341,7 +412,9 @@ static void ten_thousand_random_steps_keep_every_message(void)
                 }
                 while (pt_pipeline_report(&pipeline, &count, &result))
                     reported += count;
+                pt_pipeline_rest(&pipeline);
             }
+            PT_CHECK(pt_pipeline_check(&pipeline));
             CHECK(pipeline.accepted == accepted && pipeline.reported == reported);
             CHECK(pipeline.pending_count >= in_flight && pipeline.pending_count <= 5);
         }
@@ -372,6 +445,8 @@ int main(void)
     RUN(the_pipelines_of_all_peers_are_within_their_budget);
     RUN(what_does_not_fit_is_refused_with_nothing_changed);
     RUN(a_buffer_in_flight_stays_until_the_platform_lets_go);
+    RUN(slots_are_borrowed_when_a_second_is_wanted_and_go_back);
+    RUN(without_memory_for_the_other_slots_one_goes_on);
     RUN(ten_thousand_random_steps_keep_every_message);
     return check_end();
 }

@@ -269,19 +269,19 @@ FAULTS = (
     Fault(
         "bound-owner",
         "csrc/border/pt_batch.c",
-        "Py_INCREF(bound->owners[index]);",
-        "Py_INCREF(bound->owners[index]);\n        Py_INCREF(bound->owners[index]);",
+        "Py_INCREF(fresh->owner);",
+        "Py_INCREF(fresh->owner);\n    Py_INCREF(fresh->owner);",
         "a link that ended keeps nothing of its loop",
         (
             "tests/platform/test_border.py::test_links_that_end_leave_nothing_that_was_bound_to_them[standard]",
         ),
     ),
     Fault(
-        "bound-memory",
+        "bound-type",
         "csrc/border/pt_batch.c",
-        "Py_XDECREF(bound->owners[index]);\n    PyMem_Free(bound);",
-        "Py_XDECREF(bound->owners[index]);",
-        "a link that ended leaves no memory behind",
+        "release(self);\n    Py_DECREF(type);",
+        "release(self);",
+        "a link that ended keeps nothing of its type",
         (
             "tests/platform/test_border.py::test_links_that_end_leave_nothing_that_was_bound_to_them[standard]",
         ),

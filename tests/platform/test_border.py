@@ -413,7 +413,7 @@ def test_turns_leave_no_objects_behind(box):
 
 
 def test_links_that_end_leave_nothing_that_was_bound_to_them(box):
-    """Neither owners nor the little memory between them: peers come and go for weeks, and a bound
+    """Neither owners nor the type: peers come and go for weeks, and a bound
     send that stays holds the whole loop."""
     ours, _ = box.pair()
     border, memory = box.loop._binding.border, box.loop._memory
@@ -424,14 +424,16 @@ def test_links_that_end_leave_nothing_that_was_bound_to_them(box):
             assert link.send_many([]) == (0, 0)
             link.close()
             with pytest.raises(ValueError):
-                border.bind_link(1 << 40, 0, None, None, None)
+                border.Link(0, memory)
+
+    def count() -> tuple[int, ...]:
+        gc.collect()
+        return sys.getallocatedblocks(), *map(sys.getrefcount, (border, memory, border.Link))
 
     work()
-    gc.collect()
-    before = sys.getallocatedblocks(), sys.getrefcount(border), sys.getrefcount(memory)
+    before = count()
     work()
-    gc.collect()
-    after = sys.getallocatedblocks(), sys.getrefcount(border), sys.getrefcount(memory)
+    after = count()
     assert after[1:] == before[1:] and abs(after[0] - before[0]) < 100
 
 
@@ -597,12 +599,10 @@ def test_the_border_refuses_addresses_that_are_none(c_core):
     """It is called with numbers from Python, so the obvious mistakes must not crash."""
     border = c_core.Loop.args[0].border
     with pytest.raises(ValueError, match="address"):
-        border.bind_link(0, 1, None, None, None)
-    with pytest.raises(TypeError):
-        border.bind_link(1, 2)
-    for wrong in (len, border.crc16, print, 3):
-        with pytest.raises(TypeError, match="bind_many"):
-            border.bind_many(wrong)
+        border.Link(0, None)
+    for wrong in ((1,), ("text", None), (1, None, None)):
+        with pytest.raises(TypeError):
+            border.Link(*wrong)
     with pytest.raises(TypeError):
         border.bind_loop("text", 1, 2, None)
 

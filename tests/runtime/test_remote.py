@@ -58,6 +58,7 @@ class GivenLink:
         self.max_message = max_message
         self.taken = []
         self.calls = []
+        self.native = self
 
     def send_many(self, payloads, start=0):
         self.calls.append(payloads)
@@ -222,6 +223,7 @@ class PartLink:
         self.frames = []
         self.pending = 0
         self.paused = False
+        self.native = self
 
     def send_frame(self, type, payload=b"", flags=0):
         if type != values.DATA:
@@ -384,7 +386,7 @@ class AnyTraffic(RuleBasedStateMachine):
         self.serial += 1
         payload = self.serial.to_bytes(4, "big")
         assert self.peer.outbox is None
-        if self.peer.quick(payload) >= 0:
+        if self.peer.quick.send(payload) >= 0:
             self.peer.accepted += 1
             self.teach(payload, self.peer.accepted, Priority.NORMAL, None)
 
@@ -513,7 +515,7 @@ def test_a_higher_class_overtakes_what_waits_and_the_outcomes_name_the_right_num
     link.room = 9
     engine.traffic.sent(peer.connection, 1, 0)
     assert link.plain == [b"1", b"4", b"3", b"2"] and peer.quick is not None
-    assert peer.quick(b"5") == 0
+    assert peer.quick.send(b"5") == 0
     peer.accepted += 1
     engine.traffic.sent(peer.connection, 4, 0)
     assert [(event.first, event.last) for event in told] == [(1, 1), (4, 4), (3, 3), (2, 2), (5, 5)]

@@ -119,6 +119,11 @@ class Link(Source):
 
     # What the caller asks for
 
+    @property
+    def native(self) -> Link:
+        """What is called once a message: this link itself."""
+        return self
+
     def send(self, payload: bytes | bytearray | memoryview) -> int:
         """Accept one DATA frame.
 
