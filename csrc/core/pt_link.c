@@ -179,7 +179,7 @@ void pt_link_harvest(pt_context *context, pt_link *link)
                 note_sent(context, link, count);
         } else {
             link->failed_count = count;
-            link->failed_code = result;
+            link->failed_code = (int16_t)result;
         }
         pt_context_join(context, link, PT_LINE_DIRTY);
         watch_rest(context, link);

@@ -73,11 +73,11 @@ struct pt_link {
                              come */
     uint32_t failed_count;     /* likewise, of one slot that did not leave; nothing behind it is
                                   reported before it */
-    int32_t failed_code;       /* why; PT_OK: there is none */
     uint32_t unconfirmed;      /* ENDED: messages of the notes that were not acknowledged then */
-    pt_notes notes;            /* none where ops->unacknowledged is NULL */
     uint32_t frame_timeout_ms; /* a frame that has begun must be whole within this time */
+    pt_notes notes;            /* none where ops->unacknowledged is NULL */
     int32_t end_error;         /* system_error beside end_code */
+    int16_t failed_code;       /* of those of failed_count; PT_OK: there are none */
     int16_t end_code;          /* BROKEN, ENDED: why; else PT_OK */
     uint16_t mean;   /* sixteenths of a byte of stream for a unit of work, when last read */
     uint8_t state;   /* enum pt_link_state */

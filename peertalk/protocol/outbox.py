@@ -18,6 +18,8 @@ from collections import deque
 from collections.abc import Iterable
 from itertools import islice
 
+import msgspec
+
 from .._core.values import FragmentHeader
 from .._numbers import FRAGMENT_FIRST, FRAGMENT_LAST
 from ..errors import InvalidArgument
@@ -353,7 +355,7 @@ class _Run:
         return self.last == number - 1 and self.each == 1
 
 
-class Handed:
+class Handed(msgspec.Struct, gc=False, eq=False):
     """The numbers of the messages that one link was given, in the order in which it was given them:
     those that it has not reported, and of those that it reported as sent, the last ones, which may
     have to be taken back.
@@ -365,16 +367,13 @@ class Handed:
     before it, None when there are none: an idle link holds no queue.
     """
 
-    __slots__ = ("_bound", "_kept", "_since", "first", "runs")
-
-    def __init__(self) -> None:
-        self.first = 0
-        self.runs: deque[_Run] | None = None
-        self._since = 0
-        """Where the open run began: it has reported all from here to first as sent."""
-        self._kept: list[tuple[int, int, int]] | None = None
-        """What was reported as sent before that: (first, last, frames of each)."""
-        self._bound = KEPT_RANGES
+    first: int = 0
+    runs: deque[_Run] | None = None
+    _since: int = 0
+    """Where the open run began: it has reported all from here to first as sent."""
+    _kept: list[tuple[int, int, int]] | None = None
+    """What was reported as sent before that: (first, last, frames of each)."""
+    _bound: int = KEPT_RANGES
 
     def open(self, number: int) -> None:
         """All messages from this number on go straight to the link, until seal()."""
