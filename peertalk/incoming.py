@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from itertools import repeat
 from types import TracebackType
@@ -26,10 +26,6 @@ from .runtime.transport import Transport
 T = TypeVar("T")
 P = TypeVar("P")
 E = TypeVar("E", bound=events.Rejecting)
-
-_BULK = 2048
-"""Cost of a lot of messages from which on it pays to have them made by map(): 100 ns, and each at a
-tenth less."""
 
 
 class Incoming(AsyncIterator[T]):
@@ -115,59 +111,43 @@ class Messages(Incoming[Message[P]]):
         self._outlet: Outlet | None = engine.inbox if alone is None else None
 
     def __aiter__(self) -> AsyncIterator[Message[P]]:
-        return _Loop(self)
+        """A loop, where time counts, with no coroutine of its own for a message at hand."""
+        return self._engine.core.Reader(self._lot)
 
     def _source(self) -> Engine | None:
         return self._engine
 
     async def __anext__(self) -> Message[P]:
+        """The next one.
+
+        A task that was cancelled keeps its CancelledError as long as somebody keeps the task. The
+        frames in the traceback of that error must not keep the stream, which is let go, and its
+        peer's messages with it, when nobody else has it.
+        """
         try:
             while (outlet := await self._more()) is not None:
                 got = outlet.take()
                 if got is not None:
                     return Message(got[0].view, got[1])
         except asyncio.CancelledError as error:
-            del self  # see each()
+            del self
             error.__traceback__ = None
             raise
         raise StopAsyncIteration
 
-    async def each(self, loop: weakref.ref[_Loop[P]]) -> AsyncGenerator[Message[P], None]:
-        """All of them, a lot at a time, for a loop.
-
-        A task that was cancelled keeps its CancelledError as long as somebody keeps the task. The
-        frames in the traceback of that error must not keep the stream, which is let go, and its
-        peer's messages with it, when nobody else has it.
-        """
-        engine = self._engine
+    async def _lot(self) -> tuple[Message[P], Iterator[Message[P]]]:
+        """The next one, and those behind it that came with it but for the last."""
         try:
-            while True:
-                outlet = self._outlet
-                if outlet is None or threading.get_ident() != engine.thread:
-                    outlet = await self._more()
-                    if outlet is None:
-                        return
-                lot = outlet.current or outlet.open()
-                if lot is None:
-                    await self._more()
-                    continue
-                sender: P = lot.peer.view
-                if lot.cost < _BULK:
-                    for payload in lot.left:
-                        yield Message(sender, payload)
-                else:
-                    for message in map(Message, repeat(sender), lot.left):
-                        yield message
-                last = outlet.finish(lot)
-                if last is not None:
-                    yield Message(sender, last)
-        except BaseException as error:
-            if (present := loop()) is not None:
-                present.begin(self)
-            del self, present
-            if isinstance(error, asyncio.CancelledError):
-                error.__traceback__ = None
+            message = await anext(self)
+        except asyncio.CancelledError as error:
+            del self  # see __anext__()
+            error.__traceback__ = None
             raise
+        outlet = self._outlet
+        lot = None if outlet is None else outlet.current
+        if lot is None:
+            return message, iter(())
+        return message, map(Message, repeat(lot.peer.view), lot.left)
 
     async def _more(self) -> Outlet | None:
         """Where they are taken, as soon as there is one; None: there will be none."""
@@ -199,28 +179,6 @@ class Messages(Incoming[Message[P]]):
         if self._alone is not None and self._outlet is not None and not self._engine.closed:
             # a collection may begin on any thread, and in the middle of a turn
             self._engine.post(partial(self._engine.inbox.release, self._alone))
-
-
-class _Loop(Generic[P]):
-    """One `async for` over messages, where time counts. A generator gives a message at two thirds
-    of what a coroutine costs, but is dead once it was cancelled: then another takes its place.
-
-    __anext__ is that of the present one, which the interpreter calls without a frame between.
-    """
-
-    __slots__ = ("__anext__", "__weakref__")
-
-    __anext__: Callable[[], Coroutine[Any, Any, Message[P]]]
-
-    def __init__(self, messages: Messages[P]) -> None:
-        self.begin(messages)
-
-    def begin(self, messages: Messages[P]) -> None:
-        """Go on with a generator that is alive."""
-        self.__anext__ = messages.each(weakref.ref(self)).__anext__
-
-    def __aiter__(self) -> Self:
-        return self
 
 
 class Items(Incoming[T]):

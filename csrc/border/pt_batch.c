@@ -8,6 +8,7 @@
 #include "pt_assert.h"
 #include "pt_crc.h"
 #include "pt_loop.h"
+#include "pt_reader.h"
 #include "pt_wire.h"
 
 #define FIRST_PAYLOADS 256
@@ -626,6 +627,8 @@ int pt_border_attach(void *module)
     PyObject *link = result == 0 ? PyType_FromSpec(&link_spec) : NULL;
     result = link != NULL ? PyModule_AddObjectRef(module, "Link", link) : -1;
     Py_XDECREF(link);
+    if (result == 0)
+        result = pt_reader_attach(module);
     if (result != 0)
         PyErr_Clear();
     PyGILState_Release(state);

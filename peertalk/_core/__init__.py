@@ -11,7 +11,7 @@ import functools
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple
 
 from peertalk import errors
@@ -77,6 +77,7 @@ class Core:
     error_name: Callable[[int], str]
     BufferPool: Callable[..., Any]
     Ingest: Callable[..., Any]
+    Reader: Callable[..., AsyncIterator[Any]]
     Reassembly: Callable[..., Any]
     SendPipeline: Callable[..., Any]
     TimerWheel: Callable[..., Any]

@@ -16,6 +16,7 @@ from peertalk._core.reference.link import Link
 from peertalk._core.reference.loop import Loop
 from peertalk._core.reference.pipeline import SendPipeline
 from peertalk._core.reference.pool import Buffer, BufferPool
+from peertalk._core.reference.reader import Reader
 from peertalk._core.reference.reassembly import Reassembly, split_batch
 from peertalk._core.reference.source import Timer, Watch
 from peertalk._core.reference.wheel import TimerWheel
@@ -93,6 +94,7 @@ __all__ = [
     "Ingest",
     "Link",
     "Loop",
+    "Reader",
     "Reassembly",
     "SendPipeline",
     "Simulator",
