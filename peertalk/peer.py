@@ -145,7 +145,9 @@ class Peer(AnyPeer):
         priority = check_choices(priority, None)
         seconds = parse_timeout(timeout)
         check_here(self._remote.transport)
-        with Drawing(payloads, self._remote.chunk) as drawing:
+        with Drawing(
+            payloads, self._remote.chunk, self._remote.transport.core.all_bytes
+        ) as drawing:
             await within(
                 self._send_all(drawing, priority),
                 seconds,

@@ -60,20 +60,27 @@ static int is_owner(const pt_context *context)
     return context->owner == PyThread_get_thread_ident();
 }
 
-/* Send one payload, on the thread of its context. Returns hints or PT_ERR_*; sets *raised when
- * Python refused instead. */
-static inline int send_one(native_link *bound, PyObject *payload, int *raised)
+/* Send so many bytes, on the thread of their context. Returns hints or PT_ERR_*. */
+static inline int send_bytes(native_link *bound, const void *data, Py_ssize_t len)
 {
-    if (PyBytes_CheckExact(payload)) {
-        char *data = NULL;
-        Py_ssize_t len = 0;
-        (void)PyBytes_AsStringAndSize(payload, &data, &len);
-        if ((uint64_t)len > UINT32_MAX)
-            return bound->link.state == PT_LINK_OPEN ? PT_ERR_MESSAGE_TOO_LARGE
-                                                     : PT_ERR_NOT_CONNECTED;
-        return pt_link_send(bound->context, &bound->link, PT_FRAME_DATA, 0, (const uint8_t *)data,
-                            (uint32_t)len);
-    }
+    if ((uint64_t)len > UINT32_MAX)
+        return bound->link.state == PT_LINK_OPEN ? PT_ERR_MESSAGE_TOO_LARGE : PT_ERR_NOT_CONNECTED;
+    return pt_link_send(bound->context, &bound->link, PT_FRAME_DATA, 0, data, (uint32_t)len);
+}
+
+/* Send a bytes object, which runs no code. */
+static inline int send_plain(native_link *bound, PyObject *payload)
+{
+    char *data = NULL;
+    Py_ssize_t len = 0;
+    (void)PyBytes_AsStringAndSize(payload, &data, &len);
+    return send_bytes(bound, data, len);
+}
+
+/* Send what has a buffer, and code of its own to give that. Sets *raised when Python refused
+ * instead. */
+static int send_buffer(native_link *bound, PyObject *payload, int *raised)
+{
     Py_buffer view;
     if (PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE) != 0) {
         if (PyErr_ExceptionMatches(PyExc_BufferError)) {
@@ -83,12 +90,8 @@ static inline int send_one(native_link *bound, PyObject *payload, int *raised)
         *raised = 1;
         return PT_ERR_INVALID_PARAM;
     }
-    int code;
-    if ((uint64_t)view.len > UINT32_MAX)
-        code = bound->link.state == PT_LINK_OPEN ? PT_ERR_MESSAGE_TOO_LARGE : PT_ERR_NOT_CONNECTED;
-    else
-        code = pt_link_send(bound->context, &bound->link, PT_FRAME_DATA, 0, view.buf,
-                            (uint32_t)view.len);
+    int code =
+        is_owner(bound->context) ? send_bytes(bound, view.buf, view.len) : PT_ERR_INVALID_STATE;
     PyBuffer_Release(&view);
     return code;
 }
@@ -97,7 +100,10 @@ static PyObject *link_send(PyObject *self, PyObject *payload)
 {
     native_link *bound = (native_link *)self;
     int raised = 0;
-    int code = is_owner(bound->context) ? send_one(bound, payload, &raised) : PT_ERR_INVALID_STATE;
+    int code = PT_ERR_INVALID_STATE;
+    if (is_owner(bound->context))
+        code = PyBytes_CheckExact(payload) ? send_plain(bound, payload)
+                                           : send_buffer(bound, payload, &raised);
     return raised ? NULL : PyLong_FromLong(code);
 }
 
@@ -121,19 +127,23 @@ static PyObject *link_send_many(PyObject *self, PyObject *const *arguments,
         }
     }
 
-    /* A buffer's own code may run and change the list, so its length is asked for each time and the
-     * payload held; it may give the node to another thread, too. Bytes have no code. */
+    /* What code a buffer has may change the list and whose the node is, so both are asked for each
+     * time, and the buffer is held. */
     int code = 0;
     int is_ours = is_owner(bound->context);
     Py_ssize_t index = start;
     for (; index < PyList_Size(payloads); index++) {
         PyObject *payload = PyList_GetItem(payloads, index);
         int raised = 0;
-        Py_INCREF(payload);
-        int result = is_ours ? send_one(bound, payload, &raised) : PT_ERR_INVALID_STATE;
-        if (!PyBytes_CheckExact(payload))
+        int result = PT_ERR_INVALID_STATE;
+        if (is_ours && PyBytes_CheckExact(payload)) {
+            result = send_plain(bound, payload);
+        } else if (is_ours) {
+            Py_INCREF(payload);
+            result = send_buffer(bound, payload, &raised);
+            Py_DECREF(payload);
             is_ours = is_owner(bound->context);
-        Py_DECREF(payload);
+        }
         if (raised) {
             if (index == start)
                 return NULL;
@@ -208,7 +218,7 @@ static void shrink(bound_loop *bound)
  * and a flood of them costs its receiver. */
 static int says_nothing_more(const item *last, uint32_t tag, const pt_frame *frame)
 {
-    return last->kind == PT_EVENT_FRAME && last->tag == tag && last->is_empty &&
+    return last != NULL && last->kind == PT_EVENT_FRAME && last->tag == tag && last->is_empty &&
            frame->payload_len == 0 && frame->type != PT_FRAME_DATA &&
            (last->a & 0xFFFF) == (frame->type | (uint64_t)frame->flags << 8);
 }
@@ -223,10 +233,10 @@ static int collect(void *sink_context, uint32_t tag, const pt_frame *frame)
         frame->type == PT_FRAME_DATA && (frame->flags & (PT_FLAG_FRAGMENT | PT_FLAG_BATCH)) == 0;
     item *last = bound->item_count ? &bound->items[bound->item_count - 1] : NULL;
     int joins = plain && last != NULL && last->kind == PT_EVENT_BATCH && last->tag == tag;
-    if (last != NULL && says_nothing_more(last, tag, frame))
-        return PT_OK;
-    if (!joins && bound->item_count == bound->item_capacity) {
-        if (!grow_items(bound))
+    if (!joins) {
+        if (says_nothing_more(last, tag, frame))
+            return PT_OK;
+        if (bound->item_count == bound->item_capacity && !grow_items(bound))
             return PT_ERR_NO_MEMORY;
     }
     PT_ASSERT(bound->payloads != NULL && bound->items != NULL);
@@ -593,6 +603,18 @@ static PyObject *decode_frame(PyObject *self, PyObject *data)
     return tuple;
 }
 
+/* all_bytes(list) -> bool: whether each of it is a bytes object, of no other class. */
+static PyObject *all_bytes(PyObject *self, PyObject *items)
+{
+    (void)self;
+    if (!PyList_Check(items))
+        return none();
+    Py_ssize_t index = 0, count = PyList_Size(items);
+    while (index < count && PyBytes_CheckExact(PyList_GetItem(items, index)))
+        index++;
+    return PyBool_FromLong(index == count);
+}
+
 /* put_frame(pipeline_addr, type, payload, flags) -> code: pt_pipeline_send() */
 static PyObject *put_frame(PyObject *self, PyObject *const *arguments, Py_ssize_t argument_count)
 {
@@ -614,6 +636,7 @@ static PyMethodDef module_methods[] = {
     {"encode_frame", (PyCFunction)(void (*)(void))encode_frame, METH_FASTCALL,
      "encode_frame(type, payload, flags, sequence)"},
     {"decode_frame", decode_frame, METH_O, "decode_frame(data)"},
+    {"all_bytes", all_bytes, METH_O, "all_bytes(list)"},
     {"put_frame", (PyCFunction)(void (*)(void))put_frame, METH_FASTCALL,
      "put_frame(pipeline_addr, type, payload, flags)"},
     {"bind_loop", (PyCFunction)(void (*)(void))bind_loop, METH_FASTCALL, "Bind turn to a loop."},

@@ -25,7 +25,7 @@
  * not raised. The owner keeps the memory alive.
  *
  *   crc16(data, start), encode_frame(type, payload, flags, sequence), decode_frame(data),
- *   put_frame(pipeline_addr, type, payload, flags)
+ *   put_frame(pipeline_addr, type, payload, flags), all_bytes(list)
  *
  * The pure functions for bytes and numbers in range; None for everything else and for every fault.
  *

@@ -73,6 +73,7 @@ class Core:
     encode_fragment: Callable[..., bytes]
     decode_fragment: Callable[..., FragmentHeader]
     split_batch: Callable[..., list[bytes]]
+    all_bytes: Callable[[list[Any]], bool]
     strerror: Callable[[int], str]
     error_name: Callable[[int], str]
     BufferPool: Callable[..., Any]

@@ -25,6 +25,7 @@ class Compiled(Codec):
         super().__init__(name)
         self.BufferPool = partial(BufferPool, self)
         self.Ingest = partial(Ingest, self)
+        self.all_bytes = self.border.all_bytes
         self.Reader = self.border.Reader
         self.Reassembly = partial(Reassembly, self)
         self.SendPipeline = partial(SendPipeline, self)

@@ -108,6 +108,7 @@ class Drawing:
     Args:
         payloads: what was given.
         chunk: how many messages of such a length make one.
+        all_bytes: whether a list holds nothing else; see Core.
 
     accepted: how many of them were, for whoever sends them to count.
 
@@ -115,7 +116,12 @@ class Drawing:
         WrongType: payloads is one message rather than several, or nothing that can be iterated.
     """
 
-    def __init__(self, payloads: Iterable[Payload], chunk: Callable[[int], int]) -> None:
+    def __init__(
+        self,
+        payloads: Iterable[Payload],
+        chunk: Callable[[int], int],
+        all_bytes: Callable[[list[Any]], bool],
+    ) -> None:
         if is_buffer(payloads):
             raise errors.WrongType(
                 f"send_many takes several messages, not one {type(payloads).__name__}; use send"
@@ -129,6 +135,7 @@ class Drawing:
         self._list = payloads if isinstance(payloads, list) else None
         self._drawn = 0
         self._chunk = chunk
+        self._all_bytes = all_bytes
         self._count = _CHUNK_FIRST
         if self._list and self._list[0].__class__ is bytes:
             self._count = chunk(len(self._list[0]))
@@ -153,10 +160,8 @@ class Drawing:
                 chunk.extend(islice(self._left, self._count))
             except Exception as error:
                 self._error = error
-        for message in chunk:
-            if message.__class__ is not bytes:
-                self._convert(chunk)
-                break
+        if not self._all_bytes(chunk):
+            self._convert(chunk)
         if chunk:
             self._count = self._chunk(len(chunk[-1]))
         elif self._error is not None:

@@ -108,7 +108,10 @@ class Peer(AnyPeer):
         """
         priority, seconds = check_choices(priority, None), parse_timeout(timeout)
         deadline = None if seconds is None else time.monotonic() + seconds
-        with Drawing(payloads, self._remote.chunk) as drawing, self._turning.held():
+        with (
+            Drawing(payloads, self._remote.chunk, self._remote.transport.core.all_bytes) as drawing,
+            self._turning.held(),
+        ):
             self._send_all(drawing, priority, deadline)
         return drawing.accepted
 

@@ -247,6 +247,21 @@ def test_a_wrong_type_is_refused_without_a_trace(box, wrong):
         link.send_many([b"x", b"y", wrong, b"z"], 2)
 
 
+def test_a_list_of_bytes_holds_nothing_else(core):
+    """A class of the program's own may say another length than its bytes have."""
+
+    class Own(bytes):
+        pass
+
+    for wrong in (Own(b"own"), bytearray(b"array"), "text", None):
+        for place in range(3):
+            items = [b"", b"some", b"more"]
+            assert core.all_bytes(items)
+            items[place] = wrong
+            assert not core.all_bytes(items)
+    assert core.all_bytes([])
+
+
 def test_send_many_takes_lists_alone(box):
     """A tuple or an iterator would have to be copied first, once for each call."""
     link, _theirs = box.link()

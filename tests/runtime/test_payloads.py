@@ -10,12 +10,13 @@ import mmap
 import pytest
 
 from peertalk import errors
+from peertalk._core import load
 from peertalk.runtime.payloads import Drawing, check_choices, payload_of
 
 
 def drawing(payloads, chunk=2):
     """The messages of a send_many, so many at a time."""
-    return Drawing(payloads, lambda size: chunk)
+    return Drawing(payloads, lambda size: chunk, load().all_bytes)
 
 
 @pytest.mark.parametrize(

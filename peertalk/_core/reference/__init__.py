@@ -62,6 +62,11 @@ limits = (
 serve."""
 
 
+def all_bytes(items: list[object]) -> bool:
+    """Whether each of them is a bytes object, of no other class."""
+    return all(type(each) is bytes for each in items)
+
+
 def Simulator(*_: object, **__: object) -> NoReturn:
     """The simulated network is C.
 
@@ -101,6 +106,7 @@ __all__ = [
     "Timer",
     "TimerWheel",
     "Watch",
+    "all_bytes",
     "crc16",
     "crc_name",
     "decode_capability",
