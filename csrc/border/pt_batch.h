@@ -1,4 +1,4 @@
-/* The native calls of the border: the only C that knows Python, and CPython alone. */
+/* The native calls of the border, which is the only C that knows Python, and CPython alone. */
 #ifndef PT_BATCH_H
 #define PT_BATCH_H
 
@@ -24,10 +24,7 @@
  * the list as tuples (kind, tag, a, b), which the loop documents. A negative PT_ERR_* is returned,
  * not raised. The owner keeps the memory alive.
  *
- *   crc16(data, start), encode_frame(type, payload, flags, sequence), decode_frame(data),
- *   put_frame(pipeline_addr, type, payload, flags), all_bytes(list)
- *
- * The pure functions for bytes and numbers in range; None for everything else and for every fault.
+ * Those of pt_pure.h and the type of pt_reader.h are added too.
  *
  * Wrong types raise TypeError; send_many that has accepted some returns PT_ERR_INVALID_PARAM as
  * code instead, so that the count is not lost. Lack of memory for a payload ends its link with
