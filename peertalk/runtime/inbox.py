@@ -200,14 +200,6 @@ class Outlet:
         lot = self.current = self._next().open()
         return lot
 
-    def finish(self, lot: Lot) -> bytes | None:
-        """The last message of a lot whose others are taken; None when another consumer had it."""
-        if self.current is not lot:
-            return None
-        self.current = None
-        self._used_up(lot)
-        return lot.last
-
     def take(self) -> tuple[Remote, bytes] | None:
         """One message, or None when there is none."""
         lot = self.current or self.open()
