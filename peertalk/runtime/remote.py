@@ -464,12 +464,11 @@ class Remote(Peer):
 
     def fitting(self, size: int) -> int:
         """Messages of that many bytes that make a good part of many: what all slots hold, which is
-        one write."""
-        transport = self.transport
-        slots_hold = transport.pipeline_depth * (
-            transport.core.limits.slot_size // (size + FRAME_OVERHEAD)
-        )
-        return max(1, min(_CHUNK_MESSAGES, slots_hold))
+        one write. The first slot of a write is one whole frame."""
+        limits, frame = self.transport.core.limits, size + FRAME_OVERHEAD
+        first = min(limits.slot_size, limits.frame_max_payload + FRAME_OVERHEAD) // frame
+        others = (self.transport.pipeline_depth - 1) * (limits.slot_size // frame)
+        return max(1, min(_CHUNK_MESSAGES, first + others))
 
     def chunk(self, size: int) -> int:
         """Messages of that many bytes that make a chunk: so many such parts."""

@@ -128,11 +128,28 @@ def test_one_call_hands_over_about_one_round_of_slots(engine, size):
     peer = peer_of(engine, link)
     messages = [bytes(size)] * 5_000
     taken = peer.accept_many(messages, 10)
-    slots_hold = engine.pipeline_depth * engine.core.limits.slot_size
+    limits = engine.core.limits
+    slots_hold = (engine.pipeline_depth - 1) * limits.slot_size + limits.frame_max_payload
     assert 1 <= taken <= 1_024 and taken * (size + FRAME_OVERHEAD) <= slots_hold
     assert (
         taken == 1_024 or (taken + engine.pipeline_depth) * (size + FRAME_OVERHEAD) > slots_hold
     ), "and not much less: each call costs"
+
+
+@pytest.mark.parametrize("size", [1000, 4096, 8192])
+def test_a_part_of_many_fills_the_slots_and_leaves_nothing_for_a_write_of_its_own(engine, size):
+    """A few messages that did not fit waited a tick, and left before the next part was drawn: in a
+    small write."""
+    limits, peer = engine.core.limits, peer_of(engine)
+    pool = engine.core.BufferPool(
+        [(limits.frame_max_payload + FRAME_OVERHEAD, 1), (limits.slot_size, engine.pipeline_depth)]
+    )
+    pipeline = engine.core.SendPipeline(depth=engine.pipeline_depth, pool=pool)
+    held = 0
+    while pipeline.send(values.DATA, bytes(size)) == 0:
+        held += 1
+    assert peer.fitting(size) == held
+    assert peer.chunk(size) % held == 0
 
 
 def test_a_message_over_the_limit_is_refused_before_it_has_a_number(engine):
