@@ -7,8 +7,8 @@ cancelled or out of time takes nothing along.
 from __future__ import annotations
 
 import asyncio
-import threading
 import weakref
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from itertools import repeat
@@ -64,9 +64,9 @@ class Incoming(AsyncIterator[T]):
     ) -> None:
         await self.aclose()
 
+    @abstractmethod
     def _source(self) -> Engine | None:
         """The engine that the items come from; None: there is none yet, or none any more."""
-        raise NotImplementedError
 
     def _check(self) -> None:
         """Raises InvalidState on another loop or thread than the node's."""
@@ -153,8 +153,7 @@ class Messages(Incoming[Message[P]]):
         """Where they are taken, as soon as there is one; None: there will be none."""
         engine = self._engine
         while True:
-            if threading.get_ident() != engine.thread:
-                check_thread(engine)
+            self._check()
             outlet = self._outlet
             if outlet is None:
                 if self._alone is None or self._over:
@@ -204,7 +203,7 @@ class Items(Incoming[T]):
 
     async def __anext__(self) -> T:
         while not self._over:
-            check_thread(self._engine)
+            self._check()
             got = self._take()
             if got is not None:
                 return self._kind(got[0].view, got[1])
@@ -316,27 +315,14 @@ class Events(Incoming[events.Event[E]]):
         self._end()
 
 
-async def taken(engine: Engine, waiters: Waiters, take: Callable[[], T | None]) -> T:
-    """What can be taken, as soon as something can.
+async def first(stream: Incoming[T], engine: Engine) -> T:
+    """The next item, as soon as there is one.
 
     Raises:
         InvalidState: the node is closed.
     """
-    while (got := take()) is None:
-        if not await _arrival(engine, waiters):
-            engine.check_open()
-    return got
-
-
-async def _arrival(engine: Engine, waiters: Waiters) -> bool:
-    """Wait until something has come. False: the engine is closed, nothing will."""
-    if engine.closed and not engine.forked:
-        return False
-    future = future_of(engine)
-    waiters.join(future)
     try:
-        await future
-    except BaseException:
-        waiters.leave(future)
+        return await anext(stream)
+    except StopAsyncIteration:
+        engine.check_open()
         raise
-    return True

@@ -19,30 +19,29 @@ from typing import Self, Unpack
 
 from . import errors
 from .config import Config, NodeOptions, choose_config
-from .incoming import Incoming, Items, Listeners, Messages, taken
+from .incoming import Incoming, Items, Listeners, Messages, first
 from .ownership import (
+    answered,
     check_free,
     check_here,
     end,
-    follow_loop,
     future_of,
     is_inside,
     running_loop,
     settle,
     within,
 )
-from .peer import Peer, StreamOut, accepted
+from .peer import Peer, StreamOut
 from .protocol import events
 from .protocol.outbox import NORMAL, Key, Priority
 from .protocol.wire import Batch, Datagram, Message
 from .quantities import parse_timeout
 from .runtime.addresses import Address, check_address, dotted_address
-from .runtime.door import AnyNode, Broadcast, remote_of
+from .runtime.door import AnyNode, Broadcast, dialling, remote_of
 from .runtime.engine import NO_THREAD
 from .runtime.log import NodeLog
 from .runtime.payloads import Payload, check_choices, payload_of
 from .runtime.peers import BroadcastResult
-from .runtime.remote import Remote
 from .runtime.transport import Transport
 from .runtime.worker import Worker
 from .runtime.world import World
@@ -60,7 +59,8 @@ class Node(AnyNode[Peer]):
 
     A node belongs to the process and the asyncio loop in which it was started. Its coroutines and
     streams, and those of its peers, raise InvalidState on another loop or thread, and under trio. A
-    forked child gets InvalidState for all use; it says nothing in its parent's name.
+    forked child gets InvalidState for all use, but for what a Peer tells, which is as it was at the
+    fork; the child says nothing in its parent's name.
     Any thread may call Peer.send_nowait, close_nowait, stats and memory, and look at peers.
 
     Args:
@@ -107,10 +107,7 @@ class Node(AnyNode[Peer]):
             InvalidState: started before, or no asyncio loop runs here.
         """
         loop = running_loop()
-        if self._transport is not None:
-            raise errors.InvalidState(
-                f"node {self.config.name!r} was started before; make a new one"
-            )
+        self._check_new()
         worker = self._world.make_worker(loop)
         transport = Transport(self.config, self._world, Peer, worker.schedule)
         transport.owner = loop
@@ -221,14 +218,19 @@ class Node(AnyNode[Peer]):
     def _here(self) -> Transport:
         """The engine, for what its own thread alone may do."""
         transport = self._transport
-        if transport is None or transport.closing or threading.get_ident() != transport.thread:
+        if (
+            transport is None
+            or transport.closing
+            or threading.get_ident() != transport.thread
+            or not transport.owner.is_running()
+        ):
             transport = self._engine
-            follow_loop(transport)
+            check_here(transport)
         return transport
 
     @property
     def _free(self) -> Transport:
-        """Likewise for what makes no future, which would compare the loop."""
+        """Likewise for what is no coroutine."""
         engine = self._engine
         check_free(engine)
         return engine
@@ -247,7 +249,7 @@ class Node(AnyNode[Peer]):
         Raises:
             Timeout: naming some of those who are known. WrongType: who is no str and no function.
         """
-        engine, seconds = self._here, parse_timeout(timeout)
+        seconds, engine = parse_timeout(timeout), self._here
         found = self.peers.matching(who)
         if found is not None:
             return found
@@ -264,7 +266,7 @@ class Node(AnyNode[Peer]):
             await self._change(engine)
             if not engine.closed and (found := self.peers.matching(who)) is not None:
                 return found
-        raise errors.InvalidState(f"node {self.config.name!r} was closed")
+        raise errors.InvalidState(f"node {self.config.name!r} is closed")
 
     async def _look_up(self, engine: Transport, host: str) -> str:
         found, loop = engine.world.resolve(host), asyncio.get_running_loop()
@@ -313,7 +315,7 @@ class Node(AnyNode[Peer]):
             ConnectionRefused, NetworkFailure, Timeout.
             InvalidArgument: the address is this node itself, the peer another node's.
         """
-        engine, seconds = self._here, parse_timeout(timeout)
+        seconds, engine = parse_timeout(timeout), self._here
         if isinstance(who, str):
             who = self.peers.chosen(who)
         self._check_own(who)
@@ -328,18 +330,8 @@ class Node(AnyNode[Peer]):
         dotted = dotted_address(host)
         if dotted is None:
             dotted = await self._look_up(engine, host)
-        future = future_of(engine)
-
-        def reached(peer: Remote | None, error: errors.PeerTalkError | None) -> None:
-            if future.done():
-                return
-            if peer is None:
-                future.set_exception(error or errors.InternalError("no peer and no error"))
-            else:
-                future.set_result(peer.view)
-
-        engine.switchboard.dial((dotted, port), reached)
-        peer: Peer = await future
+        found = await answered(engine, dialling(engine, (dotted, port), host), None)
+        peer: Peer = found.view
         return peer
 
     # Messages -------------------------------------------------------------------------------------
@@ -368,28 +360,17 @@ class Node(AnyNode[Peer]):
         Raises:
             WrongType, InvalidArgument, InvalidState (the node is closed): it was sent to nobody.
         """
-        engine, seconds = self._here, parse_timeout(timeout)
-        payload = bytes(payload_of(data))
+        payload, seconds = bytes(payload_of(data)), parse_timeout(timeout)
         priority = check_choices(priority, key)
-        check_here(engine)
+        engine = self._here
         sent: Broadcast[Peer] = Broadcast(engine, payload, priority, key, no_delay)
-        places = sent.places if seconds != 0 else {}
-        for place in places.values():
-            place.join()  # now: who calls later stands behind, though their tasks run first
-        waits = [accepted(place, seconds) for place in places.values()]
+        if seconds == 0:
+            return sent.result()
+        sent.stand()  # now: who calls later stands behind
         try:
-            results = await asyncio.gather(*waits, return_exceptions=True)
-        finally:
-            for place in places.values():
-                place.leave()  # a task that was cancelled before it began leaves nothing itself
-        for peer, result in zip(places, results, strict=True):
-            if isinstance(result, errors.PeerTalkError):
-                sent.skipped[peer] = result
-            elif isinstance(result, BaseException):
-                raise result
-            else:
-                del sent.skipped[peer]
-        return sent.result()
+            return await answered(engine, sent, seconds)
+        except errors.Timeout:
+            return sent.late(seconds or 0.0)
 
     async def receive(self, *, timeout: float | str | None = None) -> Message[Peer]:
         """The next message from anybody. Cancelled or timed out, no message is lost.
@@ -397,12 +378,11 @@ class Node(AnyNode[Peer]):
         Raises:
             Timeout, InvalidState (the node is closed).
         """
-        engine, seconds = self._here, parse_timeout(timeout)
-        inbox = engine.inbox
-        got = inbox.take()
-        if got is None:
-            got = await within(taken(engine, inbox.waiters, inbox.take), seconds, "no message came")
-        return Message(got[0].view, got[1])
+        seconds, engine = parse_timeout(timeout), self._here
+        got = engine.inbox.take()
+        if got is not None:
+            return Message(got[0].view, got[1])
+        return await within(first(self.messages(), engine), seconds, "no message came")
 
     def messages(self) -> Incoming[Message[Peer]]:
         """Messages from anybody, as they come; ends when the node is closed, after those that had
@@ -439,12 +419,8 @@ class Node(AnyNode[Peer]):
         Raises:
             Timeout, InvalidState (the node is closed).
         """
-        engine, seconds = self._here, parse_timeout(timeout)
-        datagrams = engine.datagrams
-        peer, data = await within(
-            taken(engine, datagrams.waiters, datagrams.take), seconds, "no datagram came"
-        )
-        return Datagram(peer.view, data)
+        seconds, engine = parse_timeout(timeout), self._here
+        return await within(first(self.datagrams(), engine), seconds, "no datagram came")
 
     def datagrams(self) -> Incoming[Datagram[Peer]]:
         """Datagrams from anybody known, as they come; ends when the node is closed, after those

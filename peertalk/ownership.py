@@ -11,9 +11,11 @@ import asyncio
 import sys
 import threading
 from collections.abc import Awaitable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 from . import errors
+from .runtime.door import Answer
 from .runtime.engine import NO_THREAD, Engine
 from .runtime.transport import Transport
 from .runtime.worker import Worker
@@ -149,16 +151,33 @@ def is_inside() -> bool:
     return False
 
 
+async def answered(engine: Engine, answer: Answer[T], seconds: float | None) -> T:
+    """What was asked for, as soon as it is there, at most so many seconds.
+
+    Raises:
+        Timeout: it was not. Whatever it failed of.
+    """
+    try:
+        if not answer.over:
+            waiting = future_of(engine)
+            answer.on_over = partial(settle, waiting)
+            await within(waiting, seconds, answer, answer.whom)
+    finally:
+        answer.leave()
+    return answer.result()
+
+
 async def within(
     awaited: Awaitable[T],
     seconds: float | None,
-    what: str,
+    what: object,
     peer: str | None = None,
 ) -> T:
     """Await this, at most so many seconds; None: however long it takes.
 
     Raises:
-        Timeout: "{what} within {seconds} s". InvalidState: no asyncio loop runs here.
+        Timeout: "{what} within {seconds} s", as what reads when the time is up.
+        InvalidState: no asyncio loop runs here.
     """
     if seconds is None:
         return await awaited

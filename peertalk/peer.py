@@ -5,28 +5,35 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Generator, Iterable
-from functools import partial
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 from . import errors
 from .incoming import Incoming, Messages
 from .ownership import (
+    answered,
     check_free,
     check_here,
     check_running,
     check_thread,
-    future_of,
-    settle,
     within,
 )
 from .protocol.outbox import NORMAL, Key, Priority
 from .protocol.stream import ENDED, StreamState
 from .protocol.wire import Message
 from .quantities import parse_timeout
-from .runtime.door import AnyPeer, AnyStream, Asking, Chunk, Sending
+from .runtime.door import (
+    AnyPeer,
+    AnyStream,
+    Asking,
+    Chunks,
+    Ending,
+    Measuring,
+    Sending,
+    leaving,
+    reaching,
+)
 from .runtime.payloads import Drawing, Payload, SendOptions, check_choices, payload_of
-from .runtime.remote import Remote
 from .runtime.streaming import Progress
 
 
@@ -148,12 +155,8 @@ class Peer(AnyPeer):
         with Drawing(
             payloads, self._remote.chunk, self._remote.transport.core.all_bytes
         ) as drawing:
-            await within(
-                self._send_all(drawing, priority),
-                seconds,
-                f"no room for all messages to peer {self.name!r}",
-                self.name,
-            )
+            chunks = Chunks(self._remote, priority, drawing)
+            await within(_all_accepted(chunks), seconds, chunks, chunks.whom)
         return drawing.accepted
 
     async def connect(self, *, timeout: float | str | None = None) -> Peer:
@@ -163,10 +166,10 @@ class Peer(AnyPeer):
             ConnectionRefused, NetworkFailure, Timeout: after every address at which the peer was
                 heard was tried.
         """
-        seconds = parse_timeout(timeout)
-        check_here(self._remote.transport)
-        if not self.connected or self._remote.connection is None:
-            await within(self._reach(), seconds, f"no connection to peer {self.name!r}", self.name)
+        seconds, remote = parse_timeout(timeout), self._remote
+        check_here(remote.transport)
+        if not remote.connected:
+            await answered(remote.transport, reaching(remote), seconds)
         return self
 
     async def disconnect(self, *, timeout: float | str | None = None) -> None:
@@ -176,17 +179,11 @@ class Peer(AnyPeer):
             timeout: seconds after which the connection is given up (Config.drain_timeout where none
                 are given); what was not sent by then is told as Failed.
         """
-        seconds = parse_timeout(timeout)
-        if not self._remote.transport.closed or self._remote.transport.forked:
-            check_thread(self._remote.transport)
-        connection = self._remote.connection
-        if connection is None:
-            self._remote.transport.leave(self._remote, None)
-            return
-        gone = future_of(self._remote.transport)
-        connection.on_end = (*connection.on_end, lambda: settle(gone))
-        self._remote.transport.leave(self._remote, seconds)
-        await gone
+        seconds, transport = parse_timeout(timeout), self._remote.transport
+        if not transport.closed or transport.forked:
+            check_thread(transport)
+            check_running(transport)
+        await answered(transport, leaving(self._remote, seconds), None)
 
     async def ping(self, *, timeout: float | str | None = 5.0) -> float:
         """Measure the way to this peer and back, in seconds. `latency` has the smoothed value,
@@ -197,25 +194,9 @@ class Peer(AnyPeer):
             Timeout: it did not answer. The original answers; a peer that never does is not worse
                 off for it.
         """
-        seconds = parse_timeout(timeout)
-        check_here(self._remote.transport)
-        future = future_of(self._remote.transport)
-
-        def measured(sample: float | None, error: errors.PeerTalkError | None) -> None:
-            if future.done():
-                return
-            if sample is None:
-                future.set_exception(error or errors.InternalError("no measurement and no error"))
-            else:
-                future.set_result(sample)
-
-        self._remote.transport.ping(self._remote, measured)
-        try:
-            return await within(
-                future, seconds, f"no answer to a PING from peer {self.name!r}", self.name
-            )
-        finally:
-            self._remote.stop_pinging(measured)
+        seconds, transport = parse_timeout(timeout), self._remote.transport
+        check_here(transport)
+        return await answered(transport, Measuring(self._remote), seconds)
 
     def messages(self) -> Incoming[Message[Peer]]:
         """Messages of this peer, those included that wait already; from the first anext on they
@@ -279,39 +260,11 @@ class Peer(AnyPeer):
                 return remote.accepted
         elif not connect:
             raise errors.NotConnected(f"peer {self.name!r} is not connected", peer=self.name)
-        return await accepted(Sending(remote, priority, bytes(payload), no_delay, key), seconds)
+        place = Sending(remote, priority, bytes(payload), no_delay, key)
+        return await within(_accepted(place), seconds, place, place.whom)
 
     # a TypeError about an option names the call that the user wrote
     _send_in_line.__qualname__ = "Peer.send"
-
-    async def _send_all(self, drawing: Drawing, priority: Priority) -> None:
-        remote = self._remote
-        transport, refusal = remote.transport, remote.refusal
-        while messages := drawing.draw():
-            transport.check_open()
-            if not remote.connected:
-                remote.check_refusal(refusal)
-            place = Chunk(remote, priority, messages, drawing)
-            if (
-                transport.crowded
-                or not remote.connected
-                or not remote.serve(priority)
-                or not place.offer()
-            ):
-                await _in_line(place)
-
-    async def _reach(self) -> None:
-        future = future_of(self._remote.transport)
-
-        def reached(peer: Remote | None, error: errors.PeerTalkError | None) -> None:
-            if not future.done():
-                if error is None:
-                    future.set_result(None)
-                else:
-                    future.set_exception(error)
-
-        self._remote.transport.reach(self._remote, reached)
-        await future
 
 
 class _Tick:
@@ -324,52 +277,40 @@ class _Tick:
 _TICK = _Tick()
 
 
-async def accepted(place: Sending, seconds: float | None) -> int:
-    """The number of a message, as soon as it is accepted.
-
-    Raises:
-        Timeout: it was not accepted within so many seconds. Whatever it failed of.
-    """
-    name = place.peer.name
-    return await within(_number(place), seconds, f"no room for a message to peer {name!r}", name)
-
-
-async def _number(place: Sending) -> int:
-    """Cancelled after it was accepted, before its task has heard of that, this returns all the
-    same: what was accepted is never reported as cancelled. The cancellation comes in the next tick,
-    if it is still wanted then."""
+async def _accepted(place: Sending) -> int:
+    """The number of a message, as soon as it is accepted. Cancelled after that, before its task has
+    heard of it, this returns all the same: what was accepted is never reported as cancelled. The
+    cancellation comes in the next tick, if it is still wanted then."""
     try:
         await _in_line(place)
     except asyncio.CancelledError:
         if not place.done:
             raise
         _put_off_cancellation()
-    return place.number
+    return place.result()
+
+
+async def _all_accepted(chunks: Chunks) -> None:
+    """Have chunk after chunk accepted."""
+    transport = chunks.peer.transport
+    while chunks.draw():
+        if transport.crowded or not chunks.begin():
+            await _in_line(chunks)
 
 
 async def _in_line(place: Asking) -> None:
     """Stand in line until it is accepted, at least for a tick while the loop is crowded; raises
     what it failed of. Connects if need be."""
     peer = place.peer
-    if not place.joined and not place.over:
-        place.join()
     try:
-        if place.over:
-            pass  # already, before this task began
-        elif not peer.connected:
-            place.reach()
-        elif peer.transport.crowded:
+        place.stand()
+        if peer.transport.crowded and peer.connected and not place.over:
             await _TICK
-            if not place.done:
+            if not place.over:
                 peer.serve(place.priority)
-        if not place.over:
-            waiting = future_of(peer.transport)
-            place.on_over = partial(settle, waiting)
-            await waiting
+        await answered(peer.transport, place, None)
     finally:
         place.leave()
-    if place.error is not None:
-        raise place.error
 
 
 async def _rested(number: int) -> int:
@@ -415,32 +356,19 @@ class StreamOut(AnyStream[Peer]):
         if self.state not in ENDED:
             transport = self._peer._remote.transport
             check_here(transport)
-            self._outgoing.check_begun()
-            done = future_of(transport)
-            told = partial(settle, done)
-            self._outgoing.on_end.append(told)
-            try:
-                await within(
-                    done,
-                    seconds,
-                    f"the stream to peer {self.peer.name!r} did not end",
-                    self.peer.name,
-                )
-            finally:
-                self._outgoing.on_end.remove(told)
-        if self.error is not None:
-            raise self.error
-        return self.state
+            await answered(transport, Ending(self._outgoing, self._peer.name), seconds)
+        return self._end()
 
     def cancel(self) -> None:
         """Send no more of it. What was accepted before (at most 4 chunks) still leaves. Does
-        nothing to one that has ended.
+        nothing to one that has ended, which all have when their node is closed.
 
         Raises:
-            InvalidState: the node is closed, or belongs to another loop, thread or process.
+            InvalidState: the node belongs to another loop, thread or process.
         """
-        if self.state not in ENDED:
-            check_free(self._peer._remote.transport)
+        transport = self._peer._remote.transport
+        if self.state not in ENDED and (not transport.closed or transport.forked):
+            check_free(transport)
             self._outgoing.cancel()
 
     async def __aenter__(self) -> Self:

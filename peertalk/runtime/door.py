@@ -1,15 +1,16 @@
 """What both front doors show, and how they have messages accepted: all that never waits.
 
 A door's peer, node and stream hold the engine's and have no state of the conversation themselves;
-each door derives its own from those here and adds the calls that wait. Calls that have to stand in
-line for room do so in a place (Sending, Chunk), which tells when it is over: one door awaits that,
-the other turns the node meanwhile.
+each door derives its own from those here and adds the calls that wait. Calls that have to wait do
+so for an Answer, which is begun here and tells when it is over: one door awaits that, the other
+turns the node meanwhile.
 
 Never: waits, or asks which thread or loop it runs on.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -27,6 +28,7 @@ from .statistics import MemoryReport, NodeStatistics, PeerStatistics, QueueStatu
 from .streaming import Outgoing, Progress
 from .transport import Transport
 
+T = TypeVar("T")
 P = TypeVar("P", bound="AnyPeer")
 """The kind of peer that a door hands out."""
 
@@ -192,43 +194,147 @@ class AnyStream(Uncopied, Generic[P]):
         """What the stream failed of, when it is FAILED."""
         return self._outgoing.error
 
+    def _end(self) -> StreamState:
+        """How it has ended; raises what it failed of."""
+        if self.error is not None:
+            raise self.error
+        return self.state
 
-class Asking(Place):
-    """A place in line of a call that a door makes for a user.
 
-    done: all was accepted, though its caller may not have heard of that yet. error: what it failed
-    of. on_over: called when one of the two is so.
+class Answer(Generic[T]):
+    """What a call of a door waits for, until the engine tells. How it is waited for is the door's.
+
+    over: nothing is left to wait for. done: it is there, though the caller may not have heard of
+    that yet. error: what it failed of. on_over: called when one of the two is so. whom: the peer's
+    name.
+
+    str() says what is lacking, for the error when the time is up.
     """
 
-    __slots__ = ("done", "error", "on_over")
-
-    def __init__(self, peer: Remote, priority: Priority) -> None:
-        super().__init__(peer, priority)
-        self.done = False
+    def __init__(self, lacking: str, whom: str | None = None) -> None:
+        self._lacking = lacking
+        self._value: Any = None
+        self.whom = whom
+        self.over = False
         self.error: errors.PeerTalkError | None = None
         self.on_over: Callable[[], object] | None = None
 
-    @property
-    def over(self) -> bool:
-        """Whether nothing is left to wait for."""
-        return self.done or self.error is not None
+    def __str__(self) -> str:
+        return self._lacking
 
-    def accepted(self) -> None:
-        """All of it was."""
-        self.done = True
-        if self.on_over is not None:
-            self.on_over()
+    @property
+    def done(self) -> bool:
+        """Whether it is there."""
+        return self.over and self.error is None
+
+    def tell(self, value: Any = None, error: errors.PeerTalkError | None = None) -> None:
+        """It is there, or has failed; what is told first counts."""
+        if not self.over:
+            self._value, self.error, self.over = value, error, True
+            if self.on_over is not None:
+                self.on_over()
+
+    def leave(self) -> None:
+        """Nobody waits any longer."""
+
+    def result(self) -> T:
+        """What was told. Raises what it failed of."""
+        if self.error is not None:
+            raise self.error
+        value: T = self._value
+        return value
+
+
+def reaching(peer: Remote) -> Answer[Remote]:
+    """Have a peer connected."""
+    answer: Answer[Remote] = Answer(f"no connection to peer {peer.name!r}", peer.name)
+    peer.transport.reach(peer, answer.tell)
+    return answer
+
+
+def dialling(engine: Transport, address: Address, host: str) -> Answer[Remote]:
+    """Have whoever listens at this address of the host connected."""
+    answer: Answer[Remote] = Answer(f"no connection to {host}:{address[1]}")
+    engine.switchboard.dial(address, answer.tell)
+    return answer
+
+
+def leaving(peer: Remote, seconds: float | None) -> Answer[None]:
+    """Have the connection of a peer, if there is any, ended politely within so many seconds."""
+    answer: Answer[None] = Answer(f"peer {peer.name!r} did not close its side", peer.name)
+    if peer.connection is None:
+        answer.tell()
+    else:
+        peer.connection.on_end = (*peer.connection.on_end, answer.tell)
+    peer.transport.leave(peer, seconds)
+    return answer
+
+
+class Measuring(Answer[float]):
+    """A PING and its answer, in seconds.
+
+    Raises:
+        NotConnected.
+    """
+
+    def __init__(self, peer: Remote) -> None:
+        super().__init__(f"no answer to a PING from peer {peer.name!r}", peer.name)
+        self._peer = peer
+        peer.transport.ping(peer, self.tell)
+
+    def leave(self) -> None:
+        """Nobody waits any longer."""
+        self._peer.stop_pinging(self.tell)
+
+
+class Ending(Answer[None]):
+    """The end of a stream.
+
+    Raises:
+        InvalidState: it was not started.
+    """
+
+    def __init__(self, stream: Outgoing, name: str) -> None:
+        super().__init__(f"the stream to peer {name!r} did not end", name)
+        stream.check_begun()
+        self._stream = stream
+        stream.on_end.append(self.tell)
+
+    def leave(self) -> None:
+        """Nobody waits any longer."""
+        self._stream.on_end.remove(self.tell)
+
+
+class Asking(Place, Answer[int]):
+    """A place in line of a call that a door makes for a user."""
+
+    _what: ClassVar[str]
+    """What there is no room for, while there is none."""
+
+    def __init__(self, peer: Remote, priority: Priority) -> None:
+        Place.__init__(self, peer, priority)
+        Answer.__init__(self, "", peer.name)
+
+    def __str__(self) -> str:
+        lacking = "connection" if self.reaching else f"room for {self._what}"
+        return f"no {lacking} to peer {self.peer.name!r}"
+
+    def begin(self) -> bool:
+        """Be accepted at once. False: there is no room, or somebody stands before."""
+        peer = self.peer
+        return peer.connected and peer.serve(self.priority) and self.offer()
+
+    def stand(self) -> None:
+        """Stand in line, and have the peer connected."""
+        if not self.joined and not self.over:
+            self.join()
+        if not self.over and not self.peer.connected:
+            self.reaching = True  # so it stands there over the end of another connection
+            self.peer.transport.reach(self.peer, self._reached)
 
     def fail(self, error: errors.PeerTalkError) -> None:
         """It will not be accepted."""
-        self.error = error
-        if self.on_over is not None:
-            self.on_over()
-
-    def reach(self) -> None:
-        """Have the peer connected, and stand in line over the end of another connection."""
-        self.reaching = True
-        self.peer.transport.reach(self.peer, self._reached)
+        self.tell(None, error)
 
     def _reached(self, peer: Remote | None, error: errors.PeerTalkError | None) -> None:
         self.reaching = False
@@ -240,9 +346,9 @@ class Asking(Place):
 
 
 class Sending(Asking):
-    """One message that stands in line. number: its own, once it was accepted."""
+    """One message that stands in line. Told its number."""
 
-    __slots__ = ("_key", "_no_delay", "_payload", "number")
+    _what = "a message"
 
     def __init__(
         self, peer: Remote, priority: Priority, payload: bytes, no_delay: bool, key: Key | None
@@ -251,7 +357,6 @@ class Sending(Asking):
         self._payload = payload
         self._no_delay = no_delay
         self._key = key
-        self.number = 0
 
     def offer(self) -> bool:
         """Be accepted. False: there is no room."""
@@ -260,23 +365,39 @@ class Sending(Asking):
             self._payload, self._no_delay, self.priority, self._key, may_block=False
         ):
             return False
-        self.number = peer.accepted
-        self.accepted()
+        self.tell(peer.accepted)
         return True
 
 
-class Chunk(Asking):
-    """A part of a send_many that stands in line."""
+class Chunks(Asking):
+    """The messages of a send_many, which stand in line a chunk at a time. Told how many were
+    accepted."""
 
-    __slots__ = ("_drawing", "_messages", "_taken")
+    _what = "all messages"
 
-    def __init__(
-        self, peer: Remote, priority: Priority, messages: list[bytes], drawing: Drawing
-    ) -> None:
+    def __init__(self, peer: Remote, priority: Priority, drawing: Drawing) -> None:
         super().__init__(peer, priority)
-        self._messages = messages
         self._drawing = drawing
+        self._refusal = peer.refusal
+        self._messages: list[bytes] = []
         self._taken = 0
+
+    def draw(self) -> bool:
+        """Have the next chunk. False: there is none.
+
+        Raises:
+            As Drawing.draw(). InvalidState: the node is closed. ConnectionRefused: the peer has
+            sent us away meanwhile.
+        """
+        peer = self.peer
+        self._messages = self._drawing.draw()
+        self._taken, self.over = 0, False
+        if not self._messages:
+            return False
+        peer.transport.check_open()
+        if not peer.connected:
+            peer.check_refusal(self._refusal)
+        return True
 
     def offer(self) -> bool:
         """Be accepted as far as there is room. False: some are left."""
@@ -287,16 +408,13 @@ class Chunk(Asking):
                 return False
             self._taken += taken
             self._drawing.accepted += taken
-        self.accepted()
+        self.tell(self._drawing.accepted)
         return True
 
 
-class Broadcast(Generic[P]):
-    """One message to every peer that a node knows.
-
-    skipped: who has not accepted it, each with the reason. places: who may still accept it, each
-    with a place in line: a place that somebody waits for is joined first.
-    """
+class Broadcast(Answer["BroadcastResult[P]"]):
+    """One message to every peer that a node knows. Who has no room may stand in line for that: then
+    it is over when all of those have been accepted or have failed."""
 
     def __init__(
         self,
@@ -306,9 +424,11 @@ class Broadcast(Generic[P]):
         key: Key | None,
         no_delay: bool,
     ) -> None:
+        super().__init__("no room for a broadcast")
         self._peers: list[P] = []
-        self.skipped: dict[P, errors.PeerTalkError] = {}
-        self.places: dict[P, Sending] = {}
+        self._skipped: dict[P, errors.PeerTalkError] = {}
+        self._places: dict[P, Sending] = {}
+        self._waiting = 0
         for remote in list(engine.peers.values()):
             peer: P = remote.view
             self._peers.append(peer)
@@ -316,14 +436,46 @@ class Broadcast(Generic[P]):
                 remote.offer(payload, no_delay, priority, key)
             except errors.PeerTalkError as error:
                 engine.check_open()
-                self.skipped[peer] = error
+                self._skipped[peer] = error
                 if isinstance(error, errors.WouldBlock):
-                    self.places[peer] = Sending(remote, priority, payload, no_delay, key)
+                    self._places[peer] = Sending(remote, priority, payload, no_delay, key)
+
+    def stand(self) -> None:
+        """Have those without room stand in line, before whoever calls later."""
+        self._waiting = len(self._places)
+        for place in self._places.values():
+            place.on_over = self._one_over
+            place.stand()
+        if not self._places:
+            self.tell()
+
+    def _one_over(self) -> None:
+        self._waiting -= 1
+        if not self._waiting:
+            self.tell()
+
+    def leave(self) -> None:
+        """Nobody waits any longer."""
+        for place in self._places.values():
+            place.on_over = None
+            place.leave()
+
+    def late(self, seconds: float) -> BroadcastResult[P]:
+        """What has become of it when the time is up."""
+        for place in self._places.values():
+            place.fail(errors.Timeout(f"{place} within {seconds:g} s", peer=place.whom))
+        return self.result()
 
     def result(self) -> BroadcastResult[P]:
         """What has become of it."""
-        accepted = [peer for peer in self._peers if peer not in self.skipped]
-        return BroadcastResult(accepted, self.skipped)
+        skipped = dict(self._skipped)
+        for peer, place in self._places.items():
+            if place.error is not None:
+                skipped[peer] = place.error
+            elif place.over:
+                del skipped[peer]
+        accepted = [peer for peer in self._peers if peer not in skipped]
+        return BroadcastResult(accepted, skipped)
 
 
 def not_started(name: str, how: str) -> errors.InvalidState:
@@ -331,7 +483,7 @@ def not_started(name: str, how: str) -> errors.InvalidState:
     return errors.InvalidState(f"node {name!r} is not started; {how}")
 
 
-class AnyNode(Uncopied, Generic[P]):
+class AnyNode(Uncopied, ABC, Generic[P]):
     """A node of either door."""
 
     _instead = "it has its sockets once; make a new one: Node(config=node.config)"
@@ -354,6 +506,13 @@ class AnyNode(Uncopied, Generic[P]):
 
     _start: ClassVar[str]
     """How that is done."""
+
+    def _check_new(self) -> None:
+        """Raises InvalidState when it was started before."""
+        if self._transport is not None:
+            raise errors.InvalidState(
+                f"node {self.config.name!r} was started before; make a new one"
+            )
 
     def _check_own(self, who: object) -> None:
         """Raises InvalidArgument when this is a peer of another node, of whichever door."""
@@ -391,8 +550,9 @@ class AnyNode(Uncopied, Generic[P]):
     def flags(self, flags: int) -> None:
         self._set_flags(flags)
 
+    @abstractmethod
     def _set_flags(self, flags: int) -> None:
-        raise NotImplementedError
+        """As the door may: on the node's loop, or under its lock."""
 
     @property
     def peers(self) -> Peers[P]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -17,15 +16,14 @@ from ..protocol.outbox import NORMAL, Key, Priority
 from ..protocol.wire import Batch, Datagram, Message
 from ..quantities import parse_timeout
 from ..runtime.addresses import Address, check_address, dotted_address
-from ..runtime.door import AnyNode, Broadcast, remote_of
+from ..runtime.door import AnyNode, Broadcast, dialling, remote_of
 from ..runtime.log import NodeLog
 from ..runtime.payloads import Payload, check_choices, payload_of
 from ..runtime.peers import BroadcastResult
-from ..runtime.remote import Remote
 from ..runtime.transport import Transport
 from ..runtime.world import World
 from .peer import Peer, StreamOut
-from .turning import HOW_TO_START, Turning, each, taken
+from .turning import HOW_TO_START, Turning, deadline_of, each, taken
 
 __all__ = ["Event", "Node", "Peer", "StreamOut"]
 
@@ -64,10 +62,7 @@ class Node(AnyNode[Peer]):
             AddressInUse, NoNetwork, PlatformError: naming the option that changes it.
             InvalidState: started before.
         """
-        if self._transport is not None:
-            raise errors.InvalidState(
-                f"node {self.config.name!r} was started before; make a new one"
-            )
+        self._check_new()
         turning = self._turning
         transport = Transport(
             self.config, World(), lambda remote: Peer(remote, turning), lambda: None
@@ -104,7 +99,7 @@ class Node(AnyNode[Peer]):
                 transport.close(seconds, lambda: None)
                 try:
                     while not transport.closed:
-                        transport.turn(1.0)
+                        self._turning.turn(transport, 1.0)
                 finally:
                     transport.close_now()
                     transport.publish = transport.on_change = None
@@ -126,15 +121,21 @@ class Node(AnyNode[Peer]):
 
     def __del__(self) -> None:
         transport = getattr(self, "_transport", None)
-        if transport is not None and not transport.closed:
-            warnings.warn(
-                f"node {self.config.name!r} was not closed; use `with` or close()",
-                ResourceWarning,
-                source=self,
-                stacklevel=2,
-            )
-            with contextlib.suppress(Exception):
+        if transport is None or transport.closed:
+            return
+        with contextlib.suppress(Exception), self._turning.held_if_free() as free:
+            # a collection may begin on any thread, and while a peer of this node is in use
+            if free:
                 transport.close_now()
+            else:
+                transport.post(transport.close_now)
+        # last: it may raise (-W error)
+        warnings.warn(
+            f"node {self.config.name!r} was not closed; use `with` or close()",
+            ResourceWarning,
+            source=self,
+            stacklevel=2,
+        )
 
     def poll(self, timeout: float | str | None = 0.0) -> None:
         """One turn: serve what is ready, waiting up to timeout seconds for it (None: as long as
@@ -188,30 +189,22 @@ class Node(AnyNode[Peer]):
             PeerNotFound, ConnectionRefused, NetworkFailure, Timeout, InvalidArgument (the address
             is this node itself, the peer another node's).
         """
-        engine, seconds = self._engine, parse_timeout(timeout)
+        seconds, engine = parse_timeout(timeout), self._engine
         if isinstance(who, str):
             who = self.peers.chosen(who)
         self._check_own(who)
         if isinstance(who, Peer):
             return who.connect(timeout=seconds)
         host, port = check_address(who)
-        deadline = None if seconds is None else time.monotonic() + seconds
+        deadline = deadline_of(seconds)
         patience = None if seconds is None else min(seconds, threading.TIMEOUT_MAX)
         try:
             dotted = dotted_address(host) or engine.world.resolve(host).result(patience)
         except TimeoutError:
-            raise errors.Timeout(f"host {host!r} was not found within {seconds:g} s") from None
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        outcome: list[tuple[Remote | None, errors.PeerTalkError | None]] = []
+            raise errors.Timeout(f"no connection to {host}:{port} within {seconds:g} s") from None
         with self._turning.held():
-            self._engine.switchboard.dial(
-                (dotted, port), lambda peer, error: outcome.append((peer, error))
-            )
-            self._turning.until(lambda: bool(outcome), left, f"no connection to {host}:{port}")
-        remote, failed = outcome[0]
-        if remote is None:
-            raise failed or errors.InternalError("no peer and no error")
-        peer: Peer = remote.view
+            answer = dialling(self._engine, (dotted, port), host)
+            peer: Peer = self._turning.answered(answer, seconds, deadline).view
         return peer
 
     # Messages -------------------------------------------------------------------------------------
@@ -231,35 +224,14 @@ class Node(AnyNode[Peer]):
         with self._turning.held():
             sent: Broadcast[Peer] = Broadcast(self._engine, payload, priority, key, no_delay)
             if seconds != 0:
-                for place in sent.places.values():
-                    place.join()
+                sent.stand()
             self._engine.turn()
-            if seconds != 0:
-                self._wait_for_room(sent, seconds)
-        return sent.result()
-
-    def _wait_for_room(self, sent: Broadcast[Peer], seconds: float | None) -> None:
-        places = sent.places
-        try:
-            self._turning.until(
-                lambda: all(place.over for place in places.values()),
-                seconds,
-                "no room for a broadcast",
-            )
-        except errors.Timeout as error:
-            for peer, place in places.items():
-                if not place.over:
-                    place.fail(
-                        errors.Timeout(f"{error}: peer {peer.name!r} took nothing", peer=peer.name)
-                    )
-        finally:
-            for place in places.values():
-                place.leave()
-        for peer, place in places.items():
-            if place.error is not None:
-                sent.skipped[peer] = place.error
-            else:
-                del sent.skipped[peer]
+            if seconds == 0:
+                return sent.result()
+            try:
+                return self._turning.answered(sent, seconds)
+            except errors.Timeout:
+                return sent.late(seconds or 0.0)
 
     def receive(self, *, timeout: float | str | None = None) -> Message[Peer]:
         """The next message from anybody.
@@ -267,8 +239,8 @@ class Node(AnyNode[Peer]):
         Raises:
             Timeout, InvalidState (the node is closed).
         """
-        inbox = self._engine.inbox
-        peer, payload = taken(self._turning, inbox.take, parse_timeout(timeout), "no message came")
+        seconds, take = parse_timeout(timeout), self._engine.inbox.take
+        peer, payload = taken(self._turning, take, seconds, "no message came")
         return Message(peer.view, payload)
 
     def messages(self, *, timeout: float | str | None = None) -> Iterator[Message[Peer]]:
@@ -301,8 +273,8 @@ class Node(AnyNode[Peer]):
         Raises:
             Timeout, InvalidState (the node is closed).
         """
-        take = self._engine.datagrams.take
-        peer, data = taken(self._turning, take, parse_timeout(timeout), "no datagram came")
+        seconds, take = parse_timeout(timeout), self._engine.datagrams.take
+        peer, data = taken(self._turning, take, seconds, "no datagram came")
         return Datagram(peer.view, data)
 
     def datagrams(self, *, timeout: float | str | None = None) -> Iterator[Datagram[Peer]]:
@@ -319,6 +291,7 @@ class Node(AnyNode[Peer]):
         4,096 events are kept between calls; what is more is one EventsMissed. Whoever iterates
         shares them. Ends when the node is closed, after what had happened.
         """
+        seconds = parse_timeout(timeout)
         with self._turning.held():
             kept = self._events
             if kept is None:
@@ -327,7 +300,7 @@ class Node(AnyNode[Peer]):
                 kept = self._events = events.EventQueue(() if here is None else here.present())
                 if here is not None:
                     here.publish = kept.put
-        return self._each(kept.take, timeout)
+        return self._each(kept.take, seconds)
 
     def _each(self, take: Callable[[], T | None], timeout: float | str | None) -> Iterator[T]:
         """What can be taken, one after the other. The node lives as long as somebody iterates."""

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from types import TracebackType
+from typing import Self
 
 from .. import errors
 from ..protocol.outbox import NORMAL, Key, Priority
 from ..protocol.stream import ENDED, StreamState
 from ..protocol.wire import Message
 from ..quantities import parse_timeout
-from ..runtime.door import AnyPeer, AnyStream, Asking, Chunk, Sending
+from ..runtime.door import (
+    AnyPeer,
+    AnyStream,
+    Asking,
+    Chunks,
+    Ending,
+    Measuring,
+    Sending,
+    leaving,
+    reaching,
+)
 from ..runtime.payloads import Drawing, Payload, check_choices, payload_of
 from ..runtime.remote import Remote
 from ..runtime.streaming import Progress
-from .turning import Ended, Turning, each
+from .turning import Ended, Turning, deadline_of, each
 
 
 class Peer(AnyPeer):
@@ -50,13 +61,15 @@ class Peer(AnyPeer):
         remote = self._remote
         with self._turning.held():
             remote.transport.check_open()
-            self._connect_in_time(connect, seconds)
-            if remote.serve(priority) and remote.accept(payload, no_delay, priority, key):
-                number = remote.accepted
-            else:
-                place = Sending(remote, priority, bytes(payload), no_delay, key)
-                self._stand(place, seconds)
-                number = place.number
+            if remote.connected:
+                if remote.serve(priority) and remote.accept(payload, no_delay, priority, key):
+                    number = remote.accepted
+                    remote.transport.turn()
+                    return number
+            elif not connect:
+                raise errors.NotConnected(f"peer {self.name!r} is not connected", peer=self.name)
+            place = Sending(remote, priority, bytes(payload), no_delay, key)
+            number = self._accepted(place, seconds)
             remote.transport.turn()
             return number
 
@@ -80,11 +93,11 @@ class Peer(AnyPeer):
         if priority is not NORMAL or key is not None:
             priority = check_choices(priority, key)
         remote = self._remote
-        remote.transport.check_open()
         with self._turning.held_if_free() as free:
             if not free:
                 remote.accept_from_afar(bytes(payload), no_delay, priority, key)
                 return 0
+            remote.transport.check_open()
             if not remote.serve(priority) or not remote.accept(payload, no_delay, priority, key):
                 raise remote.no_room(priority)
             number = remote.accepted
@@ -107,26 +120,18 @@ class Peer(AnyPeer):
             messages that were accepted before.
         """
         priority, seconds = check_choices(priority, None), parse_timeout(timeout)
-        deadline = None if seconds is None else time.monotonic() + seconds
+        deadline, transport = deadline_of(seconds), self._remote.transport
         with (
-            Drawing(payloads, self._remote.chunk, self._remote.transport.core.all_bytes) as drawing,
+            Drawing(payloads, self._remote.chunk, transport.core.all_bytes) as drawing,
             self._turning.held(),
         ):
-            self._send_all(drawing, priority, deadline)
+            transport.check_open()
+            chunks = Chunks(self._remote, priority, drawing)
+            while chunks.draw():
+                if not chunks.begin():
+                    self._accepted(chunks, seconds, deadline)
+                transport.turn()
         return drawing.accepted
-
-    def _send_all(self, drawing: Drawing, priority: Priority, deadline: float | None) -> None:
-        remote = self._remote
-        refusal = remote.refusal
-        while messages := drawing.draw():
-            remote.transport.check_open()
-            remote.check_refusal(refusal)
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            self._connect_in_time(True, left)
-            place = Chunk(remote, priority, messages, drawing)
-            if not remote.serve(priority) or not place.offer():
-                self._stand(place, left)
-            remote.transport.turn()
 
     def connect(self, *, timeout: float | str | None = None) -> Peer:
         """Have an open connection; returns this peer.
@@ -134,25 +139,20 @@ class Peer(AnyPeer):
         Raises:
             ConnectionRefused, NetworkFailure, Timeout.
         """
-        seconds = parse_timeout(timeout)
+        seconds, remote = parse_timeout(timeout), self._remote
         with self._turning.held():
-            self._connect_in_time(True, seconds)
+            remote.transport.check_open()
+            if not remote.connected:
+                self._turning.answered(reaching(remote), seconds)
         return self
 
-    def disconnect(self, *, timeout: float | str | None = 5.0) -> None:
+    def disconnect(self, *, timeout: float | str | None = None) -> None:
         """Leave politely: what was accepted is sent first. The peer stays known. After timeout
         (Config.drain_timeout where it is None) the connection is given up; what was not sent by
         then is told as Failed."""
         seconds = parse_timeout(timeout)
-        remote = self._remote
         with self._turning.held():
-            remote.transport.leave(remote, seconds)
-            self._turning.until(
-                lambda: remote.connection is None,
-                None,
-                f"peer {self.name!r} did not close its side",
-                self.name,
-            )
+            self._turning.answered(leaving(self._remote, seconds), None)
 
     def stream_out(self, data: Payload, progress: Progress | None = None) -> StreamOut:
         """A stream of 1 to 65,536 bytes in parts, which the peer receives as ordinary messages:
@@ -173,34 +173,19 @@ class Peer(AnyPeer):
         Raises:
             NotConnected, ConnectionClosed, Timeout.
         """
-        limit = parse_timeout(timeout)
-        outcome: list[tuple[float | None, errors.PeerTalkError | None]] = []
-
-        def measured(seconds: float | None, error: errors.PeerTalkError | None) -> None:
-            outcome.append((seconds, error))
-
-        remote = self._remote
+        seconds, remote = parse_timeout(timeout), self._remote
         with self._turning.held():
-            remote.transport.ping(remote, measured)
-            try:
-                self._turning.until(
-                    lambda: bool(outcome),
-                    limit,
-                    f"no answer to a PING from peer {self.name!r}",
-                    self.name,
-                )
-            finally:
-                remote.stop_pinging(measured)
-        seconds, error = outcome[0]
-        if seconds is None:
-            raise error or errors.InternalError("no measurement and no error")
-        return seconds
+            remote.transport.check_open()
+            return self._turning.answered(Measuring(remote), seconds)
 
     def messages(self, *, timeout: float | str | None = None) -> Iterator[Message[Peer]]:
         """Messages of this peer, those included that wait already, until none came for timeout
         seconds, or the peer is lost or the node closed and the last one was taken. While this is
         iterated they come here only; what is left when it ends comes to the node."""
-        seconds, remote, turning = parse_timeout(timeout), self._remote, self._turning
+        return self._messages(parse_timeout(timeout))
+
+    def _messages(self, seconds: float | None) -> Iterator[Message[Peer]]:
+        remote, turning = self._remote, self._turning
         inbox = remote.transport.inbox
         with turning.held():
             outlet = inbox.reserve(remote, ended=not remote.known)
@@ -215,44 +200,25 @@ class Peer(AnyPeer):
             for payload in each(turning, take, seconds):
                 yield Message(self, payload)
         finally:
-            if not remote.transport.forked:
-                with turning.held():
+            # a collection may begin on any thread, and in the middle of a turn
+            with turning.held_if_free() as free:
+                if free:
                     inbox.release(remote)
+                elif not remote.transport.closed:
+                    remote.transport.post(partial(inbox.release, remote))
 
     def reject(self, reason: errors.RejectReason = errors.RejectReason.UNSPECIFIED) -> None:
         """Send the peer away: see ConnectionRequested.reject()."""
+        transport = self._remote.transport
         with self._turning.held():
+            transport.check_open()
             self._remote.reject(reason)
-            self._remote.transport.turn()
+            transport.turn()
 
-    def _connect_in_time(self, connect: bool, seconds: float | None) -> None:
-        remote = self._remote
-        if remote.connected:
-            return
-        if not connect:
-            raise errors.NotConnected(f"peer {self.name!r} is not connected", peer=self.name)
-        outcome: list[errors.PeerTalkError | None] = []
-        remote.transport.reach(remote, lambda peer, error: outcome.append(error))
-        self._turning.until(
-            lambda: bool(outcome), seconds, f"no connection to peer {self.name!r}", self.name
-        )
-        if outcome[0] is not None:
-            raise outcome[0]
-
-    def _stand(self, place: Asking, seconds: float | None) -> None:
-        """Stand in line until it is accepted; raises what it failed of."""
-        place.join()
-        try:
-            self._turning.until(
-                lambda: place.over,
-                seconds,
-                f"no room for a message to peer {self.name!r}",
-                self.name,
-            )
-        finally:
-            place.leave()
-        if place.error is not None:
-            raise place.error
+    def _accepted(self, place: Asking, seconds: float | None, deadline: float | None = None) -> int:
+        """Stand in line until it is accepted; raises what it failed of. Connects if need be."""
+        place.stand()
+        return self._turning.answered(place, seconds, deadline)
 
 
 class StreamOut(AnyStream[Peer]):
@@ -269,30 +235,23 @@ class StreamOut(AnyStream[Peer]):
             ConnectionClosed, or whatever else it failed of.
         """
         seconds = parse_timeout(timeout)
-        self._outgoing.check_begun()
-        turning = self._peer._turning
         if self.state not in ENDED:
+            turning = self._peer._turning
             with turning.held():
-                turning.until(
-                    lambda: self.state in ENDED,
-                    seconds,
-                    f"the stream to peer {self._peer.name!r} did not end",
-                    self._peer.name,
-                )
-        if self.error is not None:
-            raise self.error
-        return self.state
+                self._peer._remote.transport.check_open()
+                turning.answered(Ending(self._outgoing, self._peer.name), seconds)
+        return self._end()
 
     def cancel(self) -> None:
         """Send no more of it. What was accepted before (at most 4 chunks) still leaves. Does
-        nothing to one that has ended."""
+        nothing to one that has ended, which all have when their node is closed."""
         if self._outgoing.telling:  # inside progress: this thread holds the lock
             self._outgoing.cancel()
         elif self.state not in ENDED:
             with self._peer._turning.held():
                 self._outgoing.cancel()
 
-    def __enter__(self) -> StreamOut:
+    def __enter__(self) -> Self:
         with self._peer._turning.held():
             self._outgoing.begin()
         return self

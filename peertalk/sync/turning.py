@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from .. import errors
-from ..runtime.door import not_started
+from ..runtime.door import Answer, not_started
 from ..runtime.transport import Transport
 
 T = TypeVar("T")
@@ -68,36 +68,62 @@ class Turning:
             if free:
                 self._lock.release()
 
+    def turn(self, engine: Transport, seconds: float | None) -> None:
+        """One turn, waiting up to so many seconds; then another thread that asked for the lock,
+        which is held, has it for a moment."""
+        engine.turn(seconds)
+        if self._others:
+            self._lock.release()
+            time.sleep(_HANDOVER)
+            self._lock.acquire()
+            engine.move_here()
+
     def until(
         self,
         done: Callable[[], bool],
         seconds: float | None,
-        what: str,
-        peer: str | None = None,
+        what: object,
+        whom: str | None = None,
+        deadline: float | None = None,
     ) -> None:
-        """Turn the engine until something is so; the lock is held.
+        """Turn the engine until something is so, once at least while it is not; the lock is held.
+        deadline: when the seconds are over, which began before.
 
         Raises:
-            Timeout: "{what} within {seconds} s". InvalidState: the node is closed.
+            Timeout: "{what} within {seconds} s", as what reads when the time is up.
+            InvalidState: the node is closed.
         """
         engine = self.engine
         if engine is None:
             raise not_started(self._name, HOW_TO_START)
-        engine.check_open()
-        deadline = None if seconds is None else time.monotonic() + seconds
-        left = seconds
+        if deadline is None:
+            deadline = deadline_of(seconds)
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
         while not done():
-            if left is not None and left < 0:
-                raise errors.Timeout(f"{what} within {seconds:g} s", peer=peer)
-            engine.turn(left)
-            if self._others:
-                self._lock.release()
-                time.sleep(_HANDOVER)
-                self._lock.acquire()
-                engine.move_here()
             engine.check_open()
-            # below 0 from here on: who has no time at all has had one turn
+            if left is not None and left < 0:
+                raise errors.Timeout(f"{what} within {seconds:g} s", peer=whom)
+            self.turn(engine, left)
             left = None if deadline is None else deadline - time.monotonic()
+
+    def answered(
+        self, answer: Answer[T], seconds: float | None, deadline: float | None = None
+    ) -> T:
+        """What was asked for, as soon as it is there; the lock is held.
+
+        Raises:
+            Timeout: it was not. Whatever it failed of.
+        """
+        try:
+            self.until(lambda: answer.over, seconds, answer, answer.whom, deadline)
+        finally:
+            answer.leave()
+        return answer.result()
+
+
+def deadline_of(seconds: float | None) -> float | None:
+    """When so many seconds from now are over; None: never."""
+    return None if seconds is None else time.monotonic() + seconds
 
 
 class Ended(Exception):
@@ -121,8 +147,7 @@ def taken(
         return bool(got)
 
     with turning.held():
-        if not some():
-            turning.until(some, seconds, what)
+        turning.until(some, seconds, what)
     return got[0]
 
 
@@ -136,7 +161,7 @@ def each(turning: Turning, take: Callable[[], T | None], seconds: float | None) 
             return
         except errors.InvalidState:
             engine = turning.engine
-            if engine is None or engine.forked or not engine.closed:
+            if engine is None or engine.forked or not engine.closing:
                 raise
             return
         yield item
