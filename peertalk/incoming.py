@@ -76,6 +76,7 @@ class Incoming(AsyncIterator[T]):
             check_running(engine)
 
     def _end(self) -> None:
+        """Nothing more is given here, but for what it may keep: all who wait look again."""
         self._over = True
         for each in self._waiting:
             settle(each)
@@ -167,6 +168,7 @@ class Messages(Incoming[Message[P]]):
                 return None
 
     def _end(self) -> None:
+        """The node is closed, or this is: what is left goes to others."""
         super()._end()
         outlet, self._outlet = self._outlet, None
         if outlet is not None:
@@ -234,7 +236,7 @@ class Listeners(Generic[E]):
             check_free(engine)
         stream = Events(self, node)
         if engine is not None and engine.closed:
-            stream.end()
+            stream._end()
             return stream
         self.drop(None)  # streams that nobody holds go with the next event, which may never come
         self._streams.append((weakref.ref(stream), stream.waiters))
@@ -251,7 +253,7 @@ class Listeners(Generic[E]):
     def end_all(self) -> None:
         """The node is closed."""
         for stream in self._present():
-            stream.end()
+            stream._end()
 
     def _publish(self, event: events.Event[E]) -> None:
         for stream in self._present():
@@ -286,9 +288,12 @@ class Events(Incoming[events.Event[E]]):
         if self.waiters:
             self.waiters.wake(1)
 
-    def end(self) -> None:
-        """The node is closed, or this is: what is here is the rest."""
-        self._end()
+    def _end(self) -> None:
+        """Nothing more is put here: the node is closed, or this is. What is here is the rest."""
+        super()._end()
+        listeners, self._listeners, self._node = self._listeners, None, None
+        if listeners is not None:
+            listeners.drop(self)
 
     def _source(self) -> Engine | None:
         return None if self._listeners is None else self._listeners.engine
@@ -301,18 +306,6 @@ class Events(Incoming[events.Event[E]]):
                 return event
             if not await self._arrival(self._source(), self.waiters):
                 raise StopAsyncIteration
-
-    async def aclose(self) -> None:
-        """Stop listening. What happened before can still be read.
-
-        Raises:
-            InvalidState: on another loop or thread than the node's.
-        """
-        self._check()
-        listeners, self._listeners, self._node = self._listeners, None, None
-        if listeners is not None:
-            listeners.drop(self)
-        self._end()
 
 
 async def first(stream: Incoming[T], engine: Engine) -> T:

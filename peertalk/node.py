@@ -36,7 +36,7 @@ from .protocol import events
 from .protocol.outbox import NORMAL, Key, Priority
 from .protocol.wire import Batch, Datagram, Message
 from .quantities import parse_timeout
-from .runtime.addresses import Address, check_address, dotted_address
+from .runtime.addresses import Address, dotted_address
 from .runtime.door import AnyNode, Broadcast, dialling, remote_of
 from .runtime.engine import NO_THREAD
 from .runtime.log import NodeLog
@@ -316,12 +316,10 @@ class Node(AnyNode[Peer]):
             InvalidArgument: the address is this node itself, the peer another node's.
         """
         seconds, engine = parse_timeout(timeout), self._here
-        if isinstance(who, str):
-            who = self.peers.chosen(who)
-        self._check_own(who)
+        who = self._whom(who)
         if isinstance(who, Peer):
             return await who.connect(timeout=seconds)
-        host, port = check_address(who)
+        host, port = who
         return await within(
             self._dial(engine, host, port), seconds, f"no connection to {host}:{port}"
         )

@@ -64,9 +64,16 @@ def future_of(engine: Engine) -> asyncio.Future[Any]:
 
 
 def check_thread(engine: Engine) -> None:
-    """Raises InvalidState where the node's loop does not run, by the thread alone."""
+    """By the thread alone: the engine comes along when its loop was moved to this one.
+
+    Raises:
+        InvalidState: it was not, or the node is closed.
+    """
     if threading.get_ident() != engine.thread:
-        follow_loop(engine)
+        engine.check_open()
+        if running_loop() is not engine.owner:
+            raise _stranger(engine)
+        engine.move_here()
 
 
 def check_here(engine: Engine) -> None:
@@ -91,18 +98,6 @@ def check_free(engine: Engine) -> None:
     engine.check_open()
     if not engine.owner.is_running() and asyncio._get_running_loop() is not None:
         raise _stranger(engine)
-
-
-def follow_loop(engine: Engine) -> None:
-    """Nothing ran on this thread so far: the engine comes along when its loop was moved here.
-
-    Raises:
-        InvalidState: it was not.
-    """
-    engine.check_open()
-    if running_loop() is not engine.owner:
-        raise _stranger(engine)
-    engine.move_here()
 
 
 def _stranger(engine: Engine) -> errors.PeerTalkError:

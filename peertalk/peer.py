@@ -27,10 +27,10 @@ from .runtime.door import (
     AnyStream,
     Asking,
     Chunks,
-    Ending,
-    Measuring,
     Sending,
+    ending,
     leaving,
+    measuring,
     reaching,
 )
 from .runtime.payloads import Drawing, Payload, SendOptions, check_choices, payload_of
@@ -196,7 +196,7 @@ class Peer(AnyPeer):
         """
         seconds, transport = parse_timeout(timeout), self._remote.transport
         check_here(transport)
-        return await answered(transport, Measuring(self._remote), seconds)
+        return await answered(transport, measuring(self._remote), seconds)
 
     def messages(self) -> Incoming[Message[Peer]]:
         """Messages of this peer, those included that wait already; from the first anext on they
@@ -356,7 +356,7 @@ class StreamOut(AnyStream[Peer]):
         if self.state not in ENDED:
             transport = self._peer._remote.transport
             check_here(transport)
-            await answered(transport, Ending(self._outgoing, self._peer.name), seconds)
+            await answered(transport, ending(self._outgoing, self._peer.name), seconds)
         return self._end()
 
     def cancel(self) -> None:

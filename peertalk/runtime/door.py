@@ -20,7 +20,7 @@ from ..protocol.outbox import Key, Priority
 from ..protocol.peer import Latency, PeerFlag, PeerState
 from ..protocol.stream import StreamState
 from ..protocol.wire import Capabilities
-from .addresses import Address
+from .addresses import Address, check_address
 from .payloads import Drawing, Payload
 from .peers import BroadcastResult, Peers
 from .remote import Place, Remote
@@ -205,14 +205,22 @@ class Answer(Generic[T]):
     """What a call of a door waits for, until the engine tells. How it is waited for is the door's.
 
     over: nothing is left to wait for. done: it is there, though the caller may not have heard of
-    that yet. error: what it failed of. on_over: called when one of the two is so. whom: the peer's
-    name.
+    that yet. error: what it failed of. on_over: called when one of the two is so.
 
-    str() says what is lacking, for the error when the time is up.
+    Args:
+        lacking: what str() gives, for the error when the time is up.
+        whom: the name of the peer.
+        forget: takes tell back from whoever has it, once nobody waits any longer.
     """
 
-    def __init__(self, lacking: str, whom: str | None = None) -> None:
+    def __init__(
+        self,
+        lacking: str,
+        whom: str | None = None,
+        forget: Callable[[Callable[..., None]], None] | None = None,
+    ) -> None:
         self._lacking = lacking
+        self._forget = forget
         self._value: Any = None
         self.whom = whom
         self.over = False
@@ -236,6 +244,8 @@ class Answer(Generic[T]):
 
     def leave(self) -> None:
         """Nobody waits any longer."""
+        if self._forget is not None:
+            self._forget(self.tell)
 
     def result(self) -> T:
         """What was told. Raises what it failed of."""
@@ -270,39 +280,29 @@ def leaving(peer: Remote, seconds: float | None) -> Answer[None]:
     return answer
 
 
-class Measuring(Answer[float]):
-    """A PING and its answer, in seconds.
+def measuring(peer: Remote) -> Answer[float]:
+    """Have the way to a peer measured, in seconds.
 
     Raises:
         NotConnected.
     """
-
-    def __init__(self, peer: Remote) -> None:
-        super().__init__(f"no answer to a PING from peer {peer.name!r}", peer.name)
-        self._peer = peer
-        peer.transport.ping(peer, self.tell)
-
-    def leave(self) -> None:
-        """Nobody waits any longer."""
-        self._peer.stop_pinging(self.tell)
+    lacking = f"no answer to a PING from peer {peer.name!r}"
+    answer: Answer[float] = Answer(lacking, peer.name, peer.stop_pinging)
+    peer.transport.ping(peer, answer.tell)
+    return answer
 
 
-class Ending(Answer[None]):
+def ending(stream: Outgoing, whom: str) -> Answer[None]:
     """The end of a stream.
 
     Raises:
         InvalidState: it was not started.
     """
-
-    def __init__(self, stream: Outgoing, name: str) -> None:
-        super().__init__(f"the stream to peer {name!r} did not end", name)
-        stream.check_begun()
-        self._stream = stream
-        stream.on_end.append(self.tell)
-
-    def leave(self) -> None:
-        """Nobody waits any longer."""
-        self._stream.on_end.remove(self.tell)
+    stream.check_begun()
+    lacking = f"the stream to peer {whom!r} did not end"
+    answer: Answer[None] = Answer(lacking, whom, stream.on_end.remove)
+    stream.on_end.append(answer.tell)
+    return answer
 
 
 class Asking(Place, Answer[int]):
@@ -514,10 +514,19 @@ class AnyNode(Uncopied, ABC, Generic[P]):
                 f"node {self.config.name!r} was started before; make a new one"
             )
 
-    def _check_own(self, who: object) -> None:
-        """Raises InvalidArgument when this is a peer of another node, of whichever door."""
+    def _whom(self, who: Address | P | str) -> P | Address:
+        """The peer of this node that is meant, or else the address.
+
+        Raises:
+            PeerNotFound: nobody has this name or id. InvalidArgument: the peer is another node's,
+                of whichever door, or this is no address.
+        """
+        if isinstance(who, str):
+            return self.peers.chosen(who)
         if isinstance(who, AnyPeer):
             self._engine.check_own(who._remote)
+            return who
+        return check_address(who)
 
     @property
     def name(self) -> str:

@@ -15,7 +15,7 @@ from ..protocol import events
 from ..protocol.outbox import NORMAL, Key, Priority
 from ..protocol.wire import Batch, Datagram, Message
 from ..quantities import parse_timeout
-from ..runtime.addresses import Address, check_address, dotted_address
+from ..runtime.addresses import Address, dotted_address
 from ..runtime.door import AnyNode, Broadcast, dialling, remote_of
 from ..runtime.log import NodeLog
 from ..runtime.payloads import Payload, check_choices, payload_of
@@ -190,12 +190,10 @@ class Node(AnyNode[Peer]):
             is this node itself, the peer another node's).
         """
         seconds, engine = parse_timeout(timeout), self._engine
-        if isinstance(who, str):
-            who = self.peers.chosen(who)
-        self._check_own(who)
+        who = self._whom(who)
         if isinstance(who, Peer):
             return who.connect(timeout=seconds)
-        host, port = check_address(who)
+        host, port = who
         deadline = deadline_of(seconds)
         patience = None if seconds is None else min(seconds, threading.TIMEOUT_MAX)
         try:

@@ -17,10 +17,10 @@ from ..runtime.door import (
     AnyStream,
     Asking,
     Chunks,
-    Ending,
-    Measuring,
     Sending,
+    ending,
     leaving,
+    measuring,
     reaching,
 )
 from ..runtime.payloads import Drawing, Payload, check_choices, payload_of
@@ -61,15 +61,10 @@ class Peer(AnyPeer):
         remote = self._remote
         with self._turning.held():
             remote.transport.check_open()
-            if remote.connected:
-                if remote.serve(priority) and remote.accept(payload, no_delay, priority, key):
-                    number = remote.accepted
-                    remote.transport.turn()
-                    return number
-            elif not connect:
+            if not connect and not remote.connected:
                 raise errors.NotConnected(f"peer {self.name!r} is not connected", peer=self.name)
             place = Sending(remote, priority, bytes(payload), no_delay, key)
-            number = self._accepted(place, seconds)
+            number = place.result() if place.begin() else self._accepted(place, seconds)
             remote.transport.turn()
             return number
 
@@ -176,7 +171,7 @@ class Peer(AnyPeer):
         seconds, remote = parse_timeout(timeout), self._remote
         with self._turning.held():
             remote.transport.check_open()
-            return self._turning.answered(Measuring(remote), seconds)
+            return self._turning.answered(measuring(remote), seconds)
 
     def messages(self, *, timeout: float | str | None = None) -> Iterator[Message[Peer]]:
         """Messages of this peer, those included that wait already, until none came for timeout
@@ -239,7 +234,7 @@ class StreamOut(AnyStream[Peer]):
             turning = self._peer._turning
             with turning.held():
                 self._peer._remote.transport.check_open()
-                turning.answered(Ending(self._outgoing, self._peer.name), seconds)
+                turning.answered(ending(self._outgoing, self._peer.name), seconds)
         return self._end()
 
     def cancel(self) -> None:
