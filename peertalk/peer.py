@@ -22,22 +22,12 @@ from .protocol.outbox import NORMAL, Key, Priority
 from .protocol.stream import ENDED, StreamState
 from .protocol.wire import Message
 from .quantities import parse_timeout
-from .runtime.door import (
-    AnyPeer,
-    AnyStream,
-    Asking,
-    Chunks,
-    Sending,
-    ending,
-    leaving,
-    measuring,
-    reaching,
-)
+from .runtime import door
 from .runtime.payloads import Drawing, Payload, SendOptions, check_choices, payload_of
 from .runtime.streaming import Progress
 
 
-class Peer(AnyPeer):
+class Peer(door.AnyPeer):
     """Someone out there. Made by its Node; hashable, and the same object as long as the node knows
     it.
 
@@ -155,7 +145,7 @@ class Peer(AnyPeer):
         with Drawing(
             payloads, self._remote.chunk, self._remote.transport.core.all_bytes
         ) as drawing:
-            chunks = Chunks(self._remote, priority, drawing)
+            chunks = door.Chunks(self._remote, priority, drawing)
             await within(_all_accepted(chunks), seconds, chunks, chunks.whom)
         return drawing.accepted
 
@@ -169,7 +159,7 @@ class Peer(AnyPeer):
         seconds, remote = parse_timeout(timeout), self._remote
         check_here(remote.transport)
         if not remote.connected:
-            await answered(remote.transport, reaching(remote), seconds)
+            await answered(remote.transport, door.reaching(remote), seconds)
         return self
 
     async def disconnect(self, *, timeout: float | str | None = None) -> None:
@@ -183,7 +173,7 @@ class Peer(AnyPeer):
         if not transport.closed or transport.forked:
             check_thread(transport)
             check_running(transport)
-        await answered(transport, leaving(self._remote, seconds), None)
+        await answered(transport, door.leaving(self._remote, seconds), None)
 
     async def ping(self, *, timeout: float | str | None = 5.0) -> float:
         """Measure the way to this peer and back, in seconds. `latency` has the smoothed value,
@@ -196,7 +186,7 @@ class Peer(AnyPeer):
         """
         seconds, transport = parse_timeout(timeout), self._remote.transport
         check_here(transport)
-        return await answered(transport, measuring(self._remote), seconds)
+        return await answered(transport, door.measuring(self._remote), seconds)
 
     def messages(self) -> Incoming[Message[Peer]]:
         """Messages of this peer, those included that wait already; from the first anext on they
@@ -260,7 +250,7 @@ class Peer(AnyPeer):
                 return remote.accepted
         elif not connect:
             raise errors.NotConnected(f"peer {self.name!r} is not connected", peer=self.name)
-        place = Sending(remote, priority, bytes(payload), no_delay, key)
+        place = door.Sending(remote, priority, bytes(payload), no_delay, key)
         return await within(_accepted(place), seconds, place, place.whom)
 
     # a TypeError about an option names the call that the user wrote
@@ -277,7 +267,7 @@ class _Tick:
 _TICK = _Tick()
 
 
-async def _accepted(place: Sending) -> int:
+async def _accepted(place: door.Sending) -> int:
     """The number of a message, as soon as it is accepted. Cancelled after that, before its task has
     heard of it, this returns all the same: what was accepted is never reported as cancelled. The
     cancellation comes in the next tick, if it is still wanted then."""
@@ -290,7 +280,7 @@ async def _accepted(place: Sending) -> int:
     return place.result()
 
 
-async def _all_accepted(chunks: Chunks) -> None:
+async def _all_accepted(chunks: door.Chunks) -> None:
     """Have chunk after chunk accepted."""
     transport = chunks.peer.transport
     while chunks.draw():
@@ -298,7 +288,7 @@ async def _all_accepted(chunks: Chunks) -> None:
             await _in_line(chunks)
 
 
-async def _in_line(place: Asking) -> None:
+async def _in_line(place: door.Asking) -> None:
     """Stand in line until it is accepted, at least for a tick while the loop is crowded; raises
     what it failed of. Connects if need be."""
     peer = place.peer
@@ -339,7 +329,7 @@ def _cancel_again(task: asyncio.Task[Any], count: int) -> None:
         task.cancel()
 
 
-class StreamOut(AnyStream[Peer]):
+class StreamOut(door.AnyStream[Peer]):
     """A stream to a peer, on its way inside its `async with` block; made by Peer.stream_out(). On
     the node's loop only."""
 
@@ -356,7 +346,7 @@ class StreamOut(AnyStream[Peer]):
         if self.state not in ENDED:
             transport = self._peer._remote.transport
             check_here(transport)
-            await answered(transport, ending(self._outgoing, self._peer.name), seconds)
+            await answered(transport, door.ending(self._outgoing, self._peer.name), seconds)
         return self._end()
 
     def cancel(self) -> None:

@@ -12,24 +12,14 @@ from ..protocol.outbox import NORMAL, Key, Priority
 from ..protocol.stream import ENDED, StreamState
 from ..protocol.wire import Message
 from ..quantities import parse_timeout
-from ..runtime.door import (
-    AnyPeer,
-    AnyStream,
-    Asking,
-    Chunks,
-    Sending,
-    ending,
-    leaving,
-    measuring,
-    reaching,
-)
+from ..runtime import door
 from ..runtime.payloads import Drawing, Payload, check_choices, payload_of
 from ..runtime.remote import Remote
 from ..runtime.streaming import Progress
 from .turning import Ended, Turning, deadline_of, each
 
 
-class Peer(AnyPeer):
+class Peer(door.AnyPeer):
     """Someone out there. As peertalk.Peer, without await."""
 
     __slots__ = ("_turning",)
@@ -63,7 +53,7 @@ class Peer(AnyPeer):
             remote.transport.check_open()
             if not connect and not remote.connected:
                 raise errors.NotConnected(f"peer {self.name!r} is not connected", peer=self.name)
-            place = Sending(remote, priority, bytes(payload), no_delay, key)
+            place = door.Sending(remote, priority, bytes(payload), no_delay, key)
             number = place.result() if place.begin() else self._accepted(place, seconds)
             remote.transport.turn()
             return number
@@ -121,7 +111,7 @@ class Peer(AnyPeer):
             self._turning.held(),
         ):
             transport.check_open()
-            chunks = Chunks(self._remote, priority, drawing)
+            chunks = door.Chunks(self._remote, priority, drawing)
             while chunks.draw():
                 if not chunks.begin():
                     self._accepted(chunks, seconds, deadline)
@@ -138,7 +128,7 @@ class Peer(AnyPeer):
         with self._turning.held():
             remote.transport.check_open()
             if not remote.connected:
-                self._turning.answered(reaching(remote), seconds)
+                self._turning.answered(door.reaching(remote), seconds)
         return self
 
     def disconnect(self, *, timeout: float | str | None = None) -> None:
@@ -147,7 +137,7 @@ class Peer(AnyPeer):
         then is told as Failed."""
         seconds = parse_timeout(timeout)
         with self._turning.held():
-            self._turning.answered(leaving(self._remote, seconds), None)
+            self._turning.answered(door.leaving(self._remote, seconds), None)
 
     def stream_out(self, data: Payload, progress: Progress | None = None) -> StreamOut:
         """A stream of 1 to 65,536 bytes in parts, which the peer receives as ordinary messages:
@@ -171,7 +161,7 @@ class Peer(AnyPeer):
         seconds, remote = parse_timeout(timeout), self._remote
         with self._turning.held():
             remote.transport.check_open()
-            return self._turning.answered(measuring(remote), seconds)
+            return self._turning.answered(door.measuring(remote), seconds)
 
     def messages(self, *, timeout: float | str | None = None) -> Iterator[Message[Peer]]:
         """Messages of this peer, those included that wait already, until none came for timeout
@@ -210,13 +200,18 @@ class Peer(AnyPeer):
             self._remote.reject(reason)
             transport.turn()
 
-    def _accepted(self, place: Asking, seconds: float | None, deadline: float | None = None) -> int:
+    def _accepted(
+        self, place: door.Asking, seconds: float | None, deadline: float | None = None
+    ) -> int:
         """Stand in line until it is accepted; raises what it failed of. Connects if need be."""
-        place.stand()
-        return self._turning.answered(place, seconds, deadline)
+        try:
+            place.stand()
+            return self._turning.answered(place, seconds, deadline)
+        finally:
+            place.leave()
 
 
-class StreamOut(AnyStream[Peer]):
+class StreamOut(door.AnyStream[Peer]):
     """A stream to a peer, on its way inside its `with` block while the node is turned; made by
     Peer.stream_out()."""
 
@@ -234,7 +229,7 @@ class StreamOut(AnyStream[Peer]):
             turning = self._peer._turning
             with turning.held():
                 self._peer._remote.transport.check_open()
-                turning.answered(ending(self._outgoing, self._peer.name), seconds)
+                turning.answered(door.ending(self._outgoing, self._peer.name), seconds)
         return self._end()
 
     def cancel(self) -> None:
