@@ -53,8 +53,12 @@ class Peer(door.AnyPeer):
             remote.transport.check_open()
             if not connect and not remote.connected:
                 raise errors.NotConnected(f"peer {self.name!r} is not connected", peer=self.name)
-            place = door.Sending(remote, priority, bytes(payload), no_delay, key)
-            number = place.result() if place.begin() else self._accepted(place, seconds)
+            served = remote.connected and remote.serve(priority)
+            if served and remote.accept(payload, no_delay, priority, key):
+                number = remote.accepted
+            else:
+                place = door.Sending(remote, priority, bytes(payload), no_delay, key)
+                number = self._accepted(place, seconds)
             remote.transport.turn()
             return number
 
