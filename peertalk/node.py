@@ -26,7 +26,7 @@ from .ownership import (
     check_here,
     end,
     future_of,
-    is_inside,
+    is_in_use,
     running_loop,
     settle,
     within,
@@ -38,7 +38,6 @@ from .protocol.wire import Batch, Datagram, Message
 from .quantities import parse_timeout
 from .runtime.addresses import Address, dotted_address
 from .runtime.door import AnyNode, Broadcast, dialling, remote_of
-from .runtime.engine import NO_THREAD
 from .runtime.log import NodeLog
 from .runtime.payloads import Payload, check_choices, payload_of
 from .runtime.peers import BroadcastResult
@@ -147,17 +146,17 @@ class Node(AnyNode[Peer]):
             return 0
         if transport.forked:
             transport.check_open()
-        if not transport.closed:
+        if transport.closed:
+            self._closed(transport)
+        else:
             done = future_of(transport)
             transport.close(seconds, lambda: settle(done))
             if self._worker is not None and not transport.closed:
                 self._worker.schedule_anew()
             try:
                 await done
-            except asyncio.CancelledError:
+            finally:
                 self._closed(transport)
-                raise
-        self._closed(transport)
         return transport.unsent
 
     def close_nowait(self) -> int:
@@ -173,8 +172,7 @@ class Node(AnyNode[Peer]):
             transport.check_open()
         if transport is None or worker is None:
             return 0 if transport is None else transport.unsent
-        elsewhere = transport.thread not in (NO_THREAD, threading.get_ident())
-        if (elsewhere or is_inside()) and worker.ask(self.close_nowait):
+        if is_in_use(transport) and worker.ask(self.close_nowait):
             return 0
         self._closed(transport)
         worker.ask(_wake_up)  # a signal handler does not end the wait that it interrupts
@@ -203,8 +201,7 @@ class Node(AnyNode[Peer]):
         name = self.config.name
         with contextlib.suppress(Exception):
             # a collection may begin on any thread, and in the middle of something
-            elsewhere = transport.thread not in (NO_THREAD, threading.get_ident())
-            if not ((elsewhere or is_inside()) and worker.ask(partial(end, transport, worker))):
+            if not (is_in_use(transport) and worker.ask(partial(end, transport, worker))):
                 end(transport, worker)
         # last: it may raise (-W error)
         warnings.warn(

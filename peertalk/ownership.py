@@ -135,9 +135,12 @@ def end(engine: Transport, worker: Worker) -> None:
         engine.wake_receivers()
 
 
-def is_inside() -> bool:
-    """Whether the caller was called from within the package, which is in the middle of something
-    then: by a signal handler, as a finalizer, or by a function that was given to it."""
+def is_in_use(engine: Engine) -> bool:
+    """Whether an engine is another thread's, or the caller was called from within the package,
+    which is in the middle of something then: by a signal handler, as a finalizer, or by a function
+    that was given to it."""
+    if engine.thread not in (NO_THREAD, threading.get_ident()):
+        return True
     frame = sys._getframe(1).f_back
     while frame is not None:
         if frame.f_globals.get("__name__", "").startswith(_INSIDE):

@@ -281,11 +281,7 @@ def leaving(peer: Remote, seconds: float | None) -> Answer[None]:
 
 
 def measuring(peer: Remote) -> Answer[float]:
-    """Have the way to a peer measured, in seconds.
-
-    Raises:
-        NotConnected.
-    """
+    """Have the way to a peer measured, in seconds. Raises NotConnected."""
     lacking = f"no answer to a PING from peer {peer.name!r}"
     answer: Answer[float] = Answer(lacking, peer.name, peer.stop_pinging)
     peer.transport.ping(peer, answer.tell)
@@ -293,11 +289,7 @@ def measuring(peer: Remote) -> Answer[float]:
 
 
 def ending(stream: Outgoing, whom: str) -> Answer[None]:
-    """The end of a stream.
-
-    Raises:
-        InvalidState: it was not started.
-    """
+    """The end of a stream. Raises InvalidState before its beginning."""
     stream.check_begun()
     lacking = f"the stream to peer {whom!r} did not end"
     answer: Answer[None] = Answer(lacking, whom, stream.on_end.remove)
@@ -383,12 +375,8 @@ class Chunks(Asking):
         self._taken = 0
 
     def draw(self) -> bool:
-        """Have the next chunk. False: there is none.
-
-        Raises:
-            As Drawing.draw(). InvalidState: the node is closed. ConnectionRefused: the peer has
-            sent us away meanwhile.
-        """
+        """Have the next chunk. False: there is none. Raises as Drawing.draw(), and where the node
+        was closed or the peer has sent us away meanwhile."""
         peer = self.peer
         self._messages = self._drawing.draw()
         self._taken, self.over = 0, False
@@ -457,7 +445,6 @@ class Broadcast(Answer["BroadcastResult[P]"]):
     def leave(self) -> None:
         """Nobody waits any longer."""
         for place in self._places.values():
-            place.on_over = None
             place.leave()
 
     def late(self, seconds: float) -> BroadcastResult[P]:
