@@ -17,9 +17,9 @@ from typing import Any, Generic, Self, TypeVar
 
 from .ownership import check_free, check_running, check_thread, future_of, running_loop, settle
 from .protocol import events
+from .protocol.inbox import Outlet, Waiters
 from .protocol.wire import Message
 from .runtime.engine import Engine
-from .runtime.inbox import Outlet, Waiters
 from .runtime.remote import Home, Remote
 from .runtime.transport import Transport
 
@@ -86,17 +86,18 @@ class Incoming(AsyncIterator[T]):
         if self._over or (engine is not None and engine.closed and not engine.forked):
             return False
         future = running_loop().create_future() if engine is None else future_of(engine)
+        wake = partial(settle, future)
         self._waiting.append(future)
-        waiters.join(future)
+        waiters.join(wake)
         try:
             await future
         except BaseException:
-            waiters.leave(future)
+            waiters.leave(wake, woken=not future.cancelled())
             raise
         finally:
             self._waiting.remove(future)
         if self._over:
-            waiters.leave(future)  # another stream has what woke it
+            waiters.leave(wake, woken=True)  # another stream has what woke it
         return True
 
 
@@ -109,7 +110,7 @@ class Messages(Incoming[Message[P]]):
         super().__init__()
         self._engine = engine
         self._alone = alone
-        self._outlet: Outlet | None = engine.inbox if alone is None else None
+        self._outlet: Outlet[Remote] | None = engine.inbox if alone is None else None
 
     def __aiter__(self) -> AsyncIterator[Message[P]]:
         """A loop, where time counts, with no coroutine of its own for a message at hand."""
@@ -150,7 +151,7 @@ class Messages(Incoming[Message[P]]):
             return message, iter(())
         return message, map(Message, repeat(lot.peer.view), lot.left)
 
-    async def _more(self) -> Outlet | None:
+    async def _more(self) -> Outlet[Remote] | None:
         """Where they are taken, as soon as there is one; None: there will be none."""
         engine = self._engine
         while True:

@@ -6,17 +6,17 @@ from .incoming import Incoming
 from .peer import StreamOut
 from .protocol.outbox import Key
 from .protocol.peer import Latency
-from .protocol.wire import Capabilities
-from .runtime.addresses import Address
-from .runtime.payloads import SendOptions
-from .runtime.peers import BroadcastResult, Peers
-from .runtime.statistics import (
+from .protocol.statistics import (
     MemoryReport,
     MemoryUse,
     NodeStatistics,
     PeerStatistics,
     QueueStatus,
 )
+from .protocol.wire import Capabilities
+from .runtime.addresses import Address
+from .runtime.payloads import SendOptions
+from .runtime.peers import BroadcastResult, Peers
 from .runtime.streaming import Progress
 
 __all__ = [

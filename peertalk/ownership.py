@@ -29,10 +29,13 @@ _INSIDE = tuple(
 """Modules that are in the middle of something while a function of theirs runs."""
 
 
-def settle(future: asyncio.Future[None]) -> None:
-    """Wake whoever awaits this, unless the loop of that task was closed."""
-    if not future.done() and not future.get_loop().is_closed():
-        future.set_result(None)
+def settle(future: asyncio.Future[None]) -> bool:
+    """Wake whoever awaits this. False: he was woken already, awaits it no longer, or the loop of
+    that task was closed."""
+    if future.done() or future.get_loop().is_closed():
+        return False
+    future.set_result(None)
+    return True
 
 
 def running_loop() -> asyncio.AbstractEventLoop:

@@ -184,7 +184,7 @@ def _stats(**change: int) -> Any:
 
 
 def _memory(node: Any) -> Any:
-    from peertalk.runtime.statistics import MemoryUse
+    from peertalk.protocol.statistics import MemoryUse
 
     return {"total": MemoryUse(1 << 30, 1 << 30)}
 

@@ -31,9 +31,9 @@ from .. import errors
 from .._core import values
 from .._numbers import DATAGRAM_HEADER_SIZE, DATAGRAM_MAX_PAYLOAD
 from ..protocol.discovery import Discovery
+from ..protocol.inbox import Waiters
 from .addresses import Address
 from .engine import Timer
-from .inbox import Waiters
 from .payloads import Payload, payload_of
 from .remote import Home, Remote
 

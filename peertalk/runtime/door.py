@@ -18,13 +18,13 @@ from .. import errors
 from ..config import Config
 from ..protocol.outbox import Key, Priority
 from ..protocol.peer import Latency, PeerFlag, PeerState
+from ..protocol.statistics import MemoryReport, NodeStatistics, PeerStatistics, QueueStatus
 from ..protocol.stream import StreamState
 from ..protocol.wire import Capabilities
 from .addresses import Address, check_address
 from .payloads import Drawing, Payload
 from .peers import BroadcastResult, Peers
 from .remote import Place, Remote
-from .statistics import MemoryReport, NodeStatistics, PeerStatistics, QueueStatus
 from .streaming import Outgoing, Progress
 from .transport import Transport
 

@@ -48,9 +48,9 @@ from .. import errors
 from .._core import load, values
 from ..config import Config
 from ..protocol.connections import Connection, Connections
+from ..protocol.statistics import LinkTotals
 from ..protocol.wire import INSTANCE_SIZE
 from .log import NodeLog, Troubles
-from .statistics import LinkTotals
 from .world import World
 
 _FIRST_TAG = 16

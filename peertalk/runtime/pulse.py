@@ -17,10 +17,10 @@ from .. import errors
 from .._core import values
 from ..protocol import connections as policy
 from ..protocol.connections import Connection, State
+from ..protocol.inbox import Outlet
 from ..protocol.peer import Latency
 from ..protocol.wire import Capabilities, encode_capabilities
 from .engine import Engine, Timer
-from .inbox import Outlet
 from .remote import Measured, Remote
 from .traffic import Traffic
 from .watchdog import Watchdog
@@ -161,7 +161,7 @@ class Pulse:
 
     # Our pressure, and what waits for room --------------------------------------------------------
 
-    def press(self, connection: Connection, outlet: Outlet) -> None:
+    def press(self, connection: Connection, outlet: Outlet[Remote]) -> None:
         """A connection has brought something into a well filled inbox: its other side hears when
         the level is another than it was told."""
         level = outlet.level(connection.pressure)
@@ -172,7 +172,7 @@ class Pulse:
             outlet.watch(connection, level)
         self._tell_pressure(connection, level)
 
-    def _ease(self, outlet: Outlet) -> None:
+    def _ease(self, outlet: Outlet[Remote]) -> None:
         """An inbox has emptied so far that those who were told of its level must hear of a lower
         one."""
         for connection in outlet.watched():

@@ -12,12 +12,13 @@ from .. import errors
 from .._core import values
 from .._numbers import FRAME_OVERHEAD, MESSAGE_LIMIT_MAX
 from ..protocol.connections import Connection, State
+from ..protocol.inbox import Inbox
 from ..protocol.line import Line
 from ..protocol.outbox import HIGHEST_FIRST, NORMAL, Key, Priority, lowest_admitted
 from ..protocol.peer import Key as PeerKey
 from ..protocol.peer import Peer
+from ..protocol.statistics import PeerStatistics, QueueStatus
 from .engine import Engine, Timer
-from .statistics import PeerStatistics, QueueStatus
 
 
 class Home(Engine):
@@ -25,8 +26,7 @@ class Home(Engine):
     these: see Traffic, Roster and Switchboard."""
 
     peers: dict[Any, Remote]
-    inbox: Any
-    """What has arrived: an Inbox, which lies above."""
+    inbox: Inbox[Remote]
     make_view: Callable[[Remote], Any]
     """Makes what the front door hands out for a peer."""
     limit_of: Callable[[Remote], tuple[int, str]]

@@ -21,10 +21,10 @@ from .._core import values
 from .._numbers import ERR_CANCELLED
 from ..protocol import events
 from ..protocol.connections import Connection, State
+from ..protocol.inbox import Inbox, Outlet
 from ..protocol.outbox import NORMAL, Key, Outbox, Pieces, piece_size
 from ..protocol.peer import FRAGMENTED_MAX, Peer, PeerState
 from .engine import Engine, Timer
-from .inbox import Inbox, Outlet
 from .remote import Remote
 
 _PUMP = 256
@@ -47,13 +47,15 @@ class Traffic:
 
     reach: Callable[[Remote], None]
     slots_came_free: Callable[[Connection], None]
-    press: Callable[[Connection, Outlet], None]
+    press: Callable[[Connection, Outlet[Remote]], None]
     pay: Callable[[Connection], None]
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.totals = engine.totals
-        self.inbox = Inbox(engine.config.receive_queue_bytes, self.resume, self._stalled)
+        self.inbox: Inbox[Remote] = Inbox(
+            engine.config.receive_queue_bytes, self.resume, self._stalled
+        )
         self.kept: list[bytes] | None = None
         self.unsent = 0
         self.max_message: int = engine.world.max_message(engine.core)
@@ -61,7 +63,7 @@ class Traffic:
         """Message id of the next message that is sent in fragments, of the whole node as in the
         original."""
         self._starved: dict[Remote, None] = {}
-        self._warnings: dict[Outlet, Timer] = {}
+        self._warnings: dict[Outlet[Remote], Timer] = {}
 
     # Out ------------------------------------------------------------------------------------------
 
@@ -452,7 +454,7 @@ class Traffic:
         connection.link.resume()
         self.engine.schedule()
 
-    def resume(self, outlet: Outlet) -> None:
+    def resume(self, outlet: Outlet[Remote]) -> None:
         """An outlet has room again: read on."""
         self.engine.cancel(self._warnings.pop(outlet, None))
         if self.engine.troubles.lasting:
@@ -463,14 +465,14 @@ class Traffic:
                 connection.link.resume()
         self.engine.schedule()
 
-    def _stalled(self, outlet: Outlet) -> None:
+    def _stalled(self, outlet: Outlet[Remote]) -> None:
         """The first link of an outlet waits for room: somebody may have forgotten to take."""
         if outlet not in self._warnings:
             self._warnings[outlet] = self.engine.after(
                 _UNTAKEN_TIME, lambda: self._warn_if_paused(outlet)
             )
 
-    def _warn_if_paused(self, outlet: Outlet) -> None:
+    def _warn_if_paused(self, outlet: Outlet[Remote]) -> None:
         self._warnings.pop(outlet, None)
         names = sorted({repr(each.peer.name) for each in outlet.paused if each.peer is not None})
         if names:

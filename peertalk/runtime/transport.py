@@ -16,13 +16,13 @@ from ..protocol.classics import Classics
 from ..protocol.connections import Connection
 from ..protocol.neighbours import Changed, Found, Gone, Heard
 from ..protocol.peer import PeerFlag
+from ..protocol.statistics import MemoryReport, MemoryUse, NodeStatistics
 from .addresses import check_interfaces
 from .datagrams import Datagrams
 from .finder import Finder
 from .leaving import Below
 from .remote import Home, Remote
 from .roster import Roster
-from .statistics import MemoryReport, MemoryUse, NodeStatistics
 from .switchboard import Switchboard
 from .traffic import Traffic
 from .world import World

@@ -6,7 +6,7 @@ import json
 
 from peertalk import cli
 from peertalk._core import CORES
-from peertalk.runtime.statistics import NodeStatistics
+from peertalk.protocol.statistics import NodeStatistics
 
 
 def test_info_says_where_each_value_came_from(capsys, monkeypatch):

@@ -18,11 +18,11 @@ from peertalk._core.values import ANNOUNCE, GOODBYE, QUERY, READ
 from peertalk.config import Config
 from peertalk.protocol.events import LostReason
 from peertalk.protocol.neighbours import Changed, Found, Gone, Heard
+from peertalk.protocol.statistics import LinkTotals
 from peertalk.protocol.wire import Announcement, decode_announcement, encode_announcement
 from peertalk.runtime.addresses import Interface
 from peertalk.runtime.finder import Finder
 from peertalk.runtime.log import SETTLED
-from peertalk.runtime.statistics import LinkTotals
 
 CORE = load("reference")
 LAN = Interface("lan", 2, "10.0.0.200", "10.0.0.255", "255.255.255.0")

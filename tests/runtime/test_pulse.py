@@ -17,9 +17,9 @@ from peertalk._core.values import CAPABILITY, PING, PONG
 from peertalk.config import Config
 from peertalk.protocol import connections as policy
 from peertalk.protocol.connections import Connection, State
+from peertalk.protocol.inbox import Inbox
 from peertalk.protocol.peer import PeerState
 from peertalk.protocol.wire import Capabilities, decode_capabilities
-from peertalk.runtime.inbox import Inbox
 from peertalk.runtime.pulse import Pulse
 from peertalk.runtime.remote import Remote
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peertalk._core.values import LinkStatistics, LoopStatistics, PoolStatistics
-from peertalk.runtime.statistics import (
+from peertalk.protocol.statistics import (
     LinkTotals,
     MemoryUse,
     NodeStatistics,

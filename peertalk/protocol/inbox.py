@@ -21,11 +21,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Generic, TypeVar
 
-if TYPE_CHECKING:
-    from ..protocol.connections import Connection
-    from .remote import Remote
+from .connections import Connection
+
+P = TypeVar("P")
+"""The kind of peer that messages are from."""
 
 MESSAGE_COST = 64
 """Bytes charged for each message beside its payload: what CPython needs to hold it."""
@@ -34,33 +35,30 @@ _FLOODED = 2
 
 
 class Waiters:
-    """Who waits for something to come, first come first served. What waits is a future of the front
-    door: it has done(), cancelled() and set_result()."""
+    """Who waits for something to come, first come first served: functions that wake somebody, and
+    say whether they did. False: he was woken already, or waits no longer."""
 
     __slots__ = ("_line",)
 
     def __init__(self) -> None:
-        self._line: deque[Any] = deque()
+        self._line: deque[Callable[[], bool]] = deque()
 
-    def join(self, waiter: Any) -> None:
+    def join(self, waiter: Callable[[], bool]) -> None:
         """Wait, behind all others."""
         self._line.append(waiter)
 
-    def leave(self, waiter: Any) -> None:
-        """Wait no longer. One that was woken and goes without a look hands that on."""
+    def leave(self, waiter: Callable[[], bool], *, woken: bool) -> None:
+        """Wait no longer. woken: whoever was woken here, and goes without a look, hands that on."""
         if waiter in self._line:
             self._line.remove(waiter)
-        elif not waiter.cancelled():
+        elif woken:
             self.wake(1)
 
     def wake(self, count: int) -> None:
         """So many things have come: as many look."""
         line = self._line
         while line and count > 0:
-            waiter = line.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                count -= 1
+            count -= line.popleft()()
 
     def wake_all(self) -> None:
         """Nothing more will come."""
@@ -70,7 +68,7 @@ class Waiters:
         return len(self._line)
 
 
-class Lot:
+class Lot(Generic[P]):
     """The payloads of one link and turn. Opened, the last one lies apart, so that whoever takes it
     knows that it is the last; left is the iterator over the others, which all consumers share."""
 
@@ -79,40 +77,40 @@ class Lot:
     left: Iterator[bytes]
     last: bytes
 
-    def __init__(self, queue: Queue, peer: Remote, payloads: list[bytes], cost: int) -> None:
+    def __init__(self, queue: Queue[P], peer: P, payloads: list[bytes], cost: int) -> None:
         self.queue = queue
         self.peer = peer
         self.payloads = payloads
         self.cost = cost
-        self.following: Lot | None = None
+        self.following: Lot[P] | None = None
 
-    def open(self) -> Lot:
+    def open(self) -> Lot[P]:
         """Be taken from."""
         payloads, self.payloads = self.payloads, []
         self.last = payloads.pop()
         self.left = iter(payloads)  # alone holds them, and lets go with the last
         return self
 
-    def rest(self) -> Lot:
+    def rest(self) -> Lot[P]:
         """What is left of an open one, as a lot in its place; here is nothing any more."""
         return Lot(self.queue, self.peer, [*self.left, self.last], self.cost)
 
 
-class Queue:
+class Queue(Generic[P]):
     """The lots of one peer, in order, through one outlet. A chain rather than a deque, which alone
     would be larger than all else that an idle peer costs."""
 
     __slots__ = ("_final", "cost", "first", "outlet", "peer")
 
-    def __init__(self, peer: Remote, outlet: Outlet) -> None:
+    def __init__(self, peer: P, outlet: Outlet[P]) -> None:
         self.peer = peer
         self.outlet = outlet
         self.cost = 0
         """Of its lots, the one that is being taken from included."""
-        self.first: Lot | None = None
-        self._final: Lot | None = None
+        self.first: Lot[P] | None = None
+        self._final: Lot[P] | None = None
 
-    def append(self, lot: Lot) -> None:
+    def append(self, lot: Lot[P]) -> None:
         """Behind all others."""
         if self.first is None:
             self.first = self._final = lot
@@ -121,14 +119,14 @@ class Queue:
             self._final.following = lot
             self._final = lot
 
-    def restore(self, lot: Lot) -> None:
+    def restore(self, lot: Lot[P]) -> None:
         """Before all others."""
         lot.following = self.first
         if self.first is None:
             self._final = lot
         self.first = lot
 
-    def pop(self) -> Lot:
+    def pop(self) -> Lot[P]:
         """The first one of several."""
         lot = self.first
         assert lot is not None
@@ -137,7 +135,7 @@ class Queue:
             self._final = None  # or the two would keep each other, and megabytes, alive
         return lot
 
-    def mend(self, current: Lot | None) -> None:
+    def mend(self, current: Lot[P] | None) -> None:
         """Be what the chain of lots says. current: the one that its outlet is taking from."""
         self.cost = current.cost if current is not None and current.queue is self else 0
         lot, self._final = self.first, None
@@ -154,7 +152,7 @@ class Queue:
         return count
 
 
-class Outlet:
+class Outlet(Generic[P]):
     """Where messages are taken: from its queues in turn, a lot of each.
 
     cost: of what waits here. readers: who takes here, for one that is a peer's own. waiters: who
@@ -177,30 +175,30 @@ class Outlet:
         "waiters",
     )
 
-    def __init__(self, inbox: Inbox) -> None:
+    def __init__(self, inbox: Inbox[P]) -> None:
         self._inbox = inbox
-        self._line: deque[Queue] = deque()
+        self._line: deque[Queue[P]] = deque()
         """Queues from which something can be taken, each once."""
         self.cost = 0
-        self.current: Lot | None = None
+        self.current: Lot[P] | None = None
         self.ended = False
         self.readers = 0
         self.waiters = Waiters()
         self.paused: dict[Connection, None] = {}
         self.told: dict[Connection, None] = {}
         self.eases_at = 0
-        self.on_ease: Callable[[Outlet], None] | None = None
+        self.on_ease: Callable[[Outlet[P]], None] | None = None
 
     # Taking ---------------------------------------------------------------------------------------
 
-    def open(self) -> Lot | None:
+    def open(self) -> Lot[P] | None:
         """The lot to take from now that there is no current one; None when there is nothing."""
         if not self._line:
             return None
         lot = self.current = self._next().open()
         return lot
 
-    def take(self) -> tuple[Remote, bytes] | None:
+    def take(self) -> tuple[P, bytes] | None:
         """One message, or None when there is none."""
         lot = self.current or self.open()
         if lot is None:
@@ -211,7 +209,7 @@ class Outlet:
         self._used_up(lot)
         return lot.peer, lot.last
 
-    def take_lot(self) -> tuple[Remote, list[bytes]] | None:
+    def take_lot(self) -> tuple[P, list[bytes]] | None:
         """What is left of one link and turn, never empty; None when there is none."""
         lot = self.current
         if lot is not None:
@@ -233,7 +231,7 @@ class Outlet:
         """Whether something is there to take."""
         return self.current is not None or bool(self._line)
 
-    def _next(self) -> Lot:
+    def _next(self) -> Lot[P]:
         line = self._line
         queue = line.popleft()
         lot = queue.pop()
@@ -241,7 +239,7 @@ class Outlet:
             line.append(queue)
         return lot
 
-    def _used_up(self, lot: Lot) -> None:
+    def _used_up(self, lot: Lot[P]) -> None:
         cost, queue, inbox = lot.cost, lot.queue, self._inbox
         self.cost -= cost
         inbox.total -= cost
@@ -288,7 +286,7 @@ class Outlet:
         self.paused[connection] = None
 
 
-class Inbox(Outlet):
+class Inbox(Outlet[P]):
     """All that a node has received and nobody has taken, and the outlet for everybody.
 
     Args:
@@ -302,8 +300,8 @@ class Inbox(Outlet):
     def __init__(
         self,
         limit: int,
-        on_room: Callable[[Outlet], None],
-        on_stall: Callable[[Outlet], None] = lambda _: None,
+        on_room: Callable[[Outlet[P]], None],
+        on_stall: Callable[[Outlet[P]], None] = lambda _: None,
     ) -> None:
         super().__init__(self)
         self.limit = limit
@@ -313,11 +311,11 @@ class Inbox(Outlet):
         self.full = False
         self.flooded = False
         """Twice the limit waits, since it was last not full."""
-        self.queues: dict[Remote, Queue] = {}
-        self._alone: dict[Outlet, None] = {}
+        self.queues: dict[P, Queue[P]] = {}
+        self._alone: dict[Outlet[P], None] = {}
         """The outlets that are a peer's own."""
 
-    def put(self, peer: Remote, payloads: list[bytes], payload_bytes: int) -> Outlet:
+    def put(self, peer: P, payloads: list[bytes], payload_bytes: int) -> Outlet[P]:
         """Add what one turn brought, one message at least; the list is ours from now on. Returns
         where it is taken: if the inbox is full now the link should be paused there."""
         cost = payload_bytes + MESSAGE_COST * len(payloads)
@@ -339,12 +337,12 @@ class Inbox(Outlet):
             outlet.waiters.wake(count)
         return outlet
 
-    def outlet_of(self, peer: Remote) -> Outlet:
+    def outlet_of(self, peer: P) -> Outlet[P]:
         """Where messages of this peer are taken now."""
         queue = self.queues.get(peer)
         return self if queue is None else queue.outlet
 
-    def must_wait(self, outlet: Outlet) -> bool:
+    def must_wait(self, outlet: Outlet[P]) -> bool:
         """Whether a link that may bring something to this outlet is not to be read now."""
         return self.full and outlet.cost > 0
 
@@ -355,7 +353,7 @@ class Inbox(Outlet):
         self.flooded = True
         return True
 
-    def settle(self, outlet: Outlet) -> None:
+    def settle(self, outlet: Outlet[P]) -> None:
         """Something was taken from a full inbox, through this outlet."""
         if self.total * 2 <= self.limit:
             self.full = self.flooded = False
@@ -372,7 +370,7 @@ class Inbox(Outlet):
 
     # Of one peer alone ----------------------------------------------------------------------------
 
-    def reserve(self, peer: Remote, *, ended: bool) -> Outlet:
+    def reserve(self, peer: P, *, ended: bool) -> Outlet[P]:
         """Messages of this peer, those that wait included, are taken at an outlet of its own from
         now on; returns that. ended: no more will come. To be released as often."""
         queue = self.queues.get(peer)
@@ -387,7 +385,7 @@ class Inbox(Outlet):
         outlet.readers += 1
         return outlet
 
-    def release(self, peer: Remote) -> None:
+    def release(self, peer: P) -> None:
         """One reader less. After the last one what is left goes to everybody."""
         queue = self.queues[peer]
         outlet = queue.outlet
@@ -398,7 +396,7 @@ class Inbox(Outlet):
             if not queue.cost:
                 del self.queues[queue.peer]
 
-    def end(self, peer: Remote) -> None:
+    def end(self, peer: P) -> None:
         """The peer is lost: who reads its messages alone gets those that wait, and then the end."""
         outlet = self.outlet_of(peer)
         if outlet is not self:
@@ -410,7 +408,7 @@ class Inbox(Outlet):
         for outlet in (self, *self._alone):
             outlet.waiters.wake_all()
 
-    def has(self, peer: Remote, payloads: list[bytes]) -> bool:
+    def has(self, peer: P, payloads: list[bytes]) -> bool:
         """Whether this very list waits, untouched."""
         queue = self.queues.get(peer)
         lot = None if queue is None else queue.first
@@ -433,13 +431,13 @@ class Inbox(Outlet):
         self.total = sum(queue.cost for queue in self.queues.values())
         self.full = self.full or self.total > self.limit
 
-    def forget(self, connection: Connection, peer: Remote) -> None:
+    def forget(self, connection: Connection, peer: P) -> None:
         """A connection is over: it is neither read nor told any more."""
         outlet = self.outlet_of(peer)
         outlet.paused.pop(connection, None)
         outlet.told.pop(connection, None)
 
-    def _move(self, queue: Queue, to: Outlet) -> None:
+    def _move(self, queue: Queue[P], to: Outlet[P]) -> None:
         outlet, peer = queue.outlet, queue.peer
         lot = outlet.current
         if queue.first is not None:

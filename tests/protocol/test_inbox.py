@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from peertalk.protocol.inbox import MESSAGE_COST, Inbox, Waiters
 from peertalk.protocol.peer import Peer
-from peertalk.runtime.inbox import MESSAGE_COST, Inbox, Waiters
 
 LIMIT = 1_000
 PEERS = [Peer(bytes([number] * 8), name=f"peer{number}") for number in (1, 2, 2)]
@@ -239,20 +239,15 @@ def test_only_a_flood_stops_links_that_have_brought_nothing():
 
 
 class Waiter:
-    """A future, as far as Waiters look at it."""
+    """Who waits: woken at most once, and not when gone."""
 
     def __init__(self):
         self.woken = self.gone = False
 
-    def done(self):
-        return self.woken or self.gone
-
-    def cancelled(self):
-        return self.gone
-
-    def set_result(self, _):
-        assert not self.done()
-        self.woken = True
+    def __call__(self):
+        woken = not (self.woken or self.gone)
+        self.woken = self.woken or woken
+        return woken
 
 
 def test_one_message_wakes_one_of_those_who_wait_and_the_first():
@@ -274,11 +269,26 @@ def test_one_who_was_woken_and_goes_hands_that_on():
     for waiter in (first, second, third):
         waiters.join(waiter)
     waiters.wake(1)
-    waiters.leave(first)
+    waiters.leave(first, woken=True)
     assert second.woken and not third.woken
-    third.gone = True
-    waiters.leave(third)
+    waiters.leave(third, woken=False)
     assert len(waiters) == 0
+
+
+def test_one_who_is_gone_takes_nothing_from_those_behind():
+    """A task that was cancelled stays in line until it runs: what comes meanwhile is the next
+    one's."""
+    waiters = Waiters()
+    gone, here, last = Waiter(), Waiter(), Waiter()
+    for waiter in (gone, here, last):
+        waiters.join(waiter)
+    gone.gone = True
+    waiters.wake(1)
+    assert here.woken and not last.woken
+    waiters.leave(gone, woken=False)
+    assert not last.woken and len(waiters) == 1
+    waiters.wake_all()
+    assert last.woken and not waiters
 
 
 @given(costs=st.lists(st.integers(0, 3 * LIMIT), max_size=60))
