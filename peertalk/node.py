@@ -266,18 +266,22 @@ class Node(AnyNode[Peer]):
         raise errors.InvalidState(f"node {self.config.name!r} is closed")
 
     async def _look_up(self, engine: Transport, host: str) -> str:
-        found, loop = engine.world.resolve(host), asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        outcome: list[tuple[str | None, errors.PeerTalkError | None]] = []
 
-        def looked_up(_: object) -> None:
+        def looked_up(address: str | None, error: errors.PeerTalkError | None) -> None:
+            outcome.append((address, error))
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
                 loop.call_soon_threadsafe(self._wake_watchers)
 
-        if not found.done():
-            found.add_done_callback(looked_up)
-        while not found.done():
+        engine.world.resolve(host, looked_up)
+        while not outcome:
             await self._change(engine)
             engine.check_open()
-        return found.result()
+        address, error = outcome[0]
+        if address is None:
+            raise error or errors.InternalError("no address and no error")
+        return address
 
     async def _change(self, engine: Transport) -> None:
         """Wait until the watchers are woken."""

@@ -17,7 +17,7 @@ import struct
 import sys
 import threading
 import time
-from concurrent.futures import Future
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
@@ -59,6 +59,9 @@ _LONGEST_PROBE = 120.0
 _UNSENT_MAX = 65_536
 """Bytes, about one slot: with twice as much a critical message took no longer past its backlog,
 with four times half as long again."""
+
+Resolved = Callable[[str | None, errors.PeerTalkError | None], object]
+"""Called with the IPv4 address of a host, or with what is in the way."""
 
 
 class World:
@@ -166,48 +169,32 @@ class World:
         """
         return _open_socket(socket.SOCK_DGRAM)
 
-    def resolve(self, host: str) -> Future[str]:
-        """Look up the IPv4 address of a host by its name. What is returned may be left alone: it
-        fails with NetworkFailure where nobody knows the host, with PlatformError where this program
-        has no descriptors or threads to ask, and is never cancelled.
+    def resolve(self, host: str, told: Resolved) -> None:
+        """Look up the IPv4 address of a host by its name, and call told once, on any thread: with
+        the address; with NetworkFailure where nobody knows the host; with PlatformError where this
+        program has no descriptors or threads to ask.
 
         The system's resolver cannot be interrupted, and may take half a minute: it runs on a thread
         of its own, which neither the caller nor the end of the program waits for.
         """
-        found: Future[str] = Future()
-        found.set_running_or_notify_cancel()
         if not _lookups.acquire(blocking=False):
-            found.set_exception(
-                errors.NetworkFailure(
-                    f"host {host!r} is not looked up: {_LOOKUPS_MAX} names are, and the resolver "
-                    "has not answered; try again later"
-                )
+            busy = (
+                f"host {host!r} is not looked up: {_LOOKUPS_MAX} names are, and the resolver "
+                "has not answered; try again later"
             )
-            return found
+            told(None, errors.NetworkFailure(busy))
+            return
 
         def look_up() -> None:
-            try:
-                entries = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)
-                found.set_result(str(entries[0][4][0]))
-            except (socket.gaierror, ValueError) as error:  # ValueError: no host has such a name
-                why = getattr(error, "strerror", None) or error
-                unknown = errors.NetworkFailure(f"host {host!r} is not known: {why}")
-                unknown.__cause__ = error
-                found.set_exception(unknown)
-            except Exception as error:  # a module that the codec of names needs is not to be read
-                why = _exhausted(error) if isinstance(error, OSError) else repr(error)
-                failed = errors.PlatformError(f"host {host!r} is not looked up: {why}")
-                failed.__cause__ = error
-                found.set_exception(failed)
-            finally:
-                _lookups.release()
+            address, failed = _look_up(host)
+            _lookups.release()
+            told(address, failed)
 
         try:
             threading.Thread(target=look_up, name="peertalk resolver", daemon=True).start()
         except RuntimeError as error:
             _lookups.release()
-            found.set_exception(errors.PlatformError(f"host {host!r} is not looked up: {error}"))
-        return found
+            told(None, errors.PlatformError(f"host {host!r} is not looked up: {error}"))
 
     def network_news(self) -> socket.socket | None:
         """A socket that becomes readable when an interface or address of this machine comes or
@@ -501,6 +488,23 @@ class World:
                     number = _PKTINFO.unpack(told)[0]
             return data, (address[0], address[1]), number
         return None
+
+
+def _look_up(host: str) -> tuple[str | None, errors.PeerTalkError | None]:
+    """The IPv4 address of a host, or why there is none. Takes as long as the resolver."""
+    try:
+        entries = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)
+        return str(entries[0][4][0]), None
+    except (socket.gaierror, ValueError) as error:  # ValueError: no host has such a name
+        failed: errors.PeerTalkError
+        unknown = getattr(error, "strerror", None) or error
+        failed = errors.NetworkFailure(f"host {host!r} is not known: {unknown}")
+        failed.__cause__ = error
+    except Exception as error:  # a module that the codec of names needs is not to be read
+        why = _exhausted(error) if isinstance(error, OSError) else repr(error)
+        failed = errors.PlatformError(f"host {host!r} is not looked up: {why}")
+        failed.__cause__ = error
+    return None, failed
 
 
 def _ask(connection: socket.socket, question: int | None) -> int:

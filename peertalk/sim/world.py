@@ -18,7 +18,6 @@ import errno
 import socket
 import zlib
 from collections import deque
-from concurrent.futures import Future
 from typing import Any, cast
 
 from .. import errors
@@ -26,7 +25,7 @@ from .._core import Core, values
 from ..config import Config
 from ..runtime.addresses import Address, Interface
 from ..runtime.worker import Driven, Worker
-from ..runtime.world import World
+from ..runtime.world import Resolved, World
 
 _ORDER_FAULTS_MAX = 100
 
@@ -370,14 +369,14 @@ class SimulatedWorld(World):
         """As World.clock()."""
         return self.box.seconds
 
-    def resolve(self, host: str) -> Future[str]:
+    def resolve(self, host: str, told: Resolved) -> None:
         """As World.resolve(), at once: names of hosts of this network."""
-        found: Future[str] = Future()
         try:
-            found.set_result(self.box.resolve(host))
+            address = self.box.resolve(host)
         except OSError as error:
-            found.set_exception(errors.NetworkFailure(f"host {host!r} is not known: {error}"))
-        return found
+            told(None, errors.NetworkFailure(f"host {host!r} is not known: {error}"))
+        else:
+            told(address, None)
 
     def identity(self, size: int) -> bytes:
         """As World.identity()."""

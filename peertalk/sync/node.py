@@ -6,6 +6,7 @@ import contextlib
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
@@ -196,10 +197,17 @@ class Node(AnyNode[Peer]):
         host, port = who
         deadline = deadline_of(seconds)
         patience = None if seconds is None else min(seconds, threading.TIMEOUT_MAX)
-        try:
-            dotted = dotted_address(host) or engine.world.resolve(host).result(patience)
-        except TimeoutError:
-            raise errors.Timeout(f"no connection to {host}:{port} within {seconds:g} s") from None
+        dotted = dotted_address(host)
+        if dotted is None:
+            found: SimpleQueue[tuple[str | None, errors.PeerTalkError | None]] = SimpleQueue()
+            engine.world.resolve(host, lambda *told: found.put(told))
+            try:
+                dotted, unknown = found.get(timeout=patience)
+            except Empty:
+                late = f"no connection to {host}:{port} within {seconds:g} s"
+                raise errors.Timeout(late) from None
+            if dotted is None:
+                raise unknown or errors.InternalError("no address and no error")
         with self._turning.held():
             answer = dialling(self._engine, (dotted, port), host)
             peer: Peer = self._turning.answered(answer, seconds, deadline).view
