@@ -4,6 +4,7 @@ not name them."""
 from .config import NodeOptions
 from .incoming import Incoming
 from .peer import StreamOut
+from .protocol.addresses import Address
 from .protocol.outbox import Key
 from .protocol.peer import Latency
 from .protocol.statistics import (
@@ -14,7 +15,6 @@ from .protocol.statistics import (
     QueueStatus,
 )
 from .protocol.wire import Capabilities
-from .runtime.addresses import Address
 from .runtime.payloads import SendOptions
 from .runtime.peers import BroadcastResult, Peers
 from .runtime.streaming import Progress

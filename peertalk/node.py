@@ -33,10 +33,10 @@ from .ownership import (
 )
 from .peer import Peer, StreamOut
 from .protocol import events
+from .protocol.addresses import Address, dotted_address
 from .protocol.outbox import NORMAL, Key, Priority
 from .protocol.wire import Batch, Datagram, Message
 from .quantities import parse_timeout
-from .runtime.addresses import Address, dotted_address
 from .runtime.door import AnyNode, Broadcast, dialling, remote_of
 from .runtime.log import NodeLog
 from .runtime.payloads import Payload, check_choices, payload_of

@@ -13,8 +13,8 @@ import typer
 
 from .. import Node, Peer, Timeout, errors
 from ..config import Config
+from ..protocol.addresses import address_of
 from ..quantities import parse_duration
-from ..runtime.addresses import address_of
 from . import NOBODY, CommandFailed
 from .options import NODE_SETTINGS, Json, config_of, node_options, print_json, readable, say
 

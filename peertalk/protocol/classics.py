@@ -29,15 +29,12 @@ import enum
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from .addresses import Address
 from .connections import Connection
 
 if TYPE_CHECKING:
     from .peer import Peer
     from .wire import Capabilities
-
-Address = tuple[str, int]
-"""Of a classic peer: its host and listening port, which are its key; or where a caller called
-from."""
 
 CLASSIC_DIALS = 4
 """Dials of classic peers, started because they were heard, that may be under way at once."""

@@ -27,12 +27,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
+from .addresses import Address
 from .outbox import Handed, Pieces
 
 if TYPE_CHECKING:
     from .peer import Peer
 
-Address = tuple[str, int]
 
 GREETING_TIME = 1.0
 """Seconds after which a dialled peer that sent no CAPABILITY counts as classic, and is sent what an

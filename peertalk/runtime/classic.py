@@ -10,10 +10,10 @@ from abc import abstractmethod
 
 from .. import errors
 from ..protocol import classics
+from ..protocol.addresses import Address
 from ..protocol.connections import Connection, State, Step
 from ..protocol.peer import Peer
 from ..protocol.wire import Capabilities
-from .addresses import Address
 from .engine import Timer
 from .greeting import CLASSIC_LIMIT, Greetings
 from .leaving import UNBOUNDED, Below

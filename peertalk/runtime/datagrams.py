@@ -30,9 +30,9 @@ from typing import Any
 from .. import errors
 from .._core import values
 from .._numbers import DATAGRAM_HEADER_SIZE, DATAGRAM_MAX_PAYLOAD
+from ..protocol.addresses import Address
 from ..protocol.discovery import Discovery
 from ..protocol.inbox import Waiters
-from .addresses import Address
 from .engine import Timer
 from .payloads import Payload, payload_of
 from .remote import Home, Remote

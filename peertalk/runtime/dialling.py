@@ -11,10 +11,10 @@ from functools import partial
 from .. import errors
 from .._core import values
 from ..protocol import endings, events, greetings, reaching
+from ..protocol.addresses import Address
 from ..protocol.connections import Connection, State, Step
 from ..protocol.peer import Key, PeerEvent, PeerState
 from ..protocol.reaching import Returns
-from .addresses import Address
 from .classic import ClassicPeers
 from .engine import Timer
 from .leaving import Below, NotUsed, is_final, is_rejection

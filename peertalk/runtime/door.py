@@ -16,12 +16,12 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from .. import errors
 from ..config import Config
+from ..protocol.addresses import Address, check_address
 from ..protocol.outbox import Key, Priority
 from ..protocol.peer import Latency, PeerFlag, PeerState
 from ..protocol.statistics import MemoryReport, NodeStatistics, PeerStatistics, QueueStatus
 from ..protocol.stream import StreamState
 from ..protocol.wire import Capabilities
-from .addresses import Address, check_address
 from .payloads import Drawing, Payload
 from .peers import BroadcastResult, Peers
 from .remote import Place, Remote

@@ -20,10 +20,10 @@ from collections.abc import Callable
 
 from .. import errors
 from .._core import values
+from ..protocol.addresses import Address, Interface, choose, is_near
 from ..protocol.discovery import Discovery
 from ..protocol.neighbours import Changed, Found, Full, Gone, Heard
 from ..protocol.peer import Key
-from .addresses import Address, Interface, choose, is_near
 from .datagrams import Datagrams
 from .engine import Engine, Timer, Watched
 from .log import NodeLog, Troubles

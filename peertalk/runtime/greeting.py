@@ -14,6 +14,7 @@ from .. import errors
 from .._core import values
 from ..protocol import classics, endings, events, greetings
 from ..protocol import connections as policy
+from ..protocol.addresses import Address
 from ..protocol.claims import Claims
 from ..protocol.connections import Connection, State, Step
 from ..protocol.line import Decision, Line, Verdict
@@ -25,7 +26,6 @@ from ..protocol.wire import (
     decode_greeting,
     encode_greeting,
 )
-from .addresses import Address
 from .leaving import UNBOUNDED, Below, Leaving
 from .listening import TAKING_PEERS
 from .remote import Remote

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import msgspec
 
 from .. import errors
+from ..protocol.addresses import Address, address_of
 from ..protocol.peer import PeerState
-from .addresses import Address, address_of
 from .remote import Remote
 
 if TYPE_CHECKING:

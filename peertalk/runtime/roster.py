@@ -14,9 +14,9 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from ..protocol import events
+from ..protocol.addresses import Address
 from ..protocol.classics import Classics
 from ..protocol.names import Names
-from .addresses import Address
 from .datagrams import Datagrams
 from .engine import Engine
 from .remote import Home, Remote

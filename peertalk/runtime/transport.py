@@ -12,12 +12,12 @@ from typing import Any
 from .. import errors
 from ..config import Config
 from ..protocol import events
+from ..protocol.addresses import check_interfaces
 from ..protocol.classics import Classics
 from ..protocol.connections import Connection
 from ..protocol.neighbours import Changed, Found, Gone, Heard
 from ..protocol.peer import PeerFlag
 from ..protocol.statistics import MemoryReport, MemoryUse, NodeStatistics
-from .addresses import check_interfaces
 from .datagrams import Datagrams
 from .finder import Finder
 from .leaving import Below

@@ -21,7 +21,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
-from .addresses import Address, Interface, system_addresses, ways
+from ..protocol.addresses import Address, Interface, ways
+from .interfaces import system_addresses
 from .worker import Worker
 
 if sys.platform != "win32":

@@ -23,7 +23,7 @@ from typing import Any, cast
 from .. import errors
 from .._core import Core, values
 from ..config import Config
-from ..runtime.addresses import Address, Interface
+from ..protocol.addresses import Address, Interface
 from ..runtime.worker import Driven, Worker
 from ..runtime.world import Resolved, World
 

@@ -16,11 +16,11 @@ from peertalk import errors
 from peertalk._core import load
 from peertalk._core.values import ANNOUNCE, GOODBYE, QUERY, READ
 from peertalk.config import Config
+from peertalk.protocol.addresses import Interface
 from peertalk.protocol.events import LostReason
 from peertalk.protocol.neighbours import Changed, Found, Gone, Heard
 from peertalk.protocol.statistics import LinkTotals
 from peertalk.protocol.wire import Announcement, decode_announcement, encode_announcement
-from peertalk.runtime.addresses import Interface
 from peertalk.runtime.finder import Finder
 from peertalk.runtime.log import SETTLED
 

@@ -21,7 +21,7 @@ import types
 import pytest
 
 from peertalk import errors
-from peertalk.runtime.addresses import Interface
+from peertalk.protocol.addresses import Interface
 from peertalk.runtime.world import _PKTINFO, World
 
 HOME = "127.0.0.1"

@@ -1,36 +1,20 @@
 """IPv4 addresses and network interfaces: which are ours, by which of them a packet reaches
 everybody, and who is near.
 
-Asks the system for its interfaces and nothing else; opens no socket of its own.
+Interfaces are values, as the system has told them. Never: asks the system, or looks up a name.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import functools
 import ipaddress
-import os
-import socket
-import struct
-import sys
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .. import errors
-from ..protocol.neighbours import ADDRESSES_MAX
-
-try:
-    import ctypes
-except ImportError:  # some builds of Python go without; see system_addresses()
-    ctypes = None  # type: ignore[assignment]
+from .neighbours import ADDRESSES_MAX
 
 Address = tuple[str, int]
 
 _LIMITED_BROADCAST = "255.255.255.255"
-_IFF_UP, _IFF_RUNNING = 0x1, 0x40
-_IFADDRS = struct.Struct("@PPIPP")
-"""The beginning of struct ifaddrs: next, name, flags, address and netmask."""
-_USED_UP = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class Interface(NamedTuple):
@@ -181,7 +165,7 @@ def is_near(interfaces: list[Interface], address: str, number: int) -> bool:
 
 
 def _number(address: str) -> int:
-    return int.from_bytes(socket.inet_aton(address), "big")
+    return int(ipaddress.IPv4Address(address))
 
 
 def _is_loopback(interface: Interface) -> bool:
@@ -193,92 +177,31 @@ def _has(interface: Interface, address: str) -> bool:
     return interface.address == address or (_is_loopback(interface) and address.startswith("127."))
 
 
-def system_addresses() -> list[Interface]:
-    """Asks getifaddrs(3) of the C library, the one call that tells all addresses of all interfaces
-    with Linux (glibc and musl), macOS and the BSDs. The broadcast address that it tells is not
-    used: without `brd` it is our own, 0.0.0.0 or the other end of a tunnel.
-
-    Where there is none, or a sandbox forbids it, only the host's own name is known.
-
-    Raises:
-        OSError: out of descriptors or memory.
-    """
-    try:
-        ask, free = _library()
-    except (AttributeError, OSError, TypeError):  # no ctypes, no such function, a static Python
-        return _named_addresses()
-    numbers = {name: number for number, name in socket.if_nameindex()}
-    head = ctypes.c_void_p()
-    if ask(ctypes.byref(head)):
-        code = ctypes.get_errno()
-        if code in _USED_UP:
-            raise OSError(code, os.strerror(code))
-        return _named_addresses()
-    found = []
-    try:
-        following = head.value
-        while following:
-            following, name_at, flags, address_at, netmask_at = _IFADDRS.unpack(
-                ctypes.string_at(following, _IFADDRS.size)
-            )
-            if flags & _IFF_UP and address_at and netmask_at:
-                family, address = _sockaddr(address_at)
-                name = _unlabelled(os.fsdecode(ctypes.string_at(name_at)), numbers)
-                if family == socket.AF_INET:
-                    number, plugged = numbers.get(name, 0), bool(flags & _IFF_RUNNING)
-                    netmask = _sockaddr(netmask_at)[1]
-                    found.append(_interface(name, number, address, netmask, plugged))
-    finally:
-        free(head)
-    return found
+def interface_of(name: str, number: int, address: str, netmask: str, plugged: bool) -> Interface:
+    """One address of an interface, as the system tells it. The broadcast address follows from the
+    network: without `brd` the system's is our own, 0.0.0.0 or the other end of a tunnel."""
+    if address.startswith("127."):
+        return Interface(name, number, address, "127.255.255.255", "255.0.0.0", plugged)
+    rest = _number(netmask) ^ 0xFFFFFFFF
+    broadcast = str(ipaddress.IPv4Address(_number(address) | rest)) if rest > 1 else ""
+    return Interface(name, number, address, broadcast, netmask, plugged)
 
 
-@functools.cache
-def _library() -> tuple[Any, Any]:
-    """getifaddrs and freeifaddrs. Opened once: each CDLL is a class of its own, which only the
-    collector of garbage takes away.
+def host_interfaces(addresses: set[str]) -> list[Interface]:
+    """What is known of the interfaces where the system tells none: the addresses of the host's own
+    name. Empty: not even those, and loopback is taken to be there."""
+    if not addresses:
+        return [interface_of("loopback", 0, "127.0.0.1", "255.0.0.0", True)]
+    return [
+        Interface(address, 0, address, _LIMITED_BROADCAST, "0.0.0.0")
+        for address in sorted(addresses | {"127.0.0.1"})
+    ]
 
-    Raises:
-        AttributeError, OSError, TypeError: there is no ctypes, no such function, or no library.
-    """
-    library = ctypes.CDLL(None, use_errno=True)
-    return library.getifaddrs, library.freeifaddrs
 
-
-def _unlabelled(label: str, numbers: dict[str, int]) -> str:
+def unlabelled(label: str, numbers: dict[str, int]) -> str:
     """The interface that an address is of. What the system tells is the address's label, if it has
     one: the name and then whatever somebody liked, mostly a colon first."""
     name = label.partition(":")[0]
     if name in numbers:
         return name
     return max((each for each in numbers if label.startswith(each)), key=len, default=name)
-
-
-def _sockaddr(at: int) -> tuple[int, str]:
-    """The family of a struct sockaddr, and its IPv4 address. The BSDs begin with its length, and
-    cut a netmask behind the last byte that is not 0."""
-    head: bytes = ctypes.string_at(at, 8)
-    if sys.platform.startswith("linux"):
-        return int.from_bytes(head[:2], sys.byteorder), socket.inet_ntoa(head[4:])
-    return head[1], socket.inet_ntoa(head[4 : head[0]].ljust(4, b"\0"))
-
-
-def _interface(name: str, number: int, address: str, netmask: str, plugged: bool) -> Interface:
-    if address.startswith("127."):
-        return Interface(name, number, address, "127.255.255.255", "255.0.0.0", plugged)
-    rest = _number(netmask) ^ 0xFFFFFFFF
-    broadcast = socket.inet_ntoa((_number(address) | rest).to_bytes(4, "big")) if rest > 1 else ""
-    return Interface(name, number, address, broadcast, netmask, plugged)
-
-
-def _named_addresses() -> list[Interface]:
-    with contextlib.suppress(OSError):
-        addresses = {
-            str(entry[4][0])
-            for entry in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)
-        }
-        return [
-            Interface(address, 0, address, _LIMITED_BROADCAST, "0.0.0.0")
-            for address in sorted(addresses | {"127.0.0.1"})
-        ]
-    return [Interface("loopback", 0, "127.0.0.1", "127.255.255.255", "255.0.0.0")]
