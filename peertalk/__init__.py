@@ -52,10 +52,10 @@ from .protocol.events import (
     Sent,
 )
 from .protocol.outbox import Priority
+from .protocol.payloads import Payload
 from .protocol.peer import PeerFlag, PeerState
 from .protocol.stream import StreamState
 from .protocol.wire import Batch, Datagram, Message
-from .runtime.payloads import Payload
 
 __version__: str
 

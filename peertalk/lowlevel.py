@@ -6,6 +6,7 @@ from .incoming import Incoming
 from .peer import StreamOut
 from .protocol.addresses import Address
 from .protocol.outbox import Key
+from .protocol.payloads import SendOptions
 from .protocol.peer import Latency
 from .protocol.statistics import (
     MemoryReport,
@@ -15,7 +16,6 @@ from .protocol.statistics import (
     QueueStatus,
 )
 from .protocol.wire import Capabilities
-from .runtime.payloads import SendOptions
 from .runtime.peers import BroadcastResult, Peers
 from .runtime.streaming import Progress
 

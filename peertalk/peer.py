@@ -19,11 +19,11 @@ from .ownership import (
     within,
 )
 from .protocol.outbox import NORMAL, Key, Priority
+from .protocol.payloads import Drawing, Payload, SendOptions, check_choices, payload_of
 from .protocol.stream import ENDED, StreamState
 from .protocol.wire import Message
 from .quantities import parse_timeout
 from .runtime import door
-from .runtime.payloads import Drawing, Payload, SendOptions, check_choices, payload_of
 from .runtime.streaming import Progress
 
 

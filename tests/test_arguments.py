@@ -26,7 +26,7 @@ from kit.waiting import GUARD
 
 import peertalk as pt
 from peertalk import config, quantities, sync
-from peertalk.runtime.payloads import SendOptions
+from peertalk.protocol.payloads import SendOptions
 from peertalk.runtime.peers import Peers
 
 LOOPBACK = {"bind": "127.0.0.1", "port": 0, "udp_port": 0, "discovery": False}

@@ -33,8 +33,8 @@ from .._numbers import DATAGRAM_HEADER_SIZE, DATAGRAM_MAX_PAYLOAD
 from ..protocol.addresses import Address
 from ..protocol.discovery import Discovery
 from ..protocol.inbox import Waiters
+from ..protocol.payloads import Payload, payload_of
 from .engine import Timer
-from .payloads import Payload, payload_of
 from .remote import Home, Remote
 
 SIZE_MAX = DATAGRAM_HEADER_SIZE + DATAGRAM_MAX_PAYLOAD

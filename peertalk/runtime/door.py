@@ -18,11 +18,11 @@ from .. import errors
 from ..config import Config
 from ..protocol.addresses import Address, check_address
 from ..protocol.outbox import Key, Priority
+from ..protocol.payloads import Drawing, Payload
 from ..protocol.peer import Latency, PeerFlag, PeerState
 from ..protocol.statistics import MemoryReport, NodeStatistics, PeerStatistics, QueueStatus
 from ..protocol.stream import StreamState
 from ..protocol.wire import Capabilities
-from .payloads import Drawing, Payload
 from .peers import BroadcastResult, Peers
 from .remote import Place, Remote
 from .streaming import Outgoing, Progress

@@ -16,8 +16,8 @@ from .. import errors
 from .._numbers import ERR_BUSY
 from ..protocol.connections import State
 from ..protocol.outbox import NORMAL
+from ..protocol.payloads import Payload, payload_of
 from ..protocol.stream import Stream, StreamState
-from .payloads import Payload, payload_of
 from .remote import Place, Remote
 
 Progress = Callable[[int, int], object]

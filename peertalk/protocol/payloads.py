@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict
 
 from .. import errors
-from ..protocol.outbox import Key, Priority
-from ..protocol.stream import STREAM_MAX
+from .outbox import Key, Priority
+from .stream import STREAM_MAX
 
 if TYPE_CHECKING:
     from typing import Protocol

@@ -11,7 +11,7 @@ import pytest
 
 from peertalk import errors
 from peertalk._core import load
-from peertalk.runtime.payloads import Drawing, check_choices, payload_of
+from peertalk.protocol.payloads import Drawing, check_choices, payload_of
 
 
 def drawing(payloads, chunk=2):
