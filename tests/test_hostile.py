@@ -345,7 +345,7 @@ async def test_a_flood_of_datagrams_costs_bounded_memory_and_messages_still_pass
             "ada", bind="127.0.0.1", port=0, udp_port=0, discovery=False, core=core.name
         ) as ada:
             peer = await ada.connect(bob.address, timeout=GUARD)
-            target = ("127.0.0.1", bob._engine.datagrams.port)
+            target = ("127.0.0.1", bob._engine.mailbox.port)
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
                 for number in range(rounds(3_000, 100_000)):
                     stranger.sendto(random.randbytes(random.randrange(1, 1500)), target)
@@ -718,7 +718,7 @@ async def test_datagrams_that_lie_are_counted_and_never_taken_for_a_honest_peers
             link.send(capability())
             liar.bind(("127.0.0.9", 0))
             await until(lambda: len(ada.peers) == 2)
-            target = ("127.0.0.1", ada._engine.datagrams.port)
+            target = ("127.0.0.1", ada._engine.mailbox.port)
             cut = [b"", b"PTUD", datagram(b"")[:7]]
             lies = [
                 *cut,
@@ -732,7 +732,7 @@ async def test_datagrams_that_lie_are_counted_and_never_taken_for_a_honest_peers
                 if number % 10 == 0:
                     await asyncio.sleep(0)
             truths = [
-                datagram(b"as bob", port=bob._engine.datagrams.port),
+                datagram(b"as bob", port=bob._engine.mailbox.port),
                 datagram(b"longer than said", 6),
             ]
             for truth in truths:

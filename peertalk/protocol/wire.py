@@ -17,6 +17,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 import msgspec
 
 from .._core.values import QUERY, Capability, Discovery
+from .._core.values import Datagram as Decoded
 from .._numbers import NAME_MAX
 from ..errors import InvalidArgument
 from .claims import OVER_MAX, Claims, Over
@@ -57,6 +58,8 @@ class Codec(Protocol):
     def encode_capability(self) -> Callable[..., bytes]: ...
     @property
     def decode_capability(self) -> Callable[..., Capability]: ...
+    @property
+    def decode_datagram(self) -> Callable[..., Decoded]: ...
 
 
 class Message(msgspec.Struct, Generic[P], frozen=True, eq=False, gc=False):

@@ -199,7 +199,7 @@ class ClassicPeers(Greetings):
         aside.link.max_message = min(self.traffic.max_message, limit)
         peer.connection = aside
         peer.quick = None
-        self.datagrams.place(peer)
+        self.mailbox.place(peer, peer.connection)
         peer.on_pressure()
 
     def _come_back(self, aside: Connection, peer: Remote) -> None:

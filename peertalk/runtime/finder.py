@@ -75,7 +75,7 @@ class Finder:
             instance=engine.instance,
             name=config.name,
             port=engine.port,
-            datagram_port=datagrams.port,
+            datagram_port=datagrams.mailbox.port,
             chance=random.Random(engine.instance).random,
             announce_interval=config.announce_interval,
             peer_timeout=config.peer_timeout,

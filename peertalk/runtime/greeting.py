@@ -229,7 +229,7 @@ class Greetings(Leaving):
         capabilities = greetings.renewed(capabilities, known)
         peer.capabilities = capabilities
         if known is None or capabilities.datagram_port != known.datagram_port:
-            self.datagrams.place(peer)
+            self.mailbox.place(peer, peer.connection)
         connection.link.max_message = min(self.traffic.max_message, capabilities.max_message)
         connection.slow = False
         peer.on_pressure()
@@ -554,7 +554,7 @@ class Greetings(Leaving):
         connection.since = self.engine.world.clock()
         if capabilities is not None and capabilities.instance is not None and capabilities.port:
             peer.address = (connection.address[0], capabilities.port)  # it may have moved
-        self.datagrams.place(peer)
+        self.mailbox.place(peer, peer.connection)
         self.engine.cancel(peer.retry)
         peer.retry = None
         self.expect_no_more(peer.key)

@@ -20,9 +20,9 @@ from .. import errors
 from .._core import values
 from ..protocol import endings, events
 from ..protocol.connections import Connection, State, Step
+from ..protocol.datagrams import Mailbox
 from ..protocol.line import Decision
 from ..protocol.peer import FRAGMENTED_MAX, Key, Peer, PeerEvent, PeerState
-from .datagrams import Datagrams
 from .engine import Engine, Watched
 from .finder import Finder
 from .listening import ACCEPTING, TAKING_PEERS
@@ -43,7 +43,7 @@ class Below(NamedTuple):
     engine: Engine
     traffic: Traffic
     roster: Roster
-    datagrams: Datagrams
+    mailbox: Mailbox[Remote]
     finished: Callable[[], None]
 
 
@@ -105,7 +105,7 @@ class Leaving(ABC):
     """
 
     def __init__(self, below: Below) -> None:
-        self.engine, self.traffic, self.roster, self.datagrams, self._finished = below
+        self.engine, self.traffic, self.roster, self.mailbox, self._finished = below
         self.finder: Finder | None = None
         self.connections = self.engine.connections
         self.classics = self.roster.classics

@@ -16,8 +16,8 @@ from weakref import WeakValueDictionary
 from ..protocol import events
 from ..protocol.addresses import Address
 from ..protocol.classics import Classics
+from ..protocol.datagrams import Mailbox
 from ..protocol.names import Names
-from .datagrams import Datagrams
 from .engine import Engine
 from .remote import Home, Remote
 from .traffic import Traffic
@@ -33,7 +33,7 @@ class Roster:
     Args:
         engine: whose events and timers these are.
         traffic: their messages.
-        datagrams: where their datagrams come from.
+        mailbox: their datagrams.
         classics: what is known of those that are classic, beside.
         home: to what they belong.
 
@@ -45,13 +45,13 @@ class Roster:
         self,
         engine: Engine,
         traffic: Traffic,
-        datagrams: Datagrams,
+        mailbox: Mailbox[Remote],
         classics: Classics,
         home: Home,
     ) -> None:
         self.engine = engine
         self.traffic = traffic
-        self.datagrams = datagrams
+        self.mailbox = mailbox
         self.classics = classics
         self.peers: dict[Any, Remote] = {}
         self.version = 0
@@ -96,7 +96,7 @@ class Roster:
         peer.successor = None
         self.peers[peer.key] = peer
         self.version += 1
-        self.datagrams.place(peer)
+        self.mailbox.place(peer, peer.connection)
         self.engine.emit(events.PeerFound, peer)
         self.check_name(peer)
         return peer
@@ -114,7 +114,7 @@ class Roster:
         if self.peers.get(peer.key) is peer and peer.connection is None:
             del self.peers[peer.key]
             self.version += 1
-            self.datagrams.displace(peer)
+            self.mailbox.displace(peer)
             self._names.forget(peer)
             self._forgotten[peer.key] = peer
             if isinstance(peer.key, tuple):
@@ -186,7 +186,7 @@ class Roster:
     def tidy(self, peer: Remote) -> None:
         """Forget a peer of whom there is nothing left: no connection, none on its way, nothing that
         waits, and no announcement."""
-        discovery = self.datagrams.discovery
+        discovery = self.mailbox.discovery
         announced = discovery is not None and peer.key in discovery
         if announced or peer.connection is not None or peer.queued or peer.reaching or peer.retry:
             return

@@ -57,7 +57,7 @@ class Switchboard(Dialling):
             self.engine.instance,
             config.name,
             port,
-            self.datagrams.port,
+            self.mailbox.port,
         )
         self.pulse.introduce(ours)
         self.watchdog.start()

@@ -51,9 +51,10 @@ class Transport(Home):
         self.finder: Finder | None = None
         self.traffic = traffic = Traffic(self)
         self.datagrams = Datagrams(self)
+        self.mailbox = mailbox = self.datagrams.mailbox
         classics = Classics(self.connections.max_connections)
-        self.roster = roster = Roster(self, traffic, self.datagrams, classics, self)
-        below = Below(self, traffic, roster, self.datagrams, self.finish_close)
+        self.roster = roster = Roster(self, traffic, mailbox, classics, self)
+        below = Below(self, traffic, roster, mailbox, self.finish_close)
         self.switchboard = Switchboard(below)
         self.serve_link = self.switchboard.arrived
         self.peers, self.inbox, self.present = roster.peers, traffic.inbox, roster.present
@@ -272,14 +273,14 @@ class Transport(Home):
                 event.key, event.announcement.instance, event.announcement.name, event.address
             )
             peer.flags = flags
-            self.datagrams.place(peer)
+            self.mailbox.place(peer, peer.connection)
         else:
             before = peer.name, peer.flags
             peer.name, peer.flags = event.announcement.name, flags
             if peer.connection is None:
                 peer.address = event.address
             self.roster.version += 1
-            self.datagrams.place(peer)
+            self.mailbox.place(peer, peer.connection)
             if before != (peer.name, flags):
                 self.emit(events.PeerChanged, peer)
             self.roster.check_name(peer)

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import errno
 import socket
-import types
 
 import pytest
 from kit.waiting import GUARD, until
@@ -20,14 +19,11 @@ from peertalk import sim
 from peertalk._core import load
 from peertalk._core.values import ANNOUNCE, GOODBYE
 from peertalk._numbers import DATAGRAM_MAX_PAYLOAD, ERR_MESSAGE_TOO_LARGE
+from peertalk.protocol.datagrams import UNKNOWN_TIME, WAITING_MAX
+from peertalk.protocol.statistics import LinkTotals
 from peertalk.protocol.wire import Announcement, encode_announcement
 from peertalk.runtime import datagrams
-from peertalk.runtime.datagrams import (
-    UNKNOWN_MAX,
-    UNKNOWN_TIME,
-    WAITING_MAX,
-    Datagrams,
-)
+from peertalk.runtime.datagrams import Datagrams
 from peertalk.runtime.world import World
 
 CORE = load("reference")
@@ -50,7 +46,7 @@ async def pair(**options):
 
 
 def udp_port(node):
-    return node._engine.datagrams.port
+    return node._engine.mailbox.port
 
 
 # Between peertalk nodes
@@ -270,7 +266,7 @@ async def test_a_peer_that_left_is_a_stranger_again(free_port):
         await until(lambda: ada.stats().datagrams_ignored == 1)
         with pytest.raises(pt.PeerNotFound):
             ada.send_datagram(mac, b"x")
-        assert not ada._engine.datagrams._senders and not ada._engine.datagrams._places
+        assert not ada._engine.mailbox._senders and not ada._engine.mailbox._places
 
 
 # Strangers and hostile ones
@@ -303,50 +299,20 @@ class MadeUp:
     def __init__(self):
         self.world = self
         self.core = CORE
-        self.totals = types.SimpleNamespace(
-            datagrams_received=0, datagrams_ignored=0, datagrams_overflowed=0, datagrams_sent=0
-        )
+        self.totals = LinkTotals()
         self.coming = []
-        self.went = []
-        self.peers = {}
-        self.troubles = types.SimpleNamespace(lasting=0)
         self.now = 0.0
         self.timers = []
-
-    def check_open(self):
-        """Open."""
 
     def clock(self):
         return self.now
 
     def after(self, delay, action):
-        self.timers.append((self.now + delay, action))
-
-    def pass_time(self, seconds):
-        self.now += seconds
-        due = [action for at, action in self.timers if at <= self.now]
-        self.timers = [timer for timer in self.timers if timer[0] > self.now]
-        for action in due:
-            action()
-
-    def send_to(self, sender, packet, address):
-        self.went.append(address)
-        return 0
+        self.timers.append((delay, action))
+        return self.timers[-1]
 
     def hear(self, listener):
         return self.coming.pop(0) if self.coming else None
-
-
-class Known:
-    """A peer as Datagrams looks at it."""
-
-    def __init__(self, address, port=None):
-        self.key = self.name = (address, port)
-        self.address = (address, 1)
-        self.classic = port is None
-        self.connected = False
-        self.connection = None
-        self.capabilities = None if port is None else types.SimpleNamespace(datagram_port=port)
 
 
 def test_one_turn_reads_so_many_and_leaves_the_rest():
@@ -361,53 +327,19 @@ def test_one_turn_reads_so_many_and_leaves_the_rest():
     )
 
 
-def test_a_connected_peer_is_written_to_where_it_is_connected():
-    """A host on two networks announces itself on both; only the address of the connection is known
-    to work."""
+def test_one_timer_counts_for_all_that_is_kept_of_strangers():
+    """They may send thousands; the timer is there again for what came later."""
     engine = MadeUp()
     fast = Datagrams(engine)
-    fast.port = 7000
-    bob, mac = Known("10.0.0.1", 7356), Known("10.0.0.2")
-    engine.peers = {each.key: each for each in (bob, mac)}
-    for each in (bob, mac):
-        assert fast.send(each, b"x")
-        each.connection = types.SimpleNamespace(address=("10.9.9.9", 12345))
-        assert fast.send(each, b"x")
-    assert engine.went == [
-        ("10.0.0.1", 7356),
-        ("10.9.9.9", 7356),
-        ("10.0.0.2", 7000),
-        ("10.9.9.9", 7000),
-    ]
-
-
-def test_a_sender_is_found_by_address_and_port_then_by_a_lone_classic_address():
-    """Several nodes share a host, with classic ones among them; a former life of a program is still
-    known when the next one speaks."""
-    fast = Datagrams(MadeUp())
-    ada, bob, mac = Known("10.0.0.1", 7355), Known("10.0.0.1", 7356), Known("10.0.0.1")
-    for each in (ada, bob, mac):
-        fast.place(each)
-        fast.place(each)
-    assert [fast._sender(("10.0.0.1", port)) for port in (7355, 7356, 7357)] == [ada, bob, mac]
-    assert fast._sender(("10.0.0.2", 7355)) is None
-    again = Known("10.0.0.1", 7355)
-    fast.place(again)
-    assert fast._sender(("10.0.0.1", 7355)) is again
-    ada.connected = True
-    assert fast._sender(("10.0.0.1", 7355)) is ada
-    ada.address = ("10.0.0.3", 1)
-    ada.connection = types.SimpleNamespace(address=("10.0.0.4", 2))
-    fast.place(ada)
-    assert [fast._sender((host, 7355)) for host in ("10.0.0.1", "10.0.0.3", "10.0.0.4")] == [
-        again,
-        ada,
-        ada,
-    ]
-    for each in (ada, again, bob, mac):
-        fast.displace(each)
-        fast.displace(each)
-    assert not fast._senders and not fast._places
+    for now, delays in ((0.0, [UNKNOWN_TIME]), (0.05, [UNKNOWN_TIME])):
+        engine.now = now
+        engine.coming = [(CORE.encode_datagram(1, b"x"), ("10.0.0.9", 9))] * 2
+        fast._hear()
+        assert [delay for delay, _ in engine.timers] == delays
+    for now, left in ((UNKNOWN_TIME, 2), (2 * UNKNOWN_TIME, 0)):
+        engine.now = now
+        engine.timers.pop()[1]()
+        assert engine.totals.datagrams_ignored == 4 - left and bool(engine.timers) == bool(left)
 
 
 async def test_what_the_system_does_not_take_is_told_and_counted(core, monkeypatch, caplog):
@@ -552,56 +484,3 @@ def test_in_a_large_room_each_of_those_whom_a_newcomer_has_not_heard_can_greet_i
         assert net.clock.seconds < 16
 
     sim.run(main)
-
-
-def kept():
-    """Datagrams that have one of a stranger, its place, and their engine."""
-    engine = MadeUp()
-    fast = Datagrams(engine)
-    where = ("10.0.0.9", 7355)
-    engine.coming = [(CORE.encode_datagram(7355, b"early"), where)]
-    fast._hear()
-    assert fast.take() is None and engine.totals.datagrams_ignored == 0
-    return engine, fast, where
-
-
-def test_a_datagram_of_an_unknown_sender_is_kept_until_its_sender_is_known():
-    """It may have overtaken what makes its sender known."""
-    engine, fast, (host, port) = kept()
-    engine.pass_time(UNKNOWN_TIME * 0.9)
-    fast.place(Known("10.0.0.8", port))
-    assert fast.take() is None
-    bob = Known(host, port)
-    fast.place(bob)
-    fast.place(bob)
-    assert fast.take() == (bob, b"early") and fast.take() is None
-    engine.pass_time(UNKNOWN_TIME)
-    assert engine.totals.datagrams_ignored == 0 and engine.totals.datagrams_received == 1
-
-
-def test_a_datagram_of_an_unknown_sender_is_ignored_when_its_time_is_over():
-    """Strangers must not fill our memory, and an old datagram is of no use."""
-    engine, fast, (host, port) = kept()
-    engine.pass_time(UNKNOWN_TIME / 2)
-    engine.coming = [(CORE.encode_datagram(7355, b"later"), (host, port))]
-    fast._hear()
-    engine.pass_time(UNKNOWN_TIME / 2)
-    assert engine.totals.datagrams_ignored == 1
-    bob = Known(host, port)
-    fast.place(bob)
-    assert fast.take() == (bob, b"later") and fast.take() is None
-    engine.pass_time(UNKNOWN_TIME)
-    assert engine.totals.datagrams_ignored == 1
-
-
-def test_so_many_datagrams_of_strangers_are_kept_and_no_more():
-    """Anybody on the network can write to the port."""
-    engine, fast, where = kept()
-    for number in range(3 * UNKNOWN_MAX):
-        engine.coming = [(CORE.encode_datagram(1, b"%d" % number), ("10.0.1.1", number))]
-        fast._hear()
-    assert engine.totals.datagrams_ignored == 2 * UNKNOWN_MAX + 1
-    fast.place(Known(*where))
-    assert fast.take() is None, "the oldest has given way"
-    engine.pass_time(UNKNOWN_TIME)
-    assert engine.totals.datagrams_ignored == 3 * UNKNOWN_MAX + 1 and not engine.timers

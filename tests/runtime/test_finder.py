@@ -81,7 +81,10 @@ class MadeUpEngine:
         self.config = Config(name="ada", discovery_port=7000, **options)
         self.core, self.instance, self.port = CORE, OURS, 7354
         own = types.SimpleNamespace(port=7355, closed=False)
-        self.datagrams = types.SimpleNamespace(port=7355, socket=own, hear_for=lambda *_: None)
+        mailbox = types.SimpleNamespace(port=7355)
+        self.datagrams = types.SimpleNamespace(
+            mailbox=mailbox, socket=own, hear_for=lambda *_: None
+        )
         self.world = MadeUpWorld()
         self.timers = []
         self.watched = []
