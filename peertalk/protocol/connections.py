@@ -206,6 +206,21 @@ class Connection:
         self.vigil: Any = None
         self.timer: Any = None
 
+    @property
+    def where(self) -> str:
+        """The remote end, in messages."""
+        return f"{self.address[0]}:{self.address[1]}"
+
+    @property
+    def name(self) -> str | None:
+        """What its peer is called; None: nobody knows yet whose it is."""
+        return None if self.peer is None else self.peer.name
+
+    @property
+    def who(self) -> str:
+        """Its peer, as far as that is known, in messages."""
+        return f"peer {self.name!r}" if self.name else self.where
+
     def advance(self, step: Step) -> None:
         """Take a step of the table.
 
@@ -214,9 +229,8 @@ class Connection:
         """
         following = _NEXT.get((self.state, step))
         if following is None:
-            where = f"{self.address[0]}:{self.address[1]}"
             raise errors.InvalidState(
-                f"connection {self.tag} to {where}: {step.value} is not allowed while "
+                f"connection {self.tag} to {self.where}: {step.value} is not allowed while "
                 f"{self.state.value}"
             )
         self.state = following
@@ -247,7 +261,7 @@ class Connection:
     def __repr__(self) -> str:
         return (
             f"<Connection {self.tag} {'to' if self.dialled else 'from'} "
-            f"{self.address[0]}:{self.address[1]} {self.state.value}>"
+            f"{self.where} {self.state.value}>"
         )
 
 

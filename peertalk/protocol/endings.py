@@ -22,7 +22,8 @@ from .._numbers import (
     ERR_MESSAGE_TOO_LARGE,
     ERR_VERSION,
 )
-from .connections import State
+from .connections import Connection, State
+from .peer import Peer
 
 LOOK = 0.02
 """Seconds between two looks at a connection that is on its way out: whether something is unread, or
@@ -66,6 +67,44 @@ def cause_of(code: int, *, slots_pending: int, sends_time_out: bool) -> Cause:
     if code in (errors.ConnectionClosed.code, errors.Truncated.code):
         return Cause.LOST
     return Cause.FAILED
+
+
+def error_of(
+    cause: Cause, connection: Connection, code: int, said: str, system_error: int
+) -> errors.PeerTalkError | None:
+    """What those hear who used a connection whose link has ended; None: that it is over. said: the
+    text of the code; system_error: the platform's own number, 0 where it has none."""
+    who, name = connection.who, connection.name
+    if cause is Cause.SHUT:
+        return connection.failure
+    if cause is Cause.FAULT:
+        return errors.from_decoder(code, f"{said} in a frame from {who}; the link is closed", name)
+    if cause is Cause.NOT_TAKEN:
+        text = f"{who} did not take what was sent within the platform's time; the link is closed"
+        return errors.Timeout(text, peer=name)
+    if cause is Cause.NOT_WHOLE:
+        wait = connection.link.frame_timeout
+        text = f"a frame from {who} was not whole within {wait:g} s; the link is closed"
+        return errors.Timeout(text, peer=name)
+    if cause is Cause.LOST:
+        if connection.state in (State.CLOSING, State.RETIRING):
+            return connection.failure
+        return closed(connection.peer, connection.where, system_error)
+    detail = f" (system error {system_error})" if system_error else ""
+    return errors.from_code(code, f"the link to {who} failed: {said}{detail}", name)
+
+
+def closed(
+    peer: Peer | None, where: str = "the other side", system_error: int = 0
+) -> errors.ConnectionClosed:
+    """What who waits for something of a connection hears when it is gone."""
+    number = f" (system error {system_error})" if system_error else ""
+    if peer is None:
+        return errors.ConnectionClosed(f"the connection with {where} is closed{number}")
+    return errors.ConnectionClosed(
+        f"the connection with peer {peer.name!r} is closed{number}; send again to connect anew",
+        peer=peer.name,
+    )
 
 
 class Half(enum.Enum):

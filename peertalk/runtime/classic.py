@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 
 from .. import errors
-from ..protocol import classics
+from ..protocol import classics, endings
 from ..protocol.addresses import Address
 from ..protocol.connections import Connection, State, Step
 from ..protocol.peer import Peer
@@ -214,7 +214,7 @@ class ClassicPeers(Greetings):
         self, aside: Connection, peer: Remote, error: errors.PeerTalkError | None
     ) -> None:
         """The connection that was used has ended, and the peer has another."""
-        lost = error or self.traffic.closed_error(peer)
+        lost = error or endings.closed(peer)
         self._use_aside(aside, peer)
         peer.tell_pinging(None, lost)
         peer.on_lost(lost)

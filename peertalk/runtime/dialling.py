@@ -169,7 +169,7 @@ class Dialling(ClassicPeers):
 
             self.dial(untried.popleft(), reached, peer)
         else:
-            self._gave_up(peer, error or self.traffic.closed_error(peer))
+            self._gave_up(peer, error or endings.closed(peer))
 
     def _gave_up(self, peer: Remote, error: errors.PeerTalkError) -> None:
         """One attempt at a peer has failed: try again while messages wait, or a connection that was
@@ -260,7 +260,7 @@ class Dialling(ClassicPeers):
         lost = (
             error
             if isinstance(error, errors.ConnectionClosed | errors.ConnectionRefused)
-            else self.traffic.closed_error(peer)
+            else endings.closed(peer)
         )
         if lost is not error:
             lost.__cause__ = error
@@ -384,7 +384,7 @@ class Dialling(ClassicPeers):
         under_way = self.connections.dialling(peer)
         if under_way is not None:
             reached, under_way.reached = under_way.reached, ()
-            self._end(under_way, self.traffic.closed_error(peer))
+            self._end(under_way, endings.closed(peer))
             begun = self.connections.dialling(peer)
             if begun is not None:
                 begun.reached += reached

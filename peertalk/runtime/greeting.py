@@ -85,7 +85,6 @@ class Greetings(Leaving):
         assert peer is None or isinstance(peer, Remote)
         if not self._greet(connection, peer):
             return
-        where = f"{connection.address[0]}:{connection.address[1]}"
         ours = peer is not None and not peer.classic
         wait, then = greetings.patience(
             dialled=connection.dialled,
@@ -99,7 +98,7 @@ class Greetings(Leaving):
             late = errors.Timeout(f"{text} (Config.connect_timeout)")
             self._give_time(connection, wait, late)
         else:
-            silent = f"{where} sent no whole frame within {wait:g} s"
+            silent = f"{connection.where} sent no whole frame within {wait:g} s"
             self._give_time(connection, wait, errors.Timeout(silent), fault=True)
 
     def _take_for_classic(self, connection: Connection) -> None:
@@ -163,8 +162,7 @@ class Greetings(Leaving):
             self.engine.after(endings.LOOK, lambda: self._greet_again(connection, place))
             return False
         if code < 0:
-            where = f"{connection.address[0]}:{connection.address[1]}"
-            text = f"cannot greet {where}: {self.engine.core.strerror(code)}"
+            text = f"cannot greet {connection.where}: {self.engine.core.strerror(code)}"
             self._end(connection, errors.from_code(code, text))
         return code >= 0 and connection.state is not State.CLOSED
 
@@ -239,10 +237,11 @@ class Greetings(Leaving):
     ) -> bool:
         """Whom we dialled and took for classic, because its CAPABILITY did not come in time, is one
         of ours: its peer becomes that. False: it cannot, and nothing more is sent here."""
-        where = f"{connection.address[0]}:{connection.address[1]}"
         if instance == self.engine.instance:
             self._end(
-                connection, errors.InvalidArgument(f"{where} is this node itself"), polite=True
+                connection,
+                errors.InvalidArgument(f"{connection.where} is this node itself"),
+                polite=True,
             )
             return False
         known = self.roster.recall(instance)
@@ -279,10 +278,9 @@ class Greetings(Leaving):
             connection.link.frame_timeout = self.engine.config.link_timeout
         if self.classics.settled(connection.tag):
             self._dial_classics()
-        where = f"{connection.address[0]}:{connection.address[1]}"
         instance = None if capabilities is None else capabilities.instance
         if instance == self.engine.instance:
-            self._end(connection, errors.InvalidArgument(f"{where} is this node itself"))
+            self._end(connection, errors.InvalidArgument(f"{connection.where} is this node itself"))
             return
         connection.peer = peer = self._identify(connection, capabilities)
         if not self._admit(connection, peer):
@@ -336,8 +334,7 @@ class Greetings(Leaving):
         if expected.successor is found:
             self._tell(connection, expected.restarted_error())
             return
-        where = f"{connection.address[0]}:{connection.address[1]}"
-        text = f"{where} is no longer {expected.name!r}: {found.name!r} answers there"
+        text = f"{connection.where} is no longer {expected.name!r}: {found.name!r} answers there"
         self._tell(connection, errors.NetworkFailure(text, peer=expected.name))
 
     def _admit(self, connection: Connection, peer: Remote) -> bool:
@@ -351,9 +348,8 @@ class Greetings(Leaving):
         everybody = self.connections.by_tag.values()
         newest = greetings.neighbour_for(connection.address[0], everybody, most)
         if newest is not None:
-            name = newest.peer.name if newest.peer is not None else newest.address[0]
-            text = f"peer {name!r} gave its place to another host (Config.max_peers is {most:,})"
-            self._end(newest, errors.ConnectionClosed(text, peer=name))
+            text = f"{newest.who} gave its place to another host (Config.max_peers is {most:,})"
+            self._end(newest, errors.ConnectionClosed(text, peer=newest.name))
             return True
         self.connections.refused += 1
         connection.link.send_frame(
@@ -370,13 +366,12 @@ class Greetings(Leaving):
         least = self.watchdog.least_wanted()
         if least is None:
             return False
-        name = least.peer.name if least.peer is not None else least.address[0]
         text = (
-            f"peer {name!r} has taken and said nothing for longer than Config.link_timeout, and "
+            f"{least.who} has taken and said nothing for longer than Config.link_timeout, and "
             "its place was wanted (Config.max_peers); the link is closed"
         )
         self.engine.world.abandon(least.socket)
-        self._end(least, errors.ConnectionClosed(text, peer=name))
+        self._end(least, errors.ConnectionClosed(text, peer=least.name))
         return True
 
     # Which of several -----------------------------------------------------------------------------

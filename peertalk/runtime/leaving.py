@@ -262,17 +262,16 @@ class Leaving(ABC):
     def _other_half_ended(self, connection: Connection) -> None:
         """The other side will send no more. What is queued in slots may still arrive: shut, drain,
         then the end."""
-        where = f"{connection.address[0]}:{connection.address[1]}"
         peer = connection.peer
         half = endings.half_closed(connection.state)
         if half is endings.Half.NAMELESS:
-            text = f"{where} closed the connection before it said who it is"
+            text = f"{connection.where} closed the connection before it said who it is"
             self._end(connection, errors.ConnectionClosed(text))
             return
         if half is endings.Half.END:
             self._end(connection, None)
             return
-        connection.failure = self.traffic.closed_error(peer)
+        connection.failure = endings.closed(peer)
         connection.link.shut()
         self.engine.schedule()
         late = connection.failure
@@ -359,36 +358,13 @@ class Leaving(ABC):
     # The end --------------------------------------------------------------------------------------
 
     def _ended(self, connection: Connection, code: int, system_error: int) -> None:
-        where = f"{connection.address[0]}:{connection.address[1]}"
-        peer = connection.peer
-        name = peer.name if peer is not None else None
-        who = f"peer {name!r}" if name else where
         cause = endings.cause_of(
             code,
             slots_pending=connection.link.slots_pending,
             sends_time_out=self.engine.world.sends_time_out(self.engine.config),
         )
         said = self.engine.core.strerror(code)
-        error: errors.PeerTalkError | None
-        if cause is endings.Cause.SHUT:
-            error = connection.failure
-        elif cause is endings.Cause.FAULT:
-            text = f"{said} in a frame from {who}; the link is closed"
-            error = errors.from_decoder(code, text, name)
-        elif cause is endings.Cause.NOT_TAKEN:
-            text = f"{who} did not take what was sent within the platform's time"
-            error = errors.Timeout(f"{text}; the link is closed", peer=name)
-        elif cause is endings.Cause.NOT_WHOLE:
-            wait = connection.link.frame_timeout
-            text = f"a frame from {who} was not whole within {wait:g} s; the link is closed"
-            error = errors.Timeout(text, peer=name)
-        elif cause is endings.Cause.LOST:
-            leaving = connection.state in (State.CLOSING, State.RETIRING)
-            lost = self.traffic.closed_error
-            error = connection.failure if leaving else lost(peer, where, system_error)
-        else:
-            detail = f" (system error {system_error})" if system_error else ""
-            error = errors.from_code(code, f"the link to {who} failed: {said}{detail}", name)
+        error = endings.error_of(cause, connection, code, said, system_error)
         fault = cause in (endings.Cause.FAULT, endings.Cause.NOT_WHOLE)
         self._end(connection, error, fault=fault)
 
@@ -437,7 +413,7 @@ class Leaving(ABC):
         self._opening.pop(connection.tag, None)
         peer = connection.peer
         if isinstance(peer, Remote):
-            error = ending.error or self.traffic.closed_error(peer)
+            error = ending.error or endings.closed(peer)
             self._tell_unknown(connection, peer, error)
 
     def _end_link(self, connection: Connection, _: _Ending) -> None:
@@ -497,8 +473,7 @@ class Leaving(ABC):
             text = f"peer {peer.name!r} did not use the connection; it may be gone, or has another"
             error = NotUsed(text, peer=peer.name)
             error.known = peer
-        where = f"{connection.address[0]}:{connection.address[1]}"
-        self._tell(connection, error or self.traffic.closed_error(peer, where))
+        self._tell(connection, error or endings.closed(peer, connection.where))
         self._tell_end(connection)
 
     def _ended_all(self, connection: Connection) -> None:

@@ -116,11 +116,8 @@ class Switchboard(Dialling):
         if not endings.is_rejection(connection.state, None if peer is None else peer.classic):
             return
         reason = policy.reject_reason(payload)
-        name = peer.name if peer is not None else None
-        who = f"peer {name!r}" if name else f"{connection.address[0]}:{connection.address[1]}"
-        refused = errors.ConnectionRefused(
-            f"{who} rejected the connection ({reason.name})", reason=reason, peer=name
-        )
+        text = f"{connection.who} rejected the connection ({reason.name})"
+        refused = errors.ConnectionRefused(text, reason=reason, peer=connection.name)
         if isinstance(peer, Remote):
             peer.refusal = refused
         self._end(connection, refused, polite=True)
@@ -215,13 +212,11 @@ class Switchboard(Dialling):
         if connection.state is State.CLOSED or seconds < timeout:
             return
         self.engine.totals.ended_still += 1
-        peer = connection.peer
-        who = f"peer {peer.name!r}" if peer is not None else connection.address[0]
         error = errors.ConnectionClosed(
-            f"{who} has taken nothing for {seconds:.0f} s (Config.link_timeout is {timeout:g} s), "
-            "and memory for sending ran short: the connection is closed; send again to connect "
-            "anew",
-            peer=peer.name if peer is not None else None,
+            f"{connection.who} has taken nothing for {seconds:.0f} s (Config.link_timeout is "
+            f"{timeout:g} s), and memory for sending ran short: the connection is closed; send "
+            "again to connect anew",
+            peer=connection.name,
         )
         self.engine.log.warning("%s", error)
         self._end(connection, error)

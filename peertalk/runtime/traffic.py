@@ -19,11 +19,11 @@ from collections.abc import Callable
 from .. import errors
 from .._core import values
 from .._numbers import ERR_CANCELLED
-from ..protocol import events
+from ..protocol import endings, events
 from ..protocol.connections import Connection, State
 from ..protocol.inbox import Inbox, Outlet
 from ..protocol.outbox import NORMAL, Key, Outbox, Pieces, piece_size
-from ..protocol.peer import FRAGMENTED_MAX, Peer, PeerState
+from ..protocol.peer import FRAGMENTED_MAX, PeerState
 from .engine import Engine, Timer
 from .remote import Remote
 
@@ -302,9 +302,7 @@ class Traffic:
                     if sent:
                         self._tell_sent(peer, first, last)
                     else:
-                        self.fail(
-                            peer, first, last, events.Outcome.UNKNOWN, self.closed_error(peer)
-                        )
+                        self.fail(peer, first, last, events.Outcome.UNKNOWN, endings.closed(peer))
                 if handed.crowded:
                     handed.prune(connection.link.unconfirmed)
         if (
@@ -393,21 +391,6 @@ class Traffic:
             self.fail_unnumbered(peer, error)
         if peer.afar:
             self.engine.post(peer.on_room)
-
-    def closed_error(
-        self, peer: Peer | None, where: str = "", system_error: int = 0
-    ) -> errors.ConnectionClosed:
-        """What waiting senders hear when the connection is gone. system_error: the platform's own
-        number for it, 0 where it has none."""
-        number = f" (system error {system_error})" if system_error else ""
-        if peer is None:
-            return errors.ConnectionClosed(
-                f"the connection with {where or 'the other side'} is closed{number}"
-            )
-        return errors.ConnectionClosed(
-            f"the connection with peer {peer.name!r} is closed{number}; send again to connect anew",
-            peer=peer.name,
-        )
 
     # In -------------------------------------------------------------------------------------------
 

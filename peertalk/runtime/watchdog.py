@@ -178,13 +178,12 @@ class Watchdog:
                 self.engine.emit(events.PeerFrozen, connection.peer)
 
     def _bury(self, connection: Connection, silent: float) -> None:
-        name = connection.peer.name if connection.peer is not None else connection.address[0]
         text = (
-            f"peer {name!r} has acknowledged nothing for {silent:.0f} s "
+            f"{connection.who} has acknowledged nothing for {silent:.0f} s "
             "(Config.link_timeout); the link is closed"
         )
         self.engine.world.abandon(connection.socket)
-        self._end(connection, errors.ConnectionClosed(text, peer=name))
+        self._end(connection, errors.ConnectionClosed(text, peer=connection.name))
 
     # Whom to give up when there is no room --------------------------------------------------------
 
@@ -251,14 +250,12 @@ class Watchdog:
             if address not in ours:
                 ours[address] = self.engine.world.owns(address)
             if not ours[address]:
-                name = connection.peer.name if connection.peer is not None else None
-                who = f"peer {name!r}" if name else connection.address[0]
                 text = (
-                    f"the link to {who} lived on {address}, which is no longer an address of "
-                    "this machine; the link is closed"
+                    f"the link to {connection.who} lived on {address}, which is no longer an "
+                    "address of this machine; the link is closed"
                 )
                 self.engine.world.abandon(connection.socket)
-                self._unhouse(connection, errors.NetworkFailure(text, peer=name))
+                self._unhouse(connection, errors.NetworkFailure(text, peer=connection.name))
 
 
 def _told(connection: Connection, watch: Vigil, now: float) -> tuple[str, float]:

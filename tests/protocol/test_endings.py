@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
+import types
 
 import pytest
 
 from peertalk import errors
 from peertalk.protocol import endings
-from peertalk.protocol.connections import State
+from peertalk.protocol.connections import Connection, State
 from peertalk.protocol.endings import (
     LOOK,
     LOOK_SELDOM,
@@ -24,6 +26,7 @@ from peertalk.protocol.endings import (
     Look,
     Mending,
 )
+from peertalk.protocol.peer import Peer
 
 
 def never():
@@ -55,6 +58,54 @@ def test_each_fault_of_a_frame_has_an_exception_of_the_decoder():
         error = errors.from_decoder(code, "in a frame", None)
         assert isinstance(error, errors.ProtocolError)
         assert endings.cause_of(code, slots_pending=0, sends_time_out=False) is Cause.FAULT
+
+
+@pytest.mark.parametrize(
+    ("cause", "state", "name", "kind", "text"),
+    [
+        (Cause.SHUT, State.OPEN, "bob", None, None),
+        (Cause.FAULT, State.OPEN, "bob", errors.BadCrc, "SAID in a frame from peer 'bob'; the"),
+        (Cause.FAULT, State.GREETING, None, errors.BadCrc, r"a frame from 10\.0\.0\.1:7; the link"),
+        (Cause.NOT_TAKEN, State.OPEN, "bob", errors.Timeout, "'bob' did not take what was sent"),
+        (Cause.NOT_WHOLE, State.OPEN, "bob", errors.Timeout, "'bob' was not whole within 2.5 s"),
+        (
+            Cause.LOST,
+            State.OPEN,
+            "bob",
+            errors.ConnectionClosed,
+            r"'bob' is closed \(system error 9",
+        ),
+        (
+            Cause.LOST,
+            State.OPEN,
+            None,
+            errors.ConnectionClosed,
+            r"10\.0\.0\.1:7 is closed \(system",
+        ),
+        (Cause.LOST, State.CLOSING, "bob", None, None),
+        (Cause.LOST, State.RETIRING, "bob", None, None),
+        (Cause.FAILED, State.OPEN, "bob", errors.BadCrc, r"'bob' failed: SAID \(system error 9\)"),
+    ],
+)
+def test_what_is_told_of_a_link_that_has_ended(cause, state, name, kind, text):
+    """Who it was, why, and what was going on: a user can do something about the one, and nothing
+    about the other."""
+    peer = None if name is None else Peer(b"12345678", name=name)
+    connection = Connection(1, ("10.0.0.1", 7), dialled=True, now=0.0, peer=peer)
+    connection.state, connection.link = state, types.SimpleNamespace(frame_timeout=2.5)
+    error = endings.error_of(cause, connection, errors.BadCrc.code, "SAID", 9)
+    if kind is None:
+        assert error is None
+    else:
+        assert type(error) is kind and error.peer == name and re.search(text, str(error))
+
+
+def test_what_was_the_matter_before_a_link_ended_is_told_of_its_end():
+    """Whoever leaves hears why, and not that it is closed."""
+    connection = Connection(1, ("10.0.0.1", 7), dialled=True, now=0.0)
+    connection.failure = before = errors.Timeout("before")
+    assert endings.error_of(Cause.SHUT, connection, 0, "", 0) is before
+    assert str(endings.closed(None)) == "the connection with the other side is closed"
 
 
 HALVES = {
