@@ -12,6 +12,7 @@ Observations in, frozen verdicts out. Never: asks the system, arms a timer, read
 from __future__ import annotations
 
 import enum
+import struct
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -22,6 +23,8 @@ from .connections import State
 
 LATE = 0.5
 """Seconds that a timer may be late on a loop that runs."""
+_LONGEST_PROBE = 120.0
+"""Seconds between two probes of a window that is shut, at most (TCP_RTO_MAX of Linux)."""
 
 
 class Counts(Protocol):
@@ -145,3 +148,23 @@ class Vigil(msgspec.Struct, gc=False):
         if self.asked is not None and counts.frames_received != self.heard:
             return False
         return self.stuck is None or counts.bytes_sent == self.moved
+
+
+def silence_of(info: bytes) -> float:
+    """Seconds without an acknowledgement, from what Linux tells of a connection that has bytes
+    unacknowledged (TCP_INFO). 0: nothing is late.
+
+    Source: struct tcp_info of Linux, u8 tcpi_probes at byte 3 (without an answer) and
+    tcpi_backoff at 4 (doublings of the interval), u32 tcpi_rto (us) at 8, tcpi_unacked
+    (packets on their way) at 24, tcpi_last_ack_recv (ms) at 56.
+    """
+    probes, backoff = info[3], info[4]
+    retry: float = struct.unpack_from("=I", info, 8)[0] / 1e6
+    on_their_way: int = struct.unpack_from("=I", info, 24)[0]
+    since_ack: float = struct.unpack_from("=I", info, 56)[0] / 1000
+    if on_their_way:  # an acknowledgement is late only when its bytes have been sent again
+        return since_ack if since_ack > retry else 0.0
+    if not probes:
+        return 0.0
+    asked_after = min(retry * (1 << max(0, backoff - probes)), _LONGEST_PROBE)
+    return max(0.0, since_ack - asked_after)

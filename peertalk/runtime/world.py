@@ -21,7 +21,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
+from ..protocol import refusals
 from ..protocol.addresses import Address, Interface, ways
+from ..protocol.vigil import silence_of
 from .interfaces import system_addresses
 from .worker import Worker
 
@@ -43,7 +45,6 @@ _PKTINFO_SPACE = 64
 _RTMGRP_LINK, _RTMGRP_IPV4_IFADDR = 0x1, 0x10
 _ACCEPT_LATER = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _ACCEPT_SKIP = {errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.EPERM}
-_REFUSED = {errno.ECONNREFUSED}
 _HEAR_TRIES = 8
 _NEWS_PER_TURN = 256
 _UNREAD = termios.FIONREAD if sys.platform != "win32" else None
@@ -55,8 +56,6 @@ _LOOKUPS_MAX = 32
 """Names of hosts that this program looks up at a time: each takes a thread, until the resolver
 answers or gives up."""
 _lookups = threading.BoundedSemaphore(_LOOKUPS_MAX)
-_LONGEST_PROBE = 120.0
-"""Seconds between two probes of a window that is shut, at most (TCP_RTO_MAX of Linux)."""
 _UNSENT_MAX = 65_536
 """Bytes, about one slot: with twice as much a critical message took no longer past its backlog,
 with four times half as long again."""
@@ -134,7 +133,7 @@ class World:
         try:
             found = system_addresses()
         except OSError as error:
-            text = f"cannot ask for the network interfaces: {_exhausted(error)}"
+            text = f"cannot ask for the network interfaces: {refusals.used_up(error)}"
             raise errors.PlatformError(text) from error
         if not found:
             raise errors.NoNetwork(
@@ -252,7 +251,7 @@ class World:
             return listener
         except OSError as error:
             listener.close()
-            raise _bind_error(error, "TCP port", bind, port, "port") from error
+            raise refusals.of_bind(error, "TCP port", bind, port, "port") from error
 
     def accept(self, listener: socket.socket) -> tuple[socket.socket, Address] | None:
         """The next connection that waits, non-blocking; None when there is none.
@@ -271,7 +270,7 @@ class World:
                     continue
                 if error.errno in _ACCEPT_LATER:
                     raise errors.PlatformError(
-                        f"cannot accept a connection: {_exhausted(error)}"
+                        f"cannot accept a connection: {refusals.used_up(error)}"
                     ) from error
                 return None
             connection.setblocking(False)
@@ -299,13 +298,14 @@ class World:
                 raise OSError(code, os.strerror(code))
         except OSError as error:
             connection.close()
-            raise _dial_error(error.errno or 0, address) from error
+            code = error.errno or 0
+            raise refusals.of_dial(code, os.strerror(code), address) from error
         return connection
 
     def outcome(self, connection: socket.socket, address: Address) -> errors.PeerTalkError | None:
         """What became of a dial: None when it is connected."""
         code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        return _dial_error(code, address) if code else None
+        return refusals.of_dial(code, os.strerror(code), address) if code else None
 
     def tune(self, connection: socket.socket, link_timeout: float) -> None:
         """Options of a connected socket: no Nagle delay, and keepalive that finds a dead peer on an
@@ -351,29 +351,15 @@ class World:
         A reader that stands still has shut its window, and its system acknowledges our probes: it
         is not silent. Those come at growing intervals, up to 120 s, so the time counts from the
         first one without an answer.
-
-        Source: struct tcp_info of Linux, u8 tcpi_probes at byte 3 (without an answer) and
-        tcpi_backoff at 4 (doublings of the interval), u32 tcpi_rto (us) at 8, tcpi_unacked
-        (packets on their way) at 24, tcpi_last_ack_recv (ms) at 56.
         """
         if not hasattr(socket, "TCP_INFO") or not sys.platform.startswith("linux"):
             return 0.0
         if not self.unacknowledged(connection):
             return 0.0
         try:
-            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+            return silence_of(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104))
         except OSError:
             return 0.0
-        probes, backoff = info[3], info[4]
-        retry: float = struct.unpack_from("=I", info, 8)[0] / 1e6
-        on_their_way: int = struct.unpack_from("=I", info, 24)[0]
-        since_ack: float = struct.unpack_from("=I", info, 56)[0] / 1000
-        if on_their_way:  # an acknowledgement is late only when its bytes have been sent again
-            return since_ack if since_ack > retry else 0.0
-        if not probes:
-            return 0.0
-        asked_after = min(retry * (1 << max(0, backoff - probes)), _LONGEST_PROBE)
-        return max(0.0, since_ack - asked_after)
 
     def unread(self, connection: socket.socket) -> int:
         """Bytes that have been received on a connection and lie unread; 0 for a closed one, or
@@ -408,7 +394,7 @@ class World:
             listener.bind(("", port))
         except OSError as error:
             listener.close()
-            raise _bind_error(error, "UDP port", "", port, "discovery_port") from error
+            raise refusals.of_bind(error, "UDP port", "", port, "discovery_port") from error
         return listener
 
     def unicast_socket(self, bind: str, port: int, give_way: bool) -> socket.socket:
@@ -431,7 +417,7 @@ class World:
             return listener
         except OSError as error:
             listener.close()
-            raise _bind_error(error, "UDP port", bind, port, "udp_port") from error
+            raise refusals.of_bind(error, "UDP port", bind, port, "udp_port") from error
 
     def send_to(self, sender: socket.socket, packet: bytes, address: Address) -> int:
         """Send one datagram. Returns 0, or the number of the error for which the system did not
@@ -502,7 +488,7 @@ def _look_up(host: str) -> tuple[str | None, errors.PeerTalkError | None]:
         failed = errors.NetworkFailure(f"host {host!r} is not known: {unknown}")
         failed.__cause__ = error
     except Exception as error:  # a module that the codec of names needs is not to be read
-        why = _exhausted(error) if isinstance(error, OSError) else repr(error)
+        why = refusals.used_up(error) if isinstance(error, OSError) else repr(error)
         failed = errors.PlatformError(f"host {host!r} is not looked up: {why}")
         failed.__cause__ = error
     return None, failed
@@ -523,18 +509,9 @@ def _open_socket(kind: int) -> socket.socket:
     try:
         opened = socket.socket(socket.AF_INET, kind)
     except OSError as error:
-        raise errors.PlatformError(f"cannot open a socket: {_exhausted(error)}") from error
+        raise errors.PlatformError(f"cannot open a socket: {refusals.used_up(error)}") from error
     opened.setblocking(False)
     return opened
-
-
-def _exhausted(error: OSError) -> str:
-    """What is used up, and what helps."""
-    more = {
-        errno.EMFILE: "; close some, or allow this program more (ulimit -n)",
-        errno.ENFILE: "; close some, or allow this machine more (fs.file-max)",
-    }
-    return f"{error.strerror}{more.get(error.errno or 0, '')}"
 
 
 def _send(sender: socket.socket, packet: bytes, address: Address, number: int, source: str) -> int:
@@ -549,42 +526,3 @@ def _send(sender: socket.socket, packet: bytes, address: Address, number: int, s
     except OSError as error:
         return error.errno or errno.EIO
     return 0
-
-
-def _bind_error(
-    error: OSError, what: str, bind: str, port: int, option: str
-) -> errors.PeerTalkError:
-    where = f"{what} {port:,}".replace(",", "") + (f" on {bind}" if bind else "")
-    if error.errno == errno.EADDRINUSE:
-        return errors.AddressInUse(
-            (
-                f"{where} is taken by another program; choose another with Config.{option} "
-                f"(PEERTALK_{option.upper()}), 0 for any free one"
-            )
-            if option in ("port", "udp_port")
-            else (
-                f"{where} is taken by a program that does not share it; choose another with "
-                f"Config.{option} (PEERTALK_{option.upper()})"
-            )
-        )
-    if error.errno == errno.EADDRNOTAVAIL:
-        return errors.NoNetwork(
-            f"{bind} (Config.bind) is no address of this machine; give one of its own, or "
-            "leave it empty for all"
-        )
-    if error.errno == errno.EACCES:
-        return errors.PlatformError(
-            f"{where} is not allowed for this user; choose one above 1023 with Config.{option}"
-        )
-    return errors.PlatformError(f"cannot use {where}: {error.strerror}")
-
-
-def _dial_error(code: int, address: Address) -> errors.PeerTalkError:
-    where = f"{address[0]}:{address[1]}"
-    if code in _REFUSED:
-        return errors.ConnectionRefused(f"{where} refused the connection: nobody listens there")
-    if code in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL):
-        return errors.NetworkFailure(f"no way to {where}: {os.strerror(code)}")
-    if code == errno.ETIMEDOUT:
-        return errors.Timeout(f"{where} did not answer in time")
-    return errors.NetworkFailure(f"cannot connect to {where}: {os.strerror(code)}")

@@ -3,12 +3,13 @@ the clock of a watchdog is tests/runtime/test_watchdog.py's."""
 
 from __future__ import annotations
 
+import struct
 import types
 
 import pytest
 
 from peertalk.protocol.connections import State
-from peertalk.protocol.vigil import LATE, Finding, Seen, Vigil
+from peertalk.protocol.vigil import LATE, Finding, Seen, Vigil, silence_of
 
 PATIENCE, SPACING = 15.0, 0.4
 
@@ -129,3 +130,28 @@ def test_who_has_moved_since_the_last_look_is_not_still(asked, stuck, told, stil
     """A look is old by up to the time-out: nobody is ended for what was true then."""
     vigil = Vigil(0.0, asked=asked, stuck=stuck, moved=10)
     assert vigil.is_still(counts(**{"bytes_sent": 10, **told})) is still
+
+
+@pytest.mark.parametrize(
+    ("on_their_way", "since_ack", "probes", "backoff", "retry", "silent"),
+    [
+        pytest.param(1, 2_500, 0, 2, 800, 2.5, id="sent again and not answered"),
+        pytest.param(1, 150, 0, 0, 200, 0.0, id="on its way"),
+        pytest.param(1, 30_000, 0, 7, 60_000, 0.0, id="not due to be sent again"),
+        pytest.param(0, 5_300, 3, 3, 200, 5.1, id="no route: nothing leaves"),
+        pytest.param(0, 60_000, 0, 9, 200, 0.0, id="a shut window, and probes are answered"),
+        pytest.param(0, 103_000, 1, 10, 200, 0.6, id="a shut window, and a probe just left"),
+        pytest.param(0, 135_000, 1, 12, 200, 15.0, id="a shut window, and a probe without answer"),
+    ],
+)
+def test_silence_is_what_nobody_answers_and_not_what_nobody_asks(
+    on_their_way, since_ack, probes, backoff, retry, silent
+):
+    """A link on which nobody speaks is not broken, nor one whose reader stands still; one without a
+    route is, though nothing of it is on its way."""
+    info = bytearray(104)
+    info[3:5] = probes, backoff
+    struct.pack_into("=I", info, 8, retry * 1000)
+    struct.pack_into("=I", info, 24, on_their_way)
+    struct.pack_into("=I", info, 56, since_ack)
+    assert silence_of(bytes(info)) == pytest.approx(silent)
