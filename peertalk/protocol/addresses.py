@@ -34,6 +34,11 @@ class Interface(NamedTuple):
     netmask: str
     plugged: bool = True
 
+    @property
+    def is_loopback(self) -> bool:
+        """Whether no other machine is reached by it."""
+        return self.address.startswith("127.")
+
 
 def check_address(address: object) -> Address:
     """An address as users give it: (host name or IPv4 address, TCP port).
@@ -140,12 +145,12 @@ def ways(interfaces: list[Interface]) -> list[tuple[Interface, str]]:
         # those with a network first: what lies within it needs no packet of its own
         first, *others = sorted(wire, key=lambda each: not each.broadcast)
         networks = [first]
-        if not _is_loopback(first):
+        if not first.is_loopback:
             for each in others:
                 if len(networks) < ADDRESSES_MAX and not same_network(networks, each.address):
                     networks.append(each)
                     found.append((each, each.broadcast or _LIMITED_BROADCAST))
-        found.append((first, first.broadcast if _is_loopback(first) else _LIMITED_BROADCAST))
+        found.append((first, first.broadcast if first.is_loopback else _LIMITED_BROADCAST))
     return found
 
 
@@ -168,13 +173,9 @@ def _number(address: str) -> int:
     return int(ipaddress.IPv4Address(address))
 
 
-def _is_loopback(interface: Interface) -> bool:
-    return interface.address.startswith("127.")
-
-
 def _has(interface: Interface, address: str) -> bool:
     """Whether the address is this one; all of 127/8 is loopback's."""
-    return interface.address == address or (_is_loopback(interface) and address.startswith("127."))
+    return interface.address == address or (interface.is_loopback and address.startswith("127."))
 
 
 def interface_of(name: str, number: int, address: str, netmask: str, plugged: bool) -> Interface:

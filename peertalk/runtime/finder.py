@@ -13,7 +13,6 @@ waits in the socket is read before anybody is declared lost.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import random
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from collections.abc import Callable
 from .. import errors
 from .._core import values
 from ..protocol.addresses import Address, Interface, choose, is_near
+from ..protocol.announcing import ANNOUNCING, Announcing
 from ..protocol.discovery import Discovery
 from ..protocol.neighbours import Changed, Found, Full, Gone, Heard
 from ..protocol.peer import Key
@@ -34,12 +34,6 @@ _BACKLOG = 4096
 that a flood cannot keep us there."""
 _LATE = 0.5
 """Seconds that a timer may be late on a loop that runs."""
-_FORBIDDEN = {errno.EPERM, errno.EACCES}
-"""What the system says in the name of a firewall."""
-_ANNOUNCING = "announcing"
-_BEYOND = "announcing beyond this machine"
-_NOT_UP = "it is not up, or has no IPv4 address (Config.interfaces)"
-_CABLE_OUT = "it carries nothing: is its cable in?"
 
 
 class Finder:
@@ -88,8 +82,7 @@ class Finder:
             self._choose(interfaces)
         self._log = NodeLog("peertalk.discovery", config.name)
         self._troubles = Troubles(engine, self._log)
-        self._narrowed = bool(config.bind or config.interfaces)
-        self._was_beyond = False
+        self._way = Announcing(config)
         self._timer: Timer | None = None
         self._deadline = float("inf")
         self._closed = False
@@ -165,7 +158,7 @@ class Finder:
             self._take(*heard, now)
 
     def _take(self, data: bytes, address: Address, number: int, now: float) -> None:
-        if not self._narrowed or is_near(self._interfaces, address[0], number):
+        if not self._way.narrowed or is_near(self._interfaces, address[0], number):
             self.discovery.receive(data, address, now)
 
     def _wake_up(self) -> float:
@@ -260,7 +253,7 @@ class Finder:
             changed = self._look()
         except errors.NoNetwork as error:
             totals.announcements_refused += len(packets)
-            self._troubles.failed(_ANNOUNCING, "%s", error)
+            self._troubles.failed(ANNOUNCING, "%s", error)
             return
         except OSError:
             changed = False  # as far as we know: those that there were do for now
@@ -280,45 +273,12 @@ class Finder:
     def _tell(self, outcomes: dict[str, int]) -> None:
         """How a packet left by each interface: count that, and say what is wrong when that
         begins."""
-        config, troubles = self.engine.config, self._troubles
-        unplugged = {each.name: _CABLE_OUT for each in self._interfaces if not each.plugged}
-        if self._narrowed:
-            missing = {name: _NOT_UP for name in config.interfaces if name not in outcomes}
-        else:  # nobody asked for a certain interface, so a cable that is out is no trouble
-            outcomes = {name: code for name, code in outcomes.items() if name not in unplugged}
-            unplugged, missing = {}, {}
-            self._look_beyond()
-        refused = {name: os.strerror(code) for name, code in outcomes.items() if code}
-        why = refused | unplugged | missing
-        self.engine.totals.announcements_sent += len(outcomes.keys() - why.keys())
-        self.engine.totals.announcements_refused += len(why)
-        forbidden = [name for name in refused if outcomes[name] in _FORBIDDEN]
-        if forbidden:
-            troubles.failed(
-                _ANNOUNCING,
-                "the system forbids it on %s (%s), as a firewall does: let UDP to port %d "
-                "(Config.discovery_port) out, or connect by address",
-                ", ".join(forbidden),
-                refused[forbidden[0]],
-                config.discovery_port,
-            )
-        else:
-            troubles.worked(_ANNOUNCING)
-        doing = {name: f"{_ANNOUNCING} by {name}" for name in (*outcomes, *missing)}
-        for name, what in doing.items():
-            if name in why and name not in forbidden:
-                troubles.failed(what, "%s", why[name])
-            else:
+        outcome, troubles = self._way.judge(outcomes, self._interfaces, os.strerror), self._troubles
+        self.engine.totals.announcements_sent += outcome.sent
+        self.engine.totals.announcements_refused += outcome.refused
+        for what, why in outcome.troubles.items():
+            if why is None:
                 troubles.worked(what)
-        troubles.forget_others((_ANNOUNCING, _BEYOND, *doing.values()))
-
-    def _look_beyond(self) -> None:
-        """Where any interface will do, one that leaves this machine is missed when there was
-        one."""
-        if any(each.plugged and not each.address.startswith("127.") for each in self._interfaces):
-            self._was_beyond = True
-            self._troubles.worked(_BEYOND)
-        elif self._was_beyond:
-            self._troubles.failed(
-                _BEYOND, "no interface carries, but for loopback; is a cable out?"
-            )
+            else:
+                troubles.failed(what, "%s", why)
+        troubles.forget_others(outcome.troubles)

@@ -337,50 +337,6 @@ def test_the_other_interfaces_that_are_asked_for_are_used(caplog):
     assert (engine.totals.announcements_sent, engine.totals.announcements_refused) == (8, 4)
 
 
-def test_an_interface_that_nobody_asked_for_may_come_and_go(caplog):
-    """A dock, a tunnel, a bridge of containers without one: all interfaces means those that there
-    are."""
-    engine, finder = start(announce_interval=5.0)
-    engine.world.networks = [LAN, Interface("br", 4, "10.1.0.1", "10.1.0.255", "255.255.255.0")]
-    engine.pass_time(10.0)
-    engine.world.refusing = {"br": errno.ENETDOWN}
-    engine.world.networks = [LAN, engine.world.networks[1]._replace(plugged=False)]
-    engine.pass_time(10.0)
-    assert not caplog.messages
-    engine.world.networks = [LAN, engine.world.networks[1]._replace(plugged=True)]
-    engine.pass_time(10.0)
-    assert [line.split(" fails")[0] for line in caplog.messages] == [BEGIN + "announcing by br"]
-    engine.world.networks = [LAN]
-    engine.pass_time(100.0)
-    assert len(caplog.messages) == 1
-    assert not finder._troubles.lasting
-
-
-@pytest.mark.parametrize("gone", [[], [LAN._replace(plugged=False)]], ids=["gone", "cable out"])
-def test_the_last_way_out_is_missed_when_there_was_one(caplog, gone):
-    """A program on one machine alone is no trouble; one that has lost its network is."""
-    home = Interface("lo", 1, "127.0.0.1", "127.255.255.255", "255.0.0.0")
-    engine = MadeUpEngine(announce_interval=5.0)
-    engine.world.networks = [home, *gone]
-    find(engine)
-    engine.pass_time(50.0)
-    assert not caplog.messages
-    engine.world.networks = [home, LAN]
-    engine.pass_time(50.0)
-    engine.world.networks = [home, *gone]
-    engine.pass_time(50.0)
-    (begun,) = caplog.messages
-    assert begun == BEGIN + (
-        "announcing beyond this machine fails: no interface carries, but for loopback; is a cable "
-        "out?"
-    )
-    engine.world.networks = [home, LAN]
-    engine.pass_time(50.0)
-    assert caplog.messages[1:] == [
-        BEGIN + "announcing beyond this machine works again; 10 failed in 50.0 s"
-    ]
-
-
 def test_a_firewall_is_one_line_with_what_to_try_and_one_when_it_is_gone(caplog):
     """Whoever sees nobody, and is seen by nobody, looks into the log first."""
     engine = MadeUpEngine(announce_interval=5.0)
