@@ -7,7 +7,7 @@ Observations in, frozen verdicts out. Never: opens a socket, arms a timer, reads
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -128,3 +128,24 @@ def neighbour_for(host: str, connections: Iterable[Connection], most: int) -> Co
     if len(crowd) > most * 7 // 8 and crowd[0].address[0] != host:
         return crowd[-1]
     return None
+
+
+def least_wanted(
+    connections: Iterable[Connection], since: float, unread: Callable[[Connection], int]
+) -> Connection | None:
+    """Who gives up his place to whoever comes: the open connection that has been frozen, or has
+    stood still, the longest, at least since that time. None: there is none. Not one that has
+    something unread: it is we who do not take what it was told that we have."""
+    found = None
+    for each in connections:
+        vigil = each.vigil
+        quiet = None if vigil is None else vigil.quiet_since()
+        if (
+            quiet is not None
+            and quiet <= since
+            and each.state is State.OPEN
+            and vigil.is_still(each.link.statistics())
+            and not unread(each)
+        ):
+            found, since = each, quiet
+    return found

@@ -363,7 +363,9 @@ class Greetings(Leaving):
     def _end_least_wanted(self) -> bool:
         """End the connection that has been frozen, or has stood still, the longest. False: none
         has for long enough."""
-        least = self.watchdog.least_wanted()
+        since = self.engine.world.clock() - self.engine.config.link_timeout
+        everybody = self.connections.by_tag.values()
+        least = greetings.least_wanted(everybody, since, self.engine.unread)
         if least is None:
             return False
         text = (

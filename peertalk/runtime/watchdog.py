@@ -1,5 +1,5 @@
-"""Looks after the links that are there: which is dead, which is frozen, which lived on an address
-that we no longer have, and which one would be missed the least.
+"""Looks after the links that are there: which is dead, which is frozen, and which lived on an
+address that we no longer have.
 
 Which link is dead and which is frozen is decided in protocol/vigil, by what was seen. A dead link
 is ended; the answers of a full receiver's system to window probes are acknowledgements. To be
@@ -184,26 +184,6 @@ class Watchdog:
         )
         self.engine.world.abandon(connection.socket)
         self._end(connection, errors.ConnectionClosed(text, peer=connection.name))
-
-    # Whom to give up when there is no room --------------------------------------------------------
-
-    def least_wanted(self) -> Connection | None:
-        """The open connection that has been frozen, or has stood still, the longest, and for longer
-        than link_timeout; None when there is none. Not one that has something unread: it is we who
-        do not take what it was told that we have. O(links); it is the caller's to end."""
-        now = self.engine.world.clock()
-        found, since = None, now - self._patience
-        for connection, watch in self._watched_links():
-            quiet = watch.quiet_since()
-            if (
-                quiet is not None
-                and quiet <= since
-                and connection.state is State.OPEN
-                and watch.is_still(connection.link.statistics())
-                and not self.engine.unread(connection)
-            ):
-                found, since = connection, quiet
-        return found
 
     # Our own addresses ----------------------------------------------------------------------------
 

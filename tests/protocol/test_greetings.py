@@ -3,12 +3,15 @@ what was observed and what follows."""
 
 from __future__ import annotations
 
+import types
+
 import pytest
 
 from peertalk.protocol import greetings
 from peertalk.protocol.connections import GREETING_TIME, NOBODY, SILENCE_TIME, Connection, State
 from peertalk.protocol.greetings import Later, Patience, Place, Silence
 from peertalk.protocol.line import Verdict
+from peertalk.protocol.vigil import Vigil
 from peertalk.protocol.wire import Capabilities
 
 ADA, BOB = b"a" * 8, b"b" * 8
@@ -108,3 +111,34 @@ def test_one_outside_a_line_is_released_when_it_waits_for_no_other():
     assert waiting.waits_for is NOBODY, "one empty set for all"
     waiting.held = None
     assert greetings.settled(waiting, 3) == [], "nothing was held back"
+
+
+def watched(tag, quiet, *, state=State.OPEN, moved=0):
+    """A connection whose link has been quiet since then, None: it is not, and moved since."""
+    made = connection(tag, state=state)
+    made.vigil = Vigil(0.0, stuck=quiet, moved=0)
+    counts = types.SimpleNamespace(bytes_sent=moved, frames_received=0)
+    made.link = types.SimpleNamespace(statistics=lambda: counts)
+    return made
+
+
+STUCK, LATER, YOUNG, IDLE = map(watched, (1, 2, 3, 4), (10.0, 20.0, 90.0, None))
+MOVED, LEFT = watched(5, 1.0, moved=7), watched(6, 2.0, state=State.CLOSING)
+UNWATCHED = connection(7)
+
+
+@pytest.mark.parametrize(
+    ("there", "unread", "least"),
+    [
+        ([IDLE, YOUNG, UNWATCHED], [], None),
+        ([YOUNG, LATER, STUCK, IDLE], [], STUCK),
+        ([STUCK, LATER], [STUCK], LATER),
+        ([STUCK], [STUCK], None),
+        ([MOVED, LEFT, LATER], [], LATER),
+        ([], [], None),
+    ],
+)
+def test_the_least_wanted_is_the_one_that_has_been_silent_the_longest(there, unread, least):
+    """When a place or memory is wanted somebody goes: never one that moves, or that has stood still
+    for a moment only, or whom we have not read."""
+    assert greetings.least_wanted(there, 80.0, lambda each: each in unread) is least

@@ -301,33 +301,6 @@ def test_what_is_sent_after_a_question_does_not_put_the_answer_off():
     assert engine.emitted == [PeerFrozen(connection.peer)]
 
 
-def test_the_least_wanted_link_is_the_one_that_has_been_silent_the_longest():
-    """When a place or memory is wanted somebody goes: never one that moves, or that has stood still
-    for a moment only."""
-    engine = MadeUpEngine()
-    asked, stuck, busy, idle = (engine.connect(tag) for tag in range(1, 5))
-    for connection in (stuck, busy):
-        connection.link.counts["slots_pending"] = 8
-    assert engine.watchdog.least_wanted() is None
-    for _ in range(20):
-        engine.pass_time(2.0)
-        busy.link.counts["bytes_sent"] += 1
-    assert engine.watchdog.least_wanted() is stuck
-    engine.watchdog.asked(asked)
-    for _ in range(20):
-        engine.pass_time(2.0)
-        busy.link.counts["bytes_sent"] += 1
-    assert engine.watchdog.least_wanted() is stuck, "frozen too, but later"
-    engine.left_unread[2] = 100
-    assert engine.watchdog.least_wanted() is asked, "it is we who do not take what that one said"
-    engine.left_unread.clear()
-    stuck.link.counts["bytes_sent"] += 1
-    assert engine.watchdog.least_wanted() is asked, "that one has just moved"
-    engine.watchdog.heard(asked)
-    assert engine.watchdog.least_wanted() is None
-    assert idle.state is State.OPEN and not engine.ended
-
-
 def test_links_on_an_address_that_is_gone_are_ended_and_no_others():
     """Nothing comes to it any more, and no error either; who lives on another address, or on one
     whose interface is only down, goes on."""
