@@ -153,7 +153,10 @@ class MemoryReport(dict[str, MemoryUse]):
 
 
 class LinkTotals:
-    """Sums that outlive the links and peers that they come from. Units as in NodeStatistics."""
+    """Sums that outlive the links and peers that they come from. Units as in NodeStatistics.
+
+    abandoned: messages that were accepted and never given to a link; accepted: those that were.
+    """
 
     __slots__ = (
         "abandoned",
@@ -185,36 +188,13 @@ class LinkTotals:
     )
 
     def __init__(self) -> None:
-        for name in self.__slots__:
-            setattr(self, name, 0)
-
-    abandoned: int
-    """Messages that were accepted and never given to a link; `accepted` counts those that were."""
-    accepted: int
-    accepts_refused: int
-    announcements_refused: int
-    announcements_sent: int
-    bytes_received: int
-    bytes_sent: int
-    datagrams_ignored: int
-    datagrams_overflowed: int
-    datagrams_received: int
-    datagrams_refused: int
-    datagrams_sent: int
-    ended_still: int
-    failed: int
-    high_water: int
-    ignored: int
-    opened: int
-    pauses: int
-    payload_received: int
-    payload_sent: int
-    pongs_dropped: int
-    pressure_reports: int
-    reads: int
-    received: int
-    sent: int
-    writes: int
+        self.abandoned = self.accepted = self.failed = self.received = self.sent = 0
+        self.accepts_refused = self.announcements_refused = self.announcements_sent = 0
+        self.bytes_received = self.bytes_sent = self.payload_received = self.payload_sent = 0
+        self.datagrams_ignored = self.datagrams_overflowed = self.datagrams_received = 0
+        self.datagrams_refused = self.datagrams_sent = self.ended_still = self.high_water = 0
+        self.ignored = self.opened = self.pauses = self.pongs_dropped = self.pressure_reports = 0
+        self.reads = self.writes = 0
 
     def add(self, link: LinkStatistics) -> None:
         """Take over the counters of a link that ends."""
