@@ -16,6 +16,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import msgspec
+
 from .. import errors
 from .._core import values
 from ..protocol import endings, events
@@ -72,30 +74,19 @@ def told_as(error: BaseException | None) -> errors.PeerTalkError:
     return errors.from_exception(error or KeyboardInterrupt(), text)
 
 
-class _Ending:
+class _Ending(msgspec.Struct, eq=False):
     """The end of a connection. error, polite, fault: as in Leaving._end(); attached: messages
     were sent on it; was: its state before; done: how many of _LAST_STEPS are; again: the next one
     has failed once."""
 
-    __slots__ = ("again", "attached", "connection", "done", "error", "fault", "polite", "was")
-
-    def __init__(
-        self,
-        connection: Connection,
-        error: errors.PeerTalkError | None,
-        polite: bool,
-        fault: bool,
-        attached: bool,
-        was: State,
-    ) -> None:
-        self.connection = connection
-        self.error = error
-        self.polite = polite
-        self.fault = fault
-        self.attached = attached
-        self.was = was
-        self.done = 0
-        self.again = False
+    connection: Connection
+    error: errors.PeerTalkError | None
+    polite: bool
+    fault: bool
+    attached: bool
+    was: State
+    done: int = 0
+    again: bool = False
 
 
 class Leaving(ABC):

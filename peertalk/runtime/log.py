@@ -18,6 +18,8 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+import msgspec
+
 SETTLED = 1.0
 """Seconds without a failure after which a trouble is over."""
 SETTLED_MAX = 60.0
@@ -65,16 +67,14 @@ class Timers(Protocol):
         """Not call it after all. None: there is nothing to cancel."""
 
 
-class _Trouble:
-    __slots__ = ("count", "ended", "lasting", "settled", "settling", "since", "until")
-
-    def __init__(self) -> None:
-        self.lasting = False
-        self.since = self.until = 0.0
-        self.ended = float("-inf")
-        self.settled = SETTLED
-        self.count = 0
-        self.settling: Any = None
+class _Trouble(msgspec.Struct, eq=False):
+    lasting: bool = False
+    since: float = 0.0
+    until: float = 0.0
+    ended: float = float("-inf")
+    settled: float = SETTLED
+    count: int = 0
+    settling: Any = None
 
 
 class Troubles:
