@@ -342,6 +342,26 @@ def test_python_imports_only_what_lies_below_it():
     )
 
 
+def test_below_the_doors_nothing_is_awaited():
+    """A future belongs to one loop, and each door waits in its own way: below, a function is left
+    that says what has come."""
+    complain(
+        [
+            f"{name(path)}:{node.lineno}: {ast.unparse(node)[:60]}"
+            for storey in ("runtime", "protocol")
+            for path in below(PACKAGE / storey, ".py")
+            for node in ast.walk(tree(path))
+            if isinstance(node, ast.AsyncFunctionDef | ast.Await)
+            or (isinstance(node, ast.Name | ast.Attribute | ast.alias) and _is_future(node))
+        ]
+    )
+
+
+def _is_future(node: ast.Name | ast.Attribute | ast.alias) -> bool:
+    last = ast.unparse(node).rpartition(".")[2]
+    return last in ("Future", "create_future", "ensure_future", "create_task")
+
+
 def known_by(paths: list[Path]) -> dict[str, set[str]]:
     """Of each module which others it names, for the type checker alone too: a reader follows those
     as well. A package that only gathers its own modules is none."""
