@@ -23,6 +23,8 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from kit.programs import lowmem_programs as lowmem_programs
+from kit.programs import standard_programs as standard_programs
 
 SOAK = os.environ.get("PEERTALK_SOAK") == "1"
 HANG_GUARD = 3_600 if SOAK else 60

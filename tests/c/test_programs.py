@@ -30,7 +30,6 @@ FLAGS = [
     "-Werror",
 ]
 POOL = ["csrc/core/pt_pool.c"]
-INGEST = [*POOL, "csrc/core/pt_ingest.c", "csrc/core/pt_wire.c", "csrc/core/pt_crc.c"]
 
 
 @pytest.fixture
@@ -106,33 +105,25 @@ def test_a_buffer_returned_wrongly_stops_the_process(build, mistake, stops):
     assert status in ((-signal.SIGILL, -signal.SIGTRAP, -signal.SIGABRT) if stops else (0,)), output
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [[], ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]],
-    ids=["plain", "sanitized"],
-)
-def test_the_receiving_machine_takes_any_format(build, flags):
+def test_the_receiving_machine_takes_any_format(standard_programs):
     """Contracts and batches will come with formats of their own: headers of 1 to 16 bytes, with and
     without trailer."""
-    assert run(build("ingest_formats", INGEST, *flags)) == (0, "")
+    assert standard_programs.run("ingest_formats") == ""
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="did not run: it counts on epoll")
-def test_a_system_without_memory_for_a_moment_ends_no_link(build):
+def test_a_system_without_memory_for_a_moment_ends_no_link(standard_programs):
     """ENOBUFS and ENOMEM of a send or a receive mean "not now"; a connection that was ended for one
     lost all that was on its way."""
-    core = [str(path) for path in sorted((ROOT / "csrc/core").glob("*.c"))]
-    ready = "csrc/platform/pt_posix_ready.c"
-    assert run(build("posix_not_now", [*core, ready], "-Icsrc/platform"))[0] == 0
+    standard_programs.make("posix_not_now", ROOT / "csrc/platform/pt_posix_ready.c")
+    standard_programs.run("posix_not_now")
 
 
-def test_a_platform_is_one_folder_and_one_table(build):
+def test_a_platform_is_one_folder_and_one_table(standard_programs):
     """The smallest one, a pair of pipes for each link: whoever brings a world must find the core
     as it is, and 200 lines enough."""
     folder = ROOT / "tests/c/pipes"
     lines = sum(len(path.read_text().splitlines()) for path in folder.iterdir())
-    core = [str(path) for path in sorted((ROOT / "csrc/core").glob("*.c"))]
-    pipes = [str(folder / "pt_pipes.c"), f"-I{folder}", "-Itests/c"]
-    status, output = run(build("pipe_world", core, *pipes))
-    assert status == 0 and " 0 failed" in output, output
+    standard_programs.make("pipe_world", folder / "pt_pipes.c", f"-I{folder}")
+    assert " 0 failed" in standard_programs.run("pipe_world")
     assert lines < 200

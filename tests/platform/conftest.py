@@ -1,103 +1,14 @@
-"""What the tests of the simulated worlds share: C programs of tests/c built with the platforms, and
-two nodes on a network."""
+"""What the tests of the simulated worlds share: two nodes on a network."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from peertalk._core.values import BATCH, CLOSED, FINISHED, SENT
 from peertalk._numbers import ERR_WOULD_BLOCK
-
-ROOT = Path(__file__).resolve().parents[2]
-COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-FLAGS = [
-    "-std=c11",
-    "-O1",
-    "-g",
-    "-DPT_ASSERTIONS=1",
-    "-Wall",
-    "-Wextra",
-    "-Wconversion",
-    "-Wshadow",
-    "-Werror",
-]
-ROOMS = [ROOT / "csrc" / room for room in ("core", "sim", "classic")]
-FLAGS += [f"-I{room}" for room in ROOMS]
-
-
-def plain() -> dict[str, str]:
-    """The environment without a preloaded sanitizer, which would report what the compiler leaks;
-    the programs bring their own."""
-    return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-
-
-@pytest.fixture(scope="session")
-def run_c(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """run_c(program, *arguments, flags=()): what a program of tests/c prints, built with the core
-    and the simulated platforms; it must return 0."""
-    if COMPILER is None:
-        pytest.skip("did not run: there is no C compiler on PATH")
-    folder = tmp_path_factory.mktemp("c")
-    built: dict[tuple[str, ...], Path] = {}
-    objects: dict[tuple[str, ...], list[str]] = {}
-
-    def compile_with(*arguments: str, cwd: Path = ROOT) -> None:
-        done = subprocess.run(
-            [COMPILER, *arguments], cwd=cwd, text=True, capture_output=True, env=plain()
-        )
-        assert done.returncode == 0, done.stderr
-
-    def sources(flags: tuple[str, ...]) -> list[str]:
-        """The objects of the core and the simulated platforms, built once for each set of flags."""
-        if flags not in objects:
-            place = folder / f"objects-{len(objects)}"
-            place.mkdir()
-            files = [path for room in ROOMS for path in sorted(room.glob("*.c"))]
-            compile_with(*FLAGS, *flags, "-c", *map(str, files), cwd=place)
-            objects[flags] = sorted(map(str, place.glob("*.o")))
-        return objects[flags]
-
-    def run(program: str, *arguments: str, flags: tuple[str, ...] | list[str] = ()) -> str:
-        key = (program, *flags)
-        if key not in built:
-            if any(flag.startswith("-fsanitize") for flag in flags):
-                (folder / "probe.c").write_text("int main(void) { return 0; }\n")
-                probe = subprocess.run(
-                    [COMPILER, *flags, str(folder / "probe.c"), "-o", str(folder / "probe")],
-                    capture_output=True,
-                    env=plain(),
-                )
-                if (
-                    probe.returncode
-                    or subprocess.run(
-                        [folder / "probe"], capture_output=True, env=plain()
-                    ).returncode
-                ):
-                    pytest.skip(f"did not run: {COMPILER} has no {' '.join(flags)} here")
-            target = folder / f"{program}-{len(built)}"
-            compile_with(
-                *FLAGS,
-                *flags,
-                str(ROOT / f"tests/c/{program}.c"),
-                *sources(tuple(flags)),
-                "-o",
-                str(target),
-            )
-            built[key] = target
-        done = subprocess.run(
-            [built[key], *arguments], text=True, capture_output=True, timeout=600, env=plain()
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    return run
 
 
 class Pair:

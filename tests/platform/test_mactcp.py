@@ -26,7 +26,6 @@ from peertalk._numbers import (
 
 WORLDS = ("mactcp", "opentransport")
 MS = 1_000_000
-SANITIZED = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 
 
 @pytest.fixture
@@ -34,24 +33,25 @@ def standard():
     return _core.load("standard")
 
 
-def test_the_driver_refuses_what_the_real_one_refuses_and_says_which_rule_was_broken(run_c):
+def test_the_driver_refuses_what_the_real_one_refuses_and_says_which_rule_was_broken(
+    standard_programs,
+):
     """A missing sentinel, a block not cleared, bytes changed in flight, a completion routine, calls
     at notification time; and what is right: the blocks themselves, 10,000 sends through two slots
     completing out of order, 30 s and then failure, abandoned slots, synchronous sends that overtake
     nothing."""
-    run_c("mactcp_rules", flags=SANITIZED)
+    standard_programs.run("mactcp_rules")
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize(
-    ("build", "flags", "rows"), [("standard", [], 18), ("lowmem", ["-DPT_LOWMEM"], 6)]
-)
+@pytest.mark.parametrize(("build", "rows"), [("standard", 18), ("lowmem", 6)])
 def test_throughput_is_that_of_the_model_over_minutes_of_simulated_time(
-    run_c, rounds, build, flags, rows
+    request, rounds, build, rows
 ):
     """Within 1 % on both platforms, flat in rate and memory, nothing lost; one message takes as
     long with the pipeline as without. The program checks each row."""
-    told = run_c("sim_throughput", str(rounds(60, 600)), flags=flags)
+    programs = request.getfixturevalue(f"{build}_programs")
+    told = programs.run("sim_throughput", str(rounds(60, 600)))
     found = {
         (world, int(size), int(depth), packed): float(rate)
         for world, size, depth, packed, rate in re.findall(

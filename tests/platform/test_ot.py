@@ -13,14 +13,14 @@ import pytest
 from peertalk import _core
 from peertalk._numbers import ERR_NO_MEMORY, ERR_WOULD_BLOCK
 
-SANITIZED = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 
-
-def test_the_provider_refuses_what_the_real_one_refuses_and_says_which_rule_was_broken(run_c):
+def test_the_provider_refuses_what_the_real_one_refuses_and_says_which_rule_was_broken(
+    standard_programs,
+):
     """The order of the modes, every event from T_LISTEN to T_UDERR, work at notifier time, bytes
     changed before they come back; flow control in part; memory that runs out; abandoned slots;
     synchronous sends."""
-    run_c("ot_rules", flags=SANITIZED)
+    standard_programs.run("ot_rules")
 
 
 @pytest.mark.parametrize("limit", [1, 100, 5_000])

@@ -29,7 +29,6 @@ from peertalk._numbers import (
     ERR_WOULD_BLOCK,
 )
 
-SANITIZED = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 MS = 1_000_000
 SECOND = 1_000_000_000
 
@@ -530,16 +529,16 @@ def test_the_same_seed_decides_the_same_and_another_seed_does_not():
     assert play(standard, 3)[0] != play(standard, 4)[0]
 
 
-def test_bad_networks_decide_the_same_on_every_machine(run_c):
+def test_bad_networks_decide_the_same_on_every_machine(standard_programs):
     """The number was found on x86-64, and is the same on big-endian m68k, PowerPC and s390x under
     qemu: integers only, no order by address."""
-    assert run_c("sim_network", "50") == "hash 62082b0f6387b593\n"
+    assert standard_programs.run("sim_network", "50") == "hash 62082b0f6387b593\n"
 
 
-def test_bad_networks_lose_nothing_under_sanitizers(run_c, rounds):
+def test_bad_networks_lose_nothing_under_sanitizers(lowmem_programs, rounds):
     """Loss, order, small windows, partial sends, vanishing peers: in order, with an outcome for
     each send, all memory back. In the build for low memory, so that both are run."""
-    run_c("sim_network", str(rounds(300, 20_000)), flags=[*SANITIZED, "-DPT_LOWMEM"])
+    lowmem_programs.run("sim_network", str(rounds(300, 20_000)))
 
 
 def test_the_trace_keeps_the_newest_and_counts_what_it_dropped(c_core):

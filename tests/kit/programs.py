@@ -1,0 +1,119 @@
+"""C programs of tests/c, linked with the core and the simulated platforms, whose objects are
+compiled once for a whole run of the suite: by whichever of its processes needs them first."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+ROOMS = [ROOT / "csrc" / room for room in ("core", "sim", "classic")]
+FLAGS = [
+    "-std=c11",
+    "-D_POSIX_C_SOURCE=200809L",
+    "-O0",
+    "-g",
+    "-DPT_ASSERTIONS=1",
+    "-Wall",
+    "-Wextra",
+    "-Wconversion",
+    "-Wshadow",
+    "-Wpedantic",
+    "-Werror",
+    *(f"-I{room}" for room in (*ROOMS, ROOT / "csrc/platform", ROOT / "tests/c")),
+]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+BUILDS = {"standard": [], "lowmem": ["-DPT_LOWMEM", "-DPT_ATOMICS=0"]}
+
+
+def run(*command: object, cwd: Path | None = None) -> tuple[int, str]:
+    """Status and output, without the sanitizer that this process may have been started under, which
+    would report what the compiler leaks: the programs bring their own."""
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("LD_PRELOAD", "ASAN_OPTIONS")
+    }
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env=own,
+        text=True,
+        capture_output=True,
+        timeout=3_000,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+class Programs:
+    """Programs of one build of the core, with assertions, and with sanitizers where they are.
+
+    Args:
+        build: "standard" or "lowmem".
+        shared: a folder of all processes of this run.
+        own: a folder of this one.
+    """
+
+    def __init__(self, build: str, shared: Path, own: Path) -> None:
+        if COMPILER is None:
+            pytest.skip("did not run: there is no C compiler on PATH")
+        self._build, self._own = build, own
+        self._objects = shared / f"objects-{build}"
+        with open(shared / f"objects-{build}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (self._objects / "flags").exists():
+                self._compile_all()
+        self._command = [COMPILER, *(self._objects / "flags").read_text().splitlines()]
+        self._made: dict[str, Path] = {}
+
+    def _compile_all(self) -> None:
+        shutil.rmtree(self._objects, ignore_errors=True)  # of a process that was killed
+        self._objects.mkdir()
+        probe = self._objects / "probe.c"
+        probe.write_text("int main(void) { return 0; }\n")
+        found = [COMPILER, *SANITIZERS, probe, "-o", probe.with_suffix("")]
+        works = run(*found)[0] == 0 and run(probe.with_suffix(""))[0] == 0
+        flags = [*FLAGS, *BUILDS[self._build], *(SANITIZERS if works else [])]
+        sources = [path for room in ROOMS for path in sorted(room.glob("*.c"))]
+        status, output = run(COMPILER, *flags, "-c", *sources, cwd=self._objects)
+        assert status == 0, output
+        (self._objects / "flags").write_text("\n".join(flags))
+
+    def make(self, program: str, *more: object) -> Path:
+        """The path of a program of tests/c, built once; more: flags, further sources."""
+        if program not in self._made:
+            target = self._made[program] = self._own / program
+            source, objects = ROOT / f"tests/c/{program}.c", sorted(self._objects.glob("*.o"))
+            status, output = run(*self._command, source, *more, *objects, "-o", target)
+            assert status == 0, output
+        return self._made[program]
+
+    def run(self, program: str, *arguments: str) -> str:
+        """What it prints; it must return 0."""
+        status, output = run(self.make(program), *arguments)
+        assert status == 0, output
+        return output
+
+
+@pytest.fixture(scope="session")
+def standard_programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    """Programs with the standard build of the core."""
+    return _programs("standard", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def lowmem_programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    """Programs with the build for low memory, without atomics."""
+    return _programs("lowmem", tmp_path_factory)
+
+
+def _programs(build: str, folders: pytest.TempPathFactory) -> Programs:
+    base = folders.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return Programs(build, shared, folders.mktemp(build))
