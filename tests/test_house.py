@@ -773,8 +773,6 @@ ELSEWHERE = {
     "runtime.classic": "tests/runtime/test_switchboard.py",
     "runtime.dialling": "tests/runtime/test_switchboard.py",
     "runtime.listening": "tests/runtime/test_switchboard.py",
-    "peer": "tests/test_node.py",  # a conversation needs both
-    "incoming": "tests/test_node.py",
     "lowlevel": "tests/test_init.py",  # public names, nothing else
     "sync.node": "tests/test_sync.py",  # the door is one thing
     "sync.peer": "tests/test_sync.py",
