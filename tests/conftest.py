@@ -162,7 +162,6 @@ SPREAD = {
     "tests/sim/test_scenarios.py",
     "tests/test_turns.py",
     "tests/protocol/test_line.py",
-    "tests/runtime/test_switchboard.py",
     "tests/runtime/test_watchdog.py",
     "tests/test_compat_dialling.py",
 }

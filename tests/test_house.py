@@ -766,13 +766,6 @@ ELSEWHERE = {
     "sim.network": "tests/test_sim.py",
     "sim.mesh": "tests/test_testing.py",
     "sim.stage": "tests/sim/test_scenarios.py",
-    # the switchboard is one thing, and seen through its sockets; what it decides has tables of its
-    # own in tests/protocol
-    "runtime.leaving": "tests/runtime/test_switchboard.py",
-    "runtime.greeting": "tests/runtime/test_switchboard.py",
-    "runtime.classic": "tests/runtime/test_switchboard.py",
-    "runtime.dialling": "tests/runtime/test_switchboard.py",
-    "runtime.listening": "tests/runtime/test_switchboard.py",
     "lowlevel": "tests/test_init.py",  # public names, nothing else
     "sync.node": "tests/test_sync.py",  # the door is one thing
     "sync.peer": "tests/test_sync.py",
