@@ -7,7 +7,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import struct
+
+from classic import (
+    ANNOUNCE,
+    CAPABILITY,
+    DATA,
+    Packet,
+    decode_frame,
+    decode_header,
+    encode_discovery,
+    encode_frame,
+)
+from classic import Capabilities as OriginalCapabilities
+from classic import encode_capabilities as encode_original
 
 import peertalk as pt
 from kit.waiting import GUARD
@@ -20,8 +32,6 @@ from peertalk.protocol.wire import (
     encode_capabilities,
     encode_greeting,
 )
-
-DATA, PING, PONG, DISCONNECT, ACK, REJECT, CAPABILITY = range(1, 8)
 
 
 def loopback(**more):
@@ -39,31 +49,24 @@ def announcing(discovery_port, **more):
     }
 
 
-def crc16(data):
-    """Polynomial 0x1021 reflected, from 0."""
-    crc = 0
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (0x8408 if crc & 1 else 0)
-    return crc
-
-
 def frame(kind, payload=b"", sequence=0, flags=0):
-    body = struct.pack(">4sBBBBH", b"PTMG", 1, kind, flags, sequence, len(payload)) + payload
-    return body + struct.pack(">H", crc16(body))
+    return encode_frame(kind, payload, flags, sequence)
 
 
 def capability(max_message=8192, pressure=0):
-    return frame(
-        CAPABILITY,
-        struct.pack(">BBHBBHBBBBBH", 1, 2, max_message, 2, 2, 1024, 3, 1, pressure, 4, 2, 5),
-    )
+    said = OriginalCapabilities(max_message, 1024, pressure, 5)
+    return frame(CAPABILITY, encode_original(said))
 
 
-class ClassicPeer:
-    """A peer of the original kind, one connection at a time. Reads frame by frame and sends what it
-    is told."""
+def announce_as(discovery_port, name, port, kind=ANNOUNCE):
+    """A packet of the original kind, of somebody who listens on port: no trailer behind the CRC."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.sendto(encode_discovery(Packet(kind, port, name)), ("127.0.0.1", discovery_port))
+
+
+class Stranger:
+    """A peer of one connection at a time, which reads frame by frame and sends what it is told. The
+    scripted peer of classic does what the original does; this one does nothing by itself."""
 
     def __init__(self):
         self.reader = self.writer = None
@@ -109,24 +112,19 @@ class ClassicPeer:
                 head = await self.reader.readexactly(10)
             except (asyncio.IncompleteReadError, ConnectionResetError):
                 return None
-            magic, version, kind, flags, sequence, length = struct.unpack(">4sBBBBH", head)
-            assert magic == b"PTMG" and version == 1
-            payload = await self.reader.readexactly(length)
-            assert struct.unpack(">H", await self.reader.readexactly(2))[0] == crc16(head + payload)
-            return kind, flags, sequence, payload
+            *_, length = decode_header(head)
+            got = decode_frame(head + await self.reader.readexactly(length + 2))
+            return got.kind, got.flags, got.sequence, got.payload
 
-    def announce(self, discovery_port, kind=1, name=b"CREF"):
-        """As the original: no trailer behind the CRC."""
-        body = struct.pack(">4sBBHHBB", b"PTLK", 1, kind, 0, self.address[1], 3, len(name)) + name
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-            sender.sendto(body + struct.pack(">H", crc16(body)), ("127.0.0.1", discovery_port))
+    def announce(self, discovery_port, kind=ANNOUNCE, name=b"CREF"):
+        announce_as(discovery_port, name, self.address[1], kind)
 
 
 SMALLER, LARGER = b"\x00" * 7 + b"\x01", b"\xff" * 8
 """Instance ids of a peer that decides which connection is used, and of one that follows."""
 
 
-class Dial(ClassicPeer):
+class Dial(Stranger):
     """A connection that one of ours, of an id that the test chooses, has made to a node: it says of
     it what it is told. number: of the dial; port: where it says that it listens."""
 

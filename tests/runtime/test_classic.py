@@ -4,23 +4,29 @@ send fragments and batches, and count pressure."""
 from __future__ import annotations
 
 import asyncio
-import socket
 import struct
 
 import pytest
-from kit.stranger import (
+from classic import (
     ACK,
     CAPABILITY,
     DATA,
     DISCONNECT,
+    FRAGMENT,
     PING,
     PONG,
     REJECT,
+    Piece,
+    encode_compact,
+    encode_piece,
+)
+from classic import fragments as classic_fragments
+from kit.stranger import (
     SMALLER,
-    ClassicPeer,
+    Stranger,
+    announce_as,
     announcing,
     capability,
-    crc16,
     dialled,
     frame,
     loopback,
@@ -42,7 +48,7 @@ async def test_a_classic_peer_is_dialled_when_it_is_found_and_only_once(free_por
     """The original expects to be dialled by whoever hears it, and drops whom it does not know (Q1);
     twice would be two peers to it."""
     port = free_port()
-    async with ClassicPeer() as classic, pt.Node("ada", **announcing(port)) as ada:
+    async with Stranger() as classic, pt.Node("ada", **announcing(port)) as ada:
         events = ada.events()
         classic.announce(port)
         found = (await next_event(events, pt.PeerFound)).peer
@@ -84,7 +90,7 @@ async def test_a_classic_peer_is_dialled_when_it_is_found_and_only_once(free_por
 async def test_no_data_leaves_before_the_other_sides_capability():
     """What leaves earlier could be on the one of two links that is given up, and a classic peer
     takes 512 bytes until it has said more."""
-    async with ClassicPeer() as classic, pt.Node("ada", **loopback()) as ada:
+    async with Stranger() as classic, pt.Node("ada", **loopback()) as ada:
         connecting = asyncio.create_task(ada.connect(classic.address, timeout=GUARD))
         await classic.meet()
         classic.say(frame(PING, b"ignored"))
@@ -106,7 +112,7 @@ async def test_no_data_leaves_before_the_other_sides_capability():
 async def test_a_peer_that_says_nothing_counts_as_classic_with_small_messages():
     """After a second, or we would wait for ever for peers that only listen."""
     options = loopback(connect_timeout=policy.GREETING_TIME)
-    async with ClassicPeer() as classic, pt.Node("ada", **options) as ada:
+    async with Stranger() as classic, pt.Node("ada", **options) as ada:
         peer = await ada.connect(classic.address, timeout=GUARD)
         await classic.meet()
         assert peer.classic and peer.max_message == 4096
@@ -126,7 +132,7 @@ async def test_a_peer_that_says_nothing_counts_as_classic_with_small_messages():
 async def test_a_classic_peer_that_dials_us_may_send_at_once_and_all_that_its_protocol_allows():
     """Rule 5: any sequence, unused flags, repeated CAPABILITY, PING at any time, ACK, REJECT and
     PONG unasked; faults of a CAPABILITY are ignored."""
-    async with ClassicPeer() as classic, pt.Node("ada", **loopback()) as ada:
+    async with Stranger() as classic, pt.Node("ada", **loopback()) as ada:
         events = ada.events()
         await classic.dial(ada)
         classic.say(
@@ -167,24 +173,19 @@ async def test_a_classic_peer_that_dials_us_may_send_at_once_and_all_that_its_pr
         ]
 
 
-def fragment(message_id, total, offset, flags, piece):
+def fragment(number, total, offset, flags, data):
     """A DATA frame with a piece of a message; flags: 1 first, 2 last."""
-    return frame(DATA, struct.pack(">HHHBB", message_id, total, offset, flags, 0) + piece, 0, 0x10)
+    return frame(DATA, encode_piece(Piece(number, total, offset, flags), data), 0, FRAGMENT)
 
 
-def fragments(message_id, message, size=248):
+def fragments(number, message, size=248):
     """A message in pieces of that size, in order."""
-    places = [
-        (at, (at == 0) | (at + size >= len(message)) << 1) for at in range(0, len(message), size)
-    ]
-    return [
-        fragment(message_id, len(message), at, flags, message[at : at + size])
-        for at, flags in places
-    ]
+    pieces = classic_fragments(message, number, size)
+    return [frame(DATA, piece, 0, FRAGMENT) for piece in pieces]
 
 
 def compact(kind, payload=b"", flags=0):
-    return struct.pack(">BBH", 0x50, kind << 4 | flags, len(payload)) + payload
+    return encode_compact(kind, len(payload), flags) + payload
 
 
 async def test_messages_in_fragments_arrive_whole_and_in_the_order_in_which_they_were_finished(
@@ -194,7 +195,7 @@ async def test_messages_in_fragments_arrive_whole_and_in_the_order_in_which_they
     there."""
     limit = core.limits.frame_max_payload
     long = bytes(i * 7 % 251 for i in range(limit))
-    async with ClassicPeer() as classic, pt.Node("ada", **loopback(core=core.name)) as ada:
+    async with Stranger() as classic, pt.Node("ada", **loopback(core=core.name)) as ada:
         await classic.dial(ada)
         pieces = fragments(1, long)
         classic.say(
@@ -219,7 +220,7 @@ async def test_messages_in_fragments_arrive_whole_and_in_the_order_in_which_they
 async def test_batches_and_compact_frames_are_understood(core):
     """Nobody sends them today; who does must not be cut off, and the application must not see their
     framing."""
-    async with ClassicPeer() as classic, pt.Node("ada", **loopback(core=core.name)) as ada:
+    async with Stranger() as classic, pt.Node("ada", **loopback(core=core.name)) as ada:
         await classic.dial(ada)
         batch = b"\0\3\0\0one\0\0\0\0\0\3\0\0two"
         classic.say(
@@ -255,7 +256,7 @@ FAULTS = {
 @pytest.mark.parametrize("kind", FAULTS)
 async def test_a_fragment_or_batch_that_is_wrong_costs_itself_and_is_counted(core, kind):
     """As the original: ignored, and the connection stays."""
-    async with ClassicPeer() as classic, pt.Node("ada", **loopback(core=core.name)) as ada:
+    async with Stranger() as classic, pt.Node("ada", **loopback(core=core.name)) as ada:
         await classic.dial(ada)
         classic.say(
             capability(),
@@ -277,7 +278,7 @@ async def test_a_fragment_or_batch_that_is_wrong_costs_itself_and_is_counted(cor
 async def test_an_unfinished_message_ends_with_its_connection_and_counts_for_nothing(core):
     """The original sends up to sixteen pieces of what it then calls an error: their memory must not
     stay for ever."""
-    async with ClassicPeer() as classic, pt.Node("ada", **loopback(core=core.name)) as ada:
+    async with Stranger() as classic, pt.Node("ada", **loopback(core=core.name)) as ada:
         for _ in range(3):
             await classic.dial(ada)
             classic.say(capability(), *fragments(7, bytes(1_000))[:2], frame(DATA, b"and"))
@@ -292,7 +293,7 @@ async def test_an_unfinished_message_ends_with_its_connection_and_counts_for_not
 async def test_a_message_for_which_there_is_no_memory_is_lost_alone(core):
     """The pool is shared with the slots of others: a stranger's announcement must not be what
     breaks them."""
-    async with ClassicPeer() as classic, pt.Node("ada", **loopback(core=core.name)) as ada:
+    async with Stranger() as classic, pt.Node("ada", **loopback(core=core.name)) as ada:
         await classic.dial(ada)
         classic.say(capability(), frame(DATA, b"before"))
         assert (await ada.receive(timeout=GUARD)).data == b"before"
@@ -383,7 +384,7 @@ async def joined(classic):
 async def test_a_classic_peer_gets_long_messages_in_fragments_in_their_place():
     """Section 9: pieces of 248 bytes, one message at a time, ids of the whole node from 0, each a
     frame of the sequence; nothing before its turn."""
-    async with ClassicPeer() as classic, pt.Node("ada", **loopback()) as ada:
+    async with Stranger() as classic, pt.Node("ada", **loopback()) as ada:
         connecting = asyncio.create_task(ada.connect(classic.address, timeout=GUARD))
         await classic.meet()
         classic.say(capability(512))
@@ -421,7 +422,7 @@ async def test_a_classic_peer_gets_long_messages_in_fragments_in_their_place():
 async def test_a_classic_peers_pressure_makes_senders_wait_until_it_falls():
     """A peer that says that it is full is left alone, by class; who waits goes on when it says that
     it has room, in order."""
-    async with ClassicPeer() as classic, pt.Node("ada", **loopback()) as ada:
+    async with Stranger() as classic, pt.Node("ada", **loopback()) as ada:
         connecting = asyncio.create_task(ada.connect(classic.address, timeout=GUARD))
         await classic.meet()
         classic.say(capability(pressure=80))
@@ -452,7 +453,7 @@ async def test_a_classic_peers_pressure_makes_senders_wait_until_it_falls():
 async def test_a_message_cut_short_by_the_end_of_its_link_is_unknown():
     """A part of it left: nobody can say that the peer has not got it, and it has not been sent."""
     async with (
-        ClassicPeer() as classic,
+        Stranger() as classic,
         pt.Node("ada", **loopback(send_queue_size=10_000, send_queue_bytes=2**26)) as ada,
     ):
         connecting = asyncio.create_task(ada.connect(classic.address, timeout=GUARD))
@@ -489,7 +490,7 @@ async def test_a_message_cut_short_by_the_end_of_its_link_is_unknown():
 
 async def test_a_message_that_is_refused_leaves_no_gap_in_the_sequence_numbers():
     """A receiver that counts must not think that it lost something."""
-    async with ClassicPeer() as classic, pt.Node("ada", **loopback(send_queue_size=4)) as ada:
+    async with Stranger() as classic, pt.Node("ada", **loopback(send_queue_size=4)) as ada:
         connecting = asyncio.create_task(ada.connect(classic.address, timeout=GUARD))
         await classic.meet()
         classic.say(capability())
@@ -522,7 +523,7 @@ async def test_a_message_that_is_refused_leaves_no_gap_in_the_sequence_numbers()
 
 async def test_a_peer_whose_limit_shrinks_gets_what_fits_and_the_rest_is_reported():
     """What was accepted under another limit must not block the line, nor vanish."""
-    async with ClassicPeer() as classic, pt.Node("ada", **loopback()) as ada:
+    async with Stranger() as classic, pt.Node("ada", **loopback()) as ada:
         connecting = asyncio.create_task(ada.connect(classic.address, timeout=GUARD))
         await classic.meet()
         classic.say(capability(8000))
@@ -569,7 +570,7 @@ async def test_pressure_is_told_when_its_level_changes_and_only_then():
     """A quarter of the inbox at a time, up at once, down with an eighth to spare; a full CAPABILITY
     each time."""
     async with (
-        ClassicPeer() as classic,
+        Stranger() as classic,
         pt.Node("ada", **loopback(receive_queue_bytes=8000)) as ada,
     ):
         await classic.dial(ada)
@@ -609,7 +610,7 @@ async def test_pressure_that_finds_no_room_is_told_once_when_there_is_some_and_a
     """Lost, the peer would flood on, or wait for ever; queued twice, a slow link would fill with
     old news."""
     async with (
-        ClassicPeer() as classic,
+        Stranger() as classic,
         pt.Node("ada", **loopback(receive_queue_bytes=1 << 20, pipeline_depth=1)) as ada,
     ):
         await classic.dial(ada)
@@ -651,7 +652,7 @@ async def test_a_peer_that_feeds_an_inbox_of_its_own_is_told_of_that_one_and_of_
     """Whoever iterates peer.messages() slowly slows that peer; when he stops, the peer is not
     slowed for ever."""
     async with (
-        ClassicPeer() as classic,
+        Stranger() as classic,
         pt.Node("ada", **loopback(receive_queue_bytes=8000)) as ada,
     ):
         await classic.dial(ada)
@@ -698,13 +699,6 @@ async def test_a_flood_into_a_slow_reader_says_little_of_its_pressure():
 # Whose connection it is
 
 
-def announce_as(discovery_port, name, port):
-    """A packet of the original kind, of somebody who listens on port."""
-    body = struct.pack(">4sBBHHBB", b"PTLK", 1, 1, 0, port, 3, len(name)) + name
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-        sender.sendto(body + struct.pack(">H", crc16(body)), ("127.0.0.1", discovery_port))
-
-
 async def test_a_connection_of_a_classic_peer_is_tied_to_the_only_one_heard_at_its_address(
     free_port,
 ):
@@ -718,8 +712,8 @@ async def test_a_connection_of_a_classic_peer_is_tied_to_the_only_one_heard_at_i
             return super().dial(address, bind)
 
     async with (
-        ClassicPeer() as first,
-        ClassicPeer() as second,
+        Stranger() as first,
+        Stranger() as second,
         pt.Node("ada", world=Watching(), **announcing(port)) as ada,
     ):
         announce_as(port, b"one", 0)
@@ -754,7 +748,7 @@ async def test_who_began_as_a_classic_peer_cannot_take_over_a_name_later():
     """One of ours says who it is in its first frame; a stranger could claim to be anybody after he
     has looked around."""
     core = load()
-    async with ClassicPeer() as classic, pt.Node("ada", **loopback()) as ada:
+    async with Stranger() as classic, pt.Node("ada", **loopback()) as ada:
         await classic.dial(ada)
         classic.say(
             frame(DATA, b"hello"),

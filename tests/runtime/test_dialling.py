@@ -9,7 +9,7 @@ import os
 import socket
 
 import pytest
-from kit.stranger import ClassicPeer, announcing, loopback
+from kit.stranger import Stranger, announcing, loopback
 from kit.waiting import GUARD, next_event
 
 import peertalk as pt
@@ -27,7 +27,7 @@ async def test_where_a_classic_peer_was_heard_and_one_of_ours_answers_the_caller
     port = free_port()
     async with pt.Node("ada", **announcing(port)) as ada, pt.Node("new", **loopback()) as new:
         events = ada.events()
-        heard = ClassicPeer()
+        heard = Stranger()
         heard.address = new.address
         heard.announce(port)
         old = (await next_event(events, pt.PeerFound)).peer

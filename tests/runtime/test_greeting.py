@@ -6,18 +6,8 @@ import asyncio
 import socket
 
 import pytest
-from kit.stranger import (
-    CAPABILITY,
-    DATA,
-    DISCONNECT,
-    PING,
-    PONG,
-    ClassicPeer,
-    announcing,
-    capability,
-    frame,
-    loopback,
-)
+from classic import CAPABILITY, DATA, DISCONNECT, PING, PONG
+from kit.stranger import Stranger, announcing, capability, frame, loopback
 from kit.waiting import GUARD, next_event, until
 
 import peertalk as pt
@@ -54,7 +44,7 @@ async def test_the_way_to_a_peer_is_measured_when_it_connects_and_whenever_it_is
 
 async def test_a_peer_that_never_answers_a_ping_is_not_worse_off_and_gets_no_second_one_meanwhile():
     """The original answers, but nothing says that everybody must."""
-    async with ClassicPeer() as classic, pt.Node("ada", **loopback(ping_interval=0.02)) as ada:
+    async with Stranger() as classic, pt.Node("ada", **loopback(ping_interval=0.02)) as ada:
         connecting = asyncio.create_task(ada.connect(classic.address, timeout=GUARD))
         await classic.meet()
         classic.say(capability())
@@ -70,7 +60,8 @@ async def test_a_peer_that_never_answers_a_ping_is_not_worse_off_and_gets_no_sec
         asking = asyncio.create_task(peer.ping(timeout=GUARD))
         await until(lambda: peer._remote.pinging)
         classic.say(frame(PONG, b"with a payload"), frame(PONG), frame(PONG))
-        assert await asking > 0.1 and peer.latency.samples == 1 and peer.latency.quality == 25
+        # since the PING that got no answer in time; a timer of uvloop is up to a millisecond early
+        assert await asking > 0.09 and peer.latency.samples == 1 and peer.latency.quality == 25
         asking = asyncio.create_task(peer.ping(timeout=GUARD))
         classic.hang_up()
         with pytest.raises(pt.ConnectionClosed):
@@ -80,7 +71,7 @@ async def test_a_peer_that_never_answers_a_ping_is_not_worse_off_and_gets_no_sec
 async def test_a_ping_whose_answer_lay_unread_while_the_link_was_paused_measures_nothing():
     """A slow application is not a slow network."""
     async with (
-        ClassicPeer() as classic,
+        Stranger() as classic,
         pt.Node("ada", **loopback(receive_queue_bytes=1024)) as ada,
     ):
         await classic.dial(ada)
@@ -106,7 +97,7 @@ async def test_a_ping_whose_answer_lay_unread_while_the_link_was_paused_measures
 async def test_a_flood_of_pings_whose_answers_nobody_reads_costs_its_slots_and_no_more():
     """One answer for all that a turn brings, and none that waits in a queue: that would be memory
     that a stranger fills."""
-    async with ClassicPeer() as classic, pt.Node("ada", **loopback(pipeline_depth=1)) as ada:
+    async with Stranger() as classic, pt.Node("ada", **loopback(pipeline_depth=1)) as ada:
         with socket.socket() as deaf:
             deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             deaf.setblocking(False)
@@ -132,7 +123,7 @@ async def test_a_later_capability_replaces_all_but_who_it_is():
     """Missing entries fall back to the original's defaults; identity belongs to the connection and
     not to a frame."""
     core, instance = load(), b"replaced"
-    async with ClassicPeer() as other, pt.Node("ada", **loopback()) as ada:
+    async with Stranger() as other, pt.Node("ada", **loopback()) as ada:
         connecting = asyncio.create_task(ada.connect(other.address, timeout=GUARD))
         await other.meet()
         other.say(
@@ -186,7 +177,7 @@ async def test_one_of_ours_that_greets_late_is_no_classic_peer_for_ever(monkeypa
     runs."""
     monkeypatch.setattr(policy, "GREETING_TIME", 0.02)
     core, instance = load(), b"latecome"
-    async with ClassicPeer() as late, pt.Node("ada", **loopback()) as ada:
+    async with Stranger() as late, pt.Node("ada", **loopback()) as ada:
         peer = await ada.connect(late.address, timeout=GUARD)
         await late.meet()
         assert peer.classic and peer.max_message == 4096
@@ -217,7 +208,7 @@ async def test_a_long_message_waits_for_one_of_ours_that_greets_late_and_is_not_
     """A server that was busy for a second would be taken for a machine of 1990, and the first
     message that only one of ours takes would fail."""
     monkeypatch.setattr(policy, "GREETING_TIME", 0.02)
-    async with ClassicPeer() as late, pt.Node("ada", **loopback(connect_timeout=GUARD)) as ada:
+    async with Stranger() as late, pt.Node("ada", **loopback(connect_timeout=GUARD)) as ada:
         peer = await ada.connect(late.address, timeout=GUARD)
         await late.meet()
         assert peer.capabilities is None
@@ -265,7 +256,7 @@ async def test_a_long_message_fails_when_the_time_of_a_slow_peer_is_over(monkeyp
     """An original says what it takes at once, so one that still says nothing takes 512 bytes, and
     what is behind the long one must not wait for ever."""
     monkeypatch.setattr(policy, "GREETING_TIME", 0.02)
-    async with ClassicPeer() as mute, pt.Node("ada", **loopback(connect_timeout=1.0)) as ada:
+    async with Stranger() as mute, pt.Node("ada", **loopback(connect_timeout=1.0)) as ada:
         events = ada.events()
         peer = await ada.connect(mute.address, timeout=GUARD)
         await mute.meet()
@@ -290,7 +281,7 @@ async def test_one_of_ours_that_greets_late_and_is_known_already_is_sent_to_unde
 ):
     """Two objects for one peer would be two queues and two orders."""
     monkeypatch.setattr(policy, "GREETING_TIME", 0.02)
-    async with ClassicPeer() as late, pt.Node("ada", **loopback()) as ada:
+    async with Stranger() as late, pt.Node("ada", **loopback()) as ada:
         greeting = late_greeting(late)
         events = ada.events()
         classic = await ada.connect(late.address, timeout=GUARD)
@@ -311,7 +302,7 @@ async def test_one_of_ours_that_greets_late_and_was_forgotten_is_the_object_that
 ):
     """Two objects for one peer again: one in the table, and one with which somebody goes on."""
     monkeypatch.setattr(policy, "GREETING_TIME", 0.02)
-    async with ClassicPeer() as late, pt.Node("ada", **loopback()) as ada:
+    async with Stranger() as late, pt.Node("ada", **loopback()) as ada:
         greeting = late_greeting(late)
         events = ada.events()
         await late.dial(ada)
@@ -336,7 +327,7 @@ async def test_whom_a_classic_peer_dialled_it_knows_so_of_two_that_crossed_its_o
     """On the connection that we dialled the original has no name for us: its application would lose
     the peer that it chose."""
     port = free_port()
-    async with ClassicPeer() as classic, pt.Node("ada", **announcing(port)) as ada:
+    async with Stranger() as classic, pt.Node("ada", **announcing(port)) as ada:
         classic.announce(port)
         found = await ada.wait_for("CREF", timeout=GUARD)
         await classic.meet()  # our dial, which it does not greet yet

@@ -5,17 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from kit.stranger import (
-    CAPABILITY,
-    DATA,
-    DISCONNECT,
-    REJECT,
-    ClassicPeer,
-    announcing,
-    capability,
-    frame,
-    loopback,
-)
+from classic import CAPABILITY, DATA, DISCONNECT, REJECT
+from kit.stranger import Stranger, announcing, capability, frame, loopback
 from kit.waiting import GUARD, next_event, until
 
 import peertalk as pt
@@ -27,7 +18,7 @@ from peertalk.runtime.world import World
 async def test_a_peer_that_is_not_wanted_is_told_why_and_hears_nothing_that_waited_for_it():
     """The original closes; one of ours reads the reason."""
     async with (
-        ClassicPeer() as classic,
+        Stranger() as classic,
         pt.Node("ada", **loopback(pipeline_depth=1, drain_timeout=60)) as ada,
     ):
         events = ada.events()
@@ -97,7 +88,7 @@ async def test_whoever_is_rejected_hears_by_whom_and_why_and_does_not_dial_again
 
 async def test_a_reject_before_any_greeting_ends_the_dial_and_what_waited_for_it(monkeypatch):
     """It is what a full node says. To try five times more would not make room."""
-    async with ClassicPeer() as classic, pt.Node("ada", **loopback()) as ada:
+    async with Stranger() as classic, pt.Node("ada", **loopback()) as ada:
         events = ada.events()
         peer = ada._transport.roster.make_peer(classic.address, None, "CREF", classic.address).view
         assert peer.send_nowait(b"waits") == 1
@@ -146,7 +137,7 @@ async def test_each_connection_is_closed_before_the_goodbye(free_port):
             return super().broadcast(sender, packet, *rest)
 
     async with (
-        ClassicPeer() as classic,
+        Stranger() as classic,
         pt.Node("ada", world=Watching(), **announcing(port)) as ada,
     ):
         await classic.dial(ada)

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 
 import pytest
-from kit.stranger import REJECT, ClassicPeer, loopback
+from classic import REJECT
+from kit.stranger import Stranger, loopback
 from kit.waiting import GUARD, until
 
 import peertalk as pt
@@ -70,7 +71,7 @@ async def test_who_finds_no_room_is_told_so_by_the_reason():
         for _ in range(ada._transport.connections.max_connections):
             _, writer = await asyncio.open_connection(*ada.address)
             stack.callback(writer.close)
-        async with ClassicPeer() as classic:
+        async with Stranger() as classic:
             await classic.dial(ada)
             assert await classic.hear() == (REJECT, 0, 0, b"\x01")
             assert await classic.hear() is None

@@ -10,14 +10,12 @@ import socket
 import weakref
 
 import pytest
+from classic import CAPABILITY, DATA, PING
 from kit.stranger import (
-    CAPABILITY,
-    DATA,
     LARGER,
-    PING,
     SMALLER,
-    ClassicPeer,
     Dial,
+    Stranger,
     announcing,
     dialled,
     frame,
@@ -234,7 +232,7 @@ async def test_a_peer_of_ours_that_is_slow_to_greet_is_not_taken_for_a_classic_o
     bytes."""
     monkeypatch.setattr(policy, "GREETING_TIME", 0.02)
     port, core, instance = free_port(), load(), b"slowpeer"
-    async with ClassicPeer() as slow, pt.Node("ada", **announcing(port)) as ada:
+    async with Stranger() as slow, pt.Node("ada", **announcing(port)) as ada:
         packet = encode_announcement(
             core, Announcement(1, "slow", slow.address[1], instance=instance)
         )
@@ -261,7 +259,7 @@ async def test_what_a_peer_of_ours_that_was_taken_for_classic_sends_with_its_gre
     that these bytes have arrived, and so its application that they were sent."""
     monkeypatch.setattr(policy, "GREETING_TIME", 0.02)
     core, instance = load(), b"slowpeer"
-    async with ClassicPeer() as slow, ClassicPeer() as quick, pt.Node("ada", **loopback()) as ada:
+    async with Stranger() as slow, Stranger() as quick, pt.Node("ada", **loopback()) as ada:
         classic = await ada.connect(slow.address, timeout=GUARD)
         assert classic.classic
         await slow.meet()
@@ -287,7 +285,7 @@ async def test_a_peer_that_never_greets_is_given_up(free_port, monkeypatch):
     """Waiting has an end, and a sentence."""
     port, core = free_port(), load()
     async with (
-        ClassicPeer() as mute,
+        Stranger() as mute,
         pt.Node("ada", **announcing(port, connect_timeout=0.05)) as ada,
     ):
         packet = encode_announcement(
