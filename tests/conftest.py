@@ -158,6 +158,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 SPREAD = {
     "tests/test_faults.py",
+    "tests/test_resources.py",
     "tests/test_namespaces.py",
     "tests/sim/test_scenarios.py",
     "tests/test_turns.py",

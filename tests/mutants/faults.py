@@ -212,7 +212,7 @@ FAULTS = (
         "if (code != PT_OK) {",
         "what came before a break is read before the link ends",
         (
-            "tests/core/test_link.py::test_sends_to_a_side_that_is_gone_end_the_link_after_its_last_words",
+            "tests/core/test_link_ends.py::test_sends_to_a_side_that_is_gone_end_the_link_after_its_last_words",
         ),
     ),
     Fault(
