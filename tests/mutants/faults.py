@@ -248,7 +248,7 @@ FAULTS = (
         "            notes->list[kept - 1].count += notes->list[index].count;\n",
         "",
         "no message that was not acknowledged is forgotten",
-        ("tests/c/test_c_suite.py::test_the_core_passes_its_c_tests[standard-test_loop]",),
+        ("tests/c/test_c_suite.py::test_the_core_passes_its_c_tests[standard-test_link]",),
     ),
     Fault(
         "posix-enobufs",
