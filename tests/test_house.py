@@ -30,40 +30,15 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "peertalk"
 CSRC = ROOT / "csrc"
 
-TOP_LEVEL = {
-    "pyproject.toml",
-    "setup.py",
-    "MANIFEST.in",
-    "build_ffi.py",
-    "Makefile",
-    ".clang-format",
-    ".git-blame-ignore-revs",
-    "README.md",
-    "CHANGELOG.md",
-    "CONTRIBUTING.md",
-    "LICENSE",
-    ".gitignore",
-    "csrc",
-    "peertalk",
-    "tests",
-    "bench",
-    "docs",
-    "examples",
-    ".github",
-    ".ci",
-}
-BUILT = {
-    ".git",
-    ".venv",
-    "build",
-    "dist",
-    "wheelhouse",
-    "__pycache__",
-    ".hypothesis",
-    ".pytest_cache",
-    ".mypy_cache",
-    ".ruff_cache",
-}
+TOP_LEVEL = frozenset(
+    (
+        ".ci .clang-format .git-blame-ignore-revs .github .gitignore CHANGELOG.md CONTRIBUTING.md "
+        "LICENSE MANIFEST.in Makefile README.md bench build_ffi.py csrc docs examples peertalk "
+        "pyproject.toml setup.py tests"
+    ).split()
+)
+BUILT = {".git", ".venv", "build", "dist", "wheelhouse", "__pycache__", ".hypothesis"}
+BUILT |= {".pytest_cache", ".mypy_cache", ".ruff_cache"}
 """What tools leave behind: no part of the tree."""
 
 
@@ -980,33 +955,12 @@ def test_each_c_declaration_has_a_comment():
     complain(found)
 
 
-UNITS = {
-    "bytes",
-    "messages",
-    "frames",
-    "calls",
-    "slots",
-    "buffers",
-    "links",
-    "peers",
-    "turns",
-    "packets",
-    "datagrams",
-    "events",
-    "connections",
-    "seconds",
-    "ms",
-    "us",
-    "ns",
-    "ticks",
-    "errors",
-    "times",
-    "count",
-    "counts",
-    "counter",
-    "counters",
-    "number",
-}
+UNITS = frozenset(
+    (
+        "bytes messages frames calls slots buffers links peers turns packets datagrams events "
+        "connections seconds ms us ns ticks errors times count counts counter counters number"
+    ).split()
+)
 
 
 def test_each_statistics_field_has_its_unit():
