@@ -447,7 +447,7 @@ static PyObject *new_link(PyTypeObject *type, PyObject *arguments, PyObject *nam
 static void free_link(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
-    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    freefunc release = (freefunc)(uintptr_t)PyType_GetSlot(type, Py_tp_free);
     Py_XDECREF(((native_link *)self)->owner);
     release(self);
     Py_DECREF(type);
@@ -471,10 +471,10 @@ static PyGetSetDef link_values[] = {
     {NULL, NULL, NULL, NULL, NULL},
 };
 
-/* Slots have no type but a data pointer, so that functions are cast. */
+/* Slots have no type but a data pointer, and ISO C casts no function to that but by a number. */
 static PyType_Slot link_slots[] = {
-    {Py_tp_new, (void *)new_link},
-    {Py_tp_dealloc, (void *)free_link},
+    {Py_tp_new, (void *)(uintptr_t)new_link},
+    {Py_tp_dealloc, (void *)(uintptr_t)free_link},
     {Py_tp_methods, link_methods},
     {Py_tp_getset, link_values},
     {0, NULL},
