@@ -1,7 +1,7 @@
 """Random calls on four nodes: nothing is found, what is found is found again, and each rule can
 fail.
 
-The driver and the rules are in random_calls.py. `make soak` makes PEERTALK_SOAK_STEPS steps in all
+The driver and the rules are in tests/calls. `make soak` makes PEERTALK_SOAK_STEPS steps in all
 (20 million unless that says otherwise), in PARTS parts for each form, so that several machines or
 processes can share them: TEST_ARGS="-k 'uvloop and part3'".
 """
@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 import random_calls
-from random_calls import FORMS, Finding, Ledger, Life, play
+from calls.ledger import FORMS, Finding, Ledger, Life
+from random_calls import play
 
 from peertalk import errors
 from peertalk._core import load
