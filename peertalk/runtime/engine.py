@@ -330,11 +330,7 @@ class Engine(ABC):
         if error is not None:
             self.note(error)
         self._calling = False  # a signal handler may have left it set, and nothing would be called
-        for step in (
-            partial(self._mend_event, event, error),
-            self.tidy_up,
-            self.call_all,
-        ):
+        for step in (partial(self._mend_event, event, error), self.tidy_up, self.call_all):
             for _ in range(_TRIES):
                 try:
                     if self.closed:
