@@ -464,7 +464,11 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                 )
                 if yardstick
                 else None,
+                "messages_per_second_range": [
+                    round(find(one["rate"] for one in done)) for find in (min, max)
+                ],
                 "cpu_ns_per_message": round(statistics.median(cpu)),
+                "cpu_ns_per_message_range": [round(min(cpu)), round(max(cpu))],
                 "sender_cpu_ns": round(statistics.median(one["sender_cpu_ns"] for one in done)),
                 "receiver_cpu_ns": round(statistics.median(one["receiver_cpu_ns"] for one in done)),
             }
@@ -494,6 +498,11 @@ def measure_round_trips(options: argparse.Namespace) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def spread(ends: list[int], unit: float = 1) -> str:
+    """The smallest and the largest figure of a row."""
+    return "-".join(f"{end / unit:,.0f}" for end in ends)
 
 
 def main() -> int:
@@ -551,15 +560,16 @@ def main() -> int:
         print(json.dumps({"one_way": rows, "round_trips": trips}, indent=1))
         return 0
     print(
-        f"{'':8} {'bytes':>6} {'k msg/s':>9} {'MB/s':>7} {'to pyzmq':>9} "
-        f"{'CPU ns/message':>15} {'(sender':>8} {'receiver)':>9}"
+        f"{'medians':8} {'bytes':>6} {'k msg/s':>9} {'least-most':>13} {'MB/s':>7} {'to pyzmq':>9} "
+        f"{'CPU ns/message':>15} {'least-most':>13} {'(sender':>8} {'receiver)':>9}"
     )
     for row in rows:
         ratio = "" if row["ratio_to_pyzmq"] is None else f"{row['ratio_to_pyzmq']:.2f}x"
         print(
             f"{row['party']:8} {row['bytes']:6,} {row['messages_per_second'] / 1e3:9,.0f}"
+            f" {spread(row['messages_per_second_range'], 1e3):>13}"
             f" {row['messages_per_second'] * row['bytes'] / 1e6:7,.0f} {ratio:>9}"
-            f" {row['cpu_ns_per_message']:15,}"
+            f" {row['cpu_ns_per_message']:15,} {spread(row['cpu_ns_per_message_range']):>13}"
             f" {row['sender_cpu_ns']:8,} {row['receiver_cpu_ns']:9,}"
         )
     for row in trips:

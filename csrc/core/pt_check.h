@@ -1,6 +1,7 @@
 /* What holds between two turns, whatever was sent, received, refused or broken: said once for each
- * noun, and asserted at the end of each turn (pt_loop_turn) where PT_ASSERTIONS is 1. Other builds
- * have none of these functions. */
+ * noun, and asserted at the end of each turn (pt_loop_turn) where PT_ASSERTIONS is 1: of links for
+ * the newest PT_IO_BUDGET, so that a turn stays short. Other builds have none of these functions.
+ */
 #ifndef PT_CHECK_H
 #define PT_CHECK_H
 

@@ -96,8 +96,8 @@ def renewed(said: Capabilities, known: Capabilities | None) -> Capabilities:
 
 
 def settled(waiting: Connection, tag: int) -> list[Decision]:
-    """A connection that one outside a line waits for is settled: what was held back of that one is
-    released when it waits for no other. See Line.settled()."""
+    """A connection that one outside a line waits for is settled. Returns RELEASE of that one when
+    it waits for no other and something of it was held back, else nothing. See Line.settled()."""
     waiting.waits_for = waiting.waits_for - {tag} or NOBODY
     free = waiting.held is not None and not waiting.waits_for
     return [(Verdict.RELEASE, waiting)] if free else []

@@ -64,8 +64,10 @@ class Dialling(ClassicPeers):
     def dial(
         self, address: Address, reached: Reached | None = None, peer: Remote | None = None
     ) -> Connection | None:
-        """Open a connection to an address, or wait for the one that is being opened. reached is
-        called once: with the peer that was found there, or with an error."""
+        """Open a connection to an address, or wait for the one that is being opened. Returns that
+        connection; None: there is none, because one is open already, or there was no room, or the
+        dial has ended at once. reached is called once: with the peer that was found there, or with
+        an error."""
 
         def here(found: Remote | None, error: errors.PeerTalkError | None) -> None:
             assert reached is not None

@@ -22,8 +22,8 @@ from .engine import Engine, Timer
 
 
 class Home(Engine):
-    """An engine that has peers. What a peer asks of it is done by those who stand above, who set
-    these: see Traffic, Roster and Switchboard."""
+    """An engine that has peers. What a peer asks of it is done by those who stand above: Transport
+    sets these."""
 
     peers: dict[Any, Remote]
     inbox: Inbox[Remote]

@@ -309,7 +309,7 @@ class TappedLoop:
         box.simulator.note(sums)
 
     def wake(self) -> None:
-        """As the loop."""
+        """End a wait that runs, or the next one. Any thread."""
         self._woken = True
         self._loop.wake()
 

@@ -151,7 +151,7 @@ FAULTS = (
         "    if (counted)\n        pipeline->send_seq++;",
         "    pipeline->send_seq++;",
         "only DATA and DISCONNECT have a sequence number",
-        ("tests/c/test_c_suite.py::test_the_core_passes_its_c_tests[standard-test_pool]",),
+        ("tests/c/test_c_suite.py::test_the_core_passes_its_c_tests[standard-test_pipeline]",),
     ),
     Fault(
         "pipeline-result",

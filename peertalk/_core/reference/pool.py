@@ -16,12 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from peertalk._core.values import PoolStatistics
+from peertalk._numbers import POOL_MAX_CLASSES
 from peertalk.errors import InvalidArgument, InvalidState, OutOfMemory
 
 BOOKKEEPING = 16
 """Bytes that each buffer costs beside its size."""
 
-MAX_CLASSES = 8
+MAX_CLASSES = POOL_MAX_CLASSES
 MAX_CAPACITY = 65_535
 MAX_BUFFER_SIZE = 2**32 - 1 - BOOKKEEPING
 
