@@ -322,6 +322,83 @@ def test_closing_wakes_a_thread_that_waits_and_everything_after_it_is_refused():
     assert "closed" in repr(node)
 
 
+@pytest.mark.parametrize("comes", [True, False])
+def test_of_two_threads_that_wait_each_looks_at_what_has_come_and_at_its_own_time(comes):
+    """Whoever has let go of the lock must not wait until the other one has all it waits for."""
+    waits, waits_too = threading.Event(), threading.Event()
+
+    def late(peer):
+        waits.set()
+        return peer.name == "late"
+
+    def never(peer):
+        waits_too.set()
+        return False
+
+    with (
+        echo(**loopback()) as address,
+        Node("script", **loopback()) as node,
+        Node("late", **loopback()) as other,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        node.connect(address, timeout=GUARD)
+        first = pool.submit(node.wait_for, late, timeout=GUARD if comes else 0.1)
+        waits.wait(GUARD)
+        second = pool.submit(node.wait_for, never)
+        waits_too.wait(GUARD)
+        try:
+            if comes:
+                other.connect(node.address, timeout=GUARD)
+                assert first.result(GUARD).name == "late"
+            else:
+                assert isinstance(first.exception(GUARD), pt.Timeout)
+            assert not second.done()
+        finally:
+            node.close(0)
+        assert isinstance(second.exception(GUARD), pt.InvalidState)
+
+
+def test_a_signal_that_raises_while_another_thread_has_the_lock_leaves_it_that():
+    """It strikes who waits and has let go of the lock for a moment."""
+    waits, struck = threading.Event(), threading.Event()
+    ours = threading.get_ident()
+
+    class Struck(Exception):
+        pass
+
+    def strike(*_):
+        struck.set()
+        raise Struck
+
+    def absent(peer):
+        waits.set()
+        return False
+
+    def present(peer):
+        signal.pthread_kill(ours, signal.SIGUSR1)
+        assert struck.wait(GUARD)
+        return True
+
+    def look():
+        waits.wait(GUARD)
+        return node.wait_for(present, timeout=GUARD)
+
+    before = signal.signal(signal.SIGUSR1, strike)
+    try:
+        with echo(**loopback()) as address, Node("script", **loopback()) as node:
+            peer = node.connect(address, timeout=GUARD)
+            for _ in range(5):
+                waits.clear(), struck.clear()
+                with beside(look) as found:
+                    with pytest.raises(Struck):
+                        node.wait_for(absent, timeout=GUARD)
+                assert found.result(GUARD) is peer
+            peer.send(b"on", timeout=GUARD)
+            assert node.receive(timeout=GUARD).data == b"on"
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 def test_ping_flags_and_reject_are_there_without_await_too():
     """The same door: what one has and the other lacks would be found missing at the worst
     moment."""

@@ -1,7 +1,8 @@
 """Whose turn it is: the lock of a node that has no thread of its own, and waiting while it is held.
 
 Invariant: an engine is turned by the thread that holds its lock, and belongs to that thread. Who
-waits with the lock lets go of it for a moment when another thread asks.
+waits with the lock turns only when no other thread that waits has a change to look at, and
+otherwise lets go of the lock for a moment.
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ class Turning:
         self._name = name
         self.engine: Transport | None = None
         self._lock = threading.Lock()
-        self._others = 0
+        self._changes = 0
+        """How often who held the lock may have changed something."""
+        self._waiting: list[int] = []
+        """Of each who waits for the lock: how many changes that thread knows; -1: it must have the
+        lock."""
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -44,17 +49,25 @@ class Turning:
         if engine is not None and engine.forked:
             engine.check_open()
         if not self._lock.acquire(blocking=False):
-            self._others += 1
-            if engine is not None and not engine.closed:
-                engine.loop.wake()
-            self._lock.acquire()
-            self._others -= 1
+            self._waiting.append(-1)
+            try:
+                self._ask()
+                self._lock.acquire()
+            finally:
+                self._waiting.remove(-1)
         try:
             if self.engine is not None:
                 self.engine.move_here()
             yield
         finally:
+            self._changes += 1
             self._lock.release()
+
+    def _ask(self) -> None:
+        """End the turn of whoever holds the lock."""
+        engine = self.engine
+        if engine is not None and not engine.closed:
+            engine.loop.wake()
 
     @contextlib.contextmanager
     def held_if_free(self) -> Iterator[bool]:
@@ -68,15 +81,45 @@ class Turning:
             if free:
                 self._lock.release()
 
-    def turn(self, engine: Transport, seconds: float | None) -> None:
-        """One turn, waiting up to so many seconds; then another thread that asked for the lock,
-        which is held, has it for a moment."""
+    def turn(self, engine: Transport, seconds: float | None) -> bool:
+        """One turn, waiting up to so many seconds. False: another thread had to look first, and has
+        had the lock, which is held, for a moment."""
+        if min(self._waiting, default=self._changes) < self._changes:
+            self._let_go(engine, deadline_of(seconds))
+            return False
         engine.turn(seconds)
-        if self._others:
-            self._lock.release()
+        self._changes += 1
+        return True
+
+    def _let_go(self, engine: Transport, deadline: float | None) -> None:
+        """Let go of the lock, and hold it again when it is free: at the deadline, and when a signal
+        handler raises, whoever has it is asked. What that raised comes when the lock is held, since
+        whoever is left by it lets go of the lock."""
+        known, struck = self._changes, None
+        held: list[bool] = []
+        self._lock.release()
+        try:
             time.sleep(_HANDOVER)
-            self._lock.acquire()
-            engine.move_here()
+        except BaseException as error:
+            struck = error
+        while True not in held:
+            left = None if deadline is None else deadline - time.monotonic()
+            if struck is not None or (left is not None and left <= 0):
+                known, left = -1, None
+            self._waiting.append(known)
+            try:
+                if known < self._changes:
+                    self._ask()
+                wait = -1 if left is None else min(left, threading.TIMEOUT_MAX)
+                # noted in C: a signal handler cannot strike between the lock and its note
+                held.extend(map(self._lock.acquire, (True,), (wait,)))
+            except BaseException as error:
+                struck = error
+            finally:
+                self._waiting.remove(known)
+        engine.move_here()
+        if struck is not None:
+            raise struck
 
     def until(
         self,
@@ -99,11 +142,12 @@ class Turning:
         if deadline is None:
             deadline = deadline_of(seconds)
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        turned = False
         while not done():
             engine.check_open()
-            if left is not None and left < 0:
+            if turned and left is not None and left < 0:
                 raise errors.Timeout(f"{what} within {seconds:g} s", peer=whom)
-            self.turn(engine, left)
+            turned = self.turn(engine, left and max(0.0, left)) or turned
             left = None if deadline is None else deadline - time.monotonic()
 
     def answered(
