@@ -42,13 +42,25 @@ static PySendResult step(reader *self, PySendResult status, PyObject **result)
     return *result != NULL ? PYGEN_RETURN : PYGEN_ERROR;
 }
 
+/* A coroutine of more(). NULL with an exception. */
+static PyObject *ask(const reader *self)
+{
+    if (self->more != NULL)
+        return PyObject_CallNoArgs(self->more);
+    PyErr_SetString(PyExc_RuntimeError, "this reader is gone: nothing leads to it any more");
+    return NULL;
+}
+
+/* Items and more() may run any code, which may come back here. */
 static PySendResult reader_send(PyObject *object, PyObject *value, PyObject **result)
 {
     reader *self = (reader *)object;
     *result = NULL;
     if (self->waiting == NULL) {
         if (self->items != NULL) {
-            *result = PyIter_Next(self->items);
+            PyObject *items = Py_NewRef(self->items);
+            *result = PyIter_Next(items);
+            Py_DECREF(items);
             self->asked = 0;
             if (*result != NULL)
                 return PYGEN_RETURN;
@@ -57,11 +69,11 @@ static PySendResult reader_send(PyObject *object, PyObject *value, PyObject **re
             self->asked = 1;
             put(&self->items, NULL);
         }
-        self->waiting = PyObject_CallNoArgs(self->more);
+        put(&self->waiting, ask(self));
         if (self->waiting == NULL)
             return PYGEN_ERROR;
     }
-    PyObject *coroutine = Py_NewRef(self->waiting); /* which may come back here */
+    PyObject *coroutine = Py_NewRef(self->waiting);
     PySendResult status = step(self, PyIter_Send(coroutine, value, result), result);
     Py_DECREF(coroutine);
     return status;
@@ -80,19 +92,23 @@ static PyObject *tell(PySendResult status, PyObject *result)
     return NULL;
 }
 
-static PyObject *reader_next(PyObject *object)
+static PyObject *reader_feed(PyObject *object, PyObject *value)
 {
     PyObject *result = NULL;
-    PySendResult status = reader_send(object, Py_None, &result);
+    PySendResult status = reader_send(object, value, &result);
     return tell(status, result);
+}
+
+static PyObject *reader_next(PyObject *object)
+{
+    return reader_feed(object, Py_None);
 }
 
 /* throw(...), of whoever waits: the coroutine of more() has it. */
 static PyObject *reader_throw(PyObject *object, PyObject *arguments)
 {
     reader *self = (reader *)object;
-    PyObject *coroutine =
-        self->waiting != NULL ? Py_NewRef(self->waiting) : PyObject_CallNoArgs(self->more);
+    PyObject *coroutine = self->waiting != NULL ? Py_NewRef(self->waiting) : ask(self);
     PyObject *throw = coroutine != NULL ? PyObject_GetAttrString(coroutine, "throw") : NULL;
     PyObject *result = throw != NULL ? PyObject_CallObject(throw, arguments) : NULL;
     PySendResult status = result != NULL ? PYGEN_NEXT : PYGEN_ERROR;
@@ -187,6 +203,7 @@ static void reader_free(PyObject *object)
 }
 
 static PyMethodDef methods[] = {
+    {"send", reader_feed, METH_O, "As of a coroutine."},
     {"throw", reader_throw, METH_VARARGS, "As of a coroutine."},
     {"close", reader_close, METH_NOARGS, "As of a coroutine."},
     {NULL, NULL, 0, NULL},

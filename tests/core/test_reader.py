@@ -6,10 +6,12 @@ Truth: the lots themselves, and what a coroutine in its place would do.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import sys
 import weakref
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -213,3 +215,66 @@ async def test_a_reader_keeps_nothing_alive_and_leaves_nothing_behind(c_core):
     del lots
     gc.collect()
     assert gone() is None
+
+
+async def test_a_task_may_be_made_of_what_anext_gives(core):
+    """As of a coroutine, and of what a generator gives."""
+    reader = core.Reader(Lots([1], [2], [3]).more)
+    assert await asyncio.create_task(anext(reader)) == 1
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(anext(reader)) for _ in range(2)]
+    assert [each.result() for each in tasks] == [2, 3]
+
+
+def test_items_that_come_back_to_their_reader_are_not_freed_under_it(c_core):
+    """The second one ends them, and the reader lets them go, in the middle of the first."""
+    came = []
+
+    class Items:
+        def __next__(self) -> int:
+            if came:
+                raise StopIteration
+            came.append(None)
+            came.append(ask())
+            return 5
+
+        def __iter__(self) -> Iterator[int]:
+            return self
+
+    async def more() -> tuple[Any, Iterator[Any]]:
+        return 1, map(lambda *both: both, Items(), iter((2, 3)))
+
+    reader = c_core.Reader(more)
+
+    def ask() -> Any:
+        with pytest.raises(StopIteration) as stop:
+            next(reader)
+        return stop.value.value
+
+    assert [ask(), ask(), came] == [1, (5, 2), [None, 1]]
+
+
+def test_a_reader_that_the_collector_has_emptied_gives_an_error(c_core):
+    """What is freed with it may have code in C that still leads to it."""
+    said = []
+
+    def freed(_: int) -> None:
+        reader = ctypes.cast(where[0], ctypes.py_object).value
+        for call in (reader.__next__, partial(reader.throw, KeyError)):
+            with pytest.raises(RuntimeError) as error:
+                call()
+            said.append(str(error.value))
+
+    def make() -> int:
+        late: dict[str, Any] = {}  # the collector sees a dict from its first container on
+        reader = c_core.Reader(late.get)
+        late["freed"] = capsule(id(make), None, free)
+        late["cycle"] = [reader]
+        return id(reader)
+
+    kind = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
+    free, capsule = kind(freed), ctypes.pythonapi.PyCapsule_New
+    capsule.restype, capsule.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, kind)
+    where = [make()]
+    gc.collect()
+    assert len(said) == 2 and "nothing leads to it" in said[0]
