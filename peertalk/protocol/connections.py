@@ -133,8 +133,9 @@ class Connection:
     until one came; pinged: when the PING left that awaits its PONG, None when none does; spoilt:
     that PONG will measure nothing; pressure: the level of ours that the other side was told last, 0
     to 3; owed: what waits for room, a sum of OWES_*; rejection: why we send the peer away; slow: it
-    counts as classic for want of a word, and may be one of ours yet; socket, link, timer and vigil
-    belong to the runtime.
+    counts as classic for want of a word, and may be one of ours yet; due: when its link is looked at
+    next, inf while it has none; vigil: what that look must remember; socket, link and timer belong
+    to the runtime.
     """
 
     __slots__ = (
@@ -143,6 +144,7 @@ class Connection:
         "classes",
         "deadline",
         "dialled",
+        "due",
         "failure",
         "handed",
         "held",
@@ -203,6 +205,7 @@ class Connection:
         self.socket: Any = None
         self.link: Any = None
         self.reassembly: Any = None
+        self.due = math.inf
         self.vigil: Any = None
         self.timer: Any = None
 

@@ -67,17 +67,16 @@ class Finding(enum.Enum):
 
 
 class Vigil(msgspec.Struct, gc=False):
-    """What is known of one link: little, because there is one for each idle peer. Times are of the
-    clock, frames and bytes as the link counts them.
+    """What is remembered of one link between two looks: an idle one has none, see kept(). Times are
+    of the clock, frames and bytes as the link counts them.
 
-    due: when it is looked at next; doubted: it seemed dead when it was looked at last; asked: since
-    when an answer is owed, None when none is; question: where in the stream the PING ended that it
-    is owed to; heard: frames that had come by then; stuck: since when slots have not moved, None
-    while they do; moved: bytes that had left by then, -1 while no slot waits; taken: bytes that the
-    other side's system had while some waited.
+    doubted: it seemed dead when it was looked at last; asked: since when an answer is owed, None
+    when none is; question: where in the stream the PING ended that it is owed to; heard: frames
+    that had come by then; stuck: since when slots have not moved, None while they do; moved: bytes
+    that had left by then, -1 while no slot waits; taken: bytes that the other side's system had
+    while some waited.
     """
 
-    due: float
     doubted: bool = False
     asked: float | None = None
     question: int = 0
@@ -101,35 +100,39 @@ class Vigil(msgspec.Struct, gc=False):
         if self.stuck is not None:
             self.stuck = min(now, self.stuck + late)
 
-    def look(self, seen: Seen, patience: float, spacing: float) -> Finding:
-        """What a look means. patience: the time that is given; spacing: between the two looks that
-        a dead link takes; both in seconds. due is when to look next."""
+    def kept(self) -> Vigil | None:
+        """Itself; None when there is nothing to remember."""
+        quiet = self.asked is None and self.stuck is None
+        return None if quiet and not self.doubted else self
+
+    def look(self, seen: Seen, patience: float, spacing: float) -> tuple[Finding, float]:
+        """What a look means, and when to look next. patience: the time that is given; spacing:
+        between the two looks that a dead link takes; both in seconds."""
         now = seen.now
         if seen.silent >= patience:
-            if self.doubted:
-                return Finding.DEAD
             # what has waited for a moment only, after a long silence, is answered by then
-            self.doubted, self.due = True, now + spacing
-            return Finding.NOTHING
-        self.doubted, self.due = False, now + patience - seen.silent
+            found = Finding.DEAD if self.doubted else Finding.NOTHING
+            self.doubted = True
+            return found, now + spacing
+        self.doubted, due = False, now + patience - seen.silent
         if seen.state is not State.OPEN:
-            return Finding.NOTHING
+            return Finding.NOTHING, due
         counts = seen.counts()
         if not counts.slots_pending:
             self.moved, self.stuck = -1, None
         elif counts.bytes_sent != self.moved:
             self.moved, self.stuck = counts.bytes_sent, now
         if self.asked is None or seen.frozen:
-            return Finding.NOTHING
+            return Finding.NOTHING, due
         if counts.frames_received != self.heard:
             self.asked = None
         elif seen.paused or self._is_underway(counts.bytes_sent, seen.unacknowledged()):
             self.asked = now  # the answer may lie unread, or the question be on its way
         elif now - self.asked >= patience:
-            return Finding.FROZEN
+            return Finding.FROZEN, due
         else:
-            self.due = min(self.due, self.asked + patience)
-        return Finding.NOTHING
+            due = min(due, self.asked + patience)
+        return Finding.NOTHING, due
 
     def _is_underway(self, sent: int, waiting: int) -> bool:
         """Whether the question waits in the system, behind bytes of which the other side's has

@@ -132,6 +132,7 @@ class Pulse:
         peer = connection.peer
         if connection.pinged is None or not isinstance(peer, Remote):
             return
+        self.watchdog.answered(connection)
         sample = connection.pong(self.engine.world.clock())
         if sample is not None:
             peer.latency = Latency.of(peer.latency, sample)

@@ -9,8 +9,8 @@ place or memory is wanted.
 A look that comes late tells that the loop was blocked: that time counts for nobody, since what was
 said then lies unread.
 
-Invariant: a connection has a `vigil` from the moment that it has a link to its end, and is in
-`_frozen` only while it has one. Never: ends a link of which nothing waits, but for its place
+Invariant: a connection is `due` from the moment that it has a link to its end, and has a `vigil` or
+is in `_frozen` only meanwhile. Never: ends a link of which nothing waits, but for its place
 or its address.
 """
 
@@ -33,6 +33,7 @@ _SHORTEST_SPACING = 0.1
 """Likewise where link_timeout is very short: an acknowledgement may be delayed by 40 ms."""
 _LOOKS_PER_TURN = 128
 """Links that are looked at in one turn, about a millisecond: others have their turn between."""
+_NEVER = float("inf")
 _SETTLE = 0.5
 """Seconds from a change of our addresses to its consequences: an address that is replaced, or taken
 away and given again, makes several changes."""
@@ -63,7 +64,7 @@ class Watchdog:
         self._spacing = max(_SHORTEST_SPACING, min(_LOOK_SPACING, self._patience / 8))
         self._frozen: dict[int, Connection] = {}
         self._timer: Timer | None = None
-        self._due = float("inf")
+        self._due = _NEVER
         self._news: socket.socket | None = None
         self._watched: Watched | None = None
         self._settling: Timer | None = None
@@ -72,31 +73,37 @@ class Watchdog:
 
     def opened(self, connection: Connection) -> None:
         """It has a link."""
-        due = self.engine.world.clock() + self._patience
-        connection.vigil = Vigil(due)
-        self._look_at(due)
+        connection.due = self.engine.world.clock() + self._patience
+        self._look_at(connection.due)
 
     def ended(self, connection: Connection) -> None:
         """It is over."""
-        connection.vigil = None
+        connection.due, connection.vigil = _NEVER, None
         self._frozen.pop(connection.tag, None)
 
     def asked(self, connection: Connection) -> None:
         """A PING has left, or would have if there had been room: an answer is owed."""
-        vigil = connection.vigil
-        if vigil is not None:
+        if connection.due < _NEVER:
             counts = connection.link.statistics()
-            vigil.ask(
+            connection.vigil = connection.vigil or Vigil()
+            connection.vigil.ask(
                 self.engine.world.clock(),
                 counts.frames_received,
                 counts.payload_bytes_sent,
                 counts.frames_sent,
             )
 
+    def answered(self, connection: Connection) -> None:
+        """It owes no answer any more."""
+        vigil = connection.vigil
+        if vigil is not None:
+            vigil.asked = None
+            connection.vigil = vigil.kept()
+
     def heard(self, connection: Connection) -> None:
         """A frame has come. Worth a call while somebody is frozen only: others are looked at."""
         if self._frozen.pop(connection.tag, None) is not None:
-            connection.vigil.asked = None
+            self.answered(connection)
             if connection.peer is not None and connection.state is State.OPEN:
                 self.engine.emit(events.PeerThawed, connection.peer)
 
@@ -121,40 +128,38 @@ class Watchdog:
     def _look(self) -> None:
         """At all whose time has come; then at the next."""
         now = self.engine.world.clock()
-        late, self._due = now - self._due, float("inf")
+        late, self._due = now - self._due, _NEVER
         if late > LATE:
             self._was_asleep(late, now)
-        following, left = float("inf"), _LOOKS_PER_TURN
-        for connection, watch in self._watched_links():
-            if watch.due <= now and left:
-                self._check(connection, watch, now)
+        following, left = _NEVER, _LOOKS_PER_TURN
+        for connection in self._watched_links():
+            if connection.due <= now and left:
+                self._check(connection, now)
                 left -= 1
             if connection.state is not State.CLOSED:
-                following = min(following, watch.due)
-        if following < float("inf"):
+                following = min(following, connection.due)
+        if following < _NEVER:
             self._look_at(max(following, now + self._spacing) if left else now)
 
-    def _watched_links(self) -> list[tuple[Connection, Vigil]]:
-        return [
-            (connection, connection.vigil)
-            for connection in self.engine.connections.by_tag.values()
-            if connection.vigil is not None
-        ]
+    def _watched_links(self) -> list[Connection]:
+        return [each for each in self.engine.connections.by_tag.values() if each.due < _NEVER]
 
     def _was_asleep(self, late: float, now: float) -> None:
         """The loop was blocked, and what has come meanwhile is still to be read."""
-        for _, watch in self._watched_links():
-            watch.slept(late, now, self._patience)
+        for connection in self._watched_links():
+            if connection.vigil is not None:
+                connection.vigil.slept(late, now, self._patience)
 
-    def _check(self, connection: Connection, watch: Vigil, now: float) -> None:
+    def _check(self, connection: Connection, now: float) -> None:
         if connection.state is State.CLOSED:  # ended with one that was looked at before
             return
         if connection.state is State.DRAINING:  # only read, for as long as that takes
-            watch.due = now + self._patience
+            connection.due = now + self._patience
             return
         world = self.engine.world
         silent = world.silent_for(connection.socket)
-        found = watch.look(
+        vigil = connection.vigil or Vigil()
+        found, connection.due = vigil.look(
             Seen(
                 now,
                 connection.state,
@@ -167,13 +172,14 @@ class Watchdog:
             self._patience,
             self._spacing,
         )
+        connection.vigil = vigil.kept()
         if found is Finding.DEAD:
             self._bury(connection, silent)
         elif found is Finding.FROZEN:
             self._frozen[connection.tag] = connection
             if connection.peer is not None:
                 self.engine.log.info(
-                    "peer %r has answered nothing for %.0f s", *_told(connection, watch, now)
+                    "peer %r has answered nothing for %.0f s", *_told(connection, vigil, now)
                 )
                 self.engine.emit(events.PeerFrozen, connection.peer)
 
@@ -220,7 +226,7 @@ class Watchdog:
         """Links that live on an address which this machine no longer has carry nothing any more,
         and no error comes of it: they are ended. An interface that is down keeps its addresses."""
         ours: dict[str, bool] = {}
-        for connection, _ in self._watched_links():
+        for connection in self._watched_links():
             if connection.state is State.CLOSED:
                 continue
             try:
@@ -238,6 +244,6 @@ class Watchdog:
                 self._unhouse(connection, errors.NetworkFailure(text, peer=connection.name))
 
 
-def _told(connection: Connection, watch: Vigil, now: float) -> tuple[str, float]:
-    assert connection.peer is not None and watch.asked is not None
-    return connection.peer.name, now - watch.asked
+def _told(connection: Connection, vigil: Vigil, now: float) -> tuple[str, float]:
+    assert connection.peer is not None and vigil.asked is not None
+    return connection.peer.name, now - vigil.asked

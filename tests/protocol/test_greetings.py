@@ -116,7 +116,7 @@ def test_one_outside_a_line_is_released_when_it_waits_for_no_other():
 def watched(tag, quiet, *, state=State.OPEN, moved=0):
     """A connection whose link has been quiet since then, None: it is not, and moved since."""
     made = connection(tag, state=state)
-    made.vigil = Vigil(0.0, stuck=quiet, moved=0)
+    made.vigil = Vigil(stuck=quiet, moved=0)
     counts = types.SimpleNamespace(bytes_sent=moved, frames_received=0)
     made.link = types.SimpleNamespace(statistics=lambda: counts)
     return made

@@ -34,29 +34,31 @@ def look(vigil, observed):
 
 def test_a_link_is_dead_at_the_second_look_that_finds_it_silent():
     """What has waited for a moment only, after a long silence, is answered by then."""
-    vigil = Vigil(100.0)
+    vigil = Vigil()
     observed = seen(silent=PATIENCE)._replace(counts=never, unacknowledged=never)
-    assert look(vigil, observed) is Finding.NOTHING and vigil.due == 100.0 + SPACING
-    assert look(vigil, observed._replace(now=100.4)) is Finding.DEAD
-    vigil = Vigil(100.0)
+    assert look(vigil, observed) == (Finding.NOTHING, 100.0 + SPACING)
+    assert look(vigil, observed._replace(now=100.4))[0] is Finding.DEAD
+    vigil = Vigil()
     look(vigil, observed)
     look(vigil, seen(now=100.4, silent=0.1))
-    assert look(vigil, observed._replace(now=110.0)) is Finding.NOTHING, "it has answered meanwhile"
+    assert look(vigil, observed._replace(now=110.0))[0] is Finding.NOTHING, (
+        "it has answered meanwhile"
+    )
 
 
 @pytest.mark.parametrize("silent", [0.0, 4.0, 14.9])
 def test_the_next_look_comes_when_the_rest_of_the_time_has_passed(silent):
     """An idle link is looked at once in that time; nothing is asked every second."""
-    vigil = Vigil(100.0)
-    assert look(vigil, seen(silent=silent)) is Finding.NOTHING
-    assert vigil.due == 100.0 + PATIENCE - silent
+    vigil = Vigil()
+    assert look(vigil, seen(silent=silent)) == (Finding.NOTHING, 100.0 + PATIENCE - silent)
+    assert vigil.kept() is None, "and nothing is remembered of it"
 
 
 @pytest.mark.parametrize("state", [each for each in State if each is not State.OPEN])
 def test_a_link_that_is_not_used_is_never_frozen(state):
     """It is on its way in or out, and its counts do not matter."""
-    vigil = Vigil(100.0, asked=0.0)
-    assert look(vigil, seen(state=state)._replace(counts=never)) is Finding.NOTHING
+    vigil = Vigil(asked=0.0)
+    assert look(vigil, seen(state=state)._replace(counts=never))[0] is Finding.NOTHING
 
 
 @pytest.mark.parametrize(
@@ -73,21 +75,21 @@ def test_a_link_that_is_not_used_is_never_frozen(state):
 )
 def test_a_link_is_frozen_when_its_program_owes_an_answer_for_the_time(observed, finding, asked):
     """Its system is there: it is no dead link, and nothing ends."""
-    vigil = Vigil(100.0, asked=80.0, question=100)
-    assert look(vigil, seen(**observed)) is finding
+    vigil = Vigil(asked=80.0, question=100)
+    assert look(vigil, seen(**observed))[0] is finding
     assert vigil.asked == asked
+    assert (vigil.kept() is vigil) is (asked is not None)
 
 
 def test_an_answer_that_is_owed_is_looked_for_when_it_is_late():
     """Not at the next idle look, which may be much later."""
-    vigil = Vigil(100.0, asked=90.0)
-    look(vigil, seen())
-    assert vigil.due == 90.0 + PATIENCE
+    vigil = Vigil(asked=90.0)
+    assert look(vigil, seen()) == (Finding.NOTHING, 90.0 + PATIENCE)
 
 
 def test_a_question_is_where_its_ping_ended_and_an_older_one_that_is_owed_stays():
     """Bytes before it may be on their way for long; each PING would begin the time anew."""
-    vigil = Vigil(0.0)
+    vigil = Vigil()
     vigil.ask(10.0, 5, 1000, 3)
     assert (vigil.asked, vigil.question, vigil.heard) == (10.0, 1000 + 3 * 12, 5)
     vigil.ask(20.0, 5, 2000, 9)
@@ -98,10 +100,10 @@ def test_a_question_is_where_its_ping_ended_and_an_older_one_that_is_owed_stays(
 
 def test_time_in_which_nobody_read_counts_for_nobody():
     """A laptop that was shut for an hour must not find everybody frozen."""
-    vigil = Vigil(0.0, asked=10.0, stuck=12.0)
+    vigil = Vigil(asked=10.0, stuck=12.0)
     vigil.slept(3600.0, 3620.0, PATIENCE)
     assert vigil.asked == 3610.0 and vigil.stuck == 3612.0
-    vigil = Vigil(0.0, asked=10.0)
+    vigil = Vigil(asked=10.0)
     vigil.slept(1.0, 3620.0, PATIENCE)
     assert vigil.asked == 3620.0 - PATIENCE + LATE, "what lies unread is read first"
     vigil.slept(1e9, 3620.0, PATIENCE)
@@ -114,7 +116,7 @@ def test_time_in_which_nobody_read_counts_for_nobody():
 )
 def test_a_link_is_quiet_since_it_owes_an_answer_or_stands_still(asked, stuck, since):
     """Whoever has been so for the longest is missed the least."""
-    assert Vigil(0.0, asked=asked, stuck=stuck).quiet_since() == since
+    assert Vigil(asked=asked, stuck=stuck).quiet_since() == since
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,7 @@ def test_a_link_is_quiet_since_it_owes_an_answer_or_stands_still(asked, stuck, s
 )
 def test_who_has_moved_since_the_last_look_is_not_still(asked, stuck, told, still):
     """A look is old by up to the time-out: nobody is ended for what was true then."""
-    vigil = Vigil(0.0, asked=asked, stuck=stuck, moved=10)
+    vigil = Vigil(asked=asked, stuck=stuck, moved=10)
     assert vigil.is_still(counts(**{"bytes_sent": 10, **told})) is still
 
 

@@ -62,7 +62,8 @@ class MadeUpEngine:
         self.timers = []
         self.hint = self.refused = self.pause_if_full = lambda *_: None
         self.owing = []
-        self.pulse = Pulse(self, self, types.SimpleNamespace(asked=self.owing.append))
+        watchdog = types.SimpleNamespace(asked=self.owing.append, answered=lambda _: None)
+        self.pulse = Pulse(self, self, watchdog)
         self.pulse.introduce(Capabilities(8192, 1024, 0, 0, b"whoweare", "ada", 7354))
 
     def call(self, functions, *arguments):
