@@ -60,11 +60,12 @@ static int is_owner(const pt_context *context)
 }
 
 /* Send so many bytes, on the thread of their context. Returns hints or PT_ERR_*. */
-static inline int send_bytes(native_link *bound, const void *data, Py_ssize_t len)
+static inline int send_bytes(native_link *bound, uint8_t type, uint8_t flags, const void *data,
+                             Py_ssize_t len)
 {
     if ((uint64_t)len > UINT32_MAX)
         return bound->link.state == PT_LINK_OPEN ? PT_ERR_MESSAGE_TOO_LARGE : PT_ERR_NOT_CONNECTED;
-    return pt_link_send(bound->context, &bound->link, PT_FRAME_DATA, 0, data, (uint32_t)len);
+    return pt_link_send(bound->context, &bound->link, type, flags, data, (uint32_t)len);
 }
 
 /* Send a bytes object, which runs no code. */
@@ -73,12 +74,13 @@ static inline int send_plain(native_link *bound, PyObject *payload)
     char *data = NULL;
     Py_ssize_t len = 0;
     (void)PyBytes_AsStringAndSize(payload, &data, &len);
-    return send_bytes(bound, data, len);
+    return send_bytes(bound, PT_FRAME_DATA, 0, data, len);
 }
 
 /* Send what has a buffer, and code of its own to give that. Sets *raised when Python refused
  * instead. */
-static int send_buffer(native_link *bound, PyObject *payload, int *raised)
+static int send_buffer(native_link *bound, uint8_t type, uint8_t flags, PyObject *payload,
+                       int *raised)
 {
     Py_buffer view;
     if (PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE) != 0) {
@@ -89,8 +91,8 @@ static int send_buffer(native_link *bound, PyObject *payload, int *raised)
         *raised = 1;
         return PT_ERR_INVALID_PARAM;
     }
-    int code =
-        is_owner(bound->context) ? send_bytes(bound, view.buf, view.len) : PT_ERR_INVALID_STATE;
+    int code = is_owner(bound->context) ? send_bytes(bound, type, flags, view.buf, view.len)
+                                        : PT_ERR_INVALID_STATE;
     PyBuffer_Release(&view);
     return code;
 }
@@ -102,7 +104,27 @@ static PyObject *link_send(PyObject *self, PyObject *payload)
     int code = PT_ERR_INVALID_STATE;
     if (is_owner(bound->context))
         code = PyBytes_CheckExact(payload) ? send_plain(bound, payload)
-                                           : send_buffer(bound, payload, &raised);
+                                           : send_buffer(bound, PT_FRAME_DATA, 0, payload, &raised);
+    return raised ? NULL : PyLong_FromLong(code);
+}
+
+static PyObject *link_send_frame(PyObject *self, PyObject *const *arguments,
+                                 Py_ssize_t argument_count)
+{
+    if (argument_count != 3) {
+        PyErr_SetString(PyExc_TypeError, "send_frame(type, payload, flags)");
+        return NULL;
+    }
+    int overflow = 0; /* a number that long is -1 */
+    long type = PyLong_AsLongAndOverflow(arguments[0], &overflow);
+    long flags = PyErr_Occurred() ? -1 : PyLong_AsLongAndOverflow(arguments[2], &overflow);
+    if (PyErr_Occurred())
+        return NULL;
+    if (type < 0 || type > UINT8_MAX || flags < 0 || flags > UINT8_MAX)
+        type = flags = 0; /* which no frame has */
+    int raised = 0;
+    int code =
+        send_buffer((native_link *)self, (uint8_t)type, (uint8_t)flags, arguments[1], &raised);
     return raised ? NULL : PyLong_FromLong(code);
 }
 
@@ -139,7 +161,7 @@ static PyObject *link_send_many(PyObject *self, PyObject *const *arguments,
             result = send_plain(bound, payload);
         } else if (is_ours) {
             Py_INCREF(payload);
-            result = send_buffer(bound, payload, &raised);
+            result = send_buffer(bound, PT_FRAME_DATA, 0, payload, &raised);
             Py_DECREF(payload);
             is_ours = is_owner(bound->context);
         }
@@ -461,6 +483,8 @@ static PyObject *tell_address(PyObject *self, void *closure)
 
 static PyMethodDef link_methods[] = {
     {"send", link_send, METH_O, "Send one payload; hints, or a negative code."},
+    {"send_frame", (PyCFunction)(void (*)(void))link_send_frame, METH_FASTCALL,
+     "Send one frame of any type; hints, or a negative code."},
     {"send_many", (PyCFunction)(void (*)(void))link_send_many, METH_FASTCALL,
      "Send payloads[start:]; (accepted, code)."},
     {NULL, NULL, 0, NULL},

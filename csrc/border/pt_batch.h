@@ -14,6 +14,9 @@
  * send(payload) -> int, a method of it: pt_link_send() of one DATA frame, bytes or any contiguous
  * buffer. A negative PT_ERR_* is returned, not raised.
  *
+ * send_frame(type, payload, flags) -> int, likewise of one frame of any type. PT_ERR_INVALID_PARAM:
+ * a type or flags out of range.
+ *
  * send_many(payloads, start) -> (accepted, code), another: sends payloads[start:], a list of bytes
  * or buffers, in order until one is refused; start may be left out (0). accepted: how many went;
  * code: the refusal (negative) or the sum of hints seen.
@@ -29,7 +32,7 @@
  * Wrong types raise TypeError; send_many that has accepted some returns PT_ERR_INVALID_PARAM as
  * code instead, so that the count is not lost. Lack of memory for a payload ends its link with
  * PT_ERR_NO_MEMORY; for the list or what is in it MemoryError is raised, and the next turn()
- * returns what could not be told. After the link was closed send and send_many say
+ * returns what could not be told. After the link was closed they all say
  * PT_ERR_NOT_CONNECTED. An owner must not lead back to what it is given to: no cycle is found here.
  */
 int pt_border_attach(void *module);

@@ -97,11 +97,11 @@ class Link:
     There is one for each idle peer, so it holds little: what its loop has is asked there.
 
     Attributes:
-        native: what is called once a message: its send and send_many are those of this link. It
-            owns the memory, and outlives this object as long as somebody holds it.
+        native: what is called once a message: its send, send_many and send_frame are those of this
+            link. It owns the memory, and outlives this object as long as somebody holds it.
     """
 
-    __slots__ = ("__weakref__", "_link", "_loop", "native")
+    __slots__ = ("__weakref__", "_loop", "native")
 
     def __init__(
         self,
@@ -135,7 +135,6 @@ class Link:
         context = int(ffi.cast("uintptr_t", loop._context))
         owner = (loop._memory, slots) if classic else loop._memory
         self.native: Any = loop._binding.border.Link(context, owner)
-        self._link = ffi.cast("pt_link *", self.native.address)
         # Held before the loop knows it: an exception of a signal handler may strike anywhere.
         loop._links[self] = None
         try:
@@ -159,6 +158,11 @@ class Link:
             raise
 
     @property
+    def _link(self) -> Any:
+        """Its pt_link, made anew each time: what is called for each message does not need it."""
+        return self._loop._ffi.cast("pt_link *", self.native.address)
+
+    @property
     def send(self) -> Callable[[Data], int]:
         """send(payload) accepts one DATA frame. Returns a sum of NEEDS_TURN and YIELD (0 or more),
         or with nothing changed ERR_WOULD_BLOCK (every slot is taken), ERR_NO_MEMORY,
@@ -179,14 +183,7 @@ class Link:
     def send_frame(self, type: int, payload: Data = b"", flags: int = 0) -> int:
         """Accept one frame of any type; NO_DELAY makes it leave at once. Returns what send()
         returns, or ERR_INVALID_PARAM for a type or flags out of range."""
-        view = self._loop._binding.flat(payload)
-        if not 0 <= type <= 0xFF or not 0 <= flags <= 0xFF:
-            type = flags = 0
-        return int(
-            self._loop._lib.pt_link_send(
-                self._loop._context, self._link, type, flags, view, len(view)
-            )
-        )
+        return int(self.native.send_frame(type, payload, flags))
 
     def send_sync(self, payload: Data, flags: int = 0) -> int:
         """As send(), but where that says that every slot is taken, and always where the platform
@@ -280,7 +277,8 @@ class Link:
     def held_bytes(self) -> int:
         """Bytes that were read and are taken apart in later turns: the system does not count them
         as unread any more. Not those of a frame whose rest has not come."""
-        return int(self._link.held_len - self._link.held_at)
+        link = self._link
+        return int(link.held_len - link.held_at)
 
     @property
     def paused(self) -> bool:
