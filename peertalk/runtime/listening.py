@@ -140,6 +140,6 @@ class Listener:
         self.engine.troubles.failed(ACCEPTING, "%s; callers %s", error, become)
         return accepted is not None
 
-    def _turn_away(self, arrived: socket.socket) -> None:
+    def _turn_away(self, arrived: socket.SocketType) -> None:
         full = bytes((errors.RejectReason.FULL,))
         self.engine.world.turn_away(arrived, self.engine.core.encode_frame(values.REJECT, full))

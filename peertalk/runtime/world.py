@@ -253,7 +253,7 @@ class World:
             listener.close()
             raise refusals.of_bind(error, "TCP port", bind, port, "port") from error
 
-    def accept(self, listener: socket.socket) -> tuple[socket.socket, Address] | None:
+    def accept(self, listener: socket.socket) -> tuple[socket.SocketType, Address] | None:
         """The next connection that waits, non-blocking; None when there is none.
 
         Raises:
@@ -273,17 +273,16 @@ class World:
                         f"cannot accept a connection: {refusals.used_up(error)}"
                     ) from error
                 return None
-            connection.setblocking(False)
-            return connection, (address[0], address[1])
+            return _bare(connection), (address[0], address[1])
 
-    def turn_away(self, connection: socket.socket, farewell: bytes) -> None:
+    def turn_away(self, connection: socket.SocketType, farewell: bytes) -> None:
         """Close an accepted connection, with these last bytes if they can leave at once."""
         with contextlib.suppress(OSError):
             connection.send(farewell)
             connection.shutdown(socket.SHUT_WR)
         connection.close()
 
-    def dial(self, address: Address, bind: str = "") -> socket.socket:
+    def dial(self, address: Address, bind: str = "") -> socket.SocketType:
         """Start to connect; the socket becomes writable when the outcome is known: see outcome().
 
         Raises:
@@ -300,14 +299,14 @@ class World:
             connection.close()
             code = error.errno or 0
             raise refusals.of_dial(code, os.strerror(code), address) from error
-        return connection
+        return _bare(connection)
 
-    def outcome(self, connection: socket.socket, address: Address) -> errors.PeerTalkError | None:
+    def outcome(self, connection: socket.SocketType, address: Address) -> errors.PeerTalkError | None:
         """What became of a dial: None when it is connected."""
         code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         return refusals.of_dial(code, os.strerror(code), address) if code else None
 
-    def tune(self, connection: socket.socket, link_timeout: float) -> None:
+    def tune(self, connection: socket.SocketType, link_timeout: float) -> None:
         """Options of a connected socket: no Nagle delay, and keepalive that finds a dead peer on an
         idle link within link_timeout seconds."""
         # silence for a third, then two probes (TCP_KEEPCNT) with a third to answer each
@@ -330,20 +329,20 @@ class World:
             with contextlib.suppress(OSError):
                 connection.setsockopt(level, option, value)
 
-    def abandon(self, connection: socket.socket) -> None:
+    def abandon(self, connection: socket.SocketType) -> None:
         """Give a connection up before it is closed: what it still owes must not arrive later,
         behind what the next one brings."""
         with contextlib.suppress(OSError):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
-    def bound_unsent(self, connection: socket.socket) -> None:
+    def bound_unsent(self, connection: socket.SocketType) -> None:
         """Let the system hold at most _UNSENT_MAX bytes that have not left yet, where it can:
         nothing overtakes what it holds."""
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):
             with contextlib.suppress(OSError):
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_MAX)
 
-    def silent_for(self, connection: socket.socket) -> float:
+    def silent_for(self, connection: socket.SocketType) -> float:
         """Seconds without an acknowledgement while bytes of ours wait for one, or cannot even leave
         (no route, address gone); 0 when none wait, when the other side answers, or when the system
         does not tell.
@@ -361,12 +360,12 @@ class World:
         except OSError:
             return 0.0
 
-    def unread(self, connection: socket.socket) -> int:
+    def unread(self, connection: socket.SocketType) -> int:
         """Bytes that have been received on a connection and lie unread; 0 for a closed one, or
         where the system does not tell. Never raises."""
         return _ask(connection, _UNREAD)
 
-    def unacknowledged(self, connection: socket.socket) -> int:
+    def unacknowledged(self, connection: socket.SocketType) -> int:
         """Bytes that the system has taken and the other side's has not acknowledged, sent or not;
         the end of our half counts as one. Still true after a reset, until it is closed; 0 for a
         closed one, or where the system does not tell. Never raises.
@@ -494,7 +493,7 @@ def _look_up(host: str) -> tuple[str | None, errors.PeerTalkError | None]:
     return None, failed
 
 
-def _ask(connection: socket.socket, question: int | None) -> int:
+def _ask(connection: socket.SocketType, question: int | None) -> int:
     """The number that an ioctl gives about a socket, 0 when it gives none."""
     if question is None:
         return 0
@@ -503,6 +502,16 @@ def _ask(connection: socket.socket, question: int | None) -> int:
     except (OSError, ValueError):  # ValueError: closed, its number is -1
         return 0
     return max(0, int.from_bytes(answer, sys.byteorder, signed=True))
+
+
+def _bare(connection: socket.socket) -> socket.SocketType:
+    """The same connection, non-blocking, without what the library adds to a socket: there is one
+    for each idle peer."""
+    family, kind, protocol = connection.family, connection.type, connection.proto
+    bare = socket.SocketType(family, kind, protocol, connection.fileno())
+    connection.detach()
+    bare.setblocking(False)
+    return bare
 
 
 def _open_socket(kind: int) -> socket.socket:
