@@ -175,12 +175,13 @@ class Peer:
     """
 
     __slots__ = (
+        "_samples",
+        "_way",
         "accepted",
         "address",
         "capabilities",
         "flags",
         "key",
-        "latency",
         "name",
         "outbox",
         "own_max_message",
@@ -202,8 +203,10 @@ class Peer:
         self.address = address
         self.flags = PeerFlag.heard(flags)
         self.state = PeerState.DISCOVERED
-        self.latency: Latency | None = None
-        """Of the present connection, or of the last one; None before the first answer to a PING."""
+        self._way = 0j
+        """The time and the deviation of its latency: one number for each idle peer, not three
+        objects."""
+        self._samples = 0
         self.capabilities: Capabilities | None = None
         self.outbox: Outbox | None = None
         """Messages that wait; None until the first one does."""
@@ -229,6 +232,17 @@ class Peer:
     def classic(self) -> bool:
         """It speaks the original protocol only."""
         return not isinstance(self.key, bytes)
+
+    @property
+    def latency(self) -> Latency | None:
+        """Of the present connection, or of the last one; None before the first answer to a PING."""
+        rtt, deviation = self._way.real, self._way.imag
+        return Latency(rtt, deviation, quality_of(rtt), self._samples) if self._samples else None
+
+    @latency.setter
+    def latency(self, latency: Latency | None) -> None:
+        self._way = 0j if latency is None else complex(latency.rtt, latency.deviation)
+        self._samples = 0 if latency is None else latency.samples
 
     @property
     def connected(self) -> bool:
