@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from .. import errors
 from .addresses import Address
 from .outbox import Handed, Pieces
+from .rare import Rare
 
 if TYPE_CHECKING:
     from .peer import Peer
@@ -140,42 +141,45 @@ class Connection:
 
     __slots__ = (
         "address",
-        "addressed",
         "classes",
-        "deadline",
         "dialled",
         "due",
-        "failure",
         "handed",
         "held",
-        "left",
         "link",
         "number",
-        "on_end",
         "owed",
         "peer",
         "pieces",
         "pinged",
         "place",
         "pressure",
-        "reached",
+        "rare",
         "reassembly",
-        "rejection",
         "since",
-        "slow",
         "socket",
-        "spoilt",
         "state",
         "tag",
-        "timer",
         "told",
-        "vigil",
         "waits_for",
     )
+
+    addressed = Rare[bytes | None](None)
+    deadline = Rare(math.inf)
+    failure = Rare[errors.PeerTalkError | None](None)
+    left = Rare[float | None](None)
+    on_end = Rare[tuple[Callable[[], object], ...]](())
+    reached = Rare[tuple[Any, ...]](())
+    rejection = Rare[errors.RejectReason | None](None)
+    slow = Rare(False)
+    spoilt = Rare(False)
+    timer = Rare[Any](None)
+    vigil = Rare[Any](None)
 
     def __init__(
         self, tag: int, address: Address, *, dialled: bool, now: float, peer: Peer | None = None
     ) -> None:
+        self.rare: dict[str, Any] | None = None
         self.tag = tag
         self.address = address
         self.dialled = dialled
@@ -183,31 +187,20 @@ class Connection:
         self.since = now
         self.state = State.IDLE
         self.number = 0
-        self.addressed: bytes | None = None
         self.place = 0
         self.told = False
         self.classes = False
         self.handed = Handed()
         self.pieces: Pieces | None = None
         self.held: deque[Any] | None = None
-        self.left: float | None = None
-        self.deadline = math.inf
         self.waits_for: frozenset[int] = NOBODY
-        self.failure: errors.PeerTalkError | None = None
-        self.reached: tuple[Any, ...] = ()
-        self.on_end: tuple[Callable[[], object], ...] = ()
         self.pinged: float | None = None
-        self.slow = False
-        self.spoilt = False
         self.pressure = 0
         self.owed = 0
-        self.rejection: errors.RejectReason | None = None
         self.socket: Any = None
         self.link: Any = None
         self.reassembly: Any = None
         self.due = math.inf
-        self.vigil: Any = None
-        self.timer: Any = None
 
     @property
     def where(self) -> str:

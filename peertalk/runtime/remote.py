@@ -17,6 +17,7 @@ from ..protocol.line import Line
 from ..protocol.outbox import HIGHEST_FIRST, NORMAL, Key, Priority, lowest_admitted
 from ..protocol.peer import Key as PeerKey
 from ..protocol.peer import Peer
+from ..protocol.rare import Rare
 from ..protocol.statistics import PeerStatistics, QueueStatus
 from .engine import Engine, Timer
 
@@ -149,24 +150,30 @@ class Remote(Peer):
         "__weakref__",
         "_afar",
         "_view",
-        "attempts",
         "connection",
         "failed",
         "line",
         "lines",
         "lowest",
-        "not_before",
-        "pinging",
         "quick",
-        "reaching",
+        "rare",
         "received",
         "received_bytes",
-        "refusal",
-        "retry",
         "stream",
-        "successor",
         "transport",
     )
+
+    retry = Rare[Timer | None](None)
+    attempts = Rare(0)
+    """Attempts that have failed, one after the other."""
+    not_before = Rare(0.0)
+    """When it may be dialled again, on the clock of the world."""
+    reaching = Rare[list[Reached] | None](None)
+    pinging = Rare[list[Measured] | None](None)
+    successor = Rare["Remote | None"](None)
+    """The next life of its program, which was started again; None: not known to be."""
+    refusal = Rare[errors.PeerTalkError | None](None)
+    """How it rejected us, the last time that it did."""
 
     def __init__(
         self,
@@ -178,26 +185,16 @@ class Remote(Peer):
         own_max_message: int = MESSAGE_LIMIT_MAX,
     ) -> None:
         super().__init__(key, name=name, address=address, own_max_message=own_max_message)
+        self.rare: dict[str, Any] | None = None
         self.transport = transport
         self.connection: Connection | None = None
         self.quick: Any = None
         self.lines: list[deque[Place] | None] | None = None
         """Who waits to send to it, a line for each class; None: nobody."""
-        self.reaching: list[Reached] | None = None
-        self.pinging: list[Measured] | None = None
         self.lowest = Priority.LOW
         self._afar: tuple[deque[_Left], ...] | None = None
-        self.retry: Timer | None = None
-        self.attempts = 0
-        """Attempts that have failed, one after the other."""
-        self.not_before = 0.0
-        """When it may be dialled again, on the clock of the world."""
         self.line: Line | None = None
         """Its connections, once it has said that it knows places."""
-        self.successor: Remote | None = None
-        """The next life of its program, which was started again; None: not known to be."""
-        self.refusal: errors.PeerTalkError | None = None
-        """How it rejected us, the last time that it did."""
         self.stream: Streaming | None = None
         """The stream to it that is on its way."""
         self.failed = 0

@@ -301,7 +301,9 @@ class World:
             raise refusals.of_dial(code, os.strerror(code), address) from error
         return _bare(connection)
 
-    def outcome(self, connection: socket.SocketType, address: Address) -> errors.PeerTalkError | None:
+    def outcome(
+        self, connection: socket.SocketType, address: Address
+    ) -> errors.PeerTalkError | None:
         """What became of a dial: None when it is connected."""
         code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         return refusals.of_dial(code, os.strerror(code), address) if code else None
