@@ -355,6 +355,13 @@ class _Run:
         return self.last == number - 1 and self.each == 1
 
 
+class _Kept(list[tuple[int, int, int]]):
+    """What a link reported as sent: (first, last, frames of each)."""
+
+    bound = KEPT_RANGES
+    """More are worth pruning."""
+
+
 class Handed(msgspec.Struct, gc=False, eq=False):
     """The numbers of the messages that one link was given, in the order in which it was given them:
     those that it has not reported, and of those that it reported as sent, the last ones, which may
@@ -371,9 +378,8 @@ class Handed(msgspec.Struct, gc=False, eq=False):
     runs: deque[_Run] | None = None
     _since: int = 0
     """Where the open run began: it has reported all from here to first as sent."""
-    _kept: list[tuple[int, int, int]] | None = None
-    """What was reported as sent before that: (first, last, frames of each)."""
-    _bound: int = KEPT_RANGES
+    _kept: _Kept | None = None
+    """What was reported as sent before that; None: nothing."""
 
     def open(self, number: int) -> None:
         """All messages from this number on go straight to the link, until seal()."""
@@ -456,20 +462,21 @@ class Handed(msgspec.Struct, gc=False, eq=False):
     @property
     def crowded(self) -> bool:
         """Whether so many ranges are kept for revoke() that prune() is worth its while."""
-        return self._kept is not None and len(self._kept) > self._bound
+        return self._kept is not None and len(self._kept) > self._kept.bound
 
     def prune(self, frames: int) -> None:
         """Only the last so many of the frames that were reported as sent may still be taken
         back."""
-        kept = self._kept or []
+        kept = self._kept or _Kept()
         start = len(kept)
         frames -= self._undecided() + self.first - self._since
         while start and frames > 0:
             start -= 1
             first, last, each = kept[start]
             frames -= (last - first + 1) * each
-        self._kept = kept[start:] or None
-        self._bound = max(KEPT_RANGES, 2 * (len(kept) - start))
+        del kept[:start]
+        kept.bound = max(KEPT_RANGES, 2 * len(kept))
+        self._kept = kept or None
 
     def revoke(self, frames: int) -> list[tuple[int, int]]:
         """The last so many of the frames that were reported as sent may not have arrived: the
@@ -499,7 +506,7 @@ class Handed(msgspec.Struct, gc=False, eq=False):
     def _keep(self, first: int, last: int, frames: int) -> None:
         kept = self._kept
         if kept is None:
-            kept = self._kept = []
+            kept = self._kept = _Kept()
         if kept and kept[-1][1] + 1 == first and kept[-1][2] == frames:
             first = kept.pop()[0]
         kept.append((first, last, frames))
