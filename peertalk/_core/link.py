@@ -101,7 +101,7 @@ class Link:
             link. It owns the memory, and outlives this object as long as somebody holds it.
     """
 
-    __slots__ = ("__weakref__", "_loop", "native")
+    __slots__ = ("_loop", "native")
 
     def __init__(
         self,

@@ -134,9 +134,9 @@ class Connection:
     until one came; pinged: when the PING left that awaits its PONG, None when none does; spoilt:
     that PONG will measure nothing; pressure: the level of ours that the other side was told last, 0
     to 3; owed: what waits for room, a sum of OWES_*; rejection: why we send the peer away; slow: it
-    counts as classic for want of a word, and may be one of ours yet; due: when its link is looked at
-    next, inf while it has none; vigil: what that look must remember; socket, link and timer belong
-    to the runtime.
+    counts as classic for want of a word, and may be one of ours yet; due: when its link is looked
+    at next, inf while it has none; vigil: what that look must remember; socket, link and timer
+    belong to the runtime.
     """
 
     __slots__ = (
@@ -151,11 +151,9 @@ class Connection:
         "owed",
         "peer",
         "pieces",
-        "pinged",
         "place",
         "pressure",
         "rare",
-        "reassembly",
         "since",
         "socket",
         "state",
@@ -169,7 +167,9 @@ class Connection:
     failure = Rare[errors.PeerTalkError | None](None)
     left = Rare[float | None](None)
     on_end = Rare[tuple[Callable[[], object], ...]](())
+    pinged = Rare[float | None](None)
     reached = Rare[tuple[Any, ...]](())
+    reassembly = Rare[Any](None)
     rejection = Rare[errors.RejectReason | None](None)
     slow = Rare(False)
     spoilt = Rare(False)
@@ -194,12 +194,10 @@ class Connection:
         self.pieces: Pieces | None = None
         self.held: deque[Any] | None = None
         self.waits_for: frozenset[int] = NOBODY
-        self.pinged: float | None = None
         self.pressure = 0
         self.owed = 0
         self.socket: Any = None
         self.link: Any = None
-        self.reassembly: Any = None
         self.due = math.inf
 
     @property

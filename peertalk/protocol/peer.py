@@ -20,12 +20,13 @@ Never: knows a link, a queue's lock or the clock.
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from .._numbers import MESSAGE_LIMIT_MAX
 from ..errors import InvalidState
+from .rare import Rare
 
 if TYPE_CHECKING:
     from .outbox import Outbox
@@ -180,14 +181,16 @@ class Peer:
         "accepted",
         "address",
         "capabilities",
-        "flags",
         "key",
         "name",
         "outbox",
         "own_max_message",
+        "rare",
         "reported",
         "state",
     )
+
+    flags = Rare(PeerFlag(0))
 
     def __init__(
         self,
@@ -198,6 +201,7 @@ class Peer:
         flags: int = 0,
         own_max_message: int = MESSAGE_LIMIT_MAX,
     ) -> None:
+        self.rare: dict[str, Any] | None = None
         self.key: Key = key
         self.name = name
         self.address = address

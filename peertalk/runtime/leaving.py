@@ -333,12 +333,13 @@ class Leaving(ABC):
         most. A fault costs these alone."""
         try:
             if flags & values.FRAGMENT:
-                if connection.reassembly is None:
+                reassembly = connection.reassembly
+                if reassembly is None:
                     # an original sends in fragments what is longer than we take in one frame
-                    connection.reassembly = self.engine.loop.reassembly(
+                    reassembly = connection.reassembly = self.engine.loop.reassembly(
                         max(self.traffic.max_message, FRAGMENTED_MAX)
                     )
-                message = connection.reassembly.receive(payload)
+                message = reassembly.receive(payload)
                 return [] if message is None else [message]
             return self.engine.core.split_batch(payload) if flags & values.BATCHED else [payload]
         except (errors.ProtocolError, errors.OutOfMemory) as error:

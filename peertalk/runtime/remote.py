@@ -151,18 +151,17 @@ class Remote(Peer):
         "_afar",
         "_view",
         "connection",
-        "failed",
         "line",
         "lines",
         "lowest",
         "quick",
-        "rare",
         "received",
         "received_bytes",
         "stream",
         "transport",
     )
 
+    failed = Rare(0)
     retry = Rare[Timer | None](None)
     attempts = Rare(0)
     """Attempts that have failed, one after the other."""
@@ -185,7 +184,6 @@ class Remote(Peer):
         own_max_message: int = MESSAGE_LIMIT_MAX,
     ) -> None:
         super().__init__(key, name=name, address=address, own_max_message=own_max_message)
-        self.rare: dict[str, Any] | None = None
         self.transport = transport
         self.connection: Connection | None = None
         self.quick: Any = None
@@ -197,7 +195,6 @@ class Remote(Peer):
         """Its connections, once it has said that it knows places."""
         self.stream: Streaming | None = None
         """The stream to it that is on its way."""
-        self.failed = 0
         self.received = 0
         self.received_bytes = 0
         self._view: Any = transport.make_view(self)

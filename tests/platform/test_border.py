@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from peertalk import errors
+from peertalk._core.link import Link
 from peertalk._core.values import (
     BATCH,
     BATCHED,
@@ -354,10 +355,11 @@ def test_a_loop_that_is_dropped_frees_itself_and_its_links(c_core):
         link.send(b"x")
         timer = loop.timer(1)
         timer.arm(100)
-        seen = weakref.ref(loop), weakref.ref(link), weakref.ref(timer)
+        seen, number = (weakref.ref(loop), weakref.ref(timer)), id(link)
         del loop, link, timer
         gc.collect()
-        assert [each() for each in seen] == [None, None, None]
+        assert [each() for each in seen] == [None, None]
+        assert not any(type(each) is Link and id(each) == number for each in gc.get_objects())
 
 
 def test_payloads_are_held_once(box):
