@@ -81,13 +81,15 @@ class Turning:
             if free:
                 self._lock.release()
 
-    def turn(self, engine: Transport, seconds: float | None) -> bool:
+    def turn(self, engine: Transport, seconds: float | None, again: bool = False) -> bool:
         """One turn, waiting up to so many seconds. False: another thread had to look first, and has
-        had the lock, which is held, for a moment."""
-        if min(self._waiting, default=self._changes) < self._changes:
+        had the lock, which is held, for a moment. again: that was so just now, and this time there
+        is a turn in any case, or a crowd would have none."""
+        is_wanted = min(self._waiting, default=self._changes) < self._changes
+        if is_wanted and not again:
             self._let_go(engine, deadline_of(seconds))
             return False
-        engine.turn(seconds)
+        engine.turn(0.0 if is_wanted else seconds)
         self._changes += 1
         return True
 
@@ -142,12 +144,13 @@ class Turning:
         if deadline is None:
             deadline = deadline_of(seconds)
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        turned = False
+        has_turned = has_let_go = False
         while not done():
             engine.check_open()
-            if turned and left is not None and left < 0:
+            if has_turned and left is not None and left < 0:
                 raise errors.Timeout(f"{what} within {seconds:g} s", peer=whom)
-            turned = self.turn(engine, left and max(0.0, left)) or turned
+            has_let_go = not self.turn(engine, left and max(0.0, left), has_let_go)
+            has_turned = has_turned or not has_let_go
             left = None if deadline is None else deadline - time.monotonic()
 
     def answered(
