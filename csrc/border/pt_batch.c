@@ -481,6 +481,12 @@ static PyObject *tell_address(PyObject *self, void *closure)
     return PyLong_FromVoidPtr(&((native_link *)self)->link);
 }
 
+static PyObject *tell_max_message(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyLong_FromUnsignedLong(((native_link *)self)->link.max_message);
+}
+
 static PyMethodDef link_methods[] = {
     {"send", link_send, METH_O, "Send one payload; hints, or a negative code."},
     {"send_frame", (PyCFunction)(void (*)(void))link_send_frame, METH_FASTCALL,
@@ -492,6 +498,7 @@ static PyMethodDef link_methods[] = {
 
 static PyGetSetDef link_values[] = {
     {"address", tell_address, NULL, "Of the pt_link.", NULL},
+    {"max_message", tell_max_message, NULL, "Of the pt_link, as it is now.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -238,7 +238,7 @@ class Link:
     def max_message(self) -> int:
         """Longest payload of a DATA frame that may be sent now, in bytes; set it to what the other
         side takes."""
-        return int(self._link.max_message)
+        return int(self.native.max_message)
 
     @max_message.setter
     def max_message(self, value: int) -> None:

@@ -73,8 +73,8 @@ class Traffic:
         if (
             connection is None
             or connection.link is None
-            or connection.slow
             or connection.link.max_message >= self.max_message
+            or connection.slow
         ):
             return self.max_message, "of this core"
         limit: int = connection.link.max_message
