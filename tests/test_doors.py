@@ -431,12 +431,13 @@ def test_a_polite_end_lets_other_threads_in():
 def test_an_iterator_that_is_collected_in_the_middle_of_a_call_ends_after_that():
     """The collector may begin in any call; it waited for ever for the lock that this call had."""
     with polled() as (node, peer, had):
-        had.bob.peers["ada"].send_nowait(b"one")
+        back = had.bob.wait_for("ada", timeout=GUARD)
+        back.send_nowait(b"one")
         reading = peer.messages(timeout=GUARD)
         assert next(reading).data == b"one"
         with node._turning.held():
             del reading
-        had.bob.peers["ada"].send_nowait(b"two")
+        back.send_nowait(b"two")
         assert node.receive(timeout=GUARD).data == b"two"
 
 
