@@ -25,7 +25,7 @@ static uint16_t crc_by_bits(uint16_t crc, const uint8_t *data, size_t len)
     return crc;
 }
 
-static unsigned check(const char *name, crc_way *way)
+static unsigned check(const char *name, uint16_t (*way)(uint16_t, const uint8_t *, size_t))
 {
     unsigned wrong = 0;
     for (size_t len = 0; len < 9000; len += len < 700 ? 1 : 1 + draw() % 97) {
