@@ -11,6 +11,7 @@ import random
 import socket
 import struct
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +20,7 @@ from calls.ledger import NAMES, Life
 from peertalk import errors, sim
 
 
-class Place:
+class Place(ABC):
     """Where the four nodes live: how they are started, how the network is broken, and time.
 
     pauses: seconds that the driver waits between calls; patience: seconds after which everything
@@ -31,18 +32,23 @@ class Place:
     slack: float
     can_reset = can_cut = can_vanish = False
 
+    @abstractmethod
     async def start(self, name: str) -> pt.Node:
-        raise NotImplementedError
+        """A node of this name, or a new life of one."""
 
+    @abstractmethod
     def time(self) -> float:
-        raise NotImplementedError
+        """Seconds, on the clock of this place."""
 
+    @abstractmethod
     def cut(self, dice: random.Random, lives: list[Life]) -> str:
-        raise NotImplementedError
+        """Pull a cable; says which."""
 
+    @abstractmethod
     def reset(self, dice: random.Random, lives: list[Life]) -> str:
-        raise NotImplementedError
+        """Reset connections; says which."""
 
+    @abstractmethod
     def heal(self) -> None:
         """Undo every cut."""
 

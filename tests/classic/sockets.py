@@ -7,6 +7,7 @@ import contextlib
 import selectors
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ CONNECTING = -19
 """What a simulated socket answers while it is being opened."""
 
 
-class Driver:
+class Driver(ABC):
     """What both kinds of sockets share: carries out actions, and remembers what failed."""
 
     GUARD = 20.0
@@ -28,14 +29,14 @@ class Driver:
         self.quiet = peer.quiet
         self._changed = asyncio.Event()
 
+    @abstractmethod
     def now(self) -> float:
         """The clock, seconds."""
-        raise NotImplementedError
 
+    @abstractmethod
     def turn(self) -> None:
         """One poll that does not wait. As in the original, discovery comes first: a GOODBYE is
         judged by what was read of the connection before."""
-        raise NotImplementedError
 
     def perform(self) -> None:
         """Carry out what the peer wants done."""
@@ -43,9 +44,9 @@ class Driver:
             action, *details = self.peer.actions.popleft()
             getattr(self, f"_{action}")(*details)
 
+    @abstractmethod
     async def rest(self) -> None:
         """Until there may be something to do."""
-        raise NotImplementedError
 
     async def serve(self) -> None:
         """Poll until cancelled or until something fails."""
