@@ -115,6 +115,9 @@ class Loop:
         self._context = ffi.new("pt_context *")
         self._events = ffi.new("pt_event[]", EVENT_CAPACITY)
         receive_buffer = ffi.new("uint8_t[]", size)
+        # Until a block of such a size was freed once, glibc gives the top of the heap back to the
+        # system beyond 128 KiB (mallopt(3)): the payloads of each turn would be faulted in anew.
+        bytes(2 * size)
         setup = self._setup(epoll, push, send_limit)
         self._platform: Any = ffi.new("uint64_t[]", (ops.size(setup) + 7) // 8)
         self._memory = (
