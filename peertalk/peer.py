@@ -298,7 +298,10 @@ async def _in_line(place: door.Asking) -> None:
             await _TICK
             if not place.over:
                 peer.serve(place.priority)
-        await answered(peer.transport, place, None)
+        if place.over:
+            place.result()
+        else:
+            await answered(peer.transport, place, None)
     finally:
         place.leave()
 

@@ -128,6 +128,16 @@ static PyObject *link_send_frame(PyObject *self, PyObject *const *arguments,
     return raised ? NULL : PyLong_FromLong(code);
 }
 
+/* 1 when so many messages like the first are more than one small slot holds. */
+static int is_more(const pt_send_pipeline *pipeline, PyObject *payloads, Py_ssize_t start)
+{
+    Py_ssize_t count = PyList_Size(payloads) - start;
+    if (count <= 0 || !PyBytes_CheckExact(PyList_GetItem(payloads, start)))
+        return 0;
+    size_t frame = (size_t)PyBytes_Size(PyList_GetItem(payloads, start)) + PT_FRAME_OVERHEAD;
+    return (size_t)count > pipeline->small_size / frame;
+}
+
 static PyObject *link_send_many(PyObject *self, PyObject *const *arguments,
                                 Py_ssize_t argument_count)
 {
@@ -153,6 +163,7 @@ static PyObject *link_send_many(PyObject *self, PyObject *const *arguments,
     int code = 0;
     int is_ours = is_owner(bound->context);
     Py_ssize_t index = start;
+    bound->link.pipeline.more = is_ours && is_more(&bound->link.pipeline, payloads, start);
     for (; index < PyList_Size(payloads); index++) {
         PyObject *payload = PyList_GetItem(payloads, index);
         int raised = 0;
@@ -176,6 +187,8 @@ static PyObject *link_send_many(PyObject *self, PyObject *const *arguments,
         }
         code |= result;
     }
+    if (is_ours)
+        bound->link.pipeline.more = 0;
     PyObject *accepted = PyLong_FromSsize_t(index > start ? index - start : 0);
     PyObject *last = PyLong_FromLong(code);
     PyObject *both = accepted != NULL && last != NULL ? PyTuple_Pack(2, accepted, last) : NULL;

@@ -78,12 +78,14 @@ static void hand_on_buffer(pt_send_pipeline *pipeline, pt_send_slot *slot)
     forget_buffer(slot);
 }
 
-/* 1 when the slot before is still under way and well filled: more is sent than leaves at once. */
+/* 1 when the caller says so, or the slot before is still under way and well filled: more is sent
+ * than leaves at once. */
 static int is_bulk(const pt_send_pipeline *pipeline)
 {
-    return pipeline->packing && pipeline->pending_count != 0 &&
-           pipeline->slots[before(pipeline, pipeline->next_slot)].message_len >
-               pipeline->small_size / 2;
+    if (!pipeline->packing || pipeline->more)
+        return pipeline->packing;
+    const pt_send_slot *last = &pipeline->slots[before(pipeline, pipeline->next_slot)];
+    return pipeline->pending_count != 0 && last->message_len > pipeline->small_size / 2;
 }
 
 /* Make sure that a slot has a buffer: one of this link's share, unless it is in bulk and the budget

@@ -82,6 +82,7 @@ typedef struct pt_send_pipeline {
                               - filling_count, round-robin */
     uint8_t ripe;          /* 1: what pt_pipeline_is_ripe() says */
     uint8_t share_count;   /* buffers held of the link's share, at most PT_SLOT_SHARE */
+    uint8_t more;          /* the caller's; 1: more is being sent than small_size holds */
     uint8_t is_still;      /* the caller's; 1: what is in flight does not move, and nothing more is
                               borrowed than the share */
     uint8_t initialized;

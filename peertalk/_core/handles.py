@@ -396,6 +396,16 @@ class SendPipeline:
             type = flags = 0
         return int(self._lib.pt_pipeline_send(self._pipeline, type, flags, view, len(view)))
 
+    @property
+    def more(self) -> bool:
+        """Whether more is being sent than a small slot holds, so that a larger one is worth its
+        price from the first frame on. The caller says that."""
+        return bool(self._pipeline.more)
+
+    @more.setter
+    def more(self, value: bool) -> None:
+        self._pipeline.more = value
+
     def launch(self) -> int:
         """Hand the oldest filling slot to the platform. Returns its index, or -1 when there is
         none."""

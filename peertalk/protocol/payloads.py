@@ -136,9 +136,10 @@ class Drawing:
         self._drawn = 0
         self._chunk = chunk
         self._all_bytes = all_bytes
+        self._size = -1
         self._count = _CHUNK_FIRST
         if self._list and self._list[0].__class__ is bytes:
-            self._count = chunk(len(self._list[0]))
+            self._size_up(len(self._list[0]))
         self._error: Exception | None = None
         self.accepted = 0
 
@@ -163,10 +164,16 @@ class Drawing:
         if not self._all_bytes(chunk):
             self._convert(chunk)
         if chunk:
-            self._count = self._chunk(len(chunk[-1]))
+            self._size_up(len(chunk[-1]))
         elif self._error is not None:
             raise self._error
         return chunk
+
+    def _size_up(self, size: int) -> None:
+        """The next chunk is of messages of such a length."""
+        if size != self._size:
+            self._size = size
+            self._count = self._chunk(size)
 
     def _convert(self, chunk: list[Any]) -> None:
         for index in range(len(chunk)):

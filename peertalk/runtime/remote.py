@@ -116,8 +116,8 @@ class Place(ABC):
         peer = self.peer
         self.joined = True
         if peer.lines is None:
-            peer.lines = [None] * len(Priority)
-        line = peer.lines[self.priority]
+            peer.lines = {}
+        line = peer.lines.get(self.priority)
         if line is None:
             line = peer.lines[self.priority] = deque()
         line.append(self)
@@ -126,8 +126,8 @@ class Place(ABC):
 
     def leave(self) -> None:
         """Give up, if it still stands there; those behind may have room."""
-        line = self.peer.in_line(self.priority)
-        if self.joined and line:
+        line = self.peer.in_line(self.priority) if self.joined else None
+        if line:
             self.joined = False
             line.remove(self)
             self.peer.serve(self.priority)
@@ -187,7 +187,7 @@ class Remote(Peer):
         self.transport = transport
         self.connection: Connection | None = None
         self.quick: Any = None
-        self.lines: list[deque[Place] | None] | None = None
+        self.lines: dict[int, deque[Place]] | None = None
         """Who waits to send to it, a line for each class; None: nobody."""
         self.lowest = Priority.LOW
         self._afar: tuple[deque[_Left], ...] | None = None
@@ -276,7 +276,7 @@ class Remote(Peer):
 
     def in_line(self, priority: int) -> deque[Place] | None:
         """Who waits to send messages of this class; None or empty: nobody."""
-        return None if self.lines is None else self.lines[priority]
+        return None if self.lines is None else self.lines.get(priority)
 
     def on_room(self) -> None:
         """The engine has room for more messages to this peer: the highest class first."""
@@ -285,7 +285,7 @@ class Remote(Peer):
         if self.stream is not None:
             self.stream.go_on()
         if self.lines is not None:
-            for priority in HIGHEST_FIRST:
+            for priority in sorted(self.lines, reverse=True):
                 self.serve(priority)
 
     def serve(self, priority: int) -> bool:
@@ -305,8 +305,8 @@ class Remote(Peer):
                 text = f"a message to peer {self.name!r} could not be accepted: {error!r}"
                 place.fail(errors.from_exception(error, text))
         if line is not None and self.lines is not None:
-            self.lines[priority] = None
-            if not any(self.lines):
+            self.lines.pop(priority, None)
+            if not self.lines:
                 self.lines = None
             self.transport.move(self)  # the short road is open: nobody waits who could be overtaken
         return True
@@ -326,14 +326,13 @@ class Remote(Peer):
         """The link is gone: whoever waits for room must hear why."""
         if self.stream is not None:
             self.stream.lost(error)
-        for line in self.lines or ():
-            for place in [each for each in line or () if not each.reaching]:
+        for line in () if self.lines is None else list(self.lines.values()):
+            for place in [each for each in line if not each.reaching]:
                 place.joined = False
                 place.fail(error)
-            if line:
-                kept = [each for each in line if each.joined]
-                line.clear()
-                line.extend(kept)
+            kept = [each for each in line if each.joined]
+            line.clear()
+            line.extend(kept)
 
     @property
     def queued(self) -> int:
@@ -458,11 +457,10 @@ class Remote(Peer):
 
     def fitting(self, size: int) -> int:
         """Messages of that many bytes that make a good part of many: what all slots hold, which is
-        one write. The first slot of a write is one whole frame."""
-        limits, frame = self.transport.core.limits, size + FRAME_OVERHEAD
-        first = min(limits.slot_size, limits.frame_max_payload + FRAME_OVERHEAD) // frame
-        others = (self.transport.pipeline_depth - 1) * (limits.slot_size // frame)
-        return max(1, min(_CHUNK_MESSAGES, first + others))
+        one write."""
+        transport = self.transport
+        in_slots = transport.core.limits.slot_size // (size + FRAME_OVERHEAD)
+        return max(1, min(_CHUNK_MESSAGES, in_slots * transport.pipeline_depth))
 
     def chunk(self, size: int) -> int:
         """Messages of that many bytes that make a chunk: so many such parts."""

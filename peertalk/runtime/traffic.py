@@ -118,6 +118,8 @@ class Traffic:
             return False
         if connection.owed:
             self.pay(connection)
+        if peer.quick is not None:
+            return True
         outbox = peer.outbox
         if outbox is None or self._hand_over(peer, connection, outbox):
             peer.outbox = None

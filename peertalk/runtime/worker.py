@@ -132,22 +132,21 @@ class Worker:
     def _wait(self, engine: Driven) -> None:
         """Be called again when there is something to do."""
         try:
-            self._wait_for(engine)
+            if self._fd < 0:
+                self._watch_all(engine)
+            delay = 0.0 if engine.unfinished else engine.loop.next_timeout()
+            if delay is None:
+                return
+            if delay <= 0:
+                self.schedule()
+            else:
+                self._set_timer(self.loop.time() + delay)
         except BaseException:
             self._timer = self.loop.call_later(_LOST, self._timed_turn)
             self._due = self.loop.time() + _LOST
             raise
 
-    def _wait_for(self, engine: Driven) -> None:
-        if self._fd < 0:
-            self._watch_all(engine)
-        delay = 0.0 if engine.unfinished else engine.loop.next_timeout()
-        if delay is None:
-            return
-        if delay <= 0:
-            self.schedule()
-            return
-        due = self.loop.time() + delay
+    def _set_timer(self, due: float) -> None:
         timer = self._timer
         if (
             timer is None

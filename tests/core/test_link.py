@@ -676,6 +676,26 @@ def test_send_many_says_how_far_it_came(bench):
     ]
 
 
+def test_send_many_fills_a_large_slot_from_the_first_message_on(bench):
+    """One large write costs less than a small one and the rest."""
+    if bench.way == "plain":
+        pytest.skip("did not run: a blocking send lets each slot go when it is full")
+    whole = bytes(bench.limit)
+    in_a_slot = max(1, bench.core.limits.slot_size // (bench.limit + FRAME_OVERHEAD))
+    link, _ = bench.link()
+    assert link.send_many([whole] * in_a_slot)[0] == in_a_slot
+    assert link.slots_pending == 1
+
+
+def test_a_message_after_a_refused_send_many_borrows_a_small_slot(bench):
+    """What came of many messages is forgotten with them."""
+    link, _ = bench.link()
+    assert link.send_many([bytes(bench.limit + 1)] * 1000)[1] == ERR_MESSAGE_TOO_LARGE
+    before = bench.loop.pool_statistics().bytes
+    assert link.send(b"x") >= 0
+    assert bench.loop.pool_statistics().bytes - before < 2 * (bench.limit + FRAME_OVERHEAD)
+
+
 def test_send_many_stops_at_a_full_pipeline(bench):
     """And what it accepted is sent, no more and no less."""
     if bench.way == "plain":

@@ -407,6 +407,21 @@ def test_a_link_in_bulk_gets_larger_slots(core):
     pipeline.close()
 
 
+def test_who_says_that_more_comes_gets_larger_slots_from_the_first_on(core):
+    """Many messages of 4,096 bytes left one alone in their first slot, and an eighth less in each
+    write."""
+    pool = a_pool_for(core, links=1, larger=64)
+    pipeline = core.SendPipeline(depth=4, pool=pool)
+    pipeline.more = True
+    while pipeline.pending < 2:
+        assert pipeline.send(DATA, bytes(60)) == OK
+    assert len(pipeline.slot_bytes(0)) > core.limits.frame_max_payload + FRAME_OVERHEAD
+    pipeline.more = False
+    pipeline.complete(pipeline.launch())
+    assert pipeline.report() is not None
+    pipeline.close()
+
+
 @pytest.mark.parametrize("attempt", [1, 2, 3, 4])
 def test_a_pipeline_that_cannot_borrow_all_keeps_nothing(core, attempt):
     """Allocation failure at start: a clear error and no leak, whichever buffer it was."""

@@ -145,6 +145,7 @@ def test_a_part_of_many_fills_the_slots_and_leaves_nothing_for_a_write_of_its_ow
         [(limits.frame_max_payload + FRAME_OVERHEAD, 1), (limits.slot_size, engine.pipeline_depth)]
     )
     pipeline = engine.core.SendPipeline(depth=engine.pipeline_depth, pool=pool)
+    pipeline.more = True
     held = 0
     while pipeline.send(values.DATA, bytes(size)) == 0:
         held += 1

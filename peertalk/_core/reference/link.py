@@ -156,17 +156,23 @@ class Link(Source):
         if start < 0:
             raise ValueError("send_many: start must not be negative")
         hints = 0
-        for index in range(start, len(payloads)):
-            try:
-                code = self.send(payloads[index])
-            except TypeError:
-                if index == start:
-                    raise
-                code = ERR_INVALID_PARAM
-            if code < 0:
-                return index - start, code
-            hints |= code
-        return max(0, len(payloads) - start), hints
+        pipeline, count = self._pipeline, len(payloads) - start
+        if count > 0 and type(payloads[start]) is bytes:
+            pipeline.more = count > pipeline.small_size // (len(payloads[start]) + FRAME_OVERHEAD)
+        try:
+            for index in range(start, len(payloads)):
+                try:
+                    code = self.send(payloads[index])
+                except TypeError:
+                    if index == start:
+                        raise
+                    code = ERR_INVALID_PARAM
+                if code < 0:
+                    return index - start, code
+                hints |= code
+        finally:
+            pipeline.more = False
+        return max(0, count), hints
 
     def send_frame(
         self, type: int, payload: bytes | bytearray | memoryview = b"", flags: int = 0

@@ -126,6 +126,8 @@ class SendPipeline:
         self.slot_size = slot_size
         self.small_size = min(slot_size, FRAME_OVERHEAD + FRAME_MAX_PAYLOAD) if lazy else slot_size
         self.share_count = 0
+        self.more = False
+        """The caller's: more is being sent than a small slot holds."""
         self.is_still = False
         """The caller's: what is in flight does not move, and nothing more is borrowed than the
         share."""
@@ -171,8 +173,9 @@ class SendPipeline:
         the budget has a larger one."""
         if slot.buffer is not None:
             return
-        before = self.slots[self._next_slot - 1]
-        bulk = self.packing and self.pending > 0 and before.message_len > self.small_size // 2
+        last = self.slots[self._next_slot - 1]
+        filled = self.pending > 0 and last.message_len > self.small_size // 2
+        bulk = self.packing and (self.more or filled)
         size = self.slot_size if bulk else self.small_size
         has_share = self.lazy and self.share_count < SLOT_SHARE
         if not self.is_still and (not has_share or size > self.small_size):
