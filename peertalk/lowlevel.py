@@ -2,6 +2,8 @@
 not name them."""
 
 from .config import NodeOptions
+from .doors.peers import BroadcastResult, Peers
+from .doors.streaming import Progress
 from .incoming import Incoming
 from .peer import StreamOut
 from .protocol.addresses import Address
@@ -16,8 +18,6 @@ from .protocol.statistics import (
     QueueStatus,
 )
 from .protocol.wire import Capabilities
-from .runtime.peers import BroadcastResult, Peers
-from .runtime.streaming import Progress
 
 __all__ = [
     "Address",

@@ -19,6 +19,8 @@ from typing import Self, Unpack
 
 from . import errors
 from .config import Config, NodeOptions, choose_config
+from .doors.door import AnyNode, Broadcast, dialling, remote_of
+from .doors.peers import BroadcastResult
 from .incoming import Incoming, Items, Listeners, Messages, first
 from .ownership import (
     answered,
@@ -38,9 +40,7 @@ from .protocol.outbox import NORMAL, Key, Priority
 from .protocol.payloads import Payload, check_choices, payload_of
 from .protocol.wire import Batch, Datagram, Message
 from .quantities import parse_timeout
-from .runtime.door import AnyNode, Broadcast, dialling, remote_of
 from .runtime.log import NodeLog
-from .runtime.peers import BroadcastResult
 from .runtime.transport import Transport
 from .runtime.worker import Worker
 from .runtime.world import World

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from . import errors
-from .runtime.door import Answer
+from .doors.door import Answer
 from .runtime.engine import NO_THREAD, Engine
 from .runtime.transport import Transport
 from .runtime.worker import Worker

@@ -9,6 +9,8 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from . import errors
+from .doors import door
+from .doors.streaming import Progress
 from .incoming import Incoming, Messages
 from .ownership import (
     answered,
@@ -23,8 +25,6 @@ from .protocol.payloads import Drawing, Payload, SendOptions, check_choices, pay
 from .protocol.stream import ENDED, StreamState
 from .protocol.wire import Message
 from .quantities import parse_timeout
-from .runtime import door
-from .runtime.streaming import Progress
 
 
 class Peer(door.AnyPeer):

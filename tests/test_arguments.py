@@ -26,8 +26,8 @@ from kit.waiting import GUARD
 
 import peertalk as pt
 from peertalk import config, quantities, sync
+from peertalk.doors.peers import Peers
 from peertalk.protocol.payloads import SendOptions
-from peertalk.runtime.peers import Peers
 
 LOOPBACK = {"bind": "127.0.0.1", "port": 0, "udp_port": 0, "discovery": False}
 

@@ -208,10 +208,11 @@ PARTS: dict[str, tuple[tuple[str, ...], frozenset[str], frozenset[str]]] = {
     # part            parts of the package that it may import                       third parties
     # standard library, less
     "front": (
-        (*FRONT, "runtime", "protocol", *VALUES),
+        (*FRONT, "doors", "runtime", "protocol", *VALUES),
         frozenset({"msgspec", "typer", "rich", "uvloop", "pytest", "PyInstaller"}),
         frozenset(),
     ),
+    "doors": (("doors", "runtime", "protocol", *VALUES), frozenset({"msgspec"}), MOVERS),
     "runtime": (("runtime", "protocol", "_core", *VALUES), frozenset({"msgspec"}), frozenset()),
     "protocol": (("protocol", "_core", "_core.values", *VALUES), frozenset({"msgspec"}), MOVERS),
     "values": (VALUES, frozenset({"msgspec"}), frozenset()),
@@ -231,7 +232,7 @@ what all share."""
 
 def part_of(module: str) -> str:
     first = module.split(".")[0]
-    if first in ("runtime", "protocol", "_core"):
+    if first in ("doors", "runtime", "protocol", "_core"):
         return first
     return "values" if first in VALUES else "front"
 
@@ -274,7 +275,7 @@ def objection(importer: str, imported: str) -> str | None:
         if importer.startswith("contracts.codegen") and first == "yaml":
             return None
         if first in refused:
-            return f"{part} thinks and never moves: no {first}"
+            return f"{part} neither moves bytes nor waits: no {first}"
         return (
             None
             if first in STANDARD or first in third_parties
@@ -318,13 +319,13 @@ def test_python_imports_only_what_lies_below_it():
     )
 
 
-def test_below_the_doors_nothing_is_awaited():
+def test_nothing_is_awaited_by_what_both_doors_share_and_below():
     """A future belongs to one loop, and each door waits in its own way: below, a function is left
     that says what has come."""
     complain(
         [
             f"{name(path)}:{node.lineno}: {ast.unparse(node)[:60]}"
-            for storey in ("runtime", "protocol")
+            for storey in ("doors", "runtime", "protocol")
             for path in below(PACKAGE / storey, ".py")
             for node in ast.walk(tree(path))
             if isinstance(node, ast.AsyncFunctionDef | ast.Await)
@@ -378,7 +379,7 @@ def test_a_circle_is_found_also_where_only_the_type_checker_sees_it():
     assert names["protocol.peer"] == {"protocol.outbox"}, "named for the type checker alone"
 
 
-@pytest.mark.parametrize("storey", ["runtime", "protocol"])
+@pytest.mark.parametrize("storey", ["doors", "runtime", "protocol"])
 def test_no_modules_of_the_upper_storey_know_each_other_in_a_circle(storey):
     """Whoever reads one module of a circle has to read all of them."""
     complain([" <-> ".join(each) for each in circles(known_by(below(PACKAGE / storey, ".py")))])
@@ -768,7 +769,7 @@ C_ELSEWHERE = {
 }
 C_ROOMS = {"border": "core", "sim": "platform", "classic": "platform"}
 """Folders of csrc whose tests lie with those of another; the worlds share their fixtures."""
-NO_TESTS = {"runtime", "protocol", "cli", "contracts"}
+NO_TESTS = {"doors", "runtime", "protocol", "cli", "contracts"}
 """Packages whose __init__ only says what they are for, or has tests inside the mirrored folder."""
 
 

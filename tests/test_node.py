@@ -880,7 +880,7 @@ async def test_a_port_that_is_taken_is_an_error_when_it_was_asked_for_and_gives_
 
 
 # Datagrams and streams: what the front door adds to tests/runtime/test_datagrams.py and
-# test_streaming.py
+# tests/doors/test_streaming.py
 
 
 async def test_a_stream_between_two_nodes_arrives_whole_and_tells_of_its_progress(core):

@@ -26,12 +26,13 @@ from kit.waiting import GUARD
 import peertalk as pt
 from peertalk._core import values
 from peertalk.config import load_config
+from peertalk.doors.streaming import Outgoing
 from peertalk.protocol import events
-from peertalk.runtime.streaming import Outgoing
 from peertalk.runtime.transport import Transport
 from peertalk.runtime.world import World
 
-ENGINE = tuple(str(Path(pt.__file__).parent / room) + os.sep for room in ("runtime", "protocol"))
+ROOMS = ("doors", "runtime", "protocol")
+ENGINE = tuple(str(Path(pt.__file__).parent / room) + os.sep for room in ROOMS)
 MESSAGES = 30
 LINES_TRIED = 40
 """Of about 2,000 that a meeting takes; which ones changes with the process."""

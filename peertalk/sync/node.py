@@ -12,15 +12,15 @@ from typing import Self, TypeVar, Unpack
 
 from .. import errors
 from ..config import Config, NodeOptions, choose_config
+from ..doors.door import AnyNode, Broadcast, dialling, remote_of
+from ..doors.peers import BroadcastResult
 from ..protocol import events
 from ..protocol.addresses import Address, dotted_address
 from ..protocol.outbox import NORMAL, Key, Priority
 from ..protocol.payloads import Payload, check_choices, payload_of
 from ..protocol.wire import Batch, Datagram, Message
 from ..quantities import parse_timeout
-from ..runtime.door import AnyNode, Broadcast, dialling, remote_of
 from ..runtime.log import NodeLog
-from ..runtime.peers import BroadcastResult
 from ..runtime.transport import Transport
 from ..runtime.world import World
 from .peer import Peer, StreamOut

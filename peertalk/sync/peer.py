@@ -8,14 +8,14 @@ from types import TracebackType
 from typing import Self
 
 from .. import errors
+from ..doors import door
+from ..doors.streaming import Progress
 from ..protocol.outbox import NORMAL, Key, Priority
 from ..protocol.payloads import Drawing, Payload, check_choices, payload_of
 from ..protocol.stream import ENDED, StreamState
 from ..protocol.wire import Message
 from ..quantities import parse_timeout
-from ..runtime import door
 from ..runtime.remote import Remote
-from ..runtime.streaming import Progress
 from .turning import Ended, Turning, deadline_of, each
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from .. import errors
-from ..runtime.door import Answer, not_started
+from ..doors.door import Answer, not_started
 from ..runtime.transport import Transport
 
 T = TypeVar("T")

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
 from .. import errors
 from ..protocol.addresses import Address, address_of
 from ..protocol.peer import PeerState
-from .remote import Remote
-
-if TYPE_CHECKING:
-    from .transport import Transport
+from ..runtime.remote import Remote
+from ..runtime.transport import Transport
 
 P = TypeVar("P")
 """The kind of peer that a front door hands out."""

@@ -18,7 +18,7 @@ from ..protocol.connections import State
 from ..protocol.outbox import NORMAL
 from ..protocol.payloads import Payload, payload_of
 from ..protocol.stream import Stream, StreamState
-from .remote import Place, Remote
+from ..runtime.remote import Place, Remote
 
 Progress = Callable[[int, int], object]
 """Called with the bytes that were sent so far, and all bytes."""

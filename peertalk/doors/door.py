@@ -23,10 +23,10 @@ from ..protocol.peer import Latency, PeerFlag, PeerState
 from ..protocol.statistics import MemoryReport, NodeStatistics, PeerStatistics, QueueStatus
 from ..protocol.stream import StreamState
 from ..protocol.wire import Capabilities
+from ..runtime.remote import Place, Remote
+from ..runtime.transport import Transport
 from .peers import BroadcastResult, Peers
-from .remote import Place, Remote
 from .streaming import Outgoing, Progress
-from .transport import Transport
 
 T = TypeVar("T")
 P = TypeVar("P", bound="AnyPeer")
@@ -160,7 +160,7 @@ def remote_of(peer: object) -> Remote:
 class AnyStream(Uncopied, Generic[P]):
     """A stream of either door.
 
-    Args and errors as runtime.streaming.Outgoing.
+    Args and errors as doors.streaming.Outgoing.
     """
 
     _instead = "it is on its way once; make another stream"

@@ -16,9 +16,9 @@ import peertalk as pt
 from peertalk import sim
 from peertalk._core.values import CAPABILITY, DATA
 from peertalk._numbers import ERR_BUSY, ERR_NOT_CONNECTED
+from peertalk.doors.streaming import Outgoing
 from peertalk.protocol.connections import State
 from peertalk.protocol.peer import Latency
-from peertalk.runtime.streaming import Outgoing
 
 CONTENT = bytes(index * 7 % 251 for index in range(20_000))
 GONE = pt.ConnectionClosed("gone")

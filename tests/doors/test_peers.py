@@ -7,8 +7,8 @@ import types
 import pytest
 
 from peertalk import Config, errors
+from peertalk.doors.peers import BroadcastResult, Peers
 from peertalk.protocol.peer import Peer, PeerEvent
-from peertalk.runtime.peers import BroadcastResult, Peers
 
 
 class Seen(Peer):

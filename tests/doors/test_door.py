@@ -14,8 +14,8 @@ import pytest
 import peertalk as pt
 import peertalk.sync
 from peertalk.config import Config
+from peertalk.doors.door import AnyPeer, remote_of
 from peertalk.protocol import events
-from peertalk.runtime.door import AnyPeer, remote_of
 from peertalk.runtime.transport import Transport
 from peertalk.runtime.world import World
 

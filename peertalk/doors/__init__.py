@@ -1,0 +1,1 @@
+"""What both front doors are made of: it knows the engine, and never waits."""
