@@ -187,6 +187,16 @@ MOVERS = frozenset(
         "signal",
     }
 )
+PURE = frozenset(
+    (
+        "__future__ collections contextlib copy enum errno functools ipaddress itertools math "
+        "operator struct types typing"
+    ).split()
+)
+"""All that protocol may have of the standard library: no way leads from these to a file, a
+socket, a clock, chance or a thread."""
+IMPURE_NAMES = frozenset({"open", "print", "input", "breakpoint", "exec", "eval", "__import__"})
+"""What Python has without an import, and reads or writes something."""
 FRONT = (
     "__init__",
     "__main__",
@@ -214,7 +224,11 @@ PARTS: dict[str, tuple[tuple[str, ...], frozenset[str], frozenset[str]]] = {
     ),
     "doors": (("doors", "runtime", "protocol", *VALUES), frozenset({"msgspec"}), MOVERS),
     "runtime": (("runtime", "protocol", "_core", *VALUES), frozenset({"msgspec"}), frozenset()),
-    "protocol": (("protocol", "_core", "_core.values", *VALUES), frozenset({"msgspec"}), MOVERS),
+    "protocol": (
+        ("protocol", "_core", "_core.values", *VALUES),
+        frozenset({"msgspec"}),
+        STANDARD - PURE,
+    ),
     "values": (VALUES, frozenset({"msgspec"}), frozenset()),
     "_core": (("_core", "_numbers", "errors"), frozenset({"cffi", "_cffi_backend"}), frozenset()),
 }
@@ -315,6 +329,26 @@ def test_python_imports_only_what_lies_below_it():
             for path in below(PACKAGE, ".py")
             for line, imported in imports(path)
             if (reason := objection(module_name(path), imported))
+        ]
+    )
+
+
+@pytest.mark.parametrize("mover", ["time", "datetime", "random", "pathlib", "logging", "queue"])
+def test_what_decides_may_not_import_a_clock_a_file_chance_or_a_thread(mover):
+    """Purity is a list of what is allowed: a list of what is refused would never be whole."""
+    assert objection("protocol.peer", mover) is not None
+    assert objection("protocol.peer", "math") is None
+
+
+def test_what_decides_reads_and_writes_nothing_without_an_import_either():
+    """Observations in, verdicts out: the same arguments give the same answer, anywhere."""
+    complain(
+        [
+            f"{name(path)}:{node.lineno}: protocol does no I/O and reads no clock: {said}"
+            for path in below(PACKAGE / "protocol", ".py")
+            for node in ast.walk(tree(path))
+            if (isinstance(node, ast.Name) and (said := node.id) in IMPURE_NAMES)
+            or (isinstance(node, ast.Attribute) and (said := node.attr) in ("clock", "world"))
         ]
     )
 
