@@ -249,6 +249,16 @@ class Peer:
         self._samples = 0 if latency is None else latency.samples
 
     @property
+    def queued(self) -> int:
+        """Messages accepted that no link has taken."""
+        return 0 if self.outbox is None else len(self.outbox)
+
+    @property
+    def handed(self) -> int:
+        """Messages that were given to a link, at least in part, or will not be."""
+        return self.accepted - self.queued
+
+    @property
     def connected(self) -> bool:
         """A link is open and messages are taken."""
         return self.state is PeerState.CONNECTED

@@ -9,13 +9,13 @@ from __future__ import annotations
 from abc import abstractmethod
 
 from .. import errors
-from ..protocol import classics, endings
+from ..protocol import classics, endings, limits
 from ..protocol.addresses import Address
 from ..protocol.connections import Connection, State, Step
 from ..protocol.peer import Peer
 from ..protocol.wire import Capabilities
 from .engine import Timer
-from .greeting import CLASSIC_LIMIT, Greetings
+from .greeting import Greetings
 from .leaving import UNBOUNDED, Below
 from .remote import Reached, Remote
 
@@ -194,9 +194,8 @@ class ClassicPeers(Greetings):
     def _use_aside(self, aside: Connection, peer: Remote) -> None:
         """Send on this one from now on."""
         peer.capabilities = self.classics.taken(aside.tag)
-        limit = CLASSIC_LIMIT if peer.capabilities is None else peer.capabilities.max_message
         aside.advance(Step.USE)
-        aside.link.max_message = min(self.traffic.max_message, limit)
+        aside.link.max_message = limits.of_link(peer, peer.capabilities)
         peer.connection = aside
         peer.quick = None
         self.mailbox.place(peer, peer.connection)

@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import errors
 from .._core import values
-from ..protocol import classics, endings, events, greetings
+from ..protocol import classics, endings, events, greetings, limits
 from ..protocol import connections as policy
 from ..protocol.addresses import Address
 from ..protocol.claims import Claims
@@ -30,8 +30,6 @@ from .leaving import UNBOUNDED, Below, Leaving
 from .listening import TAKING_PEERS
 from .remote import Remote
 
-CLASSIC_LIMIT = 512
-"""Bytes that a classic peer takes before it has said more (its CAPABILITY)."""
 _FIRST_READ = 512
 """Bytes that one read of a connection brings until it is greeted: enough for a CAPABILITY, and
 little to put into a full inbox before the connection can be held back."""
@@ -228,7 +226,7 @@ class Greetings(Leaving):
         peer.capabilities = capabilities
         if known is None or capabilities.datagram_port != known.datagram_port:
             self.mailbox.place(peer, peer.connection)
-        connection.link.max_message = min(self.traffic.max_message, capabilities.max_message)
+        connection.link.max_message = limits.of_link(peer, capabilities)
         connection.slow = False
         peer.on_pressure()
 
@@ -540,8 +538,7 @@ class Greetings(Leaving):
 
     def _open(self, connection: Connection, peer: Remote) -> None:
         capabilities = peer.capabilities
-        limit = CLASSIC_LIMIT if capabilities is None else capabilities.max_message
-        connection.link.max_message = min(self.traffic.max_message, limit)
+        connection.link.max_message = limits.of_link(peer, capabilities)
         connection.link.read_max = UNBOUNDED
         if self.traffic.inbox.flooded:
             self.traffic.pause_if_full(connection, peer)

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from .. import errors
 from .._core import values
-from .._numbers import FRAME_OVERHEAD, MESSAGE_LIMIT_MAX
+from .._numbers import MESSAGE_LIMIT_MAX
+from ..protocol import limits
 from ..protocol.connections import Connection, State
 from ..protocol.inbox import Inbox
 from ..protocol.line import Line
@@ -30,8 +31,6 @@ class Home(Engine):
     inbox: Inbox[Remote]
     make_view: Callable[[Remote], Any]
     """Makes what the front door hands out for a peer."""
-    limit_of: Callable[[Remote], tuple[int, str]]
-    too_large: Callable[[Remote, int], errors.MessageTooLarge]
     refused: Callable[[Remote, int], None]
     enqueue: Callable[[Remote, bytes, int, Key | None], bool]
     send_sync: Callable[[Remote, bytes | bytearray | memoryview, int], int]
@@ -73,10 +72,6 @@ class Streaming(Protocol):
         """The connection is gone."""
 
 
-_CHUNK_MESSAGES = 1024
-_CHUNK_BYTES = 512 * 1024
-"""What send_many draws at once at most, and hands over before those who wait behind it have their
-turn."""
 _Left = tuple[bytes, bool, Key | None]
 """What another thread has left: payload, no_delay, key."""
 
@@ -335,39 +330,20 @@ class Remote(Peer):
             line.extend(kept)
 
     @property
-    def queued(self) -> int:
-        """Messages accepted that no link has taken."""
-        return 0 if self.outbox is None else len(self.outbox)
-
-    @property
     def frozen(self) -> bool:
         """Connected, but it has not answered for Config.link_timeout: see PeerFrozen."""
         connection = self.connection
         return connection is not None and self.transport.is_frozen(connection)
 
     @property
-    def handed(self) -> int:
-        """Messages that were given to a link, at least in part, or will not be."""
-        return self.accepted if self.outbox is None else self.accepted - len(self.outbox)
-
-    @property
     def queue(self) -> QueueStatus:
         """How full the way to this peer is."""
-        outbox, reason, pressure = self.outbox, "", 0
-        if self.connection is not None and self.capabilities is not None:
-            pressure = self.capabilities.pressure
-        if self.frozen:
-            reason = "frozen"
-        elif self.connection is not None and self.lowest > Priority.LOW:
-            reason = "pressure"
-        elif outbox is not None:
-            reason = "connection" if self.connection is None else "slots"
-        return QueueStatus(
-            pending=self.accepted - self.reported,
-            capacity=self.transport.config.send_queue_size,
-            bytes=0 if outbox is None else outbox.bytes,
-            pressure=pressure if outbox is None else max(pressure, outbox.pressure),
-            reason=reason,
+        return limits.queue_of(
+            self,
+            self.transport.config.send_queue_size,
+            connected=self.connection is not None,
+            frozen=self.frozen,
+            lowest=self.lowest,
         )
 
     def stats(self) -> PeerStatistics:
@@ -397,10 +373,10 @@ class Remote(Peer):
         transport, connection = self.transport, self.connection
         if may_block and self.afar:
             self.take_from_afar()  # another thread may have told this one that it had sent
-        limit, _ = transport.limit_of(self)
+        limit, _ = limits.limit_of(self, connection)
         size = payload.nbytes if isinstance(payload, memoryview) else len(payload)
         if size > limit:
-            raise transport.too_large(self, size)
+            raise limits.too_large(self, connection, size)
         if self.lowest and refusable and priority < self.lowest and connection is not None:
             if key is None or self.outbox is None or key not in self.outbox:
                 return False
@@ -455,18 +431,9 @@ class Remote(Peer):
         """Whether the pressure that the peer reported refuses this class now."""
         return priority < self.lowest and self.connection is not None
 
-    def fitting(self, size: int) -> int:
-        """Messages of that many bytes that make a good part of many: what all slots hold, which is
-        one write."""
-        transport = self.transport
-        in_slots = transport.core.limits.slot_size // (size + FRAME_OVERHEAD)
-        return max(1, min(_CHUNK_MESSAGES, in_slots * transport.pipeline_depth))
-
     def chunk(self, size: int) -> int:
-        """Messages of that many bytes that make a chunk: so many such parts."""
-        part = self.fitting(size)
-        most = min(_CHUNK_MESSAGES, _CHUNK_BYTES // (size + FRAME_OVERHEAD))
-        return part * max(1, most // part)
+        """Messages of that many bytes that make a chunk of a send_many."""
+        return limits.chunk(size, self.transport.core.limits, self.transport.pipeline_depth)
 
     def accept_many(self, messages: list[bytes], start: int, priority: int = NORMAL) -> int:
         """As many as there is room for now, at most what all slots hold, which is one write. 0:
@@ -481,7 +448,8 @@ class Remote(Peer):
             return int(self.accept(messages[start], False, priority))
         if priority is not NORMAL and not connection.classes:
             self._use_classes(connection)
-        stop = start + self.fitting(len(messages[start]))
+        size, slots = len(messages[start]), transport.core.limits
+        stop = start + limits.fitting(size, slots, transport.pipeline_depth)
         part = messages if start == 0 and len(messages) <= stop else messages[start:stop]
         taken, code = connection.link.native.send_many(part)
         self.accepted += taken
@@ -517,9 +485,9 @@ class Remote(Peer):
                 MessageTooLarge, InvalidState.
         """
         transport = self.transport
-        limit, _ = transport.limit_of(self)
+        limit, _ = limits.limit_of(self, self.connection)
         if len(payload) > limit:
-            raise transport.too_large(self, len(payload))
+            raise limits.too_large(self, self.connection, len(payload))
         with transport.lock:
             transport.check_open()
             if self._afar is None:
@@ -554,21 +522,6 @@ class Remote(Peer):
 
     def no_room(self, priority: int = NORMAL) -> errors.WouldBlock:
         """The error for a message that must not wait and cannot be taken."""
-        if self.is_refused(priority) and self.capabilities is not None:
-            text = (
-                f"peer {self.name!r} reports a pressure of {self.capabilities.pressure}: it takes "
-                f"{Priority(self.lowest).name} messages"
-            )
-            text += " only" if self.lowest is Priority.CRITICAL else " and above only"
-            return errors.WouldBlock(
-                f"{text} until that falls; wait with send, or raise the priority",
-                reason="pressure",
-                peer=self.name,
-            )
-        text = (
-            f"no room for a message to peer {self.name!r}: {self.queued:,} wait "
-            "(Config.send_queue_size, send_queue_bytes)"
-        )
-        if line := self.in_line(priority):
-            text += f", and {len(line):,} sends that were called before it"
-        return errors.WouldBlock(text, reason="queue", peer=self.name)
+        if self.is_refused(priority):
+            return limits.refused(self, self.lowest)
+        return limits.full(self, len(self.in_line(priority) or ()))

@@ -19,10 +19,10 @@ from collections.abc import Callable
 from .. import errors
 from .._core import values
 from .._numbers import ERR_CANCELLED
-from ..protocol import endings, events
+from ..protocol import endings, events, limits
 from ..protocol.connections import Connection, State
 from ..protocol.inbox import Inbox, Outlet
-from ..protocol.outbox import NORMAL, Key, Outbox, Pieces, piece_size
+from ..protocol.outbox import NORMAL, Key, Outbox, Pieces
 from ..protocol.peer import FRAGMENTED_MAX, PeerState
 from .engine import Engine, Timer
 from .remote import Remote
@@ -66,43 +66,6 @@ class Traffic:
         self._warnings: dict[Outlet[Remote], Timer] = {}
 
     # Out ------------------------------------------------------------------------------------------
-
-    def limit_of(self, peer: Remote) -> tuple[int, str]:
-        """The largest message to this peer, bytes, and whose limit it is."""
-        connection = peer.connection
-        if (
-            connection is None
-            or connection.link is None
-            or connection.link.max_message >= self.max_message
-            or connection.slow
-        ):
-            return self.max_message, "of this core"
-        limit: int = connection.link.max_message
-        whose = (
-            "its MAX_MESSAGE"
-            if peer.capabilities is not None
-            else "a classic peer that has not said more"
-        )
-        if not peer.classic or limit >= FRAGMENTED_MAX or not piece_size(limit):
-            return limit, whose
-        if self.max_message <= FRAGMENTED_MAX:
-            return self.max_message, "of this core"
-        return (
-            FRAGMENTED_MAX,
-            (
-                "what a classic peer puts together of fragments; in one frame it takes "
-                f"{limit:,}, {whose}"
-            ),
-        )
-
-    def too_large(self, peer: Remote, size: int) -> errors.MessageTooLarge:
-        """The error for a message that no link to this peer takes."""
-        limit, whose = self.limit_of(peer)
-        text = (
-            f"message of {size:,} bytes to peer {peer.name!r}: the limit is {limit:,} ({whose}); "
-            "send it in parts"
-        )
-        return errors.MessageTooLarge(text, peer=peer.name)
 
     def pump(self, peer: Remote) -> None:
         """Move what waits in the outbox to the link, as far as it takes it; then tell those who
@@ -165,11 +128,12 @@ class Traffic:
         data = outbox.peek(1)[0]
         if connection.slow and len(data) > FRAGMENTED_MAX:
             return errors.WouldBlock.code
-        limit, _ = self.limit_of(peer)
+        limit, _ = limits.limit_of(peer, connection)
         if len(data) > limit:
             [(number, _)] = outbox.drop(1)
             self.totals.abandoned += 1
-            self.fail(peer, number, number, events.Outcome.FAILED, self.too_large(peer, len(data)))
+            error = limits.too_large(peer, connection, len(data))
+            self.fail(peer, number, number, events.Outcome.FAILED, error)
             return 0
         pieces = Pieces(data, self._fragmented, connection.link.max_message)
         code = self._hand_piece(connection, pieces)

@@ -58,7 +58,6 @@ class Transport(Home):
         self.switchboard = Switchboard(below)
         self.serve_link = self.switchboard.arrived
         self.peers, self.inbox, self.present = roster.peers, traffic.inbox, roster.present
-        self.limit_of, self.too_large = traffic.limit_of, traffic.too_large
         self.enqueue, self.send_sync = traffic.enqueue, traffic.send_sync
         self.move, self.pump, self.refused = traffic.move, traffic.pump, traffic.refused
         self.fail_unnumbered = traffic.fail_unnumbered

@@ -19,6 +19,7 @@ from peertalk._numbers import ERR_CANCELLED, FRAME_OVERHEAD
 from peertalk.config import Config
 from peertalk.protocol import events
 from peertalk.protocol.connections import Connection, Step
+from peertalk.protocol.limits import fitting
 from peertalk.protocol.outbox import Priority
 from peertalk.protocol.peer import PeerEvent
 from peertalk.protocol.wire import Capabilities
@@ -83,7 +84,13 @@ _numbers = iter(range(1, 1 << 30))
 def peer_of(engine, link=None, *, classic=False):
     number = next(_numbers)
     instance = None if classic else number.to_bytes(8, "big")
-    peer = Remote(engine, instance or ("127.0.0.1", number), name="bob", address=("127.0.0.1", 1))
+    peer = Remote(
+        engine,
+        instance or ("127.0.0.1", number),
+        name="bob",
+        address=("127.0.0.1", 1),
+        own_max_message=engine.traffic.max_message,
+    )
     if link is not None:
         connection = Connection(number, ("127.0.0.1", 1), dialled=True, now=0.0, peer=peer)
         for step in (Step.DIAL, Step.ESTABLISH, Step.GREET):
@@ -149,7 +156,7 @@ def test_a_part_of_many_fills_the_slots_and_leaves_nothing_for_a_write_of_its_ow
     held = 0
     while pipeline.send(values.DATA, bytes(size)) == 0:
         held += 1
-    assert peer.fitting(size) == held
+    assert fitting(size, limits, engine.pipeline_depth) == held
     assert peer.chunk(size) % held == 0
 
 
@@ -328,7 +335,8 @@ class AnyTraffic(RuleBasedStateMachine):
         self.engine = Transport(config, NoSockets(), lambda remote: remote, lambda: None)
         self.told = []
         self.engine.publish = self.told.append
-        self.peer = Remote(self.engine, ("127.0.0.1", 1), name="classic", address=("127.0.0.1", 1))
+        self.peer = peer_of(self.engine, classic=True)
+        self.peer.name = "classic"
         self.engine.peers[self.peer.key] = self.peer
         self.accepted = {}  # number: (payload, priority, key)
         self.links = []
