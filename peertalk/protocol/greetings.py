@@ -12,9 +12,11 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
+from .. import errors
 from . import connections as policy
 from .connections import NOBODY, Connection, State
 from .line import Decision, Verdict
+from .peer import Peer
 from .wire import Capabilities
 
 
@@ -43,6 +45,41 @@ def patience(*, dialled: bool, ours: bool, connect_timeout: float) -> Patience:
     if ours:
         return Patience(connect_timeout, Silence.END)
     return Patience(policy.GREETING_TIME, Silence.CLASSIC)
+
+
+class Answers(enum.Enum):
+    """Who answers where somebody was dialled."""
+
+    EXPECTED = "expected"
+    """Who was meant, or nobody in particular was."""
+    OURS = "ours"
+    """Who was taken for a classic peer is one of ours."""
+    OTHER = "other"
+    """Another node: who was meant was started again, or has moved."""
+
+
+def answers(expected: Peer | None, found: Peer) -> Answers:
+    """Who answers. expected: who was dialled, None: an address was."""
+    if expected is None or expected is found:
+        return Answers.EXPECTED
+    return Answers.OURS if expected.classic else Answers.OTHER
+
+
+def no_longer(connection: Connection, expected: Peer, found: Peer) -> errors.NetworkFailure:
+    """What who wanted another peer hears."""
+    text = f"{connection.where} is no longer {expected.name!r}: {found.name!r} answers there"
+    return errors.NetworkFailure(text, peer=expected.name)
+
+
+def known_as(classic: Peer, peer: Peer) -> errors.NetworkFailure:
+    """What who sends to a peer that was taken for classic hears when it is one of ours."""
+    text = f"{classic.id} is now the peer {peer.name!r}; send to that"
+    return errors.NetworkFailure(text, peer=peer.name)
+
+
+def itself(connection: Connection) -> errors.InvalidArgument:
+    """What who dialled an address of the node itself hears."""
+    return errors.InvalidArgument(f"{connection.where} is this node itself")
 
 
 class Place(enum.Enum):
@@ -103,6 +140,16 @@ def settled(waiting: Connection, tag: int) -> list[Decision]:
     return [(Verdict.RELEASE, waiting)] if free else []
 
 
+class GivesWay(NamedTuple):
+    """Who gives up a place, and what the connection ends with. fault: that is to be reported;
+    silent: what the other side has not taken yet must not arrive later."""
+
+    connection: Connection
+    error: errors.PeerTalkError
+    fault: bool = False
+    silent: bool = False
+
+
 C = TypeVar("C", bound=Connection)
 
 
@@ -114,25 +161,30 @@ def _crowd(connections: Iterable[C]) -> list[C]:
     return max(hosts.values(), key=len, default=[])
 
 
-def stranger_for(host: str, undecided: Iterable[Connection]) -> Connection | None:
+def stranger_for(host: str, undecided: Iterable[Connection]) -> GivesWay | None:
     """Who makes room for one more connection from a host, of those that have not said who they are:
     the first one of the other host that has called the most. None: nobody."""
     crowd = _crowd(each for each in undecided if not each.dialled)
-    return crowd[0] if crowd and crowd[0].address[0] != host else None
+    if not crowd or crowd[0].address[0] == host:
+        return None
+    text = f"{crowd[0].address[0]} did not say who it is, and its place was wanted"
+    return GivesWay(crowd[0], errors.Timeout(text), fault=True)
 
 
-def neighbour_for(host: str, connections: Iterable[Connection], most: int) -> Connection | None:
+def neighbour_for(host: str, connections: Iterable[Connection], most: int) -> GivesWay | None:
     """Who gives his place among `most` connected peers to one from a host: the newest of another
     host, where that has nearly all places. None: nobody."""
     crowd = _crowd(each for each in connections if each.state is State.OPEN)
-    if len(crowd) > most * 7 // 8 and crowd[0].address[0] != host:
-        return crowd[-1]
-    return None
+    if len(crowd) <= most * 7 // 8 or crowd[0].address[0] == host:
+        return None
+    newest = crowd[-1]
+    text = f"{newest.who} gave its place to another host (Config.max_peers is {most:,})"
+    return GivesWay(newest, errors.ConnectionClosed(text, peer=newest.name))
 
 
 def least_wanted(
     connections: Iterable[Connection], since: float, unread: Callable[[Connection], int]
-) -> Connection | None:
+) -> GivesWay | None:
     """Who gives up his place to whoever comes: the open connection that has been frozen, or has
     stood still, the longest, at least since that time. None: there is none. Not one that has
     something unread: it is we who do not take what it was told that we have."""
@@ -148,4 +200,16 @@ def least_wanted(
             and not unread(each)
         ):
             found, since = each, quiet
-    return found
+    if found is None:
+        return None
+    text = (
+        f"{found.who} has taken and said nothing for longer than Config.link_timeout, and its "
+        "place was wanted (Config.max_peers); the link is closed"
+    )
+    return GivesWay(found, errors.ConnectionClosed(text, peer=found.name), silent=True)
+
+
+def turned_away(peer: Peer, most: int) -> errors.OutOfMemory:
+    """What ends the connection of a peer for which nobody gives way."""
+    text = f"the limit of {most:,} connected peers (Config.max_peers) is reached"
+    return errors.OutOfMemory(text, peer=peer.name)

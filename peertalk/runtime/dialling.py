@@ -132,11 +132,7 @@ class Dialling(ClassicPeers):
         somebody from another host, or the connection that is least wanted."""
         if len(self.connections) >= self.connections.max_connections:
             stranger = greetings.stranger_for(host, self.connections.undecided)
-            if stranger is not None:
-                text = f"{stranger.address[0]} did not say who it is, and its place was wanted"
-                self._end(stranger, errors.Timeout(text), fault=True)
-            else:
-                self._end_least_wanted()
+            self._make_way(stranger or self._least_wanted())
         return self.connections.has_room()
 
     def _dial_peer(self, peer: Remote) -> None:

@@ -236,19 +236,13 @@ class Greetings(Leaving):
         """Whom we dialled and took for classic, because its CAPABILITY did not come in time, is one
         of ours: its peer becomes that. False: it cannot, and nothing more is sent here."""
         if instance == self.engine.instance:
-            self._end(
-                connection,
-                errors.InvalidArgument(f"{connection.where} is this node itself"),
-                polite=True,
-            )
+            self._end(connection, greetings.itself(connection), polite=True)
             return False
         known = self.roster.recall(instance)
         if known is not None:
             if not known.known:
                 self.roster.know(known)
-            replaced = errors.NetworkFailure(
-                f"{peer.id} turned out to be the peer {known.name!r}; send to that", peer=known.name
-            )
+            replaced = greetings.known_as(peer, known)
             self._tell_unknown(connection, peer, replaced)
             self._detach(connection, replaced, polite=True)
             self.roster.tidy(peer)
@@ -278,7 +272,7 @@ class Greetings(Leaving):
             self._dial_classics()
         instance = None if capabilities is None else capabilities.instance
         if instance == self.engine.instance:
-            self._end(connection, errors.InvalidArgument(f"{connection.where} is this node itself"))
+            self._end(connection, greetings.itself(connection))
             return
         connection.peer = peer = self._identify(connection, capabilities)
         if not self._admit(connection, peer):
@@ -302,11 +296,14 @@ class Greetings(Leaving):
         if capabilities is not None and capabilities.instance is not None:
             address = (connection.address[0], capabilities.port or connection.address[1])
             peer = self.roster.meet(capabilities.instance, capabilities.name or "", address)
-            if expected is not None and expected is not peer:
-                if expected.classic:
-                    self._replace(expected, peer)
-                else:
-                    self._mistaken(connection, expected, peer)
+            answers = greetings.answers(expected, peer)
+            if expected is not None and answers is greetings.Answers.OURS:
+                self._replace(expected, peer)
+            elif expected is not None and answers is greetings.Answers.OTHER:
+                connection.peer = None
+                again = expected.successor is peer
+                wrong = greetings.no_longer(connection, expected, peer)
+                self._tell(connection, expected.restarted_error() if again else wrong)
             return peer
         if expected is not None:
             return self.roster.peers.get(expected.key) or self.roster.know(expected)
@@ -320,58 +317,43 @@ class Greetings(Leaving):
     def _replace(self, classic: Remote, peer: Remote) -> None:
         """What was taken for a classic peer has turned out to be one of ours."""
         self.roster.forget(classic, events.LostReason.CLOSED)
-        replaced = errors.NetworkFailure(
-            f"{classic.id} is now the peer {peer.name!r}; send to that", peer=peer.name
-        )
+        replaced = greetings.known_as(classic, peer)
         classic.tell_reaching(replaced)
         self.traffic.fail_queued(classic, replaced)
-
-    def _mistaken(self, connection: Connection, expected: Remote, found: Remote) -> None:
-        """Another node answers where expected was heard: it was started again, or has moved."""
-        connection.peer = None
-        if expected.successor is found:
-            self._tell(connection, expected.restarted_error())
-            return
-        text = f"{connection.where} is no longer {expected.name!r}: {found.name!r} answers there"
-        self._tell(connection, errors.NetworkFailure(text, peer=expected.name))
 
     def _admit(self, connection: Connection, peer: Remote) -> bool:
         """Whether one more peer may be connected. False: it was sent away."""
         most = self.engine.config.max_peers
         if peer.connected:
             return True
-        if self.connections.connected < most or self._end_least_wanted():
+        if self.connections.connected < most or self._make_way(self._least_wanted()):
             self.engine.troubles.worked(TAKING_PEERS)
             return True
         everybody = self.connections.by_tag.values()
-        newest = greetings.neighbour_for(connection.address[0], everybody, most)
-        if newest is not None:
-            text = f"{newest.who} gave its place to another host (Config.max_peers is {most:,})"
-            self._end(newest, errors.ConnectionClosed(text, peer=newest.name))
+        if self._make_way(greetings.neighbour_for(connection.address[0], everybody, most)):
             return True
         self.connections.refused += 1
         connection.link.send_frame(
             values.REJECT, bytes((errors.RejectReason.FULL,)), values.NO_DELAY
         )
-        text = f"the limit of {most:,} connected peers (Config.max_peers) is reached"
-        self._end(connection, errors.OutOfMemory(text, peer=peer.name), polite=True)
-        self.engine.troubles.failed(TAKING_PEERS, "%s; callers are turned away", text)
+        full = greetings.turned_away(peer, most)
+        self._end(connection, full, polite=True)
+        self.engine.troubles.failed(TAKING_PEERS, "%s; callers are turned away", full)
         return False
 
-    def _end_least_wanted(self) -> bool:
-        """End the connection that has been frozen, or has stood still, the longest. False: none
-        has for long enough."""
+    def _least_wanted(self) -> greetings.GivesWay | None:
+        """Who has been frozen, or has stood still, the longest. None: nobody for long enough."""
         since = self.engine.world.clock() - self.engine.config.link_timeout
         everybody = self.connections.by_tag.values()
-        least = greetings.least_wanted(everybody, since, self.engine.unread)
-        if least is None:
+        return greetings.least_wanted(everybody, since, self.engine.unread)
+
+    def _make_way(self, gives: greetings.GivesWay | None) -> bool:
+        """End the connection that gives way. False: there is none."""
+        if gives is None:
             return False
-        text = (
-            f"{least.who} has taken and said nothing for longer than Config.link_timeout, and "
-            "its place was wanted (Config.max_peers); the link is closed"
-        )
-        self.engine.world.abandon(least.socket)
-        self._end(least, errors.ConnectionClosed(text, peer=least.name))
+        if gives.silent:
+            self.engine.world.abandon(gives.connection.socket)
+        self._end(gives.connection, gives.error, fault=gives.fault)
         return True
 
     # Which of several -----------------------------------------------------------------------------

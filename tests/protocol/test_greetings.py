@@ -9,8 +9,9 @@ import pytest
 
 from peertalk.protocol import greetings
 from peertalk.protocol.connections import GREETING_TIME, NOBODY, SILENCE_TIME, Connection, State
-from peertalk.protocol.greetings import Later, Patience, Place, Silence
+from peertalk.protocol.greetings import Answers, Later, Patience, Place, Silence
 from peertalk.protocol.line import Verdict
+from peertalk.protocol.peer import Peer
 from peertalk.protocol.vigil import Vigil
 from peertalk.protocol.wire import Capabilities
 
@@ -85,7 +86,9 @@ def test_the_first_stranger_of_the_host_with_the_most_makes_room_for_another_hos
     flood = [connection(tag, "10.0.0.6", state) for tag in (3, 4, 5)]
     ours = [connection(tag, "10.0.0.7", state, dialled=True) for tag in (6, 7, 8, 9)]
     undecided = [connection(1, state=state), *ours, *flood]
-    assert greetings.stranger_for("10.0.0.1", undecided) is flood[0]
+    gives = greetings.stranger_for("10.0.0.1", undecided)
+    assert gives.connection is flood[0] and gives.fault and not gives.silent
+    assert str(gives.error).startswith("10.0.0.6 did not say who it is")
     assert greetings.stranger_for("10.0.0.6", undecided) is None, "not for itself"
     assert greetings.stranger_for("10.0.0.1", ours) is None, "those that we dialled are none"
 
@@ -96,8 +99,9 @@ def test_the_newest_neighbour_gives_its_place_where_one_host_has_nearly_all(crow
     flood = [connection(tag, "10.0.0.6") for tag in range(crowd)]
     leaving = [connection(100, "10.0.0.6", State.CLOSING)]
     there = [connection(200, "10.0.0.5"), *flood, *leaving]
-    wanted = flood[-1] if gives else None
-    assert greetings.neighbour_for("10.0.0.1", there, 8) is wanted
+    found = greetings.neighbour_for("10.0.0.1", there, 8)
+    assert (found and found.connection) is (flood[-1] if gives else None)
+    assert not gives or "another host (Config.max_peers is 8)" in str(found.error)
     assert greetings.neighbour_for("10.0.0.6", there, 8) is None, "not to itself"
 
 
@@ -141,4 +145,36 @@ UNWATCHED = connection(7)
 def test_the_least_wanted_is_the_one_that_has_been_silent_the_longest(there, unread, least):
     """When a place or memory is wanted somebody goes: never one that moves, or that has stood still
     for a moment only, or whom we have not read."""
-    assert greetings.least_wanted(there, 80.0, lambda each: each in unread) is least
+    gives = greetings.least_wanted(there, 80.0, lambda each: each in unread)
+    assert (gives and gives.connection) is least and (gives is None or gives.silent)
+
+
+ME, OLD = Peer(ADA, name="ada"), Peer(("10.0.0.1", 7354), name="mac")
+OTHER = Peer(BOB, name="bob")
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "who"),
+    [
+        (None, OTHER, Answers.EXPECTED),
+        (OTHER, OTHER, Answers.EXPECTED),
+        (OLD, OTHER, Answers.OURS),
+        (ME, OTHER, Answers.OTHER),
+    ],
+)
+def test_who_answers_where_somebody_was_dialled(expected, found, who):
+    """A message for one node must not go to the other that has its address now."""
+    assert greetings.answers(expected, found) is who
+
+
+def test_who_wanted_somebody_else_hears_who_is_there():
+    """The next step is another peer to send to, and its name is what finds it."""
+    there = connection(1)
+    assert str(greetings.no_longer(there, ME, OTHER)) == (
+        "10.0.0.1:7354 is no longer 'ada': 'bob' answers there"
+    )
+    assert str(greetings.known_as(OLD, OTHER)) == (
+        "10.0.0.1:7354 is now the peer 'bob'; send to that"
+    )
+    assert str(greetings.itself(there)) == "10.0.0.1:7354 is this node itself"
+    assert "limit of 1,024 connected peers" in str(greetings.turned_away(OTHER, 1024))

@@ -292,7 +292,7 @@ async def test_one_of_ours_that_greets_late_and_is_known_already_is_sent_to_unde
         assert (await ada.wait_for("late", timeout=GUARD)).connected
         first.write(greeting)
         gone = await next_event(events, pt.PeerDisconnected)
-        assert gone.peer is classic and "turned out to be the peer 'late'" in str(gone.error)
+        assert gone.peer is classic and "is now the peer 'late'" in str(gone.error)
         assert list(ada.peers.values()) == [ada.peers["late"]] and ada.peers["late"].connected
         first.close()
 
