@@ -189,7 +189,7 @@ MOVERS = frozenset(
 )
 PURE = frozenset(
     (
-        "__future__ collections contextlib copy enum errno functools ipaddress itertools math "
+        "__future__ abc collections contextlib copy enum errno functools ipaddress itertools math "
         "operator struct types typing"
     ).split()
 )

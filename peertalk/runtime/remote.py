@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from .. import errors
 from .._core import values
 from .._numbers import MESSAGE_LIMIT_MAX
-from ..protocol import limits
+from ..protocol import limits, waiting
 from ..protocol.connections import Connection, State
 from ..protocol.inbox import Inbox
 from ..protocol.line import Line
@@ -20,6 +19,7 @@ from ..protocol.peer import Key as PeerKey
 from ..protocol.peer import Peer
 from ..protocol.rare import Rare
 from ..protocol.statistics import PeerStatistics, QueueStatus
+from ..protocol.waiting import Lines
 from .engine import Engine, Timer
 
 
@@ -74,57 +74,34 @@ class Streaming(Protocol):
 
 _Left = tuple[bytes, bool, Key | None]
 """What another thread has left: payload, no_delay, key."""
-
 Reached = Callable[["Remote | None", errors.PeerTalkError | None], None]
 """Told once how an attempt to connect ended: with the peer, or with an error."""
 Measured = Callable[[float | None, errors.PeerTalkError | None], None]
 """Told once what a PING measured, in seconds, or with an error why it cannot."""
 
 
-class Place(ABC):
-    """A place in the line of those who send messages of one class to a peer and are not accepted
-    yet, first come first served. Whoever notices that there is room serves the line: the one who
-    stands there need not be awake for that.
+class Place(waiting.Place):
+    """A place in the line to a peer."""
 
-    reaching: it waits for a connection that is being opened, and so survives the end of another.
-    """
-
-    __slots__ = ("joined", "peer", "priority", "reaching")
+    __slots__ = ("peer",)
 
     def __init__(self, peer: Remote, priority: int) -> None:
+        super().__init__(priority)
         self.peer = peer
-        self.priority = priority
-        self.joined = False
-        self.reaching = False
-
-    @abstractmethod
-    def offer(self) -> bool:
-        """Be accepted, all of it. False: there is no room; True: it is done, and leaves the line.
-        An error does too."""
-
-    @abstractmethod
-    def fail(self, error: errors.PeerTalkError) -> None:
-        """It will not be accepted. It has left the line."""
 
     def join(self) -> None:
         """Stand in line: nobody who comes later is accepted before."""
         peer = self.peer
-        self.joined = True
         if peer.lines is None:
-            peer.lines = {}
-        line = peer.lines.get(self.priority)
-        if line is None:
-            line = peer.lines[self.priority] = deque()
-        line.append(self)
+            peer.lines = Lines()
+        peer.lines.join(self)
         if self.priority == NORMAL:
             peer.quick = None
 
     def leave(self) -> None:
         """Give up, if it still stands there; those behind may have room."""
-        line = self.peer.in_line(self.priority) if self.joined else None
-        if line:
-            self.joined = False
-            line.remove(self)
+        lines = self.peer.lines
+        if lines is not None and lines.leave(self):
             self.peer.serve(self.priority)
 
 
@@ -182,8 +159,8 @@ class Remote(Peer):
         self.transport = transport
         self.connection: Connection | None = None
         self.quick: Any = None
-        self.lines: dict[int, deque[Place]] | None = None
-        """Who waits to send to it, a line for each class; None: nobody."""
+        self.lines: Lines | None = None
+        """Who waits to send to it; None: nobody."""
         self.lowest = Priority.LOW
         self._afar: tuple[deque[_Left], ...] | None = None
         self.line: Line | None = None
@@ -269,9 +246,9 @@ class Remote(Peer):
             member.state is State.GREETED for member in self.line.members
         )
 
-    def in_line(self, priority: int) -> deque[Place] | None:
-        """Who waits to send messages of this class; None or empty: nobody."""
-        return None if self.lines is None else self.lines.get(priority)
+    def in_line(self, priority: int) -> Collection[waiting.Place]:
+        """Who waits to send messages of this class."""
+        return () if self.lines is None else self.lines.get(priority, ())
 
     def on_room(self) -> None:
         """The engine has room for more messages to this peer: the highest class first."""
@@ -286,25 +263,19 @@ class Remote(Peer):
     def serve(self, priority: int) -> bool:
         """Accept what stands in the line of this class, in order, as far as there is room. Whether
         nobody is left."""
-        line = self.in_line(priority)
-        while line:
-            if not self.connected or self.transport.closing:
-                return False
-            place = line[0]
-            try:
-                if not place.offer():
-                    return False
-                line.popleft().joined = False
-            except Exception as error:
-                line.popleft().joined = False
-                text = f"a message to peer {self.name!r} could not be accepted: {error!r}"
-                place.fail(errors.from_exception(error, text))
-        if line is not None and self.lines is not None:
-            self.lines.pop(priority, None)
-            if not self.lines:
-                self.lines = None
-            self.transport.move(self)  # the short road is open: nobody waits who could be overtaken
+        lines = self.lines
+        if lines is None or priority not in lines:
+            return True
+        if not lines.serve(priority, self._may_accept, self.name):
+            return False
+        lines.pop(priority, None)
+        if not lines:
+            self.lines = None
+        self.transport.move(self)  # the short road is open: nobody waits who could be overtaken
         return True
+
+    def _may_accept(self) -> bool:
+        return self.connected and not self.transport.closing
 
     def on_pressure(self) -> None:
         """The peer's capabilities are in, or in again: what its pressure refuses waits from now on,
@@ -321,13 +292,8 @@ class Remote(Peer):
         """The link is gone: whoever waits for room must hear why."""
         if self.stream is not None:
             self.stream.lost(error)
-        for line in () if self.lines is None else list(self.lines.values()):
-            for place in [each for each in line if not each.reaching]:
-                place.joined = False
-                place.fail(error)
-            kept = [each for each in line if each.joined]
-            line.clear()
-            line.extend(kept)
+        if self.lines is not None:
+            self.lines.fail(error)
 
     @property
     def frozen(self) -> bool:
@@ -524,4 +490,4 @@ class Remote(Peer):
         """The error for a message that must not wait and cannot be taken."""
         if self.is_refused(priority):
             return limits.refused(self, self.lowest)
-        return limits.full(self, len(self.in_line(priority) or ()))
+        return limits.full(self, len(self.in_line(priority)))

@@ -1,0 +1,94 @@
+"""Who stands in line to send to one peer: a line for each class, first come first served.
+
+Whoever notices that there is room serves a line: the one who stands there need not be awake for
+that.
+
+Invariant: who is `joined` stands in the line of its class. Never: accepts a message itself.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+
+from .. import errors
+
+
+class Place(ABC):
+    """A place in line of somebody who sends messages of one class.
+
+    reaching: it waits for a connection that is being opened, and so survives the end of another.
+    """
+
+    __slots__ = ("joined", "priority", "reaching")
+
+    def __init__(self, priority: int) -> None:
+        self.priority = priority
+        self.joined = False
+        self.reaching = False
+
+    @abstractmethod
+    def offer(self) -> bool:
+        """Be accepted. Returns True when all of it is: it leaves the line. False: there is no room
+        for all, and it stays.
+
+        Raises:
+            Exception: it will not be accepted. It leaves the line, and fail() tells it of that as
+                one of the errors of this package.
+        """
+
+    @abstractmethod
+    def fail(self, error: errors.PeerTalkError) -> None:
+        """It will not be accepted, because of this. It has left the line."""
+
+
+class Lines(dict[int, deque[Place]]):
+    """The lines to one peer, by their class. Whoever finds one used up takes it out."""
+
+    __slots__ = ()
+
+    def join(self, place: Place) -> None:
+        """Stand in line: nobody who comes later is accepted before."""
+        place.joined = True
+        line = self.get(place.priority)
+        if line is None:
+            line = self[place.priority] = deque()
+        line.append(place)
+
+    def leave(self, place: Place) -> bool:
+        """Give up. False: it stands there no more."""
+        line = self.get(place.priority) if place.joined else None
+        if not line:
+            return False
+        place.joined = False
+        line.remove(place)
+        return True
+
+    def serve(self, priority: int, may: Callable[[], bool], whom: str) -> bool:
+        """Offer what stands in the line of a class, in order, as long as it may be accepted and
+        there is room. Whether nobody is left. whom: the name of the peer."""
+        line = self.get(priority)
+        while line:
+            if not may():
+                return False
+            place = line[0]
+            try:
+                if not place.offer():
+                    return False
+                line.popleft().joined = False
+            except Exception as error:
+                line.popleft().joined = False
+                text = f"a message to peer {whom!r} could not be accepted: {error!r}"
+                place.fail(errors.from_exception(error, text))
+        return True
+
+    def fail(self, error: errors.PeerTalkError) -> None:
+        """The connection is gone: whoever waits for room, and for no other, hears why."""
+        for line in list(self.values()):
+            for place in [each for each in line if not each.reaching]:
+                place.joined = False
+                place.fail(error)
+            kept = [each for each in line if each.joined]
+            line.clear()
+            line.extend(kept)
