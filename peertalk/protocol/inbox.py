@@ -223,7 +223,9 @@ class Outlet(Generic[P]):
         return lot.peer, lot.payloads
 
     def reopen(self) -> None:
-        """Who takes from the current lot takes no more of it without a look at what is here."""
+        """Put what is left of the current lot into a lot of its own, which is the current one from
+        now on. Nothing is lost, and the order stays. Who iterates over the former lot comes to its
+        end, and so looks here again. Does nothing when there is no current lot."""
         if self.current is not None:
             self.current = self.current.rest().open()
 

@@ -339,9 +339,8 @@ class Remote(Peer):
         transport, connection = self.transport, self.connection
         if may_block and self.afar:
             self.take_from_afar()  # another thread may have told this one that it had sent
-        limit, _ = limits.limit_of(self, connection)
         size = payload.nbytes if isinstance(payload, memoryview) else len(payload)
-        if size > limit:
+        if size > limits.limit_of(self, connection)[0]:
             raise limits.too_large(self, connection, size)
         if self.lowest and refusable and priority < self.lowest and connection is not None:
             if key is None or self.outbox is None or key not in self.outbox:
@@ -451,8 +450,7 @@ class Remote(Peer):
                 MessageTooLarge, InvalidState.
         """
         transport = self.transport
-        limit, _ = limits.limit_of(self, self.connection)
-        if len(payload) > limit:
+        if len(payload) > limits.limit_of(self, self.connection)[0]:
             raise limits.too_large(self, self.connection, len(payload))
         with transport.lock:
             transport.check_open()
