@@ -273,6 +273,20 @@ def reject_reason(payload: bytes) -> errors.RejectReason:
         return errors.RejectReason.UNSPECIFIED
 
 
+def checked_reason(reason: int) -> errors.RejectReason:
+    """The reason for which a user rejects a peer.
+
+    Raises:
+        InvalidArgument: there is no such reason.
+    """
+    if not isinstance(reason, int) or reason not in tuple(errors.RejectReason):
+        raise errors.InvalidArgument(
+            f"reason {errors.shown(reason)}: it is one of peertalk.RejectReason, UNSPECIFIED 0 to "
+            "IN_PROGRESS 4"
+        )
+    return errors.RejectReason(reason)
+
+
 class Connections:
     """All connections of a node, by tag and by peer, with a bound.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .. import errors
 from .._numbers import (
@@ -136,6 +136,64 @@ def is_rejection(state: State, classic: bool | None) -> bool:
     if state in (State.GREETING, State.GREETED):
         return True
     return state is State.OPEN and classic is False
+
+
+class NotUsed(errors.ConnectionClosed):
+    """The other side knows us and has closed the connection: it has another, or will have. known:
+    who it is."""
+
+    known: Any
+
+
+def not_used(peer: Peer) -> NotUsed:
+    """What who waits for a connection hears that was greeted and has ended without an error."""
+    text = f"peer {peer.name!r} did not use the connection; it may be gone, or has another"
+    error = NotUsed(text, peer=peer.name)
+    error.known = peer
+    return error
+
+
+def was_rejected(error: errors.PeerTalkError | None) -> bool:
+    """Whether it was the other side's will: dialling again at once would only ask again."""
+    return isinstance(error, errors.ConnectionRefused) and error.reason is not None
+
+
+def is_final(error: errors.PeerTalkError | None) -> bool:
+    """Whether no other address of the peer would give another answer."""
+    return was_rejected(error) or isinstance(error, NotUsed)
+
+
+def cut_off(error: BaseException | None) -> errors.PeerTalkError:
+    """What those hear whose connection ends because of an exception; None: one that is not known
+    any more."""
+    what = "an exception" if error is None else repr(error)
+    text = f"{what} cut off what was done for a connection; it is closed"
+    return errors.from_exception(error or KeyboardInterrupt(), text)
+
+
+class Report(enum.Enum):
+    """How loudly the end of a connection is told."""
+
+    SILENT = "silent"
+    INFO = "info"
+    WARNING = "warning"
+    FAULT = "fault"
+    """An event and a counter tell of it: a line of the log for each would let strangers fill it."""
+
+
+def report(
+    peer: Peer | None, *, fault: bool, used: bool, broken: bool, polite: bool, closing: bool
+) -> Report:
+    """How it is told. used: messages were sent on it; broken: it ended by an error; closing: the
+    node is."""
+    if fault:
+        return Report.FAULT
+    if not used or not broken or polite or closing:
+        return Report.SILENT
+    # what was on its way may be lost, and is missed; nobody misses who called, said no name and
+    # was sent nothing, and such strangers would fill the log, too
+    known = peer is not None and (peer.name or peer.accepted)
+    return Report.WARNING if known else Report.INFO
 
 
 class DeadEnd(enum.Enum):

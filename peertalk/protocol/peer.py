@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from .._numbers import MESSAGE_LIMIT_MAX
-from ..errors import InvalidState
+from ..errors import InvalidArgument, InvalidState, WrongType, shown
 from .rare import Rare
 
 if TYPE_CHECKING:
@@ -60,6 +60,19 @@ class PeerFlag(enum.IntFlag, boundary=enum.KEEP):
     def heard(cls, flags: int) -> PeerFlag:
         """The flags of an announcement, without the three bits that mean nothing."""
         return cls(flags & _MEANT)
+
+    @classmethod
+    def checked(cls, flags: int) -> PeerFlag:
+        """The flags that a user wants to announce.
+
+        Raises:
+            InvalidArgument: they are more than 16 bits. WrongType: they are no whole number.
+        """
+        if isinstance(flags, bool) or not isinstance(flags, int):
+            raise WrongType(f"flags {shown(flags)}: a sum of PeerFlag, or a number")
+        if not 0 <= flags <= 0xFFFF:
+            raise InvalidArgument(f"flags {shown(flags)}: they have 16 bits, 0 to {0xFFFF:,}")
+        return cls(flags)
 
 
 _MEANT = 0xFF1F
@@ -160,6 +173,10 @@ _NEXT = {
     (_S.FAILED, _E.DIALLED): _S.CONNECTING,
     (_S.FAILED, _E.OPENED): _S.CONNECTED,
 }
+
+
+PARTING = {_S.CONNECTED: _E.LOST, _S.DISCONNECTING: _E.CLOSED}
+"""What the end of the connection in use is for a peer of this state, which has one."""
 
 
 class Peer:

@@ -17,7 +17,7 @@ from ..protocol.peer import Key, PeerEvent, PeerState
 from ..protocol.reaching import Returns
 from .classic import ClassicPeers
 from .engine import Timer
-from .leaving import Below, NotUsed, is_final, is_rejection
+from .leaving import Below
 from .remote import Reached, Remote
 
 
@@ -71,7 +71,7 @@ class Dialling(ClassicPeers):
 
         def here(found: Remote | None, error: errors.PeerTalkError | None) -> None:
             assert reached is not None
-            if peer is None and isinstance(error, NotUsed):
+            if peer is None and isinstance(error, endings.NotUsed):
                 self.reach(error.known, reached)
             else:
                 reached(found, error)
@@ -159,7 +159,7 @@ class Dialling(ClassicPeers):
         """The next address, if the one before was in vain."""
         if peer.connection is not None:
             return
-        if untried and not self.engine.closing and not is_final(error):
+        if untried and not self.engine.closing and not endings.is_final(error):
 
             def reached(found: Remote | None, error: errors.PeerTalkError | None) -> None:
                 if found is None or error is not None:
@@ -181,8 +181,8 @@ class Dialling(ClassicPeers):
                 peer.attempts,
                 queued=bool(peer.queued),
                 reaching=bool(peer.reaching),
-                unused=isinstance(error, NotUsed),
-                rejected=is_rejection(error),
+                unused=isinstance(error, endings.NotUsed),
+                rejected=endings.was_rejected(error),
                 closing=self.engine.closing,
             )
         )
@@ -195,7 +195,7 @@ class Dialling(ClassicPeers):
             return
         if peer.state is PeerState.CONNECTING:
             peer.advance(PeerEvent.REFUSED)
-        if is_rejection(error):
+        if endings.was_rejected(error):
             self.expect_no_more(peer.key)
         peer.tell_reaching(error)
         peer.on_lost(error)

@@ -24,7 +24,7 @@ from ..protocol import endings, events
 from ..protocol.connections import Connection, State, Step
 from ..protocol.datagrams import Mailbox
 from ..protocol.line import Decision
-from ..protocol.peer import FRAGMENTED_MAX, Key, Peer, PeerEvent, PeerState
+from ..protocol.peer import FRAGMENTED_MAX, PARTING, Key, Peer, PeerEvent, PeerState
 from .engine import Engine, Watched
 from .finder import Finder
 from .listening import ACCEPTING, TAKING_PEERS
@@ -47,31 +47,6 @@ class Below(NamedTuple):
     roster: Roster
     mailbox: Mailbox[Remote]
     finished: Callable[[], None]
-
-
-class NotUsed(errors.ConnectionClosed):
-    """The other side knows us and has closed the connection: it has another, or will have. known:
-    who it is."""
-
-    known: Remote
-
-
-def is_final(error: errors.PeerTalkError | None) -> bool:
-    """No other address of the peer would give another answer."""
-    return is_rejection(error) or isinstance(error, NotUsed)
-
-
-def is_rejection(error: errors.PeerTalkError | None) -> bool:
-    """It was the other side's will: dialling again at once would only ask again."""
-    return isinstance(error, errors.ConnectionRefused) and error.reason is not None
-
-
-def told_as(error: BaseException | None) -> errors.PeerTalkError:
-    """What those hear whose connection ends because of an exception; None: one that is not known
-    any more."""
-    what = "an exception" if error is None else repr(error)
-    text = f"{what} cut off what was done for a connection; it is closed"
-    return errors.from_exception(error or KeyboardInterrupt(), text)
 
 
 class _Ending(msgspec.Struct, eq=False):
@@ -431,18 +406,20 @@ class Leaving(ABC):
 
     def _end_report(self, connection: Connection, ending: _Ending) -> None:
         error, peer = ending.error, connection.peer
-        if ending.fault:
-            # an event and a counter tell of it; a line for each would let strangers fill the log
+        report = endings.report(
+            peer,
+            fault=ending.fault,
+            used=ending.attached,
+            broken=error is not None,
+            polite=ending.polite,
+            closing=self.engine.closing,
+        )
+        if report is endings.Report.WARNING:
+            self.engine.log.warning("%s", error)
+        elif report is not endings.Report.SILENT:
             self.engine.log.info("%s", error)
+        if report is endings.Report.FAULT:
             self.engine.emit(events.LinkFault, connection.address, peer, error)
-        elif (
-            ending.attached and error is not None and not ending.polite and not self.engine.closing
-        ):
-            # what was on its way may be lost, and is missed; nobody misses who called, said no
-            # name and was sent nothing, and such strangers would fill the log, too
-            known = peer is not None and (peer.name or peer.accepted)
-            tell = self.engine.log.warning if known else self.engine.log.info
-            tell("%s", error)
 
     def _end_use(self, connection: Connection, ending: _Ending) -> None:
         peer, error = connection.peer, ending.error
@@ -462,9 +439,7 @@ class Leaving(ABC):
         error, peer = ending.error, connection.peer
         if ending.was is State.GREETED and error is None:
             assert isinstance(peer, Remote)
-            text = f"peer {peer.name!r} did not use the connection; it may be gone, or has another"
-            error = NotUsed(text, peer=peer.name)
-            error.known = peer
+            error = endings.not_used(peer)
         self._tell(connection, error or endings.closed(peer, connection.where))
         self._tell_end(connection)
 
@@ -522,11 +497,8 @@ class Leaving(ABC):
         self.engine.call_all()
 
     def _disconnected(self, peer: Remote, error: errors.PeerTalkError | None) -> None:
-        if peer.state is PeerState.CONNECTED:
-            step = PeerEvent.LOST
-        elif peer.state is PeerState.DISCONNECTING:
-            step = PeerEvent.CLOSED
-        else:
+        step = PARTING.get(peer.state)
+        if step is None:
             return
         self.engine.emit(events.PeerDisconnected, peer, error)
         if step is PeerEvent.LOST:
@@ -542,7 +514,7 @@ class Leaving(ABC):
         try:
             step(*arguments)
         except BaseException as error:
-            self._end(connection, told_as(error))
+            self._end(connection, endings.cut_off(error))
             if not isinstance(error, Exception):
                 raise
 

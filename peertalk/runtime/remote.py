@@ -11,7 +11,7 @@ from .. import errors
 from .._core import values
 from .._numbers import MESSAGE_LIMIT_MAX
 from ..protocol import limits, waiting
-from ..protocol.connections import Connection, State
+from ..protocol.connections import Connection, State, checked_reason
 from ..protocol.inbox import Inbox
 from ..protocol.line import Line
 from ..protocol.outbox import HIGHEST_FIRST, NORMAL, Key, Priority, lowest_admitted
@@ -222,17 +222,8 @@ class Remote(Peer):
         return errors.ConnectionClosed(text, peer=self.name)
 
     def reject(self, reason: errors.RejectReason = errors.RejectReason.UNSPECIFIED) -> None:
-        """Send the peer away: see ConnectionRequested.reject().
-
-        Raises:
-            InvalidArgument: there is no such reason.
-        """
-        if not isinstance(reason, int) or reason not in tuple(errors.RejectReason):
-            raise errors.InvalidArgument(
-                f"reason {errors.shown(reason)}: it is one of peertalk.RejectReason, "
-                "UNSPECIFIED 0 to IN_PROGRESS 4"
-            )
-        self.transport.reject(self, errors.RejectReason(reason))
+        """Send the peer away: see ConnectionRequested.reject(). Raises as checked_reason()."""
+        self.transport.reject(self, checked_reason(reason))
 
     @property
     def known(self) -> bool:

@@ -21,7 +21,7 @@ from ..protocol.line import Turn
 from ..protocol.peer import PeerEvent, PeerState
 from ..protocol.wire import Capabilities, Greeting
 from .dialling import Dialling
-from .leaving import Below, told_as
+from .leaving import Below
 from .listening import Listener
 from .remote import Remote
 
@@ -252,7 +252,7 @@ class Switchboard(Dialling):
             return
         if kind == values.SENT and isinstance(peer, Remote):
             self.traffic.tell_sent_again(peer, connection)
-        self.end(connection, told_as(error))
+        self.end(connection, endings.cut_off(error))
         if isinstance(peer, Remote) and peer.connection is None:
             peer.reported = peer.accepted - peer.queued
 
@@ -305,7 +305,7 @@ class Switchboard(Dialling):
             )
         )
         if what is endings.Mending.END:
-            self._end(connection, connection.failure or told_as(None))
+            self._end(connection, connection.failure or endings.cut_off(None))
         elif what is endings.Mending.DRAIN:
             self._look_whether_drained(connection)
         elif what is endings.Mending.LEAVE:

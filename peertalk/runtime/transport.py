@@ -157,18 +157,8 @@ class Transport(Home):
             )
 
     def set_flags(self, flags: int) -> None:
-        """Announce these flags from now on.
-
-        Raises:
-            InvalidArgument: they are more than 16 bits. WrongType: they are no whole number.
-        """
-        if isinstance(flags, bool) or not isinstance(flags, int):
-            raise errors.WrongType(f"flags {errors.shown(flags)}: a sum of PeerFlag, or a number")
-        if not 0 <= flags <= 0xFFFF:
-            raise errors.InvalidArgument(
-                f"flags {errors.shown(flags)}: they have 16 bits, 0 to {0xFFFF:,}"
-            )
-        self.flags = PeerFlag(flags)
+        """Announce these flags from now on. Raises as PeerFlag.checked()."""
+        self.flags = PeerFlag.checked(flags)
         if self.finder is not None:
             self.finder.set_flags(flags)
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.tables import each_row
 
-from peertalk.errors import InvalidState, RejectReason
+from peertalk.errors import InvalidArgument, InvalidState, RejectReason
 from peertalk.protocol import connections as policy
 from peertalk.protocol.connections import Connection, Connections, State, Step
 from peertalk.protocol.peer import Peer
@@ -126,6 +126,14 @@ def test_the_reason_of_a_reject_is_its_first_byte():
     ]
     assert [policy.reject_reason(bytes((byte, 9))) for byte in range(5)] == list(RejectReason)
     assert policy.reject_reason(b"") is policy.reject_reason(b"\xff") is RejectReason.UNSPECIFIED
+
+
+@pytest.mark.parametrize("wrong", [5, -1, 1.0, "FULL", None])
+def test_a_user_rejects_for_one_of_five_reasons(wrong):
+    """What is none of these would go out as a byte that the other side reads as something else."""
+    assert [policy.checked_reason(number) for number in range(5)] == list(RejectReason)
+    with pytest.raises(InvalidArgument, match=r"one of peertalk.RejectReason, UNSPECIFIED 0"):
+        policy.checked_reason(wrong)
 
 
 def test_connections_are_bounded_and_refusals_counted():

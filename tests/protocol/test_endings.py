@@ -25,6 +25,7 @@ from peertalk.protocol.endings import (
     Leaving,
     Look,
     Mending,
+    Report,
 )
 from peertalk.protocol.peer import Peer
 
@@ -229,3 +230,53 @@ def test_a_connection_without_a_deadline_is_never_given_up():
     """Closing with no time-out waits for as long as it takes."""
     leaving = Leaving(State.CLOSING, 1e9, 100.0, math.inf, owes=lambda: True)
     assert endings.look(leaving) == Look(LOOK_SELDOM)
+
+
+NAMED, NAMELESS = Peer(b"\x01" * 8, name="bob"), Peer(("10.0.0.2", 40_000))
+MISSED = Peer(("10.0.0.2", 40_001))
+MISSED.accepted = 1
+USED = {"fault": False, "used": True, "broken": True, "polite": False, "closing": False}
+
+
+@pytest.mark.parametrize(
+    ("peer", "seen", "report"),
+    [
+        (NAMED, USED, Report.WARNING),
+        (MISSED, USED, Report.WARNING),
+        (NAMELESS, USED, Report.INFO),
+        (None, USED, Report.INFO),
+        (NAMED, USED | {"used": False}, Report.SILENT),
+        (NAMED, USED | {"broken": False}, Report.SILENT),
+        (NAMED, USED | {"polite": True}, Report.SILENT),
+        (NAMED, USED | {"closing": True}, Report.SILENT),
+        (None, USED | {"fault": True, "used": False}, Report.FAULT),
+        (NAMED, USED | {"fault": True, "polite": True, "closing": True}, Report.FAULT),
+    ],
+)
+def test_an_end_is_told_as_loudly_as_it_is_missed(peer, seen, report):
+    """A warning that nobody misses hides the one that somebody does."""
+    assert endings.report(peer, **seen) is report
+
+
+@pytest.mark.parametrize(
+    ("error", "rejected", "final"),
+    [
+        (None, False, False),
+        (errors.ConnectionRefused("nobody listens"), False, False),
+        (errors.ConnectionRefused("full", reason=errors.RejectReason.FULL), True, True),
+        (endings.not_used(NAMED), False, True),
+        (errors.Timeout("late"), False, False),
+    ],
+)
+def test_which_errors_no_other_address_and_no_other_attempt_would_change(error, rejected, final):
+    """Whoever asks again at once is a nuisance; whoever gives up too soon is alone."""
+    assert endings.was_rejected(error) is rejected and endings.is_final(error) is final
+
+
+def test_what_those_hear_whose_connection_was_not_used_or_was_cut_off():
+    """Who answered is known, though not by this connection; and what struck is no secret."""
+    unused = endings.not_used(NAMED)
+    assert unused.known is NAMED and unused.peer == "bob" and "did not use" in str(unused)
+    assert "ValueError('odd') cut off" in str(endings.cut_off(ValueError("odd")))
+    assert str(endings.cut_off(None)).startswith("an exception cut off")
+    assert isinstance(endings.cut_off(KeyboardInterrupt()), errors.PeerTalkError)

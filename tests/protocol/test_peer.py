@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.tables import each_row
 
-from peertalk.errors import InvalidState
-from peertalk.protocol.peer import _NEXT, Latency, Peer, PeerEvent, PeerFlag, PeerState
+from peertalk.errors import InvalidArgument, InvalidState, WrongType
+from peertalk.protocol.peer import _NEXT, PARTING, Latency, Peer, PeerEvent, PeerFlag, PeerState
 from peertalk.protocol.wire import Capabilities
 
 S, E = PeerState, PeerEvent
@@ -178,6 +178,23 @@ def test_flags_have_the_numbers_of_the_original_and_room_for_the_application():
         and isinstance(peer.flags, PeerFlag)
     )
     assert Peer(INSTANCE).flags == 0 and PeerFlag.HOST not in Peer(INSTANCE).flags
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [(-1, InvalidArgument), (0x10000, InvalidArgument), (True, WrongType), ("1", WrongType)],
+)
+def test_a_user_announces_sixteen_bits(wrong, error):
+    """More would not fit into an announcement, and be cut without a word."""
+    assert PeerFlag.checked(0xFFFF) == 0xFFFF, "also those that mean nothing to us"
+    with pytest.raises(error, match="flags "):
+        PeerFlag.checked(wrong)
+
+
+def test_the_end_of_the_connection_in_use_is_an_arrow_of_the_table_from_each_state_that_has_one():
+    """The engine asks which arrow it is, and takes it."""
+    assert set(PARTING) == {S.CONNECTED, S.DISCONNECTING}
+    assert all(arrow in _NEXT for arrow in PARTING.items())
 
 
 def test_who_a_peer_is():
