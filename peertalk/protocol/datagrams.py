@@ -48,6 +48,16 @@ _ANY_PORT = 0
 P = TypeVar("P", bound=Peer)
 
 
+def check_size(peer: Peer, size: int) -> None:
+    """Raises MessageTooLarge where no datagram holds so many bytes."""
+    if size > DATAGRAM_MAX_PAYLOAD:
+        raise errors.MessageTooLarge(
+            f"datagram of {size:,} bytes to peer {peer.name!r}: the limit is "
+            f"{DATAGRAM_MAX_PAYLOAD:,} (of a datagram); use send()",
+            peer=peer.name,
+        )
+
+
 class Mailbox(Generic[P]):
     """The datagrams of one node.
 
@@ -73,11 +83,18 @@ class Mailbox(Generic[P]):
 
     # Out ------------------------------------------------------------------------------------------
 
-    def way_to(self, peer: P, connection: Connection | None) -> Address | None:
-        """Where a datagram to this peer goes; None: it has announced no port. Where it is connected
-        it was reached; what it announced may be another network."""
+    def way_to(self, peer: P, connection: Connection | None) -> Address:
+        """Where a datagram to this peer goes: where it is connected it was reached; what it
+        announced may be another network.
+
+        Raises:
+            NotSupported: it has announced no port.
+        """
         port = self.port if peer.classic else self._port_of(peer)
-        return None if port is None else ((connection or peer).address[0], port)
+        if port is None:
+            text = f"peer {peer.name!r} has announced no datagram port; use send()"
+            raise errors.NotSupported(text, peer=peer.name)
+        return (connection or peer).address[0], port
 
     def introduction(self, peer: P, connection: Connection | None) -> bytes | None:
         """What a peer is sent before a datagram, because it may not have heard us yet."""

@@ -196,6 +196,21 @@ def report(
     return Report.WARNING if known else Report.INFO
 
 
+def stood_still(
+    connection: Connection, seconds: float, timeout: float
+) -> errors.ConnectionClosed | None:
+    """What the connection ends with that has sent nothing of what waits in it for so long, of all
+    the longest, when memory for sending is scarce. None: that is not long enough, or it is over."""
+    if connection.state is State.CLOSED or seconds < timeout:
+        return None
+    text = (
+        f"{connection.who} has taken nothing for {seconds:.0f} s (Config.link_timeout is "
+        f"{timeout:g} s), and memory for sending ran short: the connection is closed; send again "
+        "to connect anew"
+    )
+    return errors.ConnectionClosed(text, peer=connection.name)
+
+
 class DeadEnd(enum.Enum):
     """What is done with a link that is dead."""
 

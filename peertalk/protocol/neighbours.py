@@ -84,6 +84,13 @@ class Full(msgspec.Struct, frozen=True):
     limit: int
     one_address: bool
 
+    @property
+    def bound(self) -> str:
+        """Which bound was met, in words."""
+        if self.one_address:
+            return f"{self.limit:,} peers are remembered for one address of another machine"
+        return f"{self.limit:,} peers are known (Config.max_peers)"
+
 
 class _Entry:
     """One peer in the table. addresses: (host, last heard), the best to dial first. announced: how

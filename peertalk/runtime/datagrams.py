@@ -18,9 +18,8 @@ from typing import Any
 
 from .. import errors
 from .._core import values
-from .._numbers import DATAGRAM_MAX_PAYLOAD
 from ..protocol.addresses import Address
-from ..protocol.datagrams import Mailbox
+from ..protocol.datagrams import Mailbox, check_size
 from ..protocol.discovery import Discovery
 from ..protocol.payloads import Payload, payload_of
 from .engine import Timer
@@ -84,22 +83,13 @@ class Datagrams:
         """
         self.engine.check_open()
         payload = bytes(payload_of(data))
-        if len(payload) > DATAGRAM_MAX_PAYLOAD:
-            limit = f"the limit is {DATAGRAM_MAX_PAYLOAD:,} (of a datagram)"
-            raise errors.MessageTooLarge(
-                f"datagram of {len(payload):,} bytes to peer {peer.name!r}: {limit}; use send()",
-                peer=peer.name,
-            )
+        check_size(peer, len(payload))
         if self.engine.peers.get(peer.key) is not peer:
             raise errors.PeerNotFound(
                 f"peer {peer.name!r} is not known to node {self.engine.config.name!r} any more",
                 peer=peer.name,
             )
         where = self.mailbox.way_to(peer, peer.connection)
-        if where is None:
-            raise errors.NotSupported(
-                f"peer {peer.name!r} has announced no datagram port; use send()", peer=peer.name
-            )
         introduction = self.mailbox.introduction(peer, peer.connection)
         if introduction is not None:
             self.engine.world.send_to(self.socket, introduction, where)

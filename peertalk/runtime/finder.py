@@ -173,7 +173,8 @@ class Finder:
         discovery, engine = self.discovery, self.engine
         while (event := discovery.next_event()) is not None:
             if isinstance(event, Full):
-                self._log_refusal(event)
+                text = "no room for one more peer at %s: %s; more are counted in "
+                self._log.warning(text + "stats().peers_refused", event.host, event.bound)
             else:
                 self._told(event)
         self._send()
@@ -182,15 +183,6 @@ class Finder:
             engine.cancel(self._timer)
             self._deadline = deadline
             self._timer = engine.after(max(0.0, deadline - engine.world.clock()), self._due)
-
-    def _log_refusal(self, full: Full) -> None:
-        bound = (
-            f"{full.limit:,} peers are remembered for one address of another machine"
-            if full.one_address
-            else f"{full.limit:,} peers are known (Config.max_peers)"
-        )
-        text = "no room for one more peer at %s: %s; more are counted in stats().peers_refused"
-        self._log.warning(text, full.host, bound)
 
     def _due(self) -> None:
         now = self._wake_up()

@@ -206,20 +206,13 @@ class Switchboard(Dialling):
             self.engine.totals.ignored += 1
 
     def _end_who_stands_still(self, connection: Connection, seconds: float) -> None:
-        """Memory is scarce, and of all links this one has sent nothing of what waits in it for the
-        longest: it ends, if that is longer than link_timeout, and its buffers serve others."""
-        timeout = self.engine.config.link_timeout
-        if connection.state is State.CLOSED or seconds < timeout:
-            return
-        self.engine.totals.ended_still += 1
-        error = errors.ConnectionClosed(
-            f"{connection.who} has taken nothing for {seconds:.0f} s (Config.link_timeout is "
-            f"{timeout:g} s), and memory for sending ran short: the connection is closed; send "
-            "again to connect anew",
-            peer=connection.name,
-        )
-        self.engine.log.warning("%s", error)
-        self._end(connection, error)
+        """Memory is scarce, and this link has stood still for the longest: its buffers serve
+        others."""
+        error = endings.stood_still(connection, seconds, self.engine.config.link_timeout)
+        if error is not None:
+            self.engine.totals.ended_still += 1
+            self.engine.log.warning("%s", error)
+            self._end(connection, error)
 
     # What was cut off -----------------------------------------------------------------------------
 

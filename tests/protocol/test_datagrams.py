@@ -7,10 +7,11 @@ import types
 
 import pytest
 
+from peertalk import errors
 from peertalk._core import load
 from peertalk._numbers import DATAGRAM_MAX_PAYLOAD
 from peertalk.protocol.connections import Connection
-from peertalk.protocol.datagrams import UNKNOWN_MAX, UNKNOWN_TIME, WAITING_MAX, Mailbox
+from peertalk.protocol.datagrams import UNKNOWN_MAX, UNKNOWN_TIME, WAITING_MAX, Mailbox, check_size
 from peertalk.protocol.peer import Peer, PeerState
 from peertalk.protocol.statistics import LinkTotals
 from peertalk.protocol.wire import Capabilities
@@ -51,13 +52,24 @@ def bring(box, payload, source=WHERE, now=0.0):
         (known("10.0.0.1", 7356), connected_at("10.9.9.9"), ("10.9.9.9", 7356)),
         (known("10.0.0.2"), None, ("10.0.0.2", 7000)),
         (known("10.0.0.2"), connected_at("10.9.9.9"), ("10.9.9.9", 7000)),
-        (Peer(b"says none", address=("10.0.0.3", 1)), None, None),
     ],
 )
 def test_a_connected_peer_is_written_to_where_it_is_connected(peer, connection, way):
     """A host on two networks announces itself on both; only the address of the connection is known
     to work."""
     assert made().way_to(peer, connection) == way
+
+
+def test_what_cannot_go_as_a_datagram_is_refused_with_the_way_that_it_can_go():
+    """Neither can be cured by trying again."""
+    peer = Peer(b"says none", name="bob", address=("10.0.0.3", 1))
+    with pytest.raises(
+        errors.NotSupported, match=r"'bob' has announced no datagram port; use send"
+    ):
+        made().way_to(peer, None)
+    check_size(peer, DATAGRAM_MAX_PAYLOAD)
+    with pytest.raises(errors.MessageTooLarge, match=rf"limit is {DATAGRAM_MAX_PAYLOAD:,} .* send"):
+        check_size(peer, DATAGRAM_MAX_PAYLOAD + 1)
 
 
 @pytest.mark.parametrize(

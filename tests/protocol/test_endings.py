@@ -280,3 +280,21 @@ def test_what_those_hear_whose_connection_was_not_used_or_was_cut_off():
     assert "ValueError('odd') cut off" in str(endings.cut_off(ValueError("odd")))
     assert str(endings.cut_off(None)).startswith("an exception cut off")
     assert isinstance(endings.cut_off(KeyboardInterrupt()), errors.PeerTalkError)
+
+
+@pytest.mark.parametrize(
+    ("state", "seconds", "ends"),
+    [
+        (State.OPEN, 9.9, False),
+        (State.OPEN, 10.0, True),
+        (State.RETIRING, 60.0, True),
+        (State.CLOSED, 60.0, False),
+    ],
+)
+def test_who_stands_still_for_long_ends_when_memory_is_scarce(state, seconds, ends):
+    """A burst that fills the pool for a second must cost nobody its connection."""
+    still = Connection(1, ("10.0.0.2", 7354), dialled=True, now=0.0, peer=NAMED)
+    still.state = state
+    error = endings.stood_still(still, seconds, 10.0)
+    assert (error is not None) is ends
+    assert error is None or (error.peer == "bob" and "Config.link_timeout is 10 s" in str(error))

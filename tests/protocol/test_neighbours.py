@@ -97,6 +97,7 @@ def test_when_there_is_no_room_the_most_silent_that_may_go_gives_way(silent, hel
         assert key(3) in neighbours and neighbours.refused == 0
     else:
         assert told == [Full("10.0.0.9", 2, False)] and neighbours.refused == 1
+        assert told[0].bound == "2 peers are known (Config.max_peers)"
         assert hear(neighbours, 4, silent, host="10.0.0.9") == [], "told once"
         assert neighbours.room == 4, "who has no place is there all the same"
 
