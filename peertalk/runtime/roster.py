@@ -9,7 +9,8 @@ connection.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -76,7 +77,8 @@ class Roster:
 
     def make_peer(self, key: Any, instance: bytes | None, name: str, address: Address) -> Remote:
         """A peer that is not in the table: the same object as before as long as anybody has that.
-        Who was known at its address, and is not connected, is its former life."""
+        Who was known at its address, and is not connected, is its former life; so is who had its
+        name there and is forgotten, which may be long ago."""
         peer = self._forgotten.pop(key, None)
         if peer is None:
             most = self.traffic.max_message
@@ -84,8 +86,9 @@ class Roster:
         else:
             peer.name, peer.address = name or peer.name, address
         if instance is not None:
-            for former in self._others_at(address, instance):
-                if former.connection is None and not former.greeted:
+            namesakes = (each for each in self._held() if each.name == peer.name)
+            for former in _others_at(address, instance, chain(self.peers.values(), namesakes)):
+                if former.connection is None and not former.greeted and former.successor is None:
                     self.succeed(former, peer)
         return self.know(peer)
 
@@ -127,8 +130,7 @@ class Roster:
     def everybody(self) -> list[Remote]:
         """Those who are known, and those who are forgotten and held: they may be sent to. Any
         thread."""
-        held = [held() for held in self._forgotten.valuerefs()]
-        return [*self.peers.values(), *(peer for peer in held if peer is not None)]
+        return [*self.peers.values(), *self._held()]
 
     def present(self) -> Iterator[events.Event[Any]]:
         """What is true now, as events: what who listens from now on has missed of those who are
@@ -162,15 +164,12 @@ class Roster:
     def find_successor(self, peer: Remote) -> None:
         """A peer has lost its connection: who has been met at its address meanwhile is its next
         life."""
-        for other in self._others_at(peer.address, peer.instance):
+        for other in _others_at(peer.address, peer.instance, self.peers.values()):
             self.succeed(peer, other)
 
-    def _others_at(self, address: Address, instance: bytes | None) -> list[Remote]:
-        return [
-            peer
-            for peer in self.peers.values()
-            if peer.address == address and peer.instance not in (None, instance)
-        ]
+    def _held(self) -> list[Remote]:
+        held = [held() for held in self._forgotten.valuerefs()]
+        return [peer for peer in held if peer is not None]
 
     def succeed(self, old: Remote, successor: Remote) -> None:
         """A program was started again: nothing is forwarded, since the new one knows nothing of
@@ -196,3 +195,9 @@ class Roster:
     def let_go(self) -> None:
         """The node is closed: nobody comes back."""
         self._forgotten.clear()
+
+
+def _others_at(address: Address, instance: bytes | None, peers: Iterable[Remote]) -> list[Remote]:
+    return [
+        peer for peer in peers if peer.address == address and peer.instance not in (None, instance)
+    ]

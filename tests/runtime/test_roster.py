@@ -57,6 +57,30 @@ def test_a_program_that_was_started_again_is_another_peer_and_the_former_one_hea
         engine.enqueue(former, b"x")
 
 
+@pytest.mark.parametrize(
+    ("name", "address", "follows"),
+    [("ada", HERE, True), ("eve", HERE, False), ("ada", ("10.0.0.2", 7354), False)],
+    ids=["the same", "another name", "another address"],
+)
+def test_a_program_that_was_forgotten_and_is_started_again_has_a_successor(
+    engine, name, address, follows
+):
+    """It was away for longer than peer_timeout, or had said goodbye. Who still has its peer must
+    not dial a program for ever that is not that one. By then any other may have its port."""
+    roster, heard = engine.roster, []
+    former = roster.meet(ADA, "ada", HERE)
+    roster.forget(former, events.LostReason.TIMEOUT)
+    former.reaching = [lambda *told: heard.append(told)]
+    other = roster.meet(BOB, name, address)
+    assert former.successor is (other if follows else None) and len(heard) == follows
+    if follows:
+        roster.forget(other, events.LostReason.GOODBYE)
+        third = roster.meet(b"c" * 8, "ada", HERE)
+        assert (former.successor, other.successor) == (other, third)
+        lost = [event.reason for event in engine.told if isinstance(event, events.PeerLost)]
+        assert lost == [events.LostReason.TIMEOUT, events.LostReason.GOODBYE]
+
+
 def test_a_peer_of_whom_something_is_left_is_not_forgotten(engine):
     """A message that waits, or somebody who waits for a connection, is something."""
     roster = engine.roster
