@@ -363,13 +363,18 @@ class Traffic:
     def deliver(
         self, peer: Remote, connection: Connection, payload_bytes: int, payloads: list[bytes]
     ) -> None:
-        """Put what arrived where it is taken from; a full inbox pauses the link."""
+        """Put what arrived where it is taken from; a full inbox pauses the link. Of a node that is
+        closing no link is paused, so that its own last bytes are not destroyed: what a full inbox
+        has no room for then is dropped."""
         peer.received += len(payloads)
         peer.received_bytes += payload_bytes
         self.totals.received += len(payloads)
-        if self.engine.closing:
-            return
         inbox = self.inbox
+        if self.engine.closing:
+            if inbox.total <= self.engine.config.receive_queue_bytes:
+                inbox.put(peer, payloads, payload_bytes)
+                self.kept = payloads
+            return
         outlet = inbox.put(peer, payloads, payload_bytes)
         self.kept = payloads
         # below a quarter the level is 0, and whoever was told 0 needs no look

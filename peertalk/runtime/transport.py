@@ -198,7 +198,7 @@ class Transport(Home):
                         f"the node is closed; {peer.name!r} was not connected", peer=peer.name
                     ),
                 )
-        # what still arrives is read and dropped, so that our own last bytes are not destroyed
+        # what still arrives is read in any case, so that our own last bytes are not destroyed
         self.traffic.inbox.lift(_UNBOUNDED)
         self.switchboard.close()
         self.finish_close()

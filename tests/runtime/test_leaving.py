@@ -149,3 +149,43 @@ async def test_each_connection_is_closed_before_the_goodbye(free_port):
         classic.hang_up()
         await leaving
         assert left and not any(left)
+
+
+@pytest.mark.parametrize("taken", [True, False], ids=["taken", "left to lie"])
+async def test_what_comes_while_a_node_leaves_is_given_as_before_as_far_as_there_is_room(taken):
+    """Its sender hears that each was sent. What there is no room for is read all the same: else
+    the end would destroy what we have sent ourselves."""
+    late = [b"%4d" % number + bytes(1000) for number in range(200)]
+    async with Stranger() as classic:
+        bound = 4 << 20 if taken else 20_000
+        ada = await pt.Node("ada", **loopback(receive_queue_bytes=bound)).start()
+        await classic.dial(ada)
+        classic.say(capability())
+        await until(lambda: len(ada.peers) == 1)
+        [peer] = ada.peers.values()
+        classic.writer.transport.pause_reading()
+        await until(lambda: peer.max_message == 8192)
+        while peer._remote.queued < 10:
+            peer.send_nowait(bytes(8192))
+            await asyncio.sleep(0)
+        came: list[bytes] = []
+
+        async def take():
+            async for message in ada.messages():
+                came.append(message.data)
+
+        leaving = asyncio.create_task(ada.aclose(timeout=None))
+        taking = asyncio.create_task(take()) if taken else None
+        for each in late:
+            classic.say(frame(DATA, each))
+            await asyncio.sleep(0)
+        await until(lambda: ada.stats().messages_received == len(late))
+        assert ada.stats().inbox_bytes <= bound + 65_536
+        classic.writer.transport.resume_reading()
+        heard = []
+        while (each := await classic.hear()) is not None:
+            heard.append(each[0])
+        classic.hang_up()
+        assert await leaving == 0 and heard.count(DATA) == peer.accepted
+        await (taking or take())
+        assert came == late if taken else 0 < len(came) < len(late) and came == late[: len(came)]
