@@ -163,8 +163,10 @@ class Roster:
 
     def find_successor(self, peer: Remote) -> None:
         """A peer has lost its connection: who has been met at its address meanwhile is its next
-        life."""
-        for other in _others_at(peer.address, peer.instance, self.peers.values()):
+        life. Who was met there before is its former one, whose end has not been noticed."""
+        known = list(self.peers.values())
+        later = known[known.index(peer) + 1 :] if peer.known else []
+        for other in _others_at(peer.address, peer.instance, later):
             self.succeed(peer, other)
 
     def _held(self) -> list[Remote]:

@@ -81,6 +81,19 @@ def test_a_program_that_was_forgotten_and_is_started_again_has_a_successor(
         assert lost == [events.LostReason.TIMEOUT, events.LostReason.GOODBYE]
 
 
+def test_a_former_life_whose_end_was_not_noticed_is_nobodys_successor(engine):
+    """The connection with it may be paused, or its host without power."""
+    roster = engine.roster
+    former = roster.meet(ADA, "ada", HERE)
+    former.connection = object()
+    peer = roster.meet(BOB, "ada", HERE)
+    roster.find_successor(peer)
+    assert peer.known and peer.successor is None
+    former.connection = None
+    roster.find_successor(former)
+    assert former.successor is peer and not former.known
+
+
 def test_a_peer_of_whom_something_is_left_is_not_forgotten(engine):
     """A message that waits, or somebody who waits for a connection, is something."""
     roster = engine.roster
