@@ -4,6 +4,7 @@ of one thread."""
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import threading
 from collections.abc import Callable
@@ -114,7 +115,7 @@ class Loop:
         self._pool = BufferPool(binding, _pool_classes(lib, pool_bytes, links, size), pool_bytes)
         self._context = ffi.new("pt_context *")
         self._events = ffi.new("pt_event[]", EVENT_CAPACITY)
-        receive_buffer = ffi.new("uint8_t[]", size)
+        receive_buffer = _pages(ffi, size)
         # Until a block of such a size was freed once, glibc gives the top of the heap back to the
         # system beyond 128 KiB (mallopt(3)): the payloads of each turn would be faulted in anew.
         bytes(2 * size)
@@ -535,6 +536,17 @@ class Loop:
     def __del__(self) -> None:
         if not self._closed:
             self.close()
+
+
+def _pages(ffi: Any, size: int) -> Any:
+    """Memory of its own pages, of which those cost nothing that were never written to."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    try:
+        return ffi.from_buffer("uint8_t[]", mmap.mmap(-1, size, flags=flags))
+    except OSError as error:
+        raise errors.OutOfMemory(
+            f"a receive buffer of {size:,} bytes: the system gives no memory: {error}"
+        ) from error
 
 
 def _pool_classes(

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import errno
+import mmap
+import os
 import re
 import select
 import socket
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -468,3 +472,14 @@ def test_each_entry_point_of_c_refuses_a_context_that_was_cleaned_up(bench):
         counts = name in ("pt_link_unconfirmed", "pt_link_slots_available")
         assert answer < 0 or (answer == 0 and counts), name
     assert not lib.pt_timer_is_armed(timer._timer)
+
+
+def test_a_loop_without_memory_for_what_it_reads_says_so(c_core, monkeypatch):
+    """Its pages come from the system, not from the heap."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    with pytest.raises(errors.OutOfMemory, match="a receive buffer of .* bytes"):
+        c_core.Loop()
