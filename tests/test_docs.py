@@ -308,6 +308,17 @@ def test_the_drawing_of_a_state_machine_is_its_table(name):
     assert found is not None and found[1] == MACHINES["drawing"](machine)
 
 
+def test_each_table_of_the_core_is_drawn():
+    """A machine whose table nobody draws is known to nobody but its author."""
+    headers = (ROOT / "csrc" / "core").glob("*.h")
+    nouns = {
+        noun
+        for path in headers
+        for noun in re.findall(r"uint8_t pt_(\w+)_next\(uint8_t state", path.read_text())
+    }
+    assert nouns and nouns <= set(MACHINES["MACHINES"])
+
+
 def sections(path):
     """Anchors of a document's headings, as they are made by the usual viewers."""
     headings = re.findall(r"^#+ (.+)$", path.read_text(), flags=re.M)

@@ -31,7 +31,7 @@ static const uint8_t NEXT[][6] = {
     [INIT] = {HEADER, NOWHERE, NOWHERE, NOWHERE, NOWHERE, INIT},
     [HEADER] = {NOWHERE, PAYLOAD, NOWHERE, NOWHERE, INIT, INIT},
     [PAYLOAD] = {NOWHERE, NOWHERE, COMPLETE, NOWHERE, NOWHERE, INIT},
-    [COMPLETE] = {NOWHERE, NOWHERE, NOWHERE, HEADER, INIT, INIT},
+    [COMPLETE] = {NOWHERE, NOWHERE, NOWHERE, HEADER, INIT, NOWHERE},
 };
 
 uint8_t pt_ingest_next(uint8_t state, uint8_t step)
@@ -345,6 +345,8 @@ void pt_ingest_init(pt_ingest *ingest, const pt_format *format, pt_pool *pool, u
               (other->start_size == 0 && format->start_size <= other->header_size));
     PT_ASSERT(other == NULL || (other->header_size <= format->header_size &&
                                 other->trailer_size <= format->trailer_size));
+
+    PT_ASSERT(ingest->state == INIT && ingest->staging == NULL); /* else memory would be lost */
 
     memset(ingest, 0, sizeof *ingest);
     uint32_t largest = UINT32_MAX - format->header_size -

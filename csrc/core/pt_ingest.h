@@ -87,12 +87,12 @@ uint8_t pt_ingest_next(uint8_t state, uint8_t step);
  * them, which have no CRC. */
 const pt_format *pt_message_format(void);
 
-/* Make ready. pool lends staging buffers; its largest class must hold header + max_payload +
- * trailer. */
+/* Make ready, in memory that is zeroed or was cleaned up. pool lends staging buffers; its largest
+ * class must hold header + max_payload + trailer. */
 void pt_ingest_init(pt_ingest *ingest, const pt_format *format, pt_pool *pool, uint32_t max_payload,
                     uint32_t tag);
 
-/* Give staging memory back and return to INIT. May be called at any time, also twice. */
+/* Give staging memory back and return to INIT. May be called twice, and never by a sink. */
 void pt_ingest_cleanup(pt_ingest *ingest);
 
 /* Take len bytes of the stream. *consumed is always set.

@@ -142,7 +142,7 @@ static void read_every_cut(pt_pool *pool)
         for (size_t second = first; second <= len; second++) {
             record seen = {0};
             pt_sink sink = {note, &seen, UINT32_MAX};
-            pt_ingest ingest;
+            pt_ingest ingest = {0};
             size_t consumed;
             pt_ingest_init(&ingest, &short_format, pool, 100, 5);
             EXPECT(pt_ingest_feed(&ingest, stream, first, &sink, &consumed) == PT_OK &&
@@ -170,7 +170,7 @@ static void read_two_forms_at_every_cut(pt_pool *pool)
         for (size_t second = first; second <= len; second++) {
             record seen = {0};
             pt_sink sink = {note, &seen, UINT32_MAX};
-            pt_ingest ingest;
+            pt_ingest ingest = {0};
             size_t consumed;
             pt_ingest_init(&ingest, &mixed_format, pool, 100, 5);
             EXPECT(pt_ingest_feed(&ingest, stream, first, &sink, &consumed) == PT_OK &&
@@ -200,7 +200,7 @@ static void read_long_headers(pt_pool *pool)
     for (size_t cut = 1; cut <= sizeof stream; cut++) {
         record seen = {0};
         pt_sink sink = {note, &seen, UINT32_MAX};
-        pt_ingest ingest;
+        pt_ingest ingest = {0};
         size_t consumed;
         pt_ingest_init(&ingest, &long_format, pool, 3, 5);
         for (size_t at = 0; at < sizeof stream; at += consumed) {
@@ -221,7 +221,7 @@ static void stop_at_every_frame(pt_pool *pool, int answer, size_t cut)
     size_t len = sizeof stream - 1;
     record seen = {.answer = answer};
     pt_sink sink = {note, &seen, UINT32_MAX};
-    pt_ingest ingest;
+    pt_ingest ingest = {0};
     pt_ingest_init(&ingest, &short_format, pool, 100, 5);
     size_t at = 0;
     while (at < len) {
@@ -244,7 +244,7 @@ static void lend_what_the_pool_refused(pt_pool *pool)
     static const uint8_t stream[] = "\2ab\5hello";
     record seen = {0};
     pt_sink sink = {note, &seen, UINT32_MAX};
-    pt_ingest ingest;
+    pt_ingest ingest = {0};
     size_t consumed;
     uint8_t *spare = pt_pool_acquire(pool, 101);
     EXPECT(spare != NULL);
@@ -288,7 +288,7 @@ static void end_at_every_fault(pt_pool *pool)
             const uint8_t *stream = (const uint8_t *)cases[index].stream;
             record seen = {0};
             pt_sink sink = {note, &seen, UINT32_MAX};
-            pt_ingest ingest;
+            pt_ingest ingest = {0};
             size_t consumed;
             pt_ingest_init(&ingest, &short_format, pool, 100, 5);
             int code = pt_ingest_feed(&ingest, stream, cut, &sink, &consumed);

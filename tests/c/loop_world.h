@@ -21,15 +21,15 @@
 
 /* -------------------------------------------------------------------------- the world in memory */
 
-typedef struct pipe {
+typedef struct byte_pipe {
     uint8_t bytes[PIPE_SIZE];
     size_t len;
     int ended; /* nothing more will be written */
-} pipe;
+} byte_pipe;
 
 typedef struct world {
-    pipe pipes[ENDS]; /* link number n reads its own, and writes that of its partner */
-    uint64_t now_ms;  /* since the world began, late within a tick */
+    byte_pipe pipes[ENDS]; /* link number n reads its own, and writes that of its partner */
+    uint64_t now_ms;       /* since the world began, late within a tick */
     size_t read_limit, write_limit,
         room;        /* bytes of one read, of one write, and that a pipe holds */
     int broken;      /* the end that is broken, or -1 */
@@ -64,12 +64,12 @@ static inline size_t least(size_t a, size_t b)
     return a < b ? a : b;
 }
 
-static inline size_t pipe_room(const pipe *into)
+static inline size_t pipe_room(const byte_pipe *into)
 {
     return into->len < here.room ? here.room - into->len : 0;
 }
 
-static inline size_t pipe_write(pipe *into, const uint8_t *data, size_t len)
+static inline size_t pipe_write(byte_pipe *into, const uint8_t *data, size_t len)
 {
     len = least(least(len, here.write_limit), pipe_room(into));
     memcpy(into->bytes + into->len, data, len);
@@ -80,7 +80,7 @@ static inline size_t pipe_write(pipe *into, const uint8_t *data, size_t len)
 static inline int world_send(pt_context *context, pt_link *link, const uint8_t *data, uint16_t len)
 {
     (void)context;
-    pipe *into = &here.pipes[link->source.handle ^ 1];
+    byte_pipe *into = &here.pipes[link->source.handle ^ 1];
     here.sent_sync++;
     if (here.broken == link->source.handle)
         return PT_ERR_CONNECTION_CLOSED;
@@ -161,7 +161,7 @@ static inline int world_poll(pt_context *context, pt_link *link)
 static inline int world_receive(pt_context *context, pt_link *link, uint8_t *buffer, uint32_t size)
 {
     (void)context;
-    pipe *from = &here.pipes[link->source.handle];
+    byte_pipe *from = &here.pipes[link->source.handle];
     size_t len = least(least(size, here.read_limit), from->len);
     note_call('R', link);
     link->system_error = 0;
@@ -221,7 +221,7 @@ static inline int world_wait(pt_context *context, int timeout_ms)
         if (source->kind == PT_SOURCE_WATCH) {
             ready = here.ready_watch == source->handle ? source->registered : 0;
         } else {
-            const pipe *from = &here.pipes[source->handle];
+            const byte_pipe *from = &here.pipes[source->handle];
             if ((source->registered & PT_WANT_READ) && (from->len > 0 || from->ended))
                 ready |= PT_READY_READ;
             if (((source->registered & PT_WANT_WRITE) &&

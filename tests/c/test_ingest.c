@@ -4,6 +4,7 @@
 
 #include "check.h"
 #include "memory.h"
+#include "pairs.h"
 #include "vectors_tcp_stream.h"
 
 static const pt_pool_class classes[] = {{64, 4}, {PT_FRAME_OVERHEAD + PT_FRAME_MAX_PAYLOAD, 4}};
@@ -78,7 +79,7 @@ static void golden_streams_end_as_they_must_wherever_they_are_cut(void)
         if (!CHECK(vector->largest_payload <= PT_FRAME_MAX_PAYLOAD))
             continue;
         for (size_t cut = 0; cut < sizeof cuts / sizeof cuts[0]; cut++) {
-            pt_ingest ingest;
+            pt_ingest ingest = {0};
             size_t taken;
             clear(&seen);
             pt_ingest_init(&ingest, pt_message_format(), pool, PT_FRAME_MAX_PAYLOAD, 7);
@@ -138,7 +139,7 @@ static void frames_do_not_depend_on_how_the_stream_was_cut(void)
     pt_pool *pool = memory_open_pool(&account, classes, 2, 0);
     size_t len = make_stream(stream, sizeof stream);
     for (size_t cut = 1; cut <= len; cut = cut < 40 ? cut + 1 : cut * 2 + draw(9)) {
-        pt_ingest ingest;
+        pt_ingest ingest = {0};
         size_t taken;
         clear(&seen);
         pt_ingest_init(&ingest, pt_message_format(), pool, PT_FRAME_MAX_PAYLOAD, 7);
@@ -159,7 +160,7 @@ static void a_pool_without_memory_loses_nothing(void)
     const pt_sink sink = {note, &seen, UINT32_MAX};
     unsigned refused = 0;
     for (size_t cut = 5; cut < 2000; cut = cut * 2 + 1) {
-        pt_ingest ingest;
+        pt_ingest ingest = {0};
         size_t at = 0;
         clear(&seen);
         pt_ingest_init(&ingest, pt_message_format(), pool, PT_FRAME_MAX_PAYLOAD, 7);
@@ -186,7 +187,7 @@ static void a_longer_payload_than_agreed_is_refused_on_its_header(void)
     static const uint8_t header[] = {'P', 'T', 'M', 'G', 1, 1, 0, 0, 0, 101};
     pt_pool *pool = memory_open_pool(&account, classes, 2, 0);
     for (size_t cut = 1; cut <= sizeof header; cut++) {
-        pt_ingest ingest;
+        pt_ingest ingest = {0};
         size_t taken;
         clear(&seen);
         pt_ingest_init(&ingest, pt_message_format(), pool, 100, 7);
@@ -218,7 +219,7 @@ static void a_compact_frame_is_judged_on_its_four_bytes(void)
     pt_pool *pool = memory_open_pool(&account, classes, 2, 0);
     for (size_t index = 0; index < sizeof cases / sizeof cases[0]; index++) {
         for (size_t cut = 1; cut <= 4; cut++) {
-            pt_ingest ingest;
+            pt_ingest ingest = {0};
             size_t taken;
             clear(&seen);
             pt_ingest_init(&ingest, pt_message_format(), pool, 100, 7);
@@ -242,7 +243,7 @@ static void a_machine_that_failed_takes_no_more(void)
     memcpy(stream + sizeof good, good, sizeof good);
     stream[sizeof good + 12] ^= 1;
     for (size_t cut = 1; cut <= sizeof stream; cut++) {
-        pt_ingest ingest;
+        pt_ingest ingest = {0};
         const pt_sink sink = {note, &seen, UINT32_MAX};
         size_t taken, consumed;
         clear(&seen);
@@ -264,7 +265,7 @@ static void a_sink_that_stops_is_given_each_frame_once(void)
     pt_pool *pool = memory_open_pool(&account, classes, 2, 0);
     size_t len = make_stream(stream, sizeof stream), at = 0;
     const pt_sink sink = {note, &seen, UINT32_MAX};
-    pt_ingest ingest;
+    pt_ingest ingest = {0};
     clear(&seen);
     seen.answer = PT_ERR_BUFFER_FULL;
     pt_ingest_init(&ingest, pt_message_format(), pool, PT_FRAME_MAX_PAYLOAD, 7);
@@ -281,6 +282,93 @@ static void a_sink_that_stops_is_given_each_frame_once(void)
     memory_close_pool(pool, &account);
 }
 
+/* One frame, of which a cut header is in HEADER, and more than its header in PAYLOAD. */
+static const uint8_t hello[] = {0x50, 0x54, 0x4d, 0x47, 1,   1,   0,    0,   0,
+                                5,    'h',  'e',  'l',  'l', 'o', 0x41, 0x74};
+static const size_t held_in[] = {0, 5, 12, 12};
+static pt_pool *pair_pool;
+static pt_ingest one;
+static int step_within, state_within; /* what the sink asks for, and the state that it sees */
+
+static void feed_hello(size_t from, size_t to, int broken);
+
+static int take_within(void *context, uint32_t tag, const pt_frame *frame)
+{
+    (void)context, (void)tag, (void)frame;
+    state_within = one.state;
+    if (step_within == PT_INGEST_STEP_INIT)
+        pt_ingest_init(&one, pt_message_format(), pair_pool, 100, 7);
+    else if (step_within == PT_INGEST_STEP_CLEANUP)
+        pt_ingest_cleanup(&one);
+    else if (step_within == PT_INGEST_STEP_STAGE || step_within == PT_INGEST_STEP_FILL)
+        feed_hello(0, step_within == PT_INGEST_STEP_STAGE ? 12 : sizeof hello, 0);
+    return PT_OK;
+}
+
+/* broken: with a wrong version, or with a wrong CRC once that is held. */
+static void feed_hello(size_t from, size_t to, int broken)
+{
+    const pt_sink sink = {take_within, NULL, UINT32_MAX};
+    uint8_t bytes[sizeof hello];
+    size_t consumed;
+    memcpy(bytes, hello, sizeof hello);
+    bytes[from <= 5 ? 5 : 16] ^= (uint8_t)broken;
+    int code = pt_ingest_feed(&one, bytes + from, to - from, &sink, &consumed);
+    CHECK_EQUAL(code == PT_OK, one.state != PT_INGEST_INIT);
+}
+
+static void enter_ingest(uint8_t state)
+{
+    pair_pool = memory_open_pool(&account, classes, 2, 0);
+    memset(&one, 0, sizeof one);
+    if (state == PT_INGEST_INIT)
+        return;
+    pt_ingest_init(&one, pt_message_format(), pair_pool, 100, 7);
+    feed_hello(0, held_in[state], 0);
+    CHECK_EQUAL(one.state, state == PT_INGEST_COMPLETE ? PT_INGEST_WAIT_PAYLOAD : state);
+}
+
+/* COMPLETE is seen by the sink alone, so what is asked for there is asked for by the sink. */
+static int take_ingest_step(uint8_t state, uint8_t step)
+{
+    const size_t held = held_in[state];
+    step_within = state == PT_INGEST_COMPLETE ? step : PT_INGEST_STEP_HAND_ON;
+    state_within = one.state;
+    if (step == PT_INGEST_STEP_FAIL || state == PT_INGEST_COMPLETE)
+        feed_hello(held, sizeof hello, step == PT_INGEST_STEP_FAIL);
+    else if (step == PT_INGEST_STEP_INIT)
+        pt_ingest_init(&one, pt_message_format(), pair_pool, 100, 7);
+    else if (step == PT_INGEST_STEP_CLEANUP)
+        pt_ingest_cleanup(&one);
+    else
+        feed_hello(held, step == PT_INGEST_STEP_STAGE ? (held < 12 ? 12 : 13) : sizeof hello, 0);
+    CHECK_EQUAL(memory_lent(pair_pool), one.state == PT_INGEST_WAIT_PAYLOAD);
+    CHECK(state != PT_INGEST_COMPLETE || step == PT_INGEST_STEP_FAIL || state_within == state);
+    return step == PT_INGEST_STEP_FILL ? state_within : one.state;
+}
+
+static void leave_ingest(void)
+{
+    pt_ingest_cleanup(&one);
+    memory_close_pool(pair_pool, &account);
+}
+
+static void each_step_in_each_state_does_what_the_table_says(void)
+{
+    static const machine ingest = {pt_ingest_next,
+                                   enter_ingest,
+                                   take_ingest_step,
+                                   leave_ingest,
+                                   {
+                                       /* init, stage, fill, hand on, fail, cleanup */
+                                       "1----0", /* INIT */
+                                       "!2db00", /* WAIT_HEADER */
+                                       "!-3ba0", /* WAIT_PAYLOAD */
+                                       "!!!10!", /* COMPLETE */
+                                   }};
+    check_pairs(&ingest);
+}
+
 int main(void)
 {
     RUN(golden_streams_end_as_they_must_wherever_they_are_cut);
@@ -290,5 +378,6 @@ int main(void)
     RUN(a_compact_frame_is_judged_on_its_four_bytes);
     RUN(a_machine_that_failed_takes_no_more);
     RUN(a_sink_that_stops_is_given_each_frame_once);
+    RUN(each_step_in_each_state_does_what_the_table_says);
     return check_end();
 }

@@ -1,5 +1,7 @@
 /* A link in a world in memory: how it ends, what is not acknowledged then, and sends that block. */
 #include "loop_world.h"
+#include "pairs.h"
+#include "pt_loop_inside.h"
 
 static void both_sides_end_in_order(void)
 {
@@ -482,6 +484,63 @@ static void a_blocking_send_leaves_others_to_the_next_turn(void)
     close_world();
 }
 
+/* Link 0 in that state, with a frame on its way where one can be. */
+static void enter_link(uint8_t state)
+{
+    open_world(&async_ops, 1);
+    here.room = state == PT_LINK_FINISHED ? PIPE_SIZE : 0;
+    CHECK(send_number(0, 0, 100) >= 0);
+    pt_link_push(&context, &links[0]);
+    if (state == PT_LINK_SHUT || state == PT_LINK_FINISHED)
+        pt_link_shut(&context, &links[0]);
+    here.broken = state == PT_LINK_BROKEN ? 0 : -1;
+    links[0].blocked = 0;
+    if (state == PT_LINK_BROKEN)
+        pt_link_push(&context, &links[0]);
+    if (state == PT_LINK_ENDED)
+        pt_link_end(&context, &links[0], PT_OK, 0);
+    if (state == PT_LINK_NONE)
+        pt_link_close(&context, &links[0]);
+    CHECK_EQUAL(links[0].state, state);
+}
+
+static int take_link_step(uint8_t state, uint8_t step)
+{
+    (void)state;
+    if (step == PT_LINK_STEP_OPEN)
+        pt_link_open(&context, &links[0], 0, 0, slots[0], DEPTH, SLOT_SIZE, 1, 1024);
+    else if (step == PT_LINK_STEP_SHUT)
+        pt_link_shut(&context, &links[0]);
+    else if (step == PT_LINK_STEP_END)
+        pt_link_end(&context, &links[0], PT_OK, 0);
+    else if (step == PT_LINK_STEP_CLOSE)
+        pt_link_close(&context, &links[0]);
+    else { /* the frame leaves, or finds that the connection is broken */
+        here.room = PIPE_SIZE;
+        here.broken = step == PT_LINK_STEP_BREAK ? 0 : -1;
+        pt_link_push(&context, &links[0]);
+    }
+    return links[0].state;
+}
+
+static void each_step_in_each_state_does_what_the_table_says(void)
+{
+    static const machine link = {pt_link_next,
+                                 enter_link,
+                                 take_link_step,
+                                 close_world,
+                                 {
+                                     /* open, shut, finish, break, end, close */
+                                     "1---!-", /* NONE */
+                                     "-2-45a", /* OPEN: what is closed is ended before */
+                                     "--345a", /* SHUT */
+                                     "----5a", /* FINISHED */
+                                     "----5a", /* BROKEN */
+                                     "----!0", /* ENDED */
+                                 }};
+    check_pairs(&link);
+}
+
 int main(void)
 {
     RUN(both_sides_end_in_order);
@@ -499,5 +558,6 @@ int main(void)
     RUN(a_blocking_send_leaves_others_to_the_next_turn);
     RUN(an_idle_link_holds_no_memory_for_notes);
     RUN(no_write_that_is_not_acknowledged_is_forgotten);
+    RUN(each_step_in_each_state_does_what_the_table_says);
     return check_end();
 }

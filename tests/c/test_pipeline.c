@@ -6,6 +6,7 @@
 
 #include "check.h"
 #include "memory.h"
+#include "pairs.h"
 
 #define MAX_DEPTH 8
 #define SLOT_SIZE 1040
@@ -435,6 +436,71 @@ static void ten_thousand_random_steps_keep_every_message(void)
     memory_close_pool(pool, &account);
 }
 
+static pt_pool *pair_pool;
+
+/* The one slot of a pipeline, in that state. */
+static void enter_slot(uint8_t state)
+{
+    pair_pool = memory_open_pool(&account, classes, 1, 0);
+    open_pipeline(pair_pool, 1, 1, 0);
+    if (state != PT_SLOT_FREE)
+        CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, NULL, 0), PT_OK);
+    if (state > PT_SLOT_FILLING)
+        CHECK_EQUAL(pt_pipeline_launch(&pipeline), 0);
+    if (state == PT_SLOT_COMPLETED)
+        pt_pipeline_complete(&pipeline, 0, PT_OK);
+    else if (state == PT_SLOT_ABANDONED)
+        CHECK_EQUAL(pt_pipeline_cleanup(&pipeline), 1);
+    CHECK_EQUAL(slots[0].state, state);
+}
+
+/* What is not done changes nothing; a slot has a buffer while it is taken. */
+static int take_slot_step(uint8_t state, uint8_t step)
+{
+    const pt_send_pipeline before = pipeline;
+    uint8_t index;
+    uint32_t count;
+    int code, done = 1;
+    (void)state;
+    if (step == PT_SLOT_STEP_RESERVE)
+        done = pt_pipeline_reserve(&pipeline, &index) == PT_OK;
+    else if (step == PT_SLOT_STEP_LAUNCH)
+        done = pt_pipeline_launch(&pipeline) == 0;
+    else if (step == PT_SLOT_STEP_COMPLETE)
+        pt_pipeline_complete(&pipeline, 0, PT_OK);
+    else if (step == PT_SLOT_STEP_REPORT)
+        done = pt_pipeline_report(&pipeline, &count, &code);
+    else
+        pt_pipeline_cleanup(&pipeline);
+    CHECK(done || memcmp(&before, &pipeline, sizeof before) == 0);
+    CHECK_EQUAL(memory_lent(pair_pool), slots[0].state != PT_SLOT_FREE);
+    return slots[0].state;
+}
+
+static void leave_slot(void)
+{
+    if (pt_pipeline_cleanup(&pipeline) != 0)
+        pt_pipeline_complete(&pipeline, 0, PT_OK);
+    memory_close_pool(pair_pool, &account);
+}
+
+static void each_step_in_each_state_does_what_the_table_says(void)
+{
+    static const machine slot = {pt_slot_next,
+                                 enter_slot,
+                                 take_slot_step,
+                                 leave_slot,
+                                 {
+                                     /* reserve, launch, complete, report, close */
+                                     "1-!-0", /* FREE */
+                                     "-2!-0", /* FILLING */
+                                     "--3-4", /* IN_FLIGHT */
+                                     "--!00", /* COMPLETED */
+                                     "!-0-4", /* ABANDONED */
+                                 }};
+    check_pairs(&slot);
+}
+
 int main(void)
 {
     RUN(what_a_slot_holds_is_the_frame_of_the_encoder);
@@ -448,5 +514,6 @@ int main(void)
     RUN(slots_are_borrowed_when_a_second_is_wanted_and_go_back);
     RUN(without_memory_for_the_other_slots_one_goes_on);
     RUN(ten_thousand_random_steps_keep_every_message);
+    RUN(each_step_in_each_state_does_what_the_table_says);
     return check_end();
 }

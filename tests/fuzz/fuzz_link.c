@@ -185,7 +185,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     pt_pool *pool = pt_pool_init(memory, classes, 3, POOL_BYTES, &source);
     EXPECT(pool != NULL);
     receiver all = {.messages = 0};
-    pt_ingest ingest;
+    pt_ingest ingest = {0};
     pt_ingest_init(&ingest, pt_message_format(), pool, LIMIT, 3);
     pt_reassembly_init(&all.reassembly, pool, LIMIT);
 

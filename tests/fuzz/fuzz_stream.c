@@ -199,7 +199,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     void *memory = malloc(pt_pool_size(classes, 2));
     EXPECT(memory != NULL);
     pt_pool *pool = pt_pool_init(memory, classes, 2, 0, &source);
-    pt_ingest ingest;
+    pt_ingest ingest = {0};
     size_t consumed;
 
     forget_all(&whole);
