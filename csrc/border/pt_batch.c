@@ -63,6 +63,9 @@ static int is_owner(const pt_context *context)
 static inline int send_bytes(native_link *bound, uint8_t type, uint8_t flags, const void *data,
                              Py_ssize_t len)
 {
+    PT_ASSERT(is_owner(bound->context));
+    PT_ASSERT(len >= 0 && (data != NULL || len == 0));
+
     if ((uint64_t)len > UINT32_MAX)
         return bound->link.state == PT_LINK_OPEN ? PT_ERR_MESSAGE_TOO_LARGE : PT_ERR_NOT_CONNECTED;
     return pt_link_send(bound->context, &bound->link, type, flags, data, (uint32_t)len);
@@ -236,6 +239,8 @@ static int grow_items(bound_loop *bound)
 /* After a burst the arrays begin anew: a node must not keep what its busiest turn needed. */
 static void shrink(bound_loop *bound)
 {
+    PT_ASSERT(bound->payload_count == 0 && bound->item_count == 0);
+
     if (bound->payload_capacity > KEPT_PAYLOADS) {
         PyMem_Free(bound->payloads);
         bound->payloads = NULL;
@@ -261,6 +266,8 @@ static int says_nothing_more(const item *last, uint32_t tag, const pt_frame *fra
 static int collect(void *sink_context, uint32_t tag, const pt_frame *frame)
 {
     bound_loop *bound = sink_context;
+    PT_ASSERT(bound->busy && bound->told == NULL);
+
     if (bound->payload_count == bound->payload_capacity && !grow_payloads(bound))
         return PT_ERR_NO_MEMORY;
     int plain =
@@ -428,6 +435,8 @@ static PyObject *loop_turn(PyObject *self, PyObject *events)
         bound->event_count = count;
     }
     int code = tell(bound, events);
+    PT_ASSERT(code == 0 || PyErr_Occurred());
+    PT_ASSERT(code != 0 || (bound->told == NULL && bound->payload_count == 0));
     bound->busy = 0;
     return code != 0 ? NULL : PyLong_FromSsize_t(PyList_Size(events));
 }
@@ -473,6 +482,7 @@ static PyObject *new_link(PyTypeObject *type, PyObject *arguments, PyObject *nam
     native_link *fresh = context != NULL ? (native_link *)PyType_GenericAlloc(type, 0) : NULL;
     if (fresh == NULL)
         return NULL;
+    PT_ASSERT(fresh->link.state == PT_LINK_NONE); /* pt_link_open() wants zeros */
     fresh->context = context;
     fresh->owner = PyTuple_GetItem(arguments, 1);
     Py_INCREF(fresh->owner);
@@ -575,6 +585,7 @@ int pt_border_attach(void *module)
         result = pt_reader_attach(module);
     if (result != 0)
         PyErr_Clear();
+    PT_ASSERT(!PyErr_Occurred());
     PyGILState_Release(state);
     return result;
 }

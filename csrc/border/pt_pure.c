@@ -3,6 +3,7 @@
 
 #include "pt_pure.h"
 
+#include "pt_assert.h"
 #include "pt_crc.h"
 #include "pt_pipeline.h"
 #include "pt_wire.h"
@@ -27,6 +28,7 @@ static const uint8_t *plain_bytes(PyObject *object, Py_ssize_t *len)
     char *data = NULL;
     if (!PyBytes_CheckExact(object) || PyBytes_AsStringAndSize(object, &data, len) != 0)
         return NULL;
+    PT_ASSERT(data != NULL && *len >= 0);
     return (const uint8_t *)data;
 }
 
@@ -54,11 +56,14 @@ static PyObject *encode_frame(PyObject *self, PyObject *const *arguments, Py_ssi
     pt_frame frame = {payload, (uint32_t)len, (uint8_t)type, (uint8_t)flags, (uint8_t)sequence};
     PyObject *whole = PyBytes_FromStringAndSize(NULL, len + PT_FRAME_OVERHEAD);
     char *out = whole != NULL ? PyBytes_AsString(whole) : NULL;
-    if (out == NULL ||
-        pt_frame_encode(&frame, (uint8_t *)out, (size_t)len + PT_FRAME_OVERHEAD) < 0) {
+    int written = -1;
+    if (out != NULL)
+        written = pt_frame_encode(&frame, (uint8_t *)out, (size_t)len + PT_FRAME_OVERHEAD);
+    if (written < 0) {
         Py_XDECREF(whole);
         return none();
     }
+    PT_ASSERT(written == len + PT_FRAME_OVERHEAD); /* no byte of it is memory of someone else's */
     return whole;
 }
 
@@ -71,6 +76,8 @@ static PyObject *decode_frame(PyObject *self, PyObject *data)
     pt_frame frame;
     if (bytes == NULL || pt_frame_decode(bytes, (size_t)len, &frame) < 0)
         return none();
+    PT_ASSERT(frame.payload >= bytes);
+    PT_ASSERT(frame.payload + frame.payload_len <= bytes + len);
     PyObject *parts[4] = {
         PyLong_FromLong(frame.type), PyLong_FromLong(frame.flags), PyLong_FromLong(frame.sequence),
         PyBytes_FromStringAndSize((const char *)frame.payload, (Py_ssize_t)frame.payload_len)};
@@ -115,6 +122,7 @@ static PyObject *put_frame(PyObject *self, PyObject *const *arguments, Py_ssize_
     long type = small(arguments[1], UINT8_MAX), flags = small(arguments[3], UINT8_MAX);
     if (pipeline == NULL || payload == NULL || len > UINT16_MAX || type < 0 || flags < 0)
         return none();
+    PT_ASSERT((uintptr_t)pipeline % _Alignof(pt_send_pipeline) == 0);
     return PyLong_FromLong(
         pt_pipeline_send(pipeline, (uint8_t)type, (uint8_t)flags, payload, (uint32_t)len));
 }

@@ -25,6 +25,7 @@ static void put(PyObject **field, PyObject *value)
 static PySendResult step(reader *self, PySendResult status, PyObject **result)
 {
     PT_ASSERT((*result == NULL) == (status == PYGEN_ERROR));
+    PT_ASSERT((*result == NULL) == (PyErr_Occurred() != NULL));
 
     if (status == PYGEN_NEXT)
         return status;
@@ -32,19 +33,21 @@ static PySendResult step(reader *self, PySendResult status, PyObject **result)
     put(&self->waiting, NULL);
     if (status == PYGEN_ERROR)
         return status;
-    PyObject *given = *result, *item = NULL, *items = NULL;
-    *result = NULL;
-    if (PyArg_ParseTuple(given, "OO", &item, &items)) {
-        put(&self->items, PyObject_GetIter(items));
-        *result = self->items != NULL ? Py_NewRef(item) : NULL;
-    }
+    PyObject *given = *result, *item = NULL, *items = NULL, *fresh = NULL;
+    if (PyArg_ParseTuple(given, "OO", &item, &items))
+        fresh = PyObject_GetIter(items);
+    *result = fresh != NULL ? Py_NewRef(item) : NULL;
+    put(&self->items, fresh); /* which may run any code, and come back here */
     Py_DECREF(given);
+    PT_ASSERT((*result == NULL) == (PyErr_Occurred() != NULL));
     return *result != NULL ? PYGEN_RETURN : PYGEN_ERROR;
 }
 
 /* A coroutine of more(). NULL with an exception. */
 static PyObject *ask(const reader *self)
 {
+    PT_ASSERT(!PyErr_Occurred());
+
     if (self->more != NULL)
         return PyObject_CallNoArgs(self->more);
     PyErr_SetString(PyExc_RuntimeError, "this reader is gone: nothing leads to it any more");
@@ -82,6 +85,8 @@ static PySendResult reader_send(PyObject *object, PyObject *value, PyObject **re
 /* What a step has brought, as an iterator says it: NULL with StopIteration(item) at the end. */
 static PyObject *tell(PySendResult status, PyObject *result)
 {
+    PT_ASSERT((result == NULL) == (status == PYGEN_ERROR));
+
     if (status != PYGEN_RETURN)
         return result;
     PyObject *stop = PyObject_CallFunctionObjArgs(PyExc_StopIteration, result, NULL);
