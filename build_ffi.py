@@ -23,59 +23,26 @@ import re
 import shutil
 import sys
 import tempfile
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 from cffi import FFI
 
 ROOT = Path(__file__).resolve().parent
-CORE = (
-    "core/pt_config.h",
-    "core/pt_assert.h",
-    "core/pt_error.h",
-    "core/pt_crc.h",
-    "core/pt_wire.h",
-    "core/pt_pool.h",
-    "core/pt_notes.h",
-    "core/pt_wheel.h",
-    "core/pt_reassembly.h",
-    "core/pt_ingest.h",
-    "core/pt_pipeline.h",
-    "core/pt_platform.h",
-    "core/pt_link.h",
-    "core/pt_loop.h",
-)
-HEADERS = {
-    "core": (*CORE, "platform/pt_posix.h", "border/pt_batch.h"),
-    "_sim": (
-        *CORE,
-        "sim/pt_sim.h",
-        "classic/pt_classic.h",
-        "classic/pt_mactcp_driver.h",
-        "classic/pt_mactcp.h",
-        "classic/pt_ot.h",
-    ),
-}  # in the order of their includes
 FOLDERS = {"core": ("core", "platform", "border"), "_sim": ("core", "sim", "classic")}
+C_ALONE = "check", "inside", "ready", "pure", "reader", "provider"
+"""Last words of the headers that nobody calls from Python; all others are declared there."""
 SECTIONS = ("-ffunction-sections", "-fdata-sections")
 UNUSED_OUT = ("-Wl,-dead_strip" if sys.platform == "darwin" else "-Wl,--gc-sections",)
 """_sim needs three functions of the core, and leaves the rest out."""
+CHECKED = ["-O1", "-g", "-UNDEBUG", "-fno-wrapv", "-DPT_ASSERTIONS=1"]
+ADDRESS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 FLAGS = {
     "": ["-O3", "-g0"],
-    "debug": ["-O1", "-g", "-UNDEBUG", "-fno-wrapv", "-DPT_ASSERTIONS=1"],
-    "address": [
-        "-O1",
-        "-g",
-        "-UNDEBUG",
-        "-fno-wrapv",
-        "-DPT_ASSERTIONS=1",
-        "-fno-omit-frame-pointer",
-        "-fsanitize=address,undefined",
-        "-fno-sanitize-recover=undefined",
-    ],
-    "thread": ["-O1", "-g", "-UNDEBUG", "-fno-wrapv", "-DPT_ASSERTIONS=1", "-fsanitize=thread"],
+    "debug": CHECKED,
+    "address": [*CHECKED, *ADDRESS, "-fno-omit-frame-pointer"],
+    "thread": [*CHECKED, "-fsanitize=thread"],
 }
-
-
 NUMBERS_HEAD = '''"""The numbers of the C headers: result codes, kinds, flags, states, and the
 limits of the standard build. A core has its own limits in Core.limits.
 
@@ -85,24 +52,26 @@ Written by build_ffi.py; do not change it by hand. PT_ERR_CRC of the headers is 
 '''
 
 
-def declarations(text: str, types_only: bool = False) -> str:
-    """The part of a header that cffi understands: no preprocessor, limits and lengths left to the
+def headers(*folders: str) -> dict[str, str]:
+    """The headers of these folders without their comments, each behind those that it includes."""
+    texts = {
+        path.name: re.sub(r"/\*.*?\*/", "", path.read_text(), flags=re.S)
+        for folder in folders
+        for path in sorted((ROOT / "csrc" / folder).glob("*.h"))
+        if not path.stem.endswith(C_ALONE)
+    }
+    includes = {name: re.findall(r'#include "(.+)"', text) for name, text in texts.items()}
+    return {name: texts[name] for name in TopologicalSorter(includes).static_order()}
+
+
+def declarations(text: str) -> str:
+    """What cffi understands of a header: no preprocessor, limits and lengths left to the
     compiler."""
-    text = re.sub(r"/\*.*?\*/", "", text, flags=re.S).replace("\\\n", " ")
-    if types_only:
-        text = re.sub(r"^[a-z][\w ]*[ *]pt_\w+\([^;]*\);\n", "", text, flags=re.M)
-    lines = []
-    for line in text.splitlines():
-        define = re.match(r"#\s*define\s+(\w+)\s+[^.\s]", line)
-        if define:
-            lines.append(f"#define {define[1]} ...")
-        elif not re.match(r"\s*#", line):
-            lines.append(re.sub(r"\[[A-Z]\w*\]", "[...]", line))
-    return (
-        "\n".join(dict.fromkeys(line for line in lines if line.startswith("#")))
-        + "\n"
-        + "\n".join(line for line in lines if not line.startswith("#"))
-    )
+    text = text.replace("\\\n", " ")
+    limits = dict.fromkeys(re.findall(r"^#\s*define\s+(\w+)[ \t]+[^.\s]", text, flags=re.M))
+    text = re.sub(r"^[ \t]*#.*", "", text, flags=re.M)
+    text = re.sub(r"\[[A-Z]\w*\]", "[...]", text)
+    return "".join(f"#define {name} ...\n" for name in limits) + text
 
 
 def numbers() -> str:
@@ -110,9 +79,8 @@ def numbers() -> str:
     are plain integers. Of a limit that depends on the build it has the standard one, which
     pt_config.h says last."""
     table = {}
-    for header in CORE:
-        if header != "core/pt_assert.h":
-            text = re.sub(r"/\*.*?\*/", "", (ROOT / "csrc" / header).read_text(), flags=re.S)
+    for name, text in headers("core").items():
+        if name != "pt_assert.h":
             table |= dict(re.findall(r"\bPT_(\w+)(?: =\s+|[ \t]+)(-?\d\w*)\b", text))
     return NUMBERS_HEAD + "".join(f"{name} = {number}\n" for name, number in table.items())
 
@@ -122,38 +90,30 @@ def make_ffi(name: str, root: Path = Path()) -> FFI:
     root: where csrc lies for the compiler."""
     kind = os.environ.get("PEERTALK_BUILD", "")
     if kind not in FLAGS:
-        raise SystemExit(
-            f"PEERTALK_BUILD={kind!r}: use one of {', '.join(sorted(FLAGS)[1:])}, none, or "
-            "leave it unset"
-        )
-    sanitizers = [flag for flag in FLAGS[kind] if flag.startswith("-fsanitize")]
+        known = ", ".join(sorted(FLAGS)[1:])
+        raise SystemExit(f"PEERTALK_BUILD={kind!r}: use one of {known}, none, or leave it unset")
+    folders = FOLDERS["_sim" if name == "_sim" else "core"]
+    sections, unused_out = (SECTIONS, UNUSED_OUT) if name == "_sim" else ((), ())
+    declared, types_only = headers(*folders), headers("core") if name == "_sim" else ()
     ffi = FFI()
-    csrc = ROOT / "csrc"
-    is_sim = name == "_sim"
-    headers, folders = HEADERS["_sim" if is_sim else "core"], FOLDERS["_sim" if is_sim else "core"]
-    for header in headers:
-        ffi.cdef(declarations((csrc / header).read_text(), is_sim and header in CORE))
-    sources = sorted(
-        str(root / path.relative_to(ROOT))
-        for folder in folders
-        for path in (csrc / folder).glob("*.c")
-    )
+    for header, text in declared.items():
+        if header in types_only:
+            text = re.sub(r"^[a-z][\w ]*[ *]pt_\w+\([^;]*\);\n", "", text, flags=re.M)
+        ffi.cdef(declarations(text))
+
+    def below(pattern: str) -> list[str]:
+        return sorted(str(root / path.relative_to(ROOT)) for path in ROOT.glob(pattern))
+
     ffi.set_source(
         f"peertalk._core.{name}",
-        "".join(f'#include "{Path(header).name}"\n' for header in headers),
-        sources=sources,
-        # a changed header builds anew
-        depends=[str(root / path.relative_to(ROOT)) for path in sorted(csrc.glob("*/*.h"))],
+        "".join(f'#include "{header}"\n' for header in declared),
+        sources=[path for folder in folders for path in below(f"csrc/{folder}/*.c")],
+        depends=below("csrc/*/*.h"),  # a changed header builds anew
         include_dirs=[str(root / "csrc" / folder) for folder in folders],
         define_macros=[("Py_LIMITED_API", "0x030B0000")]
         + ([("PT_LOWMEM", "1")] if name == "_lowmem" else []),
-        extra_compile_args=[
-            "-std=c11",
-            "-fvisibility=hidden",
-            *FLAGS[kind],
-            *(SECTIONS if is_sim else ()),
-        ],
-        extra_link_args=[*(UNUSED_OUT if is_sim else ()), *sanitizers],
+        extra_compile_args=["-std=c11", "-fvisibility=hidden", *FLAGS[kind], *sections],
+        extra_link_args=[*unused_out, *(flag for flag in FLAGS[kind] if "sanitize=" in flag)],
         py_limited_api=True,
     )
     return ffi
@@ -167,11 +127,8 @@ def modules() -> list[str]:
     return [*cores, "_sim"]
 
 
-if "_standard" in modules():
-    standard = make_ffi("_standard")
-if "_lowmem" in modules():
-    lowmem = make_ffi("_lowmem")
-    sim = make_ffi("_sim")
+for module in modules():
+    globals()[module.lstrip("_")] = make_ffi(module)  # setup.py asks for each by its name
 
 if __name__ == "__main__":
     written = ROOT / "peertalk" / "_numbers.py"
