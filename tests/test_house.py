@@ -8,6 +8,7 @@ Longer than 1,000 lines, because all rules read the same tree, which is taken ap
 from __future__ import annotations
 
 import ast
+import collections
 import importlib
 import json
 import re
@@ -986,6 +987,23 @@ def test_each_c_declaration_has_a_comment():
             if above < 0 or not lines[above].rstrip().endswith("*/"):
                 found.append(f"{name(path)}:{index + 1}: {match[1]} has no comment")
     complain(found)
+
+
+def test_each_c_declaration_is_used_beside_its_own_definition():
+    """A prototype that nobody calls, no binding and no test, is a promise that nobody keeps."""
+    sources = below(CSRC, ".c", ".h") + below(ROOT / "tests", ".c", ".h")
+    words: collections.Counter[str] = collections.Counter()
+    for path in sources:
+        words.update(re.findall(r"\bpt_\w+", bare(path)))
+    for path in below(PACKAGE / "_core", ".py") + below(ROOT / "tests", ".py"):
+        words.update(re.findall(r"\bpt_\w+", path.read_text()))
+    declared = {
+        match[1]: path
+        for path in below(CSRC, ".h")
+        for match in re.finditer(r"^[a-z][\w ]*[ *](pt_\w+)\(", bare(path), flags=re.M)
+    }
+    assert len(declared) > 200
+    complain([f"{name(path)}: {each}" for each, path in declared.items() if words[each] < 3])
 
 
 UNITS = frozenset(
