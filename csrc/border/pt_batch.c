@@ -53,13 +53,13 @@ typedef struct bound_loop {
 
 /* -------------------------------------------------------------------------------------- sending */
 
-/* 1 on the thread that a context belongs to. */
+/* Two threads that send would write into one slot, and tear each other's frames. */
 static int is_owner(const pt_context *context)
 {
     return context->owner == PyThread_get_thread_ident();
 }
 
-/* Send so many bytes, on the thread of their context. Returns hints or PT_ERR_*. */
+/* A Py_ssize_t may be longer than what a frame can say. */
 static inline int send_bytes(native_link *bound, uint8_t type, uint8_t flags, const void *data,
                              Py_ssize_t len)
 {
@@ -80,8 +80,8 @@ static inline int send_plain(native_link *bound, PyObject *payload)
     return send_bytes(bound, PT_FRAME_DATA, 0, data, len);
 }
 
-/* Send what has a buffer, and code of its own to give that. Sets *raised when Python refused
- * instead. */
+/* Code that gives a buffer may have handed the node to another thread, so the owner is asked after
+ * it. *raised: Python refused. */
 static int send_buffer(native_link *bound, uint8_t type, uint8_t flags, PyObject *payload,
                        int *raised)
 {
@@ -202,8 +202,8 @@ static PyObject *link_send_many(PyObject *self, PyObject *const *arguments,
 
 /* ------------------------------------------------------------------------------------ receiving */
 
-/* A larger array in place of a full one; its capacity is changed too. NULL when there is no memory,
- * and nothing has changed. */
+/* Twice as large each time, so that a burst costs few copies. NULL: no memory, and nothing has
+ * changed. */
 static void *grow(void *array, size_t *capacity, size_t first, size_t element_size)
 {
     PT_ASSERT(array != NULL || *capacity == 0);
@@ -326,7 +326,7 @@ static PyObject *make_tuple(uint32_t kind, uint32_t tag, long long a, PyObject *
     return tuple;
 }
 
-/* The tuple of an item. Payloads change hands only when nothing can fail any more. */
+/* Payloads change hands only when nothing can fail any more. */
 static PyObject *tell_item(bound_loop *bound, const item *one)
 {
     PT_ASSERT(one->count != 0 && one->first + one->count <= bound->payload_count);
@@ -471,7 +471,6 @@ static void *address(PyObject *number)
     return pointer;
 }
 
-/* Link(context_addr, owner) */
 static PyObject *new_link(PyTypeObject *type, PyObject *arguments, PyObject *names)
 {
     if (PyTuple_Size(arguments) != 2 || names != NULL) {

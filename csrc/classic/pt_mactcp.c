@@ -11,7 +11,6 @@ typedef struct write_block {
     pt_mactcp_wds wds[2];
 } write_block;
 
-/* A link's side of a stream. */
 typedef struct port port;
 struct port {
     pt_classic_port base;  /* events: enum pt_mactcp_event */
@@ -38,7 +37,7 @@ static size_t mactcp_link_size(uint8_t depth)
     return port_size(depth) + pt_mactcp_stream_size();
 }
 
-/* The notification routine: sets flags, nothing else. */
+/* It runs at interrupt time, where no call is allowed: so it sets flags, nothing else. */
 static void note_event(void *user, int event)
 {
     PT_ASSERT(event > 0 && event < 2 * PT_MACTCP_ULP_LATE);

@@ -35,7 +35,7 @@ static int16_t violated(pt_mactcp *driver, const char *call, int code, const cha
     return (int16_t)code;
 }
 
-/* FNV-1a 32. */
+/* FNV-1a 32: whether bytes that are not their owner's now were changed all the same. */
 static uint32_t sum_of(const pt_mactcp_wds *wds)
 {
     uint32_t sum = 0x811C9DC5U;

@@ -5,7 +5,7 @@
 #include "pt_assert.h"
 #include "pt_ot_provider.h"
 
-/* A link's side of an endpoint. */
+/* What the notifier writes at interrupt time is volatile. */
 typedef struct ot_port {
     pt_classic_port base; /* events: enum pt_ot_event */
     pt_ot_endpoint *endpoint;
@@ -53,7 +53,7 @@ int pt_ot_code(int32_t result)
     }
 }
 
-/* The notifier: sets flags and counts, nothing else. */
+/* It runs at interrupt time, where work is refused: so it sets flags and counts, nothing else. */
 static void note_event(void *user, uint32_t event, int32_t result, const void *cookie)
 {
     ot_port *noted = user;
@@ -125,7 +125,6 @@ static int is_taken(const pt_send_slot *slot)
     return taken;
 }
 
-/* Slots of which the provider holds bytes. */
 static uint32_t held_slots(const pt_classic_port *of)
 {
     PT_ASSERT(of->depth == of->pipeline->depth);
@@ -137,8 +136,8 @@ static uint32_t held_slots(const pt_classic_port *of)
     return count;
 }
 
-/* Complete the slots of which the provider holds nothing any more: all of them when the connection
- * is over. Returns their number. */
+/* A slot is complete when the provider has let go of its bytes, not when it has taken them. over:
+ * of a connection that is, also a slot that was taken in part. */
 static int complete_slots(ot_port *of, int over)
 {
     int count = 0;
@@ -164,8 +163,7 @@ static void complete_port(pt_classic_port *of)
 
 /* -------------------------------------------------------------------------------------- sending */
 
-/* Give the provider what it takes of the slots in flight, oldest first. PT_OK (perhaps
- * link->blocked), or PT_ERR_*. */
+/* Oldest first, and none behind one that was taken in part: the bytes are one stream. */
 static int offer_slots(ot_port *from, pt_link *link)
 {
     pt_send_pipeline *pipeline = &link->pipeline;
@@ -197,7 +195,7 @@ static int offer_slots(ot_port *from, pt_link *link)
 
 static int ot_send_async(pt_context *context, pt_link *link, const uint8_t *data, uint16_t len)
 {
-    (void)len; /* the slot says it too */
+    (void)len; /* asserted alone */
     ot_port *from = port_of(context, link);
     if (from == NULL)
         return PT_ERR_NOT_CONNECTED;
@@ -236,8 +234,8 @@ static void give_up(ot_port *from, pt_link *link)
     link->system_error = PT_OT_FLOW;
 }
 
-/* Send all and wait until it is released, or the time has come. PT_OK, PT_ERR_TIMEOUT, or the
- * result as a code. */
+/* The bytes are the caller's, who may change them when this returns: so it waits until they are
+ * released, also when the time has come. */
 static int send_alone(pt_ot *ot, ot_port *from, pt_link *link, const uint8_t *data, uint16_t len,
                       uint64_t end_ns)
 {
@@ -263,7 +261,7 @@ static int send_alone(pt_ot *ot, ot_port *from, pt_link *link, const uint8_t *da
     if (from->alone_len < sent_len || (sent_len < len && link->system_error == 0)) {
         give_up(from, link);
     }
-    PT_ASSERT(from->alone_len == sent_len); /* nothing of it is the provider's any more */
+    PT_ASSERT(from->alone_len == sent_len);
     from->synchronous = 0;
     if (link->system_error == PT_OT_FLOW)
         return PT_ERR_TIMEOUT;

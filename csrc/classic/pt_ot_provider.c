@@ -46,7 +46,7 @@ int pt_ot_is_notifying(const pt_ot *provider)
     return provider->notifying || pt_sim_is_notifying(provider->world.sim);
 }
 
-/* FNV-1a 32. */
+/* FNV-1a 32: whether bytes that are not their owner's now were changed all the same. */
 static uint32_t sum_of(const pt_sim_piece *piece)
 {
     uint32_t sum = 0x811C9DC5U;

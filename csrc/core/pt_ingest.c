@@ -130,7 +130,7 @@ static int fail(pt_ingest *ingest, int code)
     return code;
 }
 
-/* Read a whole header and hold its length against the limit. */
+/* A frame that is too long is refused before memory is looked for. */
 static int judge_header(const pt_ingest *ingest, const pt_format *format, const uint8_t *header,
                         pt_frame *frame)
 {

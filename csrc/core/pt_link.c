@@ -145,7 +145,7 @@ static void fail_writing(pt_context *context, pt_link *link, int code)
     pt_link_update_interest(context, link);
 }
 
-/* While slots or notes keep buffers, look in a while whether the link has become idle. */
+/* An idle link holds no memory: as long as slots or notes keep some, look again in a while. */
 static void watch_rest(pt_context *context, pt_link *link)
 {
     if (!pt_link_is_live(link) || pt_timer_is_armed(&link->rest_timer))
@@ -352,8 +352,8 @@ static void ask_for_turn(pt_context *context)
         context->ops->wake(context);
 }
 
-/* Room for a frame that was refused: launch and move what is there. 1 when it is worth trying
- * again. */
+/* Before a frame is refused, the system is offered what is there. 1 when it is worth trying again.
+ */
 static int make_room(pt_context *context, pt_link *link)
 {
     if (link->blocked)
@@ -361,7 +361,7 @@ static int make_room(pt_context *context, pt_link *link)
     int available = pt_link_slots_available(context, link);
     pt_link_push(context, link);
     if (link->state != PT_LINK_OPEN) {
-        ask_for_turn(context); /* the caller heard no hint, and must yet hear of the end */
+        ask_for_turn(context);
         return 0;
     }
     return pt_link_slots_available(context, link) > available;
@@ -377,7 +377,7 @@ static int check_frame(const pt_link *link, uint8_t type, uint32_t payload_len)
     return PT_OK;
 }
 
-/* Count a frame that was accepted. Returns PT_SEND_YIELD, or 0. */
+/* A caller that never stops sending must yet let the loop turn: PT_SEND_YIELD, else 0. */
 static int count_frame(pt_context *context, uint32_t payload_len)
 {
     PT_ASSERT(payload_len <= PT_FRAME_MAX_PAYLOAD);

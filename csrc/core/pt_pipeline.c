@@ -30,7 +30,6 @@ static void move(pt_send_slot *slot, enum pt_slot_step step)
     PT_ASSERT(slot->state != NOWHERE);
 }
 
-/* The slot before index, round-robin. */
 static uint8_t before(const pt_send_pipeline *pipeline, uint8_t index)
 {
     return (uint8_t)((index ? index : pipeline->room) - 1);
@@ -41,7 +40,6 @@ static uint8_t after(const pt_send_pipeline *pipeline, uint8_t index)
     return (uint8_t)(index + 1 == pipeline->room ? 0 : index + 1);
 }
 
-/* It has no buffer any more. */
 static void forget_buffer(pt_send_slot *slot)
 {
     slot->buffer = NULL;
@@ -50,7 +48,7 @@ static void forget_buffer(pt_send_slot *slot)
     slot->message_len = 0;
 }
 
-/* Give a slot's buffer back to the pool, which wipes what was used of it. */
+/* The pool wipes as much as was ever written, which may be more than the last frames were. */
 static void drop_buffer(pt_send_pipeline *pipeline, pt_send_slot *slot)
 {
     if (slot->message_len > slot->used_len)
@@ -110,7 +108,6 @@ static int lend_buffer(pt_send_pipeline *pipeline, pt_send_slot *slot)
     return PT_OK;
 }
 
-/* 1 while slots are borrowed. */
 static inline int has_borrowed(const pt_send_pipeline *pipeline)
 {
     return PT_BORROWED_SLOTS && pipeline->only != NULL && pipeline->slots != pipeline->only;

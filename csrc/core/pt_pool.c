@@ -37,10 +37,8 @@ typedef uint32_t cell32;
 #define MAX_CAPACITY 65535u
 #define NO_NODE      UINT32_MAX
 
-/* In front of every buffer. */
 typedef struct buffer_header {
-    uint64_t check; /* check_value() of its pool and state: catches foreign, spoilt and twice
-                       returned buffers */
+    uint64_t check; /* check_value() of its pool and state */
     uint32_t buffer_size;
     uint16_t node_index;
     uint8_t class_index;
@@ -86,13 +84,12 @@ static inline uint64_t cell_get(const cell64 *cell)
     return atomic_load_explicit(cell, memory_order_acquire);
 }
 
-/* Returns what stands there then. */
 static inline uint64_t cell_add(cell64 *cell, uint64_t count)
 {
     return atomic_fetch_add_explicit(cell, count, memory_order_relaxed) + count;
 }
 
-/* Replace *expected by value and return 1; else 0, and *expected is what stands there. */
+/* Weak, because each caller tries again: it may answer 0 though nobody came between. */
 static inline int cell_swap(cell64 *cell, uint64_t *expected, uint64_t value)
 {
     return atomic_compare_exchange_weak_explicit(cell, expected, value, memory_order_acq_rel,
@@ -138,7 +135,6 @@ static inline void link_set(cell32 *link, uint32_t value)
 }
 #endif
 
-/* The head that follows seen and leads to link. */
 static inline uint64_t head_after(uint64_t seen, uint32_t link)
 {
     PT_ASSERT(link <= MAX_CAPACITY);
@@ -167,7 +163,7 @@ static inline void push(const size_class *class, cell64 *head, uint32_t index)
     while (!cell_swap(head, &seen, head_after(seen, index + 1)));
 }
 
-/* What the header of this pool's buffers holds in that state. */
+/* One comparison tells a buffer of another pool, a spoilt one, and one that was returned twice. */
 static inline uint64_t check_value(const pt_pool *pool, enum buffer_state state)
 {
     return (uint64_t)(uintptr_t)pool ^
@@ -181,7 +177,6 @@ static inline buffer_header *header_of(uint8_t *buffer)
     return (buffer_header *)(void *)(buffer - sizeof(buffer_header));
 }
 
-/* Bytes that a buffer of this class costs. */
 static inline size_t buffer_cost(const size_class *class)
 {
     PT_ASSERT(class->buffer_size != 0 && class->capacity <= MAX_CAPACITY);
@@ -189,7 +184,7 @@ static inline size_t buffer_cost(const size_class *class)
     return sizeof(buffer_header) + class->buffer_size;
 }
 
-/* Take cost out of the budget. Returns 0 when it does not allow that. */
+/* 0: the budget does not allow it. */
 static int reserve_bytes(pt_pool *pool, size_t cost)
 {
     uint64_t held = cell_get(&pool->budgeted);
@@ -209,8 +204,7 @@ static void raise_peak(pt_pool *pool, uint64_t held)
         ;
 }
 
-/* Memory for a buffer, out of the budget unless it is a share. NULL when budget or source refuse.
- */
+/* NULL only when budget or source refuse and nothing is left to free that nobody has borrowed. */
 static buffer_header *find_memory(pt_pool *pool, size_t cost, int is_share)
 {
     do {

@@ -42,7 +42,6 @@ void pt_read_starved(pt_context *context)
     }
 }
 
-/* Nothing more comes from the other side. */
 static void end_of_stream(pt_context *context, pt_link *link)
 {
     PT_ASSERT(pt_link_is_live(link));
@@ -216,7 +215,6 @@ void pt_read_link(pt_context *context, pt_link *link, pt_sink *sink, int alone)
     take_apart(context, link, context->receive_buffer, (size_t)count, sink, work);
 }
 
-/* Go on with held bytes. */
 static void take_held(pt_context *context, pt_link *link, pt_sink *sink, int alone)
 {
     PT_ASSERT(link->held != NULL);

@@ -54,7 +54,6 @@ pt_reassembly_rule pt_reassembly_rule_of(uint8_t state, uint8_t event)
     return RULES[state][event];
 }
 
-/* Let go of the running message, if there is one. */
 static void forget(pt_reassembly *reassembly)
 {
     PT_ASSERT(reassembly->received_len <= reassembly->total_len);

@@ -38,7 +38,7 @@ static inline uint32_t lowest_bit(uint64_t bits)
     return (uint32_t)__builtin_ctzll(bits);
 }
 
-/* 1 when a is before b on the 32-bit clock. */
+/* The clock wraps, so only the difference tells which is first. */
 static inline int is_before(uint32_t a, uint32_t b)
 {
     return (int32_t)(a - b) < 0;

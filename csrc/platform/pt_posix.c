@@ -27,7 +27,7 @@
 
 /* -------------------------------------------------------------------------------------- sending */
 
-/* What an errno of a connection means. */
+/* CONNECTION_CLOSED leaves a link that is read to its end; NETWORK ends it at once. */
 static int code_of(int error)
 {
     switch (error) {
@@ -106,7 +106,6 @@ static int posix_send_async(pt_context *context, pt_link *link, const uint8_t *d
     return PT_OK;
 }
 
-/* Slot index of the place-th pending slot. */
 static uint8_t pending_slot(const pt_send_pipeline *pipeline, uint8_t place)
 {
     PT_ASSERT(place < pipeline->pending_count);
