@@ -5,25 +5,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from peertalk import errors
-from peertalk._core.binding import Data
-from peertalk._core.handles import slot_shape
+from peertalk._core.binding import Binding, Data
+from peertalk._core.handles import BufferPool, slot_shape
 from peertalk._core.values import DATA, LinkStatistics
-
-if TYPE_CHECKING:
-    from peertalk._core.loop import Loop
 
 MAX_DELAY_MS = 2**31 - 10_000
 """The wheel's reach, 24.8 days, less the time since the last turn."""
+
+
+class Home(Protocol):
+    """What a link, a watch and a timer use of their loop."""
+
+    _binding: Binding
+    _ffi: Any
+    _lib: Any
+    _ops: Any
+    _pool: BufferPool
+    _context: Any
+    _memory: tuple[Any, ...]
+    _abandoned: list[Any]
+    _links: dict[Link, None]
+    _watches: dict[Watch, None]
+    _armed: dict[Timer, None]
+
+    def _check_open(self) -> None: ...
+    def _hold(self, timer: Timer) -> None: ...
 
 
 class Watch:
     """A foreign descriptor; a turn reports (READY, tag, mask, 0) as long as it is ready for what is
     wanted."""
 
-    def __init__(self, loop: Loop, fd: int, tag: int, interest: int) -> None:
+    def __init__(self, loop: Home, fd: int, tag: int, interest: int) -> None:
         self._loop = loop
         self._lib = loop._lib
         self.tag = tag
@@ -60,7 +76,7 @@ class Watch:
 class Timer:
     """Expires once after arm(), as (TIMER, tag, 0, 0)."""
 
-    def __init__(self, loop: Loop, tag: int) -> None:
+    def __init__(self, loop: Home, tag: int) -> None:
         self._loop = loop
         self._lib = loop._lib
         self.tag = tag
@@ -105,7 +121,7 @@ class Link:
 
     def __init__(
         self,
-        loop: Loop,
+        loop: Home,
         fd: int,
         tag: int,
         depth: int | None,

@@ -464,13 +464,6 @@ class Loop:
         parts["total"] = (fixed_sum + len(held) * link + tables + pool.bytes + streams, peak)
         return parts
 
-    @property
-    def core(self) -> Any:
-        """The core that this loop belongs to."""
-        from peertalk._core import load  # here, because that module imports this one
-
-        return load(self._binding.name)
-
     def statistics(self) -> LoopStatistics:
         """Counters since the loop opened."""
         context = self._context

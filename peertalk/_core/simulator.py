@@ -4,15 +4,12 @@ live in it are made like any other."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from peertalk import errors
 from peertalk._core.binding import Binding, moved, simulation
 from peertalk._core.sockets import Socket, parse_address
 from peertalk._core.values import LinkCounts, TraceRecord
-
-if TYPE_CHECKING:
-    from peertalk._core.loop import Loop
 
 PRESETS = ("none", "lan", "classic")
 TRACE_KINDS = (
@@ -180,7 +177,7 @@ class Simulator:
         lib.pt_sim_set_defaults(sim, path, costs)
         self.seed = seed
         self.hosts: list[Host] = []
-        self._loops: dict[Loop, None] = {}  # in order: closing is part of what happens
+        self._loops: dict[Any, None] = {}  # in order: closing is part of what happens
 
     def _preset(self, name: str) -> tuple[Any, Any]:
         if name not in PRESETS:

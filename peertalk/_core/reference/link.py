@@ -13,12 +13,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from peertalk._core.reference.ingest import Ingest
 from peertalk._core.reference.notes import Notes
 from peertalk._core.reference.pipeline import SendPipeline
-from peertalk._core.reference.source import Event, Source
+from peertalk._core.reference.source import Event, Home, Source
 from peertalk._core.reference.system import (
     NOT_NOW,
     DrainTimeout,
@@ -58,9 +57,6 @@ from peertalk._numbers import (
     TICKS_PER_SECOND,
 )
 
-if TYPE_CHECKING:
-    from peertalk._core.reference.loop import Loop
-
 MAX_FRAME_TIMEOUT = (2**31 - 10_000) / 1000
 """Seconds, the most that frame_timeout may be: what the compiled cores can wait."""
 DRAIN_TIMEOUT_MS = DRAIN_TIMEOUT_TICKS * 1_000 // TICKS_PER_SECOND
@@ -73,7 +69,7 @@ class Link(Source):
 
     def __init__(
         self,
-        loop: Loop,
+        loop: Home,
         fd: int,
         tag: int,
         depth: int | None,

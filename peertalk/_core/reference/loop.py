@@ -148,13 +148,6 @@ class Loop:
                 f"a loop needs three descriptors: {os.strerror(error.errno or 0)}"
             ) from error
 
-    @property
-    def core(self) -> Any:
-        """The core that this loop belongs to."""
-        from peertalk._core import load  # here, because that module imports this one
-
-        return load("reference")
-
     # Making things
 
     def open_link(

@@ -5,21 +5,49 @@ Never: closes a descriptor, which stays the caller's.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+import selectors
+from typing import Any, Protocol, TypeAlias
 
 from peertalk import errors
-
-if TYPE_CHECKING:
-    from peertalk._core.reference.loop import Loop
+from peertalk._core.reference.pool import BufferPool
 
 Event: TypeAlias = tuple[int, int, Any, Any]
 """(kind, tag, a, b); see Loop.turn for a and b."""
 
 
+class Home(Protocol):
+    """What links, watches and timers use of their loop."""
+
+    _selector: selectors.BaseSelector
+    _owner: int
+    _closed: bool
+    _plain: bool
+    _pool: BufferPool
+    _spare: BufferPool
+    _buffer: memoryview
+    _step: int
+    _work_left: int
+    _turns: int
+    _ticks: int
+    _crc_errors: int
+    _bad_frames: int
+    _dirty: dict[Any, None]
+    _holding: dict[Any, None]
+    _timers: dict[int, Any]
+
+    def wake(self) -> None: ...
+    def _check_open(self) -> None: ...
+    def _count(self, payload_len: int) -> int: ...
+    def _forget(self, source: Any) -> None: ...
+    def _next_key(self) -> int: ...
+    def _arm(self, key: int, owner: Any, delay: float) -> None: ...
+    def _cancel(self, key: int) -> None: ...
+
+
 class Source:
     """Something that can become ready: a link or a watch."""
 
-    def __init__(self, loop: Loop, fd: int, tag: int) -> None:
+    def __init__(self, loop: Home, fd: int, tag: int) -> None:
         self._loop = loop
         self._fd = fd
         self.tag = tag
@@ -53,7 +81,7 @@ class Watch(Source):
     """A foreign descriptor; a turn reports (READY, tag, mask, 0) as long as it is ready for what is
     wanted."""
 
-    def __init__(self, loop: Loop, fd: int, tag: int, interest: int) -> None:
+    def __init__(self, loop: Home, fd: int, tag: int, interest: int) -> None:
         super().__init__(loop, fd, tag)
         self._closed = False
         self._want(interest)
@@ -79,7 +107,7 @@ class Watch(Source):
 class Timer:
     """Expires once after arm(), as (TIMER, tag, 0, 0)."""
 
-    def __init__(self, loop: Loop, tag: int) -> None:
+    def __init__(self, loop: Home, tag: int) -> None:
         self._loop = loop
         self.tag = tag
         self._key = loop._next_key()
