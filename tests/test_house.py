@@ -430,6 +430,24 @@ def test_no_headers_of_the_ground_storey_know_each_other_in_a_circle():
     complain([" <-> ".join(each) for each in circles(knows)])
 
 
+def test_no_files_of_the_ground_storey_call_each_other_in_a_circle():
+    """Nor behind the headers: a file that is called by those that it calls is no room of its
+    own."""
+    defined = {
+        match[1]: path.stem
+        for path in below(CSRC, ".c")
+        for match in re.finditer(r"^(?!static)[a-z][\w *]*\b(\w+)\([^;{]*\)\n\{", bare(path), re.M)
+    }
+    assert len(defined) > 200
+    knows = {
+        path.stem: {defined.get(each, "") for each in re.findall(r"\b\w+(?=\()", bare(path))}
+        for path in below(CSRC, ".c")
+    }
+    knows = {file: named - {file, ""} for file, named in knows.items()}
+    assert "pt_link" in knows["pt_loop"]
+    complain([" <-> ".join(each) for each in circles(knows)])
+
+
 FREESTANDING = {
     "float.h",
     "iso646.h",
@@ -791,6 +809,7 @@ C_ELSEWHERE = {
     "pt_posix_ready": "tests/platform/test_posix.py",
     "pt_pure": "tests/platform/test_border.py",
     "pt_sim_calls": "tests/platform/test_sim.py",  # the box is one thing
+    "pt_sim_ground": "tests/platform/test_sim.py",
     "pt_sim_output": "tests/platform/test_sim.py",
     "pt_sim_socket": "tests/platform/test_sim.py",
     "pt_sim_stream": "tests/platform/test_sim.py",

@@ -69,7 +69,7 @@ int pt_sim_get_outcome(const pt_sim *sim, int32_t handle)
     return stream == NULL ? PT_ERR_INVALID_PARAM : stream->outcome;
 }
 
-int sim_stream_ready(const sim_socket *stream)
+static int stream_ready(const sim_socket *stream)
 {
     PT_ASSERT(stream->kind == SIM_STREAM && !stream->released);
 
@@ -79,6 +79,18 @@ int sim_stream_ready(const sim_socket *stream)
     if (sim_stream_is_over(stream))
         return PT_READY_READ | PT_READY_WRITE | PT_READY_HANGUP;
     return ready | (stream->queued_end - stream->unacknowledged < OWN_BUFFER ? PT_READY_WRITE : 0);
+}
+
+int pt_sim_ready(const pt_sim *sim, int32_t handle)
+{
+    const sim_socket *socket = sim_held(sim, handle);
+    if (socket == NULL)
+        return 0;
+    if (socket->kind == SIM_LISTENER)
+        return socket->first_waiting != NULL ? PT_READY_READ : 0;
+    if (socket->kind == SIM_PORT)
+        return PT_READY_WRITE | (socket->queue != NULL ? PT_READY_READ : 0);
+    return stream_ready(socket);
 }
 
 static int check_writable(const pt_sim *sim, const sim_socket *stream)

@@ -1,7 +1,7 @@
-/* What the parts of the simulated network share: the box and its events (pt_sim.c), hosts, ways and
- * packets (pt_sim_wire.c), sockets and datagrams (pt_sim_socket.c), and streams: their life
- * (pt_sim_stream.c), what they send (pt_sim_output.c), what is asked of them (pt_sim_calls.c). For
- * nobody else. */
+/* What the parts of the simulated network share: the box (pt_sim.c), its memory, chance, trace and
+ * events (pt_sim_ground.c), hosts, ways and packets (pt_sim_wire.c), sockets and datagrams
+ * (pt_sim_socket.c), and streams: their life (pt_sim_stream.c), what they send (pt_sim_output.c),
+ * what is asked of them (pt_sim_calls.c). For nobody else. */
 #ifndef PT_SIM_INSIDE_H
 #define PT_SIM_INSIDE_H
 
@@ -185,7 +185,10 @@ void sim_give(pt_sim *sim, void *memory, size_t size);
 /* Make an array of count items at least wanted long. 0 when there is no memory. */
 int sim_widen(pt_sim *sim, void **array, uint32_t *count, uint32_t wanted, size_t item_size);
 
-/* Note a decision. */
+/* What a hash becomes with size bytes of value behind it. Note a decision, which goes into the
+ * hash.
+ */
+uint64_t sim_hash(uint64_t hash, uint64_t value, int size);
 void sim_trace(pt_sim *sim, int kind, int32_t source, int32_t target, uint32_t a, uint64_t b);
 
 /* Plan an event; NULL: no memory. Take one out of the plan. */
@@ -220,12 +223,15 @@ void sim_drop_packet(pt_sim *sim, sim_packet *packet);
 uint64_t sim_occupy(const pt_sim *sim, sim_host *host, uint64_t cost_ns);
 void sim_plan_packet(pt_sim *sim, int kind, uint64_t time_ns, sim_packet *packet);
 
-/* Put a packet on its way: through the processor (planned as SIM_LEAVE), or at once. It is there:
- * the processor begins; the processor is done. All take it over. */
+/* Put a packet on its way: through the processor (planned as SIM_LEAVE), or at once. Both take it
+ * over. */
 void sim_process_packet(pt_sim *sim, sim_packet *packet);
 void sim_transmit(pt_sim *sim, sim_packet *packet);
-void sim_arrive(pt_sim *sim, sim_packet *packet);
-void sim_deliver(pt_sim *sim, sim_packet *packet);
+
+/* A packet has come: 1 when it is to be delivered now, else that is planned. It is delivered: 1, or
+ * 0 when nobody is there, and it is gone. */
+int sim_arrive(pt_sim *sim, sim_packet *packet);
+int sim_deliver(pt_sim *sim, sim_packet *packet);
 
 /* Tell the owner. */
 void sim_tell(pt_sim *sim, sim_socket *socket, int news);
@@ -243,12 +249,6 @@ void sim_stream_left(pt_sim *sim, sim_packet *packet);
 void sim_stream_timer(pt_sim *sim, sim_socket *stream);
 void sim_stream_done(pt_sim *sim, sim_socket *stream, uint64_t position);
 void sim_stream_terminate(pt_sim *sim, sim_socket *stream, int outcome, int tell);
-int sim_stream_ready(const sim_socket *stream);
-
-#if PT_ASSERTIONS
-/* What holds of a stream that is not over, whenever it has been served. */
-void sim_stream_check(const pt_sim *sim, const sim_socket *stream);
-#endif
 
 /* Where nobody holds a stream and nothing is left to do: destroy it, or let it rest before that. */
 void sim_stream_settle(pt_sim *sim, sim_socket *stream);

@@ -158,18 +158,6 @@ int pt_sim_attach(pt_sim *sim, int32_t handle, pt_sim_notify notify, void *owner
     return PT_OK;
 }
 
-int pt_sim_ready(const pt_sim *sim, int32_t handle)
-{
-    const sim_socket *socket = sim_held(sim, handle);
-    if (socket == NULL)
-        return 0;
-    if (socket->kind == SIM_LISTENER)
-        return socket->first_waiting != NULL ? PT_READY_READ : 0;
-    if (socket->kind == SIM_PORT)
-        return PT_READY_WRITE | (socket->queue != NULL ? PT_READY_READ : 0);
-    return sim_stream_ready(socket);
-}
-
 int pt_sim_get_name(const pt_sim *sim, int32_t handle, int remote, uint32_t *address,
                     uint16_t *port)
 {

@@ -136,25 +136,6 @@ int pt_sim_set_completion_jitter(pt_sim *sim, int host, uint64_t jitter_ns)
     return PT_OK;
 }
 
-int pt_sim_set_vanished(pt_sim *sim, int host, int vanished)
-{
-    sim_host *gone = sim_host_of(sim, host);
-    if (gone == NULL)
-        return PT_ERR_INVALID_PARAM;
-    if (gone->vanished && !vanished) {
-        sim_socket *next;
-        for (sim_socket *socket = gone->sockets; socket != NULL; socket = next) {
-            next = socket->next;
-            if (socket->kind == SIM_STREAM)
-                sim_stream_terminate(sim, socket, PT_ERR_CONNECTION_CLOSED, 1);
-            if (socket->released)
-                sim_destroy_socket(sim, socket);
-        }
-    }
-    gone->vanished = vanished != 0;
-    return PT_OK;
-}
-
 int pt_sim_set_path(pt_sim *sim, int source, int target, const pt_sim_path *path)
 {
     sim_way *way = way_of(sim, source, target);
@@ -339,7 +320,7 @@ void sim_transmit(pt_sim *sim, sim_packet *packet)
 
 /* ------------------------------------------------------------------------------------- arriving */
 
-void sim_deliver(pt_sim *sim, sim_packet *packet)
+int sim_deliver(pt_sim *sim, sim_packet *packet)
 {
     PT_ASSERT((uint32_t)packet->target_host < sim->host_count);
     PT_ASSERT(packet->next == NULL && packet->offset == 0);
@@ -350,37 +331,26 @@ void sim_deliver(pt_sim *sim, sim_packet *packet)
         if (way != NULL)
             way->counts.cut++;
         sim_drop_packet(sim, packet);
-        return;
+        return 0;
     }
     way->counts.delivered++;
     PT_ASSERT(way->counts.delivered + way->counts.lost + way->counts.cut <=
               way->counts.packets + way->counts.duplicated);
-    if (packet->kind == SIM_DATAGRAM) {
-        sim_datagram_arrived(sim, packet);
-    } else if (packet->kind == SIM_UNREACHABLE) {
-        sim_socket *socket = sim_held(sim, packet->target);
-        sim_drop_packet(sim, packet);
-        if (socket != NULL && socket->kind == SIM_PORT)
-            sim_tell(sim, socket, PT_SIM_NEWS_UNREACHABLE);
-    } else {
-        sim_stream_arrived(sim, packet);
-    }
+    return 1;
 }
 
-void sim_arrive(pt_sim *sim, sim_packet *packet)
+int sim_arrive(pt_sim *sim, sim_packet *packet)
 {
     PT_ASSERT((uint32_t)packet->target_host < sim->host_count);
 
     sim_host *host = sim->hosts[packet->target_host];
-    if (!is_work(packet) || host->vanished) {
-        sim_deliver(sim, packet);
-        return;
-    }
+    if (!is_work(packet) || host->vanished)
+        return 1;
     sim_trace(sim, PT_SIM_ARRIVE, packet->source_host, packet->target_host, packet->len,
               packet->position);
     uint64_t cost_ns = host->costs.receive_fixed_ns + host->costs.receive_byte_ns * packet->len;
     if (cost_ns == 0)
-        sim_deliver(sim, packet);
-    else
-        sim_plan_packet(sim, SIM_DELIVER, sim_occupy(sim, host, cost_ns), packet);
+        return 1;
+    sim_plan_packet(sim, SIM_DELIVER, sim_occupy(sim, host, cost_ns), packet);
+    return 0;
 }
