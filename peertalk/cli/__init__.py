@@ -13,19 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import errors
-
-FINE, FAILED, WRONG_USAGE, NOBODY, INTERRUPTED = 0, 1, 2, 3, 130
+from .outcome import FAILED, FINE, INTERRUPTED, WRONG_USAGE, CommandFailed, exit_code
 
 _EXTRA = ("typer", "rich", "click", "shellingham", "typing_extensions")
 _MISSING = "the command line needs the extra 'cli'; its packages come with: pip install typer rich"
-
-
-class CommandFailed(Exception):
-    """What was asked for failed, and has been explained. code: the exit code."""
-
-    def __init__(self, message: str, code: int = FAILED) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -71,13 +62,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
         text = error.format_message()
         # no text: the list of commands was printed
         return _complain(f"{text}  (see: {where} --help)", code) if text else code
-
-
-def exit_code(error: BaseException) -> int:
-    """Which exit code says what this error means."""
-    if isinstance(error, CommandFailed):
-        return error.code
-    return WRONG_USAGE if isinstance(error, errors.InvalidArgument) else FAILED
 
 
 def _open_standard_streams() -> None:

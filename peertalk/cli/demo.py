@@ -37,8 +37,8 @@ from rich.progress import (
 from .. import errors
 from .._core import load
 from ..quantities import parse_duration
-from . import FAILED, NOBODY, CommandFailed
 from .options import Json, config_of, console, node_options, print_json, print_rows, readable
+from .outcome import FAILED, NOBODY, CommandFailed
 from .transfer import MESSAGE_SIZE, NUMBERED_SIZE, Task
 
 _PACKAGE = Path(__file__).absolute().parent.parent

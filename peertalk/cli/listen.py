@@ -11,8 +11,8 @@ import typer
 from .. import Message, Node, Peer, Timeout
 from ..config import Config
 from ..quantities import parse_duration
-from . import NOBODY, CommandFailed
 from .options import NODE_SETTINGS, Json, config_of, node_options, print_json, readable, say
+from .outcome import NOBODY, CommandFailed
 
 
 @node_options(*NODE_SETTINGS)

@@ -11,7 +11,6 @@ import typer
 from .. import Node, Peer, PeerConnected, PeerDisconnected, PeerFound, PeerLost
 from ..config import Config
 from ..quantities import parse_duration
-from . import NOBODY, CommandFailed
 from .options import (
     NODE_SETTINGS,
     Json,
@@ -23,6 +22,7 @@ from .options import (
     readable,
     say,
 )
+from .outcome import NOBODY, CommandFailed
 
 _WORDS = {
     PeerFound: "found",

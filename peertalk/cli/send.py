@@ -15,8 +15,8 @@ from .. import Node, Peer, Timeout, errors
 from ..config import Config
 from ..protocol.addresses import address_of
 from ..quantities import parse_duration
-from . import NOBODY, CommandFailed
 from .options import NODE_SETTINGS, Json, config_of, node_options, print_json, readable, say
+from .outcome import NOBODY, CommandFailed
 
 _ANSWERS = 0.3
 """Seconds in which others of the same name answer our question who is there."""

@@ -9,8 +9,8 @@ import typer
 
 from .. import errors
 from ..sim import scenarios, throughput
-from . import CommandFailed
 from .options import Json, console, print_json, print_rows, say
+from .outcome import CommandFailed
 
 THROUGHPUT = "throughput"
 

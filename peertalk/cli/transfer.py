@@ -31,7 +31,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from .. import Node, Peer, Timeout, errors
-from . import FAILED, FINE, INTERRUPTED, NOBODY, exit_code
+from .outcome import FAILED, FINE, INTERRUPTED, NOBODY, exit_code
 
 FILE, CHUNK, END, NUMBERED, TRIP, PHASE, DONE, QUIT = (bytes((letter,)) for letter in b"FCENTPDQ")
 

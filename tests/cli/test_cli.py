@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peertalk import __version__, cli, errors
+from peertalk.cli import outcome
 from peertalk.cli.options import NODE_SETTINGS, console, node_options, readable
 from peertalk.config import settings
 
@@ -68,7 +69,7 @@ def test_wrong_usage_exits_with_2_and_at_most_one_line(arguments, capsys, monkey
     """Scripts tell a typing error from a failure by the code; a traceback would tell the user
     nothing."""
     monkeypatch.setenv("PEERTALK_BIND", "127.0.0.1")
-    assert cli.run(arguments) == cli.WRONG_USAGE
+    assert cli.run(arguments) == outcome.WRONG_USAGE
     complaint = capsys.readouterr().err
     assert complaint.count("\n") <= 1
     assert "Traceback" not in complaint
@@ -135,9 +136,9 @@ def test_importing_the_command_line_imports_neither_typer_nor_rich(start_python)
 
 def test_errors_have_the_exit_code_of_their_kind():
     """2 is for whoever typed, 1 for the network, 3 when nobody was there."""
-    assert cli.exit_code(errors.InvalidArgument("x")) == 2
-    assert cli.exit_code(errors.ConnectionRefused("x")) == 1
-    assert cli.exit_code(cli.CommandFailed("x", cli.NOBODY)) == 3
+    assert outcome.exit_code(errors.InvalidArgument("x")) == 2
+    assert outcome.exit_code(errors.ConnectionRefused("x")) == 1
+    assert outcome.exit_code(outcome.CommandFailed("x", outcome.NOBODY)) == 3
 
 
 def test_a_reader_that_goes_away_is_no_traceback(start_python):

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from peertalk.cli import FAILED, FINE, WRONG_USAGE, run
+from peertalk.cli import run
+from peertalk.cli.outcome import FAILED, FINE, WRONG_USAGE
 from peertalk.sim import scenarios
 
 pytestmark = pytest.mark.usefixtures("simulator")
