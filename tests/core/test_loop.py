@@ -480,5 +480,5 @@ def test_a_loop_without_memory_for_what_it_reads_says_so(c_core, monkeypatch):
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
     monkeypatch.setattr(mmap, "mmap", refuse)
-    with pytest.raises(errors.OutOfMemory, match="a receive buffer of .* bytes"):
+    with pytest.raises(errors.OutOfMemory, match=r"a receive buffer of .* bytes"):
         c_core.Loop()
