@@ -109,8 +109,8 @@ class Messages(Incoming[Message[P]]):
     def __init__(self, engine: Home, alone: Remote | None) -> None:
         super().__init__()
         self._engine = engine
-        self._alone = alone
         self._outlet: Outlet[Remote] | None = engine.inbox if alone is None else None
+        self._alone = alone  # last: __del__ asks for it first
 
     def __aiter__(self) -> AsyncIterator[Message[P]]:
         """A loop, where time counts, with no coroutine of its own for a message at hand."""
@@ -178,9 +178,10 @@ class Messages(Incoming[Message[P]]):
                 self._engine.inbox.release(self._alone)
 
     def __del__(self) -> None:
-        if self._alone is not None and self._outlet is not None and not self._engine.closed:
+        alone = getattr(self, "_alone", None)  # a signal handler may have cut __init__ off
+        if alone is not None and self._outlet is not None and not self._engine.closed:
             # a collection may begin on any thread, and in the middle of a turn
-            self._engine.post(partial(self._engine.inbox.release, self._alone))
+            self._engine.post(partial(self._engine.inbox.release, alone))
 
 
 class Items(Incoming[T]):

@@ -24,6 +24,7 @@ from kit.waiting import GUARD
 
 import peertalk as pt
 from peertalk import sync
+from peertalk.incoming import Messages
 from peertalk.runtime import engine, transport
 
 # A signal handler
@@ -326,6 +327,11 @@ def test_a_node_ends_after_a_signal_has_raised_at_any_step_of_it(kind, rounds, c
         for turn in range(many):
             play(1 + turn * steps // many)
         gc.collect()
+
+
+def test_a_stream_that_was_cut_off_while_it_was_made_goes_in_silence():
+    """Its finalizer asked for what the stream had not been given yet."""
+    Messages.__new__(Messages).__del__()
 
 
 async def test_a_node_ends_though_its_loop_has_dropped_its_turn():
