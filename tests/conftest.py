@@ -51,7 +51,8 @@ settings.load_profile("soak" if SOAK else "ci")
 
 @pytest.fixture(scope="session")
 def rounds() -> Callable[[int, int], int]:
-    """rounds(short, full): how often to do a thing, full under PEERTALK_SOAK=1."""
+    """rounds(short, full): how often to do a thing, full under PEERTALK_SOAK=1. Whoever asks has a
+    long form, and so the mark soak."""
     return lambda short, full: full if SOAK else short
 
 
@@ -204,7 +205,11 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     return result
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is not asked for
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if "rounds" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.soak)
     if SOAK and config.pluginmanager.hasplugin("timeout"):
         for item in items:
             item.add_marker(pytest.mark.timeout(SOAK_TIMEOUT))

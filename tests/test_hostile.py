@@ -149,7 +149,6 @@ async def test_bad_frames_do_not_disturb_an_honest_peer(core):
             writer.close()
 
 
-@pytest.mark.soak
 async def test_garbage_connections_cost_nothing_that_stays(core, rounds):
     """Port scanners, browsers, broken programs: each is dropped, and neither descriptors nor peers
     are left of them."""
@@ -875,7 +874,6 @@ def test_no_order_of_hostile_acts_reaches_beyond_their_own_links(core, actions):
     assert not raised
 
 
-@pytest.mark.soak
 def test_forged_tlvs_read_as_their_list_says_or_not_at_all(core, rounds):
     """The walk over TLVs is the first that a stranger's bytes meet in Python: only ProtocolError
     comes out, and no byte is read as another's."""

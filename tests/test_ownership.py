@@ -165,7 +165,6 @@ async def a_node_at_work(strike):
         assert stats.messages_accepted == stats.messages_sent + stats.messages_failed
 
 
-@pytest.mark.soak
 @pytest.mark.unsanitized("a tracer at each step of the interpreter is slow as it is")
 async def test_a_node_may_be_closed_by_a_signal_at_any_step(rounds):
     """A handler runs between any two steps of whatever it interrupts: a turn, a send, a polite end,
@@ -269,7 +268,6 @@ class Interrupt(BaseException):
     """What a handler raised."""
 
 
-@pytest.mark.soak
 @pytest.mark.unsanitized("a tracer at each step of the interpreter is slow as it is")
 # what strikes in a finalizer Python prints and passes over
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -547,7 +545,6 @@ def test_a_polled_node_that_keeps_its_last_message_can_be_collected(end):
 # All at once
 
 
-@pytest.mark.soak
 @pytest.mark.source
 @pytest.mark.unsanitized("forks among threads, which the sanitizers do not follow")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="did not run: this system cannot fork")

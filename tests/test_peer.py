@@ -26,7 +26,6 @@ import peertalk as pt
 # Sending and receiving
 
 
-@pytest.mark.soak
 async def test_each_accepted_message_arrives_once_and_in_order_whatever_is_cancelled(
     core, rounds, seed_printed
 ):
@@ -613,7 +612,6 @@ async def test_a_broadcast_reaches_those_who_are_known_and_not_connected(free_po
 # Order is the order of calls
 
 
-@pytest.mark.soak
 async def test_no_call_overtakes_an_earlier_one_of_its_class_whatever_they_are_and_is_cancelled(
     core, rounds, seed_printed
 ):

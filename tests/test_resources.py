@@ -40,7 +40,6 @@ def what_lives():
     return size, kinds
 
 
-@pytest.mark.soak
 async def test_cycles_of_connecting_leave_no_descriptor_and_no_byte(core, rounds):
     """A node that runs for weeks sees its peers come and go."""
     if not os.path.isdir("/proc/self/fd"):

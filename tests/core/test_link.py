@@ -274,7 +274,6 @@ def test_tags_come_back_as_they_were_given(bench, tag):
     assert {event[1] for event in events} == {tag}
 
 
-@pytest.mark.soak
 def test_a_million_small_steps_keep_order(bench, rounds):
     """Random sizes both ways at once, pauses in between, over TCP: each message once and in its
     place."""

@@ -648,7 +648,6 @@ class Against(RuleBasedStateMachine):
         assert self.pool.close() == 0
 
 
-@pytest.mark.soak
 def test_any_history_of_a_pipeline_is_that_of_its_model(core, rounds):
     """Sends, launches, completions out of order, reports and a close with slots in flight: every
     state, count and byte."""

@@ -43,7 +43,6 @@ def test_the_driver_refuses_what_the_real_one_refuses_and_says_which_rule_was_br
     standard_programs.run("mactcp_rules")
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize(("build", "rows"), [("standard", 18), ("lowmem", 6)])
 def test_throughput_is_that_of_the_model_over_minutes_of_simulated_time(
     request, rounds, build, rows

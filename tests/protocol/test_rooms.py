@@ -316,7 +316,6 @@ class Hall:
         return self.packets - before
 
 
-@pytest.mark.soak
 def test_a_full_room_costs_fifty_packets_a_second_and_twenty_for_each_who_comes(
     monkeypatch, rounds
 ):

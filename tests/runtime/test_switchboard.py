@@ -41,7 +41,6 @@ from peertalk.sim import scenarios
 # Two that dial each other
 
 
-@pytest.mark.soak
 async def test_of_two_that_dial_each_other_one_link_stays_and_nothing_is_lost_doubled_or_reordered(
     core, free_port, rounds
 ):

@@ -37,7 +37,6 @@ def test_the_matrix_is_what_was_asked_for():
         assert found == {*WANTED, ("lowmem", 1024, 1, False), ("lowmem", 1024, 2, False)}
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize("platform", ["mactcp", "opentransport"])
 @pytest.mark.parametrize(("core", "size", "depth", "packing"), WANTED)
 def test_throughput_is_within_a_percent_of_the_model_steady_and_without_loss(
@@ -106,7 +105,6 @@ def test_four_slots_cause_no_more_loss_and_no_more_sending_again_than_one(platfo
     assert again[1] < 1.5 * lost[1] * 4108, "what is lost is sent again, and little else"
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize("platform", ["mactcp", "opentransport"])
 def test_two_slots_of_the_lowmem_build_nearly_double_its_throughput(platform, rounds):
     """A Mac SE has two slots of 1,040 bytes for each peer."""
