@@ -29,6 +29,38 @@ _LONGEST_NS = 366 * 86_400 * _SECOND
 """A year: no packet is late by more."""
 
 
+def _one_of(what: str, given: str, known: tuple[str, ...]) -> None:
+    if given not in known:
+        raise errors.InvalidArgument(
+            f"{what} {given!r}: on a simulated network there are {', '.join(map(repr, known))}"
+        )
+
+
+def _chance(what: str, given: float | None) -> float | None:
+    if given is not None and not (isinstance(given, int | float) and 0 <= given <= 1):
+        raise errors.InvalidArgument(f"{what} of {given!r}: a chance is 0 to 1")
+    return given
+
+
+def _nanoseconds(what: str, given: float | str | None) -> int | None:
+    ns = None if given is None else round(parse_duration(given) * _SECOND)
+    if ns is not None and ns > _LONGEST_NS:
+        raise errors.InvalidArgument(f"{what} of {given!r}: at most a year")
+    return ns
+
+
+def _byte_ns(bandwidth: int | str | None) -> int | None:
+    """Nanoseconds for each byte."""
+    if bandwidth is None:
+        return None
+    rate = parse_size(bandwidth.removesuffix("/s") if isinstance(bandwidth, str) else bandwidth)
+    if not 1 <= rate <= _SECOND:
+        raise errors.InvalidArgument(
+            f"bandwidth of {bandwidth!r}: at least one byte a second, at most 1GB/s"
+        )
+    return (_SECOND + rate // 2) // rate
+
+
 class Clock:
     """Virtual time, read only. ns: integer nanoseconds since the beginning; seconds; ticks: of 1/60
     s, as a classic Mac counts them."""
@@ -150,10 +182,7 @@ class Network:
     """
 
     def __init__(self, seed: int = 0, *, preset: str = "none") -> None:
-        if preset not in PRESETS:
-            raise errors.InvalidArgument(
-                f"preset {preset!r}: there are {', '.join(map(repr, PRESETS))}"
-            )
+        _one_of("preset", preset, PRESETS)
         if type(seed) is not int:
             raise errors.WrongType(f"seed {seed!r}: use a whole number, 0 to 2^64 - 1")
         core = load()
@@ -248,36 +277,18 @@ class Network:
             config: fields of Config; the environment is not asked. max_peers and pipeline_depth
                 default to those of the core.
         """
-        if platform not in PLATFORMS:
-            raise errors.InvalidArgument(
-                f"platform {platform!r}: there are {', '.join(map(repr, PLATFORMS))}"
-            )
-        if core not in (None, *DEPTHS):
-            raise errors.InvalidArgument(
-                f"core {core!r}: on a simulated network there are {', '.join(map(repr, DEPTHS))}"
-            )
-        if profile is not None and profile not in PROFILES:
-            raise errors.InvalidArgument(
-                f"profile {profile!r}: there are {', '.join(map(repr, PROFILES))}"
-            )
+        _one_of("platform", platform, PLATFORMS)
+        if core is not None:
+            _one_of("core", core, tuple(DEPTHS))
+        if profile is not None:
+            _one_of("profile", profile, tuple(PROFILES))
         chosen = load(core or (str(PROFILES[profile]["core"]) if profile else None))
         host = self.host(name, window=window)
-        limits = {
-            "max_peers": chosen.limits.max_peers,
-            "pipeline_depth": DEPTHS.get(chosen.name, 4),
-        }
-        settings = Config(
-            **{
-                **limits,
-                **config,
-                "name": name,
-                "core": chosen.name,
-                "profile": profile or "",
-                "bind": host.address,
-            }
-        )
+        config.setdefault("max_peers", chosen.limits.max_peers)
+        config.setdefault("pipeline_depth", DEPTHS.get(chosen.name, 4))
+        config |= {"core": chosen.name, "profile": profile or "", "bind": host.address}
         node = Node(
-            config=settings,
+            config=Config(name=name, **config),
             world=SimulatedWorld(self._box, host, platform, push, packing, blocks, pool_bytes),
         )
         await node.start()
@@ -329,34 +340,16 @@ class Network:
             reorder_by: how long a reordered packet is held back.
             preset: first set everything as "none", "lan" or "classic" has it.
         """
-        given: dict[str, Any] = {
-            "loss": loss,
-            "duplicate": duplicate,
-            "reorder": reorder,
-            "damage": damage,
+        given = {
+            "loss": _chance("loss", loss),
+            "duplicate": _chance("duplicate", duplicate),
+            "reorder": _chance("reorder", reorder),
+            "damage": _chance("damage", damage),
+            "latency_ns": _nanoseconds("latency", latency),
+            "jitter_ns": _nanoseconds("jitter", jitter),
+            "reorder_ns": _nanoseconds("reorder_by", reorder_by),
+            "byte_ns": _byte_ns(bandwidth),
         }
-        for name, chance in given.items():
-            if chance is not None and not (isinstance(chance, int | float) and 0 <= chance <= 1):
-                raise errors.InvalidArgument(f"{name} of {chance!r}: a chance is 0 to 1")
-        for name, duration in (
-            ("latency_ns", latency),
-            ("jitter_ns", jitter),
-            ("reorder_ns", reorder_by),
-        ):
-            given[name] = None if duration is None else round(parse_duration(duration) * _SECOND)
-            if given[name] is not None and given[name] > _LONGEST_NS:
-                raise errors.InvalidArgument(
-                    f"{name.removesuffix('_ns')} of {duration!r}: at most a year"
-                )
-        if bandwidth is not None:
-            rate = parse_size(
-                bandwidth.removesuffix("/s") if isinstance(bandwidth, str) else bandwidth
-            )
-            if not 1 <= rate <= _SECOND:
-                raise errors.InvalidArgument(
-                    f"bandwidth of {bandwidth!r}: at least one byte a second, at most 1GB/s"
-                )
-            given["byte_ns"] = (_SECOND + rate // 2) // rate
         chosen = {name: value for name, value in given.items() if value is not None}
         self._simulator.link(self._host_of(a), self._host_of(b), both=both, preset=preset, **chosen)
 

@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 
 from .. import errors
+from ..peer import Peer
 from .loop import run_in
-from .network import PLATFORMS, Network
+from .network import PLATFORMS, Network, Node
 
 _MODEL_FIXED = 0.027
 _MODEL_BYTE = 1 / 204_800
@@ -107,11 +108,9 @@ def measure(
             f"{size} bytes for {seconds} s: at least one byte, and longer than no time"
         )
     network = Network(seed, preset="classic")
-    problems: list[str] = []
-    taken, times, memory, lost = [0], [0], [0], 0
+    run = _Run(network, size)
 
     async def main(net: Network) -> None:
-        nonlocal lost
         options: dict[str, Any] = {
             "platform": platform,
             "core": core,
@@ -126,63 +125,81 @@ def measure(
             async_send=asynchronous,
             send_queue_size=8,
         )
-        reader = await net.node("reader", **options)
+        await run.play(sender, await net.node("reader", **options), seconds)
+
+    try:
+        run_in(network, main, limit="24h")
+        return run.flow()
+    finally:
+        network.close()
+
+
+class _Run:
+    """Messages of one size on their way from one node to another, and what is noted of them."""
+
+    def __init__(self, network: Network, size: int) -> None:
+        self._network = network
+        self._size = size
+        self._running = True
+        self._arrived = self._lost = 0
+        self._marks: list[tuple[int, int, int]] = []
+        """When, in ns, how many bytes had arrived, and the sender's memory."""
+        self._problems: list[str] = []
+
+    async def play(self, sender: Node, reader: Node, seconds: float) -> None:
+        """Send for so long, and see to it that all has come."""
         peer = await sender.connect(reader.address)
-        total = 0
-        running = True
-
-        async def take() -> None:
-            nonlocal total
-            async for batch in reader.batches():
-                total += sum(map(len, batch.payloads))
-
-        async def send() -> None:
-            payload = bytes(size)
-            while running:
-                await peer.send(payload)
-                if not asynchronous:
-                    # a send that blocks keeps the reader from its turn, too: all live on one thread
-                    await asyncio.sleep(0)
-
-        taking = asyncio.create_task(take(), name="taking")
-        sending = asyncio.create_task(send(), name="sending")
+        taking = asyncio.create_task(self._take(reader), name="taking")
+        sending = asyncio.create_task(self._send(peer, sender.config.async_send), name="sending")
         await asyncio.sleep(1)
-        taken[0], times[0], memory[0] = total, net.clock.ns, sender.memory["total"].bytes
+        self._note(sender)
         for _ in range(10):
             await asyncio.sleep(seconds / 10)
-            taken.append(total)
-            times.append(net.clock.ns)
-            memory.append(sender.memory["total"].bytes)
-        running = False
+            self._note(sender)
+        self._running = False
         await sending
         await peer.disconnect(timeout=60)
         await asyncio.sleep(1)
         if pending := peer.queue.pending:
-            problems.append(f"{pending} messages have no outcome")
-        if total != peer.accepted * size:
-            problems.append(f"{peer.accepted * size:,} bytes were accepted, {total:,} arrived")
-        counts = net.counts(sender, reader)
-        lost = counts.lost + counts.cut
+            self._problems.append(f"{pending} messages have no outcome")
+        if self._arrived != peer.accepted * self._size:
+            self._problems.append(
+                f"{peer.accepted * self._size:,} bytes were accepted, {self._arrived:,} arrived"
+            )
+        counts = self._network.counts(sender, reader)
+        self._lost = counts.lost + counts.cut
         taking.cancel()
 
-    try:
-        run_in(network, main, limit="24h")
-        problems += network.faults()
-        parts = zip(itertools.pairwise(taken), itertools.pairwise(times), strict=True)
-        rates = [
-            round((after - before) * 1e6 / (end - start), 2)
-            for (before, after), (start, end) in parts
-        ]
+    async def _take(self, reader: Node) -> None:
+        async for batch in reader.batches():
+            self._arrived += sum(map(len, batch.payloads))
+
+    async def _send(self, peer: Peer, asynchronous: bool) -> None:
+        payload = bytes(self._size)
+        while self._running:
+            await peer.send(payload)
+            if not asynchronous:
+                # a send that blocks keeps the reader from its turn, too: all live on one thread
+                await asyncio.sleep(0)
+
+    def _note(self, sender: Node) -> None:
+        memory = sender.memory["total"].bytes
+        self._marks.append((self._network.clock.ns, self._arrived, memory))
+
+    def flow(self) -> Flow:
+        """What came of it, with what was wrong."""
         return Flow(
-            (taken[-1] - taken[0]) * 1e6 / (times[-1] - times[0]),
-            rates,
-            memory,
-            lost,
-            network.trace.hash,
-            problems,
+            _rate(self._marks[0], self._marks[-1]),
+            [round(_rate(*pair), 2) for pair in itertools.pairwise(self._marks)],
+            [memory for _, _, memory in self._marks],
+            self._lost,
+            self._network.trace.hash,
+            self._problems + self._network.faults(),
         )
-    finally:
-        network.close()
+
+
+def _rate(first: tuple[int, int, int], last: tuple[int, int, int]) -> float:
+    return (last[1] - first[1]) * 1e6 / (last[0] - first[0])
 
 
 def model(depth: int, size: int, frames: int = 1) -> float:
