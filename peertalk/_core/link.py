@@ -132,15 +132,7 @@ class Link:
         self._loop = loop
         lib, ffi = loop._lib, loop._ffi
         classic = loop._ops.classic
-        if classic:
-            depth = lib.PT_SEND_PIPELINE_DEPTH if depth is None else depth
-            slot_size = lib.PT_SLOT_BUFFER_SIZE if slot_size is None else slot_size
-        depth, slot_size = slot_shape(lib, depth, slot_size)
-        if slot_size > loop._pool.largest:
-            raise errors.InvalidArgument(
-                f"slot_size of {slot_size:,} bytes: the pool's largest class has "
-                f"{loop._pool.largest:,}"
-            )
+        depth, slot_size = _shape(lib, classic, loop._pool.largest, depth, slot_size)
         limit = lib.PT_FRAME_MAX_PAYLOAD
         if max_payload is not None and not 0 <= max_payload <= limit:
             raise errors.InvalidArgument(
@@ -339,3 +331,19 @@ class Link:
             ),
             link.sync_sends,
         )
+
+
+def _shape(
+    lib: Any, classic: bool, largest: int, depth: int | None, slot_size: int | None
+) -> tuple[int, int]:
+    """Depth and slot size of a link with their defaults, held against their bounds. largest: bytes
+    of the largest buffer that its pool lends."""
+    if classic:
+        depth = lib.PT_SEND_PIPELINE_DEPTH if depth is None else depth
+        slot_size = lib.PT_SLOT_BUFFER_SIZE if slot_size is None else slot_size
+    depth, slot_size = slot_shape(lib, depth, slot_size)
+    if slot_size > largest:
+        raise errors.InvalidArgument(
+            f"slot_size of {slot_size:,} bytes: the pool's largest class has {largest:,}"
+        )
+    return depth, slot_size

@@ -59,6 +59,8 @@ class Loop:
         PlatformError: the system gave no descriptors.
     """
 
+    _closed = True  # until all is made
+
     def __init__(
         self,
         binding: Binding,
@@ -77,48 +79,17 @@ class Loop:
         self._binding = binding
         self._ffi = ffi = binding.ffi
         self._lib = lib = binding.lib
-        self._closed = True  # until all is made
-        size = lib.PT_RECEIVE_BUFFER_SIZE if receive_buffer_size is None else receive_buffer_size
-        whole = lib.PT_FRAME_MAX_PAYLOAD + lib.PT_FRAME_OVERHEAD
-        if not 1 <= io_budget <= lib.PT_IO_BUDGET:
-            raise errors.InvalidArgument(
-                f"io_budget of {io_budget} sources: a turn serves 1 to {lib.PT_IO_BUDGET}"
-            )
-        if not whole <= size < 2**31:
-            raise errors.InvalidArgument(
-                f"receive_buffer_size of {size} bytes: a whole frame has {whole}"
-            )
-        if platform not in PLATFORMS:
-            raise errors.InvalidArgument(
-                f"platform {platform!r}: there are {', '.join(map(repr, PLATFORMS))}"
-            )
-        self._ops = ops = binding.platform(platform)
-        if ops.simulated != (simulator is not None and host is not None):
-            simulated = [name for name, has in binding.platforms().items() if has["simulated"]]
-            raise errors.InvalidArgument(
-                f"platform {platform!r}: a simulator and a host belong to "
-                f"{', '.join(map(repr, simulated))} alone"
-            )
-        if simulator is not None and (simulator.closed or host not in simulator.hosts):
-            raise errors.InvalidArgument(
-                "the host is none of this simulator, or the simulator is closed"
-            )
+        size = _receive_size(lib, receive_buffer_size)
+        _check_bounds(lib, io_budget, pool_bytes)
+        self._ops = ops = _ops_for(binding, platform, simulator, host)
         self.platform = platform
         self.simulator = simulator
         self.host = host
         self._abandoned: list[Any] = []
-        if pool_bytes < 1:
-            raise errors.InvalidArgument(
-                f"pool_bytes of {pool_bytes}: slots and staging buffers need some"
-            )
-
         self._pool = BufferPool(binding, _pool_classes(lib, pool_bytes, links, size), pool_bytes)
         self._context = ffi.new("pt_context *")
         self._events = ffi.new("pt_event[]", EVENT_CAPACITY)
-        receive_buffer = _pages(ffi, size)
-        # Until a block of such a size was freed once, glibc gives the top of the heap back to the
-        # system beyond 128 KiB (mallopt(3)): the payloads of each turn would be faulted in anew.
-        bytes(2 * size)
+        receive_buffer = _receive_buffer(ffi, size)
         setup = self._setup(epoll, push, send_limit)
         self._platform: Any = ffi.new("uint64_t[]", (ops.size(setup) + 7) // 8)
         self._memory = (
@@ -140,7 +111,6 @@ class Loop:
         self._open(setup, receive_buffer, io_budget)
         self._closed = False
         self.move_here()
-        self.fd: int = ops.descriptor(self._platform) if ops.descriptor else -1
 
     def _setup(self, epoll: bool, push: bool, send_limit: int) -> Any:
         """What the platform is told of this loop."""
@@ -180,6 +150,7 @@ class Loop:
         if code != 0:
             self._end_platform()
             raise self._binding.fault(code, "a loop")
+        self.fd: int = self._ops.descriptor(self._platform) if self._ops.descriptor else -1
 
     def _end_platform(self) -> None:
         """Give back what the platform holds; on a simulated network its driver lets go of every
@@ -408,6 +379,12 @@ class Loop:
 
     # Counting and ending
 
+    def _peak(self, **bytes_now: int) -> dict[str, int]:
+        """The most that each part has had whenever it was asked for."""
+        for name, now in bytes_now.items():
+            self._peaks[name] = max(self._peaks.get(name, 0), now)
+        return self._peaks
+
     def memory(self) -> dict[str, tuple[int, int]]:
         """Bytes of the C side now and at most so far, part by part: what each struct has, and what
         the pool holds.
@@ -419,11 +396,7 @@ class Loop:
         from.
         """
         ffi = self._ffi
-        wheel, slot, link = (
-            ffi.sizeof("pt_wheel"),
-            ffi.sizeof("pt_send_slot"),
-            ffi.sizeof("pt_link"),
-        )
+        wheel, slot, link = map(ffi.sizeof, ("pt_wheel", "pt_send_slot", "pt_link"))
         fixed = {
             "context": ffi.sizeof("pt_context") - wheel,
             "loop": ffi.sizeof(self._events) + ffi.sizeof(self._platform),
@@ -437,14 +410,9 @@ class Loop:
         pool, table = self._pool.statistics(), ffi.sizeof(self._pool._memory)
         high = min(sum(each.high_water * each.slot_size for each in held), pool.peak_bytes)
         streams = int(self._pool._account.bytes) - pool.bytes
-        for name, now in (
-            ("links", len(held) * link),
-            ("tables", tables),
-            ("slots", max(lent, high)),
-            ("streams", streams),
-        ):
-            self._peaks[name] = max(self._peaks.get(name, 0), now)
-        peaks = self._peaks
+        peaks = self._peak(
+            links=len(held) * link, tables=tables, slots=max(lent, high), streams=streams
+        )
         parts = {name: (size, size) for name, size in fixed.items()}
         parts["links"] = (len(held) * link, peaks["links"])
         parts["pipelines"] = (tables + lent, peaks["tables"] + peaks["slots"])
@@ -531,15 +499,64 @@ class Loop:
             self.close()
 
 
-def _pages(ffi: Any, size: int) -> Any:
-    """Memory of its own pages, of which those cost nothing that were never written to."""
+def _receive_size(lib: Any, given: int | None) -> int:
+    """Bytes of the receive buffer: those given, or the core's."""
+    size = int(lib.PT_RECEIVE_BUFFER_SIZE) if given is None else given
+    whole = lib.PT_FRAME_MAX_PAYLOAD + lib.PT_FRAME_OVERHEAD
+    if not whole <= size < 2**31:
+        raise errors.InvalidArgument(
+            f"receive_buffer_size of {size} bytes: a whole frame has {whole}"
+        )
+    return size
+
+
+def _receive_buffer(ffi: Any, size: int) -> Any:
+    """Memory of its own pages, of which those cost nothing that were never written to; and a heap
+    that keeps as much."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     try:
-        return ffi.from_buffer("uint8_t[]", mmap.mmap(-1, size, flags=flags))
+        buffer = ffi.from_buffer("uint8_t[]", mmap.mmap(-1, size, flags=flags))
     except OSError as error:
         raise errors.OutOfMemory(
             f"a receive buffer of {size:,} bytes: the system gives no memory: {error}"
         ) from error
+    # Until a block of such a size was freed once, glibc gives the top of the heap back to the
+    # system beyond 128 KiB (mallopt(3)): the payloads of each turn would be faulted in anew.
+    bytes(2 * size)
+    return buffer
+
+
+def _check_bounds(lib: Any, io_budget: int, pool_bytes: int) -> None:
+    if not 1 <= io_budget <= lib.PT_IO_BUDGET:
+        raise errors.InvalidArgument(
+            f"io_budget of {io_budget} sources: a turn serves 1 to {lib.PT_IO_BUDGET}"
+        )
+    if pool_bytes < 1:
+        raise errors.InvalidArgument(
+            f"pool_bytes of {pool_bytes}: slots and staging buffers need some"
+        )
+
+
+def _ops_for(
+    binding: Binding, platform: str, simulator: Simulator | None, host: Host | None
+) -> Any:
+    """The table of a platform, where there is what it stands on."""
+    if platform not in PLATFORMS:
+        raise errors.InvalidArgument(
+            f"platform {platform!r}: there are {', '.join(map(repr, PLATFORMS))}"
+        )
+    ops = binding.platform(platform)
+    if ops.simulated != (simulator is not None and host is not None):
+        simulated = [name for name, has in binding.platforms().items() if has["simulated"]]
+        raise errors.InvalidArgument(
+            f"platform {platform!r}: a simulator and a host belong to "
+            f"{', '.join(map(repr, simulated))} alone"
+        )
+    if simulator is not None and (simulator.closed or host not in simulator.hosts):
+        raise errors.InvalidArgument(
+            "the host is none of this simulator, or the simulator is closed"
+        )
+    return ops
 
 
 def _pool_classes(

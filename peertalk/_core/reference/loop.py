@@ -87,19 +87,7 @@ class Loop:
         epoll: bool = True,
     ) -> None:
         size = RECEIVE_BUFFER_SIZE if receive_buffer_size is None else receive_buffer_size
-        if not 1 <= io_budget <= IO_BUDGET:
-            raise errors.InvalidArgument(
-                f"io_budget of {io_budget} sources: a turn serves 1 to {IO_BUDGET}"
-            )
-        if size < FRAME_MAX_PAYLOAD + FRAME_OVERHEAD:
-            raise errors.InvalidArgument(
-                f"receive_buffer_size of {size} bytes: a whole frame has "
-                f"{FRAME_MAX_PAYLOAD + FRAME_OVERHEAD}"
-            )
-        if platform not in ("posix", "posix_plain"):
-            raise errors.InvalidArgument(
-                f"platform {platform!r}: there are 'posix' and 'posix_plain'"
-            )
+        _check(io_budget, size, platform)
         self._io_budget = io_budget
         self._plain = platform == "posix_plain"
         self._buffer = memoryview(bytearray(size))
@@ -481,3 +469,17 @@ def _poll_selector() -> selectors.BaseSelector:
         if hasattr(selectors, "PollSelector")
         else selectors.SelectSelector()
     )
+
+
+def _check(io_budget: int, receive_buffer_size: int, platform: str) -> None:
+    whole = FRAME_MAX_PAYLOAD + FRAME_OVERHEAD
+    if not 1 <= io_budget <= IO_BUDGET:
+        raise errors.InvalidArgument(
+            f"io_budget of {io_budget} sources: a turn serves 1 to {IO_BUDGET}"
+        )
+    if receive_buffer_size < whole:
+        raise errors.InvalidArgument(
+            f"receive_buffer_size of {receive_buffer_size} bytes: a whole frame has {whole}"
+        )
+    if platform not in ("posix", "posix_plain"):
+        raise errors.InvalidArgument(f"platform {platform!r}: there are 'posix' and 'posix_plain'")

@@ -105,16 +105,7 @@ class SendPipeline:
         packing: bool = True,
         pool: BufferPool | None = None,
     ) -> None:
-        depth = POSIX_PIPELINE_DEPTH if depth is None else depth
-        slot_size = POSIX_SLOT_SIZE if slot_size is None else slot_size
-        if not 1 <= depth <= PIPELINE_MAX_DEPTH:
-            raise errors.InvalidArgument(
-                f"depth of {depth} slots: a link has 1 to {PIPELINE_MAX_DEPTH}"
-            )
-        if not FRAME_OVERHEAD <= slot_size <= 65_535:
-            raise errors.InvalidArgument(
-                f"slot_size of {slot_size} bytes: a slot has {FRAME_OVERHEAD} to 65,535"
-            )
+        depth, slot_size = _shape(depth, slot_size)
         self._own_pool = pool is None
         self._pool = BufferPool([(slot_size, depth)]) if pool is None else pool
         largest = self._pool._classes[-1].buffer_size
@@ -227,20 +218,10 @@ class SendPipeline:
 
         slot = self._newest_filling() if self.packing else None
         if slot is None or slot.no_delay or slot.message_len + frame_len > slot.buffer_size:
-            if self.pending == self.depth:
-                self.refusals += 1
-                return ERR_WOULD_BLOCK
-            slot = self.slots[self._next_slot]
-            try:
-                self._lend(slot)
-            except errors.OutOfMemory:
+            slot = self._begin_slot()
+            if slot is None:
                 self.refusals += 1
                 return ERR_WOULD_BLOCK if self.pending else ERR_NO_MEMORY
-            slot.empty()
-            slot.state = SLOT_FILLING
-            self._next_slot = (self._next_slot + 1) % self.depth
-            self.pending += 1
-            self.high_water = max(self.high_water, self.pending)
 
         assert slot.buffer is not None
         sequence = 0
@@ -248,13 +229,12 @@ class SendPipeline:
             sequence = self.send_seq
             self.send_seq = (sequence + 1) & 0xFF
         view = slot.buffer.view
-        start = slot.message_len
-        end = start + frame_len
+        end = slot.message_len + frame_len
         covered = (
             _HEADER.pack(b"PTMG", PROTOCOL_VERSION, type, flags & ~NO_DELAY, sequence, payload_len)
             + payload
         )
-        view[start : end - 2] = covered
+        view[slot.message_len : end - 2] = covered
         _TRAILER.pack_into(view, end - 2, crc16(covered))
         slot.message_len = end
         slot.no_delay = slot.no_delay or flags & NO_DELAY != 0
@@ -264,6 +244,22 @@ class SendPipeline:
         self.frames += 1
         self.payload_bytes += payload_len
         return OK
+
+    def _begin_slot(self) -> Slot | None:
+        """The next free slot, to be filled; None: every slot is taken, or there is no memory."""
+        if self.pending == self.depth:
+            return None
+        slot = self.slots[self._next_slot]
+        try:
+            self._lend(slot)
+        except errors.OutOfMemory:
+            return None
+        slot.empty()
+        slot.state = SLOT_FILLING
+        self._next_slot = (self._next_slot + 1) % self.depth
+        self.pending += 1
+        self.high_water = max(self.high_water, self.pending)
+        return slot
 
     def is_ripe(self) -> bool:
         """Whether the newest filling slot should leave now: it is full, carries a no-delay frame,
@@ -339,3 +335,18 @@ class SendPipeline:
         if self._own_pool and self.pending == 0:
             self._pool.close()
         return self.pending
+
+
+def _shape(depth: int | None, slot_size: int | None) -> tuple[int, int]:
+    """Depth and slot size with their defaults, held against their bounds."""
+    depth = POSIX_PIPELINE_DEPTH if depth is None else depth
+    slot_size = POSIX_SLOT_SIZE if slot_size is None else slot_size
+    if not 1 <= depth <= PIPELINE_MAX_DEPTH:
+        raise errors.InvalidArgument(
+            f"depth of {depth} slots: a link has 1 to {PIPELINE_MAX_DEPTH}"
+        )
+    if not FRAME_OVERHEAD <= slot_size <= 65_535:
+        raise errors.InvalidArgument(
+            f"slot_size of {slot_size} bytes: a slot has {FRAME_OVERHEAD} to 65,535"
+        )
+    return depth, slot_size
