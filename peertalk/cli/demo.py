@@ -101,11 +101,7 @@ def command(
     core = load(config.core or None)
     selection = select(path)
     screen = console(stderr=json)
-    environment = {
-        f"PEERTALK_{name.upper()}": _as_text(options[name])
-        for name in _IN_ENVIRONMENT
-        if options[name] is not None
-    }
+    environment = _environment(options)
     seconds = parse_duration(timeout)
     work = _Demonstration(screen, environment, selection, messages, round_trips, seconds)
     result = asyncio.run(work.run(core.name))
@@ -119,8 +115,13 @@ def command(
         raise CommandFailed(f"demo failed: {readable(result['errors'][0])}{more}", result["code"])
 
 
-def _as_text(value: Any) -> str:
-    return ",".join(value) if isinstance(value, tuple) else str(value)
+def _environment(options: dict[str, Any]) -> dict[str, str]:
+    """What both processes are told of the options."""
+    given = {name: options[name] for name in _IN_ENVIRONMENT if options[name] is not None}
+    return {
+        f"PEERTALK_{name.upper()}": ",".join(value) if isinstance(value, tuple) else str(value)
+        for name, value in given.items()
+    }
 
 
 def select(path: Path | None) -> Selection:
@@ -377,29 +378,8 @@ def judge(
             of "sender" and "receiver", and "found".
     """
     sender, receiver = said["sender"], said["receiver"]
-    complaints = list(receiver["errors"])
-    skipped = [{"path": path, "reason": reason} for path, reason in sender["skipped"]]
-    unread = [one for one in skipped if one["reason"] != "a symbolic link"]
-    if unread:
-        complaints.append(
-            f"{len(unread):,} of {files:,} files could not be sent, first "
-            f"{unread[0]['path']!r}: {unread[0]['reason']}"
-        )
-    for what, sent, arrived in (
-        ("files", sender["files"]["count"], receiver["files_verified"]),
-        ("bytes of files", sender["files"]["bytes"], receiver["bytes_verified"]),
-        ("messages", messages, receiver["messages"]),
-        ("round trips", round_trips, len(sender["trips_us"])),
-    ):
-        if sent != arrived:
-            complaints.append(f"{arrived:,} of {sent:,} {what} arrived and were right")
-    if receiver["wrong"] > len(receiver["errors"]):
-        complaints.append(f"{receiver['wrong']:,} things in all were wrong")
-    crc_errors = sender["crc_errors"] + receiver["crc_errors"]
-    if crc_errors:
-        complaints.append(f"{crc_errors:,} CRC errors")
+    complaints = _complaints(sender, receiver, files, messages, round_trips)
     seconds = {phase: max(took, 1e-9) for phase, took in receiver["seconds"].items()}
-    trips = sorted(sender["trips_us"])
     rate = messages / seconds["messages"]
     return {
         "ok": not complaints,
@@ -416,7 +396,7 @@ def judge(
             "seconds": seconds["files"],
             "messages_per_second": round(receiver["file_messages"] / seconds["files"]),
             "mb_per_second": round(sender["files"]["bytes"] / seconds["files"] / 1e6, 2),
-            "skipped": skipped,
+            "skipped": [{"path": path, "reason": reason} for path, reason in sender["skipped"]],
         },
         "messages": {
             "count": messages,
@@ -426,16 +406,48 @@ def judge(
             "per_second": round(rate),
             "mb_per_second": round(rate * NUMBERED_SIZE / 1e6, 2),
         },
-        "round_trips": {
-            "count": len(trips),
-            "p50_us": round(statistics.median(trips), 1),
-            "p99_us": round(trips[min(len(trips) - 1, len(trips) * 99 // 100)], 1),
-        }
-        if trips
-        else None,
+        "round_trips": _times(sorted(sender["trips_us"])),
         "slots_high_water": sender["slots_high_water"],
         "messages_per_call": round(sender["messages_per_call"], 1),
-        "crc_errors": crc_errors,
+        "crc_errors": sender["crc_errors"] + receiver["crc_errors"],
+    }
+
+
+def _complaints(
+    sender: dict[str, Any], receiver: dict[str, Any], files: int, messages: int, round_trips: int
+) -> list[str]:
+    """What did not arrive, or was wrong."""
+    complaints = list(receiver["errors"])
+    unread = [(path, reason) for path, reason in sender["skipped"] if reason != "a symbolic link"]
+    if unread:
+        complaints.append(
+            f"{len(unread):,} of {files:,} files could not be sent, first "
+            f"{unread[0][0]!r}: {unread[0][1]}"
+        )
+    for what, sent, arrived in (
+        ("files", sender["files"]["count"], receiver["files_verified"]),
+        ("bytes of files", sender["files"]["bytes"], receiver["bytes_verified"]),
+        ("messages", messages, receiver["messages"]),
+        ("round trips", round_trips, len(sender["trips_us"])),
+    ):
+        if sent != arrived:
+            complaints.append(f"{arrived:,} of {sent:,} {what} arrived and were right")
+    if receiver["wrong"] > len(receiver["errors"]):
+        complaints.append(f"{receiver['wrong']:,} things in all were wrong")
+    crc_errors = sender["crc_errors"] + receiver["crc_errors"]
+    if crc_errors:
+        complaints.append(f"{crc_errors:,} CRC errors")
+    return complaints
+
+
+def _times(trips: list[float]) -> dict[str, Any] | None:
+    """Figures of round trips, in us, the shortest first; None: there was none."""
+    if not trips:
+        return None
+    return {
+        "count": len(trips),
+        "p50_us": round(statistics.median(trips), 1),
+        "p99_us": round(trips[min(len(trips) - 1, len(trips) * 99 // 100)], 1),
     }
 
 

@@ -55,22 +55,9 @@ def command(
 
     Exit status 3 when no peer of that name was heard in time.
     """
-    wanted = 1 if to_address is not None else 2
-    if len(words) != wanted:
-        raise errors.InvalidArgument(
-            "send takes "
-            f"{'TEXT alone with --to-address' if wanted == 1 else 'NAME and TEXT'}; "
-            f"words given: {len(words)}"
-        )
-    address = None if to_address is None else address_of(to_address)
-    if to_address is not None and address is None:
-        raise errors.InvalidArgument(
-            f"--to-address {to_address!r}: write HOST:PORT, such as 192.168.1.5:7354"
-        )
+    name, address = _whom(words, to_address)
     seconds = parse_duration(timeout)
-    sent = asyncio.run(
-        _send(config_of(options), None if address else words[0], address, words[-1], seconds)
-    )
+    sent = asyncio.run(_send(config_of(options), name, address, words[-1], seconds))
     if json:
         print_json(sent)
     else:
@@ -79,6 +66,25 @@ def command(
             f"sent {sent['messages']:,} message{plural}, {sent['bytes']:,} bytes, to "
             f"{readable(sent['peer'])!r} at {sent['address']}"
         )
+
+
+def _whom(words: list[str], to_address: str | None) -> tuple[str | None, tuple[str, int] | None]:
+    """The name or the address that the words are for."""
+    wanted = 1 if to_address is not None else 2
+    if len(words) != wanted:
+        raise errors.InvalidArgument(
+            "send takes "
+            f"{'TEXT alone with --to-address' if wanted == 1 else 'NAME and TEXT'}; "
+            f"words given: {len(words)}"
+        )
+    if to_address is None:
+        return words[0], None
+    address = address_of(to_address)
+    if address is None:
+        raise errors.InvalidArgument(
+            f"--to-address {to_address!r}: write HOST:PORT, such as 192.168.1.5:7354"
+        )
+    return None, address
 
 
 async def _send(
