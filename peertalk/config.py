@@ -497,6 +497,15 @@ def _from_text(setting: Setting, text: str, origin: str) -> object:
             return text
 
 
+def _check_names(given: Iterable[str]) -> None:
+    """Refuse a name that is no setting, and say which was meant."""
+    names = Config.__struct_fields__
+    for each in given:
+        if each not in names:
+            close = difflib.get_close_matches(each, names, n=1, cutoff=0.0)
+            raise InvalidArgument(f"there is no setting {each!r}; the closest one is {close[0]!r}")
+
+
 def choose_config(config: Config | None, name: str | None, options: NodeOptions) -> Config:
     """The Config that a node was given, or one of the name and options that it was given instead.
 
@@ -532,11 +541,7 @@ def load_config(name: str | None = None, **options: Unpack[NodeOptions]) -> Conf
         WrongType: an argument of a type that its field cannot take.
     """
     arguments: dict[str, object] = {"name": name, **options}
-    names = [setting.name for setting in settings()]
-    for each in arguments:
-        if each not in names:
-            close = difflib.get_close_matches(each, names, n=1, cutoff=0.0)
-            raise InvalidArgument(f"there is no setting {each!r}; the closest one is {close[0]!r}")
+    _check_names(arguments)
     values: dict[str, object] = {}
     sources: dict[str, str] = {}
     origins: dict[str, str] = {}
@@ -561,7 +566,7 @@ def load_config(name: str | None = None, **options: Unpack[NodeOptions]) -> Conf
         given_here = [origins[name] for name in _FIT_TOGETHER if name in origins]
         raise InvalidArgument(f"{' and '.join(given_here)}: {error}") from None
     preset = PROFILES.get(config.profile, {})
-    for each in names:
+    for each in Config.__struct_fields__:
         if each not in values:
             sources[each] = "profile" if each in preset else "default"
         elif each in preset:  # given, though it may equal the default

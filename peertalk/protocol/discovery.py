@@ -127,6 +127,18 @@ class Discovery:
             is not our own.
     """
 
+    _running = False
+    _started = 0.0
+    _last_announce = 0.0
+    _announced = 0
+    _part = 1.0
+    """How much of the interval passes before the next announcement."""
+    _answer_at: float | None = None
+    _answering = 0
+    """How many of _askers are answered one by one."""
+    _seek_at = float("inf")
+    _heard = _malformed = _own = 0
+
     def __init__(
         self,
         core: Codec,
@@ -164,28 +176,15 @@ class Discovery:
         self.set_own_addresses, self.was_deaf = table.set_own_addresses, table.was_deaf
         self.next_event = table.next_event
 
-        self._running = False
-        self._started = 0.0
         self._chance = chance
         self._to_send: list[Outgoing] = []
-        self._last_announce = 0.0
-        self._announced = 0
-        self._part = 1.0
-        """How much of the interval passes before the next announcement."""
-        self._answer_at: float | None = None
-
         self._askers: dict[tuple[bytes, str | None], _Asker] = {}
         """Those of the last ANSWER_SPACING, the earliest first."""
-        self._answering = 0
-        """How many of them are answered one by one."""
         self._answers: list[tuple[float, Key, tuple[str, int]]] = []
         """Answers that wait: when they are due, whom they are for, and where they go. At most
         ANSWERS_MAX."""
         self._sought: dict[str, bool] = {}
         """Who is sought, and whether we have asked."""
-        self._seek_at = float("inf")
-
-        self._heard = self._malformed = self._own = 0
 
     # -- the five verbs, and start and stop --------------------------------------------------------
 

@@ -234,8 +234,6 @@ class LinkTotals:
             messages_received=now.received,
             payload_bytes_sent=now.payload_sent,
             payload_bytes_received=now.payload_received,
-            bytes_sent=now.bytes_sent,
-            bytes_received=now.bytes_received,
             write_calls=now.writes,
             read_calls=now.reads,
             messages_per_write=now.accepted / now.writes if now.writes else 0.0,
@@ -247,21 +245,14 @@ class LinkTotals:
             crc_errors=loop.crc_errors,
             frames_ignored=now.ignored,
             inbox_bytes=inbox_bytes,
-            pauses=now.pauses,
-            ended_still=now.ended_still,
-            pressure_reports=now.pressure_reports,
-            pongs_dropped=now.pongs_dropped,
             turns=loop.turns,
             peers=peers,
             pool_bytes=pool.bytes,
             pool_peak_bytes=pool.peak_bytes,
-            datagrams_sent=now.datagrams_sent,
-            datagrams_refused=now.datagrams_refused,
-            datagrams_received=now.datagrams_received,
-            datagrams_ignored=now.datagrams_ignored,
-            datagrams_overflowed=now.datagrams_overflowed,
-            announcements_sent=now.announcements_sent,
-            announcements_refused=now.announcements_refused,
             peers_refused=peers_refused,
-            accepts_refused=now.accepts_refused,
+            **{name: getattr(now, name) for name in _ALIKE},
         )
+
+
+_ALIKE = tuple(sorted({*LinkTotals.__slots__} & {*NodeStatistics.__struct_fields__}))
+"""Sums that a node reports under the name that they have here."""

@@ -112,28 +112,34 @@ class Engine(ABC):
             only, any number of times.
     """
 
+    forked = False
+    """Whether this is a forked child of its process, where it is dead."""
+    owner: Any = None
+    """Whose turns they are: the asyncio loop of a peertalk.Node, or a node of peertalk.sync."""
+    publish: Callable[[Any], None] | None = None
+    on_change: Callable[[], None] | None = None
+    """Told whenever who is known, or connected, may have changed."""
+    changes = 0
+    """How often that was."""
+    before_closing: Callable[[int], None] | None = None
+    """Told each descriptor before it is closed, for a driver that watches them itself."""
+    before_release: Callable[[], None] | None = None
+    """Told before the loop is closed, so that its driver lets go first."""
+    released = False
+    """Whether nothing is left to be given back."""
+
     def __init__(self, config: Config, world: World, schedule: Callable[[], None]) -> None:
         self.config = config
         self.core = core = load(config.core or None)
         self.world = world
         self.schedule = schedule
         self.process = os.getpid()
-        self.forked = False
-        """Whether this is a forked child of its process, where it is dead."""
-        self.owner: Any = None
-        """Whose turns they are: the asyncio loop of a peertalk.Node, or a node of peertalk.sync."""
-        self.publish: Callable[[Any], None] | None = None
-        self.on_change: Callable[[], None] | None = None
-        """Told whenever who is known, or connected, may have changed."""
-        self.changes = 0
-        """How often that was."""
         self.instance = world.identity(INSTANCE_SIZE)
         self.crowded = False
         self.thread = threading.get_ident()
         self.lock = threading.Lock()
         self.port = 0
-        self.closed = False
-        self.closing = False
+        self.closed = self.closing = False
         depth_is_default = config.explain()["pipeline_depth"][1] == "default"
         self.pipeline_depth: int = (
             core.limits.pipeline_depth if depth_is_default else config.pipeline_depth
@@ -144,10 +150,6 @@ class Engine(ABC):
         self.log = NodeLog("peertalk.network", config.name)
         self.troubles = Troubles(self, self.log)
         self.connections = Connections(world.max_connections(config))
-        self.before_closing: Callable[[int], None] | None = None
-        """Told each descriptor before it is closed, for a driver that watches them itself."""
-        self.before_release: Callable[[], None] | None = None
-        """Told before the loop is closed, so that its driver lets go first."""
         self._spare: socket.socket | None = None
         self._timers: dict[int, Callable[[], None]] = {}
         self._watched: dict[int, Watched] = {}
@@ -171,8 +173,6 @@ class Engine(ABC):
         """In this turn, for its end."""
         self.on_closed: list[Callable[[], object]] = []
         """Whom to call when all is given back."""
-        self.released = False
-        """Whether nothing is left to be given back."""
         self.loop: Any = world.make_loop(core, config)
 
     def heed_forks(self) -> None:
