@@ -94,6 +94,15 @@ def error_of(
     return errors.from_code(code, f"the link to {who} failed: {said}{detail}", name)
 
 
+def lost(peer: Peer, error: errors.PeerTalkError | None) -> errors.PeerTalkError:
+    """What who waits for something of a peer hears when its connection has ended so."""
+    if isinstance(error, errors.ConnectionClosed | errors.ConnectionRefused):
+        return error
+    told = closed(peer)
+    told.__cause__ = error
+    return told
+
+
 def closed(
     peer: Peer | None, where: str = "the other side", system_error: int = 0
 ) -> errors.ConnectionClosed:

@@ -106,26 +106,27 @@ class Dialling(ClassicPeers):
         connection = Connection(self.engine.tag(), address, dialled=True, now=now, peer=peer)
         connection.number = self.connections.next_number()
         connection.reached = told
+        self._wholly(connection, self._begin, connection)
+        return connection if connection.state is State.CONNECTING else None
+
+    def _begin(self, connection: Connection) -> None:
+        """Call at its address, for so long."""
+        config, address = self.engine.config, connection.address
         late = errors.Timeout(
             f"{address[0]}:{address[1]} did not answer within "
-            f"{self.engine.config.connect_timeout:g} s (Config.connect_timeout)"
+            f"{config.connect_timeout:g} s (Config.connect_timeout)"
         )
-
-        def begin() -> None:
-            connection.advance(Step.DIAL)
-            self.connections.add(connection)
-            connection.socket = self.engine.world.dial(address, self.engine.config.bind)
-            self._opening[connection.tag] = self.engine.watch(
-                connection.socket,
-                values.WRITE,
-                partial(self._wholly, connection, self._connected, connection),
-            )
-            connection.timer = self.engine.after(
-                self.engine.config.connect_timeout, lambda: self._end(connection, late)
-            )
-
-        self._wholly(connection, begin)
-        return connection if connection.state is State.CONNECTING else None
+        connection.advance(Step.DIAL)
+        self.connections.add(connection)
+        connection.socket = self.engine.world.dial(address, config.bind)
+        self._opening[connection.tag] = self.engine.watch(
+            connection.socket,
+            values.WRITE,
+            partial(self._wholly, connection, self._connected, connection),
+        )
+        connection.timer = self.engine.after(
+            config.connect_timeout, lambda: self._end(connection, late)
+        )
 
     def _has_room(self, host: str) -> bool:
         """Whether one more connection may exist. Where no place is left a stranger makes room for
@@ -255,13 +256,7 @@ class Dialling(ClassicPeers):
                 return
         if isinstance(peer.key, tuple) and (polite or not peer.connected):
             self.classics.parted(peer.key)
-        lost = (
-            error
-            if isinstance(error, errors.ConnectionClosed | errors.ConnectionRefused)
-            else endings.closed(peer)
-        )
-        if lost is not error:
-            lost.__cause__ = error
+        lost = endings.lost(peer, error)
         following = reaching.after_loss(
             reaching.Loss(
                 broken=error is not None,

@@ -109,6 +109,15 @@ def test_what_was_the_matter_before_a_link_ended_is_told_of_its_end():
     assert str(endings.closed(None)) == "the connection with the other side is closed"
 
 
+@pytest.mark.parametrize("error", [None, errors.Timeout("late"), errors.BadCrc("damaged")])
+def test_who_waits_for_a_lost_peer_hears_that_it_is_closed_and_can_look_up_why(error):
+    """What ended the link may be no error of whoever waits; that the other side has said so is."""
+    bob = Peer((b"12345678"), name="bob")
+    told = endings.lost(bob, error)
+    assert type(told) is errors.ConnectionClosed and told.__cause__ is error
+    assert endings.lost(bob, told) is told, "it says so already"
+
+
 HALVES = {
     State.GREETING: Half.NAMELESS,
     State.GREETED: Half.END,
