@@ -1,5 +1,6 @@
 /* The smallest world: a link is a pair of pipes, one to read and one to write, waited for with
  * poll(2). Each slot is one blocking write. It shows what a platform has to bring. */
+#define _POSIX_C_SOURCE 200809L
 #include "pt_pipes.h"
 
 #include <errno.h>
@@ -102,6 +103,23 @@ static uint32_t pipes_clock(pt_context *context)
     return (uint32_t)((uint64_t)now.tv_sec * 1000U + (uint64_t)now.tv_nsec / 1000000U);
 }
 
+static size_t pipes_size(const pt_setup *setup)
+{
+    (void)setup;
+    return 0;
+}
+
+static int pipes_init(void *platform_data, const pt_setup *setup, int32_t *system_error)
+{
+    (void)platform_data, (void)setup, (void)system_error;
+    return PT_OK;
+}
+
+static void pipes_cleanup(void *platform_data)
+{
+    (void)platform_data;
+}
+
 const pt_platform_ops *pt_pipes_ops(void)
 {
     static const pt_platform_ops ops = {
@@ -114,6 +132,9 @@ const pt_platform_ops *pt_pipes_ops(void)
         .wait = pipes_wait,
         .wake = pipes_wake,
         .clock = pipes_clock,
+        .size = pipes_size,
+        .init = pipes_init,
+        .cleanup = pipes_cleanup,
         .ticks_per_second = 1000,
     };
     return &ops;
