@@ -20,6 +20,7 @@ import pytest
 from kit.tree import CSRC, PACKAGE, ROOT, bare, below, complain, files, module_name, name, tree
 
 from peertalk import errors
+from peertalk._core.binding import PLATFORMS
 from peertalk._numbers import ERR_CANCELLED, OK
 
 pytestmark = pytest.mark.source
@@ -476,6 +477,24 @@ def test_only_the_configuration_header_says_lowmem():
         # a message to people may name it
         found += [f"{name(path)}: reads {word}" for text in texts if text == word]
     complain(found)
+
+
+def test_above_the_stair_no_code_asks_for_a_core_or_a_world_by_its_name():
+    """Each describes itself, by limits and by the table of the platform: so the next one is served
+    without a change. The demonstration says which core is the yardstick."""
+    names = {"standard", "lowmem", *PLATFORMS}
+    complain(
+        [
+            f"{name(path)}:{node.lineno}: {ast.unparse(node)}"
+            for path in below(PACKAGE, ".py")
+            if not module_name(path).startswith("_core")
+            for node in ast.walk(tree(path))
+            if isinstance(node, ast.Compare)
+            and any(
+                isinstance(part, ast.Constant) and part.value in names for part in ast.walk(node)
+            )
+        ]
+    )
 
 
 def test_the_core_asks_for_no_memory_of_its_own():

@@ -458,13 +458,13 @@ def test_the_memory_of_all_pipelines_is_within_its_budget(c_core):
             for _ in range(20):
                 peer.send_nowait(bytes(c_core.limits.message_max_payload))
         await asyncio.sleep(5)
-        assert hub.stats().slots_high_water == sim.DEPTHS[c_core.name]
+        assert hub.stats().slots_high_water == c_core.limits.classic_depth
         return before, hub.memory["pipelines"].peak
 
     before, peak = sim.run(main)
     assert before == 0
     assert (
-        c_core.limits.max_peers * sim.DEPTHS[c_core.name] * c_core.limits.slot_buffer_size
+        c_core.limits.max_peers * c_core.limits.classic_depth * c_core.limits.slot_buffer_size
         <= peak
         < budget
     )

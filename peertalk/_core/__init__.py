@@ -31,10 +31,10 @@ CORES = ("standard", "lowmem", "reference")
 
 
 class Limits(NamedTuple):
-    """Compile-time limits, in bytes but for pipeline_depth (slots) and max_peers.
+    """Compile-time limits, in bytes but for max_peers and the depths (slots).
 
-    message_max_payload, slot_buffer_size and max_peers describe the classic worlds; sockets use
-    slot_size, pipeline_depth and frame_max_payload.
+    message_max_payload, slot_buffer_size, classic_depth and max_peers describe the classic worlds;
+    sockets use slot_size, pipeline_depth and frame_max_payload.
     """
 
     frame_max_payload: int
@@ -44,6 +44,7 @@ class Limits(NamedTuple):
     max_peers: int
     message_max_payload: int
     slot_buffer_size: int
+    classic_depth: int
 
 
 class Core:

@@ -73,6 +73,7 @@ class Binding:
             lib.PT_MAX_PEERS,
             lib.PT_MESSAGE_MAX_PAYLOAD,
             lib.PT_SLOT_BUFFER_SIZE,
+            lib.PT_SEND_PIPELINE_DEPTH,
         )
         self.border = border = types.ModuleType(f"peertalk._core.{name}_border")
         if lib.pt_border_attach(ffi.cast("void *", id(border))) != 0:

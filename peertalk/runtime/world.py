@@ -52,6 +52,8 @@ _UNACKNOWLEDGED = termios.TIOCOUTQ if sys.platform.startswith("linux") else None
 """SIOCOUTQ, which has the number of the question for terminals."""
 _POOL_BYTES = 64 << 20
 """Most that the links of one loop may hold together beside the share of each."""
+_LARGE_BUFFER = 1 << 16
+"""Bytes of a receive buffer from which on the table of such a pool, 643 KiB, is not much."""
 _LOOKUPS_MAX = 32
 """Names of hosts that this program looks up at a time: each takes a thread, until the resolver
 answers or gives up."""
@@ -94,7 +96,7 @@ class World:
     def make_loop(self, core: Core, config: Config) -> Any:
         """The loop that turns an engine here."""
         limits, pool_bytes = core.limits, _POOL_BYTES
-        if core.name == "lowmem":
+        if limits.receive_buffer_size < _LARGE_BUFFER:
             # all slots of all peers; with a larger pool its table would be most of the node
             pool_bytes = min(
                 (config.max_peers + 1) * config.pipeline_depth * (limits.slot_size + 64), pool_bytes

@@ -14,11 +14,10 @@ socket, starts a thread.
 """
 
 from .loop import Deadlock, place_of, run, run_in
-from .network import DEPTHS, PLATFORMS, Clock, Network, Node, Trace
+from .network import PLATFORMS, Clock, Network, Node, Trace
 
 __all__ = [
     "Clock",
-    "DEPTHS",
     "Deadlock",
     "Network",
     "Node",

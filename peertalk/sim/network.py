@@ -21,8 +21,8 @@ PLATFORMS = ("mactcp", "opentransport")
 PRESETS = ("none", "lan", "classic")
 HOSTS = 4_096
 """Machines in one network, at most."""
-DEPTHS = {"standard": 4, "lowmem": 2}
-"""Writes in flight for each connection of the classic worlds, by core (PT_SEND_PIPELINE_DEPTH)."""
+_CORES = ("standard", "lowmem")
+"""Those that a network is for: the compiled ones."""
 
 _SECOND = 1_000_000_000
 _LONGEST_NS = 366 * 86_400 * _SECOND
@@ -279,13 +279,13 @@ class Network:
         """
         _one_of("platform", platform, PLATFORMS)
         if core is not None:
-            _one_of("core", core, tuple(DEPTHS))
+            _one_of("core", core, _CORES)
         if profile is not None:
             _one_of("profile", profile, tuple(PROFILES))
         chosen = load(core or (str(PROFILES[profile]["core"]) if profile else None))
         host = self.host(name, window=window)
         config.setdefault("max_peers", chosen.limits.max_peers)
-        config.setdefault("pipeline_depth", DEPTHS.get(chosen.name, 4))
+        config.setdefault("pipeline_depth", chosen.limits.classic_depth)
         config |= {"core": chosen.name, "profile": profile or "", "bind": host.address}
         node = Node(
             config=Config(name=name, **config),

@@ -506,7 +506,7 @@ async def waiting_sends(stage: Stage) -> None:
     gain = stage.figures["before_thirty_messages_s"] / stage.figures["after_thirty_messages_s"]
     stage.figures["gain"] = round(gain, 2)
     stage.expect(
-        gain > (1.8 if core == "lowmem" else 3),
+        gain > 0.9 * sender.node.config.pipeline_depth,
         f"thirty messages are only {gain:.2f} times faster than before",
     )
     before, after = stage.figures["before_one_message_ms"], stage.figures["after_one_message_ms"]

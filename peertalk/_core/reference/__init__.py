@@ -46,6 +46,7 @@ from peertalk._numbers import (
     POSIX_PIPELINE_DEPTH,
     POSIX_SLOT_SIZE,
     RECEIVE_BUFFER_SIZE,
+    SEND_PIPELINE_DEPTH,
     SLOT_BUFFER_SIZE,
 )
 
@@ -57,8 +58,9 @@ limits = (
     MAX_PEERS,
     MESSAGE_MAX_PAYLOAD,
     SLOT_BUFFER_SIZE,
+    SEND_PIPELINE_DEPTH,
 )
-"""Those of the standard build; the last three are of the classic worlds, which this core does not
+"""Those of the standard build; the last four are of the classic worlds, which this core does not
 serve."""
 
 
