@@ -178,7 +178,6 @@ class ClassicPeers(Greetings):
         if turn is classics.Turn.ASK and not answered and self.pulse.probe(used):
             self.classics.asked(aside.tag, peer.accepted)
         elif turn is classics.Turn.EXCHANGE:
-            used.handed.seal(peer.accepted)
             used.advance(Step.STEP_ASIDE)
             self.classics.stood_aside(used.tag, peer.capabilities, now)
             self._use_aside(aside, peer)
@@ -196,9 +195,8 @@ class ClassicPeers(Greetings):
         peer.capabilities = self.classics.taken(aside.tag)
         aside.advance(Step.USE)
         aside.link.max_message = limits.of_link(peer, peer.capabilities)
-        peer.connection = aside
-        peer.quick = None
-        self.mailbox.place(peer, peer.connection)
+        peer.use(aside)
+        self.mailbox.place(peer, aside)
         peer.on_pressure()
 
     def _come_back(self, aside: Connection, peer: Remote) -> None:

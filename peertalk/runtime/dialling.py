@@ -247,9 +247,7 @@ class Dialling(ClassicPeers):
         """The peer has lost its connection."""
         peer = connection.peer
         assert isinstance(peer, Remote)
-        connection.handed.seal(peer.accepted)
-        peer.connection = None
-        peer.quick = None
+        peer.use(None)
         if peer.connected:
             for aside in self._asides_of(peer):
                 self._take_over(aside, peer, error)

@@ -497,9 +497,7 @@ class Greetings(Leaving):
         peer = leaving.peer
         assert isinstance(peer, Remote)
         if peer.connection is leaving:
-            leaving.handed.seal(peer.accepted)
-            peer.connection = None
-            peer.quick = None
+            peer.use(None)
         leaving.advance(Step.RETIRE)
         self._tell(leaving, None, peer)
         leaving.link.shut()
@@ -526,7 +524,7 @@ class Greetings(Leaving):
             self.traffic.pause_if_full(connection, peer)
         if not peer.known:  # it was taken for gone while its connection was only greeted
             self.roster.know(peer)
-        peer.connection = connection
+        peer.use(connection)
         connection.since = self.engine.world.clock()
         if capabilities is not None and capabilities.instance is not None and capabilities.port:
             peer.address = (connection.address[0], capabilities.port)  # it may have moved

@@ -146,7 +146,6 @@ class Leaving(ABC):
         if peer.state is PeerState.CONNECTED:
             peer.advance(PeerEvent.LEFT)
             self.connections.connected -= 1
-        peer.quick = None
         wait = self.engine.config.drain_timeout if seconds is None else seconds
         connection.deadline = self.engine.world.clock() + wait
         self._wholly(connection, self._look_whether_left, connection)

@@ -16,7 +16,7 @@ from ..protocol.inbox import Inbox
 from ..protocol.line import Line
 from ..protocol.outbox import HIGHEST_FIRST, NORMAL, Key, Priority, lowest_admitted
 from ..protocol.peer import Key as PeerKey
-from ..protocol.peer import Peer
+from ..protocol.peer import Peer, PeerEvent, PeerState
 from ..protocol.rare import Rare
 from ..protocol.statistics import PeerStatistics, QueueStatus
 from ..protocol.waiting import Lines
@@ -110,8 +110,10 @@ class Remote(Peer):
     door has a peer of its own for each, its view, which holds this one.
 
     quick: what sends on its open link while nothing waits before a NORMAL message, else None.
-    Whoever calls it adds 1 to accepted. lowest: the lowest class that the peer takes, by the
-    pressure that it reported on its connection.
+    Whoever calls it adds 1 to accepted. Traffic.move() alone sets it; it is taken away where one of
+    its conditions ends: the state, the connection, the pressure and the line here, the outbox by
+    Traffic, the node by Transport. lowest: the lowest class that the peer takes, by the pressure
+    that it reported on its connection.
 
     Args:
         transport: the engine that it belongs to.
@@ -190,6 +192,20 @@ class Remote(Peer):
     def loosen_view(self) -> None:
         """It is forgotten, and lives on only while anybody keeps its view."""
         self._view = weakref.ref(self.view)
+
+    def advance(self, event: PeerEvent) -> PeerState:
+        """As Peer.advance(); while it is not connected nothing is quick."""
+        state = super().advance(event)
+        if state is not PeerState.CONNECTED:
+            self.quick = None
+        return state
+
+    def use(self, connection: Connection | None) -> None:
+        """Send on this connection from now on; None: on none, and messages wait."""
+        if self.connection is not None:
+            self.connection.handed.seal(self.accepted)
+        self.connection = connection
+        self.quick = None
 
     def tell_reaching(self, error: errors.PeerTalkError | None) -> None:
         """Those who wait for a connection hear that it is there (None), or why it is not."""
@@ -281,6 +297,7 @@ class Remote(Peer):
 
     def on_lost(self, error: errors.PeerTalkError) -> None:
         """The link is gone: whoever waits for room must hear why."""
+        self.quick = None
         if self.stream is not None:
             self.stream.lost(error)
         if self.lines is not None:

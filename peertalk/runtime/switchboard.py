@@ -102,7 +102,6 @@ class Switchboard(Dialling):
         if peer.state is PeerState.CONNECTED:
             peer.advance(PeerEvent.LEFT)
             self.connections.connected -= 1
-        peer.quick = None
         gone = errors.ConnectionClosed(
             f"peer {peer.name!r} was rejected here ({reason.name})", peer=peer.name
         )

@@ -189,7 +189,6 @@ class Transport(Home):
             return
         closed = errors.InvalidState(f"node {self.config.name!r} is closed")
         for peer in self.roster.everybody():
-            peer.quick = None
             peer.on_lost(closed)
             if peer.connection is None:
                 self.traffic.fail_queued(

@@ -184,6 +184,28 @@ def test_a_message_that_the_link_refuses_waits_and_those_behind_it_too(engine):
     assert link.taken == [b"first", b"second"] and peer.queued == 0 and peer.queue.reason == ""
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda peer: peer.advance(PeerEvent.LEFT),
+        lambda peer: peer.use(None),
+        lambda peer: peer.use(peer.connection),
+        lambda peer: peer.on_lost(errors.ConnectionClosed("gone")),
+        lambda peer: Blocked(peer, Priority.NORMAL).join(),
+        lambda peer: peer.transport.enqueue(peer, b"waits", Priority.LOW, None),
+    ],
+    ids=["left", "no connection", "another connection", "lost", "a line", "an outbox"],
+)
+def test_nothing_is_quick_once_something_has_to_be_looked_at(engine, change):
+    """What sends past every look must be gone with the last of its conditions: each is taken away
+    where it changes."""
+    peer = peer_of(engine, GivenLink())
+    engine.pump(peer)
+    assert peer.quick is not None
+    change(peer)
+    assert peer.quick is None
+
+
 def test_a_full_outbox_refuses_and_nothing_changes(engine):
     """The refusal must be free of traces: it is repeated until there is room."""
     peer = peer_of(engine, GivenLink([0]))
