@@ -12,7 +12,6 @@ from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from itertools import repeat
-from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from .ownership import check_free, check_running, check_thread, future_of, running_loop, settle
@@ -56,12 +55,7 @@ class Incoming(AsyncIterator[T]):
         self._check()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     @abstractmethod

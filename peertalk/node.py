@@ -14,7 +14,6 @@ import threading
 import warnings
 from collections.abc import Callable
 from functools import partial
-from types import TracebackType
 from typing import Self, Unpack
 
 from . import errors
@@ -119,12 +118,7 @@ class Node(AnyNode[Peer]):
     async def __aenter__(self) -> Self:
         return await self.start()
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._transport is None or not self._transport.forked:  # a child leaves in silence
             await self.aclose()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Generator, Iterable
-from types import TracebackType
 from typing import Any, Self, Unpack
 
 from . import errors
@@ -369,11 +368,6 @@ class StreamOut(door.AnyStream[Peer]):
         self._outgoing.begin()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if not self._peer._remote.transport.forked:
             self.cancel()

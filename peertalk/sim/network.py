@@ -6,7 +6,6 @@ from __future__ import annotations
 import zlib
 from collections import deque
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Any, Self
 
 from .. import errors
@@ -197,12 +196,7 @@ class Network:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:

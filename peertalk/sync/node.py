@@ -7,7 +7,6 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
-from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
 from .. import errors
@@ -77,12 +76,7 @@ class Node(AnyNode[Peer]):
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._transport is None or not self._transport.forked:  # a child leaves in silence
             self.close()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import partial
-from types import TracebackType
 from typing import Self
 
 from .. import errors
@@ -250,11 +249,6 @@ class StreamOut(door.AnyStream[Peer]):
             self._outgoing.begin()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if not self._peer._remote.transport.forked:
             self.cancel()
