@@ -491,7 +491,7 @@ def test_the_c_side_of_a_lowmem_node_is_under_200_kib_and_is_printed_part_by_par
                 back.send_nowait(bytes(1024))
         at_rest = (
             hub.memory["streams"].bytes,
-            4 * hub._engine.loop.platform_sizes()["platform_link"],
+            4 * hub._engine.loop._ops.link_size(hub._engine.core.limits.classic_depth),
         )
         for peer in peers:
             for _ in range(20):

@@ -324,27 +324,6 @@ class Loop:
         kept = min(world.violation_count, lib.PT_CLASSIC_VIOLATIONS)
         return [ffi.string(world.violations + index * size).decode() for index in range(kept)]
 
-    def platform_sizes(self) -> dict[str, int]:
-        """Bytes of what a link needs of its platform and core, for each slot or (link,
-        platform_link) once.
-
-        parameter_block is what the maker's header has, parameter_block_documented what the source
-        of the pipeline has.
-        """
-        ffi, lib, sim = self._ffi, self._lib, simulation()
-        return {
-            "parameter_block": sim.lib.PT_MACTCP_BLOCK_SIZE,
-            "parameter_block_documented": sim.lib.PT_MACTCP_BLOCK_DOCUMENTED,
-            "parameter_block_simulated": sim.ffi.sizeof("pt_mactcp_block"),
-            "slot": ffi.sizeof("pt_send_slot"),
-            "slot_buffer": lib.PT_SLOT_BUFFER_SIZE,
-            "pipeline": ffi.sizeof("pt_send_pipeline"),
-            "link": ffi.sizeof("pt_link"),
-            "context": ffi.sizeof("pt_context"),
-            "platform": self._ops.size(ffi.NULL),
-            "platform_link": self._ops.link_size(lib.PT_SEND_PIPELINE_DEPTH),
-        }
-
     @property
     def abandoned(self) -> int:
         """Slots of closed links that the driver has not let go of."""

@@ -120,13 +120,6 @@ class Actor:
         """Take what arrives, from now on."""
         self._taking = asyncio.create_task(self._take(), name=f"{self.name} taking")
 
-    async def stop_taking(self) -> None:
-        """Leave what arrives where it is."""
-        if self._taking is not None:
-            self._taking.cancel()
-            await asyncio.gather(self._taking, return_exceptions=True)
-            self._taking = None
-
     async def meet(self, other: Actor) -> Peer:
         """A connection to another actor."""
         return await self.node.connect(other.node.address, timeout=60)

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from kit.tables import each_row
 
 from peertalk import errors
-from peertalk._core.reference.crc import crc16_table
 
 TESTS = Path(__file__).resolve().parent.parent
 CSRC = TESTS.parent / "csrc"
@@ -84,12 +83,6 @@ def test_crc_of_long_data_equals_the_reference(
     show here."""
     data = random.Random(seed).randbytes(length)
     assert c_core.crc16(data, start) == reference_core.crc16(data, start)
-
-
-@given(data=st.binary(max_size=300), start=st.integers(0, 0xFFFF))
-def test_textbook_loop_equals_the_definition(data: bytes, start: int) -> None:
-    """It is the second yardstick of the benchmarks, and must do the same work."""
-    assert crc16_table(data, start) == crc_by_bits(data, start)
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])

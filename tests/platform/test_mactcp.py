@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peertalk import _core, errors
+from peertalk._core.binding import simulation
 from peertalk._core.values import DISCONNECT, READ, READY, TIMER, WRITE
 from peertalk._numbers import (
     ERR_CONNECTION_CLOSED,
@@ -89,16 +90,13 @@ def test_sizes_are_those_of_the_maker_and_ours(pair, standard, world):
     """108 bytes for a block in the source, 92 in the maker's header: both are reported, and neither
     is passed off as the other, nor as that of the simulated driver, which notes more in it: one for
     each slot, and one for the send that stands alone."""
-    sizes = pair((standard, standard), (world, world)).loop_a.platform_sizes()
-    assert (
-        sizes["parameter_block"],
-        sizes["parameter_block_documented"],
-        sizes["slot_buffer"],
-    ) == (92, 108, 4_112)
-    assert 0 < sizes["slot"] <= 64 and 0 < sizes["platform_link"] < 2_048
+    loop, sim = pair((standard, standard), (world, world)).loop_a, simulation()
+    of_link = loop._ops.link_size(standard.limits.classic_depth)
+    assert (sim.lib.PT_MACTCP_BLOCK_SIZE, sim.lib.PT_MACTCP_BLOCK_DOCUMENTED) == (92, 108)
+    assert 0 < loop._ffi.sizeof("pt_send_slot") <= 64 and 0 < of_link < 2_048
     if world == "mactcp":
-        assert sizes["parameter_block_simulated"] > 92
-        assert sizes["platform_link"] > (4 + 1) * sizes["parameter_block_simulated"]
+        assert sim.ffi.sizeof("pt_mactcp_block") > 92
+        assert of_link > (4 + 1) * sim.ffi.sizeof("pt_mactcp_block")
 
 
 @pytest.mark.parametrize("world", WORLDS)

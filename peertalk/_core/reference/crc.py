@@ -18,12 +18,6 @@ NAME = "crc_hqx"
 REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 """Each byte with its bits turned round."""
 
-_TABLE = []
-for _byte in range(256):
-    for _ in range(8):
-        _byte = _byte >> 1 ^ (0x8408 if _byte & 1 else 0)
-    _TABLE.append(_byte)
-
 
 def _checked(start: int) -> int:
     if not 0 <= start <= 0xFFFF:
@@ -53,12 +47,3 @@ def crc16(data: bytes | bytearray | memoryview, start: int = 0) -> int:
     whole = data if isinstance(data, (bytes, bytearray)) else memoryview(data).tobytes()
     crc = crc_hqx(whole.translate(REVERSED_BITS), start)
     return REVERSED_BITS[crc & 0xFF] << 8 | REVERSED_BITS[crc >> 8]
-
-
-def crc16_table(data: bytes | bytearray | memoryview, start: int = 0) -> int:
-    """The same by the textbook loop over a table of 256: what most Python programs do, and the
-    second yardstick of the benchmarks."""
-    crc = _checked(start)
-    for byte in memoryview(data).cast("B"):
-        crc = crc >> 8 ^ _TABLE[(crc ^ byte) & 0xFF]
-    return crc
