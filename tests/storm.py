@@ -28,6 +28,8 @@ import traceback
 import warnings
 from collections import Counter, defaultdict, deque
 
+from kit.inside import engine_of
+
 import peertalk as pt
 
 GUARD = 60.0
@@ -214,7 +216,7 @@ async def one_life(storm: Storm, host: pt.Node, end: str) -> None:
         closing.cancel()
         await asyncio.gather(closing, return_exceptions=True)
     else:
-        transport = node._transport
+        transport = engine_of(node)
         del node
         sending.cancel()
         await events.aclose()

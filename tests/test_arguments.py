@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from kit.inside import is_open
 from kit.waiting import GUARD
 
 import peertalk as pt
@@ -288,7 +289,7 @@ async def _try_each(kind: str, method: str, parameter: str) -> None:
         for label, value in HOSTILE.items():
             if _skipped("asyncio", method, parameter, value, label):
                 continue
-            if door.node is None or door.node._transport.closing or not door.peer.connected:
+            if door.node is None or not is_open(door.node) or not door.peer.connected:
                 if door.node is not None:
                     await door.node.aclose(0)
                 door.node = await pt.Node("ada", **LOOPBACK).start()
@@ -320,7 +321,7 @@ def test_a_hostile_argument_is_refused_without_await_too(kind, method, parameter
         for label, value in HOSTILE.items():
             if _skipped("sync", method, parameter, value, label):
                 continue
-            if door.node is None or door.node._transport.closed or not door.peer.connected:
+            if door.node is None or not is_open(door.node) or not door.peer.connected:
                 if door.node is not None:
                     door.node.close_nowait()
                 door.node = sync.Node("ada", **LOOPBACK).start()

@@ -19,6 +19,7 @@ from typing import Any
 import classic
 import pytest
 from classic import ClassicPeer, Refused, SimulatedSockets, Sockets, serving
+from kit.inside import engine_of
 from kit.meeting import original
 from kit.nodes import announcing
 from kit.waiting import GUARD, until
@@ -244,7 +245,7 @@ def test_hearing_a_classic_peer_costs_the_same_in_a_crowd(c_core):
 
     async def main(net: sim.Network) -> list[int]:
         ada = await net.node("ada", core=c_core.name, max_peers=400)
-        finder, core = ada._transport.finder, ada._transport.core
+        finder, core = engine_of(ada).finder, engine_of(ada).core
         crowd = [
             (encode_announcement(core, Announcement(1, f"{host}-{port}", port)), (host, 7353))
             for host in (f"10.1.0.{number}" for number in range(1, 21))
@@ -394,7 +395,7 @@ async def both(net: sim.Network, core: str) -> tuple[Any, SimulatedSockets, Any,
     theirs = await old.until(
         lambda: next((link for link in old.peer.links if link.dialled and link.theirs), None)
     )
-    await until_virtual(lambda: ada._transport.switchboard.classics.asides)
+    await until_virtual(lambda: engine_of(ada).switchboard.classics.asides)
     return ada, old, ours, theirs
 
 

@@ -30,7 +30,7 @@ async def test_longer_messages_leave_in_fragments_and_arrive_whole(limit, size, 
     """Above what the classic peer takes whole, and up to its 4,096. The script checks each piece;
     sequence numbers go on through them."""
     async with dialled(core.name, offer=Capabilities(limit, 256, 0, 5)) as (old, link, ada, peer):
-        if size > ada._transport.traffic.max_message:
+        if size > peer.max_message:
             with pytest.raises(pt.MessageTooLarge):
                 await peer.send(noise(size))
             return

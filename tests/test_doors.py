@@ -13,6 +13,7 @@ import threading
 import weakref
 
 import pytest
+from kit.inside import engine_of, is_open
 from kit.nodes import loopback, pair
 from kit.waiting import GUARD, until
 
@@ -351,11 +352,12 @@ def test_a_node_is_closed_by_atexit(start_python):
 import asyncio, atexit, peertalk as pt
 loop = asyncio.new_event_loop()
 node = loop.run_until_complete(pt.Node("ada", bind="127.0.0.1", port=0, discovery=False).start())
-atexit.register(lambda transport=node._transport: print(transport.closed))
+atexit.register(lambda: print(node))
 atexit.register(node.close_nowait)
 """
     process = start_python("-c", script)
-    assert [each.strip() for each in process.communicate(timeout=GUARD)] == ["True", ""]
+    out, err = process.communicate(timeout=GUARD)
+    assert (out.strip(), err) == ("<Node 'ada' closed>", "")
 
 
 # What a call waits for
@@ -420,7 +422,7 @@ def test_a_polite_end_lets_other_threads_in():
                 peer.send_nowait(bytes(8000))
         closing = threading.Thread(target=node.close, args=(None,))
         closing.start()
-        while not node._transport.closing:
+        while is_open(node):
             pass
         assert list(node.messages()) == []
         assert node.close_nowait() > 0
@@ -455,7 +457,7 @@ def test_a_node_that_is_dropped_while_a_peer_of_it_is_in_use_is_closed_after_tha
     """Its finalizer closed the engine in the middle of a turn of another thread."""
     with polled() as (node, _, _):
         mine = sync.Node("eve", **loopback()).start()
-        peer, transport = mine.connect(node.address, timeout=GUARD), mine._transport
+        peer, transport = mine.connect(node.address, timeout=GUARD), engine_of(mine)
         with peer._turning.held():
             del mine
             gc.collect()

@@ -16,6 +16,7 @@ import sys
 import time
 
 import pytest
+from kit.inside import buffers_in_use, connections_of, end_connection, engine_of
 from kit.nodes import loopback
 from kit.scripts import OPTIONS, TOLD, line_now, line_of
 from kit.waiting import GUARD, until
@@ -154,7 +155,7 @@ async def test_when_the_other_side_ends_the_link_with_sends_pending_they_are_tol
                 await asyncio.wait_for(waiting, GUARD)
             assert raised.value.peer == peer.name
             await until(lambda: not peer.queue.pending)
-            assert ada._transport.loop.pool_statistics().in_use == 0
+            assert buffers_in_use(ada) == 0
             remote.close()
             await still_works(ada)
             await ada.aclose()
@@ -271,10 +272,10 @@ async def test_what_still_waited_when_the_link_broke_is_sent_after_the_reconnect
                 await asyncio.sleep(0)
             elif peer.accepted % 16 == 0:
                 await asyncio.sleep(0)
-        (broken,) = bob._transport.connections.by_tag.values()
+        (broken,) = connections_of(bob)
         last_in_flight = peer._remote.handed
         broken.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        bob._transport.switchboard._end(broken, pt.ConnectionClosed("cut by the test"))
+        end_connection(bob, broken, pt.ConnectionClosed("cut by the test"))
         total = peer.accepted
         arrived = []
         while not arrived or arrived[-1] != total:
@@ -368,7 +369,7 @@ async def test_whoever_announced_while_the_loop_was_blocked_is_not_lost(start_py
         events = ada.events()
         await until(lambda: len(ada.peers) == count)
         time.sleep(6.0)
-        discovery = ada._transport.finder.discovery
+        discovery = engine_of(ada).finder.discovery
         before = discovery.statistics().heard
         await until(lambda: discovery.statistics().heard > before + 10 * count)
         assert len(ada.peers) == count

@@ -837,6 +837,18 @@ def test_each_wire_format_has_vectors():
     } <= kinds
 
 
+def test_tests_enter_a_node_by_one_door():
+    """What the public API shows is asked there; all else has its reason in tests/kit/inside.py."""
+    complain(
+        [
+            f"{name(path)}: {found[0]}"
+            for path in below(ROOT / "tests", ".py")
+            if path.name != "inside.py"
+            for found in re.finditer(r"\S*\._(?:transport|engine)\b", path.read_text())
+        ]
+    )
+
+
 def test_each_test_that_sanitizers_leave_out_says_why():
     """A test that cannot run under a sanitizer hides what the sanitizer would have seen."""
     found = []

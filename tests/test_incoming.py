@@ -12,6 +12,7 @@ import gc
 import weakref
 
 import pytest
+from kit.inside import engine_of, receivers_of
 from kit.nodes import loopback, numbered, pair, received
 from kit.waiting import GUARD, next_event
 
@@ -27,7 +28,7 @@ async def test_receive_times_out_and_leaves_nothing_behind():
         for _ in range(20):
             with pytest.raises(pt.Timeout, match="no message came within 0 s"):
                 await bob.receive(timeout=0)
-        assert not bob._transport.inbox.waiters
+        assert not receivers_of(bob)
         await peer.send(b"x")
         assert await received(bob, 1) == [b"x"]
 
@@ -173,10 +174,10 @@ async def test_one_who_is_cancelled_though_a_message_came_for_him_leaves_it_to_t
     """The one that was woken and is cancelled in the same tick must not take the news along."""
     async with pair() as (_, bob, to_bob):
         first, second = (asyncio.ensure_future(bob.receive()) for _ in range(2))
-        while len(bob._transport.inbox.waiters) < 2:
+        while receivers_of(bob) < 2:
             await asyncio.sleep(0)
         await to_bob.send(b"x")
-        while len(bob._transport.inbox.waiters) == 2:
+        while receivers_of(bob) == 2:
             await asyncio.sleep(0)
         first.cancel()
         assert (await asyncio.wait_for(second, GUARD)).data == b"x"
@@ -294,7 +295,7 @@ async def test_events_can_be_matched_and_a_closed_stream_ends():
                         names.append(("connected", connected.name))
             assert names == [("found", "bob"), ("connected", "bob")]
         assert [event async for event in events] == []
-        assert ada._transport.publish is None
+        assert engine_of(ada).publish is None
         await peer.send(b"x")
     assert [event async for event in ada.events()] == []
 
@@ -367,7 +368,7 @@ async def test_closing_a_stream_or_its_node_wakes_every_task_that_waits_there():
             with pytest.raises(StopAsyncIteration):
                 await anext(stream)
             await stream.aclose()
-        assert not len(ada._transport.inbox.waiters) and not len(ada._transport.datagrams.waiters)
+        assert not receivers_of(ada) and not len(engine_of(ada).datagrams.waiters)
         waiting = []
         for stream in open_streams(ada, peer):
             await empty(stream)
@@ -385,7 +386,7 @@ async def test_one_who_leaves_a_stream_though_a_message_came_for_him_leaves_it_t
         leaving, staying = bob.messages(), bob.messages()
         (first,), (second,) = await wait_in(leaving), await wait_in(staying)
         await to_bob.send(b"x")
-        while len(bob._transport.inbox.waiters) == 2:
+        while receivers_of(bob) == 2:
             await asyncio.sleep(0)
         await leaving.aclose()
         assert (await asyncio.wait_for(second, GUARD)).data == b"x"
@@ -496,7 +497,7 @@ async def test_streams_left_by_break_are_let_go_and_no_longer_fed():
         async with asyncio.timeout(GUARD):
             while peer.stats().messages_sent < 52:
                 await asyncio.sleep(0)
-        assert not ada._listeners._streams and ada._transport.publish is None
+        assert not ada._listeners._streams and engine_of(ada).publish is None
 
 
 async def test_a_task_that_nobody_keeps_stays_while_it_waits_for_an_event():
@@ -527,7 +528,7 @@ async def test_a_peers_messages_left_by_break_go_to_the_node():
             assert message.data == b"1"
             break
         assert await received(bob, 2) == [b"2", b"3"]
-        assert bob._transport.inbox.outlet_of(peer._remote) is bob._transport.inbox
+        assert engine_of(bob).inbox.outlet_of(peer._remote) is engine_of(bob).inbox
 
 
 @pytest.mark.parametrize("loop", [True, False], ids=["async for", "anext"])
@@ -665,11 +666,11 @@ async def test_a_message_wakes_one_of_a_thousand_who_wait_and_nobody_who_waits_f
     message as dear as a look at all of them."""
     async with pair() as (_, bob, to_bob):
         for number in range(500):
-            bob._transport.roster.make_peer(
+            engine_of(bob).roster.make_peer(
                 number.to_bytes(8, "big"), None, f"peer {number}", ("127.0.0.1", 1)
             )
         looks = wakes = taken = 0
-        take = bob._transport.inbox.take
+        take = engine_of(bob).inbox.take
 
         def absent(peer):
             nonlocal looks
@@ -690,10 +691,10 @@ async def test_a_message_wakes_one_of_a_thousand_who_wait_and_nobody_who_waits_f
         watching = [asyncio.create_task(bob.wait_for(absent)) for _ in range(20)]
         watching += [asyncio.create_task(bob.wait_for(f"nobody {n}")) for n in range(20)]
         serving = [asyncio.create_task(serve()) for _ in range(1000)]
-        while len(bob._transport.inbox.waiters) < 1000:
+        while receivers_of(bob) < 1000:
             await asyncio.sleep(0)
         assert looks == 20 * 501
-        monkeypatch.setattr(type(bob._transport.inbox), "take", lambda _: counted())
+        monkeypatch.setattr(type(engine_of(bob).inbox), "take", lambda _: counted())
         events = bob.events()
         back = bob.peers["ada"]
         looks, total = 0, 300

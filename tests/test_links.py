@@ -10,6 +10,7 @@ import contextlib
 import socket
 
 import pytest
+from kit.inside import engine_of
 from kit.waiting import next_event
 
 import peertalk as pt
@@ -31,7 +32,7 @@ def count_dials(*nodes):
     """A list that grows with each dial of these."""
     dials = []
     for node in nodes:
-        world = node._transport.world
+        world = engine_of(node).world
         dial = world.dial
 
         def counting(*arguments, dial=dial, who=node.name):
@@ -155,7 +156,7 @@ def test_a_peer_that_is_forgotten_while_it_is_dialled_again_leaves_nobody_waitin
         waiting = asyncio.create_task(peer.connect(timeout=GUARD))
         await asyncio.sleep(0.01)
         assert peer._remote.retry is not None or peer._remote.reaching
-        ada._transport.gone(Gone(peer._remote.key, reason))
+        engine_of(ada).gone(Gone(peer._remote.key, reason))
         with pytest.raises(pt.ConnectionClosed, match="is gone"):
             await waiting
         failed = await next_event(events, pt.Failed, GUARD)

@@ -15,6 +15,7 @@ import threading
 import weakref
 
 import pytest
+from kit.inside import engine_of, is_closed
 from kit.nodes import announcing, loopback, numbered, pair, received
 from kit.waiting import GUARD, next_event
 
@@ -489,8 +490,7 @@ async def test_a_node_is_used_once_and_only_while_it_is_open():
 
 async def test_a_cancelled_close_still_closes():
     """Ctrl-C during a polite goodbye ends the goodbye, not the cleaning up."""
-    async with pair(send_queue_size=10) as (ada, bob, peer):
-        bob._transport.inbox.limit = 1
+    async with pair(send_queue_size=10, receive_queue_bytes=1024) as (ada, _, peer):
         with contextlib.suppress(pt.Timeout):
             while True:
                 await peer.send(bytes(8000), timeout=0.05)
@@ -499,7 +499,7 @@ async def test_a_cancelled_close_still_closes():
         closing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await closing
-        assert ada._transport.closed and ada.stats().messages_failed > 0
+        assert is_closed(ada) and ada.stats().messages_failed > 0
 
 
 async def test_a_node_that_was_forgotten_warns_and_lets_go(free_port):
@@ -552,7 +552,7 @@ asyncio.run(main())
 async def test_a_node_that_is_collected_on_another_thread_is_closed_by_its_own_loop():
     """The collector runs on whichever thread allocates: that one must not touch the engine."""
     node = await pt.Node("ada", **loopback()).start()
-    transport, there = node._transport, []
+    transport, there = engine_of(node), []
     closing = transport.close_now
     transport.close_now = lambda: (there.append(threading.get_ident()), closing())
     held = [node]
@@ -740,7 +740,7 @@ def test_a_node_whose_loop_has_ended_says_so_to_the_next_loop_and_can_be_closed(
     thread.start()
     thread.join()
     bob.close_nowait()
-    assert ada._transport.closed and bob._transport.closed
+    assert is_closed(ada) and is_closed(bob)
 
 
 def test_a_loop_that_is_moved_to_another_thread_takes_its_node_along(any_loop):

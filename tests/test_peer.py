@@ -17,6 +17,7 @@ import threading
 import tracemalloc
 
 import pytest
+from kit.inside import engine_of
 from kit.meeting import original
 from kit.nodes import announcing, loopback, numbered, pair, received
 from kit.waiting import GUARD
@@ -752,7 +753,7 @@ async def test_a_send_that_was_accepted_is_not_reported_as_cancelled():
 
         async def accepted_unheard(work):
             """A task whose send stands in line for a tick, and is served by a later one."""
-            ada._transport.crowded = True
+            engine_of(ada).crowded = True
             task = asyncio.create_task(work())
             await asyncio.sleep(0)
             peer.send_nowait(b"later")

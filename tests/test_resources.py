@@ -17,6 +17,7 @@ import tracemalloc
 from collections import Counter
 
 import pytest
+from kit.inside import buffers_in_use, connections_of, engine_of, fail_at
 from kit.nodes import loopback
 from kit.scripts import OPTIONS, TOLD, line_of
 from kit.waiting import GUARD, until
@@ -75,11 +76,11 @@ async def test_cycles_of_connecting_leave_no_descriptor_and_no_byte(core, rounds
         assert not grown, f"more of these after {count} more cycles"
         assert lives[0] - before[0] < 100 * count, f"bytes more after {count} more cycles"
         for node in (ada, bob):
-            assert node._transport.loop.pool_statistics().in_use == 0
+            assert buffers_in_use(node) == 0
             assert (
-                not node._transport.connections.by_tag
-                and len(node._transport._timers) <= 2
-                and len(node._transport._watched) <= 3
+                not connections_of(node)
+                and len(engine_of(node)._timers) <= 2
+                and len(engine_of(node)._watched) <= 3
             )
 
 
@@ -90,11 +91,10 @@ async def test_memory_that_runs_out_at_any_allocation_is_an_error_and_not_a_cras
         pt.Node("ada", **loopback(core=core.name)) as ada,
         pt.Node("bob", **loopback(core=core.name)) as bob,
     ):
-        loop = ada._transport.loop
         payloads = [bytes(size) for size in (0, 100, 900, 1000)] * 30
         outcomes = set()
         for attempt in range(1, 60):
-            loop.fail_at(attempt)
+            fail_at(ada, attempt)
             try:
                 peer = await ada.connect(bob.address, timeout=0.5)
                 await peer.send_many(payloads, timeout=0.05)
@@ -102,8 +102,8 @@ async def test_memory_that_runs_out_at_any_allocation_is_an_error_and_not_a_cras
             except pt.PeerTalkError as error:
                 assert str(error)
                 outcomes.add(type(error))
-            enough = loop.attempts < attempt
-            loop.fail_at(0)
+            enough = engine_of(ada).loop.attempts < attempt
+            fail_at(ada, 0)
             peer = await ada.connect(bob.address, timeout=GUARD)
             await peer.send(b"end")
             while (message := await bob.receive(timeout=GUARD)).data != b"end":
@@ -112,7 +112,7 @@ async def test_memory_that_runs_out_at_any_allocation_is_an_error_and_not_a_cras
             assert (await ada.receive(timeout=GUARD)).data == bytes(1000)
             await peer.disconnect(timeout=GUARD)
             await until(lambda: ada.stats().links_open == bob.stats().links_open == 0)
-            assert loop.pool_statistics().in_use == 0
+            assert buffers_in_use(ada) == 0
             if enough:
                 break
         assert enough and "sent" in outcomes and len(outcomes) > 1, outcomes
@@ -164,6 +164,8 @@ has_proc = pytest.mark.skipif(
     reason="did not run: this system does not list descriptors in /proc/self/fd",
 )
 
+INSIDE = "from kit.inside import engine_of\n"
+
 FULL_HOUSE = """
 async def main():
     options = dict(bind="127.0.0.1", port=0, announce_interval=0.1)
@@ -177,7 +179,7 @@ async def main():
                 await message.peer.send(message.data)
         answering = asyncio.create_task(answer())
         await left
-        while node._transport.troubles.lasting:
+        while engine_of(node).troubles.lasting:
             await asyncio.sleep(0.01)
         stats = node.stats()
     print(json.dumps([stats.accepts_refused, stats.announcements_refused]))
@@ -192,7 +194,7 @@ async def main():
         highest = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, highest[1]))
         held = []
-        node._transport._spare.close()
+        engine_of(node)._spare.close()
         try:
             while True:
                 held.append(os.dup(0))
@@ -204,9 +206,9 @@ async def main():
         resource.setrlimit(resource.RLIMIT_NOFILE, highest)
         while node.stats().links_open < 3:
             await asyncio.sleep(0.01)
-        assert node._transport._spare is not None, "for the next time"
+        assert engine_of(node)._spare is not None, "for the next time"
         print(node.stats().links_open, flush=True)
-        while node._transport.troubles.lasting:
+        while engine_of(node).troubles.lasting:
             await asyncio.sleep(0.01)
 asyncio.run(main())
 """
@@ -263,7 +265,7 @@ async def test_out_of_descriptors_a_node_turns_callers_away_and_is_there_for_all
     """A server that is popular must not vanish: it announces itself, serves those it has, and says
     to the rest at once that it is full. Its log is two lines."""
     port = free_port()
-    poor = start_python("-c", TOLD + FULL_HOUSE, str(port))
+    poor = start_python("-c", TOLD + INSIDE + FULL_HOUSE, str(port))
     assert poor.stdout is not None and poor.stdin is not None
     address = ("127.0.0.1", int(await line_of(poor)))
     async with contextlib.AsyncExitStack() as stack:
@@ -307,7 +309,7 @@ async def test_out_of_descriptors_a_node_turns_callers_away_and_is_there_for_all
 async def test_callers_wait_where_even_the_kept_descriptor_is_gone(start_python):
     """Another thread may be quicker. Then it is as if nobody had answered yet, and the log no
     longer."""
-    poor = start_python("-c", TOLD + ROBBED)
+    poor = start_python("-c", TOLD + INSIDE + ROBBED)
     address = ("127.0.0.1", int(await line_of(poor)))
     with contextlib.ExitStack() as stack:
         for _ in range(3):

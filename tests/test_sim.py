@@ -9,6 +9,7 @@ import threading
 from typing import Any
 
 import pytest
+from kit.inside import connections_of, engine_of
 
 import peertalk as pt
 from peertalk import errors, sim
@@ -343,7 +344,7 @@ def test_a_frame_of_a_peer_that_is_known_may_stay_cut_as_long_as_a_link_may_be_s
         a, b, peer = await pair(net, core)
         net.link(a, b, latency="20ms")
         await peer.send(bytes(1_000))
-        (connection,) = b._transport.connections.by_tag.values()
+        (connection,) = connections_of(b)
         while not connection.link.statistics().partial_bytes:
             await asyncio.sleep(0.001)
         net.cut(a, b)
@@ -351,7 +352,7 @@ def test_a_frame_of_a_peer_that_is_known_may_stay_cut_as_long_as_a_link_may_be_s
         assert connection.link.statistics().partial_bytes
         net.heal()
         data = (await b.receive(timeout=30)).data
-        return data, connection is next(iter(b._transport.connections.by_tag.values()))
+        return data, connection is connections_of(b)[0]
 
     assert sim.run(main) == (bytes(1_000), True)
 
@@ -491,7 +492,7 @@ def test_the_c_side_of_a_lowmem_node_is_under_200_kib_and_is_printed_part_by_par
                 back.send_nowait(bytes(1024))
         at_rest = (
             hub.memory["streams"].bytes,
-            4 * hub._engine.loop._ops.link_size(hub._engine.core.limits.classic_depth),
+            4 * engine_of(hub).loop._ops.link_size(engine_of(hub).core.limits.classic_depth),
         )
         for peer in peers:
             for _ in range(20):

@@ -35,6 +35,7 @@ from classic import (
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from kit.inside import connections_of
 
 import peertalk as pt
 from peertalk import sim
@@ -665,9 +666,7 @@ class SimulatedMeeting(Meeting):
                 self.node.stats().links_open <= 1
             ):
                 return
-        raise AssertionError(
-            f"{list(self.node.peers.values())}, {self.node._transport.connections.by_tag}"
-        )
+        raise AssertionError(f"{list(self.node.peers.values())}, {connections_of(self.node)}")
 
     def heal(self) -> None:
         self.net.heal()

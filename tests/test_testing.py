@@ -104,9 +104,11 @@ def test_a_buffer_that_is_really_lost_fails_its_test(run):
     """The check is of the pool itself: whoever borrows and does not give back is named."""
     result = run(
         """
+from kit.inside import engine_of
+
 @pytest.mark.peertalk
 async def test_loses_one(mesh):
-    mesh[1]._engine.loop._pool.acquire(100)
+    engine_of(mesh[1]).loop._pool.acquire(100)
 
 @pytest.mark.peertalk
 async def test_loses_none(mesh):

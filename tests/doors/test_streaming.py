@@ -11,6 +11,7 @@ import asyncio
 import types
 
 import pytest
+from kit.inside import engine_of
 
 import peertalk as pt
 from peertalk import sim
@@ -524,7 +525,7 @@ def test_what_interrupts_a_progress_function_does_not_cost_what_the_same_turn_ha
 def _connected(ada, bob):
     """The peer that bob is to ada, both turned by this thread."""
     found = []
-    ada._transport.switchboard.dial(bob.address, lambda peer, error: found.append(peer.view))
+    engine_of(ada).switchboard.dial(bob.address, lambda peer, error: found.append(peer.view))
     while not found:
         ada.poll()
         bob.poll()

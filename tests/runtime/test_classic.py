@@ -21,6 +21,7 @@ from classic import (
     encode_piece,
 )
 from classic import fragments as classic_fragments
+from kit.inside import buffers_in_use, connections_of, end_connection, engine_of, fail_at
 from kit.stranger import (
     SMALLER,
     Stranger,
@@ -214,7 +215,7 @@ async def test_messages_in_fragments_arrive_whole_and_in_the_order_in_which_they
         ]
         stats = ada.stats()
         assert (stats.messages_received, stats.frames_ignored) == (4, 0)
-        assert ada._transport.loop.pool_statistics().in_use <= 1  # the slot of our greeting
+        assert buffers_in_use(ada) <= 1  # the slot of our greeting
 
 
 async def test_batches_and_compact_frames_are_understood(core):
@@ -283,10 +284,10 @@ async def test_an_unfinished_message_ends_with_its_connection_and_counts_for_not
             await classic.dial(ada)
             classic.say(capability(), *fragments(7, bytes(1_000))[:2], frame(DATA, b"and"))
             assert (await ada.receive(timeout=GUARD)).data == b"and"
-            assert ada._transport.loop.pool_statistics().in_use >= 1
+            assert buffers_in_use(ada) >= 1
             classic.hang_up()
             await until(lambda: ada.stats().links_open == 0)
-            assert ada._transport.loop.pool_statistics().in_use == 0
+            assert buffers_in_use(ada) == 0
         assert (ada.stats().messages_received, ada.stats().frames_ignored) == (3, 0)
 
 
@@ -298,10 +299,10 @@ async def test_a_message_for_which_there_is_no_memory_is_lost_alone(core):
         classic.say(capability(), frame(DATA, b"before"))
         assert (await ada.receive(timeout=GUARD)).data == b"before"
         assert await classic.hear() is not None
-        ada._transport.loop.fail_at(1)
+        fail_at(ada, 1)
         classic.say(*fragments(1, bytes(1_000)))
         await until(lambda: ada.stats().frames_ignored == 5)
-        ada._transport.loop.fail_at(0)
+        fail_at(ada, 0)
         classic.say(*fragments(2, bytes(1_000)))
         assert (await ada.receive(timeout=GUARD)).data == bytes(1_000)
         assert ada.stats().links_open == 1
@@ -322,8 +323,7 @@ async def test_pieces_that_are_held_back_are_put_together_when_their_connection_
         assert (await first.hear())[0] == DISCONNECT
         second.greet(2)  # the first is not over for them yet
         second.say(*fragments(1, b"late" * 100), frame(DATA, b"\0\4\0\0last", 0, 0x08))
-        links = ada._transport.connections.by_tag.values()
-        await until(lambda: any(link.held for link in links))
+        await until(lambda: any(link.held for link in connections_of(ada)))
         if ends_first == "its own":
             second.hang_up()
         first.say(frame(DATA, b"early 2"))
@@ -345,10 +345,9 @@ async def test_what_is_held_back_of_a_connection_that_is_ended_is_delivered_in_i
         leaving = asyncio.create_task(peer.disconnect(timeout=GUARD))
         assert (await first.hear())[0] == DISCONNECT
         second.greet(2, 0, b"late")
-        links = ada._transport.connections.by_tag.values()
-        await until(lambda: any(link.held for link in links))
-        held = next(link for link in links if link.held)
-        ada._transport.switchboard._end(held, pt.ConnectionClosed("ended"))
+        await until(lambda: any(link.held for link in connections_of(ada)))
+        held = next(link for link in connections_of(ada) if link.held)
+        end_connection(ada, held, pt.ConnectionClosed("ended"))
         first.say(frame(DATA, b"early 2"))
         first.hang_up()
         assert await taken(ada, 2) == [b"early 2", b"late"]
@@ -462,7 +461,7 @@ async def test_a_message_cut_short_by_the_end_of_its_link_is_unknown():
         peer = await connecting
         events = ada.events()
         classic.writer.transport.pause_reading()
-        (connection,) = ada._transport.connections.by_tag.values()
+        (connection,) = connections_of(ada)
         while connection.pieces is None:
             try:
                 peer.send_nowait(bytes(4_000))
@@ -473,7 +472,7 @@ async def test_a_message_cut_short_by_the_end_of_its_link_is_unknown():
             if peer.accepted % 64 == 0:
                 await asyncio.sleep(0)
         cut = peer._remote.handed
-        ada._transport.switchboard._end(connection, None)
+        end_connection(ada, connection, None)
         outcomes = {}
         while len(outcomes) < peer.accepted:
             event = await asyncio.wait_for(anext(events), GUARD)
@@ -535,7 +534,7 @@ async def test_a_peer_whose_limit_shrinks_gets_what_fits_and_the_rest_is_reporte
         peer._remote.capabilities = None  # as a peer that was only heard of
         peer._remote.own_max_message = 8192
         for size in sizes:
-            ada._transport.enqueue(peer._remote, bytes(size))
+            engine_of(ada).enqueue(peer._remote, bytes(size))
         await classic.meet()
         classic.say(capability(1000))
         got = [await classic.hear() for _ in range(4)]
@@ -603,7 +602,7 @@ async def test_pressure_is_told_when_its_level_changes_and_only_then():
         with pytest.raises(pt.Timeout):
             await ada.receive(timeout=0)
         assert await told() == [50, 25, 0]
-        assert ada.stats().pressure_reports == 6 and not ada._transport.inbox.told
+        assert ada.stats().pressure_reports == 6 and not engine_of(ada).inbox.told
 
 
 async def test_pressure_that_finds_no_room_is_told_once_when_there_is_some_and_as_it_is_then():
@@ -630,7 +629,7 @@ async def test_pressure_that_finds_no_room_is_told_once_when_there_is_some_and_a
             classic.say(*[frame(DATA, bytes(8192 - 64))] * 11)
             while peer._remote.received < enough:
                 await asyncio.sleep(0)
-        (connection,) = ada._transport.connections.by_tag.values()
+        (connection,) = connections_of(ada)
         assert (connection.pressure, connection.owed, ada.stats().pressure_reports) == (
             3,
             policy.OWES_PRESSURE,

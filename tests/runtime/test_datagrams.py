@@ -12,6 +12,7 @@ import errno
 import socket
 
 import pytest
+from kit.inside import datagram_port, engine_of
 from kit.waiting import GUARD, until
 
 import peertalk as pt
@@ -43,10 +44,6 @@ async def pair(**options):
         at_ada = await ada.connect(bob.address, timeout=GUARD)
         await at_ada.send(b"")
         yield ada, bob, at_ada, (await bob.receive(timeout=GUARD)).peer
-
-
-def udp_port(node):
-    return node._engine.mailbox.port
 
 
 # Between peertalk nodes
@@ -116,6 +113,8 @@ async def test_a_peer_is_known_at_each_address_at_which_it_was_heard(free_port):
         announcement = encode_announcement(
             CORE, Announcement(ANNOUNCE, "bob", 9, instance=b"bob's id", datagram_port=fast)
         )
+        discovery = engine_of(ada).finder.discovery
+        target = ("127.0.0.1", datagram_port(ada))
         for host in ("127.0.0.2", "127.0.0.3"):
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bob:
                 bob.bind((host, fast))
@@ -123,14 +122,10 @@ async def test_a_peer_is_known_at_each_address_at_which_it_was_heard(free_port):
                 peer = await ada.wait_for("bob", timeout=GUARD)
                 await until(
                     lambda peer=peer, host=host: (
-                        host
-                        in [
-                            each
-                            for each, _ in ada._engine.finder.discovery.addresses(peer._remote.key)
-                        ]
+                        host in [each for each, _ in discovery.addresses(peer._remote.key)]
                     )
                 )
-                bob.sendto(CORE.encode_datagram(0, host.encode()), ("127.0.0.1", udp_port(ada)))
+                bob.sendto(CORE.encode_datagram(0, host.encode()), target)
                 got = await ada.receive_datagram(timeout=GUARD)
                 assert got.peer is peer and got.text == host
 
@@ -198,7 +193,7 @@ async def test_the_default_port_is_7355_and_gives_way_but_an_explicit_one_does_n
             lambda self, real=pt.Config.explain: {**real(self), "udp_port": (port, "default")},
         )
         async with pt.Node("ada", **loopback(udp_port=port)) as ada:
-            assert udp_port(ada) not in (0, port)
+            assert datagram_port(ada) not in (0, port)
         monkeypatch.undo()
         with pytest.raises(
             pt.errors.AddressInUse,
@@ -209,7 +204,7 @@ async def test_the_default_port_is_7355_and_gives_way_but_an_explicit_one_does_n
                 pass
     monkeypatch.setenv("PEERTALK_UDP_PORT", str(port))
     async with pt.Node("ada", bind="127.0.0.1", port=0, discovery=False) as ada:
-        assert udp_port(ada) == port
+        assert datagram_port(ada) == port
 
 
 # Classic peers, scripted: bytes as the original's, no instance id
@@ -266,7 +261,7 @@ async def test_a_peer_that_left_is_a_stranger_again(free_port):
         await until(lambda: ada.stats().datagrams_ignored == 1)
         with pytest.raises(pt.PeerNotFound):
             ada.send_datagram(mac, b"x")
-        assert not ada._engine.mailbox._senders and not ada._engine.mailbox._places
+        assert not engine_of(ada).mailbox._senders and not engine_of(ada).mailbox._places
 
 
 # Strangers and hostile ones
@@ -275,7 +270,7 @@ async def test_a_peer_that_left_is_a_stranger_again(free_port):
 async def test_what_is_malformed_or_too_long_or_of_nobody_is_counted_and_harms_nobody(core):
     """Anybody on the network can write to the port."""
     async with pair(core=core.name) as (ada, bob, at_ada, _at_bob):
-        target = ("127.0.0.1", udp_port(bob))
+        target = ("127.0.0.1", datagram_port(bob))
         good = CORE.encode_datagram(1, b"good")
         long = [b"PTUD\0\0\xff\xff" + bytes(1392), good + bytes(1400), bytes(2048), bytes(60_000)]
         bad = [b"", b"P", b"PTUD\0\0\0", b"PTUX" + good[4:], good[:-1], *long]
@@ -284,7 +279,7 @@ async def test_what_is_malformed_or_too_long_or_of_nobody_is_counted_and_harms_n
             stranger.sendto(good, target)
             await until(lambda: bob.stats().datagrams_ignored == 1)
         for number, packet in enumerate(bad, 2):
-            ada._engine.world.send_to(ada._engine.datagrams.socket, packet, target)
+            engine_of(ada).world.send_to(engine_of(ada).datagrams.socket, packet, target)
             await until(lambda number=number: bob.stats().datagrams_ignored == number)
         assert bob.stats().datagrams_received == 0
         assert (

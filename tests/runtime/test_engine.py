@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from kit.inside import connections_of, engine_of
 from kit.nodes import loopback
 from kit.waiting import GUARD, until
 
@@ -37,7 +38,7 @@ async def test_without_epoll_each_descriptor_is_watched_also_when_its_number_is_
         pt.Node("ada", **loopback(core=no_epoll.name)) as ada,
         pt.Node("bob", **loopback(core=no_epoll.name)) as bob,
     ):
-        assert ada._transport.loop.fd == -1
+        assert engine_of(ada).loop.fd == -1
         for number in range(10):
             peer = await ada.connect(bob.address, timeout=GUARD)
             await peer.send_many([bytes([number]) * 500] * 300)
@@ -62,13 +63,11 @@ async def test_without_epoll_a_link_that_gets_the_number_of_one_that_just_ended_
         with socket.create_connection(ada.address) as first:
             first.send(data)
             assert (await ada.receive(timeout=GUARD)).data == b"hello"
-            number = next(iter(ada._transport.connections.by_tag.values())).socket.fileno()
+            number = connections_of(ada)[0].socket.fileno()
             first.send(disconnect)
             with socket.create_connection(ada.address) as second:
                 await until(lambda: ada.stats().links_opened == 2)
-                assert (
-                    next(iter(ada._transport.connections.by_tag.values())).socket.fileno() == number
-                )
+                assert connections_of(ada)[0].socket.fileno() == number
                 for _ in range(5):
                     await asyncio.sleep(0)
                 second.send(data)
@@ -101,12 +100,12 @@ async def test_a_deadline_that_is_set_between_two_turns_is_kept():
     """The driver sleeps until the deadline that it knows of; one that a call sets in the meantime
     may be nearer (aclose(timeout=0.1) is one)."""
     async with pt.Node("ada", **loopback(link_timeout=3600)) as ada:
-        engine = ada._transport
+        turning = engine_of(ada)
         await asyncio.sleep(0.01)  # the driver has gone to sleep
         reached, cancelled = asyncio.Event(), asyncio.Event()
-        timer = engine.after(0.01, cancelled.set)
-        engine.after(0.02, reached.set)
-        engine.cancel(timer)
+        timer = turning.after(0.01, cancelled.set)
+        turning.after(0.02, reached.set)
+        turning.cancel(timer)
         await asyncio.wait_for(reached.wait(), GUARD)
         assert not cancelled.is_set()
 
@@ -114,7 +113,7 @@ async def test_a_deadline_that_is_set_between_two_turns_is_kept():
 async def test_a_watched_socket_is_reported_until_it_is_not_watched_any_more():
     """Level-triggered: what was not read is told again."""
     async with pt.Node("ada", **loopback()) as ada:
-        engine = ada._transport
+        turning = engine_of(ada)
         here, there = socket.socketpair()
         with here, there:
             told = 0
@@ -123,14 +122,14 @@ async def test_a_watched_socket_is_reported_until_it_is_not_watched_any_more():
                 nonlocal told
                 told += 1
 
-            watched = engine.watch(here, values.READ, ready)
+            watched = turning.watch(here, values.READ, ready)
             there.send(b"x")
             await until(lambda: told >= 3)
-            engine.unwatch(watched)
-            engine.unwatch(watched)
+            turning.unwatch(watched)
+            turning.unwatch(watched)
             so_far = told
             for _ in range(10):
-                engine.schedule()
+                turning.schedule()
                 await asyncio.sleep(0)
             assert told == so_far
 
@@ -142,7 +141,7 @@ async def test_orders_of_other_threads_are_done_in_their_order_on_the_engines_th
 
         def give():
             for number in range(100):
-                ada._transport.post(
+                engine_of(ada).post(
                     lambda number=number: done.append((number, threading.get_ident()))
                 )
 
@@ -156,7 +155,7 @@ async def test_a_number_that_is_in_use_is_not_given_out_again():
     brings."""
     async with pt.Node("ada", **loopback()) as ada, pt.Node("bob", **loopback()) as bob:
         peer = await ada.connect(bob.address)
-        transport = ada._transport
+        transport = engine_of(ada)
         in_use = {*transport._timers, *transport._watched, *transport.connections.by_tag}
         transport._next_tag = engine_module._LAST_TAG - 2
         given = [transport.tag() for _ in range(1 << 10)]
@@ -171,11 +170,11 @@ def test_the_interface_that_is_stated_is_the_one_that_is_there():
     """Whoever builds on the engine, or a stand-in for it, must find all that it offers in one
     place."""
     source = ast.parse(Path(engine_module.__file__).read_text())
-    (engine,) = (each for each in source.body if getattr(each, "name", "") == "Engine")
-    names = {node.name for node in engine.body if isinstance(node, ast.FunctionDef)}
+    (parsed,) = (each for each in source.body if getattr(each, "name", "") == "Engine")
+    names = {node.name for node in parsed.body if isinstance(node, ast.FunctionDef)}
     names |= {
         node.attr
-        for node in ast.walk(engine)
+        for node in ast.walk(parsed)
         if isinstance(node, ast.Attribute)
         and isinstance(node.ctx, ast.Store)
         and getattr(node.value, "id", "") == "self"

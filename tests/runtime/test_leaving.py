@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 from classic import CAPABILITY, DATA, DISCONNECT, REJECT
+from kit.inside import connections_of, engine_of
 from kit.stranger import Stranger, announcing, capability, frame, loopback
 from kit.waiting import GUARD, next_event, until
 
@@ -90,7 +91,7 @@ async def test_a_reject_before_any_greeting_ends_the_dial_and_what_waited_for_it
     """It is what a full node says. To try five times more would not make room."""
     async with Stranger() as classic, pt.Node("ada", **loopback()) as ada:
         events = ada.events()
-        peer = ada._transport.roster.make_peer(classic.address, None, "CREF", classic.address).view
+        peer = engine_of(ada).roster.make_peer(classic.address, None, "CREF", classic.address).view
         assert peer.send_nowait(b"waits") == 1
         await classic.meet()
         classic.say(frame(REJECT, b"\x04"))
@@ -133,7 +134,7 @@ async def test_each_connection_is_closed_before_the_goodbye(free_port):
     class Watching(World):
         def broadcast(self, sender, packet, *rest):
             if packet[5] == 3:
-                left.append(len(ada._transport.connections))
+                left.append(len(connections_of(ada)))
             return super().broadcast(sender, packet, *rest)
 
     async with (

@@ -13,6 +13,7 @@ import types
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.inside import connections_of, end_connection, engine_of
 
 import peertalk as pt
 import peertalk.sync
@@ -107,17 +108,17 @@ async def test_two_nodes_of_one_program_can_be_told_apart(caplog, free_port):
         pt.Node("bob", discovery_port=free_port(), **options) as bob,
     ):
         for node in (ada, bob):
-            node._transport.finder._tell({"eth9": 1})
+            engine_of(node).finder._tell({"eth9": 1})
         peer = await ada.connect(bob.address)
         while not bob.stats().links_open:
             await asyncio.sleep(0)
-        (link,) = bob._transport.connections.by_tag.values()
-        bob._transport.switchboard._end(link, pt.ConnectionClosed("made up: bob's end"))
+        (link,) = connections_of(bob)
+        end_connection(bob, link, pt.ConnectionClosed("made up: bob's end"))
         while peer.connected:
             await asyncio.sleep(0)
-        ada._engine.traffic.unsent = 7
+        engine_of(ada).traffic.unsent = 7
     with peertalk.sync.Node("cid", discovery=False, **options) as cid:
-        cid._transport.traffic.unsent = 3
+        engine_of(cid).traffic.unsent = 3
     by_node = {name: [] for name in ("ada", "bob", "cid")}
     for line in caplog.messages:
         program, node, text = line.split(": ", 2)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import threading
 
+from kit.inside import engine_of
 from kit.nodes import loopback
 from kit.waiting import GUARD, until
 
@@ -94,11 +95,11 @@ async def test_all_who_wait_for_memory_ask_again_together(core):
         pt.Node("bob", **loopback(core=core.name)) as bob,
     ):
         peer = await bob.connect(ada.address, timeout=GUARD)
-        engine = bob._transport
-        before = len(engine._timers)
+        inside = engine_of(bob)
+        before = len(inside._timers)
         for _ in range(1000):
-            engine.refused(peer, pt.errors.OutOfMemory.code)
-        assert len(engine._timers) == before + 1
-        await until(lambda: not engine.traffic._starved)
+            inside.refused(peer, pt.errors.OutOfMemory.code)
+        assert len(inside._timers) == before + 1
+        await until(lambda: not inside.traffic._starved)
         await peer.send(b"and it goes on")
         assert (await ada.receive(timeout=GUARD)).data == b"and it goes on"

@@ -6,6 +6,7 @@ import contextlib
 import socket
 
 import pytest
+from kit.inside import connections_of, engine_of
 from kit.nodes import loopback
 from kit.waiting import GUARD, until
 
@@ -32,13 +33,12 @@ async def test_who_stands_still_ends_only_when_memory_is_scarce_and_its_time_is_
         pt.Node("bob", **loopback(core=core.name)) as bob,
     ):
         await bob.connect(ada.address, timeout=GUARD)
-        engine = ada._transport
-        (connection,) = engine.connections.by_tag.values()
+        (connection,) = connections_of(ada)
         await until(lambda: any(peer.connected for peer in ada.peers.values()))
-        engine._serve((values.STILL, connection.tag, 14_999, 0))
+        engine_of(ada)._serve((values.STILL, connection.tag, 14_999, 0))
         assert ada.stats().links_open == 1 and ada.stats().ended_still == 0
-        engine._serve((values.STILL, connection.tag, 15_000, 0))
+        engine_of(ada)._serve((values.STILL, connection.tag, 15_000, 0))
         await until(lambda: ada.stats().links_open == 0)
         assert ada.stats().ended_still == 1
-        engine._serve((values.STILL, connection.tag, 16_000, 0))
+        engine_of(ada)._serve((values.STILL, connection.tag, 16_000, 0))
         assert ada.stats().ended_still == 1

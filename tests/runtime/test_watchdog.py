@@ -12,6 +12,7 @@ import signal
 import types
 
 import pytest
+from kit.inside import engine_of
 from test_faults import line_of, loopback, until
 
 import peertalk as pt
@@ -406,7 +407,7 @@ async def test_a_full_house_gives_the_place_of_the_frozen_to_who_comes(start_pyt
         pt.Node("bob", **loopback()) as bob,
         pt.Node("eve", **loopback()) as eve,
     ):
-        ada._transport.connections.max_connections = 2
+        engine_of(ada).connections.max_connections = 2
         events = ada.events()
         frozen = await ada.connect(where)
         process.send_signal(signal.SIGSTOP)
@@ -527,7 +528,7 @@ def test_a_dial_that_began_in_the_dead_time_is_begun_anew_when_the_peer_is_heard
         net.cut("ada", "bob")
         while peer.connected:
             await asyncio.sleep(0.1)
-        world, dials = ada._transport.world, []
+        world, dials = engine_of(ada).world, []
         dial = world.dial
         world.dial = lambda *arguments: dials.append(net.clock.seconds) or dial(*arguments)
         waiting = asyncio.create_task(peer.connect(timeout=600))
