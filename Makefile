@@ -43,7 +43,7 @@ demo: release ## two processes find each other and exchange files; DEMO_PATH=fol
 test soak: export PYTHONDONTWRITEBYTECODE :=
 
 test: debug ## the whole suite, with assertions on in C; TEST_ARGS="-k words" narrows it
-	$(PY) -m pytest tests -n 3 --dist loadfile $(TEST_ARGS)
+	$(PY) -m pytest tests -n 5 --dist loadfile $(TEST_ARGS)
 
 bench: release .venv/bench ## C against the reference core, then against other libraries
 	.venv/bin/peertalk bench

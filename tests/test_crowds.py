@@ -46,7 +46,7 @@ def carried(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_a_simulated_room_of_whole_nodes_is_quiet_and_finds_everybody(rounds, carried):
     """The same as on one wire of bare discoveries, with engines, timers and sockets around them."""
-    count = rounds(60, 500)
+    count = rounds(40, 500)
 
     async def main(net: sim.Network) -> None:
         options = {"max_peers": 2 * count, "pool_bytes": 1 << 20}

@@ -492,6 +492,7 @@ asyncio.run(main())
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="did not run: this system cannot fork")
 @pytest.mark.parametrize("way", ["exit", "return", "_exit"])
+@pytest.mark.parametrize("loop_kind", ["asyncio"])  # who forks is a program of its own
 async def test_a_forked_child_is_refused_everything_and_its_end_disturbs_nobody(
     core, way, start_python
 ):

@@ -853,13 +853,15 @@ def test_each_test_that_sanitizers_leave_out_says_why():
     """A test that cannot run under a sanitizer hides what the sanitizer would have seen."""
     found = []
     for path in below(ROOT / "tests", ".py"):
-        for node in ast.walk(tree(path)):
-            if isinstance(node, ast.Attribute) and node.attr == "unsanitized":
-                calls = [
-                    call
-                    for call in ast.walk(tree(path))
-                    if isinstance(call, ast.Call) and call.func is node
-                ]
-                if not any(call.args or call.keywords for call in calls):
-                    found.append(f"{name(path)}:{node.lineno}: unsanitized without a reason")
+        reasoned = {
+            id(call.func)
+            for call in ast.walk(tree(path))
+            if isinstance(call, ast.Call) and (call.args or call.keywords)
+        }
+        found += [
+            f"{name(path)}:{node.lineno}: unsanitized without a reason"
+            for node in ast.walk(tree(path))
+            if isinstance(node, ast.Attribute) and node.attr == "unsanitized"
+            if id(node) not in reasoned
+        ]
     complain(found)

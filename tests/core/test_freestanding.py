@@ -64,8 +64,8 @@ def compile_core(folder: Path, *options: str) -> list[str]:
 
 @pytest.fixture(
     scope="module",
-    params=[(), ("-DPT_LOWMEM",), ("-DPT_LOWMEM", "-DPT_ATOMICS=0")],
-    ids=["standard", "lowmem", "classic"],
+    params=[(), ("-DPT_LOWMEM", "-DPT_ATOMICS=0")],
+    ids=["standard", "classic"],
 )
 def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The compiler and the objects of one way to build the core."""

@@ -122,7 +122,7 @@ def test_the_wheel_does_what_a_sorted_list_does(core):
     """Digits, levels and wrapping must not show: a time-out comes at its tick, once, in order."""
     run_state_machine_as_test(
         lambda: WheelModel(core),
-        settings=settings(max_examples=2 * settings().max_examples, stateful_step_count=50),
+        settings=settings(stateful_step_count=50),
     )
 
 
