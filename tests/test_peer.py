@@ -613,74 +613,83 @@ async def test_a_broadcast_reaches_those_who_are_known_and_not_connected(free_po
 # Order is the order of calls
 
 
+class Callers:
+    """Tasks that call a peer in every way, some of them cancelled, and what became of their
+    messages: numbered in the order of the calls, with their class behind the number."""
+
+    def __init__(self, node, peer, dice, total):
+        self.node, self.peer, self.dice, self.total = node, peer, dice, total
+        self.called, self.accepted, self.refused = 0, set(), set()
+        self.running = set()
+
+    def fresh(self, priority):
+        self.called += 1
+        longest = self.peer.max_message - 5
+        size = self.dice.choice((0, 0, 50, longest if self.dice.random() < 0.1 else 700))
+        return self.called, self.called.to_bytes(4, "big") + bytes([priority]) + bytes(size)
+
+    async def call(self, kind, priority):
+        peer, (number, data) = self.peer, self.fresh(priority)
+        numbers = [number]
+        try:
+            if kind == "many":
+                more = [self.fresh(priority) for _ in range(self.dice.randrange(5))]
+                numbers += [each for each, _ in more]
+                first = peer.accepted
+                await peer.send_many([data, *(each for _, each in more)], priority=priority)
+                assert peer.accepted >= first + len(numbers)
+            elif kind == "nowait":
+                peer.send_nowait(data, priority=priority)
+            elif kind == "broadcast":
+                result = await self.node.broadcast(data, priority=priority)
+                if not result.accepted:
+                    self.refused.add(number)
+                    return
+            elif kind == "in time":
+                timeout = self.dice.choice((0, 0.001, GUARD))
+                await peer.send(data, priority=priority, timeout=timeout)
+            elif priority == pt.Priority.NORMAL:
+                await peer.send(data)
+            else:
+                await peer.send(data, priority=priority)
+        except (pt.WouldBlock, pt.Timeout, asyncio.CancelledError):
+            if kind != "many":  # of many some may have been
+                self.refused.update(numbers)
+            raise
+        self.accepted.update(numbers)
+
+    async def call_beside(self, kind, priority):
+        """A call in a task of its own, which is given some ticks, and then often cancelled."""
+        task = asyncio.ensure_future(self.call(kind, priority))
+        self.running.add(task)
+        task.add_done_callback(self.running.discard)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        for _ in range(self.dice.randrange(4)):
+            await asyncio.sleep(0)
+        if self.dice.random() < 0.7:
+            task.cancel()
+
+    async def run(self):
+        kinds = ("send", "send", "send", "many", "nowait", "broadcast", "in time")
+        while self.called < self.total:
+            kind, priority = self.dice.choice(kinds), self.dice.choice((1, 1, 1, 0, 2))
+            for _ in range(self.dice.choice((1, 1, 1, 40))):
+                if self.dice.random() < 0.2:
+                    await self.call_beside(kind, priority)
+                else:
+                    with contextlib.suppress(pt.WouldBlock, pt.Timeout):
+                        await self.call(kind, priority)
+
+
 async def test_no_call_overtakes_an_earlier_one_of_its_class_whatever_they_are_and_is_cancelled(
     core, rounds, seed_printed
 ):
     """Several tasks, each with calls of every kind, some cancelled; a reader that is slow at times.
     What was called first arrives first; what was accepted arrives once; what was not never does."""
-    total, dice = rounds(4_000, 400_000), seed_printed
-    async with pair(core=core.name, send_queue_size=16, receive_queue_bytes=64 * 1024) as (
-        ada,
-        bob,
-        peer,
-    ):
-        called, accepted, refused, arrived = 0, set(), set(), {0: [], 1: [], 2: []}
-        running, over = set(), False
-
-        def fresh(priority):
-            nonlocal called
-            called += 1
-            size = dice.choice((0, 0, 50, peer.max_message - 5 if dice.random() < 0.1 else 700))
-            return called, called.to_bytes(4, "big") + bytes([priority]) + bytes(size)
-
-        async def call(kind, priority):
-            number, data = fresh(priority)
-            numbers = [number]
-            try:
-                if kind == "many":
-                    more = [fresh(priority) for _ in range(dice.randrange(5))]
-                    numbers += [each for each, _ in more]
-                    first = peer.accepted
-                    await peer.send_many([data, *(each for _, each in more)], priority=priority)
-                    assert peer.accepted >= first + len(numbers)
-                elif kind == "nowait":
-                    peer.send_nowait(data, priority=priority)
-                elif kind == "broadcast":
-                    result = await ada.broadcast(data, priority=priority)
-                    if not result.accepted:
-                        refused.add(number)
-                        return
-                elif kind == "in time":
-                    await peer.send(data, priority=priority, timeout=dice.choice((0, 0.001, GUARD)))
-                elif priority == pt.Priority.NORMAL:
-                    await peer.send(data)
-                else:
-                    await peer.send(data, priority=priority)
-            except (pt.WouldBlock, pt.Timeout, asyncio.CancelledError):
-                if kind != "many":  # of many some may have been
-                    refused.update(numbers)
-                raise
-            accepted.update(numbers)
-
-        async def caller():
-            while called < total:
-                kind = dice.choice(
-                    ("send", "send", "send", "many", "nowait", "broadcast", "in time")
-                )
-                priority = dice.choice((1, 1, 1, 0, 2))
-                for _ in range(dice.choice((1, 1, 1, 40))):
-                    if dice.random() < 0.2:
-                        task = asyncio.ensure_future(call(kind, priority))
-                        running.add(task)
-                        task.add_done_callback(running.discard)
-                        task.add_done_callback(lambda done: done.cancelled() or done.exception())
-                        for _ in range(dice.randrange(4)):
-                            await asyncio.sleep(0)
-                        if dice.random() < 0.7:
-                            task.cancel()
-                    else:
-                        with contextlib.suppress(pt.WouldBlock, pt.Timeout):
-                            await call(kind, priority)
+    dice, arrived, over = seed_printed, {0: [], 1: [], 2: []}, False
+    options = {"send_queue_size": 16, "receive_queue_bytes": 64 * 1024}
+    async with pair(core=core.name, **options) as (ada, bob, peer):
+        callers = Callers(ada, peer, dice, rounds(4_000, 400_000))
 
         async def reader():
             async for message in bob.messages():
@@ -691,8 +700,8 @@ async def test_no_call_overtakes_an_earlier_one_of_its_class_whatever_they_are_a
                     await asyncio.sleep(0.001)
 
         reading = asyncio.create_task(reader())
-        await asyncio.gather(*(caller() for _ in range(4)))
-        await asyncio.gather(*running, return_exceptions=True)
+        await asyncio.gather(*(callers.run() for _ in range(4)))
+        await asyncio.gather(*callers.running, return_exceptions=True)
         over = True
         await peer.send((0).to_bytes(4, "big") + b"\0last", priority=pt.Priority.LOW)
         await asyncio.wait_for(reading, GUARD)
@@ -703,8 +712,8 @@ async def test_no_call_overtakes_an_earlier_one_of_its_class_whatever_they_are_a
         for numbers in arrived.values():
             assert numbers == sorted(set(numbers))
         seen = {number for numbers in arrived.values() for number in numbers}
-        assert accepted <= seen and not seen & refused
-        assert accepted and refused
+        assert callers.accepted <= seen and not seen & callers.refused
+        assert callers.accepted and callers.refused
 
 
 async def test_senders_that_take_turns_do_not_wait_a_tick_for_each_message():
