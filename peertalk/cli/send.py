@@ -144,12 +144,14 @@ async def _payloads(text: str) -> AsyncIterator[bytes]:
     if text != "-":
         yield text.encode("utf-8", "surrogateescape")
         return
-    loop, lines = asyncio.get_running_loop(), asyncio.Queue[bytes | OSError](1)
+    loop, lines = asyncio.get_running_loop(), asyncio.Queue[bytes | OSError]()
+    room = threading.Semaphore()  # for one line, read while the line before is sent
     # not sys.stdin, whose lock a thread that waits would hold when the interpreter ends
     standard = open(0, "rb", closefd=False)
 
     def give(line: bytes | OSError) -> None:
-        asyncio.run_coroutine_threadsafe(lines.put(line), loop).result()
+        room.acquire()
+        loop.call_soon_threadsafe(lines.put_nowait, line)
 
     def read() -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: interrupted
@@ -164,4 +166,5 @@ async def _payloads(text: str) -> AsyncIterator[bytes]:
     while line := await lines.get():
         if isinstance(line, OSError):
             raise line
+        room.release()
         yield line.removesuffix(b"\n")
