@@ -28,6 +28,10 @@ from .peer import Peer
 LOOK = 0.02
 """Seconds between two looks at a connection that is on its way out: whether something is unread, or
 unacknowledged. Neither makes an event."""
+CLASSIC_PATIENCE = 1.0
+"""Seconds that a classic peer has to close a connection that we leave, though all is acknowledged.
+An original polls discovery before its connections, and reads none of a peer that said GOODBYE, so
+that must not overtake the DISCONNECT that its system holds."""
 LOOK_SELDOM = 0.5
 """Seconds between two such looks, at most, when it takes long."""
 
@@ -239,13 +243,15 @@ def dead(state: State, unread: Callable[[], int]) -> DeadEnd:
 
 class Leaving(NamedTuple):
     """A connection that we leave, or want to. left: when we said so, None: there was no room for
-    that; deadline: when it is given up; owes: whether something of ours is not acknowledged, or
-    something of theirs not read; asked only where it counts."""
+    that; deadline: when it is given up; classic: the other side is an original; owes: whether
+    something of ours is not acknowledged, or something of theirs not read; asked only where it
+    counts."""
 
     state: State
     now: float
     left: float | None
     deadline: float
+    classic: bool
     owes: Callable[[], bool]
 
 
@@ -262,7 +268,8 @@ def look(leaving: Leaving) -> Look:
     if leaving.now >= leaving.deadline:
         return Look(None, in_vain=True)
     waited = 0.0 if leaving.left is None else leaving.now - leaving.left
-    if leaving.state is State.OPEN or waited < LOOK or leaving.owes():
+    patience = CLASSIC_PATIENCE if leaving.classic else LOOK
+    if leaving.state is State.OPEN or waited < patience or leaving.owes():
         rest = leaving.deadline - leaving.now
         return Look(min(max(LOOK, waited / 8), LOOK_SELDOM, rest))
     return Look(None)
