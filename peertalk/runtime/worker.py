@@ -139,25 +139,25 @@ class Worker:
                 return
             if delay <= 0:
                 self.schedule()
-            else:
-                self._set_timer(self.loop.time() + delay)
+                return
+            now, timer = self.loop.time(), self._timer
+            if (
+                timer is None
+                or timer.cancelled()
+                or self._due > now + delay
+                or self._due < now - 1  # it was dropped
+            ):
+                self._set_timer(now + delay)
         except BaseException:
             self._timer = self.loop.call_later(_LOST, self._timed_turn)
             self._due = self.loop.time() + _LOST
             raise
 
     def _set_timer(self, due: float) -> None:
-        timer = self._timer
-        if (
-            timer is None
-            or timer.cancelled()
-            or self._due > due
-            or self._due < self.loop.time() - 1
-        ):
-            if timer is not None:
-                timer.cancel()
-            self._due = due
-            self._timer = self.loop.call_at(due, self._timed_turn)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due = due
+        self._timer = self.loop.call_at(due, self._timed_turn)
 
     def _timed_turn(self) -> None:
         self._timer = None
