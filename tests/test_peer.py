@@ -815,7 +815,7 @@ async def test_many_messages_let_others_have_their_turn_and_keep_their_own_order
         many = asyncio.create_task(peer.send_many(endless(), timeout=GUARD))
         while not bob.stats().pauses:
             await asyncio.sleep(0)
-        assert 0 < drawn - peer.accepted <= 1024
+        assert drawn - peer.accepted <= 1024
         one = asyncio.create_task(peer.send(b"one"))
         got = []
         while not got or got[-1] != b"one":
