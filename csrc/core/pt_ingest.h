@@ -97,15 +97,17 @@ void pt_ingest_cleanup(pt_ingest *ingest);
 
 /* Take len bytes of the stream. *consumed is always set.
  *
- * Returns PT_OK: all bytes taken. Or
- *   a fault of the frame (PT_ERR_MAGIC, _VERSION, _INVALID_PARAM, _MESSAGE_TOO_LARGE, _CRC): frames
- * before it were handed on; *consumed is the offset in data at which the bad frame starts (0 when
- * it began in an earlier call). The machine is in INIT and takes no more; PT_ERR_BACKPRESSURE: the
- * pool lent no staging buffer for a cut frame, *consumed is where that frame starts in data (0 when
- * its header was cut by an earlier call). Nothing is lost: give the same bytes again from there,
- * after room was made or with pt_ingest_lend(); what the sink returned, or PT_ERR_BUSY when
- * work_limit was reached: *consumed is behind that frame; give the rest again;
- * PT_ERR_INVALID_STATE: in INIT; nothing consumed.
+ * Returns
+ * - PT_OK: all bytes were taken.
+ * - PT_ERR_MAGIC, _VERSION, _INVALID_PARAM, _MESSAGE_TOO_LARGE, _CRC: a fault of the frame. Frames
+ *   before it were handed on; *consumed is where the bad one starts in data (0 also when it began
+ *   in an earlier call). The state is INIT, and nothing more is taken.
+ * - PT_ERR_BACKPRESSURE: no staging buffer for a cut frame; *consumed is where that frame starts
+ *   (0 also when its header was cut by an earlier call). Nothing is lost: give the same bytes
+ *   again from there, after room was made or with pt_ingest_lend().
+ * - PT_ERR_BUSY (work_limit was reached), or what the sink returned: *consumed is behind that
+ *   frame; give the rest again.
+ * - PT_ERR_INVALID_STATE: in INIT; nothing was consumed.
  */
 int pt_ingest_feed(pt_ingest *ingest, const uint8_t *data, size_t len, const pt_sink *sink,
                    size_t *consumed);

@@ -109,11 +109,17 @@ enum pt_send_hint {
 
 /* Accept one frame. Payloads of DATA frames may be up to link->max_message bytes, of others up to
  * PT_FRAME_MAX_PAYLOAD; flag PT_FLAG_NO_DELAY makes it leave at once (and stays local: it is not
- * put on the wire). Returns a sum of enum pt_send_hint (0 or more), or, with nothing changed,
- * PT_ERR_WOULD_BLOCK, PT_ERR_NO_MEMORY, PT_ERR_MESSAGE_TOO_LARGE, PT_ERR_NOT_CONNECTED (the link is
- * not OPEN), PT_ERR_INVALID_PARAM. When all slots are taken it pushes them into the system and
- * tries once more; it never blocks (but in a world without tcp_send_async). A failure met there is
- * reported by the next turn as PT_EVENT_CLOSED. */
+ * put on the wire). When all slots are taken it pushes them into the system and tries once more; it
+ * never blocks (but in a world without tcp_send_async). A failure met there is reported by the next
+ * turn as PT_EVENT_CLOSED.
+ *
+ * Returns a sum of enum pt_send_hint (0 or more): it was accepted. Or, with nothing of it taken (no
+ * gap in the sequence):
+ * - PT_ERR_WOULD_BLOCK: every slot is taken, or every buffer that this link may have now.
+ * - PT_ERR_NO_MEMORY: no slot is taken, and the system has no memory for one.
+ * - PT_ERR_MESSAGE_TOO_LARGE: the payload is longer than said above.
+ * - PT_ERR_NOT_CONNECTED: the link is not OPEN, or ceased to be while it was pushed.
+ * - PT_ERR_INVALID_PARAM: the type is out of range, or payload is NULL and has a length. */
 int pt_link_send(pt_context *context, pt_link *link, uint8_t type, uint8_t flags,
                  const uint8_t *payload, uint32_t payload_len);
 
@@ -121,11 +127,14 @@ int pt_link_send(pt_context *context, pt_link *link, uint8_t type, uint8_t flags
  * tcp_send_async, it blocks: it waits until every slot of this link is free, at most
  * PT_DRAIN_TIMEOUT_TICKS (of 1/60 s), and then gives this frame alone to tcp_send, which has a
  * drain time-out of its own. So it cannot overtake. Its outcome is reported by the next turn, like
- * every other; while it waits nothing is read, and no event is lost or delivered. Beside what
- * pt_link_send() returns, with nothing changed (the sequence included) but what the slots held
- * meanwhile having moved on: PT_ERR_TIMEOUT the slots did not come free in time, the caller may try
- * again; PT_ERR_PLATFORM. PT_ERR_WOULD_BLOCK remains where the world cannot wait, and while a send
- * that failed is still to be reported. Never from a notification. */
+ * every other; while it waits nothing is read, and no event is lost or delivered. Never from a
+ * notification.
+ *
+ * Returns as pt_link_send(); what the slots held may have moved on when the frame is refused.
+ * Beside that
+ * - PT_ERR_TIMEOUT: the slots did not come free in time; the caller may try again.
+ * - PT_ERR_PLATFORM: the world failed while it waited.
+ * - PT_ERR_WOULD_BLOCK: the world cannot wait, or a send that failed is still to be reported. */
 int pt_link_send_sync(pt_context *context, pt_link *link, uint8_t type, uint8_t flags,
                       const uint8_t *payload, uint32_t payload_len);
 

@@ -118,12 +118,12 @@ int pt_pipeline_reserve(pt_send_pipeline *pipeline, uint8_t *slot_index);
  * send_seq and count it, the others carry 0) and CRC. PT_FLAG_NO_DELAY makes the slot ripe and is
  * not put on the wire. The caller's payload is free at once.
  *
- * Returns PT_OK, or, with nothing changed (no gap in the sequence):
- *   PT_ERR_WOULD_BLOCK        every slot is taken, or every buffer that this link may have now
- *   PT_ERR_NO_MEMORY          no slot is taken, and the system has no memory for one
- *   PT_ERR_MESSAGE_TOO_LARGE  the frame does not fit small_size
- *   PT_ERR_INVALID_PARAM      type out of range
- *   PT_ERR_NOT_INITIALIZED
+ * Returns PT_OK, or, with nothing changed but refusals (no gap in the sequence):
+ * - PT_ERR_WOULD_BLOCK: every slot is taken, or every buffer that this link may have now.
+ * - PT_ERR_NO_MEMORY: no slot is taken, and the system has no memory for one.
+ * - PT_ERR_MESSAGE_TOO_LARGE: the frame does not fit small_size.
+ * - PT_ERR_INVALID_PARAM: the type is out of range, or payload is NULL and has a length.
+ * - PT_ERR_NOT_INITIALIZED: before pt_pipeline_init(), or after pt_pipeline_cleanup().
  */
 int pt_pipeline_send(pt_send_pipeline *pipeline, uint8_t type, uint8_t flags,
                      const uint8_t *payload, uint32_t payload_len);

@@ -153,13 +153,18 @@ uint32_t pt_sim_ticks(const pt_sim *sim);
 /* When the next event is due; UINT64_MAX: there is none. */
 uint64_t pt_sim_next_event(const pt_sim *sim);
 
-/* Serve the next event if it is due by limit_ns, the clock being its time. 1: done; 0: none was
- * due, and the clock stays; PT_ERR_NO_MEMORY: the limit is met and something was dropped (told
- * once); PT_ERR_INVALID_STATE: called from a notification. */
+/* Serve the next event if it is due by limit_ns, the clock being its time. Returns
+ * - 1: it was served.
+ * - 0: none was due, and the clock stays.
+ * - PT_ERR_NO_MEMORY: it was served, but the limit of pt_sim_open() was met, or the system had no
+ *   memory, and something was dropped; told once.
+ * - PT_ERR_INVALID_STATE: called from a notification; nothing was served. */
 int pt_sim_step(pt_sim *sim, uint64_t limit_ns);
 
-/* Serve all events up to to_ns, then the clock is to_ns (never backward). *served: how many. PT_OK,
- * or as pt_sim_step(). */
+/* Serve all events up to to_ns, then the clock is to_ns (never backward). Returns
+ * - PT_OK: all of them, *served in number.
+ * - PT_ERR_NO_MEMORY, _INVALID_STATE: as pt_sim_step(). *served were served before that; the clock
+ *   is where it stopped, and the call may be made again. */
 int pt_sim_advance(pt_sim *sim, uint64_t to_ns, uint64_t *served);
 
 /* FNV-1a 64 over every decision so far. */
