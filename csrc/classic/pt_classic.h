@@ -77,19 +77,37 @@ void pt_classic_violated(pt_classic *world, const char *call, int code, const ch
 /* Serve one event of the network. 0: none is due before the end, and the clock is there. */
 int pt_classic_pass_time(pt_classic *world, uint64_t end_ns);
 
-/* pt_platform_ops.send_slots_available, watch, forget, wait, wake, clock and is_ready of a classic
- * world. The wait serves events of the network until something is ready, at most to its end. */
+/* Entries of pt_platform_ops (pt_platform.h), which says what each may return; here, what a classic
+ * world makes of them. */
+
+/* 1 when a wait would end at once, else 0. */
 int pt_classic_is_ready(pt_context *context);
+
+/* Free slots of the link's pipeline. */
 int pt_classic_slots_available(pt_context *context, pt_link *link);
+
+/* The first time, a link gets its port. Returns PT_OK, PT_ERR_INVALID_PARAM (no handle of the
+ * network, or its maker refuses) or PT_ERR_NO_MEMORY. */
 int pt_classic_watch(pt_context *context, pt_source *source);
+
+/* A link's port is closed, at once or when the driver has let go of its slots, for which it has
+ * PT_CLASSIC_DRAIN_NS. Nothing happens when the source was not watched. */
 void pt_classic_forget(pt_context *context, pt_source *source);
+
+/* Serve events of the network until a source is ready or wake is called, at most to the end of the
+ * wait; ends early when the network has no event left. Returns how many are ready, or
+ * PT_ERR_PLATFORM: called from a notification. */
 int pt_classic_wait(pt_context *context, int timeout_ms);
+
+/* End a wait that runs, or the next one. Any thread. */
 void pt_classic_wake(pt_context *context);
 
-/* pt_platform_ops.wait_send_completions of a classic world: serves events of the network until this
- * link may go on sending, at most to the end of the wait. */
-int pt_classic_wait_completions(pt_context *context, pt_link *link, int timeout_ms);
+/* Ticks of 1/60 s of the network's clock, which wrap. */
 uint32_t pt_classic_clock(pt_context *context);
+
+/* Serve events of the network until this link may go on sending, at most to the end of the wait.
+ * Returns PT_OK, then too, or PT_ERR_PLATFORM: called from a notification. */
+int pt_classic_wait_completions(pt_context *context, pt_link *link, int timeout_ms);
 
 /* The entries that are the same in each classic world. */
 #define PT_CLASSIC_OPS                                                                             \

@@ -5,7 +5,7 @@
 
 #include "pt_platform.h"
 
-/* Entries of pt_platform_ops. */
+/* Entries of pt_platform_ops (pt_platform.h), which says what each may return. */
 size_t pt_posix_size(const pt_setup *setup);
 int pt_posix_init(void *platform_data, const pt_setup *setup, int32_t *system_error);
 void pt_posix_cleanup(void *platform_data);
