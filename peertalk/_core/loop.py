@@ -223,7 +223,11 @@ class Loop:
         return Watch(self, fd, tag, interest)
 
     def timer(self, tag: int) -> Timer:
-        """A timer, not armed."""
+        """A timer, not armed, that reports (TIMER, tag, 0, 0) on expiry; tag: the caller's number.
+
+        Raises:
+            InvalidState: the loop is closed.
+        """
         self._check_open()
         return Timer(self, tag)
 

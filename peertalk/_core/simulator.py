@@ -461,7 +461,11 @@ class Simulator:
         self._lib.pt_sim_note(self._open_sim(), a, b)
 
     def random(self, size: int) -> bytes:
-        """Bytes from the seed."""
+        """So many bytes drawn from the seed; each call draws others.
+
+        Raises:
+            InvalidState: the simulator is closed.
+        """
         out = self._ffi.new("uint8_t[]", size)
         self._lib.pt_sim_random(self._open_sim(), out, size)
         return bytes(self._ffi.buffer(out, size))

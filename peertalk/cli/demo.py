@@ -218,12 +218,12 @@ class Display:
             self._bars.stop()
 
     def begin(self, core: str) -> None:
-        """Another run, on this core."""
+        """Another run begins, on this core: its phases get bars of their own."""
         self._core = core
         self._tasks = {}
 
     def event(self, event: dict[str, Any]) -> None:
-        """What a process said."""
+        """Show what a process said (Report.say), if it is news of a peer or of a phase."""
         match event:
             case {"event": "found", "name": name, "address": address, "seconds": seconds}:
                 self._screen.print(

@@ -80,7 +80,7 @@ class Report:
         self._last = 0.0
 
     def say(self, event: str, **values: Any) -> None:
-        """One event with its values."""
+        """Write one event with its values at once, as one line of JSON on standard output."""
         sys.stdout.write(json.dumps({"event": event, **values}) + "\n")
         sys.stdout.flush()
 
@@ -318,7 +318,7 @@ class Receiver:
         self._began: float | None = None
 
     def complain(self, text: str) -> None:
-        """Something was wrong."""
+        """Count one more thing that was wrong, and keep the text of each of the first ten."""
         self.wrong += 1
         if len(self.errors) < _ERRORS_KEPT:
             self.errors.append(text)

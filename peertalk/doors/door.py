@@ -325,7 +325,7 @@ class Asking(Place, Answer[int]):
             self.peer.transport.reach(self.peer, self._reached)
 
     def fail(self, error: errors.PeerTalkError) -> None:
-        """It will not be accepted."""
+        """What was asked for will not be accepted, and error says why: whoever waits is told."""
         self.tell(None, error)
 
     def _reached(self, peer: Remote | None, error: errors.PeerTalkError | None) -> None:

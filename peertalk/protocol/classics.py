@@ -174,7 +174,7 @@ class Classics:
         return True
 
     def connected(self, key: Address) -> None:
-        """It has a connection."""
+        """A classic peer at key has a connection: no dial is due, and its parting is forgotten."""
         self._due.pop(key, None)
         self._parted.discard(key)
 
@@ -185,7 +185,7 @@ class Classics:
         self._parted.add(key)
 
     def forget(self, key: Address) -> None:
-        """It is no longer known."""
+        """No peer is known at key any more: no dial is due, and its parting is forgotten."""
         self._due.pop(key, None)
         self._parted.discard(key)
 

@@ -327,7 +327,8 @@ class Connections:
         self.by_tag[connection.tag] = self._young[connection.tag] = connection
 
     def remove(self, connection: Connection) -> None:
-        """Forget it."""
+        """Know a connection no longer, neither by its tag nor among those that have not said whose
+        they are. Nothing happens when it is not known."""
         self.by_tag.pop(connection.tag, None)
         self._young.pop(connection.tag, None)
 

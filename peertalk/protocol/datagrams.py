@@ -119,7 +119,10 @@ class Mailbox(Generic[P]):
         return self._waiting.popleft() if self._waiting else None
 
     def receive(self, data: bytes, source: Address, now: float) -> None:
-        """One has come from there."""
+        """Take a datagram that came from source at now, in seconds: it waits for take(), or while
+        its sender is unknown, for place(). Where as many wait as may, the oldest gives way, and
+        counts as overflowed, or as ignored when its sender is unknown. What is no datagram is
+        ignored."""
         peer, payload = self.sender(source), self._payload(data)
         if payload is None:
             self._totals.datagrams_ignored += 1

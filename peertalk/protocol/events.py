@@ -24,7 +24,7 @@ class Rejecting(Protocol):
     """A peer as a front door hands it out, as far as an event calls it."""
 
     def reject(self, reason: RejectReason = ...) -> None:
-        """Send it away."""
+        """Send the peer away; reason: what it is told of why."""
 
 
 P = TypeVar("P", bound=Rejecting)

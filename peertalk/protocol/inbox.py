@@ -44,7 +44,8 @@ class Waiters:
         self._line: deque[Callable[[], bool]] = deque()
 
     def join(self, waiter: Callable[[], bool]) -> None:
-        """Wait, behind all others."""
+        """Let a waiter stand in the line, behind all others; it is called once, by wake(), unless
+        it leaves before."""
         self._line.append(waiter)
 
     def leave(self, waiter: Callable[[], bool], *, woken: bool) -> None:
@@ -111,7 +112,7 @@ class Queue(Generic[P]):
         self._final: Lot[P] | None = None
 
     def append(self, lot: Lot[P]) -> None:
-        """Behind all others."""
+        """Put a lot behind all others; the cost is counted by the caller."""
         if self.first is None:
             self.first = self._final = lot
         else:
@@ -120,7 +121,7 @@ class Queue(Generic[P]):
             self._final = lot
 
     def restore(self, lot: Lot[P]) -> None:
-        """Before all others."""
+        """Put back a lot that was taken, before all others; its cost is counted still."""
         lot.following = self.first
         if self.first is None:
             self._final = lot

@@ -212,7 +212,8 @@ class Neighbours:
             self._news.setdefault(key, news)
 
     def depart(self, key: Key) -> None:
-        """A peer has said goodbye."""
+        """A peer has said goodbye, and is forgotten: at once, as is a stranger; if it is held, on
+        release(), unless it was heard since. Nothing happens when it is not known."""
         self._strangers.pop(key, None)
         entry = self._entries.get(key)
         if entry is None:

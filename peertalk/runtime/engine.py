@@ -434,7 +434,7 @@ class Engine(ABC):
         return timer.tag in self._timers
 
     def cancel(self, timer: Timer | None) -> None:
-        """Not call it after all."""
+        """Do not call the timer's action; nothing happens when it was called, or for None."""
         if timer is not None and self._timers.pop(timer.tag, None) is not None:
             timer.timer.cancel()
 

@@ -120,7 +120,7 @@ class Leaving(ABC):
 
     @abstractmethod
     def end(self, connection: Connection, error: errors.PeerTalkError) -> None:
-        """The link is dead."""
+        """The link of a connection is dead: use it no more. error: what whoever waits is told."""
 
     @abstractmethod
     def unhouse(self, connection: Connection, error: errors.PeerTalkError) -> None:

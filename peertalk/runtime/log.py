@@ -64,7 +64,7 @@ class Timers(Protocol):
         """Call action once, delay seconds from now, unless cancelled."""
 
     def cancel(self, timer: Any) -> None:
-        """Not call it after all. None: there is nothing to cancel."""
+        """Do not call the timer's action. Nothing happens when it was called, or for None."""
 
 
 class _Trouble(msgspec.Struct, eq=False):
@@ -114,7 +114,8 @@ class Troubles:
         trouble.settling = None
 
     def worked(self, what: str) -> None:
-        """It has worked."""
+        """What was done has worked: its trouble is over when nothing of it fails for a time from
+        now on. Nothing happens when there is no such trouble, or that time runs already."""
         trouble = self._known.get(what)
         if trouble is not None and trouble.lasting and trouble.settling is None:
             trouble.until = self._timers.world.clock()

@@ -73,7 +73,8 @@ class Pulse:
             self.traffic.inbox.forget(connection, connection.peer)
 
     def asked(self, connection: Connection) -> None:
-        """A PING has come."""
+        """A PING has come on a connection: answer(), at the end of the turn, sends one PONG for all
+        of them."""
         self.asking[connection.tag] = connection
 
     def answer(self) -> None:
@@ -128,7 +129,9 @@ class Pulse:
             self._owe(connection, policy.OWES_PING, code)
 
     def pong(self, connection: Connection) -> None:
-        """An answer has come."""
+        """An answer to a PING has come: the peer's latency changes, and who waits for it is told;
+        where the PING measured nothing, who waits has another one sent. Nothing happens when no
+        PING is out, or the connection has no peer yet."""
         peer = connection.peer
         if connection.pinged is None or not isinstance(peer, Remote):
             return

@@ -69,7 +69,7 @@ class Streaming(Protocol):
         """Messages of this peer were sent or have failed."""
 
     def lost(self, error: errors.PeerTalkError) -> None:
-        """The connection is gone."""
+        """The connection is gone, or the node is closed: the stream has failed of this error."""
 
 
 _Left = tuple[bytes, bool, Key | None]
@@ -222,7 +222,7 @@ class Remote(Peer):
             self.transport.call_all()
 
     def stop_pinging(self, measured: Measured) -> None:
-        """It waits no longer."""
+        """Do not tell measured, which waits for a measurement. Nothing happens when it was told."""
         if self.pinging is not None and measured in self.pinging:
             self.pinging.remove(measured)
 

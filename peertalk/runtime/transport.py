@@ -83,7 +83,7 @@ class Transport(Home):
     def mend_link(
         self, connection: Connection, kind: int, a: int, b: Any, error: BaseException | None
     ) -> None:
-        """Serving that was cut off."""
+        """Serving an event of a connection was cut off: see Switchboard.mend()."""
         self.switchboard.mend(connection, kind, a, b, error)
 
     def tidy_up(self) -> None:

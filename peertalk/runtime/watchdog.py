@@ -72,12 +72,14 @@ class Watchdog:
     # What connections tell ------------------------------------------------------------------------
 
     def opened(self, connection: Connection) -> None:
-        """It has a link."""
+        """A connection has a link: watch it from now on. The first look is due when
+        Config.link_timeout has passed."""
         connection.due = self.engine.world.clock() + self._patience
         self._look_at(connection.due)
 
     def ended(self, connection: Connection) -> None:
-        """It is over."""
+        """A connection is over: watch it no longer. It is not frozen any more, of which nobody is
+        told."""
         connection.due, connection.vigil = _NEVER, None
         self._frozen.pop(connection.tag, None)
 
@@ -113,7 +115,8 @@ class Watchdog:
         return len(self._frozen)
 
     def is_frozen(self, connection: Connection) -> bool:
-        """Whether this one is."""
+        """Whether a connection has owed an answer for longer than Config.link_timeout, and nothing
+        was heard of it since."""
         return connection.tag in self._frozen
 
     # Who is dead, who is frozen -------------------------------------------------------------------

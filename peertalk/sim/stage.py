@@ -74,7 +74,7 @@ class Dice:
         self._network = network
 
     def below(self, count: int) -> int:
-        """0 to count - 1."""
+        """A number from 0 to count - 1, drawn from the seed."""
         return int.from_bytes(self._network.random(4), "big") % count
 
     def between(self, low: float, high: float) -> float:
@@ -82,7 +82,7 @@ class Dice:
         return low + (high - low) * self.below(65_537) / 65_536
 
     def one_of(self, *choices: Any) -> Any:
-        """One of them."""
+        """One of the choices, drawn from the seed."""
         return choices[self.below(len(choices))]
 
 
@@ -121,7 +121,8 @@ class Actor:
         self._taking = asyncio.create_task(self._take(), name=f"{self.name} taking")
 
     async def meet(self, other: Actor) -> Peer:
-        """A connection to another actor."""
+        """Connect to another actor, within 60 simulated seconds. Returns the peer that it is
+        here."""
         return await self.node.connect(other.node.address, timeout=60)
 
     async def met_by(self, other: Actor) -> Peer:
@@ -377,7 +378,7 @@ class Stage:
                 )
 
     def vanish(self, actor: Actor) -> None:
-        """Its machine is switched off."""
+        """Switch the machine of an actor off, without a word; end() lets its node go at once."""
         self.vanished.append(actor.node.host)
         self.net.vanish(actor.node)
 

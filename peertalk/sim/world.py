@@ -192,21 +192,21 @@ class TappedLink:
             accepted[checksum] = None
 
     def send_many(self, payloads: list[bytes], start: int = 0) -> tuple[int, int]:
-        """As the link."""
+        """As Link.send_many(), and the checksum of each message that was accepted is kept."""
         accepted, code = self._link.send_many(payloads, start)
         for index in range(start, start + accepted):
             self._note(payloads[index])
         return accepted, code
 
     def send_frame(self, kind: int, payload: Any = b"", flags: int = 0) -> int:
-        """As the link."""
+        """As Link.send_frame(), and the checksum of each message that was accepted is kept."""
         code: int = self._link.send_frame(kind, payload, flags)
         if code >= 0 and kind == values.DATA:
             self._note(payload)
         return code
 
     def send_sync(self, payload: Any, flags: int = 0) -> int:
-        """As the link."""
+        """As Link.send_sync(), and the checksum of each message that was accepted is kept."""
         code: int = self._link.send_sync(payload, flags)
         if code >= 0:
             self._note(payload)
@@ -269,7 +269,8 @@ class TappedLoop:
         return tapped
 
     def forget(self, link: TappedLink) -> None:
-        """It is closed."""
+        """A tapped link is closed: nothing of it is compared any more. Nothing happens when its tag
+        is another's."""
         if self._links.get(link.tag) is link:
             del self._links[link.tag]
 
