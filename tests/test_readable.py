@@ -76,6 +76,35 @@ def overrides(path: Path, label: str) -> bool:
     )
 
 
+TELLING = 6
+"""Words of a docstring from which on it can say who, what changes, and what if not."""
+
+
+def test_docstrings_of_methods_with_arguments_say_more_than_the_name():
+    """Who is meant, what changes, what if there is none: "It is over." names none of them. As
+    World.dial() says where that stands."""
+    found, count = [], 0
+    for path in below(PACKAGE, ".py"):
+        for owner in ast.walk(tree(path)):
+            if not isinstance(owner, ast.ClassDef) or owner.name.startswith("_"):
+                continue
+            for node in owner.body:
+                if (
+                    not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+                    or node.name.startswith("_")
+                    or len(ast.unparse(node.args).split(",")) < 2
+                ):
+                    continue
+                text = ast.get_docstring(node)
+                if text is None:
+                    continue  # a setter, or what another class says: see above
+                count += 1
+                if len(text.split()) < TELLING and not re.match(r"As [A-Z]\w*\.\w+\(\)", text):
+                    found.append(f"{name(path)}:{node.lineno}: {owner.name}.{node.name}: {text!r}")
+    assert count > 300
+    complain(found)
+
+
 def test_each_public_name_of_the_package_is_there():
     """__all__ is the contract of the front door: what it lists exists and is explained, and nothing
     public is left out of it."""
