@@ -58,7 +58,7 @@ def headers(*folders: str) -> dict[str, str]:
         path.name: re.sub(r"/\*.*?\*/", "", path.read_text(), flags=re.S)
         for folder in folders
         for path in sorted((ROOT / "csrc" / folder).glob("*.h"))
-        if not path.stem.endswith(C_ALONE)
+        if path.stem.rpartition("_")[2] not in C_ALONE
     }
     includes = {name: re.findall(r'#include "(.+)"', text) for name, text in texts.items()}
     return {name: texts[name] for name in TopologicalSorter(includes).static_order()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -326,3 +327,25 @@ def test_an_unknown_kind_of_build_is_refused_by_name():
     )
     assert done.returncode != 0
     assert "adress" in done.stderr and "address" in done.stderr
+
+
+def test_each_header_is_declared_to_python_or_has_a_last_word_that_says_it_is_not(
+    tmp_path, monkeypatch
+):
+    """A header that is left out by an accident of its name takes its functions from Python without
+    a word: pt_already.h is no header of what is ready."""
+    monkeypatch.setenv("PEERTALK_BUILD", "none")
+    (tmp_path / "csrc" / "core").mkdir(parents=True)
+    shutil.copy(ROOT / "build_ffi.py", tmp_path)
+    for name in ("pt_already.h", "pt_link_ready.h"):
+        (tmp_path / "csrc" / "core" / name).touch()
+    assert list(runpy.run_path(str(tmp_path / "build_ffi.py"))["headers"]("core")) == [
+        "pt_already.h"
+    ]
+
+    build = runpy.run_path(str(ROOT / "build_ffi.py"))
+    declared = {
+        name for folders in build["FOLDERS"].values() for name in build["headers"](*folders)
+    }
+    left = {path.stem for path in (ROOT / "csrc").glob("*/*.h") if path.name not in declared}
+    assert {stem.rpartition("_")[2] for stem in left} == set(build["C_ALONE"])
