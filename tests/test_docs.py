@@ -11,15 +11,20 @@ import asyncio
 import inspect
 import re
 import runpy
+import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import peertalk as pt
 import peertalk.sync
 from peertalk import config, errors
-from peertalk._numbers import NAME_MAX
+from peertalk._core import load
+from peertalk._numbers import FRAME_OVERHEAD, NAME_MAX, SLOT_SHARE
+from peertalk.protocol.peer import FRAGMENTED_MAX
+from peertalk.runtime.world import World
 
 pytestmark = pytest.mark.source
 
@@ -293,10 +298,62 @@ def test_the_loggers_that_the_guide_names_are_those_of_the_package():
 
 def test_the_bounds_that_the_guide_gives_are_those_of_the_package():
     """Numbers in prose are the first to be forgotten."""
-    from peertalk._core import load
-
     assert f"up to {load('reference').limits.frame_max_payload:,} bytes" in GUIDE
     assert f"1 to {NAME_MAX} bytes of UTF-8" in GUIDE
+
+
+def most_of(profile):
+    """The table of section 10 as this build has it: of each term, its bytes and how often."""
+    settings, world, asked, lent = config.load_config(profile=profile), World(), {}, []
+    core = load(settings.core or "standard")
+
+    def make_loop(**options):
+        asked.update(options)
+        return core.Loop(**options)
+
+    def cost(size):
+        before = loop.pool_statistics().bytes
+        lent.append(loop._pool.acquire(size))
+        return loop.pool_statistics().bytes - before
+
+    loop = world.make_loop(SimpleNamespace(limits=core.limits, Loop=make_loop), settings)
+    sizeof, links = loop._ffi.sizeof, asked["links"]
+    parts = {part: now for part, (now, _) in loop.memory().items()}
+    frame = cost(core.limits.frame_max_payload + FRAME_OVERHEAD)
+    most = {
+        "receive buffer": (parts["receive buffer"], 1),
+        "spare frame": (frame, 1),
+        "budget of the pool": (asked["pool_bytes"], 1),
+        "slots of one whole frame": (frame, SLOT_SHARE * links),
+        "staging buffer": (frame, links),
+        "message in fragments": (cost(max(world.max_message(core), FRAGMENTED_MAX)), links),
+        "borrowed slots": (cost(settings.pipeline_depth * sizeof("pt_send_slot")), links),
+        "`pt_link` and its `pt_reassembly`": (sizeof("pt_link") + sizeof("pt_reassembly"), links),
+        "tables of the loop": (parts["context"] + parts["loop"] + parts["wheel"], 1),
+        "tables of the pool": (parts["pools"], 1),
+    }
+    for each in lent:
+        each.release()
+    loop.close()
+    return most
+
+
+@pytest.mark.skipif(sys.platform != "linux" or sys.maxsize < 2**32, reason="sizes of 64-bit Linux")
+def test_the_most_that_the_c_side_holds_is_what_the_architecture_says():
+    """Whoever plans the memory of a small machine adds up this table."""
+    pytest.importorskip("peertalk._core._standard")
+    text = (ROOT / "docs" / "architecture.md").read_text().split("The most that the C side")[1]
+    table = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.replace(",", "").splitlines()
+        if line.startswith("| ")
+    ]
+    for column, profile in ((1, ""), (3, "embedded")):
+        most = most_of(profile)
+        shown = {row[0]: (int(row[column]), int(row[column + 1])) for row in table[2:-1]}
+        assert shown == most, profile
+        whole = sum(each * times for each, times in most.values())
+        assert table[-1][0] == "all" and int(table[-1][column]) == whole, profile
 
 
 @pytest.mark.parametrize("name", MACHINES["MACHINES"])

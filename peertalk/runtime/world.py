@@ -53,7 +53,11 @@ _UNACKNOWLEDGED = termios.TIOCOUTQ if sys.platform.startswith("linux") else None
 _POOL_BYTES = 64 << 20
 """Most that the links of one loop may hold together beside the share of each."""
 _LARGE_BUFFER = 1 << 16
-"""Bytes of a receive buffer from which on the table of such a pool, 643 KiB, is not much."""
+"""Bytes of a receive buffer from which on the table of such a pool, 717 KiB, is not much."""
+_STRANGERS_MAX = 64
+"""Connections beside one for each peer: as many as one turn accepts. So where every peer has one,
+those who call in one turn still find a place, until they have said who they are; a peer that comes
+back before its old connection has ended is one of them."""
 _LOOKUPS_MAX = 32
 """Names of hosts that this program looks up at a time: each takes a thread, until the resolver
 answers or gives up."""
@@ -91,7 +95,7 @@ class World:
     def max_connections(self, config: Config) -> int:
         """Connections that may exist at a time: some more than peers, for those that have not said
         who they are."""
-        return config.max_peers + 64
+        return config.max_peers + _STRANGERS_MAX
 
     def make_loop(self, core: Core, config: Config) -> Any:
         """The loop that turns an engine here."""
