@@ -1,4 +1,11 @@
-"""A peer under asyncio: the calls that wait, as coroutines on the node's loop."""
+"""A peer under asyncio: the calls that wait, as coroutines on the node's loop.
+
+What can be accepted at once is, without a future; else the call leaves a place in line or a
+callback with the engine, and a future of the loop waits for that.
+
+Invariant: a send that is cancelled or times out has left the line. Never: a state of the
+conversation here, which is the engine's, or a wait on another loop than the node's.
+"""
 
 from __future__ import annotations
 

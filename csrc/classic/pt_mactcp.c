@@ -1,3 +1,5 @@
+/* The theory is in pt_mactcp.h and pt_mactcp_driver.h. Decided here alone: what each result means
+ * to the core, and that a synchronous send waits for the writes before it. */
 #include "pt_mactcp.h"
 
 #include <string.h>

@@ -1,3 +1,5 @@
+/* The theory is in pt_ot.h and pt_ot_provider.h. Decided here alone: what each event means to the
+ * core, and that what was taken in part goes before what lies behind it. */
 #include "pt_ot.h"
 
 #include <string.h>

@@ -1,3 +1,5 @@
+/* The theory is in pt_loop.h. Decided here alone: the order of a turn, how many timers and links
+ * may report in it, and which link is named when memory is scarce. */
 #include "pt_loop.h"
 
 #include <string.h>

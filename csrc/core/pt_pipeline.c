@@ -1,3 +1,5 @@
+/* The theory is in pt_pipeline.h. Decided here alone: which slot a frame goes into, when a slot
+ * gets a buffer of its link's share and when a larger one, and which buffers stay. */
 #include "pt_pipeline.h"
 
 #include <string.h>

@@ -1,5 +1,12 @@
 """The engine of a compiled core: one turn of waiting and working, for the links, watches and timers
-of one thread."""
+of one thread.
+
+A turn is one native call that was bound to this loop when it was made: it keeps the GIL, and puts
+its events into the caller's list. Only the wait between two turns gives the GIL up.
+
+Invariant: what the context points into lives as long as the context: _memory has it, and each link
+has _memory. Never: a callback from C, or a turn of another thread than the owner.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Sockets of the simulated network: listeners, streams and datagram sockets of its hosts."""
+"""Sockets of the simulated network: listeners, streams and datagram sockets of its hosts.
+
+A socket is a handle, a number of the simulator, and each method is one call of it with that number.
+
+Invariant: a socket that is closed has the handle -1, and the simulator is told at most once. Never:
+waits; what is not there yet is None, and what finds no room is 0.
+"""
 
 from __future__ import annotations
 

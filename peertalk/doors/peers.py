@@ -1,4 +1,8 @@
-"""What both front doors show of the peers of a node."""
+"""What both front doors show of the peers of a node: a mapping over the engine's own table.
+
+Invariant: a look at several peers is a look at a copy, so that others may come and go meanwhile, on
+any thread. Never: a table of its own, a change of who is known, or a wait.
+"""
 
 from __future__ import annotations
 

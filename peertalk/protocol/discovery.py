@@ -170,7 +170,6 @@ class Discovery:
         self._peer_timeout = peer_timeout
         stale_after = max(2 * announce_interval, _STALE_AFTER)
         self._table = table = Neighbours(peer_timeout, stale_after, max_peers, max_per_address)
-        # what a node tells of its peers, and asks
         self.hold, self.release, self.heard_within = table.hold, table.release, table.heard_within
         self.addresses, self.announcement = table.addresses, table.announcement
         self.set_own_addresses, self.was_deaf = table.set_own_addresses, table.was_deaf

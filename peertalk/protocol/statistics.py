@@ -1,4 +1,10 @@
-"""What a node counts, with units, and how the counters of its links become those of the node."""
+"""What a node counts, with units, and how the counters of its links become those of the node.
+
+Whoever does something counts it, in the sums of LinkTotals. A link counts by itself, and its
+counters are added to the sums when it ends; a report adds those of the links that are open.
+
+Invariant: a report changes no sum. Never: asks a link, a queue or a clock; all numbers are given.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,12 @@
-"""A peer as the engine sees it."""
+"""A peer as the engine sees it: its connection, what waits for it, its counters.
+
+A message is accepted here in one of three ways: quick (the link takes it and nothing waits),
+accept (one look at each condition), from afar (left by another thread).
+
+Invariant: quick is set only while the peer is CONNECTED and takes NORMAL messages, with nothing in
+the outbox and nobody in line to send NORMAL ones. Never: opens or ends a connection, or waits, but
+for the blocking send of a world that blocks.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,12 @@
 """A simulated network as programs see it: hosts, links and a clock, nodes that live there, and what
-has happened."""
+has happened.
+
+What is given is checked here in the words of its user and handed to the simulator in C as whole
+numbers: nanoseconds, bytes, chances. A node is the one of asyncio, in a world of its own.
+
+Invariant: the same seed, program and core give the same trace. Never: a socket, the time or chance
+of the machine that it runs on.
+"""
 
 from __future__ import annotations
 

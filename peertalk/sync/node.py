@@ -1,4 +1,10 @@
-"""The front door without await: Node."""
+"""The front door without await: Node.
+
+Each method takes the lock of the node (turning), and where it has to wait it turns the engine
+itself until the answer is there.
+
+Invariant: the engine is turned under the lock alone. Never: a thread or an event loop of its own.
+"""
 
 from __future__ import annotations
 

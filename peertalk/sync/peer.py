@@ -1,4 +1,11 @@
-"""A peer without await: the calls that wait turn its node meanwhile."""
+"""A peer without await: the calls that wait turn its node meanwhile.
+
+As sync/node.py: under the node's lock. What such a call accepts has been offered to the system when
+the call returns. send_nowait alone does not wait for the lock: while another thread has it
+the message is left to that thread.
+
+Never: a state of the conversation here, which is the engine's.
+"""
 
 from __future__ import annotations
 
