@@ -38,18 +38,29 @@ class Home(Engine):
     peers: dict[Any, Remote]
     inbox: Inbox[Remote]
     make_view: Callable[[Remote], Any]
-    """Makes what the front door hands out for a peer."""
+    """The front door's: makes what it hands out for a peer."""
     refused: Callable[[Remote, int], None]
+    """Traffic.refused: the link took no more, by this code."""
     enqueue: Callable[[Remote, bytes, int, Key | None], bool]
+    """Traffic.enqueue: into the outbox."""
     send_sync: Callable[[Remote, bytes | bytearray | memoryview, int], int]
+    """Traffic.send_sync: blocks until the link has taken it, in a world that blocks."""
     move: Callable[[Remote], bool]
+    """Traffic.move: from the outbox to the link."""
     pump: Callable[[Remote], None]
+    """Traffic.pump: likewise, and who waits for room is served."""
     fail_unnumbered: Callable[[Remote, errors.PeerTalkError], None]
+    """Traffic.fail_unnumbered: Failed, of a message from afar that has no number yet."""
     reach: Callable[[Remote, Reached], None]
+    """Dialling.reach: tells when there is an open connection, or why there is none."""
     leave: Callable[[Remote, float | None], None]
+    """Leaving.leave: disconnects politely, within so many seconds."""
     reject: Callable[[Remote, errors.RejectReason], None]
+    """Switchboard.reject: REJECT, and the end of the connection."""
     ping: Callable[[Remote, Measured], None]
+    """Pulse.ping: measures the round-trip time."""
     is_frozen: Callable[[Connection], bool]
+    """Watchdog.is_frozen: whether the other side has not answered for link_timeout."""
 
     def emit(self, event: Callable[..., object], *fields: Any) -> None:
         """Report an event about a peer, if anybody listens, who sees its view."""

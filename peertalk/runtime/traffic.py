@@ -41,14 +41,17 @@ class Traffic:
         engine: whose loop, counters and events these are.
 
     inbox: what has arrived and is not taken. kept: what was put into it last in this turn. unsent:
-    messages that were accepted and not sent when the node was closed. reach, slots_came_free, press
-    and pay belong to whoever stands above: see Switchboard and Pulse.
+    messages that were accepted and not sent when the node was closed.
     """
 
     reach: Callable[[Remote], None]
+    """Switchboard sets it, to Dialling.reach: a connection is wanted for what waits."""
     slots_came_free: Callable[[Connection], None]
+    """Switchboard.slots_came_free, set there: a connection on its way out may say goodbye."""
     press: Callable[[Connection, Outlet[Remote]], None]
+    """Pulse.press, set there: the other side hears how full the inbox is."""
     pay: Callable[[Connection], None]
+    """Pulse.pay, set there: pressure and PING that found no room before leave first."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
