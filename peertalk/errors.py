@@ -1,4 +1,5 @@
-"""Everything that peertalk raises, in one tree, with the result codes of the C core.
+"""Everything that a node raises, in one tree, with the result codes of the C core. What plays tests
+(sim/mesh.py, sim/throughput.py) raises AssertionError where a test has failed.
 
 Each class belongs to one family, by who has to act: LocalError (the call was wrong), RemoteError
 (the peer broke the rules), NetworkError (the world failed), WouldBlock (not now), InternalError (we
