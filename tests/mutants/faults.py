@@ -362,7 +362,9 @@ FAULTS = (
         "        return self.full and outlet.cost > 0",
         "        return self.full and outlet.cost > self.limit",
         "a link whose inbox is full is not read",
-        ("tests/protocol/test_inbox.py::TestAnyHistory::runTest",),
+        (
+            "tests/protocol/test_inbox.py::test_a_full_inbox_stops_whoever_has_something_there_and_nobody_else",
+        ),
     ),
     Fault(
         "inbox-order",
@@ -370,7 +372,9 @@ FAULTS = (
         "            queue.restore(lot.rest())",
         "            queue.append(lot.rest())",
         "messages keep their order when a peer gets an inbox of its own",
-        ("tests/protocol/test_inbox.py::TestAnyHistory::runTest",),
+        (
+            "tests/protocol/test_inbox.py::test_a_lot_that_is_being_taken_from_stays_the_first_when_its_peer_is_read_alone",
+        ),
     ),
     Fault(
         "trailer-crc",

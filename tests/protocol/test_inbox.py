@@ -202,6 +202,18 @@ def test_who_reads_one_peer_alone_gets_what_came_before_and_leaves_the_rest_to_a
     assert [inbox.take()[1] for _ in range(3)] == [b"3", b"4", b"5"] and inbox.take() is None
 
 
+def test_a_lot_that_is_being_taken_from_stays_the_first_when_its_peer_is_read_alone():
+    """And so it does on the way back. A message of a later lot must not overtake its rest."""
+    inbox = Inbox(1_000_000, lambda _: None)
+    for first in (0, 3):
+        inbox.put("anna", [bytes([first + each]) for each in range(3)], 3)
+    assert inbox.take() == ("anna", b"\0")
+    own = inbox.reserve("anna", ended=False)
+    assert own.take() == ("anna", b"\1")
+    inbox.release("anna")
+    assert [inbox.take()[1] for _ in range(4)] == [b"\2", b"\3", b"\4", b"\5"]
+
+
 def test_whoever_empties_an_outlet_gets_more_whatever_fills_the_others():
     """A reader of one peer must not stand still for ever because nobody reads another."""
     asked = []
@@ -225,6 +237,16 @@ def test_a_link_that_waits_is_read_again_when_its_peer_is_read_alone():
     assert outlet.paused and not inbox.paused and not asked, "what waits comes first"
     outlet.take()
     assert asked == [outlet]
+
+
+def test_a_full_inbox_stops_whoever_has_something_there_and_nobody_else():
+    """However little: a link that is read on while another has filled the inbox has no bound."""
+    inbox = Inbox(1000, lambda _: None)
+    full, little, nothing = (inbox.reserve(peer, ended=False) for peer in PEERS[:3])
+    inbox.put(PEERS[1], [b"a"], 1)
+    assert not inbox.must_wait(little)
+    inbox.put(PEERS[0], [bytes(1000)], 1000)
+    assert inbox.must_wait(full) and inbox.must_wait(little) and not inbox.must_wait(nothing)
 
 
 def test_only_a_flood_stops_links_that_have_brought_nothing():
