@@ -79,12 +79,13 @@
 #define PT_LINK_MAX_READ 65520   /* bytes of such a link: what is left of them fits a slot buffer */
 #define PT_LINK_MAX_WORK 1024    /* units of a link that is not alone in having been sent some */
 #define PT_TURN_MAX_MESSAGES 256 /* a sender yields to its loop after so many messages ... */
-#define PT_TURN_MAX_BYTES    65536 /* ... or so many payload bytes, whichever comes first */
-#define PT_PARTIAL_FRAME_MS  5000  /* a frame that has begun must be whole within this time, */
-                                   /* unless a link has another: pt_link_set_frame_timeout() */
-#define PT_DRAIN_TIMEOUT_TICKS 300 /* 5 s: how long a close waits for slots in flight */
-#define PT_TICKS_PER_SECOND    60  /* the classic Mac's clock; POSIX counts milliseconds */
-#define PT_NOWHERE             255 /* where a step leads that a state does not take */
+#define PT_TURN_MAX_BYTES    131072 /* ... or so many payload bytes, whichever comes first; ... */
+#define PT_TURN_MANY_BYTES   65536  /* ... of many in one call: the next finds all slots free */
+#define PT_PARTIAL_FRAME_MS  5000   /* a frame that has begun must be whole within this time, */
+                                    /* unless a link has another: pt_link_set_frame_timeout() */
+#define PT_DRAIN_TIMEOUT_TICKS 300  /* 5 s: how long a close waits for slots in flight */
+#define PT_TICKS_PER_SECOND    60   /* the classic Mac's clock; POSIX counts milliseconds */
+#define PT_NOWHERE             255  /* where a step leads that a state does not take */
 #define PT_POOL_MAX_CLASSES    8
 #define PT_WHEEL_LEVELS        4
 #define PT_WHEEL_LEVEL_SLOTS   64

@@ -378,14 +378,14 @@ static int check_frame(const pt_link *link, uint8_t type, uint32_t payload_len)
 }
 
 /* A caller that never stops sending must yet let the loop turn: PT_SEND_YIELD, else 0. */
-static int count_frame(pt_context *context, uint32_t payload_len)
+static int count_frame(pt_context *context, const pt_link *link, uint32_t payload_len)
 {
     PT_ASSERT(payload_len <= PT_FRAME_MAX_PAYLOAD);
 
+    uint32_t most = link->pipeline.more ? PT_TURN_MANY_BYTES : PT_TURN_MAX_BYTES;
     context->turn_messages++;
     context->turn_bytes += payload_len;
-    return context->turn_messages >= PT_TURN_MAX_MESSAGES ||
-                   context->turn_bytes >= PT_TURN_MAX_BYTES
+    return context->turn_messages >= PT_TURN_MAX_MESSAGES || context->turn_bytes >= most
                ? PT_SEND_YIELD
                : 0;
 }
@@ -418,7 +418,7 @@ int pt_link_send(pt_context *context, pt_link *link, uint8_t type, uint8_t flags
         pt_context_join(context, link, PT_LINE_DIRTY);
         hints = PT_SEND_NEEDS_TURN;
     }
-    hints |= count_frame(context, payload_len);
+    hints |= count_frame(context, link, payload_len);
     if (flags & PT_FLAG_NO_DELAY) {
         pt_link_push(context, link);
     } else {
@@ -483,7 +483,7 @@ int pt_link_send_sync(pt_context *context, pt_link *link, uint8_t type, uint8_t 
     if (result != PT_OK)
         return result;
     link->sync_sends++;
-    int hints = count_frame(context, payload_len) | PT_SEND_NEEDS_TURN;
+    int hints = count_frame(context, link, payload_len) | PT_SEND_NEEDS_TURN;
     if (launch(context, link, 1))
         pt_link_harvest(context, link);
     return hints;

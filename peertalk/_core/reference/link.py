@@ -203,7 +203,7 @@ class Link(Source):
         self._sync_sends += 1
         self._unsent.append(self._pipeline.launch())
         self._move(self._write_blocking)
-        return NEEDS_TURN | self._loop._count(len(view))
+        return NEEDS_TURN | self._loop._count(len(view), many=False)
 
     def drain(self) -> int:
         """Wait until every slot is free, at most 5 s. Serves nobody else. Returns OK,
@@ -353,7 +353,7 @@ class Link(Source):
         if self not in loop._dirty and not self._blocked:
             loop._dirty[self] = None
             hints = NEEDS_TURN
-        hints |= loop._count(payload_len)
+        hints |= loop._count(payload_len, many=self._pipeline.more)
         if pipeline.is_ripe():
             self._push()
         return hints

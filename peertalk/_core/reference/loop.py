@@ -43,6 +43,7 @@ from peertalk._numbers import (
     POOL_REST_MS,
     POSIX_SLOT_SIZE,
     RECEIVE_BUFFER_SIZE,
+    TURN_MANY_BYTES,
     TURN_MAX_BYTES,
     TURN_MAX_MESSAGES,
     TURN_MAX_WORK,
@@ -383,15 +384,13 @@ class Loop:
             self._selector = _Forgetful()
         self.close()
 
-    def _count(self, payload_len: int) -> int:
-        """Note a frame that was accepted. Returns YIELD, or 0."""
+    def _count(self, payload_len: int, *, many: bool) -> int:
+        """Note a frame that was accepted, by one call for many or not. Returns YIELD, or 0."""
         self._turn_messages += 1
         self._turn_bytes += payload_len
-        return (
-            YIELD
-            if self._turn_messages >= TURN_MAX_MESSAGES or self._turn_bytes >= TURN_MAX_BYTES
-            else 0
-        )
+        most = TURN_MANY_BYTES if many else TURN_MAX_BYTES
+        over = self._turn_messages >= TURN_MAX_MESSAGES or self._turn_bytes >= most
+        return YIELD if over else 0
 
     def _check_open(self) -> None:
         if self._closed:
