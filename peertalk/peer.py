@@ -287,11 +287,20 @@ async def _accepted(place: door.Sending) -> int:
 
 
 async def _all_accepted(chunks: door.Chunks) -> None:
-    """Have chunk after chunk accepted."""
-    transport = chunks.peer.transport
+    """Have chunk after chunk accepted. After one that has crowded the loop others have their turn,
+    after the last one too, when nothing is left that could be cancelled."""
+    transport, crowded = chunks.peer.transport, False
     while chunks.draw():
-        if transport.crowded or not chunks.begin():
+        if crowded:
+            await _TICK
+            chunks.check()
+        if chunks.begin():
+            crowded = transport.crowded
+        else:
+            crowded = False
             await _in_line(chunks)
+    if crowded:
+        await _rested(0)
 
 
 async def _in_line(place: door.Asking) -> None:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 from .. import errors
 from ..config import Config
 from ..protocol.addresses import Address, check_address
-from ..protocol.outbox import Key, Priority
+from ..protocol.outbox import NORMAL, Key, Priority
 from ..protocol.payloads import Drawing, Payload
 from ..protocol.peer import Latency, PeerFlag, PeerState
 from ..protocol.statistics import MemoryReport, NodeStatistics, PeerStatistics, QueueStatus
@@ -314,6 +314,8 @@ class Asking(Place, Answer[int]):
     def begin(self) -> bool:
         """Be accepted at once. False: there is no room, or somebody stands before."""
         peer = self.peer
+        if peer.quick is not None and self.priority is NORMAL:
+            return self.offer()
         return peer.connected and peer.serve(self.priority) and self.offer()
 
     def stand(self) -> None:
@@ -379,24 +381,32 @@ class Chunks(Asking):
         was closed or the peer has sent us away meanwhile."""
         peer = self.peer
         self._messages = self._drawing.draw()
-        self._taken, self.over = 0, False
         if not self._messages:
             return False
+        self._taken, self.over = 0, False
         peer.transport.check_open()
         if not peer.connected:
             peer.check_refusal(self._refusal)
         return True
 
+    def check(self) -> None:
+        """Raises what the connection ended of while this waited for its next turn outside of the
+        line; InvalidState when the node was closed."""
+        peer = self.peer
+        peer.transport.check_open()
+        if peer.connection is None and peer.loss is not None:
+            raise peer.loss
+
     def offer(self) -> bool:
         """Be accepted as far as there is room. False: some are left."""
-        messages = self._messages
+        messages, drawing = self._messages, self._drawing
         while self._taken < len(messages):
             taken = self.peer.accept_many(messages, self._taken, self.priority)
             if not taken:
                 return False
             self._taken += taken
-            self._drawing.accepted += taken
-        self.tell(self._drawing.accepted)
+            drawing.accepted += taken
+        self.tell(drawing.accepted)
         return True
 
 

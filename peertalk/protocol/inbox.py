@@ -251,7 +251,8 @@ class Outlet(Generic[P]):
             del inbox.queues[queue.peer]
         if inbox.full:
             inbox.settle(self)
-        self.ease()
+        if self.eases_at:
+            self.ease()
 
     # How full it is, for those who bring ----------------------------------------------------------
 

@@ -62,17 +62,12 @@ def too_large(peer: Peer, connection: Connection | None, size: int) -> errors.Me
     return errors.MessageTooLarge(text, peer=peer.name)
 
 
-def fitting(size: int, core: Limits, depth: int) -> int:
-    """Messages of that many bytes that make a good part of many: what all slots of a link hold,
-    which is one write."""
-    return max(1, min(_CHUNK_MESSAGES, depth * (core.slot_size // (size + FRAME_OVERHEAD))))
-
-
 def chunk(size: int, core: Limits, depth: int) -> int:
-    """Messages of that many bytes that make a chunk: so many such parts."""
-    part = fitting(size, core, depth)
+    """Messages of that many bytes that send_many draws at once: what all slots of a link hold,
+    which is one write, or several times that."""
+    write = max(1, min(_CHUNK_MESSAGES, depth * (core.slot_size // (size + FRAME_OVERHEAD))))
     most = min(_CHUNK_MESSAGES, _CHUNK_BYTES // (size + FRAME_OVERHEAD))
-    return part * max(1, most // part)
+    return write * max(1, most // write)
 
 
 def refused(peer: Peer, lowest: Priority) -> errors.WouldBlock:

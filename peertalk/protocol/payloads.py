@@ -154,26 +154,28 @@ class Drawing:
             raise self._error
         chunk: list[Any] = []
         if self._list is not None:
-            chunk = self._list[self._drawn : self._drawn + self._count]
-            self._drawn += len(chunk)
+            drawn = self._drawn
+            chunk = self._list[drawn : drawn + self._count]
+            self._drawn = drawn + len(chunk)
         else:
             try:
                 chunk.extend(islice(self._left, self._count))
             except Exception as error:
                 self._error = error
-        if not self._all_bytes(chunk):
-            self._convert(chunk)
         if chunk:
-            self._size_up(len(chunk[-1]))
+            if not self._all_bytes(chunk):
+                self._convert(chunk)
+        if chunk:
+            if len(chunk[-1]) != self._size:
+                self._size_up(len(chunk[-1]))
         elif self._error is not None:
             raise self._error
         return chunk
 
     def _size_up(self, size: int) -> None:
         """The next chunk is of messages of such a length."""
-        if size != self._size:
-            self._size = size
-            self._count = self._chunk(size)
+        self._size = size
+        self._count = self._chunk(size)
 
     def _convert(self, chunk: list[Any]) -> None:
         for index in range(len(chunk)):

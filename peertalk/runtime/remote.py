@@ -166,6 +166,8 @@ class Remote(Peer):
     """The next life of its program, which was started again; None: not known to be."""
     refusal = Rare[errors.PeerTalkError | None](None)
     """How it rejected us, the last time that it did."""
+    loss = Rare[errors.PeerTalkError | None](None)
+    """What its last connection ended of, until another one is used."""
 
     def __init__(
         self,
@@ -225,6 +227,8 @@ class Remote(Peer):
             self.connection.handed.seal(self.accepted)
         self.connection = connection
         self.quick = None
+        if connection is not None:
+            self.loss = None
 
     def tell_reaching(self, error: errors.PeerTalkError | None) -> None:
         """Those who wait for a connection hear that it is there (None), or why it is not."""
@@ -278,7 +282,7 @@ class Remote(Peer):
 
     def on_room(self) -> None:
         """The engine has room for more messages to this peer: the highest class first."""
-        if self.afar:
+        if self._afar is not None:
             self.take_from_afar()
         if self.stream is not None:
             self.stream.go_on()
@@ -317,6 +321,7 @@ class Remote(Peer):
     def on_lost(self, error: errors.PeerTalkError) -> None:
         """The link is gone: whoever waits for room must hear why."""
         self.quick = None
+        self.loss = error
         if self.stream is not None:
             self.stream.lost(error)
         if self.lines is not None:
@@ -428,30 +433,29 @@ class Remote(Peer):
         return limits.chunk(size, self.transport.core.limits, self.transport.pipeline_depth)
 
     def accept_many(self, messages: list[bytes], start: int, priority: int = NORMAL) -> int:
-        """As many as there is room for now, at most what all slots hold, which is one write. 0:
-        wait for room."""
-        transport, connection = self.transport, self.connection
-        if (
-            connection is None
-            or self.outbox is not None
-            or not self.connected
-            or priority < self.lowest
-        ):
-            return int(self.accept(messages[start], False, priority))
-        if priority is not NORMAL and not connection.classes:
-            self._use_classes(connection)
-        size, slots = len(messages[start]), transport.core.limits
-        stop = start + limits.fitting(size, slots, transport.pipeline_depth)
-        part = messages if start == 0 and len(messages) <= stop else messages[start:stop]
-        taken, code = connection.link.native.send_many(part)
+        """As many as there is room for now. 0: wait for room."""
+        transport, native = self.transport, self.quick
+        if native is None or priority is not NORMAL:
+            connection = self.connection
+            if (
+                connection is None
+                or self.outbox is not None
+                or not self.connected
+                or priority < self.lowest
+            ):
+                return int(self.accept(messages[start], False, priority))
+            if priority is not NORMAL and not connection.classes:
+                self._use_classes(connection)
+            native = connection.link.native
+        taken, code = native.send_many(messages, start)
         self.accepted += taken
         if taken:
             transport.hint(values.NEEDS_TURN | (code if code > 0 else 0))
         elif code == errors.MessageTooLarge.code:
-            return int(self.accept(part[0], False, priority))  # in pieces, or not at all
+            return int(self.accept(messages[start], False, priority))  # in pieces, or not at all
         elif priority != NORMAL:
             # at the link the quicker sender wins; in the outbox each class has its turn
-            return int(self.accept(part[0], False, priority))
+            return int(self.accept(messages[start], False, priority))
         else:
             self.quick = None
             transport.refused(self, code)
