@@ -14,7 +14,7 @@ from functools import partial
 from itertools import repeat
 from typing import Any, Generic, Self, TypeVar
 
-from .ownership import check_free, check_running, check_thread, future_of, running_loop, settle
+from .ownership import Waiting, check_free, check_running, check_thread, running_loop
 from .protocol import events
 from .protocol.inbox import Outlet, Waiters
 from .protocol.wire import Message
@@ -40,7 +40,7 @@ class Incoming(AsyncIterator[T]):
 
     def __init__(self) -> None:
         self._over = False
-        self._waiting: list[asyncio.Future[Any]] = []
+        self._waiting: list[Waiting] = []
 
     async def aclose(self) -> None:
         """End it; nothing is lost: what has come stays for others. May be called again.
@@ -73,25 +73,29 @@ class Incoming(AsyncIterator[T]):
         """Nothing more is given here, but for what it may keep: all who wait look again."""
         self._over = True
         for each in self._waiting:
-            settle(each)
+            each.tell()
 
     async def _arrival(self, engine: Engine | None, waiters: Waiters) -> bool:
-        """Wait until something has come. False: nothing will."""
+        """Wait until something has come. False: nothing will. To be called after _check()."""
         if self._over or (engine is not None and engine.closed and not engine.forked):
             return False
-        future = running_loop().create_future() if engine is None else future_of(engine)
-        wake = partial(settle, future)
-        self._waiting.append(future)
-        waiters.join(wake)
+        if engine is None:
+            waiting = Waiting(running_loop(), None)
+        else:
+            waiting = Waiting(engine.owner, engine.resume)
+        self._waiting.append(waiting)
+        waiters.join(waiting.tell)
         try:
-            await future
+            await waiting
         except BaseException:
-            waiters.leave(wake, woken=not future.cancelled())
+            waiters.leave(waiting.tell, woken=waiting.told)
             raise
         finally:
-            self._waiting.remove(future)
+            self._waiting.remove(waiting)
         if self._over:
-            waiters.leave(wake, woken=True)  # another stream has what woke it
+            waiters.leave(waiting.tell, woken=True)  # another stream has what woke it
+        if engine is not None and engine.forked:
+            self._check()
         return True
 
 
@@ -148,8 +152,8 @@ class Messages(Incoming[Message[P]]):
     async def _more(self) -> Outlet[Remote] | None:
         """Where they are taken, as soon as there is one; None: there will be none."""
         engine = self._engine
+        self._check()
         while True:
-            self._check()
             outlet = self._outlet
             if outlet is None:
                 if self._alone is None or self._over:
@@ -200,8 +204,9 @@ class Items(Incoming[T]):
         return self._engine
 
     async def __anext__(self) -> T:
-        while not self._over:
+        if not self._over:
             self._check()
+        while not self._over:
             got = self._take()
             if got is not None:
                 return self._kind(got[0].view, got[1])
@@ -295,8 +300,8 @@ class Events(Incoming[events.Event[E]]):
         return None if self._listeners is None else self._listeners.engine
 
     async def __anext__(self) -> events.Event[E]:
+        self._check()
         while True:
-            self._check()
             event = self._events.take()
             if event is not None:
                 return event

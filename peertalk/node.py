@@ -22,14 +22,14 @@ from .doors.door import AnyNode, Broadcast, dialling, remote_of
 from .doors.peers import BroadcastResult
 from .incoming import Incoming, Items, Listeners, Messages, first
 from .ownership import (
+    Waiting,
     answered,
     check_free,
     check_here,
     end,
-    future_of,
     is_in_use,
     running_loop,
-    settle,
+    waiting_for,
     within,
 )
 from .peer import Peer, StreamOut
@@ -92,7 +92,7 @@ class Node(AnyNode[Peer]):
         self._world = World() if world is None else world
         self._worker: Worker | None = None
         self._listeners: Listeners[Peer] = Listeners()
-        self._watchers: list[asyncio.Future[None]] = []
+        self._watchers: list[Waiting] = []
         """Who waits for somebody to be known, or for the address of a host."""
 
     # Life -----------------------------------------------------------------------------------------
@@ -143,8 +143,8 @@ class Node(AnyNode[Peer]):
         if transport.closed:
             self._closed(transport)
         else:
-            done = future_of(transport)
-            transport.close(seconds, lambda: settle(done))
+            done = waiting_for(transport)
+            transport.close(seconds, done.tell)
             if self._worker is not None and not transport.closed:
                 self._worker.schedule_anew()
             try:
@@ -279,7 +279,7 @@ class Node(AnyNode[Peer]):
 
     async def _change(self, engine: Transport) -> None:
         """Wait until the watchers are woken."""
-        changed = future_of(engine)
+        changed = waiting_for(engine)
         self._watchers.append(changed)
         engine.on_change = self._wake_watchers
         try:
@@ -297,7 +297,7 @@ class Node(AnyNode[Peer]):
         if self._transport is not None:
             self._transport.on_change = None  # a change costs nothing while nobody waits
         for changed in watchers:
-            settle(changed)
+            changed.tell()
 
     async def connect(
         self, who: Address | Peer | str, *, timeout: float | str | None = None

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Awaitable, Coroutine
-from functools import partial
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context
 from typing import Any, TypeVar
 
 from . import errors
@@ -29,13 +29,64 @@ _INSIDE = tuple(
 """Modules that are in the middle of something while a function of theirs runs."""
 
 
-def settle(future: asyncio.Future[None]) -> bool:
-    """Wake whoever awaits this. False: he was woken already, awaits it no longer, or the loop of
-    that task was closed."""
-    if future.done() or future.get_loop().is_closed():
-        return False
-    future.set_result(None)
-    return True
+class Waiting(asyncio.Future[None]):
+    """What one task awaits until it is told.
+
+    Args:
+        loop: the task's.
+        resume: Worker.resume, by which it goes on as soon as the turn that tells it is done; None:
+            it goes on in the next tick.
+
+    told: whether the task was told, though it may not have gone on yet.
+    """
+
+    __slots__ = ("_resume", "told")
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, resume: Callable[[Callable[[], object]], None] | None
+    ) -> None:
+        super().__init__(loop=loop)
+        self._resume = resume
+        self.told = False
+
+    def tell(self) -> bool:
+        """Have whoever awaits this go on. False: he was told already, awaits it no longer, or the
+        loop of his task was closed."""
+        if self.told or self.done() or self.get_loop().is_closed():
+            return False
+        if self._resume is None:
+            self.set_result(None)
+        else:
+            self._resume(self.go_on)
+        self.told = True  # last: a signal handler may raise at any step
+        return True
+
+    def go_on(self) -> None:
+        """The task takes its next step, now. Raises what it ends with, if that is no Exception."""
+        if self.done():
+            return
+        steps = self._callbacks
+        if not steps:
+            self.set_result(None)
+            return
+        step, context = steps[0]
+        try:
+            self.remove_done_callback(step)
+            self.set_result(None)
+            context.run(step, self)
+        except BaseException:
+            self._mend(step, context)
+            raise
+
+    def _mend(self, step: Any, context: Context) -> None:
+        """A signal handler may have struck before the task went on: the loop lets it, then."""
+        if step.__self__._fut_waiter is not self:
+            return
+        registered = bool(self._callbacks)
+        if not self.done():
+            self.set_result(None)
+        if not registered:
+            self.get_loop().call_soon(step, self, context=context)
 
 
 def running_loop() -> asyncio.AbstractEventLoop:
@@ -53,17 +104,15 @@ def running_loop() -> asyncio.AbstractEventLoop:
         ) from None
 
 
-def future_of(engine: Engine) -> asyncio.Future[Any]:
-    """A future of the node's loop.
+def waiting_for(engine: Engine) -> Waiting:
+    """What a task of the node's loop awaits until the engine tells.
 
     Raises:
         InvalidState: another loop runs here, or none.
     """
-    loop = running_loop()
-    if loop is not engine.owner:
+    if running_loop() is not engine.owner:
         raise _stranger(engine)
-    future: asyncio.Future[Any] = loop.create_future()
-    return future
+    return Waiting(engine.owner, engine.resume)
 
 
 def check_thread(engine: Engine) -> None:
@@ -141,11 +190,11 @@ def end(engine: Transport, worker: Worker) -> None:
 def is_in_use(engine: Engine) -> bool:
     """Whether an engine is another thread's, or the caller was called from within the package,
     which is in the middle of something then: by a signal handler, as a finalizer, or by a function
-    that was given to it."""
+    that was given to it. A task that a turn has woken takes its step after that turn."""
     if engine.thread not in (NO_THREAD, threading.get_ident()):
         return True
     frame = sys._getframe(1).f_back
-    while frame is not None:
+    while frame is not None and frame.f_code is not Waiting.go_on.__code__:
         if frame.f_globals.get("__name__", "").startswith(_INSIDE):
             return True
         frame = frame.f_back
@@ -160,8 +209,8 @@ async def answered(engine: Engine, answer: Answer[T], seconds: float | None) -> 
     """
     try:
         if not answer.over:
-            waiting = future_of(engine)
-            answer.on_over = partial(settle, waiting)
+            waiting = waiting_for(engine)
+            answer.on_over = waiting.tell
             await within(waiting, seconds, answer, answer.whom)
     finally:
         answer.leave()

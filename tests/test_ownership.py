@@ -26,6 +26,7 @@ from kit.waiting import GUARD
 import peertalk as pt
 from peertalk import sync
 from peertalk.incoming import Messages
+from peertalk.ownership import Waiting
 from peertalk.runtime import engine as runtime_engine
 from peertalk.runtime import transport
 
@@ -327,6 +328,63 @@ def test_a_node_ends_after_a_signal_has_raised_at_any_step_of_it(kind, rounds, c
         for turn in range(many):
             play(1 + turn * steps // many)
         gc.collect()
+
+
+def test_a_task_that_was_told_goes_on_once_wherever_a_signal_strikes(any_loop):
+    """The task is in the hands of what lets it go on, and nobody else would."""
+
+    def raises():
+        raise Interrupt
+
+    def struck_at(nth):
+        woken, went_on = [], []
+        waiting = Waiting(any_loop, woken.append)
+        strike = Striking(nth, raises, ("peertalk.ownership",))
+
+        async def wait():
+            await waiting
+            went_on.append(True)
+
+        def call(what):
+            strike.begin()
+            try:
+                what()
+            except Interrupt:
+                what()  # the mending of a node tells again, and its worker asks again
+            finally:
+                strike.end()
+
+        task = any_loop.create_task(wait())
+        any_loop.call_soon(call, waiting.tell)
+        any_loop.call_soon(call, lambda: woken[0]())
+        any_loop.run_until_complete(asyncio.wait_for(task, GUARD))
+        for go_on in woken:
+            go_on()
+        assert went_on == [True] and not waiting.tell()
+        return strike.struck
+
+    steps = 1
+    while struck_at(steps):
+        steps += 1
+    assert steps > 20
+
+
+async def test_who_is_told_and_cancelled_before_it_goes_on_is_cancelled():
+    """As with a future of the loop; whoever told it can see that it was told."""
+    loop, woken = asyncio.get_running_loop(), []
+
+    async def wait():
+        await waiting
+
+    waiting = Waiting(loop, woken.append)
+    task = loop.create_task(wait())
+    await asyncio.sleep(0)
+    assert waiting.tell() and not waiting.tell()
+    task.cancel()
+    woken[0]()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert waiting.told
 
 
 def test_a_stream_that_was_cut_off_while_it_was_made_goes_in_silence():

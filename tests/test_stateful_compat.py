@@ -549,6 +549,8 @@ class Meeting(RuleBasedStateMachine):
             return
         try:
             self.run(self.drain())
+            while self.node.stats().inbox_bytes:  # what came in the instant in which that ended
+                self.run(self.take_all())
             self.the_script_has_no_complaint()
             self.check_arrivals()
             self.check_outcomes()

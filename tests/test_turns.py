@@ -292,7 +292,7 @@ def test_a_function_that_was_cut_off_outside_a_turn_is_called_in_the_next_one(ra
     meeting = Meeting(ada)
     meeting.turn()
     assert len(called) == 2 and len(meeting.raised) == (raised > 1)
-    assert not ada.unfinished
+    assert not ada._came and not ada._calls
     ada.close_now()
 
 

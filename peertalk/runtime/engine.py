@@ -18,7 +18,7 @@ something or have ended, and what other threads have left. Who stands on an engi
     let_go, on_closed
 
 and gives it serve_link, and fills in emit, mend_link, tidy_up, release and turned. Drivers and
-doors use turn, unfinished, crowded, thread, owner, move_here, disown, heed_forks, orphan, forked,
+doors use turn, crowded, resume, thread, owner, move_here, disown, heed_forks, orphan, forked,
 process, publish, on_change, changes, before_closing and before_release. The engine knows no peer
 and no message. Only post() may be called on another thread.
 
@@ -125,6 +125,8 @@ class Engine(ABC):
     """Told each descriptor before it is closed, for a driver that watches them itself."""
     before_release: Callable[[], None] | None = None
     """Told before the loop is closed, so that its driver lets go first."""
+    resume: Callable[[Callable[[], object]], None] | None = None
+    """See Worker.resume; None: its driver has no tasks."""
     released = False
     """Whether nothing is left to be given back."""
 
@@ -280,11 +282,6 @@ class Engine(ABC):
         except BaseException as error:
             self.note(error)
 
-    @property
-    def unfinished(self) -> bool:
-        """Whether a turn was cut off, and something of it is left."""
-        return bool(self._came or self._calls)
-
     def is_coming(self, tag: int) -> bool:
         """Whether this turn has read something of a link that is not served yet."""
         return any(event[1] == tag for event in islice(self._came, 1, None))
@@ -308,21 +305,19 @@ class Engine(ABC):
 
     def _serve(self, event: Event) -> None:
         kind, tag, a, b = event
-        if kind == values.READY:
+        connection = self.connections.by_tag.get(tag)
+        if connection is not None:
+            self.serve_link(connection, kind, a, b)
+        elif kind == values.READY:
             watched = self._watched.get(tag)
             if watched is not None:
                 watched.ready()
-            return
-        if kind == values.TIMER:
+        elif kind == values.TIMER:
             self._acting = action = self._timers.get(tag)
             if action is not None:
                 del self._timers[tag]
                 action()
                 self._acting = None
-            return
-        connection = self.connections.by_tag.get(tag)
-        if connection is not None:
-            self.serve_link(connection, kind, a, b)
 
     def _mend(self, event: Event, error: BaseException | None) -> None:
         """Serving this event was cut off: what was to be done of it is done, or its connection

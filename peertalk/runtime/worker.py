@@ -4,11 +4,17 @@ The loop watches the engine's one descriptor (or, where there is no epoll, each 
 and one timer wakes it for the next deadline. The first unsent message of a tick asks for a turn at
 the end of that tick, so that a burst of sends becomes few writes. Works on asyncio, uvloop, and any
 loop with add_reader, call_soon and call_later.
+
+Tasks that a turn has woken go on right after that turn, and what they have sent leaves with one
+more turn: all in the tick of the loop that read what they waited for. With asyncio's futures an
+answer would leave two ticks later, and each costs a look at all descriptors. Whatever is woken by
+that second turn waits for the next tick, so that nobody else is kept waiting for long.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -19,6 +25,9 @@ _LOST = 0.1
 """Seconds after which a turn that was asked for, and has not come, is asked for again. A signal
 handler that raises takes away the callback that was just to be called; one that the loop has no
 time for comes twice, which costs little."""
+_EARLY = 0.001
+"""Seconds by which a deadline seems to come nearer when nothing has changed: engines count whole
+milliseconds. A timer that is set anew for that costs as much as half a turn."""
 
 
 class Driven(Protocol):
@@ -29,10 +38,7 @@ class Driven(Protocol):
     closed: bool
     before_release: Callable[[], None] | None
     before_closing: Callable[[int], None] | None
-
-    @property
-    def unfinished(self) -> bool:
-        """Whether a turn was cut off, and something of it is left."""
+    resume: Callable[[Callable[[], object]], None] | None
 
     def turn(self) -> None:
         """Serve whatever is ready."""
@@ -51,10 +57,15 @@ class Worker:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self._engine: Driven | None = None
+        self._turning = False
+        """Whether a turn will be had at the end of this tick in any case, if it is wanted."""
+        self._wanted = False
+        self._woken: list[Callable[[], object]] = []
+        """What lets tasks go on, when the turn is done."""
         self._scheduled = False
         self._asked = 0.0
         self._timer: asyncio.Handle | None = None
-        self._due = 0.0
+        self._due = math.inf
         """When the timer is due: uvloop's handles do not all say so."""
         self._fd = -1
         self._watched: dict[int, int] = {}
@@ -65,6 +76,7 @@ class Worker:
         self._engine = engine
         self._fd = engine.loop.fd
         engine.before_release = self.stop
+        engine.resume = self.resume
         try:
             if self._fd >= 0:
                 self.loop.add_reader(self._fd, self._turn)
@@ -77,6 +89,9 @@ class Worker:
 
     def schedule(self) -> None:
         """Have a turn at the end of this tick."""
+        if self._turning:
+            self._wanted = True
+            return
         now = self.loop.time()
         if not self._scheduled or (self._engine is not None and now - self._asked > _LOST):
             self.loop.call_soon(self._scheduled_turn)
@@ -124,29 +139,60 @@ class Worker:
         if threading.get_ident() != engine.thread:
             engine.move_here()  # the loop runs on another thread now
         try:
+            self._turning, self._wanted = True, False
             engine.turn()
+            if self._woken:
+                self._go_on()
+                if self._wanted and not engine.closed:
+                    self._wanted = False
+                    engine.turn()
+        except BaseException:
+            self._wanted = True  # something of the turn may be left
+            raise
         finally:
-            if not engine.closed:
-                self._wait(engine)
+            self._turning = False
+            try:
+                if self._woken:
+                    self._go_on_later()
+            finally:
+                if not engine.closed:
+                    self._wait(engine)
+
+    def resume(self, go_on: Callable[[], object]) -> None:
+        """Have a task go on: when this turn is done, or else in the next tick. go_on: lets the task
+        take a step; the second of two calls, after a signal handler, does nothing."""
+        if self._turning:
+            self._woken.append(go_on)
+        else:
+            self.loop.call_soon(go_on)
+
+    def _go_on(self) -> None:
+        """The tasks that this turn has woken take a step. What one ends with that is no Exception
+        leaves the turn, as it would leave the loop; the others go on in the next tick."""
+        woken = self._woken
+        while woken:
+            woken[0]()
+            del woken[0]
+
+    def _go_on_later(self) -> None:
+        woken = self._woken
+        while woken:
+            self.loop.call_soon(woken[0])
+            del woken[0]
 
     def _wait(self, engine: Driven) -> None:
         """Be called again when there is something to do."""
         try:
             if self._fd < 0:
                 self._watch_all(engine)
-            delay = 0.0 if engine.unfinished else engine.loop.next_timeout()
+            delay = 0.0 if self._wanted else engine.loop.next_timeout()
             if delay is None:
                 return
             if delay <= 0:
                 self.schedule()
                 return
-            now, timer = self.loop.time(), self._timer
-            if (
-                timer is None
-                or timer.cancelled()
-                or self._due > now + delay
-                or self._due < now - 1  # it was dropped
-            ):
+            now = self.loop.time()
+            if not now - 1 < self._due < now + delay + _EARLY:  # one that is late was dropped
                 self._set_timer(now + delay)
         except BaseException:
             self._timer = self.loop.call_later(_LOST, self._timed_turn)
@@ -154,13 +200,14 @@ class Worker:
             raise
 
     def _set_timer(self, due: float) -> None:
+        self._due = math.inf  # until there is one again
         if self._timer is not None:
             self._timer.cancel()
-        self._due = due
         self._timer = self.loop.call_at(due, self._timed_turn)
+        self._due = due
 
     def _timed_turn(self) -> None:
-        self._timer = None
+        self._timer, self._due = None, math.inf
         self._turn()
 
     def _watch_all(self, engine: Driven) -> None:

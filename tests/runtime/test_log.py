@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kit.inside import connections_of, end_connection, engine_of
+from kit.waiting import until
 
 import peertalk as pt
 import peertalk.sync
@@ -110,8 +111,7 @@ async def test_two_nodes_of_one_program_can_be_told_apart(caplog, free_port):
         for node in (ada, bob):
             engine_of(node).finder._tell({"eth9": 1})
         peer = await ada.connect(bob.address)
-        while not bob.stats().links_open:
-            await asyncio.sleep(0)
+        await until(lambda: "ada" in bob.peers and bob.peers["ada"].connected)
         (link,) = connections_of(bob)
         end_connection(bob, link, pt.ConnectionClosed("made up: bob's end"))
         while peer.connected:

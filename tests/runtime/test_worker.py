@@ -94,6 +94,71 @@ async def test_a_turn_that_asks_for_another_does_not_starve_the_others():
     worker.stop()
 
 
+async def test_a_task_that_a_turn_wakes_goes_on_in_that_tick_and_what_it_sends_leaves_in_it(pipe):
+    """An answer that left two ticks later was a quarter of a round trip. Whoever is woken by the
+    second turn waits for the next tick, or two nodes that talk would keep all others up."""
+    reading, writing = pipe
+    loop, order = asyncio.get_running_loop(), []
+    engine, worker = CountedEngine(reading), Worker(loop)
+
+    def sends(name):
+        order.append(name)
+        worker.schedule()
+
+    def turning():
+        order.append("turn")
+        if len(order) == 1:
+            os.read(reading, 1)
+            loop.call_soon(order.append, "tick")
+            engine.resume(lambda: sends("one"))
+            engine.resume(lambda: sends("two"))
+        elif len(order) == 4:
+            engine.resume(lambda: sends("late"))
+
+    worker.start(engine)
+    await engine.turned(1)
+    engine.on_turn = turning
+    os.write(writing, b"x")
+    await engine.turned(4)
+    assert order == ["turn", "one", "two", "turn", "tick", "late", "turn"]
+    engine.resume(lambda: order.append("outside"))
+    assert order[-1] == "turn"
+    await tick()
+    assert order[-1] == "outside"
+    worker.stop()
+
+
+async def test_what_a_woken_task_ends_with_leaves_the_loop_and_the_others_go_on(pipe):
+    """As it would, had the loop let it go on."""
+    reading, writing = pipe
+    loop, went_on, raised = asyncio.get_running_loop(), [], []
+    loop.set_exception_handler(lambda _, context: raised.append(context["exception"]))
+    engine, worker = CountedEngine(reading), Worker(loop)
+
+    class Ended(BaseException):
+        pass
+
+    def ends():
+        if not went_on:
+            went_on.append("ends")
+            raise Ended
+
+    def turning():
+        if engine.turns == 2:
+            os.read(reading, 1)
+            engine.resume(ends)
+            engine.resume(lambda: went_on.append("other"))
+
+    worker.start(engine)
+    await engine.turned(1)
+    engine.on_turn = turning
+    os.write(writing, b"x")
+    await engine.turned(3)
+    await tick()
+    assert went_on == ["ends", "other"] and list(map(type, raised)) == [Ended]
+    worker.stop()
+
+
 def test_a_loop_that_runs_on_another_thread_takes_its_engine_there(any_loop):
     """Made here, turned there: a turn must find itself on the thread that the engine knows."""
     engine, worker = CountedEngine(), Worker(any_loop)
