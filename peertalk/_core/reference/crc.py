@@ -10,22 +10,12 @@ from __future__ import annotations
 
 from binascii import crc_hqx
 
-from peertalk import errors
-from peertalk._numbers import ERR_INVALID_PARAM
+from peertalk.errors import InvalidArgument
 
 NAME = "crc_hqx"
 
 REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 """Each byte with its bits turned round."""
-
-
-def _checked(start: int) -> int:
-    if not 0 <= start <= 0xFFFF:
-        raise errors.from_code(
-            ERR_INVALID_PARAM,
-            f"CRC start value is {start}: it must be 0 to 65,535, the CRC of the bytes before",
-        )
-    return start
 
 
 def crc16(data: bytes | bytearray | memoryview, start: int = 0) -> int:
@@ -42,7 +32,10 @@ def crc16(data: bytes | bytearray | memoryview, start: int = 0) -> int:
         InvalidArgument: start is out of its bounds.
     """
     if start:
-        _checked(start)
+        if not 0 <= start <= 0xFFFF:
+            raise InvalidArgument(
+                f"CRC start value is {start}: it must be 0 to 65,535, the CRC of the bytes before"
+            )
         start = REVERSED_BITS[start & 0xFF] << 8 | REVERSED_BITS[start >> 8]
     whole = data if isinstance(data, (bytes, bytearray)) else memoryview(data).tobytes()
     crc = crc_hqx(whole.translate(REVERSED_BITS), start)

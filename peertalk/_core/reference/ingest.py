@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from peertalk._core.reference.crc import crc16
 from peertalk._core.reference.pool import Buffer, BufferPool
-from peertalk._core.reference.wire import decode_compact, decode_header, is_compact
+from peertalk._core.reference.wire import bad_crc, decode_compact, decode_header, is_compact
 from peertalk._core.values import Frame, Header
 from peertalk._numbers import (
     COMPACT_HEADER_SIZE,
-    ERR_CRC,
     ERR_MESSAGE_TOO_LARGE,
     FRAME_MAX_PAYLOAD,
     HEADER_SIZE,
@@ -23,7 +22,7 @@ from peertalk._numbers import (
     INGEST_WAIT_PAYLOAD,
     TRAILER_SIZE,
 )
-from peertalk.errors import InvalidArgument, InvalidState, OutOfMemory, ProtocolError, from_decoder
+from peertalk.errors import InvalidArgument, InvalidState, OutOfMemory, ProtocolError
 
 COMPACT_START = 2
 """Bytes that tell a compact header from a full one."""
@@ -145,12 +144,10 @@ class Ingest:
         else:
             decoded = decode_header(header)
         if decoded.payload_len > self._max_payload:
-            raise from_decoder(
-                ERR_MESSAGE_TOO_LARGE,
-                (
-                    f"a frame announces a payload of {decoded.payload_len:,} bytes: the limit is "
-                    f"{self._max_payload:,} (max_payload)"
-                ),
+            raise ProtocolError(
+                f"a frame announces a payload of {decoded.payload_len:,} bytes: the limit is "
+                f"{self._max_payload:,} (max_payload)",
+                code=ERR_MESSAGE_TOO_LARGE,
             )
         return decoded
 
@@ -164,11 +161,7 @@ class Ingest:
         covered, trailer = whole[:-TRAILER_SIZE], whole[-TRAILER_SIZE:]
         crc, computed = int.from_bytes(trailer, "big"), crc16(covered)
         if crc != computed:
-            raise from_decoder(
-                ERR_CRC,
-                f"a frame's CRC is {crc:#06x}, computed {computed:#06x} "
-                f"over {len(covered):,} bytes",
-            )
+            raise bad_crc("a frame", crc, computed, len(covered))
         return Frame(decoded.type, decoded.flags, decoded.sequence, bytes(covered[HEADER_SIZE:]))
 
     def _begin_staging(self, header: bytes | memoryview, decoded: Header) -> None:

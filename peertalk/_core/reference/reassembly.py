@@ -28,7 +28,7 @@ from peertalk._numbers import (
     OK,
     REASSEMBLY_COMPLETE,
 )
-from peertalk.errors import InvalidArgument, OutOfMemory, ProtocolError, Truncated, from_decoder
+from peertalk.errors import InvalidArgument, OutOfMemory, Truncated, from_decoder
 
 LIMIT_MAX = 65_535
 
@@ -218,8 +218,7 @@ def split_batch(payload: bytes | bytearray | memoryview) -> list[bytes]:
     return entries
 
 
-def _cut_short(data: bytes, at: int) -> ProtocolError:
-    return from_decoder(
-        ERR_TRUNCATED,
-        f"a batch of {len(data):,} bytes: its entry at byte {at:,} does not end within it",
+def _cut_short(data: bytes, at: int) -> Truncated:
+    return Truncated(
+        f"a batch of {len(data):,} bytes: its entry at byte {at:,} does not end within it"
     )

@@ -27,12 +27,7 @@ from peertalk._numbers import (
     DATAGRAM_MAX_PAYLOAD,
     DISCOVERY_ANNOUNCE,
     DISCOVERY_GOODBYE,
-    ERR_CRC,
-    ERR_INVALID_PARAM,
-    ERR_MAGIC,
     ERR_MESSAGE_TOO_LARGE,
-    ERR_TRUNCATED,
-    ERR_VERSION,
     FRAME_CAPABILITY,
     FRAME_DATA,
     FRAME_MAX_PAYLOAD,
@@ -120,26 +115,34 @@ def _refuse(what: str, **fields: tuple[int, int]) -> NoReturn:
                 f"{name} of a {what} is a {type(value).__name__}: give a number from 0 to {limit:,}"
             )
         if not 0 <= value <= limit:
-            raise errors.from_code(
-                ERR_INVALID_PARAM, f"{name} of a {what} is {value:,}: it must be 0 to {limit:,}"
+            raise errors.InvalidArgument(
+                f"{name} of a {what} is {value:,}: it must be 0 to {limit:,}"
             )
     raise AssertionError("a field was refused, yet all of them fit")
 
 
 def _check_type(what: str, value: int, allowed: range) -> None:
     if value not in allowed:
-        raise errors.from_code(
-            ERR_INVALID_PARAM,
-            f"type of a {what} is {value!r}: it must be {allowed.start} to {allowed.stop - 1}",
+        raise errors.InvalidArgument(
+            f"type of a {what} is {value!r}: it must be {allowed.start} to {allowed.stop - 1}"
         )
 
 
-def _fault(code: int, message: str) -> errors.ProtocolError:
-    return errors.from_decoder(code, message)
+def _short(what: str, have: int, need: int) -> errors.Truncated:
+    return errors.Truncated(f"{what} of {have:,} bytes: {need:,} are needed")
 
 
-def _short(what: str, have: int, need: int) -> errors.ProtocolError:
-    return _fault(ERR_TRUNCATED, f"{what} of {have:,} bytes: {need:,} are needed")
+def _other_version(what: str, version: int) -> errors.BadVersion:
+    return errors.BadVersion(
+        f"{what} of protocol version {version}: only {PROTOCOL_VERSION} is spoken here"
+    )
+
+
+def bad_crc(what: str, found: int, computed: int, covered_len: int) -> errors.BadCrc:
+    """The error of bytes behind which another CRC was found than the one computed over them."""
+    return errors.BadCrc(
+        f"{what}: CRC is 0x{found:04x}, computed 0x{computed:04x} over {covered_len:,} bytes"
+    )
 
 
 # Full frames.
@@ -170,16 +173,13 @@ def decode_header(data: Data) -> Header:
         raise _short("frame header", len(data), HEADER_SIZE)
     magic, version, type, flags, sequence, payload_len = _FRAME.unpack_from(data)
     if magic != b"PTMG":
-        raise _fault(
-            ERR_MAGIC, f"frame begins with {magic.hex()}: a full header begins with 50544d47 (PTMG)"
+        raise errors.BadMagic(
+            f"frame begins with {magic.hex()}: a full header begins with 50544d47 (PTMG)"
         )
     if version != PROTOCOL_VERSION:
-        raise _fault(
-            ERR_VERSION,
-            f"frame of protocol version {version}: only {PROTOCOL_VERSION} is spoken here",
-        )
+        raise _other_version("frame", version)
     if type not in _FRAME_TYPES:
-        raise _fault(ERR_INVALID_PARAM, f"frame of type {type}: types are 1 to 7")
+        raise errors.ProtocolError(f"frame of type {type}: types are 1 to 7")
     return Header(type, flags, sequence, payload_len)
 
 
@@ -193,12 +193,9 @@ def encode_frame(type: int, payload: Data, flags: int = 0, sequence: int = 0) ->
     payload = _bytes(payload)
     if len(payload) > FRAME_MAX_PAYLOAD:
         encode_header(type, flags, sequence, 0)  # a wrong field comes first
-        raise errors.from_code(
-            ERR_MESSAGE_TOO_LARGE,
-            (
-                f"payload of {len(payload):,} bytes: the limit is {FRAME_MAX_PAYLOAD:,} "
-                "(FRAME_MAX_PAYLOAD)"
-            ),
+        raise errors.MessageTooLarge(
+            f"payload of {len(payload):,} bytes: the limit is {FRAME_MAX_PAYLOAD:,} "
+            "(FRAME_MAX_PAYLOAD)"
         )
     covered = encode_header(type, flags, sequence, len(payload)) + payload
     return covered + _CRC.pack(crc16(covered))
@@ -214,25 +211,17 @@ def decode_frame(data: Data) -> Frame:
     data = _bytes(data)
     type, flags, sequence, payload_len = decode_header(data)
     if payload_len > FRAME_MAX_PAYLOAD:
-        raise _fault(
-            ERR_MESSAGE_TOO_LARGE,
-            (
-                f"frame announces {payload_len:,} payload bytes: the limit is "
-                f"{FRAME_MAX_PAYLOAD:,} (FRAME_MAX_PAYLOAD)"
-            ),
+        raise errors.ProtocolError(
+            f"frame announces {payload_len:,} payload bytes: the limit is "
+            f"{FRAME_MAX_PAYLOAD:,} (FRAME_MAX_PAYLOAD)",
+            code=ERR_MESSAGE_TOO_LARGE,
         )
     if len(data) < FRAME_OVERHEAD + payload_len:
         raise _short("frame", len(data), FRAME_OVERHEAD + payload_len)
     covered = data[: HEADER_SIZE + payload_len]
     found, computed = _CRC.unpack_from(data, len(covered))[0], crc16(covered)
     if found != computed:
-        raise _fault(
-            ERR_CRC,
-            (
-                f"frame of type {type}: CRC is 0x{found:04x}, computed 0x{computed:04x} over "
-                f"{len(covered):,} bytes"
-            ),
-        )
+        raise bad_crc(f"frame of type {type}", found, computed, len(covered))
     return Frame(type, flags, sequence, covered[HEADER_SIZE:])
 
 
@@ -259,9 +248,9 @@ def decode_compact(data: Data) -> CompactHeader:
         raise _short("compact header", len(data), _COMPACT.size)
     magic, both, payload_len = _COMPACT.unpack_from(data)
     if magic != 0x50:
-        raise _fault(ERR_MAGIC, f"compact header begins with {magic:02x}: it should be 50 (P)")
+        raise errors.BadMagic(f"compact header begins with {magic:02x}: it should be 50 (P)")
     if both >> 4 not in _FRAME_TYPES:
-        raise _fault(ERR_INVALID_PARAM, f"compact header of type {both >> 4}: types are 1 to 7")
+        raise errors.ProtocolError(f"compact header of type {both >> 4}: types are 1 to 7")
     return CompactHeader(both >> 4, both & 0x0F, payload_len)
 
 
@@ -293,9 +282,8 @@ def encode_discovery(
     name = _bytes(name)
     _check_type("discovery packet", type, _DISCOVERY_TYPES)
     if len(name) > NAME_MAX:
-        raise errors.from_code(
-            ERR_INVALID_PARAM,
-            f"peer name of {len(name):,} bytes: the limit is {NAME_MAX} (NAME_MAX); shorten it",
+        raise errors.InvalidArgument(
+            f"peer name of {len(name):,} bytes: the limit is {NAME_MAX} (NAME_MAX); shorten it"
         )
     try:
         covered = (
@@ -325,34 +313,24 @@ def decode_discovery(data: Data) -> Discovery:
         raise _short("discovery packet", len(data), minimum)
     magic, version, type, flags, port, transports, name_len = _DISCOVERY.unpack_from(data)
     if magic != b"PTLK":
-        raise _fault(
-            ERR_MAGIC, f"discovery packet begins with {magic.hex()}: it should be 50544c4b (PTLK)"
+        raise errors.BadMagic(
+            f"discovery packet begins with {magic.hex()}: it should be 50544c4b (PTLK)"
         )
     if version != PROTOCOL_VERSION:
-        raise _fault(
-            ERR_VERSION,
-            f"discovery packet of protocol version {version}: only {PROTOCOL_VERSION} is spoken "
-            "here",
-        )
+        raise _other_version("discovery packet", version)
     if type not in _DISCOVERY_TYPES:
-        raise _fault(ERR_INVALID_PARAM, f"discovery packet of type {type}: types are 1 to 3")
+        raise errors.ProtocolError(f"discovery packet of type {type}: types are 1 to 3")
     if name_len > NAME_MAX:
-        raise _fault(
-            ERR_INVALID_PARAM,
-            (
-                f"discovery packet announces a name of {name_len} bytes: the limit is {NAME_MAX} "
-                "(NAME_MAX)"
-            ),
+        raise errors.ProtocolError(
+            f"discovery packet announces a name of {name_len} bytes: the limit is {NAME_MAX} "
+            "(NAME_MAX)"
         )
     if len(data) < minimum + name_len:
         raise _short("discovery packet", len(data), minimum + name_len)
     end = _DISCOVERY.size + name_len
     found, computed = _CRC.unpack_from(data, end)[0], crc16(data[:end])
     if found != computed:
-        raise _fault(
-            ERR_CRC,
-            f"discovery packet: CRC is 0x{found:04x}, computed 0x{computed:04x} over {end} bytes",
-        )
+        raise bad_crc("discovery packet", found, computed, end)
     return Discovery(type, flags, port, transports, data[_DISCOVERY.size : end], end + TRAILER_SIZE)
 
 
@@ -388,12 +366,9 @@ def decode_capability(data: Data) -> Capability:
     """
     data = _bytes(data)
     if len(data) > CAPABILITY_LIMIT:
-        raise _fault(
-            ERR_INVALID_PARAM,
-            (
-                f"capability of {len(data):,} bytes: the limit is {CAPABILITY_LIMIT:,}, what a "
-                "frame can carry"
-            ),
+        raise errors.ProtocolError(
+            f"capability of {len(data):,} bytes: the limit is {CAPABILITY_LIMIT:,}, what a frame "
+            "can carry"
         )
     max_message, preferred_chunk, pressure, flags = 512, 256, 50, 0
     at = 0
@@ -401,12 +376,9 @@ def decode_capability(data: Data) -> Capability:
         type, value_len = data[at], data[at + 1]
         value = data[at + 2 : at + 2 + value_len]
         if len(value) < value_len:
-            raise _fault(
-                ERR_TRUNCATED,
-                (
-                    f"capability: the value of type {type} at byte {at} needs {value_len} bytes, "
-                    f"{len(value)} are left"
-                ),
+            raise errors.Truncated(
+                f"capability: the value of type {type} at byte {at} needs {value_len} bytes, "
+                f"{len(value)} are left"
             )
         at += 2 + value_len
         if type == 3 and value_len >= 1:
@@ -435,12 +407,9 @@ def encode_datagram(port: int, payload: Data) -> bytes:
     except struct.error:
         _refuse("datagram", port=(port, 65535))
     if too_large:
-        raise errors.from_code(
-            ERR_MESSAGE_TOO_LARGE,
-            (
-                f"datagram of {len(payload):,} bytes: the limit is {DATAGRAM_MAX_PAYLOAD:,} "
-                "(DATAGRAM_MAX_PAYLOAD)"
-            ),
+        raise errors.MessageTooLarge(
+            f"datagram of {len(payload):,} bytes: the limit is {DATAGRAM_MAX_PAYLOAD:,} "
+            "(DATAGRAM_MAX_PAYLOAD)"
         )
     return header + payload
 
@@ -453,7 +422,7 @@ def decode_datagram(data: Data) -> Datagram:
         raise _short("datagram", len(data), _DATAGRAM.size)
     magic, port, payload_len = _DATAGRAM.unpack_from(data)
     if magic != b"PTUD":
-        raise _fault(ERR_MAGIC, f"datagram begins with {magic.hex()}: it should be 50545544 (PTUD)")
+        raise errors.BadMagic(f"datagram begins with {magic.hex()}: it should be 50545544 (PTUD)")
     end = _DATAGRAM.size + payload_len
     if len(data) < end:
         raise _short("datagram", len(data), end)
