@@ -4,6 +4,8 @@ and what is used where no compiler was.
 Its names are those of every core; see peertalk._core.load().
 """
 
+# ruff: noqa: F401 - what is imported here is what a core has
+
 from __future__ import annotations
 
 from typing import NoReturn
@@ -12,13 +14,11 @@ from peertalk import errors
 from peertalk._core.reference.crc import NAME as crc_name
 from peertalk._core.reference.crc import crc16
 from peertalk._core.reference.ingest import Ingest
-from peertalk._core.reference.link import Link
 from peertalk._core.reference.loop import Loop
 from peertalk._core.reference.pipeline import SendPipeline
-from peertalk._core.reference.pool import Buffer, BufferPool
+from peertalk._core.reference.pool import BufferPool
 from peertalk._core.reference.reader import Reader
 from peertalk._core.reference.reassembly import Reassembly, split_batch
-from peertalk._core.reference.source import Timer, Watch
 from peertalk._core.reference.wheel import TimerWheel
 from peertalk._core.reference.wire import (
     decode_capability,
@@ -93,42 +93,3 @@ def platforms() -> dict[str, dict[str, int]]:
         name: {**both, **dict.fromkeys(asynchronous, int(name == "posix"))}
         for name in ("posix", "posix_plain")
     }
-
-
-__all__ = [
-    "Buffer",
-    "BufferPool",
-    "Ingest",
-    "Link",
-    "Loop",
-    "Reader",
-    "Reassembly",
-    "SendPipeline",
-    "Simulator",
-    "Timer",
-    "TimerWheel",
-    "Watch",
-    "all_bytes",
-    "crc16",
-    "crc_name",
-    "decode_capability",
-    "decode_compact",
-    "decode_datagram",
-    "decode_discovery",
-    "decode_fragment",
-    "decode_frame",
-    "decode_header",
-    "encode_capability",
-    "encode_compact",
-    "encode_datagram",
-    "encode_discovery",
-    "encode_fragment",
-    "encode_frame",
-    "encode_header",
-    "error_name",
-    "is_compact",
-    "limits",
-    "platforms",
-    "split_batch",
-    "strerror",
-]
