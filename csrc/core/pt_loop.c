@@ -30,6 +30,15 @@ void pt_loop_cancel(pt_context *context, pt_timer *timer)
 
 /* ------------------------------------------------------------------------------------- one turn */
 
+/* All of an event but what its kind says more: 0. */
+static pt_event *make_event(pt_event *event, uint32_t kind, uint32_t tag)
+{
+    memset(event, 0, sizeof *event);
+    event->kind = kind;
+    event->tag = tag;
+    return event;
+}
+
 /* Serve one ready source. Returns the number of events made (0 or 1). */
 static int serve(pt_context *context, pt_source *source, pt_event *event, pt_sink *sink, int alone)
 {
@@ -40,10 +49,7 @@ static int serve(pt_context *context, pt_source *source, pt_event *event, pt_sin
     source->ready = 0;
     source->queued = 0;
     if (source->kind == PT_SOURCE_WATCH) {
-        memset(event, 0, sizeof *event);
-        event->kind = PT_EVENT_READY;
-        event->tag = source->tag;
-        event->count = ready;
+        make_event(event, PT_EVENT_READY, source->tag)->count = ready;
         return 1;
     }
 
@@ -57,18 +63,6 @@ static int serve(pt_context *context, pt_source *source, pt_event *event, pt_sin
         pt_link_push(context, link);
     }
     return 0;
-}
-
-static pt_event *make_event(const pt_link *link, pt_event *event, uint32_t kind, int32_t code)
-{
-    PT_ASSERT(link->source.kind == PT_SOURCE_LINK);
-    PT_ASSERT(link->state != PT_LINK_NONE);
-
-    memset(event, 0, sizeof *event);
-    event->kind = kind;
-    event->tag = link->source.tag;
-    event->code = code;
-    return event;
 }
 
 /* Of the links that have something to send the one that has stood still the longest; NULL: none
@@ -106,7 +100,7 @@ static int look_at_pool(pt_context *context, pt_event *event)
     const pt_link *link = is_scarce ? stillest(context) : NULL;
     if (link == NULL)
         return 0;
-    make_event(link, event, PT_EVENT_STILL, PT_OK)->count = pt_link_still_ms(context, link);
+    make_event(event, PT_EVENT_STILL, link->source.tag)->count = pt_link_still_ms(context, link);
     return 1;
 }
 
@@ -133,10 +127,7 @@ static int expire_timers(pt_context *context, pt_event *events, int capacity, pt
             count += look_at_pool(context, &events[count]);
         } else {
             PT_ASSERT(timer->kind == PT_TIMER_CALLER);
-            pt_event *event = &events[count++];
-            memset(event, 0, sizeof *event);
-            event->kind = PT_EVENT_TIMER;
-            event->tag = timer->tag;
+            make_event(&events[count++], PT_EVENT_TIMER, timer->tag);
         }
     }
     PT_ASSERT(count <= capacity);
@@ -148,23 +139,29 @@ static int report_link(pt_link *link, pt_event *events)
 {
     PT_ASSERT(!link->in_line[PT_LINE_DIRTY]);
     PT_ASSERT(link->failed_code <= 0 && link->end_code <= 0);
+    PT_ASSERT(link->source.kind == PT_SOURCE_LINK);
+    PT_ASSERT(link->state != PT_LINK_NONE);
 
+    uint32_t tag = link->source.tag;
     int count = 0;
     if (link->due & PT_DUE_SENT) {
-        make_event(link, &events[count++], PT_EVENT_SENT, PT_OK)->count = link->sent_count;
+        make_event(&events[count++], PT_EVENT_SENT, tag)->count = link->sent_count;
         link->sent_count = 0;
     }
     if (link->failed_code != PT_OK) {
-        make_event(link, &events[count++], PT_EVENT_SENT, link->failed_code)->count =
-            link->failed_count;
+        pt_event *failed = make_event(&events[count++], PT_EVENT_SENT, tag);
+        failed->code = link->failed_code;
+        failed->count = link->failed_count;
         link->failed_code = PT_OK;
         link->failed_count = 0;
     }
     if (link->due & PT_DUE_FINISHED)
-        make_event(link, &events[count++], PT_EVENT_FINISHED, PT_OK);
-    if (link->due & PT_DUE_CLOSED)
-        make_event(link, &events[count++], PT_EVENT_CLOSED, link->end_code)->system_error =
-            link->end_error;
+        make_event(&events[count++], PT_EVENT_FINISHED, tag);
+    if (link->due & PT_DUE_CLOSED) {
+        pt_event *closed = make_event(&events[count++], PT_EVENT_CLOSED, tag);
+        closed->code = link->end_code;
+        closed->system_error = link->end_error;
+    }
     link->due = 0;
     PT_ASSERT(count <= LINK_EVENTS);
     return count;
@@ -307,10 +304,7 @@ static int plain_frame(void *sink_context, uint32_t tag, const pt_frame *frame)
     if (plain->count == plain->capacity ||
         frame->payload_len > plain->buffer_size - plain->buffer_len)
         return PT_ERR_INTERNAL;
-    pt_event *event = &plain->events[plain->count++];
-    memset(event, 0, sizeof *event);
-    event->kind = PT_EVENT_FRAME;
-    event->tag = tag;
+    pt_event *event = make_event(&plain->events[plain->count++], PT_EVENT_FRAME, tag);
     event->offset = plain->buffer_len;
     event->len = frame->payload_len;
     event->type = frame->type;

@@ -301,11 +301,6 @@ int pt_pipeline_launch(pt_send_pipeline *pipeline)
     return index;
 }
 
-int pt_pipeline_is_ripe(const pt_send_pipeline *pipeline)
-{
-    return pipeline->ripe;
-}
-
 void pt_pipeline_complete(pt_send_pipeline *pipeline, uint8_t slot_index, int result)
 {
     PT_ASSERT(slot_index < pipeline->room);

@@ -80,7 +80,9 @@ typedef struct pt_send_pipeline {
     uint8_t packing;       /* 1: small frames share a slot */
     uint8_t filling_count; /* FILLING slots; they are the newest, so the oldest of them is next_slot
                               - filling_count, round-robin */
-    uint8_t ripe;          /* 1: what pt_pipeline_is_ripe() says */
+    uint8_t ripe;          /* 1: the newest FILLING slot should leave without waiting for the turn's
+                              end: it is full (no room for another empty frame), carries a no-delay
+                              frame, or packing is off */
     uint8_t share_count;   /* buffers held of the link's share, at most PT_SLOT_SHARE */
     uint8_t more;          /* the caller's; 1: more is being sent than small_size holds */
     uint8_t is_still;      /* the caller's; 1: what is in flight does not move, and nothing more is
@@ -131,10 +133,6 @@ int pt_pipeline_send(pt_send_pipeline *pipeline, uint8_t type, uint8_t flags,
 /* The oldest FILLING slot, for handing to the platform; its state becomes IN_FLIGHT. Returns its
  * index, or -1 when there is none. */
 int pt_pipeline_launch(pt_send_pipeline *pipeline);
-
-/* 1 when the newest FILLING slot should leave without waiting for the turn's end: it is full (no
- * room for another empty frame), carries a no-delay frame, or packing is off. 0 otherwise. */
-int pt_pipeline_is_ripe(const pt_send_pipeline *pipeline);
 
 /* The platform is done with a slot: PT_OK or PT_ERR_*. IN_FLIGHT becomes COMPLETED, ABANDONED
  * becomes FREE. */

@@ -448,7 +448,7 @@ class SendPipeline:
     def is_ripe(self) -> bool:
         """Whether the newest filling slot should leave now: it is full, carries a no-delay frame,
         or packing is off."""
-        return bool(self._lib.pt_pipeline_is_ripe(self._pipeline))
+        return bool(self._pipeline.ripe)
 
     @property
     def available(self) -> int:

@@ -158,11 +158,11 @@ static void small_frames_share_a_slot_until_it_is_full(void)
     }
 
     /* No delay: the slot leaves at once and takes nothing more; the flag stays at home. */
-    CHECK_EQUAL(pt_pipeline_is_ripe(&pipeline), 0);
+    CHECK_EQUAL(pipeline.ripe, 0);
     CHECK_EQUAL(
         pt_pipeline_send(&pipeline, PT_FRAME_DATA, PT_FLAG_NO_DELAY | PT_FLAG_BATCH, payload, 1),
         PT_OK);
-    CHECK_EQUAL(pt_pipeline_is_ripe(&pipeline), 1);
+    CHECK_EQUAL(pipeline.ripe, 1);
     CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, payload, 1), PT_ERR_WOULD_BLOCK);
     const uint8_t *second = slots[1].buffer + 64 + PT_FRAME_OVERHEAD;
     check_frame_in(second, 1 + PT_FRAME_OVERHEAD, PT_FRAME_DATA, PT_FLAG_BATCH,
@@ -273,7 +273,7 @@ static void what_does_not_fit_is_refused_with_nothing_changed(void)
     CHECK_EQUAL(pipeline.frames, 0);
     CHECK_EQUAL(memory_lent(pool), 0);
     CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, payload, LARGEST), PT_OK);
-    CHECK_EQUAL(pt_pipeline_is_ripe(&pipeline), 1);
+    CHECK_EQUAL(pipeline.ripe, 1);
     CHECK_EQUAL(pt_pipeline_cleanup(&pipeline), 0);
 
     pt_send_pipeline other;
