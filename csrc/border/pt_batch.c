@@ -192,12 +192,7 @@ static PyObject *link_send_many(PyObject *self, PyObject *const *arguments,
     }
     if (is_ours)
         bound->link.pipeline.more = 0;
-    PyObject *accepted = PyLong_FromSsize_t(index > start ? index - start : 0);
-    PyObject *last = PyLong_FromLong(code);
-    PyObject *both = accepted != NULL && last != NULL ? PyTuple_Pack(2, accepted, last) : NULL;
-    Py_XDECREF(accepted);
-    Py_XDECREF(last);
-    return both;
+    return Py_BuildValue("(ni)", index > start ? index - start : 0, code);
 }
 
 /* ------------------------------------------------------------------------------------ receiving */
