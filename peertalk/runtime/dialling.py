@@ -124,9 +124,7 @@ class Dialling(ClassicPeers):
             values.WRITE,
             partial(self._wholly, connection, self._connected, connection),
         )
-        connection.timer = self.engine.after(
-            config.connect_timeout, lambda: self._end(connection, late)
-        )
+        self._wait(connection, config.connect_timeout, partial(self._end, error=late))
 
     def _has_room(self, host: str) -> bool:
         """Whether one more connection may exist. Where no place is left a stranger makes room for

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import deque
+from functools import partial
 from typing import Any
 
 from .. import errors
@@ -90,7 +91,7 @@ class Greetings(Leaving):
             connect_timeout=self.engine.config.connect_timeout,
         )
         if then is greetings.Silence.CLASSIC:
-            connection.timer = self.engine.after(wait, lambda: self._take_for_classic(connection))
+            self._wait(connection, wait, self._take_for_classic)
         elif then is greetings.Silence.END and peer is not None:
             text = f"peer {peer.name!r} took the connection and said nothing for {wait:g} s"
             late = errors.Timeout(f"{text} (Config.connect_timeout)")
@@ -131,11 +132,7 @@ class Greetings(Leaving):
     ) -> None:
         """End a connection that says nothing for so long. What lies unread then is read first: it
         may be this program that was late."""
-
-        self.engine.cancel(connection.timer)
-        connection.timer = self.engine.after(
-            seconds, lambda: self._time_is_over(connection, late, fault=fault)
-        )
+        self._wait(connection, seconds, partial(self._time_is_over, late=late, fault=fault))
 
     def _time_is_over(
         self, connection: Connection, late: errors.PeerTalkError, *, fault: bool
@@ -263,8 +260,7 @@ class Greetings(Leaving):
         """We know who it is, or that it will not say."""
         if connection.state is not State.GREETING:
             return
-        self.engine.cancel(connection.timer)
-        connection.timer = None
+        self._wait_no_more(connection)
         if capabilities is not None or connection.dialled:
             # not a stranger, who could hold a staging buffer for so long
             connection.link.frame_timeout = self.engine.config.link_timeout
@@ -418,8 +414,7 @@ class Greetings(Leaving):
         """Messages are sent on this one from now on."""
         peer = connection.peer
         assert isinstance(peer, Remote) and peer.line is not None
-        self.engine.cancel(connection.timer)
-        connection.timer = None
+        self._wait_no_more(connection)
         if not peer.line.decides:
             self._wait_for_strangers(connection)
         else:

@@ -178,10 +178,7 @@ class Leaving(ABC):
             connection.left = self.engine.world.clock()
             connection.link.shut()
             self.engine.schedule()
-            self.engine.cancel(connection.timer)
-            connection.timer = self.engine.after(
-                endings.LOOK, lambda: self._look_whether_left(connection)
-            )
+            self._wait(connection, endings.LOOK, self._look_whether_left)
 
     def _look_whether_left(self, connection: Connection) -> None:
         """We leave, or want to. The other side closes when it has read that; if it does not, we
@@ -205,10 +202,7 @@ class Leaving(ABC):
         elif seen.pause is None:
             self._end(connection, None)
         else:
-            self.engine.cancel(connection.timer)
-            connection.timer = self.engine.after(
-                seen.pause, lambda: self._look_whether_left(connection)
-            )
+            self._wait(connection, seen.pause, self._look_whether_left)
 
     def _owes(self, connection: Connection) -> bool:
         return bool(
@@ -240,13 +234,10 @@ class Leaving(ABC):
         connection.failure = endings.closed(peer)
         connection.link.shut()
         self.engine.schedule()
-        late = connection.failure
         if half is endings.Half.LEAVE:
             connection.advance(Step.LEAVE)
-            self.engine.cancel(connection.timer)
-            connection.timer = self.engine.after(
-                self.engine.config.drain_timeout, lambda: self._end(connection, late)
-            )
+            late = partial(self._end, error=connection.failure)
+            self._wait(connection, self.engine.config.drain_timeout, late)
             self._detach(connection, connection.failure, polite=False)
 
     # Read to its end ------------------------------------------------------------------------------
@@ -256,8 +247,7 @@ class Leaving(ABC):
         sent on it. What has arrived is read, because its sender takes it for sent."""
         peer = connection.peer
         assert isinstance(peer, Remote)
-        self.engine.cancel(connection.timer)
-        connection.timer = None
+        self._wait_no_more(connection)
         if peer.connection is connection:
             left = connection.left is not None
             lost = error or errors.ConnectionClosed(
@@ -273,18 +263,15 @@ class Leaving(ABC):
 
     def _look_whether_drained(self, connection: Connection) -> None:
         """When this turn is done: more that it has brought may be among the turn's events."""
-        self.engine.cancel(connection.timer)
-        connection.timer = None
+        self._wait_no_more(connection)
         self.engine.post(lambda: self._drain_on(connection))
 
     def _drain_on(self, connection: Connection) -> None:
         """End it when nothing is left to be read."""
         if connection.state is not State.DRAINING or connection.held is not None:
             return
-        self.engine.cancel(connection.timer)
-        connection.timer = None
         if self.engine.unread(connection):
-            connection.timer = self.engine.after(endings.LOOK, lambda: self._drain_on(connection))
+            self._wait(connection, endings.LOOK, self._drain_on)
         else:
             self._end(connection, None)
 
@@ -508,6 +495,17 @@ class Leaving(ABC):
         if self.finder is not None:
             self.finder.release(peer.key)
         self.roster.find_successor(peer)
+
+    def _wait(
+        self, connection: Connection, seconds: float, then: Callable[[Connection], None]
+    ) -> None:
+        """Call then in so many seconds, in place of what the connection waited for until now."""
+        self._wait_no_more(connection)
+        connection.timer = self.engine.after(seconds, partial(then, connection))
+
+    def _wait_no_more(self, connection: Connection) -> None:
+        self.engine.cancel(connection.timer)
+        connection.timer = None
 
     def _wholly(self, connection: Connection, step: Callable[..., None], *arguments: Any) -> None:
         """Take a step of a connection to its end; else the connection ends with what was raised."""
