@@ -125,14 +125,16 @@ def _payload(size: int) -> bytes:
     return bytes(index * 7 & 0xFF for index in range(size))
 
 
-def _crc(core: Any, size: int, stack: ExitStack) -> Work:
-    payload, crc16 = _payload(size), core.crc16
-
+def _each(function: Callable[[bytes], object], data: bytes) -> Work:
     def work(count: int) -> None:
         for _ in range(count):
-            crc16(payload)
+            function(data)
 
     return work
+
+
+def _crc(core: Any, size: int, stack: ExitStack) -> Work:
+    return _each(core.crc16, _payload(size))
 
 
 def _encode(core: Any, size: int, stack: ExitStack) -> Work:
@@ -146,13 +148,7 @@ def _encode(core: Any, size: int, stack: ExitStack) -> Work:
 
 
 def _decode(core: Any, size: int, stack: ExitStack) -> Work:
-    frame, decode = core.encode_frame(DATA, _payload(size)), core.decode_frame
-
-    def work(count: int) -> None:
-        for _ in range(count):
-            decode(frame)
-
-    return work
+    return _each(core.decode_frame, core.encode_frame(DATA, _payload(size)))
 
 
 def _pipeline(core: Any, size: int, stack: ExitStack) -> Work:

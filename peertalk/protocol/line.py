@@ -109,7 +109,7 @@ class Line:
             self._seen = max(self._seen, connection.number)
             if 0 < connection.number <= self._said:  # a later dial of theirs came before it
                 self._drain(connection, decisions)
-        return self._told(connection, claims, place, decisions)
+        return decisions + self.told(connection, claims, place)
 
     def late(self, connection: Connection) -> list[Decision]:
         """A connection has turned out to be one with this peer after we had taken the other side
@@ -128,11 +128,7 @@ class Line:
 
     def told(self, connection: Connection, claims: Claims | None, place: int) -> list[Decision]:
         """A CAPABILITY has come on a member."""
-        return self._told(connection, claims, place, [])
-
-    def _told(
-        self, connection: Connection, claims: Claims | None, place: int, decisions: list[Decision]
-    ) -> list[Decision]:
+        decisions: list[Decision] = []
         if claims is not None:
             connection.told = True
             before = self._claims

@@ -103,12 +103,6 @@ def after_loss(loss: Loss) -> AfterLoss:
     return AfterLoss(attempts, resend, None if loss.theirs else loss.dialled)
 
 
-class Recall(NamedTuple):
-    """Dial a lost peer where it was heard, in so many seconds."""
-
-    delay: float
-
-
 class Returns(Generic[P]):
     """Peers with whom a connection is to come back, by key. Not all are in the table of peers:
     without discovery one that has no connection is forgotten.
@@ -141,13 +135,13 @@ class Returns(Generic[P]):
 
     def heard(
         self, key: Key, now: float, not_before: float, dialling_since: float | None
-    ) -> Recall | None:
+    ) -> float | None:
         """A peer announces itself and is not connected. not_before: the time that a failed attempt
-        has set; dialling_since: when the dial that is under way began, None: none is. Returns None
-        where nothing is to be done."""
+        has set; dialling_since: when the dial that is under way began, None: none is. Returns
+        seconds until it is dialled where it was heard; None: nothing is to be done."""
         lost = self._lost.get(key)
         if lost is None:
             return None
         if dialling_since is not None:
-            return Recall(0.0) if now - dialling_since > STALE_DIAL else None
-        return Recall(max(0.0 if lost[1] else RECALL_DELAY, not_before - now, 0.0))
+            return 0.0 if now - dialling_since > STALE_DIAL else None
+        return max(0.0 if lost[1] else RECALL_DELAY, not_before - now, 0.0)

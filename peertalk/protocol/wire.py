@@ -48,18 +48,12 @@ P = TypeVar("P")
 class Codec(Protocol):
     """The part of a core that this package uses: pure functions of bytes and numbers."""
 
-    @property
-    def crc16(self) -> Callable[..., int]: ...
-    @property
-    def encode_discovery(self) -> Callable[..., bytes]: ...
-    @property
-    def decode_discovery(self) -> Callable[..., Discovery]: ...
-    @property
-    def encode_capability(self) -> Callable[..., bytes]: ...
-    @property
-    def decode_capability(self) -> Callable[..., Capability]: ...
-    @property
-    def decode_datagram(self) -> Callable[..., Decoded]: ...
+    crc16: Callable[..., int]
+    encode_discovery: Callable[..., bytes]
+    decode_discovery: Callable[..., Discovery]
+    encode_capability: Callable[..., bytes]
+    decode_capability: Callable[..., Capability]
+    decode_datagram: Callable[..., Decoded]
 
 
 class Message(msgspec.Struct, Generic[P], frozen=True, eq=False, gc=False):

@@ -350,14 +350,14 @@ class Dialling(ClassicPeers):
             return
         now, under_way = self.engine.world.clock(), self.connections.dialling(peer)
         since = None if under_way is None else under_way.since
-        recall = self._returns.heard(peer.key, now, peer.not_before, since)
-        if recall is None:
+        delay = self._returns.heard(peer.key, now, peer.not_before, since)
+        if delay is None:
             return
-        if not recall.delay:
+        if not delay:
             self._recall(peer, address)
         elif peer.key not in self._recalls:
             self._recalls[peer.key] = self.engine.after(
-                recall.delay, lambda: self._recall_late(peer, address)
+                delay, lambda: self._recall_late(peer, address)
             )
 
     def _recall_late(self, peer: Remote, address: Address) -> None:

@@ -79,8 +79,8 @@ class WithoutDrop(Line):
 
 
 class WithoutDrain(Line):
-    def _told(self, connection, claims, place, decisions):
-        return super()._told(connection, claims and Claims(), place, decisions)
+    def told(self, connection, claims, place):
+        return super().told(connection, claims and Claims(), place)
 
 
 class BothDecide(Line):

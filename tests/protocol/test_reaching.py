@@ -15,7 +15,6 @@ from peertalk.protocol.reaching import (
     AfterLoss,
     Failure,
     Loss,
-    Recall,
     Returns,
 )
 
@@ -103,12 +102,12 @@ def test_what_follows_when_a_connection_is_lost(observed, follows):
 @pytest.mark.parametrize(
     ("at_once", "not_before", "dialling_since", "follows"),
     [
-        pytest.param(True, 0.0, None, Recall(0.0), id="we dialled it: at once"),
-        pytest.param(False, 0.0, None, Recall(RECALL_DELAY), id="they did: they have the first go"),
-        pytest.param(True, 100.5, None, Recall(0.5), id="set back"),
-        pytest.param(False, 103.0, None, Recall(3.0), id="set back for longer"),
+        pytest.param(True, 0.0, None, 0.0, id="we dialled it: at once"),
+        pytest.param(False, 0.0, None, RECALL_DELAY, id="they did: they have the first go"),
+        pytest.param(True, 100.5, None, 0.5, id="set back"),
+        pytest.param(False, 103.0, None, 3.0, id="set back for longer"),
         pytest.param(True, 0.0, 100.0 - STALE_DIAL, None, id="a dial is on its way"),
-        pytest.param(True, 0.0, 98.9, Recall(0.0), id="one that began long ago: anew"),
+        pytest.param(True, 0.0, 98.9, 0.0, id="one that began long ago: anew"),
     ],
 )
 def test_when_a_lost_peer_that_is_heard_is_dialled(at_once, not_before, dialling_since, follows):
