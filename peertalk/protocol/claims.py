@@ -30,13 +30,10 @@ class Over(NamedTuple):
 class Numbered(Protocol):
     """A connection, as far as it counts here."""
 
-    @property
-    def dialled(self) -> bool:
-        """By us."""
-
-    @property
-    def number(self) -> int:
-        """Of the dial that made it, counted by the side that dialled, 0: not known."""
+    dialled: bool
+    """By us."""
+    number: int
+    """Of the dial that made it, counted by the side that dialled, 0: not known."""
 
 
 class Claims(NamedTuple):

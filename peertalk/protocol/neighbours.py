@@ -40,9 +40,9 @@ STRANGERS_MAX = 1024
 room."""
 
 
-class Found(msgspec.Struct, frozen=True):
-    """A peer was heard for the first time. address: (IPv4 address, TCP port) to dial; heard_at:
-    likewise, where it was heard just now, which need not be the best known."""
+class _News(msgspec.Struct, frozen=True):
+    """A peer was heard. address: (IPv4 address, TCP port) to dial; heard_at: likewise, where it was
+    heard just now, which need not be the best known."""
 
     key: Key
     announcement: Announcement
@@ -50,23 +50,17 @@ class Found(msgspec.Struct, frozen=True):
     heard_at: tuple[str, int]
 
 
-class Changed(msgspec.Struct, frozen=True):
+class Found(_News, frozen=True):
+    """For the first time."""
+
+
+class Changed(_News, frozen=True):
     """A known peer announced something else than before, is now best reached at another address, or
     was heard at one more."""
 
-    key: Key
-    announcement: Announcement
-    address: tuple[str, int]
-    heard_at: tuple[str, int]
 
-
-class Heard(msgspec.Struct, frozen=True):
+class Heard(_News, frozen=True):
     """A known peer that is not held announced itself again, and nothing is new: it is there."""
-
-    key: Key
-    announcement: Announcement
-    address: tuple[str, int]
-    heard_at: tuple[str, int]
 
 
 class Gone(msgspec.Struct, frozen=True):

@@ -305,10 +305,8 @@ class Peer:
         following = _NEXT.get((self.state, event))
         if following is None:
             raise InvalidState(
-                (
-                    f"peer {self.name!r} is {self.state.value}: {event.value!r} cannot happen to "
-                    "it there"
-                ),
+                f"peer {self.name!r} is {self.state.value}: {event.value!r} cannot happen to it "
+                "there",
                 peer=self.name,
             )
         self.state = following

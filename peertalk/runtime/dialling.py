@@ -77,16 +77,9 @@ class Dialling(ClassicPeers):
                 reached(found, error)
 
         told = () if reached is None else (here,)
-        there = next(
-            (
-                known
-                for known in self.roster.peers.values()
-                if known.address == address and (known.connected or known.greeted)
-            ),
-            None,
-        )
-        if there is not None and peer is None and reached is not None:
-            self.reach(there, reached)
+        there = [each for each in self.roster.at(address) if each.connected or each.greeted]
+        if there and peer is None and reached is not None:
+            self.reach(there[0], reached)
             return None
         under_way = self.connections.dialling_to(address)
         if under_way is not None and (

@@ -15,7 +15,6 @@ from .. import errors
 from .._core import values
 from ..protocol import classics, endings, events, greetings, limits
 from ..protocol import connections as policy
-from ..protocol.addresses import Address
 from ..protocol.claims import Claims
 from ..protocol.connections import Connection, State, Step
 from ..protocol.line import Decision, Line, Verdict
@@ -80,7 +79,8 @@ class Greetings(Leaving):
         self.watchdog.opened(connection)
         peer = connection.peer
         if peer is None and connection.dialled:
-            peer = self._known_at(connection.address)
+            known = self.roster.at(connection.address)
+            peer = next((each for each in known if not each.classic), None)
         assert peer is None or isinstance(peer, Remote)
         if not self._greet(connection, peer):
             return
@@ -116,11 +116,6 @@ class Greetings(Leaving):
             connection.slow = False
             if isinstance(peer, Remote) and peer.connection is connection:
                 self.traffic.pump(peer)
-
-    def _known_at(self, address: Address) -> Remote | None:
-        """Who lives at an address, as far as is known."""
-        known = self.roster.peers.values()
-        return next((peer for peer in known if peer.address == address and not peer.classic), None)
 
     def _give_time(
         self,

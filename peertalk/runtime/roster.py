@@ -66,6 +66,10 @@ class Roster:
         """Who has this key: in the table, or forgotten while somebody holds it."""
         return self.peers.get(key) or self._forgotten.get(key)
 
+    def at(self, address: Address) -> list[Remote]:
+        """Those that are known to live at an address."""
+        return [peer for peer in self.peers.values() if peer.address == address]
+
     def meet(self, instance: bytes, name: str, address: Address) -> Remote:
         """The peer that has said its instance id on a connection, or by whose announcement it was
         heard; made when it was not known."""
