@@ -62,7 +62,6 @@
 #endif
 
 #define PT_PIPELINE_MAX_DEPTH 64 /* slots of one link; bounds the gathered write too */
-#define PT_SLOT_PACKING       1  /* several small frames share a slot */
 #define PT_IO_BUDGET          16 /* ready links served in one turn */
 #define PT_REST_MS       50   /* a link that sent nothing for so long gives its slot buffers back */
 #define PT_NOTES_REST_MS 1000 /* ... and after so long the memory of its notes */

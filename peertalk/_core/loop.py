@@ -43,7 +43,6 @@ class Loop:
 
     Args:
         io_budget: ready sources served in one turn, 1 to 16.
-        receive_buffer_size: bytes, at least one whole frame; None: the core's size.
         pool_bytes: bytes that the larger buffers of links in bulk may hold together, beside the
             share of each link.
         links: how many links have a share.
@@ -73,7 +72,6 @@ class Loop:
         binding: Binding,
         *,
         io_budget: int = 16,
-        receive_buffer_size: int | None = None,
         pool_bytes: int = 64 << 20,
         links: int = POOL_LINKS,
         platform: str = "posix",
@@ -86,7 +84,7 @@ class Loop:
         self._binding = binding
         self._ffi = ffi = binding.ffi
         self._lib = lib = binding.lib
-        size = _receive_size(lib, receive_buffer_size)
+        size = int(lib.PT_RECEIVE_BUFFER_SIZE)
         _check_bounds(lib, io_budget, pool_bytes)
         self._ops = ops = _ops_for(binding, platform, simulator, host)
         self.platform = platform
@@ -487,17 +485,6 @@ class Loop:
     def __del__(self) -> None:
         if not self._closed:
             self.close()
-
-
-def _receive_size(lib: Any, given: int | None) -> int:
-    """Bytes of the receive buffer: those given, or the core's."""
-    size = int(lib.PT_RECEIVE_BUFFER_SIZE) if given is None else given
-    whole = lib.PT_FRAME_MAX_PAYLOAD + lib.PT_FRAME_OVERHEAD
-    if not whole <= size < 2**31:
-        raise errors.InvalidArgument(
-            f"receive_buffer_size of {size} bytes: a whole frame has {whole}"
-        )
-    return size
 
 
 def _receive_buffer(ffi: Any, size: int) -> Any:

@@ -364,7 +364,6 @@ def test_what_failed_while_it_was_made_leaves_nothing_behind(loop, pair):
     [
         {"io_budget": 0},
         {"io_budget": 17},
-        {"receive_buffer_size": 10},
         {"platform": "mactcp"},
         {"pool_bytes": 0},
     ],

@@ -312,7 +312,7 @@ def test_statistics_say_what_happened(bench):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"io_budget": 0}, {"io_budget": 17}, {"receive_buffer_size": 100}, {"platform": "vms"}],
+    [{"io_budget": 0}, {"io_budget": 17}, {"platform": "vms"}],
 )
 def test_a_loop_has_bounds(core, wrong):
     """Said before anything is made."""

@@ -66,7 +66,6 @@ class Loop:
 
     Args:
         io_budget: ready sources served in one turn, 1 to 16.
-        receive_buffer_size: bytes, at least one whole frame; None: 524,288.
         pool_bytes: bytes that the larger buffers of links in bulk may hold together, beside the
             share of each link.
         links: ignored here.
@@ -81,17 +80,15 @@ class Loop:
         self,
         *,
         io_budget: int = IO_BUDGET,
-        receive_buffer_size: int | None = None,
         pool_bytes: int = 64 << 20,
         links: int = 0,
         platform: str = "posix",
         epoll: bool = True,
     ) -> None:
-        size = RECEIVE_BUFFER_SIZE if receive_buffer_size is None else receive_buffer_size
-        _check(io_budget, size, platform)
+        _check(io_budget, platform)
         self._io_budget = io_budget
         self._plain = platform == "posix_plain"
-        self._buffer = memoryview(bytearray(size))
+        self._buffer = memoryview(bytearray(RECEIVE_BUFFER_SIZE))
         self._pool = BufferPool(POOL_CLASSES, pool_bytes)
         self._spare = BufferPool([(FRAME_MAX_PAYLOAD + FRAME_OVERHEAD, 65_535)])
         self._open(epoll)
@@ -101,7 +98,6 @@ class Loop:
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
         self._selector.register(self._wake_in, READ, None)
-        self._step = min(size, POSIX_SLOT_SIZE)
         self._work_left = 0
         self._holding: dict[Link, None] = {}
         self._ready: dict[Source, int] = {}
@@ -474,15 +470,10 @@ def _poll_selector() -> selectors.BaseSelector:
     )
 
 
-def _check(io_budget: int, receive_buffer_size: int, platform: str) -> None:
-    whole = FRAME_MAX_PAYLOAD + FRAME_OVERHEAD
+def _check(io_budget: int, platform: str) -> None:
     if not 1 <= io_budget <= IO_BUDGET:
         raise errors.InvalidArgument(
             f"io_budget of {io_budget} sources: a turn serves 1 to {IO_BUDGET}"
-        )
-    if receive_buffer_size < whole:
-        raise errors.InvalidArgument(
-            f"receive_buffer_size of {receive_buffer_size} bytes: a whole frame has {whole}"
         )
     if platform not in ("posix", "posix_plain"):
         raise errors.InvalidArgument(f"platform {platform!r}: there are 'posix' and 'posix_plain'")

@@ -28,6 +28,7 @@ from peertalk._numbers import (
     ERR_TRUNCATED,
     LINK_MAX_WORK,
     LINK_OPEN,
+    POSIX_SLOT_SIZE,
     TINY_PAYLOAD,
     WORK_CONTROL,
     WORK_TINY,
@@ -47,7 +48,7 @@ def serve(link: Link, mask: int, events: list[Event], alone: bool) -> None:
             _read(
                 link,
                 events,
-                len(loop._buffer) if alone else loop._step,
+                len(loop._buffer) if alone else POSIX_SLOT_SIZE,
                 loop._work_left if alone else min(loop._work_left, LINK_MAX_WORK),
             )
     if mask & WRITE and link._blocked:
@@ -156,6 +157,6 @@ def end_late_frame(link: Link, events: list[Event]) -> None:
         return
     partial = link._ingest.partial_len
     received = link._frames_received + len(link._held)
-    _read(link, events, loop._step, loop._work_left)
+    _read(link, events, POSIX_SLOT_SIZE, loop._work_left)
     if partial and link._is_read() and link._frames_received + len(link._held) == received:
         link._end(ERR_TIMEOUT, 0)

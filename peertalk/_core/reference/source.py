@@ -25,7 +25,6 @@ class Home(Protocol):
     _pool: BufferPool
     _spare: BufferPool
     _buffer: memoryview
-    _step: int
     _work_left: int
     _turns: int
     _ticks: int
