@@ -302,25 +302,6 @@ static int collect(void *sink_context, uint32_t tag, const pt_frame *frame)
     return PT_OK;
 }
 
-/* (kind, tag, a, b); the reference to b is taken over, also on failure. NULL: no memory. */
-static PyObject *make_tuple(uint32_t kind, uint32_t tag, long long a, PyObject *b)
-{
-    PyObject *tuple = PyTuple_New(4);
-    PyObject *parts[3] = {PyLong_FromLong((long)kind), PyLong_FromUnsignedLong(tag),
-                          PyLong_FromLongLong(a)};
-    if (tuple == NULL || b == NULL || parts[0] == NULL || parts[1] == NULL || parts[2] == NULL) {
-        Py_XDECREF(tuple);
-        Py_XDECREF(b);
-        for (int index = 0; index < 3; index++)
-            Py_XDECREF(parts[index]);
-        return NULL;
-    }
-    for (int index = 0; index < 3; index++)
-        (void)PyTuple_SetItem(tuple, index, parts[index]);
-    (void)PyTuple_SetItem(tuple, 3, b);
-    return tuple;
-}
-
 /* Payloads change hands only when nothing can fail any more. */
 static PyObject *tell_item(bound_loop *bound, const item *one)
 {
@@ -330,14 +311,14 @@ static PyObject *tell_item(bound_loop *bound, const item *one)
     if (one->kind == PT_EVENT_FRAME) {
         PyObject *payload = bound->payloads[one->first];
         Py_INCREF(payload);
-        PyObject *tuple = make_tuple(one->kind, one->tag, (long long)one->a, payload);
+        PyObject *tuple = pt_make_tuple(one->kind, one->tag, (long long)one->a, payload);
         if (tuple != NULL)
             Py_CLEAR(bound->payloads[one->first]);
         return tuple;
     }
     PyObject *list = PyList_New((Py_ssize_t)one->count);
     Py_XINCREF(list);
-    PyObject *tuple = make_tuple(one->kind, one->tag, (long long)one->a, list);
+    PyObject *tuple = pt_make_tuple(one->kind, one->tag, (long long)one->a, list);
     if (tuple != NULL) {
         for (size_t index = 0; index < one->count; index++) {
             (void)PyList_SetItem(list, (Py_ssize_t)index, bound->payloads[one->first + index]);
@@ -363,7 +344,7 @@ static PyObject *tell_event(const pt_event *event)
     } else if (event->kind == PT_EVENT_READY || event->kind == PT_EVENT_STILL) {
         a = event->count;
     }
-    return make_tuple(event->kind, event->tag, a, PyLong_FromLong(b));
+    return pt_make_tuple(event->kind, event->tag, a, PyLong_FromLong(b));
 }
 
 /* Append what was collected to a list, all of it or nothing. -1 with MemoryError: what is missing

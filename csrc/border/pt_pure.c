@@ -78,24 +78,10 @@ static PyObject *decode_frame(PyObject *self, PyObject *data)
         return none();
     PT_ASSERT(frame.payload >= bytes);
     PT_ASSERT(frame.payload + frame.payload_len <= bytes + len);
-    PyObject *parts[4] = {
-        PyLong_FromLong(frame.type), PyLong_FromLong(frame.flags), PyLong_FromLong(frame.sequence),
-        PyBytes_FromStringAndSize((const char *)frame.payload, (Py_ssize_t)frame.payload_len)};
-    PyObject *tuple = PyTuple_New(4);
-    int complete = tuple != NULL;
-    for (int index = 0; index < 4; index++)
-        complete = complete && parts[index] != NULL;
-    for (int index = 0; index < 4; index++) {
-        if (complete)
-            (void)PyTuple_SetItem(tuple, index, parts[index]);
-        else
-            Py_XDECREF(parts[index]);
-    }
-    if (!complete) {
-        Py_XDECREF(tuple);
-        return none();
-    }
-    return tuple;
+    PyObject *tuple = pt_make_tuple(
+        frame.type, frame.flags, frame.sequence,
+        PyBytes_FromStringAndSize((const char *)frame.payload, (Py_ssize_t)frame.payload_len));
+    return tuple != NULL ? tuple : none();
 }
 
 /* all_bytes(list) -> bool: whether each of it is a bytes object, of no other class. */
