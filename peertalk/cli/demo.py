@@ -36,8 +36,9 @@ from rich.progress import (
 
 from .. import errors
 from .._core import load
+from ..config import load_config
 from ..quantities import parse_duration
-from .options import Json, config_of, console, node_options, print_json, print_rows, readable
+from .options import Json, console, node_options, print_json, print_rows, readable
 from .outcome import FAILED, NOBODY, CommandFailed
 from .transfer import MESSAGE_SIZE, NUMBERED_SIZE, Task
 
@@ -97,7 +98,7 @@ def command(
 
     Exit status 0 only if every byte arrived, in order, once.
     """
-    config = config_of({**options, "name": "demo"})
+    config = load_config("demo", **options)
     core = load(config.core or None)
     selection = select(path)
     screen = console(stderr=json)

@@ -9,10 +9,10 @@ from typing import Any
 
 from .. import errors
 from .._core import CORES, load
-from ..config import Config, settings
+from ..config import Config, load_config, settings
 from ..protocol.neighbours import MAX_PER_ADDRESS
 from ..runtime.world import World
-from .options import Json, config_of, console, node_options, print_json, print_rows
+from .options import Json, console, node_options, print_json, print_rows
 
 
 @node_options(*(setting.name for setting in settings()))
@@ -59,7 +59,7 @@ def command(json: Json = False, *, options: dict[str, Any]) -> None:
 
 def gather(options: dict[str, Any]) -> dict[str, Any]:
     """Everything that the command prints, as JSON has it."""
-    config = config_of(options)
+    config = load_config(**options)
     in_use = load(config.core or None).name
     cores: dict[str, Any] = {}
     for name in CORES:

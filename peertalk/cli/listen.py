@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from .. import Message, Node, Peer, Timeout
-from ..config import Config
+from ..config import Config, load_config
 from ..quantities import parse_duration
-from .options import NODE_SETTINGS, Json, config_of, node_options, print_json, readable, say
+from .options import NODE_SETTINGS, Json, node_options, print_json, readable, say
 from .outcome import NOBODY, CommandFailed
 
 
@@ -42,7 +42,7 @@ def command(
     With --json each line is one object.
     """
     seconds = None if timeout is None else parse_duration(timeout)
-    asyncio.run(_listen(config_of(options), count, seconds, json))
+    asyncio.run(_listen(load_config(**options), count, seconds, json))
 
 
 async def _listen(config: Config, count: int | None, seconds: float | None, as_json: bool) -> None:

@@ -16,7 +16,7 @@ import typer
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 
-from ..config import Config, Setting, load_config, settings
+from ..config import Setting, settings
 
 NODE_SETTINGS = ("name", "port", "discovery_port", "bind", "interfaces", "core")
 """Settings that are options of every command with a node; all others are set in the environment."""
@@ -80,15 +80,6 @@ def _value(setting: Setting, given: Any) -> Any:
     if setting.kind == "list" and given is not None:
         return tuple(part.strip() for part in given.split(",") if part.strip())
     return given
-
-
-def config_of(options: dict[str, Any]) -> Config:
-    """The settings of this command's node: options, then the environment, then defaults.
-
-    Raises:
-        InvalidArgument: naming the value, its bound and its source.
-    """
-    return load_config(**options)
 
 
 def console(*, stderr: bool = False) -> Console:

@@ -9,12 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from .. import Node, Peer, PeerConnected, PeerDisconnected, PeerFound, PeerLost
-from ..config import Config
+from ..config import Config, load_config
 from ..quantities import parse_duration
 from .options import (
     NODE_SETTINGS,
     Json,
-    config_of,
     console,
     node_options,
     print_json,
@@ -57,7 +56,7 @@ def command(
         None if timeout is None and watch else parse_duration("2s" if timeout is None else timeout)
     )
     look = _watch if watch else _list
-    config = config_of(options)
+    config = load_config(**options)
     if not asyncio.run(look(config, seconds, json)):
         port = config.discovery_port
         raise CommandFailed(

@@ -12,10 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from .. import Node, Peer, Timeout, errors
-from ..config import Config
+from ..config import Config, load_config
 from ..protocol.addresses import address_of
 from ..quantities import parse_duration
-from .options import NODE_SETTINGS, Json, config_of, node_options, print_json, readable, say
+from .options import NODE_SETTINGS, Json, node_options, print_json, readable, say
 from .outcome import NOBODY, CommandFailed
 
 _ANSWERS = 0.3
@@ -57,7 +57,7 @@ def command(
     """
     name, address = _whom(words, to_address)
     seconds = parse_duration(timeout)
-    sent = asyncio.run(_send(config_of(options), name, address, words[-1], seconds))
+    sent = asyncio.run(_send(load_config(**options), name, address, words[-1], seconds))
     if json:
         print_json(sent)
     else:

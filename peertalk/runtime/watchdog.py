@@ -180,10 +180,9 @@ class Watchdog:
             self._bury(connection, silent)
         elif found is Finding.FROZEN:
             self._frozen[connection.tag] = connection
-            if connection.peer is not None:
-                self.engine.log.info(
-                    "peer %r has answered nothing for %.0f s", *_told(connection, vigil, now)
-                )
+            if connection.peer is not None and vigil.asked is not None:
+                text = "peer %r has answered nothing for %.0f s"
+                self.engine.log.info(text, connection.name, now - vigil.asked)
                 self.engine.emit(events.PeerFrozen, connection.peer)
 
     def _bury(self, connection: Connection, silent: float) -> None:
@@ -245,8 +244,3 @@ class Watchdog:
                 )
                 self.engine.world.abandon(connection.socket)
                 self._unhouse(connection, errors.NetworkFailure(text, peer=connection.name))
-
-
-def _told(connection: Connection, vigil: Vigil, now: float) -> tuple[str, float]:
-    assert connection.peer is not None and vigil.asked is not None
-    return connection.peer.name, now - vigil.asked

@@ -49,6 +49,7 @@ from peertalk._numbers import (
     TURN_MAX_WORK,
 )
 
+_PollSelector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 MAX_DELAY_MS = 2**31 - 10_000
 """The wheel's reach, 24.8 days, less the time since the last turn."""
 POOL_CLASSES = [
@@ -124,7 +125,7 @@ class Loop:
         try:
             with contextlib.ExitStack() as undo:
                 self._selector: selectors.BaseSelector = undo.enter_context(
-                    selectors.DefaultSelector() if epoll else _poll_selector()
+                    selectors.DefaultSelector() if epoll else _PollSelector()
                 )
                 self._wake_in, self._wake_out = socket.socketpair()
                 undo.pop_all()
@@ -460,14 +461,6 @@ class _Forgetful(selectors.SelectSelector):
 def _clock() -> int:
     """Milliseconds, monotonic."""
     return int(time.monotonic() * 1000)
-
-
-def _poll_selector() -> selectors.BaseSelector:
-    return (
-        selectors.PollSelector()
-        if hasattr(selectors, "PollSelector")
-        else selectors.SelectSelector()
-    )
 
 
 def _check(io_budget: int, platform: str) -> None:
