@@ -253,7 +253,8 @@ class Peer(door.AnyPeer):
                 and remote.serve(priority)
                 and remote.accept(payload, no_delay, priority, key)
             ):
-                return remote.accepted
+                number = remote.accepted
+                return await _rested(number) if remote.transport.crowded else number
         elif not connect:
             raise errors.NotConnected(f"peer {self.name!r} is not connected", peer=self.name)
         place = door.Sending(remote, priority, bytes(payload), no_delay, key)

@@ -716,6 +716,31 @@ async def test_no_call_overtakes_an_earlier_one_of_its_class_whatever_they_are_a
         assert callers.accepted and callers.refused
 
 
+async def test_a_sender_rests_though_its_messages_wait(core):
+    """A loop that sends to a slow peer filled the whole queue in one tick: nobody else had a turn,
+    and the queue was never empty again, which makes each message twice as dear."""
+    async with pair(core=core.name, receive_queue_bytes=16 * 1024) as (_, bob, peer):
+        async with asyncio.timeout(GUARD):
+            while not peer._remote.queued or not bob.stats().pauses:
+                await peer.send(bytes(1000))
+        ticks, run, longest = 0, 0, 0
+
+        async def ticking():
+            nonlocal ticks
+            while True:
+                ticks += 1
+                await asyncio.sleep(0)
+
+        beside = asyncio.create_task(ticking())
+        for _ in range(300):
+            before = ticks
+            await peer.send(bytes(1000))
+            run = run + 1 if ticks == before else 0
+            longest = max(longest, run)
+        beside.cancel()
+        assert peer._remote.queued > 300 and longest < 256
+
+
 async def test_senders_that_take_turns_do_not_wait_a_tick_for_each_message():
     """Fair order must not cost a turn of the loop for each message: whoever comes later hands on
     what stands before it."""

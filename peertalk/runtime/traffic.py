@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from .. import errors
 from .._core import values
-from .._numbers import ERR_CANCELLED
+from .._numbers import ERR_CANCELLED, TURN_MAX_BYTES, TURN_MAX_MESSAGES
 from ..protocol import endings, events, limits
 from ..protocol.connections import Connection, State
 from ..protocol.inbox import Inbox, Outlet
@@ -66,6 +66,8 @@ class Traffic:
         """Message id of the next message that is sent in fragments, of the whole node as in the
         original."""
         self._starved: dict[Remote, None] = {}
+        self._put = self._put_in = 0
+        """Bytes that outboxes were given in the turn of this number."""
         self._warnings: dict[Outlet[Remote], Timer] = {}
 
     # Out ------------------------------------------------------------------------------------------
@@ -185,6 +187,7 @@ class Traffic:
         if replaced is None:
             return False
         peer.accepted = number
+        self._count(len(payload))
         if replaced:
             self.totals.abandoned += 1
             text = (
@@ -201,6 +204,15 @@ class Traffic:
         if peer.connection is None and peer.retry is None:
             self.reach(peer)
         return True
+
+    def _count(self, size: int) -> None:
+        """A message was put into an outbox: after as many as a link would take in a turn its sender
+        rests, so that others have their turn, and what waits may leave."""
+        if self._put_in != self.engine.turns:
+            self._put, self._put_in = 0, self.engine.turns
+        self._put += max(size, TURN_MAX_BYTES // TURN_MAX_MESSAGES)
+        if self._put >= TURN_MAX_BYTES:
+            self.engine.hint(values.NEEDS_TURN | values.YIELD)
 
     def send_sync(self, peer: Remote, payload: bytes | bytearray | memoryview, flags: int) -> int:
         """Block until a connected peer's link has taken what waits and then this message. Returns
