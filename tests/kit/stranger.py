@@ -64,9 +64,20 @@ def announce_as(discovery_port, name, port, kind=ANNOUNCE):
         sender.sendto(encode_discovery(Packet(kind, port, name)), ("127.0.0.1", discovery_port))
 
 
+class _Ends(asyncio.StreamReaderProtocol):
+    """Closes when the other side will say no more, as the original does: a node that leaves waits a
+    second for that."""
+
+    def eof_received(self):
+        super().eof_received()
+        return False
+
+
 class Stranger:
     """A peer of one connection at a time, which reads frame by frame and sends what it is told. The
     scripted peer of classic does what the original does; this one does nothing by itself."""
+
+    protocol = _Ends
 
     def __init__(self):
         self.reader = self.writer = None
@@ -74,7 +85,8 @@ class Stranger:
         self.accept_count = 0
 
     async def __aenter__(self):
-        self.server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=1 << 20)
+        loop = asyncio.get_running_loop()
+        self.server = await loop.create_server(lambda: self._protocol(self._accept), "127.0.0.1", 0)
         self.address = self.server.sockets[0].getsockname()
         return self
 
@@ -84,6 +96,9 @@ class Stranger:
         while not self.accepted.empty():
             self.accepted.get_nowait()[1].close()
         await self.server.wait_closed()
+
+    def _protocol(self, connected):
+        return self.protocol(asyncio.StreamReader(limit=1 << 20), connected)
 
     def _accept(self, reader, writer):
         self.accept_count += 1
@@ -95,7 +110,11 @@ class Stranger:
             self.reader, self.writer = await self.accepted.get()
 
     async def dial(self, node):
-        self.reader, self.writer = await asyncio.open_connection(*node.address, limit=1 << 20)
+        loop = asyncio.get_running_loop()
+        await loop.create_connection(lambda: self._protocol(self._dialled), *node.address)
+
+    def _dialled(self, reader, writer):
+        self.reader, self.writer = reader, writer
 
     def hang_up(self):
         if self.writer is not None:
@@ -129,6 +148,7 @@ class Dial(Stranger):
     it what it is told. number: of the dial; port: where it says that it listens."""
 
     port = None
+    protocol = asyncio.StreamReaderProtocol  # ours may go on sending
 
     def __init__(self, node, instance, number):
         super().__init__()
