@@ -45,6 +45,7 @@ are met only as far as `sides` lets them, that is after the frames were read.
 
 from __future__ import annotations
 
+import functools
 import gc
 import random
 from collections import deque
@@ -390,6 +391,7 @@ CRASH = 16
 LUCK = 32
 
 
+@functools.cache
 def _fault(flags: int) -> int:
     """Something went wrong: each side may dial once more."""
     flags -= LUCK
@@ -424,8 +426,8 @@ class Explorer:
         self.frame_ids: dict[Any, int] = {}
         self.wires: list[Wire] = []
         self.wire_ids: dict[Any, int] = {}
-        self.node_steps: dict[Any, Any] = {}
-        self.wire_steps: dict[Any, Any] = {}
+        for name in ("step", "simple", "popped", "seen_unread", "wire_step"):
+            setattr(self, name, functools.cache(getattr(self, name)))
         first = tuple(self.node_id(Node(FIRST[side], messages, line_type)) for side in (0, 1))
         self.bounded = faults is not None
         luck = LUCK * (1 if faults is None else faults)
@@ -471,32 +473,29 @@ class Explorer:
     # Steps
 
     def step(self, number: int, event: Event) -> list[tuple[Any, int, tuple[Effect, ...]]]:
-        key = (number, event)
-        known = self.node_steps.get(key)
-        if known is None:
-            known = self.node_steps[key] = []
-            tries: list[dict[int, bool]] = [{}]
-            while tries:
-                answers = tries.pop()
-                node = self.nodes[number].copy()
-                node.answers = answers
-                if event[0] == "read":
-                    happens: Event = ("read", event[1], self.frames[event[2]])
-                else:
-                    happens = event
-                try:
-                    node.happen(happens)
-                except _Ask as ask:
-                    what, options = ask.args
-                    tries += [{**answers, what: option} for option in options]
-                    continue
-                effects = tuple(
-                    (what, tag, *(self.frame_id(frame) for frame in more))
-                    for what, tag, *more in node.effects
-                )
-                seen = tuple((tag, unread) for tag, unread in answers.items() if tag != "send")
-                known.append((seen, self.node_id(node), effects))
-        return known
+        found = []
+        tries: list[dict[int, bool]] = [{}]
+        while tries:
+            answers = tries.pop()
+            node = self.nodes[number].copy()
+            node.answers = answers
+            if event[0] == "read":
+                happens: Event = ("read", event[1], self.frames[event[2]])
+            else:
+                happens = event
+            try:
+                node.happen(happens)
+            except _Ask as ask:
+                what, options = ask.args
+                tries += [{**answers, what: option} for option in options]
+                continue
+            effects = tuple(
+                (what, tag, *(self.frame_id(frame) for frame in more))
+                for what, tag, *more in node.effects
+            )
+            seen = tuple((tag, unread) for tag, unread in answers.items() if tag != "send")
+            found.append((seen, self.node_id(node), effects))
+        return found
 
     def settle(self, wire: Wire, side: int) -> list[Wire]:
         """This side is done with sending: what has not arrived is unknown, the rest is Sent."""
@@ -567,20 +566,13 @@ class Explorer:
         wire[4 + side] = max(0, wire[4 + side] - 1)
         return self.wire_id(tuple(wire))
 
-    def memo(self, name: str, *args: Any) -> Any:
-        key = (name, *args)
-        known = self.wire_steps.get(key, self)
-        if known is self:
-            known = self.wire_steps[key] = getattr(self, name)(*args)
-        return known
-
     def outcomes(
         self, state: Any, side: int, event: Event, wires: tuple[int, ...], flags: int
     ) -> Any:
         for answers, node, effects in self.step(state[side], event):
             found = list(wires)
             for tag, unread in answers:
-                changed = self.memo("seen_unread", found[tag], side, unread)
+                changed = self.seen_unread(found[tag], side, unread)
                 if changed is None:
                     break
                 found[tag] = changed
@@ -589,7 +581,7 @@ class Explorer:
                 for what, tag, *frame in effects:
                     more = []
                     for each in several:
-                        options = self.memo("wire_step", each[tag], what, side, *(frame or (0,)))
+                        options = self.wire_step(each[tag], what, side, *(frame or (0,)))
                         for option in options[1:]:
                             another = each[:]
                             another[tag] = option
@@ -597,7 +589,7 @@ class Explorer:
                         each[tag] = options[0]
                     several += more
                 if len(wires) == self.wires_max:
-                    node = self.memo("simple", node)
+                    node = self.simple(node)
                     flags &= -LUCK
                 nodes = (node, state[1]) if side == 0 else (state[0], node)
                 for each in several:
@@ -640,7 +632,7 @@ class Explorer:
                 if wire[2 + side]:
                     event = ("read", tag, wire[2 + side][0])
                     after = list(wires)
-                    after[tag] = self.memo("popped", wires[tag], side)
+                    after[tag] = self.popped(wires[tag], side)
                     kind = 2 if gone and not wire[4 + side] else 1
                     for each in self.outcomes(state, side, event, tuple(after), flags):
                         yield kind, (side, *event), each
@@ -702,9 +694,7 @@ class Explorer:
             again = self.node_id(Node(instance, node.left, self.line_type))
             nodes = (again, state[1]) if side == 0 else (state[0], again)
             wires = tuple(
-                self.memo("wire_step", wire, "crash", side, 0)[0]
-                if self.wires[wire][side]
-                else wire
+                self.wire_step(wire, "crash", side, 0)[0] if self.wires[wire][side] else wire
                 for wire in state[3]
             )
             yield 0, (side, "crash", instance), (*nodes, fault - CRASH, wires)
