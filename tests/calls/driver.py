@@ -772,13 +772,14 @@ class Driver:
 
     async def until(self, holds: Callable[[], bool], what: Callable[[], str]) -> None:
         """Wait until this holds."""
-        end = self.place.time() + self.place.patience
+        end, pause = self.place.time() + self.place.patience, 0.01
         while not holds():
             if self.trouble is not None:
                 raise self.trouble
             if self.place.time() > end:
                 raise Finding(f"{what()}, {self.place.patience:g} s after everything had healed")
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.25, 0.5)
 
     async def settle(self) -> None:
         """Heal everything, read everything; then everybody who was called is over, all are
