@@ -205,8 +205,21 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     return result
 
 
+EACH_PAIR = SOAK or ONLY or "PEERTALK_SANITIZER" in os.environ
+
+
+def repeats(item: pytest.Item) -> bool:
+    """Whether a test on this core and this loop meets only what others meet: a loop knows nothing
+    of cores, nor a core of loops. Each core runs on asyncio, and one on uvloop too; under the
+    sanitizers, and in the long form, each runs on both."""
+    given = item.callspec.params if hasattr(item, "callspec") else {}
+    cores = {given.get("core"), given.get("c_core")} - {None, "standard"}
+    return not EACH_PAIR and bool(cores) and given.get("loop_kind") == "uvloop"
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is not asked for
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items[:] = [item for item in items if not repeats(item)]
     for item in items:
         if "rounds" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.soak)
