@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import binascii
 import struct
 from dataclasses import dataclass
 
@@ -41,14 +42,13 @@ def crc16(data: bytes, start: int = 0) -> int:
     return value
 
 
-_CRC = [crc16(bytes([byte])) for byte in range(256)]
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def _checksum(data: bytes) -> bytes:
-    value = 0
-    for byte in data:
-        value = value >> 8 ^ _CRC[(value ^ byte) & 0xFF]
-    return value.to_bytes(2, "big")
+    """The same, by Python's own CRC, which takes the bits of each byte the other way round."""
+    value = binascii.crc_hqx(data.translate(_REVERSED), 0)
+    return value.to_bytes(2, "little").translate(_REVERSED)
 
 
 def encode_header(kind: int, length: int, flags: int = 0, sequence: int = 0) -> bytes:
