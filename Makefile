@@ -42,7 +42,13 @@ demo: release ## two processes find each other and exchange files; DEMO_PATH=fol
 # Without bytecode each process of the tests would compile, and pytest rewrite, every module again: a third of the time.
 test soak: export PYTHONDONTWRITEBYTECODE :=
 
-test: debug ## the whole suite, with assertions on in C; TEST_ARGS="-k words" narrows it
+# Each process of the tests would also rewrite each changed module by itself: one does so before.
+build/rewritten: $(wildcard tests/*.py tests/*/*.py) .venv/made
+	@mkdir -p build
+	@$(PY) -m pytest tests --collect-only -qq >/dev/null || true
+	@touch $@
+
+test: debug build/rewritten ## the whole suite, with assertions on in C; TEST_ARGS="-k words" narrows it
 	$(PY) -m pytest tests -n 5 --dist loadfile $(TEST_ARGS)
 
 bench: release .venv/bench ## C against the reference core, then against other libraries
