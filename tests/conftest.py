@@ -41,7 +41,7 @@ if "ASAN_OPTIONS" in os.environ:
 settings.register_profile(
     "ci",
     deadline=None,
-    max_examples=60,
+    max_examples=40,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
