@@ -387,7 +387,7 @@ class SimulatedSockets(Driver):
 
     async def rest(self) -> None:
         """As Driver.rest()."""
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.02)  # about a tick of a Macintosh
 
     def turn(self) -> None:
         """As Driver.turn()."""
