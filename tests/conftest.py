@@ -172,14 +172,23 @@ SPREAD = {
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Of --dist loadfile: a module is one process's, for what it builds once, but for SPREAD. Those
-    come last, and fill what the others leave: else one process would end minutes after the rest."""
+    """Of --dist loadfile: a module is one process's, for what it builds once, but for SPREAD: else
+    one process would end minutes after the rest. Two of those come behind each other module,
+    because many wait: all at once they would leave the processors idle in the end."""
     from xdist.scheduler import LoadScopeScheduling
+
+    turns = itertools.count()
 
     class Spread(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             module = nodeid.partition("::")[0]
             return nodeid if module in SPREAD else module
+
+        def _assign_work_unit(self, node: Any) -> None:
+            alone = next((scope for scope in self.workqueue if "::" in scope), None)
+            if alone and next(turns) % 3:
+                self.workqueue.move_to_end(alone, last=False)
+            super()._assign_work_unit(node)
 
     return Spread(config, log) if config.getvalue("dist") == "loadfile" else None
 
@@ -200,7 +209,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     """Behind each module: its reports, and what it keeps for itself. Modules that read the whole
     tree leave a million objects, and others collect garbage hundreds of times."""
     result = yield
-    if nextitem is None or nextitem.path != item.path:
+    if (nextitem is None or nextitem.path != item.path) and item.parent.nodeid not in SPREAD:
         freeze()
     return result
 
