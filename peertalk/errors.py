@@ -9,6 +9,7 @@ the number of the original C SDK, `peer` the name of the peer concerned, or None
 
 from __future__ import annotations
 
+import copy
 import enum
 from typing import Any
 
@@ -288,6 +289,14 @@ def from_exception(error: BaseException, message: str) -> PeerTalkError:
     told = kind(message)
     told.__cause__ = error
     return told
+
+
+def copied(error: PeerTalkError) -> PeerTalkError:
+    """An error that others hold, for one more to raise: with its cause, but without the traceback,
+    which holds the frames of whoever has raised it."""
+    made = copy.copy(error)
+    made.__cause__ = error.__cause__
+    return made
 
 
 def from_decoder(code: int, message: str, peer: str | None = None) -> ProtocolError:

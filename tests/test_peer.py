@@ -11,16 +11,18 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import itertools
 import mmap
 import random
 import threading
 import tracemalloc
+import weakref
 
 import pytest
-from kit.inside import engine_of
+from kit.inside import connections_of, end_connection, engine_of
 from kit.meeting import original
 from kit.nodes import announcing, loopback, numbered, pair, received
-from kit.waiting import GUARD
+from kit.waiting import GUARD, next_event
 
 import peertalk as pt
 
@@ -880,3 +882,67 @@ async def test_send_many_says_how_many_were_accepted_before_it_failed():
         count = await asyncio.wait_for(sending, GUARD)
         assert count < 3000 and peer.accepted - before <= count, "its list was emptied meanwhile"
         reading.cancel()
+
+
+@pytest.mark.parametrize("ending", ["disconnect", "reject", "other", "fault"])
+async def test_send_many_ends_with_its_connection_and_asks_for_no_other(ending):
+    """What is left went on a new one, which undid a reject() or a disconnect()."""
+    async with pair() as (ada, bob, peer):
+        loop, tasks, events = asyncio.get_running_loop(), [], ada.events()
+
+        def end():
+            if ending == "reject":
+                peer.reject()
+            elif ending == "fault":
+                end_connection(ada, *connections_of(ada), pt.errors.NetworkFailure("made up"))
+            else:
+                leaving = peer if ending == "disconnect" else bob.peers["ada"]
+                tasks.append(asyncio.ensure_future(leaving.disconnect(timeout=GUARD)))
+
+        def endless():
+            for number in itertools.count(1):
+                if number == 65:  # the first of the second chunk: it rests before that is accepted
+                    loop.call_soon(end)
+                yield numbered(number, 4000)
+
+        async def reader():
+            async for _ in bob.batches():
+                pass
+
+        reading = asyncio.ensure_future(reader())
+        with pytest.raises(pt.ConnectionClosed) as raised:
+            await peer.send_many(endless(), timeout=GUARD)
+        assert raised.value.accepted == peer.accepted >= 64
+        cause = type(raised.value.__cause__)
+        assert cause is (pt.errors.NetworkFailure if ending == "fault" else type(None))
+        await asyncio.gather(*tasks)
+        await next_event(events, pt.PeerDisconnected)
+        assert not peer.connected and ada.stats().links_opened == 1
+        reading.cancel()
+
+
+async def test_a_lost_connection_keeps_nothing_of_those_who_were_sending():
+    """The error that they got was kept for others, and by its traceback whatever they had at
+    hand."""
+
+    class Had:
+        pass
+
+    async def sending(call):
+        had = Had()
+        had_by.append(weakref.ref(had))
+        with contextlib.suppress(pt.errors.NetworkError):
+            while True:
+                await call()
+
+    async with pair(send_queue_size=4, receive_queue_bytes=4096) as (_, bob, peer):
+        had_by, data = [], bytes(8000)
+        calls = [lambda: peer.send(data), lambda: peer.send_many([data] * 1000)] * 2
+        tasks = [asyncio.ensure_future(sending(call)) for call in calls]
+        while not bob.stats().pauses:
+            await asyncio.sleep(0)
+        bob.close_nowait()
+        await asyncio.wait_for(asyncio.gather(*tasks), GUARD)
+        tasks.clear()
+        gc.collect()
+        assert [each() for each in had_by] == [None] * 4 and not peer.connected

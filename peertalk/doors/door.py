@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 from .. import errors
 from ..config import Config
 from ..protocol.addresses import Address, check_address
+from ..protocol.connections import Connection
 from ..protocol.outbox import NORMAL, Key, Priority
 from ..protocol.payloads import Drawing, Payload
 from ..protocol.peer import Latency, PeerFlag, PeerState
@@ -372,34 +373,31 @@ class Chunks(Asking):
     def __init__(self, peer: Remote, priority: Priority, drawing: Drawing) -> None:
         super().__init__(peer, priority)
         self._drawing = drawing
-        self._refusal = peer.refusal
+        self._used: Connection | None = None
         self._messages: list[bytes] = []
         self._taken = 0
 
     def draw(self) -> bool:
-        """Have the next chunk. False: there is none. Raises as Drawing.draw(), and where the node
-        was closed or the peer has sent us away meanwhile."""
-        peer = self.peer
+        """Have the next chunk. False: there is none. Raises as Drawing.draw() and check()."""
         self._messages = self._drawing.draw()
         if not self._messages:
             return False
         self._taken, self.over = 0, False
-        peer.transport.check_open()
-        if not peer.connected:
-            peer.check_refusal(self._refusal)
+        self.check()
         return True
 
     def check(self) -> None:
-        """Raises what the connection ended of while this waited for its next turn outside of the
-        line; InvalidState when the node was closed."""
-        peer = self.peer
-        peer.transport.check_open()
-        if peer.connection is None and peer.loss is not None:
-            raise peer.loss
+        """Raises what the connection ended of that has taken the last part: some of that may be
+        lost, and whoever ended it may not want another. InvalidState: the node was closed."""
+        self.peer.transport.check_open()
+        error = None if self._used is None else self.peer.left_by(self._used)
+        if error is not None:
+            raise error
 
     def offer(self) -> bool:
         """Be accepted as far as there is room. False: some are left."""
         messages, drawing = self._messages, self._drawing
+        self._used = self.peer.connection
         while self._taken < len(messages):
             taken = self.peer.accept_many(messages, self._taken, self.priority)
             if not taken:

@@ -6,7 +6,6 @@ Never: holds anything of what it was given when the call is over.
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterable
 from itertools import islice
 from types import TracebackType
@@ -199,12 +198,12 @@ class Drawing:
             return
         noted = error
         if isinstance(error, errors.PeerTalkError):  # others may hold the same object
-            noted = copy.copy(error)
+            noted = errors.copied(error)
             noted.__traceback__ = trace
         with contextlib.suppress(AttributeError):
             noted.accepted = self.accepted  # type: ignore[attr-defined]
         if noted is not error:
-            raise noted from error.__cause__
+            raise noted
 
 
 def check_choices(priority: int, key: Key | None) -> Priority:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from .. import errors
 from .._core import values
 from .._numbers import MESSAGE_LIMIT_MAX
-from ..protocol import limits, waiting
+from ..protocol import endings, limits, waiting
 from ..protocol.connections import Connection, State, checked_reason
 from ..protocol.inbox import Inbox
 from ..protocol.line import Line
@@ -164,10 +164,9 @@ class Remote(Peer):
     pinging = Rare[list[Measured] | None](None)
     successor = Rare["Remote | None"](None)
     """The next life of its program, which was started again; None: not known to be."""
-    refusal = Rare[errors.PeerTalkError | None](None)
-    """How it rejected us, the last time that it did."""
     loss = Rare[errors.PeerTalkError | None](None)
-    """What its last connection ended of, until another one is used."""
+    """What its last connection ended of, until another one is used: a copy, since the error itself
+    is raised in programs and holds their frames."""
 
     def __init__(
         self,
@@ -249,11 +248,11 @@ class Remote(Peer):
         if self.pinging is not None and measured in self.pinging:
             self.pinging.remove(measured)
 
-    def check_refusal(self, before: errors.PeerTalkError | None) -> None:
-        """Raise the rejection that came since refusal was `before`: what is being sent meanwhile
-        must not dial again by itself."""
-        if self.refusal is not before and self.refusal is not None:
-            raise self.refusal
+    def left_by(self, connection: Connection) -> errors.PeerTalkError | None:
+        """What who was sending on this connection hears when it is used no more; None: it is."""
+        if self.connection is connection and self.connected:
+            return None
+        return endings.closed(self) if self.loss is None else errors.copied(self.loss)
 
     def restarted_error(self) -> errors.ConnectionClosed:
         """What who sends to it hears when it has a successor."""
@@ -321,7 +320,7 @@ class Remote(Peer):
     def on_lost(self, error: errors.PeerTalkError) -> None:
         """The link is gone: whoever waits for room must hear why."""
         self.quick = None
-        self.loss = error
+        self.loss = errors.copied(error)
         if self.stream is not None:
             self.stream.lost(error)
         if self.lines is not None:

@@ -117,8 +117,6 @@ class Switchboard(Dialling):
         reason = policy.reject_reason(payload)
         text = f"{connection.who} rejected the connection ({reason.name})"
         refused = errors.ConnectionRefused(text, reason=reason, peer=connection.name)
-        if isinstance(peer, Remote):
-            peer.refusal = refused
         self._end(connection, refused, polite=True)
 
     # What links report ----------------------------------------------------------------------------
