@@ -14,13 +14,14 @@ import random
 import signal
 import sys
 import threading
+import time
 import warnings
 import weakref
 from pathlib import Path
 
 import pytest
-from kit.inside import engine_of, is_closed
-from kit.nodes import loopback
+from kit.inside import engine_of, is_closed, receivers_of
+from kit.nodes import loopback, pair
 from kit.waiting import GUARD
 
 import peertalk as pt
@@ -385,6 +386,26 @@ async def test_who_is_told_and_cancelled_before_it_goes_on_is_cancelled():
     with pytest.raises(asyncio.CancelledError):
         await task
     assert waiting.told
+
+
+def test_in_debug_mode_the_log_names_the_task_that_blocks_the_loop(caplog):
+    """It named the turn that had let the task go on."""
+
+    async def blocking(node):
+        await node.receive(timeout=GUARD)
+        time.sleep(0.02)
+
+    async def main():
+        asyncio.get_running_loop().slow_callback_duration = 0.02
+        async with pair() as (_, bob, peer):
+            task = asyncio.ensure_future(blocking(bob))
+            while not receivers_of(bob):
+                await asyncio.sleep(0)
+            await peer.send(b"x")
+            await task
+
+    asyncio.run(main(), debug=True)
+    assert any("blocking(" in line and "took" in line for line in caplog.messages)
 
 
 def test_a_stream_that_was_cut_off_while_it_was_made_goes_in_silence():

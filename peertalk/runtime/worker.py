@@ -76,7 +76,8 @@ class Worker:
         self._engine = engine
         self._fd = engine.loop.fd
         engine.before_release = self.stop
-        engine.resume = self.resume
+        if not self.loop.get_debug():  # else the log of the loop tells which task blocks it
+            engine.resume = self.resume
         try:
             if self._fd >= 0:
                 self.loop.add_reader(self._fd, self._turn)
