@@ -367,7 +367,7 @@ def test_a_task_that_was_told_goes_on_once_wherever_a_signal_strikes(any_loop):
     steps = 1
     while struck_at(steps):
         steps += 1
-    assert steps > 20
+    assert steps > 10  # where only lines are traced
 
 
 async def test_who_is_told_and_cancelled_before_it_goes_on_is_cancelled():
