@@ -175,7 +175,7 @@ EXACT = {"protocol": {"_core": ("", "values")}}
 never its handles."""
 
 
-COMPILED = {"binding", "codec", "handles", "link", "loop", "simulator", "sockets"}
+COMPILED = {"binding", "codec", "handles", "link", "loop", "pool", "simulator", "sockets"}
 """The rooms of _core that a compiled core is reached through. The others have a core in Python, or
 what all share."""
 

@@ -85,7 +85,7 @@
 #define PT_DRAIN_TIMEOUT_TICKS 300  /* 5 s: how long a close waits for slots in flight */
 #define PT_TICKS_PER_SECOND    60   /* the classic Mac's clock; POSIX counts milliseconds */
 #define PT_NOWHERE             255  /* where a step leads that a state does not take */
-#define PT_POOL_MAX_CLASSES    8
+#define PT_POOL_MAX_CLASSES    16
 #define PT_WHEEL_LEVELS        4
 #define PT_WHEEL_LEVEL_SLOTS   64
 #define PT_WHEEL_SLOTS         256 /* PT_WHEEL_LEVELS x PT_WHEEL_LEVEL_SLOTS */
@@ -98,6 +98,11 @@
 /* 0 leaves out the notes of what is not acknowledged, for builds with classic worlds only. */
 #ifndef PT_NOTES
 #define PT_NOTES 1
+#endif
+
+/* 0 leaves out what a pool counts for each class, likewise. */
+#ifndef PT_POOL_COUNTS
+#define PT_POOL_COUNTS 1
 #endif
 
 /* 0 leaves out slots that a pipeline borrows, likewise: there they are the caller's. */

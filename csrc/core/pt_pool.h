@@ -4,9 +4,9 @@
  * The pool starts empty and makes buffers on first need, with the two functions of its pt_memory. A
  * returned buffer stays for the next borrower until pt_pool_trim(), or until the budget is needed
  * for another class. All but init and cleanup are lock-free and may be called from any thread. Each
- * class has a capacity (buffers that exist at once), and all classes together a byte budget, beside
- * which stand the shares: what each of a bounded number of borrowers may always have, however much
- * the others hold.
+ * class has two bounds, on the buffers that exist and on the free ones that are kept, and all
+ * classes together have a byte budget, beside which stand the shares: what each of a bounded number
+ * of borrowers may always have, however much the others hold.
  */
 #ifndef PT_POOL_H
 #define PT_POOL_H
@@ -29,6 +29,7 @@ typedef struct pt_memory {
 typedef struct pt_pool_class {
     uint32_t buffer_size; /* bytes that a borrower may use; classes are given in ascending order */
     uint32_t capacity;    /* buffers of this class that may exist at once, 1 .. 65,535 */
+    uint32_t kept; /* free buffers of this class that stay for the next borrower; 0: every one */
 } pt_pool_class;
 
 typedef struct pt_pool_statistics {
@@ -39,14 +40,25 @@ typedef struct pt_pool_statistics {
     uint64_t bytes; /* held by all buffers that exist, lent or free, shares included, with 16 bytes
                        of bookkeeping each */
     uint64_t peak_bytes;
-    uint64_t in_use; /* buffers lent now */
+    uint64_t in_use;  /* buffers lent now */
+    uint64_t buffers; /* that exist, lent or free */
 } pt_pool_statistics;
+
+typedef struct pt_pool_class_statistics {
+    uint64_t acquires;
+    uint64_t allocations;
+    uint64_t returns;
+    uint64_t in_use;
+    uint64_t high_water; /* the most that were lent at once; while threads race it may miss as many
+                            buffers as there are threads */
+    uint64_t buffers;
+} pt_pool_class_statistics;
 
 typedef struct pt_pool pt_pool; /* opaque: it holds atomics */
 
 /* Bytes of memory that a pool with these classes needs for itself (8-aligned, from the caller, kept
- * until cleanup); 0 when the classes are not 1 .. PT_POOL_MAX_CLASSES, ascending, with a size and a
- * capacity. */
+ * until cleanup; most of it is not touched before so many buffers exist); 0 when the classes are
+ * not 1 .. PT_POOL_MAX_CLASSES, ascending, with a size and a capacity. */
 size_t pt_pool_size(const pt_pool_class *classes, uint8_t class_count);
 
 /* Make an empty pool in memory of pt_pool_size() bytes. budget: bytes that all buffers but the
@@ -75,8 +87,10 @@ int pt_pool_is_share(const uint8_t *buffer);
 uint32_t pt_pool_buffer_size(const uint8_t *buffer);
 
 /* Give a buffer back, once. used: bytes from its start that the borrower may have written; so many
- * are wiped. */
-void pt_pool_release(pt_pool *pool, uint8_t *buffer, uint32_t used);
+ * are wiped. Returns PT_OK; PT_ERR_INVALID_PARAM, with nothing changed, for a buffer that another
+ * pool has lent, or that was returned and neither lent anew nor freed since (assertions stop the
+ * process). */
+int pt_pool_release(pt_pool *pool, uint8_t *buffer, uint32_t used);
 
 /* Give the memory of all free buffers back to the source. Returns the bytes freed, bookkeeping
  * included. */
@@ -96,5 +110,9 @@ uint32_t pt_pool_acquires(const pt_pool *pool);
 /* A snapshot; each number is exact, together they may be a moment apart while other threads borrow.
  */
 void pt_pool_get_statistics(const pt_pool *pool, pt_pool_statistics *out);
+
+/* The same of one class, 0 .. class_count - 1; not there without PT_POOL_COUNTS. */
+void pt_pool_get_class_statistics(const pt_pool *pool, uint8_t class_index,
+                                  pt_pool_class_statistics *out);
 
 #endif

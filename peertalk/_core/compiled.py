@@ -6,8 +6,9 @@ from __future__ import annotations
 from functools import partial
 
 from peertalk._core.codec import Codec
-from peertalk._core.handles import BufferPool, Ingest, Reassembly, SendPipeline, TimerWheel
+from peertalk._core.handles import Ingest, Reassembly, SendPipeline, TimerWheel
 from peertalk._core.loop import Loop
+from peertalk._core.pool import BufferPool
 from peertalk._core.simulator import Simulator
 
 

@@ -1,5 +1,5 @@
-"""One owner class for each sans-I/O noun of the C core: pool, ingest, reassembly, pipeline, wheel.
-link.py, loop.py and simulator.py have the others.
+"""One owner class for each sans-I/O noun of the C core: ingest, reassembly, pipeline, wheel.
+pool.py, link.py, loop.py and simulator.py have the others.
 
 A handle owns the C memory behind it, keeps what that memory points at alive, and turns result codes
 into values or exceptions.
@@ -10,156 +10,14 @@ callback from C, a pointer made anew on a hot path.
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Sequence
 from typing import Any
 
 from peertalk import errors
 from peertalk._core.binding import Binding, Data
-from peertalk._core.values import Frame, PoolStatistics
+from peertalk._core.pool import BufferPool
+from peertalk._core.values import Frame
 
 SLOT_BYTES_MAX = 65_535
-
-
-class Buffer:
-    """A lent buffer. view: writable, size bytes, zero at first; it ends with the release."""
-
-    def __init__(self, pool: BufferPool, pointer: Any) -> None:
-        self._pool = pool
-        self._pointer = pointer
-        self.size: int = pool._lib.pt_pool_buffer_size(pointer)
-        self._show()
-
-    def _show(self) -> None:
-        memory = self._pool._ffi.buffer(self._pointer, self.size)
-        self._shown = weakref.ref(memory)
-        self.view = memoryview(memory)
-
-    def release(self, used: int | None = None) -> None:
-        """Give the buffer back; a second time does nothing. used: bytes from its start that were
-        written and are wiped (None: all).
-
-        Raises:
-            InvalidState: a slice of the view is alive, and would write into the next one's buffer.
-                The buffer is still lent, with a view anew.
-        """
-        if self._pointer is None:
-            return
-        self.view.release()
-        if self._shown() is not None:
-            self._show()
-            raise errors.InvalidState(
-                "a slice of this buffer's view is alive: release that first, then the buffer"
-            )
-        pointer, self._pointer = self._pointer, None
-        self._pool._take_back(pointer, self.size if used is None else min(used, self.size))
-
-
-class BufferPool:
-    """Lends buffers of a few sizes; may be used from any thread.
-
-    Args:
-        classes: (buffer_size, capacity) pairs, 1 to 8, ascending sizes in bytes; capacity: how many
-            may exist at once, 1 to 65,535.
-        budget: bytes that all buffers together may hold, bookkeeping included; 0: no limit beside
-            the capacities.
-        limit: bytes that the memory behind the pool has; 0: no limit.
-
-    Raises:
-        InvalidArgument: the classes are not as said.
-    """
-
-    def __init__(
-        self, binding: Binding, classes: Sequence[tuple[int, int]], budget: int = 0, limit: int = 0
-    ) -> None:
-        self._binding = binding
-        self._ffi = ffi = binding.ffi
-        self._lib = lib = binding.lib
-        self._closed = False
-        wanted = "give 1 to 8 different sizes, ascending, at least 1 byte, capacities 1 to 65,535"
-        if not 1 <= len(classes) <= lib.PT_POOL_MAX_CLASSES or any(
-            not 0 <= number < 2**32 for pair in classes for number in pair
-        ):
-            raise errors.InvalidArgument(f"pool classes {list(classes)}: {wanted}")
-        array = ffi.new("pt_pool_class[]", list(classes))
-        size = lib.pt_pool_size(array, len(classes))
-        if size == 0:
-            raise errors.InvalidArgument(f"pool classes {list(classes)}: {wanted}")
-        self.largest = classes[-1][0]
-        self._account = ffi.new("pt_posix_memory *")
-        self._account.limit = limit
-        source = ffi.new("pt_memory *")
-        lib.pt_posix_memory_source(self._account, source)
-        self._memory = ffi.new("uint64_t[]", (size + 7) // 8)
-        self._pool = lib.pt_pool_init(self._memory, array, len(classes), budget, source)
-        if self._pool == ffi.NULL:
-            raise errors.InvalidArgument(f"pool classes {list(classes)}: {wanted}")
-
-    def acquire(self, size: int) -> Buffer:
-        """Borrow a zeroed buffer of at least size bytes, from the smallest class that holds it; a
-        larger one is not tried.
-
-        Raises:
-            OutOfMemory: class, budget or memory are used up (counted), or size is 0 or above the
-                largest class.
-        """
-        pointer = (
-            self._lib.pt_pool_acquire(self._pool, size) if 0 < size < 2**32 else self._ffi.NULL
-        )
-        if pointer == self._ffi.NULL:
-            raise errors.OutOfMemory(
-                f"a buffer of {size:,} bytes: the pool has none to lend (its largest class "
-                f"has {self.largest:,})"
-            )
-        return Buffer(self, pointer)
-
-    def _take_back(self, pointer: Any, used: int) -> None:
-        self._lib.pt_pool_release(self._pool, pointer, used)
-        self._settle()
-
-    def _settle(self) -> None:
-        """Something came back: of a closed pool it is freed."""
-        if self._closed:
-            self._lib.pt_pool_trim(self._pool)
-
-    def statistics(self) -> PoolStatistics:
-        """The counters; see PoolStatistics."""
-        out = self._ffi.new("pt_pool_statistics *")
-        self._lib.pt_pool_get_statistics(self._pool, out)
-        return PoolStatistics(
-            out.acquires,
-            out.allocations,
-            out.refusals,
-            out.returns,
-            out.bytes,
-            out.peak_bytes,
-            out.in_use,
-        )
-
-    def trim(self) -> int:
-        """Give the memory of all free buffers back. Returns the bytes freed."""
-        return int(self._lib.pt_pool_trim(self._pool))
-
-    def fail_at(self, n: int) -> None:
-        """Make the n-th allocation from now, and all after it, fail; 0: none."""
-        self._account.fail_at = 0
-        self._account.attempts = 0
-        self._account.fail_at = n
-
-    @property
-    def attempts(self) -> int:
-        """Allocations tried since fail_at() was called."""
-        return int(self._account.attempts)
-
-    def close(self) -> int:
-        """Free every buffer. Returns the number that are still lent; each is freed when it comes
-        back."""
-        self._closed = True
-        return int(self._lib.pt_pool_cleanup(self._pool))
-
-    def __del__(self) -> None:
-        if hasattr(self, "_pool"):
-            self.close()
 
 
 class Ingest:

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from peertalk import errors
 from peertalk._core.binding import Binding, Data
-from peertalk._core.handles import BufferPool, slot_shape
+from peertalk._core.handles import slot_shape
+from peertalk._core.pool import BufferPool
 from peertalk._core.values import DATA, LinkStatistics
 
 MAX_DELAY_MS = 2**31 - 10_000

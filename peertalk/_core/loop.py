@@ -11,7 +11,6 @@ has _memory. Never: a callback from C, or a turn of another thread than the owne
 from __future__ import annotations
 
 import math
-import mmap
 import os
 import threading
 from collections.abc import Callable
@@ -19,8 +18,9 @@ from typing import Any, TypeAlias
 
 from peertalk import errors
 from peertalk._core.binding import PLATFORMS, Binding, moved, simulation
-from peertalk._core.handles import BufferPool, Reassembly
+from peertalk._core.handles import Reassembly
 from peertalk._core.link import Link, Timer, Watch
+from peertalk._core.pool import BufferPool, own_pages
 from peertalk._core.simulator import Host, Simulator
 from peertalk._core.values import READ, WRITE, LoopStatistics, PoolStatistics
 
@@ -488,15 +488,8 @@ class Loop:
 
 
 def _receive_buffer(ffi: Any, size: int) -> Any:
-    """Memory of its own pages, of which those cost nothing that were never written to; and a heap
-    that keeps as much."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    try:
-        buffer = ffi.from_buffer("uint8_t[]", mmap.mmap(-1, size, flags=flags))
-    except OSError as error:
-        raise errors.OutOfMemory(
-            f"a receive buffer of {size:,} bytes: the system gives no memory: {error}"
-        ) from error
+    """Memory of its own pages, and a heap that keeps as much."""
+    buffer = own_pages(ffi, "uint8_t[]", size, "a receive buffer")
     # Until a block of such a size was freed once, glibc gives the top of the heap back to the
     # system beyond 128 KiB (mallopt(3)): the payloads of each turn would be faulted in anew.
     bytes(2 * size)

@@ -143,7 +143,8 @@ class FragmentHeader(NamedTuple):
 
 
 class PoolStatistics(NamedTuple):
-    """Counters of a buffer pool since its start; bytes, peak_bytes and in_use are of now."""
+    """Counters of a buffer pool since its start; bytes, peak_bytes, in_use (lent) and buffers (that
+    exist) are of now."""
 
     acquires: int
     allocations: int
@@ -152,6 +153,44 @@ class PoolStatistics(NamedTuple):
     bytes: int
     peak_bytes: int
     in_use: int
+    buffers: int
+
+    @property
+    def hit_rate(self) -> float:
+        """Percent of the acquires that found a free buffer; 0 before the first."""
+        return _percent(self.acquires - self.allocations, self.acquires)
+
+    @property
+    def utilisation(self) -> float:
+        """Percent of the buffers that are lent; 0 while there are none."""
+        return _percent(self.in_use, self.buffers)
+
+
+class PoolClassStatistics(NamedTuple):
+    """Counters of one size class; buffer_size: bytes; in_use (lent) and buffers (that exist) are of
+    now; high_water: the most that were lent at once."""
+
+    buffer_size: int
+    acquires: int
+    allocations: int
+    returns: int
+    in_use: int
+    high_water: int
+    buffers: int
+
+    @property
+    def hit_rate(self) -> float:
+        """As of the pool."""
+        return _percent(self.acquires - self.allocations, self.acquires)
+
+    @property
+    def utilisation(self) -> float:
+        """As of the pool."""
+        return _percent(self.in_use, self.buffers)
+
+
+def _percent(part: int, whole: int) -> float:
+    return 100 * part / whole if whole else 0.0
 
 
 class LinkStatistics(NamedTuple):

@@ -105,7 +105,7 @@ static int check_wire(void)
 
 static int check_pool(void)
 {
-    static const pt_pool_class classes[] = {{256, 2}};
+    static const pt_pool_class classes[] = {{256, 2, 0}};
     const pt_memory source = {allocate, release, NULL};
     static _Alignas(8) uint8_t memory[4096];
     if (pt_pool_size(classes, 1) > sizeof memory)
@@ -120,7 +120,7 @@ static int check_pool(void)
 
 static int check_reassembly(void)
 {
-    static const pt_pool_class classes[] = {{256, 1}};
+    static const pt_pool_class classes[] = {{256, 1, 0}};
     const pt_memory source = {allocate, release, NULL};
     static _Alignas(8) uint8_t memory[4096];
     static const uint8_t first[] = {0, 1, 0, 4, 0, 0, PT_FRAGMENT_FIRST, 0, 'a', 'b'},

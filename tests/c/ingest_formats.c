@@ -310,7 +310,7 @@ static void end_at_every_fault(pt_pool *pool)
 
 int main(void)
 {
-    static const pt_pool_class classes[] = {{16, 2}, {128, 2}};
+    static const pt_pool_class classes[] = {{16, 2, 0}, {128, 2, 0}};
     static const pt_memory source = {allocate, release, NULL};
     void *memory = malloc(pt_pool_size(classes, 2));
     EXPECT(memory != NULL);

@@ -352,7 +352,7 @@ static const pt_platform_ops sync_ops = {
 
 /* ----------------------------------------------------------------------------- what tests share */
 
-static const pt_pool_class classes[] = {{64, 64}, {FRAME_SIZE, 32}, {SLOT_SIZE, 64}};
+static const pt_pool_class classes[] = {{64, 64, 0}, {FRAME_SIZE, 32, 0}, {SLOT_SIZE, 64, 0}};
 static memory_account account;
 static pt_pool *pool;
 static pt_context context;

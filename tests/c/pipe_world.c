@@ -11,7 +11,7 @@
 #define MESSAGES 200
 #define EVENTS   (4 * PT_IO_BUDGET + 4)
 
-static const pt_pool_class classes[] = {{64, 64}, {1040, 32}, {8204, 8}};
+static const pt_pool_class classes[] = {{64, 64, 0}, {1040, 32, 0}, {8204, 8, 0}};
 static pt_context context;
 static pt_link links[2];
 static pt_send_slot slots[2][2];

@@ -27,7 +27,7 @@ static void release(void *context, void *memory, size_t size)
 
 int main(void)
 {
-    static const pt_pool_class classes[] = {{BUFFER_SIZE, 2}};
+    static const pt_pool_class classes[] = {{BUFFER_SIZE, 2, 0}};
     static const pt_memory source = {allocate, release, NULL};
     void *memory = malloc(pt_pool_size(classes, 1));
     EXPECT(memory != NULL);

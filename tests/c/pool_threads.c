@@ -79,7 +79,7 @@ int main(int argc, char **argv)
     int thread_count = argc > 2 ? atoi(argv[2]) : 8;
     EXPECT(thread_count >= 1 && thread_count <= MAX_THREADS);
 
-    static const pt_pool_class classes[] = {{BUFFER_SIZE, 5}};
+    static const pt_pool_class classes[] = {{BUFFER_SIZE, 5, 0}};
     static const pt_memory source = {allocate, release, NULL};
     static pthread_t threads[MAX_THREADS];
     static uint8_t marks[MAX_THREADS];

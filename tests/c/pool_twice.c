@@ -1,5 +1,5 @@
 /* A buffer that is given back twice, or to a pool that is not its own, stops the process where
- * assertions are on.
+ * assertions are on. Elsewhere it is refused, and both pools are as they were.
  *
  * usage: pool_twice once | twice | foreign
  */
@@ -24,7 +24,7 @@ static void release(void *context, void *memory, size_t size)
 
 int main(int argc, char **argv)
 {
-    static const pt_pool_class classes[] = {{64, 2}};
+    static const pt_pool_class classes[] = {{64, 2, 0}};
     static const pt_memory source = {allocate, release, NULL};
     static _Alignas(8) uint64_t memory[2][512];
     if (argc != 2 || pt_pool_size(classes, 1) > sizeof memory[0])
@@ -34,10 +34,21 @@ int main(int argc, char **argv)
     uint8_t *buffer = pt_pool_acquire(pool, 64);
     if (buffer == NULL || pt_pool_buffer_size(buffer) != 64 || (uintptr_t)buffer % 16 != 0)
         return 3;
-    if (strcmp(argv[1], "foreign") == 0)
-        pt_pool_release(other, buffer, 0);
-    pt_pool_release(pool, buffer, 64);
-    if (strcmp(argv[1], "twice") == 0)
-        pt_pool_release(pool, buffer, 64);
+    if (strcmp(argv[1], "foreign") == 0 &&
+        pt_pool_release(other, buffer, 0) != PT_ERR_INVALID_PARAM)
+        return 5;
+    if (pt_pool_release(pool, buffer, 64) != PT_OK)
+        return 6;
+    if (strcmp(argv[1], "twice") == 0 && pt_pool_release(pool, buffer, 64) != PT_ERR_INVALID_PARAM)
+        return 7;
+    uint8_t *first = pt_pool_acquire(pool, 64), *second = pt_pool_acquire(pool, 64);
+    if (first == NULL || second == NULL || first == second || pt_pool_acquire(pool, 64) != NULL)
+        return 8;
+    pt_pool_statistics counted;
+    pt_pool_get_statistics(pool, &counted);
+    if (counted.acquires != 3 || counted.returns != 1 || counted.in_use != 2)
+        return 9;
+    if (pt_pool_release(pool, first, 0) != PT_OK || pt_pool_release(pool, second, 0) != PT_OK)
+        return 10;
     return pt_pool_cleanup(pool) == 0 && pt_pool_cleanup(other) == 0 ? 0 : 4;
 }

@@ -54,7 +54,7 @@ static int take(void *unused, uint32_t tag, const pt_frame *frame)
 
 static void a_system_without_memory_ends_no_link(void)
 {
-    static const pt_pool_class classes[] = {{PT_FRAME_OVERHEAD + PT_FRAME_MAX_PAYLOAD, 16}};
+    static const pt_pool_class classes[] = {{PT_FRAME_OVERHEAD + PT_FRAME_MAX_PAYLOAD, 16, 0}};
     pt_posix_memory account = {0};
     pt_memory source;
     pt_posix_memory_source(&account, &source);

@@ -201,7 +201,7 @@ static void write_number(uint32_t number)
 
 int main(void)
 {
-    static const pt_pool_class classes[] = {{PT_SLOT_BUFFER_SIZE, 4}};
+    static const pt_pool_class classes[] = {{PT_SLOT_BUFFER_SIZE, 4, 0}};
     static const pt_memory source = {allocate, release, NULL};
     static _Alignas(8) uint8_t pool_memory[1024];
     if (pt_pool_size(classes, 1) > sizeof pool_memory)

@@ -80,7 +80,8 @@ typedef struct node {
 static void make_node(node *made, pt_sim *sim, const pt_platform_ops *ops, uint32_t address,
                       int push, uint32_t send_limit)
 {
-    static const pt_pool_class classes[] = {{256, 64}, {1040, 64}, {4112, 64}, {8320, 64}};
+    static const pt_pool_class classes[] = {
+        {256, 64, 0}, {1040, 64, 0}, {4112, 64, 0}, {8320, 64, 0}};
     memset(made, 0, sizeof *made);
     made->host = pt_sim_add_host(sim, address);
     CHECK(made->host >= 0);

@@ -7,7 +7,8 @@
 #include "pairs.h"
 #include "vectors_tcp_stream.h"
 
-static const pt_pool_class classes[] = {{64, 4}, {PT_FRAME_OVERHEAD + PT_FRAME_MAX_PAYLOAD, 4}};
+static const pt_pool_class classes[] = {{64, 4, 0},
+                                        {PT_FRAME_OVERHEAD + PT_FRAME_MAX_PAYLOAD, 4, 0}};
 static memory_account account;
 
 /* What a sink saw: frames, one behind the other, header fields and payload. */

@@ -14,7 +14,7 @@ static uint32_t position;       /* bytes that the system took */
 
 static void begin(uint32_t start)
 {
-    static const pt_pool_class classes[] = {{256, 4}};
+    static const pt_pool_class classes[] = {{256, 4, 0}};
     pool = memory_open_pool(&account, classes, 1, 0);
     position = start;
     pt_notes_init(&notes);

@@ -11,7 +11,7 @@
 #define MAX_DEPTH 8
 #define SLOT_SIZE 1040
 
-static const pt_pool_class classes[] = {{SLOT_SIZE, 2 * MAX_DEPTH}};
+static const pt_pool_class classes[] = {{SLOT_SIZE, 2 * MAX_DEPTH, 0}};
 static memory_account account;
 static pt_send_pipeline pipeline;
 static pt_send_slot slots[MAX_DEPTH];
@@ -196,7 +196,7 @@ static void lazy_slots_cost_nothing_before_the_first_send(void)
     CHECK_EQUAL(pt_pipeline_cleanup(&pipeline), 0);
 
     /* Not lazy: all or none, and what was borrowed goes back. */
-    static const pt_pool_class three[] = {{SLOT_SIZE, 3}};
+    static const pt_pool_class three[] = {{SLOT_SIZE, 3, 0}};
     memory_close_pool(pool, &account);
     pool = memory_open_pool(&account, three, 1, 0);
     memset(&pipeline, 0, sizeof pipeline);
@@ -217,7 +217,7 @@ static void lazy_slots_cost_nothing_before_the_first_send(void)
 static void the_pipelines_of_all_peers_are_within_their_budget(void)
 {
     static const pt_pool_class own[] = {
-        {PT_SLOT_BUFFER_SIZE, PT_MAX_PEERS * PT_SEND_PIPELINE_DEPTH}};
+        {PT_SLOT_BUFFER_SIZE, PT_MAX_PEERS * PT_SEND_PIPELINE_DEPTH, 0}};
     static pt_send_pipeline pipelines[PT_MAX_PEERS];
     static pt_send_slot all[PT_MAX_PEERS][PT_SEND_PIPELINE_DEPTH];
     static uint8_t payload[PT_MESSAGE_MAX_PAYLOAD];

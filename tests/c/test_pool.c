@@ -2,6 +2,7 @@
  * mistakes of its users in pool_twice.c. */
 #include "check.h"
 #include "memory.h"
+#include "pt_check.h"
 
 #define COST(size) ((size) + 16u) /* of one buffer */
 
@@ -9,7 +10,7 @@ static memory_account account;
 
 static void a_size_is_served_by_the_smallest_class_that_holds_it(void)
 {
-    static const pt_pool_class classes[] = {{16, 4}, {100, 4}, {1040, 4}};
+    static const pt_pool_class classes[] = {{16, 4, 0}, {100, 4, 0}, {1040, 4, 0}};
     static const struct {
         uint32_t asked, lent;
     } cases[] = {{1, 16}, {16, 16}, {17, 100}, {100, 100}, {101, 1040}, {1040, 1040}};
@@ -30,7 +31,7 @@ static void a_size_is_served_by_the_smallest_class_that_holds_it(void)
 
 static void a_class_lends_its_capacity_and_no_other_steps_in(void)
 {
-    static const pt_pool_class classes[] = {{64, 3}, {128, 1}};
+    static const pt_pool_class classes[] = {{64, 3, 0}, {128, 1, 0}};
     pt_pool *pool = memory_open_pool(&account, classes, 2, 0);
     uint8_t *lent[3];
     for (int index = 0; index < 3; index++) {
@@ -64,7 +65,7 @@ static void a_class_lends_its_capacity_and_no_other_steps_in(void)
 
 static void a_buffer_is_lent_with_zeros(void)
 {
-    static const pt_pool_class classes[] = {{64, 1}};
+    static const pt_pool_class classes[] = {{64, 1, 0}};
     static const uint8_t zeros[64];
     pt_pool *pool = memory_open_pool(&account, classes, 1, 0);
     for (uint32_t used = 0; used <= 64; used += 16) {
@@ -79,7 +80,7 @@ static void a_buffer_is_lent_with_zeros(void)
 
 static void the_budget_holds_over_all_classes(void)
 {
-    static const pt_pool_class classes[] = {{64, 8}, {256, 8}};
+    static const pt_pool_class classes[] = {{64, 8, 0}, {256, 8, 0}};
     pt_pool *pool = memory_open_pool(&account, classes, 2, COST(64) + COST(256));
     uint8_t *small = pt_pool_acquire(pool, 64);
     uint8_t *large = pt_pool_acquire(pool, 256);
@@ -104,7 +105,7 @@ static void the_budget_holds_over_all_classes(void)
 
 static void a_source_without_memory_changes_nothing(void)
 {
-    static const pt_pool_class classes[] = {{64, 2}};
+    static const pt_pool_class classes[] = {{64, 2, 0}};
     pt_pool *pool = memory_open_pool(&account, classes, 1, 0);
     account.dry = 1;
     for (int round = 0; round < 5; round++)
@@ -123,15 +124,17 @@ static void a_source_without_memory_changes_nothing(void)
 
 static void classes_that_make_no_sense_are_refused(void)
 {
-    static const pt_pool_class good[] = {{16, 1}, {32, 65535}};
-    static const pt_pool_class falling[] = {{32, 1}, {16, 1}};
-    static const pt_pool_class equal[] = {{16, 1}, {16, 1}};
-    static const pt_pool_class empty[] = {{0, 1}};
-    static const pt_pool_class none[] = {{16, 0}};
-    static const pt_pool_class many[] = {{16, 65536}};
-    static const pt_pool_class huge[] = {{UINT32_MAX, 1}};
-    static const pt_pool_class nine[] = {{1, 1}, {2, 1}, {3, 1}, {4, 1}, {5, 1},
-                                         {6, 1}, {7, 1}, {8, 1}, {9, 1}};
+    static const pt_pool_class good[] = {{16, 1, 0}, {32, 65535, 0}};
+    static const pt_pool_class falling[] = {{32, 1, 0}, {16, 1, 0}};
+    static const pt_pool_class equal[] = {{16, 1, 0}, {16, 1, 0}};
+    static const pt_pool_class empty[] = {{0, 1, 0}};
+    static const pt_pool_class none[] = {{16, 0, 0}};
+    static const pt_pool_class many[] = {{16, 65536, 0}};
+    static const pt_pool_class huge[] = {{UINT32_MAX, 1, 0}};
+    static const pt_pool_class kept[] = {{16, 2, 3}};
+    pt_pool_class full[PT_POOL_MAX_CLASSES + 1];
+    for (uint32_t index = 0; index <= PT_POOL_MAX_CLASSES; index++)
+        full[index] = (pt_pool_class){index + 1, 1, 1};
     CHECK(pt_pool_size(good, 2) > 65536 * sizeof(void *));
     CHECK_EQUAL(pt_pool_size(falling, 2), 0);
     CHECK_EQUAL(pt_pool_size(equal, 2), 0);
@@ -139,15 +142,68 @@ static void classes_that_make_no_sense_are_refused(void)
     CHECK_EQUAL(pt_pool_size(none, 1), 0);
     CHECK_EQUAL(pt_pool_size(many, 1), 0);
     CHECK_EQUAL(pt_pool_size(huge, 1), 0);
-    CHECK(pt_pool_size(nine, 8) > 0);
-    CHECK_EQUAL(pt_pool_size(nine, 9), 0);
+    CHECK_EQUAL(pt_pool_size(kept, 1), 0);
+    CHECK(pt_pool_size(full, PT_POOL_MAX_CLASSES) > 0);
+    CHECK_EQUAL(pt_pool_size(full, PT_POOL_MAX_CLASSES + 1), 0);
     CHECK_EQUAL(pt_pool_size(good, 0), 0);
     CHECK_EQUAL(pt_pool_size(NULL, 1), 0);
 }
 
+/* Buffers beyond what is kept go back to the source as they come. */
+static void a_class_keeps_no_more_than_it_may(void)
+{
+    static const pt_pool_class classes[] = {{64, 4, 2}};
+    pt_pool *pool = memory_open_pool(&account, classes, 1, 4 * COST(64));
+    uint8_t *lent[4];
+    for (int round = 0; round < 3; round++) {
+        for (int index = 0; index < 4; index++) {
+            lent[index] = pt_pool_acquire(pool, 64);
+            REQUIRE(lent[index] != NULL);
+        }
+        for (int index = 0; index < 4; index++)
+            CHECK_EQUAL(pt_pool_release(pool, lent[index], 0), PT_OK);
+        CHECK_EQUAL(account.bytes, 2 * COST(64));
+        PT_CHECK(pt_pool_check(pool));
+    }
+#if PT_POOL_COUNTS
+    pt_pool_class_statistics counted;
+    pt_pool_get_class_statistics(pool, 0, &counted);
+    CHECK_EQUAL(counted.acquires, 12);
+    CHECK_EQUAL(counted.allocations, 4 + 2 + 2);
+    CHECK_EQUAL(counted.returns, 12);
+    CHECK_EQUAL(counted.in_use, 0);
+    CHECK_EQUAL(counted.high_water, 4);
+    CHECK_EQUAL(counted.buffers, 2);
+#endif
+    memory_close_pool(pool, &account);
+}
+
+/* The table of a pool has place for what may come, and most of it never does. */
+static void the_table_is_not_touched_before_buffers_exist(void)
+{
+    static const pt_pool_class classes[] = {{64, 20000, 0}};
+    static const pt_memory source = {memory_allocate, memory_release, &account};
+    size_t size = pt_pool_size(classes, 1), touched = 0;
+    uint8_t *memory = malloc(size);
+    REQUIRE(memory != NULL);
+    memset(memory, 0xA5, size);
+    memset(&account, 0, sizeof account);
+    pt_pool *pool = pt_pool_init(memory, classes, 1, 0, &source);
+    uint8_t *first = pt_pool_acquire(pool, 64), *second = pt_pool_acquire(pool, 64);
+    REQUIRE(first != NULL && second != NULL);
+    pt_pool_release(pool, first, 0);
+    pt_pool_release(pool, second, 0);
+    for (size_t index = 0; index < size; index++) {
+        if (memory[index] != 0xA5)
+            touched = index + 1;
+    }
+    CHECK(touched < 4096);
+    memory_close_pool(pool, &account);
+}
+
 static void ten_thousand_random_steps_keep_the_account(void)
 {
-    static const pt_pool_class classes[] = {{24, 5}, {300, 4}};
+    static const pt_pool_class classes[] = {{24, 5, 3}, {300, 4, 0}};
     pt_pool *pool = memory_open_pool(&account, classes, 2, 3 * COST(300) + 2 * COST(24));
     uint8_t *lent[16] = {NULL};
     unsigned count = 0;
@@ -175,6 +231,7 @@ static void ten_thousand_random_steps_keep_the_account(void)
             pt_pool_trim(pool);
         pt_pool_statistics counted;
         pt_pool_get_statistics(pool, &counted);
+        PT_CHECK(pt_pool_check(pool));
         CHECK_EQUAL(counted.in_use, count);
         CHECK_EQUAL(counted.bytes, account.bytes);
         CHECK(counted.bytes <= counted.peak_bytes &&
@@ -192,7 +249,7 @@ static void ten_thousand_random_steps_keep_the_account(void)
 /* A share costs nothing of the budget, also one that was made as an ordinary buffer. */
 static void a_free_buffer_that_becomes_a_share_leaves_the_budget(void)
 {
-    static const pt_pool_class classes[] = {{64, 4}};
+    static const pt_pool_class classes[] = {{64, 4, 0}};
     pt_pool *pool = memory_open_pool(&account, classes, 1, 2 * COST(64));
     uint8_t *ordinary = pt_pool_acquire(pool, 64);
     REQUIRE(ordinary != NULL);
@@ -218,6 +275,8 @@ int main(void)
     RUN(the_budget_holds_over_all_classes);
     RUN(a_source_without_memory_changes_nothing);
     RUN(classes_that_make_no_sense_are_refused);
+    RUN(a_class_keeps_no_more_than_it_may);
+    RUN(the_table_is_not_touched_before_buffers_exist);
     RUN(ten_thousand_random_steps_keep_the_account);
     RUN(a_free_buffer_that_becomes_a_share_leaves_the_budget);
     return check_end();

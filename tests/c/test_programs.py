@@ -105,6 +105,13 @@ def test_a_buffer_returned_wrongly_stops_the_process(build, mistake, stops):
     assert status in ((-signal.SIGILL, -signal.SIGTRAP, -signal.SIGABRT) if stops else (0,)), output
 
 
+@pytest.mark.parametrize("mistake", ["once", "twice", "foreign"])
+def test_without_assertions_a_buffer_returned_wrongly_is_refused(build, mistake):
+    """A release build has nobody to stop for: the mistake must stay one, and not become a buffer
+    with two borrowers."""
+    assert run(build("pool_twice", POOL, "-UPT_ASSERTIONS"), mistake) == (0, "")
+
+
 def test_the_receiving_machine_takes_any_format(standard_programs):
     """Contracts and batches will come with formats of their own: headers of 1 to 16 bytes, with and
     without trailer."""

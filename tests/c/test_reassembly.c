@@ -9,7 +9,7 @@
 
 #define LIMIT 10u
 
-static const pt_pool_class classes[] = {{6, 2}, {LIMIT, 2}, {8192, 2}};
+static const pt_pool_class classes[] = {{6, 2, 0}, {LIMIT, 2, 0}, {8192, 2, 0}};
 static memory_account account;
 
 /* Feed a fragment from memory of its own size, so that a sanitizer sees who reads beyond. */

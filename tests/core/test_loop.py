@@ -474,11 +474,18 @@ def test_each_entry_point_of_c_refuses_a_context_that_was_cleaned_up(bench):
 
 
 def test_a_loop_without_memory_for_what_it_reads_says_so(c_core, monkeypatch):
-    """Its pages come from the system, not from the heap."""
+    """Its pages come from the system, not from the heap; those of the pool's tables likewise."""
+    refused = {c_core.limits.receive_buffer_size}
 
-    def refuse(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+    def refuse(fileno: int, size: int, **options: Any) -> Any:
+        if not refused or size in refused:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return mapped(fileno, size, **options)
 
+    mapped = mmap.mmap
     monkeypatch.setattr(mmap, "mmap", refuse)
     with pytest.raises(errors.OutOfMemory, match=r"a receive buffer of .* bytes"):
+        c_core.Loop()
+    refused.clear()
+    with pytest.raises(errors.OutOfMemory, match=r"the tables of a pool of .* bytes"):
         c_core.Loop()

@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
+    invariant,
     precondition,
     rule,
     run_state_machine_as_test,
@@ -84,9 +85,19 @@ def test_a_larger_class_does_not_stand_in_for_an_exhausted_one(core):
         [(16, 65_536)],
         [(32, 1), (16, 1)],
         [(16, 1), (16, 1)],
-        [(size, 1) for size in range(1, 10)],
+        [(size, 1) for size in range(1, 18)],
+        [(16, 4, 5)],
     ],
-    ids=["none", "no size", "no capacity", "capacity over 16 bits", "descending", "twice", "nine"],
+    ids=[
+        "none",
+        "no size",
+        "no capacity",
+        "capacity over 16 bits",
+        "descending",
+        "twice",
+        "seventeen",
+        "more kept than exist",
+    ],
 )
 def test_classes_out_of_bounds_are_refused_at_once(core, classes):
     """A pool that was made wrongly would fail later, in the middle of traffic."""
@@ -94,10 +105,11 @@ def test_classes_out_of_bounds_are_refused_at_once(core, classes):
         core.BufferPool(classes)
 
 
-def test_eight_classes_of_the_largest_capacity_are_accepted(core):
+def test_sixteen_classes_of_the_largest_capacity_are_accepted(core):
     """The bounds themselves are inside."""
-    pool = core.BufferPool([(size, 65_535) for size in range(1, 9)])
-    pool.acquire(8).release()
+    pool = core.BufferPool([(size, 65_535, 65_535) for size in range(1, 17)])
+    pool.acquire(16).release()
+    assert [each.acquires for each in pool.class_statistics()] == [0] * 15 + [1]
     assert pool.close() == 0
 
 
@@ -122,6 +134,50 @@ def test_a_budget_is_met_to_the_byte(core):
     """Off by one here is a refusal that nobody can explain."""
     assert not refused(core.BufferPool([(100, 1)], budget=116), 100)
     assert refused(core.BufferPool([(100, 1)], budget=115), 100)
+
+
+def test_what_comes_back_beyond_the_kept_ones_is_freed(core):
+    """A burst must not hold its memory until the next one: how many may exist and how many stay are
+    two questions."""
+    pool = core.BufferPool([(100, 5, 2), (200, 5)], budget=5 * (100 + BOOKKEEPING))
+    lent = [pool.acquire(100) for _ in range(5)]
+    for number, buffer in enumerate(lent, 1):
+        buffer.release()
+        assert pool.statistics().buffers == min(5, 7 - number)
+    assert pool.statistics().bytes == 2 * (100 + BOOKKEEPING)
+    pool.acquire(200).release()  # the budget has what was freed
+    assert pool.statistics().buffers == 3
+    assert pool.trim() == 2 * 100 + 200 + 3 * BOOKKEEPING
+
+
+def test_a_share_that_comes_back_beyond_the_kept_ones_costs_no_budget(core):
+    """Else the budget would shrink with every share that passes."""
+    pool = core.BufferPool([(100, 5, 1)], budget=2 * (100 + BOOKKEEPING))
+    for _ in range(3):
+        for buffer in [pool.acquire(100, share=True) for _ in range(3)]:
+            buffer.release()
+    lent = [pool.acquire(100), pool.acquire(100)]
+    assert refused(pool, 100)
+    for buffer in lent:
+        buffer.release()
+
+
+def test_hits_and_use_are_counted_for_each_class(core):
+    """Capacities are chosen by these numbers."""
+    pool = core.BufferPool([(64, 20), (128, 20)])
+    assert (pool.statistics().hit_rate, pool.statistics().utilisation) == (0.0, 0.0)
+    lent = [pool.acquire(100) for _ in range(10)]
+    for buffer in lent:
+        buffer.release()
+    for _ in range(90):
+        pool.acquire(100).release()
+    small, large = pool.class_statistics()
+    assert small == (64, 0, 0, 0, 0, 0, 0) and (small.hit_rate, small.utilisation) == (0.0, 0.0)
+    assert large == (128, 100, 10, 100, 0, 10, 10) and large.hit_rate == 90.0
+    lent = [pool.acquire(100) for _ in range(5)]
+    assert pool.class_statistics()[1].utilisation == pool.statistics().utilisation == 50.0
+    for buffer in lent:
+        buffer.release()
 
 
 def test_each_allocation_may_fail_and_nothing_but_the_refusal_is_seen(core):
@@ -245,59 +301,109 @@ def test_close_says_how_many_buffers_are_still_lent(core):
     assert pool.statistics().bytes == 0  # what comes back after the close is freed at once
 
 
-CLASSES = [(16, 3), (64, 2), (300, 4)]
+CLASSES = [(16, 3, 3), (64, 4, 1), (300, 4, 2)]
+
+
+class Oracle:
+    """What a pool must do, as plain sums: no list of buffers, no memory."""
+
+    def __init__(self, budget):
+        self.budget = budget
+        self.dry = False
+        self.lent = dict.fromkeys(((size, share) for size, _, _ in CLASSES for share in (0, 1)), 0)
+        self.free = dict.fromkeys((size for size, _, _ in CLASSES), 0)
+        self.counts = {size: [0, 0, 0] for size, _, _ in CLASSES}  # acquires, allocations, returns
+        self.high = dict.fromkeys(self.free, 0)
+        self.refusals = self.peak = 0
+
+    def in_use(self, size):
+        return self.lent[size, 0] + self.lent[size, 1]
+
+    def existing(self, size):
+        return self.in_use(size) + self.free[size]
+
+    def held(self, beside=1):
+        """Bytes of all buffers; of those that the budget pays for (beside=0)."""
+        return sum(
+            (size + BOOKKEEPING)
+            * (self.free[size] + self.lent[size, 0] + beside * self.lent[size, 1])
+            for size in self.free
+        )
+
+    def pays(self, size):
+        return not self.budget or self.held(0) + size + BOOKKEEPING <= self.budget
+
+    def trim(self):
+        freed = sum((size + BOOKKEEPING) * count for size, count in self.free.items())
+        self.free = dict.fromkeys(self.free, 0)
+        return freed
+
+    def acquire(self, wanted, share):
+        """The size of the buffer that is lent, or None."""
+        size, capacity, _ = next(each for each in CLASSES if wanted <= each[0])
+        if self.free[size]:
+            self.free[size] -= 1
+        else:
+            if self.existing(size) < capacity and (self.dry or not (share or self.pays(size))):
+                self.trim()
+            if self.existing(size) == capacity or self.dry or not (share or self.pays(size)):
+                self.refusals += 1
+                return None
+            self.counts[size][1] += 1
+        self.lent[size, share] += 1
+        self.counts[size][0] += 1
+        self.high[size] = max(self.high[size], self.in_use(size))
+        self.peak = max(self.peak, self.held())
+        return size
+
+    def release(self, size, share):
+        kept = next(each[2] for each in CLASSES if each[0] == size)
+        self.lent[size, share] -= 1
+        self.counts[size][2] += 1
+        if self.free[size] < kept and self.pays(size):
+            self.free[size] += 1
+
+    def statistics(self):
+        acquires, allocations, returns = map(sum, zip(*self.counts.values(), strict=True))
+        buffers = sum(map(self.existing, self.free))
+        in_use = sum(map(self.in_use, self.free))
+        return (
+            *(acquires, allocations, self.refusals, returns),
+            *(self.held(), self.peak, in_use, buffers),
+        )
+
+    def class_statistics(self):
+        return [
+            (size, *self.counts[size], self.in_use(size), self.high[size], self.existing(size))
+            for size in self.free
+        ]
 
 
 class PoolModel(RuleBasedStateMachine):
-    """Any order of borrowing and returning against sums that are kept beside it."""
+    """Any order of borrowing and returning against an oracle that keeps no buffers."""
 
     def __init__(self, core):
         super().__init__()
         self.core = core
         self.lent = []
-        self.free = dict.fromkeys((size for size, _ in CLASSES), 0)
-        self.acquires = self.allocations = self.refusals = self.returns = self.peak = 0
-        self.dry = False
 
     @initialize(budget=st.sampled_from([0, 0, 400, 700, 1000]))
     def make(self, budget):
-        self.budget = budget
         self.pool = self.core.BufferPool(CLASSES, budget=budget)
+        self.oracle = Oracle(budget)
 
-    def held(self):
-        lent = [buffer.size for buffer, _ in self.lent]
-        return sum(size + BOOKKEEPING for size in lent) + sum(
-            (size + BOOKKEEPING) * count for size, count in self.free.items()
-        )
-
-    @rule(size=st.integers(1, 300), fill=st.integers(1, 255))
-    def acquire(self, size, fill):
-        buffer_size, capacity = next(each for each in CLASSES if size <= each[0])
-        existing = self.free[buffer_size] + sum(
-            buffer.size == buffer_size for buffer, _ in self.lent
-        )
-        cost = buffer_size + BOOKKEEPING
-        made = not self.free[buffer_size]
-
-        def no_room() -> bool:
-            return bool(self.dry or (self.budget and self.held() + cost > self.budget))
-
-        if made and existing < capacity and no_room():  # what nobody has borrowed is freed
-            self.free = dict.fromkeys(self.free, 0)
-        if made and (existing == capacity or no_room()):
+    @rule(size=st.integers(1, 300), fill=st.integers(1, 255), share=st.booleans())
+    def acquire(self, size, fill, share):
+        expected = self.oracle.acquire(size, share)
+        if expected is None:
             with pytest.raises(OutOfMemory):
-                self.pool.acquire(size)
-            self.refusals += 1
+                self.pool.acquire(size, share=share)
             return
-        buffer = self.pool.acquire(size)
-        assert buffer.size == buffer_size
-        assert bytes(buffer.view) == bytes(buffer_size)
-        buffer.view[:] = bytes([fill]) * buffer_size
+        buffer = self.pool.acquire(size, share=share)
+        assert buffer.size == expected
+        assert bytes(buffer.view) == bytes(expected)
+        buffer.view[:] = bytes([fill]) * expected
         self.lent.append((buffer, fill))
-        self.acquires += 1
-        self.allocations += made
-        self.free[buffer_size] -= not made
-        self.peak = max(self.peak, self.held())
 
     @precondition(lambda self: self.lent)
     @rule(data=st.data())
@@ -305,37 +411,25 @@ class PoolModel(RuleBasedStateMachine):
         buffer, fill = self.lent.pop(data.draw(st.integers(0, len(self.lent) - 1)))
         assert bytes(buffer.view) == bytes([fill]) * buffer.size  # nobody else wrote here
         buffer.release()
-        self.free[buffer.size] += 1
-        self.returns += 1
+        self.oracle.release(buffer.size, buffer.is_share)
 
     @rule()
     def trim(self):
-        assert self.pool.trim() == sum(
-            (size + BOOKKEEPING) * count for size, count in self.free.items()
-        )
-        self.free = dict.fromkeys(self.free, 0)
+        assert self.pool.trim() == self.oracle.trim()
 
     @rule(dry=st.booleans())
     def change_memory(self, dry):
-        self.dry = dry
+        self.oracle.dry = dry
         self.pool.fail_at(1 if dry else 0)
 
-    @rule()
+    @invariant()
     def count(self):
-        expected = (
-            self.acquires,
-            self.allocations,
-            self.refusals,
-            self.returns,
-            self.held(),
-            self.peak,
-            len(self.lent),
-        )
-        assert tuple(self.pool.statistics()) == expected
+        if hasattr(self, "pool"):
+            assert self.pool.statistics() == self.oracle.statistics()
+            assert self.pool.class_statistics() == self.oracle.class_statistics()
 
     def teardown(self):
         if hasattr(self, "pool"):
-            self.count()
             for buffer, _ in self.lent:
                 buffer.release()
             assert self.pool.close() == 0

@@ -176,7 +176,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static uint8_t stream[MAX_INPUT * 4 + PT_FRAME_OVERHEAD];
-    static const pt_pool_class classes[] = {{64, 1}, {256, 1}, {LIMIT + PT_FRAME_OVERHEAD, 1}};
+    static const pt_pool_class classes[] = {
+        {64, 1, 0}, {256, 1, 0}, {LIMIT + PT_FRAME_OVERHEAD, 1, 0}};
     static const pt_memory source = {allocate, release, NULL};
     if (size > MAX_INPUT)
         size = MAX_INPUT;

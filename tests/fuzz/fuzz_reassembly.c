@@ -111,7 +111,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         return 0;
     if (size > MAX_INPUT)
         size = MAX_INPUT;
-    static const pt_pool_class classes[] = {{16, 1}, {64, 1}, {LARGEST, 1}};
+    static const pt_pool_class classes[] = {{16, 1, 0}, {64, 1, 0}, {LARGEST, 1, 0}};
     static const pt_memory source = {allocate, release, NULL};
     static twin model;
     void *memory = malloc(pt_pool_size(classes, 3));

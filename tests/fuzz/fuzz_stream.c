@@ -194,7 +194,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     memcpy(stream, script + script_len, len);
     mend_checksums(stream, len);
 
-    static const pt_pool_class classes[] = {{32, 2}, {MAX_PAYLOAD + PT_FRAME_OVERHEAD, 2}};
+    static const pt_pool_class classes[] = {{32, 2, 0}, {MAX_PAYLOAD + PT_FRAME_OVERHEAD, 2, 0}};
     static const pt_memory source = {allocate, release, NULL};
     void *memory = malloc(pt_pool_size(classes, 2));
     EXPECT(memory != NULL);

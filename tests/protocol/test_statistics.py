@@ -23,7 +23,7 @@ from peertalk.protocol.statistics import (
 
 LOOP = LoopStatistics(turns=11, wait_calls=12, crc_errors=13, bad_frames=14)
 POOL = PoolStatistics(
-    acquires=1, allocations=2, refusals=3, returns=4, bytes=5, peak_bytes=6, in_use=7
+    acquires=1, allocations=2, refusals=3, returns=4, bytes=5, peak_bytes=6, in_use=7, buffers=8
 )
 LINK = st.builds(LinkStatistics, *[st.integers(0, 1 << 40)] * len(LinkStatistics._fields))
 

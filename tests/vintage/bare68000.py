@@ -17,7 +17,13 @@ from pathlib import Path
 from shell import BUILD, C_TESTS, CORE, WARNINGS, Failed, fresh, run, stems
 
 COMPILER = "m68k-linux-gnu-gcc"
-LEAVES_OUT = ("-DPT_LOWMEM", "-DPT_ATOMICS=0", "-DPT_NOTES=0", "-DPT_BORROWED_SLOTS=0")
+LEAVES_OUT = (
+    "-DPT_LOWMEM",
+    "-DPT_ATOMICS=0",
+    "-DPT_NOTES=0",
+    "-DPT_POOL_COUNTS=0",
+    "-DPT_BORROWED_SLOTS=0",
+)
 FLAGS = ("-m68000", "-Os", "-ffreestanding", "-fno-pic", *LEAVES_OUT)
 SIZE_LIMIT = 20 * 1024
 RETURN_ADDRESS = 4

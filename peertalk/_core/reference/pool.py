@@ -15,7 +15,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from peertalk._core.values import PoolStatistics
+from peertalk._core.values import PoolClassStatistics, PoolStatistics
 from peertalk._numbers import POOL_MAX_CLASSES
 from peertalk.errors import InvalidArgument, InvalidState, OutOfMemory
 
@@ -31,6 +31,11 @@ MAX_BUFFER_SIZE = 2**32 - 1 - BOOKKEEPING
 class _SizeClass:
     buffer_size: int
     capacity: int
+    kept: int
+    acquires: int = 0
+    allocations: int = 0
+    returns: int = 0
+    high_water: int = 0
     existing: int = 0
     free: list[bytearray] = field(default_factory=list)
 
@@ -82,8 +87,9 @@ class BufferPool:
     """Lends buffers of a few sizes; may be used from any thread.
 
     Args:
-        classes: (buffer_size, capacity) pairs, 1 to 8, ascending sizes in bytes; capacity: how many
-            may exist at once, 1 to 65,535.
+        classes: (buffer_size, capacity) or (buffer_size, capacity, kept), 1 to 16, ascending sizes
+            in bytes; capacity: how many may exist at once, 1 to 65,535; kept: how many free ones
+            stay for the next borrower, at most capacity; 0: all.
         budget: bytes that all buffers but the shares may hold together, 16 for each included; 0:
             no limit beside the capacities.
         limit: bytes that the memory behind the pool has; 0: no limit.
@@ -92,8 +98,9 @@ class BufferPool:
         InvalidArgument: the classes are not as said.
     """
 
-    def __init__(self, classes: Sequence[tuple[int, int]], budget: int = 0, limit: int = 0) -> None:
-        sizes = [buffer_size for buffer_size, _ in classes]
+    def __init__(self, classes: Sequence[tuple[int, ...]], budget: int = 0, limit: int = 0) -> None:
+        made = [_SizeClass(each[0], each[1], (*each, 0)[2]) for each in classes]
+        sizes = [each.buffer_size for each in made]
         if (
             not 1 <= len(sizes) <= MAX_CLASSES
             or sizes != sorted(set(sizes))
@@ -104,17 +111,18 @@ class BufferPool:
                 f"pool classes of {sizes} bytes: give 1 to {MAX_CLASSES} different sizes, "
                 "ascending, at least 1 byte"
             )
-        for buffer_size, capacity in classes:
-            if not 1 <= capacity <= MAX_CAPACITY:
+        for each in made:
+            if not 1 <= each.capacity <= MAX_CAPACITY or not 0 <= each.kept <= each.capacity:
                 raise InvalidArgument(
-                    f"pool class of {buffer_size:,} bytes has capacity {capacity:,}: allowed "
-                    f"are 1 to {MAX_CAPACITY:,}"
+                    f"pool class of {each.buffer_size:,} bytes has capacity {each.capacity:,} and "
+                    f"keeps {each.kept:,}: allowed are 1 to {MAX_CAPACITY:,}, and no more kept"
                 )
-        self._classes = [_SizeClass(buffer_size, capacity) for buffer_size, capacity in classes]
+            each.kept = each.kept or each.capacity
+        self._classes = made
         self._budget = budget
         self._limit = limit
         self._lock = threading.Lock()
-        self._acquires = self._allocations = self._refusals = self._returns = 0
+        self._refusals = 0
         self._bytes = self._peak_bytes = self._budgeted = 0
         self._attempts = self._fail_at = 0
         self._closed = False
@@ -147,11 +155,13 @@ class BufferPool:
                     raise OutOfMemory(f"a buffer of {size:,} bytes: {refusal}")
                 memory = bytearray(size_class.buffer_size)
                 size_class.existing += 1
-                self._allocations += 1
+                size_class.allocations += 1
                 self._bytes += size_class.cost
                 self._budgeted += 0 if share else size_class.cost
                 self._peak_bytes = max(self._peak_bytes, self._bytes)
-            self._acquires += 1
+            size_class.acquires += 1
+            in_use = size_class.acquires - size_class.returns
+            size_class.high_water = max(size_class.high_water, in_use)
         return Buffer(self, size_class, memory, share)
 
     def _refusal(self, size_class: _SizeClass, share: bool) -> str | None:
@@ -175,10 +185,10 @@ class BufferPool:
     ) -> None:
         memory[:used] = bytes(min(used, size_class.buffer_size))
         with self._lock:
-            self._returns += 1
-            if not is_share:
-                size_class.free.append(memory)
-            elif not self._budget or self._budgeted + size_class.cost <= self._budget:
+            size_class.returns += 1
+            self._budgeted -= 0 if is_share else size_class.cost
+            payable = not self._budget or self._budgeted + size_class.cost <= self._budget
+            if payable and len(size_class.free) < size_class.kept:
                 size_class.free.append(memory)
                 self._budgeted += size_class.cost
             else:
@@ -215,20 +225,38 @@ class BufferPool:
     @property
     def acquires(self) -> int:
         """Successful acquires so far."""
-        return self._acquires
+        return sum(each.acquires for each in self._classes)
 
     def statistics(self) -> PoolStatistics:
         """The counters; see PoolStatistics."""
         with self._lock:
+            acquires, returns = self.acquires, sum(each.returns for each in self._classes)
             return PoolStatistics(
-                self._acquires,
-                self._allocations,
+                acquires,
+                sum(each.allocations for each in self._classes),
                 self._refusals,
-                self._returns,
+                returns,
                 self._bytes,
                 self._peak_bytes,
-                self._acquires - self._returns,
+                acquires - returns,
+                sum(each.existing for each in self._classes),
             )
+
+    def class_statistics(self) -> list[PoolClassStatistics]:
+        """The counters of each class, in the order of their sizes."""
+        with self._lock:
+            return [
+                PoolClassStatistics(
+                    each.buffer_size,
+                    each.acquires,
+                    each.allocations,
+                    each.returns,
+                    each.acquires - each.returns,
+                    each.high_water,
+                    each.existing,
+                )
+                for each in self._classes
+            ]
 
     @property
     def attempts(self) -> int:

@@ -1,0 +1,195 @@
+"""The owner of the C pool: buffers in size classes, lent and returned.
+
+Invariant: a buffer's view ends with its release, so that nobody writes into the next borrower's
+memory; the tables are freed after everything that was lent.
+"""
+
+from __future__ import annotations
+
+import mmap
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+from peertalk import errors
+from peertalk._core.binding import Binding
+from peertalk._core.values import PoolClassStatistics, PoolStatistics
+
+
+class Buffer:
+    """A lent buffer. view: writable, size bytes, zero at first; it ends with the release."""
+
+    def __init__(self, pool: BufferPool, pointer: Any, is_share: bool) -> None:
+        self._pool = pool
+        self._pointer = pointer
+        self.is_share = is_share
+        self.size: int = pool._lib.pt_pool_buffer_size(pointer)
+        self._show()
+
+    def _show(self) -> None:
+        memory = self._pool._ffi.buffer(self._pointer, self.size)
+        self._shown = weakref.ref(memory)
+        self.view = memoryview(memory)
+
+    def release(self, used: int | None = None) -> None:
+        """Give the buffer back; a second time does nothing. used: bytes from its start that were
+        written and are wiped (None: all).
+
+        Raises:
+            InvalidState: a slice of the view is alive, and would write into the next one's buffer.
+                The buffer is still lent, with a view anew.
+        """
+        if self._pointer is None:
+            return
+        self.view.release()
+        if self._shown() is not None:
+            self._show()
+            raise errors.InvalidState(
+                "a slice of this buffer's view is alive: release that first, then the buffer"
+            )
+        pointer, self._pointer = self._pointer, None
+        self._pool._take_back(pointer, self.size if used is None else min(used, self.size))
+
+
+def own_pages(ffi: Any, kind: str, size: int, what: str) -> Any:
+    """An array of size bytes in pages of its own, of which those cost nothing that were never
+    written to. kind: its C type; what: its name in the message of OutOfMemory."""
+    try:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise errors.OutOfMemory(
+            f"{what} of {size:,} bytes: the system gives no memory: {error}"
+        ) from error
+    return ffi.from_buffer(kind, memory)
+
+
+class BufferPool:
+    """Lends buffers of a few sizes; may be used from any thread. Its table is not written to before
+    so many buffers exist, so that memory which was never touched costs nothing.
+
+    Args:
+        classes: (buffer_size, capacity) or (buffer_size, capacity, kept), 1 to 16, ascending sizes
+            in bytes; capacity: how many may exist at once, 1 to 65,535; kept: how many free ones
+            stay for the next borrower, at most capacity; 0: all.
+        budget: bytes that all buffers together may hold, bookkeeping included; 0: no limit beside
+            the capacities.
+        limit: bytes that the memory behind the pool has; 0: no limit.
+
+    Raises:
+        InvalidArgument: the classes are not as said.
+    """
+
+    def __init__(
+        self, binding: Binding, classes: Sequence[tuple[int, ...]], budget: int = 0, limit: int = 0
+    ) -> None:
+        self._binding = binding
+        self._ffi = ffi = binding.ffi
+        self._lib = lib = binding.lib
+        self._closed = False
+        wanted = (
+            f"give 1 to {lib.PT_POOL_MAX_CLASSES} different sizes, ascending, at least 1 byte, "
+            "capacities 1 to 65,535, and keep none or up to a capacity"
+        )
+        if not 1 <= len(classes) <= lib.PT_POOL_MAX_CLASSES or any(
+            not 0 <= number < 2**32 for each in classes for number in each
+        ):
+            raise errors.InvalidArgument(f"pool classes {list(classes)}: {wanted}")
+        array = ffi.new("pt_pool_class[]", list(classes))
+        size = lib.pt_pool_size(array, len(classes))
+        if size == 0:
+            raise errors.InvalidArgument(f"pool classes {list(classes)}: {wanted}")
+        self._sizes = [each[0] for each in classes]
+        self.largest = self._sizes[-1]
+        self._account = ffi.new("pt_posix_memory *")
+        self._account.limit = limit
+        source = ffi.new("pt_memory *")
+        lib.pt_posix_memory_source(self._account, source)
+        self._memory = own_pages(ffi, "uint64_t[]", (size + 7) // 8 * 8, "the tables of a pool")
+        self._pool = lib.pt_pool_init(self._memory, array, len(classes), budget, source)
+        if self._pool == ffi.NULL:
+            raise errors.InvalidArgument(f"pool classes {list(classes)}: {wanted}")
+
+    def acquire(self, size: int, share: bool = False) -> Buffer:
+        """Borrow a zeroed buffer of at least size bytes, from the smallest class that holds it; a
+        larger one is not tried. share: beside the budget.
+
+        Raises:
+            OutOfMemory: class, budget or memory are used up (counted), or size is 0 or above the
+                largest class.
+        """
+        acquire = self._lib.pt_pool_acquire_share if share else self._lib.pt_pool_acquire
+        pointer = acquire(self._pool, size) if 0 < size < 2**32 else self._ffi.NULL
+        if pointer == self._ffi.NULL:
+            raise errors.OutOfMemory(
+                f"a buffer of {size:,} bytes: the pool has none to lend (its largest class "
+                f"has {self.largest:,})"
+            )
+        return Buffer(self, pointer, share)
+
+    def _take_back(self, pointer: Any, used: int) -> None:
+        self._lib.pt_pool_release(self._pool, pointer, used)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Something came back: of a closed pool it is freed."""
+        if self._closed:
+            self._lib.pt_pool_trim(self._pool)
+
+    def statistics(self) -> PoolStatistics:
+        """The counters; see PoolStatistics."""
+        out = self._ffi.new("pt_pool_statistics *")
+        self._lib.pt_pool_get_statistics(self._pool, out)
+        return PoolStatistics(
+            out.acquires,
+            out.allocations,
+            out.refusals,
+            out.returns,
+            out.bytes,
+            out.peak_bytes,
+            out.in_use,
+            out.buffers,
+        )
+
+    def class_statistics(self) -> list[PoolClassStatistics]:
+        """The counters of each class, in the order of their sizes."""
+        out = self._ffi.new("pt_pool_class_statistics *")
+        table = []
+        for index, size in enumerate(self._sizes):
+            self._lib.pt_pool_get_class_statistics(self._pool, index, out)
+            table.append(
+                PoolClassStatistics(
+                    size,
+                    out.acquires,
+                    out.allocations,
+                    out.returns,
+                    out.in_use,
+                    out.high_water,
+                    out.buffers,
+                )
+            )
+        return table
+
+    def trim(self) -> int:
+        """Give the memory of all free buffers back. Returns the bytes freed."""
+        return int(self._lib.pt_pool_trim(self._pool))
+
+    def fail_at(self, n: int) -> None:
+        """Make the n-th allocation from now, and all after it, fail; 0: none."""
+        self._account.fail_at = 0
+        self._account.attempts = 0
+        self._account.fail_at = n
+
+    @property
+    def attempts(self) -> int:
+        """Allocations tried since fail_at() was called."""
+        return int(self._account.attempts)
+
+    def close(self) -> int:
+        """Free every buffer. Returns the number that are still lent; each is freed when it comes
+        back."""
+        self._closed = True
+        return int(self._lib.pt_pool_cleanup(self._pool))
+
+    def __del__(self) -> None:
+        if hasattr(self, "_pool"):
+            self.close()
