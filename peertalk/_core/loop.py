@@ -540,8 +540,9 @@ def _pool_classes(
         receive_buffer_size: 0,
         256: 3,
         1040: 2,
-        4112: 2,
+        4112: 0,
         lib.PT_POSIX_SLOT_SIZE: 0,
+        min(4112, lib.PT_POSIX_SLOT_SIZE): 2,  # up to 4,096 bytes an original sends in pieces
         frame: 2 + lib.PT_SLOT_SHARE,
     }
     return [

@@ -312,6 +312,27 @@ def test_a_loops_reassembly_borrows_from_the_loops_pool(core):
         loop.reassembly(10)
 
 
+@pytest.mark.parametrize("size", [1, 256, 257, 1_040, 1_041, 2_000, 4_096])
+def test_every_link_may_have_a_message_in_pieces_whatever_the_others_hold(core, size):
+    """That is what its share says, of any size that an original sends; a class without shares
+    refused the twelfth of them."""
+    links = 40
+    loop = core.Loop(pool_bytes=41_600, links=links)
+    held = [loop.reassembly(4_096) for _ in range(links)]
+    ordinary = []
+    with pytest.raises(errors.OutOfMemory):  # links in bulk, as much as the budget pays for
+        while True:
+            ordinary.append(loop._pool.acquire(size))
+    for number, each in enumerate(held):
+        each.receive(fragment(number, size, 0, FIRST))
+        assert each.state == 1
+    for each in ordinary:
+        each.release()
+    for each in held:
+        each.close()
+    loop.close()
+
+
 # C against the reference
 
 
