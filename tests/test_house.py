@@ -758,6 +758,7 @@ C_ELSEWHERE = {
     "pt_error": "tests/test_house.py",  # a table of texts: rule 3
     "pt_context": "tests/core/test_loop.py",  # the loop is one thing
     "pt_notes": "tests/c/test_notes.c",
+    "pt_pool_counts": "tests/core/test_pool.py",  # the pool is one thing
     "pt_read": "tests/core/test_loop.py",
     "pt_batch": "tests/platform/test_border.py",  # the border is one thing
     "pt_posix_ready": "tests/platform/test_posix.py",

@@ -86,6 +86,8 @@
 #define PT_TICKS_PER_SECOND    60   /* the classic Mac's clock; POSIX counts milliseconds */
 #define PT_NOWHERE             255  /* where a step leads that a state does not take */
 #define PT_POOL_MAX_CLASSES    16
+#define PT_POOL_CONTEXTS       16 /* that have free buffers of one pool for themselves, and ... */
+#define PT_POOL_OWN            8  /* ... how many of each class */
 #define PT_WHEEL_LEVELS        4
 #define PT_WHEEL_LEVEL_SLOTS   64
 #define PT_WHEEL_SLOTS         256 /* PT_WHEEL_LEVELS x PT_WHEEL_LEVEL_SLOTS */

@@ -123,7 +123,7 @@ int pt_context_init(pt_context *context, const pt_platform_ops *ops, void *platf
     memset(context, 0, sizeof *context);
     context->ops = ops;
     context->platform_data = platform_data;
-    context->pool = pool;
+    context->pool = pt_pool_join(pool);
     context->receive_buffer = receive_buffer;
     context->receive_buffer_size = receive_buffer_size;
     context->io_budget = io_budget;
@@ -151,8 +151,10 @@ int pt_context_cleanup(pt_context *context)
         return PT_ERR_INVALID_STATE;
     PT_ASSERT(context->link_count == 0);
     PT_ASSERT(context->starved_count == 0);
-    if (context->ops != NULL)
+    if (context->ops != NULL) {
         pt_context_drop_spare(context);
+        pt_pool_leave(context->pool);
+    }
     context->ops = NULL;
     return PT_OK;
 }

@@ -10,6 +10,13 @@
  * A buffer carries a header of 16 bytes in front, which leads back to its node and knows pool and
  * state. Whoever turns the state from lent to free has returned the buffer: nobody can twice.
  *
+ * A context has a door with a shelf for each class, of PT_POOL_OWN places that hold a free buffer's
+ * node or nothing. Its context alone puts nodes there, without a locked operation, and takes them
+ * first; but it takes by exchange, because everybody else may: who finds the class at its capacity,
+ * or the budget or the memory used up, takes what lies on any shelf. What a door counts its context
+ * alone adds to; the first door, which any thread uses, has no shelf, and adds by locked
+ * operations.
+ *
  * The budget is held against the buffers that are lent by pt_pool_acquire() and those that are
  * free: a share that comes back is kept only if the budget has room for it. What the budget cannot
  * pay is made payable once by freeing what nobody has borrowed, of whatever class.
@@ -22,56 +29,12 @@
 #include "pt_check.h"
 #include "pt_pool_inside.h"
 
-#define ALIGNMENT 16u
-#define NO_BUDGET ((word) - 1)
+static inline place *place_of(pt_pool *door, uint8_t class_index)
+{
+    PT_ASSERT(class_index < door->shared->class_count);
 
-typedef struct buffer_header {
-    cell check; /* check_value() of its pool and state */
-#if !PT_ATOMICS
-    uint32_t unused;
-#endif
-    uint32_t buffer_size;
-    uint16_t node_index;
-    uint8_t class_index;
-    uint8_t is_share; /* 1: lent beside the budget */
-} buffer_header;
-
-_Static_assert(sizeof(buffer_header) == ALIGNMENT, "the header keeps the buffer behind it aligned");
-
-enum buffer_state { BUFFER_FREE = 0, BUFFER_LENT = 1 };
-
-typedef struct size_class {
-    cell free; /* stack heads */
-    cell empty;
-    cell touched; /* nodes that have ever had a buffer */
-    node *nodes;
-    uint32_t capacity;
-    uint32_t kept;
-} size_class;
-
-typedef struct class_counts {
-    cell acquires;
-    cell returns;
-#if PT_POOL_COUNTS
-    cell allocations;
-    cell high_water;
-#endif
-} class_counts;
-
-struct pt_pool {
-    pt_memory source;
-    word budget; /* NO_BUDGET: none */
-    cell allocations;
-    cell refusals;
-    cell budgeted; /* bytes held against the budget and never above it; includes buffers that are
-                        being made */
-    cell bytes;    /* those and the shares */
-    cell peak_bytes;
-    uint8_t class_count;
-    uint32_t sizes[PT_POOL_MAX_CLASSES]; /* of the buffers, side by side: each acquire looks */
-    size_class classes[PT_POOL_MAX_CLASSES];
-    class_counts counts[PT_POOL_COUNTS ? PT_POOL_MAX_CLASSES : 1];
-};
+    return &door->places[PT_POOL_COUNTS || PT_ATOMICS ? class_index : 0];
+}
 
 /* A node without memory: one that had some, else the next that never had. */
 static uint32_t take_empty(size_class *class)
@@ -95,16 +58,6 @@ static inline void put_empty(size_class *class, uint32_t index)
     (void)is_put;
 }
 
-/* Without PT_POOL_COUNTS all classes are counted as one. */
-#define COUNTED(pool) (PT_POOL_COUNTS ? (pool)->class_count : 1)
-
-/* One comparison tells a buffer of another pool, a spoilt one, and one that was returned twice. */
-static inline word check_value(const pt_pool *pool, enum buffer_state state)
-{
-    return (word)(uintptr_t)pool ^
-           (word)(state == BUFFER_LENT ? 0x2062756f6c656e74u : 0x2062756f66726565u);
-}
-
 static inline buffer_header *header_of(uint8_t *buffer)
 {
     PT_ASSERT((uintptr_t)buffer % ALIGNMENT == 0);
@@ -112,7 +65,7 @@ static inline buffer_header *header_of(uint8_t *buffer)
     return (buffer_header *)(void *)(buffer - sizeof(buffer_header));
 }
 
-static inline uint32_t buffer_cost(const pt_pool *pool, uint8_t class_index)
+static inline uint32_t buffer_cost(const shared_pool *pool, uint8_t class_index)
 {
     PT_ASSERT(class_index < pool->class_count && pool->sizes[class_index] != 0);
 
@@ -120,7 +73,7 @@ static inline uint32_t buffer_cost(const pt_pool *pool, uint8_t class_index)
 }
 
 /* 0: the budget does not allow it. */
-static int reserve_bytes(pt_pool *pool, uint32_t cost)
+static int reserve_bytes(shared_pool *pool, uint32_t cost)
 {
     word held = cell_get(&pool->budgeted);
     PT_ASSERT(cost > sizeof(buffer_header));
@@ -139,8 +92,10 @@ static inline void raise_to(cell *peak, word now)
         ;
 }
 
+static size_t trim(shared_pool *pool, pt_pool *only);
+
 /* NULL only when budget or source refuse and nothing is left to free that nobody has borrowed. */
-static buffer_header *find_memory(pt_pool *pool, uint32_t cost, int is_share)
+static buffer_header *find_memory(shared_pool *pool, uint32_t cost, int is_share)
 {
     do {
         if (!is_share && !reserve_bytes(pool, cost))
@@ -150,13 +105,13 @@ static buffer_header *find_memory(pt_pool *pool, uint32_t cost, int is_share)
             return header;
         if (!is_share)
             (void)cell_add(&pool->budgeted, 0 - (word)cost);
-    } while (pt_pool_trim(pool) != 0);
+    } while (trim(pool, NULL) != 0);
     return NULL;
 }
 
 /* Make a buffer for a node that the caller owns. 0, with nothing changed, when there is no memory.
  */
-static int make_buffer(pt_pool *pool, uint8_t class_index, uint32_t node_index, int is_share)
+static int make_buffer(shared_pool *pool, uint8_t class_index, uint32_t node_index, int is_share)
 {
     size_class *class = &pool->classes[class_index];
     PT_ASSERT(node_index < class->capacity);
@@ -176,13 +131,13 @@ static int make_buffer(pt_pool *pool, uint8_t class_index, uint32_t node_index, 
     raise_to(&pool->peak_bytes, cell_add(&pool->bytes, cost));
     (void)cell_add(&pool->allocations, 1);
 #if PT_POOL_COUNTS
-    (void)cell_add(&pool->counts[class_index].allocations, 1);
+    (void)cell_add(&class->allocations, 1);
 #endif
     return 1;
 }
 
 /* Give the memory of a node that the caller owns back to the source. */
-static void free_buffer(pt_pool *pool, uint8_t class_index, uint32_t node_index)
+static void free_buffer(shared_pool *pool, uint8_t class_index, uint32_t node_index)
 {
     size_class *class = &pool->classes[class_index];
     node *owned = &class->nodes[node_index];
@@ -195,11 +150,21 @@ static void free_buffer(pt_pool *pool, uint8_t class_index, uint32_t node_index)
     put_empty(class, node_index);
 }
 
-static inline void leave_budget(pt_pool *pool, uint8_t class_index)
+static inline void leave_budget(shared_pool *pool, uint8_t class_index)
 {
     PT_ASSERT(cell_get(&pool->budgeted) >= buffer_cost(pool, class_index));
 
     (void)cell_add(&pool->budgeted, 0 - (word)buffer_cost(pool, class_index));
+}
+
+/* Doors of two contexts share no line of a cache. */
+static size_t door_size(uint8_t class_count)
+{
+    PT_ASSERT(class_count >= 1 && class_count <= PT_POOL_MAX_CLASSES);
+
+    size_t size =
+        sizeof(pt_pool) + PLACES(class_count) * sizeof(place) + (OWN_DOORS != 0 ? APART : 0);
+    return (size + 7) / 8 * 8;
 }
 
 size_t pt_pool_size(const pt_pool_class *classes, uint8_t class_count)
@@ -207,7 +172,7 @@ size_t pt_pool_size(const pt_pool_class *classes, uint8_t class_count)
     if (classes == NULL || class_count < 1 || class_count > PT_POOL_MAX_CLASSES)
         return 0;
 
-    size_t size = sizeof(pt_pool);
+    size_t size = sizeof(shared_pool) + (1 + OWN_DOORS) * door_size(class_count);
     uint32_t smaller = 0;
     for (uint8_t index = 0; index < class_count; index++) {
         const pt_pool_class *class = &classes[index];
@@ -231,12 +196,19 @@ pt_pool *pt_pool_init(void *memory, const pt_pool_class *classes, uint8_t class_
     if (pt_pool_size(classes, class_count) == 0)
         return NULL;
 
-    pt_pool *pool = memory;
-    memset(pool, 0, sizeof *pool); /* and not the nodes behind it */
+    pt_pool *door = memory;
+    size_t size = door_size(class_count);
+    shared_pool *pool = (void *)((uint8_t *)memory + (1 + OWN_DOORS) * size);
+    memset(pool, 0, sizeof *pool);
+    memset(door, 0, size); /* and neither the other doors nor the nodes */
+    door->shared = pool;
     pool->source = *source;
     pool->budget = budget != 0 && budget < NO_BUDGET ? (word)budget : NO_BUDGET;
+    pool->doors = door;
+    pool->door_size = (uint32_t)size;
     pool->class_count = class_count;
-    node *nodes = (node *)(void *)((uint8_t *)memory + sizeof(pt_pool));
+    memset(pool->sizes, 0xFF, sizeof pool->sizes); /* where each search ends */
+    node *nodes = (node *)(void *)(pool + 1);
     for (uint8_t index = 0; index < class_count; index++) {
         size_class *class = &pool->classes[index];
         pool->sizes[index] = classes[index].buffer_size;
@@ -245,20 +217,20 @@ pt_pool *pt_pool_init(void *memory, const pt_pool_class *classes, uint8_t class_
         class->nodes = nodes;
         nodes += class->capacity;
     }
-    return pool;
+    return door;
 }
 
 uint64_t pt_pool_cleanup(pt_pool *pool)
 {
     pt_pool_statistics statistics;
-    pt_pool_trim(pool);
+    (void)trim(pool->shared, NULL);
     pt_pool_get_statistics(pool, &statistics);
     PT_ASSERT((statistics.in_use == 0) == (statistics.bytes == 0));
     return statistics.in_use;
 }
 
 /* Nothing is free: a node of a class with a buffer made for it. NO_NODE when there is none. */
-static uint32_t make_node(pt_pool *pool, uint8_t class_index, int is_share)
+static uint32_t make_node(shared_pool *pool, uint8_t class_index, int is_share)
 {
     size_class *class = &pool->classes[class_index];
     uint32_t index = take_empty(class);
@@ -270,59 +242,134 @@ static uint32_t make_node(pt_pool *pool, uint8_t class_index, int is_share)
     return index;
 }
 
-static inline class_counts *counts_of(pt_pool *pool, uint8_t class_index)
+/* A shelf has no lock: its context alone puts buffers there, and anybody takes them by exchange. So
+ * what nobody has borrowed serves everybody who needs it, wherever it lies. */
+static inline uint32_t take_own(pt_pool *door, uint8_t class_index)
 {
-    PT_ASSERT(class_index < pool->class_count);
-
-    return &pool->counts[PT_POOL_COUNTS ? class_index : 0];
+#if PT_ATOMICS
+    place *own = &door->places[class_index];
+    PT_ASSERT(own->top <= PT_POOL_OWN && (door->is_own || own->top == 0));
+    while (own->top != 0) {
+        uint32_t found = link_take(&own->shelf[--own->top]);
+        if (found != 0) /* else another has taken it */
+            return found - 1;
+    }
+#endif
+    (void)door;
+    (void)class_index;
+    return NO_NODE;
 }
 
-static void count_acquire(pt_pool *pool, uint8_t class_index)
+/* 0: there is no room, though others may have taken what lay below the top. */
+static inline int put_own(pt_pool *door, uint8_t class_index, uint32_t index)
 {
-    class_counts *counts = counts_of(pool, class_index);
-    word acquires = cell_add(&counts->acquires, 1);
+#if PT_ATOMICS
+    place *own = &door->places[class_index];
+    uint32_t at = own->top;
+    PT_ASSERT(at <= PT_POOL_OWN && index < door->shared->classes[class_index].capacity);
+    if (!door->is_own)
+        return 0;
+    if (at < PT_POOL_OWN)
+        own->top++;
+    else
+        for (at = 0; at < PT_POOL_OWN && link_get(&own->shelf[at]) != 0;)
+            at++;
+    if (at == PT_POOL_OWN)
+        return 0;
+    PT_ASSERT(link_get(&own->shelf[at]) == 0);
+    link_put(&own->shelf[at], index + 1);
+    return 1;
+#else
+    (void)door;
+    (void)class_index;
+    (void)index;
+    return 0;
+#endif
+}
+
+/* Whatever is free, on the list or on anybody's shelf. */
+static uint32_t take_any(shared_pool *pool, uint8_t class_index)
+{
+    size_class *class = &pool->classes[class_index];
+    uint32_t index = pop(&class->free, class->nodes);
+#if PT_ATOMICS
+    for (uint32_t each = next_door(pool, 0); index == NO_NODE && each != 0;
+         each = next_door(pool, each)) {
+        place *other = place_of(door_at(pool, each), class_index);
+        for (uint32_t at = 0; index == NO_NODE && at < PT_POOL_OWN; at++) {
+            if (link_get(&other->shelf[at]) != 0)
+                index = link_take(&other->shelf[at]) - 1;
+        }
+    }
+#endif
+    PT_ASSERT(index == NO_NODE || index < class->capacity);
+    return index;
+}
+
+static inline word count(const pt_pool *door, cell *counted)
+{
+    return door->is_own ? cell_count(counted) : cell_add(counted, 1);
+}
+
+static inline void count_acquire(const pt_pool *door, place *at)
+{
+    word acquires = count(door, &at->acquires);
 #if PT_POOL_COUNTS
-    word returns = cell_get(&counts->returns);
+    word returns = cell_get(&at->returns);
     if (returns < acquires) /* else others were fast: they have returned what they took later */
-        raise_to(&counts->high_water, acquires - returns);
+        raise_to(&at->high_water, acquires - returns);
 #else
     (void)acquires;
 #endif
 }
 
-static uint8_t *acquire(pt_pool *pool, uint32_t size, int is_share)
+/* Nothing lies on the shelf. NO_NODE, and counted, when there is nothing anywhere. */
+static uint32_t find_node(shared_pool *pool, uint8_t class_index, int is_share, int *was_free)
 {
-    PT_ASSERT(pool->class_count >= 1 && pool->class_count <= PT_POOL_MAX_CLASSES);
-
-    uint8_t class_index = 0;
-    while (class_index < pool->class_count && size > pool->sizes[class_index])
-        class_index++;
-    if (size == 0 || class_index == pool->class_count)
-        return NULL;
+    PT_ASSERT(class_index < pool->class_count);
 
     size_class *class = &pool->classes[class_index];
     uint32_t index = pop(&class->free, class->nodes);
-    int was_free = index != NO_NODE;
-    if (!was_free) {
+    *was_free = index != NO_NODE;
+    if (index == NO_NODE)
         index = make_node(pool, class_index, is_share);
-        if (index == NO_NODE) { /* another thread may have returned one since we looked */
-            index = pop(&class->free, class->nodes);
-            was_free = 1;
-        }
+    if (index == NO_NODE) { /* others may keep one, or have returned one since we looked */
+        index = take_any(pool, class_index);
+        *was_free = 1;
     }
-    if (index == NO_NODE) {
+    if (index == NO_NODE)
         (void)cell_add(&pool->refusals, 1);
-        return NULL;
-    }
+    PT_ASSERT(index == NO_NODE || index < class->capacity);
+    return index;
+}
 
-    buffer_header *header = class->nodes[index].memory;
+static inline uint8_t *acquire(pt_pool *door, uint32_t size, int is_share)
+{
+    shared_pool *pool = door->shared;
+    PT_ASSERT(pool->class_count >= 1 && pool->class_count <= PT_POOL_MAX_CLASSES);
+
+    uint32_t fits = 0;
+    while (size > pool->sizes[fits])
+        fits++;
+    if (size == 0 || fits == pool->class_count)
+        return NULL;
+    uint8_t class_index = (uint8_t)fits;
+
+    int was_free = 1;
+    uint32_t index = take_own(door, class_index);
+    if (index == NO_NODE)
+        index = find_node(pool, class_index, is_share, &was_free);
+    if (index == NO_NODE)
+        return NULL;
+
+    buffer_header *header = pool->classes[class_index].nodes[index].memory;
     PT_ASSERT(header->node_index == index && header->class_index == class_index);
     PT_ASSERT(size <= header->buffer_size);
     PT_ASSERT(cell_get(&header->check) == check_value(pool, BUFFER_FREE)); /* nobody else has it */
     header->is_share = (uint8_t)is_share;
     if (is_share && was_free)
         leave_budget(pool, class_index);
-    count_acquire(pool, class_index);
+    count_acquire(door, place_of(door, class_index));
     cell_set(&header->check, check_value(pool, BUFFER_LENT));
     return (uint8_t *)(header + 1);
 }
@@ -347,8 +394,20 @@ int pt_pool_is_share(const uint8_t *buffer)
     return ((const buffer_header *)(const void *)(buffer - sizeof(buffer_header)))->is_share;
 }
 
-int pt_pool_release(pt_pool *pool, uint8_t *buffer, uint32_t used)
+/* Keep a buffer for whoever comes, or free it when so many are kept already. */
+static void put_free(shared_pool *pool, uint8_t class_index, uint32_t index)
 {
+    size_class *class = &pool->classes[class_index];
+    PT_ASSERT(index < class->capacity);
+    if (!push(&class->free, class->nodes, index, class->kept)) {
+        free_buffer(pool, class_index, index);
+        leave_budget(pool, class_index);
+    }
+}
+
+int pt_pool_release(pt_pool *door, uint8_t *buffer, uint32_t used)
+{
+    shared_pool *pool = door->shared;
     buffer_header *header = header_of(buffer);
     int is_lent =
         cell_claim(&header->check, check_value(pool, BUFFER_LENT), check_value(pool, BUFFER_FREE));
@@ -359,28 +418,30 @@ int pt_pool_release(pt_pool *pool, uint8_t *buffer, uint32_t used)
     PT_ASSERT(used <= header->buffer_size);
 
     uint8_t class_index = header->class_index;
-    size_class *class = &pool->classes[class_index];
     uint32_t index = header->node_index;
-    PT_ASSERT(index < class->capacity);
-    PT_ASSERT(class->nodes[index].memory == header);
+    PT_ASSERT(index < pool->classes[class_index].capacity);
+    PT_ASSERT(pool->classes[class_index].nodes[index].memory == header);
     memset(buffer, 0, used <= header->buffer_size ? used : header->buffer_size);
-    (void)cell_add(&counts_of(pool, class_index)->returns, 1);
+    (void)count(door, &place_of(door, class_index)->returns);
     if (header->is_share && !reserve_bytes(pool, buffer_cost(pool, class_index))) {
         free_buffer(pool, class_index, index);
-    } else if (!push(&class->free, class->nodes, index, class->kept)) {
-        free_buffer(pool, class_index, index);
-        leave_budget(pool, class_index);
+    } else if (!put_own(door, class_index, index)) {
+        put_free(pool, class_index, index);
     }
     return PT_OK;
 }
 
-size_t pt_pool_trim(pt_pool *pool)
+/* Free what lies on the list and on one shelf; NULL: on all. Returns the bytes. */
+static size_t trim(shared_pool *pool, pt_pool *only)
 {
     size_t freed = 0;
     for (uint8_t class_index = 0; class_index < pool->class_count; class_index++) {
         size_class *class = &pool->classes[class_index];
         for (uint32_t round = 0; round < class->capacity; round++) {
-            uint32_t index = pop(&class->free, class->nodes);
+            uint32_t index = only == NULL ? NO_NODE : take_own(only, class_index);
+            if (index == NO_NODE)
+                index =
+                    only == NULL ? take_any(pool, class_index) : pop(&class->free, class->nodes);
             if (index == NO_NODE)
                 break;
             free_buffer(pool, class_index, index);
@@ -391,95 +452,86 @@ size_t pt_pool_trim(pt_pool *pool)
     return freed;
 }
 
-int pt_pool_is_scarce(pt_pool *pool)
+size_t pt_pool_trim(pt_pool *pool)
 {
+    PT_ASSERT(pool->shared->doors != NULL);
+
+    return trim(pool->shared, pool->is_own ? pool : NULL);
+}
+
+pt_pool *pt_pool_join(pt_pool *any)
+{
+    shared_pool *pool = any->shared;
+    PT_ASSERT(pool->doors->shared == pool);
+#if PT_ATOMICS
+    word taken = cell_get(&pool->taken);
+    for (uint32_t index = 0; index < OWN_DOORS; index++) {
+        word bit = (word)1 << index;
+        while ((taken & bit) == 0) {
+            if (!cell_swap(&pool->taken, &taken, taken | bit))
+                continue;
+            pt_pool *door = door_at(pool, index + 1);
+            word opened = cell_get(&pool->opened);
+            if ((opened & bit) == 0) {
+                memset(door, 0, pool->door_size - APART);
+                door->shared = pool;
+                while (!cell_swap(&pool->opened, &opened, opened | bit))
+                    ;
+            }
+            door->is_own = 1;
+            return door;
+        }
+    }
+#endif
+    return pool->doors;
+}
+
+#if PT_ATOMICS
+static word count_lent(const pt_pool *door)
+{
+    word lent = 0;
+    PT_ASSERT(door != door->shared->doors);
+    for (uint8_t index = 0; index < door->shared->class_count; index++)
+        lent += cell_get(&door->places[index].acquires) - cell_get(&door->places[index].returns);
+    return lent;
+}
+#endif
+
+void pt_pool_leave(pt_pool *door)
+{
+#if PT_ATOMICS
+    if (!door->is_own)
+        return;
+    PT_ASSERT(door != door->shared->doors);
+    (void)trim(door->shared, door);
+    door->is_own = 0; /* what is still lent goes back to the list */
+    word bit = (word)1 << (((size_t)((uint8_t *)door - (uint8_t *)door->shared->doors)) /
+                               door->shared->door_size -
+                           1);
+    word taken = cell_get(&door->shared->taken);
+    PT_ASSERT(taken & bit);
+    /* else a late return would meet the next context at this door */
+    while (count_lent(door) == 0 && !cell_swap(&door->shared->taken, &taken, taken & ~bit))
+        ;
+#else
+    (void)door;
+#endif
+}
+
+int pt_pool_is_scarce(pt_pool *door)
+{
+    shared_pool *pool = door->shared;
     PT_ASSERT(cell_get(&pool->budgeted) <= pool->budget);
     word enough = pool->budget / 8;
     if (pool->budget == NO_BUDGET || pool->budget - cell_get(&pool->budgeted) >= enough)
         return 0;
-    (void)pt_pool_trim(pool);
+    (void)trim(pool, NULL);
     return pool->budget - cell_get(&pool->budgeted) < enough;
 }
 
-uint32_t pt_pool_largest(const pt_pool *pool)
+uint32_t pt_pool_largest(const pt_pool *door)
 {
-    return pool->sizes[pool->class_count - 1];
-}
+    PT_ASSERT(door->shared->sizes[door->shared->class_count] == UINT32_MAX);
 
-uint32_t pt_pool_acquires(const pt_pool *pool)
-{
-    uint32_t acquires = 0;
-    for (uint8_t index = 0; index < COUNTED(pool); index++)
-        acquires += (uint32_t)cell_get(&pool->counts[index].acquires);
-    return acquires;
+    return door->shared->sizes[door->shared->class_count - 1];
 }
-
-/* Buffers that exist, and those that are being made. */
-static word count_buffers(const size_class *class)
-{
-    word empty = head_count(cell_get(&class->empty)); /* before touched, which only rises */
-    word touched = cell_get(&class->touched);
-    PT_ASSERT(empty <= touched && touched <= class->capacity);
-    return touched - empty;
-}
-
-void pt_pool_get_statistics(const pt_pool *pool, pt_pool_statistics *out)
-{
-    word acquires = 0, returns = 0, buffers = 0;
-    for (uint8_t index = 0; index < COUNTED(pool); index++) {
-        returns += cell_get(&pool->counts[index].returns); /* before acquires: never more */
-        acquires += cell_get(&pool->counts[index].acquires);
-    }
-    for (uint8_t index = 0; index < pool->class_count; index++)
-        buffers += count_buffers(&pool->classes[index]);
-    out->acquires = acquires;
-    out->allocations = cell_get(&pool->allocations);
-    out->refusals = cell_get(&pool->refusals);
-    out->returns = returns;
-    out->bytes = cell_get(&pool->bytes);
-    out->peak_bytes = cell_get(&pool->peak_bytes);
-    out->in_use = acquires - returns;
-    out->buffers = buffers;
-}
-
-#if PT_POOL_COUNTS
-void pt_pool_get_class_statistics(const pt_pool *pool, uint8_t class_index,
-                                  pt_pool_class_statistics *out)
-{
-    PT_ASSERT(class_index < pool->class_count);
-
-    const class_counts *counts = &pool->counts[class_index];
-    out->high_water = cell_get(&counts->high_water);
-    out->returns = cell_get(&counts->returns);
-    out->acquires = cell_get(&counts->acquires);
-    out->allocations = cell_get(&counts->allocations);
-    out->in_use = out->acquires - out->returns;
-    out->buffers = count_buffers(&pool->classes[class_index]);
-}
-#endif
-
-#if PT_ASSERTIONS
-void pt_pool_check(const pt_pool *pool)
-{
-    pt_pool_statistics statistics;
-    pt_pool_get_statistics(pool, &statistics);
-    PT_ASSERT(cell_get(&pool->budgeted) <= pool->budget);
-    PT_ASSERT(statistics.bytes <= statistics.peak_bytes);
-    PT_ASSERT(statistics.returns <= statistics.acquires);
-    PT_ASSERT(statistics.allocations <= statistics.acquires);
-    for (uint8_t index = 0; index < pool->class_count; index++) {
-        const size_class *class = &pool->classes[index];
-        PT_ASSERT(index == 0 || pool->sizes[index] > pool->sizes[index - 1]);
-        PT_ASSERT(cell_get(&class->touched) <= class->capacity);
-        word head = cell_get(&class->free);
-        uint32_t first = head_link(head);
-        PT_ASSERT((first == 0) == (head_count(head) == 0) && head_count(head) <= class->kept);
-        PT_ASSERT(first <= cell_get(&class->touched));
-        if (first == 0)
-            continue;
-        const buffer_header *header = class->nodes[first - 1].memory;
-        PT_ASSERT(header != NULL && cell_get(&header->check) == check_value(pool, BUFFER_FREE));
-        PT_ASSERT(header->class_index == index && header->node_index == first - 1);
-    }
-}
-#endif

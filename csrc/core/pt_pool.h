@@ -7,6 +7,10 @@
  * class has two bounds, on the buffers that exist and on the free ones that are kept, and all
  * classes together have a byte budget, beside which stand the shares: what each of a bounded number
  * of borrowers may always have, however much the others hold.
+ *
+ * One pool may serve several contexts. Each joins it and keeps a few free buffers of each class for
+ * itself, so that it meets the others only beyond those; when one of them needs memory it takes
+ * what another keeps.
  */
 #ifndef PT_POOL_H
 #define PT_POOL_H
@@ -49,12 +53,13 @@ typedef struct pt_pool_class_statistics {
     uint64_t allocations;
     uint64_t returns;
     uint64_t in_use;
-    uint64_t high_water; /* the most that were lent at once; while threads race it may miss as many
-                            buffers as there are threads */
+    uint64_t high_water; /* the most that one door lent at once, summed; while threads
+                            race at one door it may miss as many buffers as there are threads */
     uint64_t buffers;
 } pt_pool_class_statistics;
 
-typedef struct pt_pool pt_pool; /* opaque: it holds atomics */
+/* A door to a pool, and with it the pool; opaque: it holds atomics. */
+typedef struct pt_pool pt_pool;
 
 /* Bytes of memory that a pool with these classes needs for itself (8-aligned, from the caller, kept
  * until cleanup; most of it is not touched before so many buffers exist); 0 when the classes are
@@ -92,9 +97,21 @@ uint32_t pt_pool_buffer_size(const uint8_t *buffer);
  * process). */
 int pt_pool_release(pt_pool *pool, uint8_t *buffer, uint32_t used);
 
-/* Give the memory of all free buffers back to the source. Returns the bytes freed, bookkeeping
+/* Give the memory of all free buffers back to the source; of those that contexts keep for
+ * themselves only this one's, when pool is a context's. Returns the bytes freed, bookkeeping
  * included. */
 size_t pt_pool_trim(pt_pool *pool);
+
+/* For one context, or one thread: the same pool, by a door of its own. It keeps up to PT_POOL_OWN
+ * free buffers of each class there, beside pt_pool_class.kept; what was borrowed by one door may be
+ * returned by another. Returns pool's first door, which any thread may use, when PT_POOL_CONTEXTS
+ * have one already. With more contexts than one, give a class as many buffers more: what one of
+ * them is just giving back is nobody's for a moment. */
+pt_pool *pt_pool_join(pt_pool *pool);
+
+/* The context ends: what it kept is freed. Buffers that are still lent may be returned here, from
+ * then on by any thread. */
+void pt_pool_leave(pt_pool *pool);
 
 /* 1 when less than an eighth of the budget can still be lent; frees what is not lent to find out.
  */
@@ -103,8 +120,8 @@ int pt_pool_is_scarce(pt_pool *pool);
 /* Usable bytes of the largest class. */
 uint32_t pt_pool_largest(const pt_pool *pool);
 
-/* Successful acquires so far, the low bits: unchanged between two looks means that nobody needed
- * the pool. */
+/* Successful acquires so far, the low bits, by this door and by those who have none of their own:
+ * unchanged between two looks means that none of them needed the pool. */
 uint32_t pt_pool_acquires(const pt_pool *pool);
 
 /* A snapshot; each number is exact, together they may be a moment apart while other threads borrow.

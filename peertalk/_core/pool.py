@@ -19,8 +19,9 @@ from peertalk._core.values import PoolClassStatistics, PoolStatistics
 class Buffer:
     """A lent buffer. view: writable, size bytes, zero at first; it ends with the release."""
 
-    def __init__(self, pool: BufferPool, pointer: Any, is_share: bool) -> None:
+    def __init__(self, pool: BufferPool, door: Any, pointer: Any, is_share: bool) -> None:
         self._pool = pool
+        self._door = door
         self._pointer = pointer
         self.is_share = is_share
         self.size: int = pool._lib.pt_pool_buffer_size(pointer)
@@ -48,7 +49,9 @@ class Buffer:
                 "a slice of this buffer's view is alive: release that first, then the buffer"
             )
         pointer, self._pointer = self._pointer, None
-        self._pool._take_back(pointer, self.size if used is None else min(used, self.size))
+        used = self.size if used is None else min(used, self.size)
+        self._pool._lib.pt_pool_release(self._door, pointer, used)
+        self._pool._settle()
 
 
 def own_pages(ffi: Any, kind: str, size: int, what: str) -> Any:
@@ -117,18 +120,22 @@ class BufferPool:
             OutOfMemory: class, budget or memory are used up (counted), or size is 0 or above the
                 largest class.
         """
+        return self._lend(self._pool, size, share)
+
+    def join(self) -> PoolDoor:
+        """A door for one thread, which keeps up to 8 free buffers of each class there; with 16 of
+        them about, the door that all others share."""
+        return PoolDoor(self)
+
+    def _lend(self, door: Any, size: int, share: bool) -> Buffer:
         acquire = self._lib.pt_pool_acquire_share if share else self._lib.pt_pool_acquire
-        pointer = acquire(self._pool, size) if 0 < size < 2**32 else self._ffi.NULL
+        pointer = acquire(door, size) if 0 < size < 2**32 else self._ffi.NULL
         if pointer == self._ffi.NULL:
             raise errors.OutOfMemory(
                 f"a buffer of {size:,} bytes: the pool has none to lend (its largest class "
                 f"has {self.largest:,})"
             )
-        return Buffer(self, pointer, share)
-
-    def _take_back(self, pointer: Any, used: int) -> None:
-        self._lib.pt_pool_release(self._pool, pointer, used)
-        self._settle()
+        return Buffer(self, door, pointer, share)
 
     def _settle(self) -> None:
         """Something came back: of a closed pool it is freed."""
@@ -193,3 +200,24 @@ class BufferPool:
     def __del__(self) -> None:
         if hasattr(self, "_pool"):
             self.close()
+
+
+class PoolDoor:
+    """One thread's way into a pool."""
+
+    def __init__(self, pool: BufferPool) -> None:
+        self._pool = pool
+        self._door = pool._lib.pt_pool_join(pool._pool)
+
+    def acquire(self, size: int, share: bool = False) -> Buffer:
+        """As of the pool; the buffer comes back by this door."""
+        return self._pool._lend(self._door, size, share)
+
+    def trim(self) -> int:
+        """Give the memory of what is free here, and not at other doors, back. Returns the bytes
+        freed."""
+        return int(self._pool._lib.pt_pool_trim(self._door))
+
+    def leave(self) -> None:
+        """Free what is kept here. What is still lent comes back later, by whichever thread."""
+        self._pool._lib.pt_pool_leave(self._door)

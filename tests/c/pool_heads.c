@@ -35,9 +35,9 @@ int main(void)
     static uint64_t seen[2 * STEPS];
     for (int step = 0; step < STEPS; step++) {
         uint8_t *buffer = pt_pool_acquire(pool, BUFFER_SIZE);
-        seen[2 * step] = cell_get(&pool->classes[0].free);
+        seen[2 * step] = cell_get(&pool->shared->classes[0].free);
         pt_pool_release(pool, buffer, 0);
-        seen[2 * step + 1] = cell_get(&pool->classes[0].free);
+        seen[2 * step + 1] = cell_get(&pool->shared->classes[0].free);
     }
     for (int step = 2; step < 2 * STEPS; step++) {
         for (int before = 1; before < step; before++)

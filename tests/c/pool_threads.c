@@ -1,8 +1,9 @@
 /* Threads that fight for a handful of buffers: no buffer has two borrowers, every returned byte is
  * wiped, the budget holds, and all comes back.
  *
- * usage: pool_threads ROUNDS [THREADS]. Exit status 0, or the process stops at what is wrong. Built
- * with assertions, best with ThreadSanitizer too.
+ * usage: pool_threads ROUNDS [THREADS [doors]]. doors: each thread has one of its own, so that all
+ * take from each other's shelves, and leaves it now and then. Exit status 0, or the process stops
+ * at what is wrong. Built with assertions, best with ThreadSanitizer too.
  */
 #include <pthread.h>
 #include <stdint.h>
@@ -10,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "pt_pool.h"
+#include "pt_check.h"
 
 #define EXPECT(condition) ((condition) ? (void)0 : __builtin_trap())
 #define MAX_THREADS       64
@@ -19,6 +20,7 @@
 
 static pt_pool *pool;
 static long rounds;
+static int has_doors;
 
 static void *allocate(void *context, size_t size)
 {
@@ -34,9 +36,9 @@ static void release(void *context, void *memory, size_t size)
 }
 
 /* Take a buffer and mark it. NULL: there was none. */
-static uint8_t *take(uint8_t mark)
+static uint8_t *take(pt_pool *door, uint8_t mark)
 {
-    uint8_t *buffer = pt_pool_acquire(pool, BUFFER_SIZE);
+    uint8_t *buffer = pt_pool_acquire(door, BUFFER_SIZE);
     if (buffer != NULL) {
         for (uint32_t at = 0; at < BUFFER_SIZE; at++)
             EXPECT(buffer[at] == 0);
@@ -45,13 +47,13 @@ static uint8_t *take(uint8_t mark)
     return buffer;
 }
 
-static void give(uint8_t *buffer, uint8_t mark)
+static void give(pt_pool *door, uint8_t *buffer, uint8_t mark)
 {
     if (buffer == NULL)
         return;
     for (uint32_t at = 0; at < BUFFER_SIZE; at++)
         EXPECT(buffer[at] == mark);
-    pt_pool_release(pool, buffer, BUFFER_SIZE);
+    EXPECT(pt_pool_release(door, buffer, BUFFER_SIZE) == PT_OK);
 }
 
 /* Two out, then back in the order in which they came: the top of the stack returns with another
@@ -59,16 +61,25 @@ static void give(uint8_t *buffer, uint8_t mark)
 static void *fight(void *argument)
 {
     uint8_t mark = *(const uint8_t *)argument;
+    pt_pool *door = has_doors ? pt_pool_join(pool) : pool;
     for (long round = 0; round < rounds; round++) {
-        uint8_t *first = take(mark);
-        uint8_t *second = take(mark);
-        give(first, mark);
-        uint8_t *third = take(mark);
-        give(second, mark);
-        give(third, mark);
+        uint8_t *first = take(door, mark);
+        uint8_t *second = take(door, mark);
+        give(door, first, mark);
+        uint8_t *third = take(door, mark);
+        give(door, second, mark);
+        give(door, third, mark);
         if (mark == 1 && round % 64 == 0)
             pt_pool_trim(pool);
+        if (has_doors && round % 256 == 255) {
+            pt_pool_leave(door);
+            door = pt_pool_join(pool);
+        }
+        if (has_doors && round % 64 == 63)
+            PT_CHECK(pt_pool_check(door));
     }
+    if (has_doors)
+        pt_pool_leave(door);
     return NULL;
 }
 
@@ -77,6 +88,7 @@ int main(int argc, char **argv)
     EXPECT(argc >= 2);
     rounds = strtol(argv[1], NULL, 10);
     int thread_count = argc > 2 ? atoi(argv[2]) : 8;
+    has_doors = argc > 3 && strcmp(argv[3], "doors") == 0;
     EXPECT(thread_count >= 1 && thread_count <= MAX_THREADS);
 
     static const pt_pool_class classes[] = {{BUFFER_SIZE, 5, 0}};
@@ -87,6 +99,12 @@ int main(int argc, char **argv)
     EXPECT(memory != NULL);
     pool = pt_pool_init(memory, classes, 1, 4 * BUFFER_COST, &source);
 
+    if (has_doors) { /* more than one from the start, as pt_pool_check() must know */
+        pt_pool *first = pt_pool_join(pool), *second = pt_pool_join(pool);
+        EXPECT(first != second && first != pool && second != pool);
+        pt_pool_leave(first);
+        pt_pool_leave(second);
+    }
     for (int index = 0; index < thread_count; index++) {
         marks[index] = (uint8_t)(index + 1);
         EXPECT(pthread_create(&threads[index], NULL, fight, &marks[index]) == 0);

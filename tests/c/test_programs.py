@@ -29,7 +29,7 @@ FLAGS = [
     "-Wshadow",
     "-Werror",
 ]
-POOL = ["csrc/core/pt_pool.c"]
+POOL = ["csrc/core/pt_pool.c", "csrc/core/pt_pool_counts.c"]
 
 
 @pytest.fixture
@@ -72,23 +72,30 @@ def run(program, *arguments):
     return done.returncode, done.stdout + done.stderr
 
 
-def test_eight_threads_never_borrow_the_same_buffer(build, rounds):
+DOORS = pytest.mark.parametrize(
+    "arguments", [("8",), ("8", "doors")], ids=["one door", "a door each"]
+)
+
+
+@DOORS
+def test_eight_threads_never_borrow_the_same_buffer(build, rounds, arguments):
     """A lock-free stack without its tag loses this fight within a second: a buffer then has two
     borrowers."""
-    assert run(build("pool_threads", POOL), str(rounds(200_000, 20_000_000))) == (0, "")
+    program = build("pool_threads", POOL)
+    assert run(program, str(rounds(200_000, 20_000_000)), *arguments) == (0, "")
 
 
 def test_the_head_of_a_free_list_never_shows_a_value_twice(build):
     """What the fight above needs two free processors for."""
-    assert run(build("pool_heads", [])) == (0, "")
+    assert run(build("pool_heads", POOL[1:])) == (0, "")
 
 
-def test_the_pool_has_no_data_race(build, rounds):
+@DOORS
+def test_the_pool_has_no_data_race(build, rounds, arguments):
     """ThreadSanitizer sees a missing order between threads even where this processor forgives
     it."""
-    assert run(
-        build("pool_threads", POOL, "-fsanitize=thread"), str(rounds(10_000, 1_000_000))
-    ) == (0, "")
+    program = build("pool_threads", POOL, "-fsanitize=thread")
+    assert run(program, str(rounds(10_000, 1_000_000)), *arguments) == (0, "")
 
 
 def test_the_pool_works_without_atomics_for_one_thread(build):

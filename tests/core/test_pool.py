@@ -17,6 +17,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from peertalk._numbers import POOL_CONTEXTS, POOL_OWN
 from peertalk.errors import InvalidArgument, InvalidState, OutOfMemory
 
 BOOKKEEPING = 16
@@ -180,6 +181,36 @@ def test_hits_and_use_are_counted_for_each_class(core):
         buffer.release()
 
 
+def test_a_door_keeps_eight_of_each_class_and_others_take_them_when_they_must(core):
+    """What a context keeps for itself must not be a reason to refuse another one."""
+    pool = core.BufferPool([(64, 12), (128, 4)], budget=12 * (64 + BOOKKEEPING))
+    first, second = pool.join(), pool.join()
+    for buffer in [first.acquire(64) for _ in range(12)]:
+        buffer.release()
+    assert pool.statistics().buffers == 12
+    lent = [second.acquire(64) for _ in range(12)]  # 4 from the list, 8 that the first one kept
+    assert pool.statistics().allocations == 12 and refused(first, 64)
+    for buffer in lent:
+        buffer.release()
+    large = first.acquire(128)  # the budget is the second one's, who has not borrowed
+    assert pool.statistics().buffers == 1
+    large.release()
+    for door in (first, second):
+        door.leave()
+    assert pool.statistics().buffers == 0
+
+
+def test_a_door_that_rests_leaves_what_the_others_keep(core):
+    """Else a context that rests would make a busy one allocate anew."""
+    pool = core.BufferPool([(64, 20)])
+    busy, rests = pool.join(), pool.join()
+    for door in (busy, rests):
+        for buffer in [door.acquire(64) for _ in range(8)]:
+            buffer.release()
+    assert rests.trim() == 8 * (64 + BOOKKEEPING)
+    assert busy.trim() == 8 * (64 + BOOKKEEPING)
+
+
 def test_each_allocation_may_fail_and_nothing_but_the_refusal_is_seen(core):
     """Memory runs out at the worst place: every place is tried, and the pool goes on afterwards."""
     sizes = [16, 16, 100, 100, 4112]
@@ -304,69 +335,123 @@ def test_close_says_how_many_buffers_are_still_lent(core):
 CLASSES = [(16, 3, 3), (64, 4, 1), (300, 4, 2)]
 
 
+class Door:
+    """What the oracle knows of one door: free buffers kept there, and how many it has lent."""
+
+    def __init__(self):
+        self.kept = dict.fromkeys((size for size, _, _ in CLASSES), 0)
+        self.lent = dict.fromkeys(((size, share) for size in self.kept for share in (0, 1)), 0)
+        self.high = dict.fromkeys(self.kept, 0)
+        self.room = 0
+        self.taken = False
+
+    def in_use(self, size):
+        return self.lent[size, 0] + self.lent[size, 1]
+
+
 class Oracle:
     """What a pool must do, as plain sums: no list of buffers, no memory."""
 
     def __init__(self, budget):
         self.budget = budget
         self.dry = False
-        self.lent = dict.fromkeys(((size, share) for size, _, _ in CLASSES for share in (0, 1)), 0)
-        self.free = dict.fromkeys((size for size, _, _ in CLASSES), 0)
+        self.listed = dict.fromkeys((size for size, _, _ in CLASSES), 0)
         self.counts = {size: [0, 0, 0] for size, _, _ in CLASSES}  # acquires, allocations, returns
-        self.high = dict.fromkeys(self.free, 0)
         self.refusals = self.peak = 0
+        self.doors = [Door()]
+
+    def join(self):
+        """The number of the door: the first that is not taken."""
+        number = next((at for at, door in enumerate(self.doors) if at and not door.taken), None)
+        if number is None:
+            if len(self.doors) > POOL_CONTEXTS:
+                return 0
+            number = len(self.doors)
+            self.doors.append(Door())
+        self.doors[number].taken, self.doors[number].room = True, POOL_OWN
+        return number
+
+    def leave(self, number):
+        door = self.doors[number]
+        if door.room:
+            self.trim(number)
+            door.room, door.taken = 0, any(door.lent.values())
 
     def in_use(self, size):
-        return self.lent[size, 0] + self.lent[size, 1]
+        return sum(door.in_use(size) for door in self.doors)
+
+    def free(self, size):
+        return self.listed[size] + sum(door.kept[size] for door in self.doors)
 
     def existing(self, size):
-        return self.in_use(size) + self.free[size]
+        return self.in_use(size) + self.free(size)
 
-    def held(self, beside=1):
-        """Bytes of all buffers; of those that the budget pays for (beside=0)."""
+    def held(self, beside=True):
+        """Bytes of all buffers; beside=False: of those that the budget pays for."""
         return sum(
             (size + BOOKKEEPING)
-            * (self.free[size] + self.lent[size, 0] + beside * self.lent[size, 1])
-            for size in self.free
+            * (self.existing(size) - (0 if beside else sum(d.lent[size, 1] for d in self.doors)))
+            for size in self.listed
         )
 
     def pays(self, size):
-        return not self.budget or self.held(0) + size + BOOKKEEPING <= self.budget
+        return not self.budget or self.held(beside=False) + size + BOOKKEEPING <= self.budget
 
-    def trim(self):
-        freed = sum((size + BOOKKEEPING) * count for size, count in self.free.items())
-        self.free = dict.fromkeys(self.free, 0)
-        return freed
+    def trim(self, number=0):
+        """Of one door, when that has room for some, and the list; else of all."""
+        before = self.held()
+        door = self.doors[number]
+        for each in [door] if door.room else self.doors:
+            each.kept = dict.fromkeys(each.kept, 0)
+        self.listed = dict.fromkeys(self.listed, 0)
+        return before - self.held()
 
-    def acquire(self, wanted, share):
+    def take_free(self, size, door):
+        """Of this door, the list, and once no other can be made, of any door."""
+        _, capacity, _ = next(each for each in CLASSES if each[0] == size)
+        if door.kept[size] or self.listed[size]:
+            place = door.kept if door.kept[size] else self.listed
+        elif self.existing(size) == capacity:
+            place = next((each.kept for each in self.doors if each.kept[size]), None)
+        else:
+            return False
+        if place is not None:
+            place[size] -= 1
+        return place is not None
+
+    def acquire(self, wanted, share, number):
         """The size of the buffer that is lent, or None."""
         size, capacity, _ = next(each for each in CLASSES if wanted <= each[0])
-        if self.free[size]:
-            self.free[size] -= 1
-        else:
+        door = self.doors[number]
+        if not self.take_free(size, door):
             if self.existing(size) < capacity and (self.dry or not (share or self.pays(size))):
                 self.trim()
             if self.existing(size) == capacity or self.dry or not (share or self.pays(size)):
                 self.refusals += 1
                 return None
             self.counts[size][1] += 1
-        self.lent[size, share] += 1
+        door.lent[size, share] += 1
+        door.high[size] = max(door.high[size], door.in_use(size))
         self.counts[size][0] += 1
-        self.high[size] = max(self.high[size], self.in_use(size))
         self.peak = max(self.peak, self.held())
         return size
 
-    def release(self, size, share):
+    def release(self, size, share, number):
         kept = next(each[2] for each in CLASSES if each[0] == size)
-        self.lent[size, share] -= 1
+        door = self.doors[number]
+        door.lent[size, share] -= 1
         self.counts[size][2] += 1
-        if self.free[size] < kept and self.pays(size):
-            self.free[size] += 1
+        if not self.pays(size):
+            return
+        if door.kept[size] < door.room:
+            door.kept[size] += 1
+        elif self.listed[size] < kept:
+            self.listed[size] += 1
 
     def statistics(self):
         acquires, allocations, returns = map(sum, zip(*self.counts.values(), strict=True))
-        buffers = sum(map(self.existing, self.free))
-        in_use = sum(map(self.in_use, self.free))
+        buffers = sum(map(self.existing, self.listed))
+        in_use = sum(map(self.in_use, self.listed))
         return (
             *(acquires, allocations, self.refusals, returns),
             *(self.held(), self.peak, in_use, buffers),
@@ -374,13 +459,18 @@ class Oracle:
 
     def class_statistics(self):
         return [
-            (size, *self.counts[size], self.in_use(size), self.high[size], self.existing(size))
-            for size in self.free
+            (
+                *(size, *self.counts[size], self.in_use(size)),
+                sum(door.high[size] for door in self.doors),
+                self.existing(size),
+            )
+            for size in self.listed
         ]
 
 
 class PoolModel(RuleBasedStateMachine):
-    """Any order of borrowing and returning against an oracle that keeps no buffers."""
+    """Any order of borrowing and returning, by any door, against an oracle that keeps no
+    buffers."""
 
     def __init__(self, core):
         super().__init__()
@@ -391,31 +481,47 @@ class PoolModel(RuleBasedStateMachine):
     def make(self, budget):
         self.pool = self.core.BufferPool(CLASSES, budget=budget)
         self.oracle = Oracle(budget)
+        self.doors = [(self.pool, 0)]
 
-    @rule(size=st.integers(1, 300), fill=st.integers(1, 255), share=st.booleans())
-    def acquire(self, size, fill, share):
-        expected = self.oracle.acquire(size, share)
+    @rule(count=st.sampled_from([1, 1, 1, POOL_CONTEXTS]))
+    def join(self, count):
+        for _ in range(count):
+            if len(self.doors) < POOL_CONTEXTS + 3:
+                self.doors.append((self.pool.join(), self.oracle.join()))
+
+    @precondition(lambda self: len(self.doors) > 1)
+    @rule(data=st.data())
+    def leave(self, data):
+        door, number = self.doors.pop(data.draw(st.integers(1, len(self.doors) - 1)))
+        door.leave()
+        self.oracle.leave(number)
+
+    @rule(data=st.data(), size=st.integers(1, 300), fill=st.integers(1, 255), share=st.booleans())
+    def acquire(self, data, size, fill, share):
+        door, number = data.draw(st.sampled_from(self.doors))
+        expected = self.oracle.acquire(size, share, number)
         if expected is None:
             with pytest.raises(OutOfMemory):
-                self.pool.acquire(size, share=share)
+                door.acquire(size, share=share)
             return
-        buffer = self.pool.acquire(size, share=share)
+        buffer = door.acquire(size, share=share)
         assert buffer.size == expected
         assert bytes(buffer.view) == bytes(expected)
         buffer.view[:] = bytes([fill]) * expected
-        self.lent.append((buffer, fill))
+        self.lent.append((buffer, fill, number))
 
     @precondition(lambda self: self.lent)
     @rule(data=st.data())
     def release(self, data):
-        buffer, fill = self.lent.pop(data.draw(st.integers(0, len(self.lent) - 1)))
+        buffer, fill, number = self.lent.pop(data.draw(st.integers(0, len(self.lent) - 1)))
         assert bytes(buffer.view) == bytes([fill]) * buffer.size  # nobody else wrote here
         buffer.release()
-        self.oracle.release(buffer.size, buffer.is_share)
+        self.oracle.release(buffer.size, buffer.is_share, number)
 
-    @rule()
-    def trim(self):
-        assert self.pool.trim() == self.oracle.trim()
+    @rule(data=st.data())
+    def trim(self, data):
+        door, number = data.draw(st.sampled_from(self.doors))
+        assert door.trim() == self.oracle.trim(number)
 
     @rule(dry=st.booleans())
     def change_memory(self, dry):
@@ -430,7 +536,7 @@ class PoolModel(RuleBasedStateMachine):
 
     def teardown(self):
         if hasattr(self, "pool"):
-            for buffer, _ in self.lent:
+            for buffer, _, _ in self.lent:
                 buffer.release()
             assert self.pool.close() == 0
 
@@ -444,7 +550,8 @@ def test_every_counter_equals_the_sum_of_what_was_done(core):
     )
 
 
-def test_threads_that_share_a_pool_never_share_a_buffer(core, rounds):
+@pytest.mark.parametrize("doors", [False, True], ids=["one door", "a door each"])
+def test_threads_that_share_a_pool_never_share_a_buffer(core, rounds, doors):
     """Workers borrow from one pool at the same time, and the C calls run without the interpreter's
     lock."""
     pool = core.BufferPool([(16, 5), (64, 6)], budget=500)
@@ -453,21 +560,24 @@ def test_threads_that_share_a_pool_never_share_a_buffer(core, rounds):
     start = threading.Barrier(8)
 
     def borrow(number):
+        door = pool.join() if doors else pool
         start.wait()
         mark = bytes([number])
         for turn in range(turns):
             try:
-                buffer = pool.acquire(1 + (turn * 7 + number) % 64)
+                buffer = door.acquire(1 + (turn * 7 + number) % 64)
             except OutOfMemory:
                 continue
             if bytes(buffer.view) != bytes(buffer.size):
                 faults.append("not wiped")
             buffer.view[:] = mark * buffer.size
             if turn % 100 == number:
-                pool.trim()
+                door.trim()
             if bytes(buffer.view) != mark * buffer.size:
                 faults.append("two borrowers")
             buffer.release()
+        if doors:
+            door.leave()
 
     threads = [threading.Thread(target=borrow, args=(number,)) for number in range(1, 9)]
     for thread in threads:

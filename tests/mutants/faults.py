@@ -135,6 +135,33 @@ FAULTS = (
         ("tests/c/test_programs.py::test_the_head_of_a_free_list_never_shows_a_value_twice",),
     ),
     Fault(
+        "pool-kept",
+        "csrc/core/pt_pool_inside.h",
+        "if (head_count(seen) >= limit)",
+        "if (head_count(seen) > limit)",
+        "a class keeps no more free buffers than it may",
+        ("tests/core/test_pool.py::test_what_comes_back_beyond_the_kept_ones_is_freed",),
+    ),
+    Fault(
+        "pool-returned-twice",
+        "csrc/core/pt_pool.c",
+        "    if (!is_lent)\n        return PT_ERR_INVALID_PARAM;",
+        "",
+        "a release build refuses a buffer that is returned twice",
+        ("tests/c/test_programs.py::test_without_assertions_a_buffer_returned_wrongly_is_refused",),
+    ),
+    Fault(
+        "pool-shelves",
+        "csrc/core/pt_pool.c",
+        "if (link_get(&other->shelf[at]) != 0)",
+        "if (0)",
+        "what a context keeps for itself serves another one that needs it",
+        (
+            "tests/core/test_pool.py::"
+            "test_a_door_keeps_eight_of_each_class_and_others_take_them_when_they_must",
+        ),
+    ),
+    Fault(
         "pool-share-budget",
         "csrc/core/pt_pool.c",
         "if (is_share && was_free)\n        leave_budget",

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from peertalk._core.values import PoolClassStatistics, PoolStatistics
-from peertalk._numbers import POOL_MAX_CLASSES
+from peertalk._numbers import POOL_CONTEXTS, POOL_MAX_CLASSES, POOL_OWN
 from peertalk.errors import InvalidArgument, InvalidState, OutOfMemory
 
 BOOKKEEPING = 16
@@ -35,7 +35,6 @@ class _SizeClass:
     acquires: int = 0
     allocations: int = 0
     returns: int = 0
-    high_water: int = 0
     existing: int = 0
     free: list[bytearray] = field(default_factory=list)
 
@@ -44,16 +43,27 @@ class _SizeClass:
         return self.buffer_size + BOOKKEEPING
 
 
+class _Place:
+    """What a door has of one class: the buffers on its shelf, and how many it has lent, now and at
+    most."""
+
+    __slots__ = ("high_water", "lent", "shelf")
+
+    def __init__(self) -> None:
+        self.shelf: list[bytearray] = []
+        self.lent = self.high_water = 0
+
+
 class Buffer:
     """A lent buffer. view: writable, `size` bytes, zero at first; it ends with the release."""
 
     def __init__(
-        self, pool: BufferPool, size_class: _SizeClass, memory: bytearray, is_share: bool
+        self, door: PoolDoor, size_class: _SizeClass, memory: bytearray, is_share: bool
     ) -> None:
         self.size = size_class.buffer_size
         self.is_share = is_share
         self.view = memoryview(memory)
-        self._pool = pool
+        self._door = door
         self._size_class = size_class
         self._memory: bytearray | None = memory
 
@@ -78,8 +88,8 @@ class Buffer:
             ) from None
         memory.pop()
         self._memory = None
-        self._pool._take_back(
-            self._size_class, memory, self.size if used is None else used, self.is_share
+        self._door._pool._take_back(
+            self._door, self._size_class, memory, self.size if used is None else used, self.is_share
         )
 
 
@@ -126,6 +136,7 @@ class BufferPool:
         self._bytes = self._peak_bytes = self._budgeted = 0
         self._attempts = self._fail_at = 0
         self._closed = False
+        self._doors = [PoolDoor(self)]
 
     def acquire(self, size: int, share: bool = False) -> Buffer:
         """Borrow a zeroed buffer of at least size bytes, from the smallest class that holds it; a
@@ -135,34 +146,64 @@ class BufferPool:
             OutOfMemory: class, budget or memory are used up (counted), or size is 0 or above the
                 largest class.
         """
+        return self._lend(self._doors[0], size, share)
+
+    def join(self) -> PoolDoor:
+        """A door for one thread, which keeps up to 8 free buffers of each class there; with 16 of
+        them about, the door that all others share."""
+        with self._lock:
+            door = next((each for each in self._doors[1:] if not each._taken), None)
+            if door is None:
+                if len(self._doors) > POOL_CONTEXTS:
+                    return self._doors[0]
+                door = PoolDoor(self)
+                self._doors.append(door)
+            door._taken = True
+            door._room = POOL_OWN
+            return door
+
+    def _lend(self, door: PoolDoor, size: int, share: bool) -> Buffer:
         size_class = next((each for each in self._classes if 0 < size <= each.buffer_size), None)
         if size_class is None:
             raise OutOfMemory(
                 f"a buffer of {size:,} bytes: the pool lends 1 to {self._classes[-1].buffer_size:,}"
             )
+        place = door._places[self._classes.index(size_class)]
         with self._lock:
-            if size_class.free:
-                memory = size_class.free.pop()
-                self._budgeted -= size_class.cost if share else 0
-            else:
+            free = self._free(size_class, place)
+            if free is None:
                 refusal = self._refusal(size_class, share)
                 while refusal is not None and (
                     size_class.existing < size_class.capacity and self._trim()
                 ):
                     refusal = self._refusal(size_class, share)
                 if refusal is not None:
-                    self._refusals += 1
-                    raise OutOfMemory(f"a buffer of {size:,} bytes: {refusal}")
-                memory = bytearray(size_class.buffer_size)
+                    free = self._free(size_class, *self._places(size_class))
+                    if free is None:
+                        self._refusals += 1
+                        raise OutOfMemory(f"a buffer of {size:,} bytes: {refusal}")
+            if free is None:
+                free = bytearray(size_class.buffer_size)
                 size_class.existing += 1
                 size_class.allocations += 1
                 self._bytes += size_class.cost
                 self._budgeted += 0 if share else size_class.cost
                 self._peak_bytes = max(self._peak_bytes, self._bytes)
+            else:
+                self._budgeted -= size_class.cost if share else 0
             size_class.acquires += 1
-            in_use = size_class.acquires - size_class.returns
-            size_class.high_water = max(size_class.high_water, in_use)
-        return Buffer(self, size_class, memory, share)
+            place.lent += 1
+            place.high_water = max(place.high_water, place.lent)
+        return Buffer(door, size_class, free, share)
+
+    def _places(self, size_class: _SizeClass) -> list[_Place]:
+        index = self._classes.index(size_class)
+        return [door._places[index] for door in self._doors]
+
+    def _free(self, size_class: _SizeClass, *places: _Place) -> bytearray | None:
+        """A free buffer from the first of these places that has one, else from the list."""
+        shelf = next((place.shelf for place in places if place.shelf), size_class.free)
+        return shelf.pop() if shelf else None
 
     def _refusal(self, size_class: _SizeClass, share: bool) -> str | None:
         """Why another buffer of this class cannot be made; None: it can."""
@@ -181,15 +222,23 @@ class BufferPool:
         return None
 
     def _take_back(
-        self, size_class: _SizeClass, memory: bytearray, used: int, is_share: bool
+        self,
+        door: PoolDoor,
+        size_class: _SizeClass,
+        memory: bytearray,
+        used: int,
+        is_share: bool,
     ) -> None:
         memory[:used] = bytes(min(used, size_class.buffer_size))
         with self._lock:
+            place = door._places[self._classes.index(size_class)]
+            place.lent -= 1
             size_class.returns += 1
             self._budgeted -= 0 if is_share else size_class.cost
             payable = not self._budget or self._budgeted + size_class.cost <= self._budget
-            if payable and len(size_class.free) < size_class.kept:
-                size_class.free.append(memory)
+            has_room = len(place.shelf) < door._room
+            if payable and (has_room or len(size_class.free) < size_class.kept):
+                (place.shelf if has_room else size_class.free).append(memory)
                 self._budgeted += size_class.cost
             else:
                 size_class.existing -= 1
@@ -202,11 +251,15 @@ class BufferPool:
         with self._lock:
             return self._trim()
 
-    def _trim(self) -> int:
+    def _trim(self, only: PoolDoor | None = None) -> int:
+        """Of all doors, or of one, what is free; and what lies on the list."""
         freed = 0
-        for size_class in self._classes:
-            count = len(size_class.free)
-            size_class.free.clear()
+        for index, size_class in enumerate(self._classes):
+            doors = self._doors if only is None else [only]
+            lists = [size_class.free, *(door._places[index].shelf for door in doors)]
+            count = sum(map(len, lists))
+            for each in lists:
+                each.clear()
             size_class.existing -= count
             freed += count * size_class.cost
         self._bytes -= freed
@@ -252,7 +305,7 @@ class BufferPool:
                     each.allocations,
                     each.returns,
                     each.acquires - each.returns,
-                    each.high_water,
+                    sum(place.high_water for place in self._places(each)),
                     each.existing,
                 )
                 for each in self._classes
@@ -275,3 +328,31 @@ class BufferPool:
         self._closed = True
         self.trim()
         return self.statistics().in_use
+
+
+class PoolDoor:
+    """One thread's way into a pool; the first one is everybody's, and keeps nothing."""
+
+    def __init__(self, pool: BufferPool) -> None:
+        self._pool = pool
+        self._taken = False
+        self._room = 0
+        self._places = [_Place() for _ in pool._classes]
+
+    def acquire(self, size: int, share: bool = False) -> Buffer:
+        """As of the pool; the buffer comes back by this door."""
+        return self._pool._lend(self, size, share)
+
+    def trim(self) -> int:
+        """Give the memory of what is free here, and not at other doors, back. Returns the bytes
+        freed."""
+        with self._pool._lock:
+            return self._pool._trim(self if self._room else None)
+
+    def leave(self) -> None:
+        """Free what is kept here. What is still lent comes back later, by whichever thread."""
+        with self._pool._lock:
+            if self._room:
+                self._pool._trim(self)
+                self._room = 0
+                self._taken = sum(place.lent for place in self._places) != 0
