@@ -46,7 +46,7 @@ EXTRA = {
     "crc_ways": (),
     "ingest_formats": (),
     "pool_twice": ("once",),
-    "pool_threads": ("2000", "4"),
+    "pool_threads": ("2000", "4", "doors"),
     "mactcp_rules": (),
     "ot_rules": (),
 }
