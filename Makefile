@@ -15,7 +15,7 @@ GCC ?= gcc
 PY := .venv/bin/python
 SOURCES := $(wildcard csrc/*/*.c csrc/*/*.h) build_ffi.py
 C_FILES := $(wildcard csrc/*/*.c)
-FORMATTED_C := $(wildcard csrc/*/*.[ch] tests/c/*.[ch] tests/c/*/*.[ch] tests/fuzz/*.[ch])
+FORMATTED_C := $(wildcard csrc/*/*.[ch] bench/*.c tests/c/*.[ch] tests/c/*/*.[ch] tests/fuzz/*.[ch])
 C_WARNINGS := -std=c11 -Wall -Wextra -Wconversion -Wshadow -Wpedantic -Werror
 C_INCLUDES := -Icsrc/core -Icsrc/sim -Icsrc/classic -Icsrc/platform -Icsrc/border
 SANITIZERS := address thread

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -99,3 +101,21 @@ def test_an_idle_peer_costs_at_most_three_kibibytes(start_python):
     output, complaint = process.communicate(timeout=50)
     assert output, complaint
     assert json.loads(output)["bytes_per_peer"] <= 3072
+
+
+@pytest.mark.source
+@pytest.mark.unsanitized("it compiles a program, and a preloaded sanitizer reports on the compiler")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or shutil.which("cc") is None,
+    reason="did not run: it needs Linux and a C compiler",
+)
+def test_two_busy_contexts_hardly_meet_on_the_list_of_their_pool(start_python):
+    """Each keeps a few free buffers for itself; else each acquire would wait for the other's
+    processor."""
+    process = start_python(str(SCRIPTS / "pool.py"), "--json", "--rounds", "100000")
+    output, complaint = process.communicate(timeout=100)
+    assert output, complaint
+    figures = json.loads(output)
+    assert figures["acquires"] > 1_000
+    assert figures["met"] * 100 < figures["acquires"]
+    assert len(figures["bare_pair_ns"]) == 4
