@@ -112,7 +112,7 @@ def test_an_idle_peer_costs_at_most_three_kibibytes(start_python):
 def test_two_busy_contexts_hardly_meet_on_the_list_of_their_pool(start_python):
     """Each keeps a few free buffers for itself; else each acquire would wait for the other's
     processor."""
-    process = start_python(str(SCRIPTS / "pool.py"), "--json", "--rounds", "100000")
+    process = start_python(str(SCRIPTS / "pool.py"), "--json", "--rounds", "400000")
     output, complaint = process.communicate(timeout=100)
     assert output, complaint
     figures = json.loads(output)

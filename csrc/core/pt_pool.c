@@ -311,9 +311,12 @@ static inline word count(const pt_pool *door, cell *counted)
     return door->is_own ? cell_count(counted) : cell_add(counted, 1);
 }
 
-static inline void count_acquire(const pt_pool *door, place *at)
+static inline void count_acquire(pt_pool *door, place *at)
 {
     word acquires = count(door, &at->acquires);
+#if PT_ATOMICS
+    (void)count(door, &door->acquires);
+#endif
 #if PT_POOL_COUNTS
     word returns = cell_get(&at->returns);
     if (returns < acquires) /* else others were fast: they have returned what they took later */

@@ -9,11 +9,15 @@
 
 static word acquires_of(const pt_pool *door)
 {
-    word acquires = 0;
     PT_ASSERT(door->shared->class_count >= 1);
+#if PT_ATOMICS
+    return cell_get(&door->acquires);
+#else
+    word acquires = 0;
     for (uint32_t index = 0; index < PLACES(door->shared->class_count); index++)
         acquires += cell_get(&door->places[index].acquires);
     return acquires;
+#endif
 }
 
 uint32_t pt_pool_acquires(const pt_pool *door)

@@ -259,6 +259,9 @@ typedef struct shared_pool {
 struct pt_pool {
     shared_pool *shared;
     int is_own; /* a context's */
+#if PT_ATOMICS
+    cell acquires; /* of all classes: each turn asks whether there were some */
+#endif
     place places[];
 };
 
