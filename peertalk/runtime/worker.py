@@ -172,8 +172,10 @@ class Worker:
         leaves the turn, as it would leave the loop; the others go on in the next tick."""
         woken = self._woken
         while woken:
-            woken[0]()
-            del woken[0]
+            go_on = woken[0]
+            go_on()
+            if woken and woken[0] is go_on:  # else the task has run a loop within the loop
+                del woken[0]
 
     def _go_on_later(self) -> None:
         woken = self._woken
