@@ -58,8 +58,9 @@ class Worker:
         self.loop = loop
         self._engine: Driven | None = None
         self._turning = False
-        """Whether a turn will be had at the end of this tick in any case, if it is wanted."""
+        """Whether a turn, or a task that it has woken, is running."""
         self._wanted = False
+        """Whether another turn was asked for meanwhile."""
         self._woken: list[Callable[[], object]] = []
         """What lets tasks go on, when the turn is done."""
         self._scheduled = False
@@ -170,10 +171,11 @@ class Worker:
     def _go_on(self) -> None:
         """The tasks that this turn has woken take a step. What one ends with that is no Exception
         leaves the turn, as it would leave the loop; the others go on in the next tick."""
-        woken = self._woken
-        while woken:
+        woken, left = self._woken, len(self._woken)
+        while woken and left:  # whoever these wake in turn waits for the next tick
             go_on = woken[0]
             go_on()
+            left -= 1
             if woken and woken[0] is go_on:  # else the task has run a loop within the loop
                 del woken[0]
 

@@ -128,6 +128,33 @@ async def test_a_task_that_a_turn_wakes_goes_on_in_that_tick_and_what_it_sends_l
     worker.stop()
 
 
+async def test_two_tasks_that_wake_each_other_keep_nobody_up(pipe):
+    """By events that their own calls bring, say: without a bound the turn would never end."""
+    reading, writing = pipe
+    loop, order = asyncio.get_running_loop(), []
+    engine, worker = CountedEngine(reading), Worker(loop)
+
+    def wakes(name, other):
+        order.append(name)
+        if len(order) < 100:
+            engine.resume(lambda: wakes(other, name))
+
+    def turning():
+        if engine.turns == 2:
+            os.read(reading, 1)
+            loop.call_soon(order.append, "tick")
+            engine.resume(lambda: wakes("one", "two"))
+
+    worker.start(engine)
+    await engine.turned(1)
+    engine.on_turn = turning
+    os.write(writing, b"x")
+    await engine.turned(2)
+    await tick(5)
+    assert order[:3] == ["one", "tick", "two"]
+    worker.stop()
+
+
 async def test_what_a_woken_task_ends_with_leaves_the_loop_and_the_others_go_on(pipe):
     """As it would, had the loop let it go on."""
     reading, writing = pipe
