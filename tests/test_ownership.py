@@ -388,6 +388,23 @@ async def test_who_is_told_and_cancelled_before_it_goes_on_is_cancelled():
     assert waiting.told
 
 
+async def test_a_task_that_a_message_has_woken_closes_its_node_at_once():
+    """It goes on in the callback of a turn, but behind that turn: nothing is torn."""
+    async with pair() as (_, bob, to_bob):
+
+        async def closing():
+            await anext(bob.messages())
+            bob.close_nowait()
+            return is_closed(bob)
+
+        task = asyncio.ensure_future(closing())
+        while not receivers_of(bob):
+            await asyncio.sleep(0)
+        await to_bob.send(b"x")
+        async with asyncio.timeout(GUARD):
+            assert await task
+
+
 def test_in_debug_mode_the_log_names_the_task_that_blocks_the_loop(caplog):
     """It named the turn that had let the task go on."""
 
