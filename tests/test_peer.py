@@ -701,6 +701,9 @@ async def test_no_call_overtakes_an_earlier_one_of_its_class_whatever_they_are_a
                 if dice.random() < 0.01:
                     await asyncio.sleep(0.001)
 
+        with pytest.raises(pt.WouldBlock):  # nobody reads yet, so there is a refusal in every run
+            while True:
+                await callers.call("nowait", pt.Priority.NORMAL)
         reading = asyncio.create_task(reader())
         await asyncio.gather(*(callers.run() for _ in range(4)))
         await asyncio.gather(*callers.running, return_exceptions=True)
