@@ -1,4 +1,4 @@
-"""The parties of bench/versus.py: what each does as sender and as receiver.
+"""The parties of bench/versus.py and bench/large.py: what each does as sender and as receiver.
 
     python bench/parties.py receive|send PARTY SIZE COUNT [--port PORT] [--uvloop]
 
@@ -60,6 +60,10 @@ SHARED_POOL = 16 * 2**20
 """Bytes of the pool of zenoh's shared memory, by its default."""
 USUAL_LIMIT = 16 * 2**20
 """Bytes of a message that a peertalk node takes by default; for longer ones it is told."""
+SMALL = 64
+"""Bytes of a message that passes a large one."""
+STAMP = struct.Struct("=dI")
+"""What such a message begins with: when it was sent, and behind which large one."""
 
 
 class Wrong(Exception):
@@ -344,6 +348,53 @@ def send_zenoh(size: int, count: int, port: int, shared: bool = False) -> None:
             cost.say()
 
 
+# Small messages past large ones -------------------------------------------------------------------
+
+
+async def let_pass(size: int, count: int, local: bool = False) -> None:
+    """Answer each large message with the seconds that the small ones took which came before it."""
+    import peertalk
+
+    async with peertalk.Node("receiver", **node_options(size, local)) as node:
+        say(port=node.address[1])
+        turn, took = 0, []
+        async for message in node.messages():
+            now = time.monotonic()  # one clock for both processes
+            if not message.data:
+                break
+            if len(message.data) == SMALL:
+                sent, behind = STAMP.unpack_from(message.data)
+                if behind == turn:  # else it was still under way when the large one had come
+                    took.append(now - sent)
+                continue
+            if len(message.data) != size:
+                raise Wrong(len(message.data))
+            await message.peer.send(json.dumps(took).encode())
+            turn, took = turn + 1, []
+        say(total=turn)
+
+
+async def pass_by(size: int, count: int, port: int, local: bool = False) -> None:
+    """Send large messages one by one, and behind each small ones of a higher class, one every
+    millisecond, until the large one is answered."""
+    import peertalk
+
+    payload, took = bytes(size), []
+    async with peertalk.Node("sender", **node_options(size, local)) as node:
+        peer = await node.connect(("127.0.0.1", port))
+        for turn in range(count):
+            await peer.send(payload)
+            answer = asyncio.ensure_future(node.receive())
+            while not answer.done():
+                small = STAMP.pack(time.monotonic(), turn).ljust(SMALL, b"\0")
+                await peer.send(small, priority=peertalk.Priority.HIGH, no_delay=True)
+                await asyncio.wait([answer], timeout=0.001)
+            took += json.loads(answer.result().data)
+        await peer.send(b"")
+        await node.aclose(60)
+    say(passed=len(took), median_ms=statistics.median(took) * 1000 if took else None)
+
+
 # Round trips: one message out, one back, many times -----------------------------------------------
 
 
@@ -440,6 +491,8 @@ RECEIVERS: dict[str, Side] = {
     "pyzmq": receive_zmq,
     "zenoh": receive_zenoh,
     "zenoh-shm": partial(receive_zenoh, shared=True),
+    "passing": let_pass,
+    "passing-local": partial(let_pass, local=True),
     "trip-message": echo_message,
     "trip-sync": echo_sync,
     "trip-pyzmq": echo_zmq,
@@ -453,6 +506,8 @@ SENDERS: dict[str, Side] = {
     "pyzmq": send_zmq,
     "zenoh": send_zenoh,
     "zenoh-shm": partial(send_zenoh, shared=True),
+    "passing": pass_by,
+    "passing-local": partial(pass_by, local=True),
     "trip-message": ask_message,
     "trip-sync": ask_sync,
     "trip-pyzmq": ask_zmq,

@@ -1,4 +1,5 @@
-"""Runs of the parties of bench/parties.py, interleaved.
+"""Runs of the parties of bench/parties.py, interleaved: what bench/versus.py and bench/large.py
+share.
 
 Only ratios from one interleaved run count: each round runs every party once at every size, figures
 are medians over rounds, and a ratio is the median of the rounds' own ratios. The sender is pinned

@@ -1,4 +1,5 @@
-"""The parties of bench/versus.py: every message is carried and checked."""
+"""The parties of bench/versus.py and bench/large.py: every message is carried and checked, and what
+was not measured meets no bar."""
 
 from __future__ import annotations
 
@@ -47,6 +48,11 @@ def parties(monkeypatch):
 @pytest.fixture
 def runs(monkeypatch):
     return module_of(monkeypatch, "rounds")
+
+
+@pytest.fixture
+def large(monkeypatch):
+    return module_of(monkeypatch, "large")
 
 
 # What is checked ----------------------------------------------------------------------------------
@@ -131,6 +137,13 @@ def test_a_party_that_refuses_a_size_says_so_in_its_row(start_python):
     assert "1,024" in rows[1]["refused"] and "messages_per_second" not in rows[1]
 
 
+def test_small_messages_are_timed_behind_large_ones(runs):
+    """Each large one is answered with the times of the small ones that passed it."""
+    figures = runs.run("passing", 4096, 5, runs.Manner())
+    assert figures["total"] == 5
+    assert (figures["median_ms"] is None) == (figures["passed"] == 0)
+
+
 def test_what_a_party_lacks_is_one_sentence(runs, monkeypatch):
     """A peertalk without AF_UNIX, a machine without pyzmq or a C compiler."""
     monkeypatch.setattr(runs, "knows_local", lambda: False)
@@ -151,7 +164,7 @@ def test_nodes_are_told_which_transport_is_measured(parties, local):
     assert ("max_message" in parties.node_options(2**26, local)) == ("max_message" in fields)
 
 
-# Ratios -------------------------------------------------------------------------------------------
+# Bars ---------------------------------------------------------------------------------------------
 
 
 def rates(*each: float) -> list[dict[str, Any]]:
@@ -164,3 +177,31 @@ def test_a_ratio_is_the_median_of_the_ratios_of_rounds(runs):
     measured = {("a", 64): rates(100, 600, 300), ("b", 64): rates(100, 200, 300)}
     assert runs.ratio(measured, "a", "b", 64) == 1.0
     assert runs.ratio(measured, "a", "b", 65) is None
+
+
+@pytest.mark.parametrize(
+    ("ours", "met"),
+    [
+        (rates(200, 150, 150), True),
+        (rates(149, 150, 149), False),
+        ([{"refused": "message of ..."}], False),
+        ([], False),
+    ],
+)
+def test_a_bar_is_met_by_what_was_measured_alone(large, ours, met):
+    """What was refused or left out is no success."""
+    bar = large.Bar("message-local", "message", 2**20, 1.5)
+    measured = {("message-local", 2**20): ours, ("message", 2**20): rates(100, 100, 100)}
+    assert bar.judged(measured)["met"] is met
+
+
+def test_there_is_a_bar_for_each_demand(large):
+    """Two at 64 KiB, one at 1 MiB, and AF_UNIX against TCP at every size."""
+    bars = large.bars(list(large.SIZES))
+    assert [(bar.theirs, bar.bytes, bar.least) for bar in bars[:3]] == [
+        ("pyzmq", 65_535, 2.0),
+        ("zenoh-shm", 65_535, 0.75),
+        ("socket", 2**20, 0.6),
+    ]
+    assert [bar.bytes for bar in bars[3:]] == list(large.SIZES)
+    assert [bar.theirs for bar in large.bars([2**24])] == ["message"]
