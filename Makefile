@@ -99,6 +99,7 @@ lint-c: tools-lint .venv/made
 # PYTHONMALLOC=malloc lets AddressSanitizer see each object; tests/lsan.supp names what the interpreter itself keeps. Under ThreadSanitizer uvloop stays
 # out: its own code was built without, so each of its locks would be invisible and each report about it false. Reports go to files, because one from a
 # child process counts as much (children look for no leaks: tests/conftest.py); libubsan knows only standard error, so pytest leaves that alone (--capture=sys).
+# tests/tsan.supp names what glibc itself does with the memory of a thread that has ended.
 sanitize: sanitize-address sanitize-thread ## the suite under Address-, UndefinedBehavior- and LeakSanitizer; threads under ThreadSanitizer
 
 SANITIZED_address = LD_PRELOAD="$$($(GCC) -print-file-name=libasan.so) $$($(GCC) -print-file-name=libubsan.so)" PYTHONMALLOC=malloc \
@@ -106,7 +107,7 @@ SANITIZED_address = LD_PRELOAD="$$($(GCC) -print-file-name=libasan.so) $$($(GCC)
     UBSAN_OPTIONS=print_stacktrace=1 \
     LSAN_OPTIONS=suppressions=$(CURDIR)/tests/lsan.supp:print_suppressions=0
 SANITIZED_thread = LD_PRELOAD="$$($(GCC) -print-file-name=libtsan.so)" \
-    TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:log_path=$(CURDIR)/build/sanitize/thread.report
+    TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:suppressions=$(CURDIR)/tests/tsan.supp:log_path=$(CURDIR)/build/sanitize/thread.report
 SUITE_address := -m "not unsanitized and not source"
 SUITE_thread := -m "threads and not uvloop and not unsanitized and not source"
 
