@@ -307,16 +307,17 @@ def most_of(profile):
     settings, world, asked, lent = config.load_config(profile=profile), World(), {}, []
     core = load(settings.core or "standard")
 
-    def make_loop(**options):
-        asked.update(options)
-        return core.Loop(**options)
+    def make_pool(pool_bytes, links):
+        asked.update(pool_bytes=pool_bytes, links=links)
+        return core.loop_pool(pool_bytes, links)
 
     def cost(size):
         before = loop.pool_statistics().bytes
         lent.append(loop._pool.acquire(size))
         return loop.pool_statistics().bytes - before
 
-    loop = world.make_loop(SimpleNamespace(limits=core.limits, Loop=make_loop), settings)
+    watched = SimpleNamespace(limits=core.limits, Loop=core.Loop, loop_pool=make_pool)
+    loop = world.make_loop(watched, settings)
     sizeof, links = loop._ffi.sizeof, asked["links"]
     parts = {part: now for part, (now, _) in loop.memory().items()}
     frame = cost(core.limits.frame_max_payload + FRAME_OVERHEAD)

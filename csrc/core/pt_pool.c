@@ -15,7 +15,9 @@
  * first; but it takes by exchange, because everybody else may: who finds the class at its capacity,
  * or the budget or the memory used up, takes what lies on any shelf. What a door counts its context
  * alone adds to; the first door, which any thread uses, has no shelf, and adds by locked
- * operations.
+ * operations. A buffer knows the door that lent it: returned by another door, it is counted at the
+ * first one among the strays, which all add to by locked operations. So a context may leave with
+ * buffers out, and the next one has its door at once.
  *
  * The budget is held against the buffers that are lent by pt_pool_acquire() and those that are
  * free: a share that comes back is kept only if the budget has room for it. What the budget cannot
@@ -306,6 +308,17 @@ static uint32_t take_any(shared_pool *pool, uint8_t class_index)
     return index;
 }
 
+static inline uint32_t number_of(const pt_pool *door)
+{
+    PT_ASSERT(door->is_own || door == door->shared->doors); /* else its context has left */
+#if PT_ATOMICS
+    return door->number;
+#else
+    (void)door;
+    return 0;
+#endif
+}
+
 static inline word count(const pt_pool *door, cell *counted)
 {
     return door->is_own ? cell_count(counted) : cell_add(counted, 1);
@@ -318,12 +331,30 @@ static inline void count_acquire(pt_pool *door, place *at)
     (void)count(door, &door->acquires);
 #endif
 #if PT_POOL_COUNTS
-    word returns = cell_get(&at->returns);
-    if (returns < acquires) /* else others were fast: they have returned what they took later */
-        raise_to(&at->high_water, acquires - returns);
+    if (acquires - cell_get(&at->returns) > cell_get(&at->high_water)) {
+        word returns = returns_of(at);
+        if (returns < acquires) /* else others were fast: they have returned what they took later */
+            raise_to(&at->high_water, acquires - returns);
+    }
 #else
     (void)acquires;
 #endif
+}
+
+/* Where the buffer was lent, so that acquires less returns are what this door has out. */
+static inline void count_return(pt_pool *door, const buffer_header *header)
+{
+    uint32_t lender = header->lent / 2u;
+    PT_ASSERT(lender <= OWN_DOORS);
+#if PT_ATOMICS
+    if (lender != number_of(door)) {
+        pt_pool *other = door_at(door->shared, lender);
+        (void)cell_add(&place_of(other, header->class_index)->strays, 1);
+        return;
+    }
+#endif
+    (void)lender;
+    (void)count(door, &place_of(door, header->class_index)->returns);
 }
 
 /* Nothing lies on the shelf. NO_NODE, and counted, when there is nothing anywhere. */
@@ -349,6 +380,7 @@ static uint32_t find_node(shared_pool *pool, uint8_t class_index, int is_share, 
 static inline uint8_t *acquire(pt_pool *door, uint32_t size, int is_share)
 {
     shared_pool *pool = door->shared;
+    PT_ASSERT(is_share == 0 || is_share == LENT_SHARE);
     PT_ASSERT(pool->class_count >= 1 && pool->class_count <= PT_POOL_MAX_CLASSES);
 
     uint32_t fits = 0;
@@ -369,7 +401,7 @@ static inline uint8_t *acquire(pt_pool *door, uint32_t size, int is_share)
     PT_ASSERT(header->node_index == index && header->class_index == class_index);
     PT_ASSERT(size <= header->buffer_size);
     PT_ASSERT(cell_get(&header->check) == check_value(pool, BUFFER_FREE)); /* nobody else has it */
-    header->is_share = (uint8_t)is_share;
+    header->lent = (uint8_t)(number_of(door) * 2 + (uint32_t)is_share);
     if (is_share && was_free)
         leave_budget(pool, class_index);
     count_acquire(door, place_of(door, class_index));
@@ -384,7 +416,7 @@ uint8_t *pt_pool_acquire(pt_pool *pool, uint32_t size)
 
 uint8_t *pt_pool_acquire_share(pt_pool *pool, uint32_t size)
 {
-    return acquire(pool, size, 1);
+    return acquire(pool, size, LENT_SHARE);
 }
 
 uint32_t pt_pool_buffer_size(const uint8_t *buffer)
@@ -394,7 +426,8 @@ uint32_t pt_pool_buffer_size(const uint8_t *buffer)
 
 int pt_pool_is_share(const uint8_t *buffer)
 {
-    return ((const buffer_header *)(const void *)(buffer - sizeof(buffer_header)))->is_share;
+    return ((const buffer_header *)(const void *)(buffer - sizeof(buffer_header)))->lent &
+           LENT_SHARE;
 }
 
 /* Keep a buffer for whoever comes, or free it when so many are kept already. */
@@ -425,8 +458,8 @@ int pt_pool_release(pt_pool *door, uint8_t *buffer, uint32_t used)
     PT_ASSERT(index < pool->classes[class_index].capacity);
     PT_ASSERT(pool->classes[class_index].nodes[index].memory == header);
     memset(buffer, 0, used <= header->buffer_size ? used : header->buffer_size);
-    (void)count(door, &place_of(door, class_index)->returns);
-    if (header->is_share && !reserve_bytes(pool, buffer_cost(pool, class_index))) {
+    count_return(door, header);
+    if ((header->lent & LENT_SHARE) && !reserve_bytes(pool, buffer_cost(pool, class_index))) {
         free_buffer(pool, class_index, index);
     } else if (!put_own(door, class_index, index)) {
         put_free(pool, class_index, index);
@@ -478,6 +511,7 @@ pt_pool *pt_pool_join(pt_pool *any)
             if ((opened & bit) == 0) {
                 memset(door, 0, pool->door_size - APART);
                 door->shared = pool;
+                door->number = index + 1;
                 while (!cell_swap(&pool->opened, &opened, opened | bit))
                     ;
             }
@@ -489,32 +523,19 @@ pt_pool *pt_pool_join(pt_pool *any)
     return pool->doors;
 }
 
-#if PT_ATOMICS
-static word count_lent(const pt_pool *door)
-{
-    word lent = 0;
-    PT_ASSERT(door != door->shared->doors);
-    for (uint8_t index = 0; index < door->shared->class_count; index++)
-        lent += cell_get(&door->places[index].acquires) - cell_get(&door->places[index].returns);
-    return lent;
-}
-#endif
-
 void pt_pool_leave(pt_pool *door)
 {
 #if PT_ATOMICS
-    if (!door->is_own)
+    shared_pool *pool = door->shared;
+    if (door == pool->doors)
         return;
-    PT_ASSERT(door != door->shared->doors);
-    (void)trim(door->shared, door);
-    door->is_own = 0; /* what is still lent goes back to the list */
-    word bit = (word)1 << (((size_t)((uint8_t *)door - (uint8_t *)door->shared->doors)) /
-                               door->shared->door_size -
-                           1);
-    word taken = cell_get(&door->shared->taken);
+    PT_ASSERT(door->is_own);
+    (void)trim(pool, door);
+    door->is_own = 0;
+    word bit = (word)1 << (door->number - 1);
+    word taken = cell_get(&pool->taken);
     PT_ASSERT(taken & bit);
-    /* else a late return would meet the next context at this door */
-    while (count_lent(door) == 0 && !cell_swap(&door->shared->taken, &taken, taken & ~bit))
+    while (!cell_swap(&pool->taken, &taken, taken & ~bit))
         ;
 #else
     (void)door;

@@ -53,7 +53,7 @@ typedef struct pt_pool_class_statistics {
     uint64_t allocations;
     uint64_t returns;
     uint64_t in_use;
-    uint64_t high_water; /* the most that one door lent at once, summed; while threads
+    uint64_t high_water; /* the most that one door had out at once, summed; while threads
                             race at one door it may miss as many buffers as there are threads */
     uint64_t buffers;
 } pt_pool_class_statistics;
@@ -109,8 +109,8 @@ size_t pt_pool_trim(pt_pool *pool);
  * them is just giving back is nobody's for a moment. */
 pt_pool *pt_pool_join(pt_pool *pool);
 
-/* The context ends: what it kept is freed. Buffers that are still lent may be returned here, from
- * then on by any thread. */
+/* The context ends: what it kept is freed, and the next one may have its door, so the door is not
+ * used any more. Buffers that are still lent are returned by any other door. */
 void pt_pool_leave(pt_pool *pool);
 
 /* 1 when less than an eighth of the budget can still be lent; frees what is not lent to find out.

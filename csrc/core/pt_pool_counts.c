@@ -49,7 +49,7 @@ static void sum_up(const shared_pool *pool, uint32_t index, pt_pool_class_statis
 #if PT_POOL_COUNTS
         out->high_water += cell_get(&at->high_water);
 #endif
-        out->returns += cell_get(&at->returns);
+        out->returns += returns_of(at);
         each = next_door(pool, each);
     } while (each != 0);
     do {

@@ -203,10 +203,12 @@ typedef struct buffer_header {
     uint32_t buffer_size;
     uint16_t node_index;
     uint8_t class_index;
-    uint8_t is_share; /* 1: lent beside the budget */
+    uint8_t lent; /* LENT_SHARE or 0, and times 2 the number of the door that lent the buffer */
 } buffer_header;
 
 _Static_assert(sizeof(buffer_header) == ALIGNMENT, "the header keeps the buffer behind it aligned");
+
+#define LENT_SHARE 1 /* beside the budget */
 
 enum buffer_state { BUFFER_FREE = 0, BUFFER_LENT = 1 };
 
@@ -230,6 +232,9 @@ typedef struct place {
 #endif
     cell acquires;
     cell returns;
+#if PT_ATOMICS
+    cell strays; /* returns by other doors of what this one lent */
+#endif
 #if PT_POOL_COUNTS
     cell high_water;
 #endif
@@ -260,7 +265,8 @@ struct pt_pool {
     shared_pool *shared;
     int is_own; /* a context's */
 #if PT_ATOMICS
-    cell acquires; /* of all classes: each turn asks whether there were some */
+    uint32_t number; /* among the doors */
+    cell acquires;   /* of all classes: each turn asks whether there were some */
 #endif
     place places[];
 };
@@ -271,6 +277,8 @@ struct pt_pool {
 #define OWN_DOORS 0
 #endif
 
+_Static_assert(OWN_DOORS <= UINT8_MAX / 2, "a buffer's header has a byte for the door and a bit");
+
 /* Without PT_POOL_COUNTS and shelves all classes are counted as one. */
 #define PLACES(class_count) (PT_POOL_COUNTS || PT_ATOMICS ? (class_count) : 1u)
 
@@ -279,6 +287,16 @@ static inline pt_pool *door_at(const shared_pool *pool, uint32_t index)
     PT_ASSERT(index <= OWN_DOORS);
 
     return (pt_pool *)(void *)((uint8_t *)pool->doors + index * (size_t)pool->door_size);
+}
+
+/* Returns of what one place lent, by whichever door. */
+static inline word returns_of(const place *at)
+{
+#if PT_ATOMICS
+    return cell_get(&at->returns) + cell_get(&at->strays);
+#else
+    return cell_get(&at->returns);
+#endif
 }
 
 /* The door behind this one that is or was some context's, 0 before the first; 0 when there is none.

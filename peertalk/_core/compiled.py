@@ -8,7 +8,7 @@ from functools import partial
 from peertalk._core.codec import Codec
 from peertalk._core.handles import Ingest, Reassembly, SendPipeline, TimerWheel
 from peertalk._core.loop import Loop
-from peertalk._core.pool import BufferPool
+from peertalk._core.pool import BufferPool, loop_pool
 from peertalk._core.simulator import Simulator
 
 
@@ -32,4 +32,5 @@ class Compiled(Codec):
         self.SendPipeline = partial(SendPipeline, self)
         self.TimerWheel = partial(TimerWheel, self)
         self.Loop = partial(Loop, self)
+        self.loop_pool = partial(loop_pool, self)
         self.Simulator = partial(Simulator, self)

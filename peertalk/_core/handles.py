@@ -49,7 +49,7 @@ class Ingest:
         self._sink = ffi.new("pt_sink *")
         self._plain = ffi.new("pt_plain_sink *")
         self._room = -1
-        lib.pt_ingest_init(self._ingest, lib.pt_message_format(), self._pool._pool, size, 0)
+        lib.pt_ingest_init(self._ingest, lib.pt_message_format(), self._pool._door, size, 0)
 
     def _make_room(self, data_len: int) -> None:
         """Memory for all that data_len bytes and a cut frame before them can bring."""
@@ -143,7 +143,7 @@ class Reassembly:
         self._message = binding.ffi.new("uint8_t **")
         self._message_len = binding.ffi.new("uint16_t *")
         self._reassembly = binding.ffi.new("pt_reassembly *")
-        self._lib.pt_reassembly_init(self._reassembly, self._pool._pool, size)
+        self._lib.pt_reassembly_init(self._reassembly, self._pool._door, size)
 
     def receive(self, payload: Data) -> bytes | None:
         """Take the payload of one DATA frame with the fragment flag.
@@ -237,7 +237,7 @@ class SendPipeline:
         self._count = ffi.new("uint32_t *")
         self._result = ffi.new("int *")
         code = lib.pt_pipeline_init(
-            self._pipeline, self._slots, depth, slot_size, self._pool._pool, lazy, packing
+            self._pipeline, self._slots, depth, slot_size, self._pool._door, lazy, packing
         )
         if code != 0:
             raise binding.fault(code, f"a pipeline of {depth} slots of {slot_size:,} bytes")

@@ -20,7 +20,7 @@ from peertalk import errors
 from peertalk._core.binding import PLATFORMS, Binding, moved, simulation
 from peertalk._core.handles import Reassembly
 from peertalk._core.link import Link, Timer, Watch
-from peertalk._core.pool import BufferPool, own_pages
+from peertalk._core.pool import BufferPool, loop_pool, own_pages
 from peertalk._core.simulator import Host, Simulator
 from peertalk._core.values import READ, WRITE, LoopStatistics, PoolStatistics
 
@@ -30,12 +30,6 @@ EVENT_CAPACITY = 256
 """Events that one turn reports beside its frames; at least 4 for each ready source."""
 POLL_SOURCES = 4_096
 """Links and watches that poll(2) waits for at most."""
-POOL_CAPACITY = 8_192
-"""Buffers of one class that the budget of a loop's pool may pay for."""
-POOL_LINKS = 1_088
-"""Links whose share a loop's pool has room for, when nothing else is said."""
-POOL_CAPACITY_MAX = 65_535
-"""Buffers of one class that a pool can count."""
 
 
 class Loop:
@@ -43,9 +37,9 @@ class Loop:
 
     Args:
         io_budget: ready sources served in one turn, 1 to 16.
-        pool_bytes: bytes that the larger buffers of links in bulk may hold together, beside the
-            share of each link.
-        links: how many links have a share.
+        pool: lends what the links need, by loop_pool() as a rule. Several loops may have one pool,
+            each on a thread of its own; the pool lives for as long as one of them does. None: a
+            pool of its own.
         platform: "posix", or "posix_plain" where each slot is written by a blocking send; "mactcp",
             "opentransport", and the same with "_sync", on a simulator, whose handles then take the
             place of descriptors.
@@ -61,7 +55,9 @@ class Loop:
             -1 when there is none (see descriptors()).
 
     Raises:
-        InvalidArgument: an argument out of its bounds.
+        InvalidArgument: an argument out of its bounds; a pool of another core, or whose buffers
+            are too small.
+        InvalidState: the pool is closed.
         PlatformError: the system gave no descriptors.
     """
 
@@ -72,8 +68,7 @@ class Loop:
         binding: Binding,
         *,
         io_budget: int = 16,
-        pool_bytes: int = 64 << 20,
-        links: int = POOL_LINKS,
+        pool: BufferPool | None = None,
         platform: str = "posix",
         epoll: bool = True,
         simulator: Simulator | None = None,
@@ -85,13 +80,14 @@ class Loop:
         self._ffi = ffi = binding.ffi
         self._lib = lib = binding.lib
         size = int(lib.PT_RECEIVE_BUFFER_SIZE)
-        _check_bounds(lib, io_budget, pool_bytes)
+        _check_bounds(lib, io_budget)
         self._ops = ops = _ops_for(binding, platform, simulator, host)
         self.platform = platform
         self.simulator = simulator
         self.host = host
         self._abandoned: list[Any] = []
-        self._pool = BufferPool(binding, _pool_classes(lib, pool_bytes, links, size), pool_bytes)
+        self._pool = loop_pool(binding) if pool is None else pool
+        _check_pool(binding, self._pool)
         self._context = ffi.new("pt_context *")
         self._events = ffi.new("pt_event[]", EVENT_CAPACITY)
         receive_buffer = _receive_buffer(ffi, size)
@@ -147,7 +143,7 @@ class Loop:
             self._context,
             self._ops,
             self._platform,
-            self._pool._pool,
+            self._pool._door,
             receive_buffer,
             len(receive_buffer),
             io_budget,
@@ -381,7 +377,7 @@ class Loop:
         as many as were ever in flight on each link. streams is what a classic platform keeps for
         its links: parameter blocks and write lists, or endpoints and the records of their sends.
         total is exact: it takes the peak of the one source that streams and pool are allocated
-        from.
+        from. A pool that several loops have is counted whole by each of them.
         """
         ffi = self._ffi
         wheel, slot, link = map(ffi.sizeof, ("pt_wheel", "pt_send_slot", "pt_link"))
@@ -455,7 +451,6 @@ class Loop:
             timer.cancel()
         self._end_platform()
         self._lib.pt_context_cleanup(self._context)
-        self._pool.close()
         self.fd = -1
 
     def orphan(self) -> None:
@@ -496,14 +491,22 @@ def _receive_buffer(ffi: Any, size: int) -> Any:
     return buffer
 
 
-def _check_bounds(lib: Any, io_budget: int, pool_bytes: int) -> None:
+def _check_bounds(lib: Any, io_budget: int) -> None:
     if not 1 <= io_budget <= lib.PT_IO_BUDGET:
         raise errors.InvalidArgument(
             f"io_budget of {io_budget} sources: a turn serves 1 to {lib.PT_IO_BUDGET}"
         )
-    if pool_bytes < 1:
+
+
+def _check_pool(binding: Binding, pool: BufferPool) -> None:
+    frame = binding.lib.PT_FRAME_MAX_PAYLOAD + binding.lib.PT_FRAME_OVERHEAD
+    if getattr(pool, "_binding", None) is not binding:
+        raise errors.InvalidArgument(f"pool {pool!r}: a loop takes a pool of its own core")
+    if pool.closed:
+        raise errors.InvalidState("this pool is closed: no loop opens with it any more")
+    if pool.largest < frame:
         raise errors.InvalidArgument(
-            f"pool_bytes of {pool_bytes}: slots and staging buffers need some"
+            f"pool whose largest class has {pool.largest:,} bytes: a frame may have {frame:,}"
         )
 
 
@@ -527,31 +530,3 @@ def _ops_for(
             "the host is none of this simulator, or the simulator is closed"
         )
     return ops
-
-
-def _pool_classes(
-    lib: Any, pool_bytes: int, links: int, receive_buffer_size: int
-) -> list[tuple[int, int]]:
-    """Size classes of a loop's pool, and how many buffers of each: what the budget pays for, and
-    the share of each link, of which a cut frame and a message in pieces may have any size, and
-    slots lie in the smallest. The largest is for what a turn has read and leaves to the next."""
-    frame = lib.PT_FRAME_MAX_PAYLOAD + lib.PT_FRAME_OVERHEAD
-    shares = {
-        receive_buffer_size: 0,
-        256: 3,
-        1040: 2,
-        4112: 0,
-        lib.PT_POSIX_SLOT_SIZE: 0,
-        min(4112, lib.PT_POSIX_SLOT_SIZE): 2,  # up to 4,096 bytes an original sends in pieces
-        frame: 2 + lib.PT_SLOT_SHARE,
-    }
-    return [
-        (
-            size,
-            min(
-                max(1, min(pool_bytes // size, POOL_CAPACITY)) + share * links + 1,
-                POOL_CAPACITY_MAX,
-            ),
-        )
-        for size, share in sorted(shares.items())
-    ]

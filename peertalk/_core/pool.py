@@ -15,13 +15,22 @@ from peertalk import errors
 from peertalk._core.binding import Binding
 from peertalk._core.values import PoolClassStatistics, PoolStatistics
 
+POOL_CAPACITY = 8_192
+"""Buffers of one class that the budget of a loop's pool may pay for."""
+POOL_LINKS = 1_088
+"""Links whose share a loop's pool has room for, when nothing else is said."""
+POOL_CAPACITY_MAX = 65_535
+"""Buffers of one class that a pool can count."""
+
 
 class Buffer:
     """A lent buffer. view: writable, size bytes, zero at first; it ends with the release."""
 
-    def __init__(self, pool: BufferPool, door: Any, pointer: Any, is_share: bool) -> None:
+    def __init__(
+        self, pool: BufferPool, by: BufferPool | PoolDoor, pointer: Any, is_share: bool
+    ) -> None:
         self._pool = pool
-        self._door = door
+        self._by = by
         self._pointer = pointer
         self.is_share = is_share
         self.size: int = pool._lib.pt_pool_buffer_size(pointer)
@@ -50,7 +59,7 @@ class Buffer:
             )
         pointer, self._pointer = self._pointer, None
         used = self.size if used is None else min(used, self.size)
-        self._pool._lib.pt_pool_release(self._door, pointer, used)
+        self._pool._lib.pt_pool_release(self._by._door, pointer, used)
         self._pool._settle()
 
 
@@ -88,7 +97,7 @@ class BufferPool:
         self._binding = binding
         self._ffi = ffi = binding.ffi
         self._lib = lib = binding.lib
-        self._closed = False
+        self.closed = False
         wanted = (
             f"give 1 to {lib.PT_POOL_MAX_CLASSES} different sizes, ascending, at least 1 byte, "
             "capacities 1 to 65,535, and keep none or up to a capacity"
@@ -108,8 +117,8 @@ class BufferPool:
         source = ffi.new("pt_memory *")
         lib.pt_posix_memory_source(self._account, source)
         self._memory = own_pages(ffi, "uint64_t[]", (size + 7) // 8 * 8, "the tables of a pool")
-        self._pool = lib.pt_pool_init(self._memory, array, len(classes), budget, source)
-        if self._pool == ffi.NULL:
+        self._door = lib.pt_pool_init(self._memory, array, len(classes), budget, source)
+        if self._door == ffi.NULL:
             raise errors.InvalidArgument(f"pool classes {list(classes)}: {wanted}")
 
     def acquire(self, size: int, share: bool = False) -> Buffer:
@@ -120,32 +129,32 @@ class BufferPool:
             OutOfMemory: class, budget or memory are used up (counted), or size is 0 or above the
                 largest class.
         """
-        return self._lend(self._pool, size, share)
+        return self._lend(self, size, share)
 
     def join(self) -> PoolDoor:
         """A door for one thread, which keeps up to 8 free buffers of each class there; with 16 of
         them about, the door that all others share."""
         return PoolDoor(self)
 
-    def _lend(self, door: Any, size: int, share: bool) -> Buffer:
+    def _lend(self, by: BufferPool | PoolDoor, size: int, share: bool) -> Buffer:
         acquire = self._lib.pt_pool_acquire_share if share else self._lib.pt_pool_acquire
-        pointer = acquire(door, size) if 0 < size < 2**32 else self._ffi.NULL
+        pointer = acquire(by._door, size) if 0 < size < 2**32 else self._ffi.NULL
         if pointer == self._ffi.NULL:
             raise errors.OutOfMemory(
                 f"a buffer of {size:,} bytes: the pool has none to lend (its largest class "
                 f"has {self.largest:,})"
             )
-        return Buffer(self, door, pointer, share)
+        return Buffer(self, by, pointer, share)
 
     def _settle(self) -> None:
         """Something came back: of a closed pool it is freed."""
-        if self._closed:
-            self._lib.pt_pool_trim(self._pool)
+        if self.closed:
+            self._lib.pt_pool_trim(self._door)
 
     def statistics(self) -> PoolStatistics:
         """The counters; see PoolStatistics."""
         out = self._ffi.new("pt_pool_statistics *")
-        self._lib.pt_pool_get_statistics(self._pool, out)
+        self._lib.pt_pool_get_statistics(self._door, out)
         return PoolStatistics(
             out.acquires,
             out.allocations,
@@ -162,7 +171,7 @@ class BufferPool:
         out = self._ffi.new("pt_pool_class_statistics *")
         table = []
         for index, size in enumerate(self._sizes):
-            self._lib.pt_pool_get_class_statistics(self._pool, index, out)
+            self._lib.pt_pool_get_class_statistics(self._door, index, out)
             table.append(
                 PoolClassStatistics(
                     size,
@@ -178,7 +187,7 @@ class BufferPool:
 
     def trim(self) -> int:
         """Give the memory of all free buffers back. Returns the bytes freed."""
-        return int(self._lib.pt_pool_trim(self._pool))
+        return int(self._lib.pt_pool_trim(self._door))
 
     def fail_at(self, n: int) -> None:
         """Make the n-th allocation from now, and all after it, fail; 0: none."""
@@ -193,12 +202,13 @@ class BufferPool:
 
     def close(self) -> int:
         """Free every buffer. Returns the number that are still lent; each is freed when it comes
-        back."""
-        self._closed = True
-        return int(self._lib.pt_pool_cleanup(self._pool))
+        back. No loop opens with this pool any more; those that have it go on."""
+        self.closed = True
+        self.trim()  # not pt_pool_cleanup(), which must be alone: loops may be about
+        return self.statistics().in_use
 
     def __del__(self) -> None:
-        if hasattr(self, "_pool"):
+        if hasattr(self, "_door"):
             self.close()
 
 
@@ -207,11 +217,11 @@ class PoolDoor:
 
     def __init__(self, pool: BufferPool) -> None:
         self._pool = pool
-        self._door = pool._lib.pt_pool_join(pool._pool)
+        self._door = pool._lib.pt_pool_join(pool._door)
 
     def acquire(self, size: int, share: bool = False) -> Buffer:
         """As of the pool; the buffer comes back by this door."""
-        return self._pool._lend(self._door, size, share)
+        return self._pool._lend(self, size, share)
 
     def trim(self) -> int:
         """Give the memory of what is free here, and not at other doors, back. Returns the bytes
@@ -219,5 +229,55 @@ class PoolDoor:
         return int(self._pool._lib.pt_pool_trim(self._door))
 
     def leave(self) -> None:
-        """Free what is kept here. What is still lent comes back later, by whichever thread."""
-        self._pool._lib.pt_pool_leave(self._door)
+        """Free what is kept here. From now on this is the door that all others share: what is still
+        lent comes back by that, from whichever thread."""
+        door, self._door = self._door, self._pool._door
+        self._pool._lib.pt_pool_leave(door)
+
+
+def loop_pool(
+    binding: Binding, pool_bytes: int = 64 << 20, links: int = POOL_LINKS, loops: int = 1
+) -> BufferPool:
+    """A pool with the sizes that loops borrow, for one loop or several.
+
+    Args:
+        pool_bytes: bytes that the larger buffers of links in bulk may hold together, beside the
+            share of each link.
+        links: how many links have a share, those of all loops together.
+        loops: how many loops have this pool.
+
+    Raises:
+        InvalidArgument: pool_bytes is not at least 1, or the classes get too large.
+    """
+    if pool_bytes < 1:
+        raise errors.InvalidArgument(
+            f"pool_bytes of {pool_bytes}: slots and staging buffers need some"
+        )
+    return BufferPool(binding, _loop_classes(binding.lib, pool_bytes, links, loops), pool_bytes)
+
+
+def _loop_classes(lib: Any, pool_bytes: int, links: int, loops: int) -> list[tuple[int, int]]:
+    """Size classes of a loop's pool, and how many buffers of each: what the budget pays for, and
+    the share of each link, of which a cut frame and a message in pieces may have any size, and
+    slots lie in the smallest. The largest is for what a turn has read and leaves to the next. A
+    loop may be just giving one of each back, which is nobody's for a moment."""
+    frame = lib.PT_FRAME_MAX_PAYLOAD + lib.PT_FRAME_OVERHEAD
+    shares = {
+        lib.PT_RECEIVE_BUFFER_SIZE: 0,
+        256: 3,
+        1040: 2,
+        4112: 0,
+        lib.PT_POSIX_SLOT_SIZE: 0,
+        min(4112, lib.PT_POSIX_SLOT_SIZE): 2,  # up to 4,096 bytes an original sends in pieces
+        frame: 2 + lib.PT_SLOT_SHARE,
+    }
+    return [
+        (
+            size,
+            min(
+                max(1, min(pool_bytes // size, POOL_CAPACITY)) + share * links + loops,
+                POOL_CAPACITY_MAX,
+            ),
+        )
+        for size, share in sorted(shares.items())
+    ]

@@ -108,8 +108,7 @@ class World:
         return core.Loop(
             io_budget=config.io_budget,
             platform="posix" if config.async_send else "posix_plain",
-            pool_bytes=pool_bytes,
-            links=self.max_connections(config),
+            pool=core.loop_pool(pool_bytes, self.max_connections(config)),
         )
 
     def open_link(self, loop: Any, connection: Any, tag: int, depth: int) -> Any:

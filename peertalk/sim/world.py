@@ -408,8 +408,7 @@ class SimulatedWorld(World):
             simulator=self.box.simulator,
             host=self.host,
             push=self._push,
-            pool_bytes=room,
-            links=self.max_connections(config),
+            pool=core.loop_pool(room, self.max_connections(config)),
         )
         return TappedLoop(self, loop)
 

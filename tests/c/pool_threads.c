@@ -2,7 +2,8 @@
  * wiped, the budget holds, and all comes back.
  *
  * usage: pool_threads ROUNDS [THREADS [doors]]. doors: each thread has one of its own, so that all
- * take from each other's shelves, and leaves it now and then. Exit status 0, or the process stops
+ * take from each other's shelves, and leaves it now and then with a buffer out, which comes back by
+ * another door. Exit status 0, or the process stops
  * at what is wrong. Built with assertions, best with ThreadSanitizer too.
  */
 #include <pthread.h>
@@ -72,8 +73,10 @@ static void *fight(void *argument)
         if (mark == 1 && round % 64 == 0)
             pt_pool_trim(pool);
         if (has_doors && round % 256 == 255) {
+            uint8_t *out = take(door, mark);
             pt_pool_leave(door);
             door = pt_pool_join(pool);
+            give(door, out, mark);
         }
         if (has_doors && round % 64 == 63)
             PT_CHECK(pt_pool_check(door));
@@ -115,7 +118,11 @@ int main(int argc, char **argv)
     pt_pool_statistics counted;
     pt_pool_get_statistics(pool, &counted);
     EXPECT(counted.acquires == counted.returns && counted.in_use == 0);
-    EXPECT(counted.acquires + counted.refusals == 3u * (uint64_t)rounds * (uint64_t)thread_count);
+    long asked = 3 * rounds + (has_doors ? rounds / 256 : 0);
+    EXPECT(counted.acquires + counted.refusals == (uint64_t)asked * (uint64_t)thread_count);
+    pt_pool_class_statistics of_class; /* each door had at most the whole class out */
+    pt_pool_get_class_statistics(pool, 0, &of_class);
+    EXPECT(of_class.high_water <= 5 * (1 + PT_POOL_CONTEXTS));
     EXPECT(counted.peak_bytes <= 4 * BUFFER_COST && counted.bytes <= counted.peak_bytes &&
            counted.bytes % BUFFER_COST == 0);
     EXPECT(pt_pool_cleanup(pool) == 0);

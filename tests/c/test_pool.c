@@ -267,6 +267,61 @@ static void a_free_buffer_that_becomes_a_share_leaves_the_budget(void)
     memory_close_pool(pool, &account);
 }
 
+/* 100 contexts one after the other, each with a buffer out that comes back by another door later:
+ * each has a door of its own, and so has whoever joins at the end. */
+static void a_place_is_free_again_when_its_context_leaves(void)
+{
+#if PT_ATOMICS
+    static const pt_pool_class classes[] = {{64, 200, 0}};
+    pt_pool *pool = memory_open_pool(&account, classes, 1, 0);
+    pt_pool *other = pt_pool_join(pool);
+    uint8_t *out[100];
+    for (int round = 0; round < 100; round++) {
+        pt_pool *door = pt_pool_join(pool);
+        CHECK(door != pool && door != other);
+        out[round] = pt_pool_acquire(door, 64);
+        REQUIRE(out[round] != NULL);
+        pt_pool_leave(door);
+    }
+    for (int round = 0; round < 100; round++)
+        CHECK_EQUAL(pt_pool_release(round % 2 ? pool : other, out[round], 64), PT_OK);
+    pt_pool_leave(other);
+    CHECK(pt_pool_join(pool) != pool);
+    memory_close_pool(pool, &account);
+#endif
+}
+
+/* What one door lends and another takes back is lent no more, by neither of them. */
+static void a_return_is_counted_where_the_buffer_was_lent(void)
+{
+#if PT_ATOMICS && PT_POOL_COUNTS
+    static const pt_pool_class classes[] = {{64, 8, 0}};
+    pt_pool *pool = memory_open_pool(&account, classes, 1, 0);
+    pt_pool *first = pt_pool_join(pool), *second = pt_pool_join(pool);
+    for (int round = 0; round < 50; round++) {
+        uint8_t *lent[3];
+        for (int index = 0; index < 3; index++) {
+            lent[index] = pt_pool_acquire(index == 2 ? pool : first, 64);
+            REQUIRE(lent[index] != NULL);
+        }
+        for (int index = 0; index < 3; index++)
+            CHECK_EQUAL(pt_pool_release(index == 1 ? pool : second, lent[index], 64), PT_OK);
+    }
+    uint8_t *own = pt_pool_acquire(second, 64);
+    REQUIRE(own != NULL);
+    pt_pool_class_statistics counted;
+    pt_pool_get_class_statistics(pool, 0, &counted);
+    CHECK_EQUAL(counted.acquires, 151);
+    CHECK_EQUAL(counted.returns, 150);
+    CHECK_EQUAL(counted.in_use, 1);
+    CHECK_EQUAL(counted.high_water, 2 + 1 + 1); /* of the first, of all, of the second */
+    CHECK_EQUAL(pt_pool_release(first, own, 0), PT_OK);
+    pt_pool_leave(first);
+    pt_pool_leave(second);
+    memory_close_pool(pool, &account);
+#endif
+}
+
 int main(void)
 {
     RUN(a_size_is_served_by_the_smallest_class_that_holds_it);
@@ -279,5 +334,7 @@ int main(void)
     RUN(the_table_is_not_touched_before_buffers_exist);
     RUN(ten_thousand_random_steps_keep_the_account);
     RUN(a_free_buffer_that_becomes_a_share_leaves_the_budget);
+    RUN(a_place_is_free_again_when_its_context_leaves);
+    RUN(a_return_is_counted_where_the_buffer_was_lent);
     return check_end();
 }

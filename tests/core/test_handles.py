@@ -365,7 +365,7 @@ def test_what_failed_while_it_was_made_leaves_nothing_behind(loop, pair):
         {"io_budget": 0},
         {"io_budget": 17},
         {"platform": "mactcp"},
-        {"pool_bytes": 0},
+        {"pool": "of another core"},
     ],
     ids=lambda wrong: next(iter(wrong)),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import errno
+import gc
 import mmap
 import os
 import re
@@ -22,6 +23,7 @@ from typing import Any
 import pytest
 
 from peertalk import errors
+from peertalk._core import load
 from peertalk._core.values import (
     BATCH,
     PONG,
@@ -489,3 +491,108 @@ def test_a_loop_without_memory_for_what_it_reads_says_so(c_core, monkeypatch):
     refused.clear()
     with pytest.raises(errors.OutOfMemory, match=r"the tables of a pool of .* bytes"):
         c_core.Loop()
+
+
+# One pool for several loops
+
+
+def talk(loop, core, count=40):
+    """Messages of all sizes from one link of a loop to another, some at a time, arrive whole."""
+    sent = [bytes([at % 256]) * (at * 977 % core.limits.frame_max_payload) for at in range(count)]
+    waiting, arrived = sent[::-1], []
+    give_up = time.monotonic() + PATIENCE
+    with contextlib.ExitStack() as stack:
+        ends = [stack.enter_context(each) for each in socket.socketpair()]
+        for each in ends:
+            each.setblocking(False)
+        ours, _ = links = [loop.open_link(end.fileno(), tag) for tag, end in enumerate(ends)]
+        while len(arrived) < count:
+            assert time.monotonic() < give_up, f"{len(arrived)} of {count} messages"
+            while waiting and count - len(waiting) - len(arrived) < 5:  # on their way
+                if ours.send(waiting[-1]) < 0:
+                    break
+                waiting.pop()
+            arrived += [one for event in loop.turn(0.05) if event[0] == BATCH for one in event[3]]
+        for link in links:
+            link.close()
+    assert arrived == sent
+
+
+@pytest.mark.threads
+def test_loops_on_threads_of_their_own_have_one_pool(core, rounds):
+    """Each takes what the others have given back, nobody's bytes are another's, and when the last
+    one has left there is nothing lent and nothing kept."""
+    pool = core.loop_pool(1 << 20, links=8, loops=4)
+    loops = [core.Loop(pool=pool) for _ in range(4)]
+    start = threading.Barrier(4)
+
+    def work(loop):
+        loop.move_here()
+        start.wait(PATIENCE)
+        talk(loop, core, rounds(100, 20_000))
+        loop.close()
+
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        for done in [threads.submit(work, loop) for loop in loops]:
+            done.result()
+    counted = pool.statistics()
+    assert counted == loops[0].pool_statistics()
+    assert counted.acquires == counted.returns > 0
+    assert (counted.in_use, counted.buffers, counted.bytes) == (0, 0, 0)
+    assert 0 < counted.allocations < counted.acquires
+    assert pool.close() == 0
+
+
+@pytest.mark.parametrize("last", ["the pool", "a loop"])
+def test_a_pool_lives_for_as_long_as_one_of_its_loops(core, last):
+    """Who made the pool need not know when the loops are done with it."""
+    pool = core.loop_pool(1 << 20, links=4, loops=2)
+    first, second = core.Loop(pool=pool), core.Loop(pool=pool)
+    if last == "a loop":
+        assert pool.close() == 0
+    first.close()
+    talk(second, core)
+    counts = second.pool_statistics
+    counted = counts()
+    del pool, first
+    gc.collect()
+    talk(second, core)
+    assert counts().acquires > counted.acquires > 0
+    second.close()
+    assert (counts().in_use, counts().buffers, counts().bytes) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda core, _: core.BufferPool([(1_000, 9)]), errors.InvalidArgument, "1,000 bytes"),
+        (lambda _, other: other.loop_pool(), errors.InvalidArgument, "own core"),
+        (lambda *_: "a pool", errors.InvalidArgument, "own core"),
+    ],
+    ids=["too small", "of another core", "no pool"],
+)
+def test_a_loop_refuses_a_pool_that_cannot_serve_it(core, make, error, words):
+    """A frame that no buffer holds would never be read to its end."""
+    other = load("reference" if core.name == "standard" else "standard")
+    with pytest.raises(error, match=words):
+        core.Loop(pool=make(core, other))
+
+
+def test_no_loop_opens_with_a_closed_pool(core):
+    """Who closed the pool wants its memory back; a pool without a budget has no loop at all."""
+    pool = core.loop_pool()
+    pool.close()
+    with pytest.raises(errors.InvalidState, match="pool is closed"):
+        core.Loop(pool=pool)
+    with pytest.raises(errors.InvalidArgument, match="pool_bytes"):
+        core.loop_pool(0)
+
+
+def test_a_forked_child_waits_for_no_thread_that_had_the_pool():
+    """Another loop's thread may have been in the middle of borrowing; in the child it is no
+    more."""
+    loop = load("reference").Loop()
+    loop.timer(1).arm(1)
+    with loop._pool._lock:  # as the child finds it
+        loop.orphan()
+    assert loop.fd == -1

@@ -114,6 +114,17 @@ def test_sixteen_classes_of_the_largest_capacity_are_accepted(core):
     assert pool.close() == 0
 
 
+def test_a_buffer_is_made_at_the_first_need_and_only_then(core):
+    """A pool for everything that may come must cost nothing while nothing has."""
+    pool = core.BufferPool([(64, 100), (128, 100)])
+    assert set(pool.statistics()) == {0} and pool.attempts == 0
+    pool.acquire(100).release()
+    assert [each.allocations for each in pool.class_statistics()] == [0, 1]
+    pool.acquire(100).release()
+    assert [each.allocations for each in pool.class_statistics()] == [0, 1]
+    assert (pool.attempts, pool.statistics().bytes) == (1, 128 + BOOKKEEPING)
+
+
 def test_free_buffers_of_one_class_serve_another(core):
     """The budget is a promise about memory held, and a free buffer is held; but what nobody has
     borrowed must not keep anybody waiting: an honest burst once starved all cut frames for ever."""
@@ -209,6 +220,29 @@ def test_a_door_that_rests_leaves_what_the_others_keep(core):
             buffer.release()
     assert rests.trim() == 8 * (64 + BOOKKEEPING)
     assert busy.trim() == 8 * (64 + BOOKKEEPING)
+
+
+def test_a_door_that_is_left_with_buffers_out_is_the_next_ones_at_once(core):
+    """Its place was kept until the end of the pool: after 16 such doors nobody had one."""
+    pool = core.BufferPool([(64, 100)])
+    out = []
+    for _ in range(POOL_CONTEXTS + 4):
+        door = pool.join()
+        out.append(door.acquire(64))
+        door.leave()
+    last, other = pool.join(), pool.join()
+    for buffer in [last.acquire(64) for _ in range(POOL_OWN)]:
+        buffer.release()
+    assert other.trim() == 0  # all that is free lies at the last one
+    for buffer in out:
+        buffer.release()
+    assert other.trim() == len(out) * (64 + BOOKKEEPING)
+    assert last.trim() == POOL_OWN * (64 + BOOKKEEPING)
+    last.leave()
+    last.leave()  # now one of those who share a door
+    last.acquire(64).release()
+    assert pool.trim() == 64 + BOOKKEEPING
+    assert pool.statistics().in_use == 0
 
 
 def test_each_allocation_may_fail_and_nothing_but_the_refusal_is_seen(core):
@@ -375,7 +409,7 @@ class Oracle:
         door = self.doors[number]
         if door.room:
             self.trim(number)
-            door.room, door.taken = 0, any(door.lent.values())
+            door.room, door.taken = 0, False
 
     def in_use(self, size):
         return sum(door.in_use(size) for door in self.doors)
@@ -436,10 +470,11 @@ class Oracle:
         self.peak = max(self.peak, self.held())
         return size
 
-    def release(self, size, share, number):
+    def release(self, size, share, lender, number):
+        """number: the door by which it comes back."""
         kept = next(each[2] for each in CLASSES if each[0] == size)
         door = self.doors[number]
-        door.lent[size, share] -= 1
+        self.doors[lender].lent[size, share] -= 1
         self.counts[size][2] += 1
         if not self.pays(size):
             return
@@ -476,6 +511,7 @@ class PoolModel(RuleBasedStateMachine):
         super().__init__()
         self.core = core
         self.lent = []
+        self.left = []  # doors, by which what they lent comes back all the same
 
     @initialize(budget=st.sampled_from([0, 0, 400, 700, 1000]))
     def make(self, budget):
@@ -495,6 +531,7 @@ class PoolModel(RuleBasedStateMachine):
         door, number = self.doors.pop(data.draw(st.integers(1, len(self.doors) - 1)))
         door.leave()
         self.oracle.leave(number)
+        self.left.append(door)
 
     @rule(data=st.data(), size=st.integers(1, 300), fill=st.integers(1, 255), share=st.booleans())
     def acquire(self, data, size, fill, share):
@@ -508,15 +545,16 @@ class PoolModel(RuleBasedStateMachine):
         assert buffer.size == expected
         assert bytes(buffer.view) == bytes(expected)
         buffer.view[:] = bytes([fill]) * expected
-        self.lent.append((buffer, fill, number))
+        self.lent.append((buffer, fill, door, number))
 
     @precondition(lambda self: self.lent)
     @rule(data=st.data())
     def release(self, data):
-        buffer, fill, number = self.lent.pop(data.draw(st.integers(0, len(self.lent) - 1)))
+        buffer, fill, door, number = self.lent.pop(data.draw(st.integers(0, len(self.lent) - 1)))
         assert bytes(buffer.view) == bytes([fill]) * buffer.size  # nobody else wrote here
         buffer.release()
-        self.oracle.release(buffer.size, buffer.is_share, number)
+        by = 0 if door in self.left else number
+        self.oracle.release(buffer.size, buffer.is_share, number, by)
 
     @rule(data=st.data())
     def trim(self, data):
@@ -536,7 +574,7 @@ class PoolModel(RuleBasedStateMachine):
 
     def teardown(self):
         if hasattr(self, "pool"):
-            for buffer, _, _ in self.lent:
+            for buffer, *_ in self.lent:
                 buffer.release()
             assert self.pool.close() == 0
 
@@ -550,6 +588,7 @@ def test_every_counter_equals_the_sum_of_what_was_done(core):
     )
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("doors", [False, True], ids=["one door", "a door each"])
 def test_threads_that_share_a_pool_never_share_a_buffer(core, rounds, doors):
     """Workers borrow from one pool at the same time, and the C calls run without the interpreter's

@@ -370,6 +370,45 @@ def explore_join(weakened=()):
     return Machine([join, look], cells, lambda *_: None, weakened).explore()
 
 
+def explore_strays(weakened=()):
+    """A context lends; another returns that, counted at the door of the first; a third sums up."""
+
+    def context():
+        yield "cell_count", "acquires0"
+        yield "link_put", "handed", 1
+
+    def other():
+        if (yield "link_take", "handed"):
+            yield "cell_add", "strays0", 1
+
+    def look():
+        returns = yield "cell_get", "strays0"
+        return (yield "cell_get", "acquires0") - returns
+
+    def end(_, returned):
+        if returned[2] < 0:
+            raise Wrong("more returned than lent")
+
+    cells = dict.fromkeys(("acquires0", "strays0", "handed"), 0)
+    return Machine([context, other, look], cells, end, weakened).explore()
+
+
+def explore_leave(weakened=()):
+    """A context leaves its door, and the next one has it: what lies there is the next one's."""
+
+    def leave():
+        yield "touch", "node0"  # the shelf, and what is counted without a locked operation
+        yield "cell_swap", "taken", 1, 0
+
+    def join():
+        taken = yield "cell_get", "taken"
+        if taken == 0 and (yield "cell_swap", "taken", 0, 1)[0]:
+            yield "touch", "node0"
+
+    cells = {"taken": 1, "node0": None}
+    return Machine([leave, join, join], cells, lambda *_: None, weakened).explore()
+
+
 def test_the_steps_of_the_model_are_those_of_the_c():
     """A model of other code proves nothing about this one."""
     text = re.sub(
@@ -387,6 +426,9 @@ def test_the_steps_of_the_model_are_those_of_the_c():
     assert calls("take_any") == ["pop", "link_get", "link_take"]
     assert calls("count") == ["cell_count", "cell_add"]
     assert calls("pt_pool_release")[0] == "cell_claim"
+    assert calls("count_return") == ["cell_add"]
+    assert calls("pt_pool_leave") == ["cell_get", "cell_swap"]
+    assert calls("pt_pool_join")[:2] == ["cell_get", "cell_swap"]
     assert orders()["cell_count"] == ["relaxed", "release"]
 
 
@@ -397,14 +439,18 @@ def test_the_steps_of_the_model_are_those_of_the_c():
         explore_release,
         explore_counts,
         lambda: explore_counts(count="cell_add"),
+        explore_strays,
         explore_join,
+        explore_leave,
     ],
     ids=[
         "shelf",
         "release",
         "counts of doors",
         "counts of all",
+        "strays",
         "join",
+        "leave",
     ],
 )
 def test_no_order_of_the_steps_breaks_a_promise(explore):
@@ -439,6 +485,10 @@ def test_no_order_of_the_steps_breaks_the_list(rounds):
         lambda: explore_counts(weakened={"cell_count": ["relaxed", "relaxed"]}),
         lambda: explore_counts(weakened={"cell_get": ["relaxed"]}),
         lambda: explore_counts(weakened={"cell_add": ["relaxed"]}, count="cell_add"),
+        lambda: explore_strays(weakened={"cell_add": ["relaxed"]}),
+        lambda: explore_strays(weakened={"cell_get": ["relaxed"]}),
+        lambda: explore_leave(weakened={"cell_swap": ["relaxed", "relaxed"]}),
+        lambda: explore_leave(weakened={"cell_swap": ["acquire", "acquire"]}),
         lambda: explore_join(weakened={"cell_get": ["relaxed"]}),
         lambda: explore_join(weakened={"cell_swap": ["relaxed", "relaxed"]}),
     ],
@@ -452,6 +502,10 @@ def test_no_order_of_the_steps_breaks_the_list(rounds):
         "count relaxed",
         "look relaxed",
         "add relaxed",
+        "stray relaxed",
+        "strays looked for relaxed",
+        "left relaxed",
+        "left without a release",
         "door looked for relaxed",
         "door opened relaxed",
     ],

@@ -317,7 +317,7 @@ def test_every_link_may_have_a_message_in_pieces_whatever_the_others_hold(core, 
     """That is what its share says, of any size that an original sends; a class without shares
     refused the twelfth of them."""
     links = 40
-    loop = core.Loop(pool_bytes=41_600, links=links)
+    loop = core.Loop(pool=core.loop_pool(41_600, links))
     held = [loop.reassembly(4_096) for _ in range(links)]
     ordinary = []
     with pytest.raises(errors.OutOfMemory):  # links in bulk, as much as the budget pays for

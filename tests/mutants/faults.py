@@ -162,6 +162,25 @@ FAULTS = (
         ),
     ),
     Fault(
+        "pool-place",
+        "csrc/core/pt_pool.c",
+        "cell_swap(&pool->taken, &taken, taken & ~bit)",
+        "cell_swap(&pool->taken, &taken, taken | bit)",
+        "a door that is left with buffers out is the next one's at once",
+        (
+            "tests/core/test_pool.py::"
+            "test_a_door_that_is_left_with_buffers_out_is_the_next_ones_at_once",
+        ),
+    ),
+    Fault(
+        "pool-strays",
+        "csrc/core/pt_pool.c",
+        "if (lender != number_of(door)) {",
+        "if (0) {",
+        "a return is counted where the buffer was lent",
+        ("tests/c/test_c_suite.py",),
+    ),
+    Fault(
         "pool-share-budget",
         "csrc/core/pt_pool.c",
         "if (is_share && was_free)\n        leave_budget",

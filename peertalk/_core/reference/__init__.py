@@ -14,7 +14,7 @@ from peertalk import errors
 from peertalk._core.reference.crc import NAME as crc_name
 from peertalk._core.reference.crc import crc16
 from peertalk._core.reference.ingest import Ingest
-from peertalk._core.reference.loop import Loop
+from peertalk._core.reference.loop import Loop, loop_pool
 from peertalk._core.reference.pipeline import SendPipeline
 from peertalk._core.reference.pool import BufferPool
 from peertalk._core.reference.reader import Reader

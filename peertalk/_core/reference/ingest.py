@@ -9,7 +9,7 @@ between calls either less than a header is held, or a staging buffer with less t
 from __future__ import annotations
 
 from peertalk._core.reference.crc import crc16
-from peertalk._core.reference.pool import Buffer, BufferPool
+from peertalk._core.reference.pool import Buffer, BufferPool, PoolDoor
 from peertalk._core.reference.wire import bad_crc, decode_compact, decode_header, is_compact
 from peertalk._core.values import Frame, Header
 from peertalk._numbers import (
@@ -46,7 +46,9 @@ class Ingest:
         InvalidArgument: max_payload is not 0 to 65,535, what a header can say.
     """
 
-    def __init__(self, max_payload: int | None = None, pool: BufferPool | None = None) -> None:
+    def __init__(
+        self, max_payload: int | None = None, pool: BufferPool | PoolDoor | None = None
+    ) -> None:
         self.consumed = 0
         self.state = INGEST_WAIT_HEADER
         self._max_payload = FRAME_MAX_PAYLOAD if max_payload is None else max_payload

@@ -78,8 +78,8 @@ class Link(Source):
         max_payload: int | None,
     ) -> None:
         super().__init__(loop, fd, tag)
-        self._pipeline = SendPipeline(depth, slot_size, True, packing, loop._pool)
-        self._ingest = Ingest(max_payload, loop._pool)
+        self._pipeline = SendPipeline(depth, slot_size, True, packing, loop._door)
+        self._ingest = Ingest(max_payload, loop._door)
         self.max_message = min(FRAME_MAX_PAYLOAD, self._pipeline.slot_size - FRAME_OVERHEAD)
         """Longest payload of a DATA frame that may be sent now, in bytes."""
         self.read_max = 2**32 - 1

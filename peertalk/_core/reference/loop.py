@@ -62,27 +62,45 @@ POOL_CLASSES = [
 """Buffer sizes and how many of each may exist; the byte budget is the bound that matters."""
 
 
+def loop_pool(pool_bytes: int = 64 << 20, links: int = 0, loops: int = 1) -> BufferPool:
+    """A pool with the sizes that loops borrow, for one loop or several.
+
+    Args:
+        pool_bytes: bytes that the larger buffers of links in bulk may hold together, beside the
+            share of each link.
+        links, loops: ignored here.
+
+    Raises:
+        InvalidArgument: pool_bytes is not at least 1.
+    """
+    if pool_bytes < 1:
+        raise errors.InvalidArgument(
+            f"pool_bytes of {pool_bytes}: slots and staging buffers need some"
+        )
+    return BufferPool(POOL_CLASSES, pool_bytes)
+
+
 class Loop:
     """The engine of the reference core; the same surface as the C loop.
 
     Args:
         io_budget: ready sources served in one turn, 1 to 16.
-        pool_bytes: bytes that the larger buffers of links in bulk may hold together, beside the
-            share of each link.
-        links: ignored here.
+        pool: lends what the links need. Several loops may have one pool, each on a thread of its
+            own; the pool lives for as long as one of them does. None: a pool of its own.
         platform: "posix", or "posix_plain" where each slot is written by a blocking send.
         epoll: False takes poll(2) and leaves fd at -1.
 
     Raises:
-        InvalidArgument: an argument out of its bounds.
+        InvalidArgument: an argument out of its bounds; a pool of another core, or whose buffers
+            are too small.
+        InvalidState: the pool is closed.
     """
 
     def __init__(
         self,
         *,
         io_budget: int = IO_BUDGET,
-        pool_bytes: int = 64 << 20,
-        links: int = 0,
+        pool: BufferPool | None = None,
         platform: str = "posix",
         epoll: bool = True,
     ) -> None:
@@ -90,7 +108,8 @@ class Loop:
         self._io_budget = io_budget
         self._plain = platform == "posix_plain"
         self._buffer = memoryview(bytearray(RECEIVE_BUFFER_SIZE))
-        self._pool = BufferPool(POOL_CLASSES, pool_bytes)
+        self._pool = loop_pool() if pool is None else pool
+        _check_pool(self._pool)
         self._spare = BufferPool([(FRAME_MAX_PAYLOAD + FRAME_OVERHEAD, 65_535)])
         self._open(epoll)
         self.fd: int = (
@@ -117,6 +136,7 @@ class Loop:
         self._wheel = TimerWheel(self._ticks)
         self._timers: dict[int, Timer | Link | None] = {}
         self._keys = itertools.count(1)
+        self._door = self._pool.join()
         self._pool_key = self._next_key()
         self._pool_acquires = 0
 
@@ -253,7 +273,7 @@ class Loop:
             elif mask:
                 tail.append((READY, source.tag, mask, 0))
         self._expire(events, tail)
-        if self._links and self._pool.acquires != self._pool_acquires:
+        if self._links and self._door.acquires != self._pool_acquires:
             if self._pool_key not in self._timers:
                 self._arm(self._pool_key, None, POOL_REST_MS / 1_000)
         reported, self._dirty = self._dirty, {}
@@ -370,7 +390,7 @@ class Loop:
         self._wake_in.close()
         self._wake_out.close()
         self._ready.clear()
-        self._pool.close()
+        self._door.leave()
         self.fd = -1
 
     def orphan(self) -> None:
@@ -379,6 +399,7 @@ class Loop:
         if not self._closed:
             self._selector.close()
             self._selector = _Forgetful()
+            self._pool._lock = threading.Lock()  # another thread of the parent may have had it
         self.close()
 
     def _count(self, payload_len: int, *, many: bool) -> int:
@@ -401,7 +422,7 @@ class Loop:
             self._links.pop(source, None)
             if not self._links:
                 self._cancel(self._pool_key)
-                self._pool.trim()
+                self._door.trim()
 
     # Timers
 
@@ -435,10 +456,11 @@ class Loop:
     def _look_at_pool(self, tail: list[Event]) -> None:
         """While the pool is in use, once a second: give back what nobody needed since, and say who
         stands still if too little is left."""
-        rests = self._pool.acquires == self._pool_acquires
-        self._pool_acquires = self._pool.acquires
+        acquires = self._door.acquires
+        rests = acquires == self._pool_acquires
+        self._pool_acquires = acquires
         if rests:
-            self._pool.trim()
+            self._door.trim()
         scarce = self._pool.is_scarce()
         if scarce or not rests:
             self._arm(self._pool_key, None, POOL_REST_MS / 1_000)
@@ -446,6 +468,18 @@ class Loop:
         if waiting:
             link = max(waiting, key=Link._still_for_ms)
             tail.append((STILL, link.tag, link._still_for_ms(), 0))
+
+
+def _check_pool(pool: BufferPool) -> None:
+    frame = FRAME_MAX_PAYLOAD + FRAME_OVERHEAD
+    if not isinstance(pool, BufferPool):
+        raise errors.InvalidArgument(f"pool {pool!r}: a loop takes a pool of its own core")
+    if pool.closed:
+        raise errors.InvalidState("this pool is closed: no loop opens with it any more")
+    if pool.largest < frame:
+        raise errors.InvalidArgument(
+            f"pool whose largest class has {pool.largest:,} bytes: a frame may have {frame:,}"
+        )
 
 
 class _Forgetful(selectors.SelectSelector):

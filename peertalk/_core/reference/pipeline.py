@@ -19,7 +19,7 @@ import struct
 
 from peertalk import errors
 from peertalk._core.reference.crc import crc16
-from peertalk._core.reference.pool import Buffer, BufferPool
+from peertalk._core.reference.pool import Buffer, BufferPool, PoolDoor
 from peertalk._core.values import DATA, DISCONNECT, NO_DELAY
 from peertalk._numbers import (
     ERR_INVALID_PARAM,
@@ -103,15 +103,16 @@ class SendPipeline:
         slot_size: int | None = None,
         lazy: bool = True,
         packing: bool = True,
-        pool: BufferPool | None = None,
+        pool: BufferPool | PoolDoor | None = None,
     ) -> None:
         depth, slot_size = _shape(depth, slot_size)
-        self._own_pool = pool is None
-        self._pool = BufferPool([(slot_size, depth)]) if pool is None else pool
-        largest = self._pool._classes[-1].buffer_size
-        if slot_size > largest:
+        self._own_pool: BufferPool | None = None
+        if pool is None:
+            pool = self._own_pool = BufferPool([(slot_size, depth)])
+        self._pool = pool
+        if slot_size > self._pool.largest:
             raise errors.InvalidArgument(
-                f"slot_size of {slot_size} bytes: the pool's largest class has {largest}"
+                f"slot_size of {slot_size} bytes: the pool's largest class has {self._pool.largest}"
             )
         self.slots = [Slot() for _ in range(depth)]
         self.slot_size = slot_size
@@ -332,8 +333,8 @@ class SendPipeline:
                 self._give_back(slot)
                 slot.state = SLOT_FREE
         self.pending = sum(slot.state == SLOT_ABANDONED for slot in self.slots)
-        if self._own_pool and self.pending == 0:
-            self._pool.close()
+        if self._own_pool is not None and self.pending == 0:
+            self._own_pool.close()
         return self.pending
 
 

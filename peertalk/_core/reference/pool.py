@@ -32,7 +32,6 @@ class _SizeClass:
     buffer_size: int
     capacity: int
     kept: int
-    acquires: int = 0
     allocations: int = 0
     returns: int = 0
     existing: int = 0
@@ -44,27 +43,26 @@ class _SizeClass:
 
 
 class _Place:
-    """What a door has of one class: the buffers on its shelf, and how many it has lent, now and at
-    most."""
+    """What a door has of one class: the buffers on its shelf, how many it has lent so far, and how
+    many of these are out, now and at most."""
 
-    __slots__ = ("high_water", "lent", "shelf")
+    __slots__ = ("acquires", "high_water", "lent", "shelf")
 
     def __init__(self) -> None:
         self.shelf: list[bytearray] = []
-        self.lent = self.high_water = 0
+        self.acquires = self.lent = self.high_water = 0
 
 
 class Buffer:
     """A lent buffer. view: writable, `size` bytes, zero at first; it ends with the release."""
 
-    def __init__(
-        self, door: PoolDoor, size_class: _SizeClass, memory: bytearray, is_share: bool
-    ) -> None:
-        self.size = size_class.buffer_size
+    def __init__(self, door: PoolDoor, index: int, memory: bytearray, is_share: bool) -> None:
+        self.size = len(memory)
         self.is_share = is_share
         self.view = memoryview(memory)
         self._door = door
-        self._size_class = size_class
+        self._index = index
+        self._lender = door._places[index]
         self._memory: bytearray | None = memory
 
     def release(self, used: int | None = None) -> None:
@@ -88,9 +86,8 @@ class Buffer:
             ) from None
         memory.pop()
         self._memory = None
-        self._door._pool._take_back(
-            self._door, self._size_class, memory, self.size if used is None else used, self.is_share
-        )
+        memory[:used] = bytes(self.size if used is None else min(used, self.size))
+        self._door._pool._take_back(self, memory)
 
 
 class BufferPool:
@@ -129,13 +126,14 @@ class BufferPool:
                 )
             each.kept = each.kept or each.capacity
         self._classes = made
+        self.largest = sizes[-1]
         self._budget = budget
         self._limit = limit
         self._lock = threading.Lock()
         self._refusals = 0
         self._bytes = self._peak_bytes = self._budgeted = 0
         self._attempts = self._fail_at = 0
-        self._closed = False
+        self.closed = False
         self._doors = [PoolDoor(self)]
 
     def acquire(self, size: int, share: bool = False) -> Buffer:
@@ -152,23 +150,24 @@ class BufferPool:
         """A door for one thread, which keeps up to 8 free buffers of each class there; with 16 of
         them about, the door that all others share."""
         with self._lock:
-            door = next((each for each in self._doors[1:] if not each._taken), None)
-            if door is None:
-                if len(self._doors) > POOL_CONTEXTS:
-                    return self._doors[0]
-                door = PoolDoor(self)
-                self._doors.append(door)
-            door._taken = True
+            number = next((at for at, each in enumerate(self._doors) if at and not each._room), 0)
+            if number == 0 and len(self._doors) > POOL_CONTEXTS:
+                return self._doors[0]
+            door = PoolDoor(self)
             door._room = POOL_OWN
+            if number == 0:
+                self._doors.append(door)
+            else:  # what was counted there goes on
+                door._places = self._doors[number]._places
+                self._doors[number] = door
             return door
 
     def _lend(self, door: PoolDoor, size: int, share: bool) -> Buffer:
-        size_class = next((each for each in self._classes if 0 < size <= each.buffer_size), None)
-        if size_class is None:
-            raise OutOfMemory(
-                f"a buffer of {size:,} bytes: the pool lends 1 to {self._classes[-1].buffer_size:,}"
-            )
-        place = door._places[self._classes.index(size_class)]
+        fits = (at for at, each in enumerate(self._classes) if 0 < size <= each.buffer_size)
+        index = next(fits, None)
+        if index is None:
+            raise OutOfMemory(f"a buffer of {size:,} bytes: the pool lends 1 to {self.largest:,}")
+        size_class, place = self._classes[index], door._places[index]
         with self._lock:
             free = self._free(size_class, place)
             if free is None:
@@ -178,7 +177,7 @@ class BufferPool:
                 ):
                     refusal = self._refusal(size_class, share)
                 if refusal is not None:
-                    free = self._free(size_class, *self._places(size_class))
+                    free = self._free(size_class, *self._places(index))
                     if free is None:
                         self._refusals += 1
                         raise OutOfMemory(f"a buffer of {size:,} bytes: {refusal}")
@@ -191,13 +190,12 @@ class BufferPool:
                 self._peak_bytes = max(self._peak_bytes, self._bytes)
             else:
                 self._budgeted -= size_class.cost if share else 0
-            size_class.acquires += 1
+            place.acquires += 1
             place.lent += 1
             place.high_water = max(place.high_water, place.lent)
-        return Buffer(door, size_class, free, share)
+        return Buffer(door, index, free, share)
 
-    def _places(self, size_class: _SizeClass) -> list[_Place]:
-        index = self._classes.index(size_class)
+    def _places(self, index: int) -> list[_Place]:
         return [door._places[index] for door in self._doors]
 
     def _free(self, size_class: _SizeClass, *places: _Place) -> bytearray | None:
@@ -221,29 +219,22 @@ class BufferPool:
             return f"{self._bytes:,} bytes are held, and the memory has {self._limit:,}"
         return None
 
-    def _take_back(
-        self,
-        door: PoolDoor,
-        size_class: _SizeClass,
-        memory: bytearray,
-        used: int,
-        is_share: bool,
-    ) -> None:
-        memory[:used] = bytes(min(used, size_class.buffer_size))
+    def _take_back(self, buffer: Buffer, memory: bytearray) -> None:
+        door, size_class = buffer._door, self._classes[buffer._index]
         with self._lock:
-            place = door._places[self._classes.index(size_class)]
-            place.lent -= 1
+            buffer._lender.lent -= 1
             size_class.returns += 1
-            self._budgeted -= 0 if is_share else size_class.cost
+            self._budgeted -= 0 if buffer.is_share else size_class.cost
             payable = not self._budget or self._budgeted + size_class.cost <= self._budget
-            has_room = len(place.shelf) < door._room
+            shelf = door._places[buffer._index].shelf
+            has_room = len(shelf) < door._room
             if payable and (has_room or len(size_class.free) < size_class.kept):
-                (place.shelf if has_room else size_class.free).append(memory)
+                (shelf if has_room else size_class.free).append(memory)
                 self._budgeted += size_class.cost
             else:
                 size_class.existing -= 1
                 self._bytes -= size_class.cost
-        if self._closed:
+        if self.closed:
             self.trim()
 
     def trim(self) -> int:
@@ -275,15 +266,11 @@ class BufferPool:
         self.trim()
         return self._budget - self._budgeted < enough
 
-    @property
-    def acquires(self) -> int:
-        """Successful acquires so far."""
-        return sum(each.acquires for each in self._classes)
-
     def statistics(self) -> PoolStatistics:
         """The counters; see PoolStatistics."""
         with self._lock:
-            acquires, returns = self.acquires, sum(each.returns for each in self._classes)
+            acquires = sum(door._lent_so_far() for door in self._doors)
+            returns = sum(each.returns for each in self._classes)
             return PoolStatistics(
                 acquires,
                 sum(each.allocations for each in self._classes),
@@ -297,19 +284,23 @@ class BufferPool:
 
     def class_statistics(self) -> list[PoolClassStatistics]:
         """The counters of each class, in the order of their sizes."""
+        table = []
         with self._lock:
-            return [
-                PoolClassStatistics(
-                    each.buffer_size,
-                    each.acquires,
-                    each.allocations,
-                    each.returns,
-                    each.acquires - each.returns,
-                    sum(place.high_water for place in self._places(each)),
-                    each.existing,
+            for index, each in enumerate(self._classes):
+                places = self._places(index)
+                acquires = sum(place.acquires for place in places)
+                table.append(
+                    PoolClassStatistics(
+                        each.buffer_size,
+                        acquires,
+                        each.allocations,
+                        each.returns,
+                        acquires - each.returns,
+                        sum(place.high_water for place in places),
+                        each.existing,
+                    )
                 )
-                for each in self._classes
-            ]
+        return table
 
     @property
     def attempts(self) -> int:
@@ -324,8 +315,8 @@ class BufferPool:
 
     def close(self) -> int:
         """Free every buffer. Returns the number that are still lent; each is freed when it comes
-        back."""
-        self._closed = True
+        back. No loop opens with this pool any more; those that have it go on."""
+        self.closed = True
         self.trim()
         return self.statistics().in_use
 
@@ -335,9 +326,22 @@ class PoolDoor:
 
     def __init__(self, pool: BufferPool) -> None:
         self._pool = pool
-        self._taken = False
         self._room = 0
         self._places = [_Place() for _ in pool._classes]
+
+    def _lent_so_far(self) -> int:
+        return sum(place.acquires for place in self._places)
+
+    @property
+    def acquires(self) -> int:
+        """Successful acquires so far by this door and by those who have none of their own."""
+        first = self._pool._doors[0]
+        return self._lent_so_far() + (0 if self is first else first._lent_so_far())
+
+    @property
+    def largest(self) -> int:
+        """As of the pool."""
+        return self._pool.largest
 
     def acquire(self, size: int, share: bool = False) -> Buffer:
         """As of the pool; the buffer comes back by this door."""
@@ -350,9 +354,14 @@ class PoolDoor:
             return self._pool._trim(self if self._room else None)
 
     def leave(self) -> None:
-        """Free what is kept here. What is still lent comes back later, by whichever thread."""
-        with self._pool._lock:
+        """Free what is kept here. From now on this is the door that all others share: what is still
+        lent comes back by that, from whichever thread."""
+        pool = self._pool
+        with pool._lock:
             if self._room:
-                self._pool._trim(self)
+                pool._trim(self)
                 self._room = 0
-                self._taken = sum(place.lent for place in self._places) != 0
+                left = PoolDoor(pool)  # until somebody joins, what was counted here
+                left._places = self._places
+                pool._doors[pool._doors.index(self)] = left
+                self._places = pool._doors[0]._places

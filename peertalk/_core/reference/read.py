@@ -102,7 +102,7 @@ def _receive_starved(link: Link, data: memoryview) -> list[Frame]:
     try:
         return link._ingest.receive(data)
     finally:
-        link._ingest._pool = link._loop._pool
+        link._ingest._pool = link._loop._door
 
 
 def hand_on(link: Link, events: list[Event], work: int) -> None:

@@ -9,7 +9,7 @@ import selectors
 from typing import Any, Protocol, TypeAlias
 
 from peertalk import errors
-from peertalk._core.reference.pool import BufferPool
+from peertalk._core.reference.pool import BufferPool, PoolDoor
 
 Event: TypeAlias = tuple[int, int, Any, Any]
 """(kind, tag, a, b); see Loop.turn for a and b."""
@@ -22,7 +22,7 @@ class Home(Protocol):
     _owner: int
     _closed: bool
     _plain: bool
-    _pool: BufferPool
+    _door: PoolDoor
     _spare: BufferPool
     _buffer: memoryview
     _work_left: int
