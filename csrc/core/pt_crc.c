@@ -33,38 +33,10 @@
 
 #include "pt_assert.h"
 #include "pt_config.h"
+#include "pt_crc_inside.h"
 
-#if PT_ATOMICS
-#include <stdatomic.h>
-#endif
-#if defined(__x86_64__)
-#include <cpuid.h>
-#include <immintrin.h>
-#define CRC_PCLMUL 1
-#elif defined(__AARCH64EL__) && (defined(__ARM_FEATURE_AES) || defined(__ARM_FEATURE_CRYPTO))
-#include <arm_neon.h>
-#define CRC_PMULL 1
-#endif
-
-/* ---- Tables: PT_CRC_SLICES bytes at a time. TABLE[k][b] is byte b followed by k zero bytes. A row
- * is linear in the bits of b, so it is written as its eight basis entries, b = 1, 2, 4 .. 128: the
- * powers x^(8 k + 23) down to x^(8 k + 16), mod P, reflected. The compiler adds them up. */
-
-#define ENTRY(b, p0, p1, p2, p3, p4, p5, p6, p7)                                                   \
-    (((b) & 1 ? p0 : 0) ^ ((b) & 2 ? p1 : 0) ^ ((b) & 4 ? p2 : 0) ^ ((b) & 8 ? p3 : 0) ^           \
-     ((b) & 16 ? p4 : 0) ^ ((b) & 32 ? p5 : 0) ^ ((b) & 64 ? p6 : 0) ^ ((b) & 128 ? p7 : 0))
-#define ENTRIES_4(b, ...)                                                                          \
-    ENTRY(b, __VA_ARGS__), ENTRY(b + 1, __VA_ARGS__), ENTRY(b + 2, __VA_ARGS__),                   \
-        ENTRY(b + 3, __VA_ARGS__)
-#define ENTRIES_16(b, ...)                                                                         \
-    ENTRIES_4(b, __VA_ARGS__), ENTRIES_4(b + 4, __VA_ARGS__), ENTRIES_4(b + 8, __VA_ARGS__),       \
-        ENTRIES_4(b + 12, __VA_ARGS__)
-#define ENTRIES_64(b, ...)                                                                         \
-    ENTRIES_16(b, __VA_ARGS__), ENTRIES_16(b + 16, __VA_ARGS__), ENTRIES_16(b + 32, __VA_ARGS__),  \
-        ENTRIES_16(b + 48, __VA_ARGS__)
-#define ROW(...)                                                                                   \
-    {ENTRIES_64(0, __VA_ARGS__), ENTRIES_64(64, __VA_ARGS__), ENTRIES_64(128, __VA_ARGS__),        \
-     ENTRIES_64(192, __VA_ARGS__)}
+/* ---- Tables: PT_CRC_SLICES bytes at a time. TABLE[k][b] is byte b followed by k zero bytes; the
+ * eight basis entries are the powers x^(8 k + 23) down to x^(8 k + 16), mod P, reflected. */
 
 static const uint16_t TABLE[PT_CRC_SLICES][256] = {
     ROW(0x1189, 0x2312, 0x4624, 0x8c48, 0x1081, 0x2102, 0x4204, 0x8408),
@@ -291,24 +263,10 @@ CRC_TARGET static uint16_t crc_blocks(uint16_t start, const uint8_t *data, size_
 #if CRC_PCLMUL
 /* ---- The same, two blocks at a time. */
 
-#define WIDE_TARGET __attribute__((target("ssse3,pclmul,avx2,vpclmulqdq")))
-#define WIDE_INLINE                                                                                \
-    static inline __attribute__((always_inline, target("ssse3,pclmul,avx2,vpclmulqdq")))
-
-WIDE_INLINE __m256i wide_load(const void *data)
-{
-    return _mm256_loadu_si256((const __m256i *)data);
-}
 WIDE_INLINE __m256i wide_of(block low)
 {
     return _mm256_zextsi128_si256((__m128i)low);
 }
-WIDE_INLINE __m256i wide_multiply(__m256i a, __m256i constants)
-{
-    return _mm256_clmulepi64_epi128(a, constants, 0x00) ^
-           _mm256_clmulepi64_epi128(a, constants, 0x11);
-}
-
 WIDE_TARGET static uint16_t crc_wide(uint16_t start, const uint8_t *data, size_t len)
 {
     PT_ASSERT(data != NULL || len == 0);
@@ -346,16 +304,6 @@ WIDE_TARGET static uint16_t crc_wide(uint16_t start, const uint8_t *data, size_t
     block sum = (block)_mm256_castsi256_si128(sums) ^ (block)_mm256_extracti128_si256(sums, 1);
     return reduce(key == KEYS + BLOCKS ? sum : sum ^ multiply(load(data), *key));
 }
-
-/* features: ECX of CPUID leaf 1. The system must save the wide registers too (XCR0 bits 1 and 2).
- */
-__attribute__((target("xsave"))) static int has_wide(unsigned features)
-{
-    unsigned a, b = 0, c = 0, d;
-    return (features & bit_OSXSAVE) != 0 && (features & bit_AVX) != 0 && (_xgetbv(0) & 6) == 6 &&
-           __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (b & bit_AVX2) != 0 &&
-           (c & bit_VPCLMULQDQ) != 0;
-}
 #endif
 
 #if CRC_PCLMUL || CRC_PMULL
@@ -366,21 +314,15 @@ typedef uint16_t crc_way(uint16_t start, const uint8_t *data, size_t len);
 
 static uint16_t crc_first(uint16_t start, const uint8_t *data, size_t len);
 
-#if PT_ATOMICS
-static _Atomic(crc_way *) crc_chosen = crc_first;
-#else
-static crc_way *crc_chosen = crc_first;
-#define atomic_load_explicit(place, order)         (*(place))
-#define atomic_store_explicit(place, value, order) ((void)(*(place) = (value)))
-#endif
+static CRC_CHOICE(crc_way) crc_chosen = crc_first;
 
 static crc_way *crc_choose(void)
 {
 #if CRC_PCLMUL
-    unsigned a, b, c = 0, d;
-    if (__get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_PCLMUL) != 0 && (c & bit_SSSE3) != 0)
-        return has_wide(c) ? crc_wide : crc_blocks;
-    return pt_crc16_table;
+    unsigned has = crc_features();
+    if ((has & CRC_HAS_PCLMUL) == 0)
+        return pt_crc16_table;
+    return (has & CRC_HAS_WIDE) != 0 ? crc_wide : crc_blocks;
 #else
     return crc_blocks;
 #endif
@@ -396,6 +338,7 @@ static uint16_t crc_first(uint16_t start, const uint8_t *data, size_t len)
 
 uint16_t pt_crc16(uint16_t start, const uint8_t *data, size_t len)
 {
+    PT_ASSERT(data != NULL || len == 0);
     return atomic_load_explicit(&crc_chosen, memory_order_relaxed)(start, data, len);
 }
 
@@ -409,6 +352,7 @@ const char *pt_crc16_name(void)
 #else
 uint16_t pt_crc16(uint16_t start, const uint8_t *data, size_t len)
 {
+    PT_ASSERT(data != NULL || len == 0);
     return pt_crc16_table(start, data, len);
 }
 

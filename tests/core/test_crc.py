@@ -4,22 +4,19 @@ that this processor has."""
 from __future__ import annotations
 
 import json
-import os
 import random
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.programs import WAYS_OPTIONS, run_ways
 from kit.tables import each_row
 
 from peertalk import errors
 
 TESTS = Path(__file__).resolve().parent.parent
-CSRC = TESTS.parent / "csrc"
 CASES = json.loads((TESTS / "vectors" / "crc16.json").read_text())["cases"]
 
 
@@ -106,42 +103,10 @@ def test_name_of_the_way_is_told(core: Any) -> None:
 
 
 @pytest.mark.source
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["-O3"],
-        [
-            "-O1",
-            "-DPT_ATOMICS=0",
-            "-DPT_ASSERTIONS=1",
-            "-fsanitize=address,undefined",
-            "-fno-sanitize-recover",
-        ],
-    ],
-    ids=["fast", "sanitized"],
-)
+@WAYS_OPTIONS
 def test_every_way_of_this_processor_agrees_and_reads_nothing_else(
     tmp_path: Path, options: list[str]
 ) -> None:
     """A machine picks one way and hides the others; and a wide load behind the end shows only where
     the memory ends there too."""
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    assert compiler, "no C compiler: cc, gcc or clang"
-    program = tmp_path / "crc_ways"
-    build = [
-        compiler,
-        "-std=c11",
-        *options,
-        "-I",
-        str(CSRC / "core"),
-        str(TESTS / "c" / "crc_ways.c"),
-        "-o",
-        str(program),
-    ]
-    # it brings its own sanitizer, or none
-    own = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    built = subprocess.run(build, text=True, capture_output=True, env=own)
-    assert built.returncode == 0, built.stderr
-    ran = subprocess.run([str(program)], text=True, capture_output=True, env=own)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "table" in ran.stdout
+    assert "table" in run_ways("crc_ways", tmp_path, options)

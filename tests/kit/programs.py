@@ -117,3 +117,29 @@ def _programs(build: str, folders: pytest.TempPathFactory) -> Programs:
     base = folders.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     return Programs(build, shared, folders.mktemp(build))
+
+
+WAYS_OPTIONS = pytest.mark.parametrize(
+    "options",
+    [
+        ["-O3"],
+        ["-O1", "-DPT_ATOMICS=0", "-DPT_ASSERTIONS=1", *SANITIZERS],
+    ],
+    ids=["fast", "sanitized"],
+)
+"""How a program is built that compares all ways of a CRC."""
+
+
+def run_ways(program: str, folder: Path, options: list[str]) -> str:
+    """What such a program prints; it includes the source of the CRC, and links nothing."""
+    if COMPILER is None:
+        pytest.skip("did not run: there is no C compiler on PATH")
+    target = folder / program
+    source = ROOT / f"tests/c/{program}.c"
+    status, output = run(
+        COMPILER, "-std=c11", *options, f"-I{ROOMS[0]}", source, "-o", target, cwd=folder
+    )
+    assert status == 0, output
+    status, output = run(target)
+    assert status == 0, output
+    return output
