@@ -837,6 +837,7 @@ def test_each_wire_format_has_vectors():
         kinds.update(str(kind) for kind, _ in groups)
     assert {
         "crc16",
+        "crc32c",
         "discovery",
         "header",
         "frame",

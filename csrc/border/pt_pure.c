@@ -5,6 +5,7 @@
 
 #include "pt_assert.h"
 #include "pt_crc.h"
+#include "pt_crc32c.h"
 #include "pt_pipeline.h"
 #include "pt_wire.h"
 
@@ -39,6 +40,19 @@ static PyObject *crc16(PyObject *self, PyObject *const *arguments, Py_ssize_t ar
     const uint8_t *data = argument_count == 2 ? plain_bytes(arguments[0], &len) : NULL;
     long start = data != NULL ? small(arguments[1], UINT16_MAX) : -1;
     return start < 0 ? none() : PyLong_FromLong(pt_crc16((uint16_t)start, data, (size_t)len));
+}
+
+static PyObject *crc32c(PyObject *self, PyObject *const *arguments, Py_ssize_t argument_count)
+{
+    (void)self;
+    Py_ssize_t len = 0;
+    const uint8_t *data = argument_count == 2 ? plain_bytes(arguments[0], &len) : NULL;
+    if (data == NULL || !PyLong_Check(arguments[1]))
+        return none();
+    long long start = PyLong_AsLongLong(arguments[1]);
+    if (start < 0 || start > UINT32_MAX)
+        return none();
+    return PyLong_FromUnsignedLong(pt_crc32c((uint32_t)start, data, (size_t)len));
 }
 
 /* encode_frame(type, payload, flags, sequence) -> bytes */
@@ -115,6 +129,7 @@ static PyObject *put_frame(PyObject *self, PyObject *const *arguments, Py_ssize_
 
 static PyMethodDef methods[] = {
     {"crc16", (PyCFunction)(void (*)(void))crc16, METH_FASTCALL, "crc16(data, start)"},
+    {"crc32c", (PyCFunction)(void (*)(void))crc32c, METH_FASTCALL, "crc32c(data, start)"},
     {"encode_frame", (PyCFunction)(void (*)(void))encode_frame, METH_FASTCALL,
      "encode_frame(type, payload, flags, sequence)"},
     {"decode_frame", decode_frame, METH_O, "decode_frame(data)"},

@@ -26,8 +26,8 @@ static inline PyObject *pt_make_tuple(uint32_t a, uint32_t b, long long c, PyObj
 
 /* Add them to a module object, with the GIL held. Returns 0, or -1 with an exception.
  *
- *   crc16(data, start), encode_frame(type, payload, flags, sequence), decode_frame(data),
- *   put_frame(pipeline_addr, type, payload, flags), all_bytes(list)
+ *   crc16(data, start), crc32c(data, start), encode_frame(type, payload, flags, sequence),
+ *   decode_frame(data), put_frame(pipeline_addr, type, payload, flags), all_bytes(list)
  *
  * They answer None to what is out of range and to every fault: the codec then says what is wrong.
  */

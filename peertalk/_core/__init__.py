@@ -58,6 +58,7 @@ class Core:
 
     crc_name: str
     crc16: Callable[..., int]
+    crc32c: Callable[..., int]
     encode_header: Callable[..., bytes]
     decode_header: Callable[..., Header]
     encode_frame: Callable[..., bytes]

@@ -79,6 +79,7 @@ class Binding:
         if lib.pt_border_attach(ffi.cast("void *", id(border))) != 0:
             raise ImportError(f"the native functions of the {name} core cannot be attached")
         self._crc16: Callable[..., int | None] = border.crc16
+        self._crc32c: Callable[..., int | None] = border.crc32c
         self._encode_frame: Callable[..., bytes | None] = border.encode_frame
         self._decode_frame: Callable[..., tuple[int, int, int, bytes] | None] = border.decode_frame
         self.put_frame: Callable[..., int | None] = border.put_frame

@@ -23,7 +23,7 @@ from peertalk._core.values import (
 
 
 class Codec(Binding):
-    """Every encoding of the original protocol, and its CRC, by the C core."""
+    """Every encoding of the original protocol, and the CRCs, by the C core."""
 
     def crc16(self, data: Data, start: int = 0) -> int:
         """CRC-16 of data, continued from start (the CRC of the bytes before; 0 for a new one)."""
@@ -33,6 +33,16 @@ class Codec(Binding):
         view = self.flat(data)
         return int(
             self.lib.pt_crc16(self.limited("CRC start value", start, 0xFFFF), view, len(view))
+        )
+
+    def crc32c(self, data: Data, start: int = 0) -> int:
+        """CRC-32C of data, continued from start (the CRC of the bytes before; 0 for a new one)."""
+        crc = self._crc32c(data, start)
+        if crc is not None:
+            return crc
+        view = self.flat(data)
+        return int(
+            self.lib.pt_crc32c(self.limited("CRC start value", start, 0xFFFFFFFF), view, len(view))
         )
 
     def _frame(self, type: int, flags: int, sequence: int, payload: Any, payload_len: int) -> Any:

@@ -3,6 +3,7 @@
 #include "pt_assert.h"
 #include "pt_config.h"
 #include "pt_crc.h"
+#include "pt_crc32c.h"
 #include "pt_error.h"
 #include "pt_ingest.h"
 #include "pt_loop.h"

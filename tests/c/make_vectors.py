@@ -40,7 +40,7 @@ def common(case: Case) -> dict[str, object]:
     }
 
 
-def crc16(case: Case) -> str:
+def crc(case: Case) -> str:
     return row(id=json.dumps(case["id"]), input=c_bytes(case["input"]), crc=case["crc"])
 
 
@@ -181,7 +181,8 @@ def batch(case: Case) -> str:
 
 
 FORMATS: dict[str, tuple[str, Callable[[Case], str]]] = {
-    "crc16": ("vector_crc16", crc16),
+    "crc16": ("vector_crc16", crc),
+    "crc32c": ("vector_crc32c", crc),
     "header": ("vector_frame", frame),
     "compact": ("vector_frame", frame),
     "frame": ("vector_frame", frame),

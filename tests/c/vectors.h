@@ -22,6 +22,12 @@ typedef struct vector_crc16 {
     uint16_t crc;
 } vector_crc16;
 
+typedef struct vector_crc32c {
+    const char *id;
+    vector_bytes input;
+    uint32_t crc;
+} vector_crc32c;
+
 /* Full header, compact header and whole frame: input is what was encoded, frame what is decoded. */
 typedef struct vector_frame {
     const char *id;

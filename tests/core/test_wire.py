@@ -344,6 +344,7 @@ def test_field_out_of_its_bounds_is_refused(
         ("decode_discovery", (None,)),
         ("decode_capability", (7,)),
         ("crc16", ("text",)),
+        ("crc32c", ("text",)),
     ],
 )
 def test_what_is_no_bytes_is_a_type_error(core: Any, call: str, arguments: tuple[Any, ...]) -> None:

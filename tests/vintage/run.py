@@ -40,10 +40,11 @@ BUILDS = {
 }
 POSIX = "-D_POSIX_C_SOURCE=200809L"
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
-ALONE = {"crc_ways": "pt_crc"}
+ALONE = {"crc_ways": "pt_crc", "crc32c_ways": "pt_crc32c"}
 """Programs that include a source of the core, which must then not be linked beside it."""
 EXTRA = {
     "crc_ways": (),
+    "crc32c_ways": (),
     "ingest_formats": (),
     "pool_twice": ("once",),
     "pool_threads": ("2000", "4", "doors"),

@@ -13,6 +13,7 @@ from typing import NoReturn
 from peertalk import errors
 from peertalk._core.reference.crc import NAME as crc_name
 from peertalk._core.reference.crc import crc16
+from peertalk._core.reference.crc32c import crc32c
 from peertalk._core.reference.ingest import Ingest
 from peertalk._core.reference.loop import Loop, loop_pool
 from peertalk._core.reference.pipeline import SendPipeline
