@@ -13,6 +13,8 @@
 #define PT_TRAILER_SIZE         2  /* CRC-16 behind the payload */
 #define PT_FRAME_OVERHEAD       12 /* header and trailer */
 #define PT_COMPACT_HEADER_SIZE  4  /* compact header; no trailer */
+#define PT_WIDE_HEADER_SIZE     24 /* wide header; no trailer */
+#define PT_WIDE_MAX_PAYLOAD     262144 /* of one wide frame */
 #define PT_FRAGMENT_HEADER_SIZE 8  /* in front of a fragment's data */
 #define PT_DATAGRAM_HEADER_SIZE 8
 #define PT_DATAGRAM_MAX_PAYLOAD 1392 /* 1,400-byte datagram less its header */

@@ -27,6 +27,9 @@ DISCONNECT = _numbers.FRAME_DISCONNECT
 ACK = _numbers.FRAME_ACK
 REJECT = _numbers.FRAME_REJECT
 CAPABILITY = _numbers.FRAME_CAPABILITY
+OFFER = _numbers.FRAME_OFFER
+GRANT = _numbers.FRAME_GRANT
+REFUSE = _numbers.FRAME_REFUSE
 
 # Frame flags.
 UNRELIABLE = _numbers.FLAG_UNRELIABLE
@@ -34,6 +37,7 @@ COALESCABLE = _numbers.FLAG_COALESCABLE
 NO_DELAY = _numbers.FLAG_NO_DELAY
 BATCHED = _numbers.FLAG_BATCH
 FRAGMENT = _numbers.FLAG_FRAGMENT
+LANDED = _numbers.FLAG_LANDED
 
 # Discovery packet types.
 ANNOUNCE = _numbers.DISCOVERY_ANNOUNCE
@@ -102,6 +106,31 @@ class CompactHeader(NamedTuple):
     type: int
     flags: int
     payload_len: int
+
+
+class WideHeader(NamedTuple):
+    """A wide frame header: type 1 or 8 to 10, reason 0 to 255, payload_len in bytes; id, offset and
+    total (bytes) of the message; crc: CRC-32C of the header before it and the payload."""
+
+    type: int
+    reason: int
+    payload_len: int
+    id: int
+    offset: int
+    total: int
+    crc: int
+
+
+class WideFrame(NamedTuple):
+    """A wide frame, its CRC checked: the payload is that of the message id from offset on, of total
+    bytes in all."""
+
+    type: int
+    reason: int
+    id: int
+    offset: int
+    total: int
+    payload: bytes
 
 
 class Discovery(NamedTuple):

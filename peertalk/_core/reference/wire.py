@@ -138,10 +138,13 @@ def _other_version(what: str, version: int) -> errors.BadVersion:
     )
 
 
-def bad_crc(what: str, found: int, computed: int, covered_len: int) -> errors.BadCrc:
-    """The error of bytes behind which another CRC was found than the one computed over them."""
+def bad_crc(
+    what: str, found: int, computed: int, covered_len: int, digits: int = 4
+) -> errors.BadCrc:
+    """The error of bytes beside which another CRC was found than the one computed over them."""
     return errors.BadCrc(
-        f"{what}: CRC is 0x{found:04x}, computed 0x{computed:04x} over {covered_len:,} bytes"
+        f"{what}: CRC is 0x{found:0{digits}x}, computed 0x{computed:0{digits}x} over "
+        f"{covered_len:,} bytes"
     )
 
 
