@@ -725,7 +725,9 @@ def test_each_exception_class_carries_a_code_of_the_header_and_one_family():
 # --- rule 4: tests mirror the tree ----------------------------------------------------------------
 
 ELSEWHERE = {
+    "_core.reference.landing": "tests/core/test_wide.py",  # where wide frames land
     "_core.reference.notes": "tests/core/test_link.py",  # the link is one thing
+    "_core.reference.output": "tests/core/test_link.py",
     "_core.reference.read": "tests/core/test_link.py",
     "_core.reference.source": "tests/core/test_loop.py",
     "_core.reference.system": "tests/core/test_link.py",

@@ -1,15 +1,18 @@
-"""The receiving half of a link: bytes in, cut anywhere, whole frames out, full and compact ones.
-The yardstick of the C machine.
+"""The receiving half of a link: bytes in, cut anywhere, whole frames out, full, compact and wide
+ones. The yardstick of the C machine.
 
 A frame that lies whole in the bytes of one call is taken where it lies. One that is cut borrows a
-staging buffer as soon as its header is whole; a cut header waits outside the pool. Invariant:
-between calls either less than a header is held, or a staging buffer with less than its frame.
+staging buffer as soon as its header is whole, and what is wide lands where its message does; a cut
+header waits outside the pool. Invariant: between calls either less than a header is held, or a
+staging buffer or a slice with less than its frame.
 """
 
 from __future__ import annotations
 
 from peertalk._core.reference.crc import crc16
+from peertalk._core.reference.landing import Arrival, Landings, Slice
 from peertalk._core.reference.pool import Buffer, BufferPool, PoolDoor
+from peertalk._core.reference.wide import MAGIC as WIDE_START
 from peertalk._core.reference.wire import bad_crc, decode_compact, decode_header, is_compact
 from peertalk._core.values import Frame, Header
 from peertalk._numbers import (
@@ -21,14 +24,15 @@ from peertalk._numbers import (
     INGEST_WAIT_HEADER,
     INGEST_WAIT_PAYLOAD,
     TRAILER_SIZE,
+    WIDE_HEADER_SIZE,
 )
 from peertalk.errors import InvalidArgument, InvalidState, OutOfMemory, ProtocolError
 
-COMPACT_START = 2
-"""Bytes that tell a compact header from a full one."""
+START = 2
+"""Bytes that tell the three headers from each other."""
 HEADER_MAX_PAYLOAD = 65_535
 
-_P, _T = b"PT"
+_T = ord("T")
 _TRAILER_SIZES = {HEADER_SIZE: TRAILER_SIZE, COMPACT_HEADER_SIZE: 0}
 
 
@@ -41,13 +45,17 @@ class Ingest:
             header. None: 8,192.
         pool: lends staging buffers; its largest class must hold a whole frame. None: a pool of one
             such buffer.
+        landings: where wide frames land. None: a wide frame is a fault.
 
     Raises:
         InvalidArgument: max_payload is not 0 to 65,535, what a header can say.
     """
 
     def __init__(
-        self, max_payload: int | None = None, pool: BufferPool | PoolDoor | None = None
+        self,
+        max_payload: int | None = None,
+        pool: BufferPool | PoolDoor | None = None,
+        landings: Landings | None = None,
     ) -> None:
         self.consumed = 0
         self.state = INGEST_WAIT_HEADER
@@ -57,17 +65,19 @@ class Ingest:
                 f"max_payload is {self._max_payload:,}: it must be 0 to {HEADER_MAX_PAYLOAD:,}"
             )
         self._pool = pool or BufferPool([(HEADER_SIZE + self._max_payload + TRAILER_SIZE, 1)])
+        self._landings = landings
         self._header = b""
+        self._slice: Slice | None = None
         self._staging: Buffer | None = None
         self._staged_len = 0
         self._frame_len = 0
 
-    def receive(self, data: bytes | bytearray | memoryview) -> list[Frame]:
+    def receive(self, data: bytes | bytearray | memoryview) -> list[Frame | Arrival]:
         """Take bytes of the stream; consumed says how many were taken.
 
         Returns:
-            The frames that became whole. When the pool has no buffer for a cut frame, consumed is
-            where it starts in data (0 when its header was cut by an earlier call); give the same
+            The frames that became whole. When there is no memory or room for a cut frame, consumed
+            is where it starts in data (0 when its header was cut by an earlier call); give the same
             bytes again from there.
 
         Raises:
@@ -80,7 +90,7 @@ class Ingest:
         self.consumed = 0
         if self.state == INGEST_INIT:
             raise InvalidState("the ingest takes no more bytes: it met a bad frame or was closed")
-        frames: list[Frame] = []
+        frames: list[Frame | Arrival] = []
         try:
             with memoryview(data).cast("B") as view:
                 if self.partial_len and view:
@@ -95,37 +105,60 @@ class Ingest:
             raise
         return frames
 
-    def _finish_cut_frame(self, view: memoryview, frames: list[Frame]) -> None:
+    def _finish_cut_frame(self, view: memoryview, frames: list[Frame | Arrival]) -> None:
         taken = 0
-        if self._staging is None:
-            header = self._header + bytes(view[: max(0, COMPACT_START - len(self._header))])
-            if len(header) >= COMPACT_START:
+        if self._staging is None and self._slice is None:
+            header = self._header + bytes(view[: max(0, START - len(self._header))])
+            if len(header) >= START:
                 at = len(header) - len(self._header)
-                header += bytes(view[at : at + _header_size(header) - len(header)])
+                header += bytes(view[at : at + self._header_size(header) - len(header)])
             taken = len(header) - len(self._header)
-            if len(header) < _header_size(header):
+            if len(header) < self._header_size(header):
                 self._header = header
                 self.consumed = len(view)
                 return
-            self._begin_staging(header, self._judge_header(header))
+            self._begin_cut_frame(header)
             self._header = b""
-        taken += self._stage(view[taken:])
+        if self._slice is not None:
+            taken += self._slice.take(view[taken:])
+            self._end_slice(frames)
+        else:
+            taken += self._stage(view[taken:])
+            self._end_staged(frames)
+        self.consumed = taken
+
+    def _begin_cut_frame(self, header: bytes) -> None:
+        """The header of a cut frame is whole. OutOfMemory: nothing has changed."""
+        if self._landings is not None and header.startswith(WIDE_START):
+            self._slice = self._landings.begin(header, cut=True)
+            self.state = INGEST_WAIT_PAYLOAD
+        else:
+            self._begin_staging(header, self._judge_header(header))
+
+    def _end_staged(self, frames: list[Frame | Arrival]) -> None:
         if self._staged_len == self._frame_len:
             assert self._staging is not None
             frame = self._verify(memoryview(self._staging.view[: self._frame_len].tobytes()))
             self._give_back_staging()
             frames.append(frame)
-        self.consumed = taken
 
-    def _take_whole_frames(self, view: memoryview, frames: list[Frame]) -> None:
+    def _end_slice(self, frames: list[Frame | Arrival]) -> None:
+        if self._slice is not None and self._slice.is_whole:
+            frames.append(self._slice.end())
+            self._slice = None
+            self.state = INGEST_WAIT_HEADER
+
+    def _take_whole_frames(self, view: memoryview, frames: list[Frame | Arrival]) -> None:
         """Take what lies whole behind consumed, and keep the cut frame at the end."""
         end = len(view)
-        while (left := end - (start := self.consumed)) >= COMPACT_START:
-            size = (
-                HEADER_SIZE if view[start + 1] == _T or view[start] != _P else COMPACT_HEADER_SIZE
-            )
+        while (left := end - (start := self.consumed)) >= START:
+            is_full = view[start + 1] == _T  # nearly every frame is
+            size = HEADER_SIZE if is_full else self._header_size(view[start : start + START])
             if left < size:
                 break
+            if size == WIDE_HEADER_SIZE:
+                self._take_slice(view[start:], frames)
+                continue
             header = view[start : start + size]
             decoded = self._judge_header(header)
             frame_len = size + decoded.payload_len + _TRAILER_SIZES[size]
@@ -138,6 +171,17 @@ class Ingest:
             self.consumed = start + frame_len
         self._header = bytes(view[self.consumed :])
         self.consumed = end
+
+    def _take_slice(self, view: memoryview, frames: list[Frame | Arrival]) -> None:
+        """Take the wide frame whose header lies at the front of view, or what is there of it."""
+        assert self._landings is not None
+        header, rest = bytes(view[:WIDE_HEADER_SIZE]), view[WIDE_HEADER_SIZE:]
+        is_cut = len(rest) < int.from_bytes(header[4:8], "big")
+        self._slice = self._landings.begin(header, is_cut)
+        self.state = INGEST_WAIT_PAYLOAD
+        taken = self._slice.take(rest)
+        self._end_slice(frames)
+        self.consumed += WIDE_HEADER_SIZE + taken
 
     def _judge_header(self, header: bytes | memoryview) -> Header:
         if len(header) == COMPACT_HEADER_SIZE:
@@ -155,7 +199,7 @@ class Ingest:
 
     def _verify(self, whole: memoryview, decoded: Header | None = None) -> Frame:
         if decoded is None:
-            decoded = self._judge_header(whole[: _header_size(whole)])
+            decoded = self._judge_header(whole[: self._header_size(whole)])
         if whole[1] != _T:  # compact: nothing vouches for it
             return Frame(
                 decoded.type, decoded.flags, decoded.sequence, bytes(whole[COMPACT_HEADER_SIZE:])
@@ -194,15 +238,21 @@ class Ingest:
     @property
     def partial_len(self) -> int:
         """Bytes of an unfinished frame that are held; 0 between frames."""
+        if self._slice is not None:
+            return WIDE_HEADER_SIZE + self._slice.come
         return self._staged_len or len(self._header)
 
     def close(self) -> None:
-        """Give staging memory back; idempotent."""
+        """Give staging memory and room back; idempotent."""
         self._give_back_staging()
+        unfinished, self._slice = self._slice, None
+        if unfinished is not None:
+            unfinished.drop()
         self._header = b""
         self.state = INGEST_INIT
 
-
-def _header_size(start: bytes | memoryview) -> int:
-    """Bytes of the header that starts so; a full one's while that cannot be told."""
-    return COMPACT_HEADER_SIZE if is_compact(start[:COMPACT_START]) else HEADER_SIZE
+    def _header_size(self, start: bytes | memoryview) -> int:
+        """Bytes of the header that starts so; a full one's while that cannot be told."""
+        if self._landings is not None and start[:START] == WIDE_START:
+            return WIDE_HEADER_SIZE
+        return COMPACT_HEADER_SIZE if is_compact(start[:START]) else HEADER_SIZE

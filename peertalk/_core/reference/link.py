@@ -8,29 +8,30 @@ blocks in a turn, or closes a descriptor that the caller opened.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from peertalk._core.reference.ingest import Ingest
-from peertalk._core.reference.notes import Notes
+from peertalk._core.reference.landing import Arrival, Landings
+from peertalk._core.reference.output import DRAIN_TIMEOUT_MS, Output
 from peertalk._core.reference.pipeline import SendPipeline
 from peertalk._core.reference.source import Event, Home, Source
 from peertalk._core.reference.system import (
-    NOT_NOW,
     DrainTimeout,
     network_fault,
-    shut_write,
-    unacknowledged,
     wait_writable,
 )
 from peertalk._core.values import (
+    BATCHED,
     CLOSED,
     DATA,
     FINISHED,
+    FRAGMENT,
     NEEDS_TURN,
+    NO_DELAY,
     READ,
     SENT,
     WRITE,
@@ -38,7 +39,6 @@ from peertalk._core.values import (
     LinkStatistics,
 )
 from peertalk._numbers import (
-    DRAIN_TIMEOUT_TICKS,
     ERR_CONNECTION_CLOSED,
     ERR_INVALID_PARAM,
     ERR_INVALID_STATE,
@@ -54,13 +54,10 @@ from peertalk._numbers import (
     LINK_SHUT,
     PARTIAL_FRAME_MS,
     STILL_MS,
-    TICKS_PER_SECOND,
 )
 
 MAX_FRAME_TIMEOUT = (2**31 - 10_000) / 1000
 """Seconds, the most that frame_timeout may be: what the compiled cores can wait."""
-DRAIN_TIMEOUT_MS = DRAIN_TIMEOUT_TICKS * 1_000 // TICKS_PER_SECOND
-"""How long a blocking send of the plain platform may take."""
 
 
 class Link(Source):
@@ -76,10 +73,13 @@ class Link(Source):
         slot_size: int | None,
         packing: bool,
         max_payload: int | None,
+        wide: bool,
     ) -> None:
         super().__init__(loop, fd, tag)
         self._pipeline = SendPipeline(depth, slot_size, True, packing, loop._door)
-        self._ingest = Ingest(max_payload, loop._door)
+        self._output = Output(fd, self._pipeline)
+        self._landings = Landings(loop._landing)
+        self._ingest = Ingest(max_payload, loop._door, self._landings if wide else None)
         self.max_message = min(FRAME_MAX_PAYLOAD, self._pipeline.slot_size - FRAME_OVERHEAD)
         """Longest payload of a DATA frame that may be sent now, in bytes."""
         self.read_max = 2**32 - 1
@@ -88,16 +88,15 @@ class Link(Source):
         self._state = LINK_OPEN
         self._paused = False
         self._closed = False
-        self._unsent: deque[int] = deque()  # slots in flight, the oldest first
-        self._blocked = False  # the system took less than it was given
+        self._wide_max = 0
         self._moved = 0  # tick at which bytes last left, or began to wait
-        self._held: deque[Frame] = deque()  # read, and of a later turn
+        self._held: deque[Frame | Arrival] = deque()  # read, and of a later turn
+        self._rest = b""  # read behind these: a frame for which there was no room
+        self._starved = False
         self._read_ended = False
-        self._write_ended = False
         self._fault: tuple[int, int] | None = None  # why writing is over
         self._frame_key = loop._next_key()
         self._frame_timeout = PARTIAL_FRAME_MS / 1000
-        self._notes = Notes()
         self._unconfirmed = 0
         # Due to be reported at the end of the turn
         self._sent: list[tuple[int, int]] = []
@@ -107,9 +106,7 @@ class Link(Source):
         self._frames_received = 0
         self._payload_bytes_received = 0
         self._bytes_received = 0
-        self._bytes_sent = 0
         self._read_calls = 0
-        self._write_calls = 0
         self._sync_sends = 0
         self._want(READ)
 
@@ -125,16 +122,16 @@ class Link(Source):
 
         Returns:
             A sum of NEEDS_TURN and YIELD (0 or more), or with nothing changed ERR_WOULD_BLOCK
-            (every slot is taken), ERR_NO_MEMORY, ERR_MESSAGE_TOO_LARGE (longer than max_message),
-            ERR_NOT_CONNECTED (the link is not open), ERR_INVALID_STATE (the loop is another
-            thread's).
+            (every slot is taken), ERR_NO_MEMORY, ERR_MESSAGE_TOO_LARGE (longer than max_message
+            and wide_max), ERR_NOT_CONNECTED (the link is not open), ERR_INVALID_STATE (the loop is
+            another thread's).
 
         Raises:
             TypeError: payload is no contiguous buffer of bytes.
         """
         if threading.get_ident() != self._loop._owner:
             return ERR_INVALID_STATE
-        return self._accept(DATA, payload if type(payload) is bytes else _flat(payload), 0)
+        return self._send(DATA, payload if type(payload) is bytes else _flat(payload), 0)
 
     def send_many(self, payloads: list[bytes], start: int = 0) -> tuple[int, int]:
         """Accept payloads[start:], a list, in order until one is refused.
@@ -175,7 +172,30 @@ class Link(Source):
     ) -> int:
         """Accept one frame of any type; NO_DELAY makes it leave at once. Returns what send()
         returns, or ERR_INVALID_PARAM for a type out of range."""
-        return self._accept(type, _flat(payload), flags)
+        return self._send(type, _flat(payload), flags)
+
+    def send_slice(self, payload: bytes, id: int, offset: int, size: int) -> int:
+        """Accept one slice of a message, which is kept as it is until the slice has left. The slice
+        that ends the message counts as the one message.
+
+        Returns:
+            What send() returns; ERR_MESSAGE_TOO_LARGE: size is above slice_max;
+            ERR_INVALID_PARAM: no slice, or id 0, which is a message in one frame, with less than
+            all of it.
+
+        Raises:
+            TypeError: payload is no bytes object.
+        """
+        if type(payload) is not bytes:
+            raise TypeError("send_slice(payload, id, offset, size): payload must be bytes")
+        if threading.get_ident() != self._loop._owner:
+            return ERR_INVALID_STATE
+        return self._accept(size, self._pipeline.send_slice, payload, id, offset, size)
+
+    def send_wide(self, type: int, id: int, total: int = 0, reason: int = 0) -> int:
+        """Accept an OFFER, GRANT or REFUSE. Returns what send() returns, or ERR_INVALID_PARAM for
+        another type or a field out of range."""
+        return self._accept(0, self._pipeline.send_wide, type, id, total, reason)
 
     def send_sync(self, payload: bytes | bytearray | memoryview, flags: int = 0) -> int:
         """As send(), but where that says that every slot is taken, and always on the plain
@@ -188,21 +208,17 @@ class Link(Source):
         """
         view = _flat(payload)
         if not self._loop._plain:
-            code = self._accept(DATA, view, flags)
+            code = self._send(DATA, view, flags)
             if code != ERR_WOULD_BLOCK:
                 return code
-        code = (
-            ERR_MESSAGE_TOO_LARGE
-            if len(view) > self.max_message and self._state == LINK_OPEN
-            else self.drain()
-        )
+        code = self._check(DATA, len(view), flags) or self.drain()
         if code == 0:
-            code = self._pipeline.send(DATA, view, flags)
+            code = self._put(DATA, view, flags)
         if code < 0:
             return code
         self._sync_sends += 1
-        self._unsent.append(self._pipeline.launch())
-        self._move(self._write_blocking)
+        self._output.launch()
+        self._move(self._output.write_blocking)
         return NEEDS_TURN | self._loop._count(len(view), many=False)
 
     def drain(self) -> int:
@@ -216,7 +232,7 @@ class Link(Source):
                 wait_writable(self._fd, give_up - time.monotonic())
             except DrainTimeout:
                 code = ERR_TIMEOUT
-            self._blocked = False
+            self._output.blocked = False
             self._push()
         self._loop.wake()  # what came of it is to be reported, though the caller may hear no hint
         return code if self._state == LINK_OPEN else ERR_NOT_CONNECTED
@@ -248,10 +264,55 @@ class Link(Source):
         self._end(0, 0)
         self._closed = True
         self._loop._forget(self)
-        for index in self._unsent:
-            self._pipeline.complete(index, ERR_CONNECTION_CLOSED)
-        self._unsent.clear()
+        self._output.close()
         self._pipeline.close()
+
+    # Large messages that come
+
+    def expect(self, id: int, total: int) -> int:
+        """Make memory for a message of total bytes that is granted. Returns OK, ERR_NO_MEMORY,
+        ERR_INVALID_STATE (the id is there already), ERR_NOT_CONNECTED, or ERR_INVALID_PARAM (no
+        message can have that id or total)."""
+        if self._state != LINK_OPEN:
+            return ERR_NOT_CONNECTED
+        return self._landings.expect(id, total)
+
+    def forgo(self, id: int) -> None:
+        """Give the memory of a granted message back: slices of it that still come are dropped.
+        Nothing happens when the id is unknown."""
+        self._landings.forgo(id)
+
+    def forget(self, id: int) -> None:
+        """From now on a slice of that message is a fault. Nothing happens when the id is
+        unknown."""
+        self._landings.forget(id)
+
+    def landed(self, id: int) -> int:
+        """Bytes of a granted message that have come; -1: it is unknown or forgone, or was handed
+        on."""
+        return self._landings.landed(id)
+
+    # What is asked of it
+
+    @property
+    def wide_max(self) -> int:
+        """Longest payload of one message that goes in one wide frame when it is longer than
+        max_message, in bytes; 0 at first. Set to more than slice_max it is slice_max."""
+        return self._wide_max
+
+    @wide_max.setter
+    def wide_max(self, value: int) -> None:
+        self._wide_max = min(value, self.slice_max)
+
+    @property
+    def slice_max(self) -> int:
+        """Longest slice of one frame, in bytes."""
+        return self._pipeline.slice_max
+
+    @property
+    def referred(self) -> int:
+        """Payload bytes of the slices in slots that are not reported yet."""
+        return self._pipeline.referred
 
     @property
     def unconfirmed(self) -> int:
@@ -261,7 +322,8 @@ class Link(Source):
         tell."""
         if self._closed:
             return 0
-        count = self._unconfirmed if self._state == LINK_ENDED else self._count_unconfirmed()
+        ended = self._state == LINK_ENDED
+        count = self._unconfirmed if ended else self._output.count_unconfirmed()
         return max(0, count - sum(told for told, code in self._sent if code == 0))
 
     @property
@@ -280,7 +342,8 @@ class Link(Source):
     def held_bytes(self) -> int:
         """Bytes that were read and are handed on in later turns: the system does not count them as
         unread any more. Not those of a frame whose rest has not come."""
-        return sum(FRAME_OVERHEAD + len(frame.payload) for frame in self._held)
+        held = sum(FRAME_OVERHEAD + len(frame.payload or b"") for frame in self._held)
+        return held + len(self._rest)
 
     @property
     def paused(self) -> bool:
@@ -314,8 +377,8 @@ class Link(Source):
             pipeline.accepted - self.pending,
             pipeline.frames,
             pipeline.payload_bytes,
-            self._bytes_sent,
-            self._write_calls,
+            self._output.bytes_sent,
+            self._output.write_calls,
             pipeline.refusals,
             pipeline.pending,
             pipeline.high_water,
@@ -329,28 +392,55 @@ class Link(Source):
 
     # Sending
 
-    def _accept(self, type: int, payload: bytes | memoryview, flags: int) -> int:
+    def _send(self, type: int, payload: bytes | memoryview, flags: int) -> int:
+        code = self._check(type, len(payload), flags)
+        return code or self._accept(len(payload), self._put, type, payload, flags)
+
+    def _check(self, type: int, payload_len: int, flags: int) -> int:
+        """OK, or why no frame of this size can be sent on the link."""
         if self._state != LINK_OPEN:
             return ERR_NOT_CONNECTED
+        most = self.max_message if type == DATA else FRAME_MAX_PAYLOAD
+        fits = payload_len <= most or self._goes_wide(type, payload_len, flags)
+        return 0 if fits else ERR_MESSAGE_TOO_LARGE
+
+    def _goes_wide(self, type: int, payload_len: int, flags: int) -> bool:
+        """Whether a frame goes in the wide form, which has no flags: a piece of a message never
+        does."""
+        return (
+            type == DATA
+            and self.max_message < payload_len <= self._wide_max
+            and not flags & (FRAGMENT | BATCHED)
+        )
+
+    def _put(self, type: int, payload: bytes | memoryview, flags: int) -> int:
+        """Give the pipeline a frame of a size that was checked."""
         payload_len = len(payload)
-        if payload_len > (self.max_message if type == DATA else FRAME_MAX_PAYLOAD):
-            return ERR_MESSAGE_TOO_LARGE
+        if not self._goes_wide(type, payload_len, flags):
+            return self._pipeline.send(type, payload, flags)
+        no_delay = flags & NO_DELAY != 0
+        return self._pipeline.send_slice(bytes(payload), 0, 0, payload_len, no_delay)
+
+    def _accept(self, payload_len: int, put: Callable[..., int], *frame: Any) -> int:
+        """Put a frame into the pipeline, where there is room or can be made some."""
+        if self._state != LINK_OPEN:
+            return ERR_NOT_CONNECTED
         pipeline = self._pipeline
-        if self._blocked:
+        if self._output.blocked:
             pipeline.is_still = self._still_for_ms() >= STILL_MS
-        code = pipeline.send(type, payload, flags)
+        code = put(*frame)
         if code == ERR_WOULD_BLOCK or code == ERR_NO_MEMORY:
             if not self._make_room():
                 return code if self._state == LINK_OPEN else ERR_NOT_CONNECTED
             pipeline.refusals -= 1  # the caller has not been refused yet
-            code = pipeline.send(type, payload, flags)
+            code = put(*frame)
         if code < 0:
             return code
 
         loop = self._loop
         hints = 0
         # a blocked link is pushed when it becomes ready
-        if self not in loop._dirty and not self._blocked:
+        if self not in loop._dirty and not self._output.blocked:
             loop._dirty[self] = None
             hints = NEEDS_TURN
         hints |= loop._count(payload_len, many=self._pipeline.more)
@@ -361,7 +451,7 @@ class Link(Source):
     def _make_room(self) -> bool:
         """Move what is there for a frame that was refused. Returns whether it is worth trying
         again."""
-        if self._blocked:
+        if self._output.blocked:
             return False
         before = self._pipeline.pending
         self._push()
@@ -376,15 +466,13 @@ class Link(Source):
 
     def _push(self) -> None:
         """Launch every filling slot, write as far as the system takes it, and free what is done."""
-        if self._state == LINK_ENDED or self._fault is not None or self._blocked:
+        output = self._output
+        if self._state == LINK_ENDED or self._fault is not None or output.blocked:
             return
-        waits, sent = bool(self._unsent), self._bytes_sent
-        index = self._pipeline.launch()
-        while index >= 0:
-            self._unsent.append(index)
-            index = self._pipeline.launch()
-        self._move(self._write_blocking if self._loop._plain else self._write)
-        if not waits or self._bytes_sent != sent:
+        waits, sent = bool(output.unsent), output.bytes_sent
+        output.launch()
+        self._move(output.write_blocking if self._loop._plain else output.write)
+        if not waits or output.bytes_sent != sent:
             self._moved = self._loop._ticks
             self._pipeline.is_still = False
 
@@ -400,94 +488,27 @@ class Link(Source):
         self._finish()
         self._update_interest()
 
-    def _write(self) -> None:
-        """One gathered write of all that is in flight; complete the slots whose last byte was
-        taken."""
-        if not self._unsent:
-            return
-        slots = self._pipeline.slots
-        vector = [slots[index].unsent() for index in self._unsent]
-        wanted = sum(len(view) for view in vector)
-        self._write_calls += 1
-        try:
-            # Python ignores SIGPIPE, so that a hang-up comes as an error.
-            taken = os.writev(self._fd, vector)
-        except OSError as error:
-            if error.errno not in NOT_NOW:
-                raise
-            taken = 0
-        finally:
-            for view in vector:
-                view.release()
-        self._blocked = taken < wanted
-        self._bytes_sent += taken
-        while self._unsent:
-            slot = slots[self._unsent[0]]
-            left = slot.message_len - slot.sent_len
-            if taken < left:
-                slot.sent_len += taken
-                return
-            taken -= left
-            slot.sent_len = slot.message_len
-            self._pipeline.complete(self._unsent.popleft())
-
-    def _write_blocking(self) -> None:
-        """One slot after the other, each to its end or to the drain time-out."""
-        while self._unsent:
-            slot = self._pipeline.slots[self._unsent[0]]
-            give_up = time.monotonic() + DRAIN_TIMEOUT_MS / 1000
-            while slot.sent_len < slot.message_len:
-                self._write_calls += 1
-                try:
-                    with slot.unsent() as view:
-                        taken = os.write(self._fd, view)
-                except OSError as error:
-                    if error.errno not in NOT_NOW:
-                        raise
-                    wait_writable(self._fd, give_up - time.monotonic())
-                else:
-                    slot.sent_len += taken
-                    self._bytes_sent += taken
-            self._pipeline.complete(self._unsent.popleft())
-
     def _harvest(self) -> None:
         """Free the slots that are done, and remember what to report: one SENT for each run of slots
         with the same result."""
         told = self._pipeline.report()
         while told is not None:
             if told[0] and told[1] == 0:
-                self._note_sent(told[0])
+                if self._state == LINK_ENDED:
+                    self._unconfirmed += told[0]
+                else:
+                    self._output.note_sent(self._loop._turns, told[0])
             if self._sent and self._sent[-1][1] == told[1]:
                 told = (self._sent.pop()[0] + told[0], told[1])
             self._sent.append(told)
             self._loop._dirty[self] = None
             told = self._pipeline.report()
 
-    def _note_sent(self, count: int) -> None:
-        """Remember where messages that are reported as sent ended in the stream."""
-        if self._state == LINK_ENDED:
-            self._unconfirmed += count
-            return
-        partial = self._pipeline.slots[self._unsent[0]].sent_len if self._unsent else 0
-        turn = self._loop._turns
-        if self._notes.need_room(turn):
-            self._notes.make_room(self._acknowledged())
-        self._notes.add(turn, self._bytes_sent - partial, count)
-
-    def _count_unconfirmed(self) -> int:
-        return self._notes.count(self._acknowledged()) if self._notes else 0
-
-    def _acknowledged(self) -> int:
-        """How far in the stream the other side's system has acknowledged what it was sent."""
-        return self._bytes_sent - unacknowledged(self._fd, self._write_ended)
-
     def _finish(self) -> None:
         """End our half of the stream when all has left, and the link when both halves are ended."""
         if self._state != LINK_SHUT or self._fault is not None or self._pipeline.pending:
             return
-        if not self._write_ended:
-            self._write_ended = True
-            shut_write(self._fd)
+        self._output.finish()
         if self._read_ended:
             self._end(0, 0)
 
@@ -499,46 +520,60 @@ class Link(Source):
             return
         self._state = LINK_SHUT
         self._fault = (code, system_error)
-        self._blocked = False
+        self._output.blocked = False
 
     # Both
 
     def _is_read(self) -> bool:
-        return not self._paused and not self._read_ended and self._state != LINK_ENDED
+        return not (self._paused or self._starved or self._read_ended or self._state == LINK_ENDED)
+
+    def _starve(self, rest: bytes) -> None:
+        """There is no room for the frame that begins with these bytes: read nothing until there
+        is."""
+        self._rest = rest
+        self._starved = True
+        self._loop._landing.wait(self)
+        self._update_reading()
+
+    def _go_on(self) -> None:
+        """There may be room."""
+        self._starved = False
+        self._update_reading()
 
     def _update_reading(self) -> None:
         if self._state != LINK_ENDED:
             self._update_frame_timer(False)
             self._update_interest()
-            if self._held and self._is_read():
+            if (self._held or self._rest) and self._is_read():
                 self._loop._holding[self] = None
 
     def _update_frame_timer(self, restart: bool) -> None:
         """The partial-frame time-out runs while a frame has begun and the link is read."""
-        if self._paused or self._read_ended or not self._ingest.partial_len:
+        if not self._is_read() or not self._ingest.partial_len:
             self._loop._cancel(self._frame_key)
         elif restart or self._frame_key not in self._loop._timers:
             self._loop._arm(self._frame_key, self, self._frame_timeout)
 
     def _update_interest(self) -> None:
         if self._state != LINK_ENDED:
-            self._want(
-                (0 if self._paused or self._read_ended else READ) | (WRITE if self._blocked else 0)
-            )
+            self._want((READ if self._is_read() else 0) | (WRITE if self._output.blocked else 0))
 
     def _end(self, code: int, system_error: int) -> None:
         """The link is over: no more reading and writing, and CLOSED is due."""
         if self._state == LINK_ENDED:
             return
-        self._unconfirmed = self._count_unconfirmed()
+        self._unconfirmed = self._output.count_unconfirmed()
         self._state = LINK_ENDED
         self._end_cause = (code, system_error)
         self._finish_due = False
-        self._blocked = False
+        self._output.blocked = False
         self._want(0)
         self._loop._cancel(self._frame_key)
+        self._loop._landing.leave(self)
         self._ingest.close()
+        self._landings.close()
         self._held.clear()
+        self._rest = b""
         self._loop._holding.pop(self, None)
         self._loop._dirty[self] = None
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from peertalk import errors
 from peertalk._core.reference import read
+from peertalk._core.reference.landing import LandingRoom
 from peertalk._core.reference.link import Link
 from peertalk._core.reference.pool import BufferPool
 from peertalk._core.reference.reassembly import Reassembly
@@ -111,6 +112,7 @@ class Loop:
         self._pool = loop_pool() if pool is None else pool
         _check_pool(self._pool)
         self._spare = BufferPool([(FRAME_MAX_PAYLOAD + FRAME_OVERHEAD, 65_535)])
+        self._landing = LandingRoom()
         self._open(epoll)
         self.fd: int = (
             self._selector.fileno() if epoll and hasattr(self._selector, "fileno") else -1
@@ -165,6 +167,7 @@ class Loop:
         slot_size: int | None = None,
         packing: bool = True,
         max_payload: int | None = None,
+        wide: bool = False,
     ) -> Link:
         """Take over a connected, non-blocking descriptor, which stays the caller's.
 
@@ -174,6 +177,7 @@ class Loop:
             slot_size: bytes of a slot; None: 65,520.
             packing: small frames share a slot.
             max_payload: longer frames from the other side end the link; None: 8,192 bytes.
+            wide: wide frames, up to 262,144 bytes, are understood; else one ends the link.
 
         Raises:
             InvalidArgument, OutOfMemory, PlatformError: nothing has changed.
@@ -183,7 +187,7 @@ class Loop:
             raise errors.InvalidArgument(
                 f"max_payload of {max_payload:,} bytes: a frame carries 0 to {FRAME_MAX_PAYLOAD:,}"
             )
-        link = Link(self, fd, tag, depth, slot_size, packing, max_payload)
+        link = Link(self, fd, tag, depth, slot_size, packing, max_payload, wide)
         self._links[link] = None
         return link
 
@@ -260,7 +264,7 @@ class Loop:
         holding, self._holding = self._holding, {}
         for link in holding:
             if link._is_read():  # else it comes back when it is read again
-                read.hand_on(
+                read.take_held(
                     link, events, min(self._work_left, TURN_MAX_WORK if alone else LINK_MAX_WORK)
                 )
         for _ in range(self._io_budget):
@@ -360,6 +364,17 @@ class Loop:
         pool, size = self._pool.statistics(), len(self._buffer)
         parts = {"pools": (pool.bytes, pool.peak_bytes), "receive buffer": (size, size)}
         return {**parts, "total": (pool.bytes + size, pool.peak_bytes + size)}
+
+    @property
+    def landing_limit(self) -> int:
+        """Payload bytes of unasked wide frames that may be under way on all links at once; at
+        first, and with 2**32 - 1, any number. A link whose frame would go beyond is not read until
+        there is room; one frame is always let in."""
+        return self._landing.limit
+
+    @landing_limit.setter
+    def landing_limit(self, limit: int) -> None:
+        self._landing.limit = limit
 
     def pool_statistics(self) -> PoolStatistics:
         """Counters of the pool of slots and staging buffers."""
@@ -464,7 +479,7 @@ class Loop:
         scarce = self._pool.is_scarce()
         if scarce or not rests:
             self._arm(self._pool_key, None, POOL_REST_MS / 1_000)
-        waiting = [link for link in self._links if link._blocked] if scarce else []
+        waiting = [link for link in self._links if link._output.blocked] if scarce else []
         if waiting:
             link = max(waiting, key=Link._still_for_ms)
             tail.append((STILL, link.tag, link._still_for_ms(), 0))

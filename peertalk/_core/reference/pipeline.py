@@ -7,6 +7,9 @@ A lazy pipeline always finds SLOT_SHARE buffers of one whole frame each, whateve
 Larger ones, of slot_size, come out of the pool's budget, and only while more is sent than leaves at
 once; where there is none it goes on with its share.
 
+A slice of a large message has a slot of its own, behind all frames before it: the header stands in
+the buffer, and the payload, which is referred to, follows.
+
 Slots are taken round-robin and reported in that order; the platform may complete them in any order.
 Invariant: the slots that are not FREE lie next to each other from the head on, and pending counts
 them; an accepted message is in exactly one of them until it is reported. Never: blocks, moves
@@ -20,6 +23,7 @@ import struct
 from peertalk import errors
 from peertalk._core.reference.crc import crc16
 from peertalk._core.reference.pool import Buffer, BufferPool, PoolDoor
+from peertalk._core.reference.wide import wide_header
 from peertalk._core.values import DATA, DISCONNECT, NO_DELAY
 from peertalk._numbers import (
     ERR_INVALID_PARAM,
@@ -28,7 +32,9 @@ from peertalk._numbers import (
     ERR_NOT_INITIALIZED,
     ERR_WOULD_BLOCK,
     FRAME_MAX_PAYLOAD,
+    FRAME_OFFER,
     FRAME_OVERHEAD,
+    FRAME_REFUSE,
     OK,
     PIPELINE_MAX_DEPTH,
     POSIX_PIPELINE_DEPTH,
@@ -40,15 +46,19 @@ from peertalk._numbers import (
     SLOT_FREE,
     SLOT_IN_FLIGHT,
     SLOT_SHARE,
+    WIDE_HEADER_SIZE,
+    WIDE_MAX_PAYLOAD,
 )
 
 _HEADER = struct.Struct("!4sBBBBH")
 _TRAILER = struct.Struct("!H")
+_FIELD_MAX = 2**32 - 1
+_NOTHING = memoryview(b"")
 
 
 class Slot:
-    """One write: its buffer, how much of it is frames, and how much of that the platform has
-    taken."""
+    """One write: its buffer, how much of it is frames, the slice that follows, and how much of both
+    the platform has taken."""
 
     __slots__ = (
         "buffer",
@@ -56,6 +66,7 @@ class Slot:
         "message_count",
         "message_len",
         "no_delay",
+        "payload",
         "result",
         "sent_len",
         "state",
@@ -74,11 +85,28 @@ class Slot:
         self.sent_len = 0
         self.result = OK
         self.no_delay = False
+        self.payload = _NOTHING  # of a slice, behind its header
 
-    def unsent(self) -> memoryview:
-        """The bytes that the platform has not taken yet."""
+    @property
+    def whole_len(self) -> int:
+        """Bytes of the write."""
+        return self.message_len + len(self.payload)
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether nothing more may be packed in."""
+        return self.no_delay or len(self.payload) != 0
+
+    def unsent(self) -> list[memoryview]:
+        """The bytes that the platform has not taken yet, in the one or two pieces where they
+        lie."""
         assert self.buffer is not None
-        return self.buffer.view[self.sent_len : self.message_len]
+        pieces = []
+        if self.sent_len < self.message_len:
+            pieces.append(self.buffer.view[self.sent_len : self.message_len])
+        if self.payload:
+            pieces.append(self.payload[max(0, self.sent_len - self.message_len) :])
+        return pieces
 
 
 class SendPipeline:
@@ -158,16 +186,28 @@ class SendPipeline:
     def slot_bytes(self, index: int) -> bytes:
         """The frames in a slot, as they go on the wire."""
         slot = self.slots[index]
-        return b"" if slot.buffer is None else bytes(slot.buffer.view[: slot.message_len])
+        if slot.buffer is None:
+            return b""
+        return bytes(slot.buffer.view[: slot.message_len]) + bytes(slot.payload)
 
-    def _lend(self, slot: Slot) -> None:
+    @property
+    def referred(self) -> int:
+        """Payload bytes of slices in slots that are not free."""
+        return sum(len(slot.payload) for slot in self.slots)
+
+    @property
+    def slice_max(self) -> int:
+        """Longest slice of one frame, in bytes; 0: a slot has no room for the header."""
+        return WIDE_MAX_PAYLOAD if self.small_size >= WIDE_HEADER_SIZE else 0
+
+    def _lend(self, slot: Slot, is_slice: bool = False) -> None:
         """Make sure that a slot has a buffer: one of this link's share, unless it is in bulk and
-        the budget has a larger one."""
+        the budget has a larger one. is_slice: a small one, for the header alone."""
         if slot.buffer is not None:
             return
         last = self.slots[self._next_slot - 1]
         filled = self.pending > 0 and last.message_len > self.small_size // 2
-        bulk = self.packing and (self.more or filled)
+        bulk = self.packing and (self.more or filled) and not is_slice
         size = self.slot_size if bulk else self.small_size
         has_share = self.lazy and self.share_count < SLOT_SHARE
         if not self.is_still and (not has_share or size > self.small_size):
@@ -217,12 +257,9 @@ class SendPipeline:
         if frame_len > self.small_size:
             return ERR_MESSAGE_TOO_LARGE
 
-        slot = self._newest_filling() if self.packing else None
-        if slot is None or slot.no_delay or slot.message_len + frame_len > slot.buffer_size:
-            slot = self._begin_slot()
-            if slot is None:
-                self.refusals += 1
-                return ERR_WOULD_BLOCK if self.pending else ERR_NO_MEMORY
+        slot = self._slot_for(frame_len)
+        if slot is None:
+            return self._refuse()
 
         assert slot.buffer is not None
         sequence = 0
@@ -246,13 +283,84 @@ class SendPipeline:
         self.payload_bytes += payload_len
         return OK
 
-    def _begin_slot(self) -> Slot | None:
+    def send_wide(self, type: int, id: int, total: int = 0, reason: int = 0) -> int:
+        """Put an OFFER, GRANT or REFUSE on its way, packed like a small frame, without a sequence
+        number. Returns what send() returns; ERR_INVALID_PARAM: another type, or a field that does
+        not fit its 32 or (reason) 8 bits."""
+        if not self.open:
+            return ERR_NOT_INITIALIZED
+        if not FRAME_OFFER <= type <= FRAME_REFUSE or not (
+            0 <= id <= _FIELD_MAX and 0 <= total <= _FIELD_MAX and 0 <= reason <= 255
+        ):
+            return ERR_INVALID_PARAM
+        if self.small_size < WIDE_HEADER_SIZE:
+            return ERR_MESSAGE_TOO_LARGE
+        slot = self._slot_for(WIDE_HEADER_SIZE)
+        if slot is None:
+            return self._refuse()
+        self._put_header(slot, wide_header(type, id, 0, total, b"", reason))
+        return OK
+
+    def send_slice(
+        self, payload: bytes, id: int, offset: int, size: int, no_delay: bool = False
+    ) -> int:
+        """Put size bytes of a message, from offset on, on their way in a slot of their own. They
+        are referred to until their slot is reported; the slice that ends the message counts as the
+        message.
+
+        Returns:
+            What send() returns; ERR_MESSAGE_TOO_LARGE: size is above slice_max;
+            ERR_INVALID_PARAM: no slice, or id 0, which is a message in one frame, with less than
+            all of it.
+        """
+        if not self.open:
+            return ERR_NOT_INITIALIZED
+        if size > self.slice_max:
+            return ERR_MESSAGE_TOO_LARGE
+        total = len(payload)
+        if (
+            not (0 <= id <= _FIELD_MAX and total <= _FIELD_MAX)
+            or not (offset >= 0 and 1 <= size <= total - offset)
+            or (id == 0 and size != total)
+        ):
+            return ERR_INVALID_PARAM
+        slot = self._begin_slot(is_slice=True)
+        if slot is None:
+            return self._refuse()
+        piece = memoryview(payload)[offset : offset + size]
+        self._put_header(slot, wide_header(DATA, id, offset, total, piece))
+        slot.payload = piece
+        slot.no_delay = no_delay
+        self.payload_bytes += size
+        if offset + size == total:
+            slot.message_count += 1
+            self.accepted += 1
+        return OK
+
+    def _put_header(self, slot: Slot, header: bytes) -> None:
+        assert slot.buffer is not None
+        slot.buffer.view[slot.message_len : slot.message_len + len(header)] = header
+        slot.message_len += len(header)
+        self.frames += 1
+
+    def _slot_for(self, frame_len: int) -> Slot | None:
+        """The newest filling slot if it has room for so many bytes, else the next free one."""
+        slot = self._newest_filling() if self.packing else None
+        if slot is None or slot.is_sealed or slot.message_len + frame_len > slot.buffer_size:
+            slot = self._begin_slot()
+        return slot
+
+    def _refuse(self) -> int:
+        self.refusals += 1
+        return ERR_WOULD_BLOCK if self.pending else ERR_NO_MEMORY
+
+    def _begin_slot(self, is_slice: bool = False) -> Slot | None:
         """The next free slot, to be filled; None: every slot is taken, or there is no memory."""
         if self.pending == self.depth:
             return None
         slot = self.slots[self._next_slot]
         try:
-            self._lend(slot)
+            self._lend(slot, is_slice)
         except errors.OutOfMemory:
             return None
         slot.empty()
@@ -263,12 +371,12 @@ class SendPipeline:
         return slot
 
     def is_ripe(self) -> bool:
-        """Whether the newest filling slot should leave now: it is full, carries a no-delay frame,
-        or packing is off."""
+        """Whether the newest filling slot should leave now: it is full, carries a no-delay frame or
+        a slice, or packing is off."""
         slot = self._newest_filling()
         return slot is not None and (
             not self.packing
-            or slot.no_delay
+            or slot.is_sealed
             or slot.message_len + FRAME_OVERHEAD > slot.buffer_size
         )
 
@@ -294,6 +402,7 @@ class SendPipeline:
             slot.state = SLOT_COMPLETED
         elif slot.state == SLOT_ABANDONED:
             self._give_back(slot)
+            slot.empty()
             slot.state = SLOT_FREE
             self.pending -= 1
         else:
@@ -331,6 +440,7 @@ class SendPipeline:
                 slot.state = SLOT_ABANDONED
             elif slot.state != SLOT_ABANDONED:
                 self._give_back(slot)
+                slot.empty()
                 slot.state = SLOT_FREE
         self.pending = sum(slot.state == SLOT_ABANDONED for slot in self.slots)
         if self._own_pool is not None and self.pending == 0:

@@ -1,7 +1,8 @@
 """What a turn of the reference core reads of its links, and what of that it takes apart.
 
 A turn is bounded by work, so a link may bring more than it may take apart: the rest is held, and
-comes in the next turns before anything else is read of that link.
+comes in the next turns before anything else is read of that link. So does what a link had read when
+there was no room for a wide frame that is cut; until there is, the link starves, and is not read.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from peertalk import errors
+from peertalk._core.reference.landing import Arrival
 from peertalk._core.reference.system import NOT_NOW, network_fault
 from peertalk._core.values import (
     BATCH,
@@ -43,7 +45,7 @@ def serve(link: Link, mask: int, events: list[Event], alone: bool) -> None:
     """Do what readiness allows; alone: as nobody else has anything to read, a whole receive
     buffer."""
     loop = link._loop
-    if mask & READ and link._interest & READ and not link._held:
+    if mask & READ and link._interest & READ and not link._held and not link._rest:
         if loop._work_left > 0:
             _read(
                 link,
@@ -51,8 +53,8 @@ def serve(link: Link, mask: int, events: list[Event], alone: bool) -> None:
                 len(loop._buffer) if alone else POSIX_SLOT_SIZE,
                 loop._work_left if alone else min(loop._work_left, LINK_MAX_WORK),
             )
-    if mask & WRITE and link._blocked:
-        link._blocked = False
+    if mask & WRITE and link._output.blocked:
+        link._output.blocked = False
         link._push()
 
 
@@ -73,17 +75,28 @@ def _read(link: Link, events: list[Event], size: int, work: int) -> int:
         _end_of_stream(link)
         return 0
     link._bytes_received += count
+    with loop._buffer[:count] as data:
+        _take_apart(link, data, events, work)
+    return count
+
+
+def _take_apart(link: Link, data: memoryview, events: list[Event], work: int) -> None:
+    """The frames of these bytes, handed on as far as work goes."""
+    loop = link._loop
     was_partial = link._ingest.partial_len > 0
     fault = 0
-    frames: list[Frame] = []
-    with loop._buffer[:count] as data:
-        try:
-            frames = link._ingest.receive(data)
-            if link._ingest.consumed < count:
-                frames += _receive_starved(link, data[link._ingest.consumed :])
-        except errors.ProtocolError as error:
-            frames += error.frames
-            fault = error.code
+    frames: list[Frame | Arrival] = []
+    try:
+        frames = link._ingest.receive(data)
+        rest = data[link._ingest.consumed :]
+        if rest:
+            frames += _receive_without_pool(link, rest)
+            rest = rest[link._ingest.consumed :]
+        if rest:
+            link._starve(bytes(rest))
+    except errors.ProtocolError as error:
+        frames += error.frames
+        fault = error.code
     link._held.extend(frames)
     hand_on(link, events, 1 << 62 if fault else work)
     if fault:
@@ -92,12 +105,20 @@ def _read(link: Link, events: list[Event], size: int, work: int) -> int:
         link._end(fault, 0)
     else:
         link._update_frame_timer(bool(frames) or not was_partial)
-    return count
 
 
-def _receive_starved(link: Link, data: memoryview) -> list[Frame]:
-    """The pool lent no buffer for a cut frame: the spare one does, so that a link never stands
-    still with half a frame."""
+def take_held(link: Link, events: list[Event], work: int) -> None:
+    """Go on with what was read in an earlier turn."""
+    if link._held:
+        hand_on(link, events, work)
+    else:
+        rest, link._rest = link._rest, b""
+        _take_apart(link, memoryview(rest), events, work)
+
+
+def _receive_without_pool(link: Link, data: memoryview) -> list[Frame | Arrival]:
+    """If it was the pool that lent no buffer for a cut frame, the spare one does, so that a link
+    never stands still with half a frame."""
     link._ingest._pool = link._loop._spare
     try:
         return link._ingest.receive(data)
@@ -107,30 +128,42 @@ def _receive_starved(link: Link, data: memoryview) -> list[Frame]:
 
 def hand_on(link: Link, events: list[Event], work: int) -> None:
     """Hand on frames as far as work goes: consecutive plain DATA frames become one BATCH, any
-    other a FRAME in its place. What is left comes in a later turn."""
+    other a FRAME in its place, but for slices in the middle of a message. What is left comes in a
+    later turn."""
     batch: list[bytes] = []
     size = used = 0
     while link._held and used < work:
-        type, flags, sequence, payload = link._held.popleft()
+        word, payload, payload_len = _arrival(link._held.popleft())
         link._frames_received += 1
-        link._payload_bytes_received += len(payload)
-        if type == DATA and not flags & (FRAGMENT | BATCHED):
-            used += 1 if len(payload) >= TINY_PAYLOAD else WORK_TINY
-            batch.append(payload)
-            size += len(payload)
+        link._payload_bytes_received += payload_len
+        if word == DATA or payload is None:
+            used += 1 if payload_len >= TINY_PAYLOAD else WORK_TINY
+            if payload is not None:
+                batch.append(payload)
+                size += payload_len
             continue
         used += WORK_CONTROL
         if batch:
             events.append((BATCH, link.tag, size, batch))
             batch, size = [], 0
-        frame = (FRAME, link.tag, type | flags << 8 | sequence << 16, payload)
+        frame = (FRAME, link.tag, word, payload)
         if not (events and says_nothing_more(frame, events[-1])):
             events.append(frame)
     if batch:
         events.append((BATCH, link.tag, size, batch))
     link._loop._work_left -= used
-    if link._held and link._is_read():
+    if (link._held or link._rest) and link._is_read():
         link._loop._holding[link] = None
+
+
+def _arrival(frame: Frame | Arrival) -> Arrival:
+    """A frame as what its event says; DATA alone: a message like any other."""
+    if isinstance(frame, Arrival):
+        return frame
+    type, flags, sequence, payload = frame
+    if type == DATA and not flags & (FRAGMENT | BATCHED):
+        return Arrival(DATA, payload, len(payload))
+    return Arrival(type | flags << 8 | sequence << 16, payload, len(payload))
 
 
 def _end_of_stream(link: Link) -> None:
@@ -152,7 +185,7 @@ def end_late_frame(link: Link, events: list[Event]) -> None:
     """The time of a cut frame is over. Its rest may lie in the system all the same, if it was
     this program that had no time: read once more before the link ends."""
     loop = link._loop
-    if link._held or loop._work_left <= 0:
+    if link._held or link._rest or loop._work_left <= 0:
         loop._arm(link._frame_key, link, 0.001)  # it waits for us
         return
     partial = link._ingest.partial_len

@@ -9,6 +9,7 @@ import selectors
 from typing import Any, Protocol, TypeAlias
 
 from peertalk import errors
+from peertalk._core.reference.landing import LandingRoom
 from peertalk._core.reference.pool import BufferPool, PoolDoor
 
 Event: TypeAlias = tuple[int, int, Any, Any]
@@ -24,6 +25,7 @@ class Home(Protocol):
     _plain: bool
     _door: PoolDoor
     _spare: BufferPool
+    _landing: LandingRoom
     _buffer: memoryview
     _work_left: int
     _turns: int

@@ -1,0 +1,251 @@
+"""Where wide frames land: messages that were granted, and those that come unasked in one frame. The
+yardstick of the C core.
+
+Slices of one message come in the order of their offsets without a gap. So the bytes of it that have
+come say where its next slice must begin. Invariant: a message is in the table from expect() on
+until it is whole or forgotten; its memory may be given back before that. Never: memory for a
+message that was neither granted nor bounded by one frame.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from peertalk._core.reference.crc import crc32c
+from peertalk._core.reference.wide import decode_wide_header
+from peertalk._core.reference.wire import bad_crc
+from peertalk._core.values import DATA, LANDED, REFUSE
+from peertalk._numbers import (
+    ERR_INVALID_PARAM,
+    ERR_INVALID_STATE,
+    ERR_NO_MEMORY,
+    OK,
+    WIDE_HEADER_SIZE,
+)
+from peertalk.errors import OutOfMemory, ProtocolError
+
+LARGEST = 2**32 - 1
+"""The highest id, and bytes of the longest message: what a wide header can say."""
+NO_LIMIT = 2**32 - 1
+COVERED = WIDE_HEADER_SIZE - 4
+"""Bytes of a wide header that its CRC covers."""
+
+
+class Waiter(Protocol):
+    """What a link that found no room is asked."""
+
+    def _go_on(self) -> None: ...
+
+
+class LandingRoom:
+    """How many payload bytes of unasked wide frames may be under way on all links of a loop, and
+    who waits for room."""
+
+    def __init__(self) -> None:
+        self._limit = NO_LIMIT
+        self._used = 0
+        self._waiting: dict[Waiter, None] = {}
+
+    @property
+    def limit(self) -> int:
+        """Bytes; one frame is always let in."""
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        self._limit = limit
+        self._call()
+
+    def take(self, size: int) -> None:
+        """Let a frame of size bytes in. OutOfMemory: there is no room for it beside others."""
+        if self._used and self._used + size > self._limit:
+            raise OutOfMemory(
+                f"{self._used:,} bytes are under way, {size:,} more are beyond the landing limit "
+                f"of {self._limit:,}"
+            )
+        self._used += size
+
+    def give_back(self, size: int) -> None:
+        """A frame that take() let in has come, or never will: those who wait try again."""
+        self._used -= size
+        self._call()
+
+    def wait(self, link: Waiter) -> None:
+        """Ask this link to go on when there may be room."""
+        self._waiting[link] = None
+
+    def leave(self, link: Waiter) -> None:
+        """This link waits no more; nothing happens when it does not wait."""
+        self._waiting.pop(link, None)
+
+    def _call(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for link in waiting:
+            link._go_on()
+
+
+class Arrival(NamedTuple):
+    """A whole wide frame. word: type | flags << 8 | id << 24, as the event of it says; payload: of
+    the event, None: the frame makes no event; payload_len: bytes behind its header."""
+
+    word: int
+    payload: bytes | None
+    payload_len: int
+
+
+class Message:
+    """What has come of a message of total bytes."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.come = 0
+        self._memory: bytearray | None = bytearray(total)
+
+    def put(self, data: memoryview) -> None:
+        """Bytes that follow those that have come."""
+        if self._memory is not None:
+            self._memory[self.come : self.come + len(data)] = data
+        self.come += len(data)
+
+    def drop(self) -> None:
+        """Give the memory back: what still comes is counted alone."""
+        self._memory = None
+
+    @property
+    def dropped(self) -> bool:
+        """Whether nothing of it will be handed on."""
+        return self._memory is None
+
+    def whole(self) -> bytes | None:
+        """The message if all of it has come and is kept."""
+        return None if self._memory is None or self.come < self.total else bytes(self._memory)
+
+
+class Landings:
+    """The messages that come to one link in wide frames. room: what its loop has for unasked
+    ones."""
+
+    def __init__(self, room: LandingRoom) -> None:
+        self._room = room
+        self._messages: dict[int, Message] = {}
+
+    def expect(self, id: int, total: int) -> int:
+        """Memory for a message that is granted. Returns OK, ERR_INVALID_STATE (the id is there
+        already), ERR_NO_MEMORY, or ERR_INVALID_PARAM (no message can have that id or total)."""
+        if not 1 <= id <= LARGEST or not 1 <= total <= LARGEST:
+            return ERR_INVALID_PARAM
+        if id in self._messages:
+            return ERR_INVALID_STATE
+        try:
+            self._messages[id] = Message(total)
+        except MemoryError:
+            return ERR_NO_MEMORY
+        return OK
+
+    def forgo(self, id: int) -> None:
+        """Give the memory of a message back; its slices are dropped as they come."""
+        if id in self._messages:
+            self._messages[id].drop()
+
+    def forget(self, id: int) -> None:
+        """No slice of the message is right any more; one that has begun is dropped."""
+        if id in self._messages:
+            self._messages.pop(id).drop()
+
+    def landed(self, id: int) -> int:
+        """Bytes of the message that have come; -1: it is unknown or forgone."""
+        message = self._messages.get(id)
+        return -1 if message is None or message.dropped else message.come
+
+    def begin(self, header: bytes, cut: bool) -> Slice:
+        """Judge a header, and find a place for what follows. cut: not all of the frame is here.
+
+        Raises:
+            ProtocolError: the frame is bad, or no such slice is expected.
+            OutOfMemory: there is no room for an unasked frame that is cut.
+        """
+        type, reason, payload_len, id, offset, total, crc = decode_wide_header(header)
+        frame = Slice(self, header, crc, payload_len)
+        if type != DATA:
+            reason = reason if type == REFUSE else 0
+            frame.arrival = Arrival(type | reason << 8, header[8:COVERED], 0)
+            return frame
+        if id:
+            message = self._messages.get(id)
+            if message is None or message.total != total or message.come != offset:
+                expected = (
+                    "none" if message is None else f"byte {message.come:,} of {message.total:,}"
+                )
+                raise ProtocolError(
+                    f"a slice of message {id} from byte {offset:,} of {total:,} on: expected is "
+                    f"{expected}",
+                    code=ERR_INVALID_PARAM,
+                )
+            frame.message, frame.id = message, id
+            return frame
+        if cut:
+            self._room.take(payload_len)
+            frame.reserved = payload_len
+        frame.message = Message(total)
+        return frame
+
+    def close(self) -> None:
+        """Forget all messages."""
+        self._messages.clear()
+
+
+class Slice:
+    """A wide frame whose header was judged, while its payload comes."""
+
+    def __init__(self, landings: Landings, header: bytes, crc: int, payload_len: int) -> None:
+        self.id = 0
+        self.message: Message | None = None
+        self.arrival: Arrival | None = None
+        self.reserved = 0
+        self.come = 0
+        self._landings = landings
+        self._expected_crc = crc
+        self._crc = crc32c(header[:COVERED])
+        self._payload_len = payload_len
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the last byte has come."""
+        return self.come == self._payload_len
+
+    def take(self, data: memoryview) -> int:
+        """Bytes of the stream, of which those behind this frame are left alone. Returns how many
+        were taken."""
+        piece = data[: self._payload_len - self.come]
+        self._crc = crc32c(piece, self._crc)
+        self.come += len(piece)
+        if self.message is not None:
+            self.message.put(piece)
+        return len(piece)
+
+    def end(self) -> Arrival:
+        """The frame is whole. Returns what it brings.
+
+        Raises:
+            ProtocolError: BadCrc.
+        """
+        self.drop()
+        if self._crc != self._expected_crc:
+            raise bad_crc(
+                "a wide frame", self._expected_crc, self._crc, COVERED + self._payload_len, 8
+            )
+        if self.arrival is not None:
+            return self.arrival
+        assert self.message is not None
+        payload = self.message.whole()
+        word = DATA
+        if payload is not None and self.id:
+            word |= LANDED << 8 | self.id << 24
+            self._landings.forget(self.id)
+        return Arrival(word, payload, self._payload_len)
+
+    def drop(self) -> None:
+        """Give room back; nothing happens a second time."""
+        reserved, self.reserved = self.reserved, 0
+        if reserved:
+            self._landings._room.give_back(reserved)
