@@ -105,7 +105,7 @@ static void move(pt_context *context, pt_link *from, pt_event *events, long coun
     static const uint8_t payload[PT_FRAME_MAX_PAYLOAD];
     for (size_t size = 0; size < sizeof sizes / sizeof sizes[0]; size++) {
         long sent = 0, arrived = 0;
-        const pt_sink sink = {take, &arrived, UINT32_MAX};
+        const pt_sink sink = {.frame = take, .context = &arrived, .room = UINT32_MAX};
         for (long burst = 1; arrived < count; burst = burst % 64 + 1) {
             long until = sent + burst < count ? sent + burst : count;
             while (sent < until &&
@@ -135,7 +135,8 @@ static void *be_busy(void *unused)
     EXPECT(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, ends) == 0);
     for (uint32_t end = 0; end < 2; end++)
         EXPECT(pt_link_open(context, &links[end], ends[end], end + 1, NULL, PT_POSIX_PIPELINE_DEPTH,
-                            PT_POSIX_SLOT_SIZE, 1, PT_FRAME_MAX_PAYLOAD) == PT_OK);
+                            PT_POSIX_SLOT_SIZE, 1, PT_FRAME_MAX_PAYLOAD,
+                            pt_message_format(0)) == PT_OK);
     move(context, &links[0], events, rounds / 100 + 100);
     pthread_barrier_wait(&line); /* warm: the figures begin */
     pthread_barrier_wait(&line);

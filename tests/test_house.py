@@ -762,6 +762,11 @@ C_ELSEWHERE = {
     "pt_notes": "tests/c/test_notes.c",
     "pt_pool_counts": "tests/core/test_pool.py",  # the pool is one thing
     "pt_read": "tests/core/test_loop.py",
+    "pt_send": "tests/core/test_link.py",  # the link is one thing
+    "pt_staging": "tests/core/test_ingest.py",  # the receiving machine is one thing
+    "pt_landing": "tests/core/test_wide_ends.py",
+    "pt_large": "tests/core/test_wide.py",
+    "pt_sender": "tests/platform/test_border.py",
     "pt_batch": "tests/platform/test_border.py",  # the border is one thing
     "pt_posix_ready": "tests/platform/test_posix.py",
     "pt_pure": "tests/platform/test_border.py",

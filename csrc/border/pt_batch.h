@@ -21,6 +21,16 @@
  * or buffers, in order until one is refused; start may be left out (0). accepted: how many went;
  * code: the refusal (negative) or the sum of hints seen.
  *
+ * Of all three a DATA payload longer than max_message and not longer than wide_max of the pt_link
+ * goes in one wide frame, which keeps a reference to it until it has left.
+ *
+ * send_slice(payload, id, offset, size) -> int: pt_link_send_wide() of a part of a bytes object,
+ * likewise. send_wide(type, id, total, reason) -> int: of one OFFER, GRANT or REFUSE.
+ *
+ * expect(id, total) -> int: pt_ingest_expect() with memory that is made here, or PT_ERR_NO_MEMORY.
+ * forgo(id), forget(id): give that back, and forget the id too. landed(id): bytes that have come,
+ * -1 when nothing is expected there. PT_ERR_INVALID_PARAM: a number is out of range.
+ *
  *   bind_loop(context_addr, events_addr, capacity, owner) -> turn
  *
  * turn(events) -> how many there are now: pt_loop_turn() without waiting, its events appended to

@@ -9,13 +9,13 @@
 
 /* The shape of the wire (docs/protocol.md): the same in every build. */
 #define PT_PROTOCOL_VERSION     1
-#define PT_HEADER_SIZE          10 /* full frame header */
-#define PT_TRAILER_SIZE         2  /* CRC-16 behind the payload */
-#define PT_FRAME_OVERHEAD       12 /* header and trailer */
-#define PT_COMPACT_HEADER_SIZE  4  /* compact header; no trailer */
-#define PT_WIDE_HEADER_SIZE     24 /* wide header; no trailer */
+#define PT_HEADER_SIZE          10     /* full frame header */
+#define PT_TRAILER_SIZE         2      /* CRC-16 behind the payload */
+#define PT_FRAME_OVERHEAD       12     /* header and trailer */
+#define PT_COMPACT_HEADER_SIZE  4      /* compact header; no trailer */
+#define PT_WIDE_HEADER_SIZE     24     /* wide header; no trailer */
 #define PT_WIDE_MAX_PAYLOAD     262144 /* of one wide frame */
-#define PT_FRAGMENT_HEADER_SIZE 8  /* in front of a fragment's data */
+#define PT_FRAGMENT_HEADER_SIZE 8      /* in front of a fragment's data */
 #define PT_DATAGRAM_HEADER_SIZE 8
 #define PT_DATAGRAM_MAX_PAYLOAD 1392 /* 1,400-byte datagram less its header */
 #define PT_DISCOVERY_MIN_SIZE   14   /* discovery packet without a name */
@@ -107,6 +107,11 @@
 /* 0 leaves out what a pool counts for each class, likewise. */
 #ifndef PT_POOL_COUNTS
 #define PT_POOL_COUNTS 1
+#endif
+
+/* 0 leaves out wide frames, likewise. */
+#ifndef PT_WIDE
+#define PT_WIDE 1
 #endif
 
 /* 0 leaves out slots that a pipeline borrows, likewise: there they are the caller's. */

@@ -130,6 +130,8 @@ int pt_context_init(pt_context *context, const pt_platform_ops *ops, void *platf
     for (int kind = 0; kind < PT_LINES; kind++)
         context->lines[kind].end = &context->lines[kind].first;
     context->pool_timer.kind = PT_TIMER_POOL;
+    if (PT_WIDE)
+        context->landing_limit = UINT32_MAX;
     context->step =
         pt_pool_largest(pool) < receive_buffer_size ? pt_pool_largest(pool) : receive_buffer_size;
     pt_wheel_init(&context->wheel, ops->clock(context));

@@ -3,7 +3,8 @@
  * In WAIT_HEADER ingest->header holds staged_len bytes of a header, less than its size, and
  * frame_len is 0; whole frames are handed on from here, where they lie. In WAIT_PAYLOAD
  * ingest->staging, which is borrowed, holds staged_len bytes of a frame, at least its header and
- * less than frame_len. In COMPLETE it holds all of them.
+ * less than frame_len. In COMPLETE it holds all of them. A wide frame passes the same states, but
+ * its payload lies where it lands (into), and its header nowhere.
  *
  * A call finishes the frame that was cut before it, hands on the frames that lie whole in its
  * bytes, and keeps what is left.
@@ -18,38 +19,13 @@
 #include "pt_assert.h"
 #include "pt_check.h"
 #include "pt_crc.h"
+#include "pt_ingest_inside.h"
 
-#define COMPACT_START 2 /* bytes that tell a compact header from a full one */
-#define NOWHERE       PT_NOWHERE
-#define INIT          PT_INGEST_INIT
-#define HEADER        PT_INGEST_WAIT_HEADER
-#define PAYLOAD       PT_INGEST_WAIT_PAYLOAD
-#define COMPLETE      PT_INGEST_COMPLETE
-
-/* Following state, by state and step: init, stage, fill, hand on, fail, cleanup. */
-static const uint8_t NEXT[][6] = {
-    [INIT] = {HEADER, NOWHERE, NOWHERE, NOWHERE, NOWHERE, INIT},
-    [HEADER] = {NOWHERE, PAYLOAD, NOWHERE, NOWHERE, INIT, INIT},
-    [PAYLOAD] = {NOWHERE, NOWHERE, COMPLETE, NOWHERE, NOWHERE, INIT},
-    [COMPLETE] = {NOWHERE, NOWHERE, NOWHERE, HEADER, INIT, NOWHERE},
-};
-
-uint8_t pt_ingest_next(uint8_t state, uint8_t step)
-{
-    PT_ASSERT(state <= COMPLETE);
-    PT_ASSERT(step <= PT_INGEST_STEP_CLEANUP);
-
-    return NEXT[state][step];
-}
-
-/* The table checks each move and drives none: a cut frame moves three times, and would pay for
- * looking up what is known where it moves. */
-static inline void move(pt_ingest *ingest, enum pt_ingest_step step, enum pt_ingest_state state)
-{
-    PT_ASSERT(pt_ingest_next(ingest->state, (uint8_t)step) == state);
-    (void)step;
-    ingest->state = (uint8_t)state;
-}
+#define FORM_START 2 /* bytes that tell compact and wide headers from full ones */
+#define INIT       PT_INGEST_INIT
+#define HEADER     PT_INGEST_WAIT_HEADER
+#define PAYLOAD    PT_INGEST_WAIT_PAYLOAD
+#define COMPLETE   PT_INGEST_COMPLETE
 
 static int read_message_header(const uint8_t *header, pt_frame *frame)
 {
@@ -80,54 +56,52 @@ static int verify_nothing(const uint8_t *whole, const pt_frame *frame)
     return PT_OK;
 }
 
-static int is_compact(const uint8_t *start)
-{
-    return pt_is_compact(start, COMPACT_START);
-}
-
 static const pt_format compact_format = {
     .read_header = read_compact_header,
     .verify = verify_nothing,
     .header_size = PT_COMPACT_HEADER_SIZE,
 };
 
+static const pt_format wide_format = {
+    .header_size = PT_WIDE_HEADER_SIZE,
+    .is_wide = 1,
+};
+
+static const pt_format message_format, message_or_wide_format;
+
+static const pt_format *full_or_compact(const uint8_t *start)
+{
+    return pt_is_compact(start, FORM_START) ? &compact_format : &message_format;
+}
+
+static const pt_format *any_form(const uint8_t *start)
+{
+    if (pt_is_compact(start, FORM_START))
+        return &compact_format;
+    return PT_WIDE && pt_is_wide(start) ? &wide_format : &message_or_wide_format;
+}
+
 static const pt_format message_format = {
     .read_header = read_message_header,
     .verify = verify_message,
     .header_size = PT_HEADER_SIZE,
     .trailer_size = PT_TRAILER_SIZE,
-    .start_size = COMPACT_START,
-    .has_other_form = is_compact,
-    .other_form = &compact_format,
+    .start_size = FORM_START,
+    .form = full_or_compact,
 };
 
-const pt_format *pt_message_format(void)
-{
-    return &message_format;
-}
+static const pt_format message_or_wide_format = {
+    .read_header = read_message_header,
+    .verify = verify_message,
+    .header_size = PT_HEADER_SIZE,
+    .trailer_size = PT_TRAILER_SIZE,
+    .start_size = FORM_START,
+    .form = any_form,
+};
 
-static void give_back_staging(pt_ingest *ingest, uint32_t used)
+const pt_format *pt_message_format(int wide)
 {
-    uint8_t *buffer = ingest->staging;
-    ingest->staging = NULL;
-    if (buffer != NULL)
-        pt_pool_release(ingest->pool, buffer, used);
-}
-
-/* Hold nothing of any frame. */
-static void start_over(pt_ingest *ingest, enum pt_ingest_step step, enum pt_ingest_state state)
-{
-    give_back_staging(ingest, ingest->state == PT_INGEST_WAIT_HEADER ? 0 : ingest->staged_len);
-    ingest->staged_len = 0;
-    ingest->frame_len = 0;
-    move(ingest, step, state);
-}
-
-/* The stream is of no more use. */
-static int fail(pt_ingest *ingest, int code)
-{
-    start_over(ingest, PT_INGEST_STEP_FAIL, INIT);
-    return code;
+    return PT_WIDE && wide ? &message_or_wide_format : &message_format;
 }
 
 /* A frame that is too long is refused before memory is looked for. */
@@ -149,9 +123,7 @@ static inline uint32_t whole_len(const pt_format *format, const pt_frame *frame)
  * tell. */
 static const pt_format *form_of(const pt_format *format, const uint8_t *start, size_t len)
 {
-    return format->start_size != 0 && len >= format->start_size && format->has_other_form(start)
-               ? format->other_form
-               : format;
+    return format->start_size != 0 && len >= format->start_size ? format->form(start) : format;
 }
 
 /* The header of a cut frame is whole: move it into staging memory. PT_ERR_BACKPRESSURE changes
@@ -169,36 +141,8 @@ static int begin_staging(pt_ingest *ingest, const pt_format *form, const uint8_t
     memcpy(ingest->staging, header, form->header_size);
     ingest->frame_len = frame_len;
     ingest->staged_len = form->header_size;
-    move(ingest, PT_INGEST_STEP_STAGE, PAYLOAD);
+    pt_ingest_move(ingest, PT_INGEST_STEP_STAGE, PAYLOAD);
     return PT_OK;
-}
-
-/* Up to want bytes of data behind the staged ones. Returns how many there were. */
-static uint32_t stage(pt_ingest *ingest, uint8_t *target, uint32_t want, const uint8_t *data,
-                      size_t len)
-{
-    uint32_t taken = len < want ? (uint32_t)len : want;
-    memcpy(target + ingest->staged_len, data, taken);
-    ingest->staged_len += taken;
-    return taken;
-}
-
-/* Units of work: a plain message joins a batch, anything else is looked at by itself. */
-static inline uint32_t work_of(const pt_frame *frame)
-{
-    if (frame->type != PT_FRAME_DATA || (frame->flags & (PT_FLAG_FRAGMENT | PT_FLAG_BATCH)) != 0)
-        return PT_WORK_CONTROL;
-    return frame->payload_len < PT_TINY_PAYLOAD ? PT_WORK_TINY : 1;
-}
-
-static inline int hand_on(pt_ingest *ingest, const pt_sink *sink, const pt_frame *frame)
-{
-    ingest->frames++;
-    ingest->payload_bytes += frame->payload_len;
-    ingest->work += work_of(frame);
-    int code = sink->frame(sink->context, ingest->tag, frame);
-    /* One comparison for both: a limit of 0 is none. */
-    return ingest->work - 1 >= ingest->work_limit - 1 && code == PT_OK ? PT_ERR_BUSY : code;
 }
 
 /* Fill up a cut header from data as far as it goes: at first the bytes that tell its form, then the
@@ -208,11 +152,12 @@ static size_t stage_header(pt_ingest *ingest, const uint8_t *data, size_t len)
     const pt_format *format = ingest->format;
     size_t taken = 0;
     if (ingest->staged_len < format->start_size)
-        taken = stage(ingest, ingest->header, format->start_size - ingest->staged_len, data, len);
+        taken = pt_ingest_stage(ingest, ingest->header, format->start_size - ingest->staged_len,
+                                data, len);
     if (ingest->staged_len >= format->start_size) {
         const pt_format *form = form_of(format, ingest->header, ingest->staged_len);
-        taken += stage(ingest, ingest->header, form->header_size - ingest->staged_len, data + taken,
-                       len - taken);
+        taken += pt_ingest_stage(ingest, ingest->header, form->header_size - ingest->staged_len,
+                                 data + taken, len - taken);
     }
     return taken;
 }
@@ -223,6 +168,8 @@ static int finish_cut_frame(pt_ingest *ingest, const uint8_t *data, size_t len, 
                             size_t *offset)
 {
     size_t taken = 0;
+    if (PT_WIDE && ingest->into != NULL)
+        return pt_landing_go_on(ingest, data, len, sink, 0, offset);
     if (ingest->state == PT_INGEST_WAIT_HEADER) {
         uint32_t held = ingest->staged_len;
         taken = stage_header(ingest, data, len);
@@ -231,10 +178,12 @@ static int finish_cut_frame(pt_ingest *ingest, const uint8_t *data, size_t len, 
             *offset = taken;
             return PT_OK;
         }
+        if (PT_WIDE && form->is_wide)
+            return pt_landing_go_on(ingest, data, len, sink, taken, offset);
         pt_frame frame;
         int code = judge_header(ingest, form, ingest->header, &frame);
         if (code != PT_OK)
-            return fail(ingest, code);
+            return pt_ingest_fail(ingest, code);
         code = begin_staging(ingest, form, ingest->header, &frame);
         if (code != PT_OK) {
             ingest->staged_len = held;
@@ -243,8 +192,8 @@ static int finish_cut_frame(pt_ingest *ingest, const uint8_t *data, size_t len, 
     }
 
     PT_ASSERT(ingest->state == PT_INGEST_WAIT_PAYLOAD && ingest->staging != NULL);
-    taken += stage(ingest, ingest->staging, ingest->frame_len - ingest->staged_len, data + taken,
-                   len - taken);
+    taken += pt_ingest_stage(ingest, ingest->staging, ingest->frame_len - ingest->staged_len,
+                             data + taken, len - taken);
     if (ingest->staged_len < ingest->frame_len) {
         *offset = taken;
         return PT_OK;
@@ -252,40 +201,42 @@ static int finish_cut_frame(pt_ingest *ingest, const uint8_t *data, size_t len, 
     const pt_format *form = form_of(ingest->format, ingest->staging, ingest->staged_len);
     pt_frame frame;
     (void)form->read_header(ingest->staging, &frame); /* it was judged */
-    move(ingest, PT_INGEST_STEP_FILL, COMPLETE);
+    pt_ingest_move(ingest, PT_INGEST_STEP_FILL, COMPLETE);
     frame.payload = ingest->staging + form->header_size;
     int code = form->verify(ingest->staging, &frame);
     if (code != PT_OK)
-        return fail(ingest, code);
+        return pt_ingest_fail(ingest, code);
     *offset = taken;
-    code = hand_on(ingest, sink, &frame);
-    start_over(ingest, PT_INGEST_STEP_HAND_ON, HEADER);
+    code = pt_ingest_hand_on(ingest, sink, &frame);
+    pt_ingest_start_over(ingest, PT_INGEST_STEP_HAND_ON, HEADER);
     return code;
 }
 
 /* Hand on the frames of one form that lie whole in data from *offset on; *offset is moved behind
  * the last of them. PT_OK: what is left begins with a frame that is not whole, or has another form.
+ * form: how they are read; own: which form of the format that is.
  */
-static inline int take_whole_frames(pt_ingest *ingest, const pt_format *form, const uint8_t *data,
-                                    size_t len, const pt_sink *sink, size_t *offset)
+static inline int take_whole_frames(pt_ingest *ingest, const pt_format *form, const pt_format *own,
+                                    const uint8_t *data, size_t len, const pt_sink *sink,
+                                    size_t *offset)
 {
     while (len - *offset >= form->header_size) {
         const uint8_t *whole = data + *offset;
         pt_frame frame;
         int code = judge_header(ingest, form, whole, &frame);
-        if (code == PT_ERR_MAGIC && form_of(ingest->format, whole, form->header_size) != form)
+        if (code == PT_ERR_MAGIC && form_of(ingest->format, whole, form->header_size) != own)
             return PT_OK;
         if (code != PT_OK)
-            return fail(ingest, code);
+            return pt_ingest_fail(ingest, code);
         uint32_t frame_len = whole_len(form, &frame);
         if (len - *offset < frame_len)
             break;
         code = form->verify(whole, &frame);
         if (code != PT_OK)
-            return fail(ingest, code);
+            return pt_ingest_fail(ingest, code);
         frame.payload = whole + form->header_size;
         *offset += frame_len;
-        code = hand_on(ingest, sink, &frame);
+        code = pt_ingest_hand_on(ingest, sink, &frame);
         if (code != PT_OK)
             return code;
     }
@@ -298,7 +249,7 @@ static int keep_cut_frame(pt_ingest *ingest, const pt_format *form, const uint8_
 {
     PT_ASSERT(ingest->state == HEADER && ingest->staged_len == 0);
     if (len < form->header_size) {
-        stage(ingest, ingest->header, form->header_size, data, len);
+        pt_ingest_stage(ingest, ingest->header, form->header_size, data, len);
         return PT_OK;
     }
     pt_frame frame;
@@ -307,12 +258,12 @@ static int keep_cut_frame(pt_ingest *ingest, const pt_format *form, const uint8_
     if (code == PT_OK)
         code = begin_staging(ingest, form, data, &frame);
     if (code == PT_OK)
-        stage(ingest, ingest->staging, ingest->frame_len - ingest->staged_len,
-              data + form->header_size, len - form->header_size);
+        pt_ingest_stage(ingest, ingest->staging, ingest->frame_len - ingest->staged_len,
+                        data + form->header_size, len - form->header_size);
     return code;
 }
 
-/* What is left begins with no whole frame of the first form: go on with frames of the other form
+/* What is left begins with no whole frame of the first form: go on with frames of the other forms
  * and the first in turn, and keep the cut one. */
 static int take_rest(pt_ingest *ingest, const uint8_t *data, size_t len, const pt_sink *sink,
                      size_t *offset)
@@ -320,13 +271,20 @@ static int take_rest(pt_ingest *ingest, const uint8_t *data, size_t len, const p
     for (const pt_format *last = ingest->format;;) {
         PT_ASSERT(*offset < len);
         const pt_format *form = form_of(ingest->format, data + *offset, len - *offset);
+        if (PT_WIDE && form->is_wide) {
+            int code = pt_landing_take(ingest, data, len, sink, offset);
+            if (code != PT_OK || *offset == len)
+                return code;
+            last = form;
+            continue;
+        }
         if (form == last) {
             int code = keep_cut_frame(ingest, form, data + *offset, len - *offset);
             if (code == PT_OK)
                 *offset = len;
             return code;
         }
-        int code = take_whole_frames(ingest, form, data, len, sink, offset);
+        int code = take_whole_frames(ingest, form, form, data, len, sink, offset);
         if (code != PT_OK || *offset == len)
             return code;
         last = form;
@@ -337,16 +295,11 @@ void pt_ingest_init(pt_ingest *ingest, const pt_format *format, pt_pool *pool, u
                     uint32_t tag)
 {
     PT_ASSERT(format->header_size >= 1 && format->header_size <= PT_FORMAT_MAX_HEADER);
-    const pt_format *other = format->other_form;
-    (void)other; /* asserted alone */
-    PT_ASSERT((format->start_size != 0) == (other != NULL) &&
+    PT_ASSERT((format->start_size != 0) == (format->form != NULL) &&
               format->start_size <= format->header_size);
-    PT_ASSERT(other == NULL ||
-              (other->start_size == 0 && format->start_size <= other->header_size));
-    PT_ASSERT(other == NULL || (other->header_size <= format->header_size &&
-                                other->trailer_size <= format->trailer_size));
 
     PT_ASSERT(ingest->state == INIT && ingest->staging == NULL); /* else memory would be lost */
+    PT_ASSERT(ingest->landings == NULL && ingest->into == NULL);
 
     memset(ingest, 0, sizeof *ingest);
     uint32_t largest = UINT32_MAX - format->header_size -
@@ -355,12 +308,17 @@ void pt_ingest_init(pt_ingest *ingest, const pt_format *format, pt_pool *pool, u
     ingest->pool = pool;
     ingest->max_payload = max_payload <= largest ? max_payload : largest;
     ingest->tag = tag;
-    move(ingest, PT_INGEST_STEP_INIT, HEADER);
+    pt_ingest_move(ingest, PT_INGEST_STEP_INIT, HEADER);
 }
 
 void pt_ingest_cleanup(pt_ingest *ingest)
 {
-    start_over(ingest, PT_INGEST_STEP_CLEANUP, INIT);
+    pt_ingest_start_over(ingest, PT_INGEST_STEP_CLEANUP, INIT);
+    while (PT_WIDE && ingest->landings != NULL) {
+        pt_landing *landing = ingest->landings;
+        ingest->landings = landing->next;
+        landing->drop(landing);
+    }
 }
 
 int pt_ingest_feed(pt_ingest *ingest, const uint8_t *data, size_t len, const pt_sink *sink,
@@ -377,14 +335,15 @@ int pt_ingest_feed(pt_ingest *ingest, const uint8_t *data, size_t len, const pt_
         code = finish_cut_frame(ingest, data, len, sink, &offset);
     if (code == PT_OK && offset < len) {
         /* Full message frames get a loop of their own, without indirect calls. */
-        code = ingest->format == &message_format
-                   ? take_whole_frames(ingest, &message_format, data, len, sink, &offset)
-                   : take_whole_frames(ingest, ingest->format, data, len, sink, &offset);
+        const pt_format *format = ingest->format;
+        code = format->read_header == read_message_header
+                   ? take_whole_frames(ingest, &message_format, format, data, len, sink, &offset)
+                   : take_whole_frames(ingest, format, format, data, len, sink, &offset);
     }
     if (code == PT_OK && offset < len)
         code = take_rest(ingest, data, len, sink, &offset);
     if (ingest->state == PT_INGEST_WAIT_HEADER)
-        give_back_staging(ingest, 0); /* it was lent, and not needed */
+        pt_ingest_give_back(ingest, 0); /* it was lent, and not needed */
     PT_ASSERT(offset <= len);
     PT_ASSERT(code != PT_OK || offset == len);
     *consumed = offset;
@@ -409,10 +368,13 @@ uint32_t pt_ingest_partial_len(const pt_ingest *ingest)
 void pt_ingest_check(const pt_ingest *ingest)
 {
     PT_ASSERT(ingest->state <= PT_INGEST_WAIT_PAYLOAD); /* COMPLETE is never seen between calls */
-    PT_ASSERT((ingest->staging != NULL) == (ingest->state == PT_INGEST_WAIT_PAYLOAD));
+    PT_ASSERT((ingest->staging != NULL || ingest->into != NULL) ==
+              (ingest->state == PT_INGEST_WAIT_PAYLOAD));
+    PT_ASSERT(ingest->staging == NULL || ingest->into == NULL);
     if (ingest->state == PT_INGEST_WAIT_PAYLOAD) {
         PT_ASSERT(ingest->staged_len < ingest->frame_len);
-        PT_ASSERT(ingest->frame_len <= pt_pool_buffer_size(ingest->staging));
+        PT_ASSERT(ingest->into != NULL ||
+                  ingest->frame_len <= pt_pool_buffer_size(ingest->staging));
     } else {
         PT_ASSERT(ingest->frame_len == 0);
         PT_ASSERT(ingest->staged_len < PT_FORMAT_MAX_HEADER);

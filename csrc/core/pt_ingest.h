@@ -4,6 +4,9 @@
  * A frame that lies whole in the bytes given is checked and handed on where it lies. Only one that
  * is cut by their end borrows a staging buffer of its exact class; a cut header waits in the
  * struct. So an idle link holds no receive memory.
+ *
+ * The payload of a wide frame goes straight to where its message lands: memory that the sink makes
+ * for it, or that pt_ingest_expect() was given.
  */
 #ifndef PT_INGEST_H
 #define PT_INGEST_H
@@ -14,9 +17,10 @@
 #include "pt_config.h"
 #include "pt_error.h"
 #include "pt_pool.h"
+#include "pt_wide.h"
 #include "pt_wire.h"
 
-#define PT_FORMAT_MAX_HEADER 16
+#define PT_FORMAT_MAX_HEADER 24
 
 /* Where frames go. frame->payload is valid during the call only (receive buffer or staging buffer).
  * Return PT_OK, or a negative PT_ERR_* to stop: pt_ingest_feed() returns it and counts the frame as
@@ -26,23 +30,30 @@ typedef struct pt_sink {
     void *context;
     uint32_t room; /* stream bytes that a turn may still read into this sink; the loop counts it
                       down. UINT32_MAX: no bound */
+    /* Memory for a message of so many bytes that was not offered; NULL: there is none. Only
+     * formats with wide frames ask. */
+    pt_landing *(*land)(void *context, uint32_t tag, uint32_t total);
+    /* A message is whole; its landing is the sink's now, whatever this returns. As frame. */
+    int (*landed)(void *context, uint32_t tag, pt_landing *landing);
 } pt_sink;
 
 /* A wire format. header: header_size bytes. read_header fills everything of frame but the payload
  * pointer, or returns PT_ERR_*. verify judges the whole frame, which lies in one piece: header_size
  * bytes, payload, trailer_size bytes.
  *
- * Frames of a second form may stand between those of the first: has_other_form tells them by
- * start_size bytes, at most what either header has. read_header of both then answers PT_ERR_MAGIC
- * to a header of the other form. The second form names no third, and has no larger framing. */
+ * Frames of other forms may stand between those of the first: form tells them by start_size
+ * bytes, at most what any of the headers has. read_header of each form then answers PT_ERR_MAGIC to
+ * a header of another. The others name no further ones, and have no larger framing than the first,
+ * but for wide frames (is_wide), which are read by their own rules. */
 typedef struct pt_format {
     int (*read_header)(const uint8_t *header, pt_frame *frame);
     int (*verify)(const uint8_t *whole, const pt_frame *frame);
     uint8_t header_size; /* 1 .. PT_FORMAT_MAX_HEADER */
     uint8_t trailer_size;
-    uint8_t start_size;                          /* 0: all frames have one form */
-    int (*has_other_form)(const uint8_t *start); /* NULL with start_size 0 */
-    const struct pt_format *other_form;          /* NULL with start_size 0 */
+    uint8_t start_size; /* 0: all frames have one form */
+    uint8_t is_wide;
+    /* The form of a frame that starts so, this one among them. NULL with start_size 0. */
+    const struct pt_format *(*form)(const uint8_t *start);
 } pt_format;
 
 enum pt_ingest_state {
@@ -66,14 +77,19 @@ typedef struct pt_ingest {
     const pt_format *format;
     pt_pool *pool;
     uint8_t *staging;     /* borrowed while a frame is cut behind its header, or lent by
-                             pt_ingest_lend(); else NULL */
+                             pt_ingest_lend(); else NULL, as of a wide frame */
+    pt_landing *landings; /* that are expected */
+    pt_landing *into;     /* of the wide frame that is cut behind its header; else NULL */
     uint32_t staged_len;  /* bytes of the current frame held: in header while PT_INGEST_WAIT_HEADER,
-                             else in staging */
+                             else in staging, or where it lands */
     uint32_t frame_len;   /* of the whole current frame; 0 while its header is not whole */
     uint32_t max_payload; /* a longer one is PT_ERR_MESSAGE_TOO_LARGE, judged on the header */
     uint32_t tag;         /* handed to the sink with each frame */
     uint8_t state;        /* enum pt_ingest_state */
-    uint8_t header[PT_FORMAT_MAX_HEADER];
+    union {
+        uint8_t header[PT_FORMAT_MAX_HEADER];
+        uint32_t crcs[2]; /* with into: of the frame as far as it is there, and as it must be */
+    };
     uint32_t work;       /* units of the frames handed on: see PT_TURN_MAX_WORK */
     uint32_t work_limit; /* the caller's, as is setting work: where to stop; 0: nowhere */
     uint64_t frames;     /* handed on */
@@ -84,8 +100,8 @@ typedef struct pt_ingest {
 uint8_t pt_ingest_next(uint8_t state, uint8_t step);
 
 /* Message frames (docs/protocol.md, "Frames"): full ones, CRC checked, and compact ones between
- * them, which have no CRC. */
-const pt_format *pt_message_format(void);
+ * them, which have no CRC. wide: and wide ones, too. */
+const pt_format *pt_message_format(int wide);
 
 /* Make ready, in memory that is zeroed or was cleaned up. pool lends staging buffers; its largest
  * class must hold header + max_payload + trailer. */
@@ -101,7 +117,8 @@ void pt_ingest_cleanup(pt_ingest *ingest);
  * - PT_OK: all bytes were taken.
  * - PT_ERR_MAGIC, _VERSION, _INVALID_PARAM, _MESSAGE_TOO_LARGE, _CRC: a fault of the frame. Frames
  *   before it were handed on; *consumed is where the bad one starts in data (0 also when it began
- *   in an earlier call). The state is INIT, and nothing more is taken.
+ *   in an earlier call). The state is INIT, and nothing more is taken. PT_ERR_NO_MEMORY likewise:
+ *   the sink has none for a wide frame.
  * - PT_ERR_BACKPRESSURE: no staging buffer for a cut frame; *consumed is where that frame starts
  *   (0 also when its header was cut by an earlier call). Nothing is lost: give the same bytes
  *   again from there, after room was made or with pt_ingest_lend().
@@ -119,5 +136,26 @@ void pt_ingest_lend(pt_ingest *ingest, uint8_t *buffer);
 
 /* Bytes of an unfinished frame that are held now; 0 between frames. */
 uint32_t pt_ingest_partial_len(const pt_ingest *ingest);
+
+/* A message of landing->id, not 0, comes in slices, and lands there. landing is the ingest's from
+ * now on. PT_OK; PT_ERR_INVALID_STATE, and it is not: the id is expected already, or in INIT. */
+int pt_ingest_expect(pt_ingest *ingest, pt_landing *landing);
+
+/* What is expected under an id; NULL: nothing is. */
+pt_landing *pt_ingest_landing(const pt_ingest *ingest, uint32_t id);
+
+/* No slice of an id is right any more: its landing is dropped. Nothing happens for others. */
+void pt_ingest_forget(pt_ingest *ingest, uint32_t id);
+
+/* Bytes of the cut wide frame that was not offered; 0: there is none. */
+uint32_t pt_ingest_unasked(const pt_ingest *ingest);
+
+/* Where the next bytes of the stream can be put at once, without pt_ingest_feed(), and how many at
+ * most; NULL: nowhere. */
+uint8_t *pt_ingest_place(const pt_ingest *ingest, uint32_t *len);
+
+/* So many bytes, at least one, have been put there. Returns as pt_ingest_feed(), which has consumed
+ * them. */
+int pt_ingest_placed(pt_ingest *ingest, uint32_t len, const pt_sink *sink);
 
 #endif

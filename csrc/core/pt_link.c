@@ -53,9 +53,12 @@ static void note_sent(pt_context *context, pt_link *link, uint32_t count)
     PT_ASSERT(context->ops->unacknowledged != NULL);
 
     const pt_send_pipeline *pipeline = &link->pipeline;
+    const pt_send_slot *next = &pipeline->slots[pipeline->head];
     uint32_t position = (uint32_t)link->sent_bytes;
-    uint32_t end =
-        position - (pipeline->pending_count != 0 ? pipeline->slots[pipeline->head].sent_len : 0U);
+    uint32_t end = position;
+    if (pipeline->pending_count != 0)
+        end -= next->sent_len +
+               (PT_WIDE && pipeline->refers && next->hold != NULL ? next->hold->sent : 0);
     if (pt_notes_need_room(&link->notes, context->pool, (uint32_t)context->turns))
         pt_notes_make_room(&link->notes, position, context->ops->unacknowledged(context, link));
     pt_notes_add(&link->notes, (uint32_t)context->turns, end, count);
@@ -73,6 +76,26 @@ void pt_link_drop_held(pt_context *context, pt_link *link)
     link->held_len = 0;
     link->held_at = 0;
 }
+
+#if PT_WIDE
+int pt_link_let_land(pt_context *context, pt_link *link)
+{
+    PT_ASSERT(link->landing <= context->landing);
+
+    uint32_t wanted = pt_ingest_unasked(&link->ingest);
+    if (link->landing == wanted)
+        return 1;
+    context->landing -= link->landing;
+    link->landing = 0;
+    if (wanted != 0 && context->landing != 0 &&
+        (context->landing > context->landing_limit ||
+         wanted > context->landing_limit - context->landing))
+        return 0;
+    context->landing += wanted;
+    link->landing = wanted;
+    return 1;
+}
+#endif
 
 void pt_link_end(pt_context *context, pt_link *link, int code, int32_t system_error)
 {
@@ -92,6 +115,8 @@ void pt_link_end(pt_context *context, pt_link *link, int code, int32_t system_er
     pt_wheel_cancel(&context->wheel, &link->frame_timer);
     pt_wheel_cancel(&context->wheel, &link->rest_timer);
     pt_ingest_cleanup(&link->ingest);
+    if (PT_WIDE)
+        (void)pt_link_let_land(context, link);
     pt_link_drop_held(context, link);
     pt_context_join(context, link, PT_LINE_DIRTY);
 }
@@ -186,9 +211,7 @@ void pt_link_harvest(pt_context *context, pt_link *link)
     }
 }
 
-/* Hand the oldest FILLING slot to the platform; blocking: and wait until it has left, as worlds
- * without tcp_send_async always do. 0 when the link cannot go on. */
-static int launch(pt_context *context, pt_link *link, int blocking)
+int pt_link_launch(pt_context *context, pt_link *link, int blocking)
 {
     PT_ASSERT(link->state == PT_LINK_OPEN || link->state == PT_LINK_SHUT);
     PT_ASSERT(context->ops->tcp_send_async != NULL || context->ops->tcp_send != NULL);
@@ -201,6 +224,13 @@ static int launch(pt_context *context, pt_link *link, int blocking)
         result = context->ops->tcp_send_async(context, link, slot->buffer, slot->message_len);
     } else {
         result = context->ops->tcp_send(context, link, slot->buffer, slot->message_len);
+        pt_hold *hold = PT_WIDE && link->pipeline.refers ? slot->hold : NULL;
+        while (hold != NULL && result == PT_OK && hold->sent < hold->len) {
+            uint32_t left = hold->len - hold->sent;
+            uint16_t part = (uint16_t)(left < UINT16_MAX ? left : UINT16_MAX);
+            result = context->ops->tcp_send(context, link, hold->payload + hold->sent, part);
+            hold->sent += result == PT_OK ? part : 0;
+        }
         if (result == PT_OK)
             pt_pipeline_complete(&link->pipeline, (uint8_t)index, PT_OK);
     }
@@ -231,7 +261,7 @@ void pt_link_push(pt_context *context, pt_link *link)
     int waits = link->pipeline.pending_count != link->pipeline.filling_count;
     uint32_t sent_bytes = (uint32_t)link->sent_bytes;
     while (link->pipeline.filling_count != 0) {
-        if (!launch(context, link, 0))
+        if (!pt_link_launch(context, link, 0))
             return;
     }
     if (context->ops->poll_send_completions != NULL && link->pipeline.pending_count != 0) {
@@ -254,9 +284,9 @@ void pt_link_push(pt_context *context, pt_link *link)
 
 int pt_link_open(pt_context *context, pt_link *link, intptr_t handle, uint32_t tag,
                  pt_send_slot *slots, uint8_t depth, uint16_t slot_size, int packing,
-                 uint32_t max_payload)
+                 uint32_t max_payload, const pt_format *format)
 {
-    if (context == NULL || context->ops == NULL || link == NULL ||
+    if (context == NULL || context->ops == NULL || link == NULL || format == NULL ||
         max_payload > PT_FRAME_MAX_PAYLOAD)
         return PT_ERR_INVALID_PARAM;
     if (link->state != PT_LINK_NONE || link->source.place != NULL)
@@ -295,7 +325,7 @@ int pt_link_open(pt_context *context, pt_link *link, intptr_t handle, uint32_t t
     link->mean = PT_LINK_MEAN_MAX;
     pt_notes_init(&link->notes);
     link->read_max = UINT32_MAX;
-    pt_ingest_init(&link->ingest, pt_message_format(), context->pool, max_payload, tag);
+    pt_ingest_init(&link->ingest, format, context->pool, max_payload, tag);
     move(link, PT_LINK_STEP_OPEN);
     context->link_count++;
     if (max_payload + PT_FRAME_OVERHEAD > context->frame_size) {
@@ -327,166 +357,15 @@ int pt_link_close(pt_context *context, pt_link *link)
     return abandoned;
 }
 
-/* -------------------------------------------------------------------------------------- sending */
-
-uint32_t pt_link_still_ms(const pt_context *context, const pt_link *link)
-{
-    return (uint32_t)pt_context_ms(context, context->wheel.now - link->moved);
-}
-
-int pt_link_slots_available(pt_context *context, pt_link *link)
-{
-    PT_ASSERT(link->pipeline.pending_count <= link->pipeline.depth);
-
-    if (context->ops == NULL)
-        return 0;
-    if (context->ops->send_slots_available != NULL)
-        return context->ops->send_slots_available(context, link);
-    return pt_pipeline_available(&link->pipeline);
-}
-
-/* There is something to report, though the caller may hear no hint of it. */
-static void ask_for_turn(pt_context *context)
+void pt_link_ask_for_turn(pt_context *context)
 {
     if (context->ops->wake != NULL)
         context->ops->wake(context);
 }
 
-/* Before a frame is refused, the system is offered what is there. 1 when it is worth trying again.
- */
-static int make_room(pt_context *context, pt_link *link)
+uint32_t pt_link_still_ms(const pt_context *context, const pt_link *link)
 {
-    if (link->blocked)
-        return 0;
-    int available = pt_link_slots_available(context, link);
-    pt_link_push(context, link);
-    if (link->state != PT_LINK_OPEN) {
-        ask_for_turn(context);
-        return 0;
-    }
-    return pt_link_slots_available(context, link) > available;
-}
-
-/* PT_OK, or why no frame of this size can be sent on the link. */
-static int check_frame(const pt_link *link, uint8_t type, uint32_t payload_len)
-{
-    if (link->state != PT_LINK_OPEN)
-        return PT_ERR_NOT_CONNECTED;
-    if (payload_len > (type == PT_FRAME_DATA ? link->max_message : PT_FRAME_MAX_PAYLOAD))
-        return PT_ERR_MESSAGE_TOO_LARGE;
-    return PT_OK;
-}
-
-/* A caller that never stops sending must yet let the loop turn: PT_SEND_YIELD, else 0. */
-static int count_frame(pt_context *context, const pt_link *link, uint32_t payload_len)
-{
-    PT_ASSERT(payload_len <= PT_FRAME_MAX_PAYLOAD);
-
-    uint32_t most = link->pipeline.more ? PT_TURN_MANY_BYTES : PT_TURN_MAX_BYTES;
-    context->turn_messages++;
-    context->turn_bytes += payload_len;
-    return context->turn_messages >= PT_TURN_MAX_MESSAGES || context->turn_bytes >= most
-               ? PT_SEND_YIELD
-               : 0;
-}
-
-int pt_link_send(pt_context *context, pt_link *link, uint8_t type, uint8_t flags,
-                 const uint8_t *payload, uint32_t payload_len)
-{
-    int refused = check_frame(link, type, payload_len);
-    if (refused != PT_OK)
-        return refused;
-
-    pt_send_pipeline *pipeline = &link->pipeline;
-    if (link->blocked)
-        pipeline->is_still = pt_link_still_ms(context, link) >= PT_STILL_MS;
-    int result = pt_pipeline_send(pipeline, type, flags, payload, payload_len);
-    if (result != PT_OK) {
-        if (result != PT_ERR_WOULD_BLOCK && result != PT_ERR_NO_MEMORY)
-            return result;
-        if (!make_room(context, link))
-            return link->state == PT_LINK_OPEN ? result : PT_ERR_NOT_CONNECTED;
-        pipeline->refusals--; /* the caller has not been refused yet */
-        result = pt_pipeline_send(pipeline, type, flags, payload, payload_len);
-        if (result != PT_OK)
-            return result;
-    }
-
-    int hints = 0;
-    if (!link->in_line[PT_LINE_DIRTY] &&
-        !link->blocked) { /* a blocked link is pushed when it becomes ready */
-        pt_context_join(context, link, PT_LINE_DIRTY);
-        hints = PT_SEND_NEEDS_TURN;
-    }
-    hints |= count_frame(context, link, payload_len);
-    if (flags & PT_FLAG_NO_DELAY) {
-        pt_link_push(context, link);
-    } else {
-        while (pipeline->filling_count > 1 || pipeline->ripe) {
-            if (!launch(context, link, 0))
-                break;
-        }
-    }
-    return hints;
-}
-
-int pt_link_drain(pt_context *context, pt_link *link)
-{
-    const pt_platform_ops *ops = context->ops;
-    if (ops == NULL)
-        return PT_ERR_NOT_CONNECTED;
-    uint32_t limit = PT_DRAIN_TIMEOUT_TICKS * ops->ticks_per_second / PT_TICKS_PER_SECOND;
-    uint32_t start = ops->clock(context);
-    uint32_t passed = 0;
-    int waited = 0;
-    int result = PT_OK;
-    pt_link_push(context, link);
-    while (link->state == PT_LINK_OPEN && link->pipeline.pending_count != 0 && result == PT_OK) {
-        if (link->failed_code != PT_OK || ops->wait_send_completions == NULL) {
-            result = PT_ERR_WOULD_BLOCK;
-        } else if (passed >= limit) {
-            result = PT_ERR_TIMEOUT;
-        } else {
-            result =
-                ops->wait_send_completions(context, link, pt_context_ms(context, limit - passed));
-            passed = ops->clock(context) - start;
-            waited = 1;
-            link->blocked = 0; /* pushing finds out anew */
-            pt_link_push(context, link);
-        }
-    }
-    if (link->state != PT_LINK_OPEN)
-        result = PT_ERR_NOT_CONNECTED;
-    if (waited || result != PT_OK)
-        ask_for_turn(context);
-    return result;
-}
-
-int pt_link_send_sync(pt_context *context, pt_link *link, uint8_t type, uint8_t flags,
-                      const uint8_t *payload, uint32_t payload_len)
-{
-    if (context->ops == NULL)
-        return PT_ERR_NOT_CONNECTED;
-    if (context->ops->tcp_send_async != NULL) {
-        int result = pt_link_send(context, link, type, flags, payload, payload_len);
-        if (result != PT_ERR_WOULD_BLOCK || context->ops->tcp_send == NULL)
-            return result;
-    }
-    int result = check_frame(link, type, payload_len);
-    if (result == PT_OK)
-        result = pt_link_drain(context, link);
-    if (result != PT_OK)
-        return result;
-
-    PT_ASSERT(link->pipeline.pending_count == 0); /* nothing can be overtaken */
-    result = pt_pipeline_send(&link->pipeline, type, flags, payload, payload_len);
-    if (result != PT_OK)
-        return result;
-    link->sync_sends++;
-    int hints = count_frame(context, link, payload_len) | PT_SEND_NEEDS_TURN;
-    if (launch(context, link, 1))
-        pt_link_harvest(context, link);
-    return hints;
+    return (uint32_t)pt_context_ms(context, context->wheel.now - link->moved);
 }
 
 void pt_link_pause(pt_context *context, pt_link *link)
@@ -510,7 +389,7 @@ void pt_link_shut(pt_context *context, pt_link *link)
     pt_link_push(context, link);
     pt_link_finish(context, link);
     if (link->in_line[PT_LINE_DIRTY])
-        ask_for_turn(context);
+        pt_link_ask_for_turn(context);
 }
 
 uint64_t pt_link_pending(const pt_link *link)
@@ -549,7 +428,7 @@ void pt_link_check(const pt_context *context, const pt_link *link)
         PT_ASSERT(link->held == NULL && link->notes.count == 0);
         PT_ASSERT(!pt_timer_is_armed(&link->frame_timer));
         PT_ASSERT(!pt_timer_is_armed(&link->rest_timer));
-        PT_ASSERT(link->ingest.state == PT_INGEST_INIT);
+        PT_ASSERT(link->ingest.state == PT_INGEST_INIT && link->landing == 0);
         PT_ASSERT(!(link->unread & PT_UNREAD_STARVED));
     } else {
         PT_ASSERT(link->end_code == PT_OK || link->state == PT_LINK_BROKEN);

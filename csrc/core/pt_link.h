@@ -67,6 +67,8 @@ struct pt_link {
     uint64_t sync_sends;  /* frames that pt_link_send_sync() gave to tcp_send */
     uint32_t max_message; /* longest DATA payload that may be sent now; raised or lowered by the
                              caller */
+    uint32_t wide_max;    /* likewise in a wide frame; 0: none may be */
+    uint32_t landing;     /* bytes of the wide frame that is let land though it was not offered */
     int32_t system_error; /* the system's number beside the last network failure; 0 after an end of
                              stream in order */
     uint32_t sent_count;  /* messages whose slots are free again and whose PT_EVENT_SENT is still to
@@ -86,15 +88,16 @@ struct pt_link {
     uint8_t blocked; /* 1: the platform took no more; set by it, cleared when the source is ready to
                         write */
     uint8_t in_line[PT_LINES]; /* 1: in that line of the context */
+    uint8_t lands;             /* 1: wide frames followed each other when it was last read */
 };
 
-/* Take over a connected, non-blocking connection. slots: the caller's array of depth slots, kept
- * as long as the link, or NULL: all but one are borrowed, in worlds that are not classic. Returns
- * PT_OK, or PT_ERR_INVALID_PARAM, PT_ERR_ALREADY_INITIALIZED, PT_ERR_NO_MEMORY, PT_ERR_PLATFORM
- * with nothing changed. */
+/* Take over a connected, non-blocking connection; format: of what comes on it. slots: the caller's
+ * array of depth slots, kept as long as the link, or NULL: all but one are borrowed, in worlds that
+ * are not classic. Returns PT_OK, or PT_ERR_INVALID_PARAM, PT_ERR_ALREADY_INITIALIZED,
+ * PT_ERR_NO_MEMORY, PT_ERR_PLATFORM with nothing changed. */
 int pt_link_open(pt_context *context, pt_link *link, intptr_t handle, uint32_t tag,
                  pt_send_slot *slots, uint8_t depth, uint16_t slot_size, int packing,
-                 uint32_t max_payload);
+                 uint32_t max_payload, const pt_format *format);
 
 /* The state that a step leads to; PT_NOWHERE: no link takes that step in that state. */
 uint8_t pt_link_next(uint8_t state, uint8_t step);
@@ -122,6 +125,16 @@ enum pt_send_hint {
  * - PT_ERR_INVALID_PARAM: the type is out of range, or payload is NULL and has a length. */
 int pt_link_send(pt_context *context, pt_link *link, uint8_t type, uint8_t flags,
                  const uint8_t *payload, uint32_t payload_len);
+
+/* As pt_link_send(), for a wide frame: see pt_pipeline_send_wide(); of the flags PT_FLAG_NO_DELAY
+ * means something. PT_ERR_MESSAGE_TOO_LARGE: it is
+ * longer than pt_link_slice_max(). PT_ERR_INVALID_PARAM: hold in a world that copies, or none where
+ * a world refers and the payload does not fit a slot. */
+int pt_link_send_wide(pt_context *context, pt_link *link, const pt_wide *wide, uint8_t flags,
+                      const uint8_t *payload, pt_hold *hold);
+
+/* The longest payload of a wide frame that the link can send; 0: none. */
+uint32_t pt_link_slice_max(const pt_context *context, const pt_link *link);
 
 /* As pt_link_send(), but where that says PT_ERR_WOULD_BLOCK, and always in a world without
  * tcp_send_async, it blocks: it waits until every slot of this link is free, at most

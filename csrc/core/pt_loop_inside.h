@@ -46,8 +46,19 @@ static inline int pt_link_is_read(const pt_link *link)
 /* For how many ms nothing of what waits in the link has left. */
 uint32_t pt_link_still_ms(const pt_context *context, const pt_link *link);
 
+/* Count the wide frame that lands now though it was not offered, or none any more. 1: it may go on;
+ * 0: more land already than may. */
+int pt_link_let_land(pt_context *context, pt_link *link);
+
 /* Over: no more reading, writing or events but those that are due. */
 void pt_link_end(pt_context *context, pt_link *link, int code, int32_t system_error);
+
+/* Hand the oldest FILLING slot to the platform; blocking: and wait until it has left, as worlds
+ * without tcp_send_async always do. 0 when the link cannot go on. */
+int pt_link_launch(pt_context *context, pt_link *link, int blocking);
+
+/* There is something to report, though the caller may hear no hint of it. */
+void pt_link_ask_for_turn(pt_context *context);
 
 /* Move all frames of a link as far as the platform takes them, and free what is done. */
 void pt_link_push(pt_context *context, pt_link *link);
@@ -73,7 +84,7 @@ void pt_link_update_interest(pt_context *context, pt_link *link);
 
 /* ------------------------------------------------------------------------------------- pt_read.c */
 
-/* Read again the links that waited for a staging buffer. */
+/* Read again the links that waited for a staging buffer, or for room to land. */
 void pt_read_starved(pt_context *context);
 
 /* 1 when at most one link has something to take apart, as far as is known. */

@@ -50,6 +50,19 @@ static void forget_buffer(pt_send_slot *slot)
     slot->message_len = 0;
 }
 
+/* The payload that a slot refers to is not needed any more. */
+static void let_go(const pt_send_pipeline *pipeline, pt_send_slot *slot)
+{
+    if (!PT_WIDE || !pipeline->refers || slot->hold == NULL)
+        return;
+    pt_hold *hold = slot->hold;
+    PT_ASSERT(hold->payload != NULL);
+    PT_ASSERT(hold->sent <= hold->len);
+
+    slot->hold = NULL;
+    hold->let_go(hold);
+}
+
 /* The pool wipes as much as was ever written, which may be more than the last frames were. */
 static void drop_buffer(pt_send_pipeline *pipeline, pt_send_slot *slot)
 {
@@ -190,10 +203,12 @@ int pt_pipeline_cleanup(pt_send_pipeline *pipeline)
     for (uint8_t index = 0; index < pipeline->room; index++) {
         pt_send_slot *slot = &pipeline->slots[index];
         move(slot, PT_SLOT_STEP_CLOSE);
-        if (slot->state == PT_SLOT_ABANDONED)
+        if (slot->state == PT_SLOT_ABANDONED) {
             abandoned++;
-        else
+        } else {
+            let_go(pipeline, slot);
             drop_buffer(pipeline, slot);
+        }
     }
     pipeline->pending_count = (uint8_t)abandoned;
     pipeline->filling_count = 0;
@@ -238,6 +253,26 @@ int pt_pipeline_reserve(pt_send_pipeline *pipeline, uint8_t *slot_index)
     return PT_OK;
 }
 
+/* The slot that so many bytes go into. A FILLING one that is ripe takes no more; one that is not
+ * may still be too full for this frame. NULL, with *result: it is refused. */
+static inline pt_send_slot *find_slot(pt_send_pipeline *pipeline, uint32_t frame_len, int *result)
+{
+    uint8_t index = before(pipeline, pipeline->next_slot);
+    if (pipeline->filling_count == 0 || pipeline->ripe ||
+        frame_len >
+            (uint32_t)(pipeline->slots[index].buffer_size - pipeline->slots[index].message_len)) {
+        *result = pt_pipeline_reserve(pipeline, &index);
+        if (*result != PT_OK) {
+            pipeline->refusals++;
+            return NULL;
+        }
+    }
+    pt_send_slot *slot = &pipeline->slots[index];
+    PT_ASSERT(slot->state == PT_SLOT_FILLING && (!pipeline->refers || slot->hold == NULL));
+    PT_ASSERT(slot->message_len + frame_len <= slot->buffer_size);
+    return slot;
+}
+
 int pt_pipeline_send(pt_send_pipeline *pipeline, uint8_t type, uint8_t flags,
                      const uint8_t *payload, uint32_t payload_len)
 {
@@ -248,22 +283,11 @@ int pt_pipeline_send(pt_send_pipeline *pipeline, uint8_t type, uint8_t flags,
     if (payload_len > (uint32_t)pipeline->small_size - PT_FRAME_OVERHEAD)
         return PT_ERR_MESSAGE_TOO_LARGE;
 
-    /* A FILLING slot that is ripe takes no more; one that is not may still be too full for this
-     * frame. */
     uint32_t frame_len = payload_len + PT_FRAME_OVERHEAD;
-    uint8_t index = before(pipeline, pipeline->next_slot);
-    if (pipeline->filling_count == 0 || pipeline->ripe ||
-        frame_len >
-            (uint32_t)(pipeline->slots[index].buffer_size - pipeline->slots[index].message_len)) {
-        int result = pt_pipeline_reserve(pipeline, &index);
-        if (result != PT_OK) {
-            pipeline->refusals++;
-            return result;
-        }
-    }
-    pt_send_slot *slot = &pipeline->slots[index];
-    PT_ASSERT(slot->state == PT_SLOT_FILLING);
-    PT_ASSERT(slot->message_len + frame_len <= slot->buffer_size);
+    int result = PT_OK;
+    pt_send_slot *slot = find_slot(pipeline, frame_len, &result);
+    if (slot == NULL)
+        return result;
 
     uint8_t no_delay = (uint8_t)(flags & PT_FLAG_NO_DELAY);
     flags = (uint8_t)(flags & ~PT_FLAG_NO_DELAY);
@@ -288,6 +312,49 @@ int pt_pipeline_send(pt_send_pipeline *pipeline, uint8_t type, uint8_t flags,
     return PT_OK;
 }
 
+#if PT_WIDE
+int pt_pipeline_send_wide(pt_send_pipeline *pipeline, const pt_wide *wide, const uint8_t *payload,
+                          pt_hold *hold)
+{
+    uint32_t copied = hold == NULL ? wide->payload_len : 0;
+    if (!pipeline->initialized)
+        return PT_ERR_NOT_INITIALIZED;
+    if ((payload == NULL) != (wide->payload_len == 0) || (hold != NULL && payload == NULL))
+        return PT_ERR_INVALID_PARAM;
+    if (wide->payload_len > PT_WIDE_MAX_PAYLOAD ||
+        PT_WIDE_HEADER_SIZE + copied > (uint32_t)pipeline->small_size)
+        return PT_ERR_MESSAGE_TOO_LARGE;
+
+    int result = PT_OK;
+    pt_send_slot *slot = find_slot(pipeline, PT_WIDE_HEADER_SIZE + copied, &result);
+    if (slot == NULL)
+        return result;
+
+    pt_wide_put(slot->buffer + slot->message_len, wide, payload);
+    slot->message_len = (uint16_t)(slot->message_len + PT_WIDE_HEADER_SIZE);
+    if (hold != NULL) {
+        hold->payload = payload;
+        hold->len = wide->payload_len;
+        hold->sent = 0;
+        slot->hold = hold;
+        pipeline->refers = 1;
+        pipeline->ripe = 1; /* nothing can stand behind it */
+    } else if (copied != 0) {
+        memcpy(slot->buffer + slot->message_len, payload, copied);
+        slot->message_len = (uint16_t)(slot->message_len + copied);
+    }
+    if (!pipeline->packing || slot->buffer_size - slot->message_len < PT_FRAME_OVERHEAD)
+        pipeline->ripe = 1;
+    if (wide->type == PT_FRAME_DATA && wide->offset + wide->payload_len == wide->total) {
+        slot->message_count++;
+        pipeline->accepted++;
+    }
+    pipeline->frames++;
+    pipeline->payload_bytes += wide->payload_len;
+    return PT_OK;
+}
+#endif
+
 int pt_pipeline_launch(pt_send_pipeline *pipeline)
 {
     if (pipeline->filling_count == 0)
@@ -308,6 +375,7 @@ void pt_pipeline_complete(pt_send_pipeline *pipeline, uint8_t slot_index, int re
     move(slot, PT_SLOT_STEP_COMPLETE);
     slot->result = (int16_t)result;
     if (slot->state == PT_SLOT_FREE) { /* it was abandoned */
+        let_go(pipeline, slot);
         drop_buffer(pipeline, slot);
         if (--pipeline->pending_count == 0)
             return_slots(pipeline);
@@ -323,6 +391,7 @@ int pt_pipeline_report(pt_send_pipeline *pipeline, uint32_t *message_count, int 
     *result = slot->result;
     pipeline->reported += slot->message_count;
     move(slot, PT_SLOT_STEP_REPORT);
+    let_go(pipeline, slot);
     /* A larger one is worth keeping when a small one would not have done. */
     uint32_t worth =
         slot->buffer_size > pipeline->small_size ? pipeline->small_size : pipeline->small_size / 2U;
@@ -356,6 +425,20 @@ int pt_pipeline_keeps(const pt_send_pipeline *pipeline)
     return has_borrowed(pipeline);
 }
 
+#if PT_WIDE
+uint32_t pt_pipeline_referred(const pt_send_pipeline *pipeline)
+{
+    PT_ASSERT(pipeline->room <= PT_PIPELINE_MAX_DEPTH);
+
+    uint32_t sum = 0;
+    for (uint8_t index = 0; index < pipeline->room; index++) {
+        const pt_hold *hold = pipeline->refers ? pipeline->slots[index].hold : NULL;
+        sum += hold != NULL ? hold->len : 0;
+    }
+    return sum;
+}
+#endif
+
 uint8_t pt_pipeline_available(const pt_send_pipeline *pipeline)
 {
     return (uint8_t)(pipeline->depth - pipeline->pending_count);
@@ -371,6 +454,9 @@ static int check_slot(const pt_send_pipeline *pipeline, const pt_send_slot *slot
     PT_ASSERT(slot->state == PT_SLOT_FREE || slot->message_len <= slot->buffer_size);
     PT_ASSERT(slot->sent_len <= slot->message_len || slot->state == PT_SLOT_FREE);
     PT_ASSERT(slot->buffer == NULL || pt_pool_buffer_size(slot->buffer) >= slot->buffer_size);
+    const pt_hold *hold = pipeline->refers ? slot->hold : NULL;
+    PT_ASSERT(hold == NULL || slot->state != PT_SLOT_FREE);
+    PT_ASSERT(hold == NULL || hold->sent <= hold->len);
     PT_ASSERT(pipeline->lazy || slot->buffer != NULL);
     return slot->buffer != NULL && pt_pool_is_share(slot->buffer);
 }

@@ -21,6 +21,7 @@
 #include "pt_config.h"
 #include "pt_error.h"
 #include "pt_pool.h"
+#include "pt_wide.h"
 #include "pt_wire.h"
 
 enum pt_slot_state {
@@ -42,9 +43,20 @@ enum pt_slot_step {
     PT_SLOT_STEP_CLOSE = 4 /* of its link */
 };
 
+/* A payload that a slot refers to. Memory is the caller's, who sets let_go. */
+typedef struct pt_hold {
+    void (*let_go)(struct pt_hold *hold); /* the payload is not needed any more, nor is this */
+    const uint8_t *payload;
+    uint32_t len;
+    uint32_t sent; /* of these, bytes that the platform has taken; the platform's to keep */
+} pt_hold;
+
 typedef struct pt_send_slot {
-    uint8_t *buffer;        /* from the pool; NULL while nothing is borrowed */
-    void *platform_data;    /* the platform's block for this write */
+    uint8_t *buffer; /* from the pool; NULL while nothing is borrowed */
+    union {
+        void *platform_data; /* the platform's block for this write; or, where slots refer, ... */
+        pt_hold *hold;       /* ... of the payload behind the bytes in the buffer; NULL: none */
+    };
     uint32_t message_count; /* DATA frames carried */
     uint16_t buffer_size;   /* bytes, 0 while nothing is borrowed */
     uint16_t message_len;   /* bytes of frames in the buffer */
@@ -87,6 +99,7 @@ typedef struct pt_send_pipeline {
     uint8_t more;          /* the caller's; 1: more is being sent than small_size holds */
     uint8_t is_still;      /* the caller's; 1: what is in flight does not move, and nothing more is
                               borrowed than the share */
+    uint8_t refers;        /* 1: a slot has referred to a payload: see pt_pipeline_send_wide() */
     uint8_t initialized;
 } pt_send_pipeline;
 
@@ -130,6 +143,13 @@ int pt_pipeline_reserve(pt_send_pipeline *pipeline, uint8_t *slot_index);
 int pt_pipeline_send(pt_send_pipeline *pipeline, uint8_t type, uint8_t flags,
                      const uint8_t *payload, uint32_t payload_len);
 
+/* As pt_pipeline_send(), for a wide frame; wide->crc is not looked at. With hold the payload is
+ * referred to: it must stay as it is until hold is let go of, which is when its slot is reported or
+ * the pipeline cleaned up; when the frame is refused hold stays the caller's. Without hold it is
+ * copied. The frame of a message that ends it is the one that counts as its message. */
+int pt_pipeline_send_wide(pt_send_pipeline *pipeline, const pt_wide *wide, const uint8_t *payload,
+                          pt_hold *hold);
+
 /* The oldest FILLING slot, for handing to the platform; its state becomes IN_FLIGHT. Returns its
  * index, or -1 when there is none. */
 int pt_pipeline_launch(pt_send_pipeline *pipeline);
@@ -150,6 +170,9 @@ void pt_pipeline_rest(pt_send_pipeline *pipeline);
 /* 1 when a FREE slot still holds a buffer, or slots are borrowed, so that pt_pipeline_rest() has
  * work, if not at once (lazy only). */
 int pt_pipeline_keeps(const pt_send_pipeline *pipeline);
+
+/* Bytes of the payloads that slots refer to. */
+uint32_t pt_pipeline_referred(const pt_send_pipeline *pipeline);
 
 /* Free slots now: depth - pending_count. */
 uint8_t pt_pipeline_available(const pt_send_pipeline *pipeline);

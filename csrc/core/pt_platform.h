@@ -154,6 +154,7 @@ typedef struct pt_platform_ops {
      * first use. */
     uint8_t classic;
     uint8_t simulated; /* 1: lives on the network of its setup, and on its clock */
+    uint8_t refers;    /* 1: it sends what slots refer to, too; 0: everything is copied into them */
 } pt_platform_ops;
 
 /* Links that wait for something, the first to be served first. */
@@ -192,8 +193,10 @@ struct pt_context {
     uint32_t step;          /* bytes of one read: what is left of it fits a buffer of the pool */
     uint32_t starved_count; /* links that wait for a staging buffer */
     uint32_t link_count;
-    uint32_t woken;      /* 1: this turn's wait, or the one before it, was ended by wake */
-    uint32_t frame_size; /* largest whole frame that a link may receive: the size of spare */
+    uint32_t woken;         /* 1: this turn's wait, or the one before it, was ended by wake */
+    uint32_t frame_size;    /* largest whole frame that a link may receive: the size of spare */
+    uint32_t landing;       /* bytes of the wide frames that land and were not offered, and ... */
+    uint32_t landing_limit; /* ... how many may at once; one may always. The caller's to change */
     uint64_t turns;
     uint64_t wait_calls;
     uint64_t crc_errors; /* links ended by PT_ERR_CRC */

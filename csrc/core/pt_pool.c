@@ -224,11 +224,10 @@ pt_pool *pt_pool_init(void *memory, const pt_pool_class *classes, uint8_t class_
 
 uint64_t pt_pool_cleanup(pt_pool *pool)
 {
-    pt_pool_statistics statistics;
     (void)trim(pool->shared, NULL);
-    pt_pool_get_statistics(pool, &statistics);
-    PT_ASSERT((statistics.in_use == 0) == (statistics.bytes == 0));
-    return statistics.in_use;
+    uint64_t in_use = pt_pool_in_use(pool);
+    PT_ASSERT((in_use == 0) == (cell_get(&pool->shared->bytes) == 0));
+    return in_use;
 }
 
 /* Nothing is free: a node of a class with a buffer made for it. NO_NODE when there is none. */

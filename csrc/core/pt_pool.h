@@ -125,7 +125,7 @@ uint32_t pt_pool_largest(const pt_pool *pool);
 uint32_t pt_pool_acquires(const pt_pool *pool);
 
 /* A snapshot; each number is exact, together they may be a moment apart while other threads borrow.
- */
+ * Not there without PT_POOL_COUNTS. */
 void pt_pool_get_statistics(const pt_pool *pool, pt_pool_statistics *out);
 
 /* The same of one class, 0 .. class_count - 1; not there without PT_POOL_COUNTS. */

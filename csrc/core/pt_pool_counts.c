@@ -28,15 +28,6 @@ uint32_t pt_pool_acquires(const pt_pool *door)
     return (uint32_t)(acquires_of(door) + others);
 }
 
-/* Buffers that exist, and those that are being made. */
-static word count_buffers(const size_class *class)
-{
-    word empty = head_count(cell_get(&class->empty)); /* before touched, which only rises */
-    word touched = cell_get(&class->touched);
-    PT_ASSERT(empty <= touched && touched <= class->capacity);
-    return touched - empty;
-}
-
 /* Of one place at all doors; returns before acquires, so that there are never fewer of these. */
 static void sum_up(const shared_pool *pool, uint32_t index, pt_pool_class_statistics *out)
 {
@@ -59,6 +50,28 @@ static void sum_up(const shared_pool *pool, uint32_t index, pt_pool_class_statis
     out->in_use = out->acquires - out->returns;
 }
 
+uint64_t pt_pool_in_use(const pt_pool *door)
+{
+    uint64_t in_use = 0;
+    for (uint32_t index = 0; index < PLACES(door->shared->class_count); index++) {
+        pt_pool_class_statistics counted;
+        sum_up(door->shared, index, &counted);
+        PT_ASSERT(counted.acquires >= counted.returns);
+        in_use += counted.in_use;
+    }
+    return in_use;
+}
+
+#if PT_POOL_COUNTS
+/* Buffers that exist, and those that are being made. */
+static word count_buffers(const size_class *class)
+{
+    word empty = head_count(cell_get(&class->empty)); /* before touched, which only rises */
+    word touched = cell_get(&class->touched);
+    PT_ASSERT(empty <= touched && touched <= class->capacity);
+    return touched - empty;
+}
+
 void pt_pool_get_statistics(const pt_pool *door, pt_pool_statistics *out)
 {
     const shared_pool *pool = door->shared;
@@ -79,7 +92,6 @@ void pt_pool_get_statistics(const pt_pool *door, pt_pool_statistics *out)
     out->peak_bytes = cell_get(&pool->peak_bytes);
 }
 
-#if PT_POOL_COUNTS
 void pt_pool_get_class_statistics(const pt_pool *door, uint8_t class_index,
                                   pt_pool_class_statistics *out)
 {

@@ -299,6 +299,9 @@ static inline word returns_of(const place *at)
 #endif
 }
 
+/* Buffers that are lent, of all classes (pt_pool_counts.c). */
+uint64_t pt_pool_in_use(const pt_pool *door);
+
 /* The door behind this one that is or was some context's, 0 before the first; 0 when there is none.
  */
 static inline uint32_t next_door(const shared_pool *pool, uint32_t index)

@@ -5,6 +5,10 @@
  * link is read only while a staging buffer for the largest frame is in hand (spare), so that what
  * was read always finds a place; a link that found none is starved, and read again when there is
  * one.
+ *
+ * What is left of a wide frame is read straight to where it lands. So that the next one gets there
+ * too, and not into the receive buffer, a link that brings wide frames is otherwise read a little
+ * at a time.
  */
 #include <string.h>
 
@@ -13,6 +17,14 @@
 
 /* Bytes for which a read is worth its system call: what is left of them fits a small buffer. */
 #define READ_LEAST 1024
+
+/* Bytes of a wide frame for which a read of their own is worth its system call, and bytes that are
+ * read at once where such frames follow each other: they hold the header of the next one. */
+#define LAND_LEAST 4096
+#define LAND_NEXT  4096
+
+/* Progress of a wide frame that counts as a frame of its own does: about that of a full frame. */
+#define LAND_STEP_SHIFT 13
 
 /* 1 when a staging buffer for the largest frame is in hand. */
 static int has_spare(pt_context *context)
@@ -29,12 +41,14 @@ void pt_read_starved(pt_context *context)
     PT_ASSERT(context->starved_count != 0);
     PT_ASSERT(context->starved_count <= context->link_count);
 
-    if (!has_spare(context))
-        return;
+    int spare = has_spare(context);
     for (pt_source *source = context->sources; source != NULL && context->starved_count != 0;
          source = source->next) {
         pt_link *link = (pt_link *)source;
         if (source->kind != PT_SOURCE_LINK || !(link->unread & PT_UNREAD_STARVED))
+            continue;
+        int lands = PT_WIDE && pt_ingest_unasked(&link->ingest) != 0;
+        if (lands ? !pt_link_let_land(context, link) : !spare)
             continue;
         link->unread &= (uint8_t)~PT_UNREAD_STARVED;
         context->starved_count--;
@@ -63,10 +77,9 @@ static void end_of_stream(pt_context *context, pt_link *link)
     }
 }
 
-/* It finds no staging buffer: it is not read until there is one. */
+/* It finds no staging buffer, or no room to land: it is not read until there is one. */
 static void starve(pt_context *context, pt_link *link)
 {
-    PT_ASSERT(context->spare == NULL);
     PT_ASSERT(!(link->unread & PT_UNREAD_STARVED));
 
     link->unread |= PT_UNREAD_STARVED;
@@ -118,6 +131,36 @@ static void count_work(pt_context *context, pt_link *link, size_t len, pt_sink *
     link->mean = (uint16_t)(mean < PT_LINK_MEAN_MAX ? mean : PT_LINK_MEAN_MAX);
 }
 
+/* The sink or the stream can go no further: the link ends. */
+static void give_up(pt_context *context, pt_link *link, int code)
+{
+    PT_ASSERT(code < 0);
+
+    if (link->ingest.state == PT_INGEST_INIT) { /* a fault of the frame; else the sink's */
+        context->bad_frames++;
+        if (code == PT_ERR_CRC)
+            context->crc_errors++;
+    }
+    pt_link_end(context, link, code, 0);
+}
+
+/* How far a link has come, for its partial-frame time-out, which begins anew with each step. */
+static uint32_t steps(const pt_ingest *ingest)
+{
+    uint32_t landed = PT_WIDE && ingest->into != NULL ? ingest->staged_len >> LAND_STEP_SHIFT : 0;
+    return (uint32_t)ingest->frames << LAND_STEP_SHIFT | landed;
+}
+
+/* Bytes of the stream were taken: what does that change? */
+static void settle(pt_context *context, pt_link *link, uint32_t before)
+{
+    PT_ASSERT(pt_link_is_live(link));
+
+    pt_link_update_frame_timer(context, link, steps(&link->ingest) != before);
+    if (PT_WIDE && !pt_link_let_land(context, link))
+        starve(context, link);
+}
+
 /* Take bytes of the stream apart, those just read or those held, as far as work goes. What is left
  * is held. */
 static void take_apart(pt_context *context, pt_link *link, const uint8_t *data, size_t len,
@@ -127,7 +170,7 @@ static void take_apart(pt_context *context, pt_link *link, const uint8_t *data, 
     PT_ASSERT(len != 0 && work != 0);
 
     pt_ingest *ingest = &link->ingest;
-    uint32_t frames = (uint32_t)ingest->frames;
+    uint32_t before = steps(ingest);
     int was_held = link->held != NULL;
     size_t consumed = 0;
     ingest->work = 0;
@@ -143,19 +186,14 @@ static void take_apart(pt_context *context, pt_link *link, const uint8_t *data, 
     }
     count_work(context, link, consumed, sink);
     if (result == PT_OK || result == PT_ERR_BUSY) {
-        pt_link_update_frame_timer(context, link, (uint32_t)ingest->frames != frames);
+        settle(context, link, before);
         if (link->held_at < link->held_len)
             pt_context_join(context, link, PT_LINE_HELD);
         else if (was_held)
             pt_link_drop_held(context, link);
         return;
     }
-    if (ingest->state == PT_INGEST_INIT) { /* a fault of the frame; else the sink could not go on */
-        context->bad_frames++;
-        if (result == PT_ERR_CRC)
-            context->crc_errors++;
-    }
-    pt_link_end(context, link, result, 0);
+    give_up(context, link, result);
 }
 
 /* How much to read at once: about what may be taken apart, and the rest of a cut frame in any case.
@@ -164,10 +202,12 @@ static uint32_t read_size(pt_context *context, const pt_link *link, uint32_t roo
                           int alone)
 {
     const pt_ingest *ingest = &link->ingest;
-    uint32_t rest = ingest->state == PT_INGEST_WAIT_PAYLOAD
+    uint32_t rest = ingest->state == PT_INGEST_WAIT_PAYLOAD && (!PT_WIDE || ingest->into == NULL)
                         ? ingest->frame_len - pt_ingest_partial_len(ingest)
                         : 0;
     uint32_t size = context->step;
+    if (PT_WIDE && link->lands)
+        size = LAND_NEXT;
     if (!alone && size > PT_LINK_MAX_READ)
         size = PT_LINK_MAX_READ;
     if (link->mean < PT_LINK_MEAN_MAX && size > (work * link->mean >> 4)) {
@@ -184,35 +224,101 @@ static uint32_t read_size(pt_context *context, const pt_link *link, uint32_t roo
     return size < room ? size : room;
 }
 
+/* Read up to size bytes to a place. Returns how many came; 0: none, and what that means is done. */
+static uint32_t receive(pt_context *context, pt_link *link, uint8_t *place, uint32_t size)
+{
+    PT_ASSERT(size != 0);
+
+    int count = context->ops->tcp_receive(context, link, place, size);
+    if (count == PT_ERR_WOULD_BLOCK)
+        return 0;
+    if (count == PT_ERR_CONNECTION_CLOSED && link->system_error == 0) {
+        end_of_stream(context, link);
+        return 0;
+    }
+    if (count < 0) {
+        int code = link->state == PT_LINK_BROKEN ? link->end_code : count;
+        pt_link_end(context, link, code, link->system_error);
+        return 0;
+    }
+    PT_ASSERT(count > 0 && (uint32_t)count <= size);
+    link->received_bytes += (uint64_t)count;
+    return (uint32_t)count;
+}
+
+/* Read what is left of a wide frame, at most size bytes, to where it lands. Returns how many came.
+ */
+static uint32_t read_landing(pt_context *context, pt_link *link, uint8_t *place, uint32_t size,
+                             pt_sink *sink)
+{
+    PT_ASSERT(place != NULL);
+
+    uint32_t count = receive(context, link, place, size);
+    if (count == 0)
+        return 0;
+    uint32_t before = steps(&link->ingest);
+    link->ingest.work = 0;
+    link->ingest.work_limit = 0;
+    int result = pt_ingest_placed(&link->ingest, count, sink);
+    uint32_t work = link->ingest.work;
+    context->work_left -= work < context->work_left ? work : context->work_left;
+    if (sink->room != UINT32_MAX)
+        sink->room -= count;
+    link->lands = 1;
+    if (result == PT_OK)
+        settle(context, link, before);
+    else
+        give_up(context, link, result);
+    return count;
+}
+
+/* One read. Returns how many bytes came, or 0 when that is all for now. */
+static uint32_t read_once(pt_context *context, pt_link *link, pt_sink *sink, int alone)
+{
+    PT_ASSERT(link->held == NULL);
+    PT_ASSERT(pt_link_is_live(link));
+
+    uint32_t left = context->work_left;
+    if (left == 0 || sink->room == 0)
+        return 0;
+    uint32_t rest = 0;
+    uint8_t *place = PT_WIDE ? pt_ingest_place(&link->ingest, &rest) : NULL;
+    if (place != NULL && rest >= LAND_LEAST) {
+        uint32_t size = alone ? context->receive_buffer_size : PT_LINK_MAX_READ;
+        size = size < rest ? size : rest;
+        size = size < link->read_max ? size : link->read_max;
+        size = size < sink->room ? size : sink->room;
+        return read_landing(context, link, place, size, sink) == size ? size : 0;
+    }
+    uint32_t work = alone || left < PT_LINK_MAX_WORK ? left : PT_LINK_MAX_WORK;
+    uint32_t size = read_size(context, link, sink->room, work, alone);
+    if (size == 0) {
+        starve(context, link);
+        return 0;
+    }
+    uint32_t count = receive(context, link, context->receive_buffer, size);
+    if (count == 0)
+        return 0;
+    take_apart(context, link, context->receive_buffer, count, sink, work);
+    if (PT_WIDE && link->lands && pt_ingest_place(&link->ingest, &rest) == NULL)
+        link->lands = 0;
+    return count == size ? count : 0;
+}
+
 void pt_read_link(pt_context *context, pt_link *link, pt_sink *sink, int alone)
 {
     PT_ASSERT(pt_link_is_live(link) && pt_link_is_read(link));
     PT_ASSERT(link->held == NULL);
 
-    uint32_t left = context->work_left;
-    if (left == 0 || sink->room == 0)
-        return;
-    uint32_t work = alone || left < PT_LINK_MAX_WORK ? left : PT_LINK_MAX_WORK;
-    uint32_t size = read_size(context, link, sink->room, work, alone);
-    if (size == 0) {
-        starve(context, link);
-        return;
-    }
-    int count = context->ops->tcp_receive(context, link, context->receive_buffer, size);
-    if (count == PT_ERR_WOULD_BLOCK)
-        return;
-    if (count == PT_ERR_CONNECTION_CLOSED && link->system_error == 0) {
-        end_of_stream(context, link);
-        return;
-    }
-    if (count < 0) {
-        int code = link->state == PT_LINK_BROKEN ? link->end_code : count;
-        pt_link_end(context, link, code, link->system_error);
-        return;
-    }
-    PT_ASSERT(count > 0 && (uint32_t)count <= size);
-    link->received_bytes += (uint64_t)count;
-    take_apart(context, link, context->receive_buffer, (size_t)count, sink, work);
+    uint32_t bound = alone ? context->receive_buffer_size : PT_LINK_MAX_READ;
+    uint32_t total = 0;
+    do {
+        uint32_t count = read_once(context, link, sink, alone);
+        if (count == 0)
+            return;
+        total += count;
+    } while (PT_WIDE && (link->lands || link->ingest.into != NULL) && total < bound &&
+             link->held == NULL && pt_link_is_live(link) && pt_link_is_read(link));
 }
 
 static void take_held(pt_context *context, pt_link *link, pt_sink *sink, int alone)

@@ -23,7 +23,7 @@ enum pt_frame_type {
     PT_FRAME_ACK = 5,
     PT_FRAME_REJECT = 6,
     PT_FRAME_CAPABILITY = 7,
-    PT_FRAME_OFFER = 8, /* from here on in the wide form alone */
+    PT_FRAME_OFFER = 8, /* from here on in the wide form alone: see pt_wide.h */
     PT_FRAME_GRANT = 9,
     PT_FRAME_REFUSE = 10
 };
@@ -35,14 +35,6 @@ enum pt_frame_flag {
     PT_FLAG_BATCH = 0x08,
     PT_FLAG_FRAGMENT = 0x10,
     PT_FLAG_LANDED = 0x80 /* never on the wire: a whole message that was granted, as an event */
-};
-
-/* Why an offer is refused, or a grant is over. */
-enum pt_refuse_reason {
-    PT_REFUSE_UNSPECIFIED = 0,
-    PT_REFUSE_TOO_LARGE = 1, /* the receiver takes no message of that length */
-    PT_REFUSE_LOST = 2,      /* nothing moved for too long: the grant is taken back */
-    PT_REFUSE_WITHDRAWN = 3  /* by the sender: nothing more of it will come */
 };
 
 enum pt_discovery_type {

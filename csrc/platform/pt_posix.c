@@ -125,12 +125,19 @@ static int gather(const pt_send_pipeline *pipeline, struct iovec *pieces, size_t
         const pt_send_slot *slot = &pipeline->slots[pending_slot(pipeline, place)];
         if (slot->state != PT_SLOT_IN_FLIGHT)
             continue;
-        PT_ASSERT(count < PT_PIPELINE_MAX_DEPTH);
-        PT_ASSERT(slot->sent_len < slot->message_len);
-        pieces[count].iov_base = slot->buffer + slot->sent_len;
-        pieces[count].iov_len = (size_t)(slot->message_len - slot->sent_len);
-        *total += pieces[count].iov_len;
-        count++;
+        PT_ASSERT(count < 2 * PT_PIPELINE_MAX_DEPTH - 1);
+        PT_ASSERT(slot->sent_len < slot->message_len || slot->hold != NULL);
+        if (slot->sent_len < slot->message_len) {
+            pieces[count].iov_base = slot->buffer + slot->sent_len;
+            pieces[count].iov_len = (size_t)(slot->message_len - slot->sent_len);
+            *total += pieces[count++].iov_len;
+        }
+        if (slot->hold != NULL) {
+            PT_ASSERT(slot->hold->sent < slot->hold->len);
+            pieces[count].iov_base = (uint8_t *)(uintptr_t)slot->hold->payload + slot->hold->sent;
+            pieces[count].iov_len = slot->hold->len - slot->hold->sent;
+            *total += pieces[count++].iov_len;
+        }
     }
     return count;
 }
@@ -150,6 +157,14 @@ static int account(pt_send_pipeline *pipeline, size_t len)
         len -= taken;
         if (taken < left)
             break;
+        if (slot->hold != NULL) {
+            left = slot->hold->len - slot->hold->sent;
+            taken = left < len ? left : len;
+            slot->hold->sent += (uint32_t)taken;
+            len -= taken;
+            if (taken < left)
+                break;
+        }
         pt_pipeline_complete(pipeline, index, PT_OK);
         completed++;
     }
@@ -160,7 +175,7 @@ static int account(pt_send_pipeline *pipeline, size_t len)
 static int posix_poll_completions(pt_context *context, pt_link *link)
 {
     (void)context;
-    struct iovec pieces[PT_PIPELINE_MAX_DEPTH];
+    struct iovec pieces[2 * PT_PIPELINE_MAX_DEPTH];
     size_t total;
     int count = gather(&link->pipeline, pieces, &total);
     PT_ASSERT((count == 0) == (total == 0));
@@ -279,7 +294,7 @@ static uint32_t posix_clock(pt_context *context)
     .unacknowledged = posix_unacknowledged, .watch = pt_posix_watch, .forget = posix_forget,       \
     .wait = pt_posix_wait, .wake = pt_posix_wake, .clock = posix_clock, .size = pt_posix_size,     \
     .init = pt_posix_init, .cleanup = pt_posix_cleanup, .descriptor = pt_posix_descriptor,         \
-    .wake_descriptor = pt_posix_wake_descriptor, .ticks_per_second = 1000
+    .wake_descriptor = pt_posix_wake_descriptor, .ticks_per_second = 1000, .refers = 1
 
 const pt_platform_ops *pt_posix_ops(void)
 {

@@ -49,7 +49,7 @@ class Ingest:
         self._sink = ffi.new("pt_sink *")
         self._plain = ffi.new("pt_plain_sink *")
         self._room = -1
-        lib.pt_ingest_init(self._ingest, lib.pt_message_format(), self._pool._door, size, 0)
+        lib.pt_ingest_init(self._ingest, lib.pt_message_format(0), self._pool._door, size, 0)
 
     def _make_room(self, data_len: int) -> None:
         """Memory for all that data_len bytes and a cut frame before them can bring."""

@@ -129,6 +129,7 @@ class Link:
         slot_size: int | None,
         packing: bool,
         max_payload: int | None,
+        wide: bool,
     ) -> None:
         self._loop = loop
         lib, ffi = loop._lib, loop._ffi
@@ -157,6 +158,7 @@ class Link:
                 slot_size,
                 packing,
                 limit if max_payload is None else max_payload,
+                lib.pt_message_format(wide),
             )
             if code != 0:
                 raise loop._binding.fault(code, f"descriptor {fd} cannot become a link")
@@ -205,6 +207,11 @@ class Link:
             changed.
         """
         view = self._loop._binding.flat(payload)
+        if self.max_message < len(view) <= self.wide_max:
+            code = self.send_frame(DATA, payload, flags)
+            if code == self._loop._lib.PT_ERR_WOULD_BLOCK:
+                code = self.drain() or self.send_frame(DATA, payload, flags)
+            return code
         if not 0 <= flags <= 0xFF:
             return int(self._loop._lib.PT_ERR_INVALID_PARAM)
         return int(
@@ -252,6 +259,71 @@ class Link:
     @max_message.setter
     def max_message(self, value: int) -> None:
         self._link.max_message = self._loop._binding.limited("max_message", value, 0xFFFFFFFF)
+
+    # Large messages
+
+    @property
+    def wide_max(self) -> int:
+        """Longest payload of a message that send(), send_many() and send_frame() put into one wide
+        frame, in bytes; 0 at first: none. Set it to what the other side takes: more than slice_max
+        sets slice_max."""
+        return int(self._link.wide_max)
+
+    @wide_max.setter
+    def wide_max(self, value: int) -> None:
+        value = self._loop._binding.limited("wide_max", value, 0xFFFFFFFF)
+        self._link.wide_max = min(value, self.slice_max)
+
+    @property
+    def slice_max(self) -> int:
+        """Longest slice of a message in one wide frame, in bytes: where the platform sends what a
+        slot refers to 262,144, else what fits a slot."""
+        return int(self._loop._lib.pt_link_slice_max(self._loop._context, self._link))
+
+    @property
+    def referred(self) -> int:
+        """Bytes of payloads that slots refer to and the system has not taken."""
+        return int(
+            self._loop._lib.pt_pipeline_referred(
+                self._loop._binding.ffi.addressof(self._link, "pipeline")
+            )
+        )
+
+    def send_slice(self, payload: bytes, id: int, offset: int, size: int) -> int:
+        """Accept size bytes of a large message from offset on, in one wide frame, which keeps the
+        message until they have left. The slice that ends the message counts as the message.
+
+        Returns:
+            What send() returns; ERR_INVALID_PARAM: no such part; ERR_MESSAGE_TOO_LARGE: more than
+            slice_max.
+        """
+        return int(self.native.send_slice(payload, id, offset, size))
+
+    def send_wide(self, type: int, id: int, total: int = 0, reason: int = 0) -> int:
+        """Accept one FRAME_OFFER, FRAME_GRANT or FRAME_REFUSE. Returns what send() returns."""
+        return int(self.native.send_wide(type, id, total, reason))
+
+    def expect(self, id: int, total: int) -> int:
+        """Make memory for a message of total bytes that comes in slices: when it is whole a turn
+        reports (FRAME, tag, DATA | LANDED << 8 | id << 24, message), and the id is forgotten.
+
+        Returns:
+            OK; ERR_NO_MEMORY; ERR_INVALID_PARAM: id or total is 0, or total above 2^31 - 1;
+            ERR_INVALID_STATE: the id is expected already; ERR_NOT_CONNECTED: the link has ended.
+        """
+        return int(self.native.expect(id, total))
+
+    def forgo(self, id: int) -> None:
+        """Give the memory of an expected message back: slices that still come are dropped."""
+        self.native.forgo(id)
+
+    def forget(self, id: int) -> None:
+        """As forgo(), and a slice that still comes is a fault."""
+        self.native.forget(id)
+
+    def landed(self, id: int) -> int:
+        """Bytes of an expected message that have come; -1: it is not expected, or forgone."""
+        return int(self.native.landed(id))
 
     @property
     def unconfirmed(self) -> int:

@@ -181,6 +181,17 @@ class Loop:
         """No thread owns this loop and its links until move_here()."""
         self._owner = self._context.owner = 0
 
+    @property
+    def landing_limit(self) -> int:
+        """Payload bytes of wide frames that were not offered and may be under way at once on all
+        links, at first 2^32 - 1. Set it: a link whose frame would go beyond is not read until there
+        is room. One frame may always."""
+        return int(self._context.landing_limit)
+
+    @landing_limit.setter
+    def landing_limit(self, value: int) -> None:
+        self._context.landing_limit = self._binding.limited("landing_limit", value, 0xFFFFFFFF)
+
     # Making things
 
     def open_link(
@@ -192,6 +203,7 @@ class Loop:
         slot_size: int | None = None,
         packing: bool = True,
         max_payload: int | None = None,
+        wide: bool = False,
     ) -> Link:
         """Take over a connected, non-blocking descriptor, which stays the caller's.
 
@@ -201,12 +213,13 @@ class Loop:
             slot_size: bytes of a slot; None: the core's size.
             packing: small frames share a slot.
             max_payload: longer frames from the other side end the link; None: the core's limit.
+            wide: frames in the wide form are understood.
 
         Raises:
             InvalidArgument, OutOfMemory, PlatformError: nothing has changed.
         """
         self._check_open()
-        return Link(self, fd, tag, depth, slot_size, packing, max_payload)
+        return Link(self, fd, tag, depth, slot_size, packing, max_payload, wide)
 
     def reassembly(self, limit: int) -> Reassembly:
         """A reassembly of messages of up to limit bytes, whose memory is that of this loop's

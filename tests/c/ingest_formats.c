@@ -9,6 +9,7 @@
 
 #include "pt_ingest.h"
 
+#define LAST              (PT_FORMAT_MAX_HEADER - 1) /* of the longest header */
 #define EXPECT(condition) ((condition) ? (void)0 : __builtin_trap())
 
 static int dry; /* 1: the source of memory refuses */
@@ -51,14 +52,14 @@ static int read_long(const uint8_t *header, pt_frame *frame)
 {
     memset(frame, 0, sizeof *frame);
     frame->type = header[0];
-    frame->payload_len = header[15];
+    frame->payload_len = header[LAST];
     return PT_OK;
 }
 
 static int verify_long(const uint8_t *whole, const pt_frame *frame)
 {
-    const uint8_t *trailer = whole + 16 + frame->payload_len;
-    return trailer[0] == whole[15] && trailer[1] == whole[15] && trailer[2] == whole[15]
+    const uint8_t *trailer = whole + PT_FORMAT_MAX_HEADER + frame->payload_len;
+    return trailer[0] == whole[LAST] && trailer[1] == whole[LAST] && trailer[2] == whole[LAST]
                ? PT_OK
                : PT_ERR_CRC;
 }
@@ -94,14 +95,20 @@ static int verify_mixed(const uint8_t *whole, const pt_frame *frame)
 
 static const pt_format mixed_short_form = {
     .read_header = read_mixed_short, .verify = verify_length, .header_size = 1};
+static const pt_format mixed_format;
+
+static const pt_format *mixed_form(const uint8_t *start)
+{
+    return is_short(start) ? &mixed_short_form : &mixed_format;
+}
+
 static const pt_format mixed_format = {
     .read_header = read_mixed,
     .verify = verify_mixed,
     .header_size = 3,
     .trailer_size = 1,
     .start_size = 1,
-    .has_other_form = is_short,
-    .other_form = &mixed_short_form,
+    .form = mixed_form,
 };
 
 typedef struct record {
@@ -141,7 +148,7 @@ static void read_every_cut(pt_pool *pool)
     for (size_t first = 0; first <= len; first++) {
         for (size_t second = first; second <= len; second++) {
             record seen = {0};
-            pt_sink sink = {note, &seen, UINT32_MAX};
+            pt_sink sink = {.frame = note, .context = &seen, .room = UINT32_MAX};
             pt_ingest ingest = {0};
             size_t consumed;
             pt_ingest_init(&ingest, &short_format, pool, 100, 5);
@@ -169,7 +176,7 @@ static void read_two_forms_at_every_cut(pt_pool *pool)
     for (size_t first = 0; first <= len; first++) {
         for (size_t second = first; second <= len; second++) {
             record seen = {0};
-            pt_sink sink = {note, &seen, UINT32_MAX};
+            pt_sink sink = {.frame = note, .context = &seen, .room = UINT32_MAX};
             pt_ingest ingest = {0};
             size_t consumed;
             pt_ingest_init(&ingest, &mixed_format, pool, 100, 5);
@@ -190,16 +197,17 @@ static void read_two_forms_at_every_cut(pt_pool *pool)
 
 static void read_long_headers(pt_pool *pool)
 {
-    uint8_t stream[2 * 22];
+    enum { WHOLE = PT_FORMAT_MAX_HEADER + 6 };
+    uint8_t stream[2 * WHOLE];
     memset(stream, 0, sizeof stream);
-    for (uint8_t *frame = stream; frame < stream + sizeof stream; frame += 22) {
+    for (uint8_t *frame = stream; frame < stream + sizeof stream; frame += WHOLE) {
         frame[0] = 9;
-        frame[15] = 3;
-        memcpy(frame + 16, "xyz\3\3\3", 6);
+        frame[LAST] = 3;
+        memcpy(frame + PT_FORMAT_MAX_HEADER, "xyz\3\3\3", 6);
     }
     for (size_t cut = 1; cut <= sizeof stream; cut++) {
         record seen = {0};
-        pt_sink sink = {note, &seen, UINT32_MAX};
+        pt_sink sink = {.frame = note, .context = &seen, .room = UINT32_MAX};
         pt_ingest ingest = {0};
         size_t consumed;
         pt_ingest_init(&ingest, &long_format, pool, 3, 5);
@@ -220,7 +228,7 @@ static void stop_at_every_frame(pt_pool *pool, int answer, size_t cut)
     static const uint8_t stream[] = "\2ab\2cd\2ef";
     size_t len = sizeof stream - 1;
     record seen = {.answer = answer};
-    pt_sink sink = {note, &seen, UINT32_MAX};
+    pt_sink sink = {.frame = note, .context = &seen, .room = UINT32_MAX};
     pt_ingest ingest = {0};
     pt_ingest_init(&ingest, &short_format, pool, 100, 5);
     size_t at = 0;
@@ -243,7 +251,7 @@ static void lend_what_the_pool_refused(pt_pool *pool)
 {
     static const uint8_t stream[] = "\2ab\5hello";
     record seen = {0};
-    pt_sink sink = {note, &seen, UINT32_MAX};
+    pt_sink sink = {.frame = note, .context = &seen, .room = UINT32_MAX};
     pt_ingest ingest = {0};
     size_t consumed;
     uint8_t *spare = pt_pool_acquire(pool, 101);
@@ -287,7 +295,7 @@ static void end_at_every_fault(pt_pool *pool)
         for (size_t cut = 0; cut <= cases[index].len; cut++) {
             const uint8_t *stream = (const uint8_t *)cases[index].stream;
             record seen = {0};
-            pt_sink sink = {note, &seen, UINT32_MAX};
+            pt_sink sink = {.frame = note, .context = &seen, .room = UINT32_MAX};
             pt_ingest ingest = {0};
             size_t consumed;
             pt_ingest_init(&ingest, &short_format, pool, 100, 5);

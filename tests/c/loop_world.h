@@ -402,7 +402,7 @@ static uint64_t budget; /* of the pool of the next world */
 static inline int turn(int timeout_ms)
 {
     static pt_event events[EVENTS];
-    const pt_sink sink = {hear_frame, NULL, room};
+    const pt_sink sink = {.frame = hear_frame, .context = NULL, .room = room};
     int count = pt_loop_turn(&context, timeout_ms, events, EVENTS, &sink);
     for (int index = 0; index < count; index++) {
         const pt_event *event = &events[index];
@@ -467,7 +467,7 @@ static inline void open_world(const pt_platform_ops *ops, int pairs)
                             PT_IO_BUDGET) == PT_OK);
     for (int end = 0; end < 2 * pairs; end++)
         REQUIRE(pt_link_open(&context, &links[end], end, (uint32_t)end, slots[end], DEPTH,
-                             SLOT_SIZE, 1, 1024) == PT_OK);
+                             SLOT_SIZE, 1, 1024, pt_message_format(0)) == PT_OK);
 }
 
 static inline void close_world(void)

@@ -32,7 +32,7 @@ static int take(void *unused, uint32_t tag, const pt_frame *frame)
 static void turn(void)
 {
     pt_event events[EVENTS];
-    pt_sink sink = {take, NULL, UINT32_MAX};
+    pt_sink sink = {.frame = take, .context = NULL, .room = UINT32_MAX};
     int count = pt_loop_turn(&context, 0, events, EVENTS, &sink);
     REQUIRE(count >= 0);
     for (int index = 0; index < count; index++) {
@@ -52,7 +52,7 @@ static void messages_arrive_and_both_sides_end(void)
                             sizeof receive_buffer, PT_IO_BUDGET) == PT_OK);
     for (uint32_t end = 0; end < 2; end++)
         REQUIRE(pt_link_open(&context, &links[end], (intptr_t)&pairs[end], end, slots[end], 2, 1040,
-                             1, 1024) == PT_OK);
+                             1, 1024, pt_message_format(0)) == PT_OK);
 
     for (unsigned number = 0; number < MESSAGES; number++) {
         uint8_t payload[MESSAGES];

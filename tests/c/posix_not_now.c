@@ -76,10 +76,10 @@ static void a_system_without_memory_ends_no_link(void)
     REQUIRE(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, ends) == 0);
     for (uint32_t end = 0; end < 2; end++)
         REQUIRE(pt_link_open(&context, &links[end], ends[end], end + 1, slots[end], 2,
-                             PT_FRAME_OVERHEAD + PT_FRAME_MAX_PAYLOAD, 1,
-                             PT_FRAME_MAX_PAYLOAD) == PT_OK);
+                             PT_FRAME_OVERHEAD + PT_FRAME_MAX_PAYLOAD, 1, PT_FRAME_MAX_PAYLOAD,
+                             pt_message_format(0)) == PT_OK);
 
-    const pt_sink sink = {take, NULL, UINT32_MAX};
+    const pt_sink sink = {.frame = take, .context = NULL, .room = UINT32_MAX};
     static const uint8_t payload[1000];
     unsigned sent = 0;
     for (unsigned round = 0; arrived < COUNT && round < 10 * COUNT; round++) {

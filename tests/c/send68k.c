@@ -215,7 +215,7 @@ int main(void)
                                         sizeof receive_buffer, 1) != PT_OK)
         return 2;
     if (pt_link_open(&context, &link, 0, 0, slots, PT_SEND_PIPELINE_DEPTH, PT_SLOT_BUFFER_SIZE, 0,
-                     PT_FRAME_MAX_PAYLOAD) != PT_OK)
+                     PT_FRAME_MAX_PAYLOAD, pt_message_format(0)) != PT_OK)
         return 3;
     for (unsigned at = 0; at < sizeof payload; at++)
         payload[at] = (uint8_t)(at * 7 + 3);

@@ -106,7 +106,7 @@ static void open_link(node *of, int32_t handle, uint8_t depth, int packing)
 {
     of->handle = handle;
     CHECK(pt_link_open(&of->context, &of->link, handle, 1, of->slots, depth, PT_SLOT_BUFFER_SIZE,
-                       packing, PT_MESSAGE_MAX_PAYLOAD) == PT_OK);
+                       packing, PT_MESSAGE_MAX_PAYLOAD, pt_message_format(0)) == PT_OK);
 }
 
 /* Two nodes with a connection between them; the first dials. */

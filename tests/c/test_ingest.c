@@ -55,7 +55,7 @@ static void check_same(void)
 static int feed_in_pieces(pt_ingest *ingest, const uint8_t *data, size_t len, size_t cut,
                           record *into, size_t *taken)
 {
-    const pt_sink sink = {note, into, UINT32_MAX};
+    const pt_sink sink = {.frame = note, .context = into, .room = UINT32_MAX};
     int code = PT_OK;
     for (*taken = 0; *taken < len && code == PT_OK;) {
         size_t piece = len - *taken < cut ? len - *taken : cut, consumed;
@@ -83,7 +83,7 @@ static void golden_streams_end_as_they_must_wherever_they_are_cut(void)
             pt_ingest ingest = {0};
             size_t taken;
             clear(&seen);
-            pt_ingest_init(&ingest, pt_message_format(), pool, PT_FRAME_MAX_PAYLOAD, 7);
+            pt_ingest_init(&ingest, pt_message_format(0), pool, PT_FRAME_MAX_PAYLOAD, 7);
             CHECK_EQUAL(feed_in_pieces(&ingest, vector->sent.data, vector->sent.len, cuts[cut],
                                        &seen, &taken),
                         vector->code);
@@ -143,7 +143,7 @@ static void frames_do_not_depend_on_how_the_stream_was_cut(void)
         pt_ingest ingest = {0};
         size_t taken;
         clear(&seen);
-        pt_ingest_init(&ingest, pt_message_format(), pool, PT_FRAME_MAX_PAYLOAD, 7);
+        pt_ingest_init(&ingest, pt_message_format(0), pool, PT_FRAME_MAX_PAYLOAD, 7);
         CHECK_EQUAL(feed_in_pieces(&ingest, stream, len, cut, &seen, &taken), PT_OK);
         check_same();
         CHECK_EQUAL(pt_ingest_partial_len(&ingest), 0);
@@ -158,13 +158,13 @@ static void a_pool_without_memory_loses_nothing(void)
     static uint8_t stream[16384];
     pt_pool *pool = memory_open_pool(&account, classes, 2, 0);
     size_t len = make_stream(stream, sizeof stream);
-    const pt_sink sink = {note, &seen, UINT32_MAX};
+    const pt_sink sink = {.frame = note, .context = &seen, .room = UINT32_MAX};
     unsigned refused = 0;
     for (size_t cut = 5; cut < 2000; cut = cut * 2 + 1) {
         pt_ingest ingest = {0};
         size_t at = 0;
         clear(&seen);
-        pt_ingest_init(&ingest, pt_message_format(), pool, PT_FRAME_MAX_PAYLOAD, 7);
+        pt_ingest_init(&ingest, pt_message_format(0), pool, PT_FRAME_MAX_PAYLOAD, 7);
         while (at < len) {
             size_t piece = len - at < cut ? len - at : cut, consumed;
             account.dry = draw(2) != 0;
@@ -191,11 +191,11 @@ static void a_longer_payload_than_agreed_is_refused_on_its_header(void)
         pt_ingest ingest = {0};
         size_t taken;
         clear(&seen);
-        pt_ingest_init(&ingest, pt_message_format(), pool, 100, 7);
+        pt_ingest_init(&ingest, pt_message_format(0), pool, 100, 7);
         CHECK_EQUAL(feed_in_pieces(&ingest, header, sizeof header, cut, &seen, &taken),
                     PT_ERR_MESSAGE_TOO_LARGE);
         CHECK_EQUAL(seen.count, 0);
-        pt_ingest_init(&ingest, pt_message_format(), pool, 101, 7);
+        pt_ingest_init(&ingest, pt_message_format(0), pool, 101, 7);
         CHECK_EQUAL(feed_in_pieces(&ingest, header, sizeof header, cut, &seen, &taken), PT_OK);
         CHECK_EQUAL(pt_ingest_partial_len(&ingest), sizeof header);
         pt_ingest_cleanup(&ingest);
@@ -223,7 +223,7 @@ static void a_compact_frame_is_judged_on_its_four_bytes(void)
             pt_ingest ingest = {0};
             size_t taken;
             clear(&seen);
-            pt_ingest_init(&ingest, pt_message_format(), pool, 100, 7);
+            pt_ingest_init(&ingest, pt_message_format(0), pool, 100, 7);
             CHECK_EQUAL(feed_in_pieces(&ingest, cases[index].header, 4, cut, &seen, &taken),
                         cases[index].code);
             CHECK_EQUAL(seen.count, 0);
@@ -245,10 +245,10 @@ static void a_machine_that_failed_takes_no_more(void)
     stream[sizeof good + 12] ^= 1;
     for (size_t cut = 1; cut <= sizeof stream; cut++) {
         pt_ingest ingest = {0};
-        const pt_sink sink = {note, &seen, UINT32_MAX};
+        const pt_sink sink = {.frame = note, .context = &seen, .room = UINT32_MAX};
         size_t taken, consumed;
         clear(&seen);
-        pt_ingest_init(&ingest, pt_message_format(), pool, 100, 7);
+        pt_ingest_init(&ingest, pt_message_format(0), pool, 100, 7);
         CHECK_EQUAL(feed_in_pieces(&ingest, stream, sizeof stream, cut, &seen, &taken), PT_ERR_CRC);
         CHECK_EQUAL(seen.count, 1);
         CHECK(taken >= sizeof good);
@@ -265,11 +265,11 @@ static void a_sink_that_stops_is_given_each_frame_once(void)
     static uint8_t stream[16384];
     pt_pool *pool = memory_open_pool(&account, classes, 2, 0);
     size_t len = make_stream(stream, sizeof stream), at = 0;
-    const pt_sink sink = {note, &seen, UINT32_MAX};
+    const pt_sink sink = {.frame = note, .context = &seen, .room = UINT32_MAX};
     pt_ingest ingest = {0};
     clear(&seen);
     seen.answer = PT_ERR_BUFFER_FULL;
-    pt_ingest_init(&ingest, pt_message_format(), pool, PT_FRAME_MAX_PAYLOAD, 7);
+    pt_ingest_init(&ingest, pt_message_format(0), pool, PT_FRAME_MAX_PAYLOAD, 7);
     for (uint32_t calls = 1; at < len; calls++) {
         size_t consumed;
         CHECK_EQUAL(pt_ingest_feed(&ingest, stream + at, len - at, &sink, &consumed),
@@ -298,7 +298,7 @@ static int take_within(void *context, uint32_t tag, const pt_frame *frame)
     (void)context, (void)tag, (void)frame;
     state_within = one.state;
     if (step_within == PT_INGEST_STEP_INIT)
-        pt_ingest_init(&one, pt_message_format(), pair_pool, 100, 7);
+        pt_ingest_init(&one, pt_message_format(0), pair_pool, 100, 7);
     else if (step_within == PT_INGEST_STEP_CLEANUP)
         pt_ingest_cleanup(&one);
     else if (step_within == PT_INGEST_STEP_STAGE || step_within == PT_INGEST_STEP_FILL)
@@ -309,7 +309,7 @@ static int take_within(void *context, uint32_t tag, const pt_frame *frame)
 /* broken: with a wrong version, or with a wrong CRC once that is held. */
 static void feed_hello(size_t from, size_t to, int broken)
 {
-    const pt_sink sink = {take_within, NULL, UINT32_MAX};
+    const pt_sink sink = {.frame = take_within, .context = NULL, .room = UINT32_MAX};
     uint8_t bytes[sizeof hello];
     size_t consumed;
     memcpy(bytes, hello, sizeof hello);
@@ -324,7 +324,7 @@ static void enter_ingest(uint8_t state)
     memset(&one, 0, sizeof one);
     if (state == PT_INGEST_INIT)
         return;
-    pt_ingest_init(&one, pt_message_format(), pair_pool, 100, 7);
+    pt_ingest_init(&one, pt_message_format(0), pair_pool, 100, 7);
     feed_hello(0, held_in[state], 0);
     CHECK_EQUAL(one.state, state == PT_INGEST_COMPLETE ? PT_INGEST_WAIT_PAYLOAD : state);
 }
@@ -338,7 +338,7 @@ static int take_ingest_step(uint8_t state, uint8_t step)
     if (step == PT_INGEST_STEP_FAIL || state == PT_INGEST_COMPLETE)
         feed_hello(held, sizeof hello, step == PT_INGEST_STEP_FAIL);
     else if (step == PT_INGEST_STEP_INIT)
-        pt_ingest_init(&one, pt_message_format(), pair_pool, 100, 7);
+        pt_ingest_init(&one, pt_message_format(0), pair_pool, 100, 7);
     else if (step == PT_INGEST_STEP_CLEANUP)
         pt_ingest_cleanup(&one);
     else

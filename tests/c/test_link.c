@@ -508,7 +508,8 @@ static int take_link_step(uint8_t state, uint8_t step)
 {
     (void)state;
     if (step == PT_LINK_STEP_OPEN)
-        pt_link_open(&context, &links[0], 0, 0, slots[0], DEPTH, SLOT_SIZE, 1, 1024);
+        pt_link_open(&context, &links[0], 0, 0, slots[0], DEPTH, SLOT_SIZE, 1, 1024,
+                     pt_message_format(0));
     else if (step == PT_LINK_STEP_SHUT)
         pt_link_shut(&context, &links[0]);
     else if (step == PT_LINK_STEP_END)

@@ -498,7 +498,7 @@ static void a_context_refuses_what_it_cannot_work_with(void)
     open_world(&async_ops, 0);
     pt_context other;
     pt_event events[EVENTS];
-    const pt_sink sink = {hear_frame, NULL, UINT32_MAX};
+    const pt_sink sink = {.frame = hear_frame, .context = NULL, .room = UINT32_MAX};
     CHECK_EQUAL(
         pt_context_init(&other, &async_ops, NULL, pool, receive_buffer, receive_buffer_size - 1, 1),
         PT_ERR_INVALID_PARAM);
@@ -512,14 +512,17 @@ static void a_context_refuses_what_it_cannot_work_with(void)
         pt_context_init(&other, &async_ops, NULL, NULL, receive_buffer, receive_buffer_size, 1),
         PT_ERR_INVALID_PARAM);
     CHECK_EQUAL(pt_loop_turn(&context, 0, events, EVENTS - 1, &sink), PT_ERR_INVALID_PARAM);
-    CHECK_EQUAL(pt_link_open(&context, &links[0], 0, 0, slots[0], 0, SLOT_SIZE, 1, 1024),
+    CHECK_EQUAL(pt_link_open(&context, &links[0], 0, 0, slots[0], 0, SLOT_SIZE, 1, 1024,
+                             pt_message_format(0)),
                 PT_ERR_INVALID_PARAM);
     CHECK_EQUAL(pt_link_open(&context, &links[0], 0, 0, slots[0], DEPTH, SLOT_SIZE, 1,
-                             PT_FRAME_MAX_PAYLOAD + 1),
+                             PT_FRAME_MAX_PAYLOAD + 1, pt_message_format(0)),
                 PT_ERR_INVALID_PARAM);
-    CHECK_EQUAL(pt_link_open(&context, &links[0], 0, 0, slots[0], DEPTH, SLOT_SIZE, 1, 1024),
+    CHECK_EQUAL(pt_link_open(&context, &links[0], 0, 0, slots[0], DEPTH, SLOT_SIZE, 1, 1024,
+                             pt_message_format(0)),
                 PT_OK);
-    CHECK_EQUAL(pt_link_open(&context, &links[0], 0, 0, slots[0], DEPTH, SLOT_SIZE, 1, 1024),
+    CHECK_EQUAL(pt_link_open(&context, &links[0], 0, 0, slots[0], DEPTH, SLOT_SIZE, 1, 1024,
+                             pt_message_format(0)),
                 PT_ERR_ALREADY_INITIALIZED);
     close_world();
 }

@@ -1,6 +1,7 @@
 /* Messages in flight: the ring of slots, its order, its bytes, its refusals, and what is left when
  * a link ends. */
 #include "pt_check.h"
+#include "pt_crc32c.h"
 #include "pt_mactcp_driver.h"
 #include "pt_pipeline.h"
 
@@ -501,6 +502,104 @@ static void each_step_in_each_state_does_what_the_table_says(void)
     check_pairs(&slot);
 }
 
+static pt_hold holds[8];
+static unsigned next_hold;
+static int holds_out; /* that were not let go of */
+
+static void let_go(pt_hold *hold)
+{
+    (void)hold;
+    holds_out--;
+}
+
+/* A payload of len bytes at offset of a message of total bytes, referred to if held. */
+static int send_slice(uint32_t offset, uint32_t total, const uint8_t *payload, uint32_t len,
+                      int held)
+{
+    pt_hold *hold = &holds[next_hold++ % 8];
+    hold->let_go = let_go;
+    pt_wide wide = {
+        .type = PT_FRAME_DATA, .id = 3, .offset = offset, .total = total, .payload_len = len};
+    int code = pt_pipeline_send_wide(&pipeline, &wide, payload, held ? hold : NULL);
+    holds_out += held && code == PT_OK;
+    return code;
+}
+
+/* The bytes of a slot are those of one wide frame behind a small one. */
+static void check_wide_in(const pt_send_slot *slot, const uint8_t *payload, uint32_t len, int held)
+{
+    pt_wide wide;
+    const uint8_t *header = slot->buffer + PT_FRAME_OVERHEAD + 1;
+    if (!CHECK_EQUAL(pt_wide_decode(header, &wide), PT_OK))
+        return;
+    CHECK_EQUAL(wide.payload_len, len);
+    CHECK_EQUAL(wide.crc, pt_crc32c(pt_wide_start_crc(header), payload, len));
+    CHECK_EQUAL(held ? slot->hold->len : 0, held ? len : 0);
+    CHECK_BYTES(held ? slot->hold->payload : header + PT_WIDE_HEADER_SIZE, payload, len);
+    CHECK_EQUAL(slot->message_len,
+                PT_FRAME_OVERHEAD + 1 + PT_WIDE_HEADER_SIZE + (held ? 0 : (int)len));
+}
+
+static void a_slot_refers_to_a_large_payload_until_it_is_reported_or_dropped(void)
+{
+    static uint8_t payload[PT_WIDE_MAX_PAYLOAD + 1];
+    draw_bytes(payload, sizeof payload);
+    for (int held = 0; held < 2; held++) {
+        pt_pool *pool = memory_open_pool(&account, classes, 1, 0);
+        uint32_t len = held ? PT_WIDE_MAX_PAYLOAD : 100, count;
+        int result;
+        open_pipeline(pool, 3, 1, 1);
+        CHECK_EQUAL(pt_pipeline_send(&pipeline, PT_FRAME_DATA, 0, payload, 1), PT_OK);
+        CHECK_EQUAL(send_slice(0, 3 * len, payload, len, held), PT_OK);
+        check_wide_in(&slots[0], payload, len, held);
+        CHECK_EQUAL(pipeline.ripe, held);
+        CHECK_EQUAL(pt_pipeline_referred(&pipeline), held ? len : 0);
+        CHECK_EQUAL(pipeline.accepted, 1);
+        CHECK_EQUAL(send_slice(len, 3 * len, payload, len, held), PT_OK);
+        CHECK_EQUAL(send_slice(2 * len, 3 * len, payload, len, held), PT_OK);
+        CHECK_EQUAL(pipeline.accepted, 2);
+        CHECK_EQUAL(pipeline.frames, 4);
+        PT_CHECK(pt_pipeline_check(&pipeline));
+        if (held) {
+            CHECK_EQUAL(pipeline.pending_count, 3);
+            CHECK_EQUAL(send_slice(0, 5, payload, 5, held), PT_ERR_WOULD_BLOCK);
+            CHECK_EQUAL(holds_out, 3);
+            CHECK_EQUAL(pt_pipeline_launch(&pipeline), 0);
+            pt_pipeline_complete(&pipeline, 0, PT_OK);
+            CHECK_EQUAL(holds_out, 3);
+            CHECK_EQUAL(pt_pipeline_report(&pipeline, &count, &result), 1);
+            CHECK_EQUAL(count, 1);
+            CHECK_EQUAL(holds_out, 2);
+            CHECK_EQUAL(pt_pipeline_launch(&pipeline), 1);
+            CHECK_EQUAL(pt_pipeline_cleanup(&pipeline), 1); /* still the platform's */
+            CHECK_EQUAL(holds_out, 1);
+            pt_pipeline_complete(&pipeline, 1, PT_OK);
+        } else {
+            CHECK_EQUAL(send_slice(0, SLOT_SIZE, payload, SLOT_SIZE, 0), PT_ERR_MESSAGE_TOO_LARGE);
+            CHECK_EQUAL(pt_pipeline_cleanup(&pipeline), 0);
+        }
+        CHECK_EQUAL(holds_out, 0);
+        CHECK_EQUAL(pt_pipeline_referred(&pipeline), 0);
+        memory_close_pool(pool, &account);
+    }
+}
+
+static void a_wide_frame_that_cannot_be_is_refused(void)
+{
+    static uint8_t payload[PT_WIDE_MAX_PAYLOAD + 1];
+    pt_pool *pool = memory_open_pool(&account, classes, 1, 0);
+    open_pipeline(pool, 2, 1, 1);
+    CHECK_EQUAL(send_slice(0, UINT32_MAX, payload, PT_WIDE_MAX_PAYLOAD + 1, 1),
+                PT_ERR_MESSAGE_TOO_LARGE);
+    CHECK_EQUAL(send_slice(0, 5, NULL, 5, 0), PT_ERR_INVALID_PARAM);
+    CHECK_EQUAL(send_slice(0, 5, NULL, 0, 1), PT_ERR_INVALID_PARAM);
+    CHECK_EQUAL(pipeline.frames, 0);
+    CHECK_EQUAL(pipeline.pending_count, 0);
+    CHECK_EQUAL(pt_pipeline_cleanup(&pipeline), 0);
+    CHECK_EQUAL(send_slice(0, 5, payload, 5, 1), PT_ERR_NOT_INITIALIZED);
+    memory_close_pool(pool, &account);
+}
+
 int main(void)
 {
     RUN(what_a_slot_holds_is_the_frame_of_the_encoder);
@@ -515,5 +614,7 @@ int main(void)
     RUN(without_memory_for_the_other_slots_one_goes_on);
     RUN(ten_thousand_random_steps_keep_every_message);
     RUN(each_step_in_each_state_does_what_the_table_says);
+    RUN(a_slot_refers_to_a_large_payload_until_it_is_reported_or_dropped);
+    RUN(a_wide_frame_that_cannot_be_is_refused);
     return check_end();
 }

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kit.tables import each_row
 from kit.waiting import GUARD
-from kit.wide import grant_all, heard, wide, wide_core, wide_frames_in
+from kit.wide import grant_all, heard, wide, wide_frames_in
 
 from peertalk import errors
 from peertalk._core import reference
@@ -53,7 +53,6 @@ from peertalk._numbers import (
     WIDE_MAX_PAYLOAD,
 )
 
-core = wide_core
 CASES = json.loads((Path(__file__).parent.parent / "vectors" / "wide.json").read_text())["cases"]
 
 

@@ -140,7 +140,7 @@ static size_t say(uint8_t kind, uint8_t flags, uint16_t number, const uint8_t *b
 static int feed(pt_ingest *ingest, pt_pool *pool, receiver *all, const uint8_t *data, size_t len)
 {
     size_t at = 0, consumed;
-    pt_sink sink = {use, all, UINT32_MAX};
+    pt_sink sink = {.frame = use, .context = all, .room = UINT32_MAX};
     uint8_t *copy = malloc(len != 0 ? len : 1);
     EXPECT(copy != NULL);
     if (len != 0)
@@ -187,7 +187,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     EXPECT(pool != NULL);
     receiver all = {.messages = 0};
     pt_ingest ingest = {0};
-    pt_ingest_init(&ingest, pt_message_format(), pool, LIMIT, 3);
+    pt_ingest_init(&ingest, pt_message_format(0), pool, LIMIT, 3);
     pt_reassembly_init(&all.reassembly, pool, LIMIT);
 
     size_t len = 0;

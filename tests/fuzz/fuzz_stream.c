@@ -83,7 +83,7 @@ static int note_frame(void *context, uint32_t tag, const pt_frame *frame)
 static int feed(pt_ingest *ingest, record *seen, const uint8_t *data, size_t len, size_t *consumed)
 {
     uint8_t *copy = malloc(len != 0 ? len : 1);
-    pt_sink sink = {note_frame, seen, UINT32_MAX};
+    pt_sink sink = {.frame = note_frame, .context = seen, .room = UINT32_MAX};
     EXPECT(copy != NULL);
     memcpy(copy, data, len);
     int code = pt_ingest_feed(ingest, copy, len, &sink, consumed);
@@ -203,7 +203,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     size_t consumed;
 
     forget_all(&whole);
-    pt_ingest_init(&ingest, pt_message_format(), pool, MAX_PAYLOAD, 7);
+    pt_ingest_init(&ingest, pt_message_format(0), pool, MAX_PAYLOAD, 7);
     whole.code = feed(&ingest, &whole, stream, len, &consumed);
     whole.end = consumed;
     EXPECT(whole.code != PT_ERR_BACKPRESSURE && whole.code != PT_ERR_WOULD_BLOCK);
@@ -219,7 +219,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     pt_ingest_cleanup(&ingest);
 
     forget_all(&pieces);
-    pt_ingest_init(&ingest, pt_message_format(), pool, MAX_PAYLOAD, 7);
+    pt_ingest_init(&ingest, pt_message_format(0), pool, MAX_PAYLOAD, 7);
     feed_in_pieces(&ingest, pool, &pieces, stream, len, script, script_len);
     EXPECT(pieces.code == whole.code);
     EXPECT(pieces.code != PT_OK || pt_ingest_partial_len(&ingest) == partial_len);

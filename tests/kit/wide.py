@@ -5,19 +5,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from peertalk._core.reference.wide import decode_wide, encode_wide
 from peertalk._core.values import BATCH, DATA, FRAME
 from peertalk._numbers import FRAME_OVERHEAD, WIDE_HEADER_SIZE
-
-
-@pytest.fixture(scope="session")
-def wide_core(core: Any) -> Any:
-    """Each core whose links understand wide frames: the compiled ones do not yet."""
-    if core.name != "reference":
-        pytest.skip(f"did not run: the {core.name} core has no wide frames yet")
-    return core
 
 
 def wide(

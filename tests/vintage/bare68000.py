@@ -21,6 +21,7 @@ LEAVES_OUT = (
     "-DPT_LOWMEM",
     "-DPT_ATOMICS=0",
     "-DPT_NOTES=0",
+    "-DPT_WIDE=0",
     "-DPT_POOL_COUNTS=0",
     "-DPT_BORROWED_SLOTS=0",
 )
@@ -33,12 +34,13 @@ POINTED = {
         "verify_message",
         "read_compact_header",
         "verify_nothing",
-        "is_compact",
+        "full_or_compact",
         "plain_frame",
     ),
+    "pt_ingest_inside.h": ("plain_frame",),
     "pt_pool.c": ("allocate", "release"),
     **dict.fromkeys(
-        ("pt_context.c", "pt_link.c", "pt_read.c", "pt_loop.c"),
+        ("pt_context.c", "pt_link.c", "pt_send.c", "pt_read.c", "pt_loop.c"),
         ("take", "let_go", "receive", "watch", "forget", "wait", "clock"),
     ),
 }
@@ -116,7 +118,7 @@ class Calls:
             for line in path.read_text().splitlines():
                 node = re.match(
                     r'node: \{ title: "([^"]+)" label: "[^"]*\\n'
-                    r'(?:[^"]*/)?(\w+\.c):\d+:\d+\\n(\d+) bytes',
+                    r'(?:[^"]*/)?(\w+\.[ch]):\d+:\d+\\n(\d+) bytes',
                     line,
                 )
                 edge = re.match(r'edge: \{ sourcename: "([^"]+)" targetname: "([^"]+)"', line)

@@ -1,7 +1,5 @@
-"""The checksums of the protocol in plain Python.
-
-CRC-16: polynomial 0x1021 reflected, from 0, no final XOR; 0x2189 of b"123456789". CRC-32C, of wide
-frames: polynomial 0x1EDC6F41 reflected, from and XOR 0xFFFFFFFF; 0xE3069283 of b"123456789".
+"""CRC-16 of the protocol in plain Python: polynomial 0x1021 reflected, from 0, no final XOR; 0x2189
+of b"123456789".
 
 The standard library computes the same polynomial with the bits the other way round
 (`binascii.crc_hqx`, "XMODEM"). Turning round the bits of every byte first, and those of the result
@@ -42,35 +40,3 @@ def crc16(data: bytes | bytearray | memoryview, start: int = 0) -> int:
     whole = data if isinstance(data, (bytes, bytearray)) else memoryview(data).tobytes()
     crc = crc_hqx(whole.translate(REVERSED_BITS), start)
     return REVERSED_BITS[crc & 0xFF] << 8 | REVERSED_BITS[crc >> 8]
-
-
-def _crc32c_of_byte(byte: int) -> int:
-    for _ in range(8):
-        byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
-    return byte
-
-
-CRC32C_TABLE = [_crc32c_of_byte(byte) for byte in range(256)]
-
-
-def crc32c(data: bytes | bytearray | memoryview, start: int = 0) -> int:
-    """The CRC-32C of data.
-
-    Args:
-        data: any number of bytes.
-        start: 0 for a new CRC, else the CRC of the bytes before.
-
-    Returns:
-        0 to 4,294,967,295. On the wire it stands high byte first.
-
-    Raises:
-        InvalidArgument: start is out of its bounds.
-    """
-    if not 0 <= start <= 0xFFFFFFFF:
-        raise InvalidArgument(
-            f"CRC start value is {start}: it must be 0 to 4,294,967,295, the CRC of the bytes before"
-        )
-    crc = start ^ 0xFFFFFFFF
-    for byte in memoryview(data).tobytes():
-        crc = CRC32C_TABLE[(crc ^ byte) & 0xFF] ^ crc >> 8
-    return crc ^ 0xFFFFFFFF

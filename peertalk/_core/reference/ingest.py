@@ -31,6 +31,8 @@ from peertalk.errors import InvalidArgument, InvalidState, OutOfMemory, Protocol
 START = 2
 """Bytes that tell the three headers from each other."""
 HEADER_MAX_PAYLOAD = 65_535
+LANDED_STEP = 8_192
+"""Bytes of a wide frame that come for as long as a full frame of that size may take."""
 
 _T = ord("T")
 _TRAILER_SIZES = {HEADER_SIZE: TRAILER_SIZE, COMPACT_HEADER_SIZE: 0}
@@ -76,8 +78,8 @@ class Ingest:
         """Take bytes of the stream; consumed says how many were taken.
 
         Returns:
-            The frames that became whole. When there is no memory or room for a cut frame, consumed
-            is where it starts in data (0 when its header was cut by an earlier call); give the same
+            The frames that became whole. When the pool has no buffer for a cut frame, consumed is
+            where it starts in data (0 when its header was cut by an earlier call); give the same
             bytes again from there.
 
         Raises:
@@ -130,7 +132,7 @@ class Ingest:
     def _begin_cut_frame(self, header: bytes) -> None:
         """The header of a cut frame is whole. OutOfMemory: nothing has changed."""
         if self._landings is not None and header.startswith(WIDE_START):
-            self._slice = self._landings.begin(header, cut=True)
+            self._slice = self._landings.begin(header)
             self.state = INGEST_WAIT_PAYLOAD
         else:
             self._begin_staging(header, self._judge_header(header))
@@ -144,7 +146,8 @@ class Ingest:
 
     def _end_slice(self, frames: list[Frame | Arrival]) -> None:
         if self._slice is not None and self._slice.is_whole:
-            frames.append(self._slice.end())
+            assert self._landings is not None
+            frames.append(self._landings.end())
             self._slice = None
             self.state = INGEST_WAIT_HEADER
 
@@ -176,8 +179,7 @@ class Ingest:
         """Take the wide frame whose header lies at the front of view, or what is there of it."""
         assert self._landings is not None
         header, rest = bytes(view[:WIDE_HEADER_SIZE]), view[WIDE_HEADER_SIZE:]
-        is_cut = len(rest) < int.from_bytes(header[4:8], "big")
-        self._slice = self._landings.begin(header, is_cut)
+        self._slice = self._landings.begin(header)
         self.state = INGEST_WAIT_PAYLOAD
         taken = self._slice.take(rest)
         self._end_slice(frames)
@@ -242,12 +244,16 @@ class Ingest:
             return WIDE_HEADER_SIZE + self._slice.come
         return self._staged_len or len(self._header)
 
+    @property
+    def landed_steps(self) -> int:
+        """How far a wide frame has come that is under way: what counts as a frame of its own for
+        the time that it may take."""
+        return 0 if self._slice is None else self.partial_len // LANDED_STEP
+
     def close(self) -> None:
-        """Give staging memory and room back; idempotent."""
+        """Give staging memory back; idempotent."""
         self._give_back_staging()
-        unfinished, self._slice = self._slice, None
-        if unfinished is not None:
-            unfinished.drop()
+        self._slice = None
         self._header = b""
         self.state = INGEST_INIT
 

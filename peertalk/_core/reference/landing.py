@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from peertalk._core.reference.crc import crc32c
+from peertalk._core.reference.crc32c import crc32c
 from peertalk._core.reference.wide import decode_wide_header
 from peertalk._core.reference.wire import bad_crc
-from peertalk._core.values import DATA, LANDED, REFUSE
+from peertalk._core.values import DATA, LANDED
 from peertalk._numbers import (
     ERR_INVALID_PARAM,
     ERR_INVALID_STATE,
@@ -22,7 +22,7 @@ from peertalk._numbers import (
     OK,
     WIDE_HEADER_SIZE,
 )
-from peertalk.errors import OutOfMemory, ProtocolError
+from peertalk.errors import ProtocolError
 
 LARGEST = 2**32 - 1
 """The highest id, and bytes of the longest message: what a wide header can say."""
@@ -31,8 +31,12 @@ COVERED = WIDE_HEADER_SIZE - 4
 """Bytes of a wide header that its CRC covers."""
 
 
-class Waiter(Protocol):
-    """What a link that found no room is asked."""
+class Lander(Protocol):
+    """What is asked of a link on which wide frames come."""
+
+    _landings: Landings
+    _landing: int
+    """Bytes of its unasked frame that was let in; 0: none."""
 
     def _go_on(self) -> None: ...
 
@@ -44,7 +48,7 @@ class LandingRoom:
     def __init__(self) -> None:
         self._limit = NO_LIMIT
         self._used = 0
-        self._waiting: dict[Waiter, None] = {}
+        self._waiting: dict[Lander, None] = {}
 
     @property
     def limit(self) -> int:
@@ -56,32 +60,32 @@ class LandingRoom:
         self._limit = limit
         self._call()
 
-    def take(self, size: int) -> None:
-        """Let a frame of size bytes in. OutOfMemory: there is no room for it beside others."""
-        if self._used and self._used + size > self._limit:
-            raise OutOfMemory(
-                f"{self._used:,} bytes are under way, {size:,} more are beyond the landing limit "
-                f"of {self._limit:,}"
-            )
-        self._used += size
+    def let_land(self, link: Lander) -> bool:
+        """Count the unasked frame that is cut on this link now, and no other. False: there is no
+        room for it beside others, and the link is told to go on when there is."""
+        wanted = link._landings.unasked
+        if link._landing == wanted:
+            return True
+        given_back, link._landing = link._landing, 0
+        self._used -= given_back
+        if given_back:
+            self._call()
+        if wanted and self._used and self._used + wanted > self._limit:
+            self._waiting[link] = None
+            return False
+        self._used += wanted
+        link._landing = wanted
+        return True
 
-    def give_back(self, size: int) -> None:
-        """A frame that take() let in has come, or never will: those who wait try again."""
-        self._used -= size
-        self._call()
-
-    def wait(self, link: Waiter) -> None:
-        """Ask this link to go on when there may be room."""
-        self._waiting[link] = None
-
-    def leave(self, link: Waiter) -> None:
+    def leave(self, link: Lander) -> None:
         """This link waits no more; nothing happens when it does not wait."""
         self._waiting.pop(link, None)
 
     def _call(self) -> None:
         waiting, self._waiting = self._waiting, {}
         for link in waiting:
-            link._go_on()
+            if self.let_land(link):
+                link._go_on()
 
 
 class Arrival(NamedTuple):
@@ -99,6 +103,7 @@ class Message:
     def __init__(self, total: int) -> None:
         self.total = total
         self.come = 0
+        self.forgotten = False
         self._memory: bytearray | None = bytearray(total)
 
     def put(self, data: memoryview) -> None:
@@ -122,12 +127,17 @@ class Message:
 
 
 class Landings:
-    """The messages that come to one link in wide frames. room: what its loop has for unasked
-    ones."""
+    """The messages that come to one link in wide frames."""
 
-    def __init__(self, room: LandingRoom) -> None:
-        self._room = room
+    def __init__(self) -> None:
         self._messages: dict[int, Message] = {}
+        self._under_way: Slice | None = None
+
+    @property
+    def unasked(self) -> int:
+        """Payload bytes of the frame that is under way, if that was not asked for; else 0."""
+        frame = self._under_way
+        return 0 if frame is None or frame.id or frame.message is None else frame.payload_len
 
     def expect(self, id: int, total: int) -> int:
         """Memory for a message that is granted. Returns OK, ERR_INVALID_STATE (the id is there
@@ -148,26 +158,31 @@ class Landings:
             self._messages[id].drop()
 
     def forget(self, id: int) -> None:
-        """No slice of the message is right any more; one that has begun is dropped."""
-        if id in self._messages:
-            self._messages.pop(id).drop()
+        """No slice of the message is right any more; of one that has begun that is said at its
+        end."""
+        message = self._messages.get(id)
+        if message is None:
+            return
+        message.drop()
+        if self._under_way is not None and self._under_way.message is message:
+            message.forgotten = True
+        else:
+            del self._messages[id]
 
     def landed(self, id: int) -> int:
         """Bytes of the message that have come; -1: it is unknown or forgone."""
         message = self._messages.get(id)
         return -1 if message is None or message.dropped else message.come
 
-    def begin(self, header: bytes, cut: bool) -> Slice:
-        """Judge a header, and find a place for what follows. cut: not all of the frame is here.
+    def begin(self, header: bytes) -> Slice:
+        """Judge a header, and find a place for what follows.
 
         Raises:
             ProtocolError: the frame is bad, or no such slice is expected.
-            OutOfMemory: there is no room for an unasked frame that is cut.
         """
         type, reason, payload_len, id, offset, total, crc = decode_wide_header(header)
-        frame = Slice(self, header, crc, payload_len)
+        frame = self._under_way = Slice(header, crc, payload_len)
         if type != DATA:
-            reason = reason if type == REFUSE else 0
             frame.arrival = Arrival(type | reason << 8, header[8:COVERED], 0)
             return frame
         if id:
@@ -183,69 +198,67 @@ class Landings:
                 )
             frame.message, frame.id = message, id
             return frame
-        if cut:
-            self._room.take(payload_len)
-            frame.reserved = payload_len
         frame.message = Message(total)
         return frame
 
+    def end(self) -> Arrival:
+        """The frame under way is whole. Returns what it brings.
+
+        Raises:
+            ProtocolError: BadCrc, or ERR_INVALID_PARAM: its message was forgotten meanwhile.
+        """
+        frame, self._under_way = self._under_way, None
+        assert frame is not None
+        frame.check()
+        if frame.arrival is not None:
+            return frame.arrival
+        assert frame.message is not None
+        if frame.message.forgotten:
+            raise ProtocolError(
+                f"a slice of message {frame.id}, which was forgotten", code=ERR_INVALID_PARAM
+            )
+        payload = frame.message.whole()
+        word = DATA
+        if payload is not None and frame.id:
+            word |= LANDED << 8 | frame.id << 24
+            del self._messages[frame.id]
+        return Arrival(word, payload, frame.payload_len)
+
     def close(self) -> None:
-        """Forget all messages."""
+        """Forget all messages, and the frame under way."""
         self._messages.clear()
+        self._under_way = None
 
 
 class Slice:
     """A wide frame whose header was judged, while its payload comes."""
 
-    def __init__(self, landings: Landings, header: bytes, crc: int, payload_len: int) -> None:
+    def __init__(self, header: bytes, crc: int, payload_len: int) -> None:
         self.id = 0
         self.message: Message | None = None
         self.arrival: Arrival | None = None
-        self.reserved = 0
+        self.payload_len = payload_len
         self.come = 0
-        self._landings = landings
         self._expected_crc = crc
         self._crc = crc32c(header[:COVERED])
-        self._payload_len = payload_len
 
     @property
     def is_whole(self) -> bool:
         """Whether the last byte has come."""
-        return self.come == self._payload_len
+        return self.come == self.payload_len
 
     def take(self, data: memoryview) -> int:
         """Bytes of the stream, of which those behind this frame are left alone. Returns how many
         were taken."""
-        piece = data[: self._payload_len - self.come]
+        piece = data[: self.payload_len - self.come]
         self._crc = crc32c(piece, self._crc)
         self.come += len(piece)
         if self.message is not None:
             self.message.put(piece)
         return len(piece)
 
-    def end(self) -> Arrival:
-        """The frame is whole. Returns what it brings.
-
-        Raises:
-            ProtocolError: BadCrc.
-        """
-        self.drop()
+    def check(self) -> None:
+        """Hold the CRC of all that came against that of the header. BadCrc: they differ."""
         if self._crc != self._expected_crc:
-            raise bad_crc(
-                "a wide frame", self._expected_crc, self._crc, COVERED + self._payload_len, 8
-            )
-        if self.arrival is not None:
-            return self.arrival
-        assert self.message is not None
-        payload = self.message.whole()
-        word = DATA
-        if payload is not None and self.id:
-            word |= LANDED << 8 | self.id << 24
-            self._landings.forget(self.id)
-        return Arrival(word, payload, self._payload_len)
-
-    def drop(self) -> None:
-        """Give room back; nothing happens a second time."""
-        reserved, self.reserved = self.reserved, 0
-        if reserved:
-            self._landings._room.give_back(reserved)
+            covered_len = COVERED + self.payload_len
+            raise bad_crc("a wide frame", self._expected_crc, self._crc, covered_len, 8)

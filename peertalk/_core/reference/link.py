@@ -78,7 +78,8 @@ class Link(Source):
         super().__init__(loop, fd, tag)
         self._pipeline = SendPipeline(depth, slot_size, True, packing, loop._door)
         self._output = Output(fd, self._pipeline)
-        self._landings = Landings(loop._landing)
+        self._landings = Landings()
+        self._landing = 0  # bytes of the unasked frame that was let in
         self._ingest = Ingest(max_payload, loop._door, self._landings if wide else None)
         self.max_message = min(FRAME_MAX_PAYLOAD, self._pipeline.slot_size - FRAME_OVERHEAD)
         """Longest payload of a DATA frame that may be sent now, in bytes."""
@@ -91,7 +92,6 @@ class Link(Source):
         self._wide_max = 0
         self._moved = 0  # tick at which bytes last left, or began to wait
         self._held: deque[Frame | Arrival] = deque()  # read, and of a later turn
-        self._rest = b""  # read behind these: a frame for which there was no room
         self._starved = False
         self._read_ended = False
         self._fault: tuple[int, int] | None = None  # why writing is over
@@ -342,8 +342,7 @@ class Link(Source):
     def held_bytes(self) -> int:
         """Bytes that were read and are handed on in later turns: the system does not count them as
         unread any more. Not those of a frame whose rest has not come."""
-        held = sum(FRAME_OVERHEAD + len(frame.payload or b"") for frame in self._held)
-        return held + len(self._rest)
+        return sum(FRAME_OVERHEAD + len(frame.payload or b"") for frame in self._held)
 
     @property
     def paused(self) -> bool:
@@ -527,16 +526,13 @@ class Link(Source):
     def _is_read(self) -> bool:
         return not (self._paused or self._starved or self._read_ended or self._state == LINK_ENDED)
 
-    def _starve(self, rest: bytes) -> None:
-        """There is no room for the frame that begins with these bytes: read nothing until there
-        is."""
-        self._rest = rest
+    def _starve(self) -> None:
+        """There is no room for the frame that has begun: read nothing until there is."""
         self._starved = True
-        self._loop._landing.wait(self)
         self._update_reading()
 
     def _go_on(self) -> None:
-        """There may be room."""
+        """There is room."""
         self._starved = False
         self._update_reading()
 
@@ -544,7 +540,7 @@ class Link(Source):
         if self._state != LINK_ENDED:
             self._update_frame_timer(False)
             self._update_interest()
-            if (self._held or self._rest) and self._is_read():
+            if self._held and self._is_read():
                 self._loop._holding[self] = None
 
     def _update_frame_timer(self, restart: bool) -> None:
@@ -569,11 +565,11 @@ class Link(Source):
         self._output.blocked = False
         self._want(0)
         self._loop._cancel(self._frame_key)
-        self._loop._landing.leave(self)
         self._ingest.close()
         self._landings.close()
+        self._loop._landing.leave(self)
+        self._loop._landing.let_land(self)
         self._held.clear()
-        self._rest = b""
         self._loop._holding.pop(self, None)
         self._loop._dirty[self] = None
 

@@ -264,7 +264,7 @@ class Loop:
         holding, self._holding = self._holding, {}
         for link in holding:
             if link._is_read():  # else it comes back when it is read again
-                read.take_held(
+                read.hand_on(
                     link, events, min(self._work_left, TURN_MAX_WORK if alone else LINK_MAX_WORK)
                 )
         for _ in range(self._io_budget):

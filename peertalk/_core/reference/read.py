@@ -1,8 +1,8 @@
 """What a turn of the reference core reads of its links, and what of that it takes apart.
 
 A turn is bounded by work, so a link may bring more than it may take apart: the rest is held, and
-comes in the next turns before anything else is read of that link. So does what a link had read when
-there was no room for a wide frame that is cut; until there is, the link starves, and is not read.
+comes in the next turns before anything else is read of that link. A link whose unasked wide frame
+is cut, and finds no room beside those of others, starves: it is not read until there is room.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def serve(link: Link, mask: int, events: list[Event], alone: bool) -> None:
     """Do what readiness allows; alone: as nobody else has anything to read, a whole receive
     buffer."""
     loop = link._loop
-    if mask & READ and link._interest & READ and not link._held and not link._rest:
+    if mask & READ and link._interest & READ and not link._held:
         if loop._work_left > 0:
             _read(
                 link,
@@ -83,17 +83,13 @@ def _read(link: Link, events: list[Event], size: int, work: int) -> int:
 def _take_apart(link: Link, data: memoryview, events: list[Event], work: int) -> None:
     """The frames of these bytes, handed on as far as work goes."""
     loop = link._loop
-    was_partial = link._ingest.partial_len > 0
+    was_partial, steps = link._ingest.partial_len > 0, link._ingest.landed_steps
     fault = 0
     frames: list[Frame | Arrival] = []
     try:
         frames = link._ingest.receive(data)
-        rest = data[link._ingest.consumed :]
-        if rest:
-            frames += _receive_without_pool(link, rest)
-            rest = rest[link._ingest.consumed :]
-        if rest:
-            link._starve(bytes(rest))
+        if link._ingest.consumed < len(data):
+            frames += _receive_starved(link, data[link._ingest.consumed :])
     except errors.ProtocolError as error:
         frames += error.frames
         fault = error.code
@@ -104,21 +100,15 @@ def _take_apart(link: Link, data: memoryview, events: list[Event], work: int) ->
         loop._crc_errors += fault == ERR_CRC
         link._end(fault, 0)
     else:
-        link._update_frame_timer(bool(frames) or not was_partial)
+        progress = bool(frames) or link._ingest.landed_steps != steps
+        link._update_frame_timer(progress or not was_partial)
+        if not loop._landing.let_land(link):
+            link._starve()
 
 
-def take_held(link: Link, events: list[Event], work: int) -> None:
-    """Go on with what was read in an earlier turn."""
-    if link._held:
-        hand_on(link, events, work)
-    else:
-        rest, link._rest = link._rest, b""
-        _take_apart(link, memoryview(rest), events, work)
-
-
-def _receive_without_pool(link: Link, data: memoryview) -> list[Frame | Arrival]:
-    """If it was the pool that lent no buffer for a cut frame, the spare one does, so that a link
-    never stands still with half a frame."""
+def _receive_starved(link: Link, data: memoryview) -> list[Frame | Arrival]:
+    """The pool lent no buffer for a cut frame: the spare one does, so that a link never stands
+    still with half a frame."""
     link._ingest._pool = link._loop._spare
     try:
         return link._ingest.receive(data)
@@ -152,7 +142,7 @@ def hand_on(link: Link, events: list[Event], work: int) -> None:
     if batch:
         events.append((BATCH, link.tag, size, batch))
     link._loop._work_left -= used
-    if (link._held or link._rest) and link._is_read():
+    if link._held and link._is_read():
         link._loop._holding[link] = None
 
 
@@ -185,11 +175,15 @@ def end_late_frame(link: Link, events: list[Event]) -> None:
     """The time of a cut frame is over. Its rest may lie in the system all the same, if it was
     this program that had no time: read once more before the link ends."""
     loop = link._loop
-    if link._held or link._rest or loop._work_left <= 0:
+    if link._held or loop._work_left <= 0:
         loop._arm(link._frame_key, link, 0.001)  # it waits for us
         return
-    partial = link._ingest.partial_len
-    received = link._frames_received + len(link._held)
+    partial, before = link._ingest.partial_len, _progress(link)
     _read(link, events, POSIX_SLOT_SIZE, loop._work_left)
-    if partial and link._is_read() and link._frames_received + len(link._held) == received:
+    if partial and link._is_read() and _progress(link) == before:
         link._end(ERR_TIMEOUT, 0)
+
+
+def _progress(link: Link) -> tuple[int, int]:
+    """What has come of a link: whole frames, and steps of a wide one."""
+    return link._frames_received + len(link._held), link._ingest.landed_steps

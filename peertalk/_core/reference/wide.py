@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 
 from peertalk import errors
-from peertalk._core.reference.crc import crc32c
+from peertalk._core.reference.crc32c import crc32c
 from peertalk._core.reference.wire import Data, bad_crc
 from peertalk._core.values import WideFrame, WideHeader
 from peertalk._numbers import (

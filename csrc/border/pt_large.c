@@ -1,0 +1,88 @@
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "pt_large.h"
+
+#include "pt_assert.h"
+
+/* The reference stands behind what the core knows. */
+typedef struct large_hold {
+    pt_hold base;
+    PyObject *bytes;
+} large_hold;
+
+typedef struct large_landing {
+    pt_landing base;
+    PyObject *bytes; /* NULL: forgone */
+} large_landing;
+
+/* A link may be closed by a call that has given the GIL up. */
+static void let_go(pt_hold *base)
+{
+    large_hold *hold = (large_hold *)base;
+    PyGILState_STATE state = PyGILState_Ensure();
+    PT_ASSERT(hold->bytes != NULL);
+    Py_DECREF(hold->bytes);
+    PyMem_Free(hold);
+    PyGILState_Release(state);
+}
+
+pt_hold *pt_large_hold(PyObject *bytes)
+{
+    PT_ASSERT(PyBytes_CheckExact(bytes));
+
+    large_hold *hold = PyMem_Malloc(sizeof *hold);
+    if (hold == NULL)
+        return NULL;
+    hold->base.let_go = let_go;
+    hold->bytes = bytes;
+    Py_INCREF(bytes);
+    return &hold->base;
+}
+
+static void drop(pt_landing *base)
+{
+    large_landing *landing = (large_landing *)base;
+    PyGILState_STATE state = PyGILState_Ensure();
+    PT_ASSERT((landing->bytes != NULL) || base->memory == NULL);
+    Py_XDECREF(landing->bytes);
+    PyMem_Free(landing);
+    PyGILState_Release(state);
+}
+
+pt_landing *pt_large_landing(uint32_t id, uint32_t total)
+{
+    PT_ASSERT(total != 0);
+
+    large_landing *landing = PyMem_Calloc(1, sizeof *landing);
+    if (landing == NULL)
+        return NULL;
+    landing->bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)total);
+    if (landing->bytes == NULL) {
+        PyErr_Clear();
+        PyMem_Free(landing);
+        return NULL;
+    }
+    landing->base.memory = (uint8_t *)PyBytes_AsString(landing->bytes);
+    landing->base.drop = drop;
+    landing->base.id = id;
+    landing->base.total = total;
+    return &landing->base;
+}
+
+PyObject *pt_large_bytes(pt_landing *base)
+{
+    large_landing *landing = (large_landing *)base;
+    PT_ASSERT(landing->bytes != NULL && base->received == base->total);
+
+    PyObject *bytes = landing->bytes;
+    PyMem_Free(landing);
+    return bytes;
+}
+
+void pt_large_forgo(pt_landing *base)
+{
+    large_landing *landing = (large_landing *)base;
+    base->memory = NULL;
+    Py_CLEAR(landing->bytes);
+}

@@ -1,0 +1,206 @@
+/* What is sent on a link: which frames it takes, and what happens when there is no room for one. */
+#include "pt_assert.h"
+#include "pt_loop_inside.h"
+
+int pt_link_slots_available(pt_context *context, pt_link *link)
+{
+    PT_ASSERT(link->pipeline.pending_count <= link->pipeline.depth);
+
+    if (context->ops == NULL)
+        return 0;
+    if (context->ops->send_slots_available != NULL)
+        return context->ops->send_slots_available(context, link);
+    return pt_pipeline_available(&link->pipeline);
+}
+
+/* Before a frame is refused, the system is offered what is there. 1 when it is worth trying again.
+ */
+static int make_room(pt_context *context, pt_link *link)
+{
+    if (link->blocked)
+        return 0;
+    int available = pt_link_slots_available(context, link);
+    pt_link_push(context, link);
+    if (link->state != PT_LINK_OPEN) {
+        pt_link_ask_for_turn(context);
+        return 0;
+    }
+    return pt_link_slots_available(context, link) > available;
+}
+
+/* PT_OK, or why no frame of this size can be sent on the link. */
+static int check_frame(const pt_link *link, uint8_t type, uint32_t payload_len)
+{
+    if (link->state != PT_LINK_OPEN)
+        return PT_ERR_NOT_CONNECTED;
+    if (payload_len > (type == PT_FRAME_DATA ? link->max_message : PT_FRAME_MAX_PAYLOAD))
+        return PT_ERR_MESSAGE_TOO_LARGE;
+    return PT_OK;
+}
+
+/* A caller that never stops sending must yet let the loop turn: PT_SEND_YIELD, else 0. */
+static int count_frame(pt_context *context, const pt_link *link, uint32_t payload_len)
+{
+    PT_ASSERT(payload_len <= PT_WIDE_MAX_PAYLOAD);
+
+    uint32_t most = link->pipeline.more ? PT_TURN_MANY_BYTES : PT_TURN_MAX_BYTES;
+    context->turn_messages++;
+    context->turn_bytes += payload_len;
+    return context->turn_messages >= PT_TURN_MAX_MESSAGES || context->turn_bytes >= most
+               ? PT_SEND_YIELD
+               : 0;
+}
+
+/* What happens when the pipeline says this, of the first attempt to send a frame. 1: try again. */
+static int may_retry(pt_context *context, pt_link *link, int *result)
+{
+    PT_ASSERT(*result < 0);
+
+    if (*result != PT_ERR_WOULD_BLOCK && *result != PT_ERR_NO_MEMORY)
+        return 0;
+    if (!make_room(context, link)) {
+        if (link->state != PT_LINK_OPEN)
+            *result = PT_ERR_NOT_CONNECTED;
+        return 0;
+    }
+    link->pipeline.refusals--; /* the caller has not been refused yet */
+    return 1;
+}
+
+/* A frame is in its slot: see to it that it leaves. Returns hints. */
+static inline int follow_up(pt_context *context, pt_link *link, int no_delay, uint32_t counted)
+{
+    PT_ASSERT(link->pipeline.pending_count != 0);
+
+    int hints = 0;
+    if (!link->in_line[PT_LINE_DIRTY] &&
+        !link->blocked) { /* a blocked link is pushed when it becomes ready */
+        pt_context_join(context, link, PT_LINE_DIRTY);
+        hints = PT_SEND_NEEDS_TURN;
+    }
+    hints |= count_frame(context, link, counted);
+    if (no_delay) {
+        pt_link_push(context, link);
+    } else {
+        while (link->pipeline.filling_count > 1 || link->pipeline.ripe) {
+            if (!pt_link_launch(context, link, 0))
+                break;
+        }
+    }
+    return hints;
+}
+
+int pt_link_send(pt_context *context, pt_link *link, uint8_t type, uint8_t flags,
+                 const uint8_t *payload, uint32_t payload_len)
+{
+    int refused = check_frame(link, type, payload_len);
+    if (refused != PT_OK)
+        return refused;
+
+    pt_send_pipeline *pipeline = &link->pipeline;
+    if (link->blocked)
+        pipeline->is_still = pt_link_still_ms(context, link) >= PT_STILL_MS;
+    int result = pt_pipeline_send(pipeline, type, flags, payload, payload_len);
+    if (result != PT_OK && may_retry(context, link, &result))
+        result = pt_pipeline_send(pipeline, type, flags, payload, payload_len);
+    if (result != PT_OK)
+        return result;
+    return follow_up(context, link, (flags & PT_FLAG_NO_DELAY) != 0, payload_len);
+}
+
+#if PT_WIDE
+uint32_t pt_link_slice_max(const pt_context *context, const pt_link *link)
+{
+    PT_ASSERT(link->pipeline.small_size <= link->pipeline.slot_size);
+
+    if (link->pipeline.small_size < PT_WIDE_HEADER_SIZE)
+        return 0;
+    return context->ops != NULL && context->ops->refers
+               ? PT_WIDE_MAX_PAYLOAD
+               : (uint32_t)link->pipeline.small_size - PT_WIDE_HEADER_SIZE;
+}
+#endif
+
+#if PT_WIDE
+int pt_link_send_wide(pt_context *context, pt_link *link, const pt_wide *wide, uint8_t flags,
+                      const uint8_t *payload, pt_hold *hold)
+{
+    PT_ASSERT(hold == NULL || payload != NULL);
+
+    if (link->state != PT_LINK_OPEN)
+        return PT_ERR_NOT_CONNECTED;
+    if (hold != NULL && !context->ops->refers)
+        return PT_ERR_INVALID_PARAM;
+    if (wide->payload_len > pt_link_slice_max(context, link))
+        return PT_ERR_MESSAGE_TOO_LARGE;
+
+    pt_send_pipeline *pipeline = &link->pipeline;
+    if (link->blocked)
+        pipeline->is_still = pt_link_still_ms(context, link) >= PT_STILL_MS;
+    int result = pt_pipeline_send_wide(pipeline, wide, payload, hold);
+    if (result != PT_OK && may_retry(context, link, &result))
+        result = pt_pipeline_send_wide(pipeline, wide, payload, hold);
+    if (result != PT_OK)
+        return result;
+    return follow_up(context, link, (flags & PT_FLAG_NO_DELAY) != 0, wide->payload_len);
+}
+#endif
+
+int pt_link_drain(pt_context *context, pt_link *link)
+{
+    const pt_platform_ops *ops = context->ops;
+    if (ops == NULL)
+        return PT_ERR_NOT_CONNECTED;
+    uint32_t limit = PT_DRAIN_TIMEOUT_TICKS * ops->ticks_per_second / PT_TICKS_PER_SECOND;
+    uint32_t start = ops->clock(context);
+    uint32_t passed = 0;
+    int waited = 0;
+    int result = PT_OK;
+    pt_link_push(context, link);
+    while (link->state == PT_LINK_OPEN && link->pipeline.pending_count != 0 && result == PT_OK) {
+        if (link->failed_code != PT_OK || ops->wait_send_completions == NULL) {
+            result = PT_ERR_WOULD_BLOCK;
+        } else if (passed >= limit) {
+            result = PT_ERR_TIMEOUT;
+        } else {
+            result =
+                ops->wait_send_completions(context, link, pt_context_ms(context, limit - passed));
+            passed = ops->clock(context) - start;
+            waited = 1;
+            link->blocked = 0; /* pushing finds out anew */
+            pt_link_push(context, link);
+        }
+    }
+    if (link->state != PT_LINK_OPEN)
+        result = PT_ERR_NOT_CONNECTED;
+    if (waited || result != PT_OK)
+        pt_link_ask_for_turn(context);
+    return result;
+}
+
+int pt_link_send_sync(pt_context *context, pt_link *link, uint8_t type, uint8_t flags,
+                      const uint8_t *payload, uint32_t payload_len)
+{
+    if (context->ops == NULL)
+        return PT_ERR_NOT_CONNECTED;
+    if (context->ops->tcp_send_async != NULL) {
+        int result = pt_link_send(context, link, type, flags, payload, payload_len);
+        if (result != PT_ERR_WOULD_BLOCK || context->ops->tcp_send == NULL)
+            return result;
+    }
+    int result = check_frame(link, type, payload_len);
+    if (result == PT_OK)
+        result = pt_link_drain(context, link);
+    if (result != PT_OK)
+        return result;
+
+    PT_ASSERT(link->pipeline.pending_count == 0); /* nothing can be overtaken */
+    result = pt_pipeline_send(&link->pipeline, type, flags, payload, payload_len);
+    if (result != PT_OK)
+        return result;
+    link->sync_sends++;
+    int hints = count_frame(context, link, payload_len) | PT_SEND_NEEDS_TURN;
+    if (pt_link_launch(context, link, 1))
+        pt_link_harvest(context, link);
+    return hints;
+}

@@ -1,0 +1,54 @@
+/* The state of a receiving machine, and the memory of the frame that is cut: what frames of every
+ * form have in common. */
+#include "pt_ingest_inside.h"
+
+#define NOWHERE  PT_NOWHERE
+#define INIT     PT_INGEST_INIT
+#define HEADER   PT_INGEST_WAIT_HEADER
+#define PAYLOAD  PT_INGEST_WAIT_PAYLOAD
+#define COMPLETE PT_INGEST_COMPLETE
+
+/* Following state, by state and step: init, stage, fill, hand on, fail, cleanup. */
+static const uint8_t NEXT[][6] = {
+    [INIT] = {HEADER, NOWHERE, NOWHERE, NOWHERE, NOWHERE, INIT},
+    [HEADER] = {NOWHERE, PAYLOAD, NOWHERE, NOWHERE, INIT, INIT},
+    [PAYLOAD] = {NOWHERE, NOWHERE, COMPLETE, NOWHERE, NOWHERE, INIT},
+    [COMPLETE] = {NOWHERE, NOWHERE, NOWHERE, HEADER, INIT, NOWHERE},
+};
+
+uint8_t pt_ingest_next(uint8_t state, uint8_t step)
+{
+    PT_ASSERT(state <= COMPLETE);
+    PT_ASSERT(step <= PT_INGEST_STEP_CLEANUP);
+
+    return NEXT[state][step];
+}
+
+void pt_ingest_give_back(pt_ingest *ingest, uint32_t used)
+{
+    PT_ASSERT(ingest->into == NULL || ingest->staging == NULL);
+
+    uint8_t *buffer = ingest->staging;
+    ingest->staging = NULL;
+    if (buffer != NULL)
+        pt_pool_release(ingest->pool, buffer, used);
+}
+
+void pt_ingest_start_over(pt_ingest *ingest, enum pt_ingest_step step, enum pt_ingest_state state)
+{
+    pt_ingest_give_back(ingest, ingest->state == PT_INGEST_WAIT_HEADER ? 0 : ingest->staged_len);
+    if (PT_WIDE && ingest->into != NULL && ingest->into->id == 0)
+        ingest->into->drop(ingest->into);
+    ingest->into = NULL;
+    ingest->staged_len = 0;
+    ingest->frame_len = 0;
+    pt_ingest_move(ingest, step, state);
+}
+
+int pt_ingest_fail(pt_ingest *ingest, int code)
+{
+    PT_ASSERT(code < 0);
+
+    pt_ingest_start_over(ingest, PT_INGEST_STEP_FAIL, INIT);
+    return code;
+}
