@@ -5,6 +5,11 @@ Of the classes that wait the highest goes first; after STREAK messages that went
 one of each waiting lower class goes. So a message at the head of its class waits for at most STREAK
 + 2 of higher classes, and within a class nothing overtakes, whatever its size.
 
+A class is blocked while the message at its head, a large one (large.py), waits for its grant: other
+classes go on as if nothing of it waited. The slices of a large message count like messages of its
+class; the message itself stays at the head until its last slice is handed on, so that it is sent
+again, whole, when the connection is lost before that.
+
 Invariant: bytes is the sum of the lengths of all waiting messages. A class is accepted while all
 that waits is below its part of the bounds (_EIGHTHS), so lower classes leave room for higher ones;
 besides, the first message of a class is always accepted, so none is shut out. Never: drops, blocks
@@ -117,6 +122,7 @@ class Outbox:
         "_keys",
         "_lanes",
         "_streak",
+        "blocked",
         "max_bytes",
         "max_messages",
     )
@@ -137,6 +143,9 @@ class Outbox:
         self._due = 0
         """Classes below this one have yet to hand on one message each; 0: none has."""
         self._keys: dict[Key, tuple[_Lane, int]] | None = None
+        self.blocked = 0
+        """Classes of which nothing goes for now, a sum of 1 << class. Whoever hands messages on
+        sets it, anew for each connection."""
 
     def put(
         self, data: Payload, number: int, priority: int = NORMAL, key: Key | None = None
@@ -204,11 +213,13 @@ class Outbox:
         return replaced
 
     def peek(self, count: int) -> list[Payload]:
-        """The messages to hand on next, all of one class, at most `count`; they stay."""
+        """The messages to hand on next, all of one class, at most `count`; they stay. Empty: none
+        waits, or the classes of all that wait are blocked."""
         priority = self._next()
-        lane = self._lanes[priority]
-        if lane is None:
+        if priority is None:
             return []
+        lane = self._lanes[priority]
+        assert lane is not None
         if self._due:
             count = min(count, 1)
         elif self._waits_below(priority):
@@ -225,13 +236,20 @@ class Outbox:
             InvalidArgument: fewer than that are waiting; nothing has changed.
         """
         priority = self._next()
-        lane = self._lanes[priority]
+        lane = None if priority is None else self._lanes[priority]
         waiting = 0 if lane is None else len(lane.payloads)
         if not 0 <= count <= waiting:
             raise InvalidArgument(f"{count:,} messages to drop: {waiting:,} are waiting")
         if lane is None or not count:
             return []
+        assert priority is not None
         ranges = self._take(lane, count)
+        self.went(priority, count)
+        return ranges
+
+    def went(self, priority: int, count: int = 1) -> None:
+        """So many messages of the class whose turn it is have been handed on, or so many slices of
+        the one at its head: whose turn is it now?"""
         if self._due:
             self._due = priority
         elif self._waits_below(priority):
@@ -240,7 +258,26 @@ class Outbox:
                 self._due, self._streak = priority, 0
         else:
             self._streak = 0
-        return ranges
+
+    def head(self) -> tuple[int, int, Payload] | None:
+        """The message to hand on next: its class, its number and its bytes. None: as peek()."""
+        priority = self._next()
+        if priority is None:
+            return None
+        lane = self._lanes[priority]
+        assert lane is not None
+        number = lane.first if lane.numbers is None else lane.numbers[0]
+        return priority, number, lane.payloads[0]
+
+    def behind(self, priority: int, count: int) -> list[tuple[int, Payload]]:
+        """Numbers and bytes of at most `count` messages of a class, those behind its head."""
+        lane = self._lanes[priority]
+        if lane is None:
+            return []
+        numbers: Iterable[int] = range(lane.first + 1, lane.first + 1 + count)
+        if lane.numbers is not None:
+            numbers = islice(lane.numbers, 1, 1 + count)
+        return list(zip(numbers, islice(lane.payloads, 1, 1 + count), strict=False))
 
     def _take(self, lane: _Lane, count: int) -> list[tuple[int, int]]:
         payloads, numbers = lane.payloads, lane.numbers
@@ -265,22 +302,25 @@ class Outbox:
             del self._keys[lane.keyed.popleft()[1]]
         return ranges
 
-    def _next(self) -> int:
-        """The class whose turn it is; LOW when nothing waits."""
-        lanes = self._lanes
+    def _next(self) -> int | None:
+        """The class whose turn it is; None when none has something that may go."""
+        lanes, blocked = self._lanes, self.blocked
         while self._due:
             lane = lanes[self._due - 1]
-            if lane is not None and lane.payloads:
+            if lane is not None and lane.payloads and not blocked >> (self._due - 1) & 1:
                 return self._due - 1
             self._due -= 1
-        for priority in (3, 2, 1):
+        for priority in (3, 2, 1, 0):
             lane = lanes[priority]
-            if lane is not None and lane.payloads:
+            if lane is not None and lane.payloads and not blocked >> priority & 1:
                 return priority
-        return 0
+        return None
 
     def _waits_below(self, priority: int) -> bool:
-        return any(lane is not None and lane.payloads for lane in self._lanes[:priority])
+        return any(
+            lane is not None and lane.payloads and not self.blocked >> below & 1
+            for below, lane in enumerate(self._lanes[:priority])
+        )
 
     def clear(self) -> list[tuple[int, int]]:
         """Take away all messages; their numbers as ranges, from the lowest on."""
@@ -449,6 +489,11 @@ class Handed(msgspec.Struct, gc=False, eq=False):
                 self._since += frames
             self.first += frames
         return told
+
+    def holds(self, number: int) -> bool:
+        """Whether the link was given this message and has not reported it."""
+        runs = self.runs or ()
+        return 0 < self.first <= number or any(run.first <= number <= run.last for run in runs)
 
     def rest(self) -> list[tuple[int, int]]:
         """What is not reported, as ranges, once it is sealed; it is forgotten."""

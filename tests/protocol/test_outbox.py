@@ -117,6 +117,74 @@ def numbered(outbox, priority, count, start=1):
 
 
 @given(
+    steps=st.lists(st.tuples(classes, st.integers(0, 20)), max_size=8),
+    blocked=st.lists(st.integers(0, 15), min_size=1, max_size=40),
+)
+def test_a_blocked_class_is_as_if_nothing_of_it_waited(steps, blocked):
+    """It may wait for its grant for as long as a receiver likes; the others have their turns."""
+    outbox = Outbox(100_000, 1_000_000)
+    lanes = {priority: deque() for priority in Priority}
+    number = 0
+    for priority, many in steps:
+        for _ in range(many):
+            number += 1
+            lanes[priority].append(number)
+            assert outbox.put(bytes(3), number, priority) == 0
+    for mask in [*blocked, 0]:
+        outbox.blocked = mask
+        for _ in range(3):
+            free = [each for each in Priority if lanes[each] and not mask >> each & 1]
+            head = outbox.head()
+            assert (head is None) == (not free) == (not outbox.peek(5))
+            if head is None:
+                break
+            priority, first, _ = head
+            assert priority in free and first == lanes[priority][0]
+            behind = [each for each, _ in outbox.behind(priority, 2)]
+            assert behind == list(lanes[priority])[1:3]
+            assert outbox.drop(1) == [(lanes[priority].popleft(),) * 2]
+    outbox.blocked = 0
+    assert len(outbox) == sum(map(len, lanes.values()))
+
+
+def test_a_blocked_class_loses_its_due_turn_and_has_the_next():
+    outbox = Outbox(100, 1_000)
+    numbered(outbox, Priority.LOW, 1)
+    numbered(outbox, Priority.HIGH, 40, start=2)
+    assert len(outbox.peek(50)) == STREAK
+    outbox.drop(STREAK)
+    assert outbox.head()[0] == Priority.LOW, "its turn is due"
+    outbox.blocked = 1 << Priority.LOW
+    assert outbox.head()[0] == Priority.HIGH and len(outbox.peek(50)) == 24
+    outbox.blocked = 0
+    assert len(outbox.peek(50)) == STREAK
+
+
+def test_what_went_without_leaving_counts_for_whose_turn_it_is():
+    """Each slice of a large message is one message to those that wait."""
+    outbox = Outbox(100, 1_000)
+    numbered(outbox, Priority.LOW, 1)
+    numbered(outbox, Priority.HIGH, 1, start=2)
+    for _ in range(STREAK):
+        assert outbox.head()[:2] == (Priority.HIGH, 2)
+        outbox.went(Priority.HIGH)
+    assert outbox.head()[:2] == (Priority.LOW, 1)
+    outbox.went(Priority.LOW)
+    assert outbox.head()[:2] == (Priority.HIGH, 2) and len(outbox) == 2
+
+
+def test_numbers_behind_the_head_are_told_with_gaps_and_without():
+    outbox = Outbox(100, 1_000)
+    assert outbox.head() is None and outbox.behind(Priority.LOW, 3) == []
+    for number in (4, 5, 9):
+        outbox.put(b"x" * number, number, Priority.LOW)
+    assert outbox.head() == (Priority.LOW, 4, b"x" * 4)
+    assert [each for each, _ in outbox.behind(Priority.LOW, 8)] == [5, 9]
+    outbox.drop(1)
+    assert [each for each, _ in outbox.behind(Priority.LOW, 1)] == [9]
+
+
+@given(
     steps=st.lists(st.tuples(classes, st.integers(0, 40)), max_size=12),
     takes=st.lists(st.integers(1, 300), min_size=1, max_size=30),
 )
