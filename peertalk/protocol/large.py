@@ -8,8 +8,9 @@ Sender. The message at the head of a class stays there until its last slice is h
 The next few large ones of its class are offered already, so that a lot of them is not bound by
 round trips. An offer ends when its message is whole, when its message was replaced or has failed
 (WITHDRAWN), or when the receiver has taken back its grant (LOST): then the message is offered
-again, from its beginning and under another id. So are those of its class that were offered behind
-it: else these would hold what it waits for.
+again, from its beginning and under another id. The offers of a class are made in its order: where
+a message is offered (again) behind whose place others were offered, those are withdrawn first. Else
+they would hold the budget that it waits for, and wait for it.
 
 Receiver. Offers stand in one line. The first one that may come has its grant as soon as its whole
 length fits into the budget, or nothing else is granted. A grant that does not move is taken back
@@ -160,7 +161,8 @@ class Offering:
         return self._heads[priority]
 
     def begin(self, priority: int, number: int) -> bool:
-        """A message that is too long for a frame has its turn. False: it is to be offered first."""
+        """A message that is too long for a frame has its turn. False: it is to be offered first,
+        and withdraw() before that."""
         offer = self._lanes[priority].get(number)
         if offer is not None:
             self._heads[priority] = offer
@@ -182,15 +184,18 @@ class Offering:
         before the next is asked for.
 
         Args:
-            behind: their numbers and bytes.
+            behind: numbers and bytes of these, in order.
             longest: bytes of a message that needs no offer.
             limit: bytes of one that the peer takes; a longer one fails when its turn comes.
         """
-        lane = self._lanes[priority]
-        for number, payload in behind:
+        lane, following = self._lanes[priority], deque(behind)
+        for _ in range(sum(number in lane for number, _ in following)):
+            while following.popleft()[0] not in lane:
+                pass  # before one that is offered: not before it has its turn
+        for number, payload in following:
             if len(lane) > AHEAD:
                 return
-            if longest < len(payload) <= limit and number not in lane:
+            if longest < len(payload) <= limit:
                 yield self.next_offer(priority, number, payload)
 
     def granted(self, id: int) -> bool:
@@ -215,11 +220,15 @@ class Offering:
         if offer is None:
             done = next((number for done, number in self._done if done == id), 0)
             return Refused((id,), done) if done else Refused()
-        lane = self._lanes[offer.priority]
-        ids = tuple(each.id for each in lane.values() if each.stage is not Stage.REFUSED)
-        for each in list(lane.values()):
+        return Refused(self.withdraw(offer.priority))
+
+    def withdraw(self, priority: int) -> tuple[int, ...]:
+        """End all offers of a class, whose messages are to be offered anew. Returns their ids, of
+        which the receiver is to hear WITHDRAWN."""
+        offers = list(self._lanes[priority].values())
+        for each in offers:
             self._remove(each)
-        return Refused(ids)
+        return tuple(each.id for each in offers if each.stage is not Stage.REFUSED)
 
     def replaced(self, number: int) -> int:
         """A message has given its place to another. Returns the id of its offer, of which the

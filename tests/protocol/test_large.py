@@ -95,6 +95,7 @@ class Sender:
             return True
         if offer is None:
             if not self.offering.begin(priority, number):
+                self._withdraw(*self.offering.withdraw(priority))
                 self._offer(self.offering.next_offer(priority, number, payload))
                 assert self.offering.begin(priority, number)
         else:
@@ -436,6 +437,30 @@ def test_a_message_that_is_replaced_while_it_moves_stops_between_slices():
     while sender.step():
         sender.referred = 0
     assert sender.handed == [later]
+
+
+@pytest.mark.parametrize("former", [MIB, 5], ids=["a large one", "a small one"])
+def test_what_takes_a_place_before_others_is_offered_before_them(former):
+    """Else these would hold what it waits for until it goes, and wait for it."""
+    sender, receiver = Sender(), Receiver(3 * MIB, 16 * MIB)
+    sender.put(MIB)
+    sender.put(former, key="a")
+    for _ in range(2):
+        sender.put(MIB)
+    sender.step()
+    while sender.wire:
+        receiver.hear(0, sender.wire.popleft())
+    assert receiver.grants.held == 3 * MIB
+    last = sender.put(3 * MIB, key="a")
+    for _ in range(100):
+        sender.referred = 0
+        while receiver.answers[0]:
+            sender.hear(receiver.answers[0].popleft())
+        while sender.step() or sender.wire:
+            sender.referred = 0
+            while sender.wire:
+                receiver.hear(0, sender.wire.popleft())
+    assert receiver.delivered[0] == [1, last, 3, 4]
 
 
 def test_a_small_message_that_replaces_a_large_one_waits_for_no_grant():
