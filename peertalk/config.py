@@ -198,6 +198,23 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             1024, 1024**3, "Payload that may wait for the application before senders are slowed."
         ),
     ] = 4 * 1024**2
+    max_message: Annotated[
+        int,
+        _bytes(
+            1,
+            2**31 - 1,
+            "Longest message, either way; above 8 KiB between peertalk nodes only. Lowmem core by "
+            "default: 1 KiB.",
+        ),
+    ] = 16 * 1024**2
+    receive_large_bytes: Annotated[
+        int,
+        _bytes(
+            1024,
+            1024**4,
+            "Memory for messages above 256 KiB on their way here; a longer one comes alone.",
+        ),
+    ] = 64 * 1024**2
     flags: Annotated[
         int,
         _count(
@@ -301,6 +318,8 @@ class NodeOptions(TypedDict, total=False):
     send_queue_size: int | None
     send_queue_bytes: int | str | None
     receive_queue_bytes: int | str | None
+    max_message: int | str | None
+    receive_large_bytes: int | str | None
     flags: int | None
     announce_interval: float | str | None
     peer_timeout: float | str | None

@@ -353,9 +353,10 @@ class Node(AnyNode[Peer]):
         Raises:
             WrongType, InvalidArgument, InvalidState (the node is closed): it was sent to nobody.
         """
-        payload, seconds = bytes(payload_of(data)), parse_timeout(timeout)
-        priority = check_choices(priority, key)
         engine = self._here
+        payload = bytes(payload_of(data, engine.traffic.max_message))
+        seconds = parse_timeout(timeout)
+        priority = check_choices(priority, key)
         sent: Broadcast[Peer] = Broadcast(engine, payload, priority, key, no_delay)
         if seconds == 0:
             return sent.result()

@@ -52,7 +52,8 @@ class Peer(door.AnyPeer):
         timeout=None)
 
         Args:
-            data: 0 to max_message bytes. It is copied: the buffer is free as soon as send returns.
+            data: 0 to max_message bytes. The buffer is free as soon as send returns: a long bytes
+                object is kept until it is sent, all else is copied.
             priority: its class. Higher ones overtake what waits of lower ones, without starving
                 them; order is kept within a class. The peer's pressure refuses lower ones first:
                 send then waits until it falls.
@@ -87,7 +88,7 @@ class Peer(door.AnyPeer):
                     if remote.transport.crowded:
                         return await _rested(number)
                 return number
-        return await self._send_in_line(payload_of(data), **options)
+        return await self._send_in_line(payload_of(data, self._remote.own_max_message), **options)
 
     def send_nowait(
         self,
@@ -109,10 +110,10 @@ class Peer(door.AnyPeer):
                 ("pressure"); nothing has changed.
             MessageTooLarge, WrongType, InvalidArgument: as send().
         """
-        payload = payload_of(data)
+        remote = self._remote
+        payload = payload_of(data, remote.own_max_message)
         if priority is not NORMAL or key is not None:
             priority = check_choices(priority, key)
-        remote = self._remote
         if threading.get_ident() != remote.transport.thread:
             remote.accept_from_afar(bytes(payload), no_delay, priority, key)
             return 0
@@ -148,10 +149,10 @@ class Peer(door.AnyPeer):
         priority = check_choices(priority, None)
         seconds = parse_timeout(timeout)
         check_here(self._remote.transport)
-        with Drawing(
-            payloads, self._remote.chunk, self._remote.transport.core.all_bytes
-        ) as drawing:
-            chunks = door.Chunks(self._remote, priority, drawing)
+        remote = self._remote
+        all_bytes, most = remote.transport.core.all_bytes, remote.own_max_message
+        with Drawing(payloads, remote.chunk, all_bytes, most) as drawing:
+            chunks = door.Chunks(remote, priority, drawing)
             await within(_all_accepted(chunks), seconds, chunks, chunks.whom)
         return drawing.accepted
 

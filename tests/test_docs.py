@@ -327,7 +327,7 @@ def most_of(profile):
         "budget of the pool": (asked["pool_bytes"], 1),
         "slots of one whole frame": (frame, SLOT_SHARE * links),
         "staging buffer": (frame, links),
-        "message in fragments": (cost(max(world.max_message(core), FRAGMENTED_MAX)), links),
+        "message in fragments": (cost(max(world.max_frame(core), FRAGMENTED_MAX)), links),
         "borrowed slots": (cost(settings.pipeline_depth * sizeof("pt_send_slot")), links),
         "`pt_link` and its `pt_reassembly`": (sizeof("pt_link") + sizeof("pt_reassembly"), links),
         "tables of the loop": (parts["context"] + parts["loop"] + parts["wheel"], 1),

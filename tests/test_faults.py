@@ -256,8 +256,9 @@ async def test_nothing_is_taken_back_of_what_the_other_side_has_read_before_it_l
 async def test_what_still_waited_when_the_link_broke_is_sent_after_the_reconnect(core):
     """At most once across the loss of a link: what was in flight is `unknown`, what waited arrives,
     and nothing comes twice or overtakes."""
+    in_frames = {"core": core.name, "max_message": core.limits.frame_max_payload}
     async with (
-        pt.Node("ada", **loopback(core=core.name, send_queue_size=50)) as ada,
+        pt.Node("ada", **loopback(send_queue_size=50, **in_frames)) as ada,
         pt.Node("bob", **loopback(receive_queue_bytes=1024)) as bob,
     ):
         peer = await ada.connect(bob.address, timeout=GUARD)

@@ -29,6 +29,11 @@ import peertalk as pt
 # Sending and receiving
 
 
+def in_frames(core, **more):
+    """Options of nodes whose longest message is one frame: tests/test_large.py has the others."""
+    return {"core": core.name, "max_message": core.limits.frame_max_payload, **more}
+
+
 async def test_each_accepted_message_arrives_once_and_in_order_whatever_is_cancelled(
     core, rounds, seed_printed
 ):
@@ -40,11 +45,8 @@ async def test_each_accepted_message_arrives_once_and_in_order_whatever_is_cance
     """
     total = rounds(5_000, 1_000_000)
     dice = seed_printed
-    async with pair(core=core.name, send_queue_size=8, receive_queue_bytes=64 * 1024) as (
-        ada,
-        bob,
-        peer,
-    ):
+    options = in_frames(core, send_queue_size=8, receive_queue_bytes=64 * 1024)
+    async with pair(**options) as (ada, bob, peer):
         events = ada.events()
         accepted, arrived, sent = [], [], [0]
         last = b"last"
@@ -112,7 +114,7 @@ def seed_printed():
 
 async def test_empty_and_largest_messages_of_every_kind_arrive_as_they_were(core):
     """bytes, bytearray, memoryview and str; nothing at all and exactly the limit."""
-    async with pair(core=core.name) as (_, bob, peer):
+    async with pair(**in_frames(core)) as (_, bob, peer):
         limit = core.limits.frame_max_payload
         assert peer.max_message == limit
         largest = bytes(range(256)) * (limit // 256)
@@ -179,7 +181,7 @@ async def test_a_node_whose_asynchronous_sending_is_off_says_the_same_to_the_wir
 async def test_two_nodes_whose_asynchronous_sending_is_off_lose_nothing(core):
     """The blocking table carries whole nodes: both ways, from the empty message to the largest,
     with an outcome for each."""
-    async with pair(core=core.name, async_send=False) as (ada, bob, peer):
+    async with pair(**in_frames(core, async_send=False)) as (ada, bob, peer):
         largest = peer.max_message
         sizes = [0, 1, 63, 64, 1_000, largest - 1, largest] * 5
         for number, size in enumerate(sizes):
@@ -289,7 +291,8 @@ async def test_a_buffer_is_free_for_reuse_as_soon_as_send_returns(core):
 async def test_send_nowait_refuses_when_there_is_no_room_and_nothing_is_lost(core):
     """WouldBlock is the one honest way to not wait; it has a reason, and the numbers go on without
     a gap."""
-    async with pair(core=core.name, send_queue_size=4, receive_queue_bytes=4096) as (_, bob, peer):
+    options = in_frames(core, send_queue_size=4, receive_queue_bytes=4096)
+    async with pair(**options) as (_, bob, peer):
         data = bytes(peer.max_message)
         accepted = refusals = 0
         while refusals < 5:
@@ -689,8 +692,8 @@ async def test_no_call_overtakes_an_earlier_one_of_its_class_whatever_they_are_a
     """Several tasks, each with calls of every kind, some cancelled; a reader that is slow at times.
     What was called first arrives first; what was accepted arrives once; what was not never does."""
     dice, arrived, over = seed_printed, {0: [], 1: [], 2: []}, False
-    options = {"send_queue_size": 16, "receive_queue_bytes": 64 * 1024}
-    async with pair(core=core.name, **options) as (ada, bob, peer):
+    options = in_frames(core, send_queue_size=16, receive_queue_bytes=64 * 1024)
+    async with pair(**options) as (ada, bob, peer):
         callers = Callers(ada, peer, dice, rounds(4_000, 400_000))
 
         async def reader():

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from .addresses import Address
+from .large import Offering, Word
 from .outbox import Handed, Pieces
 from .rare import Rare
 
@@ -55,6 +56,8 @@ OWES_PRESSURE = 1
 """A CAPABILITY with our pressure found no room and leaves when there is some."""
 OWES_PING = 2
 """Likewise a PING that somebody waits for."""
+OWES_WIDE = 4
+"""Likewise what is to be said about large messages; see unsaid of a Connection."""
 
 
 NOBODY: frozenset[int] = frozenset()
@@ -135,8 +138,9 @@ class Connection:
     that PONG will measure nothing; pressure: the level of ours that the other side was told last, 0
     to 3; owed: what waits for room, a sum of OWES_*; rejection: why we send the peer away; slow: it
     counts as classic for want of a word, and may be one of ours yet; due: when its link is looked
-    at next, inf while it has none; vigil: what that look must remember; socket, link and timer
-    belong to the runtime.
+    at next, inf while it has none; vigil: what that look must remember; offering: the large
+    messages on their way, None before the first; unsaid: GRANT, REFUSE for which there was no room;
+    socket, link and timer belong to the runtime.
     """
 
     __slots__ = (
@@ -166,6 +170,7 @@ class Connection:
     deadline = Rare(math.inf)
     failure = Rare[errors.PeerTalkError | None](None)
     left = Rare[float | None](None)
+    offering = Rare[Offering | None](None)
     on_end = Rare[tuple[Callable[[], object], ...]](())
     pinged = Rare[float | None](None)
     reached = Rare[tuple[Any, ...]](())
@@ -174,6 +179,7 @@ class Connection:
     slow = Rare(False)
     spoilt = Rare(False)
     timer = Rare[Any](None)
+    unsaid = Rare[tuple[Word, ...]](())
     vigil = Rare[Any](None)
 
     def __init__(

@@ -98,6 +98,16 @@ def error_of(
     return errors.from_code(code, f"the link to {who} failed: {said}{detail}", name)
 
 
+def not_agreed(connection: Connection, id: int, total: int) -> errors.PeerTalkError:
+    """What the connection ends with on which a large message was offered, granted or refused
+    against the rules."""
+    text = (
+        f"{connection.who} said of a large message (id {id:,}, {total:,} bytes) what the protocol "
+        "does not allow; the link is closed"
+    )
+    return errors.from_decoder(ERR_INVALID_PARAM, text, connection.name)
+
+
 def lost(peer: Peer, error: errors.PeerTalkError | None) -> errors.PeerTalkError:
     """What who waits for something of a peer hears when its connection has ended so."""
     if isinstance(error, errors.ConnectionClosed | errors.ConnectionRefused):

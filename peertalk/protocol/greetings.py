@@ -119,8 +119,8 @@ def later(said: bytes | None, known: bytes | None, *, dialled: bool) -> Later:
 
 
 def renewed(said: Capabilities, known: Capabilities | None) -> Capabilities:
-    """What holds of a peer from now on: what it says last, but for who it is, where that is left
-    out."""
+    """What holds of a peer from now on: what it says last, but for who it is, and that it takes the
+    wide form, where those are left out."""
     if known is None or known.instance is None or said.instance not in (None, known.instance):
         return said
     return msgspec.structs.replace(
@@ -129,6 +129,7 @@ def renewed(said: Capabilities, known: Capabilities | None) -> Capabilities:
         name=said.name or known.name,
         port=said.port or known.port,
         datagram_port=said.datagram_port or known.datagram_port,
+        largest=said.largest or known.largest,
     )
 
 

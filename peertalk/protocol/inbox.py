@@ -297,20 +297,33 @@ class Inbox(Outlet[P]):
         limit: cost in bytes above which it is full.
         on_room: called with an outlet whose paused links are to be read again.
         on_stall: called with an outlet when the first of its links is paused.
+        on_settled: called when something that must_wait() need not wait any more, paused or not.
     """
 
-    __slots__ = ("_alone", "flooded", "full", "limit", "on_room", "on_stall", "queues", "total")
+    __slots__ = (
+        "_alone",
+        "flooded",
+        "full",
+        "limit",
+        "on_room",
+        "on_settled",
+        "on_stall",
+        "queues",
+        "total",
+    )
 
     def __init__(
         self,
         limit: int,
         on_room: Callable[[Outlet[P]], None],
         on_stall: Callable[[Outlet[P]], None] = lambda _: None,
+        on_settled: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(self)
         self.limit = limit
         self.on_room = on_room
         self.on_stall = on_stall
+        self.on_settled = on_settled
         self.total = 0
         self.full = False
         self.flooded = False
@@ -364,8 +377,11 @@ class Inbox(Outlet[P]):
             for each in (self, *self._alone):
                 if each.paused:
                     self.on_room(each)
-        elif not outlet.cost and outlet.paused:
-            self.on_room(outlet)
+            self.on_settled()
+        elif not outlet.cost:
+            if outlet.paused:
+                self.on_room(outlet)
+            self.on_settled()
 
     def lift(self, limit: int) -> None:
         """Have another limit; whoever waits for room has it, if there is."""
@@ -466,3 +482,4 @@ class Inbox(Outlet[P]):
             if each.paused and not self.must_wait(each):
                 self.on_room(each)
             each.ease()
+        self.on_settled()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .. import errors
 from .._core import Limits
-from .._numbers import FRAME_OVERHEAD
+from .._numbers import FRAME_OVERHEAD, MESSAGE_LIMIT_MAX, MESSAGE_LIMIT_MIN
 from .connections import Connection
 from .outbox import Priority, piece_size
 from .peer import FRAGMENTED_MAX, Peer
@@ -22,34 +22,58 @@ _CHUNK_BYTES = 512 * 1024
 """What send_many draws at once at most, and hands over before those who wait behind it have their
 turn."""
 _OURS = "of this core"
+_CHOSEN = "Config.max_message"
+
+
+def own_limit(wanted: int, frame: int, core: Limits, *, chosen: bool) -> int:
+    """Bytes of the longest message that a node takes and sends. Where nobody has chosen, a core for
+    little memory takes what one of its frames holds.
+
+    Args:
+        wanted: Config.max_message; chosen: it is no default.
+        frame: what one frame of the original's form holds here.
+    """
+    if wanted <= MESSAGE_LIMIT_MAX or (not chosen and core.frame_max_payload < MESSAGE_LIMIT_MAX):
+        return min(wanted, frame)
+    return wanted
+
+
+def said_of_us(largest: int, frame: int) -> tuple[int, int | None]:
+    """What a CAPABILITY says for a node that takes messages of so many bytes: MAX_MESSAGE, and the
+    longest in the wide form, None where that is no longer. frame: as own_limit()."""
+    in_a_frame = min(frame, max(MESSAGE_LIMIT_MIN, largest))
+    return in_a_frame, largest if largest > MESSAGE_LIMIT_MAX else None
 
 
 def limit_of(peer: Peer, connection: Connection | None) -> tuple[int, str]:
     """Bytes of the largest message to a peer, and whose limit that is, as errors say it.
     connection: that is used; None: there is none."""
-    ours = peer.own_max_message
-    if (
-        connection is None
-        or connection.link is None
-        or connection.link.max_message >= ours
-        or connection.slow
-    ):
-        return ours, _OURS
+    ours, frame = peer.own_max_message, peer.own_max_frame
+    unconnected = connection is None or connection.link is None
+    if (unconnected and not peer.classic) or (connection is not None and connection.slow):
+        return ours, _CHOSEN if ours != frame else _OURS
+    if largest := 0 if unconnected else peer.largest:
+        return largest, _CHOSEN if largest == ours else "its longest message"
+    whose_ours = _CHOSEN if ours < frame else _OURS
+    ours = min(ours, frame)
+    if connection is None or connection.link is None or connection.link.max_message >= ours:
+        return ours, whose_ours
     limit: int = connection.link.max_message
     said = peer.capabilities is not None
     whose = "its MAX_MESSAGE" if said else "a classic peer that has not said more"
     if not peer.classic or limit >= FRAGMENTED_MAX or not piece_size(limit):
         return limit, whose
     if ours <= FRAGMENTED_MAX:
-        return ours, _OURS
+        return ours, whose_ours
     fragments = "what a classic peer puts together of fragments; in one frame it takes"
     return FRAGMENTED_MAX, f"{fragments} {limit:,}, {whose}"
 
 
 def of_link(peer: Peer, capabilities: Capabilities | None) -> int:
-    """Bytes that a link may carry in one frame to a peer that has said this of itself."""
+    """Bytes that a link may carry in one frame of the original's form to a peer that has said this
+    of itself."""
     theirs = CLASSIC_LIMIT if capabilities is None else capabilities.max_message
-    return min(peer.own_max_message, theirs)
+    return min(peer.own_max_message, peer.own_max_frame, theirs)
 
 
 def too_large(peer: Peer, connection: Connection | None, size: int) -> errors.MessageTooLarge:
@@ -60,6 +84,24 @@ def too_large(peer: Peer, connection: Connection | None, size: int) -> errors.Me
         "send it in parts"
     )
     return errors.MessageTooLarge(text, peer=peer.name)
+
+
+def refused_there(peer: Peer, size: int) -> errors.MessageTooLarge:
+    """The error for a message that a peer was offered and does not take."""
+    text = (
+        f"message of {size:,} bytes to peer {peer.name!r}: the peer refused it as too large; send "
+        "it in parts"
+    )
+    return errors.MessageTooLarge(text, peer=peer.name)
+
+
+def dropped_there(peer: Peer) -> errors.Timeout:
+    """The error for a message that was sent when its receiver had given its memory to others."""
+    text = (
+        f"peer {peer.name!r} waited for its Config.link_timeout for the next part of the message, "
+        "and dropped what came later; send it again"
+    )
+    return errors.Timeout(text, peer=peer.name)
 
 
 def chunk(size: int, core: Limits, depth: int) -> int:
@@ -105,7 +147,7 @@ def queue_of(
     elif connected and lowest > Priority.LOW:
         reason = "pressure"
     elif outbox is not None:
-        reason = "slots" if connected else "connection"
+        reason = "connection" if not connected else "grant" if outbox.blocked else "slots"
     return QueueStatus(
         pending=peer.accepted - peer.reported,
         capacity=capacity,

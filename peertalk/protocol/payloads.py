@@ -29,8 +29,8 @@ else:
 Payload = Buffer | str
 """What can be sent: bytes as they are, any contiguous buffer as its bytes, str as UTF-8."""
 
-_CHUNK_FIRST = 64
-"""Messages that are drawn before it is known how long they are."""
+_CHUNK_FIRST = 1
+"""Messages that are drawn before it is known how long they are: a large one is memory enough."""
 
 
 class SendOptions(TypedDict, total=False):
@@ -43,15 +43,18 @@ class SendOptions(TypedDict, total=False):
     timeout: float | str | None
 
 
-def payload_of(data: Payload) -> bytes | bytearray | memoryview:
+def payload_of(data: Payload, most: int = STREAM_MAX) -> bytes | bytearray | memoryview:
     """The bytes to send: a view of plain bytes is given as it is, every other buffer is copied, so
     that nothing of it is held when the call is over.
+
+    Args:
+        most: bytes of a buffer that is worth a copy; at first what a stream takes.
 
     Raises:
         WrongType: data is nothing that can be sent.
         InvalidArgument: it has no bytes to send now: a view that was released, a map that was
             closed, text that UTF-8 cannot hold.
-        MessageTooLarge: a buffer that not even a stream takes.
+        MessageTooLarge: a buffer that would have to be copied is longer.
     """
     if type(data) is bytes or type(data) is bytearray:
         return data  # a class of the program's own may say another length than its bytes have
@@ -80,10 +83,9 @@ def payload_of(data: Payload) -> bytes | bytearray | memoryview:
             raise errors.WrongType(
                 f"a message is contiguous: this {kind} has gaps; send bytes() of it"
             )
-        if view.nbytes > STREAM_MAX:
+        if view.nbytes > most:
             raise errors.MessageTooLarge(
-                f"this {kind} has {view.nbytes:,} bytes: the limit of a stream is {STREAM_MAX:,}, "
-                "that of a message is lower; send it in parts"
+                f"this {kind} has {view.nbytes:,} bytes: the limit is {most:,}; send it in parts"
             )
         return view.tobytes()
 
@@ -108,6 +110,7 @@ class Drawing:
         payloads: what was given.
         chunk: how many messages of such a length make one.
         all_bytes: whether a list holds nothing else; see Core.
+        most: bytes of the longest message that may be sent.
 
     accepted: how many of them were, for whoever sends them to count.
 
@@ -120,6 +123,7 @@ class Drawing:
         payloads: Iterable[Payload],
         chunk: Callable[[int], int],
         all_bytes: Callable[[list[Any]], bool],
+        most: int,
     ) -> None:
         if is_buffer(payloads):
             raise errors.WrongType(
@@ -135,6 +139,7 @@ class Drawing:
         self._drawn = 0
         self._chunk = chunk
         self._all_bytes = all_bytes
+        self._most = most
         self._size = -1
         self._count = _CHUNK_FIRST
         if self._list and self._list[0].__class__ is bytes:
@@ -179,7 +184,7 @@ class Drawing:
     def _convert(self, chunk: list[Any]) -> None:
         for index in range(len(chunk)):
             try:
-                chunk[index] = bytes(payload_of(chunk[index]))
+                chunk[index] = bytes(payload_of(chunk[index], self._most))
             except Exception as error:
                 self._error = error
                 del chunk[index:]

@@ -190,6 +190,7 @@ class Peer:
         address: (IPv4 address, TCP port) to dial, or where it called from.
         flags: of its announcement.
         own_max_message: the longest message that our side takes and sends, in bytes.
+        own_max_frame: the longest that it takes and sends in one frame of the original's form.
     """
 
     __slots__ = (
@@ -201,6 +202,7 @@ class Peer:
         "key",
         "name",
         "outbox",
+        "own_max_frame",
         "own_max_message",
         "rare",
         "reported",
@@ -217,6 +219,7 @@ class Peer:
         address: tuple[str, int] = ("", 0),
         flags: int = 0,
         own_max_message: int = MESSAGE_LIMIT_MAX,
+        own_max_frame: int = MESSAGE_LIMIT_MAX,
     ) -> None:
         self.rare: dict[str, Any] | None = None
         self.key: Key = key
@@ -232,6 +235,7 @@ class Peer:
         self.outbox: Outbox | None = None
         """Messages that wait; None until the first one does."""
         self.own_max_message = own_max_message
+        self.own_max_frame = own_max_frame
         self.accepted = 0
         """Number of the last message that was accepted, 0: none. Also how many were."""
         self.reported = 0
@@ -288,12 +292,22 @@ class Peer:
         where its own limit is below that, and before its capabilities are in. Of any other peer
         whose capabilities are not in: our own limit.
         """
-        theirs = (
-            self.own_max_message if self.capabilities is None else self.capabilities.max_message
-        )
+        said = self.capabilities
+        if not self.classic and (said is None or self.largest):
+            return self.largest or self.own_max_message
+        theirs = FRAGMENTED_MAX if said is None else said.max_message
         if self.classic:
-            theirs = FRAGMENTED_MAX if self.capabilities is None else max(theirs, FRAGMENTED_MAX)
-        return min(self.own_max_message, theirs)
+            theirs = max(theirs, FRAGMENTED_MAX)
+        return min(self.own_max_message, self.own_max_frame, theirs)
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the longest message that it takes in the wide form; 0: it, or our side, takes
+        none, or it has not said so."""
+        said = self.capabilities
+        theirs = 0 if said is None or said.largest is None else said.largest
+        ours = self.own_max_message
+        return min(ours, theirs) if ours > MESSAGE_LIMIT_MAX else 0
 
     def advance(self, event: PeerEvent) -> PeerState:
         """Take the arrow of the table that leaves the present state by this event; the state that

@@ -29,8 +29,8 @@ class QueueStatus(msgspec.Struct, frozen=True):
     reason: str
     """What holds messages up.
 
-    "": nothing does. "slots": all slots of the connection are in flight. "connection": there is no
-    connection yet. "pressure": the peer refuses LOW messages (a classic peer refuses NORMAL
+    "": nothing does. "slots": all slots of the connection are in flight. "grant": a large message
+    waits until the peer has room for it. "connection": there is no connection yet. "pressure": the peer refuses LOW messages (a classic peer refuses NORMAL
     messages from 75 on, and HIGH messages from 90 on). "frozen": the peer has not answered for
     Config.link_timeout; see PeerFrozen.
     """
@@ -99,6 +99,12 @@ class NodeStatistics(msgspec.Struct, frozen=True):
     of these messages."""
     pauses: int
     """Times that a connection was paused because the inbox was full."""
+    landing_bytes: int
+    """Bytes of the large messages that were granted and are on their way here, all of each."""
+    offers_waiting: int
+    """Large messages that peers have offered and that wait for their grant."""
+    grants_lost: int
+    """Grants that were taken back because their message did not move while others waited."""
     ended_still: int
     """Connections that were ended because their peer took nothing while memory for sending was
     short."""
@@ -162,6 +168,7 @@ class LinkTotals:
     """Sums that outlive the links and peers that they come from. Units as in NodeStatistics.
 
     abandoned: messages that were accepted and never given to a link; accepted: those that were.
+    bad_words: connections that ended because of what was said about a large message.
     """
 
     __slots__ = (
@@ -170,6 +177,7 @@ class LinkTotals:
         "accepts_refused",
         "announcements_refused",
         "announcements_sent",
+        "bad_words",
         "bytes_received",
         "bytes_sent",
         "datagrams_ignored",
@@ -200,7 +208,7 @@ class LinkTotals:
         self.datagrams_ignored = self.datagrams_overflowed = self.datagrams_received = 0
         self.datagrams_refused = self.datagrams_sent = self.ended_still = self.high_water = 0
         self.ignored = self.opened = self.pauses = self.pongs_dropped = self.pressure_reports = 0
-        self.reads = self.writes = 0
+        self.bad_words = self.reads = self.writes = 0
 
     def add(self, link: LinkStatistics) -> None:
         """Take over the counters of a link that ends."""
@@ -225,9 +233,10 @@ class LinkTotals:
         peers: int,
         peers_refused: int,
         queued: int,
+        **large: int,
     ) -> NodeStatistics:
         """The node's counters now: these sums and the links that are open. queued: messages that no
-        link has taken."""
+        link has taken; large: landing_bytes, offers_waiting, grants_lost."""
         now = LinkTotals()
         for name in self.__slots__:
             setattr(now, name, getattr(self, name))
@@ -247,7 +256,7 @@ class LinkTotals:
             links_open=links_open,
             links_opened=now.opened,
             links_refused=links_refused,
-            bad_frames=loop.bad_frames,
+            bad_frames=loop.bad_frames + now.bad_words,
             crc_errors=loop.crc_errors,
             frames_ignored=now.ignored,
             inbox_bytes=inbox_bytes,
@@ -256,6 +265,7 @@ class LinkTotals:
             pool_bytes=pool.bytes,
             pool_peak_bytes=pool.peak_bytes,
             peers_refused=peers_refused,
+            **large,
             **{name: getattr(now, name) for name in _ALIKE},
         )
 

@@ -18,7 +18,7 @@ import msgspec
 
 from .._core.values import QUERY, Capability, Discovery
 from .._core.values import Datagram as Decoded
-from .._numbers import NAME_MAX
+from .._numbers import MESSAGE_LIMIT_MAX, NAME_MAX
 from ..errors import InvalidArgument
 from .claims import OVER_MAX, Claims, Over
 
@@ -36,6 +36,7 @@ TLV_DATAGRAM_PORT = 0x83
 TLV_CONNECTION = 0x84
 TLV_OVER = 0x85
 TLV_PLACE = 0x87
+TLV_LARGEST = 0x88
 
 TRANSPORT_TCP = 0x01
 TRANSPORT_UDP = 0x02
@@ -144,7 +145,9 @@ class Capabilities(msgspec.Struct, frozen=True, gc=False):
 
     max_message: bytes, 256 to 8,192 as read. preferred_chunk: bytes. pressure: fill of its queues,
     0 to 100. flags: as the original defines them. The rest is None for a classic peer: instance 8
-    bytes, name 1 to 31 bytes of UTF-8, port its TCP listening port, datagram_port its UDP port.
+    bytes, name 1 to 31 bytes of UTF-8, port its TCP listening port, datagram_port its UDP port,
+    largest the bytes of the longest message that it takes from those who say so too, more than
+    8,192.
     """
 
     max_message: int
@@ -155,6 +158,7 @@ class Capabilities(msgspec.Struct, frozen=True, gc=False):
     name: str | None = None
     port: int | None = None
     datagram_port: int | None = None
+    largest: int | None = None
 
 
 class Greeting(NamedTuple):
@@ -228,6 +232,13 @@ def _port_of(found: dict[int, bytes], kind: int) -> int | None:
     return (int.from_bytes(value, "big") or None) if len(value) == 2 else None
 
 
+def _largest_of(found: dict[int, bytes]) -> int | None:
+    """Only one that is longer than what every peer takes in one frame says something."""
+    value = found.get(TLV_LARGEST, b"")
+    largest = int.from_bytes(value, "big") if len(value) == 4 else 0
+    return largest if largest > MESSAGE_LIMIT_MAX else None
+
+
 def encode_announcement(core: Codec, announcement: Announcement) -> bytes:
     """One discovery packet, 14 to 98 bytes. With nothing but what the original knows it is, byte
     for byte, the original's.
@@ -283,7 +294,7 @@ def decode_announcement(core: Codec, data: bytes) -> Announcement:
 
 def encode_capabilities(core: Codec, capabilities: Capabilities) -> bytes:
     """Payload of a CAPABILITY frame: the original's four TLVs first, then ours for the fields that
-    are not None. 15 to 66 bytes.
+    are not None. 15 to 72 bytes.
 
     Raises:
         InvalidArgument: a field out of its range.
@@ -297,7 +308,15 @@ def encode_capabilities(core: Codec, capabilities: Capabilities) -> bytes:
         if not name:
             raise InvalidArgument("an empty name: it must be 1 to 31 bytes")
         payload += _tlv(TLV_NAME, name)
-    return payload + _port_tlv(TLV_PORT, c.port) + _port_tlv(TLV_DATAGRAM_PORT, c.datagram_port)
+    payload += _port_tlv(TLV_PORT, c.port) + _port_tlv(TLV_DATAGRAM_PORT, c.datagram_port)
+    if c.largest is not None:
+        if not MESSAGE_LIMIT_MAX < c.largest < 2**32:
+            raise InvalidArgument(
+                f"a longest message of {c.largest:,} bytes: it must be {MESSAGE_LIMIT_MAX + 1:,} "
+                f"to {2**32 - 1:,}"
+            )
+        payload += _tlv(TLV_LARGEST, c.largest.to_bytes(4, "big"))
+    return payload
 
 
 def encode_greeting(greeting: Greeting, own: bytes) -> bytes:
@@ -342,7 +361,7 @@ def _over(numbers: list[int]) -> Over:
     return Over(upto, tuple(sorted(number for number in above if number > upto)))
 
 
-_USUAL = {number: number for number in (1024, 4096, 8192)}
+_USUAL = {number: number for number in (1024, 4096, 8192, 16 * 1024**2)}
 """Numbers that most peers say, so that those need no memory for each of them."""
 
 
@@ -359,6 +378,7 @@ def decode_capabilities(core: Codec, payload: bytes) -> Capabilities:
     basic = core.decode_capability(payload)
     found = _read_tlvs(memoryview(payload)) or {}
     name = found.get(TLV_NAME, b"")
+    largest = _largest_of(found)
     return Capabilities(
         _USUAL.get(basic.max_message, basic.max_message),
         _USUAL.get(basic.preferred_chunk, basic.preferred_chunk),
@@ -368,4 +388,5 @@ def decode_capabilities(core: Codec, payload: bytes) -> Capabilities:
         name.decode("utf-8", "replace") if 1 <= len(name) <= NAME_MAX else None,
         _port_of(found, TLV_PORT),
         _port_of(found, TLV_DATAGRAM_PORT),
+        None if largest is None else _USUAL.get(largest, largest),
     )

@@ -73,6 +73,7 @@ class Greetings(Leaving):
             connection.socket,
             connection.tag,
             self.engine.pipeline_depth,
+            wide=self.traffic.wide,
         )
         connection.link.read_max = _FIRST_READ
         self.engine.totals.opened += 1
@@ -219,6 +220,7 @@ class Greetings(Leaving):
         if known is None or capabilities.datagram_port != known.datagram_port:
             self.mailbox.place(peer, peer.connection)
         connection.link.max_message = limits.of_link(peer, capabilities)
+        connection.link.wide_max = peer.largest
         connection.slow = False
         peer.on_pressure()
 
@@ -509,6 +511,7 @@ class Greetings(Leaving):
     def _open(self, connection: Connection, peer: Remote) -> None:
         capabilities = peer.capabilities
         connection.link.max_message = limits.of_link(peer, capabilities)
+        connection.link.wide_max = peer.largest
         connection.link.read_max = UNBOUNDED
         if self.traffic.inbox.flooded:
             self.traffic.pause_if_full(connection, peer)

@@ -299,7 +299,7 @@ class Leaving(ABC):
                 if reassembly is None:
                     # an original sends in fragments what is longer than we take in one frame
                     reassembly = connection.reassembly = self.engine.loop.reassembly(
-                        max(self.traffic.max_message, FRAGMENTED_MAX)
+                        max(self.traffic.max_frame, FRAGMENTED_MAX)
                     )
                 message = reassembly.receive(payload)
                 return [] if message is None else [message]
@@ -387,6 +387,7 @@ class Leaving(ABC):
                 self.engine.troubles.worked(TAKING_PEERS)
         self.classics.taken(connection.tag)
         self.pulse.ended(connection)
+        self.traffic.landings.ended(connection)
         self.watchdog.ended(connection)
         if connection.reassembly is not None:
             connection.reassembly.close()

@@ -214,6 +214,8 @@ class Pulse:
     def pay(self, connection: Connection) -> None:
         """There may be room: what is owed goes before messages that wait."""
         owed, connection.owed = connection.owed, 0
+        if owed & policy.OWES_WIDE:
+            self.traffic.landings.pay(connection)
         if owed & policy.OWES_PRESSURE:
             self._report_pressure(connection)
         if owed & policy.OWES_PING:

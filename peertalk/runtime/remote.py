@@ -136,7 +136,7 @@ class Remote(Peer):
 
     Args:
         transport: the engine that it belongs to.
-        key, name, address, own_max_message: as protocol.peer.Peer.
+        key, name, address, own_max_message, own_max_frame: as protocol.peer.Peer.
     """
 
     __slots__ = (
@@ -176,8 +176,15 @@ class Remote(Peer):
         name: str = "",
         address: tuple[str, int] = ("", 0),
         own_max_message: int = MESSAGE_LIMIT_MAX,
+        own_max_frame: int = MESSAGE_LIMIT_MAX,
     ) -> None:
-        super().__init__(key, name=name, address=address, own_max_message=own_max_message)
+        super().__init__(
+            key,
+            name=name,
+            address=address,
+            own_max_message=own_max_message,
+            own_max_frame=own_max_frame,
+        )
         self.transport = transport
         self.connection: Connection | None = None
         self.quick: Any = None
@@ -376,30 +383,38 @@ class Remote(Peer):
         if self.lowest and refusable and priority < self.lowest and connection is not None:
             if key is None or self.outbox is None or key not in self.outbox:
                 return False
-        in_pieces = False
+        apart = False
         if connection is not None and self.connected:
             if priority is not NORMAL and not connection.classes:
-                self._use_classes(connection)
-            in_pieces = size > connection.link.max_message and self.classic
-            if self.outbox is None and not in_pieces:
-                code = (
-                    connection.link.send_frame(values.DATA, payload, values.NO_DELAY)
-                    if no_delay
-                    else connection.link.native.send(payload)
-                )
-                if code >= 0:
-                    self.accepted += 1
-                    transport.hint(code)
-                    return True
-                transport.refused(self, code)
-            if may_block and not in_pieces and transport.world.blocks:
+                self.use_classes(connection)
+            link = connection.link
+            if size > link.max_message:
+                payload = bytes(payload)  # the link refers to it, or it waits: one copy is enough
+                apart = size > link.wide_max
+            if self.outbox is None and not apart and self._hand(link, payload, no_delay):
+                return True
+            if may_block and not apart and transport.world.blocks:
                 code = transport.send_sync(self, payload, values.NO_DELAY if no_delay else 0)
                 if code >= 0:
                     return True
         taken = transport.enqueue(self, bytes(payload), priority, key)
-        if in_pieces:
-            transport.move(self)
+        if apart or (self.outbox is not None and self.outbox.blocked):
+            transport.move(self)  # nothing may be under way whose end would move it
         return taken
+
+    def _hand(self, link: Any, payload: bytes | bytearray | memoryview, no_delay: bool) -> bool:
+        """Straight into the link, before which nothing waits. False: it took no more."""
+        code: int = (
+            link.send_frame(values.DATA, payload, values.NO_DELAY)
+            if no_delay
+            else link.native.send(payload)
+        )
+        if code < 0:
+            self.transport.refused(self, code)
+            return False
+        self.accepted += 1
+        self.transport.hint(code)
+        return True
 
     def offer(
         self, payload: bytes, no_delay: bool, priority: int = NORMAL, key: Key | None = None
@@ -416,10 +431,10 @@ class Remote(Peer):
         ):
             raise self.no_room(priority)
 
-    def _use_classes(self, connection: Connection) -> None:
-        """From the first message of another class on the system holds little that has not left:
-        nothing overtakes what it holds. While all are of one class that would only cost
-        throughput."""
+    def use_classes(self, connection: Connection) -> None:
+        """From the first message of another class, or large one, on the system holds little that
+        has not left: nothing overtakes what it holds. While all are of one class, and small, that
+        would only cost throughput."""
         connection.classes = True
         self.transport.world.bound_unsent(connection.socket)
 
@@ -444,7 +459,7 @@ class Remote(Peer):
             ):
                 return int(self.accept(messages[start], False, priority))
             if priority is not NORMAL and not connection.classes:
-                self._use_classes(connection)
+                self.use_classes(connection)
             native = connection.link.native
         taken, code = native.send_many(messages, start)
         self.accepted += taken
@@ -486,12 +501,13 @@ class Remote(Peer):
             transport.check_open()
             if self._afar is None:
                 self._afar = tuple(deque() for _ in Priority)
-            if (
-                self.is_refused(priority)
-                or len(self._afar[priority]) >= transport.config.send_queue_size
-            ):
+            left, config = self._afar[priority], transport.config
+            crowded = len(left) >= config.send_queue_size
+            if left and len(payload) > MESSAGE_LIMIT_MAX:  # so many small ones are no more bytes
+                crowded |= sum(len(each[0]) for each in list(left)) > config.send_queue_bytes
+            if self.is_refused(priority) or crowded:
                 raise self.no_room(priority)
-            self._afar[priority].append((payload, no_delay, key))
+            left.append((payload, no_delay, key))
         transport.post(self.on_room)
 
     def take_from_afar(self) -> None:

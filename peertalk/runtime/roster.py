@@ -85,8 +85,14 @@ class Roster:
         name there and is forgotten, which may be long ago."""
         peer = self._forgotten.pop(key, None)
         if peer is None:
-            most = self.traffic.max_message
-            peer = Remote(self._home, key, name=name, address=address, own_max_message=most)
+            peer = Remote(
+                self._home,
+                key,
+                name=name,
+                address=address,
+                own_max_message=self.traffic.max_message,
+                own_max_frame=self.traffic.max_frame,
+            )
         else:
             peer.name, peer.address = name or peer.name, address
         if instance is not None:

@@ -9,14 +9,16 @@ and Dialling, one on the other.
 from __future__ import annotations
 
 import math
+import struct
 from functools import partial
 from typing import Any
 
 from .. import errors
 from .._core import values
 from ..protocol import connections as policy
-from ..protocol import endings
+from ..protocol import endings, limits
 from ..protocol.connections import Connection, State
+from ..protocol.large import Refusal
 from ..protocol.line import Turn
 from ..protocol.peer import PeerEvent, PeerState
 from ..protocol.wire import Capabilities, Greeting
@@ -24,6 +26,10 @@ from .dialling import Dialling
 from .leaving import Below
 from .listening import Listener
 from .remote import Remote
+
+_LANDED = values.DATA | values.LANDED << 8
+_ABOUT = struct.Struct(">III")
+"""Of an OFFER, GRANT or REFUSE: id, offset, total."""
 
 
 class Switchboard(Dialling):
@@ -48,16 +54,17 @@ class Switchboard(Dialling):
             AddressInUse, NoNetwork, PlatformError: naming the option that changes it.
         """
         port, config = self._listener.open(), self.engine.config
-        largest = self.traffic.max_message
+        in_a_frame, largest = limits.said_of_us(self.traffic.max_message, self.traffic.max_frame)
         ours = Capabilities(
-            largest,
-            min(1024, largest),
+            in_a_frame,
+            min(1024, in_a_frame),
             0,
             0,
             self.engine.instance,
             config.name,
             port,
             self.mailbox.port,
+            largest,
         )
         self.pulse.introduce(ours)
         self.watchdog.start()
@@ -139,6 +146,8 @@ class Switchboard(Dialling):
         if kind == values.BATCH:
             self._deliver(connection, a, b)
         elif kind == values.FRAME:
+            if a & 0xFFFF == _LANDED:
+                self.traffic.landings.landed(connection, a >> 24)
             self._frame(connection, a & 0xFF, a >> 8 & 0xFF, b)
         elif kind == values.FINISHED:
             self._other_half_ended(connection)
@@ -199,8 +208,33 @@ class Switchboard(Dialling):
         elif kind == values.DATA and connection.state is not State.CLOSED:
             if messages := self._messages(connection, flags, payload):
                 self._deliver(connection, sum(map(len, messages)), messages)
+        elif kind in (values.OFFER, values.GRANT, values.REFUSE):
+            self._about_large(connection, kind, flags, payload)
         elif kind != values.ACK:
             self.engine.totals.ignored += 1
+
+    def _about_large(self, connection: Connection, kind: int, reason: int, payload: bytes) -> None:
+        """What the other side says of a large message. Of a connection that is over for one side
+        nothing comes of it."""
+        if connection.state in (State.DRAINING, State.RETIRING, State.CLOSING, State.CLOSED):
+            return
+        peer, traffic = connection.peer, self.traffic
+        id, _, total = _ABOUT.unpack(payload)
+        if connection.state is not State.OPEN or not isinstance(peer, Remote) or not peer.largest:
+            right = False
+        elif kind == values.OFFER:
+            right = traffic.landings.offered(connection, id, total)
+        elif kind == values.GRANT:
+            right = traffic.departures.granted(connection, id)
+        elif reason == Refusal.WITHDRAWN:
+            right = traffic.landings.withdrawn(connection, id)
+        else:
+            right = traffic.departures.turned_down(connection, id, reason)
+        if not right:
+            self.engine.totals.bad_words += 1
+            self._end(connection, endings.not_agreed(connection, id, total), fault=True)
+        elif kind != values.OFFER:
+            traffic.go_on(connection)
 
     def _end_who_stands_still(self, connection: Connection, seconds: float) -> None:
         """Memory is scarce, and this link has stood still for the longest: its buffers serve

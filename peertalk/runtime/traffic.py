@@ -18,13 +18,19 @@ from collections.abc import Callable
 
 from .. import errors
 from .._core import values
-from .._numbers import ERR_CANCELLED, TURN_MAX_BYTES, TURN_MAX_MESSAGES
+from .._numbers import (
+    ERR_CANCELLED,
+    MESSAGE_LIMIT_MAX,
+    TURN_MAX_BYTES,
+    TURN_MAX_MESSAGES,
+)
 from ..protocol import endings, events, limits
 from ..protocol.connections import Connection, State
 from ..protocol.inbox import Inbox, Outlet
 from ..protocol.outbox import NORMAL, Key, Outbox, Pieces
 from ..protocol.peer import FRAGMENTED_MAX, PeerState
 from .engine import Engine, Timer
+from .large import Departures, Landings
 from .remote import Remote
 
 _PUMP = 256
@@ -40,8 +46,10 @@ class Traffic:
     Args:
         engine: whose loop, counters and events these are.
 
-    inbox: what has arrived and is not taken. kept: what was put into it last in this turn. unsent:
-    messages that were accepted and not sent when the node was closed.
+    inbox: what has arrived and is not taken. landings, departures: large messages on their way
+    here, and from here. kept: what was put into the inbox last in this turn. unsent: messages that
+    were accepted and not sent when the node was closed. max_message: bytes of the longest message;
+    max_frame: of the longest in one frame of the original's form.
     """
 
     reach: Callable[[Remote], None]
@@ -56,12 +64,21 @@ class Traffic:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.totals = engine.totals
-        self.inbox: Inbox[Remote] = Inbox(
-            engine.config.receive_queue_bytes, self.resume, self._stalled
+        config = engine.config
+        self.max_frame: int = engine.world.max_frame(engine.core)
+        self.max_message = limits.own_limit(
+            config.max_message,
+            self.max_frame,
+            engine.core.limits,
+            chosen=config.explain()["max_message"][1] != "default",
         )
+        self.inbox: Inbox[Remote] = Inbox(
+            config.receive_queue_bytes, self.resume, self._stalled, lambda: self.landings.serve()
+        )
+        self.landings = Landings(engine, self.inbox, self.max_message, self.refused)
+        self.departures = Departures(engine, self.landings.say, self.fail, self._take_back)
         self.kept: list[bytes] | None = None
         self.unsent = 0
-        self.max_message: int = engine.world.max_message(engine.core)
         self._fragmented = 0
         """Message id of the next message that is sent in fragments, of the whole node as in the
         original."""
@@ -69,6 +86,11 @@ class Traffic:
         self._put = self._put_in = 0
         """Bytes that outboxes were given in the turn of this number."""
         self._warnings: dict[Outlet[Remote], Timer] = {}
+
+    @property
+    def wide(self) -> bool:
+        """Whether this node takes, and sends, the wide form."""
+        return self.max_message > MESSAGE_LIMIT_MAX
 
     # Out ------------------------------------------------------------------------------------------
 
@@ -103,8 +125,10 @@ class Traffic:
         return True
 
     def _hand_over(self, peer: Remote, connection: Connection, outbox: Outbox) -> bool:
-        """Give the link what waits, in its order. False: it took no more."""
+        """Give the link what waits, in its order. False: it took no more, or what is left waits for
+        a grant."""
         link = connection.link
+        outbox.blocked = 0
         while outbox or connection.pieces is not None:
             # before anything else of any class: the other side puts together one message at a time
             if connection.pieces is not None:
@@ -113,7 +137,16 @@ class Traffic:
                     self.refused(peer, code)
                     return False
                 continue
+            if connection.offering is not None:
+                large = self.departures.hand(peer, connection, outbox)
+                if large is not None and large < 0:
+                    self.refused(peer, large)
+                    return False
+                if large is not None:
+                    continue
             waiting = outbox.peek(_PUMP)
+            if not waiting:
+                return False
             accepted, code = link.send_many(waiting)
             for first, last in outbox.drop(accepted):
                 connection.handed.add(first, last)
@@ -128,18 +161,21 @@ class Traffic:
         return True
 
     def _hand_too_large(self, peer: Remote, connection: Connection, outbox: Outbox) -> int:
-        """The next message is longer than a frame may be: begin to hand it in pieces, skip it where
-        it can never go, or leave it where that is not known yet."""
+        """The next message is longer than a frame may be: offer it, or begin to hand it in pieces;
+        skip it where it can never go, or leave it where that is not known yet."""
         data = outbox.peek(1)[0]
         if connection.slow and len(data) > FRAGMENTED_MAX:
             return errors.WouldBlock.code
         limit, _ = limits.limit_of(peer, connection)
         if len(data) > limit:
             [(number, _)] = outbox.drop(1)
+            self.departures.replaced(connection, number)
             self.totals.abandoned += 1
             error = limits.too_large(peer, connection, len(data))
             self.fail(peer, number, number, events.Outcome.FAILED, error)
             return 0
+        if not peer.classic:
+            return self.departures.offer(peer, connection, outbox)
         pieces = Pieces(data, self._fragmented, connection.link.max_message)
         code = self._hand_piece(connection, pieces)
         if code >= 0:
@@ -189,6 +225,8 @@ class Traffic:
         peer.accepted = number
         self._count(len(payload))
         if replaced:
+            if peer.connection is not None:
+                self.departures.replaced(peer.connection, replaced)
             self.totals.abandoned += 1
             text = (
                 f"message {replaced:,} to peer {peer.name!r} was replaced by message {number:,} "
@@ -286,6 +324,14 @@ class Traffic:
                         self.fail(peer, first, last, events.Outcome.UNKNOWN, endings.closed(peer))
                 if handed.crowded:
                     handed.prune(connection.link.unconfirmed)
+        if connection.offering is not None:
+            self.departures.tell_undone(connection)
+        self.go_on(connection)
+
+    def go_on(self, connection: Connection) -> None:
+        """There may be room on a link, or something that may leave."""
+        peer = connection.peer
+        assert isinstance(peer, Remote)
         if (
             connection.state is State.OPEN
             and not self.engine.closing
@@ -326,10 +372,21 @@ class Traffic:
             peer=peer.name,
         )
         for first, last in connection.handed.revoke(unconfirmed):
-            count = last - first + 1
-            self.totals.sent -= count
-            peer.reported -= count  # fail() adds them again
-            self.fail(peer, first, last, events.Outcome.UNKNOWN, error)
+            self._take_back(peer, first, last, events.Outcome.UNKNOWN, error)
+
+    def _take_back(
+        self,
+        peer: Remote,
+        first: int,
+        last: int,
+        outcome: events.Outcome,
+        error: errors.PeerTalkError,
+    ) -> None:
+        """Messages that were reported as sent have failed."""
+        count = last - first + 1
+        self.totals.sent -= count
+        peer.reported -= count  # fail() adds them again
+        self.fail(peer, first, last, outcome, error)
 
     def fail(
         self,

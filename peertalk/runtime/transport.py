@@ -317,6 +317,7 @@ class Transport(Home):
             for connection in list(self.connections.by_tag.values())  # any thread may ask
             if (link := connection.link) is not None
         ]
+        grants = self.traffic.landings.grants
         return self.totals.report(
             open_links,
             self.loop.statistics(),
@@ -327,4 +328,7 @@ class Transport(Home):
             peers=len(self.roster.peers),
             peers_refused=0 if self.finder is None else self.finder.discovery.statistics().refused,
             queued=sum(peer.queued for peer in self.roster.everybody()),
+            landing_bytes=grants.held,
+            offers_waiting=grants.waiting,
+            grants_lost=grants.lost,
         )

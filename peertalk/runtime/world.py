@@ -88,8 +88,8 @@ class World:
         """Fresh random bytes for an instance id."""
         return secrets.token_bytes(size)
 
-    def max_message(self, core: Core) -> int:
-        """Bytes that one message may have here."""
+    def max_frame(self, core: Core) -> int:
+        """Bytes that one frame of the original's form may carry here."""
         return core.limits.frame_max_payload
 
     def max_connections(self, config: Config) -> int:
@@ -105,19 +105,22 @@ class World:
             pool_bytes = min(
                 (config.max_peers + 1) * config.pipeline_depth * (limits.slot_size + 64), pool_bytes
             )
-        return core.Loop(
+        loop = core.Loop(
             io_budget=config.io_budget,
             platform="posix" if config.async_send else "posix_plain",
             pool=core.loop_pool(pool_bytes, self.max_connections(config)),
         )
+        loop.landing_limit = config.receive_large_bytes
+        return loop
 
-    def open_link(self, loop: Any, connection: Any, tag: int, depth: int) -> Any:
-        """Hand a connected socket to the loop; the socket stays the caller's.
+    def open_link(self, loop: Any, connection: Any, tag: int, depth: int, *, wide: bool) -> Any:
+        """Hand a connected socket to the loop; the socket stays the caller's. wide: it takes wide
+        frames.
 
         Raises:
             OutOfMemory, PlatformError: nothing has changed.
         """
-        return loop.open_link(connection.fileno(), tag, depth=depth)
+        return loop.open_link(connection.fileno(), tag, depth=depth, wide=wide)
 
     def sends_time_out(self, config: Config) -> bool:
         """Whether a link may end because a send was not done in time (blocking sends), and not only

@@ -273,7 +273,9 @@ async def blocking_sends(stage: Stage) -> None:
     )
     a.node.host.set_completion_jitter(dice.one_of(0, 20_000_000))
     peer = await a.meet(b)
-    sizes = (10, 700, peer.max_message, peer.max_message)
+    assert peer._remote.connection is not None
+    longest = peer._remote.connection.link.max_message
+    sizes = (10, 700, longest, longest)
     refused = 0
     for _ in range(12):
         for _ in range(dice.below(40)):

@@ -212,9 +212,25 @@ class TappedLink:
             self._note(payload)
         return code
 
+    def send_slice(self, payload: bytes, id: int, offset: int, size: int) -> int:
+        """As Link.send_slice(), and the checksum of a message is kept with its last slice."""
+        code: int = self._link.send_slice(payload, id, offset, size)
+        if code >= 0 and offset + size == len(payload):
+            self._note(payload)
+        return code
+
+    @property
+    def wide_max(self) -> int:
+        """Longest payload of a message in one wide frame, bytes."""
+        return int(self._link.wide_max)
+
+    @wide_max.setter
+    def wide_max(self, value: int) -> None:
+        self._link.wide_max = value
+
     @property
     def max_message(self) -> int:
-        """Longest payload of a message, bytes."""
+        """Longest payload of a message in one frame of the original's form, bytes."""
         return int(self._link.max_message)
 
     @max_message.setter
@@ -383,8 +399,8 @@ class SimulatedWorld(World):
         """As World.identity()."""
         return bytes(self.box.simulator.random(size))
 
-    def max_message(self, core: Core) -> int:
-        """As World.max_message()."""
+    def max_frame(self, core: Core) -> int:
+        """As World.max_frame()."""
         return core.limits.message_max_payload
 
     def max_connections(self, config: Config) -> int:
@@ -410,11 +426,12 @@ class SimulatedWorld(World):
             push=self._push,
             pool=core.loop_pool(room, self.max_connections(config)),
         )
+        loop.landing_limit = config.receive_large_bytes
         return TappedLoop(self, loop)
 
-    def open_link(self, loop: Any, connection: Any, tag: int, depth: int) -> Any:
+    def open_link(self, loop: Any, connection: Any, tag: int, depth: int, *, wide: bool) -> Any:
         """As World.open_link()."""
-        return loop.open_link(connection, tag, depth=depth, packing=self._packing)
+        return loop.open_link(connection, tag, depth=depth, packing=self._packing, wide=wide)
 
     def sends_time_out(self, config: Config) -> bool:
         """As World.sends_time_out()."""

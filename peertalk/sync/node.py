@@ -225,7 +225,8 @@ class Node(AnyNode[Peer]):
         timeout: float | str | None = 0.0,
     ) -> BroadcastResult[Peer]:
         """Send to every known peer; arguments, result and errors as peertalk.Node.broadcast."""
-        payload, seconds = bytes(payload_of(data)), parse_timeout(timeout)
+        most = self._engine.traffic.max_message
+        payload, seconds = bytes(payload_of(data, most)), parse_timeout(timeout)
         priority = check_choices(priority, key)
         with self._turning.held():
             sent: Broadcast[Peer] = Broadcast(self._engine, payload, priority, key, no_delay)

@@ -51,10 +51,10 @@ class Peer(door.AnyPeer):
             MessageTooLarge, WrongType, InvalidArgument, ConnectionClosed, ConnectionRefused,
             NotConnected, Timeout: nothing was accepted.
         """
-        payload, seconds = payload_of(data), parse_timeout(timeout)
+        remote = self._remote
+        payload, seconds = payload_of(data, remote.own_max_message), parse_timeout(timeout)
         if priority is not NORMAL or key is not None:
             priority = check_choices(priority, key)
-        remote = self._remote
         with self._turning.held():
             remote.transport.check_open()
             if not connect and not remote.connected:
@@ -84,10 +84,10 @@ class Peer(door.AnyPeer):
             WouldBlock (reason "queue" or "pressure"), MessageTooLarge, WrongType, InvalidArgument:
             nothing has changed.
         """
-        payload = payload_of(data)
+        remote = self._remote
+        payload = payload_of(data, remote.own_max_message)
         if priority is not NORMAL or key is not None:
             priority = check_choices(priority, key)
-        remote = self._remote
         with self._turning.held_if_free() as free:
             if not free:
                 remote.accept_from_afar(bytes(payload), no_delay, priority, key)
@@ -115,13 +115,14 @@ class Peer(door.AnyPeer):
             messages that were accepted before.
         """
         priority, seconds = check_choices(priority, None), parse_timeout(timeout)
-        deadline, transport = deadline_of(seconds), self._remote.transport
+        deadline, remote = deadline_of(seconds), self._remote
+        transport, most = remote.transport, remote.own_max_message
         with (
-            Drawing(payloads, self._remote.chunk, transport.core.all_bytes) as drawing,
+            Drawing(payloads, remote.chunk, transport.core.all_bytes, most) as drawing,
             self._turning.held(),
         ):
             transport.check_open()
-            chunks = door.Chunks(self._remote, priority, drawing)
+            chunks = door.Chunks(remote, priority, drawing)
             while chunks.draw():
                 if not chunks.begin():
                     self._accepted(chunks, seconds, deadline)

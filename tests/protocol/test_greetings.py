@@ -73,9 +73,10 @@ def test_no_connection_can_change_whose_it_is(said, known, dialled, what):
 @pytest.mark.parametrize("said_who", [None, ADA])
 def test_what_is_left_out_of_a_later_capability_is_as_it_was(said_who):
     """A report of pressure says nothing but that; so may a whole greeting."""
-    known = Capabilities(8192, 1024, 0, 0, ADA, "ada", 7354, 7355)
+    known = Capabilities(8192, 1024, 0, 0, ADA, "ada", 7354, 7355, 9_000)
     said = Capabilities(4096, 1024, 75, 2, said_who)
-    assert greetings.renewed(said, known) == Capabilities(4096, 1024, 75, 2, ADA, "ada", 7354, 7355)
+    renewed = Capabilities(4096, 1024, 75, 2, ADA, "ada", 7354, 7355, 9_000)
+    assert greetings.renewed(said, known) == renewed
     assert greetings.renewed(said, None) is said
     assert greetings.renewed(said, Capabilities(512, 256, 0, 0)) is said
 

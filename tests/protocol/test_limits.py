@@ -15,11 +15,12 @@ from peertalk.protocol.peer import Peer
 from peertalk.protocol.wire import Capabilities
 
 OURS, CLASSIC = b"\x01" * 8, ("10.0.0.2", 7354)
+MIB = 1024**2
 
 
-def peer_of(key=OURS, ours=8192, said=None):
-    peer = Peer(key, name="bob", own_max_message=ours)
-    peer.capabilities = said and Capabilities(said, 512, 0, 0)
+def peer_of(key=OURS, ours=8192, said=None, frame=8192, largest=None):
+    peer = Peer(key, name="bob", own_max_message=ours, own_max_frame=frame)
+    peer.capabilities = said and Capabilities(said, 512, 0, 0, largest=largest)
     return peer
 
 
@@ -45,7 +46,17 @@ def linked(max_message=None, *, slow=False):
         pytest.param(CLASSIC, 8192, 5000, linked(5000), 5000, "its MAX_MESSAGE", id="a large one"),
         pytest.param(CLASSIC, 8192, 71, linked(71), 71, "its MAX_MESSAGE", id="no fragment fits"),
         pytest.param(CLASSIC, 8192, 72, linked(72), 4096, "takes 72", id="a fragment just fits"),
-        pytest.param(CLASSIC, 1024, 512, linked(512), 1024, "of this core", id="we are smaller"),
+        pytest.param(CLASSIC, 1024, 512, linked(512), 1024, "Config.max", id="we are smaller"),
+        pytest.param(
+            CLASSIC, MIB, 9000, linked(8192), 8192, "of this core", id="classic, we large"
+        ),
+        pytest.param(CLASSIC, MIB, None, None, 8192, "of this core", id="classic, not connected"),
+        pytest.param(
+            CLASSIC, MIB, None, linked(512, slow=True), MIB, "Config", id="slow, we large"
+        ),
+        pytest.param(OURS, MIB, None, None, MIB, "Config.max_message", id="large, not connected"),
+        pytest.param(OURS, MIB, 8192, linked(8192), 8192, "of this core", id="an older one"),
+        pytest.param(OURS, 700, 8192, linked(700), 700, "Config.max_message", id="we take little"),
     ],
 )
 def test_the_largest_message_and_whose_limit_it_is(key, ours, said, connection, limit, whose):
@@ -58,6 +69,42 @@ def test_the_largest_message_and_whose_limit_it_is(key, ours, said, connection, 
     assert str(error).startswith(
         f"message of {limit + 1:,} bytes to peer 'bob': the limit is {limit:,}"
     )
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "limit", "whose"),
+    [
+        (MIB, 2 * MIB, MIB, "Config.max_message"),
+        (2 * MIB, MIB, MIB, "its longest message"),
+        (MIB, None, 8192, "of this core"),
+        (8192, MIB, 8192, "of this core"),
+    ],
+)
+def test_between_two_that_take_large_ones_the_smaller_limit_holds(ours, theirs, limit, whose):
+    """Either side may be short of memory."""
+    peer = peer_of(ours=ours, said=8192, largest=theirs)
+    found, words = limits.limit_of(peer, linked(8192))
+    assert (found, peer.max_message) == (limit, limit) and whose in words
+    assert peer.largest == (0 if limit == 8192 else limit)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "chosen", "frame", "of_core", "limit", "said"),
+    [
+        pytest.param(16 * MIB, False, 8192, 8192, 16 * MIB, (8192, 16 * MIB), id="default"),
+        pytest.param(16 * MIB, False, 1024, 1024, 1024, (1024, None), id="little memory"),
+        pytest.param(16 * MIB, True, 1024, 1024, 16 * MIB, (1024, 16 * MIB), id="all the same"),
+        pytest.param(16 * MIB, False, 4096, 8192, 16 * MIB, (4096, 16 * MIB), id="a classic world"),
+        pytest.param(8192, True, 4096, 8192, 4096, (4096, None), id="no more than a frame"),
+        pytest.param(8193, True, 8192, 8192, 8193, (8192, 8193), id="one byte more"),
+        pytest.param(300, True, 8192, 8192, 300, (300, None), id="less than a frame"),
+        pytest.param(1, True, 8192, 8192, 1, (256, None), id="less than can be said"),
+    ],
+)
+def test_what_we_take_ourselves_and_say_of_it(wanted, chosen, frame, of_core, limit, said):
+    core = types.SimpleNamespace(frame_max_payload=of_core)
+    assert limits.own_limit(wanted, frame, core, chosen=chosen) == limit
+    assert limits.said_of_us(limit, frame) == said
 
 
 @pytest.mark.parametrize(
@@ -111,6 +158,7 @@ def test_who_finds_the_queue_full_hears_who_stands_before(before, words):
     [
         (True, False, Priority.LOW, False, ""),
         (True, False, Priority.LOW, True, "slots"),
+        (True, False, Priority.LOW, "blocked", "grant"),
         (False, False, Priority.LOW, True, "connection"),
         (False, False, Priority.NORMAL, False, ""),  # of the connection that was
         (True, False, Priority.NORMAL, True, "pressure"),
@@ -124,6 +172,7 @@ def test_what_holds_messages_up(connected, frozen, lowest, waits, reason):
     if waits:
         peer.outbox = Outbox(4, 100)
         peer.outbox.put(b"four", 5)
+        peer.outbox.blocked = int(waits == "blocked")
     queue = limits.queue_of(peer, 4, connected=connected, frozen=frozen, lowest=lowest)
     assert (queue.pending, queue.capacity, queue.reason) == (3, 4, reason)
     assert (queue.bytes, queue.pressure) == ((4, 25) if waits else (0, 0))

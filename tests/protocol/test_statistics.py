@@ -39,6 +39,9 @@ def report(totals, links):
         peers=23,
         peers_refused=25,
         queued=24,
+        landing_bytes=26,
+        offers_waiting=27,
+        grants_lost=28,
     )
 
 
@@ -81,7 +84,9 @@ def test_each_figure_comes_from_its_own_source():
     for value, name in enumerate(sorted(LinkTotals.__slots__), 100):
         setattr(totals, name, value)
     seen = report(totals, [])
-    assert (seen.turns, seen.crc_errors, seen.bad_frames) == (11, 13, 14)
+    assert (seen.turns, seen.crc_errors) == (11, 13)
+    assert seen.bad_frames == 14 + totals.bad_words, "of the links, and of what was said on them"
+    assert (seen.landing_bytes, seen.offers_waiting, seen.grants_lost) == (26, 27, 28)
     assert (seen.pool_bytes, seen.pool_peak_bytes) == (5, 6)
     assert (seen.links_open, seen.links_refused, seen.inbox_bytes, seen.peers) == (0, 21, 22, 23)
     assert seen.peers_refused == 25

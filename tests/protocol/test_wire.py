@@ -53,9 +53,10 @@ capabilities = st.builds(
     st.none() | names.filter(bool),
     ports,
     ports,
+    st.none() | st.integers(8_193, 2**32 - 1),
 )
 # A value of any type byte and any length, and one that is nearly right.
-tlvs = st.tuples(st.integers(0x80, 0x85) | st.integers(0, 255), st.binary(max_size=10)).map(
+tlvs = st.tuples(st.integers(0x80, 0x88) | st.integers(0, 255), st.binary(max_size=10)).map(
     lambda tlv: bytes((tlv[0], len(tlv[1]))) + tlv[1]
 )
 trailers = st.lists(tlvs, max_size=6).map(b"".join)
@@ -208,8 +209,35 @@ def test_a_name_that_is_not_utf8_is_shown_with_replacement_characters(core):
 def test_capabilities_come_back_as_they_were_sent(core, capability):
     """The law of every codec."""
     payload = encode_capabilities(core, capability)
-    assert len(payload) <= 66
+    assert len(payload) <= 72
     assert decode_capabilities(core, payload) == capability
+
+
+@pytest.mark.parametrize(
+    ("value", "largest"),
+    [
+        (b"\x01\0\0\0", 2**24),
+        (b"\xff\xff\xff\xff", 2**32 - 1),
+        (b"\0\0\x20\x01", 8_193),
+        (b"\0\0\x20\0", None),
+        (b"\0\0\0\0", None),
+        (b"\x01\0\0", None),
+        (b"\x01\0\0\0\0", None),
+    ],
+)
+def test_a_longest_message_counts_where_it_is_longer_than_a_frame(core, value, largest):
+    """Else it would say nothing new, and bind the wide form to frames that need none."""
+    payload = bytes((0x88, len(value))) + value
+    assert decode_capabilities(core, payload).largest == largest
+    if largest is not None:
+        said = encode_capabilities(core, Capabilities(8192, 1024, 0, 0, largest=largest))
+        assert said[15:] == payload
+
+
+@pytest.mark.parametrize("largest", [8_192, 2**32])
+def test_no_other_longest_message_is_said(core, largest):
+    with pytest.raises(InvalidArgument, match="longest message"):
+        encode_capabilities(core, Capabilities(8192, 1024, 0, 0, largest=largest))
 
 
 @given(capability=capabilities)

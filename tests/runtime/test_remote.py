@@ -226,6 +226,18 @@ def test_messages_of_other_threads_wait_within_the_same_bound_and_keep_their_ord
     assert link.taken == [b"0", b"1", b"2", b"3"] and peer.accepted == 4
 
 
+def test_large_messages_of_other_threads_are_bound_by_their_bytes_too(engine):
+    """As many of them as there may be small ones would be all memory."""
+    peer = peer_of(engine)
+    peer.own_max_message = 16 * 1024**2
+    peer.accept_from_afar(bytes(engine.config.send_queue_bytes + 1))
+    with pytest.raises(errors.WouldBlock):
+        peer.accept_from_afar(bytes(9_000))
+    peer.accept_from_afar(b"small")
+    peer.accept_from_afar(bytes(9_000), priority=Priority.HIGH)
+    assert peer.drop_from_afar() == 3
+
+
 def test_those_who_wait_for_a_connection_are_told_once(engine):
     """One future, one result."""
     peer = peer_of(engine)
@@ -250,6 +262,7 @@ class PartLink:
     def __init__(self, room=1 << 30, max_message=8192):
         self.room = room
         self.max_message = max_message
+        self.wide_max = 0
         self.frames = []
         self.pending = 0
         self.paused = False

@@ -1,0 +1,306 @@
+"""Large messages that are on their way to one node, and from it.
+
+What is offered and granted, and when, is decided in protocol/large; here memory is asked for it,
+links are given slices, and what was decided is said. A GRANT or REFUSE that finds no room is owed,
+and goes before messages that wait.
+
+Invariant: a message is granted only when the core has the memory for it. Never: ends a connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .. import errors
+from .._core import values
+from ..protocol import events, limits
+from ..protocol.connections import OWES_WIDE, Connection, State
+from ..protocol.inbox import Inbox
+from ..protocol.large import (
+    AHEAD_LOOK,
+    LOOKS,
+    Grants,
+    Landing,
+    Offer,
+    Offering,
+    Refusal,
+    Stage,
+    Verdict,
+    Word,
+)
+from ..protocol.outbox import Outbox
+from .engine import Engine, Timer
+from .remote import Remote
+
+_NO_ROOM = {errors.WouldBlock.code, errors.OutOfMemory.code}
+_STARVED_RETRY = 0.01
+"""Seconds until memory for a grant is asked for again."""
+
+
+class Landings:
+    """The large messages that others send to one engine. On the engine's thread only.
+
+    Args:
+        engine: whose connections these are.
+        inbox: where they are put.
+        max_message: bytes of the longest that is taken.
+        refused: told that a link took no more, by which code. See Traffic.refused.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        inbox: Inbox[Remote],
+        max_message: int,
+        refused: Callable[[Remote, int], None],
+    ) -> None:
+        self.engine = engine
+        self.inbox = inbox
+        self.grants: Grants[Connection] = Grants(engine.config.receive_large_bytes, max_message)
+        self._refused = refused
+        self._looking: Timer | None = None
+        self._starved = False
+
+    # What the other side says ---------------------------------------------------------------------
+
+    def offered(self, connection: Connection, id: int, total: int) -> bool:
+        """An OFFER has come. False: it breaks the protocol."""
+        verdict = self.grants.offered(connection, id, total)
+        if verdict is Verdict.REFUSE:
+            self.say(connection, Word(values.REFUSE, id, reason=Refusal.TOO_LARGE))
+        elif verdict is Verdict.WAIT:
+            self.serve()
+        return verdict is not Verdict.FAULT
+
+    def withdrawn(self, connection: Connection, id: int) -> bool:
+        """The sender sends nothing more of an id. False: that breaks the protocol."""
+        known = self.grants.withdrawn(connection, id)
+        connection.link.forgo(id)
+        connection.link.forget(id)
+        self.serve()
+        return known
+
+    def landed(self, connection: Connection, id: int) -> None:
+        """A message is whole: its memory is the inbox's from now on."""
+        self.grants.landed(connection, id)
+        if self.grants.waiting:
+            self.engine.post(self.serve)  # when it is in the inbox, which may be full then
+
+    def ended(self, connection: Connection) -> None:
+        """A connection is over, and with it what was on its way there."""
+        self.grants.ended(connection)
+        self.serve()
+
+    # What we say ----------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Grant what there is room for, in order."""
+        grants = self.grants
+        while not self.engine.closing and not self._starved:
+            landing = grants.next(self._may_come)
+            if landing is None:
+                break
+            connection, id = landing.link, landing.id
+            code = connection.link.expect(id, landing.total)
+            if code == errors.OutOfMemory.code:
+                self._starved = True
+                self.engine.after(_STARVED_RETRY, self._ask_again)
+            elif code < 0:
+                grants.ended(connection)  # its link is over, which will be told
+            else:
+                grants.grant(landing)
+                self.say(connection, Word(values.GRANT, id))
+        if grants.short and self._looking is None and not self.engine.closing:
+            pause = self.engine.config.link_timeout / LOOKS
+            self._looking = self.engine.after(pause, self._look)
+
+    def _may_come(self, connection: Connection) -> bool:
+        peer = connection.peer
+        return (
+            connection.state is State.OPEN
+            and isinstance(peer, Remote)
+            and not self.inbox.must_wait(self.inbox.outlet_of(peer))
+        )
+
+    def _ask_again(self) -> None:
+        self._starved = False
+        self.serve()
+
+    def _look(self) -> None:
+        """Somebody waits for what others were granted: who does not move loses that."""
+        self._looking = None
+        if not self.grants.short:
+            self.grants.rest()
+            return
+        for landing in self.grants.look(_seen):
+            landing.link.link.forgo(landing.id)
+            self.say(landing.link, Word(values.REFUSE, landing.id, reason=Refusal.LOST))
+        self.serve()
+
+    def say(self, connection: Connection, word: Word) -> None:
+        """Send a GRANT or REFUSE, behind those that are owed."""
+        code = errors.WouldBlock.code
+        if not connection.unsaid:
+            code = connection.link.send_wide(*word)
+        if code in _NO_ROOM:
+            connection.unsaid = (*connection.unsaid, word)
+            connection.owed |= OWES_WIDE
+            if isinstance(connection.peer, Remote):
+                self._refused(connection.peer, code)
+            return
+        self.engine.hint(code)
+        if word.reason == Refusal.TOO_LARGE:
+            self.grants.said(connection, word.id)
+
+    def pay(self, connection: Connection) -> None:
+        """There may be room for what is owed."""
+        words, connection.unsaid = connection.unsaid, ()
+        for word in words:
+            self.say(connection, word)
+
+
+def _seen(landing: Landing[Connection]) -> object:
+    """What tells whether a message, or its link, has moved; None: the link is not read."""
+    link = landing.link.link
+    if link.paused:
+        return None
+    return link.landed(landing.id), link.statistics().payload_bytes_received
+
+
+_Failing = Callable[[Remote, int, int, events.Outcome, errors.PeerTalkError], None]
+
+
+class Departures:
+    """The large messages that one engine sends. On the engine's thread only.
+
+    Args:
+        engine: whose connections these are.
+        say: Landings.say.
+        fail: Traffic.fail. take_back: likewise for messages that were reported as sent.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        say: Callable[[Connection, Word], None],
+        fail: _Failing,
+        take_back: _Failing,
+    ) -> None:
+        self.engine = engine
+        self._say = say
+        self._fail = fail
+        self._take_back = take_back
+
+    def offer(self, peer: Remote, connection: Connection, outbox: Outbox) -> int:
+        """The next message is a large one: its class waits for its grant from now on. Returns why
+        it cannot be offered now, else 0."""
+        head = outbox.head()
+        assert head is not None
+        offering = connection.offering
+        if offering is None:
+            offering = connection.offering = Offering()
+            if not connection.classes:
+                peer.use_classes(connection)
+        priority, number, payload = head
+        if not offering.begin(priority, number):
+            for each in offering.withdraw(priority):
+                self._withdraw(connection, each)
+            offer = offering.next_offer(priority, number, payload)
+            code = self._send_offer(connection, offering, offer)
+            if code < 0:
+                return code
+            offering.begin(priority, number)
+        self._offer_ahead(peer, connection, outbox, priority)
+        return 0
+
+    def _send_offer(self, connection: Connection, offering: Offering, offer: Offer) -> int:
+        if connection.unsaid:  # so no more offers are open there than here
+            return errors.WouldBlock.code
+        code: int = connection.link.send_wide(values.OFFER, offer.id, len(offer.payload))
+        if code >= 0:
+            offering.put(offer)
+            self.engine.hint(code)
+        return code
+
+    def _offer_ahead(
+        self, peer: Remote, connection: Connection, outbox: Outbox, priority: int
+    ) -> None:
+        """The next large ones of a class are offered already."""
+        link, offering = connection.link, connection.offering
+        assert offering is not None
+        longest = max(link.max_message, link.wide_max)
+        behind = outbox.behind(priority, AHEAD_LOOK)
+        for offer in offering.ahead(priority, behind, longest, peer.largest):
+            if self._send_offer(connection, offering, offer) < 0:
+                return
+
+    def hand(self, peer: Remote, connection: Connection, outbox: Outbox) -> int | None:
+        """Give the link the next slice of the large message whose turn it is; one that the peer has
+        refused fails. Returns what the link says, or that it holds enough; None: the next message
+        is none that was granted."""
+        offering, link = connection.offering, connection.link
+        assert offering is not None
+        outbox.blocked = offering.blocked
+        head = outbox.head()
+        offer = None if head is None else offering.head(head[0])
+        if head is None or offer is None:
+            return None
+        assert head[1] == offer.number, "another message stands at the head"
+        if offer.stage is Stage.REFUSED:
+            self._fail_refused(peer, outbox, offering, offer)
+            return 0
+        part = offering.slice(offer, link.referred, link.slice_max)
+        code: int = errors.WouldBlock.code if part is None else link.send_slice(*part)
+        if part is None or code < 0:
+            return code
+        self.engine.hint(code)
+        if offering.moved(offer, part.size):
+            [(first, last)] = outbox.drop(1)
+            connection.handed.add(first, last)
+        else:
+            outbox.went(offer.priority)
+        self._offer_ahead(peer, connection, outbox, offer.priority)
+        return code
+
+    def _fail_refused(self, peer: Remote, outbox: Outbox, offering: Offering, offer: Offer) -> None:
+        outbox.drop(1)
+        offering.failed(offer)
+        self.engine.totals.abandoned += 1
+        error = limits.refused_there(peer, len(offer.payload))
+        self._fail(peer, offer.number, offer.number, events.Outcome.FAILED, error)
+
+    def granted(self, connection: Connection, id: int) -> bool:
+        """A GRANT has come. False: it breaks the protocol."""
+        return connection.offering is not None and connection.offering.granted(id)
+
+    def turned_down(self, connection: Connection, id: int, reason: int) -> bool:
+        """A REFUSE of the receiver has come. False: it breaks the protocol."""
+        offering = connection.offering
+        refused = None if offering is None else offering.refused(id, reason)
+        if offering is None or refused is None:
+            return False
+        for each in refused.withdraw:
+            self._withdraw(connection, each)
+        if refused.undone:
+            offering.undone.add(refused.undone)
+            self.tell_undone(connection)
+        return True
+
+    def replaced(self, connection: Connection, number: int) -> None:
+        """A message that waited has given its place to another."""
+        offering = connection.offering
+        if offering is not None and (id := offering.replaced(number)):
+            self._withdraw(connection, id)
+
+    def tell_undone(self, connection: Connection) -> None:
+        """What the receiver has dropped was sent all the same: when that is reported, it has
+        failed."""
+        offering, peer = connection.offering, connection.peer
+        assert offering is not None and isinstance(peer, Remote)
+        for number in [each for each in offering.undone if not connection.handed.holds(each)]:
+            offering.undone.remove(number)
+            dropped = limits.dropped_there(peer)
+            self._take_back(peer, number, number, events.Outcome.FAILED, dropped)
+
+    def _withdraw(self, connection: Connection, id: int) -> None:
+        self._say(connection, Word(values.REFUSE, id, reason=Refusal.WITHDRAWN))
