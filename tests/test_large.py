@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
-import zlib
 
 import pytest
 from kit.nodes import loopback, pair, received
@@ -15,11 +14,9 @@ from kit.stranger import Dial, frame
 from kit.stranger import loopback as quiet
 from kit.tables import each_row
 from kit.waiting import GUARD, next_event, until
-from kit.wide import wide, wide_core
+from kit.wide import wide
 
 import peertalk as pt
-from peertalk._core.reference import landing
-from peertalk._core.reference import wide as codec
 from peertalk._core.values import CAPABILITY, DATA, GRANT, OFFER, REFUSE
 from peertalk.errors import ProtocolError
 from peertalk.protocol.claims import Claims, Over
@@ -36,18 +33,6 @@ LARGEST = 16 * MIB
 """What a node takes by default but on the core for little memory, which has to be told."""
 UNASKED = 262_144
 """Bytes of the longest message that goes in one frame."""
-
-__all__ = ["wide_core"]
-
-
-@pytest.fixture(autouse=True)
-def quick_sums(wide_core, monkeypatch):
-    """In plain Python a CRC-32C takes a second for a MiB. What these tests ask needs no sum that
-    others know: each of them speaks with itself."""
-    if wide_core.name == "reference":
-        for module in (landing, codec):
-            monkeypatch.setattr(module, "crc32c", zlib.crc32)
-    return wide_core
 
 
 def body(number: int, size: int) -> bytes:
@@ -124,11 +109,11 @@ async def halfway(core, size, **options):
         yield ada, bob, relay, to_bob
 
 
-async def test_messages_of_any_length_arrive_once_in_order_both_ways(wide_core):
+async def test_messages_of_any_length_arrive_once_in_order_both_ways(core):
     """One unasked, one granted, small ones between: one order."""
     sizes = [0, 5, 8_192, 8_193, UNASKED, UNASKED + 1, 7, 700_001, MIB, 8_193, 3]
     said = [body(number, size) for number, size in enumerate(sizes)]
-    async with pair(core=wide_core.name, max_message=LARGEST) as (ada, bob, to_bob):
+    async with pair(core=core.name, max_message=LARGEST) as (ada, bob, to_bob):
         to_ada = await bob.wait_for(ada.id, timeout=GUARD)
         assert to_bob.max_message == to_ada.max_message == 16 * MIB
 
@@ -147,7 +132,7 @@ async def test_messages_of_any_length_arrive_once_in_order_both_ways(wide_core):
             assert stats.payload_bytes_received >= sum(sizes)
 
 
-async def test_send_many_and_whoever_does_not_wait_send_large_ones_too(wide_core):
+async def test_send_many_and_whoever_does_not_wait_send_large_ones_too(core):
     """An iterator of large messages is drawn one at a time, not by the thousand."""
     drawn = 0
 
@@ -156,7 +141,7 @@ async def test_send_many_and_whoever_does_not_wait_send_large_ones_too(wide_core
         for drawn in range(1, 9):
             yield bytearray(body(drawn, 400_000))
 
-    async with pair(core=wide_core.name, max_message=LARGEST, send_queue_bytes=MIB) as (
+    async with pair(core=core.name, max_message=LARGEST, send_queue_bytes=MIB) as (
         _,
         bob,
         to_bob,
@@ -173,10 +158,10 @@ async def test_send_many_and_whoever_does_not_wait_send_large_ones_too(wide_core
         assert await sending == 8
 
 
-async def test_the_limit_is_the_smaller_of_both_sides(wide_core):
+async def test_the_limit_is_the_smaller_of_both_sides(core):
     async with (
-        pt.Node("ada", **loopback(core=wide_core.name, max_message=LARGEST)) as ada,
-        pt.Node("bob", **loopback(core=wide_core.name, max_message="1 MiB")) as bob,
+        pt.Node("ada", **loopback(core=core.name, max_message=LARGEST)) as ada,
+        pt.Node("bob", **loopback(core=core.name, max_message="1 MiB")) as bob,
     ):
         to_bob = await ada.connect(bob.address, timeout=GUARD)
         to_ada = await bob.wait_for(ada.id, timeout=GUARD)
@@ -189,11 +174,11 @@ async def test_the_limit_is_the_smaller_of_both_sides(wide_core):
         assert await received(bob, 1) == [bytes(MIB)]
 
 
-async def test_a_node_that_takes_less_than_a_frame_says_so(wide_core):
+async def test_a_node_that_takes_less_than_a_frame_says_so(core):
     """A program for little memory is sent no more than it wants, and sends no more."""
     async with (
-        pt.Node("ada", **loopback(core=wide_core.name, max_message=LARGEST)) as ada,
-        pt.Node("bob", **loopback(core=wide_core.name, max_message=1_000)) as bob,
+        pt.Node("ada", **loopback(core=core.name, max_message=LARGEST)) as ada,
+        pt.Node("bob", **loopback(core=core.name, max_message=1_000)) as bob,
     ):
         to_bob = await ada.connect(bob.address, timeout=GUARD)
         to_ada = await bob.wait_for(ada.id, timeout=GUARD)
@@ -206,18 +191,18 @@ async def test_a_node_that_takes_less_than_a_frame_says_so(wide_core):
         assert await received(bob, 1) == [bytes(1_000)]
 
 
-async def test_what_is_critical_overtakes_a_large_message(wide_core):
+async def test_what_is_critical_overtakes_a_large_message(core):
     """It waits for what was sent, not for the rest of 16 MiB."""
-    async with halfway(wide_core, 16 * MIB) as (_, bob, relay, to_bob):
+    async with halfway(core, 16 * MIB) as (_, bob, relay, to_bob):
         await to_bob.send(b"now", priority=pt.Priority.CRITICAL)
         relay.opened.set()
         assert await received(bob, 2) == [b"now", body(1, 16 * MIB)]
 
 
-async def test_a_message_whose_connection_is_reset_in_the_middle_is_sent_again(wide_core):
+async def test_a_message_whose_connection_is_reset_in_the_middle_is_sent_again(core):
     """It was never delivered, and is at the head of its class until its last slice is handed."""
     options = {"send_queue_bytes": 64 * MIB}
-    async with halfway(wide_core, 16 * MIB, **options) as (ada, bob, relay, to_bob):
+    async with halfway(core, 16 * MIB, **options) as (ada, bob, relay, to_bob):
         await to_bob.send(body(2, 5))
         relay.cut()
         assert await received(bob, 2) == [body(1, 16 * MIB), body(2, 5)]
@@ -226,9 +211,9 @@ async def test_a_message_whose_connection_is_reset_in_the_middle_is_sent_again(w
         assert not ada.stats().messages_failed
 
 
-async def test_of_one_key_the_newest_arrives_though_the_former_moves(wide_core):
+async def test_of_one_key_the_newest_arrives_though_the_former_moves(core):
     """A picture that is out of date stops between two of its slices."""
-    async with halfway(wide_core, 16 * MIB) as (ada, bob, relay, to_bob):
+    async with halfway(core, 16 * MIB) as (ada, bob, relay, to_bob):
         told = ada.events()
         await to_bob.send(body(2, 700_000), key="first")
         failed = await next_event(told, pt.Failed)
@@ -239,10 +224,10 @@ async def test_of_one_key_the_newest_arrives_though_the_former_moves(wide_core):
         assert bob.stats().payload_bytes_received < 16 * MIB
 
 
-async def test_a_reader_that_takes_nothing_has_little_in_its_memory(wide_core):
+async def test_a_reader_that_takes_nothing_has_little_in_its_memory(core):
     """Nothing is granted while the inbox is full, and never more than the budget at a time."""
     options = {"receive_queue_bytes": MIB, "receive_large_bytes": 2 * MIB, "max_message": LARGEST}
-    async with pair(**options, core=wide_core.name, send_queue_bytes=64 * MIB) as (_, bob, to_bob):
+    async with pair(**options, core=core.name, send_queue_bytes=64 * MIB) as (_, bob, to_bob):
         for number in range(10):
             await to_bob.send(body(number, 900_000))
         await until(lambda: bob.stats().inbox_bytes > MIB and bob.stats().offers_waiting)
@@ -253,10 +238,10 @@ async def test_a_reader_that_takes_nothing_has_little_in_its_memory(wide_core):
         assert await received(bob, 10) == [body(number, 900_000) for number in range(10)]
 
 
-async def test_many_senders_share_one_budget(wide_core):
+async def test_many_senders_share_one_budget(core):
     """Whoever offers first is granted first, and all have their turn."""
     async with contextlib.AsyncExitStack() as stack:
-        options = loopback(core=wide_core.name, max_message=LARGEST, receive_large_bytes=MIB)
+        options = loopback(core=core.name, max_message=LARGEST, receive_large_bytes=MIB)
         options["send_queue_bytes"] = 64 * MIB
         bob = await stack.enter_async_context(pt.Node("bob", **options))
         peers = []
@@ -271,16 +256,16 @@ async def test_many_senders_share_one_budget(wide_core):
         assert not bob.stats().landing_bytes
 
 
-async def test_who_leaves_sends_what_it_has_accepted_first(wide_core):
-    async with pair(core=wide_core.name, max_message=LARGEST) as (_, bob, to_bob):
+async def test_who_leaves_sends_what_it_has_accepted_first(core):
+    async with pair(core=core.name, max_message=LARGEST) as (_, bob, to_bob):
         await to_bob.send(body(1, 2 * MIB))
         await to_bob.disconnect()
         assert await received(bob, 1) == [body(1, 2 * MIB)]
 
 
-async def test_a_node_that_is_closed_sends_what_it_has_accepted_first(wide_core):
-    async with pt.Node("bob", **loopback(core=wide_core.name, max_message=LARGEST)) as bob:
-        async with pt.Node("ada", **loopback(core=wide_core.name, max_message=LARGEST)) as ada:
+async def test_a_node_that_is_closed_sends_what_it_has_accepted_first(core):
+    async with pt.Node("bob", **loopback(core=core.name, max_message=LARGEST)) as bob:
+        async with pt.Node("ada", **loopback(core=core.name, max_message=LARGEST)) as ada:
             await (await ada.connect(bob.address, timeout=GUARD)).send(body(1, 2 * MIB))
         assert await received(bob, 1) == [body(1, 2 * MIB)]
 
@@ -364,8 +349,8 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("said", FAULTS.values(), ids=FAULTS.keys())
-async def test_who_breaks_the_rules_of_large_messages_is_shut_out(said, wide_core):
-    async with stranger(wide_core, receive_large_bytes=1024) as (ada, other):
+async def test_who_breaks_the_rules_of_large_messages_is_shut_out(said, core):
+    async with stranger(core, receive_large_bytes=1024) as (ada, other):
         faults = ada.events()
         other.say(*said)
         fault = await next_event(faults, pt.LinkFault)
@@ -386,8 +371,8 @@ SLICES = {
 
 
 @pytest.mark.parametrize("said", SLICES.values(), ids=SLICES.keys())
-async def test_slices_that_lie_end_the_link(said, wide_core):
-    async with stranger(wide_core) as (ada, other):
+async def test_slices_that_lie_end_the_link(said, core):
+    async with stranger(core) as (ada, other):
         faults = ada.events()
         other.say(offer(1, MIB))
         assert await other.hear_wide() == (GRANT, 0, 1, 0)
@@ -397,18 +382,18 @@ async def test_slices_that_lie_end_the_link(said, wide_core):
         await until(lambda: not ada.stats().landing_bytes)
 
 
-async def test_an_offer_of_a_peer_that_takes_none_itself_is_a_fault(wide_core):
+async def test_an_offer_of_a_peer_that_takes_none_itself_is_a_fault(core):
     """It never said 0x88, and was told that the rule is to say it."""
-    async with stranger(wide_core, largest=None) as (ada, other):
-        assert [peer.max_message for peer in ada.peers.values()] == [8_192]
+    async with stranger(core, largest=None) as (ada, other):
+        assert [peer.max_message for peer in ada.peers.values()] == [core.limits.frame_max_payload]
         faults = ada.events()
         other.say(offer(1, MIB))
         assert isinstance((await next_event(faults, pt.LinkFault)).error, ProtocolError)
 
 
-async def test_ten_thousand_offers_of_two_gigabytes_cost_as_many_answers(wide_core):
+async def test_ten_thousand_offers_of_two_gigabytes_cost_as_many_answers(core):
     """They are refused before anything is asked for."""
-    async with stranger(wide_core) as (ada, other):
+    async with stranger(core) as (ada, other):
         for first in range(1, 10_001, 50):
             other.say(*(offer(id, 2**31 - 1) for id in range(first, first + 50)))
             for id in range(first, first + 50):
@@ -417,10 +402,10 @@ async def test_ten_thousand_offers_of_two_gigabytes_cost_as_many_answers(wide_co
         assert (stats.landing_bytes, stats.offers_waiting, stats.bad_frames) == (0, 0, 0)
 
 
-async def test_a_peer_that_does_not_move_gives_way_when_others_wait(wide_core):
+async def test_a_peer_that_does_not_move_gives_way_when_others_wait(core):
     """Else whoever has a grant and says nothing would keep all others out."""
     options = {"receive_large_bytes": MIB, "link_timeout": 0.4}
-    async with stranger(wide_core, **options) as (ada, still):
+    async with stranger(core, **options) as (ada, still):
         still.say(offer(1, MIB))
         assert await still.hear_wide() == (GRANT, 0, 1, 0)
         still.say(wide(DATA, 1, 0, MIB, b"xx"))
@@ -441,8 +426,8 @@ async def test_a_peer_that_does_not_move_gives_way_when_others_wait(wide_core):
 # What a node does with answers ----------------------------------------------------------------
 
 
-async def test_a_message_that_the_peer_refuses_fails_and_the_next_goes_on(wide_core):
-    async with stranger(wide_core) as (ada, other):
+async def test_a_message_that_the_peer_refuses_fails_and_the_next_goes_on(core):
+    async with stranger(core) as (ada, other):
         [peer] = ada.peers.values()
         told = ada.events()
         await peer.send(bytes(500_000))
@@ -455,10 +440,10 @@ async def test_a_message_that_the_peer_refuses_fails_and_the_next_goes_on(wide_c
         assert (await next_event(told, pt.Sent)).first == 2
 
 
-async def test_a_message_that_the_peer_lost_is_offered_anew_or_has_failed(wide_core):
+async def test_a_message_that_the_peer_lost_is_offered_anew_or_has_failed(core):
     """What was handed to its last slice before that was heard is known to be lost, though it was
     told as sent."""
-    async with stranger(wide_core) as (ada, other):
+    async with stranger(core) as (ada, other):
         [peer] = ada.peers.values()
         told = ada.events()
         await peer.send(bytes(300_000))
