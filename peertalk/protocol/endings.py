@@ -186,6 +186,28 @@ def is_final(error: errors.PeerTalkError | None) -> bool:
     return was_rejected(error) or isinstance(error, NotUsed)
 
 
+def no_answer(connection: Connection, seconds: float) -> errors.Timeout:
+    """What who dials hears when nobody has answered for so long."""
+    late = f"did not answer within {seconds:g} s (Config.connect_timeout)"
+    return errors.Timeout(f"{connection.where} {late}")
+
+
+def died(connection: Connection, silent: float) -> errors.ConnectionClosed:
+    """What a dead link ends with. silent: seconds without an acknowledgement that was owed."""
+    nothing = f"has acknowledged nothing for {silent:.0f} s (Config.link_timeout)"
+    text = f"{connection.who} {nothing}; the link is closed"
+    return errors.ConnectionClosed(text, peer=connection.name)
+
+
+def without_address(connection: Connection, address: str) -> errors.NetworkFailure:
+    """What a link ends with whose own address this machine has no longer."""
+    text = (
+        f"the link to {connection.who} lived on {address}, which is no longer an address of this "
+        "machine; the link is closed"
+    )
+    return errors.NetworkFailure(text, peer=connection.name)
+
+
 def cut_off(error: BaseException | None) -> errors.PeerTalkError:
     """What those hear whose connection ends because of an exception; None: one that is not known
     any more."""

@@ -105,10 +105,7 @@ class Dialling(ClassicPeers):
     def _begin(self, connection: Connection) -> None:
         """Call at its address, for so long."""
         config, address = self.engine.config, connection.address
-        late = errors.Timeout(
-            f"{address[0]}:{address[1]} did not answer within "
-            f"{config.connect_timeout:g} s (Config.connect_timeout)"
-        )
+        late = endings.no_answer(connection, config.connect_timeout)
         connection.advance(Step.DIAL)
         self.connections.add(connection)
         connection.socket = self.engine.world.dial(address, config.bind)

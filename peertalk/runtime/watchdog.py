@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 from .. import errors
 from .._core import values
-from ..protocol import events
+from ..protocol import endings, events
 from ..protocol.connections import Connection, State
 from ..protocol.vigil import LATE, Finding, Seen, Vigil
 from .engine import Engine, Timer, Watched
@@ -186,12 +186,8 @@ class Watchdog:
                 self.engine.emit(events.PeerFrozen, connection.peer)
 
     def _bury(self, connection: Connection, silent: float) -> None:
-        text = (
-            f"{connection.who} has acknowledged nothing for {silent:.0f} s "
-            "(Config.link_timeout); the link is closed"
-        )
         self.engine.world.abandon(connection.socket)
-        self._end(connection, errors.ConnectionClosed(text, peer=connection.name))
+        self._end(connection, endings.died(connection, silent))
 
     # Our own addresses ----------------------------------------------------------------------------
 
@@ -238,9 +234,5 @@ class Watchdog:
             if address not in ours:
                 ours[address] = self.engine.world.owns(address)
             if not ours[address]:
-                text = (
-                    f"the link to {connection.who} lived on {address}, which is no longer an "
-                    "address of this machine; the link is closed"
-                )
                 self.engine.world.abandon(connection.socket)
-                self._unhouse(connection, errors.NetworkFailure(text, peer=connection.name))
+                self._unhouse(connection, endings.without_address(connection, address))

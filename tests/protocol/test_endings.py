@@ -313,3 +313,18 @@ def test_who_stands_still_for_long_ends_when_memory_is_scarce(state, seconds, en
     error = endings.stood_still(still, seconds, 10.0)
     assert (error is not None) is ends
     assert error is None or (error.peer == "bob" and "Config.link_timeout is 10 s" in str(error))
+
+
+def test_what_those_hear_whose_dial_or_link_has_come_to_nothing():
+    """Where, for how long, and by which setting."""
+    peer = Peer(b"12345678", name="bob")
+    connection = Connection(1, ("10.0.0.1", 7), dialled=True, now=0.0, peer=peer)
+    late = endings.no_answer(connection, 2.5)
+    assert isinstance(late, errors.Timeout)
+    assert str(late) == "10.0.0.1:7 did not answer within 2.5 s (Config.connect_timeout)"
+    dead = endings.died(connection, 15.4)
+    assert isinstance(dead, errors.ConnectionClosed) and dead.peer == "bob"
+    assert "'bob' has acknowledged nothing for 15 s (Config.link_timeout); the link" in str(dead)
+    moved = endings.without_address(connection, "10.0.0.2")
+    assert type(moved) is errors.NetworkFailure and moved.peer == "bob"
+    assert "peer 'bob' lived on 10.0.0.2, which is no longer an address of this" in str(moved)
