@@ -252,6 +252,17 @@ static int posix_finish(pt_context *context, pt_link *link)
 }
 
 #if defined(__linux__)
+/* Between two programs of one machine what the kernel took lies with the other one at once; there
+ * SIOCOUTQ says how much memory is kept for what has not been read. */
+static int is_local(int descriptor)
+{
+    int domain = 0;
+    socklen_t size = sizeof domain;
+    int told = getsockopt(descriptor, SOL_SOCKET, SO_DOMAIN, &domain, &size);
+    PT_ASSERT(told != 0 || size == sizeof domain);
+    return told == 0 && domain == AF_UNIX;
+}
+
 /* SIOCOUTQ by its older name, which needs no header of the kernel. What the kernel counts from the
  * oldest byte that is not acknowledged to the last one that it took, and the end of our half behind
  * it. Still so after a reset, unlike tcpi_unacked. */
@@ -259,7 +270,8 @@ static uint32_t posix_unacknowledged(pt_context *context, const pt_link *link)
 {
     (void)context;
     int waiting = 0;
-    if (ioctl((int)link->source.handle, TIOCOUTQ, &waiting) != 0 || waiting <= 0)
+    int descriptor = (int)link->source.handle;
+    if (ioctl(descriptor, TIOCOUTQ, &waiting) != 0 || waiting <= 0 || is_local(descriptor))
         return 0;
     return (uint32_t)(waiting - (link->state == PT_LINK_FINISHED));
 }

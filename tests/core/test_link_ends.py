@@ -200,6 +200,22 @@ def test_messages_with_a_byte_that_was_not_acknowledged_are_unconfirmed(bench, h
     assert link.unconfirmed == 0
 
 
+@linux
+def test_what_another_program_of_this_machine_has_not_read_is_confirmed(bench):
+    """It lies there, as what TCP has acknowledged does. What the system tells of such a socket is
+    how much of it is unread, and nothing once the other end is closed."""
+    link, raw = bench.link()
+    events = []
+    for _ in range(20):
+        assert link.send(bytes(1_000)) >= 0
+        events += bench.loop.turn(0.0)
+    assert bench.sent(events, 1) == 20 and waiting(raw) == 0
+    assert unread(raw) == 20 * (1_000 + FRAME_OVERHEAD) and link.unconfirmed == 0
+    raw.close()
+    bench.until(lambda events: bench.of(events, CLOSED))
+    assert link.unconfirmed == 0
+
+
 def test_a_frame_that_was_sent_and_is_not_told_yet_is_not_unconfirmed(bench):
     """The number is of those that were told: the others are the caller's to call lost."""
     ours, _theirs = bench.tcp()

@@ -53,14 +53,24 @@ def shut_write(fd: int) -> None:
         borrowed.detach()
 
 
+def _is_local(fd: int) -> bool:
+    borrowed = socket.socket(fileno=fd)
+    family = borrowed.family
+    borrowed.detach()
+    return family == socket.AF_UNIX
+
+
 def unacknowledged(fd: int, shut: bool) -> int:
     """Bytes that the system took and the other side's has not acknowledged. shut: our half of the
-    stream is ended, which counts as a byte."""
+    stream is ended, which counts as a byte. 0 between two programs of one machine: what the system
+    took lies with the other one at once."""
     if not sys.platform.startswith("linux"):
         return 0
     try:
         answer = fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4))  # SIOCOUTQ
+        waiting = int.from_bytes(answer, sys.byteorder)
+        if waiting == 0 or _is_local(fd):
+            return 0
     except OSError:
         return 0
-    waiting = int.from_bytes(answer, sys.byteorder)
     return waiting - 1 if waiting and shut else waiting
