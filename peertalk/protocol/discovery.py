@@ -116,8 +116,8 @@ class Discovery:
         core: the codec.
         instance: our id, 8 bytes; None: announce like the original, which then cannot tell its own
             packets (tests of compatibility).
-        name, port, datagram_port, flags: what to announce of ourselves; port is the TCP listening
-            port.
+        name, port, datagram_port, flags, local: what to announce of ourselves; port is the TCP
+            listening port; local: we can be called at a socket of this host.
         announce_interval: time between two announcements in a room that is not too large for it,
             seconds: see interval.
         peer_timeout: silence after which a peer is forgotten, seconds.
@@ -153,6 +153,7 @@ class Discovery:
         max_peers: int = 1024,
         max_per_address: int = MAX_PER_ADDRESS,
         flags: int = 0,
+        local: bool = False,
     ) -> None:
         if max_peers < 1 or max_per_address < 1 or announce_interval <= 0 or peer_timeout <= 0:
             raise InvalidArgument(
@@ -162,8 +163,9 @@ class Discovery:
             )
         self._core = core
         self._instance = instance
+        transports = TRANSPORT_TCP | TRANSPORT_UDP
         self._ours = Announcement(
-            ANNOUNCE, name, port, flags, TRANSPORT_TCP | TRANSPORT_UDP, instance, datagram_port
+            ANNOUNCE, name, port, flags, transports, instance, datagram_port, None, local
         )
         self._packets = self._encoded()
         self._announce_interval = announce_interval
@@ -322,6 +324,11 @@ class Discovery:
     def room(self) -> int:
         """Peers that are there, those included for which our table has no place."""
         return self._table.room
+
+    def has_local(self, key: Key, host: str) -> bool:
+        """Whether the peer can be called at a socket of this host: it says that it has one, and
+        host, where it was heard, is an address of this machine."""
+        return self._table.has_local(key, host)
 
     def statistics(self) -> DiscoveryStatistics:
         """Counters; see there for the units."""

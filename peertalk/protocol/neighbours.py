@@ -302,6 +302,12 @@ class Neighbours:
         entry = self._entries.get(key)
         return entry.announcement if entry is not None else None
 
+    def has_local(self, key: Key, host: str) -> bool:
+        """Whether the peer says that it can be called at a socket of its host, and host, where it
+        was heard, is this one."""
+        entry = self._entries.get(key)
+        return entry is not None and entry.announcement.local and self._is_ours(host)
+
     def introduce(self, key: Key, announced: int) -> bool:
         """Whether the peer must be told of us before anything else: it was found when we had
         announced ourselves so often, and was not told since. Once."""

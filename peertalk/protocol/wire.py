@@ -26,7 +26,7 @@ INSTANCE_SIZE = 8
 """Length in bytes of an instance id: random, one for each start of a node, never all zero."""
 
 PACKET_MAX = 512
-"""Longest discovery packet in bytes whose trailer is read; ours have at most 98. Bounds the work
+"""Longest discovery packet in bytes whose trailer is read; ours have at most 101. Bounds the work
 that a stranger's datagram can cause."""
 
 TLV_INSTANCE = 0x80
@@ -37,6 +37,10 @@ TLV_CONNECTION = 0x84
 TLV_OVER = 0x85
 TLV_PLACE = 0x87
 TLV_LARGEST = 0x88
+TLV_WAYS = 0x89
+
+WAY_LOCAL = 0x01
+"""Of the bits of TLV_WAYS: the sender listens at a socket of its host, too."""
 
 TRANSPORT_TCP = 0x01
 TRANSPORT_UDP = 0x02
@@ -127,7 +131,8 @@ class Announcement(msgspec.Struct, frozen=True, gc=False):
     type: ANNOUNCE 1, QUERY 2 or GOODBYE 3. name: 0 to 31 bytes of UTF-8. port: the sender's TCP
     listening port. flags, transports: as the original defines them. instance: 8 bytes, None for a
     classic peer. datagram_port: UDP port for fast messages, None when not said. sought: of a QUERY,
-    the name or id of the one peer that shall answer; None: all shall.
+    the name or id of the one peer that shall answer; None: all shall. local: the sender can be
+    called at a socket of its host that its instance names.
     """
 
     type: int
@@ -138,6 +143,7 @@ class Announcement(msgspec.Struct, frozen=True, gc=False):
     instance: bytes | None = None
     datagram_port: int | None = None
     sought: str | None = None
+    local: bool = False
 
 
 class Capabilities(msgspec.Struct, frozen=True, gc=False):
@@ -240,7 +246,7 @@ def _largest_of(found: dict[int, bytes]) -> int | None:
 
 
 def encode_announcement(core: Codec, announcement: Announcement) -> bytes:
-    """One discovery packet, 14 to 98 bytes. With nothing but what the original knows it is, byte
+    """One discovery packet, 14 to 101 bytes. With nothing but what the original knows it is, byte
     for byte, the original's.
 
     Raises:
@@ -252,6 +258,8 @@ def encode_announcement(core: Codec, announcement: Announcement) -> bytes:
     trailer = _instance_tlv(a.instance) + _port_tlv(TLV_DATAGRAM_PORT, a.datagram_port)
     if a.sought is not None:
         trailer += _tlv(TLV_NAME, _name_bytes(a.sought))
+    if a.local:
+        trailer += _tlv(TLV_WAYS, bytes((WAY_LOCAL,)))
     if not trailer:
         return packet
     packet += trailer
@@ -280,6 +288,7 @@ def decode_announcement(core: Codec, data: bytes) -> Announcement:
         found = _read_tlvs(memoryview(data)[packet.size : trailer_end])
     found = found or {}
     sought = found.get(TLV_NAME) if packet.type == QUERY else None
+    ways = found.get(TLV_WAYS, b"")
     return Announcement(
         packet.type,
         packet.name.decode("utf-8", "replace"),
@@ -289,6 +298,7 @@ def decode_announcement(core: Codec, data: bytes) -> Announcement:
         _instance_of(found),
         _port_of(found, TLV_DATAGRAM_PORT),
         None if sought is None else sought.decode("utf-8", "replace"),
+        len(ways) == 1 and bool(ways[0] & WAY_LOCAL),
     )
 
 

@@ -113,6 +113,29 @@ def test_one_address_fills_its_share_only_and_our_own_addresses_have_no_share():
     assert sum(each[0] >= 50 for each in neighbours) == 2
 
 
+@pytest.mark.parametrize(
+    ("host", "says", "known"),
+    [
+        ("127.0.0.1", True, True),
+        ("10.0.0.1", True, True),
+        ("10.0.0.9", True, False),
+        ("127.0.0.1", False, False),
+    ],
+)
+def test_a_peer_that_says_so_and_is_heard_at_an_address_of_ours_has_a_socket_of_our_host(
+    host, says, known
+):
+    """Whoever says so elsewhere means another host. An address may be ours no more."""
+    neighbours = table()
+    neighbours.set_own_addresses(frozenset({"10.0.0.1"}))
+    said = Announcement(ANNOUNCE, "ada", 7354, instance=key(1), local=says)
+    neighbours.hear(key(1), said, host, 0.0, 1)
+    assert neighbours.has_local(key(1), host) is known
+    assert not neighbours.has_local(key(2), host), "nobody has said anything"
+    neighbours.set_own_addresses(frozenset())
+    assert neighbours.has_local(key(1), host) is (known and host == "127.0.0.1")
+
+
 def test_what_strangers_cost_is_bounded():
     """A flood of forged packets must not fill the memory."""
     neighbours = table(max_peers=1)

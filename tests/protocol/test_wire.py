@@ -14,6 +14,8 @@ from peertalk.protocol.peer import Peer
 from peertalk.protocol.wire import (
     INSTANCE_SIZE,
     PACKET_MAX,
+    TLV_WAYS,
+    WAY_LOCAL,
     Announcement,
     Batch,
     Capabilities,
@@ -379,5 +381,28 @@ def test_a_question_says_who_is_sought_where_the_original_does_not_look(core, so
     asking = Announcement(kind, "CREF", 17354, instance=INSTANCE, datagram_port=1, sought=sought)
     packet = encode_announcement(core, asking)
     classic = core.encode_discovery(kind, 17354, b"CREF", 0, 3)
-    assert packet[: len(classic)] == classic and len(packet) <= 98
+    assert packet[: len(classic)] == classic and len(packet) <= 101
     assert decode_announcement(core, packet).sought == (sought if asks else None)
+
+
+@given(name=names, kind=st.integers(1, 3), local=st.booleans())
+def test_that_a_node_has_a_socket_of_its_host_stands_where_the_original_does_not_look(
+    core, name, kind, local
+):
+    """One bit; the others of its byte are kept for what else there may be."""
+    said = Announcement(kind, name, 7354, instance=INSTANCE, datagram_port=7355, local=local)
+    packet = encode_announcement(core, said)
+    classic = core.encode_discovery(kind, 7354, name.encode(), 0, 3)
+    assert packet[: len(classic)] == classic and decode_announcement(core, packet) == said
+    assert (bytes((TLV_WAYS, 1, WAY_LOCAL)) == packet[-5:-2]) is local
+
+
+@pytest.mark.parametrize(
+    ("value", "local"),
+    [(b"\x01", True), (b"\xff", True), (b"\xfe", False), (b"", False), (b"\1\1", False)],
+)
+def test_a_byte_of_ways_is_one_byte_and_its_first_bit_counts(core, value, local):
+    """What later nodes say in the other bits is no fault."""
+    packet = core.encode_discovery(1, 7354, b"ada", 0, 3) + bytes((TLV_WAYS, len(value))) + value
+    packet += core.crc16(packet).to_bytes(2, "big")
+    assert decode_announcement(core, packet).local is local
