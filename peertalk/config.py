@@ -144,6 +144,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     discovery: Annotated[
         bool, _plain("Announce this node and look for others; off: connect by address only.")
     ] = True
+    local: Annotated[
+        bool,
+        _plain(
+            "Speak with nodes of the same user and host over a socket of this host where discovery "
+            "finds one (Linux); off: by TCP."
+        ),
+    ] = True
     bind: Annotated[
         str, _plain("IPv4 address of this machine to live on; empty or 0.0.0.0: all.")
     ] = ""
@@ -308,6 +315,7 @@ class NodeOptions(TypedDict, total=False):
     discovery_port: int | None
     udp_port: int | None
     discovery: bool | None
+    local: bool | None
     bind: str | None
     interfaces: Iterable[str] | None
     core: str | None

@@ -258,6 +258,15 @@ def find_free_port() -> int:
     raise RuntimeError(f"no free port from {_FIRST_PORT} to {_LAST_PORT}")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def sockets_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Where the nodes of this run have their sockets of this host: what those leave that are killed
+    goes with the run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
+        yield
+
+
 @pytest.fixture
 def free_port() -> Callable[[], int]:
     """free_port(): a port of its own for each call. Nodes of a test use one for discovery, so that

@@ -126,7 +126,7 @@ MOVERS = frozenset(
 PURE = frozenset(
     (
         "__future__ abc collections contextlib copy enum errno functools ipaddress itertools math "
-        "operator struct types typing"
+        "operator stat struct types typing"
     ).split()
 )
 """All that protocol may have of the standard library: no way leads from these to a file, a

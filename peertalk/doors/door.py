@@ -102,6 +102,12 @@ class AnyPeer(Uncopied):
         return self._remote.classic
 
     @property
+    def local(self) -> bool:
+        """Whether the peer is connected over a socket of this host, and not by TCP."""
+        connection = self._remote.connection
+        return connection is not None and connection.local
+
+    @property
     def latency(self) -> Latency | None:
         """Round-trip time of the present connection, or of the last one; None before the first
         answer to a PING."""

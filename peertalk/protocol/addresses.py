@@ -14,6 +14,8 @@ from .neighbours import ADDRESSES_MAX
 
 Address = tuple[str, int]
 
+LOOPBACK = "127.0.0.1"
+"""The address of every machine for itself."""
 _LIMITED_BROADCAST = "255.255.255.255"
 
 
@@ -192,10 +194,10 @@ def host_interfaces(addresses: set[str]) -> list[Interface]:
     """What is known of the interfaces where the system tells none: the addresses of the host's own
     name. Empty: not even those, and loopback is taken to be there."""
     if not addresses:
-        return [interface_of("loopback", 0, "127.0.0.1", "255.0.0.0", True)]
+        return [interface_of("loopback", 0, LOOPBACK, "255.0.0.0", True)]
     return [
         Interface(address, 0, address, _LIMITED_BROADCAST, "0.0.0.0")
-        for address in sorted(addresses | {"127.0.0.1"})
+        for address in sorted(addresses | {LOOPBACK})
     ]
 
 

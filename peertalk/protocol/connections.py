@@ -140,7 +140,8 @@ class Connection:
     counts as classic for want of a word, and may be one of ours yet; due: when its link is looked
     at next, inf while it has none; vigil: what that look must remember; offering: the large
     messages on their way, None before the first; unsaid: GRANT, REFUSE for which there was no room;
-    socket, link and timer belong to the runtime.
+    socket, link and timer belong to the runtime; local: that socket is one of this host, and not
+    TCP\'s.
     """
 
     __slots__ = (
@@ -151,6 +152,7 @@ class Connection:
         "handed",
         "held",
         "link",
+        "local",
         "number",
         "owed",
         "peer",
@@ -189,6 +191,7 @@ class Connection:
         self.tag = tag
         self.address = address
         self.dialled = dialled
+        self.local = False
         self.peer = peer
         self.since = now
         self.state = State.IDLE
@@ -353,6 +356,14 @@ class Connections:
     def dialling(self, peer: Peer) -> Connection | None:
         """The dial to this peer that is under way (connecting or greeting), if any."""
         return next((each for each in self.undecided if each.peer is peer and each.dialled), None)
+
+    def dialling_since(self, peer: Peer, now: float) -> float | None:
+        """Since when it is, None: it is not. One over a socket of this host is as good as new:
+        nothing of it can have been lost with a network."""
+        under_way = self.dialling(peer)
+        if under_way is None:
+            return None
+        return now if under_way.local else under_way.since
 
     def dialling_to(self, address: Address) -> Connection | None:
         """The dial to this address that is under way, if any."""

@@ -208,6 +208,15 @@ def without_address(connection: Connection, address: str) -> errors.NetworkFailu
     return errors.NetworkFailure(text, peer=connection.name)
 
 
+def is_astray(connection: Connection, was: State, error: errors.PeerTalkError | None) -> bool:
+    """Whether a connection that we made over a socket of this host did not lead to its peer. Who
+    rejects us, or is there and says nothing, would do so by TCP, too; and what is wrong here
+    remains wrong."""
+    early = was in (State.CONNECTING, State.GREETING)
+    theirs = isinstance(error, errors.NetworkFailure | errors.RemoteError)
+    return connection.dialled and early and theirs and not was_rejected(error)
+
+
 def cut_off(error: BaseException | None) -> errors.PeerTalkError:
     """What those hear whose connection ends because of an exception; None: one that is not known
     any more."""

@@ -82,6 +82,19 @@ def itself(connection: Connection) -> errors.InvalidArgument:
     return errors.InvalidArgument(f"{connection.where} is this node itself")
 
 
+def is_stranger(connection: Connection, instance: bytes | None) -> bool:
+    """Whether who greets over a socket of this host is not who was dialled there, or says no
+    instance id, which every node does that knows such sockets."""
+    expected = connection.peer
+    return instance is None or (expected is not None and instance != expected.instance)
+
+
+def astray(connection: Connection) -> errors.NetworkFailure:
+    """What ends the connection with such a one."""
+    text = f"a socket of this host does not lead to {connection.who}; the connection is closed"
+    return errors.NetworkFailure(text, peer=connection.name)
+
+
 class Place(enum.Enum):
     """What becomes of a connection that is greeted."""
 

@@ -210,6 +210,8 @@ class Peer:
     )
 
     flags = Rare(PeerFlag(0))
+    by_tcp = Rare(False)
+    """Its socket on this host has led to somebody else: from then on it is dialled by TCP."""
 
     def __init__(
         self,

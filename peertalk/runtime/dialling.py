@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from functools import partial
+from typing import Any
 
 from .. import errors
 from .._core import values
@@ -108,13 +109,34 @@ class Dialling(ClassicPeers):
         late = endings.no_answer(connection, config.connect_timeout)
         connection.advance(Step.DIAL)
         self.connections.add(connection)
-        connection.socket = self.engine.world.dial(address, config.bind)
+        connection.socket = self._call_locally(connection)
+        connection.local = connection.socket is not None
+        if not connection.local:
+            connection.socket = self.engine.world.dial(address, config.bind)
         self._opening[connection.tag] = self.engine.watch(
             connection.socket,
             values.WRITE,
             partial(self._wholly, connection, self._connected, connection),
         )
         self._wait(connection, config.connect_timeout, partial(self._end, error=late))
+
+    def _call_locally(self, connection: Connection) -> Any:
+        """A connection to its peer's socket on this host; None: there is none that leads there."""
+        peer, finder, host = connection.peer, self.finder, connection.address[0]
+        if peer is None or peer.instance is None or peer.by_tcp or not self.engine.local:
+            return None
+        if finder is None or not finder.discovery.has_local(peer.key, host):
+            return None
+        return self.engine.world.dial_local(peer.instance, self.engine.config.bind or host)
+
+    def _call_again(self, connection: Connection) -> None:
+        peer = connection.peer
+        if isinstance(peer, Remote) and not self.engine.closing:
+            peer.by_tcp = True
+            again = self.dial(connection.address, None, peer)
+            if again is not None:
+                again.reached += connection.reached
+                connection.reached = ()
 
     def _has_room(self, host: str) -> bool:
         """Whether one more connection may exist. Where no place is left a stranger makes room for
@@ -338,8 +360,8 @@ class Dialling(ClassicPeers):
             self.engine.changed()  # whoever waits for it may have it again
         if self.engine.closing or peer.classic or peer.key not in self._returns:
             return
-        now, under_way = self.engine.world.clock(), self.connections.dialling(peer)
-        since = None if under_way is None else under_way.since
+        now = self.engine.world.clock()
+        since = self.connections.dialling_since(peer, now)
         delay = self._returns.heard(peer.key, now, peer.not_before, since)
         if delay is None:
             return

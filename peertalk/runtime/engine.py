@@ -13,7 +13,7 @@ something or have ended, and what other threads have left. Who stands on an engi
     hint, schedule, emit, changed            what it tells
     config, core, world, loop, connections   what all parts of a node share
     instance, log, troubles, totals, lock
-    pipeline_depth, port
+    pipeline_depth, port, local
     check_open, closing, closed, released    whether it is there, and its end
     let_go, on_closed
 
@@ -141,6 +141,7 @@ class Engine(ABC):
         self.thread = threading.get_ident()
         self.lock = threading.Lock()
         self.port = 0
+        self.local = False  # whether it can be called at a socket of this host, too
         self.closed = self.closing = False
         depth_is_default = config.explain()["pipeline_depth"][1] == "default"
         self.pipeline_depth: int = (

@@ -75,6 +75,7 @@ class Finder:
             peer_timeout=config.peer_timeout,
             max_peers=config.max_peers,
             flags=config.flags,
+            local=engine.local,
         )
         datagrams.hear_for(self.discovery, self.take)
         self._interfaces: list[Interface] = []

@@ -267,6 +267,9 @@ class Greetings(Leaving):
         if instance == self.engine.instance:
             self._end(connection, greetings.itself(connection))
             return
+        if connection.local and greetings.is_stranger(connection, instance):
+            self._end(connection, greetings.astray(connection))
+            return
         connection.peer = peer = self._identify(connection, capabilities)
         if not self._admit(connection, peer):
             return

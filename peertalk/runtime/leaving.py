@@ -101,6 +101,11 @@ class Leaving(ABC):
         """Dial those whose time has come."""
 
     @abstractmethod
+    def _call_again(self, connection: Connection) -> None:
+        """A socket of this host has led nowhere: its peer is dialled by TCP, and whoever waits for
+        the connection waits for that one."""
+
+    @abstractmethod
     def _detach(
         self, connection: Connection, error: errors.PeerTalkError | None, *, polite: bool
     ) -> None:
@@ -428,6 +433,8 @@ class Leaving(ABC):
         if ending.was is State.GREETED and error is None:
             assert isinstance(peer, Remote)
             error = endings.not_used(peer)
+        if connection.local and endings.is_astray(connection, ending.was, error):
+            self._call_again(connection)
         self._tell(connection, error or endings.closed(peer, connection.where))
         self._tell_end(connection)
 

@@ -25,7 +25,7 @@ _ACCEPT_PAUSE = 0.1
 
 
 class Listener:
-    """The listening socket of one engine. On the engine's thread only.
+    """A listening socket of one engine. On the engine's thread only.
 
     Args:
         engine: whose connections these become.
@@ -42,6 +42,7 @@ class Listener:
         self.engine = engine
         self._has_room = has_room
         self._taken = taken
+        self._local = False
         self._listener: socket.socket | None = None
         self._listening: Watched | None = None
 
@@ -59,11 +60,28 @@ class Listener:
         self._listening = self.engine.watch(self._listener, values.READ, self._accept)
         return port
 
+    def open_local(self) -> bool:
+        """Accept connections of nodes of this host and user from now on, if they can hear of that.
+        False: it is not to be, and they use TCP."""
+        config, self._local = self.engine.config, True
+        if not (config.local and config.discovery and self.engine.world.has_local):
+            return False
+        try:
+            self._listener = self.engine.world.listen_local(self.engine.instance)
+            self._listening = self.engine.watch(self._listener, values.READ, self._accept)
+        except errors.PeerTalkError as error:
+            self.close()
+            self.engine.log.info("nodes of this host are to use TCP: %s", error)
+            return False
+        return True
+
     def close(self) -> None:
         """Accept no more. May be called again."""
         self.engine.unwatch(self._listening)
         self._listening = None
         if self._listener is not None:
+            if self._local:
+                self.engine.world.remove_local(self._listener)
             self.engine.close_socket(self._listener)
             self._listener = None
 
@@ -100,7 +118,7 @@ class Listener:
             connection = Connection(
                 self.engine.tag(), address, dialled=False, now=self.engine.world.clock()
             )
-            connection.socket = arrived
+            connection.socket, connection.local = arrived, self._local
             self.engine.connections.add(connection)
             self._taken(connection)
 

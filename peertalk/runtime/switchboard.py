@@ -37,10 +37,13 @@ class Switchboard(Dialling):
 
     def __init__(self, below: Below) -> None:
         super().__init__(below)
-        self._listener = Listener(
-            self.engine,
-            self._has_room,
-            lambda connection: self._wholly(connection, self._establish, connection),
+        self._listener, self._local_listener = (
+            Listener(
+                self.engine,
+                self._has_room,
+                lambda connection: self._wholly(connection, self._establish, connection),
+            )
+            for _ in range(2)
         )
         self.traffic.reach = lambda peer: self.reach(peer, lambda *_: None)
         self.traffic.slots_came_free = self.slots_came_free
@@ -48,7 +51,8 @@ class Switchboard(Dialling):
     # Listening, and leaving altogether ------------------------------------------------------------
 
     def listen(self) -> int:
-        """Accept connections from now on. Returns the TCP port.
+        """Accept connections from now on, by TCP and where possible at a socket of this host.
+        Returns the TCP port.
 
         Raises:
             AddressInUse, NoNetwork, PlatformError: naming the option that changes it.
@@ -67,12 +71,14 @@ class Switchboard(Dialling):
             largest,
         )
         self.pulse.introduce(ours)
+        self.engine.local = self._local_listener.open_local()
         self.watchdog.start()
         return port
 
     def stop_listening(self) -> None:
         """Accept no more."""
         self._listener.close()
+        self._local_listener.close()
 
     def close(self) -> None:
         """Leave every peer politely."""
@@ -167,6 +173,8 @@ class Switchboard(Dialling):
     def _deliver(self, connection: Connection, payload_bytes: int, payloads: list[bytes]) -> None:
         if connection.state is State.GREETING:
             self._greeted(connection, None, Greeting())  # DATA before CAPABILITY: a classic peer
+            if connection.tag not in self.connections.by_tag:
+                return  # it was sent away
         peer = connection.peer
         if not isinstance(peer, Remote):
             return

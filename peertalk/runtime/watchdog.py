@@ -225,7 +225,7 @@ class Watchdog:
         and no error comes of it: they are ended. An interface that is down keeps its addresses."""
         ours: dict[str, bool] = {}
         for connection in self._watched_links():
-            if connection.state is State.CLOSED:
+            if connection.state is State.CLOSED or connection.local:
                 continue
             try:
                 address = connection.socket.getsockname()[0]

@@ -2,8 +2,8 @@
 
 The engine and all that stands on it ask this module for time, ids and descriptors; nothing else in
 peertalk opens a socket to the network. A simulated network brings a world of its own with the same
-methods. All sockets are non-blocking, and are closed by whoever asked for them; all but the one
-that hears of changes of the network (netlink) are IPv4.
+methods. All sockets are non-blocking, and are closed by whoever asked for them; all are IPv4, but
+for the one that hears of changes of the network (netlink) and those of this host (local).
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING, Any
 from .. import errors
 from ..protocol import refusals
 from ..protocol.addresses import Address, Interface, ways
+from ..protocol.local import BUFFER, host_of_caller
 from ..protocol.vigil import silence_of
 from .interfaces import system_addresses
+from .local import LocalWorld, is_local, is_ours
 from .worker import Worker
 
 if sys.platform != "win32":
@@ -70,7 +72,7 @@ Resolved = Callable[[str | None, errors.PeerTalkError | None], object]
 """Called with the IPv4 address of a host, or with what is in the way."""
 
 
-class World:
+class World(LocalWorld):
     """The machine that we run on. Stateless: sockets belong to the caller.
 
     Attributes:
@@ -262,7 +264,8 @@ class World:
             raise refusals.of_bind(error, "TCP port", bind, port, "port") from error
 
     def accept(self, listener: socket.socket) -> tuple[socket.SocketType, Address] | None:
-        """The next connection that waits, non-blocking; None when there is none.
+        """The next connection that waits, non-blocking, and from where it came; None when there is
+        none. Programs of other users are not heard at a socket of this host.
 
         Raises:
             PlatformError: out of descriptors or memory; try again later, the connection still
@@ -281,7 +284,11 @@ class World:
                         f"cannot accept a connection: {refusals.used_up(error)}"
                     ) from error
                 return None
-            return _bare(connection), (address[0], address[1])
+            if not is_local(listener):
+                return _bare(connection), (address[0], address[1])
+            if is_ours(connection):
+                return _bare(connection), (host_of_caller(address), 0)
+            connection.close()
 
     def turn_away(self, connection: socket.SocketType, farewell: bytes) -> None:
         """Close an accepted connection, with these last bytes if they can leave at once."""
@@ -318,7 +325,10 @@ class World:
 
     def tune(self, connection: socket.SocketType, link_timeout: float) -> None:
         """Options of a connected socket: no Nagle delay, and keepalive that finds a dead peer on an
-        idle link within link_timeout seconds."""
+        idle link within link_timeout seconds. On one host nobody dies unnoticed."""
+        if is_local(connection):
+            _let_hold(connection, BUFFER)
+            return
         # silence for a third, then two probes (TCP_KEEPCNT) with a third to answer each
         idle = max(1, int(link_timeout / 3))
         wanted = [
@@ -341,14 +351,16 @@ class World:
 
     def abandon(self, connection: socket.SocketType) -> None:
         """Give a connection up before it is closed: what it still owes must not arrive later,
-        behind what the next one brings."""
+        behind what the next one brings. One of this host owes nothing: see unacknowledged()."""
         with contextlib.suppress(OSError):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def bound_unsent(self, connection: socket.SocketType) -> None:
         """Let the system hold at most _UNSENT_MAX bytes that have not left yet, where it can:
         nothing overtakes what it holds."""
-        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        if is_local(connection):
+            _let_hold(connection, _UNSENT_MAX)
+        elif hasattr(socket, "TCP_NOTSENT_LOWAT"):
             with contextlib.suppress(OSError):
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_MAX)
 
@@ -378,12 +390,13 @@ class World:
     def unacknowledged(self, connection: socket.SocketType) -> int:
         """Bytes that the system has taken and the other side's has not acknowledged, sent or not;
         the end of our half counts as one. Still true after a reset, until it is closed; 0 for a
-        closed one, or where the system does not tell. Never raises.
+        closed one, or where the system does not tell. Never raises. Of a socket of this host, 0:
+        what the system has taken lies with the other side, as what TCP has acknowledged does.
 
         Source: SIOCOUTQ of Linux, write_seq - snd_una. tcpi_unacked of TCP_INFO says 0 after a
         reset, and counts nothing that has not left.
         """
-        return _ask(connection, _UNACKNOWLEDGED)
+        return 0 if is_local(connection) else _ask(connection, _UNACKNOWLEDGED)
 
     def datagram_socket(self, port: int) -> socket.socket:
         """A socket that hears broadcasts on port, beside other programs that do.
@@ -512,6 +525,12 @@ def _ask(connection: socket.SocketType, question: int | None) -> int:
     except (OSError, ValueError):  # ValueError: closed, its number is -1
         return 0
     return max(0, int.from_bytes(answer, sys.byteorder, signed=True))
+
+
+def _let_hold(connection: socket.SocketType, size: int) -> None:
+    """Let the system hold so many bytes for the other end, as far as it allows."""
+    with contextlib.suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
 
 
 def _bare(connection: socket.socket) -> socket.SocketType:

@@ -359,6 +359,8 @@ class TappedLoop:
 class SimulatedWorld(World):
     """Sockets and the clock of one host of a simulated network."""
 
+    has_local = False  # each node has a machine of its own
+
     def __init__(
         self,
         box: Box,

@@ -116,6 +116,9 @@ class Loopback(Place):
     """Real sockets on this machine. Connections are found from outside, among the descriptors of
     this process, and tampered with as a bad network would; no privilege is needed, but Linux is.
 
+    In some runs nodes speak over sockets of this host where they find such: those break by no bad
+    network, but with the programs at their ends.
+
     A reset: the kernel disconnects one end's socket, one where nothing waits, whose owner sees
     ECONNRESET, and the other end gets the RST, unless it is to see nothing: then its socket drops
     all that comes while that is under way. A pulled cable: a filter on both ends drops every packet
@@ -133,6 +136,7 @@ class Loopback(Place):
     def __init__(self, dice: random.Random, core: str, discovery_port: int) -> None:
         self.core, self.discovery_port = core, discovery_port
         self.discovery = dice.random() < 0.6
+        self.local = dice.random() < 0.4
         self.ports: dict[str, int] = dict.fromkeys(NAMES, 0)
         self.settings = {
             name: {
@@ -152,6 +156,7 @@ class Loopback(Place):
             "core": self.core,
             "discovery": self.discovery,
             "discovery_port": self.discovery_port,
+            "local": self.local,
             "udp_port": 0,
             "announce_interval": 0.2,
             "peer_timeout": 2.0,

@@ -46,7 +46,7 @@ def know(engine, key=KEY):
 def test_a_peer_shows_what_a_user_needs_and_nothing_of_the_engine(kind):
     """Each name that is not for users is one more to read past, and a promise to keep."""
     shown = {name for name in dir(kind) if not name.startswith("_")}
-    assert len(shown) <= 24
+    assert len(shown) <= 25
     guide = GUIDE.read_text()
     lacking = [name for name in shown if not re.search(rf"[`.]{name}\b", guide)]
     assert not lacking

@@ -442,4 +442,30 @@ FAULTS = (
             "tests/protocol/test_wire.py::test_the_number_of_a_dial_counts_only_from_the_side_that_dialled",
         ),
     ),
+    Fault(
+        "socket-of-a-stranger",
+        "peertalk/runtime/greeting.py",
+        "if connection.local and greetings.is_stranger(connection, instance):",
+        "if connection.local and instance is None:",
+        "who greets at a socket of the host and is not who was called gets no message",
+        ("tests/runtime/test_local.py::test_who_is_not_who_was_called_gets_nothing",),
+    ),
+    Fault(
+        "socket-of-another-host",
+        "peertalk/protocol/neighbours.py",
+        "entry.announcement.local and self._is_ours(host)",
+        "entry.announcement.local",
+        "a peer of another host is not called at a socket of this one",
+        (
+            "tests/protocol/test_neighbours.py::test_a_peer_that_says_so_and_is_heard_at_an_address_of_ours_has_a_socket_of_our_host",
+        ),
+    ),
+    Fault(
+        "socket-in-an-open-folder",
+        "peertalk/protocol/local.py",
+        "owner == user and not mode & (stat.S_IRWXG | stat.S_IRWXO)",
+        "owner == user",
+        "a socket of the host lies where nobody else may enter",
+        ("tests/protocol/test_local.py::test_a_folder_is_private_when_nobody_else_may_enter",),
+    ),
 )

@@ -155,11 +155,15 @@ def test_a_dial_under_way_is_found_by_peer_and_by_address_until_it_is_settled():
     known.add(dial)
     known.add(connection(2, dialled=False, host="10.0.0.3", peer=peer, steps=[Step.ESTABLISH]))
     assert known.dialling(peer) is dial and known.dialling_to(("10.0.0.2", 7354)) is dial
+    assert known.dialling_since(peer, dial.since + 9.0) == dial.since
+    dial.local = True
+    assert known.dialling_since(peer, dial.since + 9.0) == dial.since + 9.0, "none can hang"
     assert known.dialling_to(("10.0.0.3", 7354)) is None, "accepted, not dialled"
     dial.advance(Step.ESTABLISH)
     assert known.dialling(peer) is dial
     dial.advance(Step.GREET)
     assert known.dialling(peer) is None and known.dialling_to(("10.0.0.2", 7354)) is None
+    assert known.dialling_since(peer, 0.0) is None
 
 
 def test_who_has_not_said_whose_it_is_is_undecided_until_it_has():

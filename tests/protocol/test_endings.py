@@ -315,6 +315,30 @@ def test_who_stands_still_for_long_ends_when_memory_is_scarce(state, seconds, en
     assert error is None or (error.peer == "bob" and "Config.link_timeout is 10 s" in str(error))
 
 
+@pytest.mark.parametrize(
+    ("error", "astray"),
+    [
+        (errors.ConnectionClosed("it closed"), True),
+        (errors.NetworkFailure("another greets"), True),
+        (errors.BadCrc("nonsense"), True),
+        (errors.ConnectionRefused("no", reason=errors.RejectReason.FULL), False),
+        (errors.Timeout("it says nothing"), False),
+        (errors.OutOfMemory("no link"), False),
+        (None, False),
+    ],
+)
+@pytest.mark.parametrize("dialled", [True, False])
+@pytest.mark.parametrize("state", list(State))
+def test_a_socket_that_led_astray_is_one_that_we_called_and_nobody_greeted(
+    state, dialled, error, astray
+):
+    """Everything else would be the same by TCP, or is no matter of where it led."""
+    connection = Connection(1, ("127.0.0.1", 7), dialled=dialled, now=0.0)
+    early = state in (State.CONNECTING, State.GREETING)
+    expected = astray and dialled and early
+    assert endings.is_astray(connection, state, error) is expected
+
+
 def test_what_those_hear_whose_dial_or_link_has_come_to_nothing():
     """Where, for how long, and by which setting."""
     peer = Peer(b"12345678", name="bob")

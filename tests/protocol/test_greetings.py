@@ -179,3 +179,22 @@ def test_who_wanted_somebody_else_hears_who_is_there():
     )
     assert str(greetings.itself(there)) == "10.0.0.1:7354 is this node itself"
     assert "limit of 1,024 connected peers" in str(greetings.turned_away(OTHER, 1024))
+
+
+@pytest.mark.parametrize(
+    ("called", "greets", "stranger"),
+    [
+        (ADA, ADA, False),
+        (ADA, BOB, True),
+        (ADA, None, True),
+        (None, BOB, False),
+        (None, None, True),
+    ],
+)
+def test_at_a_socket_of_this_host_nobody_is_unknown(called, greets, stranger):
+    """Its name says whose it is, and who has no instance id knows no such sockets."""
+    peer = None if called is None else Peer(called, name="ada")
+    made = Connection(1, ("127.0.0.1", 7), dialled=called is not None, now=0.0, peer=peer)
+    assert greetings.is_stranger(made, greets) is stranger
+    who = "127.0.0.1:7" if called is None else "peer 'ada'"
+    assert f"of this host does not lead to {who}; " in str(greetings.astray(made))

@@ -80,6 +80,7 @@ class MadeUpEngine:
     def __init__(self, **options):
         self.config = Config(name="ada", discovery_port=7000, **options)
         self.core, self.instance, self.port = CORE, OURS, 7354
+        self.local = False
         own = types.SimpleNamespace(port=7355, closed=False)
         mailbox = types.SimpleNamespace(port=7355)
         self.datagrams = types.SimpleNamespace(
