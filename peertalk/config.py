@@ -210,17 +210,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         _bytes(
             1,
             2**31 - 1,
-            "Longest message, either way; above 8 KiB between peertalk nodes only. Lowmem core by "
-            "default: 1 KiB.",
+            "Longest message; above 8 KiB between peertalk nodes only. Lowmem core: 1 KiB.",
         ),
     ] = 16 * 1024**2
     receive_large_bytes: Annotated[
         int,
-        _bytes(
-            1024,
-            1024**4,
-            "Memory for messages above 256 KiB on their way here; a longer one comes alone.",
-        ),
+        _bytes(1024, 1024**4, "Memory for messages above 256 KiB on their way here, or for one."),
     ] = 64 * 1024**2
     flags: Annotated[
         int,

@@ -141,7 +141,7 @@ class Connection:
     at next, inf while it has none; vigil: what that look must remember; offering: the large
     messages on their way, None before the first; unsaid: GRANT, REFUSE for which there was no room;
     socket, link and timer belong to the runtime; local: that socket is one of this host, and not
-    TCP\'s.
+    TCP's.
     """
 
     __slots__ = (

@@ -30,9 +30,9 @@ class QueueStatus(msgspec.Struct, frozen=True):
     """What holds messages up.
 
     "": nothing does. "slots": all slots of the connection are in flight. "grant": a large message
-    waits until the peer has room for it. "connection": there is no connection yet. "pressure": the peer refuses LOW messages (a classic peer refuses NORMAL
-    messages from 75 on, and HIGH messages from 90 on). "frozen": the peer has not answered for
-    Config.link_timeout; see PeerFrozen.
+    waits until the peer has room for it. "connection": there is no connection yet. "pressure": the
+    peer refuses LOW messages (a classic peer refuses NORMAL messages from 75 on, and HIGH messages
+    from 90 on). "frozen": the peer has not answered for Config.link_timeout; see PeerFrozen.
     """
 
 

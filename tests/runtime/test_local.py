@@ -48,14 +48,17 @@ def place_of(node):
 
 
 @pytest.fixture
-def places(tmp_path, monkeypatch):
-    """(in XDG_RUNTIME_DIR, among the temporary files): the two folders of a test of its own."""
-    for name in ("run", "tmp"):
-        (tmp_path / name).mkdir()
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
-    monkeypatch.setattr(local, "TEMPORARY", str(tmp_path / "tmp"))
-    own = f"peertalk-{os.geteuid()}"
-    return tmp_path / "run" / own, tmp_path / "tmp" / own
+def places(monkeypatch):
+    """(in XDG_RUNTIME_DIR, among the temporary files): the two folders of a test of its own, with
+    short names, since a socket's has 107 bytes at most."""
+    with tempfile.TemporaryDirectory(prefix="pt") as name:
+        root = Path(name)
+        for folder in ("run", "tmp"):
+            (root / folder).mkdir()
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(root / "run"))
+        monkeypatch.setattr(local, "TEMPORARY", str(root / "tmp"))
+        own = f"peertalk-{os.geteuid()}"
+        yield root / "run" / own, root / "tmp" / own
 
 
 @contextlib.asynccontextmanager
