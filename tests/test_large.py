@@ -446,15 +446,15 @@ async def test_a_message_that_the_peer_lost_is_offered_anew_or_has_failed(core):
     async with stranger(core) as (ada, other):
         [peer] = ada.peers.values()
         told = ada.events()
-        await peer.send(bytes(300_000))
-        assert await other.hear_wide() == (OFFER, 0, 1, 300_000)
+        await peer.send(bytes(600_000))
+        assert await other.hear_wide() == (OFFER, 0, 1, 600_000)
         other.say(wide(GRANT, 1), wide(REFUSE, 1, reason=Refusal.LOST))
         heard = []
         while (word := await other.hear_wide())[0] == DATA:
             heard.append(word)
         assert word == (REFUSE, Refusal.WITHDRAWN, 1, 0)
         if len(heard) < 3:
-            assert await other.hear_wide() == (OFFER, 0, 2, 300_000)
+            assert await other.hear_wide() == (OFFER, 0, 2, 600_000)
             other.say(wide(GRANT, 2))
             for _ in range(3):
                 assert (await other.hear_wide())[2] == 2

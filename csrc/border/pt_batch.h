@@ -7,7 +7,8 @@
  * functions, with addr the address of a cffi object:
  *
  *   Link(context_addr, owner), the type of a link with its memory: address leads to its pt_link,
- *   which pt_link_open() opens and pt_link_close() closes; max_message is what that has
+ *   which pt_link_open() opens and pt_link_close() closes; max_message, wide_max, slice_max and
+ * referred are what that has
  *
  * The owner keeps the memory of the context, and of slots that are the caller's.
  *

@@ -382,6 +382,25 @@ static PyObject *tell_max_message(PyObject *self, void *closure)
     return PyLong_FromUnsignedLong(((native_link *)self)->link.max_message);
 }
 
+static PyObject *tell_wide_max(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyLong_FromUnsignedLong(((native_link *)self)->link.wide_max);
+}
+
+static PyObject *tell_slice_max(PyObject *self, void *closure)
+{
+    const native_link *bound = (native_link *)self;
+    (void)closure;
+    return PyLong_FromUnsignedLong(pt_link_slice_max(bound->context, &bound->link));
+}
+
+static PyObject *tell_referred(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyLong_FromUnsignedLong(pt_pipeline_referred(&((native_link *)self)->link.pipeline));
+}
+
 static PyMethodDef link_methods[] = {
     {"send", link_send, METH_O, "Send one payload; hints, or a negative code."},
     {"send_frame", (PyCFunction)(void (*)(void))link_send_frame, METH_FASTCALL,
@@ -402,6 +421,9 @@ static PyMethodDef link_methods[] = {
 
 static PyGetSetDef link_values[] = {
     {"address", tell_address, NULL, "Of the pt_link.", NULL},
+    {"wide_max", tell_wide_max, NULL, "Of the pt_link, as it is now.", NULL},
+    {"slice_max", tell_slice_max, NULL, "Of the pt_link.", NULL},
+    {"referred", tell_referred, NULL, "Bytes of payloads that slots refer to.", NULL},
     {"max_message", tell_max_message, NULL, "Of the pt_link, as it is now.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

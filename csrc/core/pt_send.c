@@ -142,7 +142,9 @@ int pt_link_send_wide(pt_context *context, pt_link *link, const pt_wide *wide, u
         result = pt_pipeline_send_wide(pipeline, wide, payload, hold);
     if (result != PT_OK)
         return result;
-    return follow_up(context, link, (flags & PT_FLAG_NO_DELAY) != 0, wide->payload_len);
+    /* What is referred to costs its sender no copy, only the slot that it takes. */
+    uint32_t counted = hold != NULL ? wide->payload_len / PT_REFERRED_PART : wide->payload_len;
+    return follow_up(context, link, (flags & PT_FLAG_NO_DELAY) != 0, counted);
 }
 #endif
 

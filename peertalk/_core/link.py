@@ -267,7 +267,7 @@ class Link:
         """Longest payload of a message that send(), send_many() and send_frame() put into one wide
         frame, in bytes; 0 at first: none. Set it to what the other side takes: more than slice_max
         sets slice_max."""
-        return int(self._link.wide_max)
+        return int(self.native.wide_max)
 
     @wide_max.setter
     def wide_max(self, value: int) -> None:
@@ -278,16 +278,12 @@ class Link:
     def slice_max(self) -> int:
         """Longest slice of a message in one wide frame, in bytes: where the platform sends what a
         slot refers to 262,144, else what fits a slot."""
-        return int(self._loop._lib.pt_link_slice_max(self._loop._context, self._link))
+        return int(self.native.slice_max)
 
     @property
     def referred(self) -> int:
         """Bytes of payloads that slots refer to and the system has not taken."""
-        return int(
-            self._loop._lib.pt_pipeline_referred(
-                self._loop._binding.ffi.addressof(self._link, "pipeline")
-            )
-        )
+        return int(self.native.referred)
 
     def send_slice(self, payload: bytes, id: int, offset: int, size: int) -> int:
         """Accept size bytes of a large message from offset on, in one wide frame, which keeps the

@@ -256,6 +256,14 @@ class Outlet(Generic[P]):
 
     # How full it is, for those who bring ----------------------------------------------------------
 
+    @property
+    def has_one(self) -> bool:
+        """Whether one message waits here, and no more."""
+        if self.current is not None or len(self._line) != 1:
+            return False
+        first = self._line[0].first
+        return first is not None and first.following is None and len(first.payloads) == 1
+
     def level(self, before: int) -> int:
         """Pressure: how much of the bound waits here in quarters, 0 to 3, for one who was told
         `before`.

@@ -40,11 +40,9 @@ OFFERS_OUT = len(HIGHEST_FIRST) * (1 + AHEAD)
 """Offers that a sender has out at most, all classes together."""
 AHEAD_LOOK = 16
 """Messages behind the head of a class among which large ones are looked for."""
-SLICE = 131_072
-"""Bytes of a message in one slice, at most."""
-REFERRED_MAX = 2 * SLICE
-"""Bytes of slices that a link holds unsent: more would only stand before what comes of a higher
-class, less would let the link rest between two slices."""
+SLICE = 262_144
+"""Bytes of a message in one slice, at most, and of slices that a link holds unsent: more would only
+stand before what comes of a higher class."""
 LOOKS = 4
 """Looks, a part of Config.link_timeout each, through which a grant that does not move is kept. By
 looks rather than by a clock, so that time in which this program was stopped counts as one."""
@@ -249,7 +247,7 @@ class Offering:
         """
         assert offer.stage is Stage.GRANTED
         size = min(SLICE, longest, len(offer.payload) - offer.offset)
-        if referred and referred + size > REFERRED_MAX:
+        if referred and referred + size > SLICE:
             return None
         return Slice(offer.payload, offer.id, offer.offset, size)
 

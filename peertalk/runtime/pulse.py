@@ -171,6 +171,8 @@ class Pulse:
         level = outlet.level(connection.pressure)
         if level == connection.pressure or not connection.alive or self.engine.closing:
             return
+        if not connection.pressure and outlet.has_one:
+            return  # however long: it may be taken at once, and both levels would be told each time
         if level:
             outlet.on_ease = self._ease
             outlet.watch(connection, level)

@@ -398,7 +398,7 @@ class Remote(Peer):
                 if code >= 0:
                     return True
         taken = transport.enqueue(self, bytes(payload), priority, key)
-        if apart or (self.outbox is not None and self.outbox.blocked):
+        if taken and (apart or (self.outbox is not None and self.outbox.blocked)):
             transport.move(self)  # nothing may be under way whose end would move it
         return taken
 

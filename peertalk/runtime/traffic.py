@@ -100,6 +100,12 @@ class Traffic:
         if self.move(peer):
             peer.on_room()
 
+    def _go_on_large(self, peer: Remote, outbox: Outbox) -> None:
+        """A slice has left, which gives room in the outbox only with the last one."""
+        waiting = len(outbox)
+        if self.move(peer) and len(outbox) < waiting:
+            peer.on_room()
+
     def move(self, peer: Remote) -> bool:
         """Move what waits in the outbox to the link, as far as it takes it. False: there is no
         link."""
@@ -326,10 +332,11 @@ class Traffic:
                     handed.prune(connection.link.unconfirmed)
         if connection.offering is not None:
             self.departures.tell_undone(connection)
-        self.go_on(connection)
+        self.go_on(connection, is_slice=not count and connection.offering is not None)
 
-    def go_on(self, connection: Connection) -> None:
-        """There may be room on a link, or something that may leave."""
+    def go_on(self, connection: Connection, *, is_slice: bool = False) -> None:
+        """There may be room on a link, or something that may leave. is_slice: because a slice of a
+        large message has left, and nothing else."""
         peer = connection.peer
         assert isinstance(peer, Remote)
         if (
@@ -337,7 +344,10 @@ class Traffic:
             and not self.engine.closing
             and peer.state is PeerState.CONNECTED
         ):
-            self.pump(peer)
+            if is_slice and peer.outbox is not None:
+                self._go_on_large(peer, peer.outbox)
+            else:
+                self.pump(peer)
         else:
             self.slots_came_free(connection)
 

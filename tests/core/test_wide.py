@@ -187,7 +187,7 @@ def test_no_wide_frame_is_longer_than_a_slice(quick):
     link.wide_max = 10 * WIDE_MAX_PAYLOAD
     assert link.wide_max == WIDE_MAX_PAYLOAD
     assert link.send(bytes(WIDE_MAX_PAYLOAD + 1)) == ERR_MESSAGE_TOO_LARGE
-    assert link.send(bytes(WIDE_MAX_PAYLOAD)) & YIELD
+    assert not link.send(bytes(WIDE_MAX_PAYLOAD)) & YIELD
     data = b""
     while link.pending:
         quick.loop.turn(0.0)

@@ -17,7 +17,6 @@ from peertalk.protocol.large import (
     LOOKS,
     OFFERS_MAX,
     OFFERS_OUT,
-    REFERRED_MAX,
     SLICE,
     Grants,
     Offering,
@@ -29,7 +28,7 @@ from peertalk.protocol.large import (
 from peertalk.protocol.outbox import Outbox, Priority
 
 MIB = 1024**2
-WIDE_MAX = 2 * SLICE
+WIDE_MAX = SLICE
 """Bytes of a message that goes in one frame, unasked."""
 
 
@@ -109,7 +108,7 @@ class Sender:
             if part is None:
                 return False
             self.referred += part.size
-            assert self.referred <= REFERRED_MAX
+            assert self.referred <= SLICE
             self.wire.append(("slice", part.id, part.offset, part.size, len(payload), number))
             if self.offering.moved(offer, part.size):
                 self.outbox.drop(1)
@@ -378,7 +377,7 @@ def test_a_higher_class_waits_for_two_slices_at_most():
     sender.hear(("grant", 1))
     while sender.step():
         pass
-    assert sender.referred == REFERRED_MAX and len(words(sender, "slice")) == 2
+    assert sender.referred == SLICE and len(words(sender, "slice")) == 1
     critical = sender.put(5, Priority.CRITICAL)
     assert sender.step() and sender.wire[-1][:2] == ("small", critical)
 
@@ -434,6 +433,7 @@ def test_a_message_that_is_replaced_while_it_moves_stops_between_slices():
     sender.hear(("grant", 1))  # it had left before that was read
     assert not sender.step()
     sender.hear(("grant", 2))
+    sender.referred = 0
     while sender.step():
         sender.referred = 0
     assert sender.handed == [later]
@@ -492,6 +492,7 @@ def test_a_grant_that_is_taken_back_costs_only_time():
     assert [word[3] for word in again] == [1, 2, 3]
     for id in (by_number[high], *(word[1] for word in again)):
         sender.hear(("grant", id))
+        sender.referred = 0
         while sender.step():
             sender.referred = 0
     assert sender.handed == [high, 1, 2, 3]

@@ -43,8 +43,8 @@ from peertalk._numbers import (
     ERR_INVALID_PARAM,
     ERR_INVALID_STATE,
     ERR_MESSAGE_TOO_LARGE,
-    ERR_NO_MEMORY,
     ERR_NOT_CONNECTED,
+    ERR_NO_MEMORY,
     ERR_TIMEOUT,
     ERR_WOULD_BLOCK,
     FRAME_MAX_PAYLOAD,
@@ -53,6 +53,7 @@ from peertalk._numbers import (
     LINK_OPEN,
     LINK_SHUT,
     PARTIAL_FRAME_MS,
+    REFERRED_PART,
     STILL_MS,
 )
 
@@ -442,6 +443,8 @@ class Link(Source):
         if self not in loop._dirty and not self._output.blocked:
             loop._dirty[self] = None
             hints = NEEDS_TURN
+        if put != self._put or self._goes_wide(frame[0], payload_len, frame[2]):
+            payload_len //= REFERRED_PART
         hints |= loop._count(payload_len, many=self._pipeline.more)
         if pipeline.is_ripe():
             self._push()
