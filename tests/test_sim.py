@@ -233,7 +233,7 @@ def test_a_message_longer_than_a_slot_is_refused_whole_with_the_limit_in_its_err
     limit = 1024 if core == "lowmem" else 4096
 
     async def main(net: sim.Network) -> tuple[int, int]:
-        _, b, peer = await pair(net, core)
+        _, b, peer = await pair(net, core, max_message=limit)
         with pytest.raises(errors.MessageTooLarge, match=f"the limit is {limit:,}"):
             await peer.send(bytes(limit + 1))
         await peer.send(bytes(limit))

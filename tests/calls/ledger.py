@@ -59,7 +59,9 @@ CELL = struct.Struct(">cBHHII2x")
 """Of a stream, every 64 bytes: kind, nothing, life that sends, life that receives, which stream,
 which cell."""
 CELL_SIZE = 64
-FILLER = random.Random(64).randbytes(70_000)
+LONGEST = 300_000
+"""Bytes of the longest message: longer than one frame, so that it is offered and granted."""
+FILLER = random.Random(64).randbytes(LONGEST + 300)
 SIZES = (16, 16, 16, 17, 40, 64, 64, 100, 500, 1000, 1024)
 CALLED, ACCEPTED, ARRIVED, REFUSED = 1, 2, 4, 8
 SENT, FAILED, UNKNOWN, REPLACED, RECALLED = 1, 2, 3, 4, 5
@@ -318,7 +320,7 @@ class Ledger:
         except struct.error:
             raise Finding(f"{life} got {len(data)} bytes that nobody sent") from None
         start = index % 251
-        if size != len(data) or data[16:] != FILLER[start : start + size - 16]:
+        if size != len(data) & 0xFFFF or data[16:] != FILLER[start : start + len(data) - 16]:
             raise Finding(f"{life} got {len(data)} bytes that nobody sent, or that were changed")
         pair = self._pair(life, peer, origin, life.number if kind == b"B" else target)
         if kind == b"B":
@@ -435,7 +437,7 @@ class Ledger:
             )
         # links that have just ended have brought something, too
         links = max(stats.links_open, len(NAMES) - 1) + 1
-        room = node.config.receive_queue_bytes + links * TURN_COST
+        room = node.config.receive_queue_bytes + links * (TURN_COST + LONGEST)
         if not life.closing and stats.inbox_bytes > room:
             raise Finding(f"{life}: {stats.inbox_bytes:,} bytes in an inbox of {room:,}")
         if (held := node.memory["total"].bytes) > MEMORY_MAX:

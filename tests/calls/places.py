@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import peertalk as pt
-from calls.ledger import NAMES, Life
+from calls.ledger import LONGEST, NAMES, Life
 from peertalk import errors, sim
 
 
@@ -70,6 +70,7 @@ class Simulated(Place):
                 "platform": dice.choice(sim.PLATFORMS),
                 "core": dice.choice(("standard", "standard", "lowmem")),
                 "receive_queue_bytes": dice.choice((4096, 65_536, 4 * 1024**2)),
+                "max_message": LONGEST,
                 "send_queue_size": dice.choice((16, 256, 1024)),
             }
             for name in NAMES
@@ -141,6 +142,7 @@ class Loopback(Place):
         self.settings = {
             name: {
                 "receive_queue_bytes": dice.choice((4096, 65_536, 4 * 1024**2)),
+                "max_message": LONGEST,
                 "send_queue_size": dice.choice((16, 256, 1024)),
             }
             for name in NAMES

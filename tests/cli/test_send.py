@@ -83,9 +83,9 @@ def test_a_message_that_is_too_large_exits_with_its_limit(command):
     for, at a peer that is there: 1."""
     _listener, port = listening(command)
     sending = command("send", "--to-address", f"127.0.0.1:{port}", "-")
-    complaint = sending.communicate("x" * 9_000 + "\n", timeout=20)[1]
+    complaint = sending.communicate("x" * 17_000_000 + "\n", timeout=20)[1]
     assert sending.returncode == 1
-    assert "8,192" in complaint and complaint.count("\n") == 1
+    assert "16,777,216" in complaint and complaint.count("\n") == 1
 
 
 def test_two_of_the_name_are_said(command):

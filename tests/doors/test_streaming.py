@@ -440,7 +440,8 @@ def test_a_chunk_that_can_never_go_fails_the_stream_and_not_the_connection(c_cor
     """The peer has lowered its limit while the chunk waited: the rest would be data with a hole."""
 
     async def main(net):
-        a, b = [await net.node(name, core=c_core.name, packing=False) for name in ("a", "b")]
+        options = {"core": c_core.name, "packing": False, "max_message": 1024}
+        a, b = [await net.node(name, **options) for name in ("a", "b")]
         net.link(a, b, latency="5ms", bandwidth="20KB/s")
         peer = await a.connect(b.address)
         while peer.queue.bytes == 0:

@@ -73,7 +73,7 @@ FAULTS = (
     ),
     Fault(
         "ingest-work",
-        "csrc/core/pt_ingest.c",
+        "csrc/core/pt_ingest_inside.h",
         "ingest->work - 1 >= ingest->work_limit - 1 && code == PT_OK ? PT_ERR_BUSY : code",
         "code",
         "one link's frames do not hold up a turn",
@@ -314,7 +314,7 @@ FAULTS = (
     ),
     Fault(
         "bound-owner",
-        "csrc/border/pt_batch.c",
+        "csrc/border/pt_sender.c",
         "Py_INCREF(fresh->owner);",
         "Py_INCREF(fresh->owner);\n    Py_INCREF(fresh->owner);",
         "a link that ended keeps nothing of its loop",
@@ -324,7 +324,7 @@ FAULTS = (
     ),
     Fault(
         "bound-type",
-        "csrc/border/pt_batch.c",
+        "csrc/border/pt_sender.c",
         "release(self);\n    Py_DECREF(type);",
         "release(self);",
         "a link that ended keeps nothing of its type",

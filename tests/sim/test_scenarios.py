@@ -169,7 +169,7 @@ SKIPS = (
 
 PLANTED = {
     "overtaking fallback": (
-        "csrc/core/pt_link.c",
+        "csrc/core/pt_send.c",
         DRAINS,
         "    if (PLANTED) {\n" + OVERTAKES + "    }\n" + DRAINS,
     ),
