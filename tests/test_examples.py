@@ -4,6 +4,9 @@ sees."""
 from __future__ import annotations
 
 import ast
+import hashlib
+import json
+import random
 import re
 import socket
 from pathlib import Path
@@ -30,6 +33,8 @@ ENOUGH = 30.0
 """Seconds after which an example hangs; each takes less than one."""
 LONGEST = 50
 """Lines. What needs more is no longer one thing."""
+WHOLE_PROGRAMS = {"send_file.py": 90}
+"""Lines of what is more than one thing, and is tested by itself: it needs files."""
 
 
 def run(start_python, free_port, name, *arguments, **environment):
@@ -96,12 +101,128 @@ def test_a_chat_without_a_name_says_how_it_is_used(start_python, free_port):
     assert code == 1 and err.startswith("A line chat")
 
 
+@pytest.fixture
+def transfer(start_python, free_port, tmp_path):
+    """transfer(files): what a receiver into tmp_path/"there" and a sender of the files answer, each
+    as (exit status, output, errors)."""
+    there = tmp_path / "there"
+    there.mkdir()
+
+    def transferred(*files):
+        private = {"PEERTALK_BIND": "127.0.0.1", "PEERTALK_DISCOVERY_PORT": str(free_port())}
+        ends = [
+            start_python("-W", "error", str(EXAMPLES / "send_file.py"), *role, env=private)
+            for role in (("receive", str(there)), ("send", *map(str, files)))
+        ]
+        said = [process.communicate(timeout=ENOUGH) for process in ends]
+        return [(end.returncode, *texts) for end, texts in zip(ends, said, strict=True)]
+
+    return transferred
+
+
+def test_files_arrive_whole_whatever_their_sizes(transfer, tmp_path):
+    """A picture is one message, 20 MiB and a byte are three; nothing and exactly two parts are the
+    ends of the count."""
+    sizes = {"picture.jpg": 300_000, "film": (20 << 20) + 1, "none": 0, "two parts": 16 << 20}
+    for name, size in sizes.items():
+        (tmp_path / name).write_bytes(random.Random(name).randbytes(size))
+    (code, received, err), (sent_code, sent, sent_err) = transfer(*map(tmp_path.joinpath, sizes))
+    assert (code, err, sent_code, sent_err) == (0, "", 0, ""), received + sent
+    for name, size in sizes.items():
+        data = (tmp_path / "there" / name).read_bytes()
+        assert data == (tmp_path / name).read_bytes()
+        whole = f"bytes, whole, sha256 {hashlib.sha256(data).hexdigest()}"
+        assert f"{name!r}: {size:,} of {size:,} {whole}\n" in received
+        assert sent.count(f"{name!r}: ") == max(1, -(-size // (8 << 20)))
+
+
+def test_a_file_that_is_there_is_kept_and_both_ends_say_so(transfer, tmp_path):
+    """What was received before is worth more than what somebody sends."""
+    (tmp_path / "there" / "picture.jpg").write_bytes(b"mine")
+    (tmp_path / "picture.jpg").write_bytes(b"other")
+    for code, _, err in transfer(tmp_path / "picture.jpg"):
+        assert code == 1 and err.startswith("send_file.py: ") and "File exists" in err
+    assert (tmp_path / "there" / "picture.jpg").read_bytes() == b"mine"
+
+
+@pytest.fixture
+def answers_to(start_python, free_port, tmp_path):
+    """answers_to(messages): what the receiver of files into in/there answers to each, its exit
+    status and its errors."""
+    from peertalk.sync import Node
+
+    there = tmp_path / "in" / "there"
+    there.mkdir(parents=True)
+
+    def answered(*messages):
+        port = free_port()
+        private = {"PEERTALK_BIND": "127.0.0.1", "PEERTALK_DISCOVERY_PORT": str(port)}
+        script = str(EXAMPLES / "send_file.py")
+        process = start_python("-W", "error", script, "receive", str(there), env=private)
+        answers = []
+        with Node("file-sender", bind="127.0.0.1", port=0, discovery_port=port) as node:
+            receiver = node.wait_for("file-receiver", timeout=ENOUGH)
+            for message in messages:
+                receiver.send(message, timeout=ENOUGH)
+                answers.append(node.receive(timeout=ENOUGH).text)
+        _, err = process.communicate(timeout=ENOUGH)
+        return answers, process.returncode, err
+
+    return answered
+
+
+@pytest.mark.parametrize(
+    ("header", "says"),
+    [
+        ('["file", 0, 9, "%s"]', "the sender left after 4 bytes"),
+        ('["file", 0, 4, "00%s"]', "other bytes have come"),
+        ('["file", 0, 3, "%s"]', "no part is expected at byte 0 of 3"),
+        ('["file", 4, 9, "%s"]', "no part is expected at byte 4 of 9"),
+        ('["..", 0, 4, "%s"]', "exists"),
+        ('["fi\\u0000le", 0, 4, "%s"]', "null byte"),
+        ('["file", "0", 4, "%s"]', "no part of a file"),
+        ("hello", "Expecting value"),
+    ],
+)
+def test_what_a_bad_sender_sends_leaves_no_file(answers_to, tmp_path, header, says):
+    """What is not whole does not stay, and the sender hears why."""
+    header = header.replace("%s", hashlib.sha256(b"data").hexdigest())
+    [answer], code, err = answers_to(f"{header}\ndata")
+    assert says in answer or (answer, says[:15]) == ("written", "the sender left")
+    assert code == 1 and err.startswith("send_file.py: ") and says in err
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_names_of_a_sender_lead_nowhere_out_of_the_folder(answers_to, tmp_path):
+    """Of a name counts what follows its last / or \\, absolute or not."""
+    digest = hashlib.sha256(b"").hexdigest()
+    names = ["../../a", str(tmp_path / "b"), "C:\\c", "..\\d", "C:e"]
+    answers, code, err = answers_to(*(f"{json.dumps([name, 0, 0, digest])}\n" for name in names))
+    assert (answers, code, err) == (["written"] * len(names), 0, "")
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert files == {f"in/there/{each}" for each in "abcde"}
+
+
+@pytest.mark.parametrize("arguments", [[], ["send"], ["fetch", "file"]])
+def test_files_without_a_role_say_how_it_is_done(start_python, free_port, arguments):
+    """No traceback, and nothing begun, for arguments that are missing."""
+    code, _, err = run(start_python, free_port, "send_file.py", *arguments)
+    assert code == 1 and err.startswith("Files of any size")
+
+
+def test_a_file_that_cannot_be_read_is_told_before_anybody_is_waited_for(start_python, free_port):
+    """A wrong name is the sender's own affair."""
+    code, _, err = run(start_python, free_port, "send_file.py", "send", "no such file")
+    assert code == 1 and err.startswith("send_file.py: ") and "no such file" in err
+
+
 def test_every_example_is_tested_short_and_listed():
     """An example that nothing runs rots."""
     present = {path.name for path in EXAMPLES.glob("*.py")}
     listed = set(re.findall(r"^\| `(\w+\.py)", (EXAMPLES / "README.md").read_text(), flags=re.M))
-    assert present == set(SAYS) == listed
+    assert present == {*SAYS, *WHOLE_PROGRAMS} == listed
     for name in sorted(present):
         text = (EXAMPLES / name).read_text()
-        assert len(text.splitlines()) < LONGEST, f"{name}: {len(text.splitlines())} lines"
+        longest = WHOLE_PROGRAMS.get(name, LONGEST)
+        assert len(text.splitlines()) < longest, f"{name}: {len(text.splitlines())} lines"
         assert ast.get_docstring(ast.parse(text)), f"{name} does not say what it shows"
