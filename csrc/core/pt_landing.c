@@ -111,10 +111,10 @@ static int begin_wide(pt_ingest *ingest, const pt_sink *sink, const uint8_t *hea
         ingest->payload_bytes -= FIELDS_SIZE; /* they are the header's */
         return pt_ingest_hand_on(ingest, sink, &frame);
     }
+    pt_ingest_give_back(ingest, 0); /* it was lent, and is of no use to this frame */
     ingest->into = find_landing(ingest, sink, &wide, &code);
     if (ingest->into == NULL)
         return pt_ingest_fail(ingest, code);
-    pt_ingest_give_back(ingest, 0);
     ingest->crcs[0] = crc;
     ingest->crcs[1] = wide.crc;
     ingest->frame_len = PT_WIDE_HEADER_SIZE + wide.payload_len;
