@@ -513,7 +513,8 @@ def spoil(stream: bytearray, rng: random.Random) -> None:
         stream[place:place] = rng.randbytes(rng.randrange(1, 30))
     elif kind == "header" and (start := stream.find(b"WM", place)) >= 0:
         field = start + rng.choice((2, 4, 7, 8, 11, 12, 15, 16, 19))
-        stream[field] = rng.choice((0, 1, 2, 8, 255))
+        if field < len(stream):  # else those two bytes are the end of a payload
+            stream[field] = rng.choice((0, 1, 2, 8, 255))
 
 
 def told_of(
