@@ -13,6 +13,7 @@ CLANG ?= clang
 GCC ?= gcc
 
 PY := .venv/bin/python
+PROCESSORS := $(shell getconf _NPROCESSORS_ONLN)
 SOURCES := $(wildcard csrc/*/*.c csrc/*/*.h) build_ffi.py
 C_FILES := $(wildcard csrc/*/*.c)
 FORMATTED_C := $(wildcard csrc/*/*.[ch] bench/*.c tests/c/*.[ch] tests/c/*/*.[ch] tests/fuzz/*.[ch])
@@ -84,15 +85,16 @@ lint-python: .venv/lint
 
 lint-c: tools-lint .venv/made
 	@set -e; python=$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("include"))'); \
+	each() { printf '%s\n' $(C_FILES) | xargs -P $(PROCESSORS) "$$@"; }; \
 	for size in "" -DPT_LOWMEM; do for checks in -DNDEBUG -DPT_ASSERTIONS=1; do \
 	    for compiler in "$(GCC) -O2 -c -o /dev/null" "$(CLANG) -fsyntax-only"; do \
 	        echo "$$compiler $$size $$checks: $(words $(C_FILES)) files"; \
-	        for file in $(C_FILES); do $$compiler $(C_WARNINGS) $$size $$checks $(C_INCLUDES) -isystem $$python -DPy_LIMITED_API=0x030B0000 $$file; done; \
+	        each -n 1 $$compiler $(C_WARNINGS) $$size $$checks $(C_INCLUDES) -isystem $$python -DPy_LIMITED_API=0x030B0000; \
 	    done; done; \
 	    echo "clang-tidy $$size"; \
-	    clang-tidy --quiet $(C_FILES) -- -std=c11 $$size -DPT_ASSERTIONS=1 $(C_INCLUDES) -isystem $$python -DPy_LIMITED_API=0x030B0000 2>/dev/null; \
+	    each -I FILE clang-tidy --quiet FILE -- -std=c11 $$size -DPT_ASSERTIONS=1 $(C_INCLUDES) -isystem $$python -DPy_LIMITED_API=0x030B0000 2>/dev/null; \
 	    echo "cppcheck $$size"; \
-	    cppcheck --quiet --std=c11 --enable=warning,portability --inline-suppr --error-exitcode=1 $$size -D__GNUC__=12 -D__x86_64__=1 $(C_INCLUDES) $(C_FILES); \
+	    cppcheck --quiet -j $(PROCESSORS) --std=c11 --enable=warning,portability --inline-suppr --error-exitcode=1 $$size -D__GNUC__=12 -D__x86_64__=1 $(C_INCLUDES) $(C_FILES); \
 	done
 
 # UBSan says nothing about signed overflow under Python's -fwrapv, and its -DNDEBUG takes assertions away: build_ffi.py turns both back.
@@ -116,26 +118,32 @@ $(SANITIZERS:%=sanitize-%): sanitize-%: tools-sanitize build/native/%/made
 	@tar -c --exclude=./.git --exclude=./.venv --exclude=./build --exclude=./dist --exclude='*.so' . | tar -x -C build/sanitize/$*
 	@cp build/native/$*/*.so build/sanitize/$*/peertalk/_core/
 	cd build/sanitize/$* && status=0; PYTHONPATH=$(CURDIR)/build/sanitize/$* PEERTALK_SANITIZER=$* $(SANITIZED_$*) \
-	    $(CURDIR)/$(PY) -m pytest tests -p no:cacheprovider --capture=sys --timeout=400 -o faulthandler_timeout=600 $(SUITE_$*) $(TEST_ARGS) || status=$$?; \
+	    $(CURDIR)/$(PY) -m pytest tests -n 3 --dist loadfile -p no:cacheprovider --capture=sys --timeout=400 -o faulthandler_timeout=600 $(SUITE_$*) $(TEST_ARGS) || status=$$?; \
 	for report in $(CURDIR)/build/sanitize/$*.report.*; do \
 	    if test -s $$report; then echo "== $$report"; cat $$report; status=1; fi; done; exit $$status
 
 FUZZ_TARGETS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 
-fuzz: tools-fuzz $(FUZZ_TARGETS:%=build/fuzz/%) ## libFuzzer on each decoder; FUZZ_RUNS inputs over all of them; what it finds stays in build/fuzz
+fuzz: $(FUZZ_TARGETS:%=fuzz-%) ## libFuzzer on each decoder, with -j side by side; FUZZ_RUNS inputs over all of them; what it finds stays in build/fuzz
 	@test -n "$(FUZZ_TARGETS)" || { echo "no fuzz targets in tests/fuzz"; exit 1; }
-	@set -e; for name in $(FUZZ_TARGETS); do \
-	    runs=$$(( ($(FUZZ_RUNS) + $(words $(FUZZ_TARGETS)) - 1) / $(words $(FUZZ_TARGETS)) )); \
-	    mkdir -p build/fuzz/found/$$name tests/fuzz/corpus/$$name; echo "fuzz $$name: $$runs inputs"; \
-	    build/fuzz/$$name -runs=$$runs -max_len=20000 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 -verbosity=0 \
-	        -artifact_prefix=build/fuzz/$$name- build/fuzz/found/$$name tests/fuzz/corpus/$$name 2>build/fuzz/$$name.log || { tail -40 build/fuzz/$$name.log; exit 1; }; \
-	    grep -E '^stat::(number_of_executed_units|average_exec_per_sec)' build/fuzz/$$name.log; \
-	done
 
-build/fuzz/%: tests/fuzz/fuzz_%.c $(SOURCES) $(wildcard tests/fuzz/*.h)
-	@mkdir -p build/fuzz
-	$(CLANG) -std=c11 -g -O1 -fno-omit-frame-pointer -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -DPT_ASSERTIONS=1 \
-	    -Icsrc/core $< $(wildcard csrc/core/*.c) -o $@
+$(FUZZ_TARGETS:%=fuzz-%): fuzz-%: tools-fuzz build/fuzz/%
+	@set -e; runs=$$(( ($(FUZZ_RUNS) + $(words $(FUZZ_TARGETS)) - 1) / $(words $(FUZZ_TARGETS)) )); \
+	mkdir -p build/fuzz/found/$* tests/fuzz/corpus/$*; echo "fuzz $*: $$runs inputs"; \
+	build/fuzz/$* -runs=$$runs -max_len=20000 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 -verbosity=0 \
+	    -artifact_prefix=build/fuzz/$*- build/fuzz/found/$* tests/fuzz/corpus/$* 2>build/fuzz/$*.log || { tail -40 build/fuzz/$*.log; exit 1; }; \
+	sed -n -E 's/^stat::(number_of_executed_units|average_exec_per_sec)/$*: \1/p' build/fuzz/$*.log
+
+.PHONY: $(FUZZ_TARGETS:%=fuzz-%)
+FUZZED = $(CLANG) -std=c11 -g -O1 -fno-omit-frame-pointer -fno-sanitize-recover=undefined -DPT_ASSERTIONS=1 -Icsrc/core
+FUZZED_CORE := $(patsubst csrc/core/%.c,build/fuzz/core/%.o,$(wildcard csrc/core/*.c))
+
+$(FUZZED_CORE): build/fuzz/core/%.o: csrc/core/%.c $(SOURCES)
+	@mkdir -p build/fuzz/core
+	@$(FUZZED) -fsanitize=fuzzer-no-link,address,undefined -c $< -o $@
+
+build/fuzz/%: tests/fuzz/fuzz_%.c $(FUZZED_CORE) $(wildcard tests/fuzz/*.h)
+	$(FUZZED) -fsanitize=fuzzer,address,undefined $< $(FUZZED_CORE) -o $@
 
 release debug: %: build/native/%/made
 	@install -m 755 build/native/$*/*.so peertalk/_core/

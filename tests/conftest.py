@@ -33,11 +33,6 @@ SOAK_TIMEOUT = 2 * HANG_GUARD
 """Seconds after which pytest-timeout ends a test of the long form; of the short form: as
 pyproject.toml says."""
 
-if "ASAN_OPTIONS" in os.environ:
-    # LeakSanitizer's tracer can crash in a process that ends while its threads do, and then the
-    # exit status is the sanitizer's. Leaks are this process's to find; its children keep the rest.
-    os.environ["ASAN_OPTIONS"] += ":detect_leaks=0"
-
 settings.register_profile(
     "ci",
     deadline=None,
@@ -47,6 +42,15 @@ settings.register_profile(
 )
 settings.register_profile("soak", parent=settings.get_profile("ci"), max_examples=3_000)
 settings.load_profile("soak" if SOAK else "ci")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """LeakSanitizer's tracer can crash in a process that ends while its threads do, and then the
+    exit status is the sanitizer's. Leaks are to be found by the processes that run tests; what
+    these start looks for none."""
+    runs_tests = hasattr(config, "workerinput") or not config.getoption("numprocesses", None)
+    if runs_tests and "ASAN_OPTIONS" in os.environ:
+        os.environ["ASAN_OPTIONS"] += ":detect_leaks=0"
 
 
 @pytest.fixture(scope="session")
