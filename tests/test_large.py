@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import struct
+import sys
 
 import pytest
 from kit.nodes import loopback, pair, received
@@ -236,6 +238,36 @@ async def test_a_reader_that_takes_nothing_has_little_in_its_memory(core):
             stats = bob.stats()
             assert stats.landing_bytes <= 2 * MIB and stats.inbox_bytes < 4 * MIB
         assert await received(bob, 10) == [body(number, 900_000) for number in range(10)]
+
+
+async def test_a_send_that_has_failed_keeps_nothing(core):
+    """Its error names the frames of all who waited: a circle there would keep the message until
+    garbage is collected."""
+    data = bytes(2 * MIB)
+    before = sys.getrefcount(data)
+    options = loopback(core=core.name, max_message=LARGEST, send_queue_bytes=MIB)
+
+    async def fails():
+        try:
+            await to_bob.send(data)
+        except pt.ConnectionClosed:
+            return True
+
+    async with pt.Node("ada", **options) as ada:
+        async with pt.Node("bob", **options, receive_queue_bytes=MIB) as bob:
+            to_bob = await ada.connect(bob.address, timeout=GUARD)
+            with pytest.raises(pt.WouldBlock):
+                while True:
+                    to_bob.send_nowait(bytes(MIB))
+            sending = asyncio.create_task(fails())
+            await asyncio.sleep(0)
+        gc.disable()
+        try:
+            assert await sending
+            del sending
+            assert sys.getrefcount(data) == before
+        finally:
+            gc.enable()
 
 
 async def test_many_senders_share_one_budget(core):

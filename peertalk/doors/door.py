@@ -255,9 +255,15 @@ class Answer(Generic[T]):
             self._forget(self.tell)
 
     def result(self) -> T:
-        """What was told. Raises what it failed of."""
-        if self.error is not None:
-            raise self.error
+        """What was told. Raises what it failed of, once."""
+        error, self.error = self.error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            # The traceback holds whoever waited, a long message and all. Kept here, the error would
+            # close a circle, which stays until garbage is collected.
+            del error
         value: T = self._value
         return value
 
