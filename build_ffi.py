@@ -23,6 +23,7 @@ import re
 import shutil
 import sys
 import tempfile
+from functools import partial
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -128,7 +129,8 @@ def modules() -> list[str]:
 
 
 for module in modules():
-    globals()[module.lstrip("_")] = make_ffi(module)  # setup.py asks for each by its name
+    # setup.py asks for each by its name, and reads this file anew for each: none is made in vain
+    globals()[module.lstrip("_")] = partial(make_ffi, module)
 
 if __name__ == "__main__":
     written = ROOT / "peertalk" / "_numbers.py"
