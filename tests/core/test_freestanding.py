@@ -15,7 +15,7 @@ TESTS = Path(__file__).resolve().parent.parent
 CORE = TESTS.parent / "csrc" / "core"
 FLAGS = [
     "-std=c11",
-    "-O2",
+    "-O0",  # no call is optimised away
     "-ffreestanding",
     "-nostdlib",
     "-fno-pic",
@@ -40,11 +40,11 @@ ALLOWED = {
 """What a compiler may call of its own accord."""
 
 
-def run(*command: str) -> str:
+def run(*command: str, cwd: Path | None = None) -> str:
     """The output of a command that must succeed; the sanitizers that the tests may run under are
     not its own."""
     own = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    done = subprocess.run(command, text=True, capture_output=True, env=own)
+    done = subprocess.run(command, cwd=cwd, text=True, capture_output=True, env=own)
     assert done.returncode == 0, (
         f"{' '.join(command)}: {done.returncode}\n{done.stdout}{done.stderr}"
     )
@@ -55,11 +55,15 @@ def compile_core(folder: Path, *options: str) -> list[str]:
     """The objects of every source of the core, and of the program that goes with them."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     assert compiler, "no C compiler: cc, gcc or clang"
-    objects = []
-    for source in [*sorted(CORE.glob("*.c")), TESTS / "c" / "freestanding.c"]:
-        objects.append(str(folder / f"{source.stem}.o"))
-        run(compiler, *FLAGS, *options, "-c", str(source), "-o", objects[-1])
-    return [compiler, *objects]
+    sources = [*sorted(CORE.glob("*.c")), TESTS / "c" / "freestanding.c"]
+    run(compiler, *FLAGS, *options, "-c", *map(str, sources), cwd=folder)
+    return [compiler, *(str(folder / f"{source.stem}.o") for source in sources)]
+
+
+def symbols(objects: list[str]) -> list[tuple[str, str]]:
+    """Kind and name of each symbol in these objects, as nm has them."""
+    lines = map(str.split, run("nm", *objects).splitlines())
+    return [(fields[-2], fields[-1]) for fields in lines if len(fields) > 1]
 
 
 @pytest.fixture(
@@ -76,21 +80,16 @@ def test_core_needs_nothing_but_four_memory_functions(compiled: list[str]) -> No
     """malloc, printf or a socket call would end the port to a machine that has none; so would a
     helper of the compiler's library."""
     _, *objects = compiled
-    listed = [line.split() for path in objects[:-1] for line in run("nm", path).splitlines()]
-    defined = {fields[-1] for fields in listed if fields[-2] != "U"}
-    undefined = {fields[-1] for fields in listed if fields[-2] == "U"}
-    assert undefined - defined <= ALLOWED
+    listed = symbols(objects[:-1])
+    defined = {name for kind, name in listed if kind != "U"}
+    undefined = {name for kind, name in listed if kind == "U"}
+    assert undefined and undefined - defined <= ALLOWED
 
 
 def test_core_has_no_global_state_but_the_choice_of_crc(compiled: list[str]) -> None:
     """Two nodes in one process must not know of each other."""
     _, *objects = compiled
-    written = {
-        line.split()[-1]
-        for path in objects[:-1]
-        for line in run("nm", path).splitlines()
-        if line.split()[-2] in "bBdDC"
-    }
+    written = {name for kind, name in symbols(objects[:-1]) if kind in "bBdDC"}
     assert {name for name in written if not name.startswith(".")} == {"crc_chosen"}
 
 

@@ -437,8 +437,11 @@ def test_what_needs_no_room_passes_beside_a_message_that_has_it_all(bench):
     bench.settle()
     link, raw = bench.link(2, wide=True)
     grant_all(link, {7: 100})
-    raw.sendall(bench.stream(b"small") + wide(DATA, payload=LONG))
-    assert heard(bench.until(lambda events: len(heard(events)) == 2)) == [b"small", LONG]
+    whole = LONG[:5_000]  # lies in one read of the smallest core too
+    raw.sendall(bench.stream(b"small") + wide(DATA, payload=whole))
+    events = bench.until(lambda events: len(heard(events)) == 2)
+    assert heard(events) == [b"small", whole]
+    assert not bench.of(events, CLOSED), "the other message still has all the room"
     slice = wide(DATA, 7, 0, 100, bytes(100))
     raw.sendall(slice[:60])
     bench.until(lambda _: link.landed(7) == 36)
