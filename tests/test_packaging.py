@@ -20,6 +20,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from kit.programs import quick_compiler
 
 pytestmark = [pytest.mark.source, pytest.mark.timeout(300)]
 
@@ -173,10 +174,7 @@ def test_the_sdist_holds_every_source_of_the_build_and_nothing_built(sdist):
 def test_the_sdist_alone_builds_a_stable_abi_wheel_that_encodes_a_frame(unpacked, tmp_path):
     """One wheel for 3.11 and all later, with both cores and the network in a box in it, and neither
     sources nor tests."""
-    quick = tmp_path / "quick-cc"  # how fast the core is, is not asked here
-    quick.write_text('#!/bin/sh\nexec cc "$@" -O0\n')
-    quick.chmod(0o755)
-    wheel = build("wheel", unpacked, tmp_path, CC=str(quick))
+    wheel = build("wheel", unpacked, tmp_path, CC=quick_compiler(tmp_path))
     assert wheel.name.startswith("peertalk_lan-") and "-cp311-abi3-" in wheel.name
     with zipfile.ZipFile(wheel) as archive:
         held = archive.namelist()

@@ -13,20 +13,21 @@ static uint32_t whole(uint32_t crc, const uint8_t *data, size_t len)
 
 int main(void)
 {
-    unsigned wrong = check("table", crc_table) + check("pt_crc32c", whole);
+    add("table", crc_table);
+    add("pt_crc32c", whole);
 #if CRC_CRC32
     unsigned has = crc_features();
     if ((has & CRC_HAS_CRC32) != 0)
-        wrong += check("words", crc_words);
+        add("words", crc_words);
 #if CRC_PCLMUL
     if ((has & CRC_HAS_CRC32) != 0 && (has & CRC_HAS_PCLMUL) != 0)
-        wrong += check("streams", crc_streams);
+        add("streams", crc_streams);
     if ((has & CRC_HAS_CRC32) != 0 && (has & CRC_HAS_WIDE) != 0)
-        wrong += check("wide", crc_wide);
+        add("wide", crc_wide);
 #else
     if ((has & CRC_HAS_CRC32) != 0)
-        wrong += check("streams", crc_streams);
+        add("streams", crc_streams);
 #endif
 #endif
-    return wrong != 0;
+    return check_ways() != 0;
 }

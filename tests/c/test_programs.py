@@ -3,6 +3,7 @@ assertions catch, formats that no Python class offers."""
 
 from __future__ import annotations
 
+import functools
 import shutil
 import signal
 import subprocess
@@ -29,26 +30,28 @@ FLAGS = [
     "-Wshadow",
     "-Werror",
 ]
-POOL = ["csrc/core/pt_pool.c", "csrc/core/pt_pool_counts.c"]
+POOL = ("csrc/core/pt_pool.c", "csrc/core/pt_pool_counts.c")
 
 
-@pytest.fixture
-def build(tmp_path):
-    """build(program, sources, *flags): the path of a program of this folder; skips where it cannot
-    be linked with these flags."""
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    """build(program, sources, *flags): the path of a program of this folder, compiled once for each
+    set of flags; skips where it cannot be linked with these."""
     if COMPILER is None:
         pytest.skip("did not run: there is no C compiler on PATH")
 
+    @functools.cache
     def compile_program(program, sources, *flags):
+        folder = tmp_path_factory.mktemp(program)
         if any(flag.startswith("-fsanitize") for flag in flags):
-            (tmp_path / "probe.c").write_text("int main(void) { return 0; }\n")
-            probe = [COMPILER, *flags, str(tmp_path / "probe.c"), "-o", str(tmp_path / "probe")]
+            (folder / "probe.c").write_text("int main(void) { return 0; }\n")
+            probe = [COMPILER, *flags, str(folder / "probe.c"), "-o", str(folder / "probe")]
             if (
                 subprocess.run(probe, capture_output=True).returncode
-                or subprocess.run([tmp_path / "probe"], capture_output=True).returncode
+                or subprocess.run([folder / "probe"], capture_output=True).returncode
             ):
                 pytest.skip(f"did not run: {COMPILER} has no {' '.join(flags)} here")
-        target = tmp_path / program
+        target = folder / program
         command = [
             COMPILER,
             *FLAGS,

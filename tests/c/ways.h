@@ -28,7 +28,34 @@ static WAYS_VALUE crc_by_bits(WAYS_VALUE crc, const uint8_t *data, size_t len)
     return crc;
 }
 
-static unsigned check(const char *name, WAYS_VALUE (*way)(WAYS_VALUE, const uint8_t *, size_t))
+static struct {
+    const char *name;
+    WAYS_VALUE (*way)(WAYS_VALUE, const uint8_t *, size_t);
+    unsigned wrong;
+} ways[8];
+static unsigned way_count;
+
+static void add(const char *name, WAYS_VALUE (*way)(WAYS_VALUE, const uint8_t *, size_t))
+{
+    ways[way_count].name = name;
+    ways[way_count++].way = way;
+}
+
+/* All of them with the same bytes, so that the definition, which is slow, is asked once. */
+static void check_one(WAYS_VALUE start, const uint8_t *data, size_t len, size_t offset)
+{
+    WAYS_VALUE wanted = crc_by_bits(start, data, len);
+    for (unsigned i = 0; i < way_count; i++) {
+        if (ways[i].way(start, data, len) != wanted) {
+            printf("%s: %u bytes at offset %u from 0x%x: wrong\n", ways[i].name, (unsigned)len,
+                   (unsigned)offset, (unsigned)start);
+            ways[i].wrong++;
+        }
+    }
+}
+
+/* How often one of the ways that were added was wrong. */
+static unsigned check_ways(void)
 {
     unsigned wrong = 0;
     for (size_t len = 0; len < 9000; len += len < 700 ? 1 : 1 + draw() % 97) {
@@ -40,15 +67,14 @@ static unsigned check(const char *name, WAYS_VALUE (*way)(WAYS_VALUE, const uint
             for (size_t i = 0; i < offset + len; i++)
                 memory[i] = (uint8_t)draw();
             WAYS_VALUE start = (WAYS_VALUE)(round == 0 ? 0 : (uint32_t)draw() << 16 ^ draw());
-            if (way(start, memory + offset, len) != crc_by_bits(start, memory + offset, len)) {
-                printf("%s: %u bytes at offset %u from 0x%x: wrong\n", name, (unsigned)len,
-                       (unsigned)offset, (unsigned)start);
-                wrong++;
-            }
+            check_one(start, memory + offset, len, offset);
             free(memory);
         }
     }
-    printf("%s: %u wrong\n", name, wrong);
+    for (unsigned i = 0; i < way_count; i++) {
+        printf("%s: %u wrong\n", ways[i].name, ways[i].wrong);
+        wrong += ways[i].wrong;
+    }
     return wrong;
 }
 

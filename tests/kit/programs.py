@@ -18,7 +18,7 @@ FLAGS = [
     "-std=c11",
     "-D_POSIX_C_SOURCE=200809L",
     "-O0",
-    "-g",
+    "-g1",
     "-DPT_ASSERTIONS=1",
     "-Wall",
     "-Wextra",
@@ -117,6 +117,15 @@ def _programs(build: str, folders: pytest.TempPathFactory) -> Programs:
     base = folders.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     return Programs(build, shared, folders.mktemp(build))
+
+
+def quick_compiler(folder: Path) -> str:
+    """A compiler for the variable CC of a build whose speed is not asked: it takes the options that
+    the build gives, and optimises nothing."""
+    made = folder / "quick-cc"
+    made.write_text(f'#!/bin/sh\nexec {COMPILER} "$@" -O0 -g0\n')
+    made.chmod(0o755)
+    return str(made)
 
 
 WAYS_OPTIONS = pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from kit.programs import quick_compiler
 from kit.tree import ROOT
 
 pytestmark = pytest.mark.source
@@ -82,7 +83,12 @@ def test_a_new_platform_is_one_c_file_and_one_row(tmp_path):
     binding = tmp_path / "peertalk/_core/binding.py"
     row = '    "pipes": "pt_pipes_ops",\n'
     binding.write_text(binding.read_text().replace("PLATFORMS = {\n", f"PLATFORMS = {{\n{row}"))
-    environment = {**os.environ, "PEERTALK_BUILD": "debug", "PYTHONPATH": str(tmp_path)}
+    environment = {
+        **os.environ,
+        "CC": quick_compiler(tmp_path),
+        "PEERTALK_BUILD": "debug",
+        "PYTHONPATH": str(tmp_path),
+    }
     for program in (BUILD, USE):
         done = subprocess.run(
             [sys.executable, "-c", program],
