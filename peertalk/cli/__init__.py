@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from .. import errors
@@ -32,8 +34,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; its exit code."""
     _open_standard_streams()
     try:
-        code = _application()(
-            args=None if arguments is None else list(arguments),
+        given = sys.argv[1:] if arguments is None else list(arguments)
+        code = _application(_commands(given[0] if given else ""))(
+            args=given,
             prog_name="peertalk",
             standalone_mode=False,
         )
@@ -78,10 +81,18 @@ def _complain(text: str, code: int) -> int:
     return code
 
 
-def _application() -> Any:
-    import typer
-
+def _commands(named: str) -> list[ModuleType]:
+    """The modules of the commands; where one is called by its name only that one, for most of them
+    take longer to load than to run."""
+    if named in ("demo", "peers", "send", "listen", "bench", "sim", "info"):
+        return [import_module(f"{__name__}.{named}")]
     from . import bench, demo, info, listen, peers, send, sim
+
+    return [demo, peers, send, listen, bench, sim, info]
+
+
+def _application(commands: list[ModuleType]) -> Any:
+    import typer
 
     colour = not os.environ.get("NO_COLOR")
 
@@ -108,6 +119,6 @@ def _application() -> Any:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     application.callback()(common)
-    for module in (demo, peers, send, listen, bench, sim, info):
+    for module in commands:
         application.command(module.__name__.rpartition(".")[2])(module.command)
     return application

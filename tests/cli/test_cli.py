@@ -134,6 +134,17 @@ def test_importing_the_command_line_imports_neither_typer_nor_rich(start_python)
     assert process.communicate(timeout=30)[0] == "[]\n"
 
 
+def test_a_command_that_is_named_loads_no_other(start_python):
+    """Others take longer to load than most commands to run; without a name all of them are
+    listed."""
+    program = (
+        "import sys, peertalk.cli; peertalk.cli.run(['listen', '--help']); "
+        "print({'demo', 'sim'} & {m.removeprefix('peertalk.cli.') for m in sys.modules})"
+    )
+    output = start_python("-c", program).communicate(timeout=30)[0]
+    assert "--count" in output and output.endswith("set()\n")
+
+
 def test_errors_have_the_exit_code_of_their_kind():
     """2 is for whoever typed, 1 for the network, 3 when nobody was there."""
     assert outcome.exit_code(errors.InvalidArgument("x")) == 2
