@@ -43,10 +43,11 @@ demo: release ## two processes find each other and exchange files; DEMO_PATH=fol
 # Without bytecode each process of the tests would compile, and pytest rewrite, every module again: a third of the time.
 test soak: export PYTHONDONTWRITEBYTECODE :=
 
-# Each process of the tests would also rewrite each changed module by itself: one does so before.
+# Each process of the tests would also rewrite each changed module by itself, and find out for Hypothesis which characters there are: one does so before.
 build/rewritten: $(wildcard tests/*.py tests/*/*.py) .venv/made
 	@mkdir -p build
 	@$(PY) -m pytest tests --collect-only -qq >/dev/null || true
+	@$(PY) -c 'from hypothesis import strategies; strategies.text().validate()'
 	@touch $@
 
 test: debug build/rewritten ## the whole suite, with assertions on in C; TEST_ARGS="-k words" narrows it
