@@ -13,11 +13,9 @@ and script are called.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import ipaddress
 import os
-import secrets
 import socket
 import sys
 import unicodedata
@@ -76,7 +74,7 @@ def default_name() -> str:
     host = _name_part(socket.gethostname().split(".")[0], _NAME_ROOM)
     program = _name_part(program, _NAME_ROOM - min(len(host.encode()), _NAME_ROOM // 2))
     host = _name_part(host, _NAME_ROOM - len(program.encode()))
-    return "-".join(filter(None, (host, program, secrets.token_hex(_UNIQUE_BYTES))))
+    return "-".join(filter(None, (host, program, os.urandom(_UNIQUE_BYTES).hex())))
 
 
 def _name_part(text: str, room: int) -> str:
@@ -524,6 +522,8 @@ def _check_names(given: Iterable[str]) -> None:
     names = Config.__struct_fields__
     for each in given:
         if each not in names:
+            import difflib  # it takes long to load, and hardly anybody meets this
+
             close = difflib.get_close_matches(each, names, n=1, cutoff=0.0)
             raise InvalidArgument(f"there is no setting {each!r}; the closest one is {close[0]!r}")
 

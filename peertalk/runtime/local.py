@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import secrets
 import socket
 import sys
 import time
@@ -61,7 +60,7 @@ class LocalWorld:
             with contextlib.suppress(OSError):
                 calling = socket.SocketType(socket.AF_UNIX, socket.SOCK_STREAM)
                 calling.setblocking(False)
-                calling.bind(local.name_of_caller(host, secrets.token_bytes(8)))
+                calling.bind(local.name_of_caller(host, os.urandom(8)))
                 calling.connect(local.place(folder, instance))
                 if is_ours(calling):
                     return calling

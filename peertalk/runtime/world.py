@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import socket
 import struct
 import sys
@@ -88,7 +87,7 @@ class World(LocalWorld):
 
     def identity(self, size: int) -> bytes:
         """Fresh random bytes for an instance id."""
-        return secrets.token_bytes(size)
+        return os.urandom(size)
 
     def max_frame(self, core: Core) -> int:
         """Bytes that one frame of the original's form may carry here."""
