@@ -11,10 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import sys
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -270,35 +269,21 @@ def options_of(core: str, longest: int) -> dict[str, Any]:
     }
 
 
-def peak() -> int:
-    """Bytes of memory that this process has had at most; 0 where nobody counts that."""
-    if sys.platform != "linux":
-        return 0
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
 @contextlib.contextmanager
-def bounded(flow: Flow, capsys: Any, allowed: int) -> Iterator[None]:
-    """What happens inside takes no more memory than that."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = peak()
-    yield
-    grown = peak() - before
+def bounded(flow: Flow, capsys: Any, options: dict[str, Any]) -> Iterator[None]:
+    """What happens inside takes no more memory than both sides may hold, and the message that the
+    test takes, the one that the test sends and a way that copies."""
+    allowed = sum(options[name] for name in options if name.endswith("_bytes"))
+    allowed += 2 * flow.longest + 16 * MIB
+    tracemalloc.start()
+    try:
+        yield
+        grown = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
     with capsys.disabled():
-        print(f"\n{flow}; this process grew by {grown / MIB:,.0f} of {allowed / MIB:,.0f} MiB")
+        print(f"\n{flow}; Python held at most {grown / MIB:,.0f} of {allowed / MIB:,.0f} MiB")
     assert grown <= allowed
-
-
-def allowed_of(options: dict[str, Any], longest: int) -> int:
-    """What both sides may hold, the message that comes to the test and the one that the test sends,
-    and as much as the longest again for what malloc has not given back."""
-    held = sum(options[name] for name in options if name.endswith("_bytes"))
-    return held + 3 * longest + 32 * MIB
 
 
 @pytest.fixture
@@ -318,7 +303,7 @@ async def test_on_connections_that_break(core, volume, capsys):
     """Over TCP, on a way that resets connections anywhere."""
     total, longest = volume(core.name)
     flow, options = Flow(1, total, longest), options_of(core.name, longest)
-    with bounded(flow, capsys, allowed_of(options, longest)):
+    with bounded(flow, capsys, options):
         async with (
             pt.Node("bob", **loopback(**options)) as bob,
             Breaking(flow, bob) as way,
@@ -341,7 +326,7 @@ async def test_over_a_socket_of_this_host(core, volume, free_port, capsys):
     total, longest = volume(core.name)
     flow, options = Flow(2, total, longest), options_of(core.name, longest)
     port = free_port()
-    with bounded(flow, capsys, allowed_of(options, longest)):
+    with bounded(flow, capsys, options):
         async with (
             pt.Node("ada", **announcing(port, **options)) as ada,
             pt.Node("bob", **announcing(port, **options)) as bob,

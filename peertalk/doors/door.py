@@ -10,6 +10,7 @@ Never: waits, or asks which thread or loop it runs on.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -255,15 +256,11 @@ class Answer(Generic[T]):
             self._forget(self.tell)
 
     def result(self) -> T:
-        """What was told. Raises what it failed of, once."""
-        error, self.error = self.error, None
-        try:
-            if error is not None:
-                raise error
-        finally:
-            # The traceback holds whoever waited, a long message and all. Kept here, the error would
-            # close a circle, which stays until garbage is collected.
-            del error
+        """What was told. Raises what it failed of."""
+        if self.error is not None:
+            # The traceback of what is raised holds whoever waited, a long message and all. The
+            # error itself stays with events, logs and other answers, so each raises its own.
+            raise copy.copy(self.error) from self.error.__cause__
         value: T = self._value
         return value
 
