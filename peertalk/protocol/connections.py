@@ -60,10 +60,6 @@ OWES_WIDE = 4
 """Likewise what is to be said about large messages; see unsaid of a Connection."""
 
 
-NOBODY: frozenset[int] = frozenset()
-"""No connection: one set for all, because an empty set has 216 bytes."""
-
-
 class State(enum.Enum):
     """Where a connection is in its life."""
 
@@ -125,7 +121,7 @@ _NEXT: dict[tuple[State, Step], State] = {
 class Connection:
     """One connection, from dial or accept to its end.
 
-    tag: its number in the loop; address: the remote end; dialled: by us; peer: whose it is, None
+    tag: its number in the loop; host, port: the remote end; dialled: by us; peer: whose it is, None
     until known; addressed: the instance that our greeting was meant for; number: of the dial that
     made it, counted by the side that dialled, 0: not known; place: of all that were used with its
     peer, 0: not used; told: the other side has said here what is over for it; waits_for: tags of
@@ -145,19 +141,19 @@ class Connection:
     """
 
     __slots__ = (
-        "address",
         "classes",
         "dialled",
         "due",
         "handed",
         "held",
+        "host",
         "link",
         "local",
         "number",
         "owed",
         "peer",
-        "pieces",
         "place",
+        "port",
         "pressure",
         "rare",
         "since",
@@ -165,7 +161,6 @@ class Connection:
         "state",
         "tag",
         "told",
-        "waits_for",
     )
 
     addressed = Rare[bytes | None](None)
@@ -174,6 +169,7 @@ class Connection:
     left = Rare[float | None](None)
     offering = Rare[Offering | None](None)
     on_end = Rare[tuple[Callable[[], object], ...]](())
+    pieces = Rare[Pieces | None](None)
     pinged = Rare[float | None](None)
     reached = Rare[tuple[Any, ...]](())
     reassembly = Rare[Any](None)
@@ -183,13 +179,14 @@ class Connection:
     timer = Rare[Any](None)
     unsaid = Rare[tuple[Word, ...]](())
     vigil = Rare[Any](None)
+    waits_for = Rare[frozenset[int]](frozenset())
 
     def __init__(
         self, tag: int, address: Address, *, dialled: bool, now: float, peer: Peer | None = None
     ) -> None:
         self.rare: dict[str, Any] | None = None
         self.tag = tag
-        self.address = address
+        self.host, self.port = address
         self.dialled = dialled
         self.local = False
         self.peer = peer
@@ -200,9 +197,7 @@ class Connection:
         self.told = False
         self.classes = False
         self.handed = Handed()
-        self.pieces: Pieces | None = None
         self.held: deque[Any] | None = None
-        self.waits_for: frozenset[int] = NOBODY
         self.pressure = 0
         self.owed = 0
         self.socket: Any = None
@@ -210,9 +205,14 @@ class Connection:
         self.due = math.inf
 
     @property
+    def address(self) -> Address:
+        """The remote end. Made anew each time: a tuple has 64 bytes."""
+        return self.host, self.port
+
+    @property
     def where(self) -> str:
         """The remote end, in messages."""
-        return f"{self.address[0]}:{self.address[1]}"
+        return f"{self.host}:{self.port}"
 
     @property
     def name(self) -> str | None:

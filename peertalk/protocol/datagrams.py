@@ -94,7 +94,8 @@ class Mailbox(Generic[P]):
         if port is None:
             text = f"peer {peer.name!r} has announced no datagram port; use send()"
             raise errors.NotSupported(text, peer=peer.name)
-        return (connection or peer).address[0], port
+        host = peer.address[0] if connection is None else connection.host
+        return host, port
 
     def introduction(self, peer: P, connection: Connection | None) -> bytes | None:
         """What a peer is sent before a datagram, because it may not have heard us yet."""
@@ -183,7 +184,7 @@ class Mailbox(Generic[P]):
             return
         hosts = {peer.address[0]: None}
         if connection is not None:
-            hosts[connection.address[0]] = None
+            hosts[connection.host] = None
         if self.discovery is not None:
             hosts |= dict.fromkeys(host for host, _ in self.discovery.addresses(peer.key))
         places = self._places[peer] = [(host, port) for host in hosts]

@@ -14,7 +14,7 @@ import msgspec
 
 from .. import errors
 from . import connections as policy
-from .connections import NOBODY, Connection, State
+from .connections import Connection, State
 from .line import Decision, Verdict
 from .peer import Peer
 from .wire import Capabilities
@@ -149,7 +149,7 @@ def renewed(said: Capabilities, known: Capabilities | None) -> Capabilities:
 def settled(waiting: Connection, tag: int) -> list[Decision]:
     """A connection that one outside a line waits for is settled. Returns RELEASE of that one when
     it waits for no other and something of it was held back, else nothing. See Line.settled()."""
-    waiting.waits_for = waiting.waits_for - {tag} or NOBODY
+    waiting.waits_for -= {tag}
     free = waiting.held is not None and not waiting.waits_for
     return [(Verdict.RELEASE, waiting)] if free else []
 
@@ -171,7 +171,7 @@ def _crowd(connections: Iterable[C]) -> list[C]:
     """The connections of the host that has the most of them, the oldest first."""
     hosts: dict[str, list[C]] = {}
     for each in connections:
-        hosts.setdefault(each.address[0], []).append(each)
+        hosts.setdefault(each.host, []).append(each)
     return max(hosts.values(), key=len, default=[])
 
 
@@ -179,9 +179,9 @@ def stranger_for(host: str, undecided: Iterable[Connection]) -> GivesWay | None:
     """Who makes room for one more connection from a host, of those that have not said who they are:
     the first one of the other host that has called the most. None: nobody."""
     crowd = _crowd(each for each in undecided if not each.dialled)
-    if not crowd or crowd[0].address[0] == host:
+    if not crowd or crowd[0].host == host:
         return None
-    text = f"{crowd[0].address[0]} did not say who it is, and its place was wanted"
+    text = f"{crowd[0].host} did not say who it is, and its place was wanted"
     return GivesWay(crowd[0], errors.Timeout(text), fault=True)
 
 
@@ -189,7 +189,7 @@ def neighbour_for(host: str, connections: Iterable[Connection], most: int) -> Gi
     """Who gives his place among `most` connected peers to one from a host: the newest of another
     host, where that has nearly all places. None: nobody."""
     crowd = _crowd(each for each in connections if each.state is State.OPEN)
-    if len(crowd) <= most * 7 // 8 or crowd[0].address[0] == host:
+    if len(crowd) <= most * 7 // 8 or crowd[0].host == host:
         return None
     newest = crowd[-1]
     text = f"{newest.who} gave its place to another host (Config.max_peers is {most:,})"

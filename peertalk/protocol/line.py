@@ -35,7 +35,7 @@ from __future__ import annotations
 import enum
 
 from .claims import OVER_MAX, Claims, Over
-from .connections import NOBODY, Connection, State, Step
+from .connections import Connection, State, Step
 
 _NOTHING = Claims()
 
@@ -177,7 +177,7 @@ class Line:
         """A connection that had not said whose it is has, or has ended, or has nothing unread."""
         for member in self.members:
             if tag in member.waits_for:
-                member.waits_for = member.waits_for - {tag} or NOBODY
+                member.waits_for -= {tag}
         return self._released()
 
     def forgo(self, connection: Connection) -> None:

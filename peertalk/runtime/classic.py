@@ -61,7 +61,7 @@ class ClassicPeers(Greetings):
         """A classic peer has announced itself as key: the peer that has called from its host and
         said no name, if it is that; it has this key from now on."""
         calls = (each for each in self.connections.by_tag.values() if not each.dialled)
-        if all(each.address[0] != key[0] for each in calls):
+        if all(each.host != key[0] for each in calls):
             return None
         peer = classics.caller(key, self._classics_at(key[0]))
         if peer is None:
@@ -125,7 +125,7 @@ class ClassicPeers(Greetings):
         return any(
             not connection.dialled
             and connection.state is State.GREETING
-            and connection.address[0] == host
+            and connection.host == host
             for connection in self.connections.by_tag.values()
         )
 

@@ -122,7 +122,7 @@ class Dialling(ClassicPeers):
 
     def _call_locally(self, connection: Connection) -> Any:
         """A connection to its peer's socket on this host; None: there is none that leads there."""
-        peer, finder, host = connection.peer, self.finder, connection.address[0]
+        peer, finder, host = connection.peer, self.finder, connection.host
         if peer is None or peer.instance is None or peer.by_tcp or not self.engine.local:
             return None
         if finder is None or not finder.discovery.has_local(peer.key, host):

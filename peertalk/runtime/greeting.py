@@ -248,7 +248,7 @@ class Greetings(Leaving):
             self.finder.discovery.hold(instance)
         self.roster.renew(peer, instance, instance)
         peer.name = capabilities.name or peer.name
-        peer.address = (connection.address[0], capabilities.port or connection.address[1])
+        peer.address = (connection.host, capabilities.port or connection.port)
         return True
 
     def _greeted(
@@ -290,7 +290,7 @@ class Greetings(Leaving):
         expected = connection.peer
         assert expected is None or isinstance(expected, Remote)
         if capabilities is not None and capabilities.instance is not None:
-            address = (connection.address[0], capabilities.port or connection.address[1])
+            address = (connection.host, capabilities.port or connection.port)
             peer = self.roster.meet(capabilities.instance, capabilities.name or "", address)
             answers = greetings.answers(expected, peer)
             if expected is not None and answers is greetings.Answers.OURS:
@@ -303,12 +303,12 @@ class Greetings(Leaving):
             return peer
         if expected is not None:
             return self.roster.peers.get(expected.key) or self.roster.know(expected)
+        address = connection.address
         if connection.dialled:
-            return self.roster.peers.get(connection.address) or self.roster.make_peer(
-                connection.address, None, "", connection.address
-            )
-        caller = classics.owner(self._classics_at(connection.address[0]))
-        return caller or self.roster.make_peer(connection.address, None, "", connection.address)
+            known = self.roster.peers.get(address)
+        else:
+            known = classics.owner(self._classics_at(connection.host))
+        return known or self.roster.make_peer(address, None, "", address)
 
     def _replace(self, classic: Remote, peer: Remote) -> None:
         """What was taken for a classic peer has turned out to be one of ours."""
@@ -326,7 +326,7 @@ class Greetings(Leaving):
             self.engine.troubles.worked(TAKING_PEERS)
             return True
         everybody = self.connections.by_tag.values()
-        if self._make_way(greetings.neighbour_for(connection.address[0], everybody, most)):
+        if self._make_way(greetings.neighbour_for(connection.host, everybody, most)):
             return True
         self.connections.refused += 1
         connection.link.send_frame(
@@ -523,7 +523,7 @@ class Greetings(Leaving):
         peer.use(connection)
         connection.since = self.engine.world.clock()
         if capabilities is not None and capabilities.instance is not None and capabilities.port:
-            peer.address = (connection.address[0], capabilities.port)  # it may have moved
+            peer.address = (connection.host, capabilities.port)  # it may have moved
         self.mailbox.place(peer, peer.connection)
         self.engine.cancel(peer.retry)
         peer.retry = None

@@ -53,7 +53,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from peertalk.protocol.claims import Claims
-from peertalk.protocol.connections import NOBODY, Connection, State, Step
+from peertalk.protocol.connections import Connection, State, Step
 from peertalk.protocol.line import Decision, Line, Turn, Verdict
 
 Event = tuple[Any, ...]
@@ -304,13 +304,10 @@ class Node:
 
     def wait(self, connection: Connection) -> None:
         """Those that have not said whose they are, and have something unread, may be older."""
-        connection.waits_for = (
-            frozenset(
-                other.tag
-                for other in self.connections.values()
-                if other.state is State.GREETING and self.unread(other.tag)
-            )
-            or NOBODY
+        connection.waits_for = frozenset(
+            other.tag
+            for other in self.connections.values()
+            if other.state is State.GREETING and self.unread(other.tag)
         )
 
     def release(self, connection: Connection) -> None:
@@ -343,11 +340,12 @@ class Node:
             assert len(opened) <= 1, "two connections are open"
 
 
-_KEPT = ("tag", "address", "dialled", "peer", "state", "number", "place", "told", "waits_for")
+_KEPT = ("tag", "host", "port", "dialled", "peer", "state", "number", "place", "told", "waits_for")
 
 
 def _copy_connection(connection: Connection) -> Connection:
     twin = Connection.__new__(Connection)
+    twin.rare = None
     for name in _KEPT:
         setattr(twin, name, getattr(connection, name))
     twin.held = None if connection.held is None else deque(connection.held)

@@ -8,7 +8,7 @@ import types
 import pytest
 
 from peertalk.protocol import greetings
-from peertalk.protocol.connections import GREETING_TIME, NOBODY, SILENCE_TIME, Connection, State
+from peertalk.protocol.connections import GREETING_TIME, SILENCE_TIME, Connection, State
 from peertalk.protocol.greetings import Answers, Later, Patience, Place, Silence
 from peertalk.protocol.line import Verdict
 from peertalk.protocol.peer import Peer
@@ -113,7 +113,7 @@ def test_one_outside_a_line_is_released_when_it_waits_for_no_other():
     waiting.held = []
     assert greetings.settled(waiting, 2) == []
     assert greetings.settled(waiting, 3) == [(Verdict.RELEASE, waiting)]
-    assert waiting.waits_for is NOBODY, "one empty set for all"
+    assert waiting.rare is None, "no memory for an empty set"
     waiting.held = None
     assert greetings.settled(waiting, 3) == [], "nothing was held back"
 

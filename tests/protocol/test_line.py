@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peertalk.protocol.claims import OVER_MAX, Claims, Over
-from peertalk.protocol.connections import NOBODY, Connection, State, Step
+from peertalk.protocol.connections import Connection, State, Step
 from peertalk.protocol.line import Line, Turn, Verdict
 
 _SPEC = importlib.util.spec_from_file_location("explorer", Path(__file__).with_name("explorer.py"))
@@ -97,7 +97,7 @@ class UseWhileClosing(Line):
 
 class WaitsForNobody(Line):
     def _waits(self, connection):
-        connection.waits_for = NOBODY
+        connection.waits_for = frozenset()
         return super()._waits(connection)
 
 
