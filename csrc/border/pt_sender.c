@@ -274,7 +274,7 @@ static PyObject *link_landed(PyObject *self, PyObject *number)
         return NULL;
     if (landing == NULL || landing->memory == NULL)
         return PyLong_FromLong(-1);
-    uint32_t under_way = bound->link.ingest.into == landing
+    uint32_t under_way = pt_ingest_into(&bound->link.ingest) == landing
                              ? bound->link.ingest.staged_len - PT_WIDE_HEADER_SIZE
                              : 0;
     return PyLong_FromUnsignedLong(landing->received + under_way);

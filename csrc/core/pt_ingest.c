@@ -168,7 +168,7 @@ static int finish_cut_frame(pt_ingest *ingest, const uint8_t *data, size_t len, 
                             size_t *offset)
 {
     size_t taken = 0;
-    if (PT_WIDE && ingest->into != NULL)
+    if (PT_WIDE && pt_ingest_into(ingest) != NULL)
         return pt_landing_go_on(ingest, data, len, sink, 0, offset);
     if (ingest->state == PT_INGEST_WAIT_HEADER) {
         uint32_t held = ingest->staged_len;
@@ -299,7 +299,7 @@ void pt_ingest_init(pt_ingest *ingest, const pt_format *format, pt_pool *pool, u
               format->start_size <= format->header_size);
 
     PT_ASSERT(ingest->state == INIT && ingest->staging == NULL); /* else memory would be lost */
-    PT_ASSERT(ingest->landings == NULL && ingest->into == NULL);
+    PT_ASSERT(ingest->landings == NULL);
 
     memset(ingest, 0, sizeof *ingest);
     uint32_t largest = UINT32_MAX - format->header_size -
@@ -368,12 +368,11 @@ uint32_t pt_ingest_partial_len(const pt_ingest *ingest)
 void pt_ingest_check(const pt_ingest *ingest)
 {
     PT_ASSERT(ingest->state <= PT_INGEST_WAIT_PAYLOAD); /* COMPLETE is never seen between calls */
-    PT_ASSERT((ingest->staging != NULL || ingest->into != NULL) ==
+    PT_ASSERT((ingest->staging != NULL || pt_ingest_into(ingest) != NULL) ==
               (ingest->state == PT_INGEST_WAIT_PAYLOAD));
-    PT_ASSERT(ingest->staging == NULL || ingest->into == NULL);
     if (ingest->state == PT_INGEST_WAIT_PAYLOAD) {
         PT_ASSERT(ingest->staged_len < ingest->frame_len);
-        PT_ASSERT(ingest->into != NULL ||
+        PT_ASSERT(ingest->staging == NULL ||
                   ingest->frame_len <= pt_pool_buffer_size(ingest->staging));
     } else {
         PT_ASSERT(ingest->frame_len == 0);

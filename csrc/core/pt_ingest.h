@@ -79,16 +79,19 @@ typedef struct pt_ingest {
     uint8_t *staging;     /* borrowed while a frame is cut behind its header, or lent by
                              pt_ingest_lend(); else NULL, as of a wide frame */
     pt_landing *landings; /* that are expected */
-    pt_landing *into;     /* of the wide frame that is cut behind its header; else NULL */
     uint32_t staged_len;  /* bytes of the current frame held: in header while PT_INGEST_WAIT_HEADER,
                              else in staging, or where it lands */
     uint32_t frame_len;   /* of the whole current frame; 0 while its header is not whole */
     uint32_t max_payload; /* a longer one is PT_ERR_MESSAGE_TOO_LARGE, judged on the header */
     uint32_t tag;         /* handed to the sink with each frame */
     uint8_t state;        /* enum pt_ingest_state */
+    uint8_t lands;        /* the caller's; 1: wide frames followed each other in the last read */
     union {
-        uint8_t header[PT_FORMAT_MAX_HEADER];
-        uint32_t crcs[2]; /* with into: of the frame as far as it is there, and as it must be */
+        uint8_t header[PT_FORMAT_MAX_HEADER]; /* PT_INGEST_WAIT_HEADER: as far as it is there */
+        struct {
+            pt_landing *into;
+            uint32_t crcs[2]; /* of the frame as far as it is there, and as it must be */
+        } wide; /* of a wide frame that is cut behind its header: see pt_ingest_into() */
     };
     uint32_t work;       /* units of the frames handed on: see PT_TURN_MAX_WORK */
     uint32_t work_limit; /* the caller's, as is setting work: where to stop; 0: nowhere */
@@ -146,6 +149,9 @@ pt_landing *pt_ingest_landing(const pt_ingest *ingest, uint32_t id);
 
 /* No slice of an id is right any more: its landing is dropped. Nothing happens for others. */
 void pt_ingest_forget(pt_ingest *ingest, uint32_t id);
+
+/* Where the wide frame lands that is cut behind its header; NULL: none is. */
+pt_landing *pt_ingest_into(const pt_ingest *ingest);
 
 /* Bytes of the cut wide frame that was not offered; 0: there is none. */
 uint32_t pt_ingest_unasked(const pt_ingest *ingest);

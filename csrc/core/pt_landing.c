@@ -53,17 +53,17 @@ static pt_landing *find_landing(pt_ingest *ingest, const pt_sink *sink, const pt
 /* All bytes of a wide frame with payload are where they land. */
 static int finish_wide(pt_ingest *ingest, const pt_sink *sink)
 {
-    PT_ASSERT(ingest->into != NULL && ingest->staged_len == ingest->frame_len);
+    PT_ASSERT(pt_ingest_into(ingest) != NULL && ingest->staged_len == ingest->frame_len);
     pt_ingest_move(ingest, PT_INGEST_STEP_FILL, PT_INGEST_COMPLETE);
-    if (ingest->crcs[0] != ingest->crcs[1])
+    if (ingest->wide.crcs[0] != ingest->wide.crcs[1])
         return pt_ingest_fail(ingest, PT_ERR_CRC);
 
-    pt_landing *landing = ingest->into;
+    pt_landing *landing = pt_ingest_into(ingest);
     if (landing->id == 0 && landing->memory == NULL) /* it was forgotten meanwhile */
         return pt_ingest_fail(ingest, PT_ERR_INVALID_PARAM);
     uint32_t payload_len = ingest->frame_len - PT_WIDE_HEADER_SIZE;
     landing->received += payload_len;
-    ingest->into = NULL;
+    ingest->wide.into = NULL; /* it is the sink's, or waits for its next slice */
     ingest->frames++;
     ingest->payload_bytes += payload_len;
     ingest->work++;
@@ -84,7 +84,7 @@ static void land(pt_ingest *ingest, const uint8_t *data, uint32_t len)
     uint8_t *place = pt_ingest_place(ingest, &unused);
     if (place != NULL && place != data)
         memcpy(place, data, len);
-    ingest->crcs[0] = pt_crc32c(ingest->crcs[0], data, len);
+    ingest->wide.crcs[0] = pt_crc32c(ingest->wide.crcs[0], data, len);
     ingest->staged_len += len;
 }
 
@@ -92,7 +92,7 @@ static void land(pt_ingest *ingest, const uint8_t *data, uint32_t len)
  * when it has none. *is_over: nothing more of this frame comes. */
 static int begin_wide(pt_ingest *ingest, const pt_sink *sink, const uint8_t *header, int *is_over)
 {
-    PT_ASSERT(ingest->state == PT_INGEST_WAIT_HEADER && ingest->into == NULL);
+    PT_ASSERT(ingest->state == PT_INGEST_WAIT_HEADER);
 
     *is_over = 1;
     pt_wide wide;
@@ -112,11 +112,12 @@ static int begin_wide(pt_ingest *ingest, const pt_sink *sink, const uint8_t *hea
         return pt_ingest_hand_on(ingest, sink, &frame);
     }
     pt_ingest_give_back(ingest, 0); /* it was lent, and is of no use to this frame */
-    ingest->into = find_landing(ingest, sink, &wide, &code);
-    if (ingest->into == NULL)
+    pt_landing *landing = find_landing(ingest, sink, &wide, &code);
+    if (landing == NULL)
         return pt_ingest_fail(ingest, code);
-    ingest->crcs[0] = crc;
-    ingest->crcs[1] = wide.crc;
+    ingest->wide.into = landing; /* in the place of the header */
+    ingest->wide.crcs[0] = crc;
+    ingest->wide.crcs[1] = wide.crc;
     ingest->frame_len = PT_WIDE_HEADER_SIZE + wide.payload_len;
     ingest->staged_len = PT_WIDE_HEADER_SIZE;
     pt_ingest_move(ingest, PT_INGEST_STEP_STAGE, PT_INGEST_WAIT_PAYLOAD);
@@ -128,7 +129,7 @@ static int begin_wide(pt_ingest *ingest, const pt_sink *sink, const uint8_t *hea
 static int go_on_wide(pt_ingest *ingest, const uint8_t *data, size_t len, const pt_sink *sink,
                       size_t *taken)
 {
-    PT_ASSERT(ingest->into != NULL);
+    PT_ASSERT(pt_ingest_into(ingest) != NULL);
     PT_ASSERT(ingest->staged_len < ingest->frame_len);
 
     uint32_t rest = ingest->frame_len - ingest->staged_len;
@@ -170,7 +171,7 @@ int pt_landing_go_on(pt_ingest *ingest, const uint8_t *data, size_t len, const p
     int is_over = 0;
     size_t landed = 0;
     int code = PT_OK;
-    if (ingest->into == NULL)
+    if (pt_ingest_into(ingest) == NULL)
         code = begin_wide(ingest, sink, ingest->header, &is_over);
     if (!is_over)
         code = go_on_wide(ingest, data + taken, len - taken, sink, &landed);
@@ -205,7 +206,7 @@ void pt_ingest_forget(pt_ingest *ingest, uint32_t id)
     if (landing == NULL)
         return;
     unlink_landing(ingest, landing);
-    if (landing == ingest->into) { /* the slice goes nowhere, and its landing with it */
+    if (landing == pt_ingest_into(ingest)) { /* the slice goes nowhere, and its landing with it */
         landing->memory = NULL;
         landing->id = 0;
     } else {
@@ -215,7 +216,7 @@ void pt_ingest_forget(pt_ingest *ingest, uint32_t id)
 
 uint32_t pt_ingest_unasked(const pt_ingest *ingest)
 {
-    const pt_landing *landing = ingest->into;
+    const pt_landing *landing = pt_ingest_into(ingest);
     if (landing == NULL || landing->id != 0 || landing->memory == NULL)
         return 0;
     return ingest->frame_len - PT_WIDE_HEADER_SIZE;
@@ -223,7 +224,7 @@ uint32_t pt_ingest_unasked(const pt_ingest *ingest)
 
 uint8_t *pt_ingest_place(const pt_ingest *ingest, uint32_t *len)
 {
-    const pt_landing *landing = ingest->into;
+    const pt_landing *landing = pt_ingest_into(ingest);
     if (landing == NULL || landing->memory == NULL)
         return NULL;
     PT_ASSERT(ingest->state == PT_INGEST_WAIT_PAYLOAD && ingest->staged_len < ingest->frame_len);

@@ -88,7 +88,6 @@ struct pt_link {
     uint8_t blocked; /* 1: the platform took no more; set by it, cleared when the source is ready to
                         write */
     uint8_t in_line[PT_LINES]; /* 1: in that line of the context */
-    uint8_t lands;             /* 1: wide frames followed each other when it was last read */
 };
 
 /* Take over a connected, non-blocking connection; format: of what comes on it. slots: the caller's

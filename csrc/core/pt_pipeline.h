@@ -96,10 +96,10 @@ typedef struct pt_send_pipeline {
                               end: it is full (no room for another empty frame), carries a no-delay
                               frame, or packing is off */
     uint8_t share_count;   /* buffers held of the link's share, at most PT_SLOT_SHARE */
-    uint8_t more;          /* the caller's; 1: more is being sent than small_size holds */
-    uint8_t is_still;      /* the caller's; 1: what is in flight does not move, and nothing more is
+    uint8_t more : 1;      /* the caller's; 1: more is being sent than small_size holds */
+    uint8_t is_still : 1;  /* the caller's; 1: what is in flight does not move, and nothing more is
                               borrowed than the share */
-    uint8_t refers;        /* 1: a slot has referred to a payload: see pt_pipeline_send_wide() */
+    uint8_t refers : 1;    /* 1: a slot has referred to a payload: see pt_pipeline_send_wide() */
     uint8_t initialized;
 } pt_send_pipeline;
 

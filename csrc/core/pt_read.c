@@ -147,7 +147,8 @@ static void give_up(pt_context *context, pt_link *link, int code)
 /* How far a link has come, for its partial-frame time-out, which begins anew with each step. */
 static uint32_t steps(const pt_ingest *ingest)
 {
-    uint32_t landed = PT_WIDE && ingest->into != NULL ? ingest->staged_len >> LAND_STEP_SHIFT : 0;
+    uint32_t landed =
+        PT_WIDE && pt_ingest_into(ingest) != NULL ? ingest->staged_len >> LAND_STEP_SHIFT : 0;
     return (uint32_t)ingest->frames << LAND_STEP_SHIFT | landed;
 }
 
@@ -202,11 +203,12 @@ static uint32_t read_size(pt_context *context, const pt_link *link, uint32_t roo
                           int alone)
 {
     const pt_ingest *ingest = &link->ingest;
-    uint32_t rest = ingest->state == PT_INGEST_WAIT_PAYLOAD && (!PT_WIDE || ingest->into == NULL)
-                        ? ingest->frame_len - pt_ingest_partial_len(ingest)
-                        : 0;
+    uint32_t rest =
+        ingest->state == PT_INGEST_WAIT_PAYLOAD && (!PT_WIDE || pt_ingest_into(ingest) == NULL)
+            ? ingest->frame_len - pt_ingest_partial_len(ingest)
+            : 0;
     uint32_t size = context->step;
-    if (PT_WIDE && link->lands)
+    if (PT_WIDE && link->ingest.lands)
         size = LAND_NEXT;
     if (!alone && size > PT_LINK_MAX_READ)
         size = PT_LINK_MAX_READ;
@@ -264,7 +266,7 @@ static uint32_t read_landing(pt_context *context, pt_link *link, uint8_t *place,
     context->work_left -= work < context->work_left ? work : context->work_left;
     if (sink->room != UINT32_MAX)
         sink->room -= count;
-    link->lands = 1;
+    link->ingest.lands = 1;
     if (result == PT_OK)
         settle(context, link, before);
     else
@@ -300,8 +302,8 @@ static uint32_t read_once(pt_context *context, pt_link *link, pt_sink *sink, int
     if (count == 0)
         return 0;
     take_apart(context, link, context->receive_buffer, count, sink, work);
-    if (PT_WIDE && link->lands && pt_ingest_place(&link->ingest, &rest) == NULL)
-        link->lands = 0;
+    if (PT_WIDE && link->ingest.lands && pt_ingest_place(&link->ingest, &rest) == NULL)
+        link->ingest.lands = 0;
     return count == size ? count : 0;
 }
 
@@ -317,8 +319,8 @@ void pt_read_link(pt_context *context, pt_link *link, pt_sink *sink, int alone)
         if (count == 0)
             return;
         total += count;
-    } while (PT_WIDE && (link->lands || link->ingest.into != NULL) && total < bound &&
-             link->held == NULL && pt_link_is_live(link) && pt_link_is_read(link));
+    } while (PT_WIDE && (link->ingest.lands || pt_ingest_into(&link->ingest) != NULL) &&
+             total < bound && link->held == NULL && pt_link_is_live(link) && pt_link_is_read(link));
 }
 
 static void take_held(pt_context *context, pt_link *link, pt_sink *sink, int alone)

@@ -24,10 +24,16 @@ uint8_t pt_ingest_next(uint8_t state, uint8_t step)
     return NEXT[state][step];
 }
 
+pt_landing *pt_ingest_into(const pt_ingest *ingest)
+{
+    PT_ASSERT(ingest->state <= COMPLETE);
+
+    int is_behind_header = ingest->state == PAYLOAD || ingest->state == COMPLETE;
+    return is_behind_header && ingest->staging == NULL ? ingest->wide.into : NULL;
+}
+
 void pt_ingest_give_back(pt_ingest *ingest, uint32_t used)
 {
-    PT_ASSERT(ingest->into == NULL || ingest->staging == NULL);
-
     uint8_t *buffer = ingest->staging;
     ingest->staging = NULL;
     if (buffer != NULL)
@@ -36,10 +42,10 @@ void pt_ingest_give_back(pt_ingest *ingest, uint32_t used)
 
 void pt_ingest_start_over(pt_ingest *ingest, enum pt_ingest_step step, enum pt_ingest_state state)
 {
+    pt_landing *into = PT_WIDE ? pt_ingest_into(ingest) : NULL;
     pt_ingest_give_back(ingest, ingest->state == PT_INGEST_WAIT_HEADER ? 0 : ingest->staged_len);
-    if (PT_WIDE && ingest->into != NULL && ingest->into->id == 0)
-        ingest->into->drop(ingest->into);
-    ingest->into = NULL;
+    if (into != NULL && into->id == 0)
+        into->drop(into);
     ingest->staged_len = 0;
     ingest->frame_len = 0;
     pt_ingest_move(ingest, step, state);
