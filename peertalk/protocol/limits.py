@@ -48,12 +48,13 @@ def said_of_us(largest: int, frame: int) -> tuple[int, int | None]:
 def limit_of(peer: Peer, connection: Connection | None) -> tuple[int, str]:
     """Bytes of the largest message to a peer, and whose limit that is, as errors say it.
     connection: that is used; None: there is none."""
-    ours, frame = peer.own_max_message, peer.own_max_frame
+    ours = peer.own_max_message
     unconnected = connection is None or connection.link is None
     if (unconnected and not peer.classic) or (connection is not None and connection.slow):
-        return ours, _CHOSEN if ours != frame else _OURS
+        return ours, _CHOSEN if ours != peer.own_max_frame else _OURS
     if largest := 0 if unconnected else peer.largest:
         return largest, _CHOSEN if largest == ours else "its longest message"
+    frame = peer.own_max_frame
     whose_ours = _CHOSEN if ours < frame else _OURS
     ours = min(ours, frame)
     if connection is None or connection.link is None or connection.link.max_message >= ours:

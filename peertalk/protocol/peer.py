@@ -190,7 +190,6 @@ class Peer:
         address: (IPv4 address, TCP port) to dial, or where it called from.
         flags: of its announcement.
         own_max_message: the longest message that our side takes and sends, in bytes.
-        own_max_frame: the longest that it takes and sends in one frame of the original's form.
     """
 
     __slots__ = (
@@ -202,7 +201,6 @@ class Peer:
         "key",
         "name",
         "outbox",
-        "own_max_frame",
         "own_max_message",
         "rare",
         "reported",
@@ -221,7 +219,6 @@ class Peer:
         address: tuple[str, int] = ("", 0),
         flags: int = 0,
         own_max_message: int = MESSAGE_LIMIT_MAX,
-        own_max_frame: int = MESSAGE_LIMIT_MAX,
     ) -> None:
         self.rare: dict[str, Any] | None = None
         self.key: Key = key
@@ -237,11 +234,16 @@ class Peer:
         self.outbox: Outbox | None = None
         """Messages that wait; None until the first one does."""
         self.own_max_message = own_max_message
-        self.own_max_frame = own_max_frame
         self.accepted = 0
         """Number of the last message that was accepted, 0: none. Also how many were."""
         self.reported = 0
         """Messages whose end (Sent or Failed) was reported."""
+
+    @property
+    def own_max_frame(self) -> int:
+        """The longest message in bytes that our side takes and sends in one frame of the original's
+        form: it is its node's, and no peer keeps it."""
+        return MESSAGE_LIMIT_MAX
 
     @property
     def instance(self) -> bytes | None:

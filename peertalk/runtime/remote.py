@@ -136,7 +136,7 @@ class Remote(Peer):
 
     Args:
         transport: the engine that it belongs to.
-        key, name, address, own_max_message, own_max_frame: as protocol.peer.Peer.
+        key, name, address, own_max_message: as protocol.peer.Peer.
     """
 
     __slots__ = (
@@ -176,15 +176,8 @@ class Remote(Peer):
         name: str = "",
         address: tuple[str, int] = ("", 0),
         own_max_message: int = MESSAGE_LIMIT_MAX,
-        own_max_frame: int = MESSAGE_LIMIT_MAX,
     ) -> None:
-        super().__init__(
-            key,
-            name=name,
-            address=address,
-            own_max_message=own_max_message,
-            own_max_frame=own_max_frame,
-        )
+        super().__init__(key, name=name, address=address, own_max_message=own_max_message)
         self.transport = transport
         self.connection: Connection | None = None
         self.quick: Any = None
@@ -199,6 +192,11 @@ class Remote(Peer):
         self.received = 0
         self.received_bytes = 0
         self._view: Any = transport.make_view(self)
+
+    @property
+    def own_max_frame(self) -> int:
+        """As Peer.own_max_frame."""
+        return self.transport.world.max_frame(self.transport.core)
 
     @property
     def view(self) -> Any:

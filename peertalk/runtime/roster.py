@@ -91,7 +91,6 @@ class Roster:
                 name=name,
                 address=address,
                 own_max_message=self.traffic.max_message,
-                own_max_frame=self.traffic.max_frame,
             )
         else:
             peer.name, peer.address = name or peer.name, address

@@ -18,8 +18,15 @@ OURS, CLASSIC = b"\x01" * 8, ("10.0.0.2", 7354)
 MIB = 1024**2
 
 
+class PeerOfNode(Peer):
+    """Its node has a longest frame of its own."""
+
+    own_max_frame = 8192
+
+
 def peer_of(key=OURS, ours=8192, said=None, frame=8192, largest=None):
-    peer = Peer(key, name="bob", own_max_message=ours, own_max_frame=frame)
+    peer = PeerOfNode(key, name="bob", own_max_message=ours)
+    peer.own_max_frame = frame
     peer.capabilities = said and Capabilities(said, 512, 0, 0, largest=largest)
     return peer
 
