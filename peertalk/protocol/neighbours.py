@@ -114,11 +114,6 @@ class _Entry:
         self.departed = False  # said goodbye while held, and was not heard since
         self.addresses: list[tuple[str, float]] = []
 
-    @property
-    def hosts(self) -> frozenset[str]:
-        """Where it was heard."""
-        return frozenset(host for host, _ in self.addresses)
-
 
 class _Source:
     """What one source address has put into the table. ours: it is an address of this machine.
@@ -194,11 +189,11 @@ class Neighbours:
         entry.departed = False
         if not entry.held:
             self._move_to_end(entry)
-        before = entry.announcement, self._preferred(entry), entry.hosts
+        before = entry.announcement, self._preferred(entry)
         entry.announcement = announcement
-        self._place(entry, host, now)
+        elsewhere = self._place(entry, host, now)
         preferred = self._preferred(entry)
-        if (announcement, preferred, entry.hosts) != before:
+        if elsewhere or (announcement, preferred) != before:
             kind = Found if isinstance(self._news.get(key), Found) else Changed
             self._news[key] = kind(key, announcement, preferred, (host, announcement.port))
         elif not entry.held:
@@ -418,16 +413,18 @@ class Neighbours:
     def _preferred(self, entry: _Entry) -> tuple[str, int]:
         return entry.addresses[0][0], entry.announcement.port
 
-    def _place(self, entry: _Entry, host: str, now: float) -> None:
-        """Note where the entry was heard. The first address stays first while it is being heard, so
-        that one node on two networks does not flap."""
+    def _place(self, entry: _Entry, host: str, now: float) -> bool:
+        """Note where the entry was heard; whether that is another set of addresses than before. The
+        first address stays first while it is being heard, so that one node on two networks does not
+        flap."""
         addresses = entry.addresses
         if addresses and addresses[0][0] == host:
             addresses[0] = (host, now)
-            return
+            return False
         others = [(host, now), *(known for known in addresses[1:] if known[0] != host)]
         first = addresses[:1]
         if first and now - first[0][1] > self._stale_after:
             entry.addresses = (others + first)[:ADDRESSES_MAX]
         else:
             entry.addresses = (first + others)[:ADDRESSES_MAX]
+        return {known for known, _ in entry.addresses} != {known for known, _ in addresses}
