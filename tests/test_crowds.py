@@ -46,7 +46,7 @@ def carried(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_a_simulated_room_of_whole_nodes_is_quiet_and_finds_everybody(rounds, carried):
     """The same as on one wire of bare discoveries, with engines, timers and sockets around them."""
-    count = rounds(40, 500)
+    count = rounds(30, 500)
 
     async def main(net: sim.Network) -> None:
         options = {"max_peers": 2 * count, "pool_bytes": 1 << 20}
@@ -78,7 +78,7 @@ def test_one_seed_gives_one_trace_where_chance_picks_who_answers():
     """A run that found a fault must find it again."""
 
     async def main(net: sim.Network) -> str:
-        for number in range(30):
+        for number in range(SMALL_ROOM + 4):
             await net.node(f"n{number}", max_peers=40, pool_bytes=1 << 20)
             await asyncio.sleep(0.1)
         return net.trace.hash
@@ -104,17 +104,18 @@ def test_in_a_small_room_everybody_is_found_at_once(carried):
     sim.run(main, preset="lan")
 
 
-def test_small_machines_in_a_large_room_know_that_it_is_large(carried):
+def test_small_machines_in_a_large_room_know_that_it_is_large(rounds, carried):
     """Each remembers eight peers: it must not take all others for newcomers to be answered."""
+    count = rounds(40, 60)
 
     async def main(net: sim.Network) -> None:
-        for number in range(60):
+        for number in range(count):
             await net.node(f"n{number}")
         await asyncio.sleep(11)
         before = carried[0]
         await net.node("late")
         await asyncio.sleep(0.5)
-        assert carried[0] - before <= FOR_ONE + 60 / 5 / 2 + 5
+        assert carried[0] - before <= FOR_ONE + count / 5 / 2 + 5
 
     sim.run(main)
 
@@ -154,9 +155,9 @@ asyncio.run(main(int(sys.argv[1])))
 """
 
 
-def test_a_real_room_is_quiet_and_finds_everybody(netns, start_python):
+def test_a_real_room_is_quiet_and_finds_everybody(rounds, netns, start_python):
     """Sixty nodes that came one by one sent 3,787 packets, each heard by all."""
-    count = 60
+    count = rounds(45, 60)
     netns.ip("link", "set", "lo", "up")
     process = start_python("-c", ROOM, str(count), prefix=netns.prefix)
     out, err = process.communicate(timeout=5 * GUARD)

@@ -458,10 +458,10 @@ async def test_the_first_datagram_of_each_of_many_nodes_of_one_host_arrives(free
             assert node.stats().datagrams_ignored == 0
 
 
-def test_in_a_large_room_each_of_those_whom_a_newcomer_has_not_heard_can_greet_it(c_core):
+def test_in_a_large_room_each_of_those_whom_a_newcomer_has_not_heard_can_greet_it(rounds, c_core):
     """Few of them answer its question; the others are heard in ten seconds, and some have something
     to say before that."""
-    count = 60
+    count = rounds(36, 60)
 
     async def main(net):
         options = {"core": c_core.name, "max_peers": count + 1, "pool_bytes": 1 << 20}

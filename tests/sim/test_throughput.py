@@ -43,7 +43,8 @@ def test_throughput_is_within_a_percent_of_the_model_steady_and_without_loss(
     platform, core, size, depth, packing, rounds
 ):
     """The reason for the pipeline, in numbers: 87 KB/s become 348."""
-    flow = throughput.measure(platform, core, depth, packing, size, rounds(20, 600))
+    seconds = rounds(40 // depth, 600)  # so many, that one message more or less is no percent
+    flow = throughput.measure(platform, core, depth, packing, size, seconds)
     wanted = WANTED[core, size, depth, packing]
     assert flow.problems == []
     assert flow.kb_per_s == pytest.approx(wanted, rel=0.01)
