@@ -216,9 +216,8 @@ def test_no_name_hides_its_job():
         if REFUSED_WORDS.intersection(re.split(r"[_\W]", path.stem.lower())):
             found.append(f"{name(path)}: the file's name")
         if path.suffix == ".py":
-            found += [
-                f"{name(path)}:{line}: {own}" for line, own in named(path.read_text(), REFUSED_WORDS)
-            ]
+            named_so = named(path.read_text(), REFUSED_WORDS)
+            found += [f"{name(path)}:{line}: {own}" for line, own in named_so]
     complain(found)
 
 
