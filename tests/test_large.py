@@ -201,6 +201,17 @@ async def test_what_is_critical_overtakes_a_large_message(core):
         assert await received(bob, 2) == [b"now", body(1, 16 * MIB)]
 
 
+async def test_the_next_large_message_is_offered_while_one_leaves(core):
+    """Its offer and its grant are under way with the rest of the first one, and not behind that."""
+    async with halfway(core, 16 * MIB) as (_, bob, relay, to_bob):
+        to_bob.send_nowait(body(2, 2 * MIB))
+        with pytest.raises(pt.WouldBlock):
+            to_bob.send_nowait(body(3, 2 * MIB))
+        relay.opened.set()
+        await until(lambda: bob.stats().landing_bytes == 18 * MIB)
+        assert await received(bob, 2) == [body(1, 16 * MIB), body(2, 2 * MIB)]
+
+
 async def test_a_message_whose_connection_is_reset_in_the_middle_is_sent_again(core):
     """It was never delivered, and is at the head of its class until its last slice is handed."""
     options = {"send_queue_bytes": 64 * MIB}

@@ -149,6 +149,11 @@ class Offering:
         )
 
     @property
+    def leaving(self) -> int:
+        """Classes of whose head slices have been handed, likewise."""
+        return sum(1 << head.priority for head in self._heads if head is not None and head.offset)
+
+    @property
     def out(self) -> int:
         """Offers that have not ended."""
         return len(self._by_id)

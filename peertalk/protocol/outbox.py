@@ -6,9 +6,11 @@ one of each waiting lower class goes. So a message at the head of its class wait
 + 2 of higher classes, and within a class nothing overtakes, whatever its size.
 
 A class is blocked while the message at its head, a large one (large.py), waits for its grant: other
-classes go on as if nothing of it waited. The slices of a large message count like messages of its
-class; the message itself stays at the head until its last slice is handed on, so that it is sent
-again, whole, when the connection is lost before that.
+classes go on as if nothing of it waited. While a part of its head has been handed on, a class is
+leaving: the message behind the head is the first that waits, so that it can be offered then. The
+slices of a large message count like messages of its class; the message itself stays at the head
+until its last slice is handed on, so that it is sent again, whole, when the connection is lost
+before that.
 
 Invariant: bytes is the sum of the lengths of all waiting messages. A class is accepted while all
 that waits is below its part of the bounds (_EIGHTHS), so lower classes leave room for higher ones;
@@ -123,6 +125,7 @@ class Outbox:
         "_lanes",
         "_streak",
         "blocked",
+        "leaving",
         "max_bytes",
         "max_messages",
     )
@@ -146,6 +149,8 @@ class Outbox:
         self.blocked = 0
         """Classes of which nothing goes for now, a sum of 1 << class. Whoever hands messages on
         sets it, anew for each connection."""
+        self.leaving = 0
+        """Likewise: classes of which a part of the message at the head has been handed on."""
 
     def put(
         self, data: Payload, number: int, priority: int = NORMAL, key: Key | None = None
@@ -171,8 +176,10 @@ class Outbox:
             lane.first = number
         else:
             if (
-                total > self.max_bytes or self._count >= self.max_messages or not priority
-            ) and not self._fits(total, priority):
+                (total > self.max_bytes or self._count >= self.max_messages or not priority)
+                and not self._fits(total, priority)
+                and len(payloads) > (self.leaving >> priority & 1)
+            ):
                 return None
             if lane.numbers is not None:
                 lane.numbers.append(number)
@@ -244,6 +251,7 @@ class Outbox:
             return []
         assert priority is not None
         ranges = self._take(lane, count)
+        self.leaving &= ~(1 << priority)
         self.went(priority, count)
         return ranges
 
@@ -329,7 +337,7 @@ class Outbox:
         )
         self._lanes = [None, None, None, None]
         self._keys = None
-        self._count = self._bytes = self._streak = self._due = 0
+        self._count = self._bytes = self._streak = self._due = self.leaving = 0
         return ranges_of(numbers)
 
     def __len__(self) -> int:
@@ -339,21 +347,10 @@ class Outbox:
         """Whether a message of this key waits."""
         return self._keys is not None and key in self._keys
 
-    def room(self, priority: int) -> int:
-        """Messages of this class that may still come by number, 1 or more if none of it waits."""
-        lane = self._lanes[priority]
-        left = -(-(self.max_messages * _EIGHTHS[priority] - self._count * 8) // 8)
-        return max(left, 0 if lane is not None and lane.payloads else 1)
-
     @property
     def bytes(self) -> int:
         """Sum of the lengths of all waiting messages."""
         return self._bytes
-
-    @property
-    def capacity(self) -> int:
-        """Messages that may wait at most, without what is kept for the higher classes."""
-        return self.max_messages
 
     @property
     def pressure(self) -> int:

@@ -240,7 +240,7 @@ class Departures:
         is none that was granted."""
         offering, link = connection.offering, connection.link
         assert offering is not None
-        outbox.blocked = offering.blocked
+        outbox.blocked, outbox.leaving = offering.blocked, offering.leaving
         head = outbox.head()
         offer = None if head is None else offering.head(head[0])
         if head is None or offer is None:
@@ -259,6 +259,7 @@ class Departures:
             connection.handed.add(first, last)
         else:
             outbox.went(offer.priority)
+            outbox.leaving |= 1 << offer.priority
         self._offer_ahead(peer, connection, outbox, offer.priority)
         return code
 

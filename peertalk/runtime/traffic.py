@@ -101,9 +101,9 @@ class Traffic:
             peer.on_room()
 
     def _go_on_large(self, peer: Remote, outbox: Outbox) -> None:
-        """A slice has left, which gives room in the outbox only with the last one."""
-        waiting = len(outbox)
-        if self.move(peer) and len(outbox) < waiting:
+        """A slice has left, which gives room in the outbox with the first and the last one."""
+        before = len(outbox), outbox.leaving
+        if self.move(peer) and (len(outbox), outbox.leaving) != before:
             peer.on_room()
 
     def move(self, peer: Remote) -> bool:
@@ -134,7 +134,7 @@ class Traffic:
         """Give the link what waits, in its order. False: it took no more, or what is left waits for
         a grant."""
         link = connection.link
-        outbox.blocked = 0
+        outbox.blocked = outbox.leaving = 0
         while outbox or connection.pieces is not None:
             # before anything else of any class: the other side puts together one message at a time
             if connection.pieces is not None:

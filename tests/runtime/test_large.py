@@ -242,13 +242,14 @@ def test_a_granted_message_is_handed_in_slices_and_counted_with_its_last(engine)
     assert engine.departures.hand(peer, connection, outbox) is None and outbox.blocked == 2
     assert engine.departures.granted(connection, 1)
     assert engine.departures.hand(peer, connection, outbox) == 0
+    assert outbox.leaving == 1 << Priority.NORMAL
     link.referred = 262_144
     assert engine.departures.hand(peer, connection, outbox) == ERR_WOULD_BLOCK
     link.referred = 0
     for _ in range(2):
         assert len(outbox) == 2 and engine.departures.hand(peer, connection, outbox) == 0
     assert link.slices == [(1, 0, 131_072), (1, 131_072, 131_072), (1, 262_144, 37_856)]
-    assert len(outbox) == 1 and connection.handed.holds(1) and not connection.handed.holds(2)
+    assert len(outbox) == 1 and not outbox.leaving and connection.handed.holds(1) and not connection.handed.holds(2)
     assert engine.departures.hand(peer, connection, outbox) is None, "the next is a small one"
 
 
