@@ -11,6 +11,11 @@ typedef struct large_hold {
     PyObject *bytes;
 } large_hold;
 
+typedef struct large_departure {
+    pt_departure base;
+    PyObject *bytes;
+} large_departure;
+
 typedef struct large_landing {
     pt_landing base;
     PyObject *bytes; /* NULL: forgone */
@@ -38,6 +43,46 @@ pt_hold *pt_large_hold(PyObject *bytes)
     hold->bytes = bytes;
     Py_INCREF(bytes);
     return &hold->base;
+}
+
+/* A link may be pushed by a call that has given the GIL up. */
+static pt_hold *hold_slice(pt_departure *base)
+{
+    PT_ASSERT(base->payload != NULL);
+
+    PyGILState_STATE state = PyGILState_Ensure();
+    pt_hold *hold = pt_large_hold(((large_departure *)base)->bytes);
+    PyGILState_Release(state);
+    return hold;
+}
+
+static void drop_departure(pt_departure *base)
+{
+    large_departure *departure = (large_departure *)base;
+    PyGILState_STATE state = PyGILState_Ensure();
+    PT_ASSERT(departure->bytes != NULL);
+    Py_DECREF(departure->bytes);
+    PyMem_Free(departure);
+    PyGILState_Release(state);
+}
+
+pt_departure *pt_large_departure(PyObject *bytes, uint32_t id, uint32_t offset)
+{
+    PT_ASSERT(PyBytes_CheckExact(bytes));
+    PT_ASSERT(id != 0 && offset < (uint64_t)PyBytes_Size(bytes));
+
+    large_departure *departure = PyMem_Malloc(sizeof *departure);
+    if (departure == NULL)
+        return NULL;
+    departure->base = (pt_departure){.hold = hold_slice,
+                                     .drop = drop_departure,
+                                     .payload = (const uint8_t *)PyBytes_AsString(bytes),
+                                     .id = id,
+                                     .total = (uint32_t)PyBytes_Size(bytes),
+                                     .offset = offset};
+    departure->bytes = bytes;
+    Py_INCREF(bytes);
+    return &departure->base;
 }
 
 static void drop(pt_landing *base)

@@ -11,6 +11,10 @@
  * thread. NULL: no memory, with the error cleared. The GIL is held. */
 pt_hold *pt_large_hold(PyObject *bytes);
 
+/* What a link sends of a bytes object by itself, from offset on, which is less than its length; id
+ * is not 0. NULL: no memory. The GIL is held. */
+pt_departure *pt_large_departure(PyObject *bytes, uint32_t id, uint32_t offset);
+
 /* A landing of total bytes, 1 or more, in a bytes object that is made for it. id: 0 for one that
  * was not offered. NULL: no memory, with the error cleared. The GIL is held. */
 pt_landing *pt_large_landing(uint32_t id, uint32_t total);

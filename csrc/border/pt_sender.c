@@ -186,6 +186,43 @@ static PyObject *link_send_slice(PyObject *self, PyObject *const *arguments,
     return PyLong_FromLong(code);
 }
 
+static PyObject *link_depart(PyObject *self, PyObject *const *arguments, Py_ssize_t argument_count)
+{
+    native_link *bound = (native_link *)self;
+    uint32_t numbers[2];
+    if (argument_count != 3 || !PyBytes_CheckExact(arguments[0])) {
+        PyErr_SetString(PyExc_TypeError, "depart(payload, id, offset): payload is bytes");
+        return NULL;
+    }
+    if (!read_numbers(arguments + 1, 2, numbers))
+        return tell_invalid();
+    Py_ssize_t total = PyBytes_Size(arguments[0]);
+    if (total > UINT32_MAX || numbers[0] == 0 || numbers[1] >= (uint64_t)total)
+        return PyLong_FromLong(PT_ERR_INVALID_PARAM);
+    if (!pt_is_owner(bound->context))
+        return PyLong_FromLong(PT_ERR_INVALID_STATE);
+    pt_departure *departure = pt_large_departure(arguments[0], numbers[0], numbers[1]);
+    int code = PT_ERR_NO_MEMORY;
+    if (departure != NULL) {
+        code = pt_link_depart(bound->context, &bound->link, departure);
+        if (code < 0)
+            departure->drop(departure);
+    }
+    return PyLong_FromLong(code);
+}
+
+static PyObject *link_recall(PyObject *self, PyObject *unused)
+{
+    native_link *bound = (native_link *)self;
+    (void)unused;
+    uint32_t left = 0;
+    if (pt_is_owner(bound->context)) {
+        left = pt_link_departing(&bound->link);
+        pt_link_recall(&bound->link);
+    }
+    return PyLong_FromUnsignedLong(left);
+}
+
 static PyObject *link_send_wide(PyObject *self, PyObject *const *arguments,
                                 Py_ssize_t argument_count)
 {
@@ -395,6 +432,12 @@ static PyObject *tell_slice_max(PyObject *self, void *closure)
     return PyLong_FromUnsignedLong(pt_link_slice_max(bound->context, &bound->link));
 }
 
+static PyObject *tell_departing(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyLong_FromUnsignedLong(pt_link_departing(&((native_link *)self)->link));
+}
+
 static PyObject *tell_referred(PyObject *self, void *closure)
 {
     (void)closure;
@@ -409,6 +452,9 @@ static PyMethodDef link_methods[] = {
      "Send payloads[start:]; (accepted, code)."},
     {"send_slice", (PyCFunction)(void (*)(void))link_send_slice, METH_FASTCALL,
      "Send a part of a large message; hints, or a negative code."},
+    {"depart", (PyCFunction)(void (*)(void))link_depart, METH_FASTCALL,
+     "Send a large message from an offset on as there is room; hints, or a negative code."},
+    {"recall", link_recall, METH_NOARGS, "Send no more of it; bytes that were left."},
     {"send_wide", (PyCFunction)(void (*)(void))link_send_wide, METH_FASTCALL,
      "Send one OFFER, GRANT or REFUSE; hints, or a negative code."},
     {"expect", (PyCFunction)(void (*)(void))link_expect, METH_FASTCALL,
@@ -423,6 +469,7 @@ static PyGetSetDef link_values[] = {
     {"address", tell_address, NULL, "Of the pt_link.", NULL},
     {"wide_max", tell_wide_max, NULL, "Of the pt_link, as it is now.", NULL},
     {"slice_max", tell_slice_max, NULL, "Of the pt_link.", NULL},
+    {"departing", tell_departing, NULL, "Bytes of what departs that no slot has taken.", NULL},
     {"referred", tell_referred, NULL, "Bytes of payloads that slots refer to.", NULL},
     {"max_message", tell_max_message, NULL, "Of the pt_link, as it is now.", NULL},
     {NULL, NULL, NULL, NULL, NULL},

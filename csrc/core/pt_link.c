@@ -254,25 +254,118 @@ void pt_link_finish(pt_context *context, pt_link *link)
         pt_link_end(context, link, PT_OK, 0);
 }
 
-void pt_link_push(pt_context *context, pt_link *link)
+/* Launch all slots, and free those that are done. 0 when the link cannot go on. */
+static int move_slots(pt_context *context, pt_link *link)
 {
-    if (!pt_link_is_live(link) || link->state == PT_LINK_BROKEN || link->blocked)
-        return;
-    int waits = link->pipeline.pending_count != link->pipeline.filling_count;
-    uint32_t sent_bytes = (uint32_t)link->sent_bytes;
+    PT_ASSERT(pt_link_is_live(link) && !link->blocked);
+
     while (link->pipeline.filling_count != 0) {
         if (!pt_link_launch(context, link, 0))
-            return;
+            return 0;
     }
     if (context->ops->poll_send_completions != NULL && link->pipeline.pending_count != 0) {
         int result = context->ops->poll_send_completions(context, link);
         if (result < 0) {
             pt_link_harvest(context, link);
             fail_writing(context, link, result);
-            return;
+            return 0;
         }
     }
     pt_link_harvest(context, link);
+    return 1;
+}
+
+#if PT_WIDE
+uint32_t pt_link_slice_max(const pt_context *context, const pt_link *link)
+{
+    PT_ASSERT(link->pipeline.small_size <= link->pipeline.slot_size);
+
+    if (link->pipeline.small_size < PT_WIDE_HEADER_SIZE)
+        return 0;
+    return context->ops != NULL && context->ops->refers
+               ? PT_WIDE_MAX_PAYLOAD
+               : (uint32_t)link->pipeline.small_size - PT_WIDE_HEADER_SIZE;
+}
+
+/* Put the next slice of what departs into a slot. 0: not now. */
+static int feed_slice(pt_context *context, pt_link *link)
+{
+    pt_departure *departs = link->departs;
+    pt_send_pipeline *pipeline = &link->pipeline;
+    PT_ASSERT(departs->offset < departs->total && departs->id != 0);
+
+    uint32_t size = pt_link_slice_max(context, link);
+    if (size > departs->total - departs->offset)
+        size = departs->total - departs->offset;
+    uint32_t referred = pt_pipeline_referred(pipeline);
+    if (referred != 0 && referred + size > PT_WIDE_MAX_PAYLOAD)
+        return 0;
+    if (pipeline->pending_count != 0 && pt_pipeline_available(pipeline) < 2)
+        return 0;
+    pt_hold *hold = context->ops->refers ? departs->hold(departs) : NULL;
+    if (hold == NULL && context->ops->refers)
+        return 0;
+    pt_wide wide = {.type = PT_FRAME_DATA,
+                    .payload_len = size,
+                    .id = departs->id,
+                    .offset = departs->offset,
+                    .total = departs->total};
+    if (pt_pipeline_send_wide(pipeline, &wide, departs->payload + departs->offset, hold) != PT_OK) {
+        pipeline->refusals--; /* nobody asked */
+        if (hold != NULL)
+            hold->let_go(hold);
+        return 0;
+    }
+    departs->offset += size;
+    if (departs->offset == departs->total)
+        pt_link_recall(link);
+    return 1;
+}
+
+int pt_link_feed(pt_context *context, pt_link *link)
+{
+    PT_ASSERT(link->departs == NULL || pt_link_departing(link) != 0);
+
+    int fed = 0;
+    while (link->departs != NULL && link->state == PT_LINK_OPEN && feed_slice(context, link))
+        fed = 1;
+    return fed;
+}
+
+uint32_t pt_link_departing(const pt_link *link)
+{
+    PT_ASSERT(link->departs == NULL || link->departs->offset <= link->departs->total);
+
+    return link->departs != NULL ? link->departs->total - link->departs->offset : 0;
+}
+
+void pt_link_recall(pt_link *link)
+{
+    pt_departure *departs = link->departs;
+    link->departs = NULL;
+    if (departs != NULL)
+        departs->drop(departs);
+}
+#endif
+
+void pt_link_push(pt_context *context, pt_link *link)
+{
+    if (!pt_link_is_live(link) || link->state == PT_LINK_BROKEN || link->blocked)
+        return;
+    int waits = link->pipeline.pending_count != link->pipeline.filling_count;
+    uint32_t sent_bytes = (uint32_t)link->sent_bytes;
+    if (!move_slots(context, link))
+        return;
+    for (int slices = 1; PT_WIDE && link->departs != NULL && !link->blocked; slices++) {
+        if (slices < PT_PUSH_SLICES && pt_link_feed(context, link)) {
+            if (!move_slots(context, link))
+                return;
+        } else if (link->state == PT_LINK_OPEN) {
+            link->blocked = 1; /* others have their turn, and the system says when ours comes */
+        } else {
+            break;
+        }
+    }
     if (!waits || (uint32_t)link->sent_bytes != sent_bytes) {
         link->moved = context->wheel.now;
         link->pipeline.is_still = 0;
@@ -347,6 +440,8 @@ int pt_link_close(pt_context *context, pt_link *link)
     move(link, PT_LINK_STEP_CLOSE);
     PT_ASSERT(context->link_count != 0);
     PT_ASSERT(!link->in_line[PT_LINE_HELD] && link->held == NULL);
+    if (PT_WIDE)
+        pt_link_recall(link);
     int abandoned = pt_pipeline_cleanup(&link->pipeline);
     if (--context->link_count == 0) {
         pt_context_drop_spare(context);
@@ -424,6 +519,7 @@ void pt_link_check(const pt_context *context, const pt_link *link)
     PT_ASSERT(!link->in_line[PT_LINE_HELD] || link->held != NULL);
     PT_ASSERT(link->failed_code != PT_OK || link->failed_count == 0);
     PT_ASSERT(link->due == 0 || link->in_line[PT_LINE_DIRTY]);
+    PT_ASSERT(link->departs == NULL || link->blocked || link->state != PT_LINK_OPEN);
     if (link->state == PT_LINK_ENDED) {
         PT_ASSERT(link->held == NULL && link->notes.count == 0);
         PT_ASSERT(!pt_timer_is_armed(&link->frame_timer));

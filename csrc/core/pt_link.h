@@ -60,6 +60,7 @@ struct pt_link {
     pt_send_pipeline pipeline;
     pt_send_slot only; /* of the pipeline, where it borrows the others */
     pt_ingest ingest;
+    pt_departure *departs; /* what is sent slice after slice; NULL: nothing */
     uint64_t received_bytes;
     uint64_t sent_bytes;
     uint64_t read_calls;  /* system calls that read */
@@ -131,6 +132,22 @@ int pt_link_send(pt_context *context, pt_link *link, uint8_t type, uint8_t flags
  * a world refers and the payload does not fit a slot. */
 int pt_link_send_wide(pt_context *context, pt_link *link, const pt_wide *wide, uint8_t flags,
                       const uint8_t *payload, pt_hold *hold);
+
+/* Send a message from departure->offset on, slice after slice, as slots come free: the next slice
+ * takes a slot when those before it have left, behind what stands in slots then, and never the last
+ * free one. While a part of it waits the platform says when there is room. departure is the link's
+ * until it is dropped: with the last slice, by pt_link_recall(), or when the link is closed.
+ *
+ * Returns a sum of enum pt_send_hint, or, with departure still the caller's: PT_ERR_NOT_CONNECTED;
+ * PT_ERR_INVALID_STATE (another one departs); PT_ERR_NO_MEMORY (no slot is taken, and there is no
+ * memory for the first slice). */
+int pt_link_depart(pt_context *context, pt_link *link, pt_departure *departure);
+
+/* Bytes of the departing message that no slot has taken; 0: none departs. */
+uint32_t pt_link_departing(const pt_link *link);
+
+/* Send no more of the departing message than slots have taken. */
+void pt_link_recall(pt_link *link);
 
 /* The longest payload of a wide frame that the link can send; 0: none. */
 uint32_t pt_link_slice_max(const pt_context *context, const pt_link *link);

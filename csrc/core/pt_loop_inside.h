@@ -63,6 +63,9 @@ void pt_link_ask_for_turn(pt_context *context);
 /* Move all frames of a link as far as the platform takes them, and free what is done. */
 void pt_link_push(pt_context *context, pt_link *link);
 
+/* Put what departs into slots as far as it may now. 1: some of it, 0: nothing. */
+int pt_link_feed(pt_context *context, pt_link *link);
+
 /* Free the slots that are done, and remember what to report. */
 void pt_link_harvest(pt_context *context, pt_link *link);
 

@@ -51,6 +51,17 @@ typedef struct pt_hold {
     uint32_t sent; /* of these, bytes that the platform has taken; the platform's to keep */
 } pt_hold;
 
+/* A large message that a link sends by itself, slice after slice. Memory is the caller's, who sets
+ * all of it. */
+typedef struct pt_departure {
+    pt_hold *(*hold)(struct pt_departure *departure); /* for one slice; NULL: no memory */
+    void (*drop)(struct pt_departure *departure);     /* it is not needed any more */
+    const uint8_t *payload;                           /* of total bytes, 1 or more */
+    uint32_t id;                                      /* not 0 */
+    uint32_t total;
+    uint32_t offset; /* bytes of it that slots have taken; less than total */
+} pt_departure;
+
 typedef struct pt_send_slot {
     uint8_t *buffer; /* from the pool; NULL while nothing is borrowed */
     union {

@@ -109,19 +109,6 @@ int pt_link_send(pt_context *context, pt_link *link, uint8_t type, uint8_t flags
 }
 
 #if PT_WIDE
-uint32_t pt_link_slice_max(const pt_context *context, const pt_link *link)
-{
-    PT_ASSERT(link->pipeline.small_size <= link->pipeline.slot_size);
-
-    if (link->pipeline.small_size < PT_WIDE_HEADER_SIZE)
-        return 0;
-    return context->ops != NULL && context->ops->refers
-               ? PT_WIDE_MAX_PAYLOAD
-               : (uint32_t)link->pipeline.small_size - PT_WIDE_HEADER_SIZE;
-}
-#endif
-
-#if PT_WIDE
 int pt_link_send_wide(pt_context *context, pt_link *link, const pt_wide *wide, uint8_t flags,
                       const uint8_t *payload, pt_hold *hold)
 {
@@ -145,6 +132,23 @@ int pt_link_send_wide(pt_context *context, pt_link *link, const pt_wide *wide, u
     /* What is referred to costs its sender no copy, only the slot that it takes. */
     uint32_t counted = hold != NULL ? wide->payload_len / PT_REFERRED_PART : wide->payload_len;
     return follow_up(context, link, (flags & PT_FLAG_NO_DELAY) != 0, counted);
+}
+
+int pt_link_depart(pt_context *context, pt_link *link, pt_departure *departure)
+{
+    PT_ASSERT(departure->id != 0 && departure->offset < departure->total);
+    PT_ASSERT(departure->payload != NULL && departure->drop != NULL);
+
+    if (link->state != PT_LINK_OPEN)
+        return PT_ERR_NOT_CONNECTED;
+    if (link->departs != NULL || pt_link_slice_max(context, link) == 0)
+        return PT_ERR_INVALID_STATE;
+    link->departs = departure;
+    if (!pt_link_feed(context, link) && link->pipeline.pending_count == 0) {
+        link->departs = NULL;
+        return PT_ERR_NO_MEMORY;
+    }
+    return follow_up(context, link, 0, PT_WIDE_MAX_PAYLOAD / PT_REFERRED_PART);
 }
 #endif
 

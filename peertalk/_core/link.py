@@ -295,6 +295,25 @@ class Link:
         """
         return int(self.native.send_slice(payload, id, offset, size))
 
+    def depart(self, payload: bytes, id: int, offset: int) -> int:
+        """Send a large message from offset on in slices, each when those before it have left and a
+        slot beside it is free. The slice that ends the message counts as the message.
+
+        Returns:
+            What send() returns, but never ERR_WOULD_BLOCK; ERR_INVALID_PARAM: no such part, or id
+            0; ERR_INVALID_STATE: another one departs.
+        """
+        return int(self.native.depart(payload, id, offset))
+
+    @property
+    def departing(self) -> int:
+        """Bytes of what depart() was given that no slot has taken; 0: nothing departs."""
+        return int(self.native.departing)
+
+    def recall(self) -> int:
+        """Send no more of what departs than slots have taken. Returns what departing was."""
+        return int(self.native.recall())
+
     def send_wide(self, type: int, id: int, total: int = 0, reason: int = 0) -> int:
         """Accept one FRAME_OFFER, FRAME_GRANT or FRAME_REFUSE. Returns what send() returns."""
         return int(self.native.send_wide(type, id, total, reason))

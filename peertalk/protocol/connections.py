@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING, Any
 from .. import errors
 from .addresses import Address
 from .large import Offering, Word
-from .outbox import Handed, Pieces
+from .outbox import Handed
+from .pieces import Pieces
 from .rare import Rare
 
 if TYPE_CHECKING:

@@ -122,9 +122,11 @@ class Refused(NamedTuple):
 class Offering:
     """The large messages that are on their way on one connection."""
 
-    __slots__ = ("_by_id", "_done", "_heads", "_lanes", "_last", "undone")
+    __slots__ = ("_by_id", "_done", "_heads", "_lanes", "_last", "departing", "undone")
 
     def __init__(self) -> None:
+        self.departing: Offer | None = None
+        """The offer that the link hands on by itself, as there is room."""
         self._by_id: dict[int, Offer] = {}
         self._lanes: list[dict[int, Offer]] = [{} for _ in HIGHEST_FIRST]
         """Of each class its offers by the number of their message."""
@@ -277,6 +279,8 @@ class Offering:
         del self._by_id[offer.id], self._lanes[offer.priority][offer.number]
         if self._heads[offer.priority] is offer:
             self._heads[offer.priority] = None
+        if self.departing is offer:
+            self.departing = None
 
 
 # The receiver's half --------------------------------------------------------------------------

@@ -10,8 +10,9 @@ from .. import errors
 from .._core import Limits
 from .._numbers import FRAME_OVERHEAD, MESSAGE_LIMIT_MAX, MESSAGE_LIMIT_MIN
 from .connections import Connection
-from .outbox import Priority, piece_size
+from .outbox import Priority
 from .peer import FRAGMENTED_MAX, Peer
+from .pieces import piece_size
 from .statistics import QueueStatus
 from .wire import Capabilities
 

@@ -27,8 +27,6 @@ from itertools import islice
 
 import msgspec
 
-from .._core.values import FragmentHeader
-from .._numbers import FRAGMENT_FIRST, FRAGMENT_LAST
 from ..errors import InvalidArgument
 
 Payload = bytes
@@ -59,11 +57,6 @@ STREAK = 16
 _EIGHTHS = (6, 8, 9, 10)
 """Part of the bounds up to which each class is accepted, LOW first, in eighths."""
 
-PIECE_MAX = 248
-"""Bytes of a message in one fragment, at most: the original's queue slots hold 256 with the
-header."""
-PIECE_MIN = 64
-"""A maximum that leaves less for a piece does not carry fragments, as in the original."""
 KEPT_RANGES = 64
 """Ranges of messages, reported as sent, that a connection keeps before it asks which of them may
 still be lost."""
@@ -254,6 +247,20 @@ class Outbox:
         self.leaving &= ~(1 << priority)
         self.went(priority, count)
         return ranges
+
+    def drop_head(self, priority: int) -> list[tuple[int, int]]:
+        """Likewise the head of a class, which is leaving, whoever's turn it is."""
+        lane = self._lanes[priority]
+        assert lane is not None
+        self.leaving &= ~(1 << priority)
+        return self._take(lane, 1)
+
+    def is_alone(self, priority: int) -> bool:
+        """Whether nothing that may go waits in any other class."""
+        return all(
+            lane is None or not lane.payloads or other == priority or self.blocked >> other & 1
+            for other, lane in enumerate(self._lanes)
+        )
 
     def went(self, priority: int, count: int = 1) -> None:
         """So many messages of the class whose turn it is have been handed on, or so many slices of
@@ -552,46 +559,3 @@ class Handed(msgspec.Struct, gc=False, eq=False):
         if kept and kept[-1][1] + 1 == first and kept[-1][2] == frames:
             first = kept.pop()[0]
         kept.append((first, last, frames))
-
-
-class Pieces:
-    """A message that is handed to a link as fragments, in the original's form: pieces in strict
-    order, each a frame of its own.
-
-    Args:
-        data: the message, longer than one piece.
-        message_id: 0 to 65,535.
-        maximum: payload of a frame that the peer takes, in bytes, 8 more than PIECE_MIN at least.
-    """
-
-    __slots__ = ("_data", "_id", "_size", "count", "offset")
-
-    def __init__(self, data: Payload, message_id: int, maximum: int) -> None:
-        self._data = data
-        self._id = message_id
-        self.offset = 0
-        """Bytes that were handed on."""
-        self._size = piece_size(maximum)
-        self.count = -(-len(data) // self._size)
-        """Pieces in all."""
-
-    def peek(self) -> tuple[FragmentHeader, Payload]:
-        """The next piece, and what stands before it; it stays."""
-        offset, total = self.offset, len(self._data)
-        piece = self._data[offset : offset + self._size]
-        flags = (FRAGMENT_FIRST if offset == 0 else 0) | (
-            FRAGMENT_LAST if offset + len(piece) == total else 0
-        )
-        return FragmentHeader(self._id, total, offset, flags), piece
-
-    def drop(self) -> bool:
-        """The next piece has been handed on. True: it was the last one."""
-        self.offset += self._size
-        return self.offset >= len(self._data)
-
-
-def piece_size(maximum: int) -> int:
-    """Bytes of a message in each fragment for a peer of this maximum; 0 when it is too small for
-    fragments."""
-    size = min(maximum - 8, PIECE_MAX)
-    return size if size >= PIECE_MIN else 0

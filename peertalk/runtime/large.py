@@ -238,9 +238,16 @@ class Departures:
         """Give the link the next slice of the large message whose turn it is; one that the peer has
         refused fails. Returns what the link says, or that it holds enough; None: the next message
         is none that was granted."""
-        offering, link = connection.offering, connection.link
+        offering = connection.offering
         assert offering is not None
         outbox.blocked, outbox.leaving = offering.blocked, offering.leaving
+        if (departing := offering.departing) is not None:
+            if self.settle(peer):
+                return 0
+            if outbox.is_alone(departing.priority):
+                self._offer_ahead(peer, connection, outbox, departing.priority)
+                return errors.WouldBlock.code
+            self.recall(peer)  # classes have their turns, slice by slice
         head = outbox.head()
         offer = None if head is None else offering.head(head[0])
         if head is None or offer is None:
@@ -249,19 +256,67 @@ class Departures:
         if offer.stage is Stage.REFUSED:
             self._fail_refused(peer, outbox, offering, offer)
             return 0
+        code = (
+            self._depart(peer, connection, outbox, offer)
+            if outbox.is_alone(offer.priority)
+            else self._hand_slice(connection, outbox, offer)
+        )
+        if code >= 0:
+            self.engine.hint(code)
+            self._offer_ahead(peer, connection, outbox, offer.priority)
+        return code
+
+    def _hand_slice(self, connection: Connection, outbox: Outbox, offer: Offer) -> int:
+        offering, link = connection.offering, connection.link
+        assert offering is not None
         part = offering.slice(offer, link.referred, link.slice_max)
         code: int = errors.WouldBlock.code if part is None else link.send_slice(*part)
-        if part is None or code < 0:
-            return code
-        self.engine.hint(code)
-        if offering.moved(offer, part.size):
-            [(first, last)] = outbox.drop(1)
-            connection.handed.add(first, last)
-        else:
-            outbox.went(offer.priority)
+        if part is not None and code >= 0:
             outbox.leaving |= 1 << offer.priority
-        self._offer_ahead(peer, connection, outbox, offer.priority)
+            outbox.went(offer.priority)
+            self._moved(connection, outbox, offer, part.size)
         return code
+
+    def _depart(self, peer: Remote, connection: Connection, outbox: Outbox, offer: Offer) -> int:
+        """Nothing of another class waits: the link hands on all of it."""
+        offering = connection.offering
+        assert offering is not None
+        code: int = connection.link.depart(offer.payload, offer.id, offer.offset)
+        if code >= 0:
+            offering.departing = offer
+            outbox.leaving |= 1 << offer.priority
+            self.settle(peer)
+        return code
+
+    def settle(self, peer: Remote) -> bool:
+        """Note how much of a message the link has handed on by itself. Whether that was the last of
+        it: the message is no longer in the outbox."""
+        connection, outbox = peer.connection, peer.outbox
+        if connection is None or connection.offering is None:
+            return False
+        offer = connection.offering.departing
+        if offer is None:
+            return False
+        assert outbox is not None, "what departs stands at the head of its class"
+        size = len(offer.payload) - connection.link.departing - offer.offset
+        return self._moved(connection, outbox, offer, size)
+
+    def _moved(self, connection: Connection, outbox: Outbox, offer: Offer, size: int) -> bool:
+        assert connection.offering is not None
+        if not connection.offering.moved(offer, size):
+            return False
+        [(first, last)] = outbox.drop_head(offer.priority)
+        connection.handed.add(first, last)
+        return True
+
+    def recall(self, peer: Remote) -> None:
+        """The link is to hand nothing on by itself."""
+        self.settle(peer)
+        connection = peer.connection
+        offering = None if connection is None else connection.offering
+        if connection is not None and offering is not None and offering.departing is not None:
+            offering.departing = None
+            connection.link.recall()
 
     def _fail_refused(self, peer: Remote, outbox: Outbox, offering: Offering, offer: Offer) -> None:
         outbox.drop(1)
@@ -276,7 +331,10 @@ class Departures:
 
     def turned_down(self, connection: Connection, id: int, reason: int) -> bool:
         """A REFUSE of the receiver has come. False: it breaks the protocol."""
-        offering = connection.offering
+        offering, peer = connection.offering, connection.peer
+        if offering is not None and offering.departing is not None:
+            assert isinstance(peer, Remote)
+            self.recall(peer)
         refused = None if offering is None else offering.refused(id, reason)
         if offering is None or refused is None:
             return False
@@ -288,7 +346,7 @@ class Departures:
         return True
 
     def replaced(self, connection: Connection, number: int) -> None:
-        """A message that waited has given its place to another."""
+        """A message that waited, and does not depart, has given its place to another."""
         offering = connection.offering
         if offering is not None and (id := offering.replaced(number)):
             self._withdraw(connection, id)

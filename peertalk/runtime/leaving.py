@@ -470,6 +470,7 @@ class Leaving(ABC):
         """Nothing more is sent on a connection: what it was given and has not reported may have
         arrived, or not."""
         if peer.connection is connection:
+            self.traffic.departures.recall(peer)
             connection.handed.seal(peer.accepted)
         self.traffic.revoke(connection)
         for first, last in connection.handed.rest():

@@ -47,6 +47,8 @@ class Home(Engine):
     """Traffic.send_sync: blocks until the link has taken it, in a world that blocks."""
     move: Callable[[Remote], bool]
     """Traffic.move: from the outbox to the link."""
+    recall: Callable[[Remote], None]
+    """Departures.recall: its link hands nothing on by itself."""
     pump: Callable[[Remote], None]
     """Traffic.pump: likewise, and who waits for room is served."""
     fail_unnumbered: Callable[[Remote, errors.PeerTalkError], None]
@@ -228,6 +230,7 @@ class Remote(Peer):
     def use(self, connection: Connection | None) -> None:
         """Send on this connection from now on; None: on none, and messages wait."""
         if self.connection is not None:
+            self.transport.recall(self)
             self.connection.handed.seal(self.accepted)
         self.connection = connection
         self.quick = None

@@ -27,8 +27,9 @@ from .._numbers import (
 from ..protocol import endings, events, limits
 from ..protocol.connections import Connection, State
 from ..protocol.inbox import Inbox, Outlet
-from ..protocol.outbox import NORMAL, Key, Outbox, Pieces
+from ..protocol.outbox import NORMAL, Key, Outbox
 from ..protocol.peer import FRAGMENTED_MAX, PeerState
+from ..protocol.pieces import Pieces
 from .engine import Engine, Timer
 from .large import Departures, Landings
 from .remote import Remote
@@ -224,6 +225,8 @@ class Traffic:
             if peer.connection is not None:
                 peer.connection.handed.seal(peer.accepted)
         peer.quick = None
+        if key is not None and key in peer.outbox:
+            self.departures.recall(peer)  # it may be what this one replaces
         number = peer.accepted + 1
         replaced = peer.outbox.put(payload, number, priority, key)
         if replaced is None:
@@ -313,6 +316,10 @@ class Traffic:
         peer = connection.peer
         if not isinstance(peer, Remote):
             return
+        offering = connection.offering
+        done = (
+            offering is not None and offering.departing is not None and self.departures.settle(peer)
+        )
         if count:
             handed = connection.handed
             if code == 0 and not handed.runs:
@@ -330,9 +337,9 @@ class Traffic:
                         self.fail(peer, first, last, events.Outcome.UNKNOWN, endings.closed(peer))
                 if handed.crowded:
                     handed.prune(connection.link.unconfirmed)
-        if connection.offering is not None:
+        if offering is not None:
             self.departures.tell_undone(connection)
-        self.go_on(connection, is_slice=not count and connection.offering is not None)
+        self.go_on(connection, is_slice=not (count or done) and offering is not None)
 
     def go_on(self, connection: Connection, *, is_slice: bool = False) -> None:
         """There may be room on a link, or something that may leave. is_slice: because a slice of a
@@ -430,6 +437,7 @@ class Traffic:
 
     def fail_queued(self, peer: Remote, error: errors.PeerTalkError) -> None:
         """What waited in the outbox will not be sent, nor what other threads left."""
+        self.departures.recall(peer)
         outbox = peer.outbox
         peer.outbox = None
         for first, last in outbox.clear() if outbox is not None else ():

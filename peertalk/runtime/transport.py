@@ -60,6 +60,7 @@ class Transport(Home):
         self.peers, self.inbox, self.present = roster.peers, traffic.inbox, roster.present
         self.enqueue, self.send_sync = traffic.enqueue, traffic.send_sync
         self.move, self.pump, self.refused = traffic.move, traffic.pump, traffic.refused
+        self.recall = traffic.departures.recall
         self.fail_unnumbered = traffic.fail_unnumbered
         self.reach, self.leave = self.switchboard.reach, self.switchboard.leave
         self.reject, self.ping = self.switchboard.reject, self.switchboard.pulse.ping

@@ -7,10 +7,12 @@ one by one by the reference codec, which those vectors judge.
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import socket
 import struct
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from peertalk._core.values import (
     BATCH,
     BATCHED,
     CAPABILITY,
+    CLOSED,
     DATA,
     DISCONNECT,
     FRAGMENT,
@@ -606,6 +609,115 @@ def test_a_message_of_the_greatest_length_of_a_frame_arrives_in_pieces(quick):
         events += quick.loop.turn(0.0)
     assert events == [(BATCH, 1, WIDE_MAX_PAYLOAD, [message])]
     assert link.statistics().partial_bytes == 0
+
+
+# A message that departs
+
+
+def read_on(bench, link, raw):
+    """What the link sends until nothing of it is left."""
+    data = b""
+    give_up = time.monotonic() + GUARD
+    while link.slots_pending or link.departing:
+        assert time.monotonic() < give_up, link.statistics()
+        data += bench.read_all(raw)
+        bench.loop.turn(0.0)
+    return data + bench.read_all(raw)
+
+
+def slices_of(message, id, ends):
+    """The frames of a message, from one end to the next."""
+    return [
+        wide(DATA, id, start, len(message), message[start:end])
+        for start, end in itertools.pairwise(ends)
+    ]
+
+
+def test_a_message_departs_in_slices_without_another_call(bench):
+    """The caller has one turn of it, whatever its length; and it counts as one message."""
+    if bench.way == "plain":
+        pytest.skip("did not run: a blocking send waits for who reads in the same thread")
+    link, raw = bench.link()
+    message = random.Random(5).randbytes(7 * WIDE_MAX_PAYLOAD + 11)
+    assert link.depart(message, 9, 5) >= 0
+    data = read_on(bench, link, raw)
+    ends = [5, *range(5 + WIDE_MAX_PAYLOAD, len(message), WIDE_MAX_PAYLOAD), len(message)]
+    assert data == b"".join(slices_of(message, 9, ends))
+    assert link.referred == link.pending == 0
+    assert link.statistics().messages_accepted == 1 and link.statistics().refusals == 0
+
+
+def test_what_is_sent_passes_between_two_slices_of_what_departs(bench):
+    """What is urgent stands behind one slice at most, and not behind the whole message."""
+    if bench.way == "plain":
+        pytest.skip("did not run: a blocking send does not refuse, it waits")
+    link, raw = bench.link()
+    message = random.Random(6).randbytes(32 * WIDE_MAX_PAYLOAD)
+    assert link.depart(message, 9, 0) >= 0
+    bench.loop.turn(0.0)  # as much as the system takes
+    left = link.departing
+    assert 0 < left < len(message) and 0 < link.referred <= WIDE_MAX_PAYLOAD
+    assert link.send(b"urgent") >= 0 and link.send_wide(GRANT, 3) >= 0
+    frames = wide_frames_in(bench.core, read_on(bench, link, raw))
+    place = next(index for index, frame in enumerate(frames) if len(frame) != 6)
+    assert frames[place].payload == b"urgent" and frames[place + 1].type == GRANT
+    assert frames[place - 1].offset + len(frames[place - 1].payload) == len(message) - left
+    slices = [frame for frame in frames if len(frame) == 6 and frame.type == DATA]
+    assert b"".join(frame.payload for frame in slices) == message
+
+
+def test_what_departs_is_recalled_between_two_slices(bench):
+    """It goes on from there, or never: both are right for the other side."""
+    if bench.way == "plain":
+        pytest.skip("did not run: a blocking send does not refuse, it waits")
+    link, raw = bench.link()
+    message = random.Random(7).randbytes(32 * WIDE_MAX_PAYLOAD)
+    assert link.depart(message, 9, 0) >= 0
+    bench.loop.turn(0.0)
+    assert link.depart(message, 10, 0) == ERR_INVALID_STATE
+    left = link.departing
+    assert link.recall() == left and link.recall() == link.departing == 0
+    first = read_on(bench, link, raw)
+    assert link.statistics().messages_accepted == 0
+    assert link.depart(message, 9, len(message) - left) >= 0
+    frames = wide_frames_in(bench.core, first + read_on(bench, link, raw))
+    assert b"".join(frame.payload for frame in frames) == message
+    assert link.statistics().messages_accepted == 1
+
+
+@each_row(
+    "wrong",
+    {
+        "no id": (0, 0),
+        "from the end on": (7, 100),
+        "before the start": (7, -1),
+        "id of 33 bits": (2**32, 0),
+    },
+)
+def test_what_cannot_depart_is_refused(quick, wrong):
+    """The other side would end the link."""
+    link, _ = quick.link()
+    assert link.depart(bytes(100), *wrong) == ERR_INVALID_PARAM
+    with pytest.raises(TypeError):
+        link.depart(bytearray(100), 7, 0)
+    link.shut()
+    assert link.depart(bytes(100), 7, 0) == ERR_NOT_CONNECTED
+    assert link.departing == link.recall() == link.statistics().frames_sent == 0
+
+
+def test_how_much_of_what_departed_was_left_is_known_until_the_link_is_closed(quick):
+    """Whether the message may have arrived depends on it."""
+    link, raw = quick.link()
+    message = random.Random(8).randbytes(32 * WIDE_MAX_PAYLOAD)
+    kept = sys.getrefcount(message)
+    assert link.depart(message, 9, 0) >= 0
+    quick.loop.turn(0.0)
+    left = link.departing
+    raw.close()
+    quick.until(lambda events: quick.of(events, CLOSED))
+    assert link.departing == left > 0
+    link.close()
+    assert link.departing == 0 and sys.getrefcount(message) == kept
 
 
 # From one loop to another

@@ -17,10 +17,8 @@ from peertalk.protocol.outbox import (
     STREAK,
     Handed,
     Outbox,
-    Pieces,
     Priority,
     lowest_admitted,
-    piece_size,
 )
 
 MAX_MESSAGES, MAX_BYTES = 8, 64
@@ -292,6 +290,20 @@ def test_behind_a_message_that_leaves_the_next_of_its_class_is_accepted():
     assert outbox.put(bytes(50), 3) is None
 
 
+def test_the_head_of_a_class_leaves_out_of_turn_when_it_was_alone():
+    """A link that was given all of a large one has sent it, whatever has come since."""
+    outbox = Outbox(8, 100)
+    assert outbox.put(b"large", 1) == 0 and outbox.put(b"next", 2) == 0
+    assert outbox.is_alone(Priority.NORMAL) and not outbox.is_alone(Priority.HIGH)
+    outbox.leaving = 1 << Priority.NORMAL
+    assert outbox.put(b"high", 3, Priority.HIGH) == 0
+    assert not outbox.is_alone(Priority.NORMAL) and not outbox.is_alone(Priority.HIGH)
+    assert outbox.drop_head(Priority.NORMAL) == [(1, 1)]
+    assert not outbox.leaving and outbox.bytes == 8 and outbox.peek(9) == [b"high"]
+    outbox.blocked = 1 << Priority.NORMAL
+    assert outbox.is_alone(Priority.HIGH), "what is blocked is as if it did not wait"
+
+
 def test_messages_without_bytes_are_bounded_by_their_number():
     """A million empty messages weigh nothing and still fill memory."""
     outbox = Outbox(3, 10)
@@ -517,33 +529,3 @@ def test_a_message_of_which_one_fragment_may_be_lost_is_taken_back():
     handed.add(2, 2, frames=4)
     assert handed.report(8, sent=True) == [(1, 1, True), (2, 2, True)]
     assert handed.revoke(5) == [(1, 2)]
-
-
-# Fragments
-
-
-@given(size=st.integers(249, 4096), maximum=st.sampled_from([72, 100, 255, 256, 257, 512, 4000]))
-def test_pieces_join_to_the_message_in_the_form_that_the_original_expects(size, maximum):
-    """First and last are marked, offsets have no gap, no piece is longer than the original's slots,
-    and nothing but the last is shorter."""
-    data = bytes(index * 7 % 251 for index in range(size))
-    pieces = Pieces(data, 513, maximum)
-    joined, done, count = b"", False, 0
-    while not done:
-        header, piece = pieces.peek()
-        assert pieces.peek() == (header, piece)
-        count += 1
-        assert header[:3] == (513, size, len(joined))
-        joined += piece
-        done = pieces.drop()
-        assert header.flags == (1 if count == 1 else 0) | (2 if done else 0)
-        assert len(piece) == min(maximum - 8, 248) or done
-    assert joined == data and count == pieces.count
-
-
-@pytest.mark.parametrize(
-    ("maximum", "size"), [(71, 0), (72, 64), (255, 247), (256, 248), (512, 248), (8192, 248)]
-)
-def test_a_piece_is_248_bytes_or_what_the_peer_takes(maximum, size):
-    """Its queue slots hold 256; less than 64 it does not send either."""
-    assert piece_size(maximum) == size

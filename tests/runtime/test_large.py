@@ -28,7 +28,7 @@ class MadeUpLink:
     max_message, wide_max = 8_192, 262_144
 
     def __init__(self) -> None:
-        self.code = self.memory = self.referred = self.brought = 0
+        self.code = self.memory = self.referred = self.brought = self.departing = 0
         self.paused = False
         self.said: list[Word] = []
         self.slices: list[tuple[int, int, int]] = []
@@ -44,6 +44,16 @@ class MadeUpLink:
         if self.code >= 0:
             self.slices.append((id, offset, size))
         return self.code
+
+    def depart(self, payload, id, offset):
+        if self.code >= 0:
+            self.departing = len(payload) - offset
+            self.slices.append((id, offset, self.departing))
+        return self.code
+
+    def recall(self):
+        left, self.departing = self.departing, 0
+        return left
 
     def expect(self, id, total):
         if self.memory >= 0:
@@ -235,31 +245,84 @@ def test_an_offer_that_finds_no_room_changes_nothing(engine):
     assert connection.link.said == [Word(OFFER, 1, MIB)]
 
 
-def test_a_granted_message_is_handed_in_slices_and_counted_with_its_last(engine):
-    connection, outbox, peer = sending(engine, 300_000, 5)
-    link = connection.link
+def granted(engine, *sizes):
+    """As sending(); the first message is offered and granted."""
+    connection, outbox, peer = sending(engine, *sizes)
+    peer.connection, peer.outbox = connection, outbox
     engine.departures.offer(peer, connection, outbox)
     assert engine.departures.hand(peer, connection, outbox) is None and outbox.blocked == 2
     assert engine.departures.granted(connection, 1)
+    return connection, outbox, peer
+
+
+def test_a_granted_message_is_handed_in_slices_while_others_have_their_turns(engine):
+    connection, outbox, peer = granted(engine, 300_000, 5)
+    link = connection.link
+    assert outbox.put(b"low", 3, Priority.LOW) == 0
     assert engine.departures.hand(peer, connection, outbox) == 0
     assert outbox.leaving == 1 << Priority.NORMAL
     link.referred = 262_144
     assert engine.departures.hand(peer, connection, outbox) == ERR_WOULD_BLOCK
     link.referred = 0
     for _ in range(2):
-        assert len(outbox) == 2 and engine.departures.hand(peer, connection, outbox) == 0
+        assert len(outbox) == 3 and engine.departures.hand(peer, connection, outbox) == 0
     assert link.slices == [(1, 0, 131_072), (1, 131_072, 131_072), (1, 262_144, 37_856)]
-    assert len(outbox) == 1 and not outbox.leaving and connection.handed.holds(1) and not connection.handed.holds(2)
+    assert len(outbox) == 2 and not outbox.leaving
+    assert connection.handed.holds(1) and not connection.handed.holds(2)
     assert engine.departures.hand(peer, connection, outbox) is None, "the next is a small one"
+
+
+def test_a_granted_message_departs_while_nothing_of_another_class_waits(engine):
+    """What the link has sent of it by itself is noted before anything else is done."""
+    connection, outbox, peer = granted(engine, 300_000, MIB)
+    link = connection.link
+    assert engine.departures.hand(peer, connection, outbox) == 0
+    assert link.slices == [(1, 0, 300_000)] and outbox.leaving == 1 << Priority.NORMAL
+    link.departing = 37_856
+    assert engine.departures.hand(peer, connection, outbox) == ERR_WOULD_BLOCK
+    assert len(link.slices) == 1 and len(outbox) == 2 and not connection.handed.holds(1)
+    link.departing = 0
+    assert engine.departures.settle(peer) and len(outbox) == 1 and connection.handed.holds(1)
+    assert engine.departures.hand(peer, connection, outbox) is None, "the next waits for its grant"
+
+
+def test_what_departs_stops_when_another_class_has_its_turn(engine):
+    """It goes on from there in slices, between which the other class passes."""
+    connection, outbox, peer = granted(engine, MIB)
+    link = connection.link
+    engine.departures.hand(peer, connection, outbox)
+    link.departing = 500_000
+    assert outbox.put(b"now", 2, Priority.HIGH) == 0
+    assert engine.departures.hand(peer, connection, outbox) is None, "the other class is first"
+    assert link.departing == 0 and len(link.slices) == 1 and outbox.peek(9) == [b"now"]
+    outbox.drop(1)
+    assert engine.departures.hand(peer, connection, outbox) == 0
+    assert link.slices[1:] == [(1, MIB - 500_000, 500_000)]
+
+
+def test_what_departs_stops_when_the_link_is_used_no_more(engine):
+    """Or when its receiver takes the grant back: it is offered anew."""
+    connection, outbox, peer = granted(engine, MIB)
+    link = connection.link
+    engine.departures.hand(peer, connection, outbox)
+    link.departing = 5
+    assert engine.departures.turned_down(connection, 1, Refusal.LOST)
+    assert link.departing == 0 and not connection.offering.out and len(outbox) == 1
+    engine.departures.recall(peer)
+    peer.connection = None
+    engine.departures.recall(peer)
+    assert not connection.handed.holds(1)
 
 
 def test_what_was_dropped_there_is_told_when_it_is_reported_here(engine):
     """Else it would be told as failed, and then as sent."""
     connection, outbox, peer = sending(engine, 100_000)
     connection.link.wide_max = 0
+    peer.connection, peer.outbox = connection, outbox
     engine.departures.offer(peer, connection, outbox)
     engine.departures.granted(connection, 1)
     engine.departures.hand(peer, connection, outbox)
+    connection.link.departing = 0
     assert engine.departures.turned_down(connection, 1, Refusal.LOST)
     assert connection.link.said[-1] == Word(REFUSE, 1, reason=Refusal.WITHDRAWN)
     assert not engine.failed

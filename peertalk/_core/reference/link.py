@@ -14,9 +14,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from peertalk._core.reference.departure import Departing
 from peertalk._core.reference.ingest import Ingest
 from peertalk._core.reference.landing import Arrival, Landings
-from peertalk._core.reference.output import DRAIN_TIMEOUT_MS, Output
+from peertalk._core.reference.output import DRAIN_TIMEOUT_MS, Output, flat
 from peertalk._core.reference.pipeline import SendPipeline
 from peertalk._core.reference.source import Event, Home, Source
 from peertalk._core.reference.system import (
@@ -53,6 +54,7 @@ from peertalk._numbers import (
     LINK_OPEN,
     LINK_SHUT,
     PARTIAL_FRAME_MS,
+    PUSH_SLICES,
     REFERRED_PART,
     STILL_MS,
 )
@@ -61,7 +63,7 @@ MAX_FRAME_TIMEOUT = (2**31 - 10_000) / 1000
 """Seconds, the most that frame_timeout may be: what the compiled cores can wait."""
 
 
-class Link(Source):
+class Link(Source, Departing):
     """One connection: what is sent waits in a pipeline, what arrives is cut into frames. Made by
     Loop.open_link()."""
 
@@ -76,7 +78,8 @@ class Link(Source):
         max_payload: int | None,
         wide: bool,
     ) -> None:
-        super().__init__(loop, fd, tag)
+        Source.__init__(self, loop, fd, tag)
+        Departing.__init__(self)
         self._pipeline = SendPipeline(depth, slot_size, True, packing, loop._door)
         self._output = Output(fd, self._pipeline)
         self._landings = Landings()
@@ -132,7 +135,7 @@ class Link(Source):
         """
         if threading.get_ident() != self._loop._owner:
             return ERR_INVALID_STATE
-        return self._send(DATA, payload if type(payload) is bytes else _flat(payload), 0)
+        return self._send(DATA, payload if type(payload) is bytes else flat(payload), 0)
 
     def send_many(self, payloads: list[bytes], start: int = 0) -> tuple[int, int]:
         """Accept payloads[start:], a list, in order until one is refused.
@@ -173,7 +176,7 @@ class Link(Source):
     ) -> int:
         """Accept one frame of any type; NO_DELAY makes it leave at once. Returns what send()
         returns, or ERR_INVALID_PARAM for a type out of range."""
-        return self._send(type, _flat(payload), flags)
+        return self._send(type, flat(payload), flags)
 
     def send_slice(self, payload: bytes, id: int, offset: int, size: int) -> int:
         """Accept one slice of a message, which is kept as it is until the slice has left. The slice
@@ -207,7 +210,7 @@ class Link(Source):
             What send() returns; ERR_TIMEOUT: the slots did not come free in time, with nothing
             changed.
         """
-        view = _flat(payload)
+        view = flat(payload)
         if not self._loop._plain:
             code = self._send(DATA, view, flags)
             if code != ERR_WOULD_BLOCK:
@@ -263,7 +266,7 @@ class Link(Source):
         if self._closed:
             return
         self._end(0, 0)
-        self._closed = True
+        self._closed, self._departs = True, None
         self._loop._forget(self)
         self._output.close()
         self._pipeline.close()
@@ -436,17 +439,19 @@ class Link(Source):
             code = put(*frame)
         if code < 0:
             return code
+        if put != self._put or self._goes_wide(frame[0], payload_len, frame[2]):
+            payload_len //= REFERRED_PART
+        return self._follow_up(payload_len)
 
+    def _follow_up(self, counted: int) -> int:
         loop = self._loop
         hints = 0
         # a blocked link is pushed when it becomes ready
         if self not in loop._dirty and not self._output.blocked:
             loop._dirty[self] = None
             hints = NEEDS_TURN
-        if put != self._put or self._goes_wide(frame[0], payload_len, frame[2]):
-            payload_len //= REFERRED_PART
-        hints |= loop._count(payload_len, many=self._pipeline.more)
-        if pipeline.is_ripe():
+        hints |= loop._count(counted, many=self._pipeline.more)
+        if self._pipeline.is_ripe():
             self._push()
         return hints
 
@@ -472,8 +477,14 @@ class Link(Source):
         if self._state == LINK_ENDED or self._fault is not None or output.blocked:
             return
         waits, sent = bool(output.unsent), output.bytes_sent
-        output.launch()
-        self._move(output.write_blocking if self._loop._plain else output.write)
+        for left in range(PUSH_SLICES - 1, -1, -1):
+            output.launch()
+            self._move(output.write_blocking if self._loop._plain else output.write)
+            if output.blocked or not left or not self._feed():
+                break
+        if self._departs is not None and self._state == LINK_OPEN:
+            output.blocked = True  # others have their turn, and the system says when ours comes
+            self._update_interest()
         if not waits or output.bytes_sent != sent:
             self._moved = self._loop._ticks
             self._pipeline.is_still = False
@@ -587,11 +598,3 @@ class Link(Source):
         if self._end_cause is not None:
             tail.append((CLOSED, self.tag, *self._end_cause))
             self._end_cause = None
-
-
-def _flat(payload: bytes | bytearray | memoryview) -> memoryview:
-    """The bytes of any contiguous buffer."""
-    view = memoryview(payload)
-    if not view.c_contiguous:
-        raise TypeError("payload: a contiguous buffer of bytes is needed")
-    return view.cast("B") if view.ndim != 1 or view.itemsize != 1 or view.format != "B" else view

@@ -122,3 +122,11 @@ class Output:
         for index in self.unsent:
             self._pipeline.complete(index, ERR_CONNECTION_CLOSED)
         self.unsent.clear()
+
+
+def flat(payload: bytes | bytearray | memoryview) -> memoryview:
+    """The bytes of any contiguous buffer."""
+    view = memoryview(payload)
+    if not view.c_contiguous:
+        raise TypeError("payload: a contiguous buffer of bytes is needed")
+    return view.cast("B") if view.ndim != 1 or view.itemsize != 1 or view.format != "B" else view
