@@ -197,8 +197,13 @@ void pt_link_harvest(pt_context *context, pt_link *link)
     uint32_t count;
     int result;
     while (link->failed_code == PT_OK && pt_pipeline_report(&link->pipeline, &count, &result)) {
+        if (result == PT_OK && count == 0 && link->departs != NULL && !link->wanted) {
+            watch_rest(context, link);
+            continue; /* the link has a use for the slot itself */
+        }
         if (result == PT_OK) {
             link->due |= PT_DUE_SENT;
+            link->wanted = 0;
             link->sent_count += count;
             if (count != 0 && context->ops->unacknowledged != NULL)
                 note_sent(context, link, count);

@@ -89,6 +89,7 @@ struct pt_link {
     uint8_t blocked; /* 1: the platform took no more; set by it, cleared when the source is ready to
                         write */
     uint8_t in_line[PT_LINES]; /* 1: in that line of the context */
+    uint8_t wanted;            /* 1: a frame found no room since PT_EVENT_SENT was last due */
 };
 
 /* Take over a connected, non-blocking connection; format: of what comes on it. slots: the caller's
@@ -135,8 +136,9 @@ int pt_link_send_wide(pt_context *context, pt_link *link, const pt_wide *wide, u
 
 /* Send a message from departure->offset on, slice after slice, as slots come free: the next slice
  * takes a slot when those before it have left, behind what stands in slots then, and never the last
- * free one. While a part of it waits the platform says when there is room. departure is the link's
- * until it is dropped: with the last slice, by pt_link_recall(), or when the link is closed.
+ * free one. While a part of it waits the platform says when there is room, and slots that hold no
+ * end of a message come free without PT_EVENT_SENT, unless a frame found none. departure is the
+ * link's until it is dropped: with the last slice, by pt_link_recall(), or when the link is closed.
  *
  * Returns a sum of enum pt_send_hint, or, with departure still the caller's: PT_ERR_NOT_CONNECTED;
  * PT_ERR_INVALID_STATE (another one departs); PT_ERR_NO_MEMORY (no slot is taken, and there is no

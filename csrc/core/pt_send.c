@@ -58,6 +58,7 @@ static int may_retry(pt_context *context, pt_link *link, int *result)
 
     if (*result != PT_ERR_WOULD_BLOCK && *result != PT_ERR_NO_MEMORY)
         return 0;
+    link->wanted = 1;
     if (!make_room(context, link)) {
         if (link->state != PT_LINK_OPEN)
             *result = PT_ERR_NOT_CONNECTED;

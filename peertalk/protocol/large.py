@@ -144,16 +144,20 @@ class Offering:
     @property
     def blocked(self) -> int:
         """Classes whose head waits for its grant, a sum of 1 << class."""
-        return sum(
-            1 << head.priority
-            for head in self._heads
-            if head is not None and head.stage is Stage.OFFERED
-        )
+        mask = 0
+        for head in self._heads:
+            if head is not None and head.stage is Stage.OFFERED:
+                mask |= 1 << head.priority
+        return mask
 
     @property
     def leaving(self) -> int:
         """Classes of whose head slices have been handed, likewise."""
-        return sum(1 << head.priority for head in self._heads if head is not None and head.offset)
+        mask = 0
+        for head in self._heads:
+            if head is not None and head.offset:
+                mask |= 1 << head.priority
+        return mask
 
     @property
     def out(self) -> int:

@@ -228,6 +228,8 @@ class Departures:
         """The next large ones of a class are offered already."""
         link, offering = connection.link, connection.offering
         assert offering is not None
+        if len(outbox) <= offering.out:
+            return  # all that wait are offered
         longest = max(link.max_message, link.wide_max)
         behind = outbox.behind(priority, AHEAD_LOOK)
         for offer in offering.ahead(priority, behind, longest, peer.largest):
@@ -235,9 +237,9 @@ class Departures:
                 return
 
     def hand(self, peer: Remote, connection: Connection, outbox: Outbox) -> int | None:
-        """Give the link the next slice of the large message whose turn it is; one that the peer has
-        refused fails. Returns what the link says, or that it holds enough; None: the next message
-        is none that was granted."""
+        """Give the link the next slice of the large message whose turn it is, or all of it; one
+        that the peer has refused fails. Returns what the link says, or that it holds enough; None:
+        the next message is none that was granted."""
         offering = connection.offering
         assert offering is not None
         outbox.blocked, outbox.leaving = offering.blocked, offering.leaving
@@ -264,7 +266,7 @@ class Departures:
         if code >= 0:
             self.engine.hint(code)
             self._offer_ahead(peer, connection, outbox, offer.priority)
-        return code
+        return code if offering.departing is None else errors.WouldBlock.code
 
     def _hand_slice(self, connection: Connection, outbox: Outbox, offer: Offer) -> int:
         offering, link = connection.offering, connection.link

@@ -399,7 +399,8 @@ class Remote(Peer):
                 if code >= 0:
                     return True
         taken = transport.enqueue(self, bytes(payload), priority, key)
-        if taken and (apart or (self.outbox is not None and self.outbox.blocked)):
+        outbox = self.outbox
+        if taken and (apart or (outbox is not None and (outbox.blocked or outbox.leaving))):
             transport.move(self)  # nothing may be under way whose end would move it
         return taken
 

@@ -666,6 +666,25 @@ def test_what_is_sent_passes_between_two_slices_of_what_departs(bench):
     assert b"".join(frame.payload for frame in slices) == message
 
 
+def test_what_departs_frees_slots_with_an_event_only_where_a_frame_found_none(bench):
+    """A turn of the caller for each slice is what it need not have; but who waits for a slot must
+    hear of one."""
+    if bench.way == "plain":
+        pytest.skip("did not run: a blocking send does not refuse, it waits")
+    link, raw = bench.link()
+    assert link.depart(random.Random(6).randbytes(32 * WIDE_MAX_PAYLOAD), 9, 0) >= 0
+    events = bench.loop.turn(0.0)
+    bench.read_all(raw)
+    assert not bench.of(events + bench.loop.turn(0.0), SENT) and link.departing
+    while link.send(bytes(link.max_message)) >= 0:
+        pass
+    give_up = time.monotonic() + GUARD
+    while not bench.of(bench.loop.turn(0.0), SENT):
+        assert time.monotonic() < give_up and link.departing
+        bench.read_all(raw)
+    assert link.slots_available > 0
+
+
 def test_what_departs_is_recalled_between_two_slices(bench):
     """It goes on from there, or never: both are right for the other side."""
     if bench.way == "plain":

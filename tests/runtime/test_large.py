@@ -276,7 +276,7 @@ def test_a_granted_message_departs_while_nothing_of_another_class_waits(engine):
     """What the link has sent of it by itself is noted before anything else is done."""
     connection, outbox, peer = granted(engine, 300_000, MIB)
     link = connection.link
-    assert engine.departures.hand(peer, connection, outbox) == 0
+    assert engine.departures.hand(peer, connection, outbox) == ERR_WOULD_BLOCK
     assert link.slices == [(1, 0, 300_000)] and outbox.leaving == 1 << Priority.NORMAL
     link.departing = 37_856
     assert engine.departures.hand(peer, connection, outbox) == ERR_WOULD_BLOCK
@@ -296,7 +296,7 @@ def test_what_departs_stops_when_another_class_has_its_turn(engine):
     assert engine.departures.hand(peer, connection, outbox) is None, "the other class is first"
     assert link.departing == 0 and len(link.slices) == 1 and outbox.peek(9) == [b"now"]
     outbox.drop(1)
-    assert engine.departures.hand(peer, connection, outbox) == 0
+    assert engine.departures.hand(peer, connection, outbox) == ERR_WOULD_BLOCK
     assert link.slices[1:] == [(1, MIB - 500_000, 500_000)]
 
 

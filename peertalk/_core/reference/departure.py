@@ -32,9 +32,10 @@ class Departing(ABC):
     _pipeline: SendPipeline
     _state: int
 
-    def __init__(self) -> None:
-        self._departs: tuple[bytes, int, int] | None = None
-        """The message, its id, and bytes of it that slots have taken."""
+    _departs: tuple[bytes, int, int] | None = None
+    """The message, its id, and bytes of it that slots have taken."""
+    _wanted = False
+    """A frame found no room since SENT was last due."""
 
     @abstractmethod
     def _follow_up(self, counted: int) -> int:
@@ -76,6 +77,15 @@ class Departing(ABC):
         """Send no more of what departs than slots have taken. Returns what departing was."""
         left, self._departs = self.departing, None
         return left
+
+    def _next_done(self) -> tuple[int, int] | None:
+        """What the pipeline reports next of slots that others than this part have a use for."""
+        told = self._pipeline.report()
+        while told == (0, 0) and self._departs is not None and not self._wanted:
+            told = self._pipeline.report()
+        if told is not None and told[1] == 0:
+            self._wanted = False
+        return told
 
     def _feed(self) -> bool:
         """Put the next slice into a slot, if that may be now."""

@@ -78,8 +78,7 @@ class Link(Source, Departing):
         max_payload: int | None,
         wide: bool,
     ) -> None:
-        Source.__init__(self, loop, fd, tag)
-        Departing.__init__(self)
+        super().__init__(loop, fd, tag)
         self._pipeline = SendPipeline(depth, slot_size, True, packing, loop._door)
         self._output = Output(fd, self._pipeline)
         self._landings = Landings()
@@ -433,6 +432,7 @@ class Link(Source, Departing):
             pipeline.is_still = self._still_for_ms() >= STILL_MS
         code = put(*frame)
         if code == ERR_WOULD_BLOCK or code == ERR_NO_MEMORY:
+            self._wanted = True
             if not self._make_room():
                 return code if self._state == LINK_OPEN else ERR_NOT_CONNECTED
             pipeline.refusals -= 1  # the caller has not been refused yet
@@ -504,7 +504,7 @@ class Link(Source, Departing):
     def _harvest(self) -> None:
         """Free the slots that are done, and remember what to report: one SENT for each run of slots
         with the same result."""
-        told = self._pipeline.report()
+        told = self._next_done()
         while told is not None:
             if told[0] and told[1] == 0:
                 if self._state == LINK_ENDED:
@@ -515,7 +515,7 @@ class Link(Source, Departing):
                 told = (self._sent.pop()[0] + told[0], told[1])
             self._sent.append(told)
             self._loop._dirty[self] = None
-            told = self._pipeline.report()
+            told = self._next_done()
 
     def _finish(self) -> None:
         """End our half of the stream when all has left, and the link when both halves are ended."""
