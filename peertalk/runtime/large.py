@@ -210,7 +210,7 @@ class Departures:
             if code < 0:
                 return code
             offering.begin(priority, number)
-        self._offer_ahead(peer, connection, outbox, priority)
+        self._offer_ahead(peer, connection, offering, outbox, priority)
         return 0
 
     def _send_offer(self, connection: Connection, offering: Offering, offer: Offer) -> int:
@@ -223,13 +223,17 @@ class Departures:
         return code
 
     def _offer_ahead(
-        self, peer: Remote, connection: Connection, outbox: Outbox, priority: int
+        self,
+        peer: Remote,
+        connection: Connection,
+        offering: Offering,
+        outbox: Outbox,
+        priority: int,
     ) -> None:
         """The next large ones of a class are offered already."""
-        link, offering = connection.link, connection.offering
-        assert offering is not None
         if len(outbox) <= offering.out:
             return  # all that wait are offered
+        link = connection.link
         longest = max(link.max_message, link.wide_max)
         behind = outbox.behind(priority, AHEAD_LOOK)
         for offer in offering.ahead(priority, behind, longest, peer.largest):
@@ -244,10 +248,10 @@ class Departures:
         assert offering is not None
         outbox.blocked, outbox.leaving = offering.blocked, offering.leaving
         if (departing := offering.departing) is not None:
-            if self.settle(peer):
+            if self._settle(connection, offering, outbox):
                 return 0
             if outbox.is_alone(departing.priority):
-                self._offer_ahead(peer, connection, outbox, departing.priority)
+                self._offer_ahead(peer, connection, offering, outbox, departing.priority)
                 return errors.WouldBlock.code
             self.recall(peer)  # classes have their turns, slice by slice
         head = outbox.head()
@@ -259,53 +263,63 @@ class Departures:
             self._fail_refused(peer, outbox, offering, offer)
             return 0
         code = (
-            self._depart(peer, connection, outbox, offer)
+            self._depart(connection, offering, outbox, offer)
             if outbox.is_alone(offer.priority)
-            else self._hand_slice(connection, outbox, offer)
+            else self._hand_slice(connection, offering, outbox, offer)
         )
         if code >= 0:
             self.engine.hint(code)
-            self._offer_ahead(peer, connection, outbox, offer.priority)
+            self._offer_ahead(peer, connection, offering, outbox, offer.priority)
         return code if offering.departing is None else errors.WouldBlock.code
 
-    def _hand_slice(self, connection: Connection, outbox: Outbox, offer: Offer) -> int:
-        offering, link = connection.offering, connection.link
-        assert offering is not None
+    def _hand_slice(
+        self, connection: Connection, offering: Offering, outbox: Outbox, offer: Offer
+    ) -> int:
+        link = connection.link
         part = offering.slice(offer, link.referred, link.slice_max)
         code: int = errors.WouldBlock.code if part is None else link.send_slice(*part)
         if part is not None and code >= 0:
             outbox.leaving |= 1 << offer.priority
             outbox.went(offer.priority)
-            self._moved(connection, outbox, offer, part.size)
+            self._moved(connection, offering, outbox, offer, part.size)
         return code
 
-    def _depart(self, peer: Remote, connection: Connection, outbox: Outbox, offer: Offer) -> int:
+    def _depart(
+        self, connection: Connection, offering: Offering, outbox: Outbox, offer: Offer
+    ) -> int:
         """Nothing of another class waits: the link hands on all of it."""
-        offering = connection.offering
-        assert offering is not None
         code: int = connection.link.depart(offer.payload, offer.id, offer.offset)
         if code >= 0:
             offering.departing = offer
             outbox.leaving |= 1 << offer.priority
-            self.settle(peer)
+            self._settle(connection, offering, outbox)
         return code
 
     def settle(self, peer: Remote) -> bool:
         """Note how much of a message the link has handed on by itself. Whether that was the last of
         it: the message is no longer in the outbox."""
         connection, outbox = peer.connection, peer.outbox
-        if connection is None or connection.offering is None:
-            return False
-        offer = connection.offering.departing
-        if offer is None:
+        offering = None if connection is None else connection.offering
+        if connection is None or offering is None or offering.departing is None:
             return False
         assert outbox is not None, "what departs stands at the head of its class"
-        size = len(offer.payload) - connection.link.departing - offer.offset
-        return self._moved(connection, outbox, offer, size)
+        return self._settle(connection, offering, outbox)
 
-    def _moved(self, connection: Connection, outbox: Outbox, offer: Offer, size: int) -> bool:
-        assert connection.offering is not None
-        if not connection.offering.moved(offer, size):
+    def _settle(self, connection: Connection, offering: Offering, outbox: Outbox) -> bool:
+        offer = offering.departing
+        assert offer is not None
+        size = len(offer.payload) - connection.link.departing - offer.offset
+        return size > 0 and self._moved(connection, offering, outbox, offer, size)
+
+    def _moved(
+        self,
+        connection: Connection,
+        offering: Offering,
+        outbox: Outbox,
+        offer: Offer,
+        size: int,
+    ) -> bool:
+        if not offering.moved(offer, size):
             return False
         [(first, last)] = outbox.drop_head(offer.priority)
         connection.handed.add(first, last)
