@@ -219,6 +219,24 @@ class TappedLink:
             self._note(payload)
         return code
 
+    def depart(self, payload: bytes, id: int, offset: int) -> int:
+        """As Link.depart(), and the checksum of the message is kept: nothing is accepted before its
+        last slice."""
+        code: int = self._link.depart(payload, id, offset)
+        if code >= 0:
+            self._note(payload)
+        return code
+
+    def recall(self) -> int:
+        """As Link.recall(), and the checksum is kept no longer where a part was left."""
+        left: int = self._link.recall()
+        if left:
+            checksum = self._stream.sent.pop()
+            self._stream.accepted -= 1
+            if (accepted := self._loop.world.accepted) is not None:
+                accepted.pop(checksum, None)
+        return left
+
     @property
     def wide_max(self) -> int:
         """Longest payload of a message in one wide frame, bytes."""

@@ -448,6 +448,9 @@ def test_each_entry_point_of_c_refuses_a_context_that_was_cleaned_up(bench):
     sink, plain = ffi.new("pt_sink *"), ffi.new("pt_plain_sink *")
     lib.pt_plain_sink_init(plain, sink, 0)
     slots = ffi.new("pt_send_slot[]", 2)
+    letters = ffi.new("uint8_t[5]")
+    departure = ffi.new("pt_departure *", {"payload": letters, "id": 1, "total": 5})
+    departure.drop = ffi.cast("void *", 1)  # nobody takes it, so nobody drops it
     given = {
         "pt_link *link": link._link,
         "const pt_link *link": link._link,
@@ -460,6 +463,7 @@ def test_each_entry_point_of_c_refuses_a_context_that_was_cleaned_up(bench):
         "const pt_format *format": lib.pt_message_format(0),
         "const pt_wide *wide": ffi.new("pt_wide *"),
         "pt_hold *hold": ffi.NULL,
+        "pt_departure *departure": departure,
         "int capacity": 256,
         "uint8_t depth": 2,
         "uint16_t slot_size": 4096,
