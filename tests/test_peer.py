@@ -449,7 +449,10 @@ async def test_those_who_wait_to_send_are_served_in_the_order_in_which_they_came
             peer.send_nowait(b"must not overtake")
         for task in tasks[::7]:
             task.cancel()
-        left = [number for number in range(100) if number % 7]
+        await asyncio.wait(tasks[::7])
+        # Where the system has made room meanwhile, the first of them were accepted before.
+        left = [number for number in range(100) if number % 7 or not tasks[number].cancelled()]
+        assert len(left) < 100
         assert (await received(bob, before + len(left)))[before:] == [
             numbered(number) for number in left
         ]
