@@ -26,6 +26,10 @@ from peertalk import sim
 MIB = 1024**2
 URGENT = 64
 """Bytes of an urgent message."""
+LEAST, MOST = 8, 65_536
+"""Bytes of the shortest message, and how many messages there are at most: so many of random bytes,
+each from one byte further on, are told apart. Two with the same bytes are not: when the first has
+failed and may have arrived, the second is taken for it."""
 QUEUE = 4 * MIB
 """Bytes that wait in the receiver's inbox, and bytes of messages that it lets come at once beyond
 the longest."""
@@ -45,7 +49,8 @@ class Flow:
     def __init__(self, seed: int, total: int, longest: int) -> None:
         self.dice = random.Random(seed)
         self.total, self.longest = total, longest
-        self.letters = random.Random(seed).randbytes(longest + 4096)
+        self.letters = random.Random(seed).randbytes(longest + MOST)
+        self.bodies = iter(range(MOST))
         self.sent: dict[int, tuple[int, int]] = {}
         self.lines: dict[pt.Priority, list[int]] = {
             pt.Priority.NORMAL: [],
@@ -58,12 +63,13 @@ class Flow:
         self.done = False
 
     def body(self, size: int) -> memoryview:
-        begin = self.dice.randrange(4096)
+        begin = next(self.bodies)
         return memoryview(self.letters)[begin : begin + size]
 
     def size(self) -> int:
         """As many of a few bytes as of megabytes; never that of an urgent message."""
-        size = min(int(2 ** self.dice.uniform(0, self.longest.bit_length())), self.longest)
+        exponent = self.dice.uniform(LEAST.bit_length() - 1, self.longest.bit_length())
+        size = min(int(2**exponent), self.longest)
         return size + (size == URGENT)
 
     def accepted(self, number: int, data: memoryview, line: pt.Priority) -> None:
