@@ -32,6 +32,7 @@ from peertalk._numbers import (
     ERR_TRUNCATED,
     ERR_VERSION,
     FRAME_OVERHEAD,
+    WIDE_HEADER_SIZE,
 )
 
 linux = pytest.mark.skipif(
@@ -197,6 +198,23 @@ def test_messages_with_a_byte_that_was_not_acknowledged_are_unconfirmed(bench, h
     assert link.unconfirmed > 0
     assert confirmed * (size + FRAME_OVERHEAD) <= there, "one was confirmed that never got there"
     link.close()
+    assert link.unconfirmed == 0
+
+
+@linux
+def test_what_stands_before_a_long_message_is_confirmed_while_that_is_under_way(quick):
+    """One write takes a message whole, and a part of the one behind it, which no slot holds."""
+    ours, theirs = quick.tcp()
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 40_000)
+    link, short, long = quick.loop.open_link(ours.fileno(), 1), bytes(1_000), bytes(200_000)
+    if link.slice_max < len(long):
+        pytest.skip("slots of this core hold all that they send")
+    assert link.send_slice(short, 7, 0, len(short)) >= 0
+    assert link.send_slice(long, 8, 0, len(long)) >= 0
+    quick.until(lambda events: quick.sent(events, 1) == 1)
+    quick.until(lambda _: unread(theirs) > len(short) + WIDE_HEADER_SIZE)
+    assert link.pending == 1 and waiting(ours) > 0
     assert link.unconfirmed == 0
 
 
