@@ -218,16 +218,18 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     return result
 
 
-EACH_PAIR = SOAK or ONLY or "PEERTALK_SANITIZER" in os.environ
+SANITIZED = "PEERTALK_SANITIZER" in os.environ
+EACH_PAIR = SOAK or ONLY
 
 
 def repeats(item: pytest.Item) -> bool:
     """Whether a test on this core and this loop meets only what others meet: a loop knows nothing
-    of cores, nor a core of loops. Each core runs on asyncio, and one on uvloop too; under the
-    sanitizers, and in the long form, each runs on both."""
+    of cores, nor a core of loops. Each core runs on asyncio, and one on uvloop too; in the long
+    form each runs on both. The sanitizers see C, of which the reference core has none."""
     given = item.callspec.params if hasattr(item, "callspec") else {}
     cores = {given.get("core"), given.get("c_core")} - {None, "standard"}
-    return not EACH_PAIR and bool(cores) and given.get("loop_kind") == "uvloop"
+    again = not EACH_PAIR and bool(cores) and given.get("loop_kind") == "uvloop"
+    return again or (SANITIZED and cores == {"reference"})
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is not asked for
