@@ -215,6 +215,12 @@ class Offering:
             offer.stage = Stage.GRANTED
         return self._was_offered(id)
 
+    def may_go(self, id: int) -> bool:
+        """Whether a message that was just granted may be the next to leave: not behind one of its
+        class that departs."""
+        offer, departing = self._by_id.get(id), self.departing
+        return offer is None or departing is None or offer.priority != departing.priority
+
     def refused(self, id: int, reason: int) -> Refused | None:
         """A REFUSE of the receiver has come; None: as granted() says False. LOST withdraws all
         offers of the class, whose messages are to be offered anew; any other reason makes the

@@ -343,7 +343,13 @@ class Departures:
 
     def granted(self, connection: Connection, id: int) -> bool:
         """A GRANT has come. False: it breaks the protocol."""
-        return connection.offering is not None and connection.offering.granted(id)
+        offering = connection.offering
+        return offering is not None and offering.granted(id)
+
+    def may_go(self, connection: Connection, id: int) -> bool:
+        """Whether something may leave because of a GRANT that has come."""
+        offering = connection.offering
+        return offering is None or offering.may_go(id)
 
     def turned_down(self, connection: Connection, id: int, reason: int) -> bool:
         """A REFUSE of the receiver has come. False: it breaks the protocol."""

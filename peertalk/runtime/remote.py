@@ -308,7 +308,8 @@ class Remote(Peer):
         lines.pop(priority, None)
         if not lines:
             self.lines = None
-        self.transport.move(self)  # the short road is open: nobody waits who could be overtaken
+        if self.outbox is None or not self.outbox.leaving:  # else who was accepted has moved it
+            self.transport.move(self)  # the short road is open: nobody waits to be overtaken
         return True
 
     def _may_accept(self) -> bool:

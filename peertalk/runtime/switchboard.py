@@ -241,7 +241,9 @@ class Switchboard(Dialling):
         if not right:
             self.engine.totals.bad_words += 1
             self._end(connection, endings.not_agreed(connection, id, total), fault=True)
-        elif kind != values.OFFER:
+        elif kind == values.REFUSE or (
+            kind == values.GRANT and traffic.departures.may_go(connection, id)
+        ):
             traffic.go_on(connection)
 
     def _end_who_stands_still(self, connection: Connection, seconds: float) -> None:

@@ -136,10 +136,10 @@ class Traffic:
         a grant."""
         link = connection.link
         outbox.blocked = outbox.leaving = 0
-        while outbox or connection.pieces is not None:
+        while (pieces := connection.pieces) is not None or outbox:
             # before anything else of any class: the other side puts together one message at a time
-            if connection.pieces is not None:
-                code = self._hand_piece(connection, connection.pieces)
+            if pieces is not None:
+                code = self._hand_piece(connection, pieces)
                 if code < 0:
                     self.refused(peer, code)
                     return False

@@ -547,6 +547,21 @@ def test_a_late_answer_changes_nothing():
     assert not offering.out and not offering.blocked
 
 
+def test_a_grant_for_one_behind_what_departs_lets_nothing_leave():
+    """Those of its class keep their order; another class has its turn at once."""
+    offering = Offering()
+    offers = []
+    for number, priority in enumerate((Priority.NORMAL, Priority.NORMAL, Priority.HIGH), 1):
+        offers.append(offering.next_offer(priority, number, Bytes(MIB)))
+        offering.put(offers[-1])
+        assert offering.granted(offers[-1].id) and offering.may_go(offers[-1].id)
+    first, behind, above = (offer.id for offer in offers)
+    offering.departing = offers[0]
+    assert not offering.may_go(first) and not offering.may_go(behind) and offering.may_go(above)
+    assert offering.moved(offers[0], MIB)
+    assert offering.may_go(first) and offering.may_go(behind), "nothing departs any more"
+
+
 def test_ids_begin_again_behind_the_last():
     offering = Offering()
     offering._last = 2**32 - 1
