@@ -46,6 +46,7 @@
 #define PT_POSIX_PIPELINE_DEPTH 2
 #define PT_LINK_NOTES           4 /* of writes that may not be acknowledged: see pt_notes.h */
 #define PT_RECEIVE_BUFFER_SIZE  8192
+#define PT_FORMAT_MAX_HEADER    24 /* of a frame of any format: see pt_ingest.h */
 /* Bytes that the table way of the CRC takes at a time, 1 or 16; each has a table of 512 bytes. */
 #define PT_CRC_SLICES 1
 #else
@@ -60,6 +61,7 @@
 #define PT_POSIX_PIPELINE_DEPTH 8 /* one write of half a megabyte: see docs/performance.md */
 #define PT_LINK_NOTES           16
 #define PT_RECEIVE_BUFFER_SIZE  524288
+#define PT_FORMAT_MAX_HEADER    64
 #define PT_CRC_SLICES           16
 #endif
 

@@ -6,6 +6,10 @@
  * less than frame_len. In COMPLETE it holds all of them. A wide frame passes the same states, but
  * its payload lies where it lands (into), and its header nowhere.
  *
+ * Of a long header, one that does not fit into ingest->header, only the bytes that tell its form
+ * wait there. As soon as the form is known the header is staged as a frame is: WAIT_PAYLOAD, with
+ * the header's size as frame_len until the header is whole and says how long the frame is.
+ *
  * A call finishes the frame that was cut before it, hands on the frames that lie whole in its
  * bytes, and keeps what is left.
  *
@@ -21,11 +25,12 @@
 #include "pt_crc.h"
 #include "pt_ingest_inside.h"
 
-#define FORM_START 2 /* bytes that tell compact and wide headers from full ones */
-#define INIT       PT_INGEST_INIT
-#define HEADER     PT_INGEST_WAIT_HEADER
-#define PAYLOAD    PT_INGEST_WAIT_PAYLOAD
-#define COMPLETE   PT_INGEST_COMPLETE
+#define FORM_START   2 /* bytes that tell compact and wide headers from full ones */
+#define LONG_HEADERS (PT_FORMAT_MAX_HEADER > PT_INGEST_HEADER_ROOM)
+#define INIT         PT_INGEST_INIT
+#define HEADER       PT_INGEST_WAIT_HEADER
+#define PAYLOAD      PT_INGEST_WAIT_PAYLOAD
+#define COMPLETE     PT_INGEST_COMPLETE
 
 static int read_message_header(const uint8_t *header, pt_frame *frame)
 {
@@ -126,27 +131,56 @@ static const pt_format *form_of(const pt_format *format, const uint8_t *start, s
     return format->start_size != 0 && len >= format->start_size ? format->form(start) : format;
 }
 
-/* The header of a cut frame is whole: move it into staging memory. PT_ERR_BACKPRESSURE changes
- * nothing. */
-static int begin_staging(pt_ingest *ingest, const pt_format *form, const uint8_t *header,
-                         const pt_frame *frame)
+/* 1 when headers of this form are long: a cut one does not wait in the struct. */
+static inline int is_long(const pt_format *form)
 {
-    uint32_t frame_len = whole_len(form, frame);
+    return LONG_HEADERS && form->header_size > PT_INGEST_HEADER_ROOM;
+}
+
+/* Move the first held bytes of a cut frame into staging memory of size bytes, where frame_len bytes
+ * are waited for at first. PT_ERR_BACKPRESSURE changes nothing. */
+static inline int begin_staging(pt_ingest *ingest, const uint8_t *start, uint32_t held,
+                                uint32_t frame_len, uint32_t size)
+{
     if (ingest->staging == NULL)
-        ingest->staging = pt_pool_acquire_share(ingest->pool, frame_len);
+        ingest->staging = pt_pool_acquire_share(ingest->pool, size);
     if (ingest->staging == NULL)
         return PT_ERR_BACKPRESSURE;
-    PT_ASSERT(pt_pool_buffer_size(ingest->staging) >= frame_len);
+    PT_ASSERT(held <= frame_len && frame_len <= size);
+    PT_ASSERT(pt_pool_buffer_size(ingest->staging) >= size);
 
-    memcpy(ingest->staging, header, form->header_size);
+    memcpy(ingest->staging, start, held);
     ingest->frame_len = frame_len;
-    ingest->staged_len = form->header_size;
+    ingest->staged_len = held;
     pt_ingest_move(ingest, PT_INGEST_STEP_STAGE, PAYLOAD);
     return PT_OK;
 }
 
-/* Fill up a cut header from data as far as it goes: at first the bytes that tell its form, then the
- * rest of it. Returns how many were taken. */
+/* The header of a cut frame is whole: judge it, and stage it. */
+static inline int stage_frame(pt_ingest *ingest, const pt_format *form, const uint8_t *header)
+{
+    pt_frame frame;
+    int code = judge_header(ingest, form, header, &frame);
+    if (code != PT_OK)
+        return pt_ingest_fail(ingest, code);
+    uint32_t frame_len = whole_len(form, &frame);
+    return begin_staging(ingest, header, form->header_size, frame_len, frame_len);
+}
+
+/* A long header is cut behind held bytes. It does not say yet how long its frame is, so there must
+ * be memory for the longest. */
+static int stage_long_header(pt_ingest *ingest, const pt_format *form, const uint8_t *start,
+                             uint32_t held)
+{
+    PT_ASSERT(is_long(form) && held < form->header_size);
+    PT_ASSERT(held >= ingest->format->start_size);
+
+    const pt_frame longest = {.payload_len = ingest->max_payload};
+    return begin_staging(ingest, start, held, form->header_size, whole_len(form, &longest));
+}
+
+/* Fill up a cut header from data as far as it goes: at first the bytes that tell its form, then,
+ * unless it is a long one, the rest of it. Returns how many were taken. */
 static size_t stage_header(pt_ingest *ingest, const uint8_t *data, size_t len)
 {
     const pt_format *format = ingest->format;
@@ -156,10 +190,58 @@ static size_t stage_header(pt_ingest *ingest, const uint8_t *data, size_t len)
                                 data, len);
     if (ingest->staged_len >= format->start_size) {
         const pt_format *form = form_of(format, ingest->header, ingest->staged_len);
-        taken += pt_ingest_stage(ingest, ingest->header, form->header_size - ingest->staged_len,
-                                 data + taken, len - taken);
+        if (!is_long(form))
+            taken += pt_ingest_stage(ingest, ingest->header, form->header_size - ingest->staged_len,
+                                     data + taken, len - taken);
     }
     return taken;
+}
+
+/* A staged long header is whole: now it is known how long its frame is. */
+static int read_long_header(pt_ingest *ingest, const pt_format *form)
+{
+    pt_frame frame;
+    int code = judge_header(ingest, form, ingest->staging, &frame);
+    if (code != PT_OK)
+        return pt_ingest_fail(ingest, code);
+    ingest->frame_len = whole_len(form, &frame);
+    PT_ASSERT(ingest->frame_len <= pt_pool_buffer_size(ingest->staging));
+    return PT_OK;
+}
+
+/* Go on with a frame that is staged, behind the first taken bytes of data. As finish_cut_frame().
+ */
+static int finish_staged(pt_ingest *ingest, const uint8_t *data, size_t len, const pt_sink *sink,
+                         size_t taken, size_t *offset)
+{
+    PT_ASSERT(ingest->state == PT_INGEST_WAIT_PAYLOAD && ingest->staging != NULL);
+
+    const pt_format *form;
+    int code = PT_OK;
+    do { /* a second time when a long header has become whole */
+        taken += pt_ingest_stage(ingest, ingest->staging, ingest->frame_len - ingest->staged_len,
+                                 data + taken, len - taken);
+        if (ingest->staged_len < ingest->frame_len) {
+            *offset = taken;
+            return PT_OK;
+        }
+        form = form_of(ingest->format, ingest->staging, ingest->staged_len);
+        if (is_long(form) && ingest->staged_len == form->header_size)
+            code = read_long_header(ingest, form);
+        if (code != PT_OK)
+            return code;
+    } while (LONG_HEADERS && ingest->staged_len < ingest->frame_len);
+    pt_frame frame;
+    (void)form->read_header(ingest->staging, &frame); /* it was judged */
+    pt_ingest_move(ingest, PT_INGEST_STEP_FILL, COMPLETE);
+    frame.payload = ingest->staging + form->header_size;
+    code = form->verify(ingest->staging, &frame);
+    if (code != PT_OK)
+        return pt_ingest_fail(ingest, code);
+    *offset = taken;
+    code = pt_ingest_hand_on(ingest, sink, &frame);
+    pt_ingest_start_over(ingest, PT_INGEST_STEP_HAND_ON, HEADER);
+    return code;
 }
 
 /* Go on with a frame that was cut before data. *offset is moved behind its bytes, and stays when
@@ -174,42 +256,21 @@ static int finish_cut_frame(pt_ingest *ingest, const uint8_t *data, size_t len, 
         uint32_t held = ingest->staged_len;
         taken = stage_header(ingest, data, len);
         const pt_format *form = form_of(ingest->format, ingest->header, ingest->staged_len);
-        if (ingest->staged_len < form->header_size) {
+        if (ingest->staged_len < (is_long(form) ? ingest->format->start_size : form->header_size)) {
             *offset = taken;
             return PT_OK;
         }
         if (PT_WIDE && form->is_wide)
             return pt_landing_go_on(ingest, data, len, sink, taken, offset);
-        pt_frame frame;
-        int code = judge_header(ingest, form, ingest->header, &frame);
-        if (code != PT_OK)
-            return pt_ingest_fail(ingest, code);
-        code = begin_staging(ingest, form, ingest->header, &frame);
-        if (code != PT_OK) {
+        int code = is_long(form)
+                       ? stage_long_header(ingest, form, ingest->header, ingest->staged_len)
+                       : stage_frame(ingest, form, ingest->header);
+        if (ingest->state == PT_INGEST_WAIT_HEADER)
             ingest->staged_len = held;
+        if (code != PT_OK)
             return code;
-        }
     }
-
-    PT_ASSERT(ingest->state == PT_INGEST_WAIT_PAYLOAD && ingest->staging != NULL);
-    taken += pt_ingest_stage(ingest, ingest->staging, ingest->frame_len - ingest->staged_len,
-                             data + taken, len - taken);
-    if (ingest->staged_len < ingest->frame_len) {
-        *offset = taken;
-        return PT_OK;
-    }
-    const pt_format *form = form_of(ingest->format, ingest->staging, ingest->staged_len);
-    pt_frame frame;
-    (void)form->read_header(ingest->staging, &frame); /* it was judged */
-    pt_ingest_move(ingest, PT_INGEST_STEP_FILL, COMPLETE);
-    frame.payload = ingest->staging + form->header_size;
-    int code = form->verify(ingest->staging, &frame);
-    if (code != PT_OK)
-        return pt_ingest_fail(ingest, code);
-    *offset = taken;
-    code = pt_ingest_hand_on(ingest, sink, &frame);
-    pt_ingest_start_over(ingest, PT_INGEST_STEP_HAND_ON, HEADER);
-    return code;
+    return finish_staged(ingest, data, len, sink, taken, offset);
 }
 
 /* Hand on the frames of one form that lie whole in data from *offset on; *offset is moved behind
@@ -249,14 +310,13 @@ static int keep_cut_frame(pt_ingest *ingest, const pt_format *form, const uint8_
 {
     PT_ASSERT(ingest->state == HEADER && ingest->staged_len == 0);
     if (len < form->header_size) {
-        pt_ingest_stage(ingest, ingest->header, form->header_size, data, len);
+        if (is_long(form) && len >= ingest->format->start_size)
+            return stage_long_header(ingest, form, data, (uint32_t)len);
+        pt_ingest_stage(ingest, ingest->header, PT_INGEST_HEADER_ROOM, data, len);
         return PT_OK;
     }
-    pt_frame frame;
-    int code = form->read_header(data, &frame);
-    PT_ASSERT(code == PT_OK && frame.payload_len <= ingest->max_payload);
-    if (code == PT_OK)
-        code = begin_staging(ingest, form, data, &frame);
+    int code = stage_frame(ingest, form, data);
+    PT_ASSERT(code == PT_OK || code == PT_ERR_BACKPRESSURE);
     if (code == PT_OK)
         pt_ingest_stage(ingest, ingest->staging, ingest->frame_len - ingest->staged_len,
                         data + form->header_size, len - form->header_size);
@@ -296,7 +356,8 @@ void pt_ingest_init(pt_ingest *ingest, const pt_format *format, pt_pool *pool, u
 {
     PT_ASSERT(format->header_size >= 1 && format->header_size <= PT_FORMAT_MAX_HEADER);
     PT_ASSERT((format->start_size != 0) == (format->form != NULL) &&
-              format->start_size <= format->header_size);
+              format->start_size <= format->header_size &&
+              format->start_size <= PT_INGEST_HEADER_ROOM);
 
     PT_ASSERT(ingest->state == INIT && ingest->staging == NULL); /* else memory would be lost */
     PT_ASSERT(ingest->landings == NULL);
@@ -374,9 +435,14 @@ void pt_ingest_check(const pt_ingest *ingest)
         PT_ASSERT(ingest->staged_len < ingest->frame_len);
         PT_ASSERT(ingest->staging == NULL ||
                   ingest->frame_len <= pt_pool_buffer_size(ingest->staging));
+        const pt_format *form = ingest->staging != NULL
+                                    ? form_of(ingest->format, ingest->staging, ingest->staged_len)
+                                    : ingest->format;
+        PT_ASSERT(ingest->staged_len >= form->header_size ||
+                  (is_long(form) && ingest->frame_len == form->header_size));
     } else {
         PT_ASSERT(ingest->frame_len == 0);
-        PT_ASSERT(ingest->staged_len < PT_FORMAT_MAX_HEADER);
+        PT_ASSERT(ingest->staged_len < PT_INGEST_HEADER_ROOM);
     }
 }
 #endif

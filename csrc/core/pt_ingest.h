@@ -3,7 +3,9 @@
  *
  * A frame that lies whole in the bytes given is checked and handed on where it lies. Only one that
  * is cut by their end borrows a staging buffer of its exact class; a cut header waits in the
- * struct. So an idle link holds no receive memory.
+ * struct. A cut header of a form whose headers do not fit there (more than PT_INGEST_HEADER_ROOM
+ * bytes) borrows a staging buffer at once, for the largest frame of that form. So an idle link
+ * holds no receive memory.
  *
  * The payload of a wide frame goes straight to where its message lands: memory that the sink makes
  * for it, or that pt_ingest_expect() was given.
@@ -20,7 +22,7 @@
 #include "pt_wide.h"
 #include "pt_wire.h"
 
-#define PT_FORMAT_MAX_HEADER 24
+#define PT_INGEST_HEADER_ROOM 24 /* bytes of a cut header that fit into the struct */
 
 /* Where frames go. frame->payload is valid during the call only (receive buffer or staging buffer).
  * Return PT_OK, or a negative PT_ERR_* to stop: pt_ingest_feed() returns it and counts the frame as
@@ -42,9 +44,10 @@ typedef struct pt_sink {
  * bytes, payload, trailer_size bytes.
  *
  * Frames of other forms may stand between those of the first: form tells them by start_size
- * bytes, at most what any of the headers has. read_header of each form then answers PT_ERR_MAGIC to
- * a header of another. The others name no further ones, and have no larger framing than the first,
- * but for wide frames (is_wide), which are read by their own rules. */
+ * bytes, at most what any of the headers has, and at most PT_INGEST_HEADER_ROOM. read_header of
+ * each form then answers PT_ERR_MAGIC to a header of another. The others name no further ones, and
+ * have no larger framing than the first, but for wide frames (is_wide), which are read by their own
+ * rules. */
 typedef struct pt_format {
     int (*read_header)(const uint8_t *header, pt_frame *frame);
     int (*verify)(const uint8_t *whole, const pt_frame *frame);
@@ -59,14 +62,15 @@ typedef struct pt_format {
 enum pt_ingest_state {
     PT_INGEST_INIT = 0,         /* not ready, or ended by a fault */
     PT_INGEST_WAIT_HEADER = 1,  /* between frames, or a header is not yet whole */
-    PT_INGEST_WAIT_PAYLOAD = 2, /* header read; payload or trailer not yet whole */
+    PT_INGEST_WAIT_PAYLOAD = 2, /* header read, payload or trailer not yet whole; or a long header
+                                   not yet whole, in staging memory */
     PT_INGEST_COMPLETE = 3      /* a staged frame is being handed on; never seen between calls */
 };
 
 /* What moves an ingest from state to state. */
 enum pt_ingest_step {
     PT_INGEST_STEP_INIT = 0,
-    PT_INGEST_STEP_STAGE = 1,   /* the header of a cut frame is whole, and memory found */
+    PT_INGEST_STEP_STAGE = 1,   /* the header of a cut frame is whole, or long; and memory found */
     PT_INGEST_STEP_FILL = 2,    /* the last byte of that frame is there */
     PT_INGEST_STEP_HAND_ON = 3, /* to the sink */
     PT_INGEST_STEP_FAIL = 4,    /* a fault of the frame */
@@ -76,18 +80,19 @@ enum pt_ingest_step {
 typedef struct pt_ingest {
     const pt_format *format;
     pt_pool *pool;
-    uint8_t *staging;     /* borrowed while a frame is cut behind its header, or lent by
-                             pt_ingest_lend(); else NULL, as of a wide frame */
+    uint8_t *staging;     /* borrowed while a frame is cut behind its header or in a long one, or
+                             lent by pt_ingest_lend(); else NULL, as of a wide frame */
     pt_landing *landings; /* that are expected */
     uint32_t staged_len;  /* bytes of the current frame held: in header while PT_INGEST_WAIT_HEADER,
                              else in staging, or where it lands */
-    uint32_t frame_len;   /* of the whole current frame; 0 while its header is not whole */
+    uint32_t frame_len;   /* of the whole current frame; while its header is not whole: 0, or of a
+                             long header its size */
     uint32_t max_payload; /* a longer one is PT_ERR_MESSAGE_TOO_LARGE, judged on the header */
     uint32_t tag;         /* handed to the sink with each frame */
     uint8_t state;        /* enum pt_ingest_state */
     uint8_t lands;        /* the caller's; 1: wide frames followed each other in the last read */
     union {
-        uint8_t header[PT_FORMAT_MAX_HEADER]; /* PT_INGEST_WAIT_HEADER: as far as it is there */
+        uint8_t header[PT_INGEST_HEADER_ROOM]; /* PT_INGEST_WAIT_HEADER: as far as it is there */
         struct {
             pt_landing *into;
             uint32_t crcs[2]; /* of the frame as far as it is there, and as it must be */

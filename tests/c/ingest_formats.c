@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "pt_check.h"
 #include "pt_ingest.h"
 
 #define LAST              (PT_FORMAT_MAX_HEADER - 1) /* of the longest header */
@@ -110,6 +111,78 @@ static const pt_format mixed_format = {
     .start_size = 1,
     .form = mixed_form,
 };
+
+/* Three forms, told by their second byte: ":A" begins the largest header there is, ":B" one of
+ * MIDDLE bytes, ":C" one of 3. The last byte of each is the length, 0xFF is a fault, and each byte
+ * of the trailer repeats it. */
+#define MIDDLE        (PT_FORMAT_MAX_HEADER * 5 / 8)
+#define NAMED_PAYLOAD 40
+#define NAMED_WHOLE   (PT_FORMAT_MAX_HEADER + NAMED_PAYLOAD + 2)
+
+static const pt_format *named_form(const uint8_t *start);
+
+static int read_named(const uint8_t *header, char name, size_t size, pt_frame *frame)
+{
+    if (header[0] != ':' || header[1] != name)
+        return PT_ERR_MAGIC;
+    memset(frame, 0, sizeof *frame);
+    frame->payload_len = header[size - 1];
+    return header[size - 1] == 0xFF ? PT_ERR_INVALID_PARAM : PT_OK;
+}
+
+static int read_a(const uint8_t *header, pt_frame *frame)
+{
+    return read_named(header, 'A', PT_FORMAT_MAX_HEADER, frame);
+}
+
+static int read_b(const uint8_t *header, pt_frame *frame)
+{
+    return read_named(header, 'B', MIDDLE, frame);
+}
+
+static int read_c(const uint8_t *header, pt_frame *frame)
+{
+    return read_named(header, 'C', 3, frame);
+}
+
+static int verify_named(const uint8_t *whole, const pt_frame *frame)
+{
+    const pt_format *form = named_form(whole);
+    for (size_t index = 0; index < form->trailer_size; index++) {
+        if (whole[form->header_size + frame->payload_len + index] != frame->payload_len)
+            return PT_ERR_CRC;
+    }
+    return PT_OK;
+}
+
+static const pt_format form_a = {.read_header = read_a,
+                                 .verify = verify_named,
+                                 .header_size = PT_FORMAT_MAX_HEADER,
+                                 .trailer_size = 2,
+                                 .start_size = 2,
+                                 .form = named_form};
+static const pt_format form_b = {
+    .read_header = read_b, .verify = verify_named, .header_size = MIDDLE, .trailer_size = 1};
+static const pt_format form_c = {.read_header = read_c, .verify = verify_named, .header_size = 3};
+
+static const pt_format *named_form(const uint8_t *start)
+{
+    return start[1] == 'B' ? &form_b : start[1] == 'C' ? &form_c : &form_a;
+}
+
+/* Write a frame of one of these forms. Returns its length. */
+static size_t put_named(uint8_t *out, char name, const char *payload)
+{
+    uint8_t start[2] = {':', (uint8_t)name};
+    const pt_format *form = named_form(start);
+    size_t len = strlen(payload);
+    memset(out, 0, form->header_size);
+    memcpy(out, start, sizeof start);
+    out[form->header_size - 1] = (uint8_t)len;
+    memcpy(out + form->header_size, payload, len);
+    memset(out + form->header_size + len, (int)len, form->trailer_size);
+    return form->header_size + len + form->trailer_size;
+}
 
 typedef struct record {
     uint32_t count;
@@ -221,6 +294,101 @@ static void read_long_headers(pt_pool *pool)
     }
 }
 
+enum memory_way { GRANTED, REFUSED_ONCE, LENT };
+
+/* Feed all of data. Memory is there; or each time the machine asks for some it is refused at first,
+ * and then granted or lent. */
+static void feed_all(pt_ingest *ingest, pt_pool *pool, const uint8_t *data, size_t len,
+                     const pt_sink *sink, enum memory_way way)
+{
+    size_t at = 0;
+    for (int was_refused = 0; at < len;) {
+        size_t consumed, rest = len - at;
+        uint8_t *copy = malloc(rest); /* so that a sanitizer sees who reads beyond, or later */
+        EXPECT(copy != NULL);
+        memcpy(copy, data + at, rest);
+        uint32_t held = pt_ingest_partial_len(ingest);
+        pt_pool_trim(pool);
+        dry = way == LENT || (way == REFUSED_ONCE && !was_refused);
+        int code = pt_ingest_feed(ingest, copy, rest, sink, &consumed);
+        dry = 0;
+        free(copy);
+        PT_CHECK(pt_ingest_check(ingest));
+        at += consumed;
+        was_refused = code == PT_ERR_BACKPRESSURE;
+        if (!was_refused) {
+            EXPECT(code == PT_OK && at == len);
+            continue;
+        }
+        EXPECT(way != GRANTED && ingest->state == PT_INGEST_WAIT_HEADER && at < len);
+        EXPECT(consumed == 0 || data[at] == ':');
+        EXPECT(pt_ingest_partial_len(ingest) == (consumed == 0 ? held : 0) && in_use(pool) == 0);
+        if (way == LENT) {
+            uint8_t *spare = pt_pool_acquire(pool, NAMED_WHOLE);
+            EXPECT(spare != NULL);
+            pt_ingest_lend(ingest, spare);
+        }
+    }
+}
+
+static void read_long_and_short_forms_at_every_cut(pt_pool *pool, enum memory_way way)
+{
+    uint8_t stream[6 * NAMED_WHOLE];
+    size_t len = put_named(stream, 'A', "hello");
+    len += put_named(stream + len, 'C', "x");
+    len += put_named(stream + len, 'B', "");
+    len += put_named(stream + len, 'A', "");
+    len += put_named(stream + len, 'C', "");
+    len += put_named(stream + len, 'B', "abc");
+    for (size_t first = 0; first <= len; first++) {
+        for (size_t second = first; second <= len; second++) {
+            record seen = {0};
+            pt_sink sink = {.frame = note, .context = &seen, .room = UINT32_MAX};
+            pt_ingest ingest = {0};
+            pt_ingest_init(&ingest, &form_a, pool, NAMED_PAYLOAD, 5);
+            feed_all(&ingest, pool, stream, first, &sink, way);
+            feed_all(&ingest, pool, stream + first, second - first, &sink, way);
+            feed_all(&ingest, pool, stream + second, len - second, &sink, way);
+            expect_text(&seen, "hello|x||||abc|");
+            EXPECT(pt_ingest_partial_len(&ingest) == 0 && in_use(pool) == 0);
+            pt_ingest_cleanup(&ingest);
+        }
+    }
+}
+
+/* What is cut in a header that fits into the struct costs no memory; a longer header has memory for
+ * its whole frame from the byte on that tells its form, and never asks again. */
+static void borrow_for_long_headers_alone(pt_pool *pool)
+{
+    for (const char *name = "ABC"; *name != 0; name++) {
+        uint8_t stream[NAMED_WHOLE];
+        size_t len = put_named(stream, *name, "hello");
+        size_t header_size = named_form(stream)->header_size;
+        for (size_t cut = 1; cut < header_size; cut++) {
+            record seen = {0};
+            pt_sink sink = {.frame = note, .context = &seen, .room = UINT32_MAX};
+            pt_ingest ingest = {0};
+            size_t consumed;
+            pt_ingest_init(&ingest, &form_a, pool, NAMED_PAYLOAD, 5);
+            EXPECT(pt_ingest_feed(&ingest, stream, cut, &sink, &consumed) == PT_OK);
+            int is_staged = header_size > PT_INGEST_HEADER_ROOM && cut >= form_a.start_size;
+            EXPECT(in_use(pool) == (uint64_t)is_staged && pt_ingest_partial_len(&ingest) == cut);
+            if (is_staged) {
+                pt_pool_trim(pool);
+                dry = 1;
+                for (size_t at = cut; at < len; at++) {
+                    EXPECT(pt_ingest_feed(&ingest, stream + at, 1, &sink, &consumed) == PT_OK);
+                    PT_CHECK(pt_ingest_check(&ingest));
+                }
+                dry = 0;
+                expect_text(&seen, "hello|");
+            }
+            pt_ingest_cleanup(&ingest);
+            EXPECT(in_use(pool) == 0);
+        }
+    }
+}
+
 /* A sink's answer is passed on as it is, ends nothing, and the frame counts as taken, whether it
  * lay whole or was staged. */
 static void stop_at_every_frame(pt_pool *pool, int answer, size_t cut)
@@ -280,6 +448,31 @@ static void lend_what_the_pool_refused(pt_pool *pool)
     dry = 0;
 }
 
+/* A stream that is bad from one place on ends there, wherever it is cut before. */
+static void end_at_fault(pt_pool *pool, const pt_format *format, const uint8_t *stream, size_t len,
+                         size_t bad_at, int expected)
+{
+    for (size_t cut = 0; cut <= len; cut++) {
+        record seen = {0};
+        pt_sink sink = {.frame = note, .context = &seen, .room = UINT32_MAX};
+        pt_ingest ingest = {0};
+        size_t consumed;
+        pt_ingest_init(&ingest, format, pool, NAMED_PAYLOAD, 5);
+        int code = pt_ingest_feed(&ingest, stream, cut, &sink, &consumed);
+        size_t start = 0;
+        if (code == PT_OK) {
+            start = cut;
+            code = pt_ingest_feed(&ingest, stream + cut, len - cut, &sink, &consumed);
+        }
+        EXPECT(code == expected);
+        EXPECT(consumed == (bad_at > start ? bad_at - start : 0));
+        expect_text(&seen, "a|");
+        EXPECT(ingest.state == PT_INGEST_INIT && in_use(pool) == 0);
+        EXPECT(pt_ingest_feed(&ingest, stream, 1, &sink, &consumed) == PT_ERR_INVALID_STATE &&
+               consumed == 0);
+    }
+}
+
 static void end_at_every_fault(pt_pool *pool)
 {
     static const struct {
@@ -291,42 +484,48 @@ static void end_at_every_fault(pt_pool *pool)
         {"\1a\145", 3, 2, PT_ERR_MESSAGE_TOO_LARGE},
         {"\1a\2b!\1c", 7, 2, PT_ERR_CRC},
     };
-    for (size_t index = 0; index < sizeof cases / sizeof cases[0]; index++) {
-        for (size_t cut = 0; cut <= cases[index].len; cut++) {
-            const uint8_t *stream = (const uint8_t *)cases[index].stream;
-            record seen = {0};
-            pt_sink sink = {.frame = note, .context = &seen, .room = UINT32_MAX};
-            pt_ingest ingest = {0};
-            size_t consumed;
-            pt_ingest_init(&ingest, &short_format, pool, 100, 5);
-            int code = pt_ingest_feed(&ingest, stream, cut, &sink, &consumed);
-            size_t start = 0;
-            if (code == PT_OK) {
-                start = cut;
-                code =
-                    pt_ingest_feed(&ingest, stream + cut, cases[index].len - cut, &sink, &consumed);
-            }
-            EXPECT(code == cases[index].code);
-            EXPECT(consumed == (cases[index].bad_at > start ? cases[index].bad_at - start : 0));
-            expect_text(&seen, "a|");
-            EXPECT(ingest.state == PT_INGEST_INIT && in_use(pool) == 0);
-            EXPECT(pt_ingest_feed(&ingest, stream, 1, &sink, &consumed) == PT_ERR_INVALID_STATE &&
-                   consumed == 0);
-        }
+    for (size_t index = 0; index < sizeof cases / sizeof cases[0]; index++)
+        end_at_fault(pool, &short_format, (const uint8_t *)cases[index].stream, cases[index].len,
+                     cases[index].bad_at, cases[index].code);
+}
+
+/* The header says it as soon as it is whole: nothing behind it is waited for. */
+static void end_at_every_fault_of_a_long_header(pt_pool *pool)
+{
+    for (const char *name = "AB"; *name != 0; name++) {
+        uint8_t stream[3 * NAMED_WHOLE];
+        size_t bad_at = put_named(stream, *name, "a");
+        uint8_t *bad = stream + bad_at;
+        size_t len = bad_at + put_named(bad, *name, "b");
+        size_t header_size = named_form(bad)->header_size;
+        bad[header_size - 1] = 0xFF;
+        end_at_fault(pool, &form_a, stream, bad_at + header_size, bad_at, PT_ERR_INVALID_PARAM);
+        bad[header_size - 1] = NAMED_PAYLOAD + 1;
+        end_at_fault(pool, &form_a, stream, bad_at + header_size, bad_at, PT_ERR_MESSAGE_TOO_LARGE);
+        bad[header_size - 1] = 1;
+        stream[len - 1] = 2;
+        end_at_fault(pool, &form_a, stream, len, bad_at, PT_ERR_CRC);
+        bad[1] = 'X';
+        end_at_fault(pool, &form_a, stream, bad_at + PT_FORMAT_MAX_HEADER, bad_at, PT_ERR_MAGIC);
     }
 }
 
 int main(void)
 {
-    static const pt_pool_class classes[] = {{16, 2, 0}, {128, 2, 0}};
+    /* The second class holds the shortest frame with the largest header, and no longer one. */
+    static const pt_pool_class classes[] = {
+        {16, 2, 0}, {PT_FORMAT_MAX_HEADER + 2, 2, 0}, {128, 2, 0}};
     static const pt_memory source = {allocate, release, NULL};
-    void *memory = malloc(pt_pool_size(classes, 2));
+    void *memory = malloc(pt_pool_size(classes, 3));
     EXPECT(memory != NULL);
-    pt_pool *pool = pt_pool_init(memory, classes, 2, 0, &source);
+    pt_pool *pool = pt_pool_init(memory, classes, 3, 0, &source);
 
     read_every_cut(pool);
     read_two_forms_at_every_cut(pool);
     read_long_headers(pool);
+    for (enum memory_way way = GRANTED; way <= LENT; way++)
+        read_long_and_short_forms_at_every_cut(pool, way);
+    borrow_for_long_headers_alone(pool);
     for (size_t cut = 1; cut <= 9; cut++) {
         stop_at_every_frame(pool, PT_ERR_WOULD_BLOCK, cut);
         stop_at_every_frame(pool, PT_ERR_CRC, cut);
@@ -334,6 +533,7 @@ int main(void)
     }
     lend_what_the_pool_refused(pool);
     end_at_every_fault(pool);
+    end_at_every_fault_of_a_long_header(pool);
 
     pt_ingest untouched;
     memset(&untouched, 0, sizeof untouched);

@@ -318,6 +318,29 @@ static void feed_hello(size_t from, size_t to, int broken)
     CHECK_EQUAL(code == PT_OK, one.state != PT_INGEST_INIT);
 }
 
+static int refuse_header(const uint8_t *header, pt_frame *frame)
+{
+    (void)header, (void)frame;
+    return PT_ERR_VERSION;
+}
+
+/* In PAYLOAD nothing but a long header is judged: of other frames the header was, and the rest is
+ * when it is COMPLETE. */
+static void fail_in_a_long_header(void)
+{
+    static const pt_format format = {.read_header = refuse_header,
+                                     .header_size = PT_FORMAT_MAX_HEADER};
+    static const uint8_t header[PT_FORMAT_MAX_HEADER];
+    const pt_sink sink = {.frame = take_within, .context = NULL, .room = UINT32_MAX};
+    size_t consumed;
+    pt_ingest_cleanup(&one);
+    pt_ingest_init(&one, &format, pair_pool, 100, 7);
+    CHECK_EQUAL(pt_ingest_feed(&one, header, sizeof header - 1, &sink, &consumed), PT_OK);
+    CHECK_EQUAL(one.state, PT_FORMAT_MAX_HEADER > PT_INGEST_HEADER_ROOM ? PT_INGEST_WAIT_PAYLOAD
+                                                                        : PT_INGEST_WAIT_HEADER);
+    CHECK_EQUAL(pt_ingest_feed(&one, header, 1, &sink, &consumed), PT_ERR_VERSION);
+}
+
 static void enter_ingest(uint8_t state)
 {
     pair_pool = memory_open_pool(&account, classes, 2, 0);
@@ -335,7 +358,9 @@ static int take_ingest_step(uint8_t state, uint8_t step)
     const size_t held = held_in[state];
     step_within = state == PT_INGEST_COMPLETE ? step : PT_INGEST_STEP_HAND_ON;
     state_within = one.state;
-    if (step == PT_INGEST_STEP_FAIL || state == PT_INGEST_COMPLETE)
+    if (step == PT_INGEST_STEP_FAIL && state == PT_INGEST_WAIT_PAYLOAD)
+        fail_in_a_long_header();
+    else if (step == PT_INGEST_STEP_FAIL || state == PT_INGEST_COMPLETE)
         feed_hello(held, sizeof hello, step == PT_INGEST_STEP_FAIL);
     else if (step == PT_INGEST_STEP_INIT)
         pt_ingest_init(&one, pt_message_format(0), pair_pool, 100, 7);
@@ -364,7 +389,7 @@ static void each_step_in_each_state_does_what_the_table_says(void)
                                        /* init, stage, fill, hand on, fail, cleanup */
                                        "1----0", /* INIT */
                                        "!2db00", /* WAIT_HEADER */
-                                       "!-3ba0", /* WAIT_PAYLOAD */
+                                       "!-3b00", /* WAIT_PAYLOAD */
                                        "!!!10!", /* COMPLETE */
                                    }};
     check_pairs(&ingest);

@@ -125,7 +125,7 @@ def test_without_assertions_a_buffer_returned_wrongly_is_refused(build, mistake)
 
 
 def test_the_receiving_machine_takes_any_format(standard_programs):
-    """Contracts and batches will come with formats of their own: headers of 1 to 16 bytes, with and
+    """Contracts and batches will come with formats of their own: headers of 1 to 64 bytes, with and
     without trailer."""
     assert standard_programs.run("ingest_formats") == ""
 
