@@ -124,6 +124,7 @@ static void *be_busy(void *unused)
     pt_context *context = calloc(1, sizeof *context);
     pt_link *links = calloc(2, sizeof *links);
     pt_event *events = calloc(EVENTS, sizeof *events);
+    pt_source *ready[PT_IO_BUDGET];
     uint8_t *buffer = malloc(PT_RECEIVE_BUFFER_SIZE);
     void *platform = malloc(pt_posix_ops()->size(&setup));
     int32_t error = 0;
@@ -131,7 +132,7 @@ static void *be_busy(void *unused)
     EXPECT(context && links && events && buffer && platform);
     EXPECT(pt_posix_ops()->init(platform, &setup, &error) == PT_OK);
     EXPECT(pt_context_init(context, pt_posix_ops(), platform, pool, buffer, PT_RECEIVE_BUFFER_SIZE,
-                           PT_IO_BUDGET) == PT_OK);
+                           ready, PT_IO_BUDGET) == PT_OK);
     EXPECT(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, ends) == 0);
     for (uint32_t end = 0; end < 2; end++)
         EXPECT(pt_link_open(context, &links[end], ends[end], end + 1, NULL, PT_POSIX_PIPELINE_DEPTH,

@@ -259,7 +259,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         _seconds(0.0, 3600.0, "Longest wait for unsent messages when a link or the node closes."),
     ] = 5.0
     io_budget: Annotated[
-        int, _count(1, 16, "links", "Ready links served in one turn of the loop.")
+        int, _count(1, 1_024, "links", "Ready links served in one turn of the loop.")
     ] = 16
 
     def __post_init__(self) -> None:

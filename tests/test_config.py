@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peertalk._core import load
+from peertalk._numbers import IO_BUDGET, IO_BUDGET_MAX
 from peertalk.config import (
+    CORES,
     PROFILES,
     Config,
     Setting,
@@ -96,6 +98,22 @@ def test_the_embedded_profile_is_the_lowmem_core_and_its_limits():
         "pipeline_depth": core.limits.pipeline_depth,
     }
     assert all(preset == limits for preset in PROFILES.values())
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_the_budget_of_a_turn_has_the_bounds_of_every_core(core):
+    """The numbers stand in two places, and a node of the lowmem core is refused nothing later."""
+    setting = BY_NAME["io_budget"]
+    bounds = (setting.minimum, setting.default, setting.maximum)
+    assert bounds == (1, IO_BUDGET, IO_BUDGET_MAX) == (1, 16, 1_024)
+    for budget in bounds:
+        assert Config(core=core, io_budget=budget).io_budget == budget
+        load(core).Loop(io_budget=budget).close()
+    for wrong in (0, 1_025):
+        with pytest.raises(InvalidArgument, match=r"io_budget.* 1 to 1,024 links"):
+            Config(core=core, io_budget=wrong)
+        with pytest.raises(InvalidArgument, match=r"a turn serves 1 to 1,024"):
+            load(core).Loop(io_budget=wrong)
 
 
 def test_a_config_built_directly_guesses_its_sources():

@@ -66,7 +66,8 @@
 #endif
 
 #define PT_PIPELINE_MAX_DEPTH 64 /* slots of one link; bounds the gathered write too */
-#define PT_IO_BUDGET          16 /* ready links served in one turn */
+#define PT_IO_BUDGET          16 /* ready links served in one turn, unless a loop has another ... */
+#define PT_IO_BUDGET_MAX      1024 /* ... of at most so many */
 #define PT_REST_MS       50   /* a link that sent nothing for so long gives its slot buffers back */
 #define PT_NOTES_REST_MS 1000 /* ... and after so long the memory of its notes */
 #define PT_SLOT_SHARE    2    /* slot buffers of one whole frame that each link may always have */

@@ -99,7 +99,7 @@ void pt_context_remove_source(pt_context *context, pt_source *source)
 
 void pt_context_ready(pt_context *context, pt_source *source)
 {
-    PT_ASSERT(context->ready_count <= context->io_budget && context->io_budget <= PT_IO_BUDGET);
+    PT_ASSERT(context->ready_count <= context->io_budget && context->io_budget <= PT_IO_BUDGET_MAX);
     if (source->queued || context->ready_count >= context->io_budget)
         return;
     PT_ASSERT(source->place != NULL);
@@ -112,10 +112,10 @@ void pt_context_ready(pt_context *context, pt_source *source)
 
 int pt_context_init(pt_context *context, const pt_platform_ops *ops, void *platform_data,
                     pt_pool *pool, uint8_t *receive_buffer, uint32_t receive_buffer_size,
-                    uint32_t io_budget)
+                    pt_source **ready, uint32_t io_budget)
 {
-    if (context == NULL || ops == NULL || pool == NULL || receive_buffer == NULL ||
-        io_budget == 0 || io_budget > PT_IO_BUDGET ||
+    if (context == NULL || ops == NULL || pool == NULL || receive_buffer == NULL || ready == NULL ||
+        io_budget == 0 || io_budget > PT_IO_BUDGET_MAX ||
         receive_buffer_size < PT_FRAME_OVERHEAD + PT_FRAME_MAX_PAYLOAD ||
         receive_buffer_size > INT32_MAX || ops->ticks_per_second == 0)
         return PT_ERR_INVALID_PARAM;
@@ -126,6 +126,7 @@ int pt_context_init(pt_context *context, const pt_platform_ops *ops, void *platf
     context->pool = pt_pool_join(pool);
     context->receive_buffer = receive_buffer;
     context->receive_buffer_size = receive_buffer_size;
+    context->ready = ready;
     context->io_budget = io_budget;
     for (int kind = 0; kind < PT_LINES; kind++)
         context->lines[kind].end = &context->lines[kind].first;

@@ -206,7 +206,7 @@ int pt_loop_wait(pt_context *context, int timeout_ms)
 }
 
 #if PT_ASSERTIONS
-/* What holds between two turns: of as many links as a turn serves, the newest. */
+/* What holds between two turns: of as many links as a turn serves by default, the newest. */
 static void check(const pt_context *context)
 {
     pt_wheel_check(&context->wheel);

@@ -58,11 +58,12 @@ typedef struct pt_event {
 } pt_event;
 
 /* Make a context in the caller's memory. receive_buffer: at least PT_FRAME_OVERHEAD +
- * PT_FRAME_MAX_PAYLOAD bytes. platform_data: made ready for ops. io_budget: 1 .. PT_IO_BUDGET. The
- * pool's largest class must hold a whole frame. Returns PT_OK or PT_ERR_INVALID_PARAM. */
+ * PT_FRAME_MAX_PAYLOAD bytes. platform_data: made ready for ops. io_budget: 1 .. PT_IO_BUDGET_MAX.
+ * ready: io_budget places, for the sources of a turn, kept until cleanup. The pool's largest class
+ * must hold a whole frame. Returns PT_OK or PT_ERR_INVALID_PARAM. */
 int pt_context_init(pt_context *context, const pt_platform_ops *ops, void *platform_data,
                     pt_pool *pool, uint8_t *receive_buffer, uint32_t receive_buffer_size,
-                    uint32_t io_budget);
+                    pt_source **ready, uint32_t io_budget);
 
 /* Forget everything. Links must have been closed; returns PT_ERR_INVALID_STATE (and does nothing)
  * while one is not. What is called with the context afterwards is refused: a send or a drain with
@@ -101,10 +102,11 @@ int pt_loop_next_timeout(pt_context *context);
 void pt_loop_wake(pt_context *context);
 
 /* The plain sink, for callers without the border: records every frame as PT_EVENT_FRAME in its own
- * array; payloads are copied into buffer, one behind the other, and offset says where. It is never
- * full when buffer_size >= room + PT_IO_BUDGET whole frames and capacity >= room /
- * PT_COMPACT_HEADER_SIZE (the smallest frame) + PT_IO_BUDGET; PT_ERR_INTERNAL, which ends the link,
- * if it is all the same. */
+ * array; payloads are copied into buffer, one behind the other, and offset says where. A frame that
+ * began in an earlier turn counts in room with its rest alone, and each link may have one. So it is
+ * never full when buffer_size >= room + a whole frame for each link, and capacity >= room /
+ * PT_COMPACT_HEADER_SIZE (the smallest frame) + one for each link; PT_ERR_INTERNAL, which ends the
+ * link, if it is all the same. */
 typedef struct pt_plain_sink {
     pt_event *events;
     uint8_t *buffer;

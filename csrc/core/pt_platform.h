@@ -186,7 +186,7 @@ struct pt_context {
     uint32_t receive_buffer_size;
     uint32_t io_budget; /* sources served in one turn */
     uint32_t ready_count;
-    pt_source *ready[PT_IO_BUDGET]; /* of this turn */
+    pt_source **ready;      /* of this turn; io_budget places, the caller's */
     uint32_t turn_messages; /* accepted since the last turn, all links: see pt_link_send() */
     uint32_t turn_bytes;
     uint32_t work_left;     /* units that this turn may still bring: see PT_TURN_MAX_WORK */

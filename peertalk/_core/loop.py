@@ -27,7 +27,8 @@ from peertalk._core.values import READ, WRITE, LoopStatistics, PoolStatistics
 Event: TypeAlias = tuple[int, int, Any, Any]
 
 EVENT_CAPACITY = 256
-"""Events that one turn reports beside its frames; at least 4 for each ready source."""
+"""Events that one turn reports beside its frames, unless its budget needs more: 4 for each ready
+source, and 4."""
 POLL_SOURCES = 4_096
 """Links and watches that poll(2) waits for at most."""
 
@@ -36,7 +37,7 @@ class Loop:
     """The engine: links, watches and timers of one thread, and one turn of waiting and working.
 
     Args:
-        io_budget: ready sources served in one turn, 1 to 16.
+        io_budget: ready sources served in one turn, 1 to 1,024.
         pool: lends what the links need, by loop_pool() as a rule. Several loops may have one pool,
             each on a thread of its own; the pool lives for as long as one of them does. None: a
             pool of its own.
@@ -79,7 +80,6 @@ class Loop:
         self._binding = binding
         self._ffi = ffi = binding.ffi
         self._lib = lib = binding.lib
-        size = int(lib.PT_RECEIVE_BUFFER_SIZE)
         _check_bounds(lib, io_budget)
         self._ops = ops = _ops_for(binding, platform, simulator, host)
         self.platform = platform
@@ -89,8 +89,9 @@ class Loop:
         self._pool = loop_pool(binding) if pool is None else pool
         _check_pool(binding, self._pool)
         self._context = ffi.new("pt_context *")
-        self._events = ffi.new("pt_event[]", EVENT_CAPACITY)
-        receive_buffer = _receive_buffer(ffi, size)
+        self._events = ffi.new("pt_event[]", max(EVENT_CAPACITY, 4 * io_budget + 4))
+        self._ready = ffi.new("pt_source *[]", io_budget)
+        receive_buffer = _receive_buffer(ffi, int(lib.PT_RECEIVE_BUFFER_SIZE))
         setup = self._setup(epoll, push, send_limit)
         self._platform: Any = ffi.new("uint64_t[]", (ops.size(setup) + 7) // 8)
         self._memory = (
@@ -100,6 +101,7 @@ class Loop:
             self._pool._account,
             receive_buffer,
             self._events,
+            self._ready,
             lib,
         )
         self._links: dict[Link, None] = {}
@@ -109,7 +111,7 @@ class Loop:
         self._armed_limit = 64
         self._wake_lock = threading.Lock()
         self._turn: Callable[[list[Event]], int] = self._bind_turn()
-        self._open(setup, receive_buffer, io_budget)
+        self._open(setup, receive_buffer)
         self._closed = False
         self.move_here()
 
@@ -128,7 +130,7 @@ class Loop:
             setup.send_limit = self._binding.limited("send_limit", send_limit, 2**31)
         return setup
 
-    def _open(self, setup: Any, receive_buffer: Any, io_budget: int) -> None:
+    def _open(self, setup: Any, receive_buffer: Any) -> None:
         """What may fail and must be undone: the descriptors of the platform, or its place on a
         network, then the context on top of them."""
         system_error = self._ffi.new("int32_t *")
@@ -146,7 +148,8 @@ class Loop:
             self._pool._door,
             receive_buffer,
             len(receive_buffer),
-            io_budget,
+            self._ready,
+            len(self._ready),
         )
         if code != 0:
             self._end_platform()
@@ -168,7 +171,7 @@ class Loop:
             int(self._ffi.cast("uintptr_t", pointer)) for pointer in (self._context, self._events)
         )
         turn: Callable[[list[Event]], int] = self._binding.border.bind_loop(
-            context, events, EVENT_CAPACITY, self._memory
+            context, events, len(self._events), self._memory
         )
         return turn
 
@@ -396,7 +399,7 @@ class Loop:
         wheel, slot, link = map(ffi.sizeof, ("pt_wheel", "pt_send_slot", "pt_link"))
         fixed = {
             "context": ffi.sizeof("pt_context") - wheel,
-            "loop": ffi.sizeof(self._events) + ffi.sizeof(self._platform),
+            "loop": sum(map(ffi.sizeof, (self._events, self._ready, self._platform))),
             "wheel": wheel,
             "receive buffer": self._context.receive_buffer_size,
         }
@@ -505,9 +508,9 @@ def _receive_buffer(ffi: Any, size: int) -> Any:
 
 
 def _check_bounds(lib: Any, io_budget: int) -> None:
-    if not 1 <= io_budget <= lib.PT_IO_BUDGET:
+    if not 1 <= io_budget <= lib.PT_IO_BUDGET_MAX:
         raise errors.InvalidArgument(
-            f"io_budget of {io_budget} sources: a turn serves 1 to {lib.PT_IO_BUDGET}"
+            f"io_budget of {io_budget:,} sources: a turn serves 1 to {lib.PT_IO_BUDGET_MAX:,}"
         )
 
 

@@ -356,6 +356,7 @@ static const pt_pool_class classes[] = {{64, 64, 0}, {FRAME_SIZE, 32, 0}, {SLOT_
 static memory_account account;
 static pt_pool *pool;
 static pt_context context;
+static pt_source *ready_sources[PT_IO_BUDGET];
 static pt_link links[ENDS];
 static pt_send_slot slots[ENDS][DEPTH];
 static uint8_t *receive_buffer;
@@ -464,7 +465,7 @@ static inline void open_world(const pt_platform_ops *ops, int pairs)
     receive_buffer = malloc(receive_buffer_size);
     REQUIRE(receive_buffer != NULL);
     REQUIRE(pt_context_init(&context, ops, &here, pool, receive_buffer, receive_buffer_size,
-                            PT_IO_BUDGET) == PT_OK);
+                            ready_sources, PT_IO_BUDGET) == PT_OK);
     for (int end = 0; end < 2 * pairs; end++)
         REQUIRE(pt_link_open(&context, &links[end], end, (uint32_t)end, slots[end], DEPTH,
                              SLOT_SIZE, 1, 1024, pt_message_format(0)) == PT_OK);

@@ -13,6 +13,7 @@
 
 static const pt_pool_class classes[] = {{64, 64, 0}, {1040, 32, 0}, {8204, 8, 0}};
 static pt_context context;
+static pt_source *ready[PT_IO_BUDGET];
 static pt_link links[2];
 static pt_send_slot slots[2][2];
 static uint8_t receive_buffer[PT_FRAME_OVERHEAD + PT_FRAME_MAX_PAYLOAD];
@@ -49,7 +50,7 @@ static void messages_arrive_and_both_sides_end(void)
     REQUIRE(pipe(there) == 0 && pipe(back) == 0);
     pt_pipe_pair pairs[2] = {{back[0], there[1]}, {there[0], back[1]}};
     REQUIRE(pt_context_init(&context, pt_pipes_ops(), NULL, pool, receive_buffer,
-                            sizeof receive_buffer, PT_IO_BUDGET) == PT_OK);
+                            sizeof receive_buffer, ready, PT_IO_BUDGET) == PT_OK);
     for (uint32_t end = 0; end < 2; end++)
         REQUIRE(pt_link_open(&context, &links[end], (intptr_t)&pairs[end], end, slots[end], 2, 1040,
                              1, 1024, pt_message_format(0)) == PT_OK);

@@ -68,11 +68,12 @@ static void a_system_without_memory_ends_no_link(void)
     static pt_link links[2];
     static pt_send_slot slots[2][2];
     static pt_event events[4 * PT_IO_BUDGET + 4];
+    static pt_source *ready[PT_IO_BUDGET];
     int ends[2];
     REQUIRE(memory != NULL && platform != NULL && buffer != NULL && pool != NULL);
     REQUIRE(pt_posix_init(platform, &setup, &error) == PT_OK);
     REQUIRE(pt_context_init(&context, pt_posix_ops(), platform, pool, buffer,
-                            PT_RECEIVE_BUFFER_SIZE, PT_IO_BUDGET) == PT_OK);
+                            PT_RECEIVE_BUFFER_SIZE, ready, PT_IO_BUDGET) == PT_OK);
     REQUIRE(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, ends) == 0);
     for (uint32_t end = 0; end < 2; end++)
         REQUIRE(pt_link_open(&context, &links[end], ends[end], end + 1, slots[end], 2,

@@ -174,6 +174,7 @@ static pt_send_slot slots[PT_SEND_PIPELINE_DEPTH];
 static uint8_t receive_buffer[PT_FRAME_OVERHEAD + PT_FRAME_MAX_PAYLOAD];
 static uint8_t payload[1024];
 static pt_event events[EVENTS], frames[1];
+static pt_source *ready[1];
 static pt_plain_sink plain = {.events = frames, .capacity = 1};
 static pt_sink sink;
 static int result, count;
@@ -212,7 +213,7 @@ int main(void)
 
     pt_pool *pool = pt_pool_init(pool_memory, classes, 1, 0, &source);
     if (pool == NULL || pt_context_init(&context, &ops, NULL, pool, receive_buffer,
-                                        sizeof receive_buffer, 1) != PT_OK)
+                                        sizeof receive_buffer, ready, 1) != PT_OK)
         return 2;
     if (pt_link_open(&context, &link, 0, 0, slots, PT_SEND_PIPELINE_DEPTH, PT_SLOT_BUFFER_SIZE, 0,
                      PT_FRAME_MAX_PAYLOAD, pt_message_format(0)) != PT_OK)

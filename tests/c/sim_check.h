@@ -70,6 +70,7 @@ typedef struct node {
     uint8_t *frames;
     pt_event frame_events[512];
     pt_event events[EVENTS];
+    pt_source *ready[PT_IO_BUDGET];
     int32_t handle;
     int host;
     const pt_platform_ops *ops;
@@ -99,7 +100,7 @@ static void make_node(node *made, pt_sim *sim, const pt_platform_ops *ops, uint3
     made->receive_buffer = malloc(PT_RECEIVE_BUFFER_SIZE);
     made->frames = malloc(1 << 19);
     CHECK(pt_context_init(&made->context, ops, made->platform, made->pool, made->receive_buffer,
-                          PT_RECEIVE_BUFFER_SIZE, PT_IO_BUDGET) == PT_OK);
+                          PT_RECEIVE_BUFFER_SIZE, made->ready, PT_IO_BUDGET) == PT_OK);
 }
 
 static void open_link(node *of, int32_t handle, uint8_t depth, int packing)

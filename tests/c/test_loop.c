@@ -499,18 +499,21 @@ static void a_context_refuses_what_it_cannot_work_with(void)
     pt_context other;
     pt_event events[EVENTS];
     const pt_sink sink = {.frame = hear_frame, .context = NULL, .room = UINT32_MAX};
-    CHECK_EQUAL(
-        pt_context_init(&other, &async_ops, NULL, pool, receive_buffer, receive_buffer_size - 1, 1),
-        PT_ERR_INVALID_PARAM);
-    CHECK_EQUAL(
-        pt_context_init(&other, &async_ops, NULL, pool, receive_buffer, receive_buffer_size, 0),
-        PT_ERR_INVALID_PARAM);
-    CHECK_EQUAL(pt_context_init(&other, &async_ops, NULL, pool, receive_buffer, receive_buffer_size,
-                                PT_IO_BUDGET + 1),
+    CHECK_EQUAL(pt_context_init(&other, &async_ops, NULL, pool, receive_buffer,
+                                receive_buffer_size - 1, ready_sources, 1),
                 PT_ERR_INVALID_PARAM);
-    CHECK_EQUAL(
-        pt_context_init(&other, &async_ops, NULL, NULL, receive_buffer, receive_buffer_size, 1),
-        PT_ERR_INVALID_PARAM);
+    CHECK_EQUAL(pt_context_init(&other, &async_ops, NULL, pool, receive_buffer, receive_buffer_size,
+                                ready_sources, 0),
+                PT_ERR_INVALID_PARAM);
+    CHECK_EQUAL(pt_context_init(&other, &async_ops, NULL, pool, receive_buffer, receive_buffer_size,
+                                ready_sources, PT_IO_BUDGET_MAX + 1),
+                PT_ERR_INVALID_PARAM);
+    CHECK_EQUAL(pt_context_init(&other, &async_ops, NULL, NULL, receive_buffer, receive_buffer_size,
+                                ready_sources, 1),
+                PT_ERR_INVALID_PARAM);
+    CHECK_EQUAL(pt_context_init(&other, &async_ops, NULL, pool, receive_buffer, receive_buffer_size,
+                                NULL, 1),
+                PT_ERR_INVALID_PARAM);
     CHECK_EQUAL(pt_loop_turn(&context, 0, events, EVENTS - 1, &sink), PT_ERR_INVALID_PARAM);
     CHECK_EQUAL(pt_link_open(&context, &links[0], 0, 0, slots[0], 0, SLOT_SIZE, 1, 1024,
                              pt_message_format(0)),

@@ -363,7 +363,7 @@ def test_what_failed_while_it_was_made_leaves_nothing_behind(loop, pair):
     "wrong",
     [
         {"io_budget": 0},
-        {"io_budget": 17},
+        {"io_budget": 1_025},
         {"platform": "mactcp"},
         {"pool": "of another core"},
     ],
@@ -374,6 +374,20 @@ def test_a_loop_out_of_bounds_is_refused_without_a_trace(c_core, wrong):
     with pytest.raises(errors.InvalidArgument, match=next(iter(wrong))):
         c_core.Loop(**wrong)
     gc.collect()
+
+
+def test_what_a_turn_needs_follows_the_budget_of_its_loop(c_core):
+    """A node at rest pays for the sources that its turns serve, not for those that they could."""
+    cost = {}
+    for budget in (1, 16, 63, 64, 1_024):
+        loop = c_core.Loop(io_budget=budget)
+        cost[budget] = loop.memory()["loop"][0] + loop.memory()["context"][0]
+        loop.close()
+    place, event = map(loop._ffi.sizeof, ("void *", "pt_event"))
+    assert cost[16] - cost[1] == 15 * place
+    assert cost[63] - cost[16] == 47 * place, "256 events are enough for 63 sources"
+    assert cost[64] - cost[63] == place + 4 * event
+    assert cost[1_024] - cost[63] == 961 * (place + 4 * event)
 
 
 def test_a_core_that_was_not_built_is_an_import_error():

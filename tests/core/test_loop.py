@@ -259,6 +259,47 @@ def test_no_ready_link_is_starved_by_others(bench):
     assert min(served.values()) >= 5, served
 
 
+@pytest.mark.parametrize("budget", [None, 16, 17, 100, 1_024])
+def test_a_turn_serves_as_many_ready_sources_as_its_budget_says(bench, budget):
+    """A hundred links that all have something: sixteen of them by default, all of them in one turn
+    where the application has asked for that. What one turn has left comes in the next."""
+    loop = bench.loop = bench.make_loop(**({} if budget is None else {"io_budget": budget}))
+    raws = [bench.link(tag=tag)[1] for tag in range(100)]
+    for raw in raws:
+        raw.sendall(bench.stream(b"in"))
+    served: list[int] = []
+    while len(served) < 100:
+        batches = bench.of(loop.turn(0.0), BATCH)
+        assert len(batches) == min(budget or 16, 100 - len(served))
+        served += [tag for _, tag, _, _ in batches]
+    assert sorted(served) == list(range(100))
+
+
+def test_the_largest_budget_is_served_to_the_last_source(bench):
+    """As many watches as a turn may serve at most, and some more, all ready at once."""
+    resource = pytest.importorskip("resource")
+    most, more = 1_024, 10
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = most + more + 200
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        pytest.skip(f"did not run: {hard} descriptors at most, and it wants {wanted}")
+    with contextlib.ExitStack() as stack:
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        loop = bench.make_loop(io_budget=most)
+        stack.callback(loop.close)
+        ours, theirs = bench.pair()
+        theirs.sendall(b"x")
+        for tag in range(most + more):
+            watched = os.dup(ours.fileno())
+            stack.callback(os.close, watched)
+            loop.watch(watched, tag, READ)
+        ready = [bench.of(loop.turn(0.0), READY) for _ in range(2)]
+        assert len(ready[0]) == most and len(ready[1]) >= more
+        assert {tag for each in ready for _, tag, _, _ in each} == set(range(most + more))
+
+
 def test_links_beyond_the_budget_are_told_of_all_the_same(bench):
     """Two hundred links with something to report at once: none is forgotten."""
     made = [bench.link(tag=tag) for tag in range(200)]
@@ -314,7 +355,7 @@ def test_statistics_say_what_happened(bench):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"io_budget": 0}, {"io_budget": 17}, {"platform": "vms"}],
+    [{"io_budget": 0}, {"io_budget": 1_025}, {"platform": "vms"}],
 )
 def test_a_loop_has_bounds(core, wrong):
     """Said before anything is made."""

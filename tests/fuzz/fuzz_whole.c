@@ -366,7 +366,7 @@ static void begin(uint8_t kind, pt_pool *pool, uint8_t *buffer, uint32_t size)
     ops.tcp_send_async = kind & 0x40 ? NULL : start_sending;
     ops.poll_send_completions = kind & 0x40 ? NULL : poll;
     ops.unacknowledged = kind & 0x80 ? unacknowledged : NULL;
-    EXPECT(pt_context_init(&context, &ops, NULL, pool, buffer, size, 2) == PT_OK);
+    EXPECT(pt_context_init(&context, &ops, NULL, pool, buffer, size, ready, 2) == PT_OK);
     ledger.depth = (kind >> 2 & 3) + 1;
     for (int index = 1; index >= 0; index--)
         EXPECT(pt_link_open(&context, &links[index], index, TAG + (uint32_t)index,

@@ -92,6 +92,7 @@ static uint64_t ends[FRAMES * 2]; /* the position behind each message that was w
 static uint8_t written[WRITTEN];
 static size_t written_len, written_at; /* at: where the frame begins that is not whole */
 static pt_context context;
+static pt_source *ready[2];
 static pt_link links[2]; /* the second one never hears or says anything */
 static pt_send_slot slots[2][DEPTH];
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from peertalk import _core, errors
 from peertalk._core.binding import simulation
-from peertalk._core.values import DISCONNECT, READ, READY, TIMER, WRITE
+from peertalk._core.values import BATCH, DISCONNECT, READ, READY, TIMER, WRITE
 from peertalk._numbers import (
     ERR_CONNECTION_CLOSED,
     ERR_MESSAGE_TOO_LARGE,
@@ -168,6 +168,33 @@ def test_what_a_world_puts_on_the_wire_is_read_by_the_scripted_original(c_core, 
     assert numbers == list(range(len(numbers))) and frames[-2].sequence == 0
     assert loop.violations() == []
     link.close()
+    loop.close()
+    sim.close()
+
+
+@pytest.mark.parametrize("budget", [16, 1_024])
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_turn_serves_as_many_sources_as_its_budget_says(c_core, world, budget):
+    """The simulated worlds collect what is ready by themselves: forty links in one turn, or in
+    three."""
+    count = 40
+    sim = c_core.Simulator(4, preset="classic")
+    a, b = sim.add_host("a"), sim.add_host("b")
+    loop = c_core.Loop(platform=world, simulator=sim, host=b, io_budget=budget)
+    listener = b.listen(7_354)
+    for tag in range(count):
+        dialled = a.dial(b.address, 7_354)
+        while dialled.outcome() == ERR_WOULD_BLOCK or not listener.ready:
+            assert sim.step()
+        loop.open_link(listener.accept().fileno(), tag)
+        assert dialled.send(c_core.encode_frame(classic.DATA, b"in")) > 0
+    sim.advance(sim.now_ns + 60_000 * MS)
+    turns = []
+    while loop.has_work():
+        turns.append([tag for kind, tag, _, _ in loop.turn(0.0) if kind == BATCH])
+    assert [len(each) for each in turns if each] == ([16, 16, 8] if budget == 16 else [count])
+    assert {tag for each in turns for tag in each} == set(range(count))
+    assert loop.violations() == []
     loop.close()
     sim.close()
 

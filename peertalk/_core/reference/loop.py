@@ -40,6 +40,7 @@ from peertalk._numbers import (
     FRAME_MAX_PAYLOAD,
     FRAME_OVERHEAD,
     IO_BUDGET,
+    IO_BUDGET_MAX,
     LINK_MAX_WORK,
     POOL_REST_MS,
     POSIX_SLOT_SIZE,
@@ -85,7 +86,7 @@ class Loop:
     """The engine of the reference core; the same surface as the C loop.
 
     Args:
-        io_budget: ready sources served in one turn, 1 to 16.
+        io_budget: ready sources served in one turn, 1 to 1,024.
         pool: lends what the links need. Several loops may have one pool, each on a thread of its
             own; the pool lives for as long as one of them does. None: a pool of its own.
         platform: "posix", or "posix_plain" where each slot is written by a blocking send.
@@ -513,9 +514,9 @@ def _clock() -> int:
 
 
 def _check(io_budget: int, platform: str) -> None:
-    if not 1 <= io_budget <= IO_BUDGET:
+    if not 1 <= io_budget <= IO_BUDGET_MAX:
         raise errors.InvalidArgument(
-            f"io_budget of {io_budget} sources: a turn serves 1 to {IO_BUDGET}"
+            f"io_budget of {io_budget:,} sources: a turn serves 1 to {IO_BUDGET_MAX:,}"
         )
     if platform not in ("posix", "posix_plain"):
         raise errors.InvalidArgument(f"platform {platform!r}: there are 'posix' and 'posix_plain'")
