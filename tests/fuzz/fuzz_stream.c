@@ -7,18 +7,20 @@
  * sink stop after the next frame, 0x80 lends a buffer when a cut frame found none. The script is
  * gone through twice; then everything is granted, so that the end is reached. Full frames whose CRC
  * field reads 0xBEEF get a true one before they are fed, so that the fuzzer need not guess
- * checksums.
+ * checksums. With 128 more in the first byte the stream has the format of named_forms.h.
  */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "named_forms.h"
 #include "pt_crc.h"
 #include "pt_ingest.h"
 
 #define MAX_PAYLOAD 600u
 #define MAX_STREAM  4096u
-#define MAX_FRAMES  (MAX_STREAM / PT_COMPACT_HEADER_SIZE + 1)
+#define MAX_FRAMES  (MAX_STREAM / 3 + 1) /* a frame of form C may have 3 bytes */
+#define MAX_NAMED   200u                 /* payload bytes of named forms */
 
 #define EXPECT(condition) ((condition) ? (void)0 : __builtin_trap())
 
@@ -183,27 +185,32 @@ static void feed_in_pieces(pt_ingest *ingest, pt_pool *pool, record *seen, const
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    if (size < 2 || (size_t)data[0] + 1 > size || data[0] == 0)
+    size_t script_len = size != 0 ? data[0] & 0x7F : 0;
+    if (script_len == 0 || script_len + 1 > size)
         return 0;
     const uint8_t *script = data + 1;
-    size_t script_len = data[0];
+    int is_named = data[0] >> 7;
+    const pt_format *format = is_named ? &form_a : pt_message_format(0);
+    uint32_t max_payload = is_named ? MAX_NAMED : MAX_PAYLOAD;
     size_t len = size - 1 - script_len;
     if (len > MAX_STREAM)
         len = MAX_STREAM;
     static uint8_t stream[MAX_STREAM];
     memcpy(stream, script + script_len, len);
-    mend_checksums(stream, len);
+    if (!is_named)
+        mend_checksums(stream, len);
 
-    static const pt_pool_class classes[] = {{32, 2, 0}, {MAX_PAYLOAD + PT_FRAME_OVERHEAD, 2, 0}};
+    static const pt_pool_class classes[] = {
+        {32, 2, 0}, {PT_FORMAT_MAX_HEADER + 2, 2, 0}, {MAX_PAYLOAD + PT_FRAME_OVERHEAD, 2, 0}};
     static const pt_memory source = {allocate, release, NULL};
-    void *memory = malloc(pt_pool_size(classes, 2));
+    void *memory = malloc(pt_pool_size(classes, 3));
     EXPECT(memory != NULL);
-    pt_pool *pool = pt_pool_init(memory, classes, 2, 0, &source);
+    pt_pool *pool = pt_pool_init(memory, classes, 3, 0, &source);
     pt_ingest ingest = {0};
     size_t consumed;
 
     forget_all(&whole);
-    pt_ingest_init(&ingest, pt_message_format(0), pool, MAX_PAYLOAD, 7);
+    pt_ingest_init(&ingest, format, pool, max_payload, 7);
     whole.code = feed(&ingest, &whole, stream, len, &consumed);
     whole.end = consumed;
     EXPECT(whole.code != PT_ERR_BACKPRESSURE && whole.code != PT_ERR_WOULD_BLOCK);
@@ -219,7 +226,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     pt_ingest_cleanup(&ingest);
 
     forget_all(&pieces);
-    pt_ingest_init(&ingest, pt_message_format(0), pool, MAX_PAYLOAD, 7);
+    pt_ingest_init(&ingest, format, pool, max_payload, 7);
     feed_in_pieces(&ingest, pool, &pieces, stream, len, script, script_len);
     EXPECT(pieces.code == whole.code);
     EXPECT(pieces.code != PT_OK || pt_ingest_partial_len(&ingest) == partial_len);
