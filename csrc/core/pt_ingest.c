@@ -139,11 +139,16 @@ static inline int is_long(const pt_format *form)
 
 /* Move the first held bytes of a cut frame into staging memory of size bytes, where frame_len bytes
  * are waited for at first. PT_ERR_BACKPRESSURE changes nothing. */
-static inline int begin_staging(pt_ingest *ingest, const uint8_t *start, uint32_t held,
-                                uint32_t frame_len, uint32_t size)
+static inline int begin_staging(pt_ingest *ingest, const pt_sink *sink, const uint8_t *start,
+                                uint32_t held, uint32_t frame_len, uint32_t size)
 {
-    if (ingest->staging == NULL)
-        ingest->staging = pt_pool_acquire_share(ingest->pool, size);
+    PT_ASSERT(ingest->staging == NULL);
+    ingest->staging = pt_pool_acquire_share(ingest->pool, size);
+    if (ingest->staging == NULL && sink->spare != NULL) {
+        ingest->staging = *sink->spare;
+        *sink->spare = NULL;
+        ingest->is_spare = 1;
+    }
     if (ingest->staging == NULL)
         return PT_ERR_BACKPRESSURE;
     PT_ASSERT(held <= frame_len && frame_len <= size);
@@ -157,26 +162,27 @@ static inline int begin_staging(pt_ingest *ingest, const uint8_t *start, uint32_
 }
 
 /* The header of a cut frame is whole: judge it, and stage it. */
-static inline int stage_frame(pt_ingest *ingest, const pt_format *form, const uint8_t *header)
+static inline int stage_frame(pt_ingest *ingest, const pt_sink *sink, const pt_format *form,
+                              const uint8_t *header)
 {
     pt_frame frame;
     int code = judge_header(ingest, form, header, &frame);
     if (code != PT_OK)
         return pt_ingest_fail(ingest, code);
     uint32_t frame_len = whole_len(form, &frame);
-    return begin_staging(ingest, header, form->header_size, frame_len, frame_len);
+    return begin_staging(ingest, sink, header, form->header_size, frame_len, frame_len);
 }
 
 /* A long header is cut behind held bytes. It does not say yet how long its frame is, so there must
  * be memory for the longest. */
-static int stage_long_header(pt_ingest *ingest, const pt_format *form, const uint8_t *start,
-                             uint32_t held)
+static int stage_long_header(pt_ingest *ingest, const pt_sink *sink, const pt_format *form,
+                             const uint8_t *start, uint32_t held)
 {
     PT_ASSERT(is_long(form) && held < form->header_size);
     PT_ASSERT(held >= ingest->format->start_size);
 
     const pt_frame longest = {.payload_len = ingest->max_payload};
-    return begin_staging(ingest, start, held, form->header_size, whole_len(form, &longest));
+    return begin_staging(ingest, sink, start, held, form->header_size, whole_len(form, &longest));
 }
 
 /* Fill up a cut header from data as far as it goes: at first the bytes that tell its form, then,
@@ -207,6 +213,23 @@ static int read_long_header(pt_ingest *ingest, const pt_format *form)
     ingest->frame_len = whole_len(form, &frame);
     PT_ASSERT(ingest->frame_len <= pt_pool_buffer_size(ingest->staging));
     return PT_OK;
+}
+
+/* The frame that lay in the sink's spare buffer was handed on within one feed: the buffer goes back
+ * to the sink, which needs it again, and not to the pool, where it would be lost to others. It is
+ * wiped as the pool wipes. */
+static void return_spare(pt_ingest *ingest, const pt_sink *sink)
+{
+    PT_ASSERT(ingest->staging != NULL);
+    PT_ASSERT(*sink->spare == NULL);
+
+    memset(ingest->staging, 0, ingest->staged_len);
+    *sink->spare = ingest->staging;
+    ingest->staging = NULL;
+    ingest->is_spare = 0;
+    ingest->staged_len = 0;
+    ingest->frame_len = 0;
+    pt_ingest_move(ingest, PT_INGEST_STEP_HAND_ON, HEADER);
 }
 
 /* Go on with a frame that is staged, behind the first taken bytes of data. As finish_cut_frame().
@@ -240,7 +263,10 @@ static int finish_staged(pt_ingest *ingest, const uint8_t *data, size_t len, con
         return pt_ingest_fail(ingest, code);
     *offset = taken;
     code = pt_ingest_hand_on(ingest, sink, &frame);
-    pt_ingest_start_over(ingest, PT_INGEST_STEP_HAND_ON, HEADER);
+    if (ingest->is_spare)
+        return_spare(ingest, sink);
+    else
+        pt_ingest_start_over(ingest, PT_INGEST_STEP_HAND_ON, HEADER);
     return code;
 }
 
@@ -263,8 +289,8 @@ static int finish_cut_frame(pt_ingest *ingest, const uint8_t *data, size_t len, 
         if (PT_WIDE && form->is_wide)
             return pt_landing_go_on(ingest, data, len, sink, taken, offset);
         int code = is_long(form)
-                       ? stage_long_header(ingest, form, ingest->header, ingest->staged_len)
-                       : stage_frame(ingest, form, ingest->header);
+                       ? stage_long_header(ingest, sink, form, ingest->header, ingest->staged_len)
+                       : stage_frame(ingest, sink, form, ingest->header);
         if (ingest->state == PT_INGEST_WAIT_HEADER)
             ingest->staged_len = held;
         if (code != PT_OK)
@@ -306,16 +332,17 @@ static inline int take_whole_frames(pt_ingest *ingest, const pt_format *form, co
 
 /* Keep the cut frame at the end: len bytes, less than a whole one. Its header, if that is all
  * there, was judged. */
-static int keep_cut_frame(pt_ingest *ingest, const pt_format *form, const uint8_t *data, size_t len)
+static int keep_cut_frame(pt_ingest *ingest, const pt_sink *sink, const pt_format *form,
+                          const uint8_t *data, size_t len)
 {
     PT_ASSERT(ingest->state == HEADER && ingest->staged_len == 0);
     if (len < form->header_size) {
         if (is_long(form) && len >= ingest->format->start_size)
-            return stage_long_header(ingest, form, data, (uint32_t)len);
+            return stage_long_header(ingest, sink, form, data, (uint32_t)len);
         pt_ingest_stage(ingest, ingest->header, PT_INGEST_HEADER_ROOM, data, len);
         return PT_OK;
     }
-    int code = stage_frame(ingest, form, data);
+    int code = stage_frame(ingest, sink, form, data);
     PT_ASSERT(code == PT_OK || code == PT_ERR_BACKPRESSURE);
     if (code == PT_OK)
         pt_ingest_stage(ingest, ingest->staging, ingest->frame_len - ingest->staged_len,
@@ -339,7 +366,7 @@ static int take_rest(pt_ingest *ingest, const uint8_t *data, size_t len, const p
             continue;
         }
         if (form == last) {
-            int code = keep_cut_frame(ingest, form, data + *offset, len - *offset);
+            int code = keep_cut_frame(ingest, sink, form, data + *offset, len - *offset);
             if (code == PT_OK)
                 *offset = len;
             return code;
@@ -403,21 +430,11 @@ int pt_ingest_feed(pt_ingest *ingest, const uint8_t *data, size_t len, const pt_
     }
     if (code == PT_OK && offset < len)
         code = take_rest(ingest, data, len, sink, &offset);
-    if (ingest->state == PT_INGEST_WAIT_HEADER)
-        pt_ingest_give_back(ingest, 0); /* it was lent, and not needed */
+    ingest->is_spare = 0; /* what still lies there is the ingest's */
     PT_ASSERT(offset <= len);
     PT_ASSERT(code != PT_OK || offset == len);
     *consumed = offset;
     return code;
-}
-
-void pt_ingest_lend(pt_ingest *ingest, uint8_t *buffer)
-{
-    PT_ASSERT(ingest->state == PT_INGEST_WAIT_HEADER && ingest->staging == NULL);
-    PT_ASSERT(pt_pool_buffer_size(buffer) >=
-              ingest->format->header_size + ingest->max_payload + ingest->format->trailer_size);
-
-    ingest->staging = buffer;
 }
 
 uint32_t pt_ingest_partial_len(const pt_ingest *ingest)

@@ -37,6 +37,10 @@ typedef struct pt_sink {
     pt_landing *(*land)(void *context, uint32_t tag, uint32_t total);
     /* A message is whole; its landing is the sink's now, whatever this returns. As frame. */
     int (*landed)(void *context, uint32_t tag, pt_landing *landing);
+    /* Where a buffer of the pool lies for the largest frame, or NULL: a cut frame is staged there
+     * when the pool lends nothing. It comes back when that frame is whole within the same feed;
+     * else it is the ingest's. NULL: there is no such place. */
+    uint8_t **spare;
 } pt_sink;
 
 /* A wire format. header: header_size bytes. read_header fills everything of frame but the payload
@@ -80,8 +84,8 @@ enum pt_ingest_step {
 typedef struct pt_ingest {
     const pt_format *format;
     pt_pool *pool;
-    uint8_t *staging;     /* borrowed while a frame is cut behind its header or in a long one, or
-                             lent by pt_ingest_lend(); else NULL, as of a wide frame */
+    uint8_t *staging;     /* borrowed while a frame is cut behind its header or in a long one; else
+                             NULL, as of a wide frame */
     pt_landing *landings; /* that are expected */
     uint32_t staged_len;  /* bytes of the current frame held: in header while PT_INGEST_WAIT_HEADER,
                              else in staging, or where it lands */
@@ -91,6 +95,7 @@ typedef struct pt_ingest {
     uint32_t tag;         /* handed to the sink with each frame */
     uint8_t state;        /* enum pt_ingest_state */
     uint8_t lands;        /* the caller's; 1: wide frames followed each other in the last read */
+    uint8_t is_spare;     /* 1 during a feed: staging is the sink's spare buffer */
     union {
         uint8_t header[PT_INGEST_HEADER_ROOM]; /* PT_INGEST_WAIT_HEADER: as far as it is there */
         struct {
@@ -127,20 +132,15 @@ void pt_ingest_cleanup(pt_ingest *ingest);
  *   before it were handed on; *consumed is where the bad one starts in data (0 also when it began
  *   in an earlier call). The state is INIT, and nothing more is taken. PT_ERR_NO_MEMORY likewise:
  *   the sink has none for a wide frame.
- * - PT_ERR_BACKPRESSURE: no staging buffer for a cut frame; *consumed is where that frame starts
- *   (0 also when its header was cut by an earlier call). Nothing is lost: give the same bytes
- *   again from there, after room was made or with pt_ingest_lend().
+ * - PT_ERR_BACKPRESSURE: no staging buffer for a cut frame, and none to spare; *consumed is where
+ *   that frame starts (0 also when its header was cut by an earlier call). Nothing is lost: give
+ *   the same bytes again from there, after room was made. With a spare buffer it never comes.
  * - PT_ERR_BUSY (work_limit was reached), or what the sink returned: *consumed is behind that
  *   frame; give the rest again.
  * - PT_ERR_INVALID_STATE: in INIT; nothing was consumed.
  */
 int pt_ingest_feed(pt_ingest *ingest, const uint8_t *data, size_t len, const pt_sink *sink,
                    size_t *consumed);
-
-/* Hand over a borrowed buffer that will hold the cut frame for which pt_ingest_feed() just found no
- * memory (its size must be at least header + max_payload + trailer); the ingest gives it back to
- * the pool, at the end of the next feed if that had no use for it. */
-void pt_ingest_lend(pt_ingest *ingest, uint8_t *buffer);
 
 /* Bytes of an unfinished frame that are held now; 0 between frames. */
 uint32_t pt_ingest_partial_len(const pt_ingest *ingest);

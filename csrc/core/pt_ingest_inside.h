@@ -50,9 +50,6 @@ static inline int pt_ingest_hand_on(pt_ingest *ingest, const pt_sink *sink, cons
 
 /* --------------------------------------------------------------------------------- pt_staging.c */
 
-/* Give staging memory back, of which so many bytes were used. */
-void pt_ingest_give_back(pt_ingest *ingest, uint32_t used);
-
 /* Hold nothing of any frame. */
 void pt_ingest_start_over(pt_ingest *ingest, enum pt_ingest_step step, enum pt_ingest_state state);
 

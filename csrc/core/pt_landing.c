@@ -111,7 +111,6 @@ static int begin_wide(pt_ingest *ingest, const pt_sink *sink, const uint8_t *hea
         ingest->payload_bytes -= FIELDS_SIZE; /* they are the header's */
         return pt_ingest_hand_on(ingest, sink, &frame);
     }
-    pt_ingest_give_back(ingest, 0); /* it was lent, and is of no use to this frame */
     pt_landing *landing = find_landing(ingest, sink, &wide, &code);
     if (landing == NULL)
         return pt_ingest_fail(ingest, code);

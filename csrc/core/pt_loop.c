@@ -251,6 +251,7 @@ int pt_loop_turn(pt_context *context, int timeout_ms, pt_event *events, int capa
     PT_ASSERT(context->ready_count <= context->io_budget);
     int count = 0;
     pt_sink room = *sink;
+    room.spare = &context->spare;
     int alone = pt_read_is_alone(context);
     if (context->lines[PT_LINE_HELD].first != NULL)
         pt_read_held(context, &room, alone);

@@ -89,19 +89,11 @@ static void starve(pt_context *context, pt_link *link)
 
 /* Give bytes of the stream to the ingest. PT_OK; PT_ERR_BUSY when the link has had its share of the
  * turn, which *consumed says; or what ends the link. */
-static int feed(pt_context *context, pt_link *link, const uint8_t *data, size_t len,
-                const pt_sink *sink, size_t *consumed)
+static int feed(pt_link *link, const uint8_t *data, size_t len, const pt_sink *sink,
+                size_t *consumed)
 {
     int result = pt_ingest_feed(&link->ingest, data, len, sink, consumed);
-    if (result == PT_ERR_BACKPRESSURE) {
-        PT_ASSERT(context->spare != NULL);
-        pt_ingest_lend(&link->ingest, context->spare);
-        context->spare = NULL;
-        size_t again = 0;
-        result = pt_ingest_feed(&link->ingest, data + *consumed, len - *consumed, sink, &again);
-        PT_ASSERT(result != PT_ERR_BACKPRESSURE);
-        *consumed += again;
-    }
+    PT_ASSERT(result != PT_ERR_BACKPRESSURE);
     return result == PT_ERR_BUSY && *consumed == len ? PT_OK : result;
 }
 
@@ -176,13 +168,13 @@ static void take_apart(pt_context *context, pt_link *link, const uint8_t *data, 
     size_t consumed = 0;
     ingest->work = 0;
     ingest->work_limit = work;
-    int result = feed(context, link, data, len, sink, &consumed);
+    int result = feed(link, data, len, sink, &consumed);
     if (was_held) {
         link->held_at += (uint32_t)consumed;
     } else if (result == PT_ERR_BUSY && !hold(context, link, data + consumed, len - consumed)) {
         size_t rest = 0; /* better a long turn than a lost byte */
         ingest->work_limit = 0;
-        result = feed(context, link, data + consumed, len - consumed, sink, &rest);
+        result = feed(link, data + consumed, len - consumed, sink, &rest);
         consumed += rest;
     }
     count_work(context, link, consumed, sink);

@@ -32,18 +32,12 @@ pt_landing *pt_ingest_into(const pt_ingest *ingest)
     return is_behind_header && ingest->staging == NULL ? ingest->wide.into : NULL;
 }
 
-void pt_ingest_give_back(pt_ingest *ingest, uint32_t used)
-{
-    uint8_t *buffer = ingest->staging;
-    ingest->staging = NULL;
-    if (buffer != NULL)
-        pt_pool_release(ingest->pool, buffer, used);
-}
-
 void pt_ingest_start_over(pt_ingest *ingest, enum pt_ingest_step step, enum pt_ingest_state state)
 {
     pt_landing *into = PT_WIDE ? pt_ingest_into(ingest) : NULL;
-    pt_ingest_give_back(ingest, ingest->state == PT_INGEST_WAIT_HEADER ? 0 : ingest->staged_len);
+    if (ingest->staging != NULL)
+        pt_pool_release(ingest->pool, ingest->staging, ingest->staged_len);
+    ingest->staging = NULL;
     if (into != NULL && into->id == 0)
         into->drop(into);
     ingest->staged_len = 0;

@@ -239,10 +239,10 @@ static void read_long_headers(pt_pool *pool)
     }
 }
 
-enum memory_way { GRANTED, REFUSED_ONCE, LENT };
+enum memory_way { GRANTED, REFUSED_ONCE, SPARED };
 
 /* Feed all of data. Memory is there; or each time the machine asks for some it is refused at first,
- * and then granted or lent. */
+ * and then granted; or there is none but a spare buffer for each feed. */
 static void feed_all(pt_ingest *ingest, pt_pool *pool, const uint8_t *data, size_t len,
                      const pt_sink *sink, enum memory_way way)
 {
@@ -253,11 +253,15 @@ static void feed_all(pt_ingest *ingest, pt_pool *pool, const uint8_t *data, size
         EXPECT(copy != NULL);
         memcpy(copy, data + at, rest);
         uint32_t held = pt_ingest_partial_len(ingest);
+        uint8_t *spare = way == SPARED ? pt_pool_acquire(pool, NAMED_WHOLE) : NULL;
+        pt_sink sparing = *sink;
+        sparing.spare = &spare;
         pt_pool_trim(pool);
-        dry = way == LENT || (way == REFUSED_ONCE && !was_refused);
-        int code = pt_ingest_feed(ingest, copy, rest, sink, &consumed);
+        dry = way == SPARED || (way == REFUSED_ONCE && !was_refused);
+        int code = pt_ingest_feed(ingest, copy, rest, &sparing, &consumed);
         dry = 0;
         free(copy);
+        EXPECT(spare == NULL || pt_pool_release(pool, spare, 0) == PT_OK);
         PT_CHECK(pt_ingest_check(ingest));
         at += consumed;
         was_refused = code == PT_ERR_BACKPRESSURE;
@@ -265,14 +269,9 @@ static void feed_all(pt_ingest *ingest, pt_pool *pool, const uint8_t *data, size
             EXPECT(code == PT_OK && at == len);
             continue;
         }
-        EXPECT(way != GRANTED && ingest->state == PT_INGEST_WAIT_HEADER && at < len);
+        EXPECT(way == REFUSED_ONCE && ingest->state == PT_INGEST_WAIT_HEADER && at < len);
         EXPECT(consumed == 0 || data[at] == ':');
         EXPECT(pt_ingest_partial_len(ingest) == (consumed == 0 ? held : 0) && in_use(pool) == 0);
-        if (way == LENT) {
-            uint8_t *spare = pt_pool_acquire(pool, NAMED_WHOLE);
-            EXPECT(spare != NULL);
-            pt_ingest_lend(ingest, spare);
-        }
     }
 }
 
@@ -360,7 +359,7 @@ static void stop_at_every_frame(pt_pool *pool, int answer, size_t cut)
     pt_ingest_cleanup(&ingest);
 }
 
-static void lend_what_the_pool_refused(pt_pool *pool)
+static void stage_in_the_spare_buffer_what_the_pool_refused(pt_pool *pool)
 {
     static const uint8_t stream[] = "\2ab\5hello";
     record seen = {0};
@@ -375,21 +374,56 @@ static void lend_what_the_pool_refused(pt_pool *pool)
     EXPECT(pt_ingest_feed(&ingest, stream, 5, &sink, &consumed) == PT_ERR_BACKPRESSURE &&
            consumed == 3);
     EXPECT(pt_ingest_partial_len(&ingest) == 0 && ingest.state == PT_INGEST_WAIT_HEADER);
-    pt_ingest_lend(&ingest, spare);
+    sink.spare = &spare;
     EXPECT(pt_ingest_feed(&ingest, stream + 3, 2, &sink, &consumed) == PT_OK && consumed == 2);
-    EXPECT(pt_ingest_partial_len(&ingest) == 2 && in_use(pool) == 1);
+    EXPECT(spare == NULL && pt_ingest_partial_len(&ingest) == 2 && in_use(pool) == 1);
     EXPECT(pt_ingest_feed(&ingest, stream + 5, 4, &sink, &consumed) == PT_OK && consumed == 4);
     expect_text(&seen, "ab|hello|");
-    EXPECT(in_use(pool) == 0);
-
-    /* What was lent and not needed goes back at the end of the feed, and with the machine. */
-    spare = pt_pool_acquire(pool, 101);
-    EXPECT(spare != NULL);
-    pt_ingest_lend(&ingest, spare);
-    EXPECT(pt_ingest_feed(&ingest, stream, 3, &sink, &consumed) == PT_OK && in_use(pool) == 0);
-    pt_ingest_lend(&ingest, pt_pool_acquire(pool, 101));
+    EXPECT(spare == NULL && in_use(pool) == 0); /* it was the ingest's since the first feed ended */
     pt_ingest_cleanup(&ingest);
+    dry = 0;
+}
+
+/* Two frames that are cut, at the beginning and at the end of what one feed brings, need one buffer
+ * after the other. In between it does not lie in the pool, which others may empty. */
+static void stage_two_frames_in_one_spare_buffer(pt_pool *pool)
+{
+    uint8_t named[3 * NAMED_WHOLE];
+    size_t len = put_named(named, 'A', "hello");
+    len += put_named(named + len, 'A', "abc");
+    record seen = {0};
+    uint8_t *spare = pt_pool_acquire(pool, NAMED_WHOLE);
+    const uint8_t *place = spare;
+    pt_sink sink = {.frame = note, .context = &seen, .room = UINT32_MAX, .spare = &spare};
+    pt_ingest ingest = {0};
+    size_t consumed;
+    EXPECT(spare != NULL);
+    pt_pool_trim(pool);
+    dry = 1;
+    pt_ingest_init(&ingest, &form_a, pool, NAMED_PAYLOAD, 5);
+    EXPECT(pt_ingest_feed(&ingest, named, 1, &sink, &consumed) == PT_OK && spare == place);
+    EXPECT(pt_ingest_feed(&ingest, named + 1, len - 2, &sink, &consumed) == PT_OK);
+    expect_text(&seen, "hello|");
+    EXPECT(spare == NULL && ingest.staging == place && consumed == len - 2);
+    EXPECT(pt_ingest_feed(&ingest, named + len - 1, 1, &sink, &consumed) == PT_OK);
+    expect_text(&seen, "hello|abc|");
     EXPECT(in_use(pool) == 0);
+    pt_ingest_cleanup(&ingest);
+
+    /* Nothing of the frame stays in a buffer that comes back. */
+    dry = 0;
+    spare = pt_pool_acquire(pool, NAMED_WHOLE);
+    EXPECT(spare != NULL);
+    pt_pool_trim(pool);
+    dry = 1;
+    pt_ingest_init(&ingest, &form_a, pool, NAMED_PAYLOAD, 5);
+    EXPECT(pt_ingest_feed(&ingest, named, 1, &sink, &consumed) == PT_OK);
+    EXPECT(pt_ingest_feed(&ingest, named + 1, len - 1, &sink, &consumed) == PT_OK);
+    EXPECT(spare != NULL);
+    for (size_t at = 0; at < NAMED_WHOLE; at++)
+        EXPECT(spare[at] == 0);
+    pt_ingest_cleanup(&ingest);
+    EXPECT(pt_pool_release(pool, spare, 0) == PT_OK);
     dry = 0;
 }
 
@@ -468,7 +502,7 @@ int main(void)
     read_every_cut(pool);
     read_two_forms_at_every_cut(pool);
     read_long_headers(pool);
-    for (enum memory_way way = GRANTED; way <= LENT; way++)
+    for (enum memory_way way = GRANTED; way <= SPARED; way++)
         read_long_and_short_forms_at_every_cut(pool, way);
     borrow_for_long_headers_alone(pool);
     for (size_t cut = 1; cut <= 9; cut++) {
@@ -476,7 +510,8 @@ int main(void)
         stop_at_every_frame(pool, PT_ERR_CRC, cut);
         stop_at_every_frame(pool, PT_ERR_BACKPRESSURE, cut);
     }
-    lend_what_the_pool_refused(pool);
+    stage_in_the_spare_buffer_what_the_pool_refused(pool);
+    stage_two_frames_in_one_spare_buffer(pool);
     end_at_every_fault(pool);
     end_at_every_fault_of_a_long_header(pool);
 

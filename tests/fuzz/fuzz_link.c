@@ -151,10 +151,13 @@ static int feed(pt_ingest *ingest, pt_pool *pool, receiver *all, const uint8_t *
         pt_reassembly_cleanup(&all->reassembly);
         uint8_t *spare = pt_pool_acquire(pool, LIMIT + PT_FRAME_OVERHEAD);
         EXPECT(spare != NULL);
-        pt_ingest_lend(ingest, spare);
+        sink.spare = &spare;
         at = consumed;
         code = pt_ingest_feed(ingest, copy + at, len - at, &sink, &consumed);
         EXPECT(code != PT_ERR_BACKPRESSURE);
+        if (spare != NULL)
+            pt_pool_release(pool, spare, 0);
+        sink.spare = NULL;
     }
     free(copy);
     if (code == PT_OK) {

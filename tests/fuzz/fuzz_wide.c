@@ -57,8 +57,7 @@ static void knock(pt_ingest *ingest)
     compare(ingest);
 }
 
-/* Feed so many bytes, from memory of their own, however often it takes. spare: a buffer of the
- * pool's largest class that may be lent once. */
+/* Feed so many bytes, from memory of their own, however often it takes. spare: as a sink's. */
 static int feed(pt_ingest *ingest, size_t len, uint8_t **spare)
 {
     for (;;) {
@@ -67,17 +66,11 @@ static int feed(pt_ingest *ingest, size_t len, uint8_t **spare)
         EXPECT(copy != NULL);
         memcpy(copy, stream + fed, len);
         ingest->work = 0;
-        int code = pt_ingest_feed(ingest, copy, len, &sink, &consumed);
+        pt_sink sparing = sink;
+        sparing.spare = spare;
+        int code = pt_ingest_feed(ingest, copy, len, &sparing, &consumed);
         free(copy);
-        EXPECT(consumed <= len);
-        if (code == PT_ERR_BACKPRESSURE) {
-            EXPECT(*spare != NULL);
-            pt_ingest_lend(ingest, *spare);
-            *spare = NULL;
-            fed += consumed;
-            len = said - fed; /* more has come meanwhile */
-            continue;
-        }
+        EXPECT(consumed <= len && code != PT_ERR_BACKPRESSURE);
         if (code != PT_ERR_BUSY && code != PT_ERR_WOULD_BLOCK) {
             size_t before = fed;
             EXPECT(code != PT_OK || consumed == len);
