@@ -3,9 +3,9 @@
     python bench/allocations.py [--json] [--messages 100000] [--core standard]
 
 Everything that a loop and its links own comes from one allocator, which counts its calls
-(Loop.attempts); the difference between the end of the warm-up and the end is the figure. CPython's
-own allocator is not the C side: a payload has to become a bytes object, and those are counted by
-sys.getallocatedblocks only to show that none stays.
+(Loop.pool.attempts); the difference between the end of the warm-up and the end is the figure.
+CPython's own allocator is not the C side: a payload has to become a bytes object, and those are
+counted by sys.getallocatedblocks only to show that none stays.
 
 Settings: links (two loops joined by a pair of sockets, from send_many to the lists of payloads) and
 nodes (the public API over loopback, message by message and in batches).
@@ -19,7 +19,6 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Callable
 from typing import Any
 
 os.environ.setdefault("PEERTALK_BIND", "127.0.0.1")
@@ -59,9 +58,9 @@ def over_links(core_name: str, size: int, messages: int) -> tuple[int, int]:
                 received += sum(len(b) for kind, _, _, b in loops[1].turn(0.0) if kind == BATCH)
 
     move(_WARM_UP)
-    before, blocks = sum(loop.attempts for loop in loops), sys.getallocatedblocks()
+    before, blocks = sum(loop.pool.attempts for loop in loops), sys.getallocatedblocks()
     move(messages)
-    after, blocks = sum(loop.attempts for loop in loops), sys.getallocatedblocks() - blocks
+    after, blocks = sum(loop.pool.attempts for loop in loops), sys.getallocatedblocks() - blocks
     for loop in loops:
         loop.close()
     for end in ends:
@@ -101,7 +100,9 @@ async def over_nodes(core_name: str, size: int, messages: int, batches: bool) ->
         async def move(count: int) -> None:
             await asyncio.gather(send(count), receive(count))
 
-        attempts: Callable[[], int] = lambda: sum(node._transport.loop.attempts for node in (a, b))  # noqa: E731
+        def attempts() -> int:
+            return sum(node._transport.loop.pool.attempts for node in (a, b))
+
         quiet = 0
         for _ in range(_WARM_UPS):
             before = attempts()

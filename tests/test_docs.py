@@ -312,9 +312,9 @@ def most_of(profile):
         return core.loop_pool(pool_bytes, links)
 
     def cost(size):
-        before = loop.pool_statistics().bytes
-        lent.append(loop._pool.acquire(size))
-        return loop.pool_statistics().bytes - before
+        before = loop.pool.statistics().bytes
+        lent.append(loop.pool.acquire(size))
+        return loop.pool.statistics().bytes - before
 
     watched = SimpleNamespace(limits=core.limits, Loop=core.Loop, loop_pool=make_pool)
     loop = world.make_loop(watched, settings)

@@ -108,7 +108,7 @@ async def test_memory_that_runs_out_at_any_allocation_is_an_error_and_not_a_cras
             except pt.PeerTalkError as error:
                 assert str(error)
                 outcomes.add(type(error))
-            enough = engine_of(ada).loop.attempts < attempt
+            enough = engine_of(ada).loop.pool.attempts < attempt
             fail_at(ada, 0)
             peer = await ada.connect(bob.address, timeout=GUARD)
             await peer.send(b"end")

@@ -108,7 +108,7 @@ from kit.inside import engine_of
 
 @pytest.mark.peertalk
 async def test_loses_one(mesh):
-    engine_of(mesh[1]).loop._pool.acquire(100)
+    engine_of(mesh[1]).loop.pool.acquire(100)
 
 @pytest.mark.peertalk
 async def test_loses_none(mesh):

@@ -135,7 +135,7 @@ class Meeting:
                 switchboard._waiting,
             )
         )
-        assert first.loop.pool_statistics().in_use == 0
+        assert first.loop.pool.statistics().in_use == 0
 
 
 class Noted:

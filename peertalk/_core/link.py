@@ -24,7 +24,7 @@ class Home(Protocol):
     _ffi: Any
     _lib: Any
     _ops: Any
-    _pool: BufferPool
+    pool: BufferPool
     _context: Any
     _memory: tuple[Any, ...]
     _abandoned: list[Any]
@@ -134,7 +134,7 @@ class Link:
         self._loop = loop
         lib, ffi = loop._lib, loop._ffi
         classic = loop._ops.classic
-        depth, slot_size = _shape(lib, classic, loop._pool.largest, depth, slot_size)
+        depth, slot_size = _shape(lib, classic, loop.pool.largest, depth, slot_size)
         limit = lib.PT_FRAME_MAX_PAYLOAD
         if max_payload is not None and not 0 <= max_payload <= limit:
             raise errors.InvalidArgument(

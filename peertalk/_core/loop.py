@@ -22,7 +22,7 @@ from peertalk._core.handles import Reassembly
 from peertalk._core.link import Link, Timer, Watch
 from peertalk._core.pool import BufferPool, loop_pool, own_pages
 from peertalk._core.simulator import Host, Simulator
-from peertalk._core.values import READ, WRITE, LoopStatistics, PoolStatistics
+from peertalk._core.values import READ, WRITE, LoopStatistics
 
 Event: TypeAlias = tuple[int, int, Any, Any]
 
@@ -54,6 +54,7 @@ class Loop:
     Attributes:
         fd: to be watched for reading by another loop: readable whenever a turn has something to do;
             -1 when there is none (see descriptors()).
+        pool: what lends the links' memory: its counters, and the failures that a test injects.
 
     Raises:
         InvalidArgument: an argument out of its bounds; a pool of another core, or whose buffers
@@ -86,8 +87,8 @@ class Loop:
         self.simulator = simulator
         self.host = host
         self._abandoned: list[Any] = []
-        self._pool = loop_pool(binding) if pool is None else pool
-        _check_pool(binding, self._pool)
+        self.pool = loop_pool(binding) if pool is None else pool
+        _check_pool(binding, self.pool)
         self._context = ffi.new("pt_context *")
         self._events = ffi.new("pt_event[]", max(EVENT_CAPACITY, 4 * io_budget + 4))
         self._ready = ffi.new("pt_source *[]", io_budget)
@@ -97,8 +98,8 @@ class Loop:
         self._memory = (
             self._context,
             self._platform,
-            self._pool._memory,
-            self._pool._account,
+            self.pool._memory,
+            self.pool._account,
             receive_buffer,
             self._events,
             self._ready,
@@ -122,7 +123,7 @@ class Loop:
         setup.max_sources = 0 if epoll else POLL_SOURCES
         if self.simulator is not None and self.host is not None:
             self._source = ffi.new("pt_memory *")
-            self._lib.pt_posix_memory_source(self._pool._account, self._source)
+            self._lib.pt_posix_memory_source(self.pool._account, self._source)
             setup.memory = self._source
             setup.network = moved(simulation().ffi, self.simulator._open_sim(), ffi, "void *")
             setup.host = self.host.number
@@ -145,7 +146,7 @@ class Loop:
             self._context,
             self._ops,
             self._platform,
-            self._pool._door,
+            self.pool._door,
             receive_buffer,
             len(receive_buffer),
             self._ready,
@@ -228,7 +229,7 @@ class Loop:
         """A reassembly of messages of up to limit bytes, whose memory is that of this loop's
         pool."""
         self._check_open()
-        return Reassembly(self._binding, limit, self._pool)
+        return Reassembly(self._binding, limit, self.pool)
 
     def watch(self, fd: int, tag: int, interest: int) -> Watch:
         """Report readiness of a foreign descriptor as (READY, tag, mask, 0), level-triggered.
@@ -407,9 +408,9 @@ class Loop:
         held = [each.pipeline for each in links] + [kept[0].pipeline for kept in self._abandoned]
         tables = sum(each.depth for each in held if not each.only) * slot
         lent = sum(each.lent for each in held)
-        pool, table = self._pool.statistics(), ffi.sizeof(self._pool._memory)
+        pool, table = self.pool.statistics(), ffi.sizeof(self.pool._memory)
         high = min(sum(each.high_water * each.slot_size for each in held), pool.peak_bytes)
-        streams = int(self._pool._account.bytes) - pool.bytes
+        streams = int(self.pool._account.bytes) - pool.bytes
         peaks = self._peak(
             links=len(held) * link, tables=tables, slots=max(lent, high), streams=streams
         )
@@ -427,7 +428,7 @@ class Loop:
             fixed_sum
             + peaks["links"]
             + peaks["tables"]
-            + max(self._pool._account.peak_bytes, pool.bytes + streams)
+            + max(self.pool._account.peak_bytes, pool.bytes + streams)
         )
         parts["total"] = (fixed_sum + len(held) * link + tables + pool.bytes + streams, peak)
         return parts
@@ -438,19 +439,6 @@ class Loop:
         return LoopStatistics(
             context.turns, context.wait_calls, context.crc_errors, context.bad_frames
         )
-
-    def pool_statistics(self) -> PoolStatistics:
-        """Counters of the pool of slots and staging buffers."""
-        return self._pool.statistics()
-
-    def fail_at(self, attempt: int) -> None:
-        """Inject: the attempt-th allocation from now, from 1, and all after it fail; 0: none."""
-        self._pool.fail_at(attempt)
-
-    @property
-    def attempts(self) -> int:
-        """Allocations tried since fail_at()."""
-        return self._pool.attempts
 
     def close(self) -> None:
         """Close links and forget everything. Idempotent."""

@@ -322,7 +322,7 @@ class Transport(Home):
         return self.totals.report(
             open_links,
             self.loop.statistics(),
-            self.loop.pool_statistics(),
+            self.loop.pool.statistics(),
             links_open=len(open_links),
             links_refused=self.connections.refused,
             inbox_bytes=self.traffic.inbox.total,

@@ -126,7 +126,7 @@ class Node(_Node):
             raise errors.InvalidArgument(
                 f"attempt {attempt}: 1 is the next allocation, 0 lets all of them succeed again"
             )
-        self._engine.loop.fail_at(attempt)
+        self._engine.loop.pool.fail_at(attempt)
 
     def record(self) -> list[bytes]:
         """Every payload that arrives from now on, in order, in a list that grows; what receive()

@@ -363,7 +363,7 @@ class TappedLoop:
             world = self.world
             world.violations = tuple(self._loop.violations())
             self._loop.close()
-            self.leaked = int(self._loop.pool_statistics().in_use)
+            self.leaked = int(self._loop.pool.statistics().in_use)
             if self.leaked:
                 world.box.faults.append(
                     f"{world.host.name}: {self.leaked} buffers were not given back"

@@ -189,7 +189,7 @@ def test_a_closed_loop_refuses_and_has_closed_what_it_made(loop, pair):
     link.close()
     watch.close()
     timer.cancel()
-    assert loop.statistics().turns == 0 and loop.pool_statistics().in_use == 0
+    assert loop.statistics().turns == 0 and loop.pool.statistics().in_use == 0
 
 
 def test_a_descriptor_stays_its_owners(loop, pair):

@@ -392,7 +392,7 @@ def test_a_flood_gets_its_share_of_a_turn_and_loses_nothing(bench, kind, type, f
         assert [payload for brought in turns for payload in brought[tag]] == payloads
     for link in list(bench.loop._links):
         link.close()
-    assert bench.loop.pool_statistics().in_use == 0
+    assert bench.loop.pool.statistics().in_use == 0
 
 
 def test_what_was_read_ahead_waits_for_a_paused_link(bench):
@@ -710,9 +710,9 @@ def test_a_message_after_a_refused_send_many_borrows_a_small_slot(bench):
     """What came of many messages is forgotten with them."""
     link, _ = bench.link()
     assert link.send_many([bytes(bench.limit + 1)] * 1000)[1] == ERR_MESSAGE_TOO_LARGE
-    before = bench.loop.pool_statistics().bytes
+    before = bench.loop.pool.statistics().bytes
     assert link.send(b"x") >= 0
-    assert bench.loop.pool_statistics().bytes - before < 2 * (bench.limit + FRAME_OVERHEAD)
+    assert bench.loop.pool.statistics().bytes - before < 2 * (bench.limit + FRAME_OVERHEAD)
 
 
 def test_send_many_stops_at_a_full_pipeline(bench):

@@ -452,9 +452,9 @@ def test_a_closed_link_gives_its_memory_back(bench):
     if bench.way != "plain":
         bench.loop.turn(0.0)
     link.send(b"filling")
-    assert bench.loop.pool_statistics().in_use > 0
+    assert bench.loop.pool.statistics().in_use > 0
     link.close()
-    assert bench.loop.pool_statistics().in_use == 0
+    assert bench.loop.pool.statistics().in_use == 0
 
 
 # Memory
@@ -463,11 +463,11 @@ def test_a_closed_link_gives_its_memory_back(bench):
 def test_no_memory_for_a_slot_is_a_refusal_without_a_gap(bench):
     """Refused, nothing changed; accepted when there is memory again."""
     link, raw = bench.link()
-    bench.loop.fail_at(1)
+    bench.loop.pool.fail_at(1)
     assert [link.send(b"refused") for _ in range(5)] == [ERR_NO_MEMORY] * 5
     assert link.send_many([b"refused"]) == (0, ERR_NO_MEMORY)
-    assert bench.loop.attempts >= 5
-    bench.loop.fail_at(0)
+    assert bench.loop.pool.attempts >= 5
+    bench.loop.pool.fail_at(0)
     assert link.send(b"accepted") >= 0
     bench.settle()
     assert bench.frames_in(bench.read_all(raw)) == [(DATA, 0, 0, b"accepted")]
@@ -476,13 +476,13 @@ def test_no_memory_for_a_slot_is_a_refusal_without_a_gap(bench):
 def test_no_memory_for_a_cut_frame_loses_nothing(bench):
     """The link stands still until there is memory; then the frame is whole."""
     _, raw = bench.link()
-    bench.loop.fail_at(1)
+    bench.loop.pool.fail_at(1)
     data = bench.stream(b"whole", bytes(range(200)), b"last")
     raw.sendall(data[:100])
     events = [event for _ in range(5) for event in bench.loop.turn(0.0)]
     raw.sendall(data[100:])
     events += [event for _ in range(5) for event in bench.loop.turn(0.0)]
-    bench.loop.fail_at(0)
+    bench.loop.pool.fail_at(0)
     events += bench.until(lambda seen: len(bench.payloads(events + seen)) == 3)
     assert bench.payloads(events) == [b"whole", bytes(range(200)), b"last"]
 
@@ -492,14 +492,14 @@ def test_memory_may_fail_at_any_allocation(bench):
 
     def work(fail_at: int) -> int:
         one, two = bench.links()
-        bench.loop.fail_at(fail_at)
+        bench.loop.pool.fail_at(fail_at)
         events: list[Any] = []
         accepted = []
         for number in range(40):
             message = struct.pack(">I", number) * (1 + number * bench.limit // 4 // 40)
             if number == 30:
-                attempts = bench.loop.attempts
-                bench.loop.fail_at(0)
+                attempts = bench.loop.pool.attempts
+                bench.loop.pool.fail_at(0)
             if (code := one.send(message)) >= 0:
                 accepted.append(message)
             else:
@@ -510,7 +510,7 @@ def test_memory_may_fail_at_any_allocation(bench):
         assert bench.of(events, CLOSED) == []
         one.close()
         two.close()
-        assert bench.loop.pool_statistics().in_use == 0
+        assert bench.loop.pool.statistics().in_use == 0
         return attempts
 
     site = 1

@@ -302,12 +302,12 @@ def test_a_loops_reassembly_borrows_from_the_loops_pool(core):
     """Else a node's account of its memory would not be whole."""
     loop = core.Loop()
     reassembly = loop.reassembly(1_000)
-    before = loop.pool_statistics().in_use
+    before = loop.pool.statistics().in_use
     reassembly.receive(fragment(1, 1_000, 0, FIRST))
-    assert loop.pool_statistics().in_use == before + 1
+    assert loop.pool.statistics().in_use == before + 1
     loop.close()
     reassembly.close()  # what outlives its loop gives back all the same
-    assert loop.pool_statistics().in_use == before
+    assert loop.pool.statistics().in_use == before
     with pytest.raises(errors.InvalidState):
         loop.reassembly(10)
 
@@ -322,7 +322,7 @@ def test_every_link_may_have_a_message_in_pieces_whatever_the_others_hold(core, 
     ordinary = []
     with pytest.raises(errors.OutOfMemory):  # links in bulk, as much as the budget pays for
         while True:
-            ordinary.append(loop._pool.acquire(size))
+            ordinary.append(loop.pool.acquire(size))
     for number, each in enumerate(held):
         each.receive(fragment(number, size, 0, FIRST))
         assert each.state == 1

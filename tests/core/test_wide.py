@@ -588,7 +588,7 @@ def test_frames_of_all_forms_do_not_depend_on_how_the_stream_was_cut(
         assert statistics.frames_received == frames and statistics.bytes_received == len(stream)
         assert statistics.partial_bytes == 0 and bench.loop.statistics().bad_frames == 0
         link.close()
-        assert bench.loop.pool_statistics().in_use == 0
+        assert bench.loop.pool.statistics().in_use == 0
     finally:
         bench.close()
 

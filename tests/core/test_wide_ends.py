@@ -120,7 +120,7 @@ def test_a_wrong_wide_frame_ends_the_link_behind_what_came_before(core, make_ben
             assert link.statistics().frames_received == 3
             assert link.landed(7) == -1 and link.expect(9, 5) == ERR_NOT_CONNECTED
             link.close()
-            assert bench.loop.pool_statistics().in_use == 0
+            assert bench.loop.pool.statistics().in_use == 0
         finally:
             bench.close()
 
@@ -195,7 +195,7 @@ def test_a_stream_that_ends_in_a_wide_frame_is_truncated(quick, cut):
         events = quick.until(lambda events: quick.of(events, CLOSED))
         assert events[-1] == (CLOSED, 1, ERR_TRUNCATED, 0) and heard(events) == BEFORE[1:]
         link.close()
-    assert quick.loop.pool_statistics().in_use == 0
+    assert quick.loop.pool.statistics().in_use == 0
 
 
 def test_a_stream_may_end_between_two_slices(bench):
@@ -255,7 +255,7 @@ def test_closing_in_the_middle_of_messages_leaves_nothing_behind(bench, end):
         assert link.send_slice(message, 3, start, 10) == ERR_NOT_CONNECTED
         assert link.send_wide(OFFER, 4, 9) == link.expect(9, 9) == ERR_NOT_CONNECTED
         assert bench.settle() == []
-        assert bench.loop.pool_statistics().in_use == 0
+        assert bench.loop.pool.statistics().in_use == 0
     else:
         bench.loop.close()
         assert link.referred == 0
@@ -274,7 +274,7 @@ def test_a_link_that_breaks_under_a_slice_says_so_once(bench):
     assert [event[2] for event in bench.of(events, CLOSED)] == [ERR_CONNECTION_CLOSED]
     assert bench.sent(events, 1) == 0 and link.pending <= 1
     link.close()
-    assert link.referred == 0 and bench.loop.pool_statistics().in_use == 0
+    assert link.referred == 0 and bench.loop.pool.statistics().in_use == 0
 
 
 # The landing limit. One message, of 9,000 bytes, fits; a second one beside it does not.
@@ -413,7 +413,7 @@ def test_links_that_wait_for_room_can_be_closed(bench, first):
     raw.sendall(wide(DATA, payload=LONG)[:100])
     bench.until(lambda _: link.statistics().partial_bytes == 100)
     link.close()
-    assert bench.loop.pool_statistics().in_use == 0
+    assert bench.loop.pool.statistics().in_use == 0
 
 
 def test_one_message_is_always_let_in(bench):
@@ -546,7 +546,7 @@ def told_of(
         statistics, counted = link.statistics(), loop.statistics()
         landed = {id: link.landed(id) for id in totals}
         link.close()
-        in_use = loop.pool_statistics().in_use
+        in_use = loop.pool.statistics().in_use
         loop.close()
     return (
         heard(events),

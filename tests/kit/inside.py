@@ -47,12 +47,12 @@ def end_connection(node: Any, connection: Any, error: BaseException | None) -> N
 
 def buffers_in_use(node: Any) -> int:
     """Buffers of the pool that are lent: memory counts those that lie ready, too."""
-    return int(engine_of(node).loop.pool_statistics().in_use)
+    return int(engine_of(node).loop.pool.statistics().in_use)
 
 
 def fail_at(node: Any, allocation: int) -> None:
     """From now on the C side gets no memory the next time but so many; 0: always. No user can."""
-    engine_of(node).loop.fail_at(allocation)
+    engine_of(node).loop.pool.fail_at(allocation)
 
 
 def receivers_of(node: Any) -> int:

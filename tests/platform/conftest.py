@@ -127,8 +127,8 @@ def pair() -> Iterator[Callable[..., Pair]]:
         each.sim.close()
         accounts = [
             each.sim._account.bytes,
-            each.loop_a._pool._account.bytes,
-            each.loop_b._pool._account.bytes,
+            each.loop_a.pool._account.bytes,
+            each.loop_b.pool._account.bytes,
         ]
         assert accounts == [0, 0, 0], (
             f"bytes held after the end by the network and by the two loops: {accounts}"

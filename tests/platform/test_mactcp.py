@@ -438,10 +438,10 @@ def test_a_link_closed_in_flight_keeps_its_memory_until_the_driver_lets_go(pair,
     both.serve()
     both.link_a.close()
     both.socket_a.close()
-    assert both.loop_a.abandoned == 3 and both.loop_a.pool_statistics().in_use >= 3
+    assert both.loop_a.abandoned == 3 and both.loop_a.pool.statistics().in_use >= 3
     assert both.run(lambda: both.loop_a.abandoned == 0, seconds=1)
     both.loop_a.turn(0.0)
-    assert both.loop_a.pool_statistics().in_use == 0
+    assert both.loop_a.pool.statistics().in_use == 0
     assert both.run(lambda: len(both.received) == 3), "what the driver had was still sent"
 
 
@@ -451,9 +451,9 @@ def test_slot_buffers_are_borrowed_when_a_link_opens_but_with_low_memory_at_firs
     for name, before in (("standard", 4 * 4_112), ("lowmem", 0)):
         core = _core.load(name)
         both = pair((core, core), (world, world))
-        assert before <= both.loop_a.pool_statistics().bytes <= before + 4 * 16
+        assert before <= both.loop_a.pool.statistics().bytes <= before + 4 * 16
         both.send_all([b"x" * 100])
-        assert both.loop_a.pool_statistics().in_use == (4 if before else 0)
+        assert both.loop_a.pool.statistics().in_use == (4 if before else 0)
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -462,18 +462,18 @@ def test_a_link_without_memory_is_refused_and_changes_nothing(pair, standard, wo
     both = pair((standard, standard), (world, world))
     both.link_a.close()
     both.loop_a.turn(0.0)
-    held = both.loop_a._pool._account.bytes
+    held = both.loop_a.pool._account.bytes
     for attempt in range(1, 8):
-        both.loop_a._pool.trim()
-        both.loop_a.fail_at(attempt)
+        both.loop_a.pool.trim()
+        both.loop_a.pool.fail_at(attempt)
         try:
             link = both.loop_a.open_link(both.socket_a.fileno(), 9)
         except errors.OutOfMemory:
-            both.loop_a.fail_at(0)
-            both.loop_a._pool.trim()
-            assert both.loop_a._pool._account.bytes <= held
+            both.loop_a.pool.fail_at(0)
+            both.loop_a.pool.trim()
+            assert both.loop_a.pool._account.bytes <= held
         else:
-            both.loop_a.fail_at(0)
+            both.loop_a.pool.fail_at(0)
             assert attempt > 5
             link.close()
             break

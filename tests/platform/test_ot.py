@@ -56,13 +56,13 @@ def test_a_provider_without_memory_delays_and_never_loses_doubles_or_reorders(pa
     fails = refused = 0
     for message in messages:
         if dice.random() < 0.2:
-            refused += fails != 0 and both.loop_a.attempts >= fails
+            refused += fails != 0 and both.loop_a.pool.attempts >= fails
             fails = dice.randrange(4)  # 0: memory is back
-            both.loop_a.fail_at(fails)
+            both.loop_a.pool.fail_at(fails)
         while (code := both.link_a.send(message)) < 0:
             # it is the slot's buffer that is not to be had
             if code == ERR_NO_MEMORY or (fails and both.link_a.slots_available):
-                both.loop_a.fail_at(fails := 0)
+                both.loop_a.pool.fail_at(fails := 0)
             else:
                 assert code == ERR_WOULD_BLOCK and both.run(lambda: both.link_a.slots_available), (
                     code,

@@ -64,7 +64,7 @@ assert ends[0] == (values.FINISHED, 1, 0)
 assert sorted(ends[1:]) == [(values.CLOSED, 0, 0), (values.CLOSED, 1, 0)]
 for link in links:
     link.close()
-assert loop.pool_statistics().bytes == 0, "nothing is left"
+assert loop.pool.statistics().bytes == 0, "nothing is left"
 loop.close()
 """
 

@@ -282,11 +282,11 @@ def test_an_idle_link_holds_no_buffer(box):
     """A thousand idle peers must cost next to nothing."""
     loop, (ours, theirs) = box.loop(), box.pair()
     link = loop.open_link(ours.fileno(), 1)
-    assert loop.pool_statistics().in_use == 0
+    assert loop.pool.statistics().in_use == 0
     link.send(b"x")
-    assert loop.pool_statistics().in_use == 1
+    assert loop.pool.statistics().in_use == 1
     loop.turn()
-    assert loop.pool_statistics().in_use == 0
+    assert loop.pool.statistics().in_use == 0
     assert read_all(theirs)
 
 
@@ -308,9 +308,9 @@ def test_nothing_is_allocated_after_warm_up(box):
             )
 
     pump(2_000)
-    before = loop.pool_statistics().allocations
+    before = loop.pool.statistics().allocations
     pump(10_000)
-    assert loop.pool_statistics().allocations == before
+    assert loop.pool.statistics().allocations == before
     assert other.statistics().frames_received >= 12_000
 
 
@@ -388,13 +388,13 @@ def test_a_starved_link_is_read_as_soon_as_there_is_memory(box):
     loop, (ours, theirs) = box.loop(), box.pair()
     loop.open_link(ours.fileno(), 1)
     stream = b"".join(box.core.encode_frame(DATA, bytes([number]) * 100) for number in range(5))
-    loop.fail_at(1)
+    loop.pool.fail_at(1)
     theirs.sendall(stream)
     for _ in range(5):
         assert loop.turn() == []
     assert 0 < loop.next_timeout() <= 0.01
     assert not select.select([loop.fd], [], [], 0)[0]
-    loop.fail_at(0)
+    loop.pool.fail_at(0)
     events = until(loop, lambda events: events)
     assert [payload[0] for event in events for payload in event[3]] == list(range(5))
     # Nobody asks any more: else each timeout is one of 10 ms. On a slow machine the first that is
@@ -410,7 +410,7 @@ def test_a_cut_frame_uses_the_spare_buffer_and_gives_it_back_without_memory(box)
     frame = box.core.encode_frame(DATA, bytes(range(200)))
     theirs.sendall(frame)
     until(loop, lambda events: events)  # from here a spare one is there
-    loop.fail_at(1)
+    loop.pool.fail_at(1)
     theirs.sendall(frame + frame[:50])
     assert until(loop, lambda events: events)[0][3] == [bytes(range(200))]
     theirs.sendall(frame[50:] + frame)

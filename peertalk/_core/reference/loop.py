@@ -34,7 +34,6 @@ from peertalk._core.values import (
     TIMER,
     YIELD,
     LoopStatistics,
-    PoolStatistics,
 )
 from peertalk._numbers import (
     FRAME_MAX_PAYLOAD,
@@ -110,8 +109,8 @@ class Loop:
         self._io_budget = io_budget
         self._plain = platform == "posix_plain"
         self._buffer = memoryview(bytearray(RECEIVE_BUFFER_SIZE))
-        self._pool = loop_pool() if pool is None else pool
-        _check_pool(self._pool)
+        self.pool = loop_pool() if pool is None else pool
+        _check_pool(self.pool)
         self._spare = BufferPool([(FRAME_MAX_PAYLOAD + FRAME_OVERHEAD, 65_535)])
         self._landing = LandingRoom()
         self._open(epoll)
@@ -139,7 +138,7 @@ class Loop:
         self._wheel = TimerWheel(self._ticks)
         self._timers: dict[int, Timer | Link | None] = {}
         self._keys = itertools.count(1)
-        self._door = self._pool.join()
+        self._door = self.pool.join()
         self._pool_key = self._next_key()
         self._pool_acquires = 0
 
@@ -196,7 +195,7 @@ class Loop:
         """A reassembly of messages of up to limit bytes, whose memory is that of this loop's
         pool."""
         self._check_open()
-        return Reassembly(limit, self._pool)
+        return Reassembly(limit, self.pool)
 
     def watch(self, fd: int, tag: int, interest: int) -> Watch:
         """Report readiness of a foreign descriptor as (READY, tag, mask, 0), level-triggered.
@@ -362,7 +361,7 @@ class Loop:
 
     def memory(self) -> dict[str, tuple[int, int]]:
         """Bytes of buffers now and at most so far; Python's own objects are not counted."""
-        pool, size = self._pool.statistics(), len(self._buffer)
+        pool, size = self.pool.statistics(), len(self._buffer)
         parts = {"pools": (pool.bytes, pool.peak_bytes), "receive buffer": (size, size)}
         return {**parts, "total": (pool.bytes + size, pool.peak_bytes + size)}
 
@@ -376,19 +375,6 @@ class Loop:
     @landing_limit.setter
     def landing_limit(self, limit: int) -> None:
         self._landing.limit = limit
-
-    def pool_statistics(self) -> PoolStatistics:
-        """Counters of the pool of slots and staging buffers."""
-        return self._pool.statistics()
-
-    def fail_at(self, attempt: int) -> None:
-        """Inject: the attempt-th allocation from now, from 1, and all after it fail; 0: none."""
-        self._pool.fail_at(attempt)
-
-    @property
-    def attempts(self) -> int:
-        """Allocations tried since fail_at()."""
-        return self._pool.attempts
 
     def close(self) -> None:
         """Close links and forget everything. Idempotent."""
@@ -415,7 +401,7 @@ class Loop:
         if not self._closed:
             self._selector.close()
             self._selector = _Forgetful()
-            self._pool._lock = threading.Lock()  # another thread of the parent may have had it
+            self.pool._lock = threading.Lock()  # another thread of the parent may have had it
         self.close()
 
     def _count(self, payload_len: int, *, many: bool) -> int:
@@ -477,7 +463,7 @@ class Loop:
         self._pool_acquires = acquires
         if rests:
             self._door.trim()
-        scarce = self._pool.is_scarce()
+        scarce = self.pool.is_scarce()
         if scarce or not rests:
             self._arm(self._pool_key, None, POOL_REST_MS / 1_000)
         waiting = [link for link in self._links if link._output.blocked] if scarce else []
