@@ -249,18 +249,14 @@ class World(LocalWorld):
         listener = _open_socket(socket.SOCK_STREAM)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind((bind, port))
-                listener.listen(128)
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE or not give_way:
-                    raise
-                listener.close()
-                return self.listen(bind, 0, give_way=False)
-            return listener
+            listener.bind((bind, port))
+            listener.listen(128)
         except OSError as error:
             listener.close()
+            if give_way and error.errno == errno.EADDRINUSE:
+                return self.listen(bind, 0, give_way=False)
             raise refusals.of_bind(error, "TCP port", bind, port, "port") from error
+        return listener
 
     def accept(self, listener: socket.socket) -> tuple[socket.SocketType, Address] | None:
         """The next connection that waits, non-blocking, and from where it came; None when there is
@@ -429,16 +425,13 @@ class World(LocalWorld):
         listener = _open_socket(socket.SOCK_DGRAM)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-            try:
-                listener.bind((bind, port))
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE or not give_way:
-                    raise
-                listener.bind((bind, 0))
-            return listener
+            listener.bind((bind, port))
         except OSError as error:
             listener.close()
+            if give_way and error.errno == errno.EADDRINUSE:
+                return self.unicast_socket(bind, 0, give_way=False)
             raise refusals.of_bind(error, "UDP port", bind, port, "udp_port") from error
+        return listener
 
     def send_to(self, sender: socket.socket, packet: bytes, address: Address) -> int:
         """Send one datagram. Returns 0, or the number of the error for which the system did not

@@ -135,19 +135,22 @@ def test_news_that_overflowed_are_still_news(world):
 # Listening and accepting
 
 
-def test_a_taken_port_gives_way_or_names_the_option(world, keep, free_port):
+@pytest.mark.parametrize(
+    ("bound", "named"), [("listen", "TCP port"), ("unicast_socket", "UDP port")]
+)
+def test_a_taken_port_gives_way_or_names_the_option(world, keep, free_port, bound, named):
     """Two copies of one program must both start; a port that was asked for must not move in
     silence."""
-    port = free_port()
-    first = keep(world.listen(HOME, port, give_way=False))
+    port, bind = free_port(), getattr(world, bound)
+    first = keep(bind(HOME, port, give_way=False))
     assert first.getsockname() == (HOME, port) and not first.getblocking()
-    second = keep(world.listen(HOME, port, give_way=True))
+    second = keep(bind(HOME, port, give_way=True))
     assert second.getsockname()[1] not in (0, port)
     with pytest.raises(
         errors.AddressInUse,
-        match=rf"TCP port {port} on 127\.0\.0\.1 .*Config\.port \(PEERTALK_PORT\)",
+        match=rf"{named} {port} on 127\.0\.0\.1 .*Config\.(udp_)?port \(PEERTALK_(UDP_)?PORT\)",
     ):
-        world.listen(HOME, port, give_way=False)
+        bind(HOME, port, give_way=False)
 
 
 def test_an_address_that_is_not_ours_cannot_be_listened_on(world):
