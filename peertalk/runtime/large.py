@@ -167,29 +167,21 @@ def _seen(landing: Landing[Connection]) -> object:
     return link.landed(landing.id), link.statistics().payload_bytes_received
 
 
-_Failing = Callable[[Remote, int, int, events.Outcome, errors.PeerTalkError], None]
-
-
 class Departures:
     """The large messages that one engine sends. On the engine's thread only.
 
     Args:
         engine: whose connections these are.
         say: Landings.say.
-        fail: Traffic.fail. take_back: likewise for messages that were reported as sent.
+        fail: Traffic.fail.
     """
 
     def __init__(
-        self,
-        engine: Engine,
-        say: Callable[[Connection, Word], None],
-        fail: _Failing,
-        take_back: _Failing,
+        self, engine: Engine, say: Callable[[Connection, Word], None], fail: Callable[..., None]
     ) -> None:
         self.engine = engine
         self._say = say
         self._fail = fail
-        self._take_back = take_back
 
     def offer(self, peer: Remote, connection: Connection, outbox: Outbox) -> int:
         """The next message is a large one: its class waits for its grant from now on. Returns why
@@ -381,7 +373,7 @@ class Departures:
         for number in [each for each in offering.undone if not connection.handed.holds(each)]:
             offering.undone.remove(number)
             dropped = limits.dropped_there(peer)
-            self._take_back(peer, number, number, events.Outcome.FAILED, dropped)
+            self._fail(peer, number, number, events.Outcome.FAILED, dropped, was_sent=True)
 
     def _withdraw(self, connection: Connection, id: int) -> None:
         self._say(connection, Word(values.REFUSE, id, reason=Refusal.WITHDRAWN))

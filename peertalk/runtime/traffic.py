@@ -77,7 +77,7 @@ class Traffic:
             config.receive_queue_bytes, self.resume, self._stalled, lambda: self.landings.serve()
         )
         self.landings = Landings(engine, self.inbox, self.max_message, self.refused)
-        self.departures = Departures(engine, self.landings.say, self.fail, self._take_back)
+        self.departures = Departures(engine, self.landings.say, self.fail)
         self.kept: list[bytes] | None = None
         self.unsent = 0
         self._fragmented = 0
@@ -389,21 +389,7 @@ class Traffic:
             peer=peer.name,
         )
         for first, last in connection.handed.revoke(unconfirmed):
-            self._take_back(peer, first, last, events.Outcome.UNKNOWN, error)
-
-    def _take_back(
-        self,
-        peer: Remote,
-        first: int,
-        last: int,
-        outcome: events.Outcome,
-        error: errors.PeerTalkError,
-    ) -> None:
-        """Messages that were reported as sent have failed."""
-        count = last - first + 1
-        self.totals.sent -= count
-        peer.reported -= count  # fail() adds them again
-        self.fail(peer, first, last, outcome, error)
+            self.fail(peer, first, last, events.Outcome.UNKNOWN, error, was_sent=True)
 
     def fail(
         self,
@@ -412,14 +398,20 @@ class Traffic:
         last: int,
         outcome: events.Outcome,
         error: errors.PeerTalkError,
+        *,
+        was_sent: bool = False,
     ) -> None:
-        """Messages that will not be sent (again): counted, and reported."""
+        """Messages that will not be sent (again): counted, and reported. was_sent: they were
+        reported as sent before."""
         count = last - first + 1
         peer.failed += count
         self.totals.failed += count
         if self.engine.closing:
             self.unsent += count
-        peer.reported += count
+        if was_sent:
+            self.totals.sent -= count
+        else:
+            peer.reported += count
         if peer.stream is not None:
             peer.stream.told(first, last, error)
         if self.engine.publish is not None:

@@ -88,11 +88,11 @@ class MadeUpEngine:
         self.totals = types.SimpleNamespace(abandoned=0)
         self.inbox = Inbox(1_000, lambda _: None)
         self.make_view = lambda _: None
-        told = lambda *what: self.failed.append(what[1:4])  # noqa: E731
+        told = lambda *what, **_: self.failed.append(what[1:4])  # noqa: E731
         self.landings = Landings(
             self, self.inbox, 16 * MIB, lambda _, code: self.refused.append(code)
         )
-        self.departures = Departures(self, self.landings.say, told, told)
+        self.departures = Departures(self, self.landings.say, told)
 
     def after(self, seconds, then):
         self.timers.append((seconds, then))
