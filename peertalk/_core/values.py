@@ -121,18 +121,6 @@ class WideHeader(NamedTuple):
     crc: int
 
 
-class WideFrame(NamedTuple):
-    """A wide frame, its CRC checked: the payload is that of the message id from offset on, of total
-    bytes in all."""
-
-    type: int
-    reason: int
-    id: int
-    offset: int
-    total: int
-    payload: bytes
-
-
 class Discovery(NamedTuple):
     """A discovery packet. port: the sender's TCP listening port; name: 0 to 31 bytes; size: bytes
     of the packet, so that what lies behind the CRC can be found."""

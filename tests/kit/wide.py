@@ -1,13 +1,26 @@
-"""Wide frames for tests of links: encoded by the reference codec, which tests/vectors/wide.json
-judges; and what a link tells of them."""
+"""Wide frames for tests of links: whole ones, by the header of the reference core, which
+tests/vectors/wide.json judges; and what a link tells of them."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from peertalk._core.reference.wide import decode_wide, encode_wide
+from peertalk import errors
+from peertalk._core.reference.crc32c import crc32c
+from peertalk._core.reference.wide import decode_wide_header, wide_header
 from peertalk._core.values import BATCH, DATA, FRAME
 from peertalk._numbers import FRAME_OVERHEAD, WIDE_HEADER_SIZE
+
+
+class WideFrame(NamedTuple):
+    """A whole wide frame, its CRC checked."""
+
+    type: int
+    reason: int
+    id: int
+    offset: int
+    total: int
+    payload: bytes
 
 
 def wide(
@@ -19,7 +32,19 @@ def wide(
     reason: int = 0,
 ) -> bytes:
     """A wide frame; total: None: what its payload has, and so with id 0 a whole message."""
-    return encode_wide(type, id, offset, len(payload) if total is None else total, payload, reason)
+    total = len(payload) if total is None else total
+    return wide_header(type, id, offset, total, payload, reason) + payload
+
+
+def decode_wide(data: bytes) -> WideFrame:
+    """Read a whole wide frame; bytes behind it are left alone. ProtocolError: it is none."""
+    header = decode_wide_header(data)
+    payload = data[WIDE_HEADER_SIZE : WIDE_HEADER_SIZE + header.payload_len]
+    if len(payload) < header.payload_len:
+        raise errors.Truncated(f"{len(payload)} of {header.payload_len} bytes")
+    if crc32c(payload, crc32c(data[: WIDE_HEADER_SIZE - 4])) != header.crc:
+        raise errors.BadCrc(f"not {header.crc:#010x}")
+    return WideFrame(*header[:2], *header[3:6], payload)
 
 
 def wide_frames_in(core: Any, data: bytes) -> list[Any]:

@@ -21,7 +21,6 @@ from peertalk._core.reference.pool import BufferPool
 from peertalk._core.reference.reader import Reader
 from peertalk._core.reference.reassembly import Reassembly, split_batch
 from peertalk._core.reference.wheel import TimerWheel
-from peertalk._core.reference.wide import decode_wide, encode_wide
 from peertalk._core.reference.wire import (
     decode_capability,
     decode_compact,

@@ -11,8 +11,8 @@ import struct
 
 from peertalk import errors
 from peertalk._core.reference.crc32c import crc32c
-from peertalk._core.reference.wire import Data, bad_crc
-from peertalk._core.values import WideFrame, WideHeader
+from peertalk._core.reference.wire import Data
+from peertalk._core.values import WideHeader
 from peertalk._numbers import (
     ERR_MESSAGE_TOO_LARGE,
     FRAME_DATA,
@@ -32,7 +32,7 @@ _CRC = struct.Struct(">I")
 
 
 def wide_header(
-    type: int, id: int, offset: int, total: int, payload: Data = b"", reason: int = 0
+    type: int, id: int, offset: int, total: int, payload: Data, reason: int = 0
 ) -> bytes:
     """The header that stands before a payload in a wide frame, 24 bytes, for whoever has seen to
     the fields. struct.error: one does not fit its 32 or (reason) 8 bits."""
@@ -51,48 +51,6 @@ def _fault(type: int, payload_len: int, id: int, offset: int, total: int) -> str
     if id == 0 and payload_len != total:
         return f"{payload_len:,} bytes, not all {total:,}, of a message that was not offered"
     return None
-
-
-def encode_wide(
-    type: int, id: int, offset: int = 0, total: int = 0, payload: Data = b"", reason: int = 0
-) -> bytes:
-    """A whole wide frame: header with a CRC over both, payload.
-
-    Args:
-        type: 1 DATA: a slice of a message, or a whole one that was not offered; 8 OFFER, 9 GRANT,
-            10 REFUSE: without a payload.
-        id: of the message, 0 to 4,294,967,295; 0: it was not offered.
-        offset: of the slice in the message, in bytes.
-        total: bytes of the message.
-        payload: the slice.
-        reason: of REFUSE, 0 to 255.
-
-    Raises:
-        InvalidArgument: one of them is out of its bounds, or they do not go together.
-        MessageTooLarge: payload has more than 262,144 bytes.
-    """
-    payload = memoryview(payload).tobytes()
-    if type not in _TYPES:
-        raise errors.InvalidArgument(f"type of a wide frame is {type!r}: it must be 1 or 8 to 10")
-    for name, value, most in (
-        ("reason", reason, 0xFF),
-        ("id", id, 0xFFFFFFFF),
-        ("offset", offset, 0xFFFFFFFF),
-        ("total", total, 0xFFFFFFFF),
-    ):
-        if not 0 <= value <= most:
-            raise errors.InvalidArgument(
-                f"{name} of a wide frame is {value:,}: it must be 0 to {most:,}"
-            )
-    if len(payload) > WIDE_MAX_PAYLOAD:
-        raise errors.MessageTooLarge(
-            f"payload of {len(payload):,} bytes: the limit is {WIDE_MAX_PAYLOAD:,} "
-            "(WIDE_MAX_PAYLOAD)"
-        )
-    fault = _fault(type, len(payload), id, offset, total)
-    if fault:
-        raise errors.InvalidArgument(f"wide frame: {fault}")
-    return wide_header(type, id, offset, total, payload, reason) + payload
 
 
 def decode_wide_header(data: Data) -> WideHeader:
@@ -123,21 +81,3 @@ def decode_wide_header(data: Data) -> WideHeader:
         raise errors.ProtocolError(f"wide frame: {fault}")
     crc = _CRC.unpack_from(data, _HEADER.size)[0]
     return WideHeader(type, reason, payload_len, id, offset, total, crc)
-
-
-def decode_wide(data: Data) -> WideFrame:
-    """Read a whole wide frame; bytes behind it are left alone.
-
-    Raises:
-        ProtocolError: as decode_wide_header; then Truncated, BadCrc, the first that applies.
-    """
-    data = memoryview(data).tobytes()
-    type, reason, payload_len, id, offset, total, found = decode_wide_header(data)
-    end = WIDE_HEADER_SIZE + payload_len
-    if len(data) < end:
-        raise errors.Truncated(f"wide frame of {len(data):,} bytes: {end:,} are needed")
-    payload = data[WIDE_HEADER_SIZE:end]
-    computed = crc32c(payload, crc32c(data[: _HEADER.size]))
-    if found != computed:
-        raise bad_crc(f"wide frame of type {type}", found, computed, _HEADER.size + payload_len, 8)
-    return WideFrame(type, reason, id, offset, total, payload)
