@@ -28,22 +28,17 @@ class Codec(Binding):
     def crc16(self, data: Data, start: int = 0) -> int:
         """CRC-16 of data, continued from start (the CRC of the bytes before; 0 for a new one)."""
         crc = self._crc16(data, start)
-        if crc is not None:
-            return crc
-        view = self.flat(data)
-        return int(
-            self.lib.pt_crc16(self.limited("CRC start value", start, 0xFFFF), view, len(view))
-        )
+        return self._crc_of(self.lib.pt_crc16, data, start, 0xFFFF) if crc is None else crc
 
     def crc32c(self, data: Data, start: int = 0) -> int:
         """CRC-32C of data, continued from start (the CRC of the bytes before; 0 for a new one)."""
         crc = self._crc32c(data, start)
-        if crc is not None:
-            return crc
+        return self._crc_of(self.lib.pt_crc32c, data, start, 0xFFFFFFFF) if crc is None else crc
+
+    def _crc_of(self, function: Callable[..., int], data: Data, start: int, limit: int) -> int:
+        """What the native function has left: another buffer than bytes, or an error."""
         view = self.flat(data)
-        return int(
-            self.lib.pt_crc32c(self.limited("CRC start value", start, 0xFFFFFFFF), view, len(view))
-        )
+        return function(self.limited("CRC start value", start, limit), view, len(view))
 
     def _frame(self, type: int, flags: int, sequence: int, payload: Any, payload_len: int) -> Any:
         frame = self.ffi.new("pt_frame *")

@@ -10,7 +10,6 @@ Never: waits, or asks which thread or loop it runs on.
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -260,7 +259,7 @@ class Answer(Generic[T]):
         if self.error is not None:
             # The traceback of what is raised holds whoever waited, a long message and all. The
             # error itself stays with events, logs and other answers, so each raises its own.
-            raise copy.copy(self.error) from self.error.__cause__
+            raise errors.copied(self.error)
         value: T = self._value
         return value
 
