@@ -188,7 +188,6 @@ class Peer:
         key: see Key.
         name: as announced; may be empty, need not be unique.
         address: (IPv4 address, TCP port) to dial, or where it called from.
-        flags: of its announcement.
         own_max_message: the longest message that our side takes and sends, in bytes.
     """
 
@@ -217,14 +216,12 @@ class Peer:
         *,
         name: str = "",
         address: tuple[str, int] = ("", 0),
-        flags: int = 0,
         own_max_message: int = MESSAGE_LIMIT_MAX,
     ) -> None:
         self.rare: dict[str, Any] | None = None
         self.key: Key = key
         self.name = name
         self.address = address
-        self.flags = PeerFlag.heard(flags)
         self.state = PeerState.DISCOVERED
         self._way = 0j
         """The time and the deviation of its latency: one number for each idle peer, not three

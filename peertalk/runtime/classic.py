@@ -73,7 +73,7 @@ class ClassicPeers(Greetings):
             self.finder.release(peer.key)
             self.finder.discovery.hold(key)
         self.classics.connected(key)
-        self.roster.renew(peer, key, None)
+        self.roster.renew(peer, key)
         peer.address = key
         return peer
 

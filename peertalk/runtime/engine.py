@@ -17,7 +17,7 @@ something or have ended, and what other threads have left. Who stands on an engi
     check_open, closing, closed, released    whether it is there, and its end
     let_go, on_closed
 
-and gives it serve_link, and fills in emit, mend_link, tidy_up, release and turned. Drivers and
+and gives it serve_link, mend_link and tidy_up, and fills in emit, release and turned. Drivers and
 doors use turn, crowded, resume, thread, owner, move_here, disown, heed_forks, orphan, forked,
 process, publish, on_change, changes, before_closing and before_release. The engine knows no peer
 and no message. Only post() may be called on another thread.
@@ -187,16 +187,12 @@ class Engine(ABC):
     serve_link: Callable[[Connection, int, int, Any], None]
     """Told each event that a link has brought."""
 
-    @abstractmethod
-    def mend_link(
-        self, connection: Connection, kind: int, a: int, b: Any, error: BaseException | None
-    ) -> None:
-        """Serving that was cut off: what was to be done of it is done, or its connection ends.
-        error: what cut it off; None: an exception that has left the turn."""
+    mend_link: Callable[[Connection, int, int, Any, BaseException | None], None]
+    """Serving that was cut off: what was to be done of it is done, or its connection ends. The
+    last argument is what cut it off; None: an exception that has left the turn."""
 
-    @abstractmethod
-    def tidy_up(self) -> None:
-        """After anything was cut off: nothing stays half made, or half ended."""
+    tidy_up: Callable[[], None]
+    """After anything was cut off: nothing stays half made, or half ended."""
 
     @abstractmethod
     def release(self) -> None:

@@ -246,7 +246,7 @@ class Greetings(Leaving):
         if self.finder is not None:
             self.finder.release(peer.key)
             self.finder.discovery.hold(instance)
-        self.roster.renew(peer, instance, instance)
+        self.roster.renew(peer, instance)
         peer.name = capabilities.name or peer.name
         peer.address = (connection.host, capabilities.port or connection.port)
         return True

@@ -113,7 +113,7 @@ class Roster:
         self.check_name(peer)
         return peer
 
-    def renew(self, peer: Remote, key: Any, instance: bytes | None) -> None:
+    def renew(self, peer: Remote, key: Any) -> None:
         """A peer is known better: one that was taken for classic has an instance id, or one that
         called has said where it listens. Nobody else has this key: see recall()."""
         del self.peers[peer.key]

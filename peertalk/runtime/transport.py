@@ -14,7 +14,6 @@ from ..config import Config
 from ..protocol import events
 from ..protocol.addresses import check_interfaces
 from ..protocol.classics import Classics
-from ..protocol.connections import Connection
 from ..protocol.neighbours import Changed, Found, Gone, Heard
 from ..protocol.peer import PeerFlag
 from ..protocol.statistics import MemoryReport, MemoryUse, NodeStatistics
@@ -56,7 +55,8 @@ class Transport(Home):
         self.roster = roster = Roster(self, traffic, mailbox, classics, self)
         below = Below(self, traffic, roster, mailbox, self.finish_close)
         self.switchboard = Switchboard(below)
-        self.serve_link = self.switchboard.arrived
+        self.serve_link, self.mend_link = self.switchboard.arrived, self.switchboard.mend
+        self.tidy_up = self.switchboard.tidy_up
         self.peers, self.inbox, self.present = roster.peers, traffic.inbox, roster.present
         self.enqueue, self.send_sync = traffic.enqueue, traffic.send_sync
         self.move, self.pump, self.refused = traffic.move, traffic.pump, traffic.refused
@@ -80,16 +80,6 @@ class Transport(Home):
         return self.traffic.unsent
 
     # What the engine asks -------------------------------------------------------------------------
-
-    def mend_link(
-        self, connection: Connection, kind: int, a: int, b: Any, error: BaseException | None
-    ) -> None:
-        """Serving an event of a connection was cut off: see Switchboard.mend()."""
-        self.switchboard.mend(connection, kind, a, b, error)
-
-    def tidy_up(self) -> None:
-        """After anything was cut off."""
-        self.switchboard.tidy_up()
 
     def turned(self) -> None:
         """All that this turn has brought is served."""

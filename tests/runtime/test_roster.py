@@ -121,6 +121,6 @@ def test_a_peer_that_is_known_better_keeps_what_has_come_from_it(engine):
     roster = engine.roster
     peer = roster.make_peer(HERE, None, "", HERE)
     engine.inbox.put(peer, [b"first"], 5)
-    roster.renew(peer, ADA, ADA)
+    roster.renew(peer, ADA)
     assert roster.peers == {ADA: peer} and peer.id == ADA.hex()
     assert engine.inbox.take() == (peer, b"first")
