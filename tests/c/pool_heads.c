@@ -7,23 +7,11 @@
 #include <stdlib.h>
 
 #include "../../csrc/core/pt_pool.c"
+#include "plain_memory.h"
 
 #define EXPECT(condition) ((condition) ? (void)0 : __builtin_trap())
 #define BUFFER_SIZE       16u
 #define STEPS             1000
-
-static void *allocate(void *context, size_t size)
-{
-    (void)context;
-    return aligned_alloc(16, (size + 15) / 16 * 16);
-}
-
-static void release(void *context, void *memory, size_t size)
-{
-    (void)context;
-    (void)size;
-    free(memory);
-}
 
 int main(void)
 {

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "pt_check.h"
+#include "plain_memory.h"
 
 #define EXPECT(condition) ((condition) ? (void)0 : __builtin_trap())
 #define MAX_THREADS       64
@@ -22,19 +23,6 @@
 static pt_pool *pool;
 static long rounds;
 static int has_doors;
-
-static void *allocate(void *context, size_t size)
-{
-    (void)context;
-    return aligned_alloc(16, (size + 15) / 16 * 16);
-}
-
-static void release(void *context, void *memory, size_t size)
-{
-    (void)context;
-    (void)size;
-    free(memory);
-}
 
 /* Take a buffer and mark it. NULL: there was none. */
 static uint8_t *take(pt_pool *door, uint8_t mark)

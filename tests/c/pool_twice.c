@@ -8,20 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "plain_memory.h"
 #include "pt_pool.h"
-
-static void *allocate(void *context, size_t size)
-{
-    (void)context;
-    return aligned_alloc(16, (size + 15) / 16 * 16);
-}
-
-static void release(void *context, void *memory, size_t size)
-{
-    (void)context;
-    (void)size;
-    free(memory);
-}
 
 int main(int argc, char **argv)
 {
