@@ -48,7 +48,7 @@ class Peers(Mapping[str, P]):
     @property
     def version(self) -> int:
         """A number that grows with every change."""
-        return self._transport.peers_version
+        return self._transport.roster.version
 
     def __getitem__(self, who: str) -> P:
         found = self._find(who)

@@ -70,11 +70,6 @@ class Transport(Home):
         self.heed_forks()
 
     @property
-    def peers_version(self) -> int:
-        """Changes whenever who is known does."""
-        return self.roster.version
-
-    @property
     def unsent(self) -> int:
         """Messages that were accepted and not sent when the node was closed."""
         return self.traffic.unsent

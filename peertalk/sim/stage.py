@@ -101,7 +101,6 @@ class Actor:
         self.outcomes: dict[Peer, list[tuple[int, int, events.Outcome | None, float]]] = {}
         self.got: dict[int, list[int]] = {}
         self.arrivals: dict[int, list[float]] = {}
-        self.bytes_taken = 0
         self.faults: list[events.LinkFault[Peer]] = []
         self.missed = 0
         self.disconnects = 0
@@ -201,7 +200,6 @@ class Actor:
         if payload != _payload(origin, index, len(payload)):
             self.stage.problems.append(f"{self.name} got {len(payload):,} bytes that nobody sent")
             return
-        self.bytes_taken += len(payload)
         self.got.setdefault(origin, []).append(index)
         self.arrivals.setdefault(origin, []).append(now)
 

@@ -28,7 +28,9 @@ ADA, BOB, TWIN, CLASSIC = (
 def peers_of(*peers, discovery=True):
     known = {peer.key: peer for peer in peers}
     config = Config(name="ann", discovery=discovery)
-    return Peers(known, types.SimpleNamespace(peers_version=7, config=config)), known
+    return Peers(
+        known, types.SimpleNamespace(roster=types.SimpleNamespace(version=7), config=config)
+    ), known
 
 
 def test_it_is_a_mapping_by_id():
