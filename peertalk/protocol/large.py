@@ -233,8 +233,11 @@ class Offering:
                 offer.stage = Stage.REFUSED
             return Refused()
         if offer is None:
-            done = next((number for done, number in self._done if done == id), 0)
-            return Refused((id,), done) if done else Refused()
+            done = next((each for each in self._done if each[0] == id), None)
+            if done is None:
+                return Refused()
+            self._done.remove(done)  # nobody drops a message twice
+            return Refused((id,), done[1])
         return Refused(self.withdraw(offer.priority))
 
     def withdraw(self, priority: int) -> tuple[int, ...]:

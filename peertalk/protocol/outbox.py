@@ -543,6 +543,21 @@ class Handed(msgspec.Struct, gc=False, eq=False):
         self._kept = None
         return ranges[::-1]
 
+    def disown(self, number: int) -> None:
+        """A message that was reported as sent, in one frame, was told as failed since: revoke()
+        does not name it."""
+        self._keep_open_run()
+        for index, (first, last, each) in enumerate(self._kept or ()):
+            if first <= number <= last:
+                assert self._kept is not None
+                parts = [
+                    (first, number - 1, each),
+                    (_NOBODY, _NOBODY, each),
+                    (number + 1, last, each),
+                ]
+                self._kept[index : index + 1] = [part for part in parts if part[0] <= part[1]]
+                return
+
     def _undecided(self) -> int:
         """Frames that were sent of a message that is not decided."""
         return self.runs[0].sent if self.runs else 0

@@ -365,6 +365,12 @@ class Departures:
         if offering is not None and (id := offering.replaced(number)):
             self._withdraw(connection, id)
 
+    def failed(self, connection: Connection, first: int, last: int) -> None:
+        """Messages of these numbers have failed with their link, which is told elsewhere."""
+        if connection.offering is not None:
+            undone = connection.offering.undone
+            undone -= {number for number in undone if first <= number <= last}
+
     def tell_undone(self, connection: Connection) -> None:
         """What the receiver has dropped was sent all the same: when that is reported, it has
         failed."""
@@ -372,6 +378,7 @@ class Departures:
         assert offering is not None and isinstance(peer, Remote)
         for number in [each for each in offering.undone if not connection.handed.holds(each)]:
             offering.undone.remove(number)
+            connection.handed.disown(number)
             dropped = limits.dropped_there(peer)
             self._fail(peer, number, number, events.Outcome.FAILED, dropped, was_sent=True)
 

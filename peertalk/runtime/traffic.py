@@ -334,6 +334,7 @@ class Traffic:
                     if sent:
                         self._tell_sent(peer, first, last)
                     else:
+                        self.departures.failed(connection, first, last)
                         self.fail(peer, first, last, events.Outcome.UNKNOWN, endings.closed(peer))
                 if handed.crowded:
                     handed.prune(connection.link.unconfirmed)

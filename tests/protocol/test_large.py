@@ -510,6 +510,9 @@ def test_a_message_that_was_dropped_after_its_last_slice_is_named():
     assert sender.handed == [1]
     sender.hear(("refuse", 1, Refusal.LOST))
     assert sender.undone == [1] and sender.wire[-1] == ("withdrawn", 1)
+    said = len(sender.wire)
+    sender.hear(("refuse", 1, Refusal.LOST))
+    assert sender.undone == [1] and len(sender.wire) == said, "nobody drops a message twice"
 
 
 def test_a_refused_message_fails_when_its_turn_comes():

@@ -405,6 +405,7 @@ class HandedAgainstFrames(RuleBasedStateMachine):
         self.open = False
         self.broken = set()
         self.waiting = []
+        self.in_frames = set()  # the numbers of messages of several frames
         self.sent = []  # the numbers of the frames that were sent, in order
 
     @rule(count=st.integers(1, 5))
@@ -429,6 +430,8 @@ class HandedAgainstFrames(RuleBasedStateMachine):
     def from_the_outbox(self, data, frames):
         number = self.waiting.pop(data.draw(st.integers(0, len(self.waiting) - 1)))
         self.handed.add(number, number, frames)
+        if frames > 1:
+            self.in_frames.add(number)
         self.frames += [(number, index == frames - 1) for index in range(frames)]
 
     @precondition(lambda self: self.frames)
@@ -448,6 +451,15 @@ class HandedAgainstFrames(RuleBasedStateMachine):
         assert [
             (number, whole) for first, last, whole in told for number in range(first, last + 1)
         ] == expected
+
+    @precondition(lambda self: self.sent)
+    @rule(data=st.data())
+    def disown(self, data):
+        whole = [n for n in self.sent if self.sent.count(n) == 1 and n not in self.in_frames]
+        if whole:
+            number = data.draw(st.sampled_from(whole))
+            self.handed.disown(number)
+            self.broken.add(number)
 
     @rule(data=st.data())
     def prune(self, data):
@@ -529,3 +541,13 @@ def test_a_message_of_which_one_fragment_may_be_lost_is_taken_back():
     handed.add(2, 2, frames=4)
     assert handed.report(8, sent=True) == [(1, 1, True), (2, 2, True)]
     assert handed.revoke(5) == [(1, 2)]
+
+
+def test_a_message_that_was_told_as_failed_is_not_taken_back_once_more():
+    """Its number would be counted as failed twice, and what was sent less than nothing."""
+    handed = Handed()
+    handed.open(1)
+    handed.report(5, sent=True)
+    handed.disown(3)
+    handed.disown(9)
+    assert handed.revoke(9) == [(1, 2), (4, 5)]

@@ -330,6 +330,19 @@ def test_what_was_dropped_there_is_told_when_it_is_reported_here(engine):
     engine.departures.tell_undone(connection)
     engine.departures.tell_undone(connection)
     assert engine.failed == [(1, 1, Outcome.FAILED)]
+    connection.handed.seal(1)
+    assert connection.handed.revoke(1) == [], "the end of the link does not make it fail again"
+
+
+def test_what_failed_with_its_link_and_was_dropped_there_has_failed_once(engine):
+    connection, outbox, peer = granted(engine, 100_000)
+    engine.departures.hand(peer, connection, outbox)
+    connection.link.departing = 0
+    assert engine.departures.turned_down(connection, 1, Refusal.LOST)
+    assert connection.handed.report(1, sent=False) == [(1, 1, False)]
+    engine.departures.failed(connection, 1, 1)
+    engine.departures.tell_undone(connection)
+    assert not engine.failed, "it was told by whoever reported it"
 
 
 def test_answers_on_a_connection_that_offered_nothing_are_faults(engine):
