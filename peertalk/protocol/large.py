@@ -13,7 +13,8 @@ a message is offered (again) behind whose place others were offered, those are w
 they would hold the budget that it waits for, and wait for it.
 
 Receiver. Offers stand in one line. The first one that may come has its grant as soon as its whole
-length fits into the budget, or nothing else is granted. A grant that does not move is taken back
+length fits into the budget, or nothing else is granted; where the system has not so much memory,
+shorter ones go first, and it is refused in the end. A grant that does not move is taken back
 when others wait for it. Slices of it that come then are dropped, until the sender has said
 WITHDRAWN; meanwhile nothing else of that link is granted, so that the sender can tell which of its
 messages this cost (Offering.refused).
@@ -47,12 +48,15 @@ LOOKS = 4
 """Looks, a part of Config.link_timeout each, through which a grant that does not move is kept. By
 looks rather than by a clock, so that time in which this program was stopped counts as one."""
 _ID_MAX = 2**32 - 1
+BOUNDLESS = 2**32
+"""More bytes than a message can have."""
 
 
 class Refusal(enum.IntEnum):
     """The reason in a REFUSE, as a byte on the wire."""
 
     UNSPECIFIED = 0
+    """From the receiver: it does not take the message; ours say so for want of memory."""
     TOO_LARGE = 1
     """From the receiver: longer than its limit."""
     LOST = 2
@@ -304,12 +308,13 @@ C = TypeVar("C")
 
 class Landing(Generic[C]):
     """A message that somebody has offered. total: its bytes; looks: through how many it has not
-    moved; seen: what the last look saw."""
+    moved; seen: what the last look saw; lacked: how often memory was asked for in vain."""
 
-    __slots__ = ("id", "link", "looks", "seen", "stage", "total")
+    __slots__ = ("id", "lacked", "link", "looks", "seen", "stage", "total")
 
     def __init__(self, link: C, id: int, total: int) -> None:
         self.link = link
+        self.lacked = 0
         self.id = id
         self.total = total
         self.stage = Stage.OFFERED
@@ -390,15 +395,18 @@ class Grants(Generic[C]):
         if landing is not None and landing.stage is Stage.REFUSED:
             self._forget(landing)
 
-    def next(self, may_come: Callable[[C], bool]) -> Landing[C] | None:
+    def next(self, may_come: Callable[[C], bool], scarce: int = BOUNDLESS) -> Landing[C] | None:
         """Whose turn it is to be granted; it stands in line until grant(). None: nobody's.
 
         may_come: whether there is room for what a link brings. One for which there is none is
             passed over; one that is too long for what is left is waited for.
+        scarce: bytes that could not be had. What is as long is passed over, too.
         """
         self.short = False
         asked: dict[C, bool] = {}
         for landing in self._line:
+            if landing.total >= scarce:
+                continue
             link = landing.link
             if link not in asked:
                 asked[link] = not self._links[link].lost and may_come(link)
@@ -406,6 +414,11 @@ class Grants(Generic[C]):
                 self.short = bool(self.held) and self.held + landing.total > self.limit
                 return None if self.short else landing
         return None
+
+    def refuse(self, landing: Landing[C]) -> None:
+        """It is not taken, and open until said() that it is not."""
+        del self._line[landing]
+        landing.stage = Stage.REFUSED
 
     def grant(self, landing: Landing[C]) -> None:
         """There is memory for it: it counts from now on."""

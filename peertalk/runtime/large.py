@@ -18,6 +18,7 @@ from ..protocol.connections import OWES_WIDE, Connection, State
 from ..protocol.inbox import Inbox
 from ..protocol.large import (
     AHEAD_LOOK,
+    BOUNDLESS,
     LOOKS,
     Grants,
     Landing,
@@ -33,8 +34,9 @@ from .engine import Engine, Timer
 from .remote import Remote
 
 _NO_ROOM = {errors.WouldBlock.code, errors.OutOfMemory.code}
+_NOT_TAKEN = {Refusal.TOO_LARGE, Refusal.UNSPECIFIED}
 _STARVED_RETRY = 0.01
-"""Seconds until memory for a grant is asked for again."""
+"""Seconds until memory for a grant is asked for again; each time so much later."""
 
 
 class Landings:
@@ -59,7 +61,8 @@ class Landings:
         self.grants: Grants[Connection] = Grants(engine.config.receive_large_bytes, max_message)
         self._refused = refused
         self._looking: Timer | None = None
-        self._starved = False
+        self._scarce = BOUNDLESS
+        """Bytes for which there was no memory, until it is asked for again."""
 
     # What the other side says ---------------------------------------------------------------------
 
@@ -96,15 +99,14 @@ class Landings:
     def serve(self) -> None:
         """Grant what there is room for, in order."""
         grants = self.grants
-        while not self.engine.closing and not self._starved:
-            landing = grants.next(self._may_come)
+        while not self.engine.closing:
+            landing = grants.next(self._may_come, self._scarce)
             if landing is None:
                 break
             connection, id = landing.link, landing.id
             code = connection.link.expect(id, landing.total)
             if code == errors.OutOfMemory.code:
-                self._starved = True
-                self.engine.after(_STARVED_RETRY, self._ask_again)
+                self._lacks(landing)
             elif code < 0:
                 grants.ended(connection)  # its link is over, which will be told
             else:
@@ -122,8 +124,23 @@ class Landings:
             and not self.inbox.must_wait(self.inbox.outlet_of(peer))
         )
 
+    def _lacks(self, landing: Landing[Connection]) -> None:
+        """There is no memory for a message: shorter ones pass. After Config.link_timeout it is
+        refused, since those of its class wait behind it."""
+        landing.lacked += 1
+        pause, waited = landing.lacked * _STARVED_RETRY, landing.lacked**2 * _STARVED_RETRY / 2
+        if waited > self.engine.config.link_timeout:
+            self.grants.refuse(landing)
+            self.say(landing.link, Word(values.REFUSE, landing.id, reason=Refusal.UNSPECIFIED))
+            text = "a message of %s bytes from %s was refused: there was no memory for it"
+            self.engine.log.warning(text, f"{landing.total:,}", landing.link.name)
+            return
+        if self._scarce == BOUNDLESS:
+            self.engine.after(pause, self._ask_again)
+        self._scarce = landing.total
+
     def _ask_again(self) -> None:
-        self._starved = False
+        self._scarce = BOUNDLESS
         self.serve()
 
     def _look(self) -> None:
@@ -149,7 +166,7 @@ class Landings:
                 self._refused(connection.peer, code)
             return
         self.engine.hint(code)
-        if word.reason == Refusal.TOO_LARGE:
+        if word.kind == values.REFUSE and word.reason in _NOT_TAKEN:
             self.grants.said(connection, word.id)
 
     def pay(self, connection: Connection) -> None:

@@ -74,6 +74,16 @@ class MadeUpLink:
         return types.SimpleNamespace(payload_bytes_received=self.brought)
 
 
+class Lines:
+    """A log."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def warning(self, text, *values):
+        self.lines.append(text % values)
+
+
 class MadeUpEngine:
     """What the two halves ask of an engine; its timers are called by hand."""
 
@@ -85,6 +95,7 @@ class MadeUpEngine:
         self.timers: list[tuple[float, object]] = []
         self.refused: list[int] = []
         self.failed: list[tuple] = []
+        self.log = Lines()
         self.totals = types.SimpleNamespace(abandoned=0)
         self.inbox = Inbox(1_000, lambda _: None)
         self.make_view = lambda _: None
@@ -135,6 +146,26 @@ def test_a_grant_is_said_when_there_is_memory_for_it(engine):
     assert engine.tick() == [0.01]
     assert one.link.said == [Word(GRANT, 1)] and one.link.expected == {1: 5}
     assert engine.landings.grants.held == 5
+
+
+def test_what_there_is_no_memory_for_keeps_nobody_out_and_is_refused_in_the_end(engine):
+    """Else one message that is longer than what is left would stand before all others for ever, and
+    its sender would never hear why."""
+    one, two = engine.connect(1), engine.connect(2)
+    one.link.memory = ERR_NO_MEMORY
+    engine.landings.offered(one, 1, MIB // 2)
+    engine.landings.offered(two, 1, MIB // 2)
+    engine.landings.offered(two, 2, 5)
+    assert two.link.said == [Word(GRANT, 2)], "as long a message is not asked for in vain"
+    waited = 0.0
+    while not one.link.said:
+        [pause] = engine.tick()
+        waited += pause
+    assert one.link.said == [Word(REFUSE, 1, reason=Refusal.UNSPECIFIED)]
+    assert waited > engine.config.link_timeout and len(engine.log.lines) == 1
+    assert two.link.said == [Word(GRANT, 2), Word(GRANT, 1)]
+    one.link.memory = 0
+    assert engine.landings.offered(one, 1, 5), "its id is free again"
 
 
 def test_an_offer_of_a_link_that_is_over_keeps_nobody_out(engine):
