@@ -91,8 +91,8 @@ def too_large(peer: Peer, connection: Connection | None, size: int) -> errors.Me
 def refused_there(peer: Peer, size: int) -> errors.MessageTooLarge:
     """The error for a message that a peer was offered and does not take."""
     text = (
-        f"message of {size:,} bytes to peer {peer.name!r}: the peer refused it, as too large or for "
-        "want of memory; send it in parts"
+        f"message of {size:,} bytes to peer {peer.name!r}: the peer refused it, as too large or "
+        "for want of memory; send it in parts"
     )
     return errors.MessageTooLarge(text, peer=peer.name)
 

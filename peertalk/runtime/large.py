@@ -121,6 +121,7 @@ class Landings:
         return (
             connection.state is State.OPEN
             and isinstance(peer, Remote)
+            and not connection.unsaid  # who does not read what we say has no more to be said
             and not self.inbox.must_wait(self.inbox.outlet_of(peer))
         )
 
@@ -174,6 +175,8 @@ class Landings:
         words, connection.unsaid = connection.unsaid, ()
         for word in words:
             self.say(connection, word)
+        if not connection.unsaid and self.grants.waiting:
+            self.serve()
 
 
 def _seen(landing: Landing[Connection]) -> object:

@@ -168,6 +168,20 @@ def test_what_there_is_no_memory_for_keeps_nobody_out_and_is_refused_in_the_end(
     assert engine.landings.offered(one, 1, 5), "its id is free again"
 
 
+def test_who_does_not_read_what_is_said_makes_nothing_grow(engine):
+    """A stranger that offers and withdraws as fast as it can could fill the memory with answers."""
+    one, two = engine.connect(1), engine.connect(2)
+    one.link.code = ERR_WOULD_BLOCK
+    for id in range(1, 1_001):
+        assert engine.landings.offered(one, id, 5) and engine.landings.withdrawn(one, id)
+    assert len(one.unsaid) == 1
+    assert engine.landings.offered(one, 1_001, 5) and engine.landings.offered(two, 1, 5)
+    assert two.link.said == [Word(GRANT, 1)]
+    one.link.code = 0
+    engine.landings.pay(one)
+    assert one.link.said == [Word(GRANT, 1), Word(GRANT, 1_001)]
+
+
 def test_an_offer_of_a_link_that_is_over_keeps_nobody_out(engine):
     one, two = engine.connect(1), engine.connect(2)
     one.link.memory = ERR_NOT_CONNECTED
