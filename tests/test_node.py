@@ -23,6 +23,7 @@ import peertalk as pt
 from peertalk import sim
 from peertalk._core import load
 from peertalk._core.values import ANNOUNCE, QUERY
+from peertalk.config import settings
 from peertalk.protocol.wire import Announcement, decode_announcement, encode_announcement
 
 # Who is there
@@ -881,6 +882,21 @@ async def test_a_port_that_is_taken_is_an_error_when_it_was_asked_for_and_gives_
 
 # Datagrams and streams: what the front door adds to tests/runtime/test_datagrams.py and
 # tests/doors/test_streaming.py
+
+
+@pytest.mark.parametrize("bound", ["minimum", "maximum"])
+async def test_a_node_lives_with_each_setting_at_its_bounds(core, bound):
+    """What the configuration accepts, and the guide says, no part of a node may refuse."""
+    for each in settings():
+        value = getattr(each, bound)
+        if value is None or each.name.endswith("port"):
+            continue
+        more = {"announce_interval": 0.1} if each.name == "peer_timeout" else {}
+        options = loopback(core=core.name, **more) | {each.name: value}
+        async with pt.Node("ada", **options) as ada, pt.Node("bob", **options) as bob:
+            peer = await ada.connect(bob.address, timeout=GUARD)
+            await peer.send(b"x")
+            assert (await bob.receive(timeout=GUARD)).data == b"x", each.name
 
 
 async def test_a_stream_between_two_nodes_arrives_whole_and_tells_of_its_progress(core):

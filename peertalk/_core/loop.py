@@ -188,13 +188,14 @@ class Loop:
     @property
     def landing_limit(self) -> int:
         """Payload bytes of wide frames that were not offered and may be under way at once on all
-        links, at first 2^32 - 1. Set it: a link whose frame would go beyond is not read until there
-        is room. One frame may always."""
+        links, at first 2^32 - 1, which a larger number counts as. Set it: a link whose frame would
+        go beyond is not read until there is room. One frame may always."""
         return int(self._context.landing_limit)
 
     @landing_limit.setter
     def landing_limit(self, value: int) -> None:
-        self._context.landing_limit = self._binding.limited("landing_limit", value, 0xFFFFFFFF)
+        limit = self._binding.limited("landing_limit", min(value, 0xFFFFFFFF), 0xFFFFFFFF)
+        self._context.landing_limit = limit
 
     # Making things
 
