@@ -156,16 +156,17 @@ class Noted:
 
 
 class Strike:
-    """Raises at the n-th line of the engine."""
+    """Raises at the n-th line of the engine, or of some of its files."""
 
-    def __init__(self, at, kind):
+    def __init__(self, at, kind, files=ENGINE):
         self.at = at
         self.kind = kind
+        self.files = files
         self.lines = 0
         self.where = None
 
     def __call__(self, frame, what, _):
-        if not frame.f_code.co_filename.startswith(ENGINE):
+        if not frame.f_code.co_filename.startswith(self.files):
             return None
         if what == "line" and self.where is None:
             self.lines += 1
@@ -247,6 +248,46 @@ def test_an_exception_at_any_line_of_a_turn_costs_nothing_that_had_come(kind):
         hits += strike.where is not None
         assert count == (strike.where is not None) or (kind is Struck and count == 0), strike.where
     assert hits * 2 > LINES_TRIED
+    assert descriptors() == before
+
+
+LARGE = tuple(folder + "large.py" for folder in ENGINE)
+SIZES = (300_000, 270_000, 5, 400_000, 280_000)
+
+
+def play_large(strike):
+    """Bob sends Ada large messages, of which she has memory for one at a time. All that he was told
+    to be sent has come, and nothing is left of what she has granted."""
+    ada, bob = make_engine("ada", receive_large_bytes=400_000), make_engine("bob")
+    meeting = Meeting(ada, bob)
+    meeting.connect(ada, bob)
+    (theirs,) = (each for each in bob.peers.values() if each.connected)
+    meeting.turn_first = strike.turning(ada.turn)
+    sent = [bytes([65 + number]) * size for number, size in enumerate(SIZES)]
+    for message in sent:
+        meeting.until(lambda each=message: theirs.connected and theirs.accept(each, False))
+    meeting.until(lambda: theirs.reported == theirs.accepted == len(SIZES))
+    meeting.until(lambda: len(meeting.received[ada]) >= theirs.stats().messages_sent)
+    meeting.until(lambda: not ada.traffic.landings.grants.held)
+    assert not ada.traffic.landings.grants.waiting and meeting.received[bob] == []
+    assert meeting.received[ada] == [each for each in sent if each in meeting.received[ada]]
+    meeting.close()
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, Struck])
+def test_an_exception_at_any_line_about_large_messages_costs_none_that_had_come(kind):
+    """What is half granted would keep its memory from all others for good, and whoever was not told
+    of its grant would wait for ever."""
+    before, dry = descriptors(), Strike(0, kind, LARGE)
+    play_large(dry)
+    stride = max(1, dry.lines // LINES_TRIED)
+    for line in range(1 + os.getpid() % stride, dry.lines + 1, stride):
+        strike = Strike(line, kind, LARGE)
+        try:
+            play_large(strike)
+        except BaseException as error:
+            error.add_note(f"{kind.__name__} was raised at line {line}, {strike.where}")
+            raise
     assert descriptors() == before
 
 

@@ -436,13 +436,13 @@ class Inbox(Outlet[P]):
         for outlet in (self, *self._alone):
             outlet.waiters.wake_all()
 
-    def has(self, peer: P, payloads: list[bytes]) -> bool:
-        """Whether this very list waits, untouched."""
+    def find(self, peer: P, brought: list[bytes] | bytes) -> list[bytes] | None:
+        """This very list, or that of this very message, if it waits untouched."""
         queue = self.queues.get(peer)
         lot = None if queue is None else queue.first
-        while lot is not None and lot.payloads is not payloads:
+        while lot is not None and not holds(lot.payloads, brought):
             lot = lot.following
-        return lot is not None
+        return None if lot is None else lot.payloads
 
     def mend(self) -> None:
         """An exception may have cut put() off: what was put is there and counted, or is not."""
@@ -491,3 +491,10 @@ class Inbox(Outlet[P]):
                 self.on_room(each)
             each.ease()
         self.on_settled()
+
+
+def holds(payloads: list[bytes] | None, brought: list[bytes] | bytes) -> bool:
+    """Whether this is the list that was brought, or one of the message that was."""
+    if isinstance(brought, bytes):
+        return payloads is not None and len(payloads) == 1 and payloads[0] is brought
+    return payloads is brought

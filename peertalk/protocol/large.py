@@ -453,30 +453,52 @@ class Grants(Generic[C]):
             del self._links[link]
 
     def look(self, seen: Callable[[Landing[C]], object]) -> list[Landing[C]]:
-        """While somebody waits for them: those that have not moved for LOOKS looks lose their
-        grants. Returns them; the sender is to hear LOST.
+        """While somebody waits for them: those that have not moved for LOOKS looks are to lose
+        their grants. Returns them; their senders are to hear LOST, and lose() is to follow.
 
         seen: something that is another when the message, or anything else that its link brings,
             has moved; None: its link is not read.
         """
-        lost = []
         for landing in self._granted:
             now = seen(landing)
             landing.looks = landing.looks + 1 if now is not None and now == landing.seen else 0
             landing.seen = now
-            if landing.looks >= LOOKS:
-                lost.append(landing)
-        for landing in lost:
-            self._release(landing)
-            landing.stage = Stage.LOST
-            self._links[landing.link].lost += 1
-            self.lost += 1
-        return lost
+        return [landing for landing in self._granted if landing.looks >= LOOKS]
+
+    def lose(self, landing: Landing[C]) -> None:
+        """Its sender was told LOST: it holds nothing, and its id is in use until WITHDRAWN."""
+        self._release(landing)
+        landing.stage = Stage.LOST
+        self._links[landing.link].lost += 1
+        self.lost += 1
 
     def rest(self) -> None:
         """Nobody waits: what was seen of those that are granted is forgotten."""
         for landing in self._granted:
             landing.looks, landing.seen = 0, None
+
+    @property
+    def refused(self) -> list[Landing[C]]:
+        """Those whose senders have not been told yet that they are not taken."""
+        return [each for each in self._offers() if each.stage is Stage.REFUSED]
+
+    def mend(self) -> None:
+        """An exception may have cut anything off: be what the open offers of each link say. One
+        that is missing in the line stood at its head."""
+        stages: dict[Stage, dict[Landing[C], None]] = {stage: {} for stage in Stage}
+        for landing in self._offers():
+            stages[landing.stage][landing] = None
+        waiting, granted = stages[Stage.OFFERED], stages[Stage.GRANTED]
+        in_line = [each for each in self._line if each in waiting]
+        missing = [each for each in waiting if each not in self._line]
+        self._line = dict.fromkeys([*missing, *in_line])
+        self._granted = granted
+        self.held = sum(each.total for each in granted)
+        for of_link in self._links.values():
+            of_link.lost = sum(each.stage is Stage.LOST for each in of_link.offers.values())
+
+    def _offers(self) -> list[Landing[C]]:
+        return [each for of_link in self._links.values() for each in of_link.offers.values()]
 
     def _landing(self, link: C, id: int) -> Landing[C] | None:
         of_link = self._links.get(link)

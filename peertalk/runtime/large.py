@@ -98,6 +98,24 @@ class Landings:
 
     def serve(self) -> None:
         """Grant what there is room for, in order."""
+        try:
+            self._serve()
+        except BaseException:  # a signal handler's, and perhaps not within a turn
+            self.engine.after(0.0, self.mend)
+            raise
+
+    def mend(self) -> None:
+        """After anything was cut off: nothing is held for nobody, and what was decided is said."""
+        self.grants.mend()
+        for landing in self.grants.refused:
+            too_large = landing.total > self.grants.max_message
+            reason = Refusal.TOO_LARGE if too_large else Refusal.UNSPECIFIED
+            word = Word(values.REFUSE, landing.id, reason=reason)
+            if word not in landing.link.unsaid:
+                self.say(landing.link, word)
+        self.serve()
+
+    def _serve(self) -> None:
         grants = self.grants
         while not self.engine.closing:
             landing = grants.next(self._may_come, self._scarce)
@@ -107,11 +125,11 @@ class Landings:
             code = connection.link.expect(id, landing.total)
             if code == errors.OutOfMemory.code:
                 self._lacks(landing)
-            elif code < 0:
+            elif code < 0 and code != errors.InvalidState.code:
                 grants.ended(connection)  # its link is over, which will be told
-            else:
-                grants.grant(landing)
+            else:  # or it has that memory: what followed was cut off
                 self.say(connection, Word(values.GRANT, id))
+                grants.grant(landing)
         if grants.short and self._looking is None and not self.engine.closing:
             pause = self.engine.config.link_timeout / LOOKS
             self._looking = self.engine.after(pause, self._look)
@@ -153,29 +171,34 @@ class Landings:
         for landing in self.grants.look(_seen):
             landing.link.link.forgo(landing.id)
             self.say(landing.link, Word(values.REFUSE, landing.id, reason=Refusal.LOST))
+            self.grants.lose(landing)
         self.serve()
 
     def say(self, connection: Connection, word: Word) -> None:
         """Send a GRANT or REFUSE, behind those that are owed."""
-        code = errors.WouldBlock.code
-        if not connection.unsaid:
-            code = connection.link.send_wide(*word)
-        if code in _NO_ROOM:
-            connection.unsaid = (*connection.unsaid, word)
+        if connection.unsaid or not self._say(connection, word):
             connection.owed |= OWES_WIDE
+            connection.unsaid = (*connection.unsaid, word)
+
+    def _say(self, connection: Connection, word: Word) -> bool:
+        code: int = connection.link.send_wide(*word)
+        if code in _NO_ROOM:
             if isinstance(connection.peer, Remote):
                 self._refused(connection.peer, code)
-            return
+            return False
         self.engine.hint(code)
         if word.kind == values.REFUSE and word.reason in _NOT_TAKEN:
             self.grants.said(connection, word.id)
+        return True
 
     def pay(self, connection: Connection) -> None:
-        """There may be room for what is owed."""
-        words, connection.unsaid = connection.unsaid, ()
-        for word in words:
-            self.say(connection, word)
-        if not connection.unsaid and self.grants.waiting:
+        """There may be room for what is owed. Rather twice than not at all, if this is cut off."""
+        while connection.unsaid and self._say(connection, connection.unsaid[0]):
+            connection.unsaid = connection.unsaid[1:]
+        if connection.unsaid:
+            return
+        connection.owed &= ~OWES_WIDE
+        if self.grants.waiting:
             self.serve()
 
 

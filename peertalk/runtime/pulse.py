@@ -215,7 +215,7 @@ class Pulse:
 
     def pay(self, connection: Connection) -> None:
         """There may be room: what is owed goes before messages that wait."""
-        owed, connection.owed = connection.owed, 0
+        owed, connection.owed = connection.owed, connection.owed & policy.OWES_WIDE
         if owed & policy.OWES_WIDE:
             self.traffic.landings.pay(connection)
         if owed & policy.OWES_PRESSURE:

@@ -18,6 +18,7 @@ from .._core import values
 from ..protocol import connections as policy
 from ..protocol import endings, limits
 from ..protocol.connections import Connection, State
+from ..protocol.inbox import holds
 from ..protocol.large import Refusal
 from ..protocol.line import Turn
 from ..protocol.peer import PeerEvent, PeerState
@@ -152,7 +153,7 @@ class Switchboard(Dialling):
         if kind == values.BATCH:
             self._deliver(connection, a, b)
         elif kind == values.FRAME:
-            if a & 0xFFFF == _LANDED:
+            if _landed(kind, a):
                 self.traffic.landings.landed(connection, a >> 24)
             self._frame(connection, a & 0xFF, a >> 8 & 0xFF, b)
         elif kind == values.FINISHED:
@@ -265,7 +266,7 @@ class Switchboard(Dialling):
         nobody knows how much was done: the connection ends."""
         peer = connection.peer
         self.traffic.inbox.mend()
-        batch = kind == values.BATCH
+        batch = kind == values.BATCH or _landed(kind, a)
         waited_for = connection.reached or (isinstance(peer, Remote) and peer.reaching)
         following = endings.after_cut(
             endings.Cut(
@@ -290,13 +291,13 @@ class Switchboard(Dialling):
         if isinstance(peer, Remote) and peer.connection is None:
             peer.reported = peer.accepted - peer.queued
 
-    def _is_kept(self, connection: Connection, payloads: list[bytes]) -> bool:
-        """Whether these were put into the inbox, or are held back."""
-        peer = connection.peer
-        if isinstance(peer, Remote) and self.traffic.inbox.has(peer, payloads):
-            self.traffic.kept = payloads  # somebody may take them before this is mended
-        return self.traffic.kept is payloads or any(
-            each[3] is payloads for each in connection.held or ()
+    def _is_kept(self, connection: Connection, brought: list[bytes] | bytes) -> bool:
+        """Whether these, or this large one, were put into the inbox, or are held back."""
+        peer, traffic = connection.peer, self.traffic
+        if isinstance(peer, Remote) and (payloads := traffic.inbox.find(peer, brought)) is not None:
+            traffic.kept = payloads  # somebody may take them before this is mended
+        return holds(traffic.kept, brought) or any(
+            each[3] is brought for each in connection.held or ()
         )
 
     @staticmethod
@@ -313,6 +314,7 @@ class Switchboard(Dialling):
     def tidy_up(self) -> None:
         """After something was cut off: what is half made is taken out again, what is half ended
         ends, and what waits for a time has one."""
+        self.traffic.landings.mend()
         for connection in list(self.connections.by_tag.values()):
             if connection.state is not State.CLOSED:
                 self._tidy_up(connection)
@@ -355,3 +357,8 @@ class Switchboard(Dialling):
         assert isinstance(peer, Remote)
         paused = self.traffic.inbox.outlet_of(peer).paused
         return connection.link.paused and connection not in paused
+
+
+def _landed(kind: int, a: int) -> bool:
+    """Whether an event of a link brings a large message."""
+    return kind == values.FRAME and a & 0xFFFF == _LANDED

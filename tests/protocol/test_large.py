@@ -184,6 +184,7 @@ class Receiver:
             lambda landing: (self.landing[landing.link][landing.id], self.brought[landing.link])
         )
         for landing in lost:
+            self.grants.lose(landing)
             del self.landing[landing.link][landing.id]
             self.forgone[landing.link].add(landing.id)
             self.answers[landing.link].append(("refuse", landing.id, Refusal.LOST))
@@ -666,6 +667,7 @@ def test_what_does_not_move_loses_its_grant_to_those_who_wait():
     for number in range(LOOKS):
         assert grants.look(lambda each, n=number: n if each.link == "moves" else 0) == []
     [lost] = grants.look(lambda each: 9 if each.link == "moves" else 0)
+    grants.lose(lost)
     assert (lost.link, lost.id) == ("still", 1) and grants.lost == 1
     assert granted_by(grants) == [("waits", 1)]
 
@@ -690,7 +692,8 @@ def test_nothing_is_granted_behind_a_grant_that_was_taken_back():
     grants.offered("a", 1, 6)
     granted_by(grants)
     for _ in range(LOOKS + 1):
-        grants.look(lambda _: 0)
+        lost = grants.look(lambda _: 0)
+    grants.lose(*lost)
     grants.offered("a", 2, 6)
     assert granted_by(grants) == [] and not grants.landed("a", 1)
     assert grants.offered("a", 1, 6) is Verdict.FAULT, "the id is in use until WITHDRAWN"
@@ -712,7 +715,25 @@ def test_a_withdrawal_ends_an_offer_wherever_it_stands():
     assert not grants.landed("a", 1) and not grants.landed("b", 1)
 
 
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 80), st.integers(0, 12)), max_size=80))
+def test_what_was_cut_off_is_mended():
+    """A signal handler may raise between any two steps of a grant, of a loss or of an end."""
+    grants: Grants[str] = Grants(10, 100)
+    for id in (1, 2, 3):
+        grants.offered("a", id, 4)
+    for each in list(grants._line):
+        del grants._line[each]  # as grant() does first
+        grants.mend()
+    assert granted_by(grants) == [("a", 3), ("a", 2)] and grants.held == 8
+    del grants._links["a"].offers[3]  # as landed() does first
+    grants.mend()
+    assert grants.held == 4 and granted_by(grants) == [("a", 1)]
+    grants._granted.clear()
+    grants.held = 0
+    grants.mend()
+    assert grants.held == 8 and not grants.waiting and not grants.refused
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 80), st.integers(0, 12)), max_size=80))
 def test_whatever_strangers_say_the_budget_and_the_bounds_hold(said):
     """Each number that comes in is somebody's, and perhaps not a friend's."""
     grants: Grants[int] = Grants(10, 11)
@@ -722,8 +743,12 @@ def test_whatever_strangers_say_the_budget_and_the_bounds_hold(said):
             grants.offered(link, id, total)
         elif what == 1:
             grants.withdrawn(link, id)
-        else:
+        elif what == 2:
             grants.landed(link, id)
+        else:
+            before = grants.held, list(grants._line)
+            grants.mend()
+            assert (grants.held, list(grants._line)) == before, "nothing was cut off"
         granted_by(grants, lambda link: link != 1)
         assert grants.held <= 10 or grants.held == 11
         assert grants.waiting <= 3 * OFFERS_MAX
