@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import linecache
 import signal
 import socket
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +26,7 @@ import peertalk as pt
 from peertalk._core import load
 from peertalk._core.values import GOODBYE, QUERY
 from peertalk.protocol.wire import decode_announcement
-from peertalk.sync import Node
+from peertalk.sync import Node, turning
 
 
 @contextlib.contextmanager
@@ -397,6 +399,46 @@ def test_a_signal_that_raises_while_another_thread_has_the_lock_leaves_it_that()
             assert node.receive(timeout=GUARD).data == b"on"
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("contended", [False, True])
+def test_a_signal_that_raises_while_the_lock_is_taken_leaves_it_free(contended):
+    """Who has got it and does not know keeps it for good: every later call would hang."""
+
+    class Struck(Exception):
+        pass
+
+    def strike(frame, what, _):
+        nonlocal left
+        if frame.f_code.co_filename != turning.__file__:
+            return None
+        text = linecache.getline(turning.__file__, frame.f_lineno)
+        if what == "line" and "_waiting.remove" not in text and " in self._waiting" not in text:
+            left -= 1  # between those, and what goes before, no handler is called
+            if not left:
+                sys.settrace(None)
+                raise Struck
+        return strike
+
+    lock, reached = turning.Turning("ada"), False
+    for line in range(1, 30):
+        left = line
+        if contended:
+            lock._lock.acquire()
+            letting = threading.Timer(0.01, lock._lock.release)
+            letting.start()
+        try:
+            sys.settrace(strike)
+            with lock.held():
+                sys.settrace(None)
+                reached = True
+        except Struck:
+            pass
+        sys.settrace(None)
+        if contended:
+            letting.join()
+        assert not lock._lock.locked() and not lock._waiting, f"struck at line {line}"
+    assert reached
 
 
 def test_ping_flags_and_reject_are_there_without_await_too():

@@ -11,6 +11,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import starmap
 from typing import TypeVar
 
 from .. import errors
@@ -32,6 +33,8 @@ class Turning:
         self._name = name
         self.engine: Transport | None = None
         self._lock = threading.Lock()
+        self._note: list[bool | None] = [False]
+        """Of who holds the lock: whether that is so, as its last item."""
         self._changes = 0
         """How often who held the lock may have changed something."""
         self._waiting: list[int] = []
@@ -48,20 +51,30 @@ class Turning:
         engine = self.engine
         if engine is not None and engine.forked:
             engine.check_open()
-        if not self._lock.acquire(blocking=False):
-            self._waiting.append(-1)
-            try:
-                self._ask()
-                self._lock.acquire()
-            finally:
-                self._waiting.remove(-1)
+        note: list[bool | None] = [False]
         try:
+            self._acquire(note, False)
+            if not note[-1]:
+                try:
+                    self._waiting.append(-1)
+                    self._ask()
+                    self._acquire(note, True)
+                finally:
+                    if -1 in self._waiting:
+                        self._waiting.remove(-1)
+            self._note = note
             if self.engine is not None:
                 self.engine.move_here()
             yield
         finally:
-            self._changes += 1
-            self._lock.release()
+            if note[-1]:
+                self._changes += 1
+                self._lock.release()
+
+    def _acquire(self, note: list[bool | None], blocking: bool, seconds: float = -1) -> None:
+        """Try to hold the lock. note: what came of it is its last item from now on, which is
+        written in C: a signal handler cannot strike between the lock and its note."""
+        note.extend(map(self._lock.acquire, (blocking,), (seconds,)))
 
     def _ask(self) -> None:
         """End the turn of whoever holds the lock."""
@@ -72,13 +85,15 @@ class Turning:
     @contextlib.contextmanager
     def held_if_free(self) -> Iterator[bool]:
         """Hold the lock if nobody has it; gives whether nobody had."""
-        free = self._lock.acquire(blocking=False)
+        note: list[bool | None] = [False]
         try:
-            if free and self.engine is not None:
+            self._acquire(note, False)
+            self._note = note if note[-1] else self._note
+            if note[-1] and self.engine is not None:
                 self.engine.move_here()
-            yield free
+            yield note[-1] is True
         finally:
-            if free:
+            if note[-1]:
                 self._lock.release()
 
     def turn(self, engine: Transport, seconds: float | None, again: bool = False) -> bool:
@@ -97,28 +112,28 @@ class Turning:
         """Let go of the lock, and hold it again when it is free: at the deadline, and when a signal
         handler raises, whoever has it is asked. What that raised comes when the lock is held, since
         whoever is left by it lets go of the lock."""
-        known, struck = self._changes, None
-        held: list[bool] = []
-        self._lock.release()
+        known, struck, note = self._changes, None, self._note
         try:
+            note.extend(starmap(self._lock.release, ((),)))  # noted in C, too
             time.sleep(_HANDOVER)
         except BaseException as error:
             struck = error
-        while True not in held:
-            left = None if deadline is None else deadline - time.monotonic()
-            if struck is not None or (left is not None and left <= 0):
-                known, left = -1, None
-            self._waiting.append(known)
+        while not note[-1]:
             try:
+                left = None if deadline is None else deadline - time.monotonic()
+                if struck is not None or (left is not None and left <= 0):
+                    known, left = -1, None
+                self._waiting.append(known)
                 if known < self._changes:
                     self._ask()
-                wait = -1 if left is None else min(left, threading.TIMEOUT_MAX)
-                # noted in C: a signal handler cannot strike between the lock and its note
-                held.extend(map(self._lock.acquire, (True,), (wait,)))
+                self._acquire(note, True, -1 if left is None else min(left, threading.TIMEOUT_MAX))
             except BaseException as error:
                 struck = error
             finally:
-                self._waiting.remove(known)
+                if known in self._waiting:
+                    self._waiting.remove(known)
+        del note[:-1]
+        self._note = note
         engine.move_here()
         if struck is not None:
             raise struck
