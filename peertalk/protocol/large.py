@@ -13,8 +13,9 @@ a message is offered (again) behind whose place others were offered, those are w
 they would hold the budget that it waits for, and wait for it.
 
 Receiver. Offers stand in one line. The first one that may come has its grant as soon as its whole
-length fits into the budget, or nothing else is granted; where the system has not so much memory,
-shorter ones go first, and it is refused in the end. A grant that does not move is taken back
+length fits into the budget, or nothing else is granted. One link has half of the budget at most, or
+one message. Where the system has not so much memory, shorter ones of other links go first, and it
+is refused in the end. A grant that does not move is taken back
 when others wait for it. Slices of it that come then are dropped, until the sender has said
 WITHDRAWN; meanwhile nothing else of that link is granted, so that the sender can tell which of its
 messages this cost (Offering.refused).
@@ -323,15 +324,16 @@ class Landing(Generic[C]):
 
 
 class _Link(Generic[C]):
-    """Of one link: its open offers by id, the highest id so far, and of how many the grant was
-    taken back."""
+    """Of one link: its open offers by id, the highest id so far, of how many the grant was taken
+    back, and the bytes of those that are granted."""
 
-    __slots__ = ("last", "lost", "offers")
+    __slots__ = ("held", "last", "lost", "offers")
 
     def __init__(self) -> None:
         self.offers: dict[int, Landing[C]] = {}
         self.last = 0
         self.lost = 0
+        self.held = 0
 
 
 class Verdict(enum.Enum):
@@ -400,20 +402,25 @@ class Grants(Generic[C]):
 
         may_come: whether there is room for what a link brings. One for which there is none is
             passed over; one that is too long for what is left is waited for.
-        scarce: bytes that could not be had. What is as long is passed over, too.
+        scarce: bytes that could not be had. A link whose next one is as long is passed over, too,
+            and so is one that would hold more than half of the budget.
         """
         self.short = False
         asked: dict[C, bool] = {}
         for landing in self._line:
-            if landing.total >= scarce:
-                continue
             link = landing.link
+            of_link = self._links[link]
             if link not in asked:
-                asked[link] = not self._links[link].lost and may_come(link)
+                asked[link] = not of_link.lost and may_come(link)
+            if asked[link] and (landing.total >= scarce or self._has_its_share(of_link, landing)):
+                asked[link] = False  # nor what stands behind it, which its sender sends after it
             if asked[link]:
                 self.short = bool(self.held) and self.held + landing.total > self.limit
                 return None if self.short else landing
         return None
+
+    def _has_its_share(self, of_link: _Link[C], landing: Landing[C]) -> bool:
+        return bool(of_link.held) and of_link.held + landing.total > self.limit // 2
 
     def refuse(self, landing: Landing[C]) -> None:
         """It is not taken, and open until said() that it is not."""
@@ -426,6 +433,7 @@ class Grants(Generic[C]):
         landing.stage, landing.seen = Stage.GRANTED, None
         self._granted[landing] = None
         self.held += landing.total
+        self._links[landing.link].held += landing.total
         assert self.held <= self.limit or len(self._granted) == 1
 
     def landed(self, link: C, id: int) -> bool:
@@ -495,7 +503,9 @@ class Grants(Generic[C]):
         self._granted = granted
         self.held = sum(each.total for each in granted)
         for of_link in self._links.values():
-            of_link.lost = sum(each.stage is Stage.LOST for each in of_link.offers.values())
+            offers = of_link.offers.values()
+            of_link.lost = sum(each.stage is Stage.LOST for each in offers)
+            of_link.held = sum(each.total for each in offers if each.stage is Stage.GRANTED)
 
     def _offers(self) -> list[Landing[C]]:
         return [each for of_link in self._links.values() for each in of_link.offers.values()]
@@ -507,6 +517,7 @@ class Grants(Generic[C]):
     def _release(self, landing: Landing[C]) -> None:
         del self._granted[landing]
         self.held -= landing.total
+        self._links[landing.link].held -= landing.total
 
     def _forget(self, landing: Landing[C]) -> None:
         of_link = self._links[landing.link]

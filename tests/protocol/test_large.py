@@ -443,7 +443,7 @@ def test_a_message_that_is_replaced_while_it_moves_stops_between_slices():
 @pytest.mark.parametrize("former", [MIB, 5], ids=["a large one", "a small one"])
 def test_what_takes_a_place_before_others_is_offered_before_them(former):
     """Else these would hold what it waits for until it goes, and wait for it."""
-    sender, receiver = Sender(), Receiver(3 * MIB, 16 * MIB)
+    sender, receiver = Sender(), Receiver(6 * MIB, 16 * MIB)
     sender.put(MIB)
     sender.put(former, key="a")
     for _ in range(2):
@@ -590,14 +590,36 @@ def granted_by(grants, may_come=anybody):
 def test_offers_have_their_grants_first_come_first_served():
     """One that is too long for what is left is waited for, or it would never have its turn."""
     grants: Grants[str] = Grants(10, 100)
-    for link, id, total in (("a", 1, 6), ("b", 1, 3), ("a", 2, 4), ("b", 2, 1)):
+    for link, id, total in (("a", 1, 6), ("b", 1, 3), ("c", 2, 4), ("d", 2, 1)):
         assert grants.offered(link, id, total) is Verdict.WAIT
     assert granted_by(grants) == [("a", 1), ("b", 1)] and grants.short
     assert (grants.held, grants.waiting) == (9, 2)
     assert grants.landed("b", 1)
-    assert granted_by(grants) == [("a", 2)] and grants.short
+    assert granted_by(grants) == [("c", 2)] and grants.short
     assert grants.landed("a", 1)
-    assert granted_by(grants) == [("b", 2)] and not grants.short
+    assert granted_by(grants) == [("d", 2)] and not grants.short
+
+
+def test_one_link_leaves_half_of_the_budget_to_others():
+    """However slow it is, and however much it offers. Its own come in their order: what stands
+    behind one that waits is sent after it, and would only hold what that waits for."""
+    grants: Grants[str] = Grants(20, 100)
+    for link, id, total in (
+        ("slow", 1, 6),
+        ("slow", 2, 5),
+        ("slow", 3, 1),
+        ("b", 1, 9),
+        ("c", 1, 5),
+    ):
+        grants.offered(link, id, total)
+    assert granted_by(grants) == [("slow", 1), ("b", 1), ("c", 1)] and not grants.short
+    assert grants.landed("slow", 1)
+    assert granted_by(grants) == [("slow", 2), ("slow", 3)]
+    grants.ended("slow")
+    assert grants.held == 14 and not grants.waiting
+    grants.offered("alone", 1, 100)
+    assert granted_by(grants) == [] and grants.landed("b", 1) and grants.landed("c", 1)
+    assert granted_by(grants) == [("alone", 1)], "its first may be as long as may be"
 
 
 def test_a_message_longer_than_the_budget_comes_alone():
@@ -717,7 +739,7 @@ def test_a_withdrawal_ends_an_offer_wherever_it_stands():
 
 def test_what_was_cut_off_is_mended():
     """A signal handler may raise between any two steps of a grant, of a loss or of an end."""
-    grants: Grants[str] = Grants(10, 100)
+    grants: Grants[str] = Grants(20, 100)
     for id in (1, 2, 3):
         grants.offered("a", id, 4)
     for each in list(grants._line):

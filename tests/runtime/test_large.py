@@ -151,20 +151,22 @@ def test_a_grant_is_said_when_there_is_memory_for_it(engine):
 def test_what_there_is_no_memory_for_keeps_nobody_out_and_is_refused_in_the_end(engine):
     """Else one message that is longer than what is left would stand before all others for ever, and
     its sender would never hear why."""
-    one, two = engine.connect(1), engine.connect(2)
+    one, two, three = engine.connect(1), engine.connect(2), engine.connect(3)
     one.link.memory = ERR_NO_MEMORY
-    engine.landings.offered(one, 1, MIB // 2)
-    engine.landings.offered(two, 1, MIB // 2)
+    for connection in (one, two):
+        engine.landings.offered(connection, 1, MIB // 2)
     engine.landings.offered(two, 2, 5)
-    assert two.link.said == [Word(GRANT, 2)], "as long a message is not asked for in vain"
+    engine.landings.offered(three, 1, 5)
+    assert three.link.said == [Word(GRANT, 1)]
+    assert not two.link.said, "as long a message is not asked for in vain, nor what follows it"
     waited = 0.0
     while not one.link.said:
         [pause] = engine.tick()
         waited += pause
+    one.link.memory = 0
     assert one.link.said == [Word(REFUSE, 1, reason=Refusal.UNSPECIFIED)]
     assert waited > engine.config.link_timeout and len(engine.log.lines) == 1
-    assert two.link.said == [Word(GRANT, 2), Word(GRANT, 1)]
-    one.link.memory = 0
+    assert two.link.said == [Word(GRANT, 1)], "which is its half of the budget"
     assert engine.landings.offered(one, 1, 5), "its id is free again"
 
 
