@@ -7,6 +7,7 @@ Interfaces are values, as the system has told them. Never: asks the system, or l
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 from typing import NamedTuple
 
 from .. import errors
@@ -171,6 +172,7 @@ def is_near(interfaces: list[Interface], address: str, number: int) -> bool:
     return any(each.number == number for each in interfaces) or same_network(interfaces, address)
 
 
+@lru_cache(1024)  # each packet asks for its sender's and for those of all interfaces
 def _number(address: str) -> int:
     return int(ipaddress.IPv4Address(address))
 
