@@ -17,6 +17,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import pytest
 from kit.nodes import announcing, loopback, numbered
@@ -597,6 +598,34 @@ def test_ctrl_c_ends_a_call_that_waits_without_end(core, start_python):
     """The wait is in C with the GIL given up: it must come back for signals."""
     process = start_python("-c", WAITING, core.name)
     assert process.stdout.readline() == "waiting\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=GUARD)
+    assert (out, process.returncode) == ("interrupted\n", 0), err
+
+
+TAKEN_ELSEWHERE = """
+import signal, sys, threading
+from peertalk.sync import Node
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+try:
+    with Node("script", bind="127.0.0.1", port=0, discovery=False, core=sys.argv[1]) as node:
+        print("waiting", flush=True)
+        node.receive()
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_ctrl_c_that_does_not_reach_the_wait_itself_ends_the_call(core, start_python):
+    """Another thread takes the signal, which so comes as if between the last look and the wait."""
+    process = start_python("-c", TAKEN_ELSEWHERE, core.name)
+    assert process.stdout.readline() == "waiting\n"
+    main = Path(f"/proc/{process.pid}/task/{process.pid}/stat")
+    give_up = time.monotonic() + GUARD
+    while main.read_text().rpartition(")")[2].split()[0] != "S":
+        assert time.monotonic() < give_up, "it never waited"
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=GUARD)
     assert (out, process.returncode) == ("interrupted\n", 0), err

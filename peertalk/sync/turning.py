@@ -24,6 +24,9 @@ HOW_TO_START = "use `with` or start()"
 
 _HANDOVER = 0.001
 """Seconds that a waiting method leaves the lock to another thread that asked for it."""
+_LOOK = 0.5
+"""Seconds of one wait at most: a signal that came between the last look at signals and the wait, or
+that another thread took, does not end the wait, and its handler runs when that is over."""
 
 
 class Turning:
@@ -104,7 +107,7 @@ class Turning:
         if is_wanted and not again:
             self._let_go(engine, deadline_of(seconds))
             return False
-        engine.turn(0.0 if is_wanted else seconds)
+        engine.turn(0.0 if is_wanted else _LOOK if seconds is None else min(seconds, _LOOK))
         self._changes += 1
         return True
 
