@@ -337,6 +337,25 @@ def test_a_function_that_was_cut_off_outside_a_turn_is_called_in_the_next_one(ra
     ada.close_now()
 
 
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, Struck])
+def test_an_order_that_was_cut_off_before_its_first_line_is_made_good(kind):
+    """Python 3.12 may be struck there: a grant that was to be given waited for the next event."""
+    ada, bob = make_engine("ada"), make_engine("bob")
+    meeting = Meeting(ada, bob)
+    meeting.connect(ada, bob)
+    landings = ada.traffic.landings
+    (connection,) = ada.connections.by_tag.values()
+    landings.grants.offered(connection, 1, 300_000)
+
+    def struck():
+        raise kind("injected")
+
+    ada.post(struck)  # in the place of Landings.serve
+    meeting.until(lambda: not landings.grants.waiting)
+    assert landings.grants.held == 300_000
+    meeting.close()
+
+
 def test_an_action_that_always_raises_is_tried_now_and_then():
     """asyncio.CancelledError is no Exception: it was taken for a signal's, and done again in the
     same tick, tens of thousands of times a second."""

@@ -264,11 +264,11 @@ class Engine(ABC):
             self._mend(begun, None)
 
     def _obey(self) -> None:
-        """One order."""
+        """One order. Of one that is cut off nobody knows how much was done."""
         try:
             self._orders[0]()
         except BaseException as error:
-            self.note(error)
+            self._mend(None, error)
         self._orders.popleft()
 
     def _call_rest(self) -> None:
@@ -316,13 +316,15 @@ class Engine(ABC):
                 action()
                 self._acting = None
 
-    def _mend(self, event: Event, error: BaseException | None) -> None:
-        """Serving this event was cut off: what was to be done of it is done, or its connection
-        ends. error: what cut it off; None: an exception that has left the turn."""
+    def _mend(self, event: Event | None, error: BaseException | None) -> None:
+        """Serving this event, or an order (None), was cut off: what was to be done of it is done,
+        or its connection ends. error: what cut it off; None: an exception that has left the
+        turn."""
         if error is not None:
             self.note(error)
         self._calling = False  # a signal handler may have left it set, and nothing would be called
-        for step in (partial(self._mend_event, event, error), self.tidy_up, self.call_all):
+        of_event = () if event is None else (partial(self._mend_event, event, error),)
+        for step in (*of_event, self.tidy_up, self.call_all):
             for _ in range(_TRIES):
                 try:
                     if self.closed:
