@@ -603,18 +603,14 @@ def test_ctrl_c_ends_a_call_that_waits_without_end(core, start_python):
     assert (out, process.returncode) == ("interrupted\n", 0), err
 
 
-TAKEN_ELSEWHERE = """
-import signal, sys, threading
-from peertalk.sync import Node
+TAKEN_ELSEWHERE = (
+    """
+import signal, threading
 threading.Thread(target=threading.Event().wait, daemon=True).start()
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-try:
-    with Node("script", bind="127.0.0.1", port=0, discovery=False, core=sys.argv[1]) as node:
-        print("waiting", flush=True)
-        node.receive()
-except KeyboardInterrupt:
-    print("interrupted", flush=True)
 """
+    + WAITING
+)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")

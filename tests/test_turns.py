@@ -190,6 +190,14 @@ class Strike:
 
         return struck
 
+    def in_a(self, played):
+        """What played(self) returns; its failure says where it was struck."""
+        try:
+            return played(self)
+        except BaseException as error:
+            error.add_note(f"{self.kind.__name__} was raised at line {self.at}, {self.where}")
+            raise
+
 
 def play(strike):
     """Ada dials Bob; they send, stream, ping and part. Everything that Ada was told is checked.
@@ -240,11 +248,7 @@ def test_an_exception_at_any_line_of_a_turn_costs_nothing_that_had_come(kind):
     first, hits = 1 + os.getpid() % stride, 0
     for line in range(first, dry.lines + 1, stride):
         strike = Strike(line, kind)
-        try:
-            count = play(strike)
-        except BaseException as error:
-            error.add_note(f"{kind.__name__} was raised at line {line}, {strike.where}")
-            raise
+        count = strike.in_a(play)
         hits += strike.where is not None
         assert count == (strike.where is not None) or (kind is Struck and count == 0), strike.where
     assert hits * 2 > LINES_TRIED
@@ -282,12 +286,7 @@ def test_an_exception_at_any_line_about_large_messages_costs_none_that_had_come(
     play_large(dry)
     stride = max(1, dry.lines // LINES_TRIED)
     for line in range(1 + os.getpid() % stride, dry.lines + 1, stride):
-        strike = Strike(line, kind, LARGE)
-        try:
-            play_large(strike)
-        except BaseException as error:
-            error.add_note(f"{kind.__name__} was raised at line {line}, {strike.where}")
-            raise
+        Strike(line, kind, LARGE).in_a(play_large)
     assert descriptors() == before
 
 
@@ -308,12 +307,7 @@ def test_an_exception_at_any_line_of_the_end_leaves_nothing_open_and_nobody_wait
     for ever, and keep the descriptors."""
     lines, before = part(Strike(0, kind)), descriptors()
     for line in range(max(1, lines - 120), lines + 1):
-        strike = Strike(line, kind)
-        try:
-            part(strike)
-        except BaseException as error:
-            error.add_note(f"{kind.__name__} was raised at line {line}, {strike.where}")
-            raise
+        Strike(line, kind).in_a(part)
     assert descriptors() == before
 
 
