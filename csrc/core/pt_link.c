@@ -128,7 +128,7 @@ void pt_link_update_interest(pt_context *context, pt_link *link)
     int reads = pt_link_is_read(link);
     link->source.interest =
         (uint8_t)((reads ? PT_WANT_READ : 0) | (link->blocked ? PT_WANT_WRITE : 0));
-    link->source.edge = !reads;
+    link->source.edge = !reads && !link->blocked; /* one that is blocked may be ready already */
     int result = context->ops->watch(context, &link->source);
     if (result != PT_OK)
         pt_link_end(context, link, result, link->system_error);

@@ -629,6 +629,27 @@ def test_a_message_departs_in_slices_without_another_call(bench):
     assert link.statistics().messages_accepted == 1 and link.statistics().refusals == 0
 
 
+def test_a_large_message_departs_though_nothing_is_read(bench):
+    """The link of a program whose inbox is full was told once that it may write, and asked again in
+    vain: after some megabytes nothing left any more."""
+    if bench.way == "plain":
+        pytest.skip("did not run: a blocking send waits for who reads in the same thread")
+    ours, raw = bench.tcp()
+    link = bench.loop.open_link(ours.fileno(), 1, wide=True)
+    link.pause()
+    message = bytes(8_000_000)
+    assert link.depart(message, 9, 0) >= 0
+    left = sum(
+        map(len, slices_of(message, 9, [*range(0, len(message), WIDE_MAX_PAYLOAD), len(message)]))
+    )
+    give_up = time.monotonic() + GUARD
+    while left:
+        assert time.monotonic() < give_up, link.statistics()
+        left -= len(bench.read_all(raw))
+        bench.loop.turn(0.01)
+    assert link.departing == 0
+
+
 def test_what_is_sent_passes_between_two_slices_of_what_departs(bench):
     """What is urgent stands behind one slice at most, and not behind the whole message."""
     if bench.way == "plain":
