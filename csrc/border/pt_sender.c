@@ -353,6 +353,7 @@ static PyObject *link_send_many(PyObject *self, PyObject *const *arguments,
     int is_ours = pt_is_owner(bound->context);
     Py_ssize_t index = start;
     bound->link.pipeline.more = is_ours && is_more(&bound->link.pipeline, payloads, start);
+    bound->link.many = is_ours && PyList_Size(payloads) - start > 1;
     for (; index < PyList_Size(payloads); index++) {
         PyObject *payload = PyList_GetItem(payloads, index);
         int raised = 0;
@@ -376,8 +377,10 @@ static PyObject *link_send_many(PyObject *self, PyObject *const *arguments,
         }
         code |= result;
     }
-    if (is_ours)
+    if (is_ours) {
         bound->link.pipeline.more = 0;
+        bound->link.many = 0;
+    }
     return Py_BuildValue("(ni)", index > start ? index - start : 0, code);
 }
 

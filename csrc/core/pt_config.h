@@ -85,6 +85,8 @@
 #define PT_TURN_MAX_MESSAGES 256 /* a sender yields to its loop after so many messages ... */
 #define PT_TURN_MAX_BYTES    131072 /* ... or so many payload bytes, whichever comes first; ... */
 #define PT_TURN_MANY_BYTES   65536  /* ... of many in one call: the next finds all slots free */
+#define PT_PROMPT_FRAMES     4      /* after a burst of more, a first frame waits for the turn */
+#define PT_TELL_MS           50     /* what has left by itself is told within this time */
 #define PT_PUSH_SLICES       4      /* of a departing message that move before others have a turn */
 #define PT_REFERRED_PART     8      /* what a slot refers to counts so much less there: no copy */
 #define PT_PARTIAL_FRAME_MS  5000   /* a frame that has begun must be whole within this time, */

@@ -441,6 +441,7 @@ int pt_link_close(pt_context *context, pt_link *link)
         pt_link_end(context, link, PT_OK, 0);
     link->due = 0;
     pt_context_leave(context, link, PT_LINE_DIRTY);
+    pt_context_leave(context, link, PT_LINE_LEFT);
     pt_context_remove_source(context, &link->source);
     move(link, PT_LINK_STEP_CLOSE);
     PT_ASSERT(context->link_count != 0);
@@ -488,7 +489,7 @@ void pt_link_shut(pt_context *context, pt_link *link)
     move(link, PT_LINK_STEP_SHUT);
     pt_link_push(context, link);
     pt_link_finish(context, link);
-    if (link->in_line[PT_LINE_DIRTY])
+    if (link->in_line[PT_LINE_DIRTY] || link->in_line[PT_LINE_LEFT])
         pt_link_ask_for_turn(context);
 }
 
@@ -507,6 +508,16 @@ uint32_t pt_link_unconfirmed(pt_context *context, const pt_link *link)
     return count > link->sent_count ? count - link->sent_count : 0; /* those are not told yet */
 }
 
+uint32_t pt_link_settle(pt_link *link)
+{
+    PT_ASSERT(link->state != PT_LINK_NONE);
+    PT_ASSERT(link->due & PT_DUE_SENT || link->sent_count == 0);
+
+    uint32_t count = link->sent_count;
+    link->sent_count = 0;
+    return count;
+}
+
 void pt_link_set_frame_timeout(pt_context *context, pt_link *link, uint32_t timeout_ms)
 {
     link->frame_timeout_ms = timeout_ms;
@@ -523,7 +534,8 @@ void pt_link_check(const pt_context *context, const pt_link *link)
     PT_ASSERT((link->held != NULL) == (link->held_at < link->held_len));
     PT_ASSERT(!link->in_line[PT_LINE_HELD] || link->held != NULL);
     PT_ASSERT(link->failed_code != PT_OK || link->failed_count == 0);
-    PT_ASSERT(link->due == 0 || link->in_line[PT_LINE_DIRTY]);
+    PT_ASSERT((link->due & ~PT_DUE_SENT) == 0 || link->in_line[PT_LINE_DIRTY]);
+    PT_ASSERT(link->due == 0 || link->in_line[PT_LINE_DIRTY] || link->in_line[PT_LINE_LEFT]);
     PT_ASSERT(link->departs == NULL || link->blocked || link->state != PT_LINK_OPEN);
     if (link->state == PT_LINK_ENDED) {
         PT_ASSERT(link->held == NULL && link->notes.count == 0);

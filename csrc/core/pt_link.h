@@ -57,6 +57,9 @@ struct pt_link {
     uint32_t read_max;    /* bytes that one read brings at most; the caller's to change */
     uint32_t moved;       /* tick at which bytes last left, or began to wait */
     uint32_t rest_frames; /* low bits of pipeline.frames when rest_timer was armed */
+    uint32_t first_turn;  /* low bits of context->turns, and 1, at the last frame that was the first
+                             since a turn ... */
+    uint32_t burst_from;  /* ... and of pipeline.frames with that frame */
     pt_send_pipeline pipeline;
     pt_send_slot only; /* of the pipeline, where it borrows the others */
     pt_ingest ingest;
@@ -90,6 +93,7 @@ struct pt_link {
                         write */
     uint8_t in_line[PT_LINES]; /* 1: in that line of the context */
     uint8_t wanted;            /* 1: a frame found no room since PT_EVENT_SENT was last due */
+    uint8_t many;              /* the caller's; 1: more frames follow in this call */
 };
 
 /* Take over a connected, non-blocking connection; format: of what comes on it. slots: the caller's
@@ -107,15 +111,18 @@ uint8_t pt_link_next(uint8_t state, uint8_t step);
 enum pt_send_hint {
     PT_SEND_NEEDS_TURN = 1, /* first unsent frame since the last turn: see to it that a turn comes
                                at the end of this tick */
-    PT_SEND_YIELD = 2 /* PT_TURN_MAX_MESSAGES or PT_TURN_MAX_BYTES accepted since the last turn: let
-                         the loop turn before sending more */
+    PT_SEND_YIELD = 2, /* PT_TURN_MAX_MESSAGES or PT_TURN_MAX_BYTES accepted since the last turn:
+                          let the loop turn before sending more */
+    PT_SEND_LEFT = 4 /* it has left already, and no turn is needed for it: PT_EVENT_SENT comes with
+                        the next turn, or after PT_TELL_MS: see context->tells_late */
 };
 
 /* Accept one frame. Payloads of DATA frames may be up to link->max_message bytes, of others up to
  * PT_FRAME_MAX_PAYLOAD; flag PT_FLAG_NO_DELAY makes it leave at once (and stays local: it is not
- * put on the wire). When all slots are taken it pushes them into the system and tries once more; it
- * never blocks (but in a world without tcp_send_async). A failure met there is reported by the next
- * turn as PT_EVENT_CLOSED.
+ * put on the wire). Where ops->prompt says so the first frame of a link at rest leaves at once too,
+ * unless it began a burst the last time. When all slots are taken it pushes them into the system
+ * and tries once more; it never blocks (but in a world without tcp_send_async). A failure met there
+ * is reported by the next turn as PT_EVENT_CLOSED.
  *
  * Returns a sum of enum pt_send_hint (0 or more): it was accepted. Or, with nothing of it taken (no
  * gap in the sequence):
@@ -195,6 +202,10 @@ uint64_t pt_link_pending(const pt_link *link);
  * was reported with it. Asks the system; for an ended link, what was so at its end. 0 for a closed
  * one, and in worlds without unacknowledged(). */
 uint32_t pt_link_unconfirmed(pt_context *context, const pt_link *link);
+
+/* Messages that have left and were not in a PT_EVENT_SENT yet: they are told by this call alone.
+ * For a link that is to be closed. */
+uint32_t pt_link_settle(pt_link *link);
 
 /* From now on, a frame that has begun must be whole within so many ms; also one that is cut now. A
  * link begins with PT_PARTIAL_FRAME_MS. */

@@ -167,6 +167,21 @@ static int report_link(pt_link *link, pt_event *events)
     return count;
 }
 
+/* Those who have only to say what has left say so now, unless that may wait. */
+static void call_left(pt_context *context)
+{
+    PT_ASSERT(*context->lines[PT_LINE_LEFT].end == NULL);
+
+    if (context->tells_late && context->wheel.now - context->left_since < PT_TELL_MS)
+        return;
+    while (context->lines[PT_LINE_LEFT].first != NULL) {
+        pt_link *link = context->lines[PT_LINE_LEFT].first;
+        PT_ASSERT(link->in_line[PT_LINE_LEFT]);
+        pt_context_leave(context, link, PT_LINE_LEFT);
+        pt_context_join(context, link, PT_LINE_DIRTY);
+    }
+}
+
 /* Empty the dirty list into events; links that do not fit stay for the next turn. */
 static int report_links(pt_context *context, pt_event *events, int capacity)
 {
@@ -214,6 +229,7 @@ static void check(const pt_context *context)
     PT_ASSERT(*context->lines[PT_LINE_DIRTY].end == NULL);
     PT_ASSERT(*context->lines[PT_LINE_HELD].end == NULL);
     PT_ASSERT(context->starved_count <= context->link_count);
+    PT_ASSERT(*context->lines[PT_LINE_LEFT].end == NULL);
     uint32_t count = 0;
     for (const pt_source *source = context->sources; source != NULL && count < PT_IO_BUDGET;
          source = source->next, count++) {
@@ -267,6 +283,7 @@ int pt_loop_turn(pt_context *context, int timeout_ms, pt_event *events, int capa
     if (!pt_timer_is_armed(&context->pool_timer) && context->link_count != 0 &&
         pt_pool_acquires(context->pool) != context->pool_acquires)
         pt_context_arm(context, &context->pool_timer, PT_POOL_REST_MS);
+    call_left(context);
     count += report_links(context, &events[count], capacity - count);
     PT_ASSERT(count <= capacity);
     PT_CHECK(check(context));

@@ -155,6 +155,7 @@ typedef struct pt_platform_ops {
     uint8_t classic;
     uint8_t simulated; /* 1: lives on the network of its setup, and on its clock */
     uint8_t refers;    /* 1: it sends what slots refer to, too; 0: everything is copied into them */
+    uint8_t prompt; /* 1: the first frame of a link at rest is written at once: see PT_SEND_LEFT */
 } pt_platform_ops;
 
 /* Links that wait for something, the first to be served first. */
@@ -164,9 +165,10 @@ typedef struct pt_line {
 } pt_line;
 
 enum pt_line_kind {
-    PT_LINE_DIRTY = 0, /* with frames to push or results to report */
-    PT_LINE_HELD = 1,  /* with held bytes, and read */
-    PT_LINES = 2
+    PT_LINE_DIRTY = 0, /* with frames to push or results to report: a turn is needed now */
+    PT_LINE_HELD = 1,  /* with held bytes, and read: likewise */
+    PT_LINE_LEFT = 2,  /* with PT_EVENT_SENT to report, which hurries nobody: see PT_SEND_LEFT */
+    PT_LINES = 3
 };
 
 /* A worker's world: one loop, its timers, its links. Memory is the caller's. */
@@ -192,9 +194,11 @@ struct pt_context {
     uint32_t work_left;     /* units that this turn may still bring: see PT_TURN_MAX_WORK */
     uint32_t step;          /* bytes of one read: what is left of it fits a buffer of the pool */
     uint32_t starved_count; /* links that wait for a staging buffer */
+    uint32_t left_since;    /* tick at which the first of PT_LINE_LEFT came there */
     uint32_t link_count;
     uint32_t woken;         /* 1: this turn's wait, or the one before it, was ended by wake */
     uint32_t frame_size;    /* largest whole frame that a link may receive: the size of spare */
+    uint8_t tells_late;     /* the caller's; 1: what is in PT_LINE_LEFT may wait for PT_TELL_MS */
     uint32_t landing;       /* bytes of the wide frames that land and were not offered, and ... */
     uint32_t landing_limit; /* ... how many may at once; one may always. The caller's to change */
     uint64_t turns;

@@ -68,27 +68,61 @@ static int may_retry(pt_context *context, pt_link *link, int *result)
     return 1;
 }
 
-/* A frame is in its slot: see to it that it leaves. Returns hints. */
-static inline int follow_up(pt_context *context, pt_link *link, int no_delay, uint32_t counted)
+/* 1 for the first frame since a turn, where such a frame leaves at once and no burst followed the
+ * last one: of a burst every frame but the first waits for the end of the tick anyway. */
+static inline int is_prompt(const pt_context *context, pt_link *link)
+{
+    if (!context->ops->prompt || link->blocked || link->first_turn == (uint32_t)context->turns + 1)
+        return 0;
+    uint32_t frames = (uint32_t)link->pipeline.frames;
+    uint32_t burst = frames - link->burst_from;
+    link->first_turn = (uint32_t)context->turns + 1; /* which is 0 for a link that is opened */
+    link->burst_from = frames;
+    return burst <= PT_PROMPT_FRAMES && !link->many && !link->in_line[PT_LINE_DIRTY];
+}
+
+/* 1 when all that a link was given has left, and to say so is all that it owes. */
+static int has_left(const pt_context *context, const pt_link *link)
+{
+    PT_ASSERT(link->due == 0 || link->in_line[PT_LINE_DIRTY] || link->in_line[PT_LINE_LEFT]);
+
+    return context->ops->prompt && link->state == PT_LINK_OPEN && !link->blocked &&
+           link->pipeline.pending_count == 0 && link->due == PT_DUE_SENT &&
+           link->failed_code == PT_OK;
+}
+
+/* From now on it is told with others, or with the next turn: nobody needs a turn for this. */
+static void tell_by_and_by(pt_context *context, pt_link *link)
+{
+    PT_ASSERT(link->due == PT_DUE_SENT);
+
+    if (context->lines[PT_LINE_LEFT].first == NULL)
+        context->left_since = context->wheel.now;
+    pt_context_leave(context, link, PT_LINE_DIRTY);
+    pt_context_join(context, link, PT_LINE_LEFT);
+}
+
+/* A frame is in its slot: see to it that it leaves, at_once or with the turn. Returns hints. */
+static inline int follow_up(pt_context *context, pt_link *link, int at_once, uint32_t counted)
 {
     PT_ASSERT(link->pipeline.pending_count != 0);
 
-    int hints = 0;
-    if (!link->in_line[PT_LINE_DIRTY] &&
-        !link->blocked) { /* a blocked link is pushed when it becomes ready */
-        pt_context_join(context, link, PT_LINE_DIRTY);
-        hints = PT_SEND_NEEDS_TURN;
-    }
-    hints |= count_frame(context, link, counted);
-    if (no_delay) {
+    int hints = count_frame(context, link, counted);
+    int was_blocked = link->blocked; /* then it is pushed when it becomes ready */
+    int was_asked = link->in_line[PT_LINE_DIRTY];
+    if (at_once)
         pt_link_push(context, link);
-    } else {
-        while (link->pipeline.filling_count > 1 || link->pipeline.ripe) {
-            if (!pt_link_launch(context, link, 0))
-                break;
-        }
+    if (at_once && !was_asked && has_left(context, link)) {
+        tell_by_and_by(context, link);
+        return hints | PT_SEND_LEFT;
     }
-    return hints;
+    if (!was_blocked)
+        pt_context_join(context, link, PT_LINE_DIRTY);
+    while (!at_once && (link->pipeline.filling_count > 1 || link->pipeline.ripe)) {
+        if (!pt_link_launch(context, link, 0))
+            break;
+    }
+    return hints | (link->in_line[PT_LINE_DIRTY] && !was_asked ? PT_SEND_NEEDS_TURN : 0);
 }
 
 int pt_link_send(pt_context *context, pt_link *link, uint8_t type, uint8_t flags,
@@ -106,7 +140,8 @@ int pt_link_send(pt_context *context, pt_link *link, uint8_t type, uint8_t flags
         result = pt_pipeline_send(pipeline, type, flags, payload, payload_len);
     if (result != PT_OK)
         return result;
-    return follow_up(context, link, (flags & PT_FLAG_NO_DELAY) != 0, payload_len);
+    int at_once = is_prompt(context, link) || (flags & PT_FLAG_NO_DELAY) != 0;
+    return follow_up(context, link, at_once, payload_len);
 }
 
 #if PT_WIDE

@@ -316,6 +316,7 @@ const pt_platform_ops *pt_posix_ops(void)
         .poll_send_completions = posix_poll_completions,
         .wait_send_completions = posix_wait_completions,
         .send_slots_available = posix_slots_available,
+        .prompt = 1,
         POSIX_OPS,
     };
     return &ops;

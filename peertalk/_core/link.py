@@ -175,8 +175,10 @@ class Link:
 
     @property
     def send(self) -> Callable[[Data], int]:
-        """send(payload) accepts one DATA frame. Returns a sum of NEEDS_TURN and YIELD (0 or more),
-        or with nothing changed ERR_WOULD_BLOCK (every slot is taken), ERR_NO_MEMORY,
+        """send(payload) accepts one DATA frame. Returns a sum of hints (0 or more): NEEDS_TURN, the
+        first since the last turn, which a turn is to send at the end of this tick; YIELD, a turn
+        should come before more; LEFT, it has left, and the next turn says so, whenever that is. Or
+        with nothing changed ERR_WOULD_BLOCK (every slot is taken), ERR_NO_MEMORY,
         ERR_MESSAGE_TOO_LARGE (longer than max_message), ERR_NOT_CONNECTED (the link is not open),
         ERR_INVALID_STATE (the loop is another thread's). TypeError: payload is no contiguous buffer
         of bytes."""
@@ -385,6 +387,12 @@ class Link:
     def pending(self) -> int:
         """Messages accepted and not yet reported."""
         return int(self._loop._lib.pt_link_pending(self._link))
+
+    def settle(self) -> int:
+        """Messages that have left and were not reported, told by this call alone. For a link that
+        is to be closed."""
+        open = self in self._loop._links
+        return int(self._loop._lib.pt_link_settle(self._link)) if open else 0
 
     @property
     def slots_available(self) -> int:

@@ -197,6 +197,15 @@ class Loop:
         limit = self._binding.limited("landing_limit", min(value, 0xFFFFFFFF), 0xFFFFFFFF)
         self._context.landing_limit = limit
 
+    @property
+    def tells_late(self) -> bool:
+        """Whether what has left by itself (LEFT) is told within 50 ms, and not by each turn."""
+        return bool(self._context.tells_late)
+
+    @tells_late.setter
+    def tells_late(self, late: bool) -> None:
+        self._context.tells_late = late
+
     # Making things
 
     def open_link(
@@ -262,11 +271,11 @@ class Loop:
     # Turning
 
     def turn(self, timeout: float | None = 0.0, events: list[Event] | None = None) -> list[Event]:
-        """One turn, and if it had no events and may wait, a wait and a second turn.
+        """One turn, after a wait for something to do if it may wait.
 
         Args:
             timeout: seconds; 0: never blocks and keeps the GIL; more: the wait gives it up; None:
-                no end.
+                no end. What has left already (see Link.send) ends no wait.
             events: a list to append them to, which has them even when a signal handler raises
                 before this call has returned; None: a new one.
 
@@ -286,13 +295,15 @@ class Loop:
         """
         if events is None:
             events = []
-        code = self._turn(events)
-        if not code and timeout != 0:
+        if timeout != 0:
+            self._check_open()
+            if threading.get_ident() != self._owner:  # which _turn() asks too late: it has waited
+                raise self._binding.fault(int(self._lib.PT_ERR_INVALID_STATE), "a turn")
             timeout_ms = -1 if timeout is None else math.ceil(min(timeout * 1000, 2**31 - 1))
             code = self._lib.pt_loop_wait(self._context, timeout_ms)
             if code != 0:
                 raise self._binding.fault(code, "waiting")
-            code = self._turn(events)
+        code = self._turn(events)
         if code < 0:
             raise self._binding.fault(code, "a turn")
         if self._abandoned:

@@ -52,6 +52,7 @@ HANGUP = _numbers.READY_HANGUP
 # Hints of Link.send(): see there.
 NEEDS_TURN = _numbers.SEND_NEEDS_TURN
 YIELD = _numbers.SEND_YIELD
+LEFT = _numbers.SEND_LEFT
 
 
 class TraceRecord(NamedTuple):

@@ -173,7 +173,7 @@ def quick(core: Any) -> Iterator[Bench]:
     made.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_bench() -> Callable[[Any, str], Bench]:
     """make_bench(core, way): for a test that chooses for itself, and closes it."""
     return Bench

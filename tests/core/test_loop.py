@@ -17,6 +17,7 @@ import select
 import socket
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -379,8 +380,9 @@ def test_sends_and_turns_of_another_thread_are_refused_until_the_loop_moves_ther
     def refused():
         assert link.send(b"x") == link.send(bytearray(b"x")) == ERR_INVALID_STATE
         assert link.send_many([b"x"]) == (0, ERR_INVALID_STATE)
-        with pytest.raises(errors.InvalidState):
-            bench.loop.turn()
+        for timeout in (0.0, None):
+            with pytest.raises(errors.InvalidState):
+                bench.loop.turn(timeout)
         bench.loop.wake()  # this is for any thread
 
     in_a_thread(refused)
@@ -419,7 +421,8 @@ def test_a_closed_loop_and_what_it_served_refuse_all_use(bench):
     assert link.send(b"x") == link.send_frame(PONG) == ERR_NOT_CONNECTED
     assert link.send_many([b"x"]) == (0, ERR_NOT_CONNECTED)
     assert loop.next_timeout() is None
-    for use in (loop.turn, lambda: loop.timer(1), lambda: timer.arm(1.0), lambda: watch.set(WRITE)):
+    refused = (loop.turn, partial(loop.turn, 1.0), partial(loop.timer, 1))
+    for use in (*refused, partial(timer.arm, 1.0), partial(watch.set, WRITE)):
         with pytest.raises(errors.InvalidState):
             use()
     for use in (link.pause, link.resume, link.shut, link.close, timer.cancel, watch.close):

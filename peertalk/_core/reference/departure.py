@@ -38,8 +38,8 @@ class Departing(ABC):
     """A frame found no room since SENT was last due."""
 
     @abstractmethod
-    def _follow_up(self, counted: int) -> int:
-        """A frame is in its slot. Returns hints."""
+    def _follow_up(self, counted: int, *, at_once: bool = False) -> int:
+        """A frame is in its slot, and leaves at_once or with the turn. Returns hints."""
 
     def depart(self, payload: bytes, id: int, offset: int) -> int:
         """Send a message from offset on in slices, each when those before it have left and a slot

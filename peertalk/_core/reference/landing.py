@@ -19,6 +19,8 @@ from peertalk._numbers import (
     ERR_INVALID_PARAM,
     ERR_INVALID_STATE,
     ERR_NO_MEMORY,
+    ERR_NOT_CONNECTED,
+    LINK_OPEN,
     OK,
     WIDE_HEADER_SIZE,
 )
@@ -262,3 +264,33 @@ class Slice:
         if self._crc != self._expected_crc:
             covered_len = COVERED + self.payload_len
             raise bad_crc("a wide frame", self._expected_crc, self._crc, covered_len, 8)
+
+
+class Arriving:
+    """The part of a link that knows the large messages which come."""
+
+    _state: int
+    _landings: Landings
+
+    def expect(self, id: int, total: int) -> int:
+        """Make memory for a message of total bytes that is granted. Returns OK, ERR_NO_MEMORY,
+        ERR_INVALID_STATE (the id is there already), ERR_NOT_CONNECTED, or ERR_INVALID_PARAM (no
+        message can have that id or total)."""
+        if self._state != LINK_OPEN:
+            return ERR_NOT_CONNECTED
+        return self._landings.expect(id, total)
+
+    def forgo(self, id: int) -> None:
+        """Give the memory of a granted message back: slices of it that still come are dropped.
+        Nothing happens when the id is unknown."""
+        self._landings.forgo(id)
+
+    def forget(self, id: int) -> None:
+        """From now on a slice of that message is a fault. Nothing happens when the id is
+        unknown."""
+        self._landings.forget(id)
+
+    def landed(self, id: int) -> int:
+        """Bytes of a granted message that have come; -1: it is unknown or forgone, or was handed
+        on."""
+        return self._landings.landed(id)

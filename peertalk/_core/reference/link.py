@@ -1,9 +1,10 @@
 """One connection of the reference core: what it sends, and how it ends. read.py has what it
 receives.
 
-Invariant: a link with frames to push or events to report is in its loop's dirty set, or blocked; it
-is blocked, and waits for WRITE, only while bytes of a launched slot are unsent. Never: calls back,
-blocks in a turn, or closes a descriptor that the caller opened.
+Invariant: a link with frames to push or events to report is in its loop's dirty set, or blocked, or
+in the set of those that have only to say what has left; it is blocked, and waits for WRITE, only
+while bytes of a launched slot are unsent. Never: calls back, blocks in a turn, or closes a
+descriptor that the caller opened.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import Any
 
 from peertalk._core.reference.departure import Departing
 from peertalk._core.reference.ingest import Ingest
-from peertalk._core.reference.landing import Arrival, Landings
+from peertalk._core.reference.landing import Arrival, Arriving, Landings
 from peertalk._core.reference.output import DRAIN_TIMEOUT_MS, Output, flat
 from peertalk._core.reference.pipeline import SendPipeline
+from peertalk._core.reference.prompt import Prompt
 from peertalk._core.reference.source import Event, Home, Source
 from peertalk._core.reference.system import (
     DrainTimeout,
@@ -31,6 +33,7 @@ from peertalk._core.values import (
     DATA,
     FINISHED,
     FRAGMENT,
+    LEFT,
     NEEDS_TURN,
     NO_DELAY,
     READ,
@@ -63,7 +66,7 @@ MAX_FRAME_TIMEOUT = (2**31 - 10_000) / 1000
 """Seconds, the most that frame_timeout may be: what the compiled cores can wait."""
 
 
-class Link(Source, Departing):
+class Link(Source, Departing, Arriving, Prompt):
     """One connection: what is sent waits in a pipeline, what arrives is cut into frames. Made by
     Loop.open_link()."""
 
@@ -124,10 +127,10 @@ class Link(Source, Departing):
         """Accept one DATA frame.
 
         Returns:
-            A sum of NEEDS_TURN and YIELD (0 or more), or with nothing changed ERR_WOULD_BLOCK
-            (every slot is taken), ERR_NO_MEMORY, ERR_MESSAGE_TOO_LARGE (longer than max_message
-            and wide_max), ERR_NOT_CONNECTED (the link is not open), ERR_INVALID_STATE (the loop is
-            another thread's).
+            A sum of NEEDS_TURN, YIELD and LEFT (0 or more), or with nothing changed
+            ERR_WOULD_BLOCK (every slot is taken), ERR_NO_MEMORY, ERR_MESSAGE_TOO_LARGE (longer than
+            max_message and wide_max), ERR_NOT_CONNECTED (the link is not open), ERR_INVALID_STATE
+            (the loop is another thread's).
 
         Raises:
             TypeError: payload is no contiguous buffer of bytes.
@@ -155,6 +158,7 @@ class Link(Source, Departing):
         pipeline, count = self._pipeline, len(payloads) - start
         if count > 0 and type(payloads[start]) is bytes:
             pipeline.more = count > pipeline.small_size // (len(payloads[start]) + FRAME_OVERHEAD)
+        self._many = count > 1
         try:
             for index in range(start, len(payloads)):
                 try:
@@ -167,7 +171,7 @@ class Link(Source, Departing):
                     return index - start, code
                 hints |= code
         finally:
-            pipeline.more = False
+            pipeline.more = self._many = False
         return max(0, count), hints
 
     def send_frame(
@@ -269,31 +273,6 @@ class Link(Source, Departing):
         self._loop._forget(self)
         self._output.close()
         self._pipeline.close()
-
-    # Large messages that come
-
-    def expect(self, id: int, total: int) -> int:
-        """Make memory for a message of total bytes that is granted. Returns OK, ERR_NO_MEMORY,
-        ERR_INVALID_STATE (the id is there already), ERR_NOT_CONNECTED, or ERR_INVALID_PARAM (no
-        message can have that id or total)."""
-        if self._state != LINK_OPEN:
-            return ERR_NOT_CONNECTED
-        return self._landings.expect(id, total)
-
-    def forgo(self, id: int) -> None:
-        """Give the memory of a granted message back: slices of it that still come are dropped.
-        Nothing happens when the id is unknown."""
-        self._landings.forgo(id)
-
-    def forget(self, id: int) -> None:
-        """From now on a slice of that message is a fault. Nothing happens when the id is
-        unknown."""
-        self._landings.forget(id)
-
-    def landed(self, id: int) -> int:
-        """Bytes of a granted message that have come; -1: it is unknown or forgone, or was handed
-        on."""
-        return self._landings.landed(id)
 
     # What is asked of it
 
@@ -439,21 +418,24 @@ class Link(Source, Departing):
             code = put(*frame)
         if code < 0:
             return code
+        no_delay = put == self._put and frame[2] & NO_DELAY != 0
         if put != self._put or self._goes_wide(frame[0], payload_len, frame[2]):
-            payload_len //= REFERRED_PART
-        return self._follow_up(payload_len)
+            return self._follow_up(payload_len // REFERRED_PART, at_once=no_delay)
+        return self._follow_up(payload_len, at_once=self._is_prompt() or no_delay)
 
-    def _follow_up(self, counted: int) -> int:
-        loop = self._loop
-        hints = 0
-        # a blocked link is pushed when it becomes ready
-        if self not in loop._dirty and not self._output.blocked:
-            loop._dirty[self] = None
-            hints = NEEDS_TURN
-        hints |= loop._count(counted, many=self._pipeline.more)
-        if self._pipeline.is_ripe():
+    def _follow_up(self, counted: int, *, at_once: bool = False) -> int:
+        dirty, output = self._loop._dirty, self._output
+        hints = self._loop._count(counted, many=self._pipeline.more)
+        was_blocked, was_asked = output.blocked, self in dirty
+        if at_once or self._pipeline.is_ripe():
             self._push()
-        return hints
+        if at_once and not was_asked and self._has_left():
+            del dirty[self]
+            self._loop._tell_by_and_by(self)
+            return hints | LEFT
+        if not was_blocked:  # else it is pushed when it becomes ready
+            dirty[self] = None
+        return hints | (NEEDS_TURN if self in dirty and not was_asked else 0)
 
     def _make_room(self) -> bool:
         """Move what is there for a frame that was refused. Returns whether it is worth trying

@@ -44,6 +44,7 @@ from peertalk._numbers import (
     POOL_REST_MS,
     POSIX_SLOT_SIZE,
     RECEIVE_BUFFER_SIZE,
+    TELL_MS,
     TURN_MANY_BYTES,
     TURN_MAX_BYTES,
     TURN_MAX_MESSAGES,
@@ -124,6 +125,10 @@ class Loop:
         self._holding: dict[Link, None] = {}
         self._ready: dict[Source, int] = {}
         self._dirty: dict[Link, None] = {}
+        self._left: dict[Link, None] = {}  # that have only to say what has left
+        self._left_since = 0
+        self.tells_late = False
+        """Set it to have what has left by itself (LEFT) told within 50 ms, and not each turn."""
         self._links: dict[Link, None] = {}
         self._woken = False
         self._closed = False
@@ -218,10 +223,11 @@ class Loop:
     # Turning
 
     def turn(self, timeout: float | None = 0.0, events: list[Event] | None = None) -> list[Event]:
-        """One turn, and if it had no events and may wait, a wait and a second turn.
+        """One turn, after a wait for something to do if it may wait.
 
         Args:
-            timeout: seconds; 0: never blocks; None: no end.
+            timeout: seconds; 0: never blocks; None: no end. What has left already (see Link.send)
+                ends no wait.
             events: a list to append them to; None: a new one.
 
         Returns:
@@ -240,13 +246,12 @@ class Loop:
         self._check_open()
         if threading.get_ident() != self._owner:
             raise errors.InvalidState("a turn of a loop that is another thread's")
-        self._woken = False
         if events is None:
             events = []
-        events += self._turn()
-        if not events and timeout != 0 and not self._woken:
+        if timeout != 0 and not self._woken:  # a turn without waiting may have met the wake
             self._wait(timeout)
-            events += self._turn()
+        self._woken = False
+        events += self._turn()
         return events
 
     def _turn(self) -> list[Event]:
@@ -280,6 +285,9 @@ class Loop:
         if self._links and self._door.acquires != self._pool_acquires:
             if self._pool_key not in self._timers:
                 self._arm(self._pool_key, None, POOL_REST_MS / 1_000)
+        if not self.tells_late or self._ticks - self._left_since >= TELL_MS:
+            self._dirty.update(self._left)
+            self._left.clear()
         reported, self._dirty = self._dirty, {}
         for link in reported:
             link._report(tail)
@@ -412,6 +420,11 @@ class Loop:
         over = self._turn_messages >= TURN_MAX_MESSAGES or self._turn_bytes >= most
         return YIELD if over else 0
 
+    def _tell_by_and_by(self, link: Link) -> None:
+        if not self._left:
+            self._left_since = self._ticks
+        self._left[link] = None
+
     def _check_open(self) -> None:
         if self._closed:
             raise errors.InvalidState("this loop is closed")
@@ -420,6 +433,7 @@ class Loop:
         self._ready.pop(source, None)
         if isinstance(source, Link):
             self._dirty.pop(source, None)
+            self._left.pop(source, None)
             self._holding.pop(source, None)
             self._links.pop(source, None)
             if not self._links:
