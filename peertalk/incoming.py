@@ -7,6 +7,7 @@ cancelled or out of time takes nothing along.
 from __future__ import annotations
 
 import asyncio
+import threading
 import weakref
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -25,6 +26,8 @@ from .runtime.transport import Transport
 T = TypeVar("T")
 P = TypeVar("P")
 E = TypeVar("E", bound=events.Rejecting)
+
+_NOTHING: Iterator[Any] = iter(())
 
 
 class Incoming(AsyncIterator[T]):
@@ -125,34 +128,39 @@ class Messages(Incoming[Message[P]]):
         peer's messages with it, when nobody else has it.
         """
         try:
-            while (outlet := await self._more()) is not None:
-                got = outlet.take()
-                if got is not None:
-                    return Message(got[0].view, got[1])
+            got = await self.take()
         except asyncio.CancelledError as error:
             del self
             error.__traceback__ = None
             raise
-        raise StopAsyncIteration
+        if got is None:
+            raise StopAsyncIteration
+        return Message(got[0].view, got[1])
 
     async def _lot(self) -> tuple[Message[P], Iterator[Message[P]]]:
         """The next one, and those behind it that came with it but for the last."""
         try:
-            message = await anext(self)
+            got = await self.take()
         except asyncio.CancelledError as error:
             del self  # see __anext__()
             error.__traceback__ = None
             raise
+        if got is None:
+            raise StopAsyncIteration
+        message: Message[P] = Message(got[0].view, got[1])
         outlet = self._outlet
         lot = None if outlet is None else outlet.current
         if lot is None:
-            return message, iter(())
+            return message, _NOTHING
         return message, map(Message, repeat(lot.peer.view), lot.left)
 
-    async def _more(self) -> Outlet[Remote] | None:
-        """Where they are taken, as soon as there is one; None: there will be none."""
+    async def take(self, *, looked: bool = False) -> tuple[Remote, bytes] | None:
+        """The next one and whose it is, as soon as there is one; None: there will be none. looked:
+        there was none just now."""
         engine = self._engine
-        self._check()
+        owner = engine.owner
+        if owner is None or threading.get_ident() != engine.thread or not owner.is_running():
+            self._check()
         while True:
             outlet = self._outlet
             if outlet is None:
@@ -160,8 +168,10 @@ class Messages(Incoming[Message[P]]):
                     return None
                 outlet = engine.inbox.reserve(self._alone, ended=not self._alone.known)
                 self._outlet = outlet
-            if outlet:
-                return outlet
+            got = None if looked else outlet.take()
+            if got is not None:
+                return got
+            looked = False
             if outlet.ended or not await self._arrival(engine, outlet.waiters):
                 self._end()
                 return None

@@ -111,6 +111,7 @@ class Node(AnyNode[Peer]):
         transport.owner = loop
         transport.open()
         self._transport, self._worker = transport, worker
+        self._received: Messages[Peer] = Messages(transport, None)
         worker.start(transport)
         self._listeners.start(transport)
         return self
@@ -372,11 +373,16 @@ class Node(AnyNode[Peer]):
         Raises:
             Timeout, InvalidState (the node is closed).
         """
-        seconds, engine = parse_timeout(timeout), self._here
+        seconds = None if timeout is None else parse_timeout(timeout)
+        engine = self._here
         got = engine.inbox.take()
-        if got is not None:
-            return Message(got[0].view, got[1])
-        return await within(first(self.messages(), engine), seconds, "no message came")
+        if got is None:
+            came = self._received.take(looked=True)
+            got = await (came if seconds is None else within(came, seconds, "no message came"))
+        if got is None:
+            engine.check_open()
+            raise errors.InternalError("no message, and the node is open")
+        return Message(got[0].view, got[1])
 
     def messages(self) -> Incoming[Message[Peer]]:
         """Messages from anybody, as they come; ends when the node is closed, after those that had

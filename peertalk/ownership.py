@@ -43,7 +43,7 @@ class Waiting(asyncio.Future[None]):
     __slots__ = ("_resume", "told")
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, resume: Callable[[Callable[[], object]], None] | None
+        self, loop: asyncio.AbstractEventLoop, resume: Callable[[Callable[[], object]], bool] | None
     ) -> None:
         super().__init__(loop=loop)
         self._resume = resume
@@ -52,12 +52,15 @@ class Waiting(asyncio.Future[None]):
     def tell(self) -> bool:
         """Have whoever awaits this go on. False: he was told already, awaits it no longer, or the
         loop of his task was closed."""
-        if self.told or self.done() or self.get_loop().is_closed():
+        if self.told or self.done():
             return False
-        if self._resume is None:
-            self.set_result(None)
+        if self._resume is not None:
+            if not self._resume(self.go_on):
+                return False
+        elif self.get_loop().is_closed():
+            return False
         else:
-            self._resume(self.go_on)
+            self.set_result(None)
         self.told = True  # last: a signal handler may raise at any step
         return True
 

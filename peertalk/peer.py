@@ -83,9 +83,11 @@ class Peer(door.AnyPeer):
             if code >= 0:
                 remote.accepted = number = remote.accepted + 1
                 if code:  # the first of a tick
-                    check_running(remote.transport)
-                    remote.transport.hint(code)
-                    if remote.transport.crowded:
+                    transport = remote.transport
+                    if not transport.owner.is_running():
+                        check_running(transport)
+                    transport.hint(code)
+                    if transport.crowded:
                         return await _rested(number)
                 return number
         return await self._send_in_line(payload_of(data, self._remote.own_max_message), **options)

@@ -264,17 +264,18 @@ async def test_each_stream_gets_every_event_and_one_that_is_not_read_gets_a_coun
                 seen.append(event)
 
         reading = asyncio.create_task(read())
-        for number in range(10):
+
+        async def send(number):
             await peer.send(numbered(number))
             await received(bob, 1)
-        while sum(isinstance(event, pt.Sent) for event in seen) < 10:
-            await asyncio.sleep(0)
+            while sum(isinstance(event, pt.Sent) for event in seen) <= number:
+                await asyncio.sleep(0)  # one event of each, and not one of several
+
+        for number in range(10):
+            await send(number)
         got = [await anext(slow) for _ in range(3)]
         for number in range(10, 12):
-            await peer.send(numbered(number))
-            await received(bob, 1)
-        while sum(isinstance(event, pt.Sent) for event in seen) < 12:
-            await asyncio.sleep(0)
+            await send(number)
         got += [await anext(slow) for _ in range(3)]
         await ada.aclose()
         await reading
@@ -680,6 +681,7 @@ async def test_a_message_wakes_one_of_a_thousand_who_wait_and_nobody_who_waits_f
     """A thousand tasks in receive(), or twenty that wait for a peer among five hundred, made each
     message as dear as a look at all of them."""
     async with pair() as (_, bob, to_bob):
+        await bob.wait_for(lambda peer: peer.connected, timeout=GUARD)
         for number in range(500):
             engine_of(bob).roster.make_peer(
                 number.to_bytes(8, "big"), None, f"peer {number}", ("127.0.0.1", 1)

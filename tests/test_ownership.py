@@ -339,7 +339,7 @@ def test_a_task_that_was_told_goes_on_once_wherever_a_signal_strikes(any_loop):
 
     def struck_at(nth):
         woken, went_on = [], []
-        waiting = Waiting(any_loop, woken.append)
+        waiting = Waiting(any_loop, lambda go_on: woken.append(go_on) or True)
         strike = Striking(nth, raises, ("peertalk.ownership",))
 
         async def wait():
@@ -377,7 +377,7 @@ async def test_who_is_told_and_cancelled_before_it_goes_on_is_cancelled():
     async def wait():
         await waiting
 
-    waiting = Waiting(loop, woken.append)
+    waiting = Waiting(loop, lambda go_on: woken.append(go_on) or True)
     task = loop.create_task(wait())
     await asyncio.sleep(0)
     assert waiting.tell() and not waiting.tell()
@@ -573,7 +573,7 @@ mine = peer.messages(timeout=0.01)
 next(mine, None)
 waits = threading.Thread(target=ada.receive, daemon=True)
 waits.start()
-while not ada._turning._lock.locked():
+while not ada._turning.lock.locked():
     pass
 child = os.fork()
 if child == 0:

@@ -200,7 +200,7 @@ async def main():
         highest = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, highest[1]))
         held = []
-        engine_of(node)._spare.close()
+        engine_of(node).spare.kept[0].close()
         try:
             while True:
                 held.append(os.dup(0))
@@ -212,7 +212,7 @@ async def main():
         resource.setrlimit(resource.RLIMIT_NOFILE, highest)
         while node.stats().links_open < 3:
             await asyncio.sleep(0.01)
-        assert engine_of(node)._spare is not None, "for the next time"
+        assert engine_of(node).spare.kept, "for the next time"
         print(node.stats().links_open, flush=True)
         while engine_of(node).troubles.lasting:
             await asyncio.sleep(0.01)

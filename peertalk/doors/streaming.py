@@ -101,6 +101,7 @@ class Outgoing:
             raise errors.WouldBlock(text, reason="busy", code=ERR_BUSY, peer=peer.name)
         self._begun = True
         peer.stream = self
+        peer.transport.listen(1)
         try:
             if peer.serve(NORMAL):
                 self.go_on()
@@ -206,6 +207,7 @@ class Outgoing:
     def _let_go(self) -> None:
         if self._peer.stream is self:
             self._peer.stream = None
+            self._peer.transport.listen(-1)
             place, self._place = self._place, None
             if place is not None:
                 place.leave()

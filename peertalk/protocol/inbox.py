@@ -12,6 +12,9 @@ While it is full a link that brings something is paused, until there is room aga
 empty: whoever empties an outlet gets more, whatever fills the others. A link that brings nothing is
 not paused, so its answers and its end are noticed; only when twice the bound waits, none is read.
 
+The only message that waits at all, as in a conversation of question and answer, is kept by itself,
+without a Lot and a Queue.
+
 Invariant: total is the sum over all lots that are not used up, cost that of an outlet's, and a peer
 (by its key: it may be known anew meanwhile) has a Queue while something of it waits or its messages
 alone are read. Never: drops, reorders, blocks.
@@ -111,30 +114,12 @@ class Queue(Generic[P]):
         self.first: Lot[P] | None = None
         self._final: Lot[P] | None = None
 
-    def append(self, lot: Lot[P]) -> None:
-        """Put a lot behind all others; the cost is counted by the caller."""
-        if self.first is None:
-            self.first = self._final = lot
-        else:
-            assert self._final is not None
-            self._final.following = lot
-            self._final = lot
-
     def restore(self, lot: Lot[P]) -> None:
         """Put back a lot that was taken, before all others; its cost is counted still."""
         lot.following = self.first
         if self.first is None:
             self._final = lot
         self.first = lot
-
-    def pop(self) -> Lot[P]:
-        """The first one of several."""
-        lot = self.first
-        assert lot is not None
-        self.first, lot.following = lot.following, None
-        if self.first is None:
-            self._final = None  # or the two would keep each other, and megabytes, alive
-        return lot
 
     def mend(self, current: Lot[P] | None) -> None:
         """Be what the chain of lots says. current: the one that its outlet is taking from."""
@@ -201,9 +186,15 @@ class Outlet(Generic[P]):
 
     def take(self) -> tuple[P, bytes] | None:
         """One message, or None when there is none."""
-        lot = self.current or self.open()
+        lot = self.current
         if lot is None:
-            return None
+            if not self._line:
+                return None
+            lot = self._next()
+            if len(lot.payloads) == 1:  # as most are, where time counts
+                self._used_up(lot)
+                return lot.peer, lot.payloads[0]
+            self.current = lot.open()
         for payload in lot.left:
             return lot.peer, payload
         self.current = None
@@ -237,9 +228,13 @@ class Outlet(Generic[P]):
     def _next(self) -> Lot[P]:
         line = self._line
         queue = line.popleft()
-        lot = queue.pop()
-        if queue.first is not None:
+        lot = queue.first
+        assert lot is not None
+        if lot.following is not None:
+            queue.first, lot.following = lot.following, None
             line.append(queue)
+        else:
+            queue.first = queue._final = None  # or the two would keep each other alive
         return lot
 
     def _used_up(self, lot: Lot[P]) -> None:
@@ -310,6 +305,7 @@ class Inbox(Outlet[P]):
 
     __slots__ = (
         "_alone",
+        "_single",
         "flooded",
         "full",
         "limit",
@@ -339,28 +335,83 @@ class Inbox(Outlet[P]):
         self.queues: dict[P, Queue[P]] = {}
         self._alone: dict[Outlet[P], None] = {}
         """The outlets that are a peer's own."""
+        self._single: tuple[P, list[bytes], int] | None = None
+        """All that waits, with its cost, while it is one message and no peer has a Queue."""
 
     def put(self, peer: P, payloads: list[bytes], payload_bytes: int) -> Outlet[P]:
         """Add what one turn brought, one message at least; the list is ours from now on. Returns
         where it is taken: if the inbox is full now the link should be paused there."""
         cost = payload_bytes + MESSAGE_COST * len(payloads)
+        if self._single is not None:
+            self._unfold()
+        elif not self.queues and len(payloads) == 1 and cost <= self.limit:
+            self._single = peer, payloads, cost
+            self.cost = self.total = cost
+            if self.waiters._line:
+                self.waiters.wake(1)
+            return self
         queue = self.queues.get(peer)
         if queue is None:
             queue = self.queues[peer] = Queue(peer, self)
-        outlet = queue.outlet
-        count = len(payloads)
-        stands = queue.first is not None
-        queue.append(Lot(queue, peer, payloads, cost))
-        if not stands:  # after it has something: whoever takes relies on that
-            outlet._line.append(queue)
+        outlet, count = queue.outlet, len(payloads)
+        lot = Lot(queue, peer, payloads, cost)
+        if queue._final is None:
+            queue.first = queue._final = lot
+            outlet._line.append(queue)  # it has something: whoever takes relies on that
+        else:
+            queue._final.following = lot
+            queue._final = lot
         queue.cost += cost
         outlet.cost += cost
         self.total += cost
         if self.total > self.limit:
             self.full = True
-        if outlet.waiters:
+        if outlet.waiters._line:
             outlet.waiters.wake(count)
         return outlet
+
+    def take(self) -> tuple[P, bytes] | None:
+        """As Outlet.take()."""
+        single = self._single
+        if single is None:
+            return super().take()
+        self._single = None
+        self.cost = self.total = 0
+        return single[0], single[1][0]
+
+    def open(self) -> Lot[P] | None:
+        """As Outlet.open()."""
+        self._unfold()
+        return super().open()
+
+    def take_lot(self) -> tuple[P, list[bytes]] | None:
+        """As Outlet.take_lot()."""
+        self._unfold()
+        return super().take_lot()
+
+    def __bool__(self) -> bool:
+        return self._single is not None or super().__bool__()
+
+    @property
+    def has_one(self) -> bool:
+        """As Outlet.has_one."""
+        self._unfold()
+        return super().has_one
+
+    def _unfold(self) -> None:
+        """A single message waits in the Queue of its peer from now on. May be done twice."""
+        if self._single is None:
+            return
+        peer, payloads, cost = self._single
+        queue = self.queues.get(peer)
+        if queue is None:  # else this was cut off
+            queue = Queue(peer, self)
+            queue.first = queue._final = Lot(queue, peer, payloads, cost)
+            queue.cost = cost
+            self.queues[peer] = queue
+        if queue not in self._line:
+            self._line.append(queue)
+        self._single = None
 
     def outlet_of(self, peer: P) -> Outlet[P]:
         """Where messages of this peer are taken now."""
@@ -401,6 +452,7 @@ class Inbox(Outlet[P]):
     def reserve(self, peer: P, *, ended: bool) -> Outlet[P]:
         """Messages of this peer, those that wait included, are taken at an outlet of its own from
         now on; returns that. ended: no more will come. To be released as often."""
+        self._unfold()
         queue = self.queues.get(peer)
         if queue is None:
             queue = self.queues[peer] = Queue(peer, self)
@@ -438,6 +490,7 @@ class Inbox(Outlet[P]):
 
     def find(self, peer: P, brought: list[bytes] | bytes) -> list[bytes] | None:
         """This very list, or that of this very message, if it waits untouched."""
+        self._unfold()
         queue = self.queues.get(peer)
         lot = None if queue is None else queue.first
         while lot is not None and not holds(lot.payloads, brought):
@@ -446,6 +499,7 @@ class Inbox(Outlet[P]):
 
     def mend(self) -> None:
         """An exception may have cut put() off: what was put is there and counted, or is not."""
+        self._unfold()
         for outlet in (self, *self._alone):
             queues = [queue for queue in self.queues.values() if queue.outlet is outlet]
             before = [queue for queue in outlet._line if queue.first is not None]

@@ -7,7 +7,7 @@ something or have ended, and what other threads have left. Who stands on an engi
     note, raise_later, is_coming, turns      one turn, and what it raises
     after, cancel, is_armed                  timers
     watch, unwatch, close_socket, tag        sockets, and numbers for what lies in the loop
-    keep_spare, use_spare, refill_spare      a descriptor for when there are no others
+    spare                                    a descriptor for when there are no others
     post, call, call_all, try_twice          orders, and functions that are not ours
     unread                                   what has come of a connection, and is not served
     hint, schedule, emit, changed            what it tells
@@ -18,9 +18,9 @@ something or have ended, and what other threads have left. Who stands on an engi
     let_go, on_closed
 
 and gives it serve_link, mend_link and tidy_up, and fills in emit, release and turned. Drivers and
-doors use turn, crowded, resume, thread, owner, move_here, disown, heed_forks, orphan, forked,
-process, publish, on_change, changes, before_closing and before_release. The engine knows no peer
-and no message. Only post() may be called on another thread.
+doors use turn, crowded, owes, resume, linger, thread, owner, move_here, disown, heed_forks, orphan,
+forked, process, publish, listen, on_change, changes, before_closing and before_release. The engine
+knows no peer and no message. Only post() may be called on another thread.
 
 No exception ends a turn: a callback's, a fault's, or one that a signal handler raises wherever it
 struck. What has come stays here until it is served; an event that was cut off is mended, the others
@@ -38,7 +38,7 @@ import socket
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple, TypeAlias
@@ -51,7 +51,7 @@ from ..protocol.connections import Connection, Connections
 from ..protocol.statistics import LinkTotals
 from ..protocol.wire import INSTANCE_SIZE
 from .log import NodeLog, Troubles
-from .world import World
+from .world import Spare, World
 
 _FIRST_TAG = 16
 _LAST_TAG = 0xFFFF_FFF0
@@ -116,7 +116,6 @@ class Engine(ABC):
     """Whether this is a forked child of its process, where it is dead."""
     owner: Any = None
     """Whose turns they are: the asyncio loop of a peertalk.Node, or a node of peertalk.sync."""
-    publish: Callable[[Any], None] | None = None
     on_change: Callable[[], None] | None = None
     """Told whenever who is known, or connected, may have changed."""
     changes = 0
@@ -125,8 +124,12 @@ class Engine(ABC):
     """Told each descriptor before it is closed, for a driver that watches them itself."""
     before_release: Callable[[], None] | None = None
     """Told before the loop is closed, so that its driver lets go first."""
-    resume: Callable[[Callable[[], object]], None] | None = None
+    resume: Callable[[Callable[[], object]], bool] | None = None
     """See Worker.resume; None: its driver has no tasks."""
+    linger: Callable[[], None] | None = None
+    """See Worker.linger; None: whoever drives it turns it before anybody looks."""
+    owes = False
+    """Whether something has left that only a turn tells (values.LEFT), since linger() told that."""
     released = False
     """Whether nothing is left to be given back."""
 
@@ -153,7 +156,7 @@ class Engine(ABC):
         self.log = NodeLog("peertalk.network", config.name)
         self.troubles = Troubles(self, self.log)
         self.connections = Connections(world.max_connections(config))
-        self._spare: socket.socket | None = None
+        self.spare = Spare(world)
         self._timers: dict[int, Callable[[], None]] = {}
         self._watched: dict[int, Watched] = {}
         self._orders: deque[Callable[[], None]] = deque()
@@ -176,7 +179,10 @@ class Engine(ABC):
         """In this turn, for its end."""
         self.on_closed: list[Callable[[], object]] = []
         """Whom to call when all is given back."""
+        self._publish: Callable[[Any], None] | None = None
+        self._listening = 0  # who wait to hear of each message, beside whoever takes all events
         self.loop: Any = world.make_loop(core, config)
+        self.listen(0)
 
     def heed_forks(self) -> None:
         """Be orphaned in a forked child from now on: all that stands on this engine is made."""
@@ -210,19 +216,26 @@ class Engine(ABC):
         is)."""
         self.crowded = False
         self.turns += 1
-        came, serve = self._came, self._serve
+        came, by_tag = self._came, self.connections.by_tag
         self._turning = True
         try:
             if came:  # a signal handler has ended a turn
                 self._go_on()
             else:
                 self.loop.turn(timeout, came)
-            if len(came) > 1:
+            if len(came) == 2 and came[1][0] == values.SENT:
+                came.reverse()
+            elif len(came) > 1:
                 came.sort(key=_rank)
             while came:
                 self._serving = event = came[0]
                 try:
-                    serve(event)
+                    kind, tag, a, b = event
+                    connection = by_tag.get(tag)
+                    if connection is not None:
+                        self.serve_link(connection, kind, a, b)
+                    else:
+                        self._serve(kind, tag)
                     del came[0]
                 except BaseException as error:
                     self._mend(event, error)
@@ -300,12 +313,9 @@ class Engine(ABC):
     def _log_raised(self, error: BaseException) -> None:
         self.log.error("an exception was raised in the engine, which goes on", exc_info=error)
 
-    def _serve(self, event: Event) -> None:
-        kind, tag, a, b = event
-        connection = self.connections.by_tag.get(tag)
-        if connection is not None:
-            self.serve_link(connection, kind, a, b)
-        elif kind == values.READY:
+    def _serve(self, kind: int, tag: int) -> None:
+        """A socket that is ready, or a timer whose time has come."""
+        if kind == values.READY:
             watched = self._watched.get(tag)
             if watched is not None:
                 watched.ready()
@@ -465,10 +475,6 @@ class Engine(ABC):
             if not (tag in self._timers or tag in self._watched or tag in self.connections.by_tag):
                 return tag
 
-    def keep_spare(self) -> None:
-        """Keep a descriptor for when this program has used up all others."""
-        self._spare = self.world.spare()
-
     def unread(self, connection: Connection) -> int:
         """How much of a connection has come and is not served yet, 0: nothing. Bytes in the system,
         and in the core, which reads more at once than a connection may bring in a turn; 1 for what
@@ -477,25 +483,6 @@ class Engine(ABC):
         if connection.link is not None:
             unread += int(connection.link.held_bytes)
         return unread or int(self.is_coming(connection.tag))
-
-    @contextlib.contextmanager
-    def use_spare(self) -> Iterator[None]:
-        """For a moment let go of the descriptor that is kept for when this program has used up all
-        others; what is opened inside is closed inside, or there is no such moment again."""
-        if self._spare is not None:
-            self._spare.close()
-            self._spare = None
-        try:
-            yield
-        finally:
-            self.refill_spare()
-
-    def refill_spare(self) -> None:
-        """Keep that descriptor again, if it was lost: another thread has been quicker, or the limit
-        of the program was lowered. Not yet, where there is still none."""
-        if self._spare is None:
-            with contextlib.suppress(errors.PlatformError):
-                self._spare = self.world.spare()
 
     # Whose it is, and its end ---------------------------------------------------------------------
 
@@ -513,7 +500,7 @@ class Engine(ABC):
         sockets = [
             *(watched.socket for watched in self._watched.values()),
             *(each.socket for each in connections if each.socket is not None),
-            *([] if self._spare is None else [self._spare]),
+            *self.spare.kept,
         ]
         self.connections.by_tag.clear()
         self._watched.clear()
@@ -554,9 +541,7 @@ class Engine(ABC):
         if self.released:
             return
         self.release()
-        if self._spare is not None:
-            self._spare.close()
-            self._spare = None
+        self.spare.let_go()
         self._timers.clear()
         if self.before_release is not None:
             self.try_twice(self.before_release)
@@ -578,10 +563,31 @@ class Engine(ABC):
 
     def hint(self, code: int) -> None:
         """Act on what a link said beside success; a refusal says nothing."""
-        if code > 0:
+        if code == values.LEFT:
+            self.owes = True
+            if self._publish is not None or self._listening:
+                self.schedule()
+            elif self.linger is not None:
+                self.linger()
+        elif code > 0:
             if code & values.YIELD:
                 self.crowded = True
             self.schedule()
+
+    @property
+    def publish(self) -> Callable[[Any], None] | None:
+        """Told each event; None: nobody listens."""
+        return self._publish
+
+    @publish.setter
+    def publish(self, publish: Callable[[Any], None] | None) -> None:
+        self._publish = publish
+        self.listen(0)
+
+    def listen(self, more: int) -> None:
+        """So many more, or fewer, wait to hear of each message that it has left."""
+        self._listening += more
+        self.loop.tells_late = self._publish is None and not self._listening
 
     @abstractmethod
     def emit(self, event: Callable[..., object], *fields: Any) -> None:

@@ -226,7 +226,7 @@ class Finder:
         except errors.NoNetwork:
             raise
         except OSError:
-            with self.engine.use_spare():
+            with self.engine.spare.use():
                 return world.interfaces()
 
     def _send(self) -> None:

@@ -469,6 +469,7 @@ class Leaving(ABC):
     ) -> None:
         """Nothing more is sent on a connection: what it was given and has not reported may have
         arrived, or not."""
+        self.traffic.settle(connection)
         if peer.connection is connection:
             self.traffic.departures.recall(peer)
             connection.handed.seal(peer.accepted)

@@ -103,7 +103,7 @@ class Listener:
             if accepted is None:
                 return
             troubles.worked(ACCEPTING)
-            self.engine.refill_spare()
+            self.engine.spare.refill()
             arrived, address = accepted
             if not self._has_room(address[0]):
                 troubles.failed(
@@ -144,7 +144,7 @@ class Listener:
         listener = self._listener
         assert listener is not None
         try:
-            with self.engine.use_spare():
+            with self.engine.spare.use():
                 accepted = self.engine.world.accept(listener)
                 if accepted is None:
                     # nobody calls: without a descriptor accept() is refused even then

@@ -419,6 +419,19 @@ class Remote(Peer):
         self.transport.hint(code)
         return True
 
+    def accept_at_once(self, payload: bytes) -> bool:
+        """Into the link, which writes it in this call, while nothing waits before it. False: look
+        again with accept(); nothing has changed."""
+        quick = self.quick
+        if quick is None or self.afar:
+            return False
+        code: int = quick.send_frame(values.DATA, payload, values.NO_DELAY)
+        if code < 0:
+            return False
+        self.accepted += 1
+        self.transport.hint(code)
+        return True
+
     def offer(
         self, payload: bytes, no_delay: bool, priority: int = NORMAL, key: Key | None = None
     ) -> None:

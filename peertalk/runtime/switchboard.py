@@ -28,6 +28,7 @@ from .leaving import Below
 from .listening import Listener
 from .remote import Remote
 
+_BATCH = values.BATCH
 _LANDED = values.DATA | values.LANDED << 8
 _ABOUT = struct.Struct(">III")
 """Of an OFFER, GRANT or REFUSE: id, offset, total."""
@@ -138,6 +139,18 @@ class Switchboard(Dialling):
     def arrived(self, connection: Connection, kind: int, a: int, b: Any) -> None:
         """An event of the loop about a connection's link, in order. What came in is kept back while
         another connection is to be read first."""
+        peer = connection.peer
+        if (
+            kind == _BATCH
+            and connection.state is State.OPEN
+            and connection.held is None
+            and isinstance(peer, Remote)
+            and not self.watchdog.frozen
+        ):
+            line = peer.line
+            if line is None or (line.delivered == connection.place and len(line.members) < 2):
+                self.traffic.deliver(peer, connection, a, b)  # it is the only one, read in order
+                return
         if kind == values.SENT:
             if connection.state is not State.DRAINING:  # else its outcome has been told
                 self.traffic.sent(connection, a, b)

@@ -316,12 +316,21 @@ class Traffic:
         peer = connection.peer
         if not isinstance(peer, Remote):
             return
-        offering = connection.offering
+        offering, handed = connection.offering, connection.handed
+        if (
+            peer.quick is not None
+            and peer.connection is connection
+            and not (code or handed.runs or offering or connection.owed)
+            and not (peer.lines or peer.stream or peer.afar or self.engine.publish)
+        ):  # nothing waits, and nobody is to be told
+            handed.first += count
+            self.totals.sent += count
+            peer.reported += count
+            return
         done = (
             offering is not None and offering.departing is not None and self.departures.settle(peer)
         )
         if count:
-            handed = connection.handed
             if code == 0 and not handed.runs:
                 first = handed.first
                 handed.first = first + count
@@ -373,6 +382,12 @@ class Traffic:
         handed = connection.handed
         if not handed.runs and handed.first > peer.reported + 1:
             self._tell_sent(peer, peer.reported + 1, handed.first - 1)
+
+    def settle(self, connection: Connection) -> None:
+        """Nothing more is sent on a connection: what has left and is not told yet is sent."""
+        count = 0 if connection.link is None else connection.link.settle()
+        if count:
+            self.sent(connection, count, 0)
 
     def revoke(self, connection: Connection) -> None:
         """Before the link of a connection that is over is closed: what it reported as sent and the
@@ -449,10 +464,10 @@ class Traffic:
         """Put what arrived where it is taken from; a full inbox pauses the link. Of a node that is
         closing no link is paused, so that its own last bytes are not destroyed: what a full inbox
         has no room for then is dropped."""
-        peer.received += len(payloads)
+        count, inbox = len(payloads), self.inbox
+        peer.received += count
         peer.received_bytes += payload_bytes
-        self.totals.received += len(payloads)
-        inbox = self.inbox
+        self.totals.received += count
         if self.engine.closing:
             if inbox.total <= self.engine.config.receive_queue_bytes:
                 inbox.put(peer, payloads, payload_bytes)

@@ -119,7 +119,7 @@ class Transport(Home):
             check_interfaces(world.interface_names(), interfaces, names, config.bind)
             self.datagrams.open()
             self.port = self.switchboard.listen()
-            self.keep_spare()
+            self.spare.keep()
             if config.discovery:
                 self.finder = self.switchboard.finder = Finder(
                     self,

@@ -10,7 +10,7 @@ A look that comes late tells that the loop was blocked: that time counts for nob
 said then lies unread.
 
 Invariant: a connection is `due` from the moment that it has a link to its end, and has a `vigil` or
-is in `_frozen` only meanwhile. Never: ends a link of which nothing waits, but for its place
+is in `frozen` only meanwhile. Never: ends a link of which nothing waits, but for its place
 or its address.
 """
 
@@ -62,7 +62,7 @@ class Watchdog:
         self._network_changed = network_changed
         self._patience: float = self.engine.config.link_timeout
         self._spacing = max(_SHORTEST_SPACING, min(_LOOK_SPACING, self._patience / 8))
-        self._frozen: dict[int, Connection] = {}
+        self.frozen: dict[int, Connection] = {}
         self._timer: Timer | None = None
         self._due = _NEVER
         self._news: socket.socket | None = None
@@ -81,7 +81,7 @@ class Watchdog:
         """A connection is over: watch it no longer. It is not frozen any more, of which nobody is
         told."""
         connection.due, connection.vigil = _NEVER, None
-        self._frozen.pop(connection.tag, None)
+        self.frozen.pop(connection.tag, None)
 
     def asked(self, connection: Connection) -> None:
         """A PING has left, or would have if there had been room: an answer is owed."""
@@ -104,20 +104,15 @@ class Watchdog:
 
     def heard(self, connection: Connection) -> None:
         """A frame has come. Worth a call while somebody is frozen only: others are looked at."""
-        if self._frozen.pop(connection.tag, None) is not None:
+        if self.frozen.pop(connection.tag, None) is not None:
             self.answered(connection)
             if connection.peer is not None and connection.state is State.OPEN:
                 self.engine.emit(events.PeerThawed, connection.peer)
 
-    @property
-    def frozen(self) -> int:
-        """How many links are frozen."""
-        return len(self._frozen)
-
     def is_frozen(self, connection: Connection) -> bool:
         """Whether a connection has owed an answer for longer than Config.link_timeout, and nothing
         was heard of it since."""
-        return connection.tag in self._frozen
+        return connection.tag in self.frozen
 
     # Who is dead, who is frozen -------------------------------------------------------------------
 
@@ -169,7 +164,7 @@ class Watchdog:
                 silent,
                 connection.link.statistics,
                 connection.link.paused,
-                connection.tag in self._frozen,
+                connection.tag in self.frozen,
                 lambda: world.unacknowledged(connection.socket),
             ),
             self._patience,
@@ -179,7 +174,7 @@ class Watchdog:
         if found is Finding.DEAD:
             self._bury(connection, silent)
         elif found is Finding.FROZEN:
-            self._frozen[connection.tag] = connection
+            self.frozen[connection.tag] = connection
             if connection.peer is not None and vigil.asked is not None:
                 text = "peer %r has answered nothing for %.0f s"
                 self.engine.log.info(text, connection.name, now - vigil.asked)

@@ -25,6 +25,9 @@ _LOST = 0.1
 """Seconds after which a turn that was asked for, and has not come, is asked for again. A signal
 handler that raises takes away the callback that was just to be called; one that the loop has no
 time for comes twice, which costs little."""
+_TELL = 0.06
+"""Seconds after which there is a turn to tell what has left, if nobody waits for that. The core may
+keep it to itself for PT_TELL_MS."""
 _EARLY = 0.001
 """Seconds by which a deadline seems to come nearer when nothing has changed: engines count whole
 milliseconds. A timer that is set anew for that costs as much as half a turn."""
@@ -38,7 +41,9 @@ class Driven(Protocol):
     closed: bool
     before_release: Callable[[], None] | None
     before_closing: Callable[[int], None] | None
-    resume: Callable[[Callable[[], object]], None] | None
+    resume: Callable[[Callable[[], object]], bool] | None
+    linger: Callable[[], None] | None
+    owes: bool
 
     def turn(self) -> None:
         """Serve whatever is ready."""
@@ -68,6 +73,7 @@ class Worker:
         self._timer: asyncio.Handle | None = None
         self._due = math.inf
         """When the timer is due: uvloop's handles do not all say so."""
+        self._lingering: asyncio.Handle | None = None
         self._fd = -1
         self._watched: dict[int, int] = {}
 
@@ -77,6 +83,7 @@ class Worker:
         self._engine = engine
         self._fd = engine.loop.fd
         engine.before_release = self.stop
+        engine.linger = self.linger
         if not self.loop.get_debug():  # else the log of the loop tells which task blocks it
             engine.resume = self.resume
         try:
@@ -99,6 +106,18 @@ class Worker:
             self.loop.call_soon(self._scheduled_turn)
             self._asked = now
             self._scheduled = True
+
+    def linger(self) -> None:
+        """Have a turn within a moment, for what has left and nobody waits to hear of."""
+        if self._lingering is None and self._engine is not None:
+            self._lingering = self.loop.call_later(_TELL, self._tell)
+
+    def _tell(self) -> None:
+        self._lingering = None
+        engine = self._engine
+        if engine is not None and engine.owes:
+            engine.owes = False
+            self._turn()
 
     def schedule_anew(self) -> None:
         """Have a turn, whatever was asked for before: a loop that was interrupted by an exception
@@ -123,6 +142,9 @@ class Worker:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._lingering is not None:
+            self._lingering.cancel()
+            self._lingering = None
         if self._fd >= 0:
             if not self.loop.is_closed():
                 self.loop.remove_reader(self._fd)
@@ -160,13 +182,17 @@ class Worker:
                 if not engine.closed:
                     self._wait(engine)
 
-    def resume(self, go_on: Callable[[], object]) -> None:
+    def resume(self, go_on: Callable[[], object]) -> bool:
         """Have a task go on: when this turn is done, or else in the next tick. go_on: lets the task
-        take a step; the second of two calls, after a signal handler, does nothing."""
+        take a step; the second of two calls, after a signal handler, does nothing. False: the loop
+        is closed."""
         if self._turning:
             self._woken.append(go_on)
+        elif self.loop.is_closed():
+            return False
         else:
             self.loop.call_soon(go_on)
+        return True
 
     def _go_on(self) -> None:
         """The tasks that this turn has woken take a step. What one ends with that is no Exception

@@ -16,7 +16,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
@@ -489,6 +489,45 @@ class World(LocalWorld):
                     number = _PKTINFO.unpack(told)[0]
             return data, (address[0], address[1]), number
         return None
+
+
+class Spare:
+    """A descriptor that is kept for when this program has used up all others. kept: it, or nothing.
+
+    Args:
+        world: makes it.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.kept: list[socket.socket] = []
+
+    def keep(self) -> None:
+        """Have it. Raises as World.spare()."""
+        spare = self._world.spare()
+        self.kept = [] if spare is None else [spare]
+
+    @contextlib.contextmanager
+    def use(self) -> Iterator[None]:
+        """For a moment let go of it; what is opened inside is closed inside, or there is no such
+        moment again."""
+        self.let_go()
+        try:
+            yield
+        finally:
+            self.refill()
+
+    def refill(self) -> None:
+        """Keep it again, if it was lost: another thread has been quicker, or the limit of the
+        program was lowered. Not yet, where there is still none."""
+        if not self.kept:
+            with contextlib.suppress(errors.PlatformError):
+                self.keep()
+
+    def let_go(self) -> None:
+        """Keep none."""
+        while self.kept:
+            self.kept.pop().close()
 
 
 def _look_up(host: str) -> tuple[str | None, errors.PeerTalkError | None]:

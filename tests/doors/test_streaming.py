@@ -30,7 +30,9 @@ class MadeUpPeer:
 
     def __init__(self, room=100, max_message=8192):
         self.name = "bob"
-        self.transport = types.SimpleNamespace(check_open=lambda: None, closing=False)
+        self.transport = types.SimpleNamespace(
+            check_open=lambda: None, closing=False, listen=lambda more: None
+        )
         self.connection = types.SimpleNamespace(
             state=State.OPEN, link=types.SimpleNamespace(max_message=max_message)
         )

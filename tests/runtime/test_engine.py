@@ -9,11 +9,12 @@ import functools
 import re
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from kit.inside import connections_of, engine_of
-from kit.nodes import loopback
+from kit.nodes import loopback, pair, received
 from kit.waiting import GUARD, until
 
 import peertalk as pt
@@ -164,6 +165,52 @@ async def test_a_number_that_is_in_use_is_not_given_out_again():
         await peer.disconnect()
         await peer.send(b"still")
         assert (await bob.receive(timeout=60)).data == b"still"
+
+
+async def test_what_has_left_is_told_at_once_only_where_somebody_listens():
+    """A turn for each message costs a round trip as much again; who listens must not wait."""
+    async with pair() as (ada, bob, to_bob):
+        engine = engine_of(ada)
+        await until(lambda: not (ada._worker._scheduled or engine.owes))
+        assert engine.loop.tells_late
+        await to_bob.send(b"to nobody in particular")
+        assert engine.owes and not ada._worker._scheduled
+        await until(lambda: to_bob.stats().messages_sent == 1)
+        events = ada.events()
+        assert not engine.loop.tells_late
+        await to_bob.send(b"heard of")
+        assert ada._worker._scheduled
+        async with asyncio.timeout(GUARD):
+            while not isinstance(event := await anext(events), pt.Sent):
+                pass
+        assert event.last == 2
+        await events.aclose()
+        assert engine.loop.tells_late
+        async with to_bob.stream_out(bytes(100)) as out:
+            assert not engine.loop.tells_late
+            await out.finished(timeout=GUARD)
+        assert engine.loop.tells_late
+        assert len(await received(bob, 3)) == 3
+
+
+@pytest.mark.parametrize("leaves", ["aclose", "close_nowait", "disconnect"])
+async def test_what_has_left_and_was_not_told_is_sent_when_its_connection_ends(leaves):
+    """Whoever ends it: to call it lost would have the program send it again."""
+    async with pair() as (ada, bob, to_bob):
+        await until(lambda: not (ada._worker._scheduled or engine_of(ada).owes))
+        await to_bob.send(b"the last one")
+        assert engine_of(ada).owes and to_bob.stats().messages_sent == 0
+        if leaves == "disconnect":
+            await to_bob.disconnect(timeout=GUARD)
+        else:
+            world, link = engine_of(ada).world, connections_of(ada)[0]
+            give_up = time.monotonic() + GUARD
+            while world.unacknowledged(link.socket):  # in one tick, so that no turn tells
+                assert time.monotonic() < give_up
+            unsent = getattr(ada, leaves)()
+            assert (await unsent if leaves == "aclose" else unsent) == 0
+        assert ada.stats().messages_sent == 1 and ada.stats().messages_failed == 0
+        assert await received(bob, 1) == [b"the last one"]
 
 
 def test_the_interface_that_is_stated_is_the_one_that_is_there():

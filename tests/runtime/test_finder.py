@@ -93,9 +93,10 @@ class MadeUpEngine:
         self.looks = 0
         self.totals = LinkTotals()
         self.spared = 0
+        self.spare = types.SimpleNamespace(use=self._use_spare)
 
     @contextlib.contextmanager
-    def use_spare(self):
+    def _use_spare(self):
         self.spared += 1
         yield
 

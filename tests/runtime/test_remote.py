@@ -294,6 +294,13 @@ class PartLink:
     def close(self):
         self.room = 0
 
+    left = 0
+    """Frames that have left and are not reported."""
+
+    def settle(self):
+        left, self.left = self.left, 0
+        return left
+
     unconfirmed = 10**9
     """Frames, the last of those that were sent, that the other side may not have: all, until the
     end says which."""
@@ -457,11 +464,13 @@ class AnyTraffic(RuleBasedStateMachine):
         self.connection.link.max_message = max_message
         self.peer.on_pressure()
 
-    @rule(error=st.booleans(), unconfirmed=st.integers(0, 30))
-    def lose(self, error, unconfirmed=0):
+    @rule(error=st.booleans(), unconfirmed=st.integers(0, 30), left=st.integers(0, 5))
+    def lose(self, error, unconfirmed=0, left=0):
         if self.connection is None:
             return
         link, sent = self.links[-1], []
+        link.left = min(left, len(link.frames) - sum(count for count, _ in self.confirmed[-1]))
+        self.confirmed[-1].append((link.left, True))
         for count, good in self.confirmed[-1]:
             sent += [good] * count
         frames = [index for index, good in enumerate(sent) if good]

@@ -35,10 +35,10 @@ async def test_who_stands_still_ends_only_when_memory_is_scarce_and_its_time_is_
         await bob.connect(ada.address, timeout=GUARD)
         (connection,) = connections_of(ada)
         await until(lambda: any(peer.connected for peer in ada.peers.values()))
-        engine_of(ada)._serve((values.STILL, connection.tag, 14_999, 0))
+        engine_of(ada).serve_link(connection, values.STILL, 14_999, 0)
         assert ada.stats().links_open == 1 and ada.stats().ended_still == 0
-        engine_of(ada)._serve((values.STILL, connection.tag, 15_000, 0))
+        engine_of(ada).serve_link(connection, values.STILL, 15_000, 0)
         await until(lambda: ada.stats().links_open == 0)
         assert ada.stats().ended_still == 1
-        engine_of(ada)._serve((values.STILL, connection.tag, 16_000, 0))
+        engine_of(ada).serve_link(connection, values.STILL, 16_000, 0)
         assert ada.stats().ended_still == 1

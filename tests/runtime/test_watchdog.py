@@ -226,7 +226,7 @@ def test_one_that_answers_no_ping_is_frozen_and_thaws_with_its_first_frame():
     assert not engine.emitted
     engine.pass_time(0.7)
     assert engine.emitted == [PeerFrozen(frozen.peer)] and engine.now <= asked + TIMEOUT + 1
-    assert engine.watchdog.is_frozen(frozen) and engine.watchdog.frozen == 1
+    assert engine.watchdog.is_frozen(frozen) and len(engine.watchdog.frozen) == 1
     engine.pass_time(1000.0)
     assert len(engine.emitted) == 1 and not engine.ended
     engine.watchdog.heard(well)

@@ -23,7 +23,7 @@ class CountedEngine:
     def __init__(self, fd=-1):
         self.turns = 0
         self.thread = threading.get_ident()
-        self.closed = self.unfinished = False
+        self.closed = self.unfinished = self.owes = False
         self.timeout = None
         self.wanted = []
         self.before_release = self.before_closing = None
@@ -410,3 +410,30 @@ async def test_an_engine_that_the_loop_does_not_watch_is_closed_or_tried_again(
         await engine.turned(2)
         assert refused and worker._watched == {pipe[0]: READ}
     worker.stop()
+
+
+async def test_what_has_left_is_told_by_a_turn_soon_and_by_one_for_all_of_it(monkeypatch):
+    """A turn for each message would cost a round trip as much again; none would leave who looks at
+    the counters waiting for the next packet."""
+    monkeypatch.setattr("peertalk.runtime.worker._TELL", 0.001)
+    engine, worker = CountedEngine(), Worker(asyncio.get_running_loop())
+    worker.start(engine)
+    await engine.turned(1)
+    for _ in range(2):
+        before = engine.turns
+        for _ in range(10):
+            engine.owes = True
+            engine.linger()
+        await engine.turned(before + 1)
+        assert not engine.owes and worker._lingering is None
+    before = engine.turns
+    engine.linger()
+    while worker._lingering is not None:
+        await asyncio.sleep(0)
+    assert engine.turns == before, "it was told meanwhile"
+    engine.owes = True
+    engine.linger()
+    worker.stop()
+    assert worker._lingering is None
+    worker.linger()
+    assert worker._lingering is None, "nobody turns it any more"
