@@ -405,7 +405,7 @@ async def echo_message(size: int, count: int) -> None:
         say(port=node.address[1])
         left = count
         async for message in node.messages():
-            await message.peer.send(message.data, no_delay=True)
+            await message.peer.send(message.data)
             left -= 1
             if not left:
                 break
@@ -420,7 +420,7 @@ async def ask_message(size: int, count: int, port: int) -> None:
         peer = await node.connect(("127.0.0.1", port))
         for _ in range(count):
             began = time.perf_counter()
-            await peer.send(payload, no_delay=True)
+            await peer.send(payload)
             answer = await node.receive()
             took.append(time.perf_counter() - began)
             if len(answer.data) != size:
@@ -435,7 +435,7 @@ def echo_sync(size: int, count: int) -> None:
         say(port=node.address[1])
         for _ in range(count):
             message = node.receive()
-            message.peer.send(message.data, no_delay=True)
+            message.peer.send(message.data)
         say(total=count)
 
 
@@ -447,7 +447,7 @@ def ask_sync(size: int, count: int, port: int) -> None:
         peer = node.connect(("127.0.0.1", port))
         for _ in range(count):
             began = time.perf_counter()
-            peer.send(payload, no_delay=True)
+            peer.send(payload)
             answer = node.receive()
             took.append(time.perf_counter() - began)
             if len(answer.data) != size:

@@ -15,11 +15,13 @@ import socket
 import sys
 import threading
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pytest
+from kit.inside import connections_of, engine_of
 from kit.nodes import announcing, loopback, numbered
 from kit.waiting import GUARD
 
@@ -182,10 +184,37 @@ def test_what_another_thread_sent_before_goes_before():
     overtake it."""
     with echo(**loopback()) as address, Node("script", **loopback()) as node:
         peer = node.connect(address, timeout=GUARD)
-        with node._turning._lock, beside(lambda: peer.send_nowait(b"first")) as other:
+        with node._turning.lock, beside(lambda: peer.send_nowait(b"first")) as other:
             assert other.result(GUARD) == 0
         peer.send_nowait(b"second")
         assert [node.receive(timeout=GUARD).data for _ in range(2)] == [b"first", b"second"]
+
+
+def test_a_send_offers_its_message_to_the_system_and_turns_only_now_and_then(core, monkeypatch):
+    """A turn for each message made this door a tenth as quick as others. None at all would leave
+    the PINGs of others unanswered while a program does nothing but send."""
+    now = 0.0
+    monkeypatch.setattr("peertalk.sync.peer.time", types.SimpleNamespace(monotonic=lambda: now))
+    with Node("ada", **loopback(core=core.name)) as ada, Node("bob", **loopback()) as bob:
+        with beside(lambda: bob.wait_for(lambda peer: peer.connected, timeout=GUARD)):
+            peer = ada.connect(bob.address, timeout=GUARD)
+        engine, connection = engine_of(ada), connections_of(ada)[0]
+        ada._turning.turned, ada._turning.asked = now, False
+        while engine.loop.next_timeout() == 0.0:
+            ada.poll()
+        turns = engine.turns
+        for number in range(10):
+            assert peer.send(numbered(number)) == number + 1
+            assert not connection.link.slots_pending
+        assert engine.turns == turns
+        now += 0.01
+        peer.send(numbered(10))
+        assert engine.turns == turns + 1 and ada._turning.turned > now
+        assert [bob.receive(timeout=GUARD).data for _ in range(11)] == [
+            numbered(number) for number in range(11)
+        ]
+        while peer.stats().messages_sent < 11:
+            ada.poll(0.01)
 
 
 def test_classes_and_keys_mean_the_same_without_await():
@@ -425,8 +454,8 @@ def test_a_signal_that_raises_while_the_lock_is_taken_leaves_it_free(contended):
     for line in range(1, 30):
         left = line
         if contended:
-            lock._lock.acquire()
-            letting = threading.Timer(0.01, lock._lock.release)
+            lock.lock.acquire()
+            letting = threading.Timer(0.01, lock.lock.release)
             letting.start()
         try:
             sys.settrace(strike)
@@ -438,7 +467,7 @@ def test_a_signal_that_raises_while_the_lock_is_taken_leaves_it_free(contended):
         sys.settrace(None)
         if contended:
             letting.join()
-        assert not lock._lock.locked() and not lock._waiting, f"struck at line {line}"
+        assert not lock.lock.locked() and not lock._waiting, f"struck at line {line}"
     assert reached
 
 

@@ -71,7 +71,7 @@ class Node(AnyNode[Peer]):
         self._check_new()
         turning = self._turning
         transport = Transport(
-            self.config, World(), lambda remote: Peer(remote, turning), lambda: None
+            self.config, World(), lambda remote: Peer(remote, turning), turning.ask
         )
         transport.open()
         self._transport = turning.engine = transport
@@ -246,8 +246,11 @@ class Node(AnyNode[Peer]):
         Raises:
             Timeout, InvalidState (the node is closed).
         """
-        seconds, take = parse_timeout(timeout), self._engine.inbox.take
-        peer, payload = taken(self._turning, take, seconds, "no message came")
+        seconds = None if timeout is None else parse_timeout(timeout)
+        engine = self._transport
+        if engine is None or engine.closing:
+            engine = self._engine
+        peer, payload = taken(self._turning, engine.inbox.take, seconds, "no message came")
         return Message(peer.view, payload)
 
     def messages(self, *, timeout: float | str | None = None) -> Iterator[Message[Peer]]:

@@ -9,6 +9,7 @@ Never: a state of the conversation here, which is the engine's.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Self
@@ -23,6 +24,10 @@ from ..protocol.wire import Message
 from ..quantities import parse_timeout
 from ..runtime.remote import Remote
 from .turning import Ended, Turning, deadline_of, each
+
+_REST = 0.001
+"""Seconds without a turn after which send() turns: the node answers others, and takes what comes,
+also while its program does nothing but send."""
 
 
 class Peer(door.AnyPeer):
@@ -52,7 +57,12 @@ class Peer(door.AnyPeer):
             NotConnected, Timeout: nothing was accepted.
         """
         remote = self._remote
-        payload, seconds = payload_of(data, remote.own_max_message), parse_timeout(timeout)
+        seconds = None if timeout is None else parse_timeout(timeout)
+        if data.__class__ is bytes and priority is NORMAL and key is None:
+            number = self._send_at_once(data)
+            if number:
+                return number
+        payload = payload_of(data, remote.own_max_message)
         if priority is not NORMAL or key is not None:
             priority = check_choices(priority, key)
         with self._turning.held():
@@ -67,6 +77,24 @@ class Peer(door.AnyPeer):
                 number = self._accepted(place, seconds)
             remote.transport.turn()
             return number
+
+    def _send_at_once(self, data: bytes) -> int:
+        """Write a message while nothing waits before it: one native call, and a turn only when
+        there was none for a moment, or one is asked for. 0: it was not accepted."""
+        remote, turning = self._remote, self._turning
+        note: list[bool | None] = [False]
+        try:
+            turning.hold(note)
+            if not remote.accept_at_once(data):
+                return 0
+            number = remote.accepted
+            if turning.asked or time.monotonic() - turning.turned > _REST:
+                turning.look(remote.transport, 0.0)
+            return number
+        finally:
+            if note[-1]:
+                turning.changes += 1
+                turning.lock.release()
 
     def send_nowait(
         self,

@@ -8,6 +8,7 @@ otherwise lets go of the lock for a moment.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from typing import TypeVar
 
 from .. import errors
 from ..doors.door import Answer, not_started
+from ..runtime.engine import Engine
 from ..runtime.transport import Transport
 
 T = TypeVar("T")
@@ -24,6 +26,7 @@ HOW_TO_START = "use `with` or start()"
 
 _HANDOVER = 0.001
 """Seconds that a waiting method leaves the lock to another thread that asked for it."""
+_AT_ONCE = (False,)
 _LOOK = 0.5
 """Seconds of one wait at most: a signal that came between the last look at signals and the wait, or
 that another thread took, does not end the wait, and its handler runs when that is over."""
@@ -35,11 +38,15 @@ class Turning:
     def __init__(self, name: str) -> None:
         self._name = name
         self.engine: Transport | None = None
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._note: list[bool | None] = [False]
         """Of who holds the lock: whether that is so, as its last item."""
-        self._changes = 0
+        self.changes = 0
         """How often who held the lock may have changed something."""
+        self.turned = -math.inf
+        """When the last turn was."""
+        self.asked = False
+        """Whether the engine asked for one since."""
         self._waiting: list[int] = []
         """Of each who waits for the lock: how many changes that thread knows; -1: it must have the
         lock."""
@@ -51,33 +58,38 @@ class Turning:
         Raises:
             InvalidState: in a forked child, where the thread that holds it may not exist.
         """
-        engine = self.engine
-        if engine is not None and engine.forked:
-            engine.check_open()
         note: list[bool | None] = [False]
         try:
-            self._acquire(note, False)
-            if not note[-1]:
-                try:
-                    self._waiting.append(-1)
-                    self._ask()
-                    self._acquire(note, True)
-                finally:
-                    if -1 in self._waiting:
-                        self._waiting.remove(-1)
-            self._note = note
-            if self.engine is not None:
-                self.engine.move_here()
+            self.hold(note)
             yield
         finally:
             if note[-1]:
-                self._changes += 1
-                self._lock.release()
+                self.changes += 1
+                self.lock.release()
+
+    def hold(self, note: list[bool | None]) -> None:
+        """As held(), for calls that are made for each message: the caller releases the lock in a
+        `finally` of its own if that is the last item of note, which is [False] at first."""
+        engine = self.engine
+        if engine is not None and engine.forked:
+            engine.check_open()
+        note.extend(map(self.lock.acquire, _AT_ONCE))  # see _acquire()
+        if not note[-1]:
+            try:
+                self._waiting.append(-1)
+                self._ask()
+                self._acquire(note, True)
+            finally:
+                if -1 in self._waiting:
+                    self._waiting.remove(-1)
+        self._note = note
+        if engine is not None and engine.thread != threading.get_ident():
+            engine.move_here()
 
     def _acquire(self, note: list[bool | None], blocking: bool, seconds: float = -1) -> None:
         """Try to hold the lock. note: what came of it is its last item from now on, which is
         written in C: a signal handler cannot strike between the lock and its note."""
-        note.extend(map(self._lock.acquire, (blocking,), (seconds,)))
+        note.extend(map(self.lock.acquire, (blocking,), (seconds,)))
 
     def _ask(self) -> None:
         """End the turn of whoever holds the lock."""
@@ -97,27 +109,37 @@ class Turning:
             yield note[-1] is True
         finally:
             if note[-1]:
-                self._lock.release()
+                self.lock.release()
 
     def turn(self, engine: Transport, seconds: float | None, again: bool = False) -> bool:
         """One turn, waiting up to so many seconds. False: another thread had to look first, and has
         had the lock, which is held, for a moment. again: that was so just now, and this time there
         is a turn in any case, or a crowd would have none."""
-        is_wanted = min(self._waiting, default=self._changes) < self._changes
+        is_wanted = bool(self._waiting) and min(self._waiting) < self.changes
         if is_wanted and not again:
             self._let_go(engine, deadline_of(seconds))
             return False
-        engine.turn(0.0 if is_wanted else _LOOK if seconds is None else min(seconds, _LOOK))
-        self._changes += 1
+        self.look(engine, 0.0 if is_wanted else _LOOK if seconds is None else min(seconds, _LOOK))
+        self.changes += 1
         return True
+
+    def look(self, engine: Engine, seconds: float) -> None:
+        """One turn, whoever else wants the lock."""
+        self.asked = False
+        engine.turn(seconds)
+        self.turned = time.monotonic()
+
+    def ask(self) -> None:
+        """Have a turn before the next call returns that sends: the engine's schedule()."""
+        self.asked = True
 
     def _let_go(self, engine: Transport, deadline: float | None) -> None:
         """Let go of the lock, and hold it again when it is free: at the deadline, and when a signal
         handler raises, whoever has it is asked. What that raised comes when the lock is held, since
         whoever is left by it lets go of the lock."""
-        known, struck, note = self._changes, None, self._note
+        known, struck, note = self.changes, None, self._note
         try:
-            note.extend(starmap(self._lock.release, ((),)))  # noted in C, too
+            note.extend(starmap(self.lock.release, ((),)))  # noted in C, too
             time.sleep(_HANDOVER)
         except BaseException as error:
             struck = error
@@ -127,7 +149,7 @@ class Turning:
                 if struck is not None or (left is not None and left <= 0):
                     known, left = -1, None
                 self._waiting.append(known)
-                if known < self._changes:
+                if known < self.changes:
                     self._ask()
                 self._acquire(note, True, -1 if left is None else min(left, threading.TIMEOUT_MAX))
             except BaseException as error:
@@ -156,20 +178,37 @@ class Turning:
             Timeout: "{what} within {seconds} s", as what reads when the time is up.
             InvalidState: the node is closed.
         """
+        self.taken(lambda: done() or None, seconds, what, whom, deadline)
+
+    def taken(
+        self,
+        take: Callable[[], T | None],
+        seconds: float | None,
+        what: object,
+        whom: str | None = None,
+        deadline: float | None = None,
+    ) -> T:
+        """As until(), for what can be taken: None is nothing."""
         engine = self.engine
         if engine is None:
             raise not_started(self._name, HOW_TO_START)
+        has_turned = has_let_go = False
+        if seconds is None and deadline is None:
+            while (got := take()) is None:
+                engine.check_open()
+                has_let_go = not self.turn(engine, None, has_let_go)
+            return got
         if deadline is None:
             deadline = deadline_of(seconds)
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        has_turned = has_let_go = False
-        while not done():
+        while (got := take()) is None:
             engine.check_open()
             if has_turned and left is not None and left < 0:
                 raise errors.Timeout(f"{what} within {seconds:g} s", peer=whom)
             has_let_go = not self.turn(engine, left and max(0.0, left), has_let_go)
             has_turned = has_turned or not has_let_go
             left = None if deadline is None else deadline - time.monotonic()
+        return got
 
     def answered(
         self, answer: Answer[T], seconds: float | None, deadline: float | None = None
@@ -203,17 +242,14 @@ def taken(
     Raises:
         Timeout: nothing could within so many seconds: "{what} within {seconds} s". InvalidState.
     """
-    got: list[T] = []
-
-    def some() -> bool:
-        item = take()
-        if item is not None:
-            got.append(item)
-        return bool(got)
-
-    with turning.held():
-        turning.until(some, seconds, what)
-    return got[0]
+    note: list[bool | None] = [False]
+    try:
+        turning.hold(note)
+        return turning.taken(take, seconds, what)
+    finally:
+        if note[-1]:
+            turning.changes += 1
+            turning.lock.release()
 
 
 def each(turning: Turning, take: Callable[[], T | None], seconds: float | None) -> Iterator[T]:
