@@ -238,10 +238,32 @@ FAULTS = (
     Fault(
         "loop-dirty-left",
         "csrc/core/pt_link.c",
-        "pt_context_leave(context, link, PT_LINE_DIRTY);\n    pt_context_remove_source(",
-        "pt_context_remove_source(",
+        "pt_context_leave(context, link, PT_LINE_DIRTY);\n    pt_context_leave(",
+        "pt_context_leave(",
         "a link that is closed is in no list of its context",
         ("tests/c/test_c_suite.py::test_the_core_passes_its_c_tests[standard-test_loop]",),
+    ),
+    Fault(
+        "send-burst",
+        "csrc/core/pt_send.c",
+        "return burst <= PT_PROMPT_FRAMES && !link->many",
+        "return !link->many",
+        "after a burst the first frame waits for the others",
+        (
+            "tests/core/test_prompt.py::"
+            "test_after_a_burst_the_first_waits_too_until_one_comes_alone_again",
+        ),
+    ),
+    Fault(
+        "loop-tells-late",
+        "csrc/core/pt_loop.c",
+        "context->wheel.now - context->left_since < PT_TELL_MS",
+        "context->turns != 0",
+        "what has left is told in time",
+        (
+            "tests/core/test_prompt.py::"
+            "test_what_has_left_may_be_told_late_and_then_with_the_turn_that_is_due",
+        ),
     ),
     Fault(
         "loop-late-frame",
@@ -405,8 +427,8 @@ FAULTS = (
     Fault(
         "inbox-turns",
         "peertalk/protocol/inbox.py",
-        "            line.append(queue)\n        return lot",
-        "            line.appendleft(queue)\n        return lot",
+        "            line.append(queue)\n        else:",
+        "            line.appendleft(queue)\n        else:",
         "peers are heard in turn",
         ("tests/protocol/test_inbox.py::test_the_peers_are_served_in_turn",),
     ),
