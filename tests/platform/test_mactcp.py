@@ -52,7 +52,7 @@ def test_throughput_is_that_of_the_model_over_minutes_of_simulated_time(
     long with the pipeline as without. The program checks each row; all of them together take
     minutes, in the long form each takes ten."""
     programs = request.getfixturevalue(f"{build}_programs")
-    told = programs.run("sim_throughput", str(rounds(20, 600)))
+    told = programs.run("sim_throughput", str(rounds(10, 600)))
     found = {
         (world, int(size), int(depth), packed): float(rate)
         for world, size, depth, packed, rate in re.findall(
