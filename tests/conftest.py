@@ -18,6 +18,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import zlib
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -25,6 +26,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from kit.programs import lowmem_programs as lowmem_programs
 from kit.programs import standard_programs as standard_programs
+from kit.tables import WHOLE
 
 SOAK = os.environ.get("PEERTALK_SOAK") == "1"
 HANG_GUARD = 3_600 if SOAK else 60
@@ -219,17 +221,25 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 SANITIZED = "PEERTALK_SANITIZER" in os.environ
-EACH_PAIR = SOAK or ONLY
+SECONDS = (("standard", "uvloop"), ("lowmem", "asyncio"), ("reference", "asyncio"))
 
 
 def repeats(item: pytest.Item) -> bool:
     """Whether a test on this core and this loop meets only what others meet: a loop knows nothing
-    of cores, nor a core of loops. Each core runs on asyncio, and one on uvloop too; in the long
-    form each runs on both. The sanitizers see C, of which the reference core has none."""
+    of cores, nor a core of loops, and what a test of both is about lies above. So each runs on the
+    standard core and asyncio, and on one of SECONDS, which its name decides: a third of these tests
+    is enough to see a core that nodes cannot live on. In a whole run each runs on each pair. The
+    sanitizers see C, of which the reference core has none."""
     given = item.callspec.params if hasattr(item, "callspec") else {}
-    cores = {given.get("core"), given.get("c_core")} - {None, "standard"}
-    again = not EACH_PAIR and bool(cores) and given.get("loop_kind") == "uvloop"
-    return again or (SANITIZED and cores == {"reference"})
+    core, loop = given.get("core", given.get("c_core")), given.get("loop_kind")
+    if WHOLE or core is None or loop is None:
+        return SANITIZED and core == "reference"
+    choices = SECONDS if "core" in given else SECONDS[:2]
+    name = item.nodeid.partition("[")[0]
+    return (core, loop) not in (
+        ("standard", "asyncio"),
+        choices[zlib.crc32(name.encode()) % len(choices)],
+    )
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is not asked for

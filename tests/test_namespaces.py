@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import SOAK
+from kit.tables import crossed
 
 GUARD = 30.0
 
@@ -55,6 +56,11 @@ TIMES = {
     "connect_timeout": 5.0 * SCALE,
     "drain_timeout": 5.0 * SCALE,
 }
+
+ROUTES = {"no default route": False, "default route": True}
+BROADCASTS = {"no brd": (), "brd +": ("brd", "+")}
+DIALLERS = {"ada": "ada", "bob": "bob"}
+SIDES = {"dialler's": "dialler's", "other's": "other's"}
 
 TALKER = """
 import asyncio, json, sys
@@ -284,8 +290,7 @@ def event(process: subprocess.Popen[str], kind: str, text: str | None = None) ->
             return line
 
 
-@pytest.mark.parametrize("brd", [(), ("brd", "+")], ids=["no brd", "brd +"])
-@pytest.mark.parametrize("default_route", [False, True], ids=["no default route", "default route"])
+@pytest.mark.parametrize(("default_route", "brd"), crossed(ROUTES, BROADCASTS))
 def test_two_nodes_in_two_namespaces_find_each_other_and_talk(make_host, default_route, brd):
     """A room without a router has no default route: then 255.255.255.255 can be sent to by naming
     the interface only. Addresses set by hand often have no broadcast address."""
@@ -329,8 +334,9 @@ def test_a_host_with_three_interfaces_finds_who_is_on_each(make_host):
     assert found_by(bob) == ["ada"] and found_by(eve) == ["ada"]
 
 
-@pytest.mark.parametrize("dials", [False, True], ids=["dialled", "dialling"])
-@pytest.mark.parametrize("default_route", [False, True], ids=["no default route", "default route"])
+@pytest.mark.parametrize(
+    ("default_route", "dials"), crossed(ROUTES, {"dialled": False, "dialling": True})
+)
 def test_a_node_and_a_classic_peer_find_each_other_through_plain_limited_broadcast(
     make_host, default_route, dials
 ):
@@ -394,9 +400,8 @@ def meet(dialler: Talker, other: Talker, address: str) -> None:
     talk(dialler, other, "word")
 
 
-@pytest.mark.parametrize("dialler", ["ada", "bob"])
-@pytest.mark.parametrize("brd", [(), ("brd", "+")], ids=["no brd", "brd +"])
-def test_a_node_that_names_its_interface_finds_who_is_there(make_host, brd, dialler):
+@pytest.mark.parametrize(("dialler", "brd"), crossed(DIALLERS, BROADCASTS))
+def test_a_node_that_names_its_interface_finds_who_is_there(make_host, dialler, brd):
     """255.255.255.255 leaves by the interfaces that are named, too: without a broadcast address
     there is nothing else."""
     a, b = make_host(), make_host()
@@ -432,8 +437,9 @@ def test_peers_on_a_network_that_was_not_named_are_not_heard(make_host):
     assert "ada" not in eve.await_(["known"])
 
 
-@pytest.mark.parametrize("dialler", ["ada", "bob"])
-@pytest.mark.parametrize("bound", [False, True], ids=["all addresses", "bound"])
+@pytest.mark.parametrize(
+    ("bound", "dialler"), crossed({"all addresses": False, "bound": True}, DIALLERS)
+)
 def test_a_second_address_of_an_interface_is_in_a_network_too(make_host, bound, dialler):
     """Two networks on one wire: those of the second find us, at our address in theirs; and a node
     may live on that address alone."""
@@ -448,8 +454,9 @@ def test_a_second_address_of_an_interface_is_in_a_network_too(make_host, bound, 
         meet(bob, ada, "10.78.0.1")
 
 
-@pytest.mark.parametrize("dialler", ["ada", "bob"])
-@pytest.mark.parametrize("named", [False, True], ids=["all interfaces", "interface named"])
+@pytest.mark.parametrize(
+    ("named", "dialler"), crossed({"all interfaces": False, "interface named": True}, DIALLERS)
+)
 def test_hosts_that_have_an_address_and_a_route_but_no_network_find_each_other(
     make_host, named, dialler
 ):
@@ -467,14 +474,18 @@ def test_hosts_that_have_an_address_and_a_route_but_no_network_find_each_other(
         meet(bob, ada, "10.77.0.1")
 
 
-@pytest.mark.parametrize("plen", [24, 32], ids=["network", "point to point"])
-@pytest.mark.parametrize("how", ["plain", "bound", "named"])
-def test_nodes_find_each_other_through_a_tunnel(make_host, tmp_path, plen, how):
+@pytest.mark.parametrize(
+    ("options", "plen"),
+    crossed(
+        {"bound": {"bind": "10.8.0.1"}, "plain": {}, "named": {"interfaces": ["tun0"]}},
+        {"network": 24, "point to point": 32},
+    ),
+)
+def test_nodes_find_each_other_through_a_tunnel(make_host, tmp_path, options, plen):
     """A VPN's interface has no broadcast flag, and often an address whose network is the other end
     alone."""
     a, b = make_host(), make_host()
     a.tunnel(b, tmp_path, here="10.8.0.1", there="10.8.0.2", plen=plen)
-    options = {"plain": {}, "bound": {"bind": "10.8.0.1"}, "named": {"interfaces": ["tun0"]}}[how]
     meet(a.talker("ada", **options), b.talker("bob"), "10.8.0.2")
 
 
@@ -585,20 +596,29 @@ asyncio.run(main(sys.argv[1]))
 """
 
 
-@pytest.mark.parametrize("discovery", [True, False], ids=["discovery", "address only"])
 @pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"interfaces": ["eth9"]}, "there is no interface 'eth9' (Config.interfaces)"),
-        ({"bind": "10.77.0.9"}, "10.77.0.9 (Config.bind) is no address of this machine"),
-        (
-            {"bind": "10.77.0.1", "interfaces": ["lo"]},
-            "10.77.0.1 (Config.bind) is an address of eth0, which Config.interfaces leaves out",
-        ),
-    ],
+    ("never", "discovery"),
+    crossed(
+        {
+            "no interface": (
+                {"interfaces": ["eth9"]},
+                "there is no interface 'eth9' (Config.interfaces)",
+            ),
+            "no address": (
+                {"bind": "10.77.0.9"},
+                "10.77.0.9 (Config.bind) is no address of this machine",
+            ),
+            "left out": (
+                {"bind": "10.77.0.1", "interfaces": ["lo"]},
+                "10.77.0.1 (Config.bind) is an address of eth0, which Config.interfaces leaves out",
+            ),
+        },
+        {"discovery": True, "address only": False},
+    ),
 )
-def test_what_can_never_work_is_refused_with_its_reason(make_host, discovery, options, said):
+def test_what_can_never_work_is_refused_with_its_reason(make_host, never, discovery):
     """An error with a false reason costs an evening."""
+    options, said = never
     a, b = make_host(), make_host()
     a.cable(b, "eth0", "10.77.0.1/24", "eth0", "10.77.0.2/24")
     words = json.dumps({"discovery": discovery, **options})
@@ -708,8 +728,7 @@ def test_a_connection_that_a_longer_outage_has_cost_comes_back_by_itself(make_ho
     assert accepted == sent + failed and sent <= arrived, "each has its outcome"
 
 
-@pytest.mark.parametrize("outage", [8, 40])
-@pytest.mark.parametrize("whose", ["dialler's", "other's"])
+@pytest.mark.parametrize(("outage", "whose"), crossed({"40": 40, "8": 8}, SIDES))
 def test_an_interface_that_goes_down_and_up_again_brings_its_connections_back(
     make_host, outage, whose
 ):
@@ -733,8 +752,9 @@ def test_an_interface_that_goes_down_and_up_again_brings_its_connections_back(
     talk(ada, bob, "after")
 
 
-@pytest.mark.parametrize("discovery", [True, False], ids=["discovery", "address only"])
-@pytest.mark.parametrize("whose", ["dialler's", "other's"])
+@pytest.mark.parametrize(
+    ("discovery", "whose"), crossed({"discovery": True, "address only": False}, SIDES)
+)
 def test_links_on_an_address_that_was_replaced_are_ended_and_made_anew_on_the_new_one(
     make_host, whose, discovery
 ):

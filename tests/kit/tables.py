@@ -1,13 +1,32 @@
-"""One assertion over a table: one test, which names the rows that fail."""
+"""One assertion over a table: one test, which names the rows that fail. And which pairs of cases a
+run has."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import itertools
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
+
+SWITCHES = ("PEERTALK_WHOLE", "PEERTALK_SOAK", "PEERTALK_SANITIZER", "PEERTALK_CORE")
+WHOLE = any(os.environ.get(switch) for switch in SWITCHES)
+"""Whether this run has each pair of cases, and each test on each core and loop. make test has not:
+.ci/run sets PEERTALK_WHOLE=1 for one of its runs, and the others of SWITCHES ask for it too."""
+
+
+def crossed(first: Mapping[str, Any], second: Mapping[str, Any], whole: bool = WHOLE) -> list[Any]:
+    """Cases for a test of two parameters that do not bear on each other, each given as values by
+    their names: all pairs in a whole run, else so many that each value is in one."""
+    pairs = list(itertools.product(first.items(), second.items()))
+    if not whole:
+        count = max(len(first), len(second))
+        ones, others = itertools.cycle(first.items()), itertools.cycle(second.items())
+        pairs = list(itertools.islice(zip(ones, others, strict=False), count))
+    return [pytest.param(one[1], other[1], id=f"{one[0]}-{other[0]}") for one, other in pairs]
 
 
 def each_row(argument: str, rows: Mapping[str, Any]) -> Callable[[Any], Any]:
