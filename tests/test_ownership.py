@@ -176,7 +176,7 @@ async def test_a_node_may_be_closed_by_a_signal_at_any_step(rounds):
     whole = Striking(1 << 60, None)
     await a_node_at_work(whole)
     struck = 0
-    many = rounds(60, 3_000)
+    many = rounds(40, 3_000)
     for turn in range(many):
         strike = Striking(1 + turn * whole.steps // many, None)
         await a_node_at_work(strike)
@@ -541,7 +541,7 @@ async def test_statistics_may_be_asked_for_on_any_thread_while_connections_come_
     try:
         async with pt.Node("ada", **loopback()) as ada:
             thread.start()
-            for number in range(40):
+            for number in range(20):
                 async with pt.Node(f"bob{number}", **loopback()) as bob:
                     peer = await bob.connect(ada.address, timeout=GUARD)
                     await peer.send(b"x")

@@ -34,7 +34,7 @@ from peertalk.runtime.world import World
 ROOMS = ("doors", "runtime", "protocol")
 ENGINE = tuple(str(Path(pt.__file__).parent / room) + os.sep for room in ROOMS)
 MESSAGES = 30
-LINES_TRIED = 40
+LINES_TRIED = 24
 """Of about 2,000 that a meeting takes; which ones changes with the process."""
 SIGNALS = 300
 
@@ -306,7 +306,7 @@ def test_an_exception_at_any_line_of_the_end_leaves_nothing_open_and_nobody_wait
     """The last lines give everything back and wake aclose(): one that is struck there would wait
     for ever, and keep the descriptors."""
     lines, before = part(Strike(0, kind)), descriptors()
-    for line in range(max(1, lines - 120), lines + 1):
+    for line in range(max(1, lines - 120) + os.getpid() % 2, lines + 1, 2):
         Strike(line, kind).in_a(part)
     assert descriptors() == before
 
