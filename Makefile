@@ -40,8 +40,8 @@ help: ## this list
 demo: release ## two processes find each other and exchange files; DEMO_PATH=folder chooses which
 	@exec .venv/bin/peertalk demo $(DEMO_PATH)
 
-# Without bytecode each process of the tests would compile, and pytest rewrite, every module again: a third of the time.
-test soak: export PYTHONDONTWRITEBYTECODE :=
+# Without bytecode each process would compile, and pytest rewrite, every module again: a third of the time of the tests.
+export PYTHONDONTWRITEBYTECODE :=
 
 # Each process of the tests would also rewrite each changed module by itself, and find out for Hypothesis which characters there are: one does so before.
 build/rewritten: $(wildcard tests/*.py tests/*/*.py) .venv/made
@@ -50,7 +50,8 @@ build/rewritten: $(wildcard tests/*.py tests/*/*.py) .venv/made
 	@$(PY) -c 'from hypothesis import strategies; strategies.text().validate()'
 	@touch $@
 
-test: debug build/rewritten ## the whole suite, with assertions on in C; TEST_ARGS="-k words" narrows it
+test: .venv/made ## the whole suite, with assertions on in C; TEST_ARGS="-k words" narrows it
+	@$(MAKE) --no-print-directory --jobs $(PROCESSORS) debug build/rewritten
 	$(PY) -m pytest tests -n 5 --dist loadfile $(TEST_ARGS)
 
 bench: release .venv/bench ## C against the reference core, then against other libraries
@@ -154,17 +155,21 @@ build/native/%/made: $(SOURCES) .venv/made
 	PEERTALK_BUILD=$(filter-out release,$*) PT_LOWMEM= $(if $(filter $(SANITIZERS),$*),CC=$(GCC) LDSHARED="$(GCC) -shared") $(PY) build_ffi.py build/native/$*
 	@touch $@
 
-# The project is installed as a link to this tree, without its extension modules: those are copied in by the kinds above.
+# Modules are compiled by whoever imports them first: most of what is installed nobody ever does.
+INSTALL := install --quiet --no-compile
+
+# The project is installed as a link to this tree, without its extension modules: those are copied in by the kinds above. The pip of $(PYTHON), where it
+# has one, puts the new one here in a third of the time of ensurepip.
 .venv/made: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	    || { echo "peertalk needs Python 3.11 or later and $(PYTHON) is not: say which with make PYTHON=python3.11"; exit 1; }
-	@$(PY) -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv
-	$(PY) -m pip install --quiet --upgrade "pip>=25.1"
-	PEERTALK_BUILD=none PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --editable ".[cli,uvloop]" --group test
+	@$(PY) -c '' 2>/dev/null || $(PYTHON) -m venv --without-pip --clear .venv
+	@$(PYTHON) -m pip --python $(PY) $(INSTALL) "pip>=25.1" 2>/dev/null || { $(PY) -m ensurepip >/dev/null; $(PY) -m pip $(INSTALL) "pip>=25.1"; }
+	PEERTALK_BUILD=none PYTHONWARNINGS=ignore $(PY) -m pip $(INSTALL) --editable ".[cli,uvloop]" --group test
 	@touch $@
 
 .venv/lint .venv/bench .venv/release: .venv/%: .venv/made
-	$(PY) -m pip install --quiet --group $*
+	$(PY) -m pip $(INSTALL) --group $*
 	@touch $@
 
 clean: ## forget everything that was built, .venv included

@@ -23,6 +23,7 @@ import re
 import shutil
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -132,12 +133,18 @@ for module in modules():
     # setup.py asks for each by its name, and reads this file anew for each: none is made in vain
     globals()[module.lstrip("_")] = partial(make_ffi, module)
 
+
+def build(target: Path, module: str) -> None:
+    """Compile a module into the folder target."""
+    with tempfile.TemporaryDirectory() as scratch:
+        built = make_ffi(module, ROOT).compile(tmpdir=scratch)
+        shutil.move(built, target / Path(built).name)
+
+
 if __name__ == "__main__":
     written = ROOT / "peertalk" / "_numbers.py"
     if not written.is_file() or written.read_text() != numbers():
         written.write_text(numbers())
     target = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "peertalk" / "_core").resolve()
-    for module in modules():
-        with tempfile.TemporaryDirectory() as scratch:
-            built = make_ffi(module, ROOT).compile(tmpdir=scratch)
-            shutil.move(built, target / Path(built).name)
+    with ProcessPoolExecutor() as processes:
+        list(processes.map(partial(build, target), modules()))
