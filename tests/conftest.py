@@ -222,24 +222,28 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 SANITIZED = "PEERTALK_SANITIZER" in os.environ
 SECONDS = (("standard", "uvloop"), ("lowmem", "asyncio"), ("reference", "asyncio"))
+WAYS = ("epoll", "poll", "plain")
+"""The cases of the fixture bench of tests/core."""
 
 
 def repeats(item: pytest.Item) -> bool:
-    """Whether a test on this core and this loop meets only what others meet: a loop knows nothing
-    of cores, nor a core of loops, and what a test of both is about lies above. So each runs on the
-    standard core and asyncio, and on one of SECONDS, which its name decides: a third of these tests
-    is enough to see a core that nodes cannot live on. In a whole run each runs on each pair. The
-    sanitizers see C, of which the reference core has none."""
+    """Whether a test on this core meets only what others meet. A loop knows nothing of cores, nor
+    a core of loops, and what a test of both is about lies above. So each runs on the standard core
+    and asyncio, and on one of SECONDS, which its name decides: a third of these tests is enough to
+    see a core that nodes cannot live on. Likewise what is below a core: on the standard one each
+    way to move bytes is tried, on the others the one that the name decides. In a whole run each
+    runs on each. The sanitizers see C, of which the reference core has none."""
     given = item.callspec.params if hasattr(item, "callspec") else {}
     core, loop = given.get("core", given.get("c_core")), given.get("loop_kind")
-    if WHOLE or core is None or loop is None:
+    if WHOLE or core is None:
         return SANITIZED and core == "reference"
+    number = zlib.crc32(item.nodeid.partition("[")[0].encode())
+    if "bench" in given:
+        way = WAYS[(number + (core == "reference")) % len(WAYS)]
+        return core != "standard" and given["bench"] != way
     choices = SECONDS if "core" in given else SECONDS[:2]
-    name = item.nodeid.partition("[")[0]
-    return (core, loop) not in (
-        ("standard", "asyncio"),
-        choices[zlib.crc32(name.encode()) % len(choices)],
-    )
+    usual = ("standard", "asyncio")
+    return loop is not None and (core, loop) not in (usual, choices[number % len(choices)])
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is not asked for
