@@ -222,6 +222,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 SANITIZED = "PEERTALK_SANITIZER" in os.environ
 SECONDS = (("standard", "uvloop"), ("lowmem", "asyncio"), ("reference", "asyncio"))
+CORES_THEMSELVES = ("tests/core/", "tests/platform/")
 WAYS = ("epoll", "poll", "plain")
 """The cases of the fixture bench of tests/core."""
 
@@ -230,9 +231,10 @@ def repeats(item: pytest.Item) -> bool:
     """Whether a test on this core meets only what others meet. A loop knows nothing of cores, nor
     a core of loops, and what a test of both is about lies above. So each runs on the standard core
     and asyncio, and on one of SECONDS, which its name decides: a third of these tests is enough to
-    see a core that nodes cannot live on. Likewise what is below a core: on the standard one each
-    way to move bytes is tried, on the others the one that the name decides. In a whole run each
-    runs on each. The sanitizers see C, of which the reference core has none."""
+    see a core that nodes cannot live on. Where there is no loop, half of them on each other core.
+    Likewise what is below a core: on the standard one each way to move bytes is tried, on the
+    others the one that the name decides. In a whole run each runs on each. The sanitizers see C, of
+    which the reference core has none."""
     given = item.callspec.params if hasattr(item, "callspec") else {}
     core, loop = given.get("core", given.get("c_core")), given.get("loop_kind")
     if WHOLE or core is None:
@@ -241,9 +243,11 @@ def repeats(item: pytest.Item) -> bool:
     if "bench" in given:
         way = WAYS[(number + (core == "reference")) % len(WAYS)]
         return core != "standard" and given["bench"] != way
+    if loop is None:
+        above = not item.nodeid.startswith(CORES_THEMSELVES)
+        return "core" in given and above and core not in ("standard", CORES[1 + number % 2])
     choices = SECONDS if "core" in given else SECONDS[:2]
-    usual = ("standard", "asyncio")
-    return loop is not None and (core, loop) not in (usual, choices[number % len(choices)])
+    return (core, loop) not in (("standard", "asyncio"), choices[number % len(choices)])
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is not asked for
