@@ -181,15 +181,14 @@ def test_the_same_seed_gives_the_same_trace_in_every_process(start_python, tmp_p
     memory may decide anything."""
     (tmp_path / "story.py").write_text(STORY)
     told = []
-    for seed, hash_seed in ((7, "0"), (7, "1"), (7, "4242"), (8, "0")):
+    for seed, hash_seed in ((7, "0"), (7, "4242"), (8, "0")):
         process = start_python(
             str(tmp_path / "story.py"), str(seed), env={"PYTHONHASHSEED": hash_seed}
         )
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0, err
         told.append(out)
-    assert told[0] == told[1] == told[2]
-    assert told[3] != told[0]
+    assert told[0] == told[1] != told[2]
 
 
 def test_the_environment_of_the_machine_is_not_asked(core, monkeypatch):
