@@ -574,14 +574,14 @@ def test_a_frame_that_stays_incomplete_is_waited_for_as_long_as_a_link_may_be_si
 
 
 @pytest.mark.parametrize("interval", [5.0, 10.0])
-def test_a_node_announces_itself_at_least_every_ten_seconds(c_core, interval):
+def test_a_node_announces_itself_at_least_every_ten_seconds(interval):
     """Classic peers forget who was silent for thirty."""
 
     async def main(net: sim.Network) -> list[float]:
         old = await simulated(net)
         heard: list[float] = []
         async with serving(old):
-            await net.node("ada", core=c_core.name, announce_interval=interval)
+            await net.node("ada", announce_interval=interval)
             while net.clock.seconds < 100:
                 await old.until(lambda: len(old.peer.packets) > len(heard))
                 heard.append(net.clock.seconds)

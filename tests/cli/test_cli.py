@@ -160,7 +160,7 @@ def test_a_reader_that_goes_away_is_no_traceback(start_python):
     assert "Traceback" not in process.communicate(timeout=30)[1]
 
 
-@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+@pytest.mark.parametrize("closed", [(0, 2), (1,)])
 def test_a_command_runs_without_standard_streams(closed, start_python):
     """As a daemon starts it. A traceback said that None has no flush()."""
     code = (

@@ -654,6 +654,6 @@ def test_any_history_of_a_pipeline_is_that_of_its_model(core, rounds):
     run_state_machine_as_test(
         lambda: Against(core),
         settings=settings(
-            max_examples=rounds(60, 2_000), stateful_step_count=60, deadline=None, print_blob=True
+            max_examples=rounds(40, 2_000), stateful_step_count=60, deadline=None, print_blob=True
         ),
     )

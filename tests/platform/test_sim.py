@@ -538,7 +538,7 @@ def test_bad_networks_decide_the_same_on_every_machine(standard_programs):
 def test_bad_networks_lose_nothing_under_sanitizers(lowmem_programs, rounds):
     """Loss, order, small windows, partial sends, vanishing peers: in order, with an outcome for
     each send, all memory back. In the build for low memory, so that both are run."""
-    lowmem_programs.run("sim_network", str(rounds(300, 20_000)))
+    lowmem_programs.run("sim_network", str(rounds(100, 20_000)))
 
 
 def test_the_trace_keeps_the_newest_and_counts_what_it_dropped(c_core):
