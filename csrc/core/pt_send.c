@@ -72,13 +72,14 @@ static int may_retry(pt_context *context, pt_link *link, int *result)
  * last one: of a burst every frame but the first waits for the end of the tick anyway. */
 static inline int is_prompt(const pt_context *context, pt_link *link)
 {
-    if (!context->ops->prompt || link->blocked || link->first_turn == (uint32_t)context->turns + 1)
+    if (link->in_line[PT_LINE_DIRTY] || !context->ops->prompt || link->blocked ||
+        link->first_turn == (uint32_t)context->turns + 1)
         return 0;
     uint32_t frames = (uint32_t)link->pipeline.frames;
     uint32_t burst = frames - link->burst_from;
     link->first_turn = (uint32_t)context->turns + 1; /* which is 0 for a link that is opened */
     link->burst_from = frames;
-    return burst <= PT_PROMPT_FRAMES && !link->many && !link->in_line[PT_LINE_DIRTY];
+    return burst <= PT_PROMPT_FRAMES && !link->many;
 }
 
 /* 1 when all that a link was given has left, and to say so is all that it owes. */
@@ -116,7 +117,7 @@ static inline int follow_up(pt_context *context, pt_link *link, int at_once, uin
         tell_by_and_by(context, link);
         return hints | PT_SEND_LEFT;
     }
-    if (!was_blocked)
+    if (!was_blocked && !was_asked)
         pt_context_join(context, link, PT_LINE_DIRTY);
     while (!at_once && (link->pipeline.filling_count > 1 || link->pipeline.ripe)) {
         if (!pt_link_launch(context, link, 0))

@@ -40,11 +40,12 @@ class Prompt:
     def _is_prompt(self) -> bool:
         """Whether this is the first frame since a turn, and no burst followed the last one."""
         loop, frames = self._loop, self._pipeline.frames
-        if loop._plain or self._output.blocked or self._first_turn == loop._turns:
+        waits = self in loop._dirty or self._output.blocked
+        if loop._plain or waits or self._first_turn == loop._turns:
             return False
         burst, self._first_frames = frames - self._first_frames, frames
         self._first_turn = loop._turns
-        return burst <= PROMPT_FRAMES and not self._many and self not in loop._dirty
+        return burst <= PROMPT_FRAMES and not self._many
 
     def _has_left(self) -> bool:
         """Whether all that the link was given has left, and to say so is all that it owes."""
