@@ -32,7 +32,7 @@ from cffi import FFI
 
 ROOT = Path(__file__).resolve().parent
 FOLDERS = {"core": ("core", "platform", "border"), "_sim": ("core", "sim", "classic")}
-C_ALONE = "check", "inside", "ready", "pure", "reader", "provider", "sender", "large"
+C_ALONE = "check", "inside", "lock", "ready", "pure", "reader", "provider", "sender", "large"
 """Last words of the headers that nobody calls from Python; all others are declared there."""
 SECTIONS = ("-ffunction-sections", "-fdata-sections")
 UNUSED_OUT = ("-Wl,-dead_strip" if sys.platform == "darwin" else "-Wl,--gc-sections",)
@@ -114,8 +114,12 @@ def make_ffi(name: str, root: Path = Path()) -> FFI:
         include_dirs=[str(root / "csrc" / folder) for folder in folders],
         define_macros=[("Py_LIMITED_API", "0x030B0000")]
         + ([("PT_LOWMEM", "1")] if name == "_lowmem" else []),
-        extra_compile_args=["-std=c11", "-fvisibility=hidden", *FLAGS[kind], *sections],
-        extra_link_args=[*unused_out, *(flag for flag in FLAGS[kind] if "sanitize=" in flag)],
+        extra_compile_args=["-std=c11", "-pthread", "-fvisibility=hidden", *FLAGS[kind], *sections],
+        extra_link_args=[
+            "-pthread",
+            *unused_out,
+            *(flag for flag in FLAGS[kind] if "sanitize=" in flag),
+        ],
         py_limited_api=True,
     )
     return ffi

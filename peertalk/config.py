@@ -7,8 +7,7 @@ then profile, then default. A value out of its bounds is an InvalidArgument that
 bound and where the value came from.
 
 Invariant: every Config that exists is within its bounds and holds plain values (durations in float
-seconds, sizes in int bytes). Never: reads anything but the environment and, for a name, what host
-and script are called.
+seconds, sizes in int bytes). Never: reads anything but the environment and what a name is made of.
 """
 
 from __future__ import annotations
@@ -261,6 +260,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     io_budget: Annotated[
         int, _count(1, 1_024, "links", "Ready links served in one turn of the loop.")
     ] = 16
+    workers: Annotated[
+        int, _count(0, 16, "threads", "Threads that move the bytes of connections; 0: none.")
+    ] = 0
 
     def __post_init__(self) -> None:
         if self.name is None:
@@ -329,6 +331,7 @@ class NodeOptions(TypedDict, total=False):
     link_timeout: float | str | None
     drain_timeout: float | str | None
     io_budget: int | None
+    workers: int | None
 
 
 class Setting(NamedTuple):

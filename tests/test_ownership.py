@@ -28,8 +28,7 @@ import peertalk as pt
 from peertalk import sync
 from peertalk.incoming import Messages
 from peertalk.ownership import Waiting
-from peertalk.runtime import engine as runtime_engine
-from peertalk.runtime import transport
+from peertalk.runtime import forks, transport
 
 # A signal handler
 
@@ -509,16 +508,16 @@ async def test_ctrl_c_ends_a_program_politely_whenever_it_comes(rounds, start_py
 async def test_a_fork_while_a_node_is_being_made_finds_nothing_half_made(monkeypatch):
     """A signal handler may fork anywhere. The child went over an engine that had no peers yet, and
     did not come to the nodes that were whole."""
-    monkeypatch.setattr(runtime_engine, "_engines", weakref.WeakSet())
+    monkeypatch.setattr(forks, "_heeding", weakref.WeakSet())
     made = transport.Traffic
 
     def fork_here(*arguments):
-        runtime_engine._orphan_all()
+        forks._orphan_all()
         return made(*arguments)
 
     monkeypatch.setattr(transport, "Traffic", fork_here)
     async with pt.Node("ada", **loopback()) as ada:
-        assert not engine_of(ada).forked and list(runtime_engine._engines) == [engine_of(ada)]
+        assert not engine_of(ada).forked and list(forks._heeding) == [engine_of(ada)]
 
 
 @pytest.mark.unsanitized("a loop gets nowhere beside a thread that takes it over each microsecond")

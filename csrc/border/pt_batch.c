@@ -43,7 +43,8 @@ typedef struct bound_loop {
     size_t told_count; /* items, then events, already in told */
     int capacity;
     int event_count;
-    int busy; /* 1: a turn runs; a finalizer that calls it again is refused */
+    int late_count; /* events that are there, behind records of a worker that are not told */
+    int busy;       /* 1: a turn runs; a finalizer that calls it again is refused */
 } bound_loop;
 
 /* ------------------------------------------------------------------------------------ receiving */
@@ -175,15 +176,13 @@ static pt_landing *land(void *sink_context, uint32_t tag, uint32_t total)
 {
     (void)sink_context;
     (void)tag;
-    return pt_large_landing(0, total);
+    return pt_large_landing(0, total, NULL);
 }
 
-/* A large message is whole: its bytes are there already. */
-static int landed(void *sink_context, uint32_t tag, pt_landing *landing)
+/* Note a message that lay somewhere else, whose reference is taken over. id: 0, or of one that was
+ * offered. */
+static int note_large(bound_loop *bound, uint32_t tag, uint32_t id, PyObject *payload)
 {
-    bound_loop *bound = sink_context;
-    uint32_t id = landing->id;
-    PyObject *payload = pt_large_bytes(landing);
     const item *last = bound->item_count ? &bound->items[bound->item_count - 1] : NULL;
     int joins = id == 0 && joins_last(last, tag);
     if (!make_room(bound, joins)) {
@@ -192,6 +191,107 @@ static int landed(void *sink_context, uint32_t tag, pt_landing *landing)
     }
     note(bound, tag, id == 0 ? PT_EVENT_BATCH : PT_EVENT_FRAME, joins,
          PT_FRAME_DATA | (uint64_t)PT_FLAG_LANDED << 8 | (uint64_t)id << 24, payload);
+    return PT_OK;
+}
+
+/* A large message is whole: its bytes are there already. */
+static int landed(void *sink_context, uint32_t tag, pt_landing *landing)
+{
+    uint32_t id = landing->id;
+    return note_large(sink_context, tag, id, pt_large_bytes(landing));
+}
+
+/* What a worker has kept is told as if it had just come. PT_OK, or PT_ERR_NO_MEMORY: the record is
+ * to come again. */
+static int collect_record(bound_loop *bound, const pt_record *record)
+{
+    if (!(record->about & PT_RECORD_LANDED)) {
+        pt_frame frame = {.payload = (const uint8_t *)(record + 1),
+                          .payload_len = record->len,
+                          .type = (uint8_t)record->about,
+                          .flags = (uint8_t)(record->about >> 8),
+                          .sequence = (uint8_t)(record->about >> 16)};
+        return collect(bound, record->tag, &frame);
+    }
+    pt_landing *landing;
+    PT_ASSERT(record->len == sizeof landing);
+    memcpy((void *)&landing, record + 1, sizeof landing);
+    if (!make_room(bound, 0))
+        return PT_ERR_NO_MEMORY;
+    if (landing->id != 0)
+        return landed(bound, record->tag, landing);
+    PyObject *payload =
+        PyBytes_FromStringAndSize((const char *)landing->memory, (Py_ssize_t)landing->total);
+    if (payload == NULL) {
+        PyErr_Clear();
+        return PT_ERR_NO_MEMORY;
+    }
+    landing->drop(landing);
+    return note_large(bound, record->tag, 0, payload);
+}
+
+/* Tell the records of blocks as if they had just come. Returns the block where memory ran out, with
+ * what is left in it and behind it; NULL: nowhere. */
+static pt_block *collect_blocks(bound_loop *bound, pt_block *blocks)
+{
+    for (; blocks != NULL; blocks = blocks->next) {
+        const pt_record *record;
+        while ((record = pt_block_next(blocks)) != NULL) {
+            if (collect_record(bound, record) != PT_OK) {
+                pt_block_again(blocks, record);
+                return blocks;
+            }
+        }
+    }
+    return NULL;
+}
+
+/* All that a worker has kept, and then what has become of links. PT_OK, or PT_ERR_NO_MEMORY: the
+ * rest comes with the next turn, and the events behind it. */
+static int collect_kept(bound_loop *bound)
+{
+    pt_worker *worker = bound->context->worker;
+    PT_ASSERT(worker != NULL && bound->event_count == 0);
+    pt_take(bound->context);
+    pt_block *blocks = pt_worker_take(worker, bound->late_count ? NULL : bound->events,
+                                      bound->capacity, &bound->late_count);
+    pt_large_bury(worker);
+    pt_context_unlock(bound->context);
+    if (blocks != NULL) {
+        pt_block *rest = collect_blocks(bound, blocks);
+        pt_take(bound->context);
+        if (rest == NULL)
+            pt_worker_give_back(worker, blocks);
+        else
+            pt_worker_put_back(worker, blocks);
+        pt_context_unlock(bound->context);
+        if (rest != NULL)
+            return PT_ERR_NO_MEMORY;
+    }
+    bound->event_count = bound->late_count;
+    bound->late_count = 0;
+    return PT_OK;
+}
+
+/* A turn, or what a worker's turns have brought. PT_OK or a code; before anything was read, or with
+ * what was read kept here. */
+static int gather(bound_loop *bound)
+{
+    PT_ASSERT(bound->told == NULL && bound->payload_count == 0);
+    PT_ASSERT(bound->item_count == 0 && bound->event_count == 0);
+
+    if (bound->context->worker != NULL)
+        return collect_kept(bound);
+    pt_sink sink = {.frame = collect,
+                    .land = land,
+                    .landed = landed,
+                    .context = bound,
+                    .room = PT_TURN_MAX_READ};
+    int count = pt_loop_turn(bound->context, 0, bound->events, bound->capacity, &sink);
+    if (count < 0)
+        return count;
+    PT_ASSERT(count <= bound->capacity);
+    bound->event_count = count;
     return PT_OK;
 }
 
@@ -291,23 +391,14 @@ static PyObject *loop_turn(PyObject *self, PyObject *events)
     if (bound->busy)
         return PyLong_FromLong(PT_ERR_BUSY);
     bound->busy = 1;
-    if (bound->item_count == 0 &&
-        bound->event_count == 0) { /* else memory ran out before all was told */
-        PT_ASSERT(bound->told == NULL && bound->payload_count == 0);
-        pt_sink sink = {.frame = collect,
-                        .land = land,
-                        .landed = landed,
-                        .context = bound,
-                        .room = PT_TURN_MAX_READ};
-        int count = pt_loop_turn(bound->context, 0, bound->events, bound->capacity, &sink);
-        if (count < 0) { /* before anything was read */
-            bound->busy = 0;
-            return PyLong_FromLong(count);
-        }
-        PT_ASSERT(count <= bound->capacity);
-        bound->event_count = count;
+    int code = PT_OK;
+    if (bound->item_count == 0 && bound->event_count == 0) /* else memory ran out before that */
+        code = gather(bound);
+    if (code != PT_OK && bound->item_count == 0) {
+        bound->busy = 0;
+        return code == PT_ERR_NO_MEMORY ? PyErr_NoMemory() : PyLong_FromLong(code);
     }
-    int code = tell(bound, events);
+    code = tell(bound, events);
     PT_ASSERT(code == 0 || PyErr_Occurred());
     PT_ASSERT(code != 0 || (bound->told == NULL && bound->payload_count == 0));
     bound->busy = 0;

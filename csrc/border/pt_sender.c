@@ -23,7 +23,10 @@ static inline int send_bytes(native_link *bound, uint8_t type, uint8_t flags, co
 
     if ((uint64_t)len > UINT32_MAX)
         return bound->link.state == PT_LINK_OPEN ? PT_ERR_MESSAGE_TOO_LARGE : PT_ERR_NOT_CONNECTED;
-    return pt_link_send(bound->context, &bound->link, type, flags, data, (uint32_t)len);
+    pt_take(bound->context);
+    int code = pt_link_send(bound->context, &bound->link, type, flags, data, (uint32_t)len);
+    pt_context_unlock(bound->context);
+    return code;
 }
 
 /* Send a wide DATA frame with size bytes of a bytes object, which is kept until they have left. */
@@ -36,7 +39,7 @@ static int send_slice(native_link *bound, uint8_t flags, PyObject *payload, uint
     const pt_platform_ops *ops = bound->context->ops;
     pt_hold *hold = NULL;
     if (ops != NULL && ops->refers) {
-        hold = pt_large_hold(payload);
+        hold = pt_large_hold(payload, bound->context->worker);
         if (hold == NULL)
             return PT_ERR_NO_MEMORY;
     }
@@ -46,9 +49,11 @@ static int send_slice(native_link *bound, uint8_t flags, PyObject *payload, uint
                     .offset = offset,
                     .total = (uint32_t)PyBytes_Size(payload)};
     const uint8_t *data = (const uint8_t *)PyBytes_AsString(payload) + offset;
+    pt_take(bound->context);
     int code = pt_link_send_wide(bound->context, &bound->link, &wide, flags, data, hold);
     if (code < 0 && hold != NULL)
         hold->let_go(hold);
+    pt_context_unlock(bound->context);
     return code;
 }
 
@@ -201,12 +206,15 @@ static PyObject *link_depart(PyObject *self, PyObject *const *arguments, Py_ssiz
         return PyLong_FromLong(PT_ERR_INVALID_PARAM);
     if (!pt_is_owner(bound->context))
         return PyLong_FromLong(PT_ERR_INVALID_STATE);
-    pt_departure *departure = pt_large_departure(arguments[0], numbers[0], numbers[1]);
+    pt_departure *departure =
+        pt_large_departure(arguments[0], numbers[0], numbers[1], bound->context->worker);
     int code = PT_ERR_NO_MEMORY;
     if (departure != NULL) {
+        pt_take(bound->context);
         code = pt_link_depart(bound->context, &bound->link, departure);
         if (code < 0)
             departure->drop(departure);
+        pt_context_unlock(bound->context);
     }
     return PyLong_FromLong(code);
 }
@@ -217,8 +225,10 @@ static PyObject *link_recall(PyObject *self, PyObject *unused)
     (void)unused;
     uint32_t left = 0;
     if (pt_is_owner(bound->context)) {
+        pt_take(bound->context);
         left = pt_link_departing(&bound->link);
         pt_link_recall(&bound->link);
+        pt_context_unlock(bound->context);
     }
     return PyLong_FromUnsignedLong(left);
 }
@@ -242,7 +252,9 @@ static PyObject *link_send_wide(PyObject *self, PyObject *const *arguments,
                         .id = numbers[1],
                         .total = numbers[2],
                         .reason = (uint8_t)numbers[3]};
+        pt_take(bound->context);
         code = pt_link_send_wide(bound->context, &bound->link, &wide, 0, NULL, NULL);
+        pt_context_unlock(bound->context);
     }
     return PyLong_FromLong(code);
 }
@@ -261,15 +273,16 @@ static PyObject *link_expect(PyObject *self, PyObject *const *arguments, Py_ssiz
         return PyLong_FromLong(PT_ERR_INVALID_PARAM);
     if (!pt_is_owner(bound->context))
         return PyLong_FromLong(PT_ERR_INVALID_STATE);
-    if (bound->link.ingest.state == PT_INGEST_INIT)
-        return PyLong_FromLong(PT_ERR_NOT_CONNECTED);
-    pt_landing *landing = pt_large_landing(numbers[0], numbers[1]);
+    pt_landing *landing = pt_large_landing(numbers[0], numbers[1], bound->context->worker);
     int code = PT_ERR_NO_MEMORY;
-    if (landing != NULL) {
+    pt_take(bound->context);
+    if (bound->link.ingest.state == PT_INGEST_INIT)
+        code = PT_ERR_NOT_CONNECTED;
+    else if (landing != NULL)
         code = pt_ingest_expect(&bound->link.ingest, landing);
-        if (code != PT_OK)
-            landing->drop(landing);
-    }
+    if (code != PT_OK && landing != NULL)
+        landing->drop(landing);
+    pt_context_unlock(bound->context);
     return PyLong_FromLong(code);
 }
 
@@ -281,12 +294,29 @@ static pt_landing *landing_of(const native_link *bound, PyObject *number, uint32
     return pt_ingest_landing(&bound->link.ingest, *id);
 }
 
+/* Have a link whose bytes no worker is just reading to where they land. */
+static void take_settled(const native_link *bound)
+{
+    pt_take(bound->context);
+    PT_ASSERT(!bound->link.busy || bound->context->worker != NULL);
+    while (bound->link.busy) {
+        pt_context_unlock(bound->context);
+        PyThreadState *state = PyEval_SaveThread();
+        pt_link_await_rest(bound->context, &bound->link);
+        PyEval_RestoreThread(state);
+        pt_take(bound->context);
+    }
+}
+
 static PyObject *link_forgo(PyObject *self, PyObject *number)
 {
+    const native_link *bound = (native_link *)self;
     uint32_t id = 0;
-    pt_landing *landing = landing_of((native_link *)self, number, &id);
+    take_settled(bound);
+    pt_landing *landing = landing_of(bound, number, &id);
     if (landing != NULL)
         pt_large_forgo(landing);
+    pt_context_unlock(bound->context);
     return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
 
@@ -294,11 +324,13 @@ static PyObject *link_forget(PyObject *self, PyObject *number)
 {
     native_link *bound = (native_link *)self;
     uint32_t id = 0;
+    take_settled(bound);
     pt_landing *landing = landing_of(bound, number, &id);
     if (landing != NULL) {
         pt_large_forgo(landing);
         pt_ingest_forget(&bound->link.ingest, id);
     }
+    pt_context_unlock(bound->context);
     return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
 
@@ -306,15 +338,16 @@ static PyObject *link_landed(PyObject *self, PyObject *number)
 {
     const native_link *bound = (native_link *)self;
     uint32_t id = 0;
+    long long bytes = -1;
+    pt_take(bound->context);
     const pt_landing *landing = landing_of(bound, number, &id);
-    if (PyErr_Occurred())
-        return NULL;
-    if (landing == NULL || landing->memory == NULL)
-        return PyLong_FromLong(-1);
-    uint32_t under_way = pt_ingest_into(&bound->link.ingest) == landing
-                             ? bound->link.ingest.staged_len - PT_WIDE_HEADER_SIZE
-                             : 0;
-    return PyLong_FromUnsignedLong(landing->received + under_way);
+    if (landing != NULL && landing->memory != NULL)
+        bytes = (long long)landing->received +
+                (pt_ingest_into(&bound->link.ingest) == landing
+                     ? bound->link.ingest.staged_len - PT_WIDE_HEADER_SIZE
+                     : 0);
+    pt_context_unlock(bound->context);
+    return PyErr_Occurred() ? NULL : PyLong_FromLongLong(bytes);
 }
 
 /* 1 when so many messages like the first are more than one small slot holds. */
@@ -437,14 +470,22 @@ static PyObject *tell_slice_max(PyObject *self, void *closure)
 
 static PyObject *tell_departing(PyObject *self, void *closure)
 {
+    const native_link *bound = (native_link *)self;
     (void)closure;
-    return PyLong_FromUnsignedLong(pt_link_departing(&((native_link *)self)->link));
+    pt_take(bound->context);
+    uint32_t left = pt_link_departing(&bound->link);
+    pt_context_unlock(bound->context);
+    return PyLong_FromUnsignedLong(left);
 }
 
 static PyObject *tell_referred(PyObject *self, void *closure)
 {
+    const native_link *bound = (native_link *)self;
     (void)closure;
-    return PyLong_FromUnsignedLong(pt_pipeline_referred(&((native_link *)self)->link.pipeline));
+    pt_take(bound->context);
+    uint32_t bytes = pt_pipeline_referred(&bound->link.pipeline);
+    pt_context_unlock(bound->context);
+    return PyLong_FromUnsignedLong(bytes);
 }
 
 static PyMethodDef link_methods[] = {

@@ -4,12 +4,25 @@
 
 #include <Python.h>
 
-#include "pt_platform.h"
+#include "pt_worker_lock.h"
 
 /* Two threads that send would write into one slot, and tear each other's frames. */
 static inline int pt_is_owner(const pt_context *context)
 {
     return context->owner == PyThread_get_thread_ident();
+}
+
+/* Have a context for this thread, which has the GIL: it waits for the lock without the GIL, and for
+ * the GIL without the lock, so that a worker never waits for Python. Nothing where there is no
+ * worker. */
+static inline void pt_take(pt_context *context)
+{
+    while (context->worker != NULL && !context->ops->try_lock(context)) {
+        PyThreadState *state = PyEval_SaveThread();
+        context->ops->lock(context);
+        context->ops->unlock(context);
+        PyEval_RestoreThread(state);
+    }
 }
 
 /* An address that came from Python. NULL with an exception set. */

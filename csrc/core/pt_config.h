@@ -89,11 +89,12 @@
 #define PT_TELL_MS           50     /* what has left by itself is told within this time */
 #define PT_PUSH_SLICES       4      /* of a departing message that move before others have a turn */
 #define PT_REFERRED_PART     8      /* what a slot refers to counts so much less there: no copy */
-#define PT_PARTIAL_FRAME_MS  5000   /* a frame that has begun must be whole within this time, */
-                                    /* unless a link has another: pt_link_set_frame_timeout() */
-#define PT_DRAIN_TIMEOUT_TICKS 300  /* 5 s: how long a close waits for slots in flight */
-#define PT_TICKS_PER_SECOND    60   /* the classic Mac's clock; POSIX counts milliseconds */
-#define PT_NOWHERE             255  /* where a step leads that a state does not take */
+#define PT_LINGER_US 100 /* a worker that has pushed waits so long for more before it sleeps */
+#define PT_PARTIAL_FRAME_MS 5000   /* a frame that has begun must be whole within this time, */
+                                   /* unless a link has another: pt_link_set_frame_timeout() */
+#define PT_DRAIN_TIMEOUT_TICKS 300 /* 5 s: how long a close waits for slots in flight */
+#define PT_TICKS_PER_SECOND    60  /* the classic Mac's clock; POSIX counts milliseconds */
+#define PT_NOWHERE             255 /* where a step leads that a state does not take */
 #define PT_POOL_MAX_CLASSES    16
 #define PT_POOL_CONTEXTS       16 /* that have free buffers of one pool for themselves, and ... */
 #define PT_POOL_OWN            8  /* ... how many of each class */

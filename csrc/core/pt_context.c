@@ -31,6 +31,8 @@ void pt_context_arm(pt_context *context, pt_timer *timer, uint32_t delay_ms)
 {
     uint32_t ticks = delay_ms != 0 ? ticks_from_ms(context, delay_ms) + 1 : 0;
     pt_wheel_arm(&context->wheel, timer, context->ops->clock(context) + ticks);
+    if (context->worker != NULL && context->worker->is_asleep)
+        context->ops->wake(context); /* it may have to wait for less long */
 }
 
 void pt_context_join(pt_context *context, pt_link *link, enum pt_line_kind kind)
@@ -63,6 +65,26 @@ void pt_context_leave(pt_context *context, pt_link *link, enum pt_line_kind kind
         context->lines[kind].end = place;
     link->next[kind] = NULL;
     link->in_line[kind] = 0;
+}
+
+void pt_context_owe(pt_context *context, pt_link *link, int is_news)
+{
+    PT_ASSERT(link->source.place != NULL);
+
+    pt_context_join(context, link, pt_context_due_line(context));
+    PT_ASSERT(link->in_line[pt_context_due_line(context)]);
+    if (context->worker != NULL && is_news)
+        context->worker->has_news = 1;
+}
+
+void pt_context_hand_over(pt_context *context, pt_link *link)
+{
+    PT_ASSERT(context->worker != NULL);
+
+    const pt_worker *worker = context->worker;
+    pt_context_join(context, link, PT_LINE_DIRTY);
+    if (worker->is_asleep || (worker->is_lingering && link->pipeline.pending_count > 2))
+        context->ops->wake(context);
 }
 
 void pt_context_add_source(pt_context *context, pt_source *source)
@@ -159,6 +181,7 @@ int pt_context_cleanup(pt_context *context)
         pt_pool_leave(context->pool);
     }
     context->ops = NULL;
+    context->worker = NULL;
     return PT_OK;
 }
 

@@ -118,7 +118,7 @@ void pt_link_end(pt_context *context, pt_link *link, int code, int32_t system_er
     if (PT_WIDE)
         (void)pt_link_let_land(context, link);
     pt_link_drop_held(context, link);
-    pt_context_join(context, link, PT_LINE_DIRTY);
+    pt_context_owe(context, link, 1);
 }
 
 void pt_link_update_interest(pt_context *context, pt_link *link)
@@ -201,6 +201,9 @@ void pt_link_harvest(pt_context *context, pt_link *link)
             watch_rest(context, link);
             continue; /* the link has a use for the slot itself */
         }
+        int is_news = result != PT_OK || link->wanted || link->pipeline.refers ||
+                      link->state != PT_LINK_OPEN ||
+                      (context->worker != NULL && context->worker->tells_sent);
         if (result == PT_OK) {
             link->due |= PT_DUE_SENT;
             link->wanted = 0;
@@ -211,7 +214,7 @@ void pt_link_harvest(pt_context *context, pt_link *link)
             link->failed_count = count;
             link->failed_code = (int16_t)result;
         }
-        pt_context_join(context, link, PT_LINE_DIRTY);
+        pt_context_owe(context, link, is_news);
         watch_rest(context, link);
     }
 }
@@ -269,7 +272,9 @@ static int move_slots(pt_context *context, pt_link *link)
             return 0;
     }
     if (context->ops->poll_send_completions != NULL && link->pipeline.pending_count != 0) {
+        link->busy = context->worker != NULL && !context->worker->is_asleep;
         int result = context->ops->poll_send_completions(context, link);
+        link->busy = 0;
         if (result < 0) {
             pt_link_harvest(context, link);
             fail_writing(context, link, result);
@@ -380,13 +385,25 @@ void pt_link_push(pt_context *context, pt_link *link)
         pt_link_update_interest(context, link);
 }
 
-int pt_link_open(pt_context *context, pt_link *link, intptr_t handle, uint32_t tag,
-                 pt_send_slot *slots, uint8_t depth, uint16_t slot_size, int packing,
-                 uint32_t max_payload, const pt_format *format)
+/* Have a link for the caller alone: its context, and no system call of a worker with it. */
+static void enter(pt_context *context, const pt_link *link)
 {
-    if (context == NULL || context->ops == NULL || link == NULL || format == NULL ||
-        max_payload > PT_FRAME_MAX_PAYLOAD)
-        return PT_ERR_INVALID_PARAM;
+    pt_context_lock(context);
+    PT_ASSERT(!link->busy || context->worker != NULL);
+    while (link->busy)
+        context->ops->settle(context);
+}
+
+void pt_link_await_rest(pt_context *context, const pt_link *link)
+{
+    enter(context, link);
+    pt_context_unlock(context);
+}
+
+static int open_link(pt_context *context, pt_link *link, intptr_t handle, uint32_t tag,
+                     pt_send_slot *slots, uint8_t depth, uint16_t slot_size, int packing,
+                     uint32_t max_payload, const pt_format *format)
+{
     if (link->state != PT_LINK_NONE || link->source.place != NULL)
         return PT_ERR_ALREADY_INITIALIZED;
 
@@ -403,7 +420,9 @@ int pt_link_open(pt_context *context, pt_link *link, intptr_t handle, uint32_t t
     link->source.handle = handle;
     link->source.tag = tag;
     link->source.kind = PT_SOURCE_LINK;
-    link->source.interest = PT_WANT_READ;
+    link->unread = context->worker != NULL ? PT_UNREAD_PAUSED : 0;
+    link->source.interest = context->worker != NULL ? 0 : PT_WANT_READ;
+    link->source.edge = context->worker != NULL;
     link->source.registered = 0xFF;
     pt_context_add_source(context, &link->source);
     result = context->ops->watch(context, &link->source);
@@ -433,7 +452,21 @@ int pt_link_open(pt_context *context, pt_link *link, intptr_t handle, uint32_t t
     return PT_OK;
 }
 
-int pt_link_close(pt_context *context, pt_link *link)
+int pt_link_open(pt_context *context, pt_link *link, intptr_t handle, uint32_t tag,
+                 pt_send_slot *slots, uint8_t depth, uint16_t slot_size, int packing,
+                 uint32_t max_payload, const pt_format *format)
+{
+    if (context == NULL || context->ops == NULL || link == NULL || format == NULL ||
+        max_payload > PT_FRAME_MAX_PAYLOAD)
+        return PT_ERR_INVALID_PARAM;
+    pt_context_lock(context);
+    int result = open_link(context, link, handle, tag, slots, depth, slot_size, packing,
+                           max_payload, format);
+    pt_context_unlock(context);
+    return result;
+}
+
+static int close_link(pt_context *context, pt_link *link)
 {
     if (link->state == PT_LINK_NONE)
         return link->pipeline.depth ? pt_pipeline_cleanup(&link->pipeline) : 0;
@@ -458,6 +491,15 @@ int pt_link_close(pt_context *context, pt_link *link)
     return abandoned;
 }
 
+int pt_link_close(pt_context *context, pt_link *link)
+{
+    enter(context, link);
+    PT_ASSERT(!link->busy);
+    int abandoned = close_link(context, link);
+    pt_context_unlock(context);
+    return abandoned;
+}
+
 void pt_link_ask_for_turn(pt_context *context)
 {
     if (context->ops->wake != NULL)
@@ -471,88 +513,68 @@ uint32_t pt_link_still_ms(const pt_context *context, const pt_link *link)
 
 void pt_link_pause(pt_context *context, pt_link *link)
 {
+    enter(context, link);
     link->unread |= PT_UNREAD_PAUSED;
     pt_link_update_reading(context, link);
+    pt_context_unlock(context);
 }
 
 void pt_link_resume(pt_context *context, pt_link *link)
 {
+    enter(context, link);
     link->unread &= (uint8_t)~PT_UNREAD_PAUSED;
     pt_link_update_reading(context, link);
+    pt_context_unlock(context);
 }
 
 void pt_link_shut(pt_context *context, pt_link *link)
 {
-    if (link->state != PT_LINK_OPEN)
-        return;
-    PT_ASSERT(link->end_code == PT_OK);
-    move(link, PT_LINK_STEP_SHUT);
-    pt_link_push(context, link);
-    pt_link_finish(context, link);
-    if (link->in_line[PT_LINE_DIRTY] || link->in_line[PT_LINE_LEFT])
-        pt_link_ask_for_turn(context);
-}
-
-uint64_t pt_link_pending(const pt_link *link)
-{
-    return link->pipeline.accepted - link->pipeline.reported + link->sent_count +
-           link->failed_count;
+    enter(context, link);
+    if (link->state == PT_LINK_OPEN) {
+        PT_ASSERT(link->end_code == PT_OK);
+        move(link, PT_LINK_STEP_SHUT);
+        if (context->worker != NULL) {
+            pt_context_hand_over(context, link);
+        } else {
+            pt_link_push(context, link);
+            pt_link_finish(context, link);
+            if (link->in_line[PT_LINE_DIRTY] || link->in_line[PT_LINE_LEFT])
+                pt_link_ask_for_turn(context);
+        }
+    }
+    pt_context_unlock(context);
 }
 
 uint32_t pt_link_unconfirmed(pt_context *context, const pt_link *link)
 {
     if (link->state == PT_LINK_NONE)
         return 0;
+    pt_context_lock(context);
     uint32_t count =
         link->state == PT_LINK_ENDED ? link->unconfirmed : count_unconfirmed(context, link);
-    return count > link->sent_count ? count - link->sent_count : 0; /* those are not told yet */
+    count = count > link->sent_count ? count - link->sent_count : 0; /* those are not told yet */
+    pt_context_unlock(context);
+    return count;
 }
 
-uint32_t pt_link_settle(pt_link *link)
+uint32_t pt_link_settle(pt_context *context, pt_link *link)
 {
-    PT_ASSERT(link->state != PT_LINK_NONE);
-    PT_ASSERT(link->due & PT_DUE_SENT || link->sent_count == 0);
+    if (link->state == PT_LINK_NONE)
+        return 0;
 
+    pt_context_lock(context);
+    PT_ASSERT(link->due & PT_DUE_SENT || link->sent_count == 0);
     uint32_t count = link->sent_count;
     link->sent_count = 0;
+    pt_context_unlock(context);
     return count;
 }
 
 void pt_link_set_frame_timeout(pt_context *context, pt_link *link, uint32_t timeout_ms)
 {
+    enter(context, link);
     link->frame_timeout_ms = timeout_ms;
     if (pt_timer_is_armed(&link->frame_timer))
         pt_context_arm(context, &link->frame_timer, timeout_ms);
+    pt_context_unlock(context);
 }
-
-#if PT_ASSERTIONS
-void pt_link_check(const pt_context *context, const pt_link *link)
-{
-    PT_ASSERT(link->state > PT_LINK_NONE && link->state <= PT_LINK_ENDED);
-    PT_ASSERT(*link->source.place == &link->source);
-    PT_ASSERT(link->source.kind == PT_SOURCE_LINK);
-    PT_ASSERT((link->held != NULL) == (link->held_at < link->held_len));
-    PT_ASSERT(!link->in_line[PT_LINE_HELD] || link->held != NULL);
-    PT_ASSERT(link->failed_code != PT_OK || link->failed_count == 0);
-    PT_ASSERT((link->due & ~PT_DUE_SENT) == 0 || link->in_line[PT_LINE_DIRTY]);
-    PT_ASSERT(link->due == 0 || link->in_line[PT_LINE_DIRTY] || link->in_line[PT_LINE_LEFT]);
-    PT_ASSERT(link->departs == NULL || link->blocked || link->state != PT_LINK_OPEN);
-    if (link->state == PT_LINK_ENDED) {
-        PT_ASSERT(link->held == NULL && link->notes.count == 0);
-        PT_ASSERT(!pt_timer_is_armed(&link->frame_timer));
-        PT_ASSERT(!pt_timer_is_armed(&link->rest_timer));
-        PT_ASSERT(link->ingest.state == PT_INGEST_INIT && link->landing == 0);
-        PT_ASSERT(!(link->unread & PT_UNREAD_STARVED));
-    } else {
-        PT_ASSERT(link->end_code == PT_OK || link->state == PT_LINK_BROKEN);
-        PT_ASSERT(link->state != PT_LINK_FINISHED || link->pipeline.pending_count == 0);
-        PT_ASSERT(!(link->due & PT_DUE_CLOSED));
-        PT_ASSERT(!(link->unread & PT_UNREAD_STARVED) || context->starved_count != 0);
-        PT_ASSERT(pt_timer_is_armed(&link->frame_timer) ==
-                  (pt_ingest_partial_len(&link->ingest) != 0 && pt_link_is_read(link)));
-        PT_ASSERT(link->ingest.state != PT_INGEST_INIT);
-    }
-    pt_pipeline_check(&link->pipeline);
-    pt_ingest_check(&link->ingest);
-}
-#endif

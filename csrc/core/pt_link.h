@@ -93,13 +93,16 @@ struct pt_link {
                         write */
     uint8_t in_line[PT_LINES]; /* 1: in that line of the context */
     uint8_t wanted;            /* 1: a frame found no room since PT_EVENT_SENT was last due */
-    uint8_t many;              /* the caller's; 1: more frames follow in this call */
+    uint8_t busy;    /* 1: a worker is in a system call with bytes of this link, without the lock */
+    uint8_t answers; /* the caller's; 1: a worker answers its PINGs */
+    uint8_t many;    /* the caller's; 1: more frames follow in this call */
 };
 
-/* Take over a connected, non-blocking connection; format: of what comes on it. slots: the caller's
- * array of depth slots, kept as long as the link, or NULL: all but one are borrowed, in worlds that
- * are not classic. Returns PT_OK, or PT_ERR_INVALID_PARAM, PT_ERR_ALREADY_INITIALIZED,
- * PT_ERR_NO_MEMORY, PT_ERR_PLATFORM with nothing changed. */
+/* Take over a connected, non-blocking connection; format: of what comes on it. A link of a worker
+ * is paused until pt_link_resume(), so that nothing becomes of it before its owner knows it. slots:
+ * the caller's array of depth slots, kept as long as the link, or NULL: all but one are borrowed,
+ * in worlds that are not classic. Returns PT_OK, or PT_ERR_INVALID_PARAM,
+ * PT_ERR_ALREADY_INITIALIZED, PT_ERR_NO_MEMORY, PT_ERR_PLATFORM with nothing changed. */
 int pt_link_open(pt_context *context, pt_link *link, intptr_t handle, uint32_t tag,
                  pt_send_slot *slots, uint8_t depth, uint16_t slot_size, int packing,
                  uint32_t max_payload, const pt_format *format);
@@ -181,6 +184,9 @@ int pt_link_send_sync(pt_context *context, pt_link *link, uint8_t type, uint8_t 
  * pt_link_send_sync(). */
 int pt_link_drain(pt_context *context, pt_link *link);
 
+/* Wait until no worker is in a system call with bytes of the link. */
+void pt_link_await_rest(pt_context *context, const pt_link *link);
+
 /* Stop or go on reading. Paused, neither silence nor the partial-frame time-out counts. The other
  * side's hang-up is seen only after resume, when what it sent has been read. */
 void pt_link_pause(pt_context *context, pt_link *link);
@@ -194,6 +200,37 @@ void pt_link_shut(pt_context *context, pt_link *link);
 /* Slots that could take a send now, as the platform says; 0 when the context is cleaned up. */
 int pt_link_slots_available(pt_context *context, pt_link *link);
 
+/* What a link has counted, and how it stands. */
+typedef struct pt_link_counts {
+    uint64_t accepted; /* messages */
+    uint64_t pending;  /* of these, not in a PT_EVENT_SENT yet */
+    uint64_t frames_sent;
+    uint64_t payload_sent;
+    uint64_t sent_bytes;
+    uint64_t write_calls;
+    uint64_t refusals;
+    uint64_t frames_received;
+    uint64_t payload_received;
+    uint64_t received_bytes;
+    uint64_t read_calls;
+    uint64_t sync_sends;
+    uint32_t partial_len;   /* bytes of an unfinished frame */
+    uint32_t held_len;      /* bytes that were read and are taken apart in later turns */
+    uint32_t slots_pending; /* slots that are filling or in flight */
+    uint32_t high_water;    /* ... the most at once */
+    uint32_t unread;        /* enum pt_unread */
+} pt_link_counts;
+
+/* As both are now, together. */
+void pt_link_count(pt_context *context, const pt_link *link, pt_link_counts *out);
+
+/* Bytes that one read brings at most, 1 or more; at first UINT32_MAX. */
+void pt_link_set_read_max(pt_context *context, pt_link *link, uint32_t read_max);
+
+/* 1: a worker answers the PINGs of this link by itself, and tells nobody of them; 0, at first: they
+ * are told. Elsewhere they are told. */
+void pt_link_set_answers(pt_context *context, pt_link *link, int answers);
+
 /* Messages that were accepted and have not been in a PT_EVENT_SENT yet. */
 uint64_t pt_link_pending(const pt_link *link);
 
@@ -205,7 +242,7 @@ uint32_t pt_link_unconfirmed(pt_context *context, const pt_link *link);
 
 /* Messages that have left and were not in a PT_EVENT_SENT yet: they are told by this call alone.
  * For a link that is to be closed. */
-uint32_t pt_link_settle(pt_link *link);
+uint32_t pt_link_settle(pt_context *context, pt_link *link);
 
 /* From now on, a frame that has begun must be whole within so many ms; also one that is cut now. A
  * link begins with PT_PARTIAL_FRAME_MS. */

@@ -137,7 +137,6 @@ static int expire_timers(pt_context *context, pt_event *events, int capacity, pt
 /* What has become of a link since the last turn: up to LINK_EVENTS events. Returns their number. */
 static int report_link(pt_link *link, pt_event *events)
 {
-    PT_ASSERT(!link->in_line[PT_LINE_DIRTY]);
     PT_ASSERT(link->failed_code <= 0 && link->end_code <= 0);
     PT_ASSERT(link->source.kind == PT_SOURCE_LINK);
     PT_ASSERT(link->state != PT_LINK_NONE);
@@ -182,15 +181,15 @@ static void call_left(pt_context *context)
     }
 }
 
-/* Empty the dirty list into events; links that do not fit stay for the next turn. */
-static int report_links(pt_context *context, pt_event *events, int capacity)
+int pt_loop_report(pt_context *context, pt_event *events, int capacity)
 {
+    enum pt_line_kind kind = pt_context_due_line(context);
     int count = 0;
     PT_ASSERT(capacity >= LINK_EVENTS);
 
-    while (context->lines[PT_LINE_DIRTY].first != NULL && capacity - count >= LINK_EVENTS) {
-        pt_link *link = context->lines[PT_LINE_DIRTY].first;
-        pt_context_leave(context, link, PT_LINE_DIRTY);
+    while (context->lines[kind].first != NULL && capacity - count >= LINK_EVENTS) {
+        pt_link *link = context->lines[kind].first;
+        pt_context_leave(context, link, kind);
         int failed = link->failed_code != PT_OK;
         count += report_link(link, &events[count]);
         if (failed)
@@ -209,7 +208,7 @@ static int wait_limit(pt_context *context, int timeout_ms)
 
 int pt_loop_wait(pt_context *context, int timeout_ms)
 {
-    if (context->ops == NULL)
+    if (context->ops == NULL || context->worker != NULL)
         return PT_ERR_INVALID_PARAM;
     int limit = wait_limit(context, timeout_ms);
     if (limit == 0 ||
@@ -239,24 +238,49 @@ static void check(const pt_context *context)
 }
 #endif
 
+/* A worker has nothing to tell of a link whose frames were pushed; where there is none the line is
+ * emptied when links report. While a worker pushes, others may fill the line anew: those have the
+ * next turn. */
+static void push_links(pt_context *context)
+{
+    pt_line *line = &context->lines[PT_LINE_DIRTY];
+    PT_ASSERT(*line->end == NULL);
+    if (context->worker == NULL) {
+        for (pt_link *link = line->first; link != NULL; link = link->next[PT_LINE_DIRTY])
+            pt_link_push(context, link);
+        return;
+    }
+    for (uint32_t left = context->link_count; left != 0 && line->first != NULL; left--) {
+        pt_link *link = line->first;
+        context->worker->has_pushed = 1;
+        pt_context_leave(context, link, PT_LINE_DIRTY);
+        pt_link_push(context, link);
+    }
+}
+
+void pt_loop_begin(pt_context *context)
+{
+    PT_ASSERT(context->ops != NULL);
+
+    context->turns++;
+    context->woken = 0;
+    if (context->worker == NULL) { /* else whoever sends has a turn when it takes */
+        context->turn_messages = 0;
+        context->turn_bytes = 0;
+    }
+    context->work_left = PT_TURN_MAX_WORK;
+    push_links(context);
+    if (context->starved_count != 0)
+        pt_read_starved(context);
+}
+
 int pt_loop_turn(pt_context *context, int timeout_ms, pt_event *events, int capacity,
                  const pt_sink *sink)
 {
-    if (context->ops == NULL || events == NULL || sink == NULL ||
+    if (context->ops == NULL || events == NULL || sink == NULL || context->worker != NULL ||
         capacity < ((int)context->io_budget + 1) * LINK_EVENTS)
         return PT_ERR_INVALID_PARAM;
-    context->turns++;
-    context->woken = 0;
-    context->turn_messages = 0;
-    context->turn_bytes = 0;
-    context->work_left = PT_TURN_MAX_WORK;
-
-    for (pt_link *link = context->lines[PT_LINE_DIRTY].first; link != NULL;
-         link = link->next[PT_LINE_DIRTY])
-        pt_link_push(context, link);
-    if (context->starved_count != 0)
-        pt_read_starved(context);
-
+    pt_loop_begin(context);
     if (context->ready_count == 0) { /* else pt_loop_wait() was here */
         context->wait_calls++;
         int found =
@@ -264,6 +288,15 @@ int pt_loop_turn(pt_context *context, int timeout_ms, pt_event *events, int capa
         if (found < 0)
             return found;
     }
+    int count = pt_loop_work(context, events, capacity, sink);
+    count += pt_loop_report(context, &events[count], capacity - count);
+    PT_ASSERT(count <= capacity);
+    PT_CHECK(check(context));
+    return count;
+}
+
+int pt_loop_work(pt_context *context, pt_event *events, int capacity, const pt_sink *sink)
+{
     PT_ASSERT(context->ready_count <= context->io_budget);
     int count = 0;
     pt_sink room = *sink;
@@ -283,10 +316,8 @@ int pt_loop_turn(pt_context *context, int timeout_ms, pt_event *events, int capa
     if (!pt_timer_is_armed(&context->pool_timer) && context->link_count != 0 &&
         pt_pool_acquires(context->pool) != context->pool_acquires)
         pt_context_arm(context, &context->pool_timer, PT_POOL_REST_MS);
-    call_left(context);
-    count += report_links(context, &events[count], capacity - count);
-    PT_ASSERT(count <= capacity);
-    PT_CHECK(check(context));
+    if (context->worker == NULL)
+        call_left(context);
     return count;
 }
 

@@ -5,6 +5,7 @@
 
 #include "pt_link.h"
 #include "pt_loop.h"
+#include "pt_worker_lock.h"
 
 /* pt_link.mean: so much or more asks for no shorter read. */
 #define PT_LINK_MEAN_MAX 1024
@@ -22,12 +23,34 @@ void pt_context_arm(pt_context *context, pt_timer *timer, uint32_t delay_ms);
 void pt_context_join(pt_context *context, pt_link *link, enum pt_line_kind kind);
 void pt_context_leave(pt_context *context, pt_link *link, enum pt_line_kind kind);
 
+/* The line of links that have something to report. */
+static inline enum pt_line_kind pt_context_due_line(const pt_context *context)
+{
+    return context->worker != NULL ? PT_LINE_LEFT : PT_LINE_DIRTY;
+}
+
+/* A link has something to report. is_news: whoever takes from a worker should hear that. */
+void pt_context_owe(pt_context *context, pt_link *link, int is_news);
+
+/* There is something to push on a link of a worker, which is to do that. */
+void pt_context_hand_over(pt_context *context, pt_link *link);
+
 /* All sources; one that is removed is not served in this turn any more. */
 void pt_context_add_source(pt_context *context, pt_source *source);
 void pt_context_remove_source(pt_context *context, pt_source *source);
 
 /* Give back receive memory that no link needs any more. */
 void pt_context_drop_spare(pt_context *context);
+
+/* ------------------------------------------------------------------------------------- pt_loop.c */
+
+/* A turn in three parts, for who waits between them as a worker does: what stands before the wait,
+ * what was found by it, and what links have to tell. The second is bounded as a turn is, and
+ * returns the number of events. The third empties the line of links that are due, as far as events
+ * have room, and returns how many it made. */
+void pt_loop_begin(pt_context *context);
+int pt_loop_work(pt_context *context, pt_event *events, int capacity, const pt_sink *sink);
+int pt_loop_report(pt_context *context, pt_event *events, int capacity);
 
 /* ------------------------------------------------------------------------------------- pt_link.c */
 

@@ -19,6 +19,7 @@
 typedef struct pt_context pt_context;
 typedef struct pt_link pt_link;
 typedef struct pt_source pt_source;
+typedef struct pt_worker pt_worker;
 
 enum pt_interest { PT_WANT_READ = 1, PT_WANT_WRITE = 2 };
 
@@ -118,6 +119,15 @@ typedef struct pt_platform_ops {
     /* End a wait that runs, or the next one, which sets context->woken. Any thread. */
     void (*wake)(pt_context *context);
 
+    /* Have a context for one thread, and let others have it. try_lock: 1 when that is so now, else
+     * 0. In such a world wait, and of a busy link tcp_receive and poll_send_completions, let go of
+     * the lock around their system call. NULL, all four: one thread has the context anyway. */
+    void (*lock)(pt_context *context);
+    int (*try_lock)(pt_context *context);
+    void (*unlock)(pt_context *context);
+    /* Let others have the context until one of them lets go of it: something may be otherwise. */
+    void (*settle)(pt_context *context);
+
     /* Ticks now, monotonic, may wrap. */
     uint32_t (*clock)(pt_context *context);
 
@@ -165,9 +175,11 @@ typedef struct pt_line {
 } pt_line;
 
 enum pt_line_kind {
-    PT_LINE_DIRTY = 0, /* with frames to push or results to report: a turn is needed now */
+    PT_LINE_DIRTY = 0, /* with frames to push or, without a worker, results to report: a turn is
+                          needed now */
     PT_LINE_HELD = 1,  /* with held bytes, and read: likewise */
-    PT_LINE_LEFT = 2,  /* with PT_EVENT_SENT to report, which hurries nobody: see PT_SEND_LEFT */
+    PT_LINE_LEFT = 2,  /* with PT_EVENT_SENT to report, which hurries nobody: see PT_SEND_LEFT; of a
+                          worker: with anything to report */
     PT_LINES = 3
 };
 
@@ -175,8 +187,9 @@ enum pt_line_kind {
 struct pt_context {
     const pt_platform_ops *ops;
     void *platform_data;
-    uintptr_t owner; /* the thread that may send and turn, by the number that the border knows it
-                        by; kept by whoever made the context, looked at by the border alone */
+    pt_worker *worker; /* the thread that turns it; NULL: its owner does */
+    uintptr_t owner;   /* the thread that may send and turn, by the number that the border knows it
+                          by; kept by whoever made the context, looked at by the border alone */
     pt_pool *pool;
     uint8_t *receive_buffer;
     uint8_t *spare;         /* staging buffer in reserve, so that a cut frame always finds one */

@@ -70,7 +70,7 @@ static void end_of_stream(pt_context *context, pt_link *link)
         pt_link_update_interest(context, link);
         if (link->state == PT_LINK_OPEN) {
             link->due |= PT_DUE_FINISHED;
-            pt_context_join(context, link, PT_LINE_DIRTY);
+            pt_context_owe(context, link, 1);
         } else {
             pt_link_finish(context, link);
         }
@@ -223,7 +223,9 @@ static uint32_t receive(pt_context *context, pt_link *link, uint8_t *place, uint
 {
     PT_ASSERT(size != 0);
 
+    link->busy = context->worker != NULL;
     int count = context->ops->tcp_receive(context, link, place, size);
+    link->busy = 0;
     if (count == PT_ERR_WOULD_BLOCK)
         return 0;
     if (count == PT_ERR_CONNECTION_CLOSED && link->system_error == 0) {
@@ -299,9 +301,8 @@ static uint32_t read_once(pt_context *context, pt_link *link, pt_sink *sink, int
     return count == size ? count : 0;
 }
 
-void pt_read_link(pt_context *context, pt_link *link, pt_sink *sink, int alone)
+static void read_on(pt_context *context, pt_link *link, pt_sink *sink, int alone)
 {
-    PT_ASSERT(pt_link_is_live(link) && pt_link_is_read(link));
     PT_ASSERT(link->held == NULL);
 
     uint32_t bound = alone ? context->receive_buffer_size : PT_LINK_MAX_READ;
@@ -313,6 +314,42 @@ void pt_read_link(pt_context *context, pt_link *link, pt_sink *sink, int alone)
         total += count;
     } while (PT_WIDE && (link->ingest.lands || pt_ingest_into(&link->ingest) != NULL) &&
              total < bound && link->held == NULL && pt_link_is_live(link) && pt_link_is_read(link));
+}
+
+/* Bytes of a link are about to be taken apart. */
+static void begin_reading(pt_context *context, pt_link *link)
+{
+    if (context->worker != NULL)
+        context->worker->reading = link;
+}
+
+/* They were. A worker answers all PINGs among them with one PONG; it is never kept for later: a
+ * flood of PINGs must not cost more than the slots of its link. */
+static void end_reading(pt_context *context, pt_link *link)
+{
+    pt_worker *worker = context->worker;
+    if (worker == NULL)
+        return;
+    PT_ASSERT(worker->reading == link);
+    PT_ASSERT(!worker->is_pinged || link->answers);
+
+    worker->reading = NULL;
+    if (!worker->is_pinged)
+        return;
+    worker->is_pinged = 0;
+    if (pt_link_send(context, link, PT_FRAME_PONG, 0, NULL, 0) < 0)
+        worker->pongs_dropped++;
+    else
+        worker->pongs++;
+}
+
+void pt_read_link(pt_context *context, pt_link *link, pt_sink *sink, int alone)
+{
+    PT_ASSERT(pt_link_is_live(link) && pt_link_is_read(link));
+
+    begin_reading(context, link);
+    read_on(context, link, sink, alone);
+    end_reading(context, link);
 }
 
 static void take_held(pt_context *context, pt_link *link, pt_sink *sink, int alone)
@@ -330,8 +367,10 @@ static void take_held(pt_context *context, pt_link *link, pt_sink *sink, int alo
     } else if (!has_spare(context)) {
         starve(context, link);
     } else {
+        begin_reading(context, link);
         take_apart(context, link, link->held + link->held_at, len, sink,
                    alone || left < PT_LINK_MAX_WORK ? left : PT_LINK_MAX_WORK);
+        end_reading(context, link);
     }
 }
 

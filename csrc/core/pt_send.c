@@ -2,30 +2,39 @@
 #include "pt_assert.h"
 #include "pt_loop_inside.h"
 
-int pt_link_slots_available(pt_context *context, pt_link *link)
+static int slots_available(pt_context *context, pt_link *link)
 {
     PT_ASSERT(link->pipeline.pending_count <= link->pipeline.depth);
 
-    if (context->ops == NULL)
-        return 0;
     if (context->ops->send_slots_available != NULL)
         return context->ops->send_slots_available(context, link);
     return pt_pipeline_available(&link->pipeline);
 }
 
-/* Before a frame is refused, the system is offered what is there. 1 when it is worth trying again.
- */
+int pt_link_slots_available(pt_context *context, pt_link *link)
+{
+    if (context->ops == NULL)
+        return 0;
+    pt_context_lock(context);
+    PT_ASSERT(link->pipeline.filling_count <= link->pipeline.pending_count);
+    int available = slots_available(context, link);
+    pt_context_unlock(context);
+    return available;
+}
+
+/* Before a frame is refused, the system is offered what is there, unless a worker is about that. 1
+ * when it is worth trying again. */
 static int make_room(pt_context *context, pt_link *link)
 {
-    if (link->blocked)
+    if (link->blocked || (context->worker != NULL && !context->worker->is_asleep))
         return 0;
-    int available = pt_link_slots_available(context, link);
+    int available = slots_available(context, link);
     pt_link_push(context, link);
     if (link->state != PT_LINK_OPEN) {
         pt_link_ask_for_turn(context);
         return 0;
     }
-    return pt_link_slots_available(context, link) > available;
+    return slots_available(context, link) > available;
 }
 
 /* PT_OK, or why no frame of this size can be sent on the link. */
@@ -68,6 +77,21 @@ static int may_retry(pt_context *context, pt_link *link, int *result)
     return 1;
 }
 
+/* A frame is in its slot of a link that a worker has. A worker that sleeps costs more to wake than
+ * one write, so the first of several calls writes by itself; the others leave it to the worker. */
+static void leave_to_worker(pt_context *context, pt_link *link)
+{
+    pt_worker *worker = context->worker;
+    PT_ASSERT(worker->context == context && !link->blocked);
+
+    if (worker->is_asleep && worker->may_write && link->pipeline.pending_count == 1) {
+        worker->may_write = 0;
+        pt_link_push(context, link);
+    } else {
+        pt_context_hand_over(context, link);
+    }
+}
+
 /* 1 for the first frame since a turn, where such a frame leaves at once and no burst followed the
  * last one: of a burst every frame but the first waits for the end of the tick anyway. */
 static inline int is_prompt(const pt_context *context, pt_link *link)
@@ -108,6 +132,11 @@ static inline int follow_up(pt_context *context, pt_link *link, int at_once, uin
 {
     PT_ASSERT(link->pipeline.pending_count != 0);
 
+    if (context->worker != NULL) {
+        if (!link->blocked)
+            leave_to_worker(context, link);
+        return count_frame(context, link, counted);
+    }
     int hints = count_frame(context, link, counted);
     int was_blocked = link->blocked; /* then it is pushed when it becomes ready */
     int was_asked = link->in_line[PT_LINE_DIRTY];
@@ -194,6 +223,8 @@ int pt_link_drain(pt_context *context, pt_link *link)
     const pt_platform_ops *ops = context->ops;
     if (ops == NULL)
         return PT_ERR_NOT_CONNECTED;
+    if (context->worker != NULL)
+        return PT_ERR_INVALID_STATE;
     uint32_t limit = PT_DRAIN_TIMEOUT_TICKS * ops->ticks_per_second / PT_TICKS_PER_SECOND;
     uint32_t start = ops->clock(context);
     uint32_t passed = 0;
@@ -226,6 +257,8 @@ int pt_link_send_sync(pt_context *context, pt_link *link, uint8_t type, uint8_t 
 {
     if (context->ops == NULL)
         return PT_ERR_NOT_CONNECTED;
+    if (context->worker != NULL)
+        return PT_ERR_INVALID_STATE;
     if (context->ops->tcp_send_async != NULL) {
         int result = pt_link_send(context, link, type, flags, payload, payload_len);
         if (result != PT_ERR_WOULD_BLOCK || context->ops->tcp_send == NULL)

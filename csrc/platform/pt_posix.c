@@ -57,6 +57,20 @@ static int fail(pt_link *link, int error)
     return code_of(error);
 }
 
+/* Others have the context while a worker is in a system call with bytes of a link. What these bytes
+ * are and where they go stays as it is: see pt_worker.h. */
+static void let_in(pt_context *context, const pt_link *link)
+{
+    if (link->busy)
+        pt_posix_unlock(context);
+}
+
+static void take_back(pt_context *context, const pt_link *link)
+{
+    if (link->busy)
+        pt_posix_lock(context);
+}
+
 static int32_t now_ms(void)
 {
     struct timespec now;
@@ -174,7 +188,6 @@ static int account(pt_send_pipeline *pipeline, size_t len)
 
 static int posix_poll_completions(pt_context *context, pt_link *link)
 {
-    (void)context;
     struct iovec pieces[2 * PT_PIPELINE_MAX_DEPTH];
     size_t total;
     int count = gather(&link->pipeline, pieces, &total);
@@ -186,14 +199,18 @@ static int posix_poll_completions(pt_context *context, pt_link *link)
     message.msg_iov = pieces;
     message.msg_iovlen =
         (__typeof__(message.msg_iovlen))count; /* size_t in some systems, int in others */
+    int descriptor = (int)link->source.handle;
     ssize_t sent;
+    let_in(context, link);
     do {
-        sent = sendmsg((int)link->source.handle, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+        sent = sendmsg(descriptor, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
     } while (sent < 0 && errno == EINTR);
+    int error = errno;
+    take_back(context, link);
     link->write_calls++;
     if (sent < 0) {
-        if (!would_block(errno))
-            return fail(link, errno);
+        if (!would_block(error))
+            return fail(link, error);
         link->blocked = 1;
         return 0;
     }
@@ -224,12 +241,15 @@ static int posix_slots_available(pt_context *context, pt_link *link)
 
 static int posix_receive(pt_context *context, pt_link *link, uint8_t *buffer, uint32_t size)
 {
-    (void)context;
     PT_ASSERT(buffer != NULL && size != 0);
+    int descriptor = (int)link->source.handle;
     ssize_t count;
+    let_in(context, link);
     do {
-        count = recv((int)link->source.handle, buffer, size, MSG_DONTWAIT);
+        count = recv(descriptor, buffer, size, MSG_DONTWAIT);
     } while (count < 0 && errno == EINTR);
+    int error = errno;
+    take_back(context, link);
     link->read_calls++;
     PT_ASSERT(count <= (ssize_t)size);
     if (count > 0)
@@ -238,7 +258,7 @@ static int posix_receive(pt_context *context, pt_link *link, uint8_t *buffer, ui
         link->system_error = 0;
         return PT_ERR_CONNECTION_CLOSED;
     }
-    return would_block(errno) ? PT_ERR_WOULD_BLOCK : fail(link, errno);
+    return would_block(error) ? PT_ERR_WOULD_BLOCK : fail(link, error);
 }
 
 static int posix_finish(pt_context *context, pt_link *link)
@@ -322,6 +342,22 @@ const pt_platform_ops *pt_posix_ops(void)
     return &ops;
 }
 
+const pt_platform_ops *pt_posix_worker_ops(void)
+{
+    static const pt_platform_ops ops = {
+        .name = "posix_worker",
+        .tcp_send_async = posix_send_async,
+        .poll_send_completions = posix_poll_completions,
+        .send_slots_available = posix_slots_available,
+        .lock = pt_posix_lock,
+        .try_lock = pt_posix_try_lock,
+        .unlock = pt_posix_unlock,
+        .settle = pt_posix_settle,
+        POSIX_OPS,
+    };
+    return &ops;
+}
+
 const pt_platform_ops *pt_posix_plain_ops(void)
 {
     static const pt_platform_ops ops = {.name = "posix_plain", POSIX_OPS};
@@ -363,6 +399,13 @@ static void counted_release(void *context, void *memory, size_t size)
     PT_ASSERT(__atomic_load_n(&account->bytes, __ATOMIC_RELAXED) >= size);
     __atomic_sub_fetch(&account->bytes, size, __ATOMIC_RELAXED);
     free(memory);
+}
+
+void pt_posix_memory_fail_at(pt_posix_memory *account, uint64_t attempt)
+{
+    __atomic_store_n(&account->fail_at, 0, __ATOMIC_RELAXED);
+    __atomic_store_n(&account->attempts, 0, __ATOMIC_RELAXED);
+    __atomic_store_n(&account->fail_at, attempt, __ATOMIC_RELAXED);
 }
 
 void pt_posix_memory_source(pt_posix_memory *account, pt_memory *source)

@@ -10,8 +10,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 #if HAS_EPOLL
 #include <sys/epoll.h>
@@ -19,6 +21,7 @@
 #endif
 
 #include "pt_assert.h"
+#include "pt_worker.h"
 
 #define UNREGISTERED 0xFF
 #define EDGE         0x10 /* in pt_source.registered, beside the interest */
@@ -34,6 +37,10 @@ typedef struct posix_data {
     atomic_uchar woken;   /* 1: a wake is on its way; more need not be written */
     pt_source **sources;  /* poll only: of the entries in polled */
     struct pollfd *polled;
+    pthread_mutex_t lock; /* of a context that a worker has */
+    pthread_cond_t settled;
+    uint32_t settling; /* threads that wait for others to let go of the lock */
+    uint32_t forgets;  /* sources that were forgotten; counted, so that a wait hears of it */
 } posix_data;
 
 static posix_data *data_of(const pt_context *context)
@@ -102,6 +109,8 @@ int pt_posix_init(void *platform_data, const pt_setup *setup, int32_t *system_er
     data->sources = (pt_source **)(void *)(data + 1);
     data->polled = (struct pollfd *)(void *)(data->sources + setup->max_sources);
     atomic_init(&data->woken, 0);
+    (void)pthread_mutex_init(&data->lock, NULL); /* neither can fail without attributes */
+    (void)pthread_cond_init(&data->settled, NULL);
     if (make_wake(data) == 0 && (setup->max_sources != 0 || make_epoll(data) == 0))
         return PT_OK;
     *system_error = errno;
@@ -124,6 +133,7 @@ void pt_posix_cleanup(void *platform_data)
     data->wake_write = -1;
     close_once(&data->wake_read);
     close_once(&data->epoll_fd);
+    /* The lock needs no end where we know it, and in a forked child another thread may have it. */
 }
 
 int pt_posix_descriptor(const void *platform_data)
@@ -134,6 +144,43 @@ int pt_posix_descriptor(const void *platform_data)
 int pt_posix_wake_descriptor(const void *platform_data)
 {
     return ((const posix_data *)platform_data)->wake_read;
+}
+
+/* -------------------------------------------------------------------------------------- the lock */
+
+void pt_posix_lock(pt_context *context)
+{
+    (void)pthread_mutex_lock(&data_of(context)->lock);
+}
+
+int pt_posix_try_lock(pt_context *context)
+{
+    return pthread_mutex_trylock(&data_of(context)->lock) == 0;
+}
+
+void pt_posix_unlock(pt_context *context)
+{
+    posix_data *data = data_of(context);
+    if (data->settling != 0)
+        (void)pthread_cond_broadcast(&data->settled);
+    (void)pthread_mutex_unlock(&data->lock);
+}
+
+void pt_posix_settle(pt_context *context)
+{
+    posix_data *data = data_of(context);
+    data->settling++;
+    (void)pthread_cond_wait(&data->settled, &data->lock);
+    data->settling--;
+}
+
+/* Of what a worker heard while others had its context, sources may be gone. */
+static int is_known(const pt_context *context, const pt_source *source)
+{
+    const pt_source *known = context->sources;
+    while (known != NULL && known != source)
+        known = known->next;
+    return known != NULL;
 }
 
 /* -------------------------------------------------------------------------------------- waiting */
@@ -163,6 +210,25 @@ void pt_posix_wake(pt_context *context)
     do {
         count = write(data->wake_write, &one, sizeof one);
     } while (count < 0 && errno == EINTR);
+}
+
+/* Wait for a moment, or until a descriptor is readable. */
+static void linger(int descriptor)
+{
+    struct pollfd entry = {.fd = descriptor, .events = POLLIN};
+#if HAS_EPOLL
+    const struct timespec moment = {.tv_nsec = PT_LINGER_US * 1000L};
+    (void)ppoll(&entry, 1, &moment, NULL);
+#else
+    (void)poll(&entry, 1, 1);
+#endif
+}
+
+/* Wait for a wake alone. */
+static void wait_for_wake(const posix_data *data, int timeout_ms)
+{
+    struct pollfd entry = {.fd = data->wake_read, .events = POLLIN};
+    (void)poll(&entry, 1, timeout_ms);
 }
 
 /* Hand a source with what was seen of it to the loop. A broken connection counts as writable too:
@@ -211,15 +277,29 @@ static int epoll_round(pt_context *context, posix_data *data, int timeout_ms)
     PT_ASSERT(context->io_budget != 0 && context->io_budget <= PT_IO_BUDGET_MAX);
     PT_ASSERT(context->ready_count == 0);
     struct epoll_event events[PT_IO_BUDGET_MAX]; /* 12 KB, touched as far as filled */
+    uint32_t forgets = data->forgets;
+    int is_full = context->worker != NULL && context->worker->is_full;
+    int lingers = context->worker != NULL && context->worker->is_lingering;
+    if (context->worker != NULL)
+        pt_posix_unlock(context);
+    if (is_full && timeout_ms != 0) /* else the links that are not read would end the wait */
+        wait_for_wake(data, timeout_ms);
+    else if (lingers)
+        linger(data->epoll_fd);
+    if (is_full || lingers)
+        timeout_ms = 0;
     int count = epoll_wait(data->epoll_fd, events, (int)context->io_budget, timeout_ms);
+    int error = errno;
+    if (context->worker != NULL)
+        pt_posix_lock(context);
     if (count < 0)
-        return errno == EINTR ? 0 : PT_ERR_PLATFORM;
+        return error == EINTR ? 0 : PT_ERR_PLATFORM;
     for (int index = 0; index < count; index++) {
         uint32_t seen = events[index].events;
         pt_source *source = events[index].data.ptr;
         if (source == NULL)
             drain_wake(context, data);
-        else
+        else if (data->forgets == forgets || is_known(context, source))
             found(context, source, (seen & EPOLLIN) != 0, (seen & EPOLLOUT) != 0,
                   (seen & (EPOLLHUP | EPOLLERR)) != 0);
     }
@@ -277,8 +357,23 @@ static int poll_round(pt_context *context, posix_data *data, int timeout_ms)
     PT_ASSERT(context->ready_count == 0);
     uint32_t count = fill_polled(context, data);
     PT_ASSERT(count <= data->source_count);
-    if (poll(data->polled, (nfds_t)count + 1, timeout_ms) < 0)
-        return errno == EINTR ? 0 : PT_ERR_PLATFORM;
+    uint32_t forgets = data->forgets;
+    int is_full = context->worker != NULL && context->worker->is_full;
+    int lingers = context->worker != NULL && context->worker->is_lingering;
+    if (context->worker != NULL)
+        pt_posix_unlock(context);
+    if (is_full && timeout_ms != 0)
+        wait_for_wake(data, timeout_ms);
+    if (is_full)
+        timeout_ms = 0;
+    else if (lingers)
+        timeout_ms = 1; /* as short as poll(2) has it */
+    int found_count = poll(data->polled, (nfds_t)count + 1, timeout_ms);
+    int error = errno;
+    if (context->worker != NULL)
+        pt_posix_lock(context);
+    if (found_count < 0)
+        return error == EINTR ? 0 : PT_ERR_PLATFORM;
     if (data->polled[0].revents != 0)
         drain_wake(context, data);
     uint32_t place = data->next_source < count ? data->next_source : 0;
@@ -286,7 +381,7 @@ static int poll_round(pt_context *context, posix_data *data, int timeout_ms)
         int seen = data->polled[place + 1].revents;
         pt_source *source = data->sources[place];
         place = place + 1 < count ? place + 1 : 0;
-        if (seen == 0)
+        if (seen == 0 || (data->forgets != forgets && !is_known(context, source)))
             continue;
         int broken = (seen & (POLLHUP | POLLERR | POLLNVAL)) != 0;
         if (broken && source->edge)
@@ -347,6 +442,7 @@ void pt_posix_unwatch(pt_context *context, pt_source *source)
         data->source_count--;
     PT_ASSERT(data->source_count <= data->max_sources || data->epoll_fd >= 0);
     source->registered = UNREGISTERED;
+    data->forgets++;
 }
 
 int pt_posix_wait(pt_context *context, int timeout_ms)

@@ -15,6 +15,15 @@ int pt_posix_watch(pt_context *context, pt_source *source);
 int pt_posix_wait(pt_context *context, int timeout_ms);
 void pt_posix_wake(pt_context *context);
 
+/* Entries for a context that a worker turns, too. */
+void pt_posix_lock(pt_context *context);
+/* 1: it is held; 0: another thread holds it. */
+int pt_posix_try_lock(pt_context *context);
+/* Whoever settles looks again. */
+void pt_posix_unlock(pt_context *context);
+/* The lock is held before and after. */
+void pt_posix_settle(pt_context *context);
+
 /* Forget a source, of which a forked child may have nothing to forget. */
 void pt_posix_unwatch(pt_context *context, pt_source *source);
 

@@ -85,6 +85,7 @@ class Core:
     SendPipeline: Callable[..., Any]
     TimerWheel: Callable[..., Any]
     Loop: Callable[..., Any]
+    Worker: Callable[..., Any]
     loop_pool: Callable[..., Any]
     Simulator: Callable[..., Any]
     platforms: Callable[[], dict[str, dict[str, int]]]

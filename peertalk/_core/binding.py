@@ -19,6 +19,7 @@ Data: TypeAlias = bytes | bytearray | memoryview
 PLATFORMS = {
     "posix": "pt_posix_ops",
     "posix_plain": "pt_posix_plain_ops",
+    "posix_worker": "pt_posix_worker_ops",
     "mactcp": "pt_mactcp_ops",
     "opentransport": "pt_ot_ops",
     "mactcp_sync": "pt_mactcp_sync_ops",

@@ -10,6 +10,7 @@ from peertalk._core.handles import Ingest, Reassembly, SendPipeline, TimerWheel
 from peertalk._core.loop import Loop
 from peertalk._core.pool import BufferPool, loop_pool
 from peertalk._core.simulator import Simulator
+from peertalk._core.worker import Worker
 
 
 class Compiled(Codec):
@@ -33,4 +34,5 @@ class Compiled(Codec):
         self.TimerWheel = partial(TimerWheel, self)
         self.Loop = partial(Loop, self)
         self.loop_pool = partial(loop_pool, self)
+        self.Worker = Worker
         self.Simulator = partial(Simulator, self)

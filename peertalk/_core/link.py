@@ -369,30 +369,34 @@ class Link:
 
     @read_max.setter
     def read_max(self, value: int) -> None:
-        self._link.read_max = max(1, self._loop._binding.limited("read_max", value, 0xFFFFFFFF))
+        read_max = max(1, self._loop._binding.limited("read_max", value, 0xFFFFFFFF))
+        self._loop._lib.pt_link_set_read_max(self._loop._context, self._link, read_max)
+
+    def answer_pings(self, answers: bool) -> None:
+        """On a worker: whether PINGs of this link are answered there, and told to nobody."""
+        self._loop._lib.pt_link_set_answers(self._loop._context, self._link, answers)
 
     @property
     def held_bytes(self) -> int:
         """Bytes that were read and are taken apart in later turns: the system does not count them
         as unread any more. Not those of a frame whose rest has not come."""
-        link = self._link
-        return int(link.held_len - link.held_at)
+        return int(self._counts().held_len)
 
     @property
     def paused(self) -> bool:
         """Whether the link is not read at the caller's wish."""
-        return bool(self._link.unread & self._loop._lib.PT_UNREAD_PAUSED)
+        return bool(self._counts().unread & self._loop._lib.PT_UNREAD_PAUSED)
 
     @property
     def pending(self) -> int:
         """Messages accepted and not yet reported."""
-        return int(self._loop._lib.pt_link_pending(self._link))
+        return int(self._counts().pending)
 
     def settle(self) -> int:
         """Messages that have left and were not reported, told by this call alone. For a link that
         is to be closed."""
         open = self in self._loop._links
-        return int(self._loop._lib.pt_link_settle(self._link)) if open else 0
+        return int(self._loop._lib.pt_link_settle(self._loop._context, self._link)) if open else 0
 
     @property
     def slots_available(self) -> int:
@@ -402,30 +406,32 @@ class Link:
     @property
     def slots_pending(self) -> int:
         """Slots that are filling or in flight."""
-        return int(self._link.pipeline.pending_count)
+        return int(self._counts().slots_pending)
+
+    def _counts(self) -> Any:
+        counts = self._loop._ffi.new("pt_link_counts *")
+        self._loop._lib.pt_link_count(self._loop._context, self._link, counts)
+        return counts
 
     def statistics(self) -> LinkStatistics:
         """Counters since the link opened."""
-        link = self._link
-        pipeline, ingest = link.pipeline, link.ingest
+        counts = self._counts()
         return LinkStatistics(
-            pipeline.accepted,
-            pipeline.accepted - self.pending,
-            pipeline.frames,
-            pipeline.payload_bytes,
-            link.sent_bytes,
-            link.write_calls,
-            pipeline.refusals,
-            pipeline.pending_count,
-            pipeline.high_water,
-            ingest.frames,
-            ingest.payload_bytes,
-            link.received_bytes,
-            link.read_calls,
-            self._loop._lib.pt_ingest_partial_len(
-                self._loop._binding.ffi.addressof(link, "ingest")
-            ),
-            link.sync_sends,
+            counts.accepted,
+            counts.accepted - counts.pending,
+            counts.frames_sent,
+            counts.payload_sent,
+            counts.sent_bytes,
+            counts.write_calls,
+            counts.refusals,
+            counts.slots_pending,
+            counts.high_water,
+            counts.frames_received,
+            counts.payload_received,
+            counts.received_bytes,
+            counts.read_calls,
+            counts.partial_len,
+            counts.sync_sends,
         )
 
 

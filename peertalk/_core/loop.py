@@ -64,6 +64,8 @@ class Loop:
     """
 
     _closed = True  # until all is made
+    _workers: tuple[Any, ...] = ()
+    """Those whose home this is, which end before it."""
 
     def __init__(
         self,
@@ -96,6 +98,7 @@ class Loop:
         setup = self._setup(epoll, push, send_limit)
         self._platform: Any = ffi.new("uint64_t[]", (ops.size(setup) + 7) // 8)
         self._memory = (
+            *self._parts(),
             self._context,
             self._platform,
             self.pool._memory,
@@ -103,7 +106,6 @@ class Loop:
             receive_buffer,
             self._events,
             self._ready,
-            lib,
         )
         self._links: dict[Link, None] = {}
         self._peaks: dict[str, int] = {}
@@ -115,6 +117,10 @@ class Loop:
         self._open(setup, receive_buffer)
         self._closed = False
         self.move_here()
+
+    def _parts(self) -> tuple[Any, ...]:
+        """What else has to live as long as the context."""
+        return (self._lib,)
 
     def _setup(self, epoll: bool, push: bool, send_limit: int) -> Any:
         """What the platform is told of this loop."""
@@ -453,9 +459,11 @@ class Loop:
         )
 
     def close(self) -> None:
-        """Close links and forget everything. Idempotent."""
+        """Close links and forget everything, workers of this home first. Idempotent."""
         if self._closed:
             return
+        for worker in self._workers:
+            worker.close()
         with self._wake_lock:
             self._closed = True
         self._turn = self._closed_turn
@@ -477,6 +485,8 @@ class Loop:
         self._wake_lock = threading.Lock()  # another thread of the parent may have had it
         if self._closed:
             return
+        for worker in self._workers:
+            worker.orphan()
         if self._ops.descriptor:
             self._ops.cleanup(self._platform)
         if self._owner == threading.get_ident():

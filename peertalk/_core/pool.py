@@ -191,9 +191,7 @@ class BufferPool:
 
     def fail_at(self, n: int) -> None:
         """Make the n-th allocation from now, and all after it, fail; 0: none."""
-        self._account.fail_at = 0
-        self._account.attempts = 0
-        self._account.fail_at = n
+        self._lib.pt_posix_memory_fail_at(self._account, n)
 
     @property
     def attempts(self) -> int:

@@ -11,7 +11,8 @@ something or have ended, and what other threads have left. Who stands on an engi
     post, call, call_all, try_twice          orders, and functions that are not ours
     unread                                   what has come of a connection, and is not served
     hint, schedule, emit, changed            what it tells
-    config, core, world, loop, connections   what all parts of a node share
+    config, core, world, loop, workers,      what all parts of a node share
+    connections
     instance, log, troubles, totals, lock
     pipeline_depth, port, local
     check_open, closing, closed, released    whether it is there, and its end
@@ -42,7 +43,6 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple, TypeAlias
-from weakref import WeakSet
 
 from .. import errors
 from .._core import load, values
@@ -50,7 +50,9 @@ from ..config import Config
 from ..protocol.connections import Connection, Connections
 from ..protocol.statistics import LinkTotals
 from ..protocol.wire import INSTANCE_SIZE
+from . import forks
 from .log import NodeLog, Troubles
+from .workers import Workers
 from .world import Spare, World
 
 _FIRST_TAG = 16
@@ -72,17 +74,6 @@ def _rank(event: Event) -> int:
 
 NO_THREAD = 0
 """What an engine belongs to when it is no thread's."""
-_engines: WeakSet[Engine] = WeakSet()
-"""Those that a forked child must not touch."""
-
-
-def _orphan_all() -> None:
-    for engine in list(_engines):
-        engine.orphan()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_orphan_all)
 
 
 class Timer(NamedTuple):
@@ -140,12 +131,11 @@ class Engine(ABC):
         self.schedule = schedule
         self.process = os.getpid()
         self.instance = world.identity(INSTANCE_SIZE)
-        self.crowded = False
         self.thread = threading.get_ident()
         self.lock = threading.Lock()
         self.port = 0
         self.local = False  # whether it can be called at a socket of this host, too
-        self.closed = self.closing = False
+        self.closed = self.closing = self.crowded = False
         depth_is_default = config.explain()["pipeline_depth"][1] == "default"
         self.pipeline_depth: int = (
             core.limits.pipeline_depth if depth_is_default else config.pipeline_depth
@@ -182,11 +172,12 @@ class Engine(ABC):
         self._publish: Callable[[Any], None] | None = None
         self._listening = 0  # who wait to hear of each message, beside whoever takes all events
         self.loop: Any = world.make_loop(core, config)
+        self.workers = Workers.of(core, config, self.loop, world.has_threads)
         self.listen(0)
 
     def heed_forks(self) -> None:
         """Be orphaned in a forked child from now on: all that stands on this engine is made."""
-        _engines.add(self)
+        forks.heed(self)
 
     # What stands on it ----------------------------------------------------------------------------
 
@@ -221,6 +212,8 @@ class Engine(ABC):
         try:
             if came:  # a signal handler has ended a turn
                 self._go_on()
+            elif self.workers.work:
+                self.workers.turn(timeout, came)
             else:
                 self.loop.turn(timeout, came)
             if len(came) == 2 and came[1][0] == values.SENT:
@@ -481,7 +474,7 @@ class Engine(ABC):
         this turn has read."""
         unread = self.world.unread(connection.socket)
         if connection.link is not None:
-            unread += int(connection.link.held_bytes)
+            unread += int(connection.link.held_bytes) + self.workers.keeps(connection.tag)
         return unread or int(self.is_coming(connection.tag))
 
     # Whose it is, and its end ---------------------------------------------------------------------
@@ -495,7 +488,7 @@ class Engine(ABC):
             return
         self.forked = self.closing = self.closed = self.released = True
         self.thread = NO_THREAD
-        self.before_closing = self.before_release = self.publish = self.on_change = None
+        self.before_closing = self.before_release = self._publish = self.on_change = None
         connections = list(self.connections.by_tag.values())
         sockets = [
             *(watched.socket for watched in self._watched.values()),
@@ -506,7 +499,7 @@ class Engine(ABC):
         self._watched.clear()
         self._timers.clear()
         self._orders.clear()
-        self.loop.orphan()
+        self.workers.orphan()
         for each in sockets:
             with contextlib.suppress(OSError):
                 each.close()
@@ -518,12 +511,12 @@ class Engine(ABC):
         if self.thread != here:
             self.thread = here
             if not self.closed:
-                self.loop.move_here()
+                self.workers.move_here()
 
     def disown(self) -> None:
         """Belong to no thread until move_here(): turns and sends are refused."""
         self.thread = NO_THREAD
-        self.loop.disown()
+        self.workers.disown()
 
     def check_open(self) -> None:
         """Raises InvalidState when the node is closed or being closed, or another process's."""
@@ -545,7 +538,7 @@ class Engine(ABC):
         self._timers.clear()
         if self.before_release is not None:
             self.try_twice(self.before_release)
-        self.loop.close()
+        self.workers.close()
         self.call(self.on_closed)
         self.on_closed = []
         self.released = True
@@ -587,7 +580,9 @@ class Engine(ABC):
     def listen(self, more: int) -> None:
         """So many more, or fewer, wait to hear of each message that it has left."""
         self._listening += more
-        self.loop.tells_late = self._publish is None and not self._listening
+        late = self._publish is None and not self._listening
+        self.loop.tells_late = late
+        self.workers.tell_sent(not late)
 
     @abstractmethod
     def emit(self, event: Callable[..., object], *fields: Any) -> None:

@@ -69,7 +69,7 @@ class Greetings(Leaving):
         self.engine.cancel(connection.timer)
         self.engine.world.tune(connection.socket, self.engine.config.link_timeout)
         connection.link = self.engine.world.open_link(
-            self.engine.loop,
+            self.engine.workers.least_loaded() or self.engine.loop,
             connection.socket,
             connection.tag,
             self.engine.pipeline_depth,
@@ -85,6 +85,7 @@ class Greetings(Leaving):
         assert peer is None or isinstance(peer, Remote)
         if not self._greet(connection, peer):
             return
+        self.engine.workers.begin(connection.link)
         ours = peer is not None and not peer.classic
         wait, then = greetings.patience(
             dialled=connection.dialled,

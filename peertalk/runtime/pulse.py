@@ -59,6 +59,7 @@ class Pulse:
     def opened(self, connection: Connection, peer: Remote) -> None:
         """A connection is open: it is measured now, and from now on in turn."""
         self.traffic.pause_if_full(connection, peer)
+        self.engine.workers.answer_pings(connection.link)
         if interval := self.engine.config.ping_interval:
             self._ping(connection)
             if self._timer is None and not self.engine.closing:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from .. import errors
 from .._core import values
-from .._numbers import MESSAGE_LIMIT_MAX
+from .._numbers import ERR_NOT_CONNECTED, MESSAGE_LIMIT_MAX
 from ..protocol import endings, limits, waiting
 from ..protocol.connections import Connection, State, checked_reason
 from ..protocol.inbox import Inbox
@@ -419,18 +419,21 @@ class Remote(Peer):
         self.transport.hint(code)
         return True
 
-    def accept_at_once(self, payload: bytes) -> bool:
-        """Into the link, which writes it in this call, while nothing waits before it. False: look
-        again with accept(); nothing has changed."""
+    def accept_at_once(self, payload: bytes) -> int:
+        """Into the link, which writes it in this call or leaves that to its worker, while nothing
+        waits before it. Below 0: look again with accept(); nothing has changed."""
         quick = self.quick
         if quick is None or self.afar:
-            return False
-        code: int = quick.send_frame(values.DATA, payload, values.NO_DELAY)
-        if code < 0:
-            return False
-        self.accepted += 1
-        self.transport.hint(code)
-        return True
+            return ERR_NOT_CONNECTED
+        code: int = (
+            quick.send(payload)
+            if self.transport.workers.work
+            else quick.send_frame(values.DATA, payload, values.NO_DELAY)
+        )
+        if code >= 0:
+            self.accepted += 1
+            self.transport.hint(code)
+        return code
 
     def offer(
         self, payload: bytes, no_delay: bool, priority: int = NORMAL, key: Key | None = None

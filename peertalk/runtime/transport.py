@@ -288,7 +288,7 @@ class Transport(Home):
             self.check_open()
         if not self.closed:
             self._memory = MemoryReport(
-                {part: MemoryUse(*use) for part, use in self.loop.memory().items()}
+                {part: MemoryUse(*use) for part, use in self.workers.memory().items()}
             )
         return self._memory
 
@@ -306,7 +306,7 @@ class Transport(Home):
         grants = self.traffic.landings.grants
         return self.totals.report(
             open_links,
-            self.loop.statistics(),
+            self.workers.statistics(),
             self.loop.pool.statistics(),
             links_open=len(open_links),
             links_refused=self.connections.refused,

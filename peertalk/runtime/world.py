@@ -75,11 +75,13 @@ class World(LocalWorld):
     """The machine that we run on. Stateless: sockets belong to the caller.
 
     Attributes:
+        has_threads: whether an engine here may have workers;
         blocks: whether a send waits in the link for full slots to drain, and not in the outbox;
             only worlds whose time stands still meanwhile may.
     """
 
     blocks = False
+    has_threads = True
 
     def clock(self) -> float:
         """Seconds, monotonic."""

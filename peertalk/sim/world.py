@@ -400,6 +400,7 @@ class SimulatedWorld(World):
         self._push = push
         self._packing = packing
         self.blocks = blocks
+        self.has_threads = False
         self._pool_bytes = pool_bytes
 
     def clock(self) -> float:

@@ -1,7 +1,8 @@
 /* A link in a world in memory: how it ends, what is not acknowledged then, and sends that block. */
+#include "pt_loop_inside.h"
+
 #include "loop_world.h"
 #include "pairs.h"
-#include "pt_loop_inside.h"
 
 static void both_sides_end_in_order(void)
 {

@@ -22,6 +22,7 @@ from peertalk.protocol.peer import PeerState
 from peertalk.protocol.wire import Capabilities, decode_capabilities
 from peertalk.runtime.pulse import Pulse
 from peertalk.runtime.remote import Remote
+from peertalk.runtime.workers import Workers
 
 CORE = load("reference")
 
@@ -58,6 +59,7 @@ class MadeUpEngine:
         self.inbox = Inbox(8000, lambda _: None)
         self.totals = types.SimpleNamespace(pongs_dropped=0, pressure_reports=0)
         self.closing = False
+        self.workers = Workers(None, [])
         self.make_view = lambda remote: remote
         self.timers = []
         self.hint = self.refused = self.pause_if_full = lambda *_: None

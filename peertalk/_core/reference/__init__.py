@@ -81,6 +81,17 @@ def Simulator(*_: object, **__: object) -> NoReturn:
     )
 
 
+def Worker(*_: object, **__: object) -> NoReturn:
+    """A thread that needs no interpreter is C.
+
+    Raises:
+        NotSupported: always.
+    """
+    raise errors.NotSupported(
+        "the reference core has no workers: use workers=0, or core='standard' or 'lowmem'"
+    )
+
+
 def platforms() -> dict[str, dict[str, int]]:
     """What the loop's worlds have; see the compiled cores."""
     asynchronous = (

@@ -1,0 +1,374 @@
+#include "pt_worker.h"
+
+#include <stddef.h>
+#include <string.h>
+
+#include "pt_assert.h"
+#include "pt_loop_inside.h"
+
+/* Stream bytes of one turn: so that nobody waits for the lock for long. */
+#define WORKER_READ 262144
+
+/* Events of one turn: timers, of which only the pool's has something to say. */
+#define WORKER_EVENTS 64
+
+/* How long a full worker waits at most before it looks whether links can be written again: to hear
+ * that from the system it would have to hear of all that it does not read, too. */
+#define FULL_RETRY_MS 5
+
+/* Where a large message lands that was not offered: behind this. */
+typedef struct kept_landing {
+    pt_landing base;
+    const pt_memory *memory;
+    size_t size;
+} kept_landing;
+
+/* ------------------------------------------------------------------------------------- recording */
+
+static uint32_t padded(uint32_t len)
+{
+    return (len + 3U) & ~3U;
+}
+
+/* Room for so many bytes in the last block, or a new one. NULL: no memory. */
+static uint8_t *claim(pt_worker *worker, uint32_t size)
+{
+    PT_ASSERT(size % 4 == 0 && size <= PT_POSIX_SLOT_SIZE - sizeof(pt_block));
+
+    pt_block *block = worker->last;
+    if (block == NULL || block->room - block->used < size) {
+        block = (void *)pt_pool_acquire_share(worker->context->pool, PT_POSIX_SLOT_SIZE);
+        if (block == NULL)
+            return NULL;
+        block->next = NULL;
+        block->taken = 0;
+        block->used = 0;
+        block->room = (uint32_t)(PT_POSIX_SLOT_SIZE - sizeof *block);
+        *(worker->last != NULL ? &worker->last->next : &worker->first) = block;
+        worker->last = block;
+    }
+    uint8_t *place = (uint8_t *)(block + 1) + block->used;
+    block->used += size;
+    worker->kept += size;
+    return place;
+}
+
+static int keep(pt_worker *worker, uint32_t tag, uint32_t about, const void *payload, uint32_t len)
+{
+    PT_ASSERT(payload != NULL || len == 0);
+
+    uint8_t *place = claim(worker, (uint32_t)sizeof(pt_record) + padded(len));
+    if (place == NULL)
+        return PT_ERR_NO_MEMORY;
+    pt_record *record = (void *)place;
+    record->tag = tag;
+    record->about = about;
+    record->len = len;
+    if (len != 0)
+        memcpy(record + 1, payload, len);
+    worker->newest = record;
+    worker->has_news = 1;
+    return PT_OK;
+}
+
+/* 1 when a control frame without payload repeats the one before it: see turn() of the border. */
+static int says_nothing_more(const pt_worker *worker, uint32_t tag, const pt_frame *frame)
+{
+    const pt_record *last = worker->newest;
+    PT_ASSERT(last == NULL || worker->last != NULL);
+    return frame->payload_len == 0 && frame->type != PT_FRAME_DATA && last != NULL &&
+           last->tag == tag && last->len == 0 &&
+           (last->about & 0xFFFF) == (frame->type | (uint32_t)frame->flags << 8);
+}
+
+static int keep_frame(void *sink_context, uint32_t tag, const pt_frame *frame)
+{
+    pt_worker *worker = sink_context;
+    PT_ASSERT(worker->reading != NULL && worker->reading->source.tag == tag);
+
+    if (frame->type == PT_FRAME_PING && worker->reading->answers) {
+        worker->is_pinged = 1;
+        return PT_OK;
+    }
+    if (says_nothing_more(worker, tag, frame))
+        return PT_OK;
+    return keep(worker, tag,
+                frame->type | (uint32_t)frame->flags << 8 | (uint32_t)frame->sequence << 16,
+                frame->payload, frame->payload_len);
+}
+
+static void drop_landing(pt_landing *base)
+{
+    kept_landing *landing = (kept_landing *)base;
+    PT_ASSERT(landing->memory != NULL && landing->size > sizeof *landing);
+    landing->memory->release(landing->memory->context, landing, landing->size);
+}
+
+static pt_landing *land(void *sink_context, uint32_t tag, uint32_t total)
+{
+    const pt_worker *worker = sink_context;
+    (void)tag;
+    PT_ASSERT(total != 0 && total <= PT_WIDE_MAX_PAYLOAD);
+
+    size_t size = sizeof(kept_landing) + total;
+    kept_landing *landing = worker->memory->allocate(worker->memory->context, size);
+    if (landing == NULL)
+        return NULL;
+    memset(landing, 0, sizeof *landing);
+    landing->base.memory = (uint8_t *)(landing + 1);
+    landing->base.drop = drop_landing;
+    landing->base.total = total;
+    landing->memory = worker->memory;
+    landing->size = size;
+    return &landing->base;
+}
+
+static int landed(void *sink_context, uint32_t tag, pt_landing *landing)
+{
+    PT_ASSERT(landing->received == landing->total);
+    pt_worker *worker = sink_context;
+    int result =
+        keep(worker, tag, PT_FRAME_DATA | PT_RECORD_LANDED, (const void *)&landing, sizeof landing);
+    if (result != PT_OK)
+        landing->drop(landing);
+    else if (landing->id == 0) /* what was granted counts elsewhere */
+        worker->kept += landing->total;
+    return result;
+}
+
+const pt_record *pt_block_next(pt_block *block)
+{
+    PT_ASSERT(block->taken <= block->used && block->taken % 4 == 0);
+
+    if (block->taken == block->used)
+        return NULL;
+    const pt_record *record = (const void *)((const uint8_t *)(block + 1) + block->taken);
+    PT_ASSERT(block->used - block->taken >= sizeof *record + record->len);
+    block->taken += (uint32_t)sizeof *record + padded(record->len);
+    return record;
+}
+
+void pt_block_again(pt_block *block, const pt_record *record)
+{
+    PT_ASSERT(block->taken >= sizeof *record + record->len);
+
+    block->taken -= (uint32_t)sizeof *record + padded(record->len);
+}
+
+/* ------------------------------------------------------------------------------------ the thread */
+
+/* Wait for something to do, and let others have the context meanwhile. */
+static int wait(pt_worker *worker)
+{
+    pt_context *context = worker->context;
+    PT_ASSERT(!worker->is_asleep && context->ready_count == 0);
+
+    int limit = worker->is_full ? FULL_RETRY_MS : pt_loop_next_timeout(context);
+    if (worker->is_full && context->lines[PT_LINE_DIRTY].first != NULL)
+        limit = 0;
+    PT_ASSERT(limit >= -1);
+    worker->is_lingering = limit != 0 && worker->has_pushed && !worker->is_full;
+    worker->is_asleep = limit != 0 && !worker->is_lingering;
+    worker->turns_waited += limit != 0;
+    worker->has_pushed = 0;
+    context->wait_calls++;
+    int found = context->ops->wait(context, limit);
+    worker->is_asleep = 0;
+    worker->is_lingering = 0;
+    return found;
+}
+
+/* One turn: what is to be pushed, a wait, and what that found. */
+static int turn(pt_worker *worker)
+{
+    pt_context *context = worker->context;
+    PT_ASSERT(context->worker == worker && context->ready_count == 0);
+    pt_event events[WORKER_EVENTS];
+    pt_loop_begin(context);
+    int found = wait(worker);
+    if (found < 0)
+        return found;
+    uint32_t room = worker->kept < worker->limit ? worker->limit - worker->kept : 0;
+    worker->is_full = room == 0;
+    pt_sink sink = {.frame = keep_frame,
+                    .land = land,
+                    .landed = landed,
+                    .context = worker,
+                    .room = room < WORKER_READ ? room : WORKER_READ};
+    int count = pt_loop_work(context, events, WORKER_EVENTS, &sink);
+    PT_ASSERT(count >= 0 && count <= WORKER_EVENTS);
+    for (int index = 0; index < count; index++) {
+        PT_ASSERT(events[index].kind == PT_EVENT_STILL);
+        worker->still = events[index];
+        worker->has_news = 1;
+    }
+    return PT_OK;
+}
+
+int pt_worker_run(pt_worker *worker)
+{
+    pt_context *context = worker->context;
+    int result = PT_OK;
+    context->ops->lock(context);
+    PT_ASSERT(!worker->is_running);
+    worker->is_running = 1;
+    while (!worker->is_stopped && result == PT_OK) {
+        result = turn(worker);
+        pt_worker_tell_news(worker);
+    }
+    worker->is_running = 0;
+    context->ops->unlock(context);
+    return result;
+}
+
+void pt_worker_await(pt_worker *worker)
+{
+    pt_context *context = worker->context;
+    PT_ASSERT(context->ops != NULL);
+    context->ops->lock(context);
+    while (!worker->is_running && !worker->is_stopped)
+        context->ops->settle(context);
+    context->ops->unlock(context);
+}
+
+void pt_worker_stop(pt_worker *worker)
+{
+    pt_context *context = worker->context;
+    PT_ASSERT(context->ops != NULL);
+    context->ops->lock(context);
+    worker->is_stopped = 1;
+    context->ops->wake(context);
+    while (worker->is_running)
+        context->ops->settle(context);
+    context->ops->unlock(context);
+}
+
+int pt_worker_init(pt_worker *worker, pt_context *context, pt_context *home,
+                   const pt_memory *memory, uint32_t limit)
+{
+    if (worker == NULL || context == NULL || home == NULL || memory == NULL || home == context ||
+        context->ops == NULL || context->ops->lock == NULL || context->sources != NULL ||
+        limit < PT_POSIX_SLOT_SIZE)
+        return PT_ERR_INVALID_PARAM;
+    memset(worker, 0, sizeof *worker);
+    worker->context = context;
+    worker->home = home;
+    worker->memory = memory;
+    worker->limit = limit;
+    worker->is_asked = 1;
+    worker->may_write = 1;
+    context->worker = worker;
+    return PT_OK;
+}
+
+void pt_worker_cleanup(pt_worker *worker)
+{
+    pt_context *context = worker->context;
+    context->ops->lock(context);
+    PT_ASSERT(!worker->is_running);
+    for (pt_block *block = worker->first; block != NULL; block = block->next) {
+        const pt_record *record;
+        while ((record = pt_block_next(block)) != NULL) {
+            pt_landing *landing;
+            if (!(record->about & PT_RECORD_LANDED))
+                continue;
+            memcpy((void *)&landing, record + 1, sizeof landing);
+            landing->drop(landing);
+        }
+    }
+    pt_block *blocks = worker->first;
+    worker->first = NULL;
+    worker->last = NULL;
+    worker->newest = NULL;
+    pt_worker_give_back(worker, blocks);
+    worker->kept = 0;
+    context->ops->unlock(context);
+}
+
+/* --------------------------------------------------------------------------------- for the others */
+
+pt_block *pt_worker_take(pt_worker *worker, pt_event *events, int capacity, int *count)
+{
+    pt_context *context = worker->context;
+    PT_ASSERT(events == NULL || capacity >= 8);
+
+    pt_block *blocks = worker->first;
+    worker->first = NULL;
+    worker->last = NULL;
+    worker->newest = NULL;
+    worker->kept = 0;
+    if (events != NULL) {
+        *count = pt_loop_report(context, events, capacity - 1);
+        if (worker->still.kind != 0)
+            events[(*count)++] = worker->still;
+        worker->still.kind = 0;
+    }
+    worker->has_news = context->lines[PT_LINE_LEFT].first != NULL;
+    worker->is_asked = !worker->has_news;
+    worker->may_write = 1;
+    context->turn_messages = 0;
+    context->turn_bytes = 0;
+    if (worker->has_news && worker->home->ops != NULL)
+        worker->home->ops->wake(worker->home);
+    if (worker->is_full)
+        pt_loop_wake(context);
+    return blocks;
+}
+
+void pt_worker_give_back(pt_worker *worker, pt_block *blocks)
+{
+    PT_ASSERT(blocks == NULL || blocks != worker->first);
+
+    while (blocks != NULL) {
+        pt_block *next = blocks->next;
+        uint32_t used = blocks->used + (uint32_t)sizeof *blocks;
+        (void)pt_pool_release(worker->context->pool, (uint8_t *)blocks, used);
+        blocks = next;
+    }
+}
+
+void pt_worker_put_back(pt_worker *worker, pt_block *blocks)
+{
+    PT_ASSERT(blocks != NULL);
+
+    pt_block *last = blocks;
+    worker->kept += last->used - last->taken;
+    for (; last->next != NULL; last = last->next)
+        worker->kept += last->next->used;
+    last->next = worker->first;
+    worker->first = blocks;
+    if (worker->last == NULL)
+        worker->last = last;
+    worker->has_news = 1;
+}
+
+uint32_t pt_worker_keeps(const pt_worker *worker, uint32_t tag)
+{
+    pt_context *context = worker->context;
+    PT_ASSERT(context->worker == worker);
+    uint32_t count = 0;
+    context->ops->lock(context);
+    for (const pt_block *block = worker->first; block != NULL; block = block->next) {
+        pt_block copy = *block; /* records are looked for by its places, and not given out */
+        const uint8_t *records = (const uint8_t *)(block + 1);
+        while (copy.taken < copy.used) {
+            const pt_record *record = (const void *)(records + copy.taken);
+            count += record->tag == tag;
+            copy.taken += (uint32_t)sizeof *record + padded(record->len);
+        }
+    }
+    context->ops->unlock(context);
+    return count;
+}
+
+void pt_worker_set_tells_sent(pt_worker *worker, int tells)
+{
+    pt_context *context = worker->context;
+    context->ops->lock(context);
+    worker->tells_sent = tells != 0;
+    PT_ASSERT(context->worker == worker);
+    if (tells && context->lines[PT_LINE_LEFT].first != NULL)
+        worker->has_news = 1;
+    pt_worker_tell_news(worker);
+    context->ops->unlock(context);
+}
