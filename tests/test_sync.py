@@ -70,7 +70,7 @@ def test_two_nodes_find_each_other_and_talk_without_a_hidden_thread(core, free_p
     port = free_port()
     with echo(**announcing(port, core=core.name)):
         threads = threading.active_count()
-        with Node("script", **announcing(port, core=core.name)) as node:
+        with Node("script", **announcing(port, core=core.name, workers=0)) as node:
             peer = node.wait_for("echo", timeout=GUARD)
             assert [
                 peer.send(data, timeout=GUARD)
@@ -128,8 +128,8 @@ def test_many_messages_arrive_in_order_through_full_queues(core):
 def test_send_nowait_refuses_and_a_send_in_time_gives_up_where_nobody_reads():
     """Nothing was accepted by either."""
     with (
-        Node("mute", **loopback(receive_queue_bytes=1024)) as mute,
-        Node("script", **loopback(send_queue_size=4)) as node,
+        Node("mute", **loopback(receive_queue_bytes=1024, workers=0)) as mute,
+        Node("script", **loopback(send_queue_size=4, workers=0)) as node,
     ):
         with beside(lambda: mute.wait_for("script", timeout=GUARD)):
             peer = node.connect(mute.address, timeout=GUARD)
@@ -195,7 +195,10 @@ def test_a_send_offers_its_message_to_the_system_and_turns_only_now_and_then(cor
     the PINGs of others unanswered while a program does nothing but send."""
     now = 0.0
     monkeypatch.setattr("peertalk.sync.peer.time", types.SimpleNamespace(monotonic=lambda: now))
-    with Node("ada", **loopback(core=core.name)) as ada, Node("bob", **loopback()) as bob:
+    with (
+        Node("ada", **loopback(core=core.name, workers=0)) as ada,
+        Node("bob", **loopback()) as bob,
+    ):
         with beside(lambda: bob.wait_for(lambda peer: peer.connected, timeout=GUARD)):
             peer = ada.connect(bob.address, timeout=GUARD)
         engine, connection = engine_of(ada), connections_of(ada)[0]
@@ -221,8 +224,8 @@ def test_classes_and_keys_mean_the_same_without_await():
     """What waits is overtaken by class and replaced by key; with a full queue of low messages a
     critical one is still taken."""
     with (
-        Node("slow", **loopback(receive_queue_bytes=1024)) as slow,
-        Node("script", **loopback(send_queue_size=16)) as node,
+        Node("slow", **loopback(receive_queue_bytes=1024, workers=0)) as slow,
+        Node("script", **loopback(send_queue_size=16, workers=0)) as node,
     ):
         with beside(lambda: slow.wait_for("script", timeout=GUARD)):
             peer = node.connect(slow.address, timeout=GUARD)

@@ -3,7 +3,8 @@
 Each method takes the lock of the node (turning), and where it has to wait it turns the engine
 itself until the answer is there.
 
-Invariant: the engine is turned under the lock alone. Never: a thread or an event loop of its own.
+Invariant: the engine is turned under the lock alone, here and by the control thread. Never: an
+event loop of its own.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import repeat
 from queue import Empty, SimpleQueue
 from typing import Self, TypeVar, Unpack
 
@@ -21,12 +23,15 @@ from ..doors.door import AnyNode, Broadcast, dialling, remote_of
 from ..doors.peers import BroadcastResult
 from ..protocol import events
 from ..protocol.addresses import Address, dotted_address
+from ..protocol.inbox import Inbox
 from ..protocol.outbox import NORMAL, Key, Priority
 from ..protocol.payloads import Payload, check_choices, payload_of
 from ..protocol.wire import Batch, Datagram, Message
 from ..quantities import parse_timeout
 from ..runtime.log import NodeLog
+from ..runtime.remote import Remote
 from ..runtime.transport import Transport
+from ..runtime.workers import possible
 from ..runtime.world import World
 from .peer import Peer, StreamOut
 from .turning import HOW_TO_START, Turning, deadline_of, each, taken
@@ -37,6 +42,16 @@ Event = events.Event[Peer]
 """Any event of a node."""
 
 T = TypeVar("T")
+
+
+def _chosen(config: Config | None, name: str | None, options: NodeOptions) -> Config:
+    """The configuration, with one worker where nobody has said how many, and there can be one."""
+    chosen = choose_config(config, name, options)
+    if config is None and chosen.explain()["workers"][1] == "default":
+        with contextlib.suppress(errors.PeerTalkError):  # which start() raises
+            if possible(chosen):
+                return choose_config(None, name, {**options, "workers": 1})
+    return chosen
 
 
 class Node(AnyNode[Peer]):
@@ -55,7 +70,7 @@ class Node(AnyNode[Peer]):
         config: Config | None = None,
         **options: Unpack[NodeOptions],
     ) -> None:
-        super().__init__(choose_config(config, name, options))
+        super().__init__(_chosen(config, name, options))
         self._turning = Turning(self.config.name)
         self._events: events.EventQueue[Peer] | None = None
 
@@ -77,6 +92,12 @@ class Node(AnyNode[Peer]):
         self._transport = turning.engine = transport
         if self._events is not None:
             transport.publish = self._events.put
+        if transport.workers.work:
+            try:
+                turning.live(transport)
+            except BaseException:
+                self.close_nowait()
+                raise
         return self
 
     def __enter__(self) -> Self:
@@ -104,6 +125,7 @@ class Node(AnyNode[Peer]):
                 finally:
                     transport.close_now()
                     transport.publish = transport.on_change = None
+            self._turning.stop()
             if transport.unsent:
                 NodeLog("peertalk", self.config.name).warning(
                     "closed with %d messages not sent", transport.unsent
@@ -118,6 +140,7 @@ class Node(AnyNode[Peer]):
         with self._turning.held():
             self._transport.close_now()
             self._transport.publish = self._transport.on_change = None
+        self._turning.stop()
         return self._transport.unsent
 
     def __del__(self) -> None:
@@ -128,6 +151,7 @@ class Node(AnyNode[Peer]):
             # a collection may begin on any thread, and while a peer of this node is in use
             if free:
                 transport.close_now()
+                self._turning.stop(waits=False)
             else:
                 transport.post(transport.close_now)
         # last: it may raise (-W error)
@@ -256,8 +280,14 @@ class Node(AnyNode[Peer]):
     def messages(self, *, timeout: float | str | None = None) -> Iterator[Message[Peer]]:
         """Messages from anybody, until none came for timeout seconds, or the node is closed and the
         last one was taken."""
-        came = self._each(self._begun.inbox.take, timeout)
-        return (Message(peer.view, payload) for peer, payload in came)
+        return self._messages(self._begun.inbox, parse_timeout(timeout))
+
+    def _messages(self, inbox: Inbox[Remote], seconds: float | None) -> Iterator[Message[Peer]]:
+        for peer, payload in each(self._turning, inbox.take, seconds):
+            yield Message(peer.view, payload)
+            lot = inbox.current
+            if lot is not None:  # those that came with it need no turn, nor the lock
+                yield from map(Message, repeat(lot.peer.view), lot.left)
 
     def batches(self, *, timeout: float | str | None = None) -> Iterator[Batch[Peer]]:
         """Messages in bulk: the payloads that one peer sent and one turn brought; otherwise as

@@ -12,9 +12,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from functools import partial
+from threading import get_ident
 from typing import Self
 
 from .. import errors
+from .._numbers import ERR_WOULD_BLOCK
 from ..doors import door
 from ..doors.streaming import Progress
 from ..protocol.outbox import NORMAL, Key, Priority
@@ -23,7 +25,7 @@ from ..protocol.stream import ENDED, StreamState
 from ..protocol.wire import Message
 from ..quantities import parse_timeout
 from ..runtime.remote import Remote
-from .turning import Ended, Turning, deadline_of, each
+from .turning import AT_ONCE, Ended, Turning, deadline_of, each
 
 _REST = 0.001
 """Seconds without a turn after which send() turns: the node answers others, and takes what comes,
@@ -59,7 +61,7 @@ class Peer(door.AnyPeer):
         remote = self._remote
         seconds = None if timeout is None else parse_timeout(timeout)
         if data.__class__ is bytes and priority is NORMAL and key is None:
-            number = self._send_at_once(data)
+            number = self._leave_to_worker(data) or self._send_at_once(data, seconds is None)
             if number:
                 return number
         payload = payload_of(data, remote.own_max_message)
@@ -78,18 +80,53 @@ class Peer(door.AnyPeer):
             remote.transport.turn()
             return number
 
-    def _send_at_once(self, data: bytes) -> int:
+    def _leave_to_worker(self, data: bytes) -> int:
+        """Give a message to the link's worker while nothing else is to be done, in few steps. 0:
+        nothing has changed."""
+        remote, turning = self._remote, self._turning
+        transport = remote.transport
+        note: list[bool | None] = [False]
+        try:
+            note.extend(map(turning.lock.acquire, AT_ONCE))  # see Turning.hold()
+            quick = remote.quick
+            if (
+                quick is None
+                or not note[-1]
+                or not transport.workers.work
+                or transport.thread != get_ident()
+                or remote.afar
+                or (code := quick.send(data)) < 0
+            ):
+                return 0
+            number = remote.accepted = remote.accepted + 1
+            if code:
+                turning.look(transport, 0.0)
+            return number
+        finally:
+            if note[-1]:
+                turning.lock.release()
+
+    def _send_at_once(self, data: bytes, waits: bool) -> int:
         """Write a message while nothing waits before it: one native call, and a turn only when
-        there was none for a moment, or one is asked for. 0: it was not accepted."""
+        there was none for a moment, or one is asked for. waits: for room, where a worker makes it.
+        0: it was not accepted."""
         remote, turning = self._remote, self._turning
         note: list[bool | None] = [False]
         try:
             turning.hold(note)
-            if not remote.accept_at_once(data):
+            transport = remote.transport
+            code = remote.accept_at_once(data)
+            while waits and code == ERR_WOULD_BLOCK and transport.workers.work:
+                turning.turn(transport, None)
+                transport.check_open()
+                code = remote.accept_at_once(data)
+            if code < 0:
                 return 0
             number = remote.accepted
-            if turning.asked or time.monotonic() - turning.turned > _REST:
-                turning.look(remote.transport, 0.0)
+            if turning.asked or (
+                not transport.workers.work and time.monotonic() - turning.turned > _REST
+            ):
+                turning.look(transport, 0.0)
             return number
         finally:
             if note[-1]:

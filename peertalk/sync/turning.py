@@ -1,4 +1,4 @@
-"""Whose turn it is: the lock of a node that has no thread of its own, and waiting while it is held.
+"""Whose turn it is: the lock of a node that its callers turn, and waiting while it is held.
 
 Invariant: an engine is turned by the thread that holds its lock, and belongs to that thread. Who
 waits with the lock turns only when no other thread that waits has a change to look at, and
@@ -19,6 +19,7 @@ from .. import errors
 from ..doors.door import Answer, not_started
 from ..runtime.engine import Engine
 from ..runtime.transport import Transport
+from .control import Control
 
 T = TypeVar("T")
 
@@ -26,7 +27,7 @@ HOW_TO_START = "use `with` or start()"
 
 _HANDOVER = 0.001
 """Seconds that a waiting method leaves the lock to another thread that asked for it."""
-_AT_ONCE = (False,)
+AT_ONCE = (False,)
 _LOOK = 0.5
 """Seconds of one wait at most: a signal that came between the last look at signals and the wait, or
 that another thread took, does not end the wait, and its handler runs when that is over."""
@@ -47,6 +48,7 @@ class Turning:
         """When the last turn was."""
         self.asked = False
         """Whether the engine asked for one since."""
+        self._control: Control | None = None
         self._waiting: list[int] = []
         """Of each who waits for the lock: how many changes that thread knows; -1: it must have the
         lock."""
@@ -73,7 +75,7 @@ class Turning:
         engine = self.engine
         if engine is not None and engine.forked:
             engine.check_open()
-        note.extend(map(self.lock.acquire, _AT_ONCE))  # see _acquire()
+        note.extend(map(self.lock.acquire, AT_ONCE))  # see _acquire()
         if not note[-1]:
             try:
                 self._waiting.append(-1)
@@ -111,7 +113,7 @@ class Turning:
             if note[-1]:
                 self.lock.release()
 
-    def turn(self, engine: Transport, seconds: float | None, again: bool = False) -> bool:
+    def turn(self, engine: Engine, seconds: float | None, again: bool = False) -> bool:
         """One turn, waiting up to so many seconds. False: another thread had to look first, and has
         had the lock, which is held, for a moment. again: that was so just now, and this time there
         is a turn in any case, or a crowd would have none."""
@@ -130,10 +132,33 @@ class Turning:
         self.turned = time.monotonic()
 
     def ask(self) -> None:
-        """Have a turn before the next call returns that sends: the engine's schedule()."""
+        """Have a turn soon: before the next call returns that sends, or by the thread that keeps
+        the node alive. The engine's schedule()."""
         self.asked = True
+        if self._control is not None:
+            self._control.kick()
 
-    def _let_go(self, engine: Transport, deadline: float | None) -> None:
+    def live(self, engine: Transport) -> None:
+        """Have the engine turned by a thread of its own while nobody else does, until stop().
+
+        Raises:
+            NotSupported: the system has no one descriptor for all that the engine waits for.
+        """
+        if engine.loop.fd < 0:
+            raise errors.NotSupported("there is no epoll here for a control thread: use workers=0")
+        self._control = Control(self.lock, lambda: self.turned, self._was_turned)
+        self._control.start(engine, f"{self._name} control")
+
+    def _was_turned(self) -> None:
+        self.changes += 1
+        self.asked = False
+
+    def stop(self, *, waits: bool = True) -> None:
+        """The engine is closed: that thread ends too, and, if it waits, before this returns."""
+        if self._control is not None:
+            self._control.stop(waits=waits)
+
+    def _let_go(self, engine: Engine, deadline: float | None) -> None:
         """Let go of the lock, and hold it again when it is free: at the deadline, and when a signal
         handler raises, whoever has it is asked. What that raised comes when the lock is held, since
         whoever is left by it lets go of the lock."""

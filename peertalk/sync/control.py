@@ -1,0 +1,142 @@
+"""The thread that decides while the program does something else: it keeps a node alive between two
+calls of its methods.
+
+It sleeps on what the node's loop waits for and turns the engine when something is due and nobody
+else turns it. A thread that is in a method, or was just now, comes first: what comes then is its
+own, and two threads that take turns at the interpreter cost more than either does alone.
+
+Invariant: the engine is turned under the node's lock, here as everywhere. Never: holds the lock
+while it waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+from .. import errors
+from ..runtime import forks
+from ..runtime.transport import Transport
+
+_GRACE = 0.01
+"""Seconds after a turn of another thread in which that thread is expected again."""
+_LATEST = 3600.0
+"""Seconds of one sleep at most, which poll(2) counts in milliseconds of 31 bits."""
+
+
+class Control:
+    """Turns an engine while no other thread does, from start() to stop().
+
+    Args:
+        lock: the node's, which whoever turns the engine holds.
+        turned: when another thread had turned it last, by time.monotonic().
+        changed: called under the lock after each turn here.
+    """
+
+    def __init__(
+        self, lock: threading.Lock, turned: Callable[[], float], changed: Callable[[], None]
+    ) -> None:
+        self._lock = lock
+        self._turned = turned
+        self._changed = changed
+        self._stopped = False
+        self._descriptors: list[int] = []
+        self._thread: threading.Thread | None = None
+
+    def start(self, engine: Transport, name: str) -> None:
+        """Begin, once; the caller holds the lock, or nobody else knows the engine.
+
+        Raises:
+            PlatformError: there are no more descriptors, or threads.
+        """
+        try:
+            # A copy: that of the engine is closed by whichever thread ends it, and reused.
+            self._descriptors = [os.dup(engine.loop.fd)]
+            self._descriptors += os.pipe()
+        except OSError as error:
+            self._close()
+            raise errors.PlatformError(f"a control thread needs descriptors: {error}") from None
+        for end in self._descriptors[1:]:
+            os.set_blocking(end, False)
+        forks.heed(self)
+        self._thread = threading.Thread(
+            target=self._run, args=(engine, *self._descriptors[:2]), name=name, daemon=True
+        )
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self._thread = None
+            self._close()
+            raise errors.PlatformError(f"the control thread does not start: {error}") from None
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def kick(self) -> None:
+        """Something is due sooner than it was. Any thread."""
+        if self._descriptors:
+            with contextlib.suppress(OSError):  # it is full of kicks, or was closed just now
+                os.write(self._descriptors[2], b"k")
+
+    def stop(self, *, waits: bool) -> None:
+        """End. waits: until that is so, which is not for whoever has the lock; the thread itself
+        does not wait."""
+        self._stopped = True
+        self.kick()
+        thread = self._thread
+        if waits and thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def orphan(self) -> None:
+        """In a forked child, where the thread is not."""
+        self._stopped = True
+        self._close()
+
+    def _close(self) -> None:
+        descriptors, self._descriptors = self._descriptors, []
+        for each in descriptors:
+            with contextlib.suppress(OSError):
+                os.close(each)
+
+    def _run(self, engine: Transport, ready: int, kicked: int) -> None:
+        poll = select.poll()
+        poll.register(ready, select.POLLIN)
+        poll.register(kicked, select.POLLIN)
+        due = 0.0
+        try:
+            while not self._stopped:
+                if poll.poll(math.ceil(max(0.0, due - time.monotonic()) * 1000)):
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(kicked, 4096)
+                rest = self._turned() + _GRACE - time.monotonic()
+                if rest > 0 and not self._stopped:
+                    time.sleep(rest)
+                with self._lock:
+                    if self._stopped or engine.released:
+                        return
+                    if time.monotonic() >= self._turned() + _GRACE:
+                        self._turn(engine)
+                    due = self._next(engine)
+        finally:
+            self._close()
+
+    def _turn(self, engine: Transport) -> None:
+        engine.move_here()
+        try:
+            engine.turn()
+        except Exception as error:  # of a callback, which has no caller here
+            engine.log.error("an exception was raised in a callback", exc_info=error)
+        self._changed()
+
+    def _next(self, engine: Transport) -> float:
+        """When a turn is due though nothing becomes ready."""
+        if engine.closed:
+            return 0.0
+        wait = engine.loop.next_timeout()
+        return time.monotonic() + (_LATEST if wait is None else min(wait, _LATEST))

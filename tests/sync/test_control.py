@@ -1,0 +1,216 @@
+"""A node of peertalk.sync that lives while its program does something else."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import threading
+import time
+
+import pytest
+from kit.inside import engine_of
+from kit.nodes import announcing, loopback, numbered
+from kit.waiting import GUARD
+
+import peertalk as pt
+from peertalk import sync
+
+pytestmark = pytest.mark.threads
+
+
+def eventually(condition):
+    """Wait until something is so, without a call of any node."""
+    give_up = time.monotonic() + GUARD
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def two(**options):
+    """Two connected nodes; nobody calls them but the test."""
+    with (
+        sync.Node("ada", **loopback(**options)) as ada,
+        sync.Node("bob", **loopback(**options)) as bob,
+    ):
+        yield ada, bob, ada.connect(bob.address, timeout=GUARD)
+
+
+def test_it_has_one_worker_and_one_thread_that_decides_unless_it_is_told_otherwise(monkeypatch):
+    before = threading.active_count()
+    with sync.Node("ada", **loopback()) as ada:
+        names = {each.name for each in threading.enumerate()}
+        assert {"ada worker 1", "ada control"} <= names and ada.config.workers == 1
+    assert threading.active_count() == before
+    with sync.Node("ada", **loopback(workers=0)) as ada:
+        assert threading.active_count() == before and ada.config.workers == 0
+    with sync.Node(config=pt.Config(name="ada", **loopback())) as ada:
+        assert ada.config.workers == 0
+    monkeypatch.setenv("PEERTALK_WORKERS", "2")
+    with sync.Node("ada", **loopback()) as ada:
+        assert ada.config.workers == 2 and threading.active_count() == before + 3
+    assert threading.active_count() == before
+
+
+def test_the_core_without_a_compiler_is_polled(reference_core):
+    before = threading.active_count()
+    with sync.Node("ada", **loopback(core="reference")) as ada:
+        assert ada.config.workers == 0 and threading.active_count() == before
+
+
+def test_nodes_find_each_other_and_connect_while_their_program_calls_nothing(free_port):
+    """A program that computes was never found, and forgotten again."""
+    port = free_port()
+    with sync.Node("ada", **announcing(port)) as ada, sync.Node("bob", **announcing(port)) as bob:
+        eventually(lambda: ada.peers.get("bob") and bob.peers.get("ada"))
+        ada.connect("bob", timeout=GUARD)
+        eventually(lambda: bob.peers["ada"].connected)
+
+
+def test_a_ping_is_answered_and_what_comes_is_kept_while_the_program_calls_nothing():
+    with two() as (_, bob, peer):
+        assert peer.ping(timeout=GUARD) > 0
+        for number in range(100):
+            peer.send(numbered(number))
+        eventually(lambda: engine_of(bob).inbox.cost)
+        assert [bob.receive(timeout=GUARD).data for _ in range(100)] == list(
+            map(numbered, range(100))
+        )
+
+
+def test_what_one_call_leaves_undone_is_done_without_another():
+    """A message to a peer that is not connected yet waits for no call."""
+    with (
+        sync.Node("ada", **loopback()) as ada,
+        sync.Node("bob", **loopback()) as bob,
+    ):
+        peer = ada.connect(bob.address, timeout=GUARD)
+        peer.disconnect(timeout=GUARD)
+        peer.send_nowait(b"later")
+        eventually(lambda: engine_of(bob).inbox.cost)
+        assert bob.receive(timeout=GUARD).data == b"later"
+
+
+def test_calls_of_many_threads_have_their_own_time_and_lose_nothing():
+    with two() as (ada, bob, peer):
+        failed = []
+
+        def send(first):
+            try:
+                for number in range(first, first + 300):
+                    peer.send(numbered(number), timeout=GUARD)
+                    if number % 50 == 0:
+                        with contextlib.suppress(pt.Timeout):
+                            ada.receive(timeout=0.001)
+            except BaseException as error:
+                failed.append(error)
+
+        threads = [threading.Thread(target=send, args=(1000 * each,)) for each in range(8)]
+        for each in threads:
+            each.start()
+        came = [int.from_bytes(bob.receive(timeout=GUARD).data[:4], "big") for _ in range(2400)]
+        for each in threads:
+            each.join(GUARD)
+        assert not failed
+        for first in range(0, 8000, 1000):
+            mine = [number for number in came if first <= number < first + 1000]
+            assert mine == list(range(first, first + 300))
+
+
+def test_a_signal_interrupts_a_wait_though_other_threads_run():
+    """It may be delivered to any thread that does not block it; its handler runs on this one."""
+
+    class Struck(Exception):
+        pass
+
+    def strike(*_):
+        raise Struck
+
+    before = signal.signal(signal.SIGUSR1, strike)
+    try:
+        with sync.Node("ada", **loopback()) as ada:
+            for _ in range(5):
+                timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1))
+                timer.start()
+                with pytest.raises(Struck):
+                    ada.receive(timeout=GUARD)
+                timer.join()
+            assert ada.stats().peers == 0
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_an_exception_of_a_callback_is_logged_and_the_node_lives_on(caplog):
+    with two() as (ada, bob, peer):
+        transport = engine_of(ada)
+
+        def fail():
+            raise ZeroDivisionError("made up")
+
+        transport.post(fail)
+        eventually(lambda: "made up" in caplog.text)
+        peer.send(b"alive")
+        assert bob.receive(timeout=GUARD).data == b"alive"
+
+
+def test_a_forked_child_has_neither_thread_nor_node():
+    with two() as (ada, bob, peer):
+        descriptors = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+        child = os.fork()
+        if not child:
+            status = 1
+            with contextlib.suppress(BaseException):
+                try:
+                    peer.send(b"x", timeout=1)
+                except pt.InvalidState:
+                    status = 0
+                if descriptors and len(os.listdir("/proc/self/fd")) >= descriptors:
+                    status = 2
+            os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        peer.send(b"still here")
+        assert bob.receive(timeout=GUARD).data == b"still here"
+        assert ada.stats().messages_sent >= 0
+
+
+def test_who_keeps_the_interpreter_keeps_no_connected_peer_waiting(start_python):
+    """A second process pings until it has its answers; the call that holds the interpreter here
+    returns only then."""
+    with sync.Node("ada", **loopback()) as ada:
+        script = (
+            "import sys, peertalk as pt\n"
+            "from peertalk import sync\n"
+            "with sync.Node('bob', bind='127.0.0.1', discovery=False) as bob:\n"
+            "    peer = bob.connect(('127.0.0.1', int(sys.argv[1])), timeout=20)\n"
+            "    peer.send(b'here')\n"
+            "    sys.stdin.readline()\n"
+            "    for _ in range(3): peer.ping(timeout=20)\n"
+            "    print('answered', flush=True)\n"
+            "    sys.stdin.readline()\n"
+        )
+        other = start_python("-c", script, str(ada.address[1]))
+        assert ada.receive(timeout=GUARD).data == b"here"
+        other.stdin.write("go\n")
+        other.stdin.flush()
+        room = ctypes.create_string_buffer(8)
+        ctypes.PyDLL(None).read(other.stdout.fileno(), room, 8)
+        assert room.raw == b"answered", other.communicate(timeout=GUARD)
+        other.communicate("end\n", timeout=GUARD)
+
+
+FORGOTTEN = """
+from peertalk import sync
+node = sync.Node("ada", bind="127.0.0.1", discovery=False, workers=2).start()
+other = sync.Node("bob", bind="127.0.0.1", discovery=False).start()
+peer = node.connect(other.address, timeout=20)
+peer.send(bytes(100))
+print("end", flush=True)
+"""
+
+
+def test_an_interpreter_that_ends_with_open_nodes_ends(start_python):
+    process = start_python("-W", "ignore", "-c", FORGOTTEN)
+    out, err = process.communicate(timeout=GUARD)
+    assert (process.returncode, out.strip()) == (0, "end") and "Traceback" not in err
