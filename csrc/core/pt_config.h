@@ -122,6 +122,16 @@
 #define PT_WIDE 1
 #endif
 
+/* 0 leaves out frames that are written as soon as they are sent, likewise. */
+#ifndef PT_PROMPT
+#define PT_PROMPT 1
+#endif
+
+/* 0 leaves out what a context shares with a worker, likewise. */
+#ifndef PT_WORKERS
+#define PT_WORKERS 1
+#endif
+
 /* 0 leaves out slots that a pipeline borrows, likewise: there they are the caller's. */
 #ifndef PT_BORROWED_SLOTS
 #define PT_BORROWED_SLOTS 1

@@ -31,7 +31,7 @@ void pt_context_arm(pt_context *context, pt_timer *timer, uint32_t delay_ms)
 {
     uint32_t ticks = delay_ms != 0 ? ticks_from_ms(context, delay_ms) + 1 : 0;
     pt_wheel_arm(&context->wheel, timer, context->ops->clock(context) + ticks);
-    if (context->worker != NULL && context->worker->is_asleep)
+    if (pt_worker_of(context) != NULL && pt_worker_of(context)->is_asleep)
         context->ops->wake(context); /* it may have to wait for less long */
 }
 
@@ -73,19 +73,21 @@ void pt_context_owe(pt_context *context, pt_link *link, int is_news)
 
     pt_context_join(context, link, pt_context_due_line(context));
     PT_ASSERT(link->in_line[pt_context_due_line(context)]);
-    if (context->worker != NULL && is_news)
-        context->worker->has_news = 1;
+    if (pt_worker_of(context) != NULL && is_news)
+        pt_worker_of(context)->has_news = 1;
 }
 
+#if PT_WORKERS
 void pt_context_hand_over(pt_context *context, pt_link *link)
 {
-    PT_ASSERT(context->worker != NULL);
+    PT_ASSERT(pt_worker_of(context) != NULL);
 
-    const pt_worker *worker = context->worker;
+    const pt_worker *worker = pt_worker_of(context);
     pt_context_join(context, link, PT_LINE_DIRTY);
     if (worker->is_asleep || (worker->is_lingering && link->pipeline.pending_count > 2))
         context->ops->wake(context);
 }
+#endif
 
 void pt_context_add_source(pt_context *context, pt_source *source)
 {

@@ -201,9 +201,10 @@ void pt_link_harvest(pt_context *context, pt_link *link)
             watch_rest(context, link);
             continue; /* the link has a use for the slot itself */
         }
-        int is_news = result != PT_OK || link->wanted || link->pipeline.refers ||
-                      link->state != PT_LINK_OPEN ||
-                      (context->worker != NULL && context->worker->tells_sent);
+        int is_news =
+            PT_WORKERS && (result != PT_OK || link->wanted || link->pipeline.refers ||
+                           link->state != PT_LINK_OPEN ||
+                           (pt_worker_of(context) != NULL && pt_worker_of(context)->tells_sent));
         if (result == PT_OK) {
             link->due |= PT_DUE_SENT;
             link->wanted = 0;
@@ -272,9 +273,11 @@ static int move_slots(pt_context *context, pt_link *link)
             return 0;
     }
     if (context->ops->poll_send_completions != NULL && link->pipeline.pending_count != 0) {
-        link->busy = context->worker != NULL && !context->worker->is_asleep;
+        if (pt_worker_of(context) != NULL)
+            link->busy = !pt_worker_of(context)->is_asleep;
         int result = context->ops->poll_send_completions(context, link);
-        link->busy = 0;
+        if (PT_WORKERS)
+            link->busy = 0;
         if (result < 0) {
             pt_link_harvest(context, link);
             fail_writing(context, link, result);
@@ -389,16 +392,18 @@ void pt_link_push(pt_context *context, pt_link *link)
 static void enter(pt_context *context, const pt_link *link)
 {
     pt_context_lock(context);
-    PT_ASSERT(!link->busy || context->worker != NULL);
-    while (link->busy)
+    PT_ASSERT(!link->busy || pt_worker_of(context) != NULL);
+    while (PT_WORKERS && link->busy)
         context->ops->settle(context);
 }
 
+#if PT_WORKERS
 void pt_link_await_rest(pt_context *context, const pt_link *link)
 {
     enter(context, link);
     pt_context_unlock(context);
 }
+#endif
 
 static int open_link(pt_context *context, pt_link *link, intptr_t handle, uint32_t tag,
                      pt_send_slot *slots, uint8_t depth, uint16_t slot_size, int packing,
@@ -420,9 +425,9 @@ static int open_link(pt_context *context, pt_link *link, intptr_t handle, uint32
     link->source.handle = handle;
     link->source.tag = tag;
     link->source.kind = PT_SOURCE_LINK;
-    link->unread = context->worker != NULL ? PT_UNREAD_PAUSED : 0;
-    link->source.interest = context->worker != NULL ? 0 : PT_WANT_READ;
-    link->source.edge = context->worker != NULL;
+    link->unread = pt_worker_of(context) != NULL ? PT_UNREAD_PAUSED : 0;
+    link->source.interest = pt_worker_of(context) != NULL ? 0 : PT_WANT_READ;
+    link->source.edge = pt_worker_of(context) != NULL;
     link->source.registered = 0xFF;
     pt_context_add_source(context, &link->source);
     result = context->ops->watch(context, &link->source);
@@ -474,7 +479,8 @@ static int close_link(pt_context *context, pt_link *link)
         pt_link_end(context, link, PT_OK, 0);
     link->due = 0;
     pt_context_leave(context, link, PT_LINE_DIRTY);
-    pt_context_leave(context, link, PT_LINE_LEFT);
+    if (PT_PROMPT || PT_WORKERS)
+        pt_context_leave(context, link, PT_LINE_LEFT);
     pt_context_remove_source(context, &link->source);
     move(link, PT_LINK_STEP_CLOSE);
     PT_ASSERT(context->link_count != 0);
@@ -533,12 +539,12 @@ void pt_link_shut(pt_context *context, pt_link *link)
     if (link->state == PT_LINK_OPEN) {
         PT_ASSERT(link->end_code == PT_OK);
         move(link, PT_LINK_STEP_SHUT);
-        if (context->worker != NULL) {
+        if (pt_worker_of(context) != NULL) {
             pt_context_hand_over(context, link);
         } else {
             pt_link_push(context, link);
             pt_link_finish(context, link);
-            if (link->in_line[PT_LINE_DIRTY] || link->in_line[PT_LINE_LEFT])
+            if (link->in_line[PT_LINE_DIRTY] || (PT_PROMPT && link->in_line[PT_LINE_LEFT]))
                 pt_link_ask_for_turn(context);
         }
     }
@@ -557,6 +563,7 @@ uint32_t pt_link_unconfirmed(pt_context *context, const pt_link *link)
     return count;
 }
 
+#if PT_PROMPT
 uint32_t pt_link_settle(pt_context *context, pt_link *link)
 {
     if (link->state == PT_LINK_NONE)
@@ -569,6 +576,7 @@ uint32_t pt_link_settle(pt_context *context, pt_link *link)
     pt_context_unlock(context);
     return count;
 }
+#endif
 
 void pt_link_set_frame_timeout(pt_context *context, pt_link *link, uint32_t timeout_ms)
 {

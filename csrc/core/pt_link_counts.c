@@ -9,6 +9,7 @@ uint64_t pt_link_pending(const pt_link *link)
            link->failed_count;
 }
 
+#if PT_WORKERS
 void pt_link_count(pt_context *context, const pt_link *link, pt_link_counts *out)
 {
     const pt_send_pipeline *pipeline = &link->pipeline;
@@ -52,6 +53,7 @@ void pt_link_set_answers(pt_context *context, pt_link *link, int answers)
     link->answers = answers != 0;
     pt_context_unlock(context);
 }
+#endif
 
 #if PT_ASSERTIONS
 void pt_link_check(const pt_context *context, const pt_link *link)
@@ -62,7 +64,7 @@ void pt_link_check(const pt_context *context, const pt_link *link)
     PT_ASSERT((link->held != NULL) == (link->held_at < link->held_len));
     PT_ASSERT(!link->in_line[PT_LINE_HELD] || link->held != NULL);
     PT_ASSERT(link->failed_code != PT_OK || link->failed_count == 0);
-    PT_ASSERT((link->due & ~PT_DUE_SENT) == 0 || context->worker != NULL ||
+    PT_ASSERT((link->due & ~PT_DUE_SENT) == 0 || pt_worker_of(context) != NULL ||
               link->in_line[PT_LINE_DIRTY]);
     PT_ASSERT(link->due == 0 || link->in_line[PT_LINE_DIRTY] || link->in_line[PT_LINE_LEFT]);
     PT_ASSERT(link->departs == NULL || link->blocked || link->state != PT_LINK_OPEN);

@@ -181,7 +181,7 @@ static void call_left(pt_context *context)
     }
 }
 
-int pt_loop_report(pt_context *context, pt_event *events, int capacity)
+PT_LOOP_PART int pt_loop_report(pt_context *context, pt_event *events, int capacity)
 {
     enum pt_line_kind kind = pt_context_due_line(context);
     int count = 0;
@@ -208,7 +208,7 @@ static int wait_limit(pt_context *context, int timeout_ms)
 
 int pt_loop_wait(pt_context *context, int timeout_ms)
 {
-    if (context->ops == NULL || context->worker != NULL)
+    if (context->ops == NULL || pt_worker_of(context) != NULL)
         return PT_ERR_INVALID_PARAM;
     int limit = wait_limit(context, timeout_ms);
     if (limit == 0 ||
@@ -245,26 +245,26 @@ static void push_links(pt_context *context)
 {
     pt_line *line = &context->lines[PT_LINE_DIRTY];
     PT_ASSERT(*line->end == NULL);
-    if (context->worker == NULL) {
+    if (pt_worker_of(context) == NULL) {
         for (pt_link *link = line->first; link != NULL; link = link->next[PT_LINE_DIRTY])
             pt_link_push(context, link);
         return;
     }
     for (uint32_t left = context->link_count; left != 0 && line->first != NULL; left--) {
         pt_link *link = line->first;
-        context->worker->has_pushed = 1;
+        pt_worker_of(context)->has_pushed = 1;
         pt_context_leave(context, link, PT_LINE_DIRTY);
         pt_link_push(context, link);
     }
 }
 
-void pt_loop_begin(pt_context *context)
+PT_LOOP_PART void pt_loop_begin(pt_context *context)
 {
     PT_ASSERT(context->ops != NULL);
 
     context->turns++;
     context->woken = 0;
-    if (context->worker == NULL) { /* else whoever sends has a turn when it takes */
+    if (pt_worker_of(context) == NULL) { /* else whoever sends has a turn when it takes */
         context->turn_messages = 0;
         context->turn_bytes = 0;
     }
@@ -274,28 +274,8 @@ void pt_loop_begin(pt_context *context)
         pt_read_starved(context);
 }
 
-int pt_loop_turn(pt_context *context, int timeout_ms, pt_event *events, int capacity,
-                 const pt_sink *sink)
-{
-    if (context->ops == NULL || events == NULL || sink == NULL || context->worker != NULL ||
-        capacity < ((int)context->io_budget + 1) * LINK_EVENTS)
-        return PT_ERR_INVALID_PARAM;
-    pt_loop_begin(context);
-    if (context->ready_count == 0) { /* else pt_loop_wait() was here */
-        context->wait_calls++;
-        int found =
-            context->ops->wait(context, timeout_ms == 0 ? 0 : wait_limit(context, timeout_ms));
-        if (found < 0)
-            return found;
-    }
-    int count = pt_loop_work(context, events, capacity, sink);
-    count += pt_loop_report(context, &events[count], capacity - count);
-    PT_ASSERT(count <= capacity);
-    PT_CHECK(check(context));
-    return count;
-}
-
-int pt_loop_work(pt_context *context, pt_event *events, int capacity, const pt_sink *sink)
+PT_LOOP_PART int pt_loop_work(pt_context *context, pt_event *events, int capacity,
+                              const pt_sink *sink)
 {
     PT_ASSERT(context->ready_count <= context->io_budget);
     int count = 0;
@@ -316,8 +296,29 @@ int pt_loop_work(pt_context *context, pt_event *events, int capacity, const pt_s
     if (!pt_timer_is_armed(&context->pool_timer) && context->link_count != 0 &&
         pt_pool_acquires(context->pool) != context->pool_acquires)
         pt_context_arm(context, &context->pool_timer, PT_POOL_REST_MS);
-    if (context->worker == NULL)
+    if (PT_PROMPT && pt_worker_of(context) == NULL)
         call_left(context);
+    return count;
+}
+
+int pt_loop_turn(pt_context *context, int timeout_ms, pt_event *events, int capacity,
+                 const pt_sink *sink)
+{
+    if (context->ops == NULL || events == NULL || sink == NULL || pt_worker_of(context) != NULL ||
+        capacity < ((int)context->io_budget + 1) * LINK_EVENTS)
+        return PT_ERR_INVALID_PARAM;
+    pt_loop_begin(context);
+    if (context->ready_count == 0) { /* else pt_loop_wait() was here */
+        context->wait_calls++;
+        int found =
+            context->ops->wait(context, timeout_ms == 0 ? 0 : wait_limit(context, timeout_ms));
+        if (found < 0)
+            return found;
+    }
+    int count = pt_loop_work(context, events, capacity, sink);
+    count += pt_loop_report(context, &events[count], capacity - count);
+    PT_ASSERT(count <= capacity);
+    PT_CHECK(check(context));
     return count;
 }
 

@@ -26,7 +26,7 @@ void pt_context_leave(pt_context *context, pt_link *link, enum pt_line_kind kind
 /* The line of links that have something to report. */
 static inline enum pt_line_kind pt_context_due_line(const pt_context *context)
 {
-    return context->worker != NULL ? PT_LINE_LEFT : PT_LINE_DIRTY;
+    return pt_worker_of(context) != NULL ? PT_LINE_LEFT : PT_LINE_DIRTY;
 }
 
 /* A link has something to report. is_news: whoever takes from a worker should hear that. */
@@ -44,13 +44,20 @@ void pt_context_drop_spare(pt_context *context);
 
 /* ------------------------------------------------------------------------------------- pt_loop.c */
 
-/* A turn in three parts, for who waits between them as a worker does: what stands before the wait,
- * what was found by it, and what links have to tell. The second is bounded as a turn is, and
- * returns the number of events. The third empties the line of links that are due, as far as events
- * have room, and returns how many it made. */
+/* A turn is made in three parts, for who waits between them as a worker does; else they are parts
+ * of pt_loop_turn() alone. */
+#if !PT_WORKERS
+#define PT_LOOP_PART static
+#else
+#define PT_LOOP_PART
+/* What stands before the wait. */
 void pt_loop_begin(pt_context *context);
+/* What was found by it, bounded as a turn is. Returns the number of events. */
 int pt_loop_work(pt_context *context, pt_event *events, int capacity, const pt_sink *sink);
+/* What links have to tell: empties the line of those that are due, as far as events have room.
+ * Returns how many it made. */
 int pt_loop_report(pt_context *context, pt_event *events, int capacity);
+#endif
 
 /* ------------------------------------------------------------------------------------- pt_link.c */
 

@@ -223,9 +223,11 @@ static uint32_t receive(pt_context *context, pt_link *link, uint8_t *place, uint
 {
     PT_ASSERT(size != 0);
 
-    link->busy = context->worker != NULL;
+    if (pt_worker_of(context) != NULL)
+        link->busy = 1;
     int count = context->ops->tcp_receive(context, link, place, size);
-    link->busy = 0;
+    if (PT_WORKERS)
+        link->busy = 0;
     if (count == PT_ERR_WOULD_BLOCK)
         return 0;
     if (count == PT_ERR_CONNECTION_CLOSED && link->system_error == 0) {
@@ -319,15 +321,15 @@ static void read_on(pt_context *context, pt_link *link, pt_sink *sink, int alone
 /* Bytes of a link are about to be taken apart. */
 static void begin_reading(pt_context *context, pt_link *link)
 {
-    if (context->worker != NULL)
-        context->worker->reading = link;
+    if (pt_worker_of(context) != NULL)
+        pt_worker_of(context)->reading = link;
 }
 
 /* They were. A worker answers all PINGs among them with one PONG; it is never kept for later: a
  * flood of PINGs must not cost more than the slots of its link. */
 static void end_reading(pt_context *context, pt_link *link)
 {
-    pt_worker *worker = context->worker;
+    pt_worker *worker = pt_worker_of(context);
     if (worker == NULL)
         return;
     PT_ASSERT(worker->reading == link);

@@ -26,7 +26,7 @@ int pt_link_slots_available(pt_context *context, pt_link *link)
  * when it is worth trying again. */
 static int make_room(pt_context *context, pt_link *link)
 {
-    if (link->blocked || (context->worker != NULL && !context->worker->is_asleep))
+    if (link->blocked || (pt_worker_of(context) != NULL && !pt_worker_of(context)->is_asleep))
         return 0;
     int available = slots_available(context, link);
     pt_link_push(context, link);
@@ -81,7 +81,7 @@ static int may_retry(pt_context *context, pt_link *link, int *result)
  * one write, so the first of several calls writes by itself; the others leave it to the worker. */
 static void leave_to_worker(pt_context *context, pt_link *link)
 {
-    pt_worker *worker = context->worker;
+    pt_worker *worker = pt_worker_of(context);
     PT_ASSERT(worker->context == context && !link->blocked);
 
     if (worker->is_asleep && worker->may_write && link->pipeline.pending_count == 1) {
@@ -96,7 +96,7 @@ static void leave_to_worker(pt_context *context, pt_link *link)
  * last one: of a burst every frame but the first waits for the end of the tick anyway. */
 static inline int is_prompt(const pt_context *context, pt_link *link)
 {
-    if (link->in_line[PT_LINE_DIRTY] || !context->ops->prompt || link->blocked ||
+    if (!PT_PROMPT || link->in_line[PT_LINE_DIRTY] || !context->ops->prompt || link->blocked ||
         link->first_turn == (uint32_t)context->turns + 1)
         return 0;
     uint32_t frames = (uint32_t)link->pipeline.frames;
@@ -111,7 +111,7 @@ static int has_left(const pt_context *context, const pt_link *link)
 {
     PT_ASSERT(link->due == 0 || link->in_line[PT_LINE_DIRTY] || link->in_line[PT_LINE_LEFT]);
 
-    return context->ops->prompt && link->state == PT_LINK_OPEN && !link->blocked &&
+    return PT_PROMPT && context->ops->prompt && link->state == PT_LINK_OPEN && !link->blocked &&
            link->pipeline.pending_count == 0 && link->due == PT_DUE_SENT &&
            link->failed_code == PT_OK;
 }
@@ -132,7 +132,7 @@ static inline int follow_up(pt_context *context, pt_link *link, int at_once, uin
 {
     PT_ASSERT(link->pipeline.pending_count != 0);
 
-    if (context->worker != NULL) {
+    if (pt_worker_of(context) != NULL) {
         if (!link->blocked)
             leave_to_worker(context, link);
         return count_frame(context, link, counted);
@@ -146,7 +146,7 @@ static inline int follow_up(pt_context *context, pt_link *link, int at_once, uin
         tell_by_and_by(context, link);
         return hints | PT_SEND_LEFT;
     }
-    if (!was_blocked && !was_asked)
+    if (!was_blocked)
         pt_context_join(context, link, PT_LINE_DIRTY);
     while (!at_once && (link->pipeline.filling_count > 1 || link->pipeline.ripe)) {
         if (!pt_link_launch(context, link, 0))
@@ -223,7 +223,7 @@ int pt_link_drain(pt_context *context, pt_link *link)
     const pt_platform_ops *ops = context->ops;
     if (ops == NULL)
         return PT_ERR_NOT_CONNECTED;
-    if (context->worker != NULL)
+    if (pt_worker_of(context) != NULL)
         return PT_ERR_INVALID_STATE;
     uint32_t limit = PT_DRAIN_TIMEOUT_TICKS * ops->ticks_per_second / PT_TICKS_PER_SECOND;
     uint32_t start = ops->clock(context);
@@ -257,7 +257,7 @@ int pt_link_send_sync(pt_context *context, pt_link *link, uint8_t type, uint8_t 
 {
     if (context->ops == NULL)
         return PT_ERR_NOT_CONNECTED;
-    if (context->worker != NULL)
+    if (pt_worker_of(context) != NULL)
         return PT_ERR_INVALID_STATE;
     if (context->ops->tcp_send_async != NULL) {
         int result = pt_link_send(context, link, type, flags, payload, payload_len);

@@ -6,6 +6,7 @@
 #include "pt_assert.h"
 #include "pt_loop_inside.h"
 
+#if PT_WORKERS
 /* Stream bytes of one turn: so that nobody waits for the lock for long. */
 #define WORKER_READ 262144
 
@@ -125,6 +126,7 @@ static pt_landing *land(void *sink_context, uint32_t tag, uint32_t total)
 
 static int landed(void *sink_context, uint32_t tag, pt_landing *landing)
 {
+    PT_ASSERT(landing->memory != NULL);
     PT_ASSERT(landing->received == landing->total);
     pt_worker *worker = sink_context;
     int result =
@@ -372,3 +374,4 @@ void pt_worker_set_tells_sent(pt_worker *worker, int tells)
     pt_worker_tell_news(worker);
     context->ops->unlock(context);
 }
+#endif

@@ -5,6 +5,12 @@
 
 #include "pt_worker.h"
 
+/* The worker of a context; NULL: it has none, or this build has none at all. */
+static inline pt_worker *pt_worker_of(const pt_context *context)
+{
+    return PT_WORKERS ? context->worker : NULL;
+}
+
 /* End home's wait if there is news that it waits for. The caller has the lock. */
 static inline void pt_worker_tell_news(pt_worker *worker)
 {
@@ -19,15 +25,15 @@ static inline void pt_worker_tell_news(pt_worker *worker)
  * go of it has the news told that came meanwhile. */
 static inline void pt_context_lock(pt_context *context)
 {
-    if (context->worker != NULL)
+    if (pt_worker_of(context) != NULL)
         context->ops->lock(context);
 }
 
 /* Let go of it. */
 static inline void pt_context_unlock(pt_context *context)
 {
-    if (context->worker != NULL) {
-        pt_worker_tell_news(context->worker);
+    if (pt_worker_of(context) != NULL) {
+        pt_worker_tell_news(pt_worker_of(context));
         context->ops->unlock(context);
     }
 }

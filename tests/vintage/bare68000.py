@@ -24,6 +24,8 @@ LEAVES_OUT = (
     "-DPT_WIDE=0",
     "-DPT_POOL_COUNTS=0",
     "-DPT_BORROWED_SLOTS=0",
+    "-DPT_PROMPT=0",
+    "-DPT_WORKERS=0",
 )
 FLAGS = ("-m68000", "-Os", "-ffreestanding", "-fno-pic", *LEAVES_OUT)
 SIZE_LIMIT = 20 * 1024
