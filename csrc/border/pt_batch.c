@@ -32,6 +32,7 @@ typedef struct item {
 typedef struct bound_loop {
     pt_context *context;
     PyObject *owner;
+    pt_worker *worker; /* that turns it, as of the last turn; NULL: none */
     pt_event *events;
     PyObject **payloads; /* bytes objects, one reference each until they are told */
     item *items;
@@ -280,7 +281,8 @@ static int gather(bound_loop *bound)
     PT_ASSERT(bound->told == NULL && bound->payload_count == 0);
     PT_ASSERT(bound->item_count == 0 && bound->event_count == 0);
 
-    if (bound->context->worker != NULL)
+    bound->worker = bound->context->worker;
+    if (bound->worker != NULL)
         return collect_kept(bound);
     pt_sink sink = {.frame = collect,
                     .land = land,
@@ -415,6 +417,8 @@ static void free_loop(PyObject *capsule)
         Py_XDECREF(bound->payloads[index]);
     PyMem_Free(bound->payloads);
     PyMem_Free(bound->items);
+    if (bound->worker != NULL) /* what its links needed until they were closed */
+        pt_large_bury(bound->worker);
     Py_XDECREF(bound->told);
     Py_XDECREF(bound->owner);
     PyMem_Free(bound);

@@ -117,10 +117,12 @@ class Worker(Loop):
         self._lib.pt_worker_stop(self._worker)  # when the interpreter ends join() does not wait
         if self._thread.ident is not None:
             self._thread.join()
+        turn = self._turn  # which at its own end lets go of what links need until theirs
         with contextlib.suppress(errors.PeerTalkError, MemoryError):
-            self._turn([])  # what nobody takes any more
+            turn([])  # what nobody takes any more
         self._lib.pt_worker_cleanup(self._worker)
         super().close()
+        del turn
         self._home._workers = tuple(each for each in self._home._workers if each is not self)
 
     def orphan(self) -> None:
