@@ -360,6 +360,17 @@ static int is_more(const pt_send_pipeline *pipeline, PyObject *payloads, Py_ssiz
     return frame <= pipeline->small_size && (size_t)count > pipeline->small_size / frame;
 }
 
+/* Tell the link what payloads[start:] are, which come next. */
+static void expect_many(native_link *bound, PyObject *payloads, Py_ssize_t start)
+{
+    PT_ASSERT(start >= 0);
+
+    pt_take(bound->context); /* a worker has flags beside these */
+    bound->link.pipeline.more = is_more(&bound->link.pipeline, payloads, start) & 1;
+    bound->link.many = PyList_Size(payloads) - start > 1;
+    pt_context_unlock(bound->context);
+}
+
 static PyObject *link_send_many(PyObject *self, PyObject *const *arguments,
                                 Py_ssize_t argument_count)
 {
@@ -385,8 +396,8 @@ static PyObject *link_send_many(PyObject *self, PyObject *const *arguments,
     int code = 0;
     int is_ours = pt_is_owner(bound->context);
     Py_ssize_t index = start;
-    bound->link.pipeline.more = is_ours && is_more(&bound->link.pipeline, payloads, start);
-    bound->link.many = is_ours && PyList_Size(payloads) - start > 1;
+    if (is_ours)
+        expect_many(bound, payloads, start);
     for (; index < PyList_Size(payloads); index++) {
         PyObject *payload = PyList_GetItem(payloads, index);
         int raised = 0;
@@ -410,10 +421,8 @@ static PyObject *link_send_many(PyObject *self, PyObject *const *arguments,
         }
         code |= result;
     }
-    if (is_ours) {
-        bound->link.pipeline.more = 0;
-        bound->link.many = 0;
-    }
+    if (is_ours)
+        expect_many(bound, payloads, PyList_Size(payloads));
     return Py_BuildValue("(ni)", index > start ? index - start : 0, code);
 }
 
