@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -114,9 +115,9 @@ class Worker(Loop):
         """Stop the thread, close links, and forget everything. Idempotent."""
         if self._closed:
             return
-        self._lib.pt_worker_stop(self._worker)  # when the interpreter ends join() does not wait
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._lib.pt_worker_stop(self._worker)  # and wait until its call is over
+        if self._thread.ident is not None and not sys.is_finalizing():
+            self._thread.join()  # which at the end of an interpreter waits for ever, or not at all
         turn = self._turn  # which at its own end lets go of what links need until theirs
         with contextlib.suppress(errors.PeerTalkError, MemoryError):
             turn([])  # what nobody takes any more

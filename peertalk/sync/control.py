@@ -16,6 +16,7 @@ import math
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -90,7 +91,8 @@ class Control:
         self._stopped = True
         self.kick()
         thread = self._thread
-        if waits and thread is not None and thread is not threading.current_thread():
+        here = threading.current_thread()
+        if waits and thread is not None and thread is not here and not sys.is_finalizing():
             thread.join()
 
     def orphan(self) -> None:
