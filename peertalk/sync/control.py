@@ -132,7 +132,7 @@ class Control:
         engine.move_here()
         try:
             engine.turn()
-        except Exception as error:  # of a callback, which has no caller here
+        except BaseException as error:  # of a callback, whatever it is: it has no caller here
             engine.log.error("an exception was raised in a callback", exc_info=error)
         self._changed()
 

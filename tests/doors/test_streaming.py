@@ -510,6 +510,7 @@ def test_what_interrupts_a_progress_function_does_not_cost_what_the_same_turn_ha
         raise KeyboardInterrupt
 
     options = {"bind": "127.0.0.1", "port": 0, "discovery": False, "ping_interval": 0}
+    options["workers"] = 0  # else the function may be called on the thread that decides
     with Node("ada", **options) as ada, Node("bob", **options) as bob:
         peer = _connected(ada, bob)
         back = bob.wait_for("ada", timeout=20)

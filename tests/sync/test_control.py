@@ -142,12 +142,13 @@ def test_a_signal_interrupts_a_wait_though_other_threads_run():
         signal.signal(signal.SIGUSR1, before)
 
 
-def test_an_exception_of_a_callback_is_logged_and_the_node_lives_on(caplog):
+@pytest.mark.parametrize("kind", [ZeroDivisionError, KeyboardInterrupt, SystemExit])
+def test_an_exception_of_a_callback_is_logged_and_the_node_lives_on(caplog, kind):
     with two() as (ada, bob, peer):
         transport = engine_of(ada)
 
         def fail():
-            raise ZeroDivisionError("made up")
+            raise kind("made up")
 
         transport.post(fail)
         eventually(lambda: "made up" in caplog.text)
