@@ -307,7 +307,7 @@ def most_of(profile):
     settings, world, asked, lent = config.load_config(profile=profile), World(), {}, []
     core = load(settings.core or "standard")
 
-    def make_pool(pool_bytes, links):
+    def make_pool(pool_bytes, links, *_):
         asked.update(pool_bytes=pool_bytes, links=links)
         return core.loop_pool(pool_bytes, links)
 

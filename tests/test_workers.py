@@ -12,7 +12,7 @@ import threading
 
 import pytest
 from classic import DATA, DISCONNECT, PING, PONG
-from kit.inside import buffers_in_use
+from kit.inside import buffers_in_use, engine_of
 from kit.nodes import loopback, numbered, pair, received
 from kit.stranger import capability, frame
 from kit.waiting import GUARD, until
@@ -102,6 +102,23 @@ async def test_a_program_that_does_not_take_slows_its_senders_and_loses_nothing(
             data = (await bob.receive(timeout=GUARD)).data
             assert int.from_bytes(data[:4], "big") == count
             count += 1
+
+
+async def test_what_comes_is_kept_though_links_in_bulk_have_all_memory(c_core):
+    """An honest peer was sent away with its first message: the class of buffers was lent out."""
+    async with pt.Node("ada", **loopback(core=c_core.name, workers=1)) as ada:
+        pool = engine_of(ada).loop.pool
+        lent = []
+        with pytest.raises(pt.errors.OutOfMemory):
+            while True:
+                lent.append(pool.acquire(c_core.limits.slot_size))
+        with socket.create_connection(ada.address) as there:
+            there.sendall(capability() + frame(DATA, b"here"))
+            assert (await ada.receive(timeout=GUARD)).data == b"here"
+            there.sendall(frame(DATA, bytes(1000)) * 300)  # nobody takes meanwhile
+            assert await received(ada, 300) == [bytes(1000)] * 300
+        for buffer in lent:
+            buffer.release()
 
 
 # While the program computes

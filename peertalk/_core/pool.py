@@ -233,6 +233,11 @@ class PoolDoor:
         self._pool._lib.pt_pool_leave(door)
 
 
+WORKER_BLOCKS = 256
+"""Buffers of what the links of a worker have brought, at most: see pt_worker.h. A whole frame of
+each link is in them."""
+
+
 def loop_pool(
     binding: Binding, pool_bytes: int = 64 << 20, links: int = POOL_LINKS, loops: int = 1
 ) -> BufferPool:
@@ -258,7 +263,8 @@ def _loop_classes(lib: Any, pool_bytes: int, links: int, loops: int) -> list[tup
     """Size classes of a loop's pool, and how many buffers of each: what the budget pays for, and
     the share of each link, of which a cut frame and a message in pieces may have any size, and
     slots lie in the smallest. The largest is for what a turn has read and leaves to the next. A
-    loop may be just giving one of each back, which is nobody's for a moment."""
+    loop may be just giving one of each back, which is nobody's for a moment; one beside the first
+    may be a worker, which keeps what its links have brought."""
     frame = lib.PT_FRAME_MAX_PAYLOAD + lib.PT_FRAME_OVERHEAD
     shares = {
         lib.PT_RECEIVE_BUFFER_SIZE: 0,
@@ -273,7 +279,10 @@ def _loop_classes(lib: Any, pool_bytes: int, links: int, loops: int) -> list[tup
         (
             size,
             min(
-                max(1, min(pool_bytes // size, POOL_CAPACITY)) + share * links + loops,
+                max(1, min(pool_bytes // size, POOL_CAPACITY))
+                + share * links
+                + loops
+                + WORKER_BLOCKS * (loops - 1),
                 POOL_CAPACITY_MAX,
             ),
         )

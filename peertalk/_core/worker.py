@@ -1,7 +1,7 @@
 """Links on a thread of their own: bytes move while the program computes.
 
 The thread is Python's and spends its life in one native call, without the GIL. What its links bring
-is kept in C until take(), on whichever thread owns the worker's links, gives it out as a turn of a
+is kept in C until turn(), on whichever thread owns the worker's links, gives it out as a turn of a
 loop would. So whoever serves a Loop serves a Worker too.
 
 Invariant: the thread's frame holds all memory that its call uses. Never: a callback, or Python code

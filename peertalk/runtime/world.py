@@ -111,7 +111,7 @@ class World(LocalWorld):
         loop = core.Loop(
             io_budget=config.io_budget,
             platform="posix" if config.async_send else "posix_plain",
-            pool=core.loop_pool(pool_bytes, self.max_connections(config)),
+            pool=core.loop_pool(pool_bytes, self.max_connections(config), 1 + config.workers),
         )
         loop.landing_limit = config.receive_large_bytes
         return loop
