@@ -120,9 +120,11 @@ class Peer(door.AnyPeer):
             remote.accept_from_afar(bytes(payload), no_delay, priority, key)
             return 0
         remote.transport.check_open()
-        if not remote.serve(priority) or not remote.accept(payload, no_delay, priority, key):
+        served = remote.serve(priority)
+        number = served and remote.accept(payload, no_delay, priority, key)
+        if not number:
             raise remote.no_room(priority)
-        return remote.accepted
+        return number
 
     async def send_many(
         self,
@@ -254,9 +256,8 @@ class Peer(door.AnyPeer):
             if (
                 not remote.transport.crowded
                 and remote.serve(priority)
-                and remote.accept(payload, no_delay, priority, key)
+                and (number := remote.accept(payload, no_delay, priority, key))
             ):
-                number = remote.accepted
                 return await _rested(number) if remote.transport.crowded else number
         elif not connect:
             raise errors.NotConnected(f"peer {self.name!r} is not connected", peer=self.name)

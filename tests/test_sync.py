@@ -184,7 +184,8 @@ def test_what_another_thread_sent_before_goes_before():
     overtake it."""
     with echo(**loopback()) as address, Node("script", **loopback()) as node:
         peer = node.connect(address, timeout=GUARD)
-        with node._turning.lock, beside(lambda: peer.send_nowait(b"first")) as other:
+        first = partial(peer.send_nowait, b"first", no_delay=True)  # which is not the short road
+        with node._turning.lock, beside(first) as other:
             assert other.result(GUARD) == 0
         peer.send_nowait(b"second")
         assert [node.receive(timeout=GUARD).data for _ in range(2)] == [b"first", b"second"]

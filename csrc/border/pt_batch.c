@@ -8,6 +8,7 @@
 #include "pt_assert.h"
 #include "pt_large.h"
 #include "pt_loop.h"
+#include "pt_numbered.h"
 #include "pt_pure.h"
 #include "pt_reader.h"
 #include "pt_sender.h"
@@ -467,6 +468,8 @@ int pt_border_attach(void *module)
     int result = PyModule_AddFunctions(module, module_methods);
     if (result == 0)
         result = pt_sender_attach(module);
+    if (result == 0)
+        result = pt_numbered_attach(module);
     if (result == 0)
         result = pt_pure_attach(module);
     if (result == 0)

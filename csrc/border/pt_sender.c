@@ -5,14 +5,6 @@
 
 #include "pt_assert.h"
 #include "pt_large.h"
-#include "pt_link.h"
-
-/* A link with its memory. */
-typedef struct native_link {
-    PyObject_HEAD pt_context *context;
-    PyObject *owner; /* keeps the memory of the context, and of slots that are not borrowed */
-    pt_link link;
-} native_link;
 
 /* A Py_ssize_t may be longer than what a frame can say. */
 static inline int send_bytes(native_link *bound, uint8_t type, uint8_t flags, const void *data,

@@ -4,7 +4,15 @@
 
 #include <Python.h>
 
+#include "pt_link.h"
 #include "pt_worker_lock.h"
+
+/* A link with its memory. */
+typedef struct native_link {
+    PyObject_HEAD pt_context *context;
+    PyObject *owner; /* keeps the memory of the context, and of slots that are not borrowed */
+    pt_link link;
+} native_link;
 
 /* Two threads that send would write into one slot, and tear each other's frames. */
 static inline int pt_is_owner(const pt_context *context)

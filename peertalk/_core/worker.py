@@ -15,10 +15,12 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 from peertalk import errors
 from peertalk._core.loop import Event, Loop
+
+Sender: TypeAlias = Callable[[Any, Any], int]
 
 
 class Worker(Loop):
@@ -100,6 +102,20 @@ class Worker(Loop):
     def keeps(self, tag: int) -> int:
         """Frames of the link with this tag that it has brought and turn() has not given out."""
         return 0 if self._closed else int(self._lib.pt_worker_keeps(self._worker, tag))
+
+    def sender(self, quick: str, afar: str, accepted: str) -> Sender:
+        """send(peer, payload), which any thread may call: the next message of a peer, one DATA
+        frame of bytes on a link of any worker, and its number in one step. Returns the number;
+        negative: the number, after which a turn is due; 0: it was not accepted, nothing has
+        changed.
+
+        Args: names of a peer's attributes.
+            quick: the native link that takes the next message, or None.
+            afar: None while no other message is before that.
+            accepted: how many were accepted; the number of the last one.
+        """
+        send: Sender = self._binding.border.bind_numbered(quick, afar, accepted)
+        return send
 
     @property
     def waits(self) -> int:

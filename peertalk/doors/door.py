@@ -364,12 +364,12 @@ class Sending(Asking):
     def offer(self) -> bool:
         """Be accepted. False: there is no room."""
         peer = self.peer
-        if not peer.accept(
+        number = peer.accept(
             self._payload, self._no_delay, self.priority, self._key, may_block=False
-        ):
-            return False
-        self.tell(peer.accepted)
-        return True
+        )
+        if number:
+            self.tell(number)
+        return number > 0
 
 
 class Chunks(Asking):

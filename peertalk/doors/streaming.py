@@ -147,12 +147,13 @@ class Outgoing:
         while not self._stop:
             chunk = stream.next_chunk(self._rtt(), connection.link.max_message)
             try:
-                if not chunk or not peer.accept(chunk, False, may_block=False, refusable=False):
-                    return
+                number = chunk and peer.accept(chunk, False, may_block=False, refusable=False)
             except Exception as error:
                 self._end(error)
                 return
-            stream.accept(peer.accepted, len(chunk))
+            if not number:
+                return
+            stream.accept(number, len(chunk))
 
     def told(self, first: int, last: int, error: errors.PeerTalkError | None) -> None:
         """Messages of this peer, chunks or not, were sent or have failed."""

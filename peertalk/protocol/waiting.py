@@ -1,4 +1,5 @@
-"""Who stands in line to send to one peer: a line for each class, first come first served.
+"""Who stands in line to send to one peer: a line for each class, first come first served. And what
+those have left who cannot stand there, because they are other threads.
 
 Whoever notices that there is room serves a line: the one who stands there need not be awake for
 that.
@@ -13,6 +14,8 @@ from collections import deque
 from collections.abc import Callable
 
 from .. import errors
+from .._numbers import MESSAGE_LIMIT_MAX
+from .outbox import HIGHEST_FIRST, Key
 
 
 class Place(ABC):
@@ -92,3 +95,56 @@ class Lines(dict[int, deque[Place]]):
             kept = [each for each in line if each.joined]
             line.clear()
             line.extend(kept)
+
+
+class Afar:
+    """Messages for one peer that other threads than its owner's have left: in order within each
+    class, and no more than an outbox holds. One thread leaves at a time, and one takes.
+    """
+
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        self._left: tuple[deque[tuple[bytes, bool, Key | None]], ...]
+        self._left = tuple(deque() for _ in HIGHEST_FIRST)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._left))
+
+    def leave(
+        self,
+        payload: bytes,
+        no_delay: bool,
+        priority: int,
+        key: Key | None,
+        most: int,
+        most_bytes: int,
+    ) -> bool:
+        """Leave a message behind those of its class. False: of that class so many are there, or
+        this one is long and there are so many bytes; nothing has changed."""
+        left = self._left[priority]
+        if len(left) >= most:
+            return False
+        if left and len(payload) > MESSAGE_LIMIT_MAX:  # so many small ones are no more bytes
+            if sum(len(payload) for payload, *_ in list(left)) > most_bytes:
+                return False
+        left.append((payload, no_delay, key))
+        return True
+
+    def take(
+        self,
+        accept: Callable[[bytes, bool, int, Key | None], object],
+        fail: Callable[[errors.PeerTalkError], object],
+    ) -> None:
+        """Have accept(payload, no_delay, priority, key) take them, the highest class first, and of
+        each class until it returns 0. What it raises is told to fail, and that message is gone."""
+        for priority in HIGHEST_FIRST:
+            left = self._left[priority]
+            while left:
+                payload, no_delay, key = left[0]
+                try:
+                    if not accept(payload, no_delay, priority, key):
+                        break
+                except errors.PeerTalkError as error:
+                    fail(error)
+                left.popleft()

@@ -119,6 +119,8 @@ class Engine(ABC):
     """See Worker.resume; None: its driver has no tasks."""
     linger: Callable[[], None] | None = None
     """See Worker.linger; None: whoever drives it turns it before anybody looks."""
+    shared = False
+    """Whether any thread may send on a peer's link while that is quick: see Workers.sender()."""
     owes = False
     """Whether something has left that only a turn tells (values.LEFT), since linger() told that."""
     released = False

@@ -469,6 +469,8 @@ class Leaving(ABC):
     ) -> None:
         """Nothing more is sent on a connection: what it was given and has not reported may have
         arrived, or not."""
+        if peer.connection is connection:
+            peer.quick = None
         self.traffic.settle(connection)
         if peer.connection is connection:
             self.traffic.departures.recall(peer)

@@ -1,7 +1,9 @@
 """A peer as the engine sees it: its connection, what waits for it, its counters.
 
 A message is accepted here in one of three ways: quick (the link takes it and nothing waits),
-accept (one look at each condition), from afar (left by another thread).
+accept (one look at each condition), from afar (left by another thread). Where an engine is shared
+any thread may do the first, between any two steps of the engine: so quick is taken away before a
+number is looked at that the next message would change.
 
 Invariant: quick is set only while the peer is CONNECTED and takes NORMAL messages, with nothing in
 the outbox and nobody in line to send NORMAL ones. Never: opens or ends a connection, or waits, but
@@ -11,8 +13,8 @@ for the blocking send of a world that blocks.
 from __future__ import annotations
 
 import weakref
-from collections import deque
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any, Protocol
 
 from .. import errors
@@ -22,13 +24,16 @@ from ..protocol import endings, limits, waiting
 from ..protocol.connections import Connection, State, checked_reason
 from ..protocol.inbox import Inbox
 from ..protocol.line import Line
-from ..protocol.outbox import HIGHEST_FIRST, NORMAL, Key, Priority, lowest_admitted
+from ..protocol.outbox import NORMAL, Key, Priority, lowest_admitted
 from ..protocol.peer import Key as PeerKey
 from ..protocol.peer import Peer, PeerEvent, PeerState
 from ..protocol.rare import Rare
 from ..protocol.statistics import PeerStatistics, QueueStatus
 from ..protocol.waiting import Lines
 from .engine import Engine, Timer
+
+SHARED = ("quick", "_afar", "accepted")
+"""What of a peer the sender of a shared engine looks at: see Worker.sender()."""
 
 
 class Home(Engine):
@@ -41,8 +46,8 @@ class Home(Engine):
     """The front door's: makes what it hands out for a peer."""
     refused: Callable[[Remote, int], None]
     """Traffic.refused: the link took no more, by this code."""
-    enqueue: Callable[[Remote, bytes, int, Key | None], bool]
-    """Traffic.enqueue: into the outbox."""
+    enqueue: Callable[[Remote, bytes, int, Key | None], int]
+    """Traffic.enqueue: into the outbox; the message's number, or 0."""
     send_sync: Callable[[Remote, bytes | bytearray | memoryview, int], int]
     """Traffic.send_sync: blocks until the link has taken it, in a world that blocks."""
     move: Callable[[Remote], bool]
@@ -93,8 +98,6 @@ class Streaming(Protocol):
         """The connection is gone, or the node is closed: the stream has failed of this error."""
 
 
-_Left = tuple[bytes, bool, Key | None]
-"""What another thread has left: payload, no_delay, key."""
 Reached = Callable[["Remote | None", errors.PeerTalkError | None], None]
 """Told once how an attempt to connect ended: with the peer, or with an error."""
 Measured = Callable[[float | None, errors.PeerTalkError | None], None]
@@ -186,7 +189,7 @@ class Remote(Peer):
         self.lines: Lines | None = None
         """Who waits to send to it; None: nobody."""
         self.lowest = Priority.LOW
-        self._afar: tuple[deque[_Left], ...] | None = None
+        self._afar: waiting.Afar | None = None
         self.line: Line | None = None
         """Its connections, once it has said that it knows places."""
         self.stream: Streaming | None = None
@@ -230,6 +233,7 @@ class Remote(Peer):
     def use(self, connection: Connection | None) -> None:
         """Send on this connection from now on; None: on none, and messages wait."""
         if self.connection is not None:
+            self.quick = None
             self.transport.recall(self)
             self.connection.handed.seal(self.accepted)
         self.connection = connection
@@ -289,8 +293,7 @@ class Remote(Peer):
 
     def on_room(self) -> None:
         """The engine has room for more messages to this peer: the highest class first."""
-        if self._afar is not None:
-            self.take_from_afar()
+        self.take_from_afar()
         if self.stream is not None:
             self.stream.go_on()
         if self.lines is not None:
@@ -368,10 +371,11 @@ class Remote(Peer):
         *,
         may_block: bool = True,
         refusable: bool = True,
-    ) -> bool:
+    ) -> int:
         """Into the link if nothing waits before it, else into the outbox; in a world that
-        blocks, and if it may, it blocks instead until what waits has gone. False: no room, or the
-        peer's pressure refuses its class (if it is refusable: part of a stream is not).
+        blocks, and if it may, it blocks instead until what waits has gone. Returns its number. 0:
+        no room, or the peer's pressure refuses its class (if it is refusable: part of a stream is
+        not).
 
         Raises:
             Timeout: the blocking send could not begin in time; nothing was accepted.
@@ -384,7 +388,7 @@ class Remote(Peer):
             raise limits.too_large(self, connection, size)
         if self.lowest and refusable and priority < self.lowest and connection is not None:
             if key is None or self.outbox is None or key not in self.outbox:
-                return False
+                return 0
         apart = False
         if connection is not None and self.connected:
             if priority is not NORMAL and not connection.classes:
@@ -393,47 +397,53 @@ class Remote(Peer):
             if size > link.max_message:
                 payload = bytes(payload)  # the link refers to it, or it waits: one copy is enough
                 apart = size > link.wide_max
-            if self.outbox is None and not apart and self._hand(link, payload, no_delay):
-                return True
+            if self.outbox is None and not apart:
+                number = self._hand(link.native, payload, no_delay)
+                if number > 0:
+                    return number
+                transport.refused(self, number)
             if may_block and not apart and transport.world.blocks:
                 code = transport.send_sync(self, payload, values.NO_DELAY if no_delay else 0)
                 if code >= 0:
-                    return True
-        taken = transport.enqueue(self, bytes(payload), priority, key)
+                    return self.accepted
+        number = transport.enqueue(self, bytes(payload), priority, key)
         outbox = self.outbox
-        if taken and (apart or (outbox is not None and (outbox.blocked or outbox.leaving))):
+        if number and (apart or (outbox is not None and (outbox.blocked or outbox.leaving))):
             transport.move(self)  # nothing may be under way whose end would move it
-        return taken
+        return number
 
-    def _hand(self, link: Any, payload: bytes | bytearray | memoryview, no_delay: bool) -> bool:
-        """Straight into the link, before which nothing waits. False: it took no more."""
-        code: int = (
-            link.send_frame(values.DATA, payload, values.NO_DELAY)
+    def _hand(self, native: Any, payload: bytes | bytearray | memoryview, no_delay: bool) -> int:
+        """Straight into the link, before which nothing waits. Returns its number; a code: the link
+        took no more."""
+        was_quick = self._keep_apart()
+        number: int = (
+            native.send_frame(values.DATA, payload, values.NO_DELAY)
             if no_delay
-            else link.native.send(payload)
+            else native.send(payload)
         )
-        if code < 0:
-            self.transport.refused(self, code)
+        if number >= 0:
+            self.transport.hint(number)
+            self.accepted = number = self.accepted + 1
+        if was_quick:
+            self.transport.move(self)
+        return number
+
+    def _keep_apart(self) -> bool:
+        """Have no other thread send between a link and the count of what it has taken. True: the
+        peer is quick again with the next move()."""
+        if self.quick is None or not self.transport.shared:
             return False
-        self.accepted += 1
-        self.transport.hint(code)
+        self.quick = None
         return True
 
     def accept_at_once(self, payload: bytes) -> int:
         """Into the link, which writes it in this call or leaves that to its worker, while nothing
-        waits before it. Below 0: look again with accept(); nothing has changed."""
+        waits before it. Returns its number. Below 0: look again with accept(); nothing has
+        changed."""
         quick = self.quick
         if quick is None or self.afar:
             return ERR_NOT_CONNECTED
-        code: int = (
-            quick.send(payload)
-            if self.transport.workers.work
-            else quick.send_frame(values.DATA, payload, values.NO_DELAY)
-        )
-        if code >= 0:
-            self.accepted += 1
-            self.transport.hint(code)
-        return code
+        return self._hand(quick, payload, not self.transport.workers.work)
 
     def offer(
         self, payload: bytes, no_delay: bool, priority: int = NORMAL, key: Key | None = None
@@ -476,24 +486,27 @@ class Remote(Peer):
                 or not self.connected
                 or priority < self.lowest
             ):
-                return int(self.accept(messages[start], False, priority))
+                return bool(self.accept(messages[start], False, priority))
             if priority is not NORMAL and not connection.classes:
                 self.use_classes(connection)
             native = connection.link.native
+        was_quick = self._keep_apart()
         taken, code = native.send_many(messages, start)
         self.accepted += taken
+        if was_quick:
+            transport.move(self)
         if taken:
             transport.hint(values.NEEDS_TURN | (code if code > 0 else 0))
         elif code == errors.MessageTooLarge.code:
-            return int(self.accept(messages[start], False, priority))  # in pieces, or not at all
+            return bool(self.accept(messages[start], False, priority))  # in pieces, or not at all
         elif priority != NORMAL:
             # at the link the quicker sender wins; in the outbox each class has its turn
-            return int(self.accept(messages[start], False, priority))
+            return bool(self.accept(messages[start], False, priority))
         else:
             self.quick = None
             transport.refused(self, code)
             if transport.world.blocks:
-                return int(self.accept(messages[start], False))
+                return bool(self.accept(messages[start], False))
         return int(taken)
 
     # From other threads ---------------------------------------------------------------------------
@@ -501,7 +514,7 @@ class Remote(Peer):
     @property
     def afar(self) -> bool:
         """Whether other threads have left messages that the engine has not taken."""
-        return self._afar is not None and any(self._afar)
+        return bool(self._afar)
 
     def accept_from_afar(
         self, payload: bytes, no_delay: bool = False, priority: int = NORMAL, key: Key | None = None
@@ -518,36 +531,32 @@ class Remote(Peer):
             raise limits.too_large(self, self.connection, len(payload))
         with transport.lock:
             transport.check_open()
-            if self._afar is None:
-                self._afar = tuple(deque() for _ in Priority)
-            left, config = self._afar[priority], transport.config
-            crowded = len(left) >= config.send_queue_size
-            if left and len(payload) > MESSAGE_LIMIT_MAX:  # so many small ones are no more bytes
-                crowded |= sum(len(each[0]) for each in list(left)) > config.send_queue_bytes
-            if self.is_refused(priority) or crowded:
+            afar = self._afar
+            if afar is None:
+                afar = waiting.Afar()
+            most = transport.config.send_queue_size, transport.config.send_queue_bytes
+            if self.is_refused(priority) or not afar.leave(payload, no_delay, priority, key, *most):
                 raise self.no_room(priority)
-            left.append((payload, no_delay, key))
+            self._afar = afar  # the engine may have found it empty meanwhile
         transport.post(self.on_room)
 
     def take_from_afar(self) -> None:
-        """Move on what other threads left, as far as there is room: of each class in order, the
-        highest first."""
-        for priority in HIGHEST_FIRST:
-            left = self._afar[priority] if self._afar is not None else ()
-            while left:
-                payload, no_delay, key = left[0]
-                try:
-                    if not self.accept(payload, no_delay, priority, key, may_block=False):
-                        break
-                except errors.PeerTalkError as error:
-                    self.transport.fail_unnumbered(self, error)
-                left.popleft()
+        """Move on what other threads left, as far as there is room."""
+        transport, afar = self.transport, self._afar
+        if afar is not None:
+            accept = partial(self.accept, may_block=False)
+            afar.take(accept, partial(transport.fail_unnumbered, self))
+            was_quick = self._keep_apart()
+            self._afar = None
+            if afar:  # the lock of the other threads is not for one that takes signals
+                self._afar = afar
+            if was_quick:
+                transport.move(self)
 
     def drop_from_afar(self) -> int:
         """Take away what other threads left; how many."""
-        count = sum(map(len, self._afar or ()))
-        self._afar = None
-        return count
+        afar, self._afar = self._afar, None
+        return 0 if afar is None else len(afar)
 
     def no_room(self, priority: int = NORMAL) -> errors.WouldBlock:
         """The error for a message that must not wait and cannot be taken."""

@@ -207,9 +207,10 @@ class Traffic:
 
     def enqueue(
         self, peer: Remote, payload: bytes, priority: int = NORMAL, key: Key | None = None
-    ) -> bool:
+    ) -> int:
         """Put a message behind those of its class that wait, or in the place of the one with its
-        key, and connect if need be. False: there is no room, and nothing has changed.
+        key, and connect if need be. Returns its number. 0: there is no room, and nothing has
+        changed.
 
         Raises:
             NotConnected: the peer is being disconnected.
@@ -218,19 +219,19 @@ class Traffic:
             raise peer.restarted_error()
         if peer.state is PeerState.DISCONNECTING:
             raise errors.NotConnected(f"peer {peer.name!r} is being disconnected", peer=peer.name)
+        peer.quick = None
         if peer.outbox is None:
             peer.outbox = Outbox(
                 self.engine.config.send_queue_size, self.engine.config.send_queue_bytes
             )
             if peer.connection is not None:
                 peer.connection.handed.seal(peer.accepted)
-        peer.quick = None
         if key is not None and key in peer.outbox:
             self.departures.recall(peer)  # it may be what this one replaces
         number = peer.accepted + 1
         replaced = peer.outbox.put(payload, number, priority, key)
         if replaced is None:
-            return False
+            return 0
         peer.accepted = number
         self._count(len(payload))
         if replaced:
@@ -250,7 +251,7 @@ class Traffic:
             )
         if peer.connection is None and peer.retry is None:
             self.reach(peer)
-        return True
+        return number
 
     def _count(self, size: int) -> None:
         """A message was put into an outbox: after as many as a link would take in a turn its sender

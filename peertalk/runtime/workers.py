@@ -7,6 +7,7 @@ Invariant: a link lives on one worker. Never: decides what is done with what it 
 from __future__ import annotations
 
 import select
+from collections.abc import Callable
 from typing import Any, Self
 
 from .. import errors
@@ -91,6 +92,14 @@ class Workers:
         """A link is known and used: its worker answers its PINGs from now on."""
         if self.work:
             link.answer_pings(True)
+
+    def sender(self, *names: str) -> Callable[[Any, Any], int] | None:
+        """What any thread may call to send a message of a peer whose attributes have these names;
+        None: there are no workers. See Worker.sender()."""
+        send: Callable[[Any, Any], int] | None = None
+        if self.work:
+            send = self._workers[0].sender(*names)
+        return send
 
     def keeps(self, tag: int) -> int:
         """How many frames of a link a worker has kept that were not taken."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from functools import partial
-from threading import get_ident
 from typing import Self
 
 from .. import errors
@@ -25,7 +24,7 @@ from ..protocol.stream import ENDED, StreamState
 from ..protocol.wire import Message
 from ..quantities import parse_timeout
 from ..runtime.remote import Remote
-from .turning import AT_ONCE, Ended, Turning, deadline_of, each
+from .turning import Ended, Turning, deadline_of, each
 
 _REST = 0.001
 """Seconds without a turn after which send() turns: the node answers others, and takes what comes,
@@ -58,10 +57,13 @@ class Peer(door.AnyPeer):
             MessageTooLarge, WrongType, InvalidArgument, ConnectionClosed, ConnectionRefused,
             NotConnected, Timeout: nothing was accepted.
         """
-        remote = self._remote
+        remote, send = self._remote, self._turning.send
         seconds = None if timeout is None else parse_timeout(timeout)
-        if data.__class__ is bytes and priority is NORMAL and key is None:
-            number = self._leave_to_worker(data) or self._send_at_once(data, seconds is None)
+        if data.__class__ is bytes and priority is NORMAL and key is None and not no_delay:
+            number = 0 if send is None else send(remote, data)
+            if number > 0:
+                return number
+            number = self._look(-number) if number else self._send_at_once(data, seconds is None)
             if number:
                 return number
         payload = payload_of(data, remote.own_max_message)
@@ -72,39 +74,19 @@ class Peer(door.AnyPeer):
             if not connect and not remote.connected:
                 raise errors.NotConnected(f"peer {self.name!r} is not connected", peer=self.name)
             served = remote.connected and remote.serve(priority)
-            if served and remote.accept(payload, no_delay, priority, key):
-                number = remote.accepted
-            else:
+            number = remote.accept(payload, no_delay, priority, key) if served else 0
+            if not number:
                 place = door.Sending(remote, priority, bytes(payload), no_delay, key)
                 number = self._accepted(place, seconds)
             remote.transport.turn()
             return number
 
-    def _leave_to_worker(self, data: bytes) -> int:
-        """Give a message to the link's worker while nothing else is to be done, in few steps. 0:
-        nothing has changed."""
-        remote, turning = self._remote, self._turning
-        transport = remote.transport
-        note: list[bool | None] = [False]
-        try:
-            note.extend(map(turning.lock.acquire, AT_ONCE))  # see Turning.hold()
-            quick = remote.quick
-            if (
-                quick is None
-                or not note[-1]
-                or not transport.workers.work
-                or transport.thread != get_ident()
-                or remote.afar
-                or (code := quick.send(data)) < 0
-            ):
-                return 0
-            number = remote.accepted = remote.accepted + 1
-            if code:
-                turning.look(transport, 0.0)
-            return number
-        finally:
-            if note[-1]:
-                turning.lock.release()
+    def _look(self, number: int) -> int:
+        """Have the turn that is due after the message with this number, which is returned."""
+        with self._turning.held():
+            if not self._remote.transport.closed:
+                self._turning.look(self._remote.transport, 0.0)
+        return number
 
     def _send_at_once(self, data: bytes, waits: bool) -> int:
         """Write a message while nothing waits before it: one native call, and a turn only when
@@ -115,14 +97,13 @@ class Peer(door.AnyPeer):
         try:
             turning.hold(note)
             transport = remote.transport
-            code = remote.accept_at_once(data)
-            while waits and code == ERR_WOULD_BLOCK and transport.workers.work:
+            number = remote.accept_at_once(data)
+            while waits and number == ERR_WOULD_BLOCK and transport.workers.work:
                 turning.turn(transport, None)
                 transport.check_open()
-                code = remote.accept_at_once(data)
-            if code < 0:
+                number = remote.accept_at_once(data)
+            if number < 0:
                 return 0
-            number = remote.accepted
             if turning.asked or (
                 not transport.workers.work and time.monotonic() - turning.turned > _REST
             ):
@@ -142,14 +123,18 @@ class Peer(door.AnyPeer):
         no_delay: bool = False,
     ) -> int:
         """Accept one message at once or not at all. Never waits for another thread: while one is in
-        a method of this node the message is left to it, and 0 is returned in place of the number.
-        Arguments as peertalk.Peer.send.
+        a method of this node the message may be left to that thread, and 0 is returned in place of
+        the number. Arguments as peertalk.Peer.send.
 
         Raises:
             WouldBlock (reason "queue" or "pressure"), MessageTooLarge, WrongType, InvalidArgument:
             nothing has changed.
         """
-        remote = self._remote
+        remote, send = self._remote, self._turning.send
+        if send is not None and priority is NORMAL and key is None and not no_delay:
+            number = send(remote, data)  # 0 for what is not bytes
+            if number:
+                return abs(number)
         payload = payload_of(data, remote.own_max_message)
         if priority is not NORMAL or key is not None:
             priority = check_choices(priority, key)
@@ -158,9 +143,10 @@ class Peer(door.AnyPeer):
                 remote.accept_from_afar(bytes(payload), no_delay, priority, key)
                 return 0
             remote.transport.check_open()
-            if not remote.serve(priority) or not remote.accept(payload, no_delay, priority, key):
+            served = remote.serve(priority)
+            number = remote.accept(payload, no_delay, priority, key) if served else 0
+            if not number:
                 raise remote.no_room(priority)
-            number = remote.accepted
             remote.transport.turn()
             return number
 

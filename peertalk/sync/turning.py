@@ -17,7 +17,9 @@ from typing import TypeVar
 
 from .. import errors
 from ..doors.door import Answer, not_started
+from ..protocol.payloads import Payload
 from ..runtime.engine import Engine
+from ..runtime.remote import SHARED, Remote
 from ..runtime.transport import Transport
 from .control import Control
 
@@ -48,6 +50,8 @@ class Turning:
         """When the last turn was."""
         self.asked = False
         """Whether the engine asked for one since."""
+        self.send: Callable[[Remote, Payload], int] | None = None
+        """What sends without the lock where a worker has the links: see Worker.sender()."""
         self._control: Control | None = None
         self._waiting: list[int] = []
         """Of each who waits for the lock: how many changes that thread knows; -1: it must have the
@@ -146,6 +150,8 @@ class Turning:
         """
         if engine.loop.fd < 0:
             raise errors.NotSupported("there is no epoll here for a control thread: use workers=0")
+        self.send = engine.workers.sender(*SHARED)
+        engine.shared = self.send is not None
         self._control = Control(self.lock, lambda: self.turned, self._was_turned)
         self._control.start(engine, f"{self._name} control")
 

@@ -49,10 +49,10 @@ class MadeUpPeer:
     def accept(self, payload, no_delay, *, may_block, refusable):
         assert not (no_delay or may_block or refusable) and self.connection.state is State.OPEN
         if len(self.got) >= self.room:
-            return False
+            return 0
         self.got.append(payload)
         self.accepted += 1
-        return True
+        return self.accepted
 
 
 class Watching(Outgoing):

@@ -638,3 +638,90 @@ def test_nothing_is_read_past_the_end_of_a_stream(box):
 def test_addresses_fit_a_pointer():
     """Addresses cross the border as plain numbers."""
     assert ctypes.sizeof(ctypes.c_void_p) == ctypes.sizeof(ctypes.c_size_t)
+
+
+# A message and its number
+
+
+class Asker:
+    """What a peer is to the sender."""
+
+    def __init__(self, quick: Any) -> None:
+        self.quick, self.before, self.accepted = quick, None, 7
+
+
+@pytest.fixture
+def asker(c_core: Any) -> Iterator[tuple[Any, Asker, socket.socket]]:
+    """Something that sends, a peer on a link of a worker, and the other end."""
+    home = c_core.Loop()
+    worker = c_core.Worker(home)
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    link = worker.open_link(ours.fileno(), 1)
+    try:
+        yield worker.sender("quick", "before", "accepted"), Asker(link.native), theirs
+    finally:
+        home.close()
+        ours.close()
+        theirs.close()
+
+
+@pytest.mark.threads
+def test_a_message_is_sent_and_numbered_in_one_call_or_nothing_happens(c_core, asker, box):
+    send, peer, theirs = asker
+    frame = c_core.encode_frame(DATA, b"x")
+    assert send(peer, b"x") == 8 == peer.accepted and theirs.recv(len(frame)) == frame
+    for refused in (bytearray(b"x"), "x", None, bytes(100_000), type("Bytes", (bytes,), {})(b"x")):
+        assert send(peer, refused) == 0
+    peer.before = ()
+    assert send(peer, b"x") == 0
+    peer.before, native = None, peer.quick
+    for quick in (None, 1, box.link()[0].native):  # the last one is a loop's
+        peer.quick = quick
+        assert send(peer, b"x") == 0
+    peer.quick, peer.accepted = native, "many"
+    with pytest.raises(TypeError):
+        send(peer, b"x")
+    with pytest.raises(AttributeError):
+        send(object(), b"x")
+    for arguments in ((), (peer,), (peer, b"x", 1)):
+        with pytest.raises(TypeError):
+            send(*arguments)
+    with pytest.raises(TypeError):
+        box.loop._binding.border.bind_numbered("quick", "before")
+    peer.accepted = 8
+    assert send(peer, b"y") == 9
+    theirs.settimeout(20.0)
+    frame = c_core.encode_frame(DATA, b"y", sequence=1)
+    assert theirs.recv(len(frame)) == frame
+
+
+@pytest.mark.threads
+def test_a_sender_that_never_stops_is_told_when_a_turn_is_due(asker):
+    send, peer, _theirs = asker
+    told = [send(peer, b"x") for _ in range(100_000)]
+    last = next(place for place, number in enumerate(told) if number == 0)
+    assert [abs(number) for number in told[:last]] == list(range(8, 8 + last))
+    assert peer.accepted == 7 + last and min(told) < 0
+
+
+@needs_faults
+@pytest.mark.threads
+def test_without_memory_for_its_number_a_message_is_not_sent(asker):
+    send, peer, _theirs = asker
+    peer.accepted = 1_000_000
+    for attempt in range(20):
+        before, raised = peer.accepted, False
+        _testcapi.set_nomemory(attempt, attempt + 1)
+        try:
+            send(peer, b"x")
+        except MemoryError:
+            raised = True
+        finally:
+            _testcapi.remove_mem_hooks()
+        assert peer.accepted == before + (not raised)
+        if not raised:
+            break
+    else:
+        pytest.fail("every attempt failed")
+    assert attempt > 0

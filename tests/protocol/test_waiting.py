@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from peertalk import errors
-from peertalk.protocol.waiting import Lines, Place
+from peertalk.protocol.waiting import Afar, Lines, Place
 
 GONE = errors.ConnectionClosed("gone")
 
@@ -119,3 +119,27 @@ def test_who_leaves_because_another_has_failed_is_not_told():
     lines.join(last)
     lines.fail(GONE)
     assert not any(lines.values()) and last.told is None and leader.told is GONE
+
+
+def test_what_other_threads_left_is_taken_by_class_and_in_order_as_far_as_there_is_room():
+    afar, taken, failed = Afar(), [], []
+    for number, priority in enumerate((1, 0, 1, 3)):
+        assert afar.leave(b"%d" % number, False, priority, None, 2, 100)
+    assert not afar.leave(b"no room", False, 1, None, 2, 100) and len(afar) == 4
+
+    def accept(payload, no_delay, priority, key):
+        if payload == b"0":
+            raise GONE
+        return 0 if payload == b"2" else taken.append((payload, priority)) or 1
+
+    afar.take(accept, failed.append)
+    assert (taken, failed, len(afar)) == ([(b"3", 3), (b"1", 0)], [GONE], 1)
+    afar.take(lambda *message: taken.append(message) or 1, failed.append)
+    assert taken[2:] == [(b"2", False, 1, None)] and not afar
+
+
+def test_what_other_threads_left_has_a_bound_in_bytes_for_long_messages():
+    afar = Afar()
+    assert all(afar.leave(bytes(9000), True, 1, "key", 9, 20_000) for _ in range(3))
+    assert not afar.leave(bytes(9000), True, 1, "key", 9, 20_000)
+    assert afar.leave(bytes(8192), True, 1, "key", 9, 20_000) and len(afar) == 4

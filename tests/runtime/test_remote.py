@@ -633,7 +633,7 @@ def test_the_peers_pressure_refuses_the_lower_classes_at_the_originals_threshold
     peer.capabilities = capabilities(pressure)
     peer.on_pressure()
     assert (peer.quick is None) == (refused > Priority.NORMAL)
-    assert [peer.accept(b"x", False, priority) for priority in Priority] == [
+    assert [peer.accept(b"x", False, priority) > 0 for priority in Priority] == [
         priority >= refused for priority in Priority
     ]
     assert [peer.accept_many([b"x"], 0, priority) for priority in Priority] == [
@@ -663,7 +663,7 @@ def test_the_pressure_of_one_of_ours_refuses_low_messages_only(engine):
     peer.on_pressure()
     assert peer.quick is not None and [
         peer.accept(b"x", False, priority) for priority in Priority
-    ] == [False, True, True, True]
+    ] == [0, 1, 2, 3]
 
 
 def test_a_message_that_waits_can_be_renewed_whatever_the_pressure(engine):

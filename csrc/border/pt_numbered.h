@@ -1,0 +1,21 @@
+/* Send a message and take its number in one call, which any thread may make. */
+#ifndef PT_NUMBERED_H
+#define PT_NUMBERED_H
+
+/* Add bind_numbered() to a module object that has the type Link, with the GIL held. Returns 0, or
+ * -1 with an exception.
+ *
+ *   bind_numbered(quick, afar, accepted) -> send
+ *
+ * The three are names of attributes of a peer, none of which may run code when it is read or
+ * written: the Link that takes its messages while none waits, or None; None while no other thread
+ * has left one; how many were accepted.
+ *
+ * send(peer, payload) -> int: one DATA frame of bytes on that Link, and its number, which accepted
+ * is from now on. Negative: the number, after which a turn is due. 0: it was not accepted, and
+ * nothing has changed; whoever has the lock of the node finds out why. Only on Links of a worker,
+ * with whose lock and the GIL no other thread sends, or looks at accepted, in between.
+ */
+int pt_numbered_attach(void *module);
+
+#endif
