@@ -359,7 +359,7 @@ static void expect_many(native_link *bound, PyObject *payloads, Py_ssize_t start
 
     pt_take(bound->context); /* a worker has flags beside these */
     bound->link.pipeline.more = is_more(&bound->link.pipeline, payloads, start) != 0;
-    bound->link.many = PyList_Size(payloads) - start > 1;
+    bound->link.pipeline.many = PyList_Size(payloads) - start > 1;
     pt_context_unlock(bound->context);
 }
 

@@ -104,7 +104,7 @@ void pt_link_end(pt_context *context, pt_link *link, int code, int32_t system_er
     link->unconfirmed = count_unconfirmed(context, link);
     pt_notes_drop(&link->notes, context->pool);
     move(link, PT_LINK_STEP_END);
-    link->end_code = (int16_t)code;
+    link->end_code = (int8_t)code;
     link->end_error = system_error;
     link->due = (uint8_t)((link->due & ~PT_DUE_FINISHED) | PT_DUE_CLOSED);
     if (link->unread & PT_UNREAD_STARVED) {
@@ -164,7 +164,7 @@ static void fail_writing(pt_context *context, pt_link *link, int code)
     }
     PT_ASSERT(link->end_code == PT_OK);
     move(link, PT_LINK_STEP_BREAK);
-    link->end_code = (int16_t)code;
+    link->end_code = (int8_t)code;
     link->end_error = link->system_error;
     link->blocked = 0;
     pt_link_update_interest(context, link);
@@ -178,13 +178,13 @@ static void watch_rest(pt_context *context, pt_link *link)
     int keeps = pt_pipeline_keeps(&link->pipeline);
     if (!keeps && link->notes.room <= 1)
         return;
-    link->rest_frames = (uint32_t)link->pipeline.frames;
+    link->rest_frames = (uint16_t)link->pipeline.frames;
     pt_context_arm(context, &link->rest_timer, keeps ? PT_REST_MS : PT_NOTES_REST_MS);
 }
 
 void pt_link_rest(pt_context *context, pt_link *link)
 {
-    if ((uint32_t)link->pipeline.frames == link->rest_frames && link->pipeline.pending_count == 0) {
+    if ((uint16_t)link->pipeline.frames == link->rest_frames && link->pipeline.pending_count == 0) {
         pt_pipeline_rest(&link->pipeline);
         if (link->notes.room > 1 && count_unconfirmed(context, link) == 0)
             pt_notes_drop(&link->notes, context->pool);
@@ -213,7 +213,7 @@ void pt_link_harvest(pt_context *context, pt_link *link)
                 note_sent(context, link, count);
         } else {
             link->failed_count = count;
-            link->failed_code = (int16_t)result;
+            link->failed_code = (int8_t)result;
         }
         pt_context_owe(context, link, is_news);
         watch_rest(context, link);

@@ -56,10 +56,12 @@ struct pt_link {
     uint32_t held_turn;   /* the last turn that took some, which reads no more */
     uint32_t read_max;    /* bytes that one read brings at most; the caller's to change */
     uint32_t moved;       /* tick at which bytes last left, or began to wait */
-    uint32_t rest_frames; /* low bits of pipeline.frames when rest_timer was armed */
-    uint32_t first_turn;  /* low bits of context->turns, and 1, at the last frame that was the first
+    uint32_t sync_sends;  /* frames that pt_link_send_sync() gave to tcp_send */
+    uint16_t rest_frames; /* low bits of pipeline.frames when rest_timer was armed */
+    uint16_t first_turn;  /* low bits of context->turns, and 1, at the last frame that was the first
                              since a turn ... */
-    uint32_t burst_from;  /* ... and of pipeline.frames with that frame */
+    uint16_t burst_from;  /* ... and of pipeline.frames with that frame */
+    uint16_t mean;        /* sixteenths of a byte of stream for a unit of work, when last read */
     pt_send_pipeline pipeline;
     pt_send_slot only; /* of the pipeline, where it borrows the others */
     pt_ingest ingest;
@@ -68,7 +70,6 @@ struct pt_link {
     uint64_t sent_bytes;
     uint64_t read_calls;  /* system calls that read */
     uint64_t write_calls; /* system calls that wrote */
-    uint64_t sync_sends;  /* frames that pt_link_send_sync() gave to tcp_send */
     uint32_t max_message; /* longest DATA payload that may be sent now; raised or lowered by the
                              caller */
     uint32_t wide_max;    /* likewise in a wide frame; 0: none may be */
@@ -83,19 +84,17 @@ struct pt_link {
     uint32_t frame_timeout_ms; /* a frame that has begun must be whole within this time */
     pt_notes notes;            /* none where ops->unacknowledged is NULL */
     int32_t end_error;         /* system_error beside end_code */
-    int16_t failed_code;       /* of those of failed_count; PT_OK: there are none */
-    int16_t end_code;          /* BROKEN, ENDED: why; else PT_OK */
-    uint16_t mean;   /* sixteenths of a byte of stream for a unit of work, when last read */
-    uint8_t state;   /* enum pt_link_state */
-    uint8_t unread;  /* enum pt_unread; 0: it is read */
-    uint8_t due;     /* enum pt_link_due */
+    int8_t failed_code;        /* of those of failed_count; PT_OK: there are none */
+    int8_t end_code;           /* BROKEN, ENDED: why; else PT_OK */
+    uint8_t state;             /* enum pt_link_state */
+    uint8_t unread;            /* enum pt_unread; 0: it is read */
+    uint8_t due;               /* enum pt_link_due */
     uint8_t blocked; /* 1: the platform took no more; set by it, cleared when the source is ready to
                         write */
     uint8_t in_line[PT_LINES]; /* 1: in that line of the context */
     uint8_t wanted;            /* 1: a frame found no room since PT_EVENT_SENT was last due */
     uint8_t busy;    /* 1: a worker is in a system call with bytes of this link, without the lock */
     uint8_t answers; /* the caller's; 1: a worker answers its PINGs */
-    uint8_t many;    /* the caller's; 1: more frames follow in this call */
 };
 
 /* Take over a connected, non-blocking connection; format: of what comes on it. A link of a worker

@@ -97,13 +97,13 @@ static void leave_to_worker(pt_context *context, pt_link *link)
 static inline int is_prompt(const pt_context *context, pt_link *link)
 {
     if (!PT_PROMPT || link->in_line[PT_LINE_DIRTY] || !context->ops->prompt || link->blocked ||
-        link->first_turn == (uint32_t)context->turns + 1)
+        link->first_turn == (uint16_t)(context->turns + 1))
         return 0;
-    uint32_t frames = (uint32_t)link->pipeline.frames;
-    uint32_t burst = frames - link->burst_from;
-    link->first_turn = (uint32_t)context->turns + 1; /* which is 0 for a link that is opened */
+    uint16_t frames = (uint16_t)link->pipeline.frames;
+    uint16_t burst = (uint16_t)(frames - link->burst_from);
+    link->first_turn = (uint16_t)(context->turns + 1); /* which is 0 for a link that is opened */
     link->burst_from = frames;
-    return burst <= PT_PROMPT_FRAMES && !link->many;
+    return burst <= PT_PROMPT_FRAMES && !link->pipeline.many;
 }
 
 /* 1 when all that a link was given has left, and to say so is all that it owes. */
