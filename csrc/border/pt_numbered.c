@@ -21,69 +21,107 @@ static PyObject *look_at(PyObject *peer, PyObject *kept, Py_ssize_t which)
 /* 1: the peer's next message is this link's, and nobody is before it; 0: not; -1: an exception. */
 static int is_next(PyObject *peer, PyObject *kept, const native_link *bound)
 {
-    if (look_at(peer, kept, KEPT_QUICK) != (const PyObject *)bound)
-        return PyErr_Occurred() != NULL ? -1 : 0;
-    if (look_at(peer, kept, KEPT_AFAR) != Py_None)
+    if (look_at(peer, kept, KEPT_QUICK) != (const PyObject *)bound ||
+        look_at(peer, kept, KEPT_AFAR) != Py_None)
         return PyErr_Occurred() != NULL ? -1 : 0;
     return 1;
 }
 
-/* Send with the lock held; the number, negative if a turn is due; 0; NULL: an exception. */
-static PyObject *send_and_count(PyObject *peer, PyObject *kept, native_link *bound,
-                                PyObject *payload)
+/* Have the lock of the link's context, as pt_take(), while the peer's next message is this link's:
+ * 1, else as is_next() without it. Whoever ends the context has made that so before, with the GIL:
+ * so nothing of a context is touched here that its end changes. */
+static int take_next(PyObject *peer, PyObject *kept, const native_link *bound)
+{
+    pt_context *context = bound->context;
+    int answer;
+    while ((answer = is_next(peer, kept, bound)) > 0) {
+        if (context->worker == NULL)
+            return 0;
+        const pt_platform_ops *ops = context->ops;
+        if (ops->try_lock(context))
+            return 1;
+        PyThreadState *state = PyEval_SaveThread();
+        ops->lock(context);
+        ops->unlock(context);
+        PyEval_RestoreThread(state);
+    }
+    return answer;
+}
+
+/* Wait for slots of the link without the GIL, and let go of the lock. */
+static void await_room(native_link *bound)
+{
+    pt_context *context = bound->context;
+    PyThreadState *state = PyEval_SaveThread(); /* which waits for nothing */
+    (void)pt_worker_await_room(context->worker, &bound->link);
+    context->ops->unlock(context);
+    PyEval_RestoreThread(state);
+}
+
+/* Send with the lock held; PT_OK, or why not. *next: the number, where that is PT_OK, else NULL. */
+static int send_and_count(PyObject *peer, PyObject *kept, native_link *bound, PyObject *payload,
+                          PyObject **next)
 {
     PyObject *accepted = look_at(peer, kept, KEPT_ACCEPTED);
     long long number = accepted != NULL ? PyLong_AsLongLong(accepted) : -1;
-    PyObject *next = number >= 0 ? PyLong_FromLongLong(number + 1) : NULL;
-    int code = PT_ERR_NO_MEMORY;
-    if (next != NULL)
-        code = pt_link_send(bound->context, &bound->link, PT_FRAME_DATA, 0,
-                            (const uint8_t *)PyBytes_AsString(payload),
-                            (uint32_t)PyBytes_Size(payload));
-    PyObject *result = NULL;
-    if (code >= 0 && PyObject_SetAttr(peer, PyTuple_GetItem(kept, KEPT_ACCEPTED), next) == 0)
-        result = code > 0 ? PyLong_FromLongLong(-number - 1) : Py_NewRef(next);
-    else if (next != NULL && code < 0)
-        result = PyLong_FromLong(0);
-    if (result == NULL && code >= 0) { /* accepted is accepted */
-        PyErr_Clear();
-        result = Py_NewRef(next);
+    *next = PyErr_Occurred() == NULL ? PyLong_FromLongLong(number + 1) : NULL;
+    if (*next == NULL)
+        return PT_ERR_NO_MEMORY;
+    int code =
+        pt_link_send(bound->context, &bound->link, PT_FRAME_DATA, 0,
+                     (const uint8_t *)PyBytes_AsString(payload), (uint32_t)PyBytes_Size(payload));
+    if (code < 0)
+        Py_CLEAR(*next);
+    else
+        (void)PyObject_SetAttr(peer, PyTuple_GetItem(kept, KEPT_ACCEPTED), *next);
+    return code < 0 ? code : PT_OK;
+}
+
+/* Send what this link can send; the number, 0, or NULL with an exception. */
+static PyObject *send_next(PyObject *peer, PyObject *kept, native_link *bound, PyObject *payload,
+                           int waits)
+{
+    int code = PT_ERR_WOULD_BLOCK;
+    for (; code == PT_ERR_WOULD_BLOCK && waits >= 0; waits--) {
+        int answer = take_next(peer, kept, bound);
+        if (answer <= 0)
+            return answer < 0 ? NULL : PyLong_FromLong(0);
+        PyObject *next;
+        code = send_and_count(peer, kept, bound, payload, &next);
+        if (code == PT_ERR_WOULD_BLOCK && waits > 0)
+            await_room(bound);
+        else
+            pt_context_unlock(bound->context);
+        if (next != NULL || PyErr_Occurred())
+            return next;
     }
-    Py_XDECREF(next);
-    return result;
+    return PyLong_FromLong(0);
 }
 
 static PyObject *send_numbered(PyObject *kept, PyObject *const *arguments, Py_ssize_t count)
 {
-    if (count != 2) {
-        PyErr_SetString(PyExc_TypeError, "send(peer, payload)");
+    if (count != 3) {
+        PyErr_SetString(PyExc_TypeError, "send(peer, payload, waits)");
         return NULL;
     }
-    PyObject *peer = arguments[0];
     PyObject *payload = arguments[1];
-    PyObject *quick = PyObject_GetAttr(peer, PyTuple_GetItem(kept, KEPT_QUICK));
+    PyObject *quick = PyObject_GetAttr(arguments[0], PyTuple_GetItem(kept, KEPT_QUICK));
     if (quick == NULL)
         return NULL;
     native_link *bound = (native_link *)quick;
-    int is_ours = (PyObject *)Py_TYPE(quick) == PyTuple_GetItem(kept, KEPT_LINK) &&
-                  bound->context->worker != NULL && PyBytes_CheckExact(payload) &&
-                  PyBytes_Size(payload) <= (Py_ssize_t)bound->link.max_message;
-    PyObject *result = NULL;
-    if (is_ours) {
-        pt_take(bound->context); /* what was seen before may be over */
-        is_ours = is_next(peer, kept, bound);
-        if (is_ours > 0)
-            result = send_and_count(peer, kept, bound, payload);
-        pt_context_unlock(bound->context);
-    }
-    PT_ASSERT(result == NULL || is_ours > 0);
+    PyObject *result;
+    if ((PyObject *)Py_TYPE(quick) == PyTuple_GetItem(kept, KEPT_LINK) &&
+        PyBytes_CheckExact(payload) && PyBytes_Size(payload) <= (Py_ssize_t)bound->link.max_message)
+        result = send_next(arguments[0], kept, bound, payload, arguments[2] == Py_True);
+    else
+        result = PyLong_FromLong(0);
     Py_DECREF(quick);
-    return is_ours != 0 || result != NULL ? result : PyLong_FromLong(0);
+    return result;
 }
 
 static PyMethodDef numbered_method = {
     "send", (PyCFunction)(void (*)(void))send_numbered, METH_FASTCALL,
-    "Send one payload as the next message of a peer; its number, negative if a turn is due, or 0."};
+    "Send one payload as the next message of a peer; its number, or 0."};
 
 static PyObject *bind_numbered(PyObject *link, PyObject *const *arguments, Py_ssize_t count)
 {

@@ -11,10 +11,12 @@
  * written: the Link that takes its messages while none waits, or None; None while no other thread
  * has left one; how many were accepted.
  *
- * send(peer, payload) -> int: one DATA frame of bytes on that Link, and its number, which accepted
- * is from now on. Negative: the number, after which a turn is due. 0: it was not accepted, and
- * nothing has changed; whoever has the lock of the node finds out why. Only on Links of a worker,
- * with whose lock and the GIL no other thread sends, or looks at accepted, in between.
+ * send(peer, payload, waits) -> int: one DATA frame of bytes on that Link, and its number, which
+ * accepted is from now on. 0: it was not accepted, and nothing has changed; whoever has the lock of
+ * the node finds out why. If waits is True and there are no slots, they are waited for without the
+ * GIL, for up to PT_ROOM_MS. Only on Links of a worker, with whose lock and the GIL no other thread
+ * sends, or looks at accepted, in between. Whoever ends the worker makes quick None before, with
+ * the GIL.
  */
 int pt_numbered_attach(void *module);
 

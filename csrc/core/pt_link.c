@@ -202,8 +202,8 @@ void pt_link_harvest(pt_context *context, pt_link *link)
             continue; /* the link has a use for the slot itself */
         }
         int is_news =
-            PT_WORKERS && (result != PT_OK || link->wanted || link->pipeline.refers ||
-                           link->state != PT_LINK_OPEN ||
+            PT_WORKERS && (result != PT_OK || (link->wanted && !link->pipeline.awaited) ||
+                           link->pipeline.refers || link->state != PT_LINK_OPEN ||
                            (pt_worker_of(context) != NULL && pt_worker_of(context)->tells_sent));
         if (result == PT_OK) {
             link->due |= PT_DUE_SENT;
@@ -394,7 +394,7 @@ static void enter(pt_context *context, const pt_link *link)
     pt_context_lock(context);
     PT_ASSERT(!link->busy || pt_worker_of(context) != NULL);
     while (PT_WORKERS && link->busy)
-        context->ops->settle(context);
+        context->ops->settle(context, 0);
 }
 
 #if PT_WORKERS

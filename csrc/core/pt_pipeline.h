@@ -110,6 +110,7 @@ typedef struct pt_send_pipeline {
     uint8_t more : 1;      /* the caller's; 1: more is being sent than small_size holds */
     uint8_t is_still : 1;  /* the caller's; 1: what is in flight does not move, and nothing more is
                               borrowed than the share */
+    uint8_t awaited : 1;   /* the caller's; 1: a thread sleeps until half of the slots are free */
     uint8_t many : 1;      /* the caller's; 1: more frames follow in this call */
     uint8_t refers : 1;    /* 1: a slot has referred to a payload: see pt_pipeline_send_wide() */
     uint8_t initialized;

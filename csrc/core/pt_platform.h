@@ -125,8 +125,9 @@ typedef struct pt_platform_ops {
     void (*lock)(pt_context *context);
     int (*try_lock)(pt_context *context);
     void (*unlock)(pt_context *context);
-    /* Let others have the context until one of them lets go of it: something may be otherwise. */
-    void (*settle)(pt_context *context);
+    /* Let others have the context until one of them lets go of it, or for so many ms, 0: however
+     * long that takes. Something may be otherwise. */
+    void (*settle)(pt_context *context, uint32_t ms);
 
     /* Ticks now, monotonic, may wrap. */
     uint32_t (*clock)(pt_context *context);

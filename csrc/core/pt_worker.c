@@ -229,8 +229,27 @@ void pt_worker_await(pt_worker *worker)
     PT_ASSERT(context->ops != NULL);
     context->ops->lock(context);
     while (!worker->is_running && !worker->is_stopped)
-        context->ops->settle(context);
+        context->ops->settle(context, 0);
     context->ops->unlock(context);
+}
+
+int pt_worker_await_room(pt_worker *worker, pt_link *link)
+{
+    pt_context *context = worker->context;
+    PT_ASSERT(link->state == PT_LINK_OPEN && !worker->is_stopped);
+    const pt_send_pipeline *pipeline = &link->pipeline;
+    uint32_t began = context->ops->clock(context);
+    uint32_t waited = 0;
+    worker->awaiting++;
+    while (link->state == PT_LINK_OPEN && pipeline->pending_count > pipeline->depth / 2 &&
+           !worker->is_stopped && waited < PT_ROOM_MS) {
+        link->pipeline.awaited = 1; /* until it is told, or another one has gone */
+        context->ops->settle(context, PT_ROOM_MS - waited);
+        waited = context->ops->clock(context) - began;
+    }
+    worker->awaiting--;
+    link->pipeline.awaited = 0;
+    return pipeline->pending_count <= pipeline->depth / 2;
 }
 
 void pt_worker_stop(pt_worker *worker)
@@ -240,8 +259,8 @@ void pt_worker_stop(pt_worker *worker)
     context->ops->lock(context);
     worker->is_stopped = 1;
     context->ops->wake(context);
-    while (worker->is_running)
-        context->ops->settle(context);
+    while (worker->is_running || worker->awaiting != 0)
+        context->ops->settle(context, 0);
     context->ops->unlock(context);
 }
 

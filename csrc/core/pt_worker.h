@@ -49,7 +49,8 @@ struct pt_worker {
     void *dead;     /* what the border must let go of when it has the interpreter; the border's */
     uint32_t kept;  /* bytes of records that are not taken, and of what they lead to */
     uint32_t limit; /* of them */
-    pt_event still; /* PT_EVENT_STILL, or kind 0 */
+    uint32_t awaiting;      /* threads in pt_worker_await_room() */
+    pt_event still;         /* PT_EVENT_STILL, or kind 0 */
     uint64_t turns_waited;  /* waits that took time */
     uint64_t pongs;         /* answers that left, and ... */
     uint64_t pongs_dropped; /* ... that found no room */
@@ -80,6 +81,11 @@ int pt_worker_run(pt_worker *worker);
 
 /* Wait until pt_worker_run() has begun, which another thread is about to call. */
 void pt_worker_await(pt_worker *worker);
+
+/* Wait until half of the slots of an open link of this worker are free: at most PT_ROOM_MS, and
+ * until the link is not open any more. The caller has the lock, which others have meanwhile, and
+ * the worker has not stopped. 1 if they are free, else 0. */
+int pt_worker_await_room(pt_worker *worker, pt_link *link);
 
 /* Have pt_worker_run() return, and wait for that: no longer than a system call that does not block.
  * Any other thread. */

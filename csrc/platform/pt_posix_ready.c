@@ -109,8 +109,14 @@ int pt_posix_init(void *platform_data, const pt_setup *setup, int32_t *system_er
     data->sources = (pt_source **)(void *)(data + 1);
     data->polled = (struct pollfd *)(void *)(data->sources + setup->max_sources);
     atomic_init(&data->woken, 0);
-    (void)pthread_mutex_init(&data->lock, NULL); /* neither can fail without attributes */
-    (void)pthread_cond_init(&data->settled, NULL);
+    (void)pthread_mutex_init(&data->lock, NULL); /* none of these can fail where we know them */
+    pthread_condattr_t attributes;
+    (void)pthread_condattr_init(&attributes);
+#if !defined(__APPLE__)
+    (void)pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+#endif
+    (void)pthread_cond_init(&data->settled, &attributes);
+    (void)pthread_condattr_destroy(&attributes);
     if (make_wake(data) == 0 && (setup->max_sources != 0 || make_epoll(data) == 0))
         return PT_OK;
     *system_error = errno;
@@ -166,11 +172,26 @@ void pt_posix_unlock(pt_context *context)
     (void)pthread_mutex_unlock(&data->lock);
 }
 
-void pt_posix_settle(pt_context *context)
+void pt_posix_settle(pt_context *context, uint32_t ms)
 {
     posix_data *data = data_of(context);
+    PT_ASSERT(ms < 1000);
     data->settling++;
-    (void)pthread_cond_wait(&data->settled, &data->lock);
+    if (ms == 0) {
+        (void)pthread_cond_wait(&data->settled, &data->lock);
+    } else {
+        struct timespec until = {0};
+#if defined(__APPLE__) /* which has no other clock than that of the day for this */
+        until.tv_nsec = (long)ms * 1000000;
+        (void)pthread_cond_timedwait_relative_np(&data->settled, &data->lock, &until);
+#else
+        (void)clock_gettime(CLOCK_MONOTONIC, &until);
+        until.tv_nsec += (long)ms * 1000000;
+        until.tv_sec += until.tv_nsec / 1000000000;
+        until.tv_nsec %= 1000000000;
+        (void)pthread_cond_timedwait(&data->settled, &data->lock, &until);
+#endif
+    }
     data->settling--;
 }
 

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 from peertalk import errors
 from peertalk._core.loop import Event, Loop
 
-Sender: TypeAlias = Callable[[Any, Any], int]
+Sender: TypeAlias = Callable[[Any, Any, bool], int]
 
 
 class Worker(Loop):
@@ -104,10 +104,10 @@ class Worker(Loop):
         return 0 if self._closed else int(self._lib.pt_worker_keeps(self._worker, tag))
 
     def sender(self, quick: str, afar: str, accepted: str) -> Sender:
-        """send(peer, payload), which any thread may call: the next message of a peer, one DATA
-        frame of bytes on a link of any worker, and its number in one step. Returns the number;
-        negative: the number, after which a turn is due; 0: it was not accepted, nothing has
-        changed.
+        """send(peer, payload, waits), which any thread may call: the next message of a peer, one
+        DATA frame of bytes on a link of any worker, and its number in one step. Returns the number;
+        0: it was not accepted, nothing has changed. If waits is True, some milliseconds are waited
+        for room, without the interpreter. Before the worker is closed, quick must be None.
 
         Args: names of a peer's attributes.
             quick: the native link that takes the next message, or None.

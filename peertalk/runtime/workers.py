@@ -93,10 +93,10 @@ class Workers:
         if self.work:
             link.answer_pings(True)
 
-    def sender(self, *names: str) -> Callable[[Any, Any], int] | None:
+    def sender(self, *names: str) -> Callable[[Any, Any, bool], int] | None:
         """What any thread may call to send a message of a peer whose attributes have these names;
         None: there are no workers. See Worker.sender()."""
-        send: Callable[[Any, Any], int] | None = None
+        send: Callable[[Any, Any, bool], int] | None = None
         if self.work:
             send = self._workers[0].sender(*names)
         return send

@@ -60,10 +60,9 @@ class Peer(door.AnyPeer):
         remote, send = self._remote, self._turning.send
         seconds = None if timeout is None else parse_timeout(timeout)
         if data.__class__ is bytes and priority is NORMAL and key is None and not no_delay:
-            number = 0 if send is None else send(remote, data)
-            if number > 0:
-                return number
-            number = self._look(-number) if number else self._send_at_once(data, seconds is None)
+            number = 0 if send is None else send(remote, data, timeout is None)
+            if not number:
+                number = self._send_at_once(data, seconds is None)
             if number:
                 return number
         payload = payload_of(data, remote.own_max_message)
@@ -80,13 +79,6 @@ class Peer(door.AnyPeer):
                 number = self._accepted(place, seconds)
             remote.transport.turn()
             return number
-
-    def _look(self, number: int) -> int:
-        """Have the turn that is due after the message with this number, which is returned."""
-        with self._turning.held():
-            if not self._remote.transport.closed:
-                self._turning.look(self._remote.transport, 0.0)
-        return number
 
     def _send_at_once(self, data: bytes, waits: bool) -> int:
         """Write a message while nothing waits before it: one native call, and a turn only when
@@ -132,9 +124,9 @@ class Peer(door.AnyPeer):
         """
         remote, send = self._remote, self._turning.send
         if send is not None and priority is NORMAL and key is None and not no_delay:
-            number = send(remote, data)  # 0 for what is not bytes
+            number = send(remote, data, False)  # 0 for what is not bytes
             if number:
-                return abs(number)
+                return number
         payload = payload_of(data, remote.own_max_message)
         if priority is not NORMAL or key is not None:
             priority = check_choices(priority, key)

@@ -50,7 +50,7 @@ class Turning:
         """When the last turn was."""
         self.asked = False
         """Whether the engine asked for one since."""
-        self.send: Callable[[Remote, Payload], int] | None = None
+        self.send: Callable[[Remote, Payload, bool], int] | None = None
         """What sends without the lock where a worker has the links: see Worker.sender()."""
         self._control: Control | None = None
         self._waiting: list[int] = []

@@ -12,9 +12,11 @@ import gc
 import random
 import socket
 import sys
+import threading
 import tracemalloc
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -670,43 +672,89 @@ def asker(c_core: Any) -> Iterator[tuple[Any, Asker, socket.socket]]:
 def test_a_message_is_sent_and_numbered_in_one_call_or_nothing_happens(c_core, asker, box):
     send, peer, theirs = asker
     frame = c_core.encode_frame(DATA, b"x")
-    assert send(peer, b"x") == 8 == peer.accepted and theirs.recv(len(frame)) == frame
+    assert send(peer, b"x", False) == 8 == peer.accepted and theirs.recv(len(frame)) == frame
     for refused in (bytearray(b"x"), "x", None, bytes(100_000), type("Bytes", (bytes,), {})(b"x")):
-        assert send(peer, refused) == 0
+        assert send(peer, refused, True) == 0
     peer.before = ()
-    assert send(peer, b"x") == 0
+    assert send(peer, b"x", False) == 0
     peer.before, native = None, peer.quick
     for quick in (None, 1, box.link()[0].native):  # the last one is a loop's
         peer.quick = quick
-        assert send(peer, b"x") == 0
+        assert send(peer, b"x", False) == 0
     peer.quick, peer.accepted = native, "many"
     with pytest.raises(TypeError):
-        send(peer, b"x")
+        send(peer, b"x", False)
     with pytest.raises(AttributeError):
-        send(object(), b"x")
-    for arguments in ((), (peer,), (peer, b"x", 1)):
+        send(object(), b"x", False)
+    for arguments in ((), (peer, b"x"), (peer, b"x", False, 1)):
         with pytest.raises(TypeError):
             send(*arguments)
     with pytest.raises(TypeError):
         box.loop._binding.border.bind_numbered("quick", "before")
     peer.accepted = 8
-    assert send(peer, b"y") == 9
+    assert send(peer, b"y", True) == 9
     theirs.settimeout(20.0)
     frame = c_core.encode_frame(DATA, b"y", sequence=1)
     assert theirs.recv(len(frame)) == frame
 
 
 @pytest.mark.threads
-def test_a_sender_that_never_stops_is_told_when_a_turn_is_due(asker):
+def test_without_room_it_is_waited_for_a_moment_or_not_at_all(asker):
+    """Who reads at the other end makes room; who may not wait hears at once that there is none."""
     send, peer, theirs = asker
     theirs.settimeout(20.0)
     last = 7
-    while (number := send(peer, b"x")) >= 0:
-        if number == 0:
-            theirs.recv(65_536)
-        last += number > 0
-        assert number in (0, last) and peer.accepted == last < 1_000_000
-    assert number == -last - 1 == -peer.accepted
+    while number := send(peer, b"x" * 1000, False):
+        last += 1
+        assert number == last == peer.accepted
+    while number := send(peer, b"x" * 1000, True):  # until the system has no room either
+        last = number
+    came = 0
+
+    def read() -> None:
+        nonlocal came
+        while came < 4_000_000:
+            came += len(theirs.recv(65_536))
+
+    with ThreadPoolExecutor(1) as other:
+        reading = other.submit(read)
+        while not reading.done():
+            last += send(peer, b"x" * 1000, True) > 0
+            assert peer.accepted == last
+        reading.result()
+
+
+@pytest.mark.threads
+@pytest.mark.parametrize("ends", ["link", "worker"])
+def test_who_waits_for_room_hears_of_the_end(c_core, ends):
+    """Neither waits for the other for ever, and nothing is used that has gone."""
+    for _ in range(20):
+        home = c_core.Loop()
+        worker = c_core.Worker(home)
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        link = worker.open_link(ours.fileno(), 1)
+        send, peer = worker.sender("quick", "before", "accepted"), Asker(link.native)
+        begun = threading.Event()
+
+        def hammer(send: Any = send, peer: Asker = peer, begun: threading.Event = begun) -> None:
+            while send(peer, b"x" * 1000, True):
+                pass
+            begun.set()
+            while peer.quick is not None:
+                send(peer, b"x" * 1000, True)
+
+        with ThreadPoolExecutor(2) as others:
+            waiting = [others.submit(hammer) for _ in range(2)]
+            assert begun.wait(20.0)
+            if ends == "link":
+                theirs.close()
+            peer.quick = None
+            home.close()
+            for each in waiting:
+                each.result(20.0)
+        ours.close()
+        theirs.close()
 
 
 @needs_faults
@@ -718,7 +766,7 @@ def test_without_memory_for_its_number_a_message_is_not_sent(asker):
         before, raised = peer.accepted, False
         _testcapi.set_nomemory(attempt, attempt + 1)
         try:
-            send(peer, b"x")
+            send(peer, b"x", False)
         except MemoryError:
             raised = True
         finally:

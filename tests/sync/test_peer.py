@@ -67,7 +67,7 @@ def test_what_another_thread_left_goes_before_and_then_the_way_is_short_again(tw
         left = threading.Thread(target=peer.send_nowait, args=(b"1",), kwargs={"no_delay": True})
         left.start()
         left.join(GUARD)
-        assert ada._turning.send(peer._remote, b"not before 1") == 0
+        assert ada._turning.send(peer._remote, b"not before 1", False) == 0
     assert peer.send(b"2") == 2
     with ada._turning.lock:
         assert peer.send(b"3") == 3
@@ -80,7 +80,7 @@ def test_a_message_to_a_peer_that_has_gone_fails_as_ever(two):
     with pytest.raises(pt.PeerTalkError):
         while True:
             peer.send(b"x", connect=False)
-    assert ada._turning.send(peer._remote, b"x") == 0
+    assert ada._turning.send(peer._remote, b"x", True) == 0
 
 
 def test_the_number_is_the_place_on_the_wire_whoever_sends_in_whatever_way(two, often):
