@@ -205,3 +205,31 @@ def test_there_is_a_bar_for_each_demand(large):
     ]
     assert [bar.bytes for bar in bars[3:]] == list(large.SIZES)
     assert [bar.theirs for bar in large.bars([2**24])] == ["message"]
+
+
+# One and several ----------------------------------------------------------------------------------
+
+
+def test_one_sends_to_others_and_others_to_one_and_each_message_is_counted(start_python):
+    script = str(SCRIPTS / "fan.py")
+    sizes = ("--others", "2", "--rounds", "1", "--seconds", "0.0001", "--parties", "sync", "batch")
+    process = start_python(script, "--json", *sizes)
+    output, complaint = process.communicate(timeout=100)
+    assert process.returncode == 0, complaint
+    rows = json.loads(output)
+    assert [(row["way"], row["party"]) for row in rows] == [
+        (way, party) for way in ("fan-out", "fan-in") for party in ("sync", "batch")
+    ]
+    assert all(row["messages_per_second"] > 0 and row["ratio_to_pyzmq"] is None for row in rows)
+
+
+def test_a_message_of_the_wrong_number_or_a_missing_one_is_no_figure(monkeypatch):
+    fan = module_of(monkeypatch, "fan")
+    parties = module_of(monkeypatch, "parties")
+    messages = parties.ring(64)
+    tally = fan.Tally(64, len(messages))
+    assert not tally.take(messages[:-1]) and tally.take([messages[0]])
+    with pytest.raises(parties.Wrong):
+        tally.say()
+    with pytest.raises(parties.Wrong):
+        tally.take([messages[1][:-1] + b"x"])

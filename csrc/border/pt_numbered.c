@@ -13,6 +13,8 @@ enum { KEPT_LINK, KEPT_QUICK, KEPT_AFAR, KEPT_ACCEPTED, KEPT };
  * NULL: an exception is set. */
 static PyObject *look_at(PyObject *peer, PyObject *kept, Py_ssize_t which)
 {
+    PT_ASSERT(which > KEPT_LINK && which < KEPT);
+
     PyObject *value = PyObject_GetAttr(peer, PyTuple_GetItem(kept, which));
     Py_XDECREF(value);
     return value;
@@ -52,6 +54,8 @@ static int take_next(PyObject *peer, PyObject *kept, const native_link *bound)
 static void await_room(native_link *bound)
 {
     pt_context *context = bound->context;
+    PT_ASSERT(context->worker != NULL && bound->link.state == PT_LINK_OPEN);
+
     PyThreadState *state = PyEval_SaveThread(); /* which waits for nothing */
     (void)pt_worker_await_room(context->worker, &bound->link);
     context->ops->unlock(context);
@@ -62,6 +66,8 @@ static void await_room(native_link *bound)
 static int send_and_count(PyObject *peer, PyObject *kept, native_link *bound, PyObject *payload,
                           PyObject **next)
 {
+    PT_ASSERT(PyBytes_CheckExact(payload));
+
     PyObject *accepted = look_at(peer, kept, KEPT_ACCEPTED);
     long long number = accepted != NULL ? PyLong_AsLongLong(accepted) : -1;
     *next = PyErr_Occurred() == NULL ? PyLong_FromLongLong(number + 1) : NULL;
@@ -74,6 +80,7 @@ static int send_and_count(PyObject *peer, PyObject *kept, native_link *bound, Py
         Py_CLEAR(*next);
     else
         (void)PyObject_SetAttr(peer, PyTuple_GetItem(kept, KEPT_ACCEPTED), *next);
+    PT_ASSERT(!PyErr_Occurred());
     return code < 0 ? code : PT_OK;
 }
 

@@ -246,8 +246,8 @@ FAULTS = (
     Fault(
         "send-burst",
         "csrc/core/pt_send.c",
-        "return burst <= PT_PROMPT_FRAMES && !link->many",
-        "return !link->many",
+        "return burst <= PT_PROMPT_FRAMES && !link->pipeline.many",
+        "return !link->pipeline.many",
         "after a burst the first frame waits for the others",
         (
             "tests/core/test_prompt.py::"
