@@ -36,6 +36,7 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from kit.inside import connections_of
+from kit.tables import WHOLE
 
 import peertalk as pt
 from peertalk import sim
@@ -780,8 +781,12 @@ STEPS: dict[str, Any] = {
     "phases": PHASES,
     "report_multiple_bugs": False,
 }
-SimulatedMeeting.TestCase.settings = settings(max_examples=300 if SOAK else 25, **STEPS)
-LoopbackMeeting.TestCase.settings = settings(max_examples=300 if SOAK else 15, **STEPS)
+SimulatedMeeting.TestCase.settings = settings(
+    max_examples=300 if SOAK else 25 if WHOLE else 15, **STEPS
+)
+LoopbackMeeting.TestCase.settings = settings(
+    max_examples=300 if SOAK else 15 if WHOLE else 9, **STEPS
+)
 
 
 @pytest.mark.soak

@@ -17,6 +17,12 @@ WHOLE = any(os.environ.get(switch) for switch in SWITCHES)
 """Whether this run has each pair of cases, and each test on each core and loop. make test has not:
 .ci/run sets PEERTALK_WHOLE=1 for one of its runs, and the others of SWITCHES ask for it too."""
 
+IN_THE_LONG_FORM = [
+    pytest.mark.soak,
+    pytest.mark.skipif(not WHOLE, reason="did not run: a part of make soak and of whole runs"),
+]
+"""Marks of a case whose like is in each run."""
+
 
 def crossed(first: Mapping[str, Any], second: Mapping[str, Any], whole: bool = WHOLE) -> list[Any]:
     """Cases for a test of two parameters that do not bear on each other, each given as values by

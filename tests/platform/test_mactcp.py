@@ -13,6 +13,7 @@ import classic
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kit.tables import IN_THE_LONG_FORM
 
 from peertalk import _core, errors
 from peertalk._core.binding import simulation
@@ -44,7 +45,10 @@ def test_the_driver_refuses_what_the_real_one_refuses_and_says_which_rule_was_br
     standard_programs.run("mactcp_rules")
 
 
-@pytest.mark.parametrize(("build", "rows"), [("standard", 18), ("lowmem", 6)])
+@pytest.mark.parametrize(
+    ("build", "rows"),
+    [("standard", 18), pytest.param("lowmem", 6, marks=IN_THE_LONG_FORM)],
+)
 def test_throughput_is_that_of_the_model_over_minutes_of_simulated_time(
     request, rounds, build, rows
 ):
