@@ -14,7 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Self, Unpack
+from typing import Self, TypeVar, Unpack
 
 from . import errors
 from .config import Config, NodeOptions, choose_config
@@ -48,6 +48,8 @@ __all__ = ["Event", "Incoming", "Node", "Peer", "StreamOut"]
 
 Event = events.Event[Peer]
 """Any event of a node."""
+
+T = TypeVar("T")
 
 
 class Node(AnyNode[Peer]):
@@ -229,8 +231,8 @@ class Node(AnyNode[Peer]):
 
     # Who ------------------------------------------------------------------------------------------
 
-    def _set_flags(self, flags: int) -> None:
-        self._free.set_flags(flags)
+    def _do(self, what: Callable[[Transport], T]) -> T:
+        return what(self._free)
 
     async def wait_for(
         self, who: str | Callable[[Peer], bool], *, timeout: float | str | None = None

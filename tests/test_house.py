@@ -773,6 +773,7 @@ C_ELSEWHERE = {
     "pt_sender": "tests/platform/test_border.py",
     "pt_batch": "tests/platform/test_border.py",  # the border is one thing
     "pt_posix_ready": "tests/platform/test_posix.py",
+    "pt_native": "tests/core/test_moving.py",
     "pt_pure": "tests/platform/test_border.py",
     "pt_numbered": "tests/platform/test_border.py",
     "pt_sim_calls": "tests/platform/test_sim.py",  # the box is one thing

@@ -18,6 +18,7 @@ from kit.stranger import capability, frame
 from kit.waiting import GUARD, until
 
 import peertalk as pt
+from peertalk import sync
 
 pytestmark = pytest.mark.threads
 
@@ -205,6 +206,60 @@ async def test_who_keeps_the_interpreter_keeps_nobody_waiting(start_python):
         assert (await ada.receive(timeout=GUARD)).data == b"there"
         stranger.stdin.write("end\n")
         stranger.stdin.flush()
+
+
+# Connections that move
+
+
+def loads(node):
+    """How many connections each worker has: no user is told."""
+    return [worker.links for worker in engine_of(node).workers._workers]
+
+
+async def test_connections_are_shared_out_when_asked_and_only_then(c_core):
+    async with pt.Node("ada", **loopback(core=c_core.name, workers=2)) as ada:
+        assert ada.rebalance() == 0
+        peers = []
+        async with contextlib.AsyncExitStack() as stack:
+            for name in "bcdefg":
+                options = loopback(core=c_core.name)
+                other = await stack.enter_async_context(pt.Node(name, **options))
+                peers.append(await other.connect(ada.address, timeout=GUARD))
+            assert loads(ada) == [3, 3] and ada.rebalance() == 0
+            for peer in peers[1::2]:
+                await peer.disconnect(timeout=GUARD)
+            await until(lambda: sum(loads(ada)) == 3)
+            assert sorted(loads(ada)) == [0, 3]
+            assert ada.rebalance() == 1 and sorted(loads(ada)) == [1, 2]
+            for peer in peers[::2]:
+                await peer.send(b"as ever")
+            assert await received(ada, 3) == [b"as ever"] * 3
+    with pytest.raises(pt.InvalidState):
+        ada.rebalance()
+
+
+def test_the_door_without_await_moves_them_too(c_core):
+    """And where there is one worker, or none, there is nothing to move."""
+    with pytest.raises(pt.InvalidState):
+        sync.Node("ada").rebalance()
+    with sync.Node("ada", **loopback(core=c_core.name, workers=0)) as ada:
+        assert ada.rebalance() == 0
+    for workers in (1, 2):
+        with contextlib.ExitStack() as stack:
+            enter = stack.enter_context
+            ada = enter(sync.Node("ada", **loopback(core=c_core.name, workers=workers)))
+            others = [
+                enter(sync.Node(name, **loopback(core=c_core.name, workers=1))) for name in "bcde"
+            ]
+            peers = [each.connect(ada.address, timeout=GUARD) for each in others]
+            for peer in peers[1::2]:
+                peer.disconnect(timeout=GUARD)
+            while ada.stats().links_open > 2:
+                ada.poll(0.1)
+            assert ada.rebalance() == (workers == 2)
+            for peer in peers[::2]:
+                peer.send(b"as ever")
+            assert [ada.receive(timeout=GUARD).data for _ in range(2)] == [b"as ever"] * 2
 
 
 # Their end, and what they cannot be

@@ -377,6 +377,17 @@ static int tell(bound_loop *bound, PyObject *events)
     return 0;
 }
 
+/* A turn is over. A link whose records and events lie here must not tell others from elsewhere. */
+static void rest(bound_loop *bound)
+{
+    PT_ASSERT(bound->busy);
+
+    bound->busy = 0;
+    if (bound->worker != NULL)
+        bound->worker->is_untold =
+            bound->item_count != 0 || bound->event_count != 0 || bound->late_count != 0;
+}
+
 /* turn(events) -> how many there are now, or a negative code. The list is the caller's and has them
  * before anything else can happen there: a signal handler that raises as soon as this function has
  * returned would take a list that was returned with it. */
@@ -398,13 +409,13 @@ static PyObject *loop_turn(PyObject *self, PyObject *events)
     if (bound->item_count == 0 && bound->event_count == 0) /* else memory ran out before that */
         code = gather(bound);
     if (code != PT_OK && bound->item_count == 0) {
-        bound->busy = 0;
+        rest(bound);
         return code == PT_ERR_NO_MEMORY ? PyErr_NoMemory() : PyLong_FromLong(code);
     }
     code = tell(bound, events);
     PT_ASSERT(code == 0 || PyErr_Occurred());
     PT_ASSERT(code != 0 || (bound->told == NULL && bound->payload_count == 0));
-    bound->busy = 0;
+    rest(bound);
     return code != 0 ? NULL : PyLong_FromSsize_t(PyList_Size(events));
 }
 

@@ -32,6 +32,8 @@
  * forgo(id), forget(id): give that back, and forget the id too. landed(id): bytes that have come,
  * -1 when nothing is expected there. PT_ERR_INVALID_PARAM: a number is out of range.
  *
+ * move(context_addr, owner, link, loop) and count(counts_addr): see pt_native.h.
+ *
  *   bind_loop(context_addr, events_addr, capacity, owner) -> turn
  *
  * turn(events) -> how many there are now: pt_loop_turn() without waiting, its events appended to

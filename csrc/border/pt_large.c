@@ -11,7 +11,7 @@
 typedef struct kept {
     struct kept *next; /* of those that a worker needs no more */
     PyObject *bytes;   /* NULL: forgone */
-    pt_worker *worker;
+    void **dead;  /* where these are, of all workers that its link may get to; NULL: no worker */
     void *memory; /* where this lies, to be freed with the reference */
 } kept;
 
@@ -38,7 +38,7 @@ static void keep(kept *fresh, PyObject *bytes, pt_worker *worker, void *memory)
     PT_ASSERT(bytes != NULL && fresh->next == NULL);
 
     fresh->bytes = Py_NewRef(bytes);
-    fresh->worker = worker;
+    fresh->dead = worker != NULL ? worker->dead : NULL;
     fresh->memory = memory;
 }
 
@@ -48,9 +48,12 @@ static void retire(kept *old)
 {
     PT_ASSERT(old->memory != NULL);
 
-    if (old->worker != NULL) {
-        old->next = old->worker->dead;
-        old->worker->dead = old;
+    if (old->dead != NULL) { /* each worker that pushes here has another lock */
+        void *next = __atomic_load_n(old->dead, __ATOMIC_RELAXED);
+        do {
+            old->next = next;
+        } while (!__atomic_compare_exchange_n(old->dead, &next, (void *)old, 1, __ATOMIC_RELEASE,
+                                              __ATOMIC_RELAXED));
         return;
     }
     PyGILState_STATE state = PyGILState_Ensure();
@@ -61,10 +64,9 @@ static void retire(kept *old)
 
 void pt_large_bury(pt_worker *worker)
 {
-    PT_ASSERT(worker != NULL);
+    PT_ASSERT(worker != NULL && worker->dead != NULL);
 
-    kept *old = worker->dead;
-    worker->dead = NULL;
+    kept *old = __atomic_exchange_n(worker->dead, NULL, __ATOMIC_ACQUIRE);
     while (old != NULL) { /* bytes objects, whose end runs no code */
         kept *next = old->next;
         Py_XDECREF(old->bytes);

@@ -29,7 +29,7 @@ PyObject *pt_large_bytes(pt_landing *landing);
 /* Give the memory of a landing back; what still comes for it is dropped. The GIL is held. */
 void pt_large_forgo(pt_landing *landing);
 
-/* Let go of what a worker needs no more. The GIL is held, and the lock of its context. */
+/* Let go of what a worker needs no more, nor any other of its home. The GIL is held. */
 void pt_large_bury(pt_worker *worker);
 
 #endif

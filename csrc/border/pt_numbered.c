@@ -34,18 +34,14 @@ static int is_next(PyObject *peer, PyObject *kept, const native_link *bound)
  * so nothing of a context is touched here that its end changes. */
 static int take_next(PyObject *peer, PyObject *kept, const native_link *bound)
 {
-    pt_context *context = bound->context;
     int answer;
     while ((answer = is_next(peer, kept, bound)) > 0) {
+        pt_context *context = bound->context; /* another one, maybe, after each wait */
         if (context->worker == NULL)
             return 0;
-        const pt_platform_ops *ops = context->ops;
-        if (ops->try_lock(context))
+        if (context->ops->try_lock(context))
             return 1;
-        PyThreadState *state = PyEval_SaveThread();
-        ops->lock(context);
-        ops->unlock(context);
-        PyEval_RestoreThread(state);
+        pt_await_lock(bound);
     }
     return answer;
 }

@@ -5,6 +5,7 @@
 
 #include "pt_assert.h"
 #include "pt_large.h"
+#include "pt_native.h"
 
 /* A Py_ssize_t may be longer than what a frame can say. */
 static inline int send_bytes(native_link *bound, uint8_t type, uint8_t flags, const void *data,
@@ -15,7 +16,7 @@ static inline int send_bytes(native_link *bound, uint8_t type, uint8_t flags, co
 
     if ((uint64_t)len > UINT32_MAX)
         return bound->link.state == PT_LINK_OPEN ? PT_ERR_MESSAGE_TOO_LARGE : PT_ERR_NOT_CONNECTED;
-    pt_take(bound->context);
+    (void)pt_take_link(bound);
     int code = pt_link_send(bound->context, &bound->link, type, flags, data, (uint32_t)len);
     pt_context_unlock(bound->context);
     return code;
@@ -41,7 +42,7 @@ static int send_slice(native_link *bound, uint8_t flags, PyObject *payload, uint
                     .offset = offset,
                     .total = (uint32_t)PyBytes_Size(payload)};
     const uint8_t *data = (const uint8_t *)PyBytes_AsString(payload) + offset;
-    pt_take(bound->context);
+    (void)pt_take_link(bound);
     int code = pt_link_send_wide(bound->context, &bound->link, &wide, flags, data, hold);
     if (code < 0 && hold != NULL)
         hold->let_go(hold);
@@ -202,7 +203,7 @@ static PyObject *link_depart(PyObject *self, PyObject *const *arguments, Py_ssiz
         pt_large_departure(arguments[0], numbers[0], numbers[1], bound->context->worker);
     int code = PT_ERR_NO_MEMORY;
     if (departure != NULL) {
-        pt_take(bound->context);
+        (void)pt_take_link(bound);
         code = pt_link_depart(bound->context, &bound->link, departure);
         if (code < 0)
             departure->drop(departure);
@@ -217,7 +218,7 @@ static PyObject *link_recall(PyObject *self, PyObject *unused)
     (void)unused;
     uint32_t left = 0;
     if (pt_is_owner(bound->context)) {
-        pt_take(bound->context);
+        (void)pt_take_link(bound);
         left = pt_link_departing(&bound->link);
         pt_link_recall(&bound->link);
         pt_context_unlock(bound->context);
@@ -244,7 +245,7 @@ static PyObject *link_send_wide(PyObject *self, PyObject *const *arguments,
                         .id = numbers[1],
                         .total = numbers[2],
                         .reason = (uint8_t)numbers[3]};
-        pt_take(bound->context);
+        (void)pt_take_link(bound);
         code = pt_link_send_wide(bound->context, &bound->link, &wide, 0, NULL, NULL);
         pt_context_unlock(bound->context);
     }
@@ -267,7 +268,7 @@ static PyObject *link_expect(PyObject *self, PyObject *const *arguments, Py_ssiz
         return PyLong_FromLong(PT_ERR_INVALID_STATE);
     pt_landing *landing = pt_large_landing(numbers[0], numbers[1], bound->context->worker);
     int code = PT_ERR_NO_MEMORY;
-    pt_take(bound->context);
+    (void)pt_take_link(bound);
     if (bound->link.ingest.state == PT_INGEST_INIT)
         code = PT_ERR_NOT_CONNECTED;
     else if (landing != NULL)
@@ -286,25 +287,11 @@ static pt_landing *landing_of(const native_link *bound, PyObject *number, uint32
     return pt_ingest_landing(&bound->link.ingest, *id);
 }
 
-/* Have a link whose bytes no worker is just reading to where they land. */
-static void take_settled(const native_link *bound)
-{
-    pt_take(bound->context);
-    PT_ASSERT(!bound->link.busy || bound->context->worker != NULL);
-    while (bound->link.busy) {
-        pt_context_unlock(bound->context);
-        PyThreadState *state = PyEval_SaveThread();
-        pt_link_await_rest(bound->context, &bound->link);
-        PyEval_RestoreThread(state);
-        pt_take(bound->context);
-    }
-}
-
 static PyObject *link_forgo(PyObject *self, PyObject *number)
 {
     const native_link *bound = (native_link *)self;
     uint32_t id = 0;
-    take_settled(bound);
+    (void)pt_take_settled(bound);
     pt_landing *landing = landing_of(bound, number, &id);
     if (landing != NULL)
         pt_large_forgo(landing);
@@ -316,7 +303,7 @@ static PyObject *link_forget(PyObject *self, PyObject *number)
 {
     native_link *bound = (native_link *)self;
     uint32_t id = 0;
-    take_settled(bound);
+    (void)pt_take_settled(bound);
     pt_landing *landing = landing_of(bound, number, &id);
     if (landing != NULL) {
         pt_large_forgo(landing);
@@ -331,7 +318,7 @@ static PyObject *link_landed(PyObject *self, PyObject *number)
     const native_link *bound = (native_link *)self;
     uint32_t id = 0;
     long long bytes = -1;
-    pt_take(bound->context);
+    (void)pt_take_link(bound);
     const pt_landing *landing = landing_of(bound, number, &id);
     if (landing != NULL && landing->memory != NULL)
         bytes = (long long)landing->received +
@@ -357,7 +344,7 @@ static void expect_many(native_link *bound, PyObject *payloads, Py_ssize_t start
 {
     PT_ASSERT(start >= 0);
 
-    pt_take(bound->context); /* a worker has flags beside these */
+    (void)pt_take_link(bound); /* a worker has flags beside these */
     bound->link.pipeline.more = is_more(&bound->link.pipeline, payloads, start) != 0;
     bound->link.pipeline.many = PyList_Size(payloads) - start > 1;
     pt_context_unlock(bound->context);
@@ -473,7 +460,7 @@ static PyObject *tell_departing(PyObject *self, void *closure)
 {
     const native_link *bound = (native_link *)self;
     (void)closure;
-    pt_take(bound->context);
+    (void)pt_take_link(bound);
     uint32_t left = pt_link_departing(&bound->link);
     pt_context_unlock(bound->context);
     return PyLong_FromUnsignedLong(left);
@@ -483,7 +470,7 @@ static PyObject *tell_referred(PyObject *self, void *closure)
 {
     const native_link *bound = (native_link *)self;
     (void)closure;
-    pt_take(bound->context);
+    (void)pt_take_link(bound);
     uint32_t bytes = pt_pipeline_referred(&bound->link.pipeline);
     pt_context_unlock(bound->context);
     return PyLong_FromUnsignedLong(bytes);
@@ -507,6 +494,9 @@ static PyMethodDef link_methods[] = {
     {"forgo", link_forgo, METH_O, "Give that memory back; what still comes is dropped."},
     {"forget", link_forget, METH_O, "Nothing of a large message may come any more."},
     {"landed", link_landed, METH_O, "Bytes of a large message that have come, or -1."},
+    {"count", pt_native_count, METH_O, "Fill in a pt_link_counts."},
+    {"move", (PyCFunction)(void (*)(void))pt_native_move, METH_FASTCALL,
+     "Be another worker's; a code."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -9,7 +9,8 @@
 
 /* A link with its memory. */
 typedef struct native_link {
-    PyObject_HEAD pt_context *context;
+    PyObject_HEAD pt_context
+        *context;    /* changed with the GIL and the locks of both contexts held */
     PyObject *owner; /* keeps the memory of the context, and of slots that are not borrowed */
     pt_link link;
 } native_link;
@@ -31,6 +32,28 @@ static inline void pt_take(pt_context *context)
         context->ops->unlock(context);
         PyEval_RestoreThread(state);
     }
+}
+
+/* Wait for the lock of a link's context without the GIL. The link may be in another one then, so
+ * the memory of this one is held. */
+static inline void pt_await_lock(const native_link *bound)
+{
+    pt_context *context = bound->context;
+    const pt_platform_ops *ops = context->ops;
+    PyObject *owner = Py_NewRef(bound->owner);
+    PyThreadState *state = PyEval_SaveThread();
+    ops->lock(context);
+    ops->unlock(context);
+    PyEval_RestoreThread(state);
+    Py_DECREF(owner);
+}
+
+/* Have the context of a link, as pt_take(): the one where it is when that has come. */
+static inline pt_context *pt_take_link(const native_link *bound)
+{
+    while (bound->context->worker != NULL && !bound->context->ops->try_lock(bound->context))
+        pt_await_lock(bound);
+    return bound->context;
 }
 
 /* An address that came from Python. NULL with an exception set. */

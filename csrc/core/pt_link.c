@@ -449,11 +449,7 @@ static int open_link(pt_context *context, pt_link *link, intptr_t handle, uint32
     link->read_max = UINT32_MAX;
     pt_ingest_init(&link->ingest, format, context->pool, max_payload, tag);
     move(link, PT_LINK_STEP_OPEN);
-    context->link_count++;
-    if (max_payload + PT_FRAME_OVERHEAD > context->frame_size) {
-        pt_context_drop_spare(context);
-        context->frame_size = max_payload + PT_FRAME_OVERHEAD;
-    }
+    pt_context_count_link(context, max_payload);
     return PT_OK;
 }
 
@@ -483,17 +479,11 @@ static int close_link(pt_context *context, pt_link *link)
         pt_context_leave(context, link, PT_LINE_LEFT);
     pt_context_remove_source(context, &link->source);
     move(link, PT_LINK_STEP_CLOSE);
-    PT_ASSERT(context->link_count != 0);
     PT_ASSERT(!link->in_line[PT_LINE_HELD] && link->held == NULL);
     if (PT_WIDE)
         pt_link_recall(link);
     int abandoned = pt_pipeline_cleanup(&link->pipeline);
-    if (--context->link_count == 0) {
-        pt_context_drop_spare(context);
-        context->frame_size = 0;
-        pt_wheel_cancel(&context->wheel, &context->pool_timer);
-        (void)pt_pool_trim(context->pool);
-    }
+    pt_context_uncount_link(context);
     return abandoned;
 }
 

@@ -220,8 +220,8 @@ typedef struct pt_link_counts {
     uint32_t unread;        /* enum pt_unread */
 } pt_link_counts;
 
-/* As both are now, together. */
-void pt_link_count(pt_context *context, const pt_link *link, pt_link_counts *out);
+/* As both are now, together: the caller has the lock, if there is one. */
+void pt_link_count(const pt_link *link, pt_link_counts *out);
 
 /* Bytes that one read brings at most, 1 or more; at first UINT32_MAX. */
 void pt_link_set_read_max(pt_context *context, pt_link *link, uint32_t read_max);

@@ -10,11 +10,10 @@ uint64_t pt_link_pending(const pt_link *link)
 }
 
 #if PT_WORKERS
-void pt_link_count(pt_context *context, const pt_link *link, pt_link_counts *out)
+void pt_link_count(const pt_link *link, pt_link_counts *out)
 {
     const pt_send_pipeline *pipeline = &link->pipeline;
     const pt_ingest *ingest = &link->ingest;
-    pt_context_lock(context);
     PT_ASSERT(pipeline->reported <= pipeline->accepted && link->held_at <= link->held_len);
     *out = (pt_link_counts){.accepted = pipeline->accepted,
                             .pending = pt_link_pending(link),
@@ -33,7 +32,6 @@ void pt_link_count(pt_context *context, const pt_link *link, pt_link_counts *out
                             .slots_pending = pipeline->pending_count,
                             .high_water = pipeline->high_water,
                             .unread = link->unread};
-    pt_context_unlock(context);
 }
 
 void pt_link_set_read_max(pt_context *context, pt_link *link, uint32_t read_max)

@@ -3,6 +3,7 @@
 #ifndef PT_LOOP_INSIDE_H
 #define PT_LOOP_INSIDE_H
 
+#include "pt_assert.h"
 #include "pt_link.h"
 #include "pt_loop.h"
 #include "pt_worker_lock.h"
@@ -41,6 +42,31 @@ void pt_context_remove_source(pt_context *context, pt_source *source);
 
 /* Give back receive memory that no link needs any more. */
 void pt_context_drop_spare(pt_context *context);
+
+/* One link more, whose frames have payloads of up to max_payload bytes. */
+static inline void pt_context_count_link(pt_context *context, uint32_t max_payload)
+{
+    PT_ASSERT(max_payload <= PT_FRAME_MAX_PAYLOAD);
+
+    context->link_count++;
+    if (max_payload + PT_FRAME_OVERHEAD > context->frame_size) {
+        pt_context_drop_spare(context);
+        context->frame_size = max_payload + PT_FRAME_OVERHEAD;
+    }
+}
+
+/* One link fewer; without any a context keeps no memory for them. */
+static inline void pt_context_uncount_link(pt_context *context)
+{
+    PT_ASSERT(context->link_count != 0);
+
+    if (--context->link_count == 0) {
+        pt_context_drop_spare(context);
+        context->frame_size = 0;
+        pt_wheel_cancel(&context->wheel, &context->pool_timer);
+        (void)pt_pool_trim(context->pool);
+    }
+}
 
 /* ------------------------------------------------------------------------------------- pt_loop.c */
 
@@ -114,6 +140,13 @@ void pt_link_drop_held(pt_context *context, pt_link *link);
 void pt_link_update_reading(pt_context *context, pt_link *link);
 void pt_link_update_frame_timer(pt_context *context, pt_link *link, int restart);
 void pt_link_update_interest(pt_context *context, pt_link *link);
+
+/* ----------------------------------------------------------------------------------- pt_moving.c */
+
+/* Have a link that is live and not busy in another context of the same world, with all that it is
+ * and owes; both are the caller's, and both have a worker. PT_OK, or with nothing changed
+ * PT_ERR_NO_MEMORY, PT_ERR_INVALID_PARAM, PT_ERR_PLATFORM. */
+int pt_link_move(pt_context *from, pt_context *to, pt_link *link);
 
 /* ------------------------------------------------------------------------------------- pt_read.c */
 

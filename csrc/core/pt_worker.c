@@ -20,7 +20,7 @@
 /* Where a large message lands that was not offered: behind this. */
 typedef struct kept_landing {
     pt_landing base;
-    const pt_memory *memory;
+    pt_memory memory; /* it may outlive the worker that made it, at another one */
     size_t size;
 } kept_landing;
 
@@ -101,8 +101,9 @@ static int keep_frame(void *sink_context, uint32_t tag, const pt_frame *frame)
 static void drop_landing(pt_landing *base)
 {
     kept_landing *landing = (kept_landing *)base;
-    PT_ASSERT(landing->memory != NULL && landing->size > sizeof *landing);
-    landing->memory->release(landing->memory->context, landing, landing->size);
+    PT_ASSERT(landing->size > sizeof *landing);
+    pt_memory memory = landing->memory;
+    memory.release(memory.context, landing, landing->size);
 }
 
 static pt_landing *land(void *sink_context, uint32_t tag, uint32_t total)
@@ -119,7 +120,7 @@ static pt_landing *land(void *sink_context, uint32_t tag, uint32_t total)
     landing->base.memory = (uint8_t *)(landing + 1);
     landing->base.drop = drop_landing;
     landing->base.total = total;
-    landing->memory = worker->memory;
+    landing->memory = *worker->memory;
     landing->size = size;
     return &landing->base;
 }
@@ -138,16 +139,25 @@ static int landed(void *sink_context, uint32_t tag, pt_landing *landing)
     return result;
 }
 
+/* The next record of a block that is not gone, from *at on, which is set behind it; NULL: there is
+ * none. */
+static pt_record *next_record(pt_block *block, uint32_t *at)
+{
+    PT_ASSERT(*at <= block->used && *at % 4 == 0);
+
+    while (*at < block->used) {
+        pt_record *record = (void *)((uint8_t *)(block + 1) + *at);
+        PT_ASSERT(block->used - *at >= sizeof *record + record->len);
+        *at += (uint32_t)sizeof *record + padded(record->len);
+        if (!(record->about & PT_RECORD_GONE))
+            return record;
+    }
+    return NULL;
+}
+
 const pt_record *pt_block_next(pt_block *block)
 {
-    PT_ASSERT(block->taken <= block->used && block->taken % 4 == 0);
-
-    if (block->taken == block->used)
-        return NULL;
-    const pt_record *record = (const void *)((const uint8_t *)(block + 1) + block->taken);
-    PT_ASSERT(block->used - block->taken >= sizeof *record + record->len);
-    block->taken += (uint32_t)sizeof *record + padded(record->len);
-    return record;
+    return next_record(block, &block->taken);
 }
 
 void pt_block_again(pt_block *block, const pt_record *record)
@@ -240,14 +250,18 @@ int pt_worker_await_room(pt_worker *worker, pt_link *link)
     const pt_send_pipeline *pipeline = &link->pipeline;
     uint32_t began = context->ops->clock(context);
     uint32_t waited = 0;
+    uint32_t given = worker->given;
     worker->awaiting++;
-    while (link->state == PT_LINK_OPEN && pipeline->pending_count > pipeline->depth / 2 &&
-           !worker->is_stopped && waited < PT_ROOM_MS) {
+    while (worker->given == given && link->state == PT_LINK_OPEN &&
+           pipeline->pending_count > pipeline->depth / 2 && !worker->is_stopped &&
+           waited < PT_ROOM_MS) {
         link->pipeline.awaited = 1; /* until it is told, or another one has gone */
         context->ops->settle(context, PT_ROOM_MS - waited);
         waited = context->ops->clock(context) - began;
     }
     worker->awaiting--;
+    if (worker->given != given)
+        return 0; /* it may be another worker's */
     link->pipeline.awaited = 0;
     return pipeline->pending_count <= pipeline->depth / 2;
 }
@@ -369,17 +383,116 @@ uint32_t pt_worker_keeps(const pt_worker *worker, uint32_t tag)
     PT_ASSERT(context->worker == worker);
     uint32_t count = 0;
     context->ops->lock(context);
-    for (const pt_block *block = worker->first; block != NULL; block = block->next) {
-        pt_block copy = *block; /* records are looked for by its places, and not given out */
-        const uint8_t *records = (const uint8_t *)(block + 1);
-        while (copy.taken < copy.used) {
-            const pt_record *record = (const void *)(records + copy.taken);
+    for (pt_block *block = worker->first; block != NULL; block = block->next) {
+        const pt_record *record;
+        uint32_t at = block->taken;
+        while ((record = next_record(block, &at)) != NULL)
             count += record->tag == tag;
-            copy.taken += (uint32_t)sizeof *record + padded(record->len);
-        }
     }
     context->ops->unlock(context);
     return count;
+}
+
+/* --------------------------------------------------------------------------------------- moving */
+
+/* Bytes that a record counts in kept, as landed() has it. */
+static uint32_t weight(const pt_record *record)
+{
+    uint32_t bytes = (uint32_t)sizeof *record + padded(record->len);
+    pt_landing *landing;
+    if (!(record->about & PT_RECORD_LANDED))
+        return bytes;
+    PT_ASSERT(record->len == sizeof landing);
+    memcpy((void *)&landing, record + 1, sizeof landing);
+    return landing->id == 0 ? bytes + landing->total : bytes;
+}
+
+/* What all records of a link weigh; gone: and they are struck out. */
+static uint32_t weigh(pt_worker *worker, uint32_t tag, int gone)
+{
+    PT_ASSERT((worker->first == NULL) == (worker->last == NULL));
+
+    uint32_t sum = 0;
+    for (pt_block *block = worker->first; block != NULL; block = block->next) {
+        pt_record *record;
+        uint32_t at = block->taken;
+        while ((record = next_record(block, &at)) != NULL) {
+            if (record->tag != tag)
+                continue;
+            sum += weight(record);
+            if (gone)
+                record->about |= PT_RECORD_GONE;
+        }
+    }
+    return sum;
+}
+
+/* Keep the records of a link here, too. 0: there is no memory for one. */
+static int copy_records(pt_worker *worker, const pt_worker *from, uint32_t tag)
+{
+    PT_ASSERT(worker != from);
+
+    for (pt_block *block = from->first; block != NULL; block = block->next) {
+        const pt_record *record;
+        uint32_t at = block->taken;
+        while ((record = next_record(block, &at)) != NULL) {
+            if (record->tag != tag)
+                continue;
+            if (keep(worker, tag, record->about, record + 1, record->len) != PT_OK)
+                return 0;
+            worker->kept += weight(record) - (uint32_t)sizeof *record - padded(record->len);
+        }
+    }
+    return 1;
+}
+
+/* Have kept no more than before; the pool lends memory of zeros. */
+static void cut_back(pt_worker *worker, const pt_worker *before, uint32_t used)
+{
+    pt_block *last = before->last;
+    pt_block *more = last != NULL ? last->next : worker->first;
+    worker->first = before->first;
+    worker->last = last;
+    worker->newest = before->newest;
+    worker->kept = before->kept;
+    if (last != NULL) {
+        PT_ASSERT(used <= last->used && last->used <= last->room);
+        memset((uint8_t *)(last + 1) + used, 0, last->used - used);
+        last->used = used;
+        last->next = NULL;
+    }
+    pt_worker_give_back(worker, more);
+}
+
+int pt_worker_move(pt_worker *from, pt_worker *to, pt_link *link)
+{
+    PT_ASSERT(from->context->worker == from && to->context->worker == to);
+
+    if (from == to || from->home != to->home || from->memory->context != to->memory->context)
+        return PT_ERR_INVALID_PARAM;
+    if (link->busy || from->is_untold)
+        return PT_ERR_BUSY;
+    if (!pt_link_is_live(link))
+        return PT_ERR_NOT_CONNECTED;
+    uint32_t tag = link->source.tag;
+    uint32_t brought = weigh(from, tag, 0);
+    if (to->kept != 0 && (to->kept > to->limit || brought > to->limit - to->kept))
+        return PT_ERR_BUSY;
+    const pt_worker before = *to;
+    uint32_t used = to->last != NULL ? to->last->used : 0;
+    int result = copy_records(to, from, tag) ? pt_link_move(from->context, to->context, link)
+                                             : PT_ERR_NO_MEMORY;
+    if (result != PT_OK) {
+        cut_back(to, &before, used);
+        return result;
+    }
+    from->given++;
+    link->pipeline.awaited = 0;
+    (void)weigh(from, tag, 1);
+    if (from->newest != NULL && from->newest->tag == tag)
+        from->newest = NULL; /* what comes now repeats nothing */
+    from->kept -= brought < from->kept ? brought : from->kept;
+    return PT_OK;
 }
 
 void pt_worker_set_tells_sent(pt_worker *worker, int tells)

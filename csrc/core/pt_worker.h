@@ -4,14 +4,15 @@
  *
  * The context and its links are shared by two threads: the worker, and the one that the owner of
  * the links has for all its calls. Functions of pt_link.h take the lock by themselves, but those
- * that send or depart, pt_link_recall() and the ingest's, whose caller has it. The worker has the
- * lock through its turn and lets go of it around each wait, read and write. A link whose bytes are
- * in a system call is busy: pt_link_close() waits for that.
+ * that send or depart, pt_link_recall(), pt_link_count() and the ingest's, whose caller has it. The
+ * worker has the lock through its turn and lets go of it around each wait, read and write. A link
+ * whose bytes are in a system call is busy: pt_link_close() waits for that.
  *
  * What the links bring lies in blocks of the pool, frame behind frame; beyond limit bytes they are
  * not read until some of it was taken. An empty message takes three times the room of its frame, so
- * all that lies here is at most three times limit, and a frame for each link. A PING on a link that
- * answers is answered here.
+ * all that lies here is at most three times limit, and a frame for each link; and what the first
+ * link brought along that was moved here before any of it was taken. A PING on a link that answers
+ * is answered here.
  */
 #ifndef PT_WORKER_H
 #define PT_WORKER_H
@@ -23,6 +24,7 @@
  * about: type | flags << 8 | sequence << 16. With PT_RECORD_LANDED, which no frame can say, the
  * payload is the pt_landing * of a message that is whole, which is the taker's. */
 #define PT_RECORD_LANDED 0x40000000
+#define PT_RECORD_GONE   0x20000000 /* it was moved with its link, and is given out there */
 typedef struct pt_record {
     uint32_t tag;
     uint32_t about;
@@ -46,11 +48,13 @@ struct pt_worker {
     pt_block *last;
     pt_record *newest; /* record in last; NULL: none */
     pt_link *reading;  /* whose bytes are being taken apart */
-    void *dead;     /* what the border must let go of when it has the interpreter; the border's */
-    uint32_t kept;  /* bytes of records that are not taken, and of what they lead to */
-    uint32_t limit; /* of them */
-    uint32_t awaiting;      /* threads in pt_worker_await_room() */
-    pt_event still;         /* PT_EVENT_STILL, or kind 0 */
+    void **dead;       /* the border's: what it must let go of when it has the interpreter, of all
+                          workers of a home, on whichever thread it was last needed */
+    uint32_t kept;     /* bytes of records that are not taken, and of what they lead to */
+    uint32_t limit;    /* of them */
+    uint32_t awaiting; /* threads in pt_worker_await_room() */
+    uint32_t given;    /* links that went to other workers, which such a thread must not touch */
+    pt_event still;    /* PT_EVENT_STILL, or kind 0 */
     uint64_t turns_waited;  /* waits that took time */
     uint64_t pongs;         /* answers that left, and ... */
     uint64_t pongs_dropped; /* ... that found no room */
@@ -67,6 +71,7 @@ struct pt_worker {
                            does, and the worker takes over from the second */
     uint8_t is_pinged;  /* a PING of the link that is read is to be answered */
     uint8_t tells_sent; /* 1: what has left is news; 0, at first: it is told with other news */
+    uint8_t is_untold;  /* the taker's; 1: some of what it took last is still to be told */
 };
 
 /* Make ready: context was initialised with ops that have a lock, and holds no link. home: another
@@ -83,8 +88,8 @@ int pt_worker_run(pt_worker *worker);
 void pt_worker_await(pt_worker *worker);
 
 /* Wait until half of the slots of an open link of this worker are free: at most PT_ROOM_MS, and
- * until the link is not open any more. The caller has the lock, which others have meanwhile, and
- * the worker has not stopped. 1 if they are free, else 0. */
+ * until the link is not open any more, or a link goes from here. The caller has the lock, which
+ * others have meanwhile, and the worker has not stopped. 1 if they are free, else 0. */
 int pt_worker_await_room(pt_worker *worker, pt_link *link);
 
 /* Have pt_worker_run() return, and wait for that: no longer than a system call that does not block.
@@ -105,6 +110,18 @@ void pt_worker_set_tells_sent(pt_worker *worker, int tells);
 
 /* How many frames of the link with this tag were kept and not taken. Takes the lock. */
 uint32_t pt_worker_keeps(const pt_worker *worker, uint32_t tag);
+
+/* Have a link at another worker of the same home and memory, with all that it is, owes and has
+ * brought: what nobody has taken of that comes before what it brings there. Tags of links of one
+ * home differ. The caller has both locks, of which none is let go of meanwhile.
+ *
+ * PT_OK, or with nothing changed
+ * - PT_ERR_BUSY: it is in a system call; or what has been brought must be taken first: it would be
+ *   overtaken, or finds no room there.
+ * - PT_ERR_NOT_CONNECTED: it has ended, which is told where it is.
+ * - PT_ERR_NO_MEMORY, PT_ERR_PLATFORM: the system's.
+ * - PT_ERR_INVALID_PARAM: the homes differ, or the workers do not. */
+int pt_worker_move(pt_worker *from, pt_worker *to, pt_link *link);
 
 /* The next record of a block; NULL: there is none. */
 const pt_record *pt_block_next(pt_block *block);

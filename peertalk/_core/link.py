@@ -247,6 +247,31 @@ class Link:
                 self._loop._abandoned.append((self._link, self.native))
             del self._loop._links[self]
 
+    def move(self, to: Home) -> bool:
+        """Go to another worker of the same home, with all that it is, owes and has brought. False:
+        it is there, or not now, since it has ended, or what a worker has kept must be taken
+        first.
+
+        Raises:
+            InvalidState: that one is closed, or they are another thread's. OutOfMemory,
+                PlatformError. Nothing has changed.
+        """
+        to._check_open()
+        before, lib = self._loop, self._loop._lib
+        if to is before:
+            return False
+        to._links[self] = None  # whatever strikes between: each loop ends all that it may have
+        try:
+            address = int(self._loop._ffi.cast("uintptr_t", to._context))
+            code = self.native.move(address, to._memory, self, to)
+        finally:
+            (to if self._loop is before else before)._links.pop(self, None)
+        if code in (lib.PT_ERR_BUSY, lib.PT_ERR_NOT_CONNECTED):
+            return False
+        if code != 0:
+            raise self._loop._binding.fault(code, "a link cannot go to another worker")
+        return True
+
     @property
     def tag(self) -> int:
         """The number that its events carry."""
@@ -410,7 +435,7 @@ class Link:
 
     def _counts(self) -> Any:
         counts = self._loop._ffi.new("pt_link_counts *")
-        self._loop._lib.pt_link_count(self._loop._context, self._link, counts)
+        self.native.count(int(self._loop._ffi.cast("uintptr_t", counts)))
         return counts
 
     def statistics(self) -> LinkStatistics:

@@ -45,6 +45,7 @@ class Worker(Loop):
         self._worker = home._ffi.new("pt_worker *")
         self._large = home._ffi.new("pt_memory *")
         home._lib.pt_posix_memory_source(home.pool._account, self._large)
+        self._dead = home._workers[0]._dead if home._workers else home._ffi.new("void **")
         super().__init__(
             home._binding,
             io_budget=io_budget,
@@ -60,6 +61,7 @@ class Worker(Loop):
         if code != 0:
             super().close()
             raise self._binding.fault(code, "a worker")
+        self._worker.dead = self._dead
         self._thread = threading.Thread(
             target=_work,
             args=(self._lib.pt_worker_run, self._worker, self._memory),
@@ -76,7 +78,7 @@ class Worker(Loop):
             raise
 
     def _parts(self) -> tuple[Any, ...]:
-        return (self._lib, self._worker, self._large, self._home._memory)
+        return (self._lib, self._worker, self._large, self._dead, self._home._memory)
 
     def turn(self, timeout: float | None = 0.0, events: list[Event] | None = None) -> list[Event]:
         """What the links have brought since the last call, as Loop.turn() gives it. Waits for
@@ -97,7 +99,15 @@ class Worker(Loop):
     @property
     def links(self) -> int:
         """Links that this worker has."""
-        return len(self._links)
+        return int(self._context.link_count)
+
+    def give(self, to: Worker) -> bool:
+        """Move one of its links to another worker of its home. False: none can be moved now.
+
+        Raises:
+            As Link.move().
+        """
+        return any(link.move(to) for link in list(self._links))
 
     def keeps(self, tag: int) -> int:
         """Frames of the link with this tag that it has brought and turn() has not given out."""

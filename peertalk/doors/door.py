@@ -543,8 +543,7 @@ class AnyNode(Uncopied, ABC, Generic[P]):
 
     @property
     def address(self) -> Address:
-        """(IPv4 address, TCP port) where this node listens; the address is loopback when it listens
-        on all."""
+        """(IPv4 address, TCP port) where this node listens; loopback when it listens on all."""
         return self.config.bind or "127.0.0.1", self._engine.port
 
     @property
@@ -560,11 +559,20 @@ class AnyNode(Uncopied, ABC, Generic[P]):
 
     @flags.setter
     def flags(self, flags: int) -> None:
-        self._set_flags(flags)
+        self._do(lambda engine: engine.set_flags(flags))
+
+    def rebalance(self) -> int:
+        """Move connections, until no worker has two more than another; no message is lost or
+        overtaken. Returns how many. What has just ended, or has brought too much for now, stays.
+
+        Raises:
+            InvalidState: not started, or closed. OutOfMemory, PlatformError: some were moved.
+        """
+        return self._do(lambda engine: engine.workers.rebalance())
 
     @abstractmethod
-    def _set_flags(self, flags: int) -> None:
-        """As the door may: on the node's loop, or under its lock."""
+    def _do(self, what: Callable[[Transport], T]) -> T:
+        """Have something done as the door may: on the node's loop, or under its lock."""
 
     @property
     def peers(self) -> Peers[P]:

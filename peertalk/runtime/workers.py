@@ -1,7 +1,8 @@
 """The threads that have an engine's links, if there are any: which link goes where, and what all of
 them have brought, as one.
 
-Invariant: a link lives on one worker. Never: decides what is done with what it has brought.
+Invariant: a link lives on one worker, and nothing but rebalance() has it move. Never: decides what
+is done with what it has brought.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from .. import errors
 from .._core import Core, load
 from .._core.values import LoopStatistics
 from ..config import Config
+from ..protocol import balance
 
 
 def possible(config: Config) -> bool:
@@ -77,6 +79,17 @@ class Workers:
     def least_loaded(self) -> Any:
         """The worker with the fewest links; None: there are no workers."""
         return min(self._workers, key=lambda worker: worker.links, default=None)
+
+    def rebalance(self) -> int:
+        """Move links as balance.steps() says, as far as they can be moved now. Returns how many
+        were.
+
+        Raises:
+            OutOfMemory, PlatformError: what was moved before that stays where it is.
+        """
+        workers = self._workers
+        steps = balance.steps([worker.links for worker in workers])
+        return sum(workers[giver].give(workers[taker]) for giver, taker in steps)
 
     def begin(self, link: Any) -> None:
         """It is known whose a link is: it is read from now on."""

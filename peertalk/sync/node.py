@@ -169,9 +169,9 @@ class Node(AnyNode[Peer]):
         with self._turning.held():
             self._engine.turn(seconds)
 
-    def _set_flags(self, flags: int) -> None:
+    def _do(self, what: Callable[[Transport], T]) -> T:
         with self._turning.held():
-            self._engine.set_flags(flags)
+            return what(self._engine)
 
     # Who ------------------------------------------------------------------------------------------
 

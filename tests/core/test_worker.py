@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kit.wide import wide
+from kit.workers import PATIENCE, WorkBench, frame, said, workbench
 
 from peertalk import errors
 from peertalk._core.values import (
@@ -31,90 +32,13 @@ from peertalk._numbers import ERR_CONNECTION_CLOSED, ERR_CRC, ERR_WOULD_BLOCK
 
 pytestmark = pytest.mark.threads
 
-PATIENCE = 20.0
 GARBAGE = b"no frame begins so"
-
-
-class Bench:
-    """A home and its workers, with sockets that are closed behind the test."""
-
-    def __init__(self, core, **options):
-        self.core = core
-        self.home = core.Loop(**options)
-        self.worker = core.Worker(self.home)
-        self.workers = [self.worker]
-        self.sockets = []
-        self.came = []
-
-    def another(self):
-        self.workers.append(self.core.Worker(self.home))
-        return self.workers[-1]
-
-    def pair(self):
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        theirs.settimeout(PATIENCE)
-        self.sockets += [ours, theirs]
-        return ours, theirs
-
-    def link(self, tag=1, worker=None, *, reads=True, **options):
-        """A link of the worker, and the bare socket at its other end."""
-        ours, theirs = self.pair()
-        link = (worker or self.worker).open_link(ours.fileno(), tag, **options)
-        if reads:
-            link.resume()
-        return link, theirs
-
-    def take(self):
-        for worker in self.workers:
-            worker.turn(0.0, self.came)
-
-    def until(self, condition):
-        """Take until the condition holds of all that came."""
-        give_up = time.monotonic() + PATIENCE
-        self.take()
-        while not condition(self.came):
-            assert time.monotonic() < give_up, [each[:3] for each in self.came[-20:]]
-            self.home.turn(0.5)
-            self.take()
-        return self.came
-
-    def count(self, kind, tag=None):
-        return sum(each[0] == kind and tag in (None, each[1]) for each in self.came)
-
-    def payloads(self, tag=None):
-        batches = [each[3] for each in self.came if each[0] == BATCH and tag in (None, each[1])]
-        return list(itertools.chain.from_iterable(batches))
-
-    def close(self):
-        for worker in self.workers:
-            worker.close()
-        self.home.close()
-        for each in self.sockets:
-            each.close()
 
 
 @pytest.fixture
 def bench(c_core):
-    bench = Bench(c_core)
-    yield bench
-    bench.close()
-    assert bench.home.pool.statistics().in_use == 0
-    assert not [each for each in threading.enumerate() if each.name == "peertalk worker"]
-
-
-def said(sock, size):
-    """So many bytes of a socket."""
-    heard = b""
-    while len(heard) < size:
-        more = sock.recv(size - len(heard))
-        assert more, heard
-        heard += more
-    return heard
-
-
-def frame(core, payload, kind=DATA, flags=0, sequence=0):
-    return core.encode_frame(kind, payload, flags, sequence)
+    with workbench(c_core) as bench:
+        yield bench
 
 
 # What it brings
@@ -174,7 +98,7 @@ def test_it_brings_what_a_loop_would_bring(c_core, frames, cuts, large):
     if large:
         stream += wide(DATA, payload=bytes(large)) + frame(c_core, b"behind")
     expected = plain_events(c_core, stream, cuts)
-    bench = Bench(c_core)
+    bench = WorkBench(c_core)
     try:
         _, theirs = bench.link(wide=True)
         for part in parts(stream, cuts):
@@ -419,7 +343,7 @@ def test_links_open_talk_and_close_while_it_works(bench):
 
 def test_it_ends_with_messages_on_their_way_and_not_taken(c_core):
     for number in range(10):
-        bench = Bench(c_core)
+        bench = WorkBench(c_core)
         _, theirs = bench.link(wide=True)
         theirs.setblocking(False)
         with contextlib.suppress(BlockingIOError):
@@ -435,7 +359,7 @@ def test_it_ends_with_messages_on_their_way_and_not_taken(c_core):
 
 def test_it_ends_with_its_home_whichever_is_collected_first(c_core):
     """The end of an interpreter takes both at once, in any order."""
-    bench = Bench(c_core)
+    bench = WorkBench(c_core)
     bench.home.close()
     with pytest.raises(errors.InvalidState):
         bench.worker.turn(0.0, [])
