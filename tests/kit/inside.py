@@ -63,3 +63,15 @@ def receivers_of(node: Any) -> int:
 def datagram_port(node: Any) -> int:
     """The UDP port of a node that only peers learn, from what it announces."""
     return int(engine_of(node).mailbox.port)
+
+
+def crowd(node: Any, place: int) -> int:
+    """Have one worker of a node take all connections that can be moved; how many were. No user can:
+    rebalance() moves them apart."""
+
+    def gather(engine: Any) -> int:
+        workers = engine.workers._workers
+        taker = workers[place % len(workers)] if workers else None
+        return sum(link.move(taker) for worker in workers for link in list(worker._links))
+
+    return int(node._do(gather))
