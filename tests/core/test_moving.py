@@ -172,6 +172,24 @@ def test_large_messages_go_on_while_their_links_move(bench):
     assert sender.departing == sender.referred == 0
 
 
+def test_a_worker_that_has_slept_takes_no_link_for_one_that_stands_still(bench):
+    """By its own old tick a link that has just moved bytes would have stood still for weeks, and be
+    lent no more than its share."""
+    other = bench.another()
+    bench.home.turn(0.05)
+    link, _ = bench.link()
+    while not link._link.blocked:
+        assert link.send(bytes(900)) >= 0
+        while link.slots_pending and not link._link.blocked:
+            bench.home.turn(0.001)
+    assert link.move(other)
+    accepted = 0
+    while link.send(bytes(900)) >= 0:
+        accepted += 1
+    limits = bench.core.limits
+    assert accepted >= limits.pipeline_depth * limits.slot_size // 912 // 2
+
+
 @pytest.mark.parametrize("taken", [False, True])
 def test_what_came_whole_and_was_moved_goes_back_with_the_last_worker(bench, taken):
     """Memory of one worker that another gives back, when nobody has taken it, too."""
@@ -186,6 +204,31 @@ def test_what_came_whole_and_was_moved_goes_back_with_the_last_worker(bench, tak
         assert bench.payloads() == [bytes(20_000)] and bench.count(FRAME) == 1
     bench.close()
     assert bench.home.pool._account.bytes == 0
+
+
+def test_whoever_asks_for_its_numbers_is_told_them_while_a_link_moves(bench):
+    """On any thread."""
+    other = bench.another()
+    link, theirs = bench.link()
+    theirs.sendall(frame(bench.core, b"first"))
+    bench.until(lambda _: bench.payloads())
+    over, told = threading.Event(), []
+
+    def ask():
+        while not over.is_set():
+            told.append(link.statistics().messages_accepted)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        accepted = 0
+        for number in range(500):
+            accepted += link.send(b"%d" % number) >= 0
+            assert link.move(other if number % 2 == 0 else bench.worker)
+    finally:
+        over.set()
+        thread.join()
+    assert told == sorted(told) and link.statistics().messages_accepted == accepted
 
 
 def test_a_link_that_has_ended_is_told_where_it_was(bench):

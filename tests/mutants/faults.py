@@ -498,4 +498,34 @@ FAULTS = (
         "a socket of the host lies where nobody else may enter",
         ("tests/protocol/test_local.py::test_a_folder_is_private_when_nobody_else_may_enter",),
     ),
+    Fault(
+        "moved-records-told-twice",
+        "csrc/core/pt_worker.c",
+        "record->about |= PT_RECORD_GONE;",
+        "record->about |= 0;",
+        "what a worker has kept of a link that moves is told by the other one alone",
+        (
+            "tests/core/test_moving.py::test_what_it_has_brought_goes_with_a_link_that_moves[standard-0]",
+        ),
+    ),
+    Fault(
+        "moved-before-it-is-told",
+        "csrc/core/pt_worker.c",
+        "if (link->busy || from->is_untold)",
+        "if (link->busy)",
+        "a link does not move while a part of what it has brought is taken and not told",
+        (
+            "tests/core/test_moving.py::test_what_could_not_be_told_is_told_before_its_link_moves[standard]",
+        ),
+    ),
+    Fault(
+        "moved-without-its-timer",
+        "csrc/core/pt_moving.c",
+        "    pt_wheel_arm(&to->wheel, timer, deadline);\n",
+        "    (void)deadline;\n",
+        "a frame that is cut has the time that it had left, when its link has moved",
+        (
+            "tests/core/test_moving.py::test_a_frame_that_is_cut_for_too_long_ends_a_link_that_has_moved[standard]",
+        ),
+    ),
 )
