@@ -135,11 +135,15 @@ async def busy(company, kinds, core, moves):
 
 @pytest.mark.parametrize("core", C_CORES)
 def test_a_thousand_moves_under_load(core, rounds):
-    """A tenth of them in the short form."""
+    """A tenth of them in the short form; another thread asks for numbers all the time."""
     kinds = [(False, 4, True), (True, 2, True), (True, 4, False), (False, 2, True)]
-    company = Company()
+    company, over = Company(), threading.Event()
+    asking = threading.Thread(target=company.ask, args=(over,))
     with asyncio.Runner() as runner:
         try:
+            asking.start()
             runner.run(busy(company, kinds, core, rounds(100, 1000)))
         finally:
+            over.set()
+            asking.join()
             runner.run(company.close())

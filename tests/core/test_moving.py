@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
 
 import pytest
@@ -10,6 +11,7 @@ from kit.wide import wide
 from kit.workers import PATIENCE, frame, said, workbench
 
 from peertalk import errors
+from peertalk._core import link as inside
 from peertalk._core.values import BATCH, CLOSED, DATA, FRAME, PING, PONG, SENT
 from peertalk._numbers import ERR_TIMEOUT
 
@@ -229,6 +231,41 @@ def test_whoever_asks_for_its_numbers_is_told_them_while_a_link_moves(bench):
         over.set()
         thread.join()
     assert told == sorted(told) and link.statistics().messages_accepted == accepted
+
+
+def test_a_signal_that_strikes_in_a_move_leaves_a_link_that_talks(bench):
+    """Before, within or behind it: the link is at one worker, and ends with that."""
+
+    class Struck(Exception):
+        pass
+
+    def strike(frame, what, _):
+        nonlocal left
+        if frame.f_code.co_filename != inside.__file__:
+            return None
+        left -= what == "line"
+        if not left:
+            sys.settrace(None)
+            raise Struck
+        return strike
+
+    workers = [bench.worker, bench.another()]
+    link, theirs = bench.link()
+    before, struck = sys.gettrace(), 0
+    for line in range(1, 60):
+        left = line
+        try:
+            sys.settrace(strike)
+            link.move(workers[line % 2])
+        except Struck:
+            struck += 1
+        finally:
+            sys.settrace(before)
+        assert link.send(b"%02d" % line) >= 0
+        assert said(theirs, 14)[10:12] == b"%02d" % line
+        theirs.sendall(frame(bench.core, b"%02d" % line))
+        bench.until(lambda _, line=line: bench.payloads()[-1:] == [b"%02d" % line])
+    assert 8 < struck < 50
 
 
 def test_a_link_that_has_ended_is_told_where_it_was(bench):

@@ -203,6 +203,15 @@ class Company:
                     self.old.peer.send(link, message, CRITICAL)
             self.old.perform()
 
+    def ask(self, over: threading.Event) -> None:
+        """Ask all for their numbers until that is over, on another thread than theirs."""
+        while not over.is_set():
+            for member in list(self.members):
+                with contextlib.suppress(pt.InvalidState):
+                    member.node.stats()
+                    for peer in list(member.node.peers.values()):
+                        peer.stats()
+
     def later(self, member: Member, method: Callable[..., Any], *arguments: Any) -> None:
         """Have a call made that may wait for what others do."""
 

@@ -75,6 +75,28 @@ def test_a_turn_waits_only_while_nothing_is_there_and_takes_once_what_is():
     assert home.timeouts == [0.0, 5.0] and came == ["waited for"]
 
 
+class Giver(Thread):
+    """One that may give so many of its links, and no more."""
+
+    def __init__(self, links, may):
+        super().__init__(links)
+        self.may = may
+
+    def give(self, to):
+        if not self.may:
+            return False
+        self.may, self.links, to.links = self.may - 1, self.links - 1, to.links + 1
+        return True
+
+
+def test_links_go_from_who_has_the_most_to_who_has_the_fewest_as_far_as_they_may():
+    for may, moved, left in ((9, 3, [2, 2, 2]), (2, 2, [3, 2, 1]), (0, 0, [5, 0, 1])):
+        workers = [Giver(5, may), Giver(0, 9), Giver(1, 9)]
+        assert Workers(None, workers).rebalance() == moved
+        assert [each.links for each in workers] == left
+    assert Workers(None, []).rebalance() == 0
+
+
 def test_a_link_goes_to_the_worker_with_the_fewest():
     few, many = Thread(1), Thread(2)
     assert Workers(None, [many, few]).least_loaded() is few
