@@ -109,11 +109,12 @@ class TestMoves(Moving.TestCase):
     """Any mix."""
 
 
-async def busy(company, kinds, core, moves):
+async def busy(company, kinds, core, moves, over):
     """Everybody sends all the time, until so many connections have moved; each end and each full
     inbox is one of many things."""
     rest = random.Random(moves)
     await company.begin(core, kinds)
+    company.press(over)
     while company.moves < moves:
         for _ in range(rest.randrange(6)):
             size, count = rest.choice(SIZES), rest.choice([1, 5, 60])
@@ -128,21 +129,24 @@ async def busy(company, kinds, core, moves):
         member = company.member(rest.randrange(8))
         member.takes = rest.random() < 0.7
         await company.serve(rest.choice([0, 1, 5]))
-        company.check()
+        if rest.random() < 0.1:
+            company.check()
+    over.set()
     await company.finish()
     company.check()
 
 
 @pytest.mark.parametrize("core", C_CORES)
 def test_a_thousand_moves_under_load(core, rounds):
-    """A tenth of them in the short form; another thread asks for numbers all the time."""
-    kinds = [(False, 4, True), (True, 2, True), (True, 4, False), (False, 2, True)]
+    """A tenth of them in the short form. Other threads send and wait for room, and one asks for
+    numbers, all the time."""
+    kinds = [(False, 4, True), (True, 2, True), (True, 4, False), (True, 2, False)]
     company, over = Company(), threading.Event()
     asking = threading.Thread(target=company.ask, args=(over,))
     with asyncio.Runner() as runner:
         try:
             asking.start()
-            runner.run(busy(company, kinds, core, rounds(100, 1000)))
+            runner.run(busy(company, kinds, core, rounds(100, 1000), over))
         finally:
             over.set()
             asking.join()

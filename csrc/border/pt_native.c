@@ -60,6 +60,7 @@ PyObject *pt_native_move(PyObject *self, PyObject *const *arguments, Py_ssize_t 
         code = move(bound, to);
     if (code == PT_OK) {
         PyObject *before = bound->owner;
+        PT_ASSERT(bound->context == to && before != NULL);
         bound->owner = Py_NewRef(arguments[1]);
         Py_DECREF(before); /* its loop has it too */
         code = PyObject_SetAttr(arguments[2], name, arguments[3]);
@@ -75,6 +76,7 @@ PyObject *pt_native_count(PyObject *self, PyObject *address)
     if (counts == NULL)
         return NULL;
     pt_context *context = pt_take_link(bound);
+    PT_ASSERT(context == bound->context);
     pt_link_count(&bound->link, counts);
     pt_context_unlock(context);
     return Py_NewRef(Py_None);

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import threading
 import time
@@ -38,7 +39,8 @@ class Member:
 
     takes: whether its program takes messages. came: of each sender, the serial numbers in the order
     in which they came. given: of each peer, as its object while it is known, (serial, size) by the
-    number of the message. told: likewise, what became of it.
+    number of the message. told: likewise, what became of it. tried: serial numbers of all that it
+    may have sent.
     """
 
     def __init__(self, name: str, plain: bool, listens: bool, options: dict[str, Any]) -> None:
@@ -48,9 +50,15 @@ class Member:
         self.came: defaultdict[str, list[int]] = defaultdict(list)
         self.given: defaultdict[Any, dict[int, tuple[int, int]]] = defaultdict(dict)
         self.told: defaultdict[Any, dict[int, str]] = defaultdict(dict)
+        self.tried: set[int] = set()
         self._listening: asyncio.Task[None] | None = None
         self._over = threading.Event()
         self._turning = threading.Thread(target=self._turn)
+
+    @property
+    def is_pressed(self) -> bool:
+        """Whether several threads may send at once: it hears no events and needs no loop."""
+        return self.plain and not self.listens
 
     async def start(self) -> None:
         """Begin; a node that nobody turns has a thread that does."""
@@ -99,6 +107,7 @@ class Member:
     def offer(self, peer: Any, serial: int, size: int) -> bool:
         """Have a message accepted, or not, at once."""
         message = message_of(self.name, serial, size)
+        self.tried.add(serial)
         try:
             number = peer.send(message, timeout=0) if self.plain else peer.send_nowait(message)
         except REFUSED:
@@ -107,9 +116,17 @@ class Member:
         self.given[peer][number] = serial, len(message)
         return True
 
+    def press(self, peer: Any, serial: int) -> None:
+        """Have a message accepted, however long that takes. Any thread."""
+        message = message_of(self.name, serial, 900)
+        self.tried.add(serial)
+        with contextlib.suppress(pt.PeerTalkError):
+            self.given[peer][peer.send(message)] = serial, len(message)
+
     async def broadcast(self, serial: int, size: int) -> None:
         """Say one thing to all."""
         message = message_of(self.name, serial, size)
+        self.tried.add(serial)
         sent = self.node.broadcast(message, timeout=0)
         result = sent if self.plain else await sent
         for peer in result.accepted:
@@ -150,7 +167,8 @@ class Company:
         )
         self.heard: list[bytes] = []
         self.moves = 0
-        self._serial = 0
+        self._serials = itertools.count(1)
+        self._pressing: list[threading.Thread] = []
         self._calls: list[asyncio.Task[None]] = []
         self._polling: asyncio.Task[None] | None = None
 
@@ -184,28 +202,46 @@ class Company:
         if peers := self.peers(member):
             peer = peers[to % len(peers)]
             for _ in range(count):
-                self._serial += 1
-                if not member.offer(peer, self._serial, size):
+                if not member.offer(peer, next(self._serials), size):
                     break
 
     async def broadcast(self, place: int, size: int) -> None:
-        """One of them sends to all whom it knows."""
-        self._serial += 1
-        await self.member(place).broadcast(self._serial, size)
+        """One of them sends to all whom it knows; not one with several senders: it does not hear
+        the numbers."""
+        member = self.member(place)
+        if not (self._pressing and member.is_pressed):
+            await member.broadcast(next(self._serials), size)
 
     async def answer(self, size: int, count: int) -> None:
         """The classic peer sends."""
         for link in [each for each in self.old.up() if not each.closed]:
             with contextlib.suppress(Refused):
                 for _ in range(count):
-                    self._serial += 1
-                    message = message_of("k", self._serial, size)
+                    message = message_of("k", next(self._serials), size)
                     self.old.peer.send(link, message, CRITICAL)
             self.old.perform()
 
+    def press(self, over: threading.Event) -> None:
+        """Until that is over, two threads for each member who may have several send one message
+        after the other, and wait for room."""
+        for member in self.members:
+            if member.is_pressed:
+                for number in range(2):
+                    dice = random.Random(number)
+                    thread = threading.Thread(target=self._press, args=(member, dice, over))
+                    self._pressing.append(thread)
+                    thread.start()
+
+    def _press(self, member: Member, dice: random.Random, over: threading.Event) -> None:
+        while not over.wait(0.01):
+            if peers := self.peers(member):
+                peer = dice.choice(peers)
+                for _ in range(12):
+                    member.press(peer, next(self._serials))
+
     def ask(self, over: threading.Event) -> None:
         """Ask all for their numbers until that is over, on another thread than theirs."""
-        while not over.is_set():
+        while not over.wait(0.001):
             for member in list(self.members):
                 with contextlib.suppress(pt.InvalidState):
                     member.node.stats()
@@ -256,31 +292,33 @@ class Company:
         """What is still to come: a message without an outcome, or one that was sent and has not
         arrived."""
         return [
-            f"{member.name} to {peer.id}: {number} {told}"
+            f"{member.name} to {peer.id}: {what}"
             for member in self.members
-            for peer, given in member.given.items()
-            for number in given
-            if (told := member.told[peer].get(number, "open" if member.listens else "quiet"))
-            in ("open", "sent", "quiet")
-            and not self._arrived(member, peer, number, told)
+            for peer in list(member.given)
+            for what in (self._open_of if member.listens else self._uncounted)(member, peer)
         ]
 
-    def _arrived(self, member: Member, peer: Any, number: int, told: str) -> bool:
-        serial = member.given[peer][number][0]
-        if told == "quiet":
-            return self._is_told_in_numbers(member, peer)
-        return told == "sent" and serial in self.serials_at(member, peer)
+    def _open_of(self, member: Member, peer: Any) -> list[str]:
+        arrived, told = set(self.serials_at(member, peer)), member.told[peer]
+        return [
+            f"{number} {what}"
+            for number, (serial, _) in list(member.given[peer].items())
+            if (what := told.get(number, "open")) == "open"
+            or (what == "sent" and serial not in arrived)
+        ]
 
-    def _is_told_in_numbers(self, member: Member, peer: Any) -> bool:
-        """Of a member that hears no events: its counters tell of all, and no more has arrived than
-        may have, nor less."""
+    def _uncounted(self, member: Member, peer: Any) -> list[str]:
+        """Of a member that hears no events: its counters must tell of all, and as many arrive as
+        were sent, though more may."""
         stats = peer.stats()
-        serials = {serial for serial, _ in member.given[peer].values()}
-        arrived = len(serials.intersection(self.serials_at(member, peer)))
-        return (
+        given = {serial for serial, _ in list(member.given[peer].values())}
+        arrived = len(given.intersection(self.serials_at(member, peer)))
+        if (
             stats.messages_accepted == stats.messages_sent + stats.messages_failed
             and stats.messages_sent <= arrived <= stats.messages_accepted
-        )
+        ):
+            return []
+        return [f"{arrived} of {stats}"]
 
     def serials_at(self, member: Member, peer: Any) -> list[int]:
         """The serial numbers of what has come from a member at one of its peers, in order."""
@@ -294,9 +332,14 @@ class Company:
         """Everybody takes what there is, until nothing is on its way; connections go on moving."""
         for member in self.members:
             member.takes = True
-        rest, give_up = random.Random(self._serial), time.monotonic() + 2 * GUARD
-        while (left := self.open()) or not all(each.done() for each in self._calls):
-            assert time.monotonic() < give_up, left[:10]
+        left: list[str] = []
+        rest, give_up = random.Random(self.moves), time.monotonic() + 2 * GUARD
+        while (
+            any(each.is_alive() for each in self._pressing)
+            or not all(each.done() for each in self._calls)
+            or (left := self.open())
+        ):
+            assert time.monotonic() < give_up, (self._pressing, left[:10])
             await self.move(rest.randrange(8), rest.randrange(8))
             await self.serve(20)
             await asyncio.sleep(0.001)
@@ -304,11 +347,10 @@ class Company:
     def check(self) -> None:
         """Nothing was doubled, invented or reordered, and nothing came that had failed."""
         for member in self.members:
-            known = {serial for each in member.given.values() for serial, _ in each.values()}
-            for peer, given in member.given.items():
-                numbers = {serial: number for number, (serial, _) in given.items()}
+            for peer, given in list(member.given.items()):
+                numbers = {serial: number for number, (serial, _) in list(given.items())}
                 serials = self.serials_at(member, peer)
-                assert known.issuperset(serials), (member.name, peer.id)
+                assert member.tried.issuperset(serials), (member.name, peer.id)
                 came = [numbers[serial] for serial in serials if serial in numbers]
                 for large in (False, True):
                     kind = [number for number in came if (given[number][1] >= LARGE) is large]
