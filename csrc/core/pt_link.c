@@ -543,11 +543,12 @@ void pt_link_shut(pt_context *context, pt_link *link)
 
 uint32_t pt_link_unconfirmed(pt_context *context, const pt_link *link)
 {
-    if (link->state == PT_LINK_NONE)
+    if (!PT_WORKERS && link->state == PT_LINK_NONE)
         return 0;
     pt_context_lock(context);
-    uint32_t count =
-        link->state == PT_LINK_ENDED ? link->unconfirmed : count_unconfirmed(context, link);
+    uint32_t count = 0;
+    if (!PT_WORKERS || link->state != PT_LINK_NONE)
+        count = link->state == PT_LINK_ENDED ? link->unconfirmed : count_unconfirmed(context, link);
     count = count > link->sent_count ? count - link->sent_count : 0; /* those are not told yet */
     pt_context_unlock(context);
     return count;
@@ -556,13 +557,10 @@ uint32_t pt_link_unconfirmed(pt_context *context, const pt_link *link)
 #if PT_PROMPT
 uint32_t pt_link_settle(pt_context *context, pt_link *link)
 {
-    if (link->state == PT_LINK_NONE)
-        return 0;
-
     pt_context_lock(context);
-    PT_ASSERT(link->due & PT_DUE_SENT || link->sent_count == 0);
-    uint32_t count = link->sent_count;
-    link->sent_count = 0;
+    PT_ASSERT(link->due & PT_DUE_SENT || link->sent_count == 0 || link->state == PT_LINK_NONE);
+    uint32_t count = link->state != PT_LINK_NONE ? link->sent_count : 0;
+    link->sent_count -= count;
     pt_context_unlock(context);
     return count;
 }

@@ -249,13 +249,15 @@ class Company:
                         peer.stats()
 
     def later(self, member: Member, method: Callable[..., Any], *arguments: Any) -> None:
-        """Have a call made that may wait for what others do."""
+        """Have a call made that may wait for what others do, unless some already do."""
 
         async def call() -> None:
             with contextlib.suppress(pt.PeerTalkError):
                 await member.call(method, *arguments)
 
-        self._calls.append(asyncio.create_task(call()))
+        self._calls = [each for each in self._calls if not each.done()]
+        if len(self._calls) < 4:
+            self._calls.append(asyncio.create_task(call()))
 
     def disconnect(self, place: int, to: int) -> None:
         """One of them leaves another politely."""
@@ -333,13 +335,16 @@ class Company:
         for member in self.members:
             member.takes = True
         left: list[str] = []
-        rest, give_up = random.Random(self.moves), time.monotonic() + 2 * GUARD
+        rest, before, give_up = random.Random(self.moves), -1, 0.0
         while (
             any(each.is_alive() for each in self._pressing)
             or not all(each.done() for each in self._calls)
             or (left := self.open())
         ):
-            assert time.monotonic() < give_up, (self._pressing, left[:10])
+            arrived = sum(len(each) for member in self.members for each in member.came.values())
+            if arrived != before:
+                before, give_up = arrived, time.monotonic() + 2 * GUARD
+            assert time.monotonic() < give_up, (self._pressing, self._calls, left[:10])
             await self.move(rest.randrange(8), rest.randrange(8))
             await self.serve(20)
             await asyncio.sleep(0.001)
