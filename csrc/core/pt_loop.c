@@ -252,7 +252,6 @@ static void push_links(pt_context *context)
     }
     for (uint32_t left = context->link_count; left != 0 && line->first != NULL; left--) {
         pt_link *link = line->first;
-        pt_worker_of(context)->has_pushed = 1;
         pt_context_leave(context, link, PT_LINE_DIRTY);
         pt_link_push(context, link);
     }

@@ -339,10 +339,12 @@ static void end_reading(pt_context *context, pt_link *link)
     if (!worker->is_pinged)
         return;
     worker->is_pinged = 0;
+    uint8_t is_given = worker->is_given;
     if (pt_link_send(context, link, PT_FRAME_PONG, 0, NULL, 0) < 0)
         worker->pongs_dropped++;
     else
         worker->pongs++;
+    worker->is_given = is_given; /* nobody sends more behind an answer */
 }
 
 void pt_read_link(pt_context *context, pt_link *link, pt_sink *sink, int alone)

@@ -88,6 +88,7 @@ static void leave_to_worker(pt_context *context, pt_link *link)
         worker->may_write = 0;
         pt_link_push(context, link);
     } else {
+        worker->is_given = 1;
         pt_context_hand_over(context, link);
     }
 }

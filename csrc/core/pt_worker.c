@@ -179,10 +179,10 @@ static int wait(pt_worker *worker)
     if (worker->is_full && context->lines[PT_LINE_DIRTY].first != NULL)
         limit = 0;
     PT_ASSERT(limit >= -1);
-    worker->is_lingering = limit != 0 && worker->has_pushed && !worker->is_full;
+    worker->is_lingering = limit != 0 && worker->is_given && !worker->is_full;
     worker->is_asleep = limit != 0 && !worker->is_lingering;
     worker->turns_waited += limit != 0;
-    worker->has_pushed = 0;
+    worker->is_given &= limit == 0; /* then it is not pushed yet */
     context->wait_calls++;
     int found = context->ops->wait(context, limit);
     worker->is_asleep = 0;

@@ -63,7 +63,7 @@ struct pt_worker {
     uint8_t is_asleep;    /* it waits: a call that sends may write by itself, or must wake it */
     uint8_t is_lingering; /* it has just pushed, and waits for a moment only: what is sent next need
                              not wake it, unless that fills two slots */
-    uint8_t has_pushed;   /* links were in line to be pushed in this turn */
+    uint8_t is_given;     /* a call has left a frame to this worker, who then lingers */
     uint8_t is_full;      /* links are not read */
     uint8_t is_asked;     /* home's wait is to end when there is news */
     uint8_t has_news;

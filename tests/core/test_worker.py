@@ -218,6 +218,21 @@ def test_it_answers_a_ping_though_nobody_takes(bench):
     bench.until(lambda _: bench.count(FRAME) == 1)
 
 
+def test_an_answer_to_a_ping_is_no_reason_to_linger(bench):
+    """Each PING of a quiet peer would wake an idle process twice."""
+    link, theirs = bench.link()
+    link.answer_pings(True)
+    theirs.sendall(frame(bench.core, b"", PING))
+    said(theirs, 12)
+    time.sleep(0.01)
+    before = bench.worker.waits
+    for _ in range(20):
+        theirs.sendall(frame(bench.core, b"", PING))
+        said(theirs, 12)
+        time.sleep(0.005)  # nothing follows, which is no event
+    assert bench.worker.waits - before <= 21
+
+
 def test_the_pings_of_one_read_get_one_answer(bench):
     """A flood of them must not cost more than it cost its sender."""
     link, theirs = bench.link(reads=False)
