@@ -304,7 +304,7 @@ class Company:
         arrived, told = set(self.serials_at(member, peer)), member.told[peer]
         return [
             f"{number} {what}"
-            for number, (serial, _) in list(member.given[peer].items())
+            for number, (serial, _) in member.given[peer].copy().items()
             if (what := told.get(number, "open")) == "open"
             or (what == "sent" and serial not in arrived)
         ]
@@ -313,7 +313,7 @@ class Company:
         """Of a member that hears no events: its counters must tell of all, and as many arrive as
         were sent, though more may."""
         stats = peer.stats()
-        given = {serial for serial, _ in list(member.given[peer].values())}
+        given = {serial for serial, _ in member.given[peer].copy().values()}
         arrived = len(given.intersection(self.serials_at(member, peer)))
         if (
             stats.messages_accepted == stats.messages_sent + stats.messages_failed
@@ -352,8 +352,8 @@ class Company:
     def check(self) -> None:
         """Nothing was doubled, invented or reordered, and nothing came that had failed."""
         for member in self.members:
-            for peer, given in list(member.given.items()):
-                numbers = {serial: number for number, (serial, _) in list(given.items())}
+            for peer, given in dict(member.given).items():
+                numbers = {serial: number for number, (serial, _) in given.copy().items()}
                 serials = self.serials_at(member, peer)
                 assert member.tried.issuperset(serials), (member.name, peer.id)
                 came = [numbers[serial] for serial in serials if serial in numbers]
