@@ -31,6 +31,17 @@ _LATEST = 3600.0
 """Seconds of one sleep at most, which poll(2) counts in milliseconds of 31 bits."""
 
 
+class _End:
+    """A descriptor that is closed when nobody uses it any more: while a thread is about to write to
+    a number, that number must not become another file's."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        close(self.number)
+
+
 class Control:
     """Turns an engine while no other thread does, from start() to stop().
 
@@ -48,6 +59,8 @@ class Control:
         self._changed = changed
         self._stopped = False
         self._descriptors: list[int] = []
+        self._kicks: _End | None = None
+        """Where kick() writes."""
         self._thread: threading.Thread | None = None
 
     def start(self, engine: Transport, name: str) -> None:
@@ -60,14 +73,15 @@ class Control:
             # A copy: that of the engine is closed by whichever thread ends it, and reused.
             self._descriptors = [os.dup(engine.loop.fd)]
             self._descriptors += os.pipe()
+            self._kicks = _End(self._descriptors.pop())
         except OSError as error:
             self._close()
             raise errors.PlatformError(f"a control thread needs descriptors: {error}") from None
-        for end in self._descriptors[1:]:
+        for end in self._descriptors[1], self._kicks.number:
             os.set_blocking(end, False)
         forks.heed(self)
         self._thread = threading.Thread(
-            target=self._run, args=(engine, *self._descriptors[:2]), name=name, daemon=True
+            target=self._run, args=(engine, *self._descriptors), name=name, daemon=True
         )
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
@@ -81,9 +95,10 @@ class Control:
 
     def kick(self) -> None:
         """Something is due sooner than it was. Any thread."""
-        if self._descriptors:
-            with contextlib.suppress(OSError):  # it is full of kicks, or was closed just now
-                os.write(self._descriptors[2], b"k")
+        kicks = self._kicks
+        if kicks is not None:
+            with contextlib.suppress(OSError):  # it is full of kicks, or the other end is closed
+                os.write(kicks.number, b"k")
 
     def stop(self, *, waits: bool) -> None:
         """End. waits: until that is so, which is not for whoever has the lock; the thread itself
@@ -101,6 +116,7 @@ class Control:
         self._close()
 
     def _close(self) -> None:
+        self._kicks = None
         descriptors, self._descriptors = self._descriptors, []
         for each in descriptors:
             with contextlib.suppress(OSError):

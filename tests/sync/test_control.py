@@ -16,6 +16,7 @@ from kit.waiting import GUARD
 
 import peertalk as pt
 from peertalk import sync
+from peertalk.sync import control
 
 pytestmark = pytest.mark.threads
 
@@ -52,6 +53,27 @@ def test_it_has_one_worker_and_one_thread_that_decides_unless_it_is_told_otherwi
     with sync.Node("ada", **loopback()) as ada:
         assert ada.config.workers == 2 and threading.active_count() == before + 3
     assert threading.active_count() == before
+
+
+def test_what_is_kicked_while_it_ends_is_no_other_file(monkeypatch):
+    """The number of a descriptor that was closed is that of the next file which is opened, and the
+    kick was written into that."""
+    end = control.Control(threading.Lock(), time.monotonic, lambda: None)
+    reading, writing = os.pipe()
+    end._descriptors, end._kicks = [reading], control._End(writing)
+    written = []
+
+    def write(number, data):
+        end._close()
+        os.fstat(number)  # raises where it is closed
+        written.append((number, data))
+
+    monkeypatch.setattr(os, "write", write)
+    end.kick()
+    end.kick()
+    assert written == [(writing, b"k")]
+    with pytest.raises(OSError):
+        os.fstat(writing)
 
 
 def test_the_core_without_a_compiler_is_polled(reference_core):
