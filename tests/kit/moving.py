@@ -161,7 +161,7 @@ class Company:
     def __init__(self) -> None:
         self.members: list[Member] = []
         self.old = Sockets(
-            ClassicPeer("k", offer=Capabilities(1024, 1024, 0, 5), discovery_port=0, udp_port=0),
+            ClassicPeer("k", offer=Capabilities(1024, 1024, 0, 5), tcp_port=0, udp_port=0),
             discovery=False,
             window=6_000,
         )
