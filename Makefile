@@ -9,6 +9,7 @@ TEST_ARGS ?=
 MUTANTS ?=
 FUZZ_RUNS ?= 10000000
 STORM_SECONDS ?= 600
+EXITS ?= 1000
 CLANG ?= clang
 GCC ?= gcc
 
@@ -31,7 +32,7 @@ TOOLS_vintage := # and those of the parts, which tests/vintage/run.py asks the s
 tools-lint tools-sanitize tools-fuzz tools-vintage: tools-%:
 	@GCC=$(GCC) CLANG=$(CLANG) .ci/packages $(PYTHON) $(TOOLS_$*)
 
-.PHONY: help demo test bench soak mutants storm vintage format lint lint-python lint-c sanitize sanitize-address sanitize-thread fuzz release debug clean
+.PHONY: help demo test bench soak mutants storm exits vintage format lint lint-python lint-c sanitize sanitize-address sanitize-thread fuzz release debug clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -65,8 +66,12 @@ soak: debug ## the long form of the tests that have one: millions of calls and m
 mutants: debug ## faults of one line, planted one at a time: which of them does no test notice? MUTANTS="frame-crc pool-aba" narrows it
 	$(PY) tests/mutants/run.py $(MUTANTS)
 
-storm: debug ## threads, forks and signals on asyncio nodes, all at once, for STORM_SECONDS (make soak has it too)
+storm: debug ## threads, forks and signals, all at once, for STORM_SECONDS: on asyncio nodes, then on sync ones (make soak has both)
 	$(PY) tests/storm.py $(STORM_SECONDS)
+	$(PY) tests/storm_sync.py $(STORM_SECONDS)
+
+exits: debug ## EXITS processes that end with live workers, at random moments (make soak has 1,000)
+	$(PY) tests/exits.py $(EXITS)
 
 # The parts are named in tests/vintage/run.py; what it measures and the output of the far Python stay in build/vintage.
 vintage: tools-vintage .venv/made ## the core on other machines: big-endian ones, a true 68000, Windows, musl, macOS; VINTAGE="m68k 68000" narrows it

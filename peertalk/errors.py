@@ -276,7 +276,7 @@ def from_code(code: int, message: str, peer: str | None = None) -> PeerTalkError
 def from_exception(error: BaseException, message: str) -> PeerTalkError:
     """The exception for whatever was raised where only ours are told: itself, where it is one. What
     is no Exception struck from outside (KeyboardInterrupt): those who hear of it are only cut
-    off."""
+    off, and do not keep its traceback, which holds whatever the program was doing."""
     if isinstance(error, PeerTalkError):
         return error
     kind: type[PeerTalkError] = InternalError
@@ -287,7 +287,7 @@ def from_exception(error: BaseException, message: str) -> PeerTalkError:
     elif isinstance(error, OSError):
         kind = PlatformError
     told = kind(message)
-    told.__cause__ = error
+    told.__cause__ = error if isinstance(error, Exception) else None
     return told
 
 

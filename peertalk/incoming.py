@@ -17,7 +17,8 @@ from typing import Any, Generic, Self, TypeVar
 
 from .ownership import Waiting, check_free, check_running, check_thread, running_loop
 from .protocol import events
-from .protocol.inbox import Outlet, Waiters
+from .protocol.inbox import Outlet
+from .protocol.waiting import Waiters
 from .protocol.wire import Message
 from .runtime.engine import Engine
 from .runtime.remote import Home, Remote
@@ -105,12 +106,13 @@ class Incoming(AsyncIterator[T]):
 class Messages(Incoming[Message[P]]):
     """Messages of all peers, or of one alone."""
 
-    __slots__ = ("_alone", "_engine", "_outlet")
+    __slots__ = ("_alone", "_engine", "_outlet", "_reader")
 
     def __init__(self, engine: Home, alone: Remote | None) -> None:
         super().__init__()
         self._engine = engine
         self._outlet: Outlet[Remote] | None = engine.inbox if alone is None else None
+        self._reader = object()  # for this stream, which must not be kept alive
         self._alone = alone  # last: __del__ asks for it first
 
     def __aiter__(self) -> AsyncIterator[Message[P]]:
@@ -166,7 +168,9 @@ class Messages(Incoming[Message[P]]):
             if outlet is None:
                 if self._alone is None or self._over:
                     return None
-                outlet = engine.inbox.reserve(self._alone, ended=not self._alone.known)
+                outlet = engine.inbox.reserve(
+                    self._alone, self._reader, ended=not self._alone.known
+                )
                 self._outlet = outlet
             got = None if looked else outlet.take()
             if got is not None:
@@ -183,13 +187,13 @@ class Messages(Incoming[Message[P]]):
         if outlet is not None:
             outlet.reopen()
             if self._alone is not None:
-                self._engine.inbox.release(self._alone)
+                self._engine.inbox.release(self._alone, self._reader)
 
     def __del__(self) -> None:
         alone = getattr(self, "_alone", None)  # a signal handler may have cut __init__ off
         if alone is not None and self._outlet is not None and not self._engine.closed:
             # a collection may begin on any thread, and in the middle of a turn
-            self._engine.post(partial(self._engine.inbox.release, alone))
+            self._engine.post(partial(self._engine.inbox.release, alone, self._reader))
 
 
 class Items(Incoming[T]):

@@ -13,6 +13,7 @@ import asyncio
 import threading
 from collections.abc import Generator, Iterable
 from typing import Any, Self, Unpack
+from weakref import WeakSet
 
 from . import errors
 from .doors import door
@@ -31,6 +32,7 @@ from .protocol.payloads import Drawing, Payload, SendOptions, check_choices, pay
 from .protocol.stream import ENDED, StreamState
 from .protocol.wire import Message
 from .quantities import parse_timeout
+from .runtime.remote import Remote
 
 
 class Peer(door.AnyPeer):
@@ -88,7 +90,7 @@ class Peer(door.AnyPeer):
                         check_running(transport)
                     transport.hint(code)
                     if transport.crowded:
-                        return await _rested(number)
+                        return await _rested(remote, number)
                 return number
         return await self._send_in_line(payload_of(data, self._remote.own_max_message), **options)
 
@@ -154,6 +156,8 @@ class Peer(door.AnyPeer):
         seconds = parse_timeout(timeout)
         check_here(self._remote.transport)
         remote = self._remote
+        if _owed:
+            await _settled(remote)
         all_bytes, most = remote.transport.core.all_bytes, remote.own_max_message
         with Drawing(payloads, remote.chunk, all_bytes, most) as drawing:
             chunks = door.Chunks(remote, priority, drawing)
@@ -252,13 +256,15 @@ class Peer(door.AnyPeer):
         seconds = parse_timeout(timeout)
         remote = self._remote
         check_here(remote.transport)
+        if _owed:
+            await _settled(remote)
         if remote.connected:
             if (
                 not remote.transport.crowded
                 and remote.serve(priority)
                 and (number := remote.accept(payload, no_delay, priority, key))
             ):
-                return await _rested(number) if remote.transport.crowded else number
+                return await _rested(remote, number) if remote.transport.crowded else number
         elif not connect:
             raise errors.NotConnected(f"peer {self.name!r} is not connected", peer=self.name)
         place = door.Sending(remote, priority, bytes(payload), no_delay, key)
@@ -287,7 +293,7 @@ async def _accepted(place: door.Sending) -> int:
     except asyncio.CancelledError:
         if not place.done:
             raise
-        _put_off_cancellation()
+        _put_off_cancellation(place.peer)
     return place.result()
 
 
@@ -305,7 +311,7 @@ async def _all_accepted(chunks: door.Chunks) -> None:
             crowded = False
             await _in_line(chunks)
     if crowded:
-        await _rested(0)
+        await _rested(chunks.peer, 0)
 
 
 async def _in_line(place: door.Asking) -> None:
@@ -326,22 +332,41 @@ async def _in_line(place: door.Asking) -> None:
         place.leave()
 
 
-async def _rested(number: int) -> int:
+async def _rested(remote: Remote, number: int) -> int:
     """Let others have their turn after a message was accepted, so that none overtakes it."""
     try:
         await _TICK
     except asyncio.CancelledError:
-        _put_off_cancellation()
+        _put_off_cancellation(remote)
     return number
 
 
-def _put_off_cancellation() -> None:
+_owed: WeakSet[asyncio.Task[Any]] = WeakSet()
+"""Tasks whose cancellation was put off, which comes before they send again."""
+
+
+def _put_off_cancellation(remote: Remote) -> None:
     """A call that has done its work was cancelled before it could say so: to be called in the
-    handler of that CancelledError, which is raised again if nobody asked for a cancellation."""
+    handler of that CancelledError, which is raised again if nobody asked for a cancellation.
+
+    The next message to this peer does not take the short road, or the cancellation of a task that
+    does nothing but send would be put off for ever.
+    """
     task = asyncio.current_task()
     if task is None or not task.cancelling():
         raise
+    remote.quick = None
+    _owed.add(task)
     asyncio.get_running_loop().call_soon(_cancel_again, task, task.cancelling())
+
+
+async def _settled(remote: Remote) -> None:
+    """If the cancellation of this task was put off it comes here, where nothing is accepted."""
+    task = asyncio.current_task()
+    if task is not None and task in _owed:
+        _owed.discard(task)
+        remote.transport.move(remote)  # the short road is free again
+        await _TICK
 
 
 def _cancel_again(task: asyncio.Task[Any], count: int) -> None:

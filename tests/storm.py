@@ -14,42 +14,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import faulthandler
 import gc
-import logging
 import os
 import random
-import signal
-import struct
 import sys
 import threading
 import time
-import traceback
-import warnings
 from collections import Counter, defaultdict, deque
 
 from kit.inside import engine_of
+from kit.storms import GUARD, HEAD, NAMES, NOBODY, OPTIONS, Storm, rage
 
 import peertalk as pt
 
-GUARD = 60.0
-"""Seconds after which what has not ended is said to hang."""
-NAMES = ("ada", "bob", "cyd", "dee")
-OPTIONS = {"bind": "127.0.0.1", "port": 0, "discovery": False}
-HEAD = struct.Struct(">HI")
-"""In front of a payload: who sent it (the number of a node, or 100 and more of a thread), and its
-number."""
 ENDS = ("aclose", "close_nowait", "a thread", "a signal", "forgotten", "cancelled")
 
 
-class Storm:
-    """What the threads share. did: how often what was done; wrong: what must not have happened."""
+class Loops(Storm):
+    """The storm of these nodes."""
 
     def __init__(self, seconds: float, seed: int) -> None:
-        self.chance = random.Random(seed)
-        self.until = time.monotonic() + seconds
-        self.did: Counter[str] = Counter()
-        self.wrong: list[str] = []
+        super().__init__(seconds, seed)
         self.nodes: dict[str, pt.Node] = {}
         self.peers: dict[tuple[str, str], pt.Peer] = {}
         self.started = threading.Barrier(len(NAMES))
@@ -64,35 +49,16 @@ class Storm:
         self.finished = threading.Event()
         """The four have ended."""
 
-    @property
-    def over(self) -> bool:
-        return time.monotonic() >= self.until or bool(self.wrong)
-
     def on_signal(self, *_: object) -> None:
         self.did["signals"] += 1
         with contextlib.suppress(IndexError):
             self.to_strike.popleft().close_nowait()
 
-    def guarded(self, work, *arguments) -> threading.Thread:
-        """A thread, whose exception is something wrong."""
-
-        def run() -> None:
-            try:
-                work(self, *arguments)
-            except SystemExit:
-                raise
-            except BaseException:
-                self.wrong.append(traceback.format_exc())
-
-        thread = threading.Thread(target=run, name=f"{work.__name__} {arguments}", daemon=True)
-        thread.start()
-        return thread
-
 
 # The four
 
 
-def live(storm: Storm, number: int) -> None:
+def live(storm: Loops, number: int) -> None:
     """One of the four, on this thread."""
     factory = None
     if number % 2:
@@ -107,7 +73,7 @@ def live(storm: Storm, number: int) -> None:
         runner.run(being(storm, number))
 
 
-async def being(storm: Storm, number: int) -> None:
+async def being(storm: Loops, number: int) -> None:
     name = NAMES[number]
     async with pt.Node(name, **OPTIONS) as node:
         storm.nodes[name] = node
@@ -149,10 +115,10 @@ async def being(storm: Storm, number: int) -> None:
             storm.wrong.append(f"{name} left {unsent} unsent")
 
 
-async def hear(storm: Storm, name: str, node: pt.Node) -> None:
+async def hear(storm: Loops, name: str, node: pt.Node) -> None:
     async for message in node.messages():
         sender, number = HEAD.unpack_from(message.data)
-        if sender == 0xFFFF:  # of one that comes and goes
+        if sender == NOBODY:  # of one that comes and goes
             continue
         expected = storm.got[name, sender] + 1
         if number != expected:
@@ -160,7 +126,7 @@ async def hear(storm: Storm, name: str, node: pt.Node) -> None:
         storm.got[name, sender] = number
 
 
-async def talk(storm: Storm, number: int, other: str) -> None:
+async def talk(storm: Loops, number: int, other: str) -> None:
     peer = storm.peers[NAMES[number], other]
     filler = bytes(1000)
     while not storm.over:
@@ -178,7 +144,7 @@ async def talk(storm: Storm, number: int, other: str) -> None:
 # Those who come and go
 
 
-async def come_and_go(storm: Storm, number: int) -> None:
+async def come_and_go(storm: Loops, number: int) -> None:
     while not storm.over:
         end = storm.chance.choice(ENDS)
         if end == "a signal" and number:
@@ -187,12 +153,12 @@ async def come_and_go(storm: Storm, number: int) -> None:
         storm.did[end] += 1
 
 
-async def one_life(storm: Storm, host: pt.Node, end: str) -> None:
+async def one_life(storm: Loops, host: pt.Node, end: str) -> None:
     """A node that sends until it is ended. Each message that it accepted has an outcome."""
     node = await pt.Node("guest", **OPTIONS).start()
     events = node.events()
     peer = await node.connect(host.address, timeout=GUARD)
-    payload = HEAD.pack(0xFFFF, 0) + bytes(storm.chance.randrange(2000))
+    payload = HEAD.pack(NOBODY, 0) + bytes(storm.chance.randrange(2000))
 
     async def send() -> None:
         with contextlib.suppress(pt.InvalidState, pt.ConnectionClosed):
@@ -246,7 +212,7 @@ async def one_life(storm: Storm, host: pt.Node, end: str) -> None:
 # Foreign threads
 
 
-def send_from_afar(storm: Storm, number: int) -> None:
+def send_from_afar(storm: Loops, number: int) -> None:
     counts: Counter[tuple[str, str]] = Counter()
     chance = random.Random(number)
     while not storm.over:
@@ -265,7 +231,7 @@ def send_from_afar(storm: Storm, number: int) -> None:
             time.sleep(0.001)
 
 
-def watch(storm: Storm) -> None:
+def watch(storm: Loops) -> None:
     """Statistics, and closing what is to be closed from another thread."""
     while not storm.finished.is_set():
         for node in list(storm.nodes.values()):
@@ -281,7 +247,7 @@ def watch(storm: Storm) -> None:
         time.sleep(0.0005)
 
 
-def refused(storm: Storm) -> bool:
+def refused(storm: Loops) -> bool:
     """In a child: everything is, and at once."""
     uses = []
     for node in storm.nodes.values():
@@ -296,51 +262,21 @@ def refused(storm: Storm) -> bool:
     return True
 
 
-def await_child(storm: Storm, child: int, end: str) -> None:
-    give_up = time.monotonic() + GUARD
-    while True:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            break
-        if time.monotonic() > give_up:
-            storm.wrong.append(f"a forked child ({end}) hangs")
-            os.kill(child, signal.SIGABRT)
-            os.waitpid(child, 0)
-            return
-        time.sleep(0.001)
-    wanted = (7 << 8,) if end == "_exit" else (0, 7 << 8)
-    if status not in wanted:
-        storm.wrong.append(f"a forked child ({end}) ended with {status:#x}")
-    storm.did["forks"] += 1
+def fork(storm: Loops) -> None:
+    storm.fork(lambda: refused(storm), 0.03)
 
 
-def fork(storm: Storm) -> None:
-    while not storm.over:
-        end = storm.chance.choice(("_exit", "exit", "return"))
-        child = os.fork()
-        if child == 0:
-            if not refused(storm):
-                os._exit(13)
-            if end == "_exit":
-                os._exit(7)
-            if end == "exit":
-                sys.exit(7)
-            return
-        await_child(storm, child, end)
-        time.sleep(0.03)
-
-
-async def fork_here(storm: Storm, node: pt.Node) -> None:
+async def fork_here(storm: Loops, node: pt.Node) -> None:
     """A child of the thread whose loop has a node; it lets nobody's loop end (see the guide)."""
     while not storm.over:
         child = os.fork()
         if child == 0:
             os._exit(7 if refused(storm) else 13)
-        await asyncio.to_thread(await_child, storm, child, "_exit")
+        await asyncio.to_thread(storm.await_child, child, "_exit")
         await asyncio.sleep(0.1)
 
 
-def attend(storm: Storm) -> None:
+def attend(storm: Loops) -> None:
     """The foreign threads, once everybody knows everybody."""
     while len(storm.peers) < len(NAMES) * (len(NAMES) - 1) and not storm.over:
         time.sleep(0.01)
@@ -353,43 +289,21 @@ def attend(storm: Storm) -> None:
         thread.join()
 
 
-def main() -> int:
-    seconds = float(sys.argv[1])
-    seed = int(sys.argv[2]) if len(sys.argv) > 2 else int(time.time())
-    faulthandler.enable()
-    faulthandler.dump_traceback_later(seconds + 4 * GUARD, exit=True)
-    warnings.simplefilter("ignore", ResourceWarning)  # those that are forgotten
-    warnings.simplefilter("ignore", DeprecationWarning)  # of forks among threads
-    logging.disable(logging.CRITICAL)
-    sys.setswitchinterval(0.0002)  # threads meet in more places
-    print(f"storm: {seconds:g} s, seed {seed}", flush=True)
-    storm = Storm(seconds, seed)
-    signal.signal(signal.SIGALRM, storm.on_signal)
-    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
-    began = time.monotonic()
+def play(storm: Loops) -> None:
     lives = [storm.guarded(live, number) for number in range(1, len(NAMES))]
     attending = storm.guarded(attend)
     try:
         live(storm, 0)
-    except BaseException:
-        storm.wrong.append(traceback.format_exc())
-    for thread in lives:
-        thread.join(GUARD)
-    storm.finished.set()
-    attending.join(GUARD)
-    storm.wrong += [f"{each.name} hangs" for each in (*lives, attending) if each.is_alive()]
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        for thread in lives:
+            thread.join(GUARD)
+        storm.finished.set()
+        attending.join(GUARD)
+        storm.wrong += [f"{each.name} hangs" for each in (*lives, attending) if each.is_alive()]
     for key, count in storm.sent.items():
         if storm.got[key] != count:
             storm.wrong.append(f"{key}: {count:,} accepted, {storm.got[key]:,} received")
-    print(
-        f"{time.monotonic() - began:.1f} s:",
-        ", ".join(f"{count:,} {what}" for what, count in sorted(storm.did.items())),
-    )
-    for each in storm.wrong[:20]:
-        print("WRONG:", each)
-    return bool(storm.wrong)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(rage(Loops, play))

@@ -437,7 +437,7 @@ def test_an_iterator_that_is_collected_in_the_middle_of_a_call_ends_after_that()
         back.send_nowait(b"one")
         reading = peer.messages(timeout=GUARD)
         assert next(reading).data == b"one"
-        with node._turning.held():
+        with node._turning:
             del reading
         back.send_nowait(b"two")
         assert node.receive(timeout=GUARD).data == b"two"
@@ -458,7 +458,7 @@ def test_a_node_that_is_dropped_while_a_peer_of_it_is_in_use_is_closed_after_tha
     with polled() as (node, _, _):
         mine = sync.Node("eve", **loopback(workers=0)).start()
         peer, transport = mine.connect(node.address, timeout=GUARD), engine_of(mine)
-        with peer._turning.held():
+        with peer._turning:
             del mine
             gc.collect()
             assert not transport.closed

@@ -208,6 +208,42 @@ async def test_who_keeps_the_interpreter_keeps_nobody_waiting(start_python):
         stranger.stdin.flush()
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("many", [False, True])
+async def test_a_task_that_does_nothing_but_send_can_be_cancelled(c_core, workers, many):
+    """Its cancellation came when a message had been accepted, was put off, and so again for ever:
+    Ctrl-C did not end such a program."""
+    async with pair(core=c_core.name, workers=workers) as (_, bob, peer):
+        sent = 0
+
+        async def send():
+            nonlocal sent
+            while True:
+                if many:
+                    sent += await peer.send_many([bytes(4)] * 50)
+                else:
+                    await peer.send(bytes(4))
+                    sent += 1
+
+        async def hear():
+            async for _ in bob.messages():
+                pass
+
+        hearing = asyncio.create_task(hear())
+        for _ in range(20):
+            sending = asyncio.create_task(send())
+            before = peer.accepted
+            await until(lambda before=before: peer.accepted > before + 100)
+            sending.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                async with asyncio.timeout(GUARD):
+                    await sending
+            assert sending.cancelled()
+            assert many or sent == peer.accepted
+        await peer.send(b"on")
+        hearing.cancel()
+
+
 # Connections that move
 
 

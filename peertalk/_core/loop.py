@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -112,7 +113,7 @@ class Loop:
         self._watches: dict[Watch, None] = {}
         self._armed: dict[Timer, None] = {}
         self._armed_limit = 64
-        self._wake_lock = threading.Lock()
+        self._wake_lock = threading.RLock()  # a signal handler may strike whoever has it
         self._turn: Callable[[list[Event]], int] = self._bind_turn()
         self._open(setup, receive_buffer)
         self._closed = False
@@ -374,6 +375,8 @@ class Loop:
     def wake(self) -> None:
         """End a wait that runs, or the next one. Any thread; nothing happens when the loop is
         closed."""
+        if sys.is_finalizing():
+            return  # nobody waits any more, and who has the lock stands still for ever
         with self._wake_lock:
             if not self._closed:
                 self._lib.pt_loop_wake(self._context)
@@ -464,6 +467,8 @@ class Loop:
             return
         for worker in self._workers:
             worker.close()
+        if sys.is_finalizing():
+            self._wake_lock = threading.RLock()  # see wake()
         with self._wake_lock:
             self._closed = True
         self._turn = self._closed_turn
@@ -482,7 +487,7 @@ class Loop:
         Nothing is written, and the epoll set, which is the parent's too, is not changed. The memory
         is given back where the owner forked: another thread may have forked while the owner was
         changing it."""
-        self._wake_lock = threading.Lock()  # another thread of the parent may have had it
+        self._wake_lock = threading.RLock()  # another thread of the parent may have had it
         if self._closed:
             return
         for worker in self._workers:

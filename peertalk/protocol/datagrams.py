@@ -26,9 +26,9 @@ from .._numbers import DATAGRAM_HEADER_SIZE, DATAGRAM_MAX_PAYLOAD
 from .addresses import Address
 from .connections import Connection
 from .discovery import Discovery
-from .inbox import Waiters
 from .peer import Peer
 from .statistics import LinkTotals
+from .waiting import Waiters
 from .wire import Codec
 
 SIZE_MAX = DATAGRAM_HEADER_SIZE + DATAGRAM_MAX_PAYLOAD
@@ -116,8 +116,17 @@ class Mailbox(Generic[P]):
     # In -------------------------------------------------------------------------------------------
 
     def take(self) -> tuple[P, bytes] | None:
-        """The oldest that waits, or None."""
-        return self._waiting.popleft() if self._waiting else None
+        """The oldest that waits, or None. An exception that a signal handler raises loses none."""
+        if not self._waiting:
+            return None
+        oldest = self._waiting[0]
+        del self._waiting[0]  # as popleft(), after which a handler may be called
+        return oldest
+
+    def put_back(self, oldest: tuple[P, bytes] | None) -> None:
+        """What was taken last and nobody got is the next again; None: that was nothing."""
+        if oldest is not None:
+            self._waiting.appendleft(oldest)
 
     def receive(self, data: bytes, source: Address, now: float) -> None:
         """Take a datagram that came from source at now, in seconds: it waits for take(), or while

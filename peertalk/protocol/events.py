@@ -229,13 +229,22 @@ class EventQueue(Generic[P]):
             self._kept.append(event)
 
     def take(self) -> Event[P] | None:
-        """The next one; None: there is none."""
+        """The next one; None: there is none. An exception that a signal handler raises loses
+        none."""
         if self._kept:
-            return self._kept.popleft()
+            event = self._kept[0]
+            del self._kept[0]  # as popleft(), after which a handler may be called
+            return event
         if self._missed:
-            missed, self._missed = self._missed, 0
-            return EventsMissed(missed)
+            missed = EventsMissed(self._missed)
+            self._missed = 0
+            return missed
         return None
+
+    def put_back(self, event: Event[P] | None) -> None:
+        """What was taken last and nobody got is the next again; None: that was nothing."""
+        if event is not None:
+            self._kept.appendleft(event)
 
     def __len__(self) -> int:
         """How many take() gives."""

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 from .connections import Connection
+from .waiting import Waiters
 
 P = TypeVar("P")
 """The kind of peer that messages are from."""
@@ -37,44 +38,9 @@ _FLOODED = 2
 """Times the bound from which on no link is read, not even those that have brought nothing."""
 
 
-class Waiters:
-    """Who waits for something to come, first come first served: functions that wake somebody, and
-    say whether they did. False: he was woken already, or waits no longer."""
-
-    __slots__ = ("_line",)
-
-    def __init__(self) -> None:
-        self._line: deque[Callable[[], bool]] = deque()
-
-    def join(self, waiter: Callable[[], bool]) -> None:
-        """Let a waiter stand in the line, behind all others; it is called once, by wake(), unless
-        it leaves before."""
-        self._line.append(waiter)
-
-    def leave(self, waiter: Callable[[], bool], *, woken: bool) -> None:
-        """Wait no longer. woken: whoever was woken here, and goes without a look, hands that on."""
-        if waiter in self._line:
-            self._line.remove(waiter)
-        elif woken:
-            self.wake(1)
-
-    def wake(self, count: int) -> None:
-        """So many things have come: as many look."""
-        line = self._line
-        while line and count > 0:
-            count -= line.popleft()()
-
-    def wake_all(self) -> None:
-        """Nothing more will come."""
-        self.wake(len(self._line))
-
-    def __len__(self) -> int:
-        return len(self._line)
-
-
 class Lot(Generic[P]):
-    """The payloads of one link and turn. Opened, the last one lies apart, so that whoever takes it
-    knows that it is the last; left is the iterator over the others, which all consumers share."""
+    """The payloads of one link and turn. Opened, the last one lies apart, so that whoever takes
+    that knows; left is the iterator over the others, which all consumers share."""
 
     __slots__ = ("cost", "following", "last", "left", "payloads", "peer", "queue")
 
@@ -90,14 +56,18 @@ class Lot(Generic[P]):
 
     def open(self) -> Lot[P]:
         """Be taken from."""
-        payloads, self.payloads = self.payloads, []
-        self.last = payloads.pop()
-        self.left = iter(payloads)  # alone holds them, and lets go with the last
+        payloads = self.payloads
+        self.left = iter(payloads)  # alone holds them in a moment, and lets go with the last
+        self.last = payloads[-1]
+        del payloads[-1]
+        self.payloads = []
         return self
 
-    def rest(self) -> Lot[P]:
-        """What is left of an open one, as a lot in its place; here is nothing any more."""
-        return Lot(self.queue, self.peer, [*self.left, self.last], self.cost)
+    def close(self) -> Lot[P]:
+        """Have what is left lie here as if it had just come. Whoever iterates comes to the end."""
+        if not self.payloads:
+            self.payloads = [*self.left, self.last]
+        return self
 
 
 class Queue(Generic[P]):
@@ -150,6 +120,7 @@ class Outlet(Generic[P]):
     __slots__ = (
         "_inbox",
         "_line",
+        "_taking",
         "cost",
         "current",
         "eases_at",
@@ -165,10 +136,12 @@ class Outlet(Generic[P]):
         self._inbox = inbox
         self._line: deque[Queue[P]] = deque()
         """Queues from which something can be taken, each once."""
+        self._taking: Lot[P] | None = None
+        """What nothing else holds for a moment, while it is taken."""
         self.cost = 0
         self.current: Lot[P] | None = None
         self.ended = False
-        self.readers = 0
+        self.readers: dict[object, None] = {}
         self.waiters = Waiters()
         self.paused: dict[Connection, None] = {}
         self.told: dict[Connection, None] = {}
@@ -182,6 +155,7 @@ class Outlet(Generic[P]):
         if not self._line:
             return None
         lot = self.current = self._next().open()
+        self._taking = None
         return lot
 
     def take(self) -> tuple[P, bytes] | None:
@@ -193,33 +167,36 @@ class Outlet(Generic[P]):
             lot = self._next()
             if len(lot.payloads) == 1:  # as most are, where time counts
                 self._used_up(lot)
+                self._taking = None
                 return lot.peer, lot.payloads[0]
             self.current = lot.open()
+            self._taking = None
         for payload in lot.left:
             return lot.peer, payload
-        self.current = None
+        self._taking, self.current = lot, None
         self._used_up(lot)
+        self._taking = None
         return lot.peer, lot.last
 
     def take_lot(self) -> tuple[P, list[bytes]] | None:
         """What is left of one link and turn, never empty; None when there is none."""
         lot = self.current
         if lot is not None:
-            self.current = None
-            lot = lot.rest()
+            self._taking, self.current = lot, None
+            lot.close()
         elif self._line:
             lot = self._next()
         else:
             return None
         self._used_up(lot)
+        self._taking = None
         return lot.peer, lot.payloads
 
     def reopen(self) -> None:
-        """Put what is left of the current lot into a lot of its own, which is the current one from
-        now on. Nothing is lost, and the order stays. Who iterates over the former lot comes to its
-        end, and so looks here again. Does nothing when there is no current lot."""
+        """Who iterates over the current lot, if there is one, comes to its end, and looks here
+        again. Nothing is lost, and the order stays."""
         if self.current is not None:
-            self.current = self.current.rest().open()
+            self.current.close().open()
 
     def __bool__(self) -> bool:
         """Whether something is there to take."""
@@ -227,9 +204,10 @@ class Outlet(Generic[P]):
 
     def _next(self) -> Lot[P]:
         line = self._line
-        queue = line.popleft()
-        lot = queue.first
+        queue = line[0]
+        self._taking = lot = queue.first
         assert lot is not None
+        del line[0]
         if lot.following is not None:
             queue.first, lot.following = lot.following, None
             line.append(queue)
@@ -449,32 +427,47 @@ class Inbox(Outlet[P]):
 
     # Of one peer alone ----------------------------------------------------------------------------
 
-    def reserve(self, peer: P, *, ended: bool) -> Outlet[P]:
+    def reserve(self, peer: P, reader: object, *, ended: bool) -> Outlet[P]:
         """Messages of this peer, those that wait included, are taken at an outlet of its own from
-        now on; returns that. ended: no more will come. To be released as often."""
+        now on; returns that. ended: no more will come. To be released by this reader."""
         self._unfold()
         queue = self.queues.get(peer)
         if queue is None:
             queue = self.queues[peer] = Queue(peer, self)
-        outlet = queue.outlet
-        if outlet is self:
-            outlet = Outlet(self)
-            self._alone[outlet] = None
-            self._move(queue, outlet)
-        outlet.ended = ended
-        outlet.readers += 1
-        return outlet
+        try:
+            if queue.outlet is self:
+                outlet = Outlet(self)
+                self._alone[outlet] = None
+                self._move(queue, outlet)
+            queue.outlet.ended = ended
+            queue.outlet.readers[reader] = None
+            return queue.outlet
+        except BaseException:  # of a signal handler: nobody will read here alone
+            self._end_alone(queue)
+            raise
 
-    def release(self, peer: P) -> None:
-        """One reader less. After the last one what is left goes to everybody."""
-        queue = self.queues[peer]
-        outlet = queue.outlet
-        outlet.readers -= 1
-        if not outlet.readers:
-            self._move(queue, self)
+    def release(self, peer: P, reader: object) -> None:
+        """This reader reads no more, or never did. After the last one what is left goes to
+        everybody."""
+        queue = self.queues.get(peer)
+        if queue is None:
+            return
+        queue.outlet.readers.pop(reader, None)
+        try:
+            self._end_alone(queue)
+        except BaseException:  # of a signal handler
+            self._end_alone(queue)
+            raise
+
+    def _end_alone(self, queue: Queue[P]) -> None:
+        """What is read by nobody alone goes to everybody. May be done again when it was cut off."""
+        if queue.outlet.readers:
+            return
+        self._move(queue, self)
+        for outlet in [each for each in self._alone if not each.readers]:
             del self._alone[outlet]
-            if not queue.cost:
-                del self.queues[queue.peer]
+        if not queue.cost:
+            self.queues.pop(queue.peer, None)
 
     def end(self, peer: P) -> None:
         """The peer is lost: who reads its messages alone gets those that wait, and then the end."""
@@ -513,6 +506,32 @@ class Inbox(Outlet[P]):
         self.total = sum(queue.cost for queue in self.queues.values())
         self.full = self.full or self.total > self.limit
 
+    def put_back(self, peer: P, payloads: list[bytes]) -> None:
+        """What was taken last and nobody got is the next of this peer again."""
+        self._unfold()
+        queue = self.queues.get(peer)
+        if queue is None:
+            queue = self.queues[peer] = Queue(peer, self)
+        current = queue.outlet.current
+        if current is not None and current.queue is queue:  # which counts in full until its end
+            current.payloads = [*payloads, *current.close().payloads]
+            current.open()
+        else:
+            cost = sum(map(len, payloads)) + MESSAGE_COST * len(payloads)
+            queue.restore(Lot(queue, peer, payloads, cost))
+            self.mend()
+
+    def recover(self, outlet: Outlet[P]) -> None:
+        """An exception may have cut taking at this outlet off: what nobody got is there."""
+        lot, outlet._taking = outlet._taking, None
+        if lot is not None and lot is not outlet.current:
+            queue = self.queues.setdefault(lot.peer, lot.queue)
+            lot.close()
+            if queue.first is not lot:
+                queue.restore(lot)
+        self.mend()
+        self.settle(outlet)
+
     def forget(self, connection: Connection, peer: P) -> None:
         """A connection is over: it is neither read nor told any more."""
         outlet = self.outlet_of(peer)
@@ -520,27 +539,30 @@ class Inbox(Outlet[P]):
         outlet.told.pop(connection, None)
 
     def _move(self, queue: Queue[P], to: Outlet[P]) -> None:
+        """May be done again when it was cut off, which only the step in the middle cannot be."""
         outlet, peer = queue.outlet, queue.peer
         lot = outlet.current
-        if queue.first is not None:
+        if queue in outlet._line:
             outlet._line.remove(queue)
         if lot is not None and lot.queue is queue:
+            if queue.first is not lot.close():
+                queue.restore(lot)
             outlet.current = None
-            queue.restore(lot.rest())
-        queue.outlet = to
+        to.on_ease = to.on_ease or outlet.on_ease
+        for connection in [each for each in outlet.told if each.peer is peer and outlet is not to]:
+            to.watch(connection, connection.pressure)
+            outlet.told.pop(connection, None)
+        for connection in [each for each in outlet.paused if each.peer is peer]:
+            to.pause(connection)
+            if outlet is not to:
+                outlet.paused.pop(connection, None)
         outlet.cost -= queue.cost
         to.cost += queue.cost
+        queue.outlet = to
         if queue.first is not None:
             to._line.append(queue)
             to.waiters.wake(len(queue))
-        to.on_ease = to.on_ease or outlet.on_ease
-        for connection in [each for each in outlet.told if each.peer is peer]:
-            del outlet.told[connection]
-            to.watch(connection, connection.pressure)
-        for connection in [each for each in outlet.paused if each.peer is peer]:
-            del outlet.paused[connection]
-            to.pause(connection)
-        for each in (outlet, to):
+        for each in (self, *self._alone):
             if each.paused and not self.must_wait(each):
                 self.on_room(each)
             each.ease()

@@ -415,11 +415,13 @@ class Handed(msgspec.Struct, gc=False, eq=False):
     last run is open, and has no end yet.
 
     first: of the open run, the lowest number that is not reported; 0: no run is open. runs: all
-    before it, None when there are none: an idle link holds no queue.
+    before it, None when there are none: an idle link holds no queue. given: messages at the head
+    of the outbox that the link has taken, and that are not added yet.
     """
 
     first: int = 0
     runs: deque[_Run] | None = None
+    given: int = 0
     _since: int = 0
     """Where the open run began: it has reported all from here to first as sent."""
     _kept: _Kept | None = None

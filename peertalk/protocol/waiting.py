@@ -1,5 +1,6 @@
-"""Who stands in line to send to one peer: a line for each class, first come first served. And what
-those have left who cannot stand there, because they are other threads.
+"""Who stands in line to send to one peer: a line for each class, first come first served. What
+those have left who cannot stand there, because they are other threads. And who waits for something
+to come.
 
 Whoever notices that there is room serves a line: the one who stands there need not be awake for
 that.
@@ -97,6 +98,41 @@ class Lines(dict[int, deque[Place]]):
             line.extend(kept)
 
 
+class Waiters:
+    """Who waits for something to come, first come first served: functions that wake somebody, and
+    say whether they did. False: he was woken already, or waits no longer."""
+
+    __slots__ = ("_line",)
+
+    def __init__(self) -> None:
+        self._line: deque[Callable[[], bool]] = deque()
+
+    def join(self, waiter: Callable[[], bool]) -> None:
+        """Let a waiter stand in the line, behind all others; it is called once, by wake(), unless
+        it leaves before."""
+        self._line.append(waiter)
+
+    def leave(self, waiter: Callable[[], bool], *, woken: bool) -> None:
+        """Wait no longer. woken: whoever was woken here, and goes without a look, hands that on."""
+        if waiter in self._line:
+            self._line.remove(waiter)
+        elif woken:
+            self.wake(1)
+
+    def wake(self, count: int) -> None:
+        """So many things have come: as many look."""
+        line = self._line
+        while line and count > 0:
+            count -= line.popleft()()
+
+    def wake_all(self) -> None:
+        """Nothing more will come."""
+        self.wake(len(self._line))
+
+    def __len__(self) -> int:
+        return len(self._line)
+
+
 class Afar:
     """Messages for one peer that other threads than its owner's have left: in order within each
     class, and no more than an outbox holds. One thread leaves at a time, and one takes.
@@ -135,16 +171,23 @@ class Afar:
         self,
         accept: Callable[[bytes, bool, int, Key | None], object],
         fail: Callable[[errors.PeerTalkError], object],
+        accepted: Callable[[], int],
     ) -> None:
         """Have accept(payload, no_delay, priority, key) take them, the highest class first, and of
-        each class until it returns 0. What it raises is told to fail, and that message is gone."""
+        each class until it returns 0. What it raises is told to fail, and that message is gone.
+        accepted: how many were, which says that of a message whose accept() was cut off by an
+        exception of a signal handler."""
         for priority in HIGHEST_FIRST:
             left = self._left[priority]
             while left:
-                payload, no_delay, key = left[0]
+                (payload, no_delay, key), before = left[0], accepted()
                 try:
                     if not accept(payload, no_delay, priority, key):
                         break
                 except errors.PeerTalkError as error:
                     fail(error)
+                except BaseException:
+                    if accepted() != before:
+                        left.popleft()
+                    raise
                 left.popleft()

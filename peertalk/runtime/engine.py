@@ -134,7 +134,7 @@ class Engine(ABC):
         self.process = os.getpid()
         self.instance = world.identity(INSTANCE_SIZE)
         self.thread = threading.get_ident()
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # a signal handler may strike whoever has it
         self.port = 0
         self.local = False  # whether it can be called at a socket of this host, too
         self.closed = self.closing = self.crowded = False
@@ -485,7 +485,7 @@ class Engine(ABC):
         """Be dead in a forked child, where all use is refused. Its copies of the descriptors are
         closed, so that the parent's connections end when the parent ends them; nothing is written,
         nobody is told, and no epoll set is changed, since those are the parent's too."""
-        self.lock = threading.Lock()  # another thread of the parent may have had it
+        self.lock = threading.RLock()  # another thread of the parent may have had it
         if self.closed:
             return
         self.forked = self.closing = self.closed = self.released = True
@@ -511,9 +511,9 @@ class Engine(ABC):
         threads."""
         here = threading.get_ident()
         if self.thread != here:
-            self.thread = here
             if not self.closed:
                 self.workers.move_here()
+            self.thread = here
 
     def disown(self) -> None:
         """Belong to no thread until move_here(): turns and sends are refused."""

@@ -472,6 +472,7 @@ class Leaving(ABC):
         if peer.connection is connection:
             peer.quick = None
         self.traffic.settle(connection)
+        self.traffic.count_given(connection, peer.outbox)
         if peer.connection is connection:
             self.traffic.departures.recall(peer)
             connection.handed.seal(peer.accepted)

@@ -416,17 +416,22 @@ class Remote(Peer):
         """Straight into the link, before which nothing waits. Returns its number; a code: the link
         took no more."""
         was_quick = self._keep_apart()
-        number: int = (
-            native.send_frame(values.DATA, payload, values.NO_DELAY)
+        sending = (
+            map(native.send_frame, (values.DATA,), (payload,), (values.NO_DELAY,))
             if no_delay
-            else native.send(payload)
+            else map(native.send, (payload,))
         )
-        if number >= 0:
-            self.transport.hint(number)
-            self.accepted = number = self.accepted + 1
-        if was_quick:
-            self.transport.move(self)
-        return number
+        try:
+            # A signal handler, which may raise, is called after a call of C, but not within a `for`
+            # over one: what the link has taken is counted.
+            for code in sending:
+                number = self.accepted = self.accepted + (code >= 0)
+            if code >= 0:
+                self.transport.hint(code)
+        finally:
+            if was_quick:
+                self.transport.move(self)
+        return number if code >= 0 else int(code)
 
     def _keep_apart(self) -> bool:
         """Have no other thread send between a link and the count of what it has taken. True: the
@@ -477,6 +482,10 @@ class Remote(Peer):
 
     def accept_many(self, messages: list[bytes], start: int, priority: int = NORMAL) -> int:
         """As many as there is room for now. 0: wait for room."""
+        if self.afar:
+            self.take_from_afar()  # another thread may have told this one that it had sent
+            if self.afar:
+                return 0
         transport, native = self.transport, self.quick
         if native is None or priority is not NORMAL:
             connection = self.connection
@@ -491,10 +500,13 @@ class Remote(Peer):
                 self.use_classes(connection)
             native = connection.link.native
         was_quick = self._keep_apart()
-        taken, code = native.send_many(messages, start)
-        self.accepted += taken
-        if was_quick:
-            transport.move(self)
+        try:
+            for result in map(native.send_many, (messages,), (start,)):
+                self.accepted += result[0]  # see _hand()
+            taken, code = result
+        finally:
+            if was_quick:
+                transport.move(self)
         if taken:
             transport.hint(values.NEEDS_TURN | (code if code > 0 else 0))
         elif code == errors.MessageTooLarge.code:
@@ -545,7 +557,7 @@ class Remote(Peer):
         transport, afar = self.transport, self._afar
         if afar is not None:
             accept = partial(self.accept, may_block=False)
-            afar.take(accept, partial(transport.fail_unnumbered, self))
+            afar.take(accept, partial(transport.fail_unnumbered, self), lambda: self.accepted)
             was_quick = self._keep_apart()
             self._afar = None
             if afar:  # the lock of the other threads is not for one that takes signals

@@ -134,7 +134,8 @@ class Traffic:
     def _hand_over(self, peer: Remote, connection: Connection, outbox: Outbox) -> bool:
         """Give the link what waits, in its order. False: it took no more, or what is left waits for
         a grant."""
-        link = connection.link
+        link, handed = connection.link, connection.handed
+        self.count_given(connection, outbox)  # an exception may have cut this off
         outbox.blocked = outbox.leaving = 0
         while (pieces := connection.pieces) is not None or outbox:
             # before anything else of any class: the other side puts together one message at a time
@@ -154,9 +155,11 @@ class Traffic:
             waiting = outbox.peek(_PUMP)
             if not waiting:
                 return False
-            accepted, code = link.send_many(waiting)
-            for first, last in outbox.drop(accepted):
-                connection.handed.add(first, last)
+            # a signal handler is called after a call of C, but not within a `for` over one
+            for result in map(link.send_many, (waiting,)):
+                handed.given = result[0]
+            accepted, code = result
+            self.count_given(connection, outbox)
             self.engine.hint(code)
             if accepted == len(waiting):
                 continue
@@ -166,6 +169,15 @@ class Traffic:
                 self.refused(peer, code)
                 return False
         return True
+
+    def count_given(self, connection: Connection, outbox: Outbox | None) -> None:
+        """What the link has taken leaves the outbox, and is never given to another link."""
+        handed = connection.handed
+        if handed.given and outbox is not None:
+            ranges = outbox.drop(handed.given)
+            handed.given = 0
+            for first, last in ranges:
+                handed.add(first, last)
 
     def _hand_too_large(self, peer: Remote, connection: Connection, outbox: Outbox) -> int:
         """The next message is longer than a frame may be: offer it, or begin to hand it in pieces;

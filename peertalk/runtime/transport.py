@@ -6,6 +6,8 @@ Results go to publish() as events, and to the callbacks that were left here.
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -193,6 +195,8 @@ class Transport(Home):
         if self.closed:
             self.let_go()
             return
+        if sys.is_finalizing():
+            self.lock = threading.RLock()  # a thread that ended with the interpreter may have it
         with self.lock:
             self.closing = True
         for peer in self.roster.everybody():

@@ -19,6 +19,7 @@ import signal
 import sys
 import threading
 import time
+from _thread import RLock
 from collections.abc import Callable
 
 from .. import errors
@@ -52,7 +53,7 @@ class Control:
     """
 
     def __init__(
-        self, lock: threading.Lock, turned: Callable[[], float], changed: Callable[[], None]
+        self, lock: RLock, turned: Callable[[], float], changed: Callable[[], None]
     ) -> None:
         self._lock = lock
         self._turned = turned
@@ -135,12 +136,15 @@ class Control:
                 rest = self._turned() + _GRACE - time.monotonic()
                 if rest > 0 and not self._stopped:
                     time.sleep(rest)
-                with self._lock:
+                self._lock.acquire()  # when it is free, without asking whoever waits with it
+                try:
                     if self._stopped or engine.released:
                         return
                     if time.monotonic() >= self._turned() + _GRACE:
                         self._turn(engine)
                     due = self._next(engine)
+                finally:
+                    self._lock.release()
         finally:
             self._close()
 

@@ -10,9 +10,12 @@ event loop of its own.
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import repeat
 from queue import Empty, SimpleQueue
 from typing import Self, TypeVar, Unpack
@@ -34,13 +37,14 @@ from ..runtime.transport import Transport
 from ..runtime.workers import possible
 from ..runtime.world import World
 from .peer import Peer, StreamOut
-from .turning import HOW_TO_START, Turning, deadline_of, each, taken
+from .turning import HOW_TO_START, Source, Turning, deadline_of, each, taken
 
 __all__ = ["Event", "Node", "Peer", "StreamOut"]
 
 Event = events.Event[Peer]
 """Any event of a node."""
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -92,6 +96,7 @@ class Node(AnyNode[Peer]):
         self._transport = turning.engine = transport
         if self._events is not None:
             transport.publish = self._events.put
+        transport.before_release = partial(turning.stop, waits=False)
         if transport.workers.work:
             try:
                 turning.live(transport)
@@ -117,42 +122,51 @@ class Node(AnyNode[Peer]):
         if transport.forked:
             transport.check_open()
         if not transport.closed:
-            with self._turning.held():
+            with self._turning:
                 transport.close(seconds, lambda: None)
                 try:
                     while not transport.closed:
                         self._turning.turn(transport, 1.0)
                 finally:
-                    transport.close_now()
-                    transport.publish = transport.on_change = None
-            self._turning.stop()
+                    _end(transport)
             if transport.unsent:
                 NodeLog("peertalk", self.config.name).warning(
                     "closed with %d messages not sent", transport.unsent
                 )
+        self._turning.stop()
         return transport.unsent
 
     def close_nowait(self) -> int:
-        """Close at once, without sending what is queued. Returns the messages that were not
-        sent."""
-        if self._transport is None:
+        """Close at once, without sending what is queued; for signal handlers, wherever they strike.
+        Where it interrupts a method of the node, or is called by it, the turn of that method closes
+        the node.
+
+        Returns:
+            Messages that were not sent; 0 when a turn closes the node later, before they are
+            counted.
+        """
+        transport = self._transport
+        if transport is None:
             return 0
-        with self._turning.held():
-            self._transport.close_now()
-            self._transport.publish = self._transport.on_change = None
-        self._turning.stop()
-        return self._transport.unsent
+        if self._turning.mine:
+            transport.post(partial(_end, transport))
+            self._turning.asked = True
+            return 0
+        if sys.is_finalizing():  # a thread that ended with the interpreter may have the lock
+            self._turning.if_free(partial(_end, transport))
+        else:
+            with self._turning:
+                _end(transport)
+            self._turning.stop()
+        return transport.unsent
 
     def __del__(self) -> None:
         transport = getattr(self, "_transport", None)
         if transport is None or transport.closed:
             return
-        with contextlib.suppress(Exception), self._turning.held_if_free() as free:
+        with contextlib.suppress(Exception):
             # a collection may begin on any thread, and while a peer of this node is in use
-            if free:
-                transport.close_now()
-                self._turning.stop(waits=False)
-            else:
+            if not self._turning.if_free(transport.close_now):
                 transport.post(transport.close_now)
         # last: it may raise (-W error)
         warnings.warn(
@@ -166,11 +180,11 @@ class Node(AnyNode[Peer]):
         """One turn: serve what is ready, waiting up to timeout seconds for it (None: as long as
         that takes)."""
         seconds = parse_timeout(timeout)
-        with self._turning.held():
+        with self._turning:
             self._engine.turn(seconds)
 
     def _do(self, what: Callable[[Transport], T]) -> T:
-        with self._turning.held():
+        with self._turning:
             return what(self._engine)
 
     # Who ------------------------------------------------------------------------------------------
@@ -184,27 +198,26 @@ class Node(AnyNode[Peer]):
         Raises:
             Timeout: naming some of those who are known.
         """
-        seconds = parse_timeout(timeout)
-        found: list[Peer] = []
-        looked = -1
-
-        def known() -> bool:
-            nonlocal looked
-            if looked != (looked := engine.changes):  # a look is O(peers), a turn is not
-                peer = self.peers.matching(who)
-                if peer is not None:
-                    found.append(peer)
-            return bool(found)
-
-        with self._turning.held():
-            engine = self._engine
-            if isinstance(who, str) and not known():
-                engine.seek(who)
+        seconds, engine = parse_timeout(timeout), self._engine
+        deadline, is_late, sought = deadline_of(seconds), False, isinstance(who, str)
+        what = f"no peer {errors.shown(who)} was heard"
+        while True:
+            looked = engine.changes  # a look is O(peers), a turn is not
+            peer = self.peers.matching(who)  # without the lock: a function may call the node
+            if peer is not None:
+                return peer
             try:
-                self._turning.until(known, seconds, f"no peer {errors.shown(who)} was heard")
+                if is_late:
+                    raise errors.Timeout(f"{what} within {seconds:g} s")
+                with self._turning:
+                    if sought:
+                        engine.seek(str(who))
+                    self._turning.until(
+                        partial(_has_changed, engine, looked), seconds, what, deadline=deadline
+                    )
             except errors.Timeout as error:
                 raise errors.Timeout(f"{error}; {self.peers.heard()}") from None
-        return found[0]
+            sought, is_late = False, deadline is not None and time.monotonic() >= deadline
 
     def connect(self, who: Address | Peer | str, *, timeout: float | str | None = None) -> Peer:
         """Connect to an address, as (IPv4 address or host name, TCP port) or "HOST:PORT"; to a
@@ -232,7 +245,7 @@ class Node(AnyNode[Peer]):
                 raise errors.Timeout(late) from None
             if dotted is None:
                 raise unknown or errors.InternalError("no address and no error")
-        with self._turning.held():
+        with self._turning:
             answer = dialling(self._engine, (dotted, port), host)
             peer: Peer = self._turning.answered(answer, seconds, deadline).view
         return peer
@@ -252,7 +265,7 @@ class Node(AnyNode[Peer]):
         most = self._engine.traffic.max_message
         payload, seconds = bytes(payload_of(data, most)), parse_timeout(timeout)
         priority = check_choices(priority, key)
-        with self._turning.held():
+        with self._turning:
             sent: Broadcast[Peer] = Broadcast(self._engine, payload, priority, key, no_delay)
             if seconds != 0:
                 sent.stand()
@@ -274,8 +287,7 @@ class Node(AnyNode[Peer]):
         engine = self._transport
         if engine is None or engine.closing:
             engine = self._engine
-        peer, payload = taken(self._turning, engine.inbox.take, seconds, "no message came")
-        return Message(peer.view, payload)
+        return taken(self._turning, _messages_of(engine.inbox), seconds, "no message came")
 
     def messages(self, *, timeout: float | str | None = None) -> Iterator[Message[Peer]]:
         """Messages from anybody, until none came for timeout seconds, or the node is closed and the
@@ -283,8 +295,8 @@ class Node(AnyNode[Peer]):
         return self._messages(self._begun.inbox, parse_timeout(timeout))
 
     def _messages(self, inbox: Inbox[Remote], seconds: float | None) -> Iterator[Message[Peer]]:
-        for peer, payload in each(self._turning, inbox.take, seconds):
-            yield Message(peer.view, payload)
+        for message in each(self._turning, _messages_of(inbox), seconds):
+            yield message
             lot = inbox.current
             if lot is not None:  # those that came with it need no turn, nor the lock
                 yield from map(Message, repeat(lot.peer.view), lot.left)
@@ -292,8 +304,17 @@ class Node(AnyNode[Peer]):
     def batches(self, *, timeout: float | str | None = None) -> Iterator[Batch[Peer]]:
         """Messages in bulk: the payloads that one peer sent and one turn brought; otherwise as
         messages()."""
-        came = self._each(self._begun.inbox.take_lot, timeout)
-        return (Batch(peer.view, payloads) for peer, payloads in came)
+        inbox = self._begun.inbox
+
+        def back(lot: tuple[Remote, list[bytes]] | None) -> None:
+            if lot is None:
+                inbox.recover(inbox)
+            else:
+                inbox.put_back(*lot)
+
+        return self._each(
+            Source(inbox.take_lot, back, lambda lot: Batch(lot[0].view, lot[1])), timeout
+        )
 
     def send_datagram(self, peer: Peer, data: Payload) -> bool:
         """Send one datagram to a known peer, connected or not: 0 to 1,392 bytes that may be lost.
@@ -303,7 +324,7 @@ class Node(AnyNode[Peer]):
             MessageTooLarge, WrongType, NotSupported, PeerNotFound: nothing was sent.
         """
         remote = remote_of(peer)
-        with self._turning.held():
+        with self._turning:
             return self._engine.datagrams.send(remote, data)
 
     def receive_datagram(self, *, timeout: float | str | None = None) -> Datagram[Peer]:
@@ -313,15 +334,13 @@ class Node(AnyNode[Peer]):
         Raises:
             Timeout, InvalidState (the node is closed).
         """
-        seconds, take = parse_timeout(timeout), self._engine.datagrams.take
-        peer, data = taken(self._turning, take, seconds, "no datagram came")
-        return Datagram(peer.view, data)
+        seconds, source = parse_timeout(timeout), _datagrams_of(self._engine)
+        return taken(self._turning, source, seconds, "no datagram came")
 
     def datagrams(self, *, timeout: float | str | None = None) -> Iterator[Datagram[Peer]]:
         """Datagrams from anybody known, until none came for timeout seconds, or the node is closed
         and the last one was taken."""
-        came = self._each(self._begun.datagrams.take, timeout)
-        return (Datagram(peer.view, data) for peer, data in came)
+        return self._each(_datagrams_of(self._begun), timeout)
 
     def events(self, *, timeout: float | str | None = 0.0) -> Iterator[Event]:
         """What has happened since the last call, and what happens until nothing did for timeout
@@ -332,7 +351,7 @@ class Node(AnyNode[Peer]):
         shares them. Ends when the node is closed, after what had happened.
         """
         seconds = parse_timeout(timeout)
-        with self._turning.held():
+        with self._turning:
             kept = self._events
             if kept is None:
                 engine = self._transport
@@ -340,13 +359,38 @@ class Node(AnyNode[Peer]):
                 kept = self._events = events.EventQueue(() if here is None else here.present())
                 if here is not None:
                     here.publish = kept.put
-        return self._each(kept.take, seconds)
+        return self._each(Source(kept.take, kept.put_back, lambda event: event), seconds)
 
-    def _each(self, take: Callable[[], T | None], timeout: float | str | None) -> Iterator[T]:
+    def _each(self, source: Source[S, T], timeout: float | str | None) -> Iterator[T]:
         """What can be taken, one after the other. The node lives as long as somebody iterates."""
         seconds = parse_timeout(timeout)
 
         def iterate() -> Iterator[T]:
-            yield from each(self._turning, take, seconds)
+            yield from each(self._turning, source, seconds)
 
         return iterate()
+
+
+def _messages_of(inbox: Inbox[Remote]) -> Source[tuple[Remote, bytes], Message[Peer]]:
+    def back(got: tuple[Remote, bytes] | None) -> None:
+        if got is None:
+            inbox.recover(inbox)
+        else:
+            inbox.put_back(got[0], [got[1]])
+
+    return Source(inbox.take, back, lambda got: Message(got[0].view, got[1]))
+
+
+def _datagrams_of(engine: Transport) -> Source[tuple[Remote, bytes], Datagram[Peer]]:
+    mailbox = engine.mailbox
+    return Source(mailbox.take, mailbox.put_back, lambda got: Datagram(got[0].view, got[1]))
+
+
+def _has_changed(engine: Transport, looked: int) -> bool:
+    return engine.changes != looked
+
+
+def _end(transport: Transport) -> None:
+    """Close at once; whoever keeps a message of the node does not keep the node."""
+    transport.close_now()
+    transport.publish = transport.on_change = None

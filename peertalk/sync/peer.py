@@ -24,7 +24,7 @@ from ..protocol.stream import ENDED, StreamState
 from ..protocol.wire import Message
 from ..quantities import parse_timeout
 from ..runtime.remote import Remote
-from .turning import Ended, Turning, deadline_of, each
+from .turning import Ended, Source, Turning, deadline_of, each
 
 _REST = 0.001
 """Seconds without a turn after which send() turns: the node answers others, and takes what comes,
@@ -68,7 +68,7 @@ class Peer(door.AnyPeer):
         payload = payload_of(data, remote.own_max_message)
         if priority is not NORMAL or key is not None:
             priority = check_choices(priority, key)
-        with self._turning.held():
+        with self._turning:
             remote.transport.check_open()
             if not connect and not remote.connected:
                 raise errors.NotConnected(f"peer {self.name!r} is not connected", peer=self.name)
@@ -85,9 +85,7 @@ class Peer(door.AnyPeer):
         there was none for a moment, or one is asked for. waits: for room, where a worker makes it.
         0: it was not accepted."""
         remote, turning = self._remote, self._turning
-        note: list[bool | None] = [False]
-        try:
-            turning.hold(note)
+        with turning:
             transport = remote.transport
             number = remote.accept_at_once(data)
             while waits and number == ERR_WOULD_BLOCK and transport.workers.work:
@@ -101,10 +99,6 @@ class Peer(door.AnyPeer):
             ):
                 turning.look(transport, 0.0)
             return number
-        finally:
-            if note[-1]:
-                turning.changes += 1
-                turning.lock.release()
 
     def send_nowait(
         self,
@@ -130,17 +124,20 @@ class Peer(door.AnyPeer):
         payload = payload_of(data, remote.own_max_message)
         if priority is not NORMAL or key is not None:
             priority = check_choices(priority, key)
-        with self._turning.held_if_free() as free:
-            if not free:
-                remote.accept_from_afar(bytes(payload), no_delay, priority, key)
-                return 0
+        number = 0
+
+        def accept() -> None:
+            nonlocal number
             remote.transport.check_open()
             served = remote.serve(priority)
             number = remote.accept(payload, no_delay, priority, key) if served else 0
             if not number:
                 raise remote.no_room(priority)
             remote.transport.turn()
-            return number
+
+        if not self._turning.if_free(accept):
+            remote.accept_from_afar(bytes(payload), no_delay, priority, key)
+        return number
 
     def send_many(
         self,
@@ -162,7 +159,7 @@ class Peer(door.AnyPeer):
         transport, most = remote.transport, remote.own_max_message
         with (
             Drawing(payloads, remote.chunk, transport.core.all_bytes, most) as drawing,
-            self._turning.held(),
+            self._turning,
         ):
             transport.check_open()
             chunks = door.Chunks(remote, priority, drawing)
@@ -179,7 +176,7 @@ class Peer(door.AnyPeer):
             ConnectionRefused, NetworkFailure, Timeout.
         """
         seconds, remote = parse_timeout(timeout), self._remote
-        with self._turning.held():
+        with self._turning:
             remote.transport.check_open()
             if not remote.connected:
                 self._turning.answered(door.reaching(remote), seconds)
@@ -190,7 +187,7 @@ class Peer(door.AnyPeer):
         (Config.drain_timeout where it is None) the connection is given up; what was not sent by
         then is told as Failed."""
         seconds = parse_timeout(timeout)
-        with self._turning.held():
+        with self._turning:
             self._turning.answered(door.leaving(self._remote, seconds), None)
 
     def stream_out(self, data: Payload, progress: Progress | None = None) -> StreamOut:
@@ -213,7 +210,7 @@ class Peer(door.AnyPeer):
             NotConnected, ConnectionClosed, Timeout.
         """
         seconds, remote = parse_timeout(timeout), self._remote
-        with self._turning.held():
+        with self._turning:
             remote.transport.check_open()
             return self._turning.answered(door.measuring(remote), seconds)
 
@@ -225,31 +222,39 @@ class Peer(door.AnyPeer):
 
     def _messages(self, seconds: float | None) -> Iterator[Message[Peer]]:
         remote, turning = self._remote, self._turning
-        inbox = remote.transport.inbox
-        with turning.held():
-            outlet = inbox.reserve(remote, ended=not remote.known)
+        inbox, outlet = remote.transport.inbox, None
 
         def take() -> bytes | None:
+            assert outlet is not None
             got = outlet.take()
             if got is None and outlet.ended:
                 raise Ended
             return None if got is None else got[1]
 
+        def back(payload: bytes | None) -> None:
+            if payload is None:
+                inbox.recover(inbox.outlet_of(remote))
+            else:
+                inbox.put_back(remote, [payload])
+
+        reader = object()
         try:
-            for payload in each(turning, take, seconds):
-                yield Message(self, payload)
+            with turning:
+                outlet = inbox.reserve(remote, reader, ended=not remote.known)
+            yield from each(turning, Source(take, back, partial(Message, self)), seconds)
         finally:
-            # a collection may begin on any thread, and in the middle of a turn
-            with turning.held_if_free() as free:
-                if free:
-                    inbox.release(remote)
-                elif not remote.transport.closed:
-                    remote.transport.post(partial(inbox.release, remote))
+            is_done = False
+            try:
+                # a collection may begin on any thread, and in the middle of a turn
+                is_done = turning.if_free(partial(inbox.release, remote, reader))
+            finally:
+                if not is_done and not remote.transport.closed:
+                    remote.transport.post(partial(inbox.release, remote, reader))
 
     def reject(self, reason: errors.RejectReason = errors.RejectReason.UNSPECIFIED) -> None:
         """Send the peer away: see ConnectionRequested.reject()."""
         transport = self._remote.transport
-        with self._turning.held():
+        with self._turning:
             transport.check_open()
             self._remote.reject(reason)
             transport.turn()
@@ -281,7 +286,7 @@ class StreamOut(door.AnyStream[Peer]):
         seconds = parse_timeout(timeout)
         if self.state not in ENDED:
             turning = self._peer._turning
-            with turning.held():
+            with turning:
                 self._peer._remote.transport.check_open()
                 turning.answered(door.ending(self._outgoing, self._peer.name), seconds)
         return self._end()
@@ -292,11 +297,11 @@ class StreamOut(door.AnyStream[Peer]):
         if self._outgoing.telling:  # inside progress: this thread holds the lock
             self._outgoing.cancel()
         elif self.state not in ENDED:
-            with self._peer._turning.held():
+            with self._peer._turning:
                 self._outgoing.cancel()
 
     def __enter__(self) -> Self:
-        with self._peer._turning.held():
+        with self._peer._turning:
             self._outgoing.begin()
         return self
 

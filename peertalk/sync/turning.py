@@ -1,19 +1,23 @@
 """Whose turn it is: the lock of a node that its callers turn, and waiting while it is held.
 
+A signal handler may raise between any two steps of Python, and strikes at each call of a function.
+So the lock is one that knows its holder, written in C and let go of in C: `with turning:` ends with
+no step in which an exception could leave it taken.
+
 Invariant: an engine is turned by the thread that holds its lock, and belongs to that thread. Who
 waits with the lock turns only when no other thread that waits has a change to look at, and
-otherwise lets go of the lock for a moment.
+otherwise lets go of the lock for a moment. Never: a thread that has the lock takes it again.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
+import sys
 import threading
 import time
+from _thread import RLock
 from collections.abc import Callable, Iterator
-from itertools import starmap
-from typing import TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from .. import errors
 from ..doors.door import Answer, not_started
@@ -23,27 +27,26 @@ from ..runtime.remote import SHARED, Remote
 from ..runtime.transport import Transport
 from .control import Control
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 HOW_TO_START = "use `with` or start()"
 
 _HANDOVER = 0.001
 """Seconds that a waiting method leaves the lock to another thread that asked for it."""
-AT_ONCE = (False,)
 _LOOK = 0.5
 """Seconds of one wait at most: a signal that came between the last look at signals and the wait, or
 that another thread took, does not end the wait, and its handler runs when that is over."""
 
 
-class Turning:
+class Turning(RLock):  # type: ignore[misc]  # typeshed says that it is final, no CPython does
     """The lock of the node with this name. engine: what is turned under it; None: not started."""
+
+    _is_owned: Callable[[], bool]
 
     def __init__(self, name: str) -> None:
         self._name = name
         self.engine: Transport | None = None
-        self.lock = threading.Lock()
-        self._note: list[bool | None] = [False]
-        """Of who holds the lock: whether that is so, as its last item."""
         self.changes = 0
         """How often who held the lock may have changed something."""
         self.turned = -math.inf
@@ -57,65 +60,81 @@ class Turning:
         """Of each who waits for the lock: how many changes that thread knows; -1: it must have the
         lock."""
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    @property
+    def mine(self) -> bool:
+        """Whether this thread has the lock: it is in a method of the node, and this call comes from
+        a signal handler, a callback, or the collector."""
+        return self._is_owned()
+
+    def __enter__(self) -> bool:  # type: ignore[override]
         """Hold the lock, asking whoever waits with it to let go.
 
         Raises:
-            InvalidState: in a forked child, where the thread that holds it may not exist.
+            InvalidState: in a forked child, where the thread that holds it may not exist, or at the
+                end of the interpreter, where that stands still; inside another method of the node.
         """
-        note: list[bool | None] = [False]
-        try:
-            self.hold(note)
-            yield
-        finally:
-            if note[-1]:
-                self.changes += 1
-                self.lock.release()
-
-    def hold(self, note: list[bool | None]) -> None:
-        """As held(), for calls that are made for each message: the caller releases the lock in a
-        `finally` of its own if that is the last item of note, which is [False] at first."""
         engine = self.engine
         if engine is not None and engine.forked:
             engine.check_open()
-        note.extend(map(self.lock.acquire, AT_ONCE))  # see _acquire()
-        if not note[-1]:
+        if self._is_owned():
+            raise errors.InvalidState(
+                f"node {self._name!r} was called inside one of its own methods, by a signal "
+                "handler, a callback or an iterable of send_many(): these may call send_nowait(), "
+                "close_nowait() and statistics"
+            )
+        try:
+            if not self.acquire(False):
+                self._acquire_asking()
+            self.entered()
+        except BaseException:
             try:
-                self._waiting.append(-1)
-                self._ask()
-                self._acquire(note, True)
-            finally:
-                if -1 in self._waiting:
-                    self._waiting.remove(-1)
-        self._note = note
+                self.release()
+            except RuntimeError:
+                pass  # it was not got
+            raise
+        return True
+
+    def _acquire_asking(self) -> None:
+        if sys.is_finalizing():
+            raise errors.InvalidState(
+                f"node {self._name!r} was in a method when the interpreter ended"
+            )
+        try:
+            self._waiting.append(-1)
+            self._ask()
+            self.acquire()
+        finally:
+            if -1 in self._waiting:
+                self._waiting.remove(-1)
+
+    def entered(self) -> None:
+        """The lock is held: this thread may change something."""
+        engine = self.engine
         if engine is not None and engine.thread != threading.get_ident():
             engine.move_here()
+        self.changes += 1
 
-    def _acquire(self, note: list[bool | None], blocking: bool, seconds: float = -1) -> None:
-        """Try to hold the lock. note: what came of it is its last item from now on, which is
-        written in C: a signal handler cannot strike between the lock and its note."""
-        note.extend(map(self.lock.acquire, (blocking,), (seconds,)))
+    def if_free(self, work: Callable[[], object]) -> bool:
+        """Have work done under the lock if nobody has it. Returns whether nobody had."""
+        if self._is_owned():
+            return False
+        try:
+            if not self.acquire(False):
+                return False
+            self.entered()
+            work()
+            return True
+        finally:
+            try:
+                self.release()
+            except RuntimeError:
+                pass  # another thread has it
 
     def _ask(self) -> None:
         """End the turn of whoever holds the lock."""
         engine = self.engine
         if engine is not None and not engine.closed:
             engine.loop.wake()
-
-    @contextlib.contextmanager
-    def held_if_free(self) -> Iterator[bool]:
-        """Hold the lock if nobody has it; gives whether nobody had."""
-        note: list[bool | None] = [False]
-        try:
-            self._acquire(note, False)
-            self._note = note if note[-1] else self._note
-            if note[-1] and self.engine is not None:
-                self.engine.move_here()
-            yield note[-1] is True
-        finally:
-            if note[-1]:
-                self.lock.release()
 
     def turn(self, engine: Engine, seconds: float | None, again: bool = False) -> bool:
         """One turn, waiting up to so many seconds. False: another thread had to look first, and has
@@ -152,7 +171,7 @@ class Turning:
             raise errors.NotSupported("there is no epoll here for a control thread: use workers=0")
         self.send = engine.workers.sender(*SHARED)
         engine.shared = self.send is not None
-        self._control = Control(self.lock, lambda: self.turned, self._was_turned)
+        self._control = Control(self, lambda: self.turned, self._was_turned)
         self._control.start(engine, f"{self._name} control")
 
     def _was_turned(self) -> None:
@@ -168,31 +187,39 @@ class Turning:
         """Let go of the lock, and hold it again when it is free: at the deadline, and when a signal
         handler raises, whoever has it is asked. What that raised comes when the lock is held, since
         whoever is left by it lets go of the lock."""
-        known, struck, note = self.changes, None, self._note
+        known, struck, has_lock = self.changes, None, False
         try:
-            note.extend(starmap(self.lock.release, ((),)))  # noted in C, too
+            self.release()
             time.sleep(_HANDOVER)
         except BaseException as error:
             struck = error
-        while not note[-1]:
+        while not has_lock:
             try:
                 left = None if deadline is None else deadline - time.monotonic()
                 if struck is not None or (left is not None and left <= 0):
                     known, left = -1, None
-                self._waiting.append(known)
-                if known < self.changes:
-                    self._ask()
-                self._acquire(note, True, -1 if left is None else min(left, threading.TIMEOUT_MAX))
+                # it may have the lock, and not know, since it was struck then
+                has_lock = self._is_owned() or self._acquire_knowing(known, left)
             except BaseException as error:
                 struck = error
-            finally:
-                if known in self._waiting:
-                    self._waiting.remove(known)
-        del note[:-1]
-        self._note = note
         engine.move_here()
         if struck is not None:
-            raise struck
+            try:
+                raise struck
+            finally:
+                del struck  # or the two keep each other alive, and the node
+
+    def _acquire_knowing(self, known: int, seconds: float | None) -> bool:
+        """Wait for the lock for so many seconds. known: the changes that this thread knows."""
+        try:
+            self._waiting.append(known)
+            if known < self.changes:
+                self._ask()
+            patience = -1 if seconds is None else min(seconds, threading.TIMEOUT_MAX)
+            return self.acquire(True, patience)
+        finally:
+            if known in self._waiting:
+                self._waiting.remove(known)
 
     def until(
         self,
@@ -265,30 +292,49 @@ class Ended(Exception):
     """No more will come, though the node is open."""
 
 
-def taken(
-    turning: Turning, take: Callable[[], T | None], seconds: float | None, what: str = ""
-) -> T:
-    """What can be taken, as soon as something can.
+class Source(NamedTuple, Generic[S, T]):
+    """Where a method takes what has come, and what it makes of that.
+
+    take: something, None: nothing is there. back: called when an exception comes between, with what
+    was taken, or with None where take() may have been cut off. Both under the lock.
+    """
+
+    take: Callable[[], S | None]
+    back: Callable[[S | None], object]
+    make: Callable[[S], T]
+
+
+def taken(turning: Turning, source: Source[S, T], seconds: float | None, what: str = "") -> T:
+    """What can be taken, as soon as something can. Whatever is raised, nothing is lost.
 
     Raises:
         Timeout: nothing could within so many seconds: "{what} within {seconds} s". InvalidState.
     """
-    note: list[bool | None] = [False]
+    got = None
     try:
-        turning.hold(note)
-        return turning.taken(take, seconds, what)
-    finally:
-        if note[-1]:
-            turning.changes += 1
-            turning.lock.release()
+        with turning:
+            try:
+                got = turning.taken(source.take, seconds, what)
+            except errors.PeerTalkError:
+                raise
+            except BaseException:
+                source.back(None)
+                raise
+        made = source.make(got)
+        return made
+    except BaseException:
+        if got is not None:
+            with turning:
+                source.back(got)
+        raise
 
 
-def each(turning: Turning, take: Callable[[], T | None], seconds: float | None) -> Iterator[T]:
+def each(turning: Turning, source: Source[S, T], seconds: float | None) -> Iterator[T]:
     """What can be taken, one after the other, until nothing came for so many seconds or nothing
     more will."""
     while True:
         try:
-            item = taken(turning, take, seconds)
+            item = taken(turning, source, seconds)
         except (errors.Timeout, Ended):
             return
         except errors.InvalidState:

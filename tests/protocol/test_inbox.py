@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from peertalk.protocol.inbox import MESSAGE_COST, Inbox, Waiters
+from peertalk.protocol.inbox import MESSAGE_COST, Inbox
 from peertalk.protocol.peer import Peer
+from peertalk.protocol.waiting import Waiters
 
 LIMIT = 1_000
 PEERS = [Peer(bytes([number] * 8), name=f"peer{number}") for number in (1, 2, 2)]
@@ -88,9 +89,9 @@ class AnyHistory(RuleBasedStateMachine):
     def read_alone_or_no_longer(self, peer):
         if peer in self.alone:
             del self.alone[peer]
-            self.inbox.release(peer)
+            self.inbox.release(peer, 1)
         else:
-            self.alone[peer] = self.inbox.reserve(peer, ended=False)
+            self.alone[peer] = self.inbox.reserve(peer, 1, ended=False)
 
     @invariant()
     def it_costs_what_waits_and_a_link_that_is_not_read_waits_for_something(self):
@@ -110,7 +111,7 @@ class AnyHistory(RuleBasedStateMachine):
             while outlet.take() is not None:
                 pass
         for peer in self.alone:
-            self.inbox.release(peer)
+            self.inbox.release(peer, 1)
         assert self.reading == set(PEERS) and not self.inbox and not self.inbox.full
         assert self.inbox.total == 0 and not self.inbox.queues and not self.inbox._alone
 
@@ -158,11 +159,11 @@ def test_a_lot_that_is_opened_again_is_taken_in_order_by_those_who_ask_again():
     """One who has closed his stream in the middle of a lot must not run off with the rest."""
     inbox = Inbox(LIMIT, lambda inbox: None)
     inbox.put(PEERS[0], [b"1", b"2", b"3"], 3)
-    lot = inbox.open()
-    assert next(lot.left) == b"1"
+    left = inbox.open().left
+    assert next(left) == b"1"
     total = inbox.total
     inbox.reopen()
-    assert not [*lot.left] and inbox.total == total
+    assert not [*left] and inbox.total == total
     assert [inbox.take()[1] for _ in range(2)] == [b"2", b"3"]
     inbox.reopen()
     assert not inbox and inbox.total == 0
@@ -193,12 +194,12 @@ def test_who_reads_one_peer_alone_gets_what_came_before_and_leaves_the_rest_to_a
     inbox.put(PEERS[1], [b"other"], 5)
     half = inbox.open()
     assert next(half.left) == b"1"
-    outlet = inbox.reserve(PEERS[0], ended=False)
+    outlet = inbox.reserve(PEERS[0], 1, ended=False)
     assert next(half.left, None) is None
     assert inbox.take() == (PEERS[1], b"other") and inbox.take() is None
     assert outlet.take() == (PEERS[0], b"2")
     inbox.put(PEERS[0], [b"5"], 1)
-    inbox.release(PEERS[0])
+    inbox.release(PEERS[0], 1)
     assert [inbox.take()[1] for _ in range(3)] == [b"3", b"4", b"5"] and inbox.take() is None
 
 
@@ -208,9 +209,9 @@ def test_a_lot_that_is_being_taken_from_stays_the_first_when_its_peer_is_read_al
     for first in (0, 3):
         inbox.put("anna", [bytes([first + each]) for each in range(3)], 3)
     assert inbox.take() == ("anna", b"\0")
-    own = inbox.reserve("anna", ended=False)
+    own = inbox.reserve("anna", 1, ended=False)
     assert own.take() == ("anna", b"\1")
-    inbox.release("anna")
+    inbox.release("anna", 1)
     assert [inbox.take()[1] for _ in range(4)] == [b"\2", b"\3", b"\4", b"\5"]
 
 
@@ -218,7 +219,7 @@ def test_whoever_empties_an_outlet_gets_more_whatever_fills_the_others():
     """A reader of one peer must not stand still for ever because nobody reads another."""
     asked = []
     inbox = full_inbox(PEERS[0], on_room=asked.append)
-    outlet = inbox.reserve(PEERS[1], ended=False)
+    outlet = inbox.reserve(PEERS[1], 1, ended=False)
     assert not inbox.must_wait(outlet) and inbox.must_wait(inbox)
     inbox.put(PEERS[1], [b"x"], 1)
     assert inbox.must_wait(outlet)
@@ -233,7 +234,7 @@ def test_a_link_that_waits_is_read_again_when_its_peer_is_read_alone():
     inbox.pause(Link(PEERS[1]))
     assert inbox.take_lot()[0] is PEERS[0] and not asked
     inbox.put(PEERS[0], [bytes(LIMIT)], LIMIT)
-    outlet = inbox.reserve(PEERS[1], ended=False)
+    outlet = inbox.reserve(PEERS[1], 1, ended=False)
     assert outlet.paused and not inbox.paused and not asked, "what waits comes first"
     outlet.take()
     assert asked == [outlet]
@@ -242,7 +243,7 @@ def test_a_link_that_waits_is_read_again_when_its_peer_is_read_alone():
 def test_a_full_inbox_stops_whoever_has_something_there_and_nobody_else():
     """However little: a link that is read on while another has filled the inbox has no bound."""
     inbox = Inbox(1000, lambda _: None)
-    full, little, nothing = (inbox.reserve(peer, ended=False) for peer in PEERS[:3])
+    full, little, nothing = (inbox.reserve(peer, 1, ended=False) for peer in PEERS[:3])
     inbox.put(PEERS[1], [b"a"], 1)
     assert not inbox.must_wait(little)
     inbox.put(PEERS[0], [bytes(1000)], 1000)

@@ -132,10 +132,26 @@ def test_what_other_threads_left_is_taken_by_class_and_in_order_as_far_as_there_
             raise GONE
         return 0 if payload == b"2" else taken.append((payload, priority)) or 1
 
-    afar.take(accept, failed.append)
+    afar.take(accept, failed.append, lambda: len(taken))
     assert (taken, failed, len(afar)) == ([(b"3", 3), (b"1", 0)], [GONE], 1)
-    afar.take(lambda *message: taken.append(message) or 1, failed.append)
+    afar.take(lambda *message: taken.append(message) or 1, failed.append, lambda: len(taken))
     assert taken[2:] == [(b"2", False, 1, None)] and not afar
+
+
+@pytest.mark.parametrize("is_accepted", [True, False])
+def test_what_is_accepted_when_a_signal_strikes_is_not_taken_again(is_accepted):
+    """It was sent twice."""
+    afar, taken = Afar(), []
+    afar.leave(b"one", False, 1, None, 2, 100)
+
+    def struck(*message):
+        if is_accepted:
+            taken.append(message)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        afar.take(struck, lambda error: None, lambda: len(taken))
+    assert len(afar) == 1 - is_accepted
 
 
 def test_what_other_threads_left_has_a_bound_in_bytes_for_long_messages():

@@ -223,6 +223,67 @@ def test_who_keeps_the_interpreter_keeps_no_connected_peer_waiting(start_python)
         other.communicate("end\n", timeout=GUARD)
 
 
+BESIDE_A_HOLDER = """
+import sys, time
+import peertalk as pt
+from peertalk import sync
+options = {"bind": "127.0.0.1", "discovery": False}
+with sync.Node("bob", **options) as bob, sync.Node("new", **options) as new:
+    address = "127.0.0.1", int(sys.argv[1])
+    peer = bob.connect(address, timeout=20)
+    peer.send(b"here")
+    list(bob.events())
+    sys.stdin.readline()
+    until = time.monotonic() + float(sys.argv[2])
+    pings = 0
+    while time.monotonic() < until or not pings:
+        peer.ping(timeout=20)
+        pings += 1
+        time.sleep(0.05)
+    sent = 0
+    try:
+        while True:
+            peer.send(b"%07d" % sent + bytes(8000), timeout=0.5)
+            sent += 1
+    except pt.Timeout:
+        pass
+    try:
+        new.connect(address, timeout=0.5)
+        raise SystemExit("a newcomer was greeted")
+    except pt.Timeout:
+        pass
+    assert peer.connected and not any(
+        isinstance(event, pt.PeerDisconnected) for event in bob.events()
+    )
+    print("answered", flush=True)
+    peer.send(b"last", timeout=20)
+    print(sent, flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.soak
+def test_who_keeps_the_interpreter_for_long_is_a_slow_reader_and_no_more(rounds, start_python):
+    """A minute in the long form. Its connected peer gets its PINGs answered, is slowed by flow
+    control, and loses nothing; a newcomer waits."""
+    with sync.Node("ada", **loopback()) as ada:
+        seconds = str(rounds(1, 60))
+        other = start_python("-c", BESIDE_A_HOLDER, str(ada.address[1]), seconds)
+        assert ada.receive(timeout=GUARD).data == b"here"
+        other.stdin.write("go\n")
+        other.stdin.flush()
+        room = ctypes.create_string_buffer(9)
+        ctypes.PyDLL(None).read(other.stdout.fileno(), room, 9)
+        assert room.raw == b"answered\n", other.communicate(timeout=GUARD)
+        came = [ada.receive(timeout=GUARD).data[:7]]
+        while came[-1] != b"last":
+            came.append(ada.receive(timeout=GUARD).data[:7])
+        out, err = other.communicate("end\n", timeout=GUARD)
+        assert (err, other.returncode) == ("", 0)
+        assert came[:-1] == [b"%07d" % number for number in range(int(out))]
+        assert len(came) > 30, "nothing held the sender up"
+
+
 FORGOTTEN = """
 from peertalk import sync
 node = sync.Node("ada", bind="127.0.0.1", discovery=False, workers=2).start()

@@ -40,7 +40,7 @@ def often():
 def test_a_message_needs_no_turn_and_no_lock_of_its_node(two):
     """Who has the lock may wait for something else, and the control thread may just decide."""
     ada, peer, bob = two
-    with ada._turning.lock:
+    with ada._turning:
         turns = engine_of(ada).turns
         assert [peer.send(b"%d" % number) for number in range(1, 4)] == [1, 2, 3]
         assert peer.send_nowait(b"4") == 4 == peer.accepted and engine_of(ada).turns == turns
@@ -63,13 +63,13 @@ def test_what_is_not_bytes_or_has_options_goes_the_long_way_and_is_counted_alike
 
 def test_what_another_thread_left_goes_before_and_then_the_way_is_short_again(two):
     ada, peer, bob = two
-    with ada._turning.lock:
+    with ada._turning:
         left = threading.Thread(target=peer.send_nowait, args=(b"1",), kwargs={"no_delay": True})
         left.start()
         left.join(GUARD)
         assert ada._turning.send(peer._remote, b"not before 1", False) == 0
     assert peer.send(b"2") == 2
-    with ada._turning.lock:
+    with ada._turning:
         assert peer.send(b"3") == 3
     assert [bob.receive(timeout=GUARD).data for _ in range(3)] == [b"1", b"2", b"3"]
 
