@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from kit.programs import quick_compiler
-from kit.tables import WHOLE
+from kit.tables import in_the_long_form
 
 from peertalk import bench, errors
 
@@ -119,8 +119,7 @@ def test_an_idle_peer_costs_at_most_three_kibibytes(start_python):
     not sys.platform.startswith("linux") or shutil.which("cc") is None,
     reason="did not run: it needs Linux and a C compiler",
 )
-@pytest.mark.soak
-@pytest.mark.skipif(not WHOLE, reason="did not run: bench/pool.py says it; a part of make soak")
+@in_the_long_form
 def test_two_busy_contexts_hardly_meet_on_the_list_of_their_pool(start_python, tmp_path):
     """Each keeps a few free buffers for itself; else each acquire would wait for the other's
     processor. Who meets whom does not ask how fast the code is."""

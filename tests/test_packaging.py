@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 from kit.programs import quick_compiler
-from kit.tables import IN_THE_LONG_FORM, WHOLE
+from kit.tables import in_the_long_form
 
 pytestmark = [pytest.mark.source, pytest.mark.timeout(300)]
 
@@ -172,8 +172,7 @@ def test_the_sdist_holds_every_source_of_the_build_and_nothing_built(sdist):
     assert not [name for name in held if name.endswith((".so", ".o", ".pyc"))]
 
 
-@pytest.mark.soak
-@pytest.mark.skipif(not WHOLE, reason="did not run: .ci/run builds its wheel so")
+@in_the_long_form
 def test_the_sdist_alone_builds_a_stable_abi_wheel_that_encodes_a_frame(unpacked, tmp_path):
     """One wheel for 3.11 and all later, with both cores and the network in a box in it, and neither
     sources nor tests."""
@@ -251,7 +250,8 @@ def test_a_program_in_one_file_has_the_fast_core_inside(unpacked, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("how", ["install", pytest.param("editable", marks=IN_THE_LONG_FORM)])
+@in_the_long_form
+@pytest.mark.parametrize("how", ["install", "editable"])
 def test_pip_without_a_compiler_ends_in_the_plain_python_core(unpacked, tmp_path, how):
     """The README promises it: one warning while it is built, one when the core is loaded, and
     everything works. A release that lost its core would be found by its users if its wheel looked

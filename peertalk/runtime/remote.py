@@ -549,7 +549,7 @@ class Remote(Peer):
             most = transport.config.send_queue_size, transport.config.send_queue_bytes
             if self.is_refused(priority) or not afar.leave(payload, no_delay, priority, key, *most):
                 raise self.no_room(priority)
-            self._afar = afar  # the engine may have found it empty meanwhile
+            self._afar = afar
         transport.post(self.on_room)
 
     def take_from_afar(self) -> None:
@@ -559,9 +559,10 @@ class Remote(Peer):
             accept = partial(self.accept, may_block=False)
             afar.take(accept, partial(transport.fail_unnumbered, self), lambda: self.accepted)
             was_quick = self._keep_apart()
-            self._afar = None
-            if afar:  # the lock of the other threads is not for one that takes signals
-                self._afar = afar
+            with transport.lock:  # which a signal handler of this thread may have, too
+                self._afar = None
+                if afar:
+                    self._afar = afar
             if was_quick:
                 transport.move(self)
 

@@ -21,7 +21,15 @@ IN_THE_LONG_FORM = [
     pytest.mark.soak,
     pytest.mark.skipif(not WHOLE, reason="did not run: a part of make soak and of whole runs"),
 ]
-"""Marks of a case whose like is in each run."""
+"""Marks of what takes long, and is in whole runs, of which .ci/run has one for those that need the
+source: a build of its own, or a case whose like is in each run."""
+
+
+def in_the_long_form(test: Any) -> Any:
+    """A test that has these marks."""
+    for mark in IN_THE_LONG_FORM:
+        test = mark(test)
+    return test
 
 
 def crossed(first: Mapping[str, Any], second: Mapping[str, Any], whole: bool = WHOLE) -> list[Any]:

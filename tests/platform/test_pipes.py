@@ -10,6 +10,7 @@ import sys
 
 import pytest
 from kit.programs import quick_compiler
+from kit.tables import in_the_long_form
 from kit.tree import ROOT
 
 pytestmark = pytest.mark.source
@@ -69,6 +70,7 @@ loop.close()
 """
 
 
+@in_the_long_form
 def test_a_new_platform_is_one_c_file_and_one_row(tmp_path):
     """Whoever brings a world must find all of the rest as it is: here a copy of the tree gets the
     folder and the row, is built, and its loop carries messages, a timer and an orderly end."""

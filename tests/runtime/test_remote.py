@@ -7,6 +7,7 @@ socket is involved.
 from __future__ import annotations
 
 import struct
+import threading
 
 import pytest
 from hypothesis import given, settings
@@ -21,6 +22,7 @@ from peertalk.protocol import events
 from peertalk.protocol.connections import Connection, Step
 from peertalk.protocol.outbox import Priority
 from peertalk.protocol.peer import PeerEvent
+from peertalk.protocol.waiting import Afar
 from peertalk.protocol.wire import Capabilities
 from peertalk.runtime.remote import Place, Remote
 from peertalk.runtime.transport import Transport
@@ -224,6 +226,42 @@ def test_messages_of_other_threads_wait_within_the_same_bound_and_keep_their_ord
     assert not link.taken, "nothing happens on the other thread"
     engine.turn()
     assert link.taken == [b"0", b"1", b"2", b"3"] and peer.accepted == 4
+
+
+class LateAfar(Afar):
+    """Another thread leaves one when all were taken, and one more while that is looked at."""
+
+    def __init__(self, leave):
+        super().__init__()
+        self.late = []
+        self.thread = threading.Thread(target=leave, args=(b"late",))
+        self.another = leave
+
+    def take(self, *how):
+        super().take(*how)
+        if self.thread.ident is not None:
+            return
+        self.late.append(1)
+        self.another(b"then")
+
+    def __len__(self):
+        if self.late:
+            self.late.clear()
+            self.thread.start()
+            self.thread.join(0.2)  # it may have to wait until the look is over
+        return super().__len__()
+
+
+def test_none_is_lost_that_is_left_while_the_last_ones_are_taken(engine):
+    """What was found empty was thrown away, with what had come into it since."""
+    link = GivenLink()
+    peer = peer_of(engine, link)
+    peer._afar = afar = LateAfar(peer.accept_from_afar)
+    peer.accept_from_afar(b"first")
+    peer.take_from_afar()
+    afar.thread.join(10.0)
+    peer.take_from_afar()
+    assert link.taken == [b"first", b"then", b"late"]
 
 
 def test_large_messages_of_other_threads_are_bound_by_their_bytes_too(engine):

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from kit.tables import in_the_long_form
 
 from peertalk.sim import scenarios
 
@@ -202,6 +203,7 @@ PLAYED = ("disconnect_pending", "full_pipeline", "blocking_sends", "black_hole",
 
 @pytest.mark.source
 @pytest.mark.unsanitized("builds and runs a core of its own, without the sanitizer")
+@in_the_long_form
 def test_the_scenarios_catch_a_planted_bug(tmp_path):
     """A simulator that finds nothing proves nothing: a copy of the sources passes, and fails as
     soon as one of its bugs is let out. Its network and its lowmem core are those that were built
