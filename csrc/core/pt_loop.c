@@ -134,10 +134,17 @@ static int expire_timers(pt_context *context, pt_event *events, int capacity, pt
     return count;
 }
 
+/* A result code as an event has it; a link keeps it in 8 bits. */
+static inline int32_t whole(int8_t code)
+{
+    PT_ASSERT(code <= PT_OK);
+
+    return code;
+}
+
 /* What has become of a link since the last turn: up to LINK_EVENTS events. Returns their number. */
 static int report_link(pt_link *link, pt_event *events)
 {
-    PT_ASSERT(link->failed_code <= 0 && link->end_code <= 0);
     PT_ASSERT(link->source.kind == PT_SOURCE_LINK);
     PT_ASSERT(link->state != PT_LINK_NONE);
 
@@ -149,7 +156,7 @@ static int report_link(pt_link *link, pt_event *events)
     }
     if (link->failed_code != PT_OK) {
         pt_event *failed = make_event(&events[count++], PT_EVENT_SENT, tag);
-        failed->code = link->failed_code;
+        failed->code = whole(link->failed_code);
         failed->count = link->failed_count;
         link->failed_code = PT_OK;
         link->failed_count = 0;
@@ -158,7 +165,7 @@ static int report_link(pt_link *link, pt_event *events)
         make_event(&events[count++], PT_EVENT_FINISHED, tag);
     if (link->due & PT_DUE_CLOSED) {
         pt_event *closed = make_event(&events[count++], PT_EVENT_CLOSED, tag);
-        closed->code = link->end_code;
+        closed->code = whole(link->end_code);
         closed->system_error = link->end_error;
     }
     link->due = 0;
