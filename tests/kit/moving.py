@@ -178,7 +178,11 @@ class Company:
         self._polling = asyncio.create_task(self.old.serve())
         for name, (plain, workers, listens) in zip("abcdef", kinds, strict=False):
             options = loopback(
-                core=core, workers=workers, send_queue_size=32, receive_queue_bytes=20_000
+                core=core,
+                workers=workers,
+                send_queue_size=32,
+                receive_queue_bytes=20_000,
+                drain_timeout=10 * GUARD,  # who does not take for long loses nothing
             )
             member = Member(name, plain, listens, options)
             self.members.append(member)
