@@ -891,6 +891,8 @@ async def test_a_node_lives_with_each_setting_at_its_bounds(core, bound):
         value = getattr(each, bound)
         if value is None or each.name.endswith("port"):
             continue
+        if each.name == "workers" and core.name == "reference":
+            continue  # which has none, and says so
         more = {"announce_interval": 0.1} if each.name == "peer_timeout" else {}
         options = loopback(core=core.name, **more) | {each.name: value}
         async with pt.Node("ada", **options) as ada, pt.Node("bob", **options) as bob:
