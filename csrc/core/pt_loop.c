@@ -145,6 +145,7 @@ static inline int32_t whole(int8_t code)
 /* What has become of a link since the last turn: up to LINK_EVENTS events. Returns their number. */
 static int report_link(pt_link *link, pt_event *events)
 {
+    PT_ASSERT(link->failed_code != PT_OK || link->failed_count == 0);
     PT_ASSERT(link->source.kind == PT_SOURCE_LINK);
     PT_ASSERT(link->state != PT_LINK_NONE);
 
