@@ -184,30 +184,33 @@ class Turning(RLock):  # type: ignore[misc]  # typeshed says that it is final, n
             self._control.stop(waits=waits)
 
     def _let_go(self, engine: Engine, deadline: float | None) -> None:
-        """Let go of the lock, and hold it again when it is free: at the deadline, and when a signal
-        handler raises, whoever has it is asked. What that raised comes when the lock is held, since
-        whoever is left by it lets go of the lock."""
-        known, struck, has_lock = self.changes, None, False
+        """Let go of the lock, and hold it again when it is free; at the deadline whoever has it is
+        asked. Whatever is raised comes when the lock is held, since whoever is left by it lets go
+        of the lock: so every step without it is inside the `try`."""
         try:
+            known = self.changes
             self.release()
             time.sleep(_HANDOVER)
-        except BaseException as error:
-            struck = error
-        while not has_lock:
-            try:
+            has_lock = False
+            while not has_lock:
                 left = None if deadline is None else deadline - time.monotonic()
-                if struck is not None or (left is not None and left <= 0):
+                if left is not None and left <= 0:
                     known, left = -1, None
-                # it may have the lock, and not know, since it was struck then
-                has_lock = self._is_owned() or self._acquire_knowing(known, left)
-            except BaseException as error:
-                struck = error
-        engine.move_here()
-        if struck is not None:
+                has_lock = self._acquire_knowing(known, left)
+            engine.move_here()
+        except BaseException:
+            self._regain()
+            engine.move_here()
+            raise
+
+    def _regain(self) -> None:
+        """Hold the lock, as the thread that let go of it and was struck, at once: whoever has it is
+        asked. A second strike is given up for the first."""
+        while not self._is_owned():
             try:
-                raise struck
-            finally:
-                del struck  # or the two keep each other alive, and the node
+                self._acquire_knowing(-1, None)
+            except BaseException:
+                pass
 
     def _acquire_knowing(self, known: int, seconds: float | None) -> bool:
         """Wait for the lock for so many seconds. known: the changes that this thread knows."""
@@ -216,10 +219,11 @@ class Turning(RLock):  # type: ignore[misc]  # typeshed says that it is final, n
             if known < self.changes:
                 self._ask()
             patience = -1 if seconds is None else min(seconds, threading.TIMEOUT_MAX)
-            return self.acquire(True, patience)
+            has_lock = self.acquire(True, patience)
         finally:
             if known in self._waiting:
                 self._waiting.remove(known)
+        return has_lock
 
     def until(
         self,

@@ -148,6 +148,23 @@ def test_who_is_struck_while_taking_the_lock_leaves_it_free(contended):
         assert repr(lock).startswith("<unlocked") and not lock._waiting, strike.where
 
 
+def test_who_is_struck_while_another_has_the_lock_has_it_again():
+    """It was left without, and its block then let go of a lock that it did not have."""
+    with two(workers=1) as (ada, _, _):
+        lock = ada._turning
+        for strike in strikes():
+            other = threading.Thread(target=ada.poll)
+            with lock:
+                other.start()
+                while not lock._waiting and other.is_alive():
+                    time.sleep(0)
+                with strike:
+                    lock._let_go(lock.engine, None)
+                assert lock.mine, strike.where
+            other.join()
+            assert free(ada) and not lock._waiting, strike.where
+
+
 def send(peer):
     for number in range(4):
         peer.send(numbered(number), timeout=GUARD)
