@@ -428,10 +428,10 @@ async def ask_message(size: int, count: int, port: int) -> None:
     say(p50_us=statistics.median(took[count // 10 :]) * 1e6)
 
 
-def echo_sync(size: int, count: int) -> None:
+def echo_sync(size: int, count: int, **options: int) -> None:
     from peertalk.sync import Node
 
-    with Node("echo", **node_options(size, False)) as node:
+    with Node("echo", **node_options(size, False), **options) as node:
         say(port=node.address[1])
         for _ in range(count):
             message = node.receive()
@@ -439,11 +439,11 @@ def echo_sync(size: int, count: int) -> None:
         say(total=count)
 
 
-def ask_sync(size: int, count: int, port: int) -> None:
+def ask_sync(size: int, count: int, port: int, **options: int) -> None:
     from peertalk.sync import Node
 
     payload, took = bytes(size), []
-    with Node("ask", **node_options(size, False)) as node:
+    with Node("ask", **node_options(size, False), **options) as node:
         peer = node.connect(("127.0.0.1", port))
         for _ in range(count):
             began = time.perf_counter()
@@ -495,6 +495,7 @@ RECEIVERS: dict[str, Side] = {
     "passing-local": partial(let_pass, local=True),
     "trip-message": echo_message,
     "trip-sync": echo_sync,
+    "trip-polled": partial(echo_sync, workers=0),
     "trip-pyzmq": echo_zmq,
 }
 SENDERS: dict[str, Side] = {
@@ -510,6 +511,7 @@ SENDERS: dict[str, Side] = {
     "passing-local": partial(pass_by, local=True),
     "trip-message": ask_message,
     "trip-sync": ask_sync,
+    "trip-polled": partial(ask_sync, workers=0),
     "trip-pyzmq": ask_zmq,
 }
 

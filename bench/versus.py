@@ -61,13 +61,17 @@ def rows_of(runs: Runs) -> list[dict[str, Any]]:
     return rows
 
 
+TRIPS = ("message", "sync", "polled", "pyzmq")
+"""Parties of a round trip; polled: sync with workers=0."""
+
+
 def measure_round_trips(rounds: int, pin: bool, uvloop: bool) -> list[dict[str, Any]]:
     """Round trips of 64 bytes, p50 in microseconds, with both processes on one core and on one core
     each."""
     rows = []
     for cores in ((0, 0), (0, 1)):
         manner = Manner(pin, uvloop, cores)
-        took: dict[str, list[float]] = {party: [] for party in ("message", "sync", "pyzmq")}
+        took: dict[str, list[float]] = {party: [] for party in TRIPS}
         for _, party in itertools.product(range(rounds), took):
             took[party].append(run(f"trip-{party}", 64, 5_000, manner)["p50_us"])
         for party, times in took.items():

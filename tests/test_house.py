@@ -772,6 +772,7 @@ C_ELSEWHERE = {
     "pt_large": "tests/core/test_wide.py",
     "pt_sender": "tests/platform/test_border.py",
     "pt_batch": "tests/platform/test_border.py",  # the border is one thing
+    "pt_border": "tests/platform/test_border.py",
     "pt_posix_ready": "tests/platform/test_posix.py",
     "pt_native": "tests/core/test_moving.py",
     "pt_pure": "tests/platform/test_border.py",

@@ -203,7 +203,7 @@ def test_a_send_offers_its_message_to_the_system_and_turns_only_now_and_then(cor
         with beside(lambda: bob.wait_for(lambda peer: peer.connected, timeout=GUARD)):
             peer = ada.connect(bob.address, timeout=GUARD)
         engine, connection = engine_of(ada), connections_of(ada)[0]
-        ada._turning.turned, ada._turning.asked = now, False
+        ada._turning._turned, ada._turning.asked = now, False
         while engine.loop.next_timeout() == 0.0:
             ada.poll()
         turns = engine.turns

@@ -7,47 +7,13 @@
 
 #include "pt_assert.h"
 #include "pt_large.h"
-#include "pt_loop.h"
-#include "pt_numbered.h"
 #include "pt_pure.h"
-#include "pt_reader.h"
 #include "pt_sender.h"
 
 #define FIRST_PAYLOADS 256
 #define FIRST_ITEMS    32
 #define KEPT_PAYLOADS  16384 /* longer arrays are given back when what filled them was told */
 #define KEPT_ITEMS     4096
-
-/* One tuple to be: a frame, or consecutive plain DATA frames of one link. */
-typedef struct item {
-    uint64_t a;   /* BATCH: payload bytes; FRAME: type, flags, sequence, and id of what landed */
-    size_t first; /* index of its first payload */
-    size_t count; /* of its payloads */
-    uint32_t kind;
-    uint32_t tag;
-    uint32_t is_empty; /* FRAME: 1 without payload */
-} item;
-
-/* What turn is bound to. What a turn brings is first collected here and then told to Python, so
- * that a lack of memory on the way loses nothing: what was not told stays for the next turn. */
-typedef struct bound_loop {
-    pt_context *context;
-    PyObject *owner;
-    pt_worker *worker; /* that turns it, as of the last turn; NULL: none */
-    pt_event *events;
-    PyObject **payloads; /* bytes objects, one reference each until they are told */
-    item *items;
-    PyObject *told; /* list of final length that is being filled; NULL between turns */
-    size_t payload_count;
-    size_t payload_capacity;
-    size_t item_count;
-    size_t item_capacity;
-    size_t told_count; /* items, then events, already in told */
-    int capacity;
-    int event_count;
-    int late_count; /* events that are there, behind records of a worker that are not told */
-    int busy;       /* 1: a turn runs; a finalizer that calls it again is refused */
-} bound_loop;
 
 /* ------------------------------------------------------------------------------------ receiving */
 
@@ -85,10 +51,12 @@ static int grow_items(bound_loop *bound)
     return larger != NULL;
 }
 
-/* After a burst the arrays begin anew: a node must not keep what its busiest turn needed. */
-static void shrink(bound_loop *bound)
+void pt_batch_clear(bound_loop *bound)
 {
-    PT_ASSERT(bound->payload_count == 0 && bound->item_count == 0);
+    bound->payload_count = 0;
+    bound->item_count = 0;
+    bound->event_count = 0;
+    PT_ASSERT(bound->told == NULL);
 
     if (bound->payload_capacity > KEPT_PAYLOADS) {
         PyMem_Free(bound->payloads);
@@ -232,9 +200,7 @@ static int collect_record(bound_loop *bound, const pt_record *record)
     return note_large(bound, record->tag, 0, payload);
 }
 
-/* Tell the records of blocks as if they had just come. Returns the block where memory ran out, with
- * what is left in it and behind it; NULL: nowhere. */
-static pt_block *collect_blocks(bound_loop *bound, pt_block *blocks)
+pt_block *pt_batch_collect(bound_loop *bound, pt_block *blocks)
 {
     for (; blocks != NULL; blocks = blocks->next) {
         const pt_record *record;
@@ -260,7 +226,7 @@ static int collect_kept(bound_loop *bound)
     pt_large_bury(worker);
     pt_context_unlock(bound->context);
     if (blocks != NULL) {
-        pt_block *rest = collect_blocks(bound, blocks);
+        pt_block *rest = pt_batch_collect(bound, blocks);
         pt_take(bound->context);
         if (rest == NULL)
             pt_worker_give_back(worker, blocks);
@@ -275,9 +241,7 @@ static int collect_kept(bound_loop *bound)
     return PT_OK;
 }
 
-/* A turn, or what a worker's turns have brought. PT_OK or a code; before anything was read, or with
- * what was read kept here. */
-static int gather(bound_loop *bound)
+int pt_batch_gather(bound_loop *bound)
 {
     PT_ASSERT(bound->told == NULL && bound->payload_count == 0);
     PT_ASSERT(bound->item_count == 0 && bound->event_count == 0);
@@ -370,15 +334,11 @@ static int tell(bound_loop *bound, PyObject *events)
     if (PyList_SetSlice(events, end, end, bound->told) != 0)
         return -1;
     Py_CLEAR(bound->told);
-    bound->payload_count = 0;
-    bound->item_count = 0;
-    bound->event_count = 0;
-    shrink(bound);
+    pt_batch_clear(bound);
     return 0;
 }
 
-/* A turn is over. A link whose records and events lie here must not tell others from elsewhere. */
-static void rest(bound_loop *bound)
+void pt_batch_rest(bound_loop *bound)
 {
     PT_ASSERT(bound->busy);
 
@@ -407,15 +367,15 @@ static PyObject *loop_turn(PyObject *self, PyObject *events)
     bound->busy = 1;
     int code = PT_OK;
     if (bound->item_count == 0 && bound->event_count == 0) /* else memory ran out before that */
-        code = gather(bound);
+        code = pt_batch_gather(bound);
     if (code != PT_OK && bound->item_count == 0) {
-        rest(bound);
+        pt_batch_rest(bound);
         return code == PT_ERR_NO_MEMORY ? PyErr_NoMemory() : PyLong_FromLong(code);
     }
     code = tell(bound, events);
     PT_ASSERT(code == 0 || PyErr_Occurred());
     PT_ASSERT(code != 0 || (bound->told == NULL && bound->payload_count == 0));
-    rest(bound);
+    pt_batch_rest(bound);
     return code != 0 ? NULL : PyLong_FromSsize_t(PyList_Size(events));
 }
 
@@ -473,21 +433,7 @@ static PyMethodDef module_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-int pt_border_attach(void *module)
+int pt_batch_attach(PyObject *module)
 {
-    PyGILState_STATE state = PyGILState_Ensure();
-    int result = PyModule_AddFunctions(module, module_methods);
-    if (result == 0)
-        result = pt_sender_attach(module);
-    if (result == 0)
-        result = pt_numbered_attach(module);
-    if (result == 0)
-        result = pt_pure_attach(module);
-    if (result == 0)
-        result = pt_reader_attach(module);
-    if (result != 0)
-        PyErr_Clear();
-    PT_ASSERT(!PyErr_Occurred());
-    PyGILState_Release(state);
-    return result;
+    return PyModule_AddFunctions(module, module_methods);
 }

@@ -7,7 +7,7 @@
 #include "pt_sender.h"
 
 /* What a bound function keeps, in a tuple: the type of a link, and the names. */
-enum { KEPT_LINK, KEPT_QUICK, KEPT_AFAR, KEPT_ACCEPTED, KEPT };
+enum { KEPT_LINK, KEPT_QUICK, KEPT_AFAR, KEPT_ACCEPTED, KEPT_HINT, KEPT };
 
 /* An attribute of a peer, without a reference: the peer keeps it while this thread has the GIL.
  * NULL: an exception is set. */
@@ -38,7 +38,7 @@ static int take_next(PyObject *peer, PyObject *kept, const native_link *bound)
     while ((answer = is_next(peer, kept, bound)) > 0) {
         pt_context *context = bound->context; /* another one, maybe, after each wait */
         if (context->worker == NULL)
-            return 0;
+            return pt_is_owner(context);
         if (context->ops->try_lock(context))
             return 1;
         pt_await_lock(bound);
@@ -58,7 +58,7 @@ static void await_room(native_link *bound)
     PyEval_RestoreThread(state);
 }
 
-/* Send with the lock held; PT_OK, or why not. *next: the number, where that is PT_OK, else NULL. */
+/* Send with the lock held; hints, or why not. *next: the number, where it was accepted, or NULL. */
 static int send_and_count(PyObject *peer, PyObject *kept, native_link *bound, PyObject *payload,
                           PyObject **next)
 {
@@ -69,15 +69,31 @@ static int send_and_count(PyObject *peer, PyObject *kept, native_link *bound, Py
     *next = PyErr_Occurred() == NULL ? PyLong_FromLongLong(number + 1) : NULL;
     if (*next == NULL)
         return PT_ERR_NO_MEMORY;
+    uint8_t flags = bound->context->worker == NULL ? PT_FLAG_NO_DELAY : 0;
     int code =
-        pt_link_send(bound->context, &bound->link, PT_FRAME_DATA, 0,
+        pt_link_send(bound->context, &bound->link, PT_FRAME_DATA, flags,
                      (const uint8_t *)PyBytes_AsString(payload), (uint32_t)PyBytes_Size(payload));
     if (code < 0)
         Py_CLEAR(*next);
     else
         (void)PyObject_SetAttr(peer, PyTuple_GetItem(kept, KEPT_ACCEPTED), *next);
     PT_ASSERT(!PyErr_Occurred());
-    return code < 0 ? code : PT_OK;
+    return code;
+}
+
+/* Say what a link said; its number, or NULL with what the hint has raised. */
+static PyObject *pass_on(PyObject *kept, int code, PyObject *number)
+{
+    PyObject *hints = PyLong_FromLong(code);
+    PyObject *nothing =
+        hints != NULL ? PyObject_CallFunctionObjArgs(PyTuple_GetItem(kept, KEPT_HINT), hints, NULL)
+                      : NULL;
+    Py_XDECREF(hints);
+    if (nothing == NULL)
+        Py_CLEAR(number);
+    Py_XDECREF(nothing);
+    PT_ASSERT((number == NULL) == (PyErr_Occurred() != NULL));
+    return number;
 }
 
 /* Send what this link can send; the number, 0, or NULL with an exception. */
@@ -91,12 +107,17 @@ static PyObject *send_next(PyObject *peer, PyObject *kept, native_link *bound, P
             return answer < 0 ? NULL : PyLong_FromLong(0);
         PyObject *next;
         code = send_and_count(peer, kept, bound, payload, &next);
-        if (code == PT_ERR_WOULD_BLOCK && waits > 0)
+        int has_worker = bound->context->worker != NULL;
+        if (code == PT_ERR_WOULD_BLOCK && waits > 0 && has_worker)
             await_room(bound);
         else
             pt_context_unlock(bound->context);
+        if (next != NULL && code > 0 && !has_worker)
+            return pass_on(kept, code, next);
         if (next != NULL || PyErr_Occurred())
             return next;
+        if (!has_worker)
+            break;
     }
     return PyLong_FromLong(0);
 }
@@ -129,7 +150,7 @@ static PyMethodDef numbered_method = {
 static PyObject *bind_numbered(PyObject *link, PyObject *const *arguments, Py_ssize_t count)
 {
     if (count != KEPT - 1) {
-        PyErr_SetString(PyExc_TypeError, "bind_numbered(quick, afar, accepted)");
+        PyErr_SetString(PyExc_TypeError, "bind_numbered(quick, afar, accepted, hint)");
         return NULL;
     }
     PyObject *kept = PyTuple_New(KEPT);

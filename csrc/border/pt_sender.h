@@ -65,7 +65,7 @@ static inline void *pt_address(PyObject *number)
     return pointer;
 }
 
-/* Add the type Link, which pt_batch.h describes, to a module object, with the GIL held. Returns 0,
+/* Add the type Link, which pt_border.h describes, to a module object, with the GIL held. Returns 0,
  * or -1 with an exception. */
 int pt_sender_attach(PyObject *module);
 

@@ -90,6 +90,7 @@
 #define PT_PUSH_SLICES       4      /* of a departing message that move before others have a turn */
 #define PT_REFERRED_PART     8      /* what a slot refers to counts so much less there: no copy */
 #define PT_ROOM_MS   10  /* a sender waits so long for slots before it sees to other things */
+#define PT_LEAD_MS   2   /* a thread that has the turns of a worker waits so long in one of them */
 #define PT_LINGER_US 100 /* a worker that has pushed waits so long for more before it sleeps */
 #define PT_PARTIAL_FRAME_MS 5000   /* a frame that has begun must be whole within this time, */
                                    /* unless a link has another: pt_link_set_frame_timeout() */

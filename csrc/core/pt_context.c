@@ -74,7 +74,7 @@ void pt_context_owe(pt_context *context, pt_link *link, int is_news)
     pt_context_join(context, link, pt_context_due_line(context));
     PT_ASSERT(link->in_line[pt_context_due_line(context)]);
     if (pt_worker_of(context) != NULL && is_news)
-        pt_worker_of(context)->has_news = 1;
+        pt_worker_of(context)->has_news |= PT_NEWS_LINKS;
 }
 
 #if PT_WORKERS

@@ -86,7 +86,7 @@ int pt_link_move(pt_context *from, pt_context *to, pt_link *link)
     link->pipeline.pool = to->pool;
     link->ingest.pool = to->pool;
     if (link->in_line[pt_context_due_line(to)])
-        pt_worker_of(to)->has_news = 1;
+        pt_worker_of(to)->has_news |= PT_NEWS_LINKS;
     to->ops->wake(to); /* there may be something to push, to read, or to wait for less long */
     return PT_OK;
 }

@@ -121,13 +121,16 @@ typedef struct pt_platform_ops {
 
     /* Have a context for one thread, and let others have it. try_lock: 1 when that is so now, else
      * 0. In such a world wait, and of a busy link tcp_receive and poll_send_completions, let go of
-     * the lock around their system call. NULL, all four: one thread has the context anyway. */
+     * the lock around their system call. NULL, all of these: one thread has the context anyway. */
     void (*lock)(pt_context *context);
     int (*try_lock)(pt_context *context);
     void (*unlock)(pt_context *context);
     /* Let others have the context until one of them lets go of it, or for so many ms, 0: however
      * long that takes. Something may be otherwise. */
     void (*settle)(pt_context *context, uint32_t ms);
+    /* Let others have the context until wake is called, which the next wait hears of, or for so
+     * many ms. */
+    void (*doze)(pt_context *context, uint32_t ms);
 
     /* Ticks now, monotonic, may wrap. */
     uint32_t (*clock)(pt_context *context);

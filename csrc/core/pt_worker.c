@@ -68,7 +68,7 @@ static int keep(pt_worker *worker, uint32_t tag, uint32_t about, const void *pay
     if (len != 0)
         memcpy(record + 1, payload, len);
     worker->newest = record;
-    worker->has_news = 1;
+    worker->has_news |= PT_NEWS_FRAMES;
     return PT_OK;
 }
 
@@ -169,8 +169,8 @@ void pt_block_again(pt_block *block, const pt_record *record)
 
 /* ------------------------------------------------------------------------------------ the thread */
 
-/* Wait for something to do, and let others have the context meanwhile. */
-static int wait(pt_worker *worker)
+/* Wait for something to do, at most so long, and let others have the context meanwhile. */
+static int wait(pt_worker *worker, uint32_t most_ms)
 {
     pt_context *context = worker->context;
     PT_ASSERT(!worker->is_asleep && context->ready_count == 0);
@@ -178,7 +178,8 @@ static int wait(pt_worker *worker)
     int limit = worker->is_full ? FULL_RETRY_MS : pt_loop_next_timeout(context);
     if (worker->is_full && context->lines[PT_LINE_DIRTY].first != NULL)
         limit = 0;
-    PT_ASSERT(limit >= -1);
+    if (limit < 0 || (uint32_t)limit > most_ms)
+        limit = most_ms < INT32_MAX ? (int)most_ms : -1;
     worker->is_lingering = limit != 0 && worker->is_given && !worker->is_full;
     worker->is_asleep = limit != 0 && !worker->is_lingering;
     worker->turns_waited += limit != 0;
@@ -190,14 +191,14 @@ static int wait(pt_worker *worker)
     return found;
 }
 
-/* One turn: what is to be pushed, a wait, and what that found. */
-static int turn(pt_worker *worker)
+/* One turn: what is to be pushed, a wait for so long at most, and what that found. */
+static int turn(pt_worker *worker, uint32_t most_ms)
 {
     pt_context *context = worker->context;
     PT_ASSERT(context->worker == worker && context->ready_count == 0);
     pt_event events[WORKER_EVENTS];
     pt_loop_begin(context);
-    int found = wait(worker);
+    int found = wait(worker, most_ms);
     if (found < 0)
         return found;
     uint32_t room = worker->kept < worker->limit ? worker->limit - worker->kept : 0;
@@ -212,9 +213,69 @@ static int turn(pt_worker *worker)
     for (int index = 0; index < count; index++) {
         PT_ASSERT(events[index].kind == PT_EVENT_STILL);
         worker->still = events[index];
-        worker->has_news = 1;
+        worker->has_news |= PT_NEWS_LINKS;
     }
     return PT_OK;
+}
+
+/* The worker's thread has the turns again. */
+static void unpark(pt_worker *worker)
+{
+    PT_ASSERT(worker->is_parked || !worker->is_led);
+
+    worker->is_wanted = 0;
+    if (worker->is_parked)
+        worker->context->ops->wake(worker->context);
+}
+
+/* Leave the turns to those who lead, while there are any. Who sends meanwhile writes, or wakes. */
+static void park(pt_worker *worker)
+{
+    pt_context *context = worker->context;
+    PT_ASSERT(!worker->is_led && context->ready_count == 0);
+    uint32_t leads;
+    worker->is_parked = 1;
+    worker->is_asleep = 1;
+    do {
+        leads = worker->leads;
+        worker->turns_waited++;
+        context->ops->doze(context, PT_LEAD_MS);
+    } while (worker->is_led ||
+             (worker->is_wanted && !worker->is_stopped && worker->leads != leads &&
+              context->lines[PT_LINE_DIRTY].first == NULL));
+    PT_ASSERT(worker->is_parked && context->ready_count == 0);
+    worker->is_parked = 0;
+    worker->is_asleep = 0;
+    worker->is_wanted = 0;
+}
+
+int pt_worker_lead(pt_worker *worker)
+{
+    pt_context *context = worker->context;
+    PT_ASSERT(worker->is_parked || !worker->is_led);
+    if (worker->is_led || worker->is_stopped)
+        return 0;
+    if (!worker->is_parked) {
+        worker->is_wanted = 1; /* who is about to wait for the worker's word is not let down */
+        return 0;
+    }
+    int result = PT_OK;
+    uint32_t began = context->ops->clock(context);
+    uint32_t waited = 0;
+    worker->is_led = 1;
+    worker->is_asleep = 0;
+    worker->leads++;
+    while (result == PT_OK && worker->first == NULL && worker->is_wanted && !worker->is_stopped &&
+           waited < PT_LEAD_MS) {
+        result = turn(worker, PT_LEAD_MS - waited);
+        waited = context->ops->clock(context) - began;
+    }
+    PT_ASSERT(worker->is_parked && worker->is_led);
+    worker->is_led = 0;
+    worker->is_asleep = 1;
+    if (worker->first == NULL || !pt_worker_keeps_one(worker))
+        unpark(worker); /* it is no conversation, in which one message comes at a time */
+    return worker->first != NULL;
 }
 
 int pt_worker_run(pt_worker *worker)
@@ -225,8 +286,10 @@ int pt_worker_run(pt_worker *worker)
     PT_ASSERT(!worker->is_running);
     worker->is_running = 1;
     while (!worker->is_stopped && result == PT_OK) {
-        result = turn(worker);
+        result = turn(worker, UINT32_MAX);
         pt_worker_tell_news(worker);
+        if (worker->is_wanted && worker->first != NULL && !worker->is_stopped)
+            park(worker); /* with a message, whose receiver comes for it and then may lead */
     }
     worker->is_running = 0;
     context->ops->unlock(context);
@@ -252,6 +315,7 @@ int pt_worker_await_room(pt_worker *worker, pt_link *link)
     uint32_t waited = 0;
     uint32_t given = worker->given;
     worker->awaiting++;
+    unpark(worker);
     while (worker->given == given && link->state == PT_LINK_OPEN &&
            pipeline->pending_count > pipeline->depth / 2 && !worker->is_stopped &&
            waited < PT_ROOM_MS) {
@@ -273,7 +337,7 @@ void pt_worker_stop(pt_worker *worker)
     context->ops->lock(context);
     worker->is_stopped = 1;
     context->ops->wake(context);
-    while (worker->is_running || worker->awaiting != 0)
+    while (worker->is_running || worker->awaiting != 0 || worker->is_led)
         context->ops->settle(context, 0);
     context->ops->unlock(context);
 }
@@ -322,31 +386,53 @@ void pt_worker_cleanup(pt_worker *worker)
 
 /* --------------------------------------------------------------------------------- for the others */
 
+/* What was kept; who takes it has a turn, and may send as much as after any other one. */
+static pt_block *take_blocks(pt_worker *worker)
+{
+    pt_context *context = worker->context;
+    pt_block *blocks = worker->first;
+    PT_ASSERT((blocks == NULL) == (worker->last == NULL));
+    PT_ASSERT(blocks != NULL || worker->newest == NULL);
+    worker->first = NULL;
+    worker->last = NULL;
+    worker->newest = NULL;
+    worker->kept = 0;
+    worker->may_write = 1;
+    context->turn_messages = 0;
+    context->turn_bytes = 0;
+    if (worker->is_full)
+        pt_loop_wake(context);
+    return blocks;
+}
+
+pt_block *pt_worker_take_frames(pt_worker *worker)
+{
+    PT_ASSERT(worker->context->worker == worker);
+
+    worker->has_news &= (uint8_t)~PT_NEWS_FRAMES;
+    if (!worker->has_news)
+        worker->is_asked = 1;
+    return take_blocks(worker);
+}
+
 pt_block *pt_worker_take(pt_worker *worker, pt_event *events, int capacity, int *count)
 {
     pt_context *context = worker->context;
     PT_ASSERT(events == NULL || capacity >= 8);
 
-    pt_block *blocks = worker->first;
-    worker->first = NULL;
-    worker->last = NULL;
-    worker->newest = NULL;
-    worker->kept = 0;
+    pt_block *blocks = take_blocks(worker);
+    if (worker->is_parked && blocks == NULL)
+        unpark(worker); /* whoever took nothing is about to wait for the worker's word */
     if (events != NULL) {
         *count = pt_loop_report(context, events, capacity - 1);
         if (worker->still.kind != 0)
             events[(*count)++] = worker->still;
         worker->still.kind = 0;
     }
-    worker->has_news = context->lines[PT_LINE_LEFT].first != NULL;
+    worker->has_news = context->lines[PT_LINE_LEFT].first != NULL ? PT_NEWS_LINKS : 0;
     worker->is_asked = !worker->has_news;
-    worker->may_write = 1;
-    context->turn_messages = 0;
-    context->turn_bytes = 0;
     if (worker->has_news && worker->home->ops != NULL)
         worker->home->ops->wake(worker->home);
-    if (worker->is_full)
-        pt_loop_wake(context);
     return blocks;
 }
 
@@ -374,7 +460,7 @@ void pt_worker_put_back(pt_worker *worker, pt_block *blocks)
     worker->first = blocks;
     if (worker->last == NULL)
         worker->last = last;
-    worker->has_news = 1;
+    worker->has_news |= PT_NEWS_FRAMES;
 }
 
 uint32_t pt_worker_keeps(const pt_worker *worker, uint32_t tag)
@@ -502,7 +588,7 @@ void pt_worker_set_tells_sent(pt_worker *worker, int tells)
     worker->tells_sent = tells != 0;
     PT_ASSERT(context->worker == worker);
     if (tells && context->lines[PT_LINE_LEFT].first != NULL)
-        worker->has_news = 1;
+        worker->has_news |= PT_NEWS_LINKS;
     pt_worker_tell_news(worker);
     context->ops->unlock(context);
 }

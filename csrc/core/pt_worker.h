@@ -20,6 +20,10 @@
 #include "pt_link.h"
 #include "pt_loop.h"
 
+/* What whoever takes from a worker should hear of. */
+#define PT_NEWS_FRAMES 0x01 /* something was kept */
+#define PT_NEWS_LINKS  0x02 /* and of links themselves */
+
 /* One frame as it was kept; len bytes of payload follow, and as many as make that divisible by 4.
  * about: type | flags << 8 | sequence << 16. With PT_RECORD_LANDED, which no frame can say, the
  * payload is the pt_landing * of a message that is whole, which is the taker's. */
@@ -54,6 +58,7 @@ struct pt_worker {
     uint32_t limit;    /* of them */
     uint32_t awaiting; /* threads in pt_worker_await_room() */
     uint32_t given;    /* links that went to other workers, which such a thread must not touch */
+    uint32_t leads;    /* times that another thread had the turns */
     pt_event still;    /* PT_EVENT_STILL, or kind 0 */
     uint64_t turns_waited;  /* waits that took time */
     uint64_t pongs;         /* answers that left, and ... */
@@ -66,12 +71,15 @@ struct pt_worker {
     uint8_t is_given;     /* a call has left a frame to this worker, who then lingers */
     uint8_t is_full;      /* links are not read */
     uint8_t is_asked;     /* home's wait is to end when there is news */
-    uint8_t has_news;
-    uint8_t may_write;  /* the next call that sends on an idle link writes by itself: one in a row
-                           does, and the worker takes over from the second */
-    uint8_t is_pinged;  /* a PING of the link that is read is to be answered */
-    uint8_t tells_sent; /* 1: what has left is news; 0, at first: it is told with other news */
-    uint8_t is_untold;  /* the taker's; 1: some of what it took last is still to be told */
+    uint8_t has_news;     /* a sum of PT_NEWS_* */
+    uint8_t is_wanted;    /* a thread that takes wants to have the turns itself */
+    uint8_t is_parked;    /* it leaves them to such a thread */
+    uint8_t is_led;       /* which has them now */
+    uint8_t may_write;    /* the next call that sends on an idle link writes by itself: one in a row
+                             does, and the worker takes over from the second */
+    uint8_t is_pinged;    /* a PING of the link that is read is to be answered */
+    uint8_t tells_sent;   /* 1: what has left is news; 0, at first: it is told with other news */
+    uint8_t is_untold;    /* the taker's; 1: some of what it took last is still to be told */
 };
 
 /* Make ready: context was initialised with ops that have a lock, and holds no link. home: another
@@ -92,6 +100,13 @@ void pt_worker_await(pt_worker *worker);
  * others have meanwhile, and the worker has not stopped. 1 if they are free, else 0. */
 int pt_worker_await_room(pt_worker *worker, pt_link *link);
 
+/* Have one turn, in place of the worker's thread, which waits up to PT_LEAD_MS: a thread that takes
+ * one message after the other, each as an answer, hears of the next one with no other thread in
+ * between. The caller has the lock, which others have meanwhile. 0: nothing came, or the worker's
+ * thread still has the turns, which it leaves to the callers of this soon after the first call; it
+ * has them again when none calls for PT_LEAD_MS, or nothing came. 1: something was kept. */
+int pt_worker_lead(pt_worker *worker);
+
 /* Have pt_worker_run() return, and wait for that: no longer than a system call that does not block.
  * Any other thread. */
 void pt_worker_stop(pt_worker *worker);
@@ -104,6 +119,10 @@ void pt_worker_cleanup(pt_worker *worker);
  * blocks are given back by pt_worker_give_back(). *count: events, at most capacity, which is 8 or
  * more; home's wait ends when some are left. events NULL: none are reported, nor counted. */
 pt_block *pt_worker_take(pt_worker *worker, pt_event *events, int capacity, int *count);
+
+/* Likewise, frames alone: what has become of links is told by the next pt_worker_take(). The
+ * worker's thread leaves the turns where they are, which it takes back with pt_worker_take(). */
+pt_block *pt_worker_take_frames(pt_worker *worker);
 
 /* Make what has left news, or not. Takes the lock. */
 void pt_worker_set_tells_sent(pt_worker *worker, int tells);

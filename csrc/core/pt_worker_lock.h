@@ -21,6 +21,13 @@ static inline void pt_worker_tell_news(pt_worker *worker)
     }
 }
 
+/* 1 when one frame is kept at most. The caller has the lock. */
+static inline int pt_worker_keeps_one(const pt_worker *worker)
+{
+    const pt_block *first = worker->first;
+    return first == NULL || worker->newest == (const void *)(first + 1);
+}
+
 /* The lock of a context that a worker may have; where there is no worker nothing happens. Who lets
  * go of it has the news told that came meanwhile. */
 static inline void pt_context_lock(pt_context *context)

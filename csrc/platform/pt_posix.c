@@ -353,6 +353,7 @@ const pt_platform_ops *pt_posix_worker_ops(void)
         .try_lock = pt_posix_try_lock,
         .unlock = pt_posix_unlock,
         .settle = pt_posix_settle,
+        .doze = pt_posix_doze,
         POSIX_OPS,
     };
     return &ops;

@@ -252,6 +252,14 @@ static void wait_for_wake(const posix_data *data, int timeout_ms)
     (void)poll(&entry, 1, timeout_ms);
 }
 
+void pt_posix_doze(pt_context *context, uint32_t ms)
+{
+    PT_ASSERT(ms < 1000 && context->worker != NULL);
+    pt_posix_unlock(context);
+    wait_for_wake(data_of(context), (int)ms);
+    pt_posix_lock(context);
+}
+
 /* Hand a source with what was seen of it to the loop. A broken connection counts as writable too:
  * writing tells what is wrong. */
 static void found(pt_context *context, pt_source *source, int readable, int writable, int broken)

@@ -23,6 +23,7 @@ int pt_posix_try_lock(pt_context *context);
 void pt_posix_unlock(pt_context *context);
 /* The lock is held before and after. */
 void pt_posix_settle(pt_context *context, uint32_t ms);
+void pt_posix_doze(pt_context *context, uint32_t ms);
 
 /* Forget a source, of which a forked child may have nothing to forget. */
 void pt_posix_unwatch(pt_context *context, pt_source *source);

@@ -317,6 +317,35 @@ class Loop:
             self._let_go()
         return events
 
+    def sender(
+        self, quick: str, afar: str, accepted: str, hint: Callable[[int], object]
+    ) -> Callable[[Any, Any, bool], int]:
+        """send(peer, payload, waits): the next message of a peer, one DATA frame of bytes, and its
+        number in one step. Returns the number; 0: it was not accepted, nothing has changed. On
+        links of workers any thread may call it; if waits is True, some milliseconds are waited for
+        room, without the interpreter. Before a worker is closed, quick must be None.
+
+        Args: names of a peer's attributes, and
+            quick: the native link that takes the next message, or None.
+            afar: None while no other message is before that.
+            accepted: how many were accepted; the number of the last one.
+            hint: told what a link of this loop itself says beside success.
+        """
+        send: Callable[[Any, Any, bool], int] = self._binding.border.bind_numbered(
+            quick, afar, accepted, hint
+        )
+        return send
+
+    def taker(
+        self, kinds: tuple[Any, ...], values: tuple[Any, ...], names: tuple[str, ...]
+    ) -> Callable[[bool, bool], Any]:
+        """take(waits, alone): the next message in one call, None: take it in another way. The
+        arguments and what it does are those of bind_taker() in csrc/border/pt_taker.h."""
+        take: Callable[[bool, bool], Any] = self._binding.border.bind_taker(
+            self._turn, kinds, values, names
+        )
+        return take
+
     def next_timeout(self) -> float | None:
         """Seconds until a turn is needed though nothing becomes ready; 0.0 when there is work now,
         None when there is no timer."""

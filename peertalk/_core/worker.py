@@ -15,12 +15,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import Any
 
 from peertalk import errors
 from peertalk._core.loop import Event, Loop
-
-Sender: TypeAlias = Callable[[Any, Any, bool], int]
 
 
 class Worker(Loop):
@@ -112,20 +110,6 @@ class Worker(Loop):
     def keeps(self, tag: int) -> int:
         """Frames of the link with this tag that it has brought and turn() has not given out."""
         return 0 if self._closed else int(self._lib.pt_worker_keeps(self._worker, tag))
-
-    def sender(self, quick: str, afar: str, accepted: str) -> Sender:
-        """send(peer, payload, waits), which any thread may call: the next message of a peer, one
-        DATA frame of bytes on a link of any worker, and its number in one step. Returns the number;
-        0: it was not accepted, nothing has changed. If waits is True, some milliseconds are waited
-        for room, without the interpreter. Before the worker is closed, quick must be None.
-
-        Args: names of a peer's attributes.
-            quick: the native link that takes the next message, or None.
-            afar: None while no other message is before that.
-            accepted: how many were accepted; the number of the last one.
-        """
-        send: Sender = self._binding.border.bind_numbered(quick, afar, accepted)
-        return send
 
     @property
     def waits(self) -> int:

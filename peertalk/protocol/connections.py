@@ -314,11 +314,24 @@ class Connections:
         """Of our last dial."""
         self.last_place = 0
         """The highest that we have given a connection, with whomever: see Line."""
+        self.direct: dict[int, tuple[Connection, Any, Any]] | None = None
+        """Those whose next message may be taken without a turn, by tag, each with its peer and what
+        users have of that; while the connection stays as it is. None: nobody takes so."""
         self._young: dict[int, Connection] = {}
         """Those that had not said whose they are when they were looked at last, by tag."""
 
     def __len__(self) -> int:
         return len(self.by_tag)
+
+    def let_be_taken(self, connection: Connection, view: object) -> None:
+        """Its next message is its receiver's alone, until take_in_turns()."""
+        if self.direct is not None:
+            self.direct[connection.tag] = connection, connection.peer, view
+
+    def take_in_turns(self) -> None:
+        """Nothing is taken without a turn, until the next turn has found what may be."""
+        if self.direct:
+            self.direct.clear()
 
     def has_room(self) -> bool:
         """Whether one more connection may exist; counts a refusal when not."""

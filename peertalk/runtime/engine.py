@@ -120,7 +120,7 @@ class Engine(ABC):
     linger: Callable[[], None] | None = None
     """See Worker.linger; None: whoever drives it turns it before anybody looks."""
     shared = False
-    """Whether any thread may send on a peer's link while that is quick: see Workers.sender()."""
+    """Whether any thread may send on a peer's link while that is quick: see Loop.sender()."""
     owes = False
     """Whether something has left that only a turn tells (values.LEFT), since linger() told that."""
     released = False
@@ -208,6 +208,7 @@ class Engine(ABC):
         """Serve whatever is ready, waiting up to timeout seconds for it (None: until something
         is)."""
         self.crowded = False
+        self.connections.take_in_turns()
         self.turns += 1
         came, by_tag = self._came, self.connections.by_tag
         self._turning = True
@@ -577,6 +578,7 @@ class Engine(ABC):
     @publish.setter
     def publish(self, publish: Callable[[Any], None] | None) -> None:
         self._publish = publish
+        self.connections.take_in_turns()
         self.listen(0)
 
     def listen(self, more: int) -> None:

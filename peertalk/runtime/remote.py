@@ -33,7 +33,7 @@ from ..protocol.waiting import Lines
 from .engine import Engine, Timer
 
 SHARED = ("quick", "_afar", "accepted")
-"""What of a peer the sender of a shared engine looks at: see Worker.sender()."""
+"""What of a peer the sender of a shared engine looks at: see Loop.sender()."""
 
 
 class Home(Engine):

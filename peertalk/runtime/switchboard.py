@@ -150,6 +150,8 @@ class Switchboard(Dialling):
             line = peer.line
             if line is None or (line.delivered == connection.place and len(line.members) < 2):
                 self.traffic.deliver(peer, connection, a, b)  # it is the only one, read in order
+                if self.connections.direct is not None:
+                    self._let_be_taken(connection, peer)
                 return
         if kind == values.SENT:
             if connection.state is not State.DRAINING:  # else its outcome has been told
@@ -175,6 +177,13 @@ class Switchboard(Dialling):
             self._ended(connection, a, b)
         if connection.state is State.DRAINING:
             self._look_whether_drained(connection)
+
+    def _let_be_taken(self, connection: Connection, peer: Remote) -> None:
+        """What comes next of a connection that was just read may be taken without a turn, unless
+        somebody is to be told of more than that."""
+        engine = self.engine
+        if not (connection.pressure or engine.closing or engine.publish):
+            self.connections.let_be_taken(connection, peer.view)
 
     def slots_came_free(self, connection: Connection) -> None:
         """A connection on its way out has room again, or nothing more to send. One that its peer

@@ -16,6 +16,7 @@ from ..config import Config
 from ..protocol import events
 from ..protocol.addresses import check_interfaces
 from ..protocol.classics import Classics
+from ..protocol.connections import State
 from ..protocol.neighbours import Changed, Found, Gone, Heard
 from ..protocol.peer import PeerFlag
 from ..protocol.statistics import MemoryReport, MemoryUse, NodeStatistics
@@ -28,6 +29,8 @@ from .switchboard import Switchboard
 from .traffic import Traffic
 from .world import World
 
+DIRECT = ("state", "held", "total", "queues", "received", "received_bytes")
+"""What a taker looks at, of a connection, the inbox, and a peer: see Loop.taker()."""
 _UNBOUNDED = 1 << 62
 
 
@@ -103,6 +106,7 @@ class Transport(Home):
         """Be dead in a forked child."""
         for peer in self.roster.everybody():
             peer.quick = None
+        self.connections.take_in_turns()
         super().orphan()
 
     # Life -----------------------------------------------------------------------------------------
@@ -150,6 +154,14 @@ class Transport(Home):
         if self.finder is not None:
             self.finder.set_flags(flags)
 
+    def taker(self, message: type) -> Callable[[bool, bool], Any] | None:
+        """take(waits, alone), which takes the next message in one native call and with no turn,
+        while its link has only to be read. It is made as message(view, payload); None: to be taken
+        in another way. None in place of take: there is none here."""
+        direct = self.connections.direct = {}
+        values = direct, self._came, self.inbox, self.totals
+        return self.workers.taker((message, State.OPEN), values, DIRECT)
+
     def wake_receivers(self) -> None:
         """Nothing more will come, and nothing more is taken: all who wait hear that."""
         closed = errors.InvalidState(f"node {self.config.name!r} is closed")
@@ -170,6 +182,7 @@ class Transport(Home):
         begun = self.closing
         with self.lock:
             self.closing = True
+        self.connections.take_in_turns()
         self.loop.wake()  # there will be a turn, whatever has happened to the driver
         if timeout is not None:
             self.after(timeout, self.close_now)
@@ -199,6 +212,7 @@ class Transport(Home):
             self.lock = threading.RLock()  # a thread that ended with the interpreter may have it
         with self.lock:
             self.closing = True
+        self.connections.take_in_turns()
         for peer in self.roster.everybody():
             peer.quick = None
             if peer.connection is not None:

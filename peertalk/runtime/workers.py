@@ -106,13 +106,26 @@ class Workers:
         if self.work:
             link.answer_pings(True)
 
-    def sender(self, *names: str) -> Callable[[Any, Any, bool], int] | None:
-        """What any thread may call to send a message of a peer whose attributes have these names;
-        None: there are no workers. See Worker.sender()."""
+    def sender(
+        self, names: tuple[str, str, str], hint: Callable[[int], object]
+    ) -> Callable[[Any, Any, bool], int] | None:
+        """What sends a message of a peer whose attributes have these names, on any thread where
+        there are workers; None: the core has no such call. See Loop.sender()."""
         send: Callable[[Any, Any, bool], int] | None = None
-        if self.work:
-            send = self._workers[0].sender(*names)
+        if hasattr(self._loop, "sender"):
+            send = self._loop.sender(*names, hint)
         return send
+
+    def taker(
+        self, kinds: tuple[Any, ...], values: tuple[Any, ...], names: tuple[str, ...]
+    ) -> Callable[[bool, bool], Any] | None:
+        """What takes the next message in one call; None: there are several workers, or the core has
+        no such call. See Loop.taker()."""
+        place = self._workers[0] if self.work else self._loop
+        take: Callable[[bool, bool], Any] | None = None
+        if len(self._workers) <= 1 and hasattr(place, "taker"):
+            take = place.taker(kinds, values, names)
+        return take
 
     def keeps(self, tag: int) -> int:
         """How many frames of a link a worker has kept that were not taken."""

@@ -37,7 +37,7 @@ from ..runtime.transport import Transport
 from ..runtime.workers import possible
 from ..runtime.world import World
 from .peer import Peer, StreamOut
-from .turning import HOW_TO_START, Source, Turning, deadline_of, each, taken
+from .turning import HOW_TO_START, Source, Turning, deadline_of, each, taken, taken_at_once
 
 __all__ = ["Event", "Node", "Peer", "StreamOut"]
 
@@ -93,7 +93,8 @@ class Node(AnyNode[Peer]):
             self.config, World(), lambda remote: Peer(remote, turning), turning.ask
         )
         transport.open()
-        self._transport = turning.engine = transport
+        self._transport = transport
+        turning.begin(transport)
         if self._events is not None:
             transport.publish = self._events.put
         transport.before_release = partial(turning.stop, waits=False)
@@ -284,6 +285,9 @@ class Node(AnyNode[Peer]):
             Timeout, InvalidState (the node is closed).
         """
         seconds = None if timeout is None else parse_timeout(timeout)
+        message = taken_at_once(self._turning.take, seconds)
+        if message is not None:
+            return message
         engine = self._transport
         if engine is None or engine.closing:
             engine = self._engine
@@ -295,7 +299,8 @@ class Node(AnyNode[Peer]):
         return self._messages(self._begun.inbox, parse_timeout(timeout))
 
     def _messages(self, inbox: Inbox[Remote], seconds: float | None) -> Iterator[Message[Peer]]:
-        for message in each(self._turning, _messages_of(inbox), seconds):
+        source = _messages_of(inbox)
+        for message in each(self._turning, source, seconds, self._turning.take):
             yield message
             lot = inbox.current
             if lot is not None:  # those that came with it need no turn, nor the lock

@@ -64,6 +64,8 @@ class Peer(door.AnyPeer):
             if not number:
                 number = self._send_at_once(data, seconds is None)
             if number:
+                if self._turning.polled:
+                    self._look_if_due()
                 return number
         payload = payload_of(data, remote.own_max_message)
         if priority is not NORMAL or key is not None:
@@ -81,9 +83,8 @@ class Peer(door.AnyPeer):
             return number
 
     def _send_at_once(self, data: bytes, waits: bool) -> int:
-        """Write a message while nothing waits before it: one native call, and a turn only when
-        there was none for a moment, or one is asked for. waits: for room, where a worker makes it.
-        0: it was not accepted."""
+        """As the native call in send(), for those who have the lock. waits: for room, where a
+        worker makes it. 0: it was not accepted."""
         remote, turning = self._remote, self._turning
         with turning:
             transport = remote.transport
@@ -94,11 +95,18 @@ class Peer(door.AnyPeer):
                 number = remote.accept_at_once(data)
             if number < 0:
                 return 0
-            if turning.asked or (
-                not transport.workers.work and time.monotonic() - turning.turned > _REST
-            ):
+            if turning.asked:
                 turning.look(transport, 0.0)
             return number
+
+    def _look_if_due(self) -> None:
+        """A turn, if there was none for a moment or one is asked for; inside a method of the node,
+        which turns anyway, none."""
+        turning = self._turning
+        is_due = turning.asked or time.monotonic() - turning.turned > _REST
+        if is_due and not turning.mine:
+            with turning:
+                turning.look(self._remote.transport, 0.0)
 
     def send_nowait(
         self,
@@ -120,6 +128,8 @@ class Peer(door.AnyPeer):
         if send is not None and priority is NORMAL and key is None and not no_delay:
             number = send(remote, data, False)  # 0 for what is not bytes
             if number:
+                if self._turning.polled:
+                    self._look_if_due()
                 return number
         payload = payload_of(data, remote.own_max_message)
         if priority is not NORMAL or key is not None:

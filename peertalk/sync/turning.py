@@ -17,11 +17,12 @@ import threading
 import time
 from _thread import RLock
 from collections.abc import Callable, Iterator
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from .. import errors
 from ..doors.door import Answer, not_started
 from ..protocol.payloads import Payload
+from ..protocol.wire import Message
 from ..runtime.engine import Engine
 from ..runtime.remote import SHARED, Remote
 from ..runtime.transport import Transport
@@ -34,6 +35,8 @@ HOW_TO_START = "use `with` or start()"
 
 _HANDOVER = 0.001
 """Seconds that a waiting method leaves the lock to another thread that asked for it."""
+_WORTH = 0.01
+"""Seconds from which on a receiver may wait without the lock for some milliseconds."""
 _LOOK = 0.5
 """Seconds of one wait at most: a signal that came between the last look at signals and the wait, or
 that another thread took, does not end the wait, and its handler runs when that is over."""
@@ -49,12 +52,16 @@ class Turning(RLock):  # type: ignore[misc]  # typeshed says that it is final, n
         self.engine: Transport | None = None
         self.changes = 0
         """How often who held the lock may have changed something."""
-        self.turned = -math.inf
-        """When the last turn was."""
+        self._turned = -math.inf
+        self._received = 0
+        """Messages that had come when that was set."""
+        self.take: Take[Message[Any]] | None = None
         self.asked = False
         """Whether the engine asked for one since."""
         self.send: Callable[[Remote, Payload, bool], int] | None = None
-        """What sends without the lock where a worker has the links: see Worker.sender()."""
+        """What sends without the lock of the node: see Loop.sender()."""
+        self.polled = True
+        """Whether nothing but calls of its methods turns the node."""
         self._control: Control | None = None
         self._waiting: list[int] = []
         """Of each who waits for the lock: how many changes that thread knows; -1: it must have the
@@ -152,7 +159,16 @@ class Turning(RLock):  # type: ignore[misc]  # typeshed says that it is final, n
         """One turn, whoever else wants the lock."""
         self.asked = False
         engine.turn(seconds)
-        self.turned = time.monotonic()
+        self._turned = time.monotonic()
+
+    @property
+    def turned(self) -> float:
+        """When the last turn was, or was not needed for a message that was taken."""
+        engine = self.engine
+        if engine is not None and engine.totals.received != self._received:
+            self._received = engine.totals.received
+            self._turned = time.monotonic()
+        return self._turned
 
     def ask(self) -> None:
         """Have a turn soon: before the next call returns that sends, or by the thread that keeps
@@ -160,6 +176,13 @@ class Turning(RLock):  # type: ignore[misc]  # typeshed says that it is final, n
         self.asked = True
         if self._control is not None:
             self._control.kick()
+
+    def begin(self, engine: Transport) -> None:
+        """Turn this engine from now on, and send and take without a turn where that can be."""
+        self.engine = engine
+        self.take = engine.taker(Message)
+        self.send = engine.workers.sender(SHARED, engine.hint)
+        engine.shared = self.send is not None
 
     def live(self, engine: Transport) -> None:
         """Have the engine turned by a thread of its own while nobody else does, until stop().
@@ -169,12 +192,13 @@ class Turning(RLock):  # type: ignore[misc]  # typeshed says that it is final, n
         """
         if engine.loop.fd < 0:
             raise errors.NotSupported("there is no epoll here for a control thread: use workers=0")
-        self.send = engine.workers.sender(*SHARED)
-        engine.shared = self.send is not None
+        self.polled = False
         self._control = Control(self, lambda: self.turned, self._was_turned)
         self._control.start(engine, f"{self._name} control")
 
     def _was_turned(self) -> None:
+        if self.engine is not None:
+            self._received = self.engine.totals.received
         self.changes += 1
         self.asked = False
 
@@ -308,6 +332,22 @@ class Source(NamedTuple, Generic[S, T]):
     make: Callable[[S], T]
 
 
+Take = Callable[[bool, bool], T | None]
+"""What takes the next message without the lock of a node: see Transport.taker()."""
+
+
+def taken_at_once(take: Take[T] | None, seconds: float | None, alone: bool = False) -> T | None:
+    """The next message, if it can be had without the lock of the node; waiting for it as long as an
+    answer takes, if there is so much time. alone: if it is the only one that is there."""
+    if take is None:
+        return None
+    # A signal handler, which may raise, is called after a call of C, but not within a `for` over
+    # one: what was taken is returned.
+    for message in map(take, (seconds is None or seconds >= _WORTH,), (alone,)):
+        return message
+    return None
+
+
 def taken(turning: Turning, source: Source[S, T], seconds: float | None, what: str = "") -> T:
     """What can be taken, as soon as something can. Whatever is raised, nothing is lost.
 
@@ -333,12 +373,16 @@ def taken(turning: Turning, source: Source[S, T], seconds: float | None, what: s
         raise
 
 
-def each(turning: Turning, source: Source[S, T], seconds: float | None) -> Iterator[T]:
+def each(
+    turning: Turning, source: Source[S, T], seconds: float | None, take: Take[T] | None = None
+) -> Iterator[T]:
     """What can be taken, one after the other, until nothing came for so many seconds or nothing
-    more will."""
+    more will. take: another way to some of it."""
     while True:
+        item = taken_at_once(take, seconds, True)
         try:
-            item = taken(turning, source, seconds)
+            if item is None:
+                item = taken(turning, source, seconds)
         except (errors.Timeout, Ended):
             return
         except errors.InvalidState:

@@ -661,7 +661,7 @@ def asker(c_core: Any) -> Iterator[tuple[Any, Asker, socket.socket]]:
     ours.setblocking(False)
     link = worker.open_link(ours.fileno(), 1)
     try:
-        yield worker.sender("quick", "before", "accepted"), Asker(link.native), theirs
+        yield worker.sender("quick", "before", "accepted", print), Asker(link.native), theirs
     finally:
         home.close()
         ours.close()
@@ -678,7 +678,7 @@ def test_a_message_is_sent_and_numbered_in_one_call_or_nothing_happens(c_core, a
     peer.before = ()
     assert send(peer, b"x", False) == 0
     peer.before, native = None, peer.quick
-    for quick in (None, 1, box.link()[0].native):  # the last one is a loop's
+    for quick in (None, 1):
         peer.quick = quick
         assert send(peer, b"x", False) == 0
     peer.quick, peer.accepted = native, "many"
@@ -690,12 +690,35 @@ def test_a_message_is_sent_and_numbered_in_one_call_or_nothing_happens(c_core, a
         with pytest.raises(TypeError):
             send(*arguments)
     with pytest.raises(TypeError):
-        box.loop._binding.border.bind_numbered("quick", "before")
+        box.loop._binding.border.bind_numbered("quick", "before", "accepted")
     peer.accepted = 8
     assert send(peer, b"y", True) == 9
     theirs.settimeout(20.0)
     frame = c_core.encode_frame(DATA, b"y", sequence=1)
     assert theirs.recv(len(frame)) == frame
+
+
+def test_on_a_link_of_a_loop_its_owner_sends_and_is_given_the_hints(c_core, box):
+    hints: list[int] = []
+    send = box.loop.sender("quick", "before", "accepted", hints.append)
+    link, theirs = box.link()
+    peer = Asker(link.native)
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(send, peer, b"x", True).result() == 0
+    size = len(c_core.encode_frame(DATA, b"x"))
+    assert send(peer, b"x", True) == 8 == peer.accepted and len(theirs.recv(size)) == size
+    assert hints and all(hint > 0 for hint in hints)
+    while send(peer, bytes(1000), True):
+        pass  # until there is no room, for which nobody else makes any
+    assert peer.accepted > 8
+
+    def strike(_: int) -> None:
+        raise KeyError
+
+    send, peer = box.loop.sender("quick", "before", "accepted", strike), Asker(box.link()[0].native)
+    with pytest.raises(KeyError):
+        send(peer, b"x", True)
+    assert peer.accepted == 8
 
 
 @pytest.mark.threads
@@ -734,7 +757,7 @@ def test_who_waits_for_room_hears_of_the_end(c_core, ends):
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         link = worker.open_link(ours.fileno(), 1)
-        send, peer = worker.sender("quick", "before", "accepted"), Asker(link.native)
+        send, peer = worker.sender("quick", "before", "accepted", print), Asker(link.native)
         begun = threading.Event()
 
         def hammer(send: Any = send, peer: Asker = peer, begun: threading.Event = begun) -> None:

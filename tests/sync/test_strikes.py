@@ -40,11 +40,12 @@ class Struck(BaseException):
 
 
 class Strike:
-    """Raises Struck at the n-th point of what is called under it. hit: whether it did; where: at
-    which line."""
+    """Raises Struck at the n-th point of what is called under it. inside: the places where it does;
+    hit: whether it did; where: at which line."""
 
-    def __init__(self, number):
+    def __init__(self, number, inside=INSIDE):
         self.left = number
+        self.inside = inside
         self.where = None
         self._calls = {}
 
@@ -61,13 +62,14 @@ class Strike:
         return kind is Struck
 
     def _trace(self, frame, what, _):
-        if not frame.f_code.co_filename.startswith(INSIDE):
-            return None
         if what == "call":
-            frame.f_trace_opcodes, frame.f_trace_lines = True, False
             caller = frame.f_back
             if caller in self._calls and not frame.f_code.co_name.startswith("__"):
                 del self._calls[caller]  # of Python: it ends without a look at signals
+        if not frame.f_code.co_filename.startswith(self.inside):
+            return None
+        if what == "call":
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
             self._point(frame)
         elif what == "opcode":
             before = self._calls.pop(frame, None)
@@ -113,9 +115,9 @@ def free(node):
     return bool(got)
 
 
-def strikes():
+def strikes(inside=INSIDE):
     for number in range(1, POINTS):
-        strike = Strike(number)
+        strike = Strike(number, inside)
         yield strike
         if not strike.hit:
             assert number > 1
@@ -202,6 +204,40 @@ def test_who_is_struck_while_receiving_loses_nothing(way, workers):
                 assert got == sorted(set(got)), strike.where
             else:
                 assert got == [numbered(number) for number in range(4)], strike.where
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_who_is_struck_in_a_conversation_gets_each_answer_once(workers):
+    """There, what comes is taken without the lock, and by one call of C. What is struck below this
+    door may end a connection, which other tests are about."""
+    over = threading.Event()
+
+    def answer(node):
+        while not over.is_set():
+            with contextlib.suppress(pt.Timeout):
+                message = node.receive(timeout=0.1)
+                message.peer.send(message.data, timeout=GUARD)
+
+    with (
+        sync.Node("ada", **loopback(workers=workers)) as ada,
+        sync.Node("bob", **loopback(workers=1)) as bob,
+    ):
+        peer = ada.connect(bob.address, timeout=GUARD)
+        answering = threading.Thread(target=answer, args=(bob,))
+        answering.start()
+        got = 0
+        for strike in strikes(os.path.dirname(sync.__file__)):
+            with strike:
+                for _ in range(8):
+                    peer.send(numbered(peer.accepted), timeout=GUARD)
+                    assert ada.receive(timeout=GUARD).data == numbered(got)
+                    got += 1
+            assert free(ada), strike.where
+            while got < peer.accepted:
+                assert ada.receive(timeout=GUARD).data == numbered(got), strike.where
+                got += 1
+        over.set()
+        answering.join()
 
 
 SENDS = {

@@ -1,0 +1,33 @@
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "pt_border.h"
+
+#include "pt_assert.h"
+#include "pt_batch.h"
+#include "pt_numbered.h"
+#include "pt_pure.h"
+#include "pt_reader.h"
+#include "pt_sender.h"
+#include "pt_taker.h"
+
+int pt_border_attach(void *module)
+{
+    PyGILState_STATE state = PyGILState_Ensure();
+    int result = pt_batch_attach(module);
+    if (result == 0)
+        result = pt_sender_attach(module);
+    if (result == 0)
+        result = pt_numbered_attach(module);
+    if (result == 0)
+        result = pt_taker_attach(module);
+    if (result == 0)
+        result = pt_pure_attach(module);
+    if (result == 0)
+        result = pt_reader_attach(module);
+    if (result != 0)
+        PyErr_Clear();
+    PT_ASSERT(!PyErr_Occurred());
+    PyGILState_Release(state);
+    return result;
+}
