@@ -37,6 +37,9 @@ _HANDOVER = 0.001
 """Seconds that a waiting method leaves the lock to another thread that asked for it."""
 _WORTH = 0.01
 """Seconds from which on a receiver may wait without the lock for some milliseconds."""
+_PATIENCE = 0.05
+"""Seconds since the last turn within which a message that was taken without a turn counts as one:
+timers and those who call want a turn too, however briskly messages come."""
 _LOOK = 0.5
 """Seconds of one wait at most: a signal that came between the last look at signals and the wait, or
 that another thread took, does not end the wait, and its handler runs when that is over."""
@@ -53,8 +56,10 @@ class Turning(RLock):  # type: ignore[misc]  # typeshed says that it is final, n
         self.changes = 0
         """How often who held the lock may have changed something."""
         self._turned = -math.inf
+        self._looked = -math.inf
+        """When the last turn was, the control thread's too."""
         self._received = 0
-        """Messages that had come when that was set."""
+        """Messages that had come when that was last compared."""
         self.take: Take[Message[Any]] | None = None
         self.asked = False
         """Whether the engine asked for one since."""
@@ -159,7 +164,7 @@ class Turning(RLock):  # type: ignore[misc]  # typeshed says that it is final, n
         """One turn, whoever else wants the lock."""
         self.asked = False
         engine.turn(seconds)
-        self._turned = time.monotonic()
+        self._turned = self._looked = time.monotonic()
 
     @property
     def turned(self) -> float:
@@ -167,7 +172,9 @@ class Turning(RLock):  # type: ignore[misc]  # typeshed says that it is final, n
         engine = self.engine
         if engine is not None and engine.totals.received != self._received:
             self._received = engine.totals.received
-            self._turned = time.monotonic()
+            now = time.monotonic()
+            if now < self._looked + _PATIENCE:
+                self._turned = now
         return self._turned
 
     def ask(self) -> None:
@@ -199,6 +206,7 @@ class Turning(RLock):  # type: ignore[misc]  # typeshed says that it is final, n
     def _was_turned(self) -> None:
         if self.engine is not None:
             self._received = self.engine.totals.received
+        self._looked = time.monotonic()
         self.changes += 1
         self.asked = False
 

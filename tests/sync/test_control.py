@@ -115,6 +115,29 @@ def test_what_one_call_leaves_undone_is_done_without_another():
         assert bob.receive(timeout=GUARD).data == b"later"
 
 
+def test_a_timer_is_served_while_message_after_message_is_taken_without_a_turn():
+    """Each of them put the turn of the control thread off, for as long as they came."""
+    fired, count = threading.Event(), 1_000
+    with two() as (ada, bob, _):
+        engine, peer = engine_of(ada), bob.peers["ada"]
+        peer.send(b"first")  # of which the connection is known from
+        ada.receive(timeout=GUARD)
+        with ada._turning:
+            peer.send(b"second")
+            ada._turning.until(lambda: bool(engine.direct), GUARD, "no link may be taken from")
+            assert engine.inbox.take()[1] == b"second"
+            [tag] = engine.direct
+            peer.send_many(numbered(number) for number in range(count))
+            eventually(lambda: engine.workers.keeps(tag) == count)
+            engine.after(0.0, fired.set)
+            taken = [ada._turning.take(False, False)]
+        while not fired.is_set() and len(taken) < count:
+            taken.append(ada.receive(timeout=GUARD))
+            time.sleep(0.001)
+        assert fired.is_set()
+        assert [each.data for each in taken] == [numbered(each) for each in range(len(taken))]
+
+
 def test_calls_of_many_threads_have_their_own_time_and_lose_nothing():
     with two() as (ada, bob, peer):
         failed = []
