@@ -9,6 +9,7 @@ never a silence.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import inspect
 import itertools
@@ -24,6 +25,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from kit.forks import FRESH, Forked, Server, python_path
 from kit.programs import lowmem_programs as lowmem_programs
 from kit.programs import standard_programs as standard_programs
 from kit.tables import WHOLE
@@ -318,11 +320,10 @@ def start_python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
             "text": True,
             **popen,
         }
-        path = os.pathsep.join(folder for folder in sys.path if folder)
         environment = {
             **os.environ,
-            "PYTHONUNBUFFERED": "1",
-            "PYTHONPATH": path,
+            **FRESH,
+            "PYTHONPATH": python_path(),
             **options.pop("env", {}),
         }
         process = subprocess.Popen(
@@ -340,6 +341,27 @@ def start_python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None:
                 pipe.close()
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[Server]:
+    """What forks the processes of fork_python."""
+    with contextlib.closing(Server()) as server:
+        yield server
+
+
+@pytest.fixture
+def fork_python(fork_server: Server) -> Iterator[Callable[..., Forked]]:
+    """fork_python(*arguments, prefix=(), env={}): as start_python, in a process that begins with
+    peertalk imported: for what is about nodes, and not about the interpreter. prefix: that of a
+    Namespace."""
+    with contextlib.ExitStack() as started:
+
+        def start(*arguments: str, prefix: tuple[str, ...] = (), **more: Any) -> Forked:
+            process = fork_server.start(*arguments, namespace=prefix[-1] if prefix else "", **more)
+            return started.enter_context(contextlib.closing(process))
+
+        yield start
 
 
 class Namespace:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import signal
+import subprocess
 
 import pytest
 from kit.tables import crossed, each_row
@@ -42,3 +44,46 @@ def test_crossed_cases_have_each_value_and_in_a_whole_run_each_pair():
     whole = crossed(three, two, whole=True)
     assert [case.values for case in whole] == [(1, 8), (1, 9), (2, 8), (2, 9), (3, 8), (3, 9)]
     assert [case.id for case in whole][:2] == ["a-x", "a-y"]
+
+
+ECHO = "import os, sys; print(sys.stdin.read(), *sys.argv[1:], os.environ['ONLY_HERE'])"
+
+
+def test_a_forked_process_has_arguments_streams_and_an_environment_of_its_own(fork_python):
+    """What one of them had must not be there for the next."""
+    process = fork_python("-c", ECHO, "one", "two", env={"ONLY_HERE": "here"})
+    assert process.communicate("text", timeout=20) == ("text one two here\n", "")
+    assert process.returncode == 0
+    process = fork_python("-c", ECHO)
+    assert "KeyError: 'ONLY_HERE'" in process.communicate(timeout=20)[1]
+    assert process.returncode == 1
+
+
+def test_a_forked_process_ends_as_others_do(fork_python):
+    """By itself with its code, by a signal, or not yet."""
+    process = fork_python("-c", "import sys; sys.exit(3)")
+    assert process.wait(20) == 3 and process.poll() == 3
+    process = fork_python("-c", "import sys; print('here'); sys.stdin.read()")
+    assert process.stdout.readline() == "here\n"
+    assert process.poll() is None
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == -signal.SIGINT
+    assert process.stderr.read().endswith("KeyboardInterrupt\n")
+
+
+def test_a_forked_process_holds_its_three_streams_and_no_more(fork_python):
+    """A pipe of another process that it held would keep that one waiting for its end."""
+    other = fork_python("-c", "import sys; sys.stdin.read()")
+    process = fork_python("-c", "import os; print(*sorted(os.listdir('/dev/fd'), key=int))")
+    assert process.communicate(timeout=20)[0] == "0 1 2 3\n", "3: the folder itself"
+    assert other.communicate(timeout=20) == ("", "") and other.returncode == 0
+
+
+def test_a_forked_process_lives_in_the_network_that_is_named(fork_python, netns):
+    """Else nodes of two hosts would meet in this one."""
+    source = "import socket; print(*sorted(name for _, name in socket.if_nameindex()))"
+    netns.ip("link", "add", "only0", "type", "veth", "peer", "name", "only1")
+    process = fork_python("-c", source, prefix=netns.prefix)
+    assert process.communicate(timeout=20) == ("lo only0 only1\n", "")

@@ -7,7 +7,6 @@ Where the machine allows no namespaces these tests say that they did not run.
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import SOAK
+from kit.forks import Forked
 from kit.tables import crossed
 
 GUARD = 30.0
@@ -144,7 +144,7 @@ while True:
 class Talker:
     """A node in a namespace that does what it is told and tells what happens to it."""
 
-    def __init__(self, process: subprocess.Popen[str], name: str) -> None:
+    def __init__(self, process: Forked, name: str) -> None:
         self.process = process
         self.name = name
         self.told: list[list[str]] = []
@@ -175,9 +175,9 @@ class Talker:
 class Host:
     """A namespace with interfaces, and the programs that run in it."""
 
-    def __init__(self, namespace: Any, start_python: Callable[..., subprocess.Popen[str]]) -> None:
+    def __init__(self, namespace: Any, fork_python: Callable[..., Forked]) -> None:
         self.namespace = namespace
-        self._start = start_python
+        self._start = fork_python
         namespace.ip("link", "set", "lo", "up")
 
     def cable(
@@ -222,7 +222,7 @@ class Host:
     def route(self, *arguments: str) -> None:
         self.namespace.ip("route", "add", *arguments)
 
-    def node(self, name: str, *expected: str) -> subprocess.Popen[str]:
+    def node(self, name: str, *expected: str) -> Forked:
         """A node that greets all of these and waits to be greeted by as many."""
         return self._start("-c", NODE, name, *expected, prefix=self.namespace.prefix)
 
@@ -255,18 +255,18 @@ class Host:
         words = json.dumps({**TIMES, **options})
         return Talker(self._start("-c", TALKER, name, words, prefix=self.namespace.prefix), name)
 
-    def classic(self, *arguments: str) -> subprocess.Popen[str]:
+    def classic(self, *arguments: str) -> Forked:
         """A classic peer that announces itself to 255.255.255.255, as the original does."""
         return self._start("-m", "classic", *arguments, prefix=self.namespace.prefix)
 
 
 @pytest.fixture
-def make_host(make_netns: Any, start_python: Any) -> Callable[[], Host]:
+def make_host(make_netns: Any, fork_python: Any) -> Callable[[], Host]:
     """make_host(): a host without a cable."""
-    return lambda: Host(make_netns(), start_python)
+    return lambda: Host(make_netns(), fork_python)
 
 
-def told(process: subprocess.Popen[str]) -> Any:
+def told(process: Forked) -> Any:
     """The next line of JSON that a process prints."""
     assert process.stdout is not None and process.stderr is not None
     line = process.stdout.readline()
@@ -274,7 +274,7 @@ def told(process: subprocess.Popen[str]) -> Any:
     return json.loads(line)
 
 
-def found_by(process: subprocess.Popen[str]) -> list[str]:
+def found_by(process: Forked) -> list[str]:
     """End a node; whom it had found, each as often as it was reported."""
     out, err = process.communicate(timeout=GUARD)
     assert process.returncode == 0, err
@@ -282,7 +282,7 @@ def found_by(process: subprocess.Popen[str]) -> list[str]:
     return names
 
 
-def event(process: subprocess.Popen[str], kind: str, text: str | None = None) -> list[Any]:
+def event(process: Forked, kind: str, text: str | None = None) -> list[Any]:
     """The next event of that kind (and text) that a classic peer tells."""
     while True:
         line: list[Any] = told(process)

@@ -19,12 +19,12 @@ SMALL = ("--messages", "3000", "--round-trips", "30")
 
 
 @pytest.fixture
-def run_demo(start_python, free_port):
+def run_demo(fork_python, free_port):
     """run_demo(*arguments, **environment): a demonstration on a discovery port of its own, in a
     process."""
     environment = {"PEERTALK_BIND": "127.0.0.1", "PEERTALK_DISCOVERY_PORT": str(free_port())}
-    return lambda *arguments, **more: start_python(
-        "-m", "peertalk", "demo", *arguments, env={**environment, **more.pop("env", {})}, **more
+    return lambda *arguments, env=(): fork_python(
+        "-m", "peertalk", "demo", *arguments, env={**environment, **dict(env)}
     )
 
 

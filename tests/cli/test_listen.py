@@ -11,7 +11,7 @@ from peertalk.sync import Node
 
 
 @pytest.fixture
-def listening(start_python, free_port):
+def listening(fork_python, free_port):
     """listening(*arguments): a listener without discovery, and its port."""
 
     def listen(*arguments):
@@ -21,7 +21,7 @@ def listening(start_python, free_port):
             "PEERTALK_PORT": "0",
             "PEERTALK_DISCOVERY": "off",
         }
-        process = start_python("-m", "peertalk", "listen", *arguments, env=environment)
+        process = fork_python("-m", "peertalk", "listen", *arguments, env=environment)
         return process, int(process.stderr.readline().rsplit(" ", 1)[1])
 
     return listen

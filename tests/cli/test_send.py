@@ -8,7 +8,7 @@ import pytest
 
 
 @pytest.fixture
-def command(start_python, free_port):
+def command(fork_python, free_port):
     """command(*arguments): a peertalk command in a process, all of one test on a discovery port of
     their own."""
     environment = {
@@ -16,7 +16,7 @@ def command(start_python, free_port):
         "PEERTALK_DISCOVERY_PORT": str(free_port()),
         "PEERTALK_PORT": "0",
     }
-    return lambda *arguments: start_python("-m", "peertalk", *arguments, env=environment)
+    return lambda *arguments: fork_python("-m", "peertalk", *arguments, env=environment)
 
 
 def listening(command, *arguments):
