@@ -470,7 +470,7 @@ def test_a_time_out_longer_than_the_system_counts_is_one_all_the_same(held_resol
             node.connect(("some.host", port), timeout=1e300)
 
 
-def test_a_program_ends_while_a_name_is_looked_up(start_python):
+def test_a_program_ends_while_a_name_is_looked_up(fork_python):
     """asyncio.run waits for its pool of threads: a dead name server held the program up."""
     source = textwrap.dedent(
         """
@@ -486,7 +486,7 @@ def test_a_program_ends_while_a_name_is_looked_up(start_python):
         asyncio.run(main())
         """
     )
-    program = start_python("-c", source)
+    program = fork_python("-c", source)
     assert program.communicate(timeout=GUARD)[0].strip() == "given up"
     assert program.returncode == 0
 

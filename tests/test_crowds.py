@@ -155,11 +155,11 @@ asyncio.run(main(int(sys.argv[1])))
 """
 
 
-def test_a_real_room_is_quiet_and_finds_everybody(rounds, netns, start_python):
+def test_a_real_room_is_quiet_and_finds_everybody(rounds, netns, fork_python):
     """Sixty nodes that came one by one sent 3,787 packets, each heard by all."""
     count = rounds(45, 60)
     netns.ip("link", "set", "lo", "up")
-    process = start_python("-c", ROOM, str(count), prefix=netns.prefix)
+    process = fork_python("-c", ROOM, str(count), prefix=netns.prefix)
     out, err = process.communicate(timeout=5 * GUARD)
     assert process.returncode == 0, err
     (coming, took), (at_rest, seconds) = json.loads(out)
@@ -168,7 +168,7 @@ def test_a_real_room_is_quiet_and_finds_everybody(rounds, netns, start_python):
     assert at_rest < count / 0.5 * seconds, "less often than each alone"
 
 
-def test_who_asks_as_an_original_would_is_answered_by_a_broadcast(netns, start_python):
+def test_who_asks_as_an_original_would_is_answered_by_a_broadcast(netns, fork_python):
     """Nobody else than it hears what goes to the port that it shares with others."""
     netns.ip("link", "set", "lo", "up")
     script = """
@@ -197,14 +197,14 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as hears:
         pass
     print(data.hex())
 """
-    node = start_python("-c", script, prefix=netns.prefix)
+    node = fork_python("-c", script, prefix=netns.prefix)
     assert node.stdout is not None and node.stdout.readline() == "here\n"
     core = load()
     for packet in (
         Announcement(QUERY, "mac", 7354),
         Announcement(QUERY, "older", 7354, instance=b"older id", datagram_port=7355),
     ):
-        asker = start_python(
+        asker = fork_python(
             "-c", asking, encode_announcement(core, packet).hex(), "127.0.0.9", prefix=netns.prefix
         )
         out, err = asker.communicate(timeout=GUARD)

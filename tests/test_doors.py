@@ -346,7 +346,7 @@ def test_a_node_closes_though_tasks_of_its_closed_loop_wait():
         each._log_destroy_pending = False
 
 
-def test_a_node_is_closed_by_atexit(start_python):
+def test_a_node_is_closed_by_atexit(fork_python):
     """There nobody called the caller of close_nowait(), which looked for one."""
     script = """
 import asyncio, atexit, peertalk as pt
@@ -355,7 +355,7 @@ node = loop.run_until_complete(pt.Node("ada", bind="127.0.0.1", port=0, discover
 atexit.register(lambda: print(node))
 atexit.register(node.close_nowait)
 """
-    process = start_python("-c", script)
+    process = fork_python("-c", script)
     out, err = process.communicate(timeout=GUARD)
     assert (out.strip(), err) == ("<Node 'ada' closed>", "")
 

@@ -88,12 +88,12 @@ asyncio.run(main())
 
 
 async def test_when_a_peer_is_killed_waiting_senders_hear_it_by_name_and_the_node_goes_on(
-    start_python, monkeypatch
+    fork_python, monkeypatch
 ):
     """A crash at the other end must be an exception here, not a hang; what was accepted is
     accounted for to the last message."""
     monkeypatch.setattr(policy, "RETRY_DELAYS", (0.01, 0.01))
-    victim = start_python("-c", VICTIM)
+    victim = fork_python("-c", VICTIM)
     async with pt.Node("ada", **loopback(send_queue_size=4)) as ada:
         events = ada.events()
         peer = await ada.connect(("127.0.0.1", int(await line_of(victim))), timeout=GUARD)
@@ -190,7 +190,7 @@ with socket.create_server(("127.0.0.1", 0)) as listener:
 )
 @pytest.mark.parametrize("reads", [0, 1_000_000])
 async def test_what_is_sent_in_the_end_had_reached_the_system_of_a_reader_that_is_killed(
-    core, start_python, monkeypatch, reads
+    core, fork_python, monkeypatch, reads
 ):
     """The system takes megabytes that nobody will read. What it still had when the connection ended
     was called sent too early: it becomes unknown, also in the counters, and no more of it than
@@ -207,7 +207,7 @@ async def test_what_is_sent_in_the_end_had_reached_the_system_of_a_reader_that_i
 
     monkeypatch.setattr(Traffic, "revoke", spy)
     greeting = core.encode_frame(7, core.encode_capability(1000, 256, 0, 0))
-    reader = start_python("-c", READER, greeting.hex(), str(reads))
+    reader = fork_python("-c", READER, greeting.hex(), str(reads))
     port = int(await line_of(reader))
     async with pt.Node("ada", **loopback(core=core.name)) as ada:
         events = ada.events()
@@ -321,7 +321,7 @@ asyncio.run(main())
 """
 
 
-def test_a_cut_cable_is_noticed_on_a_busy_and_on_an_idle_link(make_netns, start_python):
+def test_a_cut_cable_is_noticed_on_a_busy_and_on_an_idle_link(make_netns, fork_python):
     """Half-open: no FIN, no RST, only silence. With bytes unacknowledged the kernel is asked, on an
     idle link its keepalive answers."""
     here, there = make_netns(), make_netns()
@@ -330,9 +330,9 @@ def test_a_cut_cable_is_noticed_on_a_busy_and_on_an_idle_link(make_netns, start_
         place.ip("link", "set", "lo", "up")
         place.ip("addr", "add", address, "dev", "eth0")
         place.ip("link", "set", "eth0", "up")
-    far = start_python("-c", FAR_END, prefix=there.prefix)
+    far = fork_python("-c", FAR_END, prefix=there.prefix)
     assert line_now(far) == "ready"
-    near = start_python("-c", HALF_OPEN, prefix=here.prefix)
+    near = fork_python("-c", HALF_OPEN, prefix=here.prefix)
     assert line_now(near) == "connected"
     there.ip("link", "set", "eth0", "down")
     near.stdin.write("go\n")
@@ -358,12 +358,12 @@ asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))
 """
 
 
-async def test_whoever_announced_while_the_loop_was_blocked_is_not_lost(start_python, free_port):
+async def test_whoever_announced_while_the_loop_was_blocked_is_not_lost(fork_python, free_port):
     """A computation on the event loop is our silence, not that of twenty neighbours: each of them
     would be lost and found again, and what waits for it fail. Half of them speak so often that what
     waits is more than one turn reads."""
     port, count = free_port(), 20
-    process = start_python("-c", NEIGHBOURS, str(port), str(count))
+    process = fork_python("-c", NEIGHBOURS, str(port), str(count))
     await line_of(process)
     options = loopback(discovery=True, discovery_port=port, peer_timeout=4.0, announce_interval=0.2)
     async with pt.Node("ada", **options) as ada:
@@ -534,15 +534,13 @@ asyncio.run(main(json.loads(sys.argv[1])))
 class Announcer:
     """A node in a private network, eth0 with a cable to eth1, which tells what it logs."""
 
-    def __init__(self, netns, start_python, **options):
+    def __init__(self, netns, fork_python, **options):
         netns.ip("link", "set", "lo", "up")
         netns.ip("link", "add", "eth0", "type", "veth", "peer", "name", "eth1")
         netns.ip("addr", "add", "10.66.0.1/24", "brd", "+", "dev", "eth0")
         for name in ("eth0", "eth1"):
             netns.ip("link", "set", name, "up")
-        self.process = start_python(
-            "-c", TOLD + ANNOUNCER, json.dumps(options), prefix=netns.prefix
-        )
+        self.process = fork_python("-c", TOLD + ANNOUNCER, json.dumps(options), prefix=netns.prefix)
         self.logged = []
         assert self.line() == ["ready"]
 
@@ -568,10 +566,10 @@ class Announcer:
 
 @pytest.mark.parametrize("unplugged", ["eth0", "eth1"], ids=["interface down", "cable out"])
 def test_an_interface_that_carries_nothing_is_told_when_that_begins_and_when_it_is_over(
-    netns, start_python, unplugged
+    netns, fork_python, unplugged
 ):
     """A cable that is out for a night was a line for each announcement, or none at all."""
-    ada = Announcer(netns, start_python, bind="", interfaces=["eth0"])
+    ada = Announcer(netns, fork_python, bind="", interfaces=["eth0"])
     ada.until(lambda sent, refused: sent >= 2 and not refused)
     netns.ip("link", "set", unplugged, "down")
     ada.until(lambda sent, refused: refused >= 5)
@@ -584,10 +582,10 @@ def test_an_interface_that_carries_nothing_is_told_when_that_begins_and_when_it_
     assert re.search(r"announcing by eth0 works again; \d+ failed in \d", over)
 
 
-def test_with_the_last_cable_out_a_node_says_that_it_is_alone(netns, start_python):
+def test_with_the_last_cable_out_a_node_says_that_it_is_alone(netns, fork_python):
     """By default every interface will do, and loopback always carries; its neighbours are gone all
     the same."""
-    ada = Announcer(netns, start_python, bind="", interfaces=[])
+    ada = Announcer(netns, fork_python, bind="", interfaces=[])
     ada.until(lambda sent, refused: sent >= 4)
     for state in ("down", "up"):
         netns.ip("link", "set", "eth1", state)
@@ -601,12 +599,12 @@ def test_with_the_last_cable_out_a_node_says_that_it_is_alone(netns, start_pytho
 
 @pytest.mark.parametrize("forbidden", ["udp dport 7353", "oif eth0 udp dport 7353"])
 def test_a_firewall_that_forbids_broadcasts_is_told_once_with_what_to_try(
-    netns, start_python, forbidden
+    netns, fork_python, forbidden
 ):
     """The commonest reason that nobody is found was no word at all."""
     if shutil.which("nft") is None:
         pytest.skip("did not run: a firewall needs nft (package nftables), which is not installed")
-    ada = Announcer(netns, start_python, bind="", interfaces=[])
+    ada = Announcer(netns, fork_python, bind="", interfaces=[])
     ada.until(lambda sent, refused: sent >= 4)
     hook = "type filter hook output priority 0;"
     done = netns.run(

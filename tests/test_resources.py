@@ -139,11 +139,11 @@ asyncio.run(main())
 
 
 async def test_without_descriptors_a_node_waits_and_goes_on_when_there_are_some_again(
-    start_python, free_port
+    fork_python, free_port
 ):
     """EMFILE ends neither the node nor its announcements."""
     port = free_port()
-    poor = start_python("-c", FEW_DESCRIPTORS, str(port))
+    poor = fork_python("-c", FEW_DESCRIPTORS, str(port))
     address = ("127.0.0.1", int(await line_of(poor)))
     async with pt.Node("ada", bind="127.0.0.1", port=0, discovery_port=port) as ada:
         peer = await ada.wait_for("poor", timeout=GUARD)
@@ -266,12 +266,12 @@ with asyncio.Runner() as runner:
 
 
 async def test_out_of_descriptors_a_node_turns_callers_away_and_is_there_for_all_others(
-    start_python, free_port
+    fork_python, free_port
 ):
     """A server that is popular must not vanish: it announces itself, serves those it has, and says
     to the rest at once that it is full. Its log is two lines."""
     port = free_port()
-    poor = start_python("-c", TOLD + INSIDE + FULL_HOUSE, str(port))
+    poor = fork_python("-c", TOLD + INSIDE + FULL_HOUSE, str(port))
     assert poor.stdout is not None and poor.stdin is not None
     address = ("127.0.0.1", int(await line_of(poor)))
     async with contextlib.AsyncExitStack() as stack:
@@ -312,10 +312,10 @@ async def test_out_of_descriptors_a_node_turns_callers_away_and_is_there_for_all
 
 
 @has_proc
-async def test_callers_wait_where_even_the_kept_descriptor_is_gone(start_python):
+async def test_callers_wait_where_even_the_kept_descriptor_is_gone(fork_python):
     """Another thread may be quicker. Then it is as if nobody had answered yet, and the log no
     longer."""
-    poor = start_python("-c", TOLD + INSIDE + ROBBED)
+    poor = fork_python("-c", TOLD + INSIDE + ROBBED)
     address = ("127.0.0.1", int(await line_of(poor)))
     with contextlib.ExitStack() as stack:
         for _ in range(3):
@@ -328,7 +328,7 @@ async def test_callers_wait_where_even_the_kept_descriptor_is_gone(start_python)
     assert accepted == 3 and "accepting connections works again" in over[1]
 
 
-def test_a_host_that_is_not_looked_up_for_want_of_descriptors_is_not_called_unknown(start_python):
+def test_a_host_that_is_not_looked_up_for_want_of_descriptors_is_not_called_unknown(fork_python):
     """The name was blamed, and one looked for a mistake in it."""
     source = textwrap.dedent(
         f"""
@@ -350,7 +350,7 @@ def test_a_host_that_is_not_looked_up_for_want_of_descriptors_is_not_called_unkn
         asyncio.run(main())
         """
     )
-    program = start_python("-c", source)
+    program = fork_python("-c", source)
     said, errors = program.communicate(timeout=GUARD)
     assert re.search("host 'localhost' is not looked up: Too many open files; close", said), errors
 
@@ -358,11 +358,11 @@ def test_a_host_that_is_not_looked_up_for_want_of_descriptors_is_not_called_unkn
 @has_proc
 @pytest.mark.parametrize("door", ["asyncio", "sync"])
 def test_a_node_that_starts_without_descriptors_says_so_and_leaves_nothing_open(
-    core, door, start_python, free_port
+    core, door, fork_python, free_port
 ):
     """Whatever the system refuses is an error of peertalk's, with what to do; a program that goes
     on, or tries again, has lost nothing."""
-    process = start_python(
+    process = fork_python(
         "-c", FEW_TO_START, door, str(free_port()), env={"PEERTALK_CORE": core.name}
     )
     out, err = process.communicate(timeout=GUARD)
@@ -391,8 +391,8 @@ asyncio.run(main())
 """
 
 
-def test_without_any_network_interface_the_error_says_so(netns, start_python):
+def test_without_any_network_interface_the_error_says_so(netns, fork_python):
     """In a namespace whose loopback is down there is nothing to live on."""
-    process = start_python("-c", NO_NETWORK, prefix=netns.prefix)
+    process = fork_python("-c", NO_NETWORK, prefix=netns.prefix)
     out, err = process.communicate(timeout=GUARD)
     assert "no network interface is up, not even loopback" in out, textwrap.indent(err, "  ")

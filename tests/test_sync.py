@@ -589,9 +589,9 @@ except KeyboardInterrupt:
 """
 
 
-def test_ctrl_c_ends_a_call_that_waits_without_end(core, start_python):
+def test_ctrl_c_ends_a_call_that_waits_without_end(core, fork_python):
     """The wait is in C with the GIL given up: it must come back for signals."""
-    process = start_python("-c", WAITING, core.name)
+    process = fork_python("-c", WAITING, core.name)
     assert process.stdout.readline() == "waiting\n"
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=GUARD)
@@ -609,9 +609,9 @@ signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_ctrl_c_that_does_not_reach_the_wait_itself_ends_the_call(core, start_python):
+def test_ctrl_c_that_does_not_reach_the_wait_itself_ends_the_call(core, fork_python):
     """Another thread takes the signal, which so comes as if between the last look and the wait."""
-    process = start_python("-c", TAKEN_ELSEWHERE, core.name)
+    process = fork_python("-c", TAKEN_ELSEWHERE, core.name)
     assert process.stdout.readline() == "waiting\n"
     main = Path(f"/proc/{process.pid}/task/{process.pid}/stat")
     give_up = time.monotonic() + GUARD

@@ -236,11 +236,11 @@ asyncio.run(main())
 
 
 async def test_a_server_that_is_busy_is_sent_what_is_longer_than_a_classic_peer_takes(
-    start_python, monkeypatch
+    fork_python, monkeypatch
 ):
     """It computes, or starts up: a program of ours that will answer, and not in a second."""
     monkeypatch.setattr(policy, "GREETING_TIME", 0.02)
-    busy = start_python("-c", BUSY)
+    busy = fork_python("-c", BUSY)
     port = int(await asyncio.to_thread(busy.stdout.readline))
     async with pt.Node("ada", **loopback(connect_timeout=GUARD)) as ada:
         peer = await ada.connect(("127.0.0.1", port), timeout=GUARD)

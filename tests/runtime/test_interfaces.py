@@ -64,7 +64,7 @@ print(json.dumps([World().interfaces(), World().interface_names()]))
 
 
 @linux
-def test_every_address_of_every_interface_is_known(netns, start_python):
+def test_every_address_of_every_interface_is_known(netns, fork_python):
     """Truth: ip(8), which set them. An alias has the name of its interface; what is down is not
     told; a broadcast address follows from the network, whatever was set."""
     for words in (
@@ -86,7 +86,7 @@ def test_every_address_of_every_interface_is_known(netns, start_python):
         "link set bare up",
     ):
         netns.ip(*words.split())
-    out, err = start_python("-c", EVERY_SORT, prefix=netns.prefix).communicate(timeout=60)
+    out, err = fork_python("-c", EVERY_SORT, prefix=netns.prefix).communicate(timeout=60)
     found, names = json.loads(out or err)
     assert sorted(each[:1] + each[2:5] for each in found) == sorted(
         [

@@ -176,7 +176,7 @@ else:
 
 @pytest.mark.parametrize("way", ["asyncio", "sync"])
 async def test_a_program_that_is_killed_and_started_again_is_met_the_same_way(
-    way, free_port, start_python
+    way, free_port, fork_python
 ):
     """Both front doors. The end is noticed at once, and what a killed program leaves is in nobody's
     way: the next one is another instance."""
@@ -184,7 +184,7 @@ async def test_a_program_that_is_killed_and_started_again_is_met_the_same_way(
     async with pt.Node("ada", **announcing(port, announce_interval=0.1)) as ada:
         left = []
         for _ in range(2):
-            program = start_python("-c", PROGRAM, way, str(port))
+            program = fork_python("-c", PROGRAM, way, str(port))
             left.append(folder() / f"{await line_of(program)}.sock")
             far = await ada.wait_for(left[-1].stem, timeout=GUARD)
             await far.send(b"how?", timeout=GUARD)
@@ -195,11 +195,11 @@ async def test_a_program_that_is_killed_and_started_again_is_met_the_same_way(
         assert all(each.exists() for each in left)
 
 
-async def test_a_program_that_is_stopped_is_frozen_and_not_dead(free_port, start_python):
+async def test_a_program_that_is_stopped_is_frozen_and_not_dead(free_port, fork_python):
     """Its system takes what it is sent, as by TCP; when it goes on all of it is there, in order."""
     port = free_port()
     options = announcing(port, link_timeout=0.3, ping_interval=0.1)
-    program = start_python("-c", PROGRAM, "asyncio", str(port))
+    program = fork_python("-c", PROGRAM, "asyncio", str(port))
     async with pt.Node("ada", **options) as ada:
         far = await ada.wait_for(await line_of(program), timeout=GUARD)
         await far.send(b"how?", timeout=GUARD)

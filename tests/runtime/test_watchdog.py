@@ -343,10 +343,10 @@ asyncio.run(main())
 """
 
 
-async def test_a_program_that_is_stopped_is_frozen_and_loses_no_connection(start_python):
+async def test_a_program_that_is_stopped_is_frozen_and_loses_no_connection(fork_python):
     """A breakpoint of a minute must not cost the connection, nor what was sent meanwhile; whoever
     wants to know can see it."""
-    process = start_python("-c", STILL)
+    process = fork_python("-c", STILL)
     where = ("127.0.0.1", int(await line_of(process)))
     async with pt.Node("ada", **loopback(link_timeout=0.5, ping_interval=0.1)) as ada:
         events = ada.events()
@@ -398,9 +398,9 @@ async def test_a_slow_reader_loses_no_connection():
         assert not [event async for event in events if isinstance(event, pt.Failed)]
 
 
-async def test_a_full_house_gives_the_place_of_the_frozen_to_who_comes(start_python):
+async def test_a_full_house_gives_the_place_of_the_frozen_to_who_comes(fork_python):
     """Sixteen programs that hang must not keep everybody else out for ever."""
-    process = start_python("-c", STILL)
+    process = fork_python("-c", STILL)
     where = ("127.0.0.1", int(await line_of(process)))
     async with (
         pt.Node("ada", **loopback(link_timeout=0.5, ping_interval=0.1)) as ada,

@@ -92,12 +92,12 @@ print(json.dumps([each.plugged for each in world.interfaces()]))
 
 
 @linux
-def test_the_system_tells_of_each_change_and_which_addresses_are_ours(netns, start_python):
+def test_the_system_tells_of_each_change_and_which_addresses_are_ours(netns, fork_python):
     """A second address counts, which lists of interfaces leave out; and so does one whose interface
     is down, since its links go on when it is up again."""
     netns.ip("link", "set", "lo", "up")
     netns.ip("link", "add", "eth0", "type", "veth", "peer", "name", "eth1")
-    process = start_python("-c", NEWS, prefix=netns.prefix)
+    process = fork_python("-c", NEWS, prefix=netns.prefix)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     first, *changes, plugged = map(json.loads, out.splitlines())
