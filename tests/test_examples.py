@@ -102,7 +102,7 @@ def test_a_chat_without_a_name_says_how_it_is_used(start_python, free_port):
 
 
 @pytest.fixture
-def transfer(start_python, free_port, tmp_path):
+def transfer(fork_python, free_port, tmp_path):
     """transfer(files): what a receiver into tmp_path/"there" and a sender of the files answer, each
     as (exit status, output, errors)."""
     there = tmp_path / "there"
@@ -111,7 +111,7 @@ def transfer(start_python, free_port, tmp_path):
     def transferred(*files):
         private = {"PEERTALK_BIND": "127.0.0.1", "PEERTALK_DISCOVERY_PORT": str(free_port())}
         ends = [
-            start_python("-W", "error", str(EXAMPLES / "send_file.py"), *role, env=private)
+            fork_python("-W", "error", str(EXAMPLES / "send_file.py"), *role, env=private)
             for role in (("receive", str(there)), ("send", *map(str, files)))
         ]
         said = [process.communicate(timeout=ENOUGH) for process in ends]
@@ -146,7 +146,7 @@ def test_a_file_that_is_there_is_kept_and_both_ends_say_so(transfer, tmp_path):
 
 
 @pytest.fixture
-def answers_to(start_python, free_port, tmp_path):
+def answers_to(fork_python, free_port, tmp_path):
     """answers_to(messages): what the receiver of files into in/there answers to each, its exit
     status and its errors."""
     from peertalk.sync import Node
@@ -158,7 +158,7 @@ def answers_to(start_python, free_port, tmp_path):
         port = free_port()
         private = {"PEERTALK_BIND": "127.0.0.1", "PEERTALK_DISCOVERY_PORT": str(port)}
         script = str(EXAMPLES / "send_file.py")
-        process = start_python("-W", "error", script, "receive", str(there), env=private)
+        process = fork_python("-W", "error", script, "receive", str(there), env=private)
         answers = []
         with Node("file-sender", bind="127.0.0.1", port=0, discovery_port=port) as node:
             receiver = node.wait_for("file-receiver", timeout=ENOUGH)
@@ -204,15 +204,15 @@ def test_names_of_a_sender_lead_nowhere_out_of_the_folder(answers_to, tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [[], ["send"], ["fetch", "file"]])
-def test_files_without_a_role_say_how_it_is_done(start_python, free_port, arguments):
+def test_files_without_a_role_say_how_it_is_done(fork_python, free_port, arguments):
     """No traceback, and nothing begun, for arguments that are missing."""
-    code, _, err = run(start_python, free_port, "send_file.py", *arguments)
+    code, _, err = run(fork_python, free_port, "send_file.py", *arguments)
     assert code == 1 and err.startswith("Files of any size")
 
 
-def test_a_file_that_cannot_be_read_is_told_before_anybody_is_waited_for(start_python, free_port):
+def test_a_file_that_cannot_be_read_is_told_before_anybody_is_waited_for(fork_python, free_port):
     """A wrong name is the sender's own affair."""
-    code, _, err = run(start_python, free_port, "send_file.py", "send", "no such file")
+    code, _, err = run(fork_python, free_port, "send_file.py", "send", "no such file")
     assert code == 1 and err.startswith("send_file.py: ") and "no such file" in err
 
 

@@ -405,11 +405,11 @@ asyncio.run(main())
 
 
 def test_closing_with_a_thousand_messages_queued_ends_in_time_and_reports_what_was_not_sent(
-    start_python,
+    fork_python,
 ):
     """A reader that never reads must not keep a program from ending, nor the interpreter from
     leaving."""
-    process = start_python("-W", "ignore::ResourceWarning", "-c", CLOSING)
+    process = fork_python("-W", "ignore::ResourceWarning", "-c", CLOSING)
     waiting, unsent, reported = map(int, (line_now(process)).split())
     assert waiting >= 1000 and unsent >= 1000 and unsent == reported
     assert process.wait(GUARD) == 0
@@ -430,9 +430,9 @@ print("end", flush=True)
 """
 
 
-def test_a_node_that_was_never_closed_warns_and_does_not_hang_at_exit(start_python):
+def test_a_node_that_was_never_closed_warns_and_does_not_hang_at_exit(fork_python):
     """No thread, no atexit hook: the interpreter leaves as if it were not there."""
-    process = start_python("-W", "always::ResourceWarning", "-c", FORGOTTEN)
+    process = fork_python("-W", "always::ResourceWarning", "-c", FORGOTTEN)
     out, err = process.communicate(timeout=GUARD)
     assert process.returncode == 0 and out.strip() == "end"
     assert "was not closed; use `async with` or aclose()" in err and "Traceback" not in err
@@ -495,15 +495,13 @@ asyncio.run(main())
 @pytest.mark.parametrize("way", ["exit", "return", "_exit"])
 @pytest.mark.parametrize("loop_kind", ["asyncio"])  # who forks is a program of its own
 async def test_a_forked_child_is_refused_everything_and_its_end_disturbs_nobody(
-    core, way, start_python
+    core, way, fork_python
 ):
     """Sockets and the epoll set are the parent's too: a child that closes politely says goodbye in
     its parent's name, and takes the parent's descriptors out of the set."""
     async with pt.Node("bob", **loopback()) as bob:
         events = bob.events()
-        process = start_python(
-            *("-W", "always", "-c", FORKING, core.name, way, str(bob.address[1]))
-        )
+        process = fork_python(*("-W", "always", "-c", FORKING, core.name, way, str(bob.address[1])))
         for said in (b"before", b"after"):
             message = await bob.receive(timeout=GUARD)
             assert message.data == said

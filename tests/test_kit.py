@@ -59,6 +59,24 @@ def test_a_forked_process_has_arguments_streams_and_an_environment_of_its_own(fo
     assert process.returncode == 1
 
 
+def test_a_forked_process_is_a_text_a_module_or_a_file_and_its_warnings_are_what_was_asked(
+    fork_python, tmp_path
+):
+    """A test that thinks that warnings are errors must not pass when they are nothing."""
+    (tmp_path / "beside.py").write_text("WORD = 'beside'")
+    warns = tmp_path / "warns.py"
+    warns.write_text("import sys, warnings; from beside import WORD; print(*sys.argv, WORD)\n")
+    process = fork_python("-W", "error", str(warns), "one")
+    assert process.communicate(timeout=20) == (f"{warns} one beside\n", "")
+    warns.write_text(warns.read_text() + "warnings.warn('x', ResourceWarning)\n")
+    for action, code in {"error": 1, "ignore::ResourceWarning": 0, "error::UserWarning": 0}.items():
+        process = fork_python("-W", action, str(warns))
+        process.communicate(timeout=20)
+        assert process.returncode == code
+    process = fork_python("-m", "peertalk", "--version")
+    assert process.communicate(timeout=20)[0].startswith("peertalk ")
+
+
 def test_a_forked_process_ends_as_others_do(fork_python):
     """By itself with its code, by a signal, or not yet."""
     process = fork_python("-c", "import sys; sys.exit(3)")

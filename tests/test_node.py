@@ -530,7 +530,7 @@ async def test_a_node_that_keeps_its_last_message_can_be_collected():
     assert gone() is None
 
 
-def test_a_forgotten_node_is_closed_though_its_warning_is_an_error(start_python):
+def test_a_forgotten_node_is_closed_though_its_warning_is_an_error(fork_python):
     """python -W error: the warning raises in the finalizer, which must have closed by then."""
     script = """
 import asyncio, gc, socket, peertalk as pt
@@ -545,7 +545,7 @@ async def main():
         print("closed")
 asyncio.run(main())
 """
-    process = start_python("-W", "error", "-c", script)
+    process = fork_python("-W", "error", "-c", script)
     out, err = process.communicate(timeout=GUARD)
     assert out.strip() == "closed" and "node 'ada' was not closed" in err
 

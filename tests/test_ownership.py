@@ -474,14 +474,14 @@ async def take_all(node, data):
         assert message.data == data
 
 
-async def test_ctrl_c_ends_a_program_politely_whenever_it_comes(rounds, start_python):
+async def test_ctrl_c_ends_a_program_politely_whenever_it_comes(rounds, fork_python):
     """asyncio.run cancels the main task; the node is closed as its block is left: the other side
     hears a goodbye and the last message, and nothing else is printed."""
     chance = random.Random(5)
     async with pt.Node("bob", **loopback()) as bob:
         for _ in range(rounds(2, 100)):
             events = bob.events()
-            process = start_python("-W", "always", "-c", SPEAKING, str(bob.address[1]))
+            process = fork_python("-W", "always", "-c", SPEAKING, str(bob.address[1]))
             said = await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), GUARD)
             assert said == "speaks\n"
             for _ in range(chance.randrange(200)):
@@ -611,12 +611,12 @@ print("went on")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="did not run: this system cannot fork")
 @pytest.mark.unsanitized("the child leaves alone, and leaks, what another thread was changing")
 @pytest.mark.parametrize("way", ["exit", "_exit"])
-def test_a_forked_child_of_a_polled_node_is_refused_at_once(way, start_python):
+def test_a_forked_child_of_a_polled_node_is_refused_at_once(way, fork_python):
     """Another thread of the parent may hold the lock of the node: in the child it holds it for
     ever, so the child is refused before it asks for the lock."""
     # Python 3.12 warns of threads beside any fork, which is what this is about
     warn = ("-W", "always", "-W", "ignore:This process:DeprecationWarning")
-    process = start_python(*warn, "-c", SYNC_FORKING, way)
+    process = fork_python(*warn, "-c", SYNC_FORKING, way)
     out, err = process.communicate(timeout=GUARD)
     assert (out.strip(), err, process.returncode) == ("went on", "", 0)
 

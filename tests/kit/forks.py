@@ -3,16 +3,18 @@ command line forks each of them. To import them takes a quarter of a second and 
 of what a short process costs. Such a process has arguments, streams, signals and an exit code as
 any other.
 
-Whoever tests what an interpreter does in the beginning (options before -c, what is imported, which
-environment it starts in) starts one of its own: start_python of conftest.py."""
+Whoever tests what an interpreter does in the beginning (what is imported, which environment it
+starts in) starts one of its own: start_python of conftest.py."""
 
 from __future__ import annotations
 
+import builtins
 import ctypes
 import gc
 import importlib
 import json
 import os
+import re
 import runpy
 import select
 import signal
@@ -21,6 +23,7 @@ import subprocess
 import sys
 import threading
 import types
+import warnings
 from collections.abc import Mapping
 from typing import IO, Any
 
@@ -93,16 +96,25 @@ def _enter(namespace: str) -> None:
 
 
 def run(arguments: list[str]) -> None:
-    """What python would do with these arguments: -c text, or -m module."""
-    way, what, *rest = arguments
+    """What python would do with these arguments: -W action:message:category, any number of them;
+    then -c text, -m module, or a file."""
+    while arguments[0] == "-W":
+        action, message, category = [*arguments[1].split(":"), "", ""][:3]
+        kind = getattr(builtins, category or "Warning")
+        warnings.filterwarnings(action, re.escape(message), kind)
+        arguments = arguments[2:]
     main = types.ModuleType("__main__")
     sys.modules["__main__"] = main
-    sys.argv = [way, *rest]
-    if way == "-m":
-        runpy.run_module(what, run_name="__main__", alter_sys=True)
+    sys.argv = arguments
+    if arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    elif arguments[0] == "-c":
+        text, sys.argv = arguments[1], ["-c", *arguments[2:]]
+        exec(compile(text, "<string>", "exec"), main.__dict__)
     else:
-        assert way == "-c", way
-        exec(compile(what, "<string>", "exec"), main.__dict__)
+        sys.path[0] = os.path.dirname(arguments[0])
+        runpy.run_path(arguments[0], run_name="__main__")
 
 
 # Who asks ----------------------------------------------------------------------------------------

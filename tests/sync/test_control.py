@@ -221,7 +221,7 @@ def test_a_forked_child_has_neither_thread_nor_node():
         assert ada.stats().messages_sent >= 0
 
 
-def test_who_keeps_the_interpreter_keeps_no_connected_peer_waiting(start_python):
+def test_who_keeps_the_interpreter_keeps_no_connected_peer_waiting(fork_python):
     """A second process pings until it has its answers; the call that holds the interpreter here
     returns only then."""
     with sync.Node("ada", **loopback()) as ada:
@@ -236,7 +236,7 @@ def test_who_keeps_the_interpreter_keeps_no_connected_peer_waiting(start_python)
             "    print('answered', flush=True)\n"
             "    sys.stdin.readline()\n"
         )
-        other = start_python("-c", script, str(ada.address[1]))
+        other = fork_python("-c", script, str(ada.address[1]))
         assert ada.receive(timeout=GUARD).data == b"here"
         other.stdin.write("go\n")
         other.stdin.flush()
@@ -286,12 +286,12 @@ with sync.Node("bob", **options) as bob, sync.Node("new", **options) as new:
 
 
 @pytest.mark.soak
-def test_who_keeps_the_interpreter_for_long_is_a_slow_reader_and_no_more(rounds, start_python):
+def test_who_keeps_the_interpreter_for_long_is_a_slow_reader_and_no_more(rounds, fork_python):
     """A minute in the long form. Its connected peer gets its PINGs answered, is slowed by flow
     control, and loses nothing; a newcomer waits."""
     with sync.Node("ada", **loopback()) as ada:
         seconds = str(rounds(1, 60))
-        other = start_python("-c", BESIDE_A_HOLDER, str(ada.address[1]), seconds)
+        other = fork_python("-c", BESIDE_A_HOLDER, str(ada.address[1]), seconds)
         assert ada.receive(timeout=GUARD).data == b"here"
         other.stdin.write("go\n")
         other.stdin.flush()
@@ -317,7 +317,7 @@ print("end", flush=True)
 """
 
 
-def test_an_interpreter_that_ends_with_open_nodes_ends(start_python):
-    process = start_python("-W", "ignore", "-c", FORGOTTEN)
+def test_an_interpreter_that_ends_with_open_nodes_ends(fork_python):
+    process = fork_python("-W", "ignore", "-c", FORGOTTEN)
     out, err = process.communicate(timeout=GUARD)
     assert (process.returncode, out.strip()) == (0, "end") and "Traceback" not in err
