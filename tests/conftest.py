@@ -27,6 +27,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from kit.forks import FRESH, Forked, Server, python_path
 from kit.programs import lowmem_programs as lowmem_programs
+from kit.programs import lowmem_sanitized_programs as lowmem_sanitized_programs
 from kit.programs import standard_programs as standard_programs
 from kit.tables import WHOLE
 

@@ -1,5 +1,5 @@
 """The core's C tests on this machine, as make vintage runs them on others: every test_*.c, standard
-and lowmem, with sanitizers where they are."""
+and lowmem, with sanitizers where they are; lowmem with them in the long form."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from kit.programs import BUILDS, Programs, run
+from kit.programs import Programs, run
+from kit.tables import IN_THE_LONG_FORM
 
 pytestmark = pytest.mark.source
 
@@ -23,7 +24,9 @@ def vectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=BUILDS)
+@pytest.fixture(
+    params=["standard", "lowmem", pytest.param("lowmem_sanitized", marks=IN_THE_LONG_FORM)]
+)
 def programs(request: pytest.FixtureRequest) -> Programs:
     """Programs of each build of the core."""
     made: Programs = request.getfixturevalue(f"{request.param}_programs")

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from kit.tables import IN_THE_LONG_FORM
 
 pytestmark = pytest.mark.source
 
@@ -66,9 +67,13 @@ def symbols(objects: list[str]) -> list[tuple[str, str]]:
     return [(fields[-2], fields[-1]) for fields in lines if len(fields) > 1]
 
 
+CLASSIC = ("-DPT_LOWMEM", "-DPT_ATOMICS=0")
+"""As on a 68000, where make vintage links the core with nothing at all."""
+
+
 @pytest.fixture(
     scope="module",
-    params=[(), ("-DPT_LOWMEM", "-DPT_ATOMICS=0")],
+    params=[(), pytest.param(CLASSIC, marks=IN_THE_LONG_FORM)],
     ids=["standard", "classic"],
 )
 def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:

@@ -29,7 +29,14 @@ FLAGS = [
     *(f"-I{room}" for room in (*ROOMS, ROOT / "csrc/platform", ROOT / "tests/c")),
 ]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-BUILDS = {"standard": [], "lowmem": ["-DPT_LOWMEM", "-DPT_ATOMICS=0"]}
+LOWMEM = ["-DPT_LOWMEM", "-DPT_ATOMICS=0"]
+BUILDS = {
+    "standard": SANITIZERS,
+    "lowmem": LOWMEM,
+    "lowmem_sanitized": [*LOWMEM, *SANITIZERS],
+}
+"""Builds of the core. To compile and run with sanitizers takes three times as long; the lowmem one
+differs in limits, and make sanitize, too, has it under them."""
 
 
 def run(*command: object, cwd: Path | None = None) -> tuple[int, str]:
@@ -52,10 +59,10 @@ def run(*command: object, cwd: Path | None = None) -> tuple[int, str]:
 
 
 class Programs:
-    """Programs of one build of the core, with assertions, and with sanitizers where they are.
+    """Programs of one build of the core, with assertions; with its sanitizers where those are.
 
     Args:
-        build: "standard" or "lowmem".
+        build: one of BUILDS.
         shared: a folder of all processes of this run.
         own: a folder of this one.
     """
@@ -77,9 +84,9 @@ class Programs:
         self._objects.mkdir()
         probe = self._objects / "probe.c"
         probe.write_text("int main(void) { return 0; }\n")
-        found = [COMPILER, *SANITIZERS, probe, "-o", probe.with_suffix("")]
+        found = [COMPILER, *BUILDS[self._build], probe, "-o", probe.with_suffix("")]
         works = run(*found)[0] == 0 and run(probe.with_suffix(""))[0] == 0
-        flags = [*FLAGS, *BUILDS[self._build], *(SANITIZERS if works else [])]
+        flags = [*FLAGS, *(f for f in BUILDS[self._build] if works or f not in SANITIZERS)]
         sources = [path for room in ROOMS for path in sorted(room.glob("*.c"))]
         status, output = run(COMPILER, *flags, "-c", *sources, cwd=self._objects)
         assert status == 0, output
@@ -111,6 +118,12 @@ def standard_programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
 def lowmem_programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
     """Programs with the build for low memory, without atomics."""
     return _programs("lowmem", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def lowmem_sanitized_programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    """Programs with the build for low memory, with sanitizers."""
+    return _programs("lowmem_sanitized", tmp_path_factory)
 
 
 def _programs(build: str, folders: pytest.TempPathFactory) -> Programs:

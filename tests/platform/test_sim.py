@@ -13,6 +13,7 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kit.tables import IN_THE_LONG_FORM
 
 from peertalk import _core, errors
 from peertalk._core.values import HANGUP, READ, WRITE
@@ -535,10 +536,15 @@ def test_bad_networks_decide_the_same_on_every_machine(standard_programs):
     assert standard_programs.run("sim_network", "50") == "hash 62082b0f6387b593\n"
 
 
-def test_bad_networks_lose_nothing_under_sanitizers(lowmem_programs, rounds):
+@pytest.mark.parametrize(
+    "build", ["lowmem", pytest.param("lowmem_sanitized", marks=IN_THE_LONG_FORM)]
+)
+def test_bad_networks_lose_nothing(request, build, rounds):
     """Loss, order, small windows, partial sends, vanishing peers: in order, with an outcome for
-    each send, all memory back. In the build for low memory, so that both are run."""
-    lowmem_programs.run("sim_network", str(rounds(100, 20_000)))
+    each send, all memory back. In the build for low memory: the one above has the other, with
+    sanitizers."""
+    programs = request.getfixturevalue(f"{build}_programs")
+    programs.run("sim_network", str(rounds(100, 20_000)))
 
 
 def test_the_trace_keeps_the_newest_and_counts_what_it_dropped(c_core):
