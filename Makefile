@@ -163,14 +163,15 @@ build/native/%/made: $(SOURCES) .venv/made
 # Modules are compiled by whoever imports them first: most of what is installed nobody ever does.
 INSTALL := install --quiet --no-compile
 
-# The project is installed as a link to this tree, without its extension modules: those are copied in by the kinds above. The pip of $(PYTHON), where it
-# has one, puts the new one here in a third of the time of ensurepip.
+# The project is installed as a link to this tree, without its extension modules: those are copied in by the kinds above. What builds it is in the group
+# test, so pip need not install that once more, apart. The pip of $(PYTHON), where it has one, puts the new one here in a third of the time of ensurepip.
 .venv/made: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	    || { echo "peertalk needs Python 3.11 or later and $(PYTHON) is not: say which with make PYTHON=python3.11"; exit 1; }
 	@$(PY) -c '' 2>/dev/null || $(PYTHON) -m venv --without-pip --clear .venv
 	@$(PYTHON) -m pip --python $(PY) $(INSTALL) "pip>=25.1" 2>/dev/null || { $(PY) -m ensurepip >/dev/null; $(PY) -m pip $(INSTALL) "pip>=25.1"; }
-	PEERTALK_BUILD=none PYTHONWARNINGS=ignore $(PY) -m pip $(INSTALL) --editable ".[cli,uvloop]" --group test
+	$(PY) -m pip $(INSTALL) --group test
+	PEERTALK_BUILD=none PYTHONWARNINGS=ignore $(PY) -m pip $(INSTALL) --no-build-isolation --editable ".[cli,uvloop]"
 	@touch $@
 
 .venv/lint .venv/bench .venv/release: .venv/%: .venv/made
