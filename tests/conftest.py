@@ -239,24 +239,37 @@ WAYS = ("epoll", "poll", "plain")
 def repeats(item: pytest.Item) -> bool:
     """Whether a test on this core meets only what others meet. A loop knows nothing of cores, nor
     a core of loops, and what a test of both is about lies above. So each runs on the standard core
-    and asyncio, and on one of SECONDS, which its name decides: a third of these tests is enough to
-    see a core that nodes cannot live on. Where there is no loop, half of them on each other core.
-    Likewise what is below a core: on the standard one each way to move bytes is tried, on the
-    others the one that the name decides. In a whole run each runs on each. The sanitizers see C, of
-    which the reference core has none."""
+    and asyncio, and half of them, which their names decide, on one of SECONDS too: that many are
+    enough to see a core or a loop that nodes cannot live on. Likewise half of those without a core
+    on uvloop, and of those without a loop on one other core. Of the tests of the cores themselves
+    each runs on each; but what Hypothesis makes up for each core by itself, on the standard one and
+    one other: that they do alike is compared by test_differential.py. Likewise what is below a
+    core: on the standard one each way to move bytes is tried, on the others the one that the name
+    decides. In a whole run each runs on each. The sanitizers see C, of which the reference core has
+    none."""
     given = item.callspec.params if hasattr(item, "callspec") else {}
     core, loop = given.get("core", given.get("c_core")), given.get("loop_kind")
-    if WHOLE or core is None:
-        return SANITIZED and core == "reference"
     number = zlib.crc32(item.nodeid.partition("[")[0].encode())
+    if WHOLE:
+        return SANITIZED and core == "reference"
+    if core is None:
+        return loop == "uvloop" and number % 2 == 0
     if "bench" in given:
         way = WAYS[(number + (core == "reference")) % len(WAYS)]
         return core != "standard" and given["bench"] != way
     if loop is None:
-        above = not item.nodeid.startswith(CORES_THEMSELVES)
-        return "core" in given and above and core not in ("standard", CORES[1 + number % 2])
-    choices = SECONDS if "core" in given else SECONDS[:2]
-    return (core, loop) not in (("standard", "asyncio"), choices[number % len(choices)])
+        if item.nodeid.startswith(CORES_THEMSELVES):
+            made_up = getattr(item.obj, "is_hypothesis_test", False)
+            return made_up and "core" in given and core == CORES[1 + number % 2]
+        second = ("lowmem", "reference") if "core" in given else ("lowmem",)
+        return core not in ("standard", one_or_none(second, number))
+    seconds = SECONDS if "core" in given else SECONDS[:2]
+    return (core, loop) not in (("standard", "asyncio"), one_or_none(seconds, number))
+
+
+def one_or_none(choices: tuple[Any, ...], number: int) -> Any:
+    """One of these for half of all numbers; for the others None."""
+    return (*choices, *[None] * len(choices))[number % (2 * len(choices))]
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is not asked for
