@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import subprocess
 
 import pytest
 from hypothesis import given
@@ -19,20 +18,12 @@ from peertalk.config import settings
 COMMANDS = ("demo", "peers", "send", "listen", "bench", "sim", "info")
 
 
-def peertalk(start_python, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A command run to its end."""
-    process = start_python(
-        "-m", "peertalk", *arguments, env={"PEERTALK_BIND": "127.0.0.1", **environment}
-    )
-    output, complaint = process.communicate(timeout=30)
-    return subprocess.CompletedProcess(arguments, process.returncode, output, complaint)
-
-
-def test_help_lists_every_command(start_python):
+def test_help_lists_every_command(capsys, monkeypatch):
     """A command that help does not name is not there for anybody."""
-    done = peertalk(start_python, "--help", COLUMNS="200")
-    assert done.returncode == 0
-    assert all(command in done.stdout for command in COMMANDS)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli.run(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(command in shown for command in COMMANDS)
 
 
 def test_the_version_is_one_line(capsys):
@@ -152,12 +143,11 @@ def test_errors_have_the_exit_code_of_their_kind():
     assert outcome.exit_code(outcome.CommandFailed("x", outcome.NOBODY)) == 3
 
 
-def test_a_reader_that_goes_away_is_no_traceback(start_python):
+def test_a_reader_that_goes_away_is_no_traceback(fork_python):
     """`peertalk info | head -1` is how people look."""
-    process = start_python("-m", "peertalk", "info")
+    process = fork_python("-m", "peertalk", "info")
     process.stdout.close()
-    process.stdout = None
-    assert "Traceback" not in process.communicate(timeout=30)[1]
+    assert "Traceback" not in process.stderr.read()
 
 
 @pytest.mark.parametrize("closed", [(0, 2), (1,)])

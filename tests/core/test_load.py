@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from subprocess import CompletedProcess
 
 import pytest
+from kit.waiting import GUARD
 
 from peertalk import errors
 from peertalk._core import CORES, load
@@ -54,11 +53,24 @@ def test_an_unknown_core_is_refused_with_its_origin_and_the_choices(monkeypatch)
     assert "PEERTALK_CORE" not in str(raised.value)
 
 
-def without(*modules: str, first: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
-    """What a fresh process loads by default, twice, when these compiled modules are not there.
-    first: what it runs before; settings: of its environment."""
-    program = f"""
+@pytest.fixture
+def without(fork_python, monkeypatch):
+    """without(*modules, first="", **settings): what a process that has loaded no core loads by
+    default, twice, when these compiled modules are not there. first: what it runs before; settings:
+    of its environment."""
+    monkeypatch.delenv("PEERTALK_CORE", raising=False)
+
+    def told(*modules: str, first: str = "", **settings: str) -> CompletedProcess[str]:
+        process = fork_python("-c", PROGRAM.format(modules=modules, first=first), env=settings)
+        output, complaint = process.communicate(timeout=GUARD)
+        return CompletedProcess(modules, process.returncode, output, complaint)
+
+    return told
+
+
+PROGRAM = """
 import sys
+assert not {{"_standard", "_lowmem"}} & {{name.split(".")[-1] for name in sys.modules}}
 for name in {modules!r}:
     sys.modules["peertalk._core." + name] = None
 {first}
@@ -70,15 +82,9 @@ try:
 except errors.NotSupported as error:
     print(error)
 """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    environment.pop("PEERTALK_CORE", None)
-    environment |= settings
-    return subprocess.run(
-        [sys.executable, "-c", program], env=environment, text=True, capture_output=True
-    )
 
 
-def test_without_a_compiled_core_the_reference_runs_and_says_what_is_missing():
+def test_without_a_compiled_core_the_reference_runs_and_says_what_is_missing(without):
     """The pure wheel must work as it is, and who asks for speed must hear why there is none."""
     done = without("_standard", "_lowmem")
     assert done.returncode == 0, done.stderr
@@ -87,7 +93,7 @@ def test_without_a_compiled_core_the_reference_runs_and_says_what_is_missing():
     assert "standard" in message and "built" in message
 
 
-def test_where_only_lowmem_was_built_lowmem_is_the_default(c_core):
+def test_where_only_lowmem_was_built_lowmem_is_the_default(c_core, without):
     """A build with PT_LOWMEM=1 asked for small limits; falling back to Python would give neither
     them nor speed."""
     done = without("_standard")
@@ -110,7 +116,7 @@ sys.meta_path.insert(0, Broken())
 """
 
 
-def test_a_compiled_core_that_is_missing_is_said_once():
+def test_a_compiled_core_that_is_missing_is_said_once(without):
     """A program that silently runs twenty times slower is a fault that nobody finds."""
     done = without("_standard", "_lowmem")
     assert done.stderr.count("RuntimeWarning") == 1, done.stderr
@@ -118,7 +124,7 @@ def test_a_compiled_core_that_is_missing_is_said_once():
     assert "C compiler" in done.stderr and "PEERTALK_CORE=reference" in done.stderr
 
 
-def test_a_compiled_core_that_cannot_be_loaded_is_said_with_the_reason(c_core):
+def test_a_compiled_core_that_cannot_be_loaded_is_said_with_the_reason(c_core, without):
     """An extension for another machine, or one whose file is cut: another core in its place is
     said too."""
     for gone, taken in (((), "lowmem"), (("_lowmem",), "reference")):
@@ -128,7 +134,7 @@ def test_a_compiled_core_that_cannot_be_loaded_is_said_with_the_reason(c_core):
         assert f"its {taken} core" in done.stderr and "of_another_python" in done.stderr
 
 
-def test_who_chose_plain_python_hears_nothing():
+def test_who_chose_plain_python_hears_nothing(without):
     """It was asked for: by the environment of a machine without a compiler, or by the program."""
     done = without("_standard", "_lowmem", PEERTALK_CORE="reference")
     assert done.stdout.splitlines()[0] == "reference reference" and not done.stderr
