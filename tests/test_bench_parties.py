@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from kit.tables import IN_THE_LONG_FORM
 
 from peertalk import Config
 
@@ -210,15 +211,18 @@ def test_there_is_a_bar_for_each_demand(large):
 # One and several ----------------------------------------------------------------------------------
 
 
-def test_one_sends_to_others_and_others_to_one_and_each_message_is_counted(start_python):
+@pytest.mark.parametrize(
+    "parties", [["batch"], pytest.param(["sync", "batch"], marks=IN_THE_LONG_FORM)], ids=len
+)
+def test_one_sends_to_others_and_others_to_one_and_each_message_is_counted(start_python, parties):
     script = str(SCRIPTS / "fan.py")
-    sizes = ("--others", "2", "--rounds", "1", "--seconds", "0.0001", "--parties", "sync", "batch")
+    sizes = ("--others", "2", "--rounds", "1", "--seconds", "0.0001", "--parties", *parties)
     process = start_python(script, "--json", *sizes)
     output, complaint = process.communicate(timeout=100)
     assert process.returncode == 0, complaint
     rows = json.loads(output)
     assert [(row["way"], row["party"]) for row in rows] == [
-        (way, party) for way in ("fan-out", "fan-in") for party in ("sync", "batch")
+        (way, party) for way in ("fan-out", "fan-in") for party in parties
     ]
     assert all(row["messages_per_second"] > 0 and row["ratio_to_pyzmq"] is None for row in rows)
 

@@ -196,6 +196,7 @@ def test_the_sdist_alone_builds_a_stable_abi_wheel_that_encodes_a_frame(unpacked
     )
 
 
+@in_the_long_form
 def test_without_a_compiler_there_is_a_pure_wheel_that_encodes_a_frame(unpacked, tmp_path):
     """PEERTALK_BUILD=none is for where no compiler is: slower, and otherwise the same package."""
     wheel = build("wheel", unpacked, tmp_path, PEERTALK_BUILD="none", CC="there-is-no-compiler")

@@ -325,7 +325,7 @@ def test_a_full_room_costs_fifty_packets_a_second_and_twenty_for_each_who_comes(
     # the same packet is read by hundreds: to read it once is the same, and quicker
     read_once = functools.lru_cache(4096)(decode_announcement)
     monkeypatch.setattr(discovery_module, "decode_announcement", read_once)
-    count = rounds(200, 500)
+    count = rounds(120, 500)
     # without a bound so many would speak 80 times a second: more than ROOM_RATE
     hall = Hall(load(), min(5.0, count / 80))
     for _ in range(count):
