@@ -655,7 +655,7 @@ def test_a_polled_node_that_keeps_its_last_message_can_be_collected(end):
 @pytest.mark.parametrize("name", ["storm.py", "storm_sync.py"])
 def test_threads_forks_and_signals_all_at_once(name, rounds, start_python):
     """Ten minutes in the long form; .ci/run has a minute of it."""
-    seconds = rounds(2, 600)
+    seconds = rounds(1, 600)
     storm = Path(__file__).with_name(name)
     process = start_python(str(storm), str(seconds), "7")
     out, err = process.communicate(timeout=seconds + 300)

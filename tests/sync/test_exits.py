@@ -17,7 +17,7 @@ pytestmark = [
 
 def test_an_interpreter_ends_at_any_moment_in_silence(rounds, start_python):
     """A thousand in the long form; .ci/run has 50."""
-    count = rounds(6, 1000)
+    count = rounds(3, 1000)
     exits = Path(__file__).parents[1] / "exits.py"
     process = start_python(str(exits), str(count))
     out, err = process.communicate(timeout=GUARD + 10 * count)
