@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from kit.tables import IN_THE_LONG_FORM
+
 ROOT = Path(__file__).resolve().parents[2]
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 ROOMS = [ROOT / "csrc" / room for room in ("core", "sim", "classic")]
@@ -144,7 +146,7 @@ def quick_compiler(folder: Path) -> str:
 WAYS_OPTIONS = pytest.mark.parametrize(
     "options",
     [
-        ["-O3"],
+        pytest.param(["-O3"], marks=IN_THE_LONG_FORM),
         ["-O1", "-DPT_ATOMICS=0", "-DPT_ASSERTIONS=1", *SANITIZERS],
     ],
     ids=["fast", "sanitized"],
