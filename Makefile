@@ -53,7 +53,7 @@ build/rewritten: $(wildcard tests/*.py tests/*/*.py) .venv/made
 
 test: .venv/made ## the whole suite, with assertions on in C; TEST_ARGS="-k words" narrows it
 	@$(MAKE) --no-print-directory --jobs $(PROCESSORS) debug build/rewritten
-	$(PY) -m pytest tests -n 5 --dist loadfile $(TEST_ARGS)
+	$(PY) -m pytest tests -n 4 --dist loadfile $(TEST_ARGS)
 
 bench: release .venv/bench ## C against the reference core, then against other libraries
 	.venv/bin/peertalk bench

@@ -136,7 +136,7 @@ def test_a_byte_that_is_wrong_or_a_message_that_is_lost_is_a_failure(
     (tmp_path / "faulty/usercustomize.py").write_text(fault)
     (tmp_path / "faulty/sitecustomize.py").write_text("import usercustomize")
     path = os.pathsep.join([str(tmp_path / "faulty"), *filter(None, sys.path)])
-    process = run_demo(str(folder), *SMALL, env={"PYTHONPATH": path})
+    process = run_demo(str(folder), *SMALL, "--core", "reference", env={"PYTHONPATH": path})
     output, complaint = process.communicate(timeout=50)
     assert process.returncode == 1, output + complaint
     assert (
@@ -233,7 +233,7 @@ def test_a_folder_that_cannot_be_listed_is_a_failure(run_demo, tmp_path):
         outer, inner = inner, os.open("x" * 250, os.O_RDONLY, dir_fd=inner)
         os.close(outer)
     os.close(inner)
-    process = run_demo(str(tmp_path), *SMALL)
+    process = run_demo(str(tmp_path), *SMALL, "--core", "reference")
     output, complaint = process.communicate(timeout=50)
     assert process.returncode == 1
     assert "could not be sent" in complaint and "File name too long" in complaint
