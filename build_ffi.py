@@ -40,13 +40,13 @@ UNUSED_OUT = ("-Wl,-dead_strip" if sys.platform == "darwin" else "-Wl,--gc-secti
 UNOPTIMISED = '#pragma GCC optimize("O0")\n'
 """Before the calls that cffi writes, where assertions are on: a third of the time of such a build
 would be theirs."""
-CHECKED = ["-O1", "-g", "-UNDEBUG", "-fno-wrapv", "-DPT_ASSERTIONS=1"]
+CHECKED = ["-g", "-UNDEBUG", "-fno-wrapv", "-DPT_ASSERTIONS=1"]
 ADDRESS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 FLAGS = {
     "": ["-O3", "-g0"],
-    "debug": CHECKED,
-    "address": [*CHECKED, *ADDRESS, "-fno-omit-frame-pointer"],
-    "thread": [*CHECKED, "-fsanitize=thread"],
+    "debug": ["-Og", *CHECKED],
+    "address": ["-O1", *CHECKED, *ADDRESS, "-fno-omit-frame-pointer"],
+    "thread": ["-O1", *CHECKED, "-fsanitize=thread"],
 }
 NUMBERS_HEAD = '''"""The numbers of the C headers: result codes, kinds, flags, states, and the
 limits of the standard build. A core has its own limits in Core.limits.
