@@ -41,7 +41,7 @@ pyproject.toml says."""
 settings.register_profile(
     "ci",
     deadline=None,
-    max_examples=40 if WHOLE else 25,
+    max_examples=40 if WHOLE else 20,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -107,7 +107,7 @@ def test_an_idle_peer_costs_at_most_three_kibibytes(start_python):
         pytest.skip(
             "did not run: memory is read from /proc/self/smaps_rollup, which this system has not"
         )
-    process = start_python("-c", IDLE, str(SCRIPTS), "--json", "--peers", "300")
+    process = start_python("-c", IDLE, str(SCRIPTS), "--json", "--peers", "150")
     output, complaint = process.communicate(timeout=50)
     assert output, complaint
     assert json.loads(output)["bytes_per_peer"] <= 3072
