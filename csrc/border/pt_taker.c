@@ -163,18 +163,18 @@ static int gather(bound_loop *bound, int alone)
     return PT_OK;
 }
 
-/* Note something where nothing is noted, and have whoever turns the engine hear of what is more
- * than one message. As gather(). */
-static int refill(bound_loop *bound, int alone)
+/* 1 when something is noted. If so whoever turns the engine hears of that: nobody may ask here
+ * again. */
+static int leaves_some(const bound_loop *bound)
 {
-    if (bound->item_count != 0 || bound->event_count != 0)
-        return PT_OK;
-    int code = gather(bound, alone);
-    PT_ASSERT(code != PT_ERR_BUSY || bound->item_count == 0);
+    PT_ASSERT(bound->told == NULL);
+
+    if (bound->item_count == 0 && bound->event_count == 0)
+        return 0;
     pt_context *home = bound->worker != NULL ? bound->worker->home : bound->context;
-    if ((bound->payload_count > 1 || bound->event_count != 0) && home->ops != NULL)
+    if (home->ops != NULL)
         home->ops->wake(home);
-    return code;
+    return 1;
 }
 
 /* Wait for the lock of a worker, which may have ended when that has come. */
@@ -242,9 +242,11 @@ static PyObject *take_next(taker *self, int waits, int alone)
     int answer;
     while ((answer = may_take(self)) == SOMETHING) {
         bound->busy = 1;
-        int code = refill(bound, alone);
+        int code = PT_OK;
+        if (bound->item_count == 0 && bound->event_count == 0)
+            code = gather(bound, alone);
         PyObject *message = take_first(self, alone);
-        int is_empty = bound->item_count == 0 && bound->event_count == 0;
+        int has_more = leaves_some(bound);
         pt_batch_rest(bound);
         if (message != NULL)
             return message;
@@ -254,7 +256,7 @@ static PyObject *take_next(taker *self, int waits, int alone)
             await_lock(bound->context);
             continue;
         }
-        if (code != PT_OK || !is_empty || !waits || !await_one(self))
+        if (code != PT_OK || has_more || !waits || !await_one(self))
             break;
         waits = 0;
     }

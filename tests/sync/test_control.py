@@ -124,9 +124,11 @@ def test_a_timer_is_served_while_message_after_message_is_taken_without_a_turn()
         ada.receive(timeout=GUARD)
         with ada._turning:
             peer.send(b"second")
-            ada._turning.until(lambda: bool(engine.direct), GUARD, "no link may be taken from")
+            ada._turning.until(
+                lambda: bool(engine.connections.direct), GUARD, "no link may be taken from"
+            )
             assert engine.inbox.take()[1] == b"second"
-            [tag] = engine.direct
+            [tag] = engine.connections.direct
             peer.send_many(numbered(number) for number in range(count))
             eventually(lambda: engine.workers.keeps(tag) == count)
             engine.after(0.0, fired.set)
