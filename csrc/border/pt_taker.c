@@ -16,8 +16,8 @@
 typedef struct taker {
     PyObject *arguments[ARGUMENTS]; /* which have all that follows */
     bound_loop *bound;
-    PyObject *message, *open;                 /* kinds */
-    PyObject *direct, *came, *inbox, *totals; /* values */
+    PyObject *message, *open;                        /* kinds */
+    PyObject *direct, *came, *inbox, *totals, *lock; /* values */
     PyObject *state, *held, *total, *queues, *received, *received_bytes;
     long long taken; /* messages that had come when nothing was there last ... */
     uint32_t missed; /* ... and when that was, by the clock of the context */
@@ -223,17 +223,39 @@ static int lead(taker *self, pt_context *context)
     return 0;
 }
 
-/* Wait for a message, without the GIL. 0: there is none, or another thread is about that. */
+/* 1 when the lock of the node has done what it was asked for. */
+static int lock_does(const taker *self, const char *what, PyObject *argument)
+{
+    PT_ASSERT(!PyErr_Occurred());
+
+    PyObject *name = PyUnicode_InternFromString(what);
+    PyObject *answer =
+        name != NULL ? PyObject_CallMethodObjArgs(self->lock, name, argument, NULL) : NULL;
+    int does = answer != NULL && answer != Py_False;
+    Py_XDECREF(answer);
+    Py_XDECREF(name);
+    return does;
+}
+
+/* Wait for a message without the GIL, on a loop that is its owner's: with the lock of the node, or
+ * another thread could own and turn it meanwhile. 0: there is none, or an exception. */
+static int await_own(const taker *self, pt_context *context)
+{
+    PT_ASSERT(pt_is_owner(context));
+    if (!lock_does(self, "acquire", Py_False))
+        return 0;
+    PyThreadState *state = PyEval_SaveThread();
+    int code = pt_loop_wait(context, PT_LEAD_MS);
+    PyEval_RestoreThread(state);
+    return lock_does(self, "release", NULL) && code == PT_OK;
+}
+
+/* Wait for a message. 0: there is none, or another thread is about that, or an exception. */
 static int await_one(taker *self)
 {
     pt_context *context = self->bound->context;
     PT_ASSERT(context->ops != NULL);
-    if (context->worker != NULL)
-        return lead(self, context);
-    PyThreadState *state = PyEval_SaveThread();
-    int code = pt_loop_wait(context, PT_LEAD_MS);
-    PyEval_RestoreThread(state);
-    return code == PT_OK;
+    return context->worker != NULL ? lead(self, context) : await_own(self, context);
 }
 
 static PyObject *take_next(taker *self, int waits, int alone)
@@ -260,7 +282,7 @@ static PyObject *take_next(taker *self, int waits, int alone)
             break;
         waits = 0;
     }
-    return answer == ERROR ? NULL : Py_NewRef(Py_None);
+    return answer == ERROR || PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
 
 static PyObject *take(PyObject *capsule, PyObject *const *arguments, Py_ssize_t argument_count)
@@ -296,8 +318,8 @@ static int fill(taker *self, PyObject *const *arguments)
     PyObject *capsule = PyCFunction_GetSelf(arguments[0]);
     self->bound = capsule != NULL ? PyCapsule_GetPointer(capsule, NULL) : NULL;
     if (self->bound == NULL || !PyArg_ParseTuple(arguments[1], "OO", &self->message, &self->open) ||
-        !PyArg_ParseTuple(arguments[2], "O!O!OO", &PyDict_Type, &self->direct, &PyList_Type,
-                          &self->came, &self->inbox, &self->totals) ||
+        !PyArg_ParseTuple(arguments[2], "O!O!OOO", &PyDict_Type, &self->direct, &PyList_Type,
+                          &self->came, &self->inbox, &self->totals, &self->lock) ||
         !PyArg_ParseTuple(arguments[3], "UUUUUU", &self->state, &self->held, &self->total,
                           &self->queues, &self->received, &self->received_bytes))
         return 0;

@@ -154,12 +154,13 @@ class Transport(Home):
         if self.finder is not None:
             self.finder.set_flags(flags)
 
-    def taker(self, message: type) -> Callable[[bool, bool], Any] | None:
+    def taker(self, message: type, lock: Any) -> Callable[[bool, bool], Any] | None:
         """take(waits, alone), which takes the next message in one native call and with no turn,
         while its link has only to be read. It is made as message(view, payload); None: to be taken
-        in another way. None in place of take: there is none here."""
+        in another way. lock: the RLock of whoever turns the node. None in place of take: there is
+        none here."""
         direct = self.connections.direct = {}
-        values = direct, self._came, self.inbox, self.totals
+        values = direct, self._came, self.inbox, self.totals, lock
         return self.workers.taker((message, State.OPEN), values, DIRECT)
 
     def wake_receivers(self) -> None:

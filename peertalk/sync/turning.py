@@ -187,7 +187,7 @@ class Turning(RLock):  # type: ignore[misc]  # typeshed says that it is final, n
     def begin(self, engine: Transport) -> None:
         """Turn this engine from now on, and send and take without a turn where that can be."""
         self.engine = engine
-        self.take = engine.taker(Message)
+        self.take = engine.taker(Message, self)
         self.send = engine.workers.sender(SHARED, engine.hint)
         engine.shared = self.send is not None
 

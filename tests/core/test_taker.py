@@ -48,7 +48,8 @@ class Desk:
         self.inbox = Thing(waiting=0, lines={})
         self.totals = Thing(got=0)
         names = ("condition", "kept", "waiting", "lines", "got", "bytes")
-        values = (self.direct, self.came, self.inbox, self.totals)
+        self.lock = threading.RLock()
+        values = (self.direct, self.came, self.inbox, self.totals, self.lock)
         self.take = self.place.taker((Message, OPEN), values, names)
         self.ends: dict[int, Any] = {}
         self.peers: dict[int, Any] = {}
@@ -199,13 +200,15 @@ def test_what_is_left_of_several_is_told_in_order_behind_those_that_were_taken(d
 def test_wrong_arguments_are_refused(desk):
     border = desk.bench.home._binding.border
     turn = desk.place._turn
-    good = (turn, (Message, OPEN), (desk.direct, desk.came, desk.inbox, desk.totals))
+    values = (desk.direct, desk.came, desk.inbox, desk.totals, desk.lock)
+    good = (turn, (Message, OPEN), values)
     names = ("condition", "kept", "waiting", "lines", "got", "bytes")
     for arguments in (
         (),
         good,
         (turn, (Message,), good[2], names),
-        (turn, good[1], (desk.came, desk.direct, desk.inbox, desk.totals), names),
+        (turn, good[1], (desk.came, desk.direct, *values[2:]), names),
+        (turn, good[1], values[:-1], names),
         (*good, names[:-1]),
         (*good, (*names[:-1], 1)),
     ):
@@ -240,6 +243,21 @@ def test_links_of_a_loop_are_its_owners(c_core):
         desk.bring(1, b"x")
         assert other.submit(desk.take, True, False).result() is None
         assert desk.one().data == b"x"
+
+
+def test_nobody_waits_on_a_loop_without_the_lock_of_its_node(c_core):
+    """Another thread, which has the lock, could own and turn the loop meanwhile."""
+    with desk_of(c_core, has_worker=False) as desk, ThreadPoolExecutor(1) as other:
+        desk.add(1)
+        waits = desk.place._context.wait_calls
+        assert desk.take(True, False) is None
+        assert desk.place._context.wait_calls == waits + 3  # a turn, a wait, and a turn
+        assert other.submit(desk.lock.acquire).result()
+        assert desk.take(True, False) is None
+        assert desk.place._context.wait_calls == waits + 4
+        other.submit(desk.lock.release).result()
+        assert desk.take(True, False) is None and not desk.lock._is_owned()
+        assert desk.place._context.wait_calls == waits + 7
 
 
 def converse(desk: Desk, count: int) -> None:

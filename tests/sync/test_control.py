@@ -119,7 +119,7 @@ def test_a_timer_is_served_while_message_after_message_is_taken_without_a_turn()
     """Each of them put the turn of the control thread off, for as long as they came."""
     fired, count = threading.Event(), 1_000
     with two() as (ada, bob, _):
-        engine, peer = engine_of(ada), bob.peers["ada"]
+        engine, peer = engine_of(ada), bob.wait_for("ada", timeout=GUARD)
         peer.send(b"first")  # of which the connection is known from
         ada.receive(timeout=GUARD)
         with ada._turning:

@@ -70,6 +70,20 @@ def test_questions_and_answers_are_counted_as_all_others(workers):
         assert of_peer.messages_accepted == peer.accepted == 100
 
 
+def test_threads_that_share_a_polled_node_never_turn_it_at_once():
+    """Who waits without the lock waits where the one who has it turns."""
+    with answered(workers=0) as (ada, peer), ThreadPoolExecutor(3) as others:
+
+        def ask(number: int) -> None:
+            for _ in range(100):
+                peer.send(numbered(number), timeout=GUARD)
+                ada.receive(timeout=GUARD)
+
+        for each in [others.submit(ask, number) for number in range(3)]:
+            each.result(GUARD)
+        assert ada.stats().messages_received == 300
+
+
 def test_a_conversation_is_between_two_threads_alone():
     """... of four: those of the workers have no part in it. And they have their links again."""
     with answered() as (ada, peer):
