@@ -21,6 +21,7 @@ import threading
 import time
 from _thread import RLock
 from collections.abc import Callable
+from typing import Any
 
 from .. import errors
 from ..runtime import forks
@@ -63,6 +64,8 @@ class Control:
         self._kicks: _End | None = None
         """Where kick() writes."""
         self._thread: threading.Thread | None = None
+        self._working = threading.Lock()
+        """The thread has it while it works."""
 
     def start(self, engine: Transport, name: str) -> None:
         """Begin, once; the caller holds the lock, or nobody else knows the engine.
@@ -109,6 +112,10 @@ class Control:
         thread = self._thread
         here = threading.current_thread()
         if waits and thread is not None and thread is not here and not sys.is_finalizing():
+            # join() of several threads, of which one is struck by a signal handler, may raise that
+            # its lock is not locked: so they wait here, and there is next to nothing to join
+            with self._working:
+                pass
             thread.join()
 
     def orphan(self) -> None:
@@ -123,7 +130,11 @@ class Control:
             with contextlib.suppress(OSError):
                 os.close(each)
 
-    def _run(self, engine: Transport, ready: int, kicked: int) -> None:
+    def _run(self, *of_engine: Any) -> None:
+        with self._working:
+            self._work(*of_engine)
+
+    def _work(self, engine: Transport, ready: int, kicked: int) -> None:
         poll = select.poll()
         poll.register(ready, select.POLLIN)
         poll.register(kicked, select.POLLIN)

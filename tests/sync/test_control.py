@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from kit.inside import engine_of
@@ -317,6 +318,45 @@ peer = node.connect(other.address, timeout=20)
 peer.send(bytes(100))
 print("end", flush=True)
 """
+
+
+class Struck(Exception):
+    pass
+
+
+def test_who_waits_for_its_end_hears_nothing_of_another_one_who_was_struck_meanwhile():
+    """join() of Python 3.11 lets go of the lock of a thread when a signal handler raises in it: the
+    others then let go of a lock that nobody has, and the thread counts as ended."""
+    node = sync.Node("ada", **loopback()).start()
+    control, held, go_on = node._turning._control, threading.Event(), threading.Event()
+
+    def hold():
+        with node._turning:
+            held.set()
+            go_on.wait(GUARD)
+
+    def strike(*_):
+        raise Struck
+
+    before = signal.signal(signal.SIGUSR1, strike)
+    with ThreadPoolExecutor(3) as others:
+        holding = others.submit(hold)
+        assert held.wait(GUARD)
+        waiting = [others.submit(control.stop, waits=True) for _ in range(2)]
+        timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1))
+        timer.start()
+        try:
+            with pytest.raises(Struck):
+                control.stop(waits=True)
+        finally:
+            timer.join()
+            signal.signal(signal.SIGUSR1, before)
+        assert not any(each.done() for each in waiting) and control._thread.is_alive()
+        go_on.set()
+        for each in (holding, *waiting):
+            each.result(GUARD)
+    assert not control._thread.is_alive()
+    node.close()
 
 
 def test_an_interpreter_that_ends_with_open_nodes_ends(fork_python):
