@@ -70,17 +70,21 @@ async def test_cycles_of_connecting_leave_no_descriptor_and_no_byte(core, rounds
         descriptors = len(os.listdir("/proc/self/fd"))
         tracemalloc.start()
         count = rounds(60, 1_000) // 2
-        lives = what_lives()
-        for _ in range(2):
-            before = lives  # what was counted counts too, one time each
-            for number in range(count):
-                await cycle(number)
+        before, bytes_more, grown = what_lives(), [], []
+        for number in range(3):
+            for number_of_cycle in range(count):
+                await cycle(number_of_cycle)
             lives = what_lives()
+            if number:  # what was counted counts too, the first time
+                bytes_more.append(lives[0] - before[0])
+                grown.append(lives[1] - before[1])
+            before = lives
         tracemalloc.stop()
         assert len(os.listdir("/proc/self/fd")) == descriptors
-        grown = {kind: more for kind, more in (lives[1] - before[1]).items() if more >= count / 2}
-        assert not grown, f"more of these after {count} more cycles"
-        assert lives[0] - before[0] < 100 * count, f"bytes more after {count} more cycles"
+        # a table may have grown, but not each time
+        each_time = [kind for kind, more in (grown[0] & grown[1]).items() if more >= count / 2]
+        assert not each_time, f"more of these after {count} more cycles"
+        assert min(bytes_more) < 100 * count, f"bytes more after {count} more cycles"
         for node in (ada, bob):
             assert buffers_in_use(node) == 0
             assert (
