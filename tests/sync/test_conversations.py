@@ -84,6 +84,7 @@ def test_threads_that_share_a_polled_node_never_turn_it_at_once():
         assert ada.stats().messages_received == 300
 
 
+@pytest.mark.unsanitized("there no answer comes within a millisecond")
 def test_a_conversation_is_between_two_threads_alone():
     """... of four: those of the workers have no part in it. And they have their links again."""
     with answered() as (ada, peer):
