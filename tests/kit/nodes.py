@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import peertalk as pt
 from kit.waiting import GUARD
+from peertalk import sync
 
 
 def loopback(**more: Any) -> dict[str, Any]:
@@ -39,3 +42,32 @@ def numbered(number: int, size: int = 4) -> bytes:
     """Message `number`, of that size or a little more: its number, then bytes that follow from
     it."""
     return number.to_bytes(4, "big") + bytes([number % 251]) * max(0, size - 4)
+
+
+@contextlib.contextmanager
+def answered(workers: int = 1, theirs: int = 1) -> Iterator[tuple[sync.Node, sync.Peer]]:
+    """A node with so many workers, and a connected peer, on one with so many, that answers each
+    message with the same."""
+    over = threading.Event()
+
+    def answer(node: sync.Node) -> None:
+        while not over.is_set():
+            with contextlib.suppress(pt.Timeout):
+                message = node.receive(timeout=0.1)
+                message.peer.send(message.data, timeout=GUARD)
+
+    with (
+        sync.Node("ada", **loopback(workers=workers)) as ada,
+        sync.Node("bob", **loopback(workers=theirs)) as bob,
+        ThreadPoolExecutor(1) as other,
+    ):
+        with ThreadPoolExecutor(1) as server:
+            waiting = server.submit(bob.wait_for, "ada", timeout=GUARD)
+            peer = ada.connect(bob.address, timeout=GUARD)
+            waiting.result(GUARD)
+        answering = other.submit(answer, bob)
+        try:
+            yield ada, peer
+        finally:
+            over.set()
+            answering.result(GUARD)

@@ -3,49 +3,19 @@ happens to such a node meanwhile."""
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from kit.inside import engine_of
-from kit.nodes import loopback, numbered
+from kit.nodes import answered, numbered
 from kit.waiting import GUARD
 
 import peertalk as pt
 from peertalk import sync
 
 pytestmark = pytest.mark.threads
-
-
-@contextlib.contextmanager
-def answered(workers: int = 1) -> Iterator[tuple[sync.Node, sync.Peer]]:
-    """A node, and a peer that answers each message with the same."""
-    over = threading.Event()
-
-    def answer(node: sync.Node) -> None:
-        while not over.is_set():
-            with contextlib.suppress(pt.Timeout):
-                message = node.receive(timeout=0.1)
-                message.peer.send(message.data, timeout=GUARD)
-
-    with (
-        sync.Node("ada", **loopback(workers=workers)) as ada,
-        sync.Node("bob", **loopback(workers=workers)) as bob,
-        ThreadPoolExecutor(1) as other,
-    ):
-        with ThreadPoolExecutor(1) as server:
-            waiting = server.submit(bob.wait_for, "ada", timeout=GUARD)
-            peer = ada.connect(bob.address, timeout=GUARD)
-            waiting.result(GUARD)
-        answering = other.submit(answer, bob)
-        try:
-            yield ada, peer
-        finally:
-            over.set()
-            answering.result(GUARD)
 
 
 def leads(node: sync.Node) -> int:
@@ -62,7 +32,7 @@ def converse(ada: sync.Node, peer: sync.Peer, count: int = 100) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_questions_and_answers_are_counted_as_all_others(workers):
-    with answered(workers) as (ada, peer):
+    with answered(workers, workers) as (ada, peer):
         converse(ada, peer)
         stats, of_peer = ada.stats(), peer.stats()
         assert stats.messages_received == of_peer.messages_received == 100
@@ -72,7 +42,7 @@ def test_questions_and_answers_are_counted_as_all_others(workers):
 
 def test_threads_that_share_a_polled_node_never_turn_it_at_once():
     """Who waits without the lock waits where the one who has it turns."""
-    with answered(workers=0) as (ada, peer), ThreadPoolExecutor(3) as others:
+    with answered(0, 0) as (ada, peer), ThreadPoolExecutor(3) as others:
 
         def ask(number: int) -> None:
             for _ in range(100):

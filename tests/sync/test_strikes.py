@@ -17,7 +17,7 @@ import threading
 import time
 
 import pytest
-from kit.nodes import loopback, numbered
+from kit.nodes import answered, loopback, numbered
 from kit.waiting import GUARD
 
 import peertalk as pt
@@ -210,21 +210,7 @@ def test_who_is_struck_while_receiving_loses_nothing(way, workers):
 def test_who_is_struck_in_a_conversation_gets_each_answer_once(workers):
     """There, what comes is taken without the lock, and by one call of C. What is struck below this
     door may end a connection, which other tests are about."""
-    over = threading.Event()
-
-    def answer(node):
-        while not over.is_set():
-            with contextlib.suppress(pt.Timeout):
-                message = node.receive(timeout=0.1)
-                message.peer.send(message.data, timeout=GUARD)
-
-    with (
-        sync.Node("ada", **loopback(workers=workers)) as ada,
-        sync.Node("bob", **loopback(workers=1)) as bob,
-    ):
-        peer = ada.connect(bob.address, timeout=GUARD)
-        answering = threading.Thread(target=answer, args=(bob,))
-        answering.start()
+    with answered(workers) as (ada, peer):
         got = 0
         for strike in strikes(os.path.dirname(sync.__file__)):
             with strike:
@@ -236,8 +222,6 @@ def test_who_is_struck_in_a_conversation_gets_each_answer_once(workers):
             while got < peer.accepted:
                 assert ada.receive(timeout=GUARD).data == numbered(got), strike.where
                 got += 1
-        over.set()
-        answering.join()
 
 
 SENDS = {
