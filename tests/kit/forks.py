@@ -9,6 +9,7 @@ starts in) starts one of its own: start_python of conftest.py."""
 from __future__ import annotations
 
 import builtins
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -31,7 +32,7 @@ LOADED = (
     *("asyncio", "json", "peertalk.sync", "peertalk.cli.options", "rich.table", "rich.progress"),
     *(f"peertalk.cli.{name}" for name in ("demo", "listen", "peers", "send")),
 )
-"""What the server imports."""
+"""What the server imports; without the extra of the command line, what there is."""
 
 
 # The server --------------------------------------------------------------------------------------
@@ -45,7 +46,8 @@ def serve(door: int) -> list[str]:
     standard streams, and a pipe that a second process, which waits for the new one, tells its pid
     and its exit code."""
     for name in LOADED:
-        importlib.import_module(name)
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(name)
     gc.collect()
     gc.freeze()
     asked = socket.socket(fileno=door)
