@@ -15,7 +15,7 @@ from functools import partial
 from itertools import repeat
 from typing import Any, Generic, Self, TypeVar
 
-from .ownership import Waiting, check_free, check_running, check_thread, running_loop
+from .ownership import check_free, check_running, check_thread, running_loop
 from .protocol import events
 from .protocol.inbox import Outlet
 from .protocol.waiting import Waiters
@@ -23,6 +23,7 @@ from .protocol.wire import Message
 from .runtime.engine import Engine
 from .runtime.remote import Home, Remote
 from .runtime.transport import Transport
+from .waiting import Waiting
 
 T = TypeVar("T")
 P = TypeVar("P")

@@ -3,7 +3,7 @@
 A node belongs to the process and the asyncio loop that it was started in. Everything here runs on
 that loop, and says InvalidState elsewhere; any thread may call send_nowait, close_nowait, stats and
 memory. Coroutines exist here, in peer, incoming and ownership alone: the engine (runtime/transport)
-reports by callbacks, and ownership makes futures of them.
+reports by callbacks, and a Waiting is what tasks await meanwhile.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from .doors.door import AnyNode, Broadcast, dialling, remote_of
 from .doors.peers import BroadcastResult
 from .incoming import Incoming, Items, Listeners, Messages, first
 from .ownership import (
-    Waiting,
     answered,
     check_free,
     check_here,
@@ -43,6 +42,7 @@ from .runtime.log import NodeLog
 from .runtime.transport import Transport
 from .runtime.worker import Worker
 from .runtime.world import World
+from .waiting import Waiting
 
 __all__ = ["Event", "Incoming", "Node", "Peer", "StreamOut"]
 

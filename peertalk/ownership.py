@@ -10,86 +10,32 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
-from contextvars import Context
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Coroutine
+from typing import TypeVar
 
 from . import errors
 from .doors.door import Answer
 from .runtime.engine import NO_THREAD, Engine
 from .runtime.transport import Transport
 from .runtime.worker import Worker
+from .waiting import Waiting
 
 T = TypeVar("T")
 
 _INSIDE = tuple(
     f"peertalk.{room}"
-    for room in ("node", "peer", "incoming", "ownership", "runtime.", "protocol.", "_core.")
+    for room in (
+        "node",
+        "peer",
+        "incoming",
+        "ownership",
+        "waiting",
+        "runtime.",
+        "protocol.",
+        "_core.",
+    )
 )
 """Modules that are in the middle of something while a function of theirs runs."""
-
-
-class Waiting(asyncio.Future[None]):
-    """What one task awaits until it is told.
-
-    Args:
-        loop: the task's.
-        resume: Worker.resume, by which it goes on as soon as the turn that tells it is done; None:
-            it goes on in the next tick.
-
-    told: whether the task was told, though it may not have gone on yet.
-    """
-
-    __slots__ = ("_resume", "told")
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, resume: Callable[[Callable[[], object]], bool] | None
-    ) -> None:
-        super().__init__(loop=loop)
-        self._resume = resume
-        self.told = False
-
-    def tell(self) -> bool:
-        """Have whoever awaits this go on. False: he was told already, awaits it no longer, or the
-        loop of his task was closed."""
-        if self.told or self.done():
-            return False
-        if self._resume is not None:
-            if not self._resume(self.go_on):
-                return False
-        elif self.get_loop().is_closed():
-            return False
-        else:
-            self.set_result(None)
-        self.told = True  # last: a signal handler may raise at any step
-        return True
-
-    def go_on(self) -> None:
-        """The task takes its next step, now. Raises what it ends with, if that is no Exception."""
-        if self.done():
-            return
-        steps = self._callbacks
-        if not steps:
-            self.set_result(None)
-            return
-        step, context = steps[0]
-        try:
-            self.remove_done_callback(step)
-            self.set_result(None)
-            context.run(step, self)
-        except BaseException:
-            self._mend(step, context)
-            raise
-
-    def _mend(self, step: Any, context: Context) -> None:
-        """A signal handler may have struck before the task went on: the loop lets it, then."""
-        if step.__self__._fut_waiter is not self:
-            return
-        registered = bool(self._callbacks)
-        if not self.done():
-            self.set_result(None)
-        if not registered:
-            self.get_loop().call_soon(step, self, context=context)
 
 
 def running_loop() -> asyncio.AbstractEventLoop:

@@ -140,6 +140,7 @@ FRONT = (
     "peer",
     "incoming",
     "ownership",
+    "waiting",
     "lowlevel",
     "sync",
     "sim",

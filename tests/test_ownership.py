@@ -22,51 +22,15 @@ from pathlib import Path
 import pytest
 from kit.inside import engine_of, is_closed, receivers_of
 from kit.nodes import loopback, pair
+from kit.striking import Striking
 from kit.waiting import GUARD
 
 import peertalk as pt
 from peertalk import sync
 from peertalk.incoming import Messages
-from peertalk.ownership import Waiting
 from peertalk.runtime import forks, transport
 
 # A signal handler
-
-
-class Striking:
-    """Calls something at the nth step of what modules do on this thread, as a signal handler may at
-    any. steps: how many there were.
-
-    It is the tracer itself, and so outlives the tracing: Python 3.11 may collect garbage between
-    its look at the tracer and its call of that, and a strike within a finalizer ends the tracing.
-    """
-
-    def __init__(self, nth, call, modules=("peertalk", "asyncio", "selectors")):
-        self.nth = nth
-        self.modules = modules
-        self.steps = 0
-        self.call = call
-        self.struck = False
-
-    def begin(self):
-        sys.settrace(self)
-
-    def end(self):
-        sys.settrace(None)
-
-    def __call__(self, frame, event, argument):
-        if not frame.f_globals.get("__name__", "").startswith(self.modules):
-            return None
-        frame.f_trace_opcodes = True
-        return self._step
-
-    def _step(self, frame, event, argument):
-        self.steps += 1
-        if self.steps >= self.nth and not self.struck:
-            self.struck = True
-            sys.settrace(None)
-            self.call()
-        return self._step
 
 
 def test_a_strike_within_a_finalizer_ends_nothing_else():
@@ -328,63 +292,6 @@ def test_a_node_ends_after_a_signal_has_raised_at_any_step_of_it(kind, rounds, c
         for turn in range(many):
             play(1 + turn * steps // many)
         gc.collect()
-
-
-def test_a_task_that_was_told_goes_on_once_wherever_a_signal_strikes(any_loop):
-    """The task is in the hands of what lets it go on, and nobody else would."""
-
-    def raises():
-        raise Interrupt
-
-    def struck_at(nth):
-        woken, went_on = [], []
-        waiting = Waiting(any_loop, lambda go_on: woken.append(go_on) or True)
-        strike = Striking(nth, raises, ("peertalk.ownership",))
-
-        async def wait():
-            await waiting
-            went_on.append(True)
-
-        def call(what):
-            strike.begin()
-            try:
-                what()
-            except Interrupt:
-                what()  # the mending of a node tells again, and its worker asks again
-            finally:
-                strike.end()
-
-        task = any_loop.create_task(wait())
-        any_loop.call_soon(call, waiting.tell)
-        any_loop.call_soon(call, lambda: woken[0]())
-        any_loop.run_until_complete(asyncio.wait_for(task, GUARD))
-        for go_on in woken:
-            go_on()
-        assert went_on == [True] and not waiting.tell()
-        return strike.struck
-
-    steps = 1
-    while struck_at(steps):
-        steps += 1
-    assert steps > 10  # where only lines are traced
-
-
-async def test_who_is_told_and_cancelled_before_it_goes_on_is_cancelled():
-    """As with a future of the loop; whoever told it can see that it was told."""
-    loop, woken = asyncio.get_running_loop(), []
-
-    async def wait():
-        await waiting
-
-    waiting = Waiting(loop, lambda go_on: woken.append(go_on) or True)
-    task = loop.create_task(wait())
-    await asyncio.sleep(0)
-    assert waiting.tell() and not waiting.tell()
-    task.cancel()
-    woken[0]()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert waiting.told
 
 
 async def test_a_task_that_a_message_has_woken_closes_its_node_at_once():

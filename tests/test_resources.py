@@ -24,7 +24,7 @@ from kit.scripts import OPTIONS, TOLD, line_of
 from kit.waiting import GUARD, until
 
 import peertalk as pt
-from peertalk import ownership
+from peertalk import waiting
 from peertalk._core.reference import wheel
 
 # Resources
@@ -36,11 +36,11 @@ def what_lives():
     others up to a hundred. What a loop that is written in C keeps seems to be of the line that has
     called it."""
     gc.collect()
-    lines, first = inspect.getsourcelines(ownership.Waiting.go_on)
+    lines, first = inspect.getsourcelines(waiting.Waiting.go_on)
     spared = f"{asyncio.__path__[0]}/*", wheel.__file__, tracemalloc.__file__
     filters = [tracemalloc.Filter(False, file) for file in spared]
     (step,) = (number for number, line in enumerate(lines, first) if "context.run(" in line)
-    filters.append(tracemalloc.Filter(False, ownership.__file__, step))
+    filters.append(tracemalloc.Filter(False, waiting.__file__, step))
     size = sum(each.size for each in tracemalloc.take_snapshot().filter_traces(filters).traces)
     kinds = Counter(map(type, gc.get_objects()))
     del kinds[asyncio.TimerHandle], kinds[contextvars.Context]

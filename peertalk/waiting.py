@@ -1,0 +1,87 @@
+"""What one task awaits until it is told, and by which it goes on as soon as the turn that tells it
+is done.
+
+Awaited is a future of the loop, of asyncio's own class: its steps are those of C, and a signal
+handler that raises strikes between them and not within. A future in Python has a step where a task
+has left its coroutine, and nobody knows yet how to let it go on: a task that is struck there waits
+for ever.
+
+Invariant: a task that is told goes on once, wherever a signal handler has raised. Never: knows an
+engine, or decides when the task goes on.
+"""
+
+from __future__ import annotations
+
+from asyncio import AbstractEventLoop, Future
+from collections.abc import Callable, Generator
+from contextvars import Context
+from typing import Any
+
+
+class Waiting:
+    """What one task awaits until it is told.
+
+    Args:
+        loop: the task's.
+        resume: Worker.resume, by which it goes on as soon as the turn that tells it is done; None:
+            it goes on in the next tick.
+
+    told: whether the task was told, though it may not have gone on yet.
+    """
+
+    __slots__ = ("_future", "_resume", "told")
+
+    def __init__(
+        self, loop: AbstractEventLoop, resume: Callable[[Callable[[], object]], bool] | None
+    ) -> None:
+        self._future: Future[None] = Future(loop=loop)
+        self._resume = resume
+        self.told = False
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._future.__await__()
+
+    def tell(self) -> bool:
+        """Have whoever awaits this go on. False: he was told already, awaits it no longer, or the
+        loop of his task was closed."""
+        future = self._future
+        if self.told or future.done():
+            return False
+        if self._resume is not None:
+            if not self._resume(self.go_on):
+                return False
+        elif future.get_loop().is_closed():
+            return False
+        else:
+            future.set_result(None)
+        self.told = True  # last: a signal handler may raise at any step
+        return True
+
+    def go_on(self) -> None:
+        """The task takes its next step, now. Raises what it ends with, if that is no Exception."""
+        future = self._future
+        if future.done():
+            return
+        steps = future._callbacks
+        if not steps:
+            future.set_result(None)
+            return
+        step, context = steps[0]
+        try:
+            future.remove_done_callback(step)
+            future.set_result(None)
+            context.run(step, future)
+        except BaseException:
+            self._mend(step, context)
+            raise
+
+    def _mend(self, step: Any, context: Context) -> None:
+        """A signal handler may have struck before the task went on: the loop lets it, then."""
+        future = self._future
+        if step.__self__._fut_waiter is not future:
+            return
+        registered = bool(future._callbacks)
+        if not future.done():
+            future.set_result(None)
+        if not registered:
+            future.get_loop().call_soon(step, future, context=context)
