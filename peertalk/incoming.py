@@ -15,6 +15,7 @@ from functools import partial
 from itertools import repeat
 from typing import Any, Generic, Self, TypeVar
 
+from .doors.door import remote_of
 from .ownership import check_free, check_running, check_thread, running_loop
 from .protocol import events
 from .protocol.inbox import Outlet
@@ -80,16 +81,23 @@ class Incoming(AsyncIterator[T]):
         for each in self._waiting:
             each.tell()
 
-    async def _arrival(self, engine: Engine | None, waiters: Waiters) -> bool:
-        """Wait until something has come. False: nothing will. To be called after _check()."""
+    def _stand(self, engine: Engine | None, waiters: Waiters) -> Waiting | None:
+        """Stand in line for what comes. None: nothing will. To be called after _check()."""
         if self._over or (engine is not None and engine.closed and not engine.forked):
-            return False
+            return None
         if engine is None:
             waiting = Waiting(running_loop(), None)
         else:
             waiting = Waiting(engine.owner, engine.resume)
         self._waiting.append(waiting)
         waiters.join(waiting.tell)
+        return waiting
+
+    async def _arrival(self, engine: Engine | None, waiters: Waiters) -> bool:
+        """Wait until something has come. False: nothing will. To be called after _check()."""
+        waiting = self._stand(engine, waiters)
+        if waiting is None:
+            return False
         try:
             await waiting
         except BaseException:
@@ -97,11 +105,15 @@ class Incoming(AsyncIterator[T]):
             raise
         finally:
             self._waiting.remove(waiting)
+        self._came(engine, waiters, waiting)
+        return True
+
+    def _came(self, engine: Engine | None, waiters: Waiters, waiting: Waiting) -> None:
+        """Who stood in line was told. Raises InvalidState in a forked child."""
         if self._over:
             waiters.leave(waiting.tell, woken=True)  # another stream has what woke it
         if engine is not None and engine.forked:
             self._check()
-        return True
 
 
 class Messages(Incoming[Message[P]]):
@@ -131,55 +143,78 @@ class Messages(Incoming[Message[P]]):
         peer's messages with it, when nobody else has it.
         """
         try:
-            got = await self.take()
+            message = await self.take()
         except asyncio.CancelledError as error:
             del self
             error.__traceback__ = None
             raise
-        if got is None:
+        if message is None:
             raise StopAsyncIteration
-        return Message(got[0].view, got[1])
+        return message
 
     async def _lot(self) -> tuple[Message[P], Iterator[Message[P]]]:
         """The next one, and those behind it that came with it but for the last."""
         try:
-            got = await self.take()
+            message = await self.take()
         except asyncio.CancelledError as error:
             del self  # see __anext__()
             error.__traceback__ = None
             raise
-        if got is None:
+        if message is None:
             raise StopAsyncIteration
-        message: Message[P] = Message(got[0].view, got[1])
         outlet = self._outlet
         lot = None if outlet is None else outlet.current
         if lot is None:
             return message, _NOTHING
         return message, map(Message, repeat(lot.peer.view), lot.left)
 
-    async def take(self, *, looked: bool = False) -> tuple[Remote, bytes] | None:
-        """The next one and whose it is, as soon as there is one; None: there will be none. looked:
-        there was none just now."""
+    async def take(self, *, looked: bool = False) -> Message[P] | None:
+        """The next one, as soon as there is one; None: there will be none. looked: there was none
+        just now."""
         engine = self._engine
         owner = engine.owner
         if owner is None or threading.get_ident() != engine.thread or not owner.is_running():
             self._check()
         while True:
             outlet = self._outlet
-            if outlet is None:
-                if self._alone is None or self._over:
-                    return None
-                outlet = engine.inbox.reserve(
-                    self._alone, self._reader, ended=not self._alone.known
-                )
-                self._outlet = outlet
+            if outlet is None and (outlet := self._reserved()) is None:
+                return None
             got = None if looked else outlet.take()
             if got is not None:
-                return got
+                return Message(got[0].view, got[1])
             looked = False
-            if outlet.ended or not await self._arrival(engine, outlet.waiters):
+            waiters = outlet.waiters
+            waiting = None if outlet.ended else self._stand(engine, waiters)
+            if waiting is None:
                 self._end()
                 return None
+            if outlet.came_singly and waiters.is_first(waiting.tell):
+                engine.receiver = waiting
+            try:
+                await waiting
+            except BaseException:
+                waiters.leave(waiting.tell, woken=waiting.told)
+                for message in waiting.got:
+                    engine.inbox.put_back(remote_of(message.peer), [message.data])
+                raise
+            finally:
+                self._waiting.remove(waiting)
+                if engine.receiver is waiting:
+                    engine.receiver = None
+            if waiting.got:
+                waiters.leave(waiting.tell, woken=waiting.told)
+                given: Message[P] = waiting.got.pop()
+                return given
+            self._came(engine, waiters, waiting)
+
+    def _reserved(self) -> Outlet[Remote] | None:
+        """An outlet for the one peer that is read alone; None: this is over."""
+        if self._alone is None or self._over:
+            return None
+        self._outlet = self._engine.inbox.reserve(
+            self._alone, self._reader, ended=not self._alone.known
+        )
+        return self._outlet
 
     def _end(self) -> None:
         """The node is closed, or this is: what is left goes to others."""

@@ -378,13 +378,14 @@ class Node(AnyNode[Peer]):
         seconds = None if timeout is None else parse_timeout(timeout)
         engine = self._here
         got = engine.inbox.take()
-        if got is None:
-            came = self._received.take(looked=True)
-            got = await (came if seconds is None else within(came, seconds, "no message came"))
-        if got is None:
+        if got is not None:
+            return Message(got[0].view, got[1])
+        came = self._received.take(looked=True)
+        message = await (came if seconds is None else within(came, seconds, "no message came"))
+        if message is None:
             engine.check_open()
             raise errors.InternalError("no message, and the node is open")
-        return Message(got[0].view, got[1])
+        return message
 
     def messages(self) -> Incoming[Message[Peer]]:
         """Messages from anybody, as they come; ends when the node is closed, after those that had

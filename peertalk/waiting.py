@@ -15,7 +15,12 @@ from __future__ import annotations
 from asyncio import AbstractEventLoop, Future
 from collections.abc import Callable, Generator
 from contextvars import Context
+from functools import partial
+from operator import is_not
 from typing import Any
+
+_NO, _YES = (False,), (True,)
+_is_there = partial(is_not, None)
 
 
 class Waiting:
@@ -26,16 +31,18 @@ class Waiting:
         resume: Worker.resume, by which it goes on as soon as the turn that tells it is done; None:
             it goes on in the next tick.
 
-    told: whether the task was told, though it may not have gone on yet.
+    told: whether the task was told, though it may not have gone on yet. got: what it was given
+    along with that, at most one; the task takes that out.
     """
 
-    __slots__ = ("_future", "_resume", "told")
+    __slots__ = ("_future", "_resume", "got", "told")
 
     def __init__(
         self, loop: AbstractEventLoop, resume: Callable[[Callable[[], object]], bool] | None
     ) -> None:
         self._future: Future[None] = Future(loop=loop)
         self._resume = resume
+        self.got: list[Any] = []
         self.told = False
 
     def __await__(self) -> Generator[Any, None, None]:
@@ -55,6 +62,22 @@ class Waiting:
         else:
             future.set_result(None)
         self.told = True  # last: a signal handler may raise at any step
+        return True
+
+    def give(self, take: Callable[[bool, bool], Any]) -> bool:
+        """Have the task go on, now, with what can be taken, if that is one message alone: see
+        Transport.taker(). False: it is not, or the task was told already, or waits no longer.
+        Raises as go_on(); what is in got then is the task's, which is to go on with that."""
+        got = self.got
+        if self.told or got or self._future.done():
+            return False
+        # A signal handler, which may raise, is called after a call of C, but not within one: what
+        # was taken is in the list.
+        got.extend(filter(_is_there, map(take, _NO, _YES)))
+        if not got:
+            return False
+        self.told = True
+        self.go_on()
         return True
 
     def go_on(self) -> None:

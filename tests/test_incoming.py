@@ -189,6 +189,67 @@ async def test_one_who_is_cancelled_though_a_message_came_for_him_leaves_it_to_t
         assert first.cancelled()
 
 
+@pytest.mark.parametrize("way", ["receive", "messages"])
+async def test_messages_that_come_one_at_a_time_take_no_turns(way, c_core):
+    """Each round trip had two turns of the engine, which were a third of what it cost. A turn that
+    tells what has left comes in between now and then."""
+    async with pair(core=c_core.name) as (ada, bob, peer):
+
+        async def echo():
+            async for message in bob.messages():
+                await message.peer.send(message.data)
+
+        task, count, engines = asyncio.create_task(echo()), 100, [engine_of(ada), engine_of(bob)]
+        stream = aiter(ada.messages())
+        for number in range(count):
+            if number == 4:
+                before = [engine.turns for engine in engines]
+            await peer.send(numbered(number))
+            come = await (ada.receive() if way == "receive" else anext(stream))
+            assert come.data == numbered(number) and come.peer is peer
+        assert all(engine.turns - b < count / 2 for engine, b in zip(engines, before, strict=True))
+        counted = ada.stats().messages_received, bob.stats().messages_received
+        assert counted == (count, count) and peer.stats().messages_received == count
+        task.cancel()
+
+
+async def test_who_is_cancelled_though_a_message_was_given_to_him_leaves_it_to_the_next():
+    """A signal handler has struck between the two: the message is nowhere else."""
+    async with pair() as (_, bob, peer):
+        await peer.send(b"one")
+        assert await received(bob, 1) == [b"one"]
+        tasks = [asyncio.create_task(received(bob, 1)) for _ in range(2)]
+        while receivers_of(bob) < 2:
+            await asyncio.sleep(0)
+        (sender,) = bob.peers.values()
+        engine_of(bob).receiver.got.append(pt.Message(sender, b"given"))
+        tasks[0].cancel()
+        async with asyncio.timeout(GUARD):
+            assert await tasks[1] == [b"given"]
+        assert tasks[0].cancelled() and not receivers_of(bob)
+
+
+async def test_messages_that_come_one_at_a_time_go_to_who_waits_longest():
+    """The one who was given a message stands behind the others the next time."""
+    async with pair() as (_, bob, peer):
+        order = []
+
+        async def consume(name):
+            async for message in bob.messages():
+                order.append((name, message.data))
+
+        tasks = [asyncio.create_task(consume(name)) for name in ("one", "two")]
+        while receivers_of(bob) < 2:
+            await asyncio.sleep(0)
+        for number in range(8):
+            await peer.send(numbered(number))
+            while len(order) == number or receivers_of(bob) < 2:
+                await asyncio.sleep(0)
+        assert order == [(("one", "two")[number % 2], numbered(number)) for number in range(8)]
+        for task in tasks:
+            task.cancel()
+
+
 async def test_whoever_waits_for_a_peer_is_not_disturbed_by_messages():
     """Twenty tasks that wait for somebody made each message ten times as dear."""
     async with pair() as (_, bob, to_bob):

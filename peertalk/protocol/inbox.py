@@ -114,13 +114,15 @@ class Outlet(Generic[P]):
     cost: of what waits here. readers: who takes here, for one that is a peer's own. waiters: who
     waits for more. current: the lot that is being taken from. paused: connections whose links wait
     for room. told: connections that were told of a level above 0; when the cost has fallen below
-    eases_at, on_ease is called. ended: nothing more will come, its peer is lost.
+    eases_at, on_ease is called. ended: nothing more will come, its peer is lost. came_singly: what
+    came last was one message, and nothing waited before it.
     """
 
     __slots__ = (
         "_inbox",
         "_line",
         "_taking",
+        "came_singly",
         "cost",
         "current",
         "eases_at",
@@ -140,7 +142,7 @@ class Outlet(Generic[P]):
         """What nothing else holds for a moment, while it is taken."""
         self.cost = 0
         self.current: Lot[P] | None = None
-        self.ended = False
+        self.ended = self.came_singly = False
         self.readers: dict[object, None] = {}
         self.waiters = Waiters()
         self.paused: dict[Connection, None] = {}
@@ -324,10 +326,12 @@ class Inbox(Outlet[P]):
             self._unfold()
         elif not self.queues and len(payloads) == 1 and cost <= self.limit:
             self._single = peer, payloads, cost
+            self.came_singly = True
             self.cost = self.total = cost
             if self.waiters._line:
                 self.waiters.wake(1)
             return self
+        self.came_singly = False
         queue = self.queues.get(peer)
         if queue is None:
             queue = self.queues[peer] = Queue(peer, self)

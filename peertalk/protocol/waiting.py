@@ -119,6 +119,10 @@ class Waiters:
         elif woken:
             self.wake(1)
 
+    def is_first(self, waiter: Callable[[], bool]) -> bool:
+        """Whether this waiter, who stands in the line, is the next to be woken."""
+        return self._line[0] == waiter
+
     def wake(self, count: int) -> None:
         """So many things have come: as many look."""
         line = self._line

@@ -151,7 +151,7 @@ class Engine(ABC):
         self.spare = Spare(world)
         self._timers: dict[int, Callable[[], None]] = {}
         self._watched: dict[int, Watched] = {}
-        self._orders: deque[Callable[[], None]] = deque()
+        self.orders: deque[Callable[[], None]] = deque()  # post() has left, and no turn has obeyed
         self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         """What call() was given and has not called yet."""
         self._calling = False
@@ -236,7 +236,7 @@ class Engine(ABC):
                 except BaseException as error:
                     self._mend(event, error)
             self._serving = None
-            while self._orders:
+            while self.orders:
                 self._obey()
             try:
                 self.turned()
@@ -275,10 +275,10 @@ class Engine(ABC):
     def _obey(self) -> None:
         """One order. Of one that is cut off nobody knows how much was done."""
         try:
-            self._orders[0]()
+            self.orders[0]()
         except BaseException as error:
             self._mend(None, error)
-        self._orders.popleft()
+        self.orders.popleft()
 
     def _call_rest(self) -> None:
         """What call_all() has left."""
@@ -410,7 +410,7 @@ class Engine(ABC):
 
     def post(self, order: Callable[[], None]) -> None:
         """Have order called on the engine's thread, soon. Any thread."""
-        self._orders.append(order)
+        self.orders.append(order)
         self.loop.wake()
 
     # Timers and sockets ---------------------------------------------------------------------------
@@ -501,7 +501,7 @@ class Engine(ABC):
         self.connections.by_tag.clear()
         self._watched.clear()
         self._timers.clear()
-        self._orders.clear()
+        self.orders.clear()
         self.workers.orphan()
         for each in sockets:
             with contextlib.suppress(OSError):
@@ -560,11 +560,12 @@ class Engine(ABC):
     def hint(self, code: int) -> None:
         """Act on what a link said beside success; a refusal says nothing."""
         if code == values.LEFT:
-            self.owes = True
             if self._publish is not None or self._listening:
                 self.schedule()
-            elif self.linger is not None:
-                self.linger()
+            elif not self.owes:
+                if self.linger is not None:
+                    self.linger()
+                self.owes = True  # last: a signal handler may raise before
         elif code > 0:
             if code & values.YIELD:
                 self.crowded = True

@@ -42,6 +42,9 @@ class Home(Engine):
 
     peers: dict[Any, Remote]
     inbox: Inbox[Remote]
+    receiver: Any = None
+    """Who waits for the next message of anybody, first in line: what asyncio's driver may give one
+    to; None: nobody, or who wants no message alone."""
     make_view: Callable[[Remote], Any]
     """The front door's: makes what it hands out for a peer."""
     refused: Callable[[Remote, int], None]

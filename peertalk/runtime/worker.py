@@ -8,7 +8,8 @@ loop with add_reader, call_soon and call_later.
 Tasks that a turn has woken go on right after that turn, and what they have sent leaves with one
 more turn: all in the tick of the loop that read what they waited for. With asyncio's futures an
 answer would leave two ticks later, and each costs a look at all descriptors. Whatever is woken by
-that second turn waits for the next tick, so that nobody else is kept waiting for long.
+that second turn waits for the next tick, so that nobody else is kept waiting for long. A message
+that comes alone is given to who waits for it without any turn of the engine.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from .._core import values
+from ..protocol.wire import Message
 
 _LOST = 0.1
 """Seconds after which a turn that was asked for, and has not come, is asked for again. A signal
@@ -44,9 +46,16 @@ class Driven(Protocol):
     resume: Callable[[Callable[[], object]], bool] | None
     linger: Callable[[], None] | None
     owes: bool
+    orders: Any
+    lock: Any
+    receiver: Any
+    workers: Any
 
     def turn(self) -> None:
         """Serve whatever is ready."""
+
+    def taker(self, message: type, lock: Any) -> Callable[[bool, bool], Any] | None:
+        """What takes the next message without a turn; None: nothing does."""
 
     def move_here(self) -> None:
         """Belong to the calling thread from now on."""
@@ -76,6 +85,8 @@ class Worker:
         self._lingering: asyncio.Handle | None = None
         self._fd = -1
         self._watched: dict[int, int] = {}
+        self._take: Callable[[bool, bool], Any] | None = None
+        """See Transport.taker(); None: each message comes by a turn."""
 
     def start(self, engine: Driven) -> None:
         """Drive this engine, which has just been opened, from now on. One that cannot be driven is
@@ -88,7 +99,9 @@ class Worker:
             engine.resume = self.resume
         try:
             if self._fd >= 0:
-                self.loop.add_reader(self._fd, self._turn)
+                if engine.resume is not None and not engine.workers.work:
+                    self._take = engine.taker(Message, engine.lock)
+                self.loop.add_reader(self._fd, self._ready)
             else:
                 engine.before_closing = self._unwatch
             self.schedule()
@@ -155,6 +168,39 @@ class Worker:
     def _scheduled_turn(self) -> None:
         self._scheduled = False
         self._turn()
+
+    def _ready(self) -> None:
+        """The engine has something to do. If that is one message, and a task waits for the next
+        one, the task has the message without a turn: a turn is a third of a round trip. A turn
+        follows within a moment, for whatever else may be due."""
+        engine, take = self._engine, self._take
+        if (
+            engine is None
+            or take is None
+            or self._turning
+            or (receiver := engine.receiver) is None
+            or engine.closed
+            or threading.get_ident() != engine.thread
+        ):
+            self._turn()
+            return
+        is_given = False
+        try:
+            self._turning, self._wanted = True, False
+            is_given = receiver.give(take)
+        except BaseException:
+            self._turning = False
+            if receiver.got:
+                self.loop.call_soon(receiver.go_on)
+            self.schedule_anew()
+            raise
+        finally:
+            self._turning = False
+        if self._wanted or self._woken or engine.orders or not is_given:
+            self._turn()
+        elif not engine.owes:
+            self.linger()
+            engine.owes = True
 
     def _turn(self) -> None:
         engine = self._engine

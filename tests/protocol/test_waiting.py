@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from peertalk import errors
-from peertalk.protocol.waiting import Afar, Lines, Place
+from peertalk.protocol.waiting import Afar, Lines, Place, Waiters
 
 GONE = errors.ConnectionClosed("gone")
 
@@ -159,3 +159,14 @@ def test_what_other_threads_left_has_a_bound_in_bytes_for_long_messages():
     assert all(afar.leave(bytes(9000), True, 1, "key", 9, 20_000) for _ in range(3))
     assert not afar.leave(bytes(9000), True, 1, "key", 9, 20_000)
     assert afar.leave(bytes(8192), True, 1, "key", 9, 20_000) and len(afar) == 4
+
+
+def test_who_came_first_is_the_first_until_it_is_woken_or_leaves():
+    """What was taken for the first may be given to no other."""
+    waiters, woken = Waiters(), []
+    one, two = (lambda name=name: bool(woken.append(name) or True) for name in ("one", "two"))
+    waiters.join(one)
+    waiters.join(two)
+    assert waiters.is_first(one) and not waiters.is_first(two)
+    waiters.wake(1)
+    assert woken == ["one"] and waiters.is_first(two)

@@ -12,9 +12,12 @@ import threading
 import types
 
 import pytest
+from kit.striking import Striking
+from kit.waiting import GUARD
 
 from peertalk._core.values import READ, WRITE
 from peertalk.runtime.worker import Worker
+from peertalk.waiting import Waiting
 
 
 class CountedEngine:
@@ -24,6 +27,9 @@ class CountedEngine:
         self.turns = 0
         self.thread = threading.get_ident()
         self.closed = self.unfinished = self.owes = False
+        self.orders, self.receiver, self.lock = [], None, threading.RLock()
+        self.workers = types.SimpleNamespace(work=False)
+        self.brought = []
         self.timeout = None
         self.wanted = []
         self.before_release = self.before_closing = None
@@ -39,6 +45,9 @@ class CountedEngine:
         for number, waiting in list(self._waiting):
             if self.turns >= number and not waiting.done():
                 waiting.set_result(None)
+
+    def taker(self, message, lock):
+        return lambda waits, alone: self.brought.pop() if len(self.brought) == 1 else None
 
     def move_here(self):
         self.thread = threading.get_ident()
@@ -126,6 +135,107 @@ async def test_a_task_that_a_turn_wakes_goes_on_in_that_tick_and_what_it_sends_l
     await tick()
     assert order[-1] == "outside"
     worker.stop()
+
+
+def waiting_task(engine, loop, then=lambda: None):
+    """A task that waits for a message first in line, and what it has got."""
+    got = []
+
+    async def wait():
+        engine.receiver = Waiting(loop, engine.resume)
+        await engine.receiver
+        got.extend(engine.receiver.got)
+        then()
+
+    return loop.create_task(wait()), got
+
+
+async def test_one_message_is_given_to_the_task_that_waits_without_a_turn(pipe, monkeypatch):
+    """A turn is a third of a round trip. What else may be due has one a moment later."""
+    monkeypatch.setattr("peertalk.runtime.worker._TELL", 0.001)
+    loop, turns = asyncio.get_running_loop(), []
+    engine, worker = CountedEngine(pipe[0]), Worker(loop)
+    worker.start(engine)
+    await engine.turned(1)
+    task, got = waiting_task(engine, loop, lambda: turns.append(engine.turns))
+    await tick()
+    engine.brought = ["message"]
+    loop.call_soon(worker._ready)
+    await task
+    assert got == ["message"] and turns == [1]
+    await engine.turned(2)
+    worker.stop()
+
+
+@pytest.mark.parametrize("reason", ["several", "other threads", "asked", "told", "cancelled"])
+async def test_what_is_more_than_one_message_for_a_task_that_waits_is_a_turn(pipe, reason):
+    """In that tick: an order of another thread has no other wake-up."""
+    loop = asyncio.get_running_loop()
+    engine, worker = CountedEngine(pipe[0]), Worker(loop)
+    worker.start(engine)
+    await engine.turned(1)
+    then = worker.schedule if reason == "asked" else lambda: None
+    task, _ = waiting_task(engine, loop, then)
+    await tick()
+    engine.brought = ["message"]
+    if reason == "several":
+        engine.brought = ["message", "another"]
+    elif reason == "other threads":
+        engine.orders = [None]
+    elif reason == "told":
+        engine.receiver.tell()
+    elif reason == "cancelled":
+        task.cancel()
+    ready = []
+    loop.call_soon(lambda: ready.append((worker._ready(), engine.turns)))
+    await asyncio.sleep(0)
+    assert ready == [(None, 2)]
+    assert len(engine.brought) == {"several": 2, "told": 1, "cancelled": 1}.get(reason, 0)
+    task.cancel()
+    worker.stop()
+
+
+def test_a_message_that_was_taken_is_given_once_wherever_a_signal_strikes(any_loop, pipe):
+    """The message is nowhere else then, and no other wakes the task."""
+
+    class Interrupt(BaseException):
+        pass
+
+    def raises():
+        raise Interrupt
+
+    def struck_at(nth):
+        engine, worker = CountedEngine(pipe[0]), Worker(any_loop)
+        strike = Striking(nth, raises, ("peertalk.waiting", "peertalk.runtime.worker"))
+
+        def ready():
+            strike.begin()
+            try:
+                worker._ready()
+            except Interrupt:
+                pass
+            finally:
+                strike.end()
+
+        async def main():
+            worker.start(engine)
+            await engine.turned(1)
+            task, got = waiting_task(engine, any_loop)
+            await tick()
+            engine.brought = ["message"]
+            any_loop.call_soon(ready)
+            any_loop.call_soon(lambda: worker._ready() if engine.brought else None)
+            await asyncio.wait_for(task, GUARD)
+            assert got == ["message"] and not engine.brought
+
+        any_loop.run_until_complete(main())
+        worker.stop()
+        return strike.struck
+
+    steps = 1
+    while struck_at(steps):
+        steps += 1
+    assert steps > 20  # where only lines are traced
 
 
 async def test_two_tasks_that_wake_each_other_keep_nobody_up(pipe):
