@@ -81,25 +81,18 @@ class Incoming(AsyncIterator[T]):
         for each in self._waiting:
             each.tell()
 
-    def _stand(self, engine: Engine | None, waiters: Waiters) -> Waiting | None:
-        """Stand in line for what comes. None: nothing will. To be called after _check()."""
+    async def _arrival(self, engine: Engine | None, waiters: Waiters) -> bool:
+        """Wait until something has come. False: nothing will. To be called after _check()."""
         if self._over or (engine is not None and engine.closed and not engine.forked):
-            return None
+            return False
         if engine is None:
             waiting = Waiting(running_loop(), None)
         else:
             waiting = Waiting(engine.owner, engine.resume)
         self._waiting.append(waiting)
         waiters.join(waiting.tell)
-        return waiting
-
-    async def _arrival(self, engine: Engine | None, waiters: Waiters) -> bool:
-        """Wait until something has come. False: nothing will. To be called after _check()."""
-        waiting = self._stand(engine, waiters)
-        if waiting is None:
-            return False
         try:
-            await waiting
+            await waiting.future
         except BaseException:
             waiters.leave(waiting.tell, woken=waiting.told)
             raise
@@ -168,9 +161,8 @@ class Messages(Incoming[Message[P]]):
             return message, _NOTHING
         return message, map(Message, repeat(lot.peer.view), lot.left)
 
-    async def take(self, *, looked: bool = False) -> Message[P] | None:
-        """The next one, as soon as there is one; None: there will be none. looked: there was none
-        just now."""
+    async def take(self) -> Message[P] | None:
+        """The next one, as soon as there is one; None: there will be none."""
         engine = self._engine
         owner = engine.owner
         if owner is None or threading.get_ident() != engine.thread or not owner.is_running():
@@ -179,33 +171,36 @@ class Messages(Incoming[Message[P]]):
             outlet = self._outlet
             if outlet is None and (outlet := self._reserved()) is None:
                 return None
-            got = None if looked else outlet.take()
-            if got is not None:
+            if outlet.cost and (got := outlet.take()) is not None:
                 return Message(got[0].view, got[1])
-            looked = False
-            waiters = outlet.waiters
-            waiting = None if outlet.ended else self._stand(engine, waiters)
-            if waiting is None:
+            if outlet.ended or self._over or (engine.closed and not engine.forked):
                 self._end()
                 return None
-            if outlet.came_singly and waiters.is_first(waiting.tell):
+            waiting = Waiting(engine.owner, engine.resume)
+            waiters, tell = outlet.waiters, waiting.tell
+            self._waiting.append(waiting)
+            if waiters.join(tell) and outlet.came_singly:
                 engine.receiver = waiting
             try:
-                await waiting
+                await waiting.future
             except BaseException:
-                waiters.leave(waiting.tell, woken=waiting.told)
-                for message in waiting.got:
-                    engine.inbox.put_back(remote_of(message.peer), [message.data])
+                waiters.leave(tell, woken=waiting.told)
+                self._give_back(waiting.got[0])
                 raise
             finally:
                 self._waiting.remove(waiting)
                 if engine.receiver is waiting:
                     engine.receiver = None
-            if waiting.got:
-                waiters.leave(waiting.tell, woken=waiting.told)
-                given: Message[P] = waiting.got.pop()
+            given: Message[P] | None = waiting.got[0]
+            if given is not None:
+                waiters.leave(tell, woken=waiting.told)
                 return given
             self._came(engine, waiters, waiting)
+
+    def _give_back(self, message: Message[P] | None) -> None:
+        """What a task was given that will not go on with that is the next one again."""
+        if message is not None:
+            self._engine.inbox.put_back(remote_of(message.peer), [message.data])
 
     def _reserved(self) -> Outlet[Remote] | None:
         """An outlet for the one peer that is read alone; None: this is over."""

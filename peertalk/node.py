@@ -377,10 +377,9 @@ class Node(AnyNode[Peer]):
         """
         seconds = None if timeout is None else parse_timeout(timeout)
         engine = self._here
-        got = engine.inbox.take()
-        if got is not None:
+        if engine.inbox.cost and (got := engine.inbox.take()) is not None:
             return Message(got[0].view, got[1])
-        came = self._received.take(looked=True)
+        came = self._received.take()
         message = await (came if seconds is None else within(came, seconds, "no message came"))
         if message is None:
             engine.check_open()

@@ -15,12 +15,7 @@ from __future__ import annotations
 from asyncio import AbstractEventLoop, Future
 from collections.abc import Callable, Generator
 from contextvars import Context
-from functools import partial
-from operator import is_not
 from typing import Any
-
-_NO, _YES = (False,), (True,)
-_is_there = partial(is_not, None)
 
 
 class Waiting:
@@ -31,27 +26,28 @@ class Waiting:
         resume: Worker.resume, by which it goes on as soon as the turn that tells it is done; None:
             it goes on in the next tick.
 
-    told: whether the task was told, though it may not have gone on yet. got: what it was given
-    along with that, at most one; the task takes that out.
+    future: what the task awaits, or this itself, which costs it one step more. told: whether the
+    task was told, though it may not have gone on yet. got: what the task was
+    given along with that, at [0]; None: nothing.
     """
 
-    __slots__ = ("_future", "_resume", "got", "told")
+    __slots__ = ("_resume", "future", "got", "told")
 
     def __init__(
         self, loop: AbstractEventLoop, resume: Callable[[Callable[[], object]], bool] | None
     ) -> None:
-        self._future: Future[None] = Future(loop=loop)
+        self.future: Future[None] = Future(loop=loop)
         self._resume = resume
-        self.got: list[Any] = []
+        self.got: list[Any] = [None]
         self.told = False
 
     def __await__(self) -> Generator[Any, None, None]:
-        return self._future.__await__()
+        return self.future.__await__()
 
     def tell(self) -> bool:
         """Have whoever awaits this go on. False: he was told already, awaits it no longer, or the
         loop of his task was closed."""
-        future = self._future
+        future = self.future
         if self.told or future.done():
             return False
         if self._resume is not None:
@@ -64,17 +60,12 @@ class Waiting:
         self.told = True  # last: a signal handler may raise at any step
         return True
 
-    def give(self, take: Callable[[bool, bool], Any]) -> bool:
+    def give(self, take: Callable[[bool, bool, list[Any]], Any]) -> bool:
         """Have the task go on, now, with what can be taken, if that is one message alone: see
         Transport.taker(). False: it is not, or the task was told already, or waits no longer.
         Raises as go_on(); what is in got then is the task's, which is to go on with that."""
         got = self.got
-        if self.told or got or self._future.done():
-            return False
-        # A signal handler, which may raise, is called after a call of C, but not within one: what
-        # was taken is in the list.
-        got.extend(filter(_is_there, map(take, _NO, _YES)))
-        if not got:
+        if self.told or got[0] is not None or self.future.done() or not take(False, True, got):
             return False
         self.told = True
         self.go_on()
@@ -82,7 +73,7 @@ class Waiting:
 
     def go_on(self) -> None:
         """The task takes its next step, now. Raises what it ends with, if that is no Exception."""
-        future = self._future
+        future = self.future
         if future.done():
             return
         steps = future._callbacks
@@ -100,7 +91,7 @@ class Waiting:
 
     def _mend(self, step: Any, context: Context) -> None:
         """A signal handler may have struck before the task went on: the loop lets it, then."""
-        future = self._future
+        future = self.future
         if step.__self__._fut_waiter is not future:
             return
         registered = bool(future._callbacks)

@@ -222,7 +222,7 @@ async def test_who_is_cancelled_though_a_message_was_given_to_him_leaves_it_to_t
         while receivers_of(bob) < 2:
             await asyncio.sleep(0)
         (sender,) = bob.peers.values()
-        engine_of(bob).receiver.got.append(pt.Message(sender, b"given"))
+        engine_of(bob).receiver.got[0] = pt.Message(sender, b"given")
         tasks[0].cancel()
         async with asyncio.timeout(GUARD):
             assert await tasks[1] == [b"given"]

@@ -290,13 +290,20 @@ static PyObject *take(PyObject *capsule, PyObject *const *arguments, Py_ssize_t 
     taker *self = PyCapsule_GetPointer(capsule, NULL);
     if (self == NULL)
         return NULL;
-    if (argument_count != 2) {
-        PyErr_SetString(PyExc_TypeError, "take(waits, alone)");
+    int has_place =
+        argument_count == 3 && PyList_Check(arguments[2]) && PyList_Size(arguments[2]) == 1;
+    if (argument_count != 2 && !has_place) {
+        PyErr_SetString(PyExc_TypeError, "take(waits, alone) or take(waits, alone, [None])");
         return NULL;
     }
-    if (self->bound->context->worker == NULL && !pt_is_owner(self->bound->context))
-        return Py_NewRef(Py_None);
-    return take_next(self, arguments[0] == Py_True, arguments[1] == Py_True);
+    int may = self->bound->context->worker != NULL || pt_is_owner(self->bound->context);
+    PyObject *message = may ? take_next(self, arguments[0] == Py_True, arguments[1] == Py_True)
+                            : Py_NewRef(Py_None);
+    if (message == NULL || !has_place)
+        return message;
+    int is_there = message != Py_None;
+    (void)PyList_SetItem(arguments[2], 0, message);
+    return PyBool_FromLong(is_there);
 }
 
 static void free_taker(PyObject *capsule)

@@ -22,6 +22,10 @@
  * without the GIL, while messages come one at a time: of a worker this thread has the turns
  * meanwhile; of a loop it has the lock of the node, or another thread could own and turn that. Any
  * thread may call it where a worker has the links; otherwise their owner.
+ *
+ * take(waits, alone, place) -> bool: likewise, the message is the one item of the list place, where
+ * an exception of a signal handler, which may come as soon as this has returned, leaves it. False:
+ * place has None.
  */
 int pt_taker_attach(void *module);
 

@@ -338,12 +338,10 @@ class Loop:
 
     def taker(
         self, kinds: tuple[Any, ...], values: tuple[Any, ...], names: tuple[str, ...]
-    ) -> Callable[[bool, bool], Any]:
+    ) -> Callable[..., Any]:
         """take(waits, alone): the next message in one call, None: take it in another way. The
         arguments and what it does are those of bind_taker() in csrc/border/pt_taker.h."""
-        take: Callable[[bool, bool], Any] = self._binding.border.bind_taker(
-            self._turn, kinds, values, names
-        )
+        take: Callable[..., Any] = self._binding.border.bind_taker(self._turn, kinds, values, names)
         return take
 
     def next_timeout(self) -> float | None:

@@ -107,10 +107,11 @@ class Waiters:
     def __init__(self) -> None:
         self._line: deque[Callable[[], bool]] = deque()
 
-    def join(self, waiter: Callable[[], bool]) -> None:
+    def join(self, waiter: Callable[[], bool]) -> bool:
         """Let a waiter stand in the line, behind all others; it is called once, by wake(), unless
-        it leaves before."""
+        it leaves before. Whether it is the first."""
         self._line.append(waiter)
+        return len(self._line) == 1
 
     def leave(self, waiter: Callable[[], bool], *, woken: bool) -> None:
         """Wait no longer. woken: whoever was woken here, and goes without a look, hands that on."""
@@ -118,10 +119,6 @@ class Waiters:
             self._line.remove(waiter)
         elif woken:
             self.wake(1)
-
-    def is_first(self, waiter: Callable[[], bool]) -> bool:
-        """Whether this waiter, who stands in the line, is the next to be woken."""
-        return self._line[0] == waiter
 
     def wake(self, count: int) -> None:
         """So many things have come: as many look."""

@@ -154,11 +154,12 @@ class Transport(Home):
         if self.finder is not None:
             self.finder.set_flags(flags)
 
-    def taker(self, message: type, lock: Any) -> Callable[[bool, bool], Any] | None:
+    def taker(self, message: type, lock: Any) -> Callable[..., Any] | None:
         """take(waits, alone), which takes the next message in one native call and with no turn,
         while its link has only to be read. It is made as message(view, payload); None: to be taken
-        in another way. lock: the RLock of whoever turns the node. None in place of take: there is
-        none here."""
+        in another way. take(waits, alone, place) leaves it in a list, and says whether there is
+        one. lock: the RLock of whoever turns the node. None in place of take: there is none
+        here."""
         direct = self.connections.direct = {}
         values = direct, self._came, self.inbox, self.totals, lock
         return self.workers.taker((message, State.OPEN), values, DIRECT)

@@ -54,7 +54,7 @@ class Driven(Protocol):
     def turn(self) -> None:
         """Serve whatever is ready."""
 
-    def taker(self, message: type, lock: Any) -> Callable[[bool, bool], Any] | None:
+    def taker(self, message: type, lock: Any) -> Callable[..., Any] | None:
         """What takes the next message without a turn; None: nothing does."""
 
     def move_here(self) -> None:
@@ -85,7 +85,7 @@ class Worker:
         self._lingering: asyncio.Handle | None = None
         self._fd = -1
         self._watched: dict[int, int] = {}
-        self._take: Callable[[bool, bool], Any] | None = None
+        self._take: Callable[..., Any] | None = None
         """See Transport.taker(); None: each message comes by a turn."""
 
     def start(self, engine: Driven) -> None:
@@ -173,24 +173,16 @@ class Worker:
         """The engine has something to do. If that is one message, and a task waits for the next
         one, the task has the message without a turn: a turn is a third of a round trip. A turn
         follows within a moment, for whatever else may be due."""
-        engine, take = self._engine, self._take
-        if (
-            engine is None
-            or take is None
-            or self._turning
-            or (receiver := engine.receiver) is None
-            or engine.closed
-            or threading.get_ident() != engine.thread
-        ):
+        engine = self._engine
+        if engine is None or (receiver := engine.receiver) is None or self._take is None:
             self._turn()
             return
-        is_given = False
         try:
             self._turning, self._wanted = True, False
-            is_given = receiver.give(take)
+            is_given = receiver.give(self._take)
         except BaseException:
             self._turning = False
-            if receiver.got:
+            if receiver.got[0] is not None:
                 self.loop.call_soon(receiver.go_on)
             self.schedule_anew()
             raise

@@ -118,11 +118,11 @@ class Workers:
 
     def taker(
         self, kinds: tuple[Any, ...], values: tuple[Any, ...], names: tuple[str, ...]
-    ) -> Callable[[bool, bool], Any] | None:
+    ) -> Callable[..., Any] | None:
         """What takes the next message in one call; None: there are several workers, or the core has
         no such call. See Loop.taker()."""
         place = self._workers[0] if self.work else self._loop
-        take: Callable[[bool, bool], Any] | None = None
+        take: Callable[..., Any] | None = None
         if len(self._workers) <= 1 and hasattr(place, "taker"):
             take = place.taker(kinds, values, names)
         return take

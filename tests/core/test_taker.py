@@ -123,6 +123,21 @@ def test_a_message_is_taken_counted_and_never_told_again(desk):
     assert desk.take(False, False) is None and desk.totals.got == 2
 
 
+def test_what_is_left_in_a_list_is_there_when_the_call_is_over(desk):
+    """What a call has returned is lost when a signal handler raises just then."""
+    desk.add(1)
+    place = [None]
+    assert desk.take(False, True, place) is False and place == [None]
+    desk.bring(1, b"one")
+    for _ in range(int(PATIENCE * 500)):
+        if desk.take(True, True, place):
+            break
+        assert place == [None]
+        threading.Event().wait(0.001)
+    assert (place[0].peer, place[0].data) == ("view 1", b"one")
+    assert desk.take(False, True, place) is False and place == [None]
+
+
 def test_what_more_than_its_receiver_has_to_see_is_left_to_a_turn(desk):
     """Each of these says that an engine must look first."""
     connection = desk.add(1)
@@ -215,7 +230,7 @@ def test_wrong_arguments_are_refused(desk):
             border.bind_taker(*arguments)
     with pytest.raises((TypeError, ValueError, SystemError)):
         border.bind_taker(len, *good[1:], names)
-    for arguments in ((), (True,), (True, True, True)):
+    for arguments in ((), (True,), (True, True, True), (True, True, []), (True, True, [None], 1)):
         with pytest.raises(TypeError):
             desk.take(*arguments)
     desk.add(1)

@@ -161,12 +161,10 @@ def test_what_other_threads_left_has_a_bound_in_bytes_for_long_messages():
     assert afar.leave(bytes(8192), True, 1, "key", 9, 20_000) and len(afar) == 4
 
 
-def test_who_came_first_is_the_first_until_it_is_woken_or_leaves():
+def test_who_joins_while_nobody_stands_there_is_the_first():
     """What was taken for the first may be given to no other."""
     waiters, woken = Waiters(), []
     one, two = (lambda name=name: bool(woken.append(name) or True) for name in ("one", "two"))
-    waiters.join(one)
-    waiters.join(two)
-    assert waiters.is_first(one) and not waiters.is_first(two)
-    waiters.wake(1)
-    assert woken == ["one"] and waiters.is_first(two)
+    assert waiters.join(one) and not waiters.join(two)
+    waiters.wake(2)
+    assert woken == ["one", "two"] and waiters.join(two)

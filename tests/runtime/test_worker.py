@@ -47,7 +47,11 @@ class CountedEngine:
                 waiting.set_result(None)
 
     def taker(self, message, lock):
-        return lambda waits, alone: self.brought.pop() if len(self.brought) == 1 else None
+        def take(waits, alone, place):
+            place[0] = self.brought.pop() if len(self.brought) == 1 else None
+            return place[0] is not None
+
+        return take
 
     def move_here(self):
         self.thread = threading.get_ident()
