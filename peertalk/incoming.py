@@ -179,22 +179,23 @@ class Messages(Incoming[Message[P]]):
             waiting = Waiting(engine.owner, engine.resume)
             waiters, tell = outlet.waiters, waiting.tell
             self._waiting.append(waiting)
-            if waiters.join(tell) and outlet.came_singly:
-                engine.receiver = waiting
             try:
-                await waiting.future
+                try:
+                    if waiters.join(tell) and outlet.came_singly:
+                        engine.receiver = waiting
+                    await waiting.future
+                finally:
+                    self._waiting.remove(waiting)
+                    if engine.receiver is waiting:
+                        engine.receiver = None
+                given: Message[P] | None = waiting.got[0]
+                if given is not None:
+                    waiters.leave(tell, woken=waiting.told)
+                    return given
             except BaseException:
                 waiters.leave(tell, woken=waiting.told)
                 self._give_back(waiting.got[0])
                 raise
-            finally:
-                self._waiting.remove(waiting)
-                if engine.receiver is waiting:
-                    engine.receiver = None
-            given: Message[P] | None = waiting.got[0]
-            if given is not None:
-                waiters.leave(tell, woken=waiting.told)
-                return given
             self._came(engine, waiters, waiting)
 
     def _give_back(self, message: Message[P] | None) -> None:

@@ -27,8 +27,8 @@ class Waiting:
             it goes on in the next tick.
 
     future: what the task awaits, or this itself, which costs it one step more. told: whether the
-    task was told, though it may not have gone on yet. got: what the task was
-    given along with that, at [0]; None: nothing.
+    task was told, though it may not have gone on yet. got: what the task was given along with that,
+    as the only item; None: nothing.
     """
 
     __slots__ = ("_resume", "future", "got", "told")

@@ -14,6 +14,7 @@ import weakref
 import pytest
 from kit.inside import engine_of, receivers_of
 from kit.nodes import loopback, numbered, pair, received
+from kit.striking import Striking
 from kit.waiting import GUARD, next_event
 
 import peertalk as pt
@@ -227,6 +228,47 @@ async def test_who_is_cancelled_though_a_message_was_given_to_him_leaves_it_to_t
         async with asyncio.timeout(GUARD):
             assert await tasks[1] == [b"given"]
         assert tasks[0].cancelled() and not receivers_of(bob)
+
+
+def test_a_message_that_was_given_is_the_next_one_wherever_a_signal_strikes(any_loop):
+    """The task that has it ends with what the signal handler has raised."""
+
+    class Interrupt(BaseException):
+        pass
+
+    def raises():
+        raise Interrupt
+
+    async def struck_at(nth):
+        strike = Striking(nth, raises, ("peertalk.incoming",))
+        async with pair() as (_, bob, peer):
+            await peer.send(b"first")
+            assert await received(bob, 1) == [b"first"]
+            task = asyncio.create_task(received(bob, 1))
+            while not receivers_of(bob):
+                await asyncio.sleep(0)
+            (sender,) = bob.peers.values()
+            given = pt.Message(sender, b"given")
+
+            def give():
+                engine_of(bob).receiver.give(lambda _, __, place: [place.insert(0, given)])
+
+            gc.disable()  # a finalizer of an earlier stream swallows what strikes there
+            strike.begin()
+            asyncio.get_running_loop().call_soon(give)
+            await asyncio.wait([task])
+            strike.end()
+            gc.enable()
+            if strike.struck:
+                assert isinstance(task.exception(), Interrupt)
+                task = asyncio.create_task(received(bob, 1))
+            assert await task == [b"given"]
+            return strike.steps
+
+    steps = any_loop.run_until_complete(struck_at(1 << 60))
+    assert steps > 5  # where only lines are traced
+    for nth in range(1, steps - 1):  # no signal handler runs between a value and its return
+        any_loop.run_until_complete(struck_at(nth))
 
 
 async def test_messages_that_come_one_at_a_time_go_to_who_waits_longest():
