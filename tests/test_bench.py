@@ -131,3 +131,18 @@ def test_two_busy_contexts_hardly_meet_on_the_list_of_their_pool(start_python, t
     assert figures["acquires"] > 1_000
     assert figures["met"] * 100 < figures["acquires"]
     assert len(figures["bare_pair_ns"]) == 4
+
+
+@pytest.mark.source
+@pytest.mark.unsanitized("it compiles a program, and a preloaded sanitizer reports on the compiler")
+@pytest.mark.skipif(shutil.which("cc") is None, reason="did not run: it needs a C compiler")
+def test_timers_are_measured_from_ten_to_a_million(start_python, tmp_path):
+    """How long one takes is for the bench to judge; that all of them were armed and cancelled the
+    program checks by itself."""
+    script, quick = str(SCRIPTS / "timers.py"), {"CC": quick_compiler(tmp_path)}
+    process = start_python(script, "--json", "--rounds", "1000", env=quick)
+    output, complaint = process.communicate(timeout=100)
+    assert output, complaint
+    figures = json.loads(output)
+    assert [each["timers"] for each in figures] == [10, 1_000, 100_000, 1_000_000]
+    assert all(each["arm_ns"] > 0 and each["cancel_ns"] > 0 for each in figures)

@@ -124,6 +124,13 @@ def test_without_assertions_a_buffer_returned_wrongly_is_refused(build, mistake)
     assert run(build("pool_twice", POOL, "-UPT_ASSERTIONS"), mistake) == (0, "")
 
 
+def test_each_of_a_million_timers_expires_once_and_at_its_tick(build):
+    """A timer for each of a million connections, moved and cancelled among each other, with ticks
+    of 2 s up to 30 days ahead; the clock wraps on the way."""
+    program = build("wheel_many", ("csrc/core/pt_wheel.c",))
+    assert run(program, "1000000") == (0, "")
+
+
 def test_the_receiving_machine_takes_any_format(standard_programs):
     """Contracts and batches will come with formats of their own: headers of 1 to 64 bytes, with and
     without trailer."""

@@ -240,3 +240,98 @@ def test_many_timers_in_one_slot_leave_in_order(core, rounds):
     wheel.advance(7 + 30_002)
     left = [key for key in range(count) if key % 5]
     assert drain(wheel) == sorted(left, key=lambda key: key % 3)
+
+
+# A coarse wheel: a tick of 2 s, for time-outs of many connections. 1,024 ticks, 2,048 s, are all
+# that a wheel of one level with as many places can count; here nothing ends there.
+
+COARSE = 2.0
+"""Seconds a tick."""
+MONTH = 30 * 24 * 60 * 60
+
+
+class Coarse:
+    """Time-outs in seconds on a wheel of such ticks: the deadline is rounded up to a tick, and time
+    down, so that nothing is early."""
+
+    def __init__(self, core, started):
+        self.wheel = core.TimerWheel(self.ticks(started))
+        self.now = started
+
+    @staticmethod
+    def ticks(seconds):
+        return int(seconds // COARSE) % TICKS
+
+    def arm(self, key, seconds):
+        self.wheel.arm(key, -int(-(self.now + seconds) // COARSE) % TICKS)
+
+    def advance(self, seconds):
+        self.now += seconds
+        self.wheel.advance(self.ticks(self.now))
+        return drain(self.wheel)
+
+
+@pytest.mark.parametrize(
+    "seconds", [0, 0.5, 1.99, 2, 3, 126, 128, 2046, 2047.9, 2048, 2048.1, 2050, 4096, 8192, MONTH]
+)
+@pytest.mark.parametrize("started", [0, 1.5, 2047, 2048, 2 * (TICKS - 1025), 2 * (TICKS - 3) + 0.5])
+def test_a_coarse_timeout_is_never_early_and_at_most_a_tick_late(core, started, seconds):
+    """Also at and beyond 2,048 s, where a wheel of 1,024 places has come round, and for 30 days."""
+    coarse = Coarse(core, started)
+    coarse.arm(1, seconds)
+    due = started + seconds
+    expired = coarse.advance(max(0, int(seconds // COARSE) - 1) * COARSE)
+    while not expired and coarse.now < due + 2 * COARSE:
+        expired = coarse.advance(COARSE / 4)
+    assert expired == [1] and coarse.wheel.armed == 0
+    assert due <= coarse.now <= due + COARSE
+
+
+delays_in_seconds = st.one_of(
+    st.floats(0, 10),
+    st.sampled_from([2046.0, 2047.0, 2048.0, 2049.0, 4096.0, float(MONTH)]),
+    st.floats(0, MONTH),
+)
+
+
+class CoarseModel(RuleBasedStateMachine):
+    """Time-outs in seconds against a list of when they are due."""
+
+    def __init__(self, core):
+        super().__init__()
+        self.core = core
+        self.due = {}
+
+    @initialize(started=st.sampled_from([0.0, 1.0, 2.0 * (TICKS - 1024), 2.0 * TICKS - 0.5]))
+    def make(self, started):
+        self.coarse = Coarse(self.core, started)
+
+    @rule(key=st.integers(0, 7), seconds=delays_in_seconds)
+    def arm(self, key, seconds):
+        self.coarse.arm(key, seconds)
+        self.due[key] = self.coarse.now + seconds
+
+    @rule(key=st.integers(0, 7))
+    def cancel(self, key):
+        self.coarse.wheel.cancel(key)
+        self.due.pop(key, None)
+
+    @rule(seconds=delays_in_seconds)
+    def advance(self, seconds):
+        expired = self.coarse.advance(seconds)
+        now = self.coarse.now
+        when = [self.due.pop(key) for key in expired]
+        assert all(each <= now for each in when), "early"
+        assert all(each > now - COARSE for each in self.due.values()), "later than a tick"
+        ticks = [-int(-each // COARSE) for each in when]
+        assert ticks == sorted(ticks)
+
+    def teardown(self):
+        if hasattr(self, "coarse"):
+            self.advance(2.0 * MONTH)
+            assert self.due == {} and self.coarse.wheel.armed == 0
+
+
+def test_coarse_timeouts_do_what_a_list_of_due_times_does(core):
+    """Moved, cancelled, and met by steps of any length, over the wrap of the clock."""
+    run_state_machine_as_test(lambda: CoarseModel(core), settings=settings(stateful_step_count=40))
