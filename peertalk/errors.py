@@ -132,6 +132,22 @@ class ConnectionClosed(NetworkFailure, ConnectionAbortedError):
     code = _numbers.ERR_CONNECTION_CLOSED
 
 
+class EndOfStream(ConnectionClosed, EOFError):
+    """The other side ended the stream in the middle of what was to be read. partial: what came of
+    that."""
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        partial: bytes = b"",
+        code: int | None = None,
+        peer: str | None = None,
+    ) -> None:
+        super().__init__(message, code=code, peer=peer)
+        self.partial = partial
+
+
 class NotConnected(NetworkFailure):
     """There is no open link to the peer."""
 

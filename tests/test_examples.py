@@ -20,9 +20,13 @@ SAYS = {
     "back_pressure.py": "all messages arrived",
     "bulk.py": "20000 messages in",
     "chat.py": "bob: I am",
+    "echo_server.py": "bob heard: hello from bob",
     "events.py": "guest is gone: goodbye",
     "game.py": "the alarm overtook",
     "hello.py": "bob says: hello, this is bob",
+    "http_files.py": "200 OK: http_files.py has",
+    "line_chat.py": "bob: hello, ada",
+    "proxy.py": "IS ANYBODY THERE? (34 bytes passed)",
     "sync_script.py": "clerk answers: LOUD AND CLEAR?",
 }
 """The line without which the example has not shown its one thing."""
@@ -33,8 +37,8 @@ ENOUGH = 30.0
 """Seconds after which an example hangs; each takes less than one."""
 LONGEST = 50
 """Lines. What needs more is no longer one thing."""
-WHOLE_PROGRAMS = {"send_file.py": 90}
-"""Lines of what is more than one thing, and is tested by itself: it needs files."""
+WHOLE_PROGRAMS = {"send_file.py": 90, "http_files.py": 63}
+"""Lines of what is more than one thing."""
 
 
 def run(start_python, free_port, name, *arguments, **environment):

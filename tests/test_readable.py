@@ -202,6 +202,8 @@ def test_each_statistics_field_has_its_unit():
 
 
 REFUSED_WORDS = {"manager", "handler", "helper", "helpers", "util", "utils", "misc"}
+GIVEN_NAMES = {"AsyncSocketHandler"}
+"""What users of other systems know by this name: see S3.5 of requirements.md."""
 
 
 def test_no_name_hides_its_job():
@@ -217,7 +219,9 @@ def test_no_name_hides_its_job():
             found.append(f"{name(path)}: the file's name")
         if path.suffix == ".py":
             named_so = named(path.read_text(), REFUSED_WORDS)
-            found += [f"{name(path)}:{line}: {own}" for line, own in named_so]
+            found += [
+                f"{name(path)}:{line}: {own}" for line, own in named_so if own not in GIVEN_NAMES
+            ]
     complain(found)
 
 

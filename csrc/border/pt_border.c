@@ -5,6 +5,7 @@
 
 #include "pt_assert.h"
 #include "pt_batch.h"
+#include "pt_bytes.h"
 #include "pt_numbered.h"
 #include "pt_pure.h"
 #include "pt_reader.h"
@@ -21,6 +22,8 @@ int pt_border_attach(void *module)
         result = pt_numbered_attach(module);
     if (result == 0)
         result = pt_taker_attach(module);
+    if (result == 0)
+        result = pt_bytes_attach(module);
     if (result == 0)
         result = pt_pure_attach(module);
     if (result == 0)

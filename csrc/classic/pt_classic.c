@@ -77,7 +77,7 @@ static void close_port(pt_classic *world, pt_classic_port *closed)
 int pt_classic_watch(pt_context *context, pt_source *source)
 {
     PT_ASSERT(source->place != NULL);
-    PT_ASSERT((source->interest & ~(PT_WANT_READ | PT_WANT_WRITE)) == 0);
+    PT_ASSERT((source->interest & ~(PT_WANT_READ | PT_WANT_WRITE | PT_WANT_EDGE)) == 0);
 
     if (source->registered == UNREGISTERED) {
         if (source->handle <= 0 || source->handle > INT32_MAX)

@@ -193,7 +193,7 @@ int pt_watch_open(pt_context *context, pt_watch *watch, intptr_t handle, uint32_
                   uint8_t interest)
 {
     if (context == NULL || context->ops == NULL || watch == NULL ||
-        interest > (PT_WANT_READ | PT_WANT_WRITE))
+        interest > (PT_WANT_READ | PT_WANT_WRITE | PT_WANT_EDGE))
         return PT_ERR_INVALID_PARAM;
     if (watch->source.place != NULL)
         return PT_ERR_ALREADY_INITIALIZED;
@@ -211,7 +211,7 @@ int pt_watch_open(pt_context *context, pt_watch *watch, intptr_t handle, uint32_
 
 int pt_watch_set(pt_context *context, pt_watch *watch, uint8_t interest)
 {
-    if (interest > (PT_WANT_READ | PT_WANT_WRITE) || watch->source.place == NULL)
+    if (interest > (PT_WANT_READ | PT_WANT_WRITE | PT_WANT_EDGE) || watch->source.place == NULL)
         return PT_ERR_INVALID_PARAM;
     PT_ASSERT(watch->source.kind == PT_SOURCE_WATCH);
     watch->source.interest = interest;

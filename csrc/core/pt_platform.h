@@ -21,7 +21,10 @@ typedef struct pt_link pt_link;
 typedef struct pt_source pt_source;
 typedef struct pt_worker pt_worker;
 
-enum pt_interest { PT_WANT_READ = 1, PT_WANT_WRITE = 2 };
+/* PT_WANT_EDGE, of a watch alone: tell each change to ready once, and not that it still is; whoever
+ * is told tries until the system says "not now". Worlds that wait with epoll can; others take it
+ * for nothing. */
+enum pt_interest { PT_WANT_READ = 1, PT_WANT_WRITE = 2, PT_WANT_EDGE = 4 };
 
 /* What a platform reports of a source, in ready. A hang-up is reported as PT_READY_READ |
  * PT_READY_HANGUP: what is left is read first. */

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from peertalk import errors
 from peertalk._core.values import (
+    ByteCalls,
     Capability,
     CompactHeader,
     Datagram,
@@ -88,6 +89,7 @@ class Core:
     Worker: Callable[..., Any]
     loop_pool: Callable[..., Any]
     Simulator: Callable[..., Any]
+    byte_calls: Callable[[int], ByteCalls]
     platforms: Callable[[], dict[str, dict[str, int]]]
 
     def __init__(self, name: str, source: Any) -> None:

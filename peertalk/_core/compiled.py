@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from peertalk._core.byte_calls import byte_calls
 from peertalk._core.codec import Codec
 from peertalk._core.handles import Ingest, Reassembly, SendPipeline, TimerWheel
 from peertalk._core.loop import Loop
@@ -34,5 +35,6 @@ class Compiled(Codec):
         self.TimerWheel = partial(TimerWheel, self)
         self.Loop = partial(Loop, self)
         self.loop_pool = partial(loop_pool, self)
+        self.byte_calls = partial(byte_calls, self)
         self.Worker = Worker
         self.Simulator = partial(Simulator, self)

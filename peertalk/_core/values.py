@@ -5,6 +5,8 @@ Kinds and flags are those of the C headers under shorter names.
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from peertalk import _numbers
@@ -48,11 +50,38 @@ GOODBYE = _numbers.DISCOVERY_GOODBYE
 READ = _numbers.READY_READ
 WRITE = _numbers.READY_WRITE
 HANGUP = _numbers.READY_HANGUP
+EDGE = _numbers.WANT_EDGE
 
 # Hints of Link.send(): see there.
 NEEDS_TURN = _numbers.SEND_NEEDS_TURN
 YIELD = _numbers.SEND_YIELD
 LEFT = _numbers.SEND_LEFT
+
+
+NOT_READY = -errno.EAGAIN
+"""What ByteCalls return when nothing is there, or no room."""
+
+
+BUFFER_MAX = 2**30
+"""Bytes of the buffer that ByteCalls share, at most."""
+
+
+class ByteCalls(NamedTuple):
+    """What reads and writes the bytes of a socket: each call tries once, and never waits. Those of
+    one thread, since they share a buffer.
+
+    Where the system refuses they return minus its number: NOT_READY, when nothing is there, or no
+    room.
+    """
+
+    receive: Callable[[int, int], bytes | int]
+    """receive(descriptor, size): up to size bytes, no more than the shared buffer takes, which they
+    come by way of; b"": the stream has ended."""
+    receive_into: Callable[[int, Any], int]
+    """receive_into(descriptor, buffer): how many bytes were written straight into a writable
+    buffer; 0: the stream has ended, or the buffer is empty."""
+    send: Callable[[int, Any], int]
+    """send(descriptor, data): how many bytes of a buffer the system took."""
 
 
 class TraceRecord(NamedTuple):

@@ -7,6 +7,8 @@ import errno
 from .. import errors
 from .addresses import Address
 
+_BROKEN = (errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED, errno.ENOTCONN, errno.ESHUTDOWN)
+
 
 def used_up(error: OSError) -> str:
     """What is used up, and what helps."""
@@ -51,3 +53,21 @@ def of_dial(code: int, said: str, address: Address) -> errors.PeerTalkError:
     if code == errno.ETIMEDOUT:
         return errors.Timeout(f"{where} did not answer in time")
     return errors.NetworkFailure(f"cannot connect to {where}: {said}")
+
+
+def of_socket(number: int, said: str, what: str) -> errors.PeerTalkError:
+    """Why a socket cannot be read or written. said: the system's text for the number; what: which
+    socket, for the message."""
+    if number in _BROKEN:
+        return errors.ConnectionClosed(f"{what}: the other side ended the connection: {said}")
+    if number == errno.ETIMEDOUT:
+        return errors.Timeout(f"{what}: the other side has fallen silent: {said}")
+    if number == errno.ECONNREFUSED:
+        return errors.ConnectionRefused(f"{what}: nobody listens there")
+    if number == errno.EBADF:
+        return errors.InvalidState(f"{what}: its descriptor was closed by somebody else")
+    if number in (errno.ENOMEM, errno.ENOBUFS):
+        return errors.OutOfMemory(f"{what}: the system has no memory for it")
+    if number == errno.EMSGSIZE:
+        return errors.MessageTooLarge(f"{what}: longer than a datagram may be")
+    return errors.NetworkFailure(f"{what}: {said}")

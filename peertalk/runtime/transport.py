@@ -20,6 +20,7 @@ from ..protocol.connections import State
 from ..protocol.neighbours import Changed, Found, Gone, Heard
 from ..protocol.peer import PeerFlag
 from ..protocol.statistics import MemoryReport, MemoryUse, NodeStatistics
+from ..protocol.wire import Message
 from .datagrams import Datagrams
 from .finder import Finder
 from .leaving import Below
@@ -163,6 +164,10 @@ class Transport(Home):
         direct = self.connections.direct = {}
         values = direct, self._came, self.inbox, self.totals, lock
         return self.workers.taker((message, State.OPEN), values, DIRECT)
+
+    def giver(self) -> Callable[..., Any] | None:
+        """See Driven.giver(): the taker of the loop itself, where no workers have the links."""
+        return None if self.workers.work else self.taker(Message, self.lock)
 
     def wake_receivers(self) -> None:
         """Nothing more will come, and nothing more is taken: all who wait hear that."""

@@ -21,7 +21,6 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from .._core import values
-from ..protocol.wire import Message
 
 _LOST = 0.1
 """Seconds after which a turn that was asked for, and has not come, is asked for again. A signal
@@ -47,15 +46,13 @@ class Driven(Protocol):
     linger: Callable[[], None] | None
     owes: bool
     orders: Any
-    lock: Any
     receiver: Any
-    workers: Any
 
     def turn(self) -> None:
         """Serve whatever is ready."""
 
-    def taker(self, message: type, lock: Any) -> Callable[..., Any] | None:
-        """What takes the next message without a turn; None: nothing does."""
+    def giver(self) -> Callable[..., Any] | None:
+        """What takes the next message, for the receiver, without a turn; None: nothing does."""
 
     def move_here(self) -> None:
         """Belong to the calling thread from now on."""
@@ -86,7 +83,7 @@ class Worker:
         self._fd = -1
         self._watched: dict[int, int] = {}
         self._take: Callable[..., Any] | None = None
-        """See Transport.taker(); None: each message comes by a turn."""
+        """See Driven.giver(); None: each message comes by a turn."""
 
     def start(self, engine: Driven) -> None:
         """Drive this engine, which has just been opened, from now on. One that cannot be driven is
@@ -99,8 +96,8 @@ class Worker:
             engine.resume = self.resume
         try:
             if self._fd >= 0:
-                if engine.resume is not None and not engine.workers.work:
-                    self._take = engine.taker(Message, engine.lock)
+                if engine.resume is not None:
+                    self._take = engine.giver()
                 self.loop.add_reader(self._fd, self._ready)
             else:
                 engine.before_closing = self._unwatch
@@ -267,6 +264,12 @@ class Worker:
             self._timer = self.loop.call_later(_LOST, self._timed_turn)
             self._due = self.loop.time() + _LOST
             raise
+
+    def expect(self, seconds: float) -> None:
+        """Something is due in so many seconds, which was armed since the last turn."""
+        due = self.loop.time() + seconds
+        if not self._turning and due < self._due:
+            self._set_timer(due)
 
     def _set_timer(self, due: float) -> None:
         self._due = math.inf  # until there is one again

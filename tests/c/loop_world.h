@@ -219,7 +219,7 @@ static inline int world_wait(pt_context *context, int timeout_ms)
         if (source->registered == 0xFF)
             continue;
         if (source->kind == PT_SOURCE_WATCH) {
-            ready = here.ready_watch == source->handle ? source->registered : 0;
+            ready = here.ready_watch == source->handle ? source->registered & ~PT_WANT_EDGE : 0;
         } else {
             const byte_pipe *from = &here.pipes[source->handle];
             if ((source->registered & PT_WANT_READ) && (from->len > 0 || from->ended))

@@ -476,6 +476,7 @@ static void a_watch_reports_what_it_wants(void)
     static pt_watch watch;
     memset(&watch, 0, sizeof watch);
     open_world(&async_ops, 1);
+    CHECK_EQUAL(pt_watch_open(&context, &watch, 1000, 5, 8), PT_ERR_INVALID_PARAM);
     CHECK_EQUAL(pt_watch_open(&context, &watch, 1000, 5, PT_WANT_READ), PT_OK);
     CHECK_EQUAL(pt_watch_open(&context, &watch, 1000, 5, PT_WANT_READ), PT_ERR_ALREADY_INITIALIZED);
     turn(0);
@@ -486,7 +487,12 @@ static void a_watch_reports_what_it_wants(void)
     CHECK_EQUAL(pt_watch_set(&context, &watch, 0), PT_OK);
     turn(0);
     CHECK_EQUAL(heard_of[5].ready, PT_READY_READ);
+    CHECK_EQUAL(pt_watch_set(&context, &watch, PT_WANT_WRITE | PT_WANT_EDGE), PT_OK);
+    CHECK_EQUAL(watch.source.interest, PT_WANT_WRITE | PT_WANT_EDGE);
+    turn(0);
+    CHECK_EQUAL(heard_of[5].ready, PT_READY_READ | PT_READY_WRITE);
     CHECK_EQUAL(pt_watch_set(&context, &watch, 8), PT_ERR_INVALID_PARAM);
+    CHECK_EQUAL(watch.source.interest, PT_WANT_WRITE | PT_WANT_EDGE);
     CHECK_EQUAL(pt_context_cleanup(&context), PT_ERR_INVALID_STATE);
     pt_watch_close(&context, &watch);
     pt_watch_close(&context, &watch);

@@ -27,8 +27,7 @@ class CountedEngine:
         self.turns = 0
         self.thread = threading.get_ident()
         self.closed = self.unfinished = self.owes = False
-        self.orders, self.receiver, self.lock = [], None, threading.RLock()
-        self.workers = types.SimpleNamespace(work=False)
+        self.orders, self.receiver = [], None
         self.brought = []
         self.timeout = None
         self.wanted = []
@@ -46,7 +45,7 @@ class CountedEngine:
             if self.turns >= number and not waiting.done():
                 waiting.set_result(None)
 
-    def taker(self, message, lock):
+    def giver(self):
         def take(waits, alone, place):
             place[0] = self.brought.pop() if len(self.brought) == 1 else None
             return place[0] is not None

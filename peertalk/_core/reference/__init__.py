@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import NoReturn
 
 from peertalk import errors
+from peertalk._core.reference.byte_calls import byte_calls
 from peertalk._core.reference.crc import NAME as crc_name
 from peertalk._core.reference.crc import crc16
 from peertalk._core.reference.crc32c import crc32c

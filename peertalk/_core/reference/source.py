@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeAlias
 from peertalk import errors
 from peertalk._core.reference.landing import LandingRoom
 from peertalk._core.reference.pool import BufferPool, PoolDoor
+from peertalk._core.values import EDGE, READ, WRITE
 
 Event: TypeAlias = tuple[int, int, Any, Any]
 """(kind, tag, a, b); see Loop.turn for a and b."""
@@ -86,17 +87,23 @@ class Watch(Source):
     def __init__(self, loop: Home, fd: int, tag: int, interest: int) -> None:
         super().__init__(loop, fd, tag)
         self._closed = False
-        self._want(interest)
+        self._watch_for(interest)
 
     def set(self, interest: int) -> None:
-        """Change what is wanted: a sum of READ and WRITE, or 0.
+        """Change what is wanted: a sum of READ and WRITE, or 0. EDGE is taken for nothing, as in
+        the C core's worlds without epoll: what lasts is told again.
 
         Raises:
-            InvalidState: the watch is closed.
+            InvalidState: the watch is closed. InvalidArgument: there is no such interest.
         """
         if self._closed or self._loop._closed:
             raise errors.InvalidState("this watch is closed")
-        self._want(interest)
+        self._watch_for(interest)
+
+    def _watch_for(self, interest: int) -> None:
+        if interest & ~(READ | WRITE | EDGE):
+            raise errors.InvalidArgument(f"a watch for {interest}: READ, WRITE and EDGE are known")
+        self._want(interest & ~EDGE)
 
     def close(self) -> None:
         """Forget the descriptor, which stays the caller's. Idempotent."""
