@@ -32,7 +32,10 @@ from cffi import FFI
 
 ROOT = Path(__file__).resolve().parent
 FOLDERS = {"core": ("core", "platform", "border"), "_sim": ("core", "sim", "classic")}
-C_ALONE = "check inside lock ready pure reader provider sender large native batch bytes".split()
+C_ALONE = (
+    "check inside lock ready pure reader provider sender large native batch bytes "
+    "waker layouts channel turn futures methods"
+).split()
 """Last words of the headers that nobody calls from Python; all others are declared there."""
 SECTIONS = ("-ffunction-sections", "-fdata-sections")
 UNUSED_OUT = ("-Wl,-dead_strip" if sys.platform == "darwin" else "-Wl,--gc-sections",)

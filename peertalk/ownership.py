@@ -16,6 +16,7 @@ from typing import TypeVar
 from . import errors
 from .doors.door import Answer
 from .runtime.engine import NO_THREAD, Engine
+from .runtime.reactor import Reactor
 from .runtime.transport import Transport
 from .runtime.worker import Worker
 from .waiting import Waiting
@@ -136,14 +137,19 @@ def end(engine: Transport, worker: Worker) -> None:
         engine.wake_receivers()
 
 
+_STEPS = (Waiting.go_on.__code__, Reactor.turn.__code__)
+"""What tasks take their steps in."""
+
+
 def is_in_use(engine: Engine) -> bool:
     """Whether an engine is another thread's, or the caller was called from within the package,
     which is in the middle of something then: by a signal handler, as a finalizer, or by a function
-    that was given to it. A task that a turn has woken takes its step after that turn."""
+    that was given to it. A task that a turn has woken takes its step after that turn, or within the
+    turn of a reactor, which no engine has to do with."""
     if engine.thread not in (NO_THREAD, threading.get_ident()):
         return True
     frame = sys._getframe(1).f_back
-    while frame is not None and frame.f_code is not Waiting.go_on.__code__:
+    while frame is not None and frame.f_code not in _STEPS:
         if frame.f_globals.get("__name__", "").startswith(_INSIDE):
             return True
         frame = frame.f_back

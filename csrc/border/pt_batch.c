@@ -348,14 +348,21 @@ void pt_batch_rest(bound_loop *bound)
             bound->item_count != 0 || bound->event_count != 0 || bound->late_count != 0;
 }
 
-/* turn(events) -> how many there are now, or a negative code. The list is the caller's and has them
- * before anything else can happen there: a signal handler that raises as soon as this function has
- * returned would take a list that was returned with it. */
-static PyObject *loop_turn(PyObject *self, PyObject *events)
+/* What is served is told to nobody else. */
+static void drop_served(bound_loop *bound, pt_batch_server *serve, void *server_context)
 {
-    bound_loop *bound = PyCapsule_GetPointer(self, NULL);
-    if (bound == NULL)
-        return NULL;
+    PT_ASSERT(bound->busy && bound->event_count >= 0);
+    int kept = 0;
+    for (int index = 0; index < bound->event_count; index++) {
+        if (!serve(server_context, &bound->events[index]))
+            bound->events[kept++] = bound->events[index];
+    }
+    bound->event_count = kept;
+}
+
+PyObject *pt_batch_turn(bound_loop *bound, PyObject *events, pt_batch_server *serve,
+                        void *server_context)
+{
     if (!PyList_Check(events)) {
         PyErr_SetString(PyExc_TypeError, "turn(events): events must be a list");
         return NULL;
@@ -372,11 +379,22 @@ static PyObject *loop_turn(PyObject *self, PyObject *events)
         pt_batch_rest(bound);
         return code == PT_ERR_NO_MEMORY ? PyErr_NoMemory() : PyLong_FromLong(code);
     }
+    if (serve != NULL && bound->told == NULL)
+        drop_served(bound, serve, server_context);
     code = tell(bound, events);
     PT_ASSERT(code == 0 || PyErr_Occurred());
     PT_ASSERT(code != 0 || (bound->told == NULL && bound->payload_count == 0));
     pt_batch_rest(bound);
     return code != 0 ? NULL : PyLong_FromSsize_t(PyList_Size(events));
+}
+
+/* turn(events) -> how many there are now, or a negative code. The list is the caller's and has them
+ * before anything else can happen there: a signal handler that raises as soon as this function has
+ * returned would take a list that was returned with it. */
+static PyObject *loop_turn(PyObject *self, PyObject *events)
+{
+    bound_loop *bound = PyCapsule_GetPointer(self, NULL);
+    return bound != NULL ? pt_batch_turn(bound, events, NULL, NULL) : NULL;
 }
 
 static void free_loop(PyObject *capsule)

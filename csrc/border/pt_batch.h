@@ -50,6 +50,16 @@ pt_block *pt_batch_collect(bound_loop *bound, pt_block *blocks);
  * busiest turn needed. */
 void pt_batch_clear(bound_loop *bound);
 
+/* Serves one event of what has become ready: 1 when nobody else need hear of that. Runs no Python
+ * code. */
+typedef int pt_batch_server(void *server_context, const pt_event *event);
+
+/* A turn for a list that has the events then, but for those that serve() has served; NULL: none
+ * does. Returns how many are in the list now, a negative code, or NULL with MemoryError: the next
+ * turn tells the rest. */
+PyObject *pt_batch_turn(bound_loop *bound, PyObject *events, pt_batch_server *serve,
+                        void *server_context);
+
 /* What was busy is over. A link whose records and events lie here must not tell others from
  * elsewhere. */
 void pt_batch_rest(bound_loop *bound);

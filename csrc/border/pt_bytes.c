@@ -7,13 +7,6 @@
 #include "pt_posix_bytes.h"
 #include "pt_sender.h"
 
-/* The buffer that receive() reads by way of, and who keeps it. */
-typedef struct shared_buffer {
-    uint8_t *memory;
-    size_t size;
-    PyObject *owner;
-} shared_buffer;
-
 /* A descriptor out of an argument; -1 with an exception. */
 static int descriptor_of(PyObject *argument)
 {
@@ -28,7 +21,7 @@ static int descriptor_of(PyObject *argument)
 
 static PyObject *receive(PyObject *self, PyObject *const *arguments, Py_ssize_t argument_count)
 {
-    const shared_buffer *shared = PyCapsule_GetPointer(self, NULL);
+    const pt_shared_buffer *shared = PyCapsule_GetPointer(self, NULL);
     if (shared == NULL)
         return NULL;
     if (argument_count != 2) {
@@ -85,7 +78,7 @@ static PyObject *send_bytes(PyObject *self, PyObject *const *arguments, Py_ssize
 
 static void free_shared(PyObject *capsule)
 {
-    shared_buffer *shared = PyCapsule_GetPointer(capsule, NULL);
+    pt_shared_buffer *shared = PyCapsule_GetPointer(capsule, NULL);
     if (shared == NULL)
         return;
     Py_XDECREF(shared->owner);
@@ -96,6 +89,16 @@ static PyMethodDef receive_method = {
     "receive", (PyCFunction)(void (*)(void))receive, METH_FASTCALL,
     "Up to so many bytes of a socket, or minus the system's number."};
 
+pt_shared_buffer *pt_shared_buffer_of(PyObject *receive_call)
+{
+    if (!PyCFunction_CheckExact(receive_call) ||
+        PyCFunction_GetFunction(receive_call) != receive_method.ml_meth) {
+        PyErr_SetString(PyExc_TypeError, "give what bind_receive() has given");
+        return NULL;
+    }
+    return PyCapsule_GetPointer(PyCFunction_GetSelf(receive_call), NULL);
+}
+
 static PyObject *bind_receive(PyObject *self, PyObject *const *arguments, Py_ssize_t argument_count)
 {
     (void)self;
@@ -103,7 +106,7 @@ static PyObject *bind_receive(PyObject *self, PyObject *const *arguments, Py_ssi
         PyErr_SetString(PyExc_TypeError, "bind_receive(buffer_addr, buffer_size, owner)");
         return NULL;
     }
-    shared_buffer *shared = PyMem_Calloc(1, sizeof *shared);
+    pt_shared_buffer *shared = PyMem_Calloc(1, sizeof *shared);
     if (shared == NULL)
         return PyErr_NoMemory();
     shared->memory = pt_address(arguments[0]);

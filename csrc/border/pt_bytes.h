@@ -2,6 +2,21 @@
 #ifndef PT_BYTES_H
 #define PT_BYTES_H
 
+#include <Python.h>
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* The buffer that receive() reads by way of, and who keeps it. */
+typedef struct pt_shared_buffer {
+    uint8_t *memory;
+    size_t size;
+    PyObject *owner;
+} pt_shared_buffer;
+
+/* What a receive() is bound to, for as long as that lives. NULL with an exception: it is none. */
+pt_shared_buffer *pt_shared_buffer_of(PyObject *receive);
+
 /* Add bind_receive(), receive_into() and send_bytes() to a module object, with the GIL held.
  * Returns 0, or -1 with an exception. All three keep the GIL, since none waits, and return minus
  * the system's number where the system refuses: -EAGAIN: not now.

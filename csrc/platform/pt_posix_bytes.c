@@ -22,6 +22,12 @@ static intptr_t failure(void)
     return errno == EWOULDBLOCK ? -EAGAIN : -errno;
 }
 
+int pt_posix_is_not_now(intptr_t count)
+{
+    PT_ASSERT(EAGAIN > 0);
+    return count == -EAGAIN;
+}
+
 intptr_t pt_posix_receive_bytes(int descriptor, void *buffer, size_t size)
 {
     PT_ASSERT(buffer != NULL || size == 0);

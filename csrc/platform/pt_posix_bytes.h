@@ -14,6 +14,9 @@
  * has ended, or size is 0, or minus the system's number: -EAGAIN: nothing is there. */
 intptr_t pt_posix_receive_bytes(int descriptor, void *buffer, size_t size);
 
+/* 1 when this is what the two calls here return for "not now". */
+int pt_posix_is_not_now(intptr_t count);
+
 /* Write up to size bytes to a socket, or send one datagram. Returns how many the system took, or
  * minus its number: -EAGAIN: there is no room. */
 intptr_t pt_posix_send_bytes(int descriptor, const void *data, size_t size);

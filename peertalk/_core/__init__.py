@@ -90,6 +90,7 @@ class Core:
     loop_pool: Callable[..., Any]
     Simulator: Callable[..., Any]
     byte_calls: Callable[[int], ByteCalls]
+    stream_methods: Callable[[type], dict[str, Callable[..., Any]]]
     platforms: Callable[[], dict[str, dict[str, int]]]
 
     def __init__(self, name: str, source: Any) -> None:

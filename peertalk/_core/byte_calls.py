@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from peertalk import errors
 from peertalk._core.binding import Binding
 from peertalk._core.pool import own_pages
@@ -21,6 +23,12 @@ def byte_calls(binding: Binding, size: int) -> ByteCalls:
     buffer = own_pages(binding.ffi, "uint8_t[]", size, "a receive buffer")
     address = int(binding.ffi.cast("uintptr_t", buffer))
     border = binding.border
+    receive = border.bind_receive(address, size, buffer)
     return ByteCalls(
-        border.bind_receive(address, size, buffer), border.receive_into, border.send_bytes
+        receive,
+        border.receive_into,
+        border.send_bytes,
+        size,
+        border.native_type,
+        partial(border.Channel, receive),
     )

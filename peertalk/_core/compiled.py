@@ -36,5 +36,6 @@ class Compiled(Codec):
         self.Loop = partial(Loop, self)
         self.loop_pool = partial(loop_pool, self)
         self.byte_calls = partial(byte_calls, self)
+        self.stream_methods = self.border.stream_methods
         self.Worker = Worker
         self.Simulator = partial(Simulator, self)

@@ -317,6 +317,15 @@ class Loop:
             self._let_go()
         return events
 
+    def server(
+        self, ticks: Any, credit: int, channels: dict[int, Any], woken: list[Any]
+    ) -> Callable[[list[Event]], int]:
+        """serve(events): a turn that tells channels, by the tags of ready sockets, and has those go
+        on whom that has woken; woken: a list of what is called behind a turn. How many were told,
+        or a negative code; see pt_turn.h."""
+        bind: Callable[..., Callable[[list[Event]], int]] = self._binding.border.bind_serve
+        return bind(self._turn, ticks, credit, channels, woken)
+
     def sender(
         self, quick: str, afar: str, accepted: str, hint: Callable[[int], object]
     ) -> Callable[[Any, Any, bool], int]:

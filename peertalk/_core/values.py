@@ -82,6 +82,14 @@ class ByteCalls(NamedTuple):
     buffer; 0: the stream has ended, or the buffer is empty."""
     send: Callable[[int, Any], int]
     """send(descriptor, data): how many bytes of a buffer the system took."""
+    most: int
+    """Bytes that receive() reads at most."""
+    native_type: Callable[[str, type], type] = lambda _, base: base
+    """native_type(name, base): the class, with its attributes in memory that C knows, if there is
+    C: of a "state", a "side" or the "ticks"."""
+    channel: Callable[..., Any] | None = None
+    """channel(descriptor, (ticks, loop, resume), state, sides, buffers): the native half of a
+    stream, for the methods of Core.stream_methods(); None: this core has none."""
 
 
 class TraceRecord(NamedTuple):

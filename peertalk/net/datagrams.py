@@ -92,9 +92,9 @@ class Datagrams(Endpoint):
         until = self._until(timeout)
         while True:
             if state.readable:
-                if reactor.credit <= 0:
+                if reactor.ticks.credit <= 0:
                     await self._breathe(self._in)
-                reactor.credit -= 1
+                reactor.ticks.credit -= 1
                 try:
                     return self._socket.recvfrom(65_536)
                 except BlockingIOError:

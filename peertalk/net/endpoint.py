@@ -21,14 +21,18 @@ from ..waiting import Waiting
 class Side:
     """Who waits on one side of a socket, to read or to write.
 
-    busy: a task is in the middle of something there, so that another one is refused.
+    Attributes:
+        busy: a task is in the middle of something there, so that another one is refused.
+        ended: no more is sent there.
+        tick: of the reactor, when it was last written to; -1: never.
     """
 
-    __slots__ = ("busy", "interest", "late", "timer", "waiting")
+    __slots__ = ("busy", "ended", "interest", "late", "tick", "timer", "waiting")
 
     def __init__(self, interest: SocketInterest) -> None:
         self.interest = int(interest)
-        self.busy = False
+        self.busy = self.ended = False
+        self.tick = -1
         self.late = False
         self.timer: Timer | None = None
         self.waiting: Waiting | None = None
@@ -49,13 +53,18 @@ class Endpoint(AsyncSocketHandler):
     _NOUN = "socket"
 
     def __init__(self, reactor: Reactor, owned: socket.socket) -> None:
-        super().__init__(AsyncSocketState())
+        super().__init__(reactor.calls.native_type("state", AsyncSocketState)())
         self._socket = owned
         self._fd = owned.fileno()
-        self._in = Side(SocketInterest.READABLE)
-        self._out = Side(SocketInterest.WRITABLE)
-        self._reactor = reactor
+        self._rest_on(reactor)
         self._registered: Registered = reactor.register(self._fd, self._interest(reactor), self)
+
+    def _rest_on(self, reactor: Reactor) -> None:
+        """Belong to this reactor, with nobody waiting."""
+        self._reactor = reactor
+        side = reactor.calls.native_type("side", Side)
+        self._in: Side = side(SocketInterest.READABLE)
+        self._out: Side = side(SocketInterest.WRITABLE)
 
     @staticmethod
     def _interest(reactor: Reactor) -> int:
@@ -139,6 +148,11 @@ class Endpoint(AsyncSocketHandler):
                 state.drop_waker(waiting.tell)
             if until is not None and side.timer is not None:
                 side.timer.cancel()
+        self._judge(side)
+
+    def _judge(self, side: Side) -> None:
+        """Raises what a wait has ended with, unless a try may succeed now."""
+        state = self.state
         if state.closed:
             raise errors.InvalidState(f"this {self._NOUN} was closed meanwhile")
         if (failed := state.take_error()) is not None:
@@ -179,7 +193,7 @@ class Endpoint(AsyncSocketHandler):
         side.busy = True
         try:
             await asyncio.sleep(0)
-            self._reactor.credit = self._reactor.ops
+            self._reactor.ticks.credit = self._reactor.ops
         finally:
             side.busy = False
         self._check()

@@ -90,9 +90,9 @@ class Listener(Endpoint):
         state, reactor = self.state, self._reactor
         while True:
             if state.readable:
-                if reactor.credit <= 0:
+                if reactor.ticks.credit <= 0:
                     await self._breathe(self._in)
-                reactor.credit -= 1
+                reactor.ticks.credit -= 1
                 try:
                     accepted, _ = self._socket.accept()
                 except OSError as error:

@@ -315,13 +315,13 @@ class Connection:
     def must_wait(self) -> bool:
         """Whether drain() has anything to wait for, or to tell."""
         self._check()
-        return self.closing or self.stream.unsent > _HIGH_WATER or self._reactor.credit <= 0
+        return self.closing or self.stream.unsent > _HIGH_WATER or self._reactor.ticks.credit <= 0
 
     async def drain(self) -> None:
         """See the method of StreamWriter."""
-        if self._reactor.credit <= 0:
+        if self._reactor.ticks.credit <= 0:
             await asyncio.sleep(0)
-            self._reactor.credit = self._reactor.ops
+            self._reactor.ticks.credit = self._reactor.ops
         if self.closing:
             await asyncio.sleep(0)
         await self._room(_HIGH_WATER)

@@ -15,10 +15,9 @@ from .. import errors
 from ..ownership import running_loop
 from ..protocol.refusals import of_dial
 from ..protocol.socket_addresses import AddressLike
-from ..protocol.socket_state import SocketInterest
-from ..runtime.reactor import NOT_READY, Reactor, here
+from ..runtime.reactor import NOT_READY, Reactor, here, quicken
 from .addresses import Resolved, resolve
-from .endpoint import Endpoint, Side, fault, peer_of
+from .endpoint import Endpoint, fault, peer_of
 from .tls import TlsStream
 from .worker import Worker
 
@@ -45,18 +44,27 @@ class Stream(Endpoint):
     none.
     """
 
-    __slots__ = ("_ended", "_left", "_out_buffer", "_receive", "_send", "_tick")
+    __slots__ = ("_channel", "_left", "_out_buffer", "_receive", "_send")
 
     _NOUN = "stream"
 
     def __init__(self, reactor: Reactor, owned: socket.socket) -> None:
-        self._receive = reactor.calls.receive
-        self._send = reactor.calls.send
         self._left = bytearray()  # read, and not taken
         self._out_buffer = bytearray()  # written, and not taken by the system
-        self._tick = -1  # of the reactor, when it was last written to
-        self._ended = False
         super().__init__(reactor, owned)
+        self._bind(reactor)
+
+    def _bind(self, reactor: Reactor) -> None:
+        """Read and write by the calls of this reactor, where it is registered."""
+        calls = reactor.calls
+        self._receive, self._send = calls.receive, calls.send
+        self._channel: Any = None
+        if calls.channel is not None and reactor.edges:
+            driver = (reactor.ticks, reactor.owner, reactor.resume)
+            buffers = (self._left, self._out_buffer)
+            sides = (self._in, self._out)
+            self._channel = calls.channel(self._fd, driver, self.state, sides, buffers)
+            reactor.channels[self._registered.tag] = self._channel
 
     @classmethod
     async def connect(cls, address: AddressLike, *, timeout: float | None = None) -> Self:
@@ -165,11 +173,12 @@ class Stream(Endpoint):
         """Up to so many bytes from the system."""
         state, reactor = self.state, self._reactor
         until = None if timeout is None else self._until(timeout)
+        most = min(most, reactor.calls.most)
         while True:
             if state.readable:
-                if reactor.credit <= 0:
+                if reactor.ticks.credit <= 0:
                     await self._breathe(self._in)
-                reactor.credit -= 1
+                reactor.ticks.credit -= 1
                 got = self._receive(self._fd, most)
                 if not isinstance(got, int):
                     if len(got) < most and not state.hung_up:
@@ -203,9 +212,9 @@ class Stream(Endpoint):
             until = self._until(timeout)
             while True:
                 if state.readable:
-                    if reactor.credit <= 0:
+                    if reactor.ticks.credit <= 0:
                         await self._breathe(self._in)
-                    reactor.credit -= 1
+                    reactor.ticks.credit -= 1
                     count = reactor.calls.receive_into(self._fd, view)
                     if count >= 0:
                         if count < len(view) and not state.hung_up:
@@ -318,13 +327,13 @@ class Stream(Endpoint):
         """
         self._begin_write()
         size = len(data) if data.__class__ is bytes else memoryview(data).nbytes
-        if size < _GATHER and self._tick == self._reactor.tick:
+        if size < _GATHER and self._out.tick == self._reactor.ticks.tick:
             if len(self._out_buffer) + size <= _FULL and not self.state.closed:
                 self._gather(data)
                 return
-        elif self.state.writable and not self._out_buffer and self._reactor.credit > 0:
-            self._reactor.credit -= 1
-            self._tick = self._reactor.tick
+        elif self.state.writable and not self._out_buffer and self._reactor.ticks.credit > 0:
+            self._reactor.ticks.credit -= 1
+            self._out.tick = self._reactor.ticks.tick
             taken = self._send(self._fd, data)
             if taken == size:
                 return
@@ -336,6 +345,11 @@ class Stream(Endpoint):
         with memoryview(data).cast("B") as view:
             await self._write_rest(view, False, timeout)
 
+    async def _write_on(self, data: Buffer, done: int) -> None:
+        """The rest of write_all(), behind so many bytes that have left."""
+        with memoryview(data).cast("B") as view:
+            await self._write_rest(view[done:], True, None)
+
     async def _write_rest(self, view: memoryview, begun: bool, timeout: float | None) -> None:
         until = self._until(timeout)
         try:
@@ -346,19 +360,22 @@ class Stream(Endpoint):
                     view = view[taken:]
                 else:
                     await self._ready(self._out, until)
-        except errors.ConnectionClosed:
+        except BaseException as error:
+            if begun:
+                self._keep(view, type(error))
             raise
-        except BaseException:
-            if begun and not self.state.closed:
-                self._gather(view)
-            raise
+
+    def _keep(self, rest: Buffer, kind: type[BaseException]) -> None:
+        """What write_all() had begun before such an exception is sent to its end."""
+        if not self.state.closed and not issubclass(kind, errors.ConnectionClosed):
+            self._gather(rest)
 
     async def _put(self, view: memoryview) -> int:
         """Try once: how many bytes were taken."""
         state, reactor = self.state, self._reactor
-        if reactor.credit <= 0:
+        if reactor.ticks.credit <= 0:
             await self._breathe(self._out)
-        reactor.credit -= 1
+        reactor.ticks.credit -= 1
         if self._out_buffer:
             self._flush()
             if (failed := state.take_error()) is not None:
@@ -370,14 +387,14 @@ class Stream(Endpoint):
                 return len(view)
         if not state.writable or not view:
             return 0
-        self._tick = reactor.tick
+        self._out.tick = reactor.ticks.tick
         taken = self._send(self._fd, view)
         self._after(taken, len(view))
         return max(taken, 0)
 
     def _begin_write(self) -> None:
         self._enter(self._out, "writes to")
-        if self._ended:
+        if self._out.ended:
             raise errors.InvalidState("this stream was ended by write_eof(): nothing more is sent")
         if (failed := self.state.take_error()) is not None:
             raise failed
@@ -438,11 +455,11 @@ class Stream(Endpoint):
         self._begin_write()
         size = data.nbytes if isinstance(data, memoryview) else len(data)
         full = size >= _GATHER or len(self._out_buffer) + size > _FULL
-        if self.state.writable and (full or self._tick != self._reactor.tick):
+        if self.state.writable and (full or self._out.tick != self._reactor.ticks.tick):
             if self._out_buffer:
                 self._flush()
             if self.state.writable:  # so that nothing waits
-                self._tick = self._reactor.tick
+                self._out.tick = self._reactor.ticks.tick
                 taken = self._send(self._fd, data)
                 self._after(taken, size)
                 if taken == size:
@@ -473,10 +490,10 @@ class Stream(Endpoint):
         Raises:
             As write().
         """
-        if self._ended:
+        if self._out.ended:
             return
         await self.drain(timeout=timeout)
-        self._ended = True
+        self._out.ended = True
         with contextlib.suppress(OSError):  # the other side is gone: reading tells how
             self._socket.shutdown(socket.SHUT_WR)
 
@@ -550,16 +567,17 @@ class Stream(Endpoint):
     def _settle(self) -> None:
         """Register at the reactor of the loop that runs here."""
         reactor = here()
-        self._in, self._out = Side(SocketInterest.READABLE), Side(SocketInterest.WRITABLE)
-        self._receive, self._send = reactor.calls.receive, reactor.calls.send
-        self._tick = -1
-        self._reactor = reactor
+        self._rest_on(reactor)
         self._registered = reactor.register(self._fd, self._interest(reactor), self)
+        self._bind(reactor)
 
     def _not_now(self, result: int, doing: str) -> None:
         """Raises what a try has met, unless that is "not now"."""
         if result != NOT_READY:
             raise fault(-result, f"stream to {peer_of(self._socket)} cannot be {doing}")
+
+
+quicken(Stream)
 
 
 def _refused(number: int, where: Resolved) -> errors.PeerTalkError:

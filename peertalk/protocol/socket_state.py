@@ -150,6 +150,21 @@ class AsyncSocketState:
         self._wake(_WRITE)
 
 
+class Ticks:
+    """How far the loop is that watches sockets.
+
+    Attributes:
+        credit: reads and writes of this tick that are left before others have theirs.
+        tick: changes with each turn, and with each flush.
+        thread: whose the loop is.
+    """
+
+    __slots__ = ("credit", "thread", "tick")
+
+    def __init__(self) -> None:
+        self.credit = self.tick = self.thread = 0
+
+
 class AsyncSocketHandler:
     """What the loop tells of one socket: four events. This one notes them in a state, and wakes
     whoever waits there; a class of your own may do something else. Called on the thread of the

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from .. import errors
 from .._core import load, values
 from ..protocol.orders import Token, Tokens
-from ..protocol.socket_state import AsyncSocketHandler, SocketDescriptor
+from ..protocol.socket_state import AsyncSocketHandler, SocketDescriptor, Ticks
 from . import forks
 from .worker import Worker
 
@@ -99,8 +99,8 @@ class Reactor:
 
     Attributes:
         calls: what reads and writes.
-        credit: reads and writes of this tick that are left before others have theirs.
-        tick: changes with each turn, and with each flush.
+        ticks: how far it is.
+        channels: the native halves of streams, by the tags of their sockets.
         stays: it is open though there is no socket, until close_now().
     """
 
@@ -128,8 +128,9 @@ class Reactor:
         self.loop: Any = core.Loop(io_budget=io_budget)
         self.edges = bool(self.loop.fd >= 0 and core.name != "reference")
         self.ops = _OPS_IN_TICK * io_budget
-        self.credit = self.ops
-        self.tick = 0
+        self.ticks: Ticks = self.calls.native_type("ticks", Ticks)()
+        self.ticks.credit, self.ticks.thread = self.ops, self.thread
+        self.channels: dict[int, Any] = {}
         self.stays = False
         self._tokens: Tokens[Registered] = Tokens()
         self._registered = self._tokens.by_tag
@@ -144,6 +145,10 @@ class Reactor:
         self.closed = False
         self._driver = Worker(owner)
         self._driver.start(self)
+        self._serve: Callable[[list[tuple[int, int, Any, Any]]], int] | None = None
+        if self.edges and self.resume is not None:
+            woken = self._driver.woken
+            self._serve = self.loop.server(self.ticks, self.ops, self.channels, woken)
         forks.heed(self)
 
     # Sockets --------------------------------------------------------------------------------------
@@ -195,6 +200,7 @@ class Reactor:
         nothing happens."""
         if not self._tokens.retire(registered.token):
             return
+        self.channels.pop(registered.tag, None)
         if registered.timer is not None:
             registered.timer.cancel()
         registered.watch.close()
@@ -254,7 +260,7 @@ class Reactor:
 
     def _flush(self) -> None:
         self._flushing = False
-        self.tick += 1
+        self.ticks.tick += 1
         flushes, self._flushes = self._flushes, []
         for flush in flushes:
             flush()
@@ -264,11 +270,18 @@ class Reactor:
     def turn(self) -> None:
         """Serve whatever is ready. What a handler raises goes to the exception handler of the
         loop."""
-        self.credit = self.ops
-        self.tick += 1
         self._turns += 1
         came = self._came
-        self.loop.turn(0.0, came)
+        if self._serve is not None:
+            told = self._serve(came)
+            self._events += max(told, 0)
+        if self._serve is None or told < 0:
+            self.ticks.credit = self.ops
+            self.ticks.tick += 1
+            self.loop.turn(0.0, came)
+        if self.closed:  # by a task that has gone on
+            came.clear()
+            return
         while came:
             kind, tag, mask, _ = came[0]
             if kind == values.READY:
@@ -350,7 +363,7 @@ class Reactor:
 
     def move_here(self) -> None:
         """Belong to the calling thread, where the loop runs now."""
-        self.thread = threading.get_ident()
+        self.thread = self.ticks.thread = threading.get_ident()
         self.loop.move_here()
 
     def close_now(self) -> None:
@@ -365,6 +378,7 @@ class Reactor:
         for registered in list(self._registered.values()):
             self._guarded(registered.handler.on_close)
         self._registered.clear()
+        self.channels.clear()  # which lead back to this, out of the collector's sight
         self._timers.clear()
         self._slow.clear()
         self.loop.close()
@@ -379,6 +393,14 @@ class Reactor:
             for registered in self._registered.values():
                 registered.handler.state.closed = True
             self._registered.clear()
+
+
+def quicken(kind: type) -> None:
+    """Put the native methods of streams before those of a class in Python, which then begin with
+    _slow_: they do whatever is not simple."""
+    for name, native in load().stream_methods(kind).items():
+        setattr(kind, f"_slow_{name}", getattr(kind, name))
+        setattr(kind, name, native)
 
 
 _reactors: dict[asyncio.AbstractEventLoop, Reactor] = {}

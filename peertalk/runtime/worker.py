@@ -72,7 +72,7 @@ class Worker:
         """Whether a turn, or a task that it has woken, is running."""
         self._wanted = False
         """Whether another turn was asked for meanwhile."""
-        self._woken: list[Callable[[], object]] = []
+        self.woken: list[Callable[[], object]] = []
         """What lets tasks go on, when the turn is done."""
         self._scheduled = False
         self._asked = 0.0
@@ -185,7 +185,7 @@ class Worker:
             raise
         finally:
             self._turning = False
-        if self._wanted or self._woken or engine.orders or not is_given:
+        if self._wanted or self.woken or engine.orders or not is_given:
             self._turn()
         elif not engine.owes:
             self.linger()
@@ -200,7 +200,7 @@ class Worker:
         try:
             self._turning, self._wanted = True, False
             engine.turn()
-            if self._woken:
+            if self.woken:
                 self._go_on()
                 if self._wanted and not engine.closed:
                     self._wanted = False
@@ -211,7 +211,7 @@ class Worker:
         finally:
             self._turning = False
             try:
-                if self._woken:
+                if self.woken:
                     self._go_on_later()
             finally:
                 if not engine.closed:
@@ -222,7 +222,7 @@ class Worker:
         take a step; the second of two calls, after a signal handler, does nothing. False: the loop
         is closed."""
         if self._turning:
-            self._woken.append(go_on)
+            self.woken.append(go_on)
         elif self.loop.is_closed():
             return False
         else:
@@ -232,7 +232,7 @@ class Worker:
     def _go_on(self) -> None:
         """The tasks that this turn has woken take a step. What one ends with that is no Exception
         leaves the turn, as it would leave the loop; the others go on in the next tick."""
-        woken, left = self._woken, len(self._woken)
+        woken, left = self.woken, len(self.woken)
         while woken and left:  # whoever these wake in turn waits for the next tick
             go_on = woken[0]
             go_on()
@@ -241,7 +241,7 @@ class Worker:
                 del woken[0]
 
     def _go_on_later(self) -> None:
-        woken = self._woken
+        woken = self.woken
         while woken:
             self.loop.call_soon(woken[0])
             del woken[0]

@@ -196,13 +196,13 @@ async def test_orders_of_other_threads_are_carried_out_here_in_order():
 
 async def test_a_flush_comes_when_the_tick_is_over():
     ours, flushed = here(), []
-    before = ours.tick
+    before = ours.ticks.tick
     ours.flush_soon(lambda: flushed.append(1))
     ours.flush_soon(lambda: flushed.append(2))
     assert not flushed
     await asyncio.sleep(0)
     assert flushed == [1, 2]
-    assert ours.tick > before
+    assert ours.ticks.tick > before
     ours.close_now()
 
 

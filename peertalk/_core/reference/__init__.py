@@ -8,7 +8,8 @@ Its names are those of every core; see peertalk._core.load().
 
 from __future__ import annotations
 
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from peertalk import errors
 from peertalk._core.reference.byte_calls import byte_calls
@@ -69,6 +70,11 @@ serve."""
 def all_bytes(items: list[object]) -> bool:
     """Whether each of them is a bytes object, of no other class."""
     return all(type(each) is bytes for each in items)
+
+
+def stream_methods(_: type) -> dict[str, Callable[..., Any]]:
+    """None: those in Python are all that a stream has."""
+    return {}
 
 
 def Simulator(*_: object, **__: object) -> NoReturn:

@@ -27,7 +27,7 @@ def byte_calls(size: int) -> ByteCalls:
             raise ValueError("a negative number of bytes")
         return _tried(os.read, descriptor, min(wanted, size))
 
-    return ByteCalls(receive, _receive_into, _send)
+    return ByteCalls(receive, _receive_into, _send, size)
 
 
 def _receive_into(descriptor: int, buffer: Any) -> int:
