@@ -18,23 +18,17 @@ from ..protocol.socket_addresses import AddressLike
 from ..runtime.reactor import NOT_READY, Reactor, here, quicken
 from .addresses import Resolved, resolve
 from .endpoint import Endpoint, fault, peer_of
+from .reading import Buffer, Reading
 from .tls import TlsStream
 from .worker import Worker
 
-READ_SIZE = 65_536
-"""Bytes that read() returns at most, when nothing else is said."""
-_AHEAD = 16_384
-"""Bytes that are read at least, where there are so many: what a call does not return it leaves to
-the next one. What a call asks for beyond that is read straight for it."""
 _GATHER = 16_384
 """Shorter writes in one tick of the loop are put together, but for the first."""
 _FULL = 65_536
 """Bytes that wait in a stream for the end of the tick at most."""
 
-Buffer = bytes | bytearray | memoryview
 
-
-class Stream(Endpoint):
+class Stream(Endpoint, Reading):
     """A connection that carries bytes: TCP, or a Unix socket. Make one with connect(), or take one
     from a Listener.
 
@@ -151,23 +145,8 @@ class Stream(Endpoint):
 
     # Reading --------------------------------------------------------------------------------------
 
-    async def read(self, size: int = READ_SIZE, *, timeout: float | None = None) -> bytes:
-        """Up to size bytes, as soon as there are any; b"": the other side has sent all it will.
-
-        Raises:
-            ConnectionClosed, NetworkFailure: the connection broke. Timeout: nothing came in time.
-            InvalidState: another task reads, or the stream is closed.
-        """
+    def _begin_read(self) -> None:
         self._enter(self._in, "reads from")
-        if size < 0:
-            raise errors.InvalidArgument(f"size {size:,}: read a number of bytes from 0 up")
-        if self._left or size == 0:
-            return self._taken(size)
-        data = await self._some(size if size > _AHEAD else _AHEAD, timeout)
-        if len(data) <= size:
-            return data
-        self._left += memoryview(data)[size:]
-        return data[:size]
 
     async def _some(self, most: int, timeout: float | None) -> bytes:
         """Up to so many bytes from the system."""
@@ -187,11 +166,6 @@ class Stream(Endpoint):
                 self._not_now(got, "read")
                 state.readable = False
             await self._ready(self._in, until)
-
-    def _taken(self, size: int) -> bytes:
-        taken = bytes(self._left[:size])
-        del self._left[:size]
-        return taken
 
     async def readinto(self, buffer: Any, *, timeout: float | None = None) -> int:
         """Read into a writable buffer, straight from the system, as soon as there is something: how
@@ -224,75 +198,8 @@ class Stream(Endpoint):
                     state.readable = False
                 await self._ready(self._in, until)
 
-    async def readexactly(self, size: int, *, timeout: float | None = None) -> bytes:
-        """Exactly size bytes.
-
-        Raises:
-            EndOfStream: the other side ended the stream before; partial has what came, and nothing
-                of that is left to be read. Else as read().
-        """
-        self._enter(self._in, "reads from")
-        if size < 0:
-            raise errors.InvalidArgument(f"size {size:,}: read a number of bytes from 0 up")
-        left, until = self._left, self._until(timeout)
-        while len(left) < size:
-            wanted = size - len(left)
-            more = await self._some(max(wanted, _AHEAD), self._rest(until))
-            if not more:
-                partial = self._taken(len(left))
-                raise errors.EndOfStream(
-                    f"stream: {len(partial):,} of {size:,} bytes came, then its end",
-                    partial=partial,
-                )
-            if not left and len(more) == size:
-                return more
-            left += more
-        return self._taken(size)
-
-    async def readuntil(
-        self, separator: bytes = b"\n", *, limit: int = READ_SIZE, timeout: float | None = None
-    ) -> bytes:
-        """All up to the separator, with the separator.
-
-        Raises:
-            EndOfStream: the other side ended the stream before; partial has what came.
-            MessageTooLarge: there is no separator in the first limit bytes, which are still there
-                to be read. Else as read().
-        """
-        self._enter(self._in, "reads from")
-        if not separator:
-            raise errors.InvalidArgument("separator: give one byte at least")
-        left, until, seen = self._left, self._until(timeout), 0
-        while True:
-            at = left.find(separator, max(0, seen - len(separator) + 1), limit)
-            if at >= 0:
-                return self._taken(at + len(separator))
-            seen = len(left)
-            if seen >= limit:
-                raise errors.MessageTooLarge(
-                    f"stream: no {errors.shown(separator)} in {limit:,} bytes (limit)"
-                )
-            more = await self._some(_AHEAD, self._rest(until))
-            if not more:
-                partial = self._taken(len(left))
-                raise errors.EndOfStream(
-                    f"stream: {len(partial):,} bytes came without {errors.shown(separator)}, then "
-                    "its end",
-                    partial=partial,
-                )
-            left += more
-
     def _rest(self, until: float | None) -> float | None:
         return None if until is None else until - self._reactor.owner.time()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> bytes:
-        data = await self.read()
-        if not data:
-            raise StopAsyncIteration
-        return data
 
     # Writing --------------------------------------------------------------------------------------
 
