@@ -67,14 +67,19 @@ class Worker:
             InvalidState: it was started before. Whatever making its loop or its sockets raises.
         """
         with self._lock:
-            if self._thread is not None:
-                raise errors.InvalidState(f"worker {self.name!r} was started before: make another")
+            if self._thread is not None or self._closed:
+                before = "closed" if self._closed else "started"
+                raise errors.InvalidState(f"worker {self.name!r} was {before} before: make another")
             started: concurrent.futures.Future[None] = concurrent.futures.Future()
             self._thread = threading.Thread(
                 target=self._work, args=(started,), name=self.name, daemon=True
             )
             self._thread.start()
-        started.result()
+        try:
+            started.result()
+        except BaseException:  # a signal handler may raise here
+            self._end()
+            raise
         return self
 
     def _work(self, started: concurrent.futures.Future[None]) -> None:
@@ -97,9 +102,12 @@ class Worker:
     async def _serve(self, started: concurrent.futures.Future[None]) -> None:
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
-        self._stop = partial(loop.call_soon_threadsafe, stop.set)
         self._reactor = adopt(Reactor(loop, **self._options))
         self._reactor.stays = True
+        with self._lock:
+            self._stop = partial(loop.call_soon_threadsafe, stop.set)
+            if self._closed:  # while it was started
+                stop.set()
         started.set_result(None)
         await stop.wait()
         with self._lock:
@@ -114,6 +122,10 @@ class Worker:
         if self._closed or reactor is None:
             state = "is closed" if self._closed else "was not started"
             raise errors.InvalidState(f"worker {self.name!r} {state}")
+        if reactor.closed:  # by fork(2), which takes no threads along
+            raise errors.InvalidState(
+                f"worker {self.name!r} is another process's: make one in this process"
+            )
         return reactor
 
     # Tasks ----------------------------------------------------------------------------------------
@@ -142,9 +154,10 @@ class Worker:
             InvalidState: called on the worker's own thread, which would wait for itself.
         """
         self._check_elsewhere("run")
+        seconds = _bounded(timeout)
         future = self.submit(function, *arguments)
         try:
-            return future.result(timeout)
+            return future.result(seconds)
         except concurrent.futures.CancelledError:
             raise errors.InvalidState(f"worker {self.name!r} was closed meanwhile") from None
         except TimeoutError as error:
@@ -203,18 +216,23 @@ class Worker:
             InvalidState: called on the worker's own thread, which would wait for itself.
         """
         self._check_elsewhere("close")
-        with self._lock:
-            thread, stop, was_closed = self._thread, self._stop, self._closed
-            self._closed = True
-            if stop is not None and not was_closed:
-                stop()
+        seconds = _bounded(timeout)
+        self._end()
+        thread = self._thread
         if thread is None:
             return
-        thread.join(timeout)
+        thread.join(seconds)
         if thread.is_alive():
             raise errors.Timeout(
                 f"worker {self.name!r}: a task there has not ended within {timeout} s"
             )
+
+    def _end(self) -> None:
+        """Take nothing more, and have all that runs there cancelled."""
+        with self._lock:
+            if self._stop is not None and not self._closed:
+                self._stop()
+            self._closed = True
 
     def __enter__(self) -> Self:
         return self.start()
@@ -225,6 +243,11 @@ class Worker:
     def __repr__(self) -> str:
         state = "closed" if self._closed else "running" if self._reactor else "not started"
         return f"<peertalk.net.Worker {self.name!r}, {state}>"
+
+
+def _bounded(timeout: float | None) -> float | None:
+    """A time-out that threads of Python take: infinity is 292 years, and what is past is 0."""
+    return None if timeout is None else max(0.0, min(timeout, threading.TIMEOUT_MAX))
 
 
 async def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import math
+import os
+import signal
 import socket
 import threading
 
@@ -312,3 +315,66 @@ def test_orders_of_many_threads_are_each_carried_out_once(worker):
         list(threads.map(use, range(6)))
     assert worker.statistics().sockets == 0
     assert worker.statistics().orders == 6 * count * 4
+
+
+def test_one_that_was_closed_is_not_started():
+    worker = Worker()
+    worker.close()
+    with pytest.raises(errors.InvalidState, match="was closed before"):
+        worker.start()
+
+
+def test_one_that_is_closed_while_it_is_started_ends():
+    making, closed = threading.Event(), threading.Event()
+
+    def slow_loop() -> asyncio.AbstractEventLoop:
+        making.set()
+        assert closed.wait(HANG_GUARD)
+        return asyncio.new_event_loop()
+
+    worker = Worker(loop_factory=slow_loop)
+    starting = threading.Thread(target=worker.start)
+    starting.start()
+    assert making.wait(HANG_GUARD)
+    with pytest.raises(errors.Timeout):
+        worker.close(timeout=0)
+    closed.set()
+    worker.close(HANG_GUARD)
+    starting.join(HANG_GUARD)
+    with pytest.raises(errors.InvalidState, match="is closed"):
+        worker.submit(int)
+
+
+@pytest.mark.parametrize("forever", [math.inf, 1e300, 2**70])
+def test_a_time_out_may_be_as_long_as_you_like(forever):
+    with Worker() as worker:
+        assert worker.run(lambda: 5, timeout=forever) == 5
+        worker.close(timeout=forever)
+
+
+@pytest.mark.parametrize("past", [0, -1, -math.inf, math.nan])
+def test_a_time_out_that_is_past_is_none(past):
+    going = threading.Event()
+    with Worker() as worker:
+        with pytest.raises(errors.Timeout):
+            worker.run(going.wait, timeout=past)
+        with pytest.raises(errors.Timeout):
+            worker.close(timeout=past)
+        going.set()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="did not run: no fork here")
+def test_a_forked_child_has_no_workers(worker):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(HANG_GUARD)
+        try:
+            for call in (worker.run, worker.submit):
+                with pytest.raises(errors.InvalidState, match="another process"):
+                    call(int)
+            worker.close()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert worker.run(lambda: 5) == 5
