@@ -139,7 +139,7 @@ class Reactor:
         self._came: list[tuple[int, int, Any, Any]] = []
         self._orders: deque[Callable[[], object]] = deque()
         self._slow: deque[Callable[[], bool]] = deque()
-        self._flushes: list[Callable[[], object]] = []
+        self._flushes: deque[Callable[[], object]] = deque()
         self._flushing = False
         self._turns = self._events = self._timeouts = self._order_count = 0
         self.closed = False
@@ -247,12 +247,15 @@ class Reactor:
 
     def when_idle(self, work: Callable[[], bool]) -> None:
         """Have work called, one slice in a turn behind all that is ready, until it returns False:
-        what takes long holds nobody up for more than a slice."""
+        what takes long holds nobody up for more than a slice. A slice may be called twice for once,
+        where a signal handler has struck it. At the end of this it is called once
+        more, so that nobody waits for it any longer."""
         self._slow.append(work)
         self._driver.schedule()
 
     def flush_soon(self, flush: Callable[[], object]) -> None:
-        """Have this called when the present tick is over."""
+        """Have this called when the present tick is over: twice for once, where a signal handler
+        has struck it."""
         self._flushes.append(flush)
         if not self._flushing:
             self._flushing = True
@@ -261,9 +264,14 @@ class Reactor:
     def _flush(self) -> None:
         self._flushing = False
         self.ticks.tick += 1
-        flushes, self._flushes = self._flushes, []
-        for flush in flushes:
-            flush()
+        try:
+            while self._flushes:
+                self._flushes[0]()
+                self._flushes.popleft()
+        finally:
+            if self._flushes:  # a signal handler has raised
+                self._flushing = True
+                self.owner.call_soon(self._flush)
 
     # A turn ---------------------------------------------------------------------------------------
 
@@ -321,12 +329,14 @@ class Reactor:
             self._report(error)
 
     def _work(self) -> None:
-        work = self._slow.popleft()
+        work = self._slow[0]
         more = False
         try:
             more = work()
         except Exception as error:
             self._report(error)
+        if self._slow and self._slow[0] is work:  # else that has closed this
+            self._slow.popleft()
         if more:
             self._slow.append(work)
         if self._slow:
@@ -380,7 +390,8 @@ class Reactor:
         self._registered.clear()
         self.channels.clear()  # which lead back to this, out of the collector's sight
         self._timers.clear()
-        self._slow.clear()
+        while self._slow:
+            self._guarded(self._slow.popleft())
         self.loop.close()
         while self._orders:  # whoever gave one is told
             self._guarded(self._orders.popleft())

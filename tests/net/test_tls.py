@@ -100,6 +100,21 @@ async def test_a_name_that_is_not_in_the_certificate_is_refused(server_context, 
             await serving
 
 
+async def test_who_agrees_on_tls_hears_that_the_stream_was_closed(client_context):
+    """The last one of its loop, in the middle of a step that comes behind all that is ready."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        stream = await Stream.connect(listening.getsockname())
+        starting = asyncio.ensure_future(
+            stream.start_tls(client_context, server_hostname="server.example")
+        )
+        await asyncio.sleep(0)
+        stream.close_now()
+        with pytest.raises(errors.InvalidState, match="closed"):
+            await starting
+
+
 async def test_who_leaves_or_is_silent_before_tls_is_told(client_context):
     async with connected() as (ours, theirs):
         starting = await waits(ours.start_tls(client_context, server_hostname="server.example"))

@@ -4,6 +4,7 @@ each loop, as long as it has sockets."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from typing import Any
@@ -180,6 +181,44 @@ async def test_what_takes_long_is_done_slice_by_slice_and_holds_nobody_up(pairs)
     assert slices[4] == 0
     assert slices[-1] == 1  # told in the middle of the work
     ours.close_now()
+
+
+async def test_who_waits_for_what_takes_long_is_told_of_the_end(pairs):
+    ours, slices = here(), []
+    ours.register(pairs[0][0].fileno(), SocketInterest.READABLE, Noting())
+    for number in range(3):
+        ours.when_idle(lambda number=number: slices.append(number) or True)
+    ours.close_now()
+    assert slices == [0, 1, 2]
+
+
+class Struck(KeyboardInterrupt):
+    """What a signal handler raises."""
+
+
+def test_what_a_signal_handler_strikes_is_called_again(any_loop):
+    """A flush, and a slice of work: neither they nor those behind them are lost."""
+    called = []
+
+    def strike(what):
+        called.append(what)
+        if called.count(what) == 1:
+            raise Struck
+
+    async def go():
+        ours = here()
+        ours.stays = True
+        for what in ("one", "other"):
+            ours.flush_soon(lambda what=what: strike(what))
+            ours.when_idle(lambda what=what: strike("slow " + what))
+        await until(lambda: len(called) == 8)
+        ours.close_now()
+
+    going = any_loop.create_task(go())
+    while not going.done():
+        with contextlib.suppress(Struck):
+            any_loop.run_until_complete(going)
+    assert sorted(called) == sorted(["one", "other", "slow one", "slow other"] * 2)
 
 
 async def test_orders_of_other_threads_are_carried_out_here_in_order():
