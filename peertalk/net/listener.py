@@ -9,6 +9,7 @@ import os
 import socket
 import stat
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Self
 
 from .. import errors
@@ -26,7 +27,15 @@ BACKLOG = 100
 _PAUSE = 0.1
 """Seconds until a connection is accepted again, where the system had no descriptor or no memory."""
 _USED_UP = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-_GONE = (errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH)
+_GONE = (
+    errno.ECONNABORTED,
+    errno.EPROTO,
+    errno.ENOPROTOOPT,
+    errno.ENETDOWN,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
+)
 """What accept(2) may say of a caller who has left meanwhile."""
 
 
@@ -43,7 +52,7 @@ class Listener(Endpoint):
     _NOUN = "listener"
 
     def __init__(self, reactor: Reactor, owned: socket.socket, path: str | None) -> None:
-        self._path = None if path is None else (path, os.stat(path).st_ino)
+        self._path = None if path is None else (path, _identity(path))
         self._scarce = False
         super().__init__(reactor, owned)
 
@@ -71,8 +80,7 @@ class Listener(Endpoint):
                 failure = failure or error
                 continue
             try:
-                path = each.address if each.family == socket.AF_UNIX else None
-                return cls(here(), owned, path)
+                return cls(here(), owned, _path_of(each))
             except BaseException:
                 owned.close()
                 raise
@@ -97,7 +105,7 @@ class Listener(Endpoint):
                     accepted, _ = self._socket.accept()
                 except OSError as error:
                     if error.errno in _USED_UP:
-                        await self._pause(error)
+                        await self._pause(error, until)
                     elif error.errno not in _GONE:
                         state.readable = False
                         if not isinstance(error, BlockingIOError):
@@ -131,14 +139,17 @@ class Listener(Endpoint):
         if not isinstance(workers, int):
             await self._serve(handler, workers)
             return
+        if workers < 0:
+            raise errors.InvalidArgument(f"workers {workers}: 0 or more")
         made = [Worker() for _ in range(workers)]
         try:
             for worker in made:
                 worker.start()
             await self._serve(handler, made)
         finally:
-            for worker in made:
-                await asyncio.to_thread(worker.close)
+            for worker in made:  # first of all, for this may be cancelled again
+                worker.end_soon()
+            await asyncio.gather(*(asyncio.to_thread(worker.close) for worker in made))
 
     async def _serve(
         self, handler: Callable[[Stream], Awaitable[object]], workers: Sequence[Worker]
@@ -151,7 +162,8 @@ class Listener(Endpoint):
                     continue
                 worker = min(busy, key=busy.__getitem__)
                 busy[worker] += 1
-                group.create_task(_hand_over(handler, stream, worker, busy))
+                guest = _Guest(handler, stream, worker)
+                group.create_task(guest.visit()).add_done_callback(partial(guest.leave, busy))
 
     def _taken(self, accepted: socket.socket) -> Stream:
         try:
@@ -166,17 +178,20 @@ class Listener(Endpoint):
         stream.state.writable = True
         return stream
 
-    async def _pause(self, error: OSError) -> None:
-        """The system has no place for another connection: wait a moment."""
+    async def _pause(self, error: OSError, until: float | None) -> None:
+        """The system has no place for another connection: wait a moment.
+
+        Raises:
+            Timeout: it is too late for another try.
+        """
         if not self._scarce:
             self._scarce = True
             self._reactor.report(f"a listener leaves callers waiting: {used_up(error)}", error)
-        side = self._in
         self.state.readable = False
         timer = self._reactor.timer(self.on_readable)
         timer.arm(_PAUSE)
         try:
-            await self._ready(side, None)
+            await self._ready(self._in, until)
         finally:
             timer.cancel()
             self.state.readable = True
@@ -197,9 +212,9 @@ class Listener(Endpoint):
         first = not self.state.closed
         super().close_now()
         if first and self._path is not None:
-            path, inode = self._path
+            path, identity = self._path
             with contextlib.suppress(OSError):
-                if os.stat(path).st_ino == inode:
+                if _identity(path) == identity:
                     os.unlink(path)
 
 
@@ -215,21 +230,55 @@ async def _handle(handler: Callable[[Stream], Awaitable[object]], stream: Stream
         )
 
 
-async def _hand_over(
-    handler: Callable[[Stream], Awaitable[object]],
-    stream: Stream,
-    worker: Worker,
-    busy: dict[Worker, int],
-) -> None:
-    try:
-        await stream.move_to(worker)
-        await asyncio.wrap_future(worker.submit(_handle, handler, stream))
-    except errors.PeerTalkError as error:
-        running_loop().call_exception_handler(
-            {"message": "a stream could not go to its worker", "exception": error}
-        )
-    finally:
-        busy[worker] -= 1
+class _Guest:
+    """A stream on its way to a worker, and with its handler there.
+
+    A task that is cancelled before its first step does nothing at all: so the end of both tasks,
+    here and there, is seen to by others.
+    """
+
+    def __init__(
+        self, handler: Callable[[Stream], Awaitable[object]], stream: Stream, worker: Worker
+    ) -> None:
+        self._handler = handler
+        self._stream = stream
+        self._worker = worker
+        self._leaves = self._begun = False
+
+    async def visit(self) -> None:
+        """Go there, and wait until the handler is done."""
+        self._leaves = True
+        try:
+            await self._stream.move_to(self._worker)
+            await asyncio.wrap_future(self._worker.submit(self._handle))
+        except errors.PeerTalkError as error:
+            _close_here(self._stream)
+            running_loop().call_exception_handler(
+                {"message": "a stream could not go to its worker", "exception": error}
+            )
+
+    async def _handle(self) -> None:
+        self._begun = True
+        await _handle(self._handler, self._stream)
+
+    def leave(self, busy: dict[Worker, int], _: object) -> None:
+        """visit() has ended. A stream whose handler has not begun is closed, where it is."""
+        busy[self._worker] -= 1
+        if not self._leaves:
+            _close_here(self._stream)
+        elif not self._begun:
+            with contextlib.suppress(errors.InvalidState):  # the worker has ended, and closed it
+                self._worker.submit(self._drop)
+
+    def _drop(self) -> None:
+        if not self._begun:
+            self._stream.close_now()
+
+
+def _close_here(stream: Stream) -> None:
+    """Close a stream, unless it is another thread's by now."""
+    with contextlib.suppress(errors.InvalidState):
+        stream.close_now()
 
 
 def _listen(where: Resolved, backlog: int, reuse_port: bool) -> socket.socket:
@@ -240,7 +289,8 @@ def _listen(where: Resolved, backlog: int, reuse_port: bool) -> socket.socket:
     try:
         owned.setblocking(False)
         if where.family == socket.AF_UNIX:
-            _remove_left(where.address)
+            if (path := _path_of(where)) is not None:
+                _remove_left(path)
         else:
             owned.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if reuse_port:
@@ -253,6 +303,20 @@ def _listen(where: Resolved, backlog: int, reuse_port: bool) -> socket.socket:
         owned.close()
         raise not_had(error, where) from error
     return owned
+
+
+def _path_of(where: Resolved) -> str | None:
+    """The path of a Unix socket, if there is one: an abstract name is none."""
+    if where.family != socket.AF_UNIX or os.fsdecode(where.address).startswith("\0"):
+        return None
+    path: str = where.address
+    return path
+
+
+def _identity(path: str) -> tuple[int, int]:
+    """Which file a path leads to."""
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
 
 
 def not_had(error: OSError, where: Resolved) -> errors.PeerTalkError:

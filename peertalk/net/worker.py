@@ -78,7 +78,7 @@ class Worker:
         try:
             started.result()
         except BaseException:  # a signal handler may raise here
-            self._end()
+            self.end_soon()
             raise
         return self
 
@@ -217,7 +217,7 @@ class Worker:
         """
         self._check_elsewhere("close")
         seconds = _bounded(timeout)
-        self._end()
+        self.end_soon()
         thread = self._thread
         if thread is None:
             return
@@ -227,8 +227,9 @@ class Worker:
                 f"worker {self.name!r}: a task there has not ended within {timeout} s"
             )
 
-    def _end(self) -> None:
-        """Take nothing more, and have all that runs there cancelled."""
+    def end_soon(self) -> None:
+        """Take nothing more, and have all that runs there cancelled: close() that does not wait.
+        May be called again."""
         with self._lock:
             if self._stop is not None and not self._closed:
                 self._stop()

@@ -50,7 +50,7 @@ def split(address: AddressLike) -> tuple[str, Any]:
             raise errors.InvalidArgument(
                 f"address {errors.shown(address)}: write host:port, [IPv6 address]:port, or a path"
             )
-        return "pair", (host.strip("[]"), _port(int(port), address))
+        return "pair", (host.strip("[]"), _port(int(port) if len(port) < 6 else -1, address))
     if isinstance(address, PathLike):
         return "unix", address.__fspath__()
     if not isinstance(address, tuple) or len(address) not in (2, 4):

@@ -146,6 +146,19 @@ async def test_without_descriptors_callers_wait_and_the_log_says_so_once():
                 await listener.accept()
 
 
+async def test_without_descriptors_a_time_out_is_kept():
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    async with await Listener.bind("127.0.0.1:0") as listener:
+        listening = listener._socket
+        listener._socket = Scarce(listening, [errno.EMFILE] * 10_000)
+        async with await Stream.connect(listener.local_addr):
+            with pytest.raises(errors.Timeout):
+                await listener.accept(timeout=0.05)
+            listener._socket = listening
+            async with await listener.accept():
+                pass
+
+
 async def test_each_caller_has_a_task_and_one_that_fails_ends_alone():
     told = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
@@ -202,3 +215,77 @@ async def test_callers_go_to_workers_that_are_there():
         listener.close_now()
         await serving
         assert worker.statistics().sockets == 0
+
+
+async def test_workers_that_were_started_end_though_serving_is_cancelled_twice():
+    async with await Listener.bind("127.0.0.1:0") as listener:
+        before = set(threading.enumerate())
+        serving = await waits(listener.serve(echo, workers=3))
+        made = [each for each in threading.enumerate() if each.name.startswith("peertalk worker")]
+        assert len(set(made) - before) == 3
+        serving.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        await cancelled(serving)
+        for thread in made:
+            await asyncio.to_thread(thread.join, HANG_GUARD)
+            assert not thread.is_alive()
+        with pytest.raises(errors.InvalidArgument, match="workers -1"):
+            await listener.serve(echo, workers=-1)
+
+
+async def test_a_caller_whose_task_has_not_begun_is_let_go():
+    """Serving is cancelled in the very tick in which a caller is accepted."""
+    begun = []
+    with Worker() as worker:
+        async with await Listener.bind("127.0.0.1:0") as listener:
+            serving = await waits(listener.serve(begun.append, workers=[worker]))
+            listener._socket = Accepting(listener._socket, serving.cancel)
+            async with await Stream.connect(listener.local_addr) as caller:
+                assert await caller.read(timeout=HANG_GUARD) == b""
+                await cancelled(serving)
+        assert worker.run(worker.statistics).sockets == 0
+    assert not begun
+
+
+class Accepting:
+    """A listening socket that calls something for each caller."""
+
+    def __init__(self, listening: socket.socket, call) -> None:
+        self._listening = listening
+        self._call = call
+
+    def accept(self):
+        accepted = self._listening.accept()
+        self._call()
+        return accepted
+
+    def __getattr__(self, name):
+        return getattr(self._listening, name)
+
+
+async def test_a_caller_is_let_go_whose_worker_has_ended_or_is_too_busy(monkeypatch):
+    told, moving = [], []
+    move_to = Stream.move_to
+    monkeypatch.setattr(
+        Stream, "move_to", lambda *given: moving.append(given) or move_to(*given)
+    )
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    listener = await Listener.bind("127.0.0.1:0")
+    with Worker() as worker:
+        busy = threading.Event()
+        worker.submit(busy.wait)
+        serving = await waits(listener.serve(echo, workers=[worker]))
+        async with await Stream.connect(listener.local_addr) as caller:
+            while not moving:
+                await asyncio.sleep(0)
+            await cancelled(serving)  # while the stream is on its way
+            busy.set()
+            assert await caller.read(timeout=HANG_GUARD) == b""
+        assert worker.run(worker.statistics).sockets == 0
+    serving = await waits(listener.serve(echo, workers=[worker]))
+    async with await Stream.connect(listener.local_addr) as caller:
+        assert await caller.read(timeout=HANG_GUARD) == b""
+    listener.close_now()
+    await serving
+    assert [str(each["exception"]) for each in told] == [f"worker {worker.name!r} is closed"]
