@@ -102,10 +102,13 @@ class Listener(Endpoint):
                     await self._breathe(self._in)
                 reactor.ticks.credit -= 1
                 try:
-                    accepted, _ = self._socket.accept()
+                    stream = self._taken(self._socket.accept()[0])
+                except (errors.OutOfMemory, errors.PlatformError) as error:
+                    await self._pause(str(error), error, until)
+                    continue
                 except OSError as error:
                     if error.errno in _USED_UP:
-                        await self._pause(error, until)
+                        await self._pause(used_up(error), error, until)
                     elif error.errno not in _GONE:
                         state.readable = False
                         if not isinstance(error, BlockingIOError):
@@ -114,7 +117,7 @@ class Listener(Endpoint):
                             ) from error
                     continue
                 self._scarce = False
-                return self._taken(accepted)
+                return stream
             await self._ready(self._in, until)
 
     async def serve(
@@ -178,7 +181,7 @@ class Listener(Endpoint):
         stream.state.writable = True
         return stream
 
-    async def _pause(self, error: OSError, until: float | None) -> None:
+    async def _pause(self, said: str, error: Exception, until: float | None) -> None:
         """The system has no place for another connection: wait a moment.
 
         Raises:
@@ -186,7 +189,7 @@ class Listener(Endpoint):
         """
         if not self._scarce:
             self._scarce = True
-            self._reactor.report(f"a listener leaves callers waiting: {used_up(error)}", error)
+            self._reactor.report(f"a listener leaves callers waiting: {said}", error)
         self.state.readable = False
         timer = self._reactor.timer(self.on_readable)
         timer.arm(_PAUSE)

@@ -16,6 +16,7 @@ from kit.streams import cancelled, waits
 
 from peertalk import errors
 from peertalk.net import Listener, Stream, Worker
+from peertalk.runtime.reactor import Reactor
 
 
 async def echo(stream: Stream) -> None:
@@ -144,6 +145,30 @@ async def test_without_descriptors_callers_wait_and_the_log_says_so_once():
         async with await Stream.connect(listener.local_addr):
             with pytest.raises(errors.PlatformError, match="cannot accept"):
                 await listener.accept()
+
+
+async def test_without_memory_one_caller_is_lost_and_no_listener(monkeypatch):
+    told, refused = [], [errors.PlatformError("not watched"), errors.OutOfMemory("no memory")]
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    register = Reactor.register
+
+    def scarce(self, fd, interest, handler):
+        if refused and isinstance(handler, Stream):
+            raise refused.pop()
+        return register(self, fd, interest, handler)
+
+    listener = await Listener.bind("127.0.0.1:0")
+    serving = await waits(listener.serve(echo))
+    with socket.create_connection(listener.local_addr), socket.create_connection(
+        listener.local_addr
+    ):
+        monkeypatch.setattr(Reactor, "register", scarce)
+        while refused:
+            await asyncio.sleep(0.001)
+        await echoes(listener.local_addr)
+    listener.close_now()
+    await serving
+    assert [each["message"] for each in told] == ["a listener leaves callers waiting: no memory"]
 
 
 async def test_without_descriptors_a_time_out_is_kept():
