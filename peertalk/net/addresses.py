@@ -11,7 +11,6 @@ from .. import errors
 from ..ownership import running_loop
 from ..protocol.socket_addresses import AddressLike, readable, split
 
-
 _PATH_MAX = 103 if sys.platform == "darwin" else 107
 """Bytes of the path of a Unix socket, at most."""
 _FLOW_MAX, _SCOPE_MAX = (1 << 20) - 1, (1 << 32) - 1

@@ -349,7 +349,7 @@ async def _pair(
     stream: Stream, limit: int, secure: Secure, hostname: str | None
 ) -> tuple[StreamReader, StreamWriter]:
     connection = Connection(stream)
-    await secure.start(connection, hostname or None)
+    await secure.start(connection, hostname)
     return StreamReader(connection, limit), StreamWriter(connection)
 
 

@@ -125,8 +125,11 @@ class Datagrams(Endpoint):
             finally:
                 self._out.busy = False
             self._check()
-        until = self._until(timeout)
+        until, reactor = self._until(timeout), self._reactor
         while True:
+            if reactor.credit <= 0:
+                await self._breathe(self._out)
+            reactor.credit -= 1
             try:
                 if where is None:
                     self._socket.send(data)

@@ -265,10 +265,10 @@ class Connection:
         self, context: ssl.SSLContext, hostname: str | None, timeout: float | None
     ) -> None:
         """See the method of StreamWriter. hostname: that of the certificate, for a client."""
-        await self.drain()
         if not isinstance(self.stream, Stream):
             raise errors.InvalidState("this connection is encrypted already")
         try:
+            await self.drain()
             encrypted = await self.stream.start_tls(
                 context, server_side=self._server_side, server_hostname=hostname, timeout=timeout
             )
@@ -307,6 +307,7 @@ class Connection:
             raise errors.InvalidState("Cannot call write() after write_eof()")
         if self.closing:
             return
+        self._reactor.credit -= 1
         try:
             self.stream.write_soon(data)
         except errors.NetworkError as error:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, Self
 
 from .. import errors
 from ..protocol.socket_state import AsyncSocketState
+from ..runtime.reactor import Reactor
 from .reading import Buffer, Reading
 
 _RECORD = 16_384
@@ -33,6 +34,11 @@ class Below(Protocol):
     def unsent(self) -> int: ...
     @property
     def state(self) -> AsyncSocketState: ...
+
+    _reactor: Reactor
+
+    def _check(self) -> None: ...
+    def _begin_write(self) -> None: ...
     def fileno(self) -> int: ...
     def write_soon(self, data: bytes) -> None: ...
     def close_now(self) -> None: ...
@@ -54,9 +60,21 @@ class TlsStream(Reading):
         self._below = below
         self._from_there = ssl.MemoryBIO()
         self._to_there = ssl.MemoryBIO()
-        self._tls = context.wrap_bio(
-            self._from_there, self._to_there, server_side=server_side, server_hostname=hostname
-        )
+        if context.check_hostname and hostname is None and not server_side:
+            # else the ssl module would take the certificate of anybody
+            raise errors.InvalidArgument(
+                "server_hostname: this context checks the name in the certificate, so give the "
+                'name; "" takes that of anybody'
+            )
+        try:
+            self._tls = context.wrap_bio(
+                self._from_there,
+                self._to_there,
+                server_side=server_side,
+                server_hostname=hostname or None,
+            )
+        except (ssl.SSLError, ValueError) as error:  # a context of the other side, or no name
+            raise errors.InvalidArgument(f"no TLS with {hostname!r}: {error}") from error
         self._left = bytearray()
         self._reading = self._writing = False
 
@@ -142,13 +160,21 @@ class TlsStream(Reading):
         if self._below.unsent > _FULL:
             await self._below.drain(timeout=self._rest(until))
 
+    def _answer(self) -> None:
+        """Send what TLS itself has to say to what came, such as new keys. While another task writes
+        that is left to him."""
+        if self._to_there.pending and not self._writing:
+            with contextlib.suppress(errors.NetworkError, errors.InvalidState):
+                self._below._begin_write()
+                self._below.write_soon(self._to_there.read())
+
     def _begin_read(self) -> None:
+        self._below._check()
         if self._reading:
             raise errors.InvalidState(
                 "another task reads from this stream: one may at a time, or what each got would be "
                 "chance"
             )
-        self._check()
 
     async def _some(self, most: int, timeout: float | None) -> bytes:
         until = self._until(timeout)
@@ -158,16 +184,15 @@ class TlsStream(Reading):
                 try:
                     return self._tls.read(min(most, _RECORD))
                 except ssl.SSLWantReadError:
+                    self._answer()
                     await self._hear(until)
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
             return b""
         except ssl.SSLError as error:
-            raise errors.NetworkFailure(f"TLS with {self._whom()}: {_said(error)}") from error
+            raise self._failed(error) from error
         finally:
             self._reading = False
-            if self._to_there.pending and not self._writing and not self._below.closed:
-                with contextlib.suppress(errors.NetworkError):  # who reads hears of that
-                    self._below.write_soon(self._to_there.read())  # an answer to new keys
+            self._answer()
 
     def _until(self, timeout: float | None) -> float | None:
         return None if timeout is None else asyncio.get_running_loop().time() + timeout
@@ -203,11 +228,13 @@ class TlsStream(Reading):
                 while at < len(view):
                     at += self._tls.write(view[at : at + _RECORD])
                     await self._pass_on(until)
+                    await self._below._reactor.let_others()
             except ssl.SSLError as error:
-                raise errors.NetworkFailure(f"TLS with {self._whom()}: {_said(error)}") from error
+                raise self._failed(error) from error
             except BaseException:
                 if not self._below.closed:
-                    self._encrypt(view[at:])  # so that what the other side reads is whole
+                    with contextlib.suppress(errors.PeerTalkError):
+                        self._encrypt(view[at:])  # so that what the other side reads is whole
                 raise
             finally:
                 self._writing = False
@@ -230,8 +257,11 @@ class TlsStream(Reading):
     def _encrypt(self, view: memoryview) -> None:
         """Encrypt all of this, and send that as soon as there is room."""
         at = 0
-        while at < len(view):
-            at += self._tls.write(view[at : at + _RECORD])
+        try:
+            while at < len(view):
+                at += self._tls.write(view[at : at + _RECORD])
+        except ssl.SSLError as error:
+            raise self._failed(error) from error
         self._below.write_soon(self._to_there.read())
 
     async def drain(self, *, timeout: float | None = None) -> None:
@@ -246,8 +276,7 @@ class TlsStream(Reading):
         """Tell the other side that nothing more will come, as soon as there is room."""
         with contextlib.suppress(ssl.SSLError):
             self._tls.unwrap()
-        if self._to_there.pending:
-            self._below.write_soon(self._to_there.read())
+        self._answer()
 
     async def aclose(self, *, timeout: float | None = 5.0) -> None:
         """Tell the other side that nothing more will come, and close the stream. May be called
@@ -262,20 +291,21 @@ class TlsStream(Reading):
         self._below.close_now()
 
     async def __aenter__(self) -> Self:
-        self._check()
+        self._below._check()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     def _begin_write(self) -> None:
-        self._check()
+        """Raises what a write would, before anything is encrypted: a record that does not leave
+        would end the stream."""
         if self._writing:
             raise errors.InvalidState("another task writes to this stream: one may at a time")
+        self._below._begin_write()
 
-    def _check(self) -> None:
-        if self._below.closed:
-            raise errors.InvalidState("this stream is closed")
+    def _failed(self, error: ssl.SSLError) -> errors.NetworkFailure:
+        return errors.NetworkFailure(f"TLS with {self._whom()}: {_said(error)}")
 
     def _whom(self) -> str:
         try:

@@ -624,3 +624,19 @@ async def test_a_handshake_that_is_cut_off_closes_the_connection(contexts):
             await asyncio.wait([opening])
             while await loop.sock_recv(theirs, 1 << 16):
                 pass
+
+
+async def test_who_writes_without_end_lets_others_go_on():
+    server = await net.start_server(lambda _, writer: held.append(writer), "127.0.0.1", 0)
+    held: list[net.StreamWriter] = []
+    async with server:
+        _, writer = await net.open_connection(*server.sockets[0].getsockname())
+        others = asyncio.create_task(asyncio.sleep(0))
+        for _ in range(1_000):
+            writer.write(b"x")
+            await writer.drain()
+        assert others.done()
+        writer.close()
+        while not held:
+            await asyncio.sleep(0)
+        held[0].close()

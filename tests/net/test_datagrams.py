@@ -100,3 +100,11 @@ async def test_who_waits_is_told_of_time_and_end():
         await iterating
     with pytest.raises(errors.InvalidState, match="closed"):
         await ours.send(b"x", ("127.0.0.1", 1))
+
+
+async def test_who_sends_without_end_lets_others_go_on():
+    """Packets that nobody takes never wait: the system drops them."""
+    async with await Datagrams.bind("127.0.0.1:0") as ours:
+        others = asyncio.create_task(asyncio.sleep(0))
+        while not others.done():
+            await ours.send(b"x", ours.local_addr)

@@ -159,8 +159,9 @@ async def test_without_memory_one_caller_is_lost_and_no_listener(monkeypatch):
 
     listener = await Listener.bind("127.0.0.1:0")
     serving = await waits(listener.serve(echo))
-    with socket.create_connection(listener.local_addr), socket.create_connection(
-        listener.local_addr
+    with (
+        socket.create_connection(listener.local_addr),
+        socket.create_connection(listener.local_addr),
     ):
         monkeypatch.setattr(Reactor, "register", scarce)
         while refused:
@@ -292,9 +293,7 @@ class Accepting:
 async def test_a_caller_is_let_go_whose_worker_has_ended_or_is_too_busy(monkeypatch):
     told, moving = [], []
     move_to = Stream.move_to
-    monkeypatch.setattr(
-        Stream, "move_to", lambda *given: moving.append(given) or move_to(*given)
-    )
+    monkeypatch.setattr(Stream, "move_to", lambda *given: moving.append(given) or move_to(*given))
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
     listener = await Listener.bind("127.0.0.1:0")
     with Worker() as worker:

@@ -213,3 +213,105 @@ async def test_a_server_of_tls(client_context, server_context):
     await asyncio.gather(*map(call, range(10)))
     listener.close_now()
     await serving
+
+
+async def test_a_name_that_is_to_be_checked_has_to_be_given(client_context, server_context):
+    """The ssl module would take any certificate that it trusts, whoever has it."""
+    async with connected() as (ours, _):
+        with pytest.raises(errors.InvalidArgument, match="server_hostname"):
+            await ours.start_tls(client_context)
+    async with connected() as (ours, theirs):
+        await asyncio.gather(
+            ours.start_tls(client_context, server_hostname="", timeout=HANG_GUARD),
+            theirs.start_tls(server_context, server_side=True, timeout=HANG_GUARD),
+        )
+
+
+@pytest.mark.parametrize("name", [".example", "x" * 64, "a..b"])
+async def test_a_name_that_is_none_and_a_context_of_the_other_side_are_told(
+    name, client_context, server_context
+):
+    for given in (
+        {"context": client_context, "server_hostname": name},
+        {"context": client_context, "server_side": True},
+        {"context": server_context, "server_hostname": "server.example"},
+    ):
+        async with connected() as (ours, _):
+            with pytest.raises(errors.InvalidArgument, match="no TLS"):
+                await ours.start_tls(**given)
+
+
+async def test_a_second_writer_is_refused_and_tears_no_record(encrypted):
+    """While another task drains; what was refused was not encrypted."""
+    async with connected() as (below, theirs):
+        narrow(below, theirs)
+        ours, theirs = await encrypted(below, theirs)
+        ours.write_soon(b"x" * 1_000_000)
+        draining = await waits(ours.drain())
+        with pytest.raises(errors.InvalidState, match="another task writes"):
+            await ours.write_all(b"never")
+        with pytest.raises(errors.InvalidState, match="another task writes"):
+            ours.write_soon(b"never")
+        await theirs.write_all(b"hello")
+        assert await ours.read() == b"hello"
+        assert await read_all(theirs, 1_000_000) == b"x" * 1_000_000
+        await draining
+        await ours.write_all(b"more")
+        assert await theirs.read() == b"more"
+
+
+async def test_what_tls_has_to_say_is_said_while_nothing_comes(authority):
+    """A server that wants a certificate before it says more: the reader has to answer."""
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    for context, name in ((server, "server.example"), (client, "client.example")):
+        authority.issue_cert(name).configure_cert(context)
+        authority.configure_trust(context)
+        context.post_handshake_auth = True
+    server.verify_mode = ssl.CERT_OPTIONAL
+    async with connected() as pair:
+        ours, theirs = await asyncio.gather(
+            pair[0].start_tls(client, server_hostname="server.example"),
+            pair[1].start_tls(server, server_side=True),
+        )
+        theirs.ssl_object.verify_client_post_handshake()
+        theirs.ssl_object.do_handshake()
+        theirs.write_soon(b"")
+        reading = await waits(ours.read())
+        hearing = asyncio.ensure_future(theirs.read())
+        while not theirs.ssl_object.getpeercert():
+            await asyncio.sleep(0.001)
+        await theirs.write_all(b"page")
+        assert await reading == b"page"
+        await cancelled(hearing)
+
+
+async def test_another_thread_is_refused(encrypted):
+    async with connected() as pair:
+        ours, theirs = await encrypted(*pair)
+        await theirs.write_all(b"hello")
+        assert await ours.read(2) == b"he"
+        for call in (ours.read(2), ours.write_all(b"x")):
+            with pytest.raises(errors.InvalidState, match="another thread"):
+                await asyncio.to_thread(asyncio.run, call)
+        assert await ours.read() == b"llo"
+
+
+async def test_who_writes_behind_the_end_is_told(encrypted):
+    async with connected() as pair:
+        ours, _ = await encrypted(*pair)
+        ours.end()
+        for _ in range(2):
+            with pytest.raises(errors.NetworkFailure, match="TLS with"):
+                ours.write_soon(b"x")
+            with pytest.raises(errors.NetworkFailure, match="TLS with"):
+                await ours.write_all(b"x")
+
+
+async def test_who_writes_without_end_lets_others_go_on(encrypted):
+    async with connected() as pair:
+        ours, _ = await encrypted(*pair)
+        others = asyncio.create_task(asyncio.sleep(0))
+        for _ in range(1_000):
+            await ours.write_all(b"x")
+        assert others.done()
