@@ -139,8 +139,8 @@ class Listener(Endpoint):
         Raises:
             InvalidState: another task accepts, or a worker does not run.
         """
-        if not isinstance(workers, int):
-            await self._serve(handler, workers)
+        if not isinstance(workers, int) or workers == 0:
+            await self._serve(handler, workers or ())
             return
         if workers < 0:
             raise errors.InvalidArgument(f"workers {workers}: 0 or more")

@@ -21,7 +21,7 @@ from ..protocol.orders import (
     SetSocketTimeout,
     Token,
 )
-from ..protocol.socket_state import AsyncSocketHandler, AsyncSocketState
+from ..protocol.socket_state import AsyncSocketHandler, AsyncSocketState, SocketInterest
 from ..runtime.reactor import RECEIVE_BUFFER, Reactor, ReactorStatistics, adopt
 
 _numbers = itertools.count(1)
@@ -276,11 +276,20 @@ def _register(reactor: Reactor, order: RegisterSocket) -> Token:
             f"RegisterSocket takes an AsyncSocketState or an AsyncSocketHandler, not "
             f"{errors.shown(state)}"
         )
-    return reactor.register(order.fd, int(order.interest), handler).token
+    return reactor.register(order.fd, _watched_for(order.interest), handler).token
 
 
 def _modify(reactor: Reactor, order: ModifySocket) -> None:
-    reactor.modify(reactor.find(order.token), int(order.interest))
+    reactor.modify(reactor.find(order.token), _watched_for(order.interest))
+
+
+def _watched_for(interest: object) -> int:
+    if isinstance(interest, int) and 0 <= interest <= SocketInterest.READ_WRITE:
+        return int(interest)
+    raise errors.InvalidArgument(
+        f"interest {errors.shown(interest)}: give NONE, READABLE, WRITABLE or READ_WRITE of "
+        "SocketInterest"
+    )
 
 
 def _close(reactor: Reactor, order: CloseSocket) -> None:

@@ -378,3 +378,15 @@ def test_a_forked_child_has_no_workers(worker):
             os._exit(1)
     assert os.waitpid(child, 0)[1] == 0
     assert worker.run(lambda: 5) == 5
+
+
+@pytest.mark.parametrize("interest", [-1, 4, 1 << 40, "1", None])
+def test_an_interest_that_is_none_is_refused(worker, pair, interest):
+    state = AsyncSocketState()
+    with pytest.raises(errors.InvalidArgument, match="interest"):
+        worker.order(RegisterSocket(pair[0].fileno(), interest, state)).result(HANG_GUARD)
+    register = RegisterSocket(pair[0].fileno(), SocketInterest.NONE, state)
+    token = worker.order(register).result(HANG_GUARD)
+    with pytest.raises(errors.InvalidArgument, match="interest"):
+        worker.order(ModifySocket(token, interest)).result(HANG_GUARD)
+    worker.order(CloseSocket(token)).result(HANG_GUARD)
