@@ -157,16 +157,24 @@ class Listener(Endpoint):
     async def _serve(
         self, handler: Callable[[Stream], Awaitable[object]], workers: Sequence[Worker]
     ) -> None:
+        for worker in workers:
+            worker.check_open()
         busy = dict.fromkeys(workers, 0)
-        async with asyncio.TaskGroup() as group:
-            async for stream in self:
-                if not busy:
-                    group.create_task(_handle(handler, stream))
-                    continue
-                worker = min(busy, key=busy.__getitem__)
-                busy[worker] += 1
-                guest = _Guest(handler, stream, worker)
-                group.create_task(guest.visit()).add_done_callback(partial(guest.leave, busy))
+        try:
+            async with asyncio.TaskGroup() as group:
+                async for stream in self:
+                    if not busy:
+                        group.create_task(_handle(handler, stream))
+                        continue
+                    # one that was closed has the fewest for ever, and takes none
+                    worker = min(busy, key=lambda each: (each.closed, busy[each]))
+                    busy[worker] += 1
+                    guest = _Guest(handler, stream, worker)
+                    group.create_task(guest.visit()).add_done_callback(partial(guest.leave, busy))
+        except BaseExceptionGroup as several:
+            if len(several.exceptions) > 1:
+                raise
+            raise several.exceptions[0] from None
 
     def _taken(self, accepted: socket.socket) -> Stream:
         try:

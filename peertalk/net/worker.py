@@ -113,6 +113,11 @@ class Worker:
         with self._lock:
             self._closed = True
 
+    @property
+    def closed(self) -> bool:
+        """Whether it takes nothing more."""
+        return self._closed
+
     def check_open(self) -> None:
         """Raises InvalidState when it is closed, or was not started."""
         self._open()

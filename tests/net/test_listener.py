@@ -307,9 +307,33 @@ async def test_a_caller_is_let_go_whose_worker_has_ended_or_is_too_busy(monkeypa
             busy.set()
             assert await caller.read(timeout=HANG_GUARD) == b""
         assert worker.run(worker.statistics).sockets == 0
-    serving = await waits(listener.serve(echo, workers=[worker]))
+        serving = await waits(listener.serve(echo, workers=[worker]))
     async with await Stream.connect(listener.local_addr) as caller:
         assert await caller.read(timeout=HANG_GUARD) == b""
+    assert [str(each["exception"]) for each in told] == [f"worker {worker.name!r} is closed"]
     listener.close_now()
     await serving
-    assert [str(each["exception"]) for each in told] == [f"worker {worker.name!r} is closed"]
+
+
+async def test_workers_that_go_on_take_the_callers_of_one_that_has_ended():
+    listener = await Listener.bind("127.0.0.1:0")
+    with Worker() as one, Worker() as other:
+        serving = await waits(listener.serve(echo, workers=[one, other]))
+        one.close()
+        await asyncio.gather(*(echoes(listener.local_addr) for _ in range(5)))
+        listener.close_now()
+        await serving
+    with pytest.raises(errors.InvalidState, match="is closed"):
+        await listener.serve(echo, workers=[one])
+
+
+async def test_what_ends_serving_is_raised_as_it_is():
+    """And not in a group."""
+    async with await Listener.bind("127.0.0.1:0") as listener:
+        serving = await waits(listener.serve(echo))
+        with pytest.raises(errors.InvalidState, match="another task accepts"):
+            await listener.serve(echo)
+        listener._socket = Scarce(listener._socket, [errno.EPERM])
+        async with await Stream.connect(listener.local_addr):
+            with pytest.raises(errors.PlatformError, match="cannot accept"):
+                await serving
