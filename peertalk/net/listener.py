@@ -139,8 +139,11 @@ class Listener(Endpoint):
         Raises:
             InvalidState: another task accepts, or a worker does not run.
         """
-        if not isinstance(workers, int) or workers == 0:
-            await self._serve(handler, workers or ())
+        if not isinstance(workers, int):
+            await self._serve(handler, workers)
+            return
+        if workers == 0:
+            await self._serve(handler, ())
             return
         if workers < 0:
             raise errors.InvalidArgument(f"workers {workers}: 0 or more")

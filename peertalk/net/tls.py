@@ -228,7 +228,7 @@ class TlsStream(Reading):
                 while at < len(view):
                     at += self._tls.write(view[at : at + _RECORD])
                     await self._pass_on(until)
-                    await self._below._reactor.let_others()
+                    await self._let_others()
             except ssl.SSLError as error:
                 raise self._failed(error) from error
             except BaseException:
@@ -238,6 +238,15 @@ class TlsStream(Reading):
                 raise
             finally:
                 self._writing = False
+
+    async def _let_others(self) -> None:
+        """A write that the system takes at once takes one of those of this tick; when none is left
+        others have a tick before."""
+        reactor = self._below._reactor
+        if reactor.credit <= 0:
+            await asyncio.sleep(0)
+            reactor.credit = reactor.ops
+        reactor.credit -= 1
 
     @property
     def unsent(self) -> int:

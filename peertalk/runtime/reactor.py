@@ -253,14 +253,6 @@ class Reactor:
         self._slow.append(work)
         self._driver.schedule()
 
-    async def let_others(self) -> None:
-        """Take one of the reads and writes of this tick; when none is left others have a tick
-        before."""
-        if self.credit <= 0:
-            await asyncio.sleep(0)
-            self.credit = self.ops
-        self.credit -= 1
-
     def flush_soon(self, flush: Callable[[], object]) -> None:
         """Have this called when the present tick is over: twice for once, where a signal handler
         has struck it."""

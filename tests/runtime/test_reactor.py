@@ -196,7 +196,7 @@ class Struck(KeyboardInterrupt):
     """What a signal handler raises."""
 
 
-def test_what_a_signal_handler_strikes_is_called_again(any_loop):
+def test_what_a_signal_strikes_is_called_again(any_loop):
     """A flush, and a slice of work: neither they nor those behind them are lost."""
     called = []
 
