@@ -53,11 +53,10 @@ class Datagrams(Endpoint):
                 owned.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
             owned.bind(where.address)
             return cls(here(), owned)
-        except OSError as error:
+        except BaseException as error:
             owned.close()
-            raise not_had(error, where) from error
-        except BaseException:
-            owned.close()
+            if isinstance(error, OSError) and not isinstance(error, errors.PeerTalkError):
+                raise not_had(error, where) from error
             raise
 
     @classmethod
@@ -73,11 +72,10 @@ class Datagrams(Endpoint):
         try:
             owned.connect(where.address)
             return cls(here(), owned)
-        except OSError as error:
+        except BaseException as error:
             owned.close()
-            raise fault(error.errno or 0, f"datagrams to {where}") from error
-        except BaseException:
-            owned.close()
+            if isinstance(error, OSError) and not isinstance(error, errors.PeerTalkError):
+                raise fault(error.errno or 0, f"datagrams to {where}") from error
             raise
 
     async def receive(self, *, timeout: float | None = None) -> tuple[bytes, Any]:

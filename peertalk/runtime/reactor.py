@@ -164,7 +164,11 @@ class Reactor:
         self.check_open()
         token = self._tokens.next()
         registered = Registered(fd, interest, handler, token)
-        registered.watch = self.loop.watch(fd, registered.tag, self._watched(interest))
+        try:
+            registered.watch = self.loop.watch(fd, registered.tag, self._watched(interest))
+        except BaseException:
+            self._end_if_idle()
+            raise
         self._tokens.put(token, registered)
         if not self.edges:
             handler.state.when_waiting = partial(self._want, registered)
@@ -204,6 +208,9 @@ class Reactor:
         if registered.timer is not None:
             registered.timer.cancel()
         registered.watch.close()
+        self._end_if_idle()
+
+    def _end_if_idle(self) -> None:
         if not self._registered and not self.stays:
             self.close_now()
 

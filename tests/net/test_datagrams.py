@@ -9,6 +9,7 @@ from kit.streams import cancelled, waits
 
 from peertalk import errors
 from peertalk.net import Datagrams
+from peertalk.runtime.reactor import Reactor
 
 
 async def test_packets_go_there_and_back_whole():
@@ -108,3 +109,16 @@ async def test_who_sends_without_end_lets_others_go_on():
         others = asyncio.create_task(asyncio.sleep(0))
         while not others.done():
             await ours.send(b"x", ours.local_addr)
+
+
+@pytest.mark.parametrize("call", [Datagrams.bind, Datagrams.connect])
+async def test_a_socket_that_cannot_be_watched_says_why(call, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise errors.PlatformError("nobody watches")
+
+    async with await Datagrams.bind("127.0.0.1:0") as other:
+        with monkeypatch.context() as patch:
+            patch.setattr(Reactor, "register", refuse)
+            with pytest.raises(errors.PlatformError, match="nobody watches"):
+                await call(("127.0.0.1", 9 if call == Datagrams.connect else 0))
+        assert not other.closed

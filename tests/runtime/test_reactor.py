@@ -183,6 +183,14 @@ async def test_what_takes_long_is_done_slice_by_slice_and_holds_nobody_up(pairs)
     ours.close_now()
 
 
+async def test_one_whose_first_socket_is_not_watched_ends():
+    with open(os.devnull, "rb") as nothing:  # epoll and poll refuse a number that is none
+        fd = nothing.fileno()
+    with pytest.raises(errors.PeerTalkError):
+        here().register(fd, SocketInterest.READABLE, Noting())
+    assert not reactor._reactors
+
+
 async def test_who_waits_for_what_takes_long_is_told_of_the_end(pairs):
     ours, slices = here(), []
     ours.register(pairs[0][0].fileno(), SocketInterest.READABLE, Noting())
