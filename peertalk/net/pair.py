@@ -18,7 +18,7 @@ from .. import errors
 from ..ownership import running_loop
 from ..protocol.socket_state import SocketInterest
 from ..runtime.reactor import here
-from .reading import READ_SIZE, Buffer
+from .reading import READ_SIZE, Buffer, discard
 from .stream import Stream
 from .tls import TlsStream
 
@@ -405,6 +405,8 @@ class Connection:
         self._close_now()
 
     def _close_now(self) -> None:
+        if self.failed is None:
+            discard(self.extra["socket"])
         self.stream.close_now()
         if not self.over.done() and not self.loop.is_closed():
             self.over.set_result(None)

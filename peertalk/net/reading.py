@@ -3,6 +3,8 @@ pieces come."""
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from abc import ABC, abstractmethod
 from typing import Any, Self, TypeAlias
 
@@ -14,6 +16,8 @@ READ_SIZE = 65_536
 """Bytes that read() returns at most, when nothing else is said."""
 AHEAD = 16_384
 """Bytes that are asked for at least: what a call does not return it leaves to the next one."""
+_DISCARDED = 16
+"""Times READ_SIZE that are taken of what nobody reads, at most."""
 
 
 class Reading(ABC):
@@ -147,3 +151,12 @@ def check_size(size: int) -> None:
     """Raises InvalidArgument for a number of bytes that cannot be read."""
     if size < 0:
         raise errors.InvalidArgument(f"size {size:,}: read a number of bytes from 0 up")
+
+
+def discard(connection: socket.socket) -> None:
+    """Take what has come and nobody will read, before a connection is closed: the system resets one
+    that is closed with that, and drops what was sent and has not arrived."""
+    with contextlib.suppress(OSError):
+        for _ in range(_DISCARDED):
+            if not connection.recv(READ_SIZE):
+                return

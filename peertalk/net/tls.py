@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self
 from .. import errors
 from ..protocol.socket_state import AsyncSocketState
 from ..runtime.reactor import Reactor
-from .reading import Buffer, Reading
+from .reading import Buffer, Reading, discard
 
 _RECORD = 16_384
 """Bytes of one TLS record, at most (RFC 8446, 5.1): a slice of work."""
@@ -290,10 +290,18 @@ class TlsStream(Reading):
     async def aclose(self, *, timeout: float | None = 5.0) -> None:
         """Tell the other side that nothing more will come, and close the stream. May be called
         again."""
+        until = self._until(timeout)
         if not self._below.closed and not self._writing:
-            with contextlib.suppress(errors.PeerTalkError):
+            try:
                 self.end()
-        await self._below.aclose(timeout=timeout)
+                await self._below.drain(timeout=timeout)
+                discard(self._below._socket)  # such as the tickets that a server sends unasked
+            except errors.PeerTalkError:
+                pass  # it is closed all the same
+            except BaseException:
+                self._below.close_now()
+                raise
+        await self._below.aclose(timeout=self._rest(until))
 
     def close_now(self) -> None:
         """See Stream.close_now()."""

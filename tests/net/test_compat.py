@@ -640,3 +640,21 @@ async def test_who_writes_without_end_lets_others_go_on():
         while not held:
             await asyncio.sleep(0)
         held[0].close()
+
+
+async def test_an_answer_arrives_though_nobody_has_read_the_question():
+    """Asyncio reads ahead. A socket that is closed with something to read is reset."""
+
+    async def answer(_: net.StreamReader, writer: net.StreamWriter) -> None:
+        await asked.wait()
+        writer.write(b"x" * 3_000_000)
+        writer.close()
+
+    asked = asyncio.Event()
+    async with await net.start_server(answer, "127.0.0.1", 0) as server:
+        reader, writer = await net.open_connection(*server.sockets[0].getsockname())
+        writer.write(b"a question")
+        await writer.drain()
+        asked.set()
+        assert len(await reader.read()) == 3_000_000
+        writer.close()

@@ -315,3 +315,17 @@ async def test_who_writes_without_end_lets_others_go_on(encrypted):
         for _ in range(1_000):
             await ours.write_all(b"x")
         assert others.done()
+
+
+async def test_what_a_client_sent_last_arrives(encrypted):
+    """The server sends tickets of its own accord, which the client has not read when it closes."""
+    async with connected() as pair:
+        ours, theirs = await encrypted(*pair)
+        ours.write_soon(b"x" * 3_000_000)
+        closing = asyncio.create_task(ours.aclose(timeout=HANG_GUARD))
+        size = 0
+        while data := await theirs.read(timeout=HANG_GUARD):
+            size += len(data)
+            await asyncio.sleep(0.001)
+        assert size == 3_000_000
+        await closing
