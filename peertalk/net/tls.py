@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from typing import Any, Protocol, Self
 
@@ -36,6 +37,7 @@ class Below(Protocol):
     def state(self) -> AsyncSocketState: ...
 
     _reactor: Reactor
+    _socket: socket.socket
 
     def _check(self) -> None: ...
     def _begin_write(self) -> None: ...
